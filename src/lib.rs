@@ -1,0 +1,2 @@
+//! ringfence: a sidecar that fences calls.
+pub mod net;
