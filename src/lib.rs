@@ -1,2 +1,8 @@
 //! ringfence: a sidecar that fences calls.
+#![forbid(unsafe_code)]
+pub mod call;
+pub mod clock;
+pub mod ids;
 pub mod net;
+pub mod policy;
+pub mod provider;

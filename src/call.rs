@@ -1,0 +1,293 @@
+//! What a call is: its phases, the events that move it, and the proof that it is over. Pure.
+//!
+//! A call only ever moves forward. [`next`] is total: every pair of phase and event has an answer, so events may come late,
+//! twice or out of order, and an ended call stays ended.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// A text that is not one of the known words.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("unknown word {0:?}")]
+pub struct UnknownWord(pub String);
+
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        pub enum $name { $($(#[$vdoc])* #[serde(rename = $word)] $variant),+ }
+
+        impl $name {
+            /// Every value, in order.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+            /// The word used in config, records, metrics and answers.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word),+ }
+            }
+        }
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+        impl FromStr for $name {
+            type Err = UnknownWord;
+            fn from_str(word: &str) -> Result<Self, UnknownWord> {
+                match word { $($word => Ok(Self::$variant),)+ _ => Err(UnknownWord(word.to_owned())) }
+            }
+        }
+    };
+}
+
+words!(
+    /// Which side placed the call.
+    Direction { Inbound = "inbound", Outbound = "outbound" }
+);
+
+words!(
+    /// Who brought the call to our knowledge.
+    Origin {
+        /// Admitted here before anything was sent.
+        Order = "order",
+        /// A provider's webhook told of it.
+        Webhook = "webhook",
+        /// Found at the provider: placed past ringfence.
+        Foreign = "foreign",
+    }
+);
+
+words!(
+    /// Where a call stands. Each but the last has a deadline, after which the call is due for a look-up.
+    /// Ordered: a call never moves to a smaller phase.
+    Phase {
+        /// Holds a slot; the provider may not know of it yet.
+        Reserved = "reserved",
+        /// The provider has it and waits.
+        Queued = "queued",
+        /// The provider is dialling.
+        Dialing = "dialing",
+        /// The other side rings.
+        Ringing = "ringing",
+        /// Somebody talks.
+        Live = "live",
+        /// Over. Nothing leads out of here.
+        Ended = "ended",
+    }
+);
+
+words!(
+    /// How an ended call ended.
+    Outcome {
+        /// It was answered and is over.
+        Completed = "completed",
+        /// The other side was busy, or we refused an inbound call with busy.
+        Busy = "busy",
+        /// Nobody answered.
+        NoAnswer = "no_answer",
+        /// Given up before answer.
+        Canceled = "canceled",
+        /// The provider could not place or carry it.
+        Failed = "failed",
+        /// We ended it, or refused it, since a limit was full.
+        Capacity = "capacity",
+        /// The provider refused the create: no call came of it.
+        NotCreated = "not_created",
+    }
+);
+
+words!(
+    /// Why a call counts as over.
+    EndProof {
+        /// A verified terminal event.
+        Webhook = "webhook",
+        /// The provider's own record or answer says so.
+        Provider = "provider",
+        /// Look-ups after the deadline found nothing.
+        Deadline = "deadline",
+        /// A person said so.
+        Operator = "operator",
+    }
+);
+
+/// What can happen to a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    /// The call reached this phase, or a later one. Never [`Phase::Ended`].
+    Reached(Phase),
+    /// The call is over.
+    Ended(Outcome, EndProof),
+}
+
+/// What an event does to a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// It moves to this later phase.
+    Move(Phase),
+    /// It ends.
+    End(Outcome, EndProof),
+    /// News of a call that is where it was: its deadline starts anew.
+    Renew,
+    /// Nothing: the event is late, or the call is over.
+    Ignore,
+}
+
+/// The state machine, whole.
+pub fn next(phase: Phase, event: Event) -> Step {
+    match (phase, event) {
+        (Phase::Ended, _) => Step::Ignore,
+        (_, Event::Ended(outcome, proof)) => Step::End(outcome, proof),
+        (_, Event::Reached(Phase::Ended)) => Step::Ignore,
+        (at, Event::Reached(to)) if to > at => Step::Move(to),
+        (at, Event::Reached(to)) if to == at => Step::Renew,
+        (_, Event::Reached(_)) => Step::Ignore,
+    }
+}
+
+/// Of two events about a call that nobody knows yet, the one that says more.
+pub fn stronger(a: Event, b: Event) -> Event {
+    match (a, b) {
+        (Event::Ended(..), _) => a,
+        (_, Event::Ended(..)) => b,
+        (Event::Reached(x), Event::Reached(y)) => Event::Reached(x.max(y)),
+    }
+}
+
+/// The session status that the clients of seed 001 know.
+pub fn session_status(phase: Phase, outcome: Option<Outcome>) -> &'static str {
+    match (phase, outcome) {
+        (Phase::Ended, Some(Outcome::Completed)) => "ended",
+        (Phase::Ended, Some(Outcome::Capacity)) => "terminated_capacity",
+        (Phase::Ended, _) => "failed",
+        _ => "active",
+    }
+}
+
+/// How long a call may stay in a phase without news before it is looked up, in seconds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Deadlines {
+    /// From admission to the provider's answer.
+    pub reserved_secs: u32,
+    /// ElevenLabs queues for up to 1,800 s (facts A2).
+    pub queued_secs: u32,
+    /// From the provider's answer to a first ring.
+    pub dialing_secs: u32,
+    /// Twilio's ringing time-out is at most 600 s, 60 s unless asked (facts B2.1).
+    pub ringing_secs: u32,
+    /// ElevenLabs ends a conversation after 600 s unless told otherwise (facts A2).
+    pub live_secs: u32,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self { reserved_secs: 90, queued_secs: 1800, dialing_secs: 120, ringing_secs: 120, live_secs: 600 }
+    }
+}
+
+impl Deadlines {
+    /// Milliseconds for a phase; none for [`Phase::Ended`].
+    pub fn of_ms(&self, phase: Phase) -> Option<i64> {
+        let secs = match phase {
+            Phase::Reserved => self.reserved_secs,
+            Phase::Queued => self.queued_secs,
+            Phase::Dialing => self.dialing_secs,
+            Phase::Ringing => self.ringing_secs,
+            Phase::Live => self.live_secs,
+            Phase::Ended => return None,
+        };
+        Some(i64::from(secs) * 1000)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn events() -> Vec<Event> {
+        let mut all: Vec<Event> = Phase::ALL.iter().map(|p| Event::Reached(*p)).collect();
+        for outcome in Outcome::ALL {
+            all.extend(EndProof::ALL.iter().map(|proof| Event::Ended(*outcome, *proof)));
+        }
+        all
+    }
+
+    /// Every pair of phase and event, checked against the three sentences that define the machine.
+    #[test]
+    fn every_pair_has_an_answer() {
+        for &phase in Phase::ALL {
+            for event in events() {
+                let step = next(phase, event);
+                match (phase, event) {
+                    (Phase::Ended, _) => assert_eq!(step, Step::Ignore, "an ended call stays ended: {event:?}"),
+                    (_, Event::Ended(o, p)) => assert_eq!(step, Step::End(o, p), "an end ends whatever is open"),
+                    (_, Event::Reached(Phase::Ended)) => assert_eq!(step, Step::Ignore, "no end without an outcome"),
+                    (at, Event::Reached(to)) => match step {
+                        Step::Move(p) => assert!(p == to && to > at),
+                        Step::Renew => assert_eq!(to, at),
+                        Step::Ignore => assert!(to < at, "only late news is ignored"),
+                        Step::End(..) => panic!("reaching a phase never ends a call"),
+                    },
+                }
+            }
+        }
+    }
+
+    /// Whatever the order in which events arrive, and however often, the last state is the same.
+    #[test]
+    fn order_and_repetition_do_not_matter() {
+        let end = Event::Ended(Outcome::Completed, EndProof::Webhook);
+        let story = [Event::Reached(Phase::Dialing), Event::Reached(Phase::Ringing), Event::Reached(Phase::Live), end];
+        let mut orders = vec![vec![]];
+        for event in story {
+            orders = orders
+                .into_iter()
+                .flat_map(|o: Vec<Event>| {
+                    (0..=o.len()).map(move |i| {
+                        let mut longer = o.clone();
+                        longer.insert(i, event);
+                        longer
+                    })
+                })
+                .collect();
+        }
+        assert_eq!(orders.len(), 24);
+        for order in orders {
+            let mut phase = Phase::Reserved;
+            let mut ends = 0;
+            for event in order.iter().chain(order.iter()) {
+                match next(phase, *event) {
+                    Step::Move(to) => phase = to,
+                    Step::End(..) => {
+                        phase = Phase::Ended;
+                        ends += 1;
+                    }
+                    Step::Renew | Step::Ignore => {}
+                }
+            }
+            assert_eq!((phase, ends), (Phase::Ended, 1), "{order:?}");
+        }
+    }
+
+    #[test]
+    fn the_stronger_of_two_early_events_is_kept() {
+        let end = Event::Ended(Outcome::Busy, EndProof::Webhook);
+        assert_eq!(stronger(Event::Reached(Phase::Live), end), end);
+        assert_eq!(stronger(end, Event::Reached(Phase::Live)), end);
+        assert_eq!(
+            stronger(Event::Reached(Phase::Ringing), Event::Reached(Phase::Dialing)),
+            Event::Reached(Phase::Ringing)
+        );
+    }
+
+    #[test]
+    fn words_are_those_of_the_seeds() {
+        assert_eq!(session_status(Phase::Live, None), "active");
+        assert_eq!(session_status(Phase::Ended, Some(Outcome::Completed)), "ended");
+        assert_eq!(session_status(Phase::Ended, Some(Outcome::Capacity)), "terminated_capacity");
+        assert_eq!(session_status(Phase::Ended, Some(Outcome::Busy)), "failed");
+        for phase in Phase::ALL {
+            assert_eq!(phase.as_str().parse(), Ok(*phase));
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! The time, as a handle. Deadlines, rates and records read it here and nowhere else, so that a test can step it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Milliseconds since 1970-01-01 UTC.
+pub type UnixMs = i64;
+
+/// The system clock plus an offset that only tests move.
+#[derive(Debug, Clone, Default)]
+pub struct Clock {
+    offset_ms: Arc<AtomicI64>,
+}
+
+impl Clock {
+    /// The system clock.
+    pub fn system() -> Self {
+        Self::default()
+    }
+
+    /// Now. A system clock before 1970 reads as 1970.
+    pub fn now_ms(&self) -> UnixMs {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        i64::try_from(since.as_millis()).unwrap_or(i64::MAX).saturating_add(self.offset_ms.load(Ordering::Relaxed))
+    }
+
+    /// Moves this clock and every clone of it. For tests.
+    pub fn advance_ms(&self, by_ms: i64) {
+        self.offset_ms.fetch_add(by_ms, Ordering::Relaxed);
+    }
+}
+
+/// A time as RFC 3339 in UTC, as the JSON answers show it.
+pub fn rfc3339(at_ms: UnixMs) -> String {
+    jiff::Timestamp::from_millisecond(at_ms).map(|t| t.to_string()).unwrap_or_default()
+}

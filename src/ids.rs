@@ -1,0 +1,178 @@
+//! Identifiers, checked once, where they enter. Everything behind this line may trust them.
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use ulid::Ulid;
+
+/// The longest identifier that is taken from outside, in bytes.
+pub const ID_BYTES_MAX: usize = 128;
+
+/// Why a text is not an identifier. The sentence is fit to be shown to a caller.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what} must be 1 to {ID_BYTES_MAX} visible ASCII characters without spaces or slashes")]
+pub struct BadId {
+    what: &'static str,
+}
+
+fn checked(what: &'static str, text: &str) -> Result<Arc<str>, BadId> {
+    let fits = !text.is_empty()
+        && text.len() <= ID_BYTES_MAX
+        && text.bytes().all(|b| b.is_ascii_graphic() && b != b'/' && b != b'\\');
+    if fits { Ok(Arc::from(text)) } else { Err(BadId { what }) }
+}
+
+macro_rules! text_id {
+    ($(#[$doc:meta])* $name:ident, $what:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+        #[serde(transparent)]
+        pub struct $name(Arc<str>);
+
+        impl $name {
+            /// Checks the text: 1 to [`ID_BYTES_MAX`] visible ASCII characters, no slash.
+            pub fn parse(text: &str) -> Result<Self, BadId> {
+                checked($what, text).map(Self)
+            }
+            /// The text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+                let text = String::deserialize(d)?;
+                Self::parse(&text).map_err(serde::de::Error::custom)
+            }
+        }
+    };
+}
+
+text_id!(
+    /// The tenant that a call belongs to.
+    BusinessId,
+    "a business id"
+);
+text_id!(
+    /// The name of an account in the config: one set of credentials at one provider.
+    AccountName,
+    "an account name"
+);
+
+impl BusinessId {
+    /// The business of every request when no rule is configured.
+    pub fn default_business() -> Self {
+        Self(Arc::from("default"))
+    }
+}
+
+macro_rules! own_id {
+    ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(Arc<str>);
+
+        impl $name {
+            /// A fresh one; ids made later sort later.
+            pub fn new() -> Self {
+                Self(Arc::from(format!(concat!($prefix, "{}"), Ulid::new().to_string().to_lowercase())))
+            }
+            /// Takes back an id that this program made; `None` for any other text.
+            pub fn parse(text: &str) -> Option<Self> {
+                let ulid = text.strip_prefix($prefix)?;
+                Ulid::from_string(ulid).ok()?;
+                Some(Self(Arc::from(text)))
+            }
+            /// The text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+        impl Default for $name {
+            fn default() -> Self {
+                Self::new()
+            }
+        }
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+own_id!(
+    /// A call, from admission to end. Also the id of its lease in the gate and the primary key of its record.
+    CallId,
+    "c_"
+);
+own_id!(
+    /// One refusal; stands in the answer's body and header, in the log and in the database.
+    RefusalId,
+    "rf_"
+);
+
+/// The kind of an id by which a call is known outside. Kinds are global: ElevenLabs' `callSid` and Twilio's `CallSid` are
+/// the same kind, which is what makes one call of the two.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Alias {
+    /// `call_sid`, `conversation_id`, `sip_call_id`, … as the provider descriptions name them.
+    pub kind: String,
+    /// The id itself.
+    pub id: String,
+}
+
+impl Alias {
+    /// An alias, if the id is one that can be kept: not empty, at most [`ID_BYTES_MAX`] bytes, no control characters.
+    pub fn new(kind: &str, id: &str) -> Option<Self> {
+        let fits = !id.is_empty() && id.len() <= ID_BYTES_MAX && !id.chars().any(char::is_control);
+        fits.then(|| Self { kind: kind.to_owned(), id: id.to_owned() })
+    }
+}
+
+/// A telephone number as a log line or a screen may show it: the first four and the last two digits.
+/// Short texts and SIP users are hidden whole.
+pub fn mask_number(number: &str) -> String {
+    let chars: Vec<char> = number.chars().collect();
+    if chars.len() < 9 {
+        return "•".repeat(chars.len().min(8));
+    }
+    let (head, tail) = (&chars[..4], &chars[chars.len() - 2..]);
+    let hidden = "•".repeat(chars.len() - 6);
+    format!("{}{hidden}{}", head.iter().collect::<String>(), tail.iter().collect::<String>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outside_ids_are_checked_once() {
+        assert_eq!(BusinessId::parse("acme").map(|b| b.to_string()), Ok("acme".to_owned()));
+        for bad in ["", "a b", "a/b", "ü", "a\n", &"x".repeat(129)] {
+            assert!(BusinessId::parse(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn own_ids_come_back_and_others_do_not() {
+        let id = CallId::new();
+        assert_eq!(CallId::parse(id.as_str()), Some(id));
+        assert_eq!(CallId::parse("c_nonsense"), None);
+        assert_eq!(CallId::parse(RefusalId::new().as_str()), None);
+    }
+
+    #[test]
+    fn numbers_are_masked() {
+        assert_eq!(mask_number("+15550001101"), "+155••••••01");
+        assert_eq!(mask_number("1234"), "••••");
+        assert_eq!(mask_number(""), "");
+    }
+}

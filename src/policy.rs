@@ -1,0 +1,592 @@
+//! Which limits bind a call, and which business a request belongs to. Pure: no clock, no I/O.
+//!
+//! A [`Policy`] is immutable; a change of any kind builds another one and swaps it in.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::call::Direction;
+use crate::ids::{AccountName, BusinessId};
+
+/// The business that shows the product to visitors (contract §1): a limit of its own, still counted globally.
+pub const DEMO_BUSINESS: &str = "999999";
+/// Calls at once of [`DEMO_BUSINESS`] (contract §1).
+pub const DEMO_CALLS_MAX: u32 = 999;
+/// Calls at once on the whole platform where neither the operator nor an account says anything (contract §1).
+pub const GLOBAL_CALLS_DEFAULT: u32 = 5;
+/// The plan of businesses that name none.
+pub const DEFAULT_PLAN: &str = "default";
+
+/// What policy selects by. Stored with the call, so that a later policy can be applied to calls that are open.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// The tenant.
+    pub business: BusinessId,
+    /// Its plan at admission.
+    pub plan: String,
+    /// The account whose capacity is used.
+    pub account: AccountName,
+    /// The provider of that account.
+    pub provider: String,
+    /// Which side placed the call.
+    pub direction: Direction,
+    /// The operation of the provider description, or the webhook, that brought the call.
+    pub operation: String,
+    /// The provider's id of the agent.
+    pub agent: Option<String>,
+    /// Our number, or the provider's id of it.
+    pub own_number: Option<String>,
+    /// The number at the other end.
+    pub other_number: Option<String>,
+}
+
+/// What a limit applies to; an empty list applies to all.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Selector {
+    /// Business ids.
+    pub business: Vec<String>,
+    /// Plan names.
+    pub plan: Vec<String>,
+    /// Account names.
+    pub account: Vec<String>,
+    /// `inbound` or `outbound`.
+    pub direction: Option<Direction>,
+    /// Agent ids.
+    pub agent: Vec<String>,
+    /// Our numbers.
+    pub own_number: Vec<String>,
+    /// What the other end's number starts with, as in `+90`.
+    pub destination_prefix: Vec<String>,
+    /// Operations.
+    pub operation: Vec<String>,
+}
+
+impl Selector {
+    fn matches(&self, facts: &Facts) -> bool {
+        fn has(list: &[String], value: Option<&str>) -> bool {
+            list.is_empty() || value.is_some_and(|v| list.iter().any(|one| one == v))
+        }
+        let prefix_fits = self.destination_prefix.is_empty()
+            || facts
+                .other_number
+                .as_deref()
+                .is_some_and(|n| self.destination_prefix.iter().any(|p| n.starts_with(p.as_str())));
+        has(&self.business, Some(facts.business.as_str()))
+            && has(&self.plan, Some(&facts.plan))
+            && has(&self.account, Some(facts.account.as_str()))
+            && self.direction.is_none_or(|d| d == facts.direction)
+            && has(&self.agent, facts.agent.as_deref())
+            && has(&self.own_number, facts.own_number.as_deref())
+            && has(&self.operation, Some(&facts.operation))
+            && prefix_fits
+    }
+}
+
+/// What a limit is counted per.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Per {
+    /// One count for everything that matches.
+    All,
+    /// One count a business.
+    Business,
+    /// One count a plan.
+    Plan,
+    /// One count an account.
+    Account,
+    /// One count an agent.
+    Agent,
+    /// One count a number of ours.
+    OwnNumber,
+    /// One count a number at the other end.
+    Destination,
+}
+
+/// How much a limit allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bound {
+    /// Calls at once.
+    Concurrent(u32),
+    /// Creates in a time.
+    Rate(Rate),
+}
+
+/// So many creates in a window, after a burst.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    /// Creates in a window; at least 1.
+    pub count: u32,
+    /// The window in milliseconds; at least 1.
+    pub window_ms: i64,
+    /// How many may come at once after a silence; at least 1.
+    pub burst: u32,
+}
+
+impl Rate {
+    /// Reads `5/s`, `150/5s`, `60/min`, `1000/h`; the burst is the count.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let hint = || format!("{text:?} is not a rate: write it as \"5/s\", \"150/5s\", \"60/min\" or \"1000/h\"");
+        let (count, window) = text.split_once('/').ok_or_else(hint)?;
+        let count: u32 = count.trim().parse().map_err(|_| hint())?;
+        let window = window.trim();
+        let digits = window.len() - window.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        let units: i64 = if digits == 0 { 1 } else { window[..digits].parse().map_err(|_| hint())? };
+        let unit_ms = match &window[digits..] {
+            "ms" => 1,
+            "s" | "sec" => 1_000,
+            "m" | "min" => 60_000,
+            "h" => 3_600_000,
+            _ => return Err(hint()),
+        };
+        let window_ms = units.checked_mul(unit_ms).filter(|ms| *ms > 0).ok_or_else(hint)?;
+        if count == 0 {
+            return Err(format!("{text:?} allows nothing: a rate is at least 1"));
+        }
+        Ok(Self { count, window_ms, burst: count })
+    }
+}
+
+/// Whose limit it is: decides the code of a refusal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// The business's own: its plan, or its override.
+    Business,
+    /// One of the operator's named limits.
+    Named,
+    /// What was bought at a provider.
+    Account,
+    /// The whole platform.
+    Global,
+}
+
+/// A named rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limit {
+    /// The name that refusals, metrics and `X-Ringfence-Limit` show.
+    pub name: Arc<str>,
+    /// Whose it is.
+    pub scope: Scope,
+    /// What it applies to.
+    pub selects: Selector,
+    /// What it is counted per.
+    pub per: Per,
+    /// How much it allows.
+    pub bound: Bound,
+}
+
+/// One limit as it binds one call: the count it is taken from, and how much that count allows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Binding {
+    /// The limit's name.
+    pub limit: Arc<str>,
+    /// Whose it is.
+    pub scope: Scope,
+    /// Names the count. Calls with equal keys share it.
+    pub key: String,
+    /// How much it allows.
+    pub bound: Bound,
+}
+
+/// A plan: sugar over limits.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Calls at once of each business on it. `None`: each business states its own.
+    pub concurrent: Option<u32>,
+    /// Creates in a time of each business on it.
+    pub rate: Option<Rate>,
+    /// What an inbound caller meets when its business is full.
+    pub when_full: Option<WhenFull>,
+}
+
+/// What an inbound caller meets when a limit is full.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WhenFull {
+    /// A busy tone before answer: not billed.
+    Busy,
+    /// A sentence, then the line is hung up. Answers the call, and is billed.
+    Say {
+        /// What is said.
+        text: String,
+        /// As in `en-US`.
+        language: String,
+    },
+    /// Another number is dialled.
+    Forward {
+        /// E.164.
+        number: String,
+    },
+}
+
+/// A tenant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Business {
+    /// Its id; in the path where it is put over HTTP.
+    #[serde(default = "BusinessId::default_business")]
+    pub id: BusinessId,
+    /// Its plan; [`DEFAULT_PLAN`] unless given.
+    #[serde(default)]
+    pub plan: Option<String>,
+    /// Calls at once; overrides the plan's.
+    #[serde(default)]
+    pub max_calls: Option<u32>,
+    /// Agents that belong to it.
+    #[serde(default)]
+    pub agent_ids: Vec<String>,
+    /// Our numbers (or provider ids of numbers) that belong to it.
+    #[serde(default)]
+    pub phone_numbers: Vec<String>,
+    /// SHA-256, in hex, of the API keys that only this business uses.
+    #[serde(default)]
+    pub api_key_sha256: Vec<String>,
+    /// Overrides the plan's.
+    #[serde(default)]
+    pub when_full: Option<WhenFull>,
+}
+
+impl Business {
+    /// A business that has an id and nothing else.
+    pub fn named(id: BusinessId) -> Self {
+        Self {
+            id,
+            plan: None,
+            max_calls: None,
+            agent_ids: vec![],
+            phone_numbers: vec![],
+            api_key_sha256: vec![],
+            when_full: None,
+        }
+    }
+}
+
+/// A way to tell the business of a request; tried in the configured order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rule {
+    /// The header `X-Business-Id`.
+    Header,
+    /// The path prefix `/b/{business}/…`.
+    Path,
+    /// The agent's id.
+    Agent,
+    /// Our number.
+    Number,
+    /// The account's `business`.
+    Account,
+    /// The API key that came with the request.
+    ApiKey,
+}
+
+impl Rule {
+    /// Every rule with its word in the config.
+    pub const WORDS: &'static [(&'static str, Rule)] = &[
+        ("header", Rule::Header),
+        ("path", Rule::Path),
+        ("agent", Rule::Agent),
+        ("number", Rule::Number),
+        ("account", Rule::Account),
+        ("api_key", Rule::ApiKey),
+    ];
+}
+
+/// What a request shows of its business.
+#[derive(Debug, Clone, Default)]
+pub struct Marks<'a> {
+    /// `X-Business-Id`.
+    pub header: Option<&'a str>,
+    /// From `/b/{business}/…`.
+    pub path: Option<&'a str>,
+    /// The agent's id.
+    pub agent: Option<&'a str>,
+    /// Our number or the provider's id of it.
+    pub number: Option<&'a str>,
+    /// The account.
+    pub account: Option<&'a str>,
+    /// SHA-256 of the API key, in hex.
+    pub api_key_sha256: Option<String>,
+}
+
+/// What becomes of a request whose business nobody knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unknown {
+    /// Refused with 403.
+    Reject,
+    /// Taken, on this plan, under the id it shows (or `default`).
+    Plan(String),
+}
+
+/// No business could be told.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("no business is known for this request: {0}")]
+pub struct UnknownBusiness(pub String);
+
+/// Whether full limits refuse.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Everything is counted, nothing is refused; what would have been refused is shown.
+    Observe,
+    /// Full limits refuse.
+    Enforce,
+}
+
+impl Mode {
+    /// The word in config and answers.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Mode::Observe => "observe",
+            Mode::Enforce => "enforce",
+        }
+    }
+}
+
+/// One account as policy sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccountLimits {
+    /// Its name.
+    pub name: AccountName,
+    /// Calls at once that were bought.
+    pub concurrent: Option<u32>,
+    /// Creates in a time that were bought.
+    pub rate: Option<Rate>,
+    /// The business that all of its requests belong to, by [`Rule::Account`].
+    pub business: Option<BusinessId>,
+}
+
+/// Everything that policy is made from.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Whether full limits refuse.
+    pub mode: Mode,
+    /// Calls at once on the whole platform.
+    pub concurrent: Option<u32>,
+    /// Creates in a time on the whole platform.
+    pub rate: Option<Rate>,
+    /// Accounts.
+    pub accounts: Vec<AccountLimits>,
+    /// Plans by name.
+    pub plans: BTreeMap<String, Plan>,
+    /// The operator's own limits.
+    pub limits: Vec<Limit>,
+    /// Inline businesses.
+    pub businesses: Vec<Business>,
+    /// The rules as written; `None` where nothing was written.
+    pub rules: Option<Vec<Rule>>,
+    /// What becomes of strangers.
+    pub unknown: Unknown,
+    /// What an inbound caller meets unless plan or business say otherwise.
+    pub when_full: WhenFull,
+}
+
+/// The plans of the contract (§1): PAYG 1, STARTER 1, PRO 3, ENTERPRISE as each business states.
+pub fn default_plans() -> BTreeMap<String, Plan> {
+    let plan = |concurrent| Plan { concurrent, ..Plan::default() };
+    [("PAYG", Some(1)), ("STARTER", Some(1)), ("PRO", Some(3)), ("ENTERPRISE", None)]
+        .into_iter()
+        .map(|(name, concurrent)| (name.to_owned(), plan(concurrent)))
+        .collect()
+}
+
+/// The whole policy, ready to decide.
+#[derive(Debug)]
+pub struct Policy {
+    settings: Settings,
+    businesses: HashMap<BusinessId, Business>,
+    by_agent: HashMap<String, BusinessId>,
+    by_number: HashMap<String, BusinessId>,
+    by_api_key: HashMap<String, BusinessId>,
+    rules: Vec<Rule>,
+    global: Vec<Limit>,
+}
+
+impl Policy {
+    /// Builds the policy from what was written and the businesses that were put over HTTP. A business that was put replaces
+    /// an inline one of the same id.
+    pub fn new(settings: Settings, put: &[Business]) -> Self {
+        let mut businesses: HashMap<BusinessId, Business> = HashMap::new();
+        if let Ok(id) = BusinessId::parse(DEMO_BUSINESS) {
+            let demo = Business { max_calls: Some(DEMO_CALLS_MAX), ..Business::named(id.clone()) };
+            businesses.insert(id, demo);
+        }
+        let named = settings.businesses.len() + put.len();
+        for business in settings.businesses.iter().chain(put) {
+            businesses.insert(business.id.clone(), business.clone());
+        }
+        let index = |keys: fn(&Business) -> &[String]| {
+            businesses
+                .values()
+                .flat_map(|b| keys(b).iter().map(|k| (k.clone(), b.id.clone())))
+                .collect::<HashMap<_, _>>()
+        };
+        let rules = match &settings.rules {
+            Some(rules) => rules.clone(),
+            None if named > 0 => vec![Rule::Header, Rule::Path, Rule::Agent, Rule::Number],
+            None => vec![],
+        };
+        let global = global_limits(&settings);
+        Self {
+            by_agent: index(|b| &b.agent_ids),
+            by_number: index(|b| &b.phone_numbers),
+            by_api_key: index(|b| &b.api_key_sha256),
+            businesses,
+            rules,
+            global,
+            settings,
+        }
+    }
+
+    /// Whether full limits refuse.
+    pub fn mode(&self) -> Mode {
+        self.settings.mode
+    }
+
+    /// What it was made from.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The business of this id, if one is known.
+    pub fn business(&self, id: &BusinessId) -> Option<&Business> {
+        self.businesses.get(id)
+    }
+
+    /// The business of a request, by the ordered rules. No rules at all: [`BusinessId::default_business`].
+    pub fn identify(&self, marks: &Marks<'_>) -> Result<BusinessId, UnknownBusiness> {
+        if self.rules.is_empty() {
+            return Ok(BusinessId::default_business());
+        }
+        let mut shown = None;
+        for rule in &self.rules {
+            let found = match rule {
+                Rule::Header => marks.header.and_then(|id| BusinessId::parse(id).ok()),
+                Rule::Path => marks.path.and_then(|id| BusinessId::parse(id).ok()),
+                Rule::Agent => marks.agent.and_then(|a| self.by_agent.get(a).cloned()),
+                Rule::Number => marks.number.and_then(|n| self.by_number.get(n).cloned()),
+                Rule::ApiKey => marks.api_key_sha256.as_ref().and_then(|k| self.by_api_key.get(k).cloned()),
+                Rule::Account => self.settings.accounts.iter().find_map(|account| {
+                    (Some(account.name.as_str()) == marks.account).then(|| account.business.clone()).flatten()
+                }),
+            };
+            match found {
+                Some(id) if self.businesses.contains_key(&id) => return Ok(id),
+                Some(id) => shown = shown.or(Some(id)),
+                None => {}
+            }
+        }
+        match (&self.settings.unknown, shown) {
+            (Unknown::Plan(_), shown) => Ok(shown.unwrap_or_else(BusinessId::default_business)),
+            (Unknown::Reject, Some(id)) => Err(UnknownBusiness(format!("{id} is not configured"))),
+            (Unknown::Reject, None) => {
+                let tried: Vec<_> =
+                    Rule::WORDS.iter().filter(|(_, r)| self.rules.contains(r)).map(|(w, _)| *w).collect();
+                Err(UnknownBusiness(format!("none of the rules {} found one", tried.join(", "))))
+            }
+        }
+    }
+
+    /// The plan of a business.
+    pub fn plan_of(&self, id: &BusinessId) -> String {
+        match self.businesses.get(id) {
+            Some(business) => business.plan.clone().unwrap_or_else(|| DEFAULT_PLAN.to_owned()),
+            None => match &self.settings.unknown {
+                Unknown::Plan(plan) if !self.rules.is_empty() => plan.clone(),
+                _ => DEFAULT_PLAN.to_owned(),
+            },
+        }
+    }
+
+    /// What an inbound caller of this business meets when it is full.
+    pub fn when_full(&self, id: &BusinessId) -> &WhenFull {
+        let business = self.businesses.get(id).and_then(|b| b.when_full.as_ref());
+        let plan = || self.settings.plans.get(&self.plan_of(id)).and_then(|p| p.when_full.as_ref());
+        business.or_else(plan).unwrap_or(&self.settings.when_full)
+    }
+
+    /// Every limit that binds a call of these facts, the most particular first. A refusal names the first that is full: a
+    /// slot of the business that comes free is a slot of the account too, but not the other way round.
+    pub fn bindings(&self, facts: &Facts) -> Vec<Binding> {
+        let mut bindings = self.business_bindings(facts);
+        let matching = |limit: &&Limit| limit.selects.matches(facts);
+        bindings.extend(self.settings.limits.iter().chain(&self.global).filter(matching).filter_map(|limit| {
+            let per = match limit.per {
+                Per::All => Some(""),
+                Per::Business => Some(facts.business.as_str()),
+                Per::Plan => Some(facts.plan.as_str()),
+                Per::Account => Some(facts.account.as_str()),
+                Per::Agent => facts.agent.as_deref(),
+                Per::OwnNumber => facts.own_number.as_deref(),
+                Per::Destination => facts.other_number.as_deref(),
+            }?;
+            Some(binding(limit.name.clone(), limit.scope, per, limit.bound))
+        }));
+        bindings
+    }
+
+    fn business_bindings(&self, facts: &Facts) -> Vec<Binding> {
+        let own = self.businesses.get(&facts.business).and_then(|b| b.max_calls);
+        let plan = self.settings.plans.get(&facts.plan);
+        let concurrent = own.or_else(|| plan.and_then(|p| p.concurrent));
+        let name: Arc<str> = match own {
+            Some(_) => format!("business.{}", facts.business).into(),
+            None => format!("plan.{}", facts.plan).into(),
+        };
+        // The key names the business alone, so that its count survives a change of plan.
+        let bound_to = |bound| Binding {
+            limit: name.clone(),
+            scope: Scope::Business,
+            key: format!("business{}|{}", kind(bound), facts.business),
+            bound,
+        };
+        let rate = plan.and_then(|p| p.rate).map(|rate| bound_to(Bound::Rate(rate)));
+        concurrent.map(|n| bound_to(Bound::Concurrent(n))).into_iter().chain(rate).collect()
+    }
+
+    /// Calls at once on the whole platform, as the contract's `globalLimit` shows it: the operator's number, else what
+    /// was bought in all.
+    pub fn global_limit(&self) -> u32 {
+        self.settings.concurrent.unwrap_or_else(|| {
+            let bought: Vec<u32> = self.settings.accounts.iter().filter_map(|a| a.concurrent).collect();
+            if bought.is_empty() { GLOBAL_CALLS_DEFAULT } else { bought.iter().fold(0, |a, b| a.saturating_add(*b)) }
+        })
+    }
+}
+
+fn kind(bound: Bound) -> &'static str {
+    match bound {
+        Bound::Concurrent(_) => "",
+        Bound::Rate(_) => ".rate",
+    }
+}
+
+fn binding(limit: Arc<str>, scope: Scope, per: &str, bound: Bound) -> Binding {
+    Binding { key: format!("{limit}{}|{per}", kind(bound)), limit, scope, bound }
+}
+
+fn global_limits(settings: &Settings) -> Vec<Limit> {
+    let limit = |name: String, scope, account: Option<&AccountName>, bound| Limit {
+        name: name.into(),
+        scope,
+        selects: Selector {
+            account: account.map(|a| a.as_str().to_owned()).into_iter().collect(),
+            ..Selector::default()
+        },
+        per: Per::All,
+        bound,
+    };
+    let mut limits = Vec::new();
+    for account in &settings.accounts {
+        let bounds = account.concurrent.map(Bound::Concurrent).into_iter().chain(account.rate.map(Bound::Rate));
+        limits.extend(
+            bounds.map(|b| limit(format!("account.{}", account.name), Scope::Account, Some(&account.name), b)),
+        );
+    }
+    let nothing_bought = settings.accounts.iter().all(|a| a.concurrent.is_none());
+    let concurrent = settings.concurrent.or(nothing_bought.then_some(GLOBAL_CALLS_DEFAULT));
+    let bounds = concurrent.map(Bound::Concurrent).into_iter().chain(settings.rate.map(Bound::Rate));
+    limits.extend(bounds.map(|b| limit("global".to_owned(), Scope::Global, None, b)));
+    limits
+}
+
+#[cfg(test)]
+mod tests;

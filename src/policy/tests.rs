@@ -1,0 +1,149 @@
+use super::*;
+
+fn settings() -> Settings {
+    Settings {
+        mode: Mode::Enforce,
+        concurrent: Some(5),
+        rate: None,
+        accounts: vec![AccountLimits {
+            name: AccountName::parse("elevenlabs").unwrap(),
+            concurrent: Some(4),
+            rate: Some(Rate { count: 1, window_ms: 1000, burst: 1 }),
+            business: None,
+        }],
+        plans: default_plans(),
+        limits: vec![],
+        businesses: vec![],
+        rules: None,
+        unknown: Unknown::Reject,
+        when_full: WhenFull::Busy,
+    }
+}
+
+fn business(id: &str, plan: &str) -> Business {
+    Business { plan: Some(plan.to_owned()), ..Business::named(BusinessId::parse(id).unwrap()) }
+}
+
+fn facts(policy: &Policy, id: &str) -> Facts {
+    let business = BusinessId::parse(id).unwrap();
+    Facts {
+        plan: policy.plan_of(&business),
+        business,
+        account: AccountName::parse("elevenlabs").unwrap(),
+        provider: "elevenlabs".to_owned(),
+        direction: Direction::Outbound,
+        operation: "twilio_outbound_call".to_owned(),
+        agent: Some("agent_1".to_owned()),
+        own_number: None,
+        other_number: Some("+905551112233".to_owned()),
+    }
+}
+
+fn names(policy: &Policy, id: &str) -> Vec<(String, Bound)> {
+    policy.bindings(&facts(policy, id)).into_iter().map(|b| (b.limit.to_string(), b.bound)).collect()
+}
+
+#[test]
+fn plans_accounts_and_the_platform_bind_the_most_particular_first() {
+    let policy = Policy::new(Settings { businesses: vec![business("acme", "PRO")], ..settings() }, &[]);
+    let rate = Bound::Rate(Rate { count: 1, window_ms: 1000, burst: 1 });
+    assert_eq!(
+        names(&policy, "acme"),
+        [
+            ("plan.PRO".to_owned(), Bound::Concurrent(3)),
+            ("account.elevenlabs".to_owned(), Bound::Concurrent(4)),
+            ("account.elevenlabs".to_owned(), rate),
+            ("global".to_owned(), Bound::Concurrent(5)),
+        ]
+    );
+}
+
+#[test]
+fn an_override_keeps_the_count_of_the_business() {
+    let before = Policy::new(Settings { businesses: vec![business("acme", "PRO")], ..settings() }, &[]);
+    let put = Business { max_calls: Some(8), ..business("acme", "ENTERPRISE") };
+    let after = Policy::new(Settings { businesses: vec![business("acme", "PRO")], ..settings() }, &[put]);
+    let (was, is) = (&before.bindings(&facts(&before, "acme"))[0], &after.bindings(&facts(&after, "acme"))[0]);
+    assert_eq!((is.limit.as_ref(), is.bound), ("business.acme", Bound::Concurrent(8)));
+    assert_eq!(was.key, is.key, "calls that are up still count");
+}
+
+#[test]
+fn the_demo_business_is_there_and_counts_globally() {
+    let policy = Policy::new(settings(), &[]);
+    assert_eq!(names(&policy, DEMO_BUSINESS)[0], ("business.999999".to_owned(), Bound::Concurrent(999)));
+    assert!(names(&policy, DEMO_BUSINESS).iter().any(|(n, _)| n == "global"));
+}
+
+#[test]
+fn no_rules_at_all_is_the_default_business() {
+    let policy = Policy::new(settings(), &[]);
+    let marks = Marks { header: Some("acme"), ..Marks::default() };
+    assert_eq!(policy.identify(&marks), Ok(BusinessId::default_business()));
+}
+
+#[test]
+fn rules_are_tried_in_order_and_strangers_are_refused() {
+    let acme = Business { agent_ids: vec!["agent_1".to_owned()], ..business("acme", "PRO") };
+    let policy = Policy::new(Settings { businesses: vec![acme, business("birch", "PAYG")], ..settings() }, &[]);
+    let by = |marks: Marks<'_>| policy.identify(&marks).map(|b| b.to_string()).map_err(|e| e.to_string());
+    let header = Marks { header: Some("birch"), agent: Some("agent_1"), ..Marks::default() };
+    assert_eq!(by(header), Ok("birch".to_owned()));
+    assert_eq!(by(Marks { agent: Some("agent_1"), ..Marks::default() }), Ok("acme".to_owned()));
+    let stranger = by(Marks { header: Some("cedar"), ..Marks::default() });
+    assert!(stranger.unwrap_err().contains("cedar is not configured"));
+    assert!(by(Marks::default()).unwrap_err().contains("header, path, agent, number"));
+}
+
+#[test]
+fn strangers_may_have_a_plan_instead() {
+    let policy = Policy::new(
+        Settings {
+            businesses: vec![business("acme", "PRO")],
+            unknown: Unknown::Plan("PAYG".to_owned()),
+            ..settings()
+        },
+        &[],
+    );
+    let id = policy.identify(&Marks { path: Some("cedar"), ..Marks::default() }).unwrap();
+    assert_eq!((id.as_str(), policy.plan_of(&id).as_str()), ("cedar", "PAYG"));
+}
+
+#[test]
+fn named_limits_select_by_any_fact_and_count_per_any_fact() {
+    let limit = Limit {
+        name: "turkey".into(),
+        scope: Scope::Named,
+        selects: Selector { destination_prefix: vec!["+90".to_owned()], ..Selector::default() },
+        per: Per::Destination,
+        bound: Bound::Concurrent(1),
+    };
+    let policy = Policy::new(Settings { limits: vec![limit], ..settings() }, &[]);
+    let mut to_turkey = facts(&policy, "default");
+    let key = |f: &Facts| policy.bindings(f).into_iter().find(|b| b.limit.as_ref() == "turkey").map(|b| b.key);
+    assert_eq!(key(&to_turkey), Some("turkey|+905551112233".to_owned()));
+    to_turkey.other_number = Some("+15550001111".to_owned());
+    assert_eq!(key(&to_turkey), None);
+}
+
+#[test]
+fn rates_are_read_and_bad_ones_explained() {
+    let rate = |count, window_ms| Ok(Rate { count, window_ms, burst: count });
+    assert_eq!(Rate::parse("5/s"), rate(5, 1_000));
+    assert_eq!(Rate::parse("150/5s"), rate(150, 5_000));
+    assert_eq!(Rate::parse("60/min"), rate(60, 60_000));
+    for bad in ["5", "5/", "/s", "0/s", "5/0s", "5/day", "-1/s", "5/99999999999999999999s"] {
+        assert!(Rate::parse(bad).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn the_platform_has_a_limit_even_if_nobody_wrote_one() {
+    let mut bare = settings();
+    bare.concurrent = None;
+    assert_eq!(Policy::new(bare.clone(), &[]).global_limit(), 4, "what was bought");
+    bare.accounts[0].concurrent = None;
+    let policy = Policy::new(bare, &[]);
+    assert_eq!(policy.global_limit(), GLOBAL_CALLS_DEFAULT);
+    assert!(names(&policy, "default").contains(&("global".to_owned(), Bound::Concurrent(5))));
+}

@@ -1,0 +1,89 @@
+//! An account: a provider description joined with one set of credentials.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use http::{HeaderName, HeaderValue, Uri};
+
+use super::description::{Credentials, Description};
+use super::render::{MissingValue, Target, render};
+use super::secret::Secret;
+use super::sign::TwilioKeys;
+use crate::ids::AccountName;
+
+/// One set of credentials at one provider.
+#[derive(Debug, Clone)]
+pub struct Account {
+    /// Its name in the config.
+    pub name: AccountName,
+    /// The provider.
+    pub provider: Arc<Description>,
+    /// Where requests go.
+    pub upstream: Uri,
+    /// What ringfence shows on its own requests; see [`Description::secrets`].
+    pub secrets: BTreeMap<String, Secret>,
+    /// Secrets of webhook signatures, the current one first.
+    pub webhook_secrets: Vec<Secret>,
+    /// Shared keys of Twilio's newer signatures, by name.
+    pub shared_keys: BTreeMap<String, Secret>,
+    /// Tokens of webhooks that the provider does not sign.
+    pub webhook_tokens: Vec<Secret>,
+    /// Means to end a call, in order.
+    pub terminate: Vec<String>,
+    /// The account that carries the calls of this one, for means that need it.
+    pub carrier: Option<AccountName>,
+}
+
+impl Account {
+    /// Whether ringfence can ask this account anything.
+    pub fn can_ask(&self) -> bool {
+        self.provider.secrets.iter().all(|name| self.secrets.contains_key(name))
+    }
+
+    /// The header that ringfence's own requests carry.
+    pub fn credentials(&self) -> Result<(HeaderName, HeaderValue), MissingValue> {
+        let fill = |template: &str| render(template, Target::Plain, |name| self.value(name));
+        let (name, value) = match &self.provider.credentials {
+            Credentials::Header { header, value } => (header.clone(), fill(value)?),
+            Credentials::Basic { username, password } => {
+                let pair = format!("{}:{}", fill(username)?, fill(password)?);
+                ("authorization".to_owned(), format!("Basic {}", BASE64.encode(pair)))
+            }
+        };
+        let name = HeaderName::try_from(name).map_err(|_| MissingValue("credentials.header".to_owned()))?;
+        let mut value = HeaderValue::try_from(value).map_err(|_| MissingValue("credentials.value".to_owned()))?;
+        value.set_sensitive(true);
+        Ok((name, value))
+    }
+
+    /// The value of `account.…` in a template.
+    pub fn value<'a>(&'a self, name: &str) -> Option<Cow<'a, str>> {
+        let key = name.strip_prefix("account.")?;
+        self.secrets.get(key).map(|secret| Cow::Borrowed(secret.expose()))
+    }
+
+    /// What Twilio's signatures are checked with: the webhook secrets, else the auth token.
+    pub fn twilio_keys(&self) -> TwilioKeys {
+        let auth_tokens = if self.webhook_secrets.is_empty() {
+            self.secrets.get("auth_token").cloned().into_iter().collect()
+        } else {
+            self.webhook_secrets.clone()
+        };
+        TwilioKeys { auth_tokens, shared_keys: self.shared_keys.clone() }
+    }
+
+    /// A URL of the provider: the upstream's scheme, authority and base path, then `path_and_query`.
+    pub fn url(&self, path_and_query: &str) -> Result<Uri, http::uri::InvalidUri> {
+        join(&self.upstream, path_and_query).parse()
+    }
+}
+
+/// A base URL and a path below it.
+pub fn join(base: &Uri, path_and_query: &str) -> String {
+    let scheme = base.scheme_str().unwrap_or("https");
+    let authority = base.authority().map_or("", |a| a.as_str());
+    format!("{scheme}://{authority}{}{path_and_query}", base.path().trim_end_matches('/'))
+}

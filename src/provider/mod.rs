@@ -1,0 +1,68 @@
+//! A provider as data: what its requests, answers, webhooks and records mean. Pure.
+//!
+//! The descriptions in `config/providers/` are built in and replaceable from outside. Code knows codecs and signature schemes,
+//! not providers; a new provider of a usual kind needs no Rust. [`description`] is the schema, [`select`] points at values,
+//! [`render`] fills templates, [`sign`] verifies and re-signs, [`account`] joins a description with one set of credentials.
+
+pub mod account;
+pub mod description;
+pub mod render;
+pub mod secret;
+pub mod select;
+pub mod sign;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use description::Description;
+
+/// The descriptions that are built in: file name and text.
+pub const BUILT_IN: &[(&str, &str)] = &[
+    ("elevenlabs.toml", include_str!("../../config/providers/elevenlabs.toml")),
+    ("twilio.toml", include_str!("../../config/providers/twilio.toml")),
+];
+
+/// A description that cannot be used.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{file}: {message}")]
+pub struct BadDescription {
+    /// The file.
+    pub file: String,
+    /// What is wrong, with line and column where known.
+    pub message: String,
+}
+
+/// Every provider that is known, by name.
+#[derive(Debug, Clone)]
+pub struct Registry {
+    by_name: BTreeMap<String, Arc<Description>>,
+}
+
+impl Registry {
+    /// The built-in descriptions, with `files` (name and text) over them: a file whose description has the name of a
+    /// built-in one replaces it.
+    pub fn new(files: &[(String, String)]) -> Result<Self, Vec<BadDescription>> {
+        let built_in = BUILT_IN.iter().map(|(file, text)| (*file, *text));
+        let outside = files.iter().map(|(file, text)| (file.as_str(), text.as_str()));
+        let (mut by_name, mut bad) = (BTreeMap::new(), Vec::new());
+        for (file, text) in built_in.chain(outside) {
+            match Description::parse(text) {
+                Ok(description) => {
+                    by_name.insert(description.name.clone(), Arc::new(description));
+                }
+                Err(message) => bad.push(BadDescription { file: file.to_owned(), message }),
+            }
+        }
+        if bad.is_empty() { Ok(Self { by_name }) } else { Err(bad) }
+    }
+
+    /// The provider of this name.
+    pub fn get(&self, name: &str) -> Option<&Arc<Description>> {
+        self.by_name.get(name)
+    }
+
+    /// All of them.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<Description>> {
+        self.by_name.values()
+    }
+}

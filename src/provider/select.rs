@@ -1,0 +1,313 @@
+//! Selectors: how a provider description points at a value inside a message. Pure.
+//!
+//! `body.data.conversation_id` reads JSON, forms and XML alike; `query.agent_id`, `path.account_sid`, `header.x-api-key` read
+//! the rest of the message; `a | b` takes the first that is there.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use http::HeaderMap;
+use serde::Deserialize;
+use serde_json::Value;
+
+/// A body, decoded as its content type says.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Document {
+    /// Nothing, or nothing that can be read.
+    Empty,
+    /// JSON.
+    Json(Value),
+    /// A form: pairs in the order sent.
+    Form(Vec<(String, String)>),
+    /// XML, as text; parsed when asked.
+    Xml(String),
+}
+
+impl Document {
+    /// Decodes a body. What does not parse as its type says is tried as JSON, then is [`Document::Empty`].
+    pub fn decode(content_type: Option<&str>, body: &[u8]) -> Self {
+        let kind = content_type.unwrap_or("").split(';').next().unwrap_or("").trim().to_ascii_lowercase();
+        if body.is_empty() {
+            return Self::Empty;
+        }
+        if kind == "application/x-www-form-urlencoded" {
+            return Self::Form(form_urlencoded::parse(body).into_owned().collect());
+        }
+        if let Ok(value) = serde_json::from_slice(body) {
+            return Self::Json(value);
+        }
+        match std::str::from_utf8(body) {
+            Ok(text) if text.trim_start().starts_with('<') => Self::Xml(text.to_owned()),
+            _ => Self::Empty,
+        }
+    }
+}
+
+/// What selectors read.
+#[derive(Debug, Clone, Copy)]
+pub struct Message<'a> {
+    /// The decoded body.
+    pub body: &'a Document,
+    /// The query, decoded.
+    pub query: &'a [(String, String)],
+    /// What the path pattern captured.
+    pub path: &'a BTreeMap<String, String>,
+    /// The headers.
+    pub headers: &'a HeaderMap,
+}
+
+/// A list of places; the first that holds a value is taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Selector(Vec<Place>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Place {
+    Body(Vec<Step>),
+    Query(String),
+    Path(String),
+    Header(String),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Step {
+    name: String,
+    pick: Option<Pick>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Pick {
+    Index(usize),
+    Where(String, String),
+}
+
+impl Selector {
+    /// Reads a selector; the error is a sentence for the author of a provider description.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        text.split('|').map(|place| parse_place(place.trim())).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// The value as text: strings as they are, numbers and booleans as JSON writes them. Null, objects and lists are not
+    /// values.
+    pub fn text<'a>(&self, message: &Message<'a>) -> Option<Cow<'a, str>> {
+        self.0.iter().find_map(|place| match place {
+            Place::Body(steps) => body_text(message.body, steps),
+            Place::Query(name) => pair(message.query, name),
+            Place::Path(name) => message.path.get(name).map(|v| Cow::Borrowed(v.as_str())),
+            Place::Header(name) => message.headers.get(name).and_then(|v| v.to_str().ok()).map(Cow::Borrowed),
+        })
+    }
+
+    /// Whether anything but null is there.
+    pub fn exists(&self, message: &Message<'_>) -> bool {
+        self.text(message).is_some()
+            || self.0.iter().any(|place| match (place, message.body) {
+                (Place::Body(steps), Document::Json(value)) => walk(value, steps).is_some_and(|v| !v.is_null()),
+                _ => false,
+            })
+    }
+
+    /// The JSON list that is there, if one is.
+    pub fn list<'a>(&self, body: &'a Document) -> Option<&'a Vec<Value>> {
+        self.0.iter().find_map(|place| match (place, body) {
+            (Place::Body(steps), Document::Json(value)) => walk(value, steps)?.as_array(),
+            _ => None,
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for Selector {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(d)?;
+        Self::parse(&text).map_err(serde::de::Error::custom)
+    }
+}
+
+fn parse_place(text: &str) -> Result<Place, String> {
+    let (source, rest) = text.split_once('.').ok_or_else(|| {
+        format!("selector {text:?} needs a source: body., query., path. or header., as in \"body.agent_id\"")
+    })?;
+    match source {
+        "body" => parse_steps(rest).map(Place::Body),
+        "query" => Ok(Place::Query(rest.to_owned())),
+        "path" => Ok(Place::Path(rest.to_owned())),
+        "header" => Ok(Place::Header(rest.to_ascii_lowercase())),
+        other => Err(format!("selector source {other:?} is not one of body, query, path, header")),
+    }
+}
+
+fn parse_steps(text: &str) -> Result<Vec<Step>, String> {
+    text.split('.')
+        .map(|part| {
+            let bad = || format!("selector step {part:?} is not a name, name[3] or name[key=value]");
+            let Some((name, pick)) = part.split_once('[') else {
+                return if part.is_empty() { Err(bad()) } else { Ok(Step { name: part.to_owned(), pick: None }) };
+            };
+            let inside = pick.strip_suffix(']').ok_or_else(bad)?;
+            let pick = match inside.split_once('=') {
+                Some((key, value)) => Pick::Where(key.to_owned(), value.to_owned()),
+                None => Pick::Index(inside.parse().map_err(|_| bad())?),
+            };
+            Ok(Step { name: name.to_owned(), pick: Some(pick) })
+        })
+        .collect()
+}
+
+fn pair<'a>(pairs: &'a [(String, String)], name: &str) -> Option<Cow<'a, str>> {
+    pairs.iter().find(|(k, _)| k == name).map(|(_, v)| Cow::Borrowed(v.as_str()))
+}
+
+fn body_text<'a>(body: &'a Document, steps: &[Step]) -> Option<Cow<'a, str>> {
+    match body {
+        Document::Empty => None,
+        Document::Json(value) => match walk(value, steps)? {
+            Value::String(text) => Some(Cow::Borrowed(text)),
+            Value::Number(number) => Some(Cow::Owned(number.to_string())),
+            Value::Bool(yes) => Some(Cow::Borrowed(if *yes { "true" } else { "false" })),
+            Value::Null | Value::Array(_) | Value::Object(_) => None,
+        },
+        Document::Form(pairs) => match steps {
+            [only] => pair(pairs, &only.name),
+            _ => None,
+        },
+        Document::Xml(text) => xml_text(text, steps).map(Cow::Owned),
+    }
+}
+
+fn walk<'a>(value: &'a Value, steps: &[Step]) -> Option<&'a Value> {
+    steps.iter().try_fold(value, |at, step| {
+        let named = if step.name.is_empty() { at } else { at.get(&step.name)? };
+        match &step.pick {
+            None => Some(named),
+            Some(Pick::Index(i)) => named.get(i),
+            Some(Pick::Where(key, wanted)) => {
+                named.as_array()?.iter().find(|one| one.get(key).and_then(Value::as_str) == Some(wanted))
+            }
+        }
+    })
+}
+
+/// `Parameter[name=conversation_id].value`: an element anywhere, chosen by an attribute, then one of its attributes; or
+/// `Element` for its text.
+fn xml_text(text: &str, steps: &[Step]) -> Option<String> {
+    let document = roxmltree::Document::parse(text).ok()?;
+    let (element, rest) = steps.split_first()?;
+    let node = document.descendants().find(|node| {
+        node.has_tag_name(element.name.as_str())
+            && match &element.pick {
+                Some(Pick::Where(key, wanted)) => node.attribute(key.as_str()) == Some(wanted),
+                _ => true,
+            }
+    })?;
+    match rest.first() {
+        Some(attribute) => node.attribute(attribute.name.as_str()).map(str::to_owned),
+        None => node.text().map(str::to_owned),
+    }
+}
+
+/// Conditions that must all hold. Each is a selector and the texts it may have; `"*"` is anything, `"!"` is nothing.
+#[derive(Debug, Clone, Default)]
+pub struct Predicate(Vec<(Selector, Vec<String>)>);
+
+impl Predicate {
+    /// Whether all conditions hold. None at all: yes.
+    pub fn holds(&self, message: &Message<'_>) -> bool {
+        self.0.iter().all(|(selector, accepted)| {
+            accepted.iter().any(|one| match one.as_str() {
+                "*" => selector.exists(message),
+                "!" => !selector.exists(message),
+                wanted => selector.text(message).is_some_and(|text| text == wanted),
+            })
+        })
+    }
+
+    /// Whether there is no condition.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl<'de> Deserialize<'de> for Predicate {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum OneOrMany {
+            One(String),
+            Many(Vec<String>),
+        }
+        let written = BTreeMap::<String, OneOrMany>::deserialize(d)?;
+        let pairs = written.into_iter().map(|(selector, accepted)| {
+            let accepted = match accepted {
+                OneOrMany::One(one) => vec![one],
+                OneOrMany::Many(many) => many,
+            };
+            Selector::parse(&selector).map(|s| (s, accepted)).map_err(serde::de::Error::custom)
+        });
+        pairs.collect::<Result<_, D::Error>>().map(Self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(selector: &str, body: &Document) -> Option<String> {
+        let query = [("agent_id".to_owned(), "a1".to_owned())];
+        let path = BTreeMap::from([("account_sid".to_owned(), "AC1".to_owned())]);
+        let mut headers = HeaderMap::new();
+        headers.insert("x-business-id", http::HeaderValue::from_static("acme"));
+        let message = Message { body, query: &query, path: &path, headers: &headers };
+        Selector::parse(selector).unwrap().text(&message).map(Cow::into_owned)
+    }
+
+    #[test]
+    fn json_forms_and_xml_are_read_alike() {
+        let json = Document::decode(
+            Some("application/json; charset=utf-8"),
+            br#"{"a":{"b":"x"},"n":3,"ok":true,"no":null,"list":[{"k":"p","v":"1"},{"k":"q","v":"2"}]}"#,
+        );
+        assert_eq!(text("body.a.b", &json).as_deref(), Some("x"));
+        assert_eq!(text("body.n", &json).as_deref(), Some("3"));
+        assert_eq!(text("body.ok", &json).as_deref(), Some("true"));
+        assert_eq!(text("body.no", &json), None);
+        assert_eq!(text("body.a", &json), None);
+        assert_eq!(text("body.list[1].v", &json).as_deref(), Some("2"));
+        assert_eq!(text("body.list[k=q].v", &json).as_deref(), Some("2"));
+        assert_eq!(text("body.missing | body.a.b", &json).as_deref(), Some("x"));
+
+        let form = Document::decode(Some("application/x-www-form-urlencoded"), b"To=%2B1555&A=1&A=2");
+        assert_eq!(text("body.To", &form).as_deref(), Some("+1555"));
+        assert_eq!(text("body.A", &form).as_deref(), Some("1"));
+
+        let twiml = br#"<Response><Connect><Stream url="wss://x"><Parameter name="conversation_id" value="conv_1"/></Stream></Connect></Response>"#;
+        let xml = Document::decode(Some("text/html"), twiml);
+        assert_eq!(text("body.Parameter[name=conversation_id].value", &xml).as_deref(), Some("conv_1"));
+        assert_eq!(text("body.Stream.url", &xml).as_deref(), Some("wss://x"));
+    }
+
+    #[test]
+    fn the_rest_of_the_message_is_read_too() {
+        assert_eq!(text("query.agent_id", &Document::Empty).as_deref(), Some("a1"));
+        assert_eq!(text("path.account_sid", &Document::Empty).as_deref(), Some("AC1"));
+        assert_eq!(text("header.X-Business-Id", &Document::Empty).as_deref(), Some("acme"));
+    }
+
+    #[test]
+    fn bad_selectors_are_explained() {
+        for bad in ["agent_id", "cookie.x", "body.", "body.a[", "body.a[x]"] {
+            assert!(Selector::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn predicates_know_anything_and_nothing() {
+        let body = Document::Json(serde_json::json!({"type": "started", "metadata": {"phone_call": {}}}));
+        let (path, headers) = (BTreeMap::new(), HeaderMap::new());
+        let message = Message { body: &body, query: &[], path: &path, headers: &headers };
+        let holds = |toml: &str| toml::from_str::<Predicate>(toml).unwrap().holds(&message);
+        assert!(holds(r#""body.type" = ["ended", "started"]"#));
+        assert!(holds(r#""body.metadata.phone_call" = "*""#));
+        assert!(!holds(r#""body.metadata.phone_call" = "!""#));
+        assert!(holds(r#""body.other" = "!""#));
+        assert!(!holds("\"body.type\" = \"started\"\n\"body.other\" = \"*\""));
+    }
+}
