@@ -2,7 +2,9 @@
 #![forbid(unsafe_code)]
 pub mod call;
 pub mod clock;
+pub mod gate;
 pub mod ids;
 pub mod net;
 pub mod policy;
 pub mod provider;
+pub mod store;

@@ -1,0 +1,343 @@
+//! What survives a restart: calls and their ids, the inbox of webhooks, the outbox to the app, refusals, businesses.
+//!
+//! # The contract, which every back end keeps
+//!
+//! * A write that returned `Ok` is durable.
+//! * [`Store::apply`] is one transaction: it reads the call, asks [`crate::call::next`], binds ids and writes. Two events of one call
+//!   never interleave.
+//! * News of a call that nobody knows yet is kept under its ids. Whoever comes second, the news or the call, finds the other.
+//! * [`Store::receive`] takes each event once, by its dedupe key.
+
+pub mod sqlite;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::call::{EndProof, Event, Origin, Outcome, Phase, Step};
+use crate::clock::UnixMs;
+use crate::ids::{Alias, CallId, RefusalId};
+use crate::policy::{Business, Facts};
+
+/// The store failed. The texts name what to look at and hold nothing of a caller.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// Nothing was written.
+    #[error("the store failed: {0}")]
+    Failed(String),
+    /// It is not known whether it was written: the connection went away in the commit.
+    #[error("the store may or may not have written: {0}")]
+    Unknown(String),
+    /// A record cannot be read: written by another version, or damaged.
+    #[error("a record of the store cannot be read: {0}")]
+    Damaged(String),
+}
+
+/// A result of the store.
+pub type Result<T> = std::result::Result<T, StoreError>;
+
+/// The app's own status callback, remembered while ringfence stands in its place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppCallback {
+    /// Where the app wants it, fragment included.
+    pub url: String,
+    /// GET or POST.
+    pub method: String,
+    /// The events it asked for; empty: the provider's default, the end alone.
+    pub events: Vec<String>,
+}
+
+/// A call's record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CallRecord {
+    /// Its id, also its lease's.
+    pub id: CallId,
+    /// What policy selects by.
+    #[serde(flatten)]
+    pub facts: Facts,
+    /// Who brought it to our knowledge.
+    pub origin: Origin,
+    /// Where it stands.
+    pub phase: Phase,
+    /// How it ended.
+    pub outcome: Option<Outcome>,
+    /// Why it counts as over.
+    pub proof: Option<EndProof>,
+    /// It exists although it was refused or ended for us.
+    pub overrun: bool,
+    /// The outcome of its create is unknown.
+    pub unsettled: bool,
+    /// When it was admitted.
+    pub admitted_at: UnixMs,
+    /// When it came to its phase.
+    pub phase_at: UnixMs,
+    /// When it is due for a look-up.
+    pub deadline_at: Option<UnixMs>,
+    /// When it was answered.
+    pub answered_at: Option<UnixMs>,
+    /// When it ended.
+    pub ended_at: Option<UnixMs>,
+    /// The last news of it.
+    pub seen_at: UnixMs,
+    /// Where the last news came from: `order`, `answer`, `webhook`, `poll`, `operator`.
+    pub seen_by: String,
+    /// When a look-up first found nothing.
+    pub absent_at: Option<UnixMs>,
+    /// The app's own status callback.
+    pub callback: Option<AppCallback>,
+    /// Its ids outside.
+    pub aliases: Vec<Alias>,
+}
+
+impl CallRecord {
+    /// Its id of a kind.
+    pub fn alias(&self, kind: &str) -> Option<&str> {
+        self.aliases.iter().find(|a| a.kind == kind).map(|a| a.id.as_str())
+    }
+}
+
+/// A call to be put on record.
+#[derive(Debug, Clone)]
+pub struct NewCall {
+    /// Its id.
+    pub id: CallId,
+    /// What policy selects by.
+    pub facts: Facts,
+    /// Who brought it.
+    pub origin: Origin,
+    /// Where it stands.
+    pub phase: Phase,
+    /// It exists although a limit is full.
+    pub overrun: bool,
+    /// Now.
+    pub at_ms: UnixMs,
+    /// When it is due for a look-up.
+    pub deadline_at: UnixMs,
+    /// The app's own status callback.
+    pub callback: Option<AppCallback>,
+    /// Ids that are known already. Where one of them belongs to another call, nothing is written.
+    pub aliases: Vec<Alias>,
+}
+
+/// What became of a call to be put on record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Opened {
+    /// It is on record. News that came before it is given to be applied.
+    New(Option<Event>),
+    /// One of its ids belongs to this call: it is the same call.
+    Known(CallId),
+}
+
+/// A change of one call.
+#[derive(Debug, Clone)]
+pub struct Change {
+    /// The call.
+    pub call: CallId,
+    /// What happened, if anything.
+    pub event: Option<Event>,
+    /// Ids learnt.
+    pub bind: Vec<Alias>,
+    /// Where the news came from.
+    pub seen_by: &'static str,
+    /// Now.
+    pub at_ms: UnixMs,
+    /// The time until the next look-up, for each phase that the call may come to.
+    pub deadlines: crate::call::Deadlines,
+    /// Marks the create's outcome as unknown or known again.
+    pub unsettled: Option<bool>,
+    /// Marks the call as one that exists although it was refused or ended for us.
+    pub overrun: Option<bool>,
+    /// Notes that a look-up found nothing (`true`) or found it again.
+    pub absent: Option<bool>,
+}
+
+impl Change {
+    /// A change that says nothing yet.
+    pub fn of(
+        call: &CallId,
+        seen_by: &'static str,
+        at_ms: UnixMs,
+        deadlines: &crate::call::Deadlines,
+    ) -> Self {
+        Self {
+            call: call.clone(),
+            event: None,
+            bind: vec![],
+            seen_by,
+            at_ms,
+            deadlines: deadlines.clone(),
+            unsettled: None,
+            overrun: None,
+            absent: None,
+        }
+    }
+}
+
+/// What a change did.
+#[derive(Debug, Clone)]
+pub struct Applied {
+    /// The step taken; news that waited under the ids included.
+    pub step: Step,
+    /// The record after it.
+    pub record: CallRecord,
+    /// Ids that belong to another call already: two records of one call, or a forged id.
+    pub conflicts: Vec<(Alias, CallId)>,
+}
+
+/// A webhook, as it came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewEvent {
+    /// A fresh id.
+    pub id: String,
+    /// The account that it came from.
+    pub account: String,
+    /// The webhook of the description.
+    pub webhook: String,
+    /// The event of the description.
+    pub event: String,
+    /// Two deliveries with one key are one event.
+    pub dedupe_key: Option<String>,
+    /// When it came.
+    pub received_at: UnixMs,
+    /// Its method.
+    pub method: String,
+    /// Its path and query.
+    pub path: String,
+    /// Its headers, credentials left out.
+    pub headers: Vec<(String, String)>,
+    /// Its body; `None` for bodies too large to keep.
+    pub body: Option<Vec<u8>>,
+}
+
+/// What became of a webhook.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Received {
+    /// It is new.
+    New,
+    /// It was taken before; with its outcome, if it was applied.
+    Before {
+        /// The id under which it was taken.
+        id: String,
+        /// What came of it.
+        outcome: Option<String>,
+    },
+}
+
+/// Something the app has to be told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delivery {
+    /// A fresh id; the app sees it in `X-Ringfence-Delivery`.
+    pub id: String,
+    /// The webhook that it came from.
+    pub event_id: String,
+    /// Where.
+    pub url: String,
+    /// How.
+    pub method: String,
+    /// With which headers.
+    pub headers: Vec<(String, String)>,
+    /// With which body.
+    pub body: Vec<u8>,
+    /// How often it was tried.
+    pub attempts: u32,
+}
+
+/// A refusal, for the record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RefusalRecord {
+    /// Its id.
+    pub id: RefusalId,
+    /// When.
+    pub at: UnixMs,
+    /// Whose call.
+    pub business: String,
+    /// Which account.
+    pub account: String,
+    /// Which direction.
+    pub direction: String,
+    /// The code of the answer.
+    pub code: String,
+    /// The limit.
+    pub limit_name: Option<String>,
+    /// How many held it.
+    pub current: Option<u32>,
+    /// What it allows.
+    pub limit: Option<u32>,
+    /// It would have been refused; the mode was observe.
+    pub observed: bool,
+}
+
+/// See the module's contract.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// Puts a call on record.
+    async fn open(&self, call: NewCall) -> Result<Opened>;
+
+    /// Changes a call. `None`: there is no such call.
+    async fn apply(&self, change: Change) -> Result<Option<Applied>>;
+
+    /// Keeps news of a call that nobody knows, under its ids; or says whose ids they are.
+    async fn keep_early(&self, aliases: Vec<Alias>, event: Event, at_ms: UnixMs) -> Result<Option<CallId>>;
+
+    /// The call that has one of these ids.
+    async fn resolve(&self, aliases: &[Alias]) -> Result<Option<CallId>>;
+
+    /// A call.
+    async fn call(&self, id: &CallId) -> Result<Option<CallRecord>>;
+
+    /// Every call that is not over.
+    async fn open_calls(&self) -> Result<Vec<CallRecord>>;
+
+    /// The latest calls, ended ones included.
+    async fn latest_calls(&self, limit: u32) -> Result<Vec<CallRecord>>;
+
+    /// When calls were admitted since, with their facts: what rates are replayed from.
+    async fn admitted_since(&self, since_ms: UnixMs) -> Result<Vec<(UnixMs, Facts)>>;
+
+    /// Takes a webhook into the inbox.
+    async fn receive(&self, event: NewEvent) -> Result<Received>;
+
+    /// Notes what came of a webhook, and what the app has to be told of it, in one transaction.
+    async fn settle(
+        &self,
+        event_id: &str,
+        call: Option<&CallId>,
+        outcome: &str,
+        delivery: Option<Delivery>,
+        at_ms: UnixMs,
+    ) -> Result<()>;
+
+    /// Webhooks whose application did not come to its end.
+    async fn unsettled_events(&self) -> Result<Vec<NewEvent>>;
+
+    /// Deliveries that are due, oldest first.
+    async fn due_deliveries(&self, at_ms: UnixMs, limit: u32) -> Result<Vec<Delivery>>;
+
+    /// Notes the result of a delivery: done, or due again, or given up (`None`).
+    async fn delivered(&self, id: &str, at_ms: UnixMs, result: std::result::Result<(), (String, Option<UnixMs>)>)
+    -> Result<()>;
+
+    /// Notes a refusal.
+    async fn refused(&self, refusal: RefusalRecord) -> Result<()>;
+
+    /// The latest refusals.
+    async fn latest_refusals(&self, limit: u32) -> Result<Vec<RefusalRecord>>;
+
+    /// Businesses that were put.
+    async fn businesses(&self) -> Result<Vec<Business>>;
+
+    /// Puts a business. `true` if it is new.
+    async fn put_business(&self, business: &Business, at_ms: UnixMs) -> Result<bool>;
+
+    /// Forgets a business. `true` if it was there.
+    async fn delete_business(&self, id: &str) -> Result<bool>;
+
+    /// Whether it answers.
+    async fn ping(&self) -> Result<()>;
+
+    /// Forgets what is older than its retention: ended calls with their ids, settled webhooks, finished deliveries, refusals;
+    /// and news that no call claimed. Returns how many rows went.
+    async fn purge(&self, ended_before_ms: UnixMs, early_before_ms: UnixMs) -> Result<u64>;
+
+    /// Finishes what was handed over, and lets go of the files.
+    async fn close(&self);
+}

@@ -1,0 +1,340 @@
+//! Calls and their ids.
+
+use serde::de::DeserializeOwned;
+use sqlx::sqlite::{SqlitePool, SqliteRow};
+use sqlx::{Row as _, SqliteConnection};
+
+use super::super::{Applied, CallRecord, Change, NewCall, Opened};
+use crate::call::{Event, Phase, Step, next, stronger};
+use crate::clock::UnixMs;
+use crate::ids::{AccountName, Alias, BusinessId, CallId};
+use crate::policy::Facts;
+
+type Sql<T> = Result<T, sqlx::Error>;
+
+fn damaged(what: impl std::fmt::Display) -> sqlx::Error {
+    sqlx::Error::Decode(what.to_string().into())
+}
+
+fn word<T: std::str::FromStr<Err: std::fmt::Display>>(row: &SqliteRow, column: &str) -> Sql<T> {
+    row.try_get::<String, _>(column)?.parse().map_err(damaged)
+}
+
+fn optional_word<T: std::str::FromStr<Err: std::fmt::Display>>(row: &SqliteRow, column: &str) -> Sql<Option<T>> {
+    row.try_get::<Option<String>, _>(column)?.map(|w| w.parse().map_err(damaged)).transpose()
+}
+
+fn json<T: DeserializeOwned>(text: Option<String>) -> Sql<Option<T>> {
+    text.map(|t| serde_json::from_str(&t).map_err(damaged)).transpose()
+}
+
+fn to_json(value: &impl serde::Serialize) -> Sql<String> {
+    serde_json::to_string(value).map_err(|e| sqlx::Error::Encode(e.into()))
+}
+
+fn facts(row: &SqliteRow) -> Sql<Facts> {
+    Ok(Facts {
+        business: BusinessId::parse(row.try_get("business")?).map_err(damaged)?,
+        plan: row.try_get("plan")?,
+        account: AccountName::parse(row.try_get("account")?).map_err(damaged)?,
+        provider: row.try_get("provider")?,
+        direction: word(row, "direction")?,
+        operation: row.try_get("operation")?,
+        agent: row.try_get("agent")?,
+        own_number: row.try_get("own_number")?,
+        other_number: row.try_get("other_number")?,
+    })
+}
+
+fn call_id(text: &str) -> Sql<CallId> {
+    CallId::parse(text).ok_or_else(|| damaged(format!("{text:?} is no call id")))
+}
+
+fn record(row: &SqliteRow, aliases: Vec<Alias>) -> Sql<CallRecord> {
+    Ok(CallRecord {
+        id: call_id(row.try_get("id")?)?,
+        facts: facts(row)?,
+        origin: word(row, "origin")?,
+        phase: word(row, "phase")?,
+        outcome: optional_word(row, "outcome")?,
+        proof: optional_word(row, "proof")?,
+        overrun: row.try_get("overrun")?,
+        unsettled: row.try_get("unsettled")?,
+        admitted_at: row.try_get("admitted_at")?,
+        phase_at: row.try_get("phase_at")?,
+        deadline_at: row.try_get("deadline_at")?,
+        answered_at: row.try_get("answered_at")?,
+        ended_at: row.try_get("ended_at")?,
+        seen_at: row.try_get("seen_at")?,
+        seen_by: row.try_get("seen_by")?,
+        absent_at: row.try_get("absent_at")?,
+        callback: json(row.try_get("callback")?)?,
+        aliases,
+    })
+}
+
+fn alias(row: &SqliteRow) -> Sql<Alias> {
+    Ok(Alias { kind: row.try_get("kind")?, id: row.try_get("id")? })
+}
+
+pub(super) async fn one(c: &mut SqliteConnection, id: &CallId) -> Sql<Option<CallRecord>> {
+    let row = sqlx::query("SELECT * FROM calls WHERE id = $1").bind(id.as_str()).fetch_optional(&mut *c).await?;
+    let Some(row) = row else { return Ok(None) };
+    let rows = sqlx::query("SELECT kind, id FROM call_aliases WHERE call_id = $1 ORDER BY kind, id")
+        .bind(id.as_str())
+        .fetch_all(&mut *c)
+        .await?;
+    record(&row, rows.iter().map(alias).collect::<Sql<_>>()?).map(Some)
+}
+
+/// Who has an alias: a call, or news that waits.
+enum Holder {
+    Nobody,
+    Call(CallId),
+    News(Event),
+}
+
+async fn holder(c: &mut SqliteConnection, alias: &Alias) -> Sql<Holder> {
+    let row = sqlx::query("SELECT call_id, early FROM call_aliases WHERE kind = $1 AND id = $2")
+        .bind(&alias.kind)
+        .bind(&alias.id)
+        .fetch_optional(c)
+        .await?;
+    let Some(row) = row else { return Ok(Holder::Nobody) };
+    if let Some(id) = row.try_get::<Option<String>, _>("call_id")? {
+        return call_id(&id).map(Holder::Call);
+    }
+    Ok(json(row.try_get("early")?)?.map_or(Holder::Nobody, Holder::News))
+}
+
+async fn bind_alias(c: &mut SqliteConnection, alias: &Alias, call: &CallId, at_ms: UnixMs) -> Sql<()> {
+    sqlx::query(
+        "INSERT INTO call_aliases (kind, id, call_id, early, seen_at) VALUES ($1, $2, $3, NULL, $4)
+         ON CONFLICT (kind, id) DO UPDATE SET call_id = excluded.call_id, early = NULL",
+    )
+    .bind(&alias.kind)
+    .bind(&alias.id)
+    .bind(call.as_str())
+    .bind(at_ms)
+    .execute(c)
+    .await?;
+    Ok(())
+}
+
+/// Binds ids to a call. Returns the news that waited under them, and ids that another call has.
+async fn bind_all(
+    c: &mut SqliteConnection,
+    aliases: &[Alias],
+    call: &CallId,
+    at_ms: UnixMs,
+) -> Sql<(Option<Event>, Vec<(Alias, CallId)>)> {
+    let (mut news, mut conflicts) = (None, Vec::new());
+    for alias in aliases {
+        match holder(c, alias).await? {
+            Holder::Call(other) if other == *call => continue,
+            Holder::Call(other) => {
+                conflicts.push((alias.clone(), other));
+                continue;
+            }
+            Holder::News(event) => news = Some(news.map_or(event, |n| stronger(n, event))),
+            Holder::Nobody => {}
+        }
+        bind_alias(c, alias, call, at_ms).await?;
+    }
+    Ok((news, conflicts))
+}
+
+pub(super) async fn open(c: &mut SqliteConnection, call: NewCall) -> Sql<Opened> {
+    for alias in &call.aliases {
+        if let Holder::Call(known) = holder(c, alias).await? {
+            return Ok(Opened::Known(known));
+        }
+    }
+    let f = &call.facts;
+    sqlx::query(
+        "INSERT INTO calls (id, business, plan, account, provider, direction, operation, agent, own_number, other_number,
+             origin, phase, overrun, admitted_at, phase_at, deadline_at, answered_at, seen_at, seen_by, callback)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $14, $15, $16, $14, 'order', $17)",
+    )
+    .bind(call.id.as_str())
+    .bind(f.business.as_str())
+    .bind(&f.plan)
+    .bind(f.account.as_str())
+    .bind(&f.provider)
+    .bind(f.direction.as_str())
+    .bind(&f.operation)
+    .bind(&f.agent)
+    .bind(&f.own_number)
+    .bind(&f.other_number)
+    .bind(call.origin.as_str())
+    .bind(call.phase.as_str())
+    .bind(call.overrun)
+    .bind(call.at_ms)
+    .bind(call.deadline_at)
+    .bind((call.phase == Phase::Live).then_some(call.at_ms))
+    .bind(call.callback.as_ref().map(to_json).transpose()?)
+    .execute(&mut *c)
+    .await?;
+    let (news, _) = bind_all(c, &call.aliases, &call.id, call.at_ms).await?;
+    Ok(Opened::New(news))
+}
+
+pub(super) async fn apply(c: &mut SqliteConnection, change: Change) -> Sql<Option<Applied>> {
+    let Some(mut record) = one(c, &change.call).await? else { return Ok(None) };
+    let (news, conflicts) = bind_all(c, &change.bind, &change.call, change.at_ms).await?;
+    let event = match (change.event, news) {
+        (Some(a), Some(b)) => Some(stronger(a, b)),
+        (a, b) => a.or(b),
+    };
+    let step = event.map_or(Step::Ignore, |event| next(record.phase, event));
+    match step {
+        Step::Move(phase) => {
+            record.phase = phase;
+            record.phase_at = change.at_ms;
+            record.deadline_at = change.deadlines.of_ms(phase).map(|ms| change.at_ms + ms);
+            if phase == Phase::Live {
+                record.answered_at = Some(change.at_ms);
+            }
+        }
+        Step::Renew => record.deadline_at = change.deadlines.of_ms(record.phase).map(|ms| change.at_ms + ms),
+        Step::End(outcome, proof) => {
+            record.phase = Phase::Ended;
+            record.phase_at = change.at_ms;
+            record.deadline_at = None;
+            record.outcome = Some(outcome);
+            record.proof = Some(proof);
+            record.ended_at = Some(change.at_ms);
+        }
+        Step::Ignore => {}
+    }
+    // News, or ids that a provider gave, prove that the call exists: whatever was unknown of its create is known.
+    let proves_create = matches!(step, Step::Move(_) | Step::End(..)) || !change.bind.is_empty();
+    record.unsettled = change.unsettled.unwrap_or(record.unsettled && !proves_create);
+    record.overrun = change.overrun.unwrap_or(record.overrun);
+    record.absent_at = match change.absent {
+        Some(true) => record.absent_at.or(Some(change.at_ms)),
+        Some(false) => None,
+        None if event.is_some() => None,
+        None => record.absent_at,
+    };
+    if record.ended_at.is_none() || matches!(step, Step::End(..)) {
+        record.seen_at = change.at_ms;
+        record.seen_by = change.seen_by.to_owned();
+    }
+    update(c, &record).await?;
+    record.aliases.extend(
+        change.bind.into_iter().filter(|a| !conflicts.iter().any(|(other, _)| other == a)).collect::<Vec<_>>(),
+    );
+    record.aliases.sort();
+    record.aliases.dedup();
+    Ok(Some(Applied { step, record, conflicts }))
+}
+
+async fn update(c: &mut SqliteConnection, record: &CallRecord) -> Sql<()> {
+    sqlx::query(
+        "UPDATE calls SET phase = $2, outcome = $3, proof = $4, overrun = $5, unsettled = $6, phase_at = $7,
+             deadline_at = $8, answered_at = $9, ended_at = $10, seen_at = $11, seen_by = $12, absent_at = $13
+         WHERE id = $1",
+    )
+    .bind(record.id.as_str())
+    .bind(record.phase.as_str())
+    .bind(record.outcome.map(|o| o.as_str()))
+    .bind(record.proof.map(|p| p.as_str()))
+    .bind(record.overrun)
+    .bind(record.unsettled)
+    .bind(record.phase_at)
+    .bind(record.deadline_at)
+    .bind(record.answered_at)
+    .bind(record.ended_at)
+    .bind(record.seen_at)
+    .bind(&record.seen_by)
+    .bind(record.absent_at)
+    .execute(c)
+    .await?;
+    Ok(())
+}
+
+pub(super) async fn keep_early(
+    c: &mut SqliteConnection,
+    aliases: Vec<Alias>,
+    event: Event,
+    at_ms: UnixMs,
+) -> Sql<Option<CallId>> {
+    for alias in &aliases {
+        if let Holder::Call(known) = holder(c, alias).await? {
+            return Ok(Some(known));
+        }
+    }
+    for alias in &aliases {
+        let event = match holder(c, alias).await? {
+            Holder::News(before) => stronger(before, event),
+            _ => event,
+        };
+        sqlx::query(
+            "INSERT INTO call_aliases (kind, id, call_id, early, seen_at) VALUES ($1, $2, NULL, $3, $4)
+             ON CONFLICT (kind, id) DO UPDATE SET early = excluded.early, seen_at = excluded.seen_at",
+        )
+        .bind(&alias.kind)
+        .bind(&alias.id)
+        .bind(to_json(&event)?)
+        .bind(at_ms)
+        .execute(&mut *c)
+        .await?;
+    }
+    Ok(None)
+}
+
+pub(super) async fn resolve(pool: &SqlitePool, aliases: &[Alias]) -> super::Result<Option<CallId>> {
+    let mut connection = pool.acquire().await?;
+    for alias in aliases {
+        if let Holder::Call(id) = holder(&mut connection, alias).await? {
+            return Ok(Some(id));
+        }
+    }
+    Ok(None)
+}
+
+pub(super) async fn open_calls(pool: &SqlitePool) -> super::Result<Vec<CallRecord>> {
+    let calls = sqlx::query("SELECT * FROM calls WHERE phase <> 'ended' ORDER BY admitted_at, id");
+    let aliases = sqlx::query(
+        "SELECT a.call_id, a.kind, a.id FROM call_aliases a JOIN calls c ON c.id = a.call_id WHERE c.phase <> 'ended'
+         ORDER BY a.kind, a.id",
+    );
+    together(pool, calls, aliases).await
+}
+
+pub(super) async fn latest(pool: &SqlitePool, limit: u32) -> super::Result<Vec<CallRecord>> {
+    let calls = sqlx::query("SELECT * FROM calls ORDER BY admitted_at DESC, id DESC LIMIT $1").bind(limit);
+    let aliases = sqlx::query(
+        "SELECT call_id, kind, id FROM call_aliases
+         WHERE call_id IN (SELECT id FROM calls ORDER BY admitted_at DESC, id DESC LIMIT $1) ORDER BY kind, id",
+    )
+    .bind(limit);
+    together(pool, calls, aliases).await
+}
+
+type Query<'q> = sqlx::query::Query<'q, sqlx::Sqlite, sqlx::sqlite::SqliteArguments>;
+
+/// Records and their ids, by two queries that see the same state.
+async fn together(pool: &SqlitePool, calls: Query<'_>, aliases: Query<'_>) -> super::Result<Vec<CallRecord>> {
+    let mut transaction = pool.begin().await?;
+    let calls = calls.fetch_all(&mut *transaction).await?;
+    let mut of_call = std::collections::HashMap::<String, Vec<Alias>>::new();
+    for row in aliases.fetch_all(&mut *transaction).await? {
+        of_call.entry(row.try_get("call_id")?).or_default().push(alias(&row)?);
+    }
+    transaction.rollback().await?;
+    let records = calls.iter().map(|row| {
+        let id: String = row.try_get("id")?;
+        record(row, of_call.remove(&id).unwrap_or_default())
+    });
+    records.collect::<Sql<_>>().map_err(Into::into)
+}
+
+pub(super) async fn admitted_since(pool: &SqlitePool, since_ms: UnixMs) -> super::Result<Vec<(UnixMs, Facts)>> {
+    let rows = sqlx::query("SELECT * FROM calls WHERE admitted_at >= $1 AND origin = 'order' ORDER BY admitted_at")
+        .bind(since_ms)
+        .fetch_all(pool)
+        .await?;
+    rows.iter().map(|row| Ok((row.try_get("admitted_at")?, facts(row)?))).collect::<Sql<_>>().map_err(Into::into)
+}

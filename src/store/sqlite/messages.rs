@@ -1,0 +1,235 @@
+//! The inbox, the outbox, refusals and businesses.
+
+use sqlx::sqlite::{SqlitePool, SqliteRow};
+use sqlx::{Row as _, SqliteConnection};
+
+use super::super::{Delivery, NewEvent, Received, RefusalRecord};
+use crate::clock::UnixMs;
+use crate::ids::{CallId, RefusalId};
+use crate::policy::Business;
+
+type Sql<T> = Result<T, sqlx::Error>;
+
+fn damaged(what: impl std::fmt::Display) -> sqlx::Error {
+    sqlx::Error::Decode(what.to_string().into())
+}
+
+fn headers_json(headers: &[(String, String)]) -> Sql<String> {
+    serde_json::to_string(headers).map_err(|e| sqlx::Error::Encode(e.into()))
+}
+
+fn headers(row: &SqliteRow) -> Sql<Vec<(String, String)>> {
+    serde_json::from_str(row.try_get("headers")?).map_err(damaged)
+}
+
+pub(super) async fn receive(c: &mut SqliteConnection, event: NewEvent) -> Sql<Received> {
+    let done = sqlx::query(
+        "INSERT INTO webhook_events (id, account, webhook, event, dedupe_key, received_at, method, path, headers, body)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (dedupe_key) DO NOTHING",
+    )
+    .bind(&event.id)
+    .bind(&event.account)
+    .bind(&event.webhook)
+    .bind(&event.event)
+    .bind(&event.dedupe_key)
+    .bind(event.received_at)
+    .bind(&event.method)
+    .bind(&event.path)
+    .bind(headers_json(&event.headers)?)
+    .bind(&event.body)
+    .execute(&mut *c)
+    .await?;
+    if done.rows_affected() == 1 {
+        return Ok(Received::New);
+    }
+    let row = sqlx::query("SELECT id, outcome FROM webhook_events WHERE dedupe_key = $1")
+        .bind(&event.dedupe_key)
+        .fetch_one(c)
+        .await?;
+    Ok(Received::Before { id: row.try_get("id")?, outcome: row.try_get("outcome")? })
+}
+
+pub(super) async fn settle(
+    c: &mut SqliteConnection,
+    event_id: String,
+    call: Option<CallId>,
+    outcome: String,
+    delivery: Option<Delivery>,
+    at_ms: UnixMs,
+) -> Sql<()> {
+    sqlx::query("UPDATE webhook_events SET outcome = $2, call_id = coalesce($3, call_id) WHERE id = $1")
+        .bind(&event_id)
+        .bind(outcome)
+        .bind(call.as_ref().map(CallId::as_str))
+        .execute(&mut *c)
+        .await?;
+    let Some(delivery) = delivery else { return Ok(()) };
+    sqlx::query(
+        "INSERT INTO deliveries (id, event_id, url, method, headers, body, attempts, due_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+    )
+    .bind(&delivery.id)
+    .bind(&delivery.event_id)
+    .bind(&delivery.url)
+    .bind(&delivery.method)
+    .bind(headers_json(&delivery.headers)?)
+    .bind(&delivery.body)
+    .bind(delivery.attempts)
+    .bind(at_ms)
+    .execute(c)
+    .await?;
+    Ok(())
+}
+
+pub(super) async fn unsettled(pool: &SqlitePool) -> super::Result<Vec<NewEvent>> {
+    let rows = sqlx::query("SELECT * FROM webhook_events WHERE outcome IS NULL ORDER BY received_at, id")
+        .fetch_all(pool)
+        .await?;
+    let event = |row: &SqliteRow| -> Sql<NewEvent> {
+        Ok(NewEvent {
+            id: row.try_get("id")?,
+            account: row.try_get("account")?,
+            webhook: row.try_get("webhook")?,
+            event: row.try_get("event")?,
+            dedupe_key: row.try_get("dedupe_key")?,
+            received_at: row.try_get("received_at")?,
+            method: row.try_get("method")?,
+            path: row.try_get("path")?,
+            headers: headers(row)?,
+            body: row.try_get("body")?,
+        })
+    };
+    rows.iter().map(event).collect::<Sql<_>>().map_err(Into::into)
+}
+
+pub(super) async fn due(pool: &SqlitePool, at_ms: UnixMs, limit: u32) -> super::Result<Vec<Delivery>> {
+    let rows = sqlx::query(
+        "SELECT * FROM deliveries WHERE done_at IS NULL AND due_at IS NOT NULL AND due_at <= $1 ORDER BY due_at, id LIMIT $2",
+    )
+    .bind(at_ms)
+    .bind(limit)
+    .fetch_all(pool)
+    .await?;
+    let delivery = |row: &SqliteRow| -> Sql<Delivery> {
+        Ok(Delivery {
+            id: row.try_get("id")?,
+            event_id: row.try_get("event_id")?,
+            url: row.try_get("url")?,
+            method: row.try_get("method")?,
+            headers: headers(row)?,
+            body: row.try_get::<Option<Vec<u8>>, _>("body")?.unwrap_or_default(),
+            attempts: row.try_get("attempts")?,
+        })
+    };
+    rows.iter().map(delivery).collect::<Sql<_>>().map_err(Into::into)
+}
+
+pub(super) async fn delivered(
+    c: &mut SqliteConnection,
+    id: String,
+    at_ms: UnixMs,
+    result: Result<(), (String, Option<UnixMs>)>,
+) -> Sql<()> {
+    let (done_at, due_at, error) = match result {
+        Ok(()) => (Some(at_ms), None, None),
+        Err((error, due_at)) => (None, due_at, Some(error)),
+    };
+    sqlx::query(
+        "UPDATE deliveries SET attempts = attempts + 1, done_at = $2, due_at = $3, last_error = $4 WHERE id = $1",
+    )
+    .bind(id)
+    .bind(done_at)
+    .bind(due_at)
+    .bind(error)
+    .execute(c)
+    .await?;
+    Ok(())
+}
+
+pub(super) async fn refused(c: &mut SqliteConnection, r: RefusalRecord) -> Sql<()> {
+    sqlx::query(
+        "INSERT INTO refusals (id, at, business, account, direction, code, limit_name, current_calls, limit_calls, observed)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (id) DO NOTHING",
+    )
+    .bind(r.id.as_str())
+    .bind(r.at)
+    .bind(r.business)
+    .bind(r.account)
+    .bind(r.direction)
+    .bind(r.code)
+    .bind(r.limit_name)
+    .bind(r.current)
+    .bind(r.limit)
+    .bind(r.observed)
+    .execute(c)
+    .await?;
+    Ok(())
+}
+
+pub(super) async fn latest_refusals(pool: &SqlitePool, limit: u32) -> super::Result<Vec<RefusalRecord>> {
+    let rows =
+        sqlx::query("SELECT * FROM refusals ORDER BY at DESC, id DESC LIMIT $1").bind(limit).fetch_all(pool).await?;
+    let refusal = |row: &SqliteRow| -> Sql<RefusalRecord> {
+        let id: String = row.try_get("id")?;
+        Ok(RefusalRecord {
+            id: RefusalId::parse(&id).ok_or_else(|| damaged(format!("{id:?} is no refusal id")))?,
+            at: row.try_get("at")?,
+            business: row.try_get("business")?,
+            account: row.try_get("account")?,
+            direction: row.try_get("direction")?,
+            code: row.try_get("code")?,
+            limit_name: row.try_get("limit_name")?,
+            current: row.try_get("current_calls")?,
+            limit: row.try_get("limit_calls")?,
+            observed: row.try_get("observed")?,
+        })
+    };
+    rows.iter().map(refusal).collect::<Sql<_>>().map_err(Into::into)
+}
+
+pub(super) async fn businesses(pool: &SqlitePool) -> super::Result<Vec<Business>> {
+    let rows = sqlx::query("SELECT body FROM businesses ORDER BY id").fetch_all(pool).await?;
+    let business = |row: &SqliteRow| -> Sql<Business> { serde_json::from_str(row.try_get("body")?).map_err(damaged) };
+    rows.iter().map(business).collect::<Sql<_>>().map_err(Into::into)
+}
+
+pub(super) async fn put_business(c: &mut SqliteConnection, business: Business, at_ms: UnixMs) -> Sql<bool> {
+    let body = serde_json::to_string(&business).map_err(|e| sqlx::Error::Encode(e.into()))?;
+    let known = sqlx::query("SELECT 1 FROM businesses WHERE id = $1")
+        .bind(business.id.as_str())
+        .fetch_optional(&mut *c)
+        .await?;
+    sqlx::query(
+        "INSERT INTO businesses (id, body, updated_at) VALUES ($1, $2, $3)
+         ON CONFLICT (id) DO UPDATE SET body = excluded.body, updated_at = excluded.updated_at",
+    )
+    .bind(business.id.as_str())
+    .bind(body)
+    .bind(at_ms)
+    .execute(c)
+    .await?;
+    Ok(known.is_none())
+}
+
+pub(super) async fn delete_business(c: &mut SqliteConnection, id: String) -> Sql<bool> {
+    let done = sqlx::query("DELETE FROM businesses WHERE id = $1").bind(id).execute(c).await?;
+    Ok(done.rows_affected() > 0)
+}
+
+pub(super) async fn purge(c: &mut SqliteConnection, ended_before: UnixMs, early_before: UnixMs) -> Sql<u64> {
+    let mut gone = 0;
+    for (sql, before) in [
+        ("DELETE FROM call_aliases WHERE call_id IS NULL AND seen_at < $1", early_before),
+        (
+            "DELETE FROM call_aliases WHERE call_id IN (SELECT id FROM calls WHERE phase = 'ended' AND ended_at < $1)",
+            ended_before,
+        ),
+        ("DELETE FROM calls WHERE phase = 'ended' AND ended_at < $1", ended_before),
+        ("DELETE FROM webhook_events WHERE outcome IS NOT NULL AND received_at < $1", ended_before),
+        ("DELETE FROM deliveries WHERE done_at < $1", ended_before),
+        ("DELETE FROM refusals WHERE at < $1", ended_before),
+    ] {
+        gone += sqlx::query(sql).bind(before).execute(&mut *c).await?.rows_affected();
+    }
+    Ok(gone)
+}

@@ -1,0 +1,249 @@
+//! The embedded store: one SQLite file, WAL, `synchronous=FULL`, one writer task, a few readers.
+//!
+//! Placeholders are written `$1`, which SQLite and Postgres both read.
+
+mod calls;
+mod lock;
+mod messages;
+pub mod migrate;
+mod writer;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+
+use super::{
+    Applied, CallRecord, Change, Delivery, NewCall, NewEvent, Opened, Received, RefusalRecord, Result, Store,
+    StoreError,
+};
+use crate::call::Event;
+use crate::clock::UnixMs;
+use crate::ids::{Alias, CallId};
+use crate::policy::{Business, Facts};
+pub use lock::Held;
+use writer::Writer;
+
+/// Readers beside the writer. WAL lets them read while it writes.
+const READERS: u32 = 4;
+
+/// The store could not be opened. Sentences for an operator.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has it.
+    #[error("{path} is in use by {holder}. The memory gate belongs to one process: stop that one, or give this one another [store] path")]
+    Held {
+        /// The database.
+        path: String,
+        /// Who has it.
+        holder: String,
+    },
+    /// The file cannot be opened.
+    #[error("cannot open {path}: {why}")]
+    File {
+        /// The database.
+        path: String,
+        /// Why.
+        why: String,
+    },
+    /// The schema does not fit.
+    #[error("{path} {why}")]
+    Schema {
+        /// The database.
+        path: String,
+        /// What does not fit, and the command that mends it.
+        why: String,
+    },
+}
+
+/// See the module.
+pub struct SqliteStore {
+    writer: Writer,
+    readers: SqlitePool,
+    path: PathBuf,
+    /// Given up last, when nothing writes any more.
+    _held: Held,
+}
+
+fn options(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full)
+        .foreign_keys(true)
+        .busy_timeout(Duration::from_secs(5))
+}
+
+impl SqliteStore {
+    /// Opens the file for this process alone. With `migrate`, a missing or older schema is brought up to date; without, it
+    /// is refused.
+    pub async fn open(path: &Path, migrate: bool) -> std::result::Result<Self, OpenError> {
+        let shown = path.display().to_string();
+        let file = |why: String| OpenError::File { path: shown.clone(), why };
+        if let Some(folder) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
+            std::fs::create_dir_all(folder).map_err(|e| file(format!("cannot make its folder: {e}")))?;
+        }
+        let held = Held::take(path).map_err(|e| match e {
+            lock::Refused::Held(holder) => OpenError::Held { path: shown.clone(), holder },
+            lock::Refused::File(why) => file(why),
+        })?;
+        let readers = SqlitePoolOptions::new()
+            .max_connections(READERS)
+            .connect_with(options(path))
+            .await
+            .map_err(|e| file(explain(&e)))?;
+        if migrate {
+            migrate::up(&readers).await.map_err(|why| OpenError::Schema { path: shown.clone(), why })?;
+        } else {
+            migrate::check(&readers).await.map_err(|why| OpenError::Schema { path: shown.clone(), why })?;
+        }
+        let writer = Writer::start(options(path)).await.map_err(|e| file(explain(&e)))?;
+        Ok(Self { writer, readers, path: path.to_owned(), _held: held })
+    }
+
+    /// A pool for `migrate`, which may run while a server has the file.
+    pub async fn connect(path: &Path) -> std::result::Result<SqlitePool, OpenError> {
+        let shown = path.display().to_string();
+        SqlitePoolOptions::new()
+            .max_connections(1)
+            .connect_with(options(path))
+            .await
+            .map_err(|e| OpenError::File { path: shown, why: explain(&e) })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// What an operator can do about an error of SQLite.
+fn explain(error: &sqlx::Error) -> String {
+    let code = error.as_database_error().and_then(|e| e.code()).unwrap_or_default().into_owned();
+    match code.parse::<u32>().unwrap_or_default() & 0xff {
+        13 => "the disk is full".to_owned(),
+        8 => "it is read-only; ringfence must be able to write it".to_owned(),
+        11 | 26 => format!("it is damaged or no SQLite file ({error}); move it away to start anew"),
+        14 => format!("the file or its folder cannot be opened ({error})"),
+        _ => error.to_string(),
+    }
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        match error {
+            sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => Self::Damaged(error.to_string()),
+            other => Self::Failed(explain(&other)),
+        }
+    }
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn open(&self, call: NewCall) -> Result<Opened> {
+        self.writer.run(move |c| Box::pin(calls::open(c, call))).await
+    }
+
+    async fn apply(&self, change: Change) -> Result<Option<Applied>> {
+        self.writer.run(move |c| Box::pin(calls::apply(c, change))).await
+    }
+
+    async fn keep_early(&self, aliases: Vec<Alias>, event: Event, at_ms: UnixMs) -> Result<Option<CallId>> {
+        self.writer.run(move |c| Box::pin(calls::keep_early(c, aliases, event, at_ms))).await
+    }
+
+    async fn resolve(&self, aliases: &[Alias]) -> Result<Option<CallId>> {
+        calls::resolve(&self.readers, aliases).await
+    }
+
+    async fn call(&self, id: &CallId) -> Result<Option<CallRecord>> {
+        calls::one(&mut *self.readers.acquire().await?, id).await.map_err(Into::into)
+    }
+
+    async fn open_calls(&self) -> Result<Vec<CallRecord>> {
+        calls::open_calls(&self.readers).await
+    }
+
+    async fn latest_calls(&self, limit: u32) -> Result<Vec<CallRecord>> {
+        calls::latest(&self.readers, limit).await
+    }
+
+    async fn admitted_since(&self, since_ms: UnixMs) -> Result<Vec<(UnixMs, Facts)>> {
+        calls::admitted_since(&self.readers, since_ms).await
+    }
+
+    async fn receive(&self, event: NewEvent) -> Result<Received> {
+        self.writer.run(move |c| Box::pin(messages::receive(c, event))).await
+    }
+
+    async fn settle(
+        &self,
+        event_id: &str,
+        call: Option<&CallId>,
+        outcome: &str,
+        delivery: Option<Delivery>,
+        at_ms: UnixMs,
+    ) -> Result<()> {
+        let (event_id, call, outcome) = (event_id.to_owned(), call.cloned(), outcome.to_owned());
+        self.writer.run(move |c| Box::pin(messages::settle(c, event_id, call, outcome, delivery, at_ms))).await
+    }
+
+    async fn unsettled_events(&self) -> Result<Vec<NewEvent>> {
+        messages::unsettled(&self.readers).await
+    }
+
+    async fn due_deliveries(&self, at_ms: UnixMs, limit: u32) -> Result<Vec<Delivery>> {
+        messages::due(&self.readers, at_ms, limit).await
+    }
+
+    async fn delivered(
+        &self,
+        id: &str,
+        at_ms: UnixMs,
+        result: std::result::Result<(), (String, Option<UnixMs>)>,
+    ) -> Result<()> {
+        let id = id.to_owned();
+        self.writer.run(move |c| Box::pin(messages::delivered(c, id, at_ms, result))).await
+    }
+
+    async fn refused(&self, refusal: RefusalRecord) -> Result<()> {
+        self.writer.run(move |c| Box::pin(messages::refused(c, refusal))).await
+    }
+
+    async fn latest_refusals(&self, limit: u32) -> Result<Vec<RefusalRecord>> {
+        messages::latest_refusals(&self.readers, limit).await
+    }
+
+    async fn businesses(&self) -> Result<Vec<Business>> {
+        messages::businesses(&self.readers).await
+    }
+
+    async fn put_business(&self, business: &Business, at_ms: UnixMs) -> Result<bool> {
+        let business = business.clone();
+        self.writer.run(move |c| Box::pin(messages::put_business(c, business, at_ms))).await
+    }
+
+    async fn delete_business(&self, id: &str) -> Result<bool> {
+        let id = id.to_owned();
+        self.writer.run(move |c| Box::pin(messages::delete_business(c, id))).await
+    }
+
+    async fn ping(&self) -> Result<()> {
+        sqlx::query("SELECT 1").execute(&self.readers).await?;
+        Ok(())
+    }
+
+    async fn purge(&self, ended_before_ms: UnixMs, early_before_ms: UnixMs) -> Result<u64> {
+        self.writer.run(move |c| Box::pin(messages::purge(c, ended_before_ms, early_before_ms))).await
+    }
+
+    async fn close(&self) {
+        self.writer.close().await;
+        self.readers.close().await;
+    }
+}
+
+#[cfg(test)]
+mod tests;
