@@ -30,6 +30,9 @@ pub struct Facts {
     pub account: AccountName,
     /// The provider of that account.
     pub provider: String,
+    /// The account that carries the call for the first one, where both are known: its limits bind the call too.
+    #[serde(default)]
+    pub carrier: Option<AccountName>,
     /// Which side placed the call.
     pub direction: Direction,
     /// The operation of the provider description, or the webhook, that brought the call.
@@ -75,7 +78,8 @@ impl Selector {
                 .is_some_and(|n| self.destination_prefix.iter().any(|p| n.starts_with(p.as_str())));
         has(&self.business, Some(facts.business.as_str()))
             && has(&self.plan, Some(&facts.plan))
-            && has(&self.account, Some(facts.account.as_str()))
+            && (has(&self.account, Some(facts.account.as_str()))
+                || has(&self.account, facts.carrier.as_ref().map(AccountName::as_str)))
             && self.direction.is_none_or(|d| d == facts.direction)
             && has(&self.agent, facts.agent.as_deref())
             && has(&self.own_number, facts.own_number.as_deref())

@@ -6,6 +6,7 @@ CREATE TABLE calls (
     plan          TEXT NOT NULL,
     account       TEXT NOT NULL,
     provider      TEXT NOT NULL,
+    carrier       TEXT,
     direction     TEXT NOT NULL,
     operation     TEXT NOT NULL,
     agent         TEXT,
@@ -17,6 +18,7 @@ CREATE TABLE calls (
     proof         TEXT,
     overrun       INTEGER NOT NULL DEFAULT 0,   -- exists although it was refused, or ended for us
     unsettled     INTEGER NOT NULL DEFAULT 0,   -- the create's outcome is unknown
+    polled        INTEGER NOT NULL DEFAULT 0,   -- no event will tell of it
     admitted_at   INTEGER NOT NULL,
     phase_at      INTEGER NOT NULL,
     deadline_at   INTEGER,                      -- past it the call is due for a look-up; it frees nothing

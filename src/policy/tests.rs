@@ -31,6 +31,7 @@ fn facts(policy: &Policy, id: &str) -> Facts {
         business,
         account: AccountName::parse("elevenlabs").unwrap(),
         provider: "elevenlabs".to_owned(),
+        carrier: None,
         direction: Direction::Outbound,
         operation: "twilio_outbound_call".to_owned(),
         agent: Some("agent_1".to_owned()),
@@ -124,6 +125,19 @@ fn named_limits_select_by_any_fact_and_count_per_any_fact() {
     assert_eq!(key(&to_turkey), Some("turkey|+905551112233".to_owned()));
     to_turkey.other_number = Some("+15550001111".to_owned());
     assert_eq!(key(&to_turkey), None);
+}
+
+#[test]
+fn a_call_carried_by_a_second_account_is_bound_by_both() {
+    let mut two = settings();
+    let twilio = AccountName::parse("twilio").unwrap();
+    two.accounts.push(AccountLimits { name: twilio.clone(), concurrent: Some(2), rate: None, business: None });
+    let policy = Policy::new(two, &[]);
+    let mut carried = facts(&policy, "default");
+    let bound = |f: &Facts| policy.bindings(f).iter().any(|b| b.limit.as_ref() == "account.twilio");
+    assert!(!bound(&carried));
+    carried.carrier = Some(twilio);
+    assert!(bound(&carried));
 }
 
 #[test]

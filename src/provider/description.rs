@@ -248,6 +248,9 @@ pub struct Operation {
     /// the kinds that the answer brings.
     #[serde(default)]
     pub join: bool,
+    /// The account's carrier carries the call.
+    #[serde(default)]
+    pub carried: bool,
     /// What policy selects by.
     #[serde(default)]
     pub facts: FactSelectors,

@@ -66,6 +66,8 @@ pub struct CallRecord {
     pub overrun: bool,
     /// The outcome of its create is unknown.
     pub unsettled: bool,
+    /// No event will tell of it: it is asked for from its start.
+    pub polled: bool,
     /// When it was admitted.
     pub admitted_at: UnixMs,
     /// When it came to its phase.
@@ -78,7 +80,7 @@ pub struct CallRecord {
     pub ended_at: Option<UnixMs>,
     /// The last news of it.
     pub seen_at: UnixMs,
-    /// Where the last news came from: `order`, `answer`, `webhook`, `poll`, `operator`.
+    /// Where the last news came from: its origin, or `answer`, `webhook`, `poll`, `operator`.
     pub seen_by: String,
     /// When a look-up first found nothing.
     pub absent_at: Option<UnixMs>,
@@ -108,6 +110,8 @@ pub struct NewCall {
     pub phase: Phase,
     /// It exists although a limit is full.
     pub overrun: bool,
+    /// No event will tell of it: it is asked for from its start.
+    pub polled: bool,
     /// Now.
     pub at_ms: UnixMs,
     /// When it is due for a look-up.

@@ -5,7 +5,7 @@ use sqlx::sqlite::{SqlitePool, SqliteRow};
 use sqlx::{Row as _, SqliteConnection};
 
 use super::super::{Applied, CallRecord, Change, NewCall, Opened};
-use crate::call::{Event, Phase, Step, next, stronger};
+use crate::call::{Event, Origin, Outcome, Phase, Step, next, stronger};
 use crate::clock::UnixMs;
 use crate::ids::{AccountName, Alias, BusinessId, CallId};
 use crate::policy::Facts;
@@ -38,6 +38,10 @@ fn facts(row: &SqliteRow) -> Sql<Facts> {
         plan: row.try_get("plan")?,
         account: AccountName::parse(row.try_get("account")?).map_err(damaged)?,
         provider: row.try_get("provider")?,
+        carrier: row
+            .try_get::<Option<String>, _>("carrier")?
+            .map(|name| AccountName::parse(&name).map_err(damaged))
+            .transpose()?,
         direction: word(row, "direction")?,
         operation: row.try_get("operation")?,
         agent: row.try_get("agent")?,
@@ -60,6 +64,7 @@ fn record(row: &SqliteRow, aliases: Vec<Alias>) -> Sql<CallRecord> {
         proof: optional_word(row, "proof")?,
         overrun: row.try_get("overrun")?,
         unsettled: row.try_get("unsettled")?,
+        polled: row.try_get("polled")?,
         admitted_at: row.try_get("admitted_at")?,
         phase_at: row.try_get("phase_at")?,
         deadline_at: row.try_get("deadline_at")?,
@@ -153,8 +158,8 @@ pub(super) async fn open(c: &mut SqliteConnection, call: NewCall) -> Sql<Opened>
     let f = &call.facts;
     sqlx::query(
         "INSERT INTO calls (id, business, plan, account, provider, direction, operation, agent, own_number, other_number,
-             origin, phase, overrun, admitted_at, phase_at, deadline_at, answered_at, seen_at, seen_by, callback)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $14, $15, $16, $14, 'order', $17)",
+             origin, phase, overrun, admitted_at, phase_at, deadline_at, answered_at, seen_at, seen_by, callback, carrier, polled)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $14, $15, $16, $14, $18, $17, $19, $20)",
     )
     .bind(call.id.as_str())
     .bind(f.business.as_str())
@@ -173,6 +178,9 @@ pub(super) async fn open(c: &mut SqliteConnection, call: NewCall) -> Sql<Opened>
     .bind(call.deadline_at)
     .bind((call.phase == Phase::Live).then_some(call.at_ms))
     .bind(call.callback.as_ref().map(to_json).transpose()?)
+    .bind(call.origin.as_str())
+    .bind(f.carrier.as_ref().map(AccountName::as_str))
+    .bind(call.polled)
     .execute(&mut *c)
     .await?;
     let (news, _) = bind_all(c, &call.aliases, &call.id, call.at_ms).await?;
@@ -198,6 +206,9 @@ pub(super) async fn apply(c: &mut SqliteConnection, change: Change) -> Sql<Optio
         }
         Step::Renew => record.deadline_at = change.deadlines.of_ms(record.phase).map(|ms| change.at_ms + ms),
         Step::End(outcome, proof) => {
+            // A call that was refused ended for want of capacity, whatever its provider calls it.
+            let refused = record.overrun && record.origin == Origin::Webhook;
+            let outcome = if refused { Outcome::Capacity } else { outcome };
             record.phase = Phase::Ended;
             record.phase_at = change.at_ms;
             record.deadline_at = None;
