@@ -1,0 +1,173 @@
+//! The only writer of a call's state: persist, then release if it ended, then tell.
+//!
+//! Every change runs in a task of its own. Whoever waits for it may be dropped (a client that hangs up, a listener that
+//! drains); the change is finished all the same.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tracing::{info, warn};
+
+use crate::call::{Deadlines, EndProof, Event, Origin, Outcome, Phase, Step};
+use crate::clock::{Clock, UnixMs};
+use crate::gate::{Gate, Lease};
+use crate::ids::{Alias, CallId, mask_number};
+use crate::metrics::Metrics;
+use crate::policy::{Facts, Policy};
+use crate::store::{Applied, Change, NewCall, Opened, Result, Store, StoreError};
+
+/// The running policy. Readers take what is there; a reload swaps it whole.
+pub type LivePolicy = Arc<ArcSwap<Policy>>;
+
+/// See the module. Cloning is cheap.
+#[derive(Clone)]
+pub struct Lifecycle {
+    /// What survives a restart.
+    pub store: Arc<dyn Store>,
+    /// Who holds what.
+    pub gate: Arc<dyn Gate>,
+    /// The running policy.
+    pub policy: LivePolicy,
+    /// Counters.
+    pub metrics: Metrics,
+    /// The time.
+    pub clock: Clock,
+    /// How long a call may stay in a phase without news.
+    pub deadlines: Deadlines,
+}
+
+async fn finish<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+    match tokio::spawn(work).await {
+        Ok(result) => result,
+        Err(error) => Err(StoreError::Unknown(format!("the task that wrote did not come to its end: {error}"))),
+    }
+}
+
+impl Lifecycle {
+    /// A change of a call, to be filled in.
+    pub fn change(&self, call: &CallId, seen_by: &'static str) -> Change {
+        Change::of(call, seen_by, self.clock.now_ms(), &self.deadlines)
+    }
+
+    /// A call to be put on record; its deadline is that of its phase.
+    pub fn new_call(&self, id: &CallId, facts: Facts, origin: Origin, phase: Phase) -> NewCall {
+        let at_ms = self.clock.now_ms();
+        NewCall {
+            id: id.clone(),
+            facts,
+            origin,
+            phase,
+            overrun: false,
+            polled: false,
+            at_ms,
+            deadline_at: at_ms + self.deadlines.of_ms(phase).unwrap_or_default(),
+            callback: None,
+            aliases: vec![],
+        }
+    }
+
+    /// Puts an admitted call on record. If that fails, or the call is another's, its lease is given back: what is not on
+    /// record was never admitted. News that came before the call is applied at once.
+    pub async fn open(&self, lease: &Lease, call: NewCall) -> Result<Opened> {
+        let (this, id) = (self.clone(), lease.call().clone());
+        finish(async move {
+            let opened = this.store.open(call).await;
+            match &opened {
+                Ok(Opened::New(None)) => {}
+                Ok(Opened::New(Some(news))) => {
+                    let change = Change { event: Some(*news), ..this.change(&id, "webhook") };
+                    this.apply_now(change).await?;
+                }
+                Ok(Opened::Known(_)) | Err(_) => this.release(&id).await,
+            }
+            opened
+        })
+        .await
+    }
+
+    /// Applies a change. `None`: there is no such call.
+    pub async fn apply(&self, change: Change) -> Result<Option<Applied>> {
+        let this = self.clone();
+        finish(async move { this.apply_now(change).await }).await
+    }
+
+    /// Applies news that a provider's ids point to. News of a call that nobody knows waits under its ids.
+    pub async fn news(&self, aliases: Vec<Alias>, event: Event, seen_by: &'static str) -> Result<Option<Applied>> {
+        if aliases.is_empty() {
+            return Ok(None);
+        }
+        let this = self.clone();
+        finish(async move {
+            let known = match this.store.resolve(&aliases).await? {
+                Some(call) => Some(call),
+                None => this.store.keep_early(aliases.clone(), event, this.clock.now_ms()).await?,
+            };
+            let Some(call) = known else { return Ok(None) };
+            this.apply_now(Change { event: Some(event), bind: aliases, ..this.change(&call, seen_by) }).await
+        })
+        .await
+    }
+
+    /// Ends a call.
+    pub async fn end(
+        &self,
+        call: &CallId,
+        outcome: Outcome,
+        proof: EndProof,
+        seen_by: &'static str,
+    ) -> Result<Option<Applied>> {
+        let event = Some(Event::Ended(outcome, proof));
+        self.apply(Change { event, ..self.change(call, seen_by) }).await
+    }
+
+    /// Counts a call that exists although no limit had room for it, or although it was taken for over.
+    pub async fn adopt(&self, mut call: NewCall) -> Result<Opened> {
+        let this = self.clone();
+        finish(async move {
+            let bindings = this.policy.load().bindings(&call.facts);
+            let (id, at_ms, overrun) = (call.id.clone(), call.at_ms, call.overrun);
+            call.overrun = overrun;
+            // A lease of a memory gate cannot fail; one that is away finds the call at its next rebuild.
+            let adopted = this.gate.adopt(&id, bindings, at_ms, overrun).await;
+            let Ok(lease) = adopted else {
+                return Err(StoreError::Failed("the gate does not answer".to_owned()));
+            };
+            this.open(&lease, call).await
+        })
+        .await
+    }
+
+    async fn apply_now(&self, change: Change) -> Result<Option<Applied>> {
+        let call = change.call.clone();
+        let Some(applied) = self.store.apply(change).await? else { return Ok(None) };
+        for (alias, other) in &applied.conflicts {
+            self.metrics.alias_conflict();
+            warn!(call = %call, other = %other, kind = %alias.kind, "two calls lay claim to one id");
+        }
+        if let Step::End(outcome, proof) = applied.step {
+            self.release(&call).await;
+            self.metrics.ended(outcome.as_str(), proof.as_str());
+            let record = &applied.record;
+            info!(
+                call = %call,
+                business = %record.facts.business,
+                %outcome,
+                %proof,
+                secs = seconds(record.admitted_at, record.ended_at),
+                to = record.facts.other_number.as_deref().map(mask_number),
+                "call ended"
+            );
+        }
+        Ok(Some(applied))
+    }
+
+    async fn release(&self, call: &CallId) {
+        if let Err(error) = self.gate.release(call, self.clock.now_ms()).await {
+            warn!(call = %call, %error, "the gate keeps a slot of an ended call until it is reconciled");
+        }
+    }
+}
+
+fn seconds(from_ms: UnixMs, to_ms: Option<UnixMs>) -> i64 {
+    to_ms.map_or(0, |to| (to - from_ms) / 1000)
+}

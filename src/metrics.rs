@@ -1,0 +1,318 @@
+//! Every metric: name, labels, meaning. The only caller of the prometheus crate.
+//!
+//! The five names without a prefix are those of the systems that ringfence replaces (contract §1); their alerts keep working.
+
+use std::sync::Arc;
+
+use prometheus::{
+    Encoder as _, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+
+/// Upper bounds of latency buckets, in seconds: from a loopback answer to a provider's slowest create.
+const SECONDS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
+
+/// Handles to every metric. Cloning is cheap.
+#[derive(Clone)]
+pub struct Metrics {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    registry: Registry,
+    active_calls: IntGauge,
+    rejected: IntCounterVec,
+    elevenlabs_429: IntCounter,
+    sessions: IntGauge,
+    subscriptions: IntGauge,
+    admitted: IntCounterVec,
+    would_refuse: IntCounterVec,
+    ended: IntCounterVec,
+    provider_limit: IntCounterVec,
+    unknown: IntCounterVec,
+    overruns: IntGauge,
+    limit_current: IntGaugeVec,
+    requests: IntCounterVec,
+    upstream_seconds: HistogramVec,
+    webhooks: IntCounterVec,
+    deliveries: IntCounterVec,
+    sweeps: IntCounterVec,
+    provider_live: IntGaugeVec,
+    alias_conflicts: IntCounter,
+    certificate_reloads: IntCounterVec,
+}
+
+/// Two registrations of one name, or a malformed one: a mistake in this file, caught by its test.
+#[derive(Debug, thiserror::Error)]
+#[error("metrics: {0}")]
+pub struct BadMetric(#[from] prometheus::Error);
+
+struct Maker<'a>(&'a Registry);
+
+impl Maker<'_> {
+    fn add<C: prometheus::core::Collector + Clone + 'static>(
+        &self,
+        made: prometheus::Result<C>,
+    ) -> Result<C, BadMetric> {
+        let collector = made?;
+        self.0.register(Box::new(collector.clone()))?;
+        Ok(collector)
+    }
+    fn counter(&self, name: &str, help: &str) -> Result<IntCounter, BadMetric> {
+        self.add(IntCounter::new(name, help))
+    }
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, BadMetric> {
+        self.add(IntCounterVec::new(Opts::new(name, help), labels))
+    }
+    fn gauge(&self, name: &str, help: &str) -> Result<IntGauge, BadMetric> {
+        self.add(IntGauge::new(name, help))
+    }
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, BadMetric> {
+        self.add(IntGaugeVec::new(Opts::new(name, help), labels))
+    }
+    fn seconds(&self, name: &str, help: &str, labels: &[&str]) -> Result<HistogramVec, BadMetric> {
+        self.add(HistogramVec::new(HistogramOpts::new(name, help).buckets(SECONDS.to_vec()), labels))
+    }
+}
+
+/// What is true at the moment of a scrape.
+#[derive(Debug, Clone, Default)]
+pub struct Gauges {
+    /// Calls that hold a slot, overruns left out.
+    pub active: u32,
+    /// Calls that exist although they were refused or ended for us.
+    pub overruns: u32,
+    /// Records that are not over.
+    pub sessions: u32,
+    /// Calls of businesses, summed over businesses.
+    pub of_businesses: u32,
+    /// Holders by the name of the limit, where it is counted per nothing.
+    pub limits: Vec<(String, u32)>,
+}
+
+impl Metrics {
+    /// A fresh registry with every metric in it.
+    pub fn new() -> Result<Self, BadMetric> {
+        let registry = Registry::new();
+        let m = Maker(&registry);
+        let inner = Inner {
+            active_calls: m.gauge("platform_global_active_calls", "Calls that hold a slot.")?,
+            rejected: m.counters(
+                "concurrent_rejected_total",
+                "Calls refused, by reason and plan.",
+                &["reason", "plan"],
+            )?,
+            elevenlabs_429: m.counter("elevenlabs_429_total", "Creates that ElevenLabs answered with 429.")?,
+            sessions: m.gauge("active_call_sessions_count", "Call records that are not over.")?,
+            subscriptions: m.gauge("subscription_active_calls_sum", "Calls in use, summed over businesses.")?,
+            admitted: m.counters(
+                "ringfence_calls_admitted_total",
+                "Calls admitted.",
+                &["account", "direction", "plan"],
+            )?,
+            would_refuse: m.counters(
+                "ringfence_would_refuse_total",
+                "Calls that enforce mode would have refused; the mode was observe.",
+                &["limit"],
+            )?,
+            ended: m.counters(
+                "ringfence_calls_ended_total",
+                "Calls ended, by outcome and by what proved it.",
+                &["outcome", "proof"],
+            )?,
+            provider_limit: m.counters(
+                "ringfence_provider_limit_total",
+                "Creates that a provider refused since a limit of its own was full.",
+                &["account", "class"],
+            )?,
+            unknown: m.counters(
+                "ringfence_create_outcome_unknown_total",
+                "Creates whose answer was lost; their slot is held until the provider was asked.",
+                &["account"],
+            )?,
+            overruns: m.gauge(
+                "ringfence_overrun_calls",
+                "Calls that exist although they were refused or ended; they block admissions.",
+            )?,
+            limit_current: m.gauges("ringfence_limit_calls", "Calls that hold a limit.", &["limit"])?,
+            requests: m.counters(
+                "ringfence_requests_total",
+                "Requests answered, by listener, kind and class of status.",
+                &["listener", "kind", "status"],
+            )?,
+            upstream_seconds: m.seconds(
+                "ringfence_upstream_seconds",
+                "Time until a provider answered a create.",
+                &["account"],
+            )?,
+            webhooks: m.counters(
+                "ringfence_webhooks_total",
+                "Webhooks, by what came of them.",
+                &["account", "event", "outcome"],
+            )?,
+            deliveries: m.counters("ringfence_deliveries_total", "Deliveries to the app, by result.", &["result"])?,
+            sweeps: m.counters(
+                "ringfence_sweeps_total",
+                "Times an account was asked for its live calls.",
+                &["account", "result"],
+            )?,
+            provider_live: m.gauges(
+                "ringfence_provider_live_calls",
+                "Live calls as the provider counts them.",
+                &["account"],
+            )?,
+            alias_conflicts: m.counter(
+                "ringfence_alias_conflicts_total",
+                "Ids that two calls laid claim to. Should stay 0.",
+            )?,
+            certificate_reloads: m.counters(
+                "ringfence_certificate_reloads_total",
+                "Times a changed certificate was read.",
+                &["result"],
+            )?,
+            registry: registry.clone(),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// A call was refused. `reason` is the contract's label, not the code of the answer.
+    pub fn refused(&self, reason: &str, plan: &str) {
+        self.inner.rejected.with_label_values(&[reason, plan]).inc();
+    }
+
+    /// Refusals so far by (reason, plan).
+    pub fn refusals(&self) -> Vec<(String, String, u64)> {
+        let mut all = Vec::new();
+        for family in prometheus::core::Collector::collect(&self.inner.rejected) {
+            for metric in family.get_metric() {
+                let label = |name: &str| {
+                    metric.get_label().iter().find(|l| l.name() == name).map_or("", |l| l.value()).to_owned()
+                };
+                #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an integer counter")]
+                all.push((label("reason"), label("plan"), metric.get_counter().get_value() as u64));
+            }
+        }
+        all
+    }
+
+    /// Creates that ElevenLabs answered with 429.
+    pub fn elevenlabs_429_count(&self) -> u64 {
+        self.inner.elevenlabs_429.get()
+    }
+
+    /// A call was admitted.
+    pub fn admitted(&self, account: &str, direction: &str, plan: &str) {
+        self.inner.admitted.with_label_values(&[account, direction, plan]).inc();
+    }
+
+    /// A call would have been refused.
+    pub fn would_refuse(&self, limit: &str) {
+        self.inner.would_refuse.with_label_values(&[limit]).inc();
+    }
+
+    /// A call ended.
+    pub fn ended(&self, outcome: &str, proof: &str) {
+        self.inner.ended.with_label_values(&[outcome, proof]).inc();
+    }
+
+    /// A provider said that a limit of its own is full.
+    pub fn provider_limit(&self, provider: &str, account: &str, class: &str) {
+        if provider == "elevenlabs" {
+            self.inner.elevenlabs_429.inc();
+        }
+        self.inner.provider_limit.with_label_values(&[account, class]).inc();
+    }
+
+    /// A create's answer was lost.
+    pub fn outcome_unknown(&self, account: &str) {
+        self.inner.unknown.with_label_values(&[account]).inc();
+    }
+
+    /// A request was answered.
+    pub fn request(&self, listener: &str, kind: &str, status: u16) {
+        let class = match status {
+            100..200 => "1xx",
+            200..300 => "2xx",
+            300..400 => "3xx",
+            400..500 => "4xx",
+            _ => "5xx",
+        };
+        self.inner.requests.with_label_values(&[listener, kind, class]).inc();
+    }
+
+    /// A provider answered a create.
+    pub fn upstream_seconds(&self, account: &str, seconds: f64) {
+        self.inner.upstream_seconds.with_label_values(&[account]).observe(seconds);
+    }
+
+    /// A webhook came.
+    pub fn webhook(&self, account: &str, event: &str, outcome: &str) {
+        self.inner.webhooks.with_label_values(&[account, event, outcome]).inc();
+    }
+
+    /// The app was told, or not.
+    pub fn delivery(&self, result: &str) {
+        self.inner.deliveries.with_label_values(&[result]).inc();
+    }
+
+    /// An account was asked for its live calls.
+    pub fn sweep(&self, account: &str, result: &str) {
+        self.inner.sweeps.with_label_values(&[account, result]).inc();
+    }
+
+    /// Live calls as the provider counts them.
+    pub fn provider_live(&self, account: &str, live: usize) {
+        self.inner.provider_live.with_label_values(&[account]).set(i64::try_from(live).unwrap_or(i64::MAX));
+    }
+
+    /// Two calls laid claim to one id.
+    pub fn alias_conflict(&self) {
+        self.inner.alias_conflicts.inc();
+    }
+
+    /// A changed certificate was read, or could not be.
+    pub fn certificate_reload(&self, result: &str) {
+        self.inner.certificate_reloads.with_label_values(&[result]).inc();
+    }
+
+    /// The text exposition (Prometheus format 0.0.4).
+    pub fn render(&self, gauges: &Gauges) -> String {
+        let m = &self.inner;
+        m.active_calls.set(gauges.active.into());
+        m.overruns.set(gauges.overruns.into());
+        m.sessions.set(gauges.sessions.into());
+        m.subscriptions.set(gauges.of_businesses.into());
+        m.limit_current.reset();
+        for (limit, calls) in &gauges.limits {
+            m.limit_current.with_label_values(&[limit.as_str()]).set((*calls).into());
+        }
+        let mut out = Vec::new();
+        // Writing into memory fails for no registered metric.
+        let _ = TextEncoder::new().encode(&m.registry.gather(), &mut out);
+        String::from_utf8(out).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_names_of_the_contract_are_there_exactly() {
+        let metrics = Metrics::new().unwrap();
+        metrics.refused("BUSINESS_LIMIT", "PAYG");
+        metrics.provider_limit("elevenlabs", "main", "concurrency");
+        let gauges = Gauges { active: 3, sessions: 4, of_businesses: 3, ..Gauges::default() };
+        let text = metrics.render(&gauges);
+        for line in [
+            "platform_global_active_calls 3",
+            "concurrent_rejected_total{plan=\"PAYG\",reason=\"BUSINESS_LIMIT\"} 1",
+            "elevenlabs_429_total 1",
+            "active_call_sessions_count 4",
+            "subscription_active_calls_sum 3",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line}\nnot in\n{text}");
+        }
+        assert_eq!(metrics.refusals(), [("BUSINESS_LIMIT".to_owned(), "PAYG".to_owned(), 1)]);
+    }
+}
