@@ -1,6 +1,7 @@
 //! ringfence: a sidecar that fences calls.
 #![forbid(unsafe_code)]
 pub mod call;
+pub mod calls;
 pub mod clock;
 pub mod gate;
 pub mod ids;

@@ -1,0 +1,231 @@
+//! A call that a provider brings: admitted like any other, or met with what the business chose for "full".
+
+use std::sync::Arc;
+
+use serde_json::Value;
+use tracing::{info, warn};
+
+use super::{ANSWER_BYTES_MAX, Calls};
+use crate::call::{Direction, EndProof, Event, Origin, Outcome, Phase};
+use crate::gate::{Order, Verdict};
+use crate::ids::{Alias, BusinessId, CallId, mask_number};
+use crate::policy::{Facts, Marks, WhenFull};
+use crate::provider::account::Account;
+use crate::provider::description::CallFacts;
+use crate::provider::render::fill_json;
+use crate::provider::select::{Document, Message};
+use crate::store::{CallRecord, Change, Opened, Result};
+
+/// A call as its provider announces it.
+#[derive(Debug, Clone)]
+pub struct Arrival {
+    /// The account that it came through.
+    pub account: Arc<Account>,
+    /// The webhook, or `sweep`.
+    pub operation: String,
+    /// Which side placed it.
+    pub direction: Direction,
+    /// What policy selects by.
+    pub facts: CallFacts,
+    /// Its ids.
+    pub aliases: Vec<Alias>,
+    /// Where it stands.
+    pub phase: Phase,
+    /// The provider takes its answer from our reply, so the call can be refused before it is answered.
+    pub refusable: bool,
+    /// Who brought it to our knowledge.
+    pub origin: Origin,
+}
+
+/// What an arriving call meets.
+#[derive(Debug, Clone)]
+pub enum Arrived {
+    /// It has a slot, from now on or already.
+    Admitted(CallId),
+    /// There is none. Where it could not be refused, it is being hung up.
+    Refused(CallId, WhenFull),
+}
+
+impl Calls {
+    /// Admits an inbound call, or says what it meets instead. A call that is known by one of its ids keeps its slot, however
+    /// many webhooks speak of it.
+    pub async fn arrive(&self, arrival: Arrival) -> Result<Arrived> {
+        let store = &self.lifecycle.store;
+        if let Some(known) = store.resolve(&arrival.aliases).await? {
+            return self.known(&known, &arrival).await;
+        }
+        let policy = self.lifecycle.policy.load_full();
+        let facts = self.facts_of(&arrival);
+        let call = CallId::new();
+        let at_ms = self.lifecycle.clock.now_ms();
+        let ask = Order { call: call.clone(), bindings: policy.bindings(&facts), mode: policy.mode(), at_ms };
+        let verdict = self.lifecycle.gate.admit(ask).await;
+        let mut record = self.lifecycle.new_call(&call, facts.clone(), arrival.origin, arrival.phase);
+        record.aliases = arrival.aliases.clone();
+        let full = match verdict {
+            Ok(Verdict::Admitted(lease, would_refuse)) => {
+                return match self.lifecycle.open(&lease, record).await? {
+                    Opened::Known(other) => self.known(&other, &arrival).await,
+                    Opened::New(_) => {
+                        self.lifecycle.metrics.admitted(
+                            facts.account.as_str(),
+                            facts.direction.as_str(),
+                            &facts.plan,
+                        );
+                        info!(
+                            %call,
+                            business = %facts.business,
+                            plan = facts.plan,
+                            account = %facts.account,
+                            from = facts.other_number.as_deref().map(mask_number),
+                            would_refuse = would_refuse.as_ref().map(|f| f.limit.as_ref()),
+                            "inbound admitted"
+                        );
+                        if let Some(full) = would_refuse {
+                            self.lifecycle.metrics.would_refuse(&full.limit);
+                        }
+                        Ok(Arrived::Admitted(call))
+                    }
+                };
+            }
+            Ok(Verdict::Refused(full)) => full,
+            Err(error) => {
+                warn!(%error, "an inbound call is refused: the gate does not answer");
+                return Err(crate::store::StoreError::Failed(error.to_string()));
+            }
+        };
+        let what = self.full_refusal(&facts, &full).await;
+        self.lifecycle.metrics.refused("capacity_inbound", "inbound");
+        self.keep_refusal(&facts, &what, "capacity_inbound", false);
+        info!(
+            %call,
+            refusal = %what.id,
+            business = %facts.business,
+            plan = facts.plan,
+            account = %facts.account,
+            limit = %full.limit,
+            from = facts.other_number.as_deref().map(mask_number),
+            "inbound refused"
+        );
+        let when_full = policy.when_full(&facts.business).clone();
+        // It exists until it has been refused or hung up, so it is counted, apart from the admitted ones.
+        record.overrun = true;
+        if let Opened::Known(other) = self.lifecycle.adopt(record).await? {
+            return self.known(&other, &arrival).await;
+        }
+        if arrival.refusable {
+            // Our reply to this webhook ends it.
+            self.end(&call, Outcome::Capacity, EndProof::Webhook, "webhook").await;
+        } else {
+            self.hang_up_later(&call);
+        }
+        Ok(Arrived::Refused(call, when_full))
+    }
+
+    /// Ends a call in the background.
+    pub fn hang_up_later(&self, call: &CallId) {
+        let (this, call) = (self.clone(), call.clone());
+        self.tasks.spawn(async move {
+            match this.lifecycle.store.call(&call).await {
+                Ok(Some(record)) if record.phase != Phase::Ended => {
+                    this.hang_up(&record, Outcome::Capacity).await;
+                }
+                Ok(_) => {}
+                Err(error) => warn!(%call, %error, "a call over capacity could not be read; the sweep sees to it"),
+            }
+        });
+    }
+
+    async fn known(&self, call: &CallId, arrival: &Arrival) -> Result<Arrived> {
+        let change = Change {
+            event: Some(Event::Reached(arrival.phase)),
+            bind: arrival.aliases.clone(),
+            ..self.lifecycle.change(call, "webhook")
+        };
+        let applied = self.lifecycle.apply(change).await?;
+        let refused = applied.filter(|a| a.record.outcome == Some(Outcome::Capacity) || a.record.overrun);
+        Ok(match refused {
+            Some(applied) if arrival.refusable => {
+                let when_full = self.lifecycle.policy.load().when_full(&applied.record.facts.business).clone();
+                Arrived::Refused(call.clone(), when_full)
+            }
+            _ => Arrived::Admitted(call.clone()),
+        })
+    }
+
+    /// The facts of an arriving call. A call that a carrier brings uses the capacity of the account whose agents answer it.
+    pub fn facts_of(&self, arrival: &Arrival) -> Facts {
+        let policy = self.lifecycle.policy.load();
+        let agent_account = self.agent_account(&arrival.account.name);
+        let (account, carrier) = match agent_account {
+            Some(user) => (user, Some(arrival.account.name.clone())),
+            None => {
+                let carried = arrival.aliases.iter().any(|a| a.kind == "call_sid");
+                (&arrival.account, arrival.account.carrier.clone().filter(|_| carried))
+            }
+        };
+        let marks = Marks {
+            agent: arrival.facts.agent.as_deref(),
+            number: arrival.facts.own_number.as_deref(),
+            account: Some(account.name.as_str()),
+            ..Marks::default()
+        };
+        // A stranger's call still has to be counted somewhere: where nobody is known, everybody's limits bind it.
+        let business = policy.identify(&marks).unwrap_or_else(|_| BusinessId::default_business());
+        Facts {
+            plan: policy.plan_of(&business),
+            business,
+            account: account.name.clone(),
+            provider: account.provider.name.clone(),
+            carrier,
+            direction: arrival.direction,
+            operation: arrival.operation.clone(),
+            agent: arrival.facts.agent.clone(),
+            own_number: arrival.facts.own_number.clone(),
+            other_number: arrival.facts.other_number.clone(),
+        }
+    }
+
+    /// Front mode: the TwiML that connects an admitted call to its agent, asked of the agent's provider. `Err` is a sentence
+    /// for the log; the call has been ended.
+    pub async fn front(&self, call: &CallId, agent: &str) -> std::result::Result<String, String> {
+        let record = match self.lifecycle.store.call(call).await {
+            Ok(Some(record)) => record,
+            Ok(None) => return Err("its record is gone".to_owned()),
+            Err(error) => return Err(error.to_string()),
+        };
+        match self.register(&record, agent).await {
+            Ok(twiml) => Ok(twiml),
+            Err(why) => {
+                self.end(call, Outcome::Failed, EndProof::Provider, "answer").await;
+                Err(why)
+            }
+        }
+    }
+
+    async fn register(&self, record: &CallRecord, agent: &str) -> std::result::Result<String, String> {
+        let account = self.account(&record.facts.account).ok_or("its account is gone")?;
+        let front = account.provider.front.as_ref().ok_or("its provider connects no calls")?;
+        let body = fill_json(&front.body, &|name| match name {
+            "agent" => agent.into(),
+            name => super::of_record(record, name).map_or(Value::Null, |v| v.into_owned().into()),
+        });
+        let request = Some(("application/json", body.to_string().into()));
+        let response =
+            self.ask(account, http::Method::POST, &front.path, request).await.map_err(|e| e.to_string())?;
+        if !response.status().is_success() || response.body().len() > ANSWER_BYTES_MAX {
+            return Err(format!("{} answered {}", account.provider.name, response.status().as_u16()));
+        }
+        let document = Document::decode(Some("text/xml"), response.body());
+        let message =
+            Message { body: &document, query: &[], path: &Default::default(), headers: response.headers() };
+        let Document::Xml(twiml) = &document else { return Err("the answer is no TwiML".to_owned()) };
+        let bind = front.ids.read(&message);
+        if bind.is_empty() {
+            warn!(call = %record.id, "the TwiML names no conversation; the call is followed by its carrier alone");
+        }
+        let change = Change { bind, ..self.lifecycle.change(&record.id, "answer") };
+        self.lifecycle.apply(change).await.map_err(|e| e.to_string())?;
+        Ok(twiml.clone())
+    }
+}

@@ -1,0 +1,213 @@
+//! Where calls stand, as their provider knows.
+
+use std::collections::BTreeMap;
+
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, Method, Response};
+
+use super::{AskError, Calls};
+use crate::call::{Direction, EndProof, Event};
+use crate::clock::UnixMs;
+use crate::ids::Alias;
+use crate::provider::account::Account;
+use crate::provider::description::{CallFacts, List, Lookup, NextPage};
+use crate::provider::select::{Document, Message};
+use crate::store::CallRecord;
+
+/// Pages of a list that are read at most: 100 pages of 100 conversations are more than any account may hold at once.
+const PAGES_MAX: usize = 100;
+
+/// What a provider's record says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Where the call stands.
+    pub event: Option<Event>,
+    /// Its ids.
+    pub aliases: Vec<Alias>,
+    /// What policy selects by.
+    pub facts: CallFacts,
+    /// It is a telephone call.
+    pub phone: bool,
+}
+
+/// The answer to a look-up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LookedUp {
+    /// The provider has a record.
+    Found(Found),
+    /// It has none.
+    Absent,
+}
+
+/// One call of a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Its id.
+    pub alias: Alias,
+    /// Where it stands.
+    pub event: Option<Event>,
+    /// What policy selects by.
+    pub facts: CallFacts,
+    /// Which side placed it.
+    pub direction: Direction,
+    /// When it came to be.
+    pub created_at: Option<UnixMs>,
+}
+
+fn decode(response: &Response<bytes::Bytes>) -> Document {
+    let content_type = response.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
+    Document::decode(content_type, response.body())
+}
+
+fn message<'a>(body: &'a Document, none: &'a (BTreeMap<String, String>, HeaderMap)) -> Message<'a> {
+    Message { body, query: &[], path: &none.0, headers: &none.1 }
+}
+
+impl Calls {
+    /// Asks for one call, at the first of its accounts that can be asked with an id that it has.
+    pub async fn look_up(&self, record: &CallRecord) -> Result<LookedUp, AskError> {
+        let mut last = AskError::NoWay(record.facts.account.clone(), "the call has no id that it knows");
+        for account in self.accounts_of(record) {
+            let Some(lookup) = &account.provider.lookup else { continue };
+            if record.alias(&lookup.needs).is_none() {
+                continue;
+            }
+            match self.look_up_at(account, lookup, record).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    async fn look_up_at(
+        &self,
+        account: &Account,
+        lookup: &Lookup,
+        record: &CallRecord,
+    ) -> Result<LookedUp, AskError> {
+        let path = self.path(account, Some(record), &lookup.path)?;
+        self.read_record(account, lookup, &path).await
+    }
+
+    /// Asks for a call that is known by an id alone.
+    pub async fn look_up_alias(&self, account: &Account, alias: &Alias) -> Result<LookedUp, AskError> {
+        let no_way = || AskError::NoWay(account.name.clone(), "its provider has no look-up by this id");
+        let lookup = account.provider.lookup.as_ref().filter(|l| l.needs == alias.kind).ok_or_else(no_way)?;
+        let value = |name: &str| {
+            account.value(name).or_else(|| (name == alias.kind).then(|| alias.id.as_str().into()))
+        };
+        let path = crate::provider::render::render(&lookup.path, crate::provider::render::Target::Url, value)?;
+        self.read_record(account, lookup, &path).await
+    }
+
+    async fn read_record(&self, account: &Account, lookup: &Lookup, path: &str) -> Result<LookedUp, AskError> {
+        let response = self.ask(account, Method::GET, path, None).await?;
+        let status = response.status().as_u16();
+        if lookup.absent.contains(&status) {
+            return Ok(LookedUp::Absent);
+        }
+        if !response.status().is_success() {
+            return Err(AskError::Status(status));
+        }
+        let (body, none) = (decode(&response), Default::default());
+        let message = message(&body, &none);
+        Ok(LookedUp::Found(Found {
+            event: lookup.state.read(&message, EndProof::Provider),
+            aliases: lookup.ids.read(&message),
+            facts: lookup.facts.read(&message),
+            phone: lookup.phone.is_empty() || lookup.phone.holds(&message),
+        }))
+    }
+
+    /// The account's live calls.
+    pub async fn list_live(&self, account: &Account) -> Result<Vec<Listed>, AskError> {
+        let list = account.provider.list.as_ref();
+        let list = list.ok_or_else(|| AskError::NoWay(account.name.clone(), "its provider lists no calls"))?;
+        let mut all = Vec::new();
+        for template in &list.paths {
+            let path = self.path(account, None, template)?;
+            all.extend(self.pages(account, list, path).await?);
+        }
+        Ok(all)
+    }
+
+    /// How many live calls the account counts; `None` where its provider does not say.
+    pub async fn count_live(&self, account: &Account) -> Result<Option<usize>, AskError> {
+        let Some(count) = &account.provider.count else { return Ok(None) };
+        let path = self.path(account, None, &count.path)?;
+        let response = self.ask(account, Method::GET, &path, None).await?;
+        if !response.status().is_success() {
+            return Err(AskError::Status(response.status().as_u16()));
+        }
+        let (body, none) = (decode(&response), Default::default());
+        let text = count.value.text(&message(&body, &none));
+        Ok(text.and_then(|t| t.parse().ok()))
+    }
+
+    /// Calls that an order whose answer was lost may have made.
+    pub async fn find(&self, account: &Account, record: &CallRecord) -> Result<Vec<Listed>, AskError> {
+        let no_way = || AskError::NoWay(account.name.clone(), "its provider cannot search for lost creates");
+        let find = account.provider.find.as_ref().ok_or_else(no_way)?;
+        let path = self.path(account, Some(record), find.path.as_deref().ok_or_else(no_way)?)?;
+        let listed = self.pages(account, find, path).await?;
+        // A second is what providers' stamps are worth.
+        let since_ms = record.admitted_at - 1_000;
+        Ok(listed.into_iter().filter(|one| one.created_at.is_none_or(|at| at >= since_ms)).collect())
+    }
+
+    async fn pages(&self, account: &Account, list: &List, first: String) -> Result<Vec<Listed>, AskError> {
+        let (mut all, mut path) = (Vec::new(), first.clone());
+        for _ in 0..PAGES_MAX {
+            let response = self.ask(account, Method::GET, &path, None).await?;
+            if !response.status().is_success() {
+                return Err(AskError::Status(response.status().as_u16()));
+            }
+            let body = decode(&response);
+            let items = list.items.list(&body).ok_or(AskError::Status(response.status().as_u16()))?;
+            all.extend(items.iter().filter_map(|item| listed(list, item)));
+            let none = Default::default();
+            let whole = message(&body, &none);
+            let next = match &list.next {
+                Some(NextPage::Uri { uri }) => uri.text(&whole).map(|uri| path_of(&uri)),
+                Some(NextPage::Cursor { cursor, param }) => cursor.text(&whole).map(|cursor| {
+                    let escaped: String = form_urlencoded::byte_serialize(cursor.as_bytes()).collect();
+                    format!("{first}&{param}={escaped}")
+                }),
+                None => None,
+            };
+            match next {
+                Some(next) if !next.is_empty() && next != path => path = next,
+                _ => return Ok(all),
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// The path and query of a next-page link. Only these: a link must not send our credentials to another host.
+fn path_of(uri: &str) -> String {
+    match uri.parse::<http::Uri>() {
+        Ok(parsed) => parsed.path_and_query().map(|p| p.as_str().to_owned()).unwrap_or_default(),
+        Err(_) => String::new(),
+    }
+}
+
+fn listed(list: &List, item: &serde_json::Value) -> Option<Listed> {
+    let (body, none) = (Document::Json(item.clone()), Default::default());
+    let message = message(&body, &none);
+    if !list.skip.is_empty() && list.skip.holds(&message) {
+        return None;
+    }
+    let created_at = list.created_at.as_ref().and_then(|s| s.text(&message)).and_then(|text| {
+        let time = jiff::fmt::rfc2822::parse(&text).ok()?;
+        Some(time.timestamp().as_millisecond())
+    });
+    Some(Listed {
+        alias: Alias::new(&list.id.kind, &list.id.from.text(&message)?)?,
+        event: list.state.read(&message, EndProof::Provider),
+        facts: list.facts.read(&message),
+        direction: list.direction.as_ref().and_then(|d| d.read(&message)).unwrap_or(Direction::Outbound),
+        created_at,
+    })
+}

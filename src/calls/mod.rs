@@ -1,0 +1,197 @@
+//! What is asked of providers: place a call, look calls up, end one; and what an inbound call meets.
+//!
+//! [`place`] sends an order and settles it, [`inbound`] admits a call that a provider brings, [`lookup`] asks where calls
+//! stand, [`terminate`] ends one and checks that it is over.
+
+pub mod inbound;
+pub mod lookup;
+pub mod place;
+pub mod terminate;
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, USER_AGENT};
+use http::{HeaderValue, Method, Request, Response};
+use tokio_util::task::TaskTracker;
+
+use crate::ids::{AccountName, CallId};
+use crate::lifecycle::Lifecycle;
+use crate::net::{Upstream, UpstreamError};
+use crate::provider::account::Account;
+use crate::provider::render::{MissingValue, Target, render};
+use crate::store::CallRecord;
+
+/// The longest answer of a provider that is read, in bytes: a list of 1,000 calls is about 1 MiB.
+pub const ANSWER_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// Times and addresses of this layer.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// How long the app waits for a create. The exchange reads on.
+    pub create_timeout: Duration,
+    /// A create is not sent if admission was longer ago: the process may have been stopped in between.
+    pub send_within: Duration,
+    /// How long ringfence's own requests may take.
+    pub ask_timeout: Duration,
+    /// Two look-ups that find nothing prove an end only if they lie so far apart.
+    pub absent_twice_within: Duration,
+    /// Calls younger than this are not looked up: providers' lists lag.
+    pub grace: Duration,
+    /// What providers call, if they can call us.
+    pub public_url: Option<String>,
+    /// The largest `Retry-After` for SDKs that sleep on it.
+    pub sdk_retry_after_max_secs: u32,
+    /// The account whose capacity inbound calls of a carrier use, where one is configured.
+    pub inbound_account: Option<AccountName>,
+}
+
+/// See the module. Cloning is cheap.
+#[derive(Clone)]
+pub struct Calls {
+    /// The only writer of a call's state.
+    pub lifecycle: Lifecycle,
+    /// Every account by name.
+    pub accounts: Arc<BTreeMap<AccountName, Arc<Account>>>,
+    /// The way out.
+    pub upstream: Upstream,
+    /// Times and addresses.
+    pub settings: Arc<Settings>,
+    /// Exchanges under way: a drain waits for them.
+    pub tasks: TaskTracker,
+    /// Inbound calls that a request is joining just now.
+    joining: Arc<Mutex<HashSet<CallId>>>,
+}
+
+/// A provider could not be asked.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum AskError {
+    /// The account has no credentials for it, or the provider no way.
+    #[error("{0} cannot be asked: {1}")]
+    NoWay(AccountName, &'static str),
+    /// A template names what is not there.
+    #[error(transparent)]
+    Missing(#[from] MissingValue),
+    /// It did not answer.
+    #[error(transparent)]
+    Upstream(#[from] UpstreamError),
+    /// It answered what cannot be used.
+    #[error("the provider answered {0}")]
+    Status(u16),
+}
+
+impl Calls {
+    /// Puts the layer together.
+    pub fn new(
+        lifecycle: Lifecycle,
+        accounts: BTreeMap<AccountName, Arc<Account>>,
+        upstream: Upstream,
+        settings: Settings,
+    ) -> Self {
+        Self {
+            lifecycle,
+            accounts: Arc::new(accounts),
+            upstream,
+            settings: Arc::new(settings),
+            tasks: TaskTracker::new(),
+            joining: Arc::default(),
+        }
+    }
+
+    /// The account of this name.
+    pub fn account(&self, name: &AccountName) -> Option<&Arc<Account>> {
+        self.accounts.get(name)
+    }
+
+    /// The accounts that know a call: the one whose capacity it uses, then its carrier.
+    pub fn accounts_of(&self, record: &CallRecord) -> Vec<&Arc<Account>> {
+        let names = [Some(&record.facts.account), record.facts.carrier.as_ref()];
+        names.into_iter().flatten().filter_map(|name| self.account(name)).collect()
+    }
+
+    /// The account that uses a carrier's calls: the configured one, else the only one that names it as its carrier.
+    pub fn agent_account(&self, carrier: &AccountName) -> Option<&Arc<Account>> {
+        if let Some(name) = &self.settings.inbound_account {
+            return self.account(name).filter(|a| a.name != *carrier);
+        }
+        let mut users = self.accounts.values().filter(|a| a.carrier.as_ref() == Some(carrier));
+        users.next().filter(|_| users.next().is_none())
+    }
+
+    /// Fills a path: `account.*`, the call's aliases and facts, `call_id`. Values are percent-encoded.
+    fn path(&self, account: &Account, record: Option<&CallRecord>, template: &str) -> Result<String, MissingValue> {
+        render(template, Target::Url, |name| account.value(name).or_else(|| of_record(record?, name)))
+    }
+
+    /// One of ringfence's own requests, with the account's credentials.
+    pub async fn ask(
+        &self,
+        account: &Account,
+        method: Method,
+        path_and_query: &str,
+        body: Option<(&'static str, Bytes)>,
+    ) -> Result<Response<Bytes>, AskError> {
+        if !account.can_ask() {
+            return Err(AskError::NoWay(account.name.clone(), "it has no credentials in the config"));
+        }
+        let (name, value) = account.credentials()?;
+        let uri = account.url(path_and_query).map_err(|_| AskError::NoWay(account.name.clone(), "its URL is bad"))?;
+        let mut request = Request::new(body.as_ref().map(|(_, bytes)| bytes.clone()).unwrap_or_default());
+        *request.method_mut() = method;
+        *request.uri_mut() = uri;
+        let headers = request.headers_mut();
+        headers.insert(name, value);
+        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        headers.insert(USER_AGENT, HeaderValue::from_static(concat!("ringfence/", env!("CARGO_PKG_VERSION"))));
+        if let Some((content_type, _)) = body {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        }
+        Ok(self.upstream.fetch(request, ANSWER_BYTES_MAX, self.settings.ask_timeout).await?)
+    }
+}
+
+/// A value of a call in a template.
+fn of_record<'a>(record: &'a CallRecord, name: &str) -> Option<Cow<'a, str>> {
+    let facts = &record.facts;
+    let value = match name {
+        "call_id" => Some(record.id.as_str()),
+        "agent" => facts.agent.as_deref(),
+        "own_number" => facts.own_number.as_deref(),
+        "other_number" => facts.other_number.as_deref(),
+        kind => record.alias(kind),
+    };
+    value.map(Cow::Borrowed)
+}
+
+/// Puts a value into JSON at a pointer, making the objects on the way. `false` if something else is in the way.
+pub fn inject(body: &mut serde_json::Value, at: &str, value: &str) -> bool {
+    let mut here = body;
+    for key in at.split('/').skip(1) {
+        if here.is_null() {
+            *here = serde_json::Value::Object(serde_json::Map::new());
+        }
+        let Some(map) = here.as_object_mut() else { return false };
+        here = map.entry(key).or_insert(serde_json::Value::Null);
+    }
+    *here = value.into();
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn values_are_put_where_nothing_else_is_in_the_way() {
+        let mut body = json!({"a": 1, "b": {"c": "kept"}});
+        assert!(inject(&mut body, "/b/d/e", "x"));
+        assert!(inject(&mut body, "/n/m", "y"));
+        assert!(!inject(&mut body, "/a/z", "no"));
+        assert_eq!(body, json!({"a": 1, "b": {"c": "kept", "d": {"e": "x"}}, "n": {"m": "y"}}));
+    }
+}

@@ -1,0 +1,541 @@
+//! One order, from admission to its settlement: admit → record → send → read → apply → answer.
+//!
+//! From admission on it belongs to a task of its own. An app that hangs up changes nothing: the call is counted, its ids are
+//! learnt. The app is answered at its time-out; the exchange reads on.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderValue, Request, Response};
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::{ANSWER_BYTES_MAX, Calls, inject};
+use crate::call::{EndProof, Event, Origin, Outcome as End, Phase, Step};
+use crate::gate::{Full, Gated, Lease, Order, Verdict};
+use crate::ids::{Alias, CallId, mask_number};
+use crate::net::Outcome;
+use crate::net::headers::strip_hop_by_hop;
+use crate::policy::{Bound, Facts};
+use crate::provider::account::Account;
+use crate::provider::description::{Callback, LimitClass, Operation};
+use crate::provider::render::{Target, render};
+use crate::provider::select::{Document, Message};
+use crate::reply::{Code, Manner, Refusal, refusal};
+use crate::store::{AppCallback, CallRecord, Change, Opened, RefusalRecord};
+
+/// A request that would create a call.
+#[derive(Debug)]
+pub struct CreateOrder {
+    /// Whose capacity it uses.
+    pub account: Arc<Account>,
+    /// Which operation of the provider it is.
+    pub operation: Operation,
+    /// What policy selects by.
+    pub facts: Facts,
+    /// The request as it will be sent: upstream URI, the app's headers. The body is the app's.
+    pub request: Request<Bytes>,
+    /// The body, decoded.
+    pub body: Document,
+    /// The client sleeps on `Retry-After` inside the app's request.
+    pub sdk_sleeps: bool,
+}
+
+/// A create as the provider gets it.
+struct Prepared {
+    request: Request<Bytes>,
+    /// The app's own status callback, where ours stands in its place.
+    callback: Option<AppCallback>,
+    /// The provider will tell of the call; else it is asked from the start.
+    events_will_come: bool,
+}
+
+impl Calls {
+    /// Places a call. Runs in a task of its own; dropping the future drops only the answer.
+    pub async fn place(&self, order: CreateOrder) -> Response<Bytes> {
+        let (this, shape) = (self.clone(), order.account.provider.clone());
+        let manner_max = order.sdk_sleeps.then_some(self.settings.sdk_retry_after_max_secs);
+        let task = self.tasks.spawn(async move { this.run(order).await });
+        match task.await {
+            Ok(response) => response,
+            Err(error) => {
+                warn!(%error, "an order's task did not come to its end");
+                let lost = Refusal::new(Code::OutcomeUnknown, "ringfence failed while placing the call");
+                refusal(&lost, Manner { shape: &shape.refusal, retry_after_max_secs: manner_max })
+            }
+        }
+    }
+
+    async fn run(&self, order: CreateOrder) -> Response<Bytes> {
+        if order.operation.join
+            && let Some(joined) = self.joinable(&order).await
+        {
+            let response = self.run_joined(&joined, order).await;
+            self.joining().remove(&joined.id);
+            return response;
+        }
+        let call = CallId::new();
+        let policy = self.lifecycle.policy.load_full();
+        let at_ms = self.lifecycle.clock.now_ms();
+        let admitted_at = Instant::now();
+        let ask =
+            Order { call: call.clone(), bindings: policy.bindings(&order.facts), mode: policy.mode(), at_ms };
+        let (lease, would_refuse) = match self.lifecycle.gate.admit(ask).await {
+            Ok(Verdict::Admitted(lease, would_refuse)) => (lease, would_refuse),
+            Ok(Verdict::Refused(full)) => return self.refuse_full(&order, &full).await,
+            Err(error) => return self.refuse(&order, Refusal::new(Code::GateUnavailable, error.to_string())).await,
+        };
+        let prepared = match self.prepare(&order, &call) {
+            Ok(prepared) => prepared,
+            Err(message) => {
+                self.release_unrecorded(&call).await;
+                return self.refuse(&order, Refusal::new(Code::InvalidRequest, message)).await;
+            }
+        };
+        let mut record =
+            self.lifecycle.new_call(&call, order.facts.clone(), Origin::Order, Phase::Reserved);
+        record.callback = prepared.callback;
+        record.polled = !prepared.events_will_come;
+        match self.lifecycle.open(&lease, record).await {
+            Ok(Opened::New(_)) => {}
+            Ok(Opened::Known(_)) | Err(_) => {
+                let message = "The call's record could not be written, so nothing was dialled.";
+                return self.refuse(&order, Refusal::new(Code::StoreUnavailable, message)).await;
+            }
+        }
+        self.note_admitted(&order, &call, would_refuse.as_ref()).await;
+        if admitted_at.elapsed() > self.settings.send_within {
+            self.end(&call, End::NotCreated, EndProof::Deadline, "order").await;
+            let message = "Nothing was dialled: this process stood still between admission and dialling.";
+            return self.refuse(&order, Refusal::new(Code::StoreUnavailable, message)).await;
+        }
+        let mut response = self.exchange(lease, Gated::new(prepared.request), order, None).await;
+        if let Some(full) = would_refuse
+            && let Ok(limit) = HeaderValue::try_from(full.limit.as_ref())
+        {
+            response.headers_mut().insert("x-ringfence-would-refuse", limit);
+        }
+        response
+    }
+
+    /// Sends, and settles by the answer, whenever it comes. The app is answered at its time-out.
+    async fn exchange(
+        &self,
+        lease: Lease,
+        request: Gated<Request<Bytes>>,
+        order: CreateOrder,
+        joined: Option<CallRecord>,
+    ) -> Response<Bytes> {
+        let (call, account) = (lease.call().clone(), order.account.clone());
+        let sdk_sleeps = order.sdk_sleeps;
+        let this = self.clone();
+        let mut settling = self.tasks.spawn(async move {
+            let started = Instant::now();
+            let outcome = this.upstream.create(request.open(&lease), ANSWER_BYTES_MAX).await;
+            this.lifecycle
+                .metrics
+                .upstream_seconds(order.account.name.as_str(), started.elapsed().as_secs_f64());
+            this.settle(lease.call(), outcome, &order, joined.as_ref()).await
+        });
+        match tokio::time::timeout(self.settings.create_timeout, &mut settling).await {
+            Ok(Ok(response)) => response,
+            Ok(Err(error)) => {
+                warn!(%call, %error, "an exchange did not come to its end");
+                self.unknown_answer(&account, sdk_sleeps, &call, "ringfence failed while placing the call")
+            }
+            Err(_) => {
+                self.mark_unsettled(&call).await;
+                let secs = self.settings.create_timeout.as_secs();
+                let why = format!("{} did not answer within {secs} s", account.provider.name);
+                self.unknown_answer(&account, sdk_sleeps, &call, &why)
+            }
+        }
+    }
+
+    async fn settle(
+        &self,
+        call: &CallId,
+        outcome: Outcome,
+        order: &CreateOrder,
+        joined: Option<&CallRecord>,
+    ) -> Response<Bytes> {
+        let provider = &order.account.provider;
+        let answer = match outcome {
+            Outcome::Answered(answer) => answer,
+            Outcome::NotSent(error) => {
+                if joined.is_none() {
+                    self.end(call, End::NotCreated, EndProof::Provider, "answer").await;
+                }
+                let message = format!("Not dialled: {} cannot be reached: {error}", provider.name);
+                return self.refuse(order, Refusal::new(Code::InitiationFailed, message)).await;
+            }
+            Outcome::Unknown(error) => {
+                self.mark_unsettled(call).await;
+                let why = format!("the answer of {} was lost: {error}", provider.name);
+                return self.unknown_answer(&order.account, order.sdk_sleeps, call, &why);
+            }
+        };
+        let status = answer.status().as_u16();
+        let content_type = answer.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
+        let body = Document::decode(content_type, answer.body());
+        let message = Message { body: &body, query: &[], path: &Default::default(), headers: answer.headers() };
+        let success = &order.operation.success;
+        if success.status.contains(&status) && (success.unless.is_empty() || !success.unless.holds(&message)) {
+            let ids = order.operation.ids.read(&message);
+            let state = order.operation.phase.read(&message, EndProof::Provider);
+            self.created(call, ids, state, order).await;
+        } else if let Some(limit) =
+            provider.limits.iter().find(|l| l.status == status && (l.when.is_empty() || l.when.holds(&message)))
+        {
+            if joined.is_none() {
+                self.end(call, End::NotCreated, EndProof::Provider, "answer").await;
+            }
+            let wait_secs = retry_after_secs(&answer).unwrap_or(limit.wait_secs);
+            return self.refuse_by_provider(order, limit.class, wait_secs).await;
+        } else if status >= 500 {
+            self.mark_unsettled(call).await;
+            let why = format!("{} answered {status}", provider.name);
+            return self.unknown_answer(&order.account, order.sdk_sleeps, call, &why);
+        } else if joined.is_none() {
+            self.end(call, End::NotCreated, EndProof::Provider, "answer").await;
+        }
+        pass_on(answer)
+    }
+
+    /// The provider has the call. One that was taken for over in the meantime is an overrun.
+    async fn created(&self, call: &CallId, ids: Vec<Alias>, state: Option<Event>, order: &CreateOrder) {
+        // Success without any id: the call can only be found by asking.
+        let unsettled = ids.is_empty();
+        if unsettled {
+            self.lifecycle.metrics.outcome_unknown(order.account.name.as_str());
+        }
+        let change = Change {
+            event: Some(state.unwrap_or(Event::Reached(Phase::Dialing))),
+            bind: ids.clone(),
+            unsettled: Some(unsettled),
+            ..self.lifecycle.change(call, "answer")
+        };
+        match self.lifecycle.apply(change).await {
+            Ok(Some(applied)) if applied.record.phase == Phase::Ended && applied.step == Step::Ignore => {
+                warn!(%call, "a call was answered for after it counted as over; it is counted again, as an overrun");
+                let id = CallId::new();
+                let mut again =
+                    self.lifecycle.new_call(&id, order.facts.clone(), Origin::Order, Phase::Dialing);
+                again.overrun = true;
+                again.polled = true;
+                if let Err(error) = self.lifecycle.adopt(again).await {
+                    warn!(call = %id, %error, "an overrun could not be recorded");
+                }
+            }
+            Ok(_) => {}
+            // The slot stays, its deadline leads to a look-up.
+            Err(error) => warn!(%call, %error, "a created call's ids could not be recorded"),
+        }
+    }
+
+    fn prepare(&self, order: &CreateOrder, call: &CallId) -> Result<Prepared, String> {
+        let mut request = Request::new(order.request.body().clone());
+        *request.method_mut() = order.request.method().clone();
+        *request.uri_mut() = order.request.uri().clone();
+        *request.headers_mut() = order.request.headers().clone();
+        request.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        let (mut callback, mut events_will_come) = (None, false);
+        match &order.body {
+            Document::Json(body) if !order.operation.inject.is_empty() => {
+                let mut body = body.clone();
+                for one in &order.operation.inject {
+                    let value = render(&one.value, Target::Plain, |n| (n == "call_id").then(|| call.as_str().into()));
+                    if !inject(&mut body, &one.at, &value.map_err(|e| e.to_string())?) {
+                        // The app has something else there; its body wins, the call is found by other means.
+                        warn!(%call, at = one.at, "the call's id could not be put into the create");
+                    }
+                }
+                *request.body_mut() = serde_json::to_vec(&body).map_err(|e| e.to_string())?.into();
+            }
+            Document::Form(pairs) => {
+                if let Some((body, app)) = self.take_over_callback(order, call, pairs) {
+                    *request.body_mut() = body.into();
+                    callback = app;
+                    events_will_come = true;
+                }
+            }
+            _ => {}
+        }
+        request.headers_mut().remove(CONTENT_LENGTH);
+        Ok(Prepared { request, callback, events_will_come })
+    }
+
+    /// The form with our callback in place of the app's.
+    fn take_over_callback(
+        &self,
+        order: &CreateOrder,
+        call: &CallId,
+        pairs: &[(String, String)],
+    ) -> Option<(String, Option<AppCallback>)> {
+        let rule: &Callback = order.operation.callback.as_ref()?;
+        let public_url = self.settings.public_url.as_ref()?;
+        let template = order.account.provider.webhooks.iter().find_map(|w| w.callback.as_ref())?;
+        let message = Message {
+            body: &order.body,
+            query: &[],
+            path: &Default::default(),
+            headers: order.request.headers(),
+        };
+        if !rule.unless.is_empty() && rule.unless.holds(&message) {
+            return None;
+        }
+        let path = render(template, Target::Url, |n| (n == "call_id").then(|| call.as_str().into())).ok()?;
+        let field = |name: &str| pairs.iter().filter(|(k, _)| k == name).map(|(_, v)| v.clone()).collect::<Vec<_>>();
+        let app = field(&rule.field).pop().filter(|url| !url.is_empty()).map(|url| AppCallback {
+            url,
+            method: field(&rule.method_field).pop().unwrap_or_else(|| "POST".to_owned()),
+            events: field(&rule.events_field),
+        });
+        let ours = [&rule.field, &rule.method_field, &rule.events_field];
+        let mut form = form_urlencoded::Serializer::new(String::new());
+        form.extend_pairs(pairs.iter().filter(|(k, _)| !ours.contains(&k)));
+        form.append_pair(&rule.field, &format!("{}{path}", public_url.trim_end_matches('/')));
+        form.append_pair(&rule.method_field, "POST");
+        form.extend_pairs(rule.events.iter().map(|event| (&rule.events_field, event)));
+        Some((form.finish(), app))
+    }
+
+    // === joining ===
+
+    /// The one open call of the same business and numbers that lacks the ids which the answer brings. It is kept for this
+    /// order until [`Calls::run`] has settled.
+    async fn joinable(&self, order: &CreateOrder) -> Option<CallRecord> {
+        let open = self.lifecycle.store.open_calls().await.ok()?;
+        let (facts, kind) = (&order.facts, order.account.provider.lookup.as_ref().map(|l| l.needs.as_str())?);
+        let mut fitting = open.into_iter().filter(|call| {
+            call.facts.business == facts.business
+                && call.facts.direction == facts.direction
+                && call.facts.own_number == facts.own_number
+                && call.facts.other_number == facts.other_number
+                && call.alias(kind).is_none()
+                && !call.overrun
+        });
+        let mut joining = self.joining();
+        let only = fitting.find(|call| !joining.contains(&call.id))?;
+        if fitting.any(|call| !joining.contains(&call.id)) {
+            return None;
+        }
+        joining.insert(only.id.clone());
+        Some(only)
+    }
+
+    fn joining(&self) -> std::sync::MutexGuard<'_, std::collections::HashSet<CallId>> {
+        self.joining.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// The request belongs to a call that holds its slot already.
+    async fn run_joined(&self, joined: &CallRecord, order: CreateOrder) -> Response<Bytes> {
+        let policy = self.lifecycle.policy.load_full();
+        let ask = Order {
+            call: joined.id.clone(),
+            bindings: policy.bindings(&joined.facts),
+            mode: policy.mode(),
+            at_ms: self.lifecycle.clock.now_ms(),
+        };
+        let prepared = match self.prepare(&order, &joined.id) {
+            Ok(prepared) => prepared,
+            Err(message) => return self.refuse(&order, Refusal::new(Code::InvalidRequest, message)).await,
+        };
+        // Idempotent by call id: this is the lease that the call holds.
+        match self.lifecycle.gate.admit(ask).await {
+            Ok(Verdict::Admitted(lease, _)) => {
+                info!(call = %joined.id, operation = order.operation.name, "joined to the open call");
+                self.exchange(lease, Gated::new(prepared.request), order, Some(joined.clone())).await
+            }
+            Ok(Verdict::Refused(full)) => self.refuse_full(&order, &full).await,
+            Err(error) => self.refuse(&order, Refusal::new(Code::GateUnavailable, error.to_string())).await,
+        }
+    }
+
+    // === telling ===
+
+    async fn note_admitted(&self, order: &CreateOrder, call: &CallId, would_refuse: Option<&Full>) {
+        let facts = &order.facts;
+        self.lifecycle.metrics.admitted(facts.account.as_str(), facts.direction.as_str(), &facts.plan);
+        info!(
+            %call,
+            business = %facts.business,
+            plan = facts.plan,
+            account = %facts.account,
+            to = facts.other_number.as_deref().map(mask_number),
+            would_refuse = would_refuse.map(|f| f.limit.as_ref()),
+            "admitted"
+        );
+        if let Some(full) = would_refuse {
+            self.lifecycle.metrics.would_refuse(&full.limit);
+            let what = self.full_refusal(facts, full).await;
+            self.record_refusal(facts, &what, order, true);
+        }
+    }
+
+    async fn refuse_full(&self, order: &CreateOrder, full: &Full) -> Response<Bytes> {
+        let what = self.full_refusal(&order.facts, full).await;
+        let reason = what.code.metric_reason(&order.account.provider.refusal);
+        self.lifecycle.metrics.refused(reason, &order.facts.plan);
+        self.refuse(order, what).await
+    }
+
+    /// The words for a full limit.
+    pub(super) async fn full_refusal(&self, facts: &Facts, full: &Full) -> Refusal {
+        let counts = self.lifecycle.gate.counts().await.unwrap_or_default();
+        let policy = self.lifecycle.policy.load();
+        let (used, all) = (counts.calls.saturating_sub(counts.overruns), policy.global_limit());
+        let code = Code::of_full(full);
+        let wait_secs = full.free_in_ms.and_then(|ms| u32::try_from((ms + 999) / 1000).ok());
+        let mut what = Refusal::new(code, String::new());
+        what.retry_after_secs = wait_secs;
+        let about = match (what.wait_secs(), full.free_in_ms) {
+            (Some(secs), Some(_)) => format!("; one is expected to end in about {secs} s"),
+            (Some(secs), None) => format!("; try again in about {secs} s"),
+            (None, _) => String::new(),
+        };
+        let who = &facts.business;
+        what.message = match full.bound {
+            Bound::Rate(rate) => format!(
+                "Not dialled: limit {} allows {} creates in {} s{about}. [{}]",
+                full.limit,
+                rate.count,
+                rate.window_ms as f64 / 1000.0,
+                what.id
+            ),
+            Bound::Concurrent(0) => {
+                format!("Not dialled: calls are not available to {who} (limit {} is 0). [{}]", full.limit, what.id)
+            }
+            Bound::Concurrent(n) => format!(
+                "Not dialled: {who} meets limit {}, {} of {n} calls in use{about}. In all {used} of {all}. [{}]",
+                full.limit, full.current, what.id
+            ),
+        };
+        let bound = match full.bound {
+            Bound::Concurrent(n) => n,
+            Bound::Rate(rate) => rate.count,
+        };
+        what.limit = Some((full.limit.to_string(), full.current, bound));
+        what.global = Some((used, all));
+        what
+    }
+
+    async fn refuse_by_provider(&self, order: &CreateOrder, class: LimitClass, wait_secs: u32) -> Response<Bytes> {
+        let provider = &order.account.provider.name;
+        self.lifecycle.metrics.provider_limit(provider, order.account.name.as_str(), class.as_str());
+        let mut what = Refusal::new(Code::ProviderLimit, String::new());
+        what.retry_after_secs = Some(wait_secs);
+        what.provider_class = Some(class);
+        let why = match class {
+            LimitClass::Concurrency => "says that the account's calls at once are used up",
+            LimitClass::Rate => "takes no more requests just now",
+            LimitClass::Busy => "is overloaded",
+        };
+        what.message =
+            format!("Not dialled: {provider} {why}; try again in about {} s. [{}]", wait_secs.max(1), what.id);
+        let reason = what.code.metric_reason(&order.account.provider.refusal);
+        self.lifecycle.metrics.refused(reason, &order.facts.plan);
+        self.refuse(order, what).await
+    }
+
+    async fn refuse(&self, order: &CreateOrder, what: Refusal) -> Response<Bytes> {
+        self.record_refusal(&order.facts, &what, order, false);
+        refusal(
+            &what,
+            Manner {
+                shape: &order.account.provider.refusal,
+                retry_after_max_secs: order.sdk_sleeps.then_some(self.settings.sdk_retry_after_max_secs),
+            },
+        )
+    }
+
+    fn record_refusal(&self, facts: &Facts, what: &Refusal, order: &CreateOrder, observed: bool) {
+        let code = what.code.as_str(&order.account.provider.refusal);
+        if !observed {
+            info!(
+                refusal = %what.id,
+                business = %facts.business,
+                plan = facts.plan,
+                account = %facts.account,
+                code,
+                limit = what.limit.as_ref().map(|(name, ..)| name.as_str()),
+                retry_after_secs = what.wait_secs(),
+                to = facts.other_number.as_deref().map(mask_number),
+                "refused"
+            );
+        }
+        self.keep_refusal(facts, what, code, observed);
+    }
+
+    /// Keeps a refusal beside the way of the request: a refusal must not wait for a disk.
+    pub(super) fn keep_refusal(&self, facts: &Facts, what: &Refusal, code: &str, observed: bool) {
+        let record = RefusalRecord {
+            id: what.id.clone(),
+            at: self.lifecycle.clock.now_ms(),
+            business: facts.business.to_string(),
+            account: facts.account.to_string(),
+            direction: facts.direction.to_string(),
+            code: code.to_owned(),
+            limit_name: what.limit.as_ref().map(|(name, ..)| name.clone()),
+            current: what.limit.as_ref().map(|(_, current, _)| *current),
+            limit: what.limit.as_ref().map(|(.., limit)| *limit),
+            observed,
+        };
+        let store = self.lifecycle.store.clone();
+        self.tasks.spawn(async move {
+            if let Err(error) = store.refused(record).await {
+                warn!(%error, "a refusal could not be recorded");
+            }
+        });
+    }
+
+    fn unknown_answer(&self, account: &Account, sdk_sleeps: bool, call: &CallId, why: &str) -> Response<Bytes> {
+        self.lifecycle.metrics.outcome_unknown(account.name.as_str());
+        warn!(%call, why, "it is not known whether a call was created; its slot is held until the provider was asked");
+        let message = format!(
+            "It is not known whether the call was dialled: {why}. Do not send it again; its slot is held until {} was asked. [{call}]",
+            account.provider.name
+        );
+        refusal(
+            &Refusal::new(Code::OutcomeUnknown, message),
+            Manner {
+                shape: &account.provider.refusal,
+                retry_after_max_secs: sdk_sleeps.then_some(self.settings.sdk_retry_after_max_secs),
+            },
+        )
+    }
+
+    async fn mark_unsettled(&self, call: &CallId) {
+        let change = Change { unsettled: Some(true), ..self.lifecycle.change(call, "order") };
+        if let Err(error) = self.lifecycle.apply(change).await {
+            warn!(%call, %error, "an unknown outcome could not be recorded; the call's deadline leads to a look-up");
+        }
+    }
+
+    pub(super) async fn end(&self, call: &CallId, outcome: End, proof: EndProof, seen_by: &'static str) {
+        if let Err(error) = self.lifecycle.end(call, outcome, proof, seen_by).await {
+            warn!(%call, %error, "an end could not be recorded; the slot is held until the call's deadline");
+        }
+    }
+
+    pub(super) async fn release_unrecorded(&self, call: &CallId) {
+        let _ = self.lifecycle.gate.release(call, self.lifecycle.clock.now_ms()).await;
+    }
+}
+
+/// The provider's own wish, in seconds: whole seconds only; a date or nonsense counts as none.
+fn retry_after_secs(answer: &Response<Bytes>) -> Option<u32> {
+    answer.headers().get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()
+}
+
+/// The provider's answer as the app gets it.
+fn pass_on(mut answer: Response<Bytes>) -> Response<Bytes> {
+    strip_hop_by_hop(answer.headers_mut());
+    answer.headers_mut().remove(CONTENT_LENGTH);
+    answer
+}
+
+/// How long a create may be sent after its admission.
+pub const SEND_WITHIN: Duration = Duration::from_secs(10);
