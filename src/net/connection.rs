@@ -52,9 +52,7 @@ pub(super) async fn serve(tcp: TcpStream, peer: SocketAddr, shared: Arc<Shared>)
     let (io, tls): (Stream, bool) = match shared.tls.as_ref().map(|tls| tls.acceptor()) {
         None => (Box::new(tcp), false),
         Some(acceptor) => {
-            match tokio::time::timeout(shared.settings.header_timeout, acceptor.tls_handshake(tcp))
-                .await
-            {
+            match tokio::time::timeout(shared.settings.header_timeout, acceptor.tls_handshake(tcp)).await {
                 Ok(Ok(io)) => (Box::new(io), true),
                 Ok(Err(error)) => return tracing::debug!(%peer, %error, "TLS handshake failed"),
                 Err(_) => return tracing::debug!(%peer, "TLS handshake took too long"),
@@ -62,17 +60,8 @@ pub(super) async fn serve(tcp: TcpStream, peer: SocketAddr, shared: Arc<Shared>)
         }
     };
     let sight = Sight::new();
-    let io: Stream = Box::new(Watched::new(
-        io,
-        sight.clone(),
-        shared.settings.write_timeout,
-    ));
-    let connection = Arc::new(Connection {
-        shared,
-        peer,
-        tls,
-        sight,
-    });
+    let io: Stream = Box::new(Watched::new(io, sight.clone(), shared.settings.write_timeout));
+    let connection = Arc::new(Connection { shared, peer, tls, sight });
     match io.selected_alpn_proto() {
         Some(ALPN::H2) => connection.serve_http2(io).await,
         _ => connection.serve_http1(io).await,
@@ -125,10 +114,7 @@ impl Connection {
         first: bool,
     ) -> Option<(Stream, Option<BytesMut>)> {
         let settings = &self.shared.settings;
-        self.sight.expect_head(
-            already.as_deref().unwrap_or_default(),
-            settings.max_header_bytes,
-        );
+        self.sight.expect_head(already.as_deref().unwrap_or_default(), settings.max_header_bytes);
         let mut session = ServerSession::new_http1(io);
         // pingora's timers are per read, so all deadlines are ours; `Some(0)` is its word for "no timer".
         session.set_keepalive(Some(0));
@@ -171,11 +157,7 @@ impl Connection {
         let sight = &self.sight;
         let mut stop = self.shared.stop.subscribe();
         let deadline = async {
-            if !first
-                && tokio::time::timeout(settings.keepalive, sight.begun())
-                    .await
-                    .is_err()
-            {
+            if !first && tokio::time::timeout(settings.keepalive, sight.begun()).await.is_err() {
                 return;
             }
             tokio::time::sleep(settings.header_timeout).await;
@@ -202,14 +184,7 @@ impl Connection {
             Err(_) if sight.head_too_large() || sight.head_lines() > PINGORA_MAX_HEADERS => {
                 Head::Refused(Refusal::HEAD_TOO_LARGE)
             }
-            Err(error)
-                if matches!(
-                    error.etype(),
-                    ErrorType::ConnectionClosed | ErrorType::ReadError
-                ) =>
-            {
-                Head::Closed
-            }
+            Err(error) if matches!(error.etype(), ErrorType::ConnectionClosed | ErrorType::ReadError) => Head::Closed,
             Err(error) => {
                 tracing::debug!(peer = %self.peer, %error, "malformed request");
                 Head::Refused(Refusal::MALFORMED)
@@ -228,13 +203,7 @@ impl Connection {
             self.refuse(session, Refusal::BUSY).await;
             return None;
         }
-        let mut exchange = Exchange::new(
-            session,
-            self.peer,
-            self.tls,
-            self.sight.clone(),
-            shared.clone(),
-        );
+        let mut exchange = Exchange::new(session, self.peer, self.tls, self.sight.clone(), shared.clone());
         let handled = tokio::select! {
             biased;
             () = shared.cut.cancelled() => return None,
@@ -248,10 +217,7 @@ impl Connection {
         if !exchange.is_answered() {
             let mut response = http::Response::new(Bytes::from_static(b"internal error\n"));
             *response.status_mut() = http::StatusCode::INTERNAL_SERVER_ERROR;
-            response.headers_mut().insert(
-                CONTENT_TYPE,
-                http::HeaderValue::from_static("text/plain; charset=utf-8"),
-            );
+            response.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static("text/plain; charset=utf-8"));
             exchange.respond(response).await;
         }
         exchange.into_session().await

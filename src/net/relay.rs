@@ -83,11 +83,7 @@ pub enum RelayError {
 
 impl From<UpstreamError> for RelayError {
     fn from(error: UpstreamError) -> Self {
-        if error.not_sent() {
-            RelayError::NotSent(error)
-        } else {
-            RelayError::Broken(error)
-        }
+        if error.not_sent() { RelayError::NotSent(error) } else { RelayError::Broken(error) }
     }
 }
 
@@ -99,11 +95,7 @@ impl From<UpstreamError> for RelayError {
 ///
 /// # Errors
 /// [`RelayError`], only while nothing was answered.
-pub async fn relay(
-    exchange: &mut Exchange,
-    upstream: &Upstream,
-    target: RelayTarget,
-) -> Result<Relayed, RelayError> {
+pub async fn relay(exchange: &mut Exchange, upstream: &Upstream, target: RelayTarget) -> Result<Relayed, RelayError> {
     if exchange.is_answered() {
         return Err(RelayError::AlreadyAnswered);
     }
@@ -116,13 +108,7 @@ pub async fn relay(
     }
     let head = outgoing_head(exchange, &target)?;
     if exchange.body_is_done() {
-        return stream(
-            exchange,
-            upstream,
-            head.map(|()| Outgoing::whole(Bytes::new())),
-            None,
-        )
-        .await;
+        return stream(exchange, upstream, head.map(|()| Outgoing::whole(Bytes::new())), None).await;
     }
     let (feed, body) = Outgoing::stream(exchange.declared_length());
     exchange.send_continue().await;
@@ -143,13 +129,7 @@ pub async fn relay_with_body(
         return Err(RelayError::AlreadyAnswered);
     }
     let head = outgoing_head(exchange, &target)?;
-    stream(
-        exchange,
-        upstream,
-        head.map(|()| Outgoing::whole(body)),
-        None,
-    )
-    .await
+    stream(exchange, upstream, head.map(|()| Outgoing::whole(body)), None).await
 }
 
 /// The request as the upstream shall see it, without a body and without framing (the body brings its own).
@@ -189,9 +169,7 @@ fn join(base: &Uri, path_and_query: &str) -> Result<Uri, RelayError> {
     match target {
         Ok(target) if path_and_query.starts_with('/') => parts.path_and_query = Some(target),
         _ => {
-            return Err(RelayError::BadTarget(format!(
-                "{path_and_query:?} is not a path"
-            )));
+            return Err(RelayError::BadTarget(format!("{path_and_query:?} is not a path")));
         }
     }
     Uri::from_parts(parts).map_err(|error| RelayError::BadTarget(format!("{base}: {error}")))
@@ -212,10 +190,7 @@ async fn stream(
     request: Request<Outgoing>,
     feed: Option<Feed>,
 ) -> Result<Relayed, RelayError> {
-    let limits = Limits {
-        pause: exchange.settings().body_timeout,
-        answer: upstream.answer_timeout(),
-    };
+    let limits = Limits { pause: exchange.settings().body_timeout, answer: upstream.answer_timeout() };
     let stall = exchange.settings().write_timeout;
     let (version, method) = (exchange.version(), exchange.method().clone());
     let answered = AtomicBool::new(false);
@@ -234,10 +209,7 @@ async fn stream(
             }),
         };
         answered.store(true, Ordering::Relaxed);
-        (
-            response.status(),
-            answer(&downstream, response, version, &method, stall, client).await,
-        )
+        (response.status(), answer(&downstream, response, version, &method, stall, client).await)
     };
     Ok(settle(exchange, status, sent, cut))
 }
@@ -272,9 +244,7 @@ async fn answer(
 ) -> (u64, Option<String>) {
     let mut sent = 0;
     let cut = {
-        let mut answer = pin!(answer_side(
-            downstream, response, version, method, stall, &mut sent
-        ));
+        let mut answer = pin!(answer_side(downstream, response, version, method, stall, &mut sent));
         let mut client_over = false;
         loop {
             tokio::select! {
@@ -291,22 +261,13 @@ async fn answer(
     (sent, cut)
 }
 
-fn settle(
-    exchange: &mut Exchange,
-    status: StatusCode,
-    response_bytes: u64,
-    cut: Option<String>,
-) -> Relayed {
+fn settle(exchange: &mut Exchange, status: StatusCode, response_bytes: u64, cut: Option<String>) -> Relayed {
     exchange.mark_answered();
     if let Some(why) = &cut {
         tracing::debug!(why, %status, "a relayed answer was cut");
         exchange.mark_torn();
     }
-    Relayed {
-        status,
-        response_bytes,
-        complete: cut.is_none(),
-    }
+    Relayed { status, response_bytes, complete: cut.is_none() }
 }
 
 #[derive(Clone, Copy)]
@@ -339,19 +300,14 @@ async fn client_side(
                 Err(_) => return ClientSide::UpstreamStalled,
             },
             (Some(_), None) => {}
-            (Some(chunk), Some(open)) => {
-                match tokio::time::timeout(limits.answer, open.chunk(chunk)).await {
-                    Ok(true) => feed = Some(open),
-                    Ok(false) => discarding = true,
-                    Err(_) => return ClientSide::UpstreamStalled,
-                }
-            }
+            (Some(chunk), Some(open)) => match tokio::time::timeout(limits.answer, open.chunk(chunk)).await {
+                Ok(true) => feed = Some(open),
+                Ok(false) => discarding = true,
+                Err(_) => return ClientSide::UpstreamStalled,
+            },
         }
     }
-    if tokio::time::timeout(limits.answer, downstream.gone())
-        .await
-        .is_err()
-    {
+    if tokio::time::timeout(limits.answer, downstream.gone()).await.is_err() {
         if !answered.load(Ordering::Relaxed) {
             return ClientSide::NoAnswer;
         }
@@ -373,16 +329,11 @@ async fn answer_side(
     let bodiless = method == Method::HEAD || matches!(parts.status.as_u16(), 204 | 304);
     let ended = bodiless || body.is_end_stream();
     // What HEAD and 304 say about a body they do not have is the upstream's to say.
-    let length = if bodiless {
-        None
-    } else {
-        body.size_hint().exact()
-    };
+    let length = if bodiless { None } else { body.size_hint().exact() };
     let mut head = response_head(parts, length).map_err(|error| error.to_string())?;
     if length.is_none() && !bodiless && version == Version::HTTP_11 {
         // Of unknown length: chunked for HTTP/1.1, until the connection's end for HTTP/1.0, by itself on HTTP/2.
-        head.insert_header(header::TRANSFER_ENCODING, "chunked")
-            .map_err(|error| error.to_string())?;
+        head.insert_header(header::TRANSFER_ENCODING, "chunked").map_err(|error| error.to_string())?;
     }
     let client = |error: Box<pingora::Error>| format!("the client: {error}");
     let mut writer = downstream.head(head, ended, stall).await.map_err(client)?;
@@ -408,22 +359,11 @@ mod tests {
     #[test]
     fn paths_are_put_behind_the_base() {
         for (base, path, whole) in [
-            (
-                "https://api.example",
-                "/v1/x?y=%20",
-                "https://api.example/v1/x?y=%20",
-            ),
+            ("https://api.example", "/v1/x?y=%20", "https://api.example/v1/x?y=%20"),
             ("https://api.example/", "/v1", "https://api.example/v1"),
-            (
-                "http://api.example:81/base/",
-                "/v1",
-                "http://api.example:81/base/v1",
-            ),
+            ("http://api.example:81/base/", "/v1", "http://api.example:81/base/v1"),
         ] {
-            assert_eq!(
-                join(&Uri::from_static(base), path).unwrap().to_string(),
-                whole
-            );
+            assert_eq!(join(&Uri::from_static(base), path).unwrap().to_string(), whole);
         }
         assert!(join(&Uri::from_static("http://a"), "@evil/").is_err());
     }
