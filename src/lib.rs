@@ -1,2 +1,3 @@
 //! ringfence: a sidecar that fences calls.
 pub mod net;
+pub mod simulate;
