@@ -29,15 +29,8 @@ pub(super) fn respond(world: &mut World, ask: &Ask<'_>, rest: &[&str], now: Inst
     match (ask.method, rest) {
         ("POST", ["submit"]) => submit(world, ask, now),
         ("GET", ["workspace"]) => {
-            let all: Vec<Value> = world
-                .batches
-                .iter()
-                .map(|(id, batch)| shown(world, id, batch))
-                .collect();
-            Reply::json(
-                200,
-                &json!({"batch_calls": all, "next_doc": null, "has_more": false}),
-            )
+            let all: Vec<Value> = world.batches.iter().map(|(id, batch)| shown(world, id, batch)).collect();
+            Reply::json(200, &json!({"batch_calls": all, "next_doc": null, "has_more": false}))
         }
         ("GET", [id]) => match world.batches.get(*id) {
             Some(batch) => {
@@ -86,10 +79,7 @@ fn submit(world: &mut World, ask: &Ask<'_>, now: Instant) -> Reply {
         total: waiting.len(),
         waiting,
         called: Vec::new(),
-        limit: body
-            .get("target_concurrency_limit")
-            .and_then(Value::as_u64)
-            .map(|limit| limit as usize),
+        limit: body.get("target_concurrency_limit").and_then(Value::as_u64).map(|limit| limit as usize),
         cancelled: false,
         body,
     };
@@ -107,13 +97,7 @@ impl World {
         let ids: Vec<String> = self.batches.keys().cloned().collect();
         for id in ids {
             while let Some((recipient, given, order)) = self.next_recipient(&id) {
-                let n = place(
-                    self,
-                    &order,
-                    Carrier::Twilio,
-                    Some((id.clone(), recipient.clone())),
-                    now,
-                );
+                let n = place(self, &order, Carrier::Twilio, Some((id.clone(), recipient.clone())), now);
                 if let Some(batch) = self.batches.get_mut(&id) {
                     batch.called.push((recipient, given, n));
                 }
@@ -126,11 +110,7 @@ impl World {
             return None;
         }
         let batch = self.batches.get(id)?;
-        let running = batch
-            .called
-            .iter()
-            .filter(|(_, _, n)| self.calls.get(n).is_some_and(Call::live))
-            .count();
+        let running = batch.called.iter().filter(|(_, _, n)| self.calls.get(n).is_some_and(Call::live)).count();
         if batch.limit.is_some_and(|limit| running >= limit) {
             return None;
         }
@@ -150,11 +130,8 @@ impl World {
 }
 
 fn shown(world: &World, id: &str, batch: &Batch) -> Value {
-    let over = batch
-        .called
-        .iter()
-        .filter(|(_, _, n)| world.calls.get(n).is_none_or(|c| c.phase == Phase::Over))
-        .count();
+    let over =
+        batch.called.iter().filter(|(_, _, n)| world.calls.get(n).is_none_or(|c| c.phase == Phase::Over)).count();
     let status = match () {
         () if batch.cancelled => "cancelled",
         () if over >= batch.total => "completed",

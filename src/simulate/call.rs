@@ -229,9 +229,7 @@ impl Call {
             return 0;
         };
         let end = self.ended.unwrap_or_else(Timestamp::now);
-        let ms = end
-            .as_millisecond()
-            .saturating_sub(answered.as_millisecond());
+        let ms = end.as_millisecond().saturating_sub(answered.as_millisecond());
         ms.max(1).saturating_add(999) / 1000
     }
 
@@ -266,10 +264,7 @@ impl Call {
             carrier_id: talk.and_then(|talk| talk.carrier_id.clone()),
             conversation_id: talk.map(|talk| talk.id.clone()),
             agent_id: talk.map(|talk| talk.agent.clone()),
-            inbound: leg.map_or_else(
-                || talk.is_some_and(|talk| talk.inbound),
-                |leg| leg.direction == "inbound",
-            ),
+            inbound: leg.map_or_else(|| talk.is_some_and(|talk| talk.inbound), |leg| leg.direction == "inbound"),
             from: self.from.clone(),
             to: self.to.clone(),
             twilio_status: leg.map(|_| self.twilio_status()),

@@ -43,9 +43,7 @@ impl Chance {
     /// An ElevenLabs id: a word, an underscore, 26 lower-case letters and digits.
     pub(super) fn id(&mut self, prefix: &str) -> String {
         const LETTERS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
-        let drawn: String = (0..26)
-            .map(|_| char::from(LETTERS[(self.next() >> 59) as usize]))
-            .collect();
+        let drawn: String = (0..26).map(|_| char::from(LETTERS[(self.next() >> 59) as usize])).collect();
         format!("{prefix}_{drawn}")
     }
 

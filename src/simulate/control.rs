@@ -32,18 +32,12 @@ impl Control {
 
     /// Every call so far, oldest first.
     pub fn calls(&self) -> Vec<CallView> {
-        self.engine
-            .look(|world| world.calls.values().map(super::call::Call::view).collect())
+        self.engine.look(|world| world.calls.values().map(super::call::Call::view).collect())
     }
 
     /// One call by Twilio SID or conversation id.
     pub fn call(&self, id: &str) -> Option<CallView> {
-        self.engine.look(|world| {
-            world
-                .calls
-                .get(&find(world, id)?)
-                .map(super::call::Call::view)
-        })
+        self.engine.look(|world| world.calls.get(&find(world, id)?).map(super::call::Call::view))
     }
 
     /// The settings now.
@@ -81,8 +75,7 @@ impl Control {
 
     /// The other side hangs up. False if there is no such call or it is over.
     pub fn end_call(&self, id: &str) -> bool {
-        self.engine
-            .with(|world, now| find(world, id).is_some_and(|n| world.hang_up(n, "control", now)))
+        self.engine.with(|world, now| find(world, id).is_some_and(|n| world.hang_up(n, "control", now)))
     }
 
     /// Forgets calls, counts and faults without a word to anybody; settings stay.
@@ -97,19 +90,12 @@ impl Control {
 
     /// Waits until the counts are as wanted; false if that took longer.
     pub async fn wait_counts(&self, longest: Duration, wanted: impl Fn(&Counts) -> bool) -> bool {
-        self.wait(longest, || self.engine.look(|world| wanted(&world.counts)))
-            .await
+        self.wait(longest, || self.engine.look(|world| wanted(&world.counts))).await
     }
 
     /// Waits until a call is as wanted; false if that took longer.
-    pub async fn wait_call(
-        &self,
-        longest: Duration,
-        id: &str,
-        wanted: impl Fn(&CallView) -> bool,
-    ) -> bool {
-        self.wait(longest, || self.call(id).is_some_and(|call| wanted(&call)))
-            .await
+    pub async fn wait_call(&self, longest: Duration, id: &str, wanted: impl Fn(&CallView) -> bool) -> bool {
+        self.wait(longest, || self.call(id).is_some_and(|call| wanted(&call))).await
     }
 
     async fn wait(&self, longest: Duration, wanted: impl Fn() -> bool) -> bool {
@@ -144,9 +130,7 @@ pub(super) fn respond(engine: &Arc<Engine>, ask: &Ask<'_>) -> Reply {
     let answer = match (ask.method, ask.path) {
         ("GET", "/_sim/state") => Ok(state(&control, ask.param("all").is_some())),
         ("POST", "/_sim/fault") => set_fault(&control, ask),
-        ("POST", "/_sim/inbound") => {
-            body::<Inbound>(ask).map(|inbound| json!(control.inbound(&inbound)))
-        }
+        ("POST", "/_sim/inbound") => body::<Inbound>(ask).map(|inbound| json!(control.inbound(&inbound))),
         ("POST", "/_sim/end") => end(&control, ask),
         ("POST", "/_sim/config") => configure(&control, ask),
         ("POST", "/_sim/reset") => {
@@ -159,11 +143,7 @@ pub(super) fn respond(engine: &Arc<Engine>, ask: &Ask<'_>) -> Reply {
 }
 
 fn state(control: &Control, all: bool) -> Value {
-    let calls: Vec<CallView> = control
-        .calls()
-        .into_iter()
-        .filter(|call| all || call.live || call.arriving)
-        .collect();
+    let calls: Vec<CallView> = control.calls().into_iter().filter(|call| all || call.live || call.arriving).collect();
     let faults = control.engine.look(|world| json!(world.faults.list()));
     json!({"counts": control.counts(), "calls": calls, "faults": faults, "idle": control.engine.idle()})
 }
@@ -172,26 +152,19 @@ fn set_fault(control: &Control, ask: &Ask<'_>) -> Result<Value, Reply> {
     let given: Value = body(ask)?;
     if given.get("kind").and_then(Value::as_str) == Some("none") {
         let provider = match given.get("provider") {
-            Some(name) => Some(
-                serde_json::from_value(name.clone()).map_err(|error| wrong(&error.to_string()))?,
-            ),
+            Some(name) => Some(serde_json::from_value(name.clone()).map_err(|error| wrong(&error.to_string()))?),
             None => None,
         };
         control.clear_faults(provider);
     } else {
         control.fault(serde_json::from_value(given).map_err(|error| wrong(&error.to_string()))?);
     }
-    Ok(control
-        .engine
-        .look(|world| json!({"faults": world.faults.list()})))
+    Ok(control.engine.look(|world| json!({"faults": world.faults.list()})))
 }
 
 fn end(control: &Control, ask: &Ask<'_>) -> Result<Value, Reply> {
     let given: Value = body(ask)?;
-    let id = given
-        .get("id")
-        .and_then(Value::as_str)
-        .ok_or_else(|| wrong("id is missing"))?;
+    let id = given.get("id").and_then(Value::as_str).ok_or_else(|| wrong("id is missing"))?;
     match control.call(id) {
         Some(_) => Ok(json!({"ended": control.end_call(id)})),
         None => Err(Reply::json(404, &json!({"error": "no such call"}))),
@@ -200,19 +173,11 @@ fn end(control: &Control, ask: &Ask<'_>) -> Result<Value, Reply> {
 
 fn configure(control: &Control, ask: &Ask<'_>) -> Result<Value, Reply> {
     let patch: Value = body(ask)?;
-    let settings = control
-        .settings()
-        .patched(&patch)
-        .map_err(|error| wrong(&error))?;
+    let settings = control.settings().patched(&patch).map_err(|error| wrong(&error))?;
     control.configure(|old| *old = settings.clone());
     let mut shown = serde_json::to_value(settings).unwrap_or_default();
     if let Some(members) = shown.as_object_mut() {
-        members.retain(|name, _| {
-            !matches!(
-                name.as_str(),
-                "auth_token" | "el_api_key" | "el_webhook_secret"
-            )
-        });
+        members.retain(|name, _| !matches!(name.as_str(), "auth_token" | "el_api_key" | "el_webhook_secret"));
     }
     Ok(shown)
 }

@@ -14,13 +14,7 @@ pub(super) use super::records::conversation;
 /// Answers a request to api.elevenlabs.io.
 pub(super) fn respond(world: &mut World, ask: &Ask<'_>, now: Instant) -> Reply {
     if ask.header("xi-api-key") != Some(world.settings.el_api_key.as_str()) {
-        return error(
-            401,
-            "authentication_error",
-            "invalid_api_key",
-            "invalid_api_key",
-            "Invalid API key",
-        );
+        return error(401, "authentication_error", "invalid_api_key", "invalid_api_key", "Invalid API key");
     }
     let operation = operation(ask);
     let fault = world.faults.take(Provider::ElevenLabs, operation);
@@ -52,32 +46,22 @@ fn route(world: &mut World, ask: &Ask<'_>, now: Instant) -> Reply {
         return not_found();
     };
     match (ask.method, rest) {
-        ("POST", ["convai", "twilio", "outbound-call"]) => {
-            outbound(world, ask, Carrier::Twilio, now)
-        }
-        ("POST", ["convai", "sip-trunk", "outbound-call"]) => {
-            outbound(world, ask, Carrier::Sip, now)
-        }
-        ("POST", ["convai", "exotel", "outbound-call"]) => {
-            outbound(world, ask, Carrier::Exotel, now)
-        }
-        ("POST", ["convai", "whatsapp", "outbound-call"]) => {
-            outbound(world, ask, Carrier::Whatsapp, now)
-        }
+        ("POST", ["convai", "twilio", "outbound-call"]) => outbound(world, ask, Carrier::Twilio, now),
+        ("POST", ["convai", "sip-trunk", "outbound-call"]) => outbound(world, ask, Carrier::Sip, now),
+        ("POST", ["convai", "exotel", "outbound-call"]) => outbound(world, ask, Carrier::Exotel, now),
+        ("POST", ["convai", "whatsapp", "outbound-call"]) => outbound(world, ask, Carrier::Whatsapp, now),
         ("POST", ["convai", "twilio", "register-call"]) => register(world, ask, now),
         (_, ["convai", "batch-calling", rest @ ..]) => batch::respond(world, ask, rest, now),
-        (_, ["convai", "conversations" | "conversation" | "analytics", ..])
-        | ("GET", ["user", ..]) => records::respond(world, ask, rest, now),
+        (_, ["convai", "conversations" | "conversation" | "analytics", ..]) | ("GET", ["user", ..]) => {
+            records::respond(world, ask, rest, now)
+        }
         _ => not_found(),
     }
 }
 
 /// The general shape of an error, the older members included.
 pub(super) fn error(status: u16, kind: &str, code: &str, legacy: &str, message: &str) -> Reply {
-    Reply::json(
-        status,
-        &json!({"detail": {"type": kind, "code": code, "status": legacy, "message": message}}),
-    )
+    Reply::json(status, &json!({"detail": {"type": kind, "code": code, "status": legacy, "message": message}}))
 }
 
 /// What a path that does not exist is answered.
@@ -112,34 +96,18 @@ fn refusal(fault: &Fault) -> Option<Reply> {
             "system_busy",
             "Our services are experiencing heavy traffic.",
         ),
-        FaultKind::RateLimited => error(
-            429,
-            "rate_limit_error",
-            "rate_limit_exceeded",
-            "rate_limit_exceeded",
-            "Rate limit exceeded.",
-        ),
-        FaultKind::ServerError => error(
-            500,
-            "internal_error",
-            "internal_server_error",
-            "internal_server_error",
-            "Internal server error.",
-        ),
-        FaultKind::PaymentRequired => error(
-            402,
-            "payment_required",
-            "insufficient_credits",
-            "insufficient_credits",
-            "Insufficient credits.",
-        ),
-        FaultKind::QuotaExceeded => error(
-            401,
-            "invalid_request",
-            "quota_exceeded",
-            "quota_exceeded",
-            "This request exceeds your quota.",
-        ),
+        FaultKind::RateLimited => {
+            error(429, "rate_limit_error", "rate_limit_exceeded", "rate_limit_exceeded", "Rate limit exceeded.")
+        }
+        FaultKind::ServerError => {
+            error(500, "internal_error", "internal_server_error", "internal_server_error", "Internal server error.")
+        }
+        FaultKind::PaymentRequired => {
+            error(402, "payment_required", "insufficient_credits", "insufficient_credits", "Insufficient credits.")
+        }
+        FaultKind::QuotaExceeded => {
+            error(401, "invalid_request", "quota_exceeded", "quota_exceeded", "This request exceeds your quota.")
+        }
         FaultKind::Invalid => missing(&["agent_id"]),
         FaultKind::SuccessFalse => Reply::json(
             200,
@@ -185,10 +153,8 @@ pub(super) fn disturb(mut reply: Reply, fault: &Fault) -> Reply {
 
 /// 422 for fields that are required and missing.
 pub(super) fn missing(names: &[&str]) -> Reply {
-    let detail: Vec<Value> = names
-        .iter()
-        .map(|name| json!({"loc": ["body", name], "msg": "Field required", "type": "missing"}))
-        .collect();
+    let detail: Vec<Value> =
+        names.iter().map(|name| json!({"loc": ["body", name], "msg": "Field required", "type": "missing"})).collect();
     Reply::json(422, &json!({"detail": detail}))
 }
 
@@ -198,16 +164,8 @@ pub(super) fn required(ask: &Ask<'_>, names: &[&str]) -> Result<Value, Reply> {
         let detail = json!([{"loc": ["body"], "msg": "JSON decode error", "type": "json_invalid"}]);
         return Err(Reply::json(422, &json!({"detail": detail})));
     };
-    let absent: Vec<&str> = names
-        .iter()
-        .filter(|name| body.get(**name).is_none_or(Value::is_null))
-        .copied()
-        .collect();
-    if absent.is_empty() {
-        Ok(body)
-    } else {
-        Err(missing(&absent))
-    }
+    let absent: Vec<&str> = names.iter().filter(|name| body.get(**name).is_none_or(Value::is_null)).copied().collect();
+    if absent.is_empty() { Ok(body) } else { Err(missing(&absent)) }
 }
 
 /// A member as a string, empty if it is none.
@@ -242,11 +200,7 @@ fn outbound(world: &mut World, ask: &Ask<'_>, carrier: Carrier, now: Instant) ->
         return too_many(world);
     }
     let n = place(world, &body, carrier, None, now);
-    let Some((call, talk)) = world
-        .calls
-        .get(&n)
-        .and_then(|call| Some((call, call.talk.as_ref()?)))
-    else {
+    let Some((call, talk)) = world.calls.get(&n).and_then(|call| Some((call, call.talk.as_ref()?))) else {
         return not_found();
     };
     let mut reply = json!({"success": true, "message": "Success", "conversation_id": talk.id});
@@ -272,10 +226,7 @@ pub(super) fn place(
     now: Instant,
 ) -> u64 {
     let (number, to) = match carrier {
-        Carrier::Whatsapp => (
-            text(body, "whatsapp_phone_number_id"),
-            text(body, "whatsapp_user_id"),
-        ),
+        Carrier::Whatsapp => (text(body, "whatsapp_phone_number_id"), text(body, "whatsapp_user_id")),
         _ => (text(body, "agent_phone_number_id"), text(body, "to_number")),
     };
     let mut talk = world.new_talk(text(body, "agent_id"), carrier, false, client_data(body));
@@ -289,18 +240,9 @@ pub(super) fn place(
     let leg = (carrier == Carrier::Twilio).then(|| Leg::new(world.ids.sid("CA"), "outbound-api"));
     let over_limit = leg.is_some() && world.tw_full();
     // The number behind the id is not said in the request; all simulated agents call from this one.
-    let n = world.admit_as(
-        over_limit,
-        "+15550009999",
-        to,
-        Phase::Queued,
-        leg,
-        Some(talk),
-    );
+    let n = world.admit_as(over_limit, "+15550009999", to, Phase::Queued, leg, Some(talk));
     if let Some(call) = world.calls.get_mut(&n) {
-        let ring = body
-            .pointer("/telephony_call_config/ringing_timeout_secs")
-            .and_then(Value::as_u64);
+        let ring = body.pointer("/telephony_call_config/ringing_timeout_secs").and_then(Value::as_u64);
         call.ring_limit_ms = Some(ring.unwrap_or(60).saturating_mul(1000));
     }
     world.counts.creates_el += 1;
@@ -317,20 +259,9 @@ fn register(world: &mut World, ask: &Ask<'_>, now: Instant) -> Reply {
         return too_many(world);
     }
     let inbound = text(&body, "direction") != "outbound";
-    let talk = world.new_talk(
-        text(&body, "agent_id"),
-        Carrier::Twilio,
-        inbound,
-        client_data(&body),
-    );
+    let talk = world.new_talk(text(&body, "agent_id"), Carrier::Twilio, inbound, client_data(&body));
     let id = talk.id.clone();
-    let n = world.admit(
-        text(&body, "from_number"),
-        text(&body, "to_number"),
-        Phase::Registered,
-        None,
-        Some(talk),
-    );
+    let n = world.admit(text(&body, "from_number"), text(&body, "to_number"), Phase::Registered, None, Some(talk));
     world.counts.registers += 1;
     let patience = std::time::Duration::from_millis(world.settings.register_ms);
     world.plan(n, now + patience, Step::Expire);

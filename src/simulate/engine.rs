@@ -29,11 +29,7 @@ const IN_ORDER: Duration = Duration::from_millis(250);
 #[async_trait]
 pub(super) trait Post: Send + Sync + 'static {
     /// One attempt: the answer, or what became of it.
-    async fn post(
-        &self,
-        request: Request<Bytes>,
-        timeout: Duration,
-    ) -> Result<Response<Bytes>, Attempt>;
+    async fn post(&self, request: Request<Bytes>, timeout: Duration) -> Result<Response<Bytes>, Attempt>;
 }
 
 /// Both providers, running.
@@ -146,15 +142,9 @@ impl Engine {
         let (reply, _answering) = if is_twilio {
             self.lock().api_now += 1;
             let answering = Answering(self);
-            (
-                self.with(|world, now| twilio::respond(world, ask, now)),
-                Some(answering),
-            )
+            (self.with(|world, now| twilio::respond(world, ask, now)), Some(answering))
         } else {
-            (
-                self.with(|world, now| elevenlabs::respond(world, ask, now)),
-                None,
-            )
+            (self.with(|world, now| elevenlabs::respond(world, ask, now)), None)
         };
         if reply.wait_ms > 0 {
             tokio::time::sleep(Duration::from_millis(reply.wait_ms)).await;
@@ -239,19 +229,12 @@ impl Engine {
             {
                 let counts = &mut self.lock().counts;
                 match attempt {
-                    Attempt::Answered(status) => {
-                        *counts
-                            .webhooks_answered_by_status
-                            .entry(status)
-                            .or_default() += 1
-                    }
+                    Attempt::Answered(status) => *counts.webhooks_answered_by_status.entry(status).or_default() += 1,
                     _ => counts.webhooks_unanswered += 1,
                 }
             }
             match waits.next() {
-                Some(ms) if hook.retry.applies(attempt) => {
-                    tokio::time::sleep(Duration::from_millis(*ms)).await
-                }
+                Some(ms) if hook.retry.applies(attempt) => tokio::time::sleep(Duration::from_millis(*ms)).await,
                 _ => return,
             }
         }
@@ -267,9 +250,7 @@ impl Engine {
             let signature = sign::elevenlabs(secret, Timestamp::now().as_second(), &hook.body);
             request = request.header("elevenlabs-signature", signature);
         }
-        let request = request
-            .body(hook.body.clone())
-            .map_err(|_| Attempt::NotConnected)?;
+        let request = request.body(hook.body.clone()).map_err(|_| Attempt::NotConnected)?;
         self.post.post(request, hook.timeout).await
     }
 

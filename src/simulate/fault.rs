@@ -95,14 +95,7 @@ pub struct Fault {
 impl Fault {
     /// The next `n` creates at a provider go wrong.
     pub fn next(provider: Provider, kind: FaultKind, n: u32) -> Fault {
-        Fault {
-            provider,
-            kind,
-            n: Some(n),
-            ms: 0,
-            retry_after: None,
-            on: Operation::Create,
-        }
+        Fault { provider, kind, n: Some(n), ms: 0, retry_after: None, on: Operation::Create }
     }
 }
 
@@ -116,8 +109,7 @@ impl Faults {
     }
 
     pub(super) fn clear(&mut self, provider: Option<Provider>) {
-        self.0
-            .retain(|fault| provider.is_some_and(|one| one != fault.provider));
+        self.0.retain(|fault| provider.is_some_and(|one| one != fault.provider));
     }
 
     pub(super) fn list(&self) -> &[Fault] {
@@ -126,9 +118,7 @@ impl Faults {
 
     /// Uses up one turn of the first fault that fits.
     pub(super) fn take(&mut self, provider: Provider, on: Operation) -> Option<Fault> {
-        let fits = |fault: &Fault| {
-            fault.provider == provider && (fault.on == on || fault.on == Operation::Any)
-        };
+        let fits = |fault: &Fault| fault.provider == provider && (fault.on == on || fault.on == Operation::Any);
         self.0.retain(|fault| fault.n != Some(0));
         let place = self.0.iter().position(fits)?;
         let fault = self.0.get_mut(place)?;

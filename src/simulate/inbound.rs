@@ -105,20 +105,9 @@ impl World {
             return n;
         }
         let agent = inbound.agent_id.as_deref().unwrap_or("agent_simulated");
-        let talk = self.new_talk(
-            agent,
-            Carrier::Twilio,
-            true,
-            json!({"dynamic_variables": {}}),
-        );
+        let talk = self.new_talk(agent, Carrier::Twilio, true, json!({"dynamic_variables": {}}));
         let sid = leg.sid.clone();
-        let n = self.admit(
-            &inbound.from,
-            &inbound.to,
-            Phase::Ringing,
-            Some(leg),
-            Some(talk),
-        );
+        let n = self.admit(&inbound.from, &inbound.to, Phase::Ringing, Some(leg), Some(talk));
         let Some(url) = self.settings.el_initiation_url.clone() else {
             let wait = self.chance.span(self.settings.ring_ms);
             self.plan(n, now + wait, Step::Answer);
@@ -141,10 +130,7 @@ impl World {
             timeout: Duration::from_secs(15),
             held_ms: None,
         };
-        self.ask(Question {
-            hook,
-            about: About::Initiation,
-        });
+        self.ask(Question { hook, about: About::Initiation });
         n
     }
 
@@ -160,37 +146,22 @@ impl World {
         };
         let form = leg_form(call, &self.settings.account_sid, call.twilio_status());
         let hook = signed_form(n, &self.settings.auth_token, url, get, &form);
-        self.ask(Question {
-            hook,
-            about: About::Voice { redirected },
-        });
+        self.ask(Question { hook, about: About::Voice { redirected } });
     }
 
     /// The answer to a question: status and body, or none.
-    pub(super) fn answered(
-        &mut self,
-        n: u64,
-        about: About,
-        answer: Option<(u16, Bytes)>,
-        now: Instant,
-    ) {
+    pub(super) fn answered(&mut self, n: u64, about: About, answer: Option<(u16, Bytes)>, now: Instant) {
         let Some(call) = self.calls.get_mut(&n) else {
             return;
         };
         let phase = call.phase;
-        let good = answer
-            .filter(|(status, _)| (200..300).contains(status))
-            .map(|(_, body)| body);
+        let good = answer.filter(|(status, _)| (200..300).contains(status)).map(|(_, body)| body);
         match (about, good) {
             _ if phase == Phase::Over => {}
             (About::Initiation, answer) => {
                 // What a failing webhook does is not documented: here the call goes on without variables.
-                let value: Value = answer
-                    .and_then(|body| serde_json::from_slice(&body).ok())
-                    .unwrap_or_default();
-                if let (Some(talk), Some(variables)) =
-                    (call.talk.as_mut(), value.get("dynamic_variables"))
-                {
+                let value: Value = answer.and_then(|body| serde_json::from_slice(&body).ok()).unwrap_or_default();
+                if let (Some(talk), Some(variables)) = (call.talk.as_mut(), value.get("dynamic_variables")) {
                     talk.data["dynamic_variables"] = variables.clone();
                 }
                 let wait = self.chance.span(self.settings.ring_ms);
@@ -279,11 +250,7 @@ fn verdict(twiml: &str) -> Verdict {
             return Verdict::Stream(conversation_of(stream));
         }
     }
-    Verdict::Talk {
-        last: verbs
-            .last()
-            .is_some_and(|verb| matches!(verb.tag_name().name(), "Hangup" | "Say" | "Play")),
-    }
+    Verdict::Talk { last: verbs.last().is_some_and(|verb| matches!(verb.tag_name().name(), "Hangup" | "Say" | "Play")) }
 }
 
 /// The conversation id of a stream: its parameter, or in its address as older code has it.

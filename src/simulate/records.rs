@@ -15,14 +15,7 @@ pub(super) fn respond(world: &mut World, ask: &Ask<'_>, rest: &[&str], now: Inst
         ("GET", ["convai", "conversations", id]) => get(world, id),
         ("DELETE", ["convai", "conversations", id]) => delete(world, id, now),
         ("GET", ["convai", "analytics", "live-count"]) => live_count(world, ask),
-        (
-            "GET",
-            [
-                "convai",
-                "conversation",
-                "get-signed-url" | "get_signed_url",
-            ],
-        ) => signed_url(world, ask),
+        ("GET", ["convai", "conversation", "get-signed-url" | "get_signed_url"]) => signed_url(world, ask),
         ("GET", ["convai", "conversation", "token"]) => match ask.param("agent_id") {
             Some(_) => Reply::json(200, &json!({"token": world.ids.id("token")})),
             None => missing_query("agent_id"),
@@ -31,29 +24,18 @@ pub(super) fn respond(world: &mut World, ask: &Ask<'_>, rest: &[&str], now: Inst
             200,
             &json!({"user_id": "user_simulated", "subscription": {"tier": "creator", "status": "active"}}),
         ),
-        ("GET", ["user", "subscription"]) => {
-            Reply::json(200, &json!({"tier": "creator", "status": "active"}))
-        }
+        ("GET", ["user", "subscription"]) => Reply::json(200, &json!({"tier": "creator", "status": "active"})),
         _ => not_found(),
     }
 }
 
 fn missing_query(name: &str) -> Reply {
-    Reply::json(
-        422,
-        &json!({"detail": [{"loc": ["query", name], "msg": "Field required", "type": "missing"}]}),
-    )
+    Reply::json(422, &json!({"detail": [{"loc": ["query", name], "msg": "Field required", "type": "missing"}]}))
 }
 
 fn unknown(id: &str) -> Reply {
     let message = format!("Conversation with id {id} was not found.");
-    error(
-        404,
-        "not_found",
-        "conversation_not_found",
-        "not_found",
-        &message,
-    )
+    error(404, "not_found", "conversation_not_found", "not_found", &message)
 }
 
 fn get(world: &mut World, id: &str) -> Reply {
@@ -89,11 +71,7 @@ fn live_count(world: &mut World, ask: &Ask<'_>) -> Reply {
         .map(|(_, v)| v)
         .collect();
     let wanted = |call: &&Call| {
-        call.live()
-            && call
-                .talk
-                .as_ref()
-                .is_some_and(|talk| agents.is_empty() || agents.contains(&talk.agent))
+        call.live() && call.talk.as_ref().is_some_and(|talk| agents.is_empty() || agents.contains(&talk.agent))
     };
     let count = world.calls.values().filter(wanted).count();
     Reply::json(200, &json!({"count": count}))
@@ -129,18 +107,9 @@ struct Wanted {
 impl Wanted {
     fn of(ask: &Ask<'_>) -> Wanted {
         let params = ask.params();
-        let one = |name: &str| {
-            params
-                .iter()
-                .find(|(key, _)| key == name)
-                .map(|(_, value)| value.clone())
-        };
+        let one = |name: &str| params.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
         let all = |name: &str| -> Vec<String> {
-            params
-                .iter()
-                .filter(|(key, _)| key == name)
-                .map(|(_, value)| value.clone())
-                .collect()
+            params.iter().filter(|(key, _)| key == name).map(|(_, value)| value.clone()).collect()
         };
         let variables = all("dynamic_variable_params")
             .iter()
@@ -166,15 +135,9 @@ impl Wanted {
         let Some(talk) = call.talk.as_ref().filter(|talk| !talk.deleted) else {
             return false;
         };
-        let is = |wanted: &Option<String>, value: Option<&str>| {
-            wanted.is_none() || wanted.as_deref() == value
-        };
+        let is = |wanted: &Option<String>, value: Option<&str>| wanted.is_none() || wanted.as_deref() == value;
         let started = call.created.as_second();
-        let variable = |name: &str, value: &str| match talk
-            .data
-            .get("dynamic_variables")
-            .and_then(|v| v.get(name))
-        {
+        let variable = |name: &str, value: &str| match talk.data.get("dynamic_variables").and_then(|v| v.get(name)) {
             Some(Value::String(text)) => text == value,
             Some(other) => other.to_string() == value,
             None => false,
@@ -184,51 +147,25 @@ impl Wanted {
             && is(&self.source, Some(talk.carrier.source()))
             && self.after.is_none_or(|at| started >= at)
             && self.before.is_none_or(|at| started <= at)
-            && !self
-                .excluded
-                .iter()
-                .any(|status| status == call.talk_status())
-            && (self.numbers.is_empty()
-                || talk
-                    .phone_number
-                    .as_ref()
-                    .is_some_and(|id| self.numbers.contains(id)))
-            && self
-                .variables
-                .iter()
-                .all(|(name, value)| variable(name, value))
+            && !self.excluded.iter().any(|status| status == call.talk_status())
+            && (self.numbers.is_empty() || talk.phone_number.as_ref().is_some_and(|id| self.numbers.contains(id)))
+            && self.variables.iter().all(|(name, value)| variable(name, value))
     }
 }
 
 fn list(world: &mut World, ask: &Ask<'_>) -> Reply {
     world.counts.list_requests += 1;
     let wanted = Wanted::of(ask);
-    let size = ask
-        .param("page_size")
-        .and_then(|size| size.parse::<usize>().ok())
-        .unwrap_or(30)
-        .clamp(1, 100);
+    let size = ask.param("page_size").and_then(|size| size.parse::<usize>().ok()).unwrap_or(30).clamp(1, 100);
     // The cursor is the number of the last call shown; newest come first.
-    let below = ask
-        .param("cursor")
-        .and_then(|cursor| cursor.strip_prefix("c")?.parse::<u64>().ok())
-        .unwrap_or(u64::MAX);
-    let mut fitting = world
-        .calls
-        .range(..below)
-        .rev()
-        .filter(|(_, call)| wanted.fits(call));
+    let below =
+        ask.param("cursor").and_then(|cursor| cursor.strip_prefix("c")?.parse::<u64>().ok()).unwrap_or(u64::MAX);
+    let mut fitting = world.calls.range(..below).rev().filter(|(_, call)| wanted.fits(call));
     let page: Vec<(&u64, &Call)> = fitting.by_ref().take(size).collect();
     let has_more = fitting.next().is_some();
-    let next = page
-        .last()
-        .filter(|_| has_more)
-        .map(|(n, _)| format!("c{n}"));
+    let next = page.last().filter(|_| has_more).map(|(n, _)| format!("c{n}"));
     let rows: Vec<Value> = page.iter().map(|(_, call)| row(call)).collect();
-    Reply::json(
-        200,
-        &json!({"conversations": rows, "next_cursor": next, "has_more": has_more}),
-    )
+    Reply::json(200, &json!({"conversations": rows, "next_cursor": next, "has_more": has_more}))
 }
 
 /// A row of the list: no call SID, as at ElevenLabs.
@@ -264,18 +201,12 @@ pub(super) fn conversation(call: &Call) -> Value {
     let Some(talk) = &call.talk else {
         return Value::Null;
     };
-    let (agent_number, external) = if talk.inbound {
-        (&call.to, &call.from)
-    } else {
-        (&call.from, &call.to)
-    };
+    let (agent_number, external) = if talk.inbound { (&call.to, &call.from) } else { (&call.from, &call.to) };
     let status = call.talk_status();
     let (result, error) = match call.outcome {
         Some(Outcome::Busy) => (Some("busy"), Some("line_busy")),
         Some(Outcome::NoAnswer) => (Some("no_answer"), Some("no_answer")),
-        Some(Outcome::Failed | Outcome::Canceled) => {
-            (Some("failed"), Some("call_initialization_error"))
-        }
+        Some(Outcome::Failed | Outcome::Canceled) => (Some("failed"), Some("call_initialization_error")),
         _ => (call.answered.map(|_| "answered"), None),
     };
     let phone = talk.carrier.phone_type().map(|kind| {

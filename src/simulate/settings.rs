@@ -27,10 +27,7 @@ impl Millis {
 
 impl From<(u64, u64)> for Millis {
     fn from((min, max): (u64, u64)) -> Millis {
-        Millis {
-            min,
-            max: max.max(min),
-        }
+        Millis { min, max: max.max(min) }
     }
 }
 

@@ -47,14 +47,13 @@ mod tests {
     const STATUS: &str = "https://calls.example.test/hooks/twilio/status?biz=acme";
 
     fn pairs(list: &[(&str, &str)]) -> Vec<(String, String)> {
-        list.iter()
-            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
-            .collect()
+        list.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
     }
 
     #[test]
     fn elevenlabs_vector() {
-        let body = br#"{"type":"post_call_transcription","event_timestamp":1760000000,"data":{"conversation_id":"conv_abc"}}"#;
+        let body =
+            br#"{"type":"post_call_transcription","event_timestamp":1760000000,"data":{"conversation_id":"conv_abc"}}"#;
         assert_eq!(
             elevenlabs("wsec_example_secret", 1_760_000_000, body),
             "t=1760000000,v0=0cddfb9c064860eb1aa71aaa428695c99675b23a1f8b72de07e5864d1a5bc386"
@@ -73,20 +72,11 @@ mod tests {
         ]);
         assert_eq!(twilio(TOKEN, STATUS, &form), "acEvkn2qe36vcFhFs0pGnMysDT8=");
         let fragment = format!("{STATUS}#rc=3&rp=ct,rt,5xx");
-        assert_eq!(
-            twilio(TOKEN, &fragment, &form),
-            "acEvkn2qe36vcFhFs0pGnMysDT8="
-        );
+        assert_eq!(twilio(TOKEN, &fragment, &form), "acEvkn2qe36vcFhFs0pGnMysDT8=");
         let with_port = STATUS.replace(".test/", ".test:443/");
-        assert_eq!(
-            twilio(TOKEN, &with_port, &form),
-            "JzTe4PCREktiRe0AF2r2u/MfpIM="
-        );
+        assert_eq!(twilio(TOKEN, &with_port, &form), "JzTe4PCREktiRe0AF2r2u/MfpIM=");
         let repeated = pairs(&[("A", "2"), ("A", "1"), ("A", "2"), ("B", "x")]);
-        assert_eq!(
-            twilio(TOKEN, STATUS, &repeated),
-            "/07keIlqIYrQacYI65JR5Ecybn8="
-        );
+        assert_eq!(twilio(TOKEN, STATUS, &repeated), "/07keIlqIYrQacYI65JR5Ecybn8=");
         let json = "https://calls.example.test/hooks/twilio/json?bodySHA256=015abd7f5cc57a2dd94b7590f04ad8084273905ee33ec5cebeae62276a97f862";
         assert_eq!(twilio(TOKEN, json, &[]), "1vWL1lKYMF7tnK2MV1z+fp4iXQ4=");
     }

@@ -25,15 +25,8 @@ pub(super) fn respond(world: &mut World, ask: &Ask<'_>, now: Instant) -> Reply {
         return error(401, 20003, "Authenticate");
     }
     let fault = world.faults.take(Provider::Twilio, operation(ask, rest));
-    let crowded = world
-        .settings
-        .tw_api_concurrency
-        .is_some_and(|limit| world.api_now > limit);
-    let refused = if crowded {
-        Some(too_many())
-    } else {
-        fault.as_ref().and_then(refusal)
-    };
+    let crowded = world.settings.tw_api_concurrency.is_some_and(|limit| world.api_now > limit);
+    let refused = if crowded { Some(too_many()) } else { fault.as_ref().and_then(refusal) };
     if let Some(refused) = refused {
         world.counts.refused_429 += u64::from(refused.status == 429);
         return refused;
@@ -41,24 +34,17 @@ pub(super) fn respond(world: &mut World, ask: &Ask<'_>, now: Instant) -> Reply {
     let mut reply = route(world, ask, rest, now);
     reply.wait_ms = world.chance.ms(world.settings.api_ms);
     match fault {
-        Some(fault) if fault.kind == FaultKind::ServerErrorAfterCreate => Reply {
-            wait_ms: fault.ms,
-            ..error(500, 20500, "Internal Server Error")
-        },
+        Some(fault) if fault.kind == FaultKind::ServerErrorAfterCreate => {
+            Reply { wait_ms: fault.ms, ..error(500, 20500, "Internal Server Error") }
+        }
         Some(fault) if fault.kind != FaultKind::NullIds => disturb(reply, &fault),
         _ => reply,
     }
 }
 
 fn authentic(world: &World, ask: &Ask<'_>) -> bool {
-    let pair = format!(
-        "{}:{}",
-        world.settings.account_sid, world.settings.auth_token
-    );
-    let Some((scheme, given)) = ask
-        .header("authorization")
-        .and_then(|value| value.split_once(' '))
-    else {
+    let pair = format!("{}:{}", world.settings.account_sid, world.settings.auth_token);
+    let Some((scheme, given)) = ask.header("authorization").and_then(|value| value.split_once(' ')) else {
         return false;
     };
     scheme.eq_ignore_ascii_case("basic") && given.trim() == STANDARD.encode(pair)
@@ -82,9 +68,7 @@ fn route(world: &mut World, ask: &Ask<'_>, rest: &[&str], now: Instant) -> Reply
         ("POST", ["Calls.json"]) => create(world, ask, now),
         ("GET", ["Calls.json"]) => list(world, ask),
         ("POST", ["Conferences", room, "Participants.json"]) => participant(world, ask, room, now),
-        ("POST", ["Conferences", room]) => {
-            end_conference(world, ask, room.trim_end_matches(".json"), now)
-        }
+        ("POST", ["Conferences", room]) => end_conference(world, ask, room.trim_end_matches(".json"), now),
         ("DELETE", ["Conferences", _, "Participants", sid]) => match known(world, sid) {
             Some(n) => {
                 world.counts.hangups += u64::from(world.hang_up(n, "twilio", now));
@@ -111,18 +95,11 @@ fn route(world: &mut World, ask: &Ask<'_>, rest: &[&str], now: Instant) -> Reply
 /// Twilio's shape of an error.
 pub(super) fn error(status: u16, code: u32, message: &str) -> Reply {
     let more_info = format!("https://www.twilio.com/docs/errors/{code}");
-    Reply::json(
-        status,
-        &json!({"code": code, "message": message, "more_info": more_info, "status": status}),
-    )
+    Reply::json(status, &json!({"code": code, "message": message, "more_info": more_info, "status": status}))
 }
 
 fn unknown(path: &str) -> Reply {
-    error(
-        404,
-        20404,
-        &format!("The requested resource {path} was not found"),
-    )
+    error(404, 20404, &format!("The requested resource {path} was not found"))
 }
 
 fn too_many() -> Reply {
@@ -132,9 +109,7 @@ fn too_many() -> Reply {
 fn refusal(fault: &Fault) -> Option<Reply> {
     let mut reply = match fault.kind {
         FaultKind::TooManyConcurrent | FaultKind::SystemBusy | FaultKind::RateLimited => too_many(),
-        FaultKind::ServerError | FaultKind::SuccessFalse => {
-            error(500, 20500, "Internal Server Error")
-        }
+        FaultKind::ServerError | FaultKind::SuccessFalse => error(500, 20500, "Internal Server Error"),
         FaultKind::PaymentRequired | FaultKind::QuotaExceeded => error(401, 20003, "Authenticate"),
         FaultKind::Invalid => error(400, 21211, "Invalid 'To' Phone Number"),
         _ => return None,
@@ -146,13 +121,7 @@ fn refusal(fault: &Fault) -> Option<Reply> {
 
 fn known(world: &World, sid: &str) -> Option<u64> {
     let n = world.by_sid(sid.trim_end_matches(".json"))?;
-    world
-        .calls
-        .get(&n)?
-        .leg
-        .as_ref()
-        .filter(|leg| !leg.deleted)
-        .map(|_| n)
+    world.calls.get(&n)?.leg.as_ref().filter(|leg| !leg.deleted).map(|_| n)
 }
 
 fn shown(world: &World, n: u64, status: u16) -> Reply {
@@ -170,10 +139,7 @@ fn create(world: &mut World, ask: &Ask<'_>, now: Instant) -> Reply {
     let Some(from) = form.get("From") else {
         return error(400, 21213, "No 'From' number is specified");
     };
-    if ["Url", "Twiml", "ApplicationSid"]
-        .iter()
-        .all(|name| form.get(name).is_none())
-    {
+    if ["Url", "Twiml", "ApplicationSid"].iter().all(|name| form.get(name).is_none()) {
         return error(400, 21205, "Url parameter is required.");
     }
     let leg = Leg::new(world.ids.sid("CA"), "outbound-api");
@@ -183,9 +149,7 @@ fn create(world: &mut World, ask: &Ask<'_>, now: Instant) -> Reply {
 
 fn place(world: &mut World, form: &Form, mut leg: Leg, from: &str, to: &str, now: Instant) -> u64 {
     leg.callback = callback(form);
-    let get = form
-        .get("Method")
-        .is_some_and(|method| method.eq_ignore_ascii_case("GET"));
+    let get = form.get("Method").is_some_and(|method| method.eq_ignore_ascii_case("GET"));
     leg.url = form.get("Url").map(|url| (url.to_owned(), get));
     leg.twiml = form.get("Twiml").map(str::to_owned);
     let queued = world.dial_turn(now);
@@ -195,12 +159,7 @@ fn place(world: &mut World, form: &Form, mut leg: Leg, from: &str, to: &str, now
     let secs = |name: &str| form.get(name).and_then(|value| value.parse::<u64>().ok());
     if let Some(call) = world.calls.get_mut(&n) {
         // Twilio rings about five seconds longer than asked.
-        call.ring_limit_ms = Some(
-            secs("Timeout")
-                .unwrap_or(60)
-                .saturating_add(5)
-                .saturating_mul(1000),
-        );
+        call.ring_limit_ms = Some(secs("Timeout").unwrap_or(60).saturating_add(5).saturating_mul(1000));
         call.talk_limit_ms = secs("TimeLimit").map(|limit| limit.saturating_mul(1000));
     }
     world.counts.creates_tw += 1;
@@ -219,9 +178,7 @@ fn callback(form: &Form) -> Option<Callback> {
     }
     Some(Callback {
         url: form.get("StatusCallback")?.to_owned(),
-        get: form
-            .get("StatusCallbackMethod")
-            .is_some_and(|method| method.eq_ignore_ascii_case("GET")),
+        get: form.get("StatusCallbackMethod").is_some_and(|method| method.eq_ignore_ascii_case("GET")),
         events,
     })
 }
@@ -234,13 +191,9 @@ fn participant(world: &mut World, ask: &Ask<'_>, room: &str, now: Instant) -> Re
     let Some(from) = form.get("From") else {
         return error(400, 21213, "No 'From' number is specified");
     };
-    let open = world
-        .calls
-        .values()
-        .filter(|call| call.phase != Phase::Over);
-    let same = open
-        .filter_map(|call| call.leg.as_ref()?.conference.clone())
-        .find(|(sid, name)| sid == room || name == room);
+    let open = world.calls.values().filter(|call| call.phase != Phase::Over);
+    let same =
+        open.filter_map(|call| call.leg.as_ref()?.conference.clone()).find(|(sid, name)| sid == room || name == room);
     let conference = same.unwrap_or_else(|| (world.ids.sid("CF"), room.to_owned()));
     let mut leg = Leg::new(world.ids.sid("CA"), "outbound-api");
     let sid = leg.sid.clone();
@@ -272,12 +225,7 @@ fn end_conference(world: &mut World, ask: &Ask<'_>, room: &str, now: Instant) ->
         let conference = call.leg.as_ref().and_then(|leg| leg.conference.as_ref());
         conference.is_some_and(|(sid, name)| sid == room || name == room)
     };
-    let members: Vec<u64> = world
-        .calls
-        .values()
-        .filter(|call| inside(call))
-        .map(|call| call.n)
-        .collect();
+    let members: Vec<u64> = world.calls.values().filter(|call| inside(call)).map(|call| call.n).collect();
     if members.is_empty() {
         return unknown(ask.path);
     }
@@ -286,10 +234,7 @@ fn end_conference(world: &mut World, ask: &Ask<'_>, room: &str, now: Instant) ->
         world.counts.hangups += u64::from(world.hang_up(*n, "twilio", now));
     }
     let status = if over { "completed" } else { "in-progress" };
-    Reply::json(
-        200,
-        &json!({"account_sid": world.settings.account_sid, "sid": room, "status": status}),
-    )
+    Reply::json(200, &json!({"account_sid": world.settings.account_sid, "sid": room, "status": status}))
 }
 
 fn update(world: &mut World, ask: &Ask<'_>, n: u64, now: Instant) -> Reply {
@@ -316,9 +261,7 @@ fn update(world: &mut World, ask: &Ask<'_>, n: u64, now: Instant) -> Reply {
             return over();
         }
         if let Some(url) = url {
-            let get = form
-                .get("Method")
-                .is_some_and(|method| method.eq_ignore_ascii_case("GET"));
+            let get = form.get("Method").is_some_and(|method| method.eq_ignore_ascii_case("GET"));
             world.ask_voice(n, url, get, true);
         } else if let Some(twiml) = twiml {
             world.redirect(n, twiml, now);
@@ -353,20 +296,8 @@ pub(super) fn resource(call: &Call, account: &str) -> Value {
     };
     let uri = format!("/2010-04-01/Accounts/{account}/Calls/{}", leg.sid);
     let over = call.phase == Phase::Over;
-    let started = if over {
-        call.answered.or(call.ended)
-    } else {
-        call.answered
-    };
-    let sub = [
-        "notifications",
-        "recordings",
-        "payments",
-        "events",
-        "siprec",
-        "streams",
-        "transcriptions",
-    ];
+    let started = if over { call.answered.or(call.ended) } else { call.answered };
+    let sub = ["notifications", "recordings", "payments", "events", "siprec", "streams", "transcriptions"];
     let subresources: serde_json::Map<String, Value> = sub
         .iter()
         .map(|name| {
@@ -408,10 +339,7 @@ pub(super) fn resource(call: &Call, account: &str) -> Value {
 
 /// The form fields that every webhook about a call has.
 pub(super) fn leg_form(call: &Call, account: &str, status: &str) -> Vec<(String, String)> {
-    let (sid, direction) = call
-        .leg
-        .as_ref()
-        .map_or(("", ""), |leg| (leg.sid.as_str(), leg.direction));
+    let (sid, direction) = call.leg.as_ref().map_or(("", ""), |leg| (leg.sid.as_str(), leg.direction));
     [
         ("CallSid", sid),
         ("AccountSid", account),

@@ -18,32 +18,20 @@ pub(super) fn list(world: &mut World, ask: &Ask<'_>) -> Reply {
     {
         return error(400, 20001, "Invalid 'Status' parameter");
     }
-    let number = |name: &str| {
-        params
-            .get(name)
-            .and_then(|value| value.parse::<usize>().ok())
-    };
+    let number = |name: &str| params.get(name).and_then(|value| value.parse::<usize>().ok());
     let size = number("PageSize").unwrap_or(50).clamp(1, 1000);
     let page = number("Page").unwrap_or(0);
     // A page begins below the last call of the one before, so calls that come in between do not shift it.
-    let token = params
-        .get("PageToken")
-        .and_then(|token| token.strip_prefix("PACA")?.parse::<u64>().ok());
+    let token = params.get("PageToken").and_then(|token| token.strip_prefix("PACA")?.parse::<u64>().ok());
     let lag = world.settings.tw_list_lag_ms;
-    let visible = Timestamp::now()
-        .as_millisecond()
-        .saturating_sub(i64::try_from(lag).unwrap_or(i64::MAX));
+    let visible = Timestamp::now().as_millisecond().saturating_sub(i64::try_from(lag).unwrap_or(i64::MAX));
     let mut fitting = world
         .calls
         .range(..token.unwrap_or(u64::MAX))
         .rev()
         .map(|(_, call)| call)
         .filter(|call| call.created.as_millisecond() <= visible && fits(call, &params));
-    let skipped = if token.is_none() {
-        page.saturating_mul(size)
-    } else {
-        0
-    };
+    let skipped = if token.is_none() { page.saturating_mul(size) } else { 0 };
     let shown: Vec<&Call> = fitting.by_ref().skip(skipped).take(size).collect();
     let more = fitting.next().is_some();
     let account = &world.settings.account_sid;
@@ -52,23 +40,15 @@ pub(super) fn list(world: &mut World, ask: &Ask<'_>) -> Reply {
     let address = |page: usize, last: Option<u64>| {
         let mut query = form_urlencoded::Serializer::new(String::new());
         query.extend_pairs(
-            params
-                .0
-                .iter()
-                .filter(|(name, _)| !matches!(name.as_str(), "Page" | "PageSize" | "PageToken")),
+            params.0.iter().filter(|(name, _)| !matches!(name.as_str(), "Page" | "PageSize" | "PageToken")),
         );
-        query
-            .append_pair("PageSize", &size.to_string())
-            .append_pair("Page", &page.to_string());
+        query.append_pair("PageSize", &size.to_string()).append_pair("Page", &page.to_string());
         if let Some(last) = last {
             query.append_pair("PageToken", &format!("PACA{last}"));
         }
         format!("{base}?{}", query.finish())
     };
-    let next = shown
-        .last()
-        .filter(|_| more)
-        .map(|last| address(page.saturating_add(1), Some(last.n)));
+    let next = shown.last().filter(|_| more).map(|last| address(page.saturating_add(1), Some(last.n)));
     let start = page.saturating_mul(size);
     Reply::json(
         200,
@@ -87,15 +67,8 @@ pub(super) fn list(world: &mut World, ask: &Ask<'_>) -> Reply {
 }
 
 fn known_status(status: &str) -> bool {
-    let ends = [
-        Outcome::Completed,
-        Outcome::Busy,
-        Outcome::NoAnswer,
-        Outcome::Failed,
-        Outcome::Canceled,
-    ];
-    matches!(status, "queued" | "ringing" | "in-progress")
-        || ends.iter().any(|end| end.twilio() == status)
+    let ends = [Outcome::Completed, Outcome::Busy, Outcome::NoAnswer, Outcome::Failed, Outcome::Canceled];
+    matches!(status, "queued" | "ringing" | "in-progress") || ends.iter().any(|end| end.twilio() == status)
 }
 
 fn fits(call: &Call, params: &Form) -> bool {
@@ -108,19 +81,14 @@ fn fits(call: &Call, params: &Form) -> bool {
         && is("To", &call.to)
         && is("From", &call.from)
         && params.get("ParentCallSid").is_none()
-        && within(
-            params,
-            "StartTime",
-            Some(call.answered.unwrap_or(call.created)),
-        )
+        && within(params, "StartTime", Some(call.answered.unwrap_or(call.created)))
         && within(params, "EndTime", call.ended)
 }
 
 /// `Name`, `Name>` and `Name<`: the operator is part of the name, the value a day or a time.
 fn within(params: &Form, name: &str, at: Option<Timestamp>) -> bool {
     let bound = |suffix: &str| params.get(&format!("{name}{suffix}"));
-    let compare = |text: Option<&str>, test: fn(i64, (i64, i64)) -> bool| match text.and_then(span)
-    {
+    let compare = |text: Option<&str>, test: fn(i64, (i64, i64)) -> bool| match text.and_then(span) {
         None => true,
         Some(span) => at.is_some_and(|at| test(at.as_second(), span)),
     };
@@ -134,11 +102,7 @@ fn span(text: &str) -> Option<(i64, i64)> {
     if let Ok(at) = text.parse::<Timestamp>() {
         return Some((at.as_second(), at.as_second()));
     }
-    let at = |time: DateTime| {
-        time.to_zoned(TimeZone::UTC)
-            .ok()
-            .map(|zoned| zoned.timestamp().as_second())
-    };
+    let at = |time: DateTime| time.to_zoned(TimeZone::UTC).ok().map(|zoned| zoned.timestamp().as_second());
     if text.len() > 10 {
         let second = at(text.parse::<DateTime>().ok()?)?;
         return Some((second, second));

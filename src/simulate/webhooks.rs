@@ -48,10 +48,7 @@ impl Retry {
                 _ => {}
             }
         }
-        let has = |word: &str| {
-            when.split(',')
-                .any(|part| part.trim() == word || part.trim() == "all")
-        };
+        let has = |word: &str| when.split(',').any(|part| part.trim() == word || part.trim() == "all");
         Retry {
             waits: (0..count).map(|turn| 100u64 << turn).collect(),
             connect: has("ct"),
@@ -144,28 +141,13 @@ impl World {
         let mut form = leg_form(call, &self.settings.account_sid, status);
         if event == "completed" {
             form.push(("CallDuration".to_owned(), secs.to_string()));
-            form.push((
-                "Duration".to_owned(),
-                (secs.saturating_add(59) / 60).to_string(),
-            ));
+            form.push(("Duration".to_owned(), (secs.saturating_add(59) / 60).to_string()));
             form.push(("SipResponseCode".to_owned(), outcome.sip_code().to_owned()));
         }
-        form.push((
-            "Timestamp".to_owned(),
-            super::twilio::rfc2822(Timestamp::now()),
-        ));
-        form.push((
-            "CallbackSource".to_owned(),
-            "call-progress-events".to_owned(),
-        ));
+        form.push(("Timestamp".to_owned(), super::twilio::rfc2822(Timestamp::now())));
+        form.push(("CallbackSource".to_owned(), "call-progress-events".to_owned()));
         form.push(("SequenceNumber".to_owned(), sequence.to_string()));
-        let mut hook = signed_form(
-            n,
-            &self.settings.auth_token,
-            &callback.url,
-            callback.get,
-            &form,
-        );
+        let mut hook = signed_form(n, &self.settings.auth_token, &callback.url, callback.get, &form);
         hook.headers.push(("i-twilio-idempotency-token", token));
         self.emit(hook);
     }
@@ -175,19 +157,11 @@ impl World {
         if !self.settings.el_seed_events {
             return;
         }
-        let Some((call, talk)) = self
-            .calls
-            .get(&n)
-            .and_then(|call| call.talk.as_ref().map(|talk| (call, talk)))
-        else {
+        let Some((call, talk)) = self.calls.get(&n).and_then(|call| call.talk.as_ref().map(|talk| (call, talk))) else {
             return;
         };
         let direction = if talk.inbound { "inbound" } else { "outbound" };
-        let (agent_number, external) = if talk.inbound {
-            (&call.to, &call.from)
-        } else {
-            (&call.from, &call.to)
-        };
+        let (agent_number, external) = if talk.inbound { (&call.to, &call.from) } else { (&call.from, &call.to) };
         let body = json!({
             "type": kind,
             "event_timestamp": Timestamp::now().as_second(),
@@ -245,11 +219,10 @@ impl World {
             _ => "unknown",
         };
         let metadata = if call.leg.is_some() {
-            let mut body: serde_json::Map<String, Value> =
-                leg_form(call, &self.settings.account_sid, outcome.twilio())
-                    .into_iter()
-                    .map(|(name, value)| (name, Value::String(value)))
-                    .collect();
+            let mut body: serde_json::Map<String, Value> = leg_form(call, &self.settings.account_sid, outcome.twilio())
+                .into_iter()
+                .map(|(name, value)| (name, Value::String(value)))
+                .collect();
             body.insert("SipResponseCode".to_owned(), json!(outcome.sip_code()));
             body.insert("SequenceNumber".to_owned(), json!("0"));
             json!({"type": "twilio", "body": body})
@@ -295,18 +268,10 @@ impl World {
 }
 
 /// A form as Twilio sends it, signed for the URL without its fragment.
-pub(super) fn signed_form(
-    n: u64,
-    token: &str,
-    url: &str,
-    get: bool,
-    form: &[(String, String)],
-) -> Hook {
+pub(super) fn signed_form(n: u64, token: &str, url: &str, get: bool, form: &[(String, String)]) -> Hook {
     let retry = Retry::of_fragment(url);
     let mut target = without_fragment(url).to_owned();
-    let encoded = form_urlencoded::Serializer::new(String::new())
-        .extend_pairs(form)
-        .finish();
+    let encoded = form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish();
     let (signature, body) = if get {
         target.push(if target.contains('?') { '&' } else { '?' });
         target.push_str(&encoded);
@@ -316,20 +281,7 @@ pub(super) fn signed_form(
     };
     let mut headers = vec![("x-twilio-signature", signature)];
     if !get {
-        headers.push((
-            "content-type",
-            "application/x-www-form-urlencoded; charset=utf-8".to_owned(),
-        ));
+        headers.push(("content-type", "application/x-www-form-urlencoded; charset=utf-8".to_owned()));
     }
-    Hook {
-        n,
-        get,
-        url: target,
-        headers,
-        body: Bytes::from(body),
-        secret: None,
-        retry,
-        timeout: TOTAL,
-        held_ms: None,
-    }
+    Hook { n, get, url: target, headers, body: Bytes::from(body), secret: None, retry, timeout: TOTAL, held_ms: None }
 }

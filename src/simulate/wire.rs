@@ -21,16 +21,11 @@ impl Ask<'_> {
 
     /// The first value of a query parameter.
     pub(super) fn param(&self, name: &str) -> Option<String> {
-        self.params()
-            .into_iter()
-            .find(|(key, _)| key == name)
-            .map(|(_, value)| value)
+        self.params().into_iter().find(|(key, _)| key == name).map(|(_, value)| value)
     }
 
     pub(super) fn params(&self) -> Vec<(String, String)> {
-        form_urlencoded::parse(self.query.as_bytes())
-            .into_owned()
-            .collect()
+        form_urlencoded::parse(self.query.as_bytes()).into_owned().collect()
     }
 
     pub(super) fn json(&self) -> Option<Value> {
@@ -43,11 +38,7 @@ impl Ask<'_> {
 
     /// The path's segments, decoded.
     pub(super) fn segments(&self) -> Vec<String> {
-        self.path
-            .split('/')
-            .filter(|part| !part.is_empty())
-            .map(decoded)
-            .collect()
+        self.path.split('/').filter(|part| !part.is_empty()).map(decoded).collect()
     }
 }
 
@@ -57,9 +48,7 @@ fn decoded(part: &str) -> String {
         return part.to_owned();
     }
     let guarded = part.replace('+', "%2B");
-    form_urlencoded::parse(guarded.as_bytes())
-        .next()
-        .map_or_else(String::new, |(key, _)| key.into_owned())
+    form_urlencoded::parse(guarded.as_bytes()).next().map_or_else(String::new, |(key, _)| key.into_owned())
 }
 
 /// A decoded form with repeated names kept.
@@ -69,18 +58,11 @@ pub(super) struct Form(pub Vec<(String, String)>);
 impl Form {
     /// The first value that is not empty.
     pub(super) fn get(&self, name: &str) -> Option<&str> {
-        self.0
-            .iter()
-            .find(|(key, value)| key == name && !value.is_empty())
-            .map(|(_, value)| value.as_str())
+        self.0.iter().find(|(key, value)| key == name && !value.is_empty()).map(|(_, value)| value.as_str())
     }
 
     pub(super) fn all(&self, name: &str) -> Vec<String> {
-        self.0
-            .iter()
-            .filter(|(key, _)| key == name)
-            .map(|(_, value)| value.clone())
-            .collect()
+        self.0.iter().filter(|(key, _)| key == name).map(|(_, value)| value.clone()).collect()
     }
 }
 
@@ -104,14 +86,7 @@ impl Reply {
     }
 
     pub(super) fn text(status: u16, content: &'static str, body: String) -> Reply {
-        Reply {
-            status,
-            content,
-            body: Bytes::from(body),
-            wait_ms: 0,
-            drop: false,
-            retry_after: None,
-        }
+        Reply { status, content, body: Bytes::from(body), wait_ms: 0, drop: false, retry_after: None }
     }
 
     pub(super) fn empty(status: u16) -> Reply {

@@ -105,14 +105,7 @@ impl World {
     // === new calls ===
 
     /// Takes a new call in. It counts from here on if its phase says so.
-    pub(super) fn admit(
-        &mut self,
-        from: &str,
-        to: &str,
-        phase: Phase,
-        leg: Option<Leg>,
-        talk: Option<Talk>,
-    ) -> u64 {
+    pub(super) fn admit(&mut self, from: &str, to: &str, phase: Phase, leg: Option<Leg>, talk: Option<Talk>) -> u64 {
         self.admit_as(false, from, to, phase, leg, talk)
     }
 
@@ -127,11 +120,7 @@ impl World {
         talk: Option<Talk>,
     ) -> u64 {
         if self.calls.len() >= REMEMBERED {
-            let oldest = self
-                .calls
-                .iter()
-                .find(|(_, call)| call.phase == Phase::Over)
-                .map(|(n, _)| *n);
+            let oldest = self.calls.iter().find(|(_, call)| call.phase == Phase::Over).map(|(n, _)| *n);
             if let Some(gone) = oldest.and_then(|n| self.calls.remove(&n)) {
                 if let Some(leg) = gone.leg {
                     self.by_sid.remove(&leg.sid);
@@ -159,13 +148,7 @@ impl World {
     }
 
     /// A conversation that `admit` can take.
-    pub(super) fn new_talk(
-        &mut self,
-        agent: &str,
-        carrier: Carrier,
-        inbound: bool,
-        data: Value,
-    ) -> Talk {
+    pub(super) fn new_talk(&mut self, agent: &str, carrier: Carrier, inbound: bool, data: Value) -> Talk {
         Talk {
             id: self.ids.id("conv"),
             agent: agent.to_owned(),
@@ -182,16 +165,12 @@ impl World {
 
     /// Whether one conversation more exceeds ElevenLabs' plan.
     pub(super) fn el_full(&self) -> bool {
-        self.settings
-            .el_concurrent
-            .is_some_and(|limit| self.counts.el_live_now >= limit)
+        self.settings.el_concurrent.is_some_and(|limit| self.counts.el_live_now >= limit)
     }
 
     /// Whether one call more exceeds Twilio's call concurrency.
     pub(super) fn tw_full(&self) -> bool {
-        self.settings
-            .tw_concurrent
-            .is_some_and(|limit| self.counts.tw_live_now >= limit)
+        self.settings.tw_concurrent.is_some_and(|limit| self.counts.tw_live_now >= limit)
     }
 
     /// When Twilio dials next, at its calls per second.
@@ -211,23 +190,14 @@ impl World {
             return;
         };
         self.last_timer += 1;
-        self.timers
-            .insert((at, self.last_timer), (n, call.epoch, step));
+        self.timers.insert((at, self.last_timer), (n, call.epoch, step));
     }
 
     /// Plans to hang up after the talk, drawn or asked for.
     pub(super) fn plan_talk(&mut self, n: u64, now: Instant) {
         let drawn = self.chance.ms(self.settings.talk_ms);
-        let limit = self
-            .calls
-            .get(&n)
-            .and_then(|call| call.talk_limit_ms)
-            .unwrap_or(u64::MAX);
-        self.plan(
-            n,
-            now + Duration::from_millis(drawn.min(limit)),
-            Step::HangUp,
-        );
+        let limit = self.calls.get(&n).and_then(|call| call.talk_limit_ms).unwrap_or(u64::MAX);
+        self.plan(n, now + Duration::from_millis(drawn.min(limit)), Step::HangUp);
     }
 
     /// Does what is due and says when something is due next.
@@ -246,13 +216,8 @@ impl World {
 
     /// Nothing is live, nothing is waited for.
     pub(super) fn idle(&self) -> bool {
-        let waiting = self
-            .timers
-            .values()
-            .any(|(n, epoch, _)| self.calls.get(n).is_some_and(|c| c.epoch == *epoch));
-        !waiting
-            && self.outbox.is_empty()
-            && self.calls.values().all(|call| call.phase == Phase::Over)
+        let waiting = self.timers.values().any(|(n, epoch, _)| self.calls.get(n).is_some_and(|c| c.epoch == *epoch));
+        !waiting && self.outbox.is_empty() && self.calls.values().all(|call| call.phase == Phase::Over)
     }
 
     fn fire(&mut self, n: u64, step: Step, now: Instant) {
@@ -262,11 +227,7 @@ impl World {
             Step::Answer => self.answer(n, now),
             Step::HangUp => {
                 let outcome = self.planned_outcome(n);
-                let cause = if outcome == Outcome::Completed {
-                    "time"
-                } else {
-                    "destination"
-                };
+                let cause = if outcome == Outcome::Completed { "time" } else { "destination" };
                 self.finish(n, outcome, cause, now);
             }
             Step::Expire => {
@@ -337,10 +298,7 @@ impl World {
         call.epoch += 1;
         call.phase = Phase::Live;
         call.answered = Some(Timestamp::now());
-        let (url, twiml) = call
-            .leg
-            .as_mut()
-            .map_or((None, None), |leg| (leg.url.take(), leg.twiml.take()));
+        let (url, twiml) = call.leg.as_mut().map_or((None, None), |leg| (leg.url.take(), leg.twiml.take()));
         self.recount(n);
         self.status_event(n, "answered");
         self.seed_event(n, "conversation.started");
@@ -353,13 +311,7 @@ impl World {
     }
 
     /// Puts the line down. False if it was down already.
-    pub(super) fn finish(
-        &mut self,
-        n: u64,
-        outcome: Outcome,
-        cause: &'static str,
-        now: Instant,
-    ) -> bool {
+    pub(super) fn finish(&mut self, n: u64, outcome: Outcome, cause: &'static str, now: Instant) -> bool {
         let Some(call) = self.calls.get_mut(&n) else {
             return false;
         };
@@ -401,23 +353,11 @@ impl World {
         let Some(waiting) = self.by_talk(conversation) else {
             return false;
         };
-        let joinable = self
-            .calls
-            .get(&n)
-            .is_some_and(|call| call.talk.is_none() && call.phase != Phase::Over);
-        if !joinable
-            || self
-                .calls
-                .get(&waiting)
-                .is_none_or(|call| call.phase != Phase::Registered)
-        {
+        let joinable = self.calls.get(&n).is_some_and(|call| call.talk.is_none() && call.phase != Phase::Over);
+        if !joinable || self.calls.get(&waiting).is_none_or(|call| call.phase != Phase::Registered) {
             return false;
         }
-        let Some(talk) = self
-            .calls
-            .get_mut(&waiting)
-            .and_then(|call| call.talk.take())
-        else {
+        let Some(talk) = self.calls.get_mut(&waiting).and_then(|call| call.talk.take()) else {
             return false;
         };
         // Out of the counts before it is in again: the conversation is one throughout.
@@ -448,30 +388,11 @@ impl World {
             return;
         };
         let live = call.live();
-        let is = (
-            live && call.talk.is_some(),
-            live && call.leg.is_some(),
-            live && call.phase != Phase::Registered,
-        );
+        let is = (live && call.talk.is_some(), live && call.leg.is_some(), live && call.phase != Phase::Registered);
         let was = std::mem::replace(&mut call.counted, is);
         let counts = &mut self.counts;
-        shift(
-            &mut counts.el_live_now,
-            &mut counts.el_live_max,
-            was.0,
-            is.0,
-        );
-        shift(
-            &mut counts.tw_live_now,
-            &mut counts.tw_live_max,
-            was.1,
-            is.1,
-        );
-        shift(
-            &mut counts.both_live_now,
-            &mut counts.both_live_max,
-            was.2,
-            is.2,
-        );
+        shift(&mut counts.el_live_now, &mut counts.el_live_max, was.0, is.0);
+        shift(&mut counts.tw_live_now, &mut counts.tw_live_max, was.1, is.1);
+        shift(&mut counts.both_live_now, &mut counts.both_live_max, was.2, is.2);
     }
 }
