@@ -1,1 +1,35 @@
-//! The network.
+//! The network: an edge that answers HTTP requests, and a client that sends them on.
+//!
+//! ```text
+//! client ──► Edge (accept, TLS, limits, hygiene) ──► Exchange ──► Handler (the layers above)
+//!                                                       │
+//!                                                       ├─ respond()            an answer of our own
+//!                                                       ├─ relay()              streamed through, WebSockets spliced
+//!                                                       └─ Upstream::create()   sent once, never again
+//! ```
+//!
+//! Only this module knows which engines run: pingora's sessions below [`Edge`] and [`Exchange`], hyper's client below
+//! [`Upstream`]. Nothing of either appears in a public signature; replacing one of them ends here.
+//!
+//! Reading order: [`edge`] (life of the listener), `connection` (life of one connection), `refusal` (what is not let in),
+//! [`exchange`] (one request), [`headers`] (what may cross a hop), [`relay`] and `tunnel` (through), [`upstream`] (out).
+
+mod body;
+mod connection;
+mod downstream;
+pub mod edge;
+pub mod exchange;
+pub mod headers;
+mod io;
+mod refusal;
+pub mod relay;
+pub mod tls;
+mod tunnel;
+pub mod upstream;
+
+pub use edge::{Drained, Edge, EdgeSettings, Handler, RunningEdge};
+pub use exchange::{BodyError, Exchange};
+pub use headers::TrustedPeers;
+pub use relay::{HostRule, RelayError, RelayTarget, Relayed, relay, relay_with_body};
+pub use tls::{ReloadingTls, TlsError, install_crypto_provider};
+pub use upstream::{Outcome, Upstream, UpstreamError, UpstreamSettings};

@@ -1,0 +1,148 @@
+//! Bodies of upstream requests, and bounded reading of upstream answers.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::sync::mpsc;
+
+/// Chunks that may wait between the client and the upstream. With pingora's reads of at most 64 KiB this bounds what one
+/// streamed request holds in memory to about a quarter of a MiB.
+const CHUNKS_AHEAD: usize = 4;
+
+/// The body of a request to an upstream.
+#[derive(Debug)]
+pub(super) enum Outgoing {
+    /// Known whole.
+    Whole(Full<Bytes>),
+    /// Arriving while it is sent.
+    Stream(Streamed),
+}
+
+impl Outgoing {
+    pub(super) fn whole(bytes: Bytes) -> Self {
+        Outgoing::Whole(Full::new(bytes))
+    }
+
+    /// A body of `length` bytes (or of unknown length) and the end to feed it by.
+    pub(super) fn stream(length: Option<u64>) -> (Feed, Self) {
+        let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
+        (
+            Feed(sender),
+            Outgoing::Stream(Streamed {
+                receiver,
+                length,
+                left: length,
+                ended: false,
+            }),
+        )
+    }
+}
+
+enum Piece {
+    Chunk(Bytes),
+    End,
+}
+
+/// Feeds a streamed body. Dropping it before [`Feed::end`] breaks the upstream request: a body whose client went away must
+/// not look like a complete one.
+pub(super) struct Feed(mpsc::Sender<Piece>);
+
+impl Feed {
+    /// Hands a chunk over, waiting for room. False when nobody reads the body any more.
+    pub(super) async fn chunk(&self, chunk: Bytes) -> bool {
+        self.0.send(Piece::Chunk(chunk)).await.is_ok()
+    }
+
+    /// The body is complete.
+    pub(super) async fn end(self) {
+        let _ = self.0.send(Piece::End).await;
+    }
+}
+
+/// The receiving end of a [`Feed`].
+#[derive(Debug)]
+pub(super) struct Streamed {
+    receiver: mpsc::Receiver<Piece>,
+    length: Option<u64>,
+    left: Option<u64>,
+    ended: bool,
+}
+
+impl std::fmt::Debug for Piece {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Piece::Chunk(chunk) => write!(f, "Chunk({} bytes)", chunk.len()),
+            Piece::End => f.write_str("End"),
+        }
+    }
+}
+
+/// The client's body ended before it was complete.
+#[derive(Debug, thiserror::Error)]
+#[error("the request body was cut short")]
+pub(super) struct CutShort;
+
+impl Body for Outgoing {
+    type Data = Bytes;
+    type Error = CutShort;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, CutShort>>> {
+        match self.get_mut() {
+            Outgoing::Whole(full) => Pin::new(full)
+                .poll_frame(cx)
+                .map_err(|never| match never {}),
+            Outgoing::Stream(stream) if stream.ended => Poll::Ready(None),
+            Outgoing::Stream(stream) => Poll::Ready(match ready!(stream.receiver.poll_recv(cx)) {
+                Some(Piece::Chunk(chunk)) => {
+                    stream.left = stream
+                        .left
+                        .map(|left| left.saturating_sub(chunk.len() as u64));
+                    Some(Ok(Frame::data(chunk)))
+                }
+                Some(Piece::End) => {
+                    stream.ended = true;
+                    None
+                }
+                None => {
+                    stream.ended = true;
+                    Some(Err(CutShort))
+                }
+            }),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Outgoing::Whole(full) => full.is_end_stream(),
+            Outgoing::Stream(stream) => stream.ended || stream.length == Some(0),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Outgoing::Whole(full) => full.size_hint(),
+            Outgoing::Stream(stream) => stream.left.map(SizeHint::with_exact).unwrap_or_default(),
+        }
+    }
+}
+
+/// Why an answer could not be read whole.
+pub(super) enum Unread {
+    TooLarge,
+    Broken(String),
+}
+
+/// Reads an answer's body whole, at most `limit` bytes of it.
+pub(super) async fn collect(body: Incoming, limit: usize) -> Result<Bytes, Unread> {
+    match Limited::new(body, limit).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(Unread::TooLarge),
+        Err(error) => Err(Unread::Broken(error.to_string())),
+    }
+}

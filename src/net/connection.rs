@@ -1,0 +1,340 @@
+//! The life of one connection: handshake, heads within their deadlines, one handler call per request, an orderly end.
+//!
+//! pingora's own listener service is not used: it binds late and panics, waits 60 s for handshakes, bounds nothing and
+//! cannot be drained. Its sessions are, one per request.
+
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
+use http::header::{CONTENT_TYPE, RETRY_AFTER};
+use pingora::ErrorType;
+use pingora::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
+use pingora::http::ResponseHeader;
+use pingora::protocols::http::ServerSession;
+use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
+use pingora::protocols::l4::stream::Stream as TcpIo;
+use pingora::protocols::{ALPN, Stream, TcpKeepalive};
+use pingora::server::ShutdownWatch;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::edge::Shared;
+use super::exchange::Exchange;
+use super::io::{Sight, Watched};
+use super::refusal::{PINGORA_MAX_HEADERS, Refusal, judge};
+
+/// The HTTP/2 connection preface, RFC 9113 §3.4, in bytes.
+const H2_PREFACE: u64 = 24;
+
+/// A closing connection goes on reading, or the reset that unread bytes cause could destroy the answer before the client
+/// reads it (RFC 9112 §9.6). Numbers of nginx's `lingering_time` and `lingering_timeout`; while draining less.
+const LINGER: Duration = Duration::from_secs(30);
+const LINGER_IDLE: Duration = Duration::from_secs(5);
+const LINGER_DRAINING: Duration = Duration::from_secs(1);
+
+/// Serves a connection to its end.
+pub(super) async fn serve(tcp: TcpStream, peer: SocketAddr, shared: Arc<Shared>) {
+    let _ = tcp.set_nodelay(true);
+    let mut tcp = TcpIo::from(tcp);
+    // A peer that vanished without a word would hold a tunnel for ever: four probes from a minute of silence on.
+    let _ = tcp.set_keepalive(&TcpKeepalive {
+        idle: Duration::from_secs(60),
+        interval: Duration::from_secs(15),
+        count: 4,
+        #[cfg(target_os = "linux")]
+        user_timeout: Duration::ZERO,
+    });
+    let (io, tls): (Stream, bool) = match shared.tls.as_ref().map(|tls| tls.acceptor()) {
+        None => (Box::new(tcp), false),
+        Some(acceptor) => {
+            match tokio::time::timeout(shared.settings.header_timeout, acceptor.tls_handshake(tcp))
+                .await
+            {
+                Ok(Ok(io)) => (Box::new(io), true),
+                Ok(Err(error)) => return tracing::debug!(%peer, %error, "TLS handshake failed"),
+                Err(_) => return tracing::debug!(%peer, "TLS handshake took too long"),
+            }
+        }
+    };
+    let sight = Sight::new();
+    let io: Stream = Box::new(Watched::new(
+        io,
+        sight.clone(),
+        shared.settings.write_timeout,
+    ));
+    let connection = Arc::new(Connection {
+        shared,
+        peer,
+        tls,
+        sight,
+    });
+    match io.selected_alpn_proto() {
+        Some(ALPN::H2) => connection.serve_http2(io).await,
+        _ => connection.serve_http1(io).await,
+    }
+}
+
+struct Connection {
+    shared: Arc<Shared>,
+    peer: SocketAddr,
+    tls: bool,
+    sight: Arc<Sight>,
+}
+
+/// How waiting for a request's head ended.
+enum Head {
+    Read,
+    Closed,
+    Refused(Refusal),
+}
+
+impl Connection {
+    async fn serve_http2(self: Arc<Self>, io: Stream) {
+        let shutdown = self.shared.stop.subscribe();
+        let no_preface = async {
+            tokio::time::sleep(self.shared.settings.header_timeout).await;
+            if self.sight.bytes_read() >= H2_PREFACE {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            _ = self.process_new(io, &shutdown) => {}
+            () = no_preface => tracing::debug!(peer = %self.peer, "HTTP/2 preface took too long"),
+        }
+    }
+
+    async fn serve_http1(&self, io: Stream) {
+        let mut next = Some((io, None));
+        let mut first = true;
+        while let Some((io, already)) = next.take() {
+            next = self.serve_one(io, already, first).await;
+            first = false;
+        }
+    }
+
+    /// Serves one HTTP/1 request; returns the stream, and what was read of the next request, if the connection goes on.
+    async fn serve_one(
+        &self,
+        io: Stream,
+        already: Option<BytesMut>,
+        first: bool,
+    ) -> Option<(Stream, Option<BytesMut>)> {
+        let settings = &self.shared.settings;
+        self.sight.expect_head(
+            already.as_deref().unwrap_or_default(),
+            settings.max_header_bytes,
+        );
+        let mut session = ServerSession::new_http1(io);
+        // pingora's timers are per read, so all deadlines are ours; `Some(0)` is its word for "no timer".
+        session.set_keepalive(Some(0));
+        session.set_read_timeout(None);
+        // Without it a client's next request, sent early, would be taken for its going away.
+        session.set_pipelining_enabled(true);
+        if let Some(already) = already {
+            session.set_pipelined_prefix(already);
+        }
+        match self.read_head(&mut session, first).await {
+            Head::Closed => return None,
+            Head::Refused(refusal) => {
+                self.refuse(session, refusal).await;
+                return None;
+            }
+            Head::Read => {}
+        }
+        let mut session = self.answer(session).await?;
+        // A body nobody read would be taken for the next request (RFC 9112 §9.3); pingora said `Connection: close`.
+        if !session.is_body_done() {
+            self.linger(session).await;
+            return None;
+        }
+        // pingora decided whether the connection may go on (`Connection`, HTTP/1.0, faulty framing); it is never overruled:
+        // setting a keep-alive here would re-open what it had closed for safety.
+        match session.finish().await {
+            Ok(Some(reusable)) => Some(reusable.into_parts()),
+            Ok(None) => None,
+            Err(error) => {
+                tracing::debug!(peer = %self.peer, %error, "connection broke");
+                None
+            }
+        }
+    }
+
+    /// Reads a request's head. An idle connection may wait `keepalive` for its first byte (a new one only as long as a head
+    /// may take), and from then on the head has `header_timeout` in total, however its bytes are dealt out.
+    async fn read_head(&self, session: &mut ServerSession, first: bool) -> Head {
+        let settings = &self.shared.settings;
+        let sight = &self.sight;
+        let mut stop = self.shared.stop.subscribe();
+        let deadline = async {
+            if !first
+                && tokio::time::timeout(settings.keepalive, sight.begun())
+                    .await
+                    .is_err()
+            {
+                return;
+            }
+            tokio::time::sleep(settings.header_timeout).await;
+        };
+        let idle_and_draining = async {
+            let _ = stop.wait_for(|stop| *stop).await;
+            if sight.has_begun() {
+                std::future::pending::<()>().await;
+            }
+        };
+        let read = tokio::select! {
+            biased;
+            read = session.read_request() => read,
+            () = idle_and_draining => return Head::Closed,
+            () = deadline => {
+                return if sight.has_begun() { Head::Refused(Refusal::HEAD_TIMEOUT) } else { Head::Closed };
+            }
+        };
+        sight.head_done();
+        match read {
+            Ok(true) if sight.illegal_line() => Head::Refused(Refusal::TARGET),
+            Ok(true) => Head::Read,
+            Ok(false) => Head::Closed,
+            Err(_) if sight.head_too_large() || sight.head_lines() > PINGORA_MAX_HEADERS => {
+                Head::Refused(Refusal::HEAD_TOO_LARGE)
+            }
+            Err(error)
+                if matches!(
+                    error.etype(),
+                    ErrorType::ConnectionClosed | ErrorType::ReadError
+                ) =>
+            {
+                Head::Closed
+            }
+            Err(error) => {
+                tracing::debug!(peer = %self.peer, %error, "malformed request");
+                Head::Refused(Refusal::MALFORMED)
+            }
+        }
+    }
+
+    /// Has a request answered. `None`: the session is over, in whatever way.
+    async fn answer(&self, session: ServerSession) -> Option<ServerSession> {
+        let shared = &self.shared;
+        if let Some(refusal) = judge(&session, &shared.settings) {
+            self.refuse(session, refusal).await;
+            return None;
+        }
+        if shared.in_flight.len() >= shared.settings.max_in_flight {
+            self.refuse(session, Refusal::BUSY).await;
+            return None;
+        }
+        let mut exchange = Exchange::new(
+            session,
+            self.peer,
+            self.tls,
+            self.sight.clone(),
+            shared.clone(),
+        );
+        let handled = tokio::select! {
+            biased;
+            () = shared.cut.cancelled() => return None,
+            handled = AssertUnwindSafe(shared.handler.handle(&mut exchange)).catch_unwind() => handled,
+        };
+        if handled.is_err() {
+            // The panic hook has printed message and place already.
+            tracing::error!(peer = %self.peer, method = %exchange.method(), path = exchange.path(), "a handler panicked");
+            exchange.close_after();
+        }
+        if !exchange.is_answered() {
+            let mut response = http::Response::new(Bytes::from_static(b"internal error\n"));
+            *response.status_mut() = http::StatusCode::INTERNAL_SERVER_ERROR;
+            response.headers_mut().insert(
+                CONTENT_TYPE,
+                http::HeaderValue::from_static("text/plain; charset=utf-8"),
+            );
+            exchange.respond(response).await;
+        }
+        exchange.into_session().await
+    }
+
+    /// Answers without a handler and closes.
+    async fn refuse(&self, mut session: ServerSession, refusal: Refusal) {
+        tracing::debug!(peer = %self.peer, status = refusal.status, why = refusal.why, "request refused");
+        session.set_keepalive(None);
+        let body = Bytes::from(format!("{}\n", refusal.why));
+        let head = || -> pingora::Result<ResponseHeader> {
+            let mut head = ResponseHeader::build(refusal.status, Some(4))?;
+            head.insert_header(CONTENT_TYPE, "text/plain; charset=utf-8")?;
+            if refusal == Refusal::BUSY {
+                head.insert_header(RETRY_AFTER, "1")?;
+            }
+            head.set_content_length(body.len())?;
+            Ok(head)
+        };
+        let written = match head() {
+            Ok(head) => session.write_error_response(head, body.clone()).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = written {
+            return tracing::debug!(peer = %self.peer, %error, "cannot write a refusal");
+        }
+        self.linger(session).await;
+    }
+
+    /// Ends a connection on which bytes may still be arriving.
+    async fn linger(&self, session: ServerSession) {
+        let mut io = match session {
+            ServerSession::H1(session) => session.into_inner(),
+            // A stream, not a connection: ended by its END_STREAM, the unread rest is reset.
+            other => return drop(other.finish().await),
+        };
+        if AsyncWriteExt::shutdown(&mut io).await.is_err() {
+            return;
+        }
+        let mut stop = self.shared.stop.subscribe();
+        let draining = async {
+            let _ = stop.wait_for(|stop| *stop).await;
+            tokio::time::sleep(LINGER_DRAINING).await;
+        };
+        let discard = async {
+            let mut buffer = vec![0; 16 * 1024];
+            while let Ok(Ok(1..)) = tokio::time::timeout(LINGER_IDLE, io.read(&mut buffer)).await {}
+        };
+        tokio::select! {
+            () = discard => {}
+            () = draining => {}
+            () = tokio::time::sleep(LINGER) => {}
+        }
+    }
+}
+
+/// HTTP/2 only: pingora spawns one of these calls per stream.
+#[async_trait]
+impl HttpServerApp for Connection {
+    async fn process_new_http(
+        self: &Arc<Self>,
+        mut session: ServerSession,
+        _: &ShutdownWatch,
+    ) -> Option<ReusedHttpStream> {
+        // A client that opens no window for the body of its answer; the connection's own stalls are seen by `Watched`.
+        session.set_write_timeout(Some(self.shared.settings.write_timeout));
+        if let Some(session) = self.answer(session).await
+            && let Err(error) = session.finish().await
+        {
+            tracing::debug!(peer = %self.peer, %error, "HTTP/2 stream broke");
+        }
+        None
+    }
+
+    fn h2_options(&self) -> Option<H2Options> {
+        let settings = &self.shared.settings;
+        let mut options = default_h2_options();
+        options.max_concurrent_streams(settings.max_h2_streams);
+        options.max_header_list_size(u32::try_from(settings.max_header_bytes).unwrap_or(u32::MAX));
+        Some(options)
+    }
+
+    fn server_options(&self) -> Option<&HttpServerOptions> {
+        Some(&self.shared.server_options)
+    }
+}

@@ -1,0 +1,254 @@
+//! The listener: bind, accept within bounds, drain.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pingora::apps::HttpServerOptions;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::connection;
+use super::exchange::Exchange;
+use super::headers::TrustedPeers;
+use super::tls::ReloadingTls;
+
+/// Answers requests. One value serves every connection of an [`Edge`].
+#[async_trait]
+pub trait Handler: Send + Sync + 'static {
+    /// Answers one request with [`Exchange::respond`] or a relay.
+    ///
+    /// Returning without an answer makes it a 500. A panic makes it a 500 and closes the connection. The future is dropped
+    /// only when a drain's grace is over: work that must outlive the client belongs in a task of its own.
+    async fn handle(&self, exchange: &mut Exchange);
+}
+
+/// Limits and deadlines of a listener.
+#[derive(Debug, Clone)]
+pub struct EdgeSettings {
+    /// From a request's first byte to the end of its head; also TLS and HTTP/2 handshakes. Beyond: 408. Default 10 s.
+    pub header_timeout: Duration,
+    /// How long a connection may wait for its next request. Default 75 s (nginx's `keepalive_timeout`).
+    pub keepalive: Duration,
+    /// For [`Exchange::read_body`]: the whole body. For relays: the longest pause within a body. Default 30 s.
+    pub body_timeout: Duration,
+    /// How long a client may take nothing of what is written to it. Default 30 s.
+    pub write_timeout: Duration,
+    /// Bytes of a request's head. Beyond: 431. Default 64 KiB.
+    pub max_header_bytes: usize,
+    /// Header fields of a request. Beyond: 431. Default 100, at most 256 (pingora's).
+    pub max_headers: usize,
+    /// Connections at once; those beyond are closed as soon as they are accepted. Default 10 000.
+    pub max_connections: usize,
+    /// Requests at once, tunnels apart; those beyond get a 503. Default 10 000.
+    pub max_in_flight: usize,
+    /// WebSocket tunnels at once. Default 5 000.
+    pub max_tunnels: usize,
+    /// Requests at once on one HTTP/2 connection. Default 100.
+    pub max_h2_streams: u32,
+    /// Whose `X-Forwarded-*` headers are believed. Default: nobody's.
+    pub trusted_peers: TrustedPeers,
+}
+
+impl Default for EdgeSettings {
+    fn default() -> Self {
+        EdgeSettings {
+            header_timeout: Duration::from_secs(10),
+            keepalive: Duration::from_secs(75),
+            body_timeout: Duration::from_secs(30),
+            write_timeout: Duration::from_secs(30),
+            max_header_bytes: 64 * 1024,
+            max_headers: 100,
+            max_connections: 10_000,
+            max_in_flight: 10_000,
+            max_tunnels: 5_000,
+            max_h2_streams: 100,
+            trusted_peers: TrustedPeers::default(),
+        }
+    }
+}
+
+/// A bound listener that does not accept yet.
+pub struct Edge {
+    listener: TcpListener,
+    addr: SocketAddr,
+    settings: EdgeSettings,
+    tls: Option<ReloadingTls>,
+}
+
+impl Edge {
+    /// Binds; port 0 takes a free one. With `tls` every connection must speak it (HTTP/2 by ALPN), without it none may.
+    ///
+    /// # Errors
+    /// The operating system's, at once: a busy port is not waited for.
+    pub async fn bind(
+        addr: SocketAddr,
+        settings: EdgeSettings,
+        tls: Option<ReloadingTls>,
+    ) -> io::Result<Edge> {
+        let listener = TcpListener::bind(addr).await?;
+        let addr = listener.local_addr()?;
+        Ok(Edge {
+            listener,
+            addr,
+            settings,
+            tls,
+        })
+    }
+
+    /// The address in use, with the real port.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Accepts and serves on the caller's tokio runtime until [`RunningEdge::drain`] or the end of that runtime.
+    pub fn spawn(self, handler: Arc<dyn Handler>) -> RunningEdge {
+        let mut server_options = HttpServerOptions::default();
+        server_options.h2_idle_timeout = Some(self.settings.keepalive);
+        let (stop, _) = watch::channel(false);
+        let shared = Arc::new(Shared {
+            settings: self.settings,
+            tls: self.tls,
+            handler,
+            server_options,
+            connections: TaskTracker::new(),
+            in_flight: TaskTracker::new(),
+            tunnels: TaskTracker::new(),
+            stop,
+            cut: CancellationToken::new(),
+        });
+        tokio::spawn(accept(self.listener, shared.clone()));
+        RunningEdge {
+            addr: self.addr,
+            shared,
+        }
+    }
+}
+
+/// What all connections of an edge share.
+pub(super) struct Shared {
+    pub(super) settings: EdgeSettings,
+    pub(super) tls: Option<ReloadingTls>,
+    pub(super) handler: Arc<dyn Handler>,
+    pub(super) server_options: HttpServerOptions,
+    pub(super) connections: TaskTracker,
+    pub(super) in_flight: TaskTracker,
+    pub(super) tunnels: TaskTracker,
+    /// True once draining: accept nothing, let idle connections go.
+    pub(super) stop: watch::Sender<bool>,
+    /// Cancelled when the grace is over.
+    pub(super) cut: CancellationToken,
+}
+
+impl Shared {
+    pub(super) fn draining(&self) -> bool {
+        *self.stop.borrow()
+    }
+}
+
+async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+    let mut stop = shared.stop.subscribe();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((tcp, peer)) => admit(tcp, peer, &shared),
+            Err(error) => {
+                // Mostly "too many open files": wait for some to close instead of spinning (as hyper and nginx do).
+                tracing::warn!(%error, "cannot accept connections");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+fn admit(tcp: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) {
+    if shared.connections.len() >= shared.settings.max_connections {
+        // Closed without a word: at this point memory matters more than manners.
+        tracing::debug!(%peer, "too many connections");
+        return;
+    }
+    let cut = shared.cut.clone();
+    let connection = connection::serve(tcp, peer, shared.clone());
+    shared.connections.spawn(async move {
+        tokio::select! {
+            biased;
+            () = cut.cancelled() => {}
+            () = connection => {}
+        }
+    });
+}
+
+/// A serving edge. Dropping this handle does not stop it.
+pub struct RunningEdge {
+    addr: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+/// What a drain had to cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Drained {
+    /// Requests that were not answered within the grace.
+    pub in_flight_cut: usize,
+    /// Tunnels that were still open.
+    pub tunnels_cut: usize,
+}
+
+impl RunningEdge {
+    /// The address in use, with the real port.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Requests being answered now; tunnels are not among them.
+    pub fn in_flight(&self) -> usize {
+        self.shared.in_flight.len()
+    }
+
+    /// Open connections, tunnels included.
+    pub fn connections(&self) -> usize {
+        self.shared.connections.len()
+    }
+
+    /// Open WebSocket tunnels.
+    pub fn tunnels(&self) -> usize {
+        self.shared.tunnels.len()
+    }
+
+    /// Stops accepting at once, closes idle connections, finishes what is in flight, and after `grace` cuts what is left,
+    /// tunnels included. Returns as soon as nothing is left, with what had to be cut.
+    pub async fn drain(&self, grace: Duration) -> Drained {
+        let shared = &self.shared;
+        shared.stop.send_replace(true);
+        let trackers = [&shared.in_flight, &shared.tunnels, &shared.connections];
+        let all = async {
+            for tracker in trackers {
+                tracker.close();
+                tracker.wait().await;
+            }
+        };
+        if tokio::time::timeout(grace, all).await.is_ok() {
+            return Drained {
+                in_flight_cut: 0,
+                tunnels_cut: 0,
+            };
+        }
+        let cut = Drained {
+            in_flight_cut: self.in_flight(),
+            tunnels_cut: self.tunnels(),
+        };
+        shared.cut.cancel();
+        for tracker in trackers {
+            tracker.close();
+            tracker.wait().await;
+        }
+        cut
+    }
+}

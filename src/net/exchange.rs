@@ -1,0 +1,418 @@
+//! One HTTP request being answered at the edge.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, Method, Version, header};
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::http::ServerSession;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use super::edge::{EdgeSettings, Shared};
+use super::headers::{Hop, has, strip_hop_by_hop};
+use super::io::Sight;
+
+/// One HTTP request being answered at the edge (HTTP/1.1 or HTTP/2).
+///
+/// The head is there from the start. The body is read with [`read_body`](Self::read_body) or streamed by
+/// [`relay`](super::relay()); the answer is given once, by [`respond`](Self::respond) or a relay.
+pub struct Exchange {
+    state: State,
+    peer: SocketAddr,
+    tls: bool,
+    sight: Arc<Sight>,
+    shared: Arc<Shared>,
+    /// Counts the request as in flight until it is answered or becomes a tunnel.
+    in_flight: Option<TaskTrackerToken>,
+    body: Option<Bytes>,
+    answered: bool,
+    /// The answer was begun and cannot be ended: only the connection's (or the stream's) end can tell the client.
+    torn: bool,
+}
+
+enum State {
+    Open(Box<ServerSession>),
+    /// The connection has become a tunnel; its request is kept for those who still ask.
+    Tunnelled(Box<RequestHeader>),
+}
+
+/// Why a body could not be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BodyError {
+    /// Longer than the caller's limit: a 413.
+    #[error("the body is longer than {limit} bytes")]
+    TooLarge {
+        /// The limit, in bytes.
+        limit: usize,
+    },
+    /// Not complete within the edge's body deadline: a 408.
+    #[error("the body took too long")]
+    Timeout,
+    /// Cut short, or framed wrongly: a 400, if anybody is still there.
+    #[error("the body is broken")]
+    Broken,
+}
+
+impl Exchange {
+    pub(super) fn new(
+        session: ServerSession,
+        peer: SocketAddr,
+        tls: bool,
+        sight: Arc<Sight>,
+        shared: Arc<Shared>,
+    ) -> Self {
+        let in_flight = Some(shared.in_flight.token());
+        let state = State::Open(Box::new(session));
+        Exchange {
+            state,
+            peer,
+            tls,
+            sight,
+            shared,
+            in_flight,
+            body: None,
+            answered: false,
+            torn: false,
+        }
+    }
+
+    fn head(&self) -> &RequestHeader {
+        match &self.state {
+            State::Open(session) => session.req_header(),
+            State::Tunnelled(head) => head,
+        }
+    }
+
+    /// The method.
+    pub fn method(&self) -> &Method {
+        &self.head().method
+    }
+
+    /// The path only, as sent: nothing is decoded.
+    pub fn path(&self) -> &str {
+        let target = self.path_and_query();
+        target.split_once('?').map_or(target, |(path, _)| path)
+    }
+
+    /// What follows the first `?`, as sent.
+    pub fn query(&self) -> Option<&str> {
+        self.path_and_query()
+            .split_once('?')
+            .map(|(_, query)| query)
+    }
+
+    /// Path and query exactly as sent, which is what signatures are over (an absolute-form target's scheme and authority
+    /// are left off). Targets with bytes that pingora would have escaped were refused before.
+    pub fn path_and_query(&self) -> &str {
+        let head = self.head();
+        match std::str::from_utf8(head.raw_path()) {
+            Ok(raw) if raw.starts_with('/') || raw == "*" => raw,
+            _ => head
+                .uri
+                .path_and_query()
+                .map_or("/", |target| target.as_str()),
+        }
+    }
+
+    /// `Host` or `:authority`, with the port if one was sent.
+    pub fn host(&self) -> Option<&str> {
+        let head = self.head();
+        let host = head
+            .headers
+            .get(header::HOST)
+            .and_then(|host| host.to_str().ok());
+        host.or_else(|| head.uri.authority().map(|authority| authority.as_str()))
+    }
+
+    /// All header fields, hop-by-hop ones included.
+    pub fn headers(&self) -> &HeaderMap {
+        &self.head().headers
+    }
+
+    /// The first value of a field, if it is UTF-8.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.head()
+            .headers
+            .get(name)
+            .and_then(|value| std::str::from_utf8(value.as_bytes()).ok())
+    }
+
+    /// Who is at the other end of the connection; not necessarily who asks (see [`TrustedPeers`](super::TrustedPeers)).
+    pub fn peer(&self) -> Option<SocketAddr> {
+        Some(self.peer)
+    }
+
+    /// The connection is TLS.
+    pub fn is_tls(&self) -> bool {
+        self.tls
+    }
+
+    /// A real upgrade to WebSocket (RFC 6455 §4.1): HTTP/1.1 GET without a body, `Upgrade: websocket`, `Connection: upgrade`.
+    pub fn is_upgrade(&self) -> bool {
+        let head = self.head();
+        head.version == Version::HTTP_11
+            && head.method == Method::GET
+            && has(&head.headers, header::UPGRADE, "websocket")
+            && has(&head.headers, header::CONNECTION, "upgrade")
+            && !head.headers.contains_key(header::TRANSFER_ENCODING)
+            && head
+                .headers
+                .get(header::CONTENT_LENGTH)
+                .is_none_or(|length| length == "0")
+    }
+
+    /// The whole body: at most `limit` bytes, within the edge's `body_timeout`. Sends `100 Continue` if that is asked for.
+    /// Called again it returns the same bytes.
+    ///
+    /// # Errors
+    /// [`BodyError`]; an answer may still be given, after which the connection closes.
+    pub async fn read_body(&mut self, limit: usize) -> Result<Bytes, BodyError> {
+        if let Some(body) = &self.body {
+            return if body.len() > limit {
+                Err(BodyError::TooLarge { limit })
+            } else {
+                Ok(body.clone())
+            };
+        }
+        if self
+            .declared_length()
+            .is_some_and(|length| length > limit as u64)
+        {
+            return Err(BodyError::TooLarge { limit });
+        }
+        self.send_continue().await;
+        let deadline = self.shared.settings.body_timeout;
+        let State::Open(session) = &mut self.state else {
+            return Err(BodyError::Broken);
+        };
+        let read = async {
+            let mut body = BytesMut::new();
+            // A chunk that is the whole body is not copied again.
+            let mut only = None;
+            while let Some(chunk) = session
+                .read_request_body()
+                .await
+                .map_err(|_| BodyError::Broken)?
+            {
+                if body.len() + only.as_ref().map_or(0, Bytes::len) + chunk.len() > limit {
+                    return Err(BodyError::TooLarge { limit });
+                }
+                match only.take() {
+                    None if body.is_empty() => only = Some(chunk),
+                    None => body.extend_from_slice(&chunk),
+                    Some(before) => {
+                        body.extend_from_slice(&before);
+                        body.extend_from_slice(&chunk);
+                    }
+                }
+            }
+            Ok(only.unwrap_or_else(|| body.freeze()))
+        };
+        let body = tokio::time::timeout(deadline, read)
+            .await
+            .unwrap_or(Err(BodyError::Timeout))?;
+        self.body = Some(body.clone());
+        Ok(body)
+    }
+
+    /// Answers. Sets `Content-Length`; drops hop-by-hop fields. If the body was not read to its end the connection closes
+    /// afterwards (RFC 9112 §9.3). Failing to write is logged at debug, never returned: the client is gone. A second answer
+    /// is ignored.
+    pub async fn respond(&mut self, response: http::Response<Bytes>) {
+        if self.answered {
+            return tracing::debug!("a second answer was given to one request");
+        }
+        self.answered = true;
+        let draining = self.shared.draining();
+        let bodiless =
+            self.head().method == Method::HEAD || matches!(response.status().as_u16(), 204 | 304);
+        let State::Open(session) = &mut self.state else {
+            return;
+        };
+        if draining {
+            session.set_keepalive(None);
+        }
+        let (head, body) = response.into_parts();
+        let written = async {
+            let head = response_head(head, Some(body.len() as u64))?;
+            session.write_response_header(Box::new(head)).await?;
+            let body = if bodiless { Bytes::new() } else { body };
+            session.write_response_body(body, true).await
+        };
+        if let Err(error) = written.await {
+            tracing::debug!(peer = %self.peer, %error, "cannot write an answer");
+            self.torn = true;
+        }
+        self.in_flight = None;
+    }
+
+    /// Whether an answer was given, or at least begun.
+    pub fn is_answered(&self) -> bool {
+        self.answered
+    }
+
+    /// Waits until the client goes away. For waiters that should not wait for nobody; never a reason to abandon a create.
+    /// A client that closes its sending half counts as gone. What arrives of an unread body meanwhile is dropped, so read
+    /// the body first. May be cancelled.
+    pub async fn client_gone(&mut self) {
+        let State::Open(session) = &mut self.state else {
+            return;
+        };
+        let mut body_done = false;
+        loop {
+            match session.read_body_or_idle(body_done).await {
+                Ok(Some(_)) => {}
+                Ok(None) => body_done = true,
+                Err(_) => return,
+            }
+        }
+    }
+
+    // What relays need.
+
+    pub(super) fn settings(&self) -> &EdgeSettings {
+        &self.shared.settings
+    }
+
+    pub(super) fn hop(&self) -> Hop<'_> {
+        let peer = self.peer.ip();
+        Hop {
+            peer: Some(peer),
+            tls: self.tls,
+            host: self.host(),
+            trusted: self.settings().trusted_peers.contain(peer),
+        }
+    }
+
+    pub(super) fn version(&self) -> Version {
+        self.head().version
+    }
+
+    /// The body, if it was read whole already.
+    pub(super) fn body_read(&self) -> Option<Bytes> {
+        self.body.clone()
+    }
+
+    /// `Content-Length`; pingora has refused requests whose lengths differ.
+    pub(super) fn declared_length(&self) -> Option<u64> {
+        self.header("content-length")?
+            .split(',')
+            .next()?
+            .trim()
+            .parse()
+            .ok()
+    }
+
+    /// The request has no body, or nothing of it is left.
+    pub(super) fn body_is_done(&mut self) -> bool {
+        match &mut self.state {
+            State::Open(session) => session.is_body_done(),
+            State::Tunnelled(_) => true,
+        }
+    }
+
+    /// `100 Continue`, if the client waits for it (RFC 9110 §10.1.1) and the body is going to be read.
+    pub(super) async fn send_continue(&mut self) {
+        let asked = self.head().version == Version::HTTP_11
+            && has(&self.head().headers, header::EXPECT, "100-continue");
+        let State::Open(session) = &mut self.state else {
+            return;
+        };
+        if asked
+            && !session.is_body_done()
+            && let Err(error) = session.write_continue_response().await
+        {
+            tracing::debug!(peer = %self.peer, %error, "cannot write 100 Continue");
+        }
+    }
+
+    /// The session, to stream through; `None` once it is a tunnel.
+    pub(super) fn session(&mut self) -> Option<&mut ServerSession> {
+        let draining = self.shared.draining();
+        match &mut self.state {
+            State::Open(session) => {
+                if draining {
+                    session.set_keepalive(None);
+                }
+                Some(session)
+            }
+            State::Tunnelled(_) => None,
+        }
+    }
+
+    /// An answer was begun by a relay.
+    pub(super) fn mark_answered(&mut self) {
+        self.answered = true;
+    }
+
+    /// The answer begun cannot be ended properly.
+    pub(super) fn mark_torn(&mut self) {
+        self.torn = true;
+    }
+
+    /// The connection closes after this answer.
+    pub(super) fn close_after(&mut self) {
+        match &mut self.state {
+            // An answer half written cannot be followed by anything.
+            State::Open(session) => {
+                session.set_keepalive(None);
+                self.torn |= self.answered;
+            }
+            State::Tunnelled(_) => {}
+        }
+    }
+
+    /// Takes the connection out of HTTP: the session, and the count it is kept under from now on.
+    /// `None` if it was taken before.
+    pub(super) fn become_tunnel(
+        &mut self,
+    ) -> Option<(ServerSession, Arc<Sight>, TaskTrackerToken)> {
+        let State::Open(session) = &self.state else {
+            return None;
+        };
+        let head = Box::new(session.req_header().clone());
+        let token = self.shared.tunnels.token();
+        self.in_flight = None;
+        self.answered = true;
+        match std::mem::replace(&mut self.state, State::Tunnelled(head)) {
+            State::Open(session) => Some((*session, self.sight.clone(), token)),
+            State::Tunnelled(_) => None,
+        }
+    }
+
+    pub(super) fn tunnels_full(&self) -> bool {
+        self.shared.tunnels.len() >= self.shared.settings.max_tunnels
+    }
+
+    /// Gives the session back, if the connection can go on or end in order.
+    pub(super) async fn into_session(self) -> Option<ServerSession> {
+        match self.state {
+            State::Open(mut session) if self.torn => {
+                // HTTP/1: closed without the last chunk; HTTP/2: the stream is reset. Either way the client sees the cut.
+                session.shutdown().await;
+                None
+            }
+            State::Open(session) => Some(*session),
+            State::Tunnelled(_) => None,
+        }
+    }
+}
+
+/// A head for pingora: no hop-by-hop fields, framed for `length` bytes if that is known. 1xx and 204 have no length
+/// (RFC 9110 §8.6); for 304 (and HEAD, where the caller passes it) it is the length of what was not sent.
+pub(super) fn response_head(
+    mut parts: http::response::Parts,
+    length: Option<u64>,
+) -> pingora::Result<ResponseHeader> {
+    strip_hop_by_hop(&mut parts.headers);
+    parts.version = Version::HTTP_11;
+    if parts.status.is_informational() || parts.status == http::StatusCode::NO_CONTENT {
+        parts.headers.remove(header::CONTENT_LENGTH);
+    } else if let Some(length) = length
+        && parts.status != http::StatusCode::NOT_MODIFIED
+    {
+        parts.headers.insert(header::CONTENT_LENGTH, length.into());
+    }
+    Ok(ResponseHeader::from(parts))
+}

@@ -1,0 +1,278 @@
+//! What may cross a hop: hop-by-hop headers and `X-Forwarded-*`. Pure.
+
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+/// RFC 7239; not written by us, and not believed from strangers.
+const FORWARDED: HeaderName = header::FORWARDED;
+
+/// Headers that belong to one connection even when `Connection` does not name them (RFC 9110 §7.6.1, and `HTTP2-Settings`
+/// of the withdrawn h2c upgrade, RFC 9113 §3.1).
+const HOP_BY_HOP: [HeaderName; 9] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    HeaderName::from_static("http2-settings"),
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::PROXY_AUTHENTICATE,
+];
+
+/// Removes what concerns only the connection a message came over: the fixed list of RFC 9110 §7.6.1 and everything that
+/// `Connection` names. Order and values of all other fields stay.
+///
+/// `Host`, `Content-Length` and the like cannot be smuggled away by naming them in `Connection`: framing and routing fields
+/// are never dropped on a sender's word (the attack is old: <https://nathandavison.com/blog/abusing-http-hop-by-hop-request-headers>).
+pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = list(headers, header::CONNECTION)
+        .filter_map(|name| HeaderName::from_str(name).ok())
+        .filter(|name| {
+            !matches!(
+                *name,
+                header::HOST
+                    | header::CONTENT_LENGTH
+                    | header::AUTHORIZATION
+                    | header::CONTENT_TYPE
+            )
+        })
+        .collect();
+    for name in named.iter().chain(&HOP_BY_HOP) {
+        headers.remove(name);
+    }
+    headers.remove(header::PROXY_AUTHORIZATION);
+}
+
+/// The elements of a comma-separated list field, over all its lines, without blanks; lines that are not text are skipped.
+pub fn list(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
+    headers
+        .get_all(name)
+        .into_iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|line| line.split(','))
+        .map(str::trim)
+        .filter(|element| !element.is_empty())
+}
+
+/// Whether a list field has this element, whatever its case.
+pub fn has(headers: &HeaderMap, name: HeaderName, element: &str) -> bool {
+    list(headers, name).any(|found| found.eq_ignore_ascii_case(element))
+}
+
+/// The hop a request came over, for [`forwarded`].
+#[derive(Debug, Clone, Copy)]
+pub struct Hop<'a> {
+    /// Who is at the other end, when known.
+    pub peer: Option<IpAddr>,
+    /// The connection was TLS.
+    pub tls: bool,
+    /// `Host` or `:authority` as sent.
+    pub host: Option<&'a str>,
+    /// The peer is one of [`TrustedPeers`]: what it says about earlier hops is kept and added to.
+    pub trusted: bool,
+}
+
+/// Writes `X-Forwarded-For`, `-Proto` and `-Host`. From a trusted peer the chain is continued (`For` is appended, `Proto`
+/// and `Host` of the first hop stay); from anyone else all three, and `Forwarded`, are replaced by what was seen here.
+pub fn forwarded(headers: &mut HeaderMap, hop: Hop<'_>) {
+    let mut chain: Vec<String> = Vec::new();
+    if hop.trusted {
+        chain.extend(list(headers, FORWARDED_FOR).map(str::to_owned));
+    } else {
+        for name in [FORWARDED_PROTO, FORWARDED_HOST, FORWARDED] {
+            headers.remove(name);
+        }
+    }
+    headers.remove(FORWARDED_FOR);
+    chain.extend(hop.peer.map(|peer| peer.to_canonical().to_string()));
+    if let Ok(value) = HeaderValue::from_str(&chain.join(", "))
+        && !chain.is_empty()
+    {
+        headers.insert(FORWARDED_FOR, value);
+    }
+    if !headers.contains_key(FORWARDED_PROTO) {
+        headers.insert(
+            FORWARDED_PROTO,
+            HeaderValue::from_static(if hop.tls { "https" } else { "http" }),
+        );
+    }
+    if let Some(Ok(host)) = hop.host.map(HeaderValue::from_str)
+        && !headers.contains_key(FORWARDED_HOST)
+    {
+        headers.insert(FORWARDED_HOST, host);
+    }
+}
+
+/// Peers whose `X-Forwarded-*` headers are believed: addresses and CIDR blocks. Nobody by default.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TrustedPeers(Vec<(IpAddr, u32)>);
+
+impl TrustedPeers {
+    /// Whether this address is one of them. An IPv4 address seen as `::ffff:a.b.c.d` counts as IPv4.
+    pub fn contain(&self, peer: IpAddr) -> bool {
+        let peer = peer.to_canonical();
+        self.0.iter().any(|&(block, bits)| match (block, peer) {
+            (IpAddr::V4(block), IpAddr::V4(peer)) => {
+                (block.to_bits() ^ peer.to_bits()).leading_zeros() >= bits
+            }
+            (IpAddr::V6(block), IpAddr::V6(peer)) => {
+                (block.to_bits() ^ peer.to_bits()).leading_zeros() >= bits
+            }
+            _ => false,
+        })
+    }
+}
+
+/// One entry of [`TrustedPeers`] that is neither an address nor a CIDR block.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not an address or a block such as 10.0.0.0/8")]
+pub struct NotAPeer(pub String);
+
+impl TrustedPeers {
+    /// Reads addresses (`10.1.2.3`, `::1`) and blocks (`10.0.0.0/8`).
+    ///
+    /// # Errors
+    /// The first entry that is neither.
+    pub fn parse<S: AsRef<str>>(entries: &[S]) -> Result<Self, NotAPeer> {
+        let parse = |entry: &str| -> Option<(IpAddr, u32)> {
+            let (address, bits) = match entry.split_once('/') {
+                Some((address, bits)) => (
+                    address.parse::<IpAddr>().ok()?,
+                    Some(bits.parse::<u32>().ok()?),
+                ),
+                None => (entry.parse::<IpAddr>().ok()?, None),
+            };
+            let all = if address.is_ipv4() { 32 } else { 128 };
+            let bits = bits.unwrap_or(all);
+            (bits <= all).then_some((address, bits))
+        };
+        entries
+            .iter()
+            .map(|entry| {
+                parse(entry.as_ref().trim()).ok_or_else(|| NotAPeer(entry.as_ref().to_owned()))
+            })
+            .collect::<Result<_, _>>()
+            .map(TrustedPeers)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(fields: &[(&str, &str)]) -> HeaderMap {
+        fields
+            .iter()
+            .map(|(name, value)| {
+                (
+                    HeaderName::from_str(name).unwrap(),
+                    HeaderValue::from_str(value).unwrap(),
+                )
+            })
+            .collect()
+    }
+
+    #[test]
+    fn rfc9110_7_6_1_named_and_fixed_hop_by_hop_fields_go_and_the_rest_stays_in_order() {
+        let mut headers = map(&[
+            (
+                "connection",
+                "close, X-Secret ,x-other,host, content-length",
+            ),
+            ("host", "a"),
+            ("x-secret", "1"),
+            ("x-other", "2"),
+            ("te", "trailers"),
+            ("keep-alive", "timeout=5"),
+            ("proxy-authorization", "Basic x"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "h2c"),
+            ("http2-settings", "AAA"),
+            ("content-length", "3"),
+        ]);
+        headers.append("set-cookie", HeaderValue::from_static("b=2"));
+        headers.append("set-cookie", HeaderValue::from_static("a=1"));
+        strip_hop_by_hop(&mut headers);
+        let left: Vec<_> = headers
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.to_str().unwrap()))
+            .collect();
+        assert_eq!(
+            left,
+            [
+                ("host", "a"),
+                ("content-length", "3"),
+                ("set-cookie", "b=2"),
+                ("set-cookie", "a=1")
+            ]
+        );
+    }
+
+    #[test]
+    fn forwarded_headers_of_strangers_are_replaced_and_of_trusted_peers_continued() {
+        let sent = [
+            ("x-forwarded-for", "1.1.1.1"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-host", "evil"),
+            ("forwarded", "for=1.1.1.1"),
+        ];
+        let hop = Hop {
+            peer: Some("10.0.0.9".parse().unwrap()),
+            tls: false,
+            host: Some("api.local"),
+            trusted: false,
+        };
+        let mut headers = map(&sent);
+        forwarded(&mut headers, hop);
+        assert_eq!(
+            headers,
+            map(&[
+                ("x-forwarded-for", "10.0.0.9"),
+                ("x-forwarded-proto", "http"),
+                ("x-forwarded-host", "api.local")
+            ])
+        );
+        let mut headers = map(&sent);
+        forwarded(
+            &mut headers,
+            Hop {
+                trusted: true,
+                ..hop
+            },
+        );
+        assert_eq!(headers["x-forwarded-for"], "1.1.1.1, 10.0.0.9");
+        assert_eq!(headers["x-forwarded-proto"], "https");
+        assert_eq!(headers["x-forwarded-host"], "evil");
+    }
+
+    #[test]
+    fn trusted_peers_are_addresses_and_blocks() {
+        let peers = TrustedPeers::parse(&["10.0.0.0/8", "::1", "192.168.1.7"]).unwrap();
+        for (peer, trusted) in [
+            ("10.200.1.1", true),
+            ("11.0.0.1", false),
+            ("::1", true),
+            ("::2", false),
+            ("::ffff:192.168.1.7", true),
+        ] {
+            assert_eq!(peers.contain(peer.parse().unwrap()), trusted, "{peer}");
+        }
+        assert!(
+            TrustedPeers::parse(&["0.0.0.0/0"])
+                .unwrap()
+                .contain("8.8.8.8".parse().unwrap())
+        );
+        for wrong in ["10.0.0.0/33", "host", "", "10.0.0.0/"] {
+            assert_eq!(
+                TrustedPeers::parse(&[wrong]),
+                Err(NotAPeer(wrong.to_owned()))
+            );
+        }
+    }
+}

@@ -1,0 +1,356 @@
+//! The connection's byte stream with eyes: what pingora's sessions do not tell.
+//!
+//! pingora times each read, not the head of a request; it repairs request lines that RFC 9112 §3 wants refused; it reads up
+//! to 1 MiB of headers; and it has no time limit for writing a response head. All four are visible from the stream, so they
+//! are watched here, below the session, without touching it.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pingora::protocols::raw_connect::ProxyDigest;
+use pingora::protocols::tls::SslDigest;
+use pingora::protocols::{
+    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
+    Stream, TimingDigest, UniqueID, UniqueIDType,
+};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
+use tokio::time::Sleep;
+
+/// What was seen on a connection so far; shared between the stream and the loop that serves it.
+#[derive(Debug)]
+pub(super) struct Sight {
+    head: Mutex<Head>,
+    began: Notify,
+    half_closed: Notify,
+    bytes_read: AtomicU64,
+}
+
+/// The head of the request being read, byte by byte.
+#[derive(Debug, Default)]
+struct Head {
+    /// Bytes are looked at only while a head is being read.
+    reading: bool,
+    bytes: usize,
+    lines: usize,
+    limit: usize,
+    too_large: bool,
+    line: RequestLine,
+}
+
+/// Whether the first line is `method SP request-target SP version` in visible ASCII (RFC 9112 §3).
+#[derive(Debug, Default)]
+struct RequestLine {
+    begun: bool,
+    ended: bool,
+    after_cr: bool,
+    spaces: usize,
+    illegal: bool,
+}
+
+impl RequestLine {
+    fn feed(&mut self, byte: u8) {
+        if self.ended {
+            return;
+        }
+        match byte {
+            // RFC 9112 §2.2: empty lines before the request line are skipped.
+            b'\r' | b'\n' if !self.begun => return,
+            b'\n' => {
+                self.ended = true;
+                self.illegal |= self.spaces != 2;
+            }
+            b'\r' => self.illegal |= self.after_cr,
+            b' ' => self.spaces += 1,
+            0x21..=0x7e => {}
+            _ => self.illegal = true,
+        }
+        self.illegal |= self.after_cr && byte != b'\n';
+        self.after_cr = byte == b'\r';
+        self.begun = true;
+    }
+}
+
+impl Sight {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Sight {
+            head: Mutex::new(Head::default()),
+            began: Notify::new(),
+            half_closed: Notify::new(),
+            bytes_read: AtomicU64::new(0),
+        })
+    }
+
+    fn head(&self) -> MutexGuard<'_, Head> {
+        // Nothing panics while it is held; a poisoned lock still guards plain counters.
+        self.head.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A new request head is expected, of which `already` was read with the request before it (pipelining).
+    /// More than `limit` bytes of it make the next read fail.
+    pub(super) fn expect_head(&self, already: &[u8], limit: usize) {
+        let mut head = self.head();
+        *head = Head {
+            reading: true,
+            limit,
+            ..Head::default()
+        };
+        head.feed(already);
+    }
+
+    /// The head is complete: what follows is body and is not looked at.
+    pub(super) fn head_done(&self) {
+        self.head().reading = false;
+    }
+
+    /// A byte of the expected head has arrived.
+    pub(super) fn has_begun(&self) -> bool {
+        self.head().bytes > 0
+    }
+
+    /// Waits for the first byte of the expected head.
+    pub(super) async fn begun(&self) {
+        while !self.has_begun() {
+            self.began.notified().await;
+        }
+    }
+
+    /// The request line broke RFC 9112 §3 (pingora would have escaped it and gone on).
+    pub(super) fn illegal_line(&self) -> bool {
+        self.head().line.illegal
+    }
+
+    /// Reading was ended because the head was longer than its limit.
+    pub(super) fn head_too_large(&self) -> bool {
+        self.head().too_large
+    }
+
+    /// Lines seen while reading the head.
+    pub(super) fn head_lines(&self) -> usize {
+        self.head().lines
+    }
+
+    /// All bytes read from the client since the connection began (after TLS).
+    pub(super) fn bytes_read(&self) -> u64 {
+        self.bytes_read.load(Ordering::Relaxed)
+    }
+
+    /// Waits until one direction of the connection has ended.
+    pub(super) async fn half_closed(&self) {
+        self.half_closed.notified().await;
+    }
+}
+
+impl Head {
+    fn feed(&mut self, bytes: &[u8]) {
+        self.bytes += bytes.len();
+        for &byte in bytes {
+            self.lines += usize::from(byte == b'\n');
+            self.line.feed(byte);
+        }
+    }
+}
+
+/// A connection whose reads are seen by a [`Sight`] and whose writes may not stall for longer than a limit.
+#[derive(Debug)]
+pub(super) struct Watched {
+    inner: Stream,
+    sight: Arc<Sight>,
+    write_timeout: Duration,
+    stalled: Option<Pin<Box<Sleep>>>,
+}
+
+impl Watched {
+    pub(super) fn new(inner: Stream, sight: Arc<Sight>, write_timeout: Duration) -> Self {
+        Watched {
+            inner,
+            sight,
+            write_timeout,
+            stalled: None,
+        }
+    }
+
+    /// Passes a write's result on; a write that stays pending for the whole limit becomes `TimedOut`.
+    fn bounded<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        write: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if write.is_ready() {
+            self.stalled = None;
+            return write;
+        }
+        let limit = self.write_timeout;
+        let stalled = self
+            .stalled
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+        ready!(stalled.as_mut().poll(cx));
+        Poll::Ready(Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            "the client did not read for too long",
+        )))
+    }
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        {
+            let mut head = this.sight.head();
+            if head.reading && head.bytes > head.limit {
+                head.too_large = true;
+                return Poll::Ready(Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "the request head is too large",
+                )));
+            }
+        }
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut this.inner).poll_read(cx, buf))?;
+        let bytes = buf.filled().get(before..).unwrap_or_default();
+        if bytes.is_empty() {
+            if buf.remaining() > 0 {
+                this.sight.half_closed.notify_one();
+            }
+            return Poll::Ready(Ok(()));
+        }
+        this.sight
+            .bytes_read
+            .fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        let mut head = this.sight.head();
+        if head.reading {
+            head.feed(bytes);
+            drop(head);
+            this.sight.began.notify_one();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let write = Pin::new(&mut this.inner).poll_write(cx, buf);
+        this.bounded(cx, write)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let flush = Pin::new(&mut this.inner).poll_flush(cx);
+        this.bounded(cx, flush)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        this.sight.half_closed.notify_one();
+        let shutdown = Pin::new(&mut this.inner).poll_shutdown(cx);
+        this.bounded(cx, shutdown)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let write = Pin::new(&mut this.inner).poll_write_vectored(cx, bufs);
+        this.bounded(cx, write)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+}
+
+// The rest of what pingora asks of a stream is the inner stream's business.
+
+#[async_trait]
+impl Shutdown for Watched {
+    async fn shutdown(&mut self) {
+        self.inner.shutdown().await;
+    }
+}
+
+impl UniqueID for Watched {
+    fn id(&self) -> UniqueIDType {
+        self.inner.id()
+    }
+}
+
+impl Ssl for Watched {
+    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
+        self.inner.get_ssl_digest()
+    }
+
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        self.inner.selected_alpn_proto()
+    }
+}
+
+impl GetTimingDigest for Watched {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        self.inner.get_timing_digest()
+    }
+}
+
+impl GetProxyDigest for Watched {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        self.inner.get_proxy_digest()
+    }
+}
+
+impl GetSocketDigest for Watched {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        self.inner.get_socket_digest()
+    }
+}
+
+impl Peek for Watched {}
+
+#[cfg(test)]
+mod tests {
+    use super::RequestLine;
+
+    fn illegal(line: &str) -> bool {
+        let mut check = RequestLine::default();
+        line.bytes().for_each(|byte| check.feed(byte));
+        assert!(check.ended, "{line:?}");
+        check.illegal
+    }
+
+    #[test]
+    fn request_lines_are_judged_as_rfc9112_3_writes_them() {
+        for line in [
+            "GET / HTTP/1.1\r\n",
+            "\r\n\r\nGET /a?b=c HTTP/1.1\r\n",
+            "GET / HTTP/1.1\n",
+            "OPTIONS * HTTP/1.1\r\n",
+        ] {
+            assert!(!illegal(line), "{line:?}");
+        }
+        for line in [
+            "GET /a b HTTP/1.1\r\n",
+            "GET  / HTTP/1.1\r\n",
+            "GET / HTTP/1.1 \r\n",
+            "GET /\t HTTP/1.1\r\n",
+            "GET /\r HTTP/1.1\r\n",
+            "GET /ü HTTP/1.1\r\n",
+            "GET /\r\n",
+        ] {
+            assert!(illegal(line), "{line:?}");
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Certificates of the edge: loaded with an error instead of a panic, and replaced under running connections.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use pingora::listeners::tls::Acceptor;
+use pingora_rustls::{ServerConfig, load_certs_and_key_files, version};
+use ring::digest;
+
+/// Makes `ring` the process's cryptography, once; later calls do nothing. Must run before any TLS, so `main` calls it first;
+/// everything in this module that needs it calls it too.
+pub fn install_crypto_provider() {
+    pingora_rustls::install_default_crypto_provider();
+}
+
+/// Why a certificate was not taken.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum TlsError {
+    /// A file is missing, unreadable, or not PEM.
+    #[error("cannot read {path}: {why}")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system or the parser said.
+        why: String,
+    },
+    /// The files were read, but hold no certificate or no private key, or the two do not belong together.
+    #[error("{cert} and {key} are not a certificate and its key: {why}", cert = .cert.display(), key = .key.display())]
+    Unusable {
+        /// The certificate chain's file.
+        cert: PathBuf,
+        /// The key's file.
+        key: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+/// The certificate chain and key of a listener, from two PEM files (leaf first; PKCS#8, PKCS#1 or SEC1 key).
+///
+/// New connections get the certificate loaded last; running ones keep theirs. TLS 1.2 and 1.3, ALPN `h2` and `http/1.1`.
+/// Clones share one certificate.
+#[derive(Clone)]
+pub struct ReloadingTls(Arc<Inner>);
+
+struct Inner {
+    cert: PathBuf,
+    key: PathBuf,
+    acceptor: ArcSwap<Acceptor>,
+    /// SHA-256 over the files as last tried, so that a file changed twice within one mtime tick is still seen, and a bad
+    /// file is complained about once and not each time somebody looks.
+    tried: Mutex<Option<Fingerprint>>,
+}
+
+type Fingerprint = [u8; digest::SHA256_OUTPUT_LEN];
+
+impl std::fmt::Debug for ReloadingTls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ReloadingTls")
+            .field("cert", &self.0.cert)
+            .field("key", &self.0.key)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ReloadingTls {
+    /// Loads certificate chain and key. Reads files: a few hundred microseconds of blocking.
+    ///
+    /// # Errors
+    /// [`TlsError`], naming the file.
+    pub fn load(cert: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Result<Self, TlsError> {
+        let (cert, key) = (cert.into(), key.into());
+        let seen = fingerprint(&cert, &key)?;
+        let acceptor = ArcSwap::from_pointee(acceptor(&cert, &key)?);
+        Ok(ReloadingTls(Arc::new(Inner {
+            cert,
+            key,
+            acceptor,
+            tried: Mutex::new(Some(seen)),
+        })))
+    }
+
+    /// Reads both files again and uses them for new connections from now on.
+    ///
+    /// # Errors
+    /// [`TlsError`]; the certificate in use stays in use.
+    pub fn reload(&self) -> Result<(), TlsError> {
+        // Taken before the files are loaded: if they change in between, the next look sees a difference.
+        let seen = fingerprint(&self.0.cert, &self.0.key);
+        *self.0.tried.lock().unwrap_or_else(PoisonError::into_inner) = seen.as_ref().ok().copied();
+        seen?;
+        self.0
+            .acceptor
+            .store(Arc::new(acceptor(&self.0.cert, &self.0.key)?));
+        Ok(())
+    }
+
+    /// As [`reload`](Self::reload), but only if the files' contents changed since they were last tried. True if a new
+    /// certificate is in use. Cheap enough to be called every few seconds.
+    ///
+    /// # Errors
+    /// [`TlsError`], once for each change; the certificate in use stays in use.
+    pub fn reload_if_changed(&self) -> Result<bool, TlsError> {
+        let seen = fingerprint(&self.0.cert, &self.0.key)?;
+        if *self.0.tried.lock().unwrap_or_else(PoisonError::into_inner) == Some(seen) {
+            return Ok(false);
+        }
+        self.reload().map(|()| true)
+    }
+
+    pub(super) fn acceptor(&self) -> Arc<Acceptor> {
+        self.0.acceptor.load_full()
+    }
+}
+
+fn fingerprint(cert: &Path, key: &Path) -> Result<Fingerprint, TlsError> {
+    let mut hash = digest::Context::new(&digest::SHA256);
+    for path in [cert, key] {
+        let bytes = std::fs::read(path).map_err(|error| TlsError::Unreadable {
+            path: path.to_owned(),
+            why: error.to_string(),
+        })?;
+        hash.update(&(bytes.len() as u64).to_be_bytes());
+        hash.update(&bytes);
+    }
+    let mut print = Fingerprint::default();
+    print.copy_from_slice(hash.finish().as_ref());
+    Ok(print)
+}
+
+fn acceptor(cert: &Path, key: &Path) -> Result<Acceptor, TlsError> {
+    install_crypto_provider();
+    let unusable = |why: String| TlsError::Unusable {
+        cert: cert.to_owned(),
+        key: key.to_owned(),
+        why,
+    };
+    let text = |path: &Path| {
+        path.to_str()
+            .map(str::to_owned)
+            .ok_or_else(|| TlsError::Unreadable {
+                path: path.to_owned(),
+                why: "its name is not UTF-8".to_owned(),
+            })
+    };
+    let (chain, private) = load_certs_and_key_files(&text(cert)?, &text(key)?)
+        .map_err(|error| unusable(error.to_string()))?
+        .ok_or_else(|| {
+            unusable("no certificate in the one or no private key in the other".to_owned())
+        })?;
+    let mut config =
+        ServerConfig::builder_with_protocol_versions(&[&version::TLS12, &version::TLS13])
+            .with_no_client_auth()
+            .with_single_cert(chain, private)
+            .map_err(|error| unusable(error.to_string()))?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(Acceptor::from_server_config(Arc::new(config)))
+}

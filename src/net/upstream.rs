@@ -1,0 +1,309 @@
+//! The only client for everything that goes upstream, and what it claims about a request that failed.
+//!
+//! hyper-util's legacy client is used in two copies, because a request that creates a call must not be parked on a pooled
+//! connection that the provider has just closed: that race cannot be won (<https://github.com/hyperium/hyper/issues/2136>),
+//! only made rare by a short pool idle time, and then be reported as [`Outcome::Unknown`].
+
+use std::error::Error as StdError;
+use std::fmt::Write as _;
+use std::future::Future;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::uri::Scheme;
+use http::{Request, Response, Uri};
+use hyper::body::Incoming;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use pingora_rustls::{ClientConfig, RootCertStore, load_ca_file_into_store};
+use tower_service::Service;
+
+use super::body::{Outgoing, Unread, collect};
+use super::tls::install_crypto_provider;
+
+/// Limits and deadlines towards upstreams.
+#[derive(Debug, Clone)]
+pub struct UpstreamSettings {
+    /// Name look-up, TCP and TLS together. Default 5 s.
+    pub connect_timeout: Duration,
+    /// How long an unused connection is kept. Default 30 s, below the 60 s and more at which load balancers close.
+    pub pool_idle_timeout: Duration,
+    /// The same for connections that carry creates. Default 3 s: bursts share connections, and the window in which a
+    /// provider's close can meet our create stays small.
+    pub create_pool_idle_timeout: Duration,
+    /// Unused connections kept per host. Default 64.
+    pub pool_max_idle: usize,
+    /// How long a create may take from its first byte to its answer's last, before it is `Unknown`. Default 60 s.
+    pub create_timeout: Duration,
+    /// How long a relayed request may wait for the head of its answer, or for the upstream to take a piece of its body.
+    /// Default 120 s. The body of an answer may pause for ever (server-sent events do).
+    pub answer_timeout: Duration,
+    /// Header names as `Title-Case` on the wire, for an upstream that wants them so. Default false.
+    pub title_case_headers: bool,
+    /// A PEM file with roots that are trusted beside the public ones.
+    pub extra_ca: Option<PathBuf>,
+}
+
+impl Default for UpstreamSettings {
+    fn default() -> Self {
+        UpstreamSettings {
+            connect_timeout: Duration::from_secs(5),
+            pool_idle_timeout: Duration::from_secs(30),
+            create_pool_idle_timeout: Duration::from_secs(3),
+            pool_max_idle: 64,
+            create_timeout: Duration::from_secs(60),
+            answer_timeout: Duration::from_secs(120),
+            title_case_headers: false,
+            extra_ca: None,
+        }
+    }
+}
+
+/// Why there is no answer.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum UpstreamError {
+    /// No connection: name look-up, TCP or TLS failed, or took longer than the limit. Nothing of the request was sent.
+    #[error("cannot connect: {0}")]
+    Connect(String),
+    /// The request cannot be sent to anybody: no absolute http(s) address. Nothing was sent.
+    #[error("cannot be sent: {0}")]
+    Invalid(String),
+    /// The connection broke, or what came back is not HTTP.
+    #[error("the connection broke: {0}")]
+    Broken(String),
+    /// No complete answer in time.
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+    /// The answer is longer than may be held in memory.
+    #[error("the answer is longer than {limit} bytes")]
+    TooLarge {
+        /// The limit, in bytes.
+        limit: usize,
+    },
+    /// The settings cannot be used.
+    #[error("{0}")]
+    Settings(String),
+}
+
+impl UpstreamError {
+    /// Proven: the upstream has not seen a byte of the request.
+    pub fn not_sent(&self) -> bool {
+        matches!(self, UpstreamError::Connect(_) | UpstreamError::Invalid(_))
+    }
+}
+
+/// What became of a request that creates a call.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The upstream answered, whatever its status; the body is whole.
+    Answered(Response<Bytes>),
+    /// Proven not sent: nothing listens, the name does not resolve, or TLS failed. No call exists.
+    NotSent(UpstreamError),
+    /// Anything after the first byte could have left: reset, time-out, an answer cut or too large. A call may exist.
+    Unknown(UpstreamError),
+}
+
+/// The upstream client. Clones share connections.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    general: Client<Connector, Outgoing>,
+    creates: Client<Connector, Outgoing>,
+    create_timeout: Duration,
+    answer_timeout: Duration,
+}
+
+impl Upstream {
+    /// Builds both clients. Reads the extra CA file, connects to nobody.
+    ///
+    /// # Errors
+    /// [`UpstreamError::Settings`] when the CA file cannot be used.
+    pub fn new(settings: UpstreamSettings) -> Result<Self, UpstreamError> {
+        let connector = Connector {
+            inner: https(&settings)?,
+            limit: settings.connect_timeout,
+        };
+        let builder = |idle: Duration| {
+            let mut builder = Client::builder(TokioExecutor::new());
+            builder
+                .pool_idle_timeout(idle)
+                // Without a timer the idle timeout does nothing.
+                .pool_timer(TokioTimer::new())
+                .timer(TokioTimer::new())
+                .pool_max_idle_per_host(settings.pool_max_idle)
+                .http1_title_case_headers(settings.title_case_headers);
+            builder
+        };
+        Ok(Upstream {
+            general: builder(settings.pool_idle_timeout).build(connector.clone()),
+            creates: builder(settings.create_pool_idle_timeout)
+                .retry_canceled_requests(false)
+                .build(connector),
+            create_timeout: settings.create_timeout,
+            answer_timeout: settings.answer_timeout,
+        })
+    }
+
+    /// Sends a request that creates a call, exactly once, and reads the whole answer, at most `answer_limit` bytes of body.
+    ///
+    /// Knows nothing of the client that asked: run it where the client's hang-up does not reach (a task of its own), since
+    /// dropping this future leaves the outcome unknown to everybody.
+    pub async fn create(&self, request: Request<Bytes>, answer_limit: usize) -> Outcome {
+        match whole(&self.creates, request, answer_limit, self.create_timeout).await {
+            Ok(answer) => Outcome::Answered(answer),
+            Err(error) if error.not_sent() => Outcome::NotSent(error),
+            Err(error) => Outcome::Unknown(error),
+        }
+    }
+
+    /// Sends one of ringfence's own requests (look-ups, hang-ups, deliveries) and reads the whole answer within `timeout`.
+    /// It is sent again only when a pooled connection turned out closed before the first byte was written.
+    ///
+    /// # Errors
+    /// [`UpstreamError`]; any status is an answer.
+    pub async fn fetch(
+        &self,
+        request: Request<Bytes>,
+        answer_limit: usize,
+        timeout: Duration,
+    ) -> Result<Response<Bytes>, UpstreamError> {
+        whole(&self.general, request, answer_limit, timeout).await
+    }
+
+    /// Sends a relayed request and returns with the head of the answer. No deadline: the relay has its own.
+    pub(super) async fn relay(
+        &self,
+        request: Request<Outgoing>,
+    ) -> Result<Response<Incoming>, UpstreamError> {
+        send(&self.general, request).await
+    }
+
+    pub(super) fn answer_timeout(&self) -> Duration {
+        self.answer_timeout
+    }
+}
+
+async fn whole(
+    client: &Client<Connector, Outgoing>,
+    request: Request<Bytes>,
+    limit: usize,
+    timeout: Duration,
+) -> Result<Response<Bytes>, UpstreamError> {
+    let exchange = async {
+        let (head, body) = send(client, request.map(Outgoing::whole))
+            .await?
+            .into_parts();
+        match collect(body, limit).await {
+            Ok(body) => Ok(Response::from_parts(head, body)),
+            Err(Unread::TooLarge) => Err(UpstreamError::TooLarge { limit }),
+            Err(Unread::Broken(why)) => Err(UpstreamError::Broken(why)),
+        }
+    };
+    tokio::time::timeout(timeout, exchange)
+        .await
+        .unwrap_or(Err(UpstreamError::Timeout(timeout)))
+}
+
+async fn send(
+    client: &Client<Connector, Outgoing>,
+    mut request: Request<Outgoing>,
+) -> Result<Response<Incoming>, UpstreamError> {
+    let uri = request.uri();
+    if uri.authority().is_none()
+        || !(uri.scheme() == Some(&Scheme::HTTP) || uri.scheme() == Some(&Scheme::HTTPS))
+    {
+        return Err(UpstreamError::Invalid(format!(
+            "{uri} is not an absolute http or https address"
+        )));
+    }
+    if request.method() == http::Method::CONNECT {
+        return Err(UpstreamError::Invalid(
+            "CONNECT is not for upstreams".to_owned(),
+        ));
+    }
+    *request.version_mut() = http::Version::HTTP_11;
+    client.request(request).await.map_err(|error| {
+        let why = chain(&error);
+        // The only classification hyper-util makes public, and the only one that proves anything.
+        if error.is_connect() {
+            UpstreamError::Connect(why)
+        } else {
+            UpstreamError::Broken(why)
+        }
+    })
+}
+
+/// An error with its causes: hyper's own text alone says "client error (SendRequest)".
+fn chain(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let _ = write!(text, ": {error}");
+        cause = error.source();
+    }
+    text
+}
+
+fn https(settings: &UpstreamSettings) -> Result<HttpsConnector<HttpConnector>, UpstreamError> {
+    install_crypto_provider();
+    let mut roots = RootCertStore {
+        roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
+    };
+    if let Some(path) = &settings.extra_ca {
+        load_ca_file_into_store(path, &mut roots).map_err(|error| {
+            UpstreamError::Settings(format!(
+                "cannot use {} as a CA file: {error}",
+                path.display()
+            ))
+        })?;
+    }
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    // A peer that vanished without a word would hold a tunnel or an event stream for ever.
+    tcp.set_keepalive(Some(Duration::from_secs(60)));
+    tcp.set_keepalive_interval(Some(Duration::from_secs(15)));
+    tcp.set_keepalive_retries(Some(4));
+    Ok(HttpsConnectorBuilder::new()
+        .with_tls_config(
+            ClientConfig::builder()
+                .with_root_certificates(roots)
+                .with_no_client_auth(),
+        )
+        .https_or_http()
+        .enable_http1()
+        .wrap_connector(tcp))
+}
+
+/// A connector whose time limit covers TLS too: [`HttpConnector`]'s own ends with the TCP handshake.
+#[derive(Clone, Debug)]
+struct Connector {
+    inner: HttpsConnector<HttpConnector>,
+    limit: Duration,
+}
+
+type ConnectorFuture<T, E> = Pin<Box<dyn Future<Output = Result<T, E>> + Send>>;
+
+impl Service<Uri> for Connector {
+    type Response = <HttpsConnector<HttpConnector> as Service<Uri>>::Response;
+    type Error = Box<dyn StdError + Send + Sync>;
+    type Future = ConnectorFuture<Self::Response, Self::Error>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let (connecting, limit) = (self.inner.call(uri), self.limit);
+        Box::pin(async move {
+            match tokio::time::timeout(limit, connecting).await {
+                Ok(connected) => connected,
+                Err(_) => Err(format!("no connection within {limit:?}").into()),
+            }
+        })
+    }
+}
