@@ -7,11 +7,11 @@
 //! parts that it judges (not even the signatures).
 //!
 //! ```text
-//! server ──► engine (lock, clock, deliveries) ──► world (state machine; knows no socket, no wait)
-//!                                                   ├─ elevenlabs, records, batch   requests → answers
-//!                                                   ├─ twilio, twilio_list          requests → answers
-//!                                                   ├─ inbound                      calls from outside, TwiML
-//!                                                   └─ webhooks                     what is sent, and lost
+//! door ──► server ──► engine (lock, clock, deliveries) ──► world (state machine; knows no socket, no wait)
+//!                                                            ├─ elevenlabs, records, batch   requests → answers
+//!                                                            ├─ twilio, twilio_list          requests → answers
+//!                                                            ├─ inbound                      calls from outside, TwiML
+//!                                                            └─ webhooks                     what is sent, and lost
 //! ```
 
 mod batch;
@@ -19,11 +19,13 @@ mod call;
 mod chance;
 mod control;
 mod counts;
+mod door;
 mod elevenlabs;
 mod engine;
 mod fault;
 mod inbound;
 mod records;
+mod server;
 mod settings;
 pub mod sign;
 mod twilio;
@@ -37,4 +39,5 @@ pub use control::Control;
 pub use counts::Counts;
 pub use fault::{Fault, FaultKind, Operation, Provider};
 pub use inbound::{Inbound, Via};
+pub use server::Simulator;
 pub use settings::{Millis, SimSettings};
