@@ -139,7 +139,7 @@ impl Wanted {
         let started = call.created.as_second();
         let variable = |name: &str, value: &str| match talk.data.get("dynamic_variables").and_then(|v| v.get(name)) {
             Some(Value::String(text)) => text == value,
-            Some(other) => other.to_string() == value,
+            Some(other) => serde_json::to_string(other).is_ok_and(|text| text == value),
             None => false,
         };
         is(&self.agent, Some(&talk.agent))

@@ -365,9 +365,11 @@ async fn numbers_decide_how_calls_fail() {
     let hooks = Hooks::start().await;
     let world = World::start(SimSettings { el_events_url: Some(hooks.url("/el")), ..quick() }).await;
     let (end, mut expected) = (hooks.url("/tw"), BTreeMap::new());
-    for (to, status, reason) in
-        [("+15550000001", "busy", "busy"), ("+15550000002", "no-answer", "no-answer"), ("+15550000003", "failed", "unknown")]
-    {
+    for (to, status, reason) in [
+        ("+15550000001", "busy", "busy"),
+        ("+15550000002", "no-answer", "no-answer"),
+        ("+15550000003", "failed", "unknown"),
+    ] {
         expected.insert(world.dial_el(to).await.text("conversation_id"), reason);
         let sid = world.dial_tw(to, &[("StatusCallback", &end)]).await.text("sid");
         expected.insert(sid, status);
@@ -443,7 +445,8 @@ async fn elevenlabs_lists_by_pages_and_filters() {
     world.until(&ids[6], |call| call.answered).await;
     let (mut found, mut cursor) = (Vec::new(), String::new());
     loop {
-        let path = format!("/v1/convai/conversations?page_size=3&exclude_statuses=done&exclude_statuses=failed{cursor}");
+        let path =
+            format!("/v1/convai/conversations?page_size=3&exclude_statuses=done&exclude_statuses=failed{cursor}");
         let page = world.el("GET", &path, Value::Null).await.json();
         for row in page["conversations"].as_array().expect("rows") {
             assert!(!row.to_string().contains("\"CA"), "no call SID in rows");
@@ -476,7 +479,9 @@ async fn twilio_lists_by_pages_and_filters() {
     let (mut found, mut next) = (Vec::new(), "Calls.json?Status=in-progress&PageSize=2".to_owned());
     loop {
         let page = world.tw("GET", &next, &[]).await.json();
-        found.extend(page["calls"].as_array().expect("calls").iter().map(|call| call["sid"].as_str().unwrap_or("").to_owned()));
+        found.extend(
+            page["calls"].as_array().expect("calls").iter().map(|call| call["sid"].as_str().unwrap_or("").to_owned()),
+        );
         match page["next_page_uri"].as_str() {
             Some(uri) => next = uri.to_owned(),
             None => break,
@@ -635,12 +640,8 @@ async fn a_registered_conversation_is_joined_by_its_call() {
     let id = text.split("value=\"").nth(1).and_then(|rest| rest.split('"').next()).expect("an id").to_owned();
     assert_eq!((world.counts().el_live_now, world.counts().both_live_now), (1, 0));
 
-    let inbound = Inbound {
-        to: "+15550100001".to_owned(),
-        from: "+15550003333".to_owned(),
-        via: Via::Twilio,
-        agent_id: None,
-    };
+    let inbound =
+        Inbound { to: "+15550100001".to_owned(), from: "+15550003333".to_owned(), via: Via::Twilio, agent_id: None };
     let sid = world.control().inbound(&inbound).and_then(|call| call.call_sid).expect("a sid");
     world.until(&sid, |call| call.answered).await;
     let call = world.control().call(&id).expect("a call");
@@ -657,7 +658,10 @@ async fn a_registered_conversation_is_joined_by_its_call() {
 #[tokio::test]
 async fn a_native_call_asks_and_tells_as_the_seeds_had_it() {
     let hooks = Hooks::answering(|got, _| match got.path.as_str() {
-        "/init" => (200, json!({"type": "conversation_initiation_client_data", "dynamic_variables": {"name": "Ada"}}).to_string()),
+        "/init" => (
+            200,
+            json!({"type": "conversation_initiation_client_data", "dynamic_variables": {"name": "Ada"}}).to_string(),
+        ),
         _ => (200, String::new()),
     })
     .await;
@@ -702,7 +706,8 @@ async fn webhooks_get_lost_doubled_and_overtaken() {
     assert_eq!((twice.len(), &twice[0].body), (2, &twice[1].body));
     world.control().configure(|settings| (settings.webhook_double, settings.webhook_reorder) = (0.0, 0.5));
     let url = hooks.url("/tw");
-    let events = [("StatusCallback", url.as_str()), ("StatusCallbackEvent", "initiated"), ("StatusCallbackEvent", "completed")];
+    let events =
+        [("StatusCallback", url.as_str()), ("StatusCallbackEvent", "initiated"), ("StatusCallbackEvent", "completed")];
     for _ in 0..20 {
         world.dial_tw("+15550002222", &events).await;
     }
@@ -740,7 +745,8 @@ async fn twilio_limits_are_its_own() {
     for _ in 0..3 {
         assert_eq!(world.dial_tw("+15550002222", &[("StatusCallback", &end)]).await.status, 201);
     }
-    let over = |calls: &[ringfence::simulate::CallView]| calls.iter().filter(|call| call.ended_by == Some("limit")).count();
+    let over =
+        |calls: &[ringfence::simulate::CallView]| calls.iter().filter(|call| call.ended_by == Some("limit")).count();
     assert!(world.control().wait_counts(LONG, |counts| counts.webhooks_sent == 1).await);
     assert_eq!((over(&world.control().calls()), world.counts().tw_live_max), (1, 2));
 
