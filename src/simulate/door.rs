@@ -67,6 +67,7 @@ impl Door {
         let inside = inner.local_addr()?;
         self.open.lock().unwrap_or_else(PoisonError::into_inner).insert(inside, cut.clone());
         let spliced = tokio::select! {
+            biased;
             () = cut.cancelled() => {
                 // A reset, not an orderly end.
                 client.set_zero_linger()?;

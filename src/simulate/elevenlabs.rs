@@ -14,7 +14,7 @@ pub(super) use super::records::conversation;
 /// Answers a request to api.elevenlabs.io.
 pub(super) fn respond(world: &mut World, ask: &Ask<'_>, now: Instant) -> Reply {
     if ask.header("xi-api-key") != Some(world.settings.el_api_key.as_str()) {
-        return error(401, "authentication_error", "invalid_api_key", "invalid_api_key", "Invalid API key");
+        return bad_key();
     }
     let operation = operation(ask);
     let fault = world.faults.take(Provider::ElevenLabs, operation);
@@ -62,6 +62,11 @@ fn route(world: &mut World, ask: &Ask<'_>, now: Instant) -> Reply {
 /// The general shape of an error, the older members included.
 pub(super) fn error(status: u16, kind: &str, code: &str, legacy: &str, message: &str) -> Reply {
     Reply::json(status, &json!({"detail": {"type": kind, "code": code, "status": legacy, "message": message}}))
+}
+
+/// No key, or a wrong one.
+pub(super) fn bad_key() -> Reply {
+    error(401, "authentication_error", "invalid_api_key", "invalid_api_key", "Invalid API key")
 }
 
 /// What a path that does not exist is answered.

@@ -24,6 +24,7 @@ mod elevenlabs;
 mod engine;
 mod fault;
 mod inbound;
+mod monitor;
 mod records;
 mod server;
 mod settings;

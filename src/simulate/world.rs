@@ -214,8 +214,18 @@ impl World {
         }
     }
 
+    /// The counts say what the calls say.
+    fn consistent(&self) -> bool {
+        let count =
+            |pick: fn(&Call) -> bool| self.calls.values().filter(|call| call.live() && pick(call)).count() as u32;
+        self.counts.el_live_now == count(|call| call.talk.is_some())
+            && self.counts.tw_live_now == count(|call| call.leg.is_some())
+            && self.counts.both_live_now == count(|call| call.phase != Phase::Registered)
+    }
+
     /// Nothing is live, nothing is waited for.
     pub(super) fn idle(&self) -> bool {
+        debug_assert!(self.consistent(), "the counts have drifted from the calls");
         let waiting = self.timers.values().any(|(n, epoch, _)| self.calls.get(n).is_some_and(|c| c.epoch == *epoch));
         !waiting && self.outbox.is_empty() && self.calls.values().all(|call| call.phase == Phase::Over)
     }

@@ -500,7 +500,7 @@ async fn twilio_lists_by_pages_and_filters() {
     assert_eq!(count("Status=queued").await, Some(0));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_hundred_creates_at_once_are_counted_exactly() {
     let world = Arc::new(World::start(SimSettings { el_concurrent: Some(5), ..endless() }).await);
     let mut tasks = tokio::task::JoinSet::new();
@@ -573,7 +573,7 @@ async fn faults_come_as_often_as_asked() {
     assert_eq!(world.tw("GET", "Calls.json", &[]).await.status, 200);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_call_can_be_accepted_without_an_answer() {
     let world = World::start(endless()).await;
     world.control().fault(Fault::next(Provider::ElevenLabs, FaultKind::AcceptThenDrop, 1));
@@ -719,6 +719,26 @@ async fn webhooks_get_lost_doubled_and_overtaken() {
         one.field("SequenceNumber") == "0" && got[..*place].iter().any(|other| same(&other))
     });
     assert!(late.count() > 0, "some starts arrive after their ends");
+}
+
+#[tokio::test]
+async fn the_monitor_socket_ends_a_call() {
+    use futures_util::{SinkExt, StreamExt};
+    use tokio_tungstenite::tungstenite::{Message, client::IntoClientRequest};
+    let world = World::start(endless()).await;
+    let id = world.dial_el("+15550002222").await.text("conversation_id");
+    world.until(&id, |call| call.answered).await;
+    let url = format!("ws://{}/v1/convai/conversations/{id}/monitor", world.sim.addr());
+    assert!(tokio_tungstenite::connect_async(url.as_str()).await.is_err(), "without a key");
+    let mut request = url.as_str().into_client_request().expect("request");
+    request.headers_mut().insert("xi-api-key", world.settings.el_api_key.parse().expect("key"));
+    let (mut socket, _) = tokio_tungstenite::connect_async(request.clone()).await.expect("socket");
+    let first = socket.next().await.expect("an event").expect("an event").into_text().expect("text");
+    assert!(first.contains("agent_response"));
+    socket.send(Message::text(r#"{"command_type":"end_call"}"#)).await.expect("sent");
+    world.until(&id, |call| call.ended_by == Some("monitor")).await;
+    while let Some(Ok(_)) = socket.next().await {}
+    assert!(tokio_tungstenite::connect_async(request).await.is_err(), "the call is over");
 }
 
 #[tokio::test]
