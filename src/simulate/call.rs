@@ -1,5 +1,6 @@
 //! One physical telephone call: its Twilio leg, its ElevenLabs conversation, or both.
 
+use super::transcription::Transcription;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
@@ -100,6 +101,7 @@ pub(super) struct Leg {
     pub url: Option<(String, bool)>,
     pub twiml: Option<String>,
     pub stream_sid: Option<String>,
+    pub transcription: Option<Transcription>,
     /// Its record was deleted.
     pub deleted: bool,
 }
@@ -116,6 +118,7 @@ impl Leg {
             url: None,
             twiml: None,
             stream_sid: None,
+            transcription: None,
             deleted: false,
         }
     }

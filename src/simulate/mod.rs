@@ -29,6 +29,7 @@ mod records;
 mod server;
 mod settings;
 pub mod sign;
+mod transcription;
 mod twilio;
 mod twilio_list;
 mod webhooks;

@@ -65,6 +65,8 @@ pub struct SimSettings {
     pub ring_ms: Millis,
     /// From answer to hang-up.
     pub talk_ms: Millis,
+    /// Between two utterances of a Twilio real-time transcription.
+    pub utterance_ms: Millis,
     /// From hang-up (`processing`) to `done` and the post-call webhook.
     pub analysis_ms: Millis,
     /// How long a conversation of register-call waits for its telephone call.
@@ -115,6 +117,7 @@ impl Default for SimSettings {
             dial_ms: Millis::between(20, 60),
             ring_ms: Millis::between(50, 150),
             talk_ms: Millis::between(500, 1500),
+            utterance_ms: Millis::between(150, 400),
             analysis_ms: Millis::between(100, 300),
             register_ms: 10_000,
             api_ms: Millis::exactly(0),

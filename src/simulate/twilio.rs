@@ -3,6 +3,7 @@
 use super::call::{Call, Callback, Leg, Phase};
 use super::elevenlabs::disturb;
 use super::fault::{Fault, FaultKind, Operation, Provider};
+use super::transcription;
 use super::twilio_list::list;
 use super::wire::{Ask, Form, Reply};
 use super::world::{Step, World};
@@ -74,6 +75,14 @@ fn route(world: &mut World, ask: &Ask<'_>, rest: &[&str], now: Instant) -> Reply
                 world.counts.hangups += u64::from(world.hang_up(n, "twilio", now));
                 Reply::empty(204)
             }
+            None => unknown(ask.path),
+        },
+        ("POST", ["Calls", sid, "Transcriptions.json"]) => match known(world, sid) {
+            Some(n) => transcription::respond(world, ask, n, None, now),
+            None => unknown(ask.path),
+        },
+        ("POST", ["Calls", sid, "Transcriptions", which]) => match known(world, sid) {
+            Some(n) => transcription::respond(world, ask, n, Some(which), now),
             None => unknown(ask.path),
         },
         (method, ["Calls", sid]) => match (known(world, sid), method) {

@@ -102,7 +102,7 @@ pub(super) struct Hook {
 
 impl World {
     /// Hands an event over, or loses it, or doubles it, or holds it back.
-    fn emit(&mut self, mut hook: Hook) {
+    pub(super) fn emit(&mut self, mut hook: Hook) {
         if self.chance.hits(self.settings.webhook_loss) {
             self.counts.webhooks_lost += 1;
             return;

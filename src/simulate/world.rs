@@ -30,6 +30,7 @@ pub(super) enum Step {
     HangUp,
     Analysed,
     Expire,
+    Utter(usize),
 }
 
 /// What has to be sent once the lock is free.
@@ -240,6 +241,7 @@ impl World {
                 let cause = if outcome == Outcome::Completed { "time" } else { "destination" };
                 self.finish(n, outcome, cause, now);
             }
+            Step::Utter(turn) => self.utter(n, turn, now),
             Step::Expire => {
                 self.finish(n, Outcome::Failed, "expired", now);
             }
@@ -337,6 +339,7 @@ impl World {
         let outbound_talk = call.talk.as_ref().is_some_and(|talk| !talk.inbound);
         let has_talk = call.talk.is_some();
         self.recount(n);
+        self.transcription_stopped(n);
         self.status_event(n, "completed");
         if has_talk && answered {
             self.seed_event(n, "conversation.ended");

@@ -742,6 +742,33 @@ async fn the_monitor_socket_ends_a_call() {
 }
 
 #[tokio::test]
+async fn twilio_transcribes_a_running_call() {
+    let hooks = Hooks::start().await;
+    let world = World::start(SimSettings { utterance_ms: Millis::exactly(20), ..endless() }).await;
+    let sid = world.dial_el("+15550002222").await.text("callSid");
+    let path = format!("Calls/{sid}/Transcriptions.json");
+    let url = hooks.url("/words");
+    let form = [("StatusCallbackUrl", url.as_str())];
+    assert_eq!(world.tw("POST", &path, &form).await.json()["code"], 21220);
+    world.until(&sid, |call| call.answered).await;
+    let started = world.tw("POST", &path, &form).await;
+    assert!(started.status == 200 && started.text("sid").starts_with("GT"));
+    assert!(world.control().wait_counts(LONG, |counts| counts.webhooks_sent >= 5).await);
+    world.control().end_call(&sid);
+    world.idle().await;
+    let got = hooks.all("/words");
+    let numbers: Vec<usize> = got.iter().map(|got| got.field("SequenceId").parse().expect("a number")).collect();
+    assert_eq!(numbers, (1..=got.len()).collect::<Vec<_>>());
+    assert_eq!(got[0].field("TranscriptionEvent"), "transcription-started");
+    assert_eq!(got[1].field("TranscriptionEvent"), "transcription-content");
+    let data: Value = serde_json::from_str(&got[1].field("TranscriptionData")).expect("JSON");
+    assert!(data["transcript"].is_string());
+    assert_eq!(got[got.len() - 1].field("TranscriptionEvent"), "transcription-stopped");
+    let signature = sign::twilio(&world.settings.auth_token, &url, &got[1].form());
+    assert_eq!(got[1].headers["x-twilio-signature"], signature);
+}
+
+#[tokio::test]
 async fn a_batch_keeps_to_its_own_limit() {
     let world = World::start(quick()).await;
     let recipients: Vec<Value> = (0..6).map(|turn| json!({"phone_number": format!("+1555000222{turn}")})).collect();
