@@ -1,1 +1,7 @@
 //! The one integration-test binary.
+
+mod net_hygiene;
+mod net_relay;
+mod net_tls;
+mod net_tunnels;
+mod support;
