@@ -218,11 +218,11 @@ async fn stream(
     };
     let stall = exchange.settings().write_timeout;
     let (version, method) = (exchange.version(), exchange.method().clone());
-    let answered = AtomicBool::new(false);
-    let (status, (sent, cut)) = {
+    let progress = Progress::default();
+    let streamed = async {
         let downstream = Downstream::new(exchange.session().ok_or(RelayError::AlreadyAnswered)?);
         // Completes only with the reason why the client's side is over.
-        let mut client = pin!(client_side(&downstream, feed, limits, &answered));
+        let mut client = pin!(client_side(&downstream, feed, limits, &progress));
         let response = tokio::select! {
             biased;
             response = upstream.relay(request) => response?,
@@ -233,12 +233,18 @@ async fn stream(
                 ClientSide::UpstreamStalled | ClientSide::NoAnswer => RelayError::Broken(UpstreamError::Timeout(limits.answer)),
             }),
         };
-        answered.store(true, Ordering::Relaxed);
-        (
-            response.status(),
+        progress.answered.store(true, Ordering::Relaxed);
+        let status = response.status();
+        Ok((
+            status,
             answer(&downstream, response, version, &method, stall, client).await,
-        )
+        ))
     };
+    let streamed = streamed.await;
+    if progress.body_lost.load(Ordering::Relaxed) {
+        exchange.lose_body();
+    }
+    let (status, (sent, cut)) = streamed?;
     Ok(settle(exchange, status, sent, cut))
 }
 
@@ -309,6 +315,13 @@ fn settle(
     }
 }
 
+/// What the two sides of a relay, which are two futures of one task, tell each other.
+#[derive(Default)]
+struct Progress {
+    answered: AtomicBool,
+    body_lost: AtomicBool,
+}
+
 #[derive(Clone, Copy)]
 struct Limits {
     /// The longest pause within a client's body.
@@ -323,13 +336,16 @@ async fn client_side(
     downstream: &Downstream<'_>,
     mut feed: Option<Feed>,
     limits: Limits,
-    answered: &AtomicBool,
+    progress: &Progress,
 ) -> ClientSide {
     let mut discarding = false;
     while feed.is_some() || discarding {
         let chunk = match tokio::time::timeout(limits.pause, downstream.read()).await {
             Err(_) => return ClientSide::TooSlow,
-            Ok(Err(_)) => return ClientSide::Broken,
+            Ok(Err(_)) => {
+                progress.body_lost.store(true, Ordering::Relaxed);
+                return ClientSide::Broken;
+            }
             Ok(Ok(chunk)) => chunk,
         };
         match (chunk, feed.take()) {
@@ -352,7 +368,7 @@ async fn client_side(
         .await
         .is_err()
     {
-        if !answered.load(Ordering::Relaxed) {
+        if !progress.answered.load(Ordering::Relaxed) {
             return ClientSide::NoAnswer;
         }
         downstream.gone().await;
