@@ -3,6 +3,9 @@
 use super::settings::Millis;
 use std::time::Duration;
 
+/// A year: settings come over the network, and clocks overflow.
+pub(super) const LONGEST_MS: u64 = 365 * 24 * 3600 * 1000;
+
 /// The source of everything that is drawn.
 #[derive(Debug)]
 pub(super) struct Chance(u64);
@@ -28,7 +31,7 @@ impl Chance {
 
     pub(super) fn ms(&mut self, span: Millis) -> u64 {
         let width = span.max.saturating_sub(span.min).saturating_add(1);
-        span.min.saturating_add(self.next() % width.max(1))
+        span.min.saturating_add(self.next() % width.max(1)).min(LONGEST_MS)
     }
 
     pub(super) fn span(&mut self, span: Millis) -> Duration {

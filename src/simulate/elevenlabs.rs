@@ -2,6 +2,7 @@
 
 use super::batch;
 use super::call::{Call, Carrier, Leg, Phase};
+use super::chance::LONGEST_MS;
 use super::fault::{Fault, FaultKind, Operation, Provider};
 use super::records;
 use super::wire::{Ask, Reply};
@@ -268,7 +269,7 @@ fn register(world: &mut World, ask: &Ask<'_>, now: Instant) -> Reply {
     let id = talk.id.clone();
     let n = world.admit(text(&body, "from_number"), text(&body, "to_number"), Phase::Registered, None, Some(talk));
     world.counts.registers += 1;
-    let patience = std::time::Duration::from_millis(world.settings.register_ms);
+    let patience = std::time::Duration::from_millis(world.settings.register_ms.min(LONGEST_MS));
     world.plan(n, now + patience, Step::Expire);
     let twiml = format!(
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?><Response><Connect>\

@@ -657,6 +657,61 @@ async fn a_registered_conversation_is_joined_by_its_call() {
 }
 
 #[tokio::test]
+async fn an_outbound_twilio_call_can_fetch_its_agent() {
+    let twiml = Arc::new(Mutex::new(String::new()));
+    let given = Arc::clone(&twiml);
+    let hooks = Hooks::answering(move |_, _| (200, given.lock().expect("lock").clone())).await;
+    let world = World::start(endless()).await;
+    let form = json!({"agent_id": "a", "from_number": "+1", "to_number": "+2", "direction": "outbound"});
+    let registered = world.el("POST", "/v1/convai/twilio/register-call", form).await;
+    *twiml.lock().expect("lock") = String::from_utf8_lossy(&registered.body).into_owned();
+    let url = hooks.url("/twiml");
+    let form = [("To", "+15550002222"), ("From", "+15550001000"), ("Url", url.as_str()), ("Method", "GET")];
+    let sid = world.tw("POST", "Calls.json", &form).await.text("sid");
+    world.until(&sid, |call| call.conversation_id.is_some()).await;
+    let fetched = &hooks.all("/twiml")[0];
+    assert_eq!(fetched.method, "GET");
+    assert!(fetched.query.contains("CallStatus=in-progress"), "{}", fetched.query);
+    let whole = format!("{url}?{}", fetched.query);
+    assert_eq!(fetched.headers["x-twilio-signature"], sign::twilio(&world.settings.auth_token, &whole, &[]));
+    let counts = world.counts();
+    assert_eq!((counts.el_live_now, counts.tw_live_now, counts.both_live_now, counts.both_live_max), (1, 1, 1, 1));
+}
+
+#[tokio::test]
+async fn conference_participants_are_calls() {
+    let world = World::start(endless()).await;
+    let form = [("To", "+15550002222"), ("From", "+15550001000")];
+    let one = world.tw("POST", "Conferences/my%20room/Participants.json", &form).await;
+    assert_eq!((one.status, one.text("status")), (201, "queued".to_owned()));
+    let two = world.tw("POST", "Conferences/my%20room/Participants.json", &form).await;
+    assert_eq!(one.text("conference_sid"), two.text("conference_sid"));
+    let leave = format!("Conferences/{}/Participants/{}.json", one.text("conference_sid"), one.text("call_sid"));
+    assert_eq!(world.tw("DELETE", &leave, &[]).await.status, 204);
+    assert_eq!(world.counts().tw_live_now, 1);
+    let all = format!("Conferences/{}.json", one.text("conference_sid"));
+    world.tw("POST", &all, &[("Status", "completed")]).await;
+    assert_eq!(world.counts().tw_live_now, 0);
+    let gone = format!("Calls/{}.json", two.text("call_sid"));
+    assert_eq!(world.tw("DELETE", &gone, &[]).await.status, 204);
+    assert_eq!(world.tw("GET", &gone, &[]).await.status, 404);
+}
+
+#[tokio::test]
+async fn sessions_without_a_telephone_get_their_addresses() {
+    let world = World::start(quick()).await;
+    for path in ["get-signed-url", "get_signed_url"] {
+        let path = format!("/v1/convai/conversation/{path}?agent_id=a&include_conversation_id=true");
+        let url = world.el("GET", &path, Value::Null).await.text("signed_url");
+        assert!(url.starts_with(&format!("wss://{}/v1/convai/conversation?agent_id=a", world.sim.addr())), "{url}");
+        assert!(url.contains("conversation_id=conv_"), "{url}");
+    }
+    assert!(!world.el("GET", "/v1/convai/conversation/token?agent_id=a", Value::Null).await.text("token").is_empty());
+    assert_eq!(world.el("GET", "/v1/convai/conversation/token", Value::Null).await.status, 422);
+    assert_eq!(world.counts().el_live_max, 0);
+}
+
+#[tokio::test]
 async fn a_native_call_asks_and_tells_as_the_seeds_had_it() {
     let hooks = Hooks::answering(|got, _| match got.path.as_str() {
         "/init" => (
