@@ -12,5 +12,6 @@ pub mod policy;
 pub mod provider;
 pub mod proxy;
 pub mod reply;
+pub mod simulate;
 pub mod store;
 pub mod webhook;

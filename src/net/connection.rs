@@ -24,7 +24,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::edge::Shared;
-use super::exchange::Exchange;
+use super::exchange::{Exchange, Over};
 use super::io::{Sight, Watched};
 use super::refusal::{PINGORA_MAX_HEADERS, Refusal, judge};
 
@@ -132,12 +132,14 @@ impl Connection {
             }
             Head::Read => {}
         }
-        let mut session = self.answer(session).await?;
-        // A body nobody read would be taken for the next request (RFC 9112 §9.3); pingora said `Connection: close`.
-        if !session.is_body_done() {
-            self.linger(session).await;
-            return None;
-        }
+        let session = match self.answer(session).await {
+            Over::Closed => return None,
+            Over::Unread(session) => {
+                self.linger(*session).await;
+                return None;
+            }
+            Over::InOrder(session) => session,
+        };
         // pingora decided whether the connection may go on (`Connection`, HTTP/1.0, faulty framing); it is never overruled:
         // setting a keep-alive here would re-open what it had closed for safety.
         match session.finish().await {
@@ -192,21 +194,21 @@ impl Connection {
         }
     }
 
-    /// Has a request answered. `None`: the session is over, in whatever way.
-    async fn answer(&self, session: ServerSession) -> Option<ServerSession> {
+    /// Has a request answered.
+    async fn answer(&self, session: ServerSession) -> Over {
         let shared = &self.shared;
         if let Some(refusal) = judge(&session, &shared.settings) {
             self.refuse(session, refusal).await;
-            return None;
+            return Over::Closed;
         }
         if shared.in_flight.len() >= shared.settings.max_in_flight {
             self.refuse(session, Refusal::BUSY).await;
-            return None;
+            return Over::Closed;
         }
         let mut exchange = Exchange::new(session, self.peer, self.tls, self.sight.clone(), shared.clone());
         let handled = tokio::select! {
             biased;
-            () = shared.cut.cancelled() => return None,
+            () = shared.cut.cancelled() => return Over::Closed,
             handled = AssertUnwindSafe(shared.handler.handle(&mut exchange)).catch_unwind() => handled,
         };
         if handled.is_err() {
@@ -220,7 +222,7 @@ impl Connection {
             response.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static("text/plain; charset=utf-8"));
             exchange.respond(response).await;
         }
-        exchange.into_session().await
+        exchange.over().await
     }
 
     /// Answers without a handler and closes.
@@ -284,7 +286,7 @@ impl HttpServerApp for Connection {
     ) -> Option<ReusedHttpStream> {
         // A client that opens no window for the body of its answer; the connection's own stalls are seen by `Watched`.
         session.set_write_timeout(Some(self.shared.settings.write_timeout));
-        if let Some(session) = self.answer(session).await
+        if let Over::InOrder(session) | Over::Unread(session) = self.answer(session).await
             && let Err(error) = session.finish().await
         {
             tracing::debug!(peer = %self.peer, %error, "HTTP/2 stream broke");

@@ -29,6 +29,8 @@ pub struct Exchange {
     answered: bool,
     /// The answer was begun and cannot be ended: only the connection's (or the stream's) end can tell the client.
     torn: bool,
+    /// Where the body ends is not known any more, so nothing after it can be read.
+    body_lost: bool,
 }
 
 enum State {
@@ -64,7 +66,18 @@ impl Exchange {
     ) -> Self {
         let in_flight = Some(shared.in_flight.token());
         let state = State::Open(Box::new(session));
-        Exchange { state, peer, tls, sight, shared, in_flight, body: None, answered: false, torn: false }
+        Exchange {
+            state,
+            peer,
+            tls,
+            sight,
+            shared,
+            in_flight,
+            body: None,
+            answered: false,
+            torn: false,
+            body_lost: false,
+        }
     }
 
     fn head(&self) -> &RequestHeader {
@@ -174,9 +187,17 @@ impl Exchange {
             }
             Ok(only.unwrap_or_else(|| body.freeze()))
         };
-        let body = tokio::time::timeout(deadline, read).await.unwrap_or(Err(BodyError::Timeout))?;
-        self.body = Some(body.clone());
-        Ok(body)
+        let read = tokio::time::timeout(deadline, read).await;
+        match read.unwrap_or(Err(BodyError::Timeout)) {
+            Ok(body) => {
+                self.body = Some(body.clone());
+                Ok(body)
+            }
+            Err(error) => {
+                self.lose_body();
+                Err(error)
+            }
+        }
     }
 
     /// Answers. Sets `Content-Length`; drops hop-by-hop fields. If the body was not read to its end the connection closes
@@ -271,12 +292,15 @@ impl Exchange {
         let State::Open(session) = &mut self.state else {
             return;
         };
-        if asked
-            && !session.is_body_done()
-            && let Err(error) = session.write_continue_response().await
-        {
+        if !asked || session.is_body_done() {
+            return;
+        }
+        // pingora takes the interim answer for an early final one and gives the connection up; what it held before stands.
+        let keepalive = session.get_keepalive();
+        if let Err(error) = session.write_continue_response().await {
             tracing::debug!(peer = %self.peer, %error, "cannot write 100 Continue");
         }
+        session.set_keepalive(keepalive);
     }
 
     /// The session, to stream through; `None` once it is a tunnel.
@@ -290,6 +314,14 @@ impl Exchange {
                 Some(session)
             }
             State::Tunnelled(_) => None,
+        }
+    }
+
+    /// The body failed within: pingora calls it done then, and would go on to read its rest as the next request.
+    pub(super) fn lose_body(&mut self) {
+        self.body_lost = true;
+        if let State::Open(session) = &mut self.state {
+            session.set_keepalive(None);
         }
     }
 
@@ -335,18 +367,32 @@ impl Exchange {
         self.shared.tunnels.len() >= self.shared.settings.max_tunnels
     }
 
-    /// Gives the session back, if the connection can go on or end in order.
-    pub(super) async fn into_session(self) -> Option<ServerSession> {
-        match self.state {
-            State::Open(mut session) if self.torn => {
-                // HTTP/1: closed without the last chunk; HTTP/2: the stream is reset. Either way the client sees the cut.
-                session.shutdown().await;
-                None
-            }
-            State::Open(session) => Some(*session),
-            State::Tunnelled(_) => None,
+    /// Ends the exchange; what is left of the connection is for its loop.
+    pub(super) async fn over(self) -> Over {
+        let State::Open(mut session) = self.state else {
+            return Over::Closed;
+        };
+        if self.torn {
+            // HTTP/1: closed without the last chunk; HTTP/2: the stream is reset. Either way the client sees the cut.
+            session.shutdown().await;
+            return Over::Closed;
         }
+        // A body nobody read would be taken for the next request (RFC 9112 §9.3); pingora said `Connection: close`.
+        if self.body_lost || !session.is_body_done() {
+            return Over::Unread(session);
+        }
+        Over::InOrder(session)
     }
+}
+
+/// How an exchange left its connection.
+pub(super) enum Over {
+    /// Gone, or a tunnel that is over.
+    Closed,
+    /// Answered, with bytes of the body still to come.
+    Unread(Box<ServerSession>),
+    /// Answered, and at the end of the request.
+    InOrder(Box<ServerSession>),
 }
 
 /// A head for pingora: no hop-by-hop fields, framed for `length` bytes if that is known. 1xx and 204 have no length

@@ -39,7 +39,6 @@ struct Head {
     bytes: usize,
     lines: usize,
     limit: usize,
-    too_large: bool,
     line: RequestLine,
 }
 
@@ -121,9 +120,10 @@ impl Sight {
         self.head().line.illegal
     }
 
-    /// Reading was ended because the head was longer than its limit.
+    /// More than the limit was read without coming to the head's end; only then is reading ended.
     pub(super) fn head_too_large(&self) -> bool {
-        self.head().too_large
+        let head = self.head();
+        head.bytes > head.limit
     }
 
     /// Lines seen while reading the head.
@@ -183,9 +183,8 @@ impl AsyncRead for Watched {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         {
-            let mut head = this.sight.head();
+            let head = this.sight.head();
             if head.reading && head.bytes > head.limit {
-                head.too_large = true;
                 return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "the request head is too large")));
             }
         }

@@ -45,6 +45,10 @@ pub(super) fn judge(session: &ServerSession, settings: &EdgeSettings) -> Option<
         if let Some(refusal) = judge_http1(head, &raw) {
             return Some(refusal);
         }
+        // http's parser drops a fragment without a word, so the line itself is asked.
+        if raw.split(|&byte| byte == b'\n').find(|line| line.len() > 1).is_some_and(|line| line.contains(&b'#')) {
+            return Some(Refusal::TARGET);
+        }
     }
     if matches!(head.method, Method::CONNECT | Method::TRACE) {
         // RFC 9110 §9.3.6 and §9.3.8: no tunnels to anywhere, and no echo of credentials.

@@ -193,11 +193,11 @@ async fn stream(
     let limits = Limits { pause: exchange.settings().body_timeout, answer: upstream.answer_timeout() };
     let stall = exchange.settings().write_timeout;
     let (version, method) = (exchange.version(), exchange.method().clone());
-    let answered = AtomicBool::new(false);
-    let (status, (sent, cut)) = {
+    let progress = Progress::default();
+    let streamed = async {
         let downstream = Downstream::new(exchange.session().ok_or(RelayError::AlreadyAnswered)?);
         // Completes only with the reason why the client's side is over.
-        let mut client = pin!(client_side(&downstream, feed, limits, &answered));
+        let mut client = pin!(client_side(&downstream, feed, limits, &progress));
         let response = tokio::select! {
             biased;
             response = upstream.relay(request) => response?,
@@ -208,9 +208,15 @@ async fn stream(
                 ClientSide::UpstreamStalled | ClientSide::NoAnswer => RelayError::Broken(UpstreamError::Timeout(limits.answer)),
             }),
         };
-        answered.store(true, Ordering::Relaxed);
-        (response.status(), answer(&downstream, response, version, &method, stall, client).await)
+        progress.answered.store(true, Ordering::Relaxed);
+        let status = response.status();
+        Ok((status, answer(&downstream, response, version, &method, stall, client).await))
     };
+    let streamed = streamed.await;
+    if progress.body_lost.load(Ordering::Relaxed) {
+        exchange.lose_body();
+    }
+    let (status, (sent, cut)) = streamed?;
     Ok(settle(exchange, status, sent, cut))
 }
 
@@ -270,6 +276,13 @@ fn settle(exchange: &mut Exchange, status: StatusCode, response_bytes: u64, cut:
     Relayed { status, response_bytes, complete: cut.is_none() }
 }
 
+/// What the two sides of a relay, which are two futures of one task, tell each other.
+#[derive(Default)]
+struct Progress {
+    answered: AtomicBool,
+    body_lost: AtomicBool,
+}
+
 #[derive(Clone, Copy)]
 struct Limits {
     /// The longest pause within a client's body.
@@ -284,13 +297,16 @@ async fn client_side(
     downstream: &Downstream<'_>,
     mut feed: Option<Feed>,
     limits: Limits,
-    answered: &AtomicBool,
+    progress: &Progress,
 ) -> ClientSide {
     let mut discarding = false;
     while feed.is_some() || discarding {
         let chunk = match tokio::time::timeout(limits.pause, downstream.read()).await {
             Err(_) => return ClientSide::TooSlow,
-            Ok(Err(_)) => return ClientSide::Broken,
+            Ok(Err(_)) => {
+                progress.body_lost.store(true, Ordering::Relaxed);
+                return ClientSide::Broken;
+            }
             Ok(Ok(chunk)) => chunk,
         };
         match (chunk, feed.take()) {
@@ -308,7 +324,7 @@ async fn client_side(
         }
     }
     if tokio::time::timeout(limits.answer, downstream.gone()).await.is_err() {
-        if !answered.load(Ordering::Relaxed) {
+        if !progress.answered.load(Ordering::Relaxed) {
             return ClientSide::NoAnswer;
         }
         downstream.gone().await;
