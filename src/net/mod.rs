@@ -16,6 +16,7 @@
 
 mod body;
 mod connection;
+mod connector;
 mod downstream;
 pub mod edge;
 pub mod exchange;
