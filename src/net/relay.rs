@@ -220,7 +220,10 @@ async fn stream(
     let (version, method) = (exchange.version(), exchange.method().clone());
     let progress = Progress::default();
     let streamed = async {
-        let downstream = Downstream::new(exchange.session().ok_or(RelayError::AlreadyAnswered)?);
+        let downstream = Downstream::new(
+            exchange.session().ok_or(RelayError::AlreadyAnswered)?,
+            stall,
+        );
         // Completes only with the reason why the client's side is over.
         let mut client = pin!(client_side(&downstream, feed, limits, &progress));
         let response = tokio::select! {
@@ -237,7 +240,7 @@ async fn stream(
         let status = response.status();
         Ok((
             status,
-            answer(&downstream, response, version, &method, stall, client).await,
+            answer(&downstream, response, version, &method, client).await,
         ))
     };
     let streamed = streamed.await;
@@ -257,12 +260,15 @@ pub(super) async fn stream_answer(
     let (version, method) = (exchange.version(), exchange.method().clone());
     let status = response.status();
     let (sent, cut) = {
-        let downstream = Downstream::new(exchange.session().ok_or(RelayError::AlreadyAnswered)?);
+        let downstream = Downstream::new(
+            exchange.session().ok_or(RelayError::AlreadyAnswered)?,
+            stall,
+        );
         let client = pin!(async {
             downstream.gone().await;
             ClientSide::Gone
         });
-        answer(&downstream, response, version, &method, stall, client).await
+        answer(&downstream, response, version, &method, client).await
     };
     Ok(settle(exchange, status, sent, cut))
 }
@@ -273,13 +279,12 @@ async fn answer(
     response: Response<Incoming>,
     version: Version,
     method: &Method,
-    stall: Duration,
     mut client: Pin<&mut impl Future<Output = ClientSide>>,
 ) -> (u64, Option<String>) {
     let mut sent = 0;
     let cut = {
         let mut answer = pin!(answer_side(
-            downstream, response, version, method, stall, &mut sent
+            downstream, response, version, method, &mut sent
         ));
         let mut client_over = false;
         loop {
@@ -382,7 +387,6 @@ async fn answer_side(
     response: Response<Incoming>,
     version: Version,
     method: &Method,
-    stall: Duration,
     sent: &mut u64,
 ) -> Result<(), String> {
     let (parts, mut body) = response.into_parts();
@@ -401,7 +405,7 @@ async fn answer_side(
             .map_err(|error| error.to_string())?;
     }
     let client = |error: Box<pingora::Error>| format!("the client: {error}");
-    let mut writer = downstream.head(head, ended, stall).await.map_err(client)?;
+    downstream.head(head, ended).await.map_err(client)?;
     if ended {
         return Ok(());
     }
@@ -410,11 +414,11 @@ async fn answer_side(
         // Trailers end here: HTTP/1 clients would not get them from pingora either.
         if let Ok(chunk) = frame.into_data() {
             let length = chunk.len() as u64;
-            downstream.chunk(&mut writer, chunk).await.map_err(client)?;
+            downstream.chunk(chunk).await.map_err(client)?;
             *sent += length;
         }
     }
-    downstream.end(writer).await.map_err(client)
+    downstream.end().await.map_err(client)
 }
 
 #[cfg(test)]
