@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use ringfence::net::{
     Drained, EdgeSettings, HostRule, Outcome, RelayError, RelayTarget, Upstream, UpstreamError,
-    UpstreamSettings, relay_with_body,
+    UpstreamSettings, relay, relay_with_body,
 };
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
@@ -357,6 +357,79 @@ async fn bodies_read_before_are_relayed_with_one_length() {
         // An empty POST has a length, too (RFC 9110 §8.6).
         let answer = wire.ask("POST /p HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n").await;
         assert_eq!(answer.text(), "0 None None POST /base/p HTTP/1.1 ");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn steps_given_up_half_way_are_remembered() {
+    bounded(async {
+        let upstream = server(|mut wire| async move {
+            wire.head().await;
+            wire.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+                .await;
+            wire.until_closed().await;
+        })
+        .await;
+        let client = Upstream::new(UpstreamSettings::default()).expect("upstream");
+        let edge = edge(settings(), move |exchange| {
+            let client = client.clone();
+            Box::pin(async move {
+                let target = RelayTarget {
+                    base: format!("http://{upstream}").parse().expect("uri"),
+                    path_and_query: "/".to_owned(),
+                    set_headers: Vec::new(),
+                    remove_headers: Vec::new(),
+                    host: HostRule::Upstream,
+                };
+                let brief = Duration::from_millis(200);
+                if exchange.path() == "/answer" {
+                    // A relay dropped in the middle of its answer must not be followed by another one.
+                    let relayed =
+                        tokio::time::timeout(brief, relay(exchange, &client, target)).await;
+                    assert!(relayed.is_err() && exchange.is_answered());
+                    return exchange.respond(text(504, "too late")).await;
+                }
+                // A body read in part must not pass for the whole, neither here nor upstream.
+                let read = tokio::time::timeout(brief, exchange.read_body(1000)).await;
+                assert!(read.is_err());
+                let again = exchange.read_body(1000).await;
+                let relayed = relay(exchange, &client, target).await;
+                exchange
+                    .respond(text(400, format!("{again:?} {relayed:?}")))
+                    .await;
+            })
+        })
+        .await;
+        let mut wire = Wire::connect(edge.local_addr()).await;
+        wire.send("GET /answer HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        assert!(wire.head().await.expect("a head").contains(" 200 "));
+        assert_eq!(wire.chunk().await.as_deref(), Some(&b"hello"[..]));
+        assert!(wire.is_closed().await, "{:?}", wire.buffer);
+        let mut wire = Wire::connect(edge.local_addr()).await;
+        let answer = wire
+            .ask("POST /body HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhalf")
+            .await;
+        assert_eq!(
+            (answer.text().as_str(), answer.field("connection")),
+            ("Err(Broken) Err(BodyBroken)", Some("close"))
+        );
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rfc9112_7_1_malformed_chunks_close_relays_too() {
+    bounded(async {
+        let upstream = server(|mut wire| async move { wire.until_closed().await }).await;
+        let (edge, mut results) = relay_edge(settings(), upstream).await;
+        let mut wire = Wire::connect(edge.local_addr()).await;
+        let answer = wire
+            .ask("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nzz\r\nGET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n")
+            .await;
+        assert_eq!((answer.status(), answer.field("connection")), (502, Some("close")));
+        assert!(matches!(results.recv().await, Some(Err(RelayError::BodyBroken))));
+        assert!(wire.is_closed().await);
     })
     .await;
 }
