@@ -12,7 +12,7 @@
 //! [`Upstream`]. Nothing of either appears in a public signature; replacing one of them ends here.
 //!
 //! Reading order: [`edge`] (life of the listener), `connection` (life of one connection), `refusal` (what is not let in),
-//! [`exchange`] (one request), [`headers`] (what may cross a hop), [`relay`], `stream` and `tunnel` (through), [`upstream`] (out).
+//! [`exchange`] (one request), [`headers`] (what may cross a hop), [`relay`](mod@relay), `stream` and `tunnel` (through), [`upstream`] (out).
 
 mod body;
 mod connection;
