@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 use http::header::HOST;
 use http::{HeaderName, Request, StatusCode};
-use tracing::debug;
+use tracing::{debug, info};
 
 use crate::calls::Calls;
 use crate::calls::place::CreateOrder;
@@ -86,6 +86,7 @@ impl Proxy {
             Err(what) => {
                 let reason = what.code.metric_reason(&account.provider.refusal);
                 self.calls.lifecycle.metrics.refused(reason, "unknown");
+                info!(refusal = %what.id, account = %account.name, code = reason, operation = operation.name, "refused");
                 return ("create", self.refuse(exchange, &account, &what).await);
             }
         };
