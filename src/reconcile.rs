@@ -359,9 +359,17 @@ impl Sweeper {
 
     async fn meet(&mut self, one: &Listed) -> std::result::Result<(), AskError> {
         let store = &self.calls.lifecycle.store;
-        if !matches!(store.resolve(std::slice::from_ref(&one.alias)).await, Ok(None)) {
-            // Ended a moment ago, or of the other account's making; the list lags.
-            return Ok(());
+        match store.resolve(std::slice::from_ref(&one.alias)).await {
+            Ok(None) => {}
+            Ok(Some(call)) => {
+                // Ended a moment ago, or of the other account's making; the list lags. One that was given up lives.
+                if let Some(event @ Event::Reached(_)) = one.event {
+                    let change = Change { event: Some(event), ..self.calls.lifecycle.change(&call, "poll") };
+                    log(self.calls.lifecycle.apply(change).await);
+                }
+                return Ok(());
+            }
+            Err(_) => return Ok(()),
         }
         let found = match self.calls.look_up_alias(&self.account, &one.alias).await? {
             LookedUp::Found(found) => found,
