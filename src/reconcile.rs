@@ -204,6 +204,10 @@ impl Sweeper {
     async fn seen(&self, call: &CallRecord, event: Option<Event>) {
         let now_ms = self.calls.lifecycle.clock.now_ms();
         let Some(Event::Reached(phase)) = event else { return };
+        if self.lacks_the_carriers_id(call) {
+            // The carrier lists it too: without its id there, it would be met as a stranger and counted twice.
+            return self.ask_about(call).await;
+        }
         let fresh = call.seen_at + SEEN_EVERY_MS > now_ms && call.absent_at.is_none() && !call.unsettled;
         if fresh && phase <= call.phase {
             return;
@@ -216,6 +220,12 @@ impl Sweeper {
             ..self.calls.lifecycle.change(&call.id, "poll")
         };
         log(self.calls.lifecycle.apply(change).await);
+    }
+
+    fn lacks_the_carriers_id(&self, call: &CallRecord) -> bool {
+        let carrier = call.facts.carrier.as_ref().filter(|name| **name != self.account.name);
+        let lookup = carrier.and_then(|name| self.calls.account(name)).and_then(|a| a.provider.lookup.as_ref());
+        lookup.is_some_and(|lookup| call.alias(&lookup.needs).is_none())
     }
 
     /// A call of ours is not among the live ones: its own record decides.
@@ -319,7 +329,12 @@ impl Sweeper {
                 unsettled: Some(false),
                 ..self.calls.lifecycle.change(&call.id, "poll")
             };
-            return log(self.calls.lifecycle.apply(change).await);
+            match self.calls.lifecycle.apply(change).await {
+                // Its record tells its other ids, by which it is known elsewhere.
+                Ok(Some(applied)) if applied.record.phase != Phase::Ended => self.ask_about(&applied.record).await,
+                applied => log(applied),
+            }
+            return;
         }
         self.absent(call).await;
     }
