@@ -16,7 +16,7 @@ use tracing::{info, warn};
 use super::{ANSWER_BYTES_MAX, Calls, inject};
 use crate::call::{Direction, EndProof, Event, Origin, Outcome as End, Phase};
 use crate::gate::{Full, Gated, Lease, Order, Verdict};
-use crate::ids::{Alias, CallId, mask_number};
+use crate::ids::{AccountName, Alias, CallId, mask_number};
 use crate::net::Outcome;
 use crate::net::headers::strip_hop_by_hop;
 use crate::policy::{Bound, Facts};
@@ -458,12 +458,25 @@ impl Calls {
 
     /// Keeps a refusal beside the way of the request: a refusal must not wait for a disk.
     pub(super) fn keep_refusal(&self, facts: &Facts, what: &Refusal, code: &str, observed: bool) {
+        self.keep_refusal_of(facts.business.as_str(), &facts.account, facts.direction, what, code, observed);
+    }
+
+    /// The same, of an order whose facts are not known.
+    pub fn keep_refusal_of(
+        &self,
+        business: &str,
+        account: &AccountName,
+        direction: Direction,
+        what: &Refusal,
+        code: &str,
+        observed: bool,
+    ) {
         let record = RefusalRecord {
             id: what.id.clone(),
             at: self.lifecycle.clock.now_ms(),
-            business: facts.business.to_string(),
-            account: facts.account.to_string(),
-            direction: facts.direction.to_string(),
+            business: business.to_owned(),
+            account: account.to_string(),
+            direction: direction.to_string(),
             code: code.to_owned(),
             limit_name: what.limit.as_ref().map(|(name, ..)| name.clone()),
             current: what.limit.as_ref().map(|(_, current, _)| *current),
