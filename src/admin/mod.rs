@@ -22,6 +22,7 @@ use crate::ids::{BusinessId, CallId, mask_number};
 use crate::metrics::Gauges;
 use crate::net::{Exchange, Handler};
 use crate::policy::{Bound, Business, Policy};
+use crate::provider::description::percent_decode;
 use crate::provider::secret::Secret;
 use crate::reconcile::{self, Sightings};
 use crate::reply::{json_answer, problem, respond};
@@ -347,7 +348,10 @@ impl Admin {
 
     async fn read_business(&self, exchange: &mut Exchange, id: BusinessId) -> Result<Business, Problem> {
         let body = exchange.read_body(BODY_BYTES_MAX).await.map_err(|e| bad(e.to_string()))?;
-        let mut business: Business = serde_json::from_slice(&body).map_err(|e| bad(format!("no business: {e}")))?;
+        // Through a map: serde reads a struct from an array, too, and an empty one would be a business without limits.
+        let fields: Map<String, Value> = serde_json::from_slice(&body).map_err(|e| bad(format!("no business: {e}")))?;
+        let mut business: Business =
+            serde_json::from_value(fields.into()).map_err(|e| bad(format!("no business: {e}")))?;
         let named = business.id != BusinessId::default_business() && business.id != id;
         if named {
             return Err(bad(format!("the path names {id}, the body {}", business.id)));

@@ -16,6 +16,7 @@ use crate::net::headers::strip_hop_by_hop;
 use crate::net::{BodyError, Exchange, Handler, HostRule, RelayError, RelayTarget, relay, relay_with_body};
 use crate::policy::{Facts, Marks};
 use crate::provider::account::Account;
+use crate::provider::description::percent_decode;
 use crate::provider::select::{Document, Message};
 use crate::provider::sign::sha256_hex;
 use crate::reply::{Code, Manner, Refusal, json_answer, problem, refusal};
@@ -55,7 +56,7 @@ impl Proxy {
             exchange.respond(problem(StatusCode::NOT_FOUND, "UNKNOWN_ROUTE", &message)).await;
             return ("unknown", 404);
         };
-        let (account, business, path) = (to.account.clone(), to.business.map(str::to_owned), to.path.to_owned());
+        let (account, business, path) = (to.account.clone(), to.business.map(percent_decode), to.path.to_owned());
         let target = self.target(exchange, &account, &path);
         if exchange.is_upgrade() || !may_create(&account.provider, exchange.method(), &path) {
             return ("relay", self.relay(exchange, &account, target).await);
