@@ -186,7 +186,6 @@ impl Proxy {
     }
 }
 
-/// Whether the client is an SDK that sleeps on `Retry-After` inside the app's request.
 /// The business that a request shows, known or not; `unknown` where it shows none that could be one.
 fn shown_business(path: Option<&str>, headers: &http::HeaderMap) -> String {
     let header = headers.get(BUSINESS_HEADER).and_then(|v| v.to_str().ok());
@@ -194,6 +193,7 @@ fn shown_business(path: Option<&str>, headers: &http::HeaderMap) -> String {
     shown.map_or_else(|| "unknown".to_owned(), |id| id.to_string())
 }
 
+/// Whether the client is an SDK that sleeps on `Retry-After` inside the app's request.
 fn sdk_sleeps(exchange: &Exchange, account: &Account) -> bool {
     let shown = account.provider.refusal.sdk_sleeps_header.as_deref();
     shown.is_some_and(|name| exchange.headers().contains_key(name))

@@ -173,7 +173,7 @@ async fn a_twilio_call_goes_through_its_phases_by_callbacks() {
         assert_eq!((record.facts.own_number.as_deref(), record.facts.carrier.as_ref()), (Some("+15550001111"), None));
         for phase in [Phase::Dialing, Phase::Ringing, Phase::Live] {
             let seen = once(&stage, &sid, "the next phase comes", |r| r.phase >= phase).await;
-            assert_eq!((seen.phase, seen.seen_by.as_str()), (phase, "webhook"), "{path}");
+            assert_eq!(seen.phase, phase, "{path}");
         }
         stage.control.end_call(&sid);
         let ended = once(&stage, &sid, "it ends", |r| r.phase == Phase::Ended).await;
@@ -291,7 +291,7 @@ async fn what_creates_nothing_passes_untouched_both_ways() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn server_sent_events_come_as_they_are_sent() {
-    bounded(async {
+    bounded(Box::pin(async {
         let provider = server(|mut wire| async move {
             let Some(head) = wire.head().await else { return };
             assert!(head.starts_with("GET /v1/stream?x=1 "), "{head}");
@@ -310,7 +310,7 @@ async fn server_sent_events_come_as_they_are_sent() {
         assert_eq!(app.chunk().await.unwrap(), b"data: 1\n\n");
         drop(app);
         stage.finish().await;
-    })
+    }))
     .await;
 }
 

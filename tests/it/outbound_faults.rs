@@ -24,6 +24,12 @@ async fn only(stage: &Stage) -> ringfence::store::CallRecord {
     all.remove(0)
 }
 
+/// Waits until both accounts were swept a few times.
+async fn several_sweeps(stage: &Stage) {
+    let before = stage.control.counts().list_requests;
+    stage.wait("a few sweeps", async || stage.control.counts().list_requests > before + 12).await;
+}
+
 async fn dial_either(stage: &Stage, provider: Provider, to: &str) -> Answer {
     match provider {
         Provider::ElevenLabs => stage.dial(None, to).await,
@@ -41,7 +47,7 @@ async fn limits_of_the_provider_become_503_in_its_own_words_and_free_the_slot() 
     let cases = [
         (Provider::ElevenLabs, FaultKind::TooManyConcurrent, "60", json!("too_many_concurrent_requests")),
         (Provider::ElevenLabs, FaultKind::SystemBusy, "5", json!("service_unavailable")),
-        (Provider::ElevenLabs, FaultKind::RateLimited, "1", json!("rate_limit_exceeded")),
+        (Provider::ElevenLabs, FaultKind::RateLimited, "60", json!("rate_limit_exceeded")),
         (Provider::Twilio, FaultKind::RateLimited, "1", json!(20429)),
     ];
     for (provider, kind, wait, word) in &cases {
@@ -138,6 +144,11 @@ async fn a_call_whose_answer_was_lost_is_found_and_counted_to_its_end() {
                 Provider::Twilio => assert_eq!(found.alias("call_sid"), sim.call_sid.as_deref()),
             }
             assert_eq!(stage.held().await, 1);
+            // The carrier lists it, too, and no order is young any more: it must not be met as a stranger.
+            once(&stage, ours.id.as_str(), "its carrier's id is learnt", |r| r.alias("call_sid").is_some()).await;
+            stage.clock.advance_ms(40_000);
+            several_sweeps(&stage).await;
+            assert_eq!((stage.held().await, only(&stage).await.phase), (1, Phase::Live), "it is counted once");
             stage.control.end_call(&sim.call_sid.unwrap());
             let ended = once(&stage, ours.id.as_str(), "it ends", |r| r.phase == Phase::Ended).await;
             assert_eq!((ended.outcome, ended.proof), (Some(Outcome::Completed), Some(EndProof::Provider)));
@@ -178,9 +189,11 @@ async fn a_lost_create_that_made_nothing_is_freed_after_two_lookups() {
         assert_unknown(&dial_either(&stage, provider, "+15550002001").await, provider);
         let record = only(&stage).await;
         assert!(record.unsettled && stage.held().await == 1);
+        let absent = once(&stage, record.id.as_str(), "it is not found", |r| r.absent_at.is_some()).await;
+        assert_eq!(stage.held().await, 1, "once is no proof");
         let ended = once(&stage, record.id.as_str(), "it is given up", |r| r.phase == Phase::Ended).await;
         assert_eq!((ended.outcome, ended.proof), (Some(Outcome::NotCreated), Some(EndProof::Deadline)));
-        let apart_ms = ended.ended_at.unwrap() - ended.absent_at.unwrap();
+        let apart_ms = ended.ended_at.unwrap() - absent.absent_at.unwrap();
         assert!(apart_ms >= 1_000, "{apart_ms} ms between the look-ups");
         assert!(stage.control.calls().is_empty() && stage.held().await == 0);
         stage.finish().await;
@@ -227,6 +240,21 @@ async fn the_app_is_answered_at_its_timeout_and_the_late_answer_still_binds_the_
     }
     assert_eq!(stage.held().await, 2);
     stage.control.clear_faults(None);
+    stage.finish().await;
+}
+
+/// While ElevenLabs has not answered, its carrier lists the call already: it is ours, not a stranger.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_its_carrier_lists_before_the_creates_answer_is_counted_once() {
+    let stage = Stage::start(Setup::default()).await;
+    slow(&stage, Provider::ElevenLabs, 1_500).await;
+    let answer = stage.dial(None, "+15550002001").await;
+    assert_eq!(answer.status, 200);
+    several_sweeps(&stage).await;
+    assert_eq!(stage.held().await, 1);
+    assert_eq!(only(&stage).await.alias("call_sid"), answer.json()["callSid"].as_str());
+    stage.control.end_call(&id(&answer, "conversation_id"));
+    all_free(&stage).await;
     stage.finish().await;
 }
 

@@ -102,8 +102,10 @@ async fn strangers_are_refused_or_put_on_a_plan() {
         assert_eq!((answer.status, &answer.json()["code"]), (403, &json!(20403)));
     }
     assert_eq!((strict.control.counts().dials, strict.held().await), (0, 0));
-    let refusals = strict.ask("/api/refusals").await;
-    assert_eq!(refusals["refusals"].as_array().map(Vec::len), Some(6), "every refusal has an id that can be resolved");
+    let rows = async || strict.ask("/api/refusals").await["refusals"].as_array().unwrap().clone();
+    strict.wait("every refusal has a row that its id leads to", async || rows().await.len() == 6).await;
+    let of = async |business: &str| rows().await.iter().filter(|r| r["business"] == business).count();
+    assert_eq!((of("nobody").await, of("unknown").await), (2, 4));
     strict.finish().await;
 
     let kind = stage("", &format!("[businesses]\nunknown = \"PAYG\"\n{BUSINESSES}")).await;
@@ -148,7 +150,7 @@ rate = "1/h"
     assert_eq!(stage.dial(None, "+905550002001").await.status, 200);
     assert_full(&talk(&stage, "+905550002002", &[]).await, "CONCURRENT_LIMIT_EXCEEDED", "turkey", 1, 1);
     assert_eq!(stage.dial(None, "+15550002003").await.status, 200);
-    assert_full(&stage.dial(None, "+15550002004").await, "CONCURRENT_LIMIT_EXCEEDED", "each-agent", 2, 2);
+    assert_full(&stage.dial(None, "+15550002006").await, "CONCURRENT_LIMIT_EXCEEDED", "each-agent", 2, 2);
     let mut other = order("+15550002004");
     other["agent_id"] = "agent_other".into();
     assert_eq!(elevenlabs(&stage, EL, &[], &other).await.status, 200, "another agent, another count");
@@ -157,7 +159,7 @@ rate = "1/h"
     assert_eq!((again.status, &again.json()["error"]), (503, &json!("REQUEST_RATE_EXCEEDED")));
     assert_eq!((again.header("x-ringfence-limit"), again.header("retry-after")), (Some("redial"), Some("3600")));
     // A refusal takes no token of the limits that had room.
-    assert_eq!(talk(&stage, "+15550002004", &[]).await.status, 201);
+    assert_eq!(talk(&stage, "+15550002006", &[]).await.status, 201);
     stage.finish().await;
 }
 
@@ -334,6 +336,12 @@ async fn bad_businesses_are_told_what_is_wrong() {
         assert!(answer.json()["message"].as_str().is_some_and(|m| m.len() > 5));
     }
     assert_eq!(stage.ask("/api/businesses").await, json!({"businesses": []}));
+    // An id is what its encoding says, in both paths.
+    let made = put(&stage, "/api/businesses/org%3A4=2&x+y", r#"{"plan":"PRO"}"#).await;
+    assert_eq!((made.status, &made.json()["id"]), (201, &json!("org:4=2&x+y")));
+    assert_eq!(stage.dial(Some("org:4=2&x+y"), "+15550002001").await.status, 200);
+    let below = elevenlabs(&stage, &format!("/b/org%3A4%3D2&x+y{EL}"), &[], &order("+15550002001")).await;
+    assert_eq!(below.status, 200, "{below:?}");
     stage.finish().await;
 }
 
