@@ -204,6 +204,10 @@ impl Sweeper {
     async fn seen(&self, call: &CallRecord, event: Option<Event>) {
         let now_ms = self.calls.lifecycle.clock.now_ms();
         let Some(Event::Reached(phase)) = event else { return };
+        if self.lacks_the_carriers_id(call) {
+            // The carrier lists it too: without its id there, it would be met as a stranger and counted twice.
+            return self.ask_about(call).await;
+        }
         let fresh = call.seen_at + SEEN_EVERY_MS > now_ms && call.absent_at.is_none() && !call.unsettled;
         if fresh && phase <= call.phase {
             return;
@@ -216,6 +220,12 @@ impl Sweeper {
             ..self.calls.lifecycle.change(&call.id, "poll")
         };
         log(self.calls.lifecycle.apply(change).await);
+    }
+
+    fn lacks_the_carriers_id(&self, call: &CallRecord) -> bool {
+        let carrier = call.facts.carrier.as_ref().filter(|name| **name != self.account.name);
+        let lookup = carrier.and_then(|name| self.calls.account(name)).and_then(|a| a.provider.lookup.as_ref());
+        lookup.is_some_and(|lookup| call.alias(&lookup.needs).is_none())
     }
 
     /// A call of ours is not among the live ones: its own record decides.
@@ -319,7 +329,12 @@ impl Sweeper {
                 unsettled: Some(false),
                 ..self.calls.lifecycle.change(&call.id, "poll")
             };
-            return log(self.calls.lifecycle.apply(change).await);
+            match self.calls.lifecycle.apply(change).await {
+                // Its record tells its other ids, by which it is known elsewhere.
+                Ok(Some(applied)) if applied.record.phase != Phase::Ended => self.ask_about(&applied.record).await,
+                applied => log(applied),
+            }
+            return;
         }
         self.absent(call).await;
     }
@@ -359,9 +374,17 @@ impl Sweeper {
 
     async fn meet(&mut self, one: &Listed) -> std::result::Result<(), AskError> {
         let store = &self.calls.lifecycle.store;
-        if !matches!(store.resolve(std::slice::from_ref(&one.alias)).await, Ok(None)) {
-            // Ended a moment ago, or of the other account's making; the list lags.
-            return Ok(());
+        match store.resolve(std::slice::from_ref(&one.alias)).await {
+            Ok(None) => {}
+            Ok(Some(call)) => {
+                // Ended a moment ago, or of the other account's making; the list lags. One that was given up lives.
+                if let Some(event @ Event::Reached(_)) = one.event {
+                    let change = Change { event: Some(event), ..self.calls.lifecycle.change(&call, "poll") };
+                    log(self.calls.lifecycle.apply(change).await);
+                }
+                return Ok(());
+            }
+            Err(_) => return Ok(()),
         }
         let found = match self.calls.look_up_alias(&self.account, &one.alias).await? {
             LookedUp::Found(found) => found,
@@ -451,20 +474,7 @@ pub async fn rebuild(calls: &Calls) -> Result<usize> {
         // The lease is the record's; nothing is sent under it here.
         let _lease = lifecycle.gate.adopt(&call.id, bindings, call.admitted_at, call.overrun).await.map_err(away)?;
     }
-    let longest_ms = policy
-        .settings()
-        .limits
-        .iter()
-        .map(|l| l.bound)
-        .chain(policy.settings().accounts.iter().filter_map(|a| a.rate.map(Bound::Rate)));
-    let window_ms = longest_ms
-        .filter_map(|b| match b {
-            Bound::Rate(rate) => Some(rate.window_ms),
-            Bound::Concurrent(_) => None,
-        })
-        .max()
-        .unwrap_or(60_000)
-        .min(24 * 3_600_000);
+    let window_ms = policy.longest_rate_ms().min(24 * 3_600_000);
     let sent = lifecycle.store.admitted_since(lifecycle.clock.now_ms() - window_ms).await?;
     let sent = sent.into_iter().map(|(at_ms, facts)| (at_ms, policy.bindings(&facts))).collect();
     lifecycle.gate.replay_rates(sent).await.map_err(away)?;

@@ -51,6 +51,20 @@ pub struct Caller {
     pub name: String,
     /// What is allowed.
     pub scope: Scope,
+    /// The businesses that may be seen; `None` is all.
+    pub businesses: Option<Vec<String>>,
+}
+
+impl Caller {
+    /// Whether what belongs to this business may be seen.
+    pub fn sees(&self, business: &str) -> bool {
+        self.businesses.as_ref().is_none_or(|own| own.iter().any(|one| one == business))
+    }
+
+    /// For what belongs to nobody alone: a token of some businesses is not enough.
+    pub fn sees_all(self) -> Result<Self, Denied> {
+        if self.businesses.is_some() { Err(Denied::SomeBusinesses) } else { Ok(self) }
+    }
 }
 
 /// Why somebody may not.
@@ -62,6 +76,9 @@ pub enum Denied {
     /// A token that allows less.
     #[error("the token allows {0:?}; this needs {1:?}")]
     TooLittle(Scope, Scope),
+    /// A token of some businesses, where all are concerned.
+    #[error("the token is for some businesses; this concerns all of them")]
+    SomeBusinesses,
 }
 
 /// Reads a token's claims; expired ones and those of another secret do not count.
@@ -85,9 +102,10 @@ pub fn caller(secret: Option<&Secret>, exchange: &Exchange, needs: Scope, _now: 
             if claims.scope < needs {
                 return Err(Denied::TooLittle(claims.scope, needs));
             }
-            Ok(Caller { name: claims.sub, scope: claims.scope })
+            let all = claims.businesses.iter().any(|one| one == "*");
+            Ok(Caller { name: claims.sub, scope: claims.scope, businesses: (!all).then_some(claims.businesses) })
         }
-        _ if local => Ok(Caller { name: "local".to_owned(), scope: Scope::Operate }),
+        _ if local => Ok(Caller { name: "local".to_owned(), scope: Scope::Operate, businesses: None }),
         (None, Some(_)) => Err(Denied::NoToken("a bearer token is needed: ringfence token --scope read".to_owned())),
         (_, None) => Err(Denied::NoToken("no admin.token_secret is set, so only loopback may ask".to_owned())),
     }

@@ -631,9 +631,10 @@ impl<'de> Deserialize<'de> for PathPattern {
     }
 }
 
-fn percent_decode(text: &str) -> String {
-    // `form_urlencoded` would turn `+` into a space, which a path keeps.
-    let escaped = text.replace('+', "%2B");
+/// A part of a path as it was meant.
+pub fn percent_decode(text: &str) -> String {
+    // What means something in a form and nothing in a path.
+    let escaped = text.replace('+', "%2B").replace('&', "%26").replace('=', "%3D");
     form_urlencoded::parse(escaped.as_bytes()).next().map(|(k, _)| k.into_owned()).unwrap_or_default()
 }
 

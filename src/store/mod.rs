@@ -118,7 +118,8 @@ pub struct NewCall {
     pub deadline_at: UnixMs,
     /// The app's own status callback.
     pub callback: Option<AppCallback>,
-    /// Ids that are known already. Where one of them belongs to another call, nothing is written.
+    /// Ids that are known already. Where one of them belongs to another call, nothing is written. An id of our own kind names the
+    /// first record of the same call, which was given up: its ids become this one's.
     pub aliases: Vec<Alias>,
 }
 

@@ -9,6 +9,7 @@ use crate::call::{Direction, Event, Outcome, Phase, Step, next, stronger};
 use crate::clock::UnixMs;
 use crate::ids::{AccountName, Alias, BusinessId, CallId};
 use crate::policy::Facts;
+use crate::provider::description::OWN_ID_KIND;
 
 type Sql<T> = Result<T, sqlx::Error>;
 
@@ -154,6 +155,14 @@ pub(super) async fn open(c: &mut SqliteConnection, call: NewCall) -> Sql<Opened>
         if let Holder::Call(known) = holder(c, alias).await? {
             return Ok(Opened::Known(known));
         }
+    }
+    // The second record of a call: from now on the outside ids lead to it.
+    for first in call.aliases.iter().filter(|a| a.kind == OWN_ID_KIND) {
+        sqlx::query("UPDATE call_aliases SET call_id = $1 WHERE call_id = $2")
+            .bind(call.id.as_str())
+            .bind(&first.id)
+            .execute(&mut *c)
+            .await?;
     }
     let f = &call.facts;
     sqlx::query(
