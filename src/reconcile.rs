@@ -349,6 +349,11 @@ impl Sweeper {
         self.no_phone.retain(|id| live.contains(id.as_str()));
     }
 
+    /// Whether we counted a call as over because it was not to be found.
+    async fn was_taken_for_over(&self, call: &CallId) -> bool {
+        matches!(self.calls.lifecycle.store.call(call).await, Ok(Some(record)) if record.taken_for_over())
+    }
+
     /// Whether the provider's record carries an id of ours.
     async fn is_ours(&self, alias: &Alias) -> bool {
         matches!(self.calls.look_up_alias(&self.account, alias).await,
@@ -357,9 +362,11 @@ impl Sweeper {
 
     async fn meet(&mut self, one: &Listed) -> std::result::Result<(), AskError> {
         let store = &self.calls.lifecycle.store;
-        if !matches!(store.resolve(std::slice::from_ref(&one.alias)).await, Ok(None)) {
+        match store.resolve(std::slice::from_ref(&one.alias)).await {
+            Ok(None) => {}
+            Ok(Some(call)) if self.was_taken_for_over(&call).await => {}
             // Ended a moment ago, or of the other account's making; the list lags.
-            return Ok(());
+            Ok(Some(_)) | Err(_) => return Ok(()),
         }
         let found = match self.calls.look_up_alias(&self.account, &one.alias).await? {
             LookedUp::Found(found) => found,
@@ -384,8 +391,20 @@ impl Sweeper {
                 unsettled: Some(false),
                 ..self.calls.lifecycle.change(&call, "poll")
             };
-            if let Ok(Some(_)) = self.calls.lifecycle.apply(change).await {
-                return Ok(());
+            match self.calls.lifecycle.apply(change).await {
+                Ok(Some(applied)) => {
+                    if applied.record.taken_for_over() {
+                        self.calls.count_again(&applied.record, aliases, phase).await;
+                    }
+                    return Ok(());
+                }
+                // The id of another ringfence, or of a record that is no more.
+                Ok(None) => {}
+                // Ours, whatever the store says: it is met again at the next sweep.
+                failed @ Err(_) => {
+                    log(failed);
+                    return Ok(());
+                }
             }
         }
         self.adopt(one, found.facts, aliases, phase).await;

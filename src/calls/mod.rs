@@ -17,8 +17,10 @@ use bytes::Bytes;
 use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, USER_AGENT};
 use http::{HeaderValue, Method, Request, Response};
 use tokio_util::task::TaskTracker;
+use tracing::warn;
 
-use crate::ids::{AccountName, CallId};
+use crate::call::Phase;
+use crate::ids::{AccountName, Alias, CallId};
 use crate::lifecycle::Lifecycle;
 use crate::net::{Upstream, UpstreamError};
 use crate::provider::account::Account;
@@ -98,6 +100,19 @@ impl Calls {
             settings: Arc::new(settings),
             tasks: TaskTracker::new(),
             joining: Arc::default(),
+        }
+    }
+
+    /// A call that was taken for over, and that its provider has all the same, is counted again, as an overrun. It takes its
+    /// ids with it, so that it can be asked for.
+    pub async fn count_again(&self, ended: &CallRecord, aliases: Vec<Alias>, phase: Phase) {
+        warn!(call = %ended.id, "a call that counted as over is not; it is counted again, as an overrun");
+        let id = CallId::new();
+        let mut again = self.lifecycle.new_call(&id, ended.facts.clone(), ended.origin, phase);
+        (again.overrun, again.polled) = (true, true);
+        again.aliases = aliases;
+        if let Err(error) = self.lifecycle.adopt(again).await {
+            warn!(call = %id, %error, "an overrun could not be recorded");
         }
     }
 

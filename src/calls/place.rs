@@ -214,15 +214,8 @@ impl Calls {
             ..self.lifecycle.change(call, "answer")
         };
         match self.lifecycle.apply(change).await {
-            Ok(Some(applied)) if applied.record.phase == Phase::Ended && applied.step == Step::Ignore => {
-                warn!(%call, "a call was answered for after it counted as over; it is counted again, as an overrun");
-                let id = CallId::new();
-                let mut again = self.lifecycle.new_call(&id, order.facts.clone(), Origin::Order, Phase::Dialing);
-                again.overrun = true;
-                again.polled = true;
-                if let Err(error) = self.lifecycle.adopt(again).await {
-                    warn!(call = %id, %error, "an overrun could not be recorded");
-                }
+            Ok(Some(applied)) if applied.step == Step::Ignore && applied.record.taken_for_over() => {
+                self.count_again(&applied.record, ids, Phase::Dialing).await;
             }
             Ok(_) => {}
             // The slot stays, its deadline leads to a look-up.

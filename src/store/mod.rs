@@ -95,6 +95,11 @@ impl CallRecord {
     pub fn alias(&self, kind: &str) -> Option<&str> {
         self.aliases.iter().find(|a| a.kind == kind).map(|a| a.id.as_str())
     }
+
+    /// Whether it ended by its deadline alone: nobody said that it is over, only that it was not to be found.
+    pub fn taken_for_over(&self) -> bool {
+        self.phase == Phase::Ended && self.proof == Some(EndProof::Deadline)
+    }
 }
 
 /// A call to be put on record.
@@ -118,7 +123,8 @@ pub struct NewCall {
     pub deadline_at: UnixMs,
     /// The app's own status callback.
     pub callback: Option<AppCallback>,
-    /// Ids that are known already. Where one of them belongs to another call, nothing is written.
+    /// Ids that are known already. Where one of them belongs to another call, nothing is written; but an overrun takes the
+    /// ids of a call that was [taken for over](CallRecord::taken_for_over).
     pub aliases: Vec<Alias>,
 }
 

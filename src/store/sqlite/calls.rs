@@ -150,10 +150,14 @@ async fn bind_all(
 }
 
 pub(super) async fn open(c: &mut SqliteConnection, call: NewCall) -> Sql<Opened> {
+    let mut taken = Vec::new();
     for alias in &call.aliases {
-        if let Holder::Call(known) = holder(c, alias).await? {
+        let Holder::Call(known) = holder(c, alias).await? else { continue };
+        let over = call.overrun && one(c, &known).await?.is_some_and(|record| record.taken_for_over());
+        if !over {
             return Ok(Opened::Known(known));
         }
+        taken.push(alias);
     }
     let f = &call.facts;
     sqlx::query(
@@ -183,6 +187,9 @@ pub(super) async fn open(c: &mut SqliteConnection, call: NewCall) -> Sql<Opened>
     .bind(call.polled)
     .execute(&mut *c)
     .await?;
+    for alias in taken {
+        bind_alias(c, alias, &call.id, call.at_ms).await?;
+    }
     let (news, _) = bind_all(c, &call.aliases, &call.id, call.at_ms).await?;
     Ok(Opened::New(news))
 }
@@ -343,9 +350,11 @@ async fn together(pool: &SqlitePool, calls: Query<'_>, aliases: Query<'_>) -> su
 }
 
 pub(super) async fn admitted_since(pool: &SqlitePool, since_ms: UnixMs) -> super::Result<Vec<(UnixMs, Facts)>> {
-    let rows = sqlx::query("SELECT * FROM calls WHERE admitted_at >= $1 AND origin = 'order' ORDER BY admitted_at")
-        .bind(since_ms)
-        .fetch_all(pool)
-        .await?;
+    let rows = sqlx::query(
+        "SELECT * FROM calls WHERE admitted_at >= $1 AND origin <> 'foreign' AND overrun = 0 ORDER BY admitted_at",
+    )
+    .bind(since_ms)
+    .fetch_all(pool)
+    .await?;
     rows.iter().map(|row| Ok((row.try_get("admitted_at")?, facts(row)?))).collect::<Sql<_>>().map_err(Into::into)
 }

@@ -115,6 +115,27 @@ async fn an_id_of_another_call_is_a_conflict_and_stays_where_it_is() {
     assert_eq!(store.resolve(&[sid]).await.unwrap(), Some(first.id));
 }
 
+/// A late answer: the provider has a call that was ended for want of any trace of it.
+#[tokio::test]
+async fn an_overrun_takes_the_ids_of_a_call_that_was_taken_for_over_and_of_no_other() {
+    let folder = Folder::new();
+    let store = SqliteStore::open(&folder.file(), true).await.unwrap();
+    let (lost, over) = (new_call(&[("call_sid", "CA1")]), new_call(&[("call_sid", "CA2")]));
+    store.open(lost.clone()).await.unwrap();
+    store.open(over.clone()).await.unwrap();
+    let by_deadline = Event::Ended(Outcome::NotCreated, EndProof::Deadline);
+    assert!(store.apply(change(&lost.id, by_deadline)).await.unwrap().unwrap().record.taken_for_over());
+    assert!(!store.apply(change(&over.id, END)).await.unwrap().unwrap().record.taken_for_over());
+    let again = |sid| NewCall { overrun: true, ..new_call(&[("call_sid", sid)]) };
+    assert_eq!(store.open(new_call(&[("call_sid", "CA1")])).await.unwrap(), Opened::Known(lost.id));
+    assert_eq!(store.open(again("CA2")).await.unwrap(), Opened::Known(over.id), "its provider said that it is over");
+    let overrun = again("CA1");
+    assert_eq!(store.open(overrun.clone()).await.unwrap(), Opened::New(None));
+    assert_eq!(store.resolve(&overrun.aliases).await.unwrap(), Some(overrun.id.clone()));
+    assert_eq!(store.open_calls().await.unwrap()[0].aliases, overrun.aliases);
+    assert_eq!(store.open(again("CA1")).await.unwrap(), Opened::Known(overrun.id), "and only once");
+}
+
 #[tokio::test]
 async fn a_webhook_is_taken_once() {
     let folder = Folder::new();
