@@ -546,6 +546,18 @@ impl Policy {
         concurrent.map(|n| bound_to(Bound::Concurrent(n))).into_iter().chain(rate).collect()
     }
 
+    /// The longest window of any rate: what a restart has to replay.
+    pub fn longest_rate_ms(&self) -> Option<i64> {
+        let settings = &self.settings;
+        let named = settings.limits.iter().filter_map(|limit| match limit.bound {
+            Bound::Rate(rate) => Some(rate),
+            Bound::Concurrent(_) => None,
+        });
+        let accounts = settings.accounts.iter().filter_map(|a| a.rate);
+        let plans = settings.plans.values().filter_map(|p| p.rate);
+        named.chain(accounts).chain(plans).chain(settings.rate).map(|rate| rate.window_ms).max()
+    }
+
     /// Calls at once on the whole platform, as the contract's `globalLimit` shows it: the operator's number, else what
     /// was bought in all.
     pub fn global_limit(&self) -> u32 {

@@ -463,20 +463,7 @@ pub async fn rebuild(calls: &Calls) -> Result<usize> {
         // The lease is the record's; nothing is sent under it here.
         let _lease = lifecycle.gate.adopt(&call.id, bindings, call.admitted_at, call.overrun).await.map_err(away)?;
     }
-    let longest_ms = policy
-        .settings()
-        .limits
-        .iter()
-        .map(|l| l.bound)
-        .chain(policy.settings().accounts.iter().filter_map(|a| a.rate.map(Bound::Rate)));
-    let window_ms = longest_ms
-        .filter_map(|b| match b {
-            Bound::Rate(rate) => Some(rate.window_ms),
-            Bound::Concurrent(_) => None,
-        })
-        .max()
-        .unwrap_or(60_000)
-        .min(24 * 3_600_000);
+    let window_ms = policy.longest_rate_ms().unwrap_or_default().min(24 * 3_600_000);
     let sent = lifecycle.store.admitted_since(lifecycle.clock.now_ms() - window_ms).await?;
     let sent = sent.into_iter().map(|(at_ms, facts)| (at_ms, policy.bindings(&facts))).collect();
     lifecycle.gate.replay_rates(sent).await.map_err(away)?;
