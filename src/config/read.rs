@@ -80,7 +80,7 @@ impl<'a> Table<'a> {
 
     /// Whether the file or the environment has the key.
     pub fn has(&self, key: &str) -> bool {
-        self.table.is_some_and(|t| t.contains_key(key)) || self.from_env(&self.env_name(key)).is_some()
+        self.table.is_some_and(|t| t.contains_key(key)) || self.variable(&self.env_name(key)).is_some()
     }
 
     /// `RINGFENCE_ACCOUNTS_TWILIO_CONCURRENT`.
@@ -100,14 +100,14 @@ impl<'a> Table<'a> {
 
     /// A variable that is empty counts as not set: what writes `NAME=${OTHER}` with no OTHER means that. A secret that is
     /// empty would be worse than none: anybody can sign with it.
-    fn from_env(&self, name: &str) -> Option<String> {
+    fn variable(&self, name: &str) -> Option<String> {
         (self.source.env)(name).filter(|value| !value.trim().is_empty())
     }
 
     fn find(&self, key: &str) -> Option<Found<'a>> {
         self.ask(key);
         let name = self.env_name(key);
-        if let Some(value) = self.from_env(&name) {
+        if let Some(value) = self.variable(&name) {
             return Some(Found::Env(name, value));
         }
         self.table?.get(key).map(Found::File)
@@ -267,7 +267,7 @@ impl<'a> Table<'a> {
             value.get_ref().as_table().and_then(|t| t.get(name)).and_then(|v| v.get_ref().as_str().map(str::to_owned))
         };
         match (source("env"), source("file")) {
-            (Some(name), None) => match self.from_env(&name) {
+            (Some(name), None) => match self.variable(&name) {
                 Some(text) => Some(Secret::new(text.trim())),
                 None => {
                     let title = format!("environment variable {name} is not set (`{path}`)");
