@@ -208,6 +208,11 @@ impl Calls {
             self.mark_unsettled(call).await;
             let why = format!("{} answered {status}", provider.name);
             return self.unknown_answer(&order.account, order.sdk_sleeps, call, &why);
+        } else if answer.status().is_success() && !success.status.contains(&status) {
+            // A success of a kind that nobody described is not a refusal: there may be a call.
+            self.lifecycle.metrics.outcome_unknown(order.account.name.as_str());
+            warn!(%call, status, "an answer that the provider's description does not know; the slot is held until it was asked");
+            self.mark_unsettled(call).await;
         } else if joined.is_none() {
             self.end(call, End::NotCreated, EndProof::Provider, "answer").await;
         }
