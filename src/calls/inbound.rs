@@ -139,7 +139,8 @@ impl Calls {
             ..self.lifecycle.change(call, "webhook")
         };
         let applied = self.lifecycle.apply(change).await?;
-        let refused = applied.filter(|a| a.record.outcome == Some(Outcome::Capacity) || a.record.overrun);
+        // A call that is over holds no slot: whoever answered it now would talk uncounted.
+        let refused = applied.filter(|a| a.record.phase == Phase::Ended || a.record.overrun);
         Ok(match refused {
             Some(applied) if arrival.refusable => {
                 let when_full = self.lifecycle.policy.load().when_full(&applied.record.facts.business).clone();
