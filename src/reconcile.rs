@@ -114,15 +114,18 @@ impl Sweeper {
             }
         };
         let name = self.account.name.clone();
+        // Calls of an account that the config lost are everybody's: nobody else would ever end them.
+        let orphan = |call: &CallRecord| self.calls.account(&call.facts.account).is_none();
         let mine: Vec<CallRecord> = open
             .into_iter()
-            .filter(|call| call.facts.account == name || call.facts.carrier.as_ref() == Some(&name))
+            .filter(|call| call.facts.account == name || call.facts.carrier.as_ref() == Some(&name) || orphan(call))
             .collect();
         if self.account.can_ask() {
             let result = self.sweep(&mine).await;
             self.note(result);
         }
-        for call in mine.iter().filter(|call| call.facts.account == name) {
+        let orphan = |call: &CallRecord| self.calls.account(&call.facts.account).is_none();
+        for call in mine.iter().filter(|call| call.facts.account == name || orphan(call)) {
             self.settle_if_due(call).await;
         }
         self.pause(&mine).await
@@ -269,7 +272,8 @@ impl Sweeper {
         let apart_ms = i64::try_from(self.calls.settings.absent_twice_within.as_millis()).unwrap_or(i64::MAX);
         match call.absent_at {
             Some(first) if first + apart_ms <= now_ms => {
-                let outcome = if call.unsettled { Outcome::NotCreated } else { Outcome::Failed };
+                let outcome =
+                    if call.unsettled || call.phase == Phase::Reserved { Outcome::NotCreated } else { Outcome::Failed };
                 log(self.calls.lifecycle.end(&call.id, outcome, EndProof::Deadline, "poll").await);
             }
             Some(_) => {}
@@ -290,7 +294,6 @@ impl Sweeper {
         if !due && !waits {
             return;
         }
-        let can_ask = self.calls.accounts_of(call).iter().any(|a| a.can_ask());
         let known = self
             .calls
             .accounts_of(call)
@@ -298,8 +301,8 @@ impl Sweeper {
             .any(|a| a.can_ask() && a.provider.lookup.as_ref().is_some_and(|l| call.alias(&l.needs).is_some()));
         if known {
             self.ask_about(call).await;
-        } else if can_ask && call.origin == Origin::Order {
-            self.search(call).await;
+        } else if call.origin == Origin::Order && self.search(call).await {
+            // Found, or noted as absent, or to be tried again.
         } else if due && call.admitted_at + self.longest_call_ms() <= now_ms {
             info!(call = %call.id, "nobody can be asked about a call that is older than any of its provider");
             log(self.calls.lifecycle.end(&call.id, Outcome::Failed, EndProof::Deadline, "poll").await);
@@ -310,11 +313,16 @@ impl Sweeper {
         i64::try_from(self.account.provider.longest_call_secs).unwrap_or(i64::MAX / 1000).saturating_mul(1000)
     }
 
-    /// A create whose answer was lost: searched for at the provider.
-    async fn search(&self, call: &CallRecord) {
-        let found = match self.calls.find(&self.account, call).await {
+    /// A create whose answer was lost: searched for at the provider. `false`: nobody can ever be asked for it.
+    async fn search(&self, call: &CallRecord) -> bool {
+        let Some(account) = self.calls.account(&call.facts.account) else { return false };
+        let found = match self.calls.find(account, call).await {
             Ok(found) => found,
-            Err(error) => return debug!(call = %call.id, %error, "a lost create cannot be searched for"),
+            Err(AskError::NoWay(..) | AskError::Missing(_)) => return false,
+            Err(error) => {
+                debug!(call = %call.id, %error, "a lost create cannot be searched for just now");
+                return true;
+            }
         };
         for one in found {
             let known = self.calls.lifecycle.store.resolve(std::slice::from_ref(&one.alias)).await;
@@ -334,9 +342,10 @@ impl Sweeper {
                 Ok(Some(applied)) if applied.record.phase != Phase::Ended => self.ask_about(&applied.record).await,
                 applied => log(applied),
             }
-            return;
+            return true;
         }
         self.absent(call).await;
+        true
     }
 
     /// Live calls that no record of ours has by this account's id: ours under another id, or foreign. They are met only at
