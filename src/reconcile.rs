@@ -353,7 +353,8 @@ impl Sweeper {
     async fn meet_strangers(&mut self, mine: &[CallRecord], kind: &str, unknown: &[&Listed]) {
         let now_ms = self.calls.lifecycle.clock.now_ms();
         let waiting = mine.iter().any(|call| {
-            call.alias(kind).is_none() && (call.phase == Phase::Reserved || call.phase_at + UNBOUND_MS > now_ms)
+            call.alias(kind).is_none()
+                && (call.phase == Phase::Reserved || call.unsettled || call.phase_at + UNBOUND_MS > now_ms)
         });
         let before = std::mem::take(&mut self.strangers);
         for one in unknown {
@@ -409,7 +410,10 @@ impl Sweeper {
         aliases.push(one.alias.clone());
         let known = match own.first().and_then(|a| CallId::parse(&a.id)) {
             Some(call) => Some(call),
-            None => store.resolve(&aliases).await.unwrap_or_default(),
+            None => match store.resolve(&aliases).await {
+                Ok(known) => known,
+                Err(_) => return Ok(()),
+            },
         };
         if let Some(call) = known {
             let change = Change {
