@@ -88,13 +88,19 @@ impl Sweeper {
     pub async fn run(mut self, stop: CancellationToken) {
         let opened = self.calls.lifecycle.opened.clone();
         loop {
+            // Listened for before the sweep reads what is open: a call put on record meanwhile must not wait for the next.
+            let mut opening = std::pin::pin!(opened.notified());
+            opening.as_mut().enable();
             let pause = self.turn().await;
             let pace = Duration::from_secs(self.account.provider.sweep_secs.max(1)).min(pause);
+            let until = tokio::time::Instant::now() + pause;
             let slept = async {
                 tokio::select! {
-                    () = tokio::time::sleep(pause) => {}
+                    () = tokio::time::sleep_until(until) => {}
                     // A first call after a silence: from now on the account's pace is kept.
-                    () = opened.notified() => tokio::time::sleep(pace).await,
+                    () = opening => {
+                        tokio::time::sleep_until(until.min(tokio::time::Instant::now() + pace)).await;
+                    }
                 }
             };
             tokio::select! {
