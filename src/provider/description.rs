@@ -670,6 +670,7 @@ mod tests {
         let calls = pattern("/2010-04-01/Accounts/{account_sid}/Calls/{call_sid}.json");
         let found = calls.captures("/2010-04-01/Accounts/AC1/Calls/CA%201+.json").unwrap();
         assert_eq!((found["account_sid"].as_str(), found["call_sid"].as_str()), ("AC1", "CA 1+"));
+        assert_eq!(calls.captures("/2010-04-01/Accounts/AC1/Calls/a=b&c%.json").unwrap()["call_sid"], "a=b&c%");
         assert_eq!(calls.captures("/2010-04-01/Accounts/AC1/Calls/CA1"), None);
         assert_eq!(calls.captures("/2010-04-01/Accounts/AC1/Calls/CA1.json/Streams.json"), None);
         assert_eq!(calls.captures("/2010-04-01/Accounts//Calls/CA1.json"), None);
