@@ -44,6 +44,9 @@ const LARGE_KIB_MAX: u32 = 2 * LARGEST_KIB;
 /// wait behind audio.
 const SMALL_KIB_MAX: u32 = 32 * 1024;
 
+/// Says that the signature is of Twilio's newer mode. What we sign anew is of the classic one.
+const SIGNATURE_SETTINGS: HeaderName = HeaderName::from_static("x-twilio-webhooks-signature-settings");
+
 /// How an inbound call is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InboundMode {
@@ -489,8 +492,8 @@ impl Webhooks {
         RelayTarget {
             base,
             path_and_query,
+            remove_headers: signature.iter().map(|_| SIGNATURE_SETTINGS).collect(),
             set_headers: signature.into_iter().collect(),
-            remove_headers: vec![],
             host: HostRule::Upstream,
         }
     }
@@ -594,6 +597,7 @@ impl Webhooks {
         };
         if crate::provider::sign::verify_twilio(&account.twilio_keys(), &request).is_ok() {
             target.set_headers.extend(resigned(&account, Scheme::Twilio, &app_url, form));
+            target.remove_headers.push(SIGNATURE_SETTINGS);
         }
         let relayed = match exchange.is_upgrade() {
             true => relay(exchange, &self.calls.upstream, target).await,
