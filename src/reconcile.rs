@@ -31,6 +31,8 @@ const CALM: Duration = Duration::from_secs(15);
 const DEEP_EVERY: u32 = 5;
 /// A live call's record is written at most so often only to say that it was seen.
 const SEEN_EVERY_MS: i64 = 30_000;
+/// A call over capacity that is still up is asked to end again so often.
+const HANG_UP_EVERY_MS: i64 = 15_000;
 /// How long an inbound call may wait for the id that its account knows it by before a foreign call may be told from it.
 const UNBOUND_MS: i64 = 30_000;
 
@@ -67,6 +69,8 @@ pub struct Sweeper {
     /// Ids that were looked at and take no slot (web sessions).
     no_phone: HashSet<String>,
     failing: bool,
+    /// When calls over capacity were last asked to end.
+    hung_up_at: HashMap<CallId, i64>,
 }
 
 impl Sweeper {
@@ -81,6 +85,7 @@ impl Sweeper {
             strangers: HashSet::new(),
             no_phone: HashSet::new(),
             failing: false,
+            hung_up_at: HashMap::new(),
         }
     }
 
@@ -134,7 +139,29 @@ impl Sweeper {
         for call in mine.iter().filter(|call| call.facts.account == name || orphan(call)) {
             self.settle_if_due(call).await;
         }
+        self.hang_up_again(&mine);
         self.pause(&mine).await
+    }
+
+    /// Inbound calls that were refused after they were answered, and that are still up: the first hang-up may have come before
+    /// the id that it needs, or met a provider that failed, or a restart.
+    fn hang_up_again(&mut self, mine: &[CallRecord]) {
+        let now_ms = self.calls.lifecycle.clock.now_ms();
+        let refused: Vec<&CallRecord> = mine
+            .iter()
+            .filter(|call| call.facts.account == self.account.name && call.facts.direction == Direction::Inbound)
+            // The second record of a call that was given up is an overrun too, but nobody refused that one.
+            .filter(|call| call.overrun && call.alias(OWN_ID_KIND).is_none())
+            .filter(|call| self.calls.accounts_of(call).iter().any(|a| !a.terminate.is_empty()))
+            .collect();
+        self.hung_up_at.retain(|id, _| refused.iter().any(|call| call.id == *id));
+        for call in refused {
+            let last = self.hung_up_at.entry(call.id.clone()).or_insert(call.admitted_at);
+            if *last + HANG_UP_EVERY_MS <= now_ms {
+                *last = now_ms;
+                self.calls.hang_up_later(&call.id);
+            }
+        }
     }
 
     /// How long to wait: the description's pace while something presses.
