@@ -257,8 +257,9 @@ impl Sweeper {
     async fn absent(&self, call: &CallRecord) {
         let now_ms = self.calls.lifecycle.clock.now_ms();
         let apart_ms = i64::try_from(self.calls.settings.absent_twice_within.as_millis()).unwrap_or(i64::MAX);
+        let due = call.deadline_at.is_some_and(|at| at <= now_ms);
         match call.absent_at {
-            Some(first) if first + apart_ms <= now_ms => {
+            Some(first) if first + apart_ms <= now_ms && (due || self.absence_proves(call)) => {
                 let outcome = if call.unsettled { Outcome::NotCreated } else { Outcome::Failed };
                 log(self.calls.lifecycle.end(&call.id, outcome, EndProof::Deadline, "poll").await);
             }
@@ -268,6 +269,16 @@ impl Sweeper {
                 log(self.calls.lifecycle.apply(change).await);
             }
         }
+    }
+
+    /// Whether "no such call" is worth anything before the deadline: an account that ends calls by deleting their record may
+    /// have deleted the one of a call that goes on.
+    fn absence_proves(&self, call: &CallRecord) -> bool {
+        let knows = |a: &Account| a.provider.lookup.as_ref().is_some_and(|l| call.alias(&l.needs).is_some());
+        let deletes =
+            |a: &Account| a.terminate.iter().any(|m| a.provider.terminate.get(m).is_some_and(|t| t.deletes_record));
+        let mut asked = self.calls.accounts_of(call).into_iter().filter(|a| a.can_ask() && knows(a)).peekable();
+        asked.peek().is_none() || asked.any(|a| !deletes(a))
     }
 
     /// A call past its deadline, or one whose create is unknown, is asked for; where nobody can be asked it ends at its
