@@ -360,10 +360,11 @@ impl Sweeper {
         self.no_phone.retain(|id| live.contains(id.as_str()));
     }
 
-    /// Whether the provider's record carries an id of ours.
+    /// Whether the provider's record carries our id, or one that a call of ours is known by (its carrier's).
     async fn is_ours(&self, alias: &Alias) -> bool {
-        matches!(self.calls.look_up_alias(&self.account, alias).await,
-            Ok(LookedUp::Found(found)) if found.aliases.iter().any(|a| a.kind == OWN_ID_KIND))
+        let Ok(LookedUp::Found(found)) = self.calls.look_up_alias(&self.account, alias).await else { return false };
+        found.aliases.iter().any(|a| a.kind == OWN_ID_KIND)
+            || matches!(self.calls.lifecycle.store.resolve(&found.aliases).await, Ok(Some(_)))
     }
 
     async fn meet(&mut self, one: &Listed) -> std::result::Result<(), AskError> {
