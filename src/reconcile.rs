@@ -124,6 +124,10 @@ impl Sweeper {
         }
         for call in mine.iter().filter(|call| call.facts.account == name) {
             self.settle_if_due(call).await;
+            // A hang-up that failed, or that the last process did not come to: it is tried again.
+            if call.overrun && call.facts.direction == Direction::Inbound {
+                self.calls.hang_up_later(&call.id);
+            }
         }
         self.pause(&mine).await
     }
