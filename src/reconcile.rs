@@ -31,8 +31,6 @@ const CALM: Duration = Duration::from_secs(15);
 const DEEP_EVERY: u32 = 5;
 /// A live call's record is written at most so often only to say that it was seen.
 const SEEN_EVERY_MS: i64 = 30_000;
-/// A call over capacity that is still up is asked to end again so often.
-const HANG_UP_EVERY_MS: i64 = 15_000;
 /// How long an inbound call may wait for the id that its account knows it by before a foreign call may be told from it.
 const UNBOUND_MS: i64 = 30_000;
 
@@ -69,8 +67,6 @@ pub struct Sweeper {
     /// Ids that were looked at and take no slot (web sessions).
     no_phone: HashSet<String>,
     failing: bool,
-    /// When calls over capacity were last asked to end.
-    hung_up_at: HashMap<CallId, i64>,
 }
 
 impl Sweeper {
@@ -85,7 +81,6 @@ impl Sweeper {
             strangers: HashSet::new(),
             no_phone: HashSet::new(),
             failing: false,
-            hung_up_at: HashMap::new(),
         }
     }
 
@@ -138,30 +133,14 @@ impl Sweeper {
         let orphan = |call: &CallRecord| self.calls.account(&call.facts.account).is_none();
         for call in mine.iter().filter(|call| call.facts.account == name || orphan(call)) {
             self.settle_if_due(call).await;
-        }
-        self.hang_up_again(&mine);
-        self.pause(&mine).await
-    }
-
-    /// Inbound calls that were refused after they were answered, and that are still up: the first hang-up may have come before
-    /// the id that it needs, or met a provider that failed, or a restart.
-    fn hang_up_again(&mut self, mine: &[CallRecord]) {
-        let now_ms = self.calls.lifecycle.clock.now_ms();
-        let refused: Vec<&CallRecord> = mine
-            .iter()
-            .filter(|call| call.facts.account == self.account.name && call.facts.direction == Direction::Inbound)
+            // A hang-up that failed, or that the last process did not come to: it is tried again.
             // The second record of a call that was given up is an overrun too, but nobody refused that one.
-            .filter(|call| call.overrun && call.alias(OWN_ID_KIND).is_none())
-            .filter(|call| self.calls.accounts_of(call).iter().any(|a| !a.terminate.is_empty()))
-            .collect();
-        self.hung_up_at.retain(|id, _| refused.iter().any(|call| call.id == *id));
-        for call in refused {
-            let last = self.hung_up_at.entry(call.id.clone()).or_insert(call.admitted_at);
-            if *last + HANG_UP_EVERY_MS <= now_ms {
-                *last = now_ms;
+            let refused = call.overrun && call.alias(OWN_ID_KIND).is_none();
+            if refused && call.facts.direction == Direction::Inbound {
                 self.calls.hang_up_later(&call.id);
             }
         }
+        self.pause(&mine).await
     }
 
     /// How long to wait: the description's pace while something presses.
@@ -303,8 +282,9 @@ impl Sweeper {
     async fn absent(&self, call: &CallRecord) {
         let now_ms = self.calls.lifecycle.clock.now_ms();
         let apart_ms = i64::try_from(self.calls.settings.absent_twice_within.as_millis()).unwrap_or(i64::MAX);
+        let due = call.deadline_at.is_some_and(|at| at <= now_ms);
         match call.absent_at {
-            Some(first) if first + apart_ms <= now_ms => {
+            Some(first) if first + apart_ms <= now_ms && (due || self.absence_proves(call)) => {
                 let outcome =
                     if call.unsettled || call.phase == Phase::Reserved { Outcome::NotCreated } else { Outcome::Failed };
                 log(self.calls.lifecycle.end(&call.id, outcome, EndProof::Deadline, "poll").await);
@@ -315,6 +295,16 @@ impl Sweeper {
                 log(self.calls.lifecycle.apply(change).await);
             }
         }
+    }
+
+    /// Whether "no such call" is worth anything before the deadline: an account that ends calls by deleting their record may
+    /// have deleted the one of a call that goes on.
+    fn absence_proves(&self, call: &CallRecord) -> bool {
+        let knows = |a: &Account| a.provider.lookup.as_ref().is_some_and(|l| call.alias(&l.needs).is_some());
+        let deletes =
+            |a: &Account| a.terminate.iter().any(|m| a.provider.terminate.get(m).is_some_and(|t| t.deletes_record));
+        let mut asked = self.calls.accounts_of(call).into_iter().filter(|a| a.can_ask() && knows(a)).peekable();
+        asked.peek().is_none() || asked.any(|a| !deletes(a))
     }
 
     /// A call past its deadline, or one whose create is unknown, is asked for; where nobody can be asked it ends at its
@@ -409,10 +399,11 @@ impl Sweeper {
         self.no_phone.retain(|id| live.contains(id.as_str()));
     }
 
-    /// Whether the provider's record carries an id of ours.
+    /// Whether the provider's record carries our id, or one that a call of ours is known by (its carrier's).
     async fn is_ours(&self, alias: &Alias) -> bool {
-        matches!(self.calls.look_up_alias(&self.account, alias).await,
-            Ok(LookedUp::Found(found)) if found.aliases.iter().any(|a| a.kind == OWN_ID_KIND))
+        let Ok(LookedUp::Found(found)) = self.calls.look_up_alias(&self.account, alias).await else { return false };
+        found.aliases.iter().any(|a| a.kind == OWN_ID_KIND)
+            || matches!(self.calls.lifecycle.store.resolve(&found.aliases).await, Ok(Some(_)))
     }
 
     async fn meet(&mut self, one: &Listed) -> std::result::Result<(), AskError> {

@@ -1,8 +1,10 @@
 //! A call that a provider brings: admitted like any other, or met with what the business chose for "full".
 
 use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use tokio::sync::OnceCell;
 use tracing::{info, warn};
 
 use super::{ANSWER_BYTES_MAX, Calls};
@@ -15,6 +17,17 @@ use crate::provider::description::CallFacts;
 use crate::provider::render::fill_json;
 use crate::provider::select::{Document, Message};
 use crate::store::{CallRecord, Change, Opened, Result};
+
+/// A hang-up that came to nothing is tried again after so long: longer than one checks its end.
+const HANG_UP_AGAIN: Duration = Duration::from_secs(10);
+/// A voice webhook is repeated at most so long after its first delivery (facts B4.3: 5 times 15 s).
+const REPEATED_WITHIN: Duration = Duration::from_secs(120);
+
+/// Front mode's answer to a call, asked for once.
+pub(super) struct Fronted {
+    begun: Instant,
+    twiml: Arc<OnceCell<String>>,
+}
 
 /// A call as its provider announces it.
 #[derive(Debug, Clone)]
@@ -90,6 +103,12 @@ impl Calls {
                 return Err(crate::store::StoreError::Failed(error.to_string()));
             }
         };
+        // It exists until it has been refused or hung up, so it is counted, apart from the admitted ones.
+        record.overrun = true;
+        if let Opened::Known(other) = self.lifecycle.adopt(record).await? {
+            // Another webhook of the same call came first: nothing is refused.
+            return self.known(&other, &arrival).await;
+        }
         let what = self.full_refusal(&facts, &full).await;
         self.lifecycle.metrics.refused("capacity_inbound", "inbound");
         self.keep_refusal(&facts, &what, "capacity_inbound", false);
@@ -104,11 +123,6 @@ impl Calls {
             "inbound refused"
         );
         let when_full = policy.when_full(&facts.business).clone();
-        // It exists until it has been refused or hung up, so it is counted, apart from the admitted ones.
-        record.overrun = true;
-        if let Opened::Known(other) = self.lifecycle.adopt(record).await? {
-            return self.known(&other, &arrival).await;
-        }
         if arrival.refusable {
             // Our reply to this webhook ends it.
             self.end(&call, Outcome::Capacity, EndProof::Webhook, "webhook").await;
@@ -118,23 +132,30 @@ impl Calls {
         Ok(Arrived::Refused(call, when_full))
     }
 
-    /// Ends a call in the background, once at a time. The sweep repeats what failed.
+    /// Ends a call over capacity in the background, unless that was begun a moment ago.
     pub fn hang_up_later(&self, call: &CallId) {
-        let ending = || self.ending.lock().unwrap_or_else(PoisonError::into_inner);
-        if !ending().insert(call.clone()) {
-            return;
+        {
+            let mut begun = self.hanging_up.lock().unwrap_or_else(PoisonError::into_inner);
+            begun.retain(|_, at| at.elapsed() < HANG_UP_AGAIN);
+            if begun.contains_key(call) {
+                return;
+            }
+            begun.insert(call.clone(), Instant::now());
         }
         let (this, call) = (self.clone(), call.clone());
         self.tasks.spawn(async move {
             match this.lifecycle.store.call(&call).await {
-                Ok(Some(record)) if record.phase != Phase::Ended => {
+                Ok(Some(record)) if record.phase != Phase::Ended && this.has_means(&record) => {
                     this.hang_up(&record, Outcome::Capacity).await;
                 }
                 Ok(_) => {}
                 Err(error) => warn!(%call, %error, "a call over capacity could not be read; the sweep sees to it"),
             }
-            this.ending.lock().unwrap_or_else(PoisonError::into_inner).remove(&call);
         });
+    }
+
+    fn has_means(&self, record: &CallRecord) -> bool {
+        self.accounts_of(record).iter().any(|account| !account.terminate.is_empty())
     }
 
     async fn known(&self, call: &CallId, arrival: &Arrival) -> Result<Arrived> {
@@ -189,15 +210,28 @@ impl Calls {
     }
 
     /// Front mode: the TwiML that connects an admitted call to its agent, asked of the agent's provider. `Err` is a sentence
-    /// for the log; the call has been ended.
+    /// for the log; the call has been ended. Asked again for the same call, it gives the same conversation: a second one would
+    /// never be joined, and its end would pass for the call's.
     pub async fn front(&self, call: &CallId, agent: &str) -> std::result::Result<String, String> {
-        let record = match self.lifecycle.store.call(call).await {
-            Ok(Some(record)) => record,
-            Ok(None) => return Err("its record is gone".to_owned()),
-            Err(error) => return Err(error.to_string()),
+        let twiml = {
+            let mut fronted = self.fronted.lock().unwrap_or_else(PoisonError::into_inner);
+            fronted.retain(|_, one| one.begun.elapsed() < REPEATED_WITHIN);
+            let fresh = || Fronted { begun: Instant::now(), twiml: Arc::default() };
+            fronted.entry(call.clone()).or_insert_with(fresh).twiml.clone()
         };
-        match self.register(&record, agent).await {
-            Ok(twiml) => Ok(twiml),
+        let asked = twiml.get_or_try_init(async || {
+            let record = match self.lifecycle.store.call(call).await {
+                Ok(Some(record)) => record,
+                Ok(None) => return Err("its record is gone".to_owned()),
+                Err(error) => return Err(error.to_string()),
+            };
+            if record.phase == Phase::Ended {
+                return Err("it is over; its slot is free".to_owned());
+            }
+            self.register(&record, agent).await
+        });
+        match asked.await {
+            Ok(twiml) => Ok(twiml.clone()),
             Err(why) => {
                 self.end(call, Outcome::Failed, EndProof::Provider, "answer").await;
                 Err(why)

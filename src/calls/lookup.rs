@@ -64,20 +64,27 @@ fn message<'a>(body: &'a Document, none: &'a (BTreeMap<String, String>, HeaderMa
 }
 
 impl Calls {
-    /// Asks for one call, at the first of its accounts that can be asked with an id that it has.
+    /// Asks for one call, at its accounts that can be asked with an id that it has. The first record that is found decides;
+    /// the call is absent only if all of them say so.
     pub async fn look_up(&self, record: &CallRecord) -> Result<LookedUp, AskError> {
-        let mut last = AskError::NoWay(record.facts.account.clone(), "the call has no id that it knows");
+        let (mut failed, mut absent) = (None, false);
         for account in self.accounts_of(record) {
             let Some(lookup) = &account.provider.lookup else { continue };
             if record.alias(&lookup.needs).is_none() {
                 continue;
             }
             match self.look_up_at(account, lookup, record).await {
-                Ok(answer) => return Ok(answer),
-                Err(error) => last = error,
+                Ok(found @ LookedUp::Found(_)) => return Ok(found),
+                // Its record may have been deleted while the carrier's says that the call goes on.
+                Ok(LookedUp::Absent) => absent = true,
+                Err(error) => failed = Some(error),
             }
         }
-        Err(last)
+        match failed {
+            Some(error) => Err(error),
+            None if absent => Ok(LookedUp::Absent),
+            None => Err(AskError::NoWay(record.facts.account.clone(), "the call has no id that it knows")),
+        }
     }
 
     async fn look_up_at(&self, account: &Account, lookup: &Lookup, record: &CallRecord) -> Result<LookedUp, AskError> {

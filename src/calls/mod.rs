@@ -9,9 +9,9 @@ pub mod place;
 pub mod terminate;
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, USER_AGENT};
@@ -70,8 +70,10 @@ pub struct Calls {
     joining: Arc<Mutex<HashSet<CallId>>>,
     /// Room for refusals that wait to be recorded.
     refusals: Arc<Semaphore>,
-    /// Calls over capacity that are being ended just now.
-    ending: Arc<Mutex<HashSet<CallId>>>,
+    /// Calls over capacity that are being hung up, with when that began.
+    hanging_up: Arc<Mutex<HashMap<CallId, Instant>>>,
+    /// What front mode answered lately, by call: a voice webhook that is repeated gets the same conversation.
+    fronted: Arc<Mutex<HashMap<CallId, inbound::Fronted>>>,
 }
 
 /// A provider could not be asked.
@@ -107,7 +109,8 @@ impl Calls {
             tasks: TaskTracker::new(),
             joining: Arc::default(),
             refusals: Arc::new(Semaphore::new(REFUSALS_WAITING_MAX)),
-            ending: Arc::default(),
+            hanging_up: Arc::default(),
+            fronted: Arc::default(),
         }
     }
 

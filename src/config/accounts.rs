@@ -1,6 +1,6 @@
 //! `[accounts.NAME]`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::Strict;
@@ -19,7 +19,12 @@ pub(super) fn read(
 ) -> (BTreeMap<AccountName, Arc<Account>>, Vec<AccountLimits>) {
     let table = root.table("accounts");
     let (mut accounts, mut limits) = (BTreeMap::new(), Vec::new());
+    // `terminate = []` is a choice too: calls are counted, never hung up.
+    let mut chosen = BTreeSet::new();
     for (name, one) in table.named_tables(&[]) {
+        if one.has("terminate") {
+            chosen.extend(AccountName::parse(&name));
+        }
         if let Some((account, limit)) = account(&name, &one, registry) {
             accounts.insert(account.name.clone(), account);
             limits.push(limit);
@@ -39,7 +44,7 @@ pub(super) fn read(
             account.carrier = carriers.first().cloned();
         }
         // A call that a known carrier carries can be ended there, which destroys nothing.
-        if account.terminate.is_empty() {
+        if !chosen.contains(&account.name) {
             let means = account
                 .provider
                 .terminate

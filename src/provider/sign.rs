@@ -134,6 +134,11 @@ pub struct TwilioRequest<'a> {
 
 /// Checks `X-Twilio-Signature` in both modes, with and without the default port, as `https` and `wss`.
 pub fn verify_twilio(keys: &TwilioKeys, request: &TwilioRequest<'_>) -> Result<(), BadSignature> {
+    fitting_url(keys, request).map(drop)
+}
+
+/// The form of the URL that Twilio signed, if the signature holds.
+pub fn fitting_url(keys: &TwilioKeys, request: &TwilioRequest<'_>) -> Result<String, BadSignature> {
     const HEADER: &str = "X-Twilio-Signature";
     if keys.auth_tokens.is_empty() && keys.shared_keys.is_empty() {
         return Err(BadSignature::NoSecret);
@@ -162,11 +167,25 @@ pub fn verify_twilio(keys: &TwilioKeys, request: &TwilioRequest<'_>) -> Result<(
     if request.form.is_none() && !body_hash_fits(request.url, request.body) {
         return Err(BadSignature::Mismatch);
     }
-    let fits = url_variants(request.url).iter().any(|url| {
+    let fits = |url: &String| {
         let message = twilio_message(url, request.form);
         candidates.iter().any(|key| hmac::verify(key, message.as_bytes(), &signature).is_ok())
-    });
-    if fits { Ok(()) } else { Err(BadSignature::Mismatch) }
+    };
+    url_variants(request.url).into_iter().find(fits).ok_or(BadSignature::Mismatch)
+}
+
+/// Signs a request for the URL of the app in the mode in which it came: with the shared key that its settings name, else with
+/// the auth token. `None` if there is no such key.
+pub fn resign_twilio(
+    keys: &TwilioKeys,
+    settings: Option<&str>,
+    url: &str,
+    form: Option<&[(String, String)]>,
+) -> Option<String> {
+    let Some(settings) = settings else { return Some(sign_twilio(keys.auth_tokens.first()?, url, form)) };
+    let name = settings.split(',').find_map(|p| p.trim().strip_prefix("key="))?;
+    let key = hmac::Key::new(hmac::HMAC_SHA256, keys.shared_keys.get(name)?.expose().as_bytes());
+    Some(BASE64.encode(hmac::sign(&key, twilio_message(without_fragment(url), form).as_bytes())))
 }
 
 /// Signs a request for the URL of the app, as Twilio would have (classic mode).

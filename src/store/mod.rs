@@ -296,8 +296,8 @@ pub trait Store: Send + Sync + 'static {
     /// Takes a webhook into the inbox.
     async fn receive(&self, event: NewEvent) -> Result<Received>;
 
-    /// Notes what came of a webhook, and what the app has to be told of it, in one transaction. The app is told once, however
-    /// often a webhook is settled.
+    /// Notes what came of a webhook, and what the app has to be told of it, in one transaction. Only the first time: `false`
+    /// if that was noted before (two deliveries of one event met), and then nothing is written.
     async fn settle(
         &self,
         event_id: &str,
@@ -305,7 +305,7 @@ pub trait Store: Send + Sync + 'static {
         outcome: &str,
         delivery: Option<Delivery>,
         at_ms: UnixMs,
-    ) -> Result<()>;
+    ) -> Result<bool>;
 
     /// Webhooks whose application did not come to its end.
     async fn unsettled_events(&self) -> Result<Vec<NewEvent>>;

@@ -64,9 +64,8 @@ pub fn compose(
     if body.is_empty() {
         kept.remove(CONTENT_TYPE);
     }
-    if let Some((name, value)) = super::resigned(account, scheme, &signed_url, form) {
+    if let Some((name, value)) = super::resigned(account, scheme, headers, &signed_url, form) {
         kept.insert(name, value);
-        kept.remove(super::SIGNATURE_SETTINGS);
     }
     if let Ok(value) = HeaderValue::try_from(&id) {
         kept.insert("x-ringfence-delivery", value);

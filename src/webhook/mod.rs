@@ -27,7 +27,7 @@ use crate::policy::WhenFull;
 use crate::provider::account::{Account, join};
 use crate::provider::description::{OWN_ID_KIND, Reply, Webhook, WebhookEvent};
 use crate::provider::select::{Document, Message};
-use crate::provider::sign::{BadSignature, Scheme, sign_twilio};
+use crate::provider::sign::{BadSignature, Scheme, TwilioRequest, fitting_url, resign_twilio, sha256_hex};
 use crate::reply::{json_answer, problem, respond, twiml, when_full_twiml};
 use crate::store::{Change, Delivery, NewEvent, Received, Result};
 use arrive::{Candidate, ExtraPaths, Signed, candidates, verify};
@@ -43,9 +43,6 @@ const LARGE_KIB_MAX: u32 = 2 * LARGEST_KIB;
 /// Bodies in memory at once that are known to be small, in KiB. Room of their own: a call that waits for its answer must not
 /// wait behind audio.
 const SMALL_KIB_MAX: u32 = 32 * 1024;
-
-/// Says that the signature is of Twilio's newer mode. What we sign anew is of the classic one.
-const SIGNATURE_SETTINGS: HeaderName = HeaderName::from_static("x-twilio-webhooks-signature-settings");
 
 /// How an inbound call is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -233,12 +230,17 @@ impl Webhooks {
             now_secs: self.calls.lifecycle.clock.now_ms() / 1000,
             strict: self.settings.strict,
         };
-        let mut last = None;
+        let (mut unchecked, mut last) = (None, None);
         for candidate in found {
             match verify(candidate, &signed) {
-                Ok(_) => return Ok(candidate),
+                Ok(true) => return Ok(candidate),
+                // Nothing to check with; an account whose secret fits goes before.
+                Ok(false) => unchecked = unchecked.or(Some(candidate)),
                 Err(error) => last = last.or(Some((candidate.account.clone(), error))),
             }
+        }
+        if let Some(candidate) = unchecked {
+            return Ok(candidate);
         }
         Err(last.unwrap_or_else(|| (found[0].account.clone(), BadSignature::NoSecret)))
     }
@@ -285,13 +287,13 @@ impl Webhooks {
         let delivery = self.delivery(taken, came.call.as_ref(), event_id).await?;
         match delivery {
             Some(large) if large.body.len() > KEPT_BYTES_MAX => {
-                store.settle(event_id, came.call.as_ref(), came.outcome, None, at_ms).await?;
-                self.deliver_large(large, taken.room.clone());
+                if store.settle(event_id, came.call.as_ref(), came.outcome, None, at_ms).await? {
+                    self.deliver_large(large, taken.room.clone());
+                }
             }
             small => {
                 let something = small.is_some();
-                store.settle(event_id, came.call.as_ref(), came.outcome, small, at_ms).await?;
-                if something {
+                if store.settle(event_id, came.call.as_ref(), came.outcome, small, at_ms).await? && something {
                     self.deliver.notify_one();
                 }
             }
@@ -311,18 +313,26 @@ impl Webhooks {
                     headers.append(name, value);
                 }
             }
-            let raw = Raw::new(&event.method, &event.path, headers, event.body.unwrap_or_default().into());
+            let at_ms = self.calls.lifecycle.clock.now_ms();
+            let Some(body) = event.body else {
+                // Too large to be kept: its call's end is asked of the provider, the app cannot be told.
+                warn!(event = event.id, "a large webhook was lost with the process that took it");
+                self.calls.lifecycle.store.settle(&event.id, None, "body_lost", None, at_ms).await?;
+                continue;
+            };
+            let raw = Raw::new(&event.method, &event.path, headers, body.into());
             let path = event.path.split('?').next().unwrap_or_default();
             let found = candidates(&self.calls.accounts, &self.settings.extra_paths, path);
             let from = found.iter().find(|c| c.account.name.as_str() == event.account);
-            let at_ms = self.calls.lifecycle.clock.now_ms();
             match from {
                 Some(from) if from.webhook().reply.is_none() => {
                     let taken = read(&raw, from, event.id.clone());
                     let came = self.apply(&taken).await?;
                     self.settle(&taken, &event.id, &came).await?;
                 }
-                _ => self.calls.lifecycle.store.settle(&event.id, None, "too_late_to_reply", None, at_ms).await?,
+                _ => {
+                    self.calls.lifecycle.store.settle(&event.id, None, "too_late_to_reply", None, at_ms).await?;
+                }
             }
         }
         Ok(count)
@@ -334,12 +344,18 @@ impl Webhooks {
         let webhook = taken.from.webhook();
         let parts: Vec<Cow<'_, str>> = webhook.dedupe.iter().filter_map(|s| s.text(&taken.message)).collect();
         let complete = !parts.is_empty() && parts.len() == webhook.dedupe.len();
+        let of = |key: String| format!("{}|{}|{key}", account.name, webhook.name);
+        // A notification that lacks what would tell its deliveries apart: the same bytes are the same event.
+        let same_bytes = || {
+            let notifies = webhook.reply.is_none() && taken.news.is_some() && !raw.body.is_empty();
+            notifies.then(|| of(format!("sha256|{}|{}", raw.path_and_query, sha256_hex(&raw.body))))
+        };
         NewEvent {
             id: taken.event_id.clone(),
             account: account.name.to_string(),
             webhook: webhook.name.clone(),
             event: name.to_owned(),
-            dedupe_key: complete.then(|| format!("{}|{}|{}", account.name, webhook.name, parts.join("|"))),
+            dedupe_key: if complete { Some(of(parts.join("|"))) } else { same_bytes() },
             received_at: self.calls.lifecycle.clock.now_ms(),
             method: raw.method.clone(),
             path: raw.path_and_query.clone(),
@@ -488,11 +504,11 @@ impl Webhooks {
         let app_url = self.settings.app_public_url.as_ref().unwrap_or(&base);
         let url = join(app_url, &path_and_query);
         let from = taken.from;
-        let signature = resigned(&from.account, from.webhook().signature, &url, taken.raw.form());
+        let signature = resigned(&from.account, from.webhook().signature, &taken.raw.headers, &url, taken.raw.form());
         RelayTarget {
             base,
             path_and_query,
-            remove_headers: signature.iter().map(|_| SIGNATURE_SETTINGS).collect(),
+            remove_headers: vec![],
             set_headers: signature.into_iter().collect(),
             host: HostRule::Upstream,
         }
@@ -562,16 +578,19 @@ impl Webhooks {
             remove_headers: vec![],
             host: HostRule::Upstream,
         };
-        let app_url = join(self.settings.app_public_url.as_ref().unwrap_or(&base), &path_and_query);
-        let twilio = exchange.headers().contains_key("x-twilio-signature").then(|| self.twilio_account()).flatten();
-        let Some(account) = twilio else {
+        if !exchange.headers().contains_key("x-twilio-signature") {
             return self.relayed(relay(exchange, &self.calls.upstream, target).await, exchange).await;
-        };
+        }
         // Signed for our URL: sign it for the app's, but only if it was genuine.
         let body = match exchange.is_upgrade() {
             true => Bytes::new(),
             false => match exchange.read_body(KEPT_BYTES_MAX).await {
                 Ok(body) => body,
+                Err(BodyError::TooLarge { limit }) => {
+                    let message = format!("A signed request has at most {limit} bytes.");
+                    let answer = problem(StatusCode::PAYLOAD_TOO_LARGE, "BODY_TOO_LARGE", &message);
+                    return self.answer(exchange, answer).await;
+                }
                 Err(error) => {
                     debug!(%error, "a passed request's body did not arrive");
                     return 0;
@@ -586,18 +605,25 @@ impl Webhooks {
         let public = match (&self.settings.public_url, exchange.host()) {
             (Some(public), _) => join(public, &path_and_query),
             (None, Some(host)) => format!("http://{host}{path_and_query}"),
-            (None, None) => path_and_query,
+            (None, None) => path_and_query.clone(),
         };
-        let request = crate::provider::sign::TwilioRequest {
+        let request = TwilioRequest {
             url: &public,
             form,
             body: &body,
             signature: exchange.header("x-twilio-signature"),
             settings: exchange.header("x-twilio-webhooks-signature-settings"),
         };
-        if crate::provider::sign::verify_twilio(&account.twilio_keys(), &request).is_ok() {
-            target.set_headers.extend(resigned(&account, Scheme::Twilio, &app_url, form));
-            target.remove_headers.push(SIGNATURE_SETTINGS);
+        // Any account may be the signer.
+        let signer =
+            self.calls.accounts.values().find_map(|a| Some((a, fitting_url(&a.twilio_keys(), &request).ok()?)));
+        if let Some((account, fitted)) = signer {
+            let mut app_url = join(self.settings.app_public_url.as_ref().unwrap_or(&base), &path_and_query);
+            // A handshake that was signed as wss:// is checked as wss:// by the app too.
+            if fitted.starts_with("ws") {
+                app_url = app_url.replacen("http", "ws", 1);
+            }
+            target.set_headers.extend(resigned(account, Scheme::Twilio, exchange.headers(), &app_url, form));
         }
         let relayed = match exchange.is_upgrade() {
             true => relay(exchange, &self.calls.upstream, target).await,
@@ -619,10 +645,6 @@ impl Webhooks {
                     .await
             }
         }
-    }
-
-    fn twilio_account(&self) -> Option<Arc<Account>> {
-        self.calls.accounts.values().find(|a| !a.twilio_keys().auth_tokens.is_empty()).cloned()
     }
 
     async fn answer(&self, exchange: &mut Exchange, response: Response<Bytes>) -> u16 {
@@ -658,14 +680,15 @@ fn kib(bytes: usize) -> u32 {
 fn resigned(
     account: &Account,
     scheme: Scheme,
+    headers: &HeaderMap,
     url: &str,
     form: Option<&[(String, String)]>,
 ) -> Option<(HeaderName, HeaderValue)> {
     if scheme != Scheme::Twilio {
         return None;
     }
-    let keys = account.twilio_keys();
-    let signature = sign_twilio(keys.auth_tokens.first()?, url, form);
+    let settings = headers.get("x-twilio-webhooks-signature-settings").and_then(|v| v.to_str().ok());
+    let signature = resign_twilio(&account.twilio_keys(), settings, url, form)?;
     Some((HeaderName::from_static("x-twilio-signature"), HeaderValue::try_from(signature).ok()?))
 }
 

@@ -8,6 +8,8 @@
 
 mod acceptance;
 mod cli;
+mod inbound;
+mod inbound_native;
 mod layering;
 mod net_hygiene;
 mod net_relay;
@@ -19,3 +21,5 @@ mod outbound_faults;
 mod outbound_limits;
 mod simulate;
 mod support;
+mod webhooks;
+mod webhooks_to_app;

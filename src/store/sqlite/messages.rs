@@ -56,22 +56,19 @@ pub(super) async fn settle(
     outcome: String,
     delivery: Option<Delivery>,
     at_ms: UnixMs,
-) -> Sql<()> {
-    let known: Option<Option<String>> = sqlx::query_scalar("SELECT outcome FROM webhook_events WHERE id = $1")
-        .bind(&event_id)
-        .fetch_optional(&mut *c)
-        .await?;
-    sqlx::query("UPDATE webhook_events SET outcome = $2, call_id = coalesce($3, call_id) WHERE id = $1")
-        .bind(&event_id)
-        .bind(outcome)
-        .bind(call.as_ref().map(CallId::as_str))
-        .execute(&mut *c)
-        .await?;
-    let Some(delivery) = delivery else { return Ok(()) };
-    if known.flatten().is_some() {
-        // Two of one event were under way at once: the first has told the app.
-        return Ok(());
+) -> Sql<bool> {
+    let settled = sqlx::query(
+        "UPDATE webhook_events SET outcome = $2, call_id = coalesce($3, call_id) WHERE id = $1 AND outcome IS NULL",
+    )
+    .bind(&event_id)
+    .bind(outcome)
+    .bind(call.as_ref().map(CallId::as_str))
+    .execute(&mut *c)
+    .await?;
+    if settled.rows_affected() == 0 {
+        return Ok(false);
     }
+    let Some(delivery) = delivery else { return Ok(true) };
     sqlx::query(
         "INSERT INTO deliveries (id, event_id, url, method, headers, body, attempts, due_at)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
@@ -86,7 +83,7 @@ pub(super) async fn settle(
     .bind(at_ms)
     .execute(c)
     .await?;
-    Ok(())
+    Ok(true)
 }
 
 pub(super) async fn unsettled(pool: &SqlitePool) -> super::Result<Vec<NewEvent>> {

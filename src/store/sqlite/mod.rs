@@ -187,7 +187,7 @@ impl Store for SqliteStore {
         outcome: &str,
         delivery: Option<Delivery>,
         at_ms: UnixMs,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let (event_id, call, outcome) = (event_id.to_owned(), call.cloned(), outcome.to_owned());
         self.writer.run(move |c| Box::pin(messages::settle(c, event_id, call, outcome, delivery, at_ms))).await
     }

@@ -1,4 +1,5 @@
 //! What tests share.
 
+pub mod hooks;
 pub mod net;
 pub mod stage;

@@ -35,6 +35,8 @@ pub struct Setup {
     pub public: bool,
     /// `app.forward_url`.
     pub app: Option<String>,
+    /// Texts of the config that are written otherwise, at the very end.
+    pub replace: Vec<(String, String)>,
 }
 
 impl Default for Setup {
@@ -54,6 +56,7 @@ impl Default for Setup {
             twilio: String::new(),
             public: true,
             app: None,
+            replace: vec![],
         }
     }
 }
@@ -268,7 +271,7 @@ fn config_text(setup: &Setup, url: &str, webhooks_port: u16) -> String {
     let public =
         if setup.public { format!("public_url = \"http://127.0.0.1:{webhooks_port}\"") } else { String::new() };
     let app = setup.app.as_ref().map_or(String::new(), |url| format!("[app]\nforward_url = \"{url}\""));
-    format!(
+    let text = format!(
         r#"
 {public}
 {root}
@@ -306,7 +309,11 @@ auth_token = "{token}"
         token = s.auth_token,
         twilio = setup.twilio,
         tables = setup.tables,
-    )
+    );
+    setup.replace.iter().fold(text, |text, (old, new)| {
+        assert!(text.contains(old), "{old} is not in the config");
+        text.replace(old, new)
+    })
 }
 
 /// A request that the app behind ringfence got.
@@ -363,7 +370,16 @@ impl Behind {
     }
 
     pub async fn replying(reply: Reply) -> Self {
-        let edge = Edge::bind("127.0.0.1:0".parse().unwrap(), EdgeSettings::default(), None).await.unwrap();
+        Self::bound("127.0.0.1:0".parse().unwrap(), reply).await
+    }
+
+    /// Answers everything with 200, at an address that was free a moment ago.
+    pub async fn at_address(address: std::net::SocketAddr) -> Self {
+        Self::bound(address, Box::new(|_| http::Response::new(Bytes::new()))).await
+    }
+
+    async fn bound(address: std::net::SocketAddr, reply: Reply) -> Self {
+        let edge = Edge::bind(address, EdgeSettings::default(), None).await.unwrap();
         let got = Arc::new(std::sync::Mutex::new(Vec::new()));
         let edge = edge.spawn(Arc::new(Keep { got: got.clone(), reply }));
         Self { edge, got }
