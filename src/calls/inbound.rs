@@ -54,6 +54,7 @@ impl Calls {
         if let Some(known) = store.resolve(&arrival.aliases).await? {
             return self.known(&known, &arrival).await;
         }
+        let deciding = self.lifecycle.deciding.read().await;
         let policy = self.lifecycle.policy.load_full();
         let facts = self.facts_of(&arrival);
         let call = CallId::new();
@@ -90,6 +91,7 @@ impl Calls {
                 return Err(crate::store::StoreError::Failed(error.to_string()));
             }
         };
+        drop(deciding);
         let what = self.full_refusal(&facts, &full).await;
         self.lifecycle.metrics.refused("capacity_inbound", "inbound");
         self.keep_refusal(&facts, &what, "capacity_inbound", false);

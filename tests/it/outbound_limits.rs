@@ -301,6 +301,44 @@ async fn businesses_are_put_changed_and_deleted_while_calls_are_up() {
     stage.finish().await;
 }
 
+/// Calls that were admitted under no limit count against the one that comes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_business_that_gets_a_plan_counts_the_calls_that_it_has() {
+    let stage = stage("concurrent = 50", "[businesses.acme]").await;
+    for _ in 0..4 {
+        assert_eq!(stage.dial(Some("acme"), "+15550002001").await.status, 200);
+    }
+    assert_eq!(put(&stage, "/api/businesses/acme", r#"{"plan":"PRO"}"#).await.status, 201);
+    let full = stage.dial(Some("acme"), "+15550002009").await;
+    assert_full(&full, "BUSINESS_CONCURRENT_LIMIT_EXCEEDED", "plan.PRO", 4, 3);
+    stage.finish().await;
+}
+
+/// Orders under way while the policy changes: whichever policy decided, the call counts against the one that stays.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_call_falls_between_two_policies() {
+    let stage = Arc::new(stage("concurrent = 500", "[businesses.acme]").await);
+    for round in 0..5 {
+        let mut tasks = tokio::task::JoinSet::new();
+        for n in 0..30 {
+            let stage = stage.clone();
+            tasks.spawn(async move { stage.dial(Some("acme"), &format!("+1555000{round}{n:03}")).await.status });
+        }
+        // Somewhere in the midst of them.
+        stage.wait("some are up", async || stage.held().await > 5).await;
+        assert!(put(&stage, "/api/businesses/acme", r#"{"max_calls":10}"#).await.status < 300);
+        tasks.join_all().await;
+        let counts = stage.app().calls().lifecycle.gate.counts().await.unwrap();
+        assert_eq!(counts.by_key.get("business|acme"), Some(&counts.calls), "round {round}: every call of it counts");
+        for call in stage.control.calls().into_iter().filter(|c| c.live) {
+            stage.control.end_call(&call.call_sid.unwrap());
+        }
+        all_free(&stage).await;
+        assert!(stage.send("DELETE", &stage.admin("/api/businesses/acme"), &[], "").await.status < 300);
+    }
+    Arc::into_inner(stage).unwrap().finish().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_business_is_told_by_its_agents_and_numbers() {
     let stage = stage("", BUSINESSES).await;
