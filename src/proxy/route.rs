@@ -58,9 +58,14 @@ fn below<'a>(path: &'a str, mount: &str) -> Option<&'a str> {
     (rest.starts_with('/')).then_some(rest)
 }
 
+/// A path without slashes at its end, which providers overlook.
+fn bare(path: &str) -> &str {
+    path.trim_end_matches('/')
+}
+
 /// Whether a path and method are those of an operation, whatever its body says: only then is the body read.
 pub fn may_create(provider: &Description, method: &Method, path: &str) -> bool {
-    provider.operations.iter().any(|o| o.method == *method && o.path.captures(path).is_some())
+    provider.operations.iter().any(|o| o.method == *method && o.path.captures(bare(path)).is_some())
 }
 
 /// The operation of a request.
@@ -71,7 +76,7 @@ pub fn operation<'a>(
     message: &Message<'_>,
 ) -> Option<&'a Operation> {
     provider.operations.iter().find(|o| {
-        o.method == *method && o.path.captures(path).is_some() && (o.when.is_empty() || o.when.holds(message))
+        o.method == *method && o.path.captures(bare(path)).is_some() && (o.when.is_empty() || o.when.holds(message))
     })
 }
 
