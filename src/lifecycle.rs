@@ -83,6 +83,7 @@ impl Lifecycle {
             match &opened {
                 Ok(Opened::New(None)) => this.opened.notify_waiters(),
                 Ok(Opened::New(Some(news))) => {
+                    this.opened.notify_waiters();
                     let change = Change { event: Some(*news), ..this.change(&id, "webhook") };
                     this.apply_now(change).await?;
                 }

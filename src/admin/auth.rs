@@ -92,10 +92,10 @@ pub fn read(secret: &Secret, token: &str) -> Result<Claims, Denied> {
         .map_err(|error| Denied::NoToken(format!("the token does not count: {error}")))
 }
 
-/// Who asks, if they may. On loopback nobody needs a token, unless the request came through a proxy.
+/// Who asks, if they may. On loopback nobody needs a token, unless the request came through a proxy or from a web page.
 pub fn caller(secret: Option<&Secret>, exchange: &Exchange, needs: Scope, _now: UnixMs) -> Result<Caller, Denied> {
     let bearer = exchange.header("authorization").and_then(|v| v.strip_prefix("Bearer "));
-    let local = exchange.peer().is_some_and(|p| is_loopback(p.ip())) && exchange.header("x-forwarded-for").is_none();
+    let local = is_local(exchange);
     match (bearer, secret) {
         (Some(token), Some(secret)) => {
             let claims = read(secret, token)?;
@@ -109,6 +109,22 @@ pub fn caller(secret: Option<&Secret>, exchange: &Exchange, needs: Scope, _now: 
         (None, Some(_)) => Err(Denied::NoToken("a bearer token is needed: ringfence token --scope read".to_owned())),
         (_, None) => Err(Denied::NoToken("no admin.token_secret is set, so only loopback may ask".to_owned())),
     }
+}
+
+/// A program on this machine asks. Not a proxy; not a page in a browser here, which sends `Origin` with whatever changes
+/// something, and another `Host` where its name was rebound to loopback.
+fn is_local(exchange: &Exchange) -> bool {
+    let through_others = ["x-forwarded-for", "forwarded", "via", "origin"];
+    exchange.peer().is_some_and(|p| is_loopback(p.ip()))
+        && through_others.iter().all(|name| exchange.header(name).is_none())
+        && exchange.host().is_none_or(names_loopback)
+}
+
+fn names_loopback(host: &str) -> bool {
+    let bare =
+        host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit())).map_or(host, |(h, _)| h);
+    let address = bare.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(bare);
+    bare.eq_ignore_ascii_case("localhost") || address.parse().is_ok_and(is_loopback)
 }
 
 fn is_loopback(ip: IpAddr) -> bool {
@@ -135,6 +151,16 @@ mod tests {
         // An unsigned token (alg none) must not count.
         let unsigned = format!("eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0.{}.", token.split('.').nth(1).unwrap());
         assert!(read(&secret, &unsigned).is_err());
+    }
+
+    #[test]
+    fn only_names_of_this_machine_are_local() {
+        for host in ["localhost", "LOCALHOST:9900", "127.0.0.1:9900", "127.0.0.1", "[::1]:9900", "[::1]"] {
+            assert!(names_loopback(host), "{host}");
+        }
+        for host in ["evil.test:9900", "127.0.0.1.evil.test", "10.0.0.1:9900", "", "localhost.evil"] {
+            assert!(!names_loopback(host), "{host}");
+        }
     }
 
     #[test]

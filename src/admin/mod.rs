@@ -21,7 +21,7 @@ use crate::clock::rfc3339;
 use crate::ids::{BusinessId, CallId, mask_number};
 use crate::metrics::Gauges;
 use crate::net::{Exchange, Handler};
-use crate::policy::{Bound, Business, Policy};
+use crate::policy::{Bound, Business, Limit, Per, Policy};
 use crate::provider::description::percent_decode;
 use crate::provider::secret::Secret;
 use crate::reconcile::{self, Sightings};
@@ -220,7 +220,7 @@ impl Admin {
             "version": env!("CARGO_PKG_VERSION"),
             "mode": policy.mode().as_str(),
             "draining": self.draining.is_cancelled(),
-            "gate": {"backend": "memory", "calls": counts.calls, "overruns": counts.overruns, "byLimit": counts.by_key},
+            "gate": {"backend": "memory", "calls": counts.calls, "overruns": counts.overruns, "byLimit": by_limit(&policy.settings().limits, &counts.by_key)},
             "store": {"backend": "sqlite", "path": self.store_path, "ok": self.calls.lifecycle.store.ping().await.is_ok()},
             "accounts": accounts,
         }))
@@ -476,6 +476,22 @@ impl Admin {
     }
 }
 
+/// Counts by limit. What a limit is counted per may be a telephone number; those are masked.
+fn by_limit(limits: &[Limit], by_key: &BTreeMap<String, u32>) -> BTreeMap<String, u32> {
+    let per_number = |name: &str| {
+        limits.iter().any(|l| l.name.as_ref() == name && matches!(l.per, Per::OwnNumber | Per::Destination))
+    };
+    let mut shown = BTreeMap::new();
+    for (key, n) in by_key {
+        let key = match key.split_once('|') {
+            Some((limit, number)) if per_number(limit) => format!("{limit}|{}", mask_number(number)),
+            _ => key.clone(),
+        };
+        *shown.entry(key).or_default() += n;
+    }
+    shown
+}
+
 fn limit_of(query: &str) -> u32 {
     let given = form_urlencoded::parse(query.as_bytes()).find(|(k, _)| k == "limit").and_then(|(_, v)| v.parse().ok());
     given.unwrap_or(100).clamp(1, LIST_MAX)
@@ -514,4 +530,24 @@ fn shown(call: &CallRecord) -> Value {
 pub fn bounds(policy: &Policy) -> String {
     let named = policy.settings().limits.iter().filter(|l| matches!(l.bound, Bound::Concurrent(_))).count();
     format!("{} in all, {named} named limits", policy.global_limit())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_per_number_show_no_number() {
+        let counts = [("global|", 3), ("business|acme", 2), ("night|+15550001101", 1), ("night|+15550002201", 1)];
+        let night = Limit {
+            name: "night".into(),
+            scope: crate::policy::Scope::Named,
+            selects: Default::default(),
+            per: Per::Destination,
+            bound: Bound::Concurrent(1),
+        };
+        let shown = by_limit(&[night], &counts.into_iter().map(|(key, n)| (key.to_owned(), n)).collect());
+        let wanted = [("business|acme", 2), ("global|", 3), ("night|+155••••••01", 2)];
+        assert_eq!(shown, wanted.into_iter().map(|(key, n)| (key.to_owned(), n)).collect());
+    }
 }

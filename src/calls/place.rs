@@ -85,7 +85,10 @@ impl Calls {
         if order.operation.join
             && let Some(joined) = self.joinable(&order).await
         {
-            return self.run_joined(&joined.record, order).await;
+            // A call that ended since it was read holds no lease, and must not get one: nobody would ever give it back.
+            if let Ok(Some(lease)) = self.lifecycle.gate.lease(&joined.record.id).await {
+                return self.run_joined(lease, &joined.record, order).await;
+            }
         }
         let call = CallId::new();
         let deciding = self.lifecycle.deciding.read().await;
@@ -207,6 +210,11 @@ impl Calls {
             self.mark_unsettled(call).await;
             let why = format!("{} answered {status}", provider.name);
             return self.unknown_answer(&order.account, order.sdk_sleeps, call, &why);
+        } else if answer.status().is_success() && !success.status.contains(&status) {
+            // A success of a kind that nobody described is not a refusal: there may be a call.
+            self.lifecycle.metrics.outcome_unknown(order.account.name.as_str());
+            warn!(%call, status, "an answer that the provider's description does not know; the slot is held until it was asked");
+            self.mark_unsettled(call).await;
         } else if joined.is_none() {
             self.end(call, End::NotCreated, EndProof::Provider, "answer").await;
         }
@@ -320,27 +328,13 @@ impl Calls {
     }
 
     /// The request belongs to a call that holds its slot already.
-    async fn run_joined(&self, joined: &CallRecord, order: CreateOrder) -> Response<Bytes> {
-        let policy = self.lifecycle.policy.load_full();
-        let ask = Order {
-            call: joined.id.clone(),
-            bindings: policy.bindings(&joined.facts),
-            mode: policy.mode(),
-            at_ms: self.lifecycle.clock.now_ms(),
-        };
+    async fn run_joined(&self, lease: Lease, joined: &CallRecord, order: CreateOrder) -> Response<Bytes> {
         let prepared = match self.prepare(&order, &joined.id) {
             Ok(prepared) => prepared,
             Err(message) => return self.refuse(&order, Refusal::new(Code::InvalidRequest, message)).await,
         };
-        // Idempotent by call id: this is the lease that the call holds.
-        match self.lifecycle.gate.admit(ask).await {
-            Ok(Verdict::Admitted(lease, _)) => {
-                info!(call = %joined.id, operation = order.operation.name, "joined to the open call");
-                self.exchange(lease, Gated::new(prepared.request), order, Some(joined.clone())).await
-            }
-            Ok(Verdict::Refused(full)) => self.refuse_full(&order, &full).await,
-            Err(error) => self.refuse(&order, Refusal::new(Code::GateUnavailable, error.to_string())).await,
-        }
+        info!(call = %joined.id, operation = order.operation.name, "joined to the open call");
+        self.exchange(lease, Gated::new(prepared.request), order, Some(joined.clone())).await
     }
 
     // === telling ===

@@ -7,7 +7,7 @@ use http::Method;
 
 use crate::ids::AccountName;
 use crate::provider::account::Account;
-use crate::provider::description::{Description, Operation};
+use crate::provider::description::{Description, Operation, percent_decode};
 use crate::provider::select::Message;
 
 /// Where a request goes.
@@ -58,14 +58,31 @@ fn below<'a>(path: &'a str, mount: &str) -> Option<&'a str> {
     (rest.starts_with('/')).then_some(rest)
 }
 
-/// A path without slashes at its end, which providers overlook.
-fn bare(path: &str) -> &str {
-    path.trim_end_matches('/')
+/// A path as lenient servers may read it: empty and dot segments gone, with an escaped slash within a segment (it stays escaped
+/// here) and between two. What could be a create must not pass ungated for a doubled slash (a base URL that ends in one) or
+/// an escaped letter. It is sent on as it came.
+fn readings(path: &str) -> [String; 2] {
+    [plain(path), plain(&percent_decode(path))]
+}
+
+fn plain(path: &str) -> String {
+    let mut segments = Vec::new();
+    for segment in path.split('/') {
+        match percent_decode(segment).as_str() {
+            "" | "." => {}
+            ".." => {
+                segments.pop();
+            }
+            _ => segments.push(segment),
+        }
+    }
+    format!("/{}", segments.join("/"))
 }
 
 /// Whether a path and method are those of an operation, whatever its body says: only then is the body read.
 pub fn may_create(provider: &Description, method: &Method, path: &str) -> bool {
-    provider.operations.iter().any(|o| o.method == *method && o.path.captures(bare(path)).is_some())
+    let paths = readings(path);
+    provider.operations.iter().any(|o| o.method == *method && paths.iter().any(|p| o.path.captures(p).is_some()))
 }
 
 /// The operation of a request.
@@ -75,8 +92,10 @@ pub fn operation<'a>(
     path: &str,
     message: &Message<'_>,
 ) -> Option<&'a Operation> {
+    let paths = readings(path);
     provider.operations.iter().find(|o| {
-        o.method == *method && o.path.captures(bare(path)).is_some() && (o.when.is_empty() || o.when.holds(message))
+        let fits = || paths.iter().any(|p| o.path.captures(p).is_some());
+        o.method == *method && fits() && (o.when.is_empty() || o.when.holds(message))
     })
 }
 
@@ -142,7 +161,15 @@ mod tests {
         let inbound = Message { body: &Document::Empty, ..message };
         assert_eq!(operation(el, &Method::POST, path, &inbound).unwrap().name, "register_call");
         assert!(!may_create(el, &Method::GET, path));
+        for odd in [
+            "//v1/convai/twilio/register-call",
+            "/v1//convai/./twilio/register%2Dcall/",
+            "/v1/x/../convai/twilio/register-call",
+        ] {
+            assert!(may_create(el, &Method::POST, odd), "{odd}");
+        }
         let twilio = registry.get("twilio").unwrap();
+        assert!(may_create(twilio, &Method::POST, "/2010-04-01/Accounts/AC1/Calls"), "without .json it answers in XML");
         assert!(may_create(twilio, &Method::POST, "/2010-04-01/Accounts/AC1/Calls.json"));
         assert!(!may_create(twilio, &Method::POST, "/2010-04-01/Accounts/AC1/Calls/CA1.json"));
     }

@@ -296,7 +296,8 @@ pub trait Store: Send + Sync + 'static {
     /// Takes a webhook into the inbox.
     async fn receive(&self, event: NewEvent) -> Result<Received>;
 
-    /// Notes what came of a webhook, and what the app has to be told of it, in one transaction.
+    /// Notes what came of a webhook, and what the app has to be told of it, in one transaction. The app is told once, however
+    /// often a webhook is settled.
     async fn settle(
         &self,
         event_id: &str,

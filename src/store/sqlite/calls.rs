@@ -352,9 +352,11 @@ async fn together(pool: &SqlitePool, calls: Query<'_>, aliases: Query<'_>) -> su
 }
 
 pub(super) async fn admitted_since(pool: &SqlitePool, since_ms: UnixMs) -> super::Result<Vec<(UnixMs, Facts)>> {
-    let rows = sqlx::query("SELECT * FROM calls WHERE admitted_at >= $1 AND origin = 'order' ORDER BY admitted_at")
-        .bind(since_ms)
-        .fetch_all(pool)
-        .await?;
+    let rows = sqlx::query(
+        "SELECT * FROM calls WHERE admitted_at >= $1 AND origin <> 'foreign' AND overrun = 0 ORDER BY admitted_at",
+    )
+    .bind(since_ms)
+    .fetch_all(pool)
+    .await?;
     rows.iter().map(|row| Ok((row.try_get("admitted_at")?, facts(row)?))).collect::<Sql<_>>().map_err(Into::into)
 }
