@@ -100,6 +100,7 @@ impl App {
             gate: Arc::new(MemoryGate::new()),
             policy: Arc::new(ArcSwap::from_pointee(policy)),
             metrics: metrics.clone(),
+            deciding: Arc::default(),
             clock,
             deadlines: config.deadlines.clone(),
             opened: Arc::new(Notify::new()),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, RwLock};
 use tracing::{info, warn};
 
 use crate::call::{Deadlines, EndProof, Event, Origin, Outcome, Phase, Step};
@@ -33,6 +33,9 @@ pub struct Lifecycle {
     pub policy: LivePolicy,
     /// Counters.
     pub metrics: Metrics,
+    /// Read from before a policy decides about a call until the call is on record, written while another policy comes: no call
+    /// falls between the two. Whoever reads must not read again before it has let go.
+    pub deciding: Arc<RwLock<()>>,
     /// The time.
     pub clock: Clock,
     /// How long a call may stay in a phase without news.
@@ -130,6 +133,7 @@ impl Lifecycle {
     pub async fn adopt(&self, mut call: NewCall) -> Result<Opened> {
         let this = self.clone();
         finish(async move {
+            let _deciding = this.deciding.read().await;
             let bindings = this.policy.load().bindings(&call.facts);
             let (id, at_ms, overrun) = (call.id.clone(), call.at_ms, call.overrun);
             call.overrun = overrun;

@@ -529,11 +529,14 @@ impl Policy {
 
     fn business_bindings(&self, facts: &Facts) -> Vec<Binding> {
         let own = self.businesses.get(&facts.business).and_then(|b| b.max_calls);
-        let plan = self.settings.plans.get(&facts.plan);
+        // A known business is bound by its plan of today, with the calls that were admitted under another one.
+        let known = self.businesses.contains_key(&facts.business).then(|| self.plan_of(&facts.business));
+        let plan_name = known.as_ref().unwrap_or(&facts.plan);
+        let plan = self.settings.plans.get(plan_name);
         let concurrent = own.or_else(|| plan.and_then(|p| p.concurrent));
         let name: Arc<str> = match own {
             Some(_) => format!("business.{}", facts.business).into(),
-            None => format!("plan.{}", facts.plan).into(),
+            None => format!("plan.{plan_name}").into(),
         };
         // The key names the business alone, so that its count survives a change of plan.
         let bound_to = |bound| Binding {

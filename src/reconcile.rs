@@ -527,6 +527,7 @@ pub async fn rebuild(calls: &Calls) -> Result<usize> {
 
 /// Swaps the policy: every open call counts against the new limits before they decide anything.
 pub async fn swap(lifecycle: &crate::lifecycle::Lifecycle, policy: Arc<crate::policy::Policy>) -> Result<()> {
+    let _alone = lifecycle.deciding.write().await;
     let open = lifecycle.store.open_calls().await?;
     let rebound = open.iter().map(|call| (call.id.clone(), policy.bindings(&call.facts))).collect();
     let away = |e: crate::gate::GateAway| crate::store::StoreError::Failed(e.to_string());

@@ -67,6 +67,7 @@ impl Calls {
         if let Some(known) = store.resolve(&arrival.aliases).await? {
             return self.known(&known, &arrival).await;
         }
+        let deciding = self.lifecycle.deciding.read().await;
         let policy = self.lifecycle.policy.load_full();
         let facts = self.facts_of(&arrival);
         let call = CallId::new();
@@ -77,7 +78,9 @@ impl Calls {
         record.aliases = arrival.aliases.clone();
         let full = match verdict {
             Ok(Verdict::Admitted(lease, would_refuse)) => {
-                return match self.lifecycle.open(&lease, record).await? {
+                let opened = self.lifecycle.open(&lease, record).await?;
+                drop(deciding);
+                return match opened {
                     Opened::Known(other) => self.known(&other, &arrival).await,
                     Opened::New(_) => {
                         self.lifecycle.metrics.admitted(facts.account.as_str(), facts.direction.as_str(), &facts.plan);
@@ -103,6 +106,7 @@ impl Calls {
                 return Err(crate::store::StoreError::Failed(error.to_string()));
             }
         };
+        drop(deciding);
         // It exists until it has been refused or hung up, so it is counted, apart from the admitted ones.
         record.overrun = true;
         if let Opened::Known(other) = self.lifecycle.adopt(record).await? {

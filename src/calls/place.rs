@@ -91,6 +91,7 @@ impl Calls {
             }
         }
         let call = CallId::new();
+        let deciding = self.lifecycle.deciding.read().await;
         let policy = self.lifecycle.policy.load_full();
         let at_ms = self.lifecycle.clock.now_ms();
         let admitted_at = Instant::now();
@@ -117,6 +118,7 @@ impl Calls {
                 return self.refuse(&order, Refusal::new(Code::StoreUnavailable, message)).await;
             }
         }
+        drop(deciding);
         self.note_admitted(&order, &call, would_refuse.as_ref()).await;
         if admitted_at.elapsed() > self.settings.send_within {
             self.end(&call, End::NotCreated, EndProof::Deadline, "order").await;

@@ -601,19 +601,18 @@ impl PathPattern {
         loop {
             match (pattern.next(), actual.next()) {
                 (None, None) => return Some(found),
-                (Some(wanted), Some(got)) => match wanted.split_once('{') {
-                    None if wanted == got => {}
-                    Some((before, rest)) => {
+                (Some(wanted), Some(got)) => match (wanted.split_once('{'), percent_decode(got)) {
+                    (None, got) if wanted == got => {}
+                    (Some((before, rest)), got) => {
                         let (name, after) = rest.split_once('}')?;
                         let value = got.strip_prefix(before)?.strip_suffix(after)?;
                         // `Calls/CA1.json` must not be taken for a conference named `CA1.json`, nor an empty one.
                         if value.is_empty() {
                             return None;
                         }
-                        let decoded = percent_decode(value);
-                        found.insert(name.to_owned(), decoded);
+                        found.insert(name.to_owned(), value.to_owned());
                     }
-                    None => return None,
+                    (None, _) => return None,
                 },
                 _ => return None,
             }

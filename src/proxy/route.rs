@@ -58,18 +58,22 @@ fn below<'a>(path: &'a str, mount: &str) -> Option<&'a str> {
     (rest.starts_with('/')).then_some(rest)
 }
 
-/// A path as the most lenient server may read it: escapes undone, empty and dot segments gone. What could be a create must
-/// not pass ungated for a doubled slash (a base URL that ends in one) or an escaped hyphen. It is sent on as it came.
+/// A path as lenient servers may read it: empty and dot segments gone, with an escaped slash within a segment (it stays escaped
+/// here) and between two. What could be a create must not pass ungated for a doubled slash (a base URL that ends in one) or
+/// an escaped letter. It is sent on as it came.
+fn readings(path: &str) -> [String; 2] {
+    [plain(path), plain(&percent_decode(path))]
+}
+
 fn plain(path: &str) -> String {
     let mut segments = Vec::new();
-    let decoded = percent_decode(path);
-    for segment in decoded.split('/') {
-        match segment {
+    for segment in path.split('/') {
+        match percent_decode(segment).as_str() {
             "" | "." => {}
             ".." => {
                 segments.pop();
             }
-            segment => segments.push(segment),
+            _ => segments.push(segment),
         }
     }
     format!("/{}", segments.join("/"))
@@ -77,8 +81,8 @@ fn plain(path: &str) -> String {
 
 /// Whether a path and method are those of an operation, whatever its body says: only then is the body read.
 pub fn may_create(provider: &Description, method: &Method, path: &str) -> bool {
-    let path = plain(path);
-    provider.operations.iter().any(|o| o.method == *method && o.path.captures(&path).is_some())
+    let paths = readings(path);
+    provider.operations.iter().any(|o| o.method == *method && paths.iter().any(|p| o.path.captures(p).is_some()))
 }
 
 /// The operation of a request.
@@ -88,9 +92,10 @@ pub fn operation<'a>(
     path: &str,
     message: &Message<'_>,
 ) -> Option<&'a Operation> {
-    let path = plain(path);
+    let paths = readings(path);
     provider.operations.iter().find(|o| {
-        o.method == *method && o.path.captures(&path).is_some() && (o.when.is_empty() || o.when.holds(message))
+        let fits = || paths.iter().any(|p| o.path.captures(p).is_some());
+        o.method == *method && fits() && (o.when.is_empty() || o.when.holds(message))
     })
 }
 

@@ -261,6 +261,42 @@ async fn requests_find_their_account_by_mount_by_host_and_below_a_business() {
     stage.finish().await;
 }
 
+/// Other ways to write a create's path are creates too.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_spelling_of_a_create_goes_around_the_gate() {
+    let provider = Behind::replying(Box::new(|got| {
+        let xml = format!(
+            "<TwilioResponse><Call><Sid>CA{}</Sid><Status>queued</Status></Call></TwilioResponse>",
+            got.path_and_query.len()
+        );
+        http::Response::builder().status(201).header("content-type", "application/xml").body(xml.into()).unwrap()
+    }))
+    .await;
+    let tables = account_at("twin", "twilio", &provider.url()) + &account_at("eleven", "elevenlabs", &provider.url());
+    let setup = Setup { root: "concurrent = 1".to_owned(), tables, ..Setup::default() };
+    let stage = Stage::start(setup).await;
+    let form = [("content-type", "application/x-www-form-urlencoded")];
+    let dial =
+        async |path: &str| stage.send("POST", &stage.api(path), &form, "To=%2B15550002001&From=%2B15550001111").await;
+    let plain = dial("/twin/2010-04-01/Accounts/AC1/Calls").await;
+    assert_eq!((plain.status, stage.held().await), (201, 1));
+    let sid = format!("CA{}", "/2010-04-01/Accounts/AC1/Calls".len());
+    let record = stage.record(&sid).await.unwrap();
+    assert_eq!((record.phase, record.facts.operation.as_str(), record.polled), (Phase::Queued, "calls", false));
+    for path in [
+        "/twin/2010-04-01/Accounts/AC1/Calls.json/",
+        "/twin/2010-04-01/Accounts/AC1/C%61lls.json",
+        "/twin/2010-04-01/Accounts/AC1/Conferences/a%2Fb/Participants.json",
+        "/twin/2010-04-01/Accounts/AC1/Conferences/room/Participants",
+        "/eleven/v1/convai/twilio/outbound%2Dcall",
+        "/eleven/v1/convai/sip-trunk/outbound-call/",
+    ] {
+        assert_eq!(dial(path).await.status, 503, "{path}");
+    }
+    assert_eq!(provider.got().len(), 1);
+    stage.finish().await;
+}
+
 // === what passes ===
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use http::Response;
 use ringfence::call::{EndProof, Outcome, Phase};
-use ringfence::simulate::{Millis, SimSettings, sign};
+use ringfence::simulate::{Fault, FaultKind, Millis, Provider, SimSettings, sign};
 use serde_json::json;
 
 use crate::outbound::{account_at, all_free, basic, blind, id, once, talk, twilio};
@@ -246,5 +246,21 @@ async fn a_forged_callback_is_refused_and_a_repeated_one_is_one() {
     // The call itself is still up at the provider, as far as the simulator knows.
     stage.control.end_call(&sid);
     assert_eq!(app.at("/status").iter().filter(|g| g.field("SequenceNumber").as_deref() == Some("9")).count(), 1);
+    stage.finish().await;
+}
+
+/// The answer is lost, but a callback with our call's id comes: it proves the call, and brings its sid.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_callback_settles_a_create_whose_answer_was_lost() {
+    let stage = Stage::start(Setup::default()).await;
+    blind(&stage.control);
+    stage.control.fault(Fault::next(Provider::Twilio, FaultKind::AcceptThenDrop, 1));
+    assert_eq!(talk(&stage, "+15550002001", &[]).await.status, 504);
+    let sid = stage.control.calls().remove(0).call_sid.unwrap();
+    let record = once(&stage, &sid, "it is bound", |r| r.phase == Phase::Live).await;
+    assert!(!record.unsettled && record.seen_by == "webhook");
+    stage.control.end_call(&sid);
+    all_free(&stage).await;
+    stage.control.clear_faults(None);
     stage.finish().await;
 }

@@ -333,7 +333,66 @@ async fn an_app_that_hangs_up_leaves_a_call_that_is_counted_and_known() {
     stage.finish().await;
 }
 
+// === operators ===
+
+#[tokio::test(flavor = "multi_thread")]
+async fn operators_hang_up_calls_and_release_slots() {
+    let stage = Stage::start(Setup::default()).await;
+    let post = async |call: &str, act: &str, body: &str| {
+        stage.send("POST", &stage.admin(&format!("/api/calls/{call}/{act}")), &[], body.to_owned()).await
+    };
+    for provider in BOTH {
+        let answer = dial_either(&stage, provider, "+15550002001").await;
+        let name = if provider == Provider::Twilio { "sid" } else { "conversation_id" };
+        let call = id(&answer, name);
+        once(&stage, &call, "it is live", |r| r.phase == Phase::Live).await;
+        let hung = post(&call, "hangup", "").await;
+        assert_eq!((hung.status, &hung.json()["result"]), (200, &json!("over")), "{hung:?}");
+        let sim = stage.control.call(&call).unwrap();
+        assert_eq!((sim.live, sim.ended_by), (false, Some("twilio")), "it is over at the provider");
+        all_free(&stage).await;
+        assert_eq!(post(&call, "hangup", "").await.json()["result"], "over", "twice is once");
+    }
+    let sid = id(&talk(&stage, "+15550002001", &[]).await, "sid");
+    for body in ["", "{}", r#"{"force":true}"#, r#"{"force":true,"reason":" "}"#] {
+        assert_eq!(post(&sid, "release", body).await.status, 400, "{body}");
+    }
+    assert_eq!(stage.held().await, 1);
+    assert_eq!(post(&sid, "release", r#"{"force":true,"reason":"a test"}"#).await.status, 200);
+    let released = stage.record(&sid).await.unwrap();
+    assert_eq!((released.proof, stage.held().await), (Some(EndProof::Operator), 0));
+    several_sweeps(&stage).await;
+    assert_eq!(stage.held().await, 0, "what an operator freed stays free, though the call goes on");
+    assert_eq!(post("c_nobody", "hangup", "").await.status, 404);
+    stage.finish().await;
+}
+
 // === restarts ===
+
+/// An exchange under way is finished within the drain's grace: its app gets the answer, its call is on record.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_finishes_the_creates_that_are_under_way() {
+    let mut stage = Stage::start(Setup::default()).await;
+    slow(&stage, Provider::ElevenLabs, 800).await;
+    let (body, key) = (order("+15550002001").to_string(), stage.control.settings().el_api_key);
+    let mut app = Wire::connect(stage.app().api()).await;
+    // In two chunks, as clients that stream their bodies send them.
+    let (one, two) = body.split_at(20);
+    app.send(format!(
+        "POST /elevenlabs/v1/convai/twilio/outbound-call HTTP/1.1\r\nHost: a\r\nxi-api-key: {key}\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{one}\r\n{:x}\r\n{two}\r\n0\r\n\r\n",
+        one.len(), two.len()
+    ))
+    .await;
+    stage.wait("the provider has it", async || stage.control.counts().creates_el == 1).await;
+    stage.stop_app().await;
+    let answer = app.message().await.expect("an answer");
+    let answered: Value = serde_json::from_slice(&answer.body).unwrap();
+    assert_eq!((answer.status(), &answered["success"]), (200, &json!(true)));
+    stage.start_app().await;
+    let record = stage.record(answered["conversation_id"].as_str().unwrap()).await.unwrap();
+    assert_eq!((record.unsettled, stage.held().await), (false, 1));
+    stage.finish().await;
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_keeps_every_call_and_settles_what_ended_meanwhile() {
