@@ -10,5 +10,8 @@ pub mod metrics;
 pub mod net;
 pub mod policy;
 pub mod provider;
+pub mod proxy;
 pub mod reply;
+pub mod simulate;
 pub mod store;
+pub mod webhook;

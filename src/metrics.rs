@@ -161,10 +161,8 @@ impl Metrics {
                 "Live calls as the provider counts them.",
                 &["account"],
             )?,
-            alias_conflicts: m.counter(
-                "ringfence_alias_conflicts_total",
-                "Ids that two calls laid claim to. Should stay 0.",
-            )?,
+            alias_conflicts: m
+                .counter("ringfence_alias_conflicts_total", "Ids that two calls laid claim to. Should stay 0.")?,
             certificate_reloads: m.counters(
                 "ringfence_certificate_reloads_total",
                 "Times a changed certificate was read.",

@@ -581,9 +581,8 @@ fn global_limits(settings: &Settings) -> Vec<Limit> {
     let mut limits = Vec::new();
     for account in &settings.accounts {
         let bounds = account.concurrent.map(Bound::Concurrent).into_iter().chain(account.rate.map(Bound::Rate));
-        limits.extend(
-            bounds.map(|b| limit(format!("account.{}", account.name), Scope::Account, Some(&account.name), b)),
-        );
+        limits
+            .extend(bounds.map(|b| limit(format!("account.{}", account.name), Scope::Account, Some(&account.name), b)));
     }
     let nothing_bought = settings.accounts.iter().all(|a| a.concurrent.is_none());
     let concurrent = settings.concurrent.or(nothing_bought.then_some(GLOBAL_CALLS_DEFAULT));

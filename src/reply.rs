@@ -116,9 +116,7 @@ impl Code {
     fn status(self, shape: &RefusalShape) -> StatusCode {
         match self {
             Code::PlanNotAllowed | Code::UnknownBusiness => StatusCode::FORBIDDEN,
-            Code::OutcomeUnknown => {
-                StatusCode::from_u16(shape.unknown_status).unwrap_or(StatusCode::GATEWAY_TIMEOUT)
-            }
+            Code::OutcomeUnknown => StatusCode::from_u16(shape.unknown_status).unwrap_or(StatusCode::GATEWAY_TIMEOUT),
             Code::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Code::InvalidRequest => StatusCode::BAD_REQUEST,
             Code::UnknownRoute => StatusCode::NOT_FOUND,

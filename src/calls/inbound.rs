@@ -67,11 +67,7 @@ impl Calls {
                 return match self.lifecycle.open(&lease, record).await? {
                     Opened::Known(other) => self.known(&other, &arrival).await,
                     Opened::New(_) => {
-                        self.lifecycle.metrics.admitted(
-                            facts.account.as_str(),
-                            facts.direction.as_str(),
-                            &facts.plan,
-                        );
+                        self.lifecycle.metrics.admitted(facts.account.as_str(), facts.direction.as_str(), &facts.plan);
                         info!(
                             %call,
                             business = %facts.business,
@@ -211,14 +207,12 @@ impl Calls {
             name => super::of_record(record, name).map_or(Value::Null, |v| v.into_owned().into()),
         });
         let request = Some(("application/json", body.to_string().into()));
-        let response =
-            self.ask(account, http::Method::POST, &front.path, request).await.map_err(|e| e.to_string())?;
+        let response = self.ask(account, http::Method::POST, &front.path, request).await.map_err(|e| e.to_string())?;
         if !response.status().is_success() || response.body().len() > ANSWER_BYTES_MAX {
             return Err(format!("{} answered {}", account.provider.name, response.status().as_u16()));
         }
         let document = Document::decode(Some("text/xml"), response.body());
-        let message =
-            Message { body: &document, query: &[], path: &Default::default(), headers: response.headers() };
+        let message = Message { body: &document, query: &[], path: &Default::default(), headers: response.headers() };
         let Document::Xml(twiml) = &document else { return Err("the answer is no TwiML".to_owned()) };
         let bind = front.ids.read(&message);
         if bind.is_empty() {

@@ -80,12 +80,7 @@ impl Calls {
         Err(last)
     }
 
-    async fn look_up_at(
-        &self,
-        account: &Account,
-        lookup: &Lookup,
-        record: &CallRecord,
-    ) -> Result<LookedUp, AskError> {
+    async fn look_up_at(&self, account: &Account, lookup: &Lookup, record: &CallRecord) -> Result<LookedUp, AskError> {
         let path = self.path(account, Some(record), &lookup.path)?;
         self.read_record(account, lookup, &path).await
     }
@@ -94,9 +89,7 @@ impl Calls {
     pub async fn look_up_alias(&self, account: &Account, alias: &Alias) -> Result<LookedUp, AskError> {
         let no_way = || AskError::NoWay(account.name.clone(), "its provider has no look-up by this id");
         let lookup = account.provider.lookup.as_ref().filter(|l| l.needs == alias.kind).ok_or_else(no_way)?;
-        let value = |name: &str| {
-            account.value(name).or_else(|| (name == alias.kind).then(|| alias.id.as_str().into()))
-        };
+        let value = |name: &str| account.value(name).or_else(|| (name == alias.kind).then(|| alias.id.as_str().into()));
         let path = crate::provider::render::render(&lookup.path, crate::provider::render::Target::Url, value)?;
         self.read_record(account, lookup, &path).await
     }

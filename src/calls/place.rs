@@ -80,8 +80,7 @@ impl Calls {
         let policy = self.lifecycle.policy.load_full();
         let at_ms = self.lifecycle.clock.now_ms();
         let admitted_at = Instant::now();
-        let ask =
-            Order { call: call.clone(), bindings: policy.bindings(&order.facts), mode: policy.mode(), at_ms };
+        let ask = Order { call: call.clone(), bindings: policy.bindings(&order.facts), mode: policy.mode(), at_ms };
         let (lease, would_refuse) = match self.lifecycle.gate.admit(ask).await {
             Ok(Verdict::Admitted(lease, would_refuse)) => (lease, would_refuse),
             Ok(Verdict::Refused(full)) => return self.refuse_full(&order, &full).await,
@@ -94,8 +93,7 @@ impl Calls {
                 return self.refuse(&order, Refusal::new(Code::InvalidRequest, message)).await;
             }
         };
-        let mut record =
-            self.lifecycle.new_call(&call, order.facts.clone(), Origin::Order, Phase::Reserved);
+        let mut record = self.lifecycle.new_call(&call, order.facts.clone(), Origin::Order, Phase::Reserved);
         record.callback = prepared.callback;
         record.polled = !prepared.events_will_come;
         match self.lifecycle.open(&lease, record).await {
@@ -134,9 +132,7 @@ impl Calls {
         let mut settling = self.tasks.spawn(async move {
             let started = Instant::now();
             let outcome = this.upstream.create(request.open(&lease), ANSWER_BYTES_MAX).await;
-            this.lifecycle
-                .metrics
-                .upstream_seconds(order.account.name.as_str(), started.elapsed().as_secs_f64());
+            this.lifecycle.metrics.upstream_seconds(order.account.name.as_str(), started.elapsed().as_secs_f64());
             this.settle(lease.call(), outcome, &order, joined.as_ref()).await
         });
         match tokio::time::timeout(self.settings.create_timeout, &mut settling).await {
@@ -221,8 +217,7 @@ impl Calls {
             Ok(Some(applied)) if applied.record.phase == Phase::Ended && applied.step == Step::Ignore => {
                 warn!(%call, "a call was answered for after it counted as over; it is counted again, as an overrun");
                 let id = CallId::new();
-                let mut again =
-                    self.lifecycle.new_call(&id, order.facts.clone(), Origin::Order, Phase::Dialing);
+                let mut again = self.lifecycle.new_call(&id, order.facts.clone(), Origin::Order, Phase::Dialing);
                 again.overrun = true;
                 again.polled = true;
                 if let Err(error) = self.lifecycle.adopt(again).await {
@@ -277,12 +272,8 @@ impl Calls {
         let rule: &Callback = order.operation.callback.as_ref()?;
         let public_url = self.settings.public_url.as_ref()?;
         let template = order.account.provider.webhooks.iter().find_map(|w| w.callback.as_ref())?;
-        let message = Message {
-            body: &order.body,
-            query: &[],
-            path: &Default::default(),
-            headers: order.request.headers(),
-        };
+        let message =
+            Message { body: &order.body, query: &[], path: &Default::default(), headers: order.request.headers() };
         if !rule.unless.is_empty() && rule.unless.holds(&message) {
             return None;
         }

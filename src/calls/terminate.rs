@@ -164,8 +164,7 @@ impl Calls {
             match self.look_up(&now).await {
                 Ok(LookedUp::Found(found)) if matches!(found.event, Some(Event::Ended(..))) => {
                     let event = Some(Event::Ended(outcome, EndProof::Provider));
-                    let change =
-                        Change { event, bind: found.aliases, ..self.lifecycle.change(&record.id, "poll") };
+                    let change = Change { event, bind: found.aliases, ..self.lifecycle.change(&record.id, "poll") };
                     return self.lifecycle.apply(change).await.is_ok();
                 }
                 Ok(LookedUp::Absent) if matches!(acted, Acted::RecordGone) => return false,

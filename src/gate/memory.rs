@@ -274,8 +274,7 @@ mod tests {
     #[tokio::test]
     async fn releases_and_admissions_are_idempotent() {
         let gate = MemoryGate::new();
-        let order =
-            Order { call: CallId::new(), bindings: vec![concurrent("g", 1)], mode: Mode::Enforce, at_ms: 0 };
+        let order = Order { call: CallId::new(), bindings: vec![concurrent("g", 1)], mode: Mode::Enforce, at_ms: 0 };
         for _ in 0..2 {
             assert!(matches!(gate.admit(order.clone()).await.unwrap(), Verdict::Admitted(_, None)));
         }
@@ -337,12 +336,7 @@ mod tests {
         let bindings = [concurrent("g", 2)];
         let (a, _) = ask(&gate, &bindings, Mode::Enforce, 0).await;
         let Verdict::Refused(full) = gate
-            .admit(Order {
-                call: CallId::new(),
-                bindings: vec![concurrent("g", 1)],
-                mode: Mode::Enforce,
-                at_ms: 0,
-            })
+            .admit(Order { call: CallId::new(), bindings: vec![concurrent("g", 1)], mode: Mode::Enforce, at_ms: 0 })
             .await
             .unwrap()
         else {

@@ -29,15 +29,7 @@ impl Outgoing {
     /// A body of `length` bytes (or of unknown length) and the end to feed it by.
     pub(super) fn stream(length: Option<u64>) -> (Feed, Self) {
         let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
-        (
-            Feed(sender),
-            Outgoing::Stream(Streamed {
-                receiver,
-                length,
-                left: length,
-                ended: false,
-            }),
-        )
+        (Feed(sender), Outgoing::Stream(Streamed { receiver, length, left: length, ended: false }))
     }
 }
 
@@ -89,20 +81,13 @@ impl Body for Outgoing {
     type Data = Bytes;
     type Error = CutShort;
 
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, CutShort>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, CutShort>>> {
         match self.get_mut() {
-            Outgoing::Whole(full) => Pin::new(full)
-                .poll_frame(cx)
-                .map_err(|never| match never {}),
+            Outgoing::Whole(full) => Pin::new(full).poll_frame(cx).map_err(|never| match never {}),
             Outgoing::Stream(stream) if stream.ended => Poll::Ready(None),
             Outgoing::Stream(stream) => Poll::Ready(match ready!(stream.receiver.poll_recv(cx)) {
                 Some(Piece::Chunk(chunk)) => {
-                    stream.left = stream
-                        .left
-                        .map(|left| left.saturating_sub(chunk.len() as u64));
+                    stream.left = stream.left.map(|left| left.saturating_sub(chunk.len() as u64));
                     Some(Ok(Frame::data(chunk)))
                 }
                 Some(Piece::End) => {

@@ -24,7 +24,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::edge::Shared;
-use super::exchange::Exchange;
+use super::exchange::{Exchange, Over};
 use super::io::{Sight, Watched};
 use super::refusal::{PINGORA_MAX_HEADERS, Refusal, judge};
 
@@ -52,9 +52,7 @@ pub(super) async fn serve(tcp: TcpStream, peer: SocketAddr, shared: Arc<Shared>)
     let (io, tls): (Stream, bool) = match shared.tls.as_ref().map(|tls| tls.acceptor()) {
         None => (Box::new(tcp), false),
         Some(acceptor) => {
-            match tokio::time::timeout(shared.settings.header_timeout, acceptor.tls_handshake(tcp))
-                .await
-            {
+            match tokio::time::timeout(shared.settings.header_timeout, acceptor.tls_handshake(tcp)).await {
                 Ok(Ok(io)) => (Box::new(io), true),
                 Ok(Err(error)) => return tracing::debug!(%peer, %error, "TLS handshake failed"),
                 Err(_) => return tracing::debug!(%peer, "TLS handshake took too long"),
@@ -62,17 +60,8 @@ pub(super) async fn serve(tcp: TcpStream, peer: SocketAddr, shared: Arc<Shared>)
         }
     };
     let sight = Sight::new();
-    let io: Stream = Box::new(Watched::new(
-        io,
-        sight.clone(),
-        shared.settings.write_timeout,
-    ));
-    let connection = Arc::new(Connection {
-        shared,
-        peer,
-        tls,
-        sight,
-    });
+    let io: Stream = Box::new(Watched::new(io, sight.clone(), shared.settings.write_timeout));
+    let connection = Arc::new(Connection { shared, peer, tls, sight });
     match io.selected_alpn_proto() {
         Some(ALPN::H2) => connection.serve_http2(io).await,
         _ => connection.serve_http1(io).await,
@@ -125,10 +114,7 @@ impl Connection {
         first: bool,
     ) -> Option<(Stream, Option<BytesMut>)> {
         let settings = &self.shared.settings;
-        self.sight.expect_head(
-            already.as_deref().unwrap_or_default(),
-            settings.max_header_bytes,
-        );
+        self.sight.expect_head(already.as_deref().unwrap_or_default(), settings.max_header_bytes);
         let mut session = ServerSession::new_http1(io);
         // pingora's timers are per read, so all deadlines are ours; `Some(0)` is its word for "no timer".
         session.set_keepalive(Some(0));
@@ -146,12 +132,14 @@ impl Connection {
             }
             Head::Read => {}
         }
-        let mut session = self.answer(session).await?;
-        // A body nobody read would be taken for the next request (RFC 9112 §9.3); pingora said `Connection: close`.
-        if !session.is_body_done() {
-            self.linger(session).await;
-            return None;
-        }
+        let session = match self.answer(session).await {
+            Over::Closed => return None,
+            Over::Unread(session) => {
+                self.linger(*session).await;
+                return None;
+            }
+            Over::InOrder(session) => session,
+        };
         // pingora decided whether the connection may go on (`Connection`, HTTP/1.0, faulty framing); it is never overruled:
         // setting a keep-alive here would re-open what it had closed for safety.
         match session.finish().await {
@@ -171,11 +159,7 @@ impl Connection {
         let sight = &self.sight;
         let mut stop = self.shared.stop.subscribe();
         let deadline = async {
-            if !first
-                && tokio::time::timeout(settings.keepalive, sight.begun())
-                    .await
-                    .is_err()
-            {
+            if !first && tokio::time::timeout(settings.keepalive, sight.begun()).await.is_err() {
                 return;
             }
             tokio::time::sleep(settings.header_timeout).await;
@@ -202,14 +186,7 @@ impl Connection {
             Err(_) if sight.head_too_large() || sight.head_lines() > PINGORA_MAX_HEADERS => {
                 Head::Refused(Refusal::HEAD_TOO_LARGE)
             }
-            Err(error)
-                if matches!(
-                    error.etype(),
-                    ErrorType::ConnectionClosed | ErrorType::ReadError
-                ) =>
-            {
-                Head::Closed
-            }
+            Err(error) if matches!(error.etype(), ErrorType::ConnectionClosed | ErrorType::ReadError) => Head::Closed,
             Err(error) => {
                 tracing::debug!(peer = %self.peer, %error, "malformed request");
                 Head::Refused(Refusal::MALFORMED)
@@ -217,27 +194,21 @@ impl Connection {
         }
     }
 
-    /// Has a request answered. `None`: the session is over, in whatever way.
-    async fn answer(&self, session: ServerSession) -> Option<ServerSession> {
+    /// Has a request answered.
+    async fn answer(&self, session: ServerSession) -> Over {
         let shared = &self.shared;
         if let Some(refusal) = judge(&session, &shared.settings) {
             self.refuse(session, refusal).await;
-            return None;
+            return Over::Closed;
         }
         if shared.in_flight.len() >= shared.settings.max_in_flight {
             self.refuse(session, Refusal::BUSY).await;
-            return None;
+            return Over::Closed;
         }
-        let mut exchange = Exchange::new(
-            session,
-            self.peer,
-            self.tls,
-            self.sight.clone(),
-            shared.clone(),
-        );
+        let mut exchange = Exchange::new(session, self.peer, self.tls, self.sight.clone(), shared.clone());
         let handled = tokio::select! {
             biased;
-            () = shared.cut.cancelled() => return None,
+            () = shared.cut.cancelled() => return Over::Closed,
             handled = AssertUnwindSafe(shared.handler.handle(&mut exchange)).catch_unwind() => handled,
         };
         if handled.is_err() {
@@ -248,13 +219,10 @@ impl Connection {
         if !exchange.is_answered() {
             let mut response = http::Response::new(Bytes::from_static(b"internal error\n"));
             *response.status_mut() = http::StatusCode::INTERNAL_SERVER_ERROR;
-            response.headers_mut().insert(
-                CONTENT_TYPE,
-                http::HeaderValue::from_static("text/plain; charset=utf-8"),
-            );
+            response.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static("text/plain; charset=utf-8"));
             exchange.respond(response).await;
         }
-        exchange.into_session().await
+        exchange.over().await
     }
 
     /// Answers without a handler and closes.
@@ -318,7 +286,7 @@ impl HttpServerApp for Connection {
     ) -> Option<ReusedHttpStream> {
         // A client that opens no window for the body of its answer; the connection's own stalls are seen by `Watched`.
         session.set_write_timeout(Some(self.shared.settings.write_timeout));
-        if let Some(session) = self.answer(session).await
+        if let Over::InOrder(session) | Over::Unread(session) = self.answer(session).await
             && let Err(error) = session.finish().await
         {
             tracing::debug!(peer = %self.peer, %error, "HTTP/2 stream broke");

@@ -22,10 +22,7 @@ pub(super) struct Downstream<'a>(Mutex<&'a mut ServerSession>);
 /// The answer's way to the client, after its head was written.
 pub(super) enum Writer {
     Http1,
-    Http2 {
-        stream: SendStream<Bytes>,
-        stall: Duration,
-    },
+    Http2 { stream: SendStream<Bytes>, stall: Duration },
 }
 
 impl<'a> Downstream<'a> {
@@ -55,12 +52,7 @@ impl<'a> Downstream<'a> {
     }
 
     /// Writes the head of the answer. With `end` there is no body.
-    pub(super) async fn head(
-        &self,
-        head: ResponseHeader,
-        end: bool,
-        stall: Duration,
-    ) -> pingora::Result<Writer> {
+    pub(super) async fn head(&self, head: ResponseHeader, end: bool, stall: Duration) -> pingora::Result<Writer> {
         let mut head = Some(Box::new(head));
         {
             let mut session = self.session();
@@ -71,10 +63,7 @@ impl<'a> Downstream<'a> {
                 if let Some(stream) = session.take_response_body_writer() {
                     return Ok(Writer::Http2 { stream, stall });
                 }
-                return pingora::Error::e_explain(
-                    pingora::ErrorType::WriteError,
-                    "the answer was begun before",
-                );
+                return pingora::Error::e_explain(pingora::ErrorType::WriteError, "the answer was begun before");
             }
             if let Some(head) = head.take() {
                 session.send_downstream_proxy_task(HttpTask::Header(head, end));
@@ -91,13 +80,10 @@ impl<'a> Downstream<'a> {
         }
         match writer {
             Writer::Http1 => {
-                self.session()
-                    .send_downstream_proxy_task(HttpTask::Body(Some(chunk), false));
+                self.session().send_downstream_proxy_task(HttpTask::Body(Some(chunk), false));
                 self.write_tasks().await
             }
-            Writer::Http2 { stream, stall } => {
-                v2::write_body(stream, chunk, false, Some(*stall)).await
-            }
+            Writer::Http2 { stream, stall } => v2::write_body(stream, chunk, false, Some(*stall)).await,
         }
     }
 
@@ -108,9 +94,7 @@ impl<'a> Downstream<'a> {
                 self.session().send_downstream_proxy_task(HttpTask::Done);
                 self.write_tasks().await
             }
-            Writer::Http2 { mut stream, .. } => {
-                v2::write_body(&mut stream, Bytes::new(), true, None).await
-            }
+            Writer::Http2 { mut stream, .. } => v2::write_body(&mut stream, Bytes::new(), true, None).await,
         }
     }
 

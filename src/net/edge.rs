@@ -85,19 +85,10 @@ impl Edge {
     ///
     /// # Errors
     /// The operating system's, at once: a busy port is not waited for.
-    pub async fn bind(
-        addr: SocketAddr,
-        settings: EdgeSettings,
-        tls: Option<ReloadingTls>,
-    ) -> io::Result<Edge> {
+    pub async fn bind(addr: SocketAddr, settings: EdgeSettings, tls: Option<ReloadingTls>) -> io::Result<Edge> {
         let listener = TcpListener::bind(addr).await?;
         let addr = listener.local_addr()?;
-        Ok(Edge {
-            listener,
-            addr,
-            settings,
-            tls,
-        })
+        Ok(Edge { listener, addr, settings, tls })
     }
 
     /// The address in use, with the real port.
@@ -122,10 +113,7 @@ impl Edge {
             cut: CancellationToken::new(),
         });
         tokio::spawn(accept(self.listener, shared.clone()));
-        RunningEdge {
-            addr: self.addr,
-            shared,
-        }
+        RunningEdge { addr: self.addr, shared }
     }
 }
 
@@ -235,15 +223,9 @@ impl RunningEdge {
             }
         };
         if tokio::time::timeout(grace, all).await.is_ok() {
-            return Drained {
-                in_flight_cut: 0,
-                tunnels_cut: 0,
-            };
+            return Drained { in_flight_cut: 0, tunnels_cut: 0 };
         }
-        let cut = Drained {
-            in_flight_cut: self.in_flight(),
-            tunnels_cut: self.tunnels(),
-        };
+        let cut = Drained { in_flight_cut: self.in_flight(), tunnels_cut: self.tunnels() };
         shared.cut.cancel();
         for tracker in trackers {
             tracker.close();

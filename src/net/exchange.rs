@@ -29,6 +29,8 @@ pub struct Exchange {
     answered: bool,
     /// The answer was begun and cannot be ended: only the connection's (or the stream's) end can tell the client.
     torn: bool,
+    /// Where the body ends is not known any more, so nothing after it can be read.
+    body_lost: bool,
 }
 
 enum State {
@@ -74,6 +76,7 @@ impl Exchange {
             body: None,
             answered: false,
             torn: false,
+            body_lost: false,
         }
     }
 
@@ -97,9 +100,7 @@ impl Exchange {
 
     /// What follows the first `?`, as sent.
     pub fn query(&self) -> Option<&str> {
-        self.path_and_query()
-            .split_once('?')
-            .map(|(_, query)| query)
+        self.path_and_query().split_once('?').map(|(_, query)| query)
     }
 
     /// Path and query exactly as sent, which is what signatures are over (an absolute-form target's scheme and authority
@@ -108,20 +109,14 @@ impl Exchange {
         let head = self.head();
         match std::str::from_utf8(head.raw_path()) {
             Ok(raw) if raw.starts_with('/') || raw == "*" => raw,
-            _ => head
-                .uri
-                .path_and_query()
-                .map_or("/", |target| target.as_str()),
+            _ => head.uri.path_and_query().map_or("/", |target| target.as_str()),
         }
     }
 
     /// `Host` or `:authority`, with the port if one was sent.
     pub fn host(&self) -> Option<&str> {
         let head = self.head();
-        let host = head
-            .headers
-            .get(header::HOST)
-            .and_then(|host| host.to_str().ok());
+        let host = head.headers.get(header::HOST).and_then(|host| host.to_str().ok());
         host.or_else(|| head.uri.authority().map(|authority| authority.as_str()))
     }
 
@@ -132,10 +127,7 @@ impl Exchange {
 
     /// The first value of a field, if it is UTF-8.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.head()
-            .headers
-            .get(name)
-            .and_then(|value| std::str::from_utf8(value.as_bytes()).ok())
+        self.head().headers.get(name).and_then(|value| std::str::from_utf8(value.as_bytes()).ok())
     }
 
     /// Who is at the other end of the connection; not necessarily who asks (see [`TrustedPeers`](super::TrustedPeers)).
@@ -156,10 +148,7 @@ impl Exchange {
             && has(&head.headers, header::UPGRADE, "websocket")
             && has(&head.headers, header::CONNECTION, "upgrade")
             && !head.headers.contains_key(header::TRANSFER_ENCODING)
-            && head
-                .headers
-                .get(header::CONTENT_LENGTH)
-                .is_none_or(|length| length == "0")
+            && head.headers.get(header::CONTENT_LENGTH).is_none_or(|length| length == "0")
     }
 
     /// The whole body: at most `limit` bytes, within the edge's `body_timeout`. Sends `100 Continue` if that is asked for.
@@ -169,16 +158,9 @@ impl Exchange {
     /// [`BodyError`]; an answer may still be given, after which the connection closes.
     pub async fn read_body(&mut self, limit: usize) -> Result<Bytes, BodyError> {
         if let Some(body) = &self.body {
-            return if body.len() > limit {
-                Err(BodyError::TooLarge { limit })
-            } else {
-                Ok(body.clone())
-            };
+            return if body.len() > limit { Err(BodyError::TooLarge { limit }) } else { Ok(body.clone()) };
         }
-        if self
-            .declared_length()
-            .is_some_and(|length| length > limit as u64)
-        {
+        if self.declared_length().is_some_and(|length| length > limit as u64) {
             return Err(BodyError::TooLarge { limit });
         }
         self.send_continue().await;
@@ -190,11 +172,7 @@ impl Exchange {
             let mut body = BytesMut::new();
             // A chunk that is the whole body is not copied again.
             let mut only = None;
-            while let Some(chunk) = session
-                .read_request_body()
-                .await
-                .map_err(|_| BodyError::Broken)?
-            {
+            while let Some(chunk) = session.read_request_body().await.map_err(|_| BodyError::Broken)? {
                 if body.len() + only.as_ref().map_or(0, Bytes::len) + chunk.len() > limit {
                     return Err(BodyError::TooLarge { limit });
                 }
@@ -209,11 +187,17 @@ impl Exchange {
             }
             Ok(only.unwrap_or_else(|| body.freeze()))
         };
-        let body = tokio::time::timeout(deadline, read)
-            .await
-            .unwrap_or(Err(BodyError::Timeout))?;
-        self.body = Some(body.clone());
-        Ok(body)
+        let read = tokio::time::timeout(deadline, read).await;
+        match read.unwrap_or(Err(BodyError::Timeout)) {
+            Ok(body) => {
+                self.body = Some(body.clone());
+                Ok(body)
+            }
+            Err(error) => {
+                self.lose_body();
+                Err(error)
+            }
+        }
     }
 
     /// Answers. Sets `Content-Length`; drops hop-by-hop fields. If the body was not read to its end the connection closes
@@ -225,8 +209,7 @@ impl Exchange {
         }
         self.answered = true;
         let draining = self.shared.draining();
-        let bodiless =
-            self.head().method == Method::HEAD || matches!(response.status().as_u16(), 204 | 304);
+        let bodiless = self.head().method == Method::HEAD || matches!(response.status().as_u16(), 204 | 304);
         let State::Open(session) = &mut self.state else {
             return;
         };
@@ -277,12 +260,7 @@ impl Exchange {
 
     pub(super) fn hop(&self) -> Hop<'_> {
         let peer = self.peer.ip();
-        Hop {
-            peer: Some(peer),
-            tls: self.tls,
-            host: self.host(),
-            trusted: self.settings().trusted_peers.contain(peer),
-        }
+        Hop { peer: Some(peer), tls: self.tls, host: self.host(), trusted: self.settings().trusted_peers.contain(peer) }
     }
 
     pub(super) fn version(&self) -> Version {
@@ -296,12 +274,7 @@ impl Exchange {
 
     /// `Content-Length`; pingora has refused requests whose lengths differ.
     pub(super) fn declared_length(&self) -> Option<u64> {
-        self.header("content-length")?
-            .split(',')
-            .next()?
-            .trim()
-            .parse()
-            .ok()
+        self.header("content-length")?.split(',').next()?.trim().parse().ok()
     }
 
     /// The request has no body, or nothing of it is left.
@@ -314,17 +287,20 @@ impl Exchange {
 
     /// `100 Continue`, if the client waits for it (RFC 9110 §10.1.1) and the body is going to be read.
     pub(super) async fn send_continue(&mut self) {
-        let asked = self.head().version == Version::HTTP_11
-            && has(&self.head().headers, header::EXPECT, "100-continue");
+        let asked =
+            self.head().version == Version::HTTP_11 && has(&self.head().headers, header::EXPECT, "100-continue");
         let State::Open(session) = &mut self.state else {
             return;
         };
-        if asked
-            && !session.is_body_done()
-            && let Err(error) = session.write_continue_response().await
-        {
+        if !asked || session.is_body_done() {
+            return;
+        }
+        // pingora takes the interim answer for an early final one and gives the connection up; what it held before stands.
+        let keepalive = session.get_keepalive();
+        if let Err(error) = session.write_continue_response().await {
             tracing::debug!(peer = %self.peer, %error, "cannot write 100 Continue");
         }
+        session.set_keepalive(keepalive);
     }
 
     /// The session, to stream through; `None` once it is a tunnel.
@@ -338,6 +314,14 @@ impl Exchange {
                 Some(session)
             }
             State::Tunnelled(_) => None,
+        }
+    }
+
+    /// The body failed within: pingora calls it done then, and would go on to read its rest as the next request.
+    pub(super) fn lose_body(&mut self) {
+        self.body_lost = true;
+        if let State::Open(session) = &mut self.state {
+            session.set_keepalive(None);
         }
     }
 
@@ -365,9 +349,7 @@ impl Exchange {
 
     /// Takes the connection out of HTTP: the session, and the count it is kept under from now on.
     /// `None` if it was taken before.
-    pub(super) fn become_tunnel(
-        &mut self,
-    ) -> Option<(ServerSession, Arc<Sight>, TaskTrackerToken)> {
+    pub(super) fn become_tunnel(&mut self) -> Option<(ServerSession, Arc<Sight>, TaskTrackerToken)> {
         let State::Open(session) = &self.state else {
             return None;
         };
@@ -385,26 +367,37 @@ impl Exchange {
         self.shared.tunnels.len() >= self.shared.settings.max_tunnels
     }
 
-    /// Gives the session back, if the connection can go on or end in order.
-    pub(super) async fn into_session(self) -> Option<ServerSession> {
-        match self.state {
-            State::Open(mut session) if self.torn => {
-                // HTTP/1: closed without the last chunk; HTTP/2: the stream is reset. Either way the client sees the cut.
-                session.shutdown().await;
-                None
-            }
-            State::Open(session) => Some(*session),
-            State::Tunnelled(_) => None,
+    /// Ends the exchange; what is left of the connection is for its loop.
+    pub(super) async fn over(self) -> Over {
+        let State::Open(mut session) = self.state else {
+            return Over::Closed;
+        };
+        if self.torn {
+            // HTTP/1: closed without the last chunk; HTTP/2: the stream is reset. Either way the client sees the cut.
+            session.shutdown().await;
+            return Over::Closed;
         }
+        // A body nobody read would be taken for the next request (RFC 9112 §9.3); pingora said `Connection: close`.
+        if self.body_lost || !session.is_body_done() {
+            return Over::Unread(session);
+        }
+        Over::InOrder(session)
     }
+}
+
+/// How an exchange left its connection.
+pub(super) enum Over {
+    /// Gone, or a tunnel that is over.
+    Closed,
+    /// Answered, with bytes of the body still to come.
+    Unread(Box<ServerSession>),
+    /// Answered, and at the end of the request.
+    InOrder(Box<ServerSession>),
 }
 
 /// A head for pingora: no hop-by-hop fields, framed for `length` bytes if that is known. 1xx and 204 have no length
 /// (RFC 9110 §8.6); for 304 (and HEAD, where the caller passes it) it is the length of what was not sent.
-pub(super) fn response_head(
-    mut parts: http::response::Parts,
-    length: Option<u64>,
-) -> pingora::Result<ResponseHeader> {
+pub(super) fn response_head(mut parts: http::response::Parts, length: Option<u64>) -> pingora::Result<ResponseHeader> {
     strip_hop_by_hop(&mut parts.headers);
     parts.version = Version::HTTP_11;
     if parts.status.is_informational() || parts.status == http::StatusCode::NO_CONTENT {

@@ -34,13 +34,7 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = list(headers, header::CONNECTION)
         .filter_map(|name| HeaderName::from_str(name).ok())
         .filter(|name| {
-            !matches!(
-                *name,
-                header::HOST
-                    | header::CONTENT_LENGTH
-                    | header::AUTHORIZATION
-                    | header::CONTENT_TYPE
-            )
+            !matches!(*name, header::HOST | header::CONTENT_LENGTH | header::AUTHORIZATION | header::CONTENT_TYPE)
         })
         .collect();
     for name in named.iter().chain(&HOP_BY_HOP) {
@@ -97,10 +91,7 @@ pub fn forwarded(headers: &mut HeaderMap, hop: Hop<'_>) {
         headers.insert(FORWARDED_FOR, value);
     }
     if !headers.contains_key(FORWARDED_PROTO) {
-        headers.insert(
-            FORWARDED_PROTO,
-            HeaderValue::from_static(if hop.tls { "https" } else { "http" }),
-        );
+        headers.insert(FORWARDED_PROTO, HeaderValue::from_static(if hop.tls { "https" } else { "http" }));
     }
     if let Some(Ok(host)) = hop.host.map(HeaderValue::from_str)
         && !headers.contains_key(FORWARDED_HOST)
@@ -118,12 +109,8 @@ impl TrustedPeers {
     pub fn contain(&self, peer: IpAddr) -> bool {
         let peer = peer.to_canonical();
         self.0.iter().any(|&(block, bits)| match (block, peer) {
-            (IpAddr::V4(block), IpAddr::V4(peer)) => {
-                (block.to_bits() ^ peer.to_bits()).leading_zeros() >= bits
-            }
-            (IpAddr::V6(block), IpAddr::V6(peer)) => {
-                (block.to_bits() ^ peer.to_bits()).leading_zeros() >= bits
-            }
+            (IpAddr::V4(block), IpAddr::V4(peer)) => (block.to_bits() ^ peer.to_bits()).leading_zeros() >= bits,
+            (IpAddr::V6(block), IpAddr::V6(peer)) => (block.to_bits() ^ peer.to_bits()).leading_zeros() >= bits,
             _ => false,
         })
     }
@@ -142,10 +129,7 @@ impl TrustedPeers {
     pub fn parse<S: AsRef<str>>(entries: &[S]) -> Result<Self, NotAPeer> {
         let parse = |entry: &str| -> Option<(IpAddr, u32)> {
             let (address, bits) = match entry.split_once('/') {
-                Some((address, bits)) => (
-                    address.parse::<IpAddr>().ok()?,
-                    Some(bits.parse::<u32>().ok()?),
-                ),
+                Some((address, bits)) => (address.parse::<IpAddr>().ok()?, Some(bits.parse::<u32>().ok()?)),
                 None => (entry.parse::<IpAddr>().ok()?, None),
             };
             let all = if address.is_ipv4() { 32 } else { 128 };
@@ -154,9 +138,7 @@ impl TrustedPeers {
         };
         entries
             .iter()
-            .map(|entry| {
-                parse(entry.as_ref().trim()).ok_or_else(|| NotAPeer(entry.as_ref().to_owned()))
-            })
+            .map(|entry| parse(entry.as_ref().trim()).ok_or_else(|| NotAPeer(entry.as_ref().to_owned())))
             .collect::<Result<_, _>>()
             .map(TrustedPeers)
     }
@@ -169,22 +151,14 @@ mod tests {
     fn map(fields: &[(&str, &str)]) -> HeaderMap {
         fields
             .iter()
-            .map(|(name, value)| {
-                (
-                    HeaderName::from_str(name).unwrap(),
-                    HeaderValue::from_str(value).unwrap(),
-                )
-            })
+            .map(|(name, value)| (HeaderName::from_str(name).unwrap(), HeaderValue::from_str(value).unwrap()))
             .collect()
     }
 
     #[test]
     fn rfc9110_7_6_1_named_and_fixed_hop_by_hop_fields_go_and_the_rest_stays_in_order() {
         let mut headers = map(&[
-            (
-                "connection",
-                "close, X-Secret ,x-other,host, content-length",
-            ),
+            ("connection", "close, X-Secret ,x-other,host, content-length"),
             ("host", "a"),
             ("x-secret", "1"),
             ("x-other", "2"),
@@ -199,19 +173,8 @@ mod tests {
         headers.append("set-cookie", HeaderValue::from_static("b=2"));
         headers.append("set-cookie", HeaderValue::from_static("a=1"));
         strip_hop_by_hop(&mut headers);
-        let left: Vec<_> = headers
-            .iter()
-            .map(|(name, value)| (name.as_str(), value.to_str().unwrap()))
-            .collect();
-        assert_eq!(
-            left,
-            [
-                ("host", "a"),
-                ("content-length", "3"),
-                ("set-cookie", "b=2"),
-                ("set-cookie", "a=1")
-            ]
-        );
+        let left: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
+        assert_eq!(left, [("host", "a"), ("content-length", "3"), ("set-cookie", "b=2"), ("set-cookie", "a=1")]);
     }
 
     #[test]
@@ -222,30 +185,15 @@ mod tests {
             ("x-forwarded-host", "evil"),
             ("forwarded", "for=1.1.1.1"),
         ];
-        let hop = Hop {
-            peer: Some("10.0.0.9".parse().unwrap()),
-            tls: false,
-            host: Some("api.local"),
-            trusted: false,
-        };
+        let hop = Hop { peer: Some("10.0.0.9".parse().unwrap()), tls: false, host: Some("api.local"), trusted: false };
         let mut headers = map(&sent);
         forwarded(&mut headers, hop);
         assert_eq!(
             headers,
-            map(&[
-                ("x-forwarded-for", "10.0.0.9"),
-                ("x-forwarded-proto", "http"),
-                ("x-forwarded-host", "api.local")
-            ])
+            map(&[("x-forwarded-for", "10.0.0.9"), ("x-forwarded-proto", "http"), ("x-forwarded-host", "api.local")])
         );
         let mut headers = map(&sent);
-        forwarded(
-            &mut headers,
-            Hop {
-                trusted: true,
-                ..hop
-            },
-        );
+        forwarded(&mut headers, Hop { trusted: true, ..hop });
         assert_eq!(headers["x-forwarded-for"], "1.1.1.1, 10.0.0.9");
         assert_eq!(headers["x-forwarded-proto"], "https");
         assert_eq!(headers["x-forwarded-host"], "evil");
@@ -254,25 +202,14 @@ mod tests {
     #[test]
     fn trusted_peers_are_addresses_and_blocks() {
         let peers = TrustedPeers::parse(&["10.0.0.0/8", "::1", "192.168.1.7"]).unwrap();
-        for (peer, trusted) in [
-            ("10.200.1.1", true),
-            ("11.0.0.1", false),
-            ("::1", true),
-            ("::2", false),
-            ("::ffff:192.168.1.7", true),
-        ] {
+        for (peer, trusted) in
+            [("10.200.1.1", true), ("11.0.0.1", false), ("::1", true), ("::2", false), ("::ffff:192.168.1.7", true)]
+        {
             assert_eq!(peers.contain(peer.parse().unwrap()), trusted, "{peer}");
         }
-        assert!(
-            TrustedPeers::parse(&["0.0.0.0/0"])
-                .unwrap()
-                .contain("8.8.8.8".parse().unwrap())
-        );
+        assert!(TrustedPeers::parse(&["0.0.0.0/0"]).unwrap().contain("8.8.8.8".parse().unwrap()));
         for wrong in ["10.0.0.0/33", "host", "", "10.0.0.0/"] {
-            assert_eq!(
-                TrustedPeers::parse(&[wrong]),
-                Err(NotAPeer(wrong.to_owned()))
-            );
+            assert_eq!(TrustedPeers::parse(&[wrong]), Err(NotAPeer(wrong.to_owned())));
         }
     }
 }

@@ -15,8 +15,8 @@ use async_trait::async_trait;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::tls::SslDigest;
 use pingora::protocols::{
-    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
-    Stream, TimingDigest, UniqueID, UniqueIDType,
+    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, Stream, TimingDigest,
+    UniqueID, UniqueIDType,
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
@@ -39,7 +39,6 @@ struct Head {
     bytes: usize,
     lines: usize,
     limit: usize,
-    too_large: bool,
     line: RequestLine,
 }
 
@@ -95,11 +94,7 @@ impl Sight {
     /// More than `limit` bytes of it make the next read fail.
     pub(super) fn expect_head(&self, already: &[u8], limit: usize) {
         let mut head = self.head();
-        *head = Head {
-            reading: true,
-            limit,
-            ..Head::default()
-        };
+        *head = Head { reading: true, limit, ..Head::default() };
         head.feed(already);
     }
 
@@ -125,9 +120,10 @@ impl Sight {
         self.head().line.illegal
     }
 
-    /// Reading was ended because the head was longer than its limit.
+    /// More than the limit was read without coming to the head's end; only then is reading ended.
     pub(super) fn head_too_large(&self) -> bool {
-        self.head().too_large
+        let head = self.head();
+        head.bytes > head.limit
     }
 
     /// Lines seen while reading the head.
@@ -167,51 +163,29 @@ pub(super) struct Watched {
 
 impl Watched {
     pub(super) fn new(inner: Stream, sight: Arc<Sight>, write_timeout: Duration) -> Self {
-        Watched {
-            inner,
-            sight,
-            write_timeout,
-            stalled: None,
-        }
+        Watched { inner, sight, write_timeout, stalled: None }
     }
 
     /// Passes a write's result on; a write that stays pending for the whole limit becomes `TimedOut`.
-    fn bounded<T>(
-        &mut self,
-        cx: &mut Context<'_>,
-        write: Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>> {
+    fn bounded<T>(&mut self, cx: &mut Context<'_>, write: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if write.is_ready() {
             self.stalled = None;
             return write;
         }
         let limit = self.write_timeout;
-        let stalled = self
-            .stalled
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
         ready!(stalled.as_mut().poll(cx));
-        Poll::Ready(Err(io::Error::new(
-            io::ErrorKind::TimedOut,
-            "the client did not read for too long",
-        )))
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client did not read for too long")))
     }
 }
 
 impl AsyncRead for Watched {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         {
-            let mut head = this.sight.head();
+            let head = this.sight.head();
             if head.reading && head.bytes > head.limit {
-                head.too_large = true;
-                return Poll::Ready(Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    "the request head is too large",
-                )));
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "the request head is too large")));
             }
         }
         let before = buf.filled().len();
@@ -223,9 +197,7 @@ impl AsyncRead for Watched {
             }
             return Poll::Ready(Ok(()));
         }
-        this.sight
-            .bytes_read
-            .fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        this.sight.bytes_read.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         let mut head = this.sight.head();
         if head.reading {
             head.feed(bytes);
@@ -237,11 +209,7 @@ impl AsyncRead for Watched {
 }
 
 impl AsyncWrite for Watched {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let write = Pin::new(&mut this.inner).poll_write(cx, buf);
         this.bounded(cx, write)
@@ -333,12 +301,9 @@ mod tests {
 
     #[test]
     fn request_lines_are_judged_as_rfc9112_3_writes_them() {
-        for line in [
-            "GET / HTTP/1.1\r\n",
-            "\r\n\r\nGET /a?b=c HTTP/1.1\r\n",
-            "GET / HTTP/1.1\n",
-            "OPTIONS * HTTP/1.1\r\n",
-        ] {
+        for line in
+            ["GET / HTTP/1.1\r\n", "\r\n\r\nGET /a?b=c HTTP/1.1\r\n", "GET / HTTP/1.1\n", "OPTIONS * HTTP/1.1\r\n"]
+        {
             assert!(!illegal(line), "{line:?}");
         }
         for line in [

@@ -20,26 +20,11 @@ pub(super) struct Refusal {
 }
 
 impl Refusal {
-    pub(super) const MALFORMED: Refusal = Refusal {
-        status: 400,
-        why: "malformed request",
-    };
-    pub(super) const TARGET: Refusal = Refusal {
-        status: 400,
-        why: "illegal request target",
-    };
-    pub(super) const HEAD_TIMEOUT: Refusal = Refusal {
-        status: 408,
-        why: "the request head took too long",
-    };
-    pub(super) const HEAD_TOO_LARGE: Refusal = Refusal {
-        status: 431,
-        why: "request header fields too large",
-    };
-    pub(super) const BUSY: Refusal = Refusal {
-        status: 503,
-        why: "too many requests in flight",
-    };
+    pub(super) const MALFORMED: Refusal = Refusal { status: 400, why: "malformed request" };
+    pub(super) const TARGET: Refusal = Refusal { status: 400, why: "illegal request target" };
+    pub(super) const HEAD_TIMEOUT: Refusal = Refusal { status: 408, why: "the request head took too long" };
+    pub(super) const HEAD_TOO_LARGE: Refusal = Refusal { status: 431, why: "request header fields too large" };
+    pub(super) const BUSY: Refusal = Refusal { status: 503, why: "too many requests in flight" };
 }
 
 /// pingora parses at most this many header fields and then fails without saying so (`MAX_HEADERS` in its v1/common.rs).
@@ -60,6 +45,10 @@ pub(super) fn judge(session: &ServerSession, settings: &EdgeSettings) -> Option<
         if let Some(refusal) = judge_http1(head, &raw) {
             return Some(refusal);
         }
+        // http's parser drops a fragment without a word, so the line itself is asked.
+        if raw.split(|&byte| byte == b'\n').find(|line| line.len() > 1).is_some_and(|line| line.contains(&b'#')) {
+            return Some(Refusal::TARGET);
+        }
     }
     if matches!(head.method, Method::CONNECT | Method::TRACE) {
         // RFC 9110 §9.3.6 and §9.3.8: no tunnels to anywhere, and no echo of credentials.
@@ -68,9 +57,7 @@ pub(super) fn judge(session: &ServerSession, settings: &EdgeSettings) -> Option<
     if !target_is_legal(head) {
         return Some(Refusal::TARGET);
     }
-    if list(&head.headers, header::EXPECT)
-        .any(|element| !element.eq_ignore_ascii_case("100-continue"))
-    {
+    if list(&head.headers, header::EXPECT).any(|element| !element.eq_ignore_ascii_case("100-continue")) {
         return refused(417, "unknown expectation"); // RFC 9110 §10.1.1
     }
     None
@@ -94,11 +81,7 @@ fn judge_http1(head: &RequestHeader, raw: &Bytes) -> Option<Refusal> {
         }
         // pingora undoes `chunked` only; a body inside another coding would lose its label on the way.
         let mut codings = list(&head.headers, header::TRANSFER_ENCODING);
-        if !codings
-            .next()
-            .is_some_and(|coding| coding.eq_ignore_ascii_case("chunked"))
-            || codings.next().is_some()
-        {
+        if !codings.next().is_some_and(|coding| coding.eq_ignore_ascii_case("chunked")) || codings.next().is_some() {
             return refused(501, "transfer coding not implemented");
         }
     }
@@ -111,8 +94,7 @@ fn judge_http1(head: &RequestHeader, raw: &Bytes) -> Option<Refusal> {
 
 fn is_content_length(line: &[u8]) -> bool {
     const NAME: &[u8] = b"content-length";
-    line.get(..NAME.len())
-        .is_some_and(|name| name.eq_ignore_ascii_case(NAME))
+    line.get(..NAME.len()).is_some_and(|name| name.eq_ignore_ascii_case(NAME))
         && matches!(line.get(NAME.len()), Some(b':' | b' ' | b'\t'))
 }
 
@@ -124,10 +106,7 @@ fn target_is_legal(head: &RequestHeader) -> bool {
     if raw == b"*" {
         return head.method == Method::OPTIONS;
     }
-    if raw
-        .iter()
-        .any(|byte| !(0x21..=0x7e).contains(byte) || b"\"<>\\#".contains(byte))
-    {
+    if raw.iter().any(|byte| !(0x21..=0x7e).contains(byte) || b"\"<>\\#".contains(byte)) {
         return false;
     }
     let Some(parsed) = head.uri.path_and_query() else {
@@ -140,9 +119,7 @@ fn target_is_legal(head: &RequestHeader) -> bool {
     let scheme_end = raw.windows(3).position(|three| three == b"://");
     scheme_end
         .and_then(|end| raw.get(..end))
-        .is_some_and(|scheme| {
-            scheme.eq_ignore_ascii_case(b"http") || scheme.eq_ignore_ascii_case(b"https")
-        })
+        .is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"http") || scheme.eq_ignore_ascii_case(b"https"))
 }
 
 #[cfg(test)]
@@ -156,29 +133,11 @@ mod tests {
             head.set_method(method.parse().unwrap());
             target_is_legal(&head)
         };
-        for target in [
-            "/",
-            "/a?b=c&d=%20",
-            "/a?q={x|y}",
-            "//double",
-            "http://host/p?q",
-            "https://host",
-            "/a[0]?f[x]=1",
-        ] {
+        for target in ["/", "/a?b=c&d=%20", "/a?q={x|y}", "//double", "http://host/p?q", "https://host", "/a[0]?f[x]=1"]
+        {
             assert!(legal("GET", target), "{target}");
         }
-        for target in [
-            "/a b",
-            "/a<b>",
-            "/a#f",
-            "/ü",
-            "ftp://host/",
-            "host:80",
-            "*",
-            "/a\\b",
-            "/\"",
-            "a/b",
-        ] {
+        for target in ["/a b", "/a<b>", "/a#f", "/ü", "ftp://host/", "host:80", "*", "/a\\b", "/\"", "a/b"] {
             assert!(!legal("GET", target), "{target}");
         }
         assert!(legal("OPTIONS", "*"));
@@ -186,18 +145,10 @@ mod tests {
 
     #[test]
     fn content_length_lines_are_recognised() {
-        for line in [
-            &b"Content-Length: 3"[..],
-            b"content-length:3",
-            b"CONTENT-LENGTH : 3",
-        ] {
+        for line in [&b"Content-Length: 3"[..], b"content-length:3", b"CONTENT-LENGTH : 3"] {
             assert!(is_content_length(line));
         }
-        for line in [
-            &b"X-Content-Length: 3"[..],
-            b"Content-Length-X: 3",
-            b"Content",
-        ] {
+        for line in [&b"X-Content-Length: 3"[..], b"Content-Length-X: 3", b"Content"] {
             assert!(!is_content_length(line));
         }
     }

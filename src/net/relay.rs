@@ -83,11 +83,7 @@ pub enum RelayError {
 
 impl From<UpstreamError> for RelayError {
     fn from(error: UpstreamError) -> Self {
-        if error.not_sent() {
-            RelayError::NotSent(error)
-        } else {
-            RelayError::Broken(error)
-        }
+        if error.not_sent() { RelayError::NotSent(error) } else { RelayError::Broken(error) }
     }
 }
 
@@ -99,11 +95,7 @@ impl From<UpstreamError> for RelayError {
 ///
 /// # Errors
 /// [`RelayError`], only while nothing was answered.
-pub async fn relay(
-    exchange: &mut Exchange,
-    upstream: &Upstream,
-    target: RelayTarget,
-) -> Result<Relayed, RelayError> {
+pub async fn relay(exchange: &mut Exchange, upstream: &Upstream, target: RelayTarget) -> Result<Relayed, RelayError> {
     if exchange.is_answered() {
         return Err(RelayError::AlreadyAnswered);
     }
@@ -116,13 +108,7 @@ pub async fn relay(
     }
     let head = outgoing_head(exchange, &target)?;
     if exchange.body_is_done() {
-        return stream(
-            exchange,
-            upstream,
-            head.map(|()| Outgoing::whole(Bytes::new())),
-            None,
-        )
-        .await;
+        return stream(exchange, upstream, head.map(|()| Outgoing::whole(Bytes::new())), None).await;
     }
     let (feed, body) = Outgoing::stream(exchange.declared_length());
     exchange.send_continue().await;
@@ -143,13 +129,7 @@ pub async fn relay_with_body(
         return Err(RelayError::AlreadyAnswered);
     }
     let head = outgoing_head(exchange, &target)?;
-    stream(
-        exchange,
-        upstream,
-        head.map(|()| Outgoing::whole(body)),
-        None,
-    )
-    .await
+    stream(exchange, upstream, head.map(|()| Outgoing::whole(body)), None).await
 }
 
 /// The request as the upstream shall see it, without a body and without framing (the body brings its own).
@@ -189,9 +169,7 @@ fn join(base: &Uri, path_and_query: &str) -> Result<Uri, RelayError> {
     match target {
         Ok(target) if path_and_query.starts_with('/') => parts.path_and_query = Some(target),
         _ => {
-            return Err(RelayError::BadTarget(format!(
-                "{path_and_query:?} is not a path"
-            )));
+            return Err(RelayError::BadTarget(format!("{path_and_query:?} is not a path")));
         }
     }
     Uri::from_parts(parts).map_err(|error| RelayError::BadTarget(format!("{base}: {error}")))
@@ -212,17 +190,14 @@ async fn stream(
     request: Request<Outgoing>,
     feed: Option<Feed>,
 ) -> Result<Relayed, RelayError> {
-    let limits = Limits {
-        pause: exchange.settings().body_timeout,
-        answer: upstream.answer_timeout(),
-    };
+    let limits = Limits { pause: exchange.settings().body_timeout, answer: upstream.answer_timeout() };
     let stall = exchange.settings().write_timeout;
     let (version, method) = (exchange.version(), exchange.method().clone());
-    let answered = AtomicBool::new(false);
-    let (status, (sent, cut)) = {
+    let progress = Progress::default();
+    let streamed = async {
         let downstream = Downstream::new(exchange.session().ok_or(RelayError::AlreadyAnswered)?);
         // Completes only with the reason why the client's side is over.
-        let mut client = pin!(client_side(&downstream, feed, limits, &answered));
+        let mut client = pin!(client_side(&downstream, feed, limits, &progress));
         let response = tokio::select! {
             biased;
             response = upstream.relay(request) => response?,
@@ -233,12 +208,15 @@ async fn stream(
                 ClientSide::UpstreamStalled | ClientSide::NoAnswer => RelayError::Broken(UpstreamError::Timeout(limits.answer)),
             }),
         };
-        answered.store(true, Ordering::Relaxed);
-        (
-            response.status(),
-            answer(&downstream, response, version, &method, stall, client).await,
-        )
+        progress.answered.store(true, Ordering::Relaxed);
+        let status = response.status();
+        Ok((status, answer(&downstream, response, version, &method, stall, client).await))
     };
+    let streamed = streamed.await;
+    if progress.body_lost.load(Ordering::Relaxed) {
+        exchange.lose_body();
+    }
+    let (status, (sent, cut)) = streamed?;
     Ok(settle(exchange, status, sent, cut))
 }
 
@@ -272,9 +250,7 @@ async fn answer(
 ) -> (u64, Option<String>) {
     let mut sent = 0;
     let cut = {
-        let mut answer = pin!(answer_side(
-            downstream, response, version, method, stall, &mut sent
-        ));
+        let mut answer = pin!(answer_side(downstream, response, version, method, stall, &mut sent));
         let mut client_over = false;
         loop {
             tokio::select! {
@@ -291,22 +267,20 @@ async fn answer(
     (sent, cut)
 }
 
-fn settle(
-    exchange: &mut Exchange,
-    status: StatusCode,
-    response_bytes: u64,
-    cut: Option<String>,
-) -> Relayed {
+fn settle(exchange: &mut Exchange, status: StatusCode, response_bytes: u64, cut: Option<String>) -> Relayed {
     exchange.mark_answered();
     if let Some(why) = &cut {
         tracing::debug!(why, %status, "a relayed answer was cut");
         exchange.mark_torn();
     }
-    Relayed {
-        status,
-        response_bytes,
-        complete: cut.is_none(),
-    }
+    Relayed { status, response_bytes, complete: cut.is_none() }
+}
+
+/// What the two sides of a relay, which are two futures of one task, tell each other.
+#[derive(Default)]
+struct Progress {
+    answered: AtomicBool,
+    body_lost: AtomicBool,
 }
 
 #[derive(Clone, Copy)]
@@ -323,13 +297,16 @@ async fn client_side(
     downstream: &Downstream<'_>,
     mut feed: Option<Feed>,
     limits: Limits,
-    answered: &AtomicBool,
+    progress: &Progress,
 ) -> ClientSide {
     let mut discarding = false;
     while feed.is_some() || discarding {
         let chunk = match tokio::time::timeout(limits.pause, downstream.read()).await {
             Err(_) => return ClientSide::TooSlow,
-            Ok(Err(_)) => return ClientSide::Broken,
+            Ok(Err(_)) => {
+                progress.body_lost.store(true, Ordering::Relaxed);
+                return ClientSide::Broken;
+            }
             Ok(Ok(chunk)) => chunk,
         };
         match (chunk, feed.take()) {
@@ -339,20 +316,15 @@ async fn client_side(
                 Err(_) => return ClientSide::UpstreamStalled,
             },
             (Some(_), None) => {}
-            (Some(chunk), Some(open)) => {
-                match tokio::time::timeout(limits.answer, open.chunk(chunk)).await {
-                    Ok(true) => feed = Some(open),
-                    Ok(false) => discarding = true,
-                    Err(_) => return ClientSide::UpstreamStalled,
-                }
-            }
+            (Some(chunk), Some(open)) => match tokio::time::timeout(limits.answer, open.chunk(chunk)).await {
+                Ok(true) => feed = Some(open),
+                Ok(false) => discarding = true,
+                Err(_) => return ClientSide::UpstreamStalled,
+            },
         }
     }
-    if tokio::time::timeout(limits.answer, downstream.gone())
-        .await
-        .is_err()
-    {
-        if !answered.load(Ordering::Relaxed) {
+    if tokio::time::timeout(limits.answer, downstream.gone()).await.is_err() {
+        if !progress.answered.load(Ordering::Relaxed) {
             return ClientSide::NoAnswer;
         }
         downstream.gone().await;
@@ -373,16 +345,11 @@ async fn answer_side(
     let bodiless = method == Method::HEAD || matches!(parts.status.as_u16(), 204 | 304);
     let ended = bodiless || body.is_end_stream();
     // What HEAD and 304 say about a body they do not have is the upstream's to say.
-    let length = if bodiless {
-        None
-    } else {
-        body.size_hint().exact()
-    };
+    let length = if bodiless { None } else { body.size_hint().exact() };
     let mut head = response_head(parts, length).map_err(|error| error.to_string())?;
     if length.is_none() && !bodiless && version == Version::HTTP_11 {
         // Of unknown length: chunked for HTTP/1.1, until the connection's end for HTTP/1.0, by itself on HTTP/2.
-        head.insert_header(header::TRANSFER_ENCODING, "chunked")
-            .map_err(|error| error.to_string())?;
+        head.insert_header(header::TRANSFER_ENCODING, "chunked").map_err(|error| error.to_string())?;
     }
     let client = |error: Box<pingora::Error>| format!("the client: {error}");
     let mut writer = downstream.head(head, ended, stall).await.map_err(client)?;
@@ -408,22 +375,11 @@ mod tests {
     #[test]
     fn paths_are_put_behind_the_base() {
         for (base, path, whole) in [
-            (
-                "https://api.example",
-                "/v1/x?y=%20",
-                "https://api.example/v1/x?y=%20",
-            ),
+            ("https://api.example", "/v1/x?y=%20", "https://api.example/v1/x?y=%20"),
             ("https://api.example/", "/v1", "https://api.example/v1"),
-            (
-                "http://api.example:81/base/",
-                "/v1",
-                "http://api.example:81/base/v1",
-            ),
+            ("http://api.example:81/base/", "/v1", "http://api.example:81/base/v1"),
         ] {
-            assert_eq!(
-                join(&Uri::from_static(base), path).unwrap().to_string(),
-                whole
-            );
+            assert_eq!(join(&Uri::from_static(base), path).unwrap().to_string(), whole);
         }
         assert!(join(&Uri::from_static("http://a"), "@evil/").is_err());
     }

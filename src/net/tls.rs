@@ -57,10 +57,7 @@ type Fingerprint = [u8; digest::SHA256_OUTPUT_LEN];
 
 impl std::fmt::Debug for ReloadingTls {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ReloadingTls")
-            .field("cert", &self.0.cert)
-            .field("key", &self.0.key)
-            .finish_non_exhaustive()
+        f.debug_struct("ReloadingTls").field("cert", &self.0.cert).field("key", &self.0.key).finish_non_exhaustive()
     }
 }
 
@@ -73,12 +70,7 @@ impl ReloadingTls {
         let (cert, key) = (cert.into(), key.into());
         let seen = fingerprint(&cert, &key)?;
         let acceptor = ArcSwap::from_pointee(acceptor(&cert, &key)?);
-        Ok(ReloadingTls(Arc::new(Inner {
-            cert,
-            key,
-            acceptor,
-            tried: Mutex::new(Some(seen)),
-        })))
+        Ok(ReloadingTls(Arc::new(Inner { cert, key, acceptor, tried: Mutex::new(Some(seen)) })))
     }
 
     /// Reads both files again and uses them for new connections from now on.
@@ -90,9 +82,7 @@ impl ReloadingTls {
         let seen = fingerprint(&self.0.cert, &self.0.key);
         *self.0.tried.lock().unwrap_or_else(PoisonError::into_inner) = seen.as_ref().ok().copied();
         seen?;
-        self.0
-            .acceptor
-            .store(Arc::new(acceptor(&self.0.cert, &self.0.key)?));
+        self.0.acceptor.store(Arc::new(acceptor(&self.0.cert, &self.0.key)?));
         Ok(())
     }
 
@@ -117,10 +107,8 @@ impl ReloadingTls {
 fn fingerprint(cert: &Path, key: &Path) -> Result<Fingerprint, TlsError> {
     let mut hash = digest::Context::new(&digest::SHA256);
     for path in [cert, key] {
-        let bytes = std::fs::read(path).map_err(|error| TlsError::Unreadable {
-            path: path.to_owned(),
-            why: error.to_string(),
-        })?;
+        let bytes = std::fs::read(path)
+            .map_err(|error| TlsError::Unreadable { path: path.to_owned(), why: error.to_string() })?;
         hash.update(&(bytes.len() as u64).to_be_bytes());
         hash.update(&bytes);
     }
@@ -131,29 +119,19 @@ fn fingerprint(cert: &Path, key: &Path) -> Result<Fingerprint, TlsError> {
 
 fn acceptor(cert: &Path, key: &Path) -> Result<Acceptor, TlsError> {
     install_crypto_provider();
-    let unusable = |why: String| TlsError::Unusable {
-        cert: cert.to_owned(),
-        key: key.to_owned(),
-        why,
-    };
+    let unusable = |why: String| TlsError::Unusable { cert: cert.to_owned(), key: key.to_owned(), why };
     let text = |path: &Path| {
         path.to_str()
             .map(str::to_owned)
-            .ok_or_else(|| TlsError::Unreadable {
-                path: path.to_owned(),
-                why: "its name is not UTF-8".to_owned(),
-            })
+            .ok_or_else(|| TlsError::Unreadable { path: path.to_owned(), why: "its name is not UTF-8".to_owned() })
     };
     let (chain, private) = load_certs_and_key_files(&text(cert)?, &text(key)?)
         .map_err(|error| unusable(error.to_string()))?
-        .ok_or_else(|| {
-            unusable("no certificate in the one or no private key in the other".to_owned())
-        })?;
-    let mut config =
-        ServerConfig::builder_with_protocol_versions(&[&version::TLS12, &version::TLS13])
-            .with_no_client_auth()
-            .with_single_cert(chain, private)
-            .map_err(|error| unusable(error.to_string()))?;
+        .ok_or_else(|| unusable("no certificate in the one or no private key in the other".to_owned()))?;
+    let mut config = ServerConfig::builder_with_protocol_versions(&[&version::TLS12, &version::TLS13])
+        .with_no_client_auth()
+        .with_single_cert(chain, private)
+        .map_err(|error| unusable(error.to_string()))?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Acceptor::from_server_config(Arc::new(config)))
 }

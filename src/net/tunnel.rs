@@ -30,42 +30,28 @@ pub(super) async fn relay_upgrade(
     // Hop-by-hop, so taken off with the rest; this hop asks anew, and for nothing else.
     let websocket = HeaderValue::from_static("websocket");
     let upgrade = HeaderValue::from_static("Upgrade");
-    request
-        .headers_mut()
-        .insert(header::UPGRADE, websocket.clone());
-    request
-        .headers_mut()
-        .insert(header::CONNECTION, upgrade.clone());
+    request.headers_mut().insert(header::UPGRADE, websocket.clone());
+    request.headers_mut().insert(header::CONNECTION, upgrade.clone());
     let request = request.map(|()| Outgoing::whole(Bytes::new()));
 
     // The client is not watched meanwhile: what it sends early belongs to the tunnel.
     let limit = upstream.answer_timeout();
-    let mut response = tokio::time::timeout(limit, upstream.relay(request))
-        .await
-        .map_err(|_| UpstreamError::Timeout(limit))??;
+    let mut response =
+        tokio::time::timeout(limit, upstream.relay(request)).await.map_err(|_| UpstreamError::Timeout(limit))??;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         return stream_answer(exchange, response).await;
     }
     let Ok(upgraded) = hyper::upgrade::on(&mut response).await else {
-        return Err(RelayError::Broken(UpstreamError::Broken(
-            "no upgrade after the 101".to_owned(),
-        )));
+        return Err(RelayError::Broken(UpstreamError::Broken("no upgrade after the 101".to_owned())));
     };
-    let mut head = response_head(response.into_parts().0, None)
-        .map_err(|error| RelayError::BadTarget(error.to_string()))?;
-    let framed = head
-        .insert_header(header::UPGRADE, websocket)
-        .and_then(|()| head.insert_header(header::CONNECTION, upgrade));
+    let mut head =
+        response_head(response.into_parts().0, None).map_err(|error| RelayError::BadTarget(error.to_string()))?;
+    let framed =
+        head.insert_header(header::UPGRADE, websocket).and_then(|()| head.insert_header(header::CONNECTION, upgrade));
     framed.map_err(|error| RelayError::BadTarget(error.to_string()))?;
 
-    let (mut session, sight, _open) = exchange
-        .become_tunnel()
-        .ok_or(RelayError::AlreadyAnswered)?;
-    let cut = |response_bytes| Relayed {
-        status: StatusCode::SWITCHING_PROTOCOLS,
-        response_bytes,
-        complete: false,
-    };
+    let (mut session, sight, _open) = exchange.become_tunnel().ok_or(RelayError::AlreadyAnswered)?;
+    let cut = |response_bytes| Relayed { status: StatusCode::SWITCHING_PROTOCOLS, response_bytes, complete: false };
     if let Err(error) = session.write_response_header(Box::new(head)).await {
         tracing::debug!(%error, "the client did not take its 101");
         return Ok(cut(0));

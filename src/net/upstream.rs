@@ -123,10 +123,7 @@ impl Upstream {
     /// # Errors
     /// [`UpstreamError::Settings`] when the CA file cannot be used.
     pub fn new(settings: UpstreamSettings) -> Result<Self, UpstreamError> {
-        let connector = Connector {
-            inner: https(&settings)?,
-            limit: settings.connect_timeout,
-        };
+        let connector = Connector { inner: https(&settings)?, limit: settings.connect_timeout };
         let builder = |idle: Duration| {
             let mut builder = Client::builder(TokioExecutor::new());
             builder
@@ -140,9 +137,7 @@ impl Upstream {
         };
         Ok(Upstream {
             general: builder(settings.pool_idle_timeout).build(connector.clone()),
-            creates: builder(settings.create_pool_idle_timeout)
-                .retry_canceled_requests(false)
-                .build(connector),
+            creates: builder(settings.create_pool_idle_timeout).retry_canceled_requests(false).build(connector),
             create_timeout: settings.create_timeout,
             answer_timeout: settings.answer_timeout,
         })
@@ -175,10 +170,7 @@ impl Upstream {
     }
 
     /// Sends a relayed request and returns with the head of the answer. No deadline: the relay has its own.
-    pub(super) async fn relay(
-        &self,
-        request: Request<Outgoing>,
-    ) -> Result<Response<Incoming>, UpstreamError> {
+    pub(super) async fn relay(&self, request: Request<Outgoing>) -> Result<Response<Incoming>, UpstreamError> {
         send(&self.general, request).await
     }
 
@@ -194,18 +186,14 @@ async fn whole(
     timeout: Duration,
 ) -> Result<Response<Bytes>, UpstreamError> {
     let exchange = async {
-        let (head, body) = send(client, request.map(Outgoing::whole))
-            .await?
-            .into_parts();
+        let (head, body) = send(client, request.map(Outgoing::whole)).await?.into_parts();
         match collect(body, limit).await {
             Ok(body) => Ok(Response::from_parts(head, body)),
             Err(Unread::TooLarge) => Err(UpstreamError::TooLarge { limit }),
             Err(Unread::Broken(why)) => Err(UpstreamError::Broken(why)),
         }
     };
-    tokio::time::timeout(timeout, exchange)
-        .await
-        .unwrap_or(Err(UpstreamError::Timeout(timeout)))
+    tokio::time::timeout(timeout, exchange).await.unwrap_or(Err(UpstreamError::Timeout(timeout)))
 }
 
 async fn send(
@@ -213,27 +201,17 @@ async fn send(
     mut request: Request<Outgoing>,
 ) -> Result<Response<Incoming>, UpstreamError> {
     let uri = request.uri();
-    if uri.authority().is_none()
-        || !(uri.scheme() == Some(&Scheme::HTTP) || uri.scheme() == Some(&Scheme::HTTPS))
-    {
-        return Err(UpstreamError::Invalid(format!(
-            "{uri} is not an absolute http or https address"
-        )));
+    if uri.authority().is_none() || !(uri.scheme() == Some(&Scheme::HTTP) || uri.scheme() == Some(&Scheme::HTTPS)) {
+        return Err(UpstreamError::Invalid(format!("{uri} is not an absolute http or https address")));
     }
     if request.method() == http::Method::CONNECT {
-        return Err(UpstreamError::Invalid(
-            "CONNECT is not for upstreams".to_owned(),
-        ));
+        return Err(UpstreamError::Invalid("CONNECT is not for upstreams".to_owned()));
     }
     *request.version_mut() = http::Version::HTTP_11;
     client.request(request).await.map_err(|error| {
         let why = chain(&error);
         // The only classification hyper-util makes public, and the only one that proves anything.
-        if error.is_connect() {
-            UpstreamError::Connect(why)
-        } else {
-            UpstreamError::Broken(why)
-        }
+        if error.is_connect() { UpstreamError::Connect(why) } else { UpstreamError::Broken(why) }
     })
 }
 
@@ -250,16 +228,10 @@ fn chain(error: &dyn StdError) -> String {
 
 fn https(settings: &UpstreamSettings) -> Result<HttpsConnector<HttpConnector>, UpstreamError> {
     install_crypto_provider();
-    let mut roots = RootCertStore {
-        roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
-    };
+    let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     if let Some(path) = &settings.extra_ca {
-        load_ca_file_into_store(path, &mut roots).map_err(|error| {
-            UpstreamError::Settings(format!(
-                "cannot use {} as a CA file: {error}",
-                path.display()
-            ))
-        })?;
+        load_ca_file_into_store(path, &mut roots)
+            .map_err(|error| UpstreamError::Settings(format!("cannot use {} as a CA file: {error}", path.display())))?;
     }
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
@@ -269,11 +241,7 @@ fn https(settings: &UpstreamSettings) -> Result<HttpsConnector<HttpConnector>, U
     tcp.set_keepalive_interval(Some(Duration::from_secs(15)));
     tcp.set_keepalive_retries(Some(4));
     Ok(HttpsConnectorBuilder::new()
-        .with_tls_config(
-            ClientConfig::builder()
-                .with_root_certificates(roots)
-                .with_no_client_auth(),
-        )
+        .with_tls_config(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
         .https_or_http()
         .enable_http1()
         .wrap_connector(tcp))

@@ -99,11 +99,7 @@ fn rules_are_tried_in_order_and_strangers_are_refused() {
 #[test]
 fn strangers_may_have_a_plan_instead() {
     let policy = Policy::new(
-        Settings {
-            businesses: vec![business("acme", "PRO")],
-            unknown: Unknown::Plan("PAYG".to_owned()),
-            ..settings()
-        },
+        Settings { businesses: vec![business("acme", "PRO")], unknown: Unknown::Plan("PAYG".to_owned()), ..settings() },
         &[],
     );
     let id = policy.identify(&Marks { path: Some("cedar"), ..Marks::default() }).unwrap();

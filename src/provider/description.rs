@@ -117,11 +117,7 @@ impl FactSelectors {
             let text = selector.as_ref()?.text(message)?;
             (!text.is_empty() && text.len() <= 256).then(|| text.into_owned())
         };
-        CallFacts {
-            agent: get(&self.agent),
-            own_number: get(&self.own_number),
-            other_number: get(&self.other_number),
-        }
+        CallFacts { agent: get(&self.agent), own_number: get(&self.own_number), other_number: get(&self.other_number) }
     }
 }
 

@@ -119,9 +119,6 @@ mod tests {
     fn json_keeps_types() {
         let template = serde_json::json!({"n": "{n}", "text": "{n} calls", "nested": [{"none": "{x}"}], "fixed": 1});
         let filled = fill_json(&template, &|name| if name == "n" { 3.into() } else { Value::Null });
-        assert_eq!(
-            filled,
-            serde_json::json!({"n": 3, "text": "3 calls", "nested": [{"none": null}], "fixed": 1})
-        );
+        assert_eq!(filled, serde_json::json!({"n": 3, "text": "3 calls", "nested": [{"none": null}], "fixed": 1}));
     }
 }

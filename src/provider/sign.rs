@@ -44,7 +44,9 @@ pub enum BadSignature {
         age_secs: i64,
     },
     /// No configured secret gives this signature.
-    #[error("no configured secret gives this signature; check the secret and that public_url is the URL the provider calls")]
+    #[error(
+        "no configured secret gives this signature; check the secret and that public_url is the URL the provider calls"
+    )]
     Mismatch,
     /// There is no secret to check with.
     #[error("no secret is configured for this webhook")]
@@ -313,7 +315,8 @@ mod tests {
     #[test]
     fn elevenlabs_vector_passes_within_its_tolerance() {
         let secrets = [Secret::new("older"), Secret::new("wsec_example_secret")];
-        let body = br#"{"type":"post_call_transcription","event_timestamp":1760000000,"data":{"conversation_id":"conv_abc"}}"#;
+        let body =
+            br#"{"type":"post_call_transcription","event_timestamp":1760000000,"data":{"conversation_id":"conv_abc"}}"#;
         let header = "t=1760000000,v0=0cddfb9c064860eb1aa71aaa428695c99675b23a1f8b72de07e5864d1a5bc386";
         let at = |now| verify_elevenlabs(&secrets, Some(header), body, now);
         assert_eq!(at(1_760_000_000), Ok(()));

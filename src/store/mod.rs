@@ -156,12 +156,7 @@ pub struct Change {
 
 impl Change {
     /// A change that says nothing yet.
-    pub fn of(
-        call: &CallId,
-        seen_by: &'static str,
-        at_ms: UnixMs,
-        deadlines: &crate::call::Deadlines,
-    ) -> Self {
+    pub fn of(call: &CallId, seen_by: &'static str, at_ms: UnixMs, deadlines: &crate::call::Deadlines) -> Self {
         Self {
             call: call.clone(),
             event: None,
@@ -317,8 +312,12 @@ pub trait Store: Send + Sync + 'static {
     async fn due_deliveries(&self, at_ms: UnixMs, limit: u32) -> Result<Vec<Delivery>>;
 
     /// Notes the result of a delivery: done, or due again, or given up (`None`).
-    async fn delivered(&self, id: &str, at_ms: UnixMs, result: std::result::Result<(), (String, Option<UnixMs>)>)
-    -> Result<()>;
+    async fn delivered(
+        &self,
+        id: &str,
+        at_ms: UnixMs,
+        result: std::result::Result<(), (String, Option<UnixMs>)>,
+    ) -> Result<()>;
 
     /// Notes a refusal.
     async fn refused(&self, refusal: RefusalRecord) -> Result<()>;

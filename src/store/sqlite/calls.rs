@@ -233,9 +233,9 @@ pub(super) async fn apply(c: &mut SqliteConnection, change: Change) -> Sql<Optio
         record.seen_by = change.seen_by.to_owned();
     }
     update(c, &record).await?;
-    record.aliases.extend(
-        change.bind.into_iter().filter(|a| !conflicts.iter().any(|(other, _)| other == a)).collect::<Vec<_>>(),
-    );
+    record
+        .aliases
+        .extend(change.bind.into_iter().filter(|a| !conflicts.iter().any(|(other, _)| other == a)).collect::<Vec<_>>());
     record.aliases.sort();
     record.aliases.dedup();
     Ok(Some(Applied { step, record, conflicts }))

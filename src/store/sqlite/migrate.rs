@@ -40,11 +40,7 @@ pub async fn status(pool: &SqlitePool) -> Result<Vec<Status>, String> {
     let applied = applied(pool).await?;
     let known = MIGRATIONS.iter().filter(|m| m.migration_type.is_up_migration());
     Ok(known
-        .map(|m| Status {
-            version: m.version,
-            name: m.description.to_string(),
-            applied: applied.contains(&m.version),
-        })
+        .map(|m| Status { version: m.version, name: m.description.to_string(), applied: applied.contains(&m.version) })
         .collect())
 }
 

@@ -32,7 +32,9 @@ const READERS: u32 = 4;
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Another process has it.
-    #[error("{path} is in use by {holder}. The memory gate belongs to one process: stop that one, or give this one another [store] path")]
+    #[error(
+        "{path} is in use by {holder}. The memory gate belongs to one process: stop that one, or give this one another [store] path"
+    )]
     Held {
         /// The database.
         path: String,

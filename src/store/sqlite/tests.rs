@@ -67,7 +67,8 @@ async fn a_call_is_opened_moved_and_ended_once() {
 
     let ended = store.apply(change(&call.id, END)).await.unwrap().unwrap();
     assert_eq!(ended.step, Step::End(Outcome::Completed, EndProof::Webhook));
-    let again = store.apply(change(&call.id, Event::Ended(Outcome::Failed, EndProof::Provider))).await.unwrap().unwrap();
+    let again =
+        store.apply(change(&call.id, Event::Ended(Outcome::Failed, EndProof::Provider))).await.unwrap().unwrap();
     assert_eq!(again.step, Step::Ignore);
     assert_eq!(again.record.outcome, Some(Outcome::Completed), "the first proof stays");
     assert_eq!(store.open_calls().await.unwrap(), []);
@@ -84,10 +85,7 @@ async fn an_end_that_comes_before_its_start_ends_the_start() {
     let call = new_call(&[]);
     store.open(call.clone()).await.unwrap();
     let created = Change { bind: sid(), ..change(&call.id, Event::Reached(Phase::Dialing)) };
-    assert_eq!(
-        store.apply(created).await.unwrap().unwrap().step,
-        Step::End(Outcome::Completed, EndProof::Webhook)
-    );
+    assert_eq!(store.apply(created).await.unwrap().unwrap().step, Step::End(Outcome::Completed, EndProof::Webhook));
     assert_eq!(store.keep_early(sid(), END, 3).await.unwrap(), Some(call.id), "from here on it is known");
 }
 

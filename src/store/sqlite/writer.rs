@@ -22,7 +22,10 @@ pub(super) struct Writer {
 
 /// A write, and whom to tell.
 trait Job: Send {
-    fn run<'c>(&'c mut self, connection: &'c mut SqliteConnection) -> BoxFuture<'c, std::result::Result<(), sqlx::Error>>;
+    fn run<'c>(
+        &'c mut self,
+        connection: &'c mut SqliteConnection,
+    ) -> BoxFuture<'c, std::result::Result<(), sqlx::Error>>;
     fn finish(self: Box<Self>, commit: Result<()>);
 }
 

@@ -1,0 +1,188 @@
+//! `listen.api`: one request from head to tail on one screen. Route → is it a create? → read → identify → place, or relay.
+
+pub mod route;
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use http::header::HOST;
+use http::{HeaderName, Request, StatusCode};
+use tracing::debug;
+
+use crate::calls::Calls;
+use crate::calls::place::CreateOrder;
+use crate::net::headers::strip_hop_by_hop;
+use crate::net::{BodyError, Exchange, Handler, HostRule, RelayError, RelayTarget, relay, relay_with_body};
+use crate::policy::{Facts, Marks};
+use crate::provider::account::Account;
+use crate::provider::select::{Document, Message};
+use crate::provider::sign::sha256_hex;
+use crate::reply::{Code, Manner, Refusal, json_answer, problem, refusal};
+use route::{may_create, operation, route};
+
+/// The largest body of a create, in bytes. ElevenLabs' carry overrides and dynamic variables, Twilio's at most 4,000
+/// characters of TwiML: a megabyte is generous.
+pub const CREATE_BYTES_MAX: usize = 1024 * 1024;
+
+/// The header by which an app names the business; never sent on.
+pub const BUSINESS_HEADER: HeaderName = HeaderName::from_static("x-business-id");
+
+/// The handler of `listen.api`.
+pub struct Proxy {
+    /// What places calls.
+    pub calls: Calls,
+}
+
+#[async_trait]
+impl Handler for Proxy {
+    async fn handle(&self, exchange: &mut Exchange) {
+        if exchange.path() == "/health" {
+            return exchange.respond(json_answer(StatusCode::OK, &serde_json::json!({"status": "ok"}))).await;
+        }
+        let (kind, status) = self.answer(exchange).await;
+        self.calls.lifecycle.metrics.request("api", kind, status);
+    }
+}
+
+impl Proxy {
+    /// Answers, and says what it was and with which status.
+    async fn answer(&self, exchange: &mut Exchange) -> (&'static str, u16) {
+        let path = exchange.path().to_owned();
+        let Some(to) = route(&self.calls.accounts, exchange.host(), &path) else {
+            let mounts: Vec<String> = self.calls.accounts.keys().map(|name| format!("/{name}/…")).collect();
+            let message = format!("Nothing is mounted at this path. Known: {}", mounts.join(", "));
+            exchange.respond(problem(StatusCode::NOT_FOUND, "UNKNOWN_ROUTE", &message)).await;
+            return ("unknown", 404);
+        };
+        let (account, business, path) = (to.account.clone(), to.business.map(str::to_owned), to.path.to_owned());
+        let target = self.target(exchange, &account, &path);
+        if exchange.is_upgrade() || !may_create(&account.provider, exchange.method(), &path) {
+            return ("relay", self.relay(exchange, &account, target).await);
+        }
+        let bytes = match exchange.read_body(CREATE_BYTES_MAX).await {
+            Ok(bytes) => bytes,
+            Err(BodyError::TooLarge { limit }) => {
+                let what = Refusal::new(Code::BodyTooLarge, format!("A create has at most {limit} bytes."));
+                return ("create", self.refuse(exchange, &account, &what).await);
+            }
+            Err(error) => {
+                debug!(%error, "a create's body did not arrive");
+                return ("create", 0);
+            }
+        };
+        let body = Document::decode(exchange.header("content-type"), &bytes);
+        let query: Vec<(String, String)> =
+            form_urlencoded::parse(exchange.query().unwrap_or_default().as_bytes()).into_owned().collect();
+        let headers = exchange.headers().clone();
+        let message = Message { body: &body, query: &query, path: &BTreeMap::new(), headers: &headers };
+        let Some(operation) = operation(&account.provider, exchange.method(), &path, &message).cloned() else {
+            return match relay_with_body(exchange, &self.calls.upstream, target, bytes).await {
+                Ok(relayed) => ("relay", relayed.status.as_u16()),
+                Err(error) => ("relay", self.unreachable(exchange, &account, &error).await),
+            };
+        };
+        let facts = match self.facts(&account, &operation, business.as_deref(), &message) {
+            Ok(facts) => facts,
+            Err(what) => {
+                let reason = what.code.metric_reason(&account.provider.refusal);
+                self.calls.lifecycle.metrics.refused(reason, "unknown");
+                return ("create", self.refuse(exchange, &account, &what).await);
+            }
+        };
+        let mut request = Request::new(bytes);
+        *request.method_mut() = exchange.method().clone();
+        match crate::provider::account::join(&target.base, &target.path_and_query).parse() {
+            Ok(uri) => *request.uri_mut() = uri,
+            Err(_) => {
+                let what = Refusal::new(Code::InvalidRequest, "The request's path cannot be sent on.");
+                return ("create", self.refuse(exchange, &account, &what).await);
+            }
+        }
+        *request.headers_mut() = headers;
+        strip_hop_by_hop(request.headers_mut());
+        for gone in [HOST, BUSINESS_HEADER] {
+            request.headers_mut().remove(gone);
+        }
+        let sdk_sleeps = sdk_sleeps(exchange, &account);
+        let response = self.calls.place(CreateOrder { account, operation, facts, request, body, sdk_sleeps }).await;
+        let status = response.status().as_u16();
+        exchange.respond(response).await;
+        ("create", status)
+    }
+
+    fn target(&self, exchange: &Exchange, account: &Account, path: &str) -> RelayTarget {
+        let path_and_query = match exchange.query() {
+            Some(query) => format!("{path}?{query}"),
+            None => path.to_owned(),
+        };
+        RelayTarget {
+            base: account.upstream.clone(),
+            path_and_query,
+            set_headers: vec![],
+            remove_headers: vec![BUSINESS_HEADER],
+            host: HostRule::Upstream,
+        }
+    }
+
+    fn facts(
+        &self,
+        account: &Account,
+        operation: &crate::provider::description::Operation,
+        business: Option<&str>,
+        message: &Message<'_>,
+    ) -> Result<Facts, Refusal> {
+        let policy = self.calls.lifecycle.policy.load();
+        let read = operation.facts.read(message);
+        let api_key = account.provider.api_key.as_ref().and_then(|s| s.text(message));
+        let marks = Marks {
+            header: message.headers.get(BUSINESS_HEADER).and_then(|v| v.to_str().ok()),
+            path: business,
+            agent: read.agent.as_deref(),
+            number: read.own_number.as_deref(),
+            account: Some(account.name.as_str()),
+            api_key_sha256: api_key.map(|key| sha256_hex(key.as_bytes())),
+        };
+        let business = policy
+            .identify(&marks)
+            .map_err(|error| Refusal::new(Code::UnknownBusiness, format!("Not dialled: {error}.")))?;
+        Ok(Facts {
+            plan: policy.plan_of(&business),
+            business,
+            account: account.name.clone(),
+            provider: account.provider.name.clone(),
+            carrier: account.carrier.clone().filter(|_| operation.carried),
+            direction: operation.direction,
+            operation: operation.name.clone(),
+            agent: read.agent,
+            own_number: read.own_number,
+            other_number: read.other_number,
+        })
+    }
+
+    async fn relay(&self, exchange: &mut Exchange, account: &Account, target: RelayTarget) -> u16 {
+        match relay(exchange, &self.calls.upstream, target).await {
+            Ok(relayed) => relayed.status.as_u16(),
+            Err(error) => self.unreachable(exchange, account, &error).await,
+        }
+    }
+
+    async fn unreachable(&self, exchange: &mut Exchange, account: &Account, error: &RelayError) -> u16 {
+        let message = format!("{} cannot be reached: {error}", account.provider.name);
+        self.refuse(exchange, account, &Refusal::new(Code::UpstreamUnreachable, message)).await
+    }
+
+    async fn refuse(&self, exchange: &mut Exchange, account: &Account, what: &Refusal) -> u16 {
+        let cap = self.calls.settings.sdk_retry_after_max_secs;
+        let retry_after_max_secs = sdk_sleeps(exchange, account).then_some(cap);
+        let response = refusal(what, Manner { shape: &account.provider.refusal, retry_after_max_secs });
+        let status = response.status().as_u16();
+        exchange.respond(response).await;
+        status
+    }
+}
+
+/// Whether the client is an SDK that sleeps on `Retry-After` inside the app's request.
+fn sdk_sleeps(exchange: &Exchange, account: &Account) -> bool {
+    let shown = account.provider.refusal.sdk_sleeps_header.as_deref();
+    shown.is_some_and(|name| exchange.headers().contains_key(name))
+}

@@ -1,0 +1,45 @@
+//! Simulated providers: ElevenLabs Agents and Twilio Voice in one process, speaking their wire
+//! formats, with calls that ring, talk and end, webhooks that arrive or do not, and counts of
+//! their own.
+//!
+//! This is the oracle of the tests and the stage of `ringfence simulate` and `ringfence demo`:
+//! what it counts is the truth that ringfence is measured by, so it shares no code with the
+//! parts that it judges (not even the signatures).
+//!
+//! ```text
+//! door ──► server ──► engine (lock, clock, deliveries) ──► world (state machine; knows no socket, no wait)
+//!                                                            ├─ elevenlabs, records, batch   requests → answers
+//!                                                            ├─ twilio, twilio_list          requests → answers
+//!                                                            ├─ inbound                      calls from outside, TwiML
+//!                                                            └─ webhooks                     what is sent, and lost
+//! ```
+
+mod batch;
+mod call;
+mod chance;
+mod control;
+mod counts;
+mod door;
+mod elevenlabs;
+mod engine;
+mod fault;
+mod inbound;
+mod monitor;
+mod records;
+mod server;
+mod settings;
+pub mod sign;
+mod transcription;
+mod twilio;
+mod twilio_list;
+mod webhooks;
+mod wire;
+mod world;
+
+pub use call::{CallView, Outcome};
+pub use control::Control;
+pub use counts::Counts;
+pub use fault::{Fault, FaultKind, Operation, Provider};
+pub use inbound::{Inbound, Via};
+pub use server::Simulator;
+pub use settings::{Millis, SimSettings};

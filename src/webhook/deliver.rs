@@ -1,0 +1,199 @@
+//! Telling the app: durable, retried, in the provider's own bytes.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Value};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+use ulid::Ulid;
+
+use crate::calls::Calls;
+use crate::net::Upstream;
+use crate::net::headers::strip_hop_by_hop;
+use crate::provider::account::Account;
+use crate::provider::sign::{Scheme, without_fragment};
+use crate::store::Delivery;
+
+/// Pauses between tries, in seconds. After the last the delivery is given up and stays on record with its error.
+pub const BACKOFF_SECS: [i64; 8] = [1, 5, 15, 60, 300, 900, 3600, 3 * 3600];
+/// How long the app may take.
+const TIMEOUT: Duration = Duration::from_secs(15);
+/// Deliveries under way at once.
+const AT_ONCE: u32 = 32;
+
+/// A notification as the app gets it: bytes and provider headers untouched, a URL-bound signature made anew.
+#[expect(clippy::too_many_arguments, reason = "one call site; each is a fact of one request")]
+pub fn compose(
+    event_id: &str,
+    url: &str,
+    signed_url: &str,
+    method: &str,
+    account: &Account,
+    scheme: Scheme,
+    headers: &HeaderMap,
+    form: Option<&[(String, String)]>,
+    body: &Bytes,
+) -> Delivery {
+    let id = format!("dl_{}", Ulid::new().to_string().to_lowercase());
+    let mut url = without_fragment(url).to_owned();
+    let mut signed_url = without_fragment(signed_url).to_owned();
+    let (mut form, mut body) = (form, body.to_vec());
+    if method.eq_ignore_ascii_case("GET")
+        && let Some(pairs) = form
+    {
+        // The app asked for GET: what came as a form goes as a query.
+        let query = form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs).finish();
+        for one in [&mut url, &mut signed_url] {
+            one.push(if one.contains('?') { '&' } else { '?' });
+            one.push_str(&query);
+        }
+        (form, body) = (None, Vec::new());
+    }
+    let mut kept = headers.clone();
+    strip_hop_by_hop(&mut kept);
+    for gone in [HOST, CONTENT_LENGTH] {
+        kept.remove(gone);
+    }
+    if body.is_empty() {
+        kept.remove(CONTENT_TYPE);
+    }
+    if let Some((name, value)) = super::resigned(account, scheme, &signed_url, form) {
+        kept.insert(name, value);
+    }
+    if let Ok(value) = HeaderValue::try_from(&id) {
+        kept.insert("x-ringfence-delivery", value);
+    }
+    Delivery {
+        id,
+        event_id: event_id.to_owned(),
+        url,
+        method: method.to_ascii_uppercase(),
+        headers: super::kept_headers(&kept),
+        body,
+        attempts: 0,
+    }
+}
+
+/// Sends a delivery once. The app has it when it answers with 2xx.
+pub async fn send(upstream: &Upstream, delivery: &Delivery) -> Result<(), String> {
+    let mut request = Request::new(Bytes::from(delivery.body.clone()));
+    *request.method_mut() = delivery.method.parse::<Method>().map_err(|e| e.to_string())?;
+    *request.uri_mut() = delivery.url.parse().map_err(|e: http::uri::InvalidUri| e.to_string())?;
+    for (name, value) in &delivery.headers {
+        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+            request.headers_mut().append(name, value);
+        }
+    }
+    match upstream.fetch(request, 1024 * 1024, TIMEOUT).await {
+        Ok(response) if response.status().is_success() => Ok(()),
+        Ok(response) => Err(format!("the app answered {}", response.status().as_u16())),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Delivers what is due until it is told to stop. What is left is due again after a restart.
+pub async fn run(calls: Calls, wake: Arc<Notify>, stop: CancellationToken) {
+    loop {
+        let now_ms = calls.lifecycle.clock.now_ms();
+        let due = calls.lifecycle.store.due_deliveries(now_ms, AT_ONCE).await.unwrap_or_else(|error| {
+            warn!(%error, "the outbox cannot be read");
+            vec![]
+        });
+        let idle = due.is_empty();
+        let mut under_way = tokio::task::JoinSet::new();
+        for delivery in due {
+            let calls = calls.clone();
+            under_way.spawn(async move { one(&calls, &delivery).await });
+        }
+        while under_way.join_next().await.is_some() {}
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = wake.notified() => {}
+            () = tokio::time::sleep(Duration::from_millis(if idle { 1_000 } else { 0 })) => {}
+        }
+    }
+}
+
+async fn one(calls: &Calls, delivery: &Delivery) {
+    let result = send(&calls.upstream, delivery).await;
+    let now_ms = calls.lifecycle.clock.now_ms();
+    let noted = match result {
+        Ok(()) => {
+            calls.lifecycle.metrics.delivery("done");
+            Ok(())
+        }
+        Err(error) => {
+            let pause_secs = BACKOFF_SECS.get(delivery.attempts as usize);
+            calls.lifecycle.metrics.delivery(if pause_secs.is_some() { "retry" } else { "given_up" });
+            warn!(delivery = delivery.id, event = delivery.event_id, attempt = delivery.attempts + 1, %error, "a webhook did not reach the app");
+            Err((error, pause_secs.map(|secs| now_ms + secs * 1000)))
+        }
+    };
+    if let Err(error) = calls.lifecycle.store.delivered(&delivery.id, now_ms, noted).await {
+        warn!(%error, "a delivery's result could not be recorded; it is sent again");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// JSON without the texts that make it large: `full_audio` is never built.
+pub struct Skimmed(pub Value);
+
+impl<'de> Deserialize<'de> for Skimmed {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        d.deserialize_any(Skim).map(Skimmed)
+    }
+}
+
+struct Skim;
+
+impl<'de> Visitor<'de> for Skim {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+    fn visit_bool<E>(self, v: bool) -> Result<Value, E> {
+        Ok(v.into())
+    }
+    fn visit_i64<E>(self, v: i64) -> Result<Value, E> {
+        Ok(v.into())
+    }
+    fn visit_u64<E>(self, v: u64) -> Result<Value, E> {
+        Ok(v.into())
+    }
+    fn visit_f64<E>(self, v: f64) -> Result<Value, E> {
+        Ok(v.into())
+    }
+    fn visit_str<E>(self, v: &str) -> Result<Value, E> {
+        Ok(v.into())
+    }
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
+        let mut list = Vec::new();
+        while let Some(Skimmed(one)) = seq.next_element()? {
+            list.push(one);
+        }
+        Ok(Value::Array(list))
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let mut object = Map::new();
+        while let Some(key) = map.next_key::<String>()? {
+            if key == "full_audio" {
+                map.next_value::<IgnoredAny>()?;
+            } else {
+                let Skimmed(value) = map.next_value()?;
+                object.insert(key, value);
+            }
+        }
+        Ok(Value::Object(object))
+    }
+}
