@@ -11,6 +11,7 @@ pub mod net;
 pub mod policy;
 pub mod provider;
 pub mod proxy;
+pub mod reconcile;
 pub mod reply;
 pub mod simulate;
 pub mod store;

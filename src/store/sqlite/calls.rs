@@ -5,7 +5,7 @@ use sqlx::sqlite::{SqlitePool, SqliteRow};
 use sqlx::{Row as _, SqliteConnection};
 
 use super::super::{Applied, CallRecord, Change, NewCall, Opened};
-use crate::call::{Event, Origin, Outcome, Phase, Step, next, stronger};
+use crate::call::{Direction, Event, Outcome, Phase, Step, next, stronger};
 use crate::clock::UnixMs;
 use crate::ids::{AccountName, Alias, BusinessId, CallId};
 use crate::policy::Facts;
@@ -207,7 +207,7 @@ pub(super) async fn apply(c: &mut SqliteConnection, change: Change) -> Sql<Optio
         Step::Renew => record.deadline_at = change.deadlines.of_ms(record.phase).map(|ms| change.at_ms + ms),
         Step::End(outcome, proof) => {
             // A call that was refused ended for want of capacity, whatever its provider calls it.
-            let refused = record.overrun && record.origin == Origin::Webhook;
+            let refused = record.overrun && record.facts.direction == Direction::Inbound;
             let outcome = if refused { Outcome::Capacity } else { outcome };
             record.phase = Phase::Ended;
             record.phase_at = change.at_ms;

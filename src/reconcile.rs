@@ -1,0 +1,456 @@
+//! Leases and calls against the provider's truth.
+//!
+//! One loop an account. It asks for the account's live calls: often where the provider sends no timely end, where an event was
+//! never promised or where a limit is full; seldom otherwise. It settles ends that no webhook told, orders whose outcome is
+//! unknown and calls that are past their deadline, and it counts calls that ringfence did not place.
+//!
+//! Nothing is freed by the clock alone: a call that is due is asked for. "No such call" proves an end only if it is said twice,
+//! [`Settings::absent_twice_within`](crate::calls::Settings) apart. Only an account that cannot be asked ends its calls at their
+//! deadline.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::call::{Direction, EndProof, Event, Origin, Outcome, Phase};
+use crate::calls::inbound::Arrival;
+use crate::calls::lookup::{Found, Listed, LookedUp};
+use crate::calls::{AskError, Calls};
+use crate::ids::{Alias, CallId};
+use crate::policy::Bound;
+use crate::provider::account::Account;
+use crate::provider::description::OWN_ID_KIND;
+use crate::store::{CallRecord, Change, Opened, Result};
+
+/// How often an account is asked when nothing presses; the pace where something does is the provider description's.
+const CALM: Duration = Duration::from_secs(15);
+/// Every so many sweeps the list is read whatever the count says: one call may have ended as another began.
+const DEEP_EVERY: u32 = 5;
+/// A live call's record is written at most so often only to say that it was seen.
+const SEEN_EVERY_MS: i64 = 30_000;
+/// How long an inbound call may wait for the id that its account knows it by before a foreign call may be told from it.
+const UNBOUND_MS: i64 = 30_000;
+
+/// The pace of an account's sweeps.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    /// Overrides the provider description, for every account.
+    pub sweep: Option<Duration>,
+}
+
+/// What the last sweep of an account saw.
+#[derive(Debug, Clone, Default, serde::Serialize)]
+pub struct Seen {
+    /// Live calls as the provider counts or lists them.
+    pub provider_live: usize,
+    /// When, in milliseconds since 1970.
+    pub at_ms: i64,
+    /// The error of the last try, if it failed.
+    pub error: Option<String>,
+}
+
+/// What the sweeps saw, by account.
+pub type Sightings = Arc<std::sync::Mutex<BTreeMap<String, Seen>>>;
+
+/// The sweeper of one account.
+pub struct Sweeper {
+    calls: Calls,
+    account: Arc<Account>,
+    pace: Pace,
+    sightings: Sightings,
+    sweeps: u32,
+    /// Live calls that nobody knew at the last sweep.
+    strangers: HashSet<String>,
+    /// Ids that were looked at and take no slot (web sessions).
+    no_phone: HashSet<String>,
+    failing: bool,
+}
+
+impl Sweeper {
+    /// A sweeper that has not swept.
+    pub fn new(calls: Calls, account: Arc<Account>, pace: Pace, sightings: Sightings) -> Self {
+        Self {
+            calls,
+            account,
+            pace,
+            sightings,
+            sweeps: 0,
+            strangers: HashSet::new(),
+            no_phone: HashSet::new(),
+            failing: false,
+        }
+    }
+
+    /// Sweeps until it is told to stop.
+    pub async fn run(mut self, stop: CancellationToken) {
+        loop {
+            let pause = self.turn().await;
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    /// One sweep; the pause until the next.
+    pub async fn turn(&mut self) -> Duration {
+        let open = match self.calls.lifecycle.store.open_calls().await {
+            Ok(open) => open,
+            Err(error) => {
+                warn!(%error, "the open calls cannot be read");
+                return CALM;
+            }
+        };
+        let name = self.account.name.clone();
+        let mine: Vec<CallRecord> = open
+            .into_iter()
+            .filter(|call| call.facts.account == name || call.facts.carrier.as_ref() == Some(&name))
+            .collect();
+        if self.account.can_ask() {
+            let result = self.sweep(&mine).await;
+            self.note(result);
+        }
+        for call in mine.iter().filter(|call| call.facts.account == name) {
+            self.settle_if_due(call).await;
+        }
+        self.pause(&mine).await
+    }
+
+    /// How long to wait: the description's pace while something presses.
+    async fn pause(&self, mine: &[CallRecord]) -> Duration {
+        if let Some(fixed) = self.pace.sweep {
+            return fixed;
+        }
+        let quick = Duration::from_secs(2);
+        let own = Duration::from_secs(self.account.provider.sweep_secs.max(1));
+        if mine.is_empty() {
+            return CALM;
+        }
+        let presses = mine.iter().any(|c| c.polled || c.unsettled || c.overrun) || self.some_limit_is_full(mine).await;
+        if presses { own.min(quick) } else { own }
+    }
+
+    async fn some_limit_is_full(&self, mine: &[CallRecord]) -> bool {
+        let Ok(counts) = self.calls.lifecycle.gate.counts().await else { return false };
+        let policy = self.calls.lifecycle.policy.load();
+        mine.iter().flat_map(|call| policy.bindings(&call.facts)).any(|binding| match binding.bound {
+            Bound::Concurrent(n) => counts.by_key.get(&binding.key).is_some_and(|held| *held >= n),
+            Bound::Rate(_) => false,
+        })
+    }
+
+    fn note(&mut self, result: std::result::Result<usize, AskError>) {
+        let account = self.account.name.as_str();
+        let at_ms = self.calls.lifecycle.clock.now_ms();
+        let (label, seen) = match result {
+            Ok(live) => {
+                self.calls.lifecycle.metrics.provider_live(account, live);
+                if std::mem::take(&mut self.failing) {
+                    info!(account, "the provider answers sweeps again");
+                }
+                ("ok", Seen { provider_live: live, at_ms, error: None })
+            }
+            Err(error) => {
+                // Once a change of state, not once a sweep.
+                if !std::mem::replace(&mut self.failing, true) {
+                    warn!(account, %error, "the provider cannot be asked for its live calls; ends come by webhook alone");
+                }
+                ("failed", Seen { provider_live: 0, at_ms, error: Some(error.to_string()) })
+            }
+        };
+        self.calls.lifecycle.metrics.sweep(account, label);
+        self.sightings.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(account.to_owned(), seen);
+    }
+
+    /// Compares the account's live calls with ours. Returns how many the provider has.
+    async fn sweep(&mut self, mine: &[CallRecord]) -> std::result::Result<usize, AskError> {
+        let Some(list) = &self.account.provider.list else { return Ok(0) };
+        let kind = list.id.kind.clone();
+        let visible: HashMap<&str, &CallRecord> =
+            mine.iter().filter_map(|call| Some((call.alias(&kind)?, call))).collect();
+        self.sweeps = self.sweeps.wrapping_add(1);
+        if !self.sweeps.is_multiple_of(DEEP_EVERY)
+            && let Some(live) = self.calls.count_live(&self.account).await?
+            && live == visible.len()
+        {
+            return Ok(live);
+        }
+        let listed = self.calls.list_live(&self.account).await?;
+        let live: HashMap<&str, &Listed> = listed.iter().map(|one| (one.alias.id.as_str(), one)).collect();
+        for (id, call) in &visible {
+            match live.get(id) {
+                Some(one) => self.seen(call, one.event).await,
+                None => self.missing(call).await,
+            }
+        }
+        let unknown: Vec<&Listed> = listed.iter().filter(|one| !visible.contains_key(one.alias.id.as_str())).collect();
+        self.meet_strangers(mine, &kind, &unknown).await;
+        Ok(listed.len())
+    }
+
+    /// The provider lists a call of ours as live.
+    async fn seen(&self, call: &CallRecord, event: Option<Event>) {
+        let now_ms = self.calls.lifecycle.clock.now_ms();
+        let Some(Event::Reached(phase)) = event else { return };
+        let fresh = call.seen_at + SEEN_EVERY_MS > now_ms && call.absent_at.is_none() && !call.unsettled;
+        if fresh && phase <= call.phase {
+            return;
+        }
+        // A list may lag behind a webhook; what it says can renew a phase, never take one back.
+        let change = Change {
+            event: Some(Event::Reached(phase.max(call.phase))),
+            absent: Some(false),
+            unsettled: Some(false),
+            ..self.calls.lifecycle.change(&call.id, "poll")
+        };
+        log(self.calls.lifecycle.apply(change).await);
+    }
+
+    /// A call of ours is not among the live ones: its own record decides.
+    async fn missing(&self, call: &CallRecord) {
+        let now_ms = self.calls.lifecycle.clock.now_ms();
+        let grace_ms = i64::try_from(self.calls.settings.grace.as_millis()).unwrap_or(i64::MAX);
+        if call.phase_at + grace_ms > now_ms {
+            return;
+        }
+        self.ask_about(call).await;
+    }
+
+    /// Asks for one call and applies what its record says.
+    async fn ask_about(&self, call: &CallRecord) {
+        match self.calls.look_up(call).await {
+            Ok(LookedUp::Found(found)) => self.found(call, found).await,
+            Ok(LookedUp::Absent) => self.absent(call).await,
+            Err(error) => debug!(call = %call.id, %error, "a call cannot be looked up"),
+        }
+    }
+
+    async fn found(&self, call: &CallRecord, found: Found) {
+        let bind = found.aliases.into_iter().filter(|a| a.kind != OWN_ID_KIND).collect();
+        let event = found.event.map(|event| match event {
+            Event::Reached(phase) => Event::Reached(phase.max(call.phase)),
+            end => end,
+        });
+        let change = Change {
+            event,
+            bind,
+            absent: Some(false),
+            unsettled: Some(false),
+            ..self.calls.lifecycle.change(&call.id, "poll")
+        };
+        log(self.calls.lifecycle.apply(change).await);
+    }
+
+    /// The provider has no such call. Said twice, far enough apart, it is over.
+    async fn absent(&self, call: &CallRecord) {
+        let now_ms = self.calls.lifecycle.clock.now_ms();
+        let apart_ms = i64::try_from(self.calls.settings.absent_twice_within.as_millis()).unwrap_or(i64::MAX);
+        match call.absent_at {
+            Some(first) if first + apart_ms <= now_ms => {
+                let outcome = if call.unsettled { Outcome::NotCreated } else { Outcome::Failed };
+                log(self.calls.lifecycle.end(&call.id, outcome, EndProof::Deadline, "poll").await);
+            }
+            Some(_) => {}
+            None => {
+                let change = Change { absent: Some(true), ..self.calls.lifecycle.change(&call.id, "poll") };
+                log(self.calls.lifecycle.apply(change).await);
+            }
+        }
+    }
+
+    /// A call past its deadline, or one whose create is unknown, is asked for; where nobody can be asked it ends at its
+    /// deadline.
+    async fn settle_if_due(&self, call: &CallRecord) {
+        let now_ms = self.calls.lifecycle.clock.now_ms();
+        let due = call.deadline_at.is_some_and(|at| at <= now_ms);
+        let grace_ms = i64::try_from(self.calls.settings.grace.as_millis()).unwrap_or(i64::MAX);
+        let waits = (call.unsettled || call.absent_at.is_some()) && call.phase_at + grace_ms <= now_ms;
+        if !due && !waits {
+            return;
+        }
+        let can_ask = self.calls.accounts_of(call).iter().any(|a| a.can_ask());
+        let known = self
+            .calls
+            .accounts_of(call)
+            .iter()
+            .any(|a| a.can_ask() && a.provider.lookup.as_ref().is_some_and(|l| call.alias(&l.needs).is_some()));
+        if known {
+            self.ask_about(call).await;
+        } else if can_ask && call.origin == Origin::Order {
+            self.search(call).await;
+        } else if due {
+            info!(call = %call.id, "nobody can be asked about a call past its deadline");
+            log(self.calls.lifecycle.end(&call.id, Outcome::Failed, EndProof::Deadline, "poll").await);
+        }
+    }
+
+    /// A create whose answer was lost: searched for at the provider.
+    async fn search(&self, call: &CallRecord) {
+        let found = match self.calls.find(&self.account, call).await {
+            Ok(found) => found,
+            Err(error) => return debug!(call = %call.id, %error, "a lost create cannot be searched for"),
+        };
+        for one in found {
+            let known = self.calls.lifecycle.store.resolve(std::slice::from_ref(&one.alias)).await;
+            if !matches!(known, Ok(None)) {
+                continue;
+            }
+            info!(call = %call.id, "the call of a lost answer was found at its provider");
+            let change = Change {
+                event: one.event,
+                bind: vec![one.alias],
+                absent: Some(false),
+                unsettled: Some(false),
+                ..self.calls.lifecycle.change(&call.id, "poll")
+            };
+            return log(self.calls.lifecycle.apply(change).await);
+        }
+        self.absent(call).await;
+    }
+
+    /// Live calls that no record of ours has by this account's id: ours under another id, or foreign. They are met only at
+    /// their second sight, and not while an order of ours waits for the id that would tell it from them.
+    async fn meet_strangers(&mut self, mine: &[CallRecord], kind: &str, unknown: &[&Listed]) {
+        let now_ms = self.calls.lifecycle.clock.now_ms();
+        let waiting = mine.iter().any(|call| {
+            call.facts.account == self.account.name
+                && call.alias(kind).is_none()
+                && (call.phase == Phase::Reserved || call.phase_at + UNBOUND_MS > now_ms)
+        });
+        let before = std::mem::take(&mut self.strangers);
+        for one in unknown {
+            let id = one.alias.id.clone();
+            if self.no_phone.contains(&id) {
+                continue;
+            }
+            if !before.contains(&id) || (waiting && !self.is_ours(&one.alias).await) {
+                self.strangers.insert(id);
+                continue;
+            }
+            if let Err(error) = self.meet(one).await {
+                debug!(%error, "a call at the provider cannot be looked at");
+                self.strangers.insert(id);
+            }
+        }
+        // Ids of ended web sessions are not kept.
+        let live: HashSet<&str> = unknown.iter().map(|one| one.alias.id.as_str()).collect();
+        self.no_phone.retain(|id| live.contains(id.as_str()));
+    }
+
+    /// Whether the provider's record carries an id of ours.
+    async fn is_ours(&self, alias: &Alias) -> bool {
+        matches!(self.calls.look_up_alias(&self.account, alias).await,
+            Ok(LookedUp::Found(found)) if found.aliases.iter().any(|a| a.kind == OWN_ID_KIND))
+    }
+
+    async fn meet(&mut self, one: &Listed) -> std::result::Result<(), AskError> {
+        let store = &self.calls.lifecycle.store;
+        if !matches!(store.resolve(std::slice::from_ref(&one.alias)).await, Ok(None)) {
+            // Ended a moment ago, or of the other account's making; the list lags.
+            return Ok(());
+        }
+        let found = match self.calls.look_up_alias(&self.account, &one.alias).await? {
+            LookedUp::Found(found) => found,
+            LookedUp::Absent => return Ok(()),
+        };
+        let Some(Event::Reached(phase)) = found.event.or(one.event) else { return Ok(()) };
+        if !found.phone {
+            self.no_phone.insert(one.alias.id.clone());
+            return Ok(());
+        }
+        let (own, mut aliases): (Vec<Alias>, Vec<Alias>) =
+            found.aliases.into_iter().partition(|a| a.kind == OWN_ID_KIND);
+        aliases.push(one.alias.clone());
+        let known = match own.first().and_then(|a| CallId::parse(&a.id)) {
+            Some(call) => Some(call),
+            None => store.resolve(&aliases).await.unwrap_or_default(),
+        };
+        if let Some(call) = known {
+            let change = Change {
+                event: Some(Event::Reached(phase)),
+                bind: aliases.clone(),
+                unsettled: Some(false),
+                ..self.calls.lifecycle.change(&call, "poll")
+            };
+            if let Ok(Some(_)) = self.calls.lifecycle.apply(change).await {
+                return Ok(());
+            }
+        }
+        self.adopt(one, found.facts, aliases, phase).await;
+        Ok(())
+    }
+
+    /// A call that ringfence did not place is counted in the account it uses.
+    async fn adopt(
+        &self,
+        one: &Listed,
+        facts: crate::provider::description::CallFacts,
+        aliases: Vec<Alias>,
+        phase: Phase,
+    ) {
+        let arrival = Arrival {
+            account: self.account.clone(),
+            operation: "sweep".to_owned(),
+            direction: one.direction,
+            facts,
+            aliases,
+            phase,
+            refusable: false,
+            origin: Origin::Foreign,
+        };
+        if one.direction == Direction::Inbound {
+            // Nobody could be asked before it was answered: over capacity it is hung up by the account's means.
+            return log(self.calls.arrive(arrival).await);
+        }
+        let id = CallId::new();
+        let mut call = self.calls.lifecycle.new_call(&id, self.calls.facts_of(&arrival), Origin::Foreign, phase);
+        call.aliases = arrival.aliases;
+        call.polled = true;
+        match self.calls.lifecycle.adopt(call).await {
+            Ok(Opened::New(_)) => info!(call = %id, account = %self.account.name, "a foreign call is counted"),
+            Ok(Opened::Known(_)) => {}
+            Err(error) => warn!(%error, "a foreign call could not be recorded"),
+        }
+    }
+}
+
+fn log<T>(result: Result<T>) {
+    if let Err(error) = result {
+        warn!(%error, "the sweep could not record what it saw; it tries again");
+    }
+}
+
+/// Rebuilds the gate from the record: every open call holds its slot again, every recent create its token.
+pub async fn rebuild(calls: &Calls) -> Result<usize> {
+    let lifecycle = &calls.lifecycle;
+    let policy = lifecycle.policy.load_full();
+    let open = lifecycle.store.open_calls().await?;
+    let count = open.len();
+    let away = |e: crate::gate::GateAway| crate::store::StoreError::Failed(e.to_string());
+    for call in open {
+        let bindings = policy.bindings(&call.facts);
+        // The lease is the record's; nothing is sent under it here.
+        let _lease = lifecycle.gate.adopt(&call.id, bindings, call.admitted_at, call.overrun).await.map_err(away)?;
+    }
+    let longest_ms = policy
+        .settings()
+        .limits
+        .iter()
+        .map(|l| l.bound)
+        .chain(policy.settings().accounts.iter().filter_map(|a| a.rate.map(Bound::Rate)));
+    let window_ms = longest_ms
+        .filter_map(|b| match b {
+            Bound::Rate(rate) => Some(rate.window_ms),
+            Bound::Concurrent(_) => None,
+        })
+        .max()
+        .unwrap_or(60_000)
+        .min(24 * 3_600_000);
+    let sent = lifecycle.store.admitted_since(lifecycle.clock.now_ms() - window_ms).await?;
+    let sent = sent.into_iter().map(|(at_ms, facts)| (at_ms, policy.bindings(&facts))).collect();
+    lifecycle.gate.replay_rates(sent).await.map_err(away)?;
+    Ok(count)
+}
