@@ -34,7 +34,7 @@ packages() {
     # An update that fails is no reason to stop: the packages may be known already.
     apt update || true
     if ! apt install --yes --no-install-recommends "$@"; then
-        tail -n 15 "$log" >&2
+        tail -n 5 "$log" >&2
         rm -f "$log"
         die "apt-get could not install: $*" \
             "its last lines are above; without a network (or behind a proxy apt does not know) it cannot reach the mirrors"
@@ -67,7 +67,7 @@ rust() {
     command -v cargo >/dev/null || PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
     command -v cargo >/dev/null ||
         die "there is no cargo on PATH or in ${CARGO_HOME:-$HOME/.cargo}/bin" \
-            "install Rust from https://rustup.rs, then run this again"
+            "install Rust from https://rustup.rs, then run this again${SUDO_USER:+; if $SUDO_USER has it, without sudo}"
     wanted=$(sed -n 's/^rust-version *= *"\(.*\)"/\1/p' "$root/Cargo.toml")
     found=$(rustc --version | cut -d ' ' -f 2) ||
         die "rustc does not run" "rustup default stable"
