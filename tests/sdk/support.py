@@ -41,7 +41,12 @@ class Program:
         self.log = Path(cwd) / f"{arguments[0]}.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [BINARY, *arguments], cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log
+                [BINARY, *arguments],
+                cwd=cwd,
+                env={name: value for name, value in os.environ.items() if not name.startswith("RINGFENCE_")},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
             )
         try:
             line = self.process.stdout.readline()
@@ -144,8 +149,11 @@ class Fenced(unittest.TestCase):
 
     def config(self, webhooks):
         return f"""
+mode = "enforce"
 public_url = "http://{webhooks}"
-app_url = "{self.app.url}"
+
+[app]
+forward_url = "{self.app.url}"
 
 [listen]
 api = "127.0.0.1:0"
@@ -153,7 +161,7 @@ webhooks = "{webhooks}"
 admin = "127.0.0.1:0"
 
 [store]
-url = "sqlite://{self.folder}/ringfence.db"
+path = "ringfence.db"
 
 [accounts.elevenlabs]
 provider = "elevenlabs"
