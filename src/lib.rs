@@ -3,6 +3,7 @@
 pub mod call;
 pub mod calls;
 pub mod clock;
+pub mod config;
 pub mod gate;
 pub mod ids;
 pub mod lifecycle;

@@ -1,0 +1,397 @@
+//! The config as written → each module's own settings. Unknown keys are errors; every mistake is listed at once.
+//!
+//! [`read`] walks the TOML, [`report`] draws mistakes, [`policy`] and [`accounts`] read the larger sections. Every key has an
+//! environment name: `RINGFENCE_` and its path in capitals (`RINGFENCE_LISTEN_API`).
+
+mod accounts;
+mod policy;
+mod read;
+pub mod report;
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Uri;
+use toml::de::DeTable;
+
+use crate::call::Deadlines;
+use crate::calls::place::SEND_WITHIN;
+use crate::calls::{self};
+use crate::ids::AccountName;
+use crate::policy::Settings as PolicySettings;
+use crate::provider::Registry;
+use crate::provider::account::Account;
+use crate::provider::secret::Secret;
+use crate::reply::SDK_RETRY_AFTER_MAX_SECS;
+use crate::webhook::{self, InboundMode};
+use read::{Env, Source, Table};
+use report::{Diagnostic, Report, Severity};
+
+/// The keys of the root.
+const ROOT_KEYS: &[&str] = &["mode", "concurrent", "rate", "per_business", "public_url", "providers_dir"];
+
+/// Everything that the program is built from.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Limits, plans, businesses.
+    pub policy: PolicySettings,
+    /// Accounts by name.
+    pub accounts: BTreeMap<AccountName, Arc<Account>>,
+    /// Where it listens.
+    pub listen: Listen,
+    /// What is asked of providers.
+    pub calls: calls::Settings,
+    /// What providers post.
+    pub webhooks: webhook::Settings,
+    /// How long a call may stay in a phase without news.
+    pub deadlines: Deadlines,
+    /// How often an account is asked; the description's pace unless given.
+    pub sweep: Option<Duration>,
+    /// How long an exchange is read after the app was answered.
+    pub late_answer: Duration,
+    /// How long a drain waits.
+    pub drain: Duration,
+    /// The store.
+    pub store: StoreSettings,
+    /// The secret of HS256 tokens on `listen.admin`.
+    pub token_secret: Option<Secret>,
+    /// Tokens and signatures are required.
+    pub strict: Strict,
+    /// How logs are written.
+    pub log: LogSettings,
+    /// A PEM file with roots that are trusted beside the public ones.
+    pub extra_ca: Option<PathBuf>,
+}
+
+/// Addresses of the listeners.
+#[derive(Debug, Clone)]
+pub struct Listen {
+    /// Apps.
+    pub api: SocketAddr,
+    /// Providers.
+    pub webhooks: SocketAddr,
+    /// Operators.
+    pub admin: SocketAddr,
+    /// Certificate and key, for `api` and `webhooks`.
+    pub tls: Option<(PathBuf, PathBuf)>,
+    /// Whose `X-Forwarded-*` headers are believed.
+    pub trusted_peers: crate::net::TrustedPeers,
+}
+
+/// Why signatures and tokens are required, or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Strict {
+    /// `public_url` is set.
+    PublicUrl,
+    /// A listener is not on loopback.
+    NotLoopback,
+    /// Nothing reaches us from outside.
+    No,
+}
+
+impl Strict {
+    /// Whether they are required.
+    pub fn is_strict(self) -> bool {
+        self != Strict::No
+    }
+
+    /// The reason, for `check` and the first log line.
+    pub fn because(self) -> &'static str {
+        match self {
+            Strict::PublicUrl => "strict: public_url is set, so signatures and tokens are required",
+            Strict::NotLoopback => "strict: a listener is not on loopback, so signatures and tokens are required",
+            Strict::No => "lenient: no public_url and every listener on loopback, so unsigned webhooks are taken where no secret is configured",
+        }
+    }
+}
+
+/// The store.
+#[derive(Debug, Clone)]
+pub struct StoreSettings {
+    /// The SQLite file.
+    pub path: PathBuf,
+    /// Brings the schema up to date at start.
+    pub migrate_on_start: bool,
+    /// Ended calls, webhooks and refusals older than this are forgotten.
+    pub retention_days: u32,
+}
+
+/// How logs are written.
+#[derive(Debug, Clone)]
+pub struct LogSettings {
+    /// JSON, a line an event.
+    pub json: bool,
+    /// As `RUST_LOG` takes it.
+    pub filter: String,
+}
+
+/// A config with its mistakes. `config` is there if none of them is an error.
+#[derive(Debug)]
+pub struct Loaded {
+    /// What was meant.
+    pub config: Option<Config>,
+    /// What is wrong.
+    pub diagnostics: Vec<Diagnostic>,
+    /// Every key that was asked for; `*` stands for names that the operator chose.
+    pub keys: Vec<String>,
+}
+
+impl Loaded {
+    /// Whether it cannot be used.
+    pub fn has_errors(&self) -> bool {
+        self.diagnostics.iter().any(|d| d.severity == Severity::Error)
+    }
+}
+
+/// Reads a config from its text. `folder` is where relative paths start.
+pub fn load(text: &str, folder: &std::path::Path, env: Env<'_>) -> Loaded {
+    let report = Report::default();
+    let (parsed, errors) = DeTable::parse_recoverable(text);
+    for error in &errors {
+        let title = error.message().lines().next().unwrap_or("not TOML").to_owned();
+        report.error("E001", error.span(), title, "");
+    }
+    let source = Source { report: &report, env, asked: RefCell::default(), root_keys: ROOT_KEYS };
+    let root = Table::root(source, parsed.get_ref());
+    let config = read_all(&root, folder);
+    root.finish();
+    let keys = root.asked();
+    drop(root);
+    let diagnostics = report.finish();
+    let broken = diagnostics.iter().any(|d| d.severity == Severity::Error);
+    Loaded { config: config.filter(|_| !broken), diagnostics, keys }
+}
+
+fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
+    let registry = registry(root, folder);
+    let public_url = root.parsed("public_url", url);
+    let (accounts, account_limits) = accounts::read(root, registry.as_ref());
+    let policy = policy::read(root, account_limits);
+    let listen = listen(root, folder);
+    let app = root.table("app");
+    let (forward_url, app_public_url) = (app.parsed("forward_url", url), app.parsed("public_url", url));
+    app.finish();
+
+    let inbound = root.table("inbound");
+    let modes = [("front", InboundMode::Front), ("app", InboundMode::App)];
+    let inbound_mode = inbound.word("mode", &modes).unwrap_or(InboundMode::App);
+    let inbound_account = inbound.parsed("account", |t| AccountName::parse(t).map_err(|e| e.to_string()));
+    if let Some(name) = inbound_account.as_ref().filter(|n| !accounts.contains_key(*n)) {
+        let title = format!("`inbound.account` is {name}, but there is no [accounts.{name}]");
+        root.report().error("E022", inbound.span("account"), title, "");
+    }
+    let agents = inbound.table("agents").named_texts();
+    let extra_paths = [("twilio.voice", "voice_paths"), ("twilio.status", "status_paths")]
+        .into_iter()
+        .filter_map(|(webhook, key)| Some((webhook.to_owned(), inbound.texts(key)?)))
+        .collect();
+    let when_full = policy::when_full(&inbound);
+    inbound.finish();
+
+    let timeouts = root.table("timeouts");
+    let secs = |table: &Table<'_>, key: &str, range, default: u64| {
+        Duration::from_secs(table.number(key, range).unwrap_or(default))
+    };
+    let create_timeout = secs(&timeouts, "create_secs", 1..=300, 60);
+    let late_answer = secs(&timeouts, "late_answer_secs", 1..=3600, 300);
+    let send_within = secs(&timeouts, "send_within_secs", 1..=60, SEND_WITHIN.as_secs());
+    let ask_timeout = secs(&timeouts, "ask_secs", 1..=60, 10);
+    let drain = secs(&timeouts, "drain_secs", 0..=3600, 30);
+    timeouts.finish();
+
+    let reconcile = root.table("reconcile");
+    let sweep = reconcile.number("sweep_ms", 50..=600_000).map(Duration::from_millis);
+    let absent_twice_within = secs(&reconcile, "absent_twice_secs", 1..=3600, 60);
+    let grace = Duration::from_millis(reconcile.number("grace_ms", 0..=60_000).unwrap_or(3_000));
+    reconcile.finish();
+
+    let deadlines = deadlines(root, create_timeout);
+    let refusal = root.table("refusal");
+    let sdk_retry_after_max_secs =
+        refusal.count("sdk_retry_after_max_secs", 1..=60).unwrap_or(SDK_RETRY_AFTER_MAX_SECS);
+    refusal.finish();
+
+    let (store, log) = (store(root, folder), log(root));
+    let admin = root.table("admin");
+    let token_secret = admin.secret("token_secret");
+    admin.finish();
+    let upstream = root.table("upstream");
+    let extra_ca = upstream.text("ca_file").map(|p| folder.join(p));
+    upstream.finish();
+
+    let listen = listen?;
+    let outside = [listen.api, listen.webhooks, listen.admin].iter().any(|a| !a.ip().is_loopback());
+    let strict = match (&public_url, outside) {
+        (Some(_), _) => Strict::PublicUrl,
+        (None, true) => Strict::NotLoopback,
+        (None, false) => Strict::No,
+    };
+    if strict.is_strict() && token_secret.is_none() && !listen.admin.ip().is_loopback() {
+        let title = "listen.admin is not on loopback, and there is no admin.token_secret";
+        root.report().error("E041", None, title, "set [admin] token_secret, or listen on 127.0.0.1");
+    }
+    if inbound_mode == InboundMode::Front && !accounts.values().any(|a| a.provider.front.is_some()) {
+        let title = "inbound.mode is \"front\", but no account's provider can connect calls";
+        root.report().error("E042", None, title, "add an account of provider \"elevenlabs\"");
+    }
+    accounts::warn(root.report(), &accounts, public_url.is_some(), strict);
+    let mut policy = policy?;
+    if let Some(when_full) = when_full {
+        policy.when_full = when_full;
+    }
+    Some(Config {
+        policy,
+        accounts,
+        listen,
+        calls: calls::Settings {
+            create_timeout,
+            send_within,
+            ask_timeout,
+            absent_twice_within,
+            grace,
+            public_url: public_url.as_ref().map(|u| u.to_string().trim_end_matches('/').to_owned()),
+            sdk_retry_after_max_secs,
+            inbound_account,
+        },
+        webhooks: webhook::Settings {
+            public_url,
+            forward_url,
+            app_public_url,
+            strict: strict.is_strict(),
+            inbound_mode,
+            agents,
+            extra_paths,
+        },
+        deadlines,
+        sweep,
+        late_answer: late_answer.max(create_timeout),
+        drain,
+        store,
+        token_secret,
+        strict,
+        log,
+        extra_ca,
+    })
+}
+
+fn url(text: &str) -> Result<Uri, String> {
+    let uri: Uri = text.parse().map_err(|e| format!("{text:?} is no URL: {e}"))?;
+    match (uri.scheme_str(), uri.authority()) {
+        (Some("http" | "https"), Some(_)) => Ok(uri),
+        _ => Err(format!("{text:?} must start with http:// or https:// and a host")),
+    }
+}
+
+fn registry(root: &Table<'_>, folder: &std::path::Path) -> Option<Registry> {
+    let files = match root.text("providers_dir") {
+        None => vec![],
+        Some(dir) => match read_dir(&folder.join(&dir)) {
+            Ok(files) => files,
+            Err(error) => {
+                root.report().error("E011", root.span("providers_dir"), format!("cannot read {dir}: {error}"), "");
+                vec![]
+            }
+        },
+    };
+    match Registry::new(&files) {
+        Ok(registry) => Some(registry),
+        Err(bad) => {
+            for one in bad {
+                root.report().error("E020", root.span("providers_dir"), one.to_string(), "");
+            }
+            None
+        }
+    }
+}
+
+fn read_dir(dir: &std::path::Path) -> std::io::Result<Vec<(String, String)>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|e| e == "toml") {
+            files.push((path.display().to_string(), std::fs::read_to_string(&path)?));
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn listen(root: &Table<'_>, folder: &std::path::Path) -> Option<Listen> {
+    let table = root.table("listen");
+    let address = |key: &str, default: &str| {
+        let parse = |text: &str| {
+            let full = if text.starts_with(':') { format!("127.0.0.1{text}") } else { text.to_owned() };
+            full.parse::<SocketAddr>().map_err(|_| format!("{text:?} is no address: write 127.0.0.1:8080 or [::1]:8080"))
+        };
+        if table.has(key) { table.parsed(key, parse) } else { table.text(key).or(Some(default.to_owned())).and_then(|t| parse(&t).ok()) }
+    };
+    let (api, webhooks, admin) =
+        (address("api", "127.0.0.1:8080"), address("webhooks", "127.0.0.1:8081"), address("admin", "127.0.0.1:9900"));
+    let (cert, key) = (table.text("tls_cert"), table.text("tls_key"));
+    let tls = match (cert, key) {
+        (Some(cert), Some(key)) => Some((folder.join(cert), folder.join(key))),
+        (None, None) => None,
+        (Some(_), None) | (None, Some(_)) => {
+            let title = "listen.tls_cert and listen.tls_key belong together";
+            root.report().error("E004", table.span("tls_cert").or(table.span("tls_key")), title, "");
+            None
+        }
+    };
+    let peers = table.texts("trusted_peers").unwrap_or_default();
+    let trusted_peers = crate::net::TrustedPeers::parse(&peers).unwrap_or_else(|error| {
+        root.report().error("E003", table.span("trusted_peers"), format!("`listen.trusted_peers`: {error}"), "");
+        crate::net::TrustedPeers::default()
+    });
+    table.finish();
+    Some(Listen { api: api?, webhooks: webhooks?, admin: admin?, tls, trusted_peers })
+}
+
+fn deadlines(root: &Table<'_>, create_timeout: Duration) -> Deadlines {
+    let table = root.table("deadlines");
+    let default = Deadlines::default();
+    let secs = |key: &str, default: u32| table.count(key, 1..=86_400).unwrap_or(default);
+    let deadlines = Deadlines {
+        reserved_secs: secs("reserved_secs", default.reserved_secs),
+        queued_secs: secs("queued_secs", default.queued_secs),
+        dialing_secs: secs("dialing_secs", default.dialing_secs),
+        ringing_secs: secs("ringing_secs", default.ringing_secs),
+        live_secs: secs("live_secs", default.live_secs),
+    };
+    if u64::from(deadlines.reserved_secs) <= create_timeout.as_secs() {
+        let title = format!(
+            "deadlines.reserved_secs ({}) must be longer than timeouts.create_secs ({})",
+            deadlines.reserved_secs,
+            create_timeout.as_secs()
+        );
+        let help = "a create that is still under way would be looked up as lost";
+        root.report().error("E040", table.span("reserved_secs"), title, help);
+    }
+    table.finish();
+    deadlines
+}
+
+fn store(root: &Table<'_>, folder: &std::path::Path) -> StoreSettings {
+    let table = root.table("store");
+    let settings = StoreSettings {
+        path: folder.join(table.text("path").unwrap_or_else(|| "ringfence.db".to_owned())),
+        migrate_on_start: table.flag("migrate_on_start").unwrap_or(true),
+        retention_days: table.count("retention_days", 1..=3650).unwrap_or(30),
+    };
+    table.finish();
+    settings
+}
+
+fn log(root: &Table<'_>) -> LogSettings {
+    let table = root.table("log");
+    let json = table.word("format", &[("text", false), ("json", true)]).unwrap_or(false);
+    let filter = table.text("filter").unwrap_or_else(|| "info".to_owned());
+    table.finish();
+    LogSettings { json, filter }
+}
+
+#[cfg(test)]
+mod tests;
