@@ -27,8 +27,11 @@ pub(super) fn read(
     }
     table.finish();
     // The only account that can carry another's calls is its carrier, unless said otherwise.
-    let carriers: Vec<AccountName> =
-        accounts.values().filter(|a: &&Account| a.provider.terminate.contains_key("hangup")).map(|a| a.name.clone()).collect();
+    let carriers: Vec<AccountName> = accounts
+        .values()
+        .filter(|a: &&Account| a.provider.terminate.contains_key("hangup"))
+        .map(|a| a.name.clone())
+        .collect();
     let mut done = BTreeMap::new();
     for (name, mut account) in accounts {
         let wants = account.provider.terminate.values().any(|t| t.carrier.is_some());
@@ -37,9 +40,11 @@ pub(super) fn read(
         }
         // A call that a known carrier carries can be ended there, which destroys nothing.
         if account.terminate.is_empty() {
-            let means = account.provider.terminate.iter().find(|(means, t)| {
-                *means == "hangup" || (t.carrier.is_some() && account.carrier.is_some())
-            });
+            let means = account
+                .provider
+                .terminate
+                .iter()
+                .find(|(means, t)| *means == "hangup" || (t.carrier.is_some() && account.carrier.is_some()));
             account.terminate = means.map(|(name, _)| name.clone()).into_iter().collect();
         }
         if let Some(carrier) = account.carrier.as_ref().filter(|c| !carriers.contains(c)) {
@@ -88,27 +93,13 @@ fn account(name: &str, table: &Table<'_>, registry: Option<&Registry>) -> Option
     let (name, provider) = (account_name?, provider?);
     let upstream = upstream.or_else(|| provider.upstream.parse().ok())?;
     let limits = AccountLimits { name: name.clone(), concurrent, rate, business };
-    let account = Account {
-        name,
-        provider,
-        upstream,
-        secrets,
-        webhook_secrets,
-        shared_keys,
-        webhook_tokens,
-        terminate,
-        carrier,
-    };
+    let account =
+        Account { name, provider, upstream, secrets, webhook_secrets, shared_keys, webhook_tokens, terminate, carrier };
     Some((account, limits))
 }
 
 /// What will not work, said once, before the first call.
-pub(super) fn warn(
-    report: &Report,
-    accounts: &BTreeMap<AccountName, Arc<Account>>,
-    public_url: bool,
-    strict: Strict,
-) {
+pub(super) fn warn(report: &Report, accounts: &BTreeMap<AccountName, Arc<Account>>, public_url: bool, strict: Strict) {
     if accounts.is_empty() {
         report.error("E004", None, "there is no account", "write [accounts.elevenlabs] or [accounts.twilio]");
     }
@@ -119,8 +110,13 @@ pub(super) fn warn(
     for account in accounts.values() {
         let name = &account.name;
         if !account.can_ask() {
-            let missing: Vec<&str> =
-                account.provider.secrets.iter().filter(|k| !account.secrets.contains_key(*k)).map(String::as_str).collect();
+            let missing: Vec<&str> = account
+                .provider
+                .secrets
+                .iter()
+                .filter(|k| !account.secrets.contains_key(*k))
+                .map(String::as_str)
+                .collect();
             let title = format!(
                 "account {name} has no {}: lost ends are settled by deadline alone, nothing can be hung up",
                 missing.join(" and no ")

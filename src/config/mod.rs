@@ -104,7 +104,9 @@ impl Strict {
         match self {
             Strict::PublicUrl => "strict: public_url is set, so signatures and tokens are required",
             Strict::NotLoopback => "strict: a listener is not on loopback, so signatures and tokens are required",
-            Strict::No => "lenient: no public_url and every listener on loopback, so unsigned webhooks are taken where no secret is configured",
+            Strict::No => {
+                "lenient: no public_url and every listener on loopback, so unsigned webhooks are taken where no secret is configured"
+            }
         }
     }
 }
@@ -325,9 +327,14 @@ fn listen(root: &Table<'_>, folder: &std::path::Path) -> Option<Listen> {
     let address = |key: &str, default: &str| {
         let parse = |text: &str| {
             let full = if text.starts_with(':') { format!("127.0.0.1{text}") } else { text.to_owned() };
-            full.parse::<SocketAddr>().map_err(|_| format!("{text:?} is no address: write 127.0.0.1:8080 or [::1]:8080"))
+            full.parse::<SocketAddr>()
+                .map_err(|_| format!("{text:?} is no address: write 127.0.0.1:8080 or [::1]:8080"))
         };
-        if table.has(key) { table.parsed(key, parse) } else { table.text(key).or(Some(default.to_owned())).and_then(|t| parse(&t).ok()) }
+        if table.has(key) {
+            table.parsed(key, parse)
+        } else {
+            table.text(key).or(Some(default.to_owned())).and_then(|t| parse(&t).ok())
+        }
     };
     let (api, webhooks, admin) =
         (address("api", "127.0.0.1:8080"), address("webhooks", "127.0.0.1:8081"), address("admin", "127.0.0.1:9900"));

@@ -69,7 +69,12 @@ fn businesses(root: &Table<'_>, plans: &BTreeMap<String, Plan>) -> (Vec<Business
                 let rule = Rule::WORDS.iter().find(|(w, _)| w == word).map(|(_, rule)| *rule);
                 if rule.is_none() {
                     let title = format!("`businesses.identify_by` names {word:?}");
-                    root.report().error("E005", table.span("identify_by"), title, &format!("known: {}", known.join(", ")));
+                    root.report().error(
+                        "E005",
+                        table.span("identify_by"),
+                        title,
+                        &format!("known: {}", known.join(", ")),
+                    );
                 }
                 rule
             })
@@ -133,7 +138,12 @@ fn limit(table: &Table<'_>) -> Option<Limit> {
     let report = table.report();
     let name = table.text("name");
     if name.is_none() {
-        report.error("E004", table.span("name"), "a limit needs a name", "write name = \"…\": refusals and metrics show it");
+        report.error(
+            "E004",
+            table.span("name"),
+            "a limit needs a name",
+            "write name = \"…\": refusals and metrics show it",
+        );
     }
     let pers = [
         ("all", Per::All),
@@ -189,9 +199,7 @@ pub(super) fn when_full(table: &Table<'_>) -> Option<WhenFull> {
     let (say, language, forward) = (inner.text("say"), inner.text("language"), inner.text("forward"));
     inner.finish();
     match (say, forward) {
-        (Some(text), None) => {
-            Some(WhenFull::Say { text, language: language.unwrap_or_else(|| "en-US".to_owned()) })
-        }
+        (Some(text), None) => Some(WhenFull::Say { text, language: language.unwrap_or_else(|| "en-US".to_owned()) }),
         (None, Some(number)) => Some(WhenFull::Forward { number }),
         _ => {
             let title = format!("`{}` is one of busy, say or forward", table.path_of("when_full"));

@@ -85,8 +85,11 @@ impl<'a> Table<'a> {
 
     /// `RINGFENCE_ACCOUNTS_TWILIO_CONCURRENT`.
     pub fn env_name(&self, key: &str) -> String {
-        let name: String =
-            self.path_of(key).chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' }).collect();
+        let name: String = self
+            .path_of(key)
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' })
+            .collect();
         format!("RINGFENCE_{name}")
     }
 
@@ -107,7 +110,9 @@ impl<'a> Table<'a> {
     fn wrong(&self, key: &str, found: &Found<'_>, wanted: &str) {
         let (span, what) = match found {
             Found::Env(name, value) => (None, format!("environment variable {name} is {value:?}")),
-            Found::File(value) => (Some(value.span()), format!("`{}` is a {}", self.path_of(key), value.get_ref().type_str())),
+            Found::File(value) => {
+                (Some(value.span()), format!("`{}` is a {}", self.path_of(key), value.get_ref().type_str()))
+            }
         };
         self.report().error("E002", span, format!("{what}, but must be {wanted}"), "");
     }
@@ -129,7 +134,9 @@ impl<'a> Table<'a> {
     pub fn parsed<T>(&self, key: &str, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
         let text = self.text(key)?;
         parse(&text)
-            .map_err(|error| self.report().error("E003", self.span(key), format!("`{}`: {error}", self.path_of(key)), ""))
+            .map_err(|error| {
+                self.report().error("E003", self.span(key), format!("`{}`: {error}", self.path_of(key)), "")
+            })
             .ok()
     }
 
@@ -194,12 +201,16 @@ impl<'a> Table<'a> {
     pub fn texts(&self, key: &str) -> Option<Vec<String>> {
         let found = self.find(key)?;
         match &found {
-            Found::Env(_, value) => Some(value.split(',').map(|t| t.trim().to_owned()).filter(|t| !t.is_empty()).collect()),
+            Found::Env(_, value) => {
+                Some(value.split(',').map(|t| t.trim().to_owned()).filter(|t| !t.is_empty()).collect())
+            }
             Found::File(value) => {
                 if let Some(one) = value.get_ref().as_str() {
                     return Some(vec![one.to_owned()]);
                 }
-                let list = value.get_ref().as_array().map(|list| list.iter().map(|v| v.get_ref().as_str().map(str::to_owned)).collect::<Option<Vec<_>>>());
+                let list = value.get_ref().as_array().map(|list| {
+                    list.iter().map(|v| v.get_ref().as_str().map(str::to_owned)).collect::<Option<Vec<_>>>()
+                });
                 let list = list.flatten();
                 if list.is_none() {
                     self.wrong(key, &found, "a list of texts");
@@ -370,10 +381,8 @@ impl<'a> Table<'a> {
             // TOML files a key under the last [table] above it, which is not what people mean who add it at the end.
             if !self.path.is_empty() && self.source.root_keys.contains(&name.as_ref()) {
                 found.label = format!("…so this is read as {}", self.path_of(name));
-                found.context = self
-                    .header
-                    .clone()
-                    .map(|span| (span, format!("everything below belongs to [{}]…", self.path)));
+                found.context =
+                    self.header.clone().map(|span| (span, format!("everything below belongs to [{}]…", self.path)));
                 found.help = Some(format!("move `{name}` above the first [table]"));
             }
             self.report().add(found);

@@ -249,31 +249,41 @@ impl Connection {
         self.linger(session).await;
     }
 
-    /// Ends a connection on which bytes may still be arriving.
+    /// Ends a connection, or an HTTP/2 stream, on which bytes may still be arriving.
+    ///
+    /// A stream is not reset at once either: clients should keep an answer that was complete before the reset (RFC 9113
+    /// §8.1), but curl before version 8 forgets it.
     async fn linger(&self, session: ServerSession) {
-        let mut io = match session {
-            ServerSession::H1(session) => session.into_inner(),
-            // A stream, not a connection: ended by its END_STREAM, the unread rest is reset.
-            other => return drop(other.finish().await),
-        };
-        if AsyncWriteExt::shutdown(&mut io).await.is_err() {
-            return;
-        }
         let mut stop = self.shared.stop.subscribe();
         let draining = async {
             let _ = stop.wait_for(|stop| *stop).await;
             tokio::time::sleep(LINGER_DRAINING).await;
         };
-        let discard = async {
-            let mut buffer = vec![0; 16 * 1024];
-            while let Ok(Ok(1..)) = tokio::time::timeout(LINGER_IDLE, io.read(&mut buffer)).await {}
-        };
         tokio::select! {
-            () = discard => {}
+            () = discard(session) => {}
             () = draining => {}
             () = tokio::time::sleep(LINGER) => {}
         }
     }
+}
+
+/// Says that nothing more is coming, and reads until the other side says so or falls silent.
+async fn discard(mut session: ServerSession) {
+    if session.finish_body().await.is_err() {
+        return;
+    }
+    let mut io = match session {
+        ServerSession::H1(session) => session.into_inner(),
+        mut other => {
+            while let Ok(Ok(Some(_))) = tokio::time::timeout(LINGER_IDLE, other.read_request_body()).await {}
+            return;
+        }
+    };
+    if AsyncWriteExt::shutdown(&mut io).await.is_err() {
+        return;
+    }
+    let mut buffer = vec![0; 16 * 1024];
+    while let Ok(Ok(1..)) = tokio::time::timeout(LINGER_IDLE, io.read(&mut buffer)).await {}
 }
 
 /// HTTP/2 only: pingora spawns one of these calls per stream.
@@ -286,10 +296,14 @@ impl HttpServerApp for Connection {
     ) -> Option<ReusedHttpStream> {
         // A client that opens no window for the body of its answer; the connection's own stalls are seen by `Watched`.
         session.set_write_timeout(Some(self.shared.settings.write_timeout));
-        if let Over::InOrder(session) | Over::Unread(session) = self.answer(session).await
-            && let Err(error) = session.finish().await
-        {
-            tracing::debug!(peer = %self.peer, %error, "HTTP/2 stream broke");
+        match self.answer(session).await {
+            Over::Closed => {}
+            Over::Unread(session) => self.linger(*session).await,
+            Over::InOrder(session) => {
+                if let Err(error) = session.finish().await {
+                    tracing::debug!(peer = %self.peer, %error, "HTTP/2 stream broke");
+                }
+            }
         }
         None
     }

@@ -8,100 +8,125 @@
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
 use h2::SendStream;
+use pingora::ErrorType::{WriteError, WriteTimedout};
 use pingora::http::ResponseHeader;
-use pingora::protocols::http::{HttpTask, ServerSession, v2};
+use pingora::protocols::http::{HttpTask, ServerSession};
+use pingora::{Error, OrErr};
 
 /// A session whose two directions can be driven by two futures of one task.
-pub(super) struct Downstream<'a>(Mutex<&'a mut ServerSession>);
+pub(super) struct Downstream<'a> {
+    halves: Mutex<Halves<'a>>,
+    stall: Duration,
+}
 
-/// The answer's way to the client, after its head was written.
-pub(super) enum Writer {
-    Http1,
-    Http2 { stream: SendStream<Bytes>, stall: Duration },
+struct Halves<'a> {
+    session: &'a mut ServerSession,
+    /// HTTP/2: the answer's way to the client, after its head was written.
+    stream: Option<SendStream<Bytes>>,
 }
 
 impl<'a> Downstream<'a> {
-    pub(super) fn new(session: &'a mut ServerSession) -> Self {
-        Downstream(Mutex::new(session))
+    /// `stall` is how long an HTTP/2 client may give no room for more of the answer.
+    pub(super) fn new(session: &'a mut ServerSession, stall: Duration) -> Self {
+        Downstream { halves: Mutex::new(Halves { session, stream: None }), stall }
     }
 
-    fn session(&self) -> MutexGuard<'_, &'a mut ServerSession> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn halves(&self) -> MutexGuard<'_, Halves<'a>> {
+        self.halves.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The next piece of the request's body; `None` at its end.
     pub(super) async fn read(&self) -> pingora::Result<Option<Bytes>> {
-        poll_fn(|cx| pin!(self.session().read_request_body()).poll(cx)).await
+        poll_fn(|cx| pin!(self.halves().session.read_request_body()).poll(cx)).await
     }
 
     /// Waits until the client goes away; what is left of the body is dropped.
     pub(super) async fn gone(&self) {
         let mut body_done = false;
         loop {
-            match poll_fn(|cx| pin!(self.session().read_body_or_idle(body_done)).poll(cx)).await {
-                Ok(Some(_)) => {}
-                Ok(None) => body_done = true,
-                Err(_) => return,
+            let next = poll_fn(|cx| {
+                let mut halves = self.halves();
+                body_done |= halves.session.is_body_done();
+                match &mut halves.stream {
+                    // Once the stream is taken out of the session, only the stream knows of a reset.
+                    Some(stream) if body_done => stream.poll_reset(cx).map(|_| None),
+                    _ => pin!(halves.session.read_body_or_idle(body_done)).poll(cx).map(Some),
+                }
+            });
+            match next.await {
+                Some(Ok(Some(_))) => {}
+                Some(Ok(None)) => body_done = true,
+                Some(Err(_)) | None => return,
             }
         }
     }
 
     /// Writes the head of the answer. With `end` there is no body.
-    pub(super) async fn head(&self, head: ResponseHeader, end: bool, stall: Duration) -> pingora::Result<Writer> {
-        let mut head = Some(Box::new(head));
+    pub(super) async fn head(&self, head: ResponseHeader, end: bool) -> pingora::Result<()> {
         {
-            let mut session = self.session();
-            if let ServerSession::H2(session) = &mut **session {
-                if let Some(head) = head.take() {
-                    session.write_response_header(head, end)?;
-                }
-                if let Some(stream) = session.take_response_body_writer() {
-                    return Ok(Writer::Http2 { stream, stall });
-                }
-                return pingora::Error::e_explain(pingora::ErrorType::WriteError, "the answer was begun before");
+            let mut halves = self.halves();
+            if let ServerSession::H2(session) = &mut *halves.session {
+                session.write_response_header(Box::new(head), end)?;
+                halves.stream = session.take_response_body_writer();
+                return Ok(());
             }
-            if let Some(head) = head.take() {
-                session.send_downstream_proxy_task(HttpTask::Header(head, end));
-            }
+            halves.session.send_downstream_proxy_task(HttpTask::Header(Box::new(head), end));
         }
-        self.write_tasks().await?;
-        Ok(Writer::Http1)
+        self.write_tasks().await
     }
 
     /// Writes a piece of the answer's body.
-    pub(super) async fn chunk(&self, writer: &mut Writer, chunk: Bytes) -> pingora::Result<()> {
+    pub(super) async fn chunk(&self, chunk: Bytes) -> pingora::Result<()> {
         if chunk.is_empty() {
             return Ok(());
         }
-        match writer {
-            Writer::Http1 => {
-                self.session().send_downstream_proxy_task(HttpTask::Body(Some(chunk), false));
-                self.write_tasks().await
-            }
-            Writer::Http2 { stream, stall } => v2::write_body(stream, chunk, false, Some(*stall)).await,
+        let http2 = self.halves().stream.is_some();
+        if !http2 {
+            self.halves().session.send_downstream_proxy_task(HttpTask::Body(Some(chunk), false));
+            return self.write_tasks().await;
         }
+        let mut left = chunk;
+        while !left.is_empty() {
+            let room = poll_fn(|cx| match &mut self.halves().stream {
+                Some(stream) => {
+                    stream.reserve_capacity(left.len());
+                    stream.poll_capacity(cx)
+                }
+                None => Poll::Ready(None),
+            });
+            let room = match tokio::time::timeout(self.stall, room).await {
+                Ok(Some(room)) => room.or_err(WriteError, "waiting for room on an HTTP/2 stream")?,
+                Ok(None) => return Error::e_explain(WriteError, "the HTTP/2 stream is over"),
+                Err(_) => {
+                    return Error::e_explain(WriteTimedout, "the client gave no room on its HTTP/2 stream");
+                }
+            };
+            if let Some(stream) = &mut self.halves().stream {
+                let piece = left.split_to(room.min(left.len()));
+                stream.send_data(piece, false).or_err(WriteError, "writing to an HTTP/2 stream")?;
+            }
+        }
+        Ok(())
     }
 
     /// Ends the answer properly.
-    pub(super) async fn end(&self, writer: Writer) -> pingora::Result<()> {
-        match writer {
-            Writer::Http1 => {
-                self.session().send_downstream_proxy_task(HttpTask::Done);
-                self.write_tasks().await
+    pub(super) async fn end(&self) -> pingora::Result<()> {
+        {
+            let mut halves = self.halves();
+            if let Some(stream) = &mut halves.stream {
+                return stream.send_data(Bytes::new(), true).or_err(WriteError, "ending an HTTP/2 answer");
             }
-            Writer::Http2 { mut stream, .. } => v2::write_body(&mut stream, Bytes::new(), true, None).await,
+            halves.session.send_downstream_proxy_task(HttpTask::Done);
         }
+        self.write_tasks().await
     }
 
     async fn write_tasks(&self) -> pingora::Result<()> {
-        let write = |cx: &mut Context<'_>| -> Poll<pingora::Result<bool>> {
-            pin!(self.session().write_downstream_proxy_tasks()).poll(cx)
-        };
-        poll_fn(write).await.map(drop)
+        poll_fn(|cx| pin!(self.halves().session.write_downstream_proxy_tasks()).poll(cx)).await.map(drop)
     }
 }

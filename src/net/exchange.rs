@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, Version, header};
@@ -26,17 +27,45 @@ pub struct Exchange {
     /// Counts the request as in flight until it is answered or becomes a tunnel.
     in_flight: Option<TaskTrackerToken>,
     body: Option<Bytes>,
-    answered: bool,
-    /// The answer was begun and cannot be ended: only the connection's (or the stream's) end can tell the client.
-    torn: bool,
-    /// Where the body ends is not known any more, so nothing after it can be read.
-    body_lost: bool,
+    progress: Arc<Progress>,
 }
 
 enum State {
     Open(Box<ServerSession>),
     /// The connection has become a tunnel; its request is kept for those who still ask.
     Tunnelled(Box<RequestHeader>),
+}
+
+/// How far an exchange got. Set before the step and not after it, so that it stays true when a future is dropped half-way;
+/// shared, because a relay's two directions are two futures.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    /// Some of the body was taken.
+    pub(super) body_begun: Flag,
+    /// Where the body ends is not known any more, so nothing after it can be read.
+    pub(super) body_lost: Flag,
+    /// An answer was begun.
+    pub(super) answered: Flag,
+    /// The answer begun is not whole: only the connection's (or the stream's) end can tell the client.
+    pub(super) torn: Flag,
+}
+
+/// A bool seen by two futures of one task.
+#[derive(Debug, Default)]
+pub(super) struct Flag(AtomicBool);
+
+impl Flag {
+    pub(super) fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn clear(&self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// Why a body could not be had.
@@ -66,18 +95,7 @@ impl Exchange {
     ) -> Self {
         let in_flight = Some(shared.in_flight.token());
         let state = State::Open(Box::new(session));
-        Exchange {
-            state,
-            peer,
-            tls,
-            sight,
-            shared,
-            in_flight,
-            body: None,
-            answered: false,
-            torn: false,
-            body_lost: false,
-        }
+        Exchange { state, peer, tls, sight, shared, in_flight, body: None, progress: Arc::default() }
     }
 
     fn head(&self) -> &RequestHeader {
@@ -163,6 +181,11 @@ impl Exchange {
         if self.declared_length().is_some_and(|length| length > limit as u64) {
             return Err(BodyError::TooLarge { limit });
         }
+        if self.progress.body_begun.is_set() {
+            // An earlier reading was given up half-way: what is left must not pass for the whole.
+            return Err(BodyError::Broken);
+        }
+        self.progress.body_begun.set();
         self.send_continue().await;
         let deadline = self.shared.settings.body_timeout;
         let State::Open(session) = &mut self.state else {
@@ -194,7 +217,9 @@ impl Exchange {
                 Ok(body)
             }
             Err(error) => {
-                self.lose_body();
+                // pingora calls a broken body done, and would go on to read its rest as the next request.
+                self.progress.body_lost.set();
+                session.set_keepalive(None);
                 Err(error)
             }
         }
@@ -204,16 +229,17 @@ impl Exchange {
     /// afterwards (RFC 9112 §9.3). Failing to write is logged at debug, never returned: the client is gone. A second answer
     /// is ignored.
     pub async fn respond(&mut self, response: http::Response<Bytes>) {
-        if self.answered {
+        if self.is_answered() {
             return tracing::debug!("a second answer was given to one request");
         }
-        self.answered = true;
-        let draining = self.shared.draining();
+        self.progress.answered.set();
+        self.progress.torn.set();
+        let closing = self.shared.draining() || self.progress.body_lost.is_set();
         let bodiless = self.head().method == Method::HEAD || matches!(response.status().as_u16(), 204 | 304);
         let State::Open(session) = &mut self.state else {
             return;
         };
-        if draining {
+        if closing {
             session.set_keepalive(None);
         }
         let (head, body) = response.into_parts();
@@ -223,16 +249,16 @@ impl Exchange {
             let body = if bodiless { Bytes::new() } else { body };
             session.write_response_body(body, true).await
         };
-        if let Err(error) = written.await {
-            tracing::debug!(peer = %self.peer, %error, "cannot write an answer");
-            self.torn = true;
+        match written.await {
+            Ok(()) => self.progress.torn.clear(),
+            Err(error) => tracing::debug!(peer = %self.peer, %error, "cannot write an answer"),
         }
         self.in_flight = None;
     }
 
     /// Whether an answer was given, or at least begun.
     pub fn is_answered(&self) -> bool {
-        self.answered
+        self.progress.answered.is_set()
     }
 
     /// Waits until the client goes away. For waiters that should not wait for nobody; never a reason to abandon a create.
@@ -317,22 +343,8 @@ impl Exchange {
         }
     }
 
-    /// The body failed within: pingora calls it done then, and would go on to read its rest as the next request.
-    pub(super) fn lose_body(&mut self) {
-        self.body_lost = true;
-        if let State::Open(session) = &mut self.state {
-            session.set_keepalive(None);
-        }
-    }
-
-    /// An answer was begun by a relay.
-    pub(super) fn mark_answered(&mut self) {
-        self.answered = true;
-    }
-
-    /// The answer begun cannot be ended properly.
-    pub(super) fn mark_torn(&mut self) {
-        self.torn = true;
+    pub(super) fn progress(&self) -> Arc<Progress> {
+        self.progress.clone()
     }
 
     /// The connection closes after this answer.
@@ -341,7 +353,9 @@ impl Exchange {
             // An answer half written cannot be followed by anything.
             State::Open(session) => {
                 session.set_keepalive(None);
-                self.torn |= self.answered;
+                if self.progress.answered.is_set() {
+                    self.progress.torn.set();
+                }
             }
             State::Tunnelled(_) => {}
         }
@@ -356,7 +370,7 @@ impl Exchange {
         let head = Box::new(session.req_header().clone());
         let token = self.shared.tunnels.token();
         self.in_flight = None;
-        self.answered = true;
+        self.progress.answered.set();
         match std::mem::replace(&mut self.state, State::Tunnelled(head)) {
             State::Open(session) => Some((*session, self.sight.clone(), token)),
             State::Tunnelled(_) => None,
@@ -372,13 +386,13 @@ impl Exchange {
         let State::Open(mut session) = self.state else {
             return Over::Closed;
         };
-        if self.torn {
+        if self.progress.torn.is_set() {
             // HTTP/1: closed without the last chunk; HTTP/2: the stream is reset. Either way the client sees the cut.
             session.shutdown().await;
             return Over::Closed;
         }
         // A body nobody read would be taken for the next request (RFC 9112 §9.3); pingora said `Connection: close`.
-        if self.body_lost || !session.is_body_done() {
+        if self.progress.body_lost.is_set() || !session.is_body_done() {
             return Over::Unread(session);
         }
         Over::InOrder(session)

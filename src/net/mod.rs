@@ -12,10 +12,11 @@
 //! [`Upstream`]. Nothing of either appears in a public signature; replacing one of them ends here.
 //!
 //! Reading order: [`edge`] (life of the listener), `connection` (life of one connection), `refusal` (what is not let in),
-//! [`exchange`] (one request), [`headers`] (what may cross a hop), [`relay`] and `tunnel` (through), [`upstream`] (out).
+//! [`exchange`] (one request), [`headers`] (what may cross a hop), [`relay`](mod@relay), `stream` and `tunnel` (through), [`upstream`] (out).
 
 mod body;
 mod connection;
+mod connector;
 mod downstream;
 pub mod edge;
 pub mod exchange;
@@ -23,6 +24,7 @@ pub mod headers;
 mod io;
 mod refusal;
 pub mod relay;
+mod stream;
 pub mod tls;
 mod tunnel;
 pub mod upstream;

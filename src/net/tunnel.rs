@@ -11,7 +11,8 @@ use tokio::io::AsyncWriteExt;
 
 use super::body::Outgoing;
 use super::exchange::{Exchange, response_head};
-use super::relay::{RelayError, Relayed, stream_answer};
+use super::relay::{RelayError, Relayed};
+use super::stream::stream_answer;
 use super::upstream::{Upstream, UpstreamError};
 
 /// How long the other direction may go on once one has ended. WebSocket peers close both (RFC 6455 §7.1.1); this is for

@@ -6,25 +6,18 @@
 
 use std::error::Error as StdError;
 use std::fmt::Write as _;
-use std::future::Future;
 use std::path::PathBuf;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::uri::Scheme;
-use http::{Request, Response, Uri};
-use hyper::body::Incoming;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use http::{HeaderValue, Method, Request, Response, header};
+use hyper::body::{Body, Incoming};
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use pingora_rustls::{ClientConfig, RootCertStore, load_ca_file_into_store};
-use tower_service::Service;
 
 use super::body::{Outgoing, Unread, collect};
-use super::tls::install_crypto_provider;
+use super::connector::Connector;
 
 /// Limits and deadlines towards upstreams.
 #[derive(Debug, Clone)]
@@ -123,7 +116,8 @@ impl Upstream {
     /// # Errors
     /// [`UpstreamError::Settings`] when the CA file cannot be used.
     pub fn new(settings: UpstreamSettings) -> Result<Self, UpstreamError> {
-        let connector = Connector { inner: https(&settings)?, limit: settings.connect_timeout };
+        let connector =
+            Connector::new(settings.connect_timeout, settings.extra_ca.as_deref()).map_err(UpstreamError::Settings)?;
         let builder = |idle: Duration| {
             let mut builder = Client::builder(TokioExecutor::new());
             builder
@@ -204,10 +198,17 @@ async fn send(
     if uri.authority().is_none() || !(uri.scheme() == Some(&Scheme::HTTP) || uri.scheme() == Some(&Scheme::HTTPS)) {
         return Err(UpstreamError::Invalid(format!("{uri} is not an absolute http or https address")));
     }
-    if request.method() == http::Method::CONNECT {
+    if request.method() == Method::CONNECT {
         return Err(UpstreamError::Invalid("CONNECT is not for upstreams".to_owned()));
     }
     *request.version_mut() = http::Version::HTTP_11;
+    // The body says how long it is, and nobody else.
+    request.headers_mut().remove(header::TRANSFER_ENCODING);
+    request.headers_mut().remove(header::CONTENT_LENGTH);
+    if request.body().is_end_stream() && matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH) {
+        // RFC 9110 §8.6: no content is said, too, where content is expected; hyper would say nothing, and some answer 411.
+        request.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+    }
     client.request(request).await.map_err(|error| {
         let why = chain(&error);
         // The only classification hyper-util makes public, and the only one that proves anything.
@@ -224,54 +225,4 @@ fn chain(error: &dyn StdError) -> String {
         cause = error.source();
     }
     text
-}
-
-fn https(settings: &UpstreamSettings) -> Result<HttpsConnector<HttpConnector>, UpstreamError> {
-    install_crypto_provider();
-    let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-    if let Some(path) = &settings.extra_ca {
-        load_ca_file_into_store(path, &mut roots)
-            .map_err(|error| UpstreamError::Settings(format!("cannot use {} as a CA file: {error}", path.display())))?;
-    }
-    let mut tcp = HttpConnector::new();
-    tcp.enforce_http(false);
-    tcp.set_nodelay(true);
-    // A peer that vanished without a word would hold a tunnel or an event stream for ever.
-    tcp.set_keepalive(Some(Duration::from_secs(60)));
-    tcp.set_keepalive_interval(Some(Duration::from_secs(15)));
-    tcp.set_keepalive_retries(Some(4));
-    Ok(HttpsConnectorBuilder::new()
-        .with_tls_config(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
-        .https_or_http()
-        .enable_http1()
-        .wrap_connector(tcp))
-}
-
-/// A connector whose time limit covers TLS too: [`HttpConnector`]'s own ends with the TCP handshake.
-#[derive(Clone, Debug)]
-struct Connector {
-    inner: HttpsConnector<HttpConnector>,
-    limit: Duration,
-}
-
-type ConnectorFuture<T, E> = Pin<Box<dyn Future<Output = Result<T, E>> + Send>>;
-
-impl Service<Uri> for Connector {
-    type Response = <HttpsConnector<HttpConnector> as Service<Uri>>::Response;
-    type Error = Box<dyn StdError + Send + Sync>;
-    type Future = ConnectorFuture<Self::Response, Self::Error>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        let (connecting, limit) = (self.inner.call(uri), self.limit);
-        Box::pin(async move {
-            match tokio::time::timeout(limit, connecting).await {
-                Ok(connected) => connected,
-                Err(_) => Err(format!("no connection within {limit:?}").into()),
-            }
-        })
-    }
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, COOKIE, HeaderName, HeaderValue};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, COOKIE, HeaderName, HeaderValue};
 use http::{HeaderMap, Response, StatusCode, Uri};
 use serde_json::json;
 use tokio::sync::{Notify, Semaphore};
@@ -76,8 +76,41 @@ pub struct Webhooks {
     deliver: Arc<Notify>,
 }
 
+/// A webhook as it came; from the edge, or out of the inbox after a crash.
+struct Raw {
+    method: String,
+    path_and_query: String,
+    headers: HeaderMap,
+    body: Bytes,
+    document: Document,
+    query: Vec<(String, String)>,
+}
+
+impl Raw {
+    fn new(method: &str, path_and_query: &str, headers: HeaderMap, body: Bytes) -> Self {
+        let content_type = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
+        let query = path_and_query.split_once('?').map_or("", |(_, query)| query);
+        Self {
+            document: decode(content_type, &body),
+            query: form_urlencoded::parse(query.as_bytes()).into_owned().collect(),
+            method: method.to_owned(),
+            path_and_query: path_and_query.to_owned(),
+            headers,
+            body,
+        }
+    }
+
+    fn form(&self) -> Option<&[(String, String)]> {
+        match &self.document {
+            Document::Form(pairs) => Some(pairs),
+            _ => None,
+        }
+    }
+}
+
 /// A webhook that has been read and verified.
 struct Taken<'a> {
+    raw: &'a Raw,
     from: &'a Candidate,
     event: Option<&'a WebhookEvent>,
     message: Message<'a>,
@@ -136,8 +169,9 @@ impl Webhooks {
                 return 0;
             }
         };
-        let document = decode(exchange.header("content-type"), &body);
-        let from = match self.verified(exchange, found, &body, &document) {
+        let headers = exchange.headers().clone();
+        let raw = Raw::new(exchange.method().as_str(), exchange.path_and_query(), headers, body);
+        let from = match self.verified(&raw, found) {
             Ok(from) => from,
             Err((account, error)) => {
                 self.calls.lifecycle.metrics.webhook(account.name.as_str(), "unverified", "refused");
@@ -147,30 +181,16 @@ impl Webhooks {
                     .await;
             }
         };
-        let webhook = from.webhook();
-        let query: Vec<(String, String)> =
-            form_urlencoded::parse(exchange.query().unwrap_or_default().as_bytes()).into_owned().collect();
-        let headers = exchange.headers().clone();
-        let message = Message { body: &document, query: &query, path: &from.captures, headers: &headers };
-        if matches!(document, Document::Empty) && query.is_empty() {
+        if matches!(raw.document, Document::Empty) && raw.query.is_empty() {
             let message = "The body is neither JSON nor a form.";
             return self.answer(exchange, problem(StatusCode::BAD_REQUEST, "INVALID_PAYLOAD", message)).await;
         }
-        let event = webhook.events.iter().find(|e| e.when.is_empty() || e.when.holds(&message));
-        let taken = Taken {
-            from,
-            event,
-            message,
-            aliases: webhook.ids.read(&message),
-            direction: webhook.direction.as_ref().and_then(|d| d.read(&message)).unwrap_or(Direction::Outbound),
-            news: event.and_then(|e| e.state.as_ref()).and_then(|s| s.read(&message, EndProof::Webhook)),
-            event_id: format!("ev_{}", Ulid::new().to_string().to_lowercase()),
-        };
-        let response = match self.run(exchange, &taken, &body).await {
+        let taken = read(&raw, from, format!("ev_{}", Ulid::new().to_string().to_lowercase()));
+        let response = match self.run(exchange, &taken).await {
             Ok(Some(response)) => response,
             Ok(None) => return 200,
             Err(error) => {
-                warn!(account = %from.account.name, webhook = webhook.name, %error, "a webhook could not be recorded");
+                warn!(account = %from.account.name, webhook = from.webhook().name, %error, "a webhook could not be recorded");
                 let name = taken.event.map_or("unknown", |e| e.name.as_str());
                 self.calls.lifecycle.metrics.webhook(from.account.name.as_str(), name, "failed");
                 problem(
@@ -185,20 +205,14 @@ impl Webhooks {
 
     fn verified<'c>(
         &self,
-        exchange: &Exchange,
+        raw: &Raw,
         found: &'c [Candidate],
-        body: &[u8],
-        document: &Document,
     ) -> std::result::Result<&'c Candidate, (Arc<Account>, BadSignature)> {
-        let form = match document {
-            Document::Form(pairs) => Some(pairs.as_slice()),
-            _ => None,
-        };
         let signed = Signed {
-            path_and_query: exchange.path_and_query(),
-            headers: exchange.headers(),
-            body,
-            form,
+            path_and_query: &raw.path_and_query,
+            headers: &raw.headers,
+            body: &raw.body,
+            form: raw.form(),
             public_url: self.settings.public_url.as_ref(),
             now_secs: self.calls.lifecycle.clock.now_ms() / 1000,
             strict: self.settings.strict,
@@ -214,12 +228,12 @@ impl Webhooks {
     }
 
     /// Remembers, applies, settles. `None`: the answer has been written already (the app's, relayed).
-    async fn run(&self, exchange: &mut Exchange, taken: &Taken<'_>, body: &Bytes) -> Result<Option<Response<Bytes>>> {
+    async fn run(&self, exchange: &mut Exchange, taken: &Taken<'_>) -> Result<Option<Response<Bytes>>> {
         let (account, webhook) = (&taken.from.account, taken.from.webhook());
         let store = &self.calls.lifecycle.store;
         let name = taken.event.map_or("unknown", |e| e.name.as_str());
         let count = |outcome: &str| self.calls.lifecycle.metrics.webhook(account.name.as_str(), name, outcome);
-        let received = store.receive(self.inbox_row(exchange, taken, name, body)).await?;
+        let received = store.receive(self.inbox_row(taken, name)).await?;
         let event_id = match &received {
             Received::New => taken.event_id.clone(),
             Received::Before { id, outcome } => {
@@ -241,35 +255,65 @@ impl Webhooks {
             }
         }
         if webhook.reply.is_some() {
-            store
-                .settle(&event_id, came.call.as_ref(), came.outcome, None, self.calls.lifecycle.clock.now_ms())
-                .await?;
-            return self.reply(exchange, taken, came.call.as_ref(), body).await;
+            let at_ms = self.calls.lifecycle.clock.now_ms();
+            store.settle(&event_id, came.call.as_ref(), came.outcome, None, at_ms).await?;
+            return self.reply(exchange, taken, came.call.as_ref()).await;
         }
-        let delivery = match received {
-            Received::New | Received::Before { outcome: None, .. } => {
-                self.delivery(exchange, taken, came.call.as_ref(), body, &event_id).await?
-            }
-            Received::Before { .. } => None,
-        };
-        let at_ms = self.calls.lifecycle.clock.now_ms();
+        self.settle(taken, &event_id, &came).await?;
+        Ok(Some(fixed_answer(webhook)))
+    }
+
+    /// Notes what came of a notification, and what the app has to be told of it.
+    async fn settle(&self, taken: &Taken<'_>, event_id: &str, came: &Came) -> Result<()> {
+        let (store, at_ms) = (&self.calls.lifecycle.store, self.calls.lifecycle.clock.now_ms());
+        let delivery = self.delivery(taken, came.call.as_ref(), event_id).await?;
         match delivery {
             Some(large) if large.body.len() > KEPT_BYTES_MAX => {
-                store.settle(&event_id, came.call.as_ref(), came.outcome, None, at_ms).await?;
+                store.settle(event_id, came.call.as_ref(), came.outcome, None, at_ms).await?;
                 self.deliver_large(large);
             }
             small => {
                 let something = small.is_some();
-                store.settle(&event_id, came.call.as_ref(), came.outcome, small, at_ms).await?;
+                store.settle(event_id, came.call.as_ref(), came.outcome, small, at_ms).await?;
                 if something {
                     self.deliver.notify_one();
                 }
             }
         }
-        Ok(Some(fixed_answer(webhook)))
+        Ok(())
     }
 
-    fn inbox_row(&self, exchange: &Exchange, taken: &Taken<'_>, name: &str, body: &Bytes) -> NewEvent {
+    /// Applies webhooks that were on record when the last process died. Replies that nobody waits for any more are only
+    /// noted. Returns how many there were.
+    pub async fn replay(&self) -> Result<usize> {
+        let events = self.calls.lifecycle.store.unsettled_events().await?;
+        let count = events.len();
+        for event in events {
+            let mut headers = HeaderMap::new();
+            for (name, value) in &event.headers {
+                if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+                    headers.append(name, value);
+                }
+            }
+            let raw = Raw::new(&event.method, &event.path, headers, event.body.unwrap_or_default().into());
+            let path = event.path.split('?').next().unwrap_or_default();
+            let found = candidates(&self.calls.accounts, &self.settings.extra_paths, path);
+            let from = found.iter().find(|c| c.account.name.as_str() == event.account);
+            let at_ms = self.calls.lifecycle.clock.now_ms();
+            match from {
+                Some(from) if from.webhook().reply.is_none() => {
+                    let taken = read(&raw, from, event.id.clone());
+                    let came = self.apply(&taken).await?;
+                    self.settle(&taken, &event.id, &came).await?;
+                }
+                _ => self.calls.lifecycle.store.settle(&event.id, None, "too_late_to_reply", None, at_ms).await?,
+            }
+        }
+        Ok(count)
+    }
+
+    fn inbox_row(&self, taken: &Taken<'_>, name: &str) -> NewEvent {
+        let raw = taken.raw;
         let account = &taken.from.account;
         let webhook = taken.from.webhook();
         let parts: Vec<Cow<'_, str>> = webhook.dedupe.iter().filter_map(|s| s.text(&taken.message)).collect();
@@ -281,10 +325,10 @@ impl Webhooks {
             event: name.to_owned(),
             dedupe_key: complete.then(|| format!("{}|{}|{}", account.name, webhook.name, parts.join("|"))),
             received_at: self.calls.lifecycle.clock.now_ms(),
-            method: exchange.method().to_string(),
-            path: exchange.path_and_query().to_owned(),
-            headers: kept_headers(exchange.headers()),
-            body: (body.len() <= KEPT_BYTES_MAX).then(|| body.to_vec()),
+            method: raw.method.clone(),
+            path: raw.path_and_query.clone(),
+            headers: kept_headers(&raw.headers),
+            body: (raw.body.len() <= KEPT_BYTES_MAX).then(|| raw.body.to_vec()),
         }
     }
 
@@ -358,7 +402,6 @@ impl Webhooks {
         exchange: &mut Exchange,
         taken: &Taken<'_>,
         call: Option<&CallId>,
-        body: &Bytes,
     ) -> Result<Option<Response<Bytes>>> {
         let webhook = taken.from.webhook();
         let incoming = taken.event.is_some_and(|e| e.admits) && taken.direction == Direction::Inbound;
@@ -377,8 +420,8 @@ impl Webhooks {
             let message = "No app answers this webhook: set app.forward_url, or [inbound] mode = \"front\".";
             return Ok(Some(problem(StatusCode::BAD_GATEWAY, "NO_APP", message)));
         }
-        let target = self.app_target(exchange, taken.from, &taken.message, body);
-        match relay_with_body(exchange, &self.calls.upstream, target, body.clone()).await {
+        let target = self.app_target(taken);
+        match relay_with_body(exchange, &self.calls.upstream, target, taken.raw.body.clone()).await {
             Ok(relayed) => {
                 // The provider's fallback takes a call that the app could not answer; the carrier tells of its end.
                 if !relayed.status.is_success() {
@@ -423,16 +466,13 @@ impl Webhooks {
     // === to the app ===
 
     /// The request to the app: same path, same bytes; a signature bound to the URL is made anew for the app's.
-    fn app_target(&self, exchange: &Exchange, from: &Candidate, message: &Message<'_>, body: &[u8]) -> RelayTarget {
+    fn app_target(&self, taken: &Taken<'_>) -> RelayTarget {
         let base = self.settings.forward_url.clone().unwrap_or_default();
-        let path_and_query = exchange.path_and_query().to_owned();
+        let path_and_query = taken.raw.path_and_query.clone();
         let app_url = self.settings.app_public_url.as_ref().unwrap_or(&base);
         let url = join(app_url, &path_and_query);
-        let form = match message.body {
-            Document::Form(pairs) if !body.is_empty() => Some(pairs.as_slice()),
-            _ => None,
-        };
-        let signature = resigned(&from.account, from.webhook().signature, &url, form);
+        let from = taken.from;
+        let signature = resigned(&from.account, from.webhook().signature, &url, taken.raw.form());
         RelayTarget {
             base,
             path_and_query,
@@ -443,19 +483,9 @@ impl Webhooks {
     }
 
     /// What the app has to be told of a notification, if anything.
-    async fn delivery(
-        &self,
-        exchange: &Exchange,
-        taken: &Taken<'_>,
-        call: Option<&CallId>,
-        body: &Bytes,
-        event_id: &str,
-    ) -> Result<Option<Delivery>> {
-        let from = taken.from;
-        let form = match taken.message.body {
-            Document::Form(pairs) => Some(pairs.as_slice()),
-            _ => None,
-        };
+    async fn delivery(&self, taken: &Taken<'_>, call: Option<&CallId>, event_id: &str) -> Result<Option<Delivery>> {
+        let (from, raw) = (taken.from, taken.raw);
+        let form = raw.form();
         let taken_over = from.webhook().callback.is_some() && from.captures.contains_key(OWN_ID_KIND);
         let (url, signed_url, method) = if taken_over {
             let record = match call {
@@ -470,8 +500,8 @@ impl Webhooks {
         } else {
             let Some(base) = &self.settings.forward_url else { return Ok(None) };
             let app_url = self.settings.app_public_url.as_ref().unwrap_or(base);
-            let path = exchange.path_and_query();
-            (join(base, path), join(app_url, path), exchange.method().to_string())
+            let path = &raw.path_and_query;
+            (join(base, path), join(app_url, path), raw.method.clone())
         };
         Ok(Some(deliver::compose(
             event_id,
@@ -480,9 +510,9 @@ impl Webhooks {
             &method,
             &from.account,
             from.webhook().signature,
-            exchange.headers(),
+            &raw.headers,
             form,
-            body,
+            &raw.body,
         )))
     }
 
@@ -581,6 +611,23 @@ impl Webhooks {
         let status = response.status().as_u16();
         exchange.respond(response).await;
         status
+    }
+}
+
+/// Reads a webhook as its description says.
+fn read<'a>(raw: &'a Raw, from: &'a Candidate, event_id: String) -> Taken<'a> {
+    let webhook = from.webhook();
+    let message = Message { body: &raw.document, query: &raw.query, path: &from.captures, headers: &raw.headers };
+    let event = webhook.events.iter().find(|e| e.when.is_empty() || e.when.holds(&message));
+    Taken {
+        raw,
+        from,
+        event,
+        message,
+        aliases: webhook.ids.read(&message),
+        direction: webhook.direction.as_ref().and_then(|d| d.read(&message)).unwrap_or(Direction::Outbound),
+        news: event.and_then(|e| e.state.as_ref()).and_then(|s| s.read(&message, EndProof::Webhook)),
+        event_id,
     }
 }
 

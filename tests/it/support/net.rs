@@ -271,6 +271,13 @@ impl Wire {
         self.buffer.is_empty() && !self.more().await
     }
 
+    /// Reads and drops whatever still comes, until the connection ends.
+    pub async fn until_closed(&mut self) {
+        while self.more().await {
+            self.buffer.clear();
+        }
+    }
+
     /// True if the other side neither says anything nor closes for this long.
     pub async fn stays_silent(&mut self, time: Duration) -> bool {
         tokio::time::timeout(time, self.more()).await.is_err()

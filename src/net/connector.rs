@@ -1,0 +1,150 @@
+//! How connections to upstreams are made: TCP and TLS within one time limit, and writes that wait for the answer.
+
+use std::error::Error as StdError;
+use std::io;
+use std::path::Path;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::Uri;
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
+use pingora_rustls::{ClientConfig, RootCertStore, load_ca_file_into_store};
+use tower_service::Service;
+
+use super::tls::install_crypto_provider;
+
+/// A connector whose time limit covers TLS too: [`HttpConnector`]'s own ends with the TCP handshake.
+#[derive(Clone, Debug)]
+pub(super) struct Connector {
+    inner: HttpsConnector<HttpConnector>,
+    limit: Duration,
+}
+
+impl Connector {
+    /// Trusts the public roots and those of `extra_ca`. The error is a text for people.
+    pub(super) fn new(limit: Duration, extra_ca: Option<&Path>) -> Result<Self, String> {
+        install_crypto_provider();
+        let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+        if let Some(path) = extra_ca {
+            load_ca_file_into_store(path, &mut roots)
+                .map_err(|error| format!("cannot use {} as a CA file: {error}", path.display()))?;
+        }
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        // A peer that vanished without a word would hold a tunnel or an event stream for ever.
+        tcp.set_keepalive(Some(Duration::from_secs(60)));
+        tcp.set_keepalive_interval(Some(Duration::from_secs(15)));
+        tcp.set_keepalive_retries(Some(4));
+        let inner = HttpsConnectorBuilder::new()
+            .with_tls_config(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(tcp);
+        Ok(Connector { inner, limit })
+    }
+}
+
+type Stream = <HttpsConnector<HttpConnector> as Service<Uri>>::Response;
+type BoxError = Box<dyn StdError + Send + Sync>;
+
+impl Service<Uri> for Connector {
+    type Response = Patient<Stream>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let (connecting, limit) = (self.inner.call(uri), self.limit);
+        Box::pin(async move {
+            match tokio::time::timeout(limit, connecting).await {
+                Ok(connected) => connected.map(|inner| Patient { inner, deaf: false }),
+                Err(_) => Err(format!("no connection within {limit:?}").into()),
+            }
+        })
+    }
+}
+
+/// A connection on which a peer that stopped listening is still heard.
+///
+/// An upstream may answer (413, 401) and close before it has read the whole body. hyper then meets the failing write before
+/// it reads the answer that has arrived already, and gives up with the answer unread (RFC 9110 §7.5 wants it read). So a write
+/// that the peer refuses is reported as done, and the truth is left to the read: either the answer is there, or the end
+/// of the connection, which comes at once after such a failure and keeps the connection out of the pool.
+pub(super) struct Patient<T> {
+    inner: T,
+    deaf: bool,
+}
+
+impl<T> Patient<T> {
+    fn heard<V>(&mut self, write: Poll<io::Result<V>>, instead: V) -> Poll<io::Result<V>> {
+        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+        match write {
+            Poll::Ready(Err(error)) if matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset) => {
+                self.deaf = true;
+                Poll::Ready(Ok(instead))
+            }
+            other => other,
+        }
+    }
+}
+
+impl<T: Read + Unpin> Read for Patient<T> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_read(cx, buf)
+    }
+}
+
+impl<T: Write + Unpin> Write for Patient<T> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        if this.deaf {
+            return Poll::Ready(Ok(buf.len()));
+        }
+        let write = Pin::new(&mut this.inner).poll_write(cx, buf);
+        this.heard(write, buf.len())
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.deaf {
+            return Poll::Ready(Ok(()));
+        }
+        let flush = Pin::new(&mut this.inner).poll_flush(cx);
+        this.heard(flush, ())
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let all = bufs.iter().map(|buf| buf.len()).sum();
+        if this.deaf {
+            return Poll::Ready(Ok(all));
+        }
+        let write = Pin::new(&mut this.inner).poll_write_vectored(cx, bufs);
+        this.heard(write, all)
+    }
+}
+
+impl<T: Connection> Connection for Patient<T> {
+    fn connected(&self) -> Connected {
+        self.inner.connected()
+    }
+}
