@@ -53,5 +53,5 @@ if [ "$part" != rust ]; then
     build
     say "SDK tests"
     cd "$root/tests/sdk"
-    "$python" -m unittest "$@" </dev/null
+    "$python" -W ignore::DeprecationWarning -m unittest "$@" </dev/null
 fi

@@ -38,6 +38,7 @@ class Program:
     """A ringfence command that prints one line of JSON when it is ready."""
 
     def __init__(self, *arguments, cwd):
+        self.rest = None
         self.log = Path(cwd) / f"{arguments[0]}.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -57,7 +58,8 @@ class Program:
             self.stop()
             raise
         # What it says later must not fill the pipe.
-        threading.Thread(target=self.process.stdout.read, daemon=True).start()
+        self.rest = threading.Thread(target=self.process.stdout.read, daemon=True)
+        self.rest.start()
 
     def stop(self):
         self.process.terminate()
@@ -66,6 +68,9 @@ class Program:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        if self.rest:
+            self.rest.join()
+        self.process.stdout.close()
 
 
 class App:

@@ -79,7 +79,6 @@ class Full(Fenced):
         client = self.elevenlabs()
         first = client.conversational_ai.twilio.outbound_call(**CALL, request_options=ONCE)
         self.simulate("end", id=first.conversation_id)
-        self.app.next()
 
         def again():
             try:
@@ -115,13 +114,36 @@ class ErrorsOfTheProvider(Fenced):
     def test_422_passes(self):
         error = self.failed("422")
         self.assertEqual(error.status_code, 422)
-        self.assertEqual(error.body.detail[0].loc, ["body", "agent_id"])
+        self.assertEqual(error.body["detail"][0]["loc"], ["body", "agent_id"])
 
     def test_a_wrong_key_is_the_providers_to_refuse(self):
         with self.assertRaises(ApiError) as raised:
             self.elevenlabs("sk_wrong").conversational_ai.twilio.outbound_call(**CALL, request_options=ONCE)
         error = raised.exception
         self.assertEqual((error.status_code, error.body["detail"]["code"]), (401, "invalid_api_key"))
+
+
+class OutcomeUnknown(Fenced):
+    """The SDK repeats a create on 408, 409, 429 and 5xx: what may have made a call must not be answered so."""
+
+    def unknown(self, kind, dialled):
+        self.simulate("fault", provider="elevenlabs", kind=kind, n=1)
+        with self.assertRaises(ApiError) as raised:
+            self.elevenlabs().conversational_ai.twilio.outbound_call(**CALL)
+        error = raised.exception
+        self.assertEqual(error.status_code, 424)
+        self.assertEqual(error.body["error"], "CALL_OUTCOME_UNKNOWN")
+        self.assertEqual(error.body["called"], "unknown")
+        self.assertEqual(self.counts()["creates_el"], dialled)
+
+    def test_an_answer_that_was_lost_is_not_dialled_again(self):
+        self.unknown("accept_then_drop", dialled=1)
+
+    def test_a_500_after_the_create_is_not_dialled_again(self):
+        self.unknown("500_created", dialled=1)
+
+    def test_a_500_without_a_call_looks_the_same(self):
+        self.unknown("500", dialled=0)
 
 
 class Webhooks(Fenced):
