@@ -59,7 +59,7 @@ class Full(Fenced):
 
     def test_refusal_is_the_sdks_own_error(self):
         error = self.refused(request_options=ONCE)
-        self.assertLess(self.took, 1)
+        self.assertLess(self.took, 2)
         self.assertEqual(error.status_code, 503)
         self.assertEqual(error.body["detail"]["code"], "concurrent_limit_exceeded")
         self.assertEqual(error.body["detail"]["type"], "rate_limit_error")
