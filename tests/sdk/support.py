@@ -25,11 +25,6 @@ from twilio.rest import Client  # noqa: E402
 
 BINARY = os.environ.get("RINGFENCE_BIN") or str(Path(__file__).parents[2] / "target/debug/ringfence")
 
-ACCOUNT_SID = "AC00000000000000000000000000000001"
-AUTH_TOKEN = "0123456789abcdef0123456789abcdef"
-API_KEY = "sk_simulated"
-WEBHOOK_SECRET = "wsec_simulated"
-
 # Longest that one test may take.
 TEST_SECS = 30
 
@@ -125,8 +120,9 @@ class Fenced(unittest.TestCase):
         self.folder = Path(folder.name)
         self.app = App()
         self.addCleanup(self.app.stop)
-        simulation = Program("simulate", "--ready-json", cwd=self.folder)
+        simulation = Program("simulate", "--listen", "127.0.0.1:0", "--ready-json", cwd=self.folder)
         self.addCleanup(simulation.stop)
+        self.keys = simulation.ready
         self.simulation = simulation.ready["url"]
         self.fence = self.serve()
         self.addCleanup(self.fence.stop)
@@ -171,15 +167,15 @@ path = "ringfence.db"
 [accounts.elevenlabs]
 provider = "elevenlabs"
 upstream = "{self.simulation}"
-api_key = "{API_KEY}"
-webhook_secrets = ["{WEBHOOK_SECRET}"]
+api_key = "{self.keys["el_api_key"]}"
+webhook_secrets = ["{self.keys["el_webhook_secret"]}"]
 concurrent = {self.calls_bought}
 
 [accounts.twilio]
 provider = "twilio"
 upstream = "{self.simulation}"
-account_sid = "{ACCOUNT_SID}"
-auth_token = "{AUTH_TOKEN}"
+account_sid = "{self.keys["account_sid"]}"
+auth_token = "{self.keys["auth_token"]}"
 concurrent = {self.calls_bought}
 """
 
@@ -206,11 +202,11 @@ concurrent = {self.calls_bought}
         with urllib.request.urlopen(f"{self.simulation}/_sim/state?all=1", timeout=5) as answer:
             return json.load(answer)["counts"]
 
-    def elevenlabs(self, api_key=API_KEY):
-        return ElevenLabs(api_key=api_key, base_url=f"{self.api}/elevenlabs", timeout=10)
+    def elevenlabs(self, api_key=None):
+        return ElevenLabs(api_key=api_key or self.keys["el_api_key"], base_url=f"{self.api}/elevenlabs", timeout=10)
 
     def twilio(self):
-        client = Client(ACCOUNT_SID, AUTH_TOKEN)
+        client = Client(self.keys["account_sid"], self.keys["auth_token"])
         client.api.base_url = f"{self.api}/twilio"
         client.http_client.timeout = 10
         return client

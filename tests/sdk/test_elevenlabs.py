@@ -4,7 +4,7 @@ import time
 
 from elevenlabs.core.api_error import ApiError
 
-from support import WEBHOOK_SECRET, Fenced
+from support import Fenced
 
 CALL = {"agent_id": "agent_1", "agent_phone_number_id": "phnum_1", "to_number": "+15550002222"}
 ONCE = {"max_retries": 0}
@@ -155,7 +155,7 @@ class Webhooks(Fenced):
         url, headers, body = self.app.next()
         self.assertEqual(url, f"{self.app.url}/webhooks/elevenlabs/post-call")
         event = client.webhooks.construct_event(
-            rawBody=body, sig_header=headers["elevenlabs-signature"], secret=WEBHOOK_SECRET
+            rawBody=body, sig_header=headers["elevenlabs-signature"], secret=self.keys["el_webhook_secret"]
         )
         self.assertEqual(event["type"], "post_call_transcription")
         self.assertEqual(event["data"]["conversation_id"], placed.conversation_id)

@@ -5,7 +5,7 @@ from urllib.parse import parse_qs
 from twilio.base.exceptions import TwilioRestException
 from twilio.request_validator import RequestValidator
 
-from support import AUTH_TOKEN, Fenced
+from support import Fenced
 
 CALL = {"from_": "+15550001111", "to": "+15550002222", "twiml": '<Response><Pause length="60"/></Response>'}
 
@@ -114,7 +114,7 @@ class Webhooks(Fenced):
             form = {name: values[0] for name, values in parse_qs(body, keep_blank_values=True).items()}
             self.assertEqual(url, callback)
             self.assertEqual(form["CallSid"], call.sid)
-            valid = RequestValidator(AUTH_TOKEN).validate(url, form, headers["x-twilio-signature"])
+            valid = RequestValidator(self.keys["auth_token"]).validate(url, form, headers["x-twilio-signature"])
             self.assertTrue(valid, f"signature of {form['CallStatus']}")
             seen.append(form["CallStatus"])
         self.assertEqual(seen, ["initiated", "ringing", "in-progress", "completed"])
