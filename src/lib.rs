@@ -1,5 +1,7 @@
 //! ringfence: a sidecar that fences calls.
 #![forbid(unsafe_code)]
+pub mod admin;
+pub mod app;
 pub mod call;
 pub mod calls;
 pub mod clock;

@@ -454,3 +454,13 @@ pub async fn rebuild(calls: &Calls) -> Result<usize> {
     lifecycle.gate.replay_rates(sent).await.map_err(away)?;
     Ok(count)
 }
+
+/// Swaps the policy: every open call counts against the new limits before they decide anything.
+pub async fn swap(lifecycle: &crate::lifecycle::Lifecycle, policy: Arc<crate::policy::Policy>) -> Result<()> {
+    let open = lifecycle.store.open_calls().await?;
+    let rebound = open.iter().map(|call| (call.id.clone(), policy.bindings(&call.facts))).collect();
+    let away = |e: crate::gate::GateAway| crate::store::StoreError::Failed(e.to_string());
+    lifecycle.gate.rebind(rebound).await.map_err(away)?;
+    lifecycle.policy.store(policy);
+    Ok(())
+}

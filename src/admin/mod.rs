@@ -1,0 +1,498 @@
+//! `listen.admin`: health, status, metrics, calls, businesses. The paths under `/api/concurrent-metrics` are those of the systems
+//! that ringfence replaces (contract §1).
+
+pub mod auth;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderValue};
+use http::{HeaderMap, Method, Response, StatusCode};
+use serde_json::{Map, Value, json};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::call::{EndProof, Outcome, Phase, session_status};
+use crate::calls::Calls;
+use crate::calls::terminate::HungUp;
+use crate::clock::rfc3339;
+use crate::ids::{BusinessId, CallId, mask_number};
+use crate::metrics::Gauges;
+use crate::net::{Exchange, Handler};
+use crate::policy::{Bound, Business, Policy};
+use crate::provider::secret::Secret;
+use crate::reconcile::{self, Sightings};
+use crate::reply::{json_answer, problem, respond};
+use crate::store::{CallRecord, StoreError};
+use auth::{Caller, Denied, Scope, caller};
+
+/// The largest body that is taken: a business.
+const BODY_BYTES_MAX: usize = 64 * 1024;
+/// Calls and refusals in a list at most.
+const LIST_MAX: u32 = 1000;
+
+/// The handler of `listen.admin`.
+pub struct Admin {
+    /// What acts on calls.
+    pub calls: Calls,
+    /// What the sweeps saw.
+    pub sightings: Sightings,
+    /// The secret of tokens.
+    pub token_secret: Option<Secret>,
+    /// Cancelled when the process drains.
+    pub draining: CancellationToken,
+    /// Where the record is, for `/status`.
+    pub store_path: String,
+    /// Serialises changes of businesses, so that none is lost between reading and swapping.
+    pub changing: tokio::sync::Mutex<()>,
+}
+
+type Answer = Result<Response<Bytes>, Problem>;
+
+/// An error as its caller sees it.
+enum Problem {
+    Denied(Denied),
+    Store(StoreError),
+    Is(StatusCode, &'static str, String),
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<Denied> for Problem {
+    fn from(denied: Denied) -> Self {
+        Self::Denied(denied)
+    }
+}
+
+fn not_found(what: &str) -> Problem {
+    Problem::Is(StatusCode::NOT_FOUND, "NOT_FOUND", what.to_owned())
+}
+
+fn bad(message: impl Into<String>) -> Problem {
+    Problem::Is(StatusCode::BAD_REQUEST, "INVALID_REQUEST", message.into())
+}
+
+fn ok(body: &Value) -> Answer {
+    Ok(json_answer(StatusCode::OK, body))
+}
+
+#[async_trait]
+impl Handler for Admin {
+    async fn handle(&self, exchange: &mut Exchange) {
+        let response = match self.route(exchange).await {
+            Ok(response) => response,
+            Err(Problem::Denied(denied @ Denied::NoToken(_))) => {
+                problem(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", &denied.to_string())
+            }
+            Err(Problem::Denied(denied)) => problem(StatusCode::FORBIDDEN, "FORBIDDEN", &denied.to_string()),
+            Err(Problem::Store(error)) => {
+                warn!(%error, "an admin request failed");
+                problem(StatusCode::SERVICE_UNAVAILABLE, "STORE_UNAVAILABLE", &error.to_string())
+            }
+            Err(Problem::Is(status, code, message)) => problem(status, code, &message),
+        };
+        self.calls.lifecycle.metrics.request("admin", "admin", response.status().as_u16());
+        exchange.respond(secured(response)).await;
+    }
+}
+
+/// What a browser should not do with these pages (seed 004).
+fn secured(mut response: Response<Bytes>) -> Response<Bytes> {
+    for (name, value) in
+        [("x-content-type-options", "nosniff"), ("x-frame-options", "DENY"), ("cache-control", "no-store")]
+    {
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+impl Admin {
+    async fn route(&self, exchange: &mut Exchange) -> Answer {
+        let path = exchange.path().to_owned();
+        let segments: Vec<&str> = path.split('/').skip(1).collect();
+        let method = exchange.method().clone();
+        let may = |needs| caller(self.token_secret.as_ref(), exchange, needs, self.calls.lifecycle.clock.now_ms());
+        match (&method, segments.as_slice()) {
+            (&Method::GET, ["health"]) => ok(&json!({"status": "ok"})),
+            (&Method::GET, ["ready"]) => self.ready().await,
+            (&Method::GET, ["metrics"]) => self.prometheus().await,
+            (&Method::GET, ["status"]) => {
+                may(Scope::Read)?;
+                self.status().await
+            }
+            (&Method::GET, ["api", "concurrent-metrics", rest @ ..]) => {
+                may(Scope::Metrics)?;
+                self.concurrent_metrics(rest).await
+            }
+            (&Method::GET, ["api", "businesses"]) => {
+                may(Scope::Read)?;
+                ok(&json!({"businesses": self.calls.lifecycle.store.businesses().await?}))
+            }
+            (_, ["api", "businesses", id]) => {
+                let needs = if method == Method::GET { Scope::Read } else { Scope::Operate };
+                let who = may(needs)?;
+                let id = BusinessId::parse(id).map_err(|e| bad(e.to_string()))?;
+                self.business(exchange, &method, id, &who).await
+            }
+            (&Method::GET, ["api", "calls"]) => {
+                may(Scope::Read)?;
+                self.list(exchange.query().unwrap_or_default()).await
+            }
+            (&Method::GET, ["api", "calls", id]) => {
+                may(Scope::Read)?;
+                let record = self.find(id).await?;
+                ok(&shown(&record))
+            }
+            (&Method::POST, ["api", "calls", id, act @ ("hangup" | "release")]) => {
+                let who = may(Scope::Operate)?;
+                let record = self.find(id).await?;
+                if *act == "hangup" {
+                    self.hang_up(&record, &who).await
+                } else {
+                    self.release(exchange, &record, &who).await
+                }
+            }
+            (&Method::GET, ["api", "refusals"]) => {
+                may(Scope::Read)?;
+                let limit = limit_of(exchange.query().unwrap_or_default());
+                ok(&json!({"refusals": self.calls.lifecycle.store.latest_refusals(limit).await?}))
+            }
+            _ => Err(not_found("nothing is served at this path and method")),
+        }
+    }
+
+    // === health ===
+
+    /// "Can serve": never a provider's health, never one dependency's.
+    async fn ready(&self) -> Answer {
+        if self.draining.is_cancelled() {
+            return Err(Problem::Is(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "DRAINING",
+                "this process is stopping".to_owned(),
+            ));
+        }
+        self.calls.lifecycle.store.ping().await?;
+        ok(&json!({"status": "ready"}))
+    }
+
+    async fn status(&self) -> Answer {
+        let policy = self.calls.lifecycle.policy.load_full();
+        let open = self.calls.lifecycle.store.open_calls().await?;
+        let counts = self.calls.lifecycle.gate.counts().await.unwrap_or_default();
+        let sightings = self.sightings.lock().map(|s| s.clone()).unwrap_or_default();
+        let accounts: Vec<Value> = self
+            .calls
+            .accounts
+            .values()
+            .map(|account| {
+                let limit =
+                    policy.settings().accounts.iter().find(|a| a.name == account.name).and_then(|a| a.concurrent);
+                let of = |call: &&CallRecord| {
+                    call.facts.account == account.name || call.facts.carrier.as_ref() == Some(&account.name)
+                };
+                let mine: Vec<&CallRecord> = open.iter().filter(of).collect();
+                let seen = sightings.get(account.name.as_str());
+                json!({
+                    "name": account.name, "provider": account.provider.name, "inUse": mine.len(), "limit": limit,
+                    "foreign": mine.iter().filter(|c| c.origin == crate::call::Origin::Foreign).count(),
+                    "unsettled": mine.iter().filter(|c| c.unsettled).count(),
+                    "overrun": mine.iter().filter(|c| c.overrun).count(),
+                    "canBeAsked": account.can_ask(), "terminate": account.terminate,
+                    "providerLive": seen.map(|s| s.provider_live), "sweptAt": seen.map(|s| rfc3339(s.at_ms)),
+                    "sweepError": seen.and_then(|s| s.error.clone()),
+                })
+            })
+            .collect();
+        ok(&json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "mode": policy.mode().as_str(),
+            "draining": self.draining.is_cancelled(),
+            "gate": {"backend": "memory", "calls": counts.calls, "overruns": counts.overruns, "byLimit": counts.by_key},
+            "store": {"backend": "sqlite", "path": self.store_path, "ok": self.calls.lifecycle.store.ping().await.is_ok()},
+            "accounts": accounts,
+        }))
+    }
+
+    // === metrics ===
+
+    async fn gauges(&self) -> Result<(Gauges, Vec<CallRecord>), StoreError> {
+        let open = self.calls.lifecycle.store.open_calls().await?;
+        let counts = self.calls.lifecycle.gate.counts().await.unwrap_or_default();
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let mut by_business = BTreeMap::<&str, u32>::new();
+        for call in open.iter().filter(|c| !c.overrun) {
+            *by_business.entry(call.facts.business.as_str()).or_default() += 1;
+        }
+        // Only counts that are per nothing: a label a business would have no bound.
+        let limits =
+            counts.by_key.iter().filter_map(|(key, n)| Some((key.strip_suffix('|')?.to_owned(), *n))).collect();
+        let gauges = Gauges {
+            active: counts.calls.saturating_sub(counts.overruns),
+            overruns: counts.overruns,
+            sessions: count(open.len()),
+            of_businesses: by_business.values().sum(),
+            limits,
+        };
+        Ok((gauges, open))
+    }
+
+    async fn prometheus(&self) -> Answer {
+        let (gauges, _) = self.gauges().await?;
+        let text = self.calls.lifecycle.metrics.render(&gauges);
+        let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+        Ok(respond(StatusCode::OK, HeaderMap::from_iter([(CONTENT_TYPE, kind)]), text.into()))
+    }
+
+    async fn concurrent_metrics(&self, rest: &[&str]) -> Answer {
+        match rest {
+            ["prometheus"] => self.prometheus().await,
+            ["events"] => self.events().await,
+            [] | ["status"] => {
+                let (gauges, open) = self.gauges().await?;
+                let policy = self.calls.lifecycle.policy.load();
+                let mut global = global_status(&policy, gauges.active, &open);
+                if rest.is_empty() {
+                    let metrics = &self.calls.lifecycle.metrics;
+                    let (mut by_reason, mut by_plan, mut total) = (Map::new(), Map::new(), 0);
+                    for (reason, plan, n) in metrics.refusals() {
+                        total += n;
+                        for (map, key) in [(&mut by_reason, reason), (&mut by_plan, plan)] {
+                            let before = map.get(&key).and_then(Value::as_u64).unwrap_or(0);
+                            map.insert(key, (before + n).into());
+                        }
+                    }
+                    return ok(&json!({
+                        "activeCalls": gauges.active, "totalRejections": total, "rejectionsByReason": by_reason,
+                        "rejectionsByPlan": by_plan, "elevenlabs429Count": metrics.elevenlabs_429_count(), "globalStatus": global,
+                    }));
+                }
+                if let Some(map) = global.as_object_mut() {
+                    map.insert("calls".to_owned(), open.iter().map(shown).collect());
+                }
+                ok(&global)
+            }
+            _ => Err(not_found("known: /api/concurrent-metrics, …/status, …/events, …/prometheus")),
+        }
+    }
+
+    /// The latest admissions, refusals and releases, newest first.
+    async fn events(&self) -> Answer {
+        let calls = self.calls.lifecycle.store.latest_calls(100).await?;
+        let refusals = self.calls.lifecycle.store.latest_refusals(100).await?;
+        let mut events: Vec<(i64, Value)> = Vec::new();
+        for call in &calls {
+            let business = call.facts.business.as_str();
+            let base = |kind: &str, at: i64| json!({"type": kind, "at": rfc3339(at), "callId": call.id, "businessId": business, "plan": call.facts.plan});
+            if call.outcome != Some(Outcome::Capacity) {
+                events.push((call.admitted_at, base("admitted", call.admitted_at)));
+            }
+            if let Some(at) = call.ended_at {
+                let mut one = base("released", at);
+                one["outcome"] = json!(call.outcome);
+                one["proof"] = json!(call.proof);
+                events.push((at, one));
+            }
+        }
+        events.extend(refusals.iter().map(|r| {
+            let kind = if r.observed { "would_refuse" } else { "refused" };
+            (r.at, json!({"type": kind, "at": rfc3339(r.at), "refusalId": r.id, "businessId": r.business, "reason": r.code, "limitName": r.limit_name}))
+        }));
+        events.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
+        let events: Vec<Value> = events.into_iter().take(100).map(|(_, event)| event).collect();
+        ok(&json!({"events": events}))
+    }
+
+    // === businesses ===
+
+    async fn business(&self, exchange: &mut Exchange, method: &Method, id: BusinessId, who: &Caller) -> Answer {
+        let store = self.calls.lifecycle.store.clone();
+        match *method {
+            Method::GET => {
+                let policy = self.calls.lifecycle.policy.load();
+                let business = policy.business(&id).ok_or_else(|| not_found("no business of this id is known"))?;
+                ok(&serde_json::to_value(business).unwrap_or_default())
+            }
+            Method::PUT => {
+                let business = self.read_business(exchange, id).await?;
+                let _one_at_a_time = self.changing.lock().await;
+                let new = store.put_business(&business, self.calls.lifecycle.clock.now_ms()).await?;
+                self.swap_policy().await?;
+                info!(business = %business.id, by = who.name, new, "a business was put");
+                let status = if new { StatusCode::CREATED } else { StatusCode::OK };
+                Ok(json_answer(status, &serde_json::to_value(&business).unwrap_or_default()))
+            }
+            Method::DELETE => {
+                let _one_at_a_time = self.changing.lock().await;
+                if !store.delete_business(id.as_str()).await? {
+                    return Err(not_found("no business of this id was put; those of the config file stay"));
+                }
+                self.swap_policy().await?;
+                info!(business = %id, by = who.name, "a business was deleted");
+                Ok(respond(StatusCode::NO_CONTENT, HeaderMap::new(), Bytes::new()))
+            }
+            _ => Err(Problem::Is(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "METHOD_NOT_ALLOWED",
+                "use GET, PUT or DELETE".to_owned(),
+            )),
+        }
+    }
+
+    async fn read_business(&self, exchange: &mut Exchange, id: BusinessId) -> Result<Business, Problem> {
+        let body = exchange.read_body(BODY_BYTES_MAX).await.map_err(|e| bad(e.to_string()))?;
+        let mut business: Business = serde_json::from_slice(&body).map_err(|e| bad(format!("no business: {e}")))?;
+        let named = business.id != BusinessId::default_business() && business.id != id;
+        if named {
+            return Err(bad(format!("the path names {id}, the body {}", business.id)));
+        }
+        business.id = id;
+        let policy = self.calls.lifecycle.policy.load();
+        let plans = &policy.settings().plans;
+        let invalid = |message| Err(Problem::Is(StatusCode::UNPROCESSABLE_ENTITY, "INVALID_BUSINESS", message));
+        if let Some(name) = &business.plan {
+            let known: Vec<&str> = plans.keys().map(String::as_str).collect();
+            match plans.get(name) {
+                None => return invalid(format!("{name:?} is no plan; known: {}", known.join(", "))),
+                Some(plan) if plan.concurrent.is_none() && business.max_calls.is_none() => {
+                    return invalid(format!("max_calls is needed: plan {name} leaves the number to each business"));
+                }
+                Some(_) => {}
+            }
+        }
+        for agent in business.agent_ids.iter().chain(&business.phone_numbers) {
+            let marks = crate::policy::Marks { agent: Some(agent), number: Some(agent), ..Default::default() };
+            if let Ok(owner) = policy.identify(&marks)
+                && owner != business.id
+                && policy
+                    .business(&owner)
+                    .is_some_and(|b| b.agent_ids.contains(agent) || b.phone_numbers.contains(agent))
+            {
+                return invalid(format!("{agent} belongs to {owner}"));
+            }
+        }
+        Ok(business)
+    }
+
+    /// Builds the policy anew and lets every open call count against it before it decides anything.
+    async fn swap_policy(&self) -> Result<(), StoreError> {
+        let lifecycle = &self.calls.lifecycle;
+        let businesses = lifecycle.store.businesses().await?;
+        let settings = lifecycle.policy.load().settings().clone();
+        let policy = Arc::new(Policy::new(settings, &businesses));
+        reconcile::swap(lifecycle, policy).await
+    }
+
+    // === calls ===
+
+    async fn list(&self, query: &str) -> Answer {
+        let wanted =
+            |name: &str| form_urlencoded::parse(query.as_bytes()).find(|(k, _)| k == name).map(|(_, v)| v.into_owned());
+        let business = wanted("business");
+        let all = wanted("all").is_some_and(|v| v == "true" || v == "1");
+        let store = &self.calls.lifecycle.store;
+        let records = if all { store.latest_calls(limit_of(query)).await? } else { store.open_calls().await? };
+        let fitting = records.iter().filter(|c| business.as_deref().is_none_or(|b| c.facts.business.as_str() == b));
+        let calls: Vec<Value> = fitting.take(LIST_MAX as usize).map(shown).collect();
+        let now = rfc3339(self.calls.lifecycle.clock.now_ms());
+        ok(&json!({"calls": calls, "open": records.iter().filter(|c| c.phase != Phase::Ended).count(), "now": now}))
+    }
+
+    /// A call by our id, or by one of a provider's.
+    async fn find(&self, id: &str) -> Result<CallRecord, Problem> {
+        let store = &self.calls.lifecycle.store;
+        let call = match CallId::parse(id) {
+            Some(call) => Some(call),
+            None => {
+                let kinds = ["call_sid", "conversation_id", "sip_call_id"];
+                let aliases: Vec<_> = kinds.iter().filter_map(|kind| crate::ids::Alias::new(kind, id)).collect();
+                store.resolve(&aliases).await?
+            }
+        };
+        let record = match call {
+            Some(call) => store.call(&call).await?,
+            None => None,
+        };
+        record.ok_or_else(|| not_found("no call of this id is on record"))
+    }
+
+    async fn hang_up(&self, record: &CallRecord, who: &Caller) -> Answer {
+        info!(call = %record.id, by = who.name, "hang-up asked for");
+        if record.phase == Phase::Ended {
+            return ok(&json!({"result": "over", "call": shown(record)}));
+        }
+        let (calls, record) = (self.calls.clone(), record.clone());
+        // A client that goes away must not leave the check half done.
+        let hung = self.calls.tasks.spawn(async move { calls.hang_up(&record, Outcome::Canceled).await }).await;
+        match hung {
+            Ok(HungUp::Failed { tried }) => Err(Problem::Is(
+                StatusCode::BAD_GATEWAY,
+                "NOT_HUNG_UP",
+                format!("no means worked: {}", tried.join("; ")),
+            )),
+            Ok(done) => ok(&serde_json::to_value(done).unwrap_or_default()),
+            Err(error) => Err(Problem::Is(StatusCode::INTERNAL_SERVER_ERROR, "FAILED", error.to_string())),
+        }
+    }
+
+    /// Frees the slot only. The call may go on; that is why it takes `force` and a reason.
+    async fn release(&self, exchange: &mut Exchange, record: &CallRecord, who: &Caller) -> Answer {
+        let body = exchange.read_body(BODY_BYTES_MAX).await.map_err(|e| bad(e.to_string()))?;
+        let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let reason = body["reason"].as_str().unwrap_or_default().trim();
+        if body["force"] != true || reason.is_empty() {
+            return Err(bad(
+                "releasing frees the slot while the call may go on: send {\"force\":true,\"reason\":\"…\"}",
+            ));
+        }
+        let ended = self.calls.lifecycle.end(&record.id, Outcome::Failed, EndProof::Operator, "operator").await?;
+        warn!(call = %record.id, by = who.name, reason, "a slot was released by an operator; the call may go on");
+        ok(&json!({"result": "released", "call": ended.map(|a| shown(&a.record))}))
+    }
+}
+
+fn limit_of(query: &str) -> u32 {
+    let given = form_urlencoded::parse(query.as_bytes()).find(|(k, _)| k == "limit").and_then(|(_, v)| v.parse().ok());
+    given.unwrap_or(100).clamp(1, LIST_MAX)
+}
+
+fn global_status(policy: &Policy, active: u32, open: &[CallRecord]) -> Value {
+    let limit = policy.global_limit();
+    let mut by_plan: BTreeMap<String, u32> =
+        ["PAYG", "STARTER", "PRO", "ENTERPRISE"].iter().map(|p| ((*p).to_owned(), 0)).collect();
+    for call in open.iter().filter(|c| !c.overrun) {
+        *by_plan.entry(call.facts.plan.clone()).or_default() += 1;
+    }
+    let percent = if limit == 0 { 0 } else { (u64::from(active) * 100).div_ceil(u64::from(limit)) };
+    json!({"active": active, "limit": limit, "available": limit.saturating_sub(active), "utilizationPercent": percent, "byPlan": by_plan})
+}
+
+/// A call as an operator sees it: numbers masked.
+fn shown(call: &CallRecord) -> Value {
+    let masked = |n: &Option<String>| n.as_deref().map(mask_number);
+    let aliases: Map<String, Value> = call.aliases.iter().map(|a| (a.kind.clone(), a.id.clone().into())).collect();
+    json!({
+        "callId": call.id, "businessId": call.facts.business, "plan": call.facts.plan,
+        "direction": call.facts.direction, "status": session_status(call.phase, call.outcome),
+        "provider": call.facts.provider, "account": call.facts.account, "carrier": call.facts.carrier,
+        "operation": call.facts.operation, "origin": call.origin,
+        "phase": call.phase, "outcome": call.outcome, "proof": call.proof,
+        "overrun": call.overrun, "unsettled": call.unsettled,
+        "agent": call.facts.agent, "ownNumber": masked(&call.facts.own_number), "otherNumber": masked(&call.facts.other_number),
+        "startedAt": rfc3339(call.admitted_at), "answeredAt": call.answered_at.map(rfc3339), "endedAt": call.ended_at.map(rfc3339),
+        "lastSeenAt": rfc3339(call.seen_at), "lastSeenBy": call.seen_by, "deadlineAt": call.deadline_at.map(rfc3339),
+        "ids": aliases,
+    })
+}
+
+/// Names of limits that bind calls at once, for the log at start.
+pub fn bounds(policy: &Policy) -> String {
+    let named = policy.settings().limits.iter().filter(|l| matches!(l.bound, Bound::Concurrent(_))).count();
+    format!("{} in all, {named} named limits", policy.global_limit())
+}

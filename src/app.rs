@@ -1,0 +1,235 @@
+//! Builds every part from a [`Config`], owns every task, starts and drains. The only file that knows all the others.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use crate::admin::{self, Admin};
+use crate::calls::Calls;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::gate::memory::MemoryGate;
+use crate::lifecycle::Lifecycle;
+use crate::metrics::Metrics;
+use crate::net::{Edge, EdgeSettings, ReloadingTls, RunningEdge, Upstream, UpstreamSettings, install_crypto_provider};
+use crate::policy::Policy;
+use crate::proxy::Proxy;
+use crate::reconcile::{self, Pace, Sightings, Sweeper};
+use crate::store::Store;
+use crate::store::sqlite::SqliteStore;
+use crate::webhook::{Webhooks, deliver};
+
+/// How often certificate files are looked at.
+const CERTIFICATE_CHECK: Duration = Duration::from_secs(10);
+/// How often what is past its retention is forgotten.
+const PURGE_EVERY: Duration = Duration::from_secs(3600);
+/// How long news of calls that nobody claims is kept: the longest time a create may be under way, many times over.
+const EARLY_KEPT_MS: i64 = 24 * 3_600_000;
+
+/// The program cannot start. A sentence for an operator.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct StartError(String);
+
+fn start_error(error: impl std::fmt::Display) -> StartError {
+    StartError(error.to_string())
+}
+
+/// The running program.
+pub struct App {
+    api: RunningEdge,
+    webhooks: RunningEdge,
+    admin: RunningEdge,
+    calls: Calls,
+    stop: CancellationToken,
+    draining: CancellationToken,
+    tasks: TaskTracker,
+    drain: Duration,
+    /// Open calls that were found on record.
+    pub rebuilt: usize,
+}
+
+async fn bind(
+    name: &str,
+    address: SocketAddr,
+    settings: EdgeSettings,
+    tls: Option<ReloadingTls>,
+) -> Result<Edge, StartError> {
+    Edge::bind(address, settings, tls).await.map_err(|error| {
+        let hint = match error.kind() {
+            std::io::ErrorKind::AddrInUse => {
+                format!(": something listens there; choose another with --listen-{name} or [listen] {name}")
+            }
+            _ => String::new(),
+        };
+        StartError(format!("cannot listen on {address} (listen.{name}): {error}{hint}"))
+    })
+}
+
+impl App {
+    /// Binds, opens the record, rebuilds the gate from it, and serves.
+    pub async fn start(config: Config, clock: Clock) -> Result<Self, StartError> {
+        install_crypto_provider();
+        let edge = EdgeSettings { trusted_peers: config.listen.trusted_peers.clone(), ..EdgeSettings::default() };
+        let tls = match &config.listen.tls {
+            Some((cert, key)) => Some(ReloadingTls::load(cert, key).map_err(start_error)?),
+            None => None,
+        };
+        let api = bind("api", config.listen.api, edge.clone(), tls.clone()).await?;
+        let webhooks = bind("webhooks", config.listen.webhooks, edge.clone(), tls.clone()).await?;
+        let admin = bind("admin", config.listen.admin, edge, None).await?;
+
+        let store = SqliteStore::open(&config.store.path, config.store.migrate_on_start).await.map_err(start_error)?;
+        let store: Arc<dyn Store> = Arc::new(store);
+        let businesses = store.businesses().await.map_err(start_error)?;
+        let policy = Policy::new(config.policy.clone(), &businesses);
+        let metrics = Metrics::new().map_err(start_error)?;
+        let upstream = Upstream::new(UpstreamSettings {
+            create_timeout: config.late_answer,
+            extra_ca: config.extra_ca.clone(),
+            ..UpstreamSettings::default()
+        });
+        let lifecycle = Lifecycle {
+            store: store.clone(),
+            gate: Arc::new(MemoryGate::new()),
+            policy: Arc::new(ArcSwap::from_pointee(policy)),
+            metrics: metrics.clone(),
+            clock,
+            deadlines: config.deadlines.clone(),
+        };
+        let calls =
+            Calls::new(lifecycle, config.accounts.clone(), upstream.map_err(start_error)?, config.calls.clone());
+        let rebuilt = reconcile::rebuild(&calls).await.map_err(start_error)?;
+        let wake = Arc::new(Notify::new());
+        let inbox = Arc::new(Webhooks::new(calls.clone(), config.webhooks.clone(), wake.clone()));
+        let replayed = inbox.replay().await.map_err(start_error)?;
+        info!(
+            version = env!("CARGO_PKG_VERSION"),
+            mode = calls.lifecycle.policy.load().mode().as_str(),
+            calls = admin::bounds(&calls.lifecycle.policy.load()),
+            store = %config.store.path.display(),
+            retention_days = config.store.retention_days,
+            rebuilt,
+            replayed,
+            "{}",
+            config.strict.because()
+        );
+
+        let (stop, draining, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
+        let sightings = Sightings::default();
+        for account in calls.accounts.values() {
+            let pace = Pace { sweep: config.sweep };
+            let sweeper = Sweeper::new(calls.clone(), account.clone(), pace, sightings.clone());
+            tasks.spawn(sweeper.run(stop.clone()));
+        }
+        tasks.spawn(deliver::run(calls.clone(), wake, stop.clone()));
+        tasks.spawn(purge(calls.clone(), config.store.retention_days, stop.clone()));
+        if let Some(tls) = tls {
+            tasks.spawn(watch_certificates(tls, metrics, stop.clone()));
+        }
+        let console = Admin {
+            calls: calls.clone(),
+            sightings,
+            token_secret: config.token_secret.clone(),
+            draining: draining.clone(),
+            store_path: config.store.path.display().to_string(),
+            changing: tokio::sync::Mutex::new(()),
+        };
+        Ok(Self {
+            api: api.spawn(Arc::new(Proxy { calls: calls.clone() })),
+            webhooks: webhooks.spawn(inbox),
+            admin: admin.spawn(Arc::new(console)),
+            calls,
+            stop,
+            draining,
+            tasks,
+            drain: config.drain,
+            rebuilt,
+        })
+    }
+
+    /// Where apps connect.
+    pub fn api(&self) -> SocketAddr {
+        self.api.local_addr()
+    }
+
+    /// Where providers connect.
+    pub fn webhooks(&self) -> SocketAddr {
+        self.webhooks.local_addr()
+    }
+
+    /// Where operators connect.
+    pub fn admin(&self) -> SocketAddr {
+        self.admin.local_addr()
+    }
+
+    /// What acts on calls; for `demo` and tests.
+    pub fn calls(&self) -> &Calls {
+        &self.calls
+    }
+
+    /// Stops accepting, finishes what is under way within the grace, writes what waits, lets go of the record.
+    pub async fn drain(self) {
+        self.draining.cancel();
+        info!(grace_secs = self.drain.as_secs(), in_flight = self.api.in_flight(), "draining");
+        let (api, webhooks) = tokio::join!(self.api.drain(self.drain), self.webhooks.drain(self.drain));
+        let cut = api.in_flight_cut + webhooks.in_flight_cut;
+        let tunnels = api.tunnels_cut + webhooks.tunnels_cut;
+        if cut + tunnels > 0 {
+            warn!(requests = cut, tunnels, "the grace was too short; what was left has been cut");
+        }
+        // Creates that were sent must be settled: their answers bind ids to calls.
+        self.calls.tasks.close();
+        if tokio::time::timeout(self.drain, self.calls.tasks.wait()).await.is_err() {
+            warn!("creates are still without an answer; they are looked up after the next start");
+        }
+        self.stop.cancel();
+        self.tasks.close();
+        let _ = tokio::time::timeout(Duration::from_secs(5), self.tasks.wait()).await;
+        self.admin.drain(Duration::from_secs(1)).await;
+        self.calls.lifecycle.store.close().await;
+        info!("stopped");
+    }
+}
+
+async fn purge(calls: Calls, retention_days: u32, stop: CancellationToken) {
+    loop {
+        let now_ms = calls.lifecycle.clock.now_ms();
+        let ended_before = now_ms - i64::from(retention_days) * 24 * 3_600_000;
+        match calls.lifecycle.store.purge(ended_before, now_ms - EARLY_KEPT_MS).await {
+            Ok(0) => {}
+            Ok(rows) => info!(rows, "forgot what is past its retention"),
+            Err(error) => warn!(%error, "what is past its retention could not be forgotten"),
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(PURGE_EVERY) => {}
+        }
+    }
+}
+
+async fn watch_certificates(tls: ReloadingTls, metrics: Metrics, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(CERTIFICATE_CHECK) => {}
+        }
+        match tls.reload_if_changed() {
+            Ok(true) => {
+                metrics.certificate_reload("ok");
+                info!("the changed certificate is in use for new connections");
+            }
+            Ok(false) => {}
+            Err(error) => {
+                metrics.certificate_reload("failed");
+                warn!(%error, "the changed certificate cannot be used; the old one stays");
+            }
+        }
+    }
+}
