@@ -102,6 +102,7 @@ impl App {
             metrics: metrics.clone(),
             clock,
             deadlines: config.deadlines.clone(),
+            opened: Arc::new(Notify::new()),
         };
         let calls =
             Calls::new(lifecycle, config.accounts.clone(), upstream.map_err(start_error)?, config.calls.clone());

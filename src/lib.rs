@@ -4,6 +4,7 @@ pub mod admin;
 pub mod app;
 pub mod call;
 pub mod calls;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod gate;

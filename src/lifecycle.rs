@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use tokio::sync::Notify;
 use tracing::{info, warn};
 
 use crate::call::{Deadlines, EndProof, Event, Origin, Outcome, Phase, Step};
@@ -34,6 +35,8 @@ pub struct Lifecycle {
     pub clock: Clock,
     /// How long a call may stay in a phase without news.
     pub deadlines: Deadlines,
+    /// Told of every call that is put on record: who sleeps for want of calls wakes.
+    pub opened: Arc<Notify>,
 }
 
 async fn finish<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
@@ -73,7 +76,7 @@ impl Lifecycle {
         finish(async move {
             let opened = this.store.open(call).await;
             match &opened {
-                Ok(Opened::New(None)) => {}
+                Ok(Opened::New(None)) => this.opened.notify_waiters(),
                 Ok(Opened::New(Some(news))) => {
                     let change = Change { event: Some(*news), ..this.change(&id, "webhook") };
                     this.apply_now(change).await?;

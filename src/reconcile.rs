@@ -86,11 +86,20 @@ impl Sweeper {
 
     /// Sweeps until it is told to stop.
     pub async fn run(mut self, stop: CancellationToken) {
+        let opened = self.calls.lifecycle.opened.clone();
         loop {
             let pause = self.turn().await;
+            let pace = Duration::from_secs(self.account.provider.sweep_secs.max(1)).min(pause);
+            let slept = async {
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    // A first call after a silence: from now on the account's pace is kept.
+                    () = opened.notified() => tokio::time::sleep(pace).await,
+                }
+            };
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(pause) => {}
+                () = slept => {}
             }
         }
     }

@@ -1,0 +1,217 @@
+//! `ringfence calls`: speaks to `listen.admin` of a running sidecar.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use bytes::Bytes;
+use clap::{Args, Subcommand};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use http::{Method, Request};
+use serde_json::{Value, json};
+
+use super::Outcome;
+use crate::net::{Upstream, UpstreamSettings};
+
+#[derive(Debug, Args)]
+pub(super) struct Calls {
+    /// listen.admin of the sidecar
+    #[arg(
+        long,
+        env = "RINGFENCE_ADMIN_URL",
+        default_value = "http://127.0.0.1:9900",
+        value_name = "URL",
+        global = true
+    )]
+    admin: String,
+    /// A token of it; none is needed on the same machine
+    #[arg(long, env = "RINGFENCE_TOKEN", hide_env_values = true, value_name = "TOKEN", global = true)]
+    token: Option<String>,
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    act: Act,
+}
+
+#[derive(Debug, Subcommand)]
+enum Act {
+    /// Calls that are up
+    List {
+        /// Ended ones too, the latest first
+        #[arg(long)]
+        all: bool,
+        /// Of this business alone
+        #[arg(long)]
+        business: Option<String>,
+    },
+    /// One call; by our id, a call sid or a conversation id
+    Show {
+        /// The call
+        id: String,
+    },
+    /// End the telephone call at its provider, and free its slot when the provider says that it is over
+    Hangup {
+        /// The call
+        id: String,
+    },
+    /// Free the slot alone. The telephone call may go on, and the provider's limit be met unseen
+    Release {
+        /// The call
+        id: String,
+        /// You know that the call may go on
+        #[arg(long)]
+        force: bool,
+        /// Why; stands in the log
+        #[arg(long)]
+        reason: String,
+    },
+}
+
+impl Calls {
+    pub(super) async fn run(self) -> Outcome {
+        let id_path = |id: &str| {
+            let escaped: String = form_urlencoded::byte_serialize(id.as_bytes()).collect();
+            format!("/api/calls/{escaped}")
+        };
+        match &self.act {
+            Act::List { all, business } => {
+                let mut query = form_urlencoded::Serializer::new(String::new());
+                query.append_pair("all", if *all { "true" } else { "false" });
+                if let Some(business) = business {
+                    query.append_pair("business", business);
+                }
+                let listed = self.ask(Method::GET, &format!("/api/calls?{}", query.finish()), None).await?;
+                if self.json {
+                    println!("{listed}");
+                } else {
+                    let status = self.ask(Method::GET, "/status", None).await?;
+                    print!("{}", table(&listed, &status));
+                }
+            }
+            Act::Show { id } => {
+                let call = self.ask(Method::GET, &id_path(id), None).await?;
+                println!("{}", if self.json { call.to_string() } else { serde_json::to_string_pretty(&call)? });
+            }
+            Act::Hangup { id } => {
+                let done = self.ask(Method::POST, &format!("{}/hangup", id_path(id)), None).await?;
+                match (self.json, done["result"].as_str()) {
+                    (true, _) => println!("{done}"),
+                    (false, Some("over")) => println!("{id} is over: its provider's record says so. The slot is free."),
+                    (false, _) => println!(
+                        "{id}: {} took the hang-up, but its record does not say so yet. The slot stays held until it does.",
+                        done["means"].as_str().unwrap_or("the provider")
+                    ),
+                }
+            }
+            Act::Release { id, force, reason } => {
+                if !force {
+                    let why = "releasing frees the slot while the call may go on; `calls hangup` ends it. If you are sure: --force";
+                    return Err(anyhow::anyhow!(why).into());
+                }
+                let body = json!({"force": true, "reason": reason});
+                let done = self.ask(Method::POST, &format!("{}/release", id_path(id)), Some(body)).await?;
+                if self.json {
+                    println!("{done}");
+                } else {
+                    println!("The slot of {id} is free. If the telephone call goes on, nobody counts it.");
+                }
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    async fn ask(&self, method: Method, path: &str, body: Option<Value>) -> anyhow::Result<Value> {
+        crate::net::install_crypto_provider();
+        let upstream = Upstream::new(UpstreamSettings::default())?;
+        let mut request = Request::new(body.map(|b| Bytes::from(b.to_string())).unwrap_or_default());
+        *request.method_mut() = method;
+        *request.uri_mut() = format!("{}{path}", self.admin.trim_end_matches('/')).parse()?;
+        request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(token) = &self.token {
+            request.headers_mut().insert(AUTHORIZATION, HeaderValue::try_from(format!("Bearer {token}"))?);
+        }
+        let response = upstream.fetch(request, 16 * 1024 * 1024, Duration::from_secs(30)).await.map_err(|error| {
+            anyhow::anyhow!("no sidecar answers at {}: {error}\nName it with --admin URL", self.admin)
+        })?;
+        let answer: Value = serde_json::from_slice(response.body()).unwrap_or_default();
+        if !response.status().is_success() {
+            let message = answer["message"].as_str().unwrap_or("no reason given");
+            anyhow::bail!("{} ({})", message, response.status());
+        }
+        Ok(answer)
+    }
+}
+
+/// The calls as an operator reads them (experience.md §4).
+fn table(listed: &Value, status: &Value) -> String {
+    use std::fmt::Write as _;
+    let mut out = String::new();
+    for account in status["accounts"].as_array().into_iter().flatten() {
+        let limit = account["limit"].as_u64().map_or("no limit".to_owned(), |n| format!("of {n}"));
+        let foreign = account["foreign"].as_u64().unwrap_or(0);
+        let in_use = account["inUse"].as_u64().unwrap_or(0);
+        let provider = match (account["sweepError"].as_str(), account["providerLive"].as_u64()) {
+            (Some(error), _) => format!("   provider cannot be asked: {error}"),
+            (None, Some(live)) => format!("   (provider says {live})"),
+            (None, None) => String::new(),
+        };
+        let _ = writeln!(
+            out,
+            "account {:<12} {in_use} {limit} in use: {} ours, {foreign} foreign{provider}   {}",
+            account["name"].as_str().unwrap_or_default(),
+            in_use.saturating_sub(foreign),
+            status["mode"].as_str().unwrap_or_default(),
+        );
+    }
+    let calls = listed["calls"].as_array().map(Vec::as_slice).unwrap_or_default();
+    if calls.is_empty() {
+        out.push_str("\nno calls\n");
+        return out;
+    }
+    let now = time(&listed["now"]);
+    let since = |at: &Value| time(at).zip(now).map_or("-".to_owned(), |(at, now)| span(now - at));
+    let _ = writeln!(
+        out,
+        "\n{:<29} {:<14} {:<10} {:<4} {:<9} {:<7} {:<16} {:<9} {:<14} PROVIDER IDS",
+        "CALL", "BUSINESS", "PLAN", "DIR", "PHASE", "AGE", "LAST SEEN", "DEADLINE", "OTHER END"
+    );
+    for call in calls {
+        let text = |key: &str| call[key].as_str().unwrap_or("-");
+        let phase = match (call["unsettled"].as_bool(), call["overrun"].as_bool(), text("phase"), text("outcome")) {
+            (_, _, "ended", outcome) => outcome,
+            (Some(true), ..) => "unknown",
+            (_, Some(true), ..) => "overrun",
+            (_, _, phase, _) => phase,
+        };
+        let ids: Vec<&str> = call["ids"].as_object().into_iter().flatten().filter_map(|(_, id)| id.as_str()).collect();
+        let seen = format!("{} {}", since(&call["lastSeenAt"]), text("lastSeenBy"));
+        let deadline = time(&call["deadlineAt"]).zip(now).map_or("-".to_owned(), |(at, now)| {
+            if at > now { format!("in {}", span(at - now)) } else { "due".to_owned() }
+        });
+        let direction = if text("direction") == "inbound" { "in" } else { "out" };
+        let _ = writeln!(
+            out,
+            "{:<29} {:<14} {:<10} {direction:<4} {phase:<9} {:<7} {seen:<16} {deadline:<9} {:<14} {}",
+            text("callId"),
+            if text("origin") == "foreign" { "(foreign)" } else { text("businessId") },
+            text("plan"),
+            since(&call["startedAt"]),
+            text("otherNumber"),
+            ids.join(" "),
+        );
+    }
+    out
+}
+
+fn time(value: &Value) -> Option<i64> {
+    value.as_str()?.parse::<jiff::Timestamp>().ok().map(|t| t.as_second())
+}
+
+fn span(secs: i64) -> String {
+    let secs = secs.max(0);
+    match secs {
+        0..60 => format!("{secs}s"),
+        60..3600 => format!("{}m{:02}s", secs / 60, secs % 60),
+        _ => format!("{}h{:02}m", secs / 3600, secs % 3600 / 60),
+    }
+}

@@ -1,0 +1,384 @@
+//! `ringfence demo`: the sidecar against simulated providers, on free ports, without a network. Exits 0 only if everything that
+//! it shows happened.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use clap::Args;
+use http::header::{CONTENT_TYPE, HeaderValue};
+use http::{Method, Request, Response};
+use serde_json::{Value, json};
+
+use super::{Outcome, logs, stop_signal};
+use crate::app::App;
+use crate::clock::Clock;
+use crate::config;
+use crate::ids::CallId;
+use crate::net::{Upstream, UpstreamSettings};
+use crate::simulate::{Control, Fault, FaultKind, Inbound, Millis, Provider, SimSettings, Simulator, Via};
+
+/// Calls at once that the demo's account bought.
+const CAP: u32 = 5;
+/// How long anything in the demo may take before it counts as not happening.
+const PATIENCE: Duration = Duration::from_secs(15);
+const NUMBER: &str = "+15550001101";
+
+#[derive(Debug, Args)]
+pub(super) struct Demo {
+    /// Leave everything running, and print lines to try
+    #[arg(long)]
+    stay: bool,
+}
+
+/// What a step saw; `Err` is what was expected and what was seen.
+type Seen = Result<Vec<String>, String>;
+
+struct Stage {
+    app: App,
+    simulator: Simulator,
+    control: Control,
+    client: Upstream,
+    log_file: PathBuf,
+    folder: PathBuf,
+}
+
+impl Demo {
+    pub(super) async fn run(self) -> Outcome {
+        let stage = Stage::set().await?;
+        println!(
+            "ringfence {} demo: simulated ElevenLabs + Twilio on {}, ringfence on {}, no network, ~10 s\n",
+            env!("CARGO_PKG_VERSION"),
+            stage.simulator.addr(),
+            stage.app.api()
+        );
+        let steps: [(&str, &str); 4] = [
+            ("Burst", "10 calls at once, cap 5"),
+            ("Inbound, full", "two callers more while 5 of 5 are in use"),
+            ("Provider 429", "the provider refuses what ringfence let through"),
+            ("Lost webhook", "a call ends and no webhook comes"),
+        ];
+        let mut good = 0;
+        for (n, (name, about)) in steps.iter().enumerate() {
+            println!(" {}  {name:<16}{about}", n + 1);
+            let started = Instant::now();
+            let seen = match n {
+                0 => stage.burst().await,
+                1 => stage.inbound().await,
+                2 => stage.provider_429().await,
+                _ => stage.lost_webhook().await,
+            };
+            let secs = started.elapsed().as_secs_f64();
+            match seen {
+                Ok(lines) => {
+                    good += 1;
+                    let last = lines.len().saturating_sub(1);
+                    for (i, line) in lines.iter().enumerate() {
+                        if i == last {
+                            println!("      {line:<78} ok {secs:>5.1} s");
+                        } else {
+                            println!("      {line}");
+                        }
+                    }
+                }
+                Err(what) => {
+                    println!("      FAILED after {secs:.1} s: {what}");
+                    println!("      log: {}", stage.log_file.display());
+                }
+            }
+        }
+        let counts = stage.control.counts();
+        println!(
+            "\n {good} of {} ok, {} calls. The provider never had more than {CAP} that ringfence could refuse; the native one of\n \
+             step 2 is answered before anybody is asked, so it could only be hung up.\n",
+            steps.len(),
+            counts.creates_el + counts.inbound,
+        );
+        let all_good = good == steps.len() && counts.el_live_max <= CAP + 1;
+        if self.stay && all_good {
+            stage.invite();
+            stop_signal().await?;
+        } else if all_good {
+            println!(" Next:  ringfence demo --stay    leaves this running, with curl and SDK lines to try");
+            println!("        README.md               point your SDK at it");
+        }
+        stage.strike(all_good).await;
+        Ok(if all_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}
+
+impl Stage {
+    async fn set() -> anyhow::Result<Self> {
+        crate::net::install_crypto_provider();
+        let folder = std::env::temp_dir().join(format!("ringfence-demo-{}", CallId::new()));
+        std::fs::create_dir_all(&folder)?;
+        let log_file = folder.join("ringfence.log");
+        logs::start_file(&log_file)?;
+        let simulator = Simulator::start(SimSettings {
+            talk_ms: Millis::exactly(600_000),
+            el_seed_events: true,
+            ..SimSettings::default()
+        })
+        .await?;
+        let control = simulator.control();
+        // The provider must know the address that it calls before the sidecar starts: a free port is chosen, and taken a
+        // moment later. Should somebody be faster, another one is chosen.
+        let mut tries = 0;
+        let app = loop {
+            let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+            let text = config_text(&simulator.base_url(), port, &control.settings());
+            let loaded = config::load(&text, &folder, &|_| None);
+            let config = loaded.config.ok_or_else(|| anyhow::anyhow!("the demo's config: {:?}", loaded.diagnostics))?;
+            match App::start(config, Clock::system()).await {
+                Ok(app) => break app,
+                Err(error) if tries >= 3 => return Err(error.into()),
+                Err(_) => tries += 1,
+            }
+        };
+        let webhooks = format!("http://{}", app.webhooks());
+        control.configure(|s| {
+            s.el_events_url = Some(format!("{webhooks}/api/webhooks/elevenlabs"));
+            s.number_voice_url = Some(format!("{webhooks}/webhooks/twilio/voice"));
+            s.number_status_url = Some(format!("{webhooks}/webhooks/twilio/status"));
+        });
+        Ok(Self { app, simulator, control, client: Upstream::new(UpstreamSettings::default())?, log_file, folder })
+    }
+
+    async fn strike(self, tidy: bool) {
+        self.app.drain().await;
+        self.simulator.stop().await;
+        if tidy {
+            // The log of a demo that went wrong stays.
+            let _ = std::fs::remove_dir_all(&self.folder);
+        }
+    }
+
+    async fn dial(&self, business: &str, to: u32) -> Result<(Response<Bytes>, Value), String> {
+        let body = json!({
+            "agent_id": format!("agent_{business}"), "agent_phone_number_id": "phnum_demo", "to_number": format!("+1555000{to:04}"),
+        });
+        let mut request = Request::new(Bytes::from(body.to_string()));
+        *request.method_mut() = Method::POST;
+        let url = format!("http://{}/elevenlabs/v1/convai/twilio/outbound-call", self.app.api());
+        *request.uri_mut() = url.parse().map_err(|e| format!("{e}"))?;
+        let headers = request.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(
+            "xi-api-key",
+            HeaderValue::try_from(self.control.settings().el_api_key).map_err(|e| e.to_string())?,
+        );
+        headers.insert("x-business-id", HeaderValue::try_from(business).map_err(|e| e.to_string())?);
+        let response = self.client.fetch(request, 1 << 20, PATIENCE).await.map_err(|e| e.to_string())?;
+        let body = serde_json::from_slice(response.body()).unwrap_or_default();
+        Ok((response, body))
+    }
+
+    async fn in_use(&self) -> u32 {
+        self.app.calls().lifecycle.gate.counts().await.map_or(u32::MAX, |c| c.calls)
+    }
+
+    async fn wait(&self, what: &str, mut done: impl AsyncFnMut() -> bool) -> Result<Duration, String> {
+        let started = Instant::now();
+        while started.elapsed() < PATIENCE {
+            if done().await {
+                return Ok(started.elapsed());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Err(format!("expected {what} within {} s; it did not happen", PATIENCE.as_secs()))
+    }
+
+    // === the steps ===
+
+    async fn burst(&self) -> Seen {
+        let tries = [("acme", 6), ("birch", 4)];
+        let all = tries.iter().flat_map(|(business, n)| (0..*n).map(move |i| (*business, i)));
+        let dialled = futures_util::future::join_all(
+            all.map(|(business, i)| async move { (business, self.dial(business, 1000 + i).await) }),
+        )
+        .await;
+        let (mut lines, mut placed, mut refused) = (Vec::new(), 0, 0);
+        for (business, n) in tries {
+            let (mut ok, mut no, mut limit) = (0, 0, String::new());
+            for (_, answer) in dialled.iter().filter(|(b, _)| *b == business) {
+                let (response, body) = answer.as_ref().map_err(Clone::clone)?;
+                match (response.status().as_u16(), response.headers().get("retry-after")) {
+                    (200, _) => ok += 1,
+                    (503, Some(secs)) => {
+                        no += 1;
+                        let name = body["limitName"].as_str().unwrap_or_default();
+                        limit = format!("Retry-After {} s   limit \"{name}\"", secs.to_str().unwrap_or_default());
+                    }
+                    (status, _) => {
+                        return Err(format!("expected 200, or 503 with Retry-After; {business} saw {status}"));
+                    }
+                }
+            }
+            let dots = format!("{}{}", "●".repeat(ok), "○".repeat(no));
+            lines.push(format!("{business:<7} {dots:<7} {ok} of {n} placed, {no} × 503   {limit}"));
+            placed += ok;
+            refused += no;
+        }
+        let most = self.control.counts().el_live_max;
+        if (placed, refused) != (5, 5) || most > CAP {
+            return Err(format!(
+                "expected 5 placed and 5 refused, the provider at most {CAP}; saw {placed}, {refused}, {most}"
+            ));
+        }
+        lines.push(format!("the provider counted at most {most} at once"));
+        Ok(lines)
+    }
+
+    async fn inbound(&self) -> Seen {
+        let from = "+15550003301".to_owned();
+        let call =
+            |via| Inbound { to: NUMBER.to_owned(), from: from.clone(), via, agent_id: Some("agent_acme".to_owned()) };
+        let twilio = self.control.inbound(&call(Via::Twilio)).ok_or("the simulator took no inbound call")?;
+        let sid = twilio.call_sid.clone().ok_or("a Twilio call without a sid")?;
+        let ended = async || self.control.call(&sid).is_some_and(|c| c.outcome.is_some());
+        self.wait("the call to be refused", ended).await?;
+        let refused = self.control.call(&sid).ok_or("the refused call is gone")?;
+        if refused.answered || refused.billed {
+            return Err("expected a refusal before answer; the call was answered".to_owned());
+        }
+        let mut lines = vec![format!(
+            "by Twilio        {} → <Reject reason=\"busy\"/> before answer, not billed",
+            crate::ids::mask_number(NUMBER)
+        )];
+        let native = self.control.inbound(&call(Via::Native)).ok_or("the simulator took no native call")?;
+        let conversation = native.conversation_id.clone().ok_or("a native call without a conversation")?;
+        let over = async || self.control.call(&conversation).is_some_and(|c| !c.live && c.outcome.is_some());
+        let took = self.wait("the native call to be hung up", over).await?;
+        let terminated = async || {
+            let latest = self.app.calls().lifecycle.store.latest_calls(20).await.unwrap_or_default();
+            latest.iter().any(|c| {
+                c.alias("conversation_id") == Some(&conversation)
+                    && crate::call::session_status(c.phase, c.outcome) == "terminated_capacity"
+            })
+        };
+        self.wait("its session to read terminated_capacity", terminated).await?;
+        lines.push(format!(
+            "by ElevenLabs    hung up through Twilio, over after {:.1} s, terminated_capacity",
+            took.as_secs_f64()
+        ));
+        Ok(lines)
+    }
+
+    async fn provider_429(&self) -> Seen {
+        for call in self.control.calls().iter().filter(|c| c.live) {
+            self.control.end_call(call.call_sid.as_deref().or(call.conversation_id.as_deref()).unwrap_or_default());
+        }
+        self.wait("every slot to be free again", async || self.in_use().await == 0).await?;
+        let mut lines = Vec::new();
+        for (kind, word, wanted_secs) in [
+            (FaultKind::TooManyConcurrent, "429 too_many_concurrent_requests", "60"),
+            (FaultKind::SystemBusy, "429 system_busy", "5"),
+        ] {
+            self.control.fault(Fault::next(Provider::ElevenLabs, kind, 1));
+            let (response, body) = self.dial("acme", 2000).await?;
+            let secs = response.headers().get("retry-after").and_then(|v| v.to_str().ok()).unwrap_or("none");
+            let code = body["error"].as_str().unwrap_or_default();
+            if response.status().as_u16() != 503 || code != "ELEVENLABS_429_RATE_LIMIT" || secs != wanted_secs {
+                return Err(format!(
+                    "expected 503 with Retry-After {wanted_secs}; saw {} with {secs}, {code}",
+                    response.status()
+                ));
+            }
+            lines.push(format!("{word} → 503 Retry-After {secs} s"));
+        }
+        match self.in_use().await {
+            0 => lines.push("told apart; both slots are back".to_owned()),
+            n => return Err(format!("expected every slot back; {n} are held")),
+        }
+        Ok(lines)
+    }
+
+    async fn lost_webhook(&self) -> Seen {
+        self.control.set_webhook_loss(1.0);
+        let (response, body) = self.dial("acme", 3000).await?;
+        let sid =
+            body["callSid"].as_str().ok_or_else(|| format!("expected a call; saw {}", response.status()))?.to_owned();
+        // The sweep leaves a call alone in its first seconds: providers' lists lag.
+        self.wait("the call to be answered", async || self.control.call(&sid).is_some_and(|c| c.answered)).await?;
+        tokio::time::sleep(self.app.calls().settings.grace).await;
+        self.control.end_call(&sid);
+        let took = self.wait("the sweep to notice the end", async || self.in_use().await == 0).await?;
+        self.control.set_webhook_loss(0.0);
+        let latest = self.app.calls().lifecycle.store.latest_calls(1).await.map_err(|e| e.to_string())?;
+        let proof = latest.first().and_then(|c| c.proof).map_or("none", |p| p.as_str());
+        if proof != "provider" {
+            return Err(format!("expected the proof \"provider\"; saw {proof:?}"));
+        }
+        Ok(vec![format!("the sweep noticed after {:.1} s, proof \"{proof}\", slot free", took.as_secs_f64())])
+    }
+
+    fn invite(&self) {
+        let (api, admin, url) = (self.app.api(), self.app.admin(), self.simulator.base_url());
+        let s = self.control.settings();
+        println!(" Running until Ctrl-C.");
+        println!("   ringfence   api http://{api}   webhooks http://{}   admin http://{admin}", self.app.webhooks());
+        println!("   simulator   {url}   (control: {url}/_sim/state)\n");
+        println!(
+            " curl -H 'xi-api-key: {}' -H 'X-Business-Id: acme' -H 'Content-Type: application/json' \\",
+            s.el_api_key
+        );
+        println!(
+            "   -d '{{\"agent_id\":\"agent_acme\",\"agent_phone_number_id\":\"phnum_demo\",\"to_number\":\"+15550002222\"}}' \\"
+        );
+        println!("   http://{api}/elevenlabs/v1/convai/twilio/outbound-call");
+        println!(" ringfence calls list --admin http://{admin}\n");
+        println!(" Python  ElevenLabs(base_url=\"http://{api}/b/acme/elevenlabs\", api_key=\"{}\")", s.el_api_key);
+        println!(
+            "         client = Client(\"{}\", \"{}\"); client.api.base_url = \"http://{api}/b/acme/twilio\"",
+            s.account_sid, s.auth_token
+        );
+        println!(
+            " Node    new ElevenLabsClient({{ baseUrl: \"http://{api}/b/acme/elevenlabs\", apiKey: \"{}\" }})\n",
+            s.el_api_key
+        );
+    }
+}
+
+fn config_text(url: &str, webhooks_port: u16, sim: &SimSettings) -> String {
+    format!(
+        r#"
+public_url = "http://127.0.0.1:{webhooks_port}"
+
+[listen]
+api      = "127.0.0.1:0"
+webhooks = "127.0.0.1:{webhooks_port}"
+admin    = "127.0.0.1:0"
+
+[accounts.elevenlabs]
+upstream        = "{url}"
+api_key         = "{}"
+webhook_secrets = ["{}"]
+concurrent      = {CAP}
+
+[accounts.twilio]
+upstream    = "{url}"
+account_sid = "{}"
+auth_token  = "{}"
+
+[businesses.acme]
+plan          = "PRO"
+agent_ids     = ["agent_acme"]
+phone_numbers = ["{NUMBER}"]
+
+[businesses.birch]
+plan      = "PRO"
+agent_ids = ["agent_birch"]
+
+[timeouts]
+drain_secs = 1
+"#,
+        sim.el_api_key, sim.el_webhook_secret, sim.account_sid, sim.auth_token
+    )
+}
+
+/// For tests: the demo's config, so that it is known to be without errors.
+pub fn sample_config(folder: &Path) -> config::Loaded {
+    config::load(&config_text("http://127.0.0.1:1", 2, &SimSettings::default()), folder, &|_| None)
+}

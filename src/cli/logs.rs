@@ -1,0 +1,93 @@
+//! Logs: JSON, text, or, on a terminal, one aligned line a decision.
+
+use std::fmt;
+use std::io::IsTerminal as _;
+
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
+
+use crate::config::LogSettings;
+
+/// Starts logging to stderr. A second call does nothing.
+pub(super) fn start(settings: &LogSettings) {
+    // pingora and h2 log what a client's hang-up is at levels of their own; theirs is not an operator's business.
+    let quiet = "pingora=error,pingora_core=error,h2=error,hyper=error,sqlx=error";
+    let filter = EnvFilter::try_new(format!("{},{quiet}", settings.filter)).unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A second start (tests, the demo) keeps the first.
+    let _ = if settings.json {
+        builder.json().flatten_event(true).try_init()
+    } else if std::io::stderr().is_terminal() {
+        builder.event_format(Aligned).try_init()
+    } else {
+        builder.with_ansi(false).try_init()
+    };
+}
+
+/// Starts logging to a file, for a command whose screen is for something else.
+pub(super) fn start_file(path: &std::path::Path) -> std::io::Result<()> {
+    let file = std::fs::File::create(path)?;
+    let filter = EnvFilter::new("info,pingora=error,h2=error,hyper=error,sqlx=error");
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::sync::Mutex::new(file));
+    let _ = builder.try_init();
+    Ok(())
+}
+
+/// `10:33:12  admitted   acme      PRO   elevenlabs  to=+155••••••01 call=c_…`.
+struct Aligned;
+
+#[derive(Default)]
+struct Fields(Vec<(&'static str, String)>);
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.0.push((field.name(), format!("{value:?}")));
+    }
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.0.push((field.name(), value.to_owned()));
+    }
+}
+
+impl Fields {
+    fn take(&mut self, name: &str) -> Option<String> {
+        let at = self.0.iter().position(|(n, _)| *n == name)?;
+        Some(self.0.remove(at).1)
+    }
+}
+
+impl<S, N> FormatEvent<S, N> for Aligned
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, _: &FmtContext<'_, S, N>, mut out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        let what = fields.take("message").unwrap_or_default();
+        let level = *event.metadata().level();
+        let colour = match (what.as_str(), level) {
+            (_, Level::ERROR) => 31,
+            ("refused" | "inbound refused", _) | (_, Level::WARN) => 33,
+            ("admitted" | "inbound admitted", _) => 32,
+            _ => 0,
+        };
+        let time = jiff::Zoned::now().strftime("%H:%M:%S").to_string();
+        let (start, end) =
+            if out.has_ansi_escapes() { (format!("\x1b[{colour}m"), "\x1b[0m") } else { (String::new(), "") };
+        if let Some(business) = fields.take("business") {
+            let plan = fields.take("plan").unwrap_or_default();
+            write!(out, "{time}  {start}{what:<17}{end} {business:<16} {plan:<11}")?;
+        } else {
+            write!(out, "{time}  {start}{what}{end}")?;
+        }
+        for (name, value) in fields.0 {
+            write!(out, " {name}={value}")?;
+        }
+        writeln!(out)
+    }
+}

@@ -1,0 +1,112 @@
+//! The command line: one file a command.
+//!
+//! Exit codes: 0 done; 1 it failed; 2 the command line or the config is wrong.
+
+mod calls;
+mod check;
+pub mod demo;
+mod file;
+mod logs;
+mod migrate;
+mod serve;
+mod simulate;
+mod token;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+/// A sidecar that fences the calls of voice products inside the capacity they bought.
+#[derive(Debug, Parser)]
+#[command(name = "ringfence", version, about, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the sidecar
+    Serve(serve::Serve),
+    /// Look for mistakes in the config, all at once
+    Check(check::Check),
+    /// Bring the store's schema up, down, or show where it is
+    Migrate(migrate::Migrate),
+    /// Make a token for listen.admin
+    Token(token::Token),
+    /// Show, hang up or release calls of a running sidecar
+    Calls(calls::Calls),
+    /// Simulate ElevenLabs and Twilio on this machine
+    Simulate(simulate::Simulate),
+    /// Show what ringfence does, against simulated providers, in a few seconds
+    Demo(demo::Demo),
+}
+
+/// Where the config is.
+#[derive(Debug, Clone, Args)]
+struct ConfigFile {
+    /// The config file
+    #[arg(short, long, env = "RINGFENCE_CONFIG", default_value = "ringfence.toml", value_name = "FILE")]
+    config: PathBuf,
+}
+
+/// What a command failed with.
+enum Failure {
+    /// Exit code 1.
+    Failed(anyhow::Error),
+    /// Exit code 2; the mistakes have been printed.
+    Config,
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+type Outcome = Result<ExitCode, Failure>;
+
+/// Runs the command that was given.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("ringfence: cannot start the runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let outcome = runtime.block_on(async {
+        match cli.command {
+            Command::Serve(command) => command.run().await,
+            Command::Check(command) => command.run(),
+            Command::Migrate(command) => command.run().await,
+            Command::Token(command) => command.run(),
+            Command::Calls(command) => command.run().await,
+            Command::Simulate(command) => command.run().await,
+            Command::Demo(command) => command.run().await,
+        }
+    });
+    // What still runs (a look-up at a provider that does not answer) must not hold the exit up.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(code) => code,
+        Err(Failure::Config) => ExitCode::from(2),
+        Err(Failure::Failed(error)) => {
+            eprintln!("ringfence: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Waits for SIGTERM or SIGINT.
+async fn stop_signal() -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    Ok(())
+}

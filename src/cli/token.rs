@@ -1,0 +1,56 @@
+//! `ringfence token`.
+
+use std::process::ExitCode;
+
+use clap::{Args, ValueEnum};
+
+use super::{ConfigFile, Failure, Outcome, file};
+use crate::admin::auth::{Claims, Scope, mint};
+use crate::clock::Clock;
+
+#[derive(Debug, Args)]
+pub(super) struct Token {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// What it allows; each allows what stands before it too
+    #[arg(long, value_enum, default_value = "read")]
+    scope: ScopeArg,
+    /// Who it is for; stands in the log
+    #[arg(long, default_value = "operator")]
+    subject: String,
+    /// Businesses that it may see, separated by commas
+    #[arg(long, default_value = "*", value_delimiter = ',')]
+    businesses: Vec<String>,
+    /// How long it counts, in seconds
+    #[arg(long, default_value_t = 30 * 24 * 3600, value_name = "SECS")]
+    valid_secs: u32,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum ScopeArg {
+    Metrics,
+    Read,
+    Operate,
+}
+
+impl Token {
+    pub(super) fn run(self) -> Outcome {
+        let read = file::read(&self.file.config, &[])?;
+        let Some(config) = read.loaded.config.as_ref() else {
+            read.print();
+            return Err(Failure::Config);
+        };
+        let secret = config
+            .token_secret
+            .as_ref()
+            .ok_or_else(|| anyhow::anyhow!("there is no admin.token_secret in {}", self.file.config.display()))?;
+        let scope = match self.scope {
+            ScopeArg::Metrics => Scope::Metrics,
+            ScopeArg::Read => Scope::Read,
+            ScopeArg::Operate => Scope::Operate,
+        };
+        let exp = Clock::system().now_ms() / 1000 + i64::from(self.valid_secs);
+        println!("{}", mint(secret, &Claims { sub: self.subject, exp, businesses: self.businesses, scope })?);
+        Ok(ExitCode::SUCCESS)
+    }
+}
