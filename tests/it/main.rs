@@ -1,5 +1,6 @@
 //! The one integration-test binary.
 
+mod acceptance;
 mod net_hygiene;
 mod net_relay;
 mod net_tls;
