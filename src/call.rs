@@ -43,7 +43,12 @@ macro_rules! words {
 
 words!(
     /// Which side placed the call.
-    Direction { Inbound = "inbound", Outbound = "outbound" }
+    Direction {
+        /// Somebody called us.
+        Inbound = "inbound",
+        /// We called somebody.
+        Outbound = "outbound",
+    }
 );
 
 words!(

@@ -1,5 +1,46 @@
-//! ringfence: a sidecar that fences calls.
-#![forbid(unsafe_code)]
+//! ringfence: a sidecar between a voice product and its telephony providers. It fences the calls of each business, and of all
+//! together, inside the capacity that was bought.
+//!
+//! # The house, in reading order
+//!
+//! A module imports only from layers below its own; `tests/it/layering.rs` fails with file and line when one does not.
+//!
+//! ```text
+//! L0  ids          identifiers, checked once, where they enter
+//!     clock        the time, as a handle
+//! L1  call         what a call is: phases, events, next(phase, event), proofs of an end. Pure
+//!     metrics      every metric; the only caller of prometheus
+//! L2  policy       which limits bind a call; which business a request belongs to. Pure
+//!     provider     a provider as data: select, sign, render, account. Pure
+//! L3  net          the edge (pingora's sessions) and the way out (hyper's client); only it knows which engines run
+//!     gate         admits or refuses, over all limits, in one atomic step
+//!     store        what survives a restart: calls, inbox, outbox, refusals, businesses
+//! L4  reply        every refusal and failure as bytes, in the provider's own shape
+//!     lifecycle    the only writer of a call's state: persist → release if ended
+//! L5  calls        what is asked of providers: place, look up, end; what an inbound call meets
+//! L6  proxy        listen.api: one request from head to tail
+//!     webhook      listen.webhooks: verify → remember → translate → apply → reply or deliver
+//!     reconcile    leases and calls against the provider's truth; the rebuild at start
+//!     simulate     providers that behave like the real ones, with counts of their own
+//! L7  config       the TOML as written → each module's settings; every mistake at once
+//! L8  admin        listen.admin: health, status, metrics, calls, businesses
+//! L9  app          builds every part, owns every task, starts, drains
+//! L10 cli          the command line, one file a command
+//! ```
+//!
+//! # What is always true
+//!
+//! 1. Admitted calls never exceed a limit. [`gate`] decides over all limits of a call at once; [`gate::Gate::adopt`] alone may go
+//!    over one, for calls that exist anyway.
+//! 2. A refusal leaves no trace in any limit.
+//! 3. Every lease ends exactly once, with exactly one recorded proof ([`call::EndProof`]). No lease is freed by the clock, and
+//!    none by dropping a value: a client that hangs up changes nothing.
+//! 4. No lease without a record, no open record without a lease. The record is written before anything is sent.
+//! 5. An acknowledged webhook is on record, and is applied once.
+//! 6. A create is sent at most once an order ([`net::Upstream::create`] never repeats). Unknown outcomes are looked up, never
+//!    dialled again. Only a [`gate::Lease`] opens a [`gate::Gated`] request.
+//! 7. No secret and no full telephone number in a log line, an error or a metric.
+
 pub mod admin;
 pub mod app;
 pub mod call;

@@ -81,7 +81,7 @@ impl Lifecycle {
                     let change = Change { event: Some(*news), ..this.change(&id, "webhook") };
                     this.apply_now(change).await?;
                 }
-                Ok(Opened::Known(_)) | Err(_) => this.release(&id).await,
+                Ok(Opened::Known(_)) | Err(_) => this.release(&id, None).await,
             }
             opened
         })
@@ -148,7 +148,8 @@ impl Lifecycle {
             warn!(call = %call, other = %other, kind = %alias.kind, "two calls lay claim to one id");
         }
         if let Step::End(outcome, proof) = applied.step {
-            self.release(&call).await;
+            let talked = !matches!(outcome, Outcome::NotCreated | Outcome::Capacity);
+            self.release(&call, talked.then_some(applied.record.ended_at).flatten()).await;
             self.metrics.ended(outcome.as_str(), proof.as_str());
             let record = &applied.record;
             info!(
@@ -164,8 +165,8 @@ impl Lifecycle {
         Ok(Some(applied))
     }
 
-    async fn release(&self, call: &CallId) {
-        if let Err(error) = self.gate.release(call, self.clock.now_ms()).await {
+    async fn release(&self, call: &CallId, ended_at: Option<UnixMs>) {
+        if let Err(error) = self.gate.release(call, ended_at).await {
             warn!(call = %call, %error, "the gate keeps a slot of an ended call until it is reconciled");
         }
     }

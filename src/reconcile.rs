@@ -290,10 +290,14 @@ impl Sweeper {
             self.ask_about(call).await;
         } else if can_ask && call.origin == Origin::Order {
             self.search(call).await;
-        } else if due {
-            info!(call = %call.id, "nobody can be asked about a call past its deadline");
+        } else if due && call.admitted_at + self.longest_call_ms() <= now_ms {
+            info!(call = %call.id, "nobody can be asked about a call that is older than any of its provider");
             log(self.calls.lifecycle.end(&call.id, Outcome::Failed, EndProof::Deadline, "poll").await);
         }
+    }
+
+    fn longest_call_ms(&self) -> i64 {
+        i64::try_from(self.account.provider.longest_call_secs).unwrap_or(i64::MAX / 1000).saturating_mul(1000)
     }
 
     /// A create whose answer was lost: searched for at the provider.
@@ -325,9 +329,7 @@ impl Sweeper {
     async fn meet_strangers(&mut self, mine: &[CallRecord], kind: &str, unknown: &[&Listed]) {
         let now_ms = self.calls.lifecycle.clock.now_ms();
         let waiting = mine.iter().any(|call| {
-            call.facts.account == self.account.name
-                && call.alias(kind).is_none()
-                && (call.phase == Phase::Reserved || call.phase_at + UNBOUND_MS > now_ms)
+            call.alias(kind).is_none() && (call.phase == Phase::Reserved || call.phase_at + UNBOUND_MS > now_ms)
         });
         let before = std::mem::take(&mut self.strangers);
         for one in unknown {
@@ -438,6 +440,11 @@ pub async fn rebuild(calls: &Calls) -> Result<usize> {
     let policy = lifecycle.policy.load_full();
     let open = lifecycle.store.open_calls().await?;
     let count = open.len();
+    for call in open.iter().filter(|c| c.origin == Origin::Order && c.phase == Phase::Reserved && !c.unsettled) {
+        // The last process died between the record and the answer: nobody knows whether it was sent.
+        let change = Change { unsettled: Some(true), ..lifecycle.change(&call.id, "order") };
+        lifecycle.apply(change).await?;
+    }
     let away = |e: crate::gate::GateAway| crate::store::StoreError::Failed(e.to_string());
     for call in open {
         let bindings = policy.bindings(&call.facts);

@@ -16,6 +16,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, USER_AGENT};
 use http::{HeaderValue, Method, Request, Response};
+use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use crate::ids::{AccountName, CallId};
@@ -27,6 +28,9 @@ use crate::store::CallRecord;
 
 /// The longest answer of a provider that is read, in bytes: a list of 1,000 calls is about 1 MiB.
 pub const ANSWER_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// Refusals that may wait for the store; those beyond are in the log alone.
+const REFUSALS_WAITING_MAX: usize = 1024;
 
 /// Times and addresses of this layer.
 #[derive(Debug, Clone)]
@@ -64,6 +68,8 @@ pub struct Calls {
     pub tasks: TaskTracker,
     /// Inbound calls that a request is joining just now.
     joining: Arc<Mutex<HashSet<CallId>>>,
+    /// Room for refusals that wait to be recorded.
+    refusals: Arc<Semaphore>,
 }
 
 /// A provider could not be asked.
@@ -98,6 +104,7 @@ impl Calls {
             settings: Arc::new(settings),
             tasks: TaskTracker::new(),
             joining: Arc::default(),
+            refusals: Arc::new(Semaphore::new(REFUSALS_WAITING_MAX)),
         }
     }
 

@@ -3,7 +3,8 @@
 //! From admission on it belongs to a task of its own. An app that hangs up changes nothing: the call is counted, its ids are
 //! learnt. The app is answered at its time-out; the exchange reads on.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -52,6 +53,18 @@ struct Prepared {
     events_will_come: bool,
 }
 
+/// A call that one order is joining; no other may, until this is dropped.
+struct Joining {
+    record: CallRecord,
+    of: Arc<Mutex<HashSet<CallId>>>,
+}
+
+impl Drop for Joining {
+    fn drop(&mut self) {
+        self.of.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.record.id);
+    }
+}
+
 impl Calls {
     /// Places a call. Runs in a task of its own; dropping the future drops only the answer.
     pub async fn place(&self, order: CreateOrder) -> Response<Bytes> {
@@ -72,9 +85,7 @@ impl Calls {
         if order.operation.join
             && let Some(joined) = self.joinable(&order).await
         {
-            let response = self.run_joined(&joined, order).await;
-            self.joining().remove(&joined.id);
-            return response;
+            return self.run_joined(&joined.record, order).await;
         }
         let call = CallId::new();
         let policy = self.lifecycle.policy.load_full();
@@ -297,7 +308,7 @@ impl Calls {
 
     /// The one open call of the same business and numbers that lacks the ids which the answer brings. It is kept for this
     /// order until [`Calls::run`] has settled.
-    async fn joinable(&self, order: &CreateOrder) -> Option<CallRecord> {
+    async fn joinable(&self, order: &CreateOrder) -> Option<Joining> {
         let open = self.lifecycle.store.open_calls().await.ok()?;
         let (facts, kind) = (&order.facts, order.account.provider.lookup.as_ref().map(|l| l.needs.as_str())?);
         let mut fitting = open.into_iter().filter(|call| {
@@ -308,17 +319,13 @@ impl Calls {
                 && call.alias(kind).is_none()
                 && !call.overrun
         });
-        let mut joining = self.joining();
+        let mut joining = self.joining.lock().unwrap_or_else(PoisonError::into_inner);
         let only = fitting.find(|call| !joining.contains(&call.id))?;
         if fitting.any(|call| !joining.contains(&call.id)) {
             return None;
         }
         joining.insert(only.id.clone());
-        Some(only)
-    }
-
-    fn joining(&self) -> std::sync::MutexGuard<'_, std::collections::HashSet<CallId>> {
-        self.joining.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        Some(Joining { record: only, of: self.joining.clone() })
     }
 
     /// The request belongs to a call that holds its slot already.
@@ -474,11 +481,15 @@ impl Calls {
             limit: what.limit.as_ref().map(|(.., limit)| *limit),
             observed,
         };
+        let Ok(room) = self.refusals.clone().try_acquire_owned() else {
+            return warn!(refusal = %what.id, "a refusal is not recorded: too many wait for the store");
+        };
         let store = self.lifecycle.store.clone();
         self.tasks.spawn(async move {
             if let Err(error) = store.refused(record).await {
                 warn!(%error, "a refusal could not be recorded");
             }
+            drop(room);
         });
     }
 
@@ -512,7 +523,7 @@ impl Calls {
     }
 
     pub(super) async fn release_unrecorded(&self, call: &CallId) {
-        let _ = self.lifecycle.gate.release(call, self.lifecycle.clock.now_ms()).await;
+        let _ = self.lifecycle.gate.release(call, None).await;
     }
 }
 

@@ -99,8 +99,14 @@ fn account(name: &str, table: &Table<'_>, registry: Option<&Registry>) -> Option
 }
 
 /// What will not work, said once, before the first call.
-pub(super) fn warn(report: &Report, accounts: &BTreeMap<AccountName, Arc<Account>>, public_url: bool, strict: Strict) {
-    if accounts.is_empty() {
+pub(super) fn warn(
+    report: &Report,
+    accounts: &BTreeMap<AccountName, Arc<Account>>,
+    written: bool,
+    public_url: bool,
+    strict: Strict,
+) {
+    if accounts.is_empty() && !written {
         report.error("E004", None, "there is no account", "write [accounts.elevenlabs] or [accounts.twilio]");
     }
     if !public_url && !accounts.is_empty() {

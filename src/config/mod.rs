@@ -240,7 +240,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
         let title = "inbound.mode is \"front\", but no account's provider can connect calls";
         root.report().error("E042", None, title, "add an account of provider \"elevenlabs\"");
     }
-    accounts::warn(root.report(), &accounts, public_url.is_some(), strict);
+    accounts::warn(root.report(), &accounts, root.has("accounts"), public_url.is_some(), strict);
     let mut policy = policy?;
     if let Some(when_full) = when_full {
         policy.when_full = when_full;

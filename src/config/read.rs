@@ -8,7 +8,7 @@ use std::rc::Rc;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::report::{Diagnostic, Report, Severity};
+use super::report::{Diagnostic, INLINE_SECRET, Report, Severity};
 use crate::provider::secret::Secret;
 
 /// The source of environment variables; a test gives its own.
@@ -246,7 +246,7 @@ impl<'a> Table<'a> {
             // A Twilio account sid is a name, not a secret.
             if !key.ends_with("_sid") {
                 let help = format!("write {key} = {{ env = \"NAME\" }} or {{ file = \"/path\" }}");
-                self.report().warning("W001", span, format!("the secret `{path}` stands in the file"), &help);
+                self.report().warning(INLINE_SECRET, span, format!("the secret `{path}` stands in the file"), &help);
             }
             return Some(Secret::new(text));
         }

@@ -68,8 +68,23 @@ impl Report {
     }
 }
 
+/// The code of a warning whose place is a secret: what stands there is never drawn.
+pub const INLINE_SECRET: &str = "W001";
+
+/// The text with every secret that stands in it painted over, byte for byte, so that places stay where they are.
+fn without_secrets(diagnostics: &[Diagnostic], text: &str) -> String {
+    let mut bytes = text.as_bytes().to_vec();
+    for span in diagnostics.iter().filter(|d| d.code == INLINE_SECRET).filter_map(|d| d.span.clone()) {
+        if let Some(secret) = bytes.get_mut(span) {
+            secret.iter_mut().filter(|b| !b.is_ascii_whitespace()).for_each(|b| *b = b'*');
+        }
+    }
+    String::from_utf8(bytes).unwrap_or_default()
+}
+
 /// Draws mistakes as rustc draws them.
 pub fn render(diagnostics: &[Diagnostic], path: &str, text: &str, colour: bool) -> String {
+    let text = &without_secrets(diagnostics, text);
     let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
     let mut out = String::new();
     for d in diagnostics {

@@ -79,8 +79,8 @@ impl Gate for MemoryGate {
         }
     }
 
-    async fn release(&self, call: &CallId, at_ms: UnixMs) -> Result<bool, GateAway> {
-        Ok(self.state().let_go(call, Some(at_ms)).is_some())
+    async fn release(&self, call: &CallId, ended_at: Option<UnixMs>) -> Result<bool, GateAway> {
+        Ok(self.state().let_go(call, ended_at).is_some())
     }
 
     async fn adopt(
@@ -266,7 +266,7 @@ mod tests {
             assert_eq!((full.limit.as_ref(), full.current), ("global", 1));
         }
         assert_eq!(gate.counts().await.unwrap(), before);
-        assert!(gate.release(&first, 5).await.unwrap());
+        assert!(gate.release(&first, Some(5)).await.unwrap());
         let (_, verdict) = ask(&gate, &bindings, Mode::Enforce, 5).await;
         assert!(matches!(verdict, Verdict::Admitted(..)), "20 refusals burnt no token: {verdict:?}");
     }
@@ -279,8 +279,8 @@ mod tests {
             assert!(matches!(gate.admit(order.clone()).await.unwrap(), Verdict::Admitted(_, None)));
         }
         assert_eq!(gate.counts().await.unwrap().calls, 1);
-        assert!(gate.release(&order.call, 1).await.unwrap());
-        assert!(!gate.release(&order.call, 1).await.unwrap());
+        assert!(gate.release(&order.call, Some(1)).await.unwrap());
+        assert!(!gate.release(&order.call, Some(1)).await.unwrap());
         assert_eq!(gate.counts().await.unwrap(), Counts::default());
     }
 
@@ -343,7 +343,7 @@ mod tests {
             panic!()
         };
         assert_eq!(full.free_in_ms, None, "nothing was learnt yet");
-        gate.release(&a, 60_000).await.unwrap();
+        gate.release(&a, Some(60_000)).await.unwrap();
         let _ = ask(&gate, &bindings, Mode::Enforce, 100_000).await;
         let _ = ask(&gate, &bindings, Mode::Enforce, 120_000).await;
         let mut told = Vec::new();

@@ -112,8 +112,9 @@ pub trait Gate: Send + Sync + 'static {
     /// Admits a call or refuses it.
     async fn admit(&self, order: Order) -> Result<Verdict, GateAway>;
 
-    /// Frees the places of a call whose end is on record. `true` if it held any.
-    async fn release(&self, call: &CallId, at_ms: UnixMs) -> Result<bool, GateAway>;
+    /// Frees the places of a call whose end is on record. `true` if it held any. With the time of its end, its length is
+    /// learnt from; `None`: it never was a call.
+    async fn release(&self, call: &CallId, ended_at: Option<UnixMs>) -> Result<bool, GateAway>;
 
     /// Counts a call that exists anyway, over limits if need be. `overrun` marks one that was refused or ended for us.
     async fn adopt(

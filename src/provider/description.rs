@@ -35,6 +35,8 @@ pub struct Description {
     /// How often live calls are asked for while calls are up, in seconds.
     #[serde(default = "sweep_default")]
     pub sweep_secs: u64,
+    /// The longest that a call can take, in seconds, waiting and ringing included: where nobody can be asked, a call ends then.
+    pub longest_call_secs: u64,
     /// What ringfence shows on its own requests.
     pub credentials: Credentials,
     /// Requests that create calls.

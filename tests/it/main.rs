@@ -1,6 +1,14 @@
 //! The one integration-test binary.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests say what they expect by unwrapping it"
+)]
 
 mod acceptance;
+mod cli;
+mod layering;
 mod net_hygiene;
 mod net_relay;
 mod net_tls;

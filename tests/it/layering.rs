@@ -1,0 +1,122 @@
+//! The layers of the house (`src/lib.rs`): a module imports only from layers below its own, and the pure ones stay pure.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Module → layer, as the crate's documentation draws it.
+fn layers() -> BTreeMap<String, u32> {
+    let text = include_str!("../../src/lib.rs");
+    let (mut layer, mut found) = (0, BTreeMap::new());
+    for line in text.lines().filter_map(|l| l.strip_prefix("//! ")) {
+        let mut words = line.split_whitespace();
+        let first = match line.strip_prefix('L').and_then(|l| l.split_whitespace().next()?.parse().ok()) {
+            Some(n) => {
+                layer = n;
+                words.nth(1)
+            }
+            None if line.starts_with("    ") => words.next(),
+            None => None,
+        };
+        if let Some(name) = first.filter(|n| text.contains(&format!("pub mod {n};"))) {
+            found.insert(name.to_owned(), layer);
+        }
+    }
+    found
+}
+
+fn sources(dir: &Path, all: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, all);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            all.push(path);
+        }
+    }
+}
+
+/// (module, file:line, code without comments, whether it is a test).
+fn lines() -> Vec<(String, String, String, bool)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let (mut files, mut all) = (Vec::new(), Vec::new());
+    sources(&root, &mut files);
+    for file in files {
+        let relative = file.strip_prefix(&root).unwrap().to_owned();
+        let module = relative.components().next().unwrap().as_os_str().to_str().unwrap().trim_end_matches(".rs");
+        let mut test = relative.ends_with("tests.rs");
+        for (n, line) in std::fs::read_to_string(&file).unwrap().lines().enumerate() {
+            test |= line.contains("#[cfg(test)]");
+            let code = line.split("//").next().unwrap_or_default().to_owned();
+            all.push((module.to_owned(), format!("src/{}:{}", relative.display(), n + 1), code, test));
+        }
+    }
+    all
+}
+
+#[test]
+fn every_module_has_its_place() {
+    let drawn = layers();
+    let declared =
+        include_str!("../../src/lib.rs").lines().filter_map(|l| l.strip_prefix("pub mod ")?.strip_suffix(';'));
+    for module in declared {
+        assert!(drawn.contains_key(module), "src/lib.rs declares {module}, but its map does not show it");
+    }
+}
+
+#[test]
+fn imports_go_downwards() {
+    let layers = layers();
+    let mut wrong = Vec::new();
+    for (module, place, code, test) in lines() {
+        let Some(own) = layers.get(&module).filter(|_| !test) else { continue };
+        for (at, _) in code.match_indices("crate::") {
+            let used: String = code[at + 7..].chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
+            if let Some(other) = layers.get(&used)
+                && used != module
+                && other >= own
+            {
+                wrong.push(format!("{place}: {module} (L{own}) imports {used} (L{other})"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Layers 0 to 2 (the clock apart) do no I/O, read no clock, spawn nothing.
+#[test]
+fn the_decision_core_is_pure() {
+    let layers = layers();
+    let mut wrong = Vec::new();
+    for (module, place, code, test) in lines() {
+        let pure = layers.get(&module).is_some_and(|l| *l <= 2) && module != "clock" && !test;
+        for impure in ["std::fs", "std::net", "std::process", "tokio::", "SystemTime", "Instant::now", ".await"] {
+            if pure && code.contains(impure) {
+                wrong.push(format!("{place}: {impure}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// A create goes out in one place, and that place opens it with a lease.
+#[test]
+fn creates_are_sent_in_one_place() {
+    let sends: Vec<_> = lines()
+        .into_iter()
+        .filter(|(module, _, code, test)| code.contains("upstream.create(") && module != "net" && !test)
+        .map(|(_, place, code, _)| (place, code))
+        .collect();
+    assert_eq!(sends.len(), 1, "{sends:?}");
+    assert!(sends[0].0.starts_with("src/calls/place.rs") && sends[0].1.contains(".open(&lease)"), "{sends:?}");
+}
+
+/// One caller of prometheus, one of pingora.
+#[test]
+fn engines_are_known_in_one_place() {
+    for (module, place, code, _) in lines() {
+        assert!(!code.contains("prometheus::") || module == "metrics", "{place}");
+        assert!(!(code.contains("pingora::") || code.contains("pingora_rustls::")) || module == "net", "{place}");
+        assert!(!code.contains("hyper_util::") || module == "net", "{place}");
+        assert!(!code.contains("sqlx::") || module == "store", "{place}");
+    }
+}
