@@ -108,16 +108,17 @@ class Webhooks(Fenced):
         )
         self.eventually(lambda: client.calls(call.sid).fetch().status, "in-progress")
         client.calls(call.sid).update(status="completed")
-        seen = []
-        while "completed" not in seen:
+        seen = {}
+        for _ in range(4):
             url, headers, body = self.app.next()
             form = {name: values[0] for name, values in parse_qs(body, keep_blank_values=True).items()}
             self.assertEqual(url, callback)
             self.assertEqual(form["CallSid"], call.sid)
             valid = RequestValidator(self.keys["auth_token"]).validate(url, form, headers["x-twilio-signature"])
             self.assertTrue(valid, f"signature of {form['CallStatus']}")
-            seen.append(form["CallStatus"])
-        self.assertEqual(seen, ["initiated", "ringing", "in-progress", "completed"])
+            seen[form["SequenceNumber"]] = form["CallStatus"]
+        # Callbacks may overtake one another, as Twilio's own do; the numbers keep their order.
+        self.assertEqual([seen[n] for n in sorted(seen)], ["initiated", "ringing", "in-progress", "completed"])
 
     def test_only_the_events_that_the_app_asked_for(self):
         # ringfence itself needs them all; the app asked for the default, the end.
