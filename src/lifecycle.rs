@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use futures_util::future::BoxFuture;
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
@@ -15,7 +16,8 @@ use crate::gate::{Gate, Lease};
 use crate::ids::{Alias, CallId, mask_number};
 use crate::metrics::Metrics;
 use crate::policy::{Facts, Policy};
-use crate::store::{Applied, Change, NewCall, Opened, Result, Store, StoreError};
+use crate::provider::description::OWN_ID_KIND;
+use crate::store::{Applied, CallRecord, Change, NewCall, Opened, Result, Store, StoreError};
 
 /// The running policy. Readers take what is there; a reload swaps it whole.
 pub type LivePolicy = Arc<ArcSwap<Policy>>;
@@ -78,6 +80,7 @@ impl Lifecycle {
             match &opened {
                 Ok(Opened::New(None)) => this.opened.notify_waiters(),
                 Ok(Opened::New(Some(news))) => {
+                    this.opened.notify_waiters();
                     let change = Change { event: Some(*news), ..this.change(&id, "webhook") };
                     this.apply_now(change).await?;
                 }
@@ -142,10 +145,14 @@ impl Lifecycle {
 
     async fn apply_now(&self, change: Change) -> Result<Option<Applied>> {
         let call = change.call.clone();
-        let Some(applied) = self.store.apply(change).await? else { return Ok(None) };
+        let Some(applied) = self.store.apply(change.clone()).await? else { return Ok(None) };
         for (alias, other) in &applied.conflicts {
             self.metrics.alias_conflict();
             warn!(call = %call, other = %other, kind = %alias.kind, "two calls lay claim to one id");
+        }
+        if applied.step == Step::Ignore && applied.record.proof == Some(EndProof::Deadline) {
+            let again = self.count_again(&applied.record, change).await?;
+            return Ok(Some(again.unwrap_or(applied)));
         }
         if let Step::End(outcome, proof) = applied.step {
             let talked = !matches!(outcome, Outcome::NotCreated | Outcome::Capacity);
@@ -163,6 +170,34 @@ impl Lifecycle {
             );
         }
         Ok(Some(applied))
+    }
+
+    /// News of a call that was given up, as look-ups found nothing, goes to its second record: an overrun, which has its ids and
+    /// counts until it ends. The first news that it lives makes that record. `None`: there is none, and this is no such news.
+    fn count_again<'a>(&'a self, given_up: &'a CallRecord, change: Change) -> BoxFuture<'a, Result<Option<Applied>>> {
+        Box::pin(async move {
+            let own = Alias { kind: OWN_ID_KIND.to_owned(), id: given_up.id.to_string() };
+            let known = self.store.resolve(std::slice::from_ref(&own)).await?;
+            let call = match (known, change.event) {
+                (Some(call), _) => call,
+                (None, Some(Event::Reached(phase))) => {
+                    let id = CallId::new();
+                    let mut again = self.new_call(&id, given_up.facts.clone(), given_up.origin, phase);
+                    (again.overrun, again.polled) = (true, given_up.polled);
+                    again.callback = given_up.callback.clone();
+                    again.aliases = vec![own];
+                    match self.adopt(again).await? {
+                        Opened::New(_) => {
+                            warn!(call = %given_up.id, again = %id, "a call that was given up lives; it is counted again, as an overrun");
+                            id
+                        }
+                        Opened::Known(call) => call,
+                    }
+                }
+                (None, _) => return Ok(None),
+            };
+            self.apply_now(Change { call, ..change }).await
+        })
     }
 
     async fn release(&self, call: &CallId, ended_at: Option<UnixMs>) {

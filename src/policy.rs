@@ -546,6 +546,19 @@ impl Policy {
         concurrent.map(|n| bound_to(Bound::Concurrent(n))).into_iter().chain(rate).collect()
     }
 
+    /// The longest window of any rate; 0 without rates.
+    pub fn longest_rate_ms(&self) -> i64 {
+        let s = &self.settings;
+        let named = s.limits.iter().filter_map(|limit| match limit.bound {
+            Bound::Rate(rate) => Some(rate),
+            Bound::Concurrent(_) => None,
+        });
+        let of_accounts = s.accounts.iter().filter_map(|account| account.rate);
+        let of_plans = s.plans.values().filter_map(|plan| plan.rate);
+        let all = named.chain(of_accounts).chain(of_plans).chain(s.rate);
+        all.map(|rate| rate.window_ms).max().unwrap_or(0)
+    }
+
     /// Calls at once on the whole platform, as the contract's `globalLimit` shows it: the operator's number, else what
     /// was bought in all.
     pub fn global_limit(&self) -> u32 {

@@ -31,6 +31,8 @@ const CALM: Duration = Duration::from_secs(15);
 const DEEP_EVERY: u32 = 5;
 /// A live call's record is written at most so often only to say that it was seen.
 const SEEN_EVERY_MS: i64 = 30_000;
+/// A call over capacity that is still up is asked to end again so often.
+const HANG_UP_EVERY_MS: i64 = 15_000;
 /// How long an inbound call may wait for the id that its account knows it by before a foreign call may be told from it.
 const UNBOUND_MS: i64 = 30_000;
 
@@ -67,6 +69,8 @@ pub struct Sweeper {
     /// Ids that were looked at and take no slot (web sessions).
     no_phone: HashSet<String>,
     failing: bool,
+    /// When calls over capacity were last asked to end.
+    hung_up_at: HashMap<CallId, i64>,
 }
 
 impl Sweeper {
@@ -81,6 +85,7 @@ impl Sweeper {
             strangers: HashSet::new(),
             no_phone: HashSet::new(),
             failing: false,
+            hung_up_at: HashMap::new(),
         }
     }
 
@@ -88,13 +93,19 @@ impl Sweeper {
     pub async fn run(mut self, stop: CancellationToken) {
         let opened = self.calls.lifecycle.opened.clone();
         loop {
+            // Listened for before the sweep reads what is open: a call put on record meanwhile must not wait for the next.
+            let mut opening = std::pin::pin!(opened.notified());
+            opening.as_mut().enable();
             let pause = self.turn().await;
             let pace = Duration::from_secs(self.account.provider.sweep_secs.max(1)).min(pause);
+            let until = tokio::time::Instant::now() + pause;
             let slept = async {
                 tokio::select! {
-                    () = tokio::time::sleep(pause) => {}
+                    () = tokio::time::sleep_until(until) => {}
                     // A first call after a silence: from now on the account's pace is kept.
-                    () = opened.notified() => tokio::time::sleep(pace).await,
+                    () = opening => {
+                        tokio::time::sleep_until(until.min(tokio::time::Instant::now() + pace)).await;
+                    }
                 }
             };
             tokio::select! {
@@ -114,18 +125,43 @@ impl Sweeper {
             }
         };
         let name = self.account.name.clone();
+        // Calls of an account that the config lost are everybody's: nobody else would ever end them.
+        let orphan = |call: &CallRecord| self.calls.account(&call.facts.account).is_none();
         let mine: Vec<CallRecord> = open
             .into_iter()
-            .filter(|call| call.facts.account == name || call.facts.carrier.as_ref() == Some(&name))
+            .filter(|call| call.facts.account == name || call.facts.carrier.as_ref() == Some(&name) || orphan(call))
             .collect();
         if self.account.can_ask() {
             let result = self.sweep(&mine).await;
             self.note(result);
         }
-        for call in mine.iter().filter(|call| call.facts.account == name) {
+        let orphan = |call: &CallRecord| self.calls.account(&call.facts.account).is_none();
+        for call in mine.iter().filter(|call| call.facts.account == name || orphan(call)) {
             self.settle_if_due(call).await;
         }
+        self.hang_up_again(&mine);
         self.pause(&mine).await
+    }
+
+    /// Inbound calls that were refused after they were answered, and that are still up: the first hang-up may have come before
+    /// the id that it needs, or met a provider that failed, or a restart.
+    fn hang_up_again(&mut self, mine: &[CallRecord]) {
+        let now_ms = self.calls.lifecycle.clock.now_ms();
+        let refused: Vec<&CallRecord> = mine
+            .iter()
+            .filter(|call| call.facts.account == self.account.name && call.facts.direction == Direction::Inbound)
+            // The second record of a call that was given up is an overrun too, but nobody refused that one.
+            .filter(|call| call.overrun && call.alias(OWN_ID_KIND).is_none())
+            .filter(|call| self.calls.accounts_of(call).iter().any(|a| !a.terminate.is_empty()))
+            .collect();
+        self.hung_up_at.retain(|id, _| refused.iter().any(|call| call.id == *id));
+        for call in refused {
+            let last = self.hung_up_at.entry(call.id.clone()).or_insert(call.admitted_at);
+            if *last + HANG_UP_EVERY_MS <= now_ms {
+                *last = now_ms;
+                self.calls.hang_up_later(&call.id);
+            }
+        }
     }
 
     /// How long to wait: the description's pace while something presses.
@@ -204,6 +240,10 @@ impl Sweeper {
     async fn seen(&self, call: &CallRecord, event: Option<Event>) {
         let now_ms = self.calls.lifecycle.clock.now_ms();
         let Some(Event::Reached(phase)) = event else { return };
+        if self.lacks_the_carriers_id(call) {
+            // The carrier lists it too: without its id there, it would be met as a stranger and counted twice.
+            return self.ask_about(call).await;
+        }
         let fresh = call.seen_at + SEEN_EVERY_MS > now_ms && call.absent_at.is_none() && !call.unsettled;
         if fresh && phase <= call.phase {
             return;
@@ -216,6 +256,12 @@ impl Sweeper {
             ..self.calls.lifecycle.change(&call.id, "poll")
         };
         log(self.calls.lifecycle.apply(change).await);
+    }
+
+    fn lacks_the_carriers_id(&self, call: &CallRecord) -> bool {
+        let carrier = call.facts.carrier.as_ref().filter(|name| **name != self.account.name);
+        let lookup = carrier.and_then(|name| self.calls.account(name)).and_then(|a| a.provider.lookup.as_ref());
+        lookup.is_some_and(|lookup| call.alias(&lookup.needs).is_none())
     }
 
     /// A call of ours is not among the live ones: its own record decides.
@@ -259,7 +305,8 @@ impl Sweeper {
         let apart_ms = i64::try_from(self.calls.settings.absent_twice_within.as_millis()).unwrap_or(i64::MAX);
         match call.absent_at {
             Some(first) if first + apart_ms <= now_ms => {
-                let outcome = if call.unsettled { Outcome::NotCreated } else { Outcome::Failed };
+                let outcome =
+                    if call.unsettled || call.phase == Phase::Reserved { Outcome::NotCreated } else { Outcome::Failed };
                 log(self.calls.lifecycle.end(&call.id, outcome, EndProof::Deadline, "poll").await);
             }
             Some(_) => {}
@@ -280,7 +327,6 @@ impl Sweeper {
         if !due && !waits {
             return;
         }
-        let can_ask = self.calls.accounts_of(call).iter().any(|a| a.can_ask());
         let known = self
             .calls
             .accounts_of(call)
@@ -288,8 +334,8 @@ impl Sweeper {
             .any(|a| a.can_ask() && a.provider.lookup.as_ref().is_some_and(|l| call.alias(&l.needs).is_some()));
         if known {
             self.ask_about(call).await;
-        } else if can_ask && call.origin == Origin::Order {
-            self.search(call).await;
+        } else if call.origin == Origin::Order && self.search(call).await {
+            // Found, or noted as absent, or to be tried again.
         } else if due && call.admitted_at + self.longest_call_ms() <= now_ms {
             info!(call = %call.id, "nobody can be asked about a call that is older than any of its provider");
             log(self.calls.lifecycle.end(&call.id, Outcome::Failed, EndProof::Deadline, "poll").await);
@@ -300,11 +346,16 @@ impl Sweeper {
         i64::try_from(self.account.provider.longest_call_secs).unwrap_or(i64::MAX / 1000).saturating_mul(1000)
     }
 
-    /// A create whose answer was lost: searched for at the provider.
-    async fn search(&self, call: &CallRecord) {
-        let found = match self.calls.find(&self.account, call).await {
+    /// A create whose answer was lost: searched for at the provider. `false`: nobody can ever be asked for it.
+    async fn search(&self, call: &CallRecord) -> bool {
+        let Some(account) = self.calls.account(&call.facts.account) else { return false };
+        let found = match self.calls.find(account, call).await {
             Ok(found) => found,
-            Err(error) => return debug!(call = %call.id, %error, "a lost create cannot be searched for"),
+            Err(AskError::NoWay(..) | AskError::Missing(_)) => return false,
+            Err(error) => {
+                debug!(call = %call.id, %error, "a lost create cannot be searched for just now");
+                return true;
+            }
         };
         for one in found {
             let known = self.calls.lifecycle.store.resolve(std::slice::from_ref(&one.alias)).await;
@@ -319,9 +370,15 @@ impl Sweeper {
                 unsettled: Some(false),
                 ..self.calls.lifecycle.change(&call.id, "poll")
             };
-            return log(self.calls.lifecycle.apply(change).await);
+            match self.calls.lifecycle.apply(change).await {
+                // Its record tells its other ids, by which it is known elsewhere.
+                Ok(Some(applied)) if applied.record.phase != Phase::Ended => self.ask_about(&applied.record).await,
+                applied => log(applied),
+            }
+            return true;
         }
         self.absent(call).await;
+        true
     }
 
     /// Live calls that no record of ours has by this account's id: ours under another id, or foreign. They are met only at
@@ -329,7 +386,8 @@ impl Sweeper {
     async fn meet_strangers(&mut self, mine: &[CallRecord], kind: &str, unknown: &[&Listed]) {
         let now_ms = self.calls.lifecycle.clock.now_ms();
         let waiting = mine.iter().any(|call| {
-            call.alias(kind).is_none() && (call.phase == Phase::Reserved || call.phase_at + UNBOUND_MS > now_ms)
+            call.alias(kind).is_none()
+                && (call.phase == Phase::Reserved || call.unsettled || call.phase_at + UNBOUND_MS > now_ms)
         });
         let before = std::mem::take(&mut self.strangers);
         for one in unknown {
@@ -359,9 +417,17 @@ impl Sweeper {
 
     async fn meet(&mut self, one: &Listed) -> std::result::Result<(), AskError> {
         let store = &self.calls.lifecycle.store;
-        if !matches!(store.resolve(std::slice::from_ref(&one.alias)).await, Ok(None)) {
-            // Ended a moment ago, or of the other account's making; the list lags.
-            return Ok(());
+        match store.resolve(std::slice::from_ref(&one.alias)).await {
+            Ok(None) => {}
+            Ok(Some(call)) => {
+                // Ended a moment ago, or of the other account's making; the list lags. One that was given up lives.
+                if let Some(event @ Event::Reached(_)) = one.event {
+                    let change = Change { event: Some(event), ..self.calls.lifecycle.change(&call, "poll") };
+                    log(self.calls.lifecycle.apply(change).await);
+                }
+                return Ok(());
+            }
+            Err(_) => return Ok(()),
         }
         let found = match self.calls.look_up_alias(&self.account, &one.alias).await? {
             LookedUp::Found(found) => found,
@@ -377,7 +443,10 @@ impl Sweeper {
         aliases.push(one.alias.clone());
         let known = match own.first().and_then(|a| CallId::parse(&a.id)) {
             Some(call) => Some(call),
-            None => store.resolve(&aliases).await.unwrap_or_default(),
+            None => match store.resolve(&aliases).await {
+                Ok(known) => known,
+                Err(_) => return Ok(()),
+            },
         };
         if let Some(call) = known {
             let change = Change {
@@ -386,8 +455,15 @@ impl Sweeper {
                 unsettled: Some(false),
                 ..self.calls.lifecycle.change(&call, "poll")
             };
-            if let Ok(Some(_)) = self.calls.lifecycle.apply(change).await {
-                return Ok(());
+            match self.calls.lifecycle.apply(change).await {
+                Ok(Some(_)) => return Ok(()),
+                // The id of another ringfence, or of a record that is no more.
+                Ok(None) => {}
+                // Ours, whatever the store says: it is met again at the next sweep.
+                failed @ Err(_) => {
+                    log(failed);
+                    return Ok(());
+                }
             }
         }
         self.adopt(one, found.facts, aliases, phase).await;
@@ -451,20 +527,7 @@ pub async fn rebuild(calls: &Calls) -> Result<usize> {
         // The lease is the record's; nothing is sent under it here.
         let _lease = lifecycle.gate.adopt(&call.id, bindings, call.admitted_at, call.overrun).await.map_err(away)?;
     }
-    let longest_ms = policy
-        .settings()
-        .limits
-        .iter()
-        .map(|l| l.bound)
-        .chain(policy.settings().accounts.iter().filter_map(|a| a.rate.map(Bound::Rate)));
-    let window_ms = longest_ms
-        .filter_map(|b| match b {
-            Bound::Rate(rate) => Some(rate.window_ms),
-            Bound::Concurrent(_) => None,
-        })
-        .max()
-        .unwrap_or(60_000)
-        .min(24 * 3_600_000);
+    let window_ms = policy.longest_rate_ms().min(24 * 3_600_000);
     let sent = lifecycle.store.admitted_since(lifecycle.clock.now_ms() - window_ms).await?;
     let sent = sent.into_iter().map(|(at_ms, facts)| (at_ms, policy.bindings(&facts))).collect();
     lifecycle.gate.replay_rates(sent).await.map_err(away)?;

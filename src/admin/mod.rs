@@ -21,7 +21,8 @@ use crate::clock::rfc3339;
 use crate::ids::{BusinessId, CallId, mask_number};
 use crate::metrics::Gauges;
 use crate::net::{Exchange, Handler};
-use crate::policy::{Bound, Business, Policy};
+use crate::policy::{Bound, Business, Limit, Per, Policy};
+use crate::provider::description::percent_decode;
 use crate::provider::secret::Secret;
 use crate::reconcile::{self, Sightings};
 use crate::reply::{json_answer, problem, respond};
@@ -123,35 +124,38 @@ impl Admin {
             (&Method::GET, ["ready"]) => self.ready().await,
             (&Method::GET, ["metrics"]) => self.prometheus().await,
             (&Method::GET, ["status"]) => {
-                may(Scope::Read)?;
+                may(Scope::Read)?.sees_all()?;
                 self.status().await
             }
             (&Method::GET, ["api", "concurrent-metrics", rest @ ..]) => {
-                may(Scope::Metrics)?;
-                self.concurrent_metrics(rest).await
+                let who = may(Scope::Metrics)?;
+                self.concurrent_metrics(rest, &who).await
             }
             (&Method::GET, ["api", "businesses"]) => {
-                may(Scope::Read)?;
-                ok(&json!({"businesses": self.calls.lifecycle.store.businesses().await?}))
+                let who = may(Scope::Read)?;
+                let mut businesses = self.calls.lifecycle.store.businesses().await?;
+                businesses.retain(|business| who.sees(business.id.as_str()));
+                ok(&json!({"businesses": businesses}))
             }
             (_, ["api", "businesses", id]) => {
                 let needs = if method == Method::GET { Scope::Read } else { Scope::Operate };
-                let who = may(needs)?;
-                let id = BusinessId::parse(id).map_err(|e| bad(e.to_string()))?;
+                // What a business may do is not for its own token to change.
+                let who = may(needs).and_then(|who| if needs == Scope::Read { Ok(who) } else { who.sees_all() })?;
+                let id = BusinessId::parse(&percent_decode(id)).map_err(|e| bad(e.to_string()))?;
                 self.business(exchange, &method, id, &who).await
             }
             (&Method::GET, ["api", "calls"]) => {
-                may(Scope::Read)?;
-                self.list(exchange.query().unwrap_or_default()).await
+                let who = may(Scope::Read)?;
+                self.list(exchange.query().unwrap_or_default(), &who).await
             }
             (&Method::GET, ["api", "calls", id]) => {
-                may(Scope::Read)?;
-                let record = self.find(id).await?;
+                let who = may(Scope::Read)?;
+                let record = self.find(&percent_decode(id), &who).await?;
                 ok(&shown(&record))
             }
             (&Method::POST, ["api", "calls", id, act @ ("hangup" | "release")]) => {
                 let who = may(Scope::Operate)?;
-                let record = self.find(id).await?;
+                let record = self.find(&percent_decode(id), &who).await?;
                 if *act == "hangup" {
                     self.hang_up(&record, &who).await
                 } else {
@@ -159,9 +163,11 @@ impl Admin {
                 }
             }
             (&Method::GET, ["api", "refusals"]) => {
-                may(Scope::Read)?;
+                let who = may(Scope::Read)?;
                 let limit = limit_of(exchange.query().unwrap_or_default());
-                ok(&json!({"refusals": self.calls.lifecycle.store.latest_refusals(limit).await?}))
+                let mut refusals = self.calls.lifecycle.store.latest_refusals(limit).await?;
+                refusals.retain(|refusal| who.sees(&refusal.business));
+                ok(&json!({"refusals": refusals}))
             }
             _ => Err(not_found("nothing is served at this path and method")),
         }
@@ -214,7 +220,7 @@ impl Admin {
             "version": env!("CARGO_PKG_VERSION"),
             "mode": policy.mode().as_str(),
             "draining": self.draining.is_cancelled(),
-            "gate": {"backend": "memory", "calls": counts.calls, "overruns": counts.overruns, "byLimit": counts.by_key},
+            "gate": {"backend": "memory", "calls": counts.calls, "overruns": counts.overruns, "byLimit": by_limit(&policy.settings().limits, &counts.by_key)},
             "store": {"backend": "sqlite", "path": self.store_path, "ok": self.calls.lifecycle.store.ping().await.is_ok()},
             "accounts": accounts,
         }))
@@ -250,10 +256,10 @@ impl Admin {
         Ok(respond(StatusCode::OK, HeaderMap::from_iter([(CONTENT_TYPE, kind)]), text.into()))
     }
 
-    async fn concurrent_metrics(&self, rest: &[&str]) -> Answer {
+    async fn concurrent_metrics(&self, rest: &[&str], who: &Caller) -> Answer {
         match rest {
             ["prometheus"] => self.prometheus().await,
-            ["events"] => self.events().await,
+            ["events"] => self.events(who).await,
             [] | ["status"] => {
                 let (gauges, open) = self.gauges().await?;
                 let policy = self.calls.lifecycle.policy.load();
@@ -274,7 +280,10 @@ impl Admin {
                     }));
                 }
                 if let Some(map) = global.as_object_mut() {
-                    map.insert("calls".to_owned(), open.iter().map(shown).collect());
+                    map.insert(
+                        "calls".to_owned(),
+                        open.iter().filter(|c| who.sees(c.facts.business.as_str())).map(shown).collect(),
+                    );
                 }
                 ok(&global)
             }
@@ -283,9 +292,11 @@ impl Admin {
     }
 
     /// The latest admissions, refusals and releases, newest first.
-    async fn events(&self) -> Answer {
-        let calls = self.calls.lifecycle.store.latest_calls(100).await?;
-        let refusals = self.calls.lifecycle.store.latest_refusals(100).await?;
+    async fn events(&self, who: &Caller) -> Answer {
+        let mut calls = self.calls.lifecycle.store.latest_calls(100).await?;
+        calls.retain(|call| who.sees(call.facts.business.as_str()));
+        let mut refusals = self.calls.lifecycle.store.latest_refusals(100).await?;
+        refusals.retain(|refusal| who.sees(&refusal.business));
         let mut events: Vec<(i64, Value)> = Vec::new();
         for call in &calls {
             let business = call.facts.business.as_str();
@@ -316,7 +327,10 @@ impl Admin {
         match *method {
             Method::GET => {
                 let policy = self.calls.lifecycle.policy.load();
-                let business = policy.business(&id).ok_or_else(|| not_found("no business of this id is known"))?;
+                let business = policy
+                    .business(&id)
+                    .filter(|_| who.sees(id.as_str()))
+                    .ok_or_else(|| not_found("no business of this id is known"))?;
                 ok(&serde_json::to_value(business).unwrap_or_default())
             }
             Method::PUT => {
@@ -347,7 +361,10 @@ impl Admin {
 
     async fn read_business(&self, exchange: &mut Exchange, id: BusinessId) -> Result<Business, Problem> {
         let body = exchange.read_body(BODY_BYTES_MAX).await.map_err(|e| bad(e.to_string()))?;
-        let mut business: Business = serde_json::from_slice(&body).map_err(|e| bad(format!("no business: {e}")))?;
+        // Through a map: serde reads a struct from an array, too, and an empty one would be a business without limits.
+        let fields: Map<String, Value> = serde_json::from_slice(&body).map_err(|e| bad(format!("no business: {e}")))?;
+        let mut business: Business =
+            serde_json::from_value(fields.into()).map_err(|e| bad(format!("no business: {e}")))?;
         let named = business.id != BusinessId::default_business() && business.id != id;
         if named {
             return Err(bad(format!("the path names {id}, the body {}", business.id)));
@@ -391,21 +408,22 @@ impl Admin {
 
     // === calls ===
 
-    async fn list(&self, query: &str) -> Answer {
+    async fn list(&self, query: &str, who: &Caller) -> Answer {
         let wanted =
             |name: &str| form_urlencoded::parse(query.as_bytes()).find(|(k, _)| k == name).map(|(_, v)| v.into_owned());
         let business = wanted("business");
         let all = wanted("all").is_some_and(|v| v == "true" || v == "1");
         let store = &self.calls.lifecycle.store;
-        let records = if all { store.latest_calls(limit_of(query)).await? } else { store.open_calls().await? };
+        let mut records = if all { store.latest_calls(limit_of(query)).await? } else { store.open_calls().await? };
+        records.retain(|call| who.sees(call.facts.business.as_str()));
         let fitting = records.iter().filter(|c| business.as_deref().is_none_or(|b| c.facts.business.as_str() == b));
         let calls: Vec<Value> = fitting.take(LIST_MAX as usize).map(shown).collect();
         let now = rfc3339(self.calls.lifecycle.clock.now_ms());
         ok(&json!({"calls": calls, "open": records.iter().filter(|c| c.phase != Phase::Ended).count(), "now": now}))
     }
 
-    /// A call by our id, or by one of a provider's.
-    async fn find(&self, id: &str) -> Result<CallRecord, Problem> {
+    /// A call by our id, or by one of a provider's. What its caller may not see is not there.
+    async fn find(&self, id: &str, who: &Caller) -> Result<CallRecord, Problem> {
         let store = &self.calls.lifecycle.store;
         let call = match CallId::parse(id) {
             Some(call) => Some(call),
@@ -419,6 +437,7 @@ impl Admin {
             Some(call) => store.call(&call).await?,
             None => None,
         };
+        let record = record.filter(|call| who.sees(call.facts.business.as_str()));
         record.ok_or_else(|| not_found("no call of this id is on record"))
     }
 
@@ -455,6 +474,22 @@ impl Admin {
         warn!(call = %record.id, by = who.name, reason, "a slot was released by an operator; the call may go on");
         ok(&json!({"result": "released", "call": ended.map(|a| shown(&a.record))}))
     }
+}
+
+/// Counts by limit. What a limit is counted per may be a telephone number; those are masked.
+fn by_limit(limits: &[Limit], by_key: &BTreeMap<String, u32>) -> BTreeMap<String, u32> {
+    let per_number = |name: &str| {
+        limits.iter().any(|l| l.name.as_ref() == name && matches!(l.per, Per::OwnNumber | Per::Destination))
+    };
+    let mut shown = BTreeMap::new();
+    for (key, n) in by_key {
+        let key = match key.split_once('|') {
+            Some((limit, number)) if per_number(limit) => format!("{limit}|{}", mask_number(number)),
+            _ => key.clone(),
+        };
+        *shown.entry(key).or_default() += n;
+    }
+    shown
 }
 
 fn limit_of(query: &str) -> u32 {
@@ -495,4 +530,24 @@ fn shown(call: &CallRecord) -> Value {
 pub fn bounds(policy: &Policy) -> String {
     let named = policy.settings().limits.iter().filter(|l| matches!(l.bound, Bound::Concurrent(_))).count();
     format!("{} in all, {named} named limits", policy.global_limit())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_per_number_show_no_number() {
+        let counts = [("global|", 3), ("business|acme", 2), ("night|+15550001101", 1), ("night|+15550002201", 1)];
+        let night = Limit {
+            name: "night".into(),
+            scope: crate::policy::Scope::Named,
+            selects: Default::default(),
+            per: Per::Destination,
+            bound: Bound::Concurrent(1),
+        };
+        let shown = by_limit(&[night], &counts.into_iter().map(|(key, n)| (key.to_owned(), n)).collect());
+        let wanted = [("business|acme", 2), ("global|", 3), ("night|+155••••••01", 2)];
+        assert_eq!(shown, wanted.into_iter().map(|(key, n)| (key.to_owned(), n)).collect());
+    }
 }

@@ -1,6 +1,6 @@
 //! A call that a provider brings: admitted like any other, or met with what the business chose for "full".
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use serde_json::Value;
 use tracing::{info, warn};
@@ -118,8 +118,12 @@ impl Calls {
         Ok(Arrived::Refused(call, when_full))
     }
 
-    /// Ends a call in the background.
+    /// Ends a call in the background, once at a time. The sweep repeats what failed.
     pub fn hang_up_later(&self, call: &CallId) {
+        let ending = || self.ending.lock().unwrap_or_else(PoisonError::into_inner);
+        if !ending().insert(call.clone()) {
+            return;
+        }
         let (this, call) = (self.clone(), call.clone());
         self.tasks.spawn(async move {
             match this.lifecycle.store.call(&call).await {
@@ -129,6 +133,7 @@ impl Calls {
                 Ok(_) => {}
                 Err(error) => warn!(%call, %error, "a call over capacity could not be read; the sweep sees to it"),
             }
+            this.ending.lock().unwrap_or_else(PoisonError::into_inner).remove(&call);
         });
     }
 
@@ -139,7 +144,8 @@ impl Calls {
             ..self.lifecycle.change(call, "webhook")
         };
         let applied = self.lifecycle.apply(change).await?;
-        let refused = applied.filter(|a| a.record.outcome == Some(Outcome::Capacity) || a.record.overrun);
+        // A call that is over holds no slot: whoever answered it now would talk uncounted.
+        let refused = applied.filter(|a| a.record.phase == Phase::Ended || a.record.overrun);
         Ok(match refused {
             Some(applied) if arrival.refusable => {
                 let when_full = self.lifecycle.policy.load().when_full(&applied.record.facts.business).clone();

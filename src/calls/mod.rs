@@ -70,6 +70,8 @@ pub struct Calls {
     joining: Arc<Mutex<HashSet<CallId>>>,
     /// Room for refusals that wait to be recorded.
     refusals: Arc<Semaphore>,
+    /// Calls over capacity that are being ended just now.
+    ending: Arc<Mutex<HashSet<CallId>>>,
 }
 
 /// A provider could not be asked.
@@ -105,6 +107,7 @@ impl Calls {
             tasks: TaskTracker::new(),
             joining: Arc::default(),
             refusals: Arc::new(Semaphore::new(REFUSALS_WAITING_MAX)),
+            ending: Arc::default(),
         }
     }
 

@@ -14,9 +14,9 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::{ANSWER_BYTES_MAX, Calls, inject};
-use crate::call::{EndProof, Event, Origin, Outcome as End, Phase, Step};
+use crate::call::{Direction, EndProof, Event, Origin, Outcome as End, Phase};
 use crate::gate::{Full, Gated, Lease, Order, Verdict};
-use crate::ids::{Alias, CallId, mask_number};
+use crate::ids::{AccountName, Alias, CallId, mask_number};
 use crate::net::Outcome;
 use crate::net::headers::strip_hop_by_hop;
 use crate::policy::{Bound, Facts};
@@ -85,7 +85,10 @@ impl Calls {
         if order.operation.join
             && let Some(joined) = self.joinable(&order).await
         {
-            return self.run_joined(&joined.record, order).await;
+            // A call that ended since it was read holds no lease, and must not get one: nobody would ever give it back.
+            if let Ok(Some(lease)) = self.lifecycle.gate.lease(&joined.record.id).await {
+                return self.run_joined(lease, &joined.record, order).await;
+            }
         }
         let call = CallId::new();
         let policy = self.lifecycle.policy.load_full();
@@ -205,13 +208,18 @@ impl Calls {
             self.mark_unsettled(call).await;
             let why = format!("{} answered {status}", provider.name);
             return self.unknown_answer(&order.account, order.sdk_sleeps, call, &why);
+        } else if answer.status().is_success() && !success.status.contains(&status) {
+            // A success of a kind that nobody described is not a refusal: there may be a call.
+            self.lifecycle.metrics.outcome_unknown(order.account.name.as_str());
+            warn!(%call, status, "an answer that the provider's description does not know; the slot is held until it was asked");
+            self.mark_unsettled(call).await;
         } else if joined.is_none() {
             self.end(call, End::NotCreated, EndProof::Provider, "answer").await;
         }
         pass_on(answer)
     }
 
-    /// The provider has the call. One that was taken for over in the meantime is an overrun.
+    /// The provider has the call.
     async fn created(&self, call: &CallId, ids: Vec<Alias>, state: Option<Event>, order: &CreateOrder) {
         // Success without any id: the call can only be found by asking.
         let unsettled = ids.is_empty();
@@ -220,24 +228,13 @@ impl Calls {
         }
         let change = Change {
             event: Some(state.unwrap_or(Event::Reached(Phase::Dialing))),
-            bind: ids.clone(),
+            bind: ids,
             unsettled: Some(unsettled),
             ..self.lifecycle.change(call, "answer")
         };
-        match self.lifecycle.apply(change).await {
-            Ok(Some(applied)) if applied.record.phase == Phase::Ended && applied.step == Step::Ignore => {
-                warn!(%call, "a call was answered for after it counted as over; it is counted again, as an overrun");
-                let id = CallId::new();
-                let mut again = self.lifecycle.new_call(&id, order.facts.clone(), Origin::Order, Phase::Dialing);
-                again.overrun = true;
-                again.polled = true;
-                if let Err(error) = self.lifecycle.adopt(again).await {
-                    warn!(call = %id, %error, "an overrun could not be recorded");
-                }
-            }
-            Ok(_) => {}
+        if let Err(error) = self.lifecycle.apply(change).await {
             // The slot stays, its deadline leads to a look-up.
-            Err(error) => warn!(%call, %error, "a created call's ids could not be recorded"),
+            warn!(%call, %error, "a created call's ids could not be recorded");
         }
     }
 
@@ -329,27 +326,13 @@ impl Calls {
     }
 
     /// The request belongs to a call that holds its slot already.
-    async fn run_joined(&self, joined: &CallRecord, order: CreateOrder) -> Response<Bytes> {
-        let policy = self.lifecycle.policy.load_full();
-        let ask = Order {
-            call: joined.id.clone(),
-            bindings: policy.bindings(&joined.facts),
-            mode: policy.mode(),
-            at_ms: self.lifecycle.clock.now_ms(),
-        };
+    async fn run_joined(&self, lease: Lease, joined: &CallRecord, order: CreateOrder) -> Response<Bytes> {
         let prepared = match self.prepare(&order, &joined.id) {
             Ok(prepared) => prepared,
             Err(message) => return self.refuse(&order, Refusal::new(Code::InvalidRequest, message)).await,
         };
-        // Idempotent by call id: this is the lease that the call holds.
-        match self.lifecycle.gate.admit(ask).await {
-            Ok(Verdict::Admitted(lease, _)) => {
-                info!(call = %joined.id, operation = order.operation.name, "joined to the open call");
-                self.exchange(lease, Gated::new(prepared.request), order, Some(joined.clone())).await
-            }
-            Ok(Verdict::Refused(full)) => self.refuse_full(&order, &full).await,
-            Err(error) => self.refuse(&order, Refusal::new(Code::GateUnavailable, error.to_string())).await,
-        }
+        info!(call = %joined.id, operation = order.operation.name, "joined to the open call");
+        self.exchange(lease, Gated::new(prepared.request), order, Some(joined.clone())).await
     }
 
     // === telling ===
@@ -469,12 +452,25 @@ impl Calls {
 
     /// Keeps a refusal beside the way of the request: a refusal must not wait for a disk.
     pub(super) fn keep_refusal(&self, facts: &Facts, what: &Refusal, code: &str, observed: bool) {
+        self.keep_refusal_of(facts.business.as_str(), &facts.account, facts.direction, what, code, observed);
+    }
+
+    /// The same, of an order whose facts are not known.
+    pub fn keep_refusal_of(
+        &self,
+        business: &str,
+        account: &AccountName,
+        direction: Direction,
+        what: &Refusal,
+        code: &str,
+        observed: bool,
+    ) {
         let record = RefusalRecord {
             id: what.id.clone(),
             at: self.lifecycle.clock.now_ms(),
-            business: facts.business.to_string(),
-            account: facts.account.to_string(),
-            direction: facts.direction.to_string(),
+            business: business.to_owned(),
+            account: account.to_string(),
+            direction: direction.to_string(),
             code: code.to_owned(),
             limit_name: what.limit.as_ref().map(|(name, ..)| name.clone()),
             current: what.limit.as_ref().map(|(_, current, _)| *current),

@@ -1,6 +1,6 @@
 //! The config as written → each module's own settings. Unknown keys are errors; every mistake is listed at once.
 //!
-//! [`read`] walks the TOML, [`report`] draws mistakes, [`policy`] and [`accounts`] read the larger sections. Every key has an
+//! `read` walks the TOML, [`report`] draws mistakes, `policy` and `accounts` read the larger sections. Every key has an
 //! environment name: `RINGFENCE_` and its path in capitals (`RINGFENCE_LISTEN_API`).
 
 mod accounts;

@@ -28,7 +28,7 @@ pub(super) fn read(root: &Table<'_>, accounts: Vec<AccountLimits>) -> Option<Set
         default.concurrent = Some(n);
     }
     let (businesses, rules, unknown) = businesses(root, &plans);
-    let limits = root.tables("limits").iter().filter_map(limit).collect();
+    let limits = limits(root, &accounts, &plans);
     Some(Settings {
         mode,
         concurrent,
@@ -132,6 +132,45 @@ fn businesses(root: &Table<'_>, plans: &BTreeMap<String, Plan>) -> (Vec<Business
     }
     table.finish();
     (list, rules, unknown)
+}
+
+fn limits(root: &Table<'_>, accounts: &[AccountLimits], plans: &BTreeMap<String, Plan>) -> Vec<Limit> {
+    let report = root.report();
+    let mut limits = Vec::<Limit>::new();
+    for table in &root.tables("limits") {
+        let Some(limit) = limit(table) else { continue };
+        let name = limit.name.as_ref();
+        // Limits of one name would share one count, and so would one that is named as ours are.
+        let kind = std::mem::discriminant(&limit.bound);
+        if limits.iter().any(|l| l.name == limit.name && std::mem::discriminant(&l.bound) == kind) {
+            report.error(
+                "E030",
+                table.span("name"),
+                format!("two limits have the name {name:?}"),
+                "they would share one count",
+            );
+        }
+        if ["global", "business"].contains(&name)
+            || ["account.", "business.", "plan."].iter().any(|p| name.starts_with(p))
+        {
+            let title = format!("a limit has the name {name:?}, which is one of ringfence's own");
+            report.error("E030", table.span("name"), title, "choose another");
+        }
+        // A limit that matches nothing because of a slip of the pen would be no limit at all.
+        let on = table.span("match");
+        for account in limit.selects.account.iter().filter(|a| !accounts.iter().any(|k| k.name.as_str() == a.as_str()))
+        {
+            let title = format!("limit {name:?} matches account {account:?}, but there is no [accounts.{account}]");
+            report.error("E022", on.clone(), title, "");
+        }
+        for plan in limit.selects.plan.iter().filter(|p| !plans.contains_key(*p) && *p != DEFAULT_PLAN) {
+            let known: Vec<&str> = plans.keys().map(String::as_str).collect();
+            let title = format!("limit {name:?} matches plan {plan:?}, which is no plan");
+            report.error("E021", on.clone(), title, &format!("known: {}", known.join(", ")));
+        }
+        limits.push(limit);
+    }
+    limits
 }
 
 fn limit(table: &Table<'_>) -> Option<Limit> {

@@ -80,7 +80,7 @@ impl<'a> Table<'a> {
 
     /// Whether the file or the environment has the key.
     pub fn has(&self, key: &str) -> bool {
-        self.table.is_some_and(|t| t.contains_key(key)) || (self.source.env)(&self.env_name(key)).is_some()
+        self.table.is_some_and(|t| t.contains_key(key)) || self.variable(&self.env_name(key)).is_some()
     }
 
     /// `RINGFENCE_ACCOUNTS_TWILIO_CONCURRENT`.
@@ -98,10 +98,16 @@ impl<'a> Table<'a> {
         self.source.asked.borrow_mut().insert(join(&self.pattern, key), ());
     }
 
+    /// A variable that is empty counts as not set: what writes `NAME=${OTHER}` with no OTHER means that. A secret that is
+    /// empty would be worse than none: anybody can sign with it.
+    fn variable(&self, name: &str) -> Option<String> {
+        (self.source.env)(name).filter(|value| !value.trim().is_empty())
+    }
+
     fn find(&self, key: &str) -> Option<Found<'a>> {
         self.ask(key);
         let name = self.env_name(key);
-        if let Some(value) = (self.source.env)(&name) {
+        if let Some(value) = self.variable(&name) {
             return Some(Found::Env(name, value));
         }
         self.table?.get(key).map(Found::File)
@@ -223,7 +229,7 @@ impl<'a> Table<'a> {
     /// A secret: `{ env = "NAME" }`, `{ file = "path" }`, or, with a warning, the text itself.
     pub fn secret(&self, key: &str) -> Option<Secret> {
         match self.find(key)? {
-            Found::Env(_, value) => Some(Secret::new(&value)),
+            Found::Env(_, value) => Some(Secret::new(value.trim())),
             Found::File(value) => self.read_secret(key, value),
         }
     }
@@ -232,7 +238,9 @@ impl<'a> Table<'a> {
     pub fn secrets(&self, key: &str) -> Vec<Secret> {
         match self.find(key) {
             None => vec![],
-            Some(Found::Env(_, value)) => value.split(',').map(|one| Secret::new(one.trim())).collect(),
+            Some(Found::Env(_, value)) => {
+                value.split(',').map(str::trim).filter(|one| !one.is_empty()).map(Secret::new).collect()
+            }
             Some(Found::File(value)) => match value.get_ref().as_array() {
                 Some(list) => list.iter().filter_map(|one| self.read_secret(key, one)).collect(),
                 None => self.read_secret(key, value).into_iter().collect(),
@@ -243,6 +251,11 @@ impl<'a> Table<'a> {
     fn read_secret(&self, key: &str, value: &Spanned<DeValue<'_>>) -> Option<Secret> {
         let (path, span) = (self.path_of(key), Some(value.span()));
         if let Some(text) = value.get_ref().as_str() {
+            if text.trim().is_empty() {
+                let help = "anybody can sign with an empty secret: write one, or take the key out";
+                self.report().error("E003", span, format!("`{path}` is empty"), help);
+                return None;
+            }
             // A Twilio account sid is a name, not a secret.
             if !key.ends_with("_sid") {
                 let help = format!("write {key} = {{ env = \"NAME\" }} or {{ file = \"/path\" }}");
@@ -254,7 +267,7 @@ impl<'a> Table<'a> {
             value.get_ref().as_table().and_then(|t| t.get(name)).and_then(|v| v.get_ref().as_str().map(str::to_owned))
         };
         match (source("env"), source("file")) {
-            (Some(name), None) => match (self.source.env)(&name).filter(|v| !v.is_empty()) {
+            (Some(name), None) => match self.variable(&name) {
                 Some(text) => Some(Secret::new(text.trim())),
                 None => {
                     let title = format!("environment variable {name} is not set (`{path}`)");

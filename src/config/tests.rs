@@ -216,3 +216,24 @@ fn no_config_at_all_says_what_is_missing() {
     assert_eq!(codes(&loaded), ["E004"]);
     assert!(loaded.diagnostics[0].help.as_deref().is_some_and(|h| h.contains("[accounts.elevenlabs]")));
 }
+
+#[test]
+fn an_empty_variable_is_no_secret() {
+    let env = |name: &str| if name.starts_with("RINGFENCE_") { Some(String::new()) } else { env(name) };
+    let loaded = load(&format!("{ACCOUNT}[listen]\nadmin = \"127.0.0.1:0\"\n"), Path::new("."), &env);
+    let config = loaded.config.expect("empty variables count as not set");
+    assert!(config.token_secret.is_none());
+    assert!(config.accounts.values().all(|a| a.webhook_secrets.is_empty() && a.webhook_tokens.is_empty()));
+    assert_eq!(codes(&read(&format!("{ACCOUNT}[admin]\ntoken_secret = \" \"\n"))), ["E003"]);
+}
+
+#[test]
+fn limits_that_would_share_a_count_or_bind_nothing_are_refused() {
+    let limits = |text: &str| codes(&read(&format!("{ACCOUNT}{text}")));
+    let one = "[[limits]]\nname = \"night\"\nconcurrent = 1\n";
+    assert_eq!(limits(&format!("{one}[[limits]]\nname = \"night\"\nrate = \"1/s\"\n")), Vec::<&str>::new());
+    assert_eq!(limits(&format!("{one}{one}")), ["E030"]);
+    assert_eq!(limits(&one.replace("night", "global")), ["E030"]);
+    assert_eq!(limits(&format!("{one}match = {{ account = \"twili\" }}\n")), ["E022"]);
+    assert_eq!(limits(&format!("{one}match = {{ plan = \"PROO\" }}\n")), ["E021"]);
+}

@@ -79,6 +79,10 @@ impl Gate for MemoryGate {
         }
     }
 
+    async fn lease(&self, call: &CallId) -> Result<Option<Lease>, GateAway> {
+        Ok(self.state().holders.contains_key(call).then(|| Lease { call: call.clone() }))
+    }
+
     async fn release(&self, call: &CallId, ended_at: Option<UnixMs>) -> Result<bool, GateAway> {
         Ok(self.state().let_go(call, ended_at).is_some())
     }
@@ -279,7 +283,9 @@ mod tests {
             assert!(matches!(gate.admit(order.clone()).await.unwrap(), Verdict::Admitted(_, None)));
         }
         assert_eq!(gate.counts().await.unwrap().calls, 1);
+        assert!(gate.lease(&order.call).await.unwrap().is_some());
         assert!(gate.release(&order.call, Some(1)).await.unwrap());
+        assert!(gate.lease(&order.call).await.unwrap().is_none(), "asking admits nobody");
         assert!(!gate.release(&order.call, Some(1)).await.unwrap());
         assert_eq!(gate.counts().await.unwrap(), Counts::default());
     }

@@ -112,6 +112,9 @@ pub trait Gate: Send + Sync + 'static {
     /// Admits a call or refuses it.
     async fn admit(&self, order: Order) -> Result<Verdict, GateAway>;
 
+    /// The lease that a call holds, for a further request of that call. `None`: it holds none, and gets none by asking.
+    async fn lease(&self, call: &CallId) -> Result<Option<Lease>, GateAway>;
+
     /// Frees the places of a call whose end is on record. `true` if it held any. With the time of its end, its length is
     /// learnt from; `None`: it never was a call.
     async fn release(&self, call: &CallId, ended_at: Option<UnixMs>) -> Result<bool, GateAway>;

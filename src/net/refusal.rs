@@ -10,7 +10,7 @@ use pingora::http::RequestHeader;
 use pingora::protocols::http::ServerSession;
 
 use super::edge::EdgeSettings;
-use super::headers::{has, list};
+use super::headers::list;
 
 /// An answer given before any handler saw the request; the connection closes after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,10 +84,6 @@ fn judge_http1(head: &RequestHeader, raw: &Bytes) -> Option<Refusal> {
         if !codings.next().is_some_and(|coding| coding.eq_ignore_ascii_case("chunked")) || codings.next().is_some() {
             return refused(501, "transfer coding not implemented");
         }
-    }
-    if has(&head.headers, header::UPGRADE, "h2c") {
-        // RFC 9113 §3.1 withdrew it, and what it switched to would escape every check here.
-        return refused(400, "h2c is not offered; use TLS for HTTP/2");
     }
     None
 }

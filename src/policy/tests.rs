@@ -45,6 +45,17 @@ fn names(policy: &Policy, id: &str) -> Vec<(String, Bound)> {
 }
 
 #[test]
+fn the_longest_window_is_that_of_any_rate() {
+    assert_eq!(Policy::new(settings(), &[]).longest_rate_ms(), 1_000);
+    let hourly = Some(Rate::parse("100/h").unwrap());
+    assert_eq!(Policy::new(Settings { rate: hourly, ..settings() }, &[]).longest_rate_ms(), 3_600_000);
+    let mut plans = default_plans();
+    plans.insert("NIGHT".to_owned(), Plan { rate: hourly, ..Plan::default() });
+    let second = Some(Rate::parse("1/s").unwrap());
+    assert_eq!(Policy::new(Settings { plans, rate: second, ..settings() }, &[]).longest_rate_ms(), 3_600_000);
+}
+
+#[test]
 fn plans_accounts_and_the_platform_bind_the_most_particular_first() {
     let policy = Policy::new(Settings { businesses: vec![business("acme", "PRO")], ..settings() }, &[]);
     let rate = Bound::Rate(Rate { count: 1, window_ms: 1000, burst: 1 });

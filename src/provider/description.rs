@@ -631,10 +631,23 @@ impl<'de> Deserialize<'de> for PathPattern {
     }
 }
 
-fn percent_decode(text: &str) -> String {
-    // `form_urlencoded` would turn `+` into a space, which a path keeps.
-    let escaped = text.replace('+', "%2B");
-    form_urlencoded::parse(escaped.as_bytes()).next().map(|(k, _)| k.into_owned()).unwrap_or_default()
+/// A path without its escapes.
+pub fn percent_decode(text: &str) -> String {
+    let (bytes, mut decoded, mut at) = (text.as_bytes(), Vec::with_capacity(text.len()), 0);
+    while let Some(&byte) = bytes.get(at) {
+        let hex = |i: usize| bytes.get(i).and_then(|b| char::from(*b).to_digit(16)).and_then(|d| u8::try_from(d).ok());
+        match (byte, hex(at + 1), hex(at + 2)) {
+            (b'%', Some(high), Some(low)) => {
+                decoded.push(high << 4 | low);
+                at += 3;
+            }
+            _ => {
+                decoded.push(byte);
+                at += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&decoded).into_owned()
 }
 
 #[cfg(test)]
@@ -669,6 +682,7 @@ mod tests {
         let calls = pattern("/2010-04-01/Accounts/{account_sid}/Calls/{call_sid}.json");
         let found = calls.captures("/2010-04-01/Accounts/AC1/Calls/CA%201+.json").unwrap();
         assert_eq!((found["account_sid"].as_str(), found["call_sid"].as_str()), ("AC1", "CA 1+"));
+        assert_eq!(calls.captures("/2010-04-01/Accounts/AC1/Calls/a=b&c%.json").unwrap()["call_sid"], "a=b&c%");
         assert_eq!(calls.captures("/2010-04-01/Accounts/AC1/Calls/CA1"), None);
         assert_eq!(calls.captures("/2010-04-01/Accounts/AC1/Calls/CA1.json/Streams.json"), None);
         assert_eq!(calls.captures("/2010-04-01/Accounts//Calls/CA1.json"), None);

@@ -135,6 +135,9 @@ pub struct TwilioRequest<'a> {
 /// Checks `X-Twilio-Signature` in both modes, with and without the default port, as `https` and `wss`.
 pub fn verify_twilio(keys: &TwilioKeys, request: &TwilioRequest<'_>) -> Result<(), BadSignature> {
     const HEADER: &str = "X-Twilio-Signature";
+    if keys.auth_tokens.is_empty() && keys.shared_keys.is_empty() {
+        return Err(BadSignature::NoSecret);
+    }
     let signature = request.signature.ok_or(BadSignature::Missing(HEADER))?;
     let signature = BASE64.decode(signature.trim()).map_err(|_| BadSignature::Malformed(HEADER))?;
     let candidates: Vec<hmac::Key> = match request.settings {
@@ -152,8 +155,9 @@ pub fn verify_twilio(keys: &TwilioKeys, request: &TwilioRequest<'_>) -> Result<(
             keys.auth_tokens.iter().map(sha1).collect()
         }
     };
+    // The sender chooses mode and key name: to name one that nobody configured must not pass for "nothing to check with".
     if candidates.is_empty() {
-        return Err(BadSignature::NoSecret);
+        return Err(BadSignature::Mismatch);
     }
     if request.form.is_none() && !body_hash_fits(request.url, request.body) {
         return Err(BadSignature::Mismatch);
@@ -307,6 +311,19 @@ mod tests {
             check(URL, Some(&status_form()), b"", "not base64!"),
             Err(BadSignature::Malformed("X-Twilio-Signature"))
         );
+        let other_key = TwilioRequest {
+            url: URL,
+            form: None,
+            body: b"",
+            signature: Some("AAAA"),
+            settings: Some("key=of_nobody,algorithm=HMAC_SHA256"),
+        };
+        assert_eq!(
+            verify_twilio(&keys(), &other_key),
+            Err(BadSignature::Mismatch),
+            "not NoSecret, which may be let in"
+        );
+        assert_eq!(verify_twilio(&TwilioKeys::default(), &other_key), Err(BadSignature::NoSecret));
         let unsigned = TwilioRequest { url: URL, form: None, body: b"", signature: None, settings: None };
         assert_eq!(verify_twilio(&keys(), &unsigned), Err(BadSignature::Missing("X-Twilio-Signature")));
     }

@@ -7,14 +7,16 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 use http::header::HOST;
 use http::{HeaderName, Request, StatusCode};
-use tracing::debug;
+use tracing::{debug, info};
 
 use crate::calls::Calls;
 use crate::calls::place::CreateOrder;
+use crate::ids::BusinessId;
 use crate::net::headers::strip_hop_by_hop;
 use crate::net::{BodyError, Exchange, Handler, HostRule, RelayError, RelayTarget, relay, relay_with_body};
 use crate::policy::{Facts, Marks};
 use crate::provider::account::Account;
+use crate::provider::description::percent_decode;
 use crate::provider::select::{Document, Message};
 use crate::provider::sign::sha256_hex;
 use crate::reply::{Code, Manner, Refusal, json_answer, problem, refusal};
@@ -54,7 +56,7 @@ impl Proxy {
             exchange.respond(problem(StatusCode::NOT_FOUND, "UNKNOWN_ROUTE", &message)).await;
             return ("unknown", 404);
         };
-        let (account, business, path) = (to.account.clone(), to.business.map(str::to_owned), to.path.to_owned());
+        let (account, business, path) = (to.account.clone(), to.business.map(percent_decode), to.path.to_owned());
         let target = self.target(exchange, &account, &path);
         if exchange.is_upgrade() || !may_create(&account.provider, exchange.method(), &path) {
             return ("relay", self.relay(exchange, &account, target).await);
@@ -84,8 +86,11 @@ impl Proxy {
         let facts = match self.facts(&account, &operation, business.as_deref(), &message) {
             Ok(facts) => facts,
             Err(what) => {
-                let reason = what.code.metric_reason(&account.provider.refusal);
-                self.calls.lifecycle.metrics.refused(reason, "unknown");
+                let shape = &account.provider.refusal;
+                self.calls.lifecycle.metrics.refused(what.code.metric_reason(shape), "unknown");
+                let (shown, code) = (shown_business(business.as_deref(), &headers), what.code.as_str(shape));
+                info!(refusal = %what.id, business = %shown, account = %account.name, code, "refused");
+                self.calls.keep_refusal_of(&shown, &account.name, operation.direction, &what, code, false);
                 return ("create", self.refuse(exchange, &account, &what).await);
             }
         };
@@ -179,6 +184,13 @@ impl Proxy {
         exchange.respond(response).await;
         status
     }
+}
+
+/// The business that a request shows, known or not; `unknown` where it shows none that could be one.
+fn shown_business(path: Option<&str>, headers: &http::HeaderMap) -> String {
+    let header = headers.get(BUSINESS_HEADER).and_then(|v| v.to_str().ok());
+    let shown = header.into_iter().chain(path).find_map(|id| BusinessId::parse(id).ok());
+    shown.map_or_else(|| "unknown".to_owned(), |id| id.to_string())
 }
 
 /// Whether the client is an SDK that sleeps on `Retry-After` inside the app's request.

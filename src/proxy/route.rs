@@ -7,7 +7,7 @@ use http::Method;
 
 use crate::ids::AccountName;
 use crate::provider::account::Account;
-use crate::provider::description::{Description, Operation};
+use crate::provider::description::{Description, Operation, percent_decode};
 use crate::provider::select::Message;
 
 /// Where a request goes.
@@ -58,9 +58,27 @@ fn below<'a>(path: &'a str, mount: &str) -> Option<&'a str> {
     (rest.starts_with('/')).then_some(rest)
 }
 
+/// A path as the most lenient server may read it: escapes undone, empty and dot segments gone. What could be a create must
+/// not pass ungated for a doubled slash (a base URL that ends in one) or an escaped hyphen. It is sent on as it came.
+fn plain(path: &str) -> String {
+    let mut segments = Vec::new();
+    let decoded = percent_decode(path);
+    for segment in decoded.split('/') {
+        match segment {
+            "" | "." => {}
+            ".." => {
+                segments.pop();
+            }
+            segment => segments.push(segment),
+        }
+    }
+    format!("/{}", segments.join("/"))
+}
+
 /// Whether a path and method are those of an operation, whatever its body says: only then is the body read.
 pub fn may_create(provider: &Description, method: &Method, path: &str) -> bool {
-    provider.operations.iter().any(|o| o.method == *method && o.path.captures(path).is_some())
+    let path = plain(path);
+    provider.operations.iter().any(|o| o.method == *method && o.path.captures(&path).is_some())
 }
 
 /// The operation of a request.
@@ -70,8 +88,9 @@ pub fn operation<'a>(
     path: &str,
     message: &Message<'_>,
 ) -> Option<&'a Operation> {
+    let path = plain(path);
     provider.operations.iter().find(|o| {
-        o.method == *method && o.path.captures(path).is_some() && (o.when.is_empty() || o.when.holds(message))
+        o.method == *method && o.path.captures(&path).is_some() && (o.when.is_empty() || o.when.holds(message))
     })
 }
 
@@ -137,7 +156,15 @@ mod tests {
         let inbound = Message { body: &Document::Empty, ..message };
         assert_eq!(operation(el, &Method::POST, path, &inbound).unwrap().name, "register_call");
         assert!(!may_create(el, &Method::GET, path));
+        for odd in [
+            "//v1/convai/twilio/register-call",
+            "/v1//convai/./twilio/register%2Dcall/",
+            "/v1/x/../convai/twilio/register-call",
+        ] {
+            assert!(may_create(el, &Method::POST, odd), "{odd}");
+        }
         let twilio = registry.get("twilio").unwrap();
+        assert!(may_create(twilio, &Method::POST, "/2010-04-01/Accounts/AC1/Calls"), "without .json it answers in XML");
         assert!(may_create(twilio, &Method::POST, "/2010-04-01/Accounts/AC1/Calls.json"));
         assert!(!may_create(twilio, &Method::POST, "/2010-04-01/Accounts/AC1/Calls/CA1.json"));
     }

@@ -118,7 +118,8 @@ pub struct NewCall {
     pub deadline_at: UnixMs,
     /// The app's own status callback.
     pub callback: Option<AppCallback>,
-    /// Ids that are known already. Where one of them belongs to another call, nothing is written.
+    /// Ids that are known already. Where one of them belongs to another call, nothing is written. An id of our own kind names the
+    /// first record of the same call, which was given up: its ids become this one's.
     pub aliases: Vec<Alias>,
 }
 
@@ -295,7 +296,8 @@ pub trait Store: Send + Sync + 'static {
     /// Takes a webhook into the inbox.
     async fn receive(&self, event: NewEvent) -> Result<Received>;
 
-    /// Notes what came of a webhook, and what the app has to be told of it, in one transaction.
+    /// Notes what came of a webhook, and what the app has to be told of it, in one transaction. The app is told once, however
+    /// often a webhook is settled.
     async fn settle(
         &self,
         event_id: &str,

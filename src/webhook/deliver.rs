@@ -66,6 +66,7 @@ pub fn compose(
     }
     if let Some((name, value)) = super::resigned(account, scheme, &signed_url, form) {
         kept.insert(name, value);
+        kept.remove(super::SIGNATURE_SETTINGS);
     }
     if let Ok(value) = HeaderValue::try_from(&id) {
         kept.insert("x-ringfence-delivery", value);

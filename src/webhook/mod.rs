@@ -14,7 +14,7 @@ use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, COOKIE, HeaderName, HeaderValue};
 use http::{HeaderMap, Response, StatusCode, Uri};
 use serde_json::json;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tracing::{debug, info, warn};
 use ulid::Ulid;
 
@@ -36,8 +36,16 @@ use arrive::{Candidate, ExtraPaths, Signed, candidates, verify};
 pub const KEPT_BYTES_MAX: usize = 1024 * 1024;
 /// The largest body that is taken: base64 audio of an hour-long call (facts A4.3: "many MB").
 pub const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// Bodies in memory at once, in KiB: two of the largest.
-const BODIES_KIB_MAX: u32 = 128 * 1024;
+/// Room for one of the largest, in KiB.
+const LARGEST_KIB: u32 = 64 * 1024 + 1;
+/// Bodies in memory at once that are large, or whose length nobody said, in KiB: two of the largest.
+const LARGE_KIB_MAX: u32 = 2 * LARGEST_KIB;
+/// Bodies in memory at once that are known to be small, in KiB. Room of their own: a call that waits for its answer must not
+/// wait behind audio.
+const SMALL_KIB_MAX: u32 = 32 * 1024;
+
+/// Says that the signature is of Twilio's newer mode. What we sign anew is of the classic one.
+const SIGNATURE_SETTINGS: HeaderName = HeaderName::from_static("x-twilio-webhooks-signature-settings");
 
 /// How an inbound call is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,7 +79,8 @@ pub struct Settings {
 pub struct Webhooks {
     calls: Calls,
     settings: Arc<Settings>,
-    bodies: Semaphore,
+    small: Arc<Semaphore>,
+    large: Arc<Semaphore>,
     /// Woken when there is something to deliver.
     deliver: Arc<Notify>,
 }
@@ -120,6 +129,8 @@ struct Taken<'a> {
     news: Option<Event>,
     /// Which delivery of which event.
     event_id: String,
+    /// What its body takes of the memory that bodies may take.
+    room: Option<Arc<OwnedSemaphorePermit>>,
 }
 
 /// What applying a webhook came to.
@@ -148,16 +159,17 @@ impl Handler for Webhooks {
 impl Webhooks {
     /// Puts the handler together.
     pub fn new(calls: Calls, settings: Settings, deliver: Arc<Notify>) -> Self {
-        let bodies = Semaphore::new(BODIES_KIB_MAX as usize);
-        Self { calls, settings: Arc::new(settings), bodies, deliver }
+        let room = |kib: u32| Arc::new(Semaphore::new(kib as usize));
+        let (small, large) = (room(SMALL_KIB_MAX), room(LARGE_KIB_MAX));
+        Self { calls, settings: Arc::new(settings), small, large, deliver }
     }
 
     async fn take(&self, exchange: &mut Exchange, found: &[Candidate]) -> u16 {
         // Memory is promised before it is used: by length where it is known, else the largest.
         let length = exchange.header("content-length").and_then(|v| v.parse::<usize>().ok());
         let bytes_max = length.unwrap_or(BODY_BYTES_MAX).min(BODY_BYTES_MAX);
-        let kib = u32::try_from(bytes_max / 1024 + 1).unwrap_or(BODIES_KIB_MAX);
-        let Ok(_room) = self.bodies.acquire_many(kib.min(BODIES_KIB_MAX)).await else { return 503 };
+        let rooms = if bytes_max <= KEPT_BYTES_MAX { &self.small } else { &self.large };
+        let Ok(mut promised) = rooms.clone().acquire_many_owned(kib(bytes_max)).await else { return 503 };
         let body = match exchange.read_body(BODY_BYTES_MAX).await {
             Ok(body) => body,
             Err(BodyError::TooLarge { limit }) => {
@@ -169,6 +181,9 @@ impl Webhooks {
                 return 0;
             }
         };
+        // Of what was promised, what is needed.
+        let Some(room) = promised.split(kib(body.len()) as usize).map(Arc::new) else { return 503 };
+        drop(promised);
         let headers = exchange.headers().clone();
         let raw = Raw::new(exchange.method().as_str(), exchange.path_and_query(), headers, body);
         let from = match self.verified(&raw, found) {
@@ -185,7 +200,8 @@ impl Webhooks {
             let message = "The body is neither JSON nor a form.";
             return self.answer(exchange, problem(StatusCode::BAD_REQUEST, "INVALID_PAYLOAD", message)).await;
         }
-        let taken = read(&raw, from, format!("ev_{}", Ulid::new().to_string().to_lowercase()));
+        let event_id = format!("ev_{}", Ulid::new().to_string().to_lowercase());
+        let taken = Taken { room: Some(room), ..read(&raw, from, event_id) };
         let response = match self.run(exchange, &taken).await {
             Ok(Some(response)) => response,
             Ok(None) => return 200,
@@ -270,7 +286,7 @@ impl Webhooks {
         match delivery {
             Some(large) if large.body.len() > KEPT_BYTES_MAX => {
                 store.settle(event_id, came.call.as_ref(), came.outcome, None, at_ms).await?;
-                self.deliver_large(large);
+                self.deliver_large(large, taken.room.clone());
             }
             small => {
                 let something = small.is_some();
@@ -476,8 +492,8 @@ impl Webhooks {
         RelayTarget {
             base,
             path_and_query,
+            remove_headers: signature.iter().map(|_| SIGNATURE_SETTINGS).collect(),
             set_headers: signature.into_iter().collect(),
-            remove_headers: vec![],
             host: HostRule::Upstream,
         }
     }
@@ -516,10 +532,11 @@ impl Webhooks {
         )))
     }
 
-    /// A body too large to keep goes to the app from memory, while its room is held by the request's bound.
-    fn deliver_large(&self, delivery: Delivery) {
+    /// A body too large to keep goes to the app from memory, and holds its room until it is there.
+    fn deliver_large(&self, delivery: Delivery, room: Option<Arc<OwnedSemaphorePermit>>) {
         let calls = self.calls.clone();
         self.calls.tasks.spawn(async move {
+            let _room = room;
             for pause_secs in [0, 1, 5] {
                 tokio::time::sleep(std::time::Duration::from_secs(pause_secs)).await;
                 match deliver::send(&calls.upstream, &delivery).await {
@@ -580,6 +597,7 @@ impl Webhooks {
         };
         if crate::provider::sign::verify_twilio(&account.twilio_keys(), &request).is_ok() {
             target.set_headers.extend(resigned(&account, Scheme::Twilio, &app_url, form));
+            target.remove_headers.push(SIGNATURE_SETTINGS);
         }
         let relayed = match exchange.is_upgrade() {
             true => relay(exchange, &self.calls.upstream, target).await,
@@ -628,7 +646,12 @@ fn read<'a>(raw: &'a Raw, from: &'a Candidate, event_id: String) -> Taken<'a> {
         direction: webhook.direction.as_ref().and_then(|d| d.read(&message)).unwrap_or(Direction::Outbound),
         news: event.and_then(|e| e.state.as_ref()).and_then(|s| s.read(&message, EndProof::Webhook)),
         event_id,
+        room: None,
     }
+}
+
+fn kib(bytes: usize) -> u32 {
+    u32::try_from(bytes / 1024 + 1).unwrap_or(LARGEST_KIB).min(LARGEST_KIB)
 }
 
 /// A new signature for the app's URL, where the scheme binds the URL.

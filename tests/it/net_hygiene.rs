@@ -136,9 +136,24 @@ async fn rfc9110_9_3_6_connect_and_trace_are_501() {
     all_refused(501, &["CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n", "TRACE / HTTP/1.1\r\nHost: a\r\n\r\n"]).await;
 }
 
+/// RFC 9113 §3.1 withdrew the upgrade; RFC 9110 §7.8 lets a server ignore it. Java's `java.net.http` offers it on every plain
+/// request, so a refusal would shut out its users.
 #[tokio::test(flavor = "multi_thread")]
-async fn rfc9113_3_1_h2c_upgrade_is_refused() {
-    all_refused(400, &["GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n\r\n"]).await;
+async fn rfc9113_3_1_h2c_is_never_switched_to_and_does_not_cross() {
+    bounded(async {
+        let upstream = edge(settings(), mirror).await;
+        let (relay, _results) = relay_edge(settings(), upstream.local_addr()).await;
+        let mut wire = Wire::connect(relay.local_addr()).await;
+        for _ in 0..2 {
+            let request = "POST /echo HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\
+                           HTTP2-Settings: AAMAAABk\r\nContent-Length: 3\r\n\r\nabc";
+            let answer = wire.ask(request).await;
+            assert_eq!(answer.status(), 200, "{}", answer.text());
+            assert!(!answer.text().to_ascii_lowercase().contains("h2c"), "{}", answer.text());
+            assert!(!answer.text().to_ascii_lowercase().contains("http2-settings"), "{}", answer.text());
+        }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,6 +9,7 @@ use crate::call::{Direction, Event, Outcome, Phase, Step, next, stronger};
 use crate::clock::UnixMs;
 use crate::ids::{AccountName, Alias, BusinessId, CallId};
 use crate::policy::Facts;
+use crate::provider::description::OWN_ID_KIND;
 
 type Sql<T> = Result<T, sqlx::Error>;
 
@@ -154,6 +155,14 @@ pub(super) async fn open(c: &mut SqliteConnection, call: NewCall) -> Sql<Opened>
         if let Holder::Call(known) = holder(c, alias).await? {
             return Ok(Opened::Known(known));
         }
+    }
+    // The second record of a call: from now on the outside ids lead to it.
+    for first in call.aliases.iter().filter(|a| a.kind == OWN_ID_KIND) {
+        sqlx::query("UPDATE call_aliases SET call_id = $1 WHERE call_id = $2")
+            .bind(call.id.as_str())
+            .bind(&first.id)
+            .execute(&mut *c)
+            .await?;
     }
     let f = &call.facts;
     sqlx::query(
@@ -343,9 +352,11 @@ async fn together(pool: &SqlitePool, calls: Query<'_>, aliases: Query<'_>) -> su
 }
 
 pub(super) async fn admitted_since(pool: &SqlitePool, since_ms: UnixMs) -> super::Result<Vec<(UnixMs, Facts)>> {
-    let rows = sqlx::query("SELECT * FROM calls WHERE admitted_at >= $1 AND origin = 'order' ORDER BY admitted_at")
-        .bind(since_ms)
-        .fetch_all(pool)
-        .await?;
+    let rows = sqlx::query(
+        "SELECT * FROM calls WHERE admitted_at >= $1 AND origin <> 'foreign' AND overrun = 0 ORDER BY admitted_at",
+    )
+    .bind(since_ms)
+    .fetch_all(pool)
+    .await?;
     rows.iter().map(|row| Ok((row.try_get("admitted_at")?, facts(row)?))).collect::<Sql<_>>().map_err(Into::into)
 }

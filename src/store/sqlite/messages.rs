@@ -57,6 +57,10 @@ pub(super) async fn settle(
     delivery: Option<Delivery>,
     at_ms: UnixMs,
 ) -> Sql<()> {
+    let known: Option<Option<String>> = sqlx::query_scalar("SELECT outcome FROM webhook_events WHERE id = $1")
+        .bind(&event_id)
+        .fetch_optional(&mut *c)
+        .await?;
     sqlx::query("UPDATE webhook_events SET outcome = $2, call_id = coalesce($3, call_id) WHERE id = $1")
         .bind(&event_id)
         .bind(outcome)
@@ -64,6 +68,10 @@ pub(super) async fn settle(
         .execute(&mut *c)
         .await?;
     let Some(delivery) = delivery else { return Ok(()) };
+    if known.flatten().is_some() {
+        // Two of one event were under way at once: the first has told the app.
+        return Ok(());
+    }
     sqlx::query(
         "INSERT INTO deliveries (id, event_id, url, method, headers, body, attempts, due_at)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
@@ -226,7 +234,12 @@ pub(super) async fn purge(c: &mut SqliteConnection, ended_before: UnixMs, early_
         ),
         ("DELETE FROM calls WHERE phase = 'ended' AND ended_at < $1", ended_before),
         ("DELETE FROM webhook_events WHERE outcome IS NOT NULL AND received_at < $1", ended_before),
-        ("DELETE FROM deliveries WHERE done_at < $1", ended_before),
+        // Done, or given up, and its event forgotten.
+        (
+            "DELETE FROM deliveries WHERE due_at IS NULL
+             AND event_id NOT IN (SELECT id FROM webhook_events WHERE received_at >= $1)",
+            ended_before,
+        ),
         ("DELETE FROM refusals WHERE at < $1", ended_before),
     ] {
         gone += sqlx::query(sql).bind(before).execute(&mut *c).await?.rows_affected();

@@ -65,7 +65,7 @@ pub struct SqliteStore {
     readers: SqlitePool,
     path: PathBuf,
     /// Given up last, when nothing writes any more.
-    _held: Held,
+    held: std::sync::Mutex<Option<Held>>,
 }
 
 fn options(path: &Path) -> SqliteConnectOptions {
@@ -102,7 +102,7 @@ impl SqliteStore {
             migrate::check(&readers).await.map_err(|why| OpenError::Schema { path: shown.clone(), why })?;
         }
         let writer = Writer::start(options(path)).await.map_err(|e| file(explain(&e)))?;
-        Ok(Self { writer, readers, path: path.to_owned(), _held: held })
+        Ok(Self { writer, readers, path: path.to_owned(), held: std::sync::Mutex::new(Some(held)) })
     }
 
     /// A pool for `migrate`, which may run while a server has the file.
@@ -244,6 +244,7 @@ impl Store for SqliteStore {
     async fn close(&self) {
         self.writer.close().await;
         self.readers.close().await;
+        drop(self.held.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take());
     }
 }
 

@@ -145,14 +145,18 @@ async fn a_webhook_is_taken_once() {
         attempts: 0,
     };
     store.settle("a", None, "applied", Some(delivery.clone()), 5).await.unwrap();
+    let again = Delivery { id: "d2".to_owned(), ..delivery.clone() };
+    store.settle("a", None, "applied", Some(again), 5).await.unwrap();
     assert_eq!(store.receive(event("c")).await.unwrap(), before(Some("applied")));
     assert_eq!(store.due_deliveries(4, 10).await.unwrap(), []);
     assert_eq!(store.due_deliveries(5, 10).await.unwrap(), [delivery]);
     store.delivered("d1", 6, Err(("refused".to_owned(), Some(50)))).await.unwrap();
     assert_eq!(store.due_deliveries(49, 10).await.unwrap(), []);
     assert_eq!(store.due_deliveries(50, 10).await.unwrap()[0].attempts, 1);
-    store.delivered("d1", 51, Ok(())).await.unwrap();
+    assert_eq!(store.purge(1000, 1000).await.unwrap(), 1, "the event goes, what the app waits for stays");
+    store.delivered("d1", 51, Err(("refused".to_owned(), None))).await.unwrap();
     assert_eq!(store.due_deliveries(99, 10).await.unwrap(), []);
+    assert_eq!(store.purge(1000, 1000).await.unwrap(), 1, "what was given up is not kept for ever");
 }
 
 #[tokio::test]

@@ -129,33 +129,34 @@ async fn write_all(
 async fn write_batch(connection: &mut SqliteConnection, batch: &mut [Box<dyn Job>]) -> Result<()> {
     let failed = |e: sqlx::Error| StoreError::Failed(super::explain(&e));
     sqlx::query("BEGIN IMMEDIATE").execute(&mut *connection).await.map_err(failed)?;
+    let written = write_jobs(connection, batch).await;
+    if written.is_err() {
+        // Whatever failed, no transaction may stay open: the next BEGIN would fail, and every one after it. Errors such as a
+        // full disk roll back by themselves; SQLite's COMMIT either happened or can be rolled back, it has no third state
+        // while the file is ours.
+        let _ = sqlx::query("ROLLBACK").execute(&mut *connection).await;
+    }
+    written.map_err(failed)
+}
+
+async fn write_jobs(
+    connection: &mut SqliteConnection,
+    batch: &mut [Box<dyn Job>],
+) -> std::result::Result<(), sqlx::Error> {
     let alone = batch.len() == 1;
     for job in batch.iter_mut() {
         // One that fails must not take its neighbours along.
         if !alone {
-            sqlx::query("SAVEPOINT job").execute(&mut *connection).await.map_err(failed)?;
+            sqlx::query("SAVEPOINT job").execute(&mut *connection).await?;
         }
         let undo = match (job.run(connection).await, alone) {
             (Ok(()), true) => continue,
             (Ok(()), false) => "RELEASE job",
-            (Err(_), true) => {
-                let _ = sqlx::query("ROLLBACK").execute(&mut *connection).await;
-                return Ok(());
-            }
+            (Err(error), true) => return Err(error),
             (Err(_), false) => "ROLLBACK TO job",
         };
-        if let Err(error) = sqlx::query(undo).execute(&mut *connection).await {
-            // Errors such as a full disk roll the whole transaction back by themselves.
-            let _ = sqlx::query("ROLLBACK").execute(&mut *connection).await;
-            return Err(failed(error));
-        }
+        sqlx::query(undo).execute(&mut *connection).await?;
     }
-    match sqlx::query("COMMIT").execute(&mut *connection).await {
-        Ok(_) => Ok(()),
-        Err(error) => {
-            // SQLite's COMMIT either happened or can be rolled back; it has no third state while the file is ours.
-            let _ = sqlx::query("ROLLBACK").execute(&mut *connection).await;
-            Err(failed(error))
-        }
-    }
+    sqlx::query("COMMIT").execute(&mut *connection).await?;
+    Ok(())
 }

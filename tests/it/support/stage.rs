@@ -25,6 +25,8 @@ pub struct Setup {
     pub root: String,
     /// TOML put after everything else: more tables.
     pub tables: String,
+    /// More keys of `[timeouts]`.
+    pub timeouts: String,
     /// More keys of `[accounts.elevenlabs]`.
     pub elevenlabs: String,
     /// More keys of `[accounts.twilio]`.
@@ -47,6 +49,7 @@ impl Default for Setup {
             },
             root: String::new(),
             tables: String::new(),
+            timeouts: String::new(),
             elevenlabs: String::new(),
             twilio: String::new(),
             public: true,
@@ -275,6 +278,7 @@ webhooks = "127.0.0.1:{webhooks_port}"
 admin = "127.0.0.1:0"
 [timeouts]
 drain_secs = 3
+{timeouts}
 [reconcile]
 sweep_ms = 100
 grace_ms = 200
@@ -294,6 +298,7 @@ auth_token = "{token}"
 {tables}
 "#,
         root = setup.root,
+        timeouts = setup.timeouts,
         key = s.el_api_key,
         secret = s.el_webhook_secret,
         elevenlabs = setup.elevenlabs,

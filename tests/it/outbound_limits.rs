@@ -1,0 +1,556 @@
+//! Who may call, how often, and what is said to those who may not: plans, limits, rates, businesses, observe mode, figures.
+
+use std::sync::Arc;
+
+use ringfence::admin::auth::{Claims, Scope, mint};
+use ringfence::call::Phase;
+use ringfence::provider::secret::Secret;
+use serde_json::{Value, json};
+
+use crate::outbound::{TALK, all_free, elevenlabs, id, once, order, talk, twilio};
+use crate::support::stage::{Answer, Setup, Stage};
+
+const EL: &str = "/elevenlabs/v1/convai/twilio/outbound-call";
+
+const BUSINESSES: &str = r#"
+[businesses.payg]
+plan = "PAYG"
+[businesses.starter]
+plan = "STARTER"
+[businesses.pro]
+plan = "PRO"
+[businesses.enterprise]
+plan = "ENTERPRISE"
+max_calls = 4
+[businesses.special]
+plan = "PAYG"
+max_calls = 2
+"#;
+
+async fn stage(root: &str, tables: &str) -> Stage {
+    Stage::start(Setup { root: root.to_owned(), tables: tables.to_owned(), ..Setup::default() }).await
+}
+
+/// A refusal by a full limit: status, code, limit, holders and bound.
+fn assert_full(answer: &Answer, error: &str, limit: &str, current: u32, of: u32) {
+    assert_eq!((answer.status, answer.header("x-ringfence-limit")), (503, Some(limit)), "{answer:?}");
+    let body = answer.json();
+    assert_eq!((&body["error"], &body["limitName"]), (&json!(error), &json!(limit)));
+    assert_eq!((&body["currentActive"], &body["limit"], &body["called"]), (&json!(current), &json!(of), &json!(false)));
+    assert_eq!(body["refusalId"].as_str(), answer.header("x-ringfence-refusal"));
+    assert!(body["message"].as_str().is_some_and(|m| !m.is_empty()) && answer.header("retry-after").is_some());
+}
+
+// === plans and limits ===
+
+#[tokio::test(flavor = "multi_thread")]
+async fn plans_and_overrides_bound_each_business_by_itself() {
+    let stage = stage("concurrent = 50", BUSINESSES).await;
+    let cases = [
+        ("payg", 1, "plan.PAYG"),
+        ("starter", 1, "plan.STARTER"),
+        ("pro", 3, "plan.PRO"),
+        ("enterprise", 4, "business.enterprise"),
+        ("special", 2, "business.special"),
+    ];
+    let mut up = 0;
+    for (business, allowed, limit) in cases {
+        for n in 0..allowed {
+            assert_eq!(stage.dial(Some(business), &format!("+155500020{n:02}")).await.status, 200, "{business}");
+        }
+        up += allowed;
+        let refused = stage.dial(Some(business), "+15550002099").await;
+        assert_full(&refused, "BUSINESS_CONCURRENT_LIMIT_EXCEEDED", limit, allowed, allowed);
+        assert_eq!(refused.header("retry-after"), Some("30"), "nothing was learnt yet");
+        assert_eq!((&refused.json()["globalCurrent"], &refused.json()["globalLimit"]), (&json!(up), &json!(50)));
+    }
+    // Without a plan, the whole platform alone bounds it; visitors have a limit of their own.
+    for _ in 0..6 {
+        assert_eq!(stage.dial(Some("999999"), "+15550002001").await.status, 200);
+    }
+    let metrics = stage.ask("/api/concurrent-metrics").await;
+    assert_eq!(metrics["rejectionsByReason"], json!({"BUSINESS_LIMIT": 5}));
+    assert_eq!(metrics["rejectionsByPlan"], json!({"PAYG": 2, "STARTER": 1, "PRO": 1, "ENTERPRISE": 1}));
+    let global = &metrics["globalStatus"];
+    assert_eq!((&global["active"], &global["limit"], &global["available"]), (&json!(17), &json!(50), &json!(33)));
+    assert_eq!((&global["byPlan"]["PAYG"], &global["byPlan"]["PRO"]), (&json!(3), &json!(3)));
+    assert_eq!(global["utilizationPercent"], 34);
+    stage.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_business_counts_globally() {
+    let stage = stage("concurrent = 2", BUSINESSES).await;
+    for _ in 0..2 {
+        assert_eq!(stage.dial(Some("999999"), "+15550002001").await.status, 200);
+    }
+    assert_full(&stage.dial(Some("pro"), "+15550002002").await, "GLOBAL_CAPACITY_EXCEEDED", "global", 2, 2);
+    stage.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_are_refused_or_put_on_a_plan() {
+    let strict = stage("", BUSINESSES).await;
+    for business in [None, Some("nobody"), Some("bad id \u{e9}")] {
+        let answer = strict.dial(business, "+15550002001").await;
+        assert_eq!((answer.status, &answer.json()["error"]), (403, &json!("UNKNOWN_BUSINESS")), "{business:?}");
+        assert_eq!(
+            (&answer.json()["detail"]["type"], answer.header("retry-after")),
+            (&json!("authorization_error"), None)
+        );
+        let answer = twilio(&strict, "Calls.json", business, "+15550002001", &[("Twiml", TALK)]).await;
+        assert_eq!((answer.status, &answer.json()["code"]), (403, &json!(20403)));
+    }
+    assert_eq!((strict.control.counts().dials, strict.held().await), (0, 0));
+    let rows = async || strict.ask("/api/refusals").await["refusals"].as_array().unwrap().clone();
+    strict.wait("every refusal has a row that its id leads to", async || rows().await.len() == 6).await;
+    let of = async |business: &str| rows().await.iter().filter(|r| r["business"] == business).count();
+    assert_eq!((of("nobody").await, of("unknown").await), (2, 4));
+    strict.finish().await;
+
+    let kind = stage("", &format!("[businesses]\nunknown = \"PAYG\"\n{BUSINESSES}")).await;
+    assert_eq!(kind.dial(Some("nobody"), "+15550002001").await.status, 200);
+    let full = kind.dial(Some("nobody"), "+15550002002").await;
+    assert_full(&full, "BUSINESS_CONCURRENT_LIMIT_EXCEEDED", "plan.PAYG", 1, 1);
+    assert_eq!(kind.dial(Some("another"), "+15550002003").await.status, 200, "each stranger has a count of its own");
+    kind.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_of_zero_means_that_calls_are_not_available() {
+    let tables = "[plans]\nFREE = { concurrent = 0 }\n[businesses.free]\nplan = \"FREE\"";
+    let stage = stage("", tables).await;
+    let answer = stage.dial(Some("free"), "+15550002001").await;
+    assert_eq!((answer.status, &answer.json()["error"]), (403, &json!("PLAN_NOT_ALLOWED")));
+    assert_eq!((answer.header("retry-after"), answer.header("x-ringfence-limit")), (None, Some("plan.FREE")));
+    let answer = twilio(&stage, "Calls.json", Some("free"), "+15550002001", &[("Twiml", TALK)]).await;
+    assert_eq!((answer.status, &answer.json()["details"]["error"]), (403, &json!("PLAN_NOT_ALLOWED")));
+    assert_eq!(stage.ask("/api/concurrent-metrics").await["rejectionsByReason"]["PLAN_NOT_ALLOWED"], 2);
+    stage.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn named_limits_bind_what_they_match_per_what_they_say() {
+    let tables = r#"
+[[limits]]
+name = "turkey"
+match = { destination_prefix = ["+90"] }
+concurrent = 1
+[[limits]]
+name = "each-agent"
+match = { account = ["elevenlabs"] }
+per = "agent"
+concurrent = 2
+[[limits]]
+name = "redial"
+per = "destination"
+rate = "1/h"
+"#;
+    let stage = stage("concurrent = 50", tables).await;
+    assert_eq!(stage.dial(None, "+905550002001").await.status, 200);
+    assert_full(&talk(&stage, "+905550002002", &[]).await, "CONCURRENT_LIMIT_EXCEEDED", "turkey", 1, 1);
+    assert_eq!(stage.dial(None, "+15550002003").await.status, 200);
+    assert_full(&stage.dial(None, "+15550002006").await, "CONCURRENT_LIMIT_EXCEEDED", "each-agent", 2, 2);
+    let mut other = order("+15550002004");
+    other["agent_id"] = "agent_other".into();
+    assert_eq!(elevenlabs(&stage, EL, &[], &other).await.status, 200, "another agent, another count");
+    assert_eq!(talk(&stage, "+15550002005", &[]).await.status, 201, "not of that account");
+    let again = talk(&stage, "+15550002005", &[]).await;
+    assert_eq!((again.status, &again.json()["error"]), (503, &json!("REQUEST_RATE_EXCEEDED")));
+    assert_eq!((again.header("x-ringfence-limit"), again.header("retry-after")), (Some("redial"), Some("3600")));
+    // A refusal takes no token of the limits that had room.
+    assert_eq!(talk(&stage, "+15550002006", &[]).await.status, 201);
+    stage.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rates_refuse_until_their_token_is_there_also_after_a_restart() {
+    let setup = Setup {
+        root: "concurrent = 50\nrate = \"3/h\"".to_owned(),
+        twilio: "rate = \"50/s\"".to_owned(),
+        tables:
+            "[plans]\nSLOW = { concurrent = 9, rate = \"2/h\" }\n[businesses.slow]\nplan = \"SLOW\"\n[businesses.free]"
+                .to_owned(),
+        ..Setup::default()
+    };
+    let mut stage = Stage::start(setup).await;
+    for n in 0..2 {
+        assert_eq!(stage.dial(Some("slow"), &format!("+155500020{n:02}")).await.status, 200);
+    }
+    // A minute later, in a process that has to know from the record what was sent.
+    stage.clock.advance_ms(120_000);
+    for restarted in [false, true] {
+        if restarted {
+            stage.stop_app().await;
+            stage.start_app().await;
+        }
+        let slow = stage.dial(Some("slow"), "+15550002009").await;
+        assert_eq!((slow.status, slow.header("x-ringfence-limit")), (503, Some("plan.SLOW")), "restarted: {restarted}");
+        let wait: u32 = slow.header("retry-after").unwrap().parse().unwrap();
+        assert!((1_670..=1_680).contains(&wait), "{wait}");
+    }
+    assert_eq!(twilio(&stage, "Calls.json", Some("free"), "+15550002003", &[("Twiml", TALK)]).await.status, 201);
+    let global = twilio(&stage, "Calls.json", Some("free"), "+15550002004", &[("Twiml", TALK)]).await;
+    assert_eq!((global.status, global.header("x-ringfence-limit")), (503, Some("global")));
+    assert_eq!((&global.json()["code"], &global.json()["error"]), (&json!(20429), &json!("REQUEST_RATE_EXCEEDED")));
+    stage.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_accounts_rate_binds_all_businesses_together() {
+    let setup = Setup { twilio: "rate = \"2/h\"".to_owned(), ..Setup::default() };
+    let stage = Stage::start(setup).await;
+    for n in 0..2 {
+        assert_eq!(talk(&stage, &format!("+155500020{n:02}"), &[]).await.status, 201);
+    }
+    let refused = talk(&stage, "+15550002009", &[]).await;
+    assert_eq!((refused.status, refused.header("x-ringfence-limit")), (503, Some("account.twilio")));
+    assert_eq!(refused.header("retry-after"), Some("1800"));
+    // What Twilio carries for ElevenLabs is a call of its account, too.
+    assert_eq!(stage.dial(None, "+15550002010").await.header("x-ringfence-limit"), Some("account.twilio"));
+    let path = "/elevenlabs/v1/convai/sip-trunk/outbound-call";
+    assert_eq!(elevenlabs(&stage, path, &[], &order("+15550002011")).await.status, 200);
+    stage.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_leaves_no_trace_but_its_row() {
+    let stage = Arc::new(stage("concurrent = 2", "").await);
+    let up = [
+        id(&stage.dial(None, "+15550002001").await, "conversation_id"),
+        id(&talk(&stage, "+15550002002", &[]).await, "sid"),
+    ];
+    let before = (stage.control.counts().creates_el, stage.control.counts().creates_tw);
+    let mut tasks = tokio::task::JoinSet::new();
+    for n in 0..20 {
+        let stage = stage.clone();
+        tasks.spawn(async move {
+            if n % 2 == 0 { stage.dial(None, "+15550002003").await } else { talk(&stage, "+15550002004", &[]).await }
+        });
+    }
+    let mut refusals: Vec<String> = tasks
+        .join_all()
+        .await
+        .iter()
+        .map(|answer| {
+            assert_full(answer, "GLOBAL_CAPACITY_EXCEEDED", "global", 2, 2);
+            answer.header("x-ringfence-refusal").unwrap().to_owned()
+        })
+        .collect();
+    let counts = stage.control.counts();
+    assert_eq!(((counts.creates_el, counts.creates_tw), counts.both_live_now), (before, 2));
+    assert_eq!(stage.held().await, 2);
+    assert_eq!(stage.ask("/api/calls?all=1").await["calls"].as_array().map(Vec::len), Some(2), "no record");
+    let rows = async || stage.ask("/api/refusals?limit=50").await["refusals"].as_array().unwrap().clone();
+    stage.wait("every refusal has its row", async || rows().await.len() == 20).await;
+    let mut noted: Vec<String> = rows().await.iter().map(|r| r["id"].as_str().unwrap().to_owned()).collect();
+    noted.sort();
+    refusals.sort();
+    assert_eq!(noted, refusals);
+    let row = &rows().await[0];
+    assert_eq!((&row["code"], &row["limit_name"]), (&json!("GLOBAL_CAPACITY_EXCEEDED"), &json!("global")));
+    assert_eq!((&row["current"], &row["limit"], &row["observed"]), (&json!(2), &json!(2), &json!(false)));
+    for call in &up {
+        stage.control.end_call(call);
+    }
+    all_free(&stage).await;
+    assert_eq!(stage.dial(None, "+15550002003").await.status, 200, "nothing is left of them");
+    Arc::into_inner(stage).unwrap().finish().await;
+}
+
+// === businesses ===
+
+async fn put(stage: &Stage, path: &str, body: &str) -> Answer {
+    stage.send("PUT", &stage.admin(path), &[("content-type", "application/json")], body.to_owned()).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn businesses_are_put_changed_and_deleted_while_calls_are_up() {
+    let mut stage = stage("concurrent = 50", BUSINESSES).await;
+    let path = "/api/businesses/acme";
+    assert_eq!(stage.dial(Some("acme"), "+15550002001").await.status, 403);
+    let made = put(&stage, path, r#"{"plan":"PRO"}"#).await;
+    assert_eq!((made.status, &made.json()["id"], &made.json()["plan"]), (201, &json!("acme"), &json!("PRO")));
+    for n in 0..3 {
+        assert_eq!(stage.dial(Some("acme"), &format!("+155500020{n:02}")).await.status, 200);
+    }
+    let full = stage.dial(Some("acme"), "+15550002009").await;
+    assert_full(&full, "BUSINESS_CONCURRENT_LIMIT_EXCEEDED", "plan.PRO", 3, 3);
+    // Lowered, the calls that are up drain; raised, they still count.
+    assert_eq!(put(&stage, path, r#"{"plan":"PRO","max_calls":2}"#).await.status, 200);
+    let full = stage.dial(Some("acme"), "+15550002009").await;
+    assert_full(&full, "BUSINESS_CONCURRENT_LIMIT_EXCEEDED", "business.acme", 3, 2);
+    assert_eq!(put(&stage, path, r#"{"plan":"PAYG","max_calls":4}"#).await.status, 200);
+    assert_eq!(stage.dial(Some("acme"), "+15550002004").await.status, 200);
+    assert_eq!(stage.dial(Some("acme"), "+15550002005").await.status, 503);
+
+    stage.stop_app().await;
+    stage.start_app().await;
+    assert_eq!(stage.ask(path).await["max_calls"], 4);
+    let full = stage.dial(Some("acme"), "+15550002009").await;
+    assert_full(&full, "BUSINESS_CONCURRENT_LIMIT_EXCEEDED", "business.acme", 4, 4);
+    let listed = stage.ask("/api/businesses").await;
+    assert!(listed["businesses"].as_array().unwrap().iter().any(|b| b["id"] == "acme"), "{listed}");
+
+    assert_eq!(stage.send("DELETE", &stage.admin(path), &[], "").await.status, 204);
+    assert_eq!(stage.dial(Some("acme"), "+15550002009").await.status, 403, "from the next call on");
+    for (method, wanted) in [("GET", 404), ("DELETE", 404), ("PATCH", 405)] {
+        assert_eq!(stage.send(method, &stage.admin(path), &[], "").await.status, wanted, "{method}");
+    }
+    assert_eq!(stage.held().await, 4, "its calls go on");
+    stage.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_business_is_told_by_its_agents_and_numbers() {
+    let stage = stage("", BUSINESSES).await;
+    let body = r#"{"plan":"PRO","agent_ids":["agent_acme"],"phone_numbers":["+15550001111"]}"#;
+    assert_eq!(put(&stage, "/api/businesses/acme", body).await.status, 201);
+    let by_agent = id(&stage.dial(None, "+15550002001").await, "conversation_id");
+    let by_number = id(&talk(&stage, "+15550002001", &[]).await, "sid");
+    for call in [by_agent, by_number] {
+        assert_eq!(stage.record(&call).await.unwrap().facts.business.as_str(), "acme");
+    }
+    let taken = put(&stage, "/api/businesses/birch", r#"{"plan":"PRO","agent_ids":["agent_acme"]}"#).await;
+    assert_eq!((taken.status, &taken.json()["error"]), (422, &json!("INVALID_BUSINESS")));
+    assert_eq!(put(&stage, "/api/businesses/acme", body).await.status, 200, "its own do not stand in its way");
+    stage.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_businesses_are_told_what_is_wrong() {
+    let stage = stage("", BUSINESSES).await;
+    let cases = [
+        ("/api/businesses/acme", "", 400, "INVALID_REQUEST"),
+        ("/api/businesses/acme", "[]", 400, "INVALID_REQUEST"),
+        ("/api/businesses/acme", r#"{"plan":"PRO","maxCalls":2}"#, 400, "INVALID_REQUEST"),
+        ("/api/businesses/acme", r#"{"plan":"PRO","max_calls":-1}"#, 400, "INVALID_REQUEST"),
+        ("/api/businesses/acme", r#"{"id":"birch","plan":"PRO"}"#, 400, "INVALID_REQUEST"),
+        ("/api/businesses/a%20b", r#"{"plan":"PRO"}"#, 400, "INVALID_REQUEST"),
+        ("/api/businesses/acme", r#"{"plan":"GOLD"}"#, 422, "INVALID_BUSINESS"),
+        ("/api/businesses/acme", r#"{"plan":"ENTERPRISE"}"#, 422, "INVALID_BUSINESS"),
+    ];
+    for (path, body, status, error) in cases {
+        let answer = put(&stage, path, body).await;
+        assert_eq!((answer.status, answer.json()["error"].as_str()), (status, Some(error)), "{path} {body}");
+        assert!(answer.json()["message"].as_str().is_some_and(|m| m.len() > 5));
+    }
+    assert_eq!(stage.ask("/api/businesses").await, json!({"businesses": []}));
+    // An id is what its encoding says, in both paths.
+    let made = put(&stage, "/api/businesses/org%3A4=2&x+y", r#"{"plan":"PRO"}"#).await;
+    assert_eq!((made.status, &made.json()["id"]), (201, &json!("org:4=2&x+y")));
+    assert_eq!(stage.dial(Some("org:4=2&x+y"), "+15550002001").await.status, 200);
+    let below = elevenlabs(&stage, &format!("/b/org%3A4%3D2&x+y{EL}"), &[], &order("+15550002001")).await;
+    assert_eq!(below.status, 200, "{below:?}");
+    stage.finish().await;
+}
+
+// === observe ===
+
+#[tokio::test(flavor = "multi_thread")]
+async fn observe_mode_counts_and_says_but_refuses_nothing() {
+    let stage = stage("mode = \"observe\"\nconcurrent = 1", "").await;
+    let first = stage.dial(None, "+15550002001").await;
+    assert_eq!((first.status, first.header("x-ringfence-would-refuse")), (200, None));
+    for n in 0..2 {
+        let over = stage.dial(None, &format!("+155500020{n:02}")).await;
+        assert_eq!((over.status, over.header("x-ringfence-would-refuse")), (200, Some("global")));
+    }
+    let metrics = stage.ask("/api/concurrent-metrics").await;
+    assert_eq!((&metrics["activeCalls"], &metrics["totalRejections"]), (&json!(3), &json!(0)));
+    assert_eq!(metrics["globalStatus"]["available"], 0);
+    let text = stage.ask("/metrics").await;
+    assert!(text.as_str().unwrap().contains("\nringfence_would_refuse_total{limit=\"global\"} 2\n"));
+    let rows = async || stage.ask("/api/refusals").await["refusals"].as_array().unwrap().clone();
+    stage.wait("both have their rows", async || rows().await.len() == 2).await;
+    assert!(rows().await.iter().all(|r| r["observed"] == true && r["code"] == "GLOBAL_CAPACITY_EXCEEDED"));
+    let events = stage.ask("/api/concurrent-metrics/events").await;
+    let of = |kind: &str| events["events"].as_array().unwrap().iter().filter(|e| e["type"] == kind).count();
+    assert_eq!((of("admitted"), of("would_refuse"), of("refused")), (3, 2, 0));
+    assert_eq!(stage.ask("/status").await["mode"], "observe");
+    stage.finish().await;
+}
+
+// === how long to wait ===
+
+#[tokio::test(flavor = "multi_thread")]
+async fn waits_are_the_contracts_then_learnt_from_calls_and_capped_for_sdks_that_sleep() {
+    let stage = stage("concurrent = 1", "").await;
+    let sdk = [("x-fern-sdk-name", "elevenlabs"), ("x-fern-language", "Python")];
+    let mut call = id(&stage.dial(None, "+15550002001").await, "conversation_id");
+    let refused = elevenlabs(&stage, EL, &sdk, &order("+15550002002")).await;
+    assert_eq!((refused.header("retry-after"), &refused.json()["retryAfter"]), (Some("1"), &json!(60)));
+    for _ in 0..3 {
+        stage.clock.advance_ms(45_000);
+        stage.control.end_call(&call);
+        all_free(&stage).await;
+        call = id(&stage.dial(None, "+15550002001").await, "conversation_id");
+    }
+    stage.clock.advance_ms(20_000);
+    let refused = stage.dial(None, "+15550002002").await;
+    let wait: u32 = refused.header("retry-after").unwrap().parse().unwrap();
+    assert!((20..=26).contains(&wait), "{wait} s of 45");
+    assert_eq!(refused.json()["retryAfter"], wait);
+    assert!(refused.json()["message"].as_str().unwrap().contains("expected to end"), "{}", refused.json()["message"]);
+    let refused = elevenlabs(&stage, EL, &sdk, &order("+15550002002")).await;
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    assert!(refused.json()["retryAfter"].as_u64().unwrap() >= 20, "the body says what is so");
+    stage.finish().await;
+}
+
+// === figures, and who may see them ===
+
+#[tokio::test(flavor = "multi_thread")]
+async fn figures_have_the_shapes_of_the_contract() {
+    let stage = stage("concurrent = 1", "").await;
+    let plans = json!({"PAYG": 0, "STARTER": 0, "PRO": 0, "ENTERPRISE": 0});
+    let idle = json!({"activeCalls": 0, "totalRejections": 0, "rejectionsByReason": {}, "rejectionsByPlan": {}, "elevenlabs429Count": 0,
+        "globalStatus": {"active": 0, "limit": 1, "available": 1, "utilizationPercent": 0, "byPlan": plans}});
+    assert_eq!(stage.ask("/api/concurrent-metrics").await, idle);
+    let call = id(&stage.dial(None, "+15550002001").await, "conversation_id");
+    assert_eq!(stage.dial(None, "+15550002002").await.status, 503);
+    let status = stage.ask("/api/concurrent-metrics/status").await;
+    assert_eq!((&status["active"], &status["utilizationPercent"]), (&json!(1), &json!(100)));
+    let shown = &status["calls"][0];
+    assert_eq!(
+        (&shown["status"], &shown["direction"], &shown["businessId"]),
+        (&json!("active"), &json!("outbound"), &json!("default"))
+    );
+    assert_eq!(shown["ids"]["conversation_id"], call.as_str());
+    assert!(!status.to_string().contains("+15550002001"), "numbers are masked: {status}");
+    for path in ["/metrics", "/api/concurrent-metrics/prometheus"] {
+        let text = stage.ask(path).await;
+        let text = text.as_str().unwrap();
+        for line in [
+            "platform_global_active_calls 1",
+            "concurrent_rejected_total{plan=\"default\",reason=\"GLOBAL_CAPACITY_EXCEEDED\"} 1",
+            "elevenlabs_429_total 0",
+            "active_call_sessions_count 1",
+            "subscription_active_calls_sum 1",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} in {text}");
+        }
+    }
+    stage.control.end_call(&call);
+    once(&stage, &call, "it ends", |r| r.phase == Phase::Ended).await;
+    let kinds = async || -> Vec<String> {
+        let events = stage.ask("/api/concurrent-metrics/events").await;
+        events["events"].as_array().unwrap().iter().map(|e| e["type"].as_str().unwrap().to_owned()).collect()
+    };
+    stage.wait("newest first", async || kinds().await == ["released", "refused", "admitted"]).await;
+    let system = stage.ask("/status").await;
+    assert_eq!(
+        (&system["mode"], &system["draining"], &system["store"]["ok"]),
+        (&json!("enforce"), &json!(false), &json!(true))
+    );
+    let account =
+        |name: &str| system["accounts"].as_array().unwrap().iter().find(|a| a["name"] == name).cloned().unwrap();
+    assert_eq!((&account("elevenlabs")["inUse"], &account("twilio")["canBeAsked"]), (&json!(0), &json!(true)));
+    for url in [stage.api("/health"), stage.webhooks("/health"), stage.admin("/health"), stage.admin("/ready")] {
+        assert_eq!(stage.send("GET", &url, &[], "").await.status, 200, "{url}");
+    }
+    for path in ["/", "/api/concurrent-metrics/nothing", "/api/calls/c_nobody"] {
+        let answer = stage.send("GET", &stage.admin(path), &[], "").await;
+        assert_eq!((answer.status, answer.json()["error"].as_str()), (404, Some("NOT_FOUND")), "{path}");
+    }
+    stage.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_are_asked_of_whoever_comes_from_outside() {
+    let secret = "a secret of some length, for tests alone";
+    let tables = format!("[admin]\ntoken_secret = \"{secret}\"\n{BUSINESSES}");
+    let stage = stage("", &tables).await;
+    let now = stage.clock.now_ms() / 1000;
+    let token = |scope, exp, secret: &str| {
+        let claims = Claims { sub: "ops".to_owned(), exp, businesses: vec!["*".to_owned()], scope };
+        format!("Bearer {}", mint(&Secret::new(secret), &claims).unwrap())
+    };
+    let (metrics, read, operate) = (
+        token(Scope::Metrics, now + 60, secret),
+        token(Scope::Read, now + 60, secret),
+        token(Scope::Operate, now + 60, secret),
+    );
+    let (expired, forged) = (token(Scope::Operate, now - 60, secret), token(Scope::Operate, now + 60, "another"));
+    let ask = async |method: &str, path: &str, token: Option<&str>, outside: bool| {
+        let mut headers = vec![];
+        headers.extend(outside.then_some(("x-forwarded-for", "203.0.113.9")));
+        headers.extend(token.map(|t| ("authorization", t)));
+        stage.send(method, &stage.admin(path), &headers, r#"{"plan":"PRO"}"#).await
+    };
+    let (figures, status, acme) = ("/api/concurrent-metrics", "/status", "/api/businesses/acme");
+    let cases = [
+        ("GET", figures, None, 401),
+        ("GET", figures, Some(&expired), 401),
+        ("GET", figures, Some(&forged), 401),
+        ("GET", figures, Some(&metrics), 200),
+        ("GET", status, Some(&metrics), 403),
+        ("GET", status, Some(&read), 200),
+        ("PUT", acme, Some(&read), 403),
+        ("PUT", acme, None, 401),
+        ("PUT", acme, Some(&operate), 201),
+        ("DELETE", acme, Some(&read), 403),
+        ("GET", "/api/calls", None, 401),
+        ("GET", "/api/refusals", Some(&metrics), 403),
+        ("POST", "/api/calls/c_x/hangup", Some(&read), 403),
+        ("GET", "/health", None, 200),
+        ("GET", "/metrics", None, 200),
+    ];
+    for (method, path, token, wanted) in cases {
+        let answer = ask(method, path, token.map(String::as_str), true).await;
+        assert_eq!(answer.status, wanted, "{method} {path} {token:?}: {answer:?}");
+        if wanted >= 400 {
+            assert!(matches!(answer.json()["error"], Value::String(_)));
+        }
+    }
+    assert_eq!(ask("GET", status, None, false).await.status, 200, "loopback needs none");
+    assert_eq!(ask("GET", status, Some(&forged), false).await.status, 401, "but a bad one is not overlooked");
+    stage.finish().await;
+}
+
+/// Invariant 7: a token that names businesses shows nothing of another's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_business_token_shows_nothing_of_another_business() {
+    let secret = "a secret of some length, for tests alone";
+    let stage = stage("concurrent = 3", &format!("[admin]\ntoken_secret = \"{secret}\"\n{BUSINESSES}")).await;
+    let own = id(&stage.dial(Some("pro"), "+15550002001").await, "conversation_id");
+    let other = id(&stage.dial(Some("payg"), "+15550002002").await, "conversation_id");
+    for business in ["payg", "starter", "starter"] {
+        stage.dial(Some(business), "+15550002003").await;
+    }
+    stage
+        .wait("both refusals are on record", async || {
+            stage.ask("/api/refusals").await["refusals"].as_array().is_some_and(|r| r.len() == 2)
+        })
+        .await;
+    let exp = stage.clock.now_ms() / 1000 + 60;
+    let claims = Claims { sub: "pro".to_owned(), exp, businesses: vec!["pro".to_owned()], scope: Scope::Operate };
+    let token = format!("Bearer {}", mint(&Secret::new(secret), &claims).unwrap());
+    let ask = async |method: &str, path: &str| {
+        let body = r#"{"force":true,"reason":"test","plan":"PRO"}"#;
+        stage.send(method, &stage.admin(path), &[("authorization", &token)], body).await
+    };
+    for path in [
+        "/api/calls?all=1",
+        "/api/refusals",
+        "/api/concurrent-metrics/status",
+        "/api/concurrent-metrics/events",
+        "/api/businesses",
+    ] {
+        let answer = ask("GET", path).await;
+        let text = String::from_utf8_lossy(&answer.body).into_owned();
+        assert!(!text.contains("payg") && !text.contains(&other) && !text.contains("\"starter\""), "{path}: {text}");
+    }
+    for (method, path) in [
+        ("GET", format!("/api/calls/{other}")),
+        ("POST", format!("/api/calls/{other}/hangup")),
+        ("POST", format!("/api/calls/{other}/release")),
+        ("GET", "/api/businesses/payg".to_owned()),
+    ] {
+        assert_eq!(ask(method, &path).await.status, 404, "{method} {path}");
+    }
+    assert_eq!(ask("PUT", "/api/businesses/payg").await.status, 403);
+    assert_eq!(ask("GET", &format!("/api/calls/{own}")).await.status, 200);
+    assert_eq!(ask("GET", "/api/businesses/pro").await.status, 200);
+    stage.finish().await;
+}
