@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# From a machine with Rust and nothing else to a running demo:
+#
+#     bash deploy/quickstart.sh             # as root, or as a user with sudo
+#     bash deploy/quickstart.sh --stay      # arguments go to `ringfence demo`
+#
+# Safe to run again: what is there already is neither installed nor built twice.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+rust
+build_packages "[1/3] C compiler and cmake (about 30 s)"
+say "[2/3] Build, dev profile (the first time about 2 min on two cores; for production: cargo build --release)"
+build
+say "[3/3] Demo (about 5 s, no network): $RINGFENCE_BIN demo${*:+ $*}"
+exec "$RINGFENCE_BIN" demo "$@"

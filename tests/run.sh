@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Runs the tests, and installs first what they need:
+#
+#     bash tests/run.sh                     # everything
+#     bash tests/run.sh rust                # cargo test
+#     bash tests/run.sh rust NAME           # cargo test NAME: arguments go to cargo test
+#     bash tests/run.sh rust -- --nocapture
+#     bash tests/run.sh sdk                 # the providers' own SDKs against the built program
+#     bash tests/run.sh sdk -k twilio       # arguments go to python's unittest
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/../deploy/common.sh"
+
+part=${1:-all}
+[ $# -eq 0 ] || shift
+case $part in
+all) [ $# -eq 0 ] || die "arguments need a part: rust or sdk" "tests/run.sh rust $*" ;;
+rust | sdk) ;;
+*) die "there is no part \`$part\`" "tests/run.sh [rust|sdk] [arguments]" ;;
+esac
+
+test_packages() {
+    local missing=()
+    python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3 python3-venv)
+    command -v openssl >/dev/null || missing+=(openssl)
+    command -v curl >/dev/null || missing+=(curl)
+    [ ${#missing[@]} -eq 0 ] || packages "tools of the tests" "${missing[@]}"
+}
+
+# A virtual environment, since Debian's own Python refuses packages from outside (PEP 668).
+sdks() {
+    local venv=$root/.venv wanted=$root/tests/sdk/requirements.txt
+    python=$venv/bin/python
+    if ! cmp -s "$wanted" "$venv/installed.txt" || ! "$python" -c '' 2>/dev/null; then
+        say "Python SDKs: installing into .venv"
+        rm -rf "$venv"
+        python3 -m venv "$venv"
+        "$python" -m pip install --quiet --disable-pip-version-check --requirement "$wanted" </dev/null ||
+            die "pip could not install the SDKs" "it needs a way to the Python package index"
+        cp "$wanted" "$venv/installed.txt"
+    fi
+}
+
+rust
+build_packages "C compiler and cmake"
+test_packages
+
+if [ "$part" != sdk ]; then
+    say "cargo test"
+    cargo test --locked --manifest-path "$root/Cargo.toml" "$@" </dev/null
+fi
+if [ "$part" != rust ]; then
+    sdks
+    build
+    say "SDK tests"
+    cd "$root/tests/sdk"
+    "$python" -W ignore::DeprecationWarning -m unittest "$@" </dev/null
+fi

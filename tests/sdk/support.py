@@ -1,0 +1,219 @@
+"""A ringfence with two simulated providers before it and an app behind it, all on real sockets."""
+
+import json
+import os
+import queue
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+import unittest
+import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+# Nothing here leaves the machine, whatever proxy it is told to use; and Twilio's SDK splices
+# these two into any host name.
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"
+for name in ("TWILIO_EDGE", "TWILIO_REGION"):
+    os.environ.pop(name, None)
+
+from elevenlabs.client import ElevenLabs  # noqa: E402
+from twilio.rest import Client  # noqa: E402
+
+BINARY = os.environ.get("RINGFENCE_BIN") or str(Path(__file__).parents[2] / "target/debug/ringfence")
+
+# Longest that one test may take.
+TEST_SECS = 30
+
+
+class Program:
+    """A ringfence command that prints one line of JSON when it is ready."""
+
+    def __init__(self, *arguments, cwd):
+        self.rest = None
+        self.log = Path(cwd) / f"{arguments[0]}.log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [BINARY, *arguments],
+                cwd=cwd,
+                env={name: value for name, value in os.environ.items() if not name.startswith("RINGFENCE_")},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+            )
+        try:
+            line = self.process.stdout.readline()
+            if not line:
+                raise RuntimeError(f"ringfence {' '.join(arguments)} did not start:\n{self.log.read_text()}")
+            self.ready = json.loads(line)
+        except BaseException:
+            self.stop()
+            raise
+        # What it says later must not fill the pipe.
+        self.rest = threading.Thread(target=self.process.stdout.read, daemon=True)
+        self.rest.start()
+
+    def stop(self):
+        self.process.terminate()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        if self.rest:
+            self.rest.join()
+        self.process.stdout.close()
+
+
+class App:
+    """The app's own web server: answers 204 and remembers what it was sent."""
+
+    def __init__(self):
+        app = self
+        self.received = queue.Queue()
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers.get("content-length", 0)))
+                self.send_response(204)
+                self.end_headers()
+                app.received.put((app.url + self.path, self.headers, body.decode()))
+
+            def log_message(self, *_):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def next(self, secs=10):
+        """The next webhook: the URL it came to, its headers, its body."""
+        return self.received.get(timeout=secs)
+
+    def stop(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+class Fenced(unittest.TestCase):
+    """Each test has a simulation, a ringfence and an app of its own."""
+
+    # What a test's account has bought.
+    calls_bought = 30
+
+    def setUp(self):
+        self.limit_time()
+        folder = tempfile.TemporaryDirectory(prefix="ringfence-sdk-")
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        self.app = App()
+        self.addCleanup(self.app.stop)
+        simulation = Program("simulate", "--listen", "127.0.0.1:0", "--ready-json", cwd=self.folder)
+        self.addCleanup(simulation.stop)
+        self.keys = simulation.ready
+        self.simulation = simulation.ready["url"]
+        self.fence = self.serve()
+        self.addCleanup(self.fence.stop)
+        self.api = f"http://{self.fence.ready['api']}"
+        # Calls are up at once and stay up until somebody ends them.
+        self.simulate(
+            "config",
+            dial_ms=[5, 5],
+            ring_ms=[5, 5],
+            talk_ms=[60_000, 60_000],
+            analysis_ms=[5, 5],
+            el_events_url=f"http://{self.fence.ready['webhooks']}/webhooks/elevenlabs/post-call",
+        )
+
+    def serve(self):
+        # `public_url` has to name a port before it is bound, and somebody may be faster.
+        for attempt in range(3):
+            webhooks = f"127.0.0.1:{free_port()}"
+            (self.folder / "ringfence.toml").write_text(self.config(webhooks))
+            try:
+                return Program("serve", "--config", "ringfence.toml", "--ready-json", cwd=self.folder)
+            except RuntimeError:
+                if attempt == 2:
+                    raise
+
+    def config(self, webhooks):
+        return f"""
+mode = "enforce"
+public_url = "http://{webhooks}"
+
+[app]
+forward_url = "{self.app.url}"
+
+[listen]
+api = "127.0.0.1:0"
+webhooks = "{webhooks}"
+admin = "127.0.0.1:0"
+
+[store]
+path = "ringfence.db"
+
+[accounts.elevenlabs]
+provider = "elevenlabs"
+upstream = "{self.simulation}"
+api_key = "{self.keys["el_api_key"]}"
+webhook_secrets = ["{self.keys["el_webhook_secret"]}"]
+concurrent = {self.calls_bought}
+
+[accounts.twilio]
+provider = "twilio"
+upstream = "{self.simulation}"
+account_sid = "{self.keys["account_sid"]}"
+auth_token = "{self.keys["auth_token"]}"
+concurrent = {self.calls_bought}
+"""
+
+    def limit_time(self):
+        def too_long(*_):
+            raise TimeoutError(f"the test took longer than {TEST_SECS} s")
+
+        signal.signal(signal.SIGALRM, too_long)
+        signal.alarm(TEST_SECS)
+        self.addCleanup(signal.alarm, 0)
+
+    def simulate(self, control, **body):
+        """Tells the simulation something: `config`, `fault`, `end`."""
+        request = urllib.request.Request(
+            f"{self.simulation}/_sim/{control}",
+            data=json.dumps(body).encode(),
+            headers={"content-type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return json.load(answer)
+
+    def counts(self):
+        """What the providers counted."""
+        with urllib.request.urlopen(f"{self.simulation}/_sim/state?all=1", timeout=5) as answer:
+            return json.load(answer)["counts"]
+
+    def elevenlabs(self, api_key=None):
+        return ElevenLabs(api_key=api_key or self.keys["el_api_key"], base_url=f"{self.api}/elevenlabs", timeout=10)
+
+    def twilio(self):
+        client = Client(self.keys["account_sid"], self.keys["auth_token"])
+        client.api.base_url = f"{self.api}/twilio"
+        client.http_client.timeout = 10
+        return client
+
+    def eventually(self, look, wanted, secs=5):
+        """Looks until it sees what is wanted."""
+        deadline = time.monotonic() + secs
+        while (seen := look()) != wanted and time.monotonic() < deadline:
+            time.sleep(0.02)
+        self.assertEqual(seen, wanted)

@@ -1,0 +1,161 @@
+"""The official `elevenlabs` package, pointed at ringfence with `base_url`."""
+
+import time
+
+from elevenlabs.core.api_error import ApiError
+
+from support import Fenced
+
+CALL = {"agent_id": "agent_1", "agent_phone_number_id": "phnum_1", "to_number": "+15550002222"}
+ONCE = {"max_retries": 0}
+
+
+class Calls(Fenced):
+    def test_outbound_call(self):
+        answer = self.elevenlabs().conversational_ai.twilio.outbound_call(**CALL, request_options=ONCE)
+        self.assertTrue(answer.success)
+        self.assertTrue(answer.conversation_id.startswith("conv_"), answer)
+        self.assertTrue(answer.call_sid.startswith("CA"), answer)
+        self.assertEqual(self.counts()["creates_el"], 1)
+
+    def test_sip_trunk_outbound_call(self):
+        answer = self.elevenlabs().conversational_ai.sip_trunk.outbound_call(**CALL, request_options=ONCE)
+        self.assertTrue(answer.success)
+        self.assertTrue(answer.sip_call_id, answer)
+
+    def test_register_call_answers_twiml(self):
+        twiml = self.elevenlabs().conversational_ai.twilio.register_call(
+            agent_id="agent_1",
+            from_number="+15550002222",
+            to_number="+15550009999",
+            direction="inbound",
+            request_options=ONCE,
+        )
+        self.assertIn("<Response>", twiml)
+        self.assertIn('name="conversation_id"', twiml)
+
+    def test_reads_pass_through(self):
+        client = self.elevenlabs()
+        placed = client.conversational_ai.twilio.outbound_call(**CALL, request_options=ONCE)
+        listed = client.conversational_ai.conversations.list(request_options=ONCE)
+        self.assertEqual([one.conversation_id for one in listed.conversations], [placed.conversation_id])
+        got = client.conversational_ai.conversations.get(placed.conversation_id, request_options=ONCE)
+        self.assertEqual(got.agent_id, "agent_1")
+
+
+class Full(Fenced):
+    calls_bought = 1
+
+    def refused(self, **options):
+        """Fills the account, then asks for one call more."""
+        client = self.elevenlabs()
+        client.conversational_ai.twilio.outbound_call(**CALL, request_options=ONCE)
+        begun = time.monotonic()
+        with self.assertRaises(ApiError) as raised:
+            client.conversational_ai.twilio.outbound_call(**CALL, **options)
+        self.took = time.monotonic() - begun
+        self.assertEqual(self.counts()["creates_el"], 1, "the refused call reached the provider")
+        return raised.exception
+
+    def test_refusal_is_the_sdks_own_error(self):
+        error = self.refused(request_options=ONCE)
+        self.assertLess(self.took, 2)
+        self.assertEqual(error.status_code, 503)
+        self.assertEqual(error.body["detail"]["code"], "concurrent_limit_exceeded")
+        self.assertEqual(error.body["detail"]["type"], "rate_limit_error")
+        self.assertIs(error.body["called"], False)
+        self.assertEqual((error.body["currentActive"], error.body["limit"]), (1, 1))
+        self.assertGreaterEqual(error.body["retryAfter"], 1)
+        self.assertEqual(error.headers["retry-after"], "1")
+        self.assertEqual(error.headers["x-ringfence-refusal"], error.body["refusalId"])
+
+    def test_refusal_does_not_hang_the_sdk(self):
+        # Its two repetitions sleep on Retry-After; the honest wait is told in the body alone.
+        error = self.refused()
+        self.assertEqual(error.status_code, 503)
+        self.assertLess(self.took, 6)
+
+    def test_a_hang_up_makes_room(self):
+        client = self.elevenlabs()
+        first = client.conversational_ai.twilio.outbound_call(**CALL, request_options=ONCE)
+        self.simulate("end", id=first.conversation_id)
+
+        def again():
+            try:
+                return client.conversational_ai.twilio.outbound_call(**CALL, request_options=ONCE).success
+            except ApiError:
+                return False
+
+        self.eventually(again, True)
+
+
+class ErrorsOfTheProvider(Fenced):
+    def failed(self, kind):
+        self.simulate("fault", provider="elevenlabs", kind=kind, n=1)
+        with self.assertRaises(ApiError) as raised:
+            self.elevenlabs().conversational_ai.twilio.outbound_call(**CALL, request_options=ONCE)
+        return raised.exception
+
+    def test_its_429_arrives_as_503(self):
+        error = self.failed("429_concurrency")
+        self.assertEqual(error.status_code, 503)
+        self.assertEqual(error.body["error"], "ELEVENLABS_429_RATE_LIMIT")
+        self.assertEqual(error.body["detail"]["code"], "concurrent_limit_exceeded")
+        self.assertIs(error.body["called"], False)
+
+    def test_401_passes(self):
+        error = self.failed("401")
+        self.assertEqual((error.status_code, error.body["detail"]["code"]), (401, "quota_exceeded"))
+
+    def test_402_passes(self):
+        error = self.failed("402")
+        self.assertEqual((error.status_code, error.body["detail"]["code"]), (402, "insufficient_credits"))
+
+    def test_422_passes(self):
+        error = self.failed("422")
+        self.assertEqual(error.status_code, 422)
+        self.assertEqual(error.body["detail"][0]["loc"], ["body", "agent_id"])
+
+    def test_a_wrong_key_is_the_providers_to_refuse(self):
+        with self.assertRaises(ApiError) as raised:
+            self.elevenlabs("sk_wrong").conversational_ai.twilio.outbound_call(**CALL, request_options=ONCE)
+        error = raised.exception
+        self.assertEqual((error.status_code, error.body["detail"]["code"]), (401, "invalid_api_key"))
+
+
+class OutcomeUnknown(Fenced):
+    """The SDK repeats a create on 408, 409, 429 and 5xx: what may have made a call must not be answered so."""
+
+    def unknown(self, kind, dialled):
+        self.simulate("fault", provider="elevenlabs", kind=kind, n=1)
+        with self.assertRaises(ApiError) as raised:
+            self.elevenlabs().conversational_ai.twilio.outbound_call(**CALL)
+        error = raised.exception
+        self.assertEqual(error.status_code, 424)
+        self.assertEqual(error.body["error"], "CALL_OUTCOME_UNKNOWN")
+        self.assertEqual(error.body["called"], "unknown")
+        self.assertEqual(self.counts()["creates_el"], dialled)
+
+    def test_an_answer_that_was_lost_is_not_dialled_again(self):
+        self.unknown("accept_then_drop", dialled=1)
+
+    def test_a_500_after_the_create_is_not_dialled_again(self):
+        self.unknown("500_created", dialled=1)
+
+    def test_a_500_without_a_call_looks_the_same(self):
+        self.unknown("500", dialled=0)
+
+
+class Webhooks(Fenced):
+    def test_the_post_call_webhook_verifies_in_the_app(self):
+        client = self.elevenlabs()
+        placed = client.conversational_ai.twilio.outbound_call(**CALL, request_options=ONCE)
+        self.eventually(lambda: client.conversational_ai.conversations.get(placed.conversation_id).status, "in-progress")
+        self.simulate("end", id=placed.conversation_id)
+        url, headers, body = self.app.next()
+        self.assertEqual(url, f"{self.app.url}/webhooks/elevenlabs/post-call")
+        event = client.webhooks.construct_event(
+            rawBody=body, sig_header=headers["elevenlabs-signature"], secret=self.keys["el_webhook_secret"]
+        )
+        self.assertEqual(event["type"], "post_call_transcription")
+        self.assertEqual(event["data"]["conversation_id"], placed.conversation_id)
