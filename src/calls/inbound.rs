@@ -7,7 +7,7 @@ use serde_json::Value;
 use tokio::sync::OnceCell;
 use tracing::{info, warn};
 
-use super::{ANSWER_BYTES_MAX, Calls};
+use super::Calls;
 use crate::call::{Direction, EndProof, Event, Origin, Outcome, Phase};
 use crate::gate::{Order, Verdict};
 use crate::ids::{Alias, BusinessId, CallId, mask_number};
@@ -95,6 +95,8 @@ impl Calls {
                         );
                         if let Some(full) = would_refuse {
                             self.lifecycle.metrics.would_refuse(&full.limit);
+                            let what = self.full_refusal(&facts, &full).await;
+                            self.keep_refusal(&facts, &what, "capacity_inbound", true);
                         }
                         Ok(Arrived::Admitted(call))
                     }
@@ -252,7 +254,12 @@ impl Calls {
         });
         let request = Some(("application/json", body.to_string().into()));
         let response = self.ask(account, http::Method::POST, &front.path, request).await.map_err(|e| e.to_string())?;
-        if !response.status().is_success() || response.body().len() > ANSWER_BYTES_MAX {
+        let status = response.status().as_u16();
+        if let Some(limit) = account.provider.limits.iter().find(|l| l.status == status && l.when.is_empty()) {
+            let class = limit.class.as_str();
+            self.lifecycle.metrics.provider_limit(&account.provider.name, account.name.as_str(), class);
+        }
+        if !response.status().is_success() {
             return Err(format!("{} answered {}", account.provider.name, response.status().as_u16()));
         }
         let document = Document::decode(Some("text/xml"), response.body());

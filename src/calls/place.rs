@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, RETRY_AFTER};
 use http::{HeaderValue, Request, Response};
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -268,7 +268,10 @@ impl Calls {
             }
             _ => {}
         }
-        request.headers_mut().remove(CONTENT_LENGTH);
+        // The body is here, whole: nobody has to be asked to go on, and its length is our own.
+        for gone in [CONTENT_LENGTH, EXPECT] {
+            request.headers_mut().remove(gone);
+        }
         Ok(Prepared { request, callback, events_will_come })
     }
 

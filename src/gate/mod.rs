@@ -12,6 +12,8 @@
 //! * In observe mode the verdict says what would have been refused, and the call is adopted.
 
 pub mod memory;
+#[cfg(test)]
+mod model;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

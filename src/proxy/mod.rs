@@ -69,7 +69,8 @@ impl Proxy {
             }
             Err(error) => {
                 debug!(%error, "a create's body did not arrive");
-                return ("create", 0);
+                let what = Refusal::new(Code::InvalidRequest, format!("Not dialled: {error}."));
+                return ("create", self.refuse(exchange, &account, &what).await);
             }
         };
         let body = Document::decode(exchange.header("content-type"), &bytes);

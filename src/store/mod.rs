@@ -229,6 +229,8 @@ pub struct Delivery {
     pub id: String,
     /// The webhook that it came from.
     pub event_id: String,
+    /// The call that it speaks of: its deliveries go one after the other.
+    pub call: Option<String>,
     /// Where.
     pub url: String,
     /// How.
@@ -336,7 +338,7 @@ pub trait Store: Send + Sync + 'static {
     /// Forgets a business. `true` if it was there.
     async fn delete_business(&self, id: &str) -> Result<bool>;
 
-    /// Whether it answers.
+    /// Whether it can write.
     async fn ping(&self) -> Result<()>;
 
     /// Forgets what is older than its retention: ended calls with their ids, settled webhooks, finished deliveries, refusals;

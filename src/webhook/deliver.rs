@@ -1,5 +1,6 @@
 //! Telling the app: durable, retried, in the provider's own bytes.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +28,8 @@ pub const BACKOFF_SECS: [i64; 8] = [1, 5, 15, 60, 300, 900, 3600, 3 * 3600];
 const TIMEOUT: Duration = Duration::from_secs(15);
 /// Deliveries under way at once.
 const AT_ONCE: u32 = 32;
+/// How often the outbox is looked at without being woken: retries come due by themselves.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// A notification as the app gets it: bytes and provider headers untouched, a URL-bound signature made anew.
 #[expect(clippy::too_many_arguments, reason = "one call site; each is a fact of one request")]
@@ -73,6 +76,7 @@ pub fn compose(
     Delivery {
         id,
         event_id: event_id.to_owned(),
+        call: None,
         url,
         method: method.to_ascii_uppercase(),
         headers: super::kept_headers(&kept),
@@ -98,25 +102,38 @@ pub async fn send(upstream: &Upstream, delivery: &Delivery) -> Result<(), String
     }
 }
 
-/// Delivers what is due until it is told to stop. What is left is due again after a restart.
+/// Delivers what is due until it is told to stop. Those of one call go one after the other; one that is slow holds up no other
+/// call's. What is left is due again after a restart.
 pub async fn run(calls: Calls, wake: Arc<Notify>, stop: CancellationToken) {
+    let (mut under_way, mut busy) = (tokio::task::JoinSet::new(), HashSet::new());
     loop {
         let now_ms = calls.lifecycle.clock.now_ms();
         let due = calls.lifecycle.store.due_deliveries(now_ms, AT_ONCE).await.unwrap_or_else(|error| {
             warn!(%error, "the outbox cannot be read");
             vec![]
         });
-        let idle = due.is_empty();
-        let mut under_way = tokio::task::JoinSet::new();
         for delivery in due {
+            let of = delivery.call.clone().unwrap_or_else(|| delivery.id.clone());
+            if under_way.len() >= AT_ONCE as usize || !busy.insert(of.clone()) {
+                continue;
+            }
             let calls = calls.clone();
-            under_way.spawn(async move { one(&calls, &delivery).await });
+            under_way.spawn(async move {
+                one(&calls, &delivery).await;
+                of
+            });
         }
-        while under_way.join_next().await.is_some() {}
         tokio::select! {
             () = stop.cancelled() => return,
             () = wake.notified() => {}
-            () = tokio::time::sleep(Duration::from_millis(if idle { 1_000 } else { 0 })) => {}
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+            Some(done) = under_way.join_next() => {
+                match done {
+                    Ok(of) => drop(busy.remove(&of)),
+                    // A task that panicked took its key along; others may go twice, which "at least once" allows.
+                    Err(_) => busy.clear(),
+                }
+            }
         }
     }
 }

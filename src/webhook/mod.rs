@@ -175,7 +175,8 @@ impl Webhooks {
             }
             Err(error) => {
                 debug!(%error, "a webhook's body did not arrive");
-                return 0;
+                let answer = problem(StatusCode::BAD_REQUEST, "BODY_INCOMPLETE", &error.to_string());
+                return self.answer(exchange, answer).await;
             }
         };
         // Of what was promised, what is needed.
@@ -593,7 +594,8 @@ impl Webhooks {
                 }
                 Err(error) => {
                     debug!(%error, "a passed request's body did not arrive");
-                    return 0;
+                    let answer = problem(StatusCode::BAD_REQUEST, "BODY_INCOMPLETE", &error.to_string());
+                    return self.answer(exchange, answer).await;
                 }
             },
         };

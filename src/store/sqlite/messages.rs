@@ -109,7 +109,8 @@ pub(super) async fn unsettled(pool: &SqlitePool) -> super::Result<Vec<NewEvent>>
 
 pub(super) async fn due(pool: &SqlitePool, at_ms: UnixMs, limit: u32) -> super::Result<Vec<Delivery>> {
     let rows = sqlx::query(
-        "SELECT * FROM deliveries WHERE done_at IS NULL AND due_at IS NOT NULL AND due_at <= $1 ORDER BY due_at, id LIMIT $2",
+        "SELECT d.*, e.call_id FROM deliveries d LEFT JOIN webhook_events e ON e.id = d.event_id
+         WHERE d.done_at IS NULL AND d.due_at IS NOT NULL AND d.due_at <= $1 ORDER BY d.due_at, d.id LIMIT $2",
     )
     .bind(at_ms)
     .bind(limit)
@@ -119,6 +120,7 @@ pub(super) async fn due(pool: &SqlitePool, at_ms: UnixMs, limit: u32) -> super::
         Ok(Delivery {
             id: row.try_get("id")?,
             event_id: row.try_get("event_id")?,
+            call: row.try_get("call_id")?,
             url: row.try_get("url")?,
             method: row.try_get("method")?,
             headers: headers(row)?,

@@ -233,8 +233,7 @@ impl Store for SqliteStore {
     }
 
     async fn ping(&self) -> Result<()> {
-        sqlx::query("SELECT 1").execute(&self.readers).await?;
-        Ok(())
+        self.writer.run(|c| Box::pin(async move { sqlx::query("SELECT 1").execute(c).await.map(drop) })).await
     }
 
     async fn purge(&self, ended_before_ms: UnixMs, early_before_ms: UnixMs) -> Result<u64> {

@@ -138,6 +138,7 @@ async fn a_webhook_is_taken_once() {
     let delivery = Delivery {
         id: "d1".to_owned(),
         event_id: "a".to_owned(),
+        call: None,
         url: "http://app.test/x".to_owned(),
         method: "POST".to_owned(),
         headers: vec![],

@@ -1,0 +1,166 @@
+//! The reference model of the gate: plain lists, no cleverness. Random commands run against it and against a back end, and every
+//! answer must be the same.
+
+use proptest::prelude::*;
+
+use super::memory::MemoryGate;
+use super::{Gate, Order, Verdict};
+use crate::clock::UnixMs;
+use crate::ids::CallId;
+use crate::policy::{Binding, Bound, Mode, Rate, Scope};
+
+#[derive(Debug, Clone)]
+enum Command {
+    /// Ask for admission under these of the limits, by position.
+    Admit(Vec<usize>, Mode),
+    /// The same order again, as a client that repeats itself.
+    AdmitAgain(usize),
+    /// The nth call ends (perhaps for the second time).
+    Release(usize),
+    /// A call that exists anyway is counted.
+    Adopt(Vec<usize>),
+    /// Time passes.
+    Wait(u16),
+    /// Every open call comes under other limits.
+    Rebind(Vec<usize>),
+}
+
+fn limits() -> Vec<Binding> {
+    let limit = |name: &str, bound| Binding { limit: name.into(), scope: Scope::Named, key: name.to_owned(), bound };
+    vec![
+        limit("one", Bound::Concurrent(1)),
+        limit("three", Bound::Concurrent(3)),
+        limit("none", Bound::Concurrent(0)),
+        limit("wide", Bound::Concurrent(20)),
+        limit("fast", Bound::Rate(Rate { count: 5, window_ms: 1000, burst: 5 })),
+        limit("slow", Bound::Rate(Rate { count: 1, window_ms: 700, burst: 1 })),
+    ]
+}
+
+fn of(positions: &[usize]) -> Vec<Binding> {
+    let all = limits();
+    let mut chosen: Vec<usize> = positions.to_vec();
+    chosen.sort_unstable();
+    chosen.dedup();
+    chosen.into_iter().filter_map(|i| all.get(i).cloned()).collect()
+}
+
+/// What is held is a list; what was taken of a rate is the list of when.
+#[derive(Default)]
+struct Model {
+    held: Vec<(CallId, Vec<Binding>)>,
+    taken: Vec<(String, UnixMs)>,
+}
+
+impl Model {
+    fn full<'b>(&self, bindings: &'b [Binding], now: UnixMs) -> Option<&'b Binding> {
+        bindings.iter().find(|b| match b.bound {
+            Bound::Concurrent(n) => self.holders(&b.key) >= n as usize,
+            Bound::Rate(rate) => {
+                let interval_us = rate.window_ms * 1000 / i64::from(rate.count);
+                let mut arrival_us = 0;
+                for (_, at) in self.taken.iter().filter(|(key, _)| *key == b.key) {
+                    arrival_us = arrival_us.max(at * 1000) + interval_us;
+                }
+                arrival_us - interval_us * (i64::from(rate.burst) - 1) > now * 1000
+            }
+        })
+    }
+
+    fn holders(&self, key: &str) -> usize {
+        self.held.iter().filter(|(_, bindings)| bindings.iter().any(|b| b.key == key)).count()
+    }
+
+    fn hold(&mut self, call: CallId, bindings: Vec<Binding>, token_at: Option<UnixMs>) {
+        for binding in bindings.iter().filter(|b| matches!(b.bound, Bound::Rate(_))) {
+            self.taken.extend(token_at.map(|at| (binding.key.clone(), at)));
+        }
+        self.held.push((call, bindings));
+    }
+
+    fn release(&mut self, call: &CallId) -> bool {
+        let before = self.held.len();
+        self.held.retain(|(held, _)| held != call);
+        self.held.len() < before
+    }
+}
+
+fn commands() -> impl Strategy<Value = Vec<Command>> {
+    let chosen = || prop::collection::vec(0..6_usize, 0..4);
+    let mode = prop_oneof![4 => Just(Mode::Enforce), 1 => Just(Mode::Observe)];
+    let one = prop_oneof![
+        6 => (chosen(), mode).prop_map(|(limits, mode)| Command::Admit(limits, mode)),
+        1 => (0..40_usize).prop_map(Command::AdmitAgain),
+        4 => (0..40_usize).prop_map(Command::Release),
+        1 => chosen().prop_map(Command::Adopt),
+        3 => (0..900_u16).prop_map(Command::Wait),
+        1 => chosen().prop_map(Command::Rebind),
+    ];
+    prop::collection::vec(one, 1..60)
+}
+
+async fn agree(gate: &dyn Gate, script: Vec<Command>) {
+    let (mut model, mut calls, mut now) = (Model::default(), Vec::<(CallId, Vec<Binding>)>::new(), 1_000_000);
+    for (step, command) in script.into_iter().enumerate() {
+        match command {
+            Command::Admit(positions, mode) => {
+                let (call, bindings) = (CallId::new(), of(&positions));
+                let wanted = model.full(&bindings, now).map(|b| b.limit.clone());
+                let order = Order { call: call.clone(), bindings: bindings.clone(), mode, at_ms: now };
+                match (gate.admit(order).await.unwrap(), mode) {
+                    (Verdict::Refused(full), Mode::Enforce) => assert_eq!(Some(full.limit), wanted, "step {step}"),
+                    (Verdict::Admitted(_, would), mode) => {
+                        assert_eq!(would.map(|f| f.limit), wanted, "step {step}");
+                        assert!(mode == Mode::Observe || model.full(&bindings, now).is_none(), "step {step}");
+                        model.hold(call.clone(), bindings.clone(), Some(now));
+                        calls.push((call, bindings));
+                    }
+                    (verdict, mode) => panic!("step {step}: {verdict:?} in {mode:?}"),
+                }
+            }
+            Command::AdmitAgain(n) => {
+                let Some((call, bindings)) = calls.get(n).cloned() else { continue };
+                // A call that has ended would be a new one to the gate; the lifecycle never asks for it.
+                if model.held.iter().any(|(held, _)| *held == call) {
+                    let order = Order { call, bindings, mode: Mode::Enforce, at_ms: now };
+                    assert!(matches!(gate.admit(order).await.unwrap(), Verdict::Admitted(_, None)), "step {step}");
+                }
+            }
+            Command::Release(n) => {
+                let Some((call, _)) = calls.get(n) else { continue };
+                let held = model.release(call);
+                assert_eq!(gate.release(call, Some(now)).await.unwrap(), held, "step {step}");
+            }
+            Command::Adopt(positions) => {
+                let (call, bindings) = (CallId::new(), of(&positions));
+                let _lease = gate.adopt(&call, bindings.clone(), now, true).await.unwrap();
+                model.hold(call.clone(), bindings.clone(), None);
+                calls.push((call, bindings));
+            }
+            Command::Wait(ms) => now += i64::from(ms),
+            Command::Rebind(positions) => {
+                let bindings = of(&positions);
+                let moved = model.held.iter().map(|(call, _)| (call.clone(), bindings.clone())).collect();
+                gate.rebind(moved).await.unwrap();
+                model.held.iter_mut().for_each(|(_, held)| held.clone_from(&bindings));
+            }
+        }
+        let counts = gate.counts().await.unwrap();
+        assert_eq!(counts.calls as usize, model.held.len(), "step {step}");
+        for limit in limits().iter().filter(|b| matches!(b.bound, Bound::Concurrent(_))) {
+            let held = counts.by_key.get(&limit.key).copied().unwrap_or(0) as usize;
+            assert_eq!(held, model.holders(&limit.key), "step {step}: {}", limit.key);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Thousands of sequences, equal decisions step by step; a failure shrinks to the shortest one.
+    #[test]
+    fn the_memory_gate_agrees_with_the_model(script in commands()) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(agree(&MemoryGate::new(), script));
+    }
+}
