@@ -2,6 +2,8 @@
 //!
 //! A [`Policy`] is immutable; a change of any kind builds another one and swaps it in.
 
+mod business;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -9,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::call::Direction;
 use crate::ids::{AccountName, BusinessId};
+pub use business::{Business, Marks, Rule, Unknown, UnknownBusiness, WhenFull};
 
 /// The business that shows the product to visitors (contract §1): a limit of its own, still counted globally.
 pub const DEMO_BUSINESS: &str = "999999";
@@ -203,128 +206,6 @@ pub struct Plan {
     /// What an inbound caller meets when its business is full.
     pub when_full: Option<WhenFull>,
 }
-
-/// What an inbound caller meets when a limit is full.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum WhenFull {
-    /// A busy tone before answer: not billed.
-    Busy,
-    /// A sentence, then the line is hung up. Answers the call, and is billed.
-    Say {
-        /// What is said.
-        text: String,
-        /// As in `en-US`.
-        language: String,
-    },
-    /// Another number is dialled.
-    Forward {
-        /// E.164.
-        number: String,
-    },
-}
-
-/// A tenant.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Business {
-    /// Its id; in the path where it is put over HTTP.
-    #[serde(default = "BusinessId::default_business")]
-    pub id: BusinessId,
-    /// Its plan; [`DEFAULT_PLAN`] unless given.
-    #[serde(default)]
-    pub plan: Option<String>,
-    /// Calls at once; overrides the plan's.
-    #[serde(default)]
-    pub max_calls: Option<u32>,
-    /// Agents that belong to it.
-    #[serde(default)]
-    pub agent_ids: Vec<String>,
-    /// Our numbers (or provider ids of numbers) that belong to it.
-    #[serde(default)]
-    pub phone_numbers: Vec<String>,
-    /// SHA-256, in hex, of the API keys that only this business uses.
-    #[serde(default)]
-    pub api_key_sha256: Vec<String>,
-    /// Overrides the plan's.
-    #[serde(default)]
-    pub when_full: Option<WhenFull>,
-}
-
-impl Business {
-    /// A business that has an id and nothing else.
-    pub fn named(id: BusinessId) -> Self {
-        Self {
-            id,
-            plan: None,
-            max_calls: None,
-            agent_ids: vec![],
-            phone_numbers: vec![],
-            api_key_sha256: vec![],
-            when_full: None,
-        }
-    }
-}
-
-/// A way to tell the business of a request; tried in the configured order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rule {
-    /// The header `X-Business-Id`.
-    Header,
-    /// The path prefix `/b/{business}/…`.
-    Path,
-    /// The agent's id.
-    Agent,
-    /// Our number.
-    Number,
-    /// The account's `business`.
-    Account,
-    /// The API key that came with the request.
-    ApiKey,
-}
-
-impl Rule {
-    /// Every rule with its word in the config.
-    pub const WORDS: &'static [(&'static str, Rule)] = &[
-        ("header", Rule::Header),
-        ("path", Rule::Path),
-        ("agent", Rule::Agent),
-        ("number", Rule::Number),
-        ("account", Rule::Account),
-        ("api_key", Rule::ApiKey),
-    ];
-}
-
-/// What a request shows of its business.
-#[derive(Debug, Clone, Default)]
-pub struct Marks<'a> {
-    /// `X-Business-Id`.
-    pub header: Option<&'a str>,
-    /// From `/b/{business}/…`.
-    pub path: Option<&'a str>,
-    /// The agent's id.
-    pub agent: Option<&'a str>,
-    /// Our number or the provider's id of it.
-    pub number: Option<&'a str>,
-    /// The account.
-    pub account: Option<&'a str>,
-    /// SHA-256 of the API key, in hex.
-    pub api_key_sha256: Option<String>,
-}
-
-/// What becomes of a request whose business nobody knows.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Unknown {
-    /// Refused with 403.
-    Reject,
-    /// Taken, on this plan, under the id it shows (or `default`).
-    Plan(String),
-}
-
-/// No business could be told.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("no business is known for this request: {0}")]
-pub struct UnknownBusiness(pub String);
 
 /// Whether full limits refuse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

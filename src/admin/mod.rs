@@ -22,7 +22,7 @@ use crate::ids::{BusinessId, CallId, mask_number};
 use crate::metrics::Gauges;
 use crate::net::{Exchange, Handler};
 use crate::policy::{Bound, Business, Limit, Per, Policy};
-use crate::provider::description::percent_decode;
+use crate::provider::path::percent_decode;
 use crate::provider::secret::Secret;
 use crate::reconcile::{self, Sightings};
 use crate::reply::{json_answer, problem, respond};

@@ -58,10 +58,14 @@ impl Model {
             Bound::Concurrent(n) => self.holders(&b.key) >= n as usize,
             Bound::Rate(rate) => {
                 let interval_us = rate.window_ms * 1000 / i64::from(rate.count);
+                // What observe mode let through beyond the rate is owed, but never more than a burst and one.
+                let owed =
+                    |arrival_us: i64, at: UnixMs| arrival_us.min(at * 1000 + interval_us * (i64::from(rate.burst) + 1));
                 let mut arrival_us = 0;
                 for (_, at) in self.taken.iter().filter(|(key, _)| *key == b.key) {
-                    arrival_us = arrival_us.max(at * 1000) + interval_us;
+                    arrival_us = owed(arrival_us, *at).max(at * 1000) + interval_us;
                 }
+                let arrival_us = owed(arrival_us, now);
                 arrival_us - interval_us * (i64::from(rate.burst) - 1) > now * 1000
             }
         })

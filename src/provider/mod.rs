@@ -6,6 +6,7 @@
 
 pub mod account;
 pub mod description;
+pub mod path;
 pub mod render;
 pub mod secret;
 pub mod select;

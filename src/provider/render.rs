@@ -1,8 +1,10 @@
 //! Templates of provider descriptions: `{name}` stands for a value, escaped for the place it is put in. Pure.
 
-use std::fmt::Write as _;
-
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
+
+/// All but RFC 3986's unreserved characters.
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// What a value is put into; decides the escaping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,15 +55,7 @@ fn is_name(text: &str) -> bool {
 fn escape(out: &mut String, text: &str, target: Target) {
     match target {
         Target::Plain => out.push_str(text),
-        Target::Url => {
-            for byte in text.bytes() {
-                if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-                    out.push(byte as char);
-                } else {
-                    let _ = write!(out, "%{byte:02X}");
-                }
-            }
-        }
+        Target::Url => out.extend(utf8_percent_encode(text, RESERVED)),
         Target::Xml => {
             for c in text.chars() {
                 match c {

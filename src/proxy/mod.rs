@@ -16,7 +16,7 @@ use crate::net::headers::strip_hop_by_hop;
 use crate::net::{BodyError, Exchange, Handler, HostRule, RelayError, RelayTarget, relay, relay_with_body};
 use crate::policy::{Facts, Marks};
 use crate::provider::account::Account;
-use crate::provider::description::percent_decode;
+use crate::provider::path::percent_decode;
 use crate::provider::select::{Document, Message};
 use crate::provider::sign::sha256_hex;
 use crate::reply::{Code, Manner, Refusal, json_answer, problem, refusal};

@@ -7,7 +7,8 @@ use http::Method;
 
 use crate::ids::AccountName;
 use crate::provider::account::Account;
-use crate::provider::description::{Description, Operation, percent_decode};
+use crate::provider::description::{Description, Operation};
+use crate::provider::path::percent_decode;
 use crate::provider::select::Message;
 
 /// Where a request goes.

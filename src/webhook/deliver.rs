@@ -67,7 +67,7 @@ pub fn compose(
     if body.is_empty() {
         kept.remove(CONTENT_TYPE);
     }
-    if let Some((name, value)) = super::resigned(account, scheme, headers, &signed_url, form) {
+    if let Some((name, value)) = super::to_app::resigned(account, scheme, headers, &signed_url, form) {
         kept.insert(name, value);
     }
     if let Ok(value) = HeaderValue::try_from(&id) {

@@ -1,0 +1,78 @@
+//! Paths of requests: patterns that capture, and escapes. Pure.
+
+use std::collections::BTreeMap;
+
+use percent_encoding::percent_decode_str;
+use serde::{Deserialize, Deserializer};
+
+/// A path with captures: `/Accounts/{account_sid}/Calls/{call_sid}.json`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PathPattern {
+    written: String,
+}
+
+impl PathPattern {
+    /// The pattern as written.
+    pub fn as_str(&self) -> &str {
+        &self.written
+    }
+
+    /// Whether a path fits, and what it captures (percent-decoded).
+    pub fn captures(&self, path: &str) -> Option<BTreeMap<String, String>> {
+        let mut found = BTreeMap::new();
+        let (mut pattern, mut actual) = (self.written.split('/'), path.split('/'));
+        loop {
+            match (pattern.next(), actual.next()) {
+                (None, None) => return Some(found),
+                (Some(wanted), Some(got)) => match (wanted.split_once('{'), percent_decode(got)) {
+                    (None, got) if wanted == got => {}
+                    (Some((before, rest)), got) => {
+                        let (name, after) = rest.split_once('}')?;
+                        let value = got.strip_prefix(before)?.strip_suffix(after)?;
+                        // `Calls/CA1.json` must not be taken for a conference named `CA1.json`, nor an empty one.
+                        if value.is_empty() {
+                            return None;
+                        }
+                        found.insert(name.to_owned(), value.to_owned());
+                    }
+                    (None, _) => return None,
+                },
+                _ => return None,
+            }
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for PathPattern {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let written = String::deserialize(d)?;
+        if !written.starts_with('/') {
+            return Err(serde::de::Error::custom(format!("path {written:?} must start with a slash")));
+        }
+        Ok(Self { written })
+    }
+}
+
+/// A path, or a part of one, without its escapes.
+pub fn percent_decode(text: &str) -> String {
+    percent_decode_str(text).decode_utf8_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_capture() {
+        let pattern = |p: &str| PathPattern { written: p.to_owned() };
+        let calls = pattern("/2010-04-01/Accounts/{account_sid}/Calls/{call_sid}.json");
+        let found = calls.captures("/2010-04-01/Accounts/AC1/Calls/CA%201+.json").unwrap();
+        assert_eq!((found["account_sid"].as_str(), found["call_sid"].as_str()), ("AC1", "CA 1+"));
+        assert_eq!(calls.captures("/2010-04-01/Accounts/AC1/Calls/a=b&c%.json").unwrap()["call_sid"], "a=b&c%");
+        assert_eq!(calls.captures("/2010-04-01/Accounts/AC1/Calls/CA1"), None);
+        assert_eq!(calls.captures("/2010-04-01/Accounts/AC1/Calls/CA1.json/Streams.json"), None);
+        assert_eq!(calls.captures("/2010-04-01/Accounts//Calls/CA1.json"), None);
+        assert!(pattern("/a").captures("/a").unwrap().is_empty());
+        assert_eq!(pattern("/a").captures("/a/"), None);
+    }
+}

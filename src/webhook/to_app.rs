@@ -1,0 +1,280 @@
+//! What goes on to the app: the replies that a provider waits for, notifications, and whatever no description knows. Signatures
+//! that are bound to a URL are made anew for the app's.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
+use tokio::sync::OwnedSemaphorePermit;
+use tracing::{debug, info, warn};
+
+use super::{InboundMode, KEPT_BYTES_MAX, Taken, Webhooks, decode, deliver, fixed_answer};
+use crate::call::{Direction, EndProof, Outcome};
+use crate::ids::{BusinessId, CallId};
+use crate::net::{BodyError, Exchange, HostRule, RelayTarget, relay, relay_with_body};
+use crate::provider::account::{Account, join};
+use crate::provider::description::{OWN_ID_KIND, Reply};
+use crate::provider::select::Document;
+use crate::provider::sign::{Scheme, TwilioRequest, fitting_url, resign_twilio};
+use crate::reply::{problem, twiml, when_full_twiml};
+use crate::store::{Delivery, Result};
+
+impl Webhooks {
+    // === replies ===
+
+    /// The answer that the provider acts on: front mode's TwiML, or the app's.
+    pub(super) async fn reply(
+        &self,
+        exchange: &mut Exchange,
+        taken: &Taken<'_>,
+        call: Option<&CallId>,
+    ) -> Result<Option<Response<Bytes>>> {
+        let webhook = taken.from.webhook();
+        let incoming = taken.event.is_some_and(|e| e.admits) && taken.direction == Direction::Inbound;
+        let front = incoming && webhook.reply == Some(Reply::Twiml) && self.settings.inbound_mode == InboundMode::Front;
+        if let (true, Some(call)) = (front, call) {
+            return Ok(Some(self.front(call, taken).await));
+        }
+        if self.settings.forward_url.is_none() {
+            if webhook.answer.is_some() {
+                return Ok(Some(fixed_answer(webhook)));
+            }
+            warn!(path = exchange.path(), "nobody answers this webhook: neither app.forward_url nor front mode is set");
+            if let Some(call) = call.filter(|_| incoming) {
+                self.calls.lifecycle.end(call, Outcome::Failed, EndProof::Webhook, "webhook").await?;
+            }
+            let message = "No app answers this webhook: set app.forward_url, or [inbound] mode = \"front\".";
+            return Ok(Some(problem(StatusCode::BAD_GATEWAY, "NO_APP", message)));
+        }
+        let target = self.app_target(taken);
+        match relay_with_body(exchange, &self.calls.upstream, target, taken.raw.body.clone()).await {
+            Ok(relayed) => {
+                // The provider's fallback takes a call that the app could not answer; the carrier tells of its end.
+                if !relayed.status.is_success() {
+                    info!(status = relayed.status.as_u16(), "the app refused or failed a webhook that it must answer");
+                }
+                Ok(None)
+            }
+            Err(error) => {
+                warn!(%error, "the app could not be asked for its answer");
+                if webhook.answer.is_some() {
+                    return Ok(Some(fixed_answer(webhook)));
+                }
+                let message = "The app cannot be reached.";
+                Ok(Some(problem(StatusCode::BAD_GATEWAY, "APP_UNREACHABLE", message)))
+            }
+        }
+    }
+
+    async fn front(&self, call: &CallId, taken: &Taken<'_>) -> Response<Bytes> {
+        let number = taken.from.webhook().facts.read(&taken.message).own_number;
+        let connected = match self.agent_of(number.as_deref()) {
+            Some(agent) => self.calls.front(call, &agent).await,
+            None => {
+                let _ = self.calls.lifecycle.end(call, Outcome::Failed, EndProof::Webhook, "webhook").await;
+                Err("no agent answers this number: set [inbound] agents, or the business's agent_ids".to_owned())
+            }
+        };
+        match connected {
+            Ok(xml) => twiml(xml),
+            Err(why) => {
+                warn!(%call, why, "an admitted inbound call could not be connected; its caller meets when_full");
+                let policy = self.calls.lifecycle.policy.load();
+                let business = match self.calls.lifecycle.store.call(call).await {
+                    Ok(Some(record)) => record.facts.business,
+                    _ => BusinessId::default_business(),
+                };
+                twiml(when_full_twiml(policy.when_full(&business)))
+            }
+        }
+    }
+
+    // === to the app ===
+
+    /// The request to the app: same path, same bytes; a signature bound to the URL is made anew for the app's.
+    fn app_target(&self, taken: &Taken<'_>) -> RelayTarget {
+        let base = self.settings.forward_url.clone().unwrap_or_default();
+        let path_and_query = taken.raw.path_and_query.clone();
+        let app_url = self.settings.app_public_url.as_ref().unwrap_or(&base);
+        let url = join(app_url, &path_and_query);
+        let from = taken.from;
+        let signature = resigned(&from.account, from.webhook().signature, &taken.raw.headers, &url, taken.raw.form());
+        RelayTarget {
+            base,
+            path_and_query,
+            remove_headers: vec![],
+            set_headers: signature.into_iter().collect(),
+            host: HostRule::Upstream,
+        }
+    }
+
+    /// What the app has to be told of a notification, if anything.
+    pub(super) async fn delivery(
+        &self,
+        taken: &Taken<'_>,
+        call: Option<&CallId>,
+        event_id: &str,
+    ) -> Result<Option<Delivery>> {
+        let (from, raw) = (taken.from, taken.raw);
+        let form = raw.form();
+        let taken_over = from.webhook().callback.is_some() && from.captures.contains_key(OWN_ID_KIND);
+        let (url, signed_url, method) = if taken_over {
+            let record = match call {
+                Some(call) => self.calls.lifecycle.store.call(call).await?,
+                None => None,
+            };
+            let Some(callback) = record.and_then(|r| r.callback) else { return Ok(None) };
+            if !asked_for(&callback.events, form) {
+                return Ok(None);
+            }
+            (callback.url.clone(), callback.url, callback.method)
+        } else {
+            let Some(base) = &self.settings.forward_url else { return Ok(None) };
+            let app_url = self.settings.app_public_url.as_ref().unwrap_or(base);
+            let path = &raw.path_and_query;
+            (join(base, path), join(app_url, path), raw.method.clone())
+        };
+        Ok(Some(deliver::compose(
+            event_id,
+            &url,
+            &signed_url,
+            &method,
+            &from.account,
+            from.webhook().signature,
+            &raw.headers,
+            form,
+            &raw.body,
+        )))
+    }
+
+    /// A body too large to keep goes to the app from memory, and holds its room until it is there.
+    pub(super) fn deliver_large(&self, delivery: Delivery, room: Option<Arc<OwnedSemaphorePermit>>) {
+        let calls = self.calls.clone();
+        self.calls.tasks.spawn(async move {
+            let _room = room;
+            for pause_secs in [0, 1, 5] {
+                tokio::time::sleep(std::time::Duration::from_secs(pause_secs)).await;
+                match deliver::send(&calls.upstream, &delivery).await {
+                    Ok(()) => return calls.lifecycle.metrics.delivery("done"),
+                    Err(error) => warn!(delivery = delivery.id, %error, "a large webhook did not reach the app"),
+                }
+            }
+            calls.lifecycle.metrics.delivery("given_up");
+        });
+    }
+
+    /// What no description knows: paths and sockets of the app.
+    pub(super) async fn pass(&self, exchange: &mut Exchange) -> u16 {
+        let Some(base) = self.settings.forward_url.clone() else {
+            let message = "Nothing is known at this path, and app.forward_url is not set.";
+            return self.answer(exchange, problem(StatusCode::NOT_FOUND, "UNKNOWN_ROUTE", message)).await;
+        };
+        let path_and_query = exchange.path_and_query().to_owned();
+        let mut target = RelayTarget {
+            base: base.clone(),
+            path_and_query: path_and_query.clone(),
+            set_headers: vec![],
+            remove_headers: vec![],
+            host: HostRule::Upstream,
+        };
+        if !exchange.headers().contains_key("x-twilio-signature") {
+            return self.relayed(relay(exchange, &self.calls.upstream, target).await, exchange).await;
+        }
+        // Signed for our URL: sign it for the app's, but only if it was genuine.
+        let body = match exchange.is_upgrade() {
+            true => Bytes::new(),
+            false => match exchange.read_body(KEPT_BYTES_MAX).await {
+                Ok(body) => body,
+                Err(BodyError::TooLarge { limit }) => {
+                    let message = format!("A signed request has at most {limit} bytes.");
+                    let answer = problem(StatusCode::PAYLOAD_TOO_LARGE, "BODY_TOO_LARGE", &message);
+                    return self.answer(exchange, answer).await;
+                }
+                Err(error) => {
+                    debug!(%error, "a passed request's body did not arrive");
+                    let answer = problem(StatusCode::BAD_REQUEST, "BODY_INCOMPLETE", &error.to_string());
+                    return self.answer(exchange, answer).await;
+                }
+            },
+        };
+        let document = decode(exchange.header("content-type"), &body);
+        let form = match &document {
+            Document::Form(pairs) => Some(pairs.as_slice()),
+            _ => None,
+        };
+        let public = match (&self.settings.public_url, exchange.host()) {
+            (Some(public), _) => join(public, &path_and_query),
+            (None, Some(host)) => format!("http://{host}{path_and_query}"),
+            (None, None) => path_and_query.clone(),
+        };
+        let request = TwilioRequest {
+            url: &public,
+            form,
+            body: &body,
+            signature: exchange.header("x-twilio-signature"),
+            settings: exchange.header("x-twilio-webhooks-signature-settings"),
+        };
+        // Any account may be the signer.
+        let signer =
+            self.calls.accounts.values().find_map(|a| Some((a, fitting_url(&a.twilio_keys(), &request).ok()?)));
+        if let Some((account, fitted)) = signer {
+            let mut app_url = join(self.settings.app_public_url.as_ref().unwrap_or(&base), &path_and_query);
+            // A handshake that was signed as wss:// is checked as wss:// by the app too.
+            if fitted.starts_with("ws") {
+                app_url = app_url.replacen("http", "ws", 1);
+            }
+            target.set_headers.extend(resigned(account, Scheme::Twilio, exchange.headers(), &app_url, form));
+        }
+        let relayed = match exchange.is_upgrade() {
+            true => relay(exchange, &self.calls.upstream, target).await,
+            false => relay_with_body(exchange, &self.calls.upstream, target, body).await,
+        };
+        self.relayed(relayed, exchange).await
+    }
+
+    async fn relayed(
+        &self,
+        relayed: std::result::Result<crate::net::Relayed, crate::net::RelayError>,
+        exchange: &mut Exchange,
+    ) -> u16 {
+        match relayed {
+            Ok(relayed) => relayed.status.as_u16(),
+            Err(error) => {
+                warn!(%error, "the app cannot be reached");
+                self.answer(exchange, problem(StatusCode::BAD_GATEWAY, "APP_UNREACHABLE", "The app cannot be reached."))
+                    .await
+            }
+        }
+    }
+}
+
+/// A new signature for the app's URL, where the scheme binds the URL.
+pub(super) fn resigned(
+    account: &Account,
+    scheme: Scheme,
+    headers: &HeaderMap,
+    url: &str,
+    form: Option<&[(String, String)]>,
+) -> Option<(HeaderName, HeaderValue)> {
+    if scheme != Scheme::Twilio {
+        return None;
+    }
+    let settings = headers.get("x-twilio-webhooks-signature-settings").and_then(|v| v.to_str().ok());
+    let signature = resign_twilio(&account.twilio_keys(), settings, url, form)?;
+    Some((HeaderName::from_static("x-twilio-signature"), HeaderValue::try_from(signature).ok()?))
+}
+
+/// Whether the app asked for this event of a call. Twilio's default is the end alone (facts B2.1), and the event `answered`
+/// arrives as `in-progress` (facts B3).
+fn asked_for(events: &[String], form: Option<&[(String, String)]>) -> bool {
+    let status = form.and_then(|f| f.iter().find(|(k, _)| k == "CallStatus")).map_or("", |(_, v)| v.as_str());
+    let event = match status {
+        "queued" | "initiated" => "initiated",
+        "ringing" => "ringing",
+        "in-progress" => "answered",
+        _ => "completed",
+    };
+    // Some clients write one value with spaces (facts B10).
+    let mut asked = events.iter().flat_map(|e| e.split_whitespace()).peekable();
+    if asked.peek().is_none() { event == "completed" } else { asked.any(|e| e == event) }
+}
