@@ -147,7 +147,7 @@ fn table(listed: &Value, status: &Value) -> String {
     use std::fmt::Write as _;
     let mut out = String::new();
     for account in status["accounts"].as_array().into_iter().flatten() {
-        let limit = account["limit"].as_u64().map_or("no limit".to_owned(), |n| format!("of {n}"));
+        let limit = account["limit"].as_u64().map_or(String::new(), |n| format!(" of {n}"));
         let foreign = account["foreign"].as_u64().unwrap_or(0);
         let in_use = account["inUse"].as_u64().unwrap_or(0);
         let provider = match (account["sweepError"].as_str(), account["providerLive"].as_u64()) {
@@ -157,7 +157,7 @@ fn table(listed: &Value, status: &Value) -> String {
         };
         let _ = writeln!(
             out,
-            "account {:<12} {in_use} {limit} in use: {} ours, {foreign} foreign{provider}   {}",
+            "account {:<12} {in_use}{limit} in use: {} ours, {foreign} foreign{provider}   {}",
             account["name"].as_str().unwrap_or_default(),
             in_use.saturating_sub(foreign),
             status["mode"].as_str().unwrap_or_default(),

@@ -101,7 +101,8 @@ impl Demo {
             stage.invite();
             stop_signal().await?;
         } else if all_good {
-            println!(" Next:  ringfence demo --stay    leaves this running, with curl and SDK lines to try");
+            let ringfence = std::env::args().next().unwrap_or_else(|| "ringfence".to_owned());
+            println!(" Next:  {ringfence} demo --stay    leaves this running, with curl and SDK lines to try");
             println!("        README.md               point your SDK at it");
         }
         stage.strike(all_good).await;
@@ -328,7 +329,9 @@ impl Stage {
             "   -d '{{\"agent_id\":\"agent_acme\",\"agent_phone_number_id\":\"phnum_demo\",\"to_number\":\"+15550002222\"}}' \\"
         );
         println!("   http://{api}/elevenlabs/v1/convai/twilio/outbound-call");
-        println!(" ringfence calls list --admin http://{admin}\n");
+        // As this program was called: it may not be on the PATH.
+        let ringfence = std::env::args().next().unwrap_or_else(|| "ringfence".to_owned());
+        println!(" {ringfence} calls list --admin http://{admin}\n");
         println!(" Python  ElevenLabs(base_url=\"http://{api}/b/acme/elevenlabs\", api_key=\"{}\")", s.el_api_key);
         println!(
             "         client = Client(\"{}\", \"{}\"); client.api.base_url = \"http://{api}/b/acme/twilio\"",
