@@ -8,12 +8,13 @@ use tokio::sync::OnceCell;
 use tracing::{info, warn};
 
 use super::Calls;
+use super::lookup::LookedUp;
 use crate::call::{Direction, EndProof, Event, Origin, Outcome, Phase};
 use crate::gate::{Order, Verdict};
 use crate::ids::{Alias, BusinessId, CallId, mask_number};
 use crate::policy::{Facts, Marks, WhenFull};
 use crate::provider::account::Account;
-use crate::provider::description::CallFacts;
+use crate::provider::description::{CallFacts, OWN_ID_KIND};
 use crate::provider::render::fill_json;
 use crate::provider::select::{Document, Message};
 use crate::store::{CallRecord, Change, Opened, Result};
@@ -66,6 +67,9 @@ impl Calls {
         let store = &self.lifecycle.store;
         if let Some(known) = store.resolve(&arrival.aliases).await? {
             return self.known(&known, &arrival).await;
+        }
+        if let Some(order) = self.order_of(&arrival).await? {
+            return self.known(&order, &arrival).await;
         }
         let deciding = self.lifecycle.deciding.read().await;
         let policy = self.lifecycle.policy.load_full();
@@ -136,6 +140,28 @@ impl Calls {
             self.hang_up_later(&call);
         }
         Ok(Arrived::Refused(call, when_full))
+    }
+
+    /// The order of ours whose call this is, though its answer has not come yet: an event may overtake it, and not every event
+    /// says which side placed the call. The provider is asked only while such an order is under way, and never for a call that
+    /// waits for our reply.
+    async fn order_of(&self, arrival: &Arrival) -> Result<Option<CallId>> {
+        let account = &arrival.account;
+        let Some(lookup) = account.provider.lookup.as_ref().filter(|_| !arrival.refusable) else { return Ok(None) };
+        let Some(alias) = arrival.aliases.iter().find(|a| a.kind == lookup.needs) else { return Ok(None) };
+        let waits = |call: &CallRecord| {
+            call.origin == Origin::Order
+                && call.facts.account == account.name
+                && call.facts.direction == Direction::Outbound
+                && call.alias(&lookup.needs).is_none()
+        };
+        if !self.lifecycle.store.open_calls().await?.iter().any(waits) {
+            return Ok(None);
+        }
+        let Ok(LookedUp::Found(found)) = self.look_up_alias(account, alias).await else { return Ok(None) };
+        let own = found.aliases.iter().find(|a| a.kind == OWN_ID_KIND).and_then(|a| CallId::parse(&a.id));
+        let Some(own) = own else { return Ok(None) };
+        Ok(self.lifecycle.store.call(&own).await?.map(|call| call.id))
     }
 
     /// Ends a call over capacity in the background, unless that was begun a moment ago.

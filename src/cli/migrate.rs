@@ -48,6 +48,7 @@ impl Migrate {
                 false
             }
             Way::Down { to } => {
+                let _alone = SqliteStore::lock(&config.store.path)?;
                 migrate::down(&pool, to).await.map_err(failed)?;
                 false
             }

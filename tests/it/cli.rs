@@ -134,6 +134,9 @@ fn a_sidecar_serves_is_asked_and_drains() {
     assert_eq!(code, Some(1));
     assert!(err.contains(&format!("process {}", serve.0.id())), "{err}");
 
+    let (code, _, err) = run(&["migrate", "--config", &file, "down"]);
+    assert!(code == Some(1) && err.contains("in use by"), "tables of a running server: {err}");
+
     let dialled = Command::new("curl")
         .args(["-s", "-H", "xi-api-key: sk_simulated", "-H", "content-type: application/json", "-d"])
         .arg(r#"{"agent_id":"a","agent_phone_number_id":"p","to_number":"+15550002222"}"#)

@@ -289,3 +289,32 @@ async fn inbound_calls_are_hung_up_and_released_by_every_id() {
     }
     stage.finish().await;
 }
+
+/// An event that overtakes the create's answer, and does not say which side placed the call: it is our own call, neither a
+/// second slot nor one to hang up.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_overtakes_the_creates_answer_is_of_our_own_call() {
+    let stage =
+        std::sync::Arc::new(Stage::start(Setup { root: "concurrent = 1".to_owned(), ..Setup::default() }).await);
+    let mut slow = Fault::next(Provider::ElevenLabs, FaultKind::Slow, 1);
+    slow.ms = 1_500;
+    stage.control.fault(slow);
+    let dialling = tokio::spawn({
+        let stage = stage.clone();
+        async move { stage.dial(None, "+15550002010").await }
+    });
+    let conversation = async || stage.control.calls().iter().find_map(|c| c.conversation_id.clone());
+    stage.wait("the provider has the call", async || conversation().await.is_some()).await;
+    let conversation = conversation().await.unwrap();
+    let mut started = seed_event("conversation.started", &conversation, "");
+    started["metadata"]["phone_call"] = serde_json::json!({"external_number": "+15550002010"});
+    let overtook = !dialling.is_finished();
+    assert_eq!(elevenlabs(&stage, &started).await.status, 200);
+    assert_eq!((stage.held().await, overruns(&stage).await), (1, 0));
+    assert_eq!(dialling.await.unwrap().status, 200);
+    let record = stage.record(&conversation).await.unwrap();
+    assert_eq!((record.phase, record.facts.direction.as_str()), (Phase::Live, "outbound"));
+    assert!(overtook, "the simulator answered before the event: the test showed nothing");
+    assert_eq!(stage.ask("/api/concurrent-metrics").await["totalRejections"], 0);
+    std::sync::Arc::into_inner(stage).expect("every task is done").finish().await;
+}

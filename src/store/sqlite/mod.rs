@@ -87,10 +87,7 @@ impl SqliteStore {
         if let Some(folder) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
             std::fs::create_dir_all(folder).map_err(|e| file(format!("cannot make its folder: {e}")))?;
         }
-        let held = Held::take(path).map_err(|e| match e {
-            lock::Refused::Held(holder) => OpenError::Held { path: shown.clone(), holder },
-            lock::Refused::File(why) => file(why),
-        })?;
+        let held = Self::lock(path)?;
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS)
             .connect_with(options(path))
@@ -103,6 +100,15 @@ impl SqliteStore {
         }
         let writer = Writer::start(options(path)).await.map_err(|e| file(explain(&e)))?;
         Ok(Self { writer, readers, path: path.to_owned(), held: std::sync::Mutex::new(Some(held)) })
+    }
+
+    /// Takes the file for this process alone, for as long as the lock is held: what `migrate down` needs, which drops tables.
+    pub fn lock(path: &Path) -> std::result::Result<Held, OpenError> {
+        let shown = path.display().to_string();
+        Held::take(path).map_err(|e| match e {
+            lock::Refused::Held(holder) => OpenError::Held { path: shown, holder },
+            lock::Refused::File(why) => OpenError::File { path: shown, why },
+        })
     }
 
     /// A pool for `migrate`, which may run while a server has the file.
