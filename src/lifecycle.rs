@@ -130,18 +130,13 @@ impl Lifecycle {
     }
 
     /// Counts a call that exists although no limit had room for it, or although it was taken for over.
-    pub async fn adopt(&self, mut call: NewCall) -> Result<Opened> {
+    pub async fn adopt(&self, call: NewCall) -> Result<Opened> {
         let this = self.clone();
         finish(async move {
             let _deciding = this.deciding.read().await;
             let bindings = this.policy.load().bindings(&call.facts);
-            let (id, at_ms, overrun) = (call.id.clone(), call.at_ms, call.overrun);
-            call.overrun = overrun;
-            // A lease of a memory gate cannot fail; one that is away finds the call at its next rebuild.
-            let adopted = this.gate.adopt(&id, bindings, at_ms, overrun).await;
-            let Ok(lease) = adopted else {
-                return Err(StoreError::Failed("the gate does not answer".to_owned()));
-            };
+            let adopted = this.gate.adopt(&call.id, bindings, call.at_ms, call.overrun).await;
+            let lease = adopted.map_err(|away| StoreError::Failed(away.to_string()))?;
             this.open(&lease, call).await
         })
         .await
