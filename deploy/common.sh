@@ -83,6 +83,6 @@ build() {
         --message-format json-render-diagnostics </dev/null |
         sed -n 's/.*"executable":"\([^"]*\)".*/\1/p') ||
         die "the build failed" \
-            "cargo's message is above; if it could not download something, it needs a way to crates.io"
+            "cargo's message is above; if it could not download something, it needs a way to the registry of crates"
     export RINGFENCE_BIN
 }
