@@ -1,5 +1,7 @@
 //! A call that a provider brings: admitted like any other, or met with what the business chose for "full".
 
+use std::collections::BTreeSet;
+use std::hash::{Hash as _, Hasher as _};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -64,6 +66,8 @@ impl Calls {
     /// Admits an inbound call, or says what it meets instead. A call that is known by one of its ids keeps its slot, however
     /// many webhooks speak of it.
     pub async fn arrive(&self, arrival: Arrival) -> Result<Arrived> {
+        // Two webhooks of one new call at the same moment: the second would find the limit taken by the first, and refuse it.
+        let _alone = self.alone(&arrival.aliases).await;
         let store = &self.lifecycle.store;
         if let Some(known) = store.resolve(&arrival.aliases).await? {
             return self.known(&known, &arrival).await;
@@ -140,6 +144,22 @@ impl Calls {
             self.hang_up_later(&call);
         }
         Ok(Arrived::Refused(call, when_full))
+    }
+
+    /// Waits until no other arrival of a call with one of these ids is under way. The locks are taken in one order, so that two
+    /// arrivals never wait for each other.
+    async fn alone(&self, aliases: &[Alias]) -> Vec<tokio::sync::MutexGuard<'_, ()>> {
+        let place = |alias: &Alias| {
+            let mut hasher = std::hash::DefaultHasher::new();
+            alias.hash(&mut hasher);
+            usize::try_from(hasher.finish() % self.arriving.len() as u64).unwrap_or_default()
+        };
+        let places: BTreeSet<usize> = aliases.iter().map(place).collect();
+        let mut held = Vec::with_capacity(places.len());
+        for place in places {
+            held.push(self.arriving[place].lock().await);
+        }
+        held
     }
 
     /// The order of ours whose call this is, though its answer has not come yet: an event may overtake it, and not every event

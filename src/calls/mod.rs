@@ -32,6 +32,9 @@ pub const ANSWER_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Refusals that may wait for the store; those beyond are in the log alone.
 const REFUSALS_WAITING_MAX: usize = 1024;
 
+/// How many locks the ids of arriving calls share. Two calls that meet at one wait a store write for one another.
+const ARRIVALS: usize = 64;
+
 /// Times and addresses of this layer.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -68,6 +71,8 @@ pub struct Calls {
     pub tasks: TaskTracker,
     /// Inbound calls that a request is joining just now.
     joining: Arc<Mutex<HashSet<CallId>>>,
+    /// Arrivals of one call go one after the other: by its ids, each of which falls to one of these.
+    arriving: Arc<[tokio::sync::Mutex<()>; ARRIVALS]>,
     /// Room for refusals that wait to be recorded.
     refusals: Arc<Semaphore>,
     /// Calls over capacity that are being hung up, with when that began.
@@ -108,6 +113,7 @@ impl Calls {
             settings: Arc::new(settings),
             tasks: TaskTracker::new(),
             joining: Arc::default(),
+            arriving: Arc::new([const { tokio::sync::Mutex::const_new(()) }; ARRIVALS]),
             refusals: Arc::new(Semaphore::new(REFUSALS_WAITING_MAX)),
             hanging_up: Arc::default(),
             fronted: Arc::default(),

