@@ -266,21 +266,16 @@ impl Webhooks {
         };
         let came = self.apply(taken).await?;
         count(came.outcome);
-        if let Some(when_full) = &came.refused {
-            store
-                .settle(&event_id, came.call.as_ref(), came.outcome, None, self.calls.lifecycle.clock.now_ms())
-                .await?;
-            if webhook.reply == Some(Reply::Twiml) {
-                return Ok(Some(twiml(when_full_twiml(when_full))));
-            }
+        if webhook.reply.is_none() {
+            self.settle(taken, &event_id, &came).await?;
+            return Ok(Some(fixed_answer(webhook)));
         }
-        if webhook.reply.is_some() {
-            let at_ms = self.calls.lifecycle.clock.now_ms();
-            store.settle(&event_id, came.call.as_ref(), came.outcome, None, at_ms).await?;
-            return self.reply(exchange, taken, came.call.as_ref()).await;
+        let at_ms = self.calls.lifecycle.clock.now_ms();
+        store.settle(&event_id, came.call.as_ref(), came.outcome, None, at_ms).await?;
+        match &came.refused {
+            Some(when_full) if webhook.reply == Some(Reply::Twiml) => Ok(Some(twiml(when_full_twiml(when_full)))),
+            _ => self.reply(exchange, taken, came.call.as_ref()).await,
         }
-        self.settle(taken, &event_id, &came).await?;
-        Ok(Some(fixed_answer(webhook)))
     }
 
     /// Notes what came of a notification, and what the app has to be told of it.

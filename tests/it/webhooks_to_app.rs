@@ -275,3 +275,18 @@ async fn webhooks_to_app_of_one_inbound_call() {
     assert_eq!(got.form().iter().filter(|(k, _)| k == "CallSid").count(), 1);
     stage.finish().await;
 }
+
+/// A call that was refused after it was answered: the app still gets the event that told of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_app_is_told_of_calls_that_were_refused() {
+    let app = Behind::start().await;
+    let setup = Setup { root: "concurrent = 0".to_owned(), app: Some(app.url()), ..Setup::default() };
+    let stage = Stage::start(setup).await;
+    let started = seed_event("conversation.started", "conv_refused", "inbound");
+    assert_eq!(elevenlabs(&stage, &started).await.status, 200);
+    stage.wait("the app has the event", async || app.at(EVENTS).len() == 1).await;
+    let ended = seed_event("conversation.ended", "conv_refused", "inbound");
+    assert_eq!(elevenlabs(&stage, &ended).await.status, 200);
+    stage.wait("nothing is held", async || stage.held().await == 0).await;
+    stage.finish().await;
+}
