@@ -246,7 +246,7 @@ impl Sweeper {
     /// A call of ours is not among the live ones: its own record decides.
     async fn missing(&self, call: &CallRecord) {
         let now_ms = self.calls.lifecycle.clock.now_ms();
-        let grace_ms = i64::try_from(self.calls.settings.grace.as_millis()).unwrap_or(i64::MAX);
+        let grace_ms = ms(self.calls.settings.grace);
         if call.phase_at + grace_ms > now_ms {
             return;
         }
@@ -281,7 +281,7 @@ impl Sweeper {
     /// The provider has no such call. Said twice, far enough apart, it is over.
     async fn absent(&self, call: &CallRecord) {
         let now_ms = self.calls.lifecycle.clock.now_ms();
-        let apart_ms = i64::try_from(self.calls.settings.absent_twice_within.as_millis()).unwrap_or(i64::MAX);
+        let apart_ms = ms(self.calls.settings.absent_twice_within);
         let due = call.deadline_at.is_some_and(|at| at <= now_ms);
         match call.absent_at {
             Some(first) if first + apart_ms <= now_ms && (due || self.absence_proves(call)) => {
@@ -300,11 +300,16 @@ impl Sweeper {
     /// Whether "no such call" is worth anything before the deadline: an account that ends calls by deleting their record may
     /// have deleted the one of a call that goes on.
     fn absence_proves(&self, call: &CallRecord) -> bool {
-        let knows = |a: &Account| a.provider.lookup.as_ref().is_some_and(|l| call.alias(&l.needs).is_some());
         let deletes =
             |a: &Account| a.terminate.iter().any(|m| a.provider.terminate.get(m).is_some_and(|t| t.deletes_record));
-        let mut asked = self.calls.accounts_of(call).into_iter().filter(|a| a.can_ask() && knows(a)).peekable();
-        asked.peek().is_none() || asked.any(|a| !deletes(a))
+        let askable = self.askable(call);
+        askable.is_empty() || askable.into_iter().any(|a| !deletes(a))
+    }
+
+    /// The accounts that can be asked about a call by an id that it has there.
+    fn askable(&self, call: &CallRecord) -> Vec<&Arc<Account>> {
+        let knows = |a: &Account| a.provider.lookup.as_ref().is_some_and(|l| call.alias(&l.needs).is_some());
+        self.calls.accounts_of(call).into_iter().filter(|a| a.can_ask() && knows(a)).collect()
     }
 
     /// A call past its deadline, or one whose create is unknown, is asked for; where nobody can be asked it ends at its
@@ -312,17 +317,12 @@ impl Sweeper {
     async fn settle_if_due(&self, call: &CallRecord) {
         let now_ms = self.calls.lifecycle.clock.now_ms();
         let due = call.deadline_at.is_some_and(|at| at <= now_ms);
-        let grace_ms = i64::try_from(self.calls.settings.grace.as_millis()).unwrap_or(i64::MAX);
+        let grace_ms = ms(self.calls.settings.grace);
         let waits = (call.unsettled || call.absent_at.is_some()) && call.phase_at + grace_ms <= now_ms;
         if !due && !waits {
             return;
         }
-        let known = self
-            .calls
-            .accounts_of(call)
-            .iter()
-            .any(|a| a.can_ask() && a.provider.lookup.as_ref().is_some_and(|l| call.alias(&l.needs).is_some()));
-        if known {
+        if !self.askable(call).is_empty() {
             self.ask_about(call).await;
         } else if call.origin == Origin::Order && self.search(call).await {
             // Found, or noted as absent, or to be tried again.
@@ -493,6 +493,10 @@ impl Sweeper {
             Err(error) => warn!(%error, "a foreign call could not be recorded"),
         }
     }
+}
+
+fn ms(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
 fn log<T>(result: Result<T>) {

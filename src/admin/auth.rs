@@ -5,7 +5,6 @@ use std::net::IpAddr;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, encode};
 use serde::{Deserialize, Serialize};
 
-use crate::clock::UnixMs;
 use crate::net::Exchange;
 use crate::provider::secret::Secret;
 
@@ -93,7 +92,7 @@ pub fn read(secret: &Secret, token: &str) -> Result<Claims, Denied> {
 }
 
 /// Who asks, if they may. On loopback nobody needs a token, unless the request came through a proxy or from a web page.
-pub fn caller(secret: Option<&Secret>, exchange: &Exchange, needs: Scope, _now: UnixMs) -> Result<Caller, Denied> {
+pub fn caller(secret: Option<&Secret>, exchange: &Exchange, needs: Scope) -> Result<Caller, Denied> {
     let bearer = exchange.header("authorization").and_then(|v| v.strip_prefix("Bearer "));
     let local = is_local(exchange);
     match (bearer, secret) {

@@ -153,11 +153,6 @@ impl Exchange {
         Some(self.peer)
     }
 
-    /// The connection is TLS.
-    pub fn is_tls(&self) -> bool {
-        self.tls
-    }
-
     /// A real upgrade to WebSocket (RFC 6455 §4.1): HTTP/1.1 GET without a body, `Upgrade: websocket`, `Connection: upgrade`.
     pub fn is_upgrade(&self) -> bool {
         let head = self.head();
