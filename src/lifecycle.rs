@@ -70,6 +70,7 @@ impl Lifecycle {
             at_ms,
             deadline_at: at_ms + self.deadlines.of_ms(phase).unwrap_or_default(),
             callback: None,
+            fingerprint: None,
             aliases: vec![],
         }
     }

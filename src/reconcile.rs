@@ -517,6 +517,7 @@ pub async fn rebuild(calls: &Calls) -> Result<usize> {
         lifecycle.apply(change).await?;
     }
     let away = |e: crate::gate::GateAway| crate::store::StoreError::Failed(e.to_string());
+    calls.reposts.restore(&open, lifecycle.clock.now_ms());
     for call in open {
         let bindings = policy.bindings(&call.facts);
         // The lease is the record's; nothing is sent under it here.

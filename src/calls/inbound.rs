@@ -13,7 +13,7 @@ use super::Calls;
 use super::lookup::LookedUp;
 use crate::call::{Direction, EndProof, Event, Origin, Outcome, Phase};
 use crate::gate::{Order, Verdict};
-use crate::ids::{Alias, BusinessId, CallId, mask_number};
+use crate::ids::{Alias, BusinessId, CallId, RefusalId, mask_number};
 use crate::policy::{Facts, Marks, WhenFull};
 use crate::provider::account::Account;
 use crate::provider::description::{CallFacts, OWN_ID_KIND};
@@ -103,7 +103,7 @@ impl Calls {
                         );
                         if let Some(full) = would_refuse {
                             self.lifecycle.metrics.would_refuse(&full.limit);
-                            let what = self.full_refusal(&facts, &full).await;
+                            let what = self.full_refusal(&facts, &full, RefusalId::new()).await;
                             self.keep_refusal(&facts, &what, "capacity_inbound", true);
                         }
                         Ok(Arrived::Admitted(call))
@@ -123,7 +123,7 @@ impl Calls {
             // Another webhook of the same call came first: nothing is refused.
             return self.known(&other, &arrival).await;
         }
-        let what = self.full_refusal(&facts, &full).await;
+        let what = self.full_refusal(&facts, &full, RefusalId::new()).await;
         self.lifecycle.metrics.refused("capacity_inbound", "inbound");
         self.keep_refusal(&facts, &what, "capacity_inbound", false);
         info!(

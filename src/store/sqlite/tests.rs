@@ -42,6 +42,7 @@ fn new_call(aliases: &[(&str, &str)]) -> NewCall {
         at_ms: 1000,
         deadline_at: 91_000,
         callback: None,
+        fingerprint: None,
         aliases: aliases.iter().filter_map(|(k, i)| Alias::new(k, i)).collect(),
     }
 }
