@@ -14,6 +14,7 @@ use crate::admin::{self, Admin};
 use crate::calls::Calls;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::failpoint;
 use crate::gate::memory::MemoryGate;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
@@ -180,17 +181,20 @@ impl App {
     pub async fn drain(self) {
         self.draining.cancel();
         info!(grace_secs = self.drain.as_secs(), in_flight = self.api.in_flight(), "draining");
+        failpoint::hit("drain.begun").await;
         let (api, webhooks) = tokio::join!(self.api.drain(self.drain), self.webhooks.drain(self.drain));
         let cut = api.in_flight_cut + webhooks.in_flight_cut;
         let tunnels = api.tunnels_cut + webhooks.tunnels_cut;
         if cut + tunnels > 0 {
             warn!(requests = cut, tunnels, "the grace was too short; what was left has been cut");
         }
+        failpoint::hit("drain.answered").await;
         // Creates that were sent must be settled: their answers bind ids to calls.
         self.calls.tasks.close();
         if tokio::time::timeout(self.drain, self.calls.tasks.wait()).await.is_err() {
             warn!("creates are still without an answer; they are looked up after the next start");
         }
+        failpoint::hit("drain.settled").await;
         self.stop.cancel();
         self.tasks.close();
         let _ = tokio::time::timeout(Duration::from_secs(5), self.tasks.wait()).await;

@@ -19,6 +19,7 @@ use crate::call::{Direction, EndProof, Event, Origin, Outcome, Phase};
 use crate::calls::inbound::Arrival;
 use crate::calls::lookup::{Found, Listed, LookedUp};
 use crate::calls::{AskError, Calls};
+use crate::failpoint;
 use crate::ids::{Alias, CallId};
 use crate::policy::Bound;
 use crate::provider::account::Account;
@@ -203,6 +204,7 @@ impl Sweeper {
             return Ok(live);
         }
         let listed = self.calls.list_live(&self.account).await?;
+        failpoint::hit("sweep.listed").await;
         let live: HashMap<&str, &Listed> = listed.iter().map(|one| (one.alias.id.as_str(), one)).collect();
         for (id, call) in &visible {
             match live.get(id) {
@@ -256,7 +258,10 @@ impl Sweeper {
     /// Asks for one call and applies what its record says.
     async fn ask_about(&self, call: &CallRecord) {
         match self.calls.look_up(call).await {
-            Ok(LookedUp::Found(found)) => self.found(call, found).await,
+            Ok(LookedUp::Found(found)) => {
+                failpoint::hit("sweep.asked").await;
+                self.found(call, found).await;
+            }
             Ok(LookedUp::Absent) => self.absent(call).await,
             Err(error) => debug!(call = %call.id, %error, "a call cannot be looked up"),
         }
@@ -293,6 +298,7 @@ impl Sweeper {
             None => {
                 let change = Change { absent: Some(true), ..self.calls.lifecycle.change(&call.id, "poll") };
                 log(self.calls.lifecycle.apply(change).await);
+                failpoint::hit("sweep.absent").await;
             }
         }
     }
@@ -360,7 +366,10 @@ impl Sweeper {
                 unsettled: Some(false),
                 ..self.calls.lifecycle.change(&call.id, "poll")
             };
-            match self.calls.lifecycle.apply(change).await {
+            failpoint::hit("sweep.found").await;
+            let applied = self.calls.lifecycle.apply(change).await;
+            failpoint::hit("sweep.bound").await;
+            match applied {
                 // Its record tells its other ids, by which it is known elsewhere.
                 Ok(Some(applied)) if applied.record.phase != Phase::Ended => self.ask_about(&applied.record).await,
                 applied => log(applied),
@@ -457,6 +466,7 @@ impl Sweeper {
                 }
             }
         }
+        failpoint::hit("sweep.meeting").await;
         self.adopt(one, found.facts, aliases, phase).await;
         Ok(())
     }
@@ -511,10 +521,12 @@ pub async fn rebuild(calls: &Calls) -> Result<usize> {
     let policy = lifecycle.policy.load_full();
     let open = lifecycle.store.open_calls().await?;
     let count = open.len();
+    failpoint::hit("start.read").await;
     for call in open.iter().filter(|c| c.origin == Origin::Order && c.phase == Phase::Reserved && !c.unsettled) {
         // The last process died between the record and the answer: nobody knows whether it was sent.
         let change = Change { unsettled: Some(true), ..lifecycle.change(&call.id, "order") };
         lifecycle.apply(change).await?;
+        failpoint::hit("start.marked").await;
     }
     let away = |e: crate::gate::GateAway| crate::store::StoreError::Failed(e.to_string());
     for call in open {
@@ -526,6 +538,7 @@ pub async fn rebuild(calls: &Calls) -> Result<usize> {
     let sent = lifecycle.store.admitted_since(lifecycle.clock.now_ms() - window_ms).await?;
     let sent = sent.into_iter().map(|(at_ms, facts)| (at_ms, policy.bindings(&facts))).collect();
     lifecycle.gate.replay_rates(sent).await.map_err(away)?;
+    failpoint::hit("start.rebuilt").await;
     Ok(count)
 }
 

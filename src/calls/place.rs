@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use super::{ANSWER_BYTES_MAX, Calls, inject};
 use crate::call::{Direction, EndProof, Event, Origin, Outcome as End, Phase};
+use crate::failpoint;
 use crate::gate::{Full, Gated, Lease, Order, Verdict};
 use crate::ids::{AccountName, Alias, CallId, mask_number};
 use crate::net::Outcome;
@@ -101,6 +102,7 @@ impl Calls {
             Ok(Verdict::Refused(full)) => return self.refuse_full(&order, &full).await,
             Err(error) => return self.refuse(&order, Refusal::new(Code::GateUnavailable, error.to_string())).await,
         };
+        failpoint::hit("create.admitted").await;
         let prepared = match self.prepare(&order, &call) {
             Ok(prepared) => prepared,
             Err(message) => {
@@ -119,9 +121,12 @@ impl Calls {
             }
         }
         drop(deciding);
+        failpoint::hit("create.recorded").await;
         self.note_admitted(&order, &call, would_refuse.as_ref()).await;
         if admitted_at.elapsed() > self.settings.send_within {
+            failpoint::hit("create.stale").await;
             self.end(&call, End::NotCreated, EndProof::Deadline, "order").await;
+            failpoint::hit("create.stale.ended").await;
             let message = "Nothing was dialled: this process stood still between admission and dialling.";
             return self.refuse(&order, Refusal::new(Code::StoreUnavailable, message)).await;
         }
@@ -146,9 +151,11 @@ impl Calls {
         let sdk_sleeps = order.sdk_sleeps;
         let this = self.clone();
         let mut settling = self.tasks.spawn(async move {
+            failpoint::hit("create.sending").await;
             let started = Instant::now();
             let outcome = this.upstream.create(request.open(&lease), ANSWER_BYTES_MAX).await;
             this.lifecycle.metrics.upstream_seconds(order.account.name.as_str(), started.elapsed().as_secs_f64());
+            failpoint::hit("create.answered").await;
             this.settle(lease.call(), outcome, &order, joined.as_ref()).await
         });
         match tokio::time::timeout(self.settings.create_timeout, &mut settling).await {
@@ -177,9 +184,11 @@ impl Calls {
         let answer = match outcome {
             Outcome::Answered(answer) => answer,
             Outcome::NotSent(error) => {
+                failpoint::hit("create.not_sent").await;
                 if joined.is_none() {
                     self.end(call, End::NotCreated, EndProof::Provider, "answer").await;
                 }
+                failpoint::hit("create.not_sent.ended").await;
                 let message = format!("Not dialled: {} cannot be reached: {error}", provider.name);
                 return self.refuse(order, Refusal::new(Code::InitiationFailed, message)).await;
             }
@@ -201,9 +210,11 @@ impl Calls {
         } else if let Some(limit) =
             provider.limits.iter().find(|l| l.status == status && (l.when.is_empty() || l.when.holds(&message)))
         {
+            failpoint::hit("create.limit").await;
             if joined.is_none() {
                 self.end(call, End::NotCreated, EndProof::Provider, "answer").await;
             }
+            failpoint::hit("create.limit.ended").await;
             let wait_secs = retry_after_secs(&answer).unwrap_or(limit.wait_secs);
             return self.refuse_by_provider(order, limit.class, wait_secs).await;
         } else if status >= 500 {
@@ -216,7 +227,9 @@ impl Calls {
             warn!(%call, status, "an answer that the provider's description does not know; the slot is held until it was asked");
             self.mark_unsettled(call).await;
         } else if joined.is_none() {
+            failpoint::hit("create.rejected").await;
             self.end(call, End::NotCreated, EndProof::Provider, "answer").await;
+            failpoint::hit("create.rejected.ended").await;
         }
         pass_on(answer)
     }
@@ -234,10 +247,12 @@ impl Calls {
             unsettled: Some(unsettled),
             ..self.lifecycle.change(call, "answer")
         };
+        failpoint::hit("create.unbound").await;
         if let Err(error) = self.lifecycle.apply(change).await {
             // The slot stays, its deadline leads to a look-up.
             warn!(%call, %error, "a created call's ids could not be recorded");
         }
+        failpoint::hit("create.bound").await;
     }
 
     fn prepare(&self, order: &CreateOrder, call: &CallId) -> Result<Prepared, String> {
@@ -337,6 +352,7 @@ impl Calls {
             Err(message) => return self.refuse(&order, Refusal::new(Code::InvalidRequest, message)).await,
         };
         info!(call = %joined.id, operation = order.operation.name, "joined to the open call");
+        failpoint::hit("create.joined").await;
         self.exchange(lease, Gated::new(prepared.request), order, Some(joined.clone())).await
     }
 
@@ -511,10 +527,12 @@ impl Calls {
     }
 
     async fn mark_unsettled(&self, call: &CallId) {
+        failpoint::hit("create.unknown").await;
         let change = Change { unsettled: Some(true), ..self.lifecycle.change(call, "order") };
         if let Err(error) = self.lifecycle.apply(change).await {
             warn!(%call, %error, "an unknown outcome could not be recorded; the call's deadline leads to a look-up");
         }
+        failpoint::hit("create.unknown.recorded").await;
     }
 
     pub(super) async fn end(&self, call: &CallId, outcome: End, proof: EndProof, seen_by: &'static str) {
