@@ -20,6 +20,7 @@ use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::net::{Edge, EdgeSettings, ReloadingTls, RunningEdge, Upstream, UpstreamSettings, install_crypto_provider};
 use crate::policy::Policy;
+use crate::provider::account::Account;
 use crate::proxy::Proxy;
 use crate::reconcile::{self, Pace, Sightings, Sweeper};
 use crate::store::Store;
@@ -126,9 +127,12 @@ impl App {
 
         let (stop, draining, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
         let sightings = Sightings::default();
-        for account in calls.accounts.values() {
-            let pace = Pace { sweep: config.sweep };
-            let sweeper = Sweeper::new(calls.clone(), account.clone(), pace, sightings.clone());
+        let pace = Pace { sweep: config.sweep };
+        let sweeper = |account: &Arc<Account>| Sweeper::new(calls.clone(), account.clone(), pace, sightings.clone());
+        let mut sweepers: Vec<Sweeper> = calls.accounts.values().map(sweeper).collect();
+        // Nothing is served yet: what lives at the providers is counted before anything is admitted.
+        reconcile::first_sight(&mut sweepers, config.calls.ask_timeout).await;
+        for sweeper in sweepers {
             tasks.spawn(sweeper.run(stop.clone()));
         }
         tasks.spawn(deliver::run(calls.clone(), wake, stop.clone()));

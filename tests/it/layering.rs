@@ -88,7 +88,8 @@ fn the_decision_core_is_pure() {
     let layers = layers();
     let mut wrong = Vec::new();
     for (module, place, code, test) in lines() {
-        let pure = layers.get(&module).is_some_and(|l| *l <= 2) && !["clock", "failpoint"].contains(&module.as_str()) && !test;
+        let pure =
+            layers.get(&module).is_some_and(|l| *l <= 2) && !["clock", "failpoint"].contains(&module.as_str()) && !test;
         for impure in ["std::fs", "std::net", "std::process", "tokio::", "SystemTime", "Instant::now", ".await"] {
             if pure && code.contains(impure) {
                 wrong.push(format!("{place}: {impure}"));

@@ -1,0 +1,300 @@
+//! The process dies at every point between admission and settlement, and at any moment. Whatever it leaves behind, the next one
+//! finds it: nothing is dialled twice, no limit is passed, no slot leaks, no acknowledged webhook is lost.
+
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use ringfence::failpoint;
+use ringfence::simulate::{Fault, FaultKind, Operation, Provider, SimSettings, Simulator};
+use tokio::sync::Semaphore;
+
+use crate::support::child::{ALL_MAX, Scene, signal};
+use crate::support::stage::{PATIENCE, Setup};
+
+/// Processes that die at once: two cores are shared with the other tests.
+static AT_ONCE: Semaphore = Semaphore::const_new(4);
+
+/// What makes the process come to a point.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Act {
+    /// It comes there by itself, at its start.
+    Nothing,
+    /// Orders at both providers.
+    Order,
+    /// An order, and the provider's answer goes wrong.
+    Fault(FaultKind),
+    /// An order that nobody answers for, and no webhook either.
+    Lost,
+    /// An order at an account whose provider is away.
+    Away,
+    /// register-call for a call that is up.
+    Join,
+    /// A caller.
+    CallIn,
+    /// A caller, while every slot is taken.
+    CallInFull,
+    /// A call ends.
+    End,
+    /// A call ends, and no webhook comes.
+    EndUnheard,
+    /// A call is placed past ringfence.
+    Past,
+    /// An operator hangs up.
+    HangUp,
+    /// SIGTERM.
+    Term,
+}
+
+/// How to come to a point: where the process before died already, what else is armed, what happens.
+fn script(point: &str) -> Option<(&'static str, &'static str, Act)> {
+    Some(match point {
+        "create.admitted" | "create.recorded" | "create.sending" | "create.head" | "create.answered"
+        | "create.unbound" | "create.bound" | "call.opened" | "store.writing" | "store.committing"
+        | "store.committed" => ("", "", Act::Order),
+        "create.stale" | "create.stale.ended" => ("", "create.recorded=sleep:1500", Act::Order),
+        "create.joined" => ("", "", Act::Join),
+        "create.not_sent" | "create.not_sent.ended" => ("", "", Act::Away),
+        "create.limit" | "create.limit.ended" => ("", "", Act::Fault(FaultKind::TooManyConcurrent)),
+        "create.rejected" | "create.rejected.ended" => ("", "", Act::Fault(FaultKind::Invalid)),
+        "create.unknown" | "create.unknown.recorded" => ("", "", Act::Fault(FaultKind::ServerErrorAfterCreate)),
+        "inbound.admitted" | "inbound.opened" | "inbound.fronted" => ("", "", Act::CallIn),
+        "inbound.full" | "inbound.adopted" | "inbound.refused" => ("", "", Act::CallInFull),
+        "webhook.read" | "webhook.received" | "webhook.applied" | "webhook.settled" | "webhook.answered"
+        | "call.applied" | "call.ended" | "call.released" | "delivery.sent" | "delivery.noted" => ("", "", Act::End),
+        "replay.applied" | "replay.settled" => ("webhook.received", "", Act::Nothing),
+        "call.kept_early" | "call.adopted" | "sweep.meeting" => ("", "", Act::Past),
+        "hangup.sending" | "hangup.sent" | "hangup.over" => ("", "", Act::HangUp),
+        "fetch.head" | "sweep.listed" => ("", "", Act::Nothing),
+        "sweep.asked" => ("", "", Act::EndUnheard),
+        "sweep.found" | "sweep.bound" => ("", "", Act::Lost),
+        "sweep.absent" => ("", "", Act::Fault(FaultKind::ServerError)),
+        "start.read" | "start.rebuilt" | "start.sighted" => ("", "", Act::Nothing),
+        "start.marked" => ("create.recorded", "", Act::Nothing),
+        "drain.begun" | "drain.answered" | "drain.settled" => ("", "", Act::Term),
+        _ => return None,
+    })
+}
+
+async fn act(scene: &mut Scene, act: Act) {
+    match act {
+        Act::Nothing => {}
+        Act::Order => {
+            tokio::join!(scene.dial(), scene.talk());
+        }
+        Act::Fault(kind) => {
+            scene.control.fault(Fault::next(Provider::ElevenLabs, kind, 1));
+            scene.dial().await;
+        }
+        Act::Lost => {
+            scene.control.set_webhook_loss(1.0);
+            scene.control.fault(Fault::next(Provider::ElevenLabs, FaultKind::AcceptThenDrop, 1));
+            scene.dial().await;
+        }
+        Act::Away => drop(scene.dial_at("away").await),
+        Act::Join => {
+            let (answer, to) = scene.talk().await;
+            if answer.is_some() {
+                scene.register("+15550001111", &to).await;
+            }
+        }
+        Act::CallIn => drop(scene.call_in()),
+        Act::CallInFull => {
+            for _ in 0..ALL_MAX {
+                scene.talk().await;
+            }
+            scene.call_in();
+        }
+        Act::End | Act::EndUnheard => {
+            if act == Act::EndUnheard {
+                scene.control.set_webhook_loss(1.0);
+            }
+            tokio::join!(scene.dial(), scene.talk());
+            scene.end_all();
+        }
+        Act::Past => {
+            scene.place_past().await;
+        }
+        Act::HangUp => {
+            // Neither a webhook nor the sweep may say it first.
+            scene.control.set_webhook_loss(1.0);
+            for provider in [Provider::ElevenLabs, Provider::Twilio] {
+                let kind = FaultKind::ServerError;
+                scene.control.fault(Fault { on: Operation::List, n: None, ..Fault::next(provider, kind, 1) });
+            }
+            if let Some(sid) = scene.live().first().and_then(|call| call.call_sid.clone()) {
+                scene.ask("admin", "POST", &format!("/api/calls/{sid}/hangup"), &[], "").await;
+            }
+        }
+        Act::Term => signal(scene.serve().pid(), "TERM"),
+    }
+}
+
+/// Lets the process die there, by `abort`.
+async fn dies(scene: &mut Scene, point: &str, pass: u32) {
+    let (_, more, what) = script(point).unwrap_or_else(|| panic!("nothing here comes to {point}"));
+    let started = Instant::now();
+    scene.start(&format!("{more},{point}=abort:{pass}")).await;
+    loop {
+        if let Some(status) = scene.died(Duration::from_millis(50)).await {
+            assert_eq!(status.signal(), Some(6), "{point}: {status}\n{}", scene.log());
+            assert!(scene.log().contains(&format!("failpoint {point}: abort")), "{}", scene.log());
+            return;
+        }
+        assert!(started.elapsed() < PATIENCE, "nobody came to {point}\n{}", scene.log());
+        act(scene, what).await;
+        if let Some(status) = scene.died(Duration::from_millis(1_500)).await {
+            assert_eq!(status.signal(), Some(6), "{point}: {status}\n{}", scene.log());
+            return;
+        }
+        // Room for another try.
+        scene.end_all();
+    }
+}
+
+/// Calls are up, the process dies, one call ends meanwhile, the next process dies at the point, the third has to cope.
+async fn survives(point: &'static str, pass: u32) {
+    let _room = AT_ONCE.acquire().await.unwrap();
+    let away = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let timeouts = if point.starts_with("create.stale") { "send_within_secs = 1" } else { "" };
+    let tables = format!(
+        "[accounts.away]\nprovider = \"elevenlabs\"\nupstream = \"http://{away}\"\napi_key = \"{}\"",
+        SimSettings::default().el_api_key
+    );
+    let mut scene = Scene::set(Setup::default().sim, "", timeouts, &tables).await;
+    let (before, _, what) = script(point).unwrap_or_else(|| panic!("nothing here comes to {point}"));
+    scene.start_well().await;
+    let ended = scene.dial().await.unwrap().json()["conversation_id"].as_str().unwrap().to_owned();
+    assert_eq!(scene.talk().await.0.unwrap().status, 201);
+    scene.kill();
+    if !before.is_empty() {
+        dies(&mut scene, before, 1).await;
+    }
+    scene.control.end_call(&ended);
+    dies(&mut scene, point, pass).await;
+
+    // The provider that was away is back: else nobody could ever be asked about its orders.
+    let back = match what {
+        Act::Away => Some(Simulator::start(SimSettings { listen: away, ..SimSettings::default() }).await.unwrap()),
+        _ => None,
+    };
+    scene.start_well().await;
+    let live = scene.live().len() as u64;
+    let held = scene.held().await;
+    assert!(held >= live, "{point}: {live} are up, {held} are held\n{}", scene.log());
+    // Whatever is left of the limits can be used, and no more.
+    tokio::join!(scene.dial(), scene.talk(), scene.dial(), scene.talk(), scene.dial());
+    scene.finish().await;
+    if let Some(back) = back {
+        back.stop().await;
+    }
+}
+
+async fn all_survive(places: &[&str]) {
+    let mut deaths = tokio::task::JoinSet::new();
+    for point in failpoint::ALL.iter().filter(|point| places.contains(&place(point))) {
+        deaths.spawn(survives(point, 1));
+    }
+    assert!(!deaths.is_empty());
+    deaths.join_all().await;
+}
+
+fn place(point: &str) -> &str {
+    point.split('.').next().unwrap_or_default()
+}
+
+const OF_ORDERS: &[&str] = &["create"];
+const OF_WEBHOOKS: &[&str] = &["inbound", "webhook", "replay", "delivery"];
+const OF_CALLS: &[&str] = &["call", "hangup", "store", "fetch"];
+const OF_PROCESSES: &[&str] = &["sweep", "start", "drain"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_death_on_the_way_of_an_order_costs_nothing() {
+    all_survive(OF_ORDERS).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_death_on_the_way_of_a_webhook_costs_nothing() {
+    all_survive(OF_WEBHOOKS).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_death_while_a_calls_state_changes_costs_nothing() {
+    all_survive(OF_CALLS).await;
+    // Later passes of the writer's points: between the commits of one order.
+    let later =
+        ["store.committing", "store.committed"].into_iter().flat_map(|point| (2..5).map(move |pass| (point, pass)));
+    let mut deaths = tokio::task::JoinSet::new();
+    later.for_each(|(point, pass)| drop(deaths.spawn(survives(point, pass))));
+    deaths.join_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_death_in_a_sweep_a_start_or_a_drain_costs_nothing() {
+    all_survive(OF_PROCESSES).await;
+}
+
+fn sources(dir: &Path, all: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, all);
+        } else if path.extension().is_some_and(|e| e == "rs") && !path.ends_with("failpoint.rs") {
+            all.push(path);
+        }
+    }
+}
+
+/// Every name is in the code, every name in the code is in the list, and the tests above come to each.
+#[test]
+fn every_failpoint_is_exercised() {
+    let mut files = Vec::new();
+    sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
+    let code: String = files.iter().map(|file| std::fs::read_to_string(file).unwrap()).collect();
+    for point in failpoint::ALL {
+        assert!(code.contains(&format!("\"{point}\"")), "{point} is nowhere in the code");
+        assert!(script(point).is_some(), "no test comes to {point}");
+        let tested = [OF_ORDERS, OF_WEBHOOKS, OF_CALLS, OF_PROCESSES].concat().contains(&place(point));
+        assert!(tested, "no test takes {point}");
+    }
+    for (at, _) in code.match_indices("failpoint::hit(\"") {
+        let name = code[at + 16..].split('"').next().unwrap();
+        assert!(failpoint::ALL.contains(&name), "{name} is not in failpoint::ALL");
+    }
+}
+
+/// The request has left, the answer has not come: the provider has the call, and nobody here knows.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_between_a_request_and_its_answer_loses_nothing() {
+    let mut scene = Scene::usual().await;
+    scene.start_well().await;
+    for provider in [Provider::ElevenLabs, Provider::Twilio] {
+        scene.control.fault(Fault { ms: 60_000, ..Fault::next(provider, FaultKind::Slow, 1) });
+    }
+    {
+        let orders = async { tokio::join!(scene.dial(), scene.talk()) };
+        let both = async {
+            scene
+                .wait("the providers have both", async || {
+                    let counts = scene.control.counts();
+                    counts.creates_el == 1 && counts.creates_tw == 1
+                })
+                .await;
+            signal(scene.pid(), "KILL");
+        };
+        tokio::join!(orders, both);
+    }
+    scene.kill();
+    scene.control.clear_faults(None);
+    scene.control.set_webhook_loss(1.0);
+    scene.start_well().await;
+    assert_eq!(scene.held().await, 2, "both are counted before anything is decided");
+    scene
+        .wait("both are found", async || {
+            let status = scene.status().await;
+            status["accounts"].as_array().unwrap().iter().all(|a| a["unsettled"] == 0)
+        })
+        .await;
+    assert_eq!((scene.held().await, scene.live().len()), (2, 2));
+    scene.finish().await;
+}
