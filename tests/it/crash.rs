@@ -3,13 +3,14 @@
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ringfence::failpoint;
-use ringfence::simulate::{Fault, FaultKind, Operation, Provider, SimSettings, Simulator};
+use ringfence::simulate::{Fault, FaultKind, Millis, Operation, Provider, SimSettings, Simulator};
 use tokio::sync::Semaphore;
 
-use crate::support::child::{ALL_MAX, Scene, signal};
+use crate::support::child::{ALL_MAX, EL_MAX, Scene, signal};
 use crate::support::stage::{PATIENCE, Setup};
 
 /// Processes that die at once: two cores are shared with the other tests.
@@ -24,7 +25,7 @@ enum Act {
     Order,
     /// An order, and the provider's answer goes wrong.
     Fault(FaultKind),
-    /// An order that nobody answers for, and no webhook either.
+    /// An order whose answer is lost, and no webhook either.
     Lost,
     /// An order at an account whose provider is away.
     Away,
@@ -88,8 +89,8 @@ async fn act(scene: &mut Scene, act: Act) {
         }
         Act::Lost => {
             scene.control.set_webhook_loss(1.0);
-            scene.control.fault(Fault::next(Provider::ElevenLabs, FaultKind::AcceptThenDrop, 1));
-            scene.dial().await;
+            scene.control.fault(Fault::next(Provider::Twilio, FaultKind::AcceptThenDrop, 1));
+            scene.talk().await;
         }
         Act::Away => drop(scene.dial_at("away").await),
         Act::Join => {
@@ -157,12 +158,15 @@ async fn survives(point: &'static str, pass: u32) {
     let _room = AT_ONCE.acquire().await.unwrap();
     let away = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let timeouts = if point.starts_with("create.stale") { "send_within_secs = 1" } else { "" };
-    let tables = format!(
-        "[accounts.away]\nprovider = \"elevenlabs\"\nupstream = \"http://{away}\"\napi_key = \"{}\"",
-        SimSettings::default().el_api_key
-    );
-    let mut scene = Scene::set(Setup::default().sim, "", timeouts, &tables).await;
     let (before, _, what) = script(point).unwrap_or_else(|| panic!("nothing here comes to {point}"));
+    let tables = match what {
+        Act::Away => format!(
+            "[accounts.away]\nprovider = \"elevenlabs\"\nupstream = \"http://{away}\"\napi_key = \"{}\"",
+            SimSettings::default().el_api_key
+        ),
+        _ => String::new(),
+    };
+    let mut scene = Scene::set(Setup::default().sim, "", timeouts, &tables).await;
     scene.start_well().await;
     let ended = scene.dial().await.unwrap().json()["conversation_id"].as_str().unwrap().to_owned();
     assert_eq!(scene.talk().await.0.unwrap().status, 201);
@@ -296,5 +300,108 @@ async fn a_kill_between_a_request_and_its_answer_loses_nothing() {
         })
         .await;
     assert_eq!((scene.held().await, scene.live().len()), (2, 2));
+    scene.finish().await;
+}
+
+/// A random number generator that needs no crate: the seed is printed, so that a run can be repeated.
+pub struct Dice(u64);
+
+impl Dice {
+    /// From `RINGFENCE_SEED`, else from the clock.
+    pub fn new(what: &str) -> Self {
+        let given = std::env::var("RINGFENCE_SEED").ok().and_then(|seed| seed.parse().ok());
+        let seed = given.unwrap_or_else(|| jiff::Timestamp::now().as_microsecond().unsigned_abs());
+        eprintln!("{what}: RINGFENCE_SEED={seed}");
+        Self(seed)
+    }
+
+    /// 0 to `n` - 1 (SplitMix64).
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % n
+    }
+}
+
+/// How long a test that could go on for ever goes on: `RINGFENCE_CHAOS_SECS`, else what CI has time for.
+pub fn chaos(secs: u64) -> Duration {
+    let given = std::env::var("RINGFENCE_CHAOS_SECS").ok().and_then(|secs| secs.parse().ok());
+    Duration::from_secs(given.unwrap_or(secs))
+}
+
+/// `kill -9` at any moment, while orders and callers come as fast as they can and webhooks are lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn kills_at_any_moment_under_load_cost_nothing() {
+    let mut dice = Dice::new("kills under load");
+    let sim = SimSettings {
+        talk_ms: Millis::between(20, 400),
+        webhook_loss: 0.2,
+        webhook_double: 0.2,
+        webhook_reorder: 0.2,
+        seed: dice.below(1 << 32),
+        ..Setup::default().sim
+    };
+    let mut scene = Scene::set(sim, "", "", "").await;
+    let (started, mut kills) = (Instant::now(), 0);
+    while started.elapsed() < chaos(10) {
+        scene.start_well().await;
+        {
+            let alive = AtomicBool::new(true);
+            let client = async |kind: usize| {
+                while alive.load(Ordering::Relaxed) {
+                    match kind % 3 {
+                        0 => drop(scene.dial().await),
+                        1 => drop(scene.talk().await),
+                        _ => drop(scene.call_in()),
+                    }
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            };
+            let moment = Duration::from_millis(dice.below(700));
+            let killer = async {
+                tokio::time::sleep(moment).await;
+                signal(scene.pid(), "KILL");
+                alive.store(false, Ordering::Relaxed);
+            };
+            tokio::join!(killer, futures_util::future::join_all((0..9).map(client)));
+        }
+        scene.kill();
+        kills += 1;
+    }
+    let counts = scene.control.counts();
+    eprintln!(
+        "{kills} kills, {} calls, at most {} of {EL_MAX} and {} of {ALL_MAX} at once",
+        counts.dials + counts.inbound,
+        counts.el_live_max,
+        counts.both_live_max
+    );
+    scene.start_well().await;
+    scene.finish().await;
+}
+
+/// The process stands still between admission and dialling, longer than `send_within_secs`: nothing is sent late.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_stood_still_sends_nothing_late() {
+    let mut scene = Scene::set(Setup::default().sim, "", "send_within_secs = 1", "").await;
+    assert!(scene.start("create.recorded=sleep:600").await);
+    let order = scene.dial();
+    let stop = async {
+        scene
+            .wait("it is on record", async || {
+                let status = tokio::time::timeout(Duration::from_millis(300), scene.held()).await;
+                status.is_ok_and(|held| held == 1)
+            })
+            .await;
+        signal(scene.pid(), "STOP");
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        signal(scene.pid(), "CONT");
+    };
+    let (answer, ()) = tokio::join!(order, stop);
+    let answer = answer.unwrap();
+    assert_eq!((answer.status, &answer.json()["error"]), (503, &"CALL_STORE_UNAVAILABLE".into()));
+    assert_eq!(answer.json()["called"], false);
+    assert_eq!((scene.control.counts().creates_el, scene.held().await), (0, 0));
     scene.finish().await;
 }
