@@ -12,6 +12,7 @@ use tracing::{info, warn};
 use super::Calls;
 use super::lookup::LookedUp;
 use crate::call::{Direction, EndProof, Event, Origin, Outcome, Phase};
+use crate::failpoint;
 use crate::gate::{Order, Verdict};
 use crate::ids::{Alias, BusinessId, CallId, RefusalId, mask_number};
 use crate::policy::{Facts, Marks, WhenFull};
@@ -86,8 +87,10 @@ impl Calls {
         record.aliases = arrival.aliases.clone();
         let full = match verdict {
             Ok(Verdict::Admitted(lease, would_refuse)) => {
+                failpoint::hit("inbound.admitted").await;
                 let opened = self.lifecycle.open(&lease, record).await?;
                 drop(deciding);
+                failpoint::hit("inbound.opened").await;
                 return match opened {
                     Opened::Known(other) => self.known(&other, &arrival).await,
                     Opened::New(_) => {
@@ -119,10 +122,12 @@ impl Calls {
         drop(deciding);
         // It exists until it has been refused or hung up, so it is counted, apart from the admitted ones.
         record.overrun = true;
+        failpoint::hit("inbound.full").await;
         if let Opened::Known(other) = self.lifecycle.adopt(record).await? {
             // Another webhook of the same call came first: nothing is refused.
             return self.known(&other, &arrival).await;
         }
+        failpoint::hit("inbound.adopted").await;
         let what = self.full_refusal(&facts, &full, RefusalId::new()).await;
         self.lifecycle.metrics.refused("capacity_inbound", "inbound");
         self.keep_refusal(&facts, &what, "capacity_inbound", false);
@@ -140,6 +145,7 @@ impl Calls {
         if arrival.refusable {
             // Our reply to this webhook ends it.
             self.end(&call, Outcome::Capacity, EndProof::Webhook, "webhook").await;
+            failpoint::hit("inbound.refused").await;
         } else {
             self.hang_up_later(&call);
         }
@@ -315,6 +321,7 @@ impl Calls {
         if bind.is_empty() {
             warn!(call = %record.id, "the TwiML names no conversation; the call is followed by its carrier alone");
         }
+        failpoint::hit("inbound.fronted").await;
         let change = Change { bind, ..self.lifecycle.change(&record.id, "answer") };
         self.lifecycle.apply(change).await.map_err(|e| e.to_string())?;
         Ok(twiml.clone())

@@ -19,6 +19,7 @@ use super::repost::{
 };
 use super::{ANSWER_BYTES_MAX, Calls, inject, of_record};
 use crate::call::{Direction, EndProof, Event, Origin, Outcome as End, Phase};
+use crate::failpoint;
 use crate::gate::{Full, Gated, Lease, Order, Verdict};
 use crate::ids::{AccountName, Alias, CallId, RefusalId, mask_number};
 use crate::net::Outcome;
@@ -186,6 +187,7 @@ impl Calls {
             Ok(Verdict::Refused(full)) => return Err(Some(self.refused_full(order, &full).await)),
             Err(error) => return Err(Some(Refusal::new(Code::GateUnavailable, error.to_string()))),
         };
+        failpoint::hit("create.admitted").await;
         let prepared = match self.prepare(order, &call) {
             Ok(prepared) => prepared,
             Err(message) => {
@@ -207,9 +209,12 @@ impl Calls {
             }
         }
         drop(deciding);
+        failpoint::hit("create.recorded").await;
         self.note_admitted(order, &call, would_refuse.as_ref()).await;
         if admitted_at.elapsed() > self.settings.send_within {
+            failpoint::hit("create.stale").await;
             self.end(&call, End::NotCreated, EndProof::Deadline, "order").await;
+            failpoint::hit("create.stale.ended").await;
             let message = "Nothing was dialled: this process stood still between admission and dialling.";
             return Err(Some(Refusal::new(Code::StoreUnavailable, message)));
         }
@@ -323,9 +328,11 @@ impl Calls {
         let sdk_sleeps = order.sdk_sleeps;
         let (this, order, told) = (self.clone(), order.clone(), mine.clone());
         let mut settling = self.tasks.spawn(async move {
+            failpoint::hit("create.sending").await;
             let started = Instant::now();
             let outcome = this.upstream.create(request.open(&lease), ANSWER_BYTES_MAX).await;
             this.lifecycle.metrics.upstream_seconds(order.account.name.as_str(), started.elapsed().as_secs_f64());
+            failpoint::hit("create.answered").await;
             let (settled, response) = this.settle(lease.call(), outcome, &order, joined.as_ref()).await;
             match settled {
                 Settled::Created => mine.created(&response),
@@ -366,9 +373,11 @@ impl Calls {
         let answer = match outcome {
             Outcome::Answered(answer) => answer,
             Outcome::NotSent(error) => {
+                failpoint::hit("create.not_sent").await;
                 if joined.is_none() {
                     self.end(call, End::NotCreated, EndProof::Provider, "answer").await;
                 }
+                failpoint::hit("create.not_sent.ended").await;
                 let message = format!("Not dialled: {} cannot be reached: {error}", provider.name);
                 let refused = self.refuse(order, Refusal::new(Code::InitiationFailed, message)).await;
                 return (Settled::NotCreated, refused);
@@ -391,9 +400,11 @@ impl Calls {
         } else if let Some(limit) =
             provider.limits.iter().find(|l| l.status == status && (l.when.is_empty() || l.when.holds(&message)))
         {
+            failpoint::hit("create.limit").await;
             if joined.is_none() {
                 self.end(call, End::NotCreated, EndProof::Provider, "answer").await;
             }
+            failpoint::hit("create.limit.ended").await;
             let wait_secs = retry_after_secs(&answer).unwrap_or(limit.wait_secs);
             return (Settled::NotCreated, self.refuse_by_provider(order, limit.class, wait_secs).await);
         } else if status >= 500 {
@@ -407,7 +418,9 @@ impl Calls {
             self.mark_unsettled(call).await;
         } else {
             if joined.is_none() {
+                failpoint::hit("create.rejected").await;
                 self.end(call, End::NotCreated, EndProof::Provider, "answer").await;
+                failpoint::hit("create.rejected.ended").await;
             }
             return (Settled::NotCreated, pass_on(answer));
         }
@@ -427,10 +440,12 @@ impl Calls {
             unsettled: Some(unsettled),
             ..self.lifecycle.change(call, "answer")
         };
+        failpoint::hit("create.unbound").await;
         if let Err(error) = self.lifecycle.apply(change).await {
             // The slot stays, its deadline leads to a look-up.
             warn!(%call, %error, "a created call's ids could not be recorded");
         }
+        failpoint::hit("create.bound").await;
     }
 
     fn prepare(&self, order: &CreateOrder, call: &CallId) -> Result<Prepared, String> {
@@ -534,6 +549,7 @@ impl Calls {
         let prepared =
             self.prepare(order, &joined.id).map_err(|message| Refusal::new(Code::InvalidRequest, message))?;
         info!(call = %joined.id, operation = order.operation.name, "joined to the open call");
+        failpoint::hit("create.joined").await;
         mine.opened(&joined.id);
         Ok(self.exchange(lease, Gated::new(prepared.request), order, Some(joined.clone()), mine).await)
     }
@@ -730,10 +746,12 @@ impl Calls {
     }
 
     async fn mark_unsettled(&self, call: &CallId) {
+        failpoint::hit("create.unknown").await;
         let change = Change { unsettled: Some(true), ..self.lifecycle.change(call, "order") };
         if let Err(error) = self.lifecycle.apply(change).await {
             warn!(%call, %error, "an unknown outcome could not be recorded; the call's deadline leads to a look-up");
         }
+        failpoint::hit("create.unknown.recorded").await;
     }
 
     pub(super) async fn end(&self, call: &CallId, outcome: End, proof: EndProof, seen_by: &'static str) {
