@@ -4,14 +4,16 @@ use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use futures_util::{SinkExt as _, StreamExt as _};
 use ringfence::config::{self, Strict};
 use ringfence::net::{EdgeSettings, TrustedPeers};
 use ringfence::simulate::sign;
+use tokio_tungstenite::tungstenite::Message;
 
 use crate::net_tls::{Dir, run};
 use crate::outbound::account_at;
 use crate::support::hooks::{FORM, STATUS, VOICE, call_form, encoded, pairs};
-use crate::support::net::{bounded, edge, mirror, pattern, until};
+use crate::support::net::{bounded, edge, mirror, pattern, server, until};
 use crate::support::stage::{Behind, Setup, Stage};
 
 const CREATE: &str = "/elevenlabs/v1/convai/twilio/outbound-call";
@@ -32,7 +34,7 @@ fn ipv6() -> bool {
     present("IPv6 on loopback", std::net::TcpListener::bind("[::1]:0").is_ok())
 }
 
-/// An nginx of its own, with these `location`s.
+/// An nginx of its own, configured as README.md says.
 struct Nginx {
     process: Child,
     at: SocketAddr,
@@ -47,8 +49,9 @@ impl Drop for Nginx {
 }
 
 impl Nginx {
-    /// None where there is no nginx; it is in `sbin` on Debian, which is not on everybody's path.
-    async fn start(name: &str, upstream: SocketAddr, locations: &str) -> Option<Self> {
+    /// `replace`: what is written otherwise. None where there is no nginx; it is in `sbin` on Debian, which is not on
+    /// everybody's path.
+    async fn start(name: &str, upstream: SocketAddr, replace: &[(&str, &str)]) -> Option<Self> {
         let installed = ["nginx", "/usr/sbin/nginx"];
         let found =
             installed.into_iter().find(|nginx| Command::new(nginx).arg("-v").stderr(Stdio::null()).status().is_ok());
@@ -59,7 +62,16 @@ impl Nginx {
             let folder = Dir::new(name);
             let at = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
             let path = folder.0.join("nginx.conf");
-            std::fs::write(&path, configuration(&folder.0.display().to_string(), at, upstream, locations)).unwrap();
+            let server = replace.iter().fold(shown(at, upstream), |shown, (old, new)| shown.replace(old, new));
+            let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+                .map(|kind| format!("{kind}_temp_path {}/{kind};\n", folder.0.display()))
+                .concat();
+            let pid = folder.0.join("pid");
+            let conf = format!(
+                "daemon off;\nmaster_process off;\npid {};\nevents {{}}\nhttp {{\naccess_log off;\n{temporary}{server}}}\n",
+                pid.display()
+            );
+            std::fs::write(&path, conf).unwrap();
             let mut command = Command::new(found?);
             command.args(["-e", "stderr", "-c"]).arg(path);
             let mut nginx = Nginx { process: command.spawn().unwrap(), at, _folder: folder };
@@ -79,36 +91,15 @@ impl Nginx {
     }
 }
 
-/// As operators write it: connections to ringfence are kept, and what nginx knows of the client is told.
-fn configuration(folder: &str, at: SocketAddr, upstream: SocketAddr, locations: &str) -> String {
-    format!(
-        r#"
-daemon off;
-master_process off;
-pid {folder}/pid;
-events {{}}
-http {{
-    access_log off;
-    client_body_temp_path {folder}/1;
-    proxy_temp_path {folder}/2;
-    fastcgi_temp_path {folder}/3;
-    uwsgi_temp_path {folder}/4;
-    scgi_temp_path {folder}/5;
-    upstream ringfence {{ server {upstream}; keepalive 4; }}
-    server {{
-        listen {at};
-        client_max_body_size 64m;
-        proxy_http_version 1.1;
-        proxy_set_header Connection "";
-        proxy_set_header Host $host;
-        proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
-        proxy_set_header X-Forwarded-Proto https;
-        proxy_set_header X-Forwarded-Host $host;
-        {locations}
-    }}
-}}
-"#
-    )
+/// What README.md shows, without TLS, between these two addresses.
+fn shown(at: SocketAddr, upstream: SocketAddr) -> String {
+    let (_, rest) = include_str!("../../README.md").split_once("```nginx\n").expect("a configuration");
+    let (shown, _) = rest.split_once("```").expect("its end");
+    let replaced = [("443 ssl", at.to_string()), ("127.0.0.1:8081", upstream.to_string())];
+    replaced.into_iter().fold(shown.to_owned(), |shown, (old, new)| {
+        assert!(shown.contains(old), "{old} is not in README.md's configuration");
+        shown.replace(old, &new)
+    })
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -152,9 +143,9 @@ async fn curl_that_expects_100_continue_gets_it_for_creates_and_uploads() {
 async fn nginx_keeps_its_connection_and_bodies_arrive_as_sent() {
     bounded(async {
         let edge = edge(EdgeSettings::default(), mirror).await;
-        let plain = "location / { proxy_pass http://ringfence; }
-            location /streamed/ { proxy_pass http://ringfence; proxy_request_buffering off; }";
-        let Some(nginx) = Nginx::start("nginx-edge", edge.local_addr(), plain).await else { return };
+        let both = "location /whole/ { proxy_pass http://ringfence; proxy_http_version 1.1; proxy_set_header Connection \"\"; }
+            location /";
+        let Some(nginx) = Nginx::start("nginx-edge", edge.local_addr(), &[("location /", both)]).await else { return };
         // More than nginx reads ahead, so that it cannot know the length either.
         let text = "0123456789abcdef".repeat(4096);
         let folder = Dir::new("chunks");
@@ -163,11 +154,11 @@ async fn nginx_keeps_its_connection_and_bodies_arrive_as_sent() {
         let (file, end) = (format!("@{}", file.display()), format!("\n\n{text}"));
         let chunked = ["-sS", "-H", "Transfer-Encoding: chunked", "--data-binary", file.as_str()];
         for n in 0..10 {
-            let whole = nginx.url(&format!("/p?n={n}&d=%2B"));
+            let whole = nginx.url(&format!("/whole/p?n={n}&d=%2B"));
             let (_, said) = run("curl", &[&chunked[..], &[whole.as_str()]].concat()).await;
-            assert!(said.starts_with(&format!("POST /p?n={n}&d=%2B\n")) && said.ends_with(&end), "{said}");
+            assert!(said.starts_with(&format!("POST /whole/p?n={n}&d=%2B\n")) && said.ends_with(&end), "{said}");
             assert!(said.contains("content-length: 65536\n"), "nginx read it whole: {said}");
-            let streamed = nginx.url("/streamed/p");
+            let streamed = nginx.url("/p");
             let (_, said) = run("curl", &[&chunked[..], &[streamed.as_str()]].concat()).await;
             assert!(said.contains("transfer-encoding: chunked\n") && said.ends_with(&end), "{said}");
         }
@@ -185,8 +176,7 @@ async fn creates_and_uploads_come_through_nginx() {
     let trusting = ("[listen]".to_owned(), "[listen]\ntrusted_peers = [\"127.0.0.1\"]".to_owned());
     let setup = Setup { tables, root: "concurrent = 2".to_owned(), replace: vec![trusting], ..Setup::default() };
     let stage = Stage::start(setup).await;
-    let locations = "proxy_request_buffering off; location / { proxy_pass http://ringfence; }";
-    if let Some(nginx) = Nginx::start("nginx-api", stage.app().api(), locations).await {
+    if let Some(nginx) = Nginx::start("nginx-api", stage.app().api(), &[]).await {
         let key = stage.control.settings().el_api_key;
         let headers = [("content-type", "application/json"), ("xi-api-key", key.as_str())];
         let mut statuses = Vec::new();
@@ -201,7 +191,7 @@ async fn creates_and_uploads_come_through_nginx() {
         assert!(sent.status == 200 && got.len() == 1 && got[0].body == pattern(3 << 20));
         let header = |name: &str| got[0].headers.get(name).map(|value| value.to_str().unwrap());
         assert_eq!(header("x-forwarded-for"), Some("203.0.113.9, 127.0.0.1, 127.0.0.1"));
-        assert_eq!(header("x-forwarded-proto"), Some("https"));
+        assert_eq!((header("x-forwarded-proto"), header("x-forwarded-host")), (Some("http"), Some("127.0.0.1")));
     }
     stage.finish().await;
 }
@@ -214,8 +204,9 @@ async fn webhooks_signed_for_the_public_url_hold_behind_nginx() {
     let root = "public_url = \"https://hooks.example.com/calls\"\nconcurrent = 1".to_owned();
     let setup = Setup { public: false, root, app: Some(app.url()), replace: vec![trusting], ..Setup::default() };
     let stage = Stage::start(setup).await;
-    let locations = "location /calls/ { proxy_pass http://ringfence/; }";
-    if let Some(nginx) = Nginx::start("nginx-webhooks", stage.app().webhooks(), locations).await {
+    // nginx speaks TLS in the README, and takes a prefix away here.
+    let https = [("$scheme", "https"), ("location /", "location /calls/"), ("http://ringfence", "http://ringfence/")];
+    if let Some(nginx) = Nginx::start("nginx-webhooks", stage.app().webhooks(), &https).await {
         let token = stage.control.settings().auth_token;
         let send = async |signed_for: &str, path: &str, form: &[(&str, &str)]| {
             let signature = sign::twilio(&token, &format!("{signed_for}{path}"), &pairs(form));
@@ -236,6 +227,27 @@ async fn webhooks_signed_for_the_public_url_hold_behind_nginx() {
         assert!(String::from_utf8_lossy(&second.body).contains("<Reject reason=\"busy\"/>"), "{second:?}");
         assert_eq!(send(public, STATUS, &call_form("CA1", "inbound", "completed")).await.status, 204);
         stage.wait("the end is heard", async || stage.held().await == 0).await;
+    }
+    stage.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn websockets_pass_nginx_and_ringfence() {
+    let app = server(|wire| async move {
+        let Ok(mut socket) = tokio_tungstenite::accept_async(wire.tcp).await else { return };
+        while let Some(Ok(message @ (Message::Text(_) | Message::Binary(_)))) = socket.next().await {
+            let _ = socket.send(message).await;
+        }
+    })
+    .await;
+    let stage = Stage::start(Setup { app: Some(format!("http://{app}")), ..Setup::default() }).await;
+    if let Some(nginx) = Nginx::start("nginx-sockets", stage.app().webhooks(), &[]).await {
+        let (mut socket, _) = tokio_tungstenite::connect_async(format!("ws://{}/media", nginx.at)).await.unwrap();
+        for message in [Message::text("start"), Message::binary(pattern(300_000))] {
+            socket.send(message.clone()).await.unwrap();
+            assert_eq!(socket.next().await.unwrap().unwrap(), message);
+        }
+        let _ = socket.close(None).await;
     }
     stage.finish().await;
 }
