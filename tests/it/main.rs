@@ -13,6 +13,7 @@ mod inbound;
 mod inbound_native;
 mod layering;
 mod net_hygiene;
+mod net_proxies;
 mod net_relay;
 mod net_tls;
 mod net_tunnels;
