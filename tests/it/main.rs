@@ -8,6 +8,8 @@
 
 mod acceptance;
 mod cli;
+mod fuzz;
+mod hostile;
 mod inbound;
 mod inbound_native;
 mod layering;
