@@ -175,8 +175,7 @@ pub fn signature(data: &[u8]) {
     }
     let good = sign_twilio(&secrets[1], url, Some(&form));
     let fragmentless = url.split('#').next().unwrap();
-    let request =
-        TwilioRequest { url: fragmentless, form: Some(&form), body, signature: Some(&good), settings: None };
+    let request = TwilioRequest { url: fragmentless, form: Some(&form), body, signature: Some(&good), settings: None };
     assert_eq!(verify_twilio(&keys, &request), Ok(()), "{url:?}");
     let mut more = form.clone();
     more.push(("Injected".to_owned(), "1".to_owned()));
@@ -248,8 +247,8 @@ pub fn description(data: &[u8]) {
 pub fn selector(data: &[u8]) {
     let (written, body) = two_parts(data);
     let Ok(selector) = Selector::parse(&written) else {
-        let quoted = toml::Value::String(written).to_string();
-        assert!(toml::from_str::<Predicate>(&format!("{quoted} = \"*\"")).is_err(), "an unsound selector in a condition");
+        let condition = toml::Table::from_iter([(written, "*".into())]);
+        assert!(condition.try_into::<Predicate>().is_err(), "an unsound selector in a condition");
         return;
     };
     let path = BTreeMap::from([("account_sid".to_owned(), "AC1".to_owned())]);
@@ -262,11 +261,9 @@ pub fn selector(data: &[u8]) {
         let text = selector.text(&message);
         assert!(text.is_none() || selector.exists(&message), "what has a text exists");
         assert!(selector.list(&document).is_none() || matches!(document, Document::Json(_)));
-        let quoted = toml::Value::String(written.clone()).to_string();
         let holds = |wanted: &str| {
-            let wanted = toml::Value::String(wanted.to_owned()).to_string();
-            let predicate: Predicate = toml::from_str(&format!("{quoted} = {wanted}")).unwrap();
-            predicate.holds(&message)
+            let condition = toml::Table::from_iter([(written.clone(), wanted.into())]);
+            condition.try_into::<Predicate>().unwrap().holds(&message)
         };
         assert_eq!((holds("*"), holds("!")), (selector.exists(&message), !selector.exists(&message)));
         if let Some(text) = text.as_deref().filter(|t| !["*", "!"].contains(t)) {
@@ -321,7 +318,11 @@ pub fn template(data: &[u8]) {
     let json = serde_json::json!({ template.as_str(): [template.as_str(), {"v": "{v}"}], "n": 1 });
     let filled = fill_json(&json, &|_| Value::String(value.clone()));
     if template != "n" {
-        assert_eq!(filled[template.as_str()][1]["v"], Value::String(value.clone()), "keys stay, values are put in whole");
+        assert_eq!(
+            filled[template.as_str()][1]["v"],
+            Value::String(value.clone()),
+            "keys stay, values are put in whole"
+        );
     }
 }
 
@@ -333,8 +334,7 @@ pub fn path(data: &[u8]) {
     }
     let (pattern, path) = two_parts(data);
     let path = String::from_utf8_lossy(path);
-    let quoted = toml::Value::String(pattern.clone()).to_string();
-    let Ok(Written { p }) = toml::from_str(&format!("p = {quoted}")) else {
+    let Ok(Written { p }) = toml::Table::from_iter([("p".to_owned(), pattern.clone().into())]).try_into() else {
         assert!(!pattern.starts_with('/'), "{pattern:?}");
         return;
     };
@@ -342,8 +342,12 @@ pub fn path(data: &[u8]) {
     let Some(captures) = p.captures(&path) else { return };
     assert_eq!(path.split('/').count(), pattern.split('/').count(), "segments fit one to one");
     assert!(captures.values().all(|value| !value.is_empty()), "{captures:?}");
-    let escaped: Vec<String> =
-        path.split('/').map(|s| percent_encoding::utf8_percent_encode(&percent_decode(s), percent_encoding::NON_ALPHANUMERIC).to_string()).collect();
+    let escaped: Vec<String> = path
+        .split('/')
+        .map(|s| {
+            percent_encoding::utf8_percent_encode(&percent_decode(s), percent_encoding::NON_ALPHANUMERIC).to_string()
+        })
+        .collect();
     assert_eq!(p.captures(&escaped.join("/")), Some(captures), "another spelling of the same path");
 }
 
