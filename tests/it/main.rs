@@ -9,6 +9,8 @@
 mod acceptance;
 mod cli;
 mod crash;
+mod fuzz;
+mod hostile;
 mod inbound;
 mod inbound_native;
 mod layering;
