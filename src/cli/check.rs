@@ -54,9 +54,9 @@ impl Check {
             println!("{}", serde_json::json!({"ok": !broken, "diagnostics": mistakes, "live": seen}));
         } else {
             read.print(match (&read.loaded.config, self.live) {
-                (Some(_), _) => "sound as it is written, but not with what it meets",
-                (None, true) => "it would not be loaded, and nothing was asked live",
-                (None, false) => "it would not be loaded",
+                (Some(_), _) => "is sound as it is written, but not with what it meets",
+                (None, true) => "would not be loaded, so nothing was asked live",
+                (None, false) => "would not be loaded",
             });
         }
         let Some(config) = read.loaded.config else { return Err(Failure::Config) };

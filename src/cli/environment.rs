@@ -23,9 +23,8 @@ const KNOWN: &[Known] = &[
     },
 ];
 
-/// Calls at once that ElevenLabs' Free plan has: what an account is given that nobody stated a number for.
-const ELEVENLABS_FREE: &str =
-    "concurrent = 4   # bought: Free 4, Starter 6, Creator 10, Pro 20, Scale and Business 30\n";
+/// Beside the Free plan's 4, which an account is given that nobody stated a number for.
+const BOUGHT: &str = "bought: Free 4, Starter 6, Creator 10, Pro 20, Scale and Business 30";
 
 /// Accounts, as TOML that names variables and never holds their values.
 pub(super) struct Accounts {
@@ -67,13 +66,14 @@ impl Accounts {
         let set = known.needs.iter().chain(known.takes.iter().filter(|(_, name)| is_set(name)));
         let set: Vec<&(&str, &str)> = set.collect();
         let _ = writeln!(self.toml, "\n[accounts.{}]", known.provider);
+        let width = set.iter().map(|(key, _)| key.len()).max().unwrap_or_default().max("concurrent".len());
         for (key, name) in &set {
             let one = format!("{{ env = \"{name}\" }}");
             let value = if key.ends_with('s') { format!("[{one}]") } else { one };
-            let _ = writeln!(self.toml, "{key} = {value}");
+            let _ = writeln!(self.toml, "{key:<width$} = {value}");
         }
         if bought && known.provider == "elevenlabs" {
-            self.toml.push_str(ELEVENLABS_FREE);
+            let _ = writeln!(self.toml, "{:<width$} = 4   # {BOUGHT}", "concurrent");
         }
         let names: Vec<&str> = set.iter().map(|(_, name)| *name).collect();
         self.lines.push(format!("account {:<11} {}", known.provider, names.join(", ")));

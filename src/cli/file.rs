@@ -14,7 +14,7 @@ pub(super) struct ConfigText {
 }
 
 impl ConfigText {
-    /// Prints the mistakes, if there are any, to stderr, and what follows if one of them is an error.
+    /// Prints the mistakes, if there are any, to stderr, and what becomes of the file if one of them is an error.
     pub(super) fn print(&self, if_broken: &str) {
         if self.loaded.diagnostics.is_empty() {
             return;
@@ -23,7 +23,7 @@ impl ConfigText {
         eprint!("{}", report::render(&self.loaded.diagnostics, &self.shown, &self.text, colour));
         let summary = report::summary(&self.loaded.diagnostics);
         if self.loaded.has_errors() {
-            eprintln!("{summary}. {}: {if_broken}.   exit 2", self.shown);
+            eprintln!("{summary}. {} {if_broken}.   exit 2", self.shown);
         } else {
             eprintln!("{summary}.");
         }

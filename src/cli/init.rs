@@ -37,7 +37,7 @@ impl Init {
         // What was written is read as every command will read it: a variable of the environment may contradict it.
         let read = file::read(&self.file.config, &[])?;
         if read.loaded.has_errors() && accounts.unset.is_none() {
-            read.print("what ringfence init wrote cannot be used as the environment is now");
+            read.print("was written, but cannot be used as the environment is now");
             return Ok(ExitCode::from(2));
         }
         let program = std::env::args().next().unwrap_or_else(|| "ringfence".to_owned());

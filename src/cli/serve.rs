@@ -44,7 +44,7 @@ impl Serve {
         .filter_map(|(name, value)| Some((name, value?)))
         .collect();
         let read = read(&self.file.config, &flags)?;
-        read.print("not started");
+        read.print("cannot be used, so nothing is started");
         let Some(config) = read.loaded.config else { return Err(Failure::Config) };
         logs::start(&config.log);
         // Listened for before anything is accepted: a signal that comes early must drain too.
@@ -77,6 +77,10 @@ fn read(path: &Path, flags: &[(&str, String)]) -> Result<ConfigText, Failure> {
         Some((read, lines)) if stated => {
             eprintln!("there is no {CONFIG}: the config is made from the environment");
             lines.iter().for_each(|line| eprintln!("  {line}"));
+            if let Some(settings) = &read.loaded.config {
+                let calls = settings.policy.concurrent.map_or("no".to_owned(), |n| n.to_string());
+                eprintln!("  limit   {calls} calls at once, over everything; {}", settings.policy.mode.as_str());
+            }
             Ok(read)
         }
         Some(_) => Err(Failure::from(anyhow::anyhow!(

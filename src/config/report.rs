@@ -60,6 +60,11 @@ impl Report {
         self.add(Diagnostic { severity, code, title, span, label: String::new(), context: None, help });
     }
 
+    /// Whether there is one of this code.
+    pub fn has(&self, code: &str) -> bool {
+        self.items.borrow().iter().any(|d| d.code == code)
+    }
+
     /// Everything, errors first, then by place.
     pub fn finish(self) -> Vec<Diagnostic> {
         let mut items = self.items.into_inner();
