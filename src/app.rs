@@ -66,7 +66,8 @@ async fn bind(
     Edge::bind(address, settings, tls).await.map_err(|error| {
         let hint = match error.kind() {
             std::io::ErrorKind::AddrInUse => {
-                format!(": something listens there; choose another with --listen-{name} or [listen] {name}")
+                let owner = crate::net::port_owner(address).map_or("something".to_owned(), |owner| owner.to_string());
+                format!(": {owner} listens there; choose another with --listen-{name} :0 or [listen] {name}")
             }
             _ => String::new(),
         };

@@ -6,6 +6,7 @@ use http::Method;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
+use super::check::Check;
 use super::path::PathPattern;
 use super::select::{Message, Predicate, Selector};
 use super::sign::Scheme;
@@ -64,6 +65,8 @@ pub struct Description {
     pub terminate: BTreeMap<String, Terminate>,
     /// How ringfence itself gets the TwiML that connects an inbound call.
     pub front: Option<Front>,
+    /// What `check --live` asks.
+    pub check: Option<Check>,
 }
 
 fn sweep_default() -> u64 {
