@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use super::Calls;
 use super::lookup::LookedUp;
 use crate::call::{Direction, EndProof, Event, Origin, Outcome, Phase};
-use crate::gate::{Order, Verdict};
+use crate::gate::{Order, Places, Verdict};
 use crate::ids::{Alias, BusinessId, CallId, mask_number};
 use crate::policy::{Facts, Marks, WhenFull};
 use crate::provider::account::Account;
@@ -80,7 +80,8 @@ impl Calls {
         let facts = self.facts_of(&arrival);
         let call = CallId::new();
         let at_ms = self.lifecycle.clock.now_ms();
-        let ask = Order { call: call.clone(), bindings: policy.bindings(&facts), mode: policy.mode(), at_ms };
+        let bindings = policy.bindings(&facts);
+        let ask = Order { call: call.clone(), bindings, places: Places::ONE, mode: policy.mode(), at_ms };
         let verdict = self.lifecycle.gate.admit(ask).await;
         let mut record = self.lifecycle.new_call(&call, facts.clone(), arrival.origin, arrival.phase);
         record.aliases = arrival.aliases.clone();
