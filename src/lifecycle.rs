@@ -68,6 +68,7 @@ impl Lifecycle {
             phase,
             overrun: false,
             polled: false,
+            places: 1,
             at_ms,
             deadline_at: at_ms + self.deadlines.of_ms(phase).unwrap_or_default(),
             callback: None,
@@ -139,7 +140,7 @@ impl Lifecycle {
         finish(async move {
             let _deciding = this.deciding.read().await;
             let bindings = this.policy.load().bindings(&call.facts);
-            let adopted = this.gate.adopt(&call.id, bindings, call.at_ms, call.overrun).await;
+            let adopted = this.gate.adopt(&call.id, bindings, call.places, call.at_ms, call.overrun).await;
             failpoint::hit("call.adopted").await;
             let lease = adopted.map_err(|away| StoreError::Failed(away.to_string()))?;
             this.open(&lease, call).await
@@ -190,7 +191,7 @@ impl Lifecycle {
                 (None, Some(Event::Reached(phase))) => {
                     let id = CallId::new();
                     let mut again = self.new_call(&id, given_up.facts.clone(), given_up.origin, phase);
-                    (again.overrun, again.polled) = (true, given_up.polled);
+                    (again.overrun, again.polled, again.places) = (true, given_up.polled, given_up.places);
                     again.callback = given_up.callback.clone();
                     again.aliases = vec![own];
                     match self.adopt(again).await? {

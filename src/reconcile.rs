@@ -596,7 +596,8 @@ pub async fn rebuild(calls: &Calls) -> Result<usize> {
     for call in open {
         let bindings = policy.bindings(&call.facts);
         // The lease is the record's; nothing is sent under it here.
-        let _lease = lifecycle.gate.adopt(&call.id, bindings, call.admitted_at, call.overrun).await.map_err(away)?;
+        let (id, places, since_ms) = (&call.id, call.places, call.admitted_at);
+        let _lease = lifecycle.gate.adopt(id, bindings, places, since_ms, call.overrun).await.map_err(away)?;
     }
     let window_ms = policy.longest_rate_ms().min(24 * 3_600_000);
     let sent = lifecycle.store.admitted_since(lifecycle.clock.now_ms() - window_ms).await?;

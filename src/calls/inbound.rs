@@ -13,7 +13,7 @@ use super::Calls;
 use super::lookup::LookedUp;
 use crate::call::{Direction, EndProof, Event, Origin, Outcome, Phase};
 use crate::failpoint;
-use crate::gate::{Order, Verdict};
+use crate::gate::{Order, Places, Verdict};
 use crate::ids::{Alias, BusinessId, CallId, RefusalId, mask_number};
 use crate::policy::{Facts, Marks, WhenFull};
 use crate::provider::account::Account;
@@ -81,7 +81,8 @@ impl Calls {
         let facts = self.facts_of(&arrival);
         let call = CallId::new();
         let at_ms = self.lifecycle.clock.now_ms();
-        let ask = Order { call: call.clone(), bindings: policy.bindings(&facts), mode: policy.mode(), at_ms };
+        let bindings = policy.bindings(&facts);
+        let ask = Order { call: call.clone(), bindings, places: Places::ONE, mode: policy.mode(), at_ms };
         let verdict = self.lifecycle.gate.admit(ask).await;
         let mut record = self.lifecycle.new_call(&call, facts.clone(), arrival.origin, arrival.phase);
         record.aliases = arrival.aliases.clone();

@@ -20,7 +20,7 @@ use super::repost::{
 use super::{ANSWER_BYTES_MAX, Calls, inject, of_record};
 use crate::call::{Direction, EndProof, Event, Origin, Outcome as End, Phase};
 use crate::failpoint;
-use crate::gate::{Full, Gated, Lease, Order, Verdict};
+use crate::gate::{Full, Gated, Lease, Order, Places, Verdict};
 use crate::ids::{AccountName, Alias, CallId, RefusalId, mask_number};
 use crate::net::Outcome;
 use crate::net::headers::strip_hop_by_hop;
@@ -181,7 +181,8 @@ impl Calls {
         let policy = self.lifecycle.policy.load_full();
         let at_ms = self.lifecycle.clock.now_ms();
         let admitted_at = Instant::now();
-        let ask = Order { call: call.clone(), bindings: policy.bindings(&order.facts), mode: policy.mode(), at_ms };
+        let bindings = policy.bindings(&order.facts);
+        let ask = Order { call: call.clone(), bindings, places: Places::ONE, mode: policy.mode(), at_ms };
         let (lease, would_refuse) = match self.lifecycle.gate.admit(ask).await {
             Ok(Verdict::Admitted(lease, would_refuse)) => (lease, would_refuse),
             Ok(Verdict::Refused(full)) => return Err(Some(self.refused_full(order, &full).await)),

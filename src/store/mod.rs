@@ -72,6 +72,8 @@ pub struct CallRecord {
     pub unsettled: bool,
     /// No event will tell of it: it is asked for from its start.
     pub polled: bool,
+    /// How many places it holds: 1, or as many calls as a batch may have at once.
+    pub places: u32,
     /// When it was admitted.
     pub admitted_at: UnixMs,
     /// When it came to its phase.
@@ -119,6 +121,8 @@ pub struct NewCall {
     pub overrun: bool,
     /// No event will tell of it: it is asked for from its start.
     pub polled: bool,
+    /// How many places it holds.
+    pub places: u32,
     /// Now.
     pub at_ms: UnixMs,
     /// When it is due for a look-up.

@@ -66,6 +66,7 @@ fn record(row: &SqliteRow, aliases: Vec<Alias>) -> Sql<CallRecord> {
         overrun: row.try_get("overrun")?,
         unsettled: row.try_get("unsettled")?,
         polled: row.try_get("polled")?,
+        places: row.try_get("places")?,
         admitted_at: row.try_get("admitted_at")?,
         phase_at: row.try_get("phase_at")?,
         deadline_at: row.try_get("deadline_at")?,
@@ -184,8 +185,9 @@ pub(super) async fn open(c: &mut SqliteConnection, call: NewCall) -> Sql<Opened>
     let f = &call.facts;
     sqlx::query(
         "INSERT INTO calls (id, business, plan, account, provider, direction, operation, agent, own_number, other_number,
-             origin, phase, overrun, admitted_at, phase_at, deadline_at, answered_at, seen_at, seen_by, callback, carrier, polled, fingerprint)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $14, $15, $16, $14, $18, $17, $19, $20, $21)",
+             origin, phase, overrun, admitted_at, phase_at, deadline_at, answered_at, seen_at, seen_by, callback, carrier, polled,
+             places, fingerprint)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $14, $15, $16, $14, $18, $17, $19, $20, $21, $22)",
     )
     .bind(call.id.as_str())
     .bind(f.business.as_str())
@@ -207,6 +209,7 @@ pub(super) async fn open(c: &mut SqliteConnection, call: NewCall) -> Sql<Opened>
     .bind(call.origin.as_str())
     .bind(f.carrier.as_ref().map(AccountName::as_str))
     .bind(call.polled)
+    .bind(call.places)
     .bind(&call.fingerprint)
     .execute(&mut *c)
     .await?;
