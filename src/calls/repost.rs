@@ -10,7 +10,7 @@
 //! those answered within [`UNSURE_MS`] before it count as not delivered.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -105,11 +105,17 @@ fn hash(parts: &[&[u8]]) -> String {
 #[derive(Debug, Default)]
 struct Presence {
     left: OnceLock<Instant>,
+    /// It was written an answer.
+    told: AtomicBool,
 }
 
 impl Presence {
     fn has_left(&self) -> bool {
         self.left.get().is_some()
+    }
+
+    fn has_hung_up(&self) -> bool {
+        self.has_left() && !self.told.load(Ordering::Relaxed)
     }
 }
 
@@ -138,6 +144,7 @@ impl Asker {
     /// The answer was written to the client. If it said what became of the order, the order is over for this module.
     pub fn delivered(self) {
         let client = &self.0;
+        client.presence.told.store(true, Ordering::Relaxed);
         let is_mine = |o: &Order| Arc::ptr_eq(&o.asker, &client.presence);
         client.reposts.orders().remove_if(&client.fingerprint, |o| is_mine(o) && !o.told_unknown);
     }
@@ -225,6 +232,8 @@ pub(super) enum Arrived {
     New(OrderRef),
     /// It is this earlier one, sent again.
     Again(OrderRef),
+    /// An equal one is under way, whose client may have gone unnoticed: look again in [`NOTICED_WITHIN`].
+    Beside,
 }
 
 /// A refusal that an SDK may come back from.
@@ -305,25 +314,28 @@ impl Reposts {
         Asker(Client { reposts: self.clone(), fingerprint, presence: Arc::default() })
     }
 
-    /// Whether an equal order is under way whose client seems to wait for its answer.
-    pub(super) fn beside(&self, client: &Client) -> bool {
-        let orders = self.orders();
-        let same = orders.by_fingerprint.get(&client.fingerprint).map(Vec::as_slice).unwrap_or_default();
-        !same.is_empty() && same.iter().all(|o| !o.asker.has_left())
-    }
-
     /// Whether the order that this client sends is an earlier one. If so, the client waits in the earlier one's place.
-    pub(super) fn arrive(&self, client: &Client) -> Arrived {
+    ///
+    /// The second look sees only clients that have hung up since: an equal order that was told its outcome meanwhile, known or
+    /// not, was sent beside this one.
+    pub(super) fn arrive(&self, client: &Client, second_look: bool) -> Arrived {
         let mut orders = self.orders();
         let same = orders.by_fingerprint.get_mut(&client.fingerprint).map(Vec::as_mut_slice).unwrap_or_default();
         // Each client takes an order that nobody waits for; one that is unknown answers all who ask.
-        let left = same.iter().position(|o| o.asker.has_left() && !o.is_stale());
-        let earlier = left.or_else(|| same.iter().position(|o| matches!(o.known, Known::Unknown)));
+        let earlier = if second_look {
+            same.iter().position(|o| o.asker.has_hung_up() && !o.is_stale())
+        } else {
+            let left = same.iter().position(|o| o.asker.has_left() && !o.is_stale());
+            left.or_else(|| same.iter().position(|o| matches!(o.known, Known::Unknown)))
+        };
         if let Some(order) = earlier.and_then(|at| same.get_mut(at)) {
             if order.asker.has_left() {
                 (order.asker, order.told_unknown) = (client.presence.clone(), false);
             }
             return Arrived::Again(self.refer(client, order.id));
+        }
+        if !second_look && same.iter().any(|o| !o.is_stale()) {
+            return Arrived::Beside;
         }
         let id = self.ids.fetch_add(1, Ordering::Relaxed);
         let asker = client.presence.clone();
@@ -437,14 +449,22 @@ mod tests {
     fn new(arrived: Arrived) -> OrderRef {
         match arrived {
             Arrived::New(order) => order,
-            Arrived::Again(_) => panic!("taken for an earlier order"),
+            Arrived::Again(_) | Arrived::Beside => panic!("taken for an earlier order"),
         }
     }
 
     fn again(arrived: Arrived) -> OrderRef {
         match arrived {
             Arrived::Again(order) => order,
-            Arrived::New(_) => panic!("not recognised"),
+            Arrived::New(_) | Arrived::Beside => panic!("not recognised"),
+        }
+    }
+
+    /// As an order arrives that looks twice.
+    fn arrive(all: &Reposts, asker: &Asker) -> Arrived {
+        match all.arrive(&asker.client(), false) {
+            Arrived::Beside => all.arrive(&asker.client(), true),
+            arrived => arrived,
         }
     }
 
@@ -456,26 +476,26 @@ mod tests {
     fn equal_orders_in_parallel_and_after_a_delivered_answer_are_distinct() {
         let all = Reposts::default();
         let (a, b) = (all.asker(fingerprint("x")), all.asker(fingerprint("x")));
-        let (first, second) = (new(all.arrive(&a.client())), new(all.arrive(&b.client())));
+        let (first, second) = (new(arrive(&all, &a)), new(arrive(&all, &b)));
         first.created(&answer());
         a.delivered();
         second.created(&answer());
         b.delivered();
         assert_eq!(all.len(), 0);
         let c = all.asker(fingerprint("x"));
-        new(all.arrive(&c.client()));
+        new(arrive(&all, &c));
     }
 
     #[test]
     fn a_client_that_left_can_come_again_and_each_order_is_taken_once() {
         let all = Reposts::default();
         let (a, b) = (all.asker(fingerprint("x")), all.asker(fingerprint("x")));
-        let (first, second) = (new(all.arrive(&a.client())), new(all.arrive(&b.client())));
+        let (first, second) = (new(arrive(&all, &a)), new(arrive(&all, &b)));
         drop((a, b));
         let (c, d, e) = (all.asker(fingerprint("x")), all.asker(fingerprint("x")), all.asker(fingerprint("x")));
-        assert_eq!(again(all.arrive(&c.client())).id, first.id);
-        assert_eq!(again(all.arrive(&d.client())).id, second.id);
-        new(all.arrive(&e.client()));
+        assert_eq!(again(arrive(&all, &c)).id, first.id);
+        assert_eq!(again(arrive(&all, &d)).id, second.id);
+        new(arrive(&all, &e));
         first.created(&answer());
         c.delivered();
         assert!(first.look().is_none());
@@ -486,13 +506,13 @@ mod tests {
     fn an_unknown_outcome_stays_until_it_is_told() {
         let all = Reposts::default();
         let a = all.asker(fingerprint("x"));
-        let order = new(all.arrive(&a.client()));
+        let order = new(arrive(&all, &a));
         order.unknown();
         order.told_unknown();
         a.delivered();
         let (b, c) = (all.asker(fingerprint("x")), all.asker(fingerprint("x")));
-        assert_eq!(again(all.arrive(&b.client())).id, order.id);
-        assert_eq!(again(all.arrive(&c.client())).id, order.id, "an unknown order answers all who ask");
+        assert_eq!(again(arrive(&all, &b)).id, order.id);
+        assert_eq!(again(arrive(&all, &c)).id, order.id, "an unknown order answers all who ask");
         order.created(&answer());
         b.delivered();
         assert_eq!(all.len(), 0);
@@ -502,19 +522,32 @@ mod tests {
     fn an_answer_that_comes_after_unknown_was_told_is_not_delivered_by_that() {
         let all = Reposts::default();
         let a = all.asker(fingerprint("x"));
-        let order = new(all.arrive(&a.client()));
+        let order = new(arrive(&all, &a));
         order.told_unknown();
         order.created(&answer());
         a.delivered();
         let b = all.asker(fingerprint("x"));
-        assert!(matches!(again(all.arrive(&b.client())).look(), Some((None, Known::Created(Some(_))))));
+        assert!(matches!(again(arrive(&all, &b)).look(), Some((None, Known::Created(Some(_))))));
+    }
+
+    #[test]
+    fn an_order_beside_one_that_is_told_unknown_is_distinct() {
+        let all = Reposts::default();
+        let (a, b, c) = (all.asker(fingerprint("x")), all.asker(fingerprint("x")), all.asker(fingerprint("x")));
+        let first = new(arrive(&all, &a));
+        assert!(matches!(all.arrive(&b.client(), false), Arrived::Beside));
+        first.unknown();
+        first.told_unknown();
+        a.delivered();
+        new(all.arrive(&b.client(), true));
+        assert_eq!(again(arrive(&all, &c)).id, first.id, "one that comes after is its repeat");
     }
 
     #[test]
     fn what_made_no_call_is_forgotten() {
         let all = Reposts::default();
         let a = all.asker(fingerprint("x"));
-        new(all.arrive(&a.client())).not_created();
+        new(arrive(&all, &a)).not_created();
         drop(a);
         assert_eq!(all.len(), 0);
     }
