@@ -141,12 +141,41 @@ impl Asker {
         let _ = self.0.presence.left.set(Instant::now());
     }
 
-    /// The answer was written to the client. If it said what became of the order, the order is over for this module.
-    pub fn delivered(self) {
-        let client = &self.0;
+    /// The answer was written to the client. If it said what became of the order, the order is over for this module, unless it
+    /// turns out that the client never read it.
+    pub fn delivered(self) -> Unheard {
+        let client = self.client();
         client.presence.told.store(true, Ordering::Relaxed);
+        let mut orders = client.reposts.orders();
+        for order in orders.by_fingerprint.get_mut(&client.fingerprint).into_iter().flatten() {
+            order.delivered = Arc::ptr_eq(&order.asker, &client.presence) && !order.told_unknown || order.delivered;
+        }
+        drop(orders);
+        Unheard(client)
+    }
+}
+
+/// A client that was written an answer, and of which nothing has been heard since. Dropping it says that it has it.
+#[derive(Debug)]
+pub struct Unheard(Client);
+
+impl Unheard {
+    /// Its connection was reset: it had gone before the answer came.
+    pub fn lost(self) {
+        let client = &self.0;
+        client.presence.told.store(false, Ordering::Relaxed);
+        let mut orders = client.reposts.orders();
+        for order in orders.by_fingerprint.get_mut(&client.fingerprint).into_iter().flatten() {
+            order.delivered &= !Arc::ptr_eq(&order.asker, &client.presence);
+        }
+    }
+}
+
+impl Drop for Unheard {
+    fn drop(&mut self) {
+        let client = &self.0;
         let is_mine = |o: &Order| Arc::ptr_eq(&o.asker, &client.presence);
-        client.reposts.orders().remove_if(&client.fingerprint, |o| is_mine(o) && !o.told_unknown);
+        client.reposts.orders().remove_if(&client.fingerprint, |o| is_mine(o) && o.delivered);
     }
 }
 
@@ -175,6 +204,8 @@ struct Order {
     known: Known,
     /// The client was told that the outcome is unknown: what it waits for has not been delivered.
     told_unknown: bool,
+    /// Its answer was written, and nothing has been heard of its client since.
+    delivered: bool,
 }
 
 /// One order under this module's eyes.
@@ -290,6 +321,10 @@ impl Orders {
 }
 
 impl Order {
+    fn may_come_again(&self) -> bool {
+        !self.delivered && !self.is_stale()
+    }
+
     /// Its answer waited too long for somebody to come again.
     fn is_stale(&self) -> bool {
         matches!(self.known, Known::Created(_)) && self.asker.left.get().is_some_and(|at| at.elapsed() > KEPT)
@@ -323,9 +358,9 @@ impl Reposts {
         let same = orders.by_fingerprint.get_mut(&client.fingerprint).map(Vec::as_mut_slice).unwrap_or_default();
         // Each client takes an order that nobody waits for; one that is unknown answers all who ask.
         let earlier = if second_look {
-            same.iter().position(|o| o.asker.has_hung_up() && !o.is_stale())
+            same.iter().position(|o| o.asker.has_hung_up() && o.may_come_again())
         } else {
-            let left = same.iter().position(|o| o.asker.has_left() && !o.is_stale());
+            let left = same.iter().position(|o| o.asker.has_left() && o.may_come_again());
             left.or_else(|| same.iter().position(|o| matches!(o.known, Known::Unknown)))
         };
         if let Some(order) = earlier.and_then(|at| same.get_mut(at)) {
@@ -339,7 +374,7 @@ impl Reposts {
         }
         let id = self.ids.fetch_add(1, Ordering::Relaxed);
         let asker = client.presence.clone();
-        let order = Order { id, asker, call: None, known: Known::UnderWay, told_unknown: false };
+        let order = Order { id, asker, call: None, known: Known::UnderWay, told_unknown: false, delivered: false };
         orders.add(client.fingerprint.clone(), order);
         Arrived::New(self.refer(client, id))
     }
@@ -379,6 +414,7 @@ impl Reposts {
                 call: Some(call.id.clone()),
                 known,
                 told_unknown: false,
+                delivered: false,
             };
             orders.add(Fingerprint(fingerprint.clone()), order);
         }
@@ -478,9 +514,9 @@ mod tests {
         let (a, b) = (all.asker(fingerprint("x")), all.asker(fingerprint("x")));
         let (first, second) = (new(arrive(&all, &a)), new(arrive(&all, &b)));
         first.created(&answer());
-        a.delivered();
+        drop(a.delivered());
         second.created(&answer());
-        b.delivered();
+        drop(b.delivered());
         assert_eq!(all.len(), 0);
         let c = all.asker(fingerprint("x"));
         new(arrive(&all, &c));
@@ -497,7 +533,7 @@ mod tests {
         assert_eq!(again(arrive(&all, &d)).id, second.id);
         new(arrive(&all, &e));
         first.created(&answer());
-        c.delivered();
+        drop(c.delivered());
         assert!(first.look().is_none());
         assert!(second.look().is_some());
     }
@@ -509,12 +545,12 @@ mod tests {
         let order = new(arrive(&all, &a));
         order.unknown();
         order.told_unknown();
-        a.delivered();
+        drop(a.delivered());
         let (b, c) = (all.asker(fingerprint("x")), all.asker(fingerprint("x")));
         assert_eq!(again(arrive(&all, &b)).id, order.id);
         assert_eq!(again(arrive(&all, &c)).id, order.id, "an unknown order answers all who ask");
         order.created(&answer());
-        b.delivered();
+        drop(b.delivered());
         assert_eq!(all.len(), 0);
     }
 
@@ -525,7 +561,7 @@ mod tests {
         let order = new(arrive(&all, &a));
         order.told_unknown();
         order.created(&answer());
-        a.delivered();
+        drop(a.delivered());
         let b = all.asker(fingerprint("x"));
         assert!(matches!(again(arrive(&all, &b)).look(), Some((None, Known::Created(Some(_))))));
     }
@@ -538,9 +574,23 @@ mod tests {
         assert!(matches!(all.arrive(&b.client(), false), Arrived::Beside));
         first.unknown();
         first.told_unknown();
-        a.delivered();
+        drop(a.delivered());
         new(all.arrive(&b.client(), true));
         assert_eq!(again(arrive(&all, &c)).id, first.id, "one that comes after is its repeat");
+    }
+
+    #[test]
+    fn an_answer_that_was_never_read_was_not_delivered() {
+        let all = Reposts::default();
+        let (a, b) = (all.asker(fingerprint("x")), all.asker(fingerprint("x")));
+        let order = new(arrive(&all, &a));
+        order.created(&answer());
+        let unheard = a.delivered();
+        assert!(matches!(all.arrive(&b.client(), false), Arrived::Beside), "it may still turn out so");
+        unheard.lost();
+        assert_eq!(again(all.arrive(&b.client(), true)).id, order.id);
+        drop(b.delivered());
+        assert_eq!(all.len(), 0, "this one was read");
     }
 
     #[test]
