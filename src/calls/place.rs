@@ -147,6 +147,11 @@ impl Calls {
             if let Some(response) = self.join_earlier(&order, &earlier, until).await {
                 return response;
             }
+            // Nothing was dialled yet for a client that has hung up meanwhile; it may be waiting on another connection by now.
+            if client.has_left() {
+                let gone = "Not dialled: the client hung up while an equal order before this one was being settled.";
+                return self.refuse(&order, Refusal::new(Code::InvalidRequest, gone)).await;
+            }
         }
     }
 

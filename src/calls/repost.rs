@@ -127,6 +127,13 @@ pub(super) struct Client {
     presence: Arc<Presence>,
 }
 
+impl Client {
+    /// It has gone, or has its answer.
+    pub(super) fn has_left(&self) -> bool {
+        self.presence.has_left()
+    }
+}
+
 /// The client of an order, as its connection sees it. Dropping it says that the client has gone without its answer.
 #[derive(Debug)]
 pub struct Asker(Client);

@@ -186,6 +186,11 @@ impl Wire {
         self.tcp.write_all(bytes.as_ref()).await.expect("send");
     }
 
+    /// Waits until something can be read: bytes, or the end.
+    pub async fn readable(&self) {
+        self.tcp.readable().await.expect("readable");
+    }
+
     async fn more(&mut self) -> bool {
         let mut chunk = vec![0; 64 * 1024];
         match self.tcp.read(&mut chunk).await {
