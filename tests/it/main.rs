@@ -8,6 +8,7 @@
 
 mod acceptance;
 mod cli;
+mod cli_first;
 mod inbound;
 mod inbound_native;
 mod layering;
