@@ -205,7 +205,8 @@ fn the_environment_can_say_what_a_caller_over_capacity_meets() {
     let say = |text: &str, language: &str| WhenFull::Say { text: text.to_owned(), language: language.to_owned() };
     let forward = "[inbound]\nwhen_full = { forward = \"+15550001111\" }\n";
     let said = "[inbound]\nwhen_full = { say = \"All busy.\" }\n";
-    let table: [(&str, &[(&str, &str)], WhenFull); 6] = [
+    type Variables = &'static [(&'static str, &'static str)];
+    let table: [(&str, Variables, WhenFull); 6] = [
         ("", &[("RINGFENCE_INBOUND_WHEN_FULL", "busy")], WhenFull::Busy),
         ("", &[("RINGFENCE_INBOUND_WHEN_FULL_SAY", "Later.")], say("Later.", "en-US")),
         (
