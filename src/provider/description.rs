@@ -261,6 +261,9 @@ pub struct Operation {
     /// The ids that the answer brings.
     #[serde(default)]
     pub ids: IdSelectors,
+    /// The provider's answer to a create as it can be made from the call's record, for an order that is sent again after its
+    /// own answer is gone: a template over the call's ids and facts and `account.*`. A value that is not known is `null`.
+    pub answer: Option<FixedAnswer>,
     /// Values put into a JSON body, so that the call can be found again.
     #[serde(default)]
     pub inject: Vec<Inject>,
