@@ -263,8 +263,9 @@ async fn a_store_is_looked_at_without_a_trace() {
 
     let pool = SqliteStore::connect(&path).await.unwrap();
     migrate::down(&pool, Some(0)).await.unwrap();
+    let all: Vec<i64> = migrate::status(&pool).await.unwrap().iter().map(|s| s.version).collect();
     pool.close().await;
-    let all: Vec<i64> = vec![1];
+    assert!(!all.is_empty());
     assert_eq!(inspect(&path).await.unwrap(), Inspected::Behind(all));
 
     std::fs::write(&path, [7; 5000]).unwrap();
