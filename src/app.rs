@@ -64,14 +64,11 @@ async fn bind(
     tls: Option<ReloadingTls>,
 ) -> Result<Edge, StartError> {
     Edge::bind(address, settings, tls).await.map_err(|error| {
-        let hint = match error.kind() {
-            std::io::ErrorKind::AddrInUse => {
-                let owner = crate::net::port_owner(address).map_or("something".to_owned(), |owner| owner.to_string());
-                format!(": {owner} listens there; choose another with --listen-{name} :0 or [listen] {name}")
-            }
-            _ => String::new(),
-        };
-        StartError(format!("cannot listen on {address} (listen.{name}): {error}{hint}"))
+        let taken = error.kind() == std::io::ErrorKind::AddrInUse;
+        let owner = taken.then(|| crate::net::port_owner(address)).flatten();
+        let why = owner.map_or_else(|| error.to_string(), |owner| format!("{owner} listens there"));
+        let hint = format!("choose another with --listen-{name} :0 or [listen] {name}");
+        StartError(format!("cannot listen on {address} (listen.{name}): {why}; {hint}"))
     })
 }
 

@@ -145,9 +145,9 @@ impl Live<'_> {
             self.hook(account, hooks, finding, &names);
         }
         good.then(|| match (hooks.every, items.len()) {
-            (true, 1) => format!("account {name}: its {what} comes here"),
+            (_, 1) => format!("account {name}: its {what} comes here"),
             (true, n) => format!("account {name}: its {n} {what}s come here"),
-            (false, n) => format!("account {name}: of its {n} {what}s one comes here"),
+            (false, n) => format!("account {name}: of its {n} {what}s at least one comes here"),
         })
     }
 
@@ -174,7 +174,10 @@ impl Live<'_> {
                 self.report.warning("W012", None, title, &format!("set it to {url}"));
             }
             Finding::Fault { says } => {
-                let title = format!("account {name}: {what}{plural} {list}: {says}");
+                let title = match names.len() {
+                    1 => format!("account {name}: {what} {list} {says}"),
+                    _ => format!("account {name}: {what}s {list}: each {says}"),
+                };
                 self.report.warning(
                     "W011",
                     None,
@@ -254,6 +257,7 @@ impl Live<'_> {
         let mut lines = Vec::new();
         for (name, address) in all {
             match taken(address) {
+                None if address.port() == 0 => {}
                 None => lines.push(format!("listen.{name} {address}: free")),
                 Some((_, Some(owner))) if running.as_ref().is_some_and(|who| is_the_same(who, &owner)) => {
                     lines.push(format!("listen.{name} {address}: the running {owner}"));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::read::Table;
+use super::read::{Table, Word};
 use crate::call::Direction;
 use crate::ids::BusinessId;
 use crate::policy::{
@@ -228,15 +228,15 @@ pub(super) fn when_full(table: &Table<'_>) -> Option<WhenFull> {
     let (word, inner) = table.word_or_table("when_full");
     let (say, language, forward) = (inner.text("say"), inner.text("language"), inner.text("forward"));
     inner.finish();
-    let span = word.as_ref().and_then(|(_, span)| span.clone()).or_else(|| inner.place());
+    let span = word.as_ref().and_then(|word| word.place.clone()).or_else(|| inner.place());
     // The environment wins over a word of the file.
-    let word = word.filter(|(_, span)| span.is_none() || (say.is_none() && forward.is_none()));
+    let word = word.filter(|word| word.place.is_none() || (say.is_none() && forward.is_none()));
     let path = table.path_of("when_full");
     match (word, say, forward) {
         (None, None, None) if language.is_none() && inner.is_absent() => None,
-        (Some((word, _)), None, None) if word == "busy" => Some(WhenFull::Busy),
-        (Some((word, span)), None, None) => {
-            let (title, help) = match span {
+        (Some(Word { text, .. }), None, None) if text == "busy" => Some(WhenFull::Busy),
+        (Some(Word { text: word, place }), None, None) => {
+            let (title, help) = match place {
                 Some(_) => (format!("`{path}` is {word:?}"), FORMS.to_owned()),
                 None => {
                     let name = table.env_name("when_full");

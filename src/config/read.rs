@@ -46,6 +46,14 @@ pub enum Found<'a> {
     File(&'a Spanned<DeValue<'a>>),
 }
 
+/// A word, and where the file has it; `None`: it is the environment's.
+pub struct Word {
+    /// What was written.
+    pub text: String,
+    /// Where, in bytes of the file.
+    pub place: Option<Range<usize>>,
+}
+
 impl<'a> Table<'a> {
     /// The root of a config.
     pub fn root(source: Source<'a>, table: &'a DeTable<'a>) -> Self {
@@ -325,15 +333,16 @@ impl<'a> Table<'a> {
 
     /// A key that is a word or a table: the word with its place, and the table, which is empty where a word stands. The
     /// environment can give either, the table by its keys.
-    pub fn word_or_table(&self, key: &str) -> (Option<(String, Option<Range<usize>>)>, Table<'a>) {
-        match self.find(key) {
-            Some(Found::Env(_, word)) => (Some((word, None)), self.below(key, key, None)),
+    pub fn word_or_table(&self, key: &str) -> (Option<Word>, Table<'a>) {
+        let (word, table) = match self.find(key) {
+            Some(Found::Env(_, text)) => (Some(Word { text, place: None }), None),
             Some(Found::File(value)) => match value.get_ref().as_str() {
-                Some(word) => (Some((word.to_owned(), Some(value.span()))), self.below(key, key, None)),
-                None => (None, self.below(key, key, Some(value))),
+                Some(text) => (Some(Word { text: text.to_owned(), place: Some(value.span()) }), None),
+                None => (None, Some(value)),
             },
-            None => (None, self.below(key, key, None)),
-        }
+            None => (None, None),
+        };
+        (word, self.below(key, key, table))
     }
 
     /// Every table below this one whose name the operator chose.

@@ -81,6 +81,8 @@ pub struct HookUrl {
     pub called: String,
     /// The webhook of this description that it should be.
     pub webhook: String,
+    /// The one of its paths that is shown to people.
+    pub path: String,
     /// What follows if it is not.
     pub without: String,
 }
@@ -145,11 +147,9 @@ pub struct Here<'a> {
 }
 
 impl Here<'_> {
-    /// The URL of a webhook.
-    fn url_of(&self, webhook: &str) -> String {
-        let found = self.webhooks.iter().find(|w| w.name == webhook);
-        let path = found.and_then(|w| w.paths.first()).map_or("/", |p| p.as_str());
-        format!("{}{path}", self.base.to_string().trim_end_matches('/'))
+    /// Where a URL should go.
+    fn url_of(&self, url: &HookUrl) -> String {
+        format!("{}{}", self.base.to_string().trim_end_matches('/'), url.path)
     }
 
     /// What a URL is, if it is not that of the webhook; `None`: it is.
@@ -195,7 +195,7 @@ impl Hooks {
                     Some(is) if self.every => add(Finding::Elsewhere {
                         called: url.called.clone(),
                         is,
-                        url: here.url_of(&url.webhook),
+                        url: here.url_of(url),
                         without: url.without.clone(),
                     }),
                     Some(_) => {}
@@ -216,7 +216,7 @@ impl Hooks {
             let finding = Finding::NoneHere {
                 of: items.len(),
                 what: self.what.clone(),
-                url: here.url_of(&url.webhook),
+                url: here.url_of(url),
                 without: url.without.clone(),
             };
             found.insert(finding, vec![]);

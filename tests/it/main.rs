@@ -8,6 +8,7 @@
 
 mod acceptance;
 mod cli;
+mod cli_first;
 mod crash;
 mod fuzz;
 mod hostile;

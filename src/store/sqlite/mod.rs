@@ -28,6 +28,8 @@ use writer::Writer;
 
 /// Readers beside the writer. WAL lets them read while it writes.
 const READERS: u32 = 4;
+/// A write that leaves nothing. A write that only begins would not do: of a file that may only be read SQLite makes it a read.
+const PROBE: &str = "BEGIN; CREATE TABLE ringfence_probe (x); ROLLBACK";
 
 /// The store could not be opened. Sentences for an operator.
 #[derive(Debug, thiserror::Error)]
@@ -100,7 +102,7 @@ impl SqliteStore {
             migrate::check(&readers).await.map_err(|why| OpenError::Schema { path: shown.clone(), why })?;
         }
         // SQLite opens a file that it may only read without a word; every call would then meet the error.
-        sqlx::raw_sql("BEGIN IMMEDIATE; ROLLBACK").execute(&readers).await.map_err(|e| file(explain(&e)))?;
+        sqlx::raw_sql(PROBE).execute(&readers).await.map_err(|e| file(explain(&e)))?;
         let writer = Writer::start(options(path)).await.map_err(|e| file(explain(&e)))?;
         Ok(Self { writer, readers, path: path.to_owned(), held: std::sync::Mutex::new(Some(held)) })
     }
