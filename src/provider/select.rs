@@ -38,11 +38,10 @@ impl Document {
     /// Decodes a body. What does not parse as its type says is tried as JSON, then is [`Document::Empty`]; so is what has more
     /// parts than [`FORM_PAIRS_MAX`], [`JSON_VALUES_MAX`] or [`XML_BYTES_MAX`] allow.
     pub fn decode(content_type: Option<&str>, body: &[u8]) -> Self {
-        let kind = content_type.unwrap_or("").split(';').next().unwrap_or("").trim().to_ascii_lowercase();
         if body.is_empty() {
             return Self::Empty;
         }
-        if kind == "application/x-www-form-urlencoded" {
+        if is_form(content_type) {
             return Self::form(body);
         }
         if may_be_json(body)
@@ -58,13 +57,18 @@ impl Document {
 }
 
 impl Document {
-    /// Decodes a form.
-    pub fn form(body: &[u8]) -> Self {
+    fn form(body: &[u8]) -> Self {
         match form_urlencoded::parse(body).take(FORM_PAIRS_MAX + 1).count() {
             ..=FORM_PAIRS_MAX => Self::Form(form_urlencoded::parse(body).into_owned().collect()),
             _ => Self::Empty,
         }
     }
+}
+
+/// Whether a content type is that of a form.
+pub fn is_form(content_type: Option<&str>) -> bool {
+    let kind = content_type.and_then(|t| t.split(';').next()).unwrap_or_default();
+    kind.trim().eq_ignore_ascii_case("application/x-www-form-urlencoded")
 }
 
 /// Whether JSON has at most [`JSON_VALUES_MAX`] values. Every value but the first follows one of `,`, `:` and `[`.

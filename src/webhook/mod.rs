@@ -27,7 +27,7 @@ use crate::net::{BodyError, Exchange, Handler};
 use crate::policy::WhenFull;
 use crate::provider::account::Account;
 use crate::provider::description::{OWN_ID_KIND, Reply, Webhook, WebhookEvent};
-use crate::provider::select::{Document, Message};
+use crate::provider::select::{Document, Message, is_form, may_be_json};
 use crate::provider::sign::{BadSignature, sha256_hex};
 use crate::reply::{json_answer, problem, respond, twiml, when_full_twiml};
 use crate::store::{Change, NewEvent, Received, Result};
@@ -94,11 +94,11 @@ struct Raw {
 }
 
 impl Raw {
+    /// Only a form is taken apart yet, since a signature may be over its pairs: what nobody vouches for is not worth more.
     fn new(method: &str, path_and_query: &str, headers: HeaderMap, body: Bytes) -> Self {
-        let content_type = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
         let query = path_and_query.split_once('?').map_or("", |(_, query)| query);
         Self {
-            document: decode(content_type, &body),
+            document: form(&headers, &body),
             query: form_urlencoded::parse(query.as_bytes()).into_owned().collect(),
             method: method.to_owned(),
             path_and_query: path_and_query.to_owned(),
@@ -107,11 +107,17 @@ impl Raw {
         }
     }
 
-    fn form(&self) -> Option<&[(String, String)]> {
-        match &self.document {
-            Document::Form(pairs) => Some(pairs),
-            _ => None,
+    /// Takes the body apart, whatever it is.
+    fn decoded(mut self) -> Self {
+        if self.form().is_none() {
+            let content_type = self.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
+            self.document = decode(content_type, &self.body);
         }
+        self
+    }
+
+    fn form(&self) -> Option<&[(String, String)]> {
+        pairs(&self.document)
     }
 }
 
@@ -176,7 +182,7 @@ impl Webhooks {
             }
             Err(error) => {
                 debug!(%error, "a webhook's body did not arrive");
-                let answer = problem(StatusCode::BAD_REQUEST, "BODY_INCOMPLETE", &error.to_string());
+                let answer = body_missing(error);
                 return self.answer(exchange, answer).await;
             }
         };
@@ -195,6 +201,7 @@ impl Webhooks {
                     .await;
             }
         };
+        let raw = raw.decoded();
         if matches!(raw.document, Document::Empty) && raw.query.is_empty() {
             let message = "The body is neither JSON nor a form.";
             return self.answer(exchange, problem(StatusCode::BAD_REQUEST, "INVALID_PAYLOAD", message)).await;
@@ -317,7 +324,7 @@ impl Webhooks {
                 self.calls.lifecycle.store.settle(&event.id, None, "body_lost", None, at_ms).await?;
                 continue;
             };
-            let raw = Raw::new(&event.method, &event.path, headers, body.into());
+            let raw = Raw::new(&event.method, &event.path, headers, body.into()).decoded();
             let path = event.path.split('?').next().unwrap_or_default();
             let found = candidates(&self.calls.accounts, &self.settings.extra_paths, path);
             let from = found.iter().find(|c| c.account.name.as_str() == event.account);
@@ -448,6 +455,15 @@ fn read<'a>(raw: &'a Raw, from: &'a Candidate, event_id: String) -> Taken<'a> {
     }
 }
 
+/// The answer where a body could not be had; one that there was no room for may come again.
+fn body_missing(error: BodyError) -> Response<Bytes> {
+    let status = match error {
+        BodyError::NoRoom => StatusCode::SERVICE_UNAVAILABLE,
+        BodyError::TooLarge { .. } | BodyError::Timeout | BodyError::Broken => StatusCode::BAD_REQUEST,
+    };
+    problem(status, "BODY_INCOMPLETE", &error.to_string())
+}
+
 fn kib(bytes: usize) -> u32 {
     u32::try_from(bytes / 1024 + 1).unwrap_or(LARGEST_KIB).min(LARGEST_KIB)
 }
@@ -476,5 +492,24 @@ fn decode(content_type: Option<&str>, body: &Bytes) -> Document {
     if body.len() <= KEPT_BYTES_MAX {
         return Document::decode(content_type, body);
     }
+    if !may_be_json(body) {
+        return Document::Empty;
+    }
     serde_json::from_slice::<deliver::Skimmed>(body).map_or(Document::Empty, |skimmed| Document::Json(skimmed.0))
+}
+
+/// A body as a form, if it is one.
+fn form(headers: &HeaderMap, body: &Bytes) -> Document {
+    let content_type = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
+    match is_form(content_type) && body.len() <= KEPT_BYTES_MAX {
+        true => Document::decode(content_type, body),
+        false => Document::Empty,
+    }
+}
+
+fn pairs(document: &Document) -> Option<&[(String, String)]> {
+    match document {
+        Document::Form(pairs) => Some(pairs),
+        _ => None,
+    }
 }

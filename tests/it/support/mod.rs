@@ -2,4 +2,5 @@
 
 pub mod hooks;
 pub mod net;
+pub mod panics;
 pub mod stage;
