@@ -47,7 +47,7 @@ pub struct EdgeSettings {
     /// Requests at once, tunnels apart; those beyond get a 503. Default 10 000.
     pub max_in_flight: usize,
     /// Bytes of bodies that are read whole, of all requests at once, counted as they arrive; one that would go beyond is not
-    /// read on. Default 256 MiB.
+    /// read on. Default 64 MiB.
     pub max_body_bytes: usize,
     /// WebSocket tunnels at once. Default 5 000.
     pub max_tunnels: usize,
@@ -68,7 +68,7 @@ impl Default for EdgeSettings {
             max_headers: 100,
             max_connections: 10_000,
             max_in_flight: 10_000,
-            max_body_bytes: 256 * 1024 * 1024,
+            max_body_bytes: 64 * 1024 * 1024,
             max_tunnels: 5_000,
             max_h2_streams: 100,
             trusted_peers: TrustedPeers::default(),

@@ -41,9 +41,9 @@ pub const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
 const LARGEST_KIB: u32 = 64 * 1024 + 1;
 /// Bodies in memory at once that are large, or whose length nobody said, in KiB: two of the largest.
 const LARGE_KIB_MAX: u32 = 2 * LARGEST_KIB;
-/// Bodies in memory at once that are known to be small, in KiB. Room of their own: a call that waits for its answer must not
-/// wait behind audio.
-const SMALL_KIB_MAX: u32 = 32 * 1024;
+/// Bytes of all bodies at once: the large ones, and as much again as one for small ones. These are counted as they arrive: were
+/// room promised to who only names a length, a few dozen that send nothing would keep every call waiting.
+pub const BODIES_BYTES_MAX: usize = LARGE_KIB_MAX as usize * 1024 + BODY_BYTES_MAX;
 
 /// How an inbound call is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,7 +77,7 @@ pub struct Settings {
 pub struct Webhooks {
     calls: Calls,
     settings: Arc<Settings>,
-    small: Arc<Semaphore>,
+    /// Room for large bodies.
     large: Arc<Semaphore>,
     /// Woken when there is something to deliver.
     deliver: Arc<Notify>,
@@ -133,7 +133,7 @@ struct Taken<'a> {
     news: Option<Event>,
     /// Which delivery of which event.
     event_id: String,
-    /// What its body takes of the memory that bodies may take.
+    /// What its body takes of the room for large bodies.
     room: Option<Arc<OwnedSemaphorePermit>>,
 }
 
@@ -163,17 +163,18 @@ impl Handler for Webhooks {
 impl Webhooks {
     /// Puts the handler together.
     pub fn new(calls: Calls, settings: Settings, deliver: Arc<Notify>) -> Self {
-        let room = |kib: u32| Arc::new(Semaphore::new(kib as usize));
-        let (small, large) = (room(SMALL_KIB_MAX), room(LARGE_KIB_MAX));
-        Self { calls, settings: Arc::new(settings), small, large, deliver }
+        let large = Arc::new(Semaphore::new(LARGE_KIB_MAX as usize));
+        Self { calls, settings: Arc::new(settings), large, deliver }
     }
 
     async fn take(&self, exchange: &mut Exchange, found: &[Candidate]) -> u16 {
-        // Memory is promised before it is used: by length where it is known, else the largest.
+        // For large bodies memory is promised before it is used: by length where it is known, else the largest.
         let length = exchange.header("content-length").and_then(|v| v.parse::<usize>().ok());
         let bytes_max = length.unwrap_or(BODY_BYTES_MAX).min(BODY_BYTES_MAX);
-        let rooms = if bytes_max <= KEPT_BYTES_MAX { &self.small } else { &self.large };
-        let Ok(mut promised) = rooms.clone().acquire_many_owned(kib(bytes_max)).await else { return 503 };
+        let mut promised = match bytes_max {
+            ..=KEPT_BYTES_MAX => None,
+            _ => self.large.clone().acquire_many_owned(kib(bytes_max)).await.ok(),
+        };
         let body = match exchange.read_body(BODY_BYTES_MAX).await {
             Ok(body) => body,
             Err(BodyError::TooLarge { limit }) => {
@@ -187,7 +188,7 @@ impl Webhooks {
             }
         };
         // Of what was promised, what is needed.
-        let Some(room) = promised.split(kib(body.len()) as usize).map(Arc::new) else { return 503 };
+        let room = promised.as_mut().and_then(|all| all.split(kib(body.len()) as usize)).map(Arc::new);
         drop(promised);
         let headers = exchange.headers().clone();
         let raw = Raw::new(exchange.method().as_str(), exchange.path_and_query(), headers, body);
@@ -207,7 +208,7 @@ impl Webhooks {
             return self.answer(exchange, problem(StatusCode::BAD_REQUEST, "INVALID_PAYLOAD", message)).await;
         }
         let event_id = format!("ev_{}", Ulid::new().to_string().to_lowercase());
-        let taken = Taken { room: Some(room), ..read(&raw, from, event_id) };
+        let taken = Taken { room, ..read(&raw, from, event_id) };
         let response = match self.run(exchange, &taken).await {
             Ok(Some(response)) => response,
             Ok(None) => return 200,
