@@ -29,3 +29,22 @@ pub fn end_the_run() {
 pub fn tells_of_a_panic(stderr: &str) -> bool {
     stderr.contains("panicked at")
 }
+
+/// Runs itself once more, as a process in which a task does panic.
+#[tokio::test]
+async fn a_panic_in_a_task_fails_the_run() {
+    const INSIDE: &str = "RINGFENCE_TEST_PANIC_INSIDE";
+    if std::env::var_os(INSIDE).is_some() {
+        end_the_run();
+        assert!(tokio::spawn(async { panic!("{ON_PURPOSE}, so nothing happens") }).await.is_err());
+        let _ = tokio::spawn(async { panic!("a bug") }).await;
+        return;
+    }
+    let run = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "support::panics::a_panic_in_a_task_fails_the_run"])
+        .env(INSIDE, "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&run.stderr);
+    assert!(!run.status.success() && said.contains("A task panicked") && said.contains("a bug"), "{run:?}");
+}
