@@ -291,8 +291,8 @@ async fn webhooks_of_64_mib_are_bounded_together_and_not_taken_apart_unsigned() 
         let statuses = floods(50, sidecar.webhooks, &declared, &[b' '; 65536], 100).await;
         assert!(statuses.iter().all(|s| *s == Some(413)), "{statuses:?}");
         sidecar.is_well().await;
-        // Two at once, each up to twice its size while it is put together.
-        sidecar.grew_less_than(before, 384 * MIB);
+        // Two at once, each up to three times its size while it is put together and grows; taken apart it would be gigabytes.
+        sidecar.grew_less_than(before, 512 * MIB);
         sidecar.finish();
     })
     .await;
