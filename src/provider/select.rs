@@ -10,15 +10,15 @@ use http::HeaderMap;
 use serde::Deserialize;
 use serde_json::Value;
 
-/// The most pairs of a form that are read. Twilio's have some sixty; each costs a hundred times its shortest spelling.
+/// The most pairs of a form that are read. Our choice, far above what providers send; a pair takes many times its spelling.
 pub const FORM_PAIRS_MAX: usize = 1_000;
 
-/// The most values of a JSON body that are read. A list of 1,000 Twilio calls has 40,000; each takes some forty times its
+/// The most values of a JSON body that are read. Our choice, above a page of 1,000 calls; a value takes many times its
 /// shortest spelling.
 pub const JSON_VALUES_MAX: usize = 100_000;
 
-/// The longest XML that is read, in bytes. Real ones have a thousand, and duplicate attributes and nested namespaces cost
-/// their square.
+/// The longest XML that is read, in bytes. Our choice, far above what providers answer; duplicate attributes and nested
+/// namespaces cost their square.
 pub const XML_BYTES_MAX: usize = 32 * 1024;
 
 /// A body, decoded as its content type says.
