@@ -25,7 +25,7 @@ use crate::proxy::Proxy;
 use crate::reconcile::{self, Pace, Sightings, Sweeper};
 use crate::store::Store;
 use crate::store::sqlite::SqliteStore;
-use crate::webhook::{Webhooks, deliver};
+use crate::webhook::{self, Webhooks, deliver};
 
 /// How often certificate files are looked at.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(10);
@@ -82,7 +82,8 @@ impl App {
             None => None,
         };
         let api = bind("api", config.listen.api, edge.clone(), tls.clone()).await?;
-        let webhooks = bind("webhooks", config.listen.webhooks, edge.clone(), tls.clone()).await?;
+        let with_audio = EdgeSettings { max_body_bytes: webhook::BODIES_BYTES_MAX, ..edge.clone() };
+        let webhooks = bind("webhooks", config.listen.webhooks, with_audio, tls.clone()).await?;
         let admin = bind("admin", config.listen.admin, edge, None).await?;
 
         let store = SqliteStore::open(&config.store.path, config.store.migrate_on_start).await.map_err(start_error)?;

@@ -10,15 +10,15 @@ use http::HeaderMap;
 use serde::Deserialize;
 use serde_json::Value;
 
-/// The most pairs of a form that are read. Twilio's have some sixty; each costs a hundred times its shortest spelling.
+/// The most pairs of a form that are read. Our choice, far above what providers send; a pair takes many times its spelling.
 pub const FORM_PAIRS_MAX: usize = 1_000;
 
-/// The most values of a JSON body that are read. A list of 1,000 Twilio calls has 40,000; each takes some forty times its
+/// The most values of a JSON body that are read. Our choice, above a page of 1,000 calls; a value takes many times its
 /// shortest spelling.
 pub const JSON_VALUES_MAX: usize = 100_000;
 
-/// The longest XML that is read, in bytes. Real ones have a thousand, and duplicate attributes and nested namespaces cost
-/// their square.
+/// The longest XML that is read, in bytes. Our choice, far above what providers answer; duplicate attributes and nested
+/// namespaces cost their square.
 pub const XML_BYTES_MAX: usize = 32 * 1024;
 
 /// A body, decoded as its content type says.
@@ -38,11 +38,10 @@ impl Document {
     /// Decodes a body. What does not parse as its type says is tried as JSON, then is [`Document::Empty`]; so is what has more
     /// parts than [`FORM_PAIRS_MAX`], [`JSON_VALUES_MAX`] or [`XML_BYTES_MAX`] allow.
     pub fn decode(content_type: Option<&str>, body: &[u8]) -> Self {
-        let kind = content_type.unwrap_or("").split(';').next().unwrap_or("").trim().to_ascii_lowercase();
         if body.is_empty() {
             return Self::Empty;
         }
-        if kind == "application/x-www-form-urlencoded" {
+        if is_form(content_type) {
             return Self::form(body);
         }
         if may_be_json(body)
@@ -58,13 +57,18 @@ impl Document {
 }
 
 impl Document {
-    /// Decodes a form.
-    pub fn form(body: &[u8]) -> Self {
+    fn form(body: &[u8]) -> Self {
         match form_urlencoded::parse(body).take(FORM_PAIRS_MAX + 1).count() {
             ..=FORM_PAIRS_MAX => Self::Form(form_urlencoded::parse(body).into_owned().collect()),
             _ => Self::Empty,
         }
     }
+}
+
+/// Whether a content type is that of a form.
+pub fn is_form(content_type: Option<&str>) -> bool {
+    let kind = content_type.and_then(|t| t.split(';').next()).unwrap_or_default();
+    kind.trim().eq_ignore_ascii_case("application/x-www-form-urlencoded")
 }
 
 /// Whether JSON has at most [`JSON_VALUES_MAX`] values. Every value but the first follows one of `,`, `:` and `[`.

@@ -67,6 +67,10 @@ impl Proxy {
                 let what = Refusal::new(Code::BodyTooLarge, format!("A create has at most {limit} bytes."));
                 return ("create", self.refuse(exchange, &account, &what).await);
             }
+            Err(error @ BodyError::NoRoom) => {
+                let what = Refusal::new(Code::InitiationFailed, format!("Not dialled: {error}."));
+                return ("create", self.refuse(exchange, &account, &what).await);
+            }
             Err(error) => {
                 debug!(%error, "a create's body did not arrive");
                 let what = Refusal::new(Code::InvalidRequest, format!("Not dialled: {error}."));

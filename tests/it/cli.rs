@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use ringfence::ids::CallId;
 use serde_json::Value;
 
+use crate::support::panics::tells_of_a_panic;
+
 /// A folder of this test's own, gone when it is over.
 pub struct Folder(pub PathBuf);
 
@@ -38,7 +40,9 @@ pub fn command(args: &[&str]) -> Command {
 
 pub fn run(args: &[&str]) -> (Option<i32>, String, String) {
     let Output { status, stdout, stderr } = command(args).output().unwrap();
-    (status.code(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
+    let (out, err) = (String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap());
+    assert!(!tells_of_a_panic(&err), "{args:?}: {err}");
+    (status.code(), out, err)
 }
 
 /// A child that is killed, whatever the test comes to.
@@ -168,6 +172,7 @@ fn a_sidecar_serves_is_asked_and_drains() {
     assert_eq!(term(&mut serve), Some(0));
     let mut log = String::new();
     serve.0.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+    assert!(!tells_of_a_panic(&log), "{log}");
     assert!(log.contains("admitted") && log.contains("call ended") && log.contains("stopped"), "{log}");
     assert!(!log.contains("+15550002222") && !log.contains("sk_simulated"), "secrets and numbers are masked: {log}");
     let (code, _, err) = run(&["calls", "--admin", &admin, "list"]);

@@ -28,10 +28,11 @@ use ringfence::store::AppCallback;
 use ringfence::webhook::deliver::Skimmed;
 use serde_json::Value;
 
-type Target_ = fn(&[u8]);
+/// A target: panics where a property does not hold.
+pub type Check = fn(&[u8]);
 
 /// Every target, by the name of its folder in `tests/fixtures/fuzz`.
-pub const ALL: &[(&str, Target_)] = &[
+pub const ALL: &[(&str, Check)] = &[
     ("webhook", webhook),
     ("signature", signature),
     ("config", config),
@@ -514,13 +515,13 @@ fn lenient_readings(path: &str) -> [Vec<String>; 2] {
 fn is_create(provider: &str, method: &Method, segments: &[String]) -> bool {
     let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
     method.as_str().eq_ignore_ascii_case("post")
-        && match (provider, segments.as_slice()) {
-            ("elevenlabs", ["v1", "convai", "twilio", "outbound-call" | "register-call"]) => true,
-            ("elevenlabs", ["v1", "convai", "sip-trunk", "outbound-call"]) => true,
-            ("twilio", ["2010-04-01", "accounts", _, "calls" | "calls.json"]) => true,
-            ("twilio", ["2010-04-01", "accounts", _, "conferences", _, "participants" | "participants.json"]) => true,
-            _ => false,
-        }
+        && matches!(
+            (provider, segments.as_slice()),
+            ("elevenlabs", ["v1", "convai", "twilio", "outbound-call" | "register-call"])
+                | ("elevenlabs", ["v1", "convai", "sip-trunk", "outbound-call"])
+                | ("twilio", ["2010-04-01", "accounts", _, "calls" | "calls.json"])
+                | ("twilio", ["2010-04-01", "accounts", _, "conferences", _, "participants" | "participants.json"])
+        )
 }
 
 /// An id or a telephone number.

@@ -3,4 +3,5 @@
 pub mod child;
 pub mod hooks;
 pub mod net;
+pub mod panics;
 pub mod stage;

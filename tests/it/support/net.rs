@@ -43,6 +43,7 @@ where
 }
 
 pub async fn edge_with(settings: EdgeSettings, tls: Option<ReloadingTls>, handler: impl Handler) -> RunningEdge {
+    super::panics::end_the_run();
     let addr = SocketAddr::from(([127, 0, 0, 1], 0));
     Edge::bind(addr, settings, tls).await.expect("bind").spawn(Arc::new(handler))
 }

@@ -91,6 +91,7 @@ pub struct Stage {
 impl Stage {
     /// Starts everything. Sweeps come every 100 ms, calls are looked up from their first moment on.
     pub async fn start(setup: Setup) -> Self {
+        super::panics::end_the_run();
         ringfence::net::install_crypto_provider();
         let folder = std::env::temp_dir().join(format!("ringfence-it-{}", CallId::new()));
         std::fs::create_dir_all(&folder).unwrap();
