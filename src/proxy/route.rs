@@ -82,8 +82,23 @@ fn plain(path: &str) -> String {
 
 /// Whether a path and method are those of an operation, whatever its body says: only then is the body read.
 pub fn may_create(provider: &Description, method: &Method, path: &str) -> bool {
-    let paths = readings(path);
-    provider.operations.iter().any(|o| o.method == *method && paths.iter().any(|p| o.path.captures(p).is_some()))
+    may_be(provider, method, path).next().is_some()
+}
+
+/// Whether they are those of an operation that makes many calls, whose body may be long.
+pub fn may_create_many(provider: &Description, method: &Method, path: &str) -> bool {
+    may_be(provider, method, path).any(|o| o.places.is_some())
+}
+
+fn may_be<'a>(provider: &'a Description, method: &Method, path: &str) -> impl Iterator<Item = &'a Operation> + use<'a> {
+    let (method, paths) = (method.clone(), readings(path));
+    let fits = move |o: &&Operation| o.method == method && paths.iter().any(|p| o.path.captures(p).is_some());
+    provider.operations.iter().filter(fits)
+}
+
+/// What the path of a request captures, if it is this operation's.
+pub fn captures(operation: &Operation, path: &str) -> Option<BTreeMap<String, String>> {
+    readings(path).iter().find_map(|p| operation.path.captures(p))
 }
 
 /// The operation of a request.
@@ -93,11 +108,7 @@ pub fn operation<'a>(
     path: &str,
     message: &Message<'_>,
 ) -> Option<&'a Operation> {
-    let paths = readings(path);
-    provider.operations.iter().find(|o| {
-        let fits = || paths.iter().any(|p| o.path.captures(p).is_some());
-        o.method == *method && fits() && (o.when.is_empty() || o.when.holds(message))
-    })
+    may_be(provider, method, path).find(|o| o.when.is_empty() || o.when.holds(message))
 }
 
 #[cfg(test)]
@@ -115,6 +126,7 @@ mod tests {
             let account = Account {
                 name: name.clone(),
                 upstream: provider.upstream.parse().unwrap(),
+                upstreams: vec![],
                 provider,
                 secrets: BTreeMap::from([("account_sid".to_owned(), Secret::new(sid))]),
                 webhook_secrets: vec![],

@@ -98,6 +98,8 @@ pub struct SimSettings {
     pub number_voice_url: Option<String>,
     /// The Twilio number's status callback, which reports only the end.
     pub number_status_url: Option<String>,
+    /// Whether an execution of a Studio flow makes a call.
+    pub studio_calls: bool,
     /// Where drawn timings, losses and orders start from.
     pub seed: u64,
 }
@@ -133,6 +135,7 @@ impl Default for SimSettings {
             delete_hangs_up: false,
             number_voice_url: None,
             number_status_url: None,
+            studio_calls: true,
             seed: 1,
         }
     }
