@@ -39,7 +39,7 @@ pub(super) enum Many {
     /// Admit it.
     Admit(Ask),
     /// It belongs to this open order for many calls, which holds its places already.
-    Held(CallRecord),
+    Held(Box<CallRecord>),
 }
 
 impl Calls {
@@ -53,7 +53,7 @@ impl Calls {
     /// How many places an order needs: one for a call, what its body says for many, what the first time took for a repetition.
     pub(super) async fn how_many(&self, order: &CreateOrder) -> Result<Many, Refusal> {
         if let Some(id) = &order.again {
-            return self.again(order, id).await;
+            return Box::pin(self.again(order, id)).await;
         }
         let Some(rule) = &order.operation.places else {
             return Ok(Many::Admit(Ask { places: Places::ONE, aliases: vec![] }));
@@ -61,7 +61,7 @@ impl Calls {
         let none = BTreeMap::new();
         let message = Message { body: &order.body, query: &[], path: &none, headers: order.request.headers() };
         let Some(wanted) = rule.wanted(&message) else {
-            let message = "Not dialled: the request says neither whom to call nor how many at once.";
+            let message = "Not dialled: the request does not say whom to call, or how many at once.";
             return Err(Refusal::new(Code::InvalidRequest, message));
         };
         let places = if rule.cut.is_some() { Places::up_to(wanted) } else { Places::exactly(wanted) };
@@ -79,7 +79,7 @@ impl Calls {
             && let Some(record) = store.call(&call).await.map_err(|e| away(&e))?
         {
             if record.phase != Phase::Ended {
-                return Ok(Many::Held(record));
+                return Ok(Many::Held(Box::new(record)));
             }
             // The second record of the same order: its ids go over to it.
             let first = Alias { kind: crate::provider::description::OWN_ID_KIND.to_owned(), id: record.id.to_string() };

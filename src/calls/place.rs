@@ -95,7 +95,7 @@ impl Calls {
         }
         let many = match self.how_many(&order).await {
             Ok(Many::Admit(ask)) => ask,
-            Ok(Many::Held(record)) => return self.run_held(record, order).await,
+            Ok(Many::Held(record)) => return Box::pin(self.run_held(*record, order)).await,
             Err(what) => return self.refuse(&order, what).await,
         };
         let call = CallId::new();
@@ -138,6 +138,7 @@ impl Calls {
         }
         let mut response = self.exchange(lease, Gated::new(prepared.request), order, None).await;
         if places.0 < places.1
+            && response.status().is_success()
             && let Ok(granted) = HeaderValue::try_from(format!("{}/{}", places.0, places.1))
         {
             response.headers_mut().insert("x-ringfence-places", granted);

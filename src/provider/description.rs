@@ -303,10 +303,14 @@ pub struct PlacesRule {
 }
 
 impl PlacesRule {
-    /// How many; at least 1. `None`: the request does not say.
+    /// How many; at least 1. `None`: the request does not say, or cannot be understood.
     pub fn wanted(&self, message: &Message<'_>) -> Option<u32> {
         let items = self.items.list(message.body).map(|list| u32::try_from(list.len()).unwrap_or(u32::MAX));
-        let at_most = self.at_most.as_ref().and_then(|s| s.text(message)?.parse().ok());
+        let at_most = match &self.at_most {
+            // A number that is none must not be read as "no limit".
+            Some(number) if number.exists(message) => Some(number.text(message)?.parse().ok()?),
+            _ => None,
+        };
         items.into_iter().chain(at_most).min().map(|n| n.max(1))
     }
 }
@@ -689,6 +693,31 @@ mod tests {
         assert_eq!(bad.len(), 1);
         assert!(bad[0].to_string().starts_with("mine.toml: TOML parse error at line"), "{}", bad[0]);
         assert!(bad[0].message.contains("sweep_sec"));
+    }
+
+    #[test]
+    fn a_request_for_many_calls_says_how_many() {
+        let registry = Registry::new(&[]).unwrap();
+        let operations = &registry.get("elevenlabs").unwrap().operations;
+        let rule = operations.iter().find(|o| o.name == "batch_submit").unwrap().places.as_ref().unwrap();
+        let wanted = |body: Value| {
+            let (body, path, headers) = (Document::Json(body), BTreeMap::new(), http::HeaderMap::new());
+            rule.wanted(&Message { body: &body, query: &[], path: &path, headers: &headers })
+        };
+        let three = serde_json::json!([{}, {}, {}]);
+        let with = |limit: Value| serde_json::json!({"recipients": three, "target_concurrency_limit": limit});
+        assert_eq!(wanted(serde_json::json!({"recipients": three})), Some(3));
+        assert_eq!(wanted(with(Value::Null)), Some(3));
+        assert_eq!(wanted(with(2.into())), Some(2), "its own limit");
+        assert_eq!(wanted(with(9.into())), Some(3), "more than one call each there is not");
+        assert_eq!(wanted(with(0.into())), Some(1), "the provider says what it thinks of that");
+        assert_eq!(wanted(serde_json::json!({"target_concurrency_limit": 4})), Some(4));
+        for nonsense in
+            [serde_json::json!(-1), serde_json::json!(2.5), serde_json::json!("many"), serde_json::json!([])]
+        {
+            assert_eq!(wanted(with(nonsense.clone())), None, "{nonsense}");
+        }
+        assert_eq!(wanted(serde_json::json!({})), None);
     }
 
     #[test]
