@@ -8,6 +8,8 @@
 //! [`Settings::absent_twice_within`](crate::calls::Settings) apart. Only an account that cannot be asked ends its calls at their
 //! deadline.
 
+mod groups;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,10 +68,14 @@ pub struct Sweeper {
     sweeps: u32,
     /// Nothing has been decided yet in this process: see [`Sweeper::first_sight`].
     first: bool,
-    /// Live calls that nobody knew at the last sweep.
-    strangers: HashSet<String>,
+    /// Live calls that nobody knew at the last sweep, with when they were first seen.
+    strangers: HashMap<String, i64>,
     /// Ids that were looked at and take no slot (web sessions).
     no_phone: HashSet<String>,
+    /// When the last list that was read was asked for.
+    listed_at: i64,
+    /// Orders for many calls that make no more, with when that was first said.
+    over_since: HashMap<CallId, i64>,
     failing: bool,
 }
 
@@ -84,8 +90,10 @@ impl Sweeper {
             // The first one reads the list, whatever the count says.
             sweeps: DEEP_EVERY - 1,
             first: false,
-            strangers: HashSet::new(),
+            strangers: HashMap::new(),
             no_phone: HashSet::new(),
+            listed_at: 0,
+            over_since: HashMap::new(),
             failing: false,
         }
     }
@@ -150,13 +158,18 @@ impl Sweeper {
             }
         };
         let name = self.account.name.clone();
+        self.over_since.retain(|call, _| mine.iter().any(|one| one.id == *call));
         if self.account.can_ask() {
             let result = self.sweep(&mine).await;
             self.note(result);
         }
-        let orphan = |call: &CallRecord| self.calls.account(&call.facts.account).is_none();
+        let calls = self.calls.clone();
+        let orphan = |call: &CallRecord| calls.account(&call.facts.account).is_none();
         for call in mine.iter().filter(|call| call.facts.account == name || orphan(call)) {
-            self.settle_if_due(call).await;
+            match calls.group_of(call).cloned() {
+                Some(group) => self.settle_group(call, &group).await,
+                None => self.settle_if_due(call).await,
+            }
             // A hang-up that failed, or that the last process did not come to: it is tried again.
             // The second record of a call that was given up is an overrun too, but nobody refused that one.
             let refused = call.overrun && call.alias(OWN_ID_KIND).is_none();
@@ -229,14 +242,21 @@ impl Sweeper {
         let visible: HashMap<&str, &CallRecord> =
             mine.iter().filter_map(|call| Some((call.alias(&kind)?, call))).collect();
         self.sweeps = self.sweeps.wrapping_add(1);
+        let name = self.account.name.clone();
+        let open: HashSet<&CallId> = mine.iter().map(|call| &call.id).collect();
+        self.calls.keep_members(&name, |_, order| open.contains(order));
+        let members = self.calls.members_of(&name, None);
         if !self.sweeps.is_multiple_of(DEEP_EVERY)
+            && self.over_since.is_empty()
             && let Some(live) = self.calls.count_live(&self.account).await?
-            && live == visible.len()
+            && live == visible.len() + members
         {
             return Ok(live);
         }
+        let asked_at = self.calls.lifecycle.clock.now_ms();
         let listed = self.calls.list_live(&self.account).await?;
         failpoint::hit("sweep.listed").await;
+        self.listed_at = asked_at;
         let live: HashMap<&str, &Listed> = listed.iter().map(|one| (one.alias.id.as_str(), one)).collect();
         for (id, call) in &visible {
             match live.get(id) {
@@ -244,7 +264,11 @@ impl Sweeper {
                 None => self.missing(call).await,
             }
         }
-        let unknown: Vec<&Listed> = listed.iter().filter(|one| !visible.contains_key(one.alias.id.as_str())).collect();
+        self.calls.keep_members(&name, |id, _| live.contains_key(id));
+        let stranger = |one: &&Listed| {
+            !visible.contains_key(one.alias.id.as_str()) && !self.calls.is_member(&self.account.name, &one.alias)
+        };
+        let unknown: Vec<&Listed> = listed.iter().filter(stranger).collect();
         self.meet_strangers(mine, &kind, &unknown).await;
         Ok(listed.len())
     }
@@ -368,7 +392,7 @@ impl Sweeper {
             self.ask_about(call).await;
         } else if call.origin == Origin::Order && self.search(call).await {
             // Found, or noted as absent, or to be tried again.
-        } else if due && call.admitted_at + self.longest_call_ms() <= now_ms {
+        } else if due && call.places == 1 && call.admitted_at + self.longest_call_ms() <= now_ms {
             info!(call = %call.id, "nobody can be asked about a call that is older than any of its provider");
             log(self.calls.lifecycle.end(&call.id, Outcome::Failed, EndProof::Deadline, "poll").await);
         }
@@ -424,15 +448,21 @@ impl Sweeper {
         let now_ms = self.calls.lifecycle.clock.now_ms();
         let waits = |call: &&CallRecord| {
             call.alias(kind).is_none()
+                && !self.is_known_group(call)
                 && (call.phase == Phase::Reserved || call.unsettled || call.phase_at + UNBOUND_MS > now_ms)
         };
         let mut waiting: Vec<&CallRecord> = mine.iter().filter(waits).collect();
+        // A leg that the carrier lists may be a member of an order for many: its other account tells, at its own pace.
+        let may_be_member =
+            mine.iter().any(|call| call.facts.account != self.account.name && self.is_known_group(call));
         let before = std::mem::take(&mut self.strangers);
         for one in unknown {
             let id = one.alias.id.clone();
             if self.no_phone.contains(&id) {
                 continue;
             }
+            let since_ms = before.get(&id).copied();
+            let early = may_be_member && since_ms.is_some_and(|since| since + UNBOUND_MS > now_ms);
             let waits = if self.first {
                 let its_order = waiting.iter().position(|call| may_be(call, one));
                 match its_order {
@@ -440,15 +470,15 @@ impl Sweeper {
                     _ => false,
                 }
             } else {
-                !before.contains(&id) || (!waiting.is_empty() && !self.is_ours(&one.alias).await)
+                since_ms.is_none() || ((!waiting.is_empty() || early) && !self.is_ours(&one.alias).await)
             };
             if waits {
-                self.strangers.insert(id);
+                self.strangers.insert(id, since_ms.unwrap_or(now_ms));
                 continue;
             }
-            if let Err(error) = self.meet(one).await {
+            if let Err(error) = self.meet(one, since_ms.unwrap_or(now_ms)).await {
                 debug!(%error, "a call at the provider cannot be looked at");
-                self.strangers.insert(id);
+                self.strangers.insert(id, since_ms.unwrap_or(now_ms));
             }
         }
         // Ids of ended web sessions are not kept.
@@ -460,10 +490,11 @@ impl Sweeper {
     async fn is_ours(&self, alias: &Alias) -> bool {
         let Ok(LookedUp::Found(found)) = self.calls.look_up_alias(&self.account, alias).await else { return false };
         found.aliases.iter().any(|a| a.kind == OWN_ID_KIND)
+            || self.order_of(&found).await.is_some()
             || matches!(self.calls.lifecycle.store.resolve(&found.aliases).await, Ok(Some(_)))
     }
 
-    async fn meet(&mut self, one: &Listed) -> std::result::Result<(), AskError> {
+    async fn meet(&mut self, one: &Listed, since_ms: i64) -> std::result::Result<(), AskError> {
         let store = &self.calls.lifecycle.store;
         match store.resolve(std::slice::from_ref(&one.alias)).await {
             Ok(None) => {}
@@ -482,6 +513,9 @@ impl Sweeper {
             LookedUp::Absent => return Ok(()),
         };
         let Some(Event::Reached(phase)) = found.event.or(one.event) else { return Ok(()) };
+        if let Some(order) = self.order_of(&found).await {
+            return self.meet_member(one, &order, found, since_ms);
+        }
         if !found.phone {
             self.no_phone.insert(one.alias.id.clone());
             return Ok(());

@@ -181,6 +181,7 @@ impl Calls {
                 && call.facts.account == account.name
                 && call.facts.direction == Direction::Outbound
                 && call.alias(&lookup.needs).is_none()
+                && self.group_of(call).is_none()
         };
         if !self.lifecycle.store.open_calls().await?.iter().any(waits) {
             return Ok(None);

@@ -1,10 +1,12 @@
 //! What is asked of providers: place a call, look calls up, end one; and what an inbound call meets.
 //!
-//! [`place`] sends an order and settles it, [`repost`] knows an order that is sent again, [`inbound`] admits a call that a provider brings, [`lookup`] asks where calls
-//! stand, [`terminate`] ends one and checks that it is over.
+//! [`place`] sends an order and settles it, [`repost`] knows an order that is sent again, [`many`] knows orders for many calls,
+//! [`inbound`] admits a call that a provider brings, [`lookup`] asks where calls stand, [`terminate`] ends one and checks that it
+//! is over.
 
 pub mod inbound;
 pub mod lookup;
+pub mod many;
 pub mod place;
 pub mod repost;
 pub mod terminate;
@@ -72,8 +74,10 @@ pub struct Calls {
     pub tasks: TaskTracker,
     /// Orders that may be sent again.
     pub reposts: repost::Reposts,
-    /// Inbound calls that a request is joining just now.
+    /// Open calls that a request is joining just now.
     joining: Arc<Mutex<HashSet<CallId>>>,
+    /// Live calls of orders for many, by account.
+    members: Arc<Mutex<many::Members>>,
     /// Arrivals of one call go one after the other: by its ids, each of which falls to one of these.
     arriving: Arc<[tokio::sync::Mutex<()>; ARRIVALS]>,
     /// Room for refusals that wait to be recorded.
@@ -117,6 +121,7 @@ impl Calls {
             tasks: TaskTracker::new(),
             reposts: repost::Reposts::default(),
             joining: Arc::default(),
+            members: Arc::default(),
             arriving: Arc::new([const { tokio::sync::Mutex::const_new(()) }; ARRIVALS]),
             refusals: Arc::new(Semaphore::new(REFUSALS_WAITING_MAX)),
             hanging_up: Arc::default(),
@@ -191,7 +196,7 @@ fn of_record<'a>(record: &'a CallRecord, name: &str) -> Option<Cow<'a, str>> {
 }
 
 /// Puts a value into JSON at a pointer, making the objects on the way. `false` if something else is in the way.
-pub fn inject(body: &mut serde_json::Value, at: &str, value: &str) -> bool {
+pub fn inject(body: &mut serde_json::Value, at: &str, value: impl Into<serde_json::Value>) -> bool {
     let mut here = body;
     for key in at.split('/').skip(1) {
         if here.is_null() {

@@ -14,13 +14,14 @@ use serde_json::Value;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::many::Many;
 use super::repost::{
     Arrived, Asker, Client, DUPLICATE_HEADER, Fingerprint, Known, NOTICED_WITHIN, OrderRef, Standing, key, standing,
 };
 use super::{ANSWER_BYTES_MAX, Calls, inject, of_record};
 use crate::call::{Direction, EndProof, Event, Origin, Outcome as End, Phase};
 use crate::failpoint;
-use crate::gate::{Full, Gated, Lease, Order, Places, Verdict};
+use crate::gate::{Full, Gated, Lease, Order, Verdict};
 use crate::ids::{AccountName, Alias, CallId, RefusalId, mask_number};
 use crate::net::Outcome;
 use crate::net::headers::strip_hop_by_hop;
@@ -45,6 +46,8 @@ pub struct CreateOrder {
     pub request: Request<Bytes>,
     /// The body, decoded.
     pub body: Document,
+    /// The order for many calls that the path names, where it is made once more.
+    pub again: Option<Alias>,
     /// The client sleeps on `Retry-After` inside the app's request.
     pub sdk_sleeps: bool,
 }
@@ -184,20 +187,25 @@ impl Calls {
                 return self.run_joined(lease, &joined.record, order, mine).await.map_err(Some);
             }
         }
+        let many = match self.how_many(order).await.map_err(Some)? {
+            Many::Admit(ask) => ask,
+            Many::Held(record) => return Box::pin(self.run_held(*record, order, mine)).await.map_err(Some),
+        };
         let call = CallId::new();
         let deciding = self.lifecycle.deciding.read().await;
         let policy = self.lifecycle.policy.load_full();
         let at_ms = self.lifecycle.clock.now_ms();
         let admitted_at = Instant::now();
         let bindings = policy.bindings(&order.facts);
-        let ask = Order { call: call.clone(), bindings, places: Places::ONE, mode: policy.mode(), at_ms };
+        let ask = Order { call: call.clone(), bindings, places: many.places, mode: policy.mode(), at_ms };
         let (lease, would_refuse) = match self.lifecycle.gate.admit(ask).await {
             Ok(Verdict::Admitted(lease, would_refuse)) => (lease, would_refuse),
             Ok(Verdict::Refused(full)) => return Err(Some(self.refused_full(order, &full).await)),
             Err(error) => return Err(Some(Refusal::new(Code::GateUnavailable, error.to_string()))),
         };
         failpoint::hit("create.admitted").await;
-        let prepared = match self.prepare(order, &call) {
+        let places = (lease.places(), many.places.wanted);
+        let prepared = match self.prepare(order, &call, places) {
             Ok(prepared) => prepared,
             Err(message) => {
                 self.release_unrecorded(&call).await;
@@ -208,6 +216,7 @@ impl Calls {
         record.callback = prepared.callback;
         record.polled = !prepared.events_will_come;
         record.fingerprint = Some(order.fingerprint().as_str().to_owned());
+        (record.places, record.aliases) = (lease.places(), many.aliases);
         record.aliases.extend(key);
         match self.lifecycle.open(&lease, record).await {
             Ok(Opened::New(_)) => mine.opened(&call),
@@ -219,7 +228,7 @@ impl Calls {
         }
         drop(deciding);
         failpoint::hit("create.recorded").await;
-        self.note_admitted(order, &call, would_refuse.as_ref()).await;
+        self.note_admitted(order, &call, places, would_refuse.as_ref()).await;
         if admitted_at.elapsed() > self.settings.send_within {
             failpoint::hit("create.stale").await;
             self.end(&call, End::NotCreated, EndProof::Deadline, "order").await;
@@ -228,6 +237,12 @@ impl Calls {
             return Err(Some(Refusal::new(Code::StoreUnavailable, message)));
         }
         let mut response = self.exchange(lease, Gated::new(prepared.request), order, None, mine).await;
+        if places.0 < places.1
+            && response.status().is_success()
+            && let Ok(granted) = HeaderValue::try_from(format!("{}/{}", places.0, places.1))
+        {
+            response.headers_mut().insert("x-ringfence-places", granted);
+        }
         if let Some(full) = would_refuse
             && let Ok(limit) = HeaderValue::try_from(full.limit.as_ref())
         {
@@ -438,9 +453,13 @@ impl Calls {
 
     /// The provider has the call.
     async fn created(&self, call: &CallId, ids: Vec<Alias>, state: Option<Event>, order: &CreateOrder) {
-        // Success without any id: the call can only be found by asking.
-        let unsettled = ids.is_empty();
-        if unsettled {
+        // Success without an id that a look-up takes: the call can only be found by searching. Some answers never have one.
+        let carrier = order.facts.carrier.as_ref().and_then(|name| self.account(name));
+        let looks_up = |kind: &str| {
+            order.account.provider.looks_up(kind) || carrier.is_some_and(|carrier| carrier.provider.looks_up(kind))
+        };
+        let unsettled = !ids.iter().any(|id| looks_up(&id.kind));
+        if unsettled && order.operation.ids.kinds().any(looks_up) {
             self.lifecycle.metrics.outcome_unknown(order.account.name.as_str());
         }
         let change = Change {
@@ -457,7 +476,8 @@ impl Calls {
         failpoint::hit("create.bound").await;
     }
 
-    fn prepare(&self, order: &CreateOrder, call: &CallId) -> Result<Prepared, String> {
+    /// `places`: how many were granted, of how many that were wanted.
+    fn prepare(&self, order: &CreateOrder, call: &CallId, places: (u32, u32)) -> Result<Prepared, String> {
         let mut request = Request::new(order.request.body().clone());
         *request.method_mut() = order.request.method().clone();
         *request.uri_mut() = order.request.uri().clone();
@@ -465,11 +485,17 @@ impl Calls {
         request.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let (mut callback, mut events_will_come) = (None, false);
         match &order.body {
-            Document::Json(body) if !order.operation.inject.is_empty() => {
+            Document::Json(body) if !order.operation.inject.is_empty() || places.0 < places.1 => {
                 let mut body = body.clone();
+                let cut = order.operation.places.as_ref().and_then(|rule| rule.cut.as_deref());
+                if let Some(at) = cut.filter(|_| places.0 < places.1)
+                    && !inject(&mut body, at, places.0)
+                {
+                    return Err(format!("Not dialled: {at} cannot be set to {}, which is what is free.", places.0));
+                }
                 for one in &order.operation.inject {
                     let value = render(&one.value, Target::Plain, |n| (n == "call_id").then(|| call.as_str().into()));
-                    if !inject(&mut body, &one.at, &value.map_err(|e| e.to_string())?) {
+                    if !inject(&mut body, &one.at, value.map_err(|e| e.to_string())?) {
                         // The app has something else there; its body wins, the call is found by other means.
                         warn!(%call, at = one.at, "the call's id could not be put into the create");
                     }
@@ -555,17 +581,38 @@ impl Calls {
         order: &Arc<CreateOrder>,
         mine: OrderRef,
     ) -> Result<Response<Bytes>, Refusal> {
-        let prepared =
-            self.prepare(order, &joined.id).map_err(|message| Refusal::new(Code::InvalidRequest, message))?;
+        let prepared = self
+            .prepare(order, &joined.id, (lease.places(), lease.places()))
+            .map_err(|message| Refusal::new(Code::InvalidRequest, message))?;
         info!(call = %joined.id, operation = order.operation.name, "joined to the open call");
         failpoint::hit("create.joined").await;
         mine.opened(&joined.id);
         Ok(self.exchange(lease, Gated::new(prepared.request), order, Some(joined.clone()), mine).await)
     }
 
+    /// The request makes the calls of an open order for many, which holds its places already.
+    async fn run_held(
+        &self,
+        record: CallRecord,
+        order: &Arc<CreateOrder>,
+        mine: OrderRef,
+    ) -> Result<Response<Bytes>, Refusal> {
+        let over = || Refusal::new(Code::InitiationFailed, "Not dialled: the order ended just now; try again.");
+        let joining = {
+            let mut joining = self.joining.lock().unwrap_or_else(PoisonError::into_inner);
+            // Two repetitions at once: the second one's drop must not let go of the first.
+            joining.insert(record.id.clone()).then(|| Joining { record, of: self.joining.clone() })
+        };
+        let joining = joining.ok_or_else(over)?;
+        match self.lifecycle.gate.lease(&joining.record.id).await {
+            Ok(Some(lease)) => self.run_joined(lease, &joining.record, order, mine).await,
+            _ => Err(over()),
+        }
+    }
+
     // === telling ===
 
-    async fn note_admitted(&self, order: &CreateOrder, call: &CallId, would_refuse: Option<&Full>) {
+    async fn note_admitted(&self, order: &CreateOrder, call: &CallId, places: (u32, u32), would_refuse: Option<&Full>) {
         let facts = &order.facts;
         self.lifecycle.metrics.admitted(facts.account.as_str(), facts.direction.as_str(), &facts.plan);
         info!(
@@ -574,6 +621,7 @@ impl Calls {
             plan = facts.plan,
             account = %facts.account,
             to = facts.other_number.as_deref().map(mask_number),
+            places = (places != (1, 1)).then(|| format!("{} of {}", places.0, places.1)),
             would_refuse = would_refuse.map(|f| f.limit.as_ref()),
             "admitted"
         );

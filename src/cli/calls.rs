@@ -183,6 +183,10 @@ fn table(listed: &Value, status: &Value) -> String {
             (_, Some(true), ..) => "overrun",
             (_, _, phase, _) => phase,
         };
+        let phase = match call["places"].as_u64() {
+            Some(places) if places > 1 => format!("{phase} ×{places}"),
+            _ => phase.to_owned(),
+        };
         let ids: Vec<&str> = call["ids"].as_object().into_iter().flatten().filter_map(|(_, id)| id.as_str()).collect();
         let seen = format!("{} {}", since(&call["lastSeenAt"]), text("lastSeenBy"));
         let deadline = time(&call["deadlineAt"]).zip(now).map_or("-".to_owned(), |(at, now)| {

@@ -43,6 +43,22 @@ fn the_files_in_config_are_sound() {
     assert!(demo.config.is_some(), "{:#?}", demo.diagnostics);
 }
 
+#[test]
+fn a_part_of_a_provider_has_a_host_of_its_own_unless_the_account_names_one() {
+    let upstream = |more: &str, path: &str| {
+        let config = read(&format!("{ACCOUNT}{more}")).config.unwrap();
+        config.accounts.values().next().unwrap().url(path).unwrap().to_string()
+    };
+    let studio = "/v2/Flows/FW1/Executions";
+    assert_eq!(upstream("", studio), "https://studio.twilio.com/v2/Flows/FW1/Executions");
+    assert_eq!(upstream("", "/v1/Flows?PageSize=5"), "https://studio.twilio.com/v1/Flows?PageSize=5");
+    for elsewhere in ["/v2/FlowsX", "/2010-04-01/Accounts.json", "/x/v2/Flows"] {
+        assert_eq!(upstream("", elsewhere), format!("https://api.twilio.com{elsewhere}"));
+    }
+    let own = "upstream = \"http://127.0.0.1:7777\"\n";
+    assert_eq!(upstream(own, studio), format!("http://127.0.0.1:7777{studio}"), "a stand-in is all of the provider");
+}
+
 /// The reference says nothing that is not so, and leaves nothing out.
 #[test]
 fn the_reference_names_every_key_and_no_other() {

@@ -60,7 +60,7 @@ fn below<'a>(path: &'a str, mount: &str) -> Option<&'a str> {
 }
 
 /// A path as lenient servers may read it: empty and dot segments and parameters (`;…`) gone, with an escaped slash within a
-/// segment (it stays escaped here) and between two. What could be a create must not pass ungated for a doubled slash (a base
+/// segment (it stays escaped here) and between two. Letters are compared whatever their case: some servers take either. What could be a create must not pass ungated for a doubled slash (a base
 /// URL that ends in one) or an escaped letter. It is sent on as it came.
 fn readings(path: &str) -> [String; 2] {
     [plain(path), plain(&percent_decode(path))]
@@ -75,8 +75,7 @@ fn plain(path: &str) -> String {
             ".." => {
                 segments.pop();
             }
-            // Lower case on both sides, where patterns are compared: some servers take either.
-            bare => segments.push(bare.replace('/', "%2f").to_ascii_lowercase()),
+            bare => segments.push(bare.replace('/', "%2f")),
         }
     }
     format!("/{}", segments.join("/"))
@@ -84,13 +83,27 @@ fn plain(path: &str) -> String {
 
 fn fits(operation: &Operation, method: &Method, paths: &[String]) -> bool {
     operation.method.as_str().eq_ignore_ascii_case(method.as_str())
-        && paths.iter().any(|path| operation.path.fits_any_case(path))
+        && paths.iter().any(|path| operation.path.captures_any_case(path).is_some())
 }
 
 /// Whether a path and method are those of an operation, whatever its body says: only then is the body read.
 pub fn may_create(provider: &Description, method: &Method, path: &str) -> bool {
-    let paths = readings(path);
-    provider.operations.iter().any(|o| fits(o, method, &paths))
+    may_be(provider, method, path).next().is_some()
+}
+
+/// Whether they are those of an operation that makes many calls, whose body may be long.
+pub fn may_create_many(provider: &Description, method: &Method, path: &str) -> bool {
+    may_be(provider, method, path).any(|o| o.places.is_some())
+}
+
+fn may_be<'a>(provider: &'a Description, method: &Method, path: &str) -> impl Iterator<Item = &'a Operation> + use<'a> {
+    let (method, paths) = (method.clone(), readings(path));
+    provider.operations.iter().filter(move |o| fits(o, &method, &paths))
+}
+
+/// What the path of a request captures, if it is this operation's.
+pub fn captures(operation: &Operation, path: &str) -> Option<BTreeMap<String, String>> {
+    readings(path).iter().find_map(|p| operation.path.captures_any_case(p))
 }
 
 /// The operation of a request.
@@ -100,8 +113,7 @@ pub fn operation<'a>(
     path: &str,
     message: &Message<'_>,
 ) -> Option<&'a Operation> {
-    let paths = readings(path);
-    provider.operations.iter().find(|o| fits(o, method, &paths) && (o.when.is_empty() || o.when.holds(message)))
+    may_be(provider, method, path).find(|o| o.when.is_empty() || o.when.holds(message))
 }
 
 #[cfg(test)]
@@ -119,6 +131,7 @@ mod tests {
             let account = Account {
                 name: name.clone(),
                 upstream: provider.upstream.parse().unwrap(),
+                upstreams: vec![],
                 provider,
                 secrets: BTreeMap::from([("account_sid".to_owned(), Secret::new(sid))]),
                 webhook_secrets: vec![],

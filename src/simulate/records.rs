@@ -1,5 +1,6 @@
 //! ElevenLabs' records: conversations read, listed, counted and deleted.
 
+use super::batch::membership;
 use super::call::{Call, Outcome, Phase};
 use super::elevenlabs::{error, not_found};
 use super::wire::{Ask, Reply};
@@ -261,9 +262,7 @@ pub(super) fn conversation(call: &Call) -> Value {
         "warnings": [],
         "timezone": null,
         "conversation_initiation_source": talk.carrier.source(),
-        "batch_call": talk.batch.as_ref().map(|(batch, recipient)| json!({
-            "batch_call_id": batch, "batch_call_recipient_id": recipient,
-        })),
+        "batch_call": talk.batch.as_ref().map(membership),
         "phone_call": phone,
     });
     let analysis = done.then(|| {

@@ -106,6 +106,8 @@ pub struct SimSettings {
     pub el_hook_failure: Option<u16>,
     /// The Twilio account's state: `active`, `suspended`, `closed`.
     pub tw_state: String,
+    /// Whether an execution of a Studio flow makes a call.
+    pub studio_calls: bool,
     /// Where drawn timings, losses and orders start from.
     pub seed: u64,
 }
@@ -145,6 +147,7 @@ impl Default for SimSettings {
             el_hook_disabled: false,
             el_hook_failure: None,
             tw_state: "active".to_owned(),
+            studio_calls: true,
             seed: 1,
         }
     }

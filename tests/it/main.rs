@@ -22,6 +22,7 @@ mod net_tls;
 mod net_tunnels;
 mod outbound;
 mod outbound_admin;
+mod outbound_batches;
 mod outbound_callbacks;
 mod outbound_faults;
 mod outbound_limits;
