@@ -63,7 +63,8 @@ fn script(point: &str) -> Option<(&'static str, &'static str, Act)> {
         "inbound.full" | "inbound.adopted" | "inbound.refused" => ("", "", Act::CallInFull),
         "webhook.read" | "webhook.received" | "webhook.applied" | "webhook.settled" | "webhook.answered"
         | "call.applied" | "call.ended" | "call.released" | "delivery.sent" | "delivery.noted" => ("", "", Act::End),
-        "replay.applied" | "replay.settled" => ("webhook.received", "", Act::Nothing),
+        // A webhook that is received may be a repeated one; one that is applied was new.
+        "replay.applied" | "replay.settled" => ("webhook.applied", "", Act::Nothing),
         "call.kept_early" | "call.adopted" | "sweep.meeting" => ("", "", Act::Past),
         "hangup.sending" | "hangup.sent" | "hangup.over" => ("", "", Act::HangUp),
         "fetch.head" | "sweep.listed" => ("", "", Act::Nothing),

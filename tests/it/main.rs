@@ -22,6 +22,7 @@ mod outbound_callbacks;
 mod outbound_faults;
 mod outbound_limits;
 mod simulate;
+mod start;
 mod support;
 mod webhooks;
 mod webhooks_to_app;

@@ -169,6 +169,10 @@ impl Stage {
     pub fn api(&self, path: &str) -> String {
         format!("http://{}{path}", self.app().api())
     }
+    /// The simulated providers themselves.
+    pub fn provider(&self, path: &str) -> String {
+        format!("{}{path}", self.simulator.as_ref().expect("the providers run").base_url())
+    }
     pub fn webhooks(&self, path: &str) -> String {
         format!("http://{}{path}", self.app().webhooks())
     }
