@@ -23,6 +23,7 @@ mod outbound_faults;
 mod outbound_limits;
 mod simulate;
 mod start;
+mod store_faults;
 mod support;
 mod webhooks;
 mod webhooks_to_app;

@@ -57,7 +57,7 @@ impl Serve {
 /// One record, one pair of providers, one app; and whatever process has the record just now.
 pub struct Scene {
     pub control: Control,
-    pub app: Behind,
+    _app: Behind,
     serve: Option<Serve>,
     simulator: Option<Simulator>,
     folder: PathBuf,
@@ -133,7 +133,7 @@ auth_token = "{token}"
         let http = Upstream::new(UpstreamSettings::default()).unwrap();
         Self {
             control,
-            app,
+            _app: app,
             serve: None,
             simulator: Some(simulator),
             folder,
@@ -428,9 +428,8 @@ auth_token = "{token}"
     }
 
     pub fn database(&self) -> PathBuf {
-        let found = std::fs::read_dir(&self.folder).unwrap().map(|e| e.unwrap().path());
-        let mut found = found.filter(|p| p.extension().is_some_and(|e| e == "db"));
-        found.next().expect("a record")
+        let places = ["ringfence.db", "disk/ringfence.db"].map(|name| self.folder.join(name));
+        places.into_iter().find(|place| place.exists()).expect("a record")
     }
 
     /// Ends everything, stops it, checks it.
