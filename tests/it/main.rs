@@ -16,6 +16,7 @@ mod net_hygiene;
 mod net_relay;
 mod net_tls;
 mod net_tunnels;
+mod oracle;
 mod outbound;
 mod outbound_admin;
 mod outbound_callbacks;

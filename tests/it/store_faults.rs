@@ -76,7 +76,7 @@ impl Drop for Disk {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_refuses_creates_until_there_is_room() {
-    let scene = Scene::set(Setup::default().sim, "", "", "[store]\npath = \"disk/ringfence.db\"").await;
+    let scene = Scene::set(Setup::default().sim, "front", "", "[store]\npath = \"disk/ringfence.db\"").await;
     let Some(disk) = Disk::mount(&scene.folder().join("disk")) else {
         return eprintln!("skipped: this user may not mount a small file system to fill");
     };
