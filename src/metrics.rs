@@ -41,6 +41,7 @@ struct Inner {
     provider_live: IntGaugeVec,
     alias_conflicts: IntCounter,
     certificate_reloads: IntCounterVec,
+    store_failures: IntCounter,
 }
 
 /// Two registrations of one name, or a malformed one: a mistake in this file, caught by its test.
@@ -89,6 +90,8 @@ pub struct Gauges {
     pub of_businesses: u32,
     /// Holders by the name of the limit, where it is counted per nothing.
     pub limits: Vec<(String, u32)>,
+    /// Writes to the record that failed since the start.
+    pub store_failures: u64,
 }
 
 impl Metrics {
@@ -173,6 +176,10 @@ impl Metrics {
                 "ringfence_certificate_reloads_total",
                 "Times a changed certificate was read.",
                 &["result"],
+            )?,
+            store_failures: m.counter(
+                "ringfence_store_failed_writes_total",
+                "Writes to the record that failed: a full disk, a file that is gone.",
             )?,
             registry: registry.clone(),
         };
@@ -291,6 +298,8 @@ impl Metrics {
         m.overruns.set(gauges.overruns.into());
         m.sessions.set(gauges.sessions.into());
         m.subscriptions.set(gauges.of_businesses.into());
+        m.store_failures.reset();
+        m.store_failures.inc_by(gauges.store_failures);
         m.limit_current.reset();
         for (limit, calls) in &gauges.limits {
             m.limit_current.with_label_values(&[limit.as_str()]).set((*calls).into());

@@ -216,12 +216,13 @@ impl Admin {
                 })
             })
             .collect();
+        let written = self.calls.lifecycle.store.ping().await;
         ok(&json!({
             "version": env!("CARGO_PKG_VERSION"),
             "mode": policy.mode().as_str(),
             "draining": self.draining.is_cancelled(),
             "gate": {"backend": "memory", "calls": counts.calls, "overruns": counts.overruns, "byLimit": by_limit(&policy.settings().limits, &counts.by_key)},
-            "store": {"backend": "sqlite", "path": self.store_path, "ok": self.calls.lifecycle.store.ping().await.is_ok()},
+            "store": {"backend": "sqlite", "path": self.store_path, "ok": written.is_ok(), "error": written.err().map(|e| e.to_string())},
             "accounts": accounts,
         }))
     }
@@ -245,6 +246,7 @@ impl Admin {
             sessions: count(open.len()),
             of_businesses: by_business.values().sum(),
             limits,
+            store_failures: self.calls.lifecycle.store.failed_writes(),
         };
         Ok((gauges, open))
     }

@@ -3,7 +3,7 @@
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -11,6 +11,7 @@ use clap::Args;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response};
 use serde_json::{Value, json};
+use tokio::io::AsyncBufReadExt as _;
 
 use super::{Outcome, logs, stop_signal};
 use crate::app::App;
@@ -54,11 +55,12 @@ impl Demo {
             stage.simulator.addr(),
             stage.app.api()
         );
-        let steps: [(&str, &str); 4] = [
+        let steps: [(&str, &str); 5] = [
             ("Burst", "10 calls at once, cap 5"),
             ("Inbound, full", "two callers more while 5 of 5 are in use"),
             ("Provider 429", "the provider refuses what ringfence let through"),
             ("Lost webhook", "a call ends and no webhook comes"),
+            ("kill -9", "a process dies while 4 calls are up"),
         ];
         let mut good = 0;
         for (n, (name, about)) in steps.iter().enumerate() {
@@ -68,7 +70,8 @@ impl Demo {
                 0 => stage.burst().await,
                 1 => stage.inbound().await,
                 2 => stage.provider_429().await,
-                _ => stage.lost_webhook().await,
+                3 => stage.lost_webhook().await,
+                _ => stage.kill_9().await,
             };
             let secs = started.elapsed().as_secs_f64();
             match seen {
@@ -157,12 +160,16 @@ impl Stage {
     }
 
     async fn dial(&self, business: &str, to: u32) -> Result<(Response<Bytes>, Value), String> {
+        self.dial_at(&self.app.api().to_string(), business, to).await
+    }
+
+    async fn dial_at(&self, api: &str, business: &str, to: u32) -> Result<(Response<Bytes>, Value), String> {
         let body = json!({
             "agent_id": format!("agent_{business}"), "agent_phone_number_id": "phnum_demo", "to_number": format!("+1555000{to:04}"),
         });
         let mut request = Request::new(Bytes::from(body.to_string()));
         *request.method_mut() = Method::POST;
-        let url = format!("http://{}/elevenlabs/v1/convai/twilio/outbound-call", self.app.api());
+        let url = format!("http://{api}/elevenlabs/v1/convai/twilio/outbound-call");
         *request.uri_mut() = url.parse().map_err(|e| format!("{e}"))?;
         let headers = request.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -315,6 +322,62 @@ impl Stage {
         Ok(vec![format!("the sweep noticed after {:.1} s, proof \"{proof}\", slot free", took.as_secs_f64())])
     }
 
+    /// A process of its own, with a record of its own: it dies as processes do, and another takes over its record.
+    async fn kill_9(&self) -> Seen {
+        let mut child = Child::start(self).await?;
+        let mut calls = Vec::new();
+        for n in 0..4 {
+            let (response, body) = self.dial_at(&child.at("api")?, ["acme", "birch"][n % 2], 4000 + n as u32).await?;
+            let sid = body["callSid"].as_str().ok_or_else(|| format!("expected a call; saw {}", response.status()))?;
+            calls.push(sid.to_owned());
+        }
+        let up = |sid: &String| self.control.call(sid).is_some_and(|c| c.answered);
+        self.wait("4 calls to be answered", async || calls.iter().all(up)).await?;
+        child.kill().await?;
+        self.control.end_call(&calls[0]);
+
+        let begun = Instant::now();
+        let child = Child::start(self).await?;
+        let (took, rebuilt) = (begun.elapsed(), child.ready["rebuilt"].as_u64().unwrap_or_default());
+        let (api, admin) = (child.at("api")?, child.at("admin")?);
+        let held =
+            async || self.status(&admin).await.map_or(u64::MAX, |s| s["gate"]["calls"].as_u64().unwrap_or(u64::MAX));
+        self.wait("the end in between to be noticed", async || held().await == 3).await?;
+        let ended = self.get(&admin, &format!("/api/calls/{}", calls[0])).await?;
+        if (rebuilt, ended["proof"].as_str()) != (4, Some("provider")) {
+            return Err(format!("expected 4 leases, and an end by \"provider\"; saw {rebuilt}, {}", ended["proof"]));
+        }
+        let mut placed = 0;
+        for n in 0..4 {
+            placed +=
+                u32::from(self.dial_at(&api, ["acme", "birch"][n % 2], 5000 + n as u32).await?.0.status().is_success());
+        }
+        let over = self.control.counts().el_live_now.saturating_sub(CAP);
+        for call in self.control.calls().iter().filter(|c| c.live) {
+            self.control.end_call(call.call_sid.as_deref().unwrap_or_default());
+        }
+        self.wait("every slot to be free", async || held().await == 0).await?;
+        if over > 0 {
+            return Err(format!("expected at most {CAP} calls at the provider; {over} were over"));
+        }
+        Ok(vec![
+            format!("ready again in {} ms, {rebuilt} leases rebuilt from SQLite", took.as_millis()),
+            "1 had ended meanwhile (asked the provider); 3 went on and were counted".to_owned(),
+            format!("{placed} of 4 more placed; 0 leaked, {over} over cap"),
+        ])
+    }
+
+    async fn get(&self, host: &str, path: &str) -> Result<Value, String> {
+        let mut request = Request::new(Bytes::new());
+        *request.uri_mut() = format!("http://{host}{path}").parse().map_err(|e| format!("{e}"))?;
+        let response = self.client.fetch(request, 1 << 20, PATIENCE).await.map_err(|e| e.to_string())?;
+        serde_json::from_slice(response.body()).map_err(|e| e.to_string())
+    }
+
+    async fn status(&self, admin: &str) -> Result<Value, String> {
+        self.get(admin, "/status").await
+    }
+
     fn invite(&self) {
         let (api, admin, url) = (self.app.api(), self.app.admin(), self.simulator.base_url());
         let s = self.control.settings();
@@ -341,6 +404,55 @@ impl Stage {
             " Node    new ElevenLabsClient({{ baseUrl: \"http://{api}/b/acme/elevenlabs\", apiKey: \"{}\" }})\n",
             s.el_api_key
         );
+    }
+}
+
+/// `ringfence serve` as a process of its own, over a record in the demo's folder. Killed when dropped.
+struct Child {
+    process: tokio::process::Child,
+    ready: Value,
+}
+
+impl Child {
+    async fn start(stage: &Stage) -> Result<Self, String> {
+        let folder = stage.folder.join("killed");
+        let failed =
+            |what: &str, e: &dyn std::fmt::Display| format!("{what}: {e}; log: {}", folder.join("log").display());
+        std::fs::create_dir_all(&folder).map_err(|e| failed("no folder", &e))?;
+        let port =
+            TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).map_err(|e| failed("no port", &e))?.port();
+        let text = config_text(&stage.simulator.base_url(), port, &stage.control.settings());
+        // Providers are not asked about calls of the last seconds, as their lists lag; here nothing lags.
+        let text = format!("{text}\n[reconcile]\ngrace_ms = 200\n");
+        std::fs::write(folder.join("ringfence.toml"), text).map_err(|e| failed("no config", &e))?;
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(folder.join("log"));
+        let own = std::env::current_exe().map_err(|e| failed("this program is not found", &e))?;
+        let mut process = tokio::process::Command::new(own)
+            .args(["serve", "--ready-json", "--config", "ringfence.toml"])
+            .current_dir(&folder)
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log.map_err(|e| failed("no log", &e))?)
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|e| failed("it does not start", &e))?;
+        let stdout = process.stdout.take().ok_or("a child without an output")?;
+        let mut lines = tokio::io::BufReader::new(stdout).lines();
+        let line = tokio::time::timeout(PATIENCE, lines.next_line()).await;
+        let line =
+            line.ok().and_then(Result::ok).flatten().ok_or_else(|| failed("expected a ready line", &"saw none"))?;
+        let ready = serde_json::from_str(&line).map_err(|e| failed("the ready line", &e))?;
+        Ok(Self { process, ready })
+    }
+
+    fn at(&self, listener: &str) -> Result<String, String> {
+        self.ready[listener].as_str().map(str::to_owned).ok_or_else(|| format!("no address of {listener}"))
+    }
+
+    /// SIGKILL.
+    async fn kill(&mut self) -> Result<(), String> {
+        self.process.kill().await.map_err(|e| e.to_string())
     }
 }
 

@@ -109,6 +109,7 @@ fn refusal(fault: &Fault) -> Option<Reply> {
         FaultKind::ServerError => {
             error(500, "internal_error", "internal_server_error", "internal_server_error", "Internal server error.")
         }
+        FaultKind::Drop => Reply { drop: true, ..Reply::empty(500) },
         FaultKind::PaymentRequired => {
             error(402, "payment_required", "insufficient_credits", "insufficient_credits", "Insufficient credits.")
         }

@@ -56,6 +56,9 @@ pub enum FaultKind {
     /// The call is created at once, the answer comes `ms` later.
     #[serde(rename = "slow")]
     Slow,
+    /// The connection closes without an answer, nothing created.
+    #[serde(rename = "drop")]
+    Drop,
     /// The call is created and the connection closes without an answer.
     #[serde(rename = "accept_then_drop")]
     AcceptThenDrop,

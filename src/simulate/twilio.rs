@@ -144,6 +144,7 @@ fn refusal(fault: &Fault) -> Option<Reply> {
     let mut reply = match fault.kind {
         FaultKind::TooManyConcurrent | FaultKind::SystemBusy | FaultKind::RateLimited => too_many(),
         FaultKind::ServerError | FaultKind::SuccessFalse => error(500, 20500, "Internal Server Error"),
+        FaultKind::Drop => Reply { drop: true, ..Reply::empty(500) },
         FaultKind::PaymentRequired | FaultKind::QuotaExceeded => error(401, 20003, "Authenticate"),
         FaultKind::Invalid => error(400, 21211, "Invalid 'To' Phone Number"),
         _ => return None,

@@ -353,12 +353,16 @@ pub trait Store: Send + Sync + 'static {
     /// Forgets a business. `true` if it was there.
     async fn delete_business(&self, id: &str) -> Result<bool>;
 
-    /// Whether it can write.
+    /// Whether it can write, as far as the last writes tell; while they failed, by writing.
     async fn ping(&self) -> Result<()>;
 
     /// Forgets what is older than its retention: ended calls with their ids, settled webhooks, finished deliveries, refusals;
-    /// and news that no call claimed. Returns how many rows went.
+    /// and news that no call claimed. Little by little: other writes get their turn. Returns how many calls, webhooks, deliveries,
+    /// refusals and pieces of news went.
     async fn purge(&self, ended_before_ms: UnixMs, early_before_ms: UnixMs) -> Result<u64>;
+
+    /// Writes that failed since the start.
+    fn failed_writes(&self) -> u64;
 
     /// Finishes what was handed over, and lets go of the files.
     async fn close(&self);

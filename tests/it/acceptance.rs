@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use ringfence::simulate::{Fault, FaultKind, Inbound, Millis, Provider, SimSettings, Via};
 
+use crate::support::child::Scene;
 use crate::support::stage::{Setup, Stage};
 
 /// A: 10 calls at once, cap 5 → exactly 5 succeed, 5 get 503 with Retry-After.
@@ -89,6 +90,42 @@ async fn acceptance_c_provider_429_becomes_503_and_the_slot_is_free() {
     assert_eq!((&metrics["elevenlabs429Count"], &metrics["activeCalls"]), (&1.into(), &0.into()));
     assert!(stage.ask("/metrics").await.as_str().unwrap().contains("\nelevenlabs_429_total 1\n"));
     stage.finish().await;
+}
+
+/// D: `kill -9` with calls up, restart, wait for clean-up → every counter back to 0, no leak.
+#[tokio::test(flavor = "multi_thread")]
+async fn acceptance_d_kill_9_with_calls_up_leaks_nothing() {
+    let mut scene = Scene::usual().await;
+    scene.start_well().await;
+    for _ in 0..2 {
+        assert_eq!(scene.dial().await.unwrap().status, 200);
+        assert_eq!(scene.talk().await.0.unwrap().status, 201);
+    }
+    scene.kill();
+    // Two end while nobody is there to hear of it, two later.
+    for call in scene.live().into_iter().take(2) {
+        scene.control.end_call(&call.call_sid.unwrap());
+    }
+    scene.start_well().await;
+    assert!(scene.held().await >= 2, "calls that go on are counted from the start");
+    scene.wait("what ended meanwhile is noticed", async || scene.held().await == 2).await;
+    for call in scene.live() {
+        scene.control.end_call(&call.call_sid.unwrap());
+    }
+    scene.wait("every slot is free", async || scene.held().await == 0).await;
+    let text = scene.ask("admin", "GET", "/metrics", &[], "").await.unwrap();
+    let text = String::from_utf8(text.body.to_vec()).unwrap();
+    for zero in [
+        "platform_global_active_calls 0",
+        "active_call_sessions_count 0",
+        "subscription_active_calls_sum 0",
+        "ringfence_overrun_calls 0",
+    ] {
+        assert!(text.lines().any(|line| line == zero), "{zero} is not in\n{text}");
+    }
+    let metrics = scene.ask("admin", "GET", "/api/concurrent-metrics", &[], "").await.unwrap().json();
+    assert_eq!((&metrics["activeCalls"], &metrics["globalStatus"]["active"]), (&0.into(), &0.into()));
+    scene.finish().await;
 }
 
 /// The oracle: whatever is raced and whatever is lost, the provider never sees more calls than a limit, and nothing is held

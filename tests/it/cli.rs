@@ -227,7 +227,10 @@ fn the_demo_shows_what_it_promises() {
         "terminated_capacity",
         "Retry-After 60 s",
         "proof \"provider\"",
-        "4 of 4 ok",
+        "4 leases rebuilt from SQLite",
+        "1 had ended meanwhile (asked the provider)",
+        "0 leaked, 0 over cap",
+        "5 of 5 ok",
     ] {
         assert!(out.contains(part), "{part} is not in\n{out}");
     }

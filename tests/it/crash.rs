@@ -10,6 +10,7 @@ use ringfence::failpoint;
 use ringfence::simulate::{Fault, FaultKind, Millis, Operation, Provider, SimSettings, Simulator};
 use tokio::sync::Semaphore;
 
+use crate::support::chance::{Dice, chaos};
 use crate::support::child::{ALL_MAX, EL_MAX, Scene, signal};
 use crate::support::stage::{PATIENCE, Setup};
 
@@ -63,7 +64,8 @@ fn script(point: &str) -> Option<(&'static str, &'static str, Act)> {
         "inbound.full" | "inbound.adopted" | "inbound.refused" => ("", "", Act::CallInFull),
         "webhook.read" | "webhook.received" | "webhook.applied" | "webhook.settled" | "webhook.answered"
         | "call.applied" | "call.ended" | "call.released" | "delivery.sent" | "delivery.noted" => ("", "", Act::End),
-        "replay.applied" | "replay.settled" => ("webhook.received", "", Act::Nothing),
+        // A webhook that is received may be a repeated one; one that is applied was new.
+        "replay.applied" | "replay.settled" => ("webhook.applied", "", Act::Nothing),
         "call.kept_early" | "call.adopted" | "sweep.meeting" => ("", "", Act::Past),
         "hangup.sending" | "hangup.sent" | "hangup.over" => ("", "", Act::HangUp),
         "fetch.head" | "sweep.listed" => ("", "", Act::Nothing),
@@ -166,7 +168,7 @@ async fn survives(point: &'static str, pass: u32) {
         ),
         _ => String::new(),
     };
-    let mut scene = Scene::set(Setup::default().sim, "", timeouts, &tables).await;
+    let mut scene = Scene::set(Setup::default().sim, "front", timeouts, &tables).await;
     scene.start_well().await;
     let ended = scene.dial().await.unwrap().json()["conversation_id"].as_str().unwrap().to_owned();
     assert_eq!(scene.talk().await.0.unwrap().status, 201);
@@ -303,34 +305,6 @@ async fn a_kill_between_a_request_and_its_answer_loses_nothing() {
     scene.finish().await;
 }
 
-/// A random number generator that needs no crate: the seed is printed, so that a run can be repeated.
-pub struct Dice(u64);
-
-impl Dice {
-    /// From `RINGFENCE_SEED`, else from the clock.
-    pub fn new(what: &str) -> Self {
-        let given = std::env::var("RINGFENCE_SEED").ok().and_then(|seed| seed.parse().ok());
-        let seed = given.unwrap_or_else(|| jiff::Timestamp::now().as_microsecond().unsigned_abs());
-        eprintln!("{what}: RINGFENCE_SEED={seed}");
-        Self(seed)
-    }
-
-    /// 0 to `n` - 1 (SplitMix64).
-    pub fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % n
-    }
-}
-
-/// How long a test that could go on for ever goes on: `RINGFENCE_CHAOS_SECS`, else what CI has time for.
-pub fn chaos(secs: u64) -> Duration {
-    let given = std::env::var("RINGFENCE_CHAOS_SECS").ok().and_then(|secs| secs.parse().ok());
-    Duration::from_secs(given.unwrap_or(secs))
-}
-
 /// `kill -9` at any moment, while orders and callers come as fast as they can and webhooks are lost.
 #[tokio::test(flavor = "multi_thread")]
 async fn kills_at_any_moment_under_load_cost_nothing() {
@@ -343,7 +317,7 @@ async fn kills_at_any_moment_under_load_cost_nothing() {
         seed: dice.below(1 << 32),
         ..Setup::default().sim
     };
-    let mut scene = Scene::set(sim, "", "", "").await;
+    let mut scene = Scene::set(sim, "app", "", "").await;
     let (started, mut kills) = (Instant::now(), 0);
     while started.elapsed() < chaos(10) {
         scene.start_well().await;
@@ -384,7 +358,7 @@ async fn kills_at_any_moment_under_load_cost_nothing() {
 /// The process stands still between admission and dialling, longer than `send_within_secs`: nothing is sent late.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_that_stood_still_sends_nothing_late() {
-    let mut scene = Scene::set(Setup::default().sim, "", "send_within_secs = 1", "").await;
+    let mut scene = Scene::set(Setup::default().sim, "front", "send_within_secs = 1", "").await;
     assert!(scene.start("create.recorded=sleep:600").await);
     let order = scene.dial();
     let stop = async {

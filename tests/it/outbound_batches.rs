@@ -41,7 +41,7 @@ async fn post(stage: &Stage, path: &str) -> Answer {
 async fn directly(stage: &Stage, path: &str, body: &Value) -> Answer {
     let key = stage.control.settings().el_api_key;
     let headers = [("content-type", "application/json"), ("xi-api-key", key.as_str())];
-    stage.send("POST", &format!("{}/v1/convai/{path}", stage.provider()), &headers, body.to_string()).await
+    stage.send("POST", &stage.provider(&format!("/v1/convai/{path}")), &headers, body.to_string()).await
 }
 
 async fn records(stage: &Stage) -> Vec<CallRecord> {

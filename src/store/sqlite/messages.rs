@@ -224,25 +224,64 @@ pub(super) async fn delete_business(c: &mut SqliteConnection, id: String) -> Sql
     Ok(done.rows_affected() > 0)
 }
 
-pub(super) async fn purge(c: &mut SqliteConnection, ended_before: UnixMs, early_before: UnixMs) -> Sql<u64> {
+/// Rows that one write forgets: others get their turn in between.
+pub(super) const PURGE_ROWS: u32 = 500;
+
+/// What is forgotten once it is older than a time. The rows that go last are those that are counted.
+pub(super) const PURGES: [Purge; 4] = [
+    Purge {
+        early: true,
+        sql: &["DELETE FROM call_aliases WHERE (kind, id) IN
+                (SELECT kind, id FROM call_aliases WHERE call_id IS NULL AND seen_at < $1 LIMIT $2)"],
+    },
+    Purge {
+        early: false,
+        sql: &[
+            "DELETE FROM call_aliases WHERE call_id IN
+             (SELECT id FROM calls WHERE phase = 'ended' AND ended_at < $1 ORDER BY ended_at, id LIMIT $2)",
+            "DELETE FROM calls WHERE id IN
+             (SELECT id FROM calls WHERE phase = 'ended' AND ended_at < $1 ORDER BY ended_at, id LIMIT $2)",
+        ],
+    },
+    Purge {
+        early: false,
+        sql: &["DELETE FROM webhook_events WHERE id IN
+                (SELECT id FROM webhook_events WHERE outcome IS NOT NULL AND received_at < $1 LIMIT $2)"],
+    },
+    Purge { early: false, sql: &["DELETE FROM refusals WHERE id IN (SELECT id FROM refusals WHERE at < $1 LIMIT $2)"] },
+];
+
+/// See [`PURGES`].
+#[derive(Clone, Copy)]
+pub(super) struct Purge {
+    /// It has the shorter retention of news that no call claimed.
+    pub(super) early: bool,
+    sql: &'static [&'static str],
+}
+
+/// Forgets some rows; fewer than [`PURGE_ROWS`] are the last.
+pub(super) async fn purge(c: &mut SqliteConnection, what: Purge, before: UnixMs) -> Sql<u64> {
     let mut gone = 0;
-    for (sql, before) in [
-        ("DELETE FROM call_aliases WHERE call_id IS NULL AND seen_at < $1", early_before),
-        (
-            "DELETE FROM call_aliases WHERE call_id IN (SELECT id FROM calls WHERE phase = 'ended' AND ended_at < $1)",
-            ended_before,
-        ),
-        ("DELETE FROM calls WHERE phase = 'ended' AND ended_at < $1", ended_before),
-        ("DELETE FROM webhook_events WHERE outcome IS NOT NULL AND received_at < $1", ended_before),
-        // Done, or given up, and its event forgotten.
-        (
-            "DELETE FROM deliveries WHERE due_at IS NULL
-             AND event_id NOT IN (SELECT id FROM webhook_events WHERE received_at >= $1)",
-            ended_before,
-        ),
-        ("DELETE FROM refusals WHERE at < $1", ended_before),
-    ] {
-        gone += sqlx::query(sql).bind(before).execute(&mut *c).await?.rows_affected();
+    for sql in what.sql {
+        gone = sqlx::query(*sql).bind(before).bind(PURGE_ROWS).execute(&mut *c).await?.rows_affected();
+    }
+    Ok(gone)
+}
+
+/// Deliveries that are done or given up and whose event is forgotten. Readers look for them: it takes a while.
+pub(super) async fn forgotten_deliveries(pool: &SqlitePool, before: UnixMs) -> super::Result<Vec<String>> {
+    let ids = sqlx::query_scalar(
+        "SELECT d.id FROM deliveries d LEFT JOIN webhook_events e ON e.id = d.event_id
+         WHERE d.due_at IS NULL AND (e.id IS NULL OR e.received_at < $1)",
+    );
+    Ok(ids.bind(before).fetch_all(pool).await?)
+}
+
+pub(super) async fn delete_deliveries(c: &mut SqliteConnection, ids: Vec<String>) -> Sql<u64> {
+    let mut gone = 0;
+    for id in ids {
+        let sql = "DELETE FROM deliveries WHERE id = $1 AND due_at IS NULL";
+        gone += sqlx::query(sql).bind(id).execute(&mut *c).await?.rows_affected();
     }
     Ok(gone)
 }

@@ -103,7 +103,8 @@ impl SqliteStore {
         }
         // SQLite opens a file that it may only read without a word; every call would then meet the error.
         sqlx::raw_sql(PROBE).execute(&readers).await.map_err(|e| file(explain(&e)))?;
-        let writer = Writer::start(options(path)).await.map_err(|e| file(explain(&e)))?;
+        let writer =
+            Writer::start(path, options(path).create_if_missing(false)).await.map_err(|e| file(explain(&e)))?;
         Ok(Self { writer, readers, path: path.to_owned(), held: std::sync::Mutex::new(Some(held)) })
     }
 
@@ -136,6 +137,7 @@ impl SqliteStore {
 fn explain(error: &sqlx::Error) -> String {
     let code = error.as_database_error().and_then(|e| e.code()).unwrap_or_default().into_owned();
     match code.parse::<u32>().unwrap_or_default() & 0xff {
+        5 => "another program holds its lock".to_owned(),
         13 => "the disk is full; make room on it, or give ringfence another [store] path".to_owned(),
         8 => "it is read-only; ringfence must be able to write it, or needs another [store] path".to_owned(),
         10 => format!("the disk cannot be read or written ({error}); look at the disk, its quota and its limits"),
@@ -265,11 +267,33 @@ impl Store for SqliteStore {
     }
 
     async fn ping(&self) -> Result<()> {
-        self.writer.run(|c| Box::pin(async move { sqlx::query("SELECT 1").execute(c).await.map(drop) })).await
+        // While writes fail, nothing less than a write says that they do no longer: this one changes nothing.
+        let sql = if self.writer.is_failing() { "PRAGMA user_version = 0" } else { "SELECT 1" };
+        self.writer.run(move |c| Box::pin(async move { sqlx::query(sql).execute(c).await.map(drop) })).await
     }
 
     async fn purge(&self, ended_before_ms: UnixMs, early_before_ms: UnixMs) -> Result<u64> {
-        self.writer.run(move |c| Box::pin(messages::purge(c, ended_before_ms, early_before_ms))).await
+        let mut gone = 0;
+        for what in messages::PURGES {
+            let before = if what.early { early_before_ms } else { ended_before_ms };
+            loop {
+                let rows = self.writer.run(move |c| Box::pin(messages::purge(c, what, before))).await?;
+                gone += rows;
+                if rows < messages::PURGE_ROWS.into() {
+                    break;
+                }
+            }
+        }
+        let deliveries = messages::forgotten_deliveries(&self.readers, ended_before_ms).await?;
+        for some in deliveries.chunks(messages::PURGE_ROWS as usize) {
+            let some = some.to_vec();
+            gone += self.writer.run(move |c| Box::pin(messages::delete_deliveries(c, some))).await?;
+        }
+        Ok(gone)
+    }
+
+    fn failed_writes(&self) -> u64 {
+        self.writer.failed()
     }
 
     async fn close(&self) {

@@ -163,6 +163,41 @@ async fn a_webhook_is_taken_once() {
 }
 
 #[tokio::test]
+async fn what_is_past_its_retention_goes_little_by_little() {
+    let folder = Folder::new();
+    let store = SqliteStore::open(&folder.file(), true).await.unwrap();
+    let kept = new_call(&[("call_sid", "CA_kept")]);
+    store.open(kept.clone()).await.unwrap();
+    let sql = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1234)";
+    let like =
+        "business, plan, account, provider, direction, operation, origin, admitted_at, phase_at, seen_at, seen_by";
+    for insert in [
+        format!(
+            "{sql} INSERT INTO calls (id, phase, ended_at, {like}) SELECT 'c' || i, 'ended', i, {like} FROM calls, n"
+        ),
+        format!("{sql} INSERT INTO call_aliases (kind, id, call_id, seen_at) SELECT 'call_sid', i, 'c' || i, 1 FROM n"),
+        format!(
+            "{sql} INSERT INTO refusals (id, at, business, account, direction, code) SELECT i, i, 'b', 'a', 'outbound', 'x' FROM n"
+        ),
+    ] {
+        sqlx::query(sqlx::AssertSqlSafe(insert)).execute(&store.readers).await.unwrap();
+    }
+    assert_eq!(store.purge(1_234, 0).await.unwrap(), 2 * 1_233);
+    for (left, table) in [(2, "calls"), (2, "call_aliases"), (1, "refusals")] {
+        let count = sqlx::AssertSqlSafe(format!("SELECT count(*) FROM {table}"));
+        let rows: i64 = sqlx::query_scalar(count).fetch_one(&store.readers).await.unwrap();
+        assert_eq!(rows, left, "{table}: what is open, and what ended just now");
+    }
+    let plan: Vec<(i64, i64, i64, String)> = sqlx::query_as(
+        "EXPLAIN QUERY PLAN SELECT id FROM calls WHERE phase = 'ended' AND ended_at < 1 ORDER BY ended_at, id LIMIT 1",
+    )
+    .fetch_all(&store.readers)
+    .await
+    .unwrap();
+    assert!(plan.iter().any(|step| step.3.contains("calls_ended")), "{plan:?}");
+}
+
+#[tokio::test]
 async fn writes_that_meet_share_a_commit_and_one_that_fails_stands_alone() {
     let folder = Folder::new();
     let store = std::sync::Arc::new(SqliteStore::open(&folder.file(), true).await.unwrap());

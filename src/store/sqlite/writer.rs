@@ -1,11 +1,22 @@
 //! The one writer. It owns the only connection that writes and puts what waits into one commit (group commit): no timer, it
 //! flushes when the previous commit has returned. Dropping the waiter drops only the notification, never the write.
+//!
+//! A write that fails tells its waiter, and nothing is held back: the next one is tried. After a panic, a full or failing disk or
+//! the like the connection is made anew, so that writing goes on by itself when the cause is gone.
 
+use std::os::unix::fs::MetadataExt as _;
+use std::panic::AssertUnwindSafe;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{Connection as _, SqliteConnection};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tracing::{error, info};
 
 use super::super::{Result, StoreError};
 use crate::failpoint;
@@ -19,6 +30,16 @@ pub(super) struct Writer {
     jobs: mpsc::Sender<Box<dyn Job>>,
     task: tokio::sync::Mutex<Option<JoinHandle<()>>>,
     closed: tokio_util::sync::CancellationToken,
+    health: Arc<Health>,
+}
+
+/// How writing goes.
+#[derive(Default)]
+struct Health {
+    /// The last write met a cause outside of it: a full disk, a file that is gone.
+    failing: AtomicBool,
+    /// Writes that failed for such a cause, or panicked.
+    failed: AtomicU64,
 }
 
 /// A write, and whom to tell.
@@ -27,6 +48,8 @@ trait Job: Send {
         &'c mut self,
         connection: &'c mut SqliteConnection,
     ) -> BoxFuture<'c, std::result::Result<(), sqlx::Error>>;
+    /// It panicked.
+    fn panicked(&mut self);
     fn finish(self: Box<Self>, commit: Result<()>);
 }
 
@@ -61,6 +84,10 @@ where
         })
     }
 
+    fn panicked(&mut self) {
+        self.outcome = Some(Err(StoreError::Failed("the write panicked".to_owned())));
+    }
+
     fn finish(self: Box<Self>, commit: Result<()>) {
         let outcome = match (self.outcome, commit) {
             (Some(Err(error)), _) => Err(error),
@@ -74,12 +101,25 @@ where
 }
 
 impl Writer {
-    pub(super) async fn start(options: SqliteConnectOptions) -> std::result::Result<Self, sqlx::Error> {
-        let connection = SqliteConnection::connect_with(&options).await?;
+    /// Opens the file, which must be there.
+    pub(super) async fn start(path: &Path, options: SqliteConnectOptions) -> std::result::Result<Self, sqlx::Error> {
+        let connection = Some(SqliteConnection::connect_with(&options).await?);
+        let (file, health) = (FileId::of(path), Arc::<Health>::default());
         let (jobs, waiting) = mpsc::channel(WAITING_MAX);
         let closed = tokio_util::sync::CancellationToken::new();
-        let task = tokio::spawn(write_all(connection, waiting, closed.clone()));
-        Ok(Self { jobs, task: tokio::sync::Mutex::new(Some(task)), closed })
+        let file = OpenFile { connection, options, path: path.to_owned(), file, health: health.clone() };
+        let task = tokio::spawn(write_all(file, waiting, closed.clone()));
+        Ok(Self { jobs, task: tokio::sync::Mutex::new(Some(task)), closed, health })
+    }
+
+    /// The last write failed for a cause outside of it.
+    pub(super) fn is_failing(&self) -> bool {
+        self.health.failing.load(Ordering::Relaxed)
+    }
+
+    /// Writes that failed for such a cause, or panicked, since the start.
+    pub(super) fn failed(&self) -> u64 {
+        self.health.failed.load(Ordering::Relaxed)
     }
 
     /// Runs a write and returns when it is durable.
@@ -107,7 +147,7 @@ impl Writer {
 }
 
 async fn write_all(
-    mut connection: SqliteConnection,
+    mut file: OpenFile,
     mut waiting: mpsc::Receiver<Box<dyn Job>>,
     closed: tokio_util::sync::CancellationToken,
 ) {
@@ -120,42 +160,165 @@ async fn write_all(
                 if waiting.recv_many(&mut batch, BATCH_MAX).await == 0 { break }
             }
         }
-        let commit = write_batch(&mut connection, &mut batch).await;
+        let commit = file.write(&mut batch).await;
         for job in batch.drain(..) {
             job.finish(commit.clone());
         }
     }
-    let _ = connection.close().await;
+    file.disconnect().await;
 }
 
-async fn write_batch(connection: &mut SqliteConnection, batch: &mut [Box<dyn Job>]) -> Result<()> {
-    let failed = |e: sqlx::Error| StoreError::Failed(super::explain(&e));
-    sqlx::query("BEGIN IMMEDIATE").execute(&mut *connection).await.map_err(failed)?;
-    let written = write_jobs(connection, batch).await;
+/// Which file a path leads to.
+#[derive(Debug, PartialEq, Eq)]
+struct FileId(Option<(u64, u64)>);
+
+impl FileId {
+    fn of(path: &Path) -> Self {
+        Self(std::fs::metadata(path).ok().map(|about| (about.dev(), about.ino())))
+    }
+}
+
+/// The database, as the writer has it.
+struct OpenFile {
+    /// `None` after a failure: the next write connects again.
+    connection: Option<SqliteConnection>,
+    options: SqliteConnectOptions,
+    path: PathBuf,
+    /// The file that was opened at the start.
+    file: FileId,
+    health: Arc<Health>,
+}
+
+/// Why a batch is not written.
+enum Failure {
+    /// The file, the disk or the connection: others would fail as well.
+    Outside(StoreError),
+    /// The write itself.
+    Own(StoreError),
+}
+
+impl From<sqlx::Error> for Failure {
+    fn from(error: sqlx::Error) -> Self {
+        let failed = StoreError::Failed(super::explain(&error));
+        if is_outside(&error) { Self::Outside(failed) } else { Self::Own(failed) }
+    }
+}
+
+/// Whether an error says something of the file, not of the write: busy, read-only, I/O, corrupt, full, cannot open, no database;
+/// or a connection that is gone.
+fn is_outside(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Database(error) => {
+            let code = error.code().and_then(|code| code.parse::<u32>().ok()).unwrap_or_default();
+            [5, 8, 10, 11, 13, 14, 26].contains(&(code & 0xff))
+        }
+        sqlx::Error::Io(_) | sqlx::Error::WorkerCrashed => true,
+        _ => false,
+    }
+}
+
+impl OpenFile {
+    async fn write(&mut self, batch: &mut [Box<dyn Job>]) -> Result<()> {
+        let (written, panics) = self.try_write(batch).await;
+        let failed = match &written {
+            Ok(()) => panics,
+            Err(_) => batch.len() as u64,
+        };
+        self.health.failed.fetch_add(failed, Ordering::Relaxed);
+        let outside = matches!(written, Err(Failure::Outside(_)));
+        if outside != self.health.failing.swap(outside, Ordering::Relaxed) {
+            match &written {
+                Err(Failure::Outside(error)) => {
+                    error!(%error, "the record cannot be written; calls are refused until it can")
+                }
+                _ => info!("the record can be written again"),
+            }
+        }
+        if outside || panics > 0 {
+            self.disconnect().await;
+        }
+        written.map_err(|failure| match failure {
+            Failure::Outside(error) | Failure::Own(error) => error,
+        })
+    }
+
+    /// Writes a batch, and counts the writes in it that panicked.
+    async fn try_write(&mut self, batch: &mut [Box<dyn Job>]) -> (std::result::Result<(), Failure>, u64) {
+        if let Err(failure) = self.is_there() {
+            return (Err(failure), 0);
+        }
+        let connection = match &mut self.connection {
+            Some(connection) => connection,
+            none => match SqliteConnection::connect_with(&self.options).await {
+                Ok(connection) => none.insert(connection),
+                Err(error) => return (Err(Failure::Outside(StoreError::Failed(super::explain(&error)))), 0),
+            },
+        };
+        let (written, panics) = write_batch(connection, batch).await;
+        // What was written to a file that nobody finds again is not written.
+        (written.and_then(|()| self.is_there()), panics)
+    }
+
+    /// The path still leads to the file that was opened. SQLite itself goes on writing to one that was deleted.
+    fn is_there(&self) -> std::result::Result<(), Failure> {
+        if FileId::of(&self.path) == self.file {
+            return Ok(());
+        }
+        let gone =
+            "its file was deleted or replaced; put it back, or start ringfence again: it asks the providers what is up";
+        Err(Failure::Outside(StoreError::Failed(gone.to_owned())))
+    }
+
+    async fn disconnect(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            let _ = connection.close().await;
+        }
+    }
+}
+
+async fn write_batch(
+    connection: &mut SqliteConnection,
+    batch: &mut [Box<dyn Job>],
+) -> (std::result::Result<(), Failure>, u64) {
+    if let Err(error) = sqlx::query("BEGIN IMMEDIATE").execute(&mut *connection).await {
+        return (Err(error.into()), 0);
+    }
+    let mut panics = 0;
+    let written = write_jobs(connection, batch, &mut panics).await;
     if written.is_err() {
         // Whatever failed, no transaction may stay open: the next BEGIN would fail, and every one after it. Errors such as a
         // full disk roll back by themselves; SQLite's COMMIT either happened or can be rolled back, it has no third state
         // while the file is ours.
         let _ = sqlx::query("ROLLBACK").execute(&mut *connection).await;
     }
-    written.map_err(failed)
+    (written, panics)
 }
 
 async fn write_jobs(
     connection: &mut SqliteConnection,
     batch: &mut [Box<dyn Job>],
-) -> std::result::Result<(), sqlx::Error> {
+    panics: &mut u64,
+) -> std::result::Result<(), Failure> {
     let alone = batch.len() == 1;
     for job in batch.iter_mut() {
         // One that fails must not take its neighbours along.
         if !alone {
             sqlx::query("SAVEPOINT job").execute(&mut *connection).await?;
         }
-        let undo = match (job.run(connection).await, alone) {
-            (Ok(()), true) => continue,
-            (Ok(()), false) => "RELEASE job",
-            (Err(error), true) => return Err(error),
-            (Err(_), false) => "ROLLBACK TO job",
+        let ran = AssertUnwindSafe(job.run(connection)).catch_unwind().await;
+        let undo = match ran {
+            Ok(Ok(())) if alone => continue,
+            Ok(Ok(())) => "RELEASE job",
+            Ok(Err(error)) if alone || is_outside(&error) => return Err(error.into()),
+            Ok(Err(_)) => "ROLLBACK TO job",
+            Err(_) => {
+                *panics += 1;
+                job.panicked();
+                if alone {
+                    return Err(Failure::Own(StoreError::Failed("the write panicked".to_owned())));
+                }
+                "ROLLBACK TO job"
+            }
         };
         sqlx::query(undo).execute(&mut *connection).await?;
     }

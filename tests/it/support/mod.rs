@@ -1,5 +1,6 @@
 //! What tests share.
 
+pub mod chance;
 pub mod child;
 pub mod hooks;
 pub mod net;

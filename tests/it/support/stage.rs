@@ -167,13 +167,12 @@ impl Stage {
         Answer { status: parts.status.as_u16(), headers: parts.headers, body }
     }
 
-    /// The simulated providers' own address.
-    pub fn provider(&self) -> String {
-        self.simulator.as_ref().expect("the simulator runs").base_url()
-    }
-
     pub fn api(&self, path: &str) -> String {
         format!("http://{}{path}", self.app().api())
+    }
+    /// The simulated providers themselves.
+    pub fn provider(&self, path: &str) -> String {
+        format!("{}{path}", self.simulator.as_ref().expect("the providers run").base_url())
     }
     pub fn webhooks(&self, path: &str) -> String {
         format!("http://{}{path}", self.app().webhooks())

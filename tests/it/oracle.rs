@@ -1,0 +1,93 @@
+//! The oracle: the providers' own counts judge, whatever goes wrong between them, ringfence and the app.
+//!
+//! `RINGFENCE_CHAOS_SECS` lets it go on for longer than CI has time for, `RINGFENCE_SEED` repeats a run.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use ringfence::simulate::{Fault, FaultKind, Millis, Provider, SimSettings};
+
+use crate::support::chance::{Dice, chaos};
+use crate::support::child::{ALL_MAX, EL_MAX, Scene, signal};
+use crate::support::stage::Setup;
+
+/// How the providers' answers go wrong.
+const WEATHER: [FaultKind; 8] = [
+    FaultKind::Drop,
+    FaultKind::AcceptThenDrop,
+    FaultKind::ServerError,
+    FaultKind::ServerErrorAfterCreate,
+    FaultKind::NullIds,
+    FaultKind::Slow,
+    FaultKind::TooManyConcurrent,
+    FaultKind::Invalid,
+];
+
+async fn weather(scene: &Scene, dice: &mut Dice, alive: &AtomicBool) {
+    while alive.load(Ordering::Relaxed) {
+        let kind = WEATHER[dice.below(WEATHER.len() as u64) as usize];
+        let provider = [Provider::ElevenLabs, Provider::Twilio][dice.below(2) as usize];
+        // Some answers come after the app's time-out, which is a second.
+        let ms = if kind == FaultKind::Slow { dice.below(2_500) } else { 0 };
+        scene.control.fault(Fault { ms, ..Fault::next(provider, kind, 1) });
+        tokio::time::sleep(Duration::from_millis(100 + dice.below(300))).await;
+    }
+}
+
+/// An app: it orders, takes calls, and sometimes does not wait for the answer.
+/// The official SDKs' re-POSTs belong here, too, once they are recognised.
+async fn app(scene: &Scene, mut dice: Dice, alive: &AtomicBool) {
+    while alive.load(Ordering::Relaxed) {
+        match dice.below(8) {
+            0..3 => drop(scene.dial().await),
+            3..6 => drop(scene.talk().await),
+            6 => scene.dial_and_hang_up(Duration::from_millis(dice.below(60))).await,
+            _ => drop(scene.call_in()),
+        }
+        tokio::time::sleep(Duration::from_millis(10 + dice.below(30))).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_that_goes_wrong_passes_a_limit_dials_twice_or_leaks() {
+    let mut dice = Dice::new("oracle under faults");
+    let sim = SimSettings {
+        talk_ms: Millis::between(50, 300),
+        webhook_loss: 0.2,
+        webhook_double: 0.2,
+        webhook_reorder: 0.2,
+        seed: dice.below(1 << 32),
+        ..Setup::default().sim
+    };
+    let mut scene = Scene::set(sim, "app", "create_secs = 1\nlate_answer_secs = 4", "").await;
+    let (started, mut restarts) = (Instant::now(), 0);
+    while started.elapsed() < chaos(10) {
+        scene.start_well().await;
+        {
+            let alive = AtomicBool::new(true);
+            let (moment, name) =
+                (Duration::from_millis(500 + dice.below(2_500)), ["KILL", "TERM"][dice.below(2) as usize]);
+            let apps: Vec<Dice> = (0..8).map(|_| dice.fork()).collect();
+            let apps = apps.into_iter().map(|dice| app(&scene, dice, &alive));
+            let end = async {
+                tokio::time::sleep(moment).await;
+                signal(scene.pid(), name);
+                alive.store(false, Ordering::Relaxed);
+            };
+            tokio::join!(end, weather(&scene, &mut dice, &alive), futures_util::future::join_all(apps));
+        }
+        scene.died(Duration::from_secs(20)).await.expect("it stops");
+        restarts += 1;
+    }
+    let counts = scene.control.counts();
+    eprintln!(
+        "{restarts} restarts, {} orders, {} of them dialled, {} callers, at most {} of {EL_MAX} and {} of {ALL_MAX} at once",
+        scene.ordered(),
+        counts.creates_el + counts.creates_tw,
+        counts.inbound,
+        counts.el_live_max,
+        counts.both_live_max,
+    );
+    scene.start_well().await;
+    scene.finish().await;
+}

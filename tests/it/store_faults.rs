@@ -1,0 +1,129 @@
+//! The record cannot be written while calls are up: nothing is sent, nothing leaks, and it goes on by itself.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use crate::support::child::Scene;
+use crate::support::stage::Setup;
+
+/// A call is up; the record cannot be written for a while, in which another is ordered and the first ends.
+async fn outage(mut scene: Scene, breaks: impl FnOnce(&Scene), says: &str, mends: impl FnOnce(&Scene)) {
+    scene.start_well().await;
+    assert_eq!(scene.dial().await.unwrap().status, 200);
+    let (up, _) = scene.talk().await;
+    let up = up.unwrap().json()["sid"].as_str().unwrap().to_owned();
+    scene.wait("both are up", async || scene.live().iter().all(|c| c.answered)).await;
+    breaks(&scene);
+    let refused = async || {
+        let answer = scene.dial().await.unwrap();
+        (answer.status == 503).then(|| {
+            let body = answer.json();
+            assert_eq!((&body["error"], &body["called"]), (&"CALL_STORE_UNAVAILABLE".into(), &false.into()));
+        })
+    };
+    // What is in SQLite's hands already may still be written.
+    scene.wait("creates are refused", async || refused().await.is_some()).await;
+    let (creates, held) = (scene.control.counts().creates_el, scene.held().await);
+    for _ in 0..3 {
+        refused().await.expect("it stays so");
+    }
+    assert_eq!((scene.control.counts().creates_el, scene.held().await), (creates, held), "nothing sent, nothing held");
+    let ready = scene.ask("admin", "GET", "/ready", &[], "").await.unwrap();
+    assert_eq!((ready.status, &ready.json()["error"]), (503, &"STORE_UNAVAILABLE".into()));
+    let store = scene.status().await["store"].clone();
+    assert!(store["ok"] == false && store["error"].as_str().unwrap().contains(says), "{store}");
+    let metrics = scene.ask("admin", "GET", "/metrics", &[], "").await.unwrap();
+    let metrics = String::from_utf8(metrics.body.to_vec()).unwrap();
+    let failed = metrics.lines().find_map(|l| l.strip_prefix("ringfence_store_failed_writes_total "));
+    assert!(failed.unwrap().parse::<u64>().unwrap() >= 4, "{failed:?}");
+    // Not acknowledged, so that the provider may send it again; and the slot stays until the end is on record.
+    scene.control.end_call(&up);
+    let unavailable = |counts: &ringfence::simulate::Counts| counts.webhooks_answered_by_status.contains_key(&503);
+    assert!(scene.control.wait_counts(Duration::from_secs(20), unavailable).await, "{:?}", scene.control.counts());
+    assert_eq!(scene.held().await, held);
+    mends(&scene);
+    scene
+        .wait("it is ready again", async || {
+            scene.ask("admin", "GET", "/ready", &[], "").await.is_some_and(|ready| ready.status == 200)
+        })
+        .await;
+    scene.wait("the end that was missed is noticed", async || scene.held().await == held - 1).await;
+    assert_eq!(scene.status().await["store"]["ok"], true);
+    assert_eq!(scene.talk().await.0.unwrap().status, 201);
+    assert!(scene.log().contains("the record can be written again"), "{}", scene.log());
+    scene.finish().await;
+}
+
+/// A file system of its own, in memory.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn mount(at: &Path) -> Option<Self> {
+        std::fs::create_dir_all(at).unwrap();
+        let done = Command::new("mount").args(["-t", "tmpfs", "-o", "size=2m", "tmpfs"]).arg(at).output().ok()?;
+        done.status.success().then(|| Self(at.to_owned()))
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+        let _ = std::fs::remove_dir(&self.0).and_then(|()| std::fs::remove_dir_all(self.0.join("..")));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_refuses_creates_until_there_is_room() {
+    let scene = Scene::set(Setup::default().sim, "front", "", "[store]\npath = \"disk/ringfence.db\"").await;
+    let Some(disk) = Disk::mount(&scene.folder().join("disk")) else {
+        return eprintln!("skipped: this user may not mount a small file system to fill");
+    };
+    let filler = disk.0.join("filler");
+    let fill = |_: &Scene| {
+        let mut file = std::fs::File::create(&filler).unwrap();
+        let piece = [0; 1024];
+        while file.write_all(&piece).is_ok() {}
+    };
+    outage(scene, fill, "the disk is full", |_| std::fs::remove_file(&filler).unwrap()).await;
+}
+
+/// The disk fails: here at the size of file that the process may write.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failing_disk_refuses_creates_until_it_works() {
+    let mut scene = Scene::usual().await;
+    // Without the signal that would end the process, writes beyond the limit fail.
+    scene.wrapper = ["sh", "-c", "trap '' XFSZ; exec \"$0\" \"$@\""].map(str::to_owned).to_vec();
+    let limit = |scene: &Scene, size: &str| {
+        let limits = format!("--fsize={size}:unlimited");
+        let done = Command::new("prlimit").args(["--pid", &scene.pid().to_string(), &limits]).status().unwrap();
+        assert!(done.success());
+    };
+    let breaks = |scene: &Scene| {
+        let wal = std::fs::metadata(format!("{}-wal", scene.database().display())).unwrap().len();
+        limit(scene, &wal.to_string());
+    };
+    outage(scene, breaks, "its disk fails", |scene| limit(scene, "unlimited")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_is_moved_away_refuses_creates_until_it_is_back() {
+    let scene = Scene::usual().await;
+    let (file, aside) = (scene.folder().join("ringfence.db"), scene.folder().join("aside"));
+    let away = |_: &Scene| std::fs::rename(&file, &aside).unwrap();
+    outage(scene, away, "deleted or replaced", |_| std::fs::rename(&aside, &file).unwrap()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_panics_fails_alone() {
+    for nth in [1, 2, 3] {
+        let mut scene = Scene::usual().await;
+        assert!(scene.start(&format!("store.writing=panic:{nth}")).await, "{}", scene.log());
+        let answers = [scene.dial().await, scene.talk().await.0, scene.dial().await, scene.talk().await.0];
+        let placed = answers.iter().flatten().filter(|a| matches!(a.status, 200 | 201)).count();
+        assert!(placed >= 3 && answers.iter().all(Option::is_some), "{answers:?}");
+        assert!(scene.log().contains("failpoint store.writing: panic") || scene.log().contains("panicked"));
+        scene.finish().await;
+    }
+}
