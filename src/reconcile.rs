@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -34,13 +35,6 @@ const SEEN_EVERY_MS: i64 = 30_000;
 /// How long an inbound call may wait for the id that its account knows it by before a foreign call may be told from it.
 const UNBOUND_MS: i64 = 30_000;
 
-/// The pace of an account's sweeps.
-#[derive(Debug, Clone, Copy)]
-pub struct Pace {
-    /// Overrides the provider description, for every account.
-    pub sweep: Option<Duration>,
-}
-
 /// What the last sweep of an account saw.
 #[derive(Debug, Clone, Default, serde::Serialize)]
 pub struct Seen {
@@ -59,7 +53,8 @@ pub type Sightings = Arc<std::sync::Mutex<BTreeMap<String, Seen>>>;
 pub struct Sweeper {
     calls: Calls,
     account: Arc<Account>,
-    pace: Pace,
+    /// The generations to come.
+    newest: watch::Receiver<Calls>,
     sightings: Sightings,
     sweeps: u32,
     /// Live calls that nobody knew at the last sweep.
@@ -71,11 +66,12 @@ pub struct Sweeper {
 
 impl Sweeper {
     /// A sweeper that has not swept.
-    pub fn new(calls: Calls, account: Arc<Account>, pace: Pace, sightings: Sightings) -> Self {
+    pub fn new(mut newest: watch::Receiver<Calls>, account: Arc<Account>, sightings: Sightings) -> Self {
+        let calls = newest.borrow_and_update().clone();
         Self {
             calls,
             account,
-            pace,
+            newest,
             sightings,
             sweeps: 0,
             strangers: HashSet::new(),
@@ -84,14 +80,27 @@ impl Sweeper {
         }
     }
 
-    /// Sweeps until it is told to stop.
+    /// Sweeps until it is told to stop. After a reload that touched the account it sweeps at once.
     pub async fn run(mut self, stop: CancellationToken) {
+        self.sweep_until(&stop).await;
+        let name = self.account.name.as_str();
+        if self.newest.borrow().account(&self.account.name).is_none() {
+            // A reload took the account out; what was seen of it is news no more.
+            self.calls.lifecycle.metrics.provider_gone(name);
+            self.sightings.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(name);
+        }
+    }
+
+    async fn sweep_until(&mut self, stop: &CancellationToken) {
         let opened = self.calls.lifecycle.opened.clone();
         loop {
             // Listened for before the sweep reads what is open: a call put on record meanwhile must not wait for the next.
             let mut opening = std::pin::pin!(opened.notified());
             opening.as_mut().enable();
             let pause = self.turn().await;
+            if stop.is_cancelled() {
+                return;
+            }
             let pace = Duration::from_secs(self.account.provider.sweep_secs.max(1)).min(pause);
             let until = tokio::time::Instant::now() + pause;
             let slept = async {
@@ -103,11 +112,29 @@ impl Sweeper {
                     }
                 }
             };
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = slept => {}
+            let mut slept = std::pin::pin!(slept);
+            loop {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = &mut slept => break,
+                    changed = self.newest.changed() => {
+                        if changed.is_err() {
+                            return;
+                        }
+                        if self.renewed() {
+                            break;
+                        }
+                    }
+                }
             }
         }
+    }
+
+    /// Takes up the newest generation. Whether it is another one to this account, too.
+    fn renewed(&mut self) -> bool {
+        self.calls = self.newest.borrow_and_update().clone();
+        let Some(account) = self.calls.account(&self.account.name).cloned() else { return false };
+        !Arc::ptr_eq(&std::mem::replace(&mut self.account, account.clone()), &account)
     }
 
     /// One sweep; the pause until the next.
@@ -145,7 +172,7 @@ impl Sweeper {
 
     /// How long to wait: the description's pace while something presses.
     async fn pause(&self, mine: &[CallRecord]) -> Duration {
-        if let Some(fixed) = self.pace.sweep {
+        if let Some(fixed) = self.calls.settings.sweep {
             return fixed;
         }
         let quick = Duration::from_secs(2);
@@ -529,13 +556,19 @@ pub async fn rebuild(calls: &Calls) -> Result<usize> {
     Ok(count)
 }
 
-/// Swaps the policy: every open call counts against the new limits before they decide anything.
-pub async fn swap(lifecycle: &crate::lifecycle::Lifecycle, policy: Arc<crate::policy::Policy>) -> Result<()> {
+/// Swaps the policy: every open call counts against the new limits before they decide anything. `publish` brings whatever goes
+/// with it, before the first call is decided by it.
+pub async fn swap(
+    lifecycle: &crate::lifecycle::Lifecycle,
+    policy: Arc<crate::policy::Policy>,
+    publish: impl FnOnce(),
+) -> Result<()> {
     let _alone = lifecycle.deciding.write().await;
     let open = lifecycle.store.open_calls().await?;
     let rebound = open.iter().map(|call| (call.id.clone(), policy.bindings(&call.facts))).collect();
     let away = |e: crate::gate::GateAway| crate::store::StoreError::Failed(e.to_string());
     lifecycle.gate.rebind(rebound).await.map_err(away)?;
     lifecycle.policy.store(policy);
+    publish();
     Ok(())
 }

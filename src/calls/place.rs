@@ -93,6 +93,11 @@ impl Calls {
         let call = CallId::new();
         let deciding = self.lifecycle.deciding.read().await;
         let policy = self.lifecycle.policy.load_full();
+        if !policy.has_account(&order.facts.account) {
+            let message =
+                format!("Not dialled: account {} has just been taken out of the config.", order.facts.account);
+            return self.refuse(&order, Refusal::new(Code::InitiationFailed, message)).await;
+        }
         let at_ms = self.lifecycle.clock.now_ms();
         let admitted_at = Instant::now();
         let ask = Order { call: call.clone(), bindings: policy.bindings(&order.facts), mode: policy.mode(), at_ms };
