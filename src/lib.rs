@@ -24,7 +24,7 @@
 //!     simulate     providers that behave like the real ones, with counts of their own
 //! L7  config       the TOML as written → each module's settings; every mistake at once
 //! L8  admin        listen.admin: health, status, metrics, calls, businesses, reload
-//! L9  app          builds every part, owns every task, starts, drains
+//! L9  app          builds every part, owns every task, starts, reloads, drains
 //! L10 cli          the command line, one file a command
 //! ```
 //!

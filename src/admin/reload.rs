@@ -71,8 +71,8 @@ pub struct Reloaded {
 /// The config that is in force.
 #[derive(Debug, Clone)]
 pub struct InForce {
-    /// The start of the SHA-256 of its text.
-    pub hash: String,
+    /// The start of the SHA-256 of its file; none where it came from none.
+    pub hash: Option<String>,
     /// Counts policies since the start.
     pub generation: u64,
     /// When it was loaded.

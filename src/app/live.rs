@@ -40,6 +40,8 @@ pub struct Written {
 /// One config as it runs. Never changed, only replaced.
 struct Generation {
     config: Config,
+    /// See [`File::hash`]; none where there is no file.
+    hash: Option<String>,
     number: u64,
     loaded_at: UnixMs,
     proxy: Proxy,
@@ -118,11 +120,12 @@ impl Live {
         Arc::new_cyclic(|live: &Weak<Self>| {
             let admin = console(live.clone());
             let calls = admin.calls.clone();
-            calls.lifecycle.metrics.config_in_force(&config.hash, 1);
+            let hash = written.as_ref().and_then(|w| w.file.hash(&w.inputs));
+            calls.lifecycle.metrics.config_in_force(hash.as_deref(), 1);
             let loaded_at = calls.lifecycle.clock.now_ms();
             let proxy = Proxy { calls: calls.clone() };
             Self {
-                now: ArcSwap::from_pointee(Generation { config, number: 1, loaded_at, proxy, webhooks, admin }),
+                now: ArcSwap::from_pointee(Generation { config, hash, number: 1, loaded_at, proxy, webhooks, admin }),
                 newest: watch::Sender::new(calls),
                 swapping: tokio::sync::Mutex::default(),
                 written,
@@ -175,15 +178,16 @@ impl Live {
     /// Puts a generation in force: open calls count against its limits before these decide anything.
     async fn swap(&self, calls: Calls, policy: Arc<Policy>, next: Generation) -> Result<(), StoreError> {
         let lifecycle = calls.lifecycle.clone();
-        lifecycle.metrics.config_in_force(&next.config.hash, next.number);
+        let (hash, number) = (next.hash.clone(), next.number);
         reconcile::swap(&lifecycle, policy, || {
+            lifecycle.metrics.config_in_force(hash.as_deref(), number);
             self.now.store(Arc::new(next));
             self.newest.send_replace(calls);
         })
         .await
     }
 
-    async fn load(&self, config: Config, businesses: &[Business]) -> Result<(), String> {
+    async fn load(&self, config: Config, hash: Option<String>, businesses: &[Business]) -> Result<(), String> {
         let old = self.now.load_full();
         let before = &old.admin.calls;
         let upstream = match config.late_answer == old.config.late_answer {
@@ -204,6 +208,7 @@ impl Live {
             proxy: Proxy { calls: calls.clone() },
             webhooks: old.webhooks.next(calls.clone(), config.webhooks.clone()),
             admin: Admin { calls: calls.clone(), token_secret: config.token_secret.clone(), ..old.admin.clone() },
+            hash,
             config,
         };
         self.swap(calls, policy, next).await.map_err(|error| error.to_string())?;
@@ -248,7 +253,7 @@ impl Live {
             return kept(against, &shown, &read.text);
         }
         let filter = config.log.filter.clone();
-        if let Err(error) = self.load(config, &businesses).await {
+        if let Err(error) = self.load(config, written.file.hash(&read.inputs), &businesses).await {
             return came(Came::Failed, Some(error));
         }
         (written.set_log_filter)(&filter);
@@ -280,10 +285,12 @@ impl Live {
         }
         let now = self.in_force();
         match (reloaded.came, &reloaded.reason) {
-            (Came::Loaded, _) => info!(by, policy = now.hash, generation = now.generation, "the config was reloaded"),
-            (_, None) => info!(by, policy = now.hash, "the config is unchanged"),
+            (Came::Loaded, _) => {
+                info!(by, policy = now.hash.as_deref(), generation = now.generation, "the config was reloaded")
+            }
+            (_, None) => info!(by, policy = now.hash.as_deref(), "the config is unchanged"),
             (_, Some(reason)) => {
-                warn!(by, policy = now.hash, reason, "the config was not reloaded; the one in force stays");
+                warn!(by, policy = now.hash.as_deref(), reason, "the config was not reloaded; the one in force stays");
             }
         }
         reloaded
@@ -297,6 +304,7 @@ impl Live {
         let calls = old.admin.calls.with_policy(policy.clone());
         let next = Generation {
             config: old.config.clone(),
+            hash: old.hash.clone(),
             number: old.number + 1,
             loaded_at: old.loaded_at,
             proxy: Proxy { calls: calls.clone() },
@@ -332,7 +340,7 @@ impl Running for Live {
     fn in_force(&self) -> InForce {
         let now = self.now.load();
         InForce {
-            hash: now.config.hash.clone(),
+            hash: now.hash.clone(),
             generation: now.number,
             loaded_at: now.loaded_at,
             last_failed: lock(&self.tried).failed.clone(),

@@ -4,10 +4,12 @@
 
 mod calls;
 mod check;
+mod console;
 pub mod demo;
 mod file;
 mod logs;
 mod migrate;
+mod reload;
 mod serve;
 mod simulate;
 mod token;
@@ -31,6 +33,8 @@ enum Command {
     Serve(serve::Serve),
     /// Look for mistakes in the config, all at once
     Check(check::Check),
+    /// Let a running sidecar read its config again, whole or not at all
+    Reload(reload::Reload),
     /// Bring the store's schema up, down, or show where it is
     Migrate(migrate::Migrate),
     /// Make a token for listen.admin
@@ -81,6 +85,7 @@ pub fn main() -> ExitCode {
         match cli.command {
             Command::Serve(command) => command.run().await,
             Command::Check(command) => command.run(),
+            Command::Reload(command) => command.run().await,
             Command::Migrate(command) => command.run().await,
             Command::Token(command) => command.run(),
             Command::Calls(command) => command.run().await,

@@ -12,6 +12,9 @@ use crate::provider::sign::sha256_hex;
 /// Files and folders that a config was read from, each with a digest of what it held.
 pub type Inputs = BTreeMap<PathBuf, String>;
 
+/// Enough to tell two configs apart.
+const HASH_CHARS: usize = 12;
+
 /// A config file, and what stands over it.
 #[derive(Debug, Clone)]
 pub struct File {
@@ -64,6 +67,11 @@ impl File {
         inputs
     }
 
+    /// The hash that a config goes by: the start of what `sha256sum` says of the file.
+    pub fn hash(&self, inputs: &Inputs) -> Option<String> {
+        inputs.get(&self.path).map(|digest| digest.chars().take(HASH_CHARS).collect())
+    }
+
     /// What the file, and every file of `before`, holds now.
     pub fn inputs_now(&self, before: &Inputs) -> Inputs {
         let paths = before.keys().chain([&self.path]);
@@ -102,9 +110,4 @@ pub(super) fn digest_of_files(files: &[(String, String)]) -> String {
 /// Stands for what a file holds that cannot be read.
 pub(super) fn unreadable(error: &std::io::Error) -> String {
     format!("unreadable: {:?}", error.kind())
-}
-
-/// The start of a digest: enough to tell two configs apart, and what `sha256sum` begins with, too.
-pub(super) fn shortened(digest: &str) -> String {
-    digest.chars().take(12).collect()
 }

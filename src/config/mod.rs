@@ -70,8 +70,6 @@ pub struct Config {
     pub extra_ca: Option<PathBuf>,
     /// The config file is read again when it changes.
     pub watch: bool,
-    /// The start of the SHA-256 of the text, in hex.
-    pub hash: String,
 }
 
 /// Addresses of the listeners.
@@ -171,7 +169,7 @@ pub fn load(text: &str, folder: &std::path::Path, env: Env<'_>) -> Loaded {
     let source =
         Source { report: &report, env, asked: RefCell::default(), inputs: RefCell::default(), root_keys: ROOT_KEYS };
     let root = Table::root(source, parsed.get_ref());
-    let config = read_all(&root, folder, file::shortened(&digest));
+    let config = read_all(&root, folder);
     root.finish();
     let (keys, inputs) = (root.asked(), root.inputs());
     drop(root);
@@ -180,7 +178,7 @@ pub fn load(text: &str, folder: &std::path::Path, env: Env<'_>) -> Loaded {
     Loaded { config: config.filter(|_| !broken), diagnostics, keys, inputs, digest }
 }
 
-fn read_all(root: &Table<'_>, folder: &std::path::Path, hash: String) -> Option<Config> {
+fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
     let registry = registry(root, folder);
     let public_url = root.parsed("public_url", url);
     let (accounts, account_limits) = accounts::read(root, registry.as_ref());
@@ -294,7 +292,6 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path, hash: String) -> Option<
         log,
         extra_ca,
         watch,
-        hash,
     })
 }
 

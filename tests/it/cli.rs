@@ -8,15 +8,15 @@ use std::time::{Duration, Instant};
 use ringfence::ids::CallId;
 use serde_json::Value;
 
-struct Folder(PathBuf);
+pub struct Folder(pub PathBuf);
 
 impl Folder {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let path = std::env::temp_dir().join(format!("ringfence-cli-{}", CallId::new()));
         std::fs::create_dir_all(&path).unwrap();
         Self(path)
     }
-    fn write(&self, name: &str, text: &str) -> String {
+    pub fn write(&self, name: &str, text: &str) -> String {
         let path = self.0.join(name);
         std::fs::write(&path, text).unwrap();
         path.display().to_string()
@@ -35,13 +35,13 @@ fn command(args: &[&str]) -> Command {
     command
 }
 
-fn run(args: &[&str]) -> (Option<i32>, String, String) {
+pub fn run(args: &[&str]) -> (Option<i32>, String, String) {
     let Output { status, stdout, stderr } = command(args).output().unwrap();
     (status.code(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
 }
 
 /// A child that is killed, whatever the test comes to.
-struct Running(Child);
+pub struct Running(pub Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -50,7 +50,7 @@ impl Drop for Running {
     }
 }
 
-fn start(args: &[&str]) -> (Running, Value) {
+pub fn start(args: &[&str]) -> (Running, Value) {
     let mut child = Running(command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
     let mut line = String::new();
     BufReader::new(child.0.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
@@ -62,7 +62,7 @@ fn start(args: &[&str]) -> (Running, Value) {
     (child, serde_json::from_str(&line).unwrap())
 }
 
-fn term(child: &mut Running) -> Option<i32> {
+pub fn term(child: &mut Running) -> Option<i32> {
     let id = child.0.id().to_string();
     assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
     let started = Instant::now();
@@ -77,7 +77,7 @@ fn term(child: &mut Running) -> Option<i32> {
 
 const LISTEN: &str = "[listen]\napi = \"127.0.0.1:0\"\nwebhooks = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\n";
 
-fn sound(upstream: &str) -> String {
+pub fn sound(upstream: &str) -> String {
     format!(
         "{LISTEN}[accounts.elevenlabs]\nupstream = \"{upstream}\"\napi_key = \"sk_simulated\"\nconcurrent = 1\n[timeouts]\ndrain_secs = 1\n"
     )

@@ -20,6 +20,7 @@ mod outbound_admin;
 mod outbound_callbacks;
 mod outbound_faults;
 mod outbound_limits;
+mod reload;
 mod simulate;
 mod support;
 mod webhooks;
