@@ -39,7 +39,7 @@ pub struct Written {
 
 /// One config as it runs. Never changed, only replaced.
 struct Generation {
-    config: Config,
+    config: Arc<Config>,
     /// See [`File::hash`]; none where there is no file.
     hash: Option<String>,
     number: u64,
@@ -123,7 +123,7 @@ impl Live {
             let hash = written.as_ref().and_then(|w| w.file.hash(&w.inputs));
             calls.lifecycle.metrics.config_in_force(hash.as_deref(), 1);
             let loaded_at = calls.lifecycle.clock.now_ms();
-            let proxy = Proxy { calls: calls.clone() };
+            let (config, proxy) = (Arc::new(config), Proxy { calls: calls.clone() });
             Self {
                 now: ArcSwap::from_pointee(Generation { config, hash, number: 1, loaded_at, proxy, webhooks, admin }),
                 newest: watch::Sender::new(calls),
@@ -138,7 +138,7 @@ impl Live {
     }
 
     /// The config in force.
-    pub(super) fn config(&self) -> Config {
+    pub(super) fn config(&self) -> Arc<Config> {
         self.now.load().config.clone()
     }
 
@@ -187,7 +187,7 @@ impl Live {
         .await
     }
 
-    async fn load(&self, config: Config, hash: Option<String>, businesses: &[Business]) -> Result<(), String> {
+    async fn load(&self, config: Arc<Config>, hash: Option<String>, businesses: &[Business]) -> Result<(), String> {
         let old = self.now.load_full();
         let before = &old.admin.calls;
         let upstream = match config.late_answer == old.config.late_answer {
@@ -222,16 +222,17 @@ impl Live {
         let came = |came, reason: Option<String>| Reloaded { came, diagnostics: vec![], drawn: String::new(), reason };
         let before = lock(&self.tried).last.clone();
         let asked = file.clone();
-        let read = match tokio::task::spawn_blocking(move || (asked.read(), asked.inputs_now(&before))).await {
-            Ok((Ok(read), _)) => read,
-            Ok((Err(error), inputs)) => {
-                lock(&self.tried).last = inputs;
-                let report = Report::default();
-                report.error("E011", None, format!("cannot read the config {shown}: {error}"), "");
-                return kept(report.finish(), &shown, "");
-            }
-            Err(error) => return came(Came::Failed, Some(format!("the config could not be read: {error}"))),
-        };
+        let mut read =
+            match tokio::task::spawn_blocking(move || (asked.read().map(Box::new), asked.inputs_now(&before))).await {
+                Ok((Ok(read), _)) => read,
+                Ok((Err(error), inputs)) => {
+                    lock(&self.tried).last = inputs;
+                    let report = Report::default();
+                    report.error("E011", None, format!("cannot read the config {shown}: {error}"), "");
+                    return kept(report.finish(), &shown, "");
+                }
+                Err(error) => return came(Came::Failed, Some(format!("the config could not be read: {error}"))),
+            };
         let unchanged = {
             let mut tried = lock(&self.tried);
             tried.last = read.inputs.clone();
@@ -240,8 +241,10 @@ impl Live {
         if unchanged {
             return came(Came::Unchanged, None);
         }
-        let diagnostics = read.loaded.diagnostics;
-        let Some(config) = read.loaded.config else { return kept(diagnostics, &shown, &read.text) };
+        let diagnostics = std::mem::take(&mut read.loaded.diagnostics);
+        let Some(config) = read.loaded.config.take().map(Arc::new) else {
+            return kept(diagnostics, &shown, &read.text);
+        };
         let businesses = match self.calls().lifecycle.store.businesses().await {
             Ok(businesses) => businesses,
             Err(error) => return came(Came::Failed, Some(error.to_string())),
@@ -257,7 +260,7 @@ impl Live {
             return came(Came::Failed, Some(error));
         }
         (written.set_log_filter)(&filter);
-        lock(&self.tried).in_force = read.inputs;
+        lock(&self.tried).in_force = read.inputs.clone();
         let drawn = report::render(&diagnostics, &shown, &read.text, false);
         Reloaded { came: Came::Loaded, diagnostics, drawn, reason: None }
     }

@@ -9,6 +9,8 @@ use bytes::Bytes;
 use http::{HeaderValue, Response};
 use ringfence::simulate::{Millis, SimSettings};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 use crate::cli::{self, Folder};
 use crate::support::hooks;
@@ -224,6 +226,54 @@ async fn a_request_keeps_what_it_began_with() {
     stage.finish().await;
 }
 
+/// A create whose head is taken while its body is still to come.
+async fn begin_create(stage: &Stage, body: &str) -> TcpStream {
+    let mut socket = TcpStream::connect(stage.app().api()).await.unwrap();
+    let head = format!(
+        "POST /elevenlabs/v1/convai/twilio/outbound-call HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
+         content-type: application/json\r\nxi-api-key: {}\r\ncontent-length: {}\r\nexpect: 100-continue\r\n\r\n",
+        stage.control.settings().el_api_key,
+        body.len()
+    );
+    socket.write_all(head.as_bytes()).await.unwrap();
+    let mut seen = Vec::new();
+    while !seen.ends_with(b"\r\n\r\n") {
+        seen.push(tokio::time::timeout(PATIENCE, socket.read_u8()).await.unwrap().unwrap());
+    }
+    assert!(seen.starts_with(b"HTTP/1.1 100"), "{}", String::from_utf8_lossy(&seen));
+    socket
+}
+
+async fn finish_create(mut socket: TcpStream, body: &str) -> String {
+    socket.write_all(body.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    tokio::time::timeout(PATIENCE, socket.read_to_string(&mut answer)).await.unwrap().unwrap();
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_create_that_began_before_a_reload_is_decided_by_the_limits_after_it() {
+    let stage = stage("concurrent = 2", "").await;
+    let body = json!({"agent_id": "a", "agent_phone_number_id": "p", "to_number": "+15550002001"}).to_string();
+    assert_eq!(stage.dial(None, "+15550002000").await.status, 200);
+    let begun = begin_create(&stage, &body).await;
+    stage.rewrite("concurrent = 2", "concurrent = 1");
+    came(&stage.reload().await, 200, "loaded");
+    let answer = finish_create(begun, &body).await;
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("\"limit\":1,"), "{answer}");
+
+    // Nor is it dialled on an account that is gone, whose limit binds nobody any more.
+    stage.rewrite("concurrent = 1", "concurrent = 5");
+    came(&stage.reload().await, 200, "loaded");
+    let begun = begin_create(&stage, &body).await;
+    stage.rewrite("[accounts.elevenlabs]", "[accounts.renamed]\nprovider = \"elevenlabs\"");
+    came(&stage.reload().await, 200, "loaded");
+    let answer = finish_create(begun, &body).await;
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("taken out of the config"), "{answer}");
+    assert_eq!(stage.control.counts().creates_el, 1);
+    stage.finish().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn accounts_come_and_go_and_their_calls_end_by_proof() {
     let stage = stage("concurrent = 5", "# more").await;
@@ -385,19 +435,24 @@ fn a_config_map_that_is_swapped_is_followed() {
 #[test]
 fn the_signal_and_the_command_reload_and_the_command_says_how_it_went() {
     let folder = Folder::new();
-    let config = |root: &str| {
+    let config = |root: &str, filter: &str| {
         let store = folder.0.join("ringfence.db").display().to_string();
         let text = cli::sound("http://127.0.0.1:1");
-        folder.write("ok.toml", &format!("{root}\n{text}[store]\npath = \"{store}\"\n[reload]\nwatch = false\n"))
+        folder.write(
+            "ok.toml",
+            &format!(
+                "{root}\n{text}[store]\npath = \"{store}\"\n[reload]\nwatch = false\n[log]\nfilter = \"{filter}\"\n"
+            ),
+        )
     };
-    let file = config("concurrent = 3");
+    let file = config("concurrent = 3", "warn");
     let (mut serve, ready) = cli::start(&["serve", "--config", &file, "--ready-json"]);
     let address = ready["admin"].as_str().unwrap();
     let admin = format!("http://{address}");
     let reload = || cli::run(&["reload", "--admin", &admin]);
     let first = status(address)["policy"].clone();
 
-    config("concurrent = 4");
+    config("concurrent = 4", "warn");
     let id = serve.0.id().to_string();
     assert!(Command::new("kill").args(["-HUP", &id]).status().unwrap().success());
     let second = until("the signal reloads", address, |p| p["generation"] == 2);
@@ -405,14 +460,14 @@ fn the_signal_and_the_command_reload_and_the_command_says_how_it_went() {
 
     let (code, out, _) = reload();
     assert!(code == Some(0) && out.starts_with("unchanged: policy "), "{out}");
-    config("concurrent = 5");
+    config("concurrent = 5", "info");
     let (code, out, _) = reload();
     assert!(code == Some(0) && out.starts_with("loaded: policy "), "{out}");
     let (_, listed, _) = cli::run(&["calls", "--admin", &admin, "list"]);
     let hash = status(address)["policy"]["hash"].as_str().unwrap().to_owned();
     assert!(listed.contains(&format!("policy {hash} enforce")), "{listed}");
 
-    config("concurent = 6\nmode = \"observ\"");
+    config("concurent = 6\nmode = \"observ\"", "info");
     let (code, out, err) = reload();
     assert_eq!((code, out.as_str()), (Some(2), ""), "{err}");
     for part in ["error[E014]", "error[E005]", "ok.toml:1:1", "did you mean `concurrent`?", &hash] {
@@ -423,6 +478,9 @@ fn the_signal_and_the_command_reload_and_the_command_says_how_it_went() {
     assert_eq!((code, json["result"].as_str(), json["policy"].as_str()), (Some(2), Some("kept"), Some(hash.as_str())));
 
     assert_eq!(cli::term(&mut serve), Some(0));
+    let mut log = String::new();
+    std::io::Read::read_to_string(&mut serve.0.stderr.take().unwrap(), &mut log).unwrap();
+    assert!(log.contains("stopped") && !log.contains("SIGHUP"), "the filter became info with the third config:\n{log}");
     let (code, _, err) = reload();
     assert!(code == Some(1) && err.contains("no sidecar answers"), "{err}");
 }
