@@ -18,6 +18,7 @@ use crate::admin::{self, Admin};
 use crate::calls::Calls;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::failpoint;
 use crate::gate::memory::MemoryGate;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
@@ -69,7 +70,8 @@ async fn bind(
     Edge::bind(address, settings, tls).await.map_err(|error| {
         let hint = match error.kind() {
             std::io::ErrorKind::AddrInUse => {
-                format!(": something listens there; choose another with --listen-{name} or [listen] {name}")
+                let owner = crate::net::port_owner(address).map_or("something".to_owned(), |owner| owner.to_string());
+                format!(": {owner} listens there; choose another with --listen-{name} :0 or [listen] {name}")
             }
             _ => String::new(),
         };
@@ -139,7 +141,10 @@ impl App {
             program,
         };
         let live = Live::new(config.clone(), inbox, console, written, tasks.clone(), stop.clone());
-        live.sweep();
+        let mut sweepers = live.sweepers();
+        // Nothing is served yet: what lives at the providers is counted before anything is admitted.
+        reconcile::first_sight(&mut sweepers, config.calls.ask_timeout).await;
+        live.sweep(sweepers);
         tasks.spawn(deliver::run(calls.clone(), wake, stop.clone()));
         tasks.spawn(purge(live.clone(), stop.clone()));
         tasks.spawn(watch::run(live.clone(), stop.clone()));
@@ -189,17 +194,20 @@ impl App {
         self.draining.cancel();
         let grace = self.live.config().drain;
         info!(grace_secs = grace.as_secs(), in_flight = self.api.in_flight(), "draining");
+        failpoint::hit("drain.begun").await;
         let (api, webhooks) = tokio::join!(self.api.drain(grace), self.webhooks.drain(grace));
         let cut = api.in_flight_cut + webhooks.in_flight_cut;
         let tunnels = api.tunnels_cut + webhooks.tunnels_cut;
         if cut + tunnels > 0 {
             warn!(requests = cut, tunnels, "the grace was too short; what was left has been cut");
         }
+        failpoint::hit("drain.answered").await;
         // Creates that were sent must be settled: their answers bind ids to calls.
         self.calls.tasks.close();
         if tokio::time::timeout(grace, self.calls.tasks.wait()).await.is_err() {
             warn!("creates are still without an answer; they are looked up after the next start");
         }
+        failpoint::hit("drain.settled").await;
         self.stop.cancel();
         self.tasks.close();
         let _ = tokio::time::timeout(Duration::from_secs(5), self.tasks.wait()).await;

@@ -153,10 +153,17 @@ impl Live {
         Some((written.file.clone(), lock(&self.tried).last.clone()))
     }
 
-    /// Starts a sweeper for every account that has none, and stops those whose account is gone.
-    pub(super) fn sweep(&self) {
+    /// A sweeper for every account that has none.
+    pub(super) fn sweepers(&self) -> Vec<Sweeper> {
+        let (calls, sightings) = (self.calls(), self.now.load().admin.sightings.clone());
+        let running = lock(&self.sweepers);
+        let idle = calls.accounts.values().filter(|account| !running.contains_key(&account.name));
+        idle.map(|account| Sweeper::new(self.newest.subscribe(), account.clone(), sightings.clone())).collect()
+    }
+
+    /// Runs new sweepers, and stops those whose account is gone.
+    pub(super) fn sweep(&self, new: Vec<Sweeper>) {
         let calls = self.calls();
-        let sightings = self.now.load().admin.sightings.clone();
         let mut sweepers = lock(&self.sweepers);
         sweepers.retain(|name, stop| {
             let stays = calls.accounts.contains_key(name);
@@ -165,13 +172,10 @@ impl Live {
             }
             stays
         });
-        for (name, account) in calls.accounts.iter() {
-            if !sweepers.contains_key(name) {
-                let stop = self.stop.child_token();
-                let sweeper = Sweeper::new(self.newest.subscribe(), account.clone(), sightings.clone());
-                self.tasks.spawn(sweeper.run(stop.clone()));
-                sweepers.insert(name.clone(), stop);
-            }
+        for sweeper in new {
+            let stop = self.stop.child_token();
+            sweepers.insert(sweeper.account().clone(), stop.clone());
+            self.tasks.spawn(sweeper.run(stop));
         }
     }
 
@@ -212,7 +216,7 @@ impl Live {
             config,
         };
         self.swap(calls, policy, next).await.map_err(|error| error.to_string())?;
-        self.sweep();
+        self.sweep(self.sweepers());
         Ok(())
     }
 

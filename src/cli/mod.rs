@@ -6,7 +6,10 @@ mod calls;
 mod check;
 mod console;
 pub mod demo;
+mod environment;
 mod file;
+mod init;
+mod live;
 mod logs;
 mod migrate;
 mod reload;
@@ -29,6 +32,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Write a first config from the keys in the environment
+    Init(init::Init),
     /// Run the sidecar
     Serve(serve::Serve),
     /// Look for mistakes in the config, all at once
@@ -47,11 +52,14 @@ enum Command {
     Demo(demo::Demo),
 }
 
+/// Where the config is unless said otherwise.
+const CONFIG: &str = "ringfence.toml";
+
 /// Where the config is.
 #[derive(Debug, Clone, Args)]
 struct ConfigFile {
     /// The config file
-    #[arg(short, long, env = "RINGFENCE_CONFIG", default_value = "ringfence.toml", value_name = "FILE")]
+    #[arg(short, long, env = "RINGFENCE_CONFIG", default_value = CONFIG, value_name = "FILE")]
     config: PathBuf,
 }
 
@@ -83,8 +91,9 @@ pub fn main() -> ExitCode {
     };
     let outcome = runtime.block_on(async {
         match cli.command {
+            Command::Init(command) => command.run().await,
             Command::Serve(command) => command.run().await,
-            Command::Check(command) => command.run(),
+            Command::Check(command) => command.run().await,
             Command::Reload(command) => command.run().await,
             Command::Migrate(command) => command.run().await,
             Command::Token(command) => command.run(),

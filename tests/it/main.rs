@@ -8,10 +8,14 @@
 
 mod acceptance;
 mod cli;
+mod crash;
+mod fuzz;
+mod hostile;
 mod inbound;
 mod inbound_native;
 mod layering;
 mod net_hygiene;
+mod net_proxies;
 mod net_relay;
 mod net_tls;
 mod net_tunnels;
@@ -21,6 +25,7 @@ mod outbound_callbacks;
 mod outbound_faults;
 mod outbound_limits;
 mod reload;
+mod reposts;
 mod simulate;
 mod support;
 mod webhooks;

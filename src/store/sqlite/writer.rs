@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::super::{Result, StoreError};
+use crate::failpoint;
 
 /// Writes that may wait. Beyond it, callers wait to hand theirs over.
 const WAITING_MAX: usize = 4096;
@@ -46,6 +47,7 @@ where
     ) -> BoxFuture<'c, std::result::Result<(), sqlx::Error>> {
         Box::pin(async move {
             let Some(work) = self.work.take() else { return Ok(()) };
+            failpoint::hit("store.writing").await;
             match work(connection).await {
                 Ok(value) => {
                     self.outcome = Some(Ok(value));
@@ -157,6 +159,8 @@ async fn write_jobs(
         };
         sqlx::query(undo).execute(&mut *connection).await?;
     }
+    failpoint::hit("store.committing").await;
     sqlx::query("COMMIT").execute(&mut *connection).await?;
+    failpoint::hit("store.committed").await;
     Ok(())
 }
