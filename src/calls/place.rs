@@ -121,9 +121,7 @@ impl Calls {
             Err(why) => return self.refuse(&order, Refusal::new(Code::InvalidRequest, why)).await,
         };
         let until = Instant::now() + self.settings.create_timeout;
-        if self.reposts.beside(&client) {
-            tokio::time::sleep(NOTICED_WITHIN).await;
-        }
+        let mut second_look = false;
         loop {
             let earlier = match key.as_ref() {
                 Some(key) => self.by_key(&order, &client, key).await,
@@ -131,7 +129,12 @@ impl Calls {
             };
             let earlier = match earlier {
                 Ok(Some(earlier)) => earlier,
-                Ok(None) => match self.reposts.arrive(&client) {
+                Ok(None) => match self.reposts.arrive(&client, second_look) {
+                    Arrived::Beside => {
+                        tokio::time::sleep(NOTICED_WITHIN).await;
+                        second_look = true;
+                        continue;
+                    }
                     Arrived::Again(earlier) => Earlier { call: None, order: Some(earlier) },
                     Arrived::New(mine) => match self.run_new(&order, mine, key.clone()).await {
                         Some(response) => return response,

@@ -10,7 +10,7 @@
 //! those answered within [`UNSURE_MS`] before it count as not delivered.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -105,11 +105,17 @@ fn hash(parts: &[&[u8]]) -> String {
 #[derive(Debug, Default)]
 struct Presence {
     left: OnceLock<Instant>,
+    /// It was written an answer.
+    told: AtomicBool,
 }
 
 impl Presence {
     fn has_left(&self) -> bool {
         self.left.get().is_some()
+    }
+
+    fn has_hung_up(&self) -> bool {
+        self.has_left() && !self.told.load(Ordering::Relaxed)
     }
 }
 
@@ -135,11 +141,41 @@ impl Asker {
         let _ = self.0.presence.left.set(Instant::now());
     }
 
-    /// The answer was written to the client. If it said what became of the order, the order is over for this module.
-    pub fn delivered(self) {
+    /// The answer was written to the client. If it said what became of the order, the order is over for this module, unless it
+    /// turns out that the client never read it.
+    pub fn delivered(self) -> Unheard {
+        let client = self.client();
+        client.presence.told.store(true, Ordering::Relaxed);
+        let mut orders = client.reposts.orders();
+        for order in orders.by_fingerprint.get_mut(&client.fingerprint).into_iter().flatten() {
+            order.delivered = Arc::ptr_eq(&order.asker, &client.presence) && !order.told_unknown || order.delivered;
+        }
+        drop(orders);
+        Unheard(client)
+    }
+}
+
+/// A client that was written an answer, and of which nothing has been heard since. Dropping it says that it has it.
+#[derive(Debug)]
+pub struct Unheard(Client);
+
+impl Unheard {
+    /// Its connection was reset: it had gone before the answer came.
+    pub fn lost(self) {
+        let client = &self.0;
+        client.presence.told.store(false, Ordering::Relaxed);
+        let mut orders = client.reposts.orders();
+        for order in orders.by_fingerprint.get_mut(&client.fingerprint).into_iter().flatten() {
+            order.delivered &= !Arc::ptr_eq(&order.asker, &client.presence);
+        }
+    }
+}
+
+impl Drop for Unheard {
+    fn drop(&mut self) {
         let client = &self.0;
         let is_mine = |o: &Order| Arc::ptr_eq(&o.asker, &client.presence);
-        client.reposts.orders().remove_if(&client.fingerprint, |o| is_mine(o) && !o.told_unknown);
+        client.reposts.orders().remove_if(&client.fingerprint, |o| is_mine(o) && o.delivered);
     }
 }
 
@@ -168,6 +204,8 @@ struct Order {
     known: Known,
     /// The client was told that the outcome is unknown: what it waits for has not been delivered.
     told_unknown: bool,
+    /// Its answer was written, and nothing has been heard of its client since.
+    delivered: bool,
 }
 
 /// One order under this module's eyes.
@@ -225,6 +263,8 @@ pub(super) enum Arrived {
     New(OrderRef),
     /// It is this earlier one, sent again.
     Again(OrderRef),
+    /// An equal one is under way, whose client may have gone unnoticed: look again in [`NOTICED_WITHIN`].
+    Beside,
 }
 
 /// A refusal that an SDK may come back from.
@@ -281,6 +321,10 @@ impl Orders {
 }
 
 impl Order {
+    fn may_come_again(&self) -> bool {
+        !self.delivered && !self.is_stale()
+    }
+
     /// Its answer waited too long for somebody to come again.
     fn is_stale(&self) -> bool {
         matches!(self.known, Known::Created(_)) && self.asker.left.get().is_some_and(|at| at.elapsed() > KEPT)
@@ -305,29 +349,32 @@ impl Reposts {
         Asker(Client { reposts: self.clone(), fingerprint, presence: Arc::default() })
     }
 
-    /// Whether an equal order is under way whose client seems to wait for its answer.
-    pub(super) fn beside(&self, client: &Client) -> bool {
-        let orders = self.orders();
-        let same = orders.by_fingerprint.get(&client.fingerprint).map(Vec::as_slice).unwrap_or_default();
-        !same.is_empty() && same.iter().all(|o| !o.asker.has_left())
-    }
-
     /// Whether the order that this client sends is an earlier one. If so, the client waits in the earlier one's place.
-    pub(super) fn arrive(&self, client: &Client) -> Arrived {
+    ///
+    /// The second look sees only clients that have hung up since: an equal order that was told its outcome meanwhile, known or
+    /// not, was sent beside this one.
+    pub(super) fn arrive(&self, client: &Client, second_look: bool) -> Arrived {
         let mut orders = self.orders();
         let same = orders.by_fingerprint.get_mut(&client.fingerprint).map(Vec::as_mut_slice).unwrap_or_default();
         // Each client takes an order that nobody waits for; one that is unknown answers all who ask.
-        let left = same.iter().position(|o| o.asker.has_left() && !o.is_stale());
-        let earlier = left.or_else(|| same.iter().position(|o| matches!(o.known, Known::Unknown)));
+        let earlier = if second_look {
+            same.iter().position(|o| o.asker.has_hung_up() && o.may_come_again())
+        } else {
+            let left = same.iter().position(|o| o.asker.has_left() && o.may_come_again());
+            left.or_else(|| same.iter().position(|o| matches!(o.known, Known::Unknown)))
+        };
         if let Some(order) = earlier.and_then(|at| same.get_mut(at)) {
             if order.asker.has_left() {
                 (order.asker, order.told_unknown) = (client.presence.clone(), false);
             }
             return Arrived::Again(self.refer(client, order.id));
         }
+        if !second_look && same.iter().any(|o| !o.is_stale()) {
+            return Arrived::Beside;
+        }
         let id = self.ids.fetch_add(1, Ordering::Relaxed);
         let asker = client.presence.clone();
-        let order = Order { id, asker, call: None, known: Known::UnderWay, told_unknown: false };
+        let order = Order { id, asker, call: None, known: Known::UnderWay, told_unknown: false, delivered: false };
         orders.add(client.fingerprint.clone(), order);
         Arrived::New(self.refer(client, id))
     }
@@ -367,6 +414,7 @@ impl Reposts {
                 call: Some(call.id.clone()),
                 known,
                 told_unknown: false,
+                delivered: false,
             };
             orders.add(Fingerprint(fingerprint.clone()), order);
         }
@@ -437,14 +485,22 @@ mod tests {
     fn new(arrived: Arrived) -> OrderRef {
         match arrived {
             Arrived::New(order) => order,
-            Arrived::Again(_) => panic!("taken for an earlier order"),
+            Arrived::Again(_) | Arrived::Beside => panic!("taken for an earlier order"),
         }
     }
 
     fn again(arrived: Arrived) -> OrderRef {
         match arrived {
             Arrived::Again(order) => order,
-            Arrived::New(_) => panic!("not recognised"),
+            Arrived::New(_) | Arrived::Beside => panic!("not recognised"),
+        }
+    }
+
+    /// As an order arrives that looks twice.
+    fn arrive(all: &Reposts, asker: &Asker) -> Arrived {
+        match all.arrive(&asker.client(), false) {
+            Arrived::Beside => all.arrive(&asker.client(), true),
+            arrived => arrived,
         }
     }
 
@@ -456,28 +512,28 @@ mod tests {
     fn equal_orders_in_parallel_and_after_a_delivered_answer_are_distinct() {
         let all = Reposts::default();
         let (a, b) = (all.asker(fingerprint("x")), all.asker(fingerprint("x")));
-        let (first, second) = (new(all.arrive(&a.client())), new(all.arrive(&b.client())));
+        let (first, second) = (new(arrive(&all, &a)), new(arrive(&all, &b)));
         first.created(&answer());
-        a.delivered();
+        drop(a.delivered());
         second.created(&answer());
-        b.delivered();
+        drop(b.delivered());
         assert_eq!(all.len(), 0);
         let c = all.asker(fingerprint("x"));
-        new(all.arrive(&c.client()));
+        new(arrive(&all, &c));
     }
 
     #[test]
     fn a_client_that_left_can_come_again_and_each_order_is_taken_once() {
         let all = Reposts::default();
         let (a, b) = (all.asker(fingerprint("x")), all.asker(fingerprint("x")));
-        let (first, second) = (new(all.arrive(&a.client())), new(all.arrive(&b.client())));
+        let (first, second) = (new(arrive(&all, &a)), new(arrive(&all, &b)));
         drop((a, b));
         let (c, d, e) = (all.asker(fingerprint("x")), all.asker(fingerprint("x")), all.asker(fingerprint("x")));
-        assert_eq!(again(all.arrive(&c.client())).id, first.id);
-        assert_eq!(again(all.arrive(&d.client())).id, second.id);
-        new(all.arrive(&e.client()));
+        assert_eq!(again(arrive(&all, &c)).id, first.id);
+        assert_eq!(again(arrive(&all, &d)).id, second.id);
+        new(arrive(&all, &e));
         first.created(&answer());
-        c.delivered();
+        drop(c.delivered());
         assert!(first.look().is_none());
         assert!(second.look().is_some());
     }
@@ -486,15 +542,15 @@ mod tests {
     fn an_unknown_outcome_stays_until_it_is_told() {
         let all = Reposts::default();
         let a = all.asker(fingerprint("x"));
-        let order = new(all.arrive(&a.client()));
+        let order = new(arrive(&all, &a));
         order.unknown();
         order.told_unknown();
-        a.delivered();
+        drop(a.delivered());
         let (b, c) = (all.asker(fingerprint("x")), all.asker(fingerprint("x")));
-        assert_eq!(again(all.arrive(&b.client())).id, order.id);
-        assert_eq!(again(all.arrive(&c.client())).id, order.id, "an unknown order answers all who ask");
+        assert_eq!(again(arrive(&all, &b)).id, order.id);
+        assert_eq!(again(arrive(&all, &c)).id, order.id, "an unknown order answers all who ask");
         order.created(&answer());
-        b.delivered();
+        drop(b.delivered());
         assert_eq!(all.len(), 0);
     }
 
@@ -502,19 +558,46 @@ mod tests {
     fn an_answer_that_comes_after_unknown_was_told_is_not_delivered_by_that() {
         let all = Reposts::default();
         let a = all.asker(fingerprint("x"));
-        let order = new(all.arrive(&a.client()));
+        let order = new(arrive(&all, &a));
         order.told_unknown();
         order.created(&answer());
-        a.delivered();
+        drop(a.delivered());
         let b = all.asker(fingerprint("x"));
-        assert!(matches!(again(all.arrive(&b.client())).look(), Some((None, Known::Created(Some(_))))));
+        assert!(matches!(again(arrive(&all, &b)).look(), Some((None, Known::Created(Some(_))))));
+    }
+
+    #[test]
+    fn an_order_beside_one_that_is_told_unknown_is_distinct() {
+        let all = Reposts::default();
+        let (a, b, c) = (all.asker(fingerprint("x")), all.asker(fingerprint("x")), all.asker(fingerprint("x")));
+        let first = new(arrive(&all, &a));
+        assert!(matches!(all.arrive(&b.client(), false), Arrived::Beside));
+        first.unknown();
+        first.told_unknown();
+        drop(a.delivered());
+        new(all.arrive(&b.client(), true));
+        assert_eq!(again(arrive(&all, &c)).id, first.id, "one that comes after is its repeat");
+    }
+
+    #[test]
+    fn an_answer_that_was_never_read_was_not_delivered() {
+        let all = Reposts::default();
+        let (a, b) = (all.asker(fingerprint("x")), all.asker(fingerprint("x")));
+        let order = new(arrive(&all, &a));
+        order.created(&answer());
+        let unheard = a.delivered();
+        assert!(matches!(all.arrive(&b.client(), false), Arrived::Beside), "it may still turn out so");
+        unheard.lost();
+        assert_eq!(again(all.arrive(&b.client(), true)).id, order.id);
+        drop(b.delivered());
+        assert_eq!(all.len(), 0, "this one was read");
     }
 
     #[test]
     fn what_made_no_call_is_forgotten() {
         let all = Reposts::default();
         let a = all.asker(fingerprint("x"));
-        new(all.arrive(&a.client())).not_created();
+        new(arrive(&all, &a)).not_created();
         drop(a);
         assert_eq!(all.len(), 0);
     }

@@ -261,6 +261,14 @@ impl Exchange {
         self.is_answered() && !self.progress.torn.is_set()
     }
 
+    /// Has this done if the connection turns out to have been reset with nothing heard from the client since this answer: it had
+    /// gone without reading it. HTTP/1 only; elsewhere, and once something else is heard, it is dropped.
+    pub fn if_reset(&self, then: impl FnOnce() + Send + 'static) {
+        if matches!(&self.state, State::Open(session) if session.req_header().version != Version::HTTP_2) {
+            self.sight.if_reset(Box::new(then));
+        }
+    }
+
     /// Waits until the client goes away. For waiters that should not wait for nobody; never a reason to abandon a create.
     /// A client that closes its sending half counts as gone. What arrives of an unread body meanwhile is dropped, so read
     /// the body first. May be cancelled.

@@ -125,7 +125,8 @@ impl Proxy {
         let status = response.status().as_u16();
         exchange.respond(response).await;
         if exchange.is_delivered() && !gone {
-            asker.delivered();
+            let unheard = asker.delivered();
+            exchange.if_reset(move || unheard.lost());
         }
         ("create", status)
     }

@@ -33,14 +33,13 @@ NODE_MODULES = Path(__file__).parent / "node_modules"
 TEST_SECS = 30
 
 
-# An exception's fields, as far as JSON knows them; a promise that nobody waits for ends Node with an error.
+# The body of an async function, and what becomes of it as JSON.
 NODE_PROGRAM = """
 const { api, accountSid, authToken, apiKey } = %s;
-const fields = (error) => ({ name: error.constructor.name, message: error.message, ...error, rawResponse: undefined });
 (async () => {
 %s
 })()
-  .catch((error) => ({ raised: fields(error) }))
+  .catch(({ constructor, message, code }) => ({ raised: { name: constructor.name, message, code } }))
   .then((value) => process.stdout.write(JSON.stringify(value ?? null), () => process.exit()));
 """
 
@@ -255,7 +254,7 @@ concurrent = {self.calls_bought}
         return client
 
     def node(self, code):
-        """Runs the body of an async function in Node: what it returns, or the fields of the exception it ends with."""
+        """Runs the body of an async function in Node: what it returns, or `raised` and the exception it ends with."""
         skip_without(shutil.which("node"), "node")
         skip_without(NODE_MODULES.is_dir(), "tests/sdk/node_modules")
         known = {

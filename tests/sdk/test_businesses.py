@@ -85,6 +85,8 @@ class PythonTwilio(Businesses):
     def test_many_tasks(self):
         async def order(client, name):
             with self.shown["business"](name):
+                # All are inside before the first one asks.
+                await asyncio.sleep(0)
                 try:
                     return name, (await client.calls.create_async(**CALL)).sid
                 except TwilioRestException as error:
@@ -106,6 +108,7 @@ class PythonTwilio(Businesses):
 
         async def order(name):
             with self.shown["business"](name):
+                await asyncio.sleep(0)
                 try:
                     return name, (await asyncio.to_thread(client.calls.create, **CALL)).sid
                 except TwilioRestException as error:

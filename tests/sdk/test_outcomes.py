@@ -5,6 +5,8 @@ import socket
 import struct
 import threading
 
+import httpx
+import requests
 from elevenlabs.client import ElevenLabs
 from elevenlabs.core.api_error import ApiError
 from twilio.base.exceptions import TwilioRestException
@@ -108,6 +110,8 @@ class Resetting:
 
 
 class Outcomes(Fenced):
+    create_secs = 1
+
     def setUp(self):
         self.resetting = Resetting()
         self.addCleanup(self.resetting.stop)
@@ -117,7 +121,7 @@ class Outcomes(Fenced):
     def tables(self):
         accounts = [("closed", f"http://127.0.0.1:{free_port()}"), ("resetting", self.resetting.url)]
         of_twilio = f'account_sid = "{self.keys["account_sid"]}"'
-        return "[timeouts]\ncreate_secs = 1\n" + "".join(
+        return f"[timeouts]\ncreate_secs = {self.create_secs}\n" + "".join(
             f'[accounts.{name}-{provider}]\nprovider = "{provider}"\nupstream = "{url}"\n{more}\n'
             for name, url in accounts
             for provider, more in [("elevenlabs", ""), ("twilio", of_twilio)]
@@ -248,3 +252,54 @@ class Full(Outcomes):
         twilio_python(self, "twilio")
         wanted = {"status": 503, "error": "GLOBAL_CAPACITY_EXCEEDED", "code": 10004, "called": False}
         self.assertEqual(len(list(self.each("twilio", wanted, dialled=0))), 2)
+
+
+class TheAppsOwnTimeOut(Outcomes):
+    """An SDK that waits less than ringfence gives up and asks no second time; its call is counted."""
+
+    create_secs = 20
+
+    def one_slow_call(self, provider):
+        self.simulate("fault", provider=provider, kind="slow", n=1, ms=3_000)
+
+    def tearDown(self):
+        self.eventually(lambda: [len(call["ids"]) > 0 for call in self.calls()], [True])
+        self.assertEqual(self.dialled(), 1)
+
+    def test_elevenlabs_python(self):
+        self.one_slow_call("elevenlabs")
+        client = ElevenLabs(api_key=self.keys["el_api_key"], base_url=f"{self.api}/elevenlabs", timeout=1)
+        order = {"agent_id": "agent_1", "agent_phone_number_id": "phnum_1", "to_number": "+15550002222"}
+        with self.assertRaises(httpx.ReadTimeout):
+            client.conversational_ai.twilio.outbound_call(**order)
+
+    def test_elevenlabs_node(self):
+        self.one_slow_call("elevenlabs")
+        answer = self.node(
+            """
+            const { ElevenLabsClient } = require("@elevenlabs/elevenlabs-js");
+            const client = new ElevenLabsClient({ baseUrl: `${api}/elevenlabs`, apiKey, timeoutInSeconds: 1 });
+            return await client.conversationalAi.twilio.outboundCall(
+              { agentId: "agent_1", agentPhoneNumberId: "phnum_1", toNumber: "+15550002222" });
+            """
+        )
+        self.assertEqual((answer["raised"]["name"], answer["raised"]["message"]), ("ElevenLabsError", '"timeout"'))
+
+    def test_twilio_python(self):
+        self.one_slow_call("twilio")
+        client = self.twilio()
+        client.http_client.timeout = 1
+        with self.assertRaises(requests.ReadTimeout):
+            client.calls.create(from_="+15550001111", to="+15550002222", twiml=TWIML)
+
+    def test_twilio_node(self):
+        self.one_slow_call("twilio")
+        answer = self.node(
+            """
+            const client = require("twilio")(accountSid, authToken, { timeout: 1000, autoRetry: true });
+            client.api.baseUrl = `${api}/twilio`;
+            return await client.calls.create({ from: "+15550001111", to: "+15550002222", twiml: '%s' });
+            """
+            % TWIML
+        )
+        self.assertEqual(answer["raised"]["code"], "ECONNABORTED")
