@@ -24,8 +24,8 @@
 //!     reconcile    leases and calls against the provider's truth; the rebuild at start
 //!     simulate     providers that behave like the real ones, with counts of their own
 //! L7  config       the TOML as written → each module's settings; every mistake at once
-//! L8  admin        listen.admin: health, status, metrics, calls, businesses
-//! L9  app          builds every part, owns every task, starts, drains
+//! L8  admin        listen.admin: health, status, metrics, calls, businesses, reload
+//! L9  app          builds every part, owns every task, starts, reloads, drains
 //! L10 cli          the command line, one file a command
 //! ```
 //!

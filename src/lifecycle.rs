@@ -20,7 +20,7 @@ use crate::policy::{Facts, Policy};
 use crate::provider::description::OWN_ID_KIND;
 use crate::store::{Applied, CallRecord, Change, NewCall, Opened, Result, Store, StoreError};
 
-/// The running policy. Readers take what is there; a reload swaps it whole.
+/// The newest policy: what binds calls. Readers take what is there; a reload swaps it whole.
 pub type LivePolicy = Arc<ArcSwap<Policy>>;
 
 /// See the module. Cloning is cheap.
@@ -30,7 +30,7 @@ pub struct Lifecycle {
     pub store: Arc<dyn Store>,
     /// Who holds what.
     pub gate: Arc<dyn Gate>,
-    /// The running policy.
+    /// The newest policy, whatever generation a request belongs to: no call is admitted by limits that are no more.
     pub policy: LivePolicy,
     /// Counters.
     pub metrics: Metrics,

@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -22,7 +23,7 @@ use crate::calls::inbound::Arrival;
 use crate::calls::lookup::{Found, Listed, LookedUp};
 use crate::calls::{AskError, Calls};
 use crate::failpoint;
-use crate::ids::{Alias, CallId};
+use crate::ids::{AccountName, Alias, CallId};
 use crate::net::UpstreamError;
 use crate::policy::Bound;
 use crate::provider::account::Account;
@@ -37,13 +38,6 @@ const DEEP_EVERY: u32 = 5;
 const SEEN_EVERY_MS: i64 = 30_000;
 /// How long an inbound call may wait for the id that its account knows it by before a foreign call may be told from it.
 const UNBOUND_MS: i64 = 30_000;
-
-/// The pace of an account's sweeps.
-#[derive(Debug, Clone, Copy)]
-pub struct Pace {
-    /// Overrides the provider description, for every account.
-    pub sweep: Option<Duration>,
-}
 
 /// What the last sweep of an account saw.
 #[derive(Debug, Clone, Default, serde::Serialize)]
@@ -63,7 +57,8 @@ pub type Sightings = Arc<std::sync::Mutex<BTreeMap<String, Seen>>>;
 pub struct Sweeper {
     calls: Calls,
     account: Arc<Account>,
-    pace: Pace,
+    /// The generations to come.
+    newest: watch::Receiver<Calls>,
     sightings: Sightings,
     sweeps: u32,
     /// Nothing has been decided yet in this process: see [`Sweeper::first_sight`].
@@ -81,11 +76,12 @@ pub struct Sweeper {
 
 impl Sweeper {
     /// A sweeper that has not swept.
-    pub fn new(calls: Calls, account: Arc<Account>, pace: Pace, sightings: Sightings) -> Self {
+    pub fn new(mut newest: watch::Receiver<Calls>, account: Arc<Account>, sightings: Sightings) -> Self {
+        let calls = newest.borrow_and_update().clone();
         Self {
             calls,
             account,
-            pace,
+            newest,
             sightings,
             // The first one reads the list, whatever the count says.
             sweeps: DEEP_EVERY - 1,
@@ -122,14 +118,32 @@ impl Sweeper {
         self.sweep(&mine).await
     }
 
-    /// Sweeps until it is told to stop.
+    /// Whose sweeper it is.
+    pub fn account(&self) -> &AccountName {
+        &self.account.name
+    }
+
+    /// Sweeps until it is told to stop. After a reload that touched the account it sweeps at once.
     pub async fn run(mut self, stop: CancellationToken) {
+        self.sweep_until(&stop).await;
+        let name = self.account.name.as_str();
+        if self.newest.borrow().account(&self.account.name).is_none() {
+            // A reload took the account out; what was seen of it is news no more.
+            self.calls.lifecycle.metrics.provider_gone(name);
+            self.sightings.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(name);
+        }
+    }
+
+    async fn sweep_until(&mut self, stop: &CancellationToken) {
         let opened = self.calls.lifecycle.opened.clone();
         loop {
             // Listened for before the sweep reads what is open: a call put on record meanwhile must not wait for the next.
             let mut opening = std::pin::pin!(opened.notified());
             opening.as_mut().enable();
             let pause = self.turn().await;
+            if stop.is_cancelled() {
+                return;
+            }
             let pace = Duration::from_secs(self.account.provider.sweep_secs.max(1)).min(pause);
             let until = tokio::time::Instant::now() + pause;
             let slept = async {
@@ -141,11 +155,29 @@ impl Sweeper {
                     }
                 }
             };
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = slept => {}
+            let mut slept = std::pin::pin!(slept);
+            loop {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = &mut slept => break,
+                    changed = self.newest.changed() => {
+                        if changed.is_err() {
+                            return;
+                        }
+                        if self.renewed() {
+                            break;
+                        }
+                    }
+                }
             }
         }
+    }
+
+    /// Takes up the newest generation. Whether it is another one to this account, too.
+    fn renewed(&mut self) -> bool {
+        self.calls = self.newest.borrow_and_update().clone();
+        let Some(account) = self.calls.account(&self.account.name).cloned() else { return false };
+        !Arc::ptr_eq(&std::mem::replace(&mut self.account, account.clone()), &account)
     }
 
     /// One sweep; the pause until the next.
@@ -191,7 +223,7 @@ impl Sweeper {
 
     /// How long to wait: the description's pace while something presses.
     async fn pause(&self, mine: &[CallRecord]) -> Duration {
-        if let Some(fixed) = self.pace.sweep {
+        if let Some(fixed) = self.calls.settings.sweep {
             return fixed;
         }
         let quick = Duration::from_secs(2);
@@ -641,13 +673,19 @@ pub async fn rebuild(calls: &Calls) -> Result<usize> {
     Ok(count)
 }
 
-/// Swaps the policy: every open call counts against the new limits before they decide anything.
-pub async fn swap(lifecycle: &crate::lifecycle::Lifecycle, policy: Arc<crate::policy::Policy>) -> Result<()> {
+/// Swaps the policy: every open call counts against the new limits before they decide anything. `publish` brings whatever goes
+/// with it, before the first call is decided by it.
+pub async fn swap(
+    lifecycle: &crate::lifecycle::Lifecycle,
+    policy: Arc<crate::policy::Policy>,
+    publish: impl FnOnce(),
+) -> Result<()> {
     let _alone = lifecycle.deciding.write().await;
     let open = lifecycle.store.open_calls().await?;
     let rebound = open.iter().map(|call| (call.id.clone(), policy.bindings(&call.facts))).collect();
     let away = |e: crate::gate::GateAway| crate::store::StoreError::Failed(e.to_string());
     lifecycle.gate.rebind(rebound).await.map_err(away)?;
     lifecycle.policy.store(policy);
+    publish();
     Ok(())
 }

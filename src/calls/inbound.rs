@@ -238,7 +238,7 @@ impl Calls {
 
     /// The facts of an arriving call. A call that a carrier brings uses the capacity of the account whose agents answer it.
     pub fn facts_of(&self, arrival: &Arrival) -> Facts {
-        let policy = self.lifecycle.policy.load();
+        let policy = &self.policy;
         let agent_account = self.agent_account(&arrival.account.name);
         let (account, carrier) = match agent_account {
             Some(user) => (user, Some(arrival.account.name.clone())),

@@ -22,9 +22,11 @@ use http::{HeaderValue, Method, Request, Response};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
+use crate::call::Deadlines;
 use crate::ids::{AccountName, CallId};
 use crate::lifecycle::Lifecycle;
 use crate::net::{Upstream, UpstreamError};
+use crate::policy::Policy;
 use crate::provider::account::Account;
 use crate::provider::render::{MissingValue, Target, render};
 use crate::store::CallRecord;
@@ -57,13 +59,20 @@ pub struct Settings {
     pub sdk_retry_after_max_secs: u32,
     /// The account whose capacity inbound calls of a carrier use, where one is configured.
     pub inbound_account: Option<AccountName>,
+    /// How often every account is asked; the description's pace unless given.
+    pub sweep: Option<Duration>,
 }
 
 /// See the module. Cloning is cheap.
+///
+/// One value is one generation of the config: who has it sees the same accounts and settings to the end of what it does. A reload
+/// makes the [`next`](Calls::next), which shares everything that must outlive it.
 #[derive(Clone)]
 pub struct Calls {
     /// The only writer of a call's state.
     pub lifecycle: Lifecycle,
+    /// Tells whose a request is. What binds a call is decided by the newest policy instead, [`Lifecycle::policy`].
+    pub policy: Arc<Policy>,
     /// Every account by name.
     pub accounts: Arc<BTreeMap<AccountName, Arc<Account>>>,
     /// The way out.
@@ -114,6 +123,7 @@ impl Calls {
         settings: Settings,
     ) -> Self {
         Self {
+            policy: lifecycle.policy.load_full(),
             lifecycle,
             accounts: Arc::new(accounts),
             upstream,
@@ -127,6 +137,30 @@ impl Calls {
             hanging_up: Arc::default(),
             fronted: Arc::default(),
         }
+    }
+
+    /// The next generation, after a reload. What is under way is shared with this one.
+    pub fn next(
+        &self,
+        policy: Arc<Policy>,
+        accounts: BTreeMap<AccountName, Arc<Account>>,
+        upstream: Upstream,
+        settings: Settings,
+        deadlines: Deadlines,
+    ) -> Self {
+        Self {
+            lifecycle: Lifecycle { deadlines, ..self.lifecycle.clone() },
+            policy,
+            accounts: Arc::new(accounts),
+            upstream,
+            settings: Arc::new(settings),
+            ..self.clone()
+        }
+    }
+
+    /// The next generation, after a change of businesses alone.
+    pub fn with_policy(&self, policy: Arc<Policy>) -> Self {
+        Self { policy, ..self.clone() }
     }
 
     /// The account of this name.

@@ -194,6 +194,11 @@ impl Calls {
         let call = CallId::new();
         let deciding = self.lifecycle.deciding.read().await;
         let policy = self.lifecycle.policy.load_full();
+        if !policy.has_account(&order.facts.account) {
+            let message =
+                format!("Not dialled: account {} has just been taken out of the config.", order.facts.account);
+            return Err(Some(Refusal::new(Code::InitiationFailed, message)));
+        }
         let at_ms = self.lifecycle.clock.now_ms();
         let admitted_at = Instant::now();
         let bindings = policy.bindings(&order.facts);

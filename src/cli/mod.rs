@@ -4,6 +4,7 @@
 
 mod calls;
 mod check;
+mod console;
 pub mod demo;
 mod environment;
 mod file;
@@ -11,6 +12,7 @@ mod init;
 mod live;
 mod logs;
 mod migrate;
+mod reload;
 mod serve;
 mod simulate;
 mod token;
@@ -36,6 +38,8 @@ enum Command {
     Serve(serve::Serve),
     /// Look for mistakes in the config, all at once
     Check(check::Check),
+    /// Let a running sidecar read its config again, whole or not at all
+    Reload(reload::Reload),
     /// Bring the store's schema up, down, or show where it is
     Migrate(migrate::Migrate),
     /// Make a token for listen.admin
@@ -90,6 +94,7 @@ pub fn main() -> ExitCode {
             Command::Init(command) => command.run().await,
             Command::Serve(command) => command.run().await,
             Command::Check(command) => command.run().await,
+            Command::Reload(command) => command.run().await,
             Command::Migrate(command) => command.run().await,
             Command::Token(command) => command.run(),
             Command::Calls(command) => command.run().await,

@@ -4,11 +4,13 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::file::ConfigText;
 use super::{CONFIG, ConfigFile, Failure, Outcome, environment, file, logs, stop_signal};
-use crate::app::App;
+use crate::app::{App, Written};
 use crate::clock::Clock;
+use crate::config::File;
 
 #[derive(Debug, Args)]
 pub(super) struct Serve {
@@ -34,7 +36,7 @@ pub(super) struct Serve {
 
 impl Serve {
     pub(super) async fn run(self) -> Outcome {
-        let flags: Vec<(&str, String)> = [
+        let flags: Vec<(&'static str, String)> = [
             ("RINGFENCE_CONCURRENT", self.concurrent.map(|calls| calls.to_string())),
             ("RINGFENCE_LISTEN_API", self.listen_api),
             ("RINGFENCE_LISTEN_WEBHOOKS", self.listen_webhooks),
@@ -45,11 +47,16 @@ impl Serve {
         .collect();
         let read = read(&self.file.config, &flags)?;
         read.print("cannot be used, so nothing is started");
+        let config_file = File::new(self.file.config.clone(), flags);
+        let inputs = config_file.inputs(&read.loaded);
         let Some(config) = read.loaded.config else { return Err(Failure::Config) };
-        logs::start(&config.log);
-        // Listened for before anything is accepted: a signal that comes early must drain too.
-        let stop = tokio::spawn(stop_signal());
-        let app = App::start(config, Clock::system()).await?;
+        let set_log_filter = logs::start(&config.log);
+        // Listened for before anything is accepted: a signal that comes early must drain, or reload, too.
+        let mut stop = tokio::spawn(stop_signal());
+        let mut hangups = signal(SignalKind::hangup())?;
+        // What was made of the environment alone has no file to come from again.
+        let written = self.file.config.exists().then(|| Written { file: config_file, inputs, set_log_filter });
+        let app = App::start_from(config, Clock::system(), written).await?;
         let ready = serde_json::json!({
             "ready": true, "api": app.api().to_string(), "webhooks": app.webhooks().to_string(),
             "admin": app.admin().to_string(), "rebuilt": app.rebuilt,
@@ -59,7 +66,17 @@ impl Serve {
         } else {
             tracing::info!(api = %app.api(), webhooks = %app.webhooks(), admin = %app.admin(), "ready");
         }
-        stop.await??;
+        loop {
+            tokio::select! {
+                stopped = &mut stop => {
+                    stopped??;
+                    break;
+                }
+                Some(()) = hangups.recv() => {
+                    app.reload("SIGHUP").await;
+                }
+            }
+        }
         app.drain().await;
         Ok(ExitCode::SUCCESS)
     }

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::file::{Inputs, digest, unreadable};
 use super::report::{Diagnostic, INLINE_SECRET, Report, Severity};
 use crate::provider::secret::Secret;
 
@@ -24,6 +25,8 @@ pub struct Source<'a> {
     pub asked: RefCell<BTreeMap<String, ()>>,
     /// Every environment variable that was asked for.
     pub variables: RefCell<BTreeSet<String>>,
+    /// Files that were read, with what they held.
+    pub inputs: RefCell<Inputs>,
     /// Keys of the root: a key that is known there but stands in a table was probably meant for it.
     pub root_keys: &'static [&'static str],
 }
@@ -80,6 +83,16 @@ impl<'a> Table<'a> {
     /// Every environment variable that was asked for so far.
     pub fn variables(&self) -> BTreeSet<String> {
         self.source.variables.borrow().clone()
+    }
+
+    /// Every file that was read so far.
+    pub fn inputs(&self) -> Inputs {
+        self.source.inputs.borrow().clone()
+    }
+
+    /// Remembers that a file was read, and what it held.
+    pub fn note(&self, path: std::path::PathBuf, held: String) {
+        self.source.inputs.borrow_mut().insert(path, held);
     }
 
     /// `accounts.twilio.concurrent`.
@@ -301,17 +314,22 @@ impl<'a> Table<'a> {
                     None
                 }
             },
-            (None, Some(file)) => match std::fs::read_to_string(&file) {
-                Ok(text) if !text.trim().is_empty() => Some(Secret::new(text.trim())),
-                Ok(_) => {
-                    self.report().error("E011", span, format!("{file} is empty (`{path}`)"), "");
-                    None
+            (None, Some(file)) => {
+                let text = std::fs::read_to_string(&file);
+                let held = text.as_ref().map_or_else(unreadable, |text| digest(text.as_bytes()));
+                self.note(file.clone().into(), held);
+                match text {
+                    Ok(text) if !text.trim().is_empty() => Some(Secret::new(text.trim())),
+                    Ok(_) => {
+                        self.report().error("E011", span, format!("{file} is empty (`{path}`)"), "");
+                        None
+                    }
+                    Err(error) => {
+                        self.report().error("E011", span, format!("cannot read {file} (`{path}`): {error}"), "");
+                        None
+                    }
                 }
-                Err(error) => {
-                    self.report().error("E011", span, format!("cannot read {file} (`{path}`): {error}"), "");
-                    None
-                }
-            },
+            }
             _ => {
                 let title = format!("`{path}` must be {{ env = \"NAME\" }} or {{ file = \"/path\" }}");
                 self.report().error("E002", span, title, "");

@@ -116,6 +116,8 @@ filter = "info"
 [inbound]
 mode = "app"
 when_full = "busy"
+[reload]
+watch = true
 "#
     );
     let reference = include_str!("../../config/reference.toml");

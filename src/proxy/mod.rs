@@ -165,7 +165,7 @@ impl Proxy {
         business: Option<&str>,
         message: &Message<'_>,
     ) -> Result<Facts, Refusal> {
-        let policy = self.calls.lifecycle.policy.load();
+        let policy = &self.calls.policy;
         let read = operation.facts.read(message);
         let api_key = account.provider.api_key.as_ref().and_then(|s| s.text(message));
         let marks = Marks {

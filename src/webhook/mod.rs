@@ -168,6 +168,12 @@ impl Webhooks {
         Self { calls, settings: Arc::new(settings), large, deliver }
     }
 
+    /// The same handler on the next generation of calls and settings. The room for bodies is one for all generations.
+    pub fn next(&self, calls: Calls, settings: Settings) -> Self {
+        let (large, deliver) = (self.large.clone(), self.deliver.clone());
+        Self { calls, settings: Arc::new(settings), large, deliver }
+    }
+
     async fn take(&self, exchange: &mut Exchange, found: &[Candidate]) -> u16 {
         // For large bodies memory is promised before it is used: by length where it is known, else the largest.
         let length = exchange.header("content-length").and_then(|v| v.parse::<usize>().ok());
@@ -431,7 +437,7 @@ impl Webhooks {
     fn agent_of(&self, number: Option<&str>) -> Option<String> {
         let number = number?;
         self.settings.agents.get(number).cloned().or_else(|| {
-            let policy = self.calls.lifecycle.policy.load();
+            let policy = &self.calls.policy;
             let marks = crate::policy::Marks { number: Some(number), ..Default::default() };
             let id: BusinessId = policy.identify(&marks).ok()?;
             policy.business(&id)?.agent_ids.first().cloned()

@@ -86,7 +86,7 @@ pub fn term(child: &mut Running) -> Option<i32> {
 
 pub const LISTEN: &str = "[listen]\napi = \"127.0.0.1:0\"\nwebhooks = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\n";
 
-fn sound(upstream: &str) -> String {
+pub fn sound(upstream: &str) -> String {
     format!(
         "{LISTEN}[accounts.elevenlabs]\nupstream = \"{upstream}\"\napi_key = \"sk_simulated\"\nconcurrent = 1\n[timeouts]\ndrain_secs = 1\n"
     )

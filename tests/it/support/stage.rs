@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
-use ringfence::app::App;
+use ringfence::app::{App, Written};
 use ringfence::clock::Clock;
 use ringfence::config;
 use ringfence::ids::CallId;
@@ -102,7 +102,7 @@ impl Stage {
             // The port has to be known before the sidecar binds it; whoever takes it meanwhile costs another try.
             let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
             let text = config_text(&setup, &simulator.base_url(), port);
-            match App::start(parse(&text, &folder), clock.clone()).await {
+            match start(&text, &folder, &clock).await {
                 Ok(app) => break (app, text),
                 Err(error) if tries < 5 => {
                     eprintln!("another port: {error}");
@@ -139,7 +139,7 @@ impl Stage {
     pub async fn start_app(&mut self) {
         let started = Instant::now();
         loop {
-            match App::start(parse(&self.config, &self.folder), self.clock.clone()).await {
+            match start(&self.config, &self.folder, &self.clock).await {
                 Ok(app) => {
                     self.app = Some(app);
                     return;
@@ -151,6 +151,23 @@ impl Stage {
                 Err(error) => panic!("{error}"),
             }
         }
+    }
+
+    /// Writes a text of the config file otherwise.
+    pub fn rewrite(&self, old: &str, new: &str) {
+        let text = std::fs::read_to_string(self.folder.join(FILE)).unwrap();
+        assert!(text.contains(old), "{old} is not in the config");
+        std::fs::write(self.folder.join(FILE), text.replace(old, new)).unwrap();
+    }
+
+    /// Where the simulated providers are.
+    pub fn simulator_url(&self) -> String {
+        self.simulator.as_ref().expect("the simulator runs").base_url()
+    }
+
+    /// `POST /api/reload`.
+    pub async fn reload(&self) -> Answer {
+        self.send("POST", &self.admin("/api/reload"), &[], Bytes::new()).await
     }
 
     /// A request to any address.
@@ -265,10 +282,17 @@ impl Stage {
     }
 }
 
-fn parse(text: &str, folder: &std::path::Path) -> config::Config {
-    let loaded = config::load(text, folder, &|_| None);
-    let shown = config::report::render(&loaded.diagnostics, "test", text, false);
-    loaded.config.unwrap_or_else(|| panic!("{shown}"))
+/// The config file's name.
+const FILE: &str = "ringfence.toml";
+
+async fn start(text: &str, folder: &std::path::Path, clock: &Clock) -> Result<App, ringfence::app::StartError> {
+    std::fs::write(folder.join(FILE), text).unwrap();
+    let file = config::File::new(folder.join(FILE), vec![]);
+    let read = file.read().unwrap();
+    let shown = config::report::render(&read.loaded.diagnostics, "test", text, false);
+    let config = read.loaded.config.unwrap_or_else(|| panic!("{shown}"));
+    let written = Written { file, inputs: read.inputs, set_log_filter: Box::new(|_| {}) };
+    App::start_from(config, clock.clone(), Some(written)).await
 }
 
 fn config_text(setup: &Setup, url: &str, webhooks_port: u16) -> String {
