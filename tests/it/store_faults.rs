@@ -115,6 +115,41 @@ async fn a_record_that_is_moved_away_refuses_creates_until_it_is_back() {
     outage(scene, away, "deleted or replaced", |_| std::fs::rename(&aside, &file).unwrap()).await;
 }
 
+/// A damaged record cannot be mended by us. Nothing is admitted over it; over a new one, what lives is counted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_record_refuses_creates_and_a_new_one_counts_what_lives() {
+    let mut scene = Scene::usual().await;
+    scene.start_well().await;
+    for _ in 0..2 {
+        assert_eq!(scene.dial().await.unwrap().status, 200);
+    }
+    let files = ["", "-wal", "-shm"].map(|end| PathBuf::from(format!("{}{end}", scene.database().display())));
+    for file in &files[..2] {
+        let length = std::fs::metadata(file).unwrap().len() as usize;
+        // Over what is there: SQLite has the file open.
+        let mut file = std::fs::OpenOptions::new().write(true).open(file).unwrap();
+        file.write_all(&vec![0xa5; length]).unwrap();
+    }
+    scene
+        .wait("it is not ready", async || {
+            scene.ask("admin", "GET", "/ready", &[], "").await.is_some_and(|ready| ready.status == 503)
+        })
+        .await;
+    let (refused, before) = (scene.dial().await.unwrap(), scene.control.counts().creates_el);
+    assert_eq!((refused.status, &refused.json()["error"]), (503, &"CALL_STORE_UNAVAILABLE".into()));
+    assert_eq!(scene.control.counts().creates_el, before);
+    scene.kill();
+    assert!(!scene.start("").await, "nobody starts over a damaged record");
+    assert!(scene.log().contains("damaged or no SQLite file"), "{}", scene.log());
+    scene.kill();
+    files.iter().for_each(|file| drop(std::fs::remove_file(file)));
+    scene.start_well().await;
+    let up = u64::from(scene.control.counts().el_live_now);
+    assert_eq!(scene.held().await, up, "all of them are counted before anything is admitted");
+    tokio::join!(scene.dial(), scene.dial(), scene.dial());
+    scene.finish().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_that_panics_fails_alone() {
     for nth in [1, 2, 3] {
