@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use ringfence::simulate::{Fault, FaultKind, Provider};
+
 use crate::support::child::Scene;
 use crate::support::stage::Setup;
 
@@ -113,6 +115,24 @@ async fn a_record_that_is_moved_away_refuses_creates_until_it_is_back() {
     let (file, aside) = (scene.folder().join("ringfence.db"), scene.folder().join("aside"));
     let away = |_: &Scene| std::fs::rename(&file, &aside).unwrap();
     outage(scene, away, "deleted or replaced", |_| std::fs::rename(&aside, &file).unwrap()).await;
+}
+
+/// The provider refuses an order whose end cannot be recorded: its slot is free as soon as it can.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_end_that_could_not_be_recorded_is_recorded_when_it_can() {
+    let mut scene = Scene::usual().await;
+    assert!(scene.start("create.limit=sleep:1500").await);
+    scene.control.fault(Fault::next(Provider::ElevenLabs, FaultKind::TooManyConcurrent, 1));
+    let (file, aside) = (scene.folder().join("ringfence.db"), scene.folder().join("aside"));
+    let away = async {
+        scene.wait("the provider has refused", async || scene.control.counts().refused_429 == 1).await;
+        std::fs::rename(&file, &aside).unwrap();
+    };
+    let (answer, ()) = tokio::join!(scene.dial(), away);
+    assert_eq!((answer.unwrap().status, scene.held().await), (503, 1), "what is not on record is held");
+    std::fs::rename(&aside, &file).unwrap();
+    scene.wait("the end is on record", async || scene.held().await == 0).await;
+    scene.finish().await;
 }
 
 /// A damaged record cannot be mended by us. Nothing is admitted over it; over a new one, what lives is counted.
