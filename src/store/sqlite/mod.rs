@@ -98,7 +98,8 @@ impl SqliteStore {
         } else {
             migrate::check(&readers).await.map_err(|why| OpenError::Schema { path: shown.clone(), why })?;
         }
-        let writer = Writer::start(path, options(path).create_if_missing(false)).await.map_err(|e| file(explain(&e)))?;
+        let writer =
+            Writer::start(path, options(path).create_if_missing(false)).await.map_err(|e| file(explain(&e)))?;
         Ok(Self { writer, readers, path: path.to_owned(), held: std::sync::Mutex::new(Some(held)) })
     }
 
