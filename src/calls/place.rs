@@ -816,10 +816,17 @@ impl Calls {
         failpoint::hit("create.unknown.recorded").await;
     }
 
+    /// Ends a call. What cannot be recorded now is recorded when the store is back; until then the slot is held.
     pub(super) async fn end(&self, call: &CallId, outcome: End, proof: EndProof, seen_by: &'static str) {
-        if let Err(error) = self.lifecycle.end(call, outcome, proof, seen_by).await {
-            warn!(%call, %error, "an end could not be recorded; the slot is held until the call's deadline");
-        }
+        let Err(error) = self.lifecycle.end(call, outcome, proof, seen_by).await else { return };
+        warn!(%call, %error, "an end could not be recorded; the slot is held until it is");
+        let (lifecycle, call) = (self.lifecycle.clone(), call.clone());
+        // Not among the tasks that a drain waits for: the next process asks the provider.
+        tokio::spawn(async move {
+            while lifecycle.end(&call, outcome, proof, seen_by).await.is_err() {
+                tokio::time::sleep(STORE_AGAIN).await;
+            }
+        });
     }
 
     pub(super) async fn release_unrecorded(&self, call: &CallId) {
@@ -854,6 +861,9 @@ fn pass_on(mut answer: Response<Bytes>) -> Response<Bytes> {
     answer.headers_mut().remove(CONTENT_LENGTH);
     answer
 }
+
+/// How often an end that could not be recorded is tried again.
+const STORE_AGAIN: Duration = Duration::from_secs(1);
 
 /// How long a create may be sent after its admission.
 pub const SEND_WITHIN: Duration = Duration::from_secs(10);

@@ -358,8 +358,9 @@ async fn kills_at_any_moment_under_load_cost_nothing() {
 /// The process stands still between admission and dialling, longer than `send_within_secs`: nothing is sent late.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_that_stood_still_sends_nothing_late() {
-    let mut scene = Scene::set(Setup::default().sim, "front", "send_within_secs = 1", "").await;
-    assert!(scene.start("create.recorded=sleep:600").await);
+    let mut scene = Scene::set(Setup::default().sim, "front", "send_within_secs = 3", "").await;
+    // Alone, this pause is short enough.
+    assert!(scene.start("create.recorded=sleep:2000").await);
     let order = scene.dial();
     let stop = async {
         scene
@@ -369,7 +370,7 @@ async fn a_process_that_stood_still_sends_nothing_late() {
             })
             .await;
         signal(scene.pid(), "STOP");
-        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        tokio::time::sleep(Duration::from_millis(3_200)).await;
         signal(scene.pid(), "CONT");
     };
     let (answer, ()) = tokio::join!(order, stop);

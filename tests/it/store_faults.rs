@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use ringfence::simulate::{Fault, FaultKind, Provider};
+
 use crate::support::child::Scene;
 use crate::support::stage::Setup;
 
@@ -113,6 +115,59 @@ async fn a_record_that_is_moved_away_refuses_creates_until_it_is_back() {
     let (file, aside) = (scene.folder().join("ringfence.db"), scene.folder().join("aside"));
     let away = |_: &Scene| std::fs::rename(&file, &aside).unwrap();
     outage(scene, away, "deleted or replaced", |_| std::fs::rename(&aside, &file).unwrap()).await;
+}
+
+/// The provider refuses an order whose end cannot be recorded: its slot is free as soon as it can.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_end_that_could_not_be_recorded_is_recorded_when_it_can() {
+    let mut scene = Scene::usual().await;
+    assert!(scene.start("create.limit=sleep:1500").await);
+    scene.control.fault(Fault::next(Provider::ElevenLabs, FaultKind::TooManyConcurrent, 1));
+    let (file, aside) = (scene.folder().join("ringfence.db"), scene.folder().join("aside"));
+    let away = async {
+        scene.wait("the provider has refused", async || scene.control.counts().refused_429 == 1).await;
+        std::fs::rename(&file, &aside).unwrap();
+    };
+    let (answer, ()) = tokio::join!(scene.dial(), away);
+    assert_eq!((answer.unwrap().status, scene.held().await), (503, 1), "what is not on record is held");
+    std::fs::rename(&aside, &file).unwrap();
+    scene.wait("the end is on record", async || scene.held().await == 0).await;
+    scene.finish().await;
+}
+
+/// A damaged record cannot be mended by us. Nothing is admitted over it; over a new one, what lives is counted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_record_refuses_creates_and_a_new_one_counts_what_lives() {
+    let mut scene = Scene::usual().await;
+    scene.start_well().await;
+    for _ in 0..2 {
+        assert_eq!(scene.dial().await.unwrap().status, 200);
+    }
+    let files = ["", "-wal", "-shm"].map(|end| PathBuf::from(format!("{}{end}", scene.database().display())));
+    for file in &files[..2] {
+        let length = std::fs::metadata(file).unwrap().len() as usize;
+        // Over what is there: SQLite has the file open.
+        let mut file = std::fs::OpenOptions::new().write(true).open(file).unwrap();
+        file.write_all(&vec![0xa5; length]).unwrap();
+    }
+    scene
+        .wait("it is not ready", async || {
+            scene.ask("admin", "GET", "/ready", &[], "").await.is_some_and(|ready| ready.status == 503)
+        })
+        .await;
+    let (refused, before) = (scene.dial().await.unwrap(), scene.control.counts().creates_el);
+    assert_eq!((refused.status, &refused.json()["error"]), (503, &"CALL_STORE_UNAVAILABLE".into()));
+    assert_eq!(scene.control.counts().creates_el, before);
+    scene.kill();
+    assert!(!scene.start("").await, "nobody starts over a damaged record");
+    assert!(scene.log().contains("damaged or no SQLite file"), "{}", scene.log());
+    scene.kill();
+    files.iter().for_each(|file| drop(std::fs::remove_file(file)));
+    scene.start_well().await;
+    let up = u64::from(scene.control.counts().el_live_now);
+    assert_eq!(scene.held().await, up, "all of them are counted before anything is admitted");
+    tokio::join!(scene.dial(), scene.dial(), scene.dial());
+    scene.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -127,6 +127,14 @@ impl SqliteStore {
             .map_err(|e| OpenError::File { path: shown, why: explain(&e) })
     }
 
+    /// Reads that are made all the time notice a damaged file, which the writer's cache hides from it.
+    fn doubting<T>(&self, read: Result<T>) -> Result<T> {
+        if read.is_err() {
+            self.writer.doubt();
+        }
+        read
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
@@ -199,7 +207,7 @@ impl Store for SqliteStore {
     }
 
     async fn open_calls(&self) -> Result<Vec<CallRecord>> {
-        calls::open_calls(&self.readers).await
+        self.doubting(calls::open_calls(&self.readers).await)
     }
 
     async fn latest_calls(&self, limit: u32) -> Result<Vec<CallRecord>> {
@@ -231,7 +239,7 @@ impl Store for SqliteStore {
     }
 
     async fn due_deliveries(&self, at_ms: UnixMs, limit: u32) -> Result<Vec<Delivery>> {
-        messages::due(&self.readers, at_ms, limit).await
+        self.doubting(messages::due(&self.readers, at_ms, limit).await)
     }
 
     async fn delivered(

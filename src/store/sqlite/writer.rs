@@ -40,6 +40,8 @@ struct Health {
     failing: AtomicBool,
     /// Writes that failed for such a cause, or panicked.
     failed: AtomicU64,
+    /// A reader failed: what the writer's connection has in its cache may be all that is left.
+    doubted: AtomicBool,
 }
 
 /// A write, and whom to tell.
@@ -115,6 +117,11 @@ impl Writer {
     /// The last write failed for a cause outside of it.
     pub(super) fn is_failing(&self) -> bool {
         self.health.failing.load(Ordering::Relaxed)
+    }
+
+    /// A reader failed. The next write looks at the file with new eyes.
+    pub(super) fn doubt(&self) {
+        self.health.doubted.store(true, Ordering::Relaxed);
     }
 
     /// Writes that failed for such a cause, or panicked, since the start.
@@ -246,6 +253,9 @@ impl OpenFile {
     async fn try_write(&mut self, batch: &mut [Box<dyn Job>]) -> (std::result::Result<(), Failure>, u64) {
         if let Err(failure) = self.is_there() {
             return (Err(failure), 0);
+        }
+        if self.health.doubted.swap(false, Ordering::Relaxed) {
+            self.disconnect().await;
         }
         let connection = match &mut self.connection {
             Some(connection) => connection,

@@ -1,6 +1,7 @@
 //! The real binary as a child that may die at any moment, against simulated providers in this process: they live on, and what
 //! they count is the truth.
 
+use std::collections::HashMap;
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
@@ -438,8 +439,12 @@ auth_token = "{token}"
             assert_eq!(number(sql).await, 0, "{what}\n{}", self.log());
         }
         let orders = self.orders.lock().unwrap().clone();
+        let mut dialled = HashMap::<String, Vec<CallView>>::new();
+        for call in self.control.calls() {
+            dialled.entry(call.to.clone()).or_default().push(call);
+        }
         for (to, status) in orders {
-            let made: Vec<CallView> = self.control.calls().into_iter().filter(|c| c.to == to).collect();
+            let made = dialled.remove(&to).unwrap_or_default();
             assert!(made.len() <= 1, "{to} was dialled {} times\n{}", made.len(), self.log());
             assert!(!matches!(status, Some(200 | 201)) || made.len() == 1, "{to} was not dialled");
             assert!(status != Some(503) || made.is_empty(), "{to} was refused, and dialled\n{}", self.log());
