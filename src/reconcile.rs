@@ -504,7 +504,8 @@ impl Sweeper {
                 let its_order = waiting.iter().position(|call| may_be(call, one));
                 match its_order {
                     Some(place) if !self.is_ours(&one.alias).await => Some(waiting.swap_remove(place)).is_some(),
-                    _ => false,
+                    Some(_) => false,
+                    None => may_be_member && !self.is_ours(&one.alias).await,
                 }
             } else {
                 since_ms.is_none() || ((!waiting.is_empty() || early) && !self.is_ours(&one.alias).await)
@@ -633,9 +634,14 @@ fn may_be(order: &CallRecord, one: &Listed) -> bool {
     order.facts.direction == one.direction && !elsewhere && !older
 }
 
-/// See [`Sweeper::first_sight`]: every account at the same time.
+/// See [`Sweeper::first_sight`]: accounts at the same time, but carriers after those whose calls they carry. The record of such a
+/// call names its leg at the carrier, not the other way round.
 pub async fn first_sight(sweepers: &mut [Sweeper], within: Duration) {
-    futures_util::future::join_all(sweepers.iter_mut().map(|sweeper| sweeper.first_sight(within))).await;
+    let carries = |s: &Sweeper| s.calls.accounts.values().any(|a| a.carrier.as_ref() == Some(&s.account.name));
+    for round in [false, true] {
+        let these = sweepers.iter_mut().filter(|sweeper| carries(sweeper) == round);
+        futures_util::future::join_all(these.map(|sweeper| sweeper.first_sight(within))).await;
+    }
     failpoint::hit("start.sighted").await;
 }
 
