@@ -128,7 +128,6 @@ async fn write_all(
 
 async fn write_batch(connection: &mut SqliteConnection, batch: &mut [Box<dyn Job>]) -> Result<()> {
     let failed = |e: sqlx::Error| StoreError::Failed(super::explain(&e));
-    sqlx::query("BEGIN IMMEDIATE").execute(&mut *connection).await.map_err(failed)?;
     let written = write_jobs(connection, batch).await;
     if written.is_err() {
         // Whatever failed, no transaction may stay open: the next BEGIN would fail, and every one after it. Errors such as a
@@ -139,24 +138,29 @@ async fn write_batch(connection: &mut SqliteConnection, batch: &mut [Box<dyn Job
     written.map_err(failed)
 }
 
+/// What stands between two jobs goes to SQLite in one piece: each statement is a trip to its thread and back, which costs more
+/// than most of them take there.
 async fn write_jobs(
     connection: &mut SqliteConnection,
     batch: &mut [Box<dyn Job>],
 ) -> std::result::Result<(), sqlx::Error> {
-    let alone = batch.len() == 1;
-    for job in batch.iter_mut() {
-        // One that fails must not take its neighbours along.
-        if !alone {
-            sqlx::query("SAVEPOINT job").execute(&mut *connection).await?;
-        }
-        let undo = match (job.run(connection).await, alone) {
-            (Ok(()), true) => continue,
-            (Ok(()), false) => "RELEASE job",
-            (Err(error), true) => return Err(error),
-            (Err(_), false) => "ROLLBACK TO job",
-        };
-        sqlx::query(undo).execute(&mut *connection).await?;
+    if let [job] = batch {
+        sqlx::query("BEGIN IMMEDIATE").execute(&mut *connection).await?;
+        job.run(connection).await?;
+        sqlx::query("COMMIT").execute(&mut *connection).await?;
+        return Ok(());
     }
-    sqlx::query("COMMIT").execute(&mut *connection).await?;
+    sqlx::query("BEGIN IMMEDIATE; SAVEPOINT job").execute(&mut *connection).await?;
+    let last = batch.len().saturating_sub(1);
+    for (n, job) in batch.iter_mut().enumerate() {
+        // One that fails must not take its neighbours along.
+        let next = match (job.run(connection).await, n == last) {
+            (Ok(()), false) => "RELEASE job; SAVEPOINT job",
+            (Ok(()), true) => "RELEASE job; COMMIT",
+            (Err(_), false) => "ROLLBACK TO job",
+            (Err(_), true) => "ROLLBACK TO job; COMMIT",
+        };
+        sqlx::query(next).execute(&mut *connection).await?;
+    }
     Ok(())
 }
