@@ -6,7 +6,7 @@ use std::hint::black_box;
 use criterion::{BenchmarkId, Criterion};
 use futures_util::FutureExt;
 use ringfence::gate::memory::MemoryGate;
-use ringfence::gate::{Gate, Order, Verdict};
+use ringfence::gate::{Gate, Order, Places, Verdict};
 use ringfence::ids::CallId;
 use ringfence::policy::{Binding, Bound, Mode, Scope};
 
@@ -25,7 +25,7 @@ fn order(business: usize, platform: u32) -> Order {
         binding("account.elevenlabs", Scope::Account, "account.elevenlabs".to_owned(), ROOM),
         binding("global", Scope::Global, "global".to_owned(), platform),
     ];
-    Order { call: CallId::new(), bindings, mode: Mode::Enforce, at_ms: 1_000 }
+    Order { call: CallId::new(), bindings, places: Places::ONE, mode: Mode::Enforce, at_ms: 1_000 }
 }
 
 /// The memory gate never waits, so its futures are done when they are first asked.

@@ -32,6 +32,8 @@ fn new_call() -> NewCall {
         phase: Phase::Reserved,
         overrun: false,
         polled: true,
+        places: 1,
+        fingerprint: None,
         at_ms: 1_000,
         deadline_at: 91_000,
         callback: None,

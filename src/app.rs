@@ -14,11 +14,13 @@ use crate::admin::{self, Admin};
 use crate::calls::Calls;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::failpoint;
 use crate::gate::memory::MemoryGate;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::net::{Edge, EdgeSettings, ReloadingTls, RunningEdge, Upstream, UpstreamSettings, install_crypto_provider};
 use crate::policy::Policy;
+use crate::provider::account::Account;
 use crate::proxy::Proxy;
 use crate::reconcile::{self, Pace, Sightings, Sweeper};
 use crate::store::Store;
@@ -64,7 +66,8 @@ async fn bind(
     Edge::bind(address, settings, tls).await.map_err(|error| {
         let hint = match error.kind() {
             std::io::ErrorKind::AddrInUse => {
-                format!(": something listens there; choose another with --listen-{name} or [listen] {name}")
+                let owner = crate::net::port_owner(address).map_or("something".to_owned(), |owner| owner.to_string());
+                format!(": {owner} listens there; choose another with --listen-{name} :0 or [listen] {name}")
             }
             _ => String::new(),
         };
@@ -125,9 +128,12 @@ impl App {
 
         let (stop, draining, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
         let sightings = Sightings::default();
-        for account in calls.accounts.values() {
-            let pace = Pace { sweep: config.sweep };
-            let sweeper = Sweeper::new(calls.clone(), account.clone(), pace, sightings.clone());
+        let pace = Pace { sweep: config.sweep };
+        let sweeper = |account: &Arc<Account>| Sweeper::new(calls.clone(), account.clone(), pace, sightings.clone());
+        let mut sweepers: Vec<Sweeper> = calls.accounts.values().map(sweeper).collect();
+        // Nothing is served yet: what lives at the providers is counted before anything is admitted.
+        reconcile::first_sight(&mut sweepers, config.calls.ask_timeout).await;
+        for sweeper in sweepers {
             tasks.spawn(sweeper.run(stop.clone()));
         }
         tasks.spawn(deliver::run(calls.clone(), wake, stop.clone()));
@@ -180,17 +186,20 @@ impl App {
     pub async fn drain(self) {
         self.draining.cancel();
         info!(grace_secs = self.drain.as_secs(), in_flight = self.api.in_flight(), "draining");
+        failpoint::hit("drain.begun").await;
         let (api, webhooks) = tokio::join!(self.api.drain(self.drain), self.webhooks.drain(self.drain));
         let cut = api.in_flight_cut + webhooks.in_flight_cut;
         let tunnels = api.tunnels_cut + webhooks.tunnels_cut;
         if cut + tunnels > 0 {
             warn!(requests = cut, tunnels, "the grace was too short; what was left has been cut");
         }
+        failpoint::hit("drain.answered").await;
         // Creates that were sent must be settled: their answers bind ids to calls.
         self.calls.tasks.close();
         if tokio::time::timeout(self.drain, self.calls.tasks.wait()).await.is_err() {
             warn!("creates are still without an answer; they are looked up after the next start");
         }
+        failpoint::hit("drain.settled").await;
         self.stop.cancel();
         self.tasks.close();
         let _ = tokio::time::timeout(Duration::from_secs(5), self.tasks.wait()).await;

@@ -8,6 +8,7 @@
 //! ```text
 //! L0  ids          identifiers, checked once, where they enter
 //!     clock        the time, as a handle
+//!     failpoint    where a debug build fails when a test asks for it
 //! L1  call         what a call is: phases, events, next(phase, event), proofs of an end. Pure
 //!     metrics      every metric; the only caller of prometheus
 //! L2  policy       which limits bind a call; which business a request belongs to. Pure
@@ -48,6 +49,7 @@ pub mod calls;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod failpoint;
 pub mod gate;
 pub mod ids;
 pub mod lifecycle;

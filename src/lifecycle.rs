@@ -12,6 +12,7 @@ use tracing::{info, warn};
 
 use crate::call::{Deadlines, EndProof, Event, Origin, Outcome, Phase, Step};
 use crate::clock::{Clock, UnixMs};
+use crate::failpoint;
 use crate::gate::{Gate, Lease};
 use crate::ids::{Alias, CallId, mask_number};
 use crate::metrics::Metrics;
@@ -67,9 +68,11 @@ impl Lifecycle {
             phase,
             overrun: false,
             polled: false,
+            places: 1,
             at_ms,
             deadline_at: at_ms + self.deadlines.of_ms(phase).unwrap_or_default(),
             callback: None,
+            fingerprint: None,
             aliases: vec![],
         }
     }
@@ -80,6 +83,7 @@ impl Lifecycle {
         let (this, id) = (self.clone(), lease.call().clone());
         finish(async move {
             let opened = this.store.open(call).await;
+            failpoint::hit("call.opened").await;
             match &opened {
                 Ok(Opened::New(None)) => this.opened.notify_waiters(),
                 Ok(Opened::New(Some(news))) => {
@@ -111,6 +115,7 @@ impl Lifecycle {
                 Some(call) => Some(call),
                 None => this.store.keep_early(aliases.clone(), event, this.clock.now_ms()).await?,
             };
+            failpoint::hit("call.kept_early").await;
             let Some(call) = known else { return Ok(None) };
             this.apply_now(Change { event: Some(event), bind: aliases, ..this.change(&call, seen_by) }).await
         })
@@ -135,7 +140,8 @@ impl Lifecycle {
         finish(async move {
             let _deciding = this.deciding.read().await;
             let bindings = this.policy.load().bindings(&call.facts);
-            let adopted = this.gate.adopt(&call.id, bindings, call.at_ms, call.overrun).await;
+            let adopted = this.gate.adopt(&call.id, bindings, call.places, call.at_ms, call.overrun).await;
+            failpoint::hit("call.adopted").await;
             let lease = adopted.map_err(|away| StoreError::Failed(away.to_string()))?;
             this.open(&lease, call).await
         })
@@ -145,6 +151,7 @@ impl Lifecycle {
     async fn apply_now(&self, change: Change) -> Result<Option<Applied>> {
         let call = change.call.clone();
         let Some(applied) = self.store.apply(change.clone()).await? else { return Ok(None) };
+        failpoint::hit("call.applied").await;
         for (alias, other) in &applied.conflicts {
             self.metrics.alias_conflict();
             warn!(call = %call, other = %other, kind = %alias.kind, "two calls lay claim to one id");
@@ -154,8 +161,10 @@ impl Lifecycle {
             return Ok(Some(again.unwrap_or(applied)));
         }
         if let Step::End(outcome, proof) = applied.step {
+            failpoint::hit("call.ended").await;
             let talked = !matches!(outcome, Outcome::NotCreated | Outcome::Capacity);
             self.release(&call, talked.then_some(applied.record.ended_at).flatten()).await;
+            failpoint::hit("call.released").await;
             self.metrics.ended(outcome.as_str(), proof.as_str());
             let record = &applied.record;
             info!(
@@ -182,7 +191,7 @@ impl Lifecycle {
                 (None, Some(Event::Reached(phase))) => {
                     let id = CallId::new();
                     let mut again = self.new_call(&id, given_up.facts.clone(), given_up.origin, phase);
-                    (again.overrun, again.polled) = (true, given_up.polled);
+                    (again.overrun, again.polled, again.places) = (true, given_up.polled, given_up.places);
                     again.callback = given_up.callback.clone();
                     again.aliases = vec![own];
                     match self.adopt(again).await? {

@@ -29,6 +29,7 @@ struct Inner {
     would_refuse: IntCounterVec,
     ended: IntCounterVec,
     provider_limit: IntCounterVec,
+    reposts: IntCounterVec,
     unknown: IntCounterVec,
     overruns: IntGauge,
     limit_current: IntGaugeVec,
@@ -130,6 +131,11 @@ impl Metrics {
                 "Creates whose answer was lost; their slot is held until the provider was asked.",
                 &["account"],
             )?,
+            reposts: m.counters(
+                "ringfence_reposts_total",
+                "Orders that came again and got the earlier one's answer: calls that were not dialled twice.",
+                &["account"],
+            )?,
             overruns: m.gauge(
                 "ringfence_overrun_calls",
                 "Calls that exist although they were refused or ended; they block admissions.",
@@ -171,6 +177,11 @@ impl Metrics {
             registry: registry.clone(),
         };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// An order came again, and was not dialled again.
+    pub fn repost(&self, account: &str) {
+        self.inner.reposts.with_label_values(&[account]).inc();
     }
 
     /// A call was refused. `reason` is the contract's label, not the code of the answer.

@@ -19,7 +19,9 @@ use crate::call::{Direction, EndProof, Event, Origin, Outcome, Phase};
 use crate::calls::inbound::Arrival;
 use crate::calls::lookup::{Found, Listed, LookedUp};
 use crate::calls::{AskError, Calls};
+use crate::failpoint;
 use crate::ids::{Alias, CallId};
+use crate::net::UpstreamError;
 use crate::policy::Bound;
 use crate::provider::account::Account;
 use crate::provider::description::OWN_ID_KIND;
@@ -62,6 +64,8 @@ pub struct Sweeper {
     pace: Pace,
     sightings: Sightings,
     sweeps: u32,
+    /// Nothing has been decided yet in this process: see [`Sweeper::first_sight`].
+    first: bool,
     /// Live calls that nobody knew at the last sweep.
     strangers: HashSet<String>,
     /// Ids that were looked at and take no slot (web sessions).
@@ -77,11 +81,37 @@ impl Sweeper {
             account,
             pace,
             sightings,
-            sweeps: 0,
+            // The first one reads the list, whatever the count says.
+            sweeps: DEEP_EVERY - 1,
+            first: false,
             strangers: HashSet::new(),
             no_phone: HashSet::new(),
             failing: false,
         }
+    }
+
+    /// The sweep before this process decides anything. Orders that the last process left without an answer are searched for at
+    /// once, and a call that nobody knows is counted at its first sight: the first create must find the limits as full as they
+    /// are. Takes at most `within`. A provider that does not answer keeps nobody from starting; the sweeps ask it again.
+    pub async fn first_sight(&mut self, within: Duration) {
+        if !self.account.can_ask() {
+            return;
+        }
+        self.first = true;
+        let result = tokio::time::timeout(within, self.look_around()).await;
+        self.first = false;
+        self.note(result.unwrap_or(Err(AskError::Upstream(UpstreamError::Timeout(within)))));
+    }
+
+    async fn look_around(&mut self) -> std::result::Result<usize, AskError> {
+        let unread = |_| AskError::NoWay(self.account.name.clone(), "the open calls cannot be read");
+        for call in self.mine().await.map_err(unread)?.iter().filter(|call| call.facts.account == self.account.name) {
+            if call.unsettled && call.origin == Origin::Order && self.askable(call).is_empty() {
+                self.search(call).await;
+            }
+        }
+        let mine = self.mine().await.map_err(unread)?;
+        self.sweep(&mine).await
     }
 
     /// Sweeps until it is told to stop.
@@ -112,20 +142,14 @@ impl Sweeper {
 
     /// One sweep; the pause until the next.
     pub async fn turn(&mut self) -> Duration {
-        let open = match self.calls.lifecycle.store.open_calls().await {
-            Ok(open) => open,
+        let mine = match self.mine().await {
+            Ok(mine) => mine,
             Err(error) => {
                 warn!(%error, "the open calls cannot be read");
                 return CALM;
             }
         };
         let name = self.account.name.clone();
-        // Calls of an account that the config lost are everybody's: nobody else would ever end them.
-        let orphan = |call: &CallRecord| self.calls.account(&call.facts.account).is_none();
-        let mine: Vec<CallRecord> = open
-            .into_iter()
-            .filter(|call| call.facts.account == name || call.facts.carrier.as_ref() == Some(&name) || orphan(call))
-            .collect();
         if self.account.can_ask() {
             let result = self.sweep(&mine).await;
             self.note(result);
@@ -141,6 +165,15 @@ impl Sweeper {
             }
         }
         self.pause(&mine).await
+    }
+
+    /// The open calls that this account knows, or that nobody does.
+    async fn mine(&self) -> Result<Vec<CallRecord>> {
+        let (open, name) = (self.calls.lifecycle.store.open_calls().await?, &self.account.name);
+        // Calls of an account that the config lost are everybody's: nobody else would ever end them.
+        let orphan = |call: &CallRecord| self.calls.account(&call.facts.account).is_none();
+        let of = |call: &CallRecord| call.facts.account == *name || call.facts.carrier.as_ref() == Some(name);
+        Ok(open.into_iter().filter(|call| of(call) || orphan(call)).collect())
     }
 
     /// How long to wait: the description's pace while something presses.
@@ -203,6 +236,7 @@ impl Sweeper {
             return Ok(live);
         }
         let listed = self.calls.list_live(&self.account).await?;
+        failpoint::hit("sweep.listed").await;
         let live: HashMap<&str, &Listed> = listed.iter().map(|one| (one.alias.id.as_str(), one)).collect();
         for (id, call) in &visible {
             match live.get(id) {
@@ -256,7 +290,10 @@ impl Sweeper {
     /// Asks for one call and applies what its record says.
     async fn ask_about(&self, call: &CallRecord) {
         match self.calls.look_up(call).await {
-            Ok(LookedUp::Found(found)) => self.found(call, found).await,
+            Ok(LookedUp::Found(found)) => {
+                failpoint::hit("sweep.asked").await;
+                self.found(call, found).await;
+            }
             Ok(LookedUp::Absent) => self.absent(call).await,
             Err(error) => debug!(call = %call.id, %error, "a call cannot be looked up"),
         }
@@ -283,6 +320,10 @@ impl Sweeper {
         let now_ms = self.calls.lifecycle.clock.now_ms();
         let apart_ms = ms(self.calls.settings.absent_twice_within);
         let due = call.deadline_at.is_some_and(|at| at <= now_ms);
+        if call.phase_at + ms(self.calls.settings.grace) > now_ms {
+            // Too young: its provider's lists may lag.
+            return;
+        }
         match call.absent_at {
             Some(first) if first + apart_ms <= now_ms && (due || self.absence_proves(call)) => {
                 let outcome =
@@ -293,6 +334,7 @@ impl Sweeper {
             None => {
                 let change = Change { absent: Some(true), ..self.calls.lifecycle.change(&call.id, "poll") };
                 log(self.calls.lifecycle.apply(change).await);
+                failpoint::hit("sweep.absent").await;
             }
         }
     }
@@ -360,7 +402,10 @@ impl Sweeper {
                 unsettled: Some(false),
                 ..self.calls.lifecycle.change(&call.id, "poll")
             };
-            match self.calls.lifecycle.apply(change).await {
+            failpoint::hit("sweep.found").await;
+            let applied = self.calls.lifecycle.apply(change).await;
+            failpoint::hit("sweep.bound").await;
+            match applied {
                 // Its record tells its other ids, by which it is known elsewhere.
                 Ok(Some(applied)) if applied.record.phase != Phase::Ended => self.ask_about(&applied.record).await,
                 applied => log(applied),
@@ -373,19 +418,31 @@ impl Sweeper {
 
     /// Live calls that no record of ours has by this account's id: ours under another id, or foreign. They are met only at
     /// their second sight, and not while an order of ours waits for the id that would tell it from them.
+    ///
+    /// At the first sight of a process each waiting order accounts for one of those that it may be, and the others are met.
     async fn meet_strangers(&mut self, mine: &[CallRecord], kind: &str, unknown: &[&Listed]) {
         let now_ms = self.calls.lifecycle.clock.now_ms();
-        let waiting = mine.iter().any(|call| {
+        let waits = |call: &&CallRecord| {
             call.alias(kind).is_none()
                 && (call.phase == Phase::Reserved || call.unsettled || call.phase_at + UNBOUND_MS > now_ms)
-        });
+        };
+        let mut waiting: Vec<&CallRecord> = mine.iter().filter(waits).collect();
         let before = std::mem::take(&mut self.strangers);
         for one in unknown {
             let id = one.alias.id.clone();
             if self.no_phone.contains(&id) {
                 continue;
             }
-            if !before.contains(&id) || (waiting && !self.is_ours(&one.alias).await) {
+            let waits = if self.first {
+                let its_order = waiting.iter().position(|call| may_be(call, one));
+                match its_order {
+                    Some(place) if !self.is_ours(&one.alias).await => Some(waiting.swap_remove(place)).is_some(),
+                    _ => false,
+                }
+            } else {
+                !before.contains(&id) || (!waiting.is_empty() && !self.is_ours(&one.alias).await)
+            };
+            if waits {
                 self.strangers.insert(id);
                 continue;
             }
@@ -457,6 +514,7 @@ impl Sweeper {
                 }
             }
         }
+        failpoint::hit("sweep.meeting").await;
         self.adopt(one, found.facts, aliases, phase).await;
         Ok(())
     }
@@ -495,6 +553,21 @@ impl Sweeper {
     }
 }
 
+/// Whether a listed call may be the one that an order made.
+fn may_be(order: &CallRecord, one: &Listed) -> bool {
+    let (to, seen) = (&order.facts.other_number, &one.facts.other_number);
+    let elsewhere = to.is_some() && seen.is_some() && to != seen;
+    // A second is what providers' stamps are worth.
+    let older = one.created_at.is_some_and(|at| at + 1_000 < order.admitted_at);
+    order.facts.direction == one.direction && !elsewhere && !older
+}
+
+/// See [`Sweeper::first_sight`]: every account at the same time.
+pub async fn first_sight(sweepers: &mut [Sweeper], within: Duration) {
+    futures_util::future::join_all(sweepers.iter_mut().map(|sweeper| sweeper.first_sight(within))).await;
+    failpoint::hit("start.sighted").await;
+}
+
 fn ms(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
@@ -511,21 +584,26 @@ pub async fn rebuild(calls: &Calls) -> Result<usize> {
     let policy = lifecycle.policy.load_full();
     let open = lifecycle.store.open_calls().await?;
     let count = open.len();
+    failpoint::hit("start.read").await;
     for call in open.iter().filter(|c| c.origin == Origin::Order && c.phase == Phase::Reserved && !c.unsettled) {
         // The last process died between the record and the answer: nobody knows whether it was sent.
         let change = Change { unsettled: Some(true), ..lifecycle.change(&call.id, "order") };
         lifecycle.apply(change).await?;
+        failpoint::hit("start.marked").await;
     }
     let away = |e: crate::gate::GateAway| crate::store::StoreError::Failed(e.to_string());
+    calls.reposts.restore(&open, lifecycle.clock.now_ms());
     for call in open {
         let bindings = policy.bindings(&call.facts);
         // The lease is the record's; nothing is sent under it here.
-        let _lease = lifecycle.gate.adopt(&call.id, bindings, call.admitted_at, call.overrun).await.map_err(away)?;
+        let (id, places, since_ms) = (&call.id, call.places, call.admitted_at);
+        let _lease = lifecycle.gate.adopt(id, bindings, places, since_ms, call.overrun).await.map_err(away)?;
     }
     let window_ms = policy.longest_rate_ms().min(24 * 3_600_000);
     let sent = lifecycle.store.admitted_since(lifecycle.clock.now_ms() - window_ms).await?;
     let sent = sent.into_iter().map(|(at_ms, facts)| (at_ms, policy.bindings(&facts))).collect();
     lifecycle.gate.replay_rates(sent).await.map_err(away)?;
+    failpoint::hit("start.rebuilt").await;
     Ok(count)
 }
 

@@ -206,8 +206,8 @@ impl Admin {
                 let mine: Vec<&CallRecord> = open.iter().filter(of).collect();
                 let seen = sightings.get(account.name.as_str());
                 json!({
-                    "name": account.name, "provider": account.provider.name, "inUse": mine.len(), "limit": limit,
-                    "foreign": mine.iter().filter(|c| c.origin == crate::call::Origin::Foreign).count(),
+                    "name": account.name, "provider": account.provider.name, "inUse": mine.iter().map(|c| c.places).sum::<u32>(), "limit": limit,
+                    "foreign": mine.iter().filter(|c| c.origin == crate::call::Origin::Foreign).map(|c| c.places).sum::<u32>(),
                     "unsettled": mine.iter().filter(|c| c.unsettled).count(),
                     "overrun": mine.iter().filter(|c| c.overrun).count(),
                     "canBeAsked": account.can_ask(), "terminate": account.terminate,
@@ -234,7 +234,7 @@ impl Admin {
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let mut by_business = BTreeMap::<&str, u32>::new();
         for call in open.iter().filter(|c| !c.overrun) {
-            *by_business.entry(call.facts.business.as_str()).or_default() += 1;
+            *by_business.entry(call.facts.business.as_str()).or_default() += call.places;
         }
         // Only counts that are per nothing: a label a business would have no bound.
         let limits =
@@ -502,7 +502,7 @@ fn global_status(policy: &Policy, active: u32, open: &[CallRecord]) -> Value {
     let mut by_plan: BTreeMap<String, u32> =
         ["PAYG", "STARTER", "PRO", "ENTERPRISE"].iter().map(|p| ((*p).to_owned(), 0)).collect();
     for call in open.iter().filter(|c| !c.overrun) {
-        *by_plan.entry(call.facts.plan.clone()).or_default() += 1;
+        *by_plan.entry(call.facts.plan.clone()).or_default() += call.places;
     }
     let percent = if limit == 0 { 0 } else { (u64::from(active) * 100).div_ceil(u64::from(limit)) };
     json!({"active": active, "limit": limit, "available": limit.saturating_sub(active), "utilizationPercent": percent, "byPlan": by_plan})
@@ -516,7 +516,7 @@ fn shown(call: &CallRecord) -> Value {
         "callId": call.id, "businessId": call.facts.business, "plan": call.facts.plan,
         "direction": call.facts.direction, "status": session_status(call.phase, call.outcome),
         "provider": call.facts.provider, "account": call.facts.account, "carrier": call.facts.carrier,
-        "operation": call.facts.operation, "origin": call.origin,
+        "operation": call.facts.operation, "origin": call.origin, "places": call.places,
         "phase": call.phase, "outcome": call.outcome, "proof": call.proof,
         "overrun": call.overrun, "unsettled": call.unsettled,
         "agent": call.facts.agent, "ownNumber": masked(&call.facts.own_number), "otherNumber": masked(&call.facts.other_number),

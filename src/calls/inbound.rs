@@ -12,8 +12,9 @@ use tracing::{info, warn};
 use super::Calls;
 use super::lookup::LookedUp;
 use crate::call::{Direction, EndProof, Event, Origin, Outcome, Phase};
-use crate::gate::{Order, Verdict};
-use crate::ids::{Alias, BusinessId, CallId, mask_number};
+use crate::failpoint;
+use crate::gate::{Order, Places, Verdict};
+use crate::ids::{Alias, BusinessId, CallId, RefusalId, mask_number};
 use crate::policy::{Facts, Marks, WhenFull};
 use crate::provider::account::Account;
 use crate::provider::description::{CallFacts, OWN_ID_KIND};
@@ -80,14 +81,17 @@ impl Calls {
         let facts = self.facts_of(&arrival);
         let call = CallId::new();
         let at_ms = self.lifecycle.clock.now_ms();
-        let ask = Order { call: call.clone(), bindings: policy.bindings(&facts), mode: policy.mode(), at_ms };
+        let bindings = policy.bindings(&facts);
+        let ask = Order { call: call.clone(), bindings, places: Places::ONE, mode: policy.mode(), at_ms };
         let verdict = self.lifecycle.gate.admit(ask).await;
         let mut record = self.lifecycle.new_call(&call, facts.clone(), arrival.origin, arrival.phase);
         record.aliases = arrival.aliases.clone();
         let full = match verdict {
             Ok(Verdict::Admitted(lease, would_refuse)) => {
+                failpoint::hit("inbound.admitted").await;
                 let opened = self.lifecycle.open(&lease, record).await?;
                 drop(deciding);
+                failpoint::hit("inbound.opened").await;
                 return match opened {
                     Opened::Known(other) => self.known(&other, &arrival).await,
                     Opened::New(_) => {
@@ -103,7 +107,7 @@ impl Calls {
                         );
                         if let Some(full) = would_refuse {
                             self.lifecycle.metrics.would_refuse(&full.limit);
-                            let what = self.full_refusal(&facts, &full).await;
+                            let what = self.full_refusal(&facts, &full, RefusalId::new()).await;
                             self.keep_refusal(&facts, &what, "capacity_inbound", true);
                         }
                         Ok(Arrived::Admitted(call))
@@ -119,11 +123,13 @@ impl Calls {
         drop(deciding);
         // It exists until it has been refused or hung up, so it is counted, apart from the admitted ones.
         record.overrun = true;
+        failpoint::hit("inbound.full").await;
         if let Opened::Known(other) = self.lifecycle.adopt(record).await? {
             // Another webhook of the same call came first: nothing is refused.
             return self.known(&other, &arrival).await;
         }
-        let what = self.full_refusal(&facts, &full).await;
+        failpoint::hit("inbound.adopted").await;
+        let what = self.full_refusal(&facts, &full, RefusalId::new()).await;
         self.lifecycle.metrics.refused("capacity_inbound", "inbound");
         self.keep_refusal(&facts, &what, "capacity_inbound", false);
         info!(
@@ -140,6 +146,7 @@ impl Calls {
         if arrival.refusable {
             // Our reply to this webhook ends it.
             self.end(&call, Outcome::Capacity, EndProof::Webhook, "webhook").await;
+            failpoint::hit("inbound.refused").await;
         } else {
             self.hang_up_later(&call);
         }
@@ -315,6 +322,7 @@ impl Calls {
         if bind.is_empty() {
             warn!(call = %record.id, "the TwiML names no conversation; the call is followed by its carrier alone");
         }
+        failpoint::hit("inbound.fronted").await;
         let change = Change { bind, ..self.lifecycle.change(&record.id, "answer") };
         self.lifecycle.apply(change).await.map_err(|e| e.to_string())?;
         Ok(twiml.clone())

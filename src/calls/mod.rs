@@ -1,11 +1,12 @@
 //! What is asked of providers: place a call, look calls up, end one; and what an inbound call meets.
 //!
-//! [`place`] sends an order and settles it, [`inbound`] admits a call that a provider brings, [`lookup`] asks where calls
+//! [`place`] sends an order and settles it, [`repost`] knows an order that is sent again, [`inbound`] admits a call that a provider brings, [`lookup`] asks where calls
 //! stand, [`terminate`] ends one and checks that it is over.
 
 pub mod inbound;
 pub mod lookup;
 pub mod place;
+pub mod repost;
 pub mod terminate;
 
 use std::borrow::Cow;
@@ -69,6 +70,8 @@ pub struct Calls {
     pub settings: Arc<Settings>,
     /// Exchanges under way: a drain waits for them.
     pub tasks: TaskTracker,
+    /// Orders that may be sent again.
+    pub reposts: repost::Reposts,
     /// Inbound calls that a request is joining just now.
     joining: Arc<Mutex<HashSet<CallId>>>,
     /// Arrivals of one call go one after the other: by its ids, each of which falls to one of these.
@@ -112,6 +115,7 @@ impl Calls {
             upstream,
             settings: Arc::new(settings),
             tasks: TaskTracker::new(),
+            reposts: repost::Reposts::default(),
             joining: Arc::default(),
             arriving: Arc::new([const { tokio::sync::Mutex::const_new(()) }; ARRIVALS]),
             refusals: Arc::new(Semaphore::new(REFUSALS_WAITING_MAX)),

@@ -14,6 +14,7 @@ use tracing::{info, warn};
 use super::lookup::LookedUp;
 use super::{AskError, Calls};
 use crate::call::{EndProof, Event, Outcome, Phase};
+use crate::failpoint;
 use crate::provider::account::Account;
 use crate::provider::description::Terminate;
 use crate::provider::select::{Document, Message};
@@ -61,8 +62,10 @@ impl Calls {
         for account in self.accounts_of(record) {
             for name in &account.terminate {
                 let Some(means) = account.provider.terminate.get(name) else { continue };
+                failpoint::hit("hangup.sending").await;
                 match self.act(account, means, record).await {
                     Ok(acted) => {
+                        failpoint::hit("hangup.sent").await;
                         info!(call = %record.id, account = %account.name, means = name, "hang-up sent");
                         if self.check_over(record, outcome, &acted).await {
                             return HungUp::Over { means: name.clone() };
@@ -163,6 +166,7 @@ impl Calls {
             }
             match self.look_up(&now).await {
                 Ok(LookedUp::Found(found)) if matches!(found.event, Some(Event::Ended(..))) => {
+                    failpoint::hit("hangup.over").await;
                     let event = Some(Event::Ended(outcome, EndProof::Provider));
                     let change = Change { event, bind: found.aliases, ..self.lifecycle.change(&record.id, "poll") };
                     return self.lifecycle.apply(change).await.is_ok();

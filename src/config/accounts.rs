@@ -120,7 +120,8 @@ pub(super) fn warn(
     }
     for account in accounts.values() {
         let name = &account.name;
-        if !account.can_ask() {
+        // A secret that is written but cannot be read has been told of.
+        if !account.can_ask() && !report.has("E010") && !report.has("E011") {
             let missing: Vec<&str> = account
                 .provider
                 .secrets

@@ -9,7 +9,7 @@ mod read;
 pub mod report;
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -140,6 +140,8 @@ pub struct Loaded {
     pub diagnostics: Vec<Diagnostic>,
     /// Every key that was asked for; `*` stands for names that the operator chose.
     pub keys: Vec<String>,
+    /// Every environment variable that was asked for.
+    variables: BTreeSet<String>,
 }
 
 impl Loaded {
@@ -147,6 +149,45 @@ impl Loaded {
     pub fn has_errors(&self) -> bool {
         self.diagnostics.iter().any(|d| d.severity == Severity::Error)
     }
+
+    /// Warns of variables that look as if they were for ringfence, and that no key asked for: misspelt ones, mostly.
+    pub fn warn_of_strangers(&mut self, environment: impl Iterator<Item = (String, String)>) {
+        let mut known: Vec<&str> = self.variables.iter().map(String::as_str).collect();
+        known.extend(OTHER_VARIABLES);
+        let mut strangers: Vec<Diagnostic> = environment
+            .filter(|(name, value)| name.starts_with("RINGFENCE_") && !value.trim().is_empty())
+            .filter(|(name, value)| !known.contains(&name.as_str()) && !is_of_others(name, value))
+            .map(|(name, _)| Diagnostic {
+                severity: Severity::Warning,
+                code: "W007",
+                help: Some(match read::closest(&name, &known) {
+                    Some(near) => format!("did you mean {near}?"),
+                    None => {
+                        "a key's variable is RINGFENCE_ and its path in capitals: ringfence check --defaults".to_owned()
+                    }
+                }),
+                title: format!("environment variable {name} belongs to no key, so it does nothing"),
+                span: None,
+                label: String::new(),
+                context: None,
+            })
+            .collect();
+        strangers.sort_by(|a, b| a.title.cmp(&b.title));
+        self.diagnostics.append(&mut strangers);
+    }
+}
+
+/// Variables that are no keys: the command line's, the scripts'.
+const OTHER_VARIABLES: &[&str] = &["RINGFENCE_CONFIG", "RINGFENCE_ADMIN_URL", "RINGFENCE_TOKEN", "RINGFENCE_BIN"];
+
+/// Faults for tests (`RINGFENCE_FAIL…`), and what Kubernetes sets beside a Service that is called ringfence:
+/// `RINGFENCE_SERVICE_HOST`, `RINGFENCE_PORT=tcp://…`, `RINGFENCE_PORT_8080_TCP_ADDR`.
+fn is_of_others(name: &str, value: &str) -> bool {
+    let numbered = name.split("_PORT_").nth(1).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
+    name.starts_with("RINGFENCE_FAIL")
+        || name.contains("_SERVICE_HOST")
+        || name.contains("_SERVICE_PORT")
+        || (numbered || value.starts_with("tcp://") || value.starts_with("udp://"))
 }
 
 /// Reads a config from its text. `folder` is where relative paths start.
@@ -157,15 +198,16 @@ pub fn load(text: &str, folder: &std::path::Path, env: Env<'_>) -> Loaded {
         let title = error.message().lines().next().unwrap_or("not TOML").to_owned();
         report.error("E001", error.span(), title, "");
     }
-    let source = Source { report: &report, env, asked: RefCell::default(), root_keys: ROOT_KEYS };
+    let source =
+        Source { report: &report, env, asked: RefCell::default(), variables: RefCell::default(), root_keys: ROOT_KEYS };
     let root = Table::root(source, parsed.get_ref());
     let config = read_all(&root, folder);
     root.finish();
-    let keys = root.asked();
+    let (keys, variables) = (root.asked(), root.variables());
     drop(root);
     let diagnostics = report.finish();
     let broken = diagnostics.iter().any(|d| d.severity == Severity::Error);
-    Loaded { config: config.filter(|_| !broken), diagnostics, keys }
+    Loaded { config: config.filter(|_| !broken), diagnostics, keys, variables }
 }
 
 fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
@@ -354,6 +396,15 @@ fn listen(root: &Table<'_>, folder: &std::path::Path) -> Option<Listen> {
         crate::net::TrustedPeers::default()
     });
     table.finish();
+    let all = [("api", api), ("webhooks", webhooks), ("admin", admin)];
+    for (n, (name, address)) in all.iter().enumerate() {
+        // Port 0 takes a free one each time.
+        let same = |other: &&(&str, Option<SocketAddr>)| other.1 == *address && address.is_some_and(|a| a.port() != 0);
+        if let (Some((first, _)), Some(address)) = (all[..n].iter().find(same), address) {
+            let title = format!("listen.{first} and listen.{name} are both {address}");
+            root.report().error("E043", table.span(name), title, "each listener needs an address of its own");
+        }
+    }
     Some(Listen { api: api?, webhooks: webhooks?, admin: admin?, tls, trusted_peers })
 }
 

@@ -1,7 +1,7 @@
 //! Reads a TOML table key by key. Unknown keys are errors, every key has an environment name, and every mistake is collected.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -22,6 +22,8 @@ pub struct Source<'a> {
     pub env: Env<'a>,
     /// Every key that was asked for, as a path with `*` for names that the operator chose.
     pub asked: RefCell<BTreeMap<String, ()>>,
+    /// Every environment variable that was asked for.
+    pub variables: RefCell<BTreeSet<String>>,
     /// Keys of the root: a key that is known there but stands in a table was probably meant for it.
     pub root_keys: &'static [&'static str],
 }
@@ -67,9 +69,24 @@ impl<'a> Table<'a> {
         self.source.asked.borrow().keys().cloned().collect()
     }
 
+    /// Every environment variable that was asked for so far.
+    pub fn variables(&self) -> BTreeSet<String> {
+        self.source.variables.borrow().clone()
+    }
+
     /// `accounts.twilio.concurrent`.
     pub fn path_of(&self, key: &str) -> String {
         join(&self.path, key)
+    }
+
+    /// Where it stands, if the file has it.
+    pub fn place(&self) -> Option<Range<usize>> {
+        self.header.clone()
+    }
+
+    /// Whether the file has no such table.
+    pub fn is_absent(&self) -> bool {
+        self.table.is_none()
     }
 
     /// Where the key stands, else where its table does.
@@ -101,6 +118,7 @@ impl<'a> Table<'a> {
     /// A variable that is empty counts as not set: what writes `NAME=${OTHER}` with no OTHER means that. A secret that is
     /// empty would be worse than none: anybody can sign with it.
     fn variable(&self, name: &str) -> Option<String> {
+        self.source.variables.borrow_mut().insert(name.to_owned());
         (self.source.env)(name).filter(|value| !value.trim().is_empty())
     }
 
@@ -305,6 +323,19 @@ impl<'a> Table<'a> {
         self.below(key, key, self.value(key))
     }
 
+    /// A key that is a word or a table: the word with its place, and the table, which is empty where a word stands. The
+    /// environment can give either, the table by its keys.
+    pub fn word_or_table(&self, key: &str) -> (Option<(String, Option<Range<usize>>)>, Table<'a>) {
+        match self.find(key) {
+            Some(Found::Env(_, word)) => (Some((word, None)), self.below(key, key, None)),
+            Some(Found::File(value)) => match value.get_ref().as_str() {
+                Some(word) => (Some((word.to_owned(), Some(value.span()))), self.below(key, key, None)),
+                None => (None, self.below(key, key, Some(value))),
+            },
+            None => (None, self.below(key, key, None)),
+        }
+    }
+
     /// Every table below this one whose name the operator chose.
     pub fn named_tables(&self, but: &[&str]) -> Vec<(String, Table<'a>)> {
         let Some(table) = self.table else { return vec![] };
@@ -396,7 +427,9 @@ impl<'a> Table<'a> {
                 found.label = format!("…so this is read as {}", self.path_of(name));
                 found.context =
                     self.header.clone().map(|span| (span, format!("everything below belongs to [{}]…", self.path)));
-                found.help = Some(format!("move `{name}` above the first [table]"));
+                let otherwise =
+                    if name == "per_business" { ", or write [plans] default = { concurrent = … }" } else { "" };
+                found.help = Some(format!("move `{name}` above the first [table]{otherwise}"));
             }
             self.report().add(found);
         }

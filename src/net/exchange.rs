@@ -256,6 +256,11 @@ impl Exchange {
         self.progress.answered.is_set()
     }
 
+    /// Whether a whole answer was handed to the connection, which is the most that can be known of its arrival.
+    pub fn is_delivered(&self) -> bool {
+        self.is_answered() && !self.progress.torn.is_set()
+    }
+
     /// Waits until the client goes away. For waiters that should not wait for nobody; never a reason to abandon a create.
     /// A client that closes its sending half counts as gone. What arrives of an unread body meanwhile is dropped, so read
     /// the body first. May be cancelled.

@@ -18,6 +18,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use super::body::{Outgoing, Unread, collect};
 use super::connector::Connector;
+use crate::failpoint;
 
 /// Limits and deadlines towards upstreams.
 #[derive(Debug, Clone)]
@@ -142,7 +143,7 @@ impl Upstream {
     /// Knows nothing of the client that asked: run it where the client's hang-up does not reach (a task of its own), since
     /// dropping this future leaves the outcome unknown to everybody.
     pub async fn create(&self, request: Request<Bytes>, answer_limit: usize) -> Outcome {
-        match whole(&self.creates, request, answer_limit, self.create_timeout).await {
+        match whole(&self.creates, request, answer_limit, self.create_timeout, "create.head").await {
             Ok(answer) => Outcome::Answered(answer),
             Err(error) if error.not_sent() => Outcome::NotSent(error),
             Err(error) => Outcome::Unknown(error),
@@ -160,7 +161,7 @@ impl Upstream {
         answer_limit: usize,
         timeout: Duration,
     ) -> Result<Response<Bytes>, UpstreamError> {
-        whole(&self.general, request, answer_limit, timeout).await
+        whole(&self.general, request, answer_limit, timeout, "fetch.head").await
     }
 
     /// Sends a relayed request and returns with the head of the answer. No deadline: the relay has its own.
@@ -178,9 +179,11 @@ async fn whole(
     request: Request<Bytes>,
     limit: usize,
     timeout: Duration,
+    point: &'static str,
 ) -> Result<Response<Bytes>, UpstreamError> {
     let exchange = async {
         let (head, body) = send(client, request.map(Outgoing::whole)).await?.into_parts();
+        failpoint::hit(point).await;
         match collect(body, limit).await {
             Ok(body) => Ok(Response::from_parts(head, body)),
             Err(Unread::TooLarge) => Err(UpstreamError::TooLarge { limit }),

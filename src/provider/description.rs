@@ -6,6 +6,7 @@ use http::Method;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
+use super::check::Check;
 use super::path::PathPattern;
 use super::select::{Message, Predicate, Selector};
 use super::sign::Scheme;
@@ -64,6 +65,8 @@ pub struct Description {
     pub terminate: BTreeMap<String, Terminate>,
     /// How ringfence itself gets the TwiML that connects an inbound call.
     pub front: Option<Front>,
+    /// What `check --live` asks.
+    pub check: Option<Check>,
 }
 
 fn sweep_default() -> u64 {
@@ -258,6 +261,9 @@ pub struct Operation {
     /// The ids that the answer brings.
     #[serde(default)]
     pub ids: IdSelectors,
+    /// The provider's answer to a create as it can be made from the call's record, for an order that is sent again after its
+    /// own answer is gone: a template over the call's ids and facts and `account.*`. A value that is not known is `null`.
+    pub answer: Option<FixedAnswer>,
     /// Values put into a JSON body, so that the call can be found again.
     #[serde(default)]
     pub inject: Vec<Inject>,

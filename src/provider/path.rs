@@ -17,6 +17,11 @@ impl PathPattern {
         &self.written
     }
 
+    /// Whether a path fits whatever the case of its letters and of the pattern's.
+    pub fn fits_any_case(&self, path: &str) -> bool {
+        Self { written: self.written.to_ascii_lowercase() }.captures(&path.to_ascii_lowercase()).is_some()
+    }
+
     /// Whether a path fits, and what it captures (percent-decoded).
     pub fn captures(&self, path: &str) -> Option<BTreeMap<String, String>> {
         let mut found = BTreeMap::new();

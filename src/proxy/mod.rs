@@ -110,9 +110,23 @@ impl Proxy {
             request.headers_mut().remove(gone);
         }
         let sdk_sleeps = sdk_sleeps(exchange, &account);
-        let response = self.calls.place(CreateOrder { account, operation, facts, request, body, sdk_sleeps }).await;
+        let (asker, answer) = self.calls.place(CreateOrder { account, operation, facts, request, body, sdk_sleeps });
+        let mut answer = std::pin::pin!(answer);
+        // Whether it is still there is asked first: an answer written to a client that has gone is not delivered.
+        let (response, gone) = tokio::select! {
+            biased;
+            () = exchange.client_gone() => {
+                // The order goes on without its client, who may send it again.
+                asker.gone();
+                (answer.await, true)
+            }
+            response = &mut answer => (response, false),
+        };
         let status = response.status().as_u16();
         exchange.respond(response).await;
+        if exchange.is_delivered() && !gone {
+            asker.delivered();
+        }
         ("create", status)
     }
 

@@ -64,10 +64,11 @@ fn route(world: &mut World, ask: &Ask<'_>, rest: &[&str], now: Instant) -> Reply
     match (ask.method, rest) {
         ("GET", []) => Reply::json(
             200,
-            &json!({"sid": world.settings.account_sid, "friendly_name": "Simulated account", "status": "active", "type": "Full"}),
+            &json!({"sid": world.settings.account_sid, "friendly_name": "Simulated account", "status": world.settings.tw_state, "type": "Full"}),
         ),
         ("POST", ["Calls.json"]) => create(world, ask, now),
         ("GET", ["Calls.json"]) => list(world, ask),
+        ("GET", ["IncomingPhoneNumbers.json"]) => numbers(world),
         ("POST", ["Conferences", room, "Participants.json"]) => participant(world, ask, room, now),
         ("POST", ["Conferences", room]) => end_conference(world, ask, room.trim_end_matches(".json"), now),
         ("DELETE", ["Conferences", _, "Participants", sid]) => match known(world, sid) {
@@ -99,6 +100,26 @@ fn route(world: &mut World, ask: &Ask<'_>, rest: &[&str], now: Instant) -> Reply
         },
         _ => unknown(ask.path),
     }
+}
+
+/// The account's numbers: one, on a single page.
+fn numbers(world: &World) -> Reply {
+    let settings = &world.settings;
+    let base = format!("/2010-04-01/Accounts/{}/IncomingPhoneNumbers", settings.account_sid);
+    let sid = "PN00000000000000000000000000000001";
+    let one = json!({
+        "sid": sid, "account_sid": settings.account_sid, "phone_number": settings.number, "friendly_name": "Simulated number",
+        "voice_url": settings.number_voice_url.as_deref().unwrap_or_default(), "voice_method": "POST",
+        "status_callback": settings.number_status_url.as_deref().unwrap_or_default(), "status_callback_method": "POST",
+        "voice_application_sid": "", "trunk_sid": null, "status": "in-use", "uri": format!("{base}/{sid}.json"),
+    });
+    Reply::json(
+        200,
+        &json!({
+            "incoming_phone_numbers": [one], "page": 0, "page_size": 50, "start": 0, "end": 0, "uri": format!("{base}.json"),
+            "first_page_uri": format!("{base}.json?Page=0&PageSize=50"), "next_page_uri": null, "previous_page_uri": null,
+        }),
+    )
 }
 
 /// Twilio's shape of an error.

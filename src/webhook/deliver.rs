@@ -16,6 +16,7 @@ use tracing::warn;
 use ulid::Ulid;
 
 use crate::calls::Calls;
+use crate::failpoint;
 use crate::net::Upstream;
 use crate::net::headers::strip_hop_by_hop;
 use crate::provider::account::Account;
@@ -140,6 +141,7 @@ pub async fn run(calls: Calls, wake: Arc<Notify>, stop: CancellationToken) {
 
 async fn one(calls: &Calls, delivery: &Delivery) {
     let result = send(&calls.upstream, delivery).await;
+    failpoint::hit("delivery.sent").await;
     let now_ms = calls.lifecycle.clock.now_ms();
     let noted = match result {
         Ok(()) => {
@@ -157,6 +159,7 @@ async fn one(calls: &Calls, delivery: &Delivery) {
         warn!(%error, "a delivery's result could not be recorded; it is sent again");
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
+    failpoint::hit("delivery.noted").await;
 }
 
 /// JSON without the texts that make it large: `full_audio` is never built.

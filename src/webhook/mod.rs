@@ -22,6 +22,7 @@ use ulid::Ulid;
 use crate::call::{Direction, EndProof, Event, Origin, Phase};
 use crate::calls::Calls;
 use crate::calls::inbound::{Arrival, Arrived};
+use crate::failpoint;
 use crate::ids::{Alias, BusinessId, CallId};
 use crate::net::{BodyError, Exchange, Handler};
 use crate::policy::WhenFull;
@@ -253,7 +254,9 @@ impl Webhooks {
         let store = &self.calls.lifecycle.store;
         let name = taken.event.map_or("unknown", |e| e.name.as_str());
         let count = |outcome: &str| self.calls.lifecycle.metrics.webhook(account.name.as_str(), name, outcome);
+        failpoint::hit("webhook.read").await;
         let received = store.receive(self.inbox_row(taken, name)).await?;
+        failpoint::hit("webhook.received").await;
         let event_id = match &received {
             Received::New => taken.event_id.clone(),
             Received::Before { id, outcome } => {
@@ -265,9 +268,11 @@ impl Webhooks {
             }
         };
         let came = self.apply(taken).await?;
+        failpoint::hit("webhook.applied").await;
         count(came.outcome);
         if webhook.reply.is_none() {
             self.settle(taken, &event_id, &came).await?;
+            failpoint::hit("webhook.settled").await;
             return Ok(Some(fixed_answer(webhook)));
         }
         let at_ms = self.calls.lifecycle.clock.now_ms();
@@ -325,7 +330,9 @@ impl Webhooks {
                 Some(from) if from.webhook().reply.is_none() => {
                     let taken = read(&raw, from, event.id.clone());
                     let came = self.apply(&taken).await?;
+                    failpoint::hit("replay.applied").await;
                     self.settle(&taken, &event.id, &came).await?;
+                    failpoint::hit("replay.settled").await;
                 }
                 _ => {
                     self.calls.lifecycle.store.settle(&event.id, None, "too_late_to_reply", None, at_ms).await?;
@@ -426,6 +433,7 @@ impl Webhooks {
     async fn answer(&self, exchange: &mut Exchange, response: Response<Bytes>) -> u16 {
         let status = response.status().as_u16();
         exchange.respond(response).await;
+        failpoint::hit("webhook.answered").await;
         status
     }
 }

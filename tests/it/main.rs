@@ -8,10 +8,14 @@
 
 mod acceptance;
 mod cli;
+mod crash;
+mod fuzz;
+mod hostile;
 mod inbound;
 mod inbound_native;
 mod layering;
 mod net_hygiene;
+mod net_proxies;
 mod net_relay;
 mod net_tls;
 mod net_tunnels;
@@ -20,6 +24,7 @@ mod outbound_admin;
 mod outbound_callbacks;
 mod outbound_faults;
 mod outbound_limits;
+mod reposts;
 mod simulate;
 mod support;
 mod webhooks;

@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::super::{Result, StoreError};
+use crate::failpoint;
 
 /// Writes that may wait. Beyond it, callers wait to hand theirs over.
 const WAITING_MAX: usize = 4096;
@@ -46,6 +47,7 @@ where
     ) -> BoxFuture<'c, std::result::Result<(), sqlx::Error>> {
         Box::pin(async move {
             let Some(work) = self.work.take() else { return Ok(()) };
+            failpoint::hit("store.writing").await;
             match work(connection).await {
                 Ok(value) => {
                     self.outcome = Some(Ok(value));
@@ -138,29 +140,28 @@ async fn write_batch(connection: &mut SqliteConnection, batch: &mut [Box<dyn Job
     written.map_err(failed)
 }
 
-/// What stands between two jobs goes to SQLite in one piece: each statement is a trip to its thread and back, which costs more
+/// What stands between two jobs goes to SQLite in one piece: a statement is a trip to sqlx's thread and back, which costs more
 /// than most of them take there.
 async fn write_jobs(
     connection: &mut SqliteConnection,
     batch: &mut [Box<dyn Job>],
 ) -> std::result::Result<(), sqlx::Error> {
-    if let [job] = batch {
-        sqlx::query("BEGIN IMMEDIATE").execute(&mut *connection).await?;
-        job.run(connection).await?;
-        sqlx::query("COMMIT").execute(&mut *connection).await?;
-        return Ok(());
+    let alone = batch.len() == 1;
+    let mut before = if alone { "BEGIN IMMEDIATE" } else { "BEGIN IMMEDIATE; SAVEPOINT job" };
+    for job in batch.iter_mut() {
+        sqlx::query(before).execute(&mut *connection).await?;
+        before = "RELEASE job; SAVEPOINT job";
+        if let Err(error) = job.run(connection).await {
+            if alone {
+                return Err(error);
+            }
+            // One that fails must not take its neighbours along.
+            sqlx::query("ROLLBACK TO job").execute(&mut *connection).await?;
+        }
     }
-    sqlx::query("BEGIN IMMEDIATE; SAVEPOINT job").execute(&mut *connection).await?;
-    let last = batch.len().saturating_sub(1);
-    for (n, job) in batch.iter_mut().enumerate() {
-        // One that fails must not take its neighbours along.
-        let next = match (job.run(connection).await, n == last) {
-            (Ok(()), false) => "RELEASE job; SAVEPOINT job",
-            (Ok(()), true) => "RELEASE job; COMMIT",
-            (Err(_), false) => "ROLLBACK TO job",
-            (Err(_), true) => "ROLLBACK TO job; COMMIT",
-        };
-        sqlx::query(next).execute(&mut *connection).await?;
-    }
+    failpoint::hit("store.committing").await;
+    // Ends the last savepoint, too.
+    sqlx::query("COMMIT").execute(&mut *connection).await?;
+    failpoint::hit("store.committed").await;
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! What tests share.
 
+pub mod child;
 pub mod hooks;
 pub mod net;
 pub mod stage;

@@ -1,0 +1,446 @@
+//! The real binary as a child that may die at any moment, against simulated providers in this process: they live on, and what
+//! they count is the truth.
+
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Method, Request};
+use ringfence::ids::CallId;
+use ringfence::net::{Upstream, UpstreamSettings};
+use ringfence::simulate::{CallView, Control, Inbound, SimSettings, Simulator, Via};
+use serde_json::{Value, json};
+use sqlx::Row as _;
+
+use super::stage::{Answer, Behind, PATIENCE, Setup};
+
+/// Calls at once that the config allows: at ElevenLabs, and in all.
+pub const EL_MAX: u32 = 3;
+pub const ALL_MAX: u32 = 4;
+/// The number that front mode answers.
+pub const OWN_NUMBER: &str = "+15550001101";
+
+/// A running `ringfence serve`. It is killed when dropped, stopped or not.
+pub struct Serve {
+    child: Child,
+    ready: Value,
+}
+
+impl Drop for Serve {
+    fn drop(&mut self) {
+        // SIGKILL ends a stopped process too.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Serve {
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// How it died, if it has.
+    pub fn dead(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
+    fn at(&self, listener: &str, path: &str) -> String {
+        format!("http://{}{path}", self.ready[listener].as_str().unwrap())
+    }
+}
+
+/// One record, one pair of providers, one app; and whatever process has the record just now.
+pub struct Scene {
+    pub control: Control,
+    pub app: Behind,
+    serve: Option<Serve>,
+    simulator: Option<Simulator>,
+    folder: PathBuf,
+    /// What is put before the program's name: a shell that sets limits.
+    pub wrapper: Vec<String>,
+    http: Upstream,
+    numbers: AtomicU32,
+    /// Numbers that were ordered, with the answer's status where the app got one.
+    orders: Mutex<Vec<(String, Option<u16>)>>,
+}
+
+pub fn signal(pid: u32, name: &str) {
+    assert!(Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status().unwrap().success());
+}
+
+impl Scene {
+    /// Providers and an app, and a config; nothing runs yet.
+    pub async fn set(sim: SimSettings, root: &str, timeouts: &str, tables: &str) -> Self {
+        ringfence::net::install_crypto_provider();
+        let folder = std::env::temp_dir().join(format!("ringfence-crash-{}", CallId::new()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let simulator = Simulator::start(sim).await.unwrap();
+        let (control, app) = (simulator.control(), Behind::start().await);
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let (url, s) = (simulator.base_url(), control.settings());
+        let text = format!(
+            r#"
+public_url = "http://127.0.0.1:{port}"
+concurrent = {ALL_MAX}
+{root}
+[listen]
+api = "127.0.0.1:0"
+webhooks = "127.0.0.1:{port}"
+admin = "127.0.0.1:0"
+[timeouts]
+drain_secs = 2
+ask_secs = 5
+{timeouts}
+[reconcile]
+sweep_ms = 100
+grace_ms = 200
+absent_twice_secs = 1
+[inbound]
+mode = "front"
+[inbound.agents]
+"{OWN_NUMBER}" = "agent_acme"
+[app]
+forward_url = "{app}"
+[accounts.elevenlabs]
+upstream = "{url}"
+api_key = "{key}"
+webhook_secrets = ["{secret}"]
+concurrent = {EL_MAX}
+[accounts.twilio]
+upstream = "{url}"
+account_sid = "{sid}"
+auth_token = "{token}"
+{tables}
+"#,
+            app = app.url(),
+            key = s.el_api_key,
+            secret = s.el_webhook_secret,
+            sid = s.account_sid,
+            token = s.auth_token,
+        );
+        std::fs::write(folder.join("ringfence.toml"), text).unwrap();
+        let webhooks = format!("http://127.0.0.1:{port}");
+        control.configure(|s| {
+            s.el_events_url = Some(format!("{webhooks}/api/webhooks/elevenlabs"));
+            s.number_voice_url = Some(format!("{webhooks}/webhooks/twilio/voice"));
+            s.number_status_url = Some(format!("{webhooks}/webhooks/twilio/status"));
+        });
+        let http = Upstream::new(UpstreamSettings::default()).unwrap();
+        Self {
+            control,
+            app,
+            serve: None,
+            simulator: Some(simulator),
+            folder,
+            wrapper: vec![],
+            http,
+            numbers: AtomicU32::new(1),
+            orders: Mutex::default(),
+        }
+    }
+
+    /// The settings of the simulated providers that most scenes want: calls stay up until somebody ends them.
+    pub async fn usual() -> Self {
+        Self::set(Setup::default().sim, "", "", "").await
+    }
+
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Starts the program over the scene's record, with failpoints. `false`: it died before it was ready.
+    pub async fn start(&mut self, fail: &str) -> bool {
+        assert!(self.serve.is_none(), "one is running");
+        let mut words = self.wrapper.clone();
+        words.push(env!("CARGO_BIN_EXE_ringfence").to_owned());
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.folder.join("log")).unwrap();
+        let mut child = Command::new(&words[0])
+            .args(&words[1..])
+            .args(["serve", "--config", "ringfence.toml", "--ready-json"])
+            .current_dir(&self.folder)
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("RINGFENCE_FAIL", fail)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let stdout = child.stdout.take().unwrap();
+        let mut serve = Serve { child, ready: Value::Null };
+        let line = tokio::task::spawn_blocking(move || {
+            let mut line = String::new();
+            let _ = BufReader::new(stdout).read_line(&mut line);
+            line
+        });
+        let line = tokio::time::timeout(3 * PATIENCE, line).await.expect("it does not become ready").unwrap();
+        if !line.is_empty() {
+            serve.ready = serde_json::from_str(&line).unwrap();
+        }
+        self.serve = Some(serve);
+        !line.is_empty()
+    }
+
+    /// Starts it as it should run.
+    pub async fn start_well(&mut self) {
+        assert!(self.start("").await, "it does not start: {}", self.log());
+    }
+
+    pub fn serve(&mut self) -> &mut Serve {
+        self.serve.as_mut().expect("it runs")
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.serve.as_ref().expect("it runs").pid()
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.join("log")).unwrap_or_default()
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        drop(self.serve.take());
+    }
+
+    /// Waits until it has died by itself.
+    pub async fn died(&mut self, within: Duration) -> Option<ExitStatus> {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.serve().dead() {
+                self.serve = None;
+                return Some(status);
+            }
+            if started.elapsed() > within {
+                return None;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// SIGTERM: it drains and exits 0.
+    pub async fn stop(&mut self) {
+        signal(self.serve().pid(), "TERM");
+        let status = self.died(PATIENCE).await.unwrap_or_else(|| panic!("it does not stop: {}", self.log()));
+        assert_eq!((status.code(), status.signal()), (Some(0), None), "{}", self.log());
+    }
+
+    /// A request; `None` if it got no answer.
+    pub async fn send(
+        &self,
+        method: &str,
+        url: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> Option<Answer> {
+        let mut request = Request::new(body.into());
+        *request.method_mut() = method.parse::<Method>().unwrap();
+        *request.uri_mut() = url.parse().unwrap();
+        for (name, value) in headers {
+            request.headers_mut().append(name.parse::<HeaderName>().unwrap(), HeaderValue::from_str(value).unwrap());
+        }
+        let (parts, body) = self.http.fetch(request, 8 << 20, PATIENCE).await.ok()?.into_parts();
+        Some(Answer { status: parts.status.as_u16(), headers: parts.headers, body })
+    }
+
+    /// A request to one of the child's listeners.
+    pub async fn ask(
+        &self,
+        listener: &str,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> Option<Answer> {
+        let url = self.serve.as_ref()?.at(listener, path);
+        self.send(method, &url, headers, body).await
+    }
+
+    pub async fn status(&self) -> Value {
+        self.ask("admin", "GET", "/status", &[], "").await.expect("an answer").json()
+    }
+
+    /// Leases that are held, overruns included.
+    pub async fn held(&self) -> u64 {
+        self.status().await["gate"]["calls"].as_u64().unwrap()
+    }
+
+    /// A number that nobody was called at yet.
+    pub fn number(&self) -> String {
+        format!("+1555{:06}7", self.numbers.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn note(&self, to: &str, answer: Option<&Answer>) {
+        self.orders.lock().unwrap().push((to.to_owned(), answer.map(|a| a.status)));
+    }
+
+    pub fn elevenlabs_body(&self, to: &str) -> String {
+        json!({"agent_id": "agent_acme", "agent_phone_number_id": "phnum_1", "to_number": to}).to_string()
+    }
+
+    async fn elevenlabs_at(&self, mount: &str, operation: &str, body: String) -> Option<Answer> {
+        let key = self.control.settings().el_api_key;
+        let headers = [("content-type", "application/json"), ("xi-api-key", key.as_str())];
+        self.ask("api", "POST", &format!("/{mount}/v1/convai/twilio/{operation}"), &headers, body).await
+    }
+
+    /// An order at ElevenLabs, to a new number.
+    pub async fn dial(&self) -> Option<Answer> {
+        self.dial_at("elevenlabs").await
+    }
+
+    /// The same at an account.
+    pub async fn dial_at(&self, mount: &str) -> Option<Answer> {
+        let to = self.number();
+        let answer = self.elevenlabs_at(mount, "outbound-call", self.elevenlabs_body(&to)).await;
+        self.note(&to, answer.as_ref());
+        answer
+    }
+
+    /// Asks ElevenLabs for TwiML for a call that we placed.
+    pub async fn register(&self, from: &str, to: &str) -> Option<Answer> {
+        let body = json!({"agent_id": "agent_acme", "from_number": from, "to_number": to, "direction": "outbound"});
+        self.elevenlabs_at("elevenlabs", "register-call", body.to_string()).await
+    }
+
+    fn basic(&self) -> String {
+        use base64::Engine as _;
+        let s = self.control.settings();
+        format!(
+            "Basic {}",
+            base64::engine::general_purpose::STANDARD.encode(format!("{}:{}", s.account_sid, s.auth_token))
+        )
+    }
+
+    /// An order at Twilio, to a new number: its answer, and the number.
+    pub async fn talk(&self) -> (Option<Answer>, String) {
+        let to = self.number();
+        let pairs = [("To", to.as_str()), ("From", "+15550001111"), ("Twiml", crate::outbound::TALK)];
+        let form = form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs).finish();
+        let authorization = self.basic();
+        let headers =
+            [("content-type", "application/x-www-form-urlencoded"), ("authorization", authorization.as_str())];
+        let path = format!("/twilio/2010-04-01/Accounts/{}/Calls.json", self.control.settings().account_sid);
+        let answer = self.ask("api", "POST", &path, &headers, form).await;
+        self.note(&to, answer.as_ref());
+        (answer, to)
+    }
+
+    /// A call that somebody places past ringfence.
+    pub async fn place_past(&self) -> Answer {
+        let key = self.control.settings().el_api_key;
+        let url = format!("{}/v1/convai/twilio/outbound-call", self.simulator.as_ref().unwrap().base_url());
+        let headers = [("content-type", "application/json"), ("xi-api-key", key.as_str())];
+        self.send("POST", &url, &headers, self.elevenlabs_body(&self.number())).await.unwrap()
+    }
+
+    /// Somebody calls the number that front mode answers.
+    pub fn call_in(&self) -> Option<CallView> {
+        let (to, from) = (OWN_NUMBER.to_owned(), self.number());
+        self.control.inbound(&Inbound { to, from, via: Via::Twilio, agent_id: None })
+    }
+
+    /// Telephone calls that are up at the providers.
+    pub fn live(&self) -> Vec<CallView> {
+        self.control.calls().into_iter().filter(|c| c.live && c.call_sid.is_some()).collect()
+    }
+
+    pub fn end_all(&self) {
+        for call in self.control.calls().into_iter().filter(|c| c.live || c.arriving) {
+            self.control.end_call(call.call_sid.as_ref().or(call.conversation_id.as_ref()).unwrap());
+        }
+    }
+
+    /// Waits until something is so.
+    pub async fn wait(&self, what: &str, mut so: impl AsyncFnMut() -> bool) {
+        let started = Instant::now();
+        while !so().await {
+            assert!(started.elapsed() < PATIENCE, "it does not happen: {what}\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Everything ends; then every slot is free, and no order is unsettled.
+    pub async fn quiet(&self) {
+        self.control.clear_faults(None);
+        self.control.set_webhook_loss(0.0);
+        let started = Instant::now();
+        loop {
+            self.end_all();
+            let status = self.status().await;
+            let open: u64 = status["accounts"].as_array().unwrap().iter().filter_map(|a| a["inUse"].as_u64()).sum();
+            if status["gate"]["calls"] == 0 && open == 0 {
+                return;
+            }
+            assert!(started.elapsed() < 2 * PATIENCE, "slots leak: {status:#}\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// What must hold whatever happened, by the providers' counts and the record. The program is stopped.
+    pub async fn check(&self) {
+        let counts = self.control.counts();
+        assert!(counts.el_live_max <= EL_MAX, "ElevenLabs saw {} of {EL_MAX}\n{}", counts.el_live_max, self.log());
+        assert!(counts.both_live_max <= ALL_MAX, "{} of {ALL_MAX} at once\n{}", counts.both_live_max, self.log());
+        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(self.database());
+        let pool = sqlx::sqlite::SqlitePoolOptions::new().max_connections(1).connect_with(options).await.unwrap();
+        let number = async |sql: &'static str| -> i64 { sqlx::query(sql).fetch_one(&pool).await.unwrap().get(0) };
+        for (what, sql) in [
+            ("calls that are not over", "SELECT count(*) FROM calls WHERE phase <> 'ended'"),
+            (
+                "ends without a proof",
+                "SELECT count(*) FROM calls WHERE outcome IS NULL OR proof IS NULL OR ended_at IS NULL",
+            ),
+            ("unsettled orders", "SELECT count(*) FROM calls WHERE unsettled <> 0"),
+            ("webhooks that were not applied", "SELECT count(*) FROM webhook_events WHERE outcome IS NULL"),
+            (
+                "webhooks of which the app is told twice",
+                "SELECT count(*) FROM (SELECT 1 FROM deliveries GROUP BY event_id HAVING count(*) > 1)",
+            ),
+        ] {
+            assert_eq!(number(sql).await, 0, "{what}\n{}", self.log());
+        }
+        let orders = self.orders.lock().unwrap().clone();
+        for (to, status) in orders {
+            let made: Vec<CallView> = self.control.calls().into_iter().filter(|c| c.to == to).collect();
+            assert!(made.len() <= 1, "{to} was dialled {} times\n{}", made.len(), self.log());
+            assert!(!matches!(status, Some(200 | 201)) || made.len() == 1, "{to} was not dialled");
+            assert!(status != Some(503) || made.is_empty(), "{to} was refused, and dialled\n{}", self.log());
+            for call in made {
+                let ids = [call.call_sid.clone(), call.conversation_id.clone()];
+                let known: i64 =
+                    sqlx::query("SELECT count(*) FROM call_aliases WHERE call_id IS NOT NULL AND id IN ($1, $2)")
+                        .bind(&ids[0])
+                        .bind(&ids[1])
+                        .fetch_one(&pool)
+                        .await
+                        .unwrap()
+                        .get(0);
+                assert!(known > 0, "nobody knows {ids:?} to {to}\n{}", self.log());
+            }
+        }
+        pool.close().await;
+    }
+
+    pub fn database(&self) -> PathBuf {
+        let found = std::fs::read_dir(&self.folder).unwrap().map(|e| e.unwrap().path());
+        let mut found = found.filter(|p| p.extension().is_some_and(|e| e == "db"));
+        found.next().expect("a record")
+    }
+
+    /// Ends everything, stops it, checks it.
+    pub async fn finish(mut self) {
+        self.quiet().await;
+        self.stop().await;
+        self.check().await;
+        if let Some(simulator) = self.simulator.take() {
+            simulator.stop().await;
+        }
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
