@@ -58,7 +58,9 @@ fn main() {
         group.bench_function(BenchmarkId::new("refuse", holders), |b| {
             b.iter(|| assert!(matches!(done(gate.admit(order(7, full))).unwrap(), Verdict::Refused(_))));
         });
-        group.bench_function(BenchmarkId::new("counts", holders), |b| b.iter(|| black_box(done(gate.counts()).unwrap())));
+        group.bench_function(BenchmarkId::new("counts", holders), |b| {
+            b.iter(|| black_box(done(gate.counts()).unwrap()))
+        });
     }
     // Once lengths of calls are known, a refusal also says when a place is expected.
     for holders in [10, 1_000, 50_000] {

@@ -126,7 +126,8 @@ fn signatures(criterion: &mut Criterion) {
     let keys = TwilioKeys { auth_tokens: vec![secret], ..TwilioKeys::default() };
     let request =
         TwilioRequest { url: &url, form: Some(&form), body: STATUS, signature: Some(&signature), settings: None };
-    group.bench_function("Twilio, a status callback", |b| b.iter(|| verify_twilio(&keys, black_box(&request)).unwrap()));
+    group
+        .bench_function("Twilio, a status callback", |b| b.iter(|| verify_twilio(&keys, black_box(&request)).unwrap()));
     group.finish();
 }
 
