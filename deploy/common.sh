@@ -76,10 +76,10 @@ rust() {
             "rustup update stable   (a cargo that came from apt is too old: https://rustup.rs)"
 }
 
-# build: builds the program in the dev profile and leaves its path in RINGFENCE_BIN. Cargo itself
-# says where it is, so CARGO_TARGET_DIR and every other way to move it are respected.
+# build [--release]: builds the program (in the dev profile) and leaves its path in RINGFENCE_BIN. Cargo
+# itself says where it is, so CARGO_TARGET_DIR and every other way to move it are respected.
 build() {
-    RINGFENCE_BIN=$(cargo build --locked --bin ringfence --manifest-path "$root/Cargo.toml" \
+    RINGFENCE_BIN=$(cargo build --locked --bin ringfence --manifest-path "$root/Cargo.toml" "$@" \
         --message-format json-render-diagnostics </dev/null |
         sed -n 's/.*"executable":"\([^"]*\)".*/\1/p') ||
         die "the build failed" \

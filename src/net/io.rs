@@ -3,6 +3,9 @@
 //! pingora times each read, not the head of a request; it repairs request lines that RFC 9112 §3 wants refused; it reads up
 //! to 1 MiB of headers; and it has no time limit for writing a response head. All four are visible from the stream, so they
 //! are watched here, below the session, without touching it.
+//!
+//! Writes are gathered here, too: pingora writes an answer's head and body apart and flushes at its end, and gives buffers only
+//! to the connections of its own listener.
 
 use std::io;
 use std::pin::Pin;
@@ -12,13 +15,14 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use pingora::protocols::l4::stream::DEFAULT_L4_WRITE_BUFFER_SIZE;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::tls::SslDigest;
 use pingora::protocols::{
     ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, Stream, TimingDigest,
     UniqueID, UniqueIDType,
 };
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::Sleep;
 
@@ -180,7 +184,7 @@ impl Head {
 /// A connection whose reads are seen by a [`Sight`] and whose writes may not stall for longer than a limit.
 #[derive(Debug)]
 pub(super) struct Watched {
-    inner: Stream,
+    inner: BufWriter<Stream>,
     sight: Arc<Sight>,
     write_timeout: Duration,
     stalled: Option<Pin<Box<Sleep>>>,
@@ -188,6 +192,7 @@ pub(super) struct Watched {
 
 impl Watched {
     pub(super) fn new(inner: Stream, sight: Arc<Sight>, write_timeout: Duration) -> Self {
+        let inner = BufWriter::with_capacity(DEFAULT_L4_WRITE_BUFFER_SIZE, inner);
         Watched { inner, sight, write_timeout, stalled: None }
     }
 
@@ -275,41 +280,43 @@ impl AsyncWrite for Watched {
 #[async_trait]
 impl Shutdown for Watched {
     async fn shutdown(&mut self) {
-        self.inner.shutdown().await;
+        // What was written of an answer is for the client, also where the rest will never come.
+        let _ = self.inner.flush().await;
+        Shutdown::shutdown(&mut **self.inner.get_mut()).await;
     }
 }
 
 impl UniqueID for Watched {
     fn id(&self) -> UniqueIDType {
-        self.inner.id()
+        self.inner.get_ref().id()
     }
 }
 
 impl Ssl for Watched {
     fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
-        self.inner.get_ssl_digest()
+        self.inner.get_ref().get_ssl_digest()
     }
 
     fn selected_alpn_proto(&self) -> Option<ALPN> {
-        self.inner.selected_alpn_proto()
+        self.inner.get_ref().selected_alpn_proto()
     }
 }
 
 impl GetTimingDigest for Watched {
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        self.inner.get_timing_digest()
+        self.inner.get_ref().get_timing_digest()
     }
 }
 
 impl GetProxyDigest for Watched {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        self.inner.get_proxy_digest()
+        self.inner.get_ref().get_proxy_digest()
     }
 }
 
 impl GetSocketDigest for Watched {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        self.inner.get_socket_digest()
+        self.inner.get_ref().get_socket_digest()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde::de::DeserializeOwned;
 use sqlx::sqlite::{SqlitePool, SqliteRow};
-use sqlx::{Row as _, SqliteConnection};
+use sqlx::{QueryBuilder, Row as _, SqliteConnection};
 
 use super::super::{Applied, CallRecord, Change, KEY_KIND, NewCall, Opened};
 use crate::call::{Direction, Event, Outcome, Phase, Step, next, stronger};
@@ -86,13 +86,22 @@ fn alias(row: &SqliteRow) -> Sql<Alias> {
 }
 
 pub(super) async fn one(c: &mut SqliteConnection, id: &CallId) -> Sql<Option<CallRecord>> {
-    let row = sqlx::query("SELECT * FROM calls WHERE id = $1").bind(id.as_str()).fetch_optional(&mut *c).await?;
-    let Some(row) = row else { return Ok(None) };
-    let rows = sqlx::query("SELECT kind, id FROM call_aliases WHERE call_id = $1 ORDER BY kind, id")
-        .bind(id.as_str())
-        .fetch_all(&mut *c)
-        .await?;
-    record(&row, rows.iter().map(alias).collect::<Sql<_>>()?).map(Some)
+    // One statement, and so one trip to SQLite's thread: a row an id, or one row without.
+    let rows = sqlx::query(
+        "SELECT c.*, a.kind AS alias_kind, a.id AS alias_id FROM calls c LEFT JOIN call_aliases a ON a.call_id = c.id
+         WHERE c.id = $1 ORDER BY a.kind, a.id",
+    )
+    .bind(id.as_str())
+    .fetch_all(&mut *c)
+    .await?;
+    let Some(first) = rows.first() else { return Ok(None) };
+    let mut aliases = Vec::with_capacity(rows.len());
+    for row in &rows {
+        if let Some(kind) = row.try_get("alias_kind")? {
+            aliases.push(Alias { kind, id: row.try_get("alias_id")? });
+        }
+    }
+    record(first, aliases).map(Some)
 }
 
 /// Who has an alias: a call, or news that waits.
@@ -137,6 +146,18 @@ async fn bind_all(
     at_ms: UnixMs,
 ) -> Sql<(Option<Event>, Vec<(Alias, CallId)>)> {
     let (mut news, mut conflicts) = (None, Vec::new());
+    if aliases.is_empty() {
+        return Ok((news, conflicts));
+    }
+    let mut insert = QueryBuilder::new("INSERT INTO call_aliases (kind, id, call_id, seen_at) ");
+    insert.push_values(aliases, |mut row, alias| {
+        row.push_bind(&alias.kind).push_bind(&alias.id).push_bind(call.as_str()).push_bind(at_ms);
+    });
+    let inserted = insert.push(" ON CONFLICT DO NOTHING").build().execute(&mut *c).await?.rows_affected();
+    if inserted == aliases.len() as u64 {
+        // As nearly always, nobody had any of them.
+        return Ok((news, conflicts));
+    }
     for alias in aliases {
         match holder(c, alias).await? {
             Holder::Call(other) if other == *call => continue,

@@ -290,9 +290,6 @@ async fn write_batch(
     connection: &mut SqliteConnection,
     batch: &mut [Box<dyn Job>],
 ) -> (std::result::Result<(), Failure>, u64) {
-    if let Err(error) = sqlx::query("BEGIN IMMEDIATE").execute(&mut *connection).await {
-        return (Err(error.into()), 0);
-    }
     let mut panics = 0;
     let written = write_jobs(connection, batch, &mut panics).await;
     if written.is_err() {
@@ -304,35 +301,35 @@ async fn write_batch(
     (written, panics)
 }
 
+/// What stands between two jobs goes to SQLite in one piece: a statement is a trip to sqlx's thread and back, which costs more
+/// than most of them take there.
 async fn write_jobs(
     connection: &mut SqliteConnection,
     batch: &mut [Box<dyn Job>],
     panics: &mut u64,
 ) -> std::result::Result<(), Failure> {
     let alone = batch.len() == 1;
+    let mut before = if alone { "BEGIN IMMEDIATE" } else { "BEGIN IMMEDIATE; SAVEPOINT job" };
     for job in batch.iter_mut() {
+        sqlx::query(before).execute(&mut *connection).await?;
+        before = "RELEASE job; SAVEPOINT job";
         // One that fails must not take its neighbours along.
-        if !alone {
-            sqlx::query("SAVEPOINT job").execute(&mut *connection).await?;
-        }
-        let ran = AssertUnwindSafe(job.run(connection)).catch_unwind().await;
-        let undo = match ran {
-            Ok(Ok(())) if alone => continue,
-            Ok(Ok(())) => "RELEASE job",
+        match AssertUnwindSafe(job.run(connection)).catch_unwind().await {
+            Ok(Ok(())) => continue,
             Ok(Err(error)) if alone || is_outside(&error) => return Err(error.into()),
-            Ok(Err(_)) => "ROLLBACK TO job",
+            Ok(Err(_)) => {}
             Err(_) => {
                 *panics += 1;
                 job.panicked();
                 if alone {
                     return Err(Failure::Own(StoreError::Failed("the write panicked".to_owned())));
                 }
-                "ROLLBACK TO job"
             }
-        };
-        sqlx::query(undo).execute(&mut *connection).await?;
+        }
+        sqlx::query("ROLLBACK TO job").execute(&mut *connection).await?;
     }
     failpoint::hit("store.committing").await;
+    // Ends the last savepoint, too.
     sqlx::query("COMMIT").execute(&mut *connection).await?;
     failpoint::hit("store.committed").await;
     Ok(())
