@@ -1,4 +1,7 @@
-//! Builds every part from a [`Config`], owns every task, starts and drains. The only file that knows all the others.
+//! Builds every part from a [`Config`], owns every task, starts, reloads and drains. The only module that knows all the others.
+
+mod live;
+mod watch;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
+use crate::admin::reload::{Reloaded, Running as _};
 use crate::admin::{self, Admin};
 use crate::calls::Calls;
 use crate::clock::Clock;
@@ -18,14 +22,14 @@ use crate::failpoint;
 use crate::gate::memory::MemoryGate;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
-use crate::net::{Edge, EdgeSettings, ReloadingTls, RunningEdge, Upstream, UpstreamSettings, install_crypto_provider};
+use crate::net::{Edge, EdgeSettings, ReloadingTls, RunningEdge, install_crypto_provider};
 use crate::policy::Policy;
-use crate::provider::account::Account;
-use crate::proxy::Proxy;
-use crate::reconcile::{self, Pace, Sightings, Sweeper};
+use crate::reconcile::{self, Sightings};
 use crate::store::Store;
 use crate::store::sqlite::SqliteStore;
-use crate::webhook::{Webhooks, deliver};
+use crate::webhook::{self, Webhooks, deliver};
+pub use live::Written;
+use live::{Listener, Live};
 
 /// How often certificate files are looked at.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(10);
@@ -52,7 +56,7 @@ pub struct App {
     stop: CancellationToken,
     draining: CancellationToken,
     tasks: TaskTracker,
-    drain: Duration,
+    live: Arc<Live>,
     /// Open calls that were found on record.
     pub rebuilt: usize,
 }
@@ -64,19 +68,22 @@ async fn bind(
     tls: Option<ReloadingTls>,
 ) -> Result<Edge, StartError> {
     Edge::bind(address, settings, tls).await.map_err(|error| {
-        let hint = match error.kind() {
-            std::io::ErrorKind::AddrInUse => {
-                format!(": something listens there; choose another with --listen-{name} or [listen] {name}")
-            }
-            _ => String::new(),
-        };
-        StartError(format!("cannot listen on {address} (listen.{name}): {error}{hint}"))
+        let taken = error.kind() == std::io::ErrorKind::AddrInUse;
+        let owner = taken.then(|| crate::net::port_owner(address)).flatten();
+        let why = owner.map_or_else(|| error.to_string(), |owner| format!("{owner} listens there"));
+        let hint = format!("choose another with --listen-{name} :0 or [listen] {name}");
+        StartError(format!("cannot listen on {address} (listen.{name}): {why}; {hint}"))
     })
 }
 
 impl App {
-    /// Binds, opens the record, rebuilds the gate from it, and serves.
+    /// Binds, opens the record, rebuilds the gate from it, and serves. There is no file that could be reloaded.
     pub async fn start(config: Config, clock: Clock) -> Result<Self, StartError> {
+        Self::start_from(config, clock, None).await
+    }
+
+    /// The same; `written` is what the config was read from, and is read again when it changes or [`App::reload`] is called.
+    pub async fn start_from(config: Config, clock: Clock, written: Option<Written>) -> Result<Self, StartError> {
         install_crypto_provider();
         let edge = EdgeSettings { trusted_peers: config.listen.trusted_peers.clone(), ..EdgeSettings::default() };
         let tls = match &config.listen.tls {
@@ -84,7 +91,8 @@ impl App {
             None => None,
         };
         let api = bind("api", config.listen.api, edge.clone(), tls.clone()).await?;
-        let webhooks = bind("webhooks", config.listen.webhooks, edge.clone(), tls.clone()).await?;
+        let with_audio = EdgeSettings { max_body_bytes: webhook::BODIES_BYTES_MAX, ..edge.clone() };
+        let webhooks = bind("webhooks", config.listen.webhooks, with_audio, tls.clone()).await?;
         let admin = bind("admin", config.listen.admin, edge, None).await?;
 
         let store = SqliteStore::open(&config.store.path, config.store.migrate_on_start).await.map_err(start_error)?;
@@ -92,11 +100,7 @@ impl App {
         let businesses = store.businesses().await.map_err(start_error)?;
         let policy = Policy::new(config.policy.clone(), &businesses);
         let metrics = Metrics::new().map_err(start_error)?;
-        let upstream = Upstream::new(UpstreamSettings {
-            create_timeout: config.late_answer,
-            extra_ca: config.extra_ca.clone(),
-            ..UpstreamSettings::default()
-        });
+        let upstream = live::upstream(&config);
         let lifecycle = Lifecycle {
             store: store.clone(),
             gate: Arc::new(MemoryGate::new()),
@@ -111,7 +115,7 @@ impl App {
             Calls::new(lifecycle, config.accounts.clone(), upstream.map_err(start_error)?, config.calls.clone());
         let rebuilt = reconcile::rebuild(&calls).await.map_err(start_error)?;
         let wake = Arc::new(Notify::new());
-        let inbox = Arc::new(Webhooks::new(calls.clone(), config.webhooks.clone(), wake.clone()));
+        let inbox = Webhooks::new(calls.clone(), config.webhooks.clone(), wake.clone());
         let replayed = inbox.replay().await.map_err(start_error)?;
         info!(
             version = env!("CARGO_PKG_VERSION"),
@@ -126,39 +130,41 @@ impl App {
         );
 
         let (stop, draining, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
-        let sightings = Sightings::default();
-        let pace = Pace { sweep: config.sweep };
-        let sweeper = |account: &Arc<Account>| Sweeper::new(calls.clone(), account.clone(), pace, sightings.clone());
-        let mut sweepers: Vec<Sweeper> = calls.accounts.values().map(sweeper).collect();
-        // Nothing is served yet: what lives at the providers is counted before anything is admitted.
-        reconcile::first_sight(&mut sweepers, config.calls.ask_timeout).await;
-        for sweeper in sweepers {
-            tasks.spawn(sweeper.run(stop.clone()));
-        }
-        tasks.spawn(deliver::run(calls.clone(), wake, stop.clone()));
-        tasks.spawn(purge(calls.clone(), config.store.retention_days, stop.clone()));
-        if let Some(tls) = tls {
-            tasks.spawn(watch_certificates(tls, metrics, stop.clone()));
-        }
-        let console = Admin {
+        let console = |program| Admin {
             calls: calls.clone(),
-            sightings,
+            sightings: Sightings::default(),
             token_secret: config.token_secret.clone(),
             draining: draining.clone(),
             store_path: config.store.path.display().to_string(),
-            changing: tokio::sync::Mutex::new(()),
+            program,
         };
+        let live = Live::new(config.clone(), inbox, console, written, tasks.clone(), stop.clone());
+        let mut sweepers = live.sweepers();
+        // Nothing is served yet: what lives at the providers is counted before anything is admitted.
+        reconcile::first_sight(&mut sweepers, config.calls.ask_timeout).await;
+        live.sweep(sweepers);
+        tasks.spawn(deliver::run(calls.clone(), wake, stop.clone()));
+        tasks.spawn(purge(live.clone(), stop.clone()));
+        tasks.spawn(watch::run(live.clone(), stop.clone()));
+        if let Some(tls) = tls {
+            tasks.spawn(watch_certificates(tls, metrics, stop.clone()));
+        }
         Ok(Self {
-            api: api.spawn(Arc::new(Proxy { calls: calls.clone() })),
-            webhooks: webhooks.spawn(inbox),
-            admin: admin.spawn(Arc::new(console)),
+            api: api.spawn(Arc::new(Listener::Api(live.clone()))),
+            webhooks: webhooks.spawn(Arc::new(Listener::Webhooks(live.clone()))),
+            admin: admin.spawn(Arc::new(Listener::Admin(live.clone()))),
             calls,
             stop,
             draining,
             tasks,
-            drain: config.drain,
+            live,
             rebuilt,
         })
+    }
+
+    /// Reads the config again and puts it in force, whole, or keeps the old one and says why. `by` stands in the log.
+    pub async fn reload(&self, by: &str) -> Reloaded {
+        self.live.clone().reload(by).await
     }
 
     /// Where apps connect.
@@ -176,7 +182,7 @@ impl App {
         self.admin.local_addr()
     }
 
-    /// What acts on calls; for `demo` and tests.
+    /// What acts on calls, for `demo` and tests: the accounts and settings of the start, and what all generations share.
     pub fn calls(&self) -> &Calls {
         &self.calls
     }
@@ -184,9 +190,10 @@ impl App {
     /// Stops accepting, finishes what is under way within the grace, writes what waits, lets go of the record.
     pub async fn drain(self) {
         self.draining.cancel();
-        info!(grace_secs = self.drain.as_secs(), in_flight = self.api.in_flight(), "draining");
+        let grace = self.live.config().drain;
+        info!(grace_secs = grace.as_secs(), in_flight = self.api.in_flight(), "draining");
         failpoint::hit("drain.begun").await;
-        let (api, webhooks) = tokio::join!(self.api.drain(self.drain), self.webhooks.drain(self.drain));
+        let (api, webhooks) = tokio::join!(self.api.drain(grace), self.webhooks.drain(grace));
         let cut = api.in_flight_cut + webhooks.in_flight_cut;
         let tunnels = api.tunnels_cut + webhooks.tunnels_cut;
         if cut + tunnels > 0 {
@@ -195,7 +202,7 @@ impl App {
         failpoint::hit("drain.answered").await;
         // Creates that were sent must be settled: their answers bind ids to calls.
         self.calls.tasks.close();
-        if tokio::time::timeout(self.drain, self.calls.tasks.wait()).await.is_err() {
+        if tokio::time::timeout(grace, self.calls.tasks.wait()).await.is_err() {
             warn!("creates are still without an answer; they are looked up after the next start");
         }
         failpoint::hit("drain.settled").await;
@@ -208,8 +215,10 @@ impl App {
     }
 }
 
-async fn purge(calls: Calls, retention_days: u32, stop: CancellationToken) {
+async fn purge(live: Arc<Live>, stop: CancellationToken) {
+    let calls = live.calls();
     loop {
+        let retention_days = live.config().store.retention_days;
         let now_ms = calls.lifecycle.clock.now_ms();
         let ended_before = now_ms - i64::from(retention_days) * 24 * 3_600_000;
         match calls.lifecycle.store.purge(ended_before, now_ms - EARLY_KEPT_MS).await {

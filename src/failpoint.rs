@@ -118,7 +118,7 @@ mod armed {
                     eprintln!("failpoint {point}: abort");
                     std::process::abort();
                 }
-                #[expect(clippy::panic, reason = "it was asked for")]
+                #[expect(clippy::panic, reason = "that is what was asked for")]
                 Action::Panic => std::panic::panic_any(format!("failpoint {point}: panic")),
             }
         }

@@ -24,8 +24,8 @@
 //!     reconcile    leases and calls against the provider's truth; the rebuild at start
 //!     simulate     providers that behave like the real ones, with counts of their own
 //! L7  config       the TOML as written → each module's settings; every mistake at once
-//! L8  admin        listen.admin: health, status, metrics, calls, businesses
-//! L9  app          builds every part, owns every task, starts, drains
+//! L8  admin        listen.admin: health, status, metrics, calls, businesses, reload
+//! L9  app          builds every part, owns every task, starts, reloads, drains
 //! L10 cli          the command line, one file a command
 //! ```
 //!
@@ -36,7 +36,8 @@
 //! 2. A refusal leaves no trace in any limit.
 //! 3. Every lease ends exactly once, with exactly one recorded proof ([`call::EndProof`]). No lease is freed by the clock, and
 //!    none by dropping a value: a client that hangs up changes nothing.
-//! 4. No lease without a record, no open record without a lease. The record is written before anything is sent.
+//! 4. No lease without a record, no open record without a lease, and both say how many places: a batch has several. The record
+//!    is written before anything is sent.
 //! 5. An acknowledged webhook is on record, and is applied once.
 //! 6. A create is sent at most once an order ([`net::Upstream::create`] never repeats). Unknown outcomes are looked up, never
 //!    dialled again. Only a [`gate::Lease`] opens a [`gate::Gated`] request.

@@ -20,7 +20,7 @@ use crate::policy::{Facts, Policy};
 use crate::provider::description::OWN_ID_KIND;
 use crate::store::{Applied, CallRecord, Change, NewCall, Opened, Result, Store, StoreError};
 
-/// The running policy. Readers take what is there; a reload swaps it whole.
+/// The newest policy: what binds calls. Readers take what is there; a reload swaps it whole.
 pub type LivePolicy = Arc<ArcSwap<Policy>>;
 
 /// See the module. Cloning is cheap.
@@ -30,7 +30,7 @@ pub struct Lifecycle {
     pub store: Arc<dyn Store>,
     /// Who holds what.
     pub gate: Arc<dyn Gate>,
-    /// The running policy.
+    /// The newest policy, whatever generation a request belongs to: no call is admitted by limits that are no more.
     pub policy: LivePolicy,
     /// Counters.
     pub metrics: Metrics,
@@ -68,9 +68,11 @@ impl Lifecycle {
             phase,
             overrun: false,
             polled: false,
+            places: 1,
             at_ms,
             deadline_at: at_ms + self.deadlines.of_ms(phase).unwrap_or_default(),
             callback: None,
+            fingerprint: None,
             aliases: vec![],
         }
     }
@@ -138,7 +140,7 @@ impl Lifecycle {
         finish(async move {
             let _deciding = this.deciding.read().await;
             let bindings = this.policy.load().bindings(&call.facts);
-            let adopted = this.gate.adopt(&call.id, bindings, call.at_ms, call.overrun).await;
+            let adopted = this.gate.adopt(&call.id, bindings, call.places, call.at_ms, call.overrun).await;
             failpoint::hit("call.adopted").await;
             let lease = adopted.map_err(|away| StoreError::Failed(away.to_string()))?;
             this.open(&lease, call).await
@@ -189,7 +191,7 @@ impl Lifecycle {
                 (None, Some(Event::Reached(phase))) => {
                     let id = CallId::new();
                     let mut again = self.new_call(&id, given_up.facts.clone(), given_up.origin, phase);
-                    (again.overrun, again.polled) = (true, given_up.polled);
+                    (again.overrun, again.polled, again.places) = (true, given_up.polled, given_up.places);
                     again.callback = given_up.callback.clone();
                     again.aliases = vec![own];
                     match self.adopt(again).await? {

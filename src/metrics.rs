@@ -29,6 +29,7 @@ struct Inner {
     would_refuse: IntCounterVec,
     ended: IntCounterVec,
     provider_limit: IntCounterVec,
+    reposts: IntCounterVec,
     unknown: IntCounterVec,
     overruns: IntGauge,
     limit_current: IntGaugeVec,
@@ -41,6 +42,10 @@ struct Inner {
     alias_conflicts: IntCounter,
     certificate_reloads: IntCounterVec,
     store_failures: IntCounter,
+    config_reloads: IntCounterVec,
+    config_reload_ok: IntGauge,
+    config_info: IntGaugeVec,
+    policy_generation: IntGauge,
 }
 
 /// Two registrations of one name, or a malformed one: a mistake in this file, caught by its test.
@@ -133,6 +138,11 @@ impl Metrics {
                 "Creates whose answer was lost; their slot is held until the provider was asked.",
                 &["account"],
             )?,
+            reposts: m.counters(
+                "ringfence_reposts_total",
+                "Orders that came again and got the earlier one's answer: calls that were not dialled twice.",
+                &["account"],
+            )?,
             overruns: m.gauge(
                 "ringfence_overrun_calls",
                 "Calls that exist although they were refused or ended; they block admissions.",
@@ -175,9 +185,32 @@ impl Metrics {
                 "ringfence_store_failed_writes_total",
                 "Writes to the record that failed: a full disk, a file that is gone.",
             )?,
+            config_reloads: m.counters(
+                "ringfence_config_reloads_total",
+                "Times the config was read again: loaded, unchanged, or kept as the new one cannot be used.",
+                &["result"],
+            )?,
+            config_reload_ok: m.gauge(
+                "ringfence_config_last_reload_successful",
+                "1: the config that was read last is in force. 0: it cannot be used, and an older one is.",
+            )?,
+            config_info: m.gauges(
+                "ringfence_config_info",
+                "The config in force, by the start of its hash.",
+                &["hash"],
+            )?,
+            policy_generation: m.gauge(
+                "ringfence_policy_generation",
+                "Counts the policies since the start: reloads, and changes of businesses.",
+            )?,
             registry: registry.clone(),
         };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// An order came again, and was not dialled again.
+    pub fn repost(&self, account: &str) {
+        self.inner.reposts.with_label_values(&[account]).inc();
     }
 
     /// A call was refused. `reason` is the contract's label, not the code of the answer.
@@ -278,6 +311,24 @@ impl Metrics {
     /// A changed certificate was read, or could not be.
     pub fn certificate_reload(&self, result: &str) {
         self.inner.certificate_reloads.with_label_values(&[result]).inc();
+    }
+
+    /// An account was taken out.
+    pub fn provider_gone(&self, account: &str) {
+        let _ = self.inner.provider_live.remove_label_values(&[account]);
+    }
+
+    /// The config was read again.
+    pub fn config_reload(&self, result: &str, ok: bool) {
+        self.inner.config_reloads.with_label_values(&[result]).inc();
+        self.inner.config_reload_ok.set(ok.into());
+    }
+
+    /// Another config, or another policy made of it, is in force.
+    pub fn config_in_force(&self, hash: Option<&str>, generation: u64) {
+        self.inner.config_info.reset();
+        self.inner.config_info.with_label_values(&[hash.unwrap_or_default()]).set(1);
+        self.inner.policy_generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
     }
 
     /// The text exposition (Prometheus format 0.0.4).

@@ -331,6 +331,11 @@ impl Policy {
         &self.settings
     }
 
+    /// Whether the account is one of those that it was made for.
+    pub fn has_account(&self, name: &AccountName) -> bool {
+        self.settings.accounts.iter().any(|account| account.name == *name)
+    }
+
     /// The business of this id, if one is known.
     pub fn business(&self, id: &BusinessId) -> Option<&Business> {
         self.businesses.get(id)

@@ -8,10 +8,13 @@
 //! [`Settings::absent_twice_within`](crate::calls::Settings) apart. Only an account that cannot be asked ends its calls at their
 //! deadline.
 
+mod groups;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -20,7 +23,7 @@ use crate::calls::inbound::Arrival;
 use crate::calls::lookup::{Found, Listed, LookedUp};
 use crate::calls::{AskError, Calls};
 use crate::failpoint;
-use crate::ids::{Alias, CallId};
+use crate::ids::{AccountName, Alias, CallId};
 use crate::net::UpstreamError;
 use crate::policy::Bound;
 use crate::provider::account::Account;
@@ -35,13 +38,6 @@ const DEEP_EVERY: u32 = 5;
 const SEEN_EVERY_MS: i64 = 30_000;
 /// How long an inbound call may wait for the id that its account knows it by before a foreign call may be told from it.
 const UNBOUND_MS: i64 = 30_000;
-
-/// The pace of an account's sweeps.
-#[derive(Debug, Clone, Copy)]
-pub struct Pace {
-    /// Overrides the provider description, for every account.
-    pub sweep: Option<Duration>,
-}
 
 /// What the last sweep of an account saw.
 #[derive(Debug, Clone, Default, serde::Serialize)]
@@ -61,31 +57,39 @@ pub type Sightings = Arc<std::sync::Mutex<BTreeMap<String, Seen>>>;
 pub struct Sweeper {
     calls: Calls,
     account: Arc<Account>,
-    pace: Pace,
+    /// The generations to come.
+    newest: watch::Receiver<Calls>,
     sightings: Sightings,
     sweeps: u32,
     /// Nothing has been decided yet in this process: see [`Sweeper::first_sight`].
     first: bool,
-    /// Live calls that nobody knew at the last sweep.
-    strangers: HashSet<String>,
+    /// Live calls that nobody knew at the last sweep, with when they were first seen.
+    strangers: HashMap<String, i64>,
     /// Ids that were looked at and take no slot (web sessions).
     no_phone: HashSet<String>,
+    /// When the last list that was read was asked for.
+    listed_at: i64,
+    /// Orders for many calls that make no more, with when that was first said.
+    over_since: HashMap<CallId, i64>,
     failing: bool,
 }
 
 impl Sweeper {
     /// A sweeper that has not swept.
-    pub fn new(calls: Calls, account: Arc<Account>, pace: Pace, sightings: Sightings) -> Self {
+    pub fn new(mut newest: watch::Receiver<Calls>, account: Arc<Account>, sightings: Sightings) -> Self {
+        let calls = newest.borrow_and_update().clone();
         Self {
             calls,
             account,
-            pace,
+            newest,
             sightings,
             // The first one reads the list, whatever the count says.
             sweeps: DEEP_EVERY - 1,
             first: false,
-            strangers: HashSet::new(),
+            strangers: HashMap::new(),
             no_phone: HashSet::new(),
+            listed_at: 0,
+            over_since: HashMap::new(),
             failing: false,
         }
     }
@@ -114,14 +118,32 @@ impl Sweeper {
         self.sweep(&mine).await
     }
 
-    /// Sweeps until it is told to stop.
+    /// Whose sweeper it is.
+    pub fn account(&self) -> &AccountName {
+        &self.account.name
+    }
+
+    /// Sweeps until it is told to stop. After a reload that touched the account it sweeps at once.
     pub async fn run(mut self, stop: CancellationToken) {
+        self.sweep_until(&stop).await;
+        let name = self.account.name.as_str();
+        if self.newest.borrow().account(&self.account.name).is_none() {
+            // A reload took the account out; what was seen of it is news no more.
+            self.calls.lifecycle.metrics.provider_gone(name);
+            self.sightings.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(name);
+        }
+    }
+
+    async fn sweep_until(&mut self, stop: &CancellationToken) {
         let opened = self.calls.lifecycle.opened.clone();
         loop {
             // Listened for before the sweep reads what is open: a call put on record meanwhile must not wait for the next.
             let mut opening = std::pin::pin!(opened.notified());
             opening.as_mut().enable();
             let pause = self.turn().await;
+            if stop.is_cancelled() {
+                return;
+            }
             let pace = Duration::from_secs(self.account.provider.sweep_secs.max(1)).min(pause);
             let until = tokio::time::Instant::now() + pause;
             let slept = async {
@@ -133,11 +155,29 @@ impl Sweeper {
                     }
                 }
             };
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = slept => {}
+            let mut slept = std::pin::pin!(slept);
+            loop {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = &mut slept => break,
+                    changed = self.newest.changed() => {
+                        if changed.is_err() {
+                            return;
+                        }
+                        if self.renewed() {
+                            break;
+                        }
+                    }
+                }
             }
         }
+    }
+
+    /// Takes up the newest generation. Whether it is another one to this account, too.
+    fn renewed(&mut self) -> bool {
+        self.calls = self.newest.borrow_and_update().clone();
+        let Some(account) = self.calls.account(&self.account.name).cloned() else { return false };
+        !Arc::ptr_eq(&std::mem::replace(&mut self.account, account.clone()), &account)
     }
 
     /// One sweep; the pause until the next.
@@ -150,13 +190,18 @@ impl Sweeper {
             }
         };
         let name = self.account.name.clone();
+        self.over_since.retain(|call, _| mine.iter().any(|one| one.id == *call));
         if self.account.can_ask() {
             let result = self.sweep(&mine).await;
             self.note(result);
         }
-        let orphan = |call: &CallRecord| self.calls.account(&call.facts.account).is_none();
+        let calls = self.calls.clone();
+        let orphan = |call: &CallRecord| calls.account(&call.facts.account).is_none();
         for call in mine.iter().filter(|call| call.facts.account == name || orphan(call)) {
-            self.settle_if_due(call).await;
+            match calls.group_of(call).cloned() {
+                Some(group) => self.settle_group(call, &group).await,
+                None => self.settle_if_due(call).await,
+            }
             // A hang-up that failed, or that the last process did not come to: it is tried again.
             // The second record of a call that was given up is an overrun too, but nobody refused that one.
             let refused = call.overrun && call.alias(OWN_ID_KIND).is_none();
@@ -178,7 +223,7 @@ impl Sweeper {
 
     /// How long to wait: the description's pace while something presses.
     async fn pause(&self, mine: &[CallRecord]) -> Duration {
-        if let Some(fixed) = self.pace.sweep {
+        if let Some(fixed) = self.calls.settings.sweep {
             return fixed;
         }
         let quick = Duration::from_secs(2);
@@ -229,14 +274,21 @@ impl Sweeper {
         let visible: HashMap<&str, &CallRecord> =
             mine.iter().filter_map(|call| Some((call.alias(&kind)?, call))).collect();
         self.sweeps = self.sweeps.wrapping_add(1);
+        let name = self.account.name.clone();
+        let open: HashSet<&CallId> = mine.iter().map(|call| &call.id).collect();
+        self.calls.keep_members(&name, |_, order| open.contains(order));
+        let members = self.calls.members_of(&name, None);
         if !self.sweeps.is_multiple_of(DEEP_EVERY)
+            && self.over_since.is_empty()
             && let Some(live) = self.calls.count_live(&self.account).await?
-            && live == visible.len()
+            && live == visible.len() + members
         {
             return Ok(live);
         }
+        let asked_at = self.calls.lifecycle.clock.now_ms();
         let listed = self.calls.list_live(&self.account).await?;
         failpoint::hit("sweep.listed").await;
+        self.listed_at = asked_at;
         let live: HashMap<&str, &Listed> = listed.iter().map(|one| (one.alias.id.as_str(), one)).collect();
         for (id, call) in &visible {
             match live.get(id) {
@@ -244,7 +296,11 @@ impl Sweeper {
                 None => self.missing(call).await,
             }
         }
-        let unknown: Vec<&Listed> = listed.iter().filter(|one| !visible.contains_key(one.alias.id.as_str())).collect();
+        self.calls.keep_members(&name, |id, _| live.contains_key(id));
+        let stranger = |one: &&Listed| {
+            !visible.contains_key(one.alias.id.as_str()) && !self.calls.is_member(&self.account.name, &one.alias)
+        };
+        let unknown: Vec<&Listed> = listed.iter().filter(stranger).collect();
         self.meet_strangers(mine, &kind, &unknown).await;
         Ok(listed.len())
     }
@@ -368,7 +424,7 @@ impl Sweeper {
             self.ask_about(call).await;
         } else if call.origin == Origin::Order && self.search(call).await {
             // Found, or noted as absent, or to be tried again.
-        } else if due && call.admitted_at + self.longest_call_ms() <= now_ms {
+        } else if due && call.places == 1 && call.admitted_at + self.longest_call_ms() <= now_ms {
             info!(call = %call.id, "nobody can be asked about a call that is older than any of its provider");
             log(self.calls.lifecycle.end(&call.id, Outcome::Failed, EndProof::Deadline, "poll").await);
         }
@@ -424,15 +480,21 @@ impl Sweeper {
         let now_ms = self.calls.lifecycle.clock.now_ms();
         let waits = |call: &&CallRecord| {
             call.alias(kind).is_none()
+                && !self.is_known_group(call)
                 && (call.phase == Phase::Reserved || call.unsettled || call.phase_at + UNBOUND_MS > now_ms)
         };
         let mut waiting: Vec<&CallRecord> = mine.iter().filter(waits).collect();
+        // A leg that the carrier lists may be a member of an order for many: its other account tells, at its own pace.
+        let may_be_member =
+            mine.iter().any(|call| call.facts.account != self.account.name && self.is_known_group(call));
         let before = std::mem::take(&mut self.strangers);
         for one in unknown {
             let id = one.alias.id.clone();
             if self.no_phone.contains(&id) {
                 continue;
             }
+            let since_ms = before.get(&id).copied();
+            let early = may_be_member && since_ms.is_some_and(|since| since + UNBOUND_MS > now_ms);
             let waits = if self.first {
                 let its_order = waiting.iter().position(|call| may_be(call, one));
                 match its_order {
@@ -440,15 +502,15 @@ impl Sweeper {
                     _ => false,
                 }
             } else {
-                !before.contains(&id) || (!waiting.is_empty() && !self.is_ours(&one.alias).await)
+                since_ms.is_none() || ((!waiting.is_empty() || early) && !self.is_ours(&one.alias).await)
             };
             if waits {
-                self.strangers.insert(id);
+                self.strangers.insert(id, since_ms.unwrap_or(now_ms));
                 continue;
             }
-            if let Err(error) = self.meet(one).await {
+            if let Err(error) = self.meet(one, since_ms.unwrap_or(now_ms)).await {
                 debug!(%error, "a call at the provider cannot be looked at");
-                self.strangers.insert(id);
+                self.strangers.insert(id, since_ms.unwrap_or(now_ms));
             }
         }
         // Ids of ended web sessions are not kept.
@@ -460,10 +522,11 @@ impl Sweeper {
     async fn is_ours(&self, alias: &Alias) -> bool {
         let Ok(LookedUp::Found(found)) = self.calls.look_up_alias(&self.account, alias).await else { return false };
         found.aliases.iter().any(|a| a.kind == OWN_ID_KIND)
+            || self.order_of(&found).await.is_some()
             || matches!(self.calls.lifecycle.store.resolve(&found.aliases).await, Ok(Some(_)))
     }
 
-    async fn meet(&mut self, one: &Listed) -> std::result::Result<(), AskError> {
+    async fn meet(&mut self, one: &Listed, since_ms: i64) -> std::result::Result<(), AskError> {
         let store = &self.calls.lifecycle.store;
         match store.resolve(std::slice::from_ref(&one.alias)).await {
             Ok(None) => {}
@@ -482,6 +545,9 @@ impl Sweeper {
             LookedUp::Absent => return Ok(()),
         };
         let Some(Event::Reached(phase)) = found.event.or(one.event) else { return Ok(()) };
+        if let Some(order) = self.order_of(&found).await {
+            return self.meet_member(one, &order, found, since_ms);
+        }
         if !found.phone {
             self.no_phone.insert(one.alias.id.clone());
             return Ok(());
@@ -592,10 +658,12 @@ pub async fn rebuild(calls: &Calls) -> Result<usize> {
         failpoint::hit("start.marked").await;
     }
     let away = |e: crate::gate::GateAway| crate::store::StoreError::Failed(e.to_string());
+    calls.reposts.restore(&open, lifecycle.clock.now_ms());
     for call in open {
         let bindings = policy.bindings(&call.facts);
         // The lease is the record's; nothing is sent under it here.
-        let _lease = lifecycle.gate.adopt(&call.id, bindings, call.admitted_at, call.overrun).await.map_err(away)?;
+        let (id, places, since_ms) = (&call.id, call.places, call.admitted_at);
+        let _lease = lifecycle.gate.adopt(id, bindings, places, since_ms, call.overrun).await.map_err(away)?;
     }
     let window_ms = policy.longest_rate_ms().min(24 * 3_600_000);
     let sent = lifecycle.store.admitted_since(lifecycle.clock.now_ms() - window_ms).await?;
@@ -605,13 +673,19 @@ pub async fn rebuild(calls: &Calls) -> Result<usize> {
     Ok(count)
 }
 
-/// Swaps the policy: every open call counts against the new limits before they decide anything.
-pub async fn swap(lifecycle: &crate::lifecycle::Lifecycle, policy: Arc<crate::policy::Policy>) -> Result<()> {
+/// Swaps the policy: every open call counts against the new limits before they decide anything. `publish` brings whatever goes
+/// with it, before the first call is decided by it.
+pub async fn swap(
+    lifecycle: &crate::lifecycle::Lifecycle,
+    policy: Arc<crate::policy::Policy>,
+    publish: impl FnOnce(),
+) -> Result<()> {
     let _alone = lifecycle.deciding.write().await;
     let open = lifecycle.store.open_calls().await?;
     let rebound = open.iter().map(|call| (call.id.clone(), policy.bindings(&call.facts))).collect();
     let away = |e: crate::gate::GateAway| crate::store::StoreError::Failed(e.to_string());
     lifecycle.gate.rebind(rebound).await.map_err(away)?;
     lifecycle.policy.store(policy);
+    publish();
     Ok(())
 }

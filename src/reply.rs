@@ -36,6 +36,10 @@ pub enum Code {
     InitiationFailed,
     /// The create may have made a call.
     OutcomeUnknown,
+    /// The order was sent before, and has made a call.
+    AlreadyPlaced,
+    /// The idempotency key belongs to another order.
+    KeyReused,
     /// The record could not be written, so nothing was sent.
     StoreUnavailable,
     /// The gate does not answer, so nothing was sent.
@@ -96,6 +100,8 @@ impl Code {
             Code::ProviderLimit => &shape.provider_429_code,
             Code::InitiationFailed => "CALL_INITIATION_FAILED",
             Code::OutcomeUnknown => "CALL_OUTCOME_UNKNOWN",
+            Code::AlreadyPlaced => "CALL_ALREADY_PLACED",
+            Code::KeyReused => "IDEMPOTENCY_KEY_REUSED",
             Code::StoreUnavailable => "CALL_STORE_UNAVAILABLE",
             Code::GateUnavailable => "GATE_REBUILDING",
             Code::BodyTooLarge => "BODY_TOO_LARGE",
@@ -116,7 +122,10 @@ impl Code {
     fn status(self, shape: &RefusalShape) -> StatusCode {
         match self {
             Code::PlanNotAllowed | Code::UnknownBusiness => StatusCode::FORBIDDEN,
-            Code::OutcomeUnknown => StatusCode::from_u16(shape.unknown_status).unwrap_or(StatusCode::GATEWAY_TIMEOUT),
+            Code::OutcomeUnknown | Code::AlreadyPlaced => {
+                StatusCode::from_u16(shape.unknown_status).unwrap_or(StatusCode::GATEWAY_TIMEOUT)
+            }
+            Code::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             Code::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Code::InvalidRequest => StatusCode::BAD_REQUEST,
             Code::UnknownRoute => StatusCode::NOT_FOUND,
@@ -132,9 +141,10 @@ impl Code {
             }
             Code::RateExceeded => Kind::Rate,
             Code::PlanNotAllowed | Code::UnknownBusiness => Kind::Denied,
-            Code::BodyTooLarge | Code::InvalidRequest | Code::UnknownRoute => Kind::Invalid,
+            Code::BodyTooLarge | Code::InvalidRequest | Code::KeyReused | Code::UnknownRoute => Kind::Invalid,
             Code::InitiationFailed
             | Code::OutcomeUnknown
+            | Code::AlreadyPlaced
             | Code::StoreUnavailable
             | Code::GateUnavailable
             | Code::UpstreamUnreachable => Kind::Unavailable,
@@ -260,6 +270,7 @@ fn contract_fields(refusal: &Refusal, shape: &RefusalShape) -> Map<String, Value
     fields.insert("refusalId".to_owned(), refusal.id.as_str().into());
     let called = match refusal.code {
         Code::OutcomeUnknown => json!("unknown"),
+        Code::AlreadyPlaced => json!(true),
         _ => json!(false),
     };
     fields.insert("called".to_owned(), called);

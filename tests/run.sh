@@ -23,6 +23,11 @@ test_packages() {
     python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3 python3-venv)
     command -v openssl >/dev/null || missing+=(openssl)
     command -v curl >/dev/null || missing+=(curl)
+    command -v nginx >/dev/null || [ -x /usr/sbin/nginx ] || missing+=(nginx-light)
+    if [ "$part" != rust ]; then
+        command -v node >/dev/null || missing+=(nodejs)
+        command -v npm >/dev/null || missing+=(npm)
+    fi
     [ ${#missing[@]} -eq 0 ] || packages "tools of the tests" "${missing[@]}"
 }
 
@@ -37,6 +42,14 @@ sdks() {
         "$python" -m pip install --quiet --disable-pip-version-check --requirement "$wanted" </dev/null ||
             die "pip could not install the SDKs" "it needs a way to the Python package index"
         cp "$wanted" "$venv/installed.txt"
+    fi
+    # The lock file names no registry, so npm asks whichever this machine is set to, and checks what it gets by its hash.
+    local sdk=$root/tests/sdk
+    if ! cmp -s "$sdk/package-lock.json" "$sdk/node_modules/installed.json"; then
+        say "Node SDKs: installing into tests/sdk/node_modules"
+        npm ci --prefix "$sdk" --ignore-scripts --no-audit --no-fund --loglevel error </dev/null >&2 ||
+            die "npm could not install the SDKs" "it needs a way to the npm registry"
+        cp "$sdk/package-lock.json" "$sdk/node_modules/installed.json"
     fi
 }
 

@@ -2,9 +2,10 @@
 //! that ringfence replaces (contract §1).
 
 pub mod auth;
+pub mod reload;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -24,10 +25,11 @@ use crate::net::{Exchange, Handler};
 use crate::policy::{Bound, Business, Limit, Per, Policy};
 use crate::provider::path::percent_decode;
 use crate::provider::secret::Secret;
-use crate::reconcile::{self, Sightings};
+use crate::reconcile::Sightings;
 use crate::reply::{json_answer, problem, respond};
 use crate::store::{CallRecord, StoreError};
 use auth::{Caller, Denied, Scope, caller};
+use reload::Running;
 
 /// The largest body that is taken: a business.
 const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -35,6 +37,7 @@ const BODY_BYTES_MAX: usize = 64 * 1024;
 const LIST_MAX: u32 = 1000;
 
 /// The handler of `listen.admin`.
+#[derive(Clone)]
 pub struct Admin {
     /// What acts on calls.
     pub calls: Calls,
@@ -46,8 +49,8 @@ pub struct Admin {
     pub draining: CancellationToken,
     /// Where the record is, for `/status`.
     pub store_path: String,
-    /// Serialises changes of businesses, so that none is lost between reading and swapping.
-    pub changing: tokio::sync::Mutex<()>,
+    /// The program that it shows. Weak: the program has the console, not the other way round.
+    pub program: Weak<dyn Running>,
 }
 
 type Answer = Result<Response<Bytes>, Problem>;
@@ -162,6 +165,11 @@ impl Admin {
                     self.release(exchange, &record, &who).await
                 }
             }
+            (&Method::POST, ["api", "reload"]) => {
+                let who = may(Scope::Operate)?.sees_all()?;
+                let program = self.program()?;
+                Ok(reload::answer(&program.clone().reload(&who.name).await, &program.in_force()))
+            }
             (&Method::GET, ["api", "refusals"]) => {
                 let who = may(Scope::Read)?;
                 let limit = limit_of(exchange.query().unwrap_or_default());
@@ -206,8 +214,8 @@ impl Admin {
                 let mine: Vec<&CallRecord> = open.iter().filter(of).collect();
                 let seen = sightings.get(account.name.as_str());
                 json!({
-                    "name": account.name, "provider": account.provider.name, "inUse": mine.len(), "limit": limit,
-                    "foreign": mine.iter().filter(|c| c.origin == crate::call::Origin::Foreign).count(),
+                    "name": account.name, "provider": account.provider.name, "inUse": mine.iter().map(|c| c.places).sum::<u32>(), "limit": limit,
+                    "foreign": mine.iter().filter(|c| c.origin == crate::call::Origin::Foreign).map(|c| c.places).sum::<u32>(),
                     "unsettled": mine.iter().filter(|c| c.unsettled).count(),
                     "overrun": mine.iter().filter(|c| c.overrun).count(),
                     "canBeAsked": account.can_ask(), "terminate": account.terminate,
@@ -220,6 +228,7 @@ impl Admin {
         ok(&json!({
             "version": env!("CARGO_PKG_VERSION"),
             "mode": policy.mode().as_str(),
+            "policy": self.program()?.in_force().shown(),
             "draining": self.draining.is_cancelled(),
             "gate": {"backend": "memory", "calls": counts.calls, "overruns": counts.overruns, "byLimit": by_limit(&policy.settings().limits, &counts.by_key)},
             "store": {"backend": "sqlite", "path": self.store_path, "ok": written.is_ok(), "error": written.err().map(|e| e.to_string())},
@@ -235,7 +244,7 @@ impl Admin {
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let mut by_business = BTreeMap::<&str, u32>::new();
         for call in open.iter().filter(|c| !c.overrun) {
-            *by_business.entry(call.facts.business.as_str()).or_default() += 1;
+            *by_business.entry(call.facts.business.as_str()).or_default() += call.places;
         }
         // Only counts that are per nothing: a label a business would have no bound.
         let limits =
@@ -337,19 +346,17 @@ impl Admin {
             }
             Method::PUT => {
                 let business = self.read_business(exchange, id).await?;
-                let _one_at_a_time = self.changing.lock().await;
                 let new = store.put_business(&business, self.calls.lifecycle.clock.now_ms()).await?;
-                self.swap_policy().await?;
+                self.program()?.take_up_businesses().await?;
                 info!(business = %business.id, by = who.name, new, "a business was put");
                 let status = if new { StatusCode::CREATED } else { StatusCode::OK };
                 Ok(json_answer(status, &serde_json::to_value(&business).unwrap_or_default()))
             }
             Method::DELETE => {
-                let _one_at_a_time = self.changing.lock().await;
                 if !store.delete_business(id.as_str()).await? {
                     return Err(not_found("no business of this id was put; those of the config file stay"));
                 }
-                self.swap_policy().await?;
+                self.program()?.take_up_businesses().await?;
                 info!(business = %id, by = who.name, "a business was deleted");
                 Ok(respond(StatusCode::NO_CONTENT, HeaderMap::new(), Bytes::new()))
             }
@@ -399,13 +406,9 @@ impl Admin {
         Ok(business)
     }
 
-    /// Builds the policy anew and lets every open call count against it before it decides anything.
-    async fn swap_policy(&self) -> Result<(), StoreError> {
-        let lifecycle = &self.calls.lifecycle;
-        let businesses = lifecycle.store.businesses().await?;
-        let settings = lifecycle.policy.load().settings().clone();
-        let policy = Arc::new(Policy::new(settings, &businesses));
-        reconcile::swap(lifecycle, policy).await
+    fn program(&self) -> Result<Arc<dyn Running>, Problem> {
+        let gone = || Problem::Is(StatusCode::SERVICE_UNAVAILABLE, "DRAINING", "this process is stopping".to_owned());
+        self.program.upgrade().ok_or_else(gone)
     }
 
     // === calls ===
@@ -504,7 +507,7 @@ fn global_status(policy: &Policy, active: u32, open: &[CallRecord]) -> Value {
     let mut by_plan: BTreeMap<String, u32> =
         ["PAYG", "STARTER", "PRO", "ENTERPRISE"].iter().map(|p| ((*p).to_owned(), 0)).collect();
     for call in open.iter().filter(|c| !c.overrun) {
-        *by_plan.entry(call.facts.plan.clone()).or_default() += 1;
+        *by_plan.entry(call.facts.plan.clone()).or_default() += call.places;
     }
     let percent = if limit == 0 { 0 } else { (u64::from(active) * 100).div_ceil(u64::from(limit)) };
     json!({"active": active, "limit": limit, "available": limit.saturating_sub(active), "utilizationPercent": percent, "byPlan": by_plan})
@@ -518,7 +521,7 @@ fn shown(call: &CallRecord) -> Value {
         "callId": call.id, "businessId": call.facts.business, "plan": call.facts.plan,
         "direction": call.facts.direction, "status": session_status(call.phase, call.outcome),
         "provider": call.facts.provider, "account": call.facts.account, "carrier": call.facts.carrier,
-        "operation": call.facts.operation, "origin": call.origin,
+        "operation": call.facts.operation, "origin": call.origin, "places": call.places,
         "phase": call.phase, "outcome": call.outcome, "proof": call.proof,
         "overrun": call.overrun, "unsettled": call.unsettled,
         "agent": call.facts.agent, "ownNumber": masked(&call.facts.own_number), "otherNumber": masked(&call.facts.other_number),

@@ -13,8 +13,8 @@ use super::Calls;
 use super::lookup::LookedUp;
 use crate::call::{Direction, EndProof, Event, Origin, Outcome, Phase};
 use crate::failpoint;
-use crate::gate::{Order, Verdict};
-use crate::ids::{Alias, BusinessId, CallId, mask_number};
+use crate::gate::{Order, Places, Verdict};
+use crate::ids::{Alias, BusinessId, CallId, RefusalId, mask_number};
 use crate::policy::{Facts, Marks, WhenFull};
 use crate::provider::account::Account;
 use crate::provider::description::{CallFacts, OWN_ID_KIND};
@@ -81,7 +81,8 @@ impl Calls {
         let facts = self.facts_of(&arrival);
         let call = CallId::new();
         let at_ms = self.lifecycle.clock.now_ms();
-        let ask = Order { call: call.clone(), bindings: policy.bindings(&facts), mode: policy.mode(), at_ms };
+        let bindings = policy.bindings(&facts);
+        let ask = Order { call: call.clone(), bindings, places: Places::ONE, mode: policy.mode(), at_ms };
         let verdict = self.lifecycle.gate.admit(ask).await;
         let mut record = self.lifecycle.new_call(&call, facts.clone(), arrival.origin, arrival.phase);
         record.aliases = arrival.aliases.clone();
@@ -106,7 +107,7 @@ impl Calls {
                         );
                         if let Some(full) = would_refuse {
                             self.lifecycle.metrics.would_refuse(&full.limit);
-                            let what = self.full_refusal(&facts, &full).await;
+                            let what = self.full_refusal(&facts, &full, RefusalId::new()).await;
                             self.keep_refusal(&facts, &what, "capacity_inbound", true);
                         }
                         Ok(Arrived::Admitted(call))
@@ -128,7 +129,7 @@ impl Calls {
             return self.known(&other, &arrival).await;
         }
         failpoint::hit("inbound.adopted").await;
-        let what = self.full_refusal(&facts, &full).await;
+        let what = self.full_refusal(&facts, &full, RefusalId::new()).await;
         self.lifecycle.metrics.refused("capacity_inbound", "inbound");
         self.keep_refusal(&facts, &what, "capacity_inbound", false);
         info!(
@@ -180,6 +181,7 @@ impl Calls {
                 && call.facts.account == account.name
                 && call.facts.direction == Direction::Outbound
                 && call.alias(&lookup.needs).is_none()
+                && self.group_of(call).is_none()
         };
         if !self.lifecycle.store.open_calls().await?.iter().any(waits) {
             return Ok(None);
@@ -236,7 +238,7 @@ impl Calls {
 
     /// The facts of an arriving call. A call that a carrier brings uses the capacity of the account whose agents answer it.
     pub fn facts_of(&self, arrival: &Arrival) -> Facts {
-        let policy = self.lifecycle.policy.load();
+        let policy = &self.policy;
         let agent_account = self.agent_account(&arrival.account.name);
         let (account, carrier) = match agent_account {
             Some(user) => (user, Some(arrival.account.name.clone())),

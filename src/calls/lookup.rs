@@ -10,8 +10,9 @@ use crate::call::{Direction, EndProof, Event};
 use crate::clock::UnixMs;
 use crate::ids::Alias;
 use crate::provider::account::Account;
-use crate::provider::description::{CallFacts, List, Lookup, NextPage};
-use crate::provider::select::{Document, Message};
+use crate::provider::description::{CallFacts, Group, List, Lookup, NextPage};
+use crate::provider::render::{Target, render};
+use crate::provider::select::{Document, Message, Selector};
 use crate::store::CallRecord;
 
 /// Pages of a list that are read at most: 100 pages of 100 conversations are more than any account may hold at once.
@@ -28,6 +29,8 @@ pub struct Found {
     pub facts: CallFacts,
     /// It is a telephone call.
     pub phone: bool,
+    /// The order for many calls that it is one of.
+    pub member_of: Vec<Alias>,
 }
 
 /// The answer to a look-up.
@@ -36,6 +39,20 @@ pub enum LookedUp {
     /// The provider has a record.
     Found(Found),
     /// It has none.
+    Absent,
+}
+
+/// What a provider's record of an order for many calls says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LookedUpGroup {
+    /// There is one.
+    Found {
+        /// Live while it may make calls, ended once it makes no more.
+        event: Option<Event>,
+        /// How many calls at once it makes, if the record says so.
+        places: Option<u32>,
+    },
+    /// There is none.
     Absent,
 }
 
@@ -87,6 +104,25 @@ impl Calls {
         }
     }
 
+    /// Asks for an order for many calls.
+    pub async fn look_up_group(&self, account: &Account, group: &Group, id: &Alias) -> Result<LookedUpGroup, AskError> {
+        let value = |name: &str| account.value(name).or_else(|| (name == id.kind).then(|| id.id.as_str().into()));
+        let path = render(&group.path, Target::Url, value)?;
+        let response = self.ask(account, Method::GET, &path, None).await?;
+        let status = response.status().as_u16();
+        if group.absent.contains(&status) {
+            return Ok(LookedUpGroup::Absent);
+        }
+        if !response.status().is_success() {
+            return Err(AskError::Status(status));
+        }
+        let (body, none) = (decode(&response), Default::default());
+        let message = message(&body, &none);
+        let number = |selector: &Selector| selector.text(&message)?.parse::<u32>().ok();
+        let places = group.places.iter().filter_map(number).min().map(|n| n.max(1));
+        Ok(LookedUpGroup::Found { event: group.state.read(&message, EndProof::Provider), places })
+    }
+
     async fn look_up_at(&self, account: &Account, lookup: &Lookup, record: &CallRecord) -> Result<LookedUp, AskError> {
         let path = self.path(account, Some(record), &lookup.path)?;
         self.read_record(account, lookup, &path).await
@@ -97,7 +133,7 @@ impl Calls {
         let no_way = || AskError::NoWay(account.name.clone(), "its provider has no look-up by this id");
         let lookup = account.provider.lookup.as_ref().filter(|l| l.needs == alias.kind).ok_or_else(no_way)?;
         let value = |name: &str| account.value(name).or_else(|| (name == alias.kind).then(|| alias.id.as_str().into()));
-        let path = crate::provider::render::render(&lookup.path, crate::provider::render::Target::Url, value)?;
+        let path = render(&lookup.path, Target::Url, value)?;
         self.read_record(account, lookup, &path).await
     }
 
@@ -117,6 +153,7 @@ impl Calls {
             aliases: lookup.ids.read(&message),
             facts: lookup.facts.read(&message),
             phone: lookup.phone.is_empty() || lookup.phone.holds(&message),
+            member_of: lookup.member_of.read(&message),
         }))
     }
 
@@ -148,12 +185,15 @@ impl Calls {
     /// Calls that an order whose answer was lost may have made.
     pub async fn find(&self, account: &Account, record: &CallRecord) -> Result<Vec<Listed>, AskError> {
         let no_way = || AskError::NoWay(account.name.clone(), "its provider cannot search for lost creates");
-        let find = account.provider.find.as_ref().ok_or_else(no_way)?;
+        let group = self.group_of(record);
+        let find = if group.is_some() { group.and_then(|g| g.find.as_ref()) } else { account.provider.find.as_ref() };
+        let find = find.ok_or_else(no_way)?;
         let path = self.path(account, Some(record), find.path.as_deref().ok_or_else(no_way)?)?;
         let listed = self.pages(account, find, path).await?;
         // A second is what providers' stamps are worth.
         let since_ms = record.admitted_at - 1_000;
-        Ok(listed.into_iter().filter(|one| one.created_at.is_none_or(|at| at >= since_ms)).collect())
+        let fits = |one: &Listed| one.facts.agent.is_none() || one.facts.agent == record.facts.agent;
+        Ok(listed.into_iter().filter(|one| one.created_at.is_none_or(|at| at >= since_ms) && fits(one)).collect())
     }
 
     async fn pages(&self, account: &Account, list: &List, first: String) -> Result<Vec<Listed>, AskError> {
@@ -200,6 +240,9 @@ fn listed(list: &List, item: &serde_json::Value) -> Option<Listed> {
         return None;
     }
     let created_at = list.created_at.as_ref().and_then(|s| s.text(&message)).and_then(|text| {
+        if let Ok(secs) = text.parse::<i64>() {
+            return secs.checked_mul(1000);
+        }
         let time = jiff::fmt::rfc2822::parse(&text).ok()?;
         Some(time.timestamp().as_millisecond())
     });

@@ -1,11 +1,14 @@
 //! What is asked of providers: place a call, look calls up, end one; and what an inbound call meets.
 //!
-//! [`place`] sends an order and settles it, [`inbound`] admits a call that a provider brings, [`lookup`] asks where calls
-//! stand, [`terminate`] ends one and checks that it is over.
+//! [`place`] sends an order and settles it, [`repost`] knows an order that is sent again, [`many`] knows orders for many calls,
+//! [`inbound`] admits a call that a provider brings, [`lookup`] asks where calls stand, [`terminate`] ends one and checks that it
+//! is over.
 
 pub mod inbound;
 pub mod lookup;
+pub mod many;
 pub mod place;
+pub mod repost;
 pub mod terminate;
 
 use std::borrow::Cow;
@@ -19,9 +22,11 @@ use http::{HeaderValue, Method, Request, Response};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
+use crate::call::Deadlines;
 use crate::ids::{AccountName, CallId};
 use crate::lifecycle::Lifecycle;
 use crate::net::{Upstream, UpstreamError};
+use crate::policy::Policy;
 use crate::provider::account::Account;
 use crate::provider::render::{MissingValue, Target, render};
 use crate::store::CallRecord;
@@ -54,13 +59,20 @@ pub struct Settings {
     pub sdk_retry_after_max_secs: u32,
     /// The account whose capacity inbound calls of a carrier use, where one is configured.
     pub inbound_account: Option<AccountName>,
+    /// How often every account is asked; the description's pace unless given.
+    pub sweep: Option<Duration>,
 }
 
 /// See the module. Cloning is cheap.
+///
+/// One value is one generation of the config: who has it sees the same accounts and settings to the end of what it does. A reload
+/// makes the [`next`](Calls::next), which shares everything that must outlive it.
 #[derive(Clone)]
 pub struct Calls {
     /// The only writer of a call's state.
     pub lifecycle: Lifecycle,
+    /// Tells whose a request is. What binds a call is decided by the newest policy instead, [`Lifecycle::policy`].
+    pub policy: Arc<Policy>,
     /// Every account by name.
     pub accounts: Arc<BTreeMap<AccountName, Arc<Account>>>,
     /// The way out.
@@ -69,8 +81,12 @@ pub struct Calls {
     pub settings: Arc<Settings>,
     /// Exchanges under way: a drain waits for them.
     pub tasks: TaskTracker,
-    /// Inbound calls that a request is joining just now.
+    /// Orders that may be sent again.
+    pub reposts: repost::Reposts,
+    /// Open calls that a request is joining just now.
     joining: Arc<Mutex<HashSet<CallId>>>,
+    /// Live calls of orders for many, by account.
+    members: Arc<Mutex<many::Members>>,
     /// Arrivals of one call go one after the other: by its ids, each of which falls to one of these.
     arriving: Arc<[tokio::sync::Mutex<()>; ARRIVALS]>,
     /// Room for refusals that wait to be recorded.
@@ -107,17 +123,44 @@ impl Calls {
         settings: Settings,
     ) -> Self {
         Self {
+            policy: lifecycle.policy.load_full(),
             lifecycle,
             accounts: Arc::new(accounts),
             upstream,
             settings: Arc::new(settings),
             tasks: TaskTracker::new(),
+            reposts: repost::Reposts::default(),
             joining: Arc::default(),
+            members: Arc::default(),
             arriving: Arc::new([const { tokio::sync::Mutex::const_new(()) }; ARRIVALS]),
             refusals: Arc::new(Semaphore::new(REFUSALS_WAITING_MAX)),
             hanging_up: Arc::default(),
             fronted: Arc::default(),
         }
+    }
+
+    /// The next generation, after a reload. What is under way is shared with this one.
+    pub fn next(
+        &self,
+        policy: Arc<Policy>,
+        accounts: BTreeMap<AccountName, Arc<Account>>,
+        upstream: Upstream,
+        settings: Settings,
+        deadlines: Deadlines,
+    ) -> Self {
+        Self {
+            lifecycle: Lifecycle { deadlines, ..self.lifecycle.clone() },
+            policy,
+            accounts: Arc::new(accounts),
+            upstream,
+            settings: Arc::new(settings),
+            ..self.clone()
+        }
+    }
+
+    /// The next generation, after a change of businesses alone.
+    pub fn with_policy(&self, policy: Arc<Policy>) -> Self {
+        Self { policy, ..self.clone() }
     }
 
     /// The account of this name.
@@ -187,7 +230,7 @@ fn of_record<'a>(record: &'a CallRecord, name: &str) -> Option<Cow<'a, str>> {
 }
 
 /// Puts a value into JSON at a pointer, making the objects on the way. `false` if something else is in the way.
-pub fn inject(body: &mut serde_json::Value, at: &str, value: &str) -> bool {
+pub fn inject(body: &mut serde_json::Value, at: &str, value: impl Into<serde_json::Value>) -> bool {
     let mut here = body;
     for key in at.split('/').skip(1) {
         if here.is_null() {

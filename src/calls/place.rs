@@ -9,24 +9,29 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, RETRY_AFTER};
-use http::{HeaderValue, Request, Response};
+use http::{HeaderValue, Request, Response, StatusCode};
+use serde_json::Value;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::{ANSWER_BYTES_MAX, Calls, inject};
+use super::many::Many;
+use super::repost::{
+    Arrived, Asker, Client, DUPLICATE_HEADER, Fingerprint, Known, NOTICED_WITHIN, OrderRef, Standing, key, standing,
+};
+use super::{ANSWER_BYTES_MAX, Calls, inject, of_record};
 use crate::call::{Direction, EndProof, Event, Origin, Outcome as End, Phase};
 use crate::failpoint;
 use crate::gate::{Full, Gated, Lease, Order, Verdict};
-use crate::ids::{AccountName, Alias, CallId, mask_number};
+use crate::ids::{AccountName, Alias, CallId, RefusalId, mask_number};
 use crate::net::Outcome;
 use crate::net::headers::strip_hop_by_hop;
 use crate::policy::{Bound, Facts};
 use crate::provider::account::Account;
 use crate::provider::description::{Callback, LimitClass, Operation};
-use crate::provider::render::{Target, render};
+use crate::provider::render::{Target, fill_json, render};
 use crate::provider::select::{Document, Message};
-use crate::reply::{Code, Manner, Refusal, refusal};
-use crate::store::{AppCallback, CallRecord, Change, Opened, RefusalRecord};
+use crate::reply::{Code, Manner, Refusal, json_answer, refusal};
+use crate::store::{AppCallback, CallRecord, Change, Opened, RefusalRecord, StoreError};
 
 /// A request that would create a call.
 #[derive(Debug)]
@@ -41,8 +46,34 @@ pub struct CreateOrder {
     pub request: Request<Bytes>,
     /// The body, decoded.
     pub body: Document,
+    /// The order for many calls that the path names, where it is made once more.
+    pub again: Option<Alias>,
     /// The client sleeps on `Retry-After` inside the app's request.
     pub sdk_sleeps: bool,
+}
+
+impl CreateOrder {
+    fn fingerprint(&self) -> Fingerprint {
+        Fingerprint::of(&self.facts, &self.request)
+    }
+}
+
+/// What a provider's answer, or the want of one, says about an order.
+enum Settled {
+    /// There is a call.
+    Created,
+    /// There is none.
+    NotCreated,
+    /// Nobody knows yet.
+    Unknown,
+}
+
+/// An order that was sent before.
+struct Earlier {
+    /// Its call, where its key named it.
+    call: Option<CallId>,
+    /// The order itself, while its answer is not delivered.
+    order: Option<OrderRef>,
 }
 
 /// A create as the provider gets it.
@@ -67,75 +98,249 @@ impl Drop for Joining {
 }
 
 impl Calls {
-    /// Places a call. Runs in a task of its own; dropping the future drops only the answer.
-    pub async fn place(&self, order: CreateOrder) -> Response<Bytes> {
-        let (this, shape) = (self.clone(), order.account.provider.clone());
+    /// Places a call. Runs in a task of its own: dropping the future drops only the answer. Whoever holds the client's
+    /// connection tells the [`Asker`] whether the answer got there.
+    pub fn place(&self, order: CreateOrder) -> (Asker, impl Future<Output = Response<Bytes>> + Send + 'static) {
+        let asker = self.reposts.asker(order.fingerprint());
+        let (this, shape, client) = (self.clone(), order.account.provider.clone(), asker.client());
         let manner_max = order.sdk_sleeps.then_some(self.settings.sdk_retry_after_max_secs);
-        let task = self.tasks.spawn(async move { this.run(order).await });
-        match task.await {
-            Ok(response) => response,
-            Err(error) => {
-                warn!(%error, "an order's task did not come to its end");
-                let lost = Refusal::new(Code::OutcomeUnknown, "ringfence failed while placing the call");
-                refusal(&lost, Manner { shape: &shape.refusal, retry_after_max_secs: manner_max })
+        let task = self.tasks.spawn(async move { this.run(Arc::new(order), client).await });
+        let answer = async move {
+            match task.await {
+                Ok(response) => response,
+                Err(error) => {
+                    warn!(%error, "an order's task did not come to its end");
+                    let lost = Refusal::new(Code::OutcomeUnknown, "ringfence failed while placing the call");
+                    refusal(&lost, Manner { shape: &shape.refusal, retry_after_max_secs: manner_max })
+                }
+            }
+        };
+        (asker, answer)
+    }
+
+    async fn run(&self, order: Arc<CreateOrder>, client: Client) -> Response<Bytes> {
+        let key = match key(&order.facts, order.request.headers()) {
+            Ok(key) => key,
+            Err(why) => return self.refuse(&order, Refusal::new(Code::InvalidRequest, why)).await,
+        };
+        let until = Instant::now() + self.settings.create_timeout;
+        let mut second_look = false;
+        loop {
+            let earlier = match key.as_ref() {
+                Some(key) => self.by_key(&order, &client, key).await,
+                None => Ok(None),
+            };
+            let earlier = match earlier {
+                Ok(Some(earlier)) => earlier,
+                Ok(None) => match self.reposts.arrive(&client, second_look) {
+                    Arrived::Beside => {
+                        tokio::time::sleep(NOTICED_WITHIN).await;
+                        second_look = true;
+                        continue;
+                    }
+                    Arrived::Again(earlier) => Earlier { call: None, order: Some(earlier) },
+                    Arrived::New(mine) => match self.run_new(&order, mine, key.clone()).await {
+                        Some(response) => return response,
+                        // An order with the same key got in first.
+                        None => continue,
+                    },
+                },
+                Err(what) => return self.refuse(&order, what).await,
+            };
+            if let Some(response) = self.join_earlier(&order, &earlier, until).await {
+                return response;
+            }
+            // Nothing was dialled yet for a client that has hung up meanwhile; it may be waiting on another connection by now.
+            if client.has_left() {
+                let gone = "Not dialled: the client hung up while an equal order before this one was being settled.";
+                return self.refuse(&order, Refusal::new(Code::InvalidRequest, gone)).await;
             }
         }
     }
 
-    async fn run(&self, order: CreateOrder) -> Response<Bytes> {
+    /// An order that is none of those before it. `None`: its key belongs to another that was put on record meanwhile.
+    async fn run_new(&self, order: &Arc<CreateOrder>, mine: OrderRef, key: Option<Alias>) -> Option<Response<Bytes>> {
+        let kept = mine.clone();
+        let response = self.admit_and_send(order, mine, key).await;
+        if response.is_err() {
+            kept.not_created();
+        }
+        match response {
+            Ok(response) => Some(response),
+            Err(Some(what)) => Some(self.refuse(order, what).await),
+            Err(None) => None,
+        }
+    }
+
+    /// An error is an order that was not sent: with what the app is told, or without, where its key is another's.
+    async fn admit_and_send(
+        &self,
+        order: &Arc<CreateOrder>,
+        mine: OrderRef,
+        key: Option<Alias>,
+    ) -> Result<Response<Bytes>, Option<Refusal>> {
         if order.operation.join
-            && let Some(joined) = self.joinable(&order).await
+            && let Some(joined) = self.joinable(order).await
         {
             // A call that ended since it was read holds no lease, and must not get one: nobody would ever give it back.
             if let Ok(Some(lease)) = self.lifecycle.gate.lease(&joined.record.id).await {
-                return self.run_joined(lease, &joined.record, order).await;
+                return self.run_joined(lease, &joined.record, order, mine).await.map_err(Some);
             }
         }
+        let many = match self.how_many(order).await.map_err(Some)? {
+            Many::Admit(ask) => ask,
+            Many::Held(record) => return Box::pin(self.run_held(*record, order, mine)).await.map_err(Some),
+        };
         let call = CallId::new();
         let deciding = self.lifecycle.deciding.read().await;
         let policy = self.lifecycle.policy.load_full();
+        if !policy.has_account(&order.facts.account) {
+            let message =
+                format!("Not dialled: account {} has just been taken out of the config.", order.facts.account);
+            return Err(Some(Refusal::new(Code::InitiationFailed, message)));
+        }
         let at_ms = self.lifecycle.clock.now_ms();
         let admitted_at = Instant::now();
-        let ask = Order { call: call.clone(), bindings: policy.bindings(&order.facts), mode: policy.mode(), at_ms };
+        let bindings = policy.bindings(&order.facts);
+        let ask = Order { call: call.clone(), bindings, places: many.places, mode: policy.mode(), at_ms };
         let (lease, would_refuse) = match self.lifecycle.gate.admit(ask).await {
             Ok(Verdict::Admitted(lease, would_refuse)) => (lease, would_refuse),
-            Ok(Verdict::Refused(full)) => return self.refuse_full(&order, &full).await,
-            Err(error) => return self.refuse(&order, Refusal::new(Code::GateUnavailable, error.to_string())).await,
+            Ok(Verdict::Refused(full)) => return Err(Some(self.refused_full(order, &full).await)),
+            Err(error) => return Err(Some(Refusal::new(Code::GateUnavailable, error.to_string()))),
         };
         failpoint::hit("create.admitted").await;
-        let prepared = match self.prepare(&order, &call) {
+        let places = (lease.places(), many.places.wanted);
+        let prepared = match self.prepare(order, &call, places) {
             Ok(prepared) => prepared,
             Err(message) => {
                 self.release_unrecorded(&call).await;
-                return self.refuse(&order, Refusal::new(Code::InvalidRequest, message)).await;
+                return Err(Some(Refusal::new(Code::InvalidRequest, message)));
             }
         };
         let mut record = self.lifecycle.new_call(&call, order.facts.clone(), Origin::Order, Phase::Reserved);
         record.callback = prepared.callback;
         record.polled = !prepared.events_will_come;
+        record.fingerprint = Some(order.fingerprint().as_str().to_owned());
+        (record.places, record.aliases) = (lease.places(), many.aliases);
+        record.aliases.extend(key);
         match self.lifecycle.open(&lease, record).await {
-            Ok(Opened::New(_)) => {}
-            Ok(Opened::Known(_)) | Err(_) => {
+            Ok(Opened::New(_)) => mine.opened(&call),
+            Ok(Opened::Known(_)) => return Err(None),
+            Err(_) => {
                 let message = "The call's record could not be written, so nothing was dialled.";
-                return self.refuse(&order, Refusal::new(Code::StoreUnavailable, message)).await;
+                return Err(Some(Refusal::new(Code::StoreUnavailable, message)));
             }
         }
         drop(deciding);
         failpoint::hit("create.recorded").await;
-        self.note_admitted(&order, &call, would_refuse.as_ref()).await;
+        self.note_admitted(order, &call, places, would_refuse.as_ref()).await;
         if admitted_at.elapsed() > self.settings.send_within {
             failpoint::hit("create.stale").await;
             self.end(&call, End::NotCreated, EndProof::Deadline, "order").await;
             failpoint::hit("create.stale.ended").await;
             let message = "Nothing was dialled: this process stood still between admission and dialling.";
-            return self.refuse(&order, Refusal::new(Code::StoreUnavailable, message)).await;
+            return Err(Some(Refusal::new(Code::StoreUnavailable, message)));
         }
-        let mut response = self.exchange(lease, Gated::new(prepared.request), order, None).await;
+        let mut response = self.exchange(lease, Gated::new(prepared.request), order, None, mine).await;
+        if places.0 < places.1
+            && response.status().is_success()
+            && let Ok(granted) = HeaderValue::try_from(format!("{}/{}", places.0, places.1))
+        {
+            response.headers_mut().insert("x-ringfence-places", granted);
+        }
         if let Some(full) = would_refuse
             && let Ok(limit) = HeaderValue::try_from(full.limit.as_ref())
         {
             response.headers_mut().insert("x-ringfence-would-refuse", limit);
         }
+        Ok(response)
+    }
+
+    // === sent again ===
+
+    /// The order that has this key already. An error: it was another order.
+    async fn by_key(&self, order: &CreateOrder, client: &Client, key: &Alias) -> Result<Option<Earlier>, Refusal> {
+        let away = |error: StoreError| {
+            warn!(%error, "an idempotency key cannot be looked up");
+            Refusal::new(Code::StoreUnavailable, "The record could not be read, so nothing was dialled.")
+        };
+        let store = &self.lifecycle.store;
+        let Some(call) = store.resolve(std::slice::from_ref(key)).await.map_err(away)? else { return Ok(None) };
+        let Some(record) = store.call(&call).await.map_err(away)? else { return Ok(None) };
+        if record.outcome == Some(End::NotCreated) {
+            return Ok(None);
+        }
+        if record.fingerprint.as_deref() != Some(order.fingerprint().as_str()) {
+            let message = "Not dialled: this Idempotency-Key was used for another order. Use a new key for a new call.";
+            return Err(Refusal::new(Code::KeyReused, message));
+        }
+        let order = self.reposts.of_call(client, &call);
+        Ok(Some(Earlier { call: Some(call), order }))
+    }
+
+    /// Waits for the settlement of an earlier order, and gives its answer. `None`: it made no call, or its call is over; the
+    /// order is a new one.
+    async fn join_earlier(&self, order: &CreateOrder, earlier: &Earlier, until: Instant) -> Option<Response<Bytes>> {
+        let mut pause = Duration::from_millis(20);
+        loop {
+            let (call, known) = match &earlier.order {
+                Some(one) => one.look()?,
+                None => (earlier.call.clone(), Known::Unknown),
+            };
+            if let Some(call) = &call
+                && !matches!(known, Known::UnderWay)
+                && let Ok(Some(record)) = self.lifecycle.store.call(call).await
+            {
+                let (keyed, no_call) = (earlier.call.is_some(), record.outcome == Some(End::NotCreated));
+                match (standing(&record, self.lifecycle.clock.now_ms()), known) {
+                    // A key names its order for as long as that is on record.
+                    (Standing::Over, known) if keyed && !no_call => {
+                        return Some(self.answer_again(order, &record, known));
+                    }
+                    (Standing::Over, _) => {
+                        if let Some(one) = &earlier.order {
+                            one.not_created();
+                        }
+                        return None;
+                    }
+                    (Standing::Called, known) | (_, known @ Known::Created(_)) => {
+                        return Some(self.answer_again(order, &record, known));
+                    }
+                    (Standing::Unknown, _) => {}
+                }
+            }
+            if Instant::now() >= until {
+                if let Some(one) = &earlier.order {
+                    one.told_unknown();
+                }
+                let why = "an equal order was sent before, and its outcome is still unknown";
+                let call = call.unwrap_or_else(CallId::new);
+                let mut response = self.unknown_answer(&order.account, order.sdk_sleeps, &call, why);
+                name_duplicate(&mut response, &call);
+                return Some(response);
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(500));
+        }
+    }
+
+    /// The answer of an earlier order: the provider's own where it is kept, else one made from the record.
+    fn answer_again(&self, order: &CreateOrder, record: &CallRecord, known: Known) -> Response<Bytes> {
+        let kept = match known {
+            Known::Created(kept) => kept,
+            Known::UnderWay | Known::Unknown => None,
+        };
+        let mut response = kept.or_else(|| made_answer(order, record)).unwrap_or_else(|| {
+            let message = format!(
+                "This order was sent before and made a call [{}]; its answer is not kept. Nothing was dialled again.",
+                record.id
+            );
+            let what = Refusal::new(Code::AlreadyPlaced, message);
+            refusal(&what, Manner { shape: &order.account.provider.refusal, retry_after_max_secs: None })
+        });
+        name_duplicate(&mut response, &record.id);
+        self.lifecycle.metrics.repost(order.account.name.as_str());
+        info!(call = %record.id, business = %order.facts.business, "an order came again; it was not dialled again");
         response
     }
 
@@ -144,27 +349,40 @@ impl Calls {
         &self,
         lease: Lease,
         request: Gated<Request<Bytes>>,
-        order: CreateOrder,
+        order: &Arc<CreateOrder>,
         joined: Option<CallRecord>,
+        mine: OrderRef,
     ) -> Response<Bytes> {
         let (call, account) = (lease.call().clone(), order.account.clone());
         let sdk_sleeps = order.sdk_sleeps;
-        let this = self.clone();
+        let (this, order, told) = (self.clone(), order.clone(), mine.clone());
         let mut settling = self.tasks.spawn(async move {
             failpoint::hit("create.sending").await;
             let started = Instant::now();
             let outcome = this.upstream.create(request.open(&lease), ANSWER_BYTES_MAX).await;
             this.lifecycle.metrics.upstream_seconds(order.account.name.as_str(), started.elapsed().as_secs_f64());
             failpoint::hit("create.answered").await;
-            this.settle(lease.call(), outcome, &order, joined.as_ref()).await
+            let (settled, response) = this.settle(lease.call(), outcome, &order, joined.as_ref()).await;
+            match settled {
+                Settled::Created => mine.created(&response),
+                Settled::NotCreated => mine.not_created(),
+                Settled::Unknown => {
+                    mine.unknown();
+                    mine.told_unknown();
+                }
+            }
+            response
         });
         match tokio::time::timeout(self.settings.create_timeout, &mut settling).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => {
                 warn!(%call, %error, "an exchange did not come to its end");
+                told.unknown();
+                told.told_unknown();
                 self.unknown_answer(&account, sdk_sleeps, &call, "ringfence failed while placing the call")
             }
             Err(_) => {
+                told.told_unknown();
                 self.mark_unsettled(&call).await;
                 let secs = self.settings.create_timeout.as_secs();
                 let why = format!("{} did not answer within {secs} s", account.provider.name);
@@ -179,7 +397,7 @@ impl Calls {
         outcome: Outcome,
         order: &CreateOrder,
         joined: Option<&CallRecord>,
-    ) -> Response<Bytes> {
+    ) -> (Settled, Response<Bytes>) {
         let provider = &order.account.provider;
         let answer = match outcome {
             Outcome::Answered(answer) => answer,
@@ -190,12 +408,13 @@ impl Calls {
                 }
                 failpoint::hit("create.not_sent.ended").await;
                 let message = format!("Not dialled: {} cannot be reached: {error}", provider.name);
-                return self.refuse(order, Refusal::new(Code::InitiationFailed, message)).await;
+                let refused = self.refuse(order, Refusal::new(Code::InitiationFailed, message)).await;
+                return (Settled::NotCreated, refused);
             }
             Outcome::Unknown(error) => {
                 self.mark_unsettled(call).await;
                 let why = format!("the answer of {} was lost: {error}", provider.name);
-                return self.unknown_answer(&order.account, order.sdk_sleeps, call, &why);
+                return (Settled::Unknown, self.unknown_answer(&order.account, order.sdk_sleeps, call, &why));
             }
         };
         let status = answer.status().as_u16();
@@ -216,29 +435,36 @@ impl Calls {
             }
             failpoint::hit("create.limit.ended").await;
             let wait_secs = retry_after_secs(&answer).unwrap_or(limit.wait_secs);
-            return self.refuse_by_provider(order, limit.class, wait_secs).await;
+            return (Settled::NotCreated, self.refuse_by_provider(order, limit.class, wait_secs).await);
         } else if status >= 500 {
             self.mark_unsettled(call).await;
             let why = format!("{} answered {status}", provider.name);
-            return self.unknown_answer(&order.account, order.sdk_sleeps, call, &why);
+            return (Settled::Unknown, self.unknown_answer(&order.account, order.sdk_sleeps, call, &why));
         } else if answer.status().is_success() && !success.status.contains(&status) {
             // A success of a kind that nobody described is not a refusal: there may be a call.
             self.lifecycle.metrics.outcome_unknown(order.account.name.as_str());
             warn!(%call, status, "an answer that the provider's description does not know; the slot is held until it was asked");
             self.mark_unsettled(call).await;
-        } else if joined.is_none() {
-            failpoint::hit("create.rejected").await;
-            self.end(call, End::NotCreated, EndProof::Provider, "answer").await;
-            failpoint::hit("create.rejected.ended").await;
+        } else {
+            if joined.is_none() {
+                failpoint::hit("create.rejected").await;
+                self.end(call, End::NotCreated, EndProof::Provider, "answer").await;
+                failpoint::hit("create.rejected.ended").await;
+            }
+            return (Settled::NotCreated, pass_on(answer));
         }
-        pass_on(answer)
+        (Settled::Created, pass_on(answer))
     }
 
     /// The provider has the call.
     async fn created(&self, call: &CallId, ids: Vec<Alias>, state: Option<Event>, order: &CreateOrder) {
-        // Success without any id: the call can only be found by asking.
-        let unsettled = ids.is_empty();
-        if unsettled {
+        // Success without an id that a look-up takes: the call can only be found by searching. Some answers never have one.
+        let carrier = order.facts.carrier.as_ref().and_then(|name| self.account(name));
+        let looks_up = |kind: &str| {
+            order.account.provider.looks_up(kind) || carrier.is_some_and(|carrier| carrier.provider.looks_up(kind))
+        };
+        let unsettled = !ids.iter().any(|id| looks_up(&id.kind));
+        if unsettled && order.operation.ids.kinds().any(looks_up) {
             self.lifecycle.metrics.outcome_unknown(order.account.name.as_str());
         }
         let change = Change {
@@ -255,7 +481,8 @@ impl Calls {
         failpoint::hit("create.bound").await;
     }
 
-    fn prepare(&self, order: &CreateOrder, call: &CallId) -> Result<Prepared, String> {
+    /// `places`: how many were granted, of how many that were wanted.
+    fn prepare(&self, order: &CreateOrder, call: &CallId, places: (u32, u32)) -> Result<Prepared, String> {
         let mut request = Request::new(order.request.body().clone());
         *request.method_mut() = order.request.method().clone();
         *request.uri_mut() = order.request.uri().clone();
@@ -263,11 +490,17 @@ impl Calls {
         request.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let (mut callback, mut events_will_come) = (None, false);
         match &order.body {
-            Document::Json(body) if !order.operation.inject.is_empty() => {
+            Document::Json(body) if !order.operation.inject.is_empty() || places.0 < places.1 => {
                 let mut body = body.clone();
+                let cut = order.operation.places.as_ref().and_then(|rule| rule.cut.as_deref());
+                if let Some(at) = cut.filter(|_| places.0 < places.1)
+                    && !inject(&mut body, at, places.0)
+                {
+                    return Err(format!("Not dialled: {at} cannot be set to {}, which is what is free.", places.0));
+                }
                 for one in &order.operation.inject {
                     let value = render(&one.value, Target::Plain, |n| (n == "call_id").then(|| call.as_str().into()));
-                    if !inject(&mut body, &one.at, &value.map_err(|e| e.to_string())?) {
+                    if !inject(&mut body, &one.at, value.map_err(|e| e.to_string())?) {
                         // The app has something else there; its body wins, the call is found by other means.
                         warn!(%call, at = one.at, "the call's id could not be put into the create");
                     }
@@ -346,19 +579,45 @@ impl Calls {
     }
 
     /// The request belongs to a call that holds its slot already.
-    async fn run_joined(&self, lease: Lease, joined: &CallRecord, order: CreateOrder) -> Response<Bytes> {
-        let prepared = match self.prepare(&order, &joined.id) {
-            Ok(prepared) => prepared,
-            Err(message) => return self.refuse(&order, Refusal::new(Code::InvalidRequest, message)).await,
-        };
+    async fn run_joined(
+        &self,
+        lease: Lease,
+        joined: &CallRecord,
+        order: &Arc<CreateOrder>,
+        mine: OrderRef,
+    ) -> Result<Response<Bytes>, Refusal> {
+        let prepared = self
+            .prepare(order, &joined.id, (lease.places(), lease.places()))
+            .map_err(|message| Refusal::new(Code::InvalidRequest, message))?;
         info!(call = %joined.id, operation = order.operation.name, "joined to the open call");
         failpoint::hit("create.joined").await;
-        self.exchange(lease, Gated::new(prepared.request), order, Some(joined.clone())).await
+        mine.opened(&joined.id);
+        Ok(self.exchange(lease, Gated::new(prepared.request), order, Some(joined.clone()), mine).await)
+    }
+
+    /// The request makes the calls of an open order for many, which holds its places already.
+    async fn run_held(
+        &self,
+        record: CallRecord,
+        order: &Arc<CreateOrder>,
+        mine: OrderRef,
+    ) -> Result<Response<Bytes>, Refusal> {
+        let over = || Refusal::new(Code::InitiationFailed, "Not dialled: the order ended just now; try again.");
+        let joining = {
+            let mut joining = self.joining.lock().unwrap_or_else(PoisonError::into_inner);
+            // Two repetitions at once: the second one's drop must not let go of the first.
+            joining.insert(record.id.clone()).then(|| Joining { record, of: self.joining.clone() })
+        };
+        let joining = joining.ok_or_else(over)?;
+        match self.lifecycle.gate.lease(&joining.record.id).await {
+            Ok(Some(lease)) => self.run_joined(lease, &joining.record, order, mine).await,
+            _ => Err(over()),
+        }
     }
 
     // === telling ===
 
-    async fn note_admitted(&self, order: &CreateOrder, call: &CallId, would_refuse: Option<&Full>) {
+    async fn note_admitted(&self, order: &CreateOrder, call: &CallId, places: (u32, u32), would_refuse: Option<&Full>) {
         let facts = &order.facts;
         self.lifecycle.metrics.admitted(facts.account.as_str(), facts.direction.as_str(), &facts.plan);
         info!(
@@ -367,32 +626,53 @@ impl Calls {
             plan = facts.plan,
             account = %facts.account,
             to = facts.other_number.as_deref().map(mask_number),
+            places = (places != (1, 1)).then(|| format!("{} of {}", places.0, places.1)),
             would_refuse = would_refuse.map(|f| f.limit.as_ref()),
             "admitted"
         );
         if let Some(full) = would_refuse {
             self.lifecycle.metrics.would_refuse(&full.limit);
-            let what = self.full_refusal(facts, full).await;
+            let what = self.full_refusal(facts, full, RefusalId::new()).await;
             self.record_refusal(facts, &what, order, true);
         }
     }
 
-    async fn refuse_full(&self, order: &CreateOrder, full: &Full) -> Response<Bytes> {
-        let what = self.full_refusal(&order.facts, full).await;
-        let reason = what.code.metric_reason(&order.account.provider.refusal);
-        self.lifecycle.metrics.refused(reason, &order.facts.plan);
-        self.refuse(order, what).await
+    async fn refused_full(&self, order: &CreateOrder, full: &Full) -> Refusal {
+        let (id, first) = self.refusal_id(order);
+        let what = self.full_refusal(&order.facts, full, id).await;
+        self.count_refusal(order, &what, first);
+        what
+    }
+
+    /// The id of a refusal, and whether it is a new one: an SDK's tries of one order are one refusal.
+    fn refusal_id(&self, order: &CreateOrder) -> (RefusalId, bool) {
+        if !order.sdk_sleeps {
+            return (RefusalId::new(), true);
+        }
+        let fingerprint = order.fingerprint();
+        if let Some(id) = self.reposts.refused_before(&fingerprint) {
+            return (id, false);
+        }
+        let id = RefusalId::new();
+        self.reposts.refused(&fingerprint, &id);
+        (id, true)
+    }
+
+    fn count_refusal(&self, order: &CreateOrder, what: &Refusal, first: bool) {
+        if first {
+            let reason = what.code.metric_reason(&order.account.provider.refusal);
+            self.lifecycle.metrics.refused(reason, &order.facts.plan);
+        }
     }
 
     /// The words for a full limit.
-    pub(super) async fn full_refusal(&self, facts: &Facts, full: &Full) -> Refusal {
+    pub(super) async fn full_refusal(&self, facts: &Facts, full: &Full, id: RefusalId) -> Refusal {
         let counts = self.lifecycle.gate.counts().await.unwrap_or_default();
         let policy = self.lifecycle.policy.load();
         let (used, all) = (counts.calls.saturating_sub(counts.overruns), policy.global_limit());
         let code = Code::of_full(full);
         let wait_secs = full.free_in_ms.and_then(|ms| u32::try_from((ms + 999) / 1000).ok());
-        let mut what = Refusal::new(code, String::new());
-        what.retry_after_secs = wait_secs;
+        let mut what = Refusal { id, retry_after_secs: wait_secs, ..Refusal::new(code, String::new()) };
         let about = match (what.wait_secs(), full.free_in_ms) {
             (Some(secs), Some(_)) => format!("; one is expected to end in about {secs} s"),
             (Some(secs), None) => format!("; try again in about {secs} s"),
@@ -427,7 +707,8 @@ impl Calls {
     async fn refuse_by_provider(&self, order: &CreateOrder, class: LimitClass, wait_secs: u32) -> Response<Bytes> {
         let provider = &order.account.provider.name;
         self.lifecycle.metrics.provider_limit(provider, order.account.name.as_str(), class.as_str());
-        let mut what = Refusal::new(Code::ProviderLimit, String::new());
+        let (id, first) = self.refusal_id(order);
+        let mut what = Refusal { id, ..Refusal::new(Code::ProviderLimit, String::new()) };
         what.retry_after_secs = Some(wait_secs);
         what.provider_class = Some(class);
         let why = match class {
@@ -437,8 +718,7 @@ impl Calls {
         };
         what.message =
             format!("Not dialled: {provider} {why}; try again in about {} s. [{}]", wait_secs.max(1), what.id);
-        let reason = what.code.metric_reason(&order.account.provider.refusal);
-        self.lifecycle.metrics.refused(reason, &order.facts.plan);
+        self.count_refusal(order, &what, first);
         self.refuse(order, what).await
     }
 
@@ -497,6 +777,7 @@ impl Calls {
             current: what.limit.as_ref().map(|(_, current, _)| *current),
             limit: what.limit.as_ref().map(|(.., limit)| *limit),
             observed,
+            attempts: 1,
         };
         let Ok(room) = self.refusals.clone().try_acquire_owned() else {
             return warn!(refusal = %what.id, "a refusal is not recorded: too many wait for the store");
@@ -556,6 +837,22 @@ impl Calls {
 /// The provider's own wish, in seconds: whole seconds only; a date or nonsense counts as none.
 fn retry_after_secs(answer: &Response<Bytes>) -> Option<u32> {
     answer.headers().get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()
+}
+
+/// An answer made from the record, in the shape that the provider's own had. `None`: its description has no such shape.
+fn made_answer(order: &CreateOrder, record: &CallRecord) -> Option<Response<Bytes>> {
+    let shape = order.operation.answer.as_ref()?;
+    let value = |name: &str| {
+        let own = order.account.value(name).or_else(|| of_record(record, name));
+        own.map_or(Value::Null, |text| Value::String(text.into_owned()))
+    };
+    Some(json_answer(StatusCode::from_u16(shape.status).ok()?, &fill_json(shape.body.as_ref()?, &value)))
+}
+
+fn name_duplicate(response: &mut Response<Bytes>, earlier: &CallId) {
+    if let Ok(id) = HeaderValue::try_from(earlier.as_str()) {
+        response.headers_mut().insert(DUPLICATE_HEADER, id);
+    }
 }
 
 /// The provider's answer as the app gets it.

@@ -1,31 +1,18 @@
 //! `ringfence calls`: speaks to `listen.admin` of a running sidecar.
 
 use std::process::ExitCode;
-use std::time::Duration;
 
-use bytes::Bytes;
 use clap::{Args, Subcommand};
-use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
-use http::{Method, Request};
+use http::Method;
 use serde_json::{Value, json};
 
 use super::Outcome;
-use crate::net::{Upstream, UpstreamSettings};
+use super::console::Console;
 
 #[derive(Debug, Args)]
 pub(super) struct Calls {
-    /// listen.admin of the sidecar
-    #[arg(
-        long,
-        env = "RINGFENCE_ADMIN_URL",
-        default_value = "http://127.0.0.1:9900",
-        value_name = "URL",
-        global = true
-    )]
-    admin: String,
-    /// A token of it; none is needed on the same machine
-    #[arg(long, env = "RINGFENCE_TOKEN", hide_env_values = true, value_name = "TOKEN", global = true)]
-    token: Option<String>,
+    #[command(flatten)]
+    console: Console,
     /// Print JSON
     #[arg(long, global = true)]
     json: bool,
@@ -80,20 +67,20 @@ impl Calls {
                 if let Some(business) = business {
                     query.append_pair("business", business);
                 }
-                let listed = self.ask(Method::GET, &format!("/api/calls?{}", query.finish()), None).await?;
+                let listed = self.console.ask(Method::GET, &format!("/api/calls?{}", query.finish()), None).await?;
                 if self.json {
                     println!("{listed}");
                 } else {
-                    let status = self.ask(Method::GET, "/status", None).await?;
+                    let status = self.console.ask(Method::GET, "/status", None).await?;
                     print!("{}", table(&listed, &status));
                 }
             }
             Act::Show { id } => {
-                let call = self.ask(Method::GET, &id_path(id), None).await?;
+                let call = self.console.ask(Method::GET, &id_path(id), None).await?;
                 println!("{}", if self.json { call.to_string() } else { serde_json::to_string_pretty(&call)? });
             }
             Act::Hangup { id } => {
-                let done = self.ask(Method::POST, &format!("{}/hangup", id_path(id)), None).await?;
+                let done = self.console.ask(Method::POST, &format!("{}/hangup", id_path(id)), None).await?;
                 match (self.json, done["result"].as_str()) {
                     (true, _) => println!("{done}"),
                     (false, Some("over")) => println!("{id} is over: its provider's record says so. The slot is free."),
@@ -109,7 +96,7 @@ impl Calls {
                     return Err(anyhow::anyhow!(why).into());
                 }
                 let body = json!({"force": true, "reason": reason});
-                let done = self.ask(Method::POST, &format!("{}/release", id_path(id)), Some(body)).await?;
+                let done = self.console.ask(Method::POST, &format!("{}/release", id_path(id)), Some(body)).await?;
                 if self.json {
                     println!("{done}");
                 } else {
@@ -119,33 +106,13 @@ impl Calls {
         }
         Ok(ExitCode::SUCCESS)
     }
-
-    async fn ask(&self, method: Method, path: &str, body: Option<Value>) -> anyhow::Result<Value> {
-        crate::net::install_crypto_provider();
-        let upstream = Upstream::new(UpstreamSettings::default())?;
-        let mut request = Request::new(body.map(|b| Bytes::from(b.to_string())).unwrap_or_default());
-        *request.method_mut() = method;
-        *request.uri_mut() = format!("{}{path}", self.admin.trim_end_matches('/')).parse()?;
-        request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        if let Some(token) = &self.token {
-            request.headers_mut().insert(AUTHORIZATION, HeaderValue::try_from(format!("Bearer {token}"))?);
-        }
-        let response = upstream.fetch(request, 16 * 1024 * 1024, Duration::from_secs(30)).await.map_err(|error| {
-            anyhow::anyhow!("no sidecar answers at {}: {error}\nName it with --admin URL", self.admin)
-        })?;
-        let answer: Value = serde_json::from_slice(response.body()).unwrap_or_default();
-        if !response.status().is_success() {
-            let message = answer["message"].as_str().unwrap_or("no reason given");
-            anyhow::bail!("{} ({})", message, response.status());
-        }
-        Ok(answer)
-    }
 }
 
 /// The calls as an operator reads them (experience.md §4).
 fn table(listed: &Value, status: &Value) -> String {
     use std::fmt::Write as _;
     let mut out = String::new();
+    let policy = status["policy"]["hash"].as_str().map_or(String::new(), |hash| format!("policy {hash} "));
     for account in status["accounts"].as_array().into_iter().flatten() {
         let limit = account["limit"].as_u64().map_or(String::new(), |n| format!(" of {n}"));
         let foreign = account["foreign"].as_u64().unwrap_or(0);
@@ -157,7 +124,7 @@ fn table(listed: &Value, status: &Value) -> String {
         };
         let _ = writeln!(
             out,
-            "account {:<12} {in_use}{limit} in use: {} ours, {foreign} foreign{provider}   {}",
+            "account {:<12} {in_use}{limit} in use: {} ours, {foreign} foreign{provider}   {policy}{}",
             account["name"].as_str().unwrap_or_default(),
             in_use.saturating_sub(foreign),
             status["mode"].as_str().unwrap_or_default(),
@@ -182,6 +149,10 @@ fn table(listed: &Value, status: &Value) -> String {
             (Some(true), ..) => "unknown",
             (_, Some(true), ..) => "overrun",
             (_, _, phase, _) => phase,
+        };
+        let phase = match call["places"].as_u64() {
+            Some(places) if places > 1 => format!("{phase} ×{places}"),
+            _ => phase.to_owned(),
         };
         let ids: Vec<&str> = call["ids"].as_object().into_iter().flatten().filter_map(|(_, id)| id.as_str()).collect();
         let seen = format!("{} {}", since(&call["lastSeenAt"]), text("lastSeenBy"));

@@ -4,20 +4,41 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{ConfigFile, Failure, Outcome, file};
+use super::{ConfigFile, Failure, Outcome, file, live};
+use crate::config::Config;
+
+/// Every key, with its default and unit; tests keep it equal to the code.
+const REFERENCE: &str = include_str!("../../config/reference.toml");
 
 #[derive(Debug, Args)]
 pub(super) struct Check {
     #[command(flatten)]
     file: ConfigFile,
+    /// Also ask the providers, the store and the ports. Reads alone, changes nothing
+    #[arg(long)]
+    live: bool,
+    /// Print every key with its default and unit instead, as a config
+    #[arg(long, conflicts_with_all = ["live", "json"])]
+    defaults: bool,
     /// Print the mistakes as JSON
     #[arg(long)]
     json: bool,
 }
 
 impl Check {
-    pub(super) fn run(self) -> Outcome {
-        let read = file::read(&self.file.config, &[])?;
+    pub(super) async fn run(self) -> Outcome {
+        if self.defaults {
+            print!("{REFERENCE}");
+            return Ok(ExitCode::SUCCESS);
+        }
+        let mut read = file::read(&self.file.config, &[])?;
+        let mut seen = Vec::new();
+        if let Some(config) = read.loaded.config.as_ref().filter(|_| self.live) {
+            let found = live::ask(config).await?;
+            seen = found.lines;
+            read.loaded.diagnostics.extend(found.diagnostics);
+        }
+        let broken = read.loaded.has_errors();
         if self.json {
             let mistakes: Vec<_> = read
                 .loaded
@@ -30,25 +51,38 @@ impl Check {
                     })
                 })
                 .collect();
-            println!("{}", serde_json::json!({"ok": !read.loaded.has_errors(), "diagnostics": mistakes}));
+            println!("{}", serde_json::json!({"ok": !broken, "diagnostics": mistakes, "live": seen}));
         } else {
-            read.print();
+            read.print(match (&read.loaded.config, self.live) {
+                (Some(_), _) => "is sound as it is written, but not with what it meets",
+                (None, true) => "would not be loaded, so nothing was asked live",
+                (None, false) => "would not be loaded",
+            });
         }
         let Some(config) = read.loaded.config else { return Err(Failure::Config) };
         if !self.json {
-            println!("{} can be used.", self.file.config.display());
-            println!("  mode      {}", config.policy.mode.as_str());
-            println!(
-                "  listen    api {}, webhooks {}, admin {}",
-                config.listen.api, config.listen.webhooks, config.listen.admin
-            );
-            for account in config.accounts.values() {
-                let limit = config.policy.accounts.iter().find(|a| a.name == account.name).and_then(|a| a.concurrent);
-                let limit = limit.map_or("no limit of its own".to_owned(), |n| format!("{n} calls at once"));
-                println!("  account   {} ({}), {limit}, → {}", account.name, account.provider.name, account.upstream);
+            show(&config, &self.file.config.display().to_string(), broken);
+            for line in seen {
+                println!("  live      {line}");
             }
-            println!("  checks    {}", config.strict.because());
         }
-        Ok(ExitCode::SUCCESS)
+        if broken { Err(Failure::Config) } else { Ok(ExitCode::SUCCESS) }
     }
+}
+
+fn show(config: &Config, path: &str, broken: bool) {
+    if !broken {
+        println!("{path} can be used.");
+    }
+    println!("  mode      {}", config.policy.mode.as_str());
+    println!(
+        "  listen    api {}, webhooks {}, admin {}",
+        config.listen.api, config.listen.webhooks, config.listen.admin
+    );
+    for account in config.accounts.values() {
+        let limit = config.policy.accounts.iter().find(|a| a.name == account.name).and_then(|a| a.concurrent);
+        let limit = limit.map_or("no limit of its own".to_owned(), |n| format!("{n} calls at once"));
+        println!("  account   {} ({}), {limit}, → {}", account.name, account.provider.name, account.upstream);
+    }
+    println!("  checks    {}", config.strict.because());
 }

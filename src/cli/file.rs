@@ -3,7 +3,7 @@
 use std::io::IsTerminal as _;
 use std::path::Path;
 
-use super::Failure;
+use super::{Failure, environment};
 use crate::config::{self, Loaded, report};
 
 /// The file with its mistakes.
@@ -14,14 +14,19 @@ pub(super) struct ConfigText {
 }
 
 impl ConfigText {
-    /// Prints the mistakes, if there are any, to stderr.
-    pub(super) fn print(&self) {
+    /// Prints the mistakes, if there are any, to stderr, and what becomes of the file if one of them is an error.
+    pub(super) fn print(&self, if_broken: &str) {
         if self.loaded.diagnostics.is_empty() {
             return;
         }
         let colour = std::io::stderr().is_terminal();
         eprint!("{}", report::render(&self.loaded.diagnostics, &self.shown, &self.text, colour));
-        eprintln!("{}.", report::summary(&self.loaded.diagnostics));
+        let summary = report::summary(&self.loaded.diagnostics);
+        if self.loaded.has_errors() {
+            eprintln!("{summary}. {} {if_broken}.   exit 2", self.shown);
+        } else {
+            eprintln!("{summary}.");
+        }
     }
 }
 
@@ -30,18 +35,33 @@ pub(super) fn read(path: &Path, flags: &[(&str, String)]) -> Result<ConfigText, 
     let text = std::fs::read_to_string(path).map_err(|error| {
         let hint = match error.kind() {
             std::io::ErrorKind::NotFound => {
-                "\nWrite one (config/ringfence.toml is an example), or name another with --config FILE. \
-                 To see ringfence work without one: ringfence demo"
+                "\n`ringfence init` writes one from the keys in the environment, --config FILE names another, \
+                 and `ringfence demo` shows ringfence without one"
             }
             _ => "",
         };
         anyhow::anyhow!("cannot read the config {}: {error}{hint}", path.display())
     })?;
+    Ok(parse(text, path, &path.display().to_string(), flags))
+}
+
+/// The config of a start without a file: the accounts whose keys are in the environment. `None`: no key is.
+pub(super) fn from_environment(path: &Path, flags: &[(&str, String)]) -> Option<(ConfigText, Vec<String>)> {
+    let made = environment::accounts(false);
+    let any = !made.providers.is_empty();
+    any.then(|| (parse(made.toml, path, "the environment", flags), made.lines))
+}
+
+fn parse(text: String, path: &Path, shown: &str, flags: &[(&str, String)]) -> ConfigText {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
     let env = |name: &str| {
         let flag = flags.iter().find(|(n, _)| *n == name).map(|(_, value)| value.clone());
         flag.or_else(|| std::env::var(name).ok())
     };
-    let loaded = config::load(&text, folder, &env);
-    Ok(ConfigText { loaded, text, shown: path.display().to_string() })
+    let mut loaded = config::load(&text, folder, &env);
+    // Names and values that are no text cannot be meant for a key.
+    let all =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    loaded.warn_of_strangers(all);
+    ConfigText { loaded, text, shown: shown.to_owned() }
 }

@@ -5,27 +5,36 @@ use std::io::IsTerminal as _;
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, reload};
 
 use crate::config::LogSettings;
 
-/// Starts logging to stderr. A second call does nothing.
-pub(super) fn start(settings: &LogSettings) {
+/// Starts logging to stderr; what comes back takes up another filter. A second call does nothing.
+pub(super) fn start(settings: &LogSettings) -> Box<dyn Fn(&str) + Send + Sync> {
     // pingora and h2 log what a client's hang-up is at levels of their own; theirs is not an operator's business.
     let quiet = "pingora=error,pingora_core=error,h2=error,hyper=error,sqlx=error";
-    let filter = EnvFilter::try_new(format!("{},{quiet}", settings.filter)).unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let filter_of =
+        move |words: &str| EnvFilter::try_new(format!("{words},{quiet}")).unwrap_or_else(|_| EnvFilter::new("info"));
+    let (filter, handle) = reload::Layer::new(filter_of(&settings.filter));
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let registry = tracing_subscriber::registry().with(filter);
     // A second start (tests, the demo) keeps the first.
     let _ = if settings.json {
-        builder.json().flatten_event(true).try_init()
+        registry.with(lines.json().flatten_event(true)).try_init()
     } else if std::io::stderr().is_terminal() {
-        builder.event_format(Aligned).try_init()
+        registry.with(lines.event_format(Aligned)).try_init()
     } else {
-        builder.with_ansi(false).try_init()
+        registry.with(lines.with_ansi(false)).try_init()
     };
+    Box::new(move |words| {
+        // It fails only where no log was ever started.
+        let _ = handle.reload(filter_of(words));
+    })
 }
 
 /// Starts logging to a file, for a command whose screen is for something else.

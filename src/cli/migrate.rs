@@ -37,7 +37,7 @@ impl Migrate {
     pub(super) async fn run(self) -> Outcome {
         let read = file::read(&self.file.config, &[])?;
         let Some(config) = read.loaded.config.as_ref() else {
-            read.print();
+            read.print("cannot be used, so nothing was migrated");
             return Err(Failure::Config);
         };
         let pool = SqliteStore::connect(&config.store.path).await?;

@@ -4,10 +4,15 @@
 
 mod calls;
 mod check;
+mod console;
 pub mod demo;
+mod environment;
 mod file;
+mod init;
+mod live;
 mod logs;
 mod migrate;
+mod reload;
 mod serve;
 mod simulate;
 mod token;
@@ -27,10 +32,14 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Write a first config from the keys in the environment
+    Init(init::Init),
     /// Run the sidecar
     Serve(serve::Serve),
     /// Look for mistakes in the config, all at once
     Check(check::Check),
+    /// Let a running sidecar read its config again, whole or not at all
+    Reload(reload::Reload),
     /// Bring the store's schema up, down, or show where it is
     Migrate(migrate::Migrate),
     /// Make a token for listen.admin
@@ -43,11 +52,14 @@ enum Command {
     Demo(demo::Demo),
 }
 
+/// Where the config is unless said otherwise.
+const CONFIG: &str = "ringfence.toml";
+
 /// Where the config is.
 #[derive(Debug, Clone, Args)]
 struct ConfigFile {
     /// The config file
-    #[arg(short, long, env = "RINGFENCE_CONFIG", default_value = "ringfence.toml", value_name = "FILE")]
+    #[arg(short, long, env = "RINGFENCE_CONFIG", default_value = CONFIG, value_name = "FILE")]
     config: PathBuf,
 }
 
@@ -79,8 +91,10 @@ pub fn main() -> ExitCode {
     };
     let outcome = runtime.block_on(async {
         match cli.command {
+            Command::Init(command) => command.run().await,
             Command::Serve(command) => command.run().await,
-            Command::Check(command) => command.run(),
+            Command::Check(command) => command.run().await,
+            Command::Reload(command) => command.run().await,
             Command::Migrate(command) => command.run().await,
             Command::Token(command) => command.run(),
             Command::Calls(command) => command.run().await,

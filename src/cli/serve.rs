@@ -1,17 +1,25 @@
 //! `ringfence serve`.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
 
-use super::{ConfigFile, Failure, Outcome, file, logs, stop_signal};
-use crate::app::App;
+use super::file::ConfigText;
+use super::{CONFIG, ConfigFile, Failure, Outcome, environment, file, logs, stop_signal};
+use crate::app::{App, Written};
 use crate::clock::Clock;
+use crate::config::File;
 
 #[derive(Debug, Args)]
 pub(super) struct Serve {
     #[command(flatten)]
     file: ConfigFile,
+    /// Calls at once over everything, instead of `concurrent`. With it no config file is needed: the accounts are those whose
+    /// keys are in the environment
+    #[arg(long, value_name = "CALLS")]
+    concurrent: Option<u32>,
     /// Where apps connect, instead of listen.api; ":0" takes a free port
     #[arg(long, value_name = "ADDRESS")]
     listen_api: Option<String>,
@@ -28,7 +36,8 @@ pub(super) struct Serve {
 
 impl Serve {
     pub(super) async fn run(self) -> Outcome {
-        let flags: Vec<(&str, String)> = [
+        let flags: Vec<(&'static str, String)> = [
+            ("RINGFENCE_CONCURRENT", self.concurrent.map(|calls| calls.to_string())),
             ("RINGFENCE_LISTEN_API", self.listen_api),
             ("RINGFENCE_LISTEN_WEBHOOKS", self.listen_webhooks),
             ("RINGFENCE_LISTEN_ADMIN", self.listen_admin),
@@ -36,13 +45,18 @@ impl Serve {
         .into_iter()
         .filter_map(|(name, value)| Some((name, value?)))
         .collect();
-        let read = file::read(&self.file.config, &flags)?;
-        read.print();
+        let read = read(&self.file.config, &flags)?;
+        read.print("cannot be used, so nothing is started");
+        let config_file = File::new(self.file.config.clone(), flags);
+        let inputs = config_file.inputs(&read.loaded);
         let Some(config) = read.loaded.config else { return Err(Failure::Config) };
-        logs::start(&config.log);
-        // Listened for before anything is accepted: a signal that comes early must drain too.
-        let stop = tokio::spawn(stop_signal());
-        let app = App::start(config, Clock::system()).await?;
+        let set_log_filter = logs::start(&config.log);
+        // Listened for before anything is accepted: a signal that comes early must drain, or reload, too.
+        let mut stop = tokio::spawn(stop_signal());
+        let mut hangups = signal(SignalKind::hangup())?;
+        // What was made of the environment alone has no file to come from again.
+        let written = self.file.config.exists().then(|| Written { file: config_file, inputs, set_log_filter });
+        let app = App::start_from(config, Clock::system(), written).await?;
         let ready = serde_json::json!({
             "ready": true, "api": app.api().to_string(), "webhooks": app.webhooks().to_string(),
             "admin": app.admin().to_string(), "rebuilt": app.rebuilt,
@@ -52,8 +66,48 @@ impl Serve {
         } else {
             tracing::info!(api = %app.api(), webhooks = %app.webhooks(), admin = %app.admin(), "ready");
         }
-        stop.await??;
+        loop {
+            tokio::select! {
+                stopped = &mut stop => {
+                    stopped??;
+                    break;
+                }
+                Some(()) = hangups.recv() => {
+                    app.reload("SIGHUP").await;
+                }
+            }
+        }
         app.drain().await;
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// The file, or, where there is none and the calls at once are stated, what the environment makes.
+fn read(path: &Path, flags: &[(&str, String)]) -> Result<ConfigText, Failure> {
+    // A file that was named and is not there is a mistake, whatever the environment has.
+    if path != Path::new(CONFIG) || path.exists() {
+        return file::read(path, flags);
+    }
+    let stated = flags.iter().any(|(name, _)| *name == "RINGFENCE_CONCURRENT")
+        || std::env::var("RINGFENCE_CONCURRENT").is_ok_and(|value| !value.trim().is_empty());
+    match file::from_environment(path, flags) {
+        Some((read, lines)) if stated => {
+            eprintln!("there is no {CONFIG}: the config is made from the environment");
+            lines.iter().for_each(|line| eprintln!("  {line}"));
+            if let Some(settings) = &read.loaded.config {
+                let calls = settings.policy.concurrent.map_or("no".to_owned(), |n| n.to_string());
+                eprintln!("  limit   {calls} calls at once, over everything; {}", settings.policy.mode.as_str());
+            }
+            Ok(read)
+        }
+        Some(_) => Err(Failure::from(anyhow::anyhow!(
+            "there is no {CONFIG}: write one with `ringfence init`, or state the calls at once that you bought, \
+             as in `ringfence serve --concurrent 4`, which needs none"
+        ))),
+        None => Err(Failure::from(anyhow::anyhow!(
+            "there is no {CONFIG}, and no key in the environment to make an account of: export {}; then `ringfence init` \
+             writes the file, or `ringfence serve --concurrent 4` does without. To see ringfence without a key: ringfence demo",
+            environment::variables()
+        ))),
     }
 }

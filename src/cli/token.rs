@@ -37,7 +37,7 @@ impl Token {
     pub(super) fn run(self) -> Outcome {
         let read = file::read(&self.file.config, &[])?;
         let Some(config) = read.loaded.config.as_ref() else {
-            read.print();
+            read.print("cannot be used, so no token was made");
             return Err(Failure::Config);
         };
         let secret = config

@@ -96,10 +96,23 @@ fn account(name: &str, table: &Table<'_>, registry: Option<&Registry>) -> Option
     let business = table.parsed("business", |t| BusinessId::parse(t).map_err(|e| e.to_string()));
     table.finish();
     let (name, provider) = (account_name?, provider?);
+    // Who names an upstream means all of the provider: a stand-in, a region, another proxy.
+    let others = provider.upstreams.iter().filter(|_| upstream.is_none());
+    let upstreams = others.filter_map(|other| Some((other.prefix.clone(), other.url.parse().ok()?))).collect();
     let upstream = upstream.or_else(|| provider.upstream.parse().ok())?;
     let limits = AccountLimits { name: name.clone(), concurrent, rate, business };
-    let account =
-        Account { name, provider, upstream, secrets, webhook_secrets, shared_keys, webhook_tokens, terminate, carrier };
+    let account = Account {
+        name,
+        provider,
+        upstream,
+        upstreams,
+        secrets,
+        webhook_secrets,
+        shared_keys,
+        webhook_tokens,
+        terminate,
+        carrier,
+    };
     Some((account, limits))
 }
 
@@ -120,7 +133,8 @@ pub(super) fn warn(
     }
     for account in accounts.values() {
         let name = &account.name;
-        if !account.can_ask() {
+        // A secret that is written but cannot be read has been told of.
+        if !account.can_ask() && !report.has("E010") && !report.has("E011") {
             let missing: Vec<&str> = account
                 .provider
                 .secrets

@@ -1,15 +1,18 @@
 //! The config as written → each module's own settings. Unknown keys are errors; every mistake is listed at once.
 //!
 //! `read` walks the TOML, [`report`] draws mistakes, `policy` and `accounts` read the larger sections. Every key has an
-//! environment name: `RINGFENCE_` and its path in capitals (`RINGFENCE_LISTEN_API`).
+//! environment name: `RINGFENCE_` and its path in capitals (`RINGFENCE_LISTEN_API`). [`File`] reads a config again, and
+//! `restart` knows what cannot change under a running program.
 
 mod accounts;
+mod file;
 mod policy;
 mod read;
 pub mod report;
+mod restart;
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -28,8 +31,10 @@ use crate::provider::account::Account;
 use crate::provider::secret::Secret;
 use crate::reply::SDK_RETRY_AFTER_MAX_SECS;
 use crate::webhook::{self, InboundMode};
+pub use file::{File, FileRead, Inputs};
 use read::{Env, Source, Table};
 use report::{Diagnostic, Report, Severity};
+pub use restart::needs_restart;
 
 /// The keys of the root.
 const ROOT_KEYS: &[&str] = &["mode", "concurrent", "rate", "per_business", "public_url", "providers_dir"];
@@ -49,8 +54,6 @@ pub struct Config {
     pub webhooks: webhook::Settings,
     /// How long a call may stay in a phase without news.
     pub deadlines: Deadlines,
-    /// How often an account is asked; the description's pace unless given.
-    pub sweep: Option<Duration>,
     /// How long an exchange is read after the app was answered.
     pub late_answer: Duration,
     /// How long a drain waits.
@@ -65,6 +68,8 @@ pub struct Config {
     pub log: LogSettings,
     /// A PEM file with roots that are trusted beside the public ones.
     pub extra_ca: Option<PathBuf>,
+    /// The config file is read again when it changes.
+    pub watch: bool,
 }
 
 /// Addresses of the listeners.
@@ -140,6 +145,12 @@ pub struct Loaded {
     pub diagnostics: Vec<Diagnostic>,
     /// Every key that was asked for; `*` stands for names that the operator chose.
     pub keys: Vec<String>,
+    /// Files that were read beside the text: secrets and provider descriptions.
+    pub inputs: Inputs,
+    /// The SHA-256 of the text, in hex.
+    pub digest: String,
+    /// Every environment variable that was asked for.
+    variables: BTreeSet<String>,
 }
 
 impl Loaded {
@@ -147,25 +158,71 @@ impl Loaded {
     pub fn has_errors(&self) -> bool {
         self.diagnostics.iter().any(|d| d.severity == Severity::Error)
     }
+
+    /// Warns of variables that look as if they were for ringfence, and that no key asked for: misspelt ones, mostly.
+    pub fn warn_of_strangers(&mut self, environment: impl Iterator<Item = (String, String)>) {
+        let mut known: Vec<&str> = self.variables.iter().map(String::as_str).collect();
+        known.extend(OTHER_VARIABLES);
+        let mut strangers: Vec<Diagnostic> = environment
+            .filter(|(name, value)| name.starts_with("RINGFENCE_") && !value.trim().is_empty())
+            .filter(|(name, value)| !known.contains(&name.as_str()) && !is_of_others(name, value))
+            .map(|(name, _)| Diagnostic {
+                severity: Severity::Warning,
+                code: "W007",
+                help: Some(match read::closest(&name, &known) {
+                    Some(near) => format!("did you mean {near}?"),
+                    None => {
+                        "a key's variable is RINGFENCE_ and its path in capitals: ringfence check --defaults".to_owned()
+                    }
+                }),
+                title: format!("environment variable {name} belongs to no key, so it does nothing"),
+                span: None,
+                label: String::new(),
+                context: None,
+            })
+            .collect();
+        strangers.sort_by(|a, b| a.title.cmp(&b.title));
+        self.diagnostics.append(&mut strangers);
+    }
+}
+
+/// Variables that are no keys: the command line's, the scripts'.
+const OTHER_VARIABLES: &[&str] = &["RINGFENCE_CONFIG", "RINGFENCE_ADMIN_URL", "RINGFENCE_TOKEN", "RINGFENCE_BIN"];
+
+/// Faults for tests (`RINGFENCE_FAIL…`), and what Kubernetes sets beside a Service that is called ringfence:
+/// `RINGFENCE_SERVICE_HOST`, `RINGFENCE_PORT=tcp://…`, `RINGFENCE_PORT_8080_TCP_ADDR`.
+fn is_of_others(name: &str, value: &str) -> bool {
+    let numbered = name.split("_PORT_").nth(1).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
+    name.starts_with("RINGFENCE_FAIL")
+        || name.contains("_SERVICE_HOST")
+        || name.contains("_SERVICE_PORT")
+        || (numbered || value.starts_with("tcp://") || value.starts_with("udp://"))
 }
 
 /// Reads a config from its text. `folder` is where relative paths start.
 pub fn load(text: &str, folder: &std::path::Path, env: Env<'_>) -> Loaded {
-    let report = Report::default();
+    let (report, digest) = (Report::default(), file::digest(text.as_bytes()));
     let (parsed, errors) = DeTable::parse_recoverable(text);
     for error in &errors {
         let title = error.message().lines().next().unwrap_or("not TOML").to_owned();
         report.error("E001", error.span(), title, "");
     }
-    let source = Source { report: &report, env, asked: RefCell::default(), root_keys: ROOT_KEYS };
+    let source = Source {
+        report: &report,
+        env,
+        asked: RefCell::default(),
+        variables: RefCell::default(),
+        inputs: RefCell::default(),
+        root_keys: ROOT_KEYS,
+    };
     let root = Table::root(source, parsed.get_ref());
     let config = read_all(&root, folder);
     root.finish();
-    let keys = root.asked();
+    let (keys, variables, inputs) = (root.asked(), root.variables(), root.inputs());
     drop(root);
     let diagnostics = report.finish();
     let broken = diagnostics.iter().any(|d| d.severity == Severity::Error);
-    Loaded { config: config.filter(|_| !broken), diagnostics, keys }
+    Loaded { config: config.filter(|_| !broken), diagnostics, keys, variables, inputs, digest }
 }
 
 fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
@@ -225,6 +282,10 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
     let extra_ca = upstream.text("ca_file").map(|p| folder.join(p));
     upstream.finish();
 
+    let reload = root.table("reload");
+    let watch = reload.flag("watch").unwrap_or(true);
+    reload.finish();
+
     let listen = listen?;
     let outside = [listen.api, listen.webhooks, listen.admin].iter().any(|a| !a.ip().is_loopback());
     let strict = match (&public_url, outside) {
@@ -258,6 +319,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
             public_url: public_url.as_ref().map(|u| u.to_string().trim_end_matches('/').to_owned()),
             sdk_retry_after_max_secs,
             inbound_account,
+            sweep,
         },
         webhooks: webhook::Settings {
             public_url,
@@ -269,7 +331,6 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
             extra_paths,
         },
         deadlines,
-        sweep,
         late_answer: late_answer.max(create_timeout),
         drain,
         store,
@@ -277,6 +338,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
         strict,
         log,
         extra_ca,
+        watch,
     })
 }
 
@@ -291,9 +353,13 @@ fn url(text: &str) -> Result<Uri, String> {
 fn registry(root: &Table<'_>, folder: &std::path::Path) -> Option<Registry> {
     let files = match root.text("providers_dir") {
         None => vec![],
-        Some(dir) => match read_dir(&folder.join(&dir)) {
-            Ok(files) => files,
+        Some(dir) => match file::read_dir(&folder.join(&dir)) {
+            Ok(files) => {
+                root.note(folder.join(&dir), file::digest_of_files(&files));
+                files
+            }
             Err(error) => {
+                root.note(folder.join(&dir), file::unreadable(&error));
                 root.report().error("E011", root.span("providers_dir"), format!("cannot read {dir}: {error}"), "");
                 vec![]
             }
@@ -308,18 +374,6 @@ fn registry(root: &Table<'_>, folder: &std::path::Path) -> Option<Registry> {
             None
         }
     }
-}
-
-fn read_dir(dir: &std::path::Path) -> std::io::Result<Vec<(String, String)>> {
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(dir)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|e| e == "toml") {
-            files.push((path.display().to_string(), std::fs::read_to_string(&path)?));
-        }
-    }
-    files.sort();
-    Ok(files)
 }
 
 fn listen(root: &Table<'_>, folder: &std::path::Path) -> Option<Listen> {
@@ -354,6 +408,15 @@ fn listen(root: &Table<'_>, folder: &std::path::Path) -> Option<Listen> {
         crate::net::TrustedPeers::default()
     });
     table.finish();
+    let all = [("api", api), ("webhooks", webhooks), ("admin", admin)];
+    for (n, (name, address)) in all.iter().enumerate() {
+        // Port 0 takes a free one each time.
+        let same = |other: &&(&str, Option<SocketAddr>)| other.1 == *address && address.is_some_and(|a| a.port() != 0);
+        if let (Some((first, _)), Some(address)) = (all[..n].iter().find(same), address) {
+            let title = format!("listen.{first} and listen.{name} are both {address}");
+            root.report().error("E043", table.span(name), title, "each listener needs an address of its own");
+        }
+    }
     Some(Listen { api: api?, webhooks: webhooks?, admin: admin?, tls, trusted_peers })
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::read::Table;
+use super::read::{Table, Word};
 use crate::call::Direction;
 use crate::ids::BusinessId;
 use crate::policy::{
@@ -222,28 +222,40 @@ fn limit(table: &Table<'_>) -> Option<Limit> {
     Some(Limit { name: name?.into(), scope: Scope::Named, selects, per, bound: bound? })
 }
 
-/// `when_full = "busy"`, `{ say = "…", language = "en-US" }` or `{ forward = "+1…" }`.
+/// `when_full = "busy"`, `{ say = "…", language = "en-US" }` or `{ forward = "+1…" }`. In the environment: `…_WHEN_FULL=busy`,
+/// or `…_WHEN_FULL_SAY` with `…_LANGUAGE`, or `…_WHEN_FULL_FORWARD`.
 pub(super) fn when_full(table: &Table<'_>) -> Option<WhenFull> {
-    let value = table.value("when_full")?;
-    if let Some(word) = value.get_ref().as_str() {
-        if word == "busy" {
-            return Some(WhenFull::Busy);
-        }
-        let title = format!("`{}` is {word:?}", table.path_of("when_full"));
-        let help = "write \"busy\", { say = \"…\" } or { forward = \"+15550001111\" }";
-        table.report().error("E005", Some(value.span()), title, help);
-        return None;
-    }
-    let inner = table.table("when_full");
+    let (word, inner) = table.word_or_table("when_full");
     let (say, language, forward) = (inner.text("say"), inner.text("language"), inner.text("forward"));
     inner.finish();
-    match (say, forward) {
-        (Some(text), None) => Some(WhenFull::Say { text, language: language.unwrap_or_else(|| "en-US".to_owned()) }),
-        (None, Some(number)) => Some(WhenFull::Forward { number }),
+    let span = word.as_ref().and_then(|word| word.place.clone()).or_else(|| inner.place());
+    // The environment wins over a word of the file.
+    let word = word.filter(|word| word.place.is_none() || (say.is_none() && forward.is_none()));
+    let path = table.path_of("when_full");
+    match (word, say, forward) {
+        (None, None, None) if language.is_none() && inner.is_absent() => None,
+        (Some(Word { text, .. }), None, None) if text == "busy" => Some(WhenFull::Busy),
+        (Some(Word { text: word, place }), None, None) => {
+            let (title, help) = match place {
+                Some(_) => (format!("`{path}` is {word:?}"), FORMS.to_owned()),
+                None => {
+                    let name = table.env_name("when_full");
+                    let help = format!("write busy, or set {name}_SAY or {name}_FORWARD");
+                    (format!("environment variable {name} is {word:?}"), help)
+                }
+            };
+            table.report().error("E005", span, title, &help);
+            None
+        }
+        (None, Some(text), None) => {
+            Some(WhenFull::Say { text, language: language.unwrap_or_else(|| "en-US".to_owned()) })
+        }
+        (None, None, Some(number)) => Some(WhenFull::Forward { number }),
         _ => {
-            let title = format!("`{}` is one of busy, say or forward", table.path_of("when_full"));
-            table.report().error("E004", Some(value.span()), title, "write { say = \"…\" } or { forward = \"+1…\" }");
+            table.report().error("E004", span, format!("`{path}` is one of busy, say or forward"), FORMS);
             None
         }
     }
 }
+
+const FORMS: &str = "write \"busy\", { say = \"…\" } or { forward = \"+15550001111\" }";

@@ -1,13 +1,14 @@
 //! Reads a TOML table key by key. Unknown keys are errors, every key has an environment name, and every mistake is collected.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::rc::Rc;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::file::{Inputs, digest, unreadable};
 use super::report::{Diagnostic, INLINE_SECRET, Report, Severity};
 use crate::provider::secret::Secret;
 
@@ -22,6 +23,10 @@ pub struct Source<'a> {
     pub env: Env<'a>,
     /// Every key that was asked for, as a path with `*` for names that the operator chose.
     pub asked: RefCell<BTreeMap<String, ()>>,
+    /// Every environment variable that was asked for.
+    pub variables: RefCell<BTreeSet<String>>,
+    /// Files that were read, with what they held.
+    pub inputs: RefCell<Inputs>,
     /// Keys of the root: a key that is known there but stands in a table was probably meant for it.
     pub root_keys: &'static [&'static str],
 }
@@ -42,6 +47,14 @@ pub enum Found<'a> {
     Env(String, String),
     /// From the file.
     File(&'a Spanned<DeValue<'a>>),
+}
+
+/// A word, and where the file has it; `None`: it is the environment's.
+pub struct Word {
+    /// What was written.
+    pub text: String,
+    /// Where, in bytes of the file.
+    pub place: Option<Range<usize>>,
 }
 
 impl<'a> Table<'a> {
@@ -67,9 +80,34 @@ impl<'a> Table<'a> {
         self.source.asked.borrow().keys().cloned().collect()
     }
 
+    /// Every environment variable that was asked for so far.
+    pub fn variables(&self) -> BTreeSet<String> {
+        self.source.variables.borrow().clone()
+    }
+
+    /// Every file that was read so far.
+    pub fn inputs(&self) -> Inputs {
+        self.source.inputs.borrow().clone()
+    }
+
+    /// Remembers that a file was read, and what it held.
+    pub fn note(&self, path: std::path::PathBuf, held: String) {
+        self.source.inputs.borrow_mut().insert(path, held);
+    }
+
     /// `accounts.twilio.concurrent`.
     pub fn path_of(&self, key: &str) -> String {
         join(&self.path, key)
+    }
+
+    /// Where it stands, if the file has it.
+    pub fn place(&self) -> Option<Range<usize>> {
+        self.header.clone()
+    }
+
+    /// Whether the file has no such table.
+    pub fn is_absent(&self) -> bool {
+        self.table.is_none()
     }
 
     /// Where the key stands, else where its table does.
@@ -101,6 +139,7 @@ impl<'a> Table<'a> {
     /// A variable that is empty counts as not set: what writes `NAME=${OTHER}` with no OTHER means that. A secret that is
     /// empty would be worse than none: anybody can sign with it.
     fn variable(&self, name: &str) -> Option<String> {
+        self.source.variables.borrow_mut().insert(name.to_owned());
         (self.source.env)(name).filter(|value| !value.trim().is_empty())
     }
 
@@ -275,17 +314,22 @@ impl<'a> Table<'a> {
                     None
                 }
             },
-            (None, Some(file)) => match std::fs::read_to_string(&file) {
-                Ok(text) if !text.trim().is_empty() => Some(Secret::new(text.trim())),
-                Ok(_) => {
-                    self.report().error("E011", span, format!("{file} is empty (`{path}`)"), "");
-                    None
+            (None, Some(file)) => {
+                let text = std::fs::read_to_string(&file);
+                let held = text.as_ref().map_or_else(unreadable, |text| digest(text.as_bytes()));
+                self.note(file.clone().into(), held);
+                match text {
+                    Ok(text) if !text.trim().is_empty() => Some(Secret::new(text.trim())),
+                    Ok(_) => {
+                        self.report().error("E011", span, format!("{file} is empty (`{path}`)"), "");
+                        None
+                    }
+                    Err(error) => {
+                        self.report().error("E011", span, format!("cannot read {file} (`{path}`): {error}"), "");
+                        None
+                    }
                 }
-                Err(error) => {
-                    self.report().error("E011", span, format!("cannot read {file} (`{path}`): {error}"), "");
-                    None
-                }
-            },
+            }
             _ => {
                 let title = format!("`{path}` must be {{ env = \"NAME\" }} or {{ file = \"/path\" }}");
                 self.report().error("E002", span, title, "");
@@ -303,6 +347,20 @@ impl<'a> Table<'a> {
     /// A table below this one; an empty one if it is not there.
     pub fn table(&self, key: &str) -> Table<'a> {
         self.below(key, key, self.value(key))
+    }
+
+    /// A key that is a word or a table: the word with its place, and the table, which is empty where a word stands. The
+    /// environment can give either, the table by its keys.
+    pub fn word_or_table(&self, key: &str) -> (Option<Word>, Table<'a>) {
+        let (word, table) = match self.find(key) {
+            Some(Found::Env(_, text)) => (Some(Word { text, place: None }), None),
+            Some(Found::File(value)) => match value.get_ref().as_str() {
+                Some(text) => (Some(Word { text: text.to_owned(), place: Some(value.span()) }), None),
+                None => (None, Some(value)),
+            },
+            None => (None, None),
+        };
+        (word, self.below(key, key, table))
     }
 
     /// Every table below this one whose name the operator chose.
@@ -396,7 +454,9 @@ impl<'a> Table<'a> {
                 found.label = format!("…so this is read as {}", self.path_of(name));
                 found.context =
                     self.header.clone().map(|span| (span, format!("everything below belongs to [{}]…", self.path)));
-                found.help = Some(format!("move `{name}` above the first [table]"));
+                let otherwise =
+                    if name == "per_business" { ", or write [plans] default = { concurrent = … }" } else { "" };
+                found.help = Some(format!("move `{name}` above the first [table]{otherwise}"));
             }
             self.report().add(found);
         }

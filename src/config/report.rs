@@ -60,6 +60,11 @@ impl Report {
         self.add(Diagnostic { severity, code, title, span, label: String::new(), context: None, help });
     }
 
+    /// Whether there is one of this code.
+    pub fn has(&self, code: &str) -> bool {
+        self.items.borrow().iter().any(|d| d.code == code)
+    }
+
     /// Everything, errors first, then by place.
     pub fn finish(self) -> Vec<Diagnostic> {
         let mut items = self.items.into_inner();
@@ -114,12 +119,13 @@ pub fn render(diagnostics: &[Diagnostic], path: &str, text: &str, colour: bool) 
     out
 }
 
-/// `2 errors, 1 warning`.
+/// `2 errors, 1 warning`; what there is none of is not named.
 pub fn summary(diagnostics: &[Diagnostic]) -> String {
-    let count = |severity| diagnostics.iter().filter(|d| d.severity == severity).count();
-    let words = |n: usize, word: &str| match n {
-        1 => format!("1 {word}"),
-        n => format!("{n} {word}s"),
+    let words = |severity, word: &str| match diagnostics.iter().filter(|d| d.severity == severity).count() {
+        0 => None,
+        1 => Some(format!("1 {word}")),
+        n => Some(format!("{n} {word}s")),
     };
-    format!("{}, {}", words(count(Severity::Error), "error"), words(count(Severity::Warning), "warning"))
+    let all = [words(Severity::Error, "error"), words(Severity::Warning, "warning")];
+    all.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }

@@ -43,6 +43,22 @@ fn the_files_in_config_are_sound() {
     assert!(demo.config.is_some(), "{:#?}", demo.diagnostics);
 }
 
+#[test]
+fn a_part_of_a_provider_has_a_host_of_its_own_unless_the_account_names_one() {
+    let upstream = |more: &str, path: &str| {
+        let config = read(&format!("{ACCOUNT}{more}")).config.unwrap();
+        config.accounts.values().next().unwrap().url(path).unwrap().to_string()
+    };
+    let studio = "/v2/Flows/FW1/Executions";
+    assert_eq!(upstream("", studio), "https://studio.twilio.com/v2/Flows/FW1/Executions");
+    assert_eq!(upstream("", "/v1/Flows?PageSize=5"), "https://studio.twilio.com/v1/Flows?PageSize=5");
+    for elsewhere in ["/v2/FlowsX", "/2010-04-01/Accounts.json", "/x/v2/Flows"] {
+        assert_eq!(upstream("", elsewhere), format!("https://api.twilio.com{elsewhere}"));
+    }
+    let own = "upstream = \"http://127.0.0.1:7777\"\n";
+    assert_eq!(upstream(own, studio), format!("http://127.0.0.1:7777{studio}"), "a stand-in is all of the provider");
+}
+
 /// The reference says nothing that is not so, and leaves nothing out.
 #[test]
 fn the_reference_names_every_key_and_no_other() {
@@ -100,6 +116,8 @@ filter = "info"
 [inbound]
 mode = "app"
 when_full = "busy"
+[reload]
+watch = true
 "#
     );
     let reference = include_str!("../../config/reference.toml");
@@ -143,11 +161,26 @@ rate = "1/s"
 fn a_root_key_below_a_table_is_recognised() {
     let text = format!("{ACCOUNT}per_business = 1\n");
     let shown = drawn(&text);
-    assert!(shown.contains("error[E014]: unknown key `per_business` in [accounts.twilio]"), "{shown}");
-    assert!(shown.contains("ringfence.toml:4:1"), "{shown}");
-    assert!(shown.contains("…so this is read as accounts.twilio.per_business"), "{shown}");
-    assert!(shown.contains("everything below belongs to [accounts.twilio]…"), "{shown}");
-    assert!(shown.contains("move `per_business` above the first [table]"), "{shown}");
+    let picture = r#"error[E014]: unknown key `per_business` in [accounts.twilio]
+ --> ringfence.toml:4:1
+  |
+1 | [accounts.twilio]
+  | ----------------- everything below belongs to [accounts.twilio]…
+...
+4 | per_business = 1
+  | ^^^^^^^^^^^^ …so this is read as accounts.twilio.per_business
+  |
+  = help: move `per_business` above the first [table], or write [plans] default = { concurrent = … }
+"#;
+    assert!(shown.starts_with(picture), "{shown}");
+}
+
+#[test]
+fn two_listeners_need_two_addresses() {
+    let listen = |text: &str| codes(&read(&format!("[listen]\n{text}\n{ACCOUNT}")));
+    assert_eq!(listen("api = \"127.0.0.1:7000\"\nadmin = \":7000\""), ["E043"]);
+    assert_eq!(listen("api = \":0\"\nwebhooks = \":0\"\nadmin = \":0\""), Vec::<&str>::new());
+    assert_eq!(listen("api = \"127.0.0.1:7000\"\nadmin = \"127.0.0.2:7000\""), Vec::<&str>::new());
 }
 
 #[test]
@@ -176,6 +209,80 @@ fn the_environment_wins_and_its_mistakes_name_the_variable() {
     assert_eq!(config.policy.accounts[0].concurrent, Some(9));
     let wrong = with("RINGFENCE_CONCURRENT", "many");
     assert!(wrong.diagnostics.iter().any(|d| d.title.contains("RINGFENCE_CONCURRENT is \"many\"")), "{wrong:?}");
+}
+
+/// `load` with these variables and no other.
+fn with_variables(text: &str, set: &[(&str, &str)]) -> Loaded {
+    let all: BTreeMap<&str, &str> = set.iter().copied().chain([("TWILIO_AUTH_TOKEN", "t")]).collect();
+    load(text, Path::new("/nowhere"), &|name| all.get(name).map(|value| (*value).to_owned()))
+}
+
+#[test]
+fn the_environment_can_say_what_a_caller_over_capacity_meets() {
+    use crate::policy::WhenFull;
+    let say = |text: &str, language: &str| WhenFull::Say { text: text.to_owned(), language: language.to_owned() };
+    let forward = "[inbound]\nwhen_full = { forward = \"+15550001111\" }\n";
+    let said = "[inbound]\nwhen_full = { say = \"All busy.\" }\n";
+    type Variables = &'static [(&'static str, &'static str)];
+    let table: [(&str, Variables, WhenFull); 6] = [
+        ("", &[("RINGFENCE_INBOUND_WHEN_FULL", "busy")], WhenFull::Busy),
+        ("", &[("RINGFENCE_INBOUND_WHEN_FULL_SAY", "Later.")], say("Later.", "en-US")),
+        (
+            "",
+            &[("RINGFENCE_INBOUND_WHEN_FULL_SAY", "Später."), ("RINGFENCE_INBOUND_WHEN_FULL_LANGUAGE", "de-DE")],
+            say("Später.", "de-DE"),
+        ),
+        (said, &[("RINGFENCE_INBOUND_WHEN_FULL_SAY", "Later.")], say("Later.", "en-US")),
+        (forward, &[("RINGFENCE_INBOUND_WHEN_FULL", "busy")], WhenFull::Busy),
+        ("[inbound]\nwhen_full = \"busy\"\n", &[("RINGFENCE_INBOUND_WHEN_FULL_SAY", "Later.")], say("Later.", "en-US")),
+    ];
+    for (text, variables, expected) in table {
+        let loaded = with_variables(&format!("{text}{ACCOUNT}"), variables);
+        let found = loaded.config.unwrap_or_else(|| panic!("{:?}", loaded.diagnostics)).policy.when_full;
+        assert_eq!(found, expected, "{text} {variables:?}");
+    }
+    for (text, name, value, code) in [
+        ("", "RINGFENCE_INBOUND_WHEN_FULL", "bussy", "E005"),
+        ("", "RINGFENCE_INBOUND_WHEN_FULL_LANGUAGE", "de-DE", "E004"),
+        (forward, "RINGFENCE_INBOUND_WHEN_FULL_SAY", "Later.", "E004"),
+    ] {
+        let loaded = with_variables(&format!("{text}{ACCOUNT}"), &[(name, value)]);
+        assert_eq!(codes(&loaded), [code], "{text} {name}");
+    }
+}
+
+#[test]
+fn variables_that_no_key_reads_are_told_of() {
+    let strangers = |names: &[(&str, &str)]| -> Vec<(String, Option<String>)> {
+        let mut loaded = read(ACCOUNT);
+        let before = loaded.diagnostics.len();
+        loaded.warn_of_strangers(names.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        let added = loaded.diagnostics.split_off(before);
+        assert!(added.iter().all(|d| d.code == "W007" && d.severity == Severity::Warning), "{added:?}");
+        added.into_iter().map(|d| (d.title, d.help)).collect()
+    };
+    let found = strangers(&[("RINGFENCE_LISTN_API", ":0"), ("RINGFENCE_ACCOUNTS_TWILIO_CONCURENT", "3")]);
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert_eq!(found[0].1.as_deref(), Some("did you mean RINGFENCE_ACCOUNTS_TWILIO_CONCURRENT?"));
+    assert_eq!(found[1].1.as_deref(), Some("did you mean RINGFENCE_LISTEN_API?"));
+    // A secret is looked for under the name that the file gives, or under its key's.
+    let found = strangers(&[("RINGFENCE_TOKEN_SECRET", "x")]);
+    assert!(found[0].0.contains("RINGFENCE_TOKEN_SECRET"), "{found:?}");
+    let quiet = strangers(&[
+        ("RINGFENCE_LISTEN_API", ":0"),
+        ("RINGFENCE_CONFIG", "x"),
+        ("RINGFENCE_BIN", "x"),
+        ("RINGFENCE_FAILPOINTS", "x"),
+        ("RINGFENCE_LISTN_API", ""),
+        ("ELEVENLABS_API_KEY", "x"),
+        // Kubernetes, beside a Service called ringfence or ringfence-admin.
+        ("RINGFENCE_SERVICE_HOST", "10.0.0.1"),
+        ("RINGFENCE_SERVICE_PORT_API", "8080"),
+        ("RINGFENCE_PORT", "tcp://10.0.0.1:8080"),
+        ("RINGFENCE_PORT_8080_TCP", "tcp://10.0.0.1:8080"),
+        ("RINGFENCE_ADMIN_PORT_9900_TCP_ADDR", "10.0.0.1"),
+    ]);
+    assert_eq!(quiet, vec![]);
 }
 
 #[test]

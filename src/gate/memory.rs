@@ -33,15 +33,29 @@ struct State {
 #[derive(Debug)]
 struct Holder {
     bindings: Vec<Binding>,
+    places: u32,
     since_ms: UnixMs,
     overrun: bool,
 }
 
 #[derive(Debug, Default)]
 struct Set {
-    since: HashMap<CallId, UnixMs>,
+    holders: HashMap<CallId, Held>,
     /// Refusals since a place was last freed: each is told a later one, so that not all come back at once.
     refused: usize,
+}
+
+/// What one holder has of one limit.
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    places: u32,
+    since_ms: UnixMs,
+}
+
+impl Set {
+    fn places(&self) -> u32 {
+        self.holders.values().fold(0, |sum, held| sum.saturating_add(held.places))
+    }
 }
 
 impl MemoryGate {
@@ -60,11 +74,15 @@ impl MemoryGate {
 impl Gate for MemoryGate {
     async fn admit(&self, order: Order) -> Result<Verdict, GateAway> {
         let mut state = self.state();
-        let lease = Lease { call: order.call.clone() };
-        if state.holders.contains_key(&order.call) {
-            return Ok(Verdict::Admitted(lease, None));
+        if let Some(held) = state.holders.get(&order.call) {
+            return Ok(Verdict::Admitted(Lease { places: held.places, call: order.call }, None));
         }
         let full = state.first_full(&order);
+        let places = match order.mode {
+            Mode::Enforce => state.free(&order.bindings).min(order.places.wanted).max(order.places.at_least),
+            Mode::Observe => order.places.wanted,
+        };
+        let lease = Lease { call: order.call.clone(), places };
         match (full, order.mode) {
             (Some(full), Mode::Enforce) => Ok(Verdict::Refused(full)),
             (full, _) => {
@@ -73,14 +91,14 @@ impl Gate for MemoryGate {
                         state.take_token(&binding.key, rate, order.at_ms);
                     }
                 }
-                state.hold(order.call, order.bindings, order.at_ms, false);
+                state.hold(order.call, order.bindings, places, order.at_ms, false);
                 Ok(Verdict::Admitted(lease, full))
             }
         }
     }
 
     async fn lease(&self, call: &CallId) -> Result<Option<Lease>, GateAway> {
-        Ok(self.state().holders.contains_key(call).then(|| Lease { call: call.clone() }))
+        Ok(self.state().holders.get(call).map(|held| Lease { call: call.clone(), places: held.places }))
     }
 
     async fn release(&self, call: &CallId, ended_at: Option<UnixMs>) -> Result<bool, GateAway> {
@@ -91,20 +109,21 @@ impl Gate for MemoryGate {
         &self,
         call: &CallId,
         bindings: Vec<Binding>,
+        places: u32,
         since_ms: UnixMs,
         overrun: bool,
     ) -> Result<Lease, GateAway> {
         let mut state = self.state();
         state.let_go(call, None);
-        state.hold(call.clone(), bindings, since_ms, overrun);
-        Ok(Lease { call: call.clone() })
+        state.hold(call.clone(), bindings, places, since_ms, overrun);
+        Ok(Lease { call: call.clone(), places })
     }
 
     async fn rebind(&self, calls: Vec<(CallId, Vec<Binding>)>) -> Result<(), GateAway> {
         let mut state = self.state();
         for (call, bindings) in calls {
             if let Some(held) = state.let_go(&call, None) {
-                state.hold(call, bindings, held.since_ms, held.overrun);
+                state.hold(call, bindings, held.places, held.since_ms, held.overrun);
             }
         }
         Ok(())
@@ -124,10 +143,11 @@ impl Gate for MemoryGate {
 
     async fn counts(&self) -> Result<Counts, GateAway> {
         let state = self.state();
+        let sum = |n: u32, holder: &Holder| n.saturating_add(holder.places);
         Ok(Counts {
-            calls: count(state.holders.len()),
-            overruns: count(state.holders.values().filter(|h| h.overrun).count()),
-            by_key: state.sets.iter().map(|(key, set)| (key.clone(), count(set.since.len()))).collect(),
+            calls: state.holders.values().fold(0, sum),
+            overruns: state.holders.values().filter(|h| h.overrun).fold(0, sum),
+            by_key: state.sets.iter().map(|(key, set)| (key.clone(), set.places())).collect(),
         })
     }
 }
@@ -137,11 +157,12 @@ impl State {
         for binding in &order.bindings {
             let (current, free_in_ms) = match binding.bound {
                 Bound::Concurrent(allowed) => {
-                    let held = self.sets.get(&binding.key).map_or(0, |set| count(set.since.len()));
-                    if held < allowed {
+                    let held = self.held(&binding.key);
+                    let lacking = held.saturating_add(order.places.at_least).saturating_sub(allowed);
+                    if lacking == 0 {
                         continue;
                     }
-                    (held, self.expected_free_ms(binding, order.at_ms))
+                    (held, self.expected_free_ms(binding, lacking, order.at_ms))
                 }
                 Bound::Rate(rate) => match self.token_in_ms(&binding.key, rate, order.at_ms) {
                     0 => continue,
@@ -159,11 +180,25 @@ impl State {
         None
     }
 
-    fn hold(&mut self, call: CallId, bindings: Vec<Binding>, since_ms: UnixMs, overrun: bool) {
+    fn held(&self, key: &str) -> u32 {
+        self.sets.get(key).map_or(0, Set::places)
+    }
+
+    /// Places that are free in all concurrent limits together.
+    fn free(&self, bindings: &[Binding]) -> u32 {
+        let free = bindings.iter().filter_map(|binding| match binding.bound {
+            Bound::Concurrent(allowed) => Some(allowed.saturating_sub(self.held(&binding.key))),
+            Bound::Rate(_) => None,
+        });
+        free.min().unwrap_or(u32::MAX)
+    }
+
+    fn hold(&mut self, call: CallId, bindings: Vec<Binding>, places: u32, since_ms: UnixMs, overrun: bool) {
         for binding in bindings.iter().filter(|b| matches!(b.bound, Bound::Concurrent(_))) {
-            self.sets.entry(binding.key.clone()).or_default().since.insert(call.clone(), since_ms);
+            let set = self.sets.entry(binding.key.clone()).or_default();
+            set.holders.insert(call.clone(), Held { places, since_ms });
         }
-        self.holders.insert(call, Holder { bindings, since_ms, overrun });
+        self.holders.insert(call, Holder { bindings, places, since_ms, overrun });
     }
 
     /// Takes a call out of every set; with a time, its length is remembered.
@@ -171,13 +206,14 @@ impl State {
         let held = self.holders.remove(call)?;
         for binding in &held.bindings {
             if let Some(set) = self.sets.get_mut(&binding.key) {
-                set.since.remove(call);
+                set.holders.remove(call);
                 set.refused = 0;
-                if set.since.is_empty() {
+                if set.holders.is_empty() {
                     self.sets.remove(&binding.key);
                 }
             }
-            if let Some(at_ms) = at_ms {
+            // How long a batch took says nothing of how long a call does.
+            if let Some(at_ms) = at_ms.filter(|_| held.places == 1) {
                 let lengths = self.lengths.entry(binding.limit.clone()).or_default();
                 lengths.push_back(at_ms.saturating_sub(held.since_ms));
                 if lengths.len() > LENGTHS_MAX {
@@ -188,16 +224,21 @@ impl State {
         Some(held)
     }
 
-    /// When the next holder is expected to end, if calls of this limit have a known median length. Each further refusal is
-    /// told the holder after.
-    fn expected_free_ms(&mut self, binding: &Binding, at_ms: UnixMs) -> Option<i64> {
+    /// When so many holders are expected to have ended as places are lacking, if calls of this limit have a known median
+    /// length. Each further refusal is told the holder after. Nobody knows when a batch ends.
+    fn expected_free_ms(&mut self, binding: &Binding, lacking: u32, at_ms: UnixMs) -> Option<i64> {
         let mut lengths: Vec<i64> = self.lengths.get(&binding.limit)?.iter().copied().collect();
         lengths.sort_unstable();
         let median = *lengths.get(lengths.len() / 2)?;
         let set = self.sets.get_mut(&binding.key)?;
-        let mut left: Vec<i64> = set.since.values().map(|since| median - (at_ms - since)).collect();
+        let calls = set.holders.values().filter(|held| held.places == 1);
+        let mut left: Vec<i64> = calls.map(|held| median - (at_ms - held.since_ms)).collect();
         left.sort_unstable();
-        let chosen = left.get(set.refused.min(left.len().saturating_sub(1)))?;
+        let first = usize::try_from(lacking).ok()?.saturating_sub(1);
+        if first >= left.len() {
+            return None;
+        }
+        let chosen = left.get(first.saturating_add(set.refused).min(left.len() - 1))?;
         set.refused += 1;
         Some((*chosen).max(1_000))
     }
@@ -232,12 +273,9 @@ fn interval_us(rate: Rate) -> i64 {
     (rate.window_ms.saturating_mul(1000) / i64::from(rate.count.max(1))).max(1)
 }
 
-fn count(n: usize) -> u32 {
-    u32::try_from(n).unwrap_or(u32::MAX)
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::Places;
     use super::*;
     use crate::policy::Scope;
 
@@ -252,7 +290,7 @@ mod tests {
 
     async fn ask(gate: &MemoryGate, bindings: &[Binding], mode: Mode, at_ms: UnixMs) -> (CallId, Verdict) {
         let call = CallId::new();
-        let order = Order { call: call.clone(), bindings: bindings.to_vec(), mode, at_ms };
+        let order = Order { call: call.clone(), bindings: bindings.to_vec(), places: Places::ONE, mode, at_ms };
         let verdict = gate.admit(order).await.unwrap();
         (call, verdict)
     }
@@ -278,7 +316,8 @@ mod tests {
     #[tokio::test]
     async fn releases_and_admissions_are_idempotent() {
         let gate = MemoryGate::new();
-        let order = Order { call: CallId::new(), bindings: vec![concurrent("g", 1)], mode: Mode::Enforce, at_ms: 0 };
+        let bindings = vec![concurrent("g", 1)];
+        let order = Order { call: CallId::new(), bindings, places: Places::ONE, mode: Mode::Enforce, at_ms: 0 };
         for _ in 0..2 {
             assert!(matches!(gate.admit(order.clone()).await.unwrap(), Verdict::Admitted(_, None)));
         }
@@ -331,7 +370,7 @@ mod tests {
     async fn an_overrun_blocks_admissions() {
         let gate = MemoryGate::new();
         let call = CallId::new();
-        let _ = gate.adopt(&call, vec![concurrent("g", 1)], 0, true).await.unwrap();
+        let _ = gate.adopt(&call, vec![concurrent("g", 1)], 1, 0, true).await.unwrap();
         assert!(matches!(ask(&gate, &[concurrent("g", 1)], Mode::Enforce, 0).await.1, Verdict::Refused(_)));
         assert_eq!(gate.counts().await.unwrap().overruns, 1);
     }
@@ -341,13 +380,7 @@ mod tests {
         let gate = MemoryGate::new();
         let bindings = [concurrent("g", 2)];
         let (a, _) = ask(&gate, &bindings, Mode::Enforce, 0).await;
-        let Verdict::Refused(full) = gate
-            .admit(Order { call: CallId::new(), bindings: vec![concurrent("g", 1)], mode: Mode::Enforce, at_ms: 0 })
-            .await
-            .unwrap()
-        else {
-            panic!()
-        };
+        let (_, Verdict::Refused(full)) = ask(&gate, &[concurrent("g", 1)], Mode::Enforce, 0).await else { panic!() };
         assert_eq!(full.free_in_ms, None, "nothing was learnt yet");
         gate.release(&a, Some(60_000)).await.unwrap();
         let _ = ask(&gate, &bindings, Mode::Enforce, 100_000).await;
@@ -359,6 +392,70 @@ mod tests {
             }
         }
         assert_eq!(told, [30_000, 50_000, 50_000]);
+    }
+
+    async fn batch(gate: &MemoryGate, bindings: &[Binding], places: Places, mode: Mode) -> (CallId, Verdict) {
+        let call = CallId::new();
+        let order = Order { call: call.clone(), bindings: bindings.to_vec(), places, mode, at_ms: 0 };
+        let verdict = gate.admit(order).await.unwrap();
+        (call, verdict)
+    }
+
+    #[tokio::test]
+    async fn a_batch_is_granted_what_is_free_in_every_limit_and_gives_all_of_it_back() {
+        let gate = MemoryGate::new();
+        let bindings = [concurrent("acme", 4), concurrent("global", 10), rate("cps", 1, 1000)];
+        let (_, held) = ask(&gate, &bindings[..1], Mode::Enforce, 0).await;
+        assert!(matches!(held, Verdict::Admitted(..)));
+        let (call, Verdict::Admitted(lease, None)) = batch(&gate, &bindings, Places::up_to(7), Mode::Enforce).await
+        else {
+            panic!()
+        };
+        assert_eq!(lease.places(), 3, "acme has 3 left");
+        assert_eq!(gate.lease(&call).await.unwrap().unwrap().places(), 3);
+        let counts = gate.counts().await.unwrap();
+        assert_eq!((counts.calls, counts.by_key["acme"], counts.by_key["global"]), (4, 4, 3));
+        let (_, full) = ask(&gate, &bindings[..1], Mode::Enforce, 0).await;
+        assert!(matches!(full, Verdict::Refused(Full { current: 4, .. })), "{full:?}");
+        let (_, full) = batch(&gate, &bindings[1..], Places::ONE, Mode::Enforce).await;
+        assert!(matches!(full, Verdict::Refused(Full { free_in_ms: Some(1000), .. })), "one token a request: {full:?}");
+        assert!(gate.release(&call, Some(99)).await.unwrap());
+        assert_eq!(gate.counts().await.unwrap().calls, 1);
+    }
+
+    #[tokio::test]
+    async fn who_takes_no_less_gets_all_or_nothing() {
+        let gate = MemoryGate::new();
+        let _ = ask(&gate, &[concurrent("g", 3)], Mode::Enforce, 0).await;
+        let (_, refused) = batch(&gate, &[concurrent("g", 3)], Places::exactly(3), Mode::Enforce).await;
+        assert!(matches!(refused, Verdict::Refused(Full { current: 1, .. })), "{refused:?}");
+        assert_eq!(gate.counts().await.unwrap().calls, 1, "without a trace");
+        let (_, two) = batch(&gate, &[concurrent("g", 3)], Places::exactly(2), Mode::Enforce).await;
+        assert!(matches!(&two, Verdict::Admitted(lease, None) if lease.places() == 2), "{two:?}");
+    }
+
+    #[tokio::test]
+    async fn observing_grants_a_batch_all_that_it_wants() {
+        let gate = MemoryGate::new();
+        let (_, verdict) = batch(&gate, &[concurrent("g", 3)], Places::up_to(5), Mode::Observe).await;
+        assert!(matches!(&verdict, Verdict::Admitted(lease, None) if lease.places() == 5), "{verdict:?}");
+        assert_eq!(gate.counts().await.unwrap().calls, 5);
+    }
+
+    #[tokio::test]
+    async fn nobody_is_told_to_wait_for_the_end_of_a_batch() {
+        let gate = MemoryGate::new();
+        let bindings = [concurrent("g", 2)];
+        let (a, _) = ask(&gate, &bindings, Mode::Enforce, 0).await;
+        gate.release(&a, Some(60_000)).await.unwrap();
+        let (call, _) = batch(&gate, &bindings, Places::up_to(2), Mode::Enforce).await;
+        let (_, Verdict::Refused(full)) = ask(&gate, &bindings, Mode::Enforce, 0).await else { panic!() };
+        assert_eq!(full.free_in_ms, None);
+        gate.release(&call, Some(9_000_000)).await.unwrap();
+        let _ = ask(&gate, &bindings, Mode::Enforce, 0).await;
+        let _ = ask(&gate, &bindings, Mode::Enforce, 0).await;
+        let (_, Verdict::Refused(full)) = ask(&gate, &bindings, Mode::Enforce, 0).await else { panic!() };
+        assert_eq!(full.free_in_ms, Some(60_000), "its length was not learnt from");
     }
 
     #[tokio::test]

@@ -3,6 +3,8 @@
 //! # The contract, which every back end keeps
 //!
 //! * A lease is a holder id (the call's) in the sets of all concurrent limits that bind the call. There are no counters.
+//! * A call holds one place in each set. An order for many calls (a batch) is one holder with several: it is granted as many as
+//!   are free in all of them, at most those it wants, or refused if that is less than it takes.
 //! * [`Gate::admit`] takes a place in every set and a token of every rate, or nothing of any: a refusal leaves no trace.
 //!   It is idempotent by call id.
 //! * A lease ends by [`Gate::release`] and by nothing else, above all not by time and not by dropping a value. Whoever calls
@@ -29,12 +31,18 @@ use crate::policy::{Binding, Bound, Mode, Scope};
 #[derive(Debug)]
 pub struct Lease {
     call: CallId,
+    places: u32,
 }
 
 impl Lease {
     /// The call that holds it.
     pub fn call(&self) -> &CallId {
         &self.call
+    }
+
+    /// How many places it holds in each limit: 1, or what an order for many calls was granted.
+    pub fn places(&self) -> u32 {
+        self.places
     }
 }
 
@@ -54,6 +62,30 @@ impl<R> Gated<R> {
     }
 }
 
+/// How many calls at once an order may make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Places {
+    /// As many as it has a use for; at least 1.
+    pub wanted: u32,
+    /// Fewer are of no use to it: from 1 to `wanted`.
+    pub at_least: u32,
+}
+
+impl Places {
+    /// Of one call.
+    pub const ONE: Self = Self::exactly(1);
+
+    /// All of them or none.
+    pub const fn exactly(n: u32) -> Self {
+        Self { wanted: n, at_least: n }
+    }
+
+    /// As many as there are, but one.
+    pub const fn up_to(n: u32) -> Self {
+        Self { wanted: n, at_least: 1 }
+    }
+}
+
 /// What asks for admission.
 #[derive(Debug, Clone)]
 pub struct Order {
@@ -61,7 +93,9 @@ pub struct Order {
     pub call: CallId,
     /// The limits that bind it, the most particular first.
     pub bindings: Vec<Binding>,
-    /// Whether full limits refuse.
+    /// How many calls at once it is for.
+    pub places: Places,
+    /// Whether full limits refuse. In observe mode all that is wanted is granted.
     pub mode: Mode,
     /// Now.
     pub at_ms: UnixMs,
@@ -76,9 +110,9 @@ pub struct Full {
     pub scope: Scope,
     /// What it allows.
     pub bound: Bound,
-    /// Calls that hold it; 0 for rates.
+    /// Places of it that are held; 0 for rates.
     pub current: u32,
-    /// When a place is expected, from the lengths of calls seen so far, or exactly for rates. `None`: nothing is known yet.
+    /// When enough places are expected, from the lengths of calls seen so far, or exactly for rates. `None`: nothing is known yet.
     pub free_in_ms: Option<i64>,
 }
 
@@ -95,11 +129,11 @@ pub enum Verdict {
 /// How much of what is held.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Calls that hold a lease.
+    /// Places that are held: one a call, several an order for many.
     pub calls: u32,
-    /// Of those, overruns.
+    /// Of those, by overruns.
     pub overruns: u32,
-    /// Holders by limit key.
+    /// Places by limit key.
     pub by_key: BTreeMap<String, u32>,
 }
 
@@ -126,6 +160,7 @@ pub trait Gate: Send + Sync + 'static {
         &self,
         call: &CallId,
         bindings: Vec<Binding>,
+        places: u32,
         since_ms: UnixMs,
         overrun: bool,
     ) -> Result<Lease, GateAway>;

@@ -4,21 +4,21 @@
 use proptest::prelude::*;
 
 use super::memory::MemoryGate;
-use super::{Gate, Order, Verdict};
+use super::{Gate, Order, Places, Verdict};
 use crate::clock::UnixMs;
 use crate::ids::CallId;
 use crate::policy::{Binding, Bound, Mode, Rate, Scope};
 
 #[derive(Debug, Clone)]
 enum Command {
-    /// Ask for admission under these of the limits, by position.
-    Admit(Vec<usize>, Mode),
+    /// Ask for admission of so many calls at once under these of the limits, by position.
+    Admit(Vec<usize>, Places, Mode),
     /// The same order again, as a client that repeats itself.
     AdmitAgain(usize),
     /// The nth call ends (perhaps for the second time).
     Release(usize),
     /// A call that exists anyway is counted.
-    Adopt(Vec<usize>),
+    Adopt(Vec<usize>, u32),
     /// Time passes.
     Wait(u16),
     /// Every open call comes under other limits.
@@ -48,14 +48,14 @@ fn of(positions: &[usize]) -> Vec<Binding> {
 /// What is held is a list; what was taken of a rate is the list of when.
 #[derive(Default)]
 struct Model {
-    held: Vec<(CallId, Vec<Binding>)>,
+    held: Vec<(CallId, Vec<Binding>, u32)>,
     taken: Vec<(String, UnixMs)>,
 }
 
 impl Model {
-    fn full<'b>(&self, bindings: &'b [Binding], now: UnixMs) -> Option<&'b Binding> {
+    fn full<'b>(&self, bindings: &'b [Binding], at_least: u32, now: UnixMs) -> Option<&'b Binding> {
         bindings.iter().find(|b| match b.bound {
-            Bound::Concurrent(n) => self.holders(&b.key) >= n as usize,
+            Bound::Concurrent(n) => self.places(&b.key) + at_least > n,
             Bound::Rate(rate) => {
                 let interval_us = rate.window_ms * 1000 / i64::from(rate.count);
                 // What observe mode let through beyond the rate is owed, but never more than a burst and one.
@@ -71,20 +71,32 @@ impl Model {
         })
     }
 
-    fn holders(&self, key: &str) -> usize {
-        self.held.iter().filter(|(_, bindings)| bindings.iter().any(|b| b.key == key)).count()
+    fn places(&self, key: &str) -> u32 {
+        let holds = |bindings: &[Binding]| bindings.iter().any(|b| b.key == key);
+        self.held.iter().filter(|(_, bindings, _)| holds(bindings)).map(|(.., places)| places).sum()
     }
 
-    fn hold(&mut self, call: CallId, bindings: Vec<Binding>, token_at: Option<UnixMs>) {
+    /// One place after the other, while all limits have one more.
+    fn granted(&self, bindings: &[Binding], places: Places, mode: Mode) -> u32 {
+        let has_room = |n: u32| {
+            bindings.iter().all(|b| match b.bound {
+                Bound::Concurrent(allowed) => self.places(&b.key) + n <= allowed,
+                Bound::Rate(_) => true,
+            })
+        };
+        (1..=places.wanted).take_while(|n| mode == Mode::Observe || has_room(*n)).last().unwrap_or(0)
+    }
+
+    fn hold(&mut self, call: CallId, bindings: Vec<Binding>, places: u32, token_at: Option<UnixMs>) {
         for binding in bindings.iter().filter(|b| matches!(b.bound, Bound::Rate(_))) {
             self.taken.extend(token_at.map(|at| (binding.key.clone(), at)));
         }
-        self.held.push((call, bindings));
+        self.held.push((call, bindings, places));
     }
 
     fn release(&mut self, call: &CallId) -> bool {
         let before = self.held.len();
-        self.held.retain(|(held, _)| held != call);
+        self.held.retain(|(held, ..)| held != call);
         self.held.len() < before
     }
 }
@@ -92,11 +104,16 @@ impl Model {
 fn commands() -> impl Strategy<Value = Vec<Command>> {
     let chosen = || prop::collection::vec(0..6_usize, 0..4);
     let mode = prop_oneof![4 => Just(Mode::Enforce), 1 => Just(Mode::Observe)];
+    let places = prop_oneof![
+        4 => Just(Places::ONE),
+        1 => (1..6_u32).prop_map(Places::up_to),
+        1 => (1..4_u32).prop_map(Places::exactly),
+    ];
     let one = prop_oneof![
-        6 => (chosen(), mode).prop_map(|(limits, mode)| Command::Admit(limits, mode)),
+        6 => (chosen(), places, mode).prop_map(|(limits, places, mode)| Command::Admit(limits, places, mode)),
         1 => (0..40_usize).prop_map(Command::AdmitAgain),
         4 => (0..40_usize).prop_map(Command::Release),
-        1 => chosen().prop_map(Command::Adopt),
+        1 => (chosen(), 1..4_u32).prop_map(|(limits, places)| Command::Adopt(limits, places)),
         3 => (0..900_u16).prop_map(Command::Wait),
         1 => chosen().prop_map(Command::Rebind),
     ];
@@ -107,16 +124,17 @@ async fn agree(gate: &dyn Gate, script: Vec<Command>) {
     let (mut model, mut calls, mut now) = (Model::default(), Vec::<(CallId, Vec<Binding>)>::new(), 1_000_000);
     for (step, command) in script.into_iter().enumerate() {
         match command {
-            Command::Admit(positions, mode) => {
+            Command::Admit(positions, places, mode) => {
                 let (call, bindings) = (CallId::new(), of(&positions));
-                let wanted = model.full(&bindings, now).map(|b| b.limit.clone());
-                let order = Order { call: call.clone(), bindings: bindings.clone(), mode, at_ms: now };
+                let wanted = model.full(&bindings, places.at_least, now).map(|b| b.limit.clone());
+                let order = Order { call: call.clone(), bindings: bindings.clone(), places, mode, at_ms: now };
                 match (gate.admit(order).await.unwrap(), mode) {
                     (Verdict::Refused(full), Mode::Enforce) => assert_eq!(Some(full.limit), wanted, "step {step}"),
-                    (Verdict::Admitted(_, would), mode) => {
+                    (Verdict::Admitted(lease, would), mode) => {
                         assert_eq!(would.map(|f| f.limit), wanted, "step {step}");
-                        assert!(mode == Mode::Observe || model.full(&bindings, now).is_none(), "step {step}");
-                        model.hold(call.clone(), bindings.clone(), Some(now));
+                        assert!(mode == Mode::Observe || wanted.is_none(), "step {step}");
+                        assert_eq!(lease.places(), model.granted(&bindings, places, mode), "step {step}");
+                        model.hold(call.clone(), bindings.clone(), lease.places(), Some(now));
                         calls.push((call, bindings));
                     }
                     (verdict, mode) => panic!("step {step}: {verdict:?} in {mode:?}"),
@@ -125,9 +143,13 @@ async fn agree(gate: &dyn Gate, script: Vec<Command>) {
             Command::AdmitAgain(n) => {
                 let Some((call, bindings)) = calls.get(n).cloned() else { continue };
                 // A call that has ended would be a new one to the gate; the lifecycle never asks for it.
-                if model.held.iter().any(|(held, _)| *held == call) {
-                    let order = Order { call, bindings, mode: Mode::Enforce, at_ms: now };
-                    assert!(matches!(gate.admit(order).await.unwrap(), Verdict::Admitted(_, None)), "step {step}");
+                if let Some((.., held)) = model.held.iter().find(|(held, ..)| *held == call) {
+                    let order = Order { call, bindings, places: Places::up_to(9), mode: Mode::Enforce, at_ms: now };
+                    let again = gate.admit(order).await.unwrap();
+                    assert!(
+                        matches!(&again, Verdict::Admitted(lease, None) if lease.places() == *held),
+                        "step {step}: {again:?}"
+                    );
                 }
             }
             Command::Release(n) => {
@@ -135,25 +157,25 @@ async fn agree(gate: &dyn Gate, script: Vec<Command>) {
                 let held = model.release(call);
                 assert_eq!(gate.release(call, Some(now)).await.unwrap(), held, "step {step}");
             }
-            Command::Adopt(positions) => {
+            Command::Adopt(positions, places) => {
                 let (call, bindings) = (CallId::new(), of(&positions));
-                let _lease = gate.adopt(&call, bindings.clone(), now, true).await.unwrap();
-                model.hold(call.clone(), bindings.clone(), None);
+                let _lease = gate.adopt(&call, bindings.clone(), places, now, true).await.unwrap();
+                model.hold(call.clone(), bindings.clone(), places, None);
                 calls.push((call, bindings));
             }
             Command::Wait(ms) => now += i64::from(ms),
             Command::Rebind(positions) => {
                 let bindings = of(&positions);
-                let moved = model.held.iter().map(|(call, _)| (call.clone(), bindings.clone())).collect();
+                let moved = model.held.iter().map(|(call, ..)| (call.clone(), bindings.clone())).collect();
                 gate.rebind(moved).await.unwrap();
-                model.held.iter_mut().for_each(|(_, held)| held.clone_from(&bindings));
+                model.held.iter_mut().for_each(|(_, held, _)| held.clone_from(&bindings));
             }
         }
         let counts = gate.counts().await.unwrap();
-        assert_eq!(counts.calls as usize, model.held.len(), "step {step}");
+        assert_eq!(counts.calls, model.held.iter().map(|(.., places)| places).sum::<u32>(), "step {step}");
         for limit in limits().iter().filter(|b| matches!(b.bound, Bound::Concurrent(_))) {
-            let held = counts.by_key.get(&limit.key).copied().unwrap_or(0) as usize;
-            assert_eq!(held, model.holders(&limit.key), "step {step}: {}", limit.key);
+            let held = counts.by_key.get(&limit.key).copied().unwrap_or(0);
+            assert_eq!(held, model.places(&limit.key), "step {step}: {}", limit.key);
         }
     }
 }

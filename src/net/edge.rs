@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use pingora::apps::HttpServerOptions;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -46,6 +46,9 @@ pub struct EdgeSettings {
     pub max_connections: usize,
     /// Requests at once, tunnels apart; those beyond get a 503. Default 10 000.
     pub max_in_flight: usize,
+    /// Bytes of bodies that are read whole, of all requests at once, counted as they arrive; one that would go beyond is not
+    /// read on. Default 64 MiB.
+    pub max_body_bytes: usize,
     /// WebSocket tunnels at once. Default 5 000.
     pub max_tunnels: usize,
     /// Requests at once on one HTTP/2 connection. Default 100.
@@ -65,6 +68,7 @@ impl Default for EdgeSettings {
             max_headers: 100,
             max_connections: 10_000,
             max_in_flight: 10_000,
+            max_body_bytes: 64 * 1024 * 1024,
             max_tunnels: 5_000,
             max_h2_streams: 100,
             trusted_peers: TrustedPeers::default(),
@@ -102,10 +106,11 @@ impl Edge {
         server_options.h2_idle_timeout = Some(self.settings.keepalive);
         let (stop, _) = watch::channel(false);
         let shared = Arc::new(Shared {
-            settings: self.settings,
             tls: self.tls,
             handler,
             server_options,
+            body_room: Arc::new(Semaphore::new(self.settings.max_body_bytes.min(Semaphore::MAX_PERMITS))),
+            settings: self.settings,
             connections: TaskTracker::new(),
             in_flight: TaskTracker::new(),
             tunnels: TaskTracker::new(),
@@ -123,6 +128,8 @@ pub(super) struct Shared {
     pub(super) tls: Option<ReloadingTls>,
     pub(super) handler: Arc<dyn Handler>,
     pub(super) server_options: HttpServerOptions,
+    /// A permit is a byte of [`EdgeSettings::max_body_bytes`].
+    pub(super) body_room: Arc<Semaphore>,
     pub(super) connections: TaskTracker,
     pub(super) in_flight: TaskTracker,
     pub(super) tunnels: TaskTracker,

@@ -8,6 +8,7 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::ServerSession;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::edge::{EdgeSettings, Shared};
@@ -27,6 +28,8 @@ pub struct Exchange {
     /// Counts the request as in flight until it is answered or becomes a tunnel.
     in_flight: Option<TaskTrackerToken>,
     body: Option<Bytes>,
+    /// What the body takes of the room that all bodies share.
+    body_room: Option<OwnedSemaphorePermit>,
     progress: Arc<Progress>,
 }
 
@@ -77,6 +80,9 @@ pub enum BodyError {
         /// The limit, in bytes.
         limit: usize,
     },
+    /// Other requests' bodies take all the room there is: a 503.
+    #[error("too many bodies at once")]
+    NoRoom,
     /// Not complete within the edge's body deadline: a 408.
     #[error("the body took too long")]
     Timeout,
@@ -95,7 +101,7 @@ impl Exchange {
     ) -> Self {
         let in_flight = Some(shared.in_flight.token());
         let state = State::Open(Box::new(session));
-        Exchange { state, peer, tls, sight, shared, in_flight, body: None, progress: Arc::default() }
+        Exchange { state, peer, tls, sight, shared, in_flight, body: None, body_room: None, progress: Arc::default() }
     }
 
     fn head(&self) -> &RequestHeader {
@@ -183,6 +189,7 @@ impl Exchange {
         self.progress.body_begun.set();
         self.send_continue().await;
         let deadline = self.shared.settings.body_timeout;
+        let (shared, body_room) = (&self.shared, &mut self.body_room);
         let State::Open(session) = &mut self.state else {
             return Err(BodyError::Broken);
         };
@@ -193,6 +200,12 @@ impl Exchange {
             while let Some(chunk) = session.read_request_body().await.map_err(|_| BodyError::Broken)? {
                 if body.len() + only.as_ref().map_or(0, Bytes::len) + chunk.len() > limit {
                     return Err(BodyError::TooLarge { limit });
+                }
+                let bytes = u32::try_from(chunk.len()).unwrap_or(u32::MAX);
+                match (shared.body_room.clone().try_acquire_many_owned(bytes), body_room.as_mut()) {
+                    (Ok(more), Some(room)) => room.merge(more),
+                    (Ok(first), None) => *body_room = Some(first),
+                    (Err(_), _) => return Err(BodyError::NoRoom),
                 }
                 match only.take() {
                     None if body.is_empty() => only = Some(chunk),
@@ -214,6 +227,7 @@ impl Exchange {
             Err(error) => {
                 // pingora calls a broken body done, and would go on to read its rest as the next request.
                 self.progress.body_lost.set();
+                self.body_room = None;
                 session.set_keepalive(None);
                 Err(error)
             }
@@ -254,6 +268,19 @@ impl Exchange {
     /// Whether an answer was given, or at least begun.
     pub fn is_answered(&self) -> bool {
         self.progress.answered.is_set()
+    }
+
+    /// Whether a whole answer was handed to the connection, which is the most that can be known of its arrival.
+    pub fn is_delivered(&self) -> bool {
+        self.is_answered() && !self.progress.torn.is_set()
+    }
+
+    /// Has this done if the connection turns out to have been reset with nothing heard from the client since this answer: it had
+    /// gone without reading it. HTTP/1 only; elsewhere, and once something else is heard, it is dropped.
+    pub fn if_reset(&self, then: impl FnOnce() + Send + 'static) {
+        if matches!(&self.state, State::Open(session) if session.req_header().version != Version::HTTP_2) {
+            self.sight.if_reset(Box::new(then));
+        }
     }
 
     /// Waits until the client goes away. For waiters that should not wait for nobody; never a reason to abandon a create.

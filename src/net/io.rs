@@ -29,6 +29,16 @@ pub(super) struct Sight {
     began: Notify,
     half_closed: Notify,
     bytes_read: AtomicU64,
+    if_reset: Mutex<Option<Then>>,
+}
+
+/// Something to be done later, or dropped.
+pub(super) struct Then(Box<dyn FnOnce() + Send>);
+
+impl std::fmt::Debug for Then {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Then")
+    }
 }
 
 /// The head of the request being read, byte by byte.
@@ -82,12 +92,27 @@ impl Sight {
             began: Notify::new(),
             half_closed: Notify::new(),
             bytes_read: AtomicU64::new(0),
+            if_reset: Mutex::default(),
         })
     }
 
     fn head(&self) -> MutexGuard<'_, Head> {
         // Nothing panics while it is held; a poisoned lock still guards plain counters.
         self.head.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has something done if the next that is heard of the client is that it has reset the connection.
+    pub(super) fn if_reset(&self, then: Box<dyn FnOnce() + Send>) {
+        *self.if_reset.lock().unwrap_or_else(PoisonError::into_inner) = Some(Then(then));
+    }
+
+    /// What a read brought: bytes, the end, or an error.
+    fn heard(&self, read: &io::Result<()>) {
+        let then = self.if_reset.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let reset = matches!(read, Err(error) if error.kind() == io::ErrorKind::ConnectionReset);
+        if let Some(Then(then)) = then.filter(|_| reset) {
+            then();
+        }
     }
 
     /// A new request head is expected, of which `already` was read with the request before it (pipelining).
@@ -189,7 +214,9 @@ impl AsyncRead for Watched {
             }
         }
         let before = buf.filled().len();
-        ready!(Pin::new(&mut this.inner).poll_read(cx, buf))?;
+        let read = ready!(Pin::new(&mut this.inner).poll_read(cx, buf));
+        this.sight.heard(&read);
+        read?;
         let bytes = buf.filled().get(before..).unwrap_or_default();
         if bytes.is_empty() {
             if buf.remaining() > 0 {

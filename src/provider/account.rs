@@ -23,6 +23,8 @@ pub struct Account {
     pub provider: Arc<Description>,
     /// Where requests go.
     pub upstream: Uri,
+    /// Where requests to these paths and those below them go instead.
+    pub upstreams: Vec<(String, Uri)>,
     /// What ringfence shows on its own requests; see [`Description::secrets`].
     pub secrets: BTreeMap<String, Secret>,
     /// Secrets of webhook signatures, the current one first.
@@ -75,9 +77,17 @@ impl Account {
         TwilioKeys { auth_tokens, shared_keys: self.shared_keys.clone() }
     }
 
+    /// Where a request to this path goes.
+    pub fn upstream_of(&self, path: &str) -> &Uri {
+        let below =
+            |prefix: &str| path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        self.upstreams.iter().find(|(prefix, _)| below(prefix)).map_or(&self.upstream, |(_, url)| url)
+    }
+
     /// A URL of the provider: the upstream's scheme, authority and base path, then `path_and_query`.
     pub fn url(&self, path_and_query: &str) -> Result<Uri, http::uri::InvalidUri> {
-        join(&self.upstream, path_and_query).parse()
+        let path = path_and_query.split('?').next().unwrap_or_default();
+        join(self.upstream_of(path), path_and_query).parse()
     }
 }
 

@@ -6,6 +6,7 @@ use http::Method;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
+use super::check::Check;
 use super::path::PathPattern;
 use super::select::{Message, Predicate, Selector};
 use super::sign::Scheme;
@@ -25,6 +26,9 @@ pub struct Description {
     pub mount: String,
     /// Where requests go on to, unless the account says otherwise.
     pub upstream: String,
+    /// Paths that another host serves, unless the account names an upstream of its own.
+    #[serde(default)]
+    pub upstreams: Vec<OtherHost>,
     /// `Host` headers that are routed to it.
     #[serde(default)]
     pub hosts: Vec<String>,
@@ -53,6 +57,9 @@ pub struct Description {
     pub webhooks: Vec<Webhook>,
     /// How one call is asked for.
     pub lookup: Option<Lookup>,
+    /// How an order for many calls is asked for: batches, campaigns.
+    #[serde(default, rename = "group")]
+    pub groups: Vec<Group>,
     /// How its live calls are listed.
     pub list: Option<List>,
     /// How its live calls are counted.
@@ -64,10 +71,22 @@ pub struct Description {
     pub terminate: BTreeMap<String, Terminate>,
     /// How ringfence itself gets the TwiML that connects an inbound call.
     pub front: Option<Front>,
+    /// What `check --live` asks.
+    pub check: Option<Check>,
 }
 
 fn sweep_default() -> u64 {
     15
+}
+
+/// A part of a provider's API that has a host of its own.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OtherHost {
+    /// The paths: this one and those below it.
+    pub prefix: String,
+    /// Where requests to them go on to.
+    pub url: String,
 }
 
 /// What ringfence's own requests carry.
@@ -134,6 +153,11 @@ impl IdSelectors {
     pub fn read(&self, message: &Message<'_>) -> Vec<Alias> {
         let aliases = self.0.iter().filter_map(|(kind, selector)| Alias::new(kind, &selector.text(message)?));
         aliases.collect()
+    }
+
+    /// The kinds that may be among them.
+    pub fn kinds(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
     }
 }
 
@@ -258,11 +282,43 @@ pub struct Operation {
     /// The ids that the answer brings.
     #[serde(default)]
     pub ids: IdSelectors,
+    /// The provider's answer to a create as it can be made from the call's record, for an order that is sent again after its
+    /// own answer is gone: a template over the call's ids and facts and `account.*`. A value that is not known is `null`.
+    pub answer: Option<FixedAnswer>,
     /// Values put into a JSON body, so that the call can be found again.
     #[serde(default)]
     pub inject: Vec<Inject>,
     /// The callback that ringfence takes over.
     pub callback: Option<Callback>,
+    /// It makes many calls, as many at once as the request says.
+    pub places: Option<PlacesRule>,
+    /// It makes the calls of an order for many that the path names, by an id of this kind: a batch's retry.
+    pub again: Option<String>,
+}
+
+/// How many calls at once a request may make.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlacesRule {
+    /// The number that the app asks for.
+    pub at_most: Option<Selector>,
+    /// Those who will be called: more than one call each at once there is not.
+    pub items: Selector,
+    /// Where the number that is granted is written if it is less, a JSON pointer. None: all or nothing.
+    pub cut: Option<String>,
+}
+
+impl PlacesRule {
+    /// How many; at least 1. `None`: the request does not say, or cannot be understood.
+    pub fn wanted(&self, message: &Message<'_>) -> Option<u32> {
+        let items = self.items.list(message.body).map(|list| u32::try_from(list.len()).unwrap_or(u32::MAX));
+        let at_most = match &self.at_most {
+            // A number that is none must not be read as "no limit".
+            Some(number) if number.exists(message) => Some(number.text(message)?.parse().ok()?),
+            _ => None,
+        };
+        items.into_iter().chain(at_most).min().map(|n| n.max(1))
+    }
 }
 
 /// When an answer means that there is a call.
@@ -448,6 +504,28 @@ pub struct Lookup {
     pub phone: Predicate,
     /// Statuses that mean "no such call".
     pub absent: Vec<u16>,
+    /// The order for many calls that it is one of: ids of kinds that groups need.
+    #[serde(default)]
+    pub member_of: IdSelectors,
+}
+
+/// How an order for many calls is asked for.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Group {
+    /// The alias kind it needs.
+    pub needs: String,
+    /// The path, a template over aliases and `account.*`.
+    pub path: String,
+    /// Where it stands: `live` while it may make calls, an outcome once it makes no more.
+    pub state: StateWord,
+    /// Numbers that its calls at once do not exceed; the smallest counts.
+    #[serde(default)]
+    pub places: Vec<Selector>,
+    /// Statuses that mean "no such order".
+    pub absent: Vec<u16>,
+    /// How one whose answer was lost is found.
+    pub find: Option<List>,
 }
 
 /// How calls are listed.
@@ -474,7 +552,7 @@ pub struct List {
     pub facts: FactSelectors,
     /// Which side placed it.
     pub direction: Option<DirectionWord>,
-    /// When the item came to be, RFC 2822.
+    /// When the item came to be: RFC 2822, or seconds since 1970.
     pub created_at: Option<Selector>,
     /// How the next page is asked for.
     pub next: Option<NextPage>,
@@ -564,13 +642,27 @@ pub struct Front {
 }
 
 impl Description {
+    /// Whether a look-up needs an id of this kind: a call that has one can be asked for.
+    pub fn looks_up(&self, kind: &str) -> bool {
+        self.lookup.as_ref().is_some_and(|l| l.needs == kind) || self.groups.iter().any(|g| g.needs == kind)
+    }
+
+    /// The kind of order for many calls that an operation makes.
+    pub fn group_of(&self, operation: &str) -> Option<&Group> {
+        let operation = self.operations.iter().find(|o| o.name == operation)?;
+        self.groups.iter().find(|g| operation.ids.kinds().any(|kind| kind == g.needs))
+    }
+
     /// Reads a description. The error names line and column.
     pub fn parse(text: &str) -> Result<Self, String> {
         let description: Self = toml::from_str(text).map_err(|e| e.to_string().trim_end().to_owned())?;
         if !description.mount.starts_with('/') || description.mount.ends_with('/') {
             return Err(format!("mount {:?} must start with a slash and not end with one", description.mount));
         }
-        description.upstream.parse::<http::Uri>().map_err(|e| format!("upstream: {e}"))?;
+        let urls = description.upstreams.iter().map(|other| &other.url);
+        for url in urls.chain([&description.upstream]) {
+            url.parse::<http::Uri>().map_err(|e| format!("upstream {url:?}: {e}"))?;
+        }
         Ok(description)
     }
 }
@@ -607,6 +699,31 @@ mod tests {
         assert_eq!(bad.len(), 1);
         assert!(bad[0].to_string().starts_with("mine.toml: TOML parse error at line"), "{}", bad[0]);
         assert!(bad[0].message.contains("sweep_sec"));
+    }
+
+    #[test]
+    fn a_request_for_many_calls_says_how_many() {
+        let registry = Registry::new(&[]).unwrap();
+        let operations = &registry.get("elevenlabs").unwrap().operations;
+        let rule = operations.iter().find(|o| o.name == "batch_submit").unwrap().places.as_ref().unwrap();
+        let wanted = |body: Value| {
+            let (body, path, headers) = (Document::Json(body), BTreeMap::new(), http::HeaderMap::new());
+            rule.wanted(&Message { body: &body, query: &[], path: &path, headers: &headers })
+        };
+        let three = serde_json::json!([{}, {}, {}]);
+        let with = |limit: Value| serde_json::json!({"recipients": three, "target_concurrency_limit": limit});
+        assert_eq!(wanted(serde_json::json!({"recipients": three})), Some(3));
+        assert_eq!(wanted(with(Value::Null)), Some(3));
+        assert_eq!(wanted(with(2.into())), Some(2), "its own limit");
+        assert_eq!(wanted(with(9.into())), Some(3), "more than one call each there is not");
+        assert_eq!(wanted(with(0.into())), Some(1), "the provider says what it thinks of that");
+        assert_eq!(wanted(serde_json::json!({"target_concurrency_limit": 4})), Some(4));
+        for nonsense in
+            [serde_json::json!(-1), serde_json::json!(2.5), serde_json::json!("many"), serde_json::json!([])]
+        {
+            assert_eq!(wanted(with(nonsense.clone())), None, "{nonsense}");
+        }
+        assert_eq!(wanted(serde_json::json!({})), None);
     }
 
     #[test]

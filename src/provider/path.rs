@@ -19,18 +19,28 @@ impl PathPattern {
 
     /// Whether a path fits, and what it captures (percent-decoded).
     pub fn captures(&self, path: &str) -> Option<BTreeMap<String, String>> {
+        self.captures_where(path, |wanted, got| wanted == got)
+    }
+
+    /// The same whatever the case of the path's letters; what is captured keeps its own.
+    pub fn captures_any_case(&self, path: &str) -> Option<BTreeMap<String, String>> {
+        self.captures_where(path, str::eq_ignore_ascii_case)
+    }
+
+    fn captures_where(&self, path: &str, same: fn(&str, &str) -> bool) -> Option<BTreeMap<String, String>> {
         let mut found = BTreeMap::new();
         let (mut pattern, mut actual) = (self.written.split('/'), path.split('/'));
         loop {
             match (pattern.next(), actual.next()) {
                 (None, None) => return Some(found),
                 (Some(wanted), Some(got)) => match (wanted.split_once('{'), percent_decode(got)) {
-                    (None, got) if wanted == got => {}
+                    (None, got) if same(wanted, &got) => {}
                     (Some((before, rest)), got) => {
                         let (name, after) = rest.split_once('}')?;
-                        let value = got.strip_prefix(before)?.strip_suffix(after)?;
+                        let (head, tail) = got.split_at_checked(before.len())?;
+                        let (value, tail) = tail.split_at_checked(tail.len().checked_sub(after.len())?)?;
                         // `Calls/CA1.json` must not be taken for a conference named `CA1.json`, nor an empty one.
-                        if value.is_empty() {
+                        if value.is_empty() || !same(before, head) || !same(after, tail) {
                             return None;
                         }
                         found.insert(name.to_owned(), value.to_owned());

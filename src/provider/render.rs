@@ -66,6 +66,7 @@ fn escape(out: &mut String, text: &str, target: Target) {
                     '\'' => out.push_str("&apos;"),
                     // XML 1.0 has no way to write these.
                     c if c.is_control() && !matches!(c, '\n' | '\r' | '\t') => {}
+                    '\u{fffe}' | '\u{ffff}' => {}
                     c => out.push(c),
                 }
             }

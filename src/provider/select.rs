@@ -10,6 +10,17 @@ use http::HeaderMap;
 use serde::Deserialize;
 use serde_json::Value;
 
+/// The most pairs of a form that are read. Our choice, far above what providers send; a pair takes many times its spelling.
+pub const FORM_PAIRS_MAX: usize = 1_000;
+
+/// The most values of a JSON body that are read. Our choice, above a page of 1,000 calls; a value takes many times its
+/// shortest spelling.
+pub const JSON_VALUES_MAX: usize = 100_000;
+
+/// The longest XML that is read, in bytes. Our choice, far above what providers answer; duplicate attributes and nested
+/// namespaces cost their square.
+pub const XML_BYTES_MAX: usize = 32 * 1024;
+
 /// A body, decoded as its content type says.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Document {
@@ -24,23 +35,55 @@ pub enum Document {
 }
 
 impl Document {
-    /// Decodes a body. What does not parse as its type says is tried as JSON, then is [`Document::Empty`].
+    /// Decodes a body. What does not parse as its type says is tried as JSON, then is [`Document::Empty`]; so is what has more
+    /// parts than [`FORM_PAIRS_MAX`], [`JSON_VALUES_MAX`] or [`XML_BYTES_MAX`] allow.
     pub fn decode(content_type: Option<&str>, body: &[u8]) -> Self {
-        let kind = content_type.unwrap_or("").split(';').next().unwrap_or("").trim().to_ascii_lowercase();
         if body.is_empty() {
             return Self::Empty;
         }
-        if kind == "application/x-www-form-urlencoded" {
-            return Self::Form(form_urlencoded::parse(body).into_owned().collect());
+        if is_form(content_type) {
+            return Self::form(body);
         }
-        if let Ok(value) = serde_json::from_slice(body) {
+        if may_be_json(body)
+            && let Ok(value) = serde_json::from_slice(body)
+        {
             return Self::Json(value);
         }
         match std::str::from_utf8(body) {
-            Ok(text) if text.trim_start().starts_with('<') => Self::Xml(text.to_owned()),
+            Ok(text) if body.len() <= XML_BYTES_MAX && text.trim_start().starts_with('<') => Self::Xml(text.to_owned()),
             _ => Self::Empty,
         }
     }
+}
+
+impl Document {
+    fn form(body: &[u8]) -> Self {
+        match form_urlencoded::parse(body).take(FORM_PAIRS_MAX + 1).count() {
+            ..=FORM_PAIRS_MAX => Self::Form(form_urlencoded::parse(body).into_owned().collect()),
+            _ => Self::Empty,
+        }
+    }
+}
+
+/// Whether a content type is that of a form.
+pub fn is_form(content_type: Option<&str>) -> bool {
+    let kind = content_type.and_then(|t| t.split(';').next()).unwrap_or_default();
+    kind.trim().eq_ignore_ascii_case("application/x-www-form-urlencoded")
+}
+
+/// Whether JSON has at most [`JSON_VALUES_MAX`] values. Every value but the first follows one of `,`, `:` and `[`.
+pub fn may_be_json(body: &[u8]) -> bool {
+    let (mut values, mut in_text, mut escaped) = (1, false, false);
+    for byte in body {
+        match (in_text, byte) {
+            (true, _) if escaped => escaped = false,
+            (true, b'\\') => escaped = true,
+            (_, b'"') => in_text = !in_text,
+            (false, b',' | b':' | b'[') => values += 1,
+            _ => {}
+        }
+    }
+    values <= JSON_VALUES_MAX
 }
 
 /// What selectors read.
@@ -189,6 +232,9 @@ fn walk<'a>(value: &'a Value, steps: &[Step]) -> Option<&'a Value> {
 /// `Parameter[name=conversation_id].value`: an element anywhere, chosen by an attribute, then one of its attributes; or
 /// `Element` for its text.
 fn xml_text(text: &str, steps: &[Step]) -> Option<String> {
+    if text.len() > XML_BYTES_MAX {
+        return None;
+    }
     let document = roxmltree::Document::parse(text).ok()?;
     let (element, rest) = steps.split_first()?;
     let node = document.descendants().find(|node| {
@@ -289,6 +335,21 @@ mod tests {
         assert_eq!(text("query.agent_id", &Document::Empty).as_deref(), Some("a1"));
         assert_eq!(text("path.account_sid", &Document::Empty).as_deref(), Some("AC1"));
         assert_eq!(text("header.X-Business-Id", &Document::Empty).as_deref(), Some("acme"));
+    }
+
+    #[test]
+    fn bodies_of_very_many_parts_are_not_taken_apart() {
+        let decode = |kind: &str, body: String| Document::decode(Some(kind), body.as_bytes());
+        let form = "application/x-www-form-urlencoded";
+        assert!(matches!(decode(form, "a&".repeat(FORM_PAIRS_MAX)), Document::Form(_)));
+        assert_eq!(decode(form, "a&".repeat(FORM_PAIRS_MAX + 1)), Document::Empty);
+        let list = |values: usize| format!("[{}0]", "0,".repeat(values - 2));
+        assert!(matches!(decode("application/json", list(JSON_VALUES_MAX)), Document::Json(_)));
+        assert_eq!(decode("application/json", list(JSON_VALUES_MAX + 2)), Document::Empty);
+        // Commas of a text are no values.
+        let text = format!("[\"{}\\\"\"]", ",:[".repeat(JSON_VALUES_MAX));
+        assert!(matches!(decode("application/json", text), Document::Json(_)));
+        assert_eq!(decode("text/xml", format!("<a>{}</a>", " ".repeat(XML_BYTES_MAX))), Document::Empty);
     }
 
     #[test]

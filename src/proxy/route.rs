@@ -59,9 +59,9 @@ fn below<'a>(path: &'a str, mount: &str) -> Option<&'a str> {
     (rest.starts_with('/')).then_some(rest)
 }
 
-/// A path as lenient servers may read it: empty and dot segments gone, with an escaped slash within a segment (it stays escaped
-/// here) and between two. What could be a create must not pass ungated for a doubled slash (a base URL that ends in one) or
-/// an escaped letter. It is sent on as it came.
+/// A path as lenient servers may read it: empty and dot segments and parameters (`;…`) gone, with an escaped slash within a
+/// segment (it stays escaped here) and between two. Letters are compared whatever their case: some servers take either. What could be a create must not pass ungated for a doubled slash (a base
+/// URL that ends in one) or an escaped letter. It is sent on as it came.
 fn readings(path: &str) -> [String; 2] {
     [plain(path), plain(&percent_decode(path))]
 }
@@ -69,21 +69,41 @@ fn readings(path: &str) -> [String; 2] {
 fn plain(path: &str) -> String {
     let mut segments = Vec::new();
     for segment in path.split('/') {
-        match percent_decode(segment).as_str() {
+        let decoded = percent_decode(segment);
+        match decoded.split(';').next().unwrap_or_default() {
             "" | "." => {}
             ".." => {
                 segments.pop();
             }
-            _ => segments.push(segment),
+            bare => segments.push(bare.replace('/', "%2f")),
         }
     }
     format!("/{}", segments.join("/"))
 }
 
+fn fits(operation: &Operation, method: &Method, paths: &[String]) -> bool {
+    operation.method.as_str().eq_ignore_ascii_case(method.as_str())
+        && paths.iter().any(|path| operation.path.captures_any_case(path).is_some())
+}
+
 /// Whether a path and method are those of an operation, whatever its body says: only then is the body read.
 pub fn may_create(provider: &Description, method: &Method, path: &str) -> bool {
-    let paths = readings(path);
-    provider.operations.iter().any(|o| o.method == *method && paths.iter().any(|p| o.path.captures(p).is_some()))
+    may_be(provider, method, path).next().is_some()
+}
+
+/// Whether they are those of an operation that makes many calls, whose body may be long.
+pub fn may_create_many(provider: &Description, method: &Method, path: &str) -> bool {
+    may_be(provider, method, path).any(|o| o.places.is_some())
+}
+
+fn may_be<'a>(provider: &'a Description, method: &Method, path: &str) -> impl Iterator<Item = &'a Operation> + use<'a> {
+    let (method, paths) = (method.clone(), readings(path));
+    provider.operations.iter().filter(move |o| fits(o, &method, &paths))
+}
+
+/// What the path of a request captures, if it is this operation's.
+pub fn captures(operation: &Operation, path: &str) -> Option<BTreeMap<String, String>> {
+    readings(path).iter().find_map(|p| operation.path.captures_any_case(p))
 }
 
 /// The operation of a request.
@@ -93,11 +113,7 @@ pub fn operation<'a>(
     path: &str,
     message: &Message<'_>,
 ) -> Option<&'a Operation> {
-    let paths = readings(path);
-    provider.operations.iter().find(|o| {
-        let fits = || paths.iter().any(|p| o.path.captures(p).is_some());
-        o.method == *method && fits() && (o.when.is_empty() || o.when.holds(message))
-    })
+    may_be(provider, method, path).find(|o| o.when.is_empty() || o.when.holds(message))
 }
 
 #[cfg(test)]
@@ -115,6 +131,7 @@ mod tests {
             let account = Account {
                 name: name.clone(),
                 upstream: provider.upstream.parse().unwrap(),
+                upstreams: vec![],
                 provider,
                 secrets: BTreeMap::from([("account_sid".to_owned(), Secret::new(sid))]),
                 webhook_secrets: vec![],
@@ -166,9 +183,12 @@ mod tests {
             "//v1/convai/twilio/register-call",
             "/v1//convai/./twilio/register%2Dcall/",
             "/v1/x/../convai/twilio/register-call",
+            "/V1/convai/Twilio/register-call",
+            "/v1/convai;a=b/twilio/register-call;c",
         ] {
             assert!(may_create(el, &Method::POST, odd), "{odd}");
         }
+        assert!(may_create(el, &"post".parse().unwrap(), path), "a method in lower case");
         let twilio = registry.get("twilio").unwrap();
         assert!(may_create(twilio, &Method::POST, "/2010-04-01/Accounts/AC1/Calls"), "without .json it answers in XML");
         assert!(may_create(twilio, &Method::POST, "/2010-04-01/Accounts/AC1/Calls.json"));

@@ -53,7 +53,8 @@ fn route(world: &mut World, ask: &Ask<'_>, now: Instant) -> Reply {
         ("POST", ["convai", "whatsapp", "outbound-call"]) => outbound(world, ask, Carrier::Whatsapp, now),
         ("POST", ["convai", "twilio", "register-call"]) => register(world, ask, now),
         (_, ["convai", "batch-calling", rest @ ..]) => batch::respond(world, ask, rest, now),
-        (_, ["convai", "conversations" | "conversation" | "analytics", ..]) | ("GET", ["user", ..]) => {
+        (_, ["convai", "outbound-campaigns", "campaigns", rest @ ..]) => batch::campaigns(world, ask, rest, now),
+        (_, ["convai", "conversations" | "conversation" | "analytics", ..]) | ("GET", ["user" | "workspace", ..]) => {
             records::respond(world, ask, rest, now)
         }
         _ => not_found(),

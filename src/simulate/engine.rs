@@ -138,7 +138,7 @@ impl Engine {
         if ask.path.starts_with("/_sim/") {
             return control::respond(self, ask);
         }
-        let is_twilio = ask.path.starts_with("/2010-04-01/");
+        let is_twilio = ["/2010-04-01/", "/v1/Flows/", "/v2/Flows/"].iter().any(|p| ask.path.starts_with(p));
         let (reply, _answering) = if is_twilio {
             self.lock().api_now += 1;
             let answering = Answering(self);

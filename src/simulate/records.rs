@@ -1,5 +1,6 @@
 //! ElevenLabs' records: conversations read, listed, counted and deleted.
 
+use super::batch::membership;
 use super::call::{Call, Outcome, Phase};
 use super::elevenlabs::{error, not_found};
 use super::wire::{Ask, Reply};
@@ -20,6 +21,7 @@ pub(super) fn respond(world: &mut World, ask: &Ask<'_>, rest: &[&str], now: Inst
             Some(_) => Reply::json(200, &json!({"token": world.ids.id("token")})),
             None => missing_query("agent_id"),
         },
+        ("GET", ["workspace", "webhooks"]) => Reply::json(200, &json!({"webhooks": webhooks(world)})),
         ("GET", ["user"]) => Reply::json(
             200,
             &json!({"user_id": "user_simulated", "subscription": {"tier": "creator", "status": "active"}}),
@@ -27,6 +29,20 @@ pub(super) fn respond(world: &mut World, ask: &Ask<'_>, rest: &[&str], now: Inst
         ("GET", ["user", "subscription"]) => Reply::json(200, &json!({"tier": "creator", "status": "active"})),
         _ => not_found(),
     }
+}
+
+/// The workspace's webhooks: the one that events go to.
+fn webhooks(world: &World) -> Vec<Value> {
+    let settings = &world.settings;
+    let one = settings.el_events_url.as_ref().map(|url| {
+        json!({
+            "name": "simulated", "webhook_id": "webhook_simulated", "webhook_url": url, "is_disabled": false,
+            "is_auto_disabled": settings.el_hook_disabled, "created_at_unix": 1_760_000_000, "auth_type": "hmac",
+            "usage": [], "events": [], "most_recent_failure_error_code": settings.el_hook_failure,
+            "most_recent_failure_timestamp": settings.el_hook_failure.map(|_| 1_760_000_000),
+        })
+    });
+    one.into_iter().collect()
 }
 
 fn missing_query(name: &str) -> Reply {
@@ -246,9 +262,7 @@ pub(super) fn conversation(call: &Call) -> Value {
         "warnings": [],
         "timezone": null,
         "conversation_initiation_source": talk.carrier.source(),
-        "batch_call": talk.batch.as_ref().map(|(batch, recipient)| json!({
-            "batch_call_id": batch, "batch_call_recipient_id": recipient,
-        })),
+        "batch_call": talk.batch.as_ref().map(membership),
         "phone_call": phone,
     });
     let analysis = done.then(|| {

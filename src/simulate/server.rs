@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// Longest request body: batches of ten thousand recipients fit.
-const BODY: usize = 8 * 1024 * 1024;
+const BODY: usize = 16 * 1024 * 1024;
 /// Longest answer to a webhook that is read.
 const ANSWER: usize = 1024 * 1024;
 

@@ -98,6 +98,16 @@ pub struct SimSettings {
     pub number_voice_url: Option<String>,
     /// The Twilio number's status callback, which reports only the end.
     pub number_status_url: Option<String>,
+    /// The Twilio account's number, as it lists it.
+    pub number: String,
+    /// ElevenLabs has switched its webhook off after failures.
+    pub el_hook_disabled: bool,
+    /// The status that the latest failed delivery of ElevenLabs' webhook was answered with.
+    pub el_hook_failure: Option<u16>,
+    /// The Twilio account's state: `active`, `suspended`, `closed`.
+    pub tw_state: String,
+    /// Whether an execution of a Studio flow makes a call.
+    pub studio_calls: bool,
     /// Where drawn timings, losses and orders start from.
     pub seed: u64,
 }
@@ -133,6 +143,11 @@ impl Default for SimSettings {
             delete_hangs_up: false,
             number_voice_url: None,
             number_status_url: None,
+            number: "+15550001101".to_owned(),
+            el_hook_disabled: false,
+            el_hook_failure: None,
+            tw_state: "active".to_owned(),
+            studio_calls: true,
             seed: 1,
         }
     }

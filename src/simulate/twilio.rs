@@ -19,10 +19,13 @@ pub(super) fn respond(world: &mut World, ask: &Ask<'_>, now: Instant) -> Reply {
     let account = world.settings.account_sid.clone();
     let segments = ask.segments();
     let parts: Vec<&str> = segments.iter().map(String::as_str).collect();
-    let ["2010-04-01", "Accounts", whose, rest @ ..] = parts.as_slice() else {
-        return unknown(ask.path);
+    let rest = match parts.as_slice() {
+        ["2010-04-01", "Accounts", whose, rest @ ..] if whose.trim_end_matches(".json") == account => rest,
+        ["2010-04-01", "Accounts", ..] => return error(401, 20003, "Authenticate"),
+        ["v1" | "v2", rest @ ..] => rest,
+        _ => return unknown(ask.path),
     };
-    if !authentic(world, ask) || whose.trim_end_matches(".json") != account {
+    if !authentic(world, ask) {
         return error(401, 20003, "Authenticate");
     }
     let fault = world.faults.take(Provider::Twilio, operation(ask, rest));
@@ -53,7 +56,7 @@ fn authentic(world: &World, ask: &Ask<'_>) -> bool {
 
 fn operation(ask: &Ask<'_>, rest: &[&str]) -> Operation {
     match (ask.method, rest) {
-        ("POST", ["Calls.json"] | ["Conferences", _, "Participants.json"]) => Operation::Create,
+        ("POST", ["Calls.json"] | ["Conferences", _, "Participants.json"] | ["Flows", ..]) => Operation::Create,
         ("GET", ["Calls.json"]) => Operation::List,
         ("GET", _) => Operation::Get,
         _ => Operation::End,
@@ -64,11 +67,13 @@ fn route(world: &mut World, ask: &Ask<'_>, rest: &[&str], now: Instant) -> Reply
     match (ask.method, rest) {
         ("GET", []) => Reply::json(
             200,
-            &json!({"sid": world.settings.account_sid, "friendly_name": "Simulated account", "status": "active", "type": "Full"}),
+            &json!({"sid": world.settings.account_sid, "friendly_name": "Simulated account", "status": world.settings.tw_state, "type": "Full"}),
         ),
         ("POST", ["Calls.json"]) => create(world, ask, now),
         ("GET", ["Calls.json"]) => list(world, ask),
+        ("GET", ["IncomingPhoneNumbers.json"]) => numbers(world),
         ("POST", ["Conferences", room, "Participants.json"]) => participant(world, ask, room, now),
+        ("POST", ["Flows", flow, "Executions" | "Engagements"]) => execution(world, ask, flow, now),
         ("POST", ["Conferences", room]) => end_conference(world, ask, room.trim_end_matches(".json"), now),
         ("DELETE", ["Conferences", _, "Participants", sid]) => match known(world, sid) {
             Some(n) => {
@@ -99,6 +104,26 @@ fn route(world: &mut World, ask: &Ask<'_>, rest: &[&str], now: Instant) -> Reply
         },
         _ => unknown(ask.path),
     }
+}
+
+/// The account's numbers: one, on a single page.
+fn numbers(world: &World) -> Reply {
+    let settings = &world.settings;
+    let base = format!("/2010-04-01/Accounts/{}/IncomingPhoneNumbers", settings.account_sid);
+    let sid = "PN00000000000000000000000000000001";
+    let one = json!({
+        "sid": sid, "account_sid": settings.account_sid, "phone_number": settings.number, "friendly_name": "Simulated number",
+        "voice_url": settings.number_voice_url.as_deref().unwrap_or_default(), "voice_method": "POST",
+        "status_callback": settings.number_status_url.as_deref().unwrap_or_default(), "status_callback_method": "POST",
+        "voice_application_sid": "", "trunk_sid": null, "status": "in-use", "uri": format!("{base}/{sid}.json"),
+    });
+    Reply::json(
+        200,
+        &json!({
+            "incoming_phone_numbers": [one], "page": 0, "page_size": 50, "start": 0, "end": 0, "uri": format!("{base}.json"),
+            "first_page_uri": format!("{base}.json?Page=0&PageSize=50"), "next_page_uri": null, "previous_page_uri": null,
+        }),
+    )
 }
 
 /// Twilio's shape of an error.
@@ -226,6 +251,34 @@ fn participant(world: &mut World, ask: &Ask<'_>, room: &str, now: Instant) -> Re
         "date_created": made,
         "date_updated": made,
         "uri": format!("/2010-04-01/Accounts/{account}/Conferences/{}/Participants/{sid}.json", conference.0),
+    });
+    Reply::json(201, &body)
+}
+
+/// A Studio flow whose first widget calls the contact. Its answer knows nothing of the call.
+fn execution(world: &mut World, ask: &Ask<'_>, flow: &str, now: Instant) -> Reply {
+    let form = ask.form();
+    let (Some(to), Some(from)) = (form.get("To"), form.get("From")) else {
+        return error(400, 21201, "Both 'To' and 'From' are required");
+    };
+    if world.settings.studio_calls {
+        let leg = Leg::new(world.ids.sid("CA"), "outbound-api");
+        let n = place(world, &Form::default(), leg, from, to, now);
+        // The flow talks, until somebody hangs up.
+        if let Some(leg) = world.calls.get_mut(&n).and_then(|call| call.leg.as_mut()) {
+            leg.twiml = Some("<Response><Say>Hello.</Say></Response>".to_owned());
+        }
+    }
+    let made = Timestamp::now().to_string();
+    let body = json!({
+        "sid": world.ids.sid("FN"),
+        "account_sid": world.settings.account_sid,
+        "flow_sid": flow,
+        "contact_channel_address": to,
+        "context": {},
+        "status": "active",
+        "date_created": made,
+        "date_updated": made,
     });
     Reply::json(201, &body)
 }

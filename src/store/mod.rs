@@ -18,6 +18,10 @@ use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId, RefusalId};
 use crate::policy::{Business, Facts};
 
+/// The alias kind of an app's own idempotency key. Unlike other ids it may pass to another call: when the order that showed it
+/// was proven not to have made one.
+pub const KEY_KIND: &str = "idempotency_key";
+
 /// The store failed. The texts name what to look at and hold nothing of a caller.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
@@ -68,6 +72,8 @@ pub struct CallRecord {
     pub unsettled: bool,
     /// No event will tell of it: it is asked for from its start.
     pub polled: bool,
+    /// How many places it holds: 1, or as many calls as a batch may have at once.
+    pub places: u32,
     /// When it was admitted.
     pub admitted_at: UnixMs,
     /// When it came to its phase.
@@ -86,6 +92,9 @@ pub struct CallRecord {
     pub absent_at: Option<UnixMs>,
     /// The app's own status callback.
     pub callback: Option<AppCallback>,
+    /// What makes an order equal to the one that made this call.
+    #[serde(skip)]
+    pub fingerprint: Option<String>,
     /// Its ids outside.
     pub aliases: Vec<Alias>,
 }
@@ -112,12 +121,16 @@ pub struct NewCall {
     pub overrun: bool,
     /// No event will tell of it: it is asked for from its start.
     pub polled: bool,
+    /// How many places it holds.
+    pub places: u32,
     /// Now.
     pub at_ms: UnixMs,
     /// When it is due for a look-up.
     pub deadline_at: UnixMs,
     /// The app's own status callback.
     pub callback: Option<AppCallback>,
+    /// What makes an order equal to the one that makes this call.
+    pub fingerprint: Option<String>,
     /// Ids that are known already. Where one of them belongs to another call, nothing is written. An id of our own kind names the
     /// first record of the same call, which was given up: its ids become this one's.
     pub aliases: Vec<Alias>,
@@ -266,6 +279,8 @@ pub struct RefusalRecord {
     pub limit: Option<u32>,
     /// It would have been refused; the mode was observe.
     pub observed: bool,
+    /// How often the order was sent: the tries of an SDK are one refusal.
+    pub attempts: u32,
 }
 
 /// See the module's contract.
@@ -323,7 +338,7 @@ pub trait Store: Send + Sync + 'static {
         result: std::result::Result<(), (String, Option<UnixMs>)>,
     ) -> Result<()>;
 
-    /// Notes a refusal.
+    /// Notes a refusal. Of one that is on record, one more attempt.
     async fn refused(&self, refusal: RefusalRecord) -> Result<()>;
 
     /// The latest refusals.

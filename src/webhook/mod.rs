@@ -28,7 +28,7 @@ use crate::net::{BodyError, Exchange, Handler};
 use crate::policy::WhenFull;
 use crate::provider::account::Account;
 use crate::provider::description::{OWN_ID_KIND, Reply, Webhook, WebhookEvent};
-use crate::provider::select::{Document, Message};
+use crate::provider::select::{Document, Message, is_form, may_be_json};
 use crate::provider::sign::{BadSignature, sha256_hex};
 use crate::reply::{json_answer, problem, respond, twiml, when_full_twiml};
 use crate::store::{Change, NewEvent, Received, Result};
@@ -42,9 +42,9 @@ pub const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
 const LARGEST_KIB: u32 = 64 * 1024 + 1;
 /// Bodies in memory at once that are large, or whose length nobody said, in KiB: two of the largest.
 const LARGE_KIB_MAX: u32 = 2 * LARGEST_KIB;
-/// Bodies in memory at once that are known to be small, in KiB. Room of their own: a call that waits for its answer must not
-/// wait behind audio.
-const SMALL_KIB_MAX: u32 = 32 * 1024;
+/// Bytes of all bodies at once: the large ones, and as much again as one for small ones. These are counted as they arrive: were
+/// room promised to who only names a length, a few dozen that send nothing would keep every call waiting.
+pub const BODIES_BYTES_MAX: usize = LARGE_KIB_MAX as usize * 1024 + BODY_BYTES_MAX;
 
 /// How an inbound call is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +78,7 @@ pub struct Settings {
 pub struct Webhooks {
     calls: Calls,
     settings: Arc<Settings>,
-    small: Arc<Semaphore>,
+    /// Room for large bodies.
     large: Arc<Semaphore>,
     /// Woken when there is something to deliver.
     deliver: Arc<Notify>,
@@ -95,11 +95,11 @@ struct Raw {
 }
 
 impl Raw {
+    /// Only a form is taken apart yet, since a signature may be over its pairs: what nobody vouches for is not worth more.
     fn new(method: &str, path_and_query: &str, headers: HeaderMap, body: Bytes) -> Self {
-        let content_type = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
         let query = path_and_query.split_once('?').map_or("", |(_, query)| query);
         Self {
-            document: decode(content_type, &body),
+            document: form(&headers, &body),
             query: form_urlencoded::parse(query.as_bytes()).into_owned().collect(),
             method: method.to_owned(),
             path_and_query: path_and_query.to_owned(),
@@ -108,11 +108,17 @@ impl Raw {
         }
     }
 
-    fn form(&self) -> Option<&[(String, String)]> {
-        match &self.document {
-            Document::Form(pairs) => Some(pairs),
-            _ => None,
+    /// Takes the body apart, whatever it is.
+    fn decoded(mut self) -> Self {
+        if self.form().is_none() {
+            let content_type = self.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
+            self.document = decode(content_type, &self.body);
         }
+        self
+    }
+
+    fn form(&self) -> Option<&[(String, String)]> {
+        pairs(&self.document)
     }
 }
 
@@ -128,7 +134,7 @@ struct Taken<'a> {
     news: Option<Event>,
     /// Which delivery of which event.
     event_id: String,
-    /// What its body takes of the memory that bodies may take.
+    /// What its body takes of the room for large bodies.
     room: Option<Arc<OwnedSemaphorePermit>>,
 }
 
@@ -158,17 +164,24 @@ impl Handler for Webhooks {
 impl Webhooks {
     /// Puts the handler together.
     pub fn new(calls: Calls, settings: Settings, deliver: Arc<Notify>) -> Self {
-        let room = |kib: u32| Arc::new(Semaphore::new(kib as usize));
-        let (small, large) = (room(SMALL_KIB_MAX), room(LARGE_KIB_MAX));
-        Self { calls, settings: Arc::new(settings), small, large, deliver }
+        let large = Arc::new(Semaphore::new(LARGE_KIB_MAX as usize));
+        Self { calls, settings: Arc::new(settings), large, deliver }
+    }
+
+    /// The same handler on the next generation of calls and settings. The room for bodies is one for all generations.
+    pub fn next(&self, calls: Calls, settings: Settings) -> Self {
+        let (large, deliver) = (self.large.clone(), self.deliver.clone());
+        Self { calls, settings: Arc::new(settings), large, deliver }
     }
 
     async fn take(&self, exchange: &mut Exchange, found: &[Candidate]) -> u16 {
-        // Memory is promised before it is used: by length where it is known, else the largest.
+        // For large bodies memory is promised before it is used: by length where it is known, else the largest.
         let length = exchange.header("content-length").and_then(|v| v.parse::<usize>().ok());
         let bytes_max = length.unwrap_or(BODY_BYTES_MAX).min(BODY_BYTES_MAX);
-        let rooms = if bytes_max <= KEPT_BYTES_MAX { &self.small } else { &self.large };
-        let Ok(mut promised) = rooms.clone().acquire_many_owned(kib(bytes_max)).await else { return 503 };
+        let mut promised = match bytes_max {
+            ..=KEPT_BYTES_MAX => None,
+            _ => self.large.clone().acquire_many_owned(kib(bytes_max)).await.ok(),
+        };
         let body = match exchange.read_body(BODY_BYTES_MAX).await {
             Ok(body) => body,
             Err(BodyError::TooLarge { limit }) => {
@@ -177,12 +190,12 @@ impl Webhooks {
             }
             Err(error) => {
                 debug!(%error, "a webhook's body did not arrive");
-                let answer = problem(StatusCode::BAD_REQUEST, "BODY_INCOMPLETE", &error.to_string());
+                let answer = body_missing(error);
                 return self.answer(exchange, answer).await;
             }
         };
         // Of what was promised, what is needed.
-        let Some(room) = promised.split(kib(body.len()) as usize).map(Arc::new) else { return 503 };
+        let room = promised.as_mut().and_then(|all| all.split(kib(body.len()) as usize)).map(Arc::new);
         drop(promised);
         let headers = exchange.headers().clone();
         let raw = Raw::new(exchange.method().as_str(), exchange.path_and_query(), headers, body);
@@ -196,12 +209,13 @@ impl Webhooks {
                     .await;
             }
         };
+        let raw = raw.decoded();
         if matches!(raw.document, Document::Empty) && raw.query.is_empty() {
             let message = "The body is neither JSON nor a form.";
             return self.answer(exchange, problem(StatusCode::BAD_REQUEST, "INVALID_PAYLOAD", message)).await;
         }
         let event_id = format!("ev_{}", Ulid::new().to_string().to_lowercase());
-        let taken = Taken { room: Some(room), ..read(&raw, from, event_id) };
+        let taken = Taken { room, ..read(&raw, from, event_id) };
         let response = match self.run(exchange, &taken).await {
             Ok(Some(response)) => response,
             Ok(None) => return 200,
@@ -322,7 +336,7 @@ impl Webhooks {
                 self.calls.lifecycle.store.settle(&event.id, None, "body_lost", None, at_ms).await?;
                 continue;
             };
-            let raw = Raw::new(&event.method, &event.path, headers, body.into());
+            let raw = Raw::new(&event.method, &event.path, headers, body.into()).decoded();
             let path = event.path.split('?').next().unwrap_or_default();
             let found = candidates(&self.calls.accounts, &self.settings.extra_paths, path);
             let from = found.iter().find(|c| c.account.name.as_str() == event.account);
@@ -423,7 +437,7 @@ impl Webhooks {
     fn agent_of(&self, number: Option<&str>) -> Option<String> {
         let number = number?;
         self.settings.agents.get(number).cloned().or_else(|| {
-            let policy = self.calls.lifecycle.policy.load();
+            let policy = &self.calls.policy;
             let marks = crate::policy::Marks { number: Some(number), ..Default::default() };
             let id: BusinessId = policy.identify(&marks).ok()?;
             policy.business(&id)?.agent_ids.first().cloned()
@@ -456,6 +470,15 @@ fn read<'a>(raw: &'a Raw, from: &'a Candidate, event_id: String) -> Taken<'a> {
     }
 }
 
+/// The answer where a body could not be had; one that there was no room for may come again.
+fn body_missing(error: BodyError) -> Response<Bytes> {
+    let status = match error {
+        BodyError::NoRoom => StatusCode::SERVICE_UNAVAILABLE,
+        BodyError::TooLarge { .. } | BodyError::Timeout | BodyError::Broken => StatusCode::BAD_REQUEST,
+    };
+    problem(status, "BODY_INCOMPLETE", &error.to_string())
+}
+
 fn kib(bytes: usize) -> u32 {
     u32::try_from(bytes / 1024 + 1).unwrap_or(LARGEST_KIB).min(LARGEST_KIB)
 }
@@ -484,5 +507,24 @@ fn decode(content_type: Option<&str>, body: &Bytes) -> Document {
     if body.len() <= KEPT_BYTES_MAX {
         return Document::decode(content_type, body);
     }
+    if !may_be_json(body) {
+        return Document::Empty;
+    }
     serde_json::from_slice::<deliver::Skimmed>(body).map_or(Document::Empty, |skimmed| Document::Json(skimmed.0))
+}
+
+/// A body as a form, if it is one.
+fn form(headers: &HeaderMap, body: &Bytes) -> Document {
+    let content_type = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
+    match is_form(content_type) && body.len() <= KEPT_BYTES_MAX {
+        true => Document::decode(content_type, body),
+        false => Document::Empty,
+    }
+}
+
+fn pairs(document: &Document) -> Option<&[(String, String)]> {
+    match document {
+        Document::Form(pairs) => Some(pairs),
+        _ => None,
+    }
 }

@@ -8,13 +8,12 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::{debug, info, warn};
 
-use super::{InboundMode, KEPT_BYTES_MAX, Taken, Webhooks, decode, deliver, fixed_answer};
+use super::{InboundMode, KEPT_BYTES_MAX, Taken, Webhooks, body_missing, deliver, fixed_answer, form, pairs};
 use crate::call::{Direction, EndProof, Outcome};
 use crate::ids::{BusinessId, CallId};
 use crate::net::{BodyError, Exchange, HostRule, RelayTarget, relay, relay_with_body};
 use crate::provider::account::{Account, join};
 use crate::provider::description::{OWN_ID_KIND, Reply};
-use crate::provider::select::Document;
 use crate::provider::sign::{Scheme, TwilioRequest, fitting_url, resign_twilio};
 use crate::reply::{problem, twiml, when_full_twiml};
 use crate::store::{Delivery, Result};
@@ -192,16 +191,13 @@ impl Webhooks {
                 }
                 Err(error) => {
                     debug!(%error, "a passed request's body did not arrive");
-                    let answer = problem(StatusCode::BAD_REQUEST, "BODY_INCOMPLETE", &error.to_string());
+                    let answer = body_missing(error);
                     return self.answer(exchange, answer).await;
                 }
             },
         };
-        let document = decode(exchange.header("content-type"), &body);
-        let form = match &document {
-            Document::Form(pairs) => Some(pairs.as_slice()),
-            _ => None,
-        };
+        let document = form(exchange.headers(), &body);
+        let form = pairs(&document);
         let public = match (&self.settings.public_url, exchange.host()) {
             (Some(public), _) => join(public, &path_and_query),
             (None, Some(host)) => format!("http://{host}{path_and_query}"),

@@ -8,15 +8,18 @@ use std::time::{Duration, Instant};
 use ringfence::ids::CallId;
 use serde_json::Value;
 
-struct Folder(PathBuf);
+use crate::support::panics::tells_of_a_panic;
+
+/// A folder of this test's own, gone when it is over.
+pub struct Folder(pub PathBuf);
 
 impl Folder {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let path = std::env::temp_dir().join(format!("ringfence-cli-{}", CallId::new()));
         std::fs::create_dir_all(&path).unwrap();
         Self(path)
     }
-    fn write(&self, name: &str, text: &str) -> String {
+    pub fn write(&self, name: &str, text: &str) -> String {
         let path = self.0.join(name);
         std::fs::write(&path, text).unwrap();
         path.display().to_string()
@@ -29,19 +32,21 @@ impl Drop for Folder {
     }
 }
 
-fn command(args: &[&str]) -> Command {
+pub fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ringfence"));
     command.args(args).env_clear().stdin(Stdio::null());
     command
 }
 
-fn run(args: &[&str]) -> (Option<i32>, String, String) {
+pub fn run(args: &[&str]) -> (Option<i32>, String, String) {
     let Output { status, stdout, stderr } = command(args).output().unwrap();
-    (status.code(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
+    let (out, err) = (String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap());
+    assert!(!tells_of_a_panic(&err), "{args:?}: {err}");
+    (status.code(), out, err)
 }
 
 /// A child that is killed, whatever the test comes to.
-struct Running(Child);
+pub struct Running(pub Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -50,8 +55,12 @@ impl Drop for Running {
     }
 }
 
-fn start(args: &[&str]) -> (Running, Value) {
-    let mut child = Running(command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
+pub fn start(args: &[&str]) -> (Running, Value) {
+    start_command(command(args), args)
+}
+
+pub fn start_command(mut command: Command, args: &[&str]) -> (Running, Value) {
+    let mut child = Running(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
     let mut line = String::new();
     BufReader::new(child.0.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
     if line.is_empty() {
@@ -62,7 +71,7 @@ fn start(args: &[&str]) -> (Running, Value) {
     (child, serde_json::from_str(&line).unwrap())
 }
 
-fn term(child: &mut Running) -> Option<i32> {
+pub fn term(child: &mut Running) -> Option<i32> {
     let id = child.0.id().to_string();
     assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
     let started = Instant::now();
@@ -75,9 +84,9 @@ fn term(child: &mut Running) -> Option<i32> {
     }
 }
 
-const LISTEN: &str = "[listen]\napi = \"127.0.0.1:0\"\nwebhooks = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\n";
+pub const LISTEN: &str = "[listen]\napi = \"127.0.0.1:0\"\nwebhooks = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\n";
 
-fn sound(upstream: &str) -> String {
+pub fn sound(upstream: &str) -> String {
     format!(
         "{LISTEN}[accounts.elevenlabs]\nupstream = \"{upstream}\"\napi_key = \"sk_simulated\"\nconcurrent = 1\n[timeouts]\ndrain_secs = 1\n"
     )
@@ -163,6 +172,7 @@ fn a_sidecar_serves_is_asked_and_drains() {
     assert_eq!(term(&mut serve), Some(0));
     let mut log = String::new();
     serve.0.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+    assert!(!tells_of_a_panic(&log), "{log}");
     assert!(log.contains("admitted") && log.contains("call ended") && log.contains("stopped"), "{log}");
     assert!(!log.contains("+15550002222") && !log.contains("sk_simulated"), "secrets and numbers are masked: {log}");
     let (code, _, err) = run(&["calls", "--admin", &admin, "list"]);

@@ -8,20 +8,27 @@
 
 mod acceptance;
 mod cli;
+mod cli_first;
 mod crash;
+mod fuzz;
+mod hostile;
 mod inbound;
 mod inbound_native;
 mod layering;
 mod net_hygiene;
+mod net_proxies;
 mod net_relay;
 mod net_tls;
 mod net_tunnels;
 mod oracle;
 mod outbound;
 mod outbound_admin;
+mod outbound_batches;
 mod outbound_callbacks;
 mod outbound_faults;
 mod outbound_limits;
+mod reload;
+mod reposts;
 mod simulate;
 mod start;
 mod store_faults;

@@ -6,6 +6,7 @@ use ringfence::net::{EdgeSettings, TrustedPeers};
 use tokio::io::AsyncWriteExt;
 
 use crate::support::net::{Wire, ask, bounded, edge, mirror, pattern, relay_edge, server, text};
+use crate::support::panics::ON_PURPOSE;
 
 fn settings() -> EdgeSettings {
     EdgeSettings::default()
@@ -498,10 +499,10 @@ async fn handlers_that_panic_or_say_nothing_become_500() {
         let edge = edge(settings(), |exchange| {
             Box::pin(async move {
                 match exchange.path() {
-                    "/panic" => panic!("on purpose"),
+                    "/panic" => panic!("{ON_PURPOSE}"),
                     "/late-panic" => {
                         exchange.respond(text(200, "answered")).await;
-                        panic!("on purpose, after the answer");
+                        panic!("{ON_PURPOSE}, after the answer");
                     }
                     _ => {}
                 }

@@ -13,10 +13,10 @@ use tokio::process::Command;
 use crate::support::net::{By, Handling, RelayTo, bounded, edge_with, mirror, server, text, until};
 
 /// A directory that goes with the test.
-struct Dir(PathBuf);
+pub struct Dir(pub PathBuf);
 
 impl Dir {
-    fn new(name: &str) -> Self {
+    pub fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("ringfence-tls-{}-{name}", std::process::id()));
         std::fs::create_dir_all(&path).expect("a directory");
         Dir(path)
@@ -37,7 +37,7 @@ impl Drop for Dir {
     }
 }
 
-async fn run(program: &str, arguments: &[&str]) -> (bool, String) {
+pub async fn run(program: &str, arguments: &[&str]) -> (bool, String) {
     let output = Command::new(program)
         .args(arguments)
         .kill_on_drop(true)

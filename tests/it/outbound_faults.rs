@@ -158,14 +158,15 @@ async fn a_call_whose_answer_was_lost_is_found_and_counted_to_its_end() {
     }
 }
 
-/// Two orders to one number, both answers lost: each finds a call of its own.
+/// Two orders to one number at once, both answers lost: each finds a call of its own.
 #[tokio::test(flavor = "multi_thread")]
 async fn lost_answers_to_one_number_find_different_calls() {
     let stage = Stage::start(Setup::default()).await;
     stage.control.set_webhook_loss(1.0);
     stage.control.fault(Fault::next(Provider::Twilio, FaultKind::ServerErrorAfterCreate, 2));
-    for _ in 0..2 {
-        assert_unknown(&talk(&stage, "+15550002001", &[]).await, Provider::Twilio);
+    let lost = tokio::join!(talk(&stage, "+15550002001", &[]), talk(&stage, "+15550002001", &[]));
+    for answer in [lost.0, lost.1] {
+        assert_unknown(&answer, Provider::Twilio);
     }
     stage
         .wait("both are bound", async || {

@@ -143,6 +143,7 @@ fn endless() -> SimSettings {
 
 impl World {
     async fn start(settings: SimSettings) -> World {
+        crate::support::panics::end_the_run();
         let sim = Simulator::start(settings.clone()).await.expect("start");
         let client = Upstream::new(UpstreamSettings::default()).expect("client");
         World { sim, client, settings }

@@ -3,6 +3,8 @@
 import json
 import os
 import queue
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,10 +25,23 @@ for name in ("TWILIO_EDGE", "TWILIO_REGION"):
 from elevenlabs.client import ElevenLabs  # noqa: E402
 from twilio.rest import Client  # noqa: E402
 
-BINARY = os.environ.get("RINGFENCE_BIN") or str(Path(__file__).parents[2] / "target/debug/ringfence")
+ROOT = Path(__file__).parents[2]
+BINARY = os.environ.get("RINGFENCE_BIN") or str(ROOT / "target/debug/ringfence")
+NODE_MODULES = Path(__file__).parent / "node_modules"
 
 # Longest that one test may take.
 TEST_SECS = 30
+
+
+# The body of an async function, and what becomes of it as JSON.
+NODE_PROGRAM = """
+const { api, accountSid, authToken, apiKey } = %s;
+(async () => {
+%s
+})()
+  .catch(({ constructor, message, code }) => ({ raised: { name: constructor.name, message, code } }))
+  .then((value) => process.stdout.write(JSON.stringify(value ?? null), () => process.exit()));
+"""
 
 
 class Program:
@@ -101,6 +116,20 @@ class App:
         self.server.server_close()
 
 
+def readme(language):
+    """The code that README.md shows under "Point your SDK at it": the class, then its use."""
+    text = (ROOT / "README.md").read_text()
+    section = text.split("\n## Point your SDK at it\n")[1].split("\n## ")[0]
+    return re.findall(rf"^```{language}\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+
+
+def skip_without(found, what):
+    """Outside CI a tool may be missing; `tests/run.sh` installs them all."""
+    if not found:
+        assert not os.environ.get("CI"), f"{what} is missing"
+        raise unittest.SkipTest(f"{what} is missing; bash tests/run.sh sdk installs it")
+
+
 def free_port():
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
@@ -112,6 +141,8 @@ class Fenced(unittest.TestCase):
 
     # What a test's account has bought.
     calls_bought = 30
+    # More keys of accounts, and more tables at the end.
+    elevenlabs_keys = twilio_keys = tables = ""
 
     def setUp(self):
         self.limit_time()
@@ -170,6 +201,7 @@ upstream = "{self.simulation}"
 api_key = "{self.keys["el_api_key"]}"
 webhook_secrets = ["{self.keys["el_webhook_secret"]}"]
 concurrent = {self.calls_bought}
+{self.elevenlabs_keys}
 
 [accounts.twilio]
 provider = "twilio"
@@ -177,6 +209,9 @@ upstream = "{self.simulation}"
 account_sid = "{self.keys["account_sid"]}"
 auth_token = "{self.keys["auth_token"]}"
 concurrent = {self.calls_bought}
+{self.twilio_keys}
+
+{self.tables}
 """
 
     def limit_time(self):
@@ -199,8 +234,15 @@ concurrent = {self.calls_bought}
 
     def counts(self):
         """What the providers counted."""
-        with urllib.request.urlopen(f"{self.simulation}/_sim/state?all=1", timeout=5) as answer:
-            return json.load(answer)["counts"]
+        return self.get(f"{self.simulation}/_sim/state?all=1")["counts"]
+
+    def calls(self):
+        """The open calls, as operators see them."""
+        return self.get(f"http://{self.fence.ready['admin']}/api/calls")["calls"]
+
+    def get(self, url):
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return json.load(answer)
 
     def elevenlabs(self, api_key=None):
         return ElevenLabs(api_key=api_key or self.keys["el_api_key"], base_url=f"{self.api}/elevenlabs", timeout=10)
@@ -210,6 +252,27 @@ concurrent = {self.calls_bought}
         client.api.base_url = f"{self.api}/twilio"
         client.http_client.timeout = 10
         return client
+
+    def node(self, code):
+        """Runs the body of an async function in Node: what it returns, or `raised` and the exception it ends with."""
+        skip_without(shutil.which("node"), "node")
+        skip_without(NODE_MODULES.is_dir(), "tests/sdk/node_modules")
+        known = {
+            "api": self.api,
+            "accountSid": self.keys["account_sid"],
+            "authToken": self.keys["auth_token"],
+            "apiKey": self.keys["el_api_key"],
+        }
+        ran = subprocess.run(
+            ["node", "-"],
+            cwd=NODE_MODULES.parent,
+            input=NODE_PROGRAM % (json.dumps(known), code),
+            capture_output=True,
+            text=True,
+            timeout=TEST_SECS,
+        )
+        self.assertEqual(ran.returncode, 0, ran.stderr)
+        return json.loads(ran.stdout)
 
     def eventually(self, look, wanted, secs=5):
         """Looks until it sees what is wanted."""

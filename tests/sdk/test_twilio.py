@@ -72,31 +72,6 @@ class Full(Fenced):
         self.eventually(again, "CA")
 
 
-class ErrorsOfTheProvider(Fenced):
-    def test_400_passes(self):
-        self.simulate("fault", provider="twilio", kind="422", n=1)
-        with self.assertRaises(TwilioRestException) as raised:
-            self.twilio().calls.create(**CALL)
-        self.assertEqual((raised.exception.status, raised.exception.code), (400, 21211))
-
-    def test_429_arrives_as_503(self):
-        self.simulate("fault", provider="twilio", kind="429_rate", n=1)
-        with self.assertRaises(TwilioRestException) as raised:
-            self.twilio().calls.create(**CALL)
-        self.assertEqual((raised.exception.status, raised.exception.code), (503, 20429))
-
-
-class OutcomeUnknown(Fenced):
-    def test_an_answer_that_was_lost(self):
-        self.simulate("fault", provider="twilio", kind="accept_then_drop", n=1)
-        with self.assertRaises(TwilioRestException) as raised:
-            self.twilio().calls.create(**CALL)
-        error = raised.exception
-        self.assertEqual((error.status, error.code), (504, 20503))
-        self.assertEqual(error.details["called"], "unknown")
-        self.assertEqual(self.counts()["creates_tw"], 1)
-
-
 class Webhooks(Fenced):
     def test_status_callbacks_verify_in_the_app(self):
         client = self.twilio()

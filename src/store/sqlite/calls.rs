@@ -4,7 +4,7 @@ use serde::de::DeserializeOwned;
 use sqlx::sqlite::{SqlitePool, SqliteRow};
 use sqlx::{Row as _, SqliteConnection};
 
-use super::super::{Applied, CallRecord, Change, NewCall, Opened};
+use super::super::{Applied, CallRecord, Change, KEY_KIND, NewCall, Opened};
 use crate::call::{Direction, Event, Outcome, Phase, Step, next, stronger};
 use crate::clock::UnixMs;
 use crate::ids::{AccountName, Alias, BusinessId, CallId};
@@ -66,6 +66,7 @@ fn record(row: &SqliteRow, aliases: Vec<Alias>) -> Sql<CallRecord> {
         overrun: row.try_get("overrun")?,
         unsettled: row.try_get("unsettled")?,
         polled: row.try_get("polled")?,
+        places: row.try_get("places")?,
         admitted_at: row.try_get("admitted_at")?,
         phase_at: row.try_get("phase_at")?,
         deadline_at: row.try_get("deadline_at")?,
@@ -75,6 +76,7 @@ fn record(row: &SqliteRow, aliases: Vec<Alias>) -> Sql<CallRecord> {
         seen_by: row.try_get("seen_by")?,
         absent_at: row.try_get("absent_at")?,
         callback: json(row.try_get("callback")?)?,
+        fingerprint: row.try_get("fingerprint")?,
         aliases,
     })
 }
@@ -150,10 +152,26 @@ async fn bind_all(
     Ok((news, conflicts))
 }
 
+/// Whether a call's order was proven to have made none.
+async fn never_called(c: &mut SqliteConnection, call: &CallId) -> Sql<bool> {
+    let row: Option<Option<String>> =
+        sqlx::query_scalar("SELECT outcome FROM calls WHERE id = $1").bind(call.as_str()).fetch_optional(c).await?;
+    // A call whose record is past its retention is as good as none.
+    Ok(row.is_none_or(|outcome| outcome.as_deref() == Some(Outcome::NotCreated.as_str())))
+}
+
 pub(super) async fn open(c: &mut SqliteConnection, call: NewCall) -> Sql<Opened> {
     for alias in &call.aliases {
         if let Holder::Call(known) = holder(c, alias).await? {
-            return Ok(Opened::Known(known));
+            // The key of an order that made no call is free again.
+            if alias.kind != KEY_KIND || !never_called(c, &known).await? {
+                return Ok(Opened::Known(known));
+            }
+            sqlx::query("DELETE FROM call_aliases WHERE kind = $1 AND id = $2")
+                .bind(&alias.kind)
+                .bind(&alias.id)
+                .execute(&mut *c)
+                .await?;
         }
     }
     // The second record of a call: from now on the outside ids lead to it.
@@ -167,8 +185,9 @@ pub(super) async fn open(c: &mut SqliteConnection, call: NewCall) -> Sql<Opened>
     let f = &call.facts;
     sqlx::query(
         "INSERT INTO calls (id, business, plan, account, provider, direction, operation, agent, own_number, other_number,
-             origin, phase, overrun, admitted_at, phase_at, deadline_at, answered_at, seen_at, seen_by, callback, carrier, polled)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $14, $15, $16, $14, $18, $17, $19, $20)",
+             origin, phase, overrun, admitted_at, phase_at, deadline_at, answered_at, seen_at, seen_by, callback, carrier, polled,
+             places, fingerprint)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $14, $15, $16, $14, $18, $17, $19, $20, $21, $22)",
     )
     .bind(call.id.as_str())
     .bind(f.business.as_str())
@@ -190,6 +209,8 @@ pub(super) async fn open(c: &mut SqliteConnection, call: NewCall) -> Sql<Opened>
     .bind(call.origin.as_str())
     .bind(f.carrier.as_ref().map(AccountName::as_str))
     .bind(call.polled)
+    .bind(call.places)
+    .bind(&call.fingerprint)
     .execute(&mut *c)
     .await?;
     let (news, _) = bind_all(c, &call.aliases, &call.id, call.at_ms).await?;

@@ -156,7 +156,7 @@ pub(super) async fn delivered(
 pub(super) async fn refused(c: &mut SqliteConnection, r: RefusalRecord) -> Sql<()> {
     sqlx::query(
         "INSERT INTO refusals (id, at, business, account, direction, code, limit_name, current_calls, limit_calls, observed)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (id) DO NOTHING",
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (id) DO UPDATE SET attempts = refusals.attempts + 1",
     )
     .bind(r.id.as_str())
     .bind(r.at)
@@ -189,6 +189,7 @@ pub(super) async fn latest_refusals(pool: &SqlitePool, limit: u32) -> super::Res
             current: row.try_get("current_calls")?,
             limit: row.try_get("limit_calls")?,
             observed: row.try_get("observed")?,
+            attempts: row.try_get("attempts")?,
         })
     };
     rows.iter().map(refusal).collect::<Sql<_>>().map_err(Into::into)

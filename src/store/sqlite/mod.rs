@@ -3,6 +3,7 @@
 //! Placeholders are written `$1`, which SQLite and Postgres both read.
 
 mod calls;
+pub mod inspect;
 mod lock;
 mod messages;
 pub mod migrate;
@@ -27,6 +28,8 @@ use writer::Writer;
 
 /// Readers beside the writer. WAL lets them read while it writes.
 const READERS: u32 = 4;
+/// A write that leaves nothing. A write that only begins would not do: of a file that may only be read SQLite makes it a read.
+const PROBE: &str = "BEGIN; CREATE TABLE ringfence_probe (x); ROLLBACK";
 
 /// The store could not be opened. Sentences for an operator.
 #[derive(Debug, thiserror::Error)]
@@ -85,7 +88,7 @@ impl SqliteStore {
         let shown = path.display().to_string();
         let file = |why: String| OpenError::File { path: shown.clone(), why };
         if let Some(folder) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
-            std::fs::create_dir_all(folder).map_err(|e| file(format!("cannot make its folder: {e}")))?;
+            std::fs::create_dir_all(folder).map_err(|e| file(format!("cannot make its folder: {}", explain_io(&e))))?;
         }
         let held = Self::lock(path)?;
         let readers = SqlitePoolOptions::new()
@@ -98,6 +101,8 @@ impl SqliteStore {
         } else {
             migrate::check(&readers).await.map_err(|why| OpenError::Schema { path: shown.clone(), why })?;
         }
+        // SQLite opens a file that it may only read without a word; every call would then meet the error.
+        sqlx::raw_sql(PROBE).execute(&readers).await.map_err(|e| file(explain(&e)))?;
         let writer =
             Writer::start(path, options(path).create_if_missing(false)).await.map_err(|e| file(explain(&e)))?;
         Ok(Self { writer, readers, path: path.to_owned(), held: std::sync::Mutex::new(Some(held)) })
@@ -141,13 +146,33 @@ fn explain(error: &sqlx::Error) -> String {
     let code = error.as_database_error().and_then(|e| e.code()).unwrap_or_default().into_owned();
     match code.parse::<u32>().unwrap_or_default() & 0xff {
         5 => "another program holds its lock".to_owned(),
-        10 => format!("its disk fails ({error})"),
-        13 => "the disk is full".to_owned(),
-        8 => "it is read-only; ringfence must be able to write it".to_owned(),
-        11 | 26 => format!("it is damaged or no SQLite file ({error}); move it away to start anew"),
+        13 => "the disk is full; make room on it, or give ringfence another [store] path".to_owned(),
+        8 => "it is read-only; ringfence must be able to write it, or needs another [store] path".to_owned(),
+        10 => format!("the disk cannot be read or written ({error}); look at the disk, its quota and its limits"),
+        11 | 26 => {
+            format!(
+                "it is damaged or no SQLite file ({error}); put a backup in its place, or move it away to start anew"
+            )
+        }
         14 => format!("the file or its folder cannot be opened ({error})"),
         _ => error.to_string(),
     }
+}
+
+/// What an operator can do about an error of a file or folder.
+fn explain_io(error: &std::io::Error) -> String {
+    use std::io::ErrorKind;
+    let hint = match error.kind() {
+        ErrorKind::PermissionDenied => "ringfence must be able to write there, or needs another [store] path",
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            "make room on the disk, or give ringfence another [store] path"
+        }
+        ErrorKind::AlreadyExists | ErrorKind::NotADirectory => {
+            "a part of the path is a file: give ringfence another [store] path"
+        }
+        _ => "give ringfence another [store] path",
+    };
+    format!("{error}; {hint}")
 }
 
 impl From<sqlx::Error> for StoreError {

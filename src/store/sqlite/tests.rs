@@ -39,9 +39,11 @@ fn new_call(aliases: &[(&str, &str)]) -> NewCall {
         phase: Phase::Reserved,
         overrun: false,
         polled: false,
+        places: 1,
         at_ms: 1000,
         deadline_at: 91_000,
         callback: None,
+        fingerprint: None,
         aliases: aliases.iter().filter_map(|(k, i)| Alias::new(k, i)).collect(),
     }
 }
@@ -251,7 +253,7 @@ async fn a_schema_goes_up_and_down_and_a_strange_one_is_refused() {
     assert!(!applied().await.contains(&false));
     migrate::check(&pool).await.unwrap();
     migrate::down(&pool, None).await.unwrap();
-    assert_eq!(applied().await.iter().filter(|applied| !**applied).count(), 1, "the latest alone");
+    assert_eq!(applied().await.iter().filter(|a| !**a).count(), 1, "one at a time");
     migrate::down(&pool, Some(0)).await.unwrap();
     assert!(!applied().await.contains(&true));
     migrate::up(&pool).await.unwrap();
@@ -267,4 +269,44 @@ async fn a_file_that_is_no_database_is_named_and_left_alone() {
     let Err(error) = SqliteStore::open(&folder.file(), true).await else { panic!("opened") };
     assert!(error.to_string().contains("damaged or no SQLite file"), "{error}");
     assert_eq!(std::fs::read(folder.file()).unwrap(), vec![b'x'; 8192]);
+}
+
+#[tokio::test]
+async fn a_full_disk_is_called_so_in_a_migration() {
+    let folder = Folder::new();
+    std::fs::create_dir_all(&folder.0).unwrap();
+    // A database that may not grow is to SQLite what a full disk is.
+    let options = options(&folder.file()).pragma("max_page_count", "1");
+    let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await.unwrap();
+    let why = migrate::up(&pool).await.unwrap_err();
+    assert!(why.contains("the disk is full; make room"), "{why}");
+}
+
+#[tokio::test]
+async fn a_store_is_looked_at_without_a_trace() {
+    use inspect::{Inspected, holder, inspect};
+    let folder = Folder::new();
+    let path = folder.file();
+    assert_eq!(inspect(&path).await.unwrap(), Inspected::Absent);
+    assert!(!path.exists() && holder(&path).is_none());
+
+    let store = SqliteStore::open(&path, true).await.unwrap();
+    assert_eq!(inspect(&path).await.unwrap(), Inspected::Ready);
+    assert!(holder(&path).is_some_and(|who| who.contains(&format!("process {}", std::process::id()))));
+    store.close().await;
+    assert_eq!(holder(&path), None);
+
+    let pool = SqliteStore::connect(&path).await.unwrap();
+    migrate::down(&pool, Some(0)).await.unwrap();
+    let all: Vec<i64> = migrate::status(&pool).await.unwrap().iter().map(|s| s.version).collect();
+    pool.close().await;
+    assert!(!all.is_empty());
+    assert_eq!(inspect(&path).await.unwrap(), Inspected::Behind(all));
+
+    std::fs::write(&path, [7; 5000]).unwrap();
+    let error = inspect(&path).await.unwrap_err().to_string();
+    assert!(error.contains("no SQLite file"), "{error}");
+    let below = path.join("below.db");
+    let error = inspect(&below).await.unwrap_err().to_string();
+    assert!(error.contains("is no folder"), "{error}");
 }

@@ -43,6 +43,7 @@ where
 }
 
 pub async fn edge_with(settings: EdgeSettings, tls: Option<ReloadingTls>, handler: impl Handler) -> RunningEdge {
+    super::panics::end_the_run();
     let addr = SocketAddr::from(([127, 0, 0, 1], 0));
     Edge::bind(addr, settings, tls).await.expect("bind").spawn(Arc::new(handler))
 }
@@ -184,6 +185,11 @@ impl Wire {
 
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.tcp.write_all(bytes.as_ref()).await.expect("send");
+    }
+
+    /// Waits until something can be read: bytes, or the end.
+    pub async fn readable(&self) {
+        self.tcp.readable().await.expect("readable");
     }
 
     async fn more(&mut self) -> bool {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
-use ringfence::app::App;
+use ringfence::app::{App, Written};
 use ringfence::clock::Clock;
 use ringfence::config;
 use ringfence::ids::CallId;
@@ -91,6 +91,7 @@ pub struct Stage {
 impl Stage {
     /// Starts everything. Sweeps come every 100 ms, calls are looked up from their first moment on.
     pub async fn start(setup: Setup) -> Self {
+        super::panics::end_the_run();
         ringfence::net::install_crypto_provider();
         let folder = std::env::temp_dir().join(format!("ringfence-it-{}", CallId::new()));
         std::fs::create_dir_all(&folder).unwrap();
@@ -101,7 +102,7 @@ impl Stage {
             // The port has to be known before the sidecar binds it; whoever takes it meanwhile costs another try.
             let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
             let text = config_text(&setup, &simulator.base_url(), port);
-            match App::start(parse(&text, &folder), clock.clone()).await {
+            match start(&text, &folder, &clock).await {
                 Ok(app) => break (app, text),
                 Err(error) if tries < 5 => {
                     eprintln!("another port: {error}");
@@ -138,7 +139,7 @@ impl Stage {
     pub async fn start_app(&mut self) {
         let started = Instant::now();
         loop {
-            match App::start(parse(&self.config, &self.folder), self.clock.clone()).await {
+            match start(&self.config, &self.folder, &self.clock).await {
                 Ok(app) => {
                     self.app = Some(app);
                     return;
@@ -150,6 +151,23 @@ impl Stage {
                 Err(error) => panic!("{error}"),
             }
         }
+    }
+
+    /// Writes a text of the config file otherwise.
+    pub fn rewrite(&self, old: &str, new: &str) {
+        let text = std::fs::read_to_string(self.folder.join(FILE)).unwrap();
+        assert!(text.contains(old), "{old} is not in the config");
+        std::fs::write(self.folder.join(FILE), text.replace(old, new)).unwrap();
+    }
+
+    /// Where the simulated providers are.
+    pub fn simulator_url(&self) -> String {
+        self.simulator.as_ref().expect("the simulator runs").base_url()
+    }
+
+    /// `POST /api/reload`.
+    pub async fn reload(&self) -> Answer {
+        self.send("POST", &self.admin("/api/reload"), &[], Bytes::new()).await
     }
 
     /// A request to any address.
@@ -213,7 +231,7 @@ impl Stage {
             .unwrap_or(Value::String(String::from_utf8_lossy(&answer.body).into_owned()))
     }
 
-    /// Leases that are held, overruns included.
+    /// Places that are held, overruns included.
     pub async fn held(&self) -> u32 {
         self.app().calls().lifecycle.gate.counts().await.unwrap().calls
     }
@@ -233,21 +251,21 @@ impl Stage {
         }
     }
 
-    /// Invariant 4: no lease without a record that is open, no open record without a lease. And no two calls laid claim to one
+    /// Invariant 4: no lease without a record that is open, no open record without a lease, and as many places. And no two calls laid claim to one
     /// id.
     pub async fn check_invariants(&self) {
         let lifecycle = &self.app().calls().lifecycle;
         let mut last = (0, 0);
         for _ in 0..200 {
-            let open = lifecycle.store.open_calls().await.unwrap().len();
-            last = (open, lifecycle.gate.counts().await.unwrap().calls as usize);
+            let open: u32 = lifecycle.store.open_calls().await.unwrap().iter().map(|call| call.places).sum();
+            last = (open, lifecycle.gate.counts().await.unwrap().calls);
             if last.0 == last.1 {
                 break;
             }
             // A change between its commit and its release.
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        assert_eq!(last.0, last.1, "open records and leases");
+        assert_eq!(last.0, last.1, "places of open records and of leases");
         let metrics = self.ask("/metrics").await;
         let text = metrics.as_str().unwrap_or_default();
         assert!(text.contains("ringfence_alias_conflicts_total 0"), "two calls laid claim to one id");
@@ -264,10 +282,17 @@ impl Stage {
     }
 }
 
-fn parse(text: &str, folder: &std::path::Path) -> config::Config {
-    let loaded = config::load(text, folder, &|_| None);
-    let shown = config::report::render(&loaded.diagnostics, "test", text, false);
-    loaded.config.unwrap_or_else(|| panic!("{shown}"))
+/// The config file's name.
+const FILE: &str = "ringfence.toml";
+
+async fn start(text: &str, folder: &std::path::Path, clock: &Clock) -> Result<App, ringfence::app::StartError> {
+    std::fs::write(folder.join(FILE), text).unwrap();
+    let file = config::File::new(folder.join(FILE), vec![]);
+    let read = file.read().unwrap();
+    let shown = config::report::render(&read.loaded.diagnostics, "test", text, false);
+    let config = read.loaded.config.unwrap_or_else(|| panic!("{shown}"));
+    let written = Written { file, inputs: read.inputs, set_log_filter: Box::new(|_| {}) };
+    App::start_from(config, clock.clone(), Some(written)).await
 }
 
 fn config_text(setup: &Setup, url: &str, webhooks_port: u16) -> String {

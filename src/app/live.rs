@@ -1,0 +1,394 @@
+//! What the listeners run on, and how it is swapped for another: whole, or not at all.
+//!
+//! A request takes the [`Generation`] that is there and keeps it to its end, so it never sees half of a reload. Only the limits are
+//! always the newest: a call that is decided after a swap is decided by what was swapped in, whatever its request began with.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use crate::admin::Admin;
+use crate::admin::reload::{Came, InForce, Reloaded, Running};
+use crate::calls::Calls;
+use crate::clock::UnixMs;
+use crate::config::report::{self, Diagnostic, Report, Severity};
+use crate::config::{Config, File, Inputs, needs_restart};
+use crate::ids::AccountName;
+use crate::net::{Exchange, Handler, Upstream, UpstreamError, UpstreamSettings};
+use crate::policy::{Business, Policy, Settings};
+use crate::proxy::Proxy;
+use crate::reconcile::{self, Sweeper};
+use crate::store::StoreError;
+use crate::webhook::Webhooks;
+
+/// What the config was read from.
+pub struct Written {
+    /// The file.
+    pub file: File,
+    /// What the file and those that it names held.
+    pub inputs: Inputs,
+    /// Takes up another log filter.
+    pub set_log_filter: Box<dyn Fn(&str) + Send + Sync>,
+}
+
+/// One config as it runs. Never changed, only replaced.
+struct Generation {
+    config: Arc<Config>,
+    /// See [`File::hash`]; none where there is no file.
+    hash: Option<String>,
+    number: u64,
+    loaded_at: UnixMs,
+    proxy: Proxy,
+    webhooks: Webhooks,
+    admin: Admin,
+}
+
+/// What is known of the files.
+#[derive(Default)]
+struct Tried {
+    /// What the config in force was read from.
+    in_force: Inputs,
+    /// What the last try read, whatever came of it.
+    last: Inputs,
+    /// When the last try came to nothing, and why.
+    failed: Option<(UnixMs, String)>,
+}
+
+/// The running generation, and what is needed to make the next.
+pub(super) struct Live {
+    now: ArcSwap<Generation>,
+    /// For loops that outlive generations.
+    newest: watch::Sender<Calls>,
+    /// Swaps one after the other: each is made from what is there.
+    swapping: tokio::sync::Mutex<()>,
+    written: Option<Written>,
+    tried: Mutex<Tried>,
+    /// What stops each account's sweeper.
+    sweepers: Mutex<BTreeMap<AccountName, CancellationToken>>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+/// One of the listeners: every request goes to the generation that is there when it comes.
+pub(super) enum Listener {
+    Api(Arc<Live>),
+    Webhooks(Arc<Live>),
+    Admin(Arc<Live>),
+}
+
+#[async_trait]
+impl Handler for Listener {
+    async fn handle(&self, exchange: &mut Exchange) {
+        match self {
+            Listener::Api(live) => live.now.load_full().proxy.handle(exchange).await,
+            Listener::Webhooks(live) => live.now.load_full().webhooks.handle(exchange).await,
+            Listener::Admin(live) => live.now.load_full().admin.handle(exchange).await,
+        }
+    }
+}
+
+/// The way out, as a config wants it.
+pub(super) fn upstream(config: &Config) -> Result<Upstream, UpstreamError> {
+    Upstream::new(UpstreamSettings {
+        create_timeout: config.late_answer,
+        extra_ca: config.extra_ca.clone(),
+        ..UpstreamSettings::default()
+    })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Live {
+    /// The first generation: the console is made with a way back to what holds it.
+    pub(super) fn new(
+        config: Config,
+        webhooks: Webhooks,
+        console: impl FnOnce(Weak<dyn Running>) -> Admin,
+        written: Option<Written>,
+        tasks: TaskTracker,
+        stop: CancellationToken,
+    ) -> Arc<Self> {
+        let inputs = written.as_ref().map(|w| w.inputs.clone()).unwrap_or_default();
+        Arc::new_cyclic(|live: &Weak<Self>| {
+            let admin = console(live.clone());
+            let calls = admin.calls.clone();
+            let hash = written.as_ref().and_then(|w| w.file.hash(&w.inputs));
+            calls.lifecycle.metrics.config_in_force(hash.as_deref(), 1);
+            let loaded_at = calls.lifecycle.clock.now_ms();
+            let (config, proxy) = (Arc::new(config), Proxy { calls: calls.clone() });
+            Self {
+                now: ArcSwap::from_pointee(Generation { config, hash, number: 1, loaded_at, proxy, webhooks, admin }),
+                newest: watch::Sender::new(calls),
+                swapping: tokio::sync::Mutex::default(),
+                written,
+                tried: Mutex::new(Tried { in_force: inputs.clone(), last: inputs, failed: None }),
+                sweepers: Mutex::default(),
+                tasks,
+                stop,
+            }
+        })
+    }
+
+    /// The config in force.
+    pub(super) fn config(&self) -> Arc<Config> {
+        self.now.load().config.clone()
+    }
+
+    /// What acts on calls, in the running generation.
+    pub(super) fn calls(&self) -> Calls {
+        self.newest.borrow().clone()
+    }
+
+    /// The file and what the last try read from it, where there is a file and its changes are followed.
+    pub(super) fn watched(&self) -> Option<(File, Inputs)> {
+        let written = self.written.as_ref().filter(|_| self.now.load().config.watch)?;
+        Some((written.file.clone(), lock(&self.tried).last.clone()))
+    }
+
+    /// A sweeper for every account that has none.
+    pub(super) fn sweepers(&self) -> Vec<Sweeper> {
+        let (calls, sightings) = (self.calls(), self.now.load().admin.sightings.clone());
+        let running = lock(&self.sweepers);
+        let idle = calls.accounts.values().filter(|account| !running.contains_key(&account.name));
+        idle.map(|account| Sweeper::new(self.newest.subscribe(), account.clone(), sightings.clone())).collect()
+    }
+
+    /// Runs new sweepers, and stops those whose account is gone.
+    pub(super) fn sweep(&self, new: Vec<Sweeper>) {
+        let calls = self.calls();
+        let mut sweepers = lock(&self.sweepers);
+        sweepers.retain(|name, stop| {
+            let stays = calls.accounts.contains_key(name);
+            if !stays {
+                stop.cancel();
+            }
+            stays
+        });
+        for sweeper in new {
+            let stop = self.stop.child_token();
+            sweepers.insert(sweeper.account().clone(), stop.clone());
+            self.tasks.spawn(sweeper.run(stop));
+        }
+    }
+
+    /// Puts a generation in force: open calls count against its limits before these decide anything.
+    async fn swap(&self, calls: Calls, policy: Arc<Policy>, next: Generation) -> Result<(), StoreError> {
+        let lifecycle = calls.lifecycle.clone();
+        let (hash, number) = (next.hash.clone(), next.number);
+        reconcile::swap(&lifecycle, policy, || {
+            lifecycle.metrics.config_in_force(hash.as_deref(), number);
+            self.now.store(Arc::new(next));
+            self.newest.send_replace(calls);
+        })
+        .await
+    }
+
+    async fn load(&self, config: Arc<Config>, hash: Option<String>, businesses: &[Business]) -> Result<(), String> {
+        let old = self.now.load_full();
+        let before = &old.admin.calls;
+        let upstream = match config.late_answer == old.config.late_answer {
+            true => before.upstream.clone(),
+            false => upstream(&config).map_err(|error| error.to_string())?,
+        };
+        let policy = Arc::new(Policy::new(config.policy.clone(), businesses));
+        let calls = before.next(
+            policy.clone(),
+            config.accounts.clone(),
+            upstream,
+            config.calls.clone(),
+            config.deadlines.clone(),
+        );
+        let next = Generation {
+            number: old.number + 1,
+            loaded_at: calls.lifecycle.clock.now_ms(),
+            proxy: Proxy { calls: calls.clone() },
+            webhooks: old.webhooks.next(calls.clone(), config.webhooks.clone()),
+            admin: Admin { calls: calls.clone(), token_secret: config.token_secret.clone(), ..old.admin.clone() },
+            hash,
+            config,
+        };
+        self.swap(calls, policy, next).await.map_err(|error| error.to_string())?;
+        self.sweep(self.sweepers());
+        Ok(())
+    }
+
+    async fn try_file(&self, written: &Written) -> Reloaded {
+        let file = written.file.clone();
+        let shown = file.path().display().to_string();
+        let came = |came, reason: Option<String>| Reloaded { came, diagnostics: vec![], drawn: String::new(), reason };
+        let before = lock(&self.tried).last.clone();
+        let asked = file.clone();
+        let mut read =
+            match tokio::task::spawn_blocking(move || (asked.read().map(Box::new), asked.inputs_now(&before))).await {
+                Ok((Ok(read), _)) => read,
+                Ok((Err(error), inputs)) => {
+                    lock(&self.tried).last = inputs;
+                    let report = Report::default();
+                    report.error("E011", None, format!("cannot read the config {shown}: {error}"), "");
+                    return kept(report.finish(), &shown, "");
+                }
+                Err(error) => return came(Came::Failed, Some(format!("the config could not be read: {error}"))),
+            };
+        let unchanged = {
+            let mut tried = lock(&self.tried);
+            tried.last = read.inputs.clone();
+            tried.in_force == read.inputs
+        };
+        if unchanged {
+            return came(Came::Unchanged, None);
+        }
+        let diagnostics = std::mem::take(&mut read.loaded.diagnostics);
+        let Some(config) = read.loaded.config.take().map(Arc::new) else {
+            return kept(diagnostics, &shown, &read.text);
+        };
+        let businesses = match self.calls().lifecycle.store.businesses().await {
+            Ok(businesses) => businesses,
+            Err(error) => return came(Came::Failed, Some(error.to_string())),
+        };
+        let mut against = needs_restart(&self.now.load().config, &config, &read.text);
+        against.extend(not_fitting(&config.policy, &businesses));
+        if !against.is_empty() {
+            against.extend(diagnostics);
+            return kept(against, &shown, &read.text);
+        }
+        let filter = config.log.filter.clone();
+        if let Err(error) = self.load(config, written.file.hash(&read.inputs), &businesses).await {
+            return came(Came::Failed, Some(error));
+        }
+        (written.set_log_filter)(&filter);
+        lock(&self.tried).in_force = read.inputs.clone();
+        let drawn = report::render(&diagnostics, &shown, &read.text, false);
+        Reloaded { came: Came::Loaded, diagnostics, drawn, reason: None }
+    }
+
+    async fn reload_now(&self, by: &str) -> Reloaded {
+        let _one_at_a_time = self.swapping.lock().await;
+        let reloaded = match &self.written {
+            Some(written) => self.try_file(written).await,
+            None => Reloaded {
+                came: Came::Failed,
+                diagnostics: vec![],
+                drawn: String::new(),
+                reason: Some("this program was not started from a config file".to_owned()),
+            },
+        };
+        let calls = self.calls();
+        calls.lifecycle.metrics.config_reload(reloaded.came.as_str(), reloaded.came.is_ok());
+        {
+            let mut tried = lock(&self.tried);
+            tried.failed = reloaded.reason.clone().map(|reason| (calls.lifecycle.clock.now_ms(), reason));
+            if reloaded.came == Came::Failed {
+                // Not the file's fault: it is as good as not read, and tried again.
+                tried.last = tried.in_force.clone();
+            }
+        }
+        let now = self.in_force();
+        match (reloaded.came, &reloaded.reason) {
+            (Came::Loaded, _) => {
+                info!(by, policy = now.hash.as_deref(), generation = now.generation, "the config was reloaded")
+            }
+            (_, None) => info!(by, policy = now.hash.as_deref(), "the config is unchanged"),
+            (_, Some(reason)) => {
+                warn!(by, policy = now.hash.as_deref(), reason, "the config was not reloaded; the one in force stays");
+            }
+        }
+        reloaded
+    }
+
+    async fn take_up_now(&self) -> Result<(), StoreError> {
+        let _one_at_a_time = self.swapping.lock().await;
+        let old = self.now.load_full();
+        let businesses = old.admin.calls.lifecycle.store.businesses().await?;
+        let policy = Arc::new(Policy::new(old.config.policy.clone(), &businesses));
+        let calls = old.admin.calls.with_policy(policy.clone());
+        let next = Generation {
+            config: old.config.clone(),
+            hash: old.hash.clone(),
+            number: old.number + 1,
+            loaded_at: old.loaded_at,
+            proxy: Proxy { calls: calls.clone() },
+            webhooks: old.webhooks.next(calls.clone(), old.config.webhooks.clone()),
+            admin: Admin { calls: calls.clone(), ..old.admin.clone() },
+        };
+        self.swap(calls, policy, next).await
+    }
+}
+
+#[async_trait]
+impl Running for Live {
+    // In tasks of their own: whoever asked may go away, a swap is made whole all the same.
+
+    async fn reload(self: Arc<Self>, by: &str) -> Reloaded {
+        let (this, by) = (self.clone(), by.to_owned());
+        self.tasks.spawn(async move { this.reload_now(&by).await }).await.unwrap_or_else(|error| Reloaded {
+            came: Came::Failed,
+            diagnostics: vec![],
+            drawn: String::new(),
+            reason: Some(format!("the reload did not come to its end: {error}")),
+        })
+    }
+
+    async fn take_up_businesses(self: Arc<Self>) -> Result<(), StoreError> {
+        let this = self.clone();
+        match self.tasks.spawn(async move { this.take_up_now().await }).await {
+            Ok(result) => result,
+            Err(error) => Err(StoreError::Unknown(format!("the swap did not come to its end: {error}"))),
+        }
+    }
+
+    fn in_force(&self) -> InForce {
+        let now = self.now.load();
+        InForce {
+            hash: now.hash.clone(),
+            generation: now.number,
+            loaded_at: now.loaded_at,
+            last_failed: lock(&self.tried).failed.clone(),
+        }
+    }
+}
+
+/// The answer to a config that cannot be used.
+fn kept(diagnostics: Vec<Diagnostic>, shown: &str, text: &str) -> Reloaded {
+    let errors = diagnostics.iter().filter(|d| d.severity == Severity::Error);
+    let each: Vec<String> = errors
+        .map(|d| match &d.span {
+            Some(span) => {
+                let line = 1 + text.bytes().take(span.start).filter(|byte| *byte == b'\n').count();
+                format!("{} {} ({shown}:{line})", d.code, d.title)
+            }
+            None => format!("{} {}", d.code, d.title),
+        })
+        .collect();
+    let drawn = report::render(&diagnostics, shown, text, false);
+    Reloaded { came: Came::Kept, diagnostics, drawn, reason: Some(each.join("; ")) }
+}
+
+/// Businesses that were put over HTTP survive a reload; a config in which one of them would lose its limit cannot be taken up.
+fn not_fitting(settings: &Settings, put: &[Business]) -> Vec<Diagnostic> {
+    let report = Report::default();
+    for business in put {
+        let Some(name) = &business.plan else { continue };
+        let id = &business.id;
+        let help = "keep the plan, or put the business on another one first";
+        match settings.plans.get(name) {
+            None => {
+                let title = format!("business {id}, put over HTTP, is on plan {name:?}, which is no plan any more");
+                report.error("E061", None, title, help);
+            }
+            Some(plan) if plan.concurrent.is_none() && business.max_calls.is_none() => {
+                let title = format!("business {id}, put over HTTP, has no max_calls, and plan {name:?} gives it none");
+                report.error("E061", None, title, help);
+            }
+            Some(_) => {}
+        }
+    }
+    report.finish()
+}

@@ -1,0 +1,99 @@
+//! `ringfence init`: a first config, from what the environment has. It asks nothing.
+
+use std::fs::OpenOptions;
+use std::io::{ErrorKind, Write as _};
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Args;
+
+use super::{ConfigFile, Outcome, environment, file};
+
+#[derive(Debug, Args)]
+pub(super) struct Init {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// Write over a file that is there
+    #[arg(long)]
+    force: bool,
+}
+
+const HEAD: &str = "# Written by `ringfence init`. Every other key has a default: ringfence check --defaults
+mode         = \"observe\"   # counts and shows, refuses nothing; then \"enforce\"
+per_business = 1           # calls at once of each business
+";
+
+impl Init {
+    pub(super) async fn run(self) -> Outcome {
+        let accounts = environment::accounts(true).or_elevenlabs();
+        let text = format!("{HEAD}{}", accounts.toml);
+        write(&self.file.config, &text, self.force)?;
+
+        println!("wrote {} in observe mode: it counts and shows, and refuses nothing", self.file.config.display());
+        for line in &accounts.lines {
+            println!("  {line}");
+        }
+        // What was written is read as every command will read it: a variable of the environment may contradict it.
+        let read = file::read(&self.file.config, &[])?;
+        if read.loaded.has_errors() && accounts.unset.is_none() {
+            read.print("was written, but cannot be used as the environment is now");
+            return Ok(ExitCode::from(2));
+        }
+        let program = std::env::args().next().unwrap_or_else(|| "ringfence".to_owned());
+        let config = match self.file.config.as_path() {
+            path if path == Path::new(super::CONFIG) => String::new(),
+            path => format!(" --config {}", path.display()),
+        };
+        println!("\nNext:");
+        let mut steps = Vec::new();
+        if let Some(name) = accounts.unset {
+            steps.push((
+                format!("export {name}=…"),
+                "your key: it is read from there, and stands in no file".to_owned(),
+            ));
+        }
+        steps.push((
+            format!("{program} check --live{config}"),
+            "asks the providers whether keys, webhooks and numbers fit".to_owned(),
+        ));
+        let mounts: Vec<&str> = accounts.providers.clone();
+        let api = read.loaded.config.as_ref().map_or("127.0.0.1:8080".to_owned(), |c| c.listen.api.to_string());
+        steps.push((
+            format!("{program} serve{config}"),
+            format!("then the SDK's base URL: http://{api}/{}", mounts.join(" or /")),
+        ));
+        if accounts.unset.is_none() {
+            steps.push((
+                format!("{program} calls list"),
+                "after a first call; once it shows what you expect: mode = \"enforce\"".to_owned(),
+            ));
+        }
+        let width = steps.iter().map(|(command, _)| command.chars().count()).max().unwrap_or_default();
+        for (n, (command, about)) in steps.iter().enumerate() {
+            println!("  {}  {command:<width$}   {about}", n + 1);
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn write(path: &Path, text: &str, force: bool) -> anyhow::Result<()> {
+    let mut options = OpenOptions::new();
+    options.write(true);
+    // Two at once: one of them makes the file, the other is told that it is there.
+    if force {
+        options.create(true).truncate(true)
+    } else {
+        options.create_new(true)
+    };
+    let mut file = match options.open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            anyhow::bail!("{} is there already: --force writes over it, --config FILE writes another", path.display())
+        }
+        Err(error) => return Err(error).with_context(|| format!("cannot write {}", path.display())),
+    };
+    file.write_all(text.as_bytes())
+        .and_then(|()| file.sync_all())
+        .with_context(|| format!("cannot write {}", path.display()))
+}

@@ -1,0 +1,320 @@
+//! What `ringfence check --live` asks a provider, as data, and what an answer says about our webhooks. Pure; nothing that is
+//! asked changes anything.
+
+use std::collections::BTreeMap;
+
+use http::{HeaderMap, Uri};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::description::{NextPage, Webhook};
+use super::select::{Document, Message, Predicate, Selector};
+use crate::ids::mask_number;
+
+/// What can be asked.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Check {
+    /// A cheap request that needs the account's credentials: a template over `account.*`.
+    pub path: String,
+    /// Statuses that mean that the credentials are not accepted.
+    pub denied: Vec<u16>,
+    /// The provider's own words in an error.
+    pub message: Option<Selector>,
+    /// When the answer is that of an account that can be used.
+    #[serde(default)]
+    pub usable: Predicate,
+    /// What the answer calls the account's state.
+    pub state: Option<Selector>,
+    /// Lists of what posts webhooks.
+    #[serde(default, rename = "hook")]
+    pub hooks: Vec<Hooks>,
+}
+
+/// A list of things at the provider that post to a URL: its webhooks, its numbers.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hooks {
+    /// What one is called.
+    pub what: String,
+    /// The request: a template over `account.*`.
+    pub path: String,
+    /// Where the items stand.
+    pub items: Selector,
+    /// How the next page is asked for.
+    pub next: Option<NextPage>,
+    /// What an item is told from others by.
+    pub name: Selector,
+    /// Its telephone number, shown masked.
+    pub number: Option<Selector>,
+    /// Every item should post to us; else one of them is enough, and the others are not our business.
+    #[serde(default)]
+    pub every: bool,
+    /// What makes the provider pass an item's URLs by.
+    #[serde(default)]
+    pub instead: Vec<Instead>,
+    /// Where an item posts to.
+    #[serde(rename = "url")]
+    pub urls: Vec<HookUrl>,
+    /// What keeps an item from posting.
+    #[serde(default, rename = "fault")]
+    pub faults: Vec<Fault>,
+}
+
+/// Something that the provider uses instead of an item's URLs.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Instead {
+    /// There, and not empty.
+    pub at: Selector,
+    /// What it is.
+    pub says: String,
+}
+
+/// A URL of an item.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HookUrl {
+    /// Where it stands.
+    pub at: Selector,
+    /// What the provider calls it.
+    pub called: String,
+    /// The webhook of this description that it should be.
+    pub webhook: String,
+    /// The one of its paths that is shown to people.
+    pub path: String,
+    /// What follows if it is not.
+    pub without: String,
+}
+
+/// A state in which an item does not post, or not reliably.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fault {
+    /// When it is so.
+    pub when: Predicate,
+    /// What it is.
+    pub says: String,
+    /// A detail.
+    pub detail: Option<Selector>,
+    /// When it came to be, in Unix seconds.
+    pub since: Option<Selector>,
+}
+
+/// Something that is wrong with webhooks.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Finding {
+    /// Nothing in the list posts to us: what there is, by number, and where it should post.
+    NoneHere {
+        /// How many there are.
+        of: usize,
+        /// What one is called.
+        what: String,
+        /// Where one should post.
+        url: String,
+        /// What follows.
+        without: String,
+    },
+    /// One posts elsewhere.
+    Elsewhere {
+        /// What the provider calls the URL.
+        called: String,
+        /// What it is instead: `is empty`, `goes to example.com`.
+        is: String,
+        /// Where it should go.
+        url: String,
+        /// What follows.
+        without: String,
+    },
+    /// The provider uses something else than its URLs, or it does not post.
+    Fault {
+        /// What it is.
+        says: String,
+    },
+}
+
+/// Where our webhooks are reached, and by which paths.
+#[derive(Debug, Clone, Copy)]
+pub struct Here<'a> {
+    /// `public_url`.
+    pub base: &'a Uri,
+    /// The provider's webhooks.
+    pub webhooks: &'a [Webhook],
+    /// The provider's name.
+    pub provider: &'a str,
+    /// More paths by `provider.webhook`.
+    pub extra_paths: &'a BTreeMap<String, Vec<String>>,
+}
+
+impl Here<'_> {
+    /// Where a URL should go.
+    fn url_of(&self, url: &HookUrl) -> String {
+        format!("{}{}", self.base.to_string().trim_end_matches('/'), url.path)
+    }
+
+    /// What a URL is, if it is not that of the webhook; `None`: it is.
+    fn misses(&self, url: &str, webhook: &str) -> Option<String> {
+        if url.trim().is_empty() {
+            return Some("is empty".to_owned());
+        }
+        let Ok(uri) = url.trim().parse::<Uri>() else { return Some("is no URL".to_owned()) };
+        let host = uri.host().unwrap_or_default();
+        if !host.eq_ignore_ascii_case(self.base.host().unwrap_or_default()) || port(&uri) != port(self.base) {
+            return Some(format!("goes to {}", uri.authority().map_or(host, |a| a.as_str())));
+        }
+        let below = uri.path().strip_prefix(self.base.path().trim_end_matches('/')).unwrap_or(uri.path());
+        let key = format!("{}.{webhook}", self.provider);
+        let known =
+            self.webhooks.iter().any(|w| w.name == webhook && w.paths.iter().any(|p| p.captures(below).is_some()))
+                || self.extra_paths.get(&key).is_some_and(|paths| paths.iter().any(|p| p == below));
+        (!known).then(|| format!("goes to {}, a path that is passed on to the app unread", uri.path()))
+    }
+}
+
+fn port(uri: &Uri) -> u16 {
+    uri.port_u16().unwrap_or(if uri.scheme_str() == Some("http") { 80 } else { 443 })
+}
+
+impl Hooks {
+    /// What is wrong, with the names of the items that it is so of.
+    pub fn judge(&self, items: &[Value], here: Here<'_>) -> BTreeMap<Finding, Vec<String>> {
+        let (mut found, mut any_here) = (BTreeMap::<Finding, Vec<String>>::new(), false);
+        for item in items {
+            let (body, path, headers) = (Document::Json(item.clone()), BTreeMap::new(), HeaderMap::new());
+            let message = Message { body: &body, query: &[], path: &path, headers: &headers };
+            let mut add = |finding| found.entry(finding).or_default().push(self.name_of(&message));
+            let used = |one: &&Instead| one.at.text(&message).is_some_and(|text| !text.is_empty());
+            if let Some(instead) = self.instead.iter().find(used) {
+                add(Finding::Fault { says: instead.says.clone() });
+                continue;
+            }
+            let mut posts_here = false;
+            for url in &self.urls {
+                match here.misses(&url.at.text(&message).unwrap_or_default(), &url.webhook) {
+                    None => posts_here = true,
+                    Some(is) if self.every => add(Finding::Elsewhere {
+                        called: url.called.clone(),
+                        is,
+                        url: here.url_of(url),
+                        without: url.without.clone(),
+                    }),
+                    Some(_) => {}
+                }
+            }
+            any_here |= posts_here;
+            if let Some(fault) = self.faults.iter().find(|f| posts_here && f.when.holds(&message)) {
+                let detail = fault.detail.as_ref().and_then(|d| d.text(&message));
+                let since = fault.since.as_ref().and_then(|s| s.text(&message)?.parse().ok());
+                let since = since.and_then(|secs| jiff::Timestamp::from_second(secs).ok());
+                let says = fault.says.clone()
+                    + &detail.map(|d| format!(" {}", plain(&d))).unwrap_or_default()
+                    + &since.map(|s| format!(", at {}", s.strftime("%Y-%m-%dT%H:%M:%SZ"))).unwrap_or_default();
+                add(Finding::Fault { says });
+            }
+        }
+        if let (false, false, Some(url)) = (self.every, any_here, self.urls.first()) {
+            let finding = Finding::NoneHere {
+                of: items.len(),
+                what: self.what.clone(),
+                url: here.url_of(url),
+                without: url.without.clone(),
+            };
+            found.insert(finding, vec![]);
+        }
+        found
+    }
+
+    fn name_of(&self, message: &Message<'_>) -> String {
+        let name = self.name.text(message).map(|n| plain(&n)).unwrap_or_default();
+        match self.number.as_ref().and_then(|n| n.text(message)) {
+            Some(number) => format!("{} ({name})", mask_number(&number)),
+            None => format!("\"{name}\""),
+        }
+    }
+}
+
+/// A text of a provider as a terminal may show it: one line, of bounded length.
+pub fn plain(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(200).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::provider::Registry;
+    use serde_json::json;
+
+    fn judged(provider: &str, base: &str, items: &[Value]) -> Vec<(Finding, Vec<String>)> {
+        let registry = Registry::new(&[]).unwrap();
+        let description = registry.get(provider).unwrap();
+        let base: Uri = base.parse().unwrap();
+        let extra = BTreeMap::from([("twilio.voice".to_owned(), vec!["/ours/voice".to_owned()])]);
+        let here = Here { base: &base, webhooks: &description.webhooks, provider, extra_paths: &extra };
+        description.check.as_ref().unwrap().hooks[0].judge(items, here).into_iter().collect()
+    }
+
+    fn number(voice: &str, status: &str) -> Value {
+        json!({"sid": "PN1", "phone_number": "+15550001111", "voice_url": voice, "status_callback": status,
+               "voice_application_sid": "", "trunk_sid": null})
+    }
+
+    #[test]
+    fn a_number_is_right_on_any_path_of_ours_and_wrong_elsewhere() {
+        let status = "https://h.example.com/webhooks/twilio/status";
+        let table = [
+            ("https://h.example.com/webhooks/twilio/voice", status, vec![]),
+            ("https://H.example.com:443/twilio/voice#rc=3", status, vec![]),
+            ("https://h.example.com/ours/voice?x=1", status, vec![]),
+            ("https://demo.twilio.com/welcome", status, vec!["goes to demo.twilio.com"]),
+            ("https://h.example.com:8443/twilio/voice", status, vec!["goes to h.example.com:8443"]),
+            ("", "", vec!["is empty", "is empty"]),
+            ("https://h.example.com/mine", status, vec!["goes to /mine, a path that is passed on to the app unread"]),
+        ];
+        for (voice, status, expected) in table {
+            let found = judged("twilio", "https://h.example.com", &[number(voice, status)]);
+            let what: Vec<&str> = found
+                .iter()
+                .map(|(finding, names)| match finding {
+                    Finding::Elsewhere { is, .. } => {
+                        assert_eq!(names, &["+155••••••11 (PN1)"]);
+                        is.as_str()
+                    }
+                    other => panic!("{voice}: {other:?}"),
+                })
+                .collect();
+            assert_eq!(what, expected, "{voice}, {status}");
+        }
+        let below = number("https://h.example.com/rf/twilio/voice", "https://h.example.com/rf/twilio/status");
+        assert_eq!(judged("twilio", "https://h.example.com/rf/", &[below]), vec![]);
+    }
+
+    #[test]
+    fn a_number_with_an_application_is_told_apart() {
+        let mut with = number("https://h.example.com/twilio/voice", "");
+        with["voice_application_sid"] = json!("AP1");
+        let found = judged("twilio", "https://h.example.com", &[with]);
+        assert!(
+            matches!(&found[..], [(Finding::Fault { says }, _)] if says.contains("TwiML application")),
+            "{found:?}"
+        );
+    }
+
+    #[test]
+    fn one_webhook_of_a_workspace_has_to_come_here_and_work() {
+        let hook = |url: &str, disabled: bool, failed: Value| {
+            json!({"name": "calls", "webhook_url": url, "is_disabled": false, "is_auto_disabled": disabled,
+                   "most_recent_failure_error_code": failed, "most_recent_failure_timestamp": 1_760_000_000})
+        };
+        let judged = |items: &[Value]| judged("elevenlabs", "https://h.example.com", items);
+        let (ours, other) = ("https://h.example.com/webhooks/elevenlabs", "https://crm.example.com/x");
+        assert_eq!(judged(&[hook(ours, false, Value::Null), hook(other, true, json!(500))]), vec![]);
+        assert!(matches!(&judged(&[])[..], [(Finding::NoneHere { of: 0, .. }, _)]));
+        assert!(matches!(&judged(&[hook(other, false, Value::Null)])[..], [(Finding::NoneHere { of: 1, .. }, _)]));
+        for (disabled, failed, expected) in
+            [(true, json!(500), "switched off"), (false, json!(401), "401, at 2025-10-09T08:53:20Z")]
+        {
+            let found = judged(&[hook(ours, disabled, failed)]);
+            assert!(matches!(&found[..], [(Finding::Fault { says }, _)] if says.contains(expected)), "{found:?}");
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Orders for many calls against the provider's truth: a batch holds its places until its own record says that it makes no more
+//! calls and none of those it made is live. Neither time nor one answer alone frees them.
+
+use tracing::{debug, info, warn};
+
+use super::{DEEP_EVERY, SEEN_EVERY_MS, Sweeper, UNBOUND_MS, log, ms};
+use crate::call::{EndProof, Event, Outcome, Phase};
+use crate::calls::AskError;
+use crate::calls::lookup::{Found, Listed, LookedUpGroup};
+use crate::ids::Alias;
+use crate::provider::account::Account;
+use crate::provider::description::Group;
+use crate::store::{CallRecord, Change};
+
+impl Sweeper {
+    /// Whether a record is of an order for many calls that its provider has given an id. One without may still turn out to
+    /// be what a stranger belongs to.
+    pub(super) fn is_known_group(&self, call: &CallRecord) -> bool {
+        self.calls.group_of(call).is_some_and(|group| call.alias(&group.needs).is_some())
+    }
+
+    /// The open order for many that made this call, if it is one of ours.
+    pub(super) async fn order_of(&self, found: &Found) -> Option<CallRecord> {
+        let store = &self.calls.lifecycle.store;
+        let order = store.resolve(&found.member_of).await.ok()??;
+        let record = store.call(&order).await.ok()??;
+        (record.phase != Phase::Ended).then_some(record)
+    }
+
+    /// A live call that an order of ours made takes no slot of its own. Its carrier lists it too, so it is kept as a stranger
+    /// for a while, until its record tells by which id.
+    pub(super) fn meet_member(
+        &self,
+        one: &Listed,
+        order: &CallRecord,
+        found: Found,
+        since_ms: i64,
+    ) -> Result<(), AskError> {
+        let carrier = order.facts.carrier.as_ref().and_then(|name| self.calls.account(name));
+        let known_there = |carrier: &Account| {
+            let listed_as = carrier.provider.list.as_ref().map(|list| list.id.kind.as_str());
+            found.aliases.iter().any(|a| Some(a.kind.as_str()) == listed_as)
+        };
+        let unbound = carrier.is_some_and(|carrier| !known_there(carrier));
+        if unbound && since_ms + UNBOUND_MS > self.calls.lifecycle.clock.now_ms() {
+            return Err(AskError::NoWay(self.account.name.clone(), "its carrier's id of the call is not known yet"));
+        }
+        self.calls.note_member(&self.account.name, &one.alias.id, &order.id, found.aliases);
+        Ok(())
+    }
+
+    /// Asks for an order for many calls, every few sweeps and as soon as it may be over. Where nobody can be asked it holds
+    /// its places until an operator releases them: it may run for days, so no length proves anything.
+    pub(super) async fn settle_group(&mut self, call: &CallRecord, group: &Group) {
+        let now_ms = self.calls.lifecycle.clock.now_ms();
+        let grace_ms = ms(self.calls.settings.grace);
+        if !self.account.can_ask() {
+            return;
+        }
+        let Some(id) = call.alias(&group.needs) else {
+            let due = call.deadline_at.is_some_and(|at| at <= now_ms);
+            if due || ((call.unsettled || call.absent_at.is_some()) && call.phase_at + grace_ms <= now_ms) {
+                self.search(call).await;
+            }
+            return;
+        };
+        if !self.sweeps.is_multiple_of(DEEP_EVERY) && !self.over_since.contains_key(&call.id) && !call.unsettled {
+            return;
+        }
+        let live = self.calls.members_of(&self.account.name, Some(&call.id));
+        if u32::try_from(live).is_ok_and(|live| live > call.places) {
+            warn!(call = %call.id, live, places = call.places, "an order for many has more calls at once than its provider was told");
+        }
+        let id = Alias { kind: group.needs.clone(), id: id.to_owned() };
+        match self.calls.look_up_group(&self.account, group, &id).await {
+            Ok(LookedUpGroup::Found { event: Some(Event::Ended(outcome, _)), .. }) => {
+                if self.is_quiet(call, now_ms) {
+                    self.end_group(call, outcome, now_ms).await;
+                }
+            }
+            Ok(LookedUpGroup::Found { event: Some(event @ Event::Reached(_)), .. }) => {
+                self.over_since.remove(&call.id);
+                if call.unsettled || call.absent_at.is_some() || call.seen_at + SEEN_EVERY_MS <= now_ms {
+                    let (absent, unsettled) = (Some(false), Some(false));
+                    let event = Some(event);
+                    let change = Change { event, absent, unsettled, ..self.calls.lifecycle.change(&call.id, "poll") };
+                    log(self.calls.lifecycle.apply(change).await);
+                }
+            }
+            Ok(LookedUpGroup::Found { event: None, .. }) => {
+                debug!(call = %call.id, "the record of an order for many calls cannot be understood");
+            }
+            Ok(LookedUpGroup::Absent) => {
+                if self.is_quiet(call, now_ms) {
+                    self.absent(call).await;
+                }
+            }
+            Err(error) => debug!(call = %call.id, %error, "an order for many calls cannot be looked up"),
+        }
+    }
+
+    /// Whether, since it was first said that it makes no more calls, a list was read in which none of its calls is live, nor
+    /// one that nobody knows. The list may lag, so it must be younger than that by the grace.
+    fn is_quiet(&mut self, call: &CallRecord, now_ms: i64) -> bool {
+        let since = *self.over_since.entry(call.id.clone()).or_insert(now_ms);
+        let listed = self.account.provider.list.is_none() || self.listed_at >= since + ms(self.calls.settings.grace);
+        listed && self.strangers.is_empty() && self.calls.members_of(&self.account.name, Some(&call.id)) == 0
+    }
+
+    /// Frees the places, unless the order was made once more since its record was read.
+    async fn end_group(&mut self, call: &CallRecord, outcome: Outcome, asked_ms: i64) {
+        let now = self.calls.lifecycle.store.call(&call.id).await;
+        let newer = |now: &CallRecord| now.seen_at >= asked_ms && now.seen_at != call.seen_at;
+        if self.calls.is_joined(&call.id) || !matches!(&now, Ok(Some(now)) if !newer(now)) {
+            self.over_since.remove(&call.id);
+            return;
+        }
+        info!(call = %call.id, places = call.places, "an order for many calls makes no more");
+        log(self.calls.lifecycle.end(&call.id, outcome, EndProof::Provider, "poll").await);
+    }
+}
