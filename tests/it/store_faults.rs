@@ -106,7 +106,7 @@ async fn a_failing_disk_refuses_creates_until_it_works() {
         let wal = std::fs::metadata(format!("{}-wal", scene.database().display())).unwrap().len();
         limit(scene, &wal.to_string());
     };
-    outage(scene, breaks, "its disk fails", |scene| limit(scene, "unlimited")).await;
+    outage(scene, breaks, "disk I/O error", |scene| limit(scene, "unlimited")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
