@@ -71,6 +71,8 @@ pub struct Sweeper {
     listed_at: i64,
     /// Orders for many calls that make no more, with when that was first said.
     over_since: HashMap<CallId, i64>,
+    /// Orders for many calls of which one was live a moment ago, with how often they are still asked for at once.
+    busy: HashMap<CallId, u32>,
     failing: bool,
 }
 
@@ -90,6 +92,7 @@ impl Sweeper {
             no_phone: HashSet::new(),
             listed_at: 0,
             over_since: HashMap::new(),
+            busy: HashMap::new(),
             failing: false,
         }
     }
@@ -190,7 +193,9 @@ impl Sweeper {
             }
         };
         let name = self.account.name.clone();
-        self.over_since.retain(|call, _| mine.iter().any(|one| one.id == *call));
+        let open = |call: &CallId| mine.iter().any(|one| one.id == *call);
+        self.over_since.retain(|call, _| open(call));
+        self.busy.retain(|call, _| open(call));
         if self.account.can_ask() {
             let result = self.sweep(&mine).await;
             self.note(result);

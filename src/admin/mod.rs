@@ -433,7 +433,7 @@ impl Admin {
         let call = match CallId::parse(id) {
             Some(call) => Some(call),
             None => {
-                let kinds = ["call_sid", "conversation_id", "sip_call_id"];
+                let kinds = ["call_sid", "conversation_id", "sip_call_id", "batch_id", "campaign_id", "execution_sid"];
                 let aliases: Vec<_> = kinds.iter().filter_map(|kind| crate::ids::Alias::new(kind, id)).collect();
                 store.resolve(&aliases).await?
             }

@@ -12,6 +12,9 @@ use crate::provider::account::Account;
 use crate::provider::description::Group;
 use crate::store::{CallRecord, Change};
 
+/// How often an order for many calls is asked for at once after the last of its calls ended.
+const ASKED_AT_ONCE: u32 = 10;
+
 impl Sweeper {
     /// Whether a record is of an order for many calls that its provider has given an id. One without may still turn out to
     /// be what a stranger belongs to.
@@ -64,10 +67,11 @@ impl Sweeper {
             }
             return;
         };
-        if !self.sweeps.is_multiple_of(DEEP_EVERY) && !self.over_since.contains_key(&call.id) && !call.unsettled {
+        let live = self.calls.members_of(&self.account.name, Some(&call.id));
+        let presses = self.may_be_over(call, live) || self.over_since.contains_key(&call.id) || call.unsettled;
+        if !presses && !self.sweeps.is_multiple_of(DEEP_EVERY) {
             return;
         }
-        let live = self.calls.members_of(&self.account.name, Some(&call.id));
         if u32::try_from(live).is_ok_and(|live| live > call.places) {
             warn!(call = %call.id, live, places = call.places, "an order for many has more calls at once than its provider was told");
         }
@@ -97,6 +101,17 @@ impl Sweeper {
             }
             Err(error) => debug!(call = %call.id, %error, "an order for many calls cannot be looked up"),
         }
+    }
+
+    /// Whether the last of its calls ended a moment ago. Only for a few sweeps: a campaign may wait for its next day.
+    fn may_be_over(&mut self, call: &CallRecord, live: usize) -> bool {
+        if live > 0 {
+            self.busy.insert(call.id.clone(), ASKED_AT_ONCE);
+            return false;
+        }
+        let Some(left) = self.busy.get_mut(&call.id).filter(|left| **left > 0) else { return false };
+        *left -= 1;
+        true
     }
 
     /// Whether, since it was first said that it makes no more calls, a list was read in which none of its calls is live, nor

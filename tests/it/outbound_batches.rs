@@ -1,9 +1,11 @@
 //! Requests that make calls in other ways than one by one: batches, campaigns, Studio flows; and the smaller channels.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use ringfence::call::{EndProof, Origin, Outcome, Phase};
-use ringfence::simulate::{Fault, FaultKind, Provider, SimSettings};
+use ringfence::ids::{AccountName, Alias};
+use ringfence::simulate::{Fault, FaultKind, Millis, Provider, SimSettings};
 use ringfence::store::CallRecord;
 use serde_json::{Value, json};
 
@@ -60,6 +62,16 @@ async fn talking(stage: &Stage, n: usize) -> Vec<String> {
     live().filter_map(|c| c.conversation_id).collect()
 }
 
+/// As an app that tries again.
+async fn until_admitted(send: impl AsyncFn() -> Answer) {
+    let mut answer = send().await;
+    while answer.status == 503 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        answer = send().await;
+    }
+    assert_eq!(answer.status, 200, "{answer:?}");
+}
+
 /// Everybody hangs up, again and again, until no place is held.
 async fn hang_up_all(stage: &Stage) {
     stage
@@ -89,6 +101,11 @@ async fn a_batch_is_cut_to_the_free_places_and_its_calls_are_counted_once() {
     talking(&stage, 4).await;
     several_sweeps(&stage).await;
     assert_eq!((stage.held().await, records(&stage).await.len()), (4, 2), "its calls take no slots of their own");
+    // Its carrier lists them too, by ids that it learns from the other account.
+    let (carrier, known) = (AccountName::parse("twilio").unwrap(), stage.app().calls());
+    let legs = stage.control.calls().into_iter().filter(|c| c.live && c.conversation_id.is_some());
+    let legs: Vec<Alias> = legs.filter_map(|c| Alias::new("call_sid", &c.call_sid?)).collect();
+    assert_eq!(legs.iter().filter(|leg| known.is_member(&carrier, leg)).count(), 3, "{legs:?}");
     let refused = stage.dial(None, "+15550003001").await;
     assert_eq!((refused.status, &refused.json()["currentActive"]), (503, &json!(4)));
     let refused = elevenlabs(&stage, SUBMIT, &[], &batch(2)).await;
@@ -101,6 +118,7 @@ async fn a_batch_is_cut_to_the_free_places_and_its_calls_are_counted_once() {
     assert_eq!((ended.outcome, ended.proof), (Some(Outcome::Completed), Some(EndProof::Provider)));
     let counts = stage.control.counts();
     assert_eq!(counts.creates_el, 8, "everybody was called");
+    assert!(!legs.iter().any(|leg| stage.app().calls().is_member(&carrier, leg)), "who is over is forgotten");
     assert!(counts.both_live_max <= 4, "{counts:?}");
     assert!(records(&stage).await.iter().all(|r| r.origin == Origin::Order), "nobody was taken for a stranger");
     stage.finish().await;
@@ -249,6 +267,82 @@ async fn a_batch_that_the_provider_refuses_gives_its_places_back() {
     stage.control.fault(Fault::next(Provider::ElevenLabs, FaultKind::Invalid, 1));
     assert_eq!(elevenlabs(&stage, SUBMIT, &[], &batch(4)).await.status, 422);
     assert_eq!(stage.held().await, 0);
+    stage.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_of_a_whatsapp_batch_are_its_own_though_they_look_like_text() {
+    let stage = limited(2).await;
+    let body = json!({"call_name": "b", "agent_id": "agent_acme",
+        "whatsapp_params": {"whatsapp_phone_number_id": "w1", "whatsapp_call_permission_request_template_name": "t",
+            "whatsapp_call_permission_request_template_language_code": "en"},
+        "recipients": [{"whatsapp_user_id": "u1"}, {"whatsapp_user_id": "u2"}, {"whatsapp_user_id": "u3"}]});
+    let answer = submit(&stage, &body).await;
+    assert_eq!(answer.header("x-ringfence-places"), Some("2/3"));
+    let record = stage.record(&id(&answer, "id")).await.unwrap();
+    assert_eq!((record.facts.own_number.as_deref(), record.facts.carrier), (Some("w1"), None));
+    let talks = talking(&stage, 2).await;
+    assert_eq!(post(&stage, &format!("batch-calling/{}/cancel", id(&answer, "id"))).await.status, 200);
+    several_sweeps(&stage).await;
+    assert_eq!(stage.held().await, 2);
+    for conversation in talks {
+        stage.control.end_call(&conversation);
+    }
+    all_free(&stage).await;
+    stage.finish().await;
+}
+
+/// Its places are gone, its calls are not: they are counted like any that ringfence did not place.
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_of_a_batch_that_an_operator_released_are_counted_one_by_one() {
+    let stage = limited(2).await;
+    let batch_id = id(&submit(&stage, &batch(2)).await, "id");
+    talking(&stage, 2).await;
+    several_sweeps(&stage).await;
+    let release = stage.admin(&format!("/api/calls/{batch_id}/release"));
+    assert_eq!(stage.send("POST", &release, &[], r#"{"force":true,"reason":"a test"}"#).await.status, 200);
+    stage.wait("both are counted", async || stage.held().await == 2).await;
+    let foreign = records(&stage).await.into_iter().filter(|r| r.origin == Origin::Foreign && r.places == 1).count();
+    assert_eq!(foreign, 2);
+    hang_up_all(&stage).await;
+    stage.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_whose_record_was_deleted_keeps_its_places_while_it_talks() {
+    let stage = limited(1).await;
+    let batch_id = id(&submit(&stage, &batch(1)).await, "id");
+    let talks = talking(&stage, 1).await;
+    several_sweeps(&stage).await;
+    let key = stage.control.settings().el_api_key;
+    let url = stage.api(&format!("/elevenlabs/v1/convai/batch-calling/{batch_id}"));
+    assert_eq!(stage.send("DELETE", &url, &[("xi-api-key", &key)], "").await.status, 204);
+    let listed = stage.control.counts().list_requests;
+    stage.wait("it was asked for long enough", async || stage.control.counts().list_requests > listed + 100).await;
+    assert_eq!((stage.held().await, stage.record(&batch_id).await.unwrap().absent_at), (1, None));
+    stage.control.end_call(&talks[0]);
+    all_free(&stage).await;
+    assert_eq!(stage.record(&batch_id).await.unwrap().proof, Some(EndProof::Deadline), "\"no such batch\", twice");
+    stage.finish().await;
+}
+
+/// Batches and calls that come and go, each as it likes: the provider never sees more at once than was allowed.
+#[tokio::test(flavor = "multi_thread")]
+async fn batches_and_calls_together_stay_inside_the_limit() {
+    let sim = SimSettings { talk_ms: Millis::between(50, 400), ..Setup::default().sim };
+    let stage = Stage::start(Setup { sim, root: "concurrent = 6".to_owned(), ..Setup::default() }).await;
+    let submit = async |size| until_admitted(async || elevenlabs(&stage, SUBMIT, &[], &batch(size)).await).await;
+    let calls = async {
+        for turn in 0..15 {
+            until_admitted(async || stage.dial(None, &format!("+1555001{turn:04}")).await).await;
+        }
+    };
+    tokio::join!(submit(9), submit(4), submit(7), calls);
+    all_free(&stage).await;
+    let counts = stage.control.counts();
+    assert_eq!(counts.creates_el, 9 + 4 + 7 + 15, "everybody was called, once");
+    assert!(counts.both_live_max <= 6 && counts.el_live_max <= 6, "{counts:?}");
+    assert!(records(&stage).await.iter().all(|r| r.origin == Origin::Order), "nobody was taken for a stranger");
     stage.finish().await;
 }
 
