@@ -504,7 +504,8 @@ impl Sweeper {
                 let its_order = waiting.iter().position(|call| may_be(call, one));
                 match its_order {
                     Some(place) if !self.is_ours(&one.alias).await => Some(waiting.swap_remove(place)).is_some(),
-                    _ => false,
+                    // The order for many holds its places.
+                    _ => may_be_member && !self.is_ours(&one.alias).await,
                 }
             } else {
                 since_ms.is_none() || ((!waiting.is_empty() || early) && !self.is_ours(&one.alias).await)
