@@ -252,7 +252,7 @@ async fn a_submit_whose_answer_was_lost_is_found() {
     assert_eq!((stage.held().await, records(&stage).await.len()), (2, 1));
     hang_up_all(&stage).await;
     stage.control.fault(Fault::next(Provider::ElevenLabs, FaultKind::ServerError, 1));
-    assert_eq!(elevenlabs(&stage, SUBMIT, &[], &batch(4)).await.status, 424);
+    assert_eq!(elevenlabs(&stage, SUBMIT, &[], &batch(3)).await.status, 424);
     let ours = records(&stage).await.remove(0);
     let ended = once(&stage, ours.id.as_str(), "it is given up", |r| r.phase == Phase::Ended).await;
     assert_eq!((ended.outcome, ended.proof), (Some(Outcome::NotCreated), Some(EndProof::Deadline)));
