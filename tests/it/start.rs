@@ -32,7 +32,8 @@ async fn calls_that_live_before_the_start_are_counted_before_the_first_create() 
     assert_eq!((refused.status, &refused.json()["limitName"]), (503, &"account.elevenlabs".into()));
     assert_eq!((stage.held().await, stage.control.counts().el_live_max), (5, 5));
     for call in &live {
-        assert_eq!(stage.record(call).await.unwrap().origin, Origin::Foreign);
+        // Its carrier may have met it first, by another id.
+        once(&stage, call, "it is known by its id", |r| r.origin == Origin::Foreign).await;
     }
     stage.control.end_call(&live[0]);
     stage.wait("its slot is free", async || stage.held().await == 4).await;
