@@ -41,7 +41,7 @@ const CALL: &str =
     "SELECT id, business, plan, account, provider, carrier, direction, operation, agent, own_number, other_number, origin,
          phase, outcome, proof, overrun, unsettled, polled, places, admitted_at, phase_at, deadline_at, answered_at, ended_at,
          seen_at, seen_by, absent_at, callback, fingerprint
-     FROM calls WHERE id = $1";
+     FROM calls WHERE id = ?1";
 
 fn record(row: &Row<'_>) -> Written<CallRecord> {
     Ok(CallRecord {
@@ -87,7 +87,7 @@ fn record(row: &Row<'_>) -> Written<CallRecord> {
 fn one(c: &Connection, id: &CallId) -> Written<Option<CallRecord>> {
     let found = c.prepare_cached(CALL)?.query_row([id.as_str()], record).optional()?;
     let Some(mut call) = found else { return Ok(None) };
-    let mut aliases = c.prepare_cached("SELECT kind, id FROM call_aliases WHERE call_id = $1 ORDER BY kind, id")?;
+    let mut aliases = c.prepare_cached("SELECT kind, id FROM call_aliases WHERE call_id = ?1 ORDER BY kind, id")?;
     let alias = |row: &Row<'_>| Ok(Alias { kind: row.get(0)?, id: row.get(1)? });
     call.aliases = aliases.query_map([id.as_str()], alias)?.collect::<Written<_>>()?;
     Ok(Some(call))
@@ -102,7 +102,7 @@ enum Holder {
 
 fn holder(c: &Connection, alias: &Alias) -> Written<Holder> {
     let row = c
-        .prepare_cached("SELECT call_id, early FROM call_aliases WHERE kind = $1 AND id = $2")?
+        .prepare_cached("SELECT call_id, early FROM call_aliases WHERE kind = ?1 AND id = ?2")?
         .query_row(params![alias.kind, alias.id], |row| {
             Ok((row.get::<_, Option<String>>(0)?, row.get::<_, Option<String>>(1)?))
         })
@@ -125,7 +125,7 @@ fn bind_all(
     for alias in aliases {
         let inserted = c
             .prepare_cached(
-                "INSERT INTO call_aliases (kind, id, call_id, seen_at) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
+                "INSERT INTO call_aliases (kind, id, call_id, seen_at) VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO NOTHING",
             )?
             .execute(params![alias.kind, alias.id, call.as_str(), at_ms])?;
         if inserted == 1 {
@@ -141,7 +141,7 @@ fn bind_all(
             Holder::News(event) => news = Some(news.map_or(event, |n| stronger(n, event))),
             Holder::Nobody => {}
         }
-        c.prepare_cached("UPDATE call_aliases SET call_id = $3, early = NULL WHERE kind = $1 AND id = $2")?
+        c.prepare_cached("UPDATE call_aliases SET call_id = ?3, early = NULL WHERE kind = ?1 AND id = ?2")?
             .execute(params![alias.kind, alias.id, call.as_str()])?;
     }
     Ok((news, conflicts))
@@ -150,7 +150,7 @@ fn bind_all(
 /// Whether a call's order was proven to have made none.
 fn never_called(c: &Connection, call: &CallId) -> Written<bool> {
     let outcome = c
-        .prepare_cached("SELECT outcome FROM calls WHERE id = $1")?
+        .prepare_cached("SELECT outcome FROM calls WHERE id = ?1")?
         .query_row([call.as_str()], |row| row.get::<_, Option<String>>(0))
         .optional()?;
     // A call whose record is past its retention is as good as none.
@@ -164,13 +164,13 @@ pub(super) fn open(c: &Connection, call: &NewCall) -> Written<Opened> {
             if alias.kind != KEY_KIND || !never_called(c, &known)? {
                 return Ok(Opened::Known(known));
             }
-            c.prepare_cached("DELETE FROM call_aliases WHERE kind = $1 AND id = $2")?
+            c.prepare_cached("DELETE FROM call_aliases WHERE kind = ?1 AND id = ?2")?
                 .execute(params![alias.kind, alias.id])?;
         }
     }
     // The second record of a call: from now on the outside ids lead to it.
     for first in call.aliases.iter().filter(|a| a.kind == OWN_ID_KIND) {
-        c.prepare_cached("UPDATE call_aliases SET call_id = $1 WHERE call_id = $2")?
+        c.prepare_cached("UPDATE call_aliases SET call_id = ?1 WHERE call_id = ?2")?
             .execute(params![call.id.as_str(), first.id])?;
     }
     let f = &call.facts;
@@ -265,9 +265,9 @@ pub(super) fn apply(c: &Connection, change: Change) -> Written<Option<Applied>> 
 
 fn update(c: &Connection, record: &CallRecord) -> Written<()> {
     c.prepare_cached(
-        "UPDATE calls SET phase = $2, outcome = $3, proof = $4, overrun = $5, unsettled = $6, phase_at = $7,
-             deadline_at = $8, answered_at = $9, ended_at = $10, seen_at = $11, seen_by = $12, absent_at = $13
-         WHERE id = $1",
+        "UPDATE calls SET phase = ?2, outcome = ?3, proof = ?4, overrun = ?5, unsettled = ?6, phase_at = ?7,
+             deadline_at = ?8, answered_at = ?9, ended_at = ?10, seen_at = ?11, seen_by = ?12, absent_at = ?13
+         WHERE id = ?1",
     )?
     .execute(params![
         record.id.as_str(),
@@ -299,7 +299,7 @@ pub(super) fn keep_early(c: &Connection, aliases: &[Alias], event: Event, at_ms:
             _ => event,
         };
         c.prepare_cached(
-            "INSERT INTO call_aliases (kind, id, call_id, early, seen_at) VALUES ($1, $2, NULL, $3, $4)
+            "INSERT INTO call_aliases (kind, id, call_id, early, seen_at) VALUES (?1, ?2, NULL, ?3, ?4)
              ON CONFLICT (kind, id) DO UPDATE SET early = excluded.early, seen_at = excluded.seen_at",
         )?
         .execute(params![alias.kind, alias.id, to_json(&event)?, at_ms])?;

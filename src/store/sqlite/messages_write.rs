@@ -13,7 +13,7 @@ pub(super) fn receive(c: &Connection, event: &NewEvent) -> Written<Received> {
     let inserted = c
         .prepare_cached(
             "INSERT INTO webhook_events (id, account, webhook, event, dedupe_key, received_at, method, path, headers, body)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (dedupe_key) DO NOTHING",
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) ON CONFLICT (dedupe_key) DO NOTHING",
         )?
         .execute(params![
             event.id,
@@ -30,7 +30,7 @@ pub(super) fn receive(c: &Connection, event: &NewEvent) -> Written<Received> {
     if inserted == 1 {
         return Ok(Received::New);
     }
-    c.prepare_cached("SELECT id, outcome FROM webhook_events WHERE dedupe_key = $1")?
+    c.prepare_cached("SELECT id, outcome FROM webhook_events WHERE dedupe_key = ?1")?
         .query_row([&event.dedupe_key], |row| Ok(Received::Before { id: row.get(0)?, outcome: row.get(1)? }))
 }
 
@@ -44,7 +44,7 @@ pub(super) fn settle(
 ) -> Written<bool> {
     let settled = c
         .prepare_cached(
-            "UPDATE webhook_events SET outcome = $2, call_id = coalesce($3, call_id) WHERE id = $1 AND outcome IS NULL",
+            "UPDATE webhook_events SET outcome = ?2, call_id = coalesce(?3, call_id) WHERE id = ?1 AND outcome IS NULL",
         )?
         .execute(params![event_id, outcome, call.map(CallId::as_str)])?;
     if settled == 0 {
@@ -53,7 +53,7 @@ pub(super) fn settle(
     let Some(delivery) = delivery else { return Ok(true) };
     c.prepare_cached(
         "INSERT INTO deliveries (id, event_id, url, method, headers, body, attempts, due_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
     )?
     .execute(params![
         delivery.id,
@@ -79,7 +79,7 @@ pub(super) fn delivered(
         Err((error, due_at)) => (None, due_at, Some(error)),
     };
     c.prepare_cached(
-        "UPDATE deliveries SET attempts = attempts + 1, done_at = $2, due_at = $3, last_error = $4 WHERE id = $1",
+        "UPDATE deliveries SET attempts = attempts + 1, done_at = ?2, due_at = ?3, last_error = ?4 WHERE id = ?1",
     )?
     .execute(params![id, done_at, due_at, error])
     .map(drop)
@@ -88,7 +88,7 @@ pub(super) fn delivered(
 pub(super) fn refused(c: &Connection, r: &RefusalRecord) -> Written<()> {
     c.prepare_cached(
         "INSERT INTO refusals (id, at, business, account, direction, code, limit_name, current_calls, limit_calls, observed)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (id) DO UPDATE SET attempts = refusals.attempts + 1",
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) ON CONFLICT (id) DO UPDATE SET attempts = refusals.attempts + 1",
     )?
     .execute(params![
         r.id.as_str(),
@@ -107,11 +107,11 @@ pub(super) fn refused(c: &Connection, r: &RefusalRecord) -> Written<()> {
 
 pub(super) fn put_business(c: &Connection, business: &Business, at_ms: UnixMs) -> Written<bool> {
     let known = c
-        .prepare_cached("SELECT 1 FROM businesses WHERE id = $1")?
+        .prepare_cached("SELECT 1 FROM businesses WHERE id = ?1")?
         .query_row([business.id.as_str()], |_| Ok(()))
         .optional()?;
     c.prepare_cached(
-        "INSERT INTO businesses (id, body, updated_at) VALUES ($1, $2, $3)
+        "INSERT INTO businesses (id, body, updated_at) VALUES (?1, ?2, ?3)
          ON CONFLICT (id) DO UPDATE SET body = excluded.body, updated_at = excluded.updated_at",
     )?
     .execute(params![business.id.as_str(), to_json(business)?, at_ms])?;
@@ -119,7 +119,7 @@ pub(super) fn put_business(c: &Connection, business: &Business, at_ms: UnixMs) -
 }
 
 pub(super) fn delete_business(c: &Connection, id: &str) -> Written<bool> {
-    Ok(c.prepare_cached("DELETE FROM businesses WHERE id = $1")?.execute([id])? > 0)
+    Ok(c.prepare_cached("DELETE FROM businesses WHERE id = ?1")?.execute([id])? > 0)
 }
 
 /// Rows that one write forgets: others get their turn in between.
@@ -130,23 +130,23 @@ pub(super) const PURGES: [Purge; 4] = [
     Purge {
         early: true,
         sql: &["DELETE FROM call_aliases WHERE (kind, id) IN
-                (SELECT kind, id FROM call_aliases WHERE call_id IS NULL AND seen_at < $1 LIMIT $2)"],
+                (SELECT kind, id FROM call_aliases WHERE call_id IS NULL AND seen_at < ?1 LIMIT ?2)"],
     },
     Purge {
         early: false,
         sql: &[
             "DELETE FROM call_aliases WHERE call_id IN
-             (SELECT id FROM calls WHERE phase = 'ended' AND ended_at < $1 ORDER BY ended_at, id LIMIT $2)",
+             (SELECT id FROM calls WHERE phase = 'ended' AND ended_at < ?1 ORDER BY ended_at, id LIMIT ?2)",
             "DELETE FROM calls WHERE id IN
-             (SELECT id FROM calls WHERE phase = 'ended' AND ended_at < $1 ORDER BY ended_at, id LIMIT $2)",
+             (SELECT id FROM calls WHERE phase = 'ended' AND ended_at < ?1 ORDER BY ended_at, id LIMIT ?2)",
         ],
     },
     Purge {
         early: false,
         sql: &["DELETE FROM webhook_events WHERE id IN
-                (SELECT id FROM webhook_events WHERE outcome IS NOT NULL AND received_at < $1 LIMIT $2)"],
+                (SELECT id FROM webhook_events WHERE outcome IS NOT NULL AND received_at < ?1 LIMIT ?2)"],
     },
-    Purge { early: false, sql: &["DELETE FROM refusals WHERE id IN (SELECT id FROM refusals WHERE at < $1 LIMIT $2)"] },
+    Purge { early: false, sql: &["DELETE FROM refusals WHERE id IN (SELECT id FROM refusals WHERE at < ?1 LIMIT ?2)"] },
 ];
 
 /// See [`PURGES`].
@@ -167,7 +167,7 @@ pub(super) fn purge(c: &Connection, what: Purge, before: UnixMs) -> Written<u64>
 }
 
 pub(super) fn delete_deliveries(c: &Connection, ids: &[String]) -> Written<u64> {
-    let mut delete = c.prepare_cached("DELETE FROM deliveries WHERE id = $1 AND due_at IS NULL")?;
+    let mut delete = c.prepare_cached("DELETE FROM deliveries WHERE id = ?1 AND due_at IS NULL")?;
     let mut gone = 0;
     for id in ids {
         gone += delete.execute([id])? as u64;

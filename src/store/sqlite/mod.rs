@@ -1,6 +1,7 @@
 //! The embedded store: one SQLite file, WAL, `synchronous=FULL`, one writer, a few readers.
 //!
-//! Placeholders are written `$1`, which SQLite and Postgres both read.
+//! Reads go through sqlx, writes through rusqlite, on a thread of its own: see [`writer`]. Placeholders of writes are written `?1`:
+//! `$1` would be a name to SQLite, numbered in the order of appearance.
 
 mod calls;
 mod calls_write;
