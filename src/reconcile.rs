@@ -147,7 +147,8 @@ impl Sweeper {
             if stop.is_cancelled() {
                 return;
             }
-            let pace = Duration::from_secs(self.account.provider.sweep_secs.max(1)).min(pause);
+            let own = Duration::from_secs(self.account.provider.sweep_secs.max(1));
+            let pace = self.calls.settings.sweep.unwrap_or(own).min(pause);
             let until = tokio::time::Instant::now() + pause;
             let slept = async {
                 tokio::select! {
