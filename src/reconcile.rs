@@ -36,6 +36,8 @@ const CALM: Duration = Duration::from_secs(15);
 const DEEP_EVERY: u32 = 5;
 /// A live call's record is written at most so often only to say that it was seen.
 const SEEN_EVERY_MS: i64 = 30_000;
+/// How many of the latest calls may have been answered to nobody when the last process died.
+const LATEST: u32 = 1_000;
 /// How long an inbound call may wait for the id that its account knows it by before a foreign call may be told from it.
 const UNBOUND_MS: i64 = 30_000;
 
@@ -420,9 +422,9 @@ impl Sweeper {
     async fn settle_if_due(&self, call: &CallRecord) {
         let now_ms = self.calls.lifecycle.clock.now_ms();
         let due = call.deadline_at.is_some_and(|at| at <= now_ms);
-        let grace_ms = ms(self.calls.settings.grace);
-        let waits = (call.unsettled || call.absent_at.is_some()) && call.phase_at + grace_ms <= now_ms;
-        if !due && !waits {
+        // A lost answer is asked for at once: its app may be waiting. That the provider's lists lag does not matter, as it takes
+        // two look-ups far apart to prove that there is no call.
+        if !due && !call.unsettled && call.absent_at.is_none() {
             return;
         }
         if !self.askable(call).is_empty() {
@@ -669,7 +671,8 @@ pub async fn rebuild(calls: &Calls) -> Result<usize> {
         failpoint::hit("start.marked").await;
     }
     let away = |e: crate::gate::GateAway| crate::store::StoreError::Failed(e.to_string());
-    calls.reposts.restore(&open, lifecycle.clock.now_ms());
+    let latest = lifecycle.store.latest_calls(LATEST).await?;
+    calls.reposts.restore(open.iter().chain(&latest), lifecycle.clock.now_ms());
     for call in open {
         let bindings = policy.bindings(&call.facts);
         // The lease is the record's; nothing is sent under it here.
