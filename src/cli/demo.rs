@@ -107,8 +107,10 @@ impl Demo {
             stop_signal().await?;
         } else if all_good {
             let ringfence = std::env::args().next().unwrap_or_else(|| "ringfence".to_owned());
-            println!(" Next:  {ringfence} demo --stay    leaves this running, with curl and SDK lines to try");
-            println!("        README.md               point your SDK at it");
+            println!(
+                " Next:  {ringfence} init           writes ringfence.toml from your keys (observe mode: refuses nothing)"
+            );
+            println!("        {ringfence} demo --stay    leaves this running, with curl and SDK lines to try");
         }
         stage.strike(all_good).await;
         Ok(if all_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
