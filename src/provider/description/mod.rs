@@ -140,8 +140,12 @@ impl Description {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
-    use crate::provider::{Registry, select::Document};
+    use crate::call::{EndProof, Event, Outcome, Phase};
+    use crate::provider::Registry;
+    use crate::provider::select::{Document, Message};
 
     #[test]
     fn the_built_in_descriptions_are_sound() {
