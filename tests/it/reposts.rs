@@ -8,8 +8,9 @@ use ringfence::simulate::{Fault, FaultKind, Millis, Provider, SimSettings};
 use serde_json::json;
 
 use crate::outbound::{all_free, basic, blind, elevenlabs, id, once, order, talk};
+use crate::support::child::Scene;
 use crate::support::net::Wire;
-use crate::support::stage::{Answer, Setup, Stage};
+use crate::support::stage::{Answer, PATIENCE, Setup, Stage};
 
 const DUPLICATE: &str = "x-ringfence-duplicate-of";
 const OUTBOUND: &str = "/elevenlabs/v1/convai/twilio/outbound-call";
@@ -222,6 +223,24 @@ async fn a_restart_knows_the_orders_that_may_come_again() {
     );
     assert_eq!((dialled(&stage), stage.held().await), (2, 2));
     stage.finish().await;
+}
+
+/// The process died between the record and the request. Nobody knows whether it was sent, so its repeat waits for proof: it is
+/// neither told of a call that is none, nor dialled beside one that may be there.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_that_died_with_its_process_is_dialled_once_by_its_repeat() {
+    let mut scene = Scene::usual().await;
+    scene.start("create.sending=abort").await;
+    let to = scene.number();
+    assert!(scene.dial_to(&to).await.is_none(), "it died");
+    assert!(scene.died(PATIENCE).await.is_some());
+    scene.start_well().await;
+    let again = scene.dial_to(&to).await.unwrap();
+    assert_eq!(again.status, 200, "{again:?}");
+    assert_eq!(again.header(DUPLICATE), None, "this one was dialled");
+    assert!(again.json()["conversation_id"].is_string(), "{again:?}");
+    assert_eq!((scene.control.counts().creates_el, scene.held().await), (1, 1));
+    scene.finish().await;
 }
 
 // === idempotency keys ===
