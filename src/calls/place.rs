@@ -282,10 +282,16 @@ impl Calls {
     /// order is a new one.
     async fn join_earlier(&self, order: &CreateOrder, earlier: &Earlier, until: Instant) -> Option<Response<Bytes>> {
         let mut pause = Duration::from_millis(20);
+        let mut its_call = earlier.call.clone();
         loop {
-            let (call, known) = match &earlier.order {
-                Some(one) => one.look()?,
-                None => (earlier.call.clone(), Known::Unknown),
+            let looked = earlier.order.as_ref().and_then(OrderRef::look);
+            let (call, known) = match looked {
+                Some((call, known)) => {
+                    its_call = call.clone();
+                    (call, known)
+                }
+                // It made no call; or another client, who sent it again too, has its answer by now: the record tells.
+                None => (Some(its_call.clone()?), Known::Unknown),
             };
             if let Some(call) = &call
                 && !matches!(known, Known::UnderWay)

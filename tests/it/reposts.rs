@@ -52,7 +52,10 @@ async fn dial_and_hang_up(stage: &Stage, provider: Provider, to: &str) {
 
 /// Dials, and hangs up if nothing has come within this time. `None`: it hung up, or was not answered 200.
 async fn dial_for(stage: &Stage, patience: Duration, to: &str) -> Option<String> {
-    let mut app = ask(stage, Provider::ElevenLabs, to).await;
+    read_id(ask(stage, Provider::ElevenLabs, to).await, patience).await
+}
+
+async fn read_id(mut app: Wire, patience: Duration) -> Option<String> {
     tokio::time::timeout(patience, app.readable()).await.ok()?;
     let head = app.head().await?;
     let length = head.lines().find_map(|l| l.to_lowercase().strip_prefix("content-length: ")?.parse().ok())?;
@@ -127,6 +130,29 @@ async fn an_order_whose_answer_was_lost_is_found_for_who_sends_it_again() {
             stage.finish().await;
         }
     }
+}
+
+/// Several wait for the outcome of one order; the first that is told must not make the others start anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn all_who_wait_for_an_unknown_order_get_its_answer() {
+    let stage = Stage::start(Setup { root: "concurrent = 20".to_owned(), ..Setup::default() }).await;
+    blind(&stage.control);
+    stage.control.set_webhook_loss(1.0);
+    stage.control.fault(Fault::next(Provider::ElevenLabs, FaultKind::AcceptThenDrop, 1));
+    assert_eq!(stage.dial(None, "+15550002001").await.status, 424);
+    let mut waiting = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let app = ask(&stage, Provider::ElevenLabs, "+15550002001").await;
+        // Each hangs up as soon as it has its answer.
+        waiting.spawn(read_id(app, PATIENCE));
+        // They look at different moments.
+        tokio::time::sleep(Duration::from_millis(60)).await;
+    }
+    stage.control.clear_faults(None);
+    let ids: std::collections::BTreeSet<_> = waiting.join_all().await.into_iter().collect();
+    assert_eq!((ids.len(), dialled(&stage)), (1, 1), "{ids:?}");
+    assert!(ids.iter().all(Option::is_some));
+    stage.finish().await;
 }
 
 /// Nothing was dialled: proven so, the repeat is dialled, once.
