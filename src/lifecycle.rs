@@ -184,7 +184,7 @@ impl Lifecycle {
     /// counts until it ends. The first news that it lives makes that record. `None`: there is none, and this is no such news.
     fn count_again<'a>(&'a self, given_up: &'a CallRecord, change: Change) -> BoxFuture<'a, Result<Option<Applied>>> {
         Box::pin(async move {
-            let own = Alias { kind: OWN_ID_KIND.to_owned(), id: given_up.id.to_string() };
+            let own = own_id(&given_up.id);
             let known = self.store.resolve(std::slice::from_ref(&own)).await?;
             let call = match (known, change.event) {
                 (Some(call), _) => call,
@@ -192,7 +192,8 @@ impl Lifecycle {
                     let id = CallId::new();
                     let mut again = self.new_call(&id, given_up.facts.clone(), given_up.origin, phase);
                     (again.overrun, again.polled, again.places) = (true, given_up.polled, given_up.places);
-                    again.callback = given_up.callback.clone();
+                    // Its idempotency key passes over with its ids, and means the same order.
+                    (again.callback, again.fingerprint) = (given_up.callback.clone(), given_up.fingerprint.clone());
                     again.aliases = vec![own];
                     match self.adopt(again).await? {
                         Opened::New(_) => {
@@ -208,11 +209,28 @@ impl Lifecycle {
         })
     }
 
+    /// The record of a call; of one that was given up and lives, its second. `None`: there is no such call.
+    pub async fn newest_record(&self, call: &CallId) -> Result<Option<CallRecord>> {
+        let first = self.store.call(call).await?;
+        if !matches!(&first, Some(first) if first.proof == Some(EndProof::Deadline)) {
+            return Ok(first);
+        }
+        match self.store.resolve(&[own_id(call)]).await? {
+            Some(again) => Ok(self.store.call(&again).await?.or(first)),
+            None => Ok(first),
+        }
+    }
+
     async fn release(&self, call: &CallId, ended_at: Option<UnixMs>) {
         if let Err(error) = self.gate.release(call, ended_at).await {
             warn!(call = %call, %error, "the gate keeps a slot of an ended call until it is reconciled");
         }
     }
+}
+
+/// The alias by which the second record of a call has the first.
+fn own_id(first: &CallId) -> Alias {
+    Alias { kind: OWN_ID_KIND.to_owned(), id: first.to_string() }
 }
 
 fn seconds(from_ms: UnixMs, to_ms: Option<UnixMs>) -> i64 {

@@ -295,7 +295,7 @@ impl Calls {
             };
             if let Some(call) = &call
                 && !matches!(known, Known::UnderWay)
-                && let Ok(Some(record)) = self.lifecycle.store.call(call).await
+                && let Ok(Some(record)) = self.lifecycle.newest_record(call).await
             {
                 let (keyed, no_call) = (earlier.call.is_some(), record.outcome == Some(End::NotCreated));
                 match (standing(&record, self.lifecycle.clock.now_ms()), known) {

@@ -155,6 +155,32 @@ async fn all_who_wait_for_an_unknown_order_get_its_answer() {
     stage.finish().await;
 }
 
+/// It was given up, as look-ups found nothing, and then its answer came: its repeat is the call that lives.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_that_was_given_up_and_lives_is_not_dialled_again() {
+    for key in [vec![], vec![("idempotency-key", "k")]] {
+        let sim = SimSettings { tw_list_lag_ms: 600_000, ..Setup::default().sim };
+        let stage = Stage::start(Setup { sim, timeouts: "create_secs = 1".to_owned(), ..Setup::default() }).await;
+        stage.control.set_webhook_loss(1.0);
+        slow(&stage, Provider::Twilio, 5_000);
+        let basic = basic(&stage.control);
+        let form = [("authorization", basic.as_str()), ("content-type", "application/x-www-form-urlencoded")];
+        let headers: Vec<_> = form.into_iter().chain(key).collect();
+        let path = format!("/twilio/2010-04-01/Accounts/{}/Calls.json", stage.control.settings().account_sid);
+        let body = "To=%2B15550002001&From=%2B15550001111&Twiml=%3CResponse%2F%3E";
+        let send = async || stage.send("POST", &stage.api(&path), &headers, body).await;
+        assert_eq!(send().await.status, 504);
+        stage.wait("it is given up", async || stage.held().await == 0).await;
+        stage.wait("the late answer makes it count again", async || stage.held().await == 1).await;
+        let sid = stage.control.calls().remove(0).call_sid.unwrap();
+        let again = send().await;
+        assert_eq!((again.status, id(&again, "sid")), (201, sid), "{again:?}");
+        assert!(again.header(DUPLICATE).is_some());
+        assert_eq!((dialled(&stage), stage.held().await), (1, 1));
+        stage.finish().await;
+    }
+}
+
 /// Nothing was dialled: proven so, the repeat is dialled, once.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_order_that_was_proven_not_created_is_dialled_by_its_repeat() {
