@@ -4,6 +4,7 @@
 //! drains); the change is finished all the same.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
@@ -44,6 +45,9 @@ pub struct Lifecycle {
     /// Told of every call that is put on record: who sleeps for want of calls wakes.
     pub opened: Arc<Notify>,
 }
+
+/// How often a change is applied again that the store may have written.
+const STORE_AGAIN: Duration = Duration::from_secs(1);
 
 async fn finish<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
     match tokio::spawn(work).await {
@@ -92,6 +96,11 @@ impl Lifecycle {
                     this.apply_now(change).await?;
                 }
                 Ok(Opened::Known(_)) | Err(_) => this.release(&id, None).await,
+            }
+            if let Err(StoreError::Unknown(_)) = &opened {
+                // If it is on record after all, nobody holds its slot. News of it makes it count again.
+                let never = Some(Event::Ended(Outcome::NotCreated, EndProof::Deadline));
+                this.apply_later(Change { event: never, ..this.change(&id, "order") });
             }
             opened
         })
@@ -149,16 +158,48 @@ impl Lifecycle {
     }
 
     async fn apply_now(&self, change: Change) -> Result<Option<Applied>> {
+        match self.store.apply(change.clone()).await {
+            Ok(Some(applied)) => Box::pin(self.act_on(applied, change)).await.map(Some),
+            Err(StoreError::Unknown(why)) => {
+                self.apply_later(change);
+                Err(StoreError::Unknown(why))
+            }
+            other => other,
+        }
+    }
+
+    /// Applies a change once more when the store is back: it may have written it, and the slot of a call that ended by it is
+    /// still held. A change that was written changes nothing a second time.
+    fn apply_later(&self, change: Change) {
+        let this = self.clone();
+        // Not among the tasks that a drain waits for: the next process reads the record.
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(STORE_AGAIN).await;
+                match this.store.apply(change.clone()).await {
+                    Ok(Some(applied)) => return drop(this.act_on(applied, change).await),
+                    Ok(None) => return,
+                    Err(_) => {}
+                }
+            }
+        });
+    }
+
+    /// What follows from a change that is on record.
+    async fn act_on(&self, applied: Applied, change: Change) -> Result<Applied> {
         let call = change.call.clone();
-        let Some(applied) = self.store.apply(change.clone()).await? else { return Ok(None) };
         failpoint::hit("call.applied").await;
         for (alias, other) in &applied.conflicts {
             self.metrics.alias_conflict();
             warn!(call = %call, other = %other, kind = %alias.kind, "two calls lay claim to one id");
         }
+        if applied.step == Step::Ignore && applied.record.phase == Phase::Ended {
+            // Nearly always nothing is held. But its end may be on record without anybody having been told so.
+            self.release(&call, applied.record.ended_at).await;
+        }
         if applied.step == Step::Ignore && applied.record.proof == Some(EndProof::Deadline) {
             let again = self.count_again(&applied.record, change).await?;
-            return Ok(Some(again.unwrap_or(applied)));
+            return Ok(again.unwrap_or(applied));
         }
         if let Step::End(outcome, proof) = applied.step {
             failpoint::hit("call.ended").await;
@@ -177,7 +218,7 @@ impl Lifecycle {
                 "call ended"
             );
         }
-        Ok(Some(applied))
+        Ok(applied)
     }
 
     /// News of a call that was given up, as look-ups found nothing, goes to its second record: an overrun, which has its ids and
