@@ -9,7 +9,7 @@
 //! What is known of an order's client is known to this process alone. After a restart, orders whose outcome is unknown and
 //! those answered within [`UNSURE_MS`] before it count as not delivered.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -481,12 +481,16 @@ impl Reposts {
         OrderRef { reposts: self.clone(), fingerprint: client.fingerprint.clone(), id }
     }
 
-    /// Takes over the orders of the last process that may come again.
-    pub fn restore(&self, open: &[CallRecord], now_ms: UnixMs) {
+    /// Takes over the orders of the last process that may come again: those of open calls, and of the latest.
+    pub fn restore<'a>(&self, calls: impl IntoIterator<Item = &'a CallRecord>, now_ms: UnixMs) {
         let mut orders = self.orders();
-        for call in open {
+        let mut seen = HashSet::new();
+        for call in calls {
             let Some(fingerprint) = &call.fingerprint else { continue };
-            let known = if call.unsettled {
+            let over = standing(call, now_ms) == Standing::Over;
+            let known = if over || !seen.insert(&call.id) {
+                continue;
+            } else if call.unsettled {
                 Known::Unknown
             } else if call.admitted_at + UNSURE_MS >= now_ms {
                 Known::Created(None)
