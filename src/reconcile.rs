@@ -675,13 +675,15 @@ fn log<T>(result: Result<T>) {
 pub async fn rebuild(calls: &Calls) -> Result<usize> {
     let lifecycle = &calls.lifecycle;
     let policy = lifecycle.policy.load_full();
-    let open = lifecycle.store.open_calls().await?;
+    let mut open = lifecycle.store.open_calls().await?;
     let count = open.len();
     failpoint::hit("start.read").await;
-    for call in open.iter().filter(|c| c.origin == Origin::Order && c.phase == Phase::Reserved && !c.unsettled) {
+    for call in open.iter_mut().filter(|c| c.origin == Origin::Order && c.phase == Phase::Reserved && !c.unsettled) {
         // The last process died between the record and the answer: nobody knows whether it was sent.
         let change = Change { unsettled: Some(true), ..lifecycle.change(&call.id, "order") };
         lifecycle.apply(change).await?;
+        // Those who send it again must learn so, too.
+        call.unsettled = true;
         failpoint::hit("start.marked").await;
     }
     let away = |e: crate::gate::GateAway| crate::store::StoreError::Failed(e.to_string());

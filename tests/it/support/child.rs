@@ -296,7 +296,10 @@ auth_token = "{token}"
     }
 
     fn note(&self, to: &str, answer: Option<&Answer>) {
-        self.orders.lock().unwrap().push((to.to_owned(), answer.map(|a| a.status)));
+        let mut orders = self.orders.lock().unwrap();
+        // Sent again, it is the same order.
+        orders.retain(|(earlier, _)| earlier != to);
+        orders.push((to.to_owned(), answer.map(|a| a.status)));
     }
 
     pub fn elevenlabs_body(&self, to: &str) -> String {
@@ -312,6 +315,13 @@ auth_token = "{token}"
     /// An order at ElevenLabs, to a new number.
     pub async fn dial(&self) -> Option<Answer> {
         self.dial_at("elevenlabs").await
+    }
+
+    /// The same, to this number.
+    pub async fn dial_to(&self, to: &str) -> Option<Answer> {
+        let answer = self.elevenlabs_at("elevenlabs", "outbound-call", self.elevenlabs_body(to)).await;
+        self.note(to, answer.as_ref());
+        answer
     }
 
     /// The same at an account.
