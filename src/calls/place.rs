@@ -130,6 +130,11 @@ impl Calls {
                 Some(key) => self.by_key(&order, &client, key).await,
                 None => Ok(None),
             };
+            if client.has_left() {
+                // Nothing was dialled yet for it; it may be waiting on another connection by now.
+                let gone = "Not dialled: the client hung up before its order was admitted.";
+                return self.refuse(&order, Refusal::new(Code::ClientHungUp, gone)).await;
+            }
             let earlier = match earlier {
                 Ok(Some(earlier)) => earlier,
                 Ok(None) => match self.reposts.arrive(&client, second_look) {
@@ -149,11 +154,6 @@ impl Calls {
             };
             if let Some(response) = self.join_earlier(&order, &earlier, until).await {
                 return response;
-            }
-            // Nothing was dialled yet for a client that has hung up meanwhile; it may be waiting on another connection by now.
-            if client.has_left() {
-                let gone = "Not dialled: the client hung up while an equal order before this one was being settled.";
-                return self.refuse(&order, Refusal::new(Code::InvalidRequest, gone)).await;
             }
         }
     }
