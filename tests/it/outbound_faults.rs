@@ -454,3 +454,29 @@ async fn an_order_whose_exchange_died_with_the_process_is_looked_up_after_the_st
     all_free(&stage).await;
     stage.finish().await;
 }
+
+/// Sweeps share the app's rate at the provider: one that says 429 is asked less and less, until it answers again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_provider_that_says_429_to_sweeps_is_left_alone_for_longer_each_time() {
+    let stage = Stage::start(Setup::default()).await;
+    let answer = stage.dial(None, "+15550002001").await;
+    for provider in BOTH {
+        let on = ringfence::simulate::Operation::List;
+        stage.control.fault(Fault { on, n: None, ..Fault::next(provider, FaultKind::RateLimited, 1) });
+    }
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    let metrics = stage.ask("/metrics").await;
+    let failed = metrics
+        .as_str()
+        .unwrap()
+        .lines()
+        .filter(|l| l.starts_with("ringfence_sweeps_total") && l.contains("result=\"failed\""));
+    let asked: u64 = failed.map(|l| l.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum();
+    // Every 100 ms, they would be 60.
+    assert!((2..=16).contains(&asked), "{asked} sweeps");
+    stage.control.set_webhook_loss(1.0);
+    stage.control.end_call(&id(&answer, "conversation_id"));
+    stage.control.clear_faults(None);
+    all_free(&stage).await;
+    stage.finish().await;
+}

@@ -143,7 +143,7 @@ impl Writer {
         let job = Box::new(Write { work: Some(work), outcome: None, reply });
         let gone = || StoreError::Failed("the store is closed".to_owned());
         self.jobs.send(Some(job)).await.map_err(|_| gone())?;
-        told.await.map_err(|_| gone())?
+        told.await.map_err(|_| StoreError::Unknown("the store's thread ended before it answered".to_owned()))?
     }
 
     /// Writes what waits, then lets go.
@@ -282,8 +282,14 @@ impl OpenFile {
             },
         };
         let (written, panics) = write_batch(connection, batch);
-        // What was written to a file that nobody finds again is not written.
-        (written.and_then(|()| self.is_there()), panics)
+        // What was written to a file that nobody finds again is not written; but the file may come back.
+        let found = || {
+            self.is_there().map_err(|failure| match failure {
+                Failure::Outside(StoreError::Failed(why)) => Failure::Outside(StoreError::Unknown(why)),
+                other => other,
+            })
+        };
+        (written.and_then(|()| found()), panics)
     }
 
     /// The path still leads to the file that was opened. SQLite itself goes on writing to one that was deleted.
