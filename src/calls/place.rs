@@ -147,13 +147,12 @@ impl Calls {
                 },
                 Err(what) => return self.refuse(&order, what).await,
             };
-            if let Some(response) = self.join_earlier(&order, &earlier, until).await {
+            if let Some(response) = self.join_earlier(&order, &earlier, &client, until).await {
                 return response;
             }
             // Nothing was dialled yet for a client that has hung up meanwhile; it may be waiting on another connection by now.
             if client.has_left() {
-                let gone = "Not dialled: the client hung up while an equal order before this one was being settled.";
-                return self.refuse(&order, Refusal::new(Code::InvalidRequest, gone)).await;
+                return self.refuse(&order, hung_up()).await;
             }
         }
     }
@@ -281,7 +280,13 @@ impl Calls {
 
     /// Waits for the settlement of an earlier order, and gives its answer. `None`: it made no call, or its call is over; the
     /// order is a new one.
-    async fn join_earlier(&self, order: &CreateOrder, earlier: &Earlier, until: Instant) -> Option<Response<Bytes>> {
+    async fn join_earlier(
+        &self,
+        order: &CreateOrder,
+        earlier: &Earlier,
+        client: &Client,
+        until: Instant,
+    ) -> Option<Response<Bytes>> {
         let mut pause = Duration::from_millis(20);
         let mut its_call = earlier.call.clone();
         loop {
@@ -315,6 +320,11 @@ impl Calls {
                     }
                     (Standing::Unknown, _) => {}
                 }
+            }
+            if client.has_left() {
+                // Nobody is to be told, and the order's body would be kept all the while.
+                let shape = &order.account.provider.refusal;
+                return Some(refusal(&hung_up(), Manner { shape, retry_after_max_secs: None }));
             }
             if Instant::now() >= until {
                 if let Some(one) = &earlier.order {
@@ -854,6 +864,11 @@ fn made_answer(order: &CreateOrder, record: &CallRecord) -> Option<Response<Byte
         own.map_or(Value::Null, |text| Value::String(text.into_owned()))
     };
     Some(json_answer(StatusCode::from_u16(shape.status).ok()?, &fill_json(shape.body.as_ref()?, &value)))
+}
+
+fn hung_up() -> Refusal {
+    let gone = "Not dialled: the client hung up while an equal order before this one was being settled.";
+    Refusal::new(Code::InvalidRequest, gone)
 }
 
 fn name_duplicate(response: &mut Response<Bytes>, earlier: &CallId) {
