@@ -464,11 +464,13 @@ async fn a_provider_that_says_429_to_sweeps_is_left_alone_for_longer_each_time()
         let on = ringfence::simulate::Operation::List;
         stage.control.fault(Fault { on, n: None, ..Fault::next(provider, FaultKind::RateLimited, 1) });
     }
-    let before = stage.control.counts().list_requests;
-    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
-    // Every 100 ms, they would be 60.
-    let asked = stage.control.counts().list_requests - before;
-    assert!((2..=16).contains(&asked), "{asked} requests");
+    let since = std::time::Instant::now();
+    let refused = async || stage.control.counts().refused_429;
+    stage.wait("they were asked again and again", async || refused().await >= 9).await;
+    // Each pause is twice the one before, from 200 ms on; every 100 ms, they would be many more.
+    let asked = refused().await;
+    let pauses = (since.elapsed().as_millis() / 100).ilog2();
+    assert!(asked <= u64::from(2 * (2 + pauses)), "{asked} requests in {:?}", since.elapsed());
     stage.control.set_webhook_loss(1.0);
     stage.control.end_call(&id(&answer, "conversation_id"));
     stage.control.clear_faults(None);
