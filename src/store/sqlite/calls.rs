@@ -1,15 +1,13 @@
-//! Calls and their ids.
+//! Calls and their ids, read.
 
 use serde::de::DeserializeOwned;
 use sqlx::sqlite::{SqlitePool, SqliteRow};
-use sqlx::{QueryBuilder, Row as _, SqliteConnection};
+use sqlx::{Row as _, SqliteConnection};
 
-use super::super::{Applied, CallRecord, Change, KEY_KIND, NewCall, Opened};
-use crate::call::{Direction, Event, Outcome, Phase, Step, next, stronger};
+use super::super::CallRecord;
 use crate::clock::UnixMs;
 use crate::ids::{AccountName, Alias, BusinessId, CallId};
 use crate::policy::Facts;
-use crate::provider::description::OWN_ID_KIND;
 
 type Sql<T> = Result<T, sqlx::Error>;
 
@@ -27,10 +25,6 @@ fn optional_word<T: std::str::FromStr<Err: std::fmt::Display>>(row: &SqliteRow, 
 
 fn json<T: DeserializeOwned>(text: Option<String>) -> Sql<Option<T>> {
     text.map(|t| serde_json::from_str(&t).map_err(damaged)).transpose()
-}
-
-fn to_json(value: &impl serde::Serialize) -> Sql<String> {
-    serde_json::to_string(value).map_err(|e| sqlx::Error::Encode(e.into()))
 }
 
 fn facts(row: &SqliteRow) -> Sql<Facts> {
@@ -104,253 +98,17 @@ pub(super) async fn one(c: &mut SqliteConnection, id: &CallId) -> Sql<Option<Cal
     record(first, aliases).map(Some)
 }
 
-/// Who has an alias: a call, or news that waits.
-enum Holder {
-    Nobody,
-    Call(CallId),
-    News(Event),
-}
-
-async fn holder(c: &mut SqliteConnection, alias: &Alias) -> Sql<Holder> {
-    let row = sqlx::query("SELECT call_id, early FROM call_aliases WHERE kind = $1 AND id = $2")
-        .bind(&alias.kind)
-        .bind(&alias.id)
-        .fetch_optional(c)
-        .await?;
-    let Some(row) = row else { return Ok(Holder::Nobody) };
-    if let Some(id) = row.try_get::<Option<String>, _>("call_id")? {
-        return call_id(&id).map(Holder::Call);
-    }
-    Ok(json(row.try_get("early")?)?.map_or(Holder::Nobody, Holder::News))
-}
-
-async fn bind_alias(c: &mut SqliteConnection, alias: &Alias, call: &CallId, at_ms: UnixMs) -> Sql<()> {
-    sqlx::query(
-        "INSERT INTO call_aliases (kind, id, call_id, early, seen_at) VALUES ($1, $2, $3, NULL, $4)
-         ON CONFLICT (kind, id) DO UPDATE SET call_id = excluded.call_id, early = NULL",
-    )
-    .bind(&alias.kind)
-    .bind(&alias.id)
-    .bind(call.as_str())
-    .bind(at_ms)
-    .execute(c)
-    .await?;
-    Ok(())
-}
-
-/// Binds ids to a call. Returns the news that waited under them, and ids that another call has.
-async fn bind_all(
-    c: &mut SqliteConnection,
-    aliases: &[Alias],
-    call: &CallId,
-    at_ms: UnixMs,
-) -> Sql<(Option<Event>, Vec<(Alias, CallId)>)> {
-    let (mut news, mut conflicts) = (None, Vec::new());
-    if aliases.is_empty() {
-        return Ok((news, conflicts));
-    }
-    let mut insert = QueryBuilder::new("INSERT INTO call_aliases (kind, id, call_id, seen_at) ");
-    insert.push_values(aliases, |mut row, alias| {
-        row.push_bind(&alias.kind).push_bind(&alias.id).push_bind(call.as_str()).push_bind(at_ms);
-    });
-    let inserted = insert.push(" ON CONFLICT DO NOTHING").build().execute(&mut *c).await?.rows_affected();
-    if inserted == aliases.len() as u64 {
-        // As nearly always, nobody had any of them.
-        return Ok((news, conflicts));
-    }
-    for alias in aliases {
-        match holder(c, alias).await? {
-            Holder::Call(other) if other == *call => continue,
-            Holder::Call(other) => {
-                conflicts.push((alias.clone(), other));
-                continue;
-            }
-            Holder::News(event) => news = Some(news.map_or(event, |n| stronger(n, event))),
-            Holder::Nobody => {}
-        }
-        bind_alias(c, alias, call, at_ms).await?;
-    }
-    Ok((news, conflicts))
-}
-
-/// Whether a call's order was proven to have made none.
-async fn never_called(c: &mut SqliteConnection, call: &CallId) -> Sql<bool> {
-    let row: Option<Option<String>> =
-        sqlx::query_scalar("SELECT outcome FROM calls WHERE id = $1").bind(call.as_str()).fetch_optional(c).await?;
-    // A call whose record is past its retention is as good as none.
-    Ok(row.is_none_or(|outcome| outcome.as_deref() == Some(Outcome::NotCreated.as_str())))
-}
-
-pub(super) async fn open(c: &mut SqliteConnection, call: NewCall) -> Sql<Opened> {
-    for alias in &call.aliases {
-        if let Holder::Call(known) = holder(c, alias).await? {
-            // The key of an order that made no call is free again.
-            if alias.kind != KEY_KIND || !never_called(c, &known).await? {
-                return Ok(Opened::Known(known));
-            }
-            sqlx::query("DELETE FROM call_aliases WHERE kind = $1 AND id = $2")
-                .bind(&alias.kind)
-                .bind(&alias.id)
-                .execute(&mut *c)
-                .await?;
-        }
-    }
-    // The second record of a call: from now on the outside ids lead to it.
-    for first in call.aliases.iter().filter(|a| a.kind == OWN_ID_KIND) {
-        sqlx::query("UPDATE call_aliases SET call_id = $1 WHERE call_id = $2")
-            .bind(call.id.as_str())
-            .bind(&first.id)
-            .execute(&mut *c)
-            .await?;
-    }
-    let f = &call.facts;
-    sqlx::query(
-        "INSERT INTO calls (id, business, plan, account, provider, direction, operation, agent, own_number, other_number,
-             origin, phase, overrun, admitted_at, phase_at, deadline_at, answered_at, seen_at, seen_by, callback, carrier, polled,
-             places, fingerprint)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $14, $15, $16, $14, $18, $17, $19, $20, $21, $22)",
-    )
-    .bind(call.id.as_str())
-    .bind(f.business.as_str())
-    .bind(&f.plan)
-    .bind(f.account.as_str())
-    .bind(&f.provider)
-    .bind(f.direction.as_str())
-    .bind(&f.operation)
-    .bind(&f.agent)
-    .bind(&f.own_number)
-    .bind(&f.other_number)
-    .bind(call.origin.as_str())
-    .bind(call.phase.as_str())
-    .bind(call.overrun)
-    .bind(call.at_ms)
-    .bind(call.deadline_at)
-    .bind((call.phase == Phase::Live).then_some(call.at_ms))
-    .bind(call.callback.as_ref().map(to_json).transpose()?)
-    .bind(call.origin.as_str())
-    .bind(f.carrier.as_ref().map(AccountName::as_str))
-    .bind(call.polled)
-    .bind(call.places)
-    .bind(&call.fingerprint)
-    .execute(&mut *c)
-    .await?;
-    let (news, _) = bind_all(c, &call.aliases, &call.id, call.at_ms).await?;
-    Ok(Opened::New(news))
-}
-
-pub(super) async fn apply(c: &mut SqliteConnection, change: Change) -> Sql<Option<Applied>> {
-    let Some(mut record) = one(c, &change.call).await? else { return Ok(None) };
-    let (news, conflicts) = bind_all(c, &change.bind, &change.call, change.at_ms).await?;
-    let event = match (change.event, news) {
-        (Some(a), Some(b)) => Some(stronger(a, b)),
-        (a, b) => a.or(b),
-    };
-    let step = event.map_or(Step::Ignore, |event| next(record.phase, event));
-    match step {
-        Step::Move(phase) => {
-            record.phase = phase;
-            record.phase_at = change.at_ms;
-            record.deadline_at = change.deadlines.of_ms(phase).map(|ms| change.at_ms + ms);
-            if phase == Phase::Live {
-                record.answered_at = Some(change.at_ms);
-            }
-        }
-        Step::Renew => record.deadline_at = change.deadlines.of_ms(record.phase).map(|ms| change.at_ms + ms),
-        Step::End(outcome, proof) => {
-            // A call that was refused ended for want of capacity, whatever its provider calls it.
-            let refused = record.overrun && record.facts.direction == Direction::Inbound;
-            let outcome = if refused { Outcome::Capacity } else { outcome };
-            record.phase = Phase::Ended;
-            record.phase_at = change.at_ms;
-            record.deadline_at = None;
-            record.outcome = Some(outcome);
-            record.proof = Some(proof);
-            record.ended_at = Some(change.at_ms);
-        }
-        Step::Ignore => {}
-    }
-    // News, or ids that a provider gave, prove that the call exists: whatever was unknown of its create is known.
-    let proves_create = matches!(step, Step::Move(_) | Step::End(..)) || !change.bind.is_empty();
-    record.unsettled = change.unsettled.unwrap_or(record.unsettled && !proves_create);
-    record.overrun = change.overrun.unwrap_or(record.overrun);
-    record.absent_at = match change.absent {
-        Some(true) => record.absent_at.or(Some(change.at_ms)),
-        Some(false) => None,
-        None if event.is_some() => None,
-        None => record.absent_at,
-    };
-    if record.ended_at.is_none() || matches!(step, Step::End(..)) {
-        record.seen_at = change.at_ms;
-        record.seen_by = change.seen_by.to_owned();
-    }
-    update(c, &record).await?;
-    record
-        .aliases
-        .extend(change.bind.into_iter().filter(|a| !conflicts.iter().any(|(other, _)| other == a)).collect::<Vec<_>>());
-    record.aliases.sort();
-    record.aliases.dedup();
-    Ok(Some(Applied { step, record, conflicts }))
-}
-
-async fn update(c: &mut SqliteConnection, record: &CallRecord) -> Sql<()> {
-    sqlx::query(
-        "UPDATE calls SET phase = $2, outcome = $3, proof = $4, overrun = $5, unsettled = $6, phase_at = $7,
-             deadline_at = $8, answered_at = $9, ended_at = $10, seen_at = $11, seen_by = $12, absent_at = $13
-         WHERE id = $1",
-    )
-    .bind(record.id.as_str())
-    .bind(record.phase.as_str())
-    .bind(record.outcome.map(|o| o.as_str()))
-    .bind(record.proof.map(|p| p.as_str()))
-    .bind(record.overrun)
-    .bind(record.unsettled)
-    .bind(record.phase_at)
-    .bind(record.deadline_at)
-    .bind(record.answered_at)
-    .bind(record.ended_at)
-    .bind(record.seen_at)
-    .bind(&record.seen_by)
-    .bind(record.absent_at)
-    .execute(c)
-    .await?;
-    Ok(())
-}
-
-pub(super) async fn keep_early(
-    c: &mut SqliteConnection,
-    aliases: Vec<Alias>,
-    event: Event,
-    at_ms: UnixMs,
-) -> Sql<Option<CallId>> {
-    for alias in &aliases {
-        if let Holder::Call(known) = holder(c, alias).await? {
-            return Ok(Some(known));
-        }
-    }
-    for alias in &aliases {
-        let event = match holder(c, alias).await? {
-            Holder::News(before) => stronger(before, event),
-            _ => event,
-        };
-        sqlx::query(
-            "INSERT INTO call_aliases (kind, id, call_id, early, seen_at) VALUES ($1, $2, NULL, $3, $4)
-             ON CONFLICT (kind, id) DO UPDATE SET early = excluded.early, seen_at = excluded.seen_at",
-        )
-        .bind(&alias.kind)
-        .bind(&alias.id)
-        .bind(to_json(&event)?)
-        .bind(at_ms)
-        .execute(&mut *c)
-        .await?;
-    }
-    Ok(None)
-}
-
 pub(super) async fn resolve(pool: &SqlitePool, aliases: &[Alias]) -> super::Result<Option<CallId>> {
     let mut connection = pool.acquire().await?;
     for alias in aliases {
-        if let Holder::Call(id) = holder(&mut connection, alias).await? {
-            return Ok(Some(id));
+        let row: Option<Option<String>> =
+            sqlx::query_scalar("SELECT call_id FROM call_aliases WHERE kind = $1 AND id = $2")
+                .bind(&alias.kind)
+                .bind(&alias.id)
+                .fetch_optional(&mut *connection)
+                .await?;
+        if let Some(id) = row.flatten() {
+            return Ok(Some(call_id(&id)?));
         }
     }
     Ok(None)

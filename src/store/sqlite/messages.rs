@@ -1,11 +1,11 @@
-//! The inbox, the outbox, refusals and businesses.
+//! The inbox, the outbox, refusals and businesses, read.
 
+use sqlx::Row as _;
 use sqlx::sqlite::{SqlitePool, SqliteRow};
-use sqlx::{Row as _, SqliteConnection};
 
-use super::super::{Delivery, NewEvent, Received, RefusalRecord};
+use super::super::{Delivery, NewEvent, RefusalRecord};
 use crate::clock::UnixMs;
-use crate::ids::{CallId, RefusalId};
+use crate::ids::RefusalId;
 use crate::policy::Business;
 
 type Sql<T> = Result<T, sqlx::Error>;
@@ -14,76 +14,8 @@ fn damaged(what: impl std::fmt::Display) -> sqlx::Error {
     sqlx::Error::Decode(what.to_string().into())
 }
 
-fn headers_json(headers: &[(String, String)]) -> Sql<String> {
-    serde_json::to_string(headers).map_err(|e| sqlx::Error::Encode(e.into()))
-}
-
 fn headers(row: &SqliteRow) -> Sql<Vec<(String, String)>> {
     serde_json::from_str(row.try_get("headers")?).map_err(damaged)
-}
-
-pub(super) async fn receive(c: &mut SqliteConnection, event: NewEvent) -> Sql<Received> {
-    let done = sqlx::query(
-        "INSERT INTO webhook_events (id, account, webhook, event, dedupe_key, received_at, method, path, headers, body)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (dedupe_key) DO NOTHING",
-    )
-    .bind(&event.id)
-    .bind(&event.account)
-    .bind(&event.webhook)
-    .bind(&event.event)
-    .bind(&event.dedupe_key)
-    .bind(event.received_at)
-    .bind(&event.method)
-    .bind(&event.path)
-    .bind(headers_json(&event.headers)?)
-    .bind(&event.body)
-    .execute(&mut *c)
-    .await?;
-    if done.rows_affected() == 1 {
-        return Ok(Received::New);
-    }
-    let row = sqlx::query("SELECT id, outcome FROM webhook_events WHERE dedupe_key = $1")
-        .bind(&event.dedupe_key)
-        .fetch_one(c)
-        .await?;
-    Ok(Received::Before { id: row.try_get("id")?, outcome: row.try_get("outcome")? })
-}
-
-pub(super) async fn settle(
-    c: &mut SqliteConnection,
-    event_id: String,
-    call: Option<CallId>,
-    outcome: String,
-    delivery: Option<Delivery>,
-    at_ms: UnixMs,
-) -> Sql<bool> {
-    let settled = sqlx::query(
-        "UPDATE webhook_events SET outcome = $2, call_id = coalesce($3, call_id) WHERE id = $1 AND outcome IS NULL",
-    )
-    .bind(&event_id)
-    .bind(outcome)
-    .bind(call.as_ref().map(CallId::as_str))
-    .execute(&mut *c)
-    .await?;
-    if settled.rows_affected() == 0 {
-        return Ok(false);
-    }
-    let Some(delivery) = delivery else { return Ok(true) };
-    sqlx::query(
-        "INSERT INTO deliveries (id, event_id, url, method, headers, body, attempts, due_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
-    )
-    .bind(&delivery.id)
-    .bind(&delivery.event_id)
-    .bind(&delivery.url)
-    .bind(&delivery.method)
-    .bind(headers_json(&delivery.headers)?)
-    .bind(&delivery.body)
-    .bind(delivery.attempts)
-    .bind(at_ms)
-    .execute(c)
-    .await?;
-    Ok(true)
 }
 
 pub(super) async fn unsettled(pool: &SqlitePool) -> super::Result<Vec<NewEvent>> {
@@ -131,48 +63,6 @@ pub(super) async fn due(pool: &SqlitePool, at_ms: UnixMs, limit: u32) -> super::
     rows.iter().map(delivery).collect::<Sql<_>>().map_err(Into::into)
 }
 
-pub(super) async fn delivered(
-    c: &mut SqliteConnection,
-    id: String,
-    at_ms: UnixMs,
-    result: Result<(), (String, Option<UnixMs>)>,
-) -> Sql<()> {
-    let (done_at, due_at, error) = match result {
-        Ok(()) => (Some(at_ms), None, None),
-        Err((error, due_at)) => (None, due_at, Some(error)),
-    };
-    sqlx::query(
-        "UPDATE deliveries SET attempts = attempts + 1, done_at = $2, due_at = $3, last_error = $4 WHERE id = $1",
-    )
-    .bind(id)
-    .bind(done_at)
-    .bind(due_at)
-    .bind(error)
-    .execute(c)
-    .await?;
-    Ok(())
-}
-
-pub(super) async fn refused(c: &mut SqliteConnection, r: RefusalRecord) -> Sql<()> {
-    sqlx::query(
-        "INSERT INTO refusals (id, at, business, account, direction, code, limit_name, current_calls, limit_calls, observed)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (id) DO UPDATE SET attempts = refusals.attempts + 1",
-    )
-    .bind(r.id.as_str())
-    .bind(r.at)
-    .bind(r.business)
-    .bind(r.account)
-    .bind(r.direction)
-    .bind(r.code)
-    .bind(r.limit_name)
-    .bind(r.current)
-    .bind(r.limit)
-    .bind(r.observed)
-    .execute(c)
-    .await?;
-    Ok(())
-}
-
 pub(super) async fn latest_refusals(pool: &SqlitePool, limit: u32) -> super::Result<Vec<RefusalRecord>> {
     let rows =
         sqlx::query("SELECT * FROM refusals ORDER BY at DESC, id DESC LIMIT $1").bind(limit).fetch_all(pool).await?;
@@ -201,73 +91,6 @@ pub(super) async fn businesses(pool: &SqlitePool) -> super::Result<Vec<Business>
     rows.iter().map(business).collect::<Sql<_>>().map_err(Into::into)
 }
 
-pub(super) async fn put_business(c: &mut SqliteConnection, business: Business, at_ms: UnixMs) -> Sql<bool> {
-    let body = serde_json::to_string(&business).map_err(|e| sqlx::Error::Encode(e.into()))?;
-    let known = sqlx::query("SELECT 1 FROM businesses WHERE id = $1")
-        .bind(business.id.as_str())
-        .fetch_optional(&mut *c)
-        .await?;
-    sqlx::query(
-        "INSERT INTO businesses (id, body, updated_at) VALUES ($1, $2, $3)
-         ON CONFLICT (id) DO UPDATE SET body = excluded.body, updated_at = excluded.updated_at",
-    )
-    .bind(business.id.as_str())
-    .bind(body)
-    .bind(at_ms)
-    .execute(c)
-    .await?;
-    Ok(known.is_none())
-}
-
-pub(super) async fn delete_business(c: &mut SqliteConnection, id: String) -> Sql<bool> {
-    let done = sqlx::query("DELETE FROM businesses WHERE id = $1").bind(id).execute(c).await?;
-    Ok(done.rows_affected() > 0)
-}
-
-/// Rows that one write forgets: others get their turn in between.
-pub(super) const PURGE_ROWS: u32 = 500;
-
-/// What is forgotten once it is older than a time. The rows that go last are those that are counted.
-pub(super) const PURGES: [Purge; 4] = [
-    Purge {
-        early: true,
-        sql: &["DELETE FROM call_aliases WHERE (kind, id) IN
-                (SELECT kind, id FROM call_aliases WHERE call_id IS NULL AND seen_at < $1 LIMIT $2)"],
-    },
-    Purge {
-        early: false,
-        sql: &[
-            "DELETE FROM call_aliases WHERE call_id IN
-             (SELECT id FROM calls WHERE phase = 'ended' AND ended_at < $1 ORDER BY ended_at, id LIMIT $2)",
-            "DELETE FROM calls WHERE id IN
-             (SELECT id FROM calls WHERE phase = 'ended' AND ended_at < $1 ORDER BY ended_at, id LIMIT $2)",
-        ],
-    },
-    Purge {
-        early: false,
-        sql: &["DELETE FROM webhook_events WHERE id IN
-                (SELECT id FROM webhook_events WHERE outcome IS NOT NULL AND received_at < $1 LIMIT $2)"],
-    },
-    Purge { early: false, sql: &["DELETE FROM refusals WHERE id IN (SELECT id FROM refusals WHERE at < $1 LIMIT $2)"] },
-];
-
-/// See [`PURGES`].
-#[derive(Clone, Copy)]
-pub(super) struct Purge {
-    /// It has the shorter retention of news that no call claimed.
-    pub(super) early: bool,
-    sql: &'static [&'static str],
-}
-
-/// Forgets some rows; fewer than [`PURGE_ROWS`] are the last.
-pub(super) async fn purge(c: &mut SqliteConnection, what: Purge, before: UnixMs) -> Sql<u64> {
-    let mut gone = 0;
-    for sql in what.sql {
-        gone = sqlx::query(*sql).bind(before).bind(PURGE_ROWS).execute(&mut *c).await?.rows_affected();
-    }
-    Ok(gone)
-}
-
 /// Deliveries that are done or given up and whose event is forgotten. Readers look for them: it takes a while.
 pub(super) async fn forgotten_deliveries(pool: &SqlitePool, before: UnixMs) -> super::Result<Vec<String>> {
     let ids = sqlx::query_scalar(
@@ -275,13 +98,4 @@ pub(super) async fn forgotten_deliveries(pool: &SqlitePool, before: UnixMs) -> s
          WHERE d.due_at IS NULL AND (e.id IS NULL OR e.received_at < $1)",
     );
     Ok(ids.bind(before).fetch_all(pool).await?)
-}
-
-pub(super) async fn delete_deliveries(c: &mut SqliteConnection, ids: Vec<String>) -> Sql<u64> {
-    let mut gone = 0;
-    for id in ids {
-        let sql = "DELETE FROM deliveries WHERE id = $1 AND due_at IS NULL";
-        gone += sqlx::query(sql).bind(id).execute(&mut *c).await?.rows_affected();
-    }
-    Ok(gone)
 }

@@ -1,6 +1,7 @@
 use super::*;
 use crate::call::{Deadlines, Direction, EndProof, Origin, Outcome, Phase, Step};
 use crate::ids::{AccountName, BusinessId};
+use crate::store::{AppCallback, KEY_KIND};
 
 /// A folder that goes when the test ends.
 struct Folder(PathBuf);
@@ -75,6 +76,35 @@ async fn a_call_is_opened_moved_and_ended_once() {
     assert_eq!(again.record.outcome, Some(Outcome::Completed), "the first proof stays");
     assert_eq!(store.open_calls().await.unwrap(), []);
     assert_eq!(store.latest_calls(10).await.unwrap()[0].aliases, bind);
+}
+
+/// The writer and the readers each have a way of reading a record.
+#[tokio::test]
+async fn the_writer_and_the_readers_read_the_same_record() {
+    let folder = Folder::new();
+    let store = SqliteStore::open(&folder.file(), true).await.unwrap();
+    let mut call = new_call(&[("call_sid", "CA1"), (KEY_KIND, "key")]);
+    call.facts.carrier = Some(AccountName::parse("carrier").unwrap());
+    call.facts.agent = Some("agent_1".to_owned());
+    (call.phase, call.overrun, call.polled, call.places) = (Phase::Live, true, true, 7);
+    call.fingerprint = Some("fingerprint".to_owned());
+    call.callback =
+        Some(AppCallback { url: "http://app.test/x".to_owned(), method: "POST".to_owned(), events: vec![] });
+    store.open(call.clone()).await.unwrap();
+    let bind = vec![Alias::new("conversation_id", "conv_1").unwrap()];
+    let unclear = Change {
+        bind,
+        unsettled: Some(true),
+        absent: Some(true),
+        ..Change::of(&call.id, "poll", 3000, &Deadlines::default())
+    };
+    let ended = change(&call.id, END);
+    for change in [unclear, ended] {
+        let applied = store.apply(change).await.unwrap().unwrap().record;
+        assert_eq!(store.call(&call.id).await.unwrap(), Some(applied.clone()));
+        assert_eq!((applied.facts, applied.callback), (call.facts.clone(), call.callback.clone()));
+        assert_eq!((applied.places, applied.fingerprint), (7, call.fingerprint.clone()));
+    }
 }
 
 #[tokio::test]
