@@ -132,9 +132,7 @@ impl Calls {
                 None => Ok(None),
             };
             if client.has_left() {
-                // Nothing was dialled yet for it; it may be waiting on another connection by now.
-                let gone = "Not dialled: the client hung up before its order was admitted.";
-                return self.refuse(&order, Refusal::new(Code::ClientHungUp, gone)).await;
+                return self.refuse(&order, hung_up()).await;
             }
             let earlier = match earlier {
                 Ok(Some(earlier)) => earlier,
@@ -153,7 +151,7 @@ impl Calls {
                 },
                 Err(what) => return self.refuse(&order, what).await,
             };
-            if let Some(response) = self.join_earlier(&order, &earlier, until).await {
+            if let Some(response) = self.join_earlier(&order, &earlier, &client, until).await {
                 return response;
             }
         }
@@ -282,7 +280,13 @@ impl Calls {
 
     /// Waits for the settlement of an earlier order, and gives its answer. `None`: it made no call, or its call is over; the
     /// order is a new one.
-    async fn join_earlier(&self, order: &CreateOrder, earlier: &Earlier, until: Instant) -> Option<Response<Bytes>> {
+    async fn join_earlier(
+        &self,
+        order: &CreateOrder,
+        earlier: &Earlier,
+        client: &Client,
+        until: Instant,
+    ) -> Option<Response<Bytes>> {
         let mut pause = Duration::from_millis(20);
         let mut its_call = earlier.call.clone();
         loop {
@@ -316,6 +320,11 @@ impl Calls {
                     }
                     (Standing::Unknown, _) => {}
                 }
+            }
+            if client.has_left() {
+                // Nobody is to be told, and the order's body would be kept all the while.
+                let shape = &order.account.provider.refusal;
+                return Some(refusal(&hung_up(), Manner { shape, retry_after_max_secs: None }));
             }
             if Instant::now() >= until {
                 if let Some(one) = &earlier.order {
@@ -858,6 +867,11 @@ fn made_answer(order: &CreateOrder, record: &CallRecord) -> Option<Response<Byte
         own.map_or(Value::Null, |text| Value::String(text.into_owned()))
     };
     Some(json_answer(StatusCode::from_u16(shape.status).ok()?, &fill_json(shape.body.as_ref()?, &value)))
+}
+
+/// For a client that has gone before its order was admitted: it may be waiting on another connection by now.
+fn hung_up() -> Refusal {
+    Refusal::new(Code::ClientHungUp, "Not dialled: the client hung up before its order was admitted.")
 }
 
 fn name_duplicate(response: &mut Response<Bytes>, earlier: &CallId) {
