@@ -1,13 +1,15 @@
 //! What is asked of providers: place a call, look calls up, end one; and what an inbound call meets.
 //!
-//! [`place`] sends an order and settles it, [`repost`] knows an order that is sent again, [`many`] knows orders for many calls,
-//! [`inbound`] admits a call that a provider brings, [`lookup`] asks where calls stand, [`terminate`] ends one and checks that it
-//! is over.
+//! [`place`] sends an order and settles it, `refuse` tells why one was not placed, [`repost`] knows one that is sent again and
+//! `again` answers it, [`many`] knows orders for many calls, [`inbound`] admits a call that a provider brings, [`lookup`] asks where
+//! calls stand, [`terminate`] ends one and checks that it is over.
 
+mod again;
 pub mod inbound;
 pub mod lookup;
 pub mod many;
 pub mod place;
+mod refuse;
 pub mod repost;
 pub mod terminate;
 

@@ -1,6 +1,7 @@
 //! One order, from admission to its settlement: admit → record → send → read → apply → answer.
 //!
-//! An app that hangs up changes nothing: the order goes on ([`finish`]), the call is counted, its ids are learnt. The app is answered at its time-out; the exchange reads on.
+//! An app that hangs up changes nothing: the order goes on ([`finish`]), the call is counted, its ids are learnt. The app is
+//! answered at its time-out; the exchange reads on.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,30 +9,29 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, RETRY_AFTER};
-use http::{HeaderValue, Request, Response, StatusCode};
-use serde_json::Value;
+use http::{HeaderValue, Request, Response};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::again::Earlier;
 use super::many::Many;
-use super::repost::{
-    Arrived, Asker, Client, DUPLICATE_HEADER, Fingerprint, Known, NOTICED_WITHIN, OrderRef, Standing, key, standing,
-};
-use super::{ANSWER_BYTES_MAX, Calls, inject, of_record};
-use crate::call::{Direction, EndProof, Event, Origin, Outcome as End, Phase};
+use super::refuse::hung_up;
+use super::repost::{Arrived, Asker, Client, Fingerprint, NOTICED_WITHIN, OrderRef, key};
+use super::{ANSWER_BYTES_MAX, Calls, inject};
+use crate::call::{EndProof, Event, Origin, Outcome as End, Phase};
 use crate::failpoint;
-use crate::gate::{Full, Gated, Lease, Order, Verdict};
-use crate::ids::{AccountName, Alias, CallId, RefusalId, mask_number};
+use crate::gate::{Gated, Lease, Order, Verdict};
+use crate::ids::{Alias, CallId};
 use crate::lifecycle::finish;
 use crate::net::Outcome;
 use crate::net::headers::strip_hop_by_hop;
-use crate::policy::{Bound, Facts};
+use crate::policy::Facts;
 use crate::provider::account::Account;
-use crate::provider::description::{Callback, LimitClass, Operation};
-use crate::provider::render::{Target, fill_json, render};
+use crate::provider::description::{Callback, Operation};
+use crate::provider::render::{Target, render};
 use crate::provider::select::{Document, Message};
-use crate::reply::{Code, Manner, Refusal, json_answer, refusal};
-use crate::store::{AppCallback, CallRecord, Change, Opened, RefusalRecord, StoreError};
+use crate::reply::{Code, Manner, Refusal, refusal};
+use crate::store::{AppCallback, CallRecord, Change, Opened};
 
 /// A request that would create a call.
 #[derive(Debug)]
@@ -53,7 +53,7 @@ pub struct CreateOrder {
 }
 
 impl CreateOrder {
-    fn fingerprint(&self) -> Fingerprint {
+    pub(super) fn fingerprint(&self) -> Fingerprint {
         Fingerprint::of(&self.facts, &self.request)
     }
 }
@@ -66,14 +66,6 @@ enum Settled {
     NotCreated,
     /// Nobody knows yet.
     Unknown,
-}
-
-/// An order that was sent before.
-struct Earlier {
-    /// Its call, where its key named it.
-    call: Option<CallId>,
-    /// The order itself, while its answer is not delivered.
-    order: Option<OrderRef>,
 }
 
 /// A create as the provider gets it.
@@ -254,111 +246,6 @@ impl Calls {
             response.headers_mut().insert("x-ringfence-would-refuse", limit);
         }
         Ok(response)
-    }
-
-    // === sent again ===
-
-    /// The order that has this key already. An error: it was another order.
-    async fn by_key(&self, order: &CreateOrder, client: &Client, key: &Alias) -> Result<Option<Earlier>, Refusal> {
-        let away = |error: StoreError| {
-            warn!(%error, "an idempotency key cannot be looked up");
-            Refusal::new(Code::StoreUnavailable, "The record could not be read, so nothing was dialled.")
-        };
-        let store = &self.lifecycle.store;
-        let Some(call) = store.resolve(std::slice::from_ref(key)).await.map_err(away)? else { return Ok(None) };
-        let Some(record) = store.call(&call).await.map_err(away)? else { return Ok(None) };
-        if record.outcome == Some(End::NotCreated) {
-            return Ok(None);
-        }
-        if record.fingerprint.as_deref() != Some(order.fingerprint().as_str()) {
-            let message = "Not dialled: this Idempotency-Key was used for another order. Use a new key for a new call.";
-            return Err(Refusal::new(Code::KeyReused, message));
-        }
-        let order = self.reposts.of_call(client, &call);
-        Ok(Some(Earlier { call: Some(call), order }))
-    }
-
-    /// Waits for the settlement of an earlier order, and gives its answer. `None`: it made no call, or its call is over; the
-    /// order is a new one.
-    async fn join_earlier(
-        &self,
-        order: &CreateOrder,
-        earlier: &Earlier,
-        client: &Client,
-        until: Instant,
-    ) -> Option<Response<Bytes>> {
-        let mut pause = Duration::from_millis(20);
-        let mut its_call = earlier.call.clone();
-        loop {
-            let looked = earlier.order.as_ref().and_then(OrderRef::look);
-            let (call, known) = match looked {
-                Some((call, known)) => {
-                    its_call = call.clone();
-                    (call, known)
-                }
-                // It made no call; or another client, who sent it again too, has its answer by now: the record tells.
-                None => (Some(its_call.clone()?), Known::Unknown),
-            };
-            if let Some(call) = &call
-                && !matches!(known, Known::UnderWay)
-                && let Ok(Some(record)) = self.lifecycle.newest_record(call).await
-            {
-                let (keyed, no_call) = (earlier.call.is_some(), record.outcome == Some(End::NotCreated));
-                match (standing(&record, self.lifecycle.clock.now_ms()), known) {
-                    // A key names its order for as long as that is on record.
-                    (Standing::Over, known) if keyed && !no_call => {
-                        return Some(self.answer_again(order, &record, known));
-                    }
-                    (Standing::Over, _) => {
-                        if let Some(one) = &earlier.order {
-                            one.not_created();
-                        }
-                        return None;
-                    }
-                    (Standing::Called, known) | (_, known @ Known::Created(_)) => {
-                        return Some(self.answer_again(order, &record, known));
-                    }
-                    (Standing::Unknown, _) => {}
-                }
-            }
-            if client.has_left() {
-                // Nobody is to be told, and the order's body would be kept all the while.
-                let shape = &order.account.provider.refusal;
-                return Some(refusal(&hung_up(), Manner { shape, retry_after_max_secs: None }));
-            }
-            if Instant::now() >= until {
-                if let Some(one) = &earlier.order {
-                    one.told_unknown();
-                }
-                let why = "an equal order was sent before, and its outcome is still unknown";
-                let call = call.unwrap_or_else(CallId::new);
-                let mut response = self.unknown_answer(&order.account, order.sdk_sleeps, &call, why);
-                name_duplicate(&mut response, &call);
-                return Some(response);
-            }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_millis(500));
-        }
-    }
-
-    /// The answer of an earlier order: the provider's own where it is kept, else one made from the record.
-    fn answer_again(&self, order: &CreateOrder, record: &CallRecord, known: Known) -> Response<Bytes> {
-        let kept = match known {
-            Known::Created(kept) => kept.map(|kept| kept.answer.clone()),
-            Known::UnderWay | Known::Unknown => None,
-        };
-        let mut response = kept.or_else(|| made_answer(order, record)).unwrap_or_else(|| {
-            let message = format!(
-                "This order was sent before and made a call [{}]; its answer is not kept. Nothing was dialled again.",
-                record.id
-            );
-            let what = Refusal::new(Code::AlreadyPlaced, message);
-            refusal(&what, Manner { shape: &order.account.provider.refusal, retry_after_max_secs: None })
-        });
-        name_duplicate(&mut response, &record.id);
-        self.lifecycle.metrics.repost(order.account.name.as_str());
-        info!(call = %record.id, business = %order.facts.business, "an order came again; it was not dialled again");
-        response
     }
 
     /// Sends, and settles by the answer, whenever it comes. The app is answered at its time-out.
@@ -635,198 +522,6 @@ impl Calls {
         }
     }
 
-    // === telling ===
-
-    async fn note_admitted(&self, order: &CreateOrder, call: &CallId, places: (u32, u32), would_refuse: Option<&Full>) {
-        let facts = &order.facts;
-        self.lifecycle.metrics.admitted(facts.account.as_str(), facts.direction.as_str(), &facts.plan);
-        info!(
-            %call,
-            business = %facts.business,
-            plan = facts.plan,
-            account = %facts.account,
-            to = facts.other_number.as_deref().map(mask_number),
-            places = (places != (1, 1)).then(|| format!("{} of {}", places.0, places.1)),
-            would_refuse = would_refuse.map(|f| f.limit.as_ref()),
-            "admitted"
-        );
-        if let Some(full) = would_refuse {
-            self.lifecycle.metrics.would_refuse(&full.limit);
-            let what = self.full_refusal(facts, full, RefusalId::new()).await;
-            self.record_refusal(facts, &what, order, true);
-        }
-    }
-
-    async fn refused_full(&self, order: &CreateOrder, full: &Full) -> Refusal {
-        let (id, first) = self.refusal_id(order);
-        let what = self.full_refusal(&order.facts, full, id).await;
-        self.count_refusal(order, &what, first);
-        what
-    }
-
-    /// The id of a refusal, and whether it is a new one: an SDK's tries of one order are one refusal.
-    fn refusal_id(&self, order: &CreateOrder) -> (RefusalId, bool) {
-        if !order.sdk_sleeps {
-            return (RefusalId::new(), true);
-        }
-        let fingerprint = order.fingerprint();
-        if let Some(id) = self.reposts.refused_before(&fingerprint) {
-            return (id, false);
-        }
-        let id = RefusalId::new();
-        self.reposts.refused(&fingerprint, &id);
-        (id, true)
-    }
-
-    fn count_refusal(&self, order: &CreateOrder, what: &Refusal, first: bool) {
-        if first {
-            let reason = what.code.metric_reason(&order.account.provider.refusal);
-            self.lifecycle.metrics.refused(reason, &order.facts.plan);
-        }
-    }
-
-    /// The words for a full limit.
-    pub(super) async fn full_refusal(&self, facts: &Facts, full: &Full, id: RefusalId) -> Refusal {
-        let counts = self.lifecycle.gate.counts().await.unwrap_or_default();
-        let policy = self.lifecycle.policy.load();
-        let (used, all) = (counts.calls.saturating_sub(counts.overruns), policy.global_limit());
-        let code = Code::of_full(full);
-        let wait_secs = full.free_in_ms.and_then(|ms| u32::try_from((ms + 999) / 1000).ok());
-        let mut what = Refusal { id, retry_after_secs: wait_secs, ..Refusal::new(code, String::new()) };
-        let about = match (what.wait_secs(), full.free_in_ms) {
-            (Some(secs), Some(_)) => format!("; one is expected to end in about {secs} s"),
-            (Some(secs), None) => format!("; try again in about {secs} s"),
-            (None, _) => String::new(),
-        };
-        let who = &facts.business;
-        what.message = match full.bound {
-            Bound::Rate(rate) => format!(
-                "Not dialled: limit {} allows {} creates in {} s{about}. [{}]",
-                full.limit,
-                rate.count,
-                rate.window_ms as f64 / 1000.0,
-                what.id
-            ),
-            Bound::Concurrent(0) => {
-                format!("Not dialled: calls are not available to {who} (limit {} is 0). [{}]", full.limit, what.id)
-            }
-            Bound::Concurrent(n) => format!(
-                "Not dialled: {who} meets limit {}, {} of {n} calls in use{about}. In all {used} of {all}. [{}]",
-                full.limit, full.current, what.id
-            ),
-        };
-        let bound = match full.bound {
-            Bound::Concurrent(n) => n,
-            Bound::Rate(rate) => rate.count,
-        };
-        what.limit = Some((full.limit.to_string(), full.current, bound));
-        what.global = Some((used, all));
-        what
-    }
-
-    async fn refuse_by_provider(&self, order: &CreateOrder, class: LimitClass, wait_secs: u32) -> Response<Bytes> {
-        let provider = &order.account.provider.name;
-        self.lifecycle.metrics.provider_limit(provider, order.account.name.as_str(), class.as_str());
-        let (id, first) = self.refusal_id(order);
-        let mut what = Refusal { id, ..Refusal::new(Code::ProviderLimit, String::new()) };
-        what.retry_after_secs = Some(wait_secs);
-        what.provider_class = Some(class);
-        let why = match class {
-            LimitClass::Concurrency => "says that the account's calls at once are used up",
-            LimitClass::Rate => "takes no more requests just now",
-            LimitClass::Busy => "is overloaded",
-        };
-        what.message =
-            format!("Not dialled: {provider} {why}; try again in about {} s. [{}]", wait_secs.max(1), what.id);
-        self.count_refusal(order, &what, first);
-        self.refuse(order, what).await
-    }
-
-    async fn refuse(&self, order: &CreateOrder, what: Refusal) -> Response<Bytes> {
-        self.record_refusal(&order.facts, &what, order, false);
-        refusal(
-            &what,
-            Manner {
-                shape: &order.account.provider.refusal,
-                retry_after_max_secs: order.sdk_sleeps.then_some(self.settings.sdk_retry_after_max_secs),
-            },
-        )
-    }
-
-    fn record_refusal(&self, facts: &Facts, what: &Refusal, order: &CreateOrder, observed: bool) {
-        let code = what.code.as_str(&order.account.provider.refusal);
-        if !observed {
-            info!(
-                refusal = %what.id,
-                business = %facts.business,
-                plan = facts.plan,
-                account = %facts.account,
-                code,
-                limit = what.limit.as_ref().map(|(name, ..)| name.as_str()),
-                retry_after_secs = what.wait_secs(),
-                to = facts.other_number.as_deref().map(mask_number),
-                "refused"
-            );
-        }
-        self.keep_refusal(facts, what, code, observed);
-    }
-
-    /// Keeps a refusal beside the way of the request: a refusal must not wait for a disk.
-    pub(super) fn keep_refusal(&self, facts: &Facts, what: &Refusal, code: &str, observed: bool) {
-        self.keep_refusal_of(facts.business.as_str(), &facts.account, facts.direction, what, code, observed);
-    }
-
-    /// The same, of an order whose facts are not known.
-    pub fn keep_refusal_of(
-        &self,
-        business: &str,
-        account: &AccountName,
-        direction: Direction,
-        what: &Refusal,
-        code: &str,
-        observed: bool,
-    ) {
-        let record = RefusalRecord {
-            id: what.id.clone(),
-            at: self.lifecycle.clock.now_ms(),
-            business: business.to_owned(),
-            account: account.to_string(),
-            direction: direction.to_string(),
-            code: code.to_owned(),
-            limit_name: what.limit.as_ref().map(|(name, ..)| name.clone()),
-            current: what.limit.as_ref().map(|(_, current, _)| *current),
-            limit: what.limit.as_ref().map(|(.., limit)| *limit),
-            observed,
-            attempts: 1,
-        };
-        let Ok(room) = self.refusals.clone().try_acquire_owned() else {
-            return warn!(refusal = %what.id, "a refusal is not recorded: too many wait for the store");
-        };
-        let store = self.lifecycle.store.clone();
-        self.tasks.spawn(async move {
-            if let Err(error) = store.refused(record).await {
-                warn!(%error, "a refusal could not be recorded");
-            }
-            drop(room);
-        });
-    }
-
-    fn unknown_answer(&self, account: &Account, sdk_sleeps: bool, call: &CallId, why: &str) -> Response<Bytes> {
-        self.lifecycle.metrics.outcome_unknown(account.name.as_str());
-        warn!(%call, why, "it is not known whether a call was created; its slot is held until the provider was asked");
-        let message = format!(
-            "It is not known whether the call was dialled: {why}. Do not send it again; its slot is held until {} was asked. [{call}]",
-            account.provider.name
-        );
-        refusal(
-            &Refusal::new(Code::OutcomeUnknown, message),
-            Manner {
-                shape: &account.provider.refusal,
-                retry_after_max_secs: sdk_sleeps.then_some(self.settings.sdk_retry_after_max_secs),
-            },
-        )
-    }
-
     async fn mark_unsettled(&self, call: &CallId) {
         failpoint::hit("create.unknown").await;
         let change = Change { unsettled: Some(true), ..self.lifecycle.change(call, "order") };
@@ -857,27 +552,6 @@ impl Calls {
 /// The provider's own wish, in seconds: whole seconds only; a date or nonsense counts as none.
 fn retry_after_secs(answer: &Response<Bytes>) -> Option<u32> {
     answer.headers().get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()
-}
-
-/// An answer made from the record, in the shape that the provider's own had. `None`: its description has no such shape.
-fn made_answer(order: &CreateOrder, record: &CallRecord) -> Option<Response<Bytes>> {
-    let shape = order.operation.answer.as_ref()?;
-    let value = |name: &str| {
-        let own = order.account.value(name).or_else(|| of_record(record, name));
-        own.map_or(Value::Null, |text| Value::String(text.into_owned()))
-    };
-    Some(json_answer(StatusCode::from_u16(shape.status).ok()?, &fill_json(shape.body.as_ref()?, &value)))
-}
-
-/// For a client that has gone before its order was admitted: it may be waiting on another connection by now.
-fn hung_up() -> Refusal {
-    Refusal::new(Code::ClientHungUp, "Not dialled: the client hung up before its order was admitted.")
-}
-
-fn name_duplicate(response: &mut Response<Bytes>, earlier: &CallId) {
-    if let Ok(id) = HeaderValue::try_from(earlier.as_str()) {
-        response.headers_mut().insert(DUPLICATE_HEADER, id);
-    }
 }
 
 /// The provider's answer as the app gets it.
