@@ -1,6 +1,6 @@
 //! The embedded store: one SQLite file, WAL, `synchronous=FULL`, one writer, a few readers.
 //!
-//! Reads go through sqlx, writes through rusqlite, on a thread of its own: see [`writer`]. Placeholders of writes are written `?1`:
+//! Reads go through sqlx, writes through rusqlite, on a thread of its own: see `writer`. Placeholders of writes are written `?1`:
 //! `$1` would be a name to SQLite, numbered in the order of appearance.
 
 mod calls;
