@@ -2,9 +2,11 @@
 //!
 //! Placeholders are written `$1`, which SQLite and Postgres both read.
 
+#[path = "../sql/calls.rs"]
 mod calls;
 pub mod inspect;
 mod lock;
+#[path = "../sql/messages.rs"]
 mod messages;
 pub mod migrate;
 mod writer;
@@ -25,6 +27,30 @@ use crate::ids::{Alias, CallId};
 use crate::policy::{Business, Facts};
 pub use lock::Held;
 use writer::Writer;
+
+// What the statements of `../sql` are compiled with.
+type Database = sqlx::Sqlite;
+type Connection = sqlx::SqliteConnection;
+type Row = sqlx::sqlite::SqliteRow;
+
+fn query<'q>(sql: &'static str) -> sqlx::query::Query<'q, Database, sqlx::sqlite::SqliteArguments> {
+    sqlx::query(sql)
+}
+
+/// Whether statements are prepared once and kept.
+fn prepared() -> bool {
+    true
+}
+
+/// Keeps others from these ids until the transaction ends. Here there is one writer, and nobody else.
+async fn lock_ids(_: &mut Connection, _: &[Alias]) -> std::result::Result<(), sqlx::Error> {
+    Ok(())
+}
+
+/// Keeps others from a call until the transaction ends.
+async fn lock_call(_: &mut Connection, _: &CallId) -> std::result::Result<(), sqlx::Error> {
+    Ok(())
+}
 
 /// Readers beside the writer. WAL lets them read while it writes.
 const READERS: u32 = 4;
@@ -135,6 +161,15 @@ impl SqliteStore {
         read
     }
 
+    async fn read_open_calls(&self) -> Result<Vec<CallRecord>> {
+        let mut transaction = self.readers.begin().await?;
+        calls::open_calls(&mut transaction).await.map_err(Into::into)
+    }
+
+    async fn read_due(&self, at_ms: UnixMs, limit: u32) -> Result<Vec<Delivery>> {
+        messages::due(&mut *self.readers.acquire().await?, at_ms, limit).await.map_err(Into::into)
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
@@ -199,7 +234,7 @@ impl Store for SqliteStore {
     }
 
     async fn resolve(&self, aliases: &[Alias]) -> Result<Option<CallId>> {
-        calls::resolve(&self.readers, aliases).await
+        calls::resolve(&mut *self.readers.acquire().await?, aliases).await.map_err(Into::into)
     }
 
     async fn call(&self, id: &CallId) -> Result<Option<CallRecord>> {
@@ -207,15 +242,17 @@ impl Store for SqliteStore {
     }
 
     async fn open_calls(&self) -> Result<Vec<CallRecord>> {
-        self.doubting(calls::open_calls(&self.readers).await)
+        self.doubting(self.read_open_calls().await)
     }
 
     async fn latest_calls(&self, limit: u32) -> Result<Vec<CallRecord>> {
-        calls::latest(&self.readers, limit).await
+        // One transaction, and so one state.
+        let mut transaction = self.readers.begin().await?;
+        calls::latest(&mut transaction, limit).await.map_err(Into::into)
     }
 
     async fn admitted_since(&self, since_ms: UnixMs) -> Result<Vec<(UnixMs, Facts)>> {
-        calls::admitted_since(&self.readers, since_ms).await
+        calls::admitted_since(&mut *self.readers.acquire().await?, since_ms).await.map_err(Into::into)
     }
 
     async fn receive(&self, event: NewEvent) -> Result<Received> {
@@ -235,11 +272,11 @@ impl Store for SqliteStore {
     }
 
     async fn unsettled_events(&self) -> Result<Vec<NewEvent>> {
-        messages::unsettled(&self.readers).await
+        messages::unsettled(&mut *self.readers.acquire().await?).await.map_err(Into::into)
     }
 
     async fn due_deliveries(&self, at_ms: UnixMs, limit: u32) -> Result<Vec<Delivery>> {
-        self.doubting(messages::due(&self.readers, at_ms, limit).await)
+        self.doubting(self.read_due(at_ms, limit).await)
     }
 
     async fn delivered(
@@ -257,11 +294,11 @@ impl Store for SqliteStore {
     }
 
     async fn latest_refusals(&self, limit: u32) -> Result<Vec<RefusalRecord>> {
-        messages::latest_refusals(&self.readers, limit).await
+        messages::latest_refusals(&mut *self.readers.acquire().await?, limit).await.map_err(Into::into)
     }
 
     async fn businesses(&self) -> Result<Vec<Business>> {
-        messages::businesses(&self.readers).await
+        messages::businesses(&mut *self.readers.acquire().await?).await.map_err(Into::into)
     }
 
     async fn put_business(&self, business: &Business, at_ms: UnixMs) -> Result<bool> {
@@ -292,7 +329,7 @@ impl Store for SqliteStore {
                 }
             }
         }
-        let deliveries = messages::forgotten_deliveries(&self.readers, ended_before_ms).await?;
+        let deliveries = messages::forgotten_deliveries(&mut *self.readers.acquire().await?, ended_before_ms).await?;
         for some in deliveries.chunks(messages::PURGE_ROWS as usize) {
             let some = some.to_vec();
             gone += self.writer.run(move |c| Box::pin(messages::delete_deliveries(c, some))).await?;

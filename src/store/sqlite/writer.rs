@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -16,8 +16,8 @@ use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{Connection as _, SqliteConnection};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tracing::{error, info};
 
+use super::super::health::Health;
 use super::super::{Result, StoreError};
 use crate::failpoint;
 
@@ -31,17 +31,7 @@ pub(super) struct Writer {
     task: tokio::sync::Mutex<Option<JoinHandle<()>>>,
     closed: tokio_util::sync::CancellationToken,
     health: Arc<Health>,
-}
-
-/// How writing goes.
-#[derive(Default)]
-struct Health {
-    /// The last write met a cause outside of it: a full disk, a file that is gone.
-    failing: AtomicBool,
-    /// Writes that failed for such a cause, or panicked.
-    failed: AtomicU64,
-    /// A reader failed: what the writer's connection has in its cache may be all that is left.
-    doubted: AtomicBool,
+    doubted: Arc<AtomicBool>,
 }
 
 /// A write, and whom to tell.
@@ -106,27 +96,28 @@ impl Writer {
     /// Opens the file, which must be there.
     pub(super) async fn start(path: &Path, options: SqliteConnectOptions) -> std::result::Result<Self, sqlx::Error> {
         let connection = Some(SqliteConnection::connect_with(&options).await?);
-        let (file, health) = (FileId::of(path), Arc::<Health>::default());
+        let (file, health, doubted) = (FileId::of(path), Arc::<Health>::default(), Arc::<AtomicBool>::default());
         let (jobs, waiting) = mpsc::channel(WAITING_MAX);
         let closed = tokio_util::sync::CancellationToken::new();
-        let file = OpenFile { connection, options, path: path.to_owned(), file, health: health.clone() };
+        let (path, health_of_file, doubts) = (path.to_owned(), health.clone(), doubted.clone());
+        let file = OpenFile { connection, options, path, file, health: health_of_file, doubted: doubts };
         let task = tokio::spawn(write_all(file, waiting, closed.clone()));
-        Ok(Self { jobs, task: tokio::sync::Mutex::new(Some(task)), closed, health })
+        Ok(Self { jobs, task: tokio::sync::Mutex::new(Some(task)), closed, health, doubted })
     }
 
     /// The last write failed for a cause outside of it.
     pub(super) fn is_failing(&self) -> bool {
-        self.health.failing.load(Ordering::Relaxed)
+        self.health.is_failing()
     }
 
     /// A reader failed. The next write looks at the file with new eyes.
     pub(super) fn doubt(&self) {
-        self.health.doubted.store(true, Ordering::Relaxed);
+        self.doubted.store(true, Ordering::Relaxed);
     }
 
     /// Writes that failed for such a cause, or panicked, since the start.
     pub(super) fn failed(&self) -> u64 {
-        self.health.failed.load(Ordering::Relaxed)
+        self.health.failed()
     }
 
     /// Runs a write and returns when it is durable.
@@ -194,6 +185,8 @@ struct OpenFile {
     /// The file that was opened at the start.
     file: FileId,
     health: Arc<Health>,
+    /// A reader failed: what the connection has in its cache may be all that is left.
+    doubted: Arc<AtomicBool>,
 }
 
 /// Why a batch is not written.
@@ -231,17 +224,13 @@ impl OpenFile {
             Ok(()) => panics,
             Err(_) => batch.len() as u64,
         };
-        self.health.failed.fetch_add(failed, Ordering::Relaxed);
-        let outside = matches!(written, Err(Failure::Outside(_)));
-        if outside != self.health.failing.swap(outside, Ordering::Relaxed) {
-            match &written {
-                Err(Failure::Outside(error)) => {
-                    error!(%error, "the record cannot be written; calls are refused until it can")
-                }
-                _ => info!("the record can be written again"),
-            }
-        }
-        if outside || panics > 0 {
+        self.health.count(failed);
+        let outside = match &written {
+            Err(Failure::Outside(error)) => Some(error),
+            _ => None,
+        };
+        self.health.note(outside);
+        if outside.is_some() || panics > 0 {
             self.disconnect().await;
         }
         written.map_err(|failure| match failure {
@@ -254,7 +243,7 @@ impl OpenFile {
         if let Err(failure) = self.is_there() {
             return (Err(failure), 0);
         }
-        if self.health.doubted.swap(false, Ordering::Relaxed) {
+        if self.doubted.swap(false, Ordering::Relaxed) {
             self.disconnect().await;
         }
         let connection = match &mut self.connection {

@@ -1,9 +1,9 @@
-//! The inbox, the outbox, refusals and businesses.
+//! The inbox, the outbox, refusals and businesses. Compiled once for each back end, which is `super`.
 
-use sqlx::sqlite::{SqlitePool, SqliteRow};
-use sqlx::{Row as _, SqliteConnection};
+use sqlx::Row as _;
 
 use super::super::{Delivery, NewEvent, Received, RefusalRecord};
+use super::{Connection, Row, query};
 use crate::clock::UnixMs;
 use crate::ids::{CallId, RefusalId};
 use crate::policy::Business;
@@ -14,16 +14,25 @@ fn damaged(what: impl std::fmt::Display) -> sqlx::Error {
     sqlx::Error::Decode(what.to_string().into())
 }
 
+/// A small number. Both back ends keep it as a wide one.
+fn count(row: &Row, column: &str) -> Sql<u32> {
+    row.try_get::<i64, _>(column)?.try_into().map_err(damaged)
+}
+
+fn optional_count(row: &Row, column: &str) -> Sql<Option<u32>> {
+    row.try_get::<Option<i64>, _>(column)?.map(|n| n.try_into().map_err(damaged)).transpose()
+}
+
 fn headers_json(headers: &[(String, String)]) -> Sql<String> {
     serde_json::to_string(headers).map_err(|e| sqlx::Error::Encode(e.into()))
 }
 
-fn headers(row: &SqliteRow) -> Sql<Vec<(String, String)>> {
+fn headers(row: &Row) -> Sql<Vec<(String, String)>> {
     serde_json::from_str(row.try_get("headers")?).map_err(damaged)
 }
 
-pub(super) async fn receive(c: &mut SqliteConnection, event: NewEvent) -> Sql<Received> {
-    let done = sqlx::query(
+pub(super) async fn receive(c: &mut Connection, event: NewEvent) -> Sql<Received> {
+    let done = query(
         "INSERT INTO webhook_events (id, account, webhook, event, dedupe_key, received_at, method, path, headers, body)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (dedupe_key) DO NOTHING",
     )
@@ -42,7 +51,7 @@ pub(super) async fn receive(c: &mut SqliteConnection, event: NewEvent) -> Sql<Re
     if done.rows_affected() == 1 {
         return Ok(Received::New);
     }
-    let row = sqlx::query("SELECT id, outcome FROM webhook_events WHERE dedupe_key = $1")
+    let row = query("SELECT id, outcome FROM webhook_events WHERE dedupe_key = $1")
         .bind(&event.dedupe_key)
         .fetch_one(c)
         .await?;
@@ -50,14 +59,14 @@ pub(super) async fn receive(c: &mut SqliteConnection, event: NewEvent) -> Sql<Re
 }
 
 pub(super) async fn settle(
-    c: &mut SqliteConnection,
+    c: &mut Connection,
     event_id: String,
     call: Option<CallId>,
     outcome: String,
     delivery: Option<Delivery>,
     at_ms: UnixMs,
 ) -> Sql<bool> {
-    let settled = sqlx::query(
+    let settled = query(
         "UPDATE webhook_events SET outcome = $2, call_id = coalesce($3, call_id) WHERE id = $1 AND outcome IS NULL",
     )
     .bind(&event_id)
@@ -69,7 +78,7 @@ pub(super) async fn settle(
         return Ok(false);
     }
     let Some(delivery) = delivery else { return Ok(true) };
-    sqlx::query(
+    query(
         "INSERT INTO deliveries (id, event_id, url, method, headers, body, attempts, due_at)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
     )
@@ -79,18 +88,17 @@ pub(super) async fn settle(
     .bind(&delivery.method)
     .bind(headers_json(&delivery.headers)?)
     .bind(&delivery.body)
-    .bind(delivery.attempts)
+    .bind(i64::from(delivery.attempts))
     .bind(at_ms)
     .execute(c)
     .await?;
     Ok(true)
 }
 
-pub(super) async fn unsettled(pool: &SqlitePool) -> super::Result<Vec<NewEvent>> {
-    let rows = sqlx::query("SELECT * FROM webhook_events WHERE outcome IS NULL ORDER BY received_at, id")
-        .fetch_all(pool)
-        .await?;
-    let event = |row: &SqliteRow| -> Sql<NewEvent> {
+pub(super) async fn unsettled(c: &mut Connection) -> Sql<Vec<NewEvent>> {
+    let rows =
+        query("SELECT * FROM webhook_events WHERE outcome IS NULL ORDER BY received_at, id").fetch_all(c).await?;
+    let event = |row: &Row| -> Sql<NewEvent> {
         Ok(NewEvent {
             id: row.try_get("id")?,
             account: row.try_get("account")?,
@@ -104,19 +112,19 @@ pub(super) async fn unsettled(pool: &SqlitePool) -> super::Result<Vec<NewEvent>>
             body: row.try_get("body")?,
         })
     };
-    rows.iter().map(event).collect::<Sql<_>>().map_err(Into::into)
+    rows.iter().map(event).collect()
 }
 
-pub(super) async fn due(pool: &SqlitePool, at_ms: UnixMs, limit: u32) -> super::Result<Vec<Delivery>> {
-    let rows = sqlx::query(
+pub(super) async fn due(c: &mut Connection, at_ms: UnixMs, limit: u32) -> Sql<Vec<Delivery>> {
+    let rows = query(
         "SELECT d.*, e.call_id FROM deliveries d LEFT JOIN webhook_events e ON e.id = d.event_id
          WHERE d.done_at IS NULL AND d.due_at IS NOT NULL AND d.due_at <= $1 ORDER BY d.due_at, d.id LIMIT $2",
     )
     .bind(at_ms)
-    .bind(limit)
-    .fetch_all(pool)
+    .bind(i64::from(limit))
+    .fetch_all(c)
     .await?;
-    let delivery = |row: &SqliteRow| -> Sql<Delivery> {
+    let delivery = |row: &Row| -> Sql<Delivery> {
         Ok(Delivery {
             id: row.try_get("id")?,
             event_id: row.try_get("event_id")?,
@@ -125,14 +133,14 @@ pub(super) async fn due(pool: &SqlitePool, at_ms: UnixMs, limit: u32) -> super::
             method: row.try_get("method")?,
             headers: headers(row)?,
             body: row.try_get::<Option<Vec<u8>>, _>("body")?.unwrap_or_default(),
-            attempts: row.try_get("attempts")?,
+            attempts: count(row, "attempts")?,
         })
     };
-    rows.iter().map(delivery).collect::<Sql<_>>().map_err(Into::into)
+    rows.iter().map(delivery).collect()
 }
 
 pub(super) async fn delivered(
-    c: &mut SqliteConnection,
+    c: &mut Connection,
     id: String,
     at_ms: UnixMs,
     result: Result<(), (String, Option<UnixMs>)>,
@@ -141,20 +149,18 @@ pub(super) async fn delivered(
         Ok(()) => (Some(at_ms), None, None),
         Err((error, due_at)) => (None, due_at, Some(error)),
     };
-    sqlx::query(
-        "UPDATE deliveries SET attempts = attempts + 1, done_at = $2, due_at = $3, last_error = $4 WHERE id = $1",
-    )
-    .bind(id)
-    .bind(done_at)
-    .bind(due_at)
-    .bind(error)
-    .execute(c)
-    .await?;
+    query("UPDATE deliveries SET attempts = attempts + 1, done_at = $2, due_at = $3, last_error = $4 WHERE id = $1")
+        .bind(id)
+        .bind(done_at)
+        .bind(due_at)
+        .bind(error)
+        .execute(c)
+        .await?;
     Ok(())
 }
 
-pub(super) async fn refused(c: &mut SqliteConnection, r: RefusalRecord) -> Sql<()> {
-    sqlx::query(
+pub(super) async fn refused(c: &mut Connection, r: RefusalRecord) -> Sql<()> {
+    query(
         "INSERT INTO refusals (id, at, business, account, direction, code, limit_name, current_calls, limit_calls, observed)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (id) DO UPDATE SET attempts = refusals.attempts + 1",
     )
@@ -165,18 +171,18 @@ pub(super) async fn refused(c: &mut SqliteConnection, r: RefusalRecord) -> Sql<(
     .bind(r.direction)
     .bind(r.code)
     .bind(r.limit_name)
-    .bind(r.current)
-    .bind(r.limit)
+    .bind(r.current.map(i64::from))
+    .bind(r.limit.map(i64::from))
     .bind(r.observed)
     .execute(c)
     .await?;
     Ok(())
 }
 
-pub(super) async fn latest_refusals(pool: &SqlitePool, limit: u32) -> super::Result<Vec<RefusalRecord>> {
+pub(super) async fn latest_refusals(c: &mut Connection, limit: u32) -> Sql<Vec<RefusalRecord>> {
     let rows =
-        sqlx::query("SELECT * FROM refusals ORDER BY at DESC, id DESC LIMIT $1").bind(limit).fetch_all(pool).await?;
-    let refusal = |row: &SqliteRow| -> Sql<RefusalRecord> {
+        query("SELECT * FROM refusals ORDER BY at DESC, id DESC LIMIT $1").bind(i64::from(limit)).fetch_all(c).await?;
+    let refusal = |row: &Row| -> Sql<RefusalRecord> {
         let id: String = row.try_get("id")?;
         Ok(RefusalRecord {
             id: RefusalId::parse(&id).ok_or_else(|| damaged(format!("{id:?} is no refusal id")))?,
@@ -186,28 +192,26 @@ pub(super) async fn latest_refusals(pool: &SqlitePool, limit: u32) -> super::Res
             direction: row.try_get("direction")?,
             code: row.try_get("code")?,
             limit_name: row.try_get("limit_name")?,
-            current: row.try_get("current_calls")?,
-            limit: row.try_get("limit_calls")?,
+            current: optional_count(row, "current_calls")?,
+            limit: optional_count(row, "limit_calls")?,
             observed: row.try_get("observed")?,
-            attempts: row.try_get("attempts")?,
+            attempts: count(row, "attempts")?,
         })
     };
-    rows.iter().map(refusal).collect::<Sql<_>>().map_err(Into::into)
+    rows.iter().map(refusal).collect()
 }
 
-pub(super) async fn businesses(pool: &SqlitePool) -> super::Result<Vec<Business>> {
-    let rows = sqlx::query("SELECT body FROM businesses ORDER BY id").fetch_all(pool).await?;
-    let business = |row: &SqliteRow| -> Sql<Business> { serde_json::from_str(row.try_get("body")?).map_err(damaged) };
-    rows.iter().map(business).collect::<Sql<_>>().map_err(Into::into)
+pub(super) async fn businesses(c: &mut Connection) -> Sql<Vec<Business>> {
+    let rows = query("SELECT body FROM businesses ORDER BY id").fetch_all(c).await?;
+    let business = |row: &Row| -> Sql<Business> { serde_json::from_str(row.try_get("body")?).map_err(damaged) };
+    rows.iter().map(business).collect()
 }
 
-pub(super) async fn put_business(c: &mut SqliteConnection, business: Business, at_ms: UnixMs) -> Sql<bool> {
+pub(super) async fn put_business(c: &mut Connection, business: Business, at_ms: UnixMs) -> Sql<bool> {
     let body = serde_json::to_string(&business).map_err(|e| sqlx::Error::Encode(e.into()))?;
-    let known = sqlx::query("SELECT 1 FROM businesses WHERE id = $1")
-        .bind(business.id.as_str())
-        .fetch_optional(&mut *c)
-        .await?;
-    sqlx::query(
+    let known =
+        query("SELECT 1 FROM businesses WHERE id = $1").bind(business.id.as_str()).fetch_optional(&mut *c).await?;
+    query(
         "INSERT INTO businesses (id, body, updated_at) VALUES ($1, $2, $3)
          ON CONFLICT (id) DO UPDATE SET body = excluded.body, updated_at = excluded.updated_at",
     )
@@ -219,8 +223,8 @@ pub(super) async fn put_business(c: &mut SqliteConnection, business: Business, a
     Ok(known.is_none())
 }
 
-pub(super) async fn delete_business(c: &mut SqliteConnection, id: String) -> Sql<bool> {
-    let done = sqlx::query("DELETE FROM businesses WHERE id = $1").bind(id).execute(c).await?;
+pub(super) async fn delete_business(c: &mut Connection, id: String) -> Sql<bool> {
+    let done = query("DELETE FROM businesses WHERE id = $1").bind(id).execute(c).await?;
     Ok(done.rows_affected() > 0)
 }
 
@@ -260,28 +264,28 @@ pub(super) struct Purge {
 }
 
 /// Forgets some rows; fewer than [`PURGE_ROWS`] are the last.
-pub(super) async fn purge(c: &mut SqliteConnection, what: Purge, before: UnixMs) -> Sql<u64> {
+pub(super) async fn purge(c: &mut Connection, what: Purge, before: UnixMs) -> Sql<u64> {
     let mut gone = 0;
     for sql in what.sql {
-        gone = sqlx::query(*sql).bind(before).bind(PURGE_ROWS).execute(&mut *c).await?.rows_affected();
+        gone = query(sql).bind(before).bind(i64::from(PURGE_ROWS)).execute(&mut *c).await?.rows_affected();
     }
     Ok(gone)
 }
 
 /// Deliveries that are done or given up and whose event is forgotten. Readers look for them: it takes a while.
-pub(super) async fn forgotten_deliveries(pool: &SqlitePool, before: UnixMs) -> super::Result<Vec<String>> {
-    let ids = sqlx::query_scalar(
+pub(super) async fn forgotten_deliveries(c: &mut Connection, before: UnixMs) -> Sql<Vec<String>> {
+    let ids = query(
         "SELECT d.id FROM deliveries d LEFT JOIN webhook_events e ON e.id = d.event_id
          WHERE d.due_at IS NULL AND (e.id IS NULL OR e.received_at < $1)",
     );
-    Ok(ids.bind(before).fetch_all(pool).await?)
+    ids.bind(before).fetch_all(c).await?.iter().map(|row| row.try_get("id")).collect()
 }
 
-pub(super) async fn delete_deliveries(c: &mut SqliteConnection, ids: Vec<String>) -> Sql<u64> {
+pub(super) async fn delete_deliveries(c: &mut Connection, ids: Vec<String>) -> Sql<u64> {
     let mut gone = 0;
     for id in ids {
         let sql = "DELETE FROM deliveries WHERE id = $1 AND due_at IS NULL";
-        gone += sqlx::query(sql).bind(id).execute(&mut *c).await?.rows_affected();
+        gone += query(sql).bind(id).execute(&mut *c).await?.rows_affected();
     }
     Ok(gone)
 }

@@ -1,11 +1,12 @@
-//! Calls and their ids.
+//! Calls and their ids. Compiled once for each back end, which is `super`: its types, its locks.
 
 use serde::de::DeserializeOwned;
-use sqlx::sqlite::{SqlitePool, SqliteRow};
-use sqlx::{QueryBuilder, Row as _, SqliteConnection};
+use sqlx::{QueryBuilder, Row as _};
 
+use super::super::decide::decide;
 use super::super::{Applied, CallRecord, Change, KEY_KIND, NewCall, Opened};
-use crate::call::{Direction, Event, Outcome, Phase, Step, next, stronger};
+use super::{Connection, Database, Row, lock_call, lock_ids, prepared, query};
+use crate::call::{Event, Outcome, Phase, stronger};
 use crate::clock::UnixMs;
 use crate::ids::{AccountName, Alias, BusinessId, CallId};
 use crate::policy::Facts;
@@ -17,12 +18,17 @@ fn damaged(what: impl std::fmt::Display) -> sqlx::Error {
     sqlx::Error::Decode(what.to_string().into())
 }
 
-fn word<T: std::str::FromStr<Err: std::fmt::Display>>(row: &SqliteRow, column: &str) -> Sql<T> {
+fn word<T: std::str::FromStr<Err: std::fmt::Display>>(row: &Row, column: &str) -> Sql<T> {
     row.try_get::<String, _>(column)?.parse().map_err(damaged)
 }
 
-fn optional_word<T: std::str::FromStr<Err: std::fmt::Display>>(row: &SqliteRow, column: &str) -> Sql<Option<T>> {
+fn optional_word<T: std::str::FromStr<Err: std::fmt::Display>>(row: &Row, column: &str) -> Sql<Option<T>> {
     row.try_get::<Option<String>, _>(column)?.map(|w| w.parse().map_err(damaged)).transpose()
+}
+
+/// A small number. Both back ends keep it as a wide one.
+fn count(row: &Row, column: &str) -> Sql<u32> {
+    row.try_get::<i64, _>(column)?.try_into().map_err(damaged)
 }
 
 fn json<T: DeserializeOwned>(text: Option<String>) -> Sql<Option<T>> {
@@ -33,7 +39,7 @@ fn to_json(value: &impl serde::Serialize) -> Sql<String> {
     serde_json::to_string(value).map_err(|e| sqlx::Error::Encode(e.into()))
 }
 
-fn facts(row: &SqliteRow) -> Sql<Facts> {
+fn facts(row: &Row) -> Sql<Facts> {
     Ok(Facts {
         business: BusinessId::parse(row.try_get("business")?).map_err(damaged)?,
         plan: row.try_get("plan")?,
@@ -55,7 +61,7 @@ fn call_id(text: &str) -> Sql<CallId> {
     CallId::parse(text).ok_or_else(|| damaged(format!("{text:?} is no call id")))
 }
 
-fn record(row: &SqliteRow, aliases: Vec<Alias>) -> Sql<CallRecord> {
+fn record(row: &Row, aliases: Vec<Alias>) -> Sql<CallRecord> {
     Ok(CallRecord {
         id: call_id(row.try_get("id")?)?,
         facts: facts(row)?,
@@ -66,7 +72,7 @@ fn record(row: &SqliteRow, aliases: Vec<Alias>) -> Sql<CallRecord> {
         overrun: row.try_get("overrun")?,
         unsettled: row.try_get("unsettled")?,
         polled: row.try_get("polled")?,
-        places: row.try_get("places")?,
+        places: count(row, "places")?,
         admitted_at: row.try_get("admitted_at")?,
         phase_at: row.try_get("phase_at")?,
         deadline_at: row.try_get("deadline_at")?,
@@ -81,13 +87,13 @@ fn record(row: &SqliteRow, aliases: Vec<Alias>) -> Sql<CallRecord> {
     })
 }
 
-fn alias(row: &SqliteRow) -> Sql<Alias> {
+fn alias(row: &Row) -> Sql<Alias> {
     Ok(Alias { kind: row.try_get("kind")?, id: row.try_get("id")? })
 }
 
-pub(super) async fn one(c: &mut SqliteConnection, id: &CallId) -> Sql<Option<CallRecord>> {
+pub(super) async fn one(c: &mut Connection, id: &CallId) -> Sql<Option<CallRecord>> {
     // One statement, and so one trip to SQLite's thread: a row an id, or one row without.
-    let rows = sqlx::query(
+    let rows = query(
         "SELECT c.*, a.kind AS alias_kind, a.id AS alias_id FROM calls c LEFT JOIN call_aliases a ON a.call_id = c.id
          WHERE c.id = $1 ORDER BY a.kind, a.id",
     )
@@ -111,8 +117,8 @@ enum Holder {
     News(Event),
 }
 
-async fn holder(c: &mut SqliteConnection, alias: &Alias) -> Sql<Holder> {
-    let row = sqlx::query("SELECT call_id, early FROM call_aliases WHERE kind = $1 AND id = $2")
+async fn holder(c: &mut Connection, alias: &Alias) -> Sql<Holder> {
+    let row = query("SELECT call_id, early FROM call_aliases WHERE kind = $1 AND id = $2")
         .bind(&alias.kind)
         .bind(&alias.id)
         .fetch_optional(c)
@@ -124,8 +130,8 @@ async fn holder(c: &mut SqliteConnection, alias: &Alias) -> Sql<Holder> {
     Ok(json(row.try_get("early")?)?.map_or(Holder::Nobody, Holder::News))
 }
 
-async fn bind_alias(c: &mut SqliteConnection, alias: &Alias, call: &CallId, at_ms: UnixMs) -> Sql<()> {
-    sqlx::query(
+async fn bind_alias(c: &mut Connection, alias: &Alias, call: &CallId, at_ms: UnixMs) -> Sql<()> {
+    query(
         "INSERT INTO call_aliases (kind, id, call_id, early, seen_at) VALUES ($1, $2, $3, NULL, $4)
          ON CONFLICT (kind, id) DO UPDATE SET call_id = excluded.call_id, early = NULL",
     )
@@ -140,7 +146,7 @@ async fn bind_alias(c: &mut SqliteConnection, alias: &Alias, call: &CallId, at_m
 
 /// Binds ids to a call. Returns the news that waited under them, and ids that another call has.
 async fn bind_all(
-    c: &mut SqliteConnection,
+    c: &mut Connection,
     aliases: &[Alias],
     call: &CallId,
     at_ms: UnixMs,
@@ -149,11 +155,12 @@ async fn bind_all(
     if aliases.is_empty() {
         return Ok((news, conflicts));
     }
-    let mut insert = QueryBuilder::new("INSERT INTO call_aliases (kind, id, call_id, seen_at) ");
+    let mut insert = QueryBuilder::<Database>::new("INSERT INTO call_aliases (kind, id, call_id, seen_at) ");
     insert.push_values(aliases, |mut row, alias| {
         row.push_bind(&alias.kind).push_bind(&alias.id).push_bind(call.as_str()).push_bind(at_ms);
     });
-    let inserted = insert.push(" ON CONFLICT DO NOTHING").build().execute(&mut *c).await?.rows_affected();
+    let inserted =
+        insert.push(" ON CONFLICT DO NOTHING").build().persistent(prepared()).execute(&mut *c).await?.rows_affected();
     if inserted == aliases.len() as u64 {
         // As nearly always, nobody had any of them.
         return Ok((news, conflicts));
@@ -174,21 +181,22 @@ async fn bind_all(
 }
 
 /// Whether a call's order was proven to have made none.
-async fn never_called(c: &mut SqliteConnection, call: &CallId) -> Sql<bool> {
-    let row: Option<Option<String>> =
-        sqlx::query_scalar("SELECT outcome FROM calls WHERE id = $1").bind(call.as_str()).fetch_optional(c).await?;
+async fn never_called(c: &mut Connection, call: &CallId) -> Sql<bool> {
+    let row = query("SELECT outcome FROM calls WHERE id = $1").bind(call.as_str()).fetch_optional(c).await?;
     // A call whose record is past its retention is as good as none.
-    Ok(row.is_none_or(|outcome| outcome.as_deref() == Some(Outcome::NotCreated.as_str())))
+    let Some(row) = row else { return Ok(true) };
+    Ok(row.try_get::<Option<String>, _>("outcome")?.as_deref() == Some(Outcome::NotCreated.as_str()))
 }
 
-pub(super) async fn open(c: &mut SqliteConnection, call: NewCall) -> Sql<Opened> {
+pub(super) async fn open(c: &mut Connection, call: NewCall) -> Sql<Opened> {
+    lock_ids(c, &call.aliases).await?;
     for alias in &call.aliases {
         if let Holder::Call(known) = holder(c, alias).await? {
             // The key of an order that made no call is free again.
             if alias.kind != KEY_KIND || !never_called(c, &known).await? {
                 return Ok(Opened::Known(known));
             }
-            sqlx::query("DELETE FROM call_aliases WHERE kind = $1 AND id = $2")
+            query("DELETE FROM call_aliases WHERE kind = $1 AND id = $2")
                 .bind(&alias.kind)
                 .bind(&alias.id)
                 .execute(&mut *c)
@@ -197,14 +205,14 @@ pub(super) async fn open(c: &mut SqliteConnection, call: NewCall) -> Sql<Opened>
     }
     // The second record of a call: from now on the outside ids lead to it.
     for first in call.aliases.iter().filter(|a| a.kind == OWN_ID_KIND) {
-        sqlx::query("UPDATE call_aliases SET call_id = $1 WHERE call_id = $2")
+        query("UPDATE call_aliases SET call_id = $1 WHERE call_id = $2")
             .bind(call.id.as_str())
             .bind(&first.id)
             .execute(&mut *c)
             .await?;
     }
     let f = &call.facts;
-    sqlx::query(
+    query(
         "INSERT INTO calls (id, business, plan, account, provider, direction, operation, agent, own_number, other_number,
              origin, phase, overrun, admitted_at, phase_at, deadline_at, answered_at, seen_at, seen_by, callback, carrier, polled,
              places, fingerprint)
@@ -230,7 +238,7 @@ pub(super) async fn open(c: &mut SqliteConnection, call: NewCall) -> Sql<Opened>
     .bind(call.origin.as_str())
     .bind(f.carrier.as_ref().map(AccountName::as_str))
     .bind(call.polled)
-    .bind(call.places)
+    .bind(i64::from(call.places))
     .bind(&call.fingerprint)
     .execute(&mut *c)
     .await?;
@@ -238,51 +246,12 @@ pub(super) async fn open(c: &mut SqliteConnection, call: NewCall) -> Sql<Opened>
     Ok(Opened::New(news))
 }
 
-pub(super) async fn apply(c: &mut SqliteConnection, change: Change) -> Sql<Option<Applied>> {
+pub(super) async fn apply(c: &mut Connection, change: Change) -> Sql<Option<Applied>> {
+    lock_ids(c, &change.bind).await?;
+    lock_call(c, &change.call).await?;
     let Some(mut record) = one(c, &change.call).await? else { return Ok(None) };
     let (news, conflicts) = bind_all(c, &change.bind, &change.call, change.at_ms).await?;
-    let event = match (change.event, news) {
-        (Some(a), Some(b)) => Some(stronger(a, b)),
-        (a, b) => a.or(b),
-    };
-    let step = event.map_or(Step::Ignore, |event| next(record.phase, event));
-    match step {
-        Step::Move(phase) => {
-            record.phase = phase;
-            record.phase_at = change.at_ms;
-            record.deadline_at = change.deadlines.of_ms(phase).map(|ms| change.at_ms + ms);
-            if phase == Phase::Live {
-                record.answered_at = Some(change.at_ms);
-            }
-        }
-        Step::Renew => record.deadline_at = change.deadlines.of_ms(record.phase).map(|ms| change.at_ms + ms),
-        Step::End(outcome, proof) => {
-            // A call that was refused ended for want of capacity, whatever its provider calls it.
-            let refused = record.overrun && record.facts.direction == Direction::Inbound;
-            let outcome = if refused { Outcome::Capacity } else { outcome };
-            record.phase = Phase::Ended;
-            record.phase_at = change.at_ms;
-            record.deadline_at = None;
-            record.outcome = Some(outcome);
-            record.proof = Some(proof);
-            record.ended_at = Some(change.at_ms);
-        }
-        Step::Ignore => {}
-    }
-    // News, or ids that a provider gave, prove that the call exists: whatever was unknown of its create is known.
-    let proves_create = matches!(step, Step::Move(_) | Step::End(..)) || !change.bind.is_empty();
-    record.unsettled = change.unsettled.unwrap_or(record.unsettled && !proves_create);
-    record.overrun = change.overrun.unwrap_or(record.overrun);
-    record.absent_at = match change.absent {
-        Some(true) => record.absent_at.or(Some(change.at_ms)),
-        Some(false) => None,
-        None if event.is_some() => None,
-        None => record.absent_at,
-    };
-    if record.ended_at.is_none() || matches!(step, Step::End(..)) {
-        record.seen_at = change.at_ms;
-        record.seen_by = change.seen_by.to_owned();
-    }
+    let step = decide(&mut record, &change, news);
     update(c, &record).await?;
     record
         .aliases
@@ -292,8 +261,8 @@ pub(super) async fn apply(c: &mut SqliteConnection, change: Change) -> Sql<Optio
     Ok(Some(Applied { step, record, conflicts }))
 }
 
-async fn update(c: &mut SqliteConnection, record: &CallRecord) -> Sql<()> {
-    sqlx::query(
+async fn update(c: &mut Connection, record: &CallRecord) -> Sql<()> {
+    query(
         "UPDATE calls SET phase = $2, outcome = $3, proof = $4, overrun = $5, unsettled = $6, phase_at = $7,
              deadline_at = $8, answered_at = $9, ended_at = $10, seen_at = $11, seen_by = $12, absent_at = $13
          WHERE id = $1",
@@ -317,11 +286,12 @@ async fn update(c: &mut SqliteConnection, record: &CallRecord) -> Sql<()> {
 }
 
 pub(super) async fn keep_early(
-    c: &mut SqliteConnection,
+    c: &mut Connection,
     aliases: Vec<Alias>,
     event: Event,
     at_ms: UnixMs,
 ) -> Sql<Option<CallId>> {
+    lock_ids(c, &aliases).await?;
     for alias in &aliases {
         if let Holder::Call(known) = holder(c, alias).await? {
             return Ok(Some(known));
@@ -332,7 +302,7 @@ pub(super) async fn keep_early(
             Holder::News(before) => stronger(before, event),
             _ => event,
         };
-        sqlx::query(
+        query(
             "INSERT INTO call_aliases (kind, id, call_id, early, seen_at) VALUES ($1, $2, NULL, $3, $4)
              ON CONFLICT (kind, id) DO UPDATE SET early = excluded.early, seen_at = excluded.seen_at",
         )
@@ -346,59 +316,57 @@ pub(super) async fn keep_early(
     Ok(None)
 }
 
-pub(super) async fn resolve(pool: &SqlitePool, aliases: &[Alias]) -> super::Result<Option<CallId>> {
-    let mut connection = pool.acquire().await?;
+pub(super) async fn resolve(c: &mut Connection, aliases: &[Alias]) -> Sql<Option<CallId>> {
     for alias in aliases {
-        if let Holder::Call(id) = holder(&mut connection, alias).await? {
+        if let Holder::Call(id) = holder(c, alias).await? {
             return Ok(Some(id));
         }
     }
     Ok(None)
 }
 
-pub(super) async fn open_calls(pool: &SqlitePool) -> super::Result<Vec<CallRecord>> {
-    let calls = sqlx::query("SELECT * FROM calls WHERE phase <> 'ended' ORDER BY admitted_at, id");
-    let aliases = sqlx::query(
+/// In a transaction that sees one state.
+pub(super) async fn open_calls(c: &mut Connection) -> Sql<Vec<CallRecord>> {
+    let calls = query("SELECT * FROM calls WHERE phase <> 'ended' ORDER BY admitted_at, id").fetch_all(&mut *c).await?;
+    let aliases = query(
         "SELECT a.call_id, a.kind, a.id FROM call_aliases a JOIN calls c ON c.id = a.call_id WHERE c.phase <> 'ended'
          ORDER BY a.kind, a.id",
     );
-    together(pool, calls, aliases).await
+    together(&calls, &aliases.fetch_all(&mut *c).await?)
 }
 
-pub(super) async fn latest(pool: &SqlitePool, limit: u32) -> super::Result<Vec<CallRecord>> {
-    let calls = sqlx::query("SELECT * FROM calls ORDER BY admitted_at DESC, id DESC LIMIT $1").bind(limit);
-    let aliases = sqlx::query(
+/// In a transaction that sees one state.
+pub(super) async fn latest(c: &mut Connection, limit: u32) -> Sql<Vec<CallRecord>> {
+    let limit = i64::from(limit);
+    let calls = query("SELECT * FROM calls ORDER BY admitted_at DESC, id DESC LIMIT $1").bind(limit);
+    let calls = calls.fetch_all(&mut *c).await?;
+    let aliases = query(
         "SELECT call_id, kind, id FROM call_aliases
          WHERE call_id IN (SELECT id FROM calls ORDER BY admitted_at DESC, id DESC LIMIT $1) ORDER BY kind, id",
     )
     .bind(limit);
-    together(pool, calls, aliases).await
+    together(&calls, &aliases.fetch_all(&mut *c).await?)
 }
 
-type Query<'q> = sqlx::query::Query<'q, sqlx::Sqlite, sqlx::sqlite::SqliteArguments>;
-
-/// Records and their ids, by two queries that see the same state.
-async fn together(pool: &SqlitePool, calls: Query<'_>, aliases: Query<'_>) -> super::Result<Vec<CallRecord>> {
-    let mut transaction = pool.begin().await?;
-    let calls = calls.fetch_all(&mut *transaction).await?;
+/// Records and their ids.
+fn together(calls: &[Row], aliases: &[Row]) -> Sql<Vec<CallRecord>> {
     let mut of_call = std::collections::HashMap::<String, Vec<Alias>>::new();
-    for row in aliases.fetch_all(&mut *transaction).await? {
-        of_call.entry(row.try_get("call_id")?).or_default().push(alias(&row)?);
+    for row in aliases {
+        of_call.entry(row.try_get("call_id")?).or_default().push(alias(row)?);
     }
-    transaction.rollback().await?;
     let records = calls.iter().map(|row| {
         let id: String = row.try_get("id")?;
         record(row, of_call.remove(&id).unwrap_or_default())
     });
-    records.collect::<Sql<_>>().map_err(Into::into)
+    records.collect()
 }
 
-pub(super) async fn admitted_since(pool: &SqlitePool, since_ms: UnixMs) -> super::Result<Vec<(UnixMs, Facts)>> {
-    let rows = sqlx::query(
-        "SELECT * FROM calls WHERE admitted_at >= $1 AND origin <> 'foreign' AND overrun = 0 ORDER BY admitted_at",
+pub(super) async fn admitted_since(c: &mut Connection, since_ms: UnixMs) -> Sql<Vec<(UnixMs, Facts)>> {
+    let rows = query(
+        "SELECT * FROM calls WHERE admitted_at >= $1 AND origin <> 'foreign' AND NOT overrun ORDER BY admitted_at",
     )
     .bind(since_ms)
-    .fetch_all(pool)
+    .fetch_all(c)
     .await?;
-    rows.iter().map(|row| Ok((row.try_get("admitted_at")?, facts(row)?))).collect::<Sql<_>>().map_err(Into::into)
+    rows.iter().map(|row| Ok((row.try_get("admitted_at")?, facts(row)?))).collect()
 }
