@@ -4,6 +4,7 @@
 //! drains); the change is finished all the same.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
@@ -44,6 +45,9 @@ pub struct Lifecycle {
     /// Told of every call that is put on record: who sleeps for want of calls wakes.
     pub opened: Arc<Notify>,
 }
+
+/// How often a change is applied again that the store may have written.
+const STORE_AGAIN: Duration = Duration::from_secs(1);
 
 async fn finish<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
     match tokio::spawn(work).await {
@@ -92,6 +96,11 @@ impl Lifecycle {
                     this.apply_now(change).await?;
                 }
                 Ok(Opened::Known(_)) | Err(_) => this.release(&id, None).await,
+            }
+            if let Err(StoreError::Unknown(_)) = &opened {
+                // If it is on record after all, nobody holds its slot. News of it makes it count again.
+                let never = Some(Event::Ended(Outcome::NotCreated, EndProof::Deadline));
+                this.apply_later(Change { event: never, ..this.change(&id, "order") });
             }
             opened
         })
@@ -149,16 +158,48 @@ impl Lifecycle {
     }
 
     async fn apply_now(&self, change: Change) -> Result<Option<Applied>> {
+        match self.store.apply(change.clone()).await {
+            Ok(Some(applied)) => Box::pin(self.act_on(applied, change)).await.map(Some),
+            Err(StoreError::Unknown(why)) => {
+                self.apply_later(change);
+                Err(StoreError::Unknown(why))
+            }
+            other => other,
+        }
+    }
+
+    /// Applies a change once more when the store is back: it may have written it, and the slot of a call that ended by it is
+    /// still held. A change that was written changes nothing a second time.
+    fn apply_later(&self, change: Change) {
+        let this = self.clone();
+        // Not among the tasks that a drain waits for: the next process reads the record.
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(STORE_AGAIN).await;
+                match this.store.apply(change.clone()).await {
+                    Ok(Some(applied)) => return drop(this.act_on(applied, change).await),
+                    Ok(None) => return,
+                    Err(_) => {}
+                }
+            }
+        });
+    }
+
+    /// What follows from a change that is on record.
+    async fn act_on(&self, applied: Applied, change: Change) -> Result<Applied> {
         let call = change.call.clone();
-        let Some(applied) = self.store.apply(change.clone()).await? else { return Ok(None) };
         failpoint::hit("call.applied").await;
         for (alias, other) in &applied.conflicts {
             self.metrics.alias_conflict();
             warn!(call = %call, other = %other, kind = %alias.kind, "two calls lay claim to one id");
         }
+        if applied.step == Step::Ignore && applied.record.phase == Phase::Ended {
+            // Nearly always nothing is held. But its end may be on record without anybody having been told so.
+            self.release(&call, applied.record.ended_at).await;
+        }
         if applied.step == Step::Ignore && applied.record.proof == Some(EndProof::Deadline) {
             let again = self.count_again(&applied.record, change).await?;
-            return Ok(Some(again.unwrap_or(applied)));
+            return Ok(again.unwrap_or(applied));
         }
         if let Step::End(outcome, proof) = applied.step {
             failpoint::hit("call.ended").await;
@@ -177,14 +218,14 @@ impl Lifecycle {
                 "call ended"
             );
         }
-        Ok(Some(applied))
+        Ok(applied)
     }
 
     /// News of a call that was given up, as look-ups found nothing, goes to its second record: an overrun, which has its ids and
     /// counts until it ends. The first news that it lives makes that record. `None`: there is none, and this is no such news.
     fn count_again<'a>(&'a self, given_up: &'a CallRecord, change: Change) -> BoxFuture<'a, Result<Option<Applied>>> {
         Box::pin(async move {
-            let own = Alias { kind: OWN_ID_KIND.to_owned(), id: given_up.id.to_string() };
+            let own = own_id(&given_up.id);
             let known = self.store.resolve(std::slice::from_ref(&own)).await?;
             let call = match (known, change.event) {
                 (Some(call), _) => call,
@@ -192,7 +233,8 @@ impl Lifecycle {
                     let id = CallId::new();
                     let mut again = self.new_call(&id, given_up.facts.clone(), given_up.origin, phase);
                     (again.overrun, again.polled, again.places) = (true, given_up.polled, given_up.places);
-                    again.callback = given_up.callback.clone();
+                    // Its idempotency key passes over with its ids, and means the same order.
+                    (again.callback, again.fingerprint) = (given_up.callback.clone(), given_up.fingerprint.clone());
                     again.aliases = vec![own];
                     match self.adopt(again).await? {
                         Opened::New(_) => {
@@ -208,11 +250,28 @@ impl Lifecycle {
         })
     }
 
+    /// The record of a call; of one that was given up and lives, its second. `None`: there is no such call.
+    pub async fn newest_record(&self, call: &CallId) -> Result<Option<CallRecord>> {
+        let first = self.store.call(call).await?;
+        if !matches!(&first, Some(first) if first.proof == Some(EndProof::Deadline)) {
+            return Ok(first);
+        }
+        match self.store.resolve(&[own_id(call)]).await? {
+            Some(again) => Ok(self.store.call(&again).await?.or(first)),
+            None => Ok(first),
+        }
+    }
+
     async fn release(&self, call: &CallId, ended_at: Option<UnixMs>) {
         if let Err(error) = self.gate.release(call, ended_at).await {
             warn!(call = %call, %error, "the gate keeps a slot of an ended call until it is reconciled");
         }
     }
+}
+
+/// The alias by which the second record of a call has the first.
+fn own_id(first: &CallId) -> Alias {
+    Alias { kind: OWN_ID_KIND.to_owned(), id: first.to_string() }
 }
 
 fn seconds(from_ms: UnixMs, to_ms: Option<UnixMs>) -> i64 {

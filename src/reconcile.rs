@@ -32,10 +32,14 @@ use crate::store::{CallRecord, Change, Opened, Result};
 
 /// How often an account is asked when nothing presses; the pace where something does is the provider description's.
 const CALM: Duration = Duration::from_secs(15);
+/// The longest pause of an account whose provider says 429 to sweeps.
+const LIMITED_MAX: Duration = Duration::from_secs(60);
 /// Every so many sweeps the list is read whatever the count says: one call may have ended as another began.
 const DEEP_EVERY: u32 = 5;
 /// A live call's record is written at most so often only to say that it was seen.
 const SEEN_EVERY_MS: i64 = 30_000;
+/// How many of the latest calls may have been answered to nobody when the last process died.
+const LATEST: u32 = 1_000;
 /// How long an inbound call may wait for the id that its account knows it by before a foreign call may be told from it.
 const UNBOUND_MS: i64 = 30_000;
 
@@ -74,6 +78,8 @@ pub struct Sweeper {
     /// Orders for many calls of which one was live a moment ago, with how often they are still asked for at once.
     busy: HashMap<CallId, u32>,
     failing: bool,
+    /// How many sweeps in a row the provider answered with 429.
+    limited: u32,
 }
 
 impl Sweeper {
@@ -94,6 +100,7 @@ impl Sweeper {
             over_since: HashMap::new(),
             busy: HashMap::new(),
             failing: false,
+            limited: 0,
         }
     }
 
@@ -147,7 +154,8 @@ impl Sweeper {
             if stop.is_cancelled() {
                 return;
             }
-            let pace = Duration::from_secs(self.account.provider.sweep_secs.max(1)).min(pause);
+            let own = Duration::from_secs(self.account.provider.sweep_secs.max(1));
+            let pace = if self.limited == 0 { own.min(pause) } else { pause };
             let until = tokio::time::Instant::now() + pause;
             let slept = async {
                 tokio::select! {
@@ -226,8 +234,14 @@ impl Sweeper {
         Ok(open.into_iter().filter(|call| of(call) || orphan(call)).collect())
     }
 
-    /// How long to wait: the description's pace while something presses.
+    /// How long to wait: longer each time that the provider says 429, which is the app's rate, too.
     async fn pause(&self, mine: &[CallRecord]) -> Duration {
+        let pace = self.pace(mine).await;
+        if self.limited == 0 { pace } else { (pace * 2_u32.pow(self.limited.min(10))).min(LIMITED_MAX) }
+    }
+
+    /// The description's pace while something presses.
+    async fn pace(&self, mine: &[CallRecord]) -> Duration {
         if let Some(fixed) = self.calls.settings.sweep {
             return fixed;
         }
@@ -254,6 +268,7 @@ impl Sweeper {
         let at_ms = self.calls.lifecycle.clock.now_ms();
         let (label, seen) = match result {
             Ok(live) => {
+                self.limited = 0;
                 self.calls.lifecycle.metrics.provider_live(account, live);
                 if std::mem::take(&mut self.failing) {
                     info!(account, "the provider answers sweeps again");
@@ -261,6 +276,7 @@ impl Sweeper {
                 ("ok", Seen { provider_live: live, at_ms, error: None })
             }
             Err(error) => {
+                self.limited = if matches!(error, AskError::Status(429)) { self.limited.saturating_add(1) } else { 0 };
                 // Once a change of state, not once a sweep.
                 if !std::mem::replace(&mut self.failing, true) {
                     warn!(account, %error, "the provider cannot be asked for its live calls; ends come by webhook alone");
@@ -420,9 +436,9 @@ impl Sweeper {
     async fn settle_if_due(&self, call: &CallRecord) {
         let now_ms = self.calls.lifecycle.clock.now_ms();
         let due = call.deadline_at.is_some_and(|at| at <= now_ms);
-        let grace_ms = ms(self.calls.settings.grace);
-        let waits = (call.unsettled || call.absent_at.is_some()) && call.phase_at + grace_ms <= now_ms;
-        if !due && !waits {
+        // A lost answer is asked for at once: its app may be waiting. That the provider's lists lag does not matter, as it takes
+        // two look-ups far apart to prove that there is no call.
+        if !due && !call.unsettled && call.absent_at.is_none() {
             return;
         }
         if !self.askable(call).is_empty() {
@@ -659,17 +675,20 @@ fn log<T>(result: Result<T>) {
 pub async fn rebuild(calls: &Calls) -> Result<usize> {
     let lifecycle = &calls.lifecycle;
     let policy = lifecycle.policy.load_full();
-    let open = lifecycle.store.open_calls().await?;
+    let mut open = lifecycle.store.open_calls().await?;
     let count = open.len();
     failpoint::hit("start.read").await;
-    for call in open.iter().filter(|c| c.origin == Origin::Order && c.phase == Phase::Reserved && !c.unsettled) {
+    for call in open.iter_mut().filter(|c| c.origin == Origin::Order && c.phase == Phase::Reserved && !c.unsettled) {
         // The last process died between the record and the answer: nobody knows whether it was sent.
         let change = Change { unsettled: Some(true), ..lifecycle.change(&call.id, "order") };
         lifecycle.apply(change).await?;
+        // Those who send it again must learn so, too.
+        call.unsettled = true;
         failpoint::hit("start.marked").await;
     }
     let away = |e: crate::gate::GateAway| crate::store::StoreError::Failed(e.to_string());
-    calls.reposts.restore(&open, lifecycle.clock.now_ms());
+    let latest = lifecycle.store.latest_calls(LATEST).await?;
+    calls.reposts.restore(open.iter().chain(&latest), lifecycle.clock.now_ms());
     for call in open {
         let bindings = policy.bindings(&call.facts);
         // The lease is the record's; nothing is sent under it here.

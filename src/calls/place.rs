@@ -160,11 +160,12 @@ impl Calls {
 
     /// An order that is none of those before it. `None`: its key belongs to another that was put on record meanwhile.
     async fn run_new(&self, order: &Arc<CreateOrder>, mine: OrderRef, key: Option<Alias>) -> Option<Response<Bytes>> {
-        let kept = mine.clone();
+        let (kept, in_hand) = (mine.clone(), mine.in_hand());
         let response = self.admit_and_send(order, mine, key).await;
         if response.is_err() {
             kept.not_created();
         }
+        in_hand.done();
         match response {
             Ok(response) => Some(response),
             Err(Some(what)) => Some(self.refuse(order, what).await),
@@ -282,14 +283,20 @@ impl Calls {
     /// order is a new one.
     async fn join_earlier(&self, order: &CreateOrder, earlier: &Earlier, until: Instant) -> Option<Response<Bytes>> {
         let mut pause = Duration::from_millis(20);
+        let mut its_call = earlier.call.clone();
         loop {
-            let (call, known) = match &earlier.order {
-                Some(one) => one.look()?,
-                None => (earlier.call.clone(), Known::Unknown),
+            let looked = earlier.order.as_ref().and_then(OrderRef::look);
+            let (call, known) = match looked {
+                Some((call, known)) => {
+                    its_call = call.clone();
+                    (call, known)
+                }
+                // It made no call; or another client, who sent it again too, has its answer by now: the record tells.
+                None => (Some(its_call.clone()?), Known::Unknown),
             };
             if let Some(call) = &call
                 && !matches!(known, Known::UnderWay)
-                && let Ok(Some(record)) = self.lifecycle.store.call(call).await
+                && let Ok(Some(record)) = self.lifecycle.newest_record(call).await
             {
                 let (keyed, no_call) = (earlier.call.is_some(), record.outcome == Some(End::NotCreated));
                 match (standing(&record, self.lifecycle.clock.now_ms()), known) {
@@ -327,7 +334,7 @@ impl Calls {
     /// The answer of an earlier order: the provider's own where it is kept, else one made from the record.
     fn answer_again(&self, order: &CreateOrder, record: &CallRecord, known: Known) -> Response<Bytes> {
         let kept = match known {
-            Known::Created(kept) => kept,
+            Known::Created(kept) => kept.map(|kept| kept.answer.clone()),
             Known::UnderWay | Known::Unknown => None,
         };
         let mut response = kept.or_else(|| made_answer(order, record)).unwrap_or_else(|| {
@@ -356,6 +363,7 @@ impl Calls {
         let (call, account) = (lease.call().clone(), order.account.clone());
         let sdk_sleeps = order.sdk_sleeps;
         let (this, order, told) = (self.clone(), order.clone(), mine.clone());
+        let in_hand = mine.in_hand();
         let mut settling = self.tasks.spawn(async move {
             failpoint::hit("create.sending").await;
             let started = Instant::now();
@@ -371,14 +379,13 @@ impl Calls {
                     mine.told_unknown();
                 }
             }
+            in_hand.done();
             response
         });
         match tokio::time::timeout(self.settings.create_timeout, &mut settling).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => {
                 warn!(%call, %error, "an exchange did not come to its end");
-                told.unknown();
-                told.told_unknown();
                 self.unknown_answer(&account, sdk_sleeps, &call, "ringfence failed while placing the call")
             }
             Err(_) => {

@@ -9,7 +9,7 @@
 //! What is known of an order's client is known to this process alone. After a restart, orders whose outcome is unknown and
 //! those answered within [`UNSURE_MS`] before it count as not delivered.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use ring::digest::{Context, SHA256};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId, RefusalId};
@@ -45,6 +46,8 @@ pub(super) const NOTICED_WITHIN: Duration = Duration::from_millis(50);
 const ORDERS_MAX: usize = 50_000;
 /// The largest answer that is kept, in bytes; a larger one is made anew from the record.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
+/// All answers that are kept, in bytes. What has no room is made anew, too.
+const ANSWERS_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// An SDK that sleeps on `Retry-After` comes again no sooner than this; what comes sooner was sent beside it.
 const SDK_SLEEPS: Duration = Duration::from_millis(300);
 /// It comes again within this.
@@ -200,7 +203,19 @@ pub(super) enum Known {
     /// Its answer was lost; its record will tell.
     Unknown,
     /// There is a call; with the provider's answer, where it is kept.
-    Created(Option<Response<Bytes>>),
+    Created(Option<Arc<Kept>>),
+}
+
+/// A provider's answer, and its part of [`ANSWERS_BYTES_MAX`].
+#[derive(Debug)]
+pub(super) struct Kept {
+    pub(super) answer: Response<Bytes>,
+    _room: OwnedSemaphorePermit,
+}
+
+fn size(answer: &Response<Bytes>) -> usize {
+    let head: usize = answer.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    head + answer.body().len()
 }
 
 #[derive(Debug)]
@@ -238,7 +253,7 @@ impl OrderRef {
 
     /// There is a call.
     pub(super) fn created(&self, answer: &Response<Bytes>) {
-        let kept = (answer.body().len() <= ANSWER_BYTES_MAX).then(|| answer.clone());
+        let kept = self.reposts.keep(answer).map(Arc::new);
         self.change(|o| o.known = Known::Created(kept));
     }
 
@@ -257,10 +272,45 @@ impl OrderRef {
         self.reposts.orders().remove_if(&self.fingerprint, |o| o.id == self.id);
     }
 
+    /// From now on somebody settles it: see [`InHand`].
+    pub(super) fn in_hand(&self) -> InHand {
+        InHand(Some(self.clone()))
+    }
+
+    /// Whoever was to settle it came to grief. What is on record may have been sent; what is not was not.
+    fn abandoned(&self) {
+        let mut orders = self.reposts.orders();
+        orders.remove_if(&self.fingerprint, |o| o.id == self.id && o.call.is_none());
+        if let Some(order) = orders.get(&self.fingerprint, self.id)
+            && matches!(order.known, Known::UnderWay)
+        {
+            (order.known, order.told_unknown) = (Known::Unknown, true);
+        }
+    }
+
     /// Its call, once it is on record, and what is known. `None`: it is over.
     pub(super) fn look(&self) -> Option<(Option<CallId>, Known)> {
         let mut orders = self.reposts.orders();
         orders.get(&self.fingerprint, self.id).map(|o| (o.call.clone(), o.known.clone()))
+    }
+}
+
+/// An order that is being settled. Dropped before that is done, as by a panic, it must not stay under way for ever: who sends it
+/// again would wait for nobody.
+pub(super) struct InHand(Option<OrderRef>);
+
+impl InHand {
+    /// It is settled, or in other hands.
+    pub(super) fn done(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for InHand {
+    fn drop(&mut self) {
+        if let Some(order) = &self.0 {
+            order.abandoned();
+        }
     }
 }
 
@@ -296,7 +346,7 @@ impl Orders {
 
     fn add(&mut self, fingerprint: Fingerprint, order: Order) {
         if self.len >= ORDERS_MAX {
-            self.forget();
+            self.forget(order.id);
         }
         self.by_fingerprint.entry(fingerprint).or_default().push(order);
         self.len += 1;
@@ -312,18 +362,26 @@ impl Orders {
         }
     }
 
-    /// Forgets what nobody can come again for, and if that is not enough, what nobody waits for.
-    fn forget(&mut self) {
-        let all: [fn(&Order) -> bool; 2] = [|o| !o.is_stale(), |o| !o.asker.has_left()];
-        for keep in all {
+    /// Forgets what nobody can come again for; if that is not enough, what nobody waits for: calls that were made first, then
+    /// the older half of those whose outcome is not known, then all.
+    fn forget(&mut self, newest: u64) {
+        let half = newest.saturating_sub(ORDERS_MAX as u64 / 2);
+        self.keep(|o| !o.is_stale());
+        let made = |o: &Order| matches!(o.known, Known::Created(_));
+        let all: [&dyn Fn(&Order) -> bool; 3] = [&made, &|o| o.id < half, &|_| true];
+        for goes in all {
             if self.len >= ORDERS_MAX {
-                for orders in self.by_fingerprint.values_mut() {
-                    orders.retain(keep);
-                }
-                self.by_fingerprint.retain(|_, orders| !orders.is_empty());
-                self.len = self.by_fingerprint.values().map(Vec::len).sum();
+                self.keep(|o| !o.asker.has_left() || !goes(o));
             }
         }
+    }
+
+    fn keep(&mut self, keep: impl Fn(&Order) -> bool) {
+        for orders in self.by_fingerprint.values_mut() {
+            orders.retain(&keep);
+        }
+        self.by_fingerprint.retain(|_, orders| !orders.is_empty());
+        self.len = self.by_fingerprint.values().map(Vec::len).sum();
     }
 }
 
@@ -339,13 +397,35 @@ impl Order {
 }
 
 /// Every order that may come again. Cloning is cheap.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Reposts {
     orders: Arc<Mutex<Orders>>,
     ids: Arc<AtomicU64>,
+    /// Room for answers that are kept, in bytes.
+    room: Arc<Semaphore>,
+}
+
+impl Default for Reposts {
+    fn default() -> Self {
+        Self { orders: Arc::default(), ids: Arc::default(), room: Arc::new(Semaphore::new(ANSWERS_BYTES_MAX)) }
+    }
 }
 
 impl Reposts {
+    /// Keeps an answer, if there is room for it.
+    fn keep(&self, answer: &Response<Bytes>) -> Option<Kept> {
+        let bytes = size(answer);
+        if bytes > ANSWER_BYTES_MAX {
+            return None;
+        }
+        let take = || self.room.clone().try_acquire_many_owned(u32::try_from(bytes).unwrap_or(u32::MAX)).ok();
+        let room = take().or_else(|| {
+            self.orders().keep(|o| !o.is_stale());
+            take()
+        })?;
+        Some(Kept { answer: answer.clone(), _room: room })
+    }
+
     fn orders(&self) -> MutexGuard<'_, Orders> {
         // Every change is one push, one removal or one assignment: a panic elsewhere leaves nothing half done.
         self.orders.lock().unwrap_or_else(PoisonError::into_inner)
@@ -401,12 +481,16 @@ impl Reposts {
         OrderRef { reposts: self.clone(), fingerprint: client.fingerprint.clone(), id }
     }
 
-    /// Takes over the orders of the last process that may come again.
-    pub fn restore(&self, open: &[CallRecord], now_ms: UnixMs) {
+    /// Takes over the orders of the last process that may come again: those of open calls, and of the latest.
+    pub fn restore<'a>(&self, calls: impl IntoIterator<Item = &'a CallRecord>, now_ms: UnixMs) {
         let mut orders = self.orders();
-        for call in open {
+        let mut seen = HashSet::new();
+        for call in calls {
             let Some(fingerprint) = &call.fingerprint else { continue };
-            let known = if call.unsettled {
+            let over = standing(call, now_ms) == Standing::Over;
+            let known = if over || !seen.insert(&call.id) {
+                continue;
+            } else if call.unsettled {
                 Known::Unknown
             } else if call.admitted_at + UNSURE_MS >= now_ms {
                 Known::Created(None)
@@ -607,6 +691,58 @@ mod tests {
         new(arrive(&all, &a)).not_created();
         drop(a);
         assert_eq!(all.len(), 0);
+    }
+
+    #[test]
+    fn kept_answers_have_a_bound_together() {
+        let all = Reposts::default();
+        let large = || Response::new(Bytes::from(vec![b'x'; ANSWER_BYTES_MAX]));
+        let ask = |n: usize| {
+            let asker = all.asker(fingerprint(&n.to_string()));
+            let order = new(arrive(&all, &asker));
+            order.created(&large());
+            order
+        };
+        let is_kept = |order: &OrderRef| matches!(order.look(), Some((None, Known::Created(Some(_)))));
+        let fit = ANSWERS_BYTES_MAX / ANSWER_BYTES_MAX;
+        let orders: Vec<OrderRef> = (0..=fit).map(ask).collect();
+        assert_eq!((orders.iter().filter(|o| is_kept(o)).count(), all.len()), (fit, fit + 1));
+        orders[0].not_created();
+        assert!(is_kept(&ask(fit + 1)), "its room is free again");
+    }
+
+    #[test]
+    fn too_many_orders_lose_the_oldest_and_not_all() {
+        let all = Reposts::default();
+        for n in 0..=ORDERS_MAX {
+            let asker = all.asker(fingerprint(&n.to_string()));
+            new(arrive(&all, &asker)).unknown();
+        }
+        assert_eq!(all.len(), ORDERS_MAX / 2 + 1);
+        let asker = all.asker(fingerprint(&ORDERS_MAX.to_string()));
+        again(arrive(&all, &asker));
+    }
+
+    #[test]
+    fn an_order_that_nobody_settles_any_more_is_unknown_if_it_may_have_been_sent() {
+        let all = Reposts::default();
+        for (recorded, left) in [(true, 1), (false, 0)] {
+            let asker = all.asker(fingerprint("x"));
+            let order = new(arrive(&all, &asker));
+            let call = CallId::new();
+            if recorded {
+                order.opened(&call);
+            }
+            drop(order.in_hand());
+            drop(asker.delivered());
+            assert_eq!(all.len(), left);
+            assert!(!recorded || matches!(order.look(), Some((Some(known), Known::Unknown)) if known == call));
+            order.not_created();
+        }
+        let asker = all.asker(fingerprint("y"));
+        let order = new(arrive(&all, &asker));
+        order.in_hand().done();
+        assert!(matches!(order.look(), Some((None, Known::UnderWay))));
     }
 
     #[test]

@@ -55,10 +55,11 @@ impl Demo {
             stage.simulator.addr(),
             stage.app.api()
         );
-        let steps: [(&str, &str); 5] = [
+        let steps: [(&str, &str); 6] = [
             ("Burst", "10 calls at once, cap 5"),
             ("Inbound, full", "two callers more while 5 of 5 are in use"),
             ("Provider 429", "the provider refuses what ringfence let through"),
+            ("Re-POST", "an app repeats what it got no answer to"),
             ("Lost webhook", "a call ends and no webhook comes"),
             ("kill -9", "a process dies while 4 calls are up"),
         ];
@@ -70,7 +71,8 @@ impl Demo {
                 0 => stage.burst().await,
                 1 => stage.inbound().await,
                 2 => stage.provider_429().await,
-                3 => stage.lost_webhook().await,
+                3 => stage.repost().await,
+                4 => stage.lost_webhook().await,
                 _ => stage.kill_9().await,
             };
             let secs = started.elapsed().as_secs_f64();
@@ -105,8 +107,10 @@ impl Demo {
             stop_signal().await?;
         } else if all_good {
             let ringfence = std::env::args().next().unwrap_or_else(|| "ringfence".to_owned());
-            println!(" Next:  {ringfence} demo --stay    leaves this running, with curl and SDK lines to try");
-            println!("        README.md               point your SDK at it");
+            println!(
+                " Next:  {ringfence} init           writes ringfence.toml from your keys (observe mode: refuses nothing)"
+            );
+            println!("        {ringfence} demo --stay    leaves this running, with curl and SDK lines to try");
         }
         stage.strike(all_good).await;
         Ok(if all_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -164,6 +168,13 @@ impl Stage {
     }
 
     async fn dial_at(&self, api: &str, business: &str, to: u32) -> Result<(Response<Bytes>, Value), String> {
+        let request = self.create(api, business, to)?;
+        let response = self.client.fetch(request, 1 << 20, PATIENCE).await.map_err(|e| e.to_string())?;
+        let body = serde_json::from_slice(response.body()).unwrap_or_default();
+        Ok((response, body))
+    }
+
+    fn create(&self, api: &str, business: &str, to: u32) -> Result<Request<Bytes>, String> {
         let body = json!({
             "agent_id": format!("agent_{business}"), "agent_phone_number_id": "phnum_demo", "to_number": format!("+1555000{to:04}"),
         });
@@ -178,9 +189,7 @@ impl Stage {
             HeaderValue::try_from(self.control.settings().el_api_key).map_err(|e| e.to_string())?,
         );
         headers.insert("x-business-id", HeaderValue::try_from(business).map_err(|e| e.to_string())?);
-        let response = self.client.fetch(request, 1 << 20, PATIENCE).await.map_err(|e| e.to_string())?;
-        let body = serde_json::from_slice(response.body()).unwrap_or_default();
-        Ok((response, body))
+        Ok(request)
     }
 
     async fn in_use(&self) -> u32 {
@@ -300,6 +309,44 @@ impl Stage {
             0 => lines.push("told apart; both slots are back".to_owned()),
             n => return Err(format!("expected every slot back; {n} are held")),
         }
+        Ok(lines)
+    }
+
+    /// What an SDK does by itself after a time-out, and a worker after an error.
+    async fn repost(&self) -> Seen {
+        let before = self.control.counts().creates_el;
+        let dialled = || self.control.counts().creates_el - before;
+        self.control.fault(Fault::next(Provider::ElevenLabs, FaultKind::AcceptThenDrop, 1));
+        let (lost, _) = self.dial("acme", 2500).await?;
+        let started = Instant::now();
+        let (found, body) = self.dial("acme", 2500).await?;
+        let (took, told) = (started.elapsed().as_secs_f64(), body["conversation_id"].as_str().unwrap_or_default());
+        if (lost.status().as_u16(), found.status().as_u16(), dialled()) != (424, 200, 1) || told.is_empty() {
+            let seen = format!("{}, {} and {} calls", lost.status(), found.status(), dialled());
+            return Err(format!("expected 424, then 200 and one call; saw {seen}"));
+        }
+        let line =
+            format!("reset after send: 424, which no SDK repeats; posted again: the call's ids after {took:.1} s");
+        let mut lines = vec![line];
+        self.control.fault(Fault { ms: 1_500, ..Fault::next(Provider::ElevenLabs, FaultKind::Slow, 1) });
+        let (api, patience) = (self.app.api().to_string(), Duration::from_millis(300));
+        for _ in 0..2 {
+            // The client gives up, and waits a moment before it tries again, as SDKs do.
+            if self.client.fetch(self.create(&api, "birch", 2600)?, 1 << 20, patience).await.is_ok() {
+                return Err("expected no answer within 0.3 s; there was one".to_owned());
+            }
+            tokio::time::sleep(patience).await;
+        }
+        let (answer, _) = self.dial("birch", 2600).await?;
+        let earlier = answer.headers().get("x-ringfence-duplicate-of").and_then(|v| v.to_str().ok());
+        if answer.status().as_u16() != 200 || earlier.is_none() || dialled() != 2 {
+            return Err(format!("expected the first order's answer; saw {} and {} calls", answer.status(), dialled()));
+        }
+        lines.push("the client gave up twice: posted 3 times, the provider dialled once".to_owned());
+        for call in self.control.calls().iter().filter(|c| c.live) {
+            self.control.end_call(call.conversation_id.as_deref().unwrap_or_default());
+        }
+        self.wait("every slot to be free again", async || self.in_use().await == 0).await?;
         Ok(lines)
     }
 

@@ -9,7 +9,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::file::{Inputs, digest, unreadable};
-use super::report::{Diagnostic, INLINE_SECRET, Report, Severity};
+use super::report::{Diagnostic, INLINE_SECRET, Report, Severity, UNKNOWN_KEY};
 use crate::provider::secret::Secret;
 
 /// The source of environment variables; a test gives its own.
@@ -442,7 +442,7 @@ impl<'a> Table<'a> {
             let known: Vec<&str> = used.iter().map(String::as_str).collect();
             let mut found = Diagnostic {
                 severity: Severity::Error,
-                code: "E014",
+                code: UNKNOWN_KEY,
                 title: format!("unknown key `{name}` {place}"),
                 span: Some(key.span()),
                 label: String::new(),

@@ -76,15 +76,66 @@ impl Report {
 /// The code of a warning whose place is a secret: what stands there is never drawn.
 pub const INLINE_SECRET: &str = "W001";
 
+/// The code of a key that nobody knows: its value may be a secret under a misspelt name.
+pub const UNKNOWN_KEY: &str = "E014";
+
 /// The text with every secret that stands in it painted over, byte for byte, so that places stay where they are.
 fn without_secrets(diagnostics: &[Diagnostic], text: &str) -> String {
     let mut bytes = text.as_bytes().to_vec();
-    for span in diagnostics.iter().filter(|d| d.code == INLINE_SECRET).filter_map(|d| d.span.clone()) {
+    let places = |code: &'static str| diagnostics.iter().filter(move |d| d.code == code).filter_map(|d| d.span.clone());
+    let mut secrets: Vec<Range<usize>> = places(INLINE_SECRET).collect();
+    let unknown: Vec<usize> = places(UNKNOWN_KEY).map(|span| span.start).collect();
+    let (mut start, mut holds_secrets) = (0, false);
+    for line in text.split_inclusive('\n') {
+        if let Some(table) = line.trim_start().strip_prefix('[') {
+            let table = table.trim_start_matches(['[', ' ']);
+            holds_secrets = ["accounts", "admin"].iter().any(|holder| table.starts_with(holder));
+        }
+        let is_unknown = unknown.iter().any(|at| (start..start + line.len()).contains(at));
+        let named = is_unknown && (holds_secrets || line.starts_with("accounts.") || line.starts_with("admin."));
+        secrets.extend(secrets_of(line, named).into_iter().map(|at| start + at.start..start + at.end));
+        start += line.len();
+    }
+    for span in secrets {
         if let Some(secret) = bytes.get_mut(span) {
             secret.iter_mut().filter(|b| !b.is_ascii_whitespace()).for_each(|b| *b = b'*');
         }
     }
     String::from_utf8(bytes).unwrap_or_default()
+}
+
+/// Which texts in quotes of a line may be secrets, by their key or by their look. Lines are taken as they are, since a text that
+/// is no TOML is drawn, too. A quote that is never closed reaches to the line's end.
+fn secrets_of(line: &str, named: bool) -> Vec<Range<usize>> {
+    let Some((key, value)) = line.split_once('=') else { return vec![] };
+    let key_says = ["secret", "token", "password", "api_key", "apikey", "api-key"];
+    let key = key.to_ascii_lowercase();
+    let by_key = named || key_says.iter().any(|word| key.contains(word));
+    // `{ env = "NAME" }` and `{ file = "/path" }` say where a secret is, not what it is.
+    let is_elsewhere = value.trim_start().starts_with('{') && ["env", "file"].iter().any(|word| value.contains(word));
+    let (mut found, mut at) = (Vec::new(), key.len() + 1);
+    while let Some((begin, quote)) =
+        line.get(at..).and_then(|rest| rest.char_indices().find(|(_, c)| matches!(c, '"' | '\'')))
+    {
+        let begin = at + begin + 1;
+        let rest = line.get(begin..).unwrap_or_default();
+        let end = begin + rest.find(quote).unwrap_or(rest.trim_end().len());
+        let text = line.get(begin..end).unwrap_or_default();
+        if (by_key && !is_elsewhere) || looks_secret(text) {
+            found.push(begin..end);
+        }
+        at = end + 1;
+    }
+    found
+}
+
+/// Whether a text looks like a key: long, without spaces or points, letters and digits mixed. Ids of agents and numbers, and
+/// accounts at Twilio, look so too, and are none.
+fn looks_secret(text: &str) -> bool {
+    const IDS: [&str; 6] = ["agent_", "phnum_", "conv_", "AC", "CA", "PN"];
+    let mixed = text.chars().any(|c| c.is_ascii_digit()) && text.chars().any(|c| c.is_ascii_alphabetic());
+    let of_keys = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '+' | '=');
+    text.len() >= 20 && mixed && text.chars().all(of_keys) && !IDS.iter().any(|id| text.starts_with(id))
 }
 
 /// Draws mistakes as rustc draws them.
@@ -128,4 +179,47 @@ pub fn summary(diagnostics: &[Diagnostic]) -> String {
     };
     let all = [words(Severity::Error, "error"), words(Severity::Warning, "warning")];
     all.into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn drawn(text: &str, at: &str) -> String {
+        let report = Report::default();
+        let start = text.find(at).unwrap();
+        report.error("E014", Some(start..start + at.len()), "unknown key", "");
+        render(&report.finish(), "ringfence.toml", text, false)
+    }
+
+    #[test]
+    fn what_may_be_a_secret_is_never_drawn() {
+        for text in [
+            "[accounts.elevenlabs]\napi_ky = \"hunter2\"\n",
+            "[accounts.elevenlabs]\napi_ky = 'hunter2'\n",
+            "[accounts.elevenlabs]\napi_ky = [\"x\", \"hunter2\"]\n",
+            "[accounts.elevenlabs.more]\napi_ky = \"hunter2\"\n",
+            "accounts.elevenlabs = { api_ky = \"hunter2\" }\n",
+            "[ admin ]\ntoken_secrt = \"hunter2\" # api_ky\n",
+            "[listen]\napi_ky_token = \"hunter2\"\n",
+            "api_ky = \"sk_hunter2aaaaaaaaaaaaaaaa\"\n",
+            "[accounts.elevenlabs]\napi_ky = \"hunter2\n",
+            "[accounts.elevenlabs]\napi_ky = \"é\" # \"hunter2",
+        ] {
+            let drawn = drawn(text, if text.contains("token_secrt") { "token_secrt" } else { "api_ky" });
+            assert!(drawn.contains("E014") && drawn.contains('*') && !drawn.contains("hunter2"), "{drawn}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_secret_is_drawn() {
+        for text in [
+            "[listen]\napii = \"127.0.0.1:8080\"\n",
+            "[accounts.elevenlabs]\napii = { env = \"ELEVENLABS_API_KEY\" }\n",
+            "[inbound]\napii = \"agent_01jx7yw6de2mqrsq14010xgma5\"\n",
+        ] {
+            let (drawn, line) = (drawn(text, "apii"), text.lines().nth(1).unwrap());
+            assert!(drawn.contains(line), "{drawn}");
+        }
+    }
 }

@@ -34,7 +34,7 @@ pub enum StoreError {
     /// Nothing was written.
     #[error("the store failed: {0}")]
     Failed(String),
-    /// It is not known whether it was written: the connection went away in the commit.
+    /// It is not known whether it was written: the connection went away in the commit, or the file after it.
     #[error("the store may or may not have written: {0}")]
     Unknown(String),
     /// A record cannot be read: written by another version, or damaged.

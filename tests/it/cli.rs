@@ -230,7 +230,7 @@ fn the_demo_shows_what_it_promises() {
         "4 leases rebuilt from SQLite",
         "1 had ended meanwhile (asked the provider)",
         "0 leaked, 0 over cap",
-        "5 of 5 ok",
+        "6 of 6 ok",
     ] {
         assert!(out.contains(part), "{part} is not in\n{out}");
     }

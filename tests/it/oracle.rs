@@ -34,14 +34,14 @@ async fn weather(scene: &Scene, dice: &mut Dice, alive: &AtomicBool) {
     }
 }
 
-/// An app: it orders, takes calls, and sometimes does not wait for the answer.
-/// The official SDKs' re-POSTs belong here, too, once they are recognised.
+/// An app: it orders, takes calls, sometimes does not wait for the answer, and sometimes sends an order until it is told.
 async fn app(scene: &Scene, mut dice: Dice, alive: &AtomicBool) {
     while alive.load(Ordering::Relaxed) {
-        match dice.below(8) {
+        match dice.below(11) {
             0..3 => drop(scene.dial().await),
             3..6 => drop(scene.talk().await),
-            6 => scene.dial_and_hang_up(Duration::from_millis(dice.below(60))).await,
+            6..9 => scene.insist(Duration::from_millis(20 << dice.below(8))).await,
+            9 => scene.dial_and_hang_up(Duration::from_millis(dice.below(60))).await,
             _ => drop(scene.call_in()),
         }
         tokio::time::sleep(Duration::from_millis(10 + dice.below(30))).await;
@@ -88,6 +88,7 @@ async fn nothing_that_goes_wrong_passes_a_limit_dials_twice_or_leaks() {
         counts.el_live_max,
         counts.both_live_max,
     );
+    scene.give_up();
     scene.start_well().await;
     scene.finish().await;
 }

@@ -454,3 +454,24 @@ async fn an_order_whose_exchange_died_with_the_process_is_looked_up_after_the_st
     all_free(&stage).await;
     stage.finish().await;
 }
+
+/// Sweeps share the app's rate at the provider: one that says 429 is asked less and less, until it answers again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_provider_that_says_429_to_sweeps_is_left_alone_for_longer_each_time() {
+    let stage = Stage::start(Setup::default()).await;
+    let answer = stage.dial(None, "+15550002001").await;
+    for provider in BOTH {
+        let on = ringfence::simulate::Operation::List;
+        stage.control.fault(Fault { on, n: None, ..Fault::next(provider, FaultKind::RateLimited, 1) });
+    }
+    let before = stage.control.counts().list_requests;
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    // Every 100 ms, they would be 60.
+    let asked = stage.control.counts().list_requests - before;
+    assert!((2..=16).contains(&asked), "{asked} requests");
+    stage.control.set_webhook_loss(1.0);
+    stage.control.end_call(&id(&answer, "conversation_id"));
+    stage.control.clear_faults(None);
+    all_free(&stage).await;
+    stage.finish().await;
+}

@@ -8,8 +8,9 @@ use ringfence::simulate::{Fault, FaultKind, Millis, Provider, SimSettings};
 use serde_json::json;
 
 use crate::outbound::{all_free, basic, blind, elevenlabs, id, once, order, talk};
+use crate::support::child::Scene;
 use crate::support::net::Wire;
-use crate::support::stage::{Answer, Setup, Stage};
+use crate::support::stage::{Answer, PATIENCE, Setup, Stage};
 
 const DUPLICATE: &str = "x-ringfence-duplicate-of";
 const OUTBOUND: &str = "/elevenlabs/v1/convai/twilio/outbound-call";
@@ -51,7 +52,10 @@ async fn dial_and_hang_up(stage: &Stage, provider: Provider, to: &str) {
 
 /// Dials, and hangs up if nothing has come within this time. `None`: it hung up, or was not answered 200.
 async fn dial_for(stage: &Stage, patience: Duration, to: &str) -> Option<String> {
-    let mut app = ask(stage, Provider::ElevenLabs, to).await;
+    read_id(ask(stage, Provider::ElevenLabs, to).await, patience).await
+}
+
+async fn read_id(mut app: Wire, patience: Duration) -> Option<String> {
     tokio::time::timeout(patience, app.readable()).await.ok()?;
     let head = app.head().await?;
     let length = head.lines().find_map(|l| l.to_lowercase().strip_prefix("content-length: ")?.parse().ok())?;
@@ -125,6 +129,55 @@ async fn an_order_whose_answer_was_lost_is_found_for_who_sends_it_again() {
             all_free(&stage).await;
             stage.finish().await;
         }
+    }
+}
+
+/// Several wait for the outcome of one order; the first that is told must not make the others start anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn all_who_wait_for_an_unknown_order_get_its_answer() {
+    let stage = Stage::start(Setup { root: "concurrent = 20".to_owned(), ..Setup::default() }).await;
+    blind(&stage.control);
+    stage.control.set_webhook_loss(1.0);
+    stage.control.fault(Fault::next(Provider::ElevenLabs, FaultKind::AcceptThenDrop, 1));
+    assert_eq!(stage.dial(None, "+15550002001").await.status, 424);
+    let mut waiting = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let app = ask(&stage, Provider::ElevenLabs, "+15550002001").await;
+        // Each hangs up as soon as it has its answer.
+        waiting.spawn(read_id(app, PATIENCE));
+        // They look at different moments.
+        tokio::time::sleep(Duration::from_millis(60)).await;
+    }
+    stage.control.clear_faults(None);
+    let ids: std::collections::BTreeSet<_> = waiting.join_all().await.into_iter().collect();
+    assert_eq!((ids.len(), dialled(&stage)), (1, 1), "{ids:?}");
+    assert!(ids.iter().all(Option::is_some));
+    stage.finish().await;
+}
+
+/// It was given up, as look-ups found nothing, and then its answer came: its repeat is the call that lives.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_that_was_given_up_and_lives_is_not_dialled_again() {
+    for key in [vec![], vec![("idempotency-key", "k")]] {
+        let sim = SimSettings { tw_list_lag_ms: 600_000, ..Setup::default().sim };
+        let stage = Stage::start(Setup { sim, timeouts: "create_secs = 1".to_owned(), ..Setup::default() }).await;
+        stage.control.set_webhook_loss(1.0);
+        slow(&stage, Provider::Twilio, 5_000);
+        let basic = basic(&stage.control);
+        let form = [("authorization", basic.as_str()), ("content-type", "application/x-www-form-urlencoded")];
+        let headers: Vec<_> = form.into_iter().chain(key).collect();
+        let path = format!("/twilio/2010-04-01/Accounts/{}/Calls.json", stage.control.settings().account_sid);
+        let body = "To=%2B15550002001&From=%2B15550001111&Twiml=%3CResponse%2F%3E";
+        let send = async || stage.send("POST", &stage.api(&path), &headers, body).await;
+        assert_eq!(send().await.status, 504);
+        stage.wait("it is given up", async || stage.held().await == 0).await;
+        stage.wait("the late answer makes it count again", async || stage.held().await == 1).await;
+        let sid = stage.control.calls().remove(0).call_sid.unwrap();
+        let again = send().await;
+        assert_eq!((again.status, id(&again, "sid")), (201, sid), "{again:?}");
+        assert!(again.header(DUPLICATE).is_some());
+        assert_eq!((dialled(&stage), stage.held().await), (1, 1));
+        stage.finish().await;
     }
 }
 
@@ -222,6 +275,24 @@ async fn a_restart_knows_the_orders_that_may_come_again() {
     );
     assert_eq!((dialled(&stage), stage.held().await), (2, 2));
     stage.finish().await;
+}
+
+/// The process died between the record and the request. Nobody knows whether it was sent, so its repeat waits for proof: it is
+/// neither told of a call that is none, nor dialled beside one that may be there.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_that_died_with_its_process_is_dialled_once_by_its_repeat() {
+    let mut scene = Scene::usual().await;
+    scene.start("create.sending=abort").await;
+    let to = scene.number();
+    assert!(scene.dial_to(&to).await.is_none(), "it died");
+    assert!(scene.died(PATIENCE).await.is_some());
+    scene.start_well().await;
+    let again = scene.dial_to(&to).await.unwrap();
+    assert_eq!(again.status, 200, "{again:?}");
+    assert_eq!(again.header(DUPLICATE), None, "this one was dialled");
+    assert!(again.json()["conversation_id"].is_string(), "{again:?}");
+    assert_eq!((scene.control.counts().creates_el, scene.held().await), (1, 1));
+    scene.finish().await;
 }
 
 // === idempotency keys ===

@@ -135,6 +135,59 @@ async fn an_end_that_could_not_be_recorded_is_recorded_when_it_can() {
     scene.finish().await;
 }
 
+/// The file goes away between a commit and the look whether it is still there: the end is on record, and its writer was told
+/// that it may not be. The slot must not stay held for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_end_that_is_on_record_without_anybody_knowing_frees_its_slot() {
+    let mut scene = Scene::usual().await;
+    assert!(scene.start("store.committed=sleep:500").await);
+    assert_eq!(scene.dial().await.unwrap().status, 200);
+    let (file, aside) = (scene.database(), scene.folder().join("aside"));
+    let reader = sqlx::sqlite::SqliteConnectOptions::new().filename(&file).read_only(true);
+    let reader = sqlx::sqlite::SqlitePoolOptions::new().max_connections(1).connect_with(reader).await.unwrap();
+    scene.control.set_webhook_loss(1.0);
+    scene.end_all();
+    let ended = async || {
+        let ended: i64 =
+            sqlx::query_scalar("SELECT count(*) FROM calls WHERE phase = 'ended'").fetch_one(&reader).await.unwrap();
+        ended == 1
+    };
+    scene.wait("the end is committed", ended).await;
+    std::fs::rename(&file, &aside).unwrap();
+    scene.wait("it is noticed", async || scene.log().contains("the record cannot be written")).await;
+    assert_eq!(scene.held().await, 1, "nobody was told of the end");
+    std::fs::rename(&aside, &file).unwrap();
+    scene.wait("the slot is free", async || scene.held().await == 0).await;
+    reader.close().await;
+    scene.finish().await;
+}
+
+/// The same for an order: it is refused, so nothing was sent; what is on record of it all the same is ended.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_that_is_on_record_without_anybody_knowing_is_ended() {
+    let mut scene = Scene::usual().await;
+    assert!(scene.start("store.committed=sleep:500").await);
+    let (file, aside, to) = (scene.database(), scene.folder().join("aside"), scene.number());
+    let reader = sqlx::sqlite::SqliteConnectOptions::new().filename(&file).read_only(true);
+    let reader = sqlx::sqlite::SqlitePoolOptions::new().max_connections(1).connect_with(reader).await.unwrap();
+    let are = async |wanted: &str| -> i64 {
+        let counted = format!("SELECT count(*) FROM calls WHERE phase = '{wanted}'");
+        sqlx::query_scalar(sqlx::AssertSqlSafe(counted)).fetch_one(&reader).await.unwrap()
+    };
+    let away = async {
+        scene.wait("it is committed", async || are("reserved").await == 1).await;
+        std::fs::rename(&file, &aside).unwrap();
+    };
+    let (answer, ()) = tokio::join!(scene.dial_to(&to), away);
+    assert_eq!((answer.unwrap().status, scene.held().await, are("reserved").await), (503, 0, 1));
+    std::fs::rename(&aside, &file).unwrap();
+    scene.wait("its record is ended", async || are("ended").await == 1).await;
+    assert_eq!(scene.dial_to(&to).await.unwrap().status, 200);
+    assert_eq!(scene.control.counts().creates_el, 1);
+    reader.close().await;
+    scene.finish().await;
+}
+
 /// A damaged record cannot be mended by us. Nothing is admitted over it; over a new one, what lives is counted.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_record_refuses_creates_and_a_new_one_counts_what_lives() {

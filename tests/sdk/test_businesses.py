@@ -149,7 +149,7 @@ class NodeTwilio(Businesses):
             readme("js")[0]
             + """
             const client = twilio(accountSid, authToken, { httpClient: new Ringfence(`${api}/twilio/`) });
-            const order = { from: "+15550001111", to: "+15550002222", twiml: "<Response/>" };
+            const order = { from: "+15550001111", to: "+15550002222", twiml: '<Response><Pause length="60"/></Response>' };
             return Promise.all(Array.from({ length: 16 }, (_, n) => (n % 2 ? "birch" : "acme")).map((name) =>
               business.run(name, () => client.calls.create(order))
                 .then((call) => [name, call.sid], (error) => [name, error.details.limitName])));
@@ -163,7 +163,7 @@ class NodeTwilio(Businesses):
             + """
             const httpClient = new Ringfence(`${api}/twilio`);
             const client = twilio(accountSid, authToken, { httpClient, region: "ie1", edge: "dublin" });
-            const order = { from: "+15550001111", to: "+15550002222", twiml: "<Response/>" };
+            const order = { from: "+15550001111", to: "+15550002222", twiml: '<Response><Pause length="60"/></Response>' };
             const call = await business.run("acme", () => client.calls.create(order));
             const listed = await client.calls.list({ pageSize: 1 });
             const refused = await client.calls.create(order).catch((error) => [error.status, error.details.error]);

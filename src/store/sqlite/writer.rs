@@ -254,8 +254,14 @@ impl OpenFile {
             },
         };
         let (written, panics) = write_batch(connection, batch).await;
-        // What was written to a file that nobody finds again is not written.
-        (written.and_then(|()| self.is_there()), panics)
+        // What was written to a file that nobody finds again is not written; but the file may come back.
+        let found = || {
+            self.is_there().map_err(|failure| match failure {
+                Failure::Outside(StoreError::Failed(why)) => Failure::Outside(StoreError::Unknown(why)),
+                other => other,
+            })
+        };
+        (written.and_then(|()| found()), panics)
     }
 
     /// The path still leads to the file that was opened. SQLite itself goes on writing to one that was deleted.
@@ -319,7 +325,11 @@ async fn write_jobs(
     }
     failpoint::hit("store.committing").await;
     // Ends the last savepoint, too.
-    sqlx::query("COMMIT").execute(&mut *connection).await?;
+    sqlx::query("COMMIT").execute(&mut *connection).await.map_err(|error| match error {
+        // sqlx's thread is gone, and nobody knows how far it came.
+        sqlx::Error::WorkerCrashed => Failure::Outside(StoreError::Unknown(error.to_string())),
+        error => error.into(),
+    })?;
     failpoint::hit("store.committed").await;
     Ok(())
 }

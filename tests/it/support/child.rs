@@ -1,7 +1,7 @@
 //! The real binary as a child that may die at any moment, against simulated providers in this process: they live on, and what
 //! they count is the truth.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use sqlx::Row as _;
 use tokio::io::AsyncWriteExt as _;
 
+use super::net::Wire;
 use super::stage::{Answer, Behind, Got, PATIENCE, Setup};
 
 /// Calls at once that the config allows: at ElevenLabs, and in all.
@@ -68,6 +69,8 @@ pub struct Scene {
     http: Upstream,
     numbers: AtomicU32,
     /// Numbers that were ordered, with the answer's status where the app got one.
+    /// Orders that were not told what became of them, with when they were first sent.
+    pending: Mutex<VecDeque<(String, Instant)>>,
     orders: Mutex<Vec<(String, Option<u16>)>>,
 }
 
@@ -151,6 +154,7 @@ auth_token = "{token}"
             wrapper: vec![],
             http,
             numbers: AtomicU32::new(1),
+            pending: Mutex::default(),
             orders: Mutex::default(),
         }
     }
@@ -292,7 +296,10 @@ auth_token = "{token}"
     }
 
     fn note(&self, to: &str, answer: Option<&Answer>) {
-        self.orders.lock().unwrap().push((to.to_owned(), answer.map(|a| a.status)));
+        let mut orders = self.orders.lock().unwrap();
+        // Sent again, it is the same order.
+        orders.retain(|(earlier, _)| earlier != to);
+        orders.push((to.to_owned(), answer.map(|a| a.status)));
     }
 
     pub fn elevenlabs_body(&self, to: &str) -> String {
@@ -308,6 +315,13 @@ auth_token = "{token}"
     /// An order at ElevenLabs, to a new number.
     pub async fn dial(&self) -> Option<Answer> {
         self.dial_at("elevenlabs").await
+    }
+
+    /// The same, to this number.
+    pub async fn dial_to(&self, to: &str) -> Option<Answer> {
+        let answer = self.elevenlabs_at("elevenlabs", "outbound-call", self.elevenlabs_body(to)).await;
+        self.note(to, answer.as_ref());
+        answer
     }
 
     /// The same at an account.
@@ -349,18 +363,49 @@ auth_token = "{token}"
 
     /// An order at ElevenLabs, of an app that hangs up after a time.
     pub async fn dial_and_hang_up(&self, after: Duration) {
-        let (to, key) = (self.number(), self.control.settings().el_api_key);
+        let to = self.number();
         self.note(&to, None);
-        let body = self.elevenlabs_body(&to);
+        if let Some(_app) = self.send_order(&to).await {
+            tokio::time::sleep(after).await;
+        }
+    }
+
+    /// One try of a client that sends each order until it is told what became of it, through restarts, for so long that no call
+    /// it made can be over for good. It waits for an answer this long.
+    pub async fn insist(&self, patience: Duration) {
+        let pending = self.pending.lock().unwrap().pop_front();
+        let (to, since) = pending.unwrap_or_else(|| (self.number(), Instant::now()));
+        let told = self.dial_for(&to, patience).await;
+        if told.is_some_and(|status| status != 424) || since.elapsed() > Duration::from_secs(7) {
+            self.orders.lock().unwrap().push((to, told));
+        } else {
+            self.pending.lock().unwrap().push_back((to, since));
+        }
+    }
+
+    /// Gives up on what was never answered.
+    pub fn give_up(&self) {
+        let left = std::mem::take(&mut *self.pending.lock().unwrap());
+        self.orders.lock().unwrap().extend(left.into_iter().map(|(to, _)| (to, None)));
+    }
+
+    /// The status of an order at ElevenLabs, if something came in time.
+    async fn dial_for(&self, to: &str, patience: Duration) -> Option<u16> {
+        let mut app = Wire::new(self.send_order(to).await?);
+        tokio::time::timeout(patience, app.readable()).await.ok()?;
+        app.head().await?.split(' ').nth(1)?.parse().ok()
+    }
+
+    async fn send_order(&self, to: &str) -> Option<tokio::net::TcpStream> {
+        let (key, body) = (self.control.settings().el_api_key, self.elevenlabs_body(to));
         let head = format!(
             "POST /elevenlabs/v1/convai/twilio/outbound-call HTTP/1.1\r\nHost: a\r\nxi-api-key: {key}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
             body.len()
         );
-        let Some(api) = self.serve.as_ref().and_then(|s| s.ready["api"].as_str().map(str::to_owned)) else { return };
-        if let Ok(mut app) = tokio::net::TcpStream::connect(api).await {
-            let _ = app.write_all((head + &body).as_bytes()).await;
-            tokio::time::sleep(after).await;
-        }
+        let api = self.serve.as_ref()?.ready["api"].as_str()?.to_owned();
+        let mut app = tokio::net::TcpStream::connect(api).await.ok()?;
+        app.write_all((head + &body).as_bytes()).await.ok()?;
+        Some(app)
     }
 
     /// A call that somebody places past ringfence.

@@ -1,0 +1,213 @@
+//! The schema of a provider description. `config/providers/*.toml` show it in use.
+
+mod ask;
+mod operation;
+mod webhook;
+mod words;
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::check::Check;
+use super::select::Selector;
+pub use ask::*;
+pub use operation::*;
+pub use webhook::*;
+pub use words::*;
+
+/// The alias kind that carries our own call id through a provider.
+pub const OWN_ID_KIND: &str = "ringfence_call";
+
+/// One provider.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Description {
+    /// Its name in `[accounts.*].provider`.
+    pub name: String,
+    /// Where it is mounted on `listen.api`, as in `/twilio`.
+    pub mount: String,
+    /// Where requests go on to, unless the account says otherwise.
+    pub upstream: String,
+    /// Paths that another host serves, unless the account names an upstream of its own.
+    #[serde(default)]
+    pub upstreams: Vec<OtherHost>,
+    /// `Host` headers that are routed to it.
+    #[serde(default)]
+    pub hosts: Vec<String>,
+    /// The keys of an account that hold what ringfence needs for its own requests.
+    #[serde(default)]
+    pub secrets: Vec<String>,
+    /// Where the app shows its own key.
+    pub api_key: Option<Selector>,
+    /// How often live calls are asked for while calls are up, in seconds.
+    #[serde(default = "sweep_default")]
+    pub sweep_secs: u64,
+    /// The longest that a call can take, in seconds, waiting and ringing included: where nobody can be asked, a call ends then.
+    pub longest_call_secs: u64,
+    /// What ringfence shows on its own requests.
+    pub credentials: Credentials,
+    /// Requests that create calls.
+    #[serde(default, rename = "operation")]
+    pub operations: Vec<Operation>,
+    /// Answers that say that a limit of the provider is full.
+    #[serde(default, rename = "limit")]
+    pub limits: Vec<LimitAnswer>,
+    /// The shape of our answers.
+    pub refusal: RefusalShape,
+    /// What it posts to us.
+    #[serde(default, rename = "webhook")]
+    pub webhooks: Vec<Webhook>,
+    /// How one call is asked for.
+    pub lookup: Option<Lookup>,
+    /// How an order for many calls is asked for: batches, campaigns.
+    #[serde(default, rename = "group")]
+    pub groups: Vec<Group>,
+    /// How its live calls are listed.
+    pub list: Option<List>,
+    /// How its live calls are counted.
+    pub count: Option<Count>,
+    /// How a create whose answer was lost is found.
+    pub find: Option<List>,
+    /// Means to end a call, by name.
+    #[serde(default)]
+    pub terminate: BTreeMap<String, Terminate>,
+    /// How ringfence itself gets the TwiML that connects an inbound call.
+    pub front: Option<Front>,
+    /// What `check --live` asks.
+    pub check: Option<Check>,
+}
+
+fn sweep_default() -> u64 {
+    15
+}
+
+/// A part of a provider's API that has a host of its own.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OtherHost {
+    /// The paths: this one and those below it.
+    pub prefix: String,
+    /// Where requests to them go on to.
+    pub url: String,
+}
+
+/// What ringfence's own requests carry.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged, deny_unknown_fields)]
+pub enum Credentials {
+    /// One header.
+    Header {
+        /// Its name.
+        header: String,
+        /// Its value, a template over `account.*`.
+        value: String,
+    },
+    /// HTTP Basic.
+    Basic {
+        /// A template over `account.*`.
+        username: String,
+        /// A template over `account.*`.
+        password: String,
+    },
+}
+
+impl Description {
+    /// Whether a look-up needs an id of this kind: a call that has one can be asked for.
+    pub fn looks_up(&self, kind: &str) -> bool {
+        self.lookup.as_ref().is_some_and(|l| l.needs == kind) || self.groups.iter().any(|g| g.needs == kind)
+    }
+
+    /// The kind of order for many calls that an operation makes.
+    pub fn group_of(&self, operation: &str) -> Option<&Group> {
+        let operation = self.operations.iter().find(|o| o.name == operation)?;
+        self.groups.iter().find(|g| operation.ids.kinds().any(|kind| kind == g.needs))
+    }
+
+    /// Reads a description. The error names line and column.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let description: Self = toml::from_str(text).map_err(|e| e.to_string().trim_end().to_owned())?;
+        if !description.mount.starts_with('/') || description.mount.ends_with('/') {
+            return Err(format!("mount {:?} must start with a slash and not end with one", description.mount));
+        }
+        let urls = description.upstreams.iter().map(|other| &other.url);
+        for url in urls.chain([&description.upstream]) {
+            url.parse::<http::Uri>().map_err(|e| format!("upstream {url:?}: {e}"))?;
+        }
+        Ok(description)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+    use crate::call::{EndProof, Event, Outcome, Phase};
+    use crate::provider::Registry;
+    use crate::provider::select::{Document, Message};
+
+    #[test]
+    fn the_built_in_descriptions_are_sound() {
+        let registry = Registry::new(&[]).unwrap();
+        let names: Vec<_> = registry.all().map(|d| d.name.as_str()).collect();
+        assert_eq!(names, ["elevenlabs", "twilio"]);
+    }
+
+    #[test]
+    fn a_file_replaces_a_built_in_and_mistakes_name_their_line() {
+        let twilio = crate::provider::BUILT_IN[1].1;
+        let other = twilio.replace("https://api.twilio.com", "https://api.dublin.ie1.twilio.com");
+        let registry = Registry::new(&[("twilio.toml".to_owned(), other)]).unwrap();
+        assert_eq!(registry.get("twilio").unwrap().upstream, "https://api.dublin.ie1.twilio.com");
+
+        let wrong = twilio.replace("sweep_secs = 15", "sweep_sec = 15");
+        let bad = Registry::new(&[("mine.toml".to_owned(), wrong)]).unwrap_err();
+        assert_eq!(bad.len(), 1);
+        assert!(bad[0].to_string().starts_with("mine.toml: TOML parse error at line"), "{}", bad[0]);
+        assert!(bad[0].message.contains("sweep_sec"));
+    }
+
+    #[test]
+    fn a_request_for_many_calls_says_how_many() {
+        let registry = Registry::new(&[]).unwrap();
+        let operations = &registry.get("elevenlabs").unwrap().operations;
+        let rule = operations.iter().find(|o| o.name == "batch_submit").unwrap().places.as_ref().unwrap();
+        let wanted = |body: Value| {
+            let (body, path, headers) = (Document::Json(body), BTreeMap::new(), http::HeaderMap::new());
+            rule.wanted(&Message { body: &body, query: &[], path: &path, headers: &headers })
+        };
+        let three = serde_json::json!([{}, {}, {}]);
+        let with = |limit: Value| serde_json::json!({"recipients": three, "target_concurrency_limit": limit});
+        assert_eq!(wanted(serde_json::json!({"recipients": three})), Some(3));
+        assert_eq!(wanted(with(Value::Null)), Some(3));
+        assert_eq!(wanted(with(2.into())), Some(2), "its own limit");
+        assert_eq!(wanted(with(9.into())), Some(3), "more than one call each there is not");
+        assert_eq!(wanted(with(0.into())), Some(1), "the provider says what it thinks of that");
+        assert_eq!(wanted(serde_json::json!({"target_concurrency_limit": 4})), Some(4));
+        for nonsense in
+            [serde_json::json!(-1), serde_json::json!(2.5), serde_json::json!("many"), serde_json::json!([])]
+        {
+            assert_eq!(wanted(with(nonsense.clone())), None, "{nonsense}");
+        }
+        assert_eq!(wanted(serde_json::json!({})), None);
+    }
+
+    #[test]
+    fn words_of_providers_become_ours() {
+        let registry = Registry::new(&[]).unwrap();
+        let status = registry.get("twilio").unwrap().webhooks.iter().find(|w| w.name == "status").unwrap();
+        let state = status.events[0].state.as_ref().unwrap();
+        let read = |word: &str| {
+            let body = Document::Form(vec![("CallStatus".to_owned(), word.to_owned())]);
+            let (path, headers) = (BTreeMap::new(), http::HeaderMap::new());
+            state.read(&Message { body: &body, query: &[], path: &path, headers: &headers }, EndProof::Webhook)
+        };
+        assert_eq!(read("initiated"), Some(Event::Reached(Phase::Dialing)));
+        assert_eq!(read("in-progress"), Some(Event::Reached(Phase::Live)));
+        assert_eq!(read("no-answer"), Some(Event::Ended(Outcome::NoAnswer, EndProof::Webhook)));
+        assert_eq!(read("cancelled"), Some(Event::Ended(Outcome::Canceled, EndProof::Webhook)));
+        assert_eq!(read("something new"), None);
+        assert!(toml::from_str::<BTreeMap<String, StateWord>>("s = \"finished\"").is_err());
+    }
+}

@@ -1,0 +1,77 @@
+//! What a provider posts to us.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::super::path::PathPattern;
+use super::super::select::{Predicate, Selector};
+use super::super::sign::Scheme;
+use super::{DirectionWord, FactSelectors, IdSelectors, StateWord};
+
+/// Something the provider posts to us.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Webhook {
+    /// Its name.
+    pub name: String,
+    /// Where it arrives.
+    pub paths: Vec<PathPattern>,
+    /// The URL that creates are given: path and fragment, a template over `call_id`.
+    pub callback: Option<String>,
+    /// How it is signed.
+    pub signature: Scheme,
+    /// The provider takes its answer from the reply.
+    pub reply: Option<Reply>,
+    /// The answer to a notification, and to a reply webhook where there is no app.
+    pub answer: Option<FixedAnswer>,
+    /// What makes two deliveries one event; all parts together. None: every delivery is an event.
+    #[serde(default)]
+    pub dedupe: Vec<Selector>,
+    /// Ids of the call.
+    #[serde(default)]
+    pub ids: IdSelectors,
+    /// What policy selects by.
+    #[serde(default)]
+    pub facts: FactSelectors,
+    /// Which side placed the call.
+    pub direction: Option<DirectionWord>,
+    /// What it may tell of; the first that holds.
+    #[serde(default, rename = "event")]
+    pub events: Vec<WebhookEvent>,
+}
+
+/// What kind of reply the provider waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// TwiML: the call can be refused by it, before it is answered.
+    Twiml,
+    /// JSON that cannot refuse.
+    Json,
+}
+
+/// An answer that is always the same.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FixedAnswer {
+    /// The status.
+    pub status: u16,
+    /// The JSON body, if any.
+    pub body: Option<Value>,
+}
+
+/// One thing a webhook may tell of.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WebhookEvent {
+    /// Its name.
+    pub name: String,
+    /// When it is this.
+    #[serde(default)]
+    pub when: Predicate,
+    /// What it says of the call. None: nothing.
+    pub state: Option<StateWord>,
+    /// An inbound call that nobody knows yet is a new one, to be admitted.
+    #[serde(default)]
+    pub admits: bool,
+}

@@ -1,0 +1,149 @@
+//! What is read off a message: facts, ids, and words of ours for states and directions.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Deserializer};
+
+use super::super::select::{Message, Selector};
+use crate::call::{Direction, EndProof, Event, Outcome, Phase};
+use crate::ids::Alias;
+
+/// Where the facts that policy selects by stand.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FactSelectors {
+    /// The agent.
+    pub agent: Option<Selector>,
+    /// Our number or the provider's id of it.
+    pub own_number: Option<Selector>,
+    /// The number at the other end.
+    pub other_number: Option<Selector>,
+}
+
+/// The facts of one message.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CallFacts {
+    /// The agent.
+    pub agent: Option<String>,
+    /// Our number or the provider's id of it.
+    pub own_number: Option<String>,
+    /// The number at the other end.
+    pub other_number: Option<String>,
+}
+
+impl FactSelectors {
+    /// Reads them; overlong texts are not taken.
+    pub fn read(&self, message: &Message<'_>) -> CallFacts {
+        let get = |selector: &Option<Selector>| {
+            let text = selector.as_ref()?.text(message)?;
+            (!text.is_empty() && text.len() <= 256).then(|| text.into_owned())
+        };
+        CallFacts { agent: get(&self.agent), own_number: get(&self.own_number), other_number: get(&self.other_number) }
+    }
+}
+
+/// Ids of a call, by kind.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(transparent)]
+pub struct IdSelectors(BTreeMap<String, Selector>);
+
+impl IdSelectors {
+    /// Reads those that are there.
+    pub fn read(&self, message: &Message<'_>) -> Vec<Alias> {
+        let aliases = self.0.iter().filter_map(|(kind, selector)| Alias::new(kind, &selector.text(message)?));
+        aliases.collect()
+    }
+
+    /// The kinds that may be among them.
+    pub fn kinds(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+}
+
+/// A word of ours, read off the message or constant.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+enum Word {
+    Constant(String),
+    Mapped(Mapped),
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Mapped {
+    from: Option<Selector>,
+    #[serde(default)]
+    map: BTreeMap<String, String>,
+    default: Option<String>,
+}
+
+impl Word {
+    fn read(&self, message: &Message<'_>) -> Option<&str> {
+        match self {
+            Word::Constant(word) => Some(word),
+            Word::Mapped(mapped) => {
+                let text = mapped.from.as_ref().and_then(|s| s.text(message));
+                let word = text.and_then(|t| mapped.map.get(t.as_ref()));
+                word.or(mapped.default.as_ref()).map(String::as_str)
+            }
+        }
+    }
+
+    fn words(&self) -> impl Iterator<Item = &String> {
+        let (constant, mapped) = match self {
+            Word::Constant(word) => (Some(word), None),
+            Word::Mapped(mapped) => (None, Some(mapped)),
+        };
+        constant.into_iter().chain(mapped.into_iter().flat_map(|m| m.map.values().chain(&m.default)))
+    }
+}
+
+/// Where a call stands, in our words: a phase (`queued`, `dialing`, `ringing`, `live`) or an outcome (`completed`, `busy`,
+/// `no_answer`, `canceled`, `failed`).
+#[derive(Debug, Clone)]
+pub struct StateWord(Word);
+
+impl StateWord {
+    /// The event that the message tells of; an outcome is an end with this proof.
+    pub fn read(&self, message: &Message<'_>, proof: EndProof) -> Option<Event> {
+        let word = self.0.read(message)?;
+        word.parse::<Phase>()
+            .map(Event::Reached)
+            .or_else(|_| word.parse::<Outcome>().map(|outcome| Event::Ended(outcome, proof)))
+            .ok()
+    }
+}
+
+impl<'de> Deserialize<'de> for StateWord {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let word = Word::deserialize(d)?;
+        for one in word.words() {
+            if one.parse::<Phase>().is_err() && one.parse::<Outcome>().is_err() {
+                return Err(serde::de::Error::custom(format!("{one:?} is neither a phase nor an outcome")));
+            }
+        }
+        Ok(Self(word))
+    }
+}
+
+/// Which side placed the call.
+#[derive(Debug, Clone)]
+pub struct DirectionWord(Word);
+
+impl DirectionWord {
+    /// Reads it.
+    pub fn read(&self, message: &Message<'_>) -> Option<Direction> {
+        self.0.read(message)?.parse().ok()
+    }
+}
+
+impl<'de> Deserialize<'de> for DirectionWord {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let word = Word::deserialize(d)?;
+        for one in word.words() {
+            one.parse::<Direction>()
+                .map_err(|_| serde::de::Error::custom(format!("{one:?} is neither inbound nor outbound")))?;
+        }
+        Ok(Self(word))
+    }
+}
