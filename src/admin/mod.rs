@@ -49,6 +49,8 @@ pub struct Admin {
     pub draining: CancellationToken,
     /// Where the record is, for `/status`.
     pub store_path: String,
+    /// `sqlite` or `postgres`.
+    pub store_backend: &'static str,
     /// The program that it shows. Weak: the program has the console, not the other way round.
     pub program: Weak<dyn Running>,
 }
@@ -231,7 +233,7 @@ impl Admin {
             "policy": self.program()?.in_force().shown(),
             "draining": self.draining.is_cancelled(),
             "gate": {"backend": "memory", "calls": counts.calls, "overruns": counts.overruns, "byLimit": by_limit(&policy.settings().limits, &counts.by_key)},
-            "store": {"backend": "sqlite", "path": self.store_path, "ok": written.is_ok(), "error": written.err().map(|e| e.to_string())},
+            "store": {"backend": self.store_backend, "path": self.store_path, "ok": written.is_ok(), "error": written.err().map(|e| e.to_string())},
             "accounts": accounts,
         }))
     }

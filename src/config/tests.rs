@@ -91,6 +91,9 @@ webhooks = "127.0.0.1:8081"
 admin = "127.0.0.1:9900"
 [store]
 path = "ringfence.db"
+pool_max = 16
+statement_timeout_ms = 5000
+pooler = "detect"
 migrate_on_start = true
 retention_days = 30
 [timeouts]

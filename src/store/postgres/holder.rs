@@ -66,6 +66,13 @@ impl Me {
     }
 }
 
+#[cfg(test)]
+impl Me {
+    pub(super) fn place(&self) -> &str {
+        &self.place
+    }
+}
+
 /// Boot, process namespace and start time of a process; `None` if there is no such process, or no `/proc`.
 fn place(process: i64) -> Option<String> {
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;

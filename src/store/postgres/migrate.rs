@@ -4,23 +4,22 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use sqlx::migrate::{Migrate as _, MigrateError, Migrator};
-use sqlx::{PgConnection, Postgres, Row as _, Transaction};
+use sqlx::migrate::Migrator;
+use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row as _, Transaction};
 
 use super::super::migrations::{self, Status, TABLE};
 use super::transact::SCHEMA;
-use super::{Db, Settings, explain};
+use super::{Db, Settings, Sql, explain};
 
 /// A migration may rewrite a table.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(3600);
 /// The key of the lock: any number that nobody else takes.
 const LOCK: i64 = 0x7269_6e67_6665_6e63;
 
+/// What is noted is what sqlx's own migrator notes. It is not run itself: its lock, and the statements that it prepares, belong to
+/// a session, which a pooler gives to others.
 fn known() -> Migrator {
-    let mut migrations = sqlx::migrate!("migrations/postgres");
-    // sqlx's own lock belongs to a session, which a pooler gives to others.
-    migrations.set_locking(false);
-    migrations
+    sqlx::migrate!("migrations/postgres")
 }
 
 /// Brings the schema up to date.
@@ -39,11 +38,7 @@ pub async fn down(settings: &Settings, to: Option<i64>) -> Result<(), String> {
     let db = connect(settings)?;
     super::refuse_while_held(&db).await?;
     let mut transaction = begin(&db).await?;
-    let applied = applied(&mut transaction).await?;
-    migrations::refuse_newer(&known(), &applied)?;
-    let target = migrations::target(&applied, to);
-    let undone = known().undo(&mut *transaction, target).await;
-    undone.map_err(|e| format!("cannot be migrated down: {}", why(&e)))?;
+    down_in(&mut transaction, to).await?;
     commit(&db, transaction).await
 }
 
@@ -81,35 +76,68 @@ async fn up_in(c: &mut PgConnection) -> Result<(), String> {
     // Asked first: making one takes a right that an operator may have kept, having made it.
     let there = sqlx::query("SELECT 1 FROM pg_namespace WHERE nspname = $1").persistent(false).bind(SCHEMA);
     if there.fetch_optional(&mut *c).await.map_err(cannot)?.is_none() {
-        let make = format!("CREATE SCHEMA {SCHEMA}");
-        sqlx::raw_sql(sqlx::AssertSqlSafe(make)).execute(&mut *c).await.map_err(cannot)?;
+        run(c, format!("CREATE SCHEMA {SCHEMA}")).await.map_err(cannot)?;
     }
-    let applied = applied(c).await?;
+    let noted = format!(
+        "CREATE TABLE IF NOT EXISTS {TABLE} (version BIGINT PRIMARY KEY, description TEXT NOT NULL,
+             installed_on TIMESTAMPTZ NOT NULL DEFAULT now(), success BOOLEAN NOT NULL, checksum BYTEA NOT NULL,
+             execution_time BIGINT NOT NULL)"
+    );
+    run(c, noted).await.map_err(cannot)?;
+    let applied = applied(c).await.map_err(cannot)?;
     migrations::refuse_newer(&known(), &applied)?;
-    known().run_direct(None, c, false).await.map_err(|e| format!("cannot be migrated: {}", why(&e)))
+    let known = known();
+    let missing = known.iter().filter(|m| m.migration_type.is_up_migration() && !applied.contains(&m.version));
+    for migration in missing {
+        sqlx::raw_sql(migration.sql.clone()).execute(&mut *c).await.map_err(cannot)?;
+        sqlx::query(AssertSqlSafe(format!(
+            "INSERT INTO {TABLE} (version, description, success, checksum, execution_time) VALUES ($1, $2, true, $3, 0)"
+        )))
+        .persistent(false)
+        .bind(migration.version)
+        .bind(&*migration.description)
+        .bind(&*migration.checksum)
+        .execute(&mut *c)
+        .await
+        .map_err(cannot)?;
+    }
+    Ok(())
 }
 
-async fn applied(c: &mut PgConnection) -> Result<BTreeSet<i64>, String> {
-    let error = |e: MigrateError| format!("cannot be used: {}", why(&e));
-    c.ensure_migrations_table(TABLE).await.map_err(error)?;
-    let applied = c.list_applied_migrations(TABLE).await.map_err(error)?;
-    Ok(applied.into_iter().map(|m| m.version).collect())
+async fn down_in(c: &mut PgConnection, to: Option<i64>) -> Result<(), String> {
+    let cannot = |e: sqlx::Error| format!("cannot be migrated down: {e}");
+    let applied = applied(c).await.map_err(cannot)?;
+    migrations::refuse_newer(&known(), &applied)?;
+    let (known, target) = (known(), migrations::target(&applied, to));
+    let mut back: Vec<_> = known
+        .iter()
+        .filter(|m| m.migration_type.is_down_migration() && m.version > target && applied.contains(&m.version))
+        .collect();
+    back.sort_by_key(|m| std::cmp::Reverse(m.version));
+    for migration in back {
+        sqlx::raw_sql(migration.sql.clone()).execute(&mut *c).await.map_err(cannot)?;
+        run(c, format!("DELETE FROM {TABLE} WHERE version = {}", migration.version)).await.map_err(cannot)?;
+    }
+    Ok(())
+}
+
+async fn run(c: &mut PgConnection, sql: String) -> Sql<()> {
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(c).await.map(drop)
+}
+
+async fn applied(c: &mut PgConnection) -> Sql<BTreeSet<i64>> {
+    let there = sqlx::query("SELECT to_regclass($1)::text AS name").persistent(false);
+    let there = there.bind(format!("{SCHEMA}.{TABLE}")).fetch_one(&mut *c).await?;
+    if there.try_get::<Option<String>, _>("name")?.is_none() {
+        return Ok(BTreeSet::new());
+    }
+    let sql = AssertSqlSafe(format!("SELECT version FROM {TABLE}"));
+    let rows = sqlx::query(sql).persistent(false).fetch_all(&mut *c).await?;
+    rows.iter().map(|row| row.try_get("version")).collect()
 }
 
 async fn read_applied(db: &Db) -> Result<BTreeSet<i64>, String> {
-    let read = db.read(|c| {
-        Box::pin(async move {
-            let there = sqlx::query("SELECT to_regclass($1)::text AS name").persistent(false);
-            let there = there.bind(format!("{SCHEMA}.{TABLE}")).fetch_one(&mut *c).await?;
-            if there.try_get::<Option<String>, _>("name")?.is_none() {
-                return Ok(BTreeSet::new());
-            }
-            let sql = format!("SELECT version FROM {TABLE}");
-            let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(false).fetch_all(&mut *c).await?;
-            rows.iter().map(|row| row.try_get("version")).collect()
-        })
-    });
-    read.await.map_err(|e| format!("cannot be used: {e}"))
+    db.read(|c| Box::pin(applied(c))).await.map_err(|e| format!("cannot be used: {e}"))
 }
 
 fn connect(settings: &Settings) -> Result<Db, String> {
@@ -122,7 +150,7 @@ async fn begin(db: &Db) -> Result<Transaction<'static, Postgres>, String> {
          SET LOCAL statement_timeout = {}; SET LOCAL client_min_messages = warning; SELECT pg_advisory_xact_lock({LOCK})",
         STATEMENT_TIMEOUT.as_millis()
     );
-    db.pool.begin_with(sqlx::AssertSqlSafe(begin)).await.map_err(|e| cannot(db, &e))
+    db.pool.begin_with(AssertSqlSafe(begin)).await.map_err(|e| cannot(db, &e))
 }
 
 async fn commit(db: &Db, transaction: Transaction<'static, Postgres>) -> Result<(), String> {
@@ -131,11 +159,4 @@ async fn commit(db: &Db, transaction: Transaction<'static, Postgres>) -> Result<
 
 fn cannot(db: &Db, error: &sqlx::Error) -> String {
     format!("cannot be migrated: {}", explain(error, &db.shown))
-}
-
-fn why(error: &MigrateError) -> String {
-    match error {
-        MigrateError::Execute(cause) | MigrateError::ExecuteMigration(cause, _) => cause.to_string(),
-        other => other.to_string(),
-    }
 }

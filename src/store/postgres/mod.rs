@@ -14,8 +14,9 @@ pub mod migrate;
 mod settings;
 mod transact;
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -26,13 +27,13 @@ use super::{
     Applied, CallRecord, Change, Delivery, NewCall, NewEvent, Opened, Received, RefusalRecord, Result, Store,
     StoreError,
 };
-use crate::call::{Deadlines, EndProof, Event, Outcome};
+use crate::call::Event;
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId};
 use crate::policy::{Business, Facts};
 use holder::{BEAT_EVERY, Me, SILENCE};
 pub use settings::{Pooler, Settings};
-use transact::{Db, prepared};
+use transact::{Db, Fate, prepared};
 
 type Sql<T> = std::result::Result<T, sqlx::Error>;
 
@@ -103,6 +104,8 @@ enum NotYet {
 pub struct PostgresStore {
     db: Arc<Db>,
     beating: tokio::sync::Mutex<Option<tokio::task::JoinHandle<()>>>,
+    /// Calls of which nobody knows yet whether they are on record, and the transaction that knows.
+    doubtful: Mutex<HashMap<CallId, i64>>,
 }
 
 /// The SQLSTATE of an error; empty if it is not the server's.
@@ -205,27 +208,18 @@ impl PostgresStore {
         db.generation.store(generation, Ordering::Relaxed);
         info!(store = %shown, version = %server.version, pooler = server.pooled, generation, "the record is this process's");
         let beating = tokio::spawn(beat(db.clone()));
-        Ok(Self { db, beating: tokio::sync::Mutex::new(Some(beating)) })
+        Ok(Self { db, beating: tokio::sync::Mutex::new(Some(beating)), doubtful: Mutex::default() })
     }
 
-    /// An order whose COMMIT got no answer was not dialled: if it is on record after all, it is ended there.
-    fn bury(db: &Arc<Db>, xid: i64, call: CallId, at_ms: UnixMs) {
-        let db = db.clone();
-        tokio::spawn(async move {
-            if db.was_committed(xid).await != Some(true) {
-                return;
-            }
-            let ended = Event::Ended(Outcome::NotCreated, EndProof::Deadline);
-            let change = Change { event: Some(ended), ..Change::of(&call, "order", at_ms, &Deadlines::default()) };
-            while !db.closed.is_cancelled() {
-                let change = change.clone();
-                match db.write_settled(move |c| Box::pin(calls::apply(c, change.clone()))).await {
-                    Ok(_) => return,
-                    Err(error) => warn!(%call, %error, "an order that was not dialled cannot be ended yet"),
-                }
-                tokio::time::sleep(AGAIN.1).await;
-            }
-        });
+    /// Settles a record whose COMMIT got no answer: only then is it certain that it is there, or never will be.
+    async fn settle_doubt(&self, call: &CallId) -> Result<()> {
+        let doubtful = || self.doubtful.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(xid) = doubtful().get(call).copied() else { return Ok(()) };
+        match self.db.fate(xid).await {
+            Fate::Committed | Fate::Aborted => drop(doubtful().remove(call)),
+            Fate::Unknown => return Err(StoreError::Unknown(format!("{} has not said it yet", self.db.shown))),
+        }
+        Ok(())
     }
 }
 
@@ -299,14 +293,19 @@ async fn refuse_while_held(db: &Db) -> std::result::Result<(), String> {
 #[async_trait]
 impl Store for PostgresStore {
     async fn open(&self, call: NewCall) -> Result<Opened> {
-        let (db, id, at_ms) = (self.db.clone(), call.id.clone(), call.at_ms);
-        let unknown = move |xid| Self::bury(&db, xid, id, at_ms);
-        self.db.write_or(move |c| Box::pin(calls::open(c, call.clone())), unknown).await
+        let id = call.id.clone();
+        let opened = self.db.write_or_doubt(move |c| Box::pin(calls::open(c, call.clone()))).await;
+        opened.map_err(|(error, doubt)| {
+            if let Some(xid) = doubt {
+                self.doubtful.lock().unwrap_or_else(PoisonError::into_inner).insert(id, xid);
+            }
+            error
+        })
     }
 
     async fn apply(&self, change: Change) -> Result<Option<Applied>> {
-        // Whoever releases a slot must hear of the end, once: no answer is better than one that is not certain.
-        self.db.write_settled(move |c| Box::pin(calls::apply(c, change.clone()))).await
+        self.settle_doubt(&change.call).await?;
+        self.db.write(move |c| Box::pin(calls::apply(c, change.clone()))).await
     }
 
     async fn keep_early(&self, aliases: Vec<Alias>, event: Event, at_ms: UnixMs) -> Result<Option<CallId>> {

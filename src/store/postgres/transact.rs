@@ -22,7 +22,7 @@ use crate::failpoint;
 
 /// Longest wait for a connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a write waits to hear what became of its COMMIT. An open goes back to its caller then.
+/// How long a write waits to hear what became of its COMMIT.
 const SETTLE_WITHIN: Duration = Duration::from_secs(3);
 /// The pause between two questions of that kind.
 const SETTLE_AGAIN: Duration = Duration::from_millis(50);
@@ -56,10 +56,10 @@ pub(super) struct Db {
 }
 
 /// What became of a COMMIT.
-enum Fate {
+pub(super) enum Fate {
     Committed,
     Aborted,
-    Unknown(i64),
+    Unknown,
 }
 
 /// A connection that goes back to the pool only when it is told to: one with half a transaction in it is closed.
@@ -194,51 +194,28 @@ impl Db {
         F: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, Sql<T>> + Send + Sync + 'static,
         T: Send + 'static,
     {
-        self.write_or(work, |_| {}).await
+        self.write_or_doubt(work).await.map_err(|(error, _)| error)
     }
 
-    /// The same; `unknown` is told the number of a transaction whose fate is unknown.
-    pub(super) async fn write_or<T, F>(
+    /// The same; an unknown outcome comes with the number of its transaction.
+    pub(super) async fn write_or_doubt<T, F>(
         self: &Arc<Self>,
         work: F,
-        unknown: impl FnOnce(i64) + Send + 'static,
-    ) -> Result<T>
+    ) -> std::result::Result<T, (StoreError, Option<i64>)>
     where
         F: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, Sql<T>> + Send + Sync + 'static,
         T: Send + 'static,
     {
         let this = self.clone();
-        let written = tokio::spawn(async move {
-            let until = Instant::now() + SETTLE_WITHIN;
-            let (written, lost_commit) = this.write_now(&work, Some(until)).await;
-            if let Some(xid) = lost_commit {
-                unknown(xid);
-            }
-            written
-        });
-        self.joined(written).await
-    }
-
-    /// The same, but however long the server is away: it returns when the write is made or certain not to be, or at the close.
-    pub(super) async fn write_settled<T, F>(self: &Arc<Self>, work: F) -> Result<T>
-    where
-        F: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, Sql<T>> + Send + Sync + 'static,
-        T: Send + 'static,
-    {
-        let this = self.clone();
-        let written = tokio::spawn(async move { this.write_now(&work, None).await.0 });
-        self.joined(written).await
-    }
-
-    async fn joined<T>(&self, written: tokio::task::JoinHandle<Result<T>>) -> Result<T> {
+        let written = tokio::spawn(async move { this.write_now(&work).await });
         written.await.unwrap_or_else(|_| {
             self.health.count(1);
             // Its session was closed before a COMMIT was sent: all of it is taken back.
-            Err(StoreError::Failed("the write panicked".to_owned()))
+            Err((StoreError::Failed("the write panicked".to_owned()), None))
         })
     }
 
-    async fn write_now<T, F>(&self, work: &F, until: Option<Instant>) -> (Result<T>, Option<i64>)
+    async fn write_now<T, F>(&self, work: &F) -> std::result::Result<T, (StoreError, Option<i64>)>
     where
         F: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, Sql<T>>,
         T: Send,
@@ -250,7 +227,7 @@ impl Db {
                 Ok(()) => match value {
                     Some(value) => {
                         self.health.note(None);
-                        return (Ok(value), None);
+                        return Ok(value);
                     }
                     None => break StoreError::Failed("the write was not run".to_owned()),
                 },
@@ -271,23 +248,23 @@ impl Db {
                     self.health.note(Some(&lost));
                     break lost;
                 }
-                Err(Stop::Unknown(xid, error)) => match (self.fate(xid, until).await, value) {
+                Err(Stop::Unknown(xid, error)) => match (self.fate(xid).await, value) {
                     (Fate::Committed, Some(value)) => {
                         self.health.note(None);
-                        return (Ok(value), None);
+                        return Ok(value);
                     }
                     (Fate::Aborted, _) | (Fate::Committed, None) => break self.error(&error),
-                    (Fate::Unknown(xid), _) => {
+                    (Fate::Unknown, _) => {
                         let unknown = StoreError::Unknown(explain(&error, &self.shown));
                         self.health.note(Some(&unknown));
                         self.health.count(1);
-                        return (Err(unknown), Some(xid));
+                        return Err((unknown, Some(xid)));
                     }
                 },
             }
         };
         self.health.count(1);
-        (Err(failed), None)
+        Err((failed, None))
     }
 
     async fn try_write<T, F>(&self, work: &F, value: &mut Option<T>) -> std::result::Result<(), Stop>
@@ -341,7 +318,8 @@ impl Db {
     }
 
     /// What became of a transaction whose COMMIT got no answer.
-    async fn fate(&self, xid: i64, until: Option<Instant>) -> Fate {
+    pub(super) async fn fate(&self, xid: i64) -> Fate {
+        let until = Instant::now() + SETTLE_WITHIN;
         loop {
             let asked = self.read(move |c| {
                 Box::pin(async move {
@@ -360,19 +338,10 @@ impl Db {
                 // Still under way, or nobody to ask.
                 _ => {}
             }
-            if until.is_some_and(|until| Instant::now() >= until) || self.closed.is_cancelled() {
-                return Fate::Unknown(xid);
+            if Instant::now() >= until || self.closed.is_cancelled() {
+                return Fate::Unknown;
             }
             tokio::time::sleep(SETTLE_AGAIN).await;
-        }
-    }
-
-    /// Waits until it is known whether a transaction was committed. `None`: the store was closed before.
-    pub(super) async fn was_committed(&self, xid: i64) -> Option<bool> {
-        match self.fate(xid, None).await {
-            Fate::Committed => Some(true),
-            Fate::Aborted => Some(false),
-            Fate::Unknown(_) => None,
         }
     }
 

@@ -94,11 +94,13 @@ impl Server {
             read -r how
             kill -"${how:-QUIT}" $server
             wait $server
+            [ -n "$how" ] || rm -rf "$1"
         "#;
         let mut command = as_postgres(Path::new("/bin/sh"));
         command.args(["-c", script]).arg(self.programs.join("postgres")).arg(&self.folder).arg(self.port.to_string());
         command.arg(self.programs.join("pg_isready")).current_dir("/");
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
         let mut said = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut said).unwrap();
         let mut log = String::new();
@@ -154,4 +156,69 @@ impl Drop for Server {
 pub fn shared() -> &'static Server {
     static SHARED: OnceLock<Server> = OnceLock::new();
     SHARED.get_or_init(Server::start)
+}
+
+/// PgBouncer before a server, which gives every transaction another session, as it does by its usual config.
+pub struct Bouncer {
+    folder: PathBuf,
+    pub port: u16,
+    running: Option<Child>,
+}
+
+impl Bouncer {
+    const PROGRAM: &'static str = "/usr/sbin/pgbouncer";
+
+    /// Skips a test where there is none, except in CI.
+    pub fn is_missing() -> bool {
+        if Path::new(Self::PROGRAM).exists() {
+            return false;
+        }
+        assert!(std::env::var_os("CI").is_none(), "there is no PgBouncer here: apt-get install pgbouncer");
+        eprintln!("skipped: there is no PgBouncer here (Debian: pgbouncer)");
+        true
+    }
+
+    pub fn start(server: &Server) -> Self {
+        let folder = folder_of_postgres();
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let config = format!(
+            "[databases]\n* = host={} port={} user=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
+             unix_socket_dir =\nauth_type = any\npool_mode = transaction\ndefault_pool_size = 8\nmax_client_conn = 1000\n",
+            server.folder.display(),
+            server.port,
+        );
+        std::fs::write(folder.join("pgbouncer.ini"), config).unwrap();
+        let script =
+            r#""$0" -q "$1/pgbouncer.ini" </dev/null >"$1/log" 2>&1 & read -r how; kill -TERM $!; wait; rm -rf "$1""#;
+        let mut command = as_postgres(Path::new("/bin/sh"));
+        command.args(["-c", script, Self::PROGRAM]).arg(&folder).current_dir("/");
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        let running = Some(command.spawn().unwrap());
+        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        Self { folder, port, running }
+    }
+
+    /// The URL of the same database through it.
+    pub fn url(&self, straight: &str) -> String {
+        let database = straight.split('?').next().and_then(|u| u.rsplit('/').next()).unwrap();
+        format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
+    }
+}
+
+impl Drop for Bouncer {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.running.take() {
+            drop(child.stdin.take());
+            let _ = child.wait();
+        }
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// The one that tests of this process share, before the server that they share.
+pub fn shared_bouncer() -> &'static Bouncer {
+    static SHARED: OnceLock<Bouncer> = OnceLock::new();
+    SHARED.get_or_init(|| Bouncer::start(shared()))
 }
