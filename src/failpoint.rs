@@ -107,13 +107,26 @@ mod armed {
 
     /// Does what the environment asks for at this point.
     pub async fn hit(point: &'static str) {
-        for armed in ARMED.get_or_init(read).iter().filter(|armed| armed.point == point) {
+        for time in act(point) {
+            tokio::time::sleep(time).await;
+        }
+    }
+
+    /// The same on a thread of its own, which may wait.
+    pub fn hit_in_thread(point: &'static str) {
+        act(point).for_each(std::thread::sleep);
+    }
+
+    /// How long to wait, where that is asked for.
+    fn act(point: &'static str) -> impl Iterator<Item = Duration> {
+        let armed = ARMED.get_or_init(read).iter().filter(move |armed| armed.point == point);
+        armed.filter_map(move |armed| {
             let pass = armed.passes.fetch_add(1, Ordering::Relaxed) + 1;
             if armed.at != 0 && armed.at != pass {
-                continue;
+                return None;
             }
             match armed.action {
-                Action::Sleep(time) => tokio::time::sleep(time).await,
+                Action::Sleep(time) => Some(time),
                 Action::Abort => {
                     eprintln!("failpoint {point}: abort");
                     std::process::abort();
@@ -121,7 +134,7 @@ mod armed {
                 #[expect(clippy::panic, reason = "that is what was asked for")]
                 Action::Panic => std::panic::panic_any(format!("failpoint {point}: panic")),
             }
-        }
+        })
     }
 
     fn read() -> Vec<Armed> {
@@ -156,9 +169,14 @@ mod armed {
 }
 
 #[cfg(debug_assertions)]
-pub use armed::hit;
+pub use armed::{hit, hit_in_thread};
 
 /// Nothing: this is a release build.
 #[cfg(not(debug_assertions))]
 #[inline(always)]
 pub async fn hit(_point: &'static str) {}
+
+/// Nothing: this is a release build.
+#[cfg(not(debug_assertions))]
+#[inline(always)]
+pub fn hit_in_thread(_point: &'static str) {}

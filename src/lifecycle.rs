@@ -1,7 +1,9 @@
 //! The only writer of a call's state: persist, then release if it ended, then tell.
 //!
-//! Every change runs in a task of its own. Whoever waits for it may be dropped (a client that hangs up, a listener that
-//! drains); the change is finished all the same.
+//! Whoever waits for a change may be dropped (a client that hangs up, a listener that drains); the change is finished all the
+//! same ([`finish`]).
+
+mod finish;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +22,7 @@ use crate::metrics::Metrics;
 use crate::policy::{Facts, Policy};
 use crate::provider::description::OWN_ID_KIND;
 use crate::store::{Applied, CallRecord, Change, NewCall, Opened, Result, Store, StoreError};
+pub use finish::{Finish, Panicked, finish};
 
 /// The newest policy: what binds calls. Readers take what is there; a reload swaps it whole.
 pub type LivePolicy = Arc<ArcSwap<Policy>>;
@@ -49,10 +52,10 @@ pub struct Lifecycle {
 /// How often a change is applied again that the store may have written.
 const STORE_AGAIN: Duration = Duration::from_secs(1);
 
-async fn finish<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
-    match tokio::spawn(work).await {
+async fn finished<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+    match finish(work).await {
         Ok(result) => result,
-        Err(error) => Err(StoreError::Unknown(format!("the task that wrote did not come to its end: {error}"))),
+        Err(error) => Err(StoreError::Unknown(format!("a change did not come to its end: {error}"))),
     }
 }
 
@@ -85,7 +88,7 @@ impl Lifecycle {
     /// record was never admitted. News that came before the call is applied at once.
     pub async fn open(&self, lease: &Lease, call: NewCall) -> Result<Opened> {
         let (this, id) = (self.clone(), lease.call().clone());
-        finish(async move {
+        finished(async move {
             let opened = this.store.open(call).await;
             failpoint::hit("call.opened").await;
             match &opened {
@@ -110,7 +113,7 @@ impl Lifecycle {
     /// Applies a change. `None`: there is no such call.
     pub async fn apply(&self, change: Change) -> Result<Option<Applied>> {
         let this = self.clone();
-        finish(async move { this.apply_now(change).await }).await
+        finished(async move { this.apply_now(change).await }).await
     }
 
     /// Applies news that a provider's ids point to. News of a call that nobody knows waits under its ids.
@@ -119,7 +122,7 @@ impl Lifecycle {
             return Ok(None);
         }
         let this = self.clone();
-        finish(async move {
+        finished(async move {
             let known = match this.store.resolve(&aliases).await? {
                 Some(call) => Some(call),
                 None => this.store.keep_early(aliases.clone(), event, this.clock.now_ms()).await?,
@@ -146,7 +149,7 @@ impl Lifecycle {
     /// Counts a call that exists although no limit had room for it, or although it was taken for over.
     pub async fn adopt(&self, call: NewCall) -> Result<Opened> {
         let this = self.clone();
-        finish(async move {
+        finished(async move {
             let _deciding = this.deciding.read().await;
             let bindings = this.policy.load().bindings(&call.facts);
             let adopted = this.gate.adopt(&call.id, bindings, call.places, call.at_ms, call.overrun).await;

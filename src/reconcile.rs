@@ -154,7 +154,8 @@ impl Sweeper {
             if stop.is_cancelled() {
                 return;
             }
-            let own = Duration::from_secs(self.account.provider.sweep_secs.max(1));
+            let described = Duration::from_secs(self.account.provider.sweep_secs.max(1));
+            let own = self.calls.settings.sweep.unwrap_or(described);
             let pace = if self.limited == 0 { own.min(pause) } else { pause };
             let until = tokio::time::Instant::now() + pause;
             let slept = async {

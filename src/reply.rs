@@ -40,6 +40,8 @@ pub enum Code {
     AlreadyPlaced,
     /// The idempotency key belongs to another order.
     KeyReused,
+    /// The client had gone before its order was admitted.
+    ClientHungUp,
     /// The record could not be written, so nothing was sent.
     StoreUnavailable,
     /// The gate does not answer, so nothing was sent.
@@ -102,6 +104,7 @@ impl Code {
             Code::OutcomeUnknown => "CALL_OUTCOME_UNKNOWN",
             Code::AlreadyPlaced => "CALL_ALREADY_PLACED",
             Code::KeyReused => "IDEMPOTENCY_KEY_REUSED",
+            Code::ClientHungUp => "CLIENT_HUNG_UP",
             Code::StoreUnavailable => "CALL_STORE_UNAVAILABLE",
             Code::GateUnavailable => "GATE_REBUILDING",
             Code::BodyTooLarge => "BODY_TOO_LARGE",
@@ -127,7 +130,7 @@ impl Code {
             }
             Code::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             Code::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Code::InvalidRequest => StatusCode::BAD_REQUEST,
+            Code::InvalidRequest | Code::ClientHungUp => StatusCode::BAD_REQUEST,
             Code::UnknownRoute => StatusCode::NOT_FOUND,
             Code::UpstreamUnreachable => StatusCode::BAD_GATEWAY,
             _ => StatusCode::SERVICE_UNAVAILABLE,
@@ -141,7 +144,9 @@ impl Code {
             }
             Code::RateExceeded => Kind::Rate,
             Code::PlanNotAllowed | Code::UnknownBusiness => Kind::Denied,
-            Code::BodyTooLarge | Code::InvalidRequest | Code::KeyReused | Code::UnknownRoute => Kind::Invalid,
+            Code::BodyTooLarge | Code::InvalidRequest | Code::KeyReused | Code::ClientHungUp | Code::UnknownRoute => {
+                Kind::Invalid
+            }
             Code::InitiationFailed
             | Code::OutcomeUnknown
             | Code::AlreadyPlaced

@@ -1,7 +1,6 @@
 //! One order, from admission to its settlement: admit → record → send → read → apply → answer.
 //!
-//! From admission on it belongs to a task of its own. An app that hangs up changes nothing: the call is counted, its ids are
-//! learnt. The app is answered at its time-out; the exchange reads on.
+//! An app that hangs up changes nothing: the order goes on ([`finish`]), the call is counted, its ids are learnt. The app is answered at its time-out; the exchange reads on.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,6 +22,7 @@ use crate::call::{Direction, EndProof, Event, Origin, Outcome as End, Phase};
 use crate::failpoint;
 use crate::gate::{Full, Gated, Lease, Order, Verdict};
 use crate::ids::{AccountName, Alias, CallId, RefusalId, mask_number};
+use crate::lifecycle::finish;
 use crate::net::Outcome;
 use crate::net::headers::strip_hop_by_hop;
 use crate::policy::{Bound, Facts};
@@ -98,18 +98,19 @@ impl Drop for Joining {
 }
 
 impl Calls {
-    /// Places a call. Runs in a task of its own: dropping the future drops only the answer. Whoever holds the client's
-    /// connection tells the [`Asker`] whether the answer got there.
+    /// Places a call. Dropping the future drops only the answer: the order goes on. Whoever holds the client's connection tells
+    /// the [`Asker`] whether the answer got there.
     pub fn place(&self, order: CreateOrder) -> (Asker, impl Future<Output = Response<Bytes>> + Send + 'static) {
         let asker = self.reposts.asker(order.fingerprint());
         let (this, shape, client) = (self.clone(), order.account.provider.clone(), asker.client());
         let manner_max = order.sdk_sleeps.then_some(self.settings.sdk_retry_after_max_secs);
-        let task = self.tasks.spawn(async move { this.run(Arc::new(order), client).await });
+        let work = async move { this.run(Arc::new(order), client).await };
+        let work = finish(self.tasks.track_future(work));
         let answer = async move {
-            match task.await {
+            match work.await {
                 Ok(response) => response,
                 Err(error) => {
-                    warn!(%error, "an order's task did not come to its end");
+                    warn!(%error, "an order did not come to its end");
                     let lost = Refusal::new(Code::OutcomeUnknown, "ringfence failed while placing the call");
                     refusal(&lost, Manner { shape: &shape.refusal, retry_after_max_secs: manner_max })
                 }
@@ -130,6 +131,9 @@ impl Calls {
                 Some(key) => self.by_key(&order, &client, key).await,
                 None => Ok(None),
             };
+            if client.has_left() {
+                return self.refuse(&order, hung_up()).await;
+            }
             let earlier = match earlier {
                 Ok(Some(earlier)) => earlier,
                 Ok(None) => match self.reposts.arrive(&client, second_look) {
@@ -147,13 +151,8 @@ impl Calls {
                 },
                 Err(what) => return self.refuse(&order, what).await,
             };
-            if let Some(response) = self.join_earlier(&order, &earlier, until).await {
+            if let Some(response) = self.join_earlier(&order, &earlier, &client, until).await {
                 return response;
-            }
-            // Nothing was dialled yet for a client that has hung up meanwhile; it may be waiting on another connection by now.
-            if client.has_left() {
-                let gone = "Not dialled: the client hung up while an equal order before this one was being settled.";
-                return self.refuse(&order, Refusal::new(Code::InvalidRequest, gone)).await;
             }
         }
     }
@@ -281,7 +280,13 @@ impl Calls {
 
     /// Waits for the settlement of an earlier order, and gives its answer. `None`: it made no call, or its call is over; the
     /// order is a new one.
-    async fn join_earlier(&self, order: &CreateOrder, earlier: &Earlier, until: Instant) -> Option<Response<Bytes>> {
+    async fn join_earlier(
+        &self,
+        order: &CreateOrder,
+        earlier: &Earlier,
+        client: &Client,
+        until: Instant,
+    ) -> Option<Response<Bytes>> {
         let mut pause = Duration::from_millis(20);
         let mut its_call = earlier.call.clone();
         loop {
@@ -315,6 +320,11 @@ impl Calls {
                     }
                     (Standing::Unknown, _) => {}
                 }
+            }
+            if client.has_left() {
+                // Nobody is to be told, and the order's body would be kept all the while.
+                let shape = &order.account.provider.refusal;
+                return Some(refusal(&hung_up(), Manner { shape, retry_after_max_secs: None }));
             }
             if Instant::now() >= until {
                 if let Some(one) = &earlier.order {
@@ -364,7 +374,7 @@ impl Calls {
         let sdk_sleeps = order.sdk_sleeps;
         let (this, order, told) = (self.clone(), order.clone(), mine.clone());
         let in_hand = mine.in_hand();
-        let mut settling = self.tasks.spawn(async move {
+        let settling = async move {
             failpoint::hit("create.sending").await;
             let started = Instant::now();
             let outcome = this.upstream.create(request.open(&lease), ANSWER_BYTES_MAX).await;
@@ -381,7 +391,8 @@ impl Calls {
             }
             in_hand.done();
             response
-        });
+        };
+        let mut settling = finish(self.tasks.track_future(settling));
         match tokio::time::timeout(self.settings.create_timeout, &mut settling).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => {
@@ -389,6 +400,8 @@ impl Calls {
                 self.unknown_answer(&account, sdk_sleeps, &call, "ringfence failed while placing the call")
             }
             Err(_) => {
+                // It reads on by itself.
+                drop(settling);
                 told.told_unknown();
                 self.mark_unsettled(&call).await;
                 let secs = self.settings.create_timeout.as_secs();
@@ -854,6 +867,11 @@ fn made_answer(order: &CreateOrder, record: &CallRecord) -> Option<Response<Byte
         own.map_or(Value::Null, |text| Value::String(text.into_owned()))
     };
     Some(json_answer(StatusCode::from_u16(shape.status).ok()?, &fill_json(shape.body.as_ref()?, &value)))
+}
+
+/// For a client that has gone before its order was admitted: it may be waiting on another connection by now.
+fn hung_up() -> Refusal {
+    Refusal::new(Code::ClientHungUp, "Not dialled: the client hung up before its order was admitted.")
 }
 
 fn name_duplicate(response: &mut Response<Bytes>, earlier: &CallId) {

@@ -41,6 +41,8 @@ struct Holder {
 #[derive(Debug, Default)]
 struct Set {
     holders: HashMap<CallId, Held>,
+    /// What the holders have together: changed with them and nowhere else, so that no admission has to count them.
+    places: u64,
     /// Refusals since a place was last freed: each is told a later one, so that not all come back at once.
     refused: usize,
 }
@@ -54,7 +56,18 @@ struct Held {
 
 impl Set {
     fn places(&self) -> u32 {
-        self.holders.values().fold(0, |sum, held| sum.saturating_add(held.places))
+        u32::try_from(self.places).unwrap_or(u32::MAX)
+    }
+
+    fn insert(&mut self, call: CallId, held: Held) {
+        let before = self.holders.insert(call, held);
+        self.places = self.places + u64::from(held.places) - before.map_or(0, |held| u64::from(held.places));
+    }
+
+    fn remove(&mut self, call: &CallId) {
+        if let Some(held) = self.holders.remove(call) {
+            self.places -= u64::from(held.places);
+        }
     }
 }
 
@@ -196,7 +209,7 @@ impl State {
     fn hold(&mut self, call: CallId, bindings: Vec<Binding>, places: u32, since_ms: UnixMs, overrun: bool) {
         for binding in bindings.iter().filter(|b| matches!(b.bound, Bound::Concurrent(_))) {
             let set = self.sets.entry(binding.key.clone()).or_default();
-            set.holders.insert(call.clone(), Held { places, since_ms });
+            set.insert(call.clone(), Held { places, since_ms });
         }
         self.holders.insert(call, Holder { bindings, places, since_ms, overrun });
     }
@@ -206,7 +219,7 @@ impl State {
         let held = self.holders.remove(call)?;
         for binding in &held.bindings {
             if let Some(set) = self.sets.get_mut(&binding.key) {
-                set.holders.remove(call);
+                set.remove(call);
                 set.refused = 0;
                 if set.holders.is_empty() {
                     self.sets.remove(&binding.key);

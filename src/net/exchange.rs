@@ -300,6 +300,15 @@ impl Exchange {
         }
     }
 
+    /// Whether the client has gone already, as far as can be seen without waiting.
+    pub async fn is_client_gone(&mut self) -> bool {
+        tokio::select! {
+            biased;
+            () = self.client_gone() => true,
+            () = std::future::ready(()) => false,
+        }
+    }
+
     // What relays need.
 
     pub(super) fn settings(&self) -> &EdgeSettings {

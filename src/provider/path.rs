@@ -1,5 +1,6 @@
 //! Paths of requests: patterns that capture, and escapes. Pure.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use percent_encoding::percent_decode_str;
@@ -64,8 +65,8 @@ impl<'de> Deserialize<'de> for PathPattern {
 }
 
 /// A path, or a part of one, without its escapes.
-pub fn percent_decode(text: &str) -> String {
-    percent_decode_str(text).decode_utf8_lossy().into_owned()
+pub fn percent_decode(text: &str) -> Cow<'_, str> {
+    if text.contains('%') { percent_decode_str(text).decode_utf8_lossy() } else { Cow::Borrowed(text) }
 }
 
 #[cfg(test)]

@@ -123,6 +123,12 @@ impl Proxy {
         let sdk_sleeps = sdk_sleeps(exchange, &account);
         let again = operation.again.as_ref().and_then(|kind| Alias::new(kind, captured.get(kind)?));
         let order = CreateOrder { account, operation, facts, request, body, again, sdk_sleeps };
+        if exchange.is_client_gone().await {
+            // It may be waiting on another connection by now, and have been told that nothing was dialled.
+            let what =
+                Refusal::new(Code::ClientHungUp, "Not dialled: the client hung up before its order was admitted.");
+            return ("create", self.refuse(exchange, &order.account, &what).await);
+        }
         let (asker, answer) = self.calls.place(order);
         let mut answer = std::pin::pin!(answer);
         // Whether it is still there is asked first: an answer written to a client that has gone is not delivered.

@@ -1,5 +1,6 @@
 //! Which account and operation a request on `listen.api` is for. Pure.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -62,8 +63,12 @@ fn below<'a>(path: &'a str, mount: &str) -> Option<&'a str> {
 /// A path as lenient servers may read it: empty and dot segments and parameters (`;…`) gone, with an escaped slash within a
 /// segment (it stays escaped here) and between two. Letters are compared whatever their case: some servers take either. What could be a create must not pass ungated for a doubled slash (a base
 /// URL that ends in one) or an escaped letter. It is sent on as it came.
-fn readings(path: &str) -> [String; 2] {
-    [plain(path), plain(&percent_decode(path))]
+fn readings(path: &str) -> Vec<String> {
+    let mut readings = vec![plain(path)];
+    if let Cow::Owned(decoded) = percent_decode(path) {
+        readings.push(plain(&decoded));
+    }
+    readings
 }
 
 fn plain(path: &str) -> String {

@@ -37,7 +37,8 @@ macro_rules! behaves_as_a_store {
             news_and_its_call_find_each_other_however_they_meet,
             a_key_is_free_again_when_its_order_made_no_call,
             records_come_back_as_they_were_written,
-            the_latest_come_first
+            the_latest_come_first,
+            the_writer_and_the_readers_read_the_same_record
         );
     };
     ($fresh:path, $($behaviour:ident),+) => {
@@ -371,4 +372,31 @@ pub(super) async fn the_latest_come_first(fresh: &impl Fresh) {
     assert!(!store.put_business(&acme, 2).await.unwrap());
     assert!(store.delete_business("acme").await.unwrap());
     assert!(!store.delete_business("acme").await.unwrap());
+}
+
+/// The writer and the readers each have a way of reading a record.
+pub(super) async fn the_writer_and_the_readers_read_the_same_record(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    let mut call = new_call(&[("call_sid", "CA1"), (KEY_KIND, "key")]);
+    call.facts.carrier = Some(AccountName::parse("carrier").unwrap());
+    call.facts.agent = Some("agent_1".to_owned());
+    (call.phase, call.overrun, call.polled, call.places) = (Phase::Live, true, true, 7);
+    call.fingerprint = Some("fingerprint".to_owned());
+    call.callback =
+        Some(AppCallback { url: "http://app.test/x".to_owned(), method: "POST".to_owned(), events: vec![] });
+    store.open(call.clone()).await.unwrap();
+    let bind = vec![Alias::new("conversation_id", "conv_1").unwrap()];
+    let unclear = Change {
+        bind,
+        unsettled: Some(true),
+        absent: Some(true),
+        ..Change::of(&call.id, "poll", 3000, &Deadlines::default())
+    };
+    let ended = change(&call.id, END);
+    for change in [unclear, ended] {
+        let applied = store.apply(change).await.unwrap().unwrap().record;
+        assert_eq!(store.call(&call.id).await.unwrap(), Some(applied.clone()));
+        assert_eq!((applied.facts, applied.callback), (call.facts.clone(), call.callback.clone()));
+        assert_eq!((applied.places, applied.fingerprint), (7, call.fingerprint.clone()));
+    }
 }

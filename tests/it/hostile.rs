@@ -328,23 +328,27 @@ fn http2(address: SocketAddr, frames: Vec<u8>) -> Vec<u8> {
         .unwrap();
     let mut stdin = client.stdin.take().unwrap();
     let mut out = client.stdout.take().unwrap();
+    let _ = stdin.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+    let _ = stdin.write_all(&frame(SETTINGS, 0, 0, &[]));
+    // The server's own settings come first. They are read before anything hostile: a connection that is reset for it takes
+    // with it what was not read.
+    let mut all = vec![0; 65536];
+    let begun = out.read(&mut all).unwrap_or_default();
+    all.truncate(begun);
     let writing = std::thread::spawn(move || {
-        let _ = stdin.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
-        let _ = stdin.write_all(&frame(SETTINGS, 0, 0, &[]));
         let _ = stdin.write_all(&frames);
         stdin
     });
     std::thread::park_timeout(Duration::from_secs(3));
+    let mut last = all.clone();
     let (sender, answers) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
-        let mut all = Vec::new();
         let mut piece = [0; 65536];
         while let Ok(read @ 1..) = out.read(&mut piece) {
             all.extend_from_slice(&piece[..read]);
             let _ = sender.send(all.clone());
         }
     });
-    let mut last = Vec::new();
     while let Ok(all) = answers.recv_timeout(Duration::from_secs(2)) {
         last = all;
     }

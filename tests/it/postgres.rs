@@ -107,6 +107,9 @@ async fn a_server_that_is_away_at_the_start_is_waited_for() {
         let answer = http.fetch(request, 1 << 20, Duration::from_secs(20)).await.unwrap();
         (answer.status().as_u16(), String::from_utf8(answer.body().to_vec()).unwrap())
     };
+    while std::net::TcpStream::connect(("127.0.0.1", admin)).is_err() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     let (status, why) = ask("GET", admin, "/ready").await;
     assert!(status == 503 && why.contains("cannot be reached"), "{why}");
     for port in [api, webhooks, admin] {

@@ -155,6 +155,34 @@ async fn all_who_wait_for_an_unknown_order_get_its_answer() {
     stage.finish().await;
 }
 
+/// Nobody waits for a client that has gone: not with its body in memory until the time-out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeat_whose_client_hangs_up_stops_waiting() {
+    // No create is given up before the test is.
+    let setup = Setup { timeouts: "create_secs = 60".to_owned(), ..Setup::default() };
+    let stage = Stage::start(setup).await;
+    blind(&stage.control);
+    stage.control.set_webhook_loss(1.0);
+    stage.control.fault(Fault::next(Provider::ElevenLabs, FaultKind::AcceptThenDrop, 1));
+    assert_eq!(stage.dial(None, "+15550002001").await.status, 424);
+    let tasks = &stage.app().calls().tasks;
+    stage.wait("the first is settled", async || tasks.is_empty()).await;
+    let apps = [
+        ask(&stage, Provider::ElevenLabs, "+15550002001").await,
+        ask(&stage, Provider::ElevenLabs, "+15550002001").await,
+    ];
+    stage.wait("both wait", async || tasks.len() == 2).await;
+    drop(apps);
+    stage.wait("neither does any more", async || tasks.is_empty()).await;
+    assert_eq!((dialled(&stage), stage.held().await), (1, 1));
+    // Whoever comes next is told all the same.
+    stage.control.clear_faults(None);
+    let again = stage.dial(None, "+15550002001").await;
+    assert_eq!((again.status, dialled(&stage)), (200, 1));
+    assert!(again.header(DUPLICATE).is_some());
+    stage.finish().await;
+}
+
 /// It was given up, as look-ups found nothing, and then its answer came: its repeat is the call that lives.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_order_that_was_given_up_and_lives_is_not_dialled_again() {

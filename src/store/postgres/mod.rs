@@ -1,14 +1,12 @@
 //! The store for production: Postgres, in a schema of its own.
 //!
-//! The statements are those of SQLite (`../sql`). What SQLite has from its one writer, transactions have here from locks: one for
-//! the ids that a change touches, one for its call. One process has the record at a time (`holder.rs`), and every write is bound
+//! What SQLite has from its one writer, transactions have here from locks: one for the ids that a change touches, one for its
+//! call. One process has the record at a time (`holder.rs`), and every write is bound
 //! to that (`transact.rs`).
 
-#[path = "../sql/calls.rs"]
 mod calls;
 mod holder;
 pub mod inspect;
-#[path = "../sql/messages.rs"]
 mod messages;
 pub mod migrate;
 mod settings;
@@ -20,7 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use sqlx::{Connection as _, Row as _};
+use sqlx::{Connection as _, PgConnection, Row as _};
 use tracing::{info, warn};
 
 use super::{
@@ -37,17 +35,13 @@ use transact::{Db, Fate, prepared};
 
 type Sql<T> = std::result::Result<T, sqlx::Error>;
 
-// What the statements of `../sql` are compiled with.
-type Database = sqlx::Postgres;
-type Connection = sqlx::PgConnection;
-type Row = sqlx::postgres::PgRow;
-
-fn query<'q>(sql: &'static str) -> sqlx::query::Query<'q, Database, sqlx::postgres::PgArguments> {
+/// A statement, which is kept in the session only where that stays ours.
+fn query<'q>(sql: &'static str) -> sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments> {
     sqlx::query(sql).persistent(prepared())
 }
 
 /// Keeps others from these ids until the transaction ends, all of them in one order. Before any row is locked.
-async fn lock_ids(c: &mut Connection, aliases: &[Alias]) -> Sql<()> {
+async fn lock_ids(c: &mut PgConnection, aliases: &[Alias]) -> Sql<()> {
     if aliases.is_empty() {
         return Ok(());
     }
@@ -61,7 +55,7 @@ async fn lock_ids(c: &mut Connection, aliases: &[Alias]) -> Sql<()> {
 }
 
 /// Keeps others from a call until the transaction ends.
-async fn lock_call(c: &mut Connection, call: &CallId) -> Sql<()> {
+async fn lock_call(c: &mut PgConnection, call: &CallId) -> Sql<()> {
     query("SELECT 1 FROM calls WHERE id = $1 FOR UPDATE").bind(call.as_str()).execute(c).await.map(drop)
 }
 
@@ -452,7 +446,7 @@ impl Store for PostgresStore {
     }
 }
 
-async fn session(c: &mut Connection) -> Sql<i32> {
+async fn session(c: &mut PgConnection) -> Sql<i32> {
     sqlx::raw_sql("SELECT pg_backend_pid() AS pid").fetch_one(c).await?.try_get("pid")
 }
 

@@ -1,13 +1,14 @@
-//! The embedded store: one SQLite file, WAL, `synchronous=FULL`, one writer task, a few readers.
+//! The embedded store: one SQLite file, WAL, `synchronous=FULL`, one writer, a few readers.
 //!
-//! Placeholders are written `$1`, which SQLite and Postgres both read.
+//! Reads go through sqlx, writes through rusqlite, on a thread of its own: see [`writer`]. Placeholders of writes are written `?1`:
+//! `$1` would be a name to SQLite, numbered in the order of appearance.
 
-#[path = "../sql/calls.rs"]
 mod calls;
+mod calls_write;
 pub mod inspect;
 mod lock;
-#[path = "../sql/messages.rs"]
 mod messages;
+mod messages_write;
 pub mod migrate;
 mod writer;
 
@@ -28,32 +29,10 @@ use crate::policy::{Business, Facts};
 pub use lock::Held;
 use writer::Writer;
 
-// What the statements of `../sql` are compiled with.
-type Database = sqlx::Sqlite;
-type Connection = sqlx::SqliteConnection;
-type Row = sqlx::sqlite::SqliteRow;
-
-fn query<'q>(sql: &'static str) -> sqlx::query::Query<'q, Database, sqlx::sqlite::SqliteArguments> {
-    sqlx::query(sql)
-}
-
-/// Whether statements are prepared once and kept.
-fn prepared() -> bool {
-    true
-}
-
-/// Keeps others from these ids until the transaction ends. Here there is one writer, and nobody else.
-async fn lock_ids(_: &mut Connection, _: &[Alias]) -> std::result::Result<(), sqlx::Error> {
-    Ok(())
-}
-
-/// Keeps others from a call until the transaction ends.
-async fn lock_call(_: &mut Connection, _: &CallId) -> std::result::Result<(), sqlx::Error> {
-    Ok(())
-}
-
 /// Readers beside the writer. WAL lets them read while it writes.
 const READERS: u32 = 4;
+/// How long a connection waits for another's lock: a backup's, or that of a person's shell.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// A write that leaves nothing. A write that only begins would not do: of a file that may only be read SQLite makes it a read.
 const PROBE: &str = "BEGIN; CREATE TABLE ringfence_probe (x); ROLLBACK";
 
@@ -104,7 +83,7 @@ fn options(path: &Path) -> SqliteConnectOptions {
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full)
         .foreign_keys(true)
-        .busy_timeout(Duration::from_secs(5))
+        .busy_timeout(BUSY_TIMEOUT)
 }
 
 impl SqliteStore {
@@ -129,8 +108,7 @@ impl SqliteStore {
         }
         // SQLite opens a file that it may only read without a word; every call would then meet the error.
         sqlx::raw_sql(PROBE).execute(&readers).await.map_err(|e| file(explain(&e)))?;
-        let writer =
-            Writer::start(path, options(path).create_if_missing(false)).await.map_err(|e| file(explain(&e)))?;
+        let writer = Writer::start(path).map_err(file)?;
         Ok(Self { writer, readers, path: path.to_owned(), held: std::sync::Mutex::new(Some(held)) })
     }
 
@@ -161,15 +139,6 @@ impl SqliteStore {
         read
     }
 
-    async fn read_open_calls(&self) -> Result<Vec<CallRecord>> {
-        let mut transaction = self.readers.begin().await?;
-        calls::open_calls(&mut transaction).await.map_err(Into::into)
-    }
-
-    async fn read_due(&self, at_ms: UnixMs, limit: u32) -> Result<Vec<Delivery>> {
-        messages::due(&mut *self.readers.acquire().await?, at_ms, limit).await.map_err(Into::into)
-    }
-
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
@@ -179,7 +148,12 @@ impl SqliteStore {
 /// What an operator can do about an error of SQLite.
 fn explain(error: &sqlx::Error) -> String {
     let code = error.as_database_error().and_then(|e| e.code()).unwrap_or_default().into_owned();
-    match code.parse::<u32>().unwrap_or_default() & 0xff {
+    explain_code(code.parse().unwrap_or_default(), error)
+}
+
+/// The same by its code, extended or not.
+fn explain_code(code: u32, error: &dyn std::fmt::Display) -> String {
+    match code & 0xff {
         5 => "another program holds its lock".to_owned(),
         13 => "the disk is full; make room on it, or give ringfence another [store] path".to_owned(),
         8 => "it is read-only; ringfence must be able to write it, or needs another [store] path".to_owned(),
@@ -222,19 +196,19 @@ impl From<sqlx::Error> for StoreError {
 #[async_trait]
 impl Store for SqliteStore {
     async fn open(&self, call: NewCall) -> Result<Opened> {
-        self.writer.run(move |c| Box::pin(calls::open(c, call))).await
+        self.writer.run(move |c| calls_write::open(c, &call)).await
     }
 
     async fn apply(&self, change: Change) -> Result<Option<Applied>> {
-        self.writer.run(move |c| Box::pin(calls::apply(c, change))).await
+        self.writer.run(move |c| calls_write::apply(c, change)).await
     }
 
     async fn keep_early(&self, aliases: Vec<Alias>, event: Event, at_ms: UnixMs) -> Result<Option<CallId>> {
-        self.writer.run(move |c| Box::pin(calls::keep_early(c, aliases, event, at_ms))).await
+        self.writer.run(move |c| calls_write::keep_early(c, &aliases, event, at_ms)).await
     }
 
     async fn resolve(&self, aliases: &[Alias]) -> Result<Option<CallId>> {
-        calls::resolve(&mut *self.readers.acquire().await?, aliases).await.map_err(Into::into)
+        calls::resolve(&self.readers, aliases).await
     }
 
     async fn call(&self, id: &CallId) -> Result<Option<CallRecord>> {
@@ -242,21 +216,19 @@ impl Store for SqliteStore {
     }
 
     async fn open_calls(&self) -> Result<Vec<CallRecord>> {
-        self.doubting(self.read_open_calls().await)
+        self.doubting(calls::open_calls(&self.readers).await)
     }
 
     async fn latest_calls(&self, limit: u32) -> Result<Vec<CallRecord>> {
-        // One transaction, and so one state.
-        let mut transaction = self.readers.begin().await?;
-        calls::latest(&mut transaction, limit).await.map_err(Into::into)
+        calls::latest(&self.readers, limit).await
     }
 
     async fn admitted_since(&self, since_ms: UnixMs) -> Result<Vec<(UnixMs, Facts)>> {
-        calls::admitted_since(&mut *self.readers.acquire().await?, since_ms).await.map_err(Into::into)
+        calls::admitted_since(&self.readers, since_ms).await
     }
 
     async fn receive(&self, event: NewEvent) -> Result<Received> {
-        self.writer.run(move |c| Box::pin(messages::receive(c, event))).await
+        self.writer.run(move |c| messages_write::receive(c, &event)).await
     }
 
     async fn settle(
@@ -268,15 +240,17 @@ impl Store for SqliteStore {
         at_ms: UnixMs,
     ) -> Result<bool> {
         let (event_id, call, outcome) = (event_id.to_owned(), call.cloned(), outcome.to_owned());
-        self.writer.run(move |c| Box::pin(messages::settle(c, event_id, call, outcome, delivery, at_ms))).await
+        self.writer
+            .run(move |c| messages_write::settle(c, &event_id, call.as_ref(), &outcome, delivery.as_ref(), at_ms))
+            .await
     }
 
     async fn unsettled_events(&self) -> Result<Vec<NewEvent>> {
-        messages::unsettled(&mut *self.readers.acquire().await?).await.map_err(Into::into)
+        messages::unsettled(&self.readers).await
     }
 
     async fn due_deliveries(&self, at_ms: UnixMs, limit: u32) -> Result<Vec<Delivery>> {
-        self.doubting(self.read_due(at_ms, limit).await)
+        self.doubting(messages::due(&self.readers, at_ms, limit).await)
     }
 
     async fn delivered(
@@ -286,53 +260,53 @@ impl Store for SqliteStore {
         result: std::result::Result<(), (String, Option<UnixMs>)>,
     ) -> Result<()> {
         let id = id.to_owned();
-        self.writer.run(move |c| Box::pin(messages::delivered(c, id, at_ms, result))).await
+        self.writer.run(move |c| messages_write::delivered(c, &id, at_ms, result)).await
     }
 
     async fn refused(&self, refusal: RefusalRecord) -> Result<()> {
-        self.writer.run(move |c| Box::pin(messages::refused(c, refusal))).await
+        self.writer.run(move |c| messages_write::refused(c, &refusal)).await
     }
 
     async fn latest_refusals(&self, limit: u32) -> Result<Vec<RefusalRecord>> {
-        messages::latest_refusals(&mut *self.readers.acquire().await?, limit).await.map_err(Into::into)
+        messages::latest_refusals(&self.readers, limit).await
     }
 
     async fn businesses(&self) -> Result<Vec<Business>> {
-        messages::businesses(&mut *self.readers.acquire().await?).await.map_err(Into::into)
+        messages::businesses(&self.readers).await
     }
 
     async fn put_business(&self, business: &Business, at_ms: UnixMs) -> Result<bool> {
         let business = business.clone();
-        self.writer.run(move |c| Box::pin(messages::put_business(c, business, at_ms))).await
+        self.writer.run(move |c| messages_write::put_business(c, &business, at_ms)).await
     }
 
     async fn delete_business(&self, id: &str) -> Result<bool> {
         let id = id.to_owned();
-        self.writer.run(move |c| Box::pin(messages::delete_business(c, id))).await
+        self.writer.run(move |c| messages_write::delete_business(c, &id)).await
     }
 
     async fn ping(&self) -> Result<()> {
         // While writes fail, nothing less than a write says that they do no longer: this one changes nothing.
         let sql = if self.writer.is_failing() { "PRAGMA user_version = 0" } else { "SELECT 1" };
-        self.writer.run(move |c| Box::pin(async move { sqlx::query(sql).execute(c).await.map(drop) })).await
+        self.writer.run(move |c| c.execute_batch(sql)).await
     }
 
     async fn purge(&self, ended_before_ms: UnixMs, early_before_ms: UnixMs) -> Result<u64> {
         let mut gone = 0;
-        for what in messages::PURGES {
+        for what in messages_write::PURGES {
             let before = if what.early { early_before_ms } else { ended_before_ms };
             loop {
-                let rows = self.writer.run(move |c| Box::pin(messages::purge(c, what, before))).await?;
+                let rows = self.writer.run(move |c| messages_write::purge(c, what, before)).await?;
                 gone += rows;
-                if rows < messages::PURGE_ROWS.into() {
+                if rows < messages_write::PURGE_ROWS.into() {
                     break;
                 }
             }
         }
-        let deliveries = messages::forgotten_deliveries(&mut *self.readers.acquire().await?, ended_before_ms).await?;
-        for some in deliveries.chunks(messages::PURGE_ROWS as usize) {
+        let deliveries = messages::forgotten_deliveries(&self.readers, ended_before_ms).await?;
+        for some in deliveries.chunks(messages_write::PURGE_ROWS as usize) {
             let some = some.to_vec();
-            gone += self.writer.run(move |c| Box::pin(messages::delete_deliveries(c, some))).await?;
+            gone += self.writer.run(move |c| messages_write::delete_deliveries(c, &some)).await?;
         }
         Ok(gone)
     }

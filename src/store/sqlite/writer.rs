@@ -1,5 +1,8 @@
-//! The one writer. It owns the only connection that writes and puts what waits into one commit (group commit): no timer, it
-//! flushes when the previous commit has returned. Dropping the waiter drops only the notification, never the write.
+//! The one writer: a thread that owns the only connection that writes and puts what waits into one commit (group commit): no
+//! timer, it flushes when the previous commit has returned. Dropping the waiter drops only the notification, never the write.
+//!
+//! It uses rusqlite, because there a statement is a function call. One of sqlx's is a trip to another thread and back, which costs
+//! more than most statements; a call takes about ten.
 //!
 //! A write that fails tells its waiter, and nothing is held back: the next one is tried. After a panic, a full or failing disk or
 //! the like the connection is made anew, so that writing goes on by itself when the cause is gone.
@@ -10,15 +13,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use futures_util::FutureExt as _;
-use futures_util::future::BoxFuture;
-use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{Connection as _, SqliteConnection};
+use rusqlite::{Connection, OpenFlags};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
 
 use super::super::health::Health;
 use super::super::{Result, StoreError};
+use super::BUSY_TIMEOUT;
 use crate::failpoint;
 
 /// Writes that may wait. Beyond it, callers wait to hand theirs over.
@@ -26,20 +26,24 @@ const WAITING_MAX: usize = 4096;
 /// Writes in one commit.
 const BATCH_MAX: usize = 256;
 
+/// Statements kept compiled: more than there are.
+const STATEMENTS_MAX: usize = 64;
+
+/// What a write comes to.
+pub(super) type Written<T> = std::result::Result<T, rusqlite::Error>;
+
 pub(super) struct Writer {
-    jobs: mpsc::Sender<Box<dyn Job>>,
-    task: tokio::sync::Mutex<Option<JoinHandle<()>>>,
-    closed: tokio_util::sync::CancellationToken,
+    /// `None` is the last.
+    jobs: mpsc::Sender<Option<Box<dyn Job>>>,
+    ended: tokio::sync::Mutex<Option<oneshot::Receiver<()>>>,
     health: Arc<Health>,
+    /// A reader failed: what the writer's connection has in its cache may be all that is left.
     doubted: Arc<AtomicBool>,
 }
 
 /// A write, and whom to tell.
 trait Job: Send {
-    fn run<'c>(
-        &'c mut self,
-        connection: &'c mut SqliteConnection,
-    ) -> BoxFuture<'c, std::result::Result<(), sqlx::Error>>;
+    fn run(&mut self, connection: &Connection) -> Written<()>;
     /// It panicked.
     fn panicked(&mut self);
     fn finish(self: Box<Self>, commit: Result<()>);
@@ -53,27 +57,22 @@ struct Write<F, T> {
 
 impl<F, T> Job for Write<F, T>
 where
-    F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, std::result::Result<T, sqlx::Error>> + Send,
+    F: FnOnce(&Connection) -> Written<T> + Send,
     T: Send,
 {
-    fn run<'c>(
-        &'c mut self,
-        connection: &'c mut SqliteConnection,
-    ) -> BoxFuture<'c, std::result::Result<(), sqlx::Error>> {
-        Box::pin(async move {
-            let Some(work) = self.work.take() else { return Ok(()) };
-            failpoint::hit("store.writing").await;
-            match work(connection).await {
-                Ok(value) => {
-                    self.outcome = Some(Ok(value));
-                    Ok(())
-                }
-                Err(error) => {
-                    self.outcome = Some(Err(StoreError::Failed(super::explain(&error))));
-                    Err(error)
-                }
+    fn run(&mut self, connection: &Connection) -> Written<()> {
+        let Some(work) = self.work.take() else { return Ok(()) };
+        failpoint::hit_in_thread("store.writing");
+        match work(connection) {
+            Ok(value) => {
+                self.outcome = Some(Ok(value));
+                Ok(())
             }
-        })
+            Err(error) => {
+                self.outcome = Some(Err(failed(&error)));
+                Err(error)
+            }
+        }
     }
 
     fn panicked(&mut self) {
@@ -94,15 +93,21 @@ where
 
 impl Writer {
     /// Opens the file, which must be there.
-    pub(super) async fn start(path: &Path, options: SqliteConnectOptions) -> std::result::Result<Self, sqlx::Error> {
-        let connection = Some(SqliteConnection::connect_with(&options).await?);
+    pub(super) fn start(path: &Path) -> std::result::Result<Self, String> {
+        let connection = Some(connect(path).map_err(|e| explain(&e))?);
         let (file, health, doubted) = (FileId::of(path), Arc::<Health>::default(), Arc::<AtomicBool>::default());
         let (jobs, waiting) = mpsc::channel(WAITING_MAX);
-        let closed = tokio_util::sync::CancellationToken::new();
-        let (path, health_of_file, doubts) = (path.to_owned(), health.clone(), doubted.clone());
-        let file = OpenFile { connection, options, path, file, health: health_of_file, doubted: doubts };
-        let task = tokio::spawn(write_all(file, waiting, closed.clone()));
-        Ok(Self { jobs, task: tokio::sync::Mutex::new(Some(task)), closed, health, doubted })
+        let (end, ended) = oneshot::channel();
+        let path = path.to_owned();
+        let file = OpenFile { connection, path, file, health: health.clone(), doubted: doubted.clone() };
+        let thread = std::thread::Builder::new().name("ringfence-store".to_owned());
+        thread
+            .spawn(move || {
+                write_all(file, waiting);
+                let _ = end.send(());
+            })
+            .map_err(|e| format!("no thread can be started for it: {e}"))?;
+        Ok(Self { jobs, ended: tokio::sync::Mutex::new(Some(ended)), health, doubted })
     }
 
     /// The last write failed for a cause outside of it.
@@ -123,47 +128,70 @@ impl Writer {
     /// Runs a write and returns when it is durable.
     pub(super) async fn run<F, T>(&self, work: F) -> Result<T>
     where
-        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, std::result::Result<T, sqlx::Error>>
-            + Send
-            + 'static,
+        F: FnOnce(&Connection) -> Written<T> + Send + 'static,
         T: Send + 'static,
     {
         let (reply, told) = oneshot::channel();
         let job = Box::new(Write { work: Some(work), outcome: None, reply });
         let gone = || StoreError::Failed("the store is closed".to_owned());
-        self.jobs.send(job).await.map_err(|_| gone())?;
-        told.await.map_err(|_| gone())?
+        self.jobs.send(Some(job)).await.map_err(|_| gone())?;
+        told.await.map_err(|_| StoreError::Unknown("the store's thread ended before it answered".to_owned()))?
     }
 
     /// Writes what waits, then lets go.
     pub(super) async fn close(&self) {
-        self.closed.cancel();
-        if let Some(task) = self.task.lock().await.take() {
-            let _ = task.await;
+        let _ = self.jobs.send(None).await;
+        if let Some(ended) = self.ended.lock().await.take() {
+            let _ = ended.await;
         }
     }
 }
 
-async fn write_all(
-    mut file: OpenFile,
-    mut waiting: mpsc::Receiver<Box<dyn Job>>,
-    closed: tokio_util::sync::CancellationToken,
-) {
-    let mut batch = Vec::with_capacity(BATCH_MAX);
-    loop {
-        tokio::select! {
-            taken = waiting.recv_many(&mut batch, BATCH_MAX) => if taken == 0 { break },
-            () = closed.cancelled() => {
-                waiting.close();
-                if waiting.recv_many(&mut batch, BATCH_MAX).await == 0 { break }
+fn write_all(mut file: OpenFile, mut waiting: mpsc::Receiver<Option<Box<dyn Job>>>) {
+    let (mut taken, mut batch) = (Vec::with_capacity(BATCH_MAX), Vec::with_capacity(BATCH_MAX));
+    while waiting.blocking_recv_many(&mut taken, BATCH_MAX) > 0 {
+        for job in taken.drain(..) {
+            match job {
+                Some(job) => batch.push(job),
+                // What was handed over before is still there to be taken.
+                None => waiting.close(),
             }
         }
-        let commit = file.write(&mut batch).await;
+        if batch.is_empty() {
+            continue;
+        }
+        let commit = file.write(&mut batch);
         for job in batch.drain(..) {
             job.finish(commit.clone());
         }
     }
-    file.disconnect().await;
+    file.disconnect();
+}
+
+fn connect(path: &Path) -> Written<Connection> {
+    let connection =
+        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
+    connection.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON")?;
+    Ok(connection)
+}
+
+fn code(error: &rusqlite::Error) -> u32 {
+    error.sqlite_error().map_or(0, |error| error.extended_code.unsigned_abs())
+}
+
+fn explain(error: &rusqlite::Error) -> String {
+    super::explain_code(code(error), error)
+}
+
+fn failed(error: &rusqlite::Error) -> StoreError {
+    match error {
+        rusqlite::Error::FromSqlConversionFailure(..) | rusqlite::Error::InvalidColumnType(..) => {
+            StoreError::Damaged(error.to_string())
+        }
+        other => StoreError::Failed(explain(other)),
+    }
 }
 
 /// Which file a path leads to.
@@ -179,13 +207,12 @@ impl FileId {
 /// The database, as the writer has it.
 struct OpenFile {
     /// `None` after a failure: the next write connects again.
-    connection: Option<SqliteConnection>,
-    options: SqliteConnectOptions,
+    connection: Option<Connection>,
     path: PathBuf,
     /// The file that was opened at the start.
     file: FileId,
     health: Arc<Health>,
-    /// A reader failed: what the connection has in its cache may be all that is left.
+    /// A reader failed: what the writer's connection has in its cache may be all that is left.
     doubted: Arc<AtomicBool>,
 }
 
@@ -197,29 +224,20 @@ enum Failure {
     Own(StoreError),
 }
 
-impl From<sqlx::Error> for Failure {
-    fn from(error: sqlx::Error) -> Self {
-        let failed = StoreError::Failed(super::explain(&error));
-        if is_outside(&error) { Self::Outside(failed) } else { Self::Own(failed) }
+impl From<rusqlite::Error> for Failure {
+    fn from(error: rusqlite::Error) -> Self {
+        if is_outside(&error) { Self::Outside(failed(&error)) } else { Self::Own(failed(&error)) }
     }
 }
 
-/// Whether an error says something of the file, not of the write: busy, read-only, I/O, corrupt, full, cannot open, no database;
-/// or a connection that is gone.
-fn is_outside(error: &sqlx::Error) -> bool {
-    match error {
-        sqlx::Error::Database(error) => {
-            let code = error.code().and_then(|code| code.parse::<u32>().ok()).unwrap_or_default();
-            [5, 8, 10, 11, 13, 14, 26].contains(&(code & 0xff))
-        }
-        sqlx::Error::Io(_) | sqlx::Error::WorkerCrashed => true,
-        _ => false,
-    }
+/// Whether an error says something of the file, not of the write: busy, read-only, I/O, corrupt, full, cannot open, no database.
+fn is_outside(error: &rusqlite::Error) -> bool {
+    [5, 8, 10, 11, 13, 14, 26].contains(&(code(error) & 0xff))
 }
 
 impl OpenFile {
-    async fn write(&mut self, batch: &mut [Box<dyn Job>]) -> Result<()> {
-        let (written, panics) = self.try_write(batch).await;
+    fn write(&mut self, batch: &mut [Box<dyn Job>]) -> Result<()> {
+        let (written, panics) = self.try_write(batch);
         let failed = match &written {
             Ok(()) => panics,
             Err(_) => batch.len() as u64,
@@ -230,8 +248,9 @@ impl OpenFile {
             _ => None,
         };
         self.health.note(outside);
-        if outside.is_some() || panics > 0 {
-            self.disconnect().await;
+        let outside = outside.is_some();
+        if outside || panics > 0 {
+            self.disconnect();
         }
         written.map_err(|failure| match failure {
             Failure::Outside(error) | Failure::Own(error) => error,
@@ -239,21 +258,21 @@ impl OpenFile {
     }
 
     /// Writes a batch, and counts the writes in it that panicked.
-    async fn try_write(&mut self, batch: &mut [Box<dyn Job>]) -> (std::result::Result<(), Failure>, u64) {
+    fn try_write(&mut self, batch: &mut [Box<dyn Job>]) -> (std::result::Result<(), Failure>, u64) {
         if let Err(failure) = self.is_there() {
             return (Err(failure), 0);
         }
         if self.doubted.swap(false, Ordering::Relaxed) {
-            self.disconnect().await;
+            self.disconnect();
         }
         let connection = match &mut self.connection {
             Some(connection) => connection,
-            none => match SqliteConnection::connect_with(&self.options).await {
+            none => match connect(&self.path) {
                 Ok(connection) => none.insert(connection),
-                Err(error) => return (Err(Failure::Outside(StoreError::Failed(super::explain(&error)))), 0),
+                Err(error) => return (Err(Failure::Outside(failed(&error))), 0),
             },
         };
-        let (written, panics) = write_batch(connection, batch).await;
+        let (written, panics) = write_batch(connection, batch);
         // What was written to a file that nobody finds again is not written; but the file may come back.
         let found = || {
             self.is_there().map_err(|failure| match failure {
@@ -274,62 +293,60 @@ impl OpenFile {
         Err(Failure::Outside(StoreError::Failed(gone.to_owned())))
     }
 
-    async fn disconnect(&mut self) {
+    fn disconnect(&mut self) {
         if let Some(connection) = self.connection.take() {
-            let _ = connection.close().await;
+            let _ = connection.close();
         }
     }
 }
 
-async fn write_batch(
-    connection: &mut SqliteConnection,
-    batch: &mut [Box<dyn Job>],
-) -> (std::result::Result<(), Failure>, u64) {
+fn write_batch(connection: &Connection, batch: &mut [Box<dyn Job>]) -> (std::result::Result<(), Failure>, u64) {
     let mut panics = 0;
-    let written = write_jobs(connection, batch, &mut panics).await;
-    if written.is_err() {
+    let written = write_jobs(connection, batch, &mut panics);
+    if written.is_err() && !connection.is_autocommit() {
         // Whatever failed, no transaction may stay open: the next BEGIN would fail, and every one after it. Errors such as a
         // full disk roll back by themselves; SQLite's COMMIT either happened or can be rolled back, it has no third state
         // while the file is ours.
-        let _ = sqlx::query("ROLLBACK").execute(&mut *connection).await;
+        let _ = execute(connection, "ROLLBACK");
     }
     (written, panics)
 }
 
-/// What stands between two jobs goes to SQLite in one piece: a statement is a trip to sqlx's thread and back, which costs more
-/// than most of them take there.
-async fn write_jobs(
-    connection: &mut SqliteConnection,
+fn write_jobs(
+    connection: &Connection,
     batch: &mut [Box<dyn Job>],
     panics: &mut u64,
 ) -> std::result::Result<(), Failure> {
     let alone = batch.len() == 1;
-    let mut before = if alone { "BEGIN IMMEDIATE" } else { "BEGIN IMMEDIATE; SAVEPOINT job" };
+    execute(connection, "BEGIN IMMEDIATE")?;
     for job in batch.iter_mut() {
-        sqlx::query(before).execute(&mut *connection).await?;
-        before = "RELEASE job; SAVEPOINT job";
+        if !alone {
+            execute(connection, "SAVEPOINT job")?;
+        }
         // One that fails must not take its neighbours along.
-        match AssertUnwindSafe(job.run(connection)).catch_unwind().await {
-            Ok(Ok(())) => continue,
+        match std::panic::catch_unwind(AssertUnwindSafe(|| job.run(connection))) {
+            Ok(Ok(())) => {}
             Ok(Err(error)) if alone || is_outside(&error) => return Err(error.into()),
-            Ok(Err(_)) => {}
+            Ok(Err(_)) => execute(connection, "ROLLBACK TO job")?,
             Err(_) => {
                 *panics += 1;
                 job.panicked();
                 if alone {
                     return Err(Failure::Own(StoreError::Failed("the write panicked".to_owned())));
                 }
+                execute(connection, "ROLLBACK TO job")?;
             }
         }
-        sqlx::query("ROLLBACK TO job").execute(&mut *connection).await?;
+        if !alone {
+            execute(connection, "RELEASE job")?;
+        }
     }
-    failpoint::hit("store.committing").await;
-    // Ends the last savepoint, too.
-    sqlx::query("COMMIT").execute(&mut *connection).await.map_err(|error| match error {
-        // sqlx's thread is gone, and nobody knows how far it came.
-        sqlx::Error::WorkerCrashed => Failure::Outside(StoreError::Unknown(error.to_string())),
-        error => error.into(),
-    })?;
-    failpoint::hit("store.committed").await;
+    failpoint::hit_in_thread("store.committing");
+    execute(connection, "COMMIT")?;
+    failpoint::hit_in_thread("store.committed");
     Ok(())
+}
+
+fn execute(connection: &Connection, sql: &str) -> Written<()> {
+    connection.prepare_cached(sql)?.execute([]).map(drop)
 }

@@ -499,7 +499,7 @@ fn lenient_readings(path: &str) -> [Vec<String>; 2] {
     let segments = |path: &str, decode: bool| {
         let mut kept: Vec<String> = Vec::new();
         for segment in path.split('/') {
-            let segment = if decode { percent_decode(segment) } else { segment.to_owned() };
+            let segment = if decode { percent_decode(segment) } else { segment.into() };
             let segment = segment.split(';').next().unwrap_or_default().to_ascii_lowercase();
             match segment.as_str() {
                 "" | "." => {}

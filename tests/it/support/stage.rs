@@ -161,6 +161,11 @@ impl Stage {
         std::fs::write(self.folder.join(FILE), text.replace(old, new)).unwrap();
     }
 
+    /// The database that has the record, where that is Postgres.
+    pub fn postgres(&self) -> Option<&str> {
+        self.config.lines().find_map(|line| line.strip_prefix("url = \"")?.strip_suffix('"'))
+    }
+
     /// Where the simulated providers are.
     pub fn simulator_url(&self) -> String {
         self.simulator.as_ref().expect("the simulator runs").base_url()

@@ -1,9 +1,10 @@
-//! The inbox, the outbox, refusals and businesses. Compiled once for each back end, which is `super`.
+//! The inbox, the outbox, refusals and businesses.
 
-use sqlx::Row as _;
+use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, Row as _};
 
 use super::super::{Delivery, NewEvent, Received, RefusalRecord};
-use super::{Connection, Row, query};
+use super::query;
 use crate::clock::UnixMs;
 use crate::ids::{CallId, RefusalId};
 use crate::policy::Business;
@@ -14,12 +15,12 @@ fn damaged(what: impl std::fmt::Display) -> sqlx::Error {
     sqlx::Error::Decode(what.to_string().into())
 }
 
-/// A small number. Both back ends keep it as a wide one.
-fn count(row: &Row, column: &str) -> Sql<u32> {
+/// A small number, which is kept as a wide one: Postgres has no other without a sign.
+fn count(row: &PgRow, column: &str) -> Sql<u32> {
     row.try_get::<i64, _>(column)?.try_into().map_err(damaged)
 }
 
-fn optional_count(row: &Row, column: &str) -> Sql<Option<u32>> {
+fn optional_count(row: &PgRow, column: &str) -> Sql<Option<u32>> {
     row.try_get::<Option<i64>, _>(column)?.map(|n| n.try_into().map_err(damaged)).transpose()
 }
 
@@ -27,11 +28,11 @@ fn headers_json(headers: &[(String, String)]) -> Sql<String> {
     serde_json::to_string(headers).map_err(|e| sqlx::Error::Encode(e.into()))
 }
 
-fn headers(row: &Row) -> Sql<Vec<(String, String)>> {
+fn headers(row: &PgRow) -> Sql<Vec<(String, String)>> {
     serde_json::from_str(row.try_get("headers")?).map_err(damaged)
 }
 
-pub(super) async fn receive(c: &mut Connection, event: NewEvent) -> Sql<Received> {
+pub(super) async fn receive(c: &mut PgConnection, event: NewEvent) -> Sql<Received> {
     let done = query(
         "INSERT INTO webhook_events (id, account, webhook, event, dedupe_key, received_at, method, path, headers, body)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (dedupe_key) DO NOTHING",
@@ -59,7 +60,7 @@ pub(super) async fn receive(c: &mut Connection, event: NewEvent) -> Sql<Received
 }
 
 pub(super) async fn settle(
-    c: &mut Connection,
+    c: &mut PgConnection,
     event_id: String,
     call: Option<CallId>,
     outcome: String,
@@ -95,10 +96,10 @@ pub(super) async fn settle(
     Ok(true)
 }
 
-pub(super) async fn unsettled(c: &mut Connection) -> Sql<Vec<NewEvent>> {
+pub(super) async fn unsettled(c: &mut PgConnection) -> Sql<Vec<NewEvent>> {
     let rows =
         query("SELECT * FROM webhook_events WHERE outcome IS NULL ORDER BY received_at, id").fetch_all(c).await?;
-    let event = |row: &Row| -> Sql<NewEvent> {
+    let event = |row: &PgRow| -> Sql<NewEvent> {
         Ok(NewEvent {
             id: row.try_get("id")?,
             account: row.try_get("account")?,
@@ -115,7 +116,7 @@ pub(super) async fn unsettled(c: &mut Connection) -> Sql<Vec<NewEvent>> {
     rows.iter().map(event).collect()
 }
 
-pub(super) async fn due(c: &mut Connection, at_ms: UnixMs, limit: u32) -> Sql<Vec<Delivery>> {
+pub(super) async fn due(c: &mut PgConnection, at_ms: UnixMs, limit: u32) -> Sql<Vec<Delivery>> {
     let rows = query(
         "SELECT d.*, e.call_id FROM deliveries d LEFT JOIN webhook_events e ON e.id = d.event_id
          WHERE d.done_at IS NULL AND d.due_at IS NOT NULL AND d.due_at <= $1 ORDER BY d.due_at, d.id LIMIT $2",
@@ -124,7 +125,7 @@ pub(super) async fn due(c: &mut Connection, at_ms: UnixMs, limit: u32) -> Sql<Ve
     .bind(i64::from(limit))
     .fetch_all(c)
     .await?;
-    let delivery = |row: &Row| -> Sql<Delivery> {
+    let delivery = |row: &PgRow| -> Sql<Delivery> {
         Ok(Delivery {
             id: row.try_get("id")?,
             event_id: row.try_get("event_id")?,
@@ -140,7 +141,7 @@ pub(super) async fn due(c: &mut Connection, at_ms: UnixMs, limit: u32) -> Sql<Ve
 }
 
 pub(super) async fn delivered(
-    c: &mut Connection,
+    c: &mut PgConnection,
     id: String,
     at_ms: UnixMs,
     result: Result<(), (String, Option<UnixMs>)>,
@@ -159,7 +160,7 @@ pub(super) async fn delivered(
     Ok(())
 }
 
-pub(super) async fn refused(c: &mut Connection, r: RefusalRecord) -> Sql<()> {
+pub(super) async fn refused(c: &mut PgConnection, r: RefusalRecord) -> Sql<()> {
     query(
         "INSERT INTO refusals (id, at, business, account, direction, code, limit_name, current_calls, limit_calls, observed)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (id) DO UPDATE SET attempts = refusals.attempts + 1",
@@ -179,10 +180,10 @@ pub(super) async fn refused(c: &mut Connection, r: RefusalRecord) -> Sql<()> {
     Ok(())
 }
 
-pub(super) async fn latest_refusals(c: &mut Connection, limit: u32) -> Sql<Vec<RefusalRecord>> {
+pub(super) async fn latest_refusals(c: &mut PgConnection, limit: u32) -> Sql<Vec<RefusalRecord>> {
     let rows =
         query("SELECT * FROM refusals ORDER BY at DESC, id DESC LIMIT $1").bind(i64::from(limit)).fetch_all(c).await?;
-    let refusal = |row: &Row| -> Sql<RefusalRecord> {
+    let refusal = |row: &PgRow| -> Sql<RefusalRecord> {
         let id: String = row.try_get("id")?;
         Ok(RefusalRecord {
             id: RefusalId::parse(&id).ok_or_else(|| damaged(format!("{id:?} is no refusal id")))?,
@@ -201,13 +202,13 @@ pub(super) async fn latest_refusals(c: &mut Connection, limit: u32) -> Sql<Vec<R
     rows.iter().map(refusal).collect()
 }
 
-pub(super) async fn businesses(c: &mut Connection) -> Sql<Vec<Business>> {
+pub(super) async fn businesses(c: &mut PgConnection) -> Sql<Vec<Business>> {
     let rows = query("SELECT body FROM businesses ORDER BY id").fetch_all(c).await?;
-    let business = |row: &Row| -> Sql<Business> { serde_json::from_str(row.try_get("body")?).map_err(damaged) };
+    let business = |row: &PgRow| -> Sql<Business> { serde_json::from_str(row.try_get("body")?).map_err(damaged) };
     rows.iter().map(business).collect()
 }
 
-pub(super) async fn put_business(c: &mut Connection, business: Business, at_ms: UnixMs) -> Sql<bool> {
+pub(super) async fn put_business(c: &mut PgConnection, business: Business, at_ms: UnixMs) -> Sql<bool> {
     let body = serde_json::to_string(&business).map_err(|e| sqlx::Error::Encode(e.into()))?;
     let known =
         query("SELECT 1 FROM businesses WHERE id = $1").bind(business.id.as_str()).fetch_optional(&mut *c).await?;
@@ -223,7 +224,7 @@ pub(super) async fn put_business(c: &mut Connection, business: Business, at_ms: 
     Ok(known.is_none())
 }
 
-pub(super) async fn delete_business(c: &mut Connection, id: String) -> Sql<bool> {
+pub(super) async fn delete_business(c: &mut PgConnection, id: String) -> Sql<bool> {
     let done = query("DELETE FROM businesses WHERE id = $1").bind(id).execute(c).await?;
     Ok(done.rows_affected() > 0)
 }
@@ -264,7 +265,7 @@ pub(super) struct Purge {
 }
 
 /// Forgets some rows; fewer than [`PURGE_ROWS`] are the last.
-pub(super) async fn purge(c: &mut Connection, what: Purge, before: UnixMs) -> Sql<u64> {
+pub(super) async fn purge(c: &mut PgConnection, what: Purge, before: UnixMs) -> Sql<u64> {
     let mut gone = 0;
     for sql in what.sql {
         gone = query(sql).bind(before).bind(i64::from(PURGE_ROWS)).execute(&mut *c).await?.rows_affected();
@@ -273,7 +274,7 @@ pub(super) async fn purge(c: &mut Connection, what: Purge, before: UnixMs) -> Sq
 }
 
 /// Deliveries that are done or given up and whose event is forgotten. Readers look for them: it takes a while.
-pub(super) async fn forgotten_deliveries(c: &mut Connection, before: UnixMs) -> Sql<Vec<String>> {
+pub(super) async fn forgotten_deliveries(c: &mut PgConnection, before: UnixMs) -> Sql<Vec<String>> {
     let ids = query(
         "SELECT d.id FROM deliveries d LEFT JOIN webhook_events e ON e.id = d.event_id
          WHERE d.due_at IS NULL AND (e.id IS NULL OR e.received_at < $1)",
@@ -281,7 +282,7 @@ pub(super) async fn forgotten_deliveries(c: &mut Connection, before: UnixMs) -> 
     ids.bind(before).fetch_all(c).await?.iter().map(|row| row.try_get("id")).collect()
 }
 
-pub(super) async fn delete_deliveries(c: &mut Connection, ids: Vec<String>) -> Sql<u64> {
+pub(super) async fn delete_deliveries(c: &mut PgConnection, ids: Vec<String>) -> Sql<u64> {
     let mut gone = 0;
     for id in ids {
         let sql = "DELETE FROM deliveries WHERE id = $1 AND due_at IS NULL";

@@ -1,11 +1,12 @@
-//! Calls and their ids. Compiled once for each back end, which is `super`: its types, its locks.
+//! Calls and their ids.
 
 use serde::de::DeserializeOwned;
-use sqlx::{QueryBuilder, Row as _};
+use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, Postgres, QueryBuilder, Row as _};
 
 use super::super::decide::decide;
 use super::super::{Applied, CallRecord, Change, KEY_KIND, NewCall, Opened};
-use super::{Connection, Database, Row, lock_call, lock_ids, prepared, query};
+use super::{lock_call, lock_ids, prepared, query};
 use crate::call::{Event, Outcome, Phase, stronger};
 use crate::clock::UnixMs;
 use crate::ids::{AccountName, Alias, BusinessId, CallId};
@@ -18,16 +19,16 @@ fn damaged(what: impl std::fmt::Display) -> sqlx::Error {
     sqlx::Error::Decode(what.to_string().into())
 }
 
-fn word<T: std::str::FromStr<Err: std::fmt::Display>>(row: &Row, column: &str) -> Sql<T> {
+fn word<T: std::str::FromStr<Err: std::fmt::Display>>(row: &PgRow, column: &str) -> Sql<T> {
     row.try_get::<String, _>(column)?.parse().map_err(damaged)
 }
 
-fn optional_word<T: std::str::FromStr<Err: std::fmt::Display>>(row: &Row, column: &str) -> Sql<Option<T>> {
+fn optional_word<T: std::str::FromStr<Err: std::fmt::Display>>(row: &PgRow, column: &str) -> Sql<Option<T>> {
     row.try_get::<Option<String>, _>(column)?.map(|w| w.parse().map_err(damaged)).transpose()
 }
 
-/// A small number. Both back ends keep it as a wide one.
-fn count(row: &Row, column: &str) -> Sql<u32> {
+/// A small number, which is kept as a wide one: Postgres has no other without a sign.
+fn count(row: &PgRow, column: &str) -> Sql<u32> {
     row.try_get::<i64, _>(column)?.try_into().map_err(damaged)
 }
 
@@ -39,7 +40,7 @@ fn to_json(value: &impl serde::Serialize) -> Sql<String> {
     serde_json::to_string(value).map_err(|e| sqlx::Error::Encode(e.into()))
 }
 
-fn facts(row: &Row) -> Sql<Facts> {
+fn facts(row: &PgRow) -> Sql<Facts> {
     Ok(Facts {
         business: BusinessId::parse(row.try_get("business")?).map_err(damaged)?,
         plan: row.try_get("plan")?,
@@ -61,7 +62,7 @@ fn call_id(text: &str) -> Sql<CallId> {
     CallId::parse(text).ok_or_else(|| damaged(format!("{text:?} is no call id")))
 }
 
-fn record(row: &Row, aliases: Vec<Alias>) -> Sql<CallRecord> {
+fn record(row: &PgRow, aliases: Vec<Alias>) -> Sql<CallRecord> {
     Ok(CallRecord {
         id: call_id(row.try_get("id")?)?,
         facts: facts(row)?,
@@ -87,11 +88,11 @@ fn record(row: &Row, aliases: Vec<Alias>) -> Sql<CallRecord> {
     })
 }
 
-fn alias(row: &Row) -> Sql<Alias> {
+fn alias(row: &PgRow) -> Sql<Alias> {
     Ok(Alias { kind: row.try_get("kind")?, id: row.try_get("id")? })
 }
 
-pub(super) async fn one(c: &mut Connection, id: &CallId) -> Sql<Option<CallRecord>> {
+pub(super) async fn one(c: &mut PgConnection, id: &CallId) -> Sql<Option<CallRecord>> {
     // One statement, and so one trip to SQLite's thread: a row an id, or one row without.
     let rows = query(
         "SELECT c.*, a.kind AS alias_kind, a.id AS alias_id FROM calls c LEFT JOIN call_aliases a ON a.call_id = c.id
@@ -117,7 +118,7 @@ enum Holder {
     News(Event),
 }
 
-async fn holder(c: &mut Connection, alias: &Alias) -> Sql<Holder> {
+async fn holder(c: &mut PgConnection, alias: &Alias) -> Sql<Holder> {
     let row = query("SELECT call_id, early FROM call_aliases WHERE kind = $1 AND id = $2")
         .bind(&alias.kind)
         .bind(&alias.id)
@@ -130,7 +131,7 @@ async fn holder(c: &mut Connection, alias: &Alias) -> Sql<Holder> {
     Ok(json(row.try_get("early")?)?.map_or(Holder::Nobody, Holder::News))
 }
 
-async fn bind_alias(c: &mut Connection, alias: &Alias, call: &CallId, at_ms: UnixMs) -> Sql<()> {
+async fn bind_alias(c: &mut PgConnection, alias: &Alias, call: &CallId, at_ms: UnixMs) -> Sql<()> {
     query(
         "INSERT INTO call_aliases (kind, id, call_id, early, seen_at) VALUES ($1, $2, $3, NULL, $4)
          ON CONFLICT (kind, id) DO UPDATE SET call_id = excluded.call_id, early = NULL",
@@ -146,7 +147,7 @@ async fn bind_alias(c: &mut Connection, alias: &Alias, call: &CallId, at_ms: Uni
 
 /// Binds ids to a call. Returns the news that waited under them, and ids that another call has.
 async fn bind_all(
-    c: &mut Connection,
+    c: &mut PgConnection,
     aliases: &[Alias],
     call: &CallId,
     at_ms: UnixMs,
@@ -155,7 +156,7 @@ async fn bind_all(
     if aliases.is_empty() {
         return Ok((news, conflicts));
     }
-    let mut insert = QueryBuilder::<Database>::new("INSERT INTO call_aliases (kind, id, call_id, seen_at) ");
+    let mut insert = QueryBuilder::<Postgres>::new("INSERT INTO call_aliases (kind, id, call_id, seen_at) ");
     insert.push_values(aliases, |mut row, alias| {
         row.push_bind(&alias.kind).push_bind(&alias.id).push_bind(call.as_str()).push_bind(at_ms);
     });
@@ -181,14 +182,14 @@ async fn bind_all(
 }
 
 /// Whether a call's order was proven to have made none.
-async fn never_called(c: &mut Connection, call: &CallId) -> Sql<bool> {
+async fn never_called(c: &mut PgConnection, call: &CallId) -> Sql<bool> {
     let row = query("SELECT outcome FROM calls WHERE id = $1").bind(call.as_str()).fetch_optional(c).await?;
     // A call whose record is past its retention is as good as none.
     let Some(row) = row else { return Ok(true) };
     Ok(row.try_get::<Option<String>, _>("outcome")?.as_deref() == Some(Outcome::NotCreated.as_str()))
 }
 
-pub(super) async fn open(c: &mut Connection, call: NewCall) -> Sql<Opened> {
+pub(super) async fn open(c: &mut PgConnection, call: NewCall) -> Sql<Opened> {
     lock_ids(c, &call.aliases).await?;
     for alias in &call.aliases {
         if let Holder::Call(known) = holder(c, alias).await? {
@@ -246,7 +247,7 @@ pub(super) async fn open(c: &mut Connection, call: NewCall) -> Sql<Opened> {
     Ok(Opened::New(news))
 }
 
-pub(super) async fn apply(c: &mut Connection, change: Change) -> Sql<Option<Applied>> {
+pub(super) async fn apply(c: &mut PgConnection, change: Change) -> Sql<Option<Applied>> {
     lock_ids(c, &change.bind).await?;
     lock_call(c, &change.call).await?;
     let Some(mut record) = one(c, &change.call).await? else { return Ok(None) };
@@ -261,7 +262,7 @@ pub(super) async fn apply(c: &mut Connection, change: Change) -> Sql<Option<Appl
     Ok(Some(Applied { step, record, conflicts }))
 }
 
-async fn update(c: &mut Connection, record: &CallRecord) -> Sql<()> {
+async fn update(c: &mut PgConnection, record: &CallRecord) -> Sql<()> {
     query(
         "UPDATE calls SET phase = $2, outcome = $3, proof = $4, overrun = $5, unsettled = $6, phase_at = $7,
              deadline_at = $8, answered_at = $9, ended_at = $10, seen_at = $11, seen_by = $12, absent_at = $13
@@ -286,7 +287,7 @@ async fn update(c: &mut Connection, record: &CallRecord) -> Sql<()> {
 }
 
 pub(super) async fn keep_early(
-    c: &mut Connection,
+    c: &mut PgConnection,
     aliases: Vec<Alias>,
     event: Event,
     at_ms: UnixMs,
@@ -316,7 +317,7 @@ pub(super) async fn keep_early(
     Ok(None)
 }
 
-pub(super) async fn resolve(c: &mut Connection, aliases: &[Alias]) -> Sql<Option<CallId>> {
+pub(super) async fn resolve(c: &mut PgConnection, aliases: &[Alias]) -> Sql<Option<CallId>> {
     for alias in aliases {
         if let Holder::Call(id) = holder(c, alias).await? {
             return Ok(Some(id));
@@ -326,7 +327,7 @@ pub(super) async fn resolve(c: &mut Connection, aliases: &[Alias]) -> Sql<Option
 }
 
 /// In a transaction that sees one state.
-pub(super) async fn open_calls(c: &mut Connection) -> Sql<Vec<CallRecord>> {
+pub(super) async fn open_calls(c: &mut PgConnection) -> Sql<Vec<CallRecord>> {
     let calls = query("SELECT * FROM calls WHERE phase <> 'ended' ORDER BY admitted_at, id").fetch_all(&mut *c).await?;
     let aliases = query(
         "SELECT a.call_id, a.kind, a.id FROM call_aliases a JOIN calls c ON c.id = a.call_id WHERE c.phase <> 'ended'
@@ -336,7 +337,7 @@ pub(super) async fn open_calls(c: &mut Connection) -> Sql<Vec<CallRecord>> {
 }
 
 /// In a transaction that sees one state.
-pub(super) async fn latest(c: &mut Connection, limit: u32) -> Sql<Vec<CallRecord>> {
+pub(super) async fn latest(c: &mut PgConnection, limit: u32) -> Sql<Vec<CallRecord>> {
     let limit = i64::from(limit);
     let calls = query("SELECT * FROM calls ORDER BY admitted_at DESC, id DESC LIMIT $1").bind(limit);
     let calls = calls.fetch_all(&mut *c).await?;
@@ -349,7 +350,7 @@ pub(super) async fn latest(c: &mut Connection, limit: u32) -> Sql<Vec<CallRecord
 }
 
 /// Records and their ids.
-fn together(calls: &[Row], aliases: &[Row]) -> Sql<Vec<CallRecord>> {
+fn together(calls: &[PgRow], aliases: &[PgRow]) -> Sql<Vec<CallRecord>> {
     let mut of_call = std::collections::HashMap::<String, Vec<Alias>>::new();
     for row in aliases {
         of_call.entry(row.try_get("call_id")?).or_default().push(alias(row)?);
@@ -361,7 +362,7 @@ fn together(calls: &[Row], aliases: &[Row]) -> Sql<Vec<CallRecord>> {
     records.collect()
 }
 
-pub(super) async fn admitted_since(c: &mut Connection, since_ms: UnixMs) -> Sql<Vec<(UnixMs, Facts)>> {
+pub(super) async fn admitted_since(c: &mut PgConnection, since_ms: UnixMs) -> Sql<Vec<(UnixMs, Facts)>> {
     let rows = query(
         "SELECT * FROM calls WHERE admitted_at >= $1 AND origin <> 'foreign' AND NOT overrun ORDER BY admitted_at",
     )

@@ -1,0 +1,101 @@
+//! The inbox, the outbox, refusals and businesses, read.
+
+use sqlx::Row as _;
+use sqlx::sqlite::{SqlitePool, SqliteRow};
+
+use super::super::{Delivery, NewEvent, RefusalRecord};
+use crate::clock::UnixMs;
+use crate::ids::RefusalId;
+use crate::policy::Business;
+
+type Sql<T> = Result<T, sqlx::Error>;
+
+fn damaged(what: impl std::fmt::Display) -> sqlx::Error {
+    sqlx::Error::Decode(what.to_string().into())
+}
+
+fn headers(row: &SqliteRow) -> Sql<Vec<(String, String)>> {
+    serde_json::from_str(row.try_get("headers")?).map_err(damaged)
+}
+
+pub(super) async fn unsettled(pool: &SqlitePool) -> super::Result<Vec<NewEvent>> {
+    let rows = sqlx::query("SELECT * FROM webhook_events WHERE outcome IS NULL ORDER BY received_at, id")
+        .fetch_all(pool)
+        .await?;
+    let event = |row: &SqliteRow| -> Sql<NewEvent> {
+        Ok(NewEvent {
+            id: row.try_get("id")?,
+            account: row.try_get("account")?,
+            webhook: row.try_get("webhook")?,
+            event: row.try_get("event")?,
+            dedupe_key: row.try_get("dedupe_key")?,
+            received_at: row.try_get("received_at")?,
+            method: row.try_get("method")?,
+            path: row.try_get("path")?,
+            headers: headers(row)?,
+            body: row.try_get("body")?,
+        })
+    };
+    rows.iter().map(event).collect::<Sql<_>>().map_err(Into::into)
+}
+
+pub(super) async fn due(pool: &SqlitePool, at_ms: UnixMs, limit: u32) -> super::Result<Vec<Delivery>> {
+    let rows = sqlx::query(
+        "SELECT d.*, e.call_id FROM deliveries d LEFT JOIN webhook_events e ON e.id = d.event_id
+         WHERE d.done_at IS NULL AND d.due_at IS NOT NULL AND d.due_at <= $1 ORDER BY d.due_at, d.id LIMIT $2",
+    )
+    .bind(at_ms)
+    .bind(limit)
+    .fetch_all(pool)
+    .await?;
+    let delivery = |row: &SqliteRow| -> Sql<Delivery> {
+        Ok(Delivery {
+            id: row.try_get("id")?,
+            event_id: row.try_get("event_id")?,
+            call: row.try_get("call_id")?,
+            url: row.try_get("url")?,
+            method: row.try_get("method")?,
+            headers: headers(row)?,
+            body: row.try_get::<Option<Vec<u8>>, _>("body")?.unwrap_or_default(),
+            attempts: row.try_get("attempts")?,
+        })
+    };
+    rows.iter().map(delivery).collect::<Sql<_>>().map_err(Into::into)
+}
+
+pub(super) async fn latest_refusals(pool: &SqlitePool, limit: u32) -> super::Result<Vec<RefusalRecord>> {
+    let rows =
+        sqlx::query("SELECT * FROM refusals ORDER BY at DESC, id DESC LIMIT $1").bind(limit).fetch_all(pool).await?;
+    let refusal = |row: &SqliteRow| -> Sql<RefusalRecord> {
+        let id: String = row.try_get("id")?;
+        Ok(RefusalRecord {
+            id: RefusalId::parse(&id).ok_or_else(|| damaged(format!("{id:?} is no refusal id")))?,
+            at: row.try_get("at")?,
+            business: row.try_get("business")?,
+            account: row.try_get("account")?,
+            direction: row.try_get("direction")?,
+            code: row.try_get("code")?,
+            limit_name: row.try_get("limit_name")?,
+            current: row.try_get("current_calls")?,
+            limit: row.try_get("limit_calls")?,
+            observed: row.try_get("observed")?,
+            attempts: row.try_get("attempts")?,
+        })
+    };
+    rows.iter().map(refusal).collect::<Sql<_>>().map_err(Into::into)
+}
+
+pub(super) async fn businesses(pool: &SqlitePool) -> super::Result<Vec<Business>> {
+    let rows = sqlx::query("SELECT body FROM businesses ORDER BY id").fetch_all(pool).await?;
+    let business = |row: &SqliteRow| -> Sql<Business> { serde_json::from_str(row.try_get("body")?).map_err(damaged) };
+    rows.iter().map(business).collect::<Sql<_>>().map_err(Into::into)
+}
+
+/// Deliveries that are done or given up and whose event is forgotten. Readers look for them: it takes a while.
+pub(super) async fn forgotten_deliveries(pool: &SqlitePool, before: UnixMs) -> super::Result<Vec<String>> {
+    let ids = sqlx::query_scalar(
+        "SELECT d.id FROM deliveries d LEFT JOIN webhook_events e ON e.id = d.event_id
+         WHERE d.due_at IS NULL AND (e.id IS NULL OR e.received_at < $1)",
+    );
+    Ok(ids.bind(before).fetch_all(pool).await?)
+}

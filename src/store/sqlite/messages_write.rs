@@ -1,0 +1,176 @@
+//! Writes of the inbox, the outbox, refusals and businesses. They run on the writer's thread.
+
+use rusqlite::{Connection, OptionalExtension as _, params};
+
+use super::super::{Delivery, NewEvent, Received, RefusalRecord};
+use super::calls_write::to_json;
+use super::writer::Written;
+use crate::clock::UnixMs;
+use crate::ids::CallId;
+use crate::policy::Business;
+
+pub(super) fn receive(c: &Connection, event: &NewEvent) -> Written<Received> {
+    let inserted = c
+        .prepare_cached(
+            "INSERT INTO webhook_events (id, account, webhook, event, dedupe_key, received_at, method, path, headers, body)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) ON CONFLICT (dedupe_key) DO NOTHING",
+        )?
+        .execute(params![
+            event.id,
+            event.account,
+            event.webhook,
+            event.event,
+            event.dedupe_key,
+            event.received_at,
+            event.method,
+            event.path,
+            to_json(&event.headers)?,
+            event.body,
+        ])?;
+    if inserted == 1 {
+        return Ok(Received::New);
+    }
+    c.prepare_cached("SELECT id, outcome FROM webhook_events WHERE dedupe_key = ?1")?
+        .query_row([&event.dedupe_key], |row| Ok(Received::Before { id: row.get(0)?, outcome: row.get(1)? }))
+}
+
+pub(super) fn settle(
+    c: &Connection,
+    event_id: &str,
+    call: Option<&CallId>,
+    outcome: &str,
+    delivery: Option<&Delivery>,
+    at_ms: UnixMs,
+) -> Written<bool> {
+    let settled = c
+        .prepare_cached(
+            "UPDATE webhook_events SET outcome = ?2, call_id = coalesce(?3, call_id) WHERE id = ?1 AND outcome IS NULL",
+        )?
+        .execute(params![event_id, outcome, call.map(CallId::as_str)])?;
+    if settled == 0 {
+        return Ok(false);
+    }
+    let Some(delivery) = delivery else { return Ok(true) };
+    c.prepare_cached(
+        "INSERT INTO deliveries (id, event_id, url, method, headers, body, attempts, due_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+    )?
+    .execute(params![
+        delivery.id,
+        delivery.event_id,
+        delivery.url,
+        delivery.method,
+        to_json(&delivery.headers)?,
+        delivery.body,
+        delivery.attempts,
+        at_ms,
+    ])?;
+    Ok(true)
+}
+
+pub(super) fn delivered(
+    c: &Connection,
+    id: &str,
+    at_ms: UnixMs,
+    result: Result<(), (String, Option<UnixMs>)>,
+) -> Written<()> {
+    let (done_at, due_at, error) = match result {
+        Ok(()) => (Some(at_ms), None, None),
+        Err((error, due_at)) => (None, due_at, Some(error)),
+    };
+    c.prepare_cached(
+        "UPDATE deliveries SET attempts = attempts + 1, done_at = ?2, due_at = ?3, last_error = ?4 WHERE id = ?1",
+    )?
+    .execute(params![id, done_at, due_at, error])
+    .map(drop)
+}
+
+pub(super) fn refused(c: &Connection, r: &RefusalRecord) -> Written<()> {
+    c.prepare_cached(
+        "INSERT INTO refusals (id, at, business, account, direction, code, limit_name, current_calls, limit_calls, observed)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) ON CONFLICT (id) DO UPDATE SET attempts = refusals.attempts + 1",
+    )?
+    .execute(params![
+        r.id.as_str(),
+        r.at,
+        r.business,
+        r.account,
+        r.direction,
+        r.code,
+        r.limit_name,
+        r.current,
+        r.limit,
+        r.observed,
+    ])
+    .map(drop)
+}
+
+pub(super) fn put_business(c: &Connection, business: &Business, at_ms: UnixMs) -> Written<bool> {
+    let known = c
+        .prepare_cached("SELECT 1 FROM businesses WHERE id = ?1")?
+        .query_row([business.id.as_str()], |_| Ok(()))
+        .optional()?;
+    c.prepare_cached(
+        "INSERT INTO businesses (id, body, updated_at) VALUES (?1, ?2, ?3)
+         ON CONFLICT (id) DO UPDATE SET body = excluded.body, updated_at = excluded.updated_at",
+    )?
+    .execute(params![business.id.as_str(), to_json(business)?, at_ms])?;
+    Ok(known.is_none())
+}
+
+pub(super) fn delete_business(c: &Connection, id: &str) -> Written<bool> {
+    Ok(c.prepare_cached("DELETE FROM businesses WHERE id = ?1")?.execute([id])? > 0)
+}
+
+/// Rows that one write forgets: others get their turn in between.
+pub(super) const PURGE_ROWS: u32 = 500;
+
+/// What is forgotten once it is older than a time. The rows that go last are those that are counted.
+pub(super) const PURGES: [Purge; 4] = [
+    Purge {
+        early: true,
+        sql: &["DELETE FROM call_aliases WHERE (kind, id) IN
+                (SELECT kind, id FROM call_aliases WHERE call_id IS NULL AND seen_at < ?1 LIMIT ?2)"],
+    },
+    Purge {
+        early: false,
+        sql: &[
+            "DELETE FROM call_aliases WHERE call_id IN
+             (SELECT id FROM calls WHERE phase = 'ended' AND ended_at < ?1 ORDER BY ended_at, id LIMIT ?2)",
+            "DELETE FROM calls WHERE id IN
+             (SELECT id FROM calls WHERE phase = 'ended' AND ended_at < ?1 ORDER BY ended_at, id LIMIT ?2)",
+        ],
+    },
+    Purge {
+        early: false,
+        sql: &["DELETE FROM webhook_events WHERE id IN
+                (SELECT id FROM webhook_events WHERE outcome IS NOT NULL AND received_at < ?1 LIMIT ?2)"],
+    },
+    Purge { early: false, sql: &["DELETE FROM refusals WHERE id IN (SELECT id FROM refusals WHERE at < ?1 LIMIT ?2)"] },
+];
+
+/// See [`PURGES`].
+#[derive(Clone, Copy)]
+pub(super) struct Purge {
+    /// It has the shorter retention of news that no call claimed.
+    pub(super) early: bool,
+    sql: &'static [&'static str],
+}
+
+/// Forgets some rows; fewer than [`PURGE_ROWS`] are the last.
+pub(super) fn purge(c: &Connection, what: Purge, before: UnixMs) -> Written<u64> {
+    let mut gone = 0;
+    for sql in what.sql {
+        gone = c.prepare_cached(sql)?.execute(params![before, PURGE_ROWS])?;
+    }
+    Ok(gone as u64)
+}
+
+pub(super) fn delete_deliveries(c: &Connection, ids: &[String]) -> Written<u64> {
+    let mut delete = c.prepare_cached("DELETE FROM deliveries WHERE id = ?1 AND due_at IS NULL")?;
+    let mut gone = 0;
+    for id in ids {
+        gone += delete.execute([id])? as u64;
+    }
+    Ok(gone)
+}
