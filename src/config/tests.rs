@@ -350,3 +350,19 @@ fn limits_that_would_share_a_count_or_bind_nothing_are_refused() {
     assert_eq!(limits(&format!("{one}match = {{ account = \"twili\" }}\n")), ["E022"]);
     assert_eq!(limits(&format!("{one}match = {{ plan = \"PROO\" }}\n")), ["E021"]);
 }
+
+#[test]
+fn a_store_is_a_server_where_there_is_a_url() {
+    let with = |store: &str| read(&format!("{ACCOUNT}[store]\n{store}\n"));
+    let loaded = with("url = { env = \"DATABASE_URL\" }\npool_max = 4");
+    assert_eq!(codes(&loaded), [] as [&str; 0]);
+    let store = loaded.config.unwrap().store;
+    assert_eq!((store.backend(), store.shown().as_str()), ("postgres", "postgres://ring@db.example.com:5432/ring"));
+    assert_eq!(read(ACCOUNT).config.unwrap().store.backend(), "sqlite");
+    // Not a word of what was written: it has a password.
+    let loaded = with("url = \"mysql://ring:hunter2@db/ring\"");
+    assert_eq!(codes(&loaded), ["E003"]);
+    assert!(!format!("{:?}", loaded.diagnostics).contains("hunter2"));
+    let loaded = with("url = \"postgres://ring@db.example.com/ring\"");
+    assert!(loaded.diagnostics.iter().any(|d| d.code == "W008"), "{:?}", loaded.diagnostics);
+}

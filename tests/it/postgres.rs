@@ -124,3 +124,40 @@ async fn a_server_that_is_away_at_the_start_is_waited_for() {
     assert_eq!(ask("GET", admin, "/ready").await.0, 200);
     app.drain().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_line_migrates_and_checks_a_database() {
+    if is_missing() {
+        return;
+    }
+    let (server, folder) = (Server::start(), std::env::temp_dir().join(format!("ringfence-pg-{}", std::process::id())));
+    std::fs::create_dir_all(&folder).unwrap();
+    let url = server.database_over_tcp().replace("postgres@", "postgres:hunter2@");
+    let text = "[listen]\napi = \":0\"\nwebhooks = \":0\"\nadmin = \":0\"\n[accounts.elevenlabs]\nconcurrent = 1\n\
+                [store]\nurl = { env = \"DATABASE_URL\" }\n";
+    std::fs::write(folder.join("ringfence.toml"), text).unwrap();
+    let run = |words: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_ringfence"));
+        let out = command.args(words).current_dir(&folder).env("DATABASE_URL", &url).output().unwrap();
+        let said = [out.stdout, out.stderr].map(|text| String::from_utf8(text).unwrap()).concat();
+        assert!(!said.contains("hunter2"), "{said}");
+        (out.status.code(), said)
+    };
+    let (code, said) = run(&["migrate", "status"]);
+    assert!(code == Some(0) && said.matches("missing").count() == 4, "{said}");
+    let (code, said) = run(&["check", "--live"]);
+    assert!(code == Some(0) && said.contains("lacks migration 1, 2, 3, 4, which the next start applies"), "{said}");
+    let (code, said) = run(&["migrate", "up"]);
+    assert!(code == Some(0) && said.matches("applied").count() == 4, "{said}");
+    let (code, said) = run(&["check", "--live"]);
+    assert!(code == Some(0) && said.contains("PostgreSQL 1") && said.contains("its schema is up to date"), "{said}");
+    assert!(said.contains("W014"), "the tests' server flushes nothing: {said}");
+    let (code, said) = run(&["migrate", "down"]);
+    assert!(code == Some(0) && said.matches("missing").count() == 1, "{said}");
+    drop(server);
+    let (code, said) = run(&["check", "--live"]);
+    assert!(code == Some(2) && said.contains("E053") && said.contains("cannot be reached"), "{said}");
+    let (code, said) = run(&["migrate", "status"]);
+    assert!(code == Some(1) && said.contains("it does not answer"), "{said}");
+    let _ = std::fs::remove_dir_all(&folder);
+}

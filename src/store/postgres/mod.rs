@@ -61,6 +61,8 @@ async fn lock_call(c: &mut PgConnection, call: &CallId) -> Sql<()> {
 
 /// The shortest and longest pause between two tries to reach the server at the start.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+/// The migration that makes the table of holders.
+const FIRST_MIGRATION: i64 = 1;
 /// How often a holder is looked at whose record is wanted.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
 
@@ -185,6 +187,9 @@ impl PostgresStore {
         }
         let db = Arc::new(Db::new(settings, !server.pooled).map_err(|e| unusable(explain(&e, &shown)))?);
         let missing = migrate::missing(&db).await;
+        // A schema that somebody uses is left alone: it is migrated by whoever has it. The first one makes what is taken.
+        let is_made = matches!(&missing, Ok(missing) if !missing.contains(&FIRST_MIGRATION));
+        let taken = if is_made { Some(take(&db, waits).await?) } else { None };
         let fits = match (missing, migrate) {
             (Ok(missing), _) if missing.is_empty() => Ok(()),
             (Ok(_), true) => migrate::up_all(&db).await,
@@ -198,7 +203,10 @@ impl PostgresStore {
                 _ => Err(unusable(why)),
             };
         }
-        let generation = take(&db, waits).await?;
+        let generation = match taken {
+            Some(generation) => generation,
+            None => take(&db, waits).await?,
+        };
         db.generation.store(generation, Ordering::Relaxed);
         info!(store = %shown, version = %server.version, pooler = server.pooled, generation, "the record is this process's");
         let beating = tokio::spawn(beat(db.clone()));
