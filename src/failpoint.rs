@@ -113,6 +113,7 @@ mod armed {
     }
 
     /// The same on a thread of its own, which may wait.
+    #[expect(clippy::disallowed_methods, reason = "no runtime's thread")]
     pub fn hit_in_thread(point: &'static str) {
         act(point).for_each(std::thread::sleep);
     }

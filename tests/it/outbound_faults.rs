@@ -196,7 +196,9 @@ async fn a_lost_create_that_made_nothing_is_freed_after_two_lookups() {
         assert_eq!((ended.outcome, ended.proof), (Some(Outcome::NotCreated), Some(EndProof::Deadline)));
         let apart_ms = ended.ended_at.unwrap() - absent.absent_at.unwrap();
         assert!(apart_ms >= 1_000, "{apart_ms} ms between the look-ups");
-        assert!(stage.control.calls().is_empty() && stage.held().await == 0);
+        assert!(stage.control.calls().is_empty());
+        // An end is on record a moment before its slot is free.
+        all_free(&stage).await;
         stage.finish().await;
     }
 }

@@ -115,14 +115,12 @@ fn holder(c: &Connection, alias: &Alias) -> Written<Holder> {
     }
 }
 
+/// Ids that belong to another call.
+type Conflicts = Vec<(Alias, CallId)>;
+
 /// Binds ids to a call. Returns the news that waited under them, and ids that another call has.
-fn bind_all(
-    c: &Connection,
-    aliases: &[Alias],
-    call: &CallId,
-    at_ms: UnixMs,
-) -> Written<(Option<Event>, Vec<(Alias, CallId)>)> {
-    let (mut news, mut conflicts) = (None, Vec::new());
+fn bind_all(c: &Connection, aliases: &[Alias], call: &CallId, at_ms: UnixMs) -> Written<(Option<Event>, Conflicts)> {
+    let (mut news, mut conflicts) = (None, Conflicts::new());
     for alias in aliases {
         let inserted = c
             .prepare_cached(
