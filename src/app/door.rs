@@ -51,14 +51,13 @@ pub(super) struct Doors {
 }
 
 enum State {
-    Bound([Edge; 3]),
+    Bound(Vec<Edge>),
     Shut(Vec<(RunningEdge, Arc<Door>)>),
-    Gone,
 }
 
 impl Doors {
     pub(super) fn new(api: Edge, webhooks: Edge, admin: Edge) -> Self {
-        Self { why: Arc::default(), state: Mutex::new(State::Bound([api, webhooks, admin])) }
+        Self { why: Arc::default(), state: Mutex::new(State::Bound(vec![api, webhooks, admin])) }
     }
 
     /// From now on whoever asks is told why there is nothing behind the doors yet.
@@ -69,7 +68,7 @@ impl Doors {
 
     fn shut(&self) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        *state = match std::mem::replace(&mut *state, State::Gone) {
+        *state = match std::mem::replace(&mut *state, State::Bound(vec![])) {
             State::Bound(edges) => State::Shut(
                 edges
                     .into_iter()
@@ -100,7 +99,6 @@ impl Doors {
                     running
                 })
                 .collect(),
-            State::Gone => vec![],
         };
         running.try_into().map_err(|_| StartError("the listeners are gone".to_owned()))
     }

@@ -70,7 +70,7 @@ impl Session {
         self.0.as_deref_mut().ok_or(sqlx::Error::WorkerCrashed)
     }
 
-    fn is_clean(mut self) {
+    fn give_back(mut self) {
         drop(self.0.take());
     }
 }
@@ -181,7 +181,7 @@ impl Db {
         self.trip(async { sqlx::raw_sql(AssertSqlSafe(begin.to_owned())).execute(&mut *c).await }).await?;
         let value = self.trip(PREPARED.scope(self.prepare, work(&mut *c))).await?;
         self.trip(async { sqlx::raw_sql("COMMIT").execute(&mut *c).await }).await?;
-        session.is_clean();
+        session.give_back();
         Ok(value)
     }
 
@@ -296,7 +296,7 @@ impl Db {
             Ok(done) => *value = Some(done),
             Err(error) => {
                 if self.trip(async { sqlx::raw_sql("ROLLBACK").execute(&mut *c).await }).await.is_ok() {
-                    session.is_clean();
+                    session.give_back();
                 }
                 // A deadlock, or a state that another has changed.
                 return Err(if matches!(&*code(&error), "40P01" | "40001") {
@@ -310,7 +310,7 @@ impl Db {
         match self.trip(async { sqlx::raw_sql("COMMIT").execute(&mut *c).await }).await {
             Ok(_) => {
                 failpoint::hit("store.committed").await;
-                session.is_clean();
+                session.give_back();
                 Ok(())
             }
             Err(error) => Err(Stop::Unknown(xid, error)),

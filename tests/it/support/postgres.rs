@@ -178,6 +178,7 @@ impl Bouncer {
         true
     }
 
+    #[allow(clippy::disallowed_methods, reason = "whoever starts a server is blocked anyhow")]
     pub fn start(server: &Server) -> Self {
         let folder = folder_of_postgres();
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
