@@ -1,5 +1,6 @@
 //! Builds every part from a [`Config`], owns every task, starts, reloads and drains. The only module that knows all the others.
 
+mod door;
 mod live;
 mod watch;
 
@@ -17,7 +18,7 @@ use crate::admin::reload::{Reloaded, Running as _};
 use crate::admin::{self, Admin};
 use crate::calls::Calls;
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, StoreSettings};
 use crate::failpoint;
 use crate::gate::memory::MemoryGate;
 use crate::lifecycle::Lifecycle;
@@ -26,8 +27,10 @@ use crate::net::{Edge, EdgeSettings, ReloadingTls, RunningEdge, install_crypto_p
 use crate::policy::Policy;
 use crate::reconcile::{self, Sightings};
 use crate::store::Store;
+use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
 use crate::webhook::{self, Webhooks, deliver};
+use door::Doors;
 pub use live::Written;
 use live::{Listener, Live};
 
@@ -95,8 +98,8 @@ impl App {
         let webhooks = bind("webhooks", config.listen.webhooks, with_audio, tls.clone()).await?;
         let admin = bind("admin", config.listen.admin, edge, None).await?;
 
-        let store = SqliteStore::open(&config.store.path, config.store.migrate_on_start).await.map_err(start_error)?;
-        let store: Arc<dyn Store> = Arc::new(store);
+        let doors = Doors::new(api, webhooks, admin);
+        let store = open_store(&config.store, &doors).await?;
         let businesses = store.businesses().await.map_err(start_error)?;
         let policy = Policy::new(config.policy.clone(), &businesses);
         let metrics = Metrics::new().map_err(start_error)?;
@@ -121,7 +124,7 @@ impl App {
             version = env!("CARGO_PKG_VERSION"),
             mode = calls.lifecycle.policy.load().mode().as_str(),
             calls = admin::bounds(&calls.lifecycle.policy.load()),
-            store = %config.store.path.display(),
+            store = %config.store.shown(),
             retention_days = config.store.retention_days,
             rebuilt,
             replayed,
@@ -135,7 +138,8 @@ impl App {
             sightings: Sightings::default(),
             token_secret: config.token_secret.clone(),
             draining: draining.clone(),
-            store_path: config.store.path.display().to_string(),
+            store_path: config.store.shown(),
+            store_backend: config.store.backend(),
             program,
         };
         let live = Live::new(config.clone(), inbox, console, written, tasks.clone(), stop.clone());
@@ -149,17 +153,9 @@ impl App {
         if let Some(tls) = tls {
             tasks.spawn(watch_certificates(tls, metrics, stop.clone()));
         }
-        Ok(Self {
-            api: api.spawn(Arc::new(Listener::Api(live.clone()))),
-            webhooks: webhooks.spawn(Arc::new(Listener::Webhooks(live.clone()))),
-            admin: admin.spawn(Arc::new(Listener::Admin(live.clone()))),
-            calls,
-            stop,
-            draining,
-            tasks,
-            live,
-            rebuilt,
-        })
+        let [api, webhooks, admin] =
+            doors.open([Listener::Api, Listener::Webhooks, Listener::Admin].map(|of| of(live.clone())))?;
+        Ok(Self { api, webhooks, admin, calls, stop, draining, tasks, live, rebuilt })
     }
 
     /// Reads the config again and puts it in force, whole, or keeps the old one and says why. `by` stands in the log.
@@ -213,6 +209,18 @@ impl App {
         self.calls.lifecycle.store.close().await;
         info!("stopped");
     }
+}
+
+/// Opens the record. While its server is away, whoever asks is told so.
+async fn open_store(settings: &StoreSettings, doors: &Doors) -> Result<Arc<dyn Store>, StartError> {
+    let migrate = settings.migrate_on_start;
+    Ok(match &settings.postgres {
+        Some(server) => {
+            let store = PostgresStore::open(server, migrate, |why| doors.wait(why)).await;
+            Arc::new(store.map_err(start_error)?)
+        }
+        None => Arc::new(SqliteStore::open(&settings.path, migrate).await.map_err(start_error)?),
+    })
 }
 
 async fn purge(live: Arc<Live>, stop: CancellationToken) {

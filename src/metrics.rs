@@ -89,9 +89,9 @@ pub struct Gauges {
     /// Calls that exist although they were refused or ended for us.
     pub overruns: u32,
     /// Records that are not over.
-    pub sessions: u32,
+    pub sessions: Option<u32>,
     /// Calls of businesses, summed over businesses.
-    pub of_businesses: u32,
+    pub of_businesses: Option<u32>,
     /// Holders by the name of the limit, where it is counted per nothing.
     pub limits: Vec<(String, u32)>,
     /// Writes to the record that failed since the start.
@@ -336,8 +336,11 @@ impl Metrics {
         let m = &self.inner;
         m.active_calls.set(gauges.active.into());
         m.overruns.set(gauges.overruns.into());
-        m.sessions.set(gauges.sessions.into());
-        m.subscriptions.set(gauges.of_businesses.into());
+        // What cannot be read is what was read last.
+        if let (Some(sessions), Some(of_businesses)) = (gauges.sessions, gauges.of_businesses) {
+            m.sessions.set(sessions.into());
+            m.subscriptions.set(of_businesses.into());
+        }
         m.store_failures.reset();
         m.store_failures.inc_by(gauges.store_failures);
         m.limit_current.reset();
@@ -360,7 +363,7 @@ mod tests {
         let metrics = Metrics::new().unwrap();
         metrics.refused("BUSINESS_LIMIT", "PAYG");
         metrics.provider_limit("elevenlabs", "main", "concurrency");
-        let gauges = Gauges { active: 3, sessions: 4, of_businesses: 3, ..Gauges::default() };
+        let gauges = Gauges { active: 3, sessions: Some(4), of_businesses: Some(3), ..Gauges::default() };
         let text = metrics.render(&gauges);
         for line in [
             "platform_global_active_calls 3",

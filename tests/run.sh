@@ -24,6 +24,8 @@ test_packages() {
     command -v openssl >/dev/null || missing+=(openssl)
     command -v curl >/dev/null || missing+=(curl)
     command -v nginx >/dev/null || [ -x /usr/sbin/nginx ] || missing+=(nginx-light)
+    compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || missing+=(postgresql)
+    [ -x /usr/sbin/pgbouncer ] || missing+=(pgbouncer)
     if [ "$part" != rust ]; then
         command -v node >/dev/null || missing+=(nodejs)
         command -v npm >/dev/null || missing+=(npm)
@@ -60,6 +62,11 @@ test_packages
 if [ "$part" != sdk ]; then
     say "cargo test"
     cargo test --locked --manifest-path "$root/Cargo.toml" "$@" </dev/null
+    if [ $# -eq 0 ]; then
+        say "cargo test, over Postgres"
+        RINGFENCE_TEST_STORE=postgres cargo test --locked --manifest-path "$root/Cargo.toml" --test it -- \
+            acceptance:: outbound_faults:: reposts:: webhooks:: </dev/null
+    fi
 fi
 if [ "$part" != rust ]; then
     sdks

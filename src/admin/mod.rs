@@ -49,6 +49,8 @@ pub struct Admin {
     pub draining: CancellationToken,
     /// Where the record is, for `/status`.
     pub store_path: String,
+    /// `sqlite` or `postgres`.
+    pub store_backend: &'static str,
     /// The program that it shows. Weak: the program has the console, not the other way round.
     pub program: Weak<dyn Running>,
 }
@@ -198,7 +200,10 @@ impl Admin {
 
     async fn status(&self) -> Answer {
         let policy = self.calls.lifecycle.policy.load_full();
-        let open = self.calls.lifecycle.store.open_calls().await?;
+        // While the record cannot be read, what stands in it is null, and `store` says why.
+        let open = self.calls.lifecycle.store.open_calls().await.ok();
+        let known = open.is_some();
+        let open = open.unwrap_or_default();
         let counts = self.calls.lifecycle.gate.counts().await.unwrap_or_default();
         let sightings = self.sightings.lock().map(|s| s.clone()).unwrap_or_default();
         let accounts: Vec<Value> = self
@@ -214,10 +219,10 @@ impl Admin {
                 let mine: Vec<&CallRecord> = open.iter().filter(of).collect();
                 let seen = sightings.get(account.name.as_str());
                 json!({
-                    "name": account.name, "provider": account.provider.name, "inUse": mine.iter().map(|c| c.places).sum::<u32>(), "limit": limit,
-                    "foreign": mine.iter().filter(|c| c.origin == crate::call::Origin::Foreign).map(|c| c.places).sum::<u32>(),
-                    "unsettled": mine.iter().filter(|c| c.unsettled).count(),
-                    "overrun": mine.iter().filter(|c| c.overrun).count(),
+                    "name": account.name, "provider": account.provider.name, "inUse": known.then(|| mine.iter().map(|c| c.places).sum::<u32>()), "limit": limit,
+                    "foreign": known.then(|| mine.iter().filter(|c| c.origin == crate::call::Origin::Foreign).map(|c| c.places).sum::<u32>()),
+                    "unsettled": known.then(|| mine.iter().filter(|c| c.unsettled).count()),
+                    "overrun": known.then(|| mine.iter().filter(|c| c.overrun).count()),
                     "canBeAsked": account.can_ask(), "terminate": account.terminate,
                     "providerLive": seen.map(|s| s.provider_live), "sweptAt": seen.map(|s| rfc3339(s.at_ms)),
                     "sweepError": seen.and_then(|s| s.error.clone()),
@@ -231,7 +236,7 @@ impl Admin {
             "policy": self.program()?.in_force().shown(),
             "draining": self.draining.is_cancelled(),
             "gate": {"backend": "memory", "calls": counts.calls, "overruns": counts.overruns, "byLimit": by_limit(&policy.settings().limits, &counts.by_key)},
-            "store": {"backend": "sqlite", "path": self.store_path, "ok": written.is_ok(), "error": written.err().map(|e| e.to_string())},
+            "store": {"backend": self.store_backend, "path": self.store_path, "ok": written.is_ok(), "error": written.err().map(|e| e.to_string())},
             "accounts": accounts,
         }))
     }
@@ -240,28 +245,34 @@ impl Admin {
 
     async fn gauges(&self) -> Result<(Gauges, Vec<CallRecord>), StoreError> {
         let open = self.calls.lifecycle.store.open_calls().await?;
+        Ok((self.gauges_of(Some(&open)).await, open))
+    }
+
+    /// `None`: the record cannot be read.
+    async fn gauges_of(&self, open: Option<&[CallRecord]>) -> Gauges {
         let counts = self.calls.lifecycle.gate.counts().await.unwrap_or_default();
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let mut by_business = BTreeMap::<&str, u32>::new();
-        for call in open.iter().filter(|c| !c.overrun) {
+        for call in open.into_iter().flatten().filter(|c| !c.overrun) {
             *by_business.entry(call.facts.business.as_str()).or_default() += call.places;
         }
         // Only counts that are per nothing: a label a business would have no bound.
         let limits =
             counts.by_key.iter().filter_map(|(key, n)| Some((key.strip_suffix('|')?.to_owned(), *n))).collect();
-        let gauges = Gauges {
+        Gauges {
             active: counts.calls.saturating_sub(counts.overruns),
             overruns: counts.overruns,
-            sessions: count(open.len()),
-            of_businesses: by_business.values().sum(),
+            sessions: open.map(|open| count(open.len())),
+            of_businesses: open.map(|_| by_business.values().sum()),
             limits,
             store_failures: self.calls.lifecycle.store.failed_writes(),
-        };
-        Ok((gauges, open))
+        }
     }
 
     async fn prometheus(&self) -> Answer {
-        let (gauges, _) = self.gauges().await?;
+        // While the record cannot be read the rest is told all the same.
+        let open = self.calls.lifecycle.store.open_calls().await.ok();
+        let gauges = self.gauges_of(open.as_deref()).await;
         let text = self.calls.lifecycle.metrics.render(&gauges);
         let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
         Ok(respond(StatusCode::OK, HeaderMap::from_iter([(CONTENT_TYPE, kind)]), text.into()))

@@ -17,6 +17,7 @@ use crate::provider::check::{Check, Finding, Here, Hooks, plain};
 use crate::provider::description::NextPage;
 use crate::provider::render::{Target, render};
 use crate::provider::select::{Document, Message};
+use crate::store::postgres;
 use crate::store::sqlite::inspect::{Inspected, holder, inspect};
 
 /// Longest answer that is read: a page of a thousand numbers is about 2 MB.
@@ -49,8 +50,9 @@ pub(super) async fn ask(config: &Config) -> anyhow::Result<Found> {
             lines.extend(live.account(account, check).await);
         }
     }
-    lines.extend(live.store().await);
-    lines.extend(live.ports());
+    let (store, running) = live.store().await;
+    lines.extend(store);
+    lines.extend(live.ports(running.as_deref()));
     Ok(Found { diagnostics: live.report.finish(), lines })
 }
 
@@ -226,40 +228,74 @@ impl Live<'_> {
         self.upstream.fetch(request, ANSWER_BYTES_MAX, self.timeout).await.map_err(|e| e.to_string())
     }
 
-    async fn store(&self) -> Option<String> {
-        let (path, shown) = (&self.config.store.path, self.config.store.path.display());
-        let running = holder(path).map(|who| format!(", and {who} has it")).unwrap_or_default();
-        match inspect(path).await {
-            Ok(Inspected::Absent) => Some(format!("store {shown}: not there yet, the first start makes it")),
-            Ok(Inspected::Ready) => Some(format!("store {shown}: its schema is up to date{running}")),
-            Ok(Inspected::Behind(versions)) if self.config.store.migrate_on_start => Some(format!(
-                "store {shown}: lacks migration {}, which the next start applies{running}",
-                join(&versions)
-            )),
-            Ok(Inspected::Behind(versions)) => {
-                let title =
-                    format!("store {shown} lacks migration {}, and store.migrate_on_start is false", join(&versions));
-                self.report.error("E053", None, title, "run `ringfence migrate up`");
-                None
-            }
+    /// A line of the store, and who has it.
+    async fn store(&self) -> (Option<String>, Option<String>) {
+        match &self.config.store.postgres {
+            Some(settings) => self.postgres(settings).await,
+            None => self.sqlite().await,
+        }
+    }
+
+    async fn sqlite(&self) -> (Option<String>, Option<String>) {
+        let path = &self.config.store.path;
+        let running = holder(path);
+        let line = match inspect(path).await {
+            Ok(Inspected::Absent) => Some(format!("store {}: not there yet, the first start makes it", path.display())),
+            Ok(Inspected::Ready) => self.schema(&[], "", running.as_deref()),
+            Ok(Inspected::Behind(missing)) => self.schema(&missing, "", running.as_deref()),
             Err(error) => {
                 self.report.error("E053", None, format!("the store cannot be used: {error}"), "");
                 None
             }
+        };
+        (line, running)
+    }
+
+    async fn postgres(&self, settings: &postgres::Settings) -> (Option<String>, Option<String>) {
+        match postgres::inspect::inspect(settings).await {
+            Ok(found) => {
+                let pooler = if found.server.pooled { " behind a pooler of transactions" } else { "" };
+                let server = format!("PostgreSQL {}{pooler}, ", found.server.version);
+                if found.server.fsync == "off" {
+                    let title = format!("store {}: fsync is off: a crash of its machine loses calls", settings.shown());
+                    self.report.warning("W014", None, title, "set fsync = on in postgresql.conf");
+                }
+                (self.schema(&found.missing, &server, found.holder.as_deref()), found.holder)
+            }
+            Err(why) => {
+                self.report.error("E053", None, format!("the store cannot be used: {why}"), "");
+                (None, None)
+            }
         }
     }
 
-    fn ports(&self) -> Vec<String> {
+    fn schema(&self, missing: &[i64], server: &str, running: Option<&str>) -> Option<String> {
+        let shown = self.config.store.shown();
+        let running = running.map(|who| format!(", and {who} has it")).unwrap_or_default();
+        if missing.is_empty() {
+            return Some(format!("store {shown}: {server}its schema is up to date{running}"));
+        }
+        if self.config.store.migrate_on_start {
+            let versions = join(missing);
+            return Some(format!(
+                "store {shown}: {server}lacks migration {versions}, which the next start applies{running}"
+            ));
+        }
+        let title = format!("store {shown} lacks migration {}, and store.migrate_on_start is false", join(missing));
+        self.report.error("E053", None, title, "run `ringfence migrate up`");
+        None
+    }
+
+    fn ports(&self, running: Option<&str>) -> Vec<String> {
         let listen = &self.config.listen;
         let all = [("api", listen.api), ("webhooks", listen.webhooks), ("admin", listen.admin)];
         // A sidecar that runs over this store has the ports too: that is as it should be.
-        let running = holder(&self.config.store.path);
         let mut lines = Vec::new();
         for (name, address) in all {
             match taken(address) {
                 None if address.port() == 0 => {}
                 None => lines.push(format!("listen.{name} {address}: free")),
-                Some((_, Some(owner))) if running.as_ref().is_some_and(|who| is_the_same(who, &owner)) => {
+                Some((_, Some(owner))) if running.is_some_and(|who| is_the_same(who, &owner)) => {
                     lines.push(format!("listen.{name} {address}: the running {owner}"));
                 }
                 Some((error, owner)) => {

@@ -1,11 +1,14 @@
 //! `ringfence migrate`: the only command that opens the database by itself.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
 use super::{ConfigFile, Failure, Outcome, file};
-use crate::store::sqlite::{SqliteStore, migrate};
+use crate::store::migrations::Status;
+use crate::store::postgres;
+use crate::store::sqlite::{OpenError, SqliteStore, migrate};
 
 #[derive(Debug, Args)]
 pub(super) struct Migrate {
@@ -40,21 +43,12 @@ impl Migrate {
             read.print("cannot be used, so nothing was migrated");
             return Err(Failure::Config);
         };
-        let pool = SqliteStore::connect(&config.store.path).await?;
-        let failed = |why: String| anyhow::anyhow!("{} {why}", config.store.path.display());
-        let json = match self.way {
-            Way::Up => {
-                migrate::up(&pool).await.map_err(failed)?;
-                false
-            }
-            Way::Down { to } => {
-                let _alone = SqliteStore::lock(&config.store.path)?;
-                migrate::down(&pool, to).await.map_err(failed)?;
-                false
-            }
-            Way::Status { json } => json,
+        let json = matches!(self.way, Way::Status { json: true });
+        let all = match &config.store.postgres {
+            Some(settings) => in_postgres(settings, &self.way).await,
+            None => in_sqlite(&config.store.path, &self.way).await,
         };
-        let all = migrate::status(&pool).await.map_err(failed)?;
+        let all = all.map_err(|why| anyhow::anyhow!("{} {why}", config.store.shown()))?;
         if json {
             println!("{}", serde_json::to_string(&all)?);
         } else {
@@ -62,7 +56,31 @@ impl Migrate {
                 println!("{:04}  {:<24} {}", one.version, one.name, if one.applied { "applied" } else { "missing" });
             }
         }
-        pool.close().await;
         Ok(ExitCode::SUCCESS)
     }
+}
+
+async fn in_postgres(settings: &postgres::Settings, way: &Way) -> Result<Vec<Status>, String> {
+    match way {
+        Way::Up => postgres::migrate::up(settings).await?,
+        Way::Down { to } => postgres::migrate::down(settings, *to).await?,
+        Way::Status { .. } => {}
+    }
+    postgres::migrate::status(settings).await
+}
+
+async fn in_sqlite(path: &Path, way: &Way) -> Result<Vec<Status>, String> {
+    let cannot = |error: OpenError| format!("cannot be used: {error}");
+    let pool = SqliteStore::connect(path).await.map_err(cannot)?;
+    match way {
+        Way::Up => migrate::up(&pool).await?,
+        Way::Down { to } => {
+            let _alone = SqliteStore::lock(path).map_err(cannot)?;
+            migrate::down(&pool, *to).await?;
+        }
+        Way::Status { .. } => {}
+    }
+    let all = migrate::status(&pool).await;
+    pool.close().await;
+    all
 }

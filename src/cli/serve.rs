@@ -56,7 +56,14 @@ impl Serve {
         let mut hangups = signal(SignalKind::hangup())?;
         // What was made of the environment alone has no file to come from again.
         let written = self.file.config.exists().then(|| Written { file: config_file, inputs, set_log_filter });
-        let app = App::start_from(config, Clock::system(), written).await?;
+        let app = tokio::select! {
+            app = App::start_from(config, Clock::system(), written) => app?,
+            // Nothing was served yet: there is nothing to drain.
+            stopped = &mut stop => {
+                stopped??;
+                return Ok(ExitCode::SUCCESS);
+            }
+        };
         let ready = serde_json::json!({
             "ready": true, "api": app.api().to_string(), "webhooks": app.webhooks().to_string(),
             "admin": app.admin().to_string(), "rebuilt": app.rebuilt,

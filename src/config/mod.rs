@@ -30,6 +30,7 @@ use crate::provider::Registry;
 use crate::provider::account::Account;
 use crate::provider::secret::Secret;
 use crate::reply::SDK_RETRY_AFTER_MAX_SECS;
+use crate::store::postgres::{self, Pooler};
 use crate::webhook::{self, InboundMode};
 pub use file::{File, FileRead, Inputs};
 use read::{Env, Source, Table};
@@ -119,12 +120,26 @@ impl Strict {
 /// The store.
 #[derive(Debug, Clone)]
 pub struct StoreSettings {
-    /// The SQLite file.
+    /// The SQLite file, where there is no Postgres.
     pub path: PathBuf,
+    /// The server, instead of the file.
+    pub postgres: Option<postgres::Settings>,
     /// Brings the schema up to date at start.
     pub migrate_on_start: bool,
     /// Ended calls, webhooks and refusals older than this are forgotten.
     pub retention_days: u32,
+}
+
+impl StoreSettings {
+    /// What keeps the record: `postgres` or `sqlite`.
+    pub fn backend(&self) -> &'static str {
+        if self.postgres.is_some() { "postgres" } else { "sqlite" }
+    }
+
+    /// Where the record is, as a person may read it: no password.
+    pub fn shown(&self) -> String {
+        self.postgres.as_ref().map_or_else(|| self.path.display().to_string(), postgres::Settings::shown)
+    }
 }
 
 /// How logs are written.
@@ -446,8 +461,29 @@ fn deadlines(root: &Table<'_>, create_timeout: Duration) -> Deadlines {
 
 fn store(root: &Table<'_>, folder: &std::path::Path) -> StoreSettings {
     let table = root.table("store");
+    let path = folder.join(table.text("path").unwrap_or_else(|| "ringfence.db".to_owned()));
+    let url = table.secret("url");
+    let (pool_max, statement_timeout_ms) =
+        (table.count("pool_max", 2..=1000), table.number("statement_timeout_ms", 100..=60_000));
+    let poolers = [("detect", Pooler::Detect), ("transaction", Pooler::Transaction), ("none", Pooler::None)];
+    let pooler = table.word("pooler", &poolers);
+    let postgres = url.and_then(|url| {
+        let mut server = postgres::Settings::new(url)
+            .map_err(|why| table.report().error("E003", table.span("url"), format!("`store.url` {why}"), ""))
+            .ok()?;
+        server.pool_max = pool_max.unwrap_or(server.pool_max);
+        server.statement_timeout = statement_timeout_ms.map_or(server.statement_timeout, Duration::from_millis);
+        server.pooler = pooler.unwrap_or(server.pooler);
+        if let Some(why) = server.exposed() {
+            let title = format!("the record could be read or forged on its way: `store.url`: {why}");
+            let help = "add ?sslmode=verify-full, and sslrootcert=FILE where its certificate is your own";
+            table.report().warning("W008", table.span("url"), title, help);
+        }
+        Some(server)
+    });
     let settings = StoreSettings {
-        path: folder.join(table.text("path").unwrap_or_else(|| "ringfence.db".to_owned())),
+        path,
+        postgres,
         migrate_on_start: table.flag("migrate_on_start").unwrap_or(true),
         retention_days: table.count("retention_days", 1..=3650).unwrap_or(30),
     };

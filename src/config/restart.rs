@@ -19,6 +19,7 @@ pub fn needs_restart(old: &Config, new: &Config, text: &str) -> Vec<Diagnostic> 
         ("listen.tls_key", was_key != is_key),
         ("listen.trusted_peers", was.trusted_peers != is.trusted_peers),
         ("store.path", old.store.path != new.store.path),
+        ("store.url", old.store.postgres != new.store.postgres),
         ("upstream.ca_file", old.extra_ca != new.extra_ca),
         ("log.format", old.log.json != new.log.json),
     ];

@@ -13,6 +13,9 @@ fn env(name: &str) -> Option<String> {
         "ACME_API_KEY",
         "RINGFENCE_TOKEN_SECRET",
     ];
+    if name == "DATABASE_URL" {
+        return Some("postgres://ring:fence@db.example.com/ring?sslmode=verify-full".to_owned());
+    }
     SET.contains(&name).then(|| format!("value of {name}"))
 }
 
@@ -91,6 +94,9 @@ webhooks = "127.0.0.1:8081"
 admin = "127.0.0.1:9900"
 [store]
 path = "ringfence.db"
+pool_max = 16
+statement_timeout_ms = 5000
+pooler = "detect"
 migrate_on_start = true
 retention_days = 30
 [timeouts]
@@ -343,4 +349,20 @@ fn limits_that_would_share_a_count_or_bind_nothing_are_refused() {
     assert_eq!(limits(&one.replace("night", "global")), ["E030"]);
     assert_eq!(limits(&format!("{one}match = {{ account = \"twili\" }}\n")), ["E022"]);
     assert_eq!(limits(&format!("{one}match = {{ plan = \"PROO\" }}\n")), ["E021"]);
+}
+
+#[test]
+fn a_store_is_a_server_where_there_is_a_url() {
+    let with = |store: &str| read(&format!("{ACCOUNT}[store]\n{store}\n"));
+    let loaded = with("url = { env = \"DATABASE_URL\" }\npool_max = 4");
+    assert_eq!(codes(&loaded), [] as [&str; 0]);
+    let store = loaded.config.unwrap().store;
+    assert_eq!((store.backend(), store.shown().as_str()), ("postgres", "postgres://ring@db.example.com:5432/ring"));
+    assert_eq!(read(ACCOUNT).config.unwrap().store.backend(), "sqlite");
+    // Not a word of what was written: it has a password.
+    let loaded = with("url = \"mysql://ring:hunter2@db/ring\"");
+    assert_eq!(codes(&loaded), ["E003"]);
+    assert!(!format!("{:?}", loaded.diagnostics).contains("hunter2"));
+    let loaded = with("url = \"postgres://ring@db.example.com/ring\"");
+    assert!(loaded.diagnostics.iter().any(|d| d.code == "W008"), "{:?}", loaded.diagnostics);
 }

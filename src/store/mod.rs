@@ -8,7 +8,13 @@
 //! * News of a call that nobody knows yet is kept under its ids. Whoever comes second, the news or the call, finds the other.
 //! * [`Store::receive`] takes each event once, by its dedupe key.
 
+mod decide;
+mod health;
+pub mod migrations;
+pub mod postgres;
 pub mod sqlite;
+#[cfg(test)]
+mod suite;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};

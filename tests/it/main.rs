@@ -27,6 +27,7 @@ mod outbound_batches;
 mod outbound_callbacks;
 mod outbound_faults;
 mod outbound_limits;
+mod postgres;
 mod reload;
 mod reposts;
 mod simulate;

@@ -11,7 +11,7 @@ use crate::support::child::Scene;
 use crate::support::stage::Setup;
 
 /// A call is up; the record cannot be written for a while, in which another is ordered and the first ends.
-async fn outage(mut scene: Scene, breaks: impl FnOnce(&Scene), says: &str, mends: impl FnOnce(&Scene)) {
+pub async fn outage(mut scene: Scene, breaks: impl FnOnce(&Scene), says: &str, mends: impl FnOnce(&Scene)) {
     scene.start_well().await;
     assert_eq!(scene.dial().await.unwrap().status, 200);
     let (up, _) = scene.talk().await;

@@ -4,9 +4,10 @@ use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension as _, Row, named_params, params};
 use serde::de::DeserializeOwned;
 
+use super::super::decide::decide;
 use super::super::{AppCallback, Applied, CallRecord, Change, KEY_KIND, NewCall, Opened};
 use super::writer::Written;
-use crate::call::{Direction, Event, Outcome, Phase, Step, next, stronger};
+use crate::call::{Event, Outcome, Phase, stronger};
 use crate::clock::UnixMs;
 use crate::ids::{AccountName, Alias, BusinessId, CallId};
 use crate::policy::Facts;
@@ -210,48 +211,7 @@ pub(super) fn open(c: &Connection, call: &NewCall) -> Written<Opened> {
 pub(super) fn apply(c: &Connection, change: Change) -> Written<Option<Applied>> {
     let Some(mut record) = one(c, &change.call)? else { return Ok(None) };
     let (news, conflicts) = bind_all(c, &change.bind, &change.call, change.at_ms)?;
-    let event = match (change.event, news) {
-        (Some(a), Some(b)) => Some(stronger(a, b)),
-        (a, b) => a.or(b),
-    };
-    let step = event.map_or(Step::Ignore, |event| next(record.phase, event));
-    match step {
-        Step::Move(phase) => {
-            record.phase = phase;
-            record.phase_at = change.at_ms;
-            record.deadline_at = change.deadlines.of_ms(phase).map(|ms| change.at_ms + ms);
-            if phase == Phase::Live {
-                record.answered_at = Some(change.at_ms);
-            }
-        }
-        Step::Renew => record.deadline_at = change.deadlines.of_ms(record.phase).map(|ms| change.at_ms + ms),
-        Step::End(outcome, proof) => {
-            // A call that was refused ended for want of capacity, whatever its provider calls it.
-            let refused = record.overrun && record.facts.direction == Direction::Inbound;
-            let outcome = if refused { Outcome::Capacity } else { outcome };
-            record.phase = Phase::Ended;
-            record.phase_at = change.at_ms;
-            record.deadline_at = None;
-            record.outcome = Some(outcome);
-            record.proof = Some(proof);
-            record.ended_at = Some(change.at_ms);
-        }
-        Step::Ignore => {}
-    }
-    // News, or ids that a provider gave, prove that the call exists: whatever was unknown of its create is known.
-    let proves_create = matches!(step, Step::Move(_) | Step::End(..)) || !change.bind.is_empty();
-    record.unsettled = change.unsettled.unwrap_or(record.unsettled && !proves_create);
-    record.overrun = change.overrun.unwrap_or(record.overrun);
-    record.absent_at = match change.absent {
-        Some(true) => record.absent_at.or(Some(change.at_ms)),
-        Some(false) => None,
-        None if event.is_some() => None,
-        None => record.absent_at,
-    };
-    if record.ended_at.is_none() || matches!(step, Step::End(..)) {
-        record.seen_at = change.at_ms;
-        record.seen_by = change.seen_by.to_owned();
-    }
+    let step = decide(&mut record, &change, news);
     update(c, &record)?;
     record
         .aliases

@@ -11,12 +11,12 @@ use std::os::unix::fs::MetadataExt as _;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::{mpsc, oneshot};
-use tracing::{error, info};
 
+use super::super::health::Health;
 use super::super::{Result, StoreError};
 use super::BUSY_TIMEOUT;
 use crate::failpoint;
@@ -37,17 +37,8 @@ pub(super) struct Writer {
     jobs: mpsc::Sender<Option<Box<dyn Job>>>,
     ended: tokio::sync::Mutex<Option<oneshot::Receiver<()>>>,
     health: Arc<Health>,
-}
-
-/// How writing goes.
-#[derive(Default)]
-struct Health {
-    /// The last write met a cause outside of it: a full disk, a file that is gone.
-    failing: AtomicBool,
-    /// Writes that failed for such a cause, or panicked.
-    failed: AtomicU64,
     /// A reader failed: what the writer's connection has in its cache may be all that is left.
-    doubted: AtomicBool,
+    doubted: Arc<AtomicBool>,
 }
 
 /// A write, and whom to tell.
@@ -104,10 +95,11 @@ impl Writer {
     /// Opens the file, which must be there.
     pub(super) fn start(path: &Path) -> std::result::Result<Self, String> {
         let connection = Some(connect(path).map_err(|e| explain(&e))?);
-        let (file, health) = (FileId::of(path), Arc::<Health>::default());
+        let (file, health, doubted) = (FileId::of(path), Arc::<Health>::default(), Arc::<AtomicBool>::default());
         let (jobs, waiting) = mpsc::channel(WAITING_MAX);
         let (end, ended) = oneshot::channel();
-        let file = OpenFile { connection, path: path.to_owned(), file, health: health.clone() };
+        let path = path.to_owned();
+        let file = OpenFile { connection, path, file, health: health.clone(), doubted: doubted.clone() };
         let thread = std::thread::Builder::new().name("ringfence-store".to_owned());
         thread
             .spawn(move || {
@@ -115,22 +107,22 @@ impl Writer {
                 let _ = end.send(());
             })
             .map_err(|e| format!("no thread can be started for it: {e}"))?;
-        Ok(Self { jobs, ended: tokio::sync::Mutex::new(Some(ended)), health })
+        Ok(Self { jobs, ended: tokio::sync::Mutex::new(Some(ended)), health, doubted })
     }
 
     /// The last write failed for a cause outside of it.
     pub(super) fn is_failing(&self) -> bool {
-        self.health.failing.load(Ordering::Relaxed)
+        self.health.is_failing()
     }
 
     /// A reader failed. The next write looks at the file with new eyes.
     pub(super) fn doubt(&self) {
-        self.health.doubted.store(true, Ordering::Relaxed);
+        self.doubted.store(true, Ordering::Relaxed);
     }
 
     /// Writes that failed for such a cause, or panicked, since the start.
     pub(super) fn failed(&self) -> u64 {
-        self.health.failed.load(Ordering::Relaxed)
+        self.health.failed()
     }
 
     /// Runs a write and returns when it is durable.
@@ -220,6 +212,8 @@ struct OpenFile {
     /// The file that was opened at the start.
     file: FileId,
     health: Arc<Health>,
+    /// A reader failed: what the writer's connection has in its cache may be all that is left.
+    doubted: Arc<AtomicBool>,
 }
 
 /// Why a batch is not written.
@@ -248,16 +242,13 @@ impl OpenFile {
             Ok(()) => panics,
             Err(_) => batch.len() as u64,
         };
-        self.health.failed.fetch_add(failed, Ordering::Relaxed);
-        let outside = matches!(written, Err(Failure::Outside(_)));
-        if outside != self.health.failing.swap(outside, Ordering::Relaxed) {
-            match &written {
-                Err(Failure::Outside(error)) => {
-                    error!(%error, "the record cannot be written; calls are refused until it can")
-                }
-                _ => info!("the record can be written again"),
-            }
-        }
+        self.health.count(failed);
+        let outside = match &written {
+            Err(Failure::Outside(error)) => Some(error),
+            _ => None,
+        };
+        self.health.note(outside);
+        let outside = outside.is_some();
         if outside || panics > 0 {
             self.disconnect();
         }
@@ -271,7 +262,7 @@ impl OpenFile {
         if let Err(failure) = self.is_there() {
             return (Err(failure), 0);
         }
-        if self.health.doubted.swap(false, Ordering::Relaxed) {
+        if self.doubted.swap(false, Ordering::Relaxed) {
             self.disconnect();
         }
         let connection = match &mut self.connection {

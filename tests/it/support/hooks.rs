@@ -57,16 +57,23 @@ pub fn seed_event(kind: &str, conversation: &str, direction: &str) -> Value {
 
 /// The inbox: name of the event, what came of it, whether it belongs to a call.
 pub async fn inbox(stage: &Stage) -> Vec<(String, Option<String>, bool)> {
-    let status = stage.ask("/status").await;
-    let options =
-        sqlx::sqlite::SqliteConnectOptions::new().filename(status["store"]["path"].as_str().unwrap()).read_only(true);
-    let pool = sqlx::sqlite::SqlitePoolOptions::new().max_connections(1).connect_with(options).await.unwrap();
-    let rows: Vec<(String, Option<String>, Option<String>)> =
-        sqlx::query_as("SELECT event, outcome, call_id FROM webhook_events ORDER BY received_at, id")
-            .fetch_all(&pool)
-            .await
-            .unwrap();
-    pool.close().await;
+    let sql = "SELECT event, outcome, call_id FROM webhook_events ORDER BY received_at, id";
+    let rows: Vec<(String, Option<String>, Option<String>)> = match stage.postgres() {
+        Some(url) => {
+            let pool = sqlx::postgres::PgPool::connect(url).await.unwrap();
+            let mut transaction = pool.begin_with("BEGIN; SET LOCAL search_path TO ringfence").await.unwrap();
+            sqlx::query_as(sql).fetch_all(&mut *transaction).await.unwrap()
+        }
+        None => {
+            let status = stage.ask("/status").await;
+            let path = status["store"]["path"].as_str().unwrap();
+            let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path).read_only(true);
+            let pool = sqlx::sqlite::SqlitePoolOptions::new().max_connections(1).connect_with(options).await.unwrap();
+            let rows = sqlx::query_as(sql).fetch_all(&pool).await.unwrap();
+            pool.close().await;
+            rows
+        }
+    };
     rows.into_iter().map(|(event, outcome, call)| (event, outcome, call.is_some())).collect()
 }
 

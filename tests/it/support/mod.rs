@@ -5,4 +5,6 @@ pub mod child;
 pub mod hooks;
 pub mod net;
 pub mod panics;
+#[allow(dead_code, reason = "the store's own tests use the rest")]
+pub mod postgres;
 pub mod stage;

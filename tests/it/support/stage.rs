@@ -97,11 +97,12 @@ impl Stage {
         std::fs::create_dir_all(&folder).unwrap();
         let simulator = Simulator::start(setup.sim.clone()).await.unwrap();
         let clock = Clock::system();
+        let store = if setup.tables.contains("[store]") { String::new() } else { test_store().await };
         let mut tries = 0;
         let (app, config) = loop {
             // The port has to be known before the sidecar binds it; whoever takes it meanwhile costs another try.
             let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-            let text = config_text(&setup, &simulator.base_url(), port);
+            let text = format!("{}{store}", config_text(&setup, &simulator.base_url(), port));
             match start(&text, &folder, &clock).await {
                 Ok(app) => break (app, text),
                 Err(error) if tries < 5 => {
@@ -158,6 +159,11 @@ impl Stage {
         let text = std::fs::read_to_string(self.folder.join(FILE)).unwrap();
         assert!(text.contains(old), "{old} is not in the config");
         std::fs::write(self.folder.join(FILE), text.replace(old, new)).unwrap();
+    }
+
+    /// The database that has the record, where that is Postgres.
+    pub fn postgres(&self) -> Option<&str> {
+        self.config.lines().find_map(|line| line.strip_prefix("url = \"")?.strip_suffix('"'))
     }
 
     /// Where the simulated providers are.
@@ -280,6 +286,15 @@ impl Stage {
         }
         let _ = std::fs::remove_dir_all(&self.folder);
     }
+}
+
+/// Where tests keep the record: `RINGFENCE_TEST_STORE=postgres` takes a database of the server that they share, else SQLite.
+async fn test_store() -> String {
+    if std::env::var("RINGFENCE_TEST_STORE").is_ok_and(|store| store == "postgres") {
+        let url = tokio::task::spawn_blocking(|| super::postgres::shared().database()).await.unwrap();
+        return format!("[store]\nurl = \"{url}\"\n");
+    }
+    String::new()
 }
 
 /// The config file's name.

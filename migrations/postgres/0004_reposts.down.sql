@@ -1,0 +1,2 @@
+ALTER TABLE refusals DROP COLUMN attempts;
+ALTER TABLE calls DROP COLUMN fingerprint;

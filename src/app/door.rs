@@ -1,0 +1,105 @@
+//! The listeners before the record is open. While that is waited for they answer, rather than let connections hang.
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use async_trait::async_trait;
+use http::{HeaderValue, StatusCode, header::RETRY_AFTER};
+use serde_json::json;
+
+use super::StartError;
+use super::live::Listener;
+use crate::net::{Edge, Exchange, Handler, RunningEdge};
+use crate::reply::{json_answer, problem};
+
+/// What a client is told to wait, in seconds.
+const RETRY_AFTER_SECS: &str = "5";
+
+/// A listener's door: shut until there is something behind it.
+struct Door {
+    behind: OnceLock<Listener>,
+    /// Why it is shut. Operators are told; apps and providers only that it is.
+    why: Arc<Mutex<String>>,
+    is_admin: bool,
+}
+
+#[async_trait]
+impl Handler for Door {
+    async fn handle(&self, exchange: &mut Exchange) {
+        if let Some(listener) = self.behind.get() {
+            return listener.handle(exchange).await;
+        }
+        if exchange.path() == "/health" {
+            return exchange.respond(json_answer(StatusCode::OK, &json!({"status": "ok"}))).await;
+        }
+        let mut response = if self.is_admin {
+            let why = self.why.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            problem(StatusCode::SERVICE_UNAVAILABLE, "STORE_UNAVAILABLE", &why)
+        } else {
+            let message = "Nothing was sent: ringfence waits for its record.";
+            let body = json!({"error": "CALL_STORE_UNAVAILABLE", "message": message, "called": false});
+            json_answer(StatusCode::SERVICE_UNAVAILABLE, &body)
+        };
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECS));
+        exchange.respond(response).await;
+    }
+}
+
+/// All doors: api, webhooks, admin. Connections wait unanswered until they are opened, or shut with a reason.
+pub(super) struct Doors {
+    why: Arc<Mutex<String>>,
+    state: Mutex<State>,
+}
+
+enum State {
+    Bound(Vec<Edge>),
+    Shut(Vec<(RunningEdge, Arc<Door>)>),
+}
+
+impl Doors {
+    pub(super) fn new(api: Edge, webhooks: Edge, admin: Edge) -> Self {
+        Self { why: Arc::default(), state: Mutex::new(State::Bound(vec![api, webhooks, admin])) }
+    }
+
+    /// From now on whoever asks is told why there is nothing behind the doors yet.
+    pub(super) fn wait(&self, why: &str) {
+        why.clone_into(&mut self.why.lock().unwrap_or_else(PoisonError::into_inner));
+        self.shut();
+    }
+
+    fn shut(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        *state = match std::mem::replace(&mut *state, State::Bound(vec![])) {
+            State::Bound(edges) => State::Shut(
+                edges
+                    .into_iter()
+                    .enumerate()
+                    .map(|(n, edge)| {
+                        let door = Door { behind: OnceLock::new(), why: self.why.clone(), is_admin: n == 2 };
+                        let door = Arc::new(door);
+                        (edge.spawn(door.clone()), door)
+                    })
+                    .collect(),
+            ),
+            other => other,
+        };
+    }
+
+    /// Opens them.
+    pub(super) fn open(self, behind: [Listener; 3]) -> Result<[RunningEdge; 3], StartError> {
+        let state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let running: Vec<RunningEdge> = match state {
+            State::Bound(edges) => {
+                edges.into_iter().zip(behind).map(|(edge, listener)| edge.spawn(Arc::new(listener))).collect()
+            }
+            State::Shut(doors) => doors
+                .into_iter()
+                .zip(behind)
+                .map(|((running, door), listener)| {
+                    let _ = door.behind.set(listener);
+                    running
+                })
+                .collect(),
+        };
+        running.try_into().map_err(|_| StartError("the listeners are gone".to_owned()))
+    }
+}

@@ -1,0 +1,51 @@
+//! What a change makes of a record. Pure: every back end reads the record, asks here, and writes what came of it.
+
+use super::{CallRecord, Change};
+use crate::call::{Direction, Event, Outcome, Phase, Step, next, stronger};
+
+/// Takes a change up into a record, together with news that waited under the change's ids.
+pub(super) fn decide(record: &mut CallRecord, change: &Change, news: Option<Event>) -> Step {
+    let event = match (change.event, news) {
+        (Some(a), Some(b)) => Some(stronger(a, b)),
+        (a, b) => a.or(b),
+    };
+    let step = event.map_or(Step::Ignore, |event| next(record.phase, event));
+    match step {
+        Step::Move(phase) => {
+            record.phase = phase;
+            record.phase_at = change.at_ms;
+            record.deadline_at = change.deadlines.of_ms(phase).map(|ms| change.at_ms + ms);
+            if phase == Phase::Live {
+                record.answered_at = Some(change.at_ms);
+            }
+        }
+        Step::Renew => record.deadline_at = change.deadlines.of_ms(record.phase).map(|ms| change.at_ms + ms),
+        Step::End(outcome, proof) => {
+            // A call that was refused ended for want of capacity, whatever its provider calls it.
+            let refused = record.overrun && record.facts.direction == Direction::Inbound;
+            let outcome = if refused { Outcome::Capacity } else { outcome };
+            record.phase = Phase::Ended;
+            record.phase_at = change.at_ms;
+            record.deadline_at = None;
+            record.outcome = Some(outcome);
+            record.proof = Some(proof);
+            record.ended_at = Some(change.at_ms);
+        }
+        Step::Ignore => {}
+    }
+    // News, or ids that a provider gave, prove that the call exists: whatever was unknown of its create is known.
+    let proves_create = matches!(step, Step::Move(_) | Step::End(..)) || !change.bind.is_empty();
+    record.unsettled = change.unsettled.unwrap_or(record.unsettled && !proves_create);
+    record.overrun = change.overrun.unwrap_or(record.overrun);
+    record.absent_at = match change.absent {
+        Some(true) => record.absent_at.or(Some(change.at_ms)),
+        Some(false) => None,
+        None if event.is_some() => None,
+        None => record.absent_at,
+    };
+    if record.ended_at.is_none() || matches!(step, Step::End(..)) {
+        record.seen_at = change.at_ms;
+        record.seen_by = change.seen_by.to_owned();
+    }
+    step
+}

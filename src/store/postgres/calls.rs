@@ -1,0 +1,373 @@
+//! Calls and their ids.
+
+use serde::de::DeserializeOwned;
+use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, Postgres, QueryBuilder, Row as _};
+
+use super::super::decide::decide;
+use super::super::{Applied, CallRecord, Change, KEY_KIND, NewCall, Opened};
+use super::{lock_call, lock_ids, prepared, query};
+use crate::call::{Event, Outcome, Phase, stronger};
+use crate::clock::UnixMs;
+use crate::ids::{AccountName, Alias, BusinessId, CallId};
+use crate::policy::Facts;
+use crate::provider::description::OWN_ID_KIND;
+
+type Sql<T> = Result<T, sqlx::Error>;
+
+fn damaged(what: impl std::fmt::Display) -> sqlx::Error {
+    sqlx::Error::Decode(what.to_string().into())
+}
+
+fn word<T: std::str::FromStr<Err: std::fmt::Display>>(row: &PgRow, column: &str) -> Sql<T> {
+    row.try_get::<String, _>(column)?.parse().map_err(damaged)
+}
+
+fn optional_word<T: std::str::FromStr<Err: std::fmt::Display>>(row: &PgRow, column: &str) -> Sql<Option<T>> {
+    row.try_get::<Option<String>, _>(column)?.map(|w| w.parse().map_err(damaged)).transpose()
+}
+
+/// A small number, which is kept as a wide one: Postgres has no other without a sign.
+fn count(row: &PgRow, column: &str) -> Sql<u32> {
+    row.try_get::<i64, _>(column)?.try_into().map_err(damaged)
+}
+
+fn json<T: DeserializeOwned>(text: Option<String>) -> Sql<Option<T>> {
+    text.map(|t| serde_json::from_str(&t).map_err(damaged)).transpose()
+}
+
+fn to_json(value: &impl serde::Serialize) -> Sql<String> {
+    serde_json::to_string(value).map_err(|e| sqlx::Error::Encode(e.into()))
+}
+
+fn facts(row: &PgRow) -> Sql<Facts> {
+    Ok(Facts {
+        business: BusinessId::parse(row.try_get("business")?).map_err(damaged)?,
+        plan: row.try_get("plan")?,
+        account: AccountName::parse(row.try_get("account")?).map_err(damaged)?,
+        provider: row.try_get("provider")?,
+        carrier: row
+            .try_get::<Option<String>, _>("carrier")?
+            .map(|name| AccountName::parse(&name).map_err(damaged))
+            .transpose()?,
+        direction: word(row, "direction")?,
+        operation: row.try_get("operation")?,
+        agent: row.try_get("agent")?,
+        own_number: row.try_get("own_number")?,
+        other_number: row.try_get("other_number")?,
+    })
+}
+
+fn call_id(text: &str) -> Sql<CallId> {
+    CallId::parse(text).ok_or_else(|| damaged(format!("{text:?} is no call id")))
+}
+
+fn record(row: &PgRow, aliases: Vec<Alias>) -> Sql<CallRecord> {
+    Ok(CallRecord {
+        id: call_id(row.try_get("id")?)?,
+        facts: facts(row)?,
+        origin: word(row, "origin")?,
+        phase: word(row, "phase")?,
+        outcome: optional_word(row, "outcome")?,
+        proof: optional_word(row, "proof")?,
+        overrun: row.try_get("overrun")?,
+        unsettled: row.try_get("unsettled")?,
+        polled: row.try_get("polled")?,
+        places: count(row, "places")?,
+        admitted_at: row.try_get("admitted_at")?,
+        phase_at: row.try_get("phase_at")?,
+        deadline_at: row.try_get("deadline_at")?,
+        answered_at: row.try_get("answered_at")?,
+        ended_at: row.try_get("ended_at")?,
+        seen_at: row.try_get("seen_at")?,
+        seen_by: row.try_get("seen_by")?,
+        absent_at: row.try_get("absent_at")?,
+        callback: json(row.try_get("callback")?)?,
+        fingerprint: row.try_get("fingerprint")?,
+        aliases,
+    })
+}
+
+fn alias(row: &PgRow) -> Sql<Alias> {
+    Ok(Alias { kind: row.try_get("kind")?, id: row.try_get("id")? })
+}
+
+pub(super) async fn one(c: &mut PgConnection, id: &CallId) -> Sql<Option<CallRecord>> {
+    // One statement, and so one trip to SQLite's thread: a row an id, or one row without.
+    let rows = query(
+        "SELECT c.*, a.kind AS alias_kind, a.id AS alias_id FROM calls c LEFT JOIN call_aliases a ON a.call_id = c.id
+         WHERE c.id = $1 ORDER BY a.kind, a.id",
+    )
+    .bind(id.as_str())
+    .fetch_all(&mut *c)
+    .await?;
+    let Some(first) = rows.first() else { return Ok(None) };
+    let mut aliases = Vec::with_capacity(rows.len());
+    for row in &rows {
+        if let Some(kind) = row.try_get("alias_kind")? {
+            aliases.push(Alias { kind, id: row.try_get("alias_id")? });
+        }
+    }
+    record(first, aliases).map(Some)
+}
+
+/// Who has an alias: a call, or news that waits.
+enum Holder {
+    Nobody,
+    Call(CallId),
+    News(Event),
+}
+
+async fn holder(c: &mut PgConnection, alias: &Alias) -> Sql<Holder> {
+    let row = query("SELECT call_id, early FROM call_aliases WHERE kind = $1 AND id = $2")
+        .bind(&alias.kind)
+        .bind(&alias.id)
+        .fetch_optional(c)
+        .await?;
+    let Some(row) = row else { return Ok(Holder::Nobody) };
+    if let Some(id) = row.try_get::<Option<String>, _>("call_id")? {
+        return call_id(&id).map(Holder::Call);
+    }
+    Ok(json(row.try_get("early")?)?.map_or(Holder::Nobody, Holder::News))
+}
+
+async fn bind_alias(c: &mut PgConnection, alias: &Alias, call: &CallId, at_ms: UnixMs) -> Sql<()> {
+    query(
+        "INSERT INTO call_aliases (kind, id, call_id, early, seen_at) VALUES ($1, $2, $3, NULL, $4)
+         ON CONFLICT (kind, id) DO UPDATE SET call_id = excluded.call_id, early = NULL",
+    )
+    .bind(&alias.kind)
+    .bind(&alias.id)
+    .bind(call.as_str())
+    .bind(at_ms)
+    .execute(c)
+    .await?;
+    Ok(())
+}
+
+/// Binds ids to a call. Returns the news that waited under them, and ids that another call has.
+async fn bind_all(
+    c: &mut PgConnection,
+    aliases: &[Alias],
+    call: &CallId,
+    at_ms: UnixMs,
+) -> Sql<(Option<Event>, Vec<(Alias, CallId)>)> {
+    let (mut news, mut conflicts) = (None, Vec::new());
+    if aliases.is_empty() {
+        return Ok((news, conflicts));
+    }
+    let mut insert = QueryBuilder::<Postgres>::new("INSERT INTO call_aliases (kind, id, call_id, seen_at) ");
+    insert.push_values(aliases, |mut row, alias| {
+        row.push_bind(&alias.kind).push_bind(&alias.id).push_bind(call.as_str()).push_bind(at_ms);
+    });
+    let inserted =
+        insert.push(" ON CONFLICT DO NOTHING").build().persistent(prepared()).execute(&mut *c).await?.rows_affected();
+    if inserted == aliases.len() as u64 {
+        // As nearly always, nobody had any of them.
+        return Ok((news, conflicts));
+    }
+    for alias in aliases {
+        match holder(c, alias).await? {
+            Holder::Call(other) if other == *call => continue,
+            Holder::Call(other) => {
+                conflicts.push((alias.clone(), other));
+                continue;
+            }
+            Holder::News(event) => news = Some(news.map_or(event, |n| stronger(n, event))),
+            Holder::Nobody => {}
+        }
+        bind_alias(c, alias, call, at_ms).await?;
+    }
+    Ok((news, conflicts))
+}
+
+/// Whether a call's order was proven to have made none.
+async fn never_called(c: &mut PgConnection, call: &CallId) -> Sql<bool> {
+    let row = query("SELECT outcome FROM calls WHERE id = $1").bind(call.as_str()).fetch_optional(c).await?;
+    // A call whose record is past its retention is as good as none.
+    let Some(row) = row else { return Ok(true) };
+    Ok(row.try_get::<Option<String>, _>("outcome")?.as_deref() == Some(Outcome::NotCreated.as_str()))
+}
+
+pub(super) async fn open(c: &mut PgConnection, call: NewCall) -> Sql<Opened> {
+    lock_ids(c, &call.aliases).await?;
+    for alias in &call.aliases {
+        if let Holder::Call(known) = holder(c, alias).await? {
+            // The key of an order that made no call is free again.
+            if alias.kind != KEY_KIND || !never_called(c, &known).await? {
+                return Ok(Opened::Known(known));
+            }
+            query("DELETE FROM call_aliases WHERE kind = $1 AND id = $2")
+                .bind(&alias.kind)
+                .bind(&alias.id)
+                .execute(&mut *c)
+                .await?;
+        }
+    }
+    // The second record of a call: from now on the outside ids lead to it.
+    for first in call.aliases.iter().filter(|a| a.kind == OWN_ID_KIND) {
+        query("UPDATE call_aliases SET call_id = $1 WHERE call_id = $2")
+            .bind(call.id.as_str())
+            .bind(&first.id)
+            .execute(&mut *c)
+            .await?;
+    }
+    let f = &call.facts;
+    query(
+        "INSERT INTO calls (id, business, plan, account, provider, direction, operation, agent, own_number, other_number,
+             origin, phase, overrun, admitted_at, phase_at, deadline_at, answered_at, seen_at, seen_by, callback, carrier, polled,
+             places, fingerprint)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $14, $15, $16, $14, $18, $17, $19, $20, $21, $22)",
+    )
+    .bind(call.id.as_str())
+    .bind(f.business.as_str())
+    .bind(&f.plan)
+    .bind(f.account.as_str())
+    .bind(&f.provider)
+    .bind(f.direction.as_str())
+    .bind(&f.operation)
+    .bind(&f.agent)
+    .bind(&f.own_number)
+    .bind(&f.other_number)
+    .bind(call.origin.as_str())
+    .bind(call.phase.as_str())
+    .bind(call.overrun)
+    .bind(call.at_ms)
+    .bind(call.deadline_at)
+    .bind((call.phase == Phase::Live).then_some(call.at_ms))
+    .bind(call.callback.as_ref().map(to_json).transpose()?)
+    .bind(call.origin.as_str())
+    .bind(f.carrier.as_ref().map(AccountName::as_str))
+    .bind(call.polled)
+    .bind(i64::from(call.places))
+    .bind(&call.fingerprint)
+    .execute(&mut *c)
+    .await?;
+    let (news, _) = bind_all(c, &call.aliases, &call.id, call.at_ms).await?;
+    Ok(Opened::New(news))
+}
+
+pub(super) async fn apply(c: &mut PgConnection, change: Change) -> Sql<Option<Applied>> {
+    lock_ids(c, &change.bind).await?;
+    lock_call(c, &change.call).await?;
+    let Some(mut record) = one(c, &change.call).await? else { return Ok(None) };
+    let (news, conflicts) = bind_all(c, &change.bind, &change.call, change.at_ms).await?;
+    let step = decide(&mut record, &change, news);
+    update(c, &record).await?;
+    record
+        .aliases
+        .extend(change.bind.into_iter().filter(|a| !conflicts.iter().any(|(other, _)| other == a)).collect::<Vec<_>>());
+    record.aliases.sort();
+    record.aliases.dedup();
+    Ok(Some(Applied { step, record, conflicts }))
+}
+
+async fn update(c: &mut PgConnection, record: &CallRecord) -> Sql<()> {
+    query(
+        "UPDATE calls SET phase = $2, outcome = $3, proof = $4, overrun = $5, unsettled = $6, phase_at = $7,
+             deadline_at = $8, answered_at = $9, ended_at = $10, seen_at = $11, seen_by = $12, absent_at = $13
+         WHERE id = $1",
+    )
+    .bind(record.id.as_str())
+    .bind(record.phase.as_str())
+    .bind(record.outcome.map(|o| o.as_str()))
+    .bind(record.proof.map(|p| p.as_str()))
+    .bind(record.overrun)
+    .bind(record.unsettled)
+    .bind(record.phase_at)
+    .bind(record.deadline_at)
+    .bind(record.answered_at)
+    .bind(record.ended_at)
+    .bind(record.seen_at)
+    .bind(&record.seen_by)
+    .bind(record.absent_at)
+    .execute(c)
+    .await?;
+    Ok(())
+}
+
+pub(super) async fn keep_early(
+    c: &mut PgConnection,
+    aliases: Vec<Alias>,
+    event: Event,
+    at_ms: UnixMs,
+) -> Sql<Option<CallId>> {
+    lock_ids(c, &aliases).await?;
+    for alias in &aliases {
+        if let Holder::Call(known) = holder(c, alias).await? {
+            return Ok(Some(known));
+        }
+    }
+    for alias in &aliases {
+        let event = match holder(c, alias).await? {
+            Holder::News(before) => stronger(before, event),
+            _ => event,
+        };
+        query(
+            "INSERT INTO call_aliases (kind, id, call_id, early, seen_at) VALUES ($1, $2, NULL, $3, $4)
+             ON CONFLICT (kind, id) DO UPDATE SET early = excluded.early, seen_at = excluded.seen_at",
+        )
+        .bind(&alias.kind)
+        .bind(&alias.id)
+        .bind(to_json(&event)?)
+        .bind(at_ms)
+        .execute(&mut *c)
+        .await?;
+    }
+    Ok(None)
+}
+
+pub(super) async fn resolve(c: &mut PgConnection, aliases: &[Alias]) -> Sql<Option<CallId>> {
+    for alias in aliases {
+        if let Holder::Call(id) = holder(c, alias).await? {
+            return Ok(Some(id));
+        }
+    }
+    Ok(None)
+}
+
+/// In a transaction that sees one state.
+pub(super) async fn open_calls(c: &mut PgConnection) -> Sql<Vec<CallRecord>> {
+    let calls = query("SELECT * FROM calls WHERE phase <> 'ended' ORDER BY admitted_at, id").fetch_all(&mut *c).await?;
+    let aliases = query(
+        "SELECT a.call_id, a.kind, a.id FROM call_aliases a JOIN calls c ON c.id = a.call_id WHERE c.phase <> 'ended'
+         ORDER BY a.kind, a.id",
+    );
+    together(&calls, &aliases.fetch_all(&mut *c).await?)
+}
+
+/// In a transaction that sees one state.
+pub(super) async fn latest(c: &mut PgConnection, limit: u32) -> Sql<Vec<CallRecord>> {
+    let limit = i64::from(limit);
+    let calls = query("SELECT * FROM calls ORDER BY admitted_at DESC, id DESC LIMIT $1").bind(limit);
+    let calls = calls.fetch_all(&mut *c).await?;
+    let aliases = query(
+        "SELECT call_id, kind, id FROM call_aliases
+         WHERE call_id IN (SELECT id FROM calls ORDER BY admitted_at DESC, id DESC LIMIT $1) ORDER BY kind, id",
+    )
+    .bind(limit);
+    together(&calls, &aliases.fetch_all(&mut *c).await?)
+}
+
+/// Records and their ids.
+fn together(calls: &[PgRow], aliases: &[PgRow]) -> Sql<Vec<CallRecord>> {
+    let mut of_call = std::collections::HashMap::<String, Vec<Alias>>::new();
+    for row in aliases {
+        of_call.entry(row.try_get("call_id")?).or_default().push(alias(row)?);
+    }
+    let records = calls.iter().map(|row| {
+        let id: String = row.try_get("id")?;
+        record(row, of_call.remove(&id).unwrap_or_default())
+    });
+    records.collect()
+}
+
+pub(super) async fn admitted_since(c: &mut PgConnection, since_ms: UnixMs) -> Sql<Vec<(UnixMs, Facts)>> {
+    let rows = query(
+        "SELECT * FROM calls WHERE admitted_at >= $1 AND origin <> 'foreign' AND NOT overrun ORDER BY admitted_at",
+    )
+    .bind(since_ms)
+    .fetch_all(c)
+    .await?;
+    rows.iter().map(|row| Ok((row.try_get("admitted_at")?, facts(row)?))).collect()
+}

@@ -1,0 +1,138 @@
+//! Looks at a server and a store in it without changing them: for the start, and for `ringfence check --live`.
+
+use sqlx::{ConnectOptions as _, Connection as _, Row as _};
+
+use super::holder::{Me, Seen};
+use super::transact::Db;
+use super::{Pooler, Settings, StoreError, code, explain, holder, is_outside, is_pooled, migrate};
+
+/// What a server is like.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    /// Its version, as it says it.
+    pub version: String,
+    /// Every transaction may run in another session.
+    pub pooled: bool,
+    /// `synchronous_commit`, as it is for our role in our database.
+    pub synchronous_commit: String,
+    /// `fsync`.
+    pub fsync: String,
+}
+
+impl Server {
+    /// Why what it has acknowledged may be lost, if it may.
+    pub fn unsafe_because(&self) -> Option<String> {
+        (self.synchronous_commit == "off").then(|| {
+            "has synchronous_commit = off: a call that was admitted could be forgotten in a crash of the server. \
+             Set it for this role: ALTER ROLE … SET synchronous_commit = on"
+                .to_owned()
+        })
+    }
+}
+
+/// Why a server cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unfit {
+    /// It is not there, or not ready: it may come by itself.
+    Away(String),
+    /// An operator has to do something.
+    Unusable(String),
+}
+
+/// What stands in a store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inspected {
+    /// The server.
+    pub server: Server,
+    /// Migrations that are missing.
+    pub missing: Vec<i64>,
+    /// Who has the record, as it says itself; not whether it still lives.
+    pub holder: Option<String>,
+}
+
+/// Looks at a server.
+///
+/// # Errors
+/// It does not answer, or cannot be used; sentences for an operator, without a password.
+pub async fn server(settings: &Settings) -> Result<Server, Unfit> {
+    let looked = tokio::time::timeout(settings.statement_timeout, look(settings)).await;
+    let shown = settings.shown();
+    match looked {
+        Ok(Ok((server, false))) => Ok(server),
+        Ok(Ok((_, true))) => Err(Unfit::Away(format!("{shown} is a standby: it takes no writes"))),
+        Ok(Err(error)) => {
+            let code = code(&error);
+            // A wrong password, a database that is not there, a file that the URL names: no waiting mends these.
+            let ours =
+                code.starts_with("28") || code.starts_with("3D") || matches!(error, sqlx::Error::Configuration(_));
+            let why = explain(&error, &shown);
+            Err(if ours || !is_outside(&error) {
+                Unfit::Unusable(format!("cannot be used: {why}"))
+            } else {
+                Unfit::Away(why)
+            })
+        }
+        Err(_) => {
+            Err(Unfit::Away(format!("{shown} does not answer within {} s", settings.statement_timeout.as_secs_f64())))
+        }
+    }
+}
+
+async fn look(settings: &Settings) -> Result<(Server, bool), sqlx::Error> {
+    let mut c = settings.options()?.statement_cache_capacity(0).connect().await?;
+    let asked = sqlx::raw_sql(
+        "SELECT current_setting('server_version') AS version, current_setting('synchronous_commit') AS synchronous_commit,
+             current_setting('fsync') AS fsync, pg_is_in_recovery() AS standby",
+    );
+    let row = asked.fetch_one(&mut c).await?;
+    let pooled = match settings.pooler {
+        Pooler::Detect => is_pooled(settings).await?,
+        Pooler::Transaction => true,
+        Pooler::None => false,
+    };
+    let server = Server {
+        version: row.try_get("version")?,
+        pooled,
+        synchronous_commit: row.try_get("synchronous_commit")?,
+        fsync: row.try_get("fsync")?,
+    };
+    let standby = row.try_get("standby")?;
+    let _ = c.close().await;
+    Ok((server, standby))
+}
+
+/// Looks at a store.
+///
+/// # Errors
+/// What would keep a start from using it, or waiting: sentences for an operator.
+pub async fn inspect(settings: &Settings) -> Result<Inspected, String> {
+    let server = server(settings).await.map_err(|unfit| match unfit {
+        Unfit::Away(why) => why,
+        Unfit::Unusable(why) => format!("{} {why}", settings.shown()),
+    })?;
+    let shown = settings.shown();
+    if let Some(why) = server.unsafe_because() {
+        return Err(format!("{shown} {why}"));
+    }
+    let db = Db::new(settings, false).map_err(|e| explain(&e, &shown))?;
+    let missing = migrate::missing(&db).await.map_err(|why| format!("{shown} {why}"))?;
+    let holder = living_holder(&db, &Me::new()).await.map_err(|e| e.to_string())?;
+    db.close().await;
+    Ok(Inspected { server, missing, holder: holder.map(|seen| seen.who()) })
+}
+
+/// Who has the record, as far as is known to live.
+pub(super) async fn living_holder(db: &Db, me: &Me) -> Result<Option<Seen>, StoreError> {
+    let seen: Option<Seen> = db
+        .read(|c| {
+            Box::pin(async move {
+                let there = sqlx::query("SELECT to_regclass('holders')::text AS name").persistent(false);
+                match there.fetch_one(&mut *c).await?.try_get::<Option<String>, _>("name")? {
+                    Some(_) => holder::look(c).await,
+                    None => Ok(None),
+                }
+            })
+        })
+        .await?;
+    Ok(seen.filter(|seen| !seen.is_over(me)))
+}

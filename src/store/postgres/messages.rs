@@ -1,0 +1,292 @@
+//! The inbox, the outbox, refusals and businesses.
+
+use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, Row as _};
+
+use super::super::{Delivery, NewEvent, Received, RefusalRecord};
+use super::query;
+use crate::clock::UnixMs;
+use crate::ids::{CallId, RefusalId};
+use crate::policy::Business;
+
+type Sql<T> = Result<T, sqlx::Error>;
+
+fn damaged(what: impl std::fmt::Display) -> sqlx::Error {
+    sqlx::Error::Decode(what.to_string().into())
+}
+
+/// A small number, which is kept as a wide one: Postgres has no other without a sign.
+fn count(row: &PgRow, column: &str) -> Sql<u32> {
+    row.try_get::<i64, _>(column)?.try_into().map_err(damaged)
+}
+
+fn optional_count(row: &PgRow, column: &str) -> Sql<Option<u32>> {
+    row.try_get::<Option<i64>, _>(column)?.map(|n| n.try_into().map_err(damaged)).transpose()
+}
+
+fn headers_json(headers: &[(String, String)]) -> Sql<String> {
+    serde_json::to_string(headers).map_err(|e| sqlx::Error::Encode(e.into()))
+}
+
+fn headers(row: &PgRow) -> Sql<Vec<(String, String)>> {
+    serde_json::from_str(row.try_get("headers")?).map_err(damaged)
+}
+
+pub(super) async fn receive(c: &mut PgConnection, event: NewEvent) -> Sql<Received> {
+    let done = query(
+        "INSERT INTO webhook_events (id, account, webhook, event, dedupe_key, received_at, method, path, headers, body)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (dedupe_key) DO NOTHING",
+    )
+    .bind(&event.id)
+    .bind(&event.account)
+    .bind(&event.webhook)
+    .bind(&event.event)
+    .bind(&event.dedupe_key)
+    .bind(event.received_at)
+    .bind(&event.method)
+    .bind(&event.path)
+    .bind(headers_json(&event.headers)?)
+    .bind(&event.body)
+    .execute(&mut *c)
+    .await?;
+    if done.rows_affected() == 1 {
+        return Ok(Received::New);
+    }
+    let row = query("SELECT id, outcome FROM webhook_events WHERE dedupe_key = $1")
+        .bind(&event.dedupe_key)
+        .fetch_one(c)
+        .await?;
+    Ok(Received::Before { id: row.try_get("id")?, outcome: row.try_get("outcome")? })
+}
+
+pub(super) async fn settle(
+    c: &mut PgConnection,
+    event_id: String,
+    call: Option<CallId>,
+    outcome: String,
+    delivery: Option<Delivery>,
+    at_ms: UnixMs,
+) -> Sql<bool> {
+    let settled = query(
+        "UPDATE webhook_events SET outcome = $2, call_id = coalesce($3, call_id) WHERE id = $1 AND outcome IS NULL",
+    )
+    .bind(&event_id)
+    .bind(outcome)
+    .bind(call.as_ref().map(CallId::as_str))
+    .execute(&mut *c)
+    .await?;
+    if settled.rows_affected() == 0 {
+        return Ok(false);
+    }
+    let Some(delivery) = delivery else { return Ok(true) };
+    query(
+        "INSERT INTO deliveries (id, event_id, url, method, headers, body, attempts, due_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+    )
+    .bind(&delivery.id)
+    .bind(&delivery.event_id)
+    .bind(&delivery.url)
+    .bind(&delivery.method)
+    .bind(headers_json(&delivery.headers)?)
+    .bind(&delivery.body)
+    .bind(i64::from(delivery.attempts))
+    .bind(at_ms)
+    .execute(c)
+    .await?;
+    Ok(true)
+}
+
+pub(super) async fn unsettled(c: &mut PgConnection) -> Sql<Vec<NewEvent>> {
+    let rows =
+        query("SELECT * FROM webhook_events WHERE outcome IS NULL ORDER BY received_at, id").fetch_all(c).await?;
+    let event = |row: &PgRow| -> Sql<NewEvent> {
+        Ok(NewEvent {
+            id: row.try_get("id")?,
+            account: row.try_get("account")?,
+            webhook: row.try_get("webhook")?,
+            event: row.try_get("event")?,
+            dedupe_key: row.try_get("dedupe_key")?,
+            received_at: row.try_get("received_at")?,
+            method: row.try_get("method")?,
+            path: row.try_get("path")?,
+            headers: headers(row)?,
+            body: row.try_get("body")?,
+        })
+    };
+    rows.iter().map(event).collect()
+}
+
+pub(super) async fn due(c: &mut PgConnection, at_ms: UnixMs, limit: u32) -> Sql<Vec<Delivery>> {
+    let rows = query(
+        "SELECT d.*, e.call_id FROM deliveries d LEFT JOIN webhook_events e ON e.id = d.event_id
+         WHERE d.done_at IS NULL AND d.due_at IS NOT NULL AND d.due_at <= $1 ORDER BY d.due_at, d.id LIMIT $2",
+    )
+    .bind(at_ms)
+    .bind(i64::from(limit))
+    .fetch_all(c)
+    .await?;
+    let delivery = |row: &PgRow| -> Sql<Delivery> {
+        Ok(Delivery {
+            id: row.try_get("id")?,
+            event_id: row.try_get("event_id")?,
+            call: row.try_get("call_id")?,
+            url: row.try_get("url")?,
+            method: row.try_get("method")?,
+            headers: headers(row)?,
+            body: row.try_get::<Option<Vec<u8>>, _>("body")?.unwrap_or_default(),
+            attempts: count(row, "attempts")?,
+        })
+    };
+    rows.iter().map(delivery).collect()
+}
+
+pub(super) async fn delivered(
+    c: &mut PgConnection,
+    id: String,
+    at_ms: UnixMs,
+    result: Result<(), (String, Option<UnixMs>)>,
+) -> Sql<()> {
+    let (done_at, due_at, error) = match result {
+        Ok(()) => (Some(at_ms), None, None),
+        Err((error, due_at)) => (None, due_at, Some(error)),
+    };
+    query("UPDATE deliveries SET attempts = attempts + 1, done_at = $2, due_at = $3, last_error = $4 WHERE id = $1")
+        .bind(id)
+        .bind(done_at)
+        .bind(due_at)
+        .bind(error)
+        .execute(c)
+        .await?;
+    Ok(())
+}
+
+pub(super) async fn refused(c: &mut PgConnection, r: RefusalRecord) -> Sql<()> {
+    query(
+        "INSERT INTO refusals (id, at, business, account, direction, code, limit_name, current_calls, limit_calls, observed)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (id) DO UPDATE SET attempts = refusals.attempts + 1",
+    )
+    .bind(r.id.as_str())
+    .bind(r.at)
+    .bind(r.business)
+    .bind(r.account)
+    .bind(r.direction)
+    .bind(r.code)
+    .bind(r.limit_name)
+    .bind(r.current.map(i64::from))
+    .bind(r.limit.map(i64::from))
+    .bind(r.observed)
+    .execute(c)
+    .await?;
+    Ok(())
+}
+
+pub(super) async fn latest_refusals(c: &mut PgConnection, limit: u32) -> Sql<Vec<RefusalRecord>> {
+    let rows =
+        query("SELECT * FROM refusals ORDER BY at DESC, id DESC LIMIT $1").bind(i64::from(limit)).fetch_all(c).await?;
+    let refusal = |row: &PgRow| -> Sql<RefusalRecord> {
+        let id: String = row.try_get("id")?;
+        Ok(RefusalRecord {
+            id: RefusalId::parse(&id).ok_or_else(|| damaged(format!("{id:?} is no refusal id")))?,
+            at: row.try_get("at")?,
+            business: row.try_get("business")?,
+            account: row.try_get("account")?,
+            direction: row.try_get("direction")?,
+            code: row.try_get("code")?,
+            limit_name: row.try_get("limit_name")?,
+            current: optional_count(row, "current_calls")?,
+            limit: optional_count(row, "limit_calls")?,
+            observed: row.try_get("observed")?,
+            attempts: count(row, "attempts")?,
+        })
+    };
+    rows.iter().map(refusal).collect()
+}
+
+pub(super) async fn businesses(c: &mut PgConnection) -> Sql<Vec<Business>> {
+    let rows = query("SELECT body FROM businesses ORDER BY id").fetch_all(c).await?;
+    let business = |row: &PgRow| -> Sql<Business> { serde_json::from_str(row.try_get("body")?).map_err(damaged) };
+    rows.iter().map(business).collect()
+}
+
+pub(super) async fn put_business(c: &mut PgConnection, business: Business, at_ms: UnixMs) -> Sql<bool> {
+    let body = serde_json::to_string(&business).map_err(|e| sqlx::Error::Encode(e.into()))?;
+    let known =
+        query("SELECT 1 FROM businesses WHERE id = $1").bind(business.id.as_str()).fetch_optional(&mut *c).await?;
+    query(
+        "INSERT INTO businesses (id, body, updated_at) VALUES ($1, $2, $3)
+         ON CONFLICT (id) DO UPDATE SET body = excluded.body, updated_at = excluded.updated_at",
+    )
+    .bind(business.id.as_str())
+    .bind(body)
+    .bind(at_ms)
+    .execute(c)
+    .await?;
+    Ok(known.is_none())
+}
+
+pub(super) async fn delete_business(c: &mut PgConnection, id: String) -> Sql<bool> {
+    let done = query("DELETE FROM businesses WHERE id = $1").bind(id).execute(c).await?;
+    Ok(done.rows_affected() > 0)
+}
+
+/// Rows that one write forgets: others get their turn in between.
+pub(super) const PURGE_ROWS: u32 = 500;
+
+/// What is forgotten once it is older than a time. The rows that go last are those that are counted.
+pub(super) const PURGES: [Purge; 4] = [
+    Purge {
+        early: true,
+        sql: &["DELETE FROM call_aliases WHERE (kind, id) IN
+                (SELECT kind, id FROM call_aliases WHERE call_id IS NULL AND seen_at < $1 LIMIT $2)"],
+    },
+    Purge {
+        early: false,
+        sql: &[
+            "DELETE FROM call_aliases WHERE call_id IN
+             (SELECT id FROM calls WHERE phase = 'ended' AND ended_at < $1 ORDER BY ended_at, id LIMIT $2)",
+            "DELETE FROM calls WHERE id IN
+             (SELECT id FROM calls WHERE phase = 'ended' AND ended_at < $1 ORDER BY ended_at, id LIMIT $2)",
+        ],
+    },
+    Purge {
+        early: false,
+        sql: &["DELETE FROM webhook_events WHERE id IN
+                (SELECT id FROM webhook_events WHERE outcome IS NOT NULL AND received_at < $1 LIMIT $2)"],
+    },
+    Purge { early: false, sql: &["DELETE FROM refusals WHERE id IN (SELECT id FROM refusals WHERE at < $1 LIMIT $2)"] },
+];
+
+/// See [`PURGES`].
+#[derive(Clone, Copy)]
+pub(super) struct Purge {
+    /// It has the shorter retention of news that no call claimed.
+    pub(super) early: bool,
+    sql: &'static [&'static str],
+}
+
+/// Forgets some rows; fewer than [`PURGE_ROWS`] are the last.
+pub(super) async fn purge(c: &mut PgConnection, what: Purge, before: UnixMs) -> Sql<u64> {
+    let mut gone = 0;
+    for sql in what.sql {
+        gone = query(sql).bind(before).bind(i64::from(PURGE_ROWS)).execute(&mut *c).await?.rows_affected();
+    }
+    Ok(gone)
+}
+
+/// Deliveries that are done or given up and whose event is forgotten. Readers look for them: it takes a while.
+pub(super) async fn forgotten_deliveries(c: &mut PgConnection, before: UnixMs) -> Sql<Vec<String>> {
+    let ids = query(
+        "SELECT d.id FROM deliveries d LEFT JOIN webhook_events e ON e.id = d.event_id
+         WHERE d.due_at IS NULL AND (e.id IS NULL OR e.received_at < $1)",
+    );
+    ids.bind(before).fetch_all(c).await?.iter().map(|row| row.try_get("id")).collect()
+}
+
+pub(super) async fn delete_deliveries(c: &mut PgConnection, ids: Vec<String>) -> Sql<u64> {
+    let mut gone = 0;
+    for id in ids {
+        let sql = "DELETE FROM deliveries WHERE id = $1 AND due_at IS NULL";
+        gone += query(sql).bind(id).execute(&mut *c).await?.rows_affected();
+    }
+    Ok(gone)
+}

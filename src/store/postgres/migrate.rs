@@ -1,0 +1,162 @@
+//! Migrations of the Postgres store, in its own schema. The files are built in. All of a way up or down is one transaction
+//! under a lock of that transaction: several processes may begin at once, through any pooler.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use sqlx::migrate::Migrator;
+use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row as _, Transaction};
+
+use super::super::migrations::{self, Status, TABLE};
+use super::transact::SCHEMA;
+use super::{Db, Settings, Sql, explain};
+
+/// A migration may rewrite a table.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(3600);
+/// The key of the lock: any number that nobody else takes.
+const LOCK: i64 = 0x7269_6e67_6665_6e63;
+
+/// What is noted is what sqlx's own migrator notes. It is not run itself: its lock, and the statements that it prepares, belong to
+/// a session, which a pooler gives to others.
+fn known() -> Migrator {
+    sqlx::migrate!("migrations/postgres")
+}
+
+/// Brings the schema up to date.
+///
+/// # Errors
+/// A sentence for an operator: the server is away, the schema is of a newer version, the role may not.
+pub async fn up(settings: &Settings) -> Result<(), String> {
+    up_all(&connect(settings)?).await
+}
+
+/// Takes back the latest migration, or all that are newer than `to`. Refuses while a process has the record.
+///
+/// # Errors
+/// As [`up`].
+pub async fn down(settings: &Settings, to: Option<i64>) -> Result<(), String> {
+    let db = connect(settings)?;
+    super::refuse_while_held(&db).await?;
+    let mut transaction = begin(&db).await?;
+    down_in(&mut transaction, to).await?;
+    commit(&db, transaction).await
+}
+
+/// Every migration that this version knows. Changes nothing.
+///
+/// # Errors
+/// As [`up`].
+pub async fn status(settings: &Settings) -> Result<Vec<Status>, String> {
+    let db = connect(settings)?;
+    let applied = read_applied(&db).await?;
+    db.close().await;
+    Ok(migrations::status(&known(), &applied))
+}
+
+/// Migrations that are missing, without a write. Refuses a schema of a newer version.
+pub(super) async fn missing(db: &Db) -> Result<Vec<i64>, String> {
+    let applied = read_applied(db).await?;
+    migrations::refuse_newer(&known(), &applied)?;
+    Ok(migrations::missing(&known(), &applied))
+}
+
+pub(super) async fn up_all(db: &Db) -> Result<(), String> {
+    let mut transaction = begin(db).await?;
+    up_in(&mut transaction).await?;
+    commit(db, transaction).await
+}
+
+/// Refuses a schema that this version does not know.
+pub(super) async fn check(db: &Db) -> Result<(), String> {
+    migrations::check(&known(), &read_applied(db).await?)
+}
+
+async fn up_in(c: &mut PgConnection) -> Result<(), String> {
+    let cannot = |e: sqlx::Error| format!("cannot be migrated: {e}");
+    // Asked first: making one takes a right that an operator may have kept, having made it.
+    let there = sqlx::query("SELECT 1 FROM pg_namespace WHERE nspname = $1").persistent(false).bind(SCHEMA);
+    if there.fetch_optional(&mut *c).await.map_err(cannot)?.is_none() {
+        run(c, format!("CREATE SCHEMA {SCHEMA}")).await.map_err(cannot)?;
+    }
+    let noted = format!(
+        "CREATE TABLE IF NOT EXISTS {TABLE} (version BIGINT PRIMARY KEY, description TEXT NOT NULL,
+             installed_on TIMESTAMPTZ NOT NULL DEFAULT now(), success BOOLEAN NOT NULL, checksum BYTEA NOT NULL,
+             execution_time BIGINT NOT NULL)"
+    );
+    run(c, noted).await.map_err(cannot)?;
+    let applied = applied(c).await.map_err(cannot)?;
+    migrations::refuse_newer(&known(), &applied)?;
+    let known = known();
+    let missing = known.iter().filter(|m| m.migration_type.is_up_migration() && !applied.contains(&m.version));
+    for migration in missing {
+        sqlx::raw_sql(migration.sql.clone()).execute(&mut *c).await.map_err(cannot)?;
+        sqlx::query(AssertSqlSafe(format!(
+            "INSERT INTO {TABLE} (version, description, success, checksum, execution_time) VALUES ($1, $2, true, $3, 0)"
+        )))
+        .persistent(false)
+        .bind(migration.version)
+        .bind(&*migration.description)
+        .bind(&*migration.checksum)
+        .execute(&mut *c)
+        .await
+        .map_err(cannot)?;
+    }
+    Ok(())
+}
+
+async fn down_in(c: &mut PgConnection, to: Option<i64>) -> Result<(), String> {
+    let cannot = |e: sqlx::Error| format!("cannot be migrated down: {e}");
+    let applied = applied(c).await.map_err(cannot)?;
+    migrations::refuse_newer(&known(), &applied)?;
+    let (known, target) = (known(), migrations::target(&applied, to));
+    let mut back: Vec<_> = known
+        .iter()
+        .filter(|m| m.migration_type.is_down_migration() && m.version > target && applied.contains(&m.version))
+        .collect();
+    back.sort_by_key(|m| std::cmp::Reverse(m.version));
+    for migration in back {
+        sqlx::raw_sql(migration.sql.clone()).execute(&mut *c).await.map_err(cannot)?;
+        run(c, format!("DELETE FROM {TABLE} WHERE version = {}", migration.version)).await.map_err(cannot)?;
+    }
+    Ok(())
+}
+
+async fn run(c: &mut PgConnection, sql: String) -> Sql<()> {
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(c).await.map(drop)
+}
+
+async fn applied(c: &mut PgConnection) -> Sql<BTreeSet<i64>> {
+    let there = sqlx::query("SELECT to_regclass($1)::text AS name").persistent(false);
+    let there = there.bind(format!("{SCHEMA}.{TABLE}")).fetch_one(&mut *c).await?;
+    if there.try_get::<Option<String>, _>("name")?.is_none() {
+        return Ok(BTreeSet::new());
+    }
+    let sql = AssertSqlSafe(format!("SELECT version FROM {TABLE}"));
+    let rows = sqlx::query(sql).persistent(false).fetch_all(&mut *c).await?;
+    rows.iter().map(|row| row.try_get("version")).collect()
+}
+
+async fn read_applied(db: &Db) -> Result<BTreeSet<i64>, String> {
+    db.read(|c| Box::pin(applied(c))).await.map_err(|e| format!("cannot be used: {e}"))
+}
+
+fn connect(settings: &Settings) -> Result<Db, String> {
+    Db::new(settings, false).map_err(|e| format!("cannot be used: {}", explain(&e, &settings.shown())))
+}
+
+async fn begin(db: &Db) -> Result<Transaction<'static, Postgres>, String> {
+    let begin = format!(
+        "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL search_path TO {SCHEMA}; \
+         SET LOCAL statement_timeout = {}; SET LOCAL client_min_messages = warning; SELECT pg_advisory_xact_lock({LOCK})",
+        STATEMENT_TIMEOUT.as_millis()
+    );
+    db.pool.begin_with(AssertSqlSafe(begin)).await.map_err(|e| cannot(db, &e))
+}
+
+async fn commit(db: &Db, transaction: Transaction<'static, Postgres>) -> Result<(), String> {
+    transaction.commit().await.map_err(|e| cannot(db, &e))
+}
+
+fn cannot(db: &Db, error: &sqlx::Error) -> String {
+    format!("cannot be migrated: {}", explain(error, &db.shown))
+}

@@ -1,0 +1,129 @@
+//! Where the server is, and how it is spoken to.
+
+use std::str::FromStr as _;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
+
+use crate::provider::secret::Secret;
+
+/// What stands between us and the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pooler {
+    /// It is found out at the start.
+    Detect,
+    /// Every transaction may run in another session, as behind PgBouncer's `pool_mode = transaction`.
+    Transaction,
+    /// Nothing, or what keeps sessions.
+    None,
+}
+
+/// The store's settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    url: Secret,
+    /// Connections at most.
+    pub pool_max: u32,
+    /// Longest statement; its transaction is taken back after it.
+    pub statement_timeout: Duration,
+    /// What stands between us and the server.
+    pub pooler: Pooler,
+}
+
+impl Settings {
+    /// Settings for a URL; the rest as they are by default: 16 connections, 5 s, pooler found out.
+    ///
+    /// # Errors
+    /// The URL cannot be used. Never holds it: it has a password.
+    pub fn new(url: Secret) -> Result<Self, String> {
+        let settings = Self { url, pool_max: 16, statement_timeout: Duration::from_secs(5), pooler: Pooler::Detect };
+        settings.options().map_err(|error| match error {
+            // Errors of parsing name a part of the URL at most, but which part is not known.
+            sqlx::Error::Configuration(_) => {
+                "must be a URL as in postgres://user:password@host:5432/database?sslmode=verify-full".to_owned()
+            }
+            other => other.to_string(),
+        })?;
+        Ok(settings)
+    }
+
+    pub(super) fn options(&self) -> Result<PgConnectOptions, sqlx::Error> {
+        let url = self.url.expose();
+        if !(url.starts_with("postgres://") || url.starts_with("postgresql://")) {
+            return Err(sqlx::Error::Configuration("no URL of Postgres".into()));
+        }
+        let mut options = PgConnectOptions::from_str(url)?;
+        if options.get_application_name().is_none() {
+            options = options.application_name("ringfence");
+        }
+        // Poolers refuse parameters that they do not know; this one is not needed.
+        Ok(options.extra_float_digits(None))
+    }
+
+    /// `postgres://user@host:5432/database`: no password, no parameters.
+    pub fn shown(&self) -> String {
+        let Ok(options) = self.options() else { return "postgres".to_owned() };
+        let host = match options.get_socket() {
+            Some(folder) => folder.display().to_string(),
+            None => format!("{}:{}", options.get_host(), options.get_port()),
+        };
+        let database = options.get_database().unwrap_or_else(|| options.get_username());
+        format!("postgres://{}@{host}/{database}", options.get_username())
+    }
+
+    /// Why others on the way could read or answer what is sent, if they could.
+    pub fn exposed(&self) -> Option<String> {
+        let options = self.options().ok()?;
+        let host = options.get_host();
+        let near = options.get_socket().is_some()
+            || host.starts_with('/')
+            || host == "localhost"
+            || host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
+        let mode = match options.get_ssl_mode() {
+            PgSslMode::VerifyFull => return None,
+            PgSslMode::VerifyCa => "verify-ca",
+            PgSslMode::Require => "require",
+            PgSslMode::Prefer => "prefer",
+            PgSslMode::Allow => "allow",
+            PgSslMode::Disable => "disable",
+        };
+        (!near).then(|| format!("sslmode is {mode}, and {host} is not this machine"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(url: &str) -> Result<Settings, String> {
+        Settings::new(Secret::new(url))
+    }
+
+    #[test]
+    fn a_password_is_shown_nowhere() {
+        let good = settings("postgres://ring:hunter2@db.example.com/fence?sslmode=require").unwrap();
+        assert_eq!(good.shown(), "postgres://ring@db.example.com:5432/fence");
+        assert!(!format!("{good:?}").contains("hunter2"));
+        for url in
+            ["mysql://ring:hunter2@db/x", "postgres://ring:hunter2@db:port/x", "hunter2", "postgres://:hunter2@[x/"]
+        {
+            let why = settings(url).unwrap_err();
+            assert!(why.contains("postgres://user:password@host") && !why.contains("hunter2"), "{why}");
+        }
+    }
+
+    #[test]
+    fn only_a_verified_server_or_this_machine_is_safe() {
+        for (url, safe) in [
+            ("postgres://u@db.example.com/x?sslmode=verify-full", true),
+            ("postgres://u@db.example.com/x?sslmode=require", false),
+            ("postgres://u@db.example.com/x", false),
+            ("postgres://u@127.0.0.1/x", true),
+            ("postgres://u@[::1]/x", true),
+            ("postgres://u@localhost/x", true),
+            ("postgres:///x?host=/run/postgresql", true),
+        ] {
+            assert_eq!(settings(url).unwrap().exposed().is_none(), safe, "{url}");
+        }
+    }
+}

@@ -1,0 +1,402 @@
+//! What every back end has to do, run on each: `behaves_as_a_store!` in its tests.
+//!
+//! A back end gives a [`Fresh`]: an empty store, a way to open it again, and a way past the trait to its tables.
+
+use std::sync::Arc;
+
+use super::*;
+use crate::call::{Deadlines, Direction, EndProof, Origin, Outcome, Phase, Step};
+use crate::ids::{AccountName, BusinessId};
+
+/// A store of a test's own, which goes when the test ends.
+#[async_trait]
+pub(super) trait Fresh {
+    /// The store. After [`Store::close`] it is opened again.
+    async fn open(&self) -> Arc<dyn Store>;
+    /// Runs SQL past the store, in its schema.
+    async fn execute(&self, sql: &str);
+    /// The one number that a query gives.
+    async fn number(&self, sql: &str) -> i64;
+}
+
+/// One test for each behaviour, over what `$fresh` makes; it says itself why, where it makes nothing.
+macro_rules! behaves_as_a_store {
+    ($fresh:path) => {
+        crate::store::suite::behaves_as_a_store!(
+            $fresh,
+            a_call_is_opened_moved_and_ended_once,
+            an_end_that_comes_before_its_start_ends_the_start,
+            one_call_seen_by_two_webhooks_is_one_call,
+            an_id_of_another_call_is_a_conflict_and_stays_where_it_is,
+            a_webhook_is_taken_once,
+            what_is_past_its_retention_goes_little_by_little,
+            writes_that_meet_share_a_commit_and_one_that_fails_stands_alone,
+            what_was_written_is_there_after_a_restart,
+            what_meets_at_one_call_is_applied_one_after_the_other,
+            one_of_many_that_claim_an_id_gets_it,
+            news_and_its_call_find_each_other_however_they_meet,
+            a_key_is_free_again_when_its_order_made_no_call,
+            records_come_back_as_they_were_written,
+            the_latest_come_first,
+            the_writer_and_the_readers_read_the_same_record
+        );
+    };
+    ($fresh:path, $($behaviour:ident),+) => {
+        $(
+            #[tokio::test]
+            async fn $behaviour() {
+                let Some(fresh) = $fresh().await else { return };
+                crate::store::suite::$behaviour(&fresh).await;
+            }
+        )+
+    };
+}
+pub(super) use behaves_as_a_store;
+
+pub(super) fn new_call(aliases: &[(&str, &str)]) -> NewCall {
+    NewCall {
+        id: CallId::new(),
+        facts: Facts {
+            business: BusinessId::default_business(),
+            plan: "default".to_owned(),
+            account: AccountName::parse("twilio").unwrap(),
+            provider: "twilio".to_owned(),
+            carrier: None,
+            direction: Direction::Outbound,
+            operation: "calls".to_owned(),
+            agent: None,
+            own_number: Some("+15550001111".to_owned()),
+            other_number: Some("+15550002222".to_owned()),
+        },
+        origin: Origin::Order,
+        phase: Phase::Reserved,
+        overrun: false,
+        polled: false,
+        places: 1,
+        at_ms: 1000,
+        deadline_at: 91_000,
+        callback: None,
+        fingerprint: None,
+        aliases: aliases.iter().filter_map(|(k, i)| Alias::new(k, i)).collect(),
+    }
+}
+
+pub(super) fn change(call: &CallId, event: Event) -> Change {
+    Change { event: Some(event), ..Change::of(call, "webhook", 2000, &Deadlines::default()) }
+}
+
+pub(super) const END: Event = Event::Ended(Outcome::Completed, EndProof::Webhook);
+
+pub(super) async fn a_call_is_opened_moved_and_ended_once(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    let call = new_call(&[]);
+    assert_eq!(store.open(call.clone()).await.unwrap(), Opened::New(None));
+    let bind = vec![Alias::new("call_sid", "CA1").unwrap()];
+    let created = Change { bind: bind.clone(), ..change(&call.id, Event::Reached(Phase::Dialing)) };
+    let applied = store.apply(created).await.unwrap().unwrap();
+    assert_eq!((applied.step, applied.record.phase), (Step::Move(Phase::Dialing), Phase::Dialing));
+    assert_eq!(store.resolve(&bind).await.unwrap(), Some(call.id.clone()));
+    assert_eq!(store.open_calls().await.unwrap().len(), 1);
+
+    let ended = store.apply(change(&call.id, END)).await.unwrap().unwrap();
+    assert_eq!(ended.step, Step::End(Outcome::Completed, EndProof::Webhook));
+    let again =
+        store.apply(change(&call.id, Event::Ended(Outcome::Failed, EndProof::Provider))).await.unwrap().unwrap();
+    assert_eq!(again.step, Step::Ignore);
+    assert_eq!(again.record.outcome, Some(Outcome::Completed), "the first proof stays");
+    assert_eq!(store.open_calls().await.unwrap(), []);
+    assert_eq!(store.latest_calls(10).await.unwrap()[0].aliases, bind);
+}
+
+pub(super) async fn an_end_that_comes_before_its_start_ends_the_start(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    let sid = || vec![Alias::new("call_sid", "CA1").unwrap()];
+    assert_eq!(store.keep_early(sid(), END, 1).await.unwrap(), None);
+    assert_eq!(store.keep_early(sid(), Event::Reached(Phase::Live), 2).await.unwrap(), None);
+    let call = new_call(&[]);
+    store.open(call.clone()).await.unwrap();
+    let created = Change { bind: sid(), ..change(&call.id, Event::Reached(Phase::Dialing)) };
+    assert_eq!(store.apply(created).await.unwrap().unwrap().step, Step::End(Outcome::Completed, EndProof::Webhook));
+    assert_eq!(store.keep_early(sid(), END, 3).await.unwrap(), Some(call.id), "from here on it is known");
+}
+
+pub(super) async fn one_call_seen_by_two_webhooks_is_one_call(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    let first = new_call(&[("call_sid", "CA1")]);
+    let second = new_call(&[("conversation_id", "conv_1"), ("call_sid", "CA1")]);
+    assert_eq!(store.open(first.clone()).await.unwrap(), Opened::New(None));
+    assert_eq!(store.open(second).await.unwrap(), Opened::Known(first.id));
+    assert_eq!(store.open_calls().await.unwrap().len(), 1);
+}
+
+pub(super) async fn an_id_of_another_call_is_a_conflict_and_stays_where_it_is(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    let (first, second) = (new_call(&[("call_sid", "CA1")]), new_call(&[]));
+    store.open(first.clone()).await.unwrap();
+    store.open(second.clone()).await.unwrap();
+    let sid = Alias::new("call_sid", "CA1").unwrap();
+    let stolen = Change { bind: vec![sid.clone()], ..change(&second.id, Event::Reached(Phase::Live)) };
+    let applied = store.apply(stolen).await.unwrap().unwrap();
+    assert_eq!(applied.conflicts, [(sid.clone(), first.id.clone())]);
+    assert_eq!(applied.record.aliases, []);
+    assert_eq!(store.resolve(&[sid]).await.unwrap(), Some(first.id));
+}
+
+pub(super) async fn a_webhook_is_taken_once(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    let event = |id: &str| NewEvent {
+        id: id.to_owned(),
+        account: "twilio".to_owned(),
+        webhook: "status".to_owned(),
+        event: "call_status".to_owned(),
+        dedupe_key: Some("twilio|status|CA1|completed|3".to_owned()),
+        received_at: 1,
+        method: "POST".to_owned(),
+        path: "/twilio/status".to_owned(),
+        headers: vec![],
+        body: Some(b"CallSid=CA1".to_vec()),
+    };
+    assert_eq!(store.receive(event("a")).await.unwrap(), Received::New);
+    let before = |outcome: Option<&str>| Received::Before { id: "a".to_owned(), outcome: outcome.map(str::to_owned) };
+    assert_eq!(store.receive(event("b")).await.unwrap(), before(None));
+    assert_eq!(store.unsettled_events().await.unwrap(), [event("a")]);
+    let delivery = Delivery {
+        id: "d1".to_owned(),
+        event_id: "a".to_owned(),
+        call: None,
+        url: "http://app.test/x".to_owned(),
+        method: "POST".to_owned(),
+        headers: vec![],
+        body: b"CallSid=CA1".to_vec(),
+        attempts: 0,
+    };
+    store.settle("a", None, "applied", Some(delivery.clone()), 5).await.unwrap();
+    let again = Delivery { id: "d2".to_owned(), ..delivery.clone() };
+    store.settle("a", None, "applied", Some(again), 5).await.unwrap();
+    assert_eq!(store.receive(event("c")).await.unwrap(), before(Some("applied")));
+    assert_eq!(store.due_deliveries(4, 10).await.unwrap(), []);
+    assert_eq!(store.due_deliveries(5, 10).await.unwrap(), [delivery]);
+    store.delivered("d1", 6, Err(("refused".to_owned(), Some(50)))).await.unwrap();
+    assert_eq!(store.due_deliveries(49, 10).await.unwrap(), []);
+    assert_eq!(store.due_deliveries(50, 10).await.unwrap()[0].attempts, 1);
+    assert_eq!(store.purge(1000, 1000).await.unwrap(), 1, "the event goes, what the app waits for stays");
+    store.delivered("d1", 51, Err(("refused".to_owned(), None))).await.unwrap();
+    assert_eq!(store.due_deliveries(99, 10).await.unwrap(), []);
+    assert_eq!(store.purge(1000, 1000).await.unwrap(), 1, "what was given up is not kept for ever");
+}
+
+pub(super) async fn what_is_past_its_retention_goes_little_by_little(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    let kept = new_call(&[("call_sid", "CA_kept")]);
+    store.open(kept.clone()).await.unwrap();
+    let sql = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1234)";
+    let like =
+        "business, plan, account, provider, direction, operation, origin, admitted_at, phase_at, seen_at, seen_by";
+    for insert in [
+        format!(
+            "{sql} INSERT INTO calls (id, phase, ended_at, {like}) SELECT 'c' || i, 'ended', i, {like} FROM calls, n"
+        ),
+        format!(
+            "{sql} INSERT INTO call_aliases (kind, id, call_id, seen_at) SELECT 'call_sid', CAST(i AS TEXT), 'c' || i, 1 FROM n"
+        ),
+        format!(
+            "{sql} INSERT INTO refusals (id, at, business, account, direction, code) SELECT CAST(i AS TEXT), i, 'b', 'a', 'outbound', 'x' FROM n"
+        ),
+    ] {
+        fresh.execute(&insert).await;
+    }
+    assert_eq!(store.purge(1_234, 0).await.unwrap(), 2 * 1_233);
+    for (left, table) in [(2, "calls"), (2, "call_aliases"), (1, "refusals")] {
+        let rows = fresh.number(&format!("SELECT count(*) FROM {table}")).await;
+        assert_eq!(rows, left, "{table}: what is open, and what ended just now");
+    }
+}
+
+pub(super) async fn writes_that_meet_share_a_commit_and_one_that_fails_stands_alone(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    let twice = new_call(&[]);
+    let mut tasks = tokio::task::JoinSet::new();
+    for i in 0..200 {
+        let store = store.clone();
+        // Every tenth has the same primary key: all but one of those fail.
+        let call = if i % 10 == 0 { twice.clone() } else { new_call(&[]) };
+        tasks.spawn(async move { store.open(call).await.is_ok() });
+    }
+    let kept = tasks.join_all().await.into_iter().filter(|ok| *ok).count();
+    assert_eq!(kept, 181);
+    assert_eq!(store.open_calls().await.unwrap().len(), 181);
+}
+
+pub(super) async fn what_was_written_is_there_after_a_restart(fresh: &impl Fresh) {
+    let call = new_call(&[("call_sid", "CA1")]);
+    {
+        let store = fresh.open().await;
+        store.open(call.clone()).await.unwrap();
+        store.put_business(&Business::named(BusinessId::parse("acme").unwrap()), 1).await.unwrap();
+        store.close().await;
+    }
+    let store = fresh.open().await;
+    assert_eq!(store.open_calls().await.unwrap()[0].id, call.id);
+    assert_eq!(store.businesses().await.unwrap().len(), 1);
+}
+
+pub(super) async fn what_meets_at_one_call_is_applied_one_after_the_other(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    for round in 0..10 {
+        let call = new_call(&[]);
+        store.open(call.clone()).await.unwrap();
+        let mut tasks = tokio::task::JoinSet::new();
+        for n in 0..12 {
+            let (store, id) = (store.clone(), call.id.clone());
+            let bind = vec![Alias::new("call_sid", &format!("CA{round}_{}", n % 3)).unwrap()];
+            let event = if n % 2 == 0 { END } else { Event::Reached(Phase::Live) };
+            tasks.spawn(async move { store.apply(Change { bind, ..change(&id, event) }).await.unwrap().unwrap().step });
+        }
+        let steps = tasks.join_all().await;
+        assert_eq!(steps.iter().filter(|step| matches!(step, Step::End(..))).count(), 1, "{steps:?}");
+        let record = store.call(&call.id).await.unwrap().unwrap();
+        assert_eq!((record.phase, record.aliases.len()), (Phase::Ended, 3));
+    }
+}
+
+pub(super) async fn one_of_many_that_claim_an_id_gets_it(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    for round in 0..10 {
+        let (a, b) = (format!("CA{round}"), format!("conv_{round}"));
+        let mut tasks = tokio::task::JoinSet::new();
+        for n in 0..8 {
+            let store = store.clone();
+            // In either order: nobody may wait for one who waits.
+            let mut ids = [("call_sid", a.as_str()), ("conversation_id", b.as_str())];
+            if n % 2 == 0 {
+                ids.reverse();
+            }
+            let call = new_call(&ids);
+            tasks.spawn(async move { (call.id.clone(), store.open(call).await.unwrap()) });
+        }
+        let opened = tasks.join_all().await;
+        let new: Vec<&CallId> = opened.iter().filter(|(_, o)| *o == Opened::New(None)).map(|(id, _)| id).collect();
+        assert_eq!(new.len(), 1, "{opened:?}");
+        assert!(opened.iter().all(|(id, o)| id == new[0] || *o == Opened::Known(new[0].clone())), "{opened:?}");
+    }
+    assert_eq!(store.open_calls().await.unwrap().len(), 10);
+}
+
+pub(super) async fn news_and_its_call_find_each_other_however_they_meet(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    for round in 0..20 {
+        let call = new_call(&[]);
+        store.open(call.clone()).await.unwrap();
+        let sid = vec![Alias::new("call_sid", &format!("CA{round}")).unwrap()];
+        let bind = Change { bind: sid.clone(), ..change(&call.id, Event::Reached(Phase::Dialing)) };
+        let rings = Event::Reached(Phase::Ringing);
+        let (bound, ends, rings) = tokio::join!(
+            store.apply(bind),
+            store.keep_early(sid.clone(), END, 1),
+            store.keep_early(sid.clone(), rings, 1)
+        );
+        let ended = matches!(bound.unwrap().unwrap().step, Step::End(..));
+        let known = ends.unwrap();
+        assert_eq!(ended, known.is_none(), "kept for the call, or told whose it is: never neither");
+        assert!(known.is_none_or(|known| known == call.id));
+        rings.unwrap();
+    }
+}
+
+pub(super) async fn a_key_is_free_again_when_its_order_made_no_call(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    let [first, second, third] = [(); 3].map(|()| new_call(&[(KEY_KIND, "k")]));
+    store.open(first.clone()).await.unwrap();
+    assert_eq!(store.open(second.clone()).await.unwrap(), Opened::Known(first.id.clone()));
+    let none = Event::Ended(Outcome::NotCreated, EndProof::Provider);
+    store.apply(change(&first.id, none)).await.unwrap();
+    assert_eq!(store.open(second.clone()).await.unwrap(), Opened::New(None));
+    store.apply(change(&second.id, END)).await.unwrap();
+    assert_eq!(store.open(third).await.unwrap(), Opened::Known(second.id));
+}
+
+pub(super) async fn records_come_back_as_they_were_written(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    let events = vec!["completed".to_owned()];
+    let callback = AppCallback { url: "http://app.test/x#rc=2".to_owned(), method: "POST".to_owned(), events };
+    let mut call = new_call(&[("call_sid", "CA_é_1"), ("call_sid", "CAa"), ("conversation_id", "b")]);
+    call.facts.carrier = Some(AccountName::parse("twilio").unwrap());
+    call.facts.agent = Some("agent 'x\" — ü".to_owned());
+    (call.overrun, call.polled, call.places) = (true, true, 4_000_000_000);
+    (call.callback, call.fingerprint) = (Some(callback.clone()), Some("f".to_owned()));
+    store.open(call.clone()).await.unwrap();
+    let record = store.call(&call.id).await.unwrap().unwrap();
+    assert_eq!(record.facts, call.facts);
+    assert_eq!((record.overrun, record.polled, record.unsettled, record.places), (true, true, false, 4_000_000_000));
+    assert_eq!((record.callback, record.fingerprint.as_deref()), (Some(callback), Some("f")));
+    assert_eq!((record.admitted_at, record.deadline_at, record.phase), (1000, Some(91_000), Phase::Reserved));
+    let mut sorted = call.aliases.clone();
+    sorted.sort();
+    assert_eq!(record.aliases, sorted, "as bytes compare");
+    // An overrun is no admission: no rate counts it.
+    assert_eq!(store.admitted_since(0).await.unwrap(), []);
+    let counted = new_call(&[]);
+    store.open(counted.clone()).await.unwrap();
+    assert_eq!(store.admitted_since(1000).await.unwrap(), [(1000, counted.facts)]);
+    assert_eq!(store.admitted_since(1001).await.unwrap(), []);
+}
+
+pub(super) async fn the_latest_come_first(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    let mut ids = Vec::new();
+    for at_ms in 0..5 {
+        let call = NewCall { at_ms, ..new_call(&[("call_sid", &format!("CA{at_ms}"))]) };
+        store.open(call.clone()).await.unwrap();
+        ids.insert(0, call.id);
+    }
+    let latest: Vec<CallId> = store.latest_calls(3).await.unwrap().into_iter().map(|c| c.id).collect();
+    assert_eq!(latest, ids[..3]);
+    let refusal = RefusalRecord {
+        id: RefusalId::new(),
+        at: 1,
+        business: "b".to_owned(),
+        account: "a".to_owned(),
+        direction: "outbound".to_owned(),
+        code: "X".to_owned(),
+        limit_name: Some("plan.PRO".to_owned()),
+        current: Some(3),
+        limit: Some(3),
+        observed: false,
+        attempts: 1,
+    };
+    store.refused(refusal.clone()).await.unwrap();
+    store.refused(refusal.clone()).await.unwrap();
+    assert_eq!(store.latest_refusals(9).await.unwrap(), [RefusalRecord { attempts: 2, ..refusal }]);
+    let acme = Business::named(BusinessId::parse("acme").unwrap());
+    assert!(store.put_business(&acme, 1).await.unwrap());
+    assert!(!store.put_business(&acme, 2).await.unwrap());
+    assert!(store.delete_business("acme").await.unwrap());
+    assert!(!store.delete_business("acme").await.unwrap());
+}
+
+/// The writer and the readers each have a way of reading a record.
+pub(super) async fn the_writer_and_the_readers_read_the_same_record(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    let mut call = new_call(&[("call_sid", "CA1"), (KEY_KIND, "key")]);
+    call.facts.carrier = Some(AccountName::parse("carrier").unwrap());
+    call.facts.agent = Some("agent_1".to_owned());
+    (call.phase, call.overrun, call.polled, call.places) = (Phase::Live, true, true, 7);
+    call.fingerprint = Some("fingerprint".to_owned());
+    call.callback =
+        Some(AppCallback { url: "http://app.test/x".to_owned(), method: "POST".to_owned(), events: vec![] });
+    store.open(call.clone()).await.unwrap();
+    let bind = vec![Alias::new("conversation_id", "conv_1").unwrap()];
+    let unclear = Change {
+        bind,
+        unsettled: Some(true),
+        absent: Some(true),
+        ..Change::of(&call.id, "poll", 3000, &Deadlines::default())
+    };
+    let ended = change(&call.id, END);
+    for change in [unclear, ended] {
+        let applied = store.apply(change).await.unwrap().unwrap().record;
+        assert_eq!(store.call(&call.id).await.unwrap(), Some(applied.clone()));
+        assert_eq!((applied.facts, applied.callback), (call.facts.clone(), call.callback.clone()));
+        assert_eq!((applied.places, applied.fingerprint), (7, call.fingerprint.clone()));
+    }
+}
