@@ -41,7 +41,7 @@ const AFTER_END_MS: i64 = 10_000;
 pub const UNSURE_MS: i64 = 60_000;
 /// How long an order waits to see whether an equal one under way has lost its client: the client of a repeat has closed its
 /// first connection, which may be noticed a moment after the repeat has come on another.
-pub(super) const NOTICED_WITHIN: Duration = Duration::from_millis(50);
+pub(super) const NOTICED_WITHIN: Duration = Duration::from_millis(100);
 /// Orders that are remembered. Those beyond are forgotten, those that nobody waits for first.
 const ORDERS_MAX: usize = 50_000;
 /// The largest answer that is kept, in bytes; a larger one is made anew from the record.

@@ -108,6 +108,8 @@ impl SqliteStore {
         }
         // SQLite opens a file that it may only read without a word; every call would then meet the error.
         sqlx::raw_sql(PROBE).execute(&readers).await.map_err(|e| file(explain(&e)))?;
+        // From here on a file that is gone must be missed, not made anew by a reader.
+        readers.set_connect_options(options(path).create_if_missing(false));
         let writer = Writer::start(path).map_err(file)?;
         Ok(Self { writer, readers, path: path.to_owned(), held: std::sync::Mutex::new(Some(held)) })
     }
