@@ -138,8 +138,16 @@ fn the_defaults_are_a_config_that_can_be_read() {
     assert!(code == Some(0) && out.contains("create_secs      = 60"), "{out}");
     // It names a folder and files that are not there; that is all.
     std::fs::write(folder.0.join("ringfence.toml"), &out).unwrap();
-    let keys =
-        [&KEYS[..], &[("TWILIO_SHARED_KEY", "x"), ("ACME_API_KEY", "x"), ("RINGFENCE_TOKEN_SECRET", "x")]].concat();
+    let keys = [
+        &KEYS[..],
+        &[
+            ("TWILIO_SHARED_KEY", "x"),
+            ("ACME_API_KEY", "x"),
+            ("RINGFENCE_TOKEN_SECRET", "x"),
+            ("DATABASE_URL", "postgres://localhost/x"),
+        ],
+    ]
+    .concat();
     let (_, out, _) = run_within(&folder, &["check", "--json"], &keys);
     let found: Value = serde_json::from_str(&out).unwrap();
     let errors = found["diagnostics"].as_array().unwrap().iter().filter(|d| d["severity"] == "error");
