@@ -35,7 +35,7 @@ def elevenlabs_node(test, mount):
         const client = new ElevenLabsClient({ baseUrl: `${api}/%s`, apiKey });
         try {
           return await client.conversationalAi.twilio.outboundCall(
-            { agentId: "agent_1", agentPhoneNumberId: "phnum_1", toNumber: "+15550002222" });
+            { agentId: "agent_1", agentPhoneNumberId: "phnum_1", toNumber: "+15550002223" });
         } catch (error) {
           if (!(error instanceof ElevenLabsError)) throw error;
           return { status: error.statusCode, body: error.body };
@@ -66,7 +66,7 @@ def twilio_node(test, mount):
         const client = twilio(accountSid, authToken, { autoRetry: true });
         client.api.baseUrl = `${api}/%s`;
         try {
-          const order = { from: "+15550001111", to: "+15550002222", twiml };
+          const order = { from: "+15550001111", to: "+15550002223", twiml };
           return { sid: (await client.calls.create(order)).sid };
         } catch (error) {
           if (!(error instanceof twilio.RestException)) throw error;
@@ -132,7 +132,8 @@ class Outcomes(Fenced):
         return counts["creates_el"] + counts["creates_tw"] + self.resetting.creates
 
     def each(self, provider, wanted, dialled, kind=None, mount=None, **fault):
-        """A create by both SDKs of a provider: what the app sees has what is `wanted`, the provider dialled so often."""
+        """A create by both SDKs of a provider, each to a number of its own (an equal order after one whose outcome is unknown
+        is its repeat): what the app sees has what is `wanted`, the provider dialled so often."""
         sdks = {"elevenlabs": (elevenlabs_python, elevenlabs_node), "twilio": (twilio_python, twilio_node)}[provider]
         for sdk in sdks:
             with self.subTest(sdk=sdk.__name__):
@@ -280,7 +281,7 @@ class TheAppsOwnTimeOut(Outcomes):
             const { ElevenLabsClient } = require("@elevenlabs/elevenlabs-js");
             const client = new ElevenLabsClient({ baseUrl: `${api}/elevenlabs`, apiKey, timeoutInSeconds: 1 });
             return await client.conversationalAi.twilio.outboundCall(
-              { agentId: "agent_1", agentPhoneNumberId: "phnum_1", toNumber: "+15550002222" });
+              { agentId: "agent_1", agentPhoneNumberId: "phnum_1", toNumber: "+15550002223" });
             """
         )
         self.assertEqual((answer["raised"]["name"], answer["raised"]["message"]), ("ElevenLabsError", '"timeout"'))
