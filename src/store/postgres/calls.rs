@@ -93,7 +93,7 @@ fn alias(row: &PgRow) -> Sql<Alias> {
 }
 
 pub(super) async fn one(c: &mut PgConnection, id: &CallId) -> Sql<Option<CallRecord>> {
-    // One statement, and so one trip to SQLite's thread: a row an id, or one row without.
+    // One statement, and so one trip to the server: a row an id, or one row without.
     let rows = query(
         "SELECT c.*, a.kind AS alias_kind, a.id AS alias_id FROM calls c LEFT JOIN call_aliases a ON a.call_id = c.id
          WHERE c.id = $1 ORDER BY a.kind, a.id",
