@@ -12,6 +12,7 @@ mod decide;
 mod health;
 pub mod migrations;
 pub mod postgres;
+mod rows;
 pub mod sqlite;
 #[cfg(test)]
 mod suite;

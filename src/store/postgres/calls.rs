@@ -1,95 +1,20 @@
 //! Calls and their ids.
 
-use serde::de::DeserializeOwned;
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Postgres, QueryBuilder, Row as _};
 
 use super::super::decide::decide;
+use super::super::rows::{Sql, alias, call_id, facts, json, record};
 use super::super::{Applied, CallRecord, Change, KEY_KIND, NewCall, Opened};
 use super::{lock_call, lock_ids, prepared, query};
 use crate::call::{Event, Outcome, Phase, stronger};
 use crate::clock::UnixMs;
-use crate::ids::{AccountName, Alias, BusinessId, CallId};
+use crate::ids::{AccountName, Alias, CallId};
 use crate::policy::Facts;
 use crate::provider::description::OWN_ID_KIND;
 
-type Sql<T> = Result<T, sqlx::Error>;
-
-fn damaged(what: impl std::fmt::Display) -> sqlx::Error {
-    sqlx::Error::Decode(what.to_string().into())
-}
-
-fn word<T: std::str::FromStr<Err: std::fmt::Display>>(row: &PgRow, column: &str) -> Sql<T> {
-    row.try_get::<String, _>(column)?.parse().map_err(damaged)
-}
-
-fn optional_word<T: std::str::FromStr<Err: std::fmt::Display>>(row: &PgRow, column: &str) -> Sql<Option<T>> {
-    row.try_get::<Option<String>, _>(column)?.map(|w| w.parse().map_err(damaged)).transpose()
-}
-
-/// A small number, which is kept as a wide one: Postgres has no other without a sign.
-fn count(row: &PgRow, column: &str) -> Sql<u32> {
-    row.try_get::<i64, _>(column)?.try_into().map_err(damaged)
-}
-
-fn json<T: DeserializeOwned>(text: Option<String>) -> Sql<Option<T>> {
-    text.map(|t| serde_json::from_str(&t).map_err(damaged)).transpose()
-}
-
 fn to_json(value: &impl serde::Serialize) -> Sql<String> {
     serde_json::to_string(value).map_err(|e| sqlx::Error::Encode(e.into()))
-}
-
-fn facts(row: &PgRow) -> Sql<Facts> {
-    Ok(Facts {
-        business: BusinessId::parse(row.try_get("business")?).map_err(damaged)?,
-        plan: row.try_get("plan")?,
-        account: AccountName::parse(row.try_get("account")?).map_err(damaged)?,
-        provider: row.try_get("provider")?,
-        carrier: row
-            .try_get::<Option<String>, _>("carrier")?
-            .map(|name| AccountName::parse(&name).map_err(damaged))
-            .transpose()?,
-        direction: word(row, "direction")?,
-        operation: row.try_get("operation")?,
-        agent: row.try_get("agent")?,
-        own_number: row.try_get("own_number")?,
-        other_number: row.try_get("other_number")?,
-    })
-}
-
-fn call_id(text: &str) -> Sql<CallId> {
-    CallId::parse(text).ok_or_else(|| damaged(format!("{text:?} is no call id")))
-}
-
-fn record(row: &PgRow, aliases: Vec<Alias>) -> Sql<CallRecord> {
-    Ok(CallRecord {
-        id: call_id(row.try_get("id")?)?,
-        facts: facts(row)?,
-        origin: word(row, "origin")?,
-        phase: word(row, "phase")?,
-        outcome: optional_word(row, "outcome")?,
-        proof: optional_word(row, "proof")?,
-        overrun: row.try_get("overrun")?,
-        unsettled: row.try_get("unsettled")?,
-        polled: row.try_get("polled")?,
-        places: count(row, "places")?,
-        admitted_at: row.try_get("admitted_at")?,
-        phase_at: row.try_get("phase_at")?,
-        deadline_at: row.try_get("deadline_at")?,
-        answered_at: row.try_get("answered_at")?,
-        ended_at: row.try_get("ended_at")?,
-        seen_at: row.try_get("seen_at")?,
-        seen_by: row.try_get("seen_by")?,
-        absent_at: row.try_get("absent_at")?,
-        callback: json(row.try_get("callback")?)?,
-        fingerprint: row.try_get("fingerprint")?,
-        aliases,
-    })
-}
-
-fn alias(row: &PgRow) -> Sql<Alias> {
-    Ok(Alias { kind: row.try_get("kind")?, id: row.try_get("id")? })
 }
 
 pub(super) async fn one(c: &mut PgConnection, id: &CallId) -> Sql<Option<CallRecord>> {

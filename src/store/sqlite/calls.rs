@@ -1,83 +1,13 @@
 //! Calls and their ids, read.
 
-use serde::de::DeserializeOwned;
-use sqlx::sqlite::{SqlitePool, SqliteRow};
+use sqlx::sqlite::SqlitePool;
 use sqlx::{Row as _, SqliteConnection};
 
 use super::super::CallRecord;
+use super::super::rows::{Sql, alias, call_id, facts, record};
 use crate::clock::UnixMs;
-use crate::ids::{AccountName, Alias, BusinessId, CallId};
+use crate::ids::{Alias, CallId};
 use crate::policy::Facts;
-
-type Sql<T> = Result<T, sqlx::Error>;
-
-fn damaged(what: impl std::fmt::Display) -> sqlx::Error {
-    sqlx::Error::Decode(what.to_string().into())
-}
-
-fn word<T: std::str::FromStr<Err: std::fmt::Display>>(row: &SqliteRow, column: &str) -> Sql<T> {
-    row.try_get::<String, _>(column)?.parse().map_err(damaged)
-}
-
-fn optional_word<T: std::str::FromStr<Err: std::fmt::Display>>(row: &SqliteRow, column: &str) -> Sql<Option<T>> {
-    row.try_get::<Option<String>, _>(column)?.map(|w| w.parse().map_err(damaged)).transpose()
-}
-
-fn json<T: DeserializeOwned>(text: Option<String>) -> Sql<Option<T>> {
-    text.map(|t| serde_json::from_str(&t).map_err(damaged)).transpose()
-}
-
-fn facts(row: &SqliteRow) -> Sql<Facts> {
-    Ok(Facts {
-        business: BusinessId::parse(row.try_get("business")?).map_err(damaged)?,
-        plan: row.try_get("plan")?,
-        account: AccountName::parse(row.try_get("account")?).map_err(damaged)?,
-        provider: row.try_get("provider")?,
-        carrier: row
-            .try_get::<Option<String>, _>("carrier")?
-            .map(|name| AccountName::parse(&name).map_err(damaged))
-            .transpose()?,
-        direction: word(row, "direction")?,
-        operation: row.try_get("operation")?,
-        agent: row.try_get("agent")?,
-        own_number: row.try_get("own_number")?,
-        other_number: row.try_get("other_number")?,
-    })
-}
-
-fn call_id(text: &str) -> Sql<CallId> {
-    CallId::parse(text).ok_or_else(|| damaged(format!("{text:?} is no call id")))
-}
-
-fn record(row: &SqliteRow, aliases: Vec<Alias>) -> Sql<CallRecord> {
-    Ok(CallRecord {
-        id: call_id(row.try_get("id")?)?,
-        facts: facts(row)?,
-        origin: word(row, "origin")?,
-        phase: word(row, "phase")?,
-        outcome: optional_word(row, "outcome")?,
-        proof: optional_word(row, "proof")?,
-        overrun: row.try_get("overrun")?,
-        unsettled: row.try_get("unsettled")?,
-        polled: row.try_get("polled")?,
-        places: row.try_get("places")?,
-        admitted_at: row.try_get("admitted_at")?,
-        phase_at: row.try_get("phase_at")?,
-        deadline_at: row.try_get("deadline_at")?,
-        answered_at: row.try_get("answered_at")?,
-        ended_at: row.try_get("ended_at")?,
-        seen_at: row.try_get("seen_at")?,
-        seen_by: row.try_get("seen_by")?,
-        absent_at: row.try_get("absent_at")?,
-        callback: json(row.try_get("callback")?)?,
-        fingerprint: row.try_get("fingerprint")?,
-        aliases,
-    })
-}
-
-fn alias(row: &SqliteRow) -> Sql<Alias> {
-    Ok(Alias { kind: row.try_get("kind")?, id: row.try_get("id")? })
-}
 
 pub(super) async fn one(c: &mut SqliteConnection, id: &CallId) -> Sql<Option<CallRecord>> {
     // One statement, and so one trip to SQLite's thread: a row an id, or one row without.

@@ -1,0 +1,110 @@
+//! Rows of calls as sqlx reads them, the same on every back end.
+
+use serde::de::DeserializeOwned;
+use sqlx::Row as _;
+use sqlx::postgres::PgRow;
+use sqlx::sqlite::SqliteRow;
+
+use super::CallRecord;
+use crate::ids::{AccountName, Alias, BusinessId, CallId};
+use crate::policy::Facts;
+
+/// What reading a row comes to.
+pub(super) type Sql<T> = Result<T, sqlx::Error>;
+
+/// The kinds of column that the tables have.
+pub(super) trait Columns {
+    fn text(&self, column: &str) -> Sql<String>;
+    fn optional_text(&self, column: &str) -> Sql<Option<String>>;
+    fn number(&self, column: &str) -> Sql<i64>;
+    fn optional_number(&self, column: &str) -> Sql<Option<i64>>;
+    fn flag(&self, column: &str) -> Sql<bool>;
+}
+
+macro_rules! columns {
+    ($($row:ty),+) => {$(
+        impl Columns for $row {
+            fn text(&self, column: &str) -> Sql<String> {
+                self.try_get(column)
+            }
+            fn optional_text(&self, column: &str) -> Sql<Option<String>> {
+                self.try_get(column)
+            }
+            fn number(&self, column: &str) -> Sql<i64> {
+                self.try_get(column)
+            }
+            fn optional_number(&self, column: &str) -> Sql<Option<i64>> {
+                self.try_get(column)
+            }
+            fn flag(&self, column: &str) -> Sql<bool> {
+                self.try_get(column)
+            }
+        }
+    )+};
+}
+columns!(PgRow, SqliteRow);
+
+pub(super) fn damaged(what: impl std::fmt::Display) -> sqlx::Error {
+    sqlx::Error::Decode(what.to_string().into())
+}
+
+fn word<T: std::str::FromStr<Err: std::fmt::Display>>(row: &impl Columns, column: &str) -> Sql<T> {
+    row.text(column)?.parse().map_err(damaged)
+}
+
+fn optional_word<T: std::str::FromStr<Err: std::fmt::Display>>(row: &impl Columns, column: &str) -> Sql<Option<T>> {
+    row.optional_text(column)?.map(|w| w.parse().map_err(damaged)).transpose()
+}
+
+pub(super) fn json<T: DeserializeOwned>(text: Option<String>) -> Sql<Option<T>> {
+    text.map(|t| serde_json::from_str(&t).map_err(damaged)).transpose()
+}
+
+pub(super) fn call_id(text: &str) -> Sql<CallId> {
+    CallId::parse(text).ok_or_else(|| damaged(format!("{text:?} is no call id")))
+}
+
+pub(super) fn facts(row: &impl Columns) -> Sql<Facts> {
+    Ok(Facts {
+        business: BusinessId::parse(&row.text("business")?).map_err(damaged)?,
+        plan: row.text("plan")?,
+        account: AccountName::parse(&row.text("account")?).map_err(damaged)?,
+        provider: row.text("provider")?,
+        carrier: row.optional_text("carrier")?.map(|name| AccountName::parse(&name).map_err(damaged)).transpose()?,
+        direction: word(row, "direction")?,
+        operation: row.text("operation")?,
+        agent: row.optional_text("agent")?,
+        own_number: row.optional_text("own_number")?,
+        other_number: row.optional_text("other_number")?,
+    })
+}
+
+pub(super) fn record(row: &impl Columns, aliases: Vec<Alias>) -> Sql<CallRecord> {
+    Ok(CallRecord {
+        id: call_id(&row.text("id")?)?,
+        facts: facts(row)?,
+        origin: word(row, "origin")?,
+        phase: word(row, "phase")?,
+        outcome: optional_word(row, "outcome")?,
+        proof: optional_word(row, "proof")?,
+        overrun: row.flag("overrun")?,
+        unsettled: row.flag("unsettled")?,
+        polled: row.flag("polled")?,
+        places: row.number("places")?.try_into().map_err(damaged)?,
+        admitted_at: row.number("admitted_at")?,
+        phase_at: row.number("phase_at")?,
+        deadline_at: row.optional_number("deadline_at")?,
+        answered_at: row.optional_number("answered_at")?,
+        ended_at: row.optional_number("ended_at")?,
+        seen_at: row.number("seen_at")?,
+        seen_by: row.text("seen_by")?,
+        absent_at: row.optional_number("absent_at")?,
+        callback: json(row.optional_text("callback")?)?,
+        fingerprint: row.optional_text("fingerprint")?,
+        aliases,
+    })
+}
+
+pub(super) fn alias(row: &impl Columns) -> Sql<Alias> {
+    Ok(Alias { kind: row.text("kind")?, id: row.text("id")? })
+}
