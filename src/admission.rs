@@ -1,0 +1,266 @@
+//! What is asked of a gate and what it answers; and the decision itself, which every back end makes alike. Pure.
+//!
+//! [`decide`] is what a back end in Rust runs over what it has read; the script in Redis says the same in its own language, and
+//! one reference model holds them equal. A decision knows no names of people: it says which of the order's limits was short
+//! ([`Short`]), and [`Waits`] makes of it what a caller is told ([`Full`]).
+
+mod waits;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::clock::UnixMs;
+use crate::ids::CallId;
+use crate::policy::{Binding, Bound, Mode, Rate, Scope};
+pub use waits::Waits;
+
+/// How many of the oldest holders of a full limit an answer names: what a wait is guessed from.
+pub const OLDEST_MAX: usize = 16;
+
+/// How many calls at once an order may make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Places {
+    /// As many as it has a use for; at least 1.
+    pub wanted: u32,
+    /// Fewer are of no use to it: from 1 to `wanted`.
+    pub at_least: u32,
+}
+
+impl Places {
+    /// Of one call.
+    pub const ONE: Self = Self::exactly(1);
+
+    /// All of them or none.
+    pub const fn exactly(n: u32) -> Self {
+        Self { wanted: n, at_least: n }
+    }
+
+    /// As many as there are, but one.
+    pub const fn up_to(n: u32) -> Self {
+        Self { wanted: n, at_least: 1 }
+    }
+}
+
+/// What asks for admission.
+#[derive(Debug, Clone)]
+pub struct Order {
+    /// The call.
+    pub call: CallId,
+    /// The limits that bind it, the most particular first.
+    pub bindings: Vec<Binding>,
+    /// How many calls at once it is for.
+    pub places: Places,
+    /// Whether full limits refuse. In observe mode all that is wanted is granted.
+    pub mode: Mode,
+    /// Now, by this process's clock. Gates that several processes share go by their store's instead.
+    pub at_ms: UnixMs,
+}
+
+/// A lease as it is counted: one holder in the set of each of its keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// The call that holds it.
+    pub call: CallId,
+    /// The counts it is in, see [`keys`].
+    pub keys: Vec<String>,
+    /// Places that it holds in each.
+    pub places: u32,
+    /// Since when.
+    pub since_ms: UnixMs,
+    /// The call exists although it was refused or ended for us.
+    pub overrun: bool,
+}
+
+/// The counts that a call is in: one for each limit of calls at once.
+pub fn keys(bindings: &[Binding]) -> Vec<String> {
+    let concurrent = bindings.iter().filter(|b| matches!(b.bound, Bound::Concurrent(_)));
+    concurrent.map(|b| b.key.clone()).collect()
+}
+
+/// The first limit of an order that had too little.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Short {
+    /// Its place among the order's bindings.
+    pub binding: usize,
+    /// Places of it that are held; 0 for rates.
+    pub current: u32,
+    /// Places that are lacking; 0 for rates.
+    pub lacking: u32,
+    /// Of a rate: milliseconds until it has a token.
+    pub token_in_ms: Option<i64>,
+    /// Since when its oldest holders of a single place hold it, oldest first; at most [`OLDEST_MAX`].
+    pub oldest: Vec<UnixMs>,
+}
+
+/// What a gate decides. Of a call that holds a lease already it is `Admitted` with that lease's places and without `would`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use]
+pub enum Decision {
+    /// With so many places. In observe mode with what would have refused it.
+    Admitted {
+        /// Places that were granted in each limit.
+        places: u32,
+        /// What would have refused it.
+        would: Option<Short>,
+    },
+    /// Without a trace.
+    Refused(Short),
+}
+
+/// What a limit has, as far as a decision needs it. Asked for keys of the order's bindings alone.
+pub trait Standing {
+    /// Places that are held under a key.
+    fn held(&self, key: &str) -> u32;
+    /// The theoretical arrival time of a rate's key in microseconds (GCRA), if any token was ever taken.
+    fn arrival_us(&self, key: &str) -> Option<i64>;
+    /// See [`Short::oldest`]. Asked only for a limit that is short.
+    fn oldest(&self, key: &str) -> Vec<UnixMs>;
+}
+
+/// Decides an order at a time. What it takes, its caller writes: the places of an admitted one under [`keys`], and the arrival
+/// times that come with it.
+pub fn decide(order: &Order, standing: &impl Standing, now_ms: UnixMs) -> (Decision, Vec<(String, i64)>) {
+    let short = first_short(order, standing, now_ms);
+    let places = match (short, order.mode) {
+        (Some(short), Mode::Enforce) => return (Decision::Refused(short), vec![]),
+        (would, Mode::Observe) => (order.places.wanted, would),
+        (None, Mode::Enforce) => {
+            let free = order.bindings.iter().filter_map(|binding| match binding.bound {
+                Bound::Concurrent(allowed) => Some(allowed.saturating_sub(standing.held(&binding.key))),
+                Bound::Rate(_) => None,
+            });
+            let free = free.min().unwrap_or(u32::MAX);
+            (free.min(order.places.wanted).max(order.places.at_least), None)
+        }
+    };
+    let mut taken = BTreeMap::<&str, i64>::new();
+    for binding in &order.bindings {
+        if let Bound::Rate(rate) = binding.bound {
+            let before = taken.get(binding.key.as_str()).copied().or_else(|| standing.arrival_us(&binding.key));
+            taken.insert(&binding.key, take_token(before, rate, now_ms));
+        }
+    }
+    let taken = taken.into_iter().map(|(key, arrival)| (key.to_owned(), arrival)).collect();
+    (Decision::Admitted { places: places.0, would: places.1 }, taken)
+}
+
+fn first_short(order: &Order, standing: &impl Standing, now_ms: UnixMs) -> Option<Short> {
+    order.bindings.iter().enumerate().find_map(|(binding, limit)| match limit.bound {
+        Bound::Concurrent(allowed) => {
+            let current = standing.held(&limit.key);
+            let lacking = current.saturating_add(order.places.at_least).saturating_sub(allowed);
+            let short = || Short { binding, current, lacking, token_in_ms: None, oldest: standing.oldest(&limit.key) };
+            (lacking > 0).then(short)
+        }
+        Bound::Rate(rate) => {
+            let wait_ms = token_in_ms(standing.arrival_us(&limit.key), rate, now_ms);
+            let short = Short { binding, current: 0, lacking: 0, token_in_ms: Some(wait_ms), oldest: vec![] };
+            (wait_ms > 0).then_some(short)
+        }
+    })
+}
+
+/// Microseconds between two tokens.
+pub fn interval_us(rate: Rate) -> i64 {
+    (rate.window_ms.saturating_mul(1000) / i64::from(rate.count.max(1))).max(1)
+}
+
+/// Milliseconds until a token is there; 0 is now.
+pub fn token_in_ms(arrival_us: Option<i64>, rate: Rate, now_ms: UnixMs) -> i64 {
+    let now_us = now_ms.saturating_mul(1000);
+    let tolerance_us = interval_us(rate).saturating_mul(i64::from(rate.burst) - 1);
+    let wait_us = within(arrival_us, rate, now_us) - tolerance_us - now_us;
+    if wait_us <= 0 { 0 } else { (wait_us + 999) / 1000 }
+}
+
+/// The arrival time after a token was taken.
+pub fn take_token(arrival_us: Option<i64>, rate: Rate, now_ms: UnixMs) -> i64 {
+    let now_us = now_ms.saturating_mul(1000);
+    within(arrival_us, rate, now_us).max(now_us) + interval_us(rate)
+}
+
+/// An arrival time that a clock which jumped back left in the far future is cut to a full window.
+fn within(arrival_us: Option<i64>, rate: Rate, now_us: i64) -> i64 {
+    let latest = now_us.saturating_add(interval_us(rate).saturating_mul(i64::from(rate.burst.max(rate.count)) + 1));
+    arrival_us.unwrap_or(now_us).min(latest)
+}
+
+/// A call's place in the limits that bind it. Dropping it frees nothing: drop runs when a client hangs up, the call does not.
+#[must_use = "a lease is held until its call has ended"]
+#[derive(Debug)]
+pub struct Lease {
+    pub(crate) call: CallId,
+    pub(crate) places: u32,
+}
+
+impl Lease {
+    /// The call that holds it.
+    pub fn call(&self) -> &CallId {
+        &self.call
+    }
+
+    /// How many places it holds in each limit: 1, or what an order for many calls was granted.
+    pub fn places(&self) -> u32 {
+        self.places
+    }
+}
+
+/// A request that creates a call. Only a lease opens it, so that sending one ungated does not type-check.
+#[derive(Debug)]
+pub struct Gated<R>(R);
+
+impl<R> Gated<R> {
+    /// Locks a request away.
+    pub fn new(request: R) -> Self {
+        Self(request)
+    }
+
+    /// Opens it.
+    pub fn open(self, _lease: &Lease) -> R {
+        self.0
+    }
+}
+
+/// The first limit that had no place, as a caller is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Full {
+    /// Its name.
+    pub limit: Arc<str>,
+    /// Whose it is.
+    pub scope: Scope,
+    /// What it allows.
+    pub bound: Bound,
+    /// Places of it that are held; 0 for rates.
+    pub current: u32,
+    /// When enough places are expected, from the lengths of calls seen so far, or exactly for rates. `None`: nothing is known yet.
+    pub free_in_ms: Option<i64>,
+}
+
+/// How much of what is held.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Places that are held: one a call, several an order for many.
+    pub calls: u32,
+    /// Of those, by overruns.
+    pub overruns: u32,
+    /// Places by limit key.
+    pub by_key: BTreeMap<String, u32>,
+}
+
+impl Counts {
+    /// Of these leases.
+    pub fn of<'h>(held: impl IntoIterator<Item = &'h Held>) -> Self {
+        let mut counts = Self::default();
+        for one in held {
+            counts.calls = counts.calls.saturating_add(one.places);
+            if one.overrun {
+                counts.overruns = counts.overruns.saturating_add(one.places);
+            }
+            for key in &one.keys {
+                let places = counts.by_key.entry(key.clone()).or_default();
+                *places = places.saturating_add(one.places);
+            }
+        }
+        counts
+    }
+}

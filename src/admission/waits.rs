@@ -1,0 +1,77 @@
+//! When a full limit is expected to have room: from the lengths of the calls that ended lately.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::{Full, Short};
+use crate::clock::UnixMs;
+use crate::policy::{Binding, Bound};
+
+/// How many lengths of ended calls are remembered a limit.
+const LENGTHS_MAX: usize = 64;
+/// Full keys of which it is remembered how often they refused; beyond, all are forgotten.
+const REFUSED_MAX: usize = 10_000;
+
+/// What this process has learnt. A guess for whoever waits; nothing is decided by it.
+#[derive(Debug, Default)]
+pub struct Waits(Mutex<Learnt>);
+
+#[derive(Debug, Default)]
+struct Learnt {
+    lengths: HashMap<Arc<str>, VecDeque<i64>>,
+    /// Refusals since a place was last freed: each is told a later one, so that not all come back at once.
+    refused: HashMap<String, usize>,
+}
+
+impl Waits {
+    fn learnt(&self) -> MutexGuard<'_, Learnt> {
+        // Guesses alone: nothing in it can be half done.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Places were given back. With the length of the call that held one, it is learnt from; how long a batch took says nothing
+    /// of how long a call does, so of one there is no length.
+    pub fn freed(&self, bindings: &[Binding], length_ms: Option<i64>) {
+        let mut learnt = self.learnt();
+        for binding in bindings {
+            learnt.refused.remove(&binding.key);
+            if let Some(length_ms) = length_ms {
+                let lengths = learnt.lengths.entry(binding.limit.clone()).or_default();
+                lengths.push_back(length_ms);
+                if lengths.len() > LENGTHS_MAX {
+                    lengths.pop_front();
+                }
+            }
+        }
+    }
+
+    /// What a refusal tells. `None`: the decision was over other bindings.
+    pub fn full(&self, bindings: &[Binding], short: &Short, now_ms: UnixMs) -> Option<Full> {
+        let binding = bindings.get(short.binding)?;
+        let free_in_ms = match binding.bound {
+            Bound::Rate(_) => short.token_in_ms,
+            Bound::Concurrent(_) => self.learnt().expected_ms(binding, short, now_ms),
+        };
+        let (limit, scope, bound) = (binding.limit.clone(), binding.scope, binding.bound);
+        Some(Full { limit, scope, bound, current: short.current, free_in_ms })
+    }
+}
+
+impl Learnt {
+    /// When so many holders are expected to have ended as places are lacking, if calls of this limit have a known median
+    /// length. Each further refusal is told the holder after. Nobody knows when a batch ends.
+    fn expected_ms(&mut self, binding: &Binding, short: &Short, now_ms: UnixMs) -> Option<i64> {
+        let mut lengths: Vec<i64> = self.lengths.get(&binding.limit)?.iter().copied().collect();
+        lengths.sort_unstable();
+        let median = *lengths.get(lengths.len() / 2)?;
+        let first = usize::try_from(short.lacking).ok()?.saturating_sub(1);
+        let last = short.oldest.len().checked_sub(1).filter(|last| first <= *last)?;
+        if self.refused.len() >= REFUSED_MAX {
+            self.refused.clear();
+        }
+        let refused = self.refused.entry(binding.key.clone()).or_default();
+        let since = short.oldest.get(first.saturating_add(*refused).min(last))?;
+        *refused += 1;
+        Some((median - (now_ms - since)).max(1_000))
+    }
+}
