@@ -256,7 +256,7 @@ impl Sweeper {
     }
 
     async fn some_limit_is_full(&self, mine: &[CallRecord]) -> bool {
-        let Ok(counts) = self.calls.lifecycle.gate.counts().await else { return false };
+        let Ok(counts) = self.calls.lifecycle.capacity.counts().await else { return false };
         let policy = self.calls.lifecycle.policy.load();
         mine.iter().flat_map(|call| policy.bindings(&call.facts)).any(|binding| match binding.bound {
             Bound::Concurrent(n) => counts.by_key.get(&binding.key).is_some_and(|held| *held >= n),
@@ -675,9 +675,7 @@ fn log<T>(result: Result<T>) {
 /// Rebuilds the gate from the record: every open call holds its slot again, every recent create its token.
 pub async fn rebuild(calls: &Calls) -> Result<usize> {
     let lifecycle = &calls.lifecycle;
-    let policy = lifecycle.policy.load_full();
     let mut open = lifecycle.store.open_calls().await?;
-    let count = open.len();
     failpoint::hit("start.read").await;
     for call in open.iter_mut().filter(|c| c.origin == Origin::Order && c.phase == Phase::Reserved && !c.unsettled) {
         // The last process died between the record and the answer: nobody knows whether it was sent.
@@ -687,36 +685,9 @@ pub async fn rebuild(calls: &Calls) -> Result<usize> {
         call.unsettled = true;
         failpoint::hit("start.marked").await;
     }
-    let away = |e: crate::gate::GateAway| crate::store::StoreError::Failed(e.to_string());
     let latest = lifecycle.store.latest_calls(LATEST).await?;
     calls.reposts.restore(open.iter().chain(&latest), lifecycle.clock.now_ms());
-    for call in open {
-        let bindings = policy.bindings(&call.facts);
-        // The lease is the record's; nothing is sent under it here.
-        let (id, places, since_ms) = (&call.id, call.places, call.admitted_at);
-        let _lease = lifecycle.gate.adopt(id, bindings, places, since_ms, call.overrun).await.map_err(away)?;
-    }
-    let window_ms = policy.longest_rate_ms().min(24 * 3_600_000);
-    let sent = lifecycle.store.admitted_since(lifecycle.clock.now_ms() - window_ms).await?;
-    let sent = sent.into_iter().map(|(at_ms, facts)| (at_ms, policy.bindings(&facts))).collect();
-    lifecycle.gate.replay_rates(sent).await.map_err(away)?;
+    let count = lifecycle.capacity.start().await?;
     failpoint::hit("start.rebuilt").await;
     Ok(count)
-}
-
-/// Swaps the policy: every open call counts against the new limits before they decide anything. `publish` brings whatever goes
-/// with it, before the first call is decided by it.
-pub async fn swap(
-    lifecycle: &crate::lifecycle::Lifecycle,
-    policy: Arc<crate::policy::Policy>,
-    publish: impl FnOnce(),
-) -> Result<()> {
-    let _alone = lifecycle.deciding.write().await;
-    let open = lifecycle.store.open_calls().await?;
-    let rebound = open.iter().map(|call| (call.id.clone(), policy.bindings(&call.facts))).collect();
-    let away = |e: crate::gate::GateAway| crate::store::StoreError::Failed(e.to_string());
-    lifecycle.gate.rebind(rebound).await.map_err(away)?;
-    lifecycle.policy.store(policy);
-    publish();
-    Ok(())
 }

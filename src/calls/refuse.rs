@@ -7,7 +7,7 @@ use tracing::{info, warn};
 use super::Calls;
 use super::place::CreateOrder;
 use crate::call::Direction;
-use crate::gate::Full;
+use crate::admission::Full;
 use crate::ids::{AccountName, CallId, RefusalId, mask_number};
 use crate::policy::{Bound, Facts};
 use crate::provider::account::Account;
@@ -72,7 +72,7 @@ impl Calls {
 
     /// The words for a full limit.
     pub(super) async fn full_refusal(&self, facts: &Facts, full: &Full, id: RefusalId) -> Refusal {
-        let counts = self.lifecycle.gate.counts().await.unwrap_or_default();
+        let counts = self.lifecycle.capacity.counts().await.unwrap_or_default();
         let policy = self.lifecycle.policy.load();
         let (used, all) = (counts.calls.saturating_sub(counts.overruns), policy.global_limit());
         let code = Code::of_full(full);

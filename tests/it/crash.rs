@@ -51,16 +51,18 @@ enum Act {
 /// How to come to a point: where the process before died already, what else is armed, what happens.
 fn script(point: &str) -> Option<(&'static str, &'static str, Act)> {
     Some(match point {
-        "create.admitted" | "create.recorded" | "create.sending" | "create.head" | "create.answered"
+        "create.recorded" | "create.sending" | "create.head" | "create.answered"
         | "create.unbound" | "create.bound" | "call.opened" | "store.writing" | "store.committing"
         | "store.committed" => ("", "", Act::Order),
+        "gate.admitted" => ("", "", Act::Order),
+        "gate.advanced" | "gate.rebuilt" => ("", "", Act::Nothing),
         "create.stale" | "create.stale.ended" => ("", "create.recorded=sleep:1500", Act::Order),
         "create.joined" => ("", "", Act::Join),
         "create.not_sent" | "create.not_sent.ended" => ("", "", Act::Away),
         "create.limit" | "create.limit.ended" => ("", "", Act::Fault(FaultKind::TooManyConcurrent)),
         "create.rejected" | "create.rejected.ended" => ("", "", Act::Fault(FaultKind::Invalid)),
         "create.unknown" | "create.unknown.recorded" => ("", "", Act::Fault(FaultKind::ServerErrorAfterCreate)),
-        "inbound.admitted" | "inbound.opened" | "inbound.fronted" => ("", "", Act::CallIn),
+        "inbound.opened" | "inbound.fronted" => ("", "", Act::CallIn),
         "inbound.full" | "inbound.adopted" | "inbound.refused" => ("", "", Act::CallInFull),
         "webhook.read" | "webhook.received" | "webhook.applied" | "webhook.settled" | "webhook.answered"
         | "call.applied" | "call.ended" | "call.released" | "delivery.sent" | "delivery.noted" => ("", "", Act::End),
