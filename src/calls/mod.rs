@@ -6,6 +6,7 @@
 
 mod again;
 pub mod inbound;
+mod looks;
 pub mod lookup;
 pub mod many;
 pub mod place;
@@ -85,6 +86,8 @@ pub struct Calls {
     pub tasks: TaskTracker,
     /// Orders that may be sent again.
     pub reposts: repost::Reposts,
+    /// Accounts that are to be looked at.
+    pub looks: looks::Looks,
     /// Open calls that a request is joining just now.
     joining: Arc<Mutex<HashSet<CallId>>>,
     /// Live calls of orders for many, by account.
@@ -132,6 +135,7 @@ impl Calls {
             settings: Arc::new(settings),
             tasks: TaskTracker::new(),
             reposts: repost::Reposts::default(),
+            looks: looks::Looks::default(),
             joining: Arc::default(),
             members: Arc::default(),
             arriving: Arc::new([const { tokio::sync::Mutex::const_new(()) }; ARRIVALS]),

@@ -117,6 +117,10 @@ impl Calls {
     ) -> Response<Bytes> {
         let provider = &order.account.provider.name;
         self.lifecycle.metrics.provider_limit(provider, order.account.name.as_str(), class.as_str());
+        if class == LimitClass::Concurrency {
+            // It counts more calls than we do: our view is stale.
+            self.looks.want(&order.account.name);
+        }
         let (id, first) = self.refusal_id(order);
         let mut what = Refusal { id, ..Refusal::new(Code::ProviderLimit, String::new()) };
         what.retry_after_secs = Some(wait_secs);
