@@ -11,6 +11,7 @@
 //!   under the epoch that the pool has at that moment ([`GateState`]).
 
 mod decide;
+mod fleet;
 mod health;
 pub mod migrations;
 pub mod postgres;
@@ -29,6 +30,7 @@ use crate::call::{EndProof, Event, Origin, Outcome, Phase, Step};
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId, RefusalId};
 use crate::policy::{Business, Facts, Policy};
+pub use fleet::{BEAT_EVERY_MS, Fleet, LIVE_MS, Living, Replica, Sharing};
 
 /// The alias kind of an app's own idempotency key. Unlike other ids it may pass to another call: when the order that showed it
 /// was proven not to have made one.
@@ -418,6 +420,12 @@ pub trait Store: Send + Sync + 'static {
 
     /// Forgets a business. `true` if it was there.
     async fn delete_business(&self, id: &str) -> Result<bool>;
+
+    /// Says that a replica lives, and tells which others do: one trip. Who was silent for long just beats again.
+    async fn beat(&self, me: &Replica) -> Result<Fleet>;
+
+    /// Takes a replica out: it stops.
+    async fn leave(&self, id: &str) -> Result<()>;
 
     /// Whether it can write, as far as the last writes tell; while they failed, by writing.
     async fn ping(&self) -> Result<()>;

@@ -13,8 +13,12 @@ use crate::ids::{AccountName, BusinessId};
 pub(super) trait Fresh {
     /// The store. After [`Store::close`] it is opened again.
     async fn open(&self) -> Arc<dyn Store>;
+    /// The same for one of several processes.
+    async fn open_shared(&self) -> Arc<dyn Store>;
     /// Runs SQL past the store, in its schema.
     async fn execute(&self, sql: &str);
+    /// Takes the latest migration back, while no store is open.
+    async fn one_migration_back(&self);
     /// The one number that a query gives.
     async fn number(&self, sql: &str) -> i64;
 }
@@ -38,7 +42,10 @@ macro_rules! behaves_as_a_store {
             a_key_is_free_again_when_its_order_made_no_call,
             records_come_back_as_they_were_written,
             the_latest_come_first,
-            the_writer_and_the_readers_read_the_same_record
+            the_writer_and_the_readers_read_the_same_record,
+            many_that_share_start_at_once_over_nothing_and_over_an_old_schema,
+            replicas_know_who_lives_and_who_leads,
+            a_change_of_businesses_is_noticed_elsewhere
         );
     };
     ($fresh:path, $($behaviour:ident),+) => {
@@ -400,5 +407,77 @@ pub(super) async fn the_writer_and_the_readers_read_the_same_record(fresh: &impl
         assert_eq!(store.call(&call.id).await.unwrap(), Some(applied.clone()));
         assert_eq!((applied.facts, applied.callback), (call.facts.clone(), call.callback.clone()));
         assert_eq!((applied.places, applied.fingerprint), (7, call.fingerprint.clone()));
+    }
+}
+
+// === several processes ===
+
+pub(super) async fn many_that_share_start_at_once_over_nothing_and_over_an_old_schema(fresh: &impl Fresh) {
+    for round in 0..2 {
+        let stores = futures_util::future::join_all((0..4).map(|_| fresh.open_shared())).await;
+        let calls = futures_util::future::join_all(stores.iter().map(async |store| {
+            let mut calls = vec![];
+            for _ in 0..25 {
+                let call = new_call(&[]);
+                store.open(call.clone(), None).await.unwrap();
+                store.apply(change(&call.id, Event::Reached(Phase::Live))).await.unwrap().unwrap();
+                calls.push(call.id);
+            }
+            calls
+        }))
+        .await;
+        for store in &stores {
+            assert_eq!(store.open_calls().await.unwrap().len(), (round + 1) * 100);
+            assert!(store.call(&calls[3][24]).await.unwrap().is_some(), "each sees what the others wrote");
+            store.ping().await.unwrap();
+        }
+        for store in &stores {
+            store.close().await;
+        }
+        drop(stores);
+        fresh.one_migration_back().await;
+    }
+}
+
+pub(super) async fn replicas_know_who_lives_and_who_leads(fresh: &impl Fresh) {
+    let (a, b) = (fresh.open_shared().await, fresh.open_shared().await);
+    let [one, two] = ["01a", "01b"].map(|id| Replica { id: id.to_owned(), ..Replica::new() });
+    assert!(a.beat(&one).await.unwrap().leads(), "alone it leads");
+    let fleet = b.beat(&two).await.unwrap();
+    assert_eq!(fleet.live.iter().map(|l| &l.replica).collect::<Vec<_>>(), [&one, &two]);
+    assert!(!fleet.leads() && a.beat(&one).await.unwrap().leads());
+    // Silent: the other leads. It comes back, and leads again.
+    fresh.execute(&format!("UPDATE replicas SET beat_at = beat_at - 6100 WHERE id = '{}'", one.id)).await;
+    let fleet = b.beat(&two).await.unwrap();
+    assert!(fleet.leads() && fleet.live.len() == 1);
+    let started = fleet.live[0].started_at;
+    let back = a.beat(&one).await.unwrap();
+    assert!(back.leads() && back.live[1].started_at == started && back.live[1].beat_at >= started, "{back:?}");
+    // Silent for longer than anybody remembers, both at once.
+    fresh.execute("UPDATE replicas SET beat_at = beat_at - 3600100").await;
+    let (first, second) = tokio::join!(a.beat(&one), b.beat(&two));
+    assert_eq!(first.unwrap().me, one.id);
+    second.unwrap();
+    assert_eq!(b.beat(&two).await.unwrap().live.len(), 2);
+    a.leave(&one.id).await.unwrap();
+    assert!(b.beat(&two).await.unwrap().leads());
+    assert_eq!(fresh.number("SELECT count(*) FROM replicas").await, 1);
+}
+
+pub(super) async fn a_change_of_businesses_is_noticed_elsewhere(fresh: &impl Fresh) {
+    let (a, b) = (fresh.open_shared().await, fresh.open_shared().await);
+    let me = Replica::new();
+    let [acme, other] = ["acme", "other"].map(|id| Business::named(BusinessId::parse(id).unwrap()));
+    let mut seen = vec![b.beat(&me).await.unwrap().businesses_version];
+    // Clocks of replicas differ: a later change may seem to be older, or of the same moment.
+    for (business, at_ms) in [(Some(&acme), 50), (Some(&acme), 50), (Some(&acme), 40), (Some(&other), 10), (None, 0)] {
+        match business {
+            Some(business) => drop(a.put_business(business, at_ms).await.unwrap()),
+            None => drop(a.delete_business("acme").await.unwrap()),
+        }
+        let version = b.beat(&me).await.unwrap().businesses_version;
+        assert!(!seen.contains(&version), "{version} after {seen:?}");
+        assert_eq!(b.beat(&me).await.unwrap().businesses_version, version, "nothing has changed since");
+        seen.push(version);
     }
 }

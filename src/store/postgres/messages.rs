@@ -208,13 +208,15 @@ pub(super) async fn businesses(c: &mut PgConnection) -> Sql<Vec<Business>> {
     rows.iter().map(business).collect()
 }
 
+/// Every change has a time of its own, so that a replica can tell that there was one.
 pub(super) async fn put_business(c: &mut PgConnection, business: Business, at_ms: UnixMs) -> Sql<bool> {
     let body = serde_json::to_string(&business).map_err(|e| sqlx::Error::Encode(e.into()))?;
     let known =
         query("SELECT 1 FROM businesses WHERE id = $1").bind(business.id.as_str()).fetch_optional(&mut *c).await?;
     query(
         "INSERT INTO businesses (id, body, updated_at) VALUES ($1, $2, $3)
-         ON CONFLICT (id) DO UPDATE SET body = excluded.body, updated_at = excluded.updated_at",
+         ON CONFLICT (id) DO UPDATE SET body = excluded.body,
+             updated_at = greatest(excluded.updated_at, businesses.updated_at + 1)",
     )
     .bind(business.id.as_str())
     .bind(body)

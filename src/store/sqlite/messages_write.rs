@@ -105,6 +105,7 @@ pub(super) fn refused(c: &Connection, r: &RefusalRecord) -> Written<()> {
     .map(drop)
 }
 
+/// Every change has a time of its own, so that a replica can tell that there was one.
 pub(super) fn put_business(c: &Connection, business: &Business, at_ms: UnixMs) -> Written<bool> {
     let known = c
         .prepare_cached("SELECT 1 FROM businesses WHERE id = ?1")?
@@ -112,7 +113,8 @@ pub(super) fn put_business(c: &Connection, business: &Business, at_ms: UnixMs) -
         .optional()?;
     c.prepare_cached(
         "INSERT INTO businesses (id, body, updated_at) VALUES (?1, ?2, ?3)
-         ON CONFLICT (id) DO UPDATE SET body = excluded.body, updated_at = excluded.updated_at",
+         ON CONFLICT (id) DO UPDATE SET body = excluded.body,
+             updated_at = max(excluded.updated_at, businesses.updated_at + 1)",
     )?
     .execute(params![business.id.as_str(), to_json(business)?, at_ms])?;
     Ok(known.is_none())
