@@ -50,6 +50,10 @@ pub enum StoreError {
     Damaged(String),
 }
 
+/// How long a delivery that was taken is nobody else's, in milliseconds: longer than it may take to send it. Who died with it never
+/// reports, and then it is due again.
+pub const TAKEN_MS: i64 = 30_000;
+
 /// A result of the store.
 pub type Result<T> = std::result::Result<T, StoreError>;
 
@@ -392,13 +396,14 @@ pub trait Store: Send + Sync + 'static {
         at_ms: UnixMs,
     ) -> Result<bool>;
 
-    /// Webhooks whose application did not come to its end.
-    async fn unsettled_events(&self) -> Result<Vec<NewEvent>>;
+    /// Webhooks that came before a time and whose application did not come to its end, the oldest first.
+    async fn unsettled_events(&self, before_ms: UnixMs) -> Result<Vec<NewEvent>>;
 
-    /// Deliveries that are due, oldest first.
-    async fn due_deliveries(&self, at_ms: UnixMs, limit: u32) -> Result<Vec<Delivery>>;
+    /// Takes deliveries that are due, in order: nobody else gets them for [`TAKEN_MS`] by the store's clock, and the next of a
+    /// call not before this one is done or given up. Counts no attempt.
+    async fn take_deliveries(&self, at_ms: UnixMs, limit: u32) -> Result<Vec<Delivery>>;
 
-    /// Notes the result of a delivery: done, or due again, or given up (`None`).
+    /// Notes the result of a delivery that was taken: done, or due again, or given up (`None`). One that is done stays done.
     async fn delivered(
         &self,
         id: &str,

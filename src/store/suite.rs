@@ -45,7 +45,10 @@ macro_rules! behaves_as_a_store {
             the_writer_and_the_readers_read_the_same_record,
             many_that_share_start_at_once_over_nothing_and_over_an_old_schema,
             replicas_know_who_lives_and_who_leads,
-            a_change_of_businesses_is_noticed_elsewhere
+            a_change_of_businesses_is_noticed_elsewhere,
+            an_event_that_two_settle_is_settled_once,
+            a_delivery_is_one_senders_and_comes_back_if_that_dies,
+            deliveries_of_a_call_go_in_order_and_others_do_not_wait
         );
     };
     ($fresh:path, $($behaviour:ident),+) => {
@@ -168,7 +171,8 @@ pub(super) async fn a_webhook_is_taken_once(fresh: &impl Fresh) {
     assert_eq!(store.receive(event("a")).await.unwrap(), Received::New);
     let before = |outcome: Option<&str>| Received::Before { id: "a".to_owned(), outcome: outcome.map(str::to_owned) };
     assert_eq!(store.receive(event("b")).await.unwrap(), before(None));
-    assert_eq!(store.unsettled_events().await.unwrap(), [event("a")]);
+    assert_eq!(store.unsettled_events(0).await.unwrap(), []);
+    assert_eq!(store.unsettled_events(1).await.unwrap(), [event("a")]);
     let delivery = Delivery {
         id: "d1".to_owned(),
         event_id: "a".to_owned(),
@@ -183,14 +187,14 @@ pub(super) async fn a_webhook_is_taken_once(fresh: &impl Fresh) {
     let again = Delivery { id: "d2".to_owned(), ..delivery.clone() };
     store.settle("a", None, "applied", Some(again), 5).await.unwrap();
     assert_eq!(store.receive(event("c")).await.unwrap(), before(Some("applied")));
-    assert_eq!(store.due_deliveries(4, 10).await.unwrap(), []);
-    assert_eq!(store.due_deliveries(5, 10).await.unwrap(), [delivery]);
+    assert_eq!(store.take_deliveries(4, 10).await.unwrap(), []);
+    assert_eq!(store.take_deliveries(5, 10).await.unwrap(), [delivery]);
     store.delivered("d1", 6, Err(("refused".to_owned(), Some(50)))).await.unwrap();
-    assert_eq!(store.due_deliveries(49, 10).await.unwrap(), []);
-    assert_eq!(store.due_deliveries(50, 10).await.unwrap()[0].attempts, 1);
+    assert_eq!(store.take_deliveries(49, 10).await.unwrap(), []);
+    assert_eq!(store.take_deliveries(50, 10).await.unwrap()[0].attempts, 1);
     assert_eq!(store.purge(1000, 1000).await.unwrap(), 1, "the event goes, what the app waits for stays");
     store.delivered("d1", 51, Err(("refused".to_owned(), None))).await.unwrap();
-    assert_eq!(store.due_deliveries(99, 10).await.unwrap(), []);
+    assert_eq!(store.take_deliveries(99, 10).await.unwrap(), []);
     assert_eq!(store.purge(1000, 1000).await.unwrap(), 1, "what was given up is not kept for ever");
 }
 
@@ -480,4 +484,112 @@ pub(super) async fn a_change_of_businesses_is_noticed_elsewhere(fresh: &impl Fre
         assert_eq!(b.beat(&me).await.unwrap().businesses_version, version, "nothing has changed since");
         seen.push(version);
     }
+}
+
+fn event_and_delivery(n: usize, call: Option<&CallId>) -> (NewEvent, Delivery) {
+    let event = NewEvent {
+        id: format!("ev_{n:03}"),
+        account: "twilio".to_owned(),
+        webhook: "status".to_owned(),
+        event: "call_status".to_owned(),
+        dedupe_key: None,
+        received_at: 1,
+        method: "POST".to_owned(),
+        path: "/twilio/status".to_owned(),
+        headers: vec![],
+        body: None,
+    };
+    let delivery = Delivery {
+        // Ids say nothing of the order: clocks of replicas differ.
+        id: format!("dl_{:03}", 999 - n),
+        event_id: event.id.clone(),
+        call: call.map(ToString::to_string),
+        url: "http://app.test/x".to_owned(),
+        method: "POST".to_owned(),
+        headers: vec![("a".to_owned(), "b".to_owned())],
+        body: b"CallSid=CA1".to_vec(),
+        attempts: 0,
+    };
+    (event, delivery)
+}
+
+async fn to_deliver(store: &Arc<dyn Store>, n: usize, call: Option<&CallId>, at_ms: UnixMs) -> Delivery {
+    let (event, delivery) = event_and_delivery(n, call);
+    store.receive(event).await.unwrap();
+    assert!(store.settle(&delivery.event_id, call, "applied", Some(delivery.clone()), at_ms).await.unwrap());
+    delivery
+}
+
+pub(super) async fn an_event_that_two_settle_is_settled_once(fresh: &impl Fresh) {
+    let (a, b) = (fresh.open_shared().await, fresh.open_shared().await);
+    for n in 0..20 {
+        let (event, delivery) = event_and_delivery(n, None);
+        a.receive(event).await.unwrap();
+        let again = Delivery { id: format!("again_{n}"), ..delivery.clone() };
+        let (first, second) = tokio::join!(
+            a.settle(&delivery.event_id, None, "applied", Some(delivery.clone()), 1),
+            b.settle(&delivery.event_id, None, "applied", Some(again), 1),
+        );
+        assert!(first.unwrap() ^ second.unwrap());
+    }
+    assert_eq!(fresh.number("SELECT count(*) FROM deliveries").await, 20);
+}
+
+pub(super) async fn a_delivery_is_one_senders_and_comes_back_if_that_dies(fresh: &impl Fresh) {
+    let (a, b) = (fresh.open_shared().await, fresh.open_shared().await);
+    for n in 0..60 {
+        to_deliver(&a, n, None, 1).await;
+    }
+    let mut taken = vec![];
+    for _ in 0..20 {
+        let (one, two) = tokio::join!(a.take_deliveries(1, 2), b.take_deliveries(1, 3));
+        for delivery in one.unwrap().into_iter().chain(two.unwrap()) {
+            assert_eq!(delivery.attempts, 0);
+            taken.push(delivery.id);
+        }
+    }
+    taken.sort();
+    let all = taken.len();
+    taken.dedup();
+    assert_eq!((all, taken.len()), (60, 60), "none was taken twice, none was left");
+    // One was done, one is to be tried again, one was given up; of the rest nobody heard again.
+    a.delivered(&taken[0], 2, Ok(())).await.unwrap();
+    a.delivered(&taken[1], 2, Err(("refused".to_owned(), Some(50)))).await.unwrap();
+    b.delivered(&taken[2], 2, Err(("refused".to_owned(), None))).await.unwrap();
+    assert_eq!(b.take_deliveries(49, 100).await.unwrap(), []);
+    fresh.execute("UPDATE deliveries SET taken_until = taken_until - 30000").await;
+    let back = b.take_deliveries(49, 100).await.unwrap();
+    assert_eq!((back.len(), back.iter().any(|d| taken[..3].contains(&d.id))), (57, false));
+    let again = a.take_deliveries(50, 100).await.unwrap();
+    assert_eq!(again.iter().map(|d| (&d.id, d.attempts)).collect::<Vec<_>>(), [(&taken[1], 1)]);
+    // A sender that was stopped reports late what another has done since.
+    b.delivered(&back[0].id, 60, Ok(())).await.unwrap();
+    a.delivered(&back[0].id, 61, Err(("too late".to_owned(), Some(62)))).await.unwrap();
+    assert_eq!(a.take_deliveries(99, 100).await.unwrap(), []);
+    // A process that has the record alone knows that nobody sends any more.
+    a.close().await;
+    b.close().await;
+    let alone = fresh.open().await;
+    assert_eq!(alone.take_deliveries(99, 100).await.unwrap().len(), 57);
+}
+
+pub(super) async fn deliveries_of_a_call_go_in_order_and_others_do_not_wait(fresh: &impl Fresh) {
+    let (a, b) = (fresh.open_shared().await, fresh.open_shared().await);
+    let (call, other) = (CallId::new(), CallId::new());
+    // The later ones are due earlier.
+    let first = to_deliver(&a, 0, Some(&call), 20).await;
+    let second = to_deliver(&b, 1, Some(&call), 10).await;
+    let third = to_deliver(&a, 2, Some(&call), 10).await;
+    let of_other = to_deliver(&a, 3, Some(&other), 15).await;
+    let free = to_deliver(&a, 4, None, 16).await;
+    assert_eq!(b.take_deliveries(14, 10).await.unwrap(), [], "the first is not due yet");
+    assert_eq!(b.take_deliveries(20, 10).await.unwrap(), [of_other.clone(), free.clone(), first.clone()]);
+    assert_eq!(a.take_deliveries(20, 10).await.unwrap(), []);
+    b.delivered(&first.id, 21, Err(("refused".to_owned(), Some(50)))).await.unwrap();
+    assert_eq!(a.take_deliveries(49, 10).await.unwrap(), [], "the second waits for the first's next try");
+    assert_eq!(a.take_deliveries(50, 10).await.unwrap()[0].id, first.id);
+    a.delivered(&first.id, 51, Err(("refused".to_owned(), None))).await.unwrap();
+    assert_eq!(a.take_deliveries(51, 10).await.unwrap(), [second.clone()], "the first is given up");
+    a.delivered(&second.id, 52, Ok(())).await.unwrap();
+    assert_eq!(b.take_deliveries(52, 10).await.unwrap(), [third]);
 }

@@ -219,6 +219,10 @@ impl PostgresStore {
             None => take(&db, &me, waits).await?,
         };
         db.generation.store(generation, Ordering::Relaxed);
+        if sharing == Sharing::Alone {
+            // Whoever took deliveries is gone.
+            db.write(|c| Box::pin(messages::take_back(c))).await.map_err(|e| NotYet::Away(e.to_string()))?;
+        }
         info!(store = %shown, version = %server.version, pooler = server.pooled, generation, ?sharing, "the record is open");
         let beating = tokio::spawn(beat(db.clone(), me.clone()));
         Ok(Self { db, me, beating: tokio::sync::Mutex::new(Some(beating)), doubtful: Mutex::default() })
@@ -404,12 +408,12 @@ impl Store for PostgresStore {
             .await
     }
 
-    async fn unsettled_events(&self) -> Result<Vec<NewEvent>> {
-        self.db.read(|c| Box::pin(messages::unsettled(c))).await
+    async fn unsettled_events(&self, before_ms: UnixMs) -> Result<Vec<NewEvent>> {
+        self.db.read(|c| Box::pin(messages::unsettled(c, before_ms))).await
     }
 
-    async fn due_deliveries(&self, at_ms: UnixMs, limit: u32) -> Result<Vec<Delivery>> {
-        self.db.read(|c| Box::pin(messages::due(c, at_ms, limit))).await
+    async fn take_deliveries(&self, at_ms: UnixMs, limit: u32) -> Result<Vec<Delivery>> {
+        self.db.write(move |c| Box::pin(messages::take(c, at_ms, limit))).await
     }
 
     async fn delivered(

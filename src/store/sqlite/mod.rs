@@ -150,6 +150,10 @@ impl SqliteStore {
         // From here on a file that is gone must be missed, not made anew by a reader.
         readers.set_connect_options(options(path).create_if_missing(false));
         let writer = Writer::start(path).map_err(file)?;
+        if sharing == Sharing::Alone {
+            // Whoever took deliveries is gone.
+            writer.run(messages_write::take_back).await.map_err(|e| file(e.to_string()))?;
+        }
         Ok(Self { writer, readers, path: path.to_owned(), held: std::sync::Mutex::new(Some(held)) })
     }
 
@@ -312,12 +316,15 @@ impl Store for SqliteStore {
             .await
     }
 
-    async fn unsettled_events(&self) -> Result<Vec<NewEvent>> {
-        messages::unsettled(&self.readers).await
+    async fn unsettled_events(&self, before_ms: UnixMs) -> Result<Vec<NewEvent>> {
+        messages::unsettled(&self.readers, before_ms).await
     }
 
-    async fn due_deliveries(&self, at_ms: UnixMs, limit: u32) -> Result<Vec<Delivery>> {
-        self.doubting(messages::due(&self.readers, at_ms, limit).await)
+    async fn take_deliveries(&self, at_ms: UnixMs, limit: u32) -> Result<Vec<Delivery>> {
+        if !self.doubting(messages::any_due(&self.readers, at_ms).await)? {
+            return Ok(vec![]);
+        }
+        self.writer.run(move |c| messages_write::take(c, at_ms, limit)).await
     }
 
     async fn delivered(
