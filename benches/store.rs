@@ -10,7 +10,7 @@ use ringfence::call::{Deadlines, Direction, Event, Origin, Phase, Step};
 use ringfence::ids::{AccountName, Alias, BusinessId, CallId};
 use ringfence::policy::Facts;
 use ringfence::store::sqlite::SqliteStore;
-use ringfence::store::{Change, NewCall, Opened, Store};
+use ringfence::store::{Change, NewCall, Opened, Sharing, Store};
 use tokio::task::JoinSet;
 
 fn new_call() -> NewCall {
@@ -62,7 +62,7 @@ fn main() {
     let mut criterion = Criterion::default().configure_from_args();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(CallId::new().to_string());
-    let store = runtime.block_on(SqliteStore::open(&folder.join("ringfence.db"), true)).unwrap();
+    let store = runtime.block_on(SqliteStore::open(&folder.join("ringfence.db"), true, Sharing::Alone)).unwrap();
     let store = Arc::new(store);
     let mut group = criterion.benchmark_group("store, open and apply");
     for at_once in [1, 64] {

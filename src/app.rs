@@ -28,9 +28,9 @@ use crate::metrics::Metrics;
 use crate::net::{Edge, EdgeSettings, ReloadingTls, RunningEdge, install_crypto_provider};
 use crate::policy::Policy;
 use crate::reconcile::{self, Sightings};
-use crate::store::Store;
 use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
+use crate::store::{Sharing, Store};
 use crate::webhook::{self, Webhooks, deliver};
 use door::Doors;
 pub use live::Written;
@@ -229,10 +229,10 @@ async fn open_store(settings: &StoreSettings, doors: &Doors) -> Result<Arc<dyn S
     let migrate = settings.migrate_on_start;
     Ok(match &settings.postgres {
         Some(server) => {
-            let store = PostgresStore::open(server, migrate, |why| doors.wait(why)).await;
+            let store = PostgresStore::open(server, migrate, Sharing::Alone, |why| doors.wait(why)).await;
             Arc::new(store.map_err(start_error)?)
         }
-        None => Arc::new(SqliteStore::open(&settings.path, migrate).await.map_err(start_error)?),
+        None => Arc::new(SqliteStore::open(&settings.path, migrate, Sharing::Alone).await.map_err(start_error)?),
     })
 }
 

@@ -238,7 +238,7 @@ impl Live<'_> {
 
     async fn sqlite(&self) -> (Option<String>, Option<String>) {
         let path = &self.config.store.path;
-        let running = holder(path);
+        let running = holder(path).await;
         let line = match inspect(path).await {
             Ok(Inspected::Absent) => Some(format!("store {}: not there yet, the first start makes it", path.display())),
             Ok(Inspected::Ready) => self.schema(&[], "", running.as_deref()),

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 
 use super::{ConfigFile, Failure, Outcome, file};
+use crate::store::Sharing;
 use crate::store::migrations::Status;
 use crate::store::postgres;
 use crate::store::sqlite::{OpenError, SqliteStore, migrate};
@@ -75,7 +76,7 @@ async fn in_sqlite(path: &Path, way: &Way) -> Result<Vec<Status>, String> {
     match way {
         Way::Up => migrate::up(&pool).await?,
         Way::Down { to } => {
-            let _alone = SqliteStore::lock(path).map_err(cannot)?;
+            let _alone = SqliteStore::lock(path, Sharing::Alone).await.map_err(cannot)?;
             migrate::down(&pool, *to).await?;
         }
         Way::Status { .. } => {}

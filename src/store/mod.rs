@@ -11,6 +11,7 @@
 //!   under the epoch that the pool has at that moment ([`GateState`]).
 
 mod decide;
+mod fleet;
 mod health;
 pub mod migrations;
 pub mod postgres;
@@ -29,6 +30,7 @@ use crate::call::{EndProof, Event, Origin, Outcome, Phase, Step};
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId, RefusalId};
 use crate::policy::{Business, Facts, Policy};
+pub use fleet::{BEAT_EVERY_MS, Fleet, LIVE_MS, Living, Replica, Sharing};
 
 /// The alias kind of an app's own idempotency key. Unlike other ids it may pass to another call: when the order that showed it
 /// was proven not to have made one.
@@ -47,6 +49,10 @@ pub enum StoreError {
     #[error("a record of the store cannot be read: {0}")]
     Damaged(String),
 }
+
+/// How long a delivery that was taken is nobody else's, in milliseconds: longer than it may take to send it. Who died with it never
+/// reports, and then it is due again.
+pub const TAKEN_MS: i64 = 30_000;
 
 /// A result of the store.
 pub type Result<T> = std::result::Result<T, StoreError>;
@@ -390,13 +396,14 @@ pub trait Store: Send + Sync + 'static {
         at_ms: UnixMs,
     ) -> Result<bool>;
 
-    /// Webhooks whose application did not come to its end.
-    async fn unsettled_events(&self) -> Result<Vec<NewEvent>>;
+    /// Webhooks that came before a time and whose application did not come to its end, the oldest first.
+    async fn unsettled_events(&self, before_ms: UnixMs) -> Result<Vec<NewEvent>>;
 
-    /// Deliveries that are due, oldest first.
-    async fn due_deliveries(&self, at_ms: UnixMs, limit: u32) -> Result<Vec<Delivery>>;
+    /// Takes deliveries that are due, in order: nobody else gets them for [`TAKEN_MS`] by the store's clock, and the next of a
+    /// call not before this one is done or given up. Counts no attempt.
+    async fn take_deliveries(&self, at_ms: UnixMs, limit: u32) -> Result<Vec<Delivery>>;
 
-    /// Notes the result of a delivery: done, or due again, or given up (`None`).
+    /// Notes the result of a delivery that was taken: done, or due again, or given up (`None`). One that is done stays done.
     async fn delivered(
         &self,
         id: &str,
@@ -418,6 +425,12 @@ pub trait Store: Send + Sync + 'static {
 
     /// Forgets a business. `true` if it was there.
     async fn delete_business(&self, id: &str) -> Result<bool>;
+
+    /// Says that a replica lives, and tells which others do: one trip. Who was silent for long just beats again.
+    async fn beat(&self, me: &Replica) -> Result<Fleet>;
+
+    /// Takes a replica out: it stops.
+    async fn leave(&self, id: &str) -> Result<()>;
 
     /// Whether it can write, as far as the last writes tell; while they failed, by writing.
     async fn ping(&self) -> Result<()>;

@@ -13,8 +13,12 @@ use crate::ids::{AccountName, BusinessId};
 pub(super) trait Fresh {
     /// The store. After [`Store::close`] it is opened again.
     async fn open(&self) -> Arc<dyn Store>;
+    /// The same for one of several processes.
+    async fn open_shared(&self) -> Arc<dyn Store>;
     /// Runs SQL past the store, in its schema.
     async fn execute(&self, sql: &str);
+    /// Takes the latest migration back, while no store is open.
+    async fn one_migration_back(&self);
     /// The one number that a query gives.
     async fn number(&self, sql: &str) -> i64;
 }
@@ -38,7 +42,13 @@ macro_rules! behaves_as_a_store {
             a_key_is_free_again_when_its_order_made_no_call,
             records_come_back_as_they_were_written,
             the_latest_come_first,
-            the_writer_and_the_readers_read_the_same_record
+            the_writer_and_the_readers_read_the_same_record,
+            many_that_share_start_at_once_over_nothing_and_over_an_old_schema,
+            replicas_know_who_lives_and_who_leads,
+            a_change_of_businesses_is_noticed_elsewhere,
+            an_event_that_two_settle_is_settled_once,
+            a_delivery_is_one_senders_and_comes_back_if_that_dies,
+            deliveries_of_a_call_go_in_order_and_others_do_not_wait
         );
     };
     ($fresh:path, $($behaviour:ident),+) => {
@@ -161,7 +171,8 @@ pub(super) async fn a_webhook_is_taken_once(fresh: &impl Fresh) {
     assert_eq!(store.receive(event("a")).await.unwrap(), Received::New);
     let before = |outcome: Option<&str>| Received::Before { id: "a".to_owned(), outcome: outcome.map(str::to_owned) };
     assert_eq!(store.receive(event("b")).await.unwrap(), before(None));
-    assert_eq!(store.unsettled_events().await.unwrap(), [event("a")]);
+    assert_eq!(store.unsettled_events(0).await.unwrap(), []);
+    assert_eq!(store.unsettled_events(1).await.unwrap(), [event("a")]);
     let delivery = Delivery {
         id: "d1".to_owned(),
         event_id: "a".to_owned(),
@@ -176,14 +187,14 @@ pub(super) async fn a_webhook_is_taken_once(fresh: &impl Fresh) {
     let again = Delivery { id: "d2".to_owned(), ..delivery.clone() };
     store.settle("a", None, "applied", Some(again), 5).await.unwrap();
     assert_eq!(store.receive(event("c")).await.unwrap(), before(Some("applied")));
-    assert_eq!(store.due_deliveries(4, 10).await.unwrap(), []);
-    assert_eq!(store.due_deliveries(5, 10).await.unwrap(), [delivery]);
+    assert_eq!(store.take_deliveries(4, 10).await.unwrap(), []);
+    assert_eq!(store.take_deliveries(5, 10).await.unwrap(), [delivery]);
     store.delivered("d1", 6, Err(("refused".to_owned(), Some(50)))).await.unwrap();
-    assert_eq!(store.due_deliveries(49, 10).await.unwrap(), []);
-    assert_eq!(store.due_deliveries(50, 10).await.unwrap()[0].attempts, 1);
+    assert_eq!(store.take_deliveries(49, 10).await.unwrap(), []);
+    assert_eq!(store.take_deliveries(50, 10).await.unwrap()[0].attempts, 1);
     assert_eq!(store.purge(1000, 1000).await.unwrap(), 1, "the event goes, what the app waits for stays");
     store.delivered("d1", 51, Err(("refused".to_owned(), None))).await.unwrap();
-    assert_eq!(store.due_deliveries(99, 10).await.unwrap(), []);
+    assert_eq!(store.take_deliveries(99, 10).await.unwrap(), []);
     assert_eq!(store.purge(1000, 1000).await.unwrap(), 1, "what was given up is not kept for ever");
 }
 
@@ -401,4 +412,184 @@ pub(super) async fn the_writer_and_the_readers_read_the_same_record(fresh: &impl
         assert_eq!((applied.facts, applied.callback), (call.facts.clone(), call.callback.clone()));
         assert_eq!((applied.places, applied.fingerprint), (7, call.fingerprint.clone()));
     }
+}
+
+// === several processes ===
+
+pub(super) async fn many_that_share_start_at_once_over_nothing_and_over_an_old_schema(fresh: &impl Fresh) {
+    for round in 0..2 {
+        let stores = futures_util::future::join_all((0..4).map(|_| fresh.open_shared())).await;
+        let calls = futures_util::future::join_all(stores.iter().map(async |store| {
+            let mut calls = vec![];
+            for _ in 0..25 {
+                let call = new_call(&[]);
+                store.open(call.clone(), None).await.unwrap();
+                store.apply(change(&call.id, Event::Reached(Phase::Live))).await.unwrap().unwrap();
+                calls.push(call.id);
+            }
+            calls
+        }))
+        .await;
+        for store in &stores {
+            assert_eq!(store.open_calls().await.unwrap().len(), (round + 1) * 100);
+            assert!(store.call(&calls[3][24]).await.unwrap().is_some(), "each sees what the others wrote");
+            store.ping().await.unwrap();
+        }
+        for store in &stores {
+            store.close().await;
+        }
+        drop(stores);
+        fresh.one_migration_back().await;
+    }
+}
+
+pub(super) async fn replicas_know_who_lives_and_who_leads(fresh: &impl Fresh) {
+    let (a, b) = (fresh.open_shared().await, fresh.open_shared().await);
+    let [one, two] = ["01a", "01b"].map(|id| Replica { id: id.to_owned(), ..Replica::new() });
+    assert!(a.beat(&one).await.unwrap().leads(), "alone it leads");
+    let fleet = b.beat(&two).await.unwrap();
+    assert_eq!(fleet.live.iter().map(|l| &l.replica).collect::<Vec<_>>(), [&one, &two]);
+    assert!(!fleet.leads() && a.beat(&one).await.unwrap().leads());
+    // Silent: the other leads. It comes back, and leads again.
+    fresh.execute(&format!("UPDATE replicas SET beat_at = beat_at - 6100 WHERE id = '{}'", one.id)).await;
+    let fleet = b.beat(&two).await.unwrap();
+    assert!(fleet.leads() && fleet.live.len() == 1);
+    let started = fleet.live[0].started_at;
+    let back = a.beat(&one).await.unwrap();
+    assert!(back.leads() && back.live[1].started_at == started && back.live[1].beat_at >= started, "{back:?}");
+    // Silent for longer than anybody remembers, both at once.
+    fresh.execute("UPDATE replicas SET beat_at = beat_at - 3600100").await;
+    let (first, second) = tokio::join!(a.beat(&one), b.beat(&two));
+    assert_eq!(first.unwrap().me, one.id);
+    second.unwrap();
+    assert_eq!(b.beat(&two).await.unwrap().live.len(), 2);
+    a.leave(&one.id).await.unwrap();
+    assert!(b.beat(&two).await.unwrap().leads());
+    assert_eq!(fresh.number("SELECT count(*) FROM replicas").await, 1);
+}
+
+pub(super) async fn a_change_of_businesses_is_noticed_elsewhere(fresh: &impl Fresh) {
+    let (a, b) = (fresh.open_shared().await, fresh.open_shared().await);
+    let me = Replica::new();
+    let [acme, other] = ["acme", "other"].map(|id| Business::named(BusinessId::parse(id).unwrap()));
+    let mut seen = vec![b.beat(&me).await.unwrap().businesses_version];
+    // Clocks of replicas differ: a later change may seem to be older, or of the same moment.
+    for (business, at_ms) in [(Some(&acme), 50), (Some(&acme), 50), (Some(&acme), 40), (Some(&other), 10), (None, 0)] {
+        match business {
+            Some(business) => drop(a.put_business(business, at_ms).await.unwrap()),
+            None => drop(a.delete_business("acme").await.unwrap()),
+        }
+        let version = b.beat(&me).await.unwrap().businesses_version;
+        assert!(!seen.contains(&version), "{version} after {seen:?}");
+        assert_eq!(b.beat(&me).await.unwrap().businesses_version, version, "nothing has changed since");
+        seen.push(version);
+    }
+}
+
+fn event_and_delivery(n: usize, call: Option<&CallId>) -> (NewEvent, Delivery) {
+    let event = NewEvent {
+        id: format!("ev_{n:03}"),
+        account: "twilio".to_owned(),
+        webhook: "status".to_owned(),
+        event: "call_status".to_owned(),
+        dedupe_key: None,
+        received_at: 1,
+        method: "POST".to_owned(),
+        path: "/twilio/status".to_owned(),
+        headers: vec![],
+        body: None,
+    };
+    let delivery = Delivery {
+        // Ids say nothing of the order: clocks of replicas differ.
+        id: format!("dl_{:03}", 999 - n),
+        event_id: event.id.clone(),
+        call: call.map(ToString::to_string),
+        url: "http://app.test/x".to_owned(),
+        method: "POST".to_owned(),
+        headers: vec![("a".to_owned(), "b".to_owned())],
+        body: b"CallSid=CA1".to_vec(),
+        attempts: 0,
+    };
+    (event, delivery)
+}
+
+async fn to_deliver(store: &Arc<dyn Store>, n: usize, call: Option<&CallId>, at_ms: UnixMs) -> Delivery {
+    let (event, delivery) = event_and_delivery(n, call);
+    store.receive(event).await.unwrap();
+    assert!(store.settle(&delivery.event_id, call, "applied", Some(delivery.clone()), at_ms).await.unwrap());
+    delivery
+}
+
+pub(super) async fn an_event_that_two_settle_is_settled_once(fresh: &impl Fresh) {
+    let (a, b) = (fresh.open_shared().await, fresh.open_shared().await);
+    for n in 0..20 {
+        let (event, delivery) = event_and_delivery(n, None);
+        a.receive(event).await.unwrap();
+        let again = Delivery { id: format!("again_{n}"), ..delivery.clone() };
+        let (first, second) = tokio::join!(
+            a.settle(&delivery.event_id, None, "applied", Some(delivery.clone()), 1),
+            b.settle(&delivery.event_id, None, "applied", Some(again), 1),
+        );
+        assert!(first.unwrap() ^ second.unwrap());
+    }
+    assert_eq!(fresh.number("SELECT count(*) FROM deliveries").await, 20);
+}
+
+pub(super) async fn a_delivery_is_one_senders_and_comes_back_if_that_dies(fresh: &impl Fresh) {
+    let (a, b) = (fresh.open_shared().await, fresh.open_shared().await);
+    for n in 0..60 {
+        to_deliver(&a, n, None, 1).await;
+    }
+    let mut taken = vec![];
+    for _ in 0..20 {
+        let (one, two) = tokio::join!(a.take_deliveries(1, 2), b.take_deliveries(1, 3));
+        for delivery in one.unwrap().into_iter().chain(two.unwrap()) {
+            assert_eq!(delivery.attempts, 0);
+            taken.push(delivery.id);
+        }
+    }
+    taken.sort();
+    let all = taken.len();
+    taken.dedup();
+    assert_eq!((all, taken.len()), (60, 60), "none was taken twice, none was left");
+    // One was done, one is to be tried again, one was given up; of the rest nobody heard again.
+    a.delivered(&taken[0], 2, Ok(())).await.unwrap();
+    a.delivered(&taken[1], 2, Err(("refused".to_owned(), Some(50)))).await.unwrap();
+    b.delivered(&taken[2], 2, Err(("refused".to_owned(), None))).await.unwrap();
+    assert_eq!(b.take_deliveries(49, 100).await.unwrap(), []);
+    fresh.execute("UPDATE deliveries SET taken_until = taken_until - 30000").await;
+    let back = b.take_deliveries(49, 100).await.unwrap();
+    assert_eq!((back.len(), back.iter().any(|d| taken[..3].contains(&d.id))), (57, false));
+    let again = a.take_deliveries(50, 100).await.unwrap();
+    assert_eq!(again.iter().map(|d| (&d.id, d.attempts)).collect::<Vec<_>>(), [(&taken[1], 1)]);
+    // A sender that was stopped reports late what another has done since.
+    b.delivered(&back[0].id, 60, Ok(())).await.unwrap();
+    a.delivered(&back[0].id, 61, Err(("too late".to_owned(), Some(62)))).await.unwrap();
+    assert_eq!(a.take_deliveries(99, 100).await.unwrap(), []);
+    // A process that has the record alone knows that nobody sends any more.
+    a.close().await;
+    b.close().await;
+    let alone = fresh.open().await;
+    assert_eq!(alone.take_deliveries(99, 100).await.unwrap().len(), 57);
+}
+
+pub(super) async fn deliveries_of_a_call_go_in_order_and_others_do_not_wait(fresh: &impl Fresh) {
+    let (a, b) = (fresh.open_shared().await, fresh.open_shared().await);
+    let (call, other) = (CallId::new(), CallId::new());
+    // The later ones are due earlier.
+    let first = to_deliver(&a, 0, Some(&call), 20).await;
+    let second = to_deliver(&b, 1, Some(&call), 10).await;
+    let third = to_deliver(&a, 2, Some(&call), 10).await;
+    let of_other = to_deliver(&a, 3, Some(&other), 15).await;
+    let free = to_deliver(&a, 4, None, 16).await;
+    assert_eq!(b.take_deliveries(14, 10).await.unwrap(), [], "the first is not due yet");
+    assert_eq!(b.take_deliveries(20, 10).await.unwrap(), [of_other.clone(), free.clone(), first.clone()]);
+    assert_eq!(a.take_deliveries(20, 10).await.unwrap(), []);
+    b.delivered(&first.id, 21, Err(("refused".to_owned(), Some(50)))).await.unwrap();
+    assert_eq!(a.take_deliveries(49, 10).await.unwrap(), [], "the second waits for the first's next try");
+    assert_eq!(a.take_deliveries(50, 10).await.unwrap()[0].id, first.id);
+    a.delivered(&first.id, 51, Err(("refused".to_owned(), None))).await.unwrap();
+    assert_eq!(a.take_deliveries(51, 10).await.unwrap(), [second.clone()], "the first is given up");
+    a.delivered(&second.id, 52, Ok(())).await.unwrap();
+    assert_eq!(b.take_deliveries(52, 10).await.unwrap(), [third]);
 }

@@ -1,6 +1,5 @@
 //! Telling the app: durable, retried, in the provider's own bytes.
 
-use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +28,8 @@ pub const BACKOFF_SECS: [i64; 8] = [1, 5, 15, 60, 300, 900, 3600, 3 * 3600];
 const TIMEOUT: Duration = Duration::from_secs(15);
 /// Deliveries under way at once.
 const AT_ONCE: u32 = 32;
+/// How long a stop waits for deliveries under way.
+const STOP_WITHIN: Duration = Duration::from_secs(2);
 /// How often the outbox is looked at without being woken: retries come due by themselves.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -103,40 +104,34 @@ pub async fn send(upstream: &Upstream, delivery: &Delivery) -> Result<(), String
     }
 }
 
-/// Delivers what is due until it is told to stop. Those of one call go one after the other; one that is slow holds up no other
-/// call's. What is left is due again after a restart.
+/// Delivers what is due until it is told to stop. Those of one call go one after the other, whichever process sends them; one
+/// that is slow holds up no other call's. What is left is due again after a restart.
 pub async fn run(calls: Calls, wake: Arc<Notify>, stop: CancellationToken) {
-    let (mut under_way, mut busy) = (tokio::task::JoinSet::new(), HashSet::new());
+    let mut under_way = tokio::task::JoinSet::new();
     loop {
         let now_ms = calls.lifecycle.clock.now_ms();
-        let due = calls.lifecycle.store.due_deliveries(now_ms, AT_ONCE).await.unwrap_or_else(|error| {
-            warn!(%error, "the outbox cannot be read");
-            vec![]
-        });
-        for delivery in due {
-            let of = delivery.call.clone().unwrap_or_else(|| delivery.id.clone());
-            if under_way.len() >= AT_ONCE as usize || !busy.insert(of.clone()) {
-                continue;
-            }
-            let calls = calls.clone();
-            under_way.spawn(async move {
-                one(&calls, &delivery).await;
-                of
+        let room = AT_ONCE.saturating_sub(u32::try_from(under_way.len()).unwrap_or(AT_ONCE));
+        if room > 0 {
+            let taken = calls.lifecycle.store.take_deliveries(now_ms, room).await.unwrap_or_else(|error| {
+                warn!(%error, "the outbox cannot be read");
+                vec![]
             });
+            for delivery in taken {
+                let calls = calls.clone();
+                under_way.spawn(async move { one(&calls, &delivery).await });
+            }
         }
         tokio::select! {
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => break,
             () = wake.notified() => {}
             () = tokio::time::sleep(LOOK_EVERY) => {}
-            Some(done) = under_way.join_next() => {
-                match done {
-                    Ok(of) => drop(busy.remove(&of)),
-                    // A task that panicked took its key along; others may go twice, which "at least once" allows.
-                    Err(_) => busy.clear(),
-                }
-            }
+            // The next of its call may go. One that panicked is due again when nobody has it any more.
+            Some(_) = under_way.join_next() => {}
         }
     }
+    // What is not done in time is sent again: by another process after a while, by the next one at its start.
+    let done = async { while under_way.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(STOP_WITHIN, done).await;
 }
 
 async fn one(calls: &Calls, delivery: &Delivery) {

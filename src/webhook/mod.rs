@@ -9,6 +9,7 @@ mod to_app;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -16,7 +17,8 @@ use http::header::{AUTHORIZATION, CONTENT_TYPE, COOKIE, HeaderName, HeaderValue}
 use http::{HeaderMap, Response, StatusCode, Uri};
 use serde_json::json;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-use tracing::{debug, warn};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
 use ulid::Ulid;
 
 use crate::call::{Direction, EndProof, Event, Origin, Phase};
@@ -46,6 +48,11 @@ const LARGE_KIB_MAX: u32 = 2 * LARGEST_KIB;
 /// room promised to who only names a length, a few dozen that send nothing would keep every call waiting.
 pub const BODIES_BYTES_MAX: usize = LARGE_KIB_MAX as usize * 1024 + BODY_BYTES_MAX;
 
+/// A webhook that was taken so long ago and is not settled was left by its process, in milliseconds.
+const STALE_MS: i64 = 30_000;
+/// How often it is looked for such.
+const REPLAY_EVERY: Duration = Duration::from_secs(10);
+
 /// How an inbound call is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InboundMode {
@@ -74,7 +81,8 @@ pub struct Settings {
     pub extra_paths: ExtraPaths,
 }
 
-/// The handler of `listen.webhooks`.
+/// The handler of `listen.webhooks`. Cloning is cheap.
+#[derive(Clone)]
 pub struct Webhooks {
     calls: Calls,
     settings: Arc<Settings>,
@@ -320,40 +328,60 @@ impl Webhooks {
     /// Applies webhooks that were on record when the last process died. Replies that nobody waits for any more are only
     /// noted. Returns how many there were.
     pub async fn replay(&self) -> Result<usize> {
-        let events = self.calls.lifecycle.store.unsettled_events().await?;
+        let events = self.calls.lifecycle.store.unsettled_events(i64::MAX).await?;
         let count = events.len();
         for event in events {
-            let mut headers = HeaderMap::new();
-            for (name, value) in &event.headers {
-                if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
-                    headers.append(name, value);
-                }
-            }
-            let at_ms = self.calls.lifecycle.clock.now_ms();
-            let Some(body) = event.body else {
-                // Too large to be kept: its call's end is asked of the provider, the app cannot be told.
-                warn!(event = event.id, "a large webhook was lost with the process that took it");
-                self.calls.lifecycle.store.settle(&event.id, None, "body_lost", None, at_ms).await?;
-                continue;
-            };
-            let raw = Raw::new(&event.method, &event.path, headers, body.into()).decoded();
-            let path = event.path.split('?').next().unwrap_or_default();
-            let found = candidates(&self.calls.accounts, &self.settings.extra_paths, path);
-            let from = found.iter().find(|c| c.account.name.as_str() == event.account);
-            match from {
-                Some(from) if from.webhook().reply.is_none() => {
-                    let taken = read(&raw, from, event.id.clone());
-                    let came = self.apply(&taken).await?;
-                    failpoint::hit("replay.applied").await;
-                    self.settle(&taken, &event.id, &came).await?;
-                    failpoint::hit("replay.settled").await;
-                }
-                _ => {
-                    self.calls.lifecycle.store.settle(&event.id, None, "too_late_to_reply", None, at_ms).await?;
+            self.replay_one(event).await?;
+        }
+        Ok(count)
+    }
+
+    /// Applies webhooks that their replica took a while ago and did not settle: it died, or could not apply them. Of one that it
+    /// is still about to settle, only who comes first tells the app.
+    async fn replay_stale(&self) {
+        let before_ms = self.calls.lifecycle.clock.now_ms() - STALE_MS;
+        let events = match self.calls.lifecycle.store.unsettled_events(before_ms).await {
+            Ok(events) => events,
+            Err(error) => return warn!(%error, "webhooks that nobody settled cannot be read"),
+        };
+        for event in events {
+            let id = event.id.clone();
+            match self.replay_one(event).await {
+                Ok(()) => info!(event = id, "a webhook that another process had left was applied"),
+                Err(error) => {
+                    warn!(event = id, %error, "a webhook that another process had left cannot be applied yet")
                 }
             }
         }
-        Ok(count)
+    }
+
+    async fn replay_one(&self, event: NewEvent) -> Result<()> {
+        let mut headers = HeaderMap::new();
+        for (name, value) in &event.headers {
+            if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+                headers.append(name, value);
+            }
+        }
+        let at_ms = self.calls.lifecycle.clock.now_ms();
+        let Some(body) = event.body else {
+            // Too large to be kept: its call's end is asked of the provider, the app cannot be told.
+            warn!(event = event.id, "a large webhook was lost with the process that took it");
+            return self.calls.lifecycle.store.settle(&event.id, None, "body_lost", None, at_ms).await.map(drop);
+        };
+        let raw = Raw::new(&event.method, &event.path, headers, body.into()).decoded();
+        let path = event.path.split('?').next().unwrap_or_default();
+        let found = candidates(&self.calls.accounts, &self.settings.extra_paths, path);
+        match found.iter().find(|c| c.account.name.as_str() == event.account) {
+            Some(from) if from.webhook().reply.is_none() => {
+                let taken = read(&raw, from, event.id.clone());
+                let came = self.apply(&taken).await?;
+                failpoint::hit("replay.applied").await;
+                self.settle(&taken, &event.id, &came).await?;
+                failpoint::hit("replay.settled").await;
+            }
+            _ => drop(self.calls.lifecycle.store.settle(&event.id, None, "too_late_to_reply", None, at_ms).await?),
+        }
+        Ok(())
     }
 
     fn inbox_row(&self, taken: &Taken<'_>, name: &str) -> NewEvent {
@@ -449,6 +477,20 @@ impl Webhooks {
         exchange.respond(response).await;
         failpoint::hit("webhook.answered").await;
         status
+    }
+}
+
+/// While this process leads: applies, every [`REPLAY_EVERY`], webhooks that another has taken and left. `inbox` is the newest
+/// generation's. That two think they lead harms nothing.
+pub async fn replay_loop(inbox: impl Fn() -> Webhooks, leads: impl Fn() -> bool, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(REPLAY_EVERY) => {}
+        }
+        if leads() {
+            inbox().replay_stale().await;
+        }
     }
 }
 

@@ -1,4 +1,5 @@
-//! Which process has the record: the memory gate belongs to one. Who has it says so every [`BEAT_EVERY`]; who wants it watches, and
+//! Which process has the record: the memory gate belongs to one. Or which processes share it: they are one holder, of one
+//! generation, and each says for all of them that it is heard. A process that joins them changes no generation. Who has it says so every [`BEAT_EVERY`]; who wants it watches, and
 //! takes it over only if nothing was heard for [`SILENCE`], by a change that is conditional on what was seen. No two clocks are
 //! compared, and an outage of the server makes nobody look dead. That the old holder may only sleep is why every write is
 //! bound to a generation (`transact.rs`).
@@ -9,12 +10,16 @@ use std::time::Duration;
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row as _};
 
+use super::super::fleet::{LIVE_MS, host};
 use super::Sql;
+use crate::store::Sharing;
 
 /// How often the holder is heard.
 pub(super) const BEAT_EVERY: Duration = Duration::from_secs(2);
 /// How long a holder must not have been heard before another takes the record over.
 pub(super) const SILENCE: Duration = Duration::from_secs(10);
+/// Where a record is that several share: no place where anybody could see one of them dead.
+const SHARED: &str = "shared by replicas";
 /// The database's time in milliseconds.
 const NOW: &str = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint";
 
@@ -30,6 +35,16 @@ pub(super) struct Seen {
 }
 
 impl Seen {
+    /// Several processes share it.
+    pub(super) fn is_shared(&self) -> bool {
+        self.place == SHARED
+    }
+
+    /// It is shared, and so is what this process wants of it.
+    pub(super) fn is_joined_by(&self, me: &Me) -> bool {
+        self.is_shared() && me.sharing == Sharing::Shared
+    }
+
     /// `ringfence, process 12 on web-1, since 2026-01-01T00:00:00Z`.
     pub(super) fn who(&self) -> String {
         let since = jiff::Timestamp::from_millisecond(self.since).unwrap_or_default();
@@ -55,14 +70,32 @@ pub(super) struct Me {
     process: i64,
     host: String,
     place: String,
+    sharing: Sharing,
 }
 
 impl Me {
-    pub(super) fn new() -> Self {
-        let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        let host = if host.trim().is_empty() { "an unknown host" } else { host.trim() };
+    pub(super) fn new(sharing: Sharing) -> Self {
         let process = i64::from(std::process::id());
-        Self { process, host: host.to_owned(), place: place(process).unwrap_or_default() }
+        Self { process, host: host(), place: place(process).unwrap_or_default(), sharing }
+    }
+
+    pub(super) fn sharing(&self) -> Sharing {
+        self.sharing
+    }
+
+    /// As the holder's row says it; older versions show the host, too.
+    fn shown_host(&self) -> String {
+        match self.sharing {
+            Sharing::Alone => self.host.clone(),
+            Sharing::Shared => format!("{} and other replicas", self.host),
+        }
+    }
+
+    fn held_place(&self) -> &str {
+        match self.sharing {
+            Sharing::Alone => &self.place,
+            Sharing::Shared => SHARED,
+        }
     }
 }
 
@@ -103,13 +136,22 @@ pub(super) async fn look(c: &mut PgConnection) -> Sql<Option<Seen>> {
     row.as_ref().map(seen).transpose()
 }
 
-/// Takes it over from a holder that was seen so, or from nobody. The generation, if nothing has changed since.
+/// Takes it over from a holder that was seen so, or from nobody; or joins those who share it. The generation, if nothing has
+/// changed since.
 pub(super) async fn take(c: &mut PgConnection, me: &Me, from: Option<&Seen>) -> Sql<Option<i64>> {
+    let joins = me.sharing == Sharing::Shared && from.is_some_and(Seen::is_shared);
     let sql = match from {
         None => {
             format!(
                 "INSERT INTO holders (gate, generation, process, host, place, since, beat_at)
                  VALUES ('memory', 1, $1, $2, $3, {NOW}, {NOW}) ON CONFLICT DO NOTHING RETURNING generation"
+            )
+        }
+        // Others beat all the while; and whoever takes the record over meanwhile changes the generation.
+        Some(_) if joins => {
+            format!(
+                "UPDATE holders SET process = $1, host = $2, place = $3, beat_at = {NOW}
+                 WHERE gate = 'memory' AND generation = $4 RETURNING generation"
             )
         }
         Some(_) => {
@@ -119,21 +161,37 @@ pub(super) async fn take(c: &mut PgConnection, me: &Me, from: Option<&Seen>) -> 
             )
         }
     };
-    let mut query =
-        sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(false).bind(me.process).bind(&me.host).bind(&me.place);
+    let mut query = sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(false);
+    query = query.bind(me.process).bind(me.shown_host()).bind(me.held_place());
     if let Some(from) = from {
-        query = query.bind(from.generation).bind(from.beat_at);
+        query = query.bind(from.generation);
+        query = if joins { query } else { query.bind(from.beat_at) };
     }
     query.fetch_optional(c).await?.map(|row| row.try_get("generation")).transpose()
 }
 
-/// In a write, which is bound to the generation already.
-pub(super) async fn beat(c: &mut PgConnection) -> Sql<()> {
-    let sql = format!("UPDATE holders SET beat_at = {NOW} WHERE gate = 'memory'");
-    sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(false).execute(c).await.map(drop)
+/// In a write, which is bound to the generation already. Of those who share it, the last that was heard is named.
+pub(super) async fn beat(c: &mut PgConnection, me: Me) -> Sql<()> {
+    let sql = format!("UPDATE holders SET beat_at = {NOW}, process = $1, host = $2 WHERE gate = 'memory'");
+    let query = sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(false);
+    query.bind(me.process).bind(me.shown_host()).execute(c).await.map(drop)
 }
 
-/// In a write, which is bound to the generation already.
-pub(super) async fn give_up(c: &mut PgConnection) -> Sql<()> {
-    sqlx::query("UPDATE holders SET beat_at = NULL WHERE gate = 'memory'").persistent(false).execute(c).await.map(drop)
+/// In a write, which is bound to the generation already. Where several share it, only the last of them: if others were heard
+/// since this one, or are known to live, it stays theirs.
+pub(super) async fn give_up(c: &mut PgConnection, me: Me) -> Sql<()> {
+    let sql = match me.sharing {
+        Sharing::Alone => "UPDATE holders SET beat_at = NULL WHERE gate = 'memory'".to_owned(),
+        Sharing::Shared => format!(
+            "UPDATE holders SET beat_at = NULL WHERE gate = 'memory' AND process = {} AND host = $1
+             AND NOT EXISTS (SELECT 1 FROM replicas WHERE beat_at > {NOW} - {LIVE_MS})",
+            me.process
+        ),
+    };
+    let query = sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(false);
+    match me.sharing {
+        Sharing::Alone => query.execute(c).await,
+        Sharing::Shared => query.bind(me.shown_host()).execute(c).await,
+    }
+    .map(drop)
 }

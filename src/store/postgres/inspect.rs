@@ -2,6 +2,7 @@
 
 use sqlx::{ConnectOptions as _, Connection as _, Row as _};
 
+use super::super::Sharing;
 use super::holder::{Me, Seen};
 use super::transact::Db;
 use super::{Pooler, Settings, StoreError, code, explain, holder, is_outside, is_pooled, migrate};
@@ -116,7 +117,7 @@ pub async fn inspect(settings: &Settings) -> Result<Inspected, String> {
     }
     let db = Db::new(settings, false).map_err(|e| explain(&e, &shown))?;
     let missing = migrate::missing(&db).await.map_err(|why| format!("{shown} {why}"))?;
-    let holder = living_holder(&db, &Me::new()).await.map_err(|e| e.to_string())?;
+    let holder = living_holder(&db, &Me::new(Sharing::Alone)).await.map_err(|e| e.to_string())?;
     db.close().await;
     Ok(Inspected { server, missing, holder: holder.map(|seen| seen.who()) })
 }

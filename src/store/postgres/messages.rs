@@ -3,7 +3,7 @@
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row as _};
 
-use super::super::{Delivery, NewEvent, Received, RefusalRecord};
+use super::super::{Delivery, NewEvent, Received, RefusalRecord, TAKEN_MS};
 use super::query;
 use crate::clock::UnixMs;
 use crate::ids::{CallId, RefusalId};
@@ -80,8 +80,8 @@ pub(super) async fn settle(
     }
     let Some(delivery) = delivery else { return Ok(true) };
     query(
-        "INSERT INTO deliveries (id, event_id, url, method, headers, body, attempts, due_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+        "INSERT INTO deliveries (id, event_id, url, method, headers, body, attempts, due_at, call_id)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
     )
     .bind(&delivery.id)
     .bind(&delivery.event_id)
@@ -91,14 +91,16 @@ pub(super) async fn settle(
     .bind(&delivery.body)
     .bind(i64::from(delivery.attempts))
     .bind(at_ms)
+    .bind(call.as_ref().map(CallId::as_str))
     .execute(c)
     .await?;
     Ok(true)
 }
 
-pub(super) async fn unsettled(c: &mut PgConnection) -> Sql<Vec<NewEvent>> {
+pub(super) async fn unsettled(c: &mut PgConnection, before_ms: UnixMs) -> Sql<Vec<NewEvent>> {
     let rows =
-        query("SELECT * FROM webhook_events WHERE outcome IS NULL ORDER BY received_at, id").fetch_all(c).await?;
+        query("SELECT * FROM webhook_events WHERE outcome IS NULL AND received_at <= $1 ORDER BY received_at, id");
+    let rows = rows.bind(before_ms).fetch_all(c).await?;
     let event = |row: &PgRow| -> Sql<NewEvent> {
         Ok(NewEvent {
             id: row.try_get("id")?,
@@ -116,13 +118,22 @@ pub(super) async fn unsettled(c: &mut PgConnection) -> Sql<Vec<NewEvent>> {
     rows.iter().map(event).collect()
 }
 
-pub(super) async fn due(c: &mut PgConnection, at_ms: UnixMs, limit: u32) -> Sql<Vec<Delivery>> {
+/// One statement. Of those who look at once each gets others, as rows that are locked are passed over.
+pub(super) async fn take(c: &mut PgConnection, at_ms: UnixMs, limit: u32) -> Sql<Vec<Delivery>> {
     let rows = query(
-        "SELECT d.*, e.call_id FROM deliveries d LEFT JOIN webhook_events e ON e.id = d.event_id
-         WHERE d.done_at IS NULL AND d.due_at IS NOT NULL AND d.due_at <= $1 ORDER BY d.due_at, d.id LIMIT $2",
+        "WITH now AS (SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS at),
+         due AS (SELECT d.id FROM deliveries d, now
+             WHERE d.done_at IS NULL AND d.due_at IS NOT NULL AND d.due_at <= $1
+             AND (d.taken_until IS NULL OR d.taken_until <= now.at)
+             AND NOT EXISTS (SELECT 1 FROM deliveries e WHERE e.call_id = d.call_id AND e.seq < d.seq
+                 AND e.done_at IS NULL AND e.due_at IS NOT NULL)
+             ORDER BY d.due_at, d.seq LIMIT $2 FOR UPDATE OF d SKIP LOCKED),
+         taken AS (UPDATE deliveries d SET taken_until = now.at + $3 FROM due, now WHERE d.id = due.id RETURNING d.*)
+         SELECT * FROM taken ORDER BY due_at, seq",
     )
     .bind(at_ms)
     .bind(i64::from(limit))
+    .bind(TAKEN_MS)
     .fetch_all(c)
     .await?;
     let delivery = |row: &PgRow| -> Sql<Delivery> {
@@ -140,6 +151,12 @@ pub(super) async fn due(c: &mut PgConnection, at_ms: UnixMs, limit: u32) -> Sql<
     rows.iter().map(delivery).collect()
 }
 
+/// Whoever took deliveries is gone.
+pub(super) async fn take_back(c: &mut PgConnection) -> Sql<()> {
+    let sql = "UPDATE deliveries SET taken_until = NULL WHERE done_at IS NULL AND due_at IS NOT NULL AND taken_until IS NOT NULL";
+    query(sql).execute(c).await.map(drop)
+}
+
 pub(super) async fn delivered(
     c: &mut PgConnection,
     id: String,
@@ -150,13 +167,16 @@ pub(super) async fn delivered(
         Ok(()) => (Some(at_ms), None, None),
         Err((error, due_at)) => (None, due_at, Some(error)),
     };
-    query("UPDATE deliveries SET attempts = attempts + 1, done_at = $2, due_at = $3, last_error = $4 WHERE id = $1")
-        .bind(id)
-        .bind(done_at)
-        .bind(due_at)
-        .bind(error)
-        .execute(c)
-        .await?;
+    query(
+        "UPDATE deliveries SET attempts = attempts + 1, done_at = $2, due_at = $3, last_error = $4, taken_until = NULL
+         WHERE id = $1 AND done_at IS NULL",
+    )
+    .bind(id)
+    .bind(done_at)
+    .bind(due_at)
+    .bind(error)
+    .execute(c)
+    .await?;
     Ok(())
 }
 
@@ -208,13 +228,15 @@ pub(super) async fn businesses(c: &mut PgConnection) -> Sql<Vec<Business>> {
     rows.iter().map(business).collect()
 }
 
+/// Every change has a time of its own, so that a replica can tell that there was one.
 pub(super) async fn put_business(c: &mut PgConnection, business: Business, at_ms: UnixMs) -> Sql<bool> {
     let body = serde_json::to_string(&business).map_err(|e| sqlx::Error::Encode(e.into()))?;
     let known =
         query("SELECT 1 FROM businesses WHERE id = $1").bind(business.id.as_str()).fetch_optional(&mut *c).await?;
     query(
         "INSERT INTO businesses (id, body, updated_at) VALUES ($1, $2, $3)
-         ON CONFLICT (id) DO UPDATE SET body = excluded.body, updated_at = excluded.updated_at",
+         ON CONFLICT (id) DO UPDATE SET body = excluded.body,
+             updated_at = greatest(excluded.updated_at, businesses.updated_at + 1)",
     )
     .bind(business.id.as_str())
     .bind(body)

@@ -9,6 +9,7 @@ mod holder;
 pub mod inspect;
 mod messages;
 pub mod migrate;
+mod replicas;
 mod settings;
 mod transact;
 
@@ -22,8 +23,8 @@ use sqlx::{Connection as _, PgConnection, Row as _};
 use tracing::{info, warn};
 
 use super::{
-    Advanced, Applied, CallRecord, Change, Decided, Delivery, NewCall, NewEvent, Opened, Received, RefusalRecord, Result, Store,
-    StoreError,
+    Advanced, Applied, CallRecord, Change, Decided, Delivery, Fleet, NewCall, NewEvent, Opened, Received,
+    RefusalRecord, Replica, Result, Sharing, Store, StoreError,
 };
 use crate::admission::{GateMode, GateState, Held, Order};
 use crate::call::Event;
@@ -71,14 +72,14 @@ const WATCH_EVERY: Duration = Duration::from_millis(500);
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Another process has it.
-    #[error(
-        "{store} is in use by {holder}. The memory gate belongs to one process: stop that one, or give this one another [store] url"
-    )]
+    #[error("{store} is in use by {holder}. {advice}, or give this one another [store] url")]
     Held {
         /// The database.
         store: String,
         /// Who has it.
         holder: String,
+        /// What mends it.
+        advice: &'static str,
     },
     /// Waiting does not mend it.
     #[error("{store} {why}")]
@@ -100,6 +101,7 @@ enum NotYet {
 /// See the module.
 pub struct PostgresStore {
     db: Arc<Db>,
+    me: Me,
     beating: tokio::sync::Mutex<Option<tokio::task::JoinHandle<()>>>,
     /// Calls of which nobody knows yet whether they are on record, and the transaction that knows.
     doubtful: Mutex<HashMap<CallId, i64>>,
@@ -148,19 +150,21 @@ fn is_outside(error: &sqlx::Error) -> bool {
 }
 
 impl PostgresStore {
-    /// Opens the record for this process alone, however long its server is away: `waits` is told why, whenever that changes.
+    /// Opens the record, for this process alone or beside others that share it, however long its server is away: `waits` is told
+    /// why, whenever that changes.
     /// With `migrate`, a missing or older schema is brought up to date; without, it is refused.
     ///
     /// # Errors
-    /// Another process has it and lives, or waiting does not mend what is wrong.
+    /// Another process has it, does not share it and lives; or waiting does not mend what is wrong.
     pub async fn open(
         settings: &Settings,
         migrate: bool,
+        sharing: Sharing,
         waits: impl Fn(&str) + Send,
     ) -> std::result::Result<Self, OpenError> {
         let (mut pause, mut told) = (AGAIN.0, String::new());
         loop {
-            match Self::try_open(settings, migrate, &waits).await {
+            match Self::try_open(settings, migrate, sharing, &waits).await {
                 Ok(store) => return Ok(store),
                 Err(NotYet::Never(error)) => return Err(error),
                 Err(NotYet::Away(why)) => {
@@ -176,7 +180,13 @@ impl PostgresStore {
         }
     }
 
-    async fn try_open(settings: &Settings, migrate: bool, waits: &impl Fn(&str)) -> std::result::Result<Self, NotYet> {
+    async fn try_open(
+        settings: &Settings,
+        migrate: bool,
+        sharing: Sharing,
+        waits: &impl Fn(&str),
+    ) -> std::result::Result<Self, NotYet> {
+        let me = Me::new(sharing);
         let shown = settings.shown();
         let unusable = |why: String| NotYet::Never(OpenError::Unusable { store: shown.clone(), why });
         let server = inspect::server(settings).await.map_err(|error| match error {
@@ -190,7 +200,7 @@ impl PostgresStore {
         let missing = migrate::missing(&db).await;
         // A schema that somebody uses is left alone: it is migrated by whoever has it. The first one makes what is taken.
         let is_made = matches!(&missing, Ok(missing) if !missing.contains(&FIRST_MIGRATION));
-        let taken = if is_made { Some(take(&db, waits).await?) } else { None };
+        let taken = if is_made { Some(take(&db, &me, waits).await?) } else { None };
         let fits = match (missing, migrate) {
             (Ok(missing), _) if missing.is_empty() => Ok(()),
             (Ok(_), true) => migrate::up_all(&db).await,
@@ -206,12 +216,16 @@ impl PostgresStore {
         }
         let generation = match taken {
             Some(generation) => generation,
-            None => take(&db, waits).await?,
+            None => take(&db, &me, waits).await?,
         };
         db.generation.store(generation, Ordering::Relaxed);
-        info!(store = %shown, version = %server.version, pooler = server.pooled, generation, "the record is this process's");
-        let beating = tokio::spawn(beat(db.clone()));
-        Ok(Self { db, beating: tokio::sync::Mutex::new(Some(beating)), doubtful: Mutex::default() })
+        if sharing == Sharing::Alone {
+            // Whoever took deliveries is gone.
+            db.write(|c| Box::pin(messages::take_back(c))).await.map_err(|e| NotYet::Away(e.to_string()))?;
+        }
+        info!(store = %shown, version = %server.version, pooler = server.pooled, generation, ?sharing, "the record is open");
+        let beating = tokio::spawn(beat(db.clone(), me.clone()));
+        Ok(Self { db, me, beating: tokio::sync::Mutex::new(Some(beating)), doubtful: Mutex::default() })
     }
 
     /// Settles a record whose COMMIT got no answer: only then is it certain that it is there, or never will be.
@@ -226,16 +240,15 @@ impl PostgresStore {
     }
 }
 
-/// Takes the record, waiting for a holder that is no longer heard.
-async fn take(db: &Db, waits: &impl Fn(&str)) -> std::result::Result<i64, NotYet> {
+/// Takes the record, waiting for a holder that is no longer heard; or joins those who share it.
+async fn take(db: &Db, me: &Me, waits: &impl Fn(&str)) -> std::result::Result<i64, NotYet> {
     let away = |error: sqlx::Error| NotYet::Away(explain(&error, &db.shown));
-    let me = Me::new();
     let (mut watched, mut since) = (None, Instant::now());
     loop {
         let seen = db.read(|c| Box::pin(holder::look(c))).await.map_err(|e| NotYet::Away(e.to_string()))?;
         let free = match &seen {
             None => true,
-            Some(now) if now.is_over(&me) => true,
+            Some(now) if now.is_over(me) || now.is_joined_by(me) => true,
             Some(now) => match watched.replace(now.clone()) {
                 None => {
                     since = Instant::now();
@@ -249,13 +262,17 @@ async fn take(db: &Db, waits: &impl Fn(&str)) -> std::result::Result<i64, NotYet
                 }
                 Some(before) if before == *now => since.elapsed() >= SILENCE,
                 Some(_) => {
-                    return Err(NotYet::Never(OpenError::Held { store: db.shown.clone(), holder: now.who() }));
+                    return Err(NotYet::Never(OpenError::Held {
+                        store: db.shown.clone(),
+                        holder: now.who(),
+                        advice: me.sharing().advice(),
+                    }));
                 }
             },
         };
         if free {
             let mut transaction = db.begin_unbound().await.map_err(away)?;
-            let taken = holder::take(&mut transaction, &me, seen.as_ref()).await.map_err(away)?;
+            let taken = holder::take(&mut transaction, me, seen.as_ref()).await.map_err(away)?;
             transaction.commit().await.map_err(away)?;
             if let Some(generation) = taken {
                 return Ok(generation);
@@ -266,20 +283,21 @@ async fn take(db: &Db, waits: &impl Fn(&str)) -> std::result::Result<i64, NotYet
 }
 
 /// Says that this process lives, for as long as it has the record.
-async fn beat(db: Arc<Db>) {
+async fn beat(db: Arc<Db>, me: Me) {
     while !db.lost.load(Ordering::Relaxed) {
         tokio::select! {
             () = db.closed.cancelled() => return,
             () = tokio::time::sleep(BEAT_EVERY) => {}
         }
         // What keeps it from being written is logged where writes are.
-        let _ = db.write(|c| Box::pin(holder::beat(c))).await;
+        let me = me.clone();
+        let _ = db.write(move |c| Box::pin(holder::beat(c, me.clone()))).await;
     }
 }
 
 /// Refuses while a process has the record and is heard.
 async fn refuse_while_held(db: &Db) -> std::result::Result<(), String> {
-    let me = Me::new();
+    let me = Me::new(Sharing::Alone);
     let Some(first) = inspect::living_holder(db, &me).await.map_err(|e| e.to_string())? else { return Ok(()) };
     let watching = Instant::now();
     while watching.elapsed() < SILENCE {
@@ -390,12 +408,12 @@ impl Store for PostgresStore {
             .await
     }
 
-    async fn unsettled_events(&self) -> Result<Vec<NewEvent>> {
-        self.db.read(|c| Box::pin(messages::unsettled(c))).await
+    async fn unsettled_events(&self, before_ms: UnixMs) -> Result<Vec<NewEvent>> {
+        self.db.read(|c| Box::pin(messages::unsettled(c, before_ms))).await
     }
 
-    async fn due_deliveries(&self, at_ms: UnixMs, limit: u32) -> Result<Vec<Delivery>> {
-        self.db.read(|c| Box::pin(messages::due(c, at_ms, limit))).await
+    async fn take_deliveries(&self, at_ms: UnixMs, limit: u32) -> Result<Vec<Delivery>> {
+        self.db.write(move |c| Box::pin(messages::take(c, at_ms, limit))).await
     }
 
     async fn delivered(
@@ -430,13 +448,24 @@ impl Store for PostgresStore {
         self.db.write(move |c| Box::pin(messages::delete_business(c, id.clone()))).await
     }
 
+    async fn beat(&self, me: &Replica) -> Result<Fleet> {
+        let me = me.clone();
+        self.db.write(move |c| Box::pin(replicas::beat(c, me.clone()))).await
+    }
+
+    async fn leave(&self, id: &str) -> Result<()> {
+        let id = id.to_owned();
+        self.db.write(move |c| Box::pin(replicas::leave(c, id.clone()))).await
+    }
+
     async fn ping(&self) -> Result<()> {
         if self.db.lost.load(Ordering::Relaxed) {
             return Err(self.db.lost_error());
         }
         // While writes fail, nothing less than a write says that they do no longer.
         if self.db.health.is_failing() {
-            return self.db.write(|c| Box::pin(holder::beat(c))).await;
+            let me = self.me.clone();
+            return self.db.write(move |c| Box::pin(holder::beat(c, me.clone()))).await;
         }
         self.db.read(|c| Box::pin(async move { query("SELECT 1").execute(c).await.map(drop) })).await
     }
@@ -467,7 +496,8 @@ impl Store for PostgresStore {
 
     async fn close(&self) {
         // The next process need not wait to see whether this one still lives.
-        if let Err(error) = self.db.write(|c| Box::pin(holder::give_up(c))).await {
+        let me = self.me.clone();
+        if let Err(error) = self.db.write(move |c| Box::pin(holder::give_up(c, me.clone()))).await {
             warn!(%error, "the record could not be given up; the next process waits {} s for it", SILENCE.as_secs());
         }
         self.db.close().await;

@@ -46,10 +46,12 @@ async fn pooled() -> Option<Fence> {
 
 impl Fence {
     async fn store(&self) -> PostgresStore {
-        PostgresStore::open(&self.settings, true, |why| panic!("{why}")).await.unwrap()
+        PostgresStore::open(&self.settings, true, Sharing::Alone, |why| panic!("{why}")).await.unwrap()
     }
     async fn refused(&self) -> String {
-        let Err(error) = PostgresStore::open(&self.settings, true, |_| {}).await else { panic!("it opened") };
+        let Err(error) = PostgresStore::open(&self.settings, true, Sharing::Alone, |_| {}).await else {
+            panic!("it opened")
+        };
         error.to_string()
     }
 }
@@ -58,6 +60,13 @@ impl Fence {
 impl Fresh for Fence {
     async fn open(&self) -> Arc<dyn Store> {
         Arc::new(self.store().await)
+    }
+    async fn open_shared(&self) -> Arc<dyn Store> {
+        let store = PostgresStore::open(&self.settings, true, Sharing::Shared, |why| panic!("{why}"));
+        Arc::new(store.await.unwrap())
+    }
+    async fn one_migration_back(&self) {
+        migrate::down(&self.settings, None).await.unwrap();
     }
     async fn execute(&self, sql: &str) {
         sqlx::query(sqlx::AssertSqlSafe(sql.to_owned())).execute(&self.straight).await.unwrap();
@@ -104,7 +113,9 @@ async fn a_schema_is_made_once_by_many_and_goes_down_again() {
         };
         assert!(!applied().await.contains(&true), "looking makes nothing");
         assert_eq!(fence.number("SELECT count(*) FROM pg_namespace WHERE nspname = 'ringfence'").await, 0);
-        let Err(error) = PostgresStore::open(&fence.settings, false, |_| {}).await else { panic!("it opened") };
+        let Err(error) = PostgresStore::open(&fence.settings, false, Sharing::Alone, |_| {}).await else {
+            panic!("it opened")
+        };
         assert!(error.to_string().contains("ringfence migrate up"), "{error}");
         let mut tasks = tokio::task::JoinSet::new();
         for _ in 0..8 {
@@ -145,7 +156,7 @@ async fn the_record_of_a_process_that_died_here_is_taken_at_once_and_of_one_else
     let Some(fence) = fresh().await else { return };
     fence.store().await.close().await;
     // A process of this machine, in this namespace, that is no more.
-    let me = holder::Me::new();
+    let me = holder::Me::new(Sharing::Alone);
     let mut gone = std::process::Command::new("true").spawn().unwrap();
     gone.wait().unwrap();
     let place = me.place().rsplit_once(' ').unwrap().0.to_owned();
@@ -154,10 +165,68 @@ async fn the_record_of_a_process_that_died_here_is_taken_at_once_and_of_one_else
     fence.execute("UPDATE holders SET beat_at = 1, host = 'web-1', place = 'another boot 7 1'").await;
     let told = Mutex::new(Vec::new());
     let store =
-        PostgresStore::open(&fence.settings, true, |why| told.lock().unwrap().push(why.to_owned())).await.unwrap();
+        PostgresStore::open(&fence.settings, true, Sharing::Alone, |why| told.lock().unwrap().push(why.to_owned()))
+            .await
+            .unwrap();
     let told = told.into_inner().unwrap();
     assert!(told.len() == 1 && told[0].contains("on web-1"), "{told:?}");
     assert_eq!(store.open(new_call(&[]), None).await.unwrap(), Opened::New(None));
+}
+
+#[tokio::test]
+async fn a_record_is_one_processs_alone_or_shared_by_several() {
+    let Some(fence) = fresh().await else { return };
+    let refused = async |sharing| {
+        let Err(error) = PostgresStore::open(&fence.settings, true, sharing, |_| {}).await else { panic!("it opened") };
+        error.to_string()
+    };
+    let alone = fence.store().await;
+    let error = refused(Sharing::Shared).await;
+    assert!(error.contains("shares with nobody"), "{error}");
+    // It dies, and does not know it.
+    alone.beating.lock().await.take().unwrap().abort();
+    let mut gone = std::process::Command::new("true").spawn().unwrap();
+    gone.wait().unwrap();
+    let place = holder::Me::new(Sharing::Alone).place().rsplit_once(' ').unwrap().0.to_owned();
+    fence.execute(&format!("UPDATE holders SET process = {}, place = '{place} 1'", gone.id())).await;
+    let one = fence.open_shared().await;
+    let late = alone.open(new_call(&[]), None).await.unwrap_err();
+    assert!(matches!(&late, StoreError::Failed(why) if why.contains("taken")), "{late}");
+    let two = fence.open_shared().await;
+    for store in [&one, &two] {
+        assert_eq!(store.open(new_call(&[]), None).await.unwrap(), Opened::New(None), "joining locks nobody out");
+    }
+    let error = refused(Sharing::Alone).await;
+    assert!(error.contains("and other replicas") && error.contains("belongs to one process"), "{error}");
+    // Who leaves leaves it to the others; the last gives it up.
+    let [a, b] = ["a", "b"].map(|id| Replica { id: id.to_owned(), ..Replica::new() });
+    one.beat(&a).await.unwrap();
+    two.beat(&b).await.unwrap();
+    one.leave(&a.id).await.unwrap();
+    one.close().await;
+    two.open(new_call(&[]), None).await.unwrap();
+    assert_eq!(fence.number("SELECT count(*) FROM holders WHERE beat_at IS NULL").await, 0);
+    assert!(migrate::down(&fence.settings, None).await.unwrap_err().contains("stop it first"));
+    two.leave(&b.id).await.unwrap();
+    two.close().await;
+    let again = fence.store().await;
+    assert_eq!(again.open_calls().await.unwrap().len(), 3);
+}
+
+#[tokio::test]
+async fn replicas_that_were_silent_are_locked_out_by_who_has_the_record_alone() {
+    let Some(fence) = fresh().await else { return };
+    let asleep = PostgresStore::open(&fence.settings, true, Sharing::Shared, |why| panic!("{why}")).await.unwrap();
+    asleep.beating.lock().await.take().unwrap().abort();
+    let waited = Instant::now();
+    let alone = PostgresStore::open(&fence.settings, true, Sharing::Alone, |_| {}).await.unwrap();
+    assert!(waited.elapsed() >= SILENCE, "a replica cannot be seen to be dead");
+    assert!(asleep.open(new_call(&[]), None).await.is_err() && asleep.beat(&Replica::new()).await.is_err());
+    alone.open(new_call(&[]), None).await.unwrap();
+    alone.close().await;
+    let next = fence.open_shared().await;
+    assert!(asleep.ping().await.is_err(), "it has to start again");
+    assert_eq!(next.open_calls().await.unwrap().len(), 1);
 }
 
 #[tokio::test]
@@ -185,10 +254,10 @@ async fn who_lost_the_record_writes_nothing_any_more_and_what_was_under_way_is_s
     let mut taken = store.db.begin_unbound().await.unwrap();
     let seen = holder::look(&mut taken).await.unwrap();
     // A beat may come in between; then it is looked at again, as the start does.
-    let mut generation = holder::take(&mut taken, &holder::Me::new(), seen.as_ref()).await.unwrap();
+    let mut generation = holder::take(&mut taken, &holder::Me::new(Sharing::Alone), seen.as_ref()).await.unwrap();
     while generation.is_none() {
         let seen = holder::look(&mut taken).await.unwrap();
-        generation = holder::take(&mut taken, &holder::Me::new(), seen.as_ref()).await.unwrap();
+        generation = holder::take(&mut taken, &holder::Me::new(Sharing::Alone), seen.as_ref()).await.unwrap();
     }
     let open = calls::open_calls(&mut taken).await.unwrap();
     assert_eq!(open.iter().map(|c| &c.id).collect::<Vec<_>>(), [&call.id], "it was waited for");
@@ -287,7 +356,7 @@ async fn what_became_of_a_commit_without_an_answer_is_found_out() {
     let through = proxy(port, at_commit.clone()).await;
     let mut settings = settings(&url.replace(&port.to_string(), &through.to_string()));
     settings.pooler = Pooler::None;
-    let store = PostgresStore::open(&settings, true, |why| panic!("{why}")).await.unwrap();
+    let store = PostgresStore::open(&settings, true, Sharing::Alone, |why| panic!("{why}")).await.unwrap();
     // No COMMIT but those of this test.
     store.beating.lock().await.take().unwrap().abort();
     for (fault, written) in [(AtCommit::LoseTheAnswer, true), (AtCommit::LoseIt, false)] {
@@ -306,7 +375,7 @@ async fn a_server_that_forgets_is_refused_and_a_database_that_is_not_there_is_na
     let Some(fence) = fresh().await else { return };
     let name = fence.url.split('?').next().unwrap().rsplit('/').next().unwrap().to_owned();
     let error = Settings::new(Secret::new(&fence.url.replace(&name, "nowhere"))).unwrap();
-    let Err(error) = PostgresStore::open(&error, true, |_| {}).await else { panic!("it opened") };
+    let Err(error) = PostgresStore::open(&error, true, Sharing::Alone, |_| {}).await else { panic!("it opened") };
     assert!(error.to_string().contains("\"nowhere\" does not exist"), "{error}");
     fence.execute(&format!("ALTER DATABASE {name} SET synchronous_commit = off")).await;
     assert!(fence.refused().await.contains("ALTER ROLE"));
@@ -319,7 +388,9 @@ async fn a_server_that_is_away_is_waited_for_and_its_password_is_told_to_nobody(
     let told = Arc::new(Mutex::new(String::new()));
     let (tell, waiting) = (told.clone(), settings.clone());
     let opening = tokio::spawn(async move {
-        PostgresStore::open(&waiting, true, move |why| why.clone_into(&mut tell.lock().unwrap())).await.map(drop)
+        PostgresStore::open(&waiting, true, Sharing::Alone, move |why| why.clone_into(&mut tell.lock().unwrap()))
+            .await
+            .map(drop)
     });
     while told.lock().unwrap().is_empty() {
         tokio::time::sleep(Duration::from_millis(10)).await;

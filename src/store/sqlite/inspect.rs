@@ -19,8 +19,8 @@ pub enum Inspected {
 }
 
 /// Who holds a store now, as its lock says.
-pub fn holder(path: &Path) -> Option<String> {
-    lock::holder(path)
+pub async fn holder(path: &Path) -> Option<String> {
+    lock::holder(path).await
 }
 
 /// Looks at a store.

@@ -1,8 +1,12 @@
-//! The lock that makes a memory gate the only one: a file beside the database, held for the life of the process.
+//! The lock that makes a memory gate the only one: a file beside the database, held for the life of the process. Processes that
+//! share the database hold it shared.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::super::Sharing;
 
 /// The lock, held until it is dropped. The operating system frees it when the process dies, however it dies.
 #[derive(Debug)]
@@ -15,28 +19,52 @@ pub(super) enum Refused {
     File(String),
 }
 
+/// How often the lock is tried for, and the pause in between: who only looks whether somebody has it holds it for a moment.
+const TRIES: (u32, Duration) = (5, Duration::from_millis(20));
+
 impl Held {
-    pub(super) fn take(database: &Path) -> Result<Self, Refused> {
+    pub(super) async fn take(database: &Path, sharing: Sharing) -> Result<Self, Refused> {
         let name = beside(database);
         let shown = name.display().to_string();
         let file = |e: std::io::Error| Refused::File(format!("its lock {shown}: {}", super::explain_io(&e)));
         let mut lock =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&name).map_err(file)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let mut holder = String::new();
-                let _ = lock.read_to_string(&mut holder);
-                let holder = holder.trim();
-                return Err(Refused::Held(if holder.is_empty() { "another process" } else { holder }.to_owned()));
-            }
-            Err(TryLockError::Error(e)) => return Err(file(e)),
+        if !try_for(|| match sharing {
+            Sharing::Alone => lock.try_lock(),
+            Sharing::Shared => lock.try_lock_shared(),
+        })
+        .await
+        .map_err(file)?
+        {
+            return Err(Refused::Held(said(&mut lock)));
         }
         let started = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ");
+        // Of those that share, the last to start stands there; it may have gone before the others.
+        let others = if sharing == Sharing::Shared { " or another that shares it" } else { "" };
         lock.set_len(0).and_then(|()| lock.rewind()).map_err(file)?;
-        writeln!(lock, "ringfence, process {}, since {started}", std::process::id()).map_err(file)?;
+        let line = format!("ringfence, process {}{others}, since {started}\n", std::process::id());
+        lock.write_all(line.as_bytes()).map_err(file)?;
         Ok(Self { _file: lock })
     }
+}
+
+/// Whether the lock was got.
+async fn try_for(mut lock: impl FnMut() -> Result<(), TryLockError>) -> std::io::Result<bool> {
+    for _ in 0..TRIES.0 {
+        match lock() {
+            Ok(()) => return Ok(true),
+            Err(TryLockError::WouldBlock) => tokio::time::sleep(TRIES.1).await,
+            Err(TryLockError::Error(e)) => return Err(e),
+        }
+    }
+    Ok(false)
+}
+
+fn said(lock: &mut File) -> String {
+    let mut holder = String::new();
+    let _ = lock.read_to_string(&mut holder);
+    let holder = holder.trim();
+    if holder.is_empty() { "another process" } else { holder }.to_owned()
 }
 
 fn beside(database: &Path) -> PathBuf {
@@ -45,14 +73,12 @@ fn beside(database: &Path) -> PathBuf {
     name.into()
 }
 
-/// Who has a database now, if anybody has.
-pub(super) fn holder(database: &Path) -> Option<String> {
+/// Who has a database now, alone or shared, if anybody has.
+pub(super) async fn holder(database: &Path) -> Option<String> {
     let mut lock = File::open(beside(database)).ok()?;
-    // Shared, so that two who look do not see each other.
-    if !matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)) {
-        return None;
+    // Two who look see each other for a moment, and neither in the end.
+    match try_for(|| lock.try_lock()).await {
+        Ok(false) => Some(said(&mut lock)),
+        Ok(true) | Err(_) => None,
     }
-    let mut holder = String::new();
-    let _ = lock.read_to_string(&mut holder);
-    Some(holder.trim().to_owned())
 }

@@ -3,7 +3,7 @@
 use sqlx::Row as _;
 use sqlx::sqlite::{SqlitePool, SqliteRow};
 
-use super::super::{Delivery, NewEvent, RefusalRecord};
+use super::super::{NewEvent, RefusalRecord};
 use crate::clock::UnixMs;
 use crate::ids::RefusalId;
 use crate::policy::Business;
@@ -18,10 +18,13 @@ fn headers(row: &SqliteRow) -> Sql<Vec<(String, String)>> {
     serde_json::from_str(row.try_get("headers")?).map_err(damaged)
 }
 
-pub(super) async fn unsettled(pool: &SqlitePool) -> super::Result<Vec<NewEvent>> {
-    let rows = sqlx::query("SELECT * FROM webhook_events WHERE outcome IS NULL ORDER BY received_at, id")
-        .fetch_all(pool)
-        .await?;
+pub(super) async fn unsettled(pool: &SqlitePool, before_ms: UnixMs) -> super::Result<Vec<NewEvent>> {
+    let rows = sqlx::query(
+        "SELECT * FROM webhook_events WHERE outcome IS NULL AND received_at <= $1 ORDER BY received_at, id",
+    )
+    .bind(before_ms)
+    .fetch_all(pool)
+    .await?;
     let event = |row: &SqliteRow| -> Sql<NewEvent> {
         Ok(NewEvent {
             id: row.try_get("id")?,
@@ -39,28 +42,11 @@ pub(super) async fn unsettled(pool: &SqlitePool) -> super::Result<Vec<NewEvent>>
     rows.iter().map(event).collect::<Sql<_>>().map_err(Into::into)
 }
 
-pub(super) async fn due(pool: &SqlitePool, at_ms: UnixMs, limit: u32) -> super::Result<Vec<Delivery>> {
-    let rows = sqlx::query(
-        "SELECT d.*, e.call_id FROM deliveries d LEFT JOIN webhook_events e ON e.id = d.event_id
-         WHERE d.done_at IS NULL AND d.due_at IS NOT NULL AND d.due_at <= $1 ORDER BY d.due_at, d.id LIMIT $2",
-    )
-    .bind(at_ms)
-    .bind(limit)
-    .fetch_all(pool)
-    .await?;
-    let delivery = |row: &SqliteRow| -> Sql<Delivery> {
-        Ok(Delivery {
-            id: row.try_get("id")?,
-            event_id: row.try_get("event_id")?,
-            call: row.try_get("call_id")?,
-            url: row.try_get("url")?,
-            method: row.try_get("method")?,
-            headers: headers(row)?,
-            body: row.try_get::<Option<Vec<u8>>, _>("body")?.unwrap_or_default(),
-            attempts: row.try_get("attempts")?,
-        })
-    };
-    rows.iter().map(delivery).collect::<Sql<_>>().map_err(Into::into)
+/// Whether any delivery may be due: asked before the writer is, which others wait for.
+pub(super) async fn any_due(pool: &SqlitePool, at_ms: UnixMs) -> super::Result<bool> {
+    let any =
+        sqlx::query("SELECT 1 FROM deliveries WHERE done_at IS NULL AND due_at IS NOT NULL AND due_at <= $1 LIMIT 1");
+    Ok(any.bind(at_ms).fetch_optional(pool).await?.is_some())
 }
 
 pub(super) async fn latest_refusals(pool: &SqlitePool, limit: u32) -> super::Result<Vec<RefusalRecord>> {

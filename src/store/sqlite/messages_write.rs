@@ -1,9 +1,10 @@
 //! Writes of the inbox, the outbox, refusals and businesses. They run on the writer's thread.
 
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
-use super::super::{Delivery, NewEvent, Received, RefusalRecord};
-use super::calls_write::to_json;
+use super::super::{Delivery, NewEvent, Received, RefusalRecord, TAKEN_MS};
+use super::calls_write::{damaged, to_json};
+use super::replicas::now_ms;
 use super::writer::Written;
 use crate::clock::UnixMs;
 use crate::ids::CallId;
@@ -52,8 +53,8 @@ pub(super) fn settle(
     }
     let Some(delivery) = delivery else { return Ok(true) };
     c.prepare_cached(
-        "INSERT INTO deliveries (id, event_id, url, method, headers, body, attempts, due_at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        "INSERT INTO deliveries (id, event_id, url, method, headers, body, attempts, due_at, call_id)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
     )?
     .execute(params![
         delivery.id,
@@ -64,8 +65,47 @@ pub(super) fn settle(
         delivery.body,
         delivery.attempts,
         at_ms,
+        call.map(CallId::as_str),
     ])?;
     Ok(true)
+}
+
+/// Others that look at once find what this one has taken.
+pub(super) fn take(c: &Connection, at_ms: UnixMs, limit: u32) -> Written<Vec<Delivery>> {
+    let now = now_ms(c)?;
+    let mut take = c.prepare_cached(
+        "UPDATE deliveries SET taken_until = ?4 WHERE rowid IN
+             (SELECT d.rowid FROM deliveries d
+              WHERE d.done_at IS NULL AND d.due_at IS NOT NULL AND d.due_at <= ?1
+              AND (d.taken_until IS NULL OR d.taken_until <= ?3)
+              AND NOT EXISTS (SELECT 1 FROM deliveries e WHERE e.call_id = d.call_id AND e.rowid < d.rowid
+                  AND e.done_at IS NULL AND e.due_at IS NOT NULL)
+              ORDER BY d.due_at, d.rowid LIMIT ?2)
+         RETURNING due_at, rowid, id, event_id, call_id, url, method, headers, body, attempts",
+    )?;
+    let delivery = |row: &Row<'_>| {
+        let delivery = Delivery {
+            id: row.get(2)?,
+            event_id: row.get(3)?,
+            call: row.get(4)?,
+            url: row.get(5)?,
+            method: row.get(6)?,
+            headers: serde_json::from_str(row.get_ref(7)?.as_str()?).map_err(damaged)?,
+            body: row.get::<_, Option<Vec<u8>>>(8)?.unwrap_or_default(),
+            attempts: row.get(9)?,
+        };
+        Ok((row.get::<_, UnixMs>(0)?, row.get::<_, i64>(1)?, delivery))
+    };
+    let mut taken =
+        take.query_map(params![at_ms, limit, now, now + TAKEN_MS], delivery)?.collect::<Written<Vec<_>>>()?;
+    taken.sort_by_key(|(due_at, row, _)| (*due_at, *row));
+    Ok(taken.into_iter().map(|(.., delivery)| delivery).collect())
+}
+
+/// Whoever took deliveries is gone.
+pub(super) fn take_back(c: &Connection) -> Written<()> {
+    let sql = "UPDATE deliveries SET taken_until = NULL WHERE done_at IS NULL AND due_at IS NOT NULL AND taken_until IS NOT NULL";
+    c.prepare_cached(sql)?.execute([]).map(drop)
 }
 
 pub(super) fn delivered(
@@ -79,7 +119,8 @@ pub(super) fn delivered(
         Err((error, due_at)) => (None, due_at, Some(error)),
     };
     c.prepare_cached(
-        "UPDATE deliveries SET attempts = attempts + 1, done_at = ?2, due_at = ?3, last_error = ?4 WHERE id = ?1",
+        "UPDATE deliveries SET attempts = attempts + 1, done_at = ?2, due_at = ?3, last_error = ?4, taken_until = NULL
+         WHERE id = ?1 AND done_at IS NULL",
     )?
     .execute(params![id, done_at, due_at, error])
     .map(drop)
@@ -105,6 +146,7 @@ pub(super) fn refused(c: &Connection, r: &RefusalRecord) -> Written<()> {
     .map(drop)
 }
 
+/// Every change has a time of its own, so that a replica can tell that there was one.
 pub(super) fn put_business(c: &Connection, business: &Business, at_ms: UnixMs) -> Written<bool> {
     let known = c
         .prepare_cached("SELECT 1 FROM businesses WHERE id = ?1")?
@@ -112,7 +154,8 @@ pub(super) fn put_business(c: &Connection, business: &Business, at_ms: UnixMs) -
         .optional()?;
     c.prepare_cached(
         "INSERT INTO businesses (id, body, updated_at) VALUES (?1, ?2, ?3)
-         ON CONFLICT (id) DO UPDATE SET body = excluded.body, updated_at = excluded.updated_at",
+         ON CONFLICT (id) DO UPDATE SET body = excluded.body,
+             updated_at = max(excluded.updated_at, businesses.updated_at + 1)",
     )?
     .execute(params![business.id.as_str(), to_json(business)?, at_ms])?;
     Ok(known.is_none())

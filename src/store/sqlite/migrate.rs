@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use sqlx::SqliteConnection;
 use sqlx::migrate::{Migrate as _, MigrateError, Migrator};
 use sqlx::sqlite::SqlitePool;
 
@@ -11,15 +12,32 @@ static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
 /// Brings the schema up to date.
 pub async fn up(pool: &SqlitePool) -> Result<(), String> {
-    migrations::refuse_newer(&MIGRATIONS, &applied(pool).await?)?;
-    MIGRATIONS.run(pool).await.map_err(|e| format!("cannot be migrated: {}", explain(&e)))
+    let cannot = |why: String| format!("cannot be migrated: {why}");
+    // All of the way in one transaction that writes from its beginning: of several processes that start at once one goes first.
+    let mut all = pool.begin_with("BEGIN IMMEDIATE").await.map_err(|e| cannot(super::explain(&e)))?;
+    let applied = applied_in(&mut all).await?;
+    migrations::refuse_newer(&MIGRATIONS, &applied)?;
+    for one in MIGRATIONS.iter().filter(|m| m.migration_type.is_up_migration() && !applied.contains(&m.version)) {
+        all.apply(TABLE, one).await.map_err(|e| cannot(explain(&e)))?;
+    }
+    all.commit().await.map_err(|e| cannot(super::explain(&e)))
 }
 
 /// Takes back the latest migration, or all that are newer than `to`.
 pub async fn down(pool: &SqlitePool, to: Option<i64>) -> Result<(), String> {
-    migrations::refuse_newer(&MIGRATIONS, &applied(pool).await?)?;
-    let target = migrations::target(&applied(pool).await?, to);
-    MIGRATIONS.undo(pool, target).await.map_err(|e| format!("cannot be migrated down: {}", explain(&e)))
+    let cannot = |why: String| format!("cannot be migrated down: {why}");
+    let mut all = pool.begin_with("BEGIN IMMEDIATE").await.map_err(|e| cannot(super::explain(&e)))?;
+    let applied = applied_in(&mut all).await?;
+    migrations::refuse_newer(&MIGRATIONS, &applied)?;
+    let target = migrations::target(&applied, to);
+    let is_back = |version: i64| version > target && applied.contains(&version);
+    let back = MIGRATIONS.iter().filter(|m| m.migration_type.is_down_migration() && is_back(m.version));
+    let mut back: Vec<_> = back.collect();
+    back.sort_by_key(|m| std::cmp::Reverse(m.version));
+    for one in back {
+        all.revert(TABLE, one).await.map_err(|e| cannot(explain(&e)))?;
+    }
+    all.commit().await.map_err(|e| cannot(super::explain(&e)))
 }
 
 /// Every migration that this version knows.
@@ -45,8 +63,12 @@ pub(super) async fn missing(pool: &SqlitePool) -> Result<Vec<i64>, String> {
 }
 
 async fn applied(pool: &SqlitePool) -> Result<BTreeSet<i64>, String> {
+    let mut connection = pool.acquire().await.map_err(|e| format!("cannot be used: {}", super::explain(&e)))?;
+    applied_in(&mut connection).await
+}
+
+async fn applied_in(connection: &mut SqliteConnection) -> Result<BTreeSet<i64>, String> {
     let error = |why: String| format!("cannot be used: {why}");
-    let mut connection = pool.acquire().await.map_err(|e| error(super::explain(&e)))?;
     connection.ensure_migrations_table(TABLE).await.map_err(|e| error(explain(&e)))?;
     let applied = connection.list_applied_migrations(TABLE).await.map_err(|e| error(explain(&e)))?;
     Ok(applied.into_iter().map(|m| m.version).collect())

@@ -10,18 +10,19 @@ mod lock;
 mod messages;
 mod messages_write;
 pub mod migrate;
+mod replicas;
 mod writer;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 
 use super::{
-    Advanced, Applied, CallRecord, Change, Decided, Delivery, NewCall, NewEvent, Opened, Received, RefusalRecord, Result, Store,
-    StoreError,
+    Advanced, Applied, CallRecord, Change, Decided, Delivery, Fleet, NewCall, NewEvent, Opened, Received,
+    RefusalRecord, Replica, Result, Sharing, Store, StoreError,
 };
 use crate::admission::{GateMode, GateState, Order};
 use crate::call::Event;
@@ -36,20 +37,20 @@ const READERS: u32 = 4;
 /// How long a connection waits for another's lock: a backup's, or that of a person's shell.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// A write that leaves nothing. A write that only begins would not do: of a file that may only be read SQLite makes it a read.
-const PROBE: &str = "BEGIN; CREATE TABLE ringfence_probe (x); ROLLBACK";
+const PROBE: &str = "BEGIN IMMEDIATE; CREATE TABLE ringfence_probe (x); ROLLBACK";
 
 /// The store could not be opened. Sentences for an operator.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Another process has it.
-    #[error(
-        "{path} is in use by {holder}. The memory gate belongs to one process: stop that one, or give this one another [store] path"
-    )]
+    #[error("{path} is in use by {holder}. {advice}, or give this one another [store] path")]
     Held {
         /// The database.
         path: String,
         /// Who has it.
         holder: String,
+        /// What mends it.
+        advice: &'static str,
     },
     /// The file cannot be opened.
     #[error("cannot open {path}: {why}")]
@@ -88,39 +89,83 @@ fn options(path: &Path) -> SqliteConnectOptions {
         .busy_timeout(BUSY_TIMEOUT)
 }
 
+/// A new file is put into its mode by whoever comes first; SQLite does not make the others wait for that.
+async fn connect_readers(path: &Path) -> std::result::Result<SqlitePool, sqlx::Error> {
+    let since = Instant::now();
+    loop {
+        let pool = SqlitePoolOptions::new().max_connections(READERS).connect_with(options(path)).await;
+        match pool {
+            Err(error) if is_busy(&error) && since.elapsed() < BUSY_TIMEOUT => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            done => return done,
+        }
+    }
+}
+
+fn is_busy(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(|e| e.code()?.parse::<u32>().ok()).is_some_and(|code| code & 0xff == 5)
+}
+
 impl SqliteStore {
-    /// Opens the file for this process alone. With `migrate`, a missing or older schema is brought up to date; without, it
-    /// is refused.
-    pub async fn open(path: &Path, migrate: bool) -> std::result::Result<Self, OpenError> {
+    /// Opens the file, for this process alone or beside others that share it. With `migrate`, a missing or older schema is
+    /// brought up to date; without, it is refused.
+    ///
+    /// # Errors
+    /// Another process has it and does not share it; or it cannot be used.
+    pub async fn open(path: &Path, migrate: bool, sharing: Sharing) -> std::result::Result<Self, OpenError> {
         let shown = path.display().to_string();
         let file = |why: String| OpenError::File { path: shown.clone(), why };
         if let Some(folder) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
             std::fs::create_dir_all(folder).map_err(|e| file(format!("cannot make its folder: {}", explain_io(&e))))?;
         }
-        let held = Self::lock(path)?;
-        let readers = SqlitePoolOptions::new()
-            .max_connections(READERS)
-            .connect_with(options(path))
-            .await
-            .map_err(|e| file(explain(&e)))?;
-        if migrate {
-            migrate::up(&readers).await.map_err(|why| OpenError::Schema { path: shown.clone(), why })?;
-        } else {
-            migrate::check(&readers).await.map_err(|why| OpenError::Schema { path: shown.clone(), why })?;
-        }
+        let schema = |why: String| OpenError::Schema { path: shown.clone(), why };
+        let since = Instant::now();
+        let (held, readers) = loop {
+            let held = Self::lock(path, sharing).await?;
+            let readers = connect_readers(path).await.map_err(|e| file(explain(&e)))?;
+            let missing = migrate::missing(&readers).await.map_err(schema)?;
+            match sharing {
+                _ if missing.is_empty() => break (held, readers),
+                _ if !migrate => migrate::check(&readers).await.map_err(schema)?,
+                Sharing::Alone => migrate::up(&readers).await.map_err(schema)?,
+                Sharing::Shared => {
+                    // Not under processes that run: the statements that they keep would not fit any more.
+                    drop(held);
+                    match Held::take(path, Sharing::Alone).await {
+                        Ok(_alone) => migrate::up(&readers).await.map_err(schema)?,
+                        Err(lock::Refused::File(why)) => return Err(file(why)),
+                        // Others that start just now do the same, and one of them did it.
+                        Err(lock::Refused::Held(_)) if since.elapsed() < BUSY_TIMEOUT => {}
+                        Err(lock::Refused::Held(holder)) => {
+                            return Err(schema(format!("has an older schema, and {holder} uses it: stop all first")));
+                        }
+                    }
+                }
+            }
+            readers.close().await;
+        };
         // SQLite opens a file that it may only read without a word; every call would then meet the error.
         sqlx::raw_sql(PROBE).execute(&readers).await.map_err(|e| file(explain(&e)))?;
         // From here on a file that is gone must be missed, not made anew by a reader.
         readers.set_connect_options(options(path).create_if_missing(false));
         let writer = Writer::start(path).map_err(file)?;
+        if sharing == Sharing::Alone {
+            // Whoever took deliveries is gone.
+            writer.run(messages_write::take_back).await.map_err(|e| file(e.to_string()))?;
+        }
         Ok(Self { writer, readers, path: path.to_owned(), held: std::sync::Mutex::new(Some(held)) })
     }
 
-    /// Takes the file for this process alone, for as long as the lock is held: what `migrate down` needs, which drops tables.
-    pub fn lock(path: &Path) -> std::result::Result<Held, OpenError> {
+    /// Takes the file for this process, alone or shared, for as long as the lock is held. `migrate down`, which drops tables,
+    /// needs it alone.
+    ///
+    /// # Errors
+    /// Another process has it and does not share it; or the lock cannot be made.
+    pub async fn lock(path: &Path, sharing: Sharing) -> std::result::Result<Held, OpenError> {
         let shown = path.display().to_string();
-        Held::take(path).map_err(|e| match e {
-            lock::Refused::Held(holder) => OpenError::Held { path: shown, holder },
+        Held::take(path, sharing).await.map_err(|e| match e {
+            lock::Refused::Held(holder) => OpenError::Held { path: shown, holder, advice: sharing.advice() },
             lock::Refused::File(why) => OpenError::File { path: shown, why },
         })
     }
@@ -271,12 +316,15 @@ impl Store for SqliteStore {
             .await
     }
 
-    async fn unsettled_events(&self) -> Result<Vec<NewEvent>> {
-        messages::unsettled(&self.readers).await
+    async fn unsettled_events(&self, before_ms: UnixMs) -> Result<Vec<NewEvent>> {
+        messages::unsettled(&self.readers, before_ms).await
     }
 
-    async fn due_deliveries(&self, at_ms: UnixMs, limit: u32) -> Result<Vec<Delivery>> {
-        self.doubting(messages::due(&self.readers, at_ms, limit).await)
+    async fn take_deliveries(&self, at_ms: UnixMs, limit: u32) -> Result<Vec<Delivery>> {
+        if !self.doubting(messages::any_due(&self.readers, at_ms).await)? {
+            return Ok(vec![]);
+        }
+        self.writer.run(move |c| messages_write::take(c, at_ms, limit)).await
     }
 
     async fn delivered(
@@ -309,6 +357,16 @@ impl Store for SqliteStore {
     async fn delete_business(&self, id: &str) -> Result<bool> {
         let id = id.to_owned();
         self.writer.run(move |c| messages_write::delete_business(c, &id)).await
+    }
+
+    async fn beat(&self, me: &Replica) -> Result<Fleet> {
+        let me = me.clone();
+        self.writer.run(move |c| replicas::beat(c, &me)).await
+    }
+
+    async fn leave(&self, id: &str) -> Result<()> {
+        let id = id.to_owned();
+        self.writer.run(move |c| replicas::leave(c, &id)).await
     }
 
     async fn ping(&self) -> Result<()> {

@@ -24,7 +24,15 @@ impl Drop for Folder {
 #[async_trait]
 impl Fresh for Folder {
     async fn open(&self) -> Arc<dyn Store> {
-        Arc::new(SqliteStore::open(&self.file(), true).await.unwrap())
+        Arc::new(SqliteStore::open(&self.file(), true, Sharing::Alone).await.unwrap())
+    }
+    async fn open_shared(&self) -> Arc<dyn Store> {
+        Arc::new(SqliteStore::open(&self.file(), true, Sharing::Shared).await.unwrap())
+    }
+    async fn one_migration_back(&self) {
+        let pool = SqliteStore::connect(&self.file()).await.unwrap();
+        migrate::down(&pool, None).await.unwrap();
+        pool.close().await;
     }
     async fn execute(&self, sql: &str) {
         let pool = SqliteStore::connect(&self.file()).await.unwrap();
@@ -45,7 +53,7 @@ crate::store::suite::behaves_as_a_store!(fresh);
 #[tokio::test]
 async fn ended_calls_are_found_by_their_index() {
     let folder = Folder::new();
-    let store = SqliteStore::open(&folder.file(), true).await.unwrap();
+    let store = SqliteStore::open(&folder.file(), true, Sharing::Alone).await.unwrap();
     let plan: Vec<(i64, i64, i64, String)> = sqlx::query_as(
         "EXPLAIN QUERY PLAN SELECT id FROM calls WHERE phase = 'ended' AND ended_at < 1 ORDER BY ended_at, id LIMIT 1",
     )
@@ -58,13 +66,47 @@ async fn ended_calls_are_found_by_their_index() {
 #[tokio::test]
 async fn a_second_process_is_refused_and_told_who_has_it() {
     let folder = Folder::new();
-    let store = SqliteStore::open(&folder.file(), true).await.unwrap();
-    let Err(error) = SqliteStore::open(&folder.file(), true).await else { panic!("two gates over one file") };
+    let store = SqliteStore::open(&folder.file(), true, Sharing::Alone).await.unwrap();
+    let Err(error) = SqliteStore::open(&folder.file(), true, Sharing::Alone).await else {
+        panic!("two gates over one file")
+    };
     let text = error.to_string();
     assert!(text.contains(&format!("process {}", std::process::id())), "{text}");
     store.close().await;
     drop(store);
-    SqliteStore::open(&folder.file(), true).await.unwrap();
+    SqliteStore::open(&folder.file(), true, Sharing::Alone).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_file_is_one_processs_alone_or_shared_by_several() {
+    let folder = Folder::new();
+    let refused = async |sharing| {
+        let Err(error) = SqliteStore::open(&folder.file(), true, sharing).await else { panic!("it opened") };
+        error.to_string()
+    };
+    let alone = SqliteStore::open(&folder.file(), true, Sharing::Alone).await.unwrap();
+    assert!(refused(Sharing::Shared).await.contains("shares with nobody"));
+    alone.close().await;
+    let (one, two) = (folder.open_shared().await, folder.open_shared().await);
+    let error = refused(Sharing::Alone).await;
+    assert!(error.contains("or another that shares it") && error.contains("belongs to one process"), "{error}");
+    assert!(inspect::holder(&folder.file()).await.is_some());
+    one.close().await;
+    assert!(refused(Sharing::Alone).await.contains("in use"), "one is left");
+    two.close().await;
+    assert_eq!(inspect::holder(&folder.file()).await, None);
+    SqliteStore::open(&folder.file(), true, Sharing::Alone).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_schema_is_not_changed_under_processes_that_run() {
+    let folder = Folder::new();
+    let running = folder.open_shared().await;
+    folder.execute("DELETE FROM _sqlx_migrations WHERE version = (SELECT max(version) FROM _sqlx_migrations)").await;
+    let refused = SqliteStore::open(&folder.file(), true, Sharing::Shared).await;
+    let Err(error) = refused else { panic!("it opened") };
+    assert!(error.to_string().contains("older schema"), "{error}");
+    running.ping().await.unwrap();
 }
 
 #[tokio::test]
@@ -92,7 +134,7 @@ async fn a_file_that_is_no_database_is_named_and_left_alone() {
     let folder = Folder::new();
     std::fs::create_dir_all(&folder.0).unwrap();
     std::fs::write(folder.file(), vec![b'x'; 8192]).unwrap();
-    let Err(error) = SqliteStore::open(&folder.file(), true).await else { panic!("opened") };
+    let Err(error) = SqliteStore::open(&folder.file(), true, Sharing::Alone).await else { panic!("opened") };
     assert!(error.to_string().contains("damaged or no SQLite file"), "{error}");
     assert_eq!(std::fs::read(folder.file()).unwrap(), vec![b'x'; 8192]);
 }
@@ -114,13 +156,13 @@ async fn a_store_is_looked_at_without_a_trace() {
     let folder = Folder::new();
     let path = folder.file();
     assert_eq!(inspect(&path).await.unwrap(), Inspected::Absent);
-    assert!(!path.exists() && holder(&path).is_none());
+    assert!(!path.exists() && holder(&path).await.is_none());
 
-    let store = SqliteStore::open(&path, true).await.unwrap();
+    let store = SqliteStore::open(&path, true, Sharing::Alone).await.unwrap();
     assert_eq!(inspect(&path).await.unwrap(), Inspected::Ready);
-    assert!(holder(&path).is_some_and(|who| who.contains(&format!("process {}", std::process::id()))));
+    assert!(holder(&path).await.is_some_and(|who| who.contains(&format!("process {}", std::process::id()))));
     store.close().await;
-    assert_eq!(holder(&path), None);
+    assert_eq!(holder(&path).await, None);
 
     let pool = SqliteStore::connect(&path).await.unwrap();
     migrate::down(&pool, Some(0)).await.unwrap();

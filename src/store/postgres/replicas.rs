@@ -1,0 +1,50 @@
+//! Which processes are over the record.
+
+use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, Row as _};
+
+use super::super::fleet::{FORGOTTEN_MS, LIVE_MS};
+use super::super::rows::damaged;
+use super::super::{Fleet, Living, Replica};
+use super::{Sql, query};
+
+/// One statement: says that this one lives, forgets who is long gone, and tells who lives.
+pub(super) async fn beat(c: &mut PgConnection, me: Replica) -> Sql<Fleet> {
+    let rows = query(
+        "WITH now AS (SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS at),
+         gone AS (DELETE FROM replicas USING now WHERE id <> $1 AND beat_at < now.at - $6),
+         mine AS (INSERT INTO replicas (id, host, process, version, started_at, beat_at)
+             SELECT $1, $2, $3, $4, at, at FROM now
+             ON CONFLICT (id) DO UPDATE SET beat_at = excluded.beat_at RETURNING *),
+         live AS (SELECT * FROM mine UNION ALL
+             SELECT r.* FROM replicas r, now WHERE r.id <> $1 AND r.beat_at > now.at - $5)
+         SELECT live.*, (SELECT count(*) || '.' || coalesce(sum(updated_at), 0) FROM businesses) AS businesses FROM live",
+    )
+    .bind(&me.id)
+    .bind(&me.host)
+    .bind(i64::from(me.process))
+    .bind(&me.version)
+    .bind(LIVE_MS)
+    .bind(FORGOTTEN_MS)
+    .fetch_all(c)
+    .await?;
+    let businesses = rows.first().map(|row| row.try_get("businesses")).transpose()?.unwrap_or_default();
+    Ok(Fleet::new(&me, rows.iter().map(living).collect::<Sql<_>>()?, businesses))
+}
+
+fn living(row: &PgRow) -> Sql<Living> {
+    Ok(Living {
+        replica: Replica {
+            id: row.try_get("id")?,
+            host: row.try_get("host")?,
+            process: row.try_get::<i64, _>("process")?.try_into().map_err(damaged)?,
+            version: row.try_get("version")?,
+        },
+        started_at: row.try_get("started_at")?,
+        beat_at: row.try_get("beat_at")?,
+    })
+}
+
+pub(super) async fn leave(c: &mut PgConnection, id: String) -> Sql<()> {
+    query("DELETE FROM replicas WHERE id = $1").bind(id).execute(c).await.map(drop)
+}
