@@ -200,7 +200,8 @@ async fn survives(point: &'static str, pass: u32) {
 
 async fn all_survive(places: &[&str]) {
     let mut deaths = tokio::task::JoinSet::new();
-    for point in failpoint::ALL.iter().filter(|point| places.contains(&place(point))) {
+    let taken = |point: &&&str| places.contains(&place(point)) && !IN_THE_STORE.contains(*point);
+    for point in failpoint::ALL.iter().filter(taken) {
         deaths.spawn(survives(point, 1));
     }
     assert!(!deaths.is_empty());
@@ -211,6 +212,8 @@ fn place(point: &str) -> &str {
     point.split('.').next().unwrap_or_default()
 }
 
+/// Taken by the store's own tests, which die at it in a process of their own.
+const IN_THE_STORE: &[&str] = &["store.advancing"];
 const OF_ORDERS: &[&str] = &["create"];
 const OF_WEBHOOKS: &[&str] = &["inbound", "webhook", "replay", "delivery"];
 const OF_CALLS: &[&str] = &["call", "hangup", "store", "fetch"];
@@ -261,7 +264,7 @@ fn every_failpoint_is_exercised() {
     let code: String = files.iter().map(|file| std::fs::read_to_string(file).unwrap()).collect();
     for point in failpoint::ALL {
         assert!(code.contains(&format!("\"{point}\"")), "{point} is nowhere in the code");
-        assert!(script(point).is_some(), "no test comes to {point}");
+        assert!(script(point).is_some() || IN_THE_STORE.contains(point), "no test comes to {point}");
         let tested = [OF_ORDERS, OF_WEBHOOKS, OF_CALLS, OF_PROCESSES].concat().contains(&place(point));
         assert!(tested, "no test takes {point}");
     }
