@@ -412,7 +412,7 @@ async fn a_move_that_dies_half_way_was_none() {
     const URL: &str = "RINGFENCE_TEST_MOVES";
     let policy = suite::policy(7, None);
     if let Ok(url) = std::env::var(URL) {
-        let store = PostgresStore::open(&settings(&url), true, |_| {}).await.unwrap();
+        let store = PostgresStore::open(&settings(&url), true, Sharing::Alone, |_| {}).await.unwrap();
         let moved = store.advance(1, GateMode::Database, policy, 1).await;
         panic!("it lives: {moved:?}");
     }
@@ -520,7 +520,7 @@ async fn decisions_go_by_the_servers_clock() {
     let Some(fence) = fresh().await else { return };
     let mut settings = fence.settings.clone();
     settings.callers_clock = false;
-    let store = PostgresStore::open(&settings, true, |why| panic!("{why}")).await.unwrap();
+    let store = PostgresStore::open(&settings, true, Sharing::Alone, |why| panic!("{why}")).await.unwrap();
     let rate = crate::policy::Rate::parse("1/h").unwrap();
     let policy = suite::policy(9, Some(rate));
     store.advance(1, GateMode::Database, policy.clone(), 1).await.unwrap().unwrap();

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use super::*;
 use crate::admission::{Places, interval_us, keys};
-use crate::policy::{Mode, Rate, Settings, Unknown, WhenFull};
+use crate::policy::{OnOutage, Mode, Rate, Settings, Unknown, WhenFull};
 
 /// So many calls at once, and a rate.
 pub(in crate::store) fn policy(concurrent: u32, rate: Option<Rate>) -> Arc<Policy> {
@@ -19,6 +19,7 @@ pub(in crate::store) fn policy(concurrent: u32, rate: Option<Rate>) -> Arc<Polic
         businesses: vec![],
         rules: None,
         unknown: Unknown::Reject,
+        on_outage: OnOutage::default(),
         when_full: WhenFull::Busy,
     };
     Arc::new(Policy::new(settings, &[]))
