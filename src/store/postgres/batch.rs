@@ -87,7 +87,9 @@ async fn decide_all(decider: Decider, mut waiting: mpsc::Receiver<Waiting>) {
                 }
             }
             // One that cannot be written must not take its neighbours along.
-            Err(StoreError::Failed(_) | StoreError::Damaged(_)) if asks.len() > 1 && !decider.db.health.is_failing() => {
+            Err(StoreError::Failed(_) | StoreError::Damaged(_))
+                if asks.len() > 1 && !decider.db.health.is_failing() =>
+            {
                 for (ask, reply) in asks.into_iter().zip(replies) {
                     let decided = decider.transact(&[ask]).await.and_then(|mut one| {
                         one.pop().ok_or_else(|| StoreError::Failed("nothing was decided".to_owned()))

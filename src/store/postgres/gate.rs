@@ -324,7 +324,12 @@ struct NewRate<'a> {
 }
 
 /// Writes what was granted: calls, ids that nobody had, and what their rates have given out.
-async fn write(c: &mut PgConnection, asks: &[Arc<Ask>], answers: &[Answer], arrivals_us: &HashMap<String, i64>) -> Sql<()> {
+async fn write(
+    c: &mut PgConnection,
+    asks: &[Arc<Ask>],
+    answers: &[Answer],
+    arrivals_us: &HashMap<String, i64>,
+) -> Sql<()> {
     let (mut rows, mut aliases) = (Vec::new(), Vec::new());
     for (ask, answer) in asks.iter().zip(answers) {
         let Answer::Granted(granted) = answer else { continue };

@@ -14,8 +14,8 @@ pub mod migrate;
 mod settings;
 mod transact;
 
-use std::sync::atomic::Ordering;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;

@@ -514,42 +514,11 @@ async fn of_decisions_that_meet_one_that_fails_stands_alone_and_none_is_dropped(
     assert_eq!(store.leases().await.unwrap().len(), 22);
 }
 
-/// `cargo test --release --lib measures_decisions -- --ignored --nocapture`
+/// `cargo test --lib measures_decisions -- --ignored --nocapture`
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "measures, and asserts nothing of time"]
 async fn measures_decisions() {
     let Some(fence) = fresh().await else { return };
-    let store = Arc::new(fence.store().await);
-    let policy = suite::policy(200, None);
-    store.advance(1, GateMode::Database, policy.clone(), 1).await.unwrap().unwrap();
-    for clients in [1, 8, 32] {
-        let until = Instant::now() + Duration::from_secs(3);
-        let mut tasks = tokio::task::JoinSet::new();
-        for _ in 0..clients {
-            let (store, policy) = (store.clone(), policy.clone());
-            tasks.spawn(async move {
-                let mut decided = 0;
-                while Instant::now() < until {
-                    let call = new_call(&[]);
-                    let order = suite::order(&call, &policy);
-                    assert!(matches!(store.admit(call.clone(), order, 2).await.unwrap(), Decided::New { .. }));
-                    store.apply(suite::change(&call.id, suite::END)).await.unwrap();
-                    decided += 1;
-                }
-                decided
-            });
-        }
-        let decided: u32 = tasks.join_all().await.into_iter().sum();
-        println!("{clients} clients: {} admitted and ended a second", decided / 3);
-    }
-    let insert = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 50000)
-         INSERT INTO calls (id, phase, business, plan, account, provider, direction, operation, origin, admitted_at, phase_at, seen_at, seen_by)
-         SELECT 'c_01jd0000000000000000' || lpad(i::text, 6, '0'), 'live', 'b' || i % 1000, plan, account, provider, direction, operation, origin, i, i, i, seen_by
-         FROM (SELECT * FROM calls LIMIT 1) AS c, n";
-    fence.execute(insert).await;
-    for epoch in [2, 3] {
-        let started = Instant::now();
-        let moved = store.advance(epoch, GateMode::Database, policy.clone(), 1).await.unwrap().unwrap();
-        println!("a move over {} open calls: {:?}", moved.held.len(), started.elapsed());
-    }
+    let store = fence.open().await;
+    suite::measure(&store, &fence).await;
 }
