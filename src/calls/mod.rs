@@ -1,10 +1,11 @@
 //! What is asked of providers: place a call, look calls up, end one; and what an inbound call meets.
 //!
-//! [`place`] sends an order and settles it, `refuse` tells why one was not placed, [`repost`] knows one that is sent again and
-//! `again` answers it, [`many`] knows orders for many calls, [`inbound`] admits a call that a provider brings, [`lookup`] asks where
+//! [`place`] sends an order and settles it, `refuse` tells why one was not placed, [`repost`] knows one that is sent again,
+//! `elsewhere` one that first came to another process, and `again` answers it, [`many`] knows orders for many calls, [`inbound`] admits a call that a provider brings, [`lookup`] asks where
 //! calls stand, [`terminate`] ends one and checks that it is over.
 
 mod again;
+mod elsewhere;
 pub mod inbound;
 pub mod lookup;
 pub mod many;
@@ -18,6 +19,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, USER_AGENT};
 use http::{HeaderValue, Method, Request, Response};
@@ -31,7 +33,7 @@ use crate::net::{Upstream, UpstreamError};
 use crate::policy::Policy;
 use crate::provider::account::Account;
 use crate::provider::render::{MissingValue, Target, render};
-use crate::store::CallRecord;
+use crate::store::{CallRecord, Fleet};
 
 /// The longest answer of a provider that is read, in bytes: a list of 1,000 calls is about 1 MiB.
 pub const ANSWER_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -85,6 +87,8 @@ pub struct Calls {
     pub tasks: TaskTracker,
     /// Orders that may be sent again.
     pub reposts: repost::Reposts,
+    /// The replicas over the record, as the last beat found them; none where this process has the record alone.
+    pub fleet: Arc<ArcSwapOption<Fleet>>,
     /// Open calls that a request is joining just now.
     joining: Arc<Mutex<HashSet<CallId>>>,
     /// Live calls of orders for many, by account.
@@ -132,6 +136,7 @@ impl Calls {
             settings: Arc::new(settings),
             tasks: TaskTracker::new(),
             reposts: repost::Reposts::default(),
+            fleet: Arc::default(),
             joining: Arc::default(),
             members: Arc::default(),
             arriving: Arc::new([const { tokio::sync::Mutex::const_new(()) }; ARRIVALS]),

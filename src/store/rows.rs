@@ -5,7 +5,7 @@ use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 use sqlx::sqlite::SqliteRow;
 
-use super::CallRecord;
+use super::{CallRecord, OrderRecord};
 use crate::ids::{AccountName, Alias, BusinessId, CallId};
 use crate::policy::Facts;
 
@@ -108,4 +108,19 @@ pub(super) fn record(row: &impl Columns, aliases: Vec<Alias>) -> Sql<CallRecord>
 
 pub(super) fn alias(row: &impl Columns) -> Sql<Alias> {
     Ok(Alias { kind: row.text("kind")?, id: row.text("id")? })
+}
+
+pub(super) fn order(row: &impl Columns) -> Sql<OrderRecord> {
+    Ok(OrderRecord {
+        id: call_id(&row.text("id")?)?,
+        phase: word(row, "phase")?,
+        outcome: optional_word(row, "outcome")?,
+        unsettled: row.flag("unsettled")?,
+        undelivered: row.flag("undelivered")?,
+        replica: row.optional_text("replica")?,
+        admitted_at: row.number("admitted_at")?,
+        phase_at: row.number("phase_at")?,
+        ended_at: row.optional_number("ended_at")?,
+        silent_ms: row.optional_number("silent_ms")?,
+    })
 }
