@@ -210,7 +210,7 @@ impl Capacity {
     }
 
     /// Several processes share the record.
-    fn is_shared(&self) -> bool {
+    pub fn is_shared(&self) -> bool {
         self.0.settings.home != GateMode::Memory
     }
 

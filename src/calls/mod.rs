@@ -1,10 +1,11 @@
 //! What is asked of providers: place a call, look calls up, end one; and what an inbound call meets.
 //!
-//! [`place`] sends an order and settles it, `refuse` tells why one was not placed, [`repost`] knows one that is sent again and
-//! `again` answers it, [`many`] knows orders for many calls, [`inbound`] admits a call that a provider brings, [`lookup`] asks where
+//! [`place`] sends an order and settles it, `refuse` tells why one was not placed, [`repost`] knows one that is sent again,
+//! `elsewhere` one that first came to another process, and `again` answers it, [`many`] knows orders for many calls, [`inbound`] admits a call that a provider brings, [`lookup`] asks where
 //! calls stand, [`terminate`] ends one and checks that it is over.
 
 mod again;
+mod elsewhere;
 pub mod inbound;
 mod looks;
 pub mod lookup;

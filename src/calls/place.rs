@@ -135,12 +135,33 @@ impl Calls {
                         second_look = true;
                         continue;
                     }
-                    Arrived::Again(earlier) => Earlier { call: None, order: Some(earlier) },
-                    Arrived::New(mine) => match self.run_new(&order, mine, key.clone()).await {
-                        Some(response) => return response,
-                        // An order with the same key got in first.
-                        None => continue,
-                    },
+                    Arrived::Again(earlier) => {
+                        if !self.is_still_here(&order.fingerprint(), &earlier).await {
+                            earlier.not_created();
+                            continue;
+                        }
+                        self.tell_if_undelivered(&client, &earlier);
+                        Earlier { call: None, order: Some(earlier) }
+                    }
+                    Arrived::New(mine) => {
+                        self.tell_if_undelivered(&client, &mine);
+                        let in_hand = mine.in_hand();
+                        match self.came_elsewhere(&order.fingerprint(), &client, &mine).await {
+                            Ok(came) if came || !client.has_left() => {
+                                in_hand.done();
+                                if !came {
+                                    match self.run_new(&order, mine, key.clone()).await {
+                                        Some(response) => return response,
+                                        // An order with the same key got in first.
+                                        None => continue,
+                                    }
+                                }
+                                Earlier { call: None, order: Some(mine) }
+                            }
+                            Ok(_) => return self.refuse(&order, hung_up()).await,
+                            Err(what) => return self.refuse(&order, what).await,
+                        }
+                    }
                 },
                 Err(what) => return self.refuse(&order, what).await,
             };

@@ -6,7 +6,8 @@
 //! dials only if the earlier one was proven not to have made a call. Equal orders in parallel, or after a delivered answer,
 //! are distinct calls.
 //!
-//! What is known of an order's client is known to this process alone. After a restart, orders whose outcome is unknown and
+//! What is known of an order's client is known to this process alone; what others have to know of it stands in the record, where
+//! several share that (`elsewhere`). After a restart, orders whose outcome is unknown and
 //! those answered within [`UNSURE_MS`] before it count as not delivered.
 
 use std::collections::{HashMap, HashSet};
@@ -17,8 +18,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use ring::digest::{Context, SHA256};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
+use crate::call::{Outcome, Phase};
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId, RefusalId};
 use crate::policy::Facts;
@@ -110,6 +112,9 @@ struct Presence {
     left: OnceLock<Instant>,
     /// It was written an answer.
     told: AtomicBool,
+    /// It has its answer.
+    heard: AtomicBool,
+    changed: Notify,
 }
 
 impl Presence {
@@ -135,6 +140,21 @@ impl Client {
     pub(super) fn has_left(&self) -> bool {
         self.presence.has_left()
     }
+
+    /// Waits until it has gone without its answer, or has it (`false`).
+    pub(super) async fn hangs_up(&self) -> bool {
+        loop {
+            let mut changed = std::pin::pin!(self.presence.changed.notified());
+            changed.as_mut().enable();
+            if self.presence.has_hung_up() {
+                return true;
+            }
+            if self.presence.heard.load(Ordering::Relaxed) {
+                return false;
+            }
+            changed.await;
+        }
+    }
 }
 
 /// The client of an order, as its connection sees it. Dropping it says that the client has gone without its answer.
@@ -149,6 +169,7 @@ impl Asker {
     /// The client has gone.
     pub fn gone(&self) {
         let _ = self.0.presence.left.set(Instant::now());
+        self.0.presence.changed.notify_waiters();
     }
 
     /// The answer was written to the client. If it said what became of the order, the order is over for this module, unless it
@@ -174,6 +195,7 @@ impl Unheard {
     pub fn lost(self) {
         let client = &self.0;
         client.presence.told.store(false, Ordering::Relaxed);
+        client.presence.changed.notify_waiters();
         let mut orders = client.reposts.orders();
         for order in orders.by_fingerprint.get_mut(&client.fingerprint).into_iter().flatten() {
             order.delivered &= !Arc::ptr_eq(&order.asker, &client.presence);
@@ -184,6 +206,8 @@ impl Unheard {
 impl Drop for Unheard {
     fn drop(&mut self) {
         let client = &self.0;
+        client.presence.heard.store(true, Ordering::Relaxed);
+        client.presence.changed.notify_waiters();
         let is_mine = |o: &Order| Arc::ptr_eq(&o.asker, &client.presence);
         client.reposts.orders().remove_if(&client.fingerprint, |o| is_mine(o) && o.delivered);
     }
@@ -249,6 +273,18 @@ impl OrderRef {
     /// It is on record as this call.
     pub(super) fn opened(&self, call: &CallId) {
         self.change(|o| o.call = Some(call.clone()));
+    }
+
+    /// It came to another process before, and is this call.
+    pub(super) fn is_earlier(&self, call: &CallId, unknown: bool) {
+        let known = if unknown { Known::Unknown } else { Known::Created(None) };
+        self.change(|o| (o.call, o.known) = (Some(call.clone()), known));
+    }
+
+    /// Whether it is this client that waits for it, or has gone from it last.
+    pub(super) fn is_of(&self, client: &Client) -> bool {
+        let mut orders = self.reposts.orders();
+        orders.get(&self.fingerprint, self.id).is_some_and(|o| Arc::ptr_eq(&o.asker, &client.presence))
     }
 
     /// There is a call.
@@ -554,13 +590,23 @@ pub(super) enum Standing {
 
 /// Reads it off the record.
 pub(super) fn standing(call: &CallRecord, now_ms: UnixMs) -> Standing {
-    use crate::call::{Outcome, Phase};
-    match (call.phase, call.outcome, call.ended_at) {
+    standing_of(call.phase, call.outcome, call.ended_at, call.unsettled, now_ms)
+}
+
+/// The same of what a record says of it.
+pub(super) fn standing_of(
+    phase: Phase,
+    outcome: Option<Outcome>,
+    ended_at: Option<UnixMs>,
+    unsettled: bool,
+    now_ms: UnixMs,
+) -> Standing {
+    match (phase, outcome, ended_at) {
         (Phase::Ended, Some(Outcome::NotCreated), _) => Standing::Over,
         (Phase::Ended, _, Some(at)) if at + AFTER_END_MS < now_ms => Standing::Over,
         (Phase::Ended, ..) => Standing::Called,
         (Phase::Reserved, ..) => Standing::Unknown,
-        _ if call.unsettled => Standing::Unknown,
+        _ if unsettled => Standing::Unknown,
         _ => Standing::Called,
     }
 }

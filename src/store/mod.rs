@@ -51,6 +51,9 @@ pub enum StoreError {
     Damaged(String),
 }
 
+/// Equal orders that are looked at: an app that sends more of them within an hour means a call each.
+pub const ORDERS_MAX: u32 = 200;
+
 /// How long a delivery that was taken is nobody else's, in milliseconds: longer than it may take to send it. Who died with it never
 /// reports, and then it is due again.
 pub const TAKEN_MS: i64 = 30_000;
@@ -114,7 +117,7 @@ pub struct CallRecord {
     /// What makes an order equal to the one that made this call.
     #[serde(skip)]
     pub fingerprint: Option<String>,
-    /// The replica that put it on record.
+    /// The replica that put it on record; or the one that answers for its order since, which came there again.
     pub replica: Option<String>,
     /// Its ids outside.
     pub aliases: Vec<Alias>,
@@ -201,6 +204,31 @@ pub struct Advanced {
     pub held: Vec<Held>,
     /// What the rates had given out: key and theoretical arrival in microseconds.
     pub arrivals_us: Vec<(String, i64)>,
+}
+
+/// What a record says of an order to another replica, where an equal one came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OrderRecord {
+    /// Its call.
+    pub id: CallId,
+    /// Where that stands.
+    pub phase: Phase,
+    /// How it ended.
+    pub outcome: Option<Outcome>,
+    /// Its outcome is unknown.
+    pub unsettled: bool,
+    /// Its client had gone before it was answered.
+    pub undelivered: bool,
+    /// The replica that answers for it.
+    pub replica: Option<String>,
+    /// When it was admitted.
+    pub admitted_at: UnixMs,
+    /// When it came to its phase.
+    pub phase_at: UnixMs,
+    /// When it ended.
+    pub ended_at: Option<UnixMs>,
+    /// For how many milliseconds its replica was not heard, by the store's clock. `None`: it has left, or is long gone.
+    pub silent_ms: Option<i64>,
 }
 
 /// A change of one call.
@@ -362,6 +390,16 @@ pub trait Store: Send + Sync + 'static {
 
     /// Every open call as the lease that it is.
     async fn leases(&self) -> Result<Vec<Held>>;
+
+    /// Orders with a fingerprint that were admitted since, the oldest first; at most [`ORDERS_MAX`], the latest.
+    async fn find_orders(&self, fingerprint: &str, since_ms: UnixMs) -> Result<Vec<OrderRecord>>;
+
+    /// Takes an order over that was found so: from now on this replica answers for it. Of a dead replica's it is not known whether
+    /// it was sent, if no answer is on record. `false`: another was quicker.
+    async fn take_order(&self, order: &OrderRecord, me: &str, is_dead: bool) -> Result<bool>;
+
+    /// Notes that an order's client had gone before it was answered, if this replica still answers for it.
+    async fn undelivered(&self, call: &CallId, me: &str) -> Result<()>;
 
     /// Changes a call. `None`: there is no such call.
     async fn apply(&self, change: Change) -> Result<Option<Applied>>;

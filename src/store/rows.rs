@@ -5,7 +5,7 @@ use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 use sqlx::sqlite::SqliteRow;
 
-use super::CallRecord;
+use super::{CallRecord, OrderRecord};
 use super::standing::OpenRow;
 use crate::admission::{GateState, Held};
 use crate::ids::{AccountName, Alias, BusinessId, CallId};
@@ -136,5 +136,20 @@ pub(super) fn open_row(row: &impl Columns) -> Sql<OpenRow> {
         since_ms: row.number("admitted_at")?,
         overrun: row.flag("overrun")?,
         keys: json(row.optional_text("keys")?)?,
+    })
+}
+
+pub(super) fn order(row: &impl Columns) -> Sql<OrderRecord> {
+    Ok(OrderRecord {
+        id: call_id(&row.text("id")?)?,
+        phase: word(row, "phase")?,
+        outcome: optional_word(row, "outcome")?,
+        unsettled: row.flag("unsettled")?,
+        undelivered: row.flag("undelivered")?,
+        replica: row.optional_text("replica")?,
+        admitted_at: row.number("admitted_at")?,
+        phase_at: row.number("phase_at")?,
+        ended_at: row.optional_number("ended_at")?,
+        silent_ms: row.optional_number("silent_ms")?,
     })
 }

@@ -61,7 +61,8 @@ macro_rules! behaves_as_a_store {
             a_move_counts_every_open_call_by_the_new_policy,
             of_many_at_once_as_many_are_admitted_as_there_are_places,
             moves_under_load_lose_no_call_and_let_none_in_over_a_limit,
-            it_decides_and_moves_as_the_model_does
+            it_decides_and_moves_as_the_model_does,
+            an_order_is_found_at_another_replica_and_taken_by_one
         );
     };
     ($fresh:path, $($behaviour:ident),+) => {
@@ -608,4 +609,40 @@ pub(super) async fn deliveries_of_a_call_go_in_order_and_others_do_not_wait(fres
     assert_eq!(a.take_deliveries(51, 10).await.unwrap(), [second.clone()], "the first is given up");
     a.delivered(&second.id, 52, Ok(())).await.unwrap();
     assert_eq!(b.take_deliveries(52, 10).await.unwrap(), [third]);
+}
+
+pub(super) async fn an_order_is_found_at_another_replica_and_taken_by_one(fresh: &impl Fresh) {
+    let (a, b) = (fresh.open_shared().await, fresh.open_shared().await);
+    let [one, two] = ["01a", "01b"].map(|id| Replica { id: id.to_owned(), ..Replica::new() });
+    a.beat(&one).await.unwrap();
+    b.beat(&two).await.unwrap();
+    let print = |call: NewCall| NewCall { fingerprint: Some("print".to_owned()), ..call };
+    let first = NewCall { replica: Some(one.id.clone()), ..print(new_call(&[])) };
+    let second = NewCall { at_ms: 2000, ..print(new_call(&[])) };
+    for call in [&second, &first, &new_call(&[])] {
+        a.open(call.clone(), None).await.unwrap();
+    }
+    fresh.execute(&format!("UPDATE calls SET replica = '{}' WHERE id = '{}'", one.id, first.id)).await;
+    let find = async || b.find_orders("print", 1000).await.unwrap();
+    let found = find().await;
+    assert_eq!(found.iter().map(|o| &o.id).collect::<Vec<_>>(), [&first.id, &second.id], "the oldest first");
+    assert!(found[0].silent_ms.is_some_and(|ms| ms < 60_000) && found[0].replica.as_ref() == Some(&one.id));
+    assert_eq!((found[1].silent_ms, found[1].replica.as_deref(), found[1].phase), (None, None, Phase::Reserved));
+    assert_eq!(b.find_orders("print", 1001).await.unwrap(), found[1..]);
+    a.undelivered(&first.id, &two.id).await.unwrap();
+    assert!(!find().await[0].undelivered, "only who answers for it says so");
+    a.undelivered(&first.id, &one.id).await.unwrap();
+    assert!(!b.take_order(&found[0], &two.id, false).await.unwrap(), "it was seen otherwise");
+    let found = find().await;
+    assert!(found[0].undelivered);
+    // Both take it, and of a dead one's.
+    for (order, is_dead) in [(&found[0], false), (&found[1], true)] {
+        let (at_a, at_b) = tokio::join!(a.take_order(order, "01c", is_dead), b.take_order(order, &two.id, is_dead));
+        assert!(at_a.unwrap() ^ at_b.unwrap());
+    }
+    let taken = find().await;
+    assert_eq!(taken.iter().map(|o| (o.undelivered, o.unsettled)).collect::<Vec<_>>(), [(false, false), (false, true)]);
+    a.undelivered(&first.id, &one.id).await.unwrap();
+    assert!(!find().await[0].undelivered, "it answers for it no more");
+    assert_eq!(a.find_orders("another", 0).await.unwrap(), []);
 }

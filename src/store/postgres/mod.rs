@@ -24,7 +24,7 @@ use sqlx::{Connection as _, PgConnection, Row as _};
 use tracing::{info, warn};
 
 use super::{
-    Advanced, Applied, CallRecord, Change, Decided, Delivery, Fleet, NewCall, NewEvent, Opened, Received,
+    Advanced, Applied, CallRecord, Change, Decided, Delivery, Fleet, NewCall, NewEvent, Opened, OrderRecord, Received,
     RefusalRecord, Replica, Result, Sharing, Store, StoreError,
 };
 use crate::admission::{GateMode, GateState, Held, Order};
@@ -340,6 +340,21 @@ impl Store for PostgresStore {
 
     async fn leases(&self) -> Result<Vec<Held>> {
         self.db.read(|c| Box::pin(gate::leases(c))).await
+    }
+
+    async fn find_orders(&self, fingerprint: &str, since_ms: UnixMs) -> Result<Vec<OrderRecord>> {
+        let fingerprint = fingerprint.to_owned();
+        self.db.read(move |c| Box::pin(replicas::find_orders(c, fingerprint.clone(), since_ms))).await
+    }
+
+    async fn take_order(&self, order: &OrderRecord, me: &str, is_dead: bool) -> Result<bool> {
+        let (order, me) = (order.clone(), me.to_owned());
+        self.db.write(move |c| Box::pin(replicas::take_order(c, order.clone(), me.clone(), is_dead))).await
+    }
+
+    async fn undelivered(&self, call: &CallId, me: &str) -> Result<()> {
+        let (call, me) = (call.clone(), me.to_owned());
+        self.db.write(move |c| Box::pin(replicas::undelivered(c, call.clone(), me.clone()))).await
     }
 
     async fn apply(&self, change: Change) -> Result<Option<Applied>> {

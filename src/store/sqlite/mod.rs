@@ -22,7 +22,7 @@ use async_trait::async_trait;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 
 use super::{
-    Advanced, Applied, CallRecord, Change, Decided, Delivery, Fleet, NewCall, NewEvent, Opened, Received,
+    Advanced, Applied, CallRecord, Change, Decided, Delivery, Fleet, NewCall, NewEvent, Opened, OrderRecord, Received,
     RefusalRecord, Replica, Result, Sharing, Store, StoreError,
 };
 use crate::admission::{GateMode, GateState, Order};
@@ -263,6 +263,20 @@ impl Store for SqliteStore {
 
     async fn leases(&self) -> Result<Vec<crate::admission::Held>> {
         self.doubting(gate::leases(&self.readers).await)
+    }
+
+    async fn find_orders(&self, fingerprint: &str, since_ms: UnixMs) -> Result<Vec<OrderRecord>> {
+        replicas::find_orders(&self.readers, fingerprint, since_ms).await
+    }
+
+    async fn take_order(&self, order: &OrderRecord, me: &str, is_dead: bool) -> Result<bool> {
+        let (order, me) = (order.clone(), me.to_owned());
+        self.writer.run(move |c| replicas::take_order(c, &order, &me, is_dead)).await
+    }
+
+    async fn undelivered(&self, call: &CallId, me: &str) -> Result<()> {
+        let (call, me) = (call.clone(), me.to_owned());
+        self.writer.run(move |c| replicas::undelivered(c, &call, &me)).await
     }
 
     async fn apply(&self, change: Change) -> Result<Option<Applied>> {

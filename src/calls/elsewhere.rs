@@ -1,0 +1,233 @@
+//! Orders that come again at another process than the first: its process died, or whoever spreads requests sent the repeat
+//! elsewhere. What processes know of an order's client they say in the record.
+//!
+//! An order that this process knows no equal of is looked for there before it is admitted. An equal one of another process is
+//! the earlier one if its outcome is unknown, if its client had gone before it was answered, or if its process is dead and may
+//! not have told it. Who joins it answers for it from then on: whatever the first still remembers of it is no longer valid.
+//!
+//! A process that died a moment ago still counts as living, and so does one that has not noticed yet that its client has gone.
+//! So an order that was answered after its process was last heard, or is under way there, is waited for: until that process is
+//! heard again, or is dead. Equal orders that are sent to several processes at once pay that wait.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::warn;
+
+use super::Calls;
+use super::repost::{Client, Fingerprint, OrderRef, Standing, UNSURE_MS, standing_of};
+use crate::call::Phase;
+use crate::clock::UnixMs;
+use crate::reply::{Code, Refusal};
+use crate::store::{LIVE_MS, OrderRecord};
+
+/// Orders older than this do not come again.
+const LOOKED_BACK_MS: i64 = 3_600_000;
+/// The least time until a process has noticed, and said in the record, that a client has gone.
+const NOTICED_MS: i64 = 250;
+/// How far the clocks of two machines may be apart.
+const CLOCKS_MS: i64 = 1_000;
+/// How often the record is asked while another process is waited for.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How often it is asked whether an order is on record yet whose client has gone.
+const OPENED_EVERY: Duration = Duration::from_millis(20);
+
+/// What an order is to those on record.
+#[derive(Debug, PartialEq, Eq)]
+enum Choice<'a> {
+    /// One of its own.
+    Own,
+    /// This one, sent again; its process is dead.
+    OfDead(&'a OrderRecord),
+    /// This one, sent again.
+    Earlier(&'a OrderRecord),
+    /// Another process may be dead, or not have noticed.
+    Wait,
+}
+
+/// `waited_ms`: since the order came.
+fn choose<'a>(orders: &'a [OrderRecord], me: &str, now_ms: UnixMs, waited_ms: i64) -> Choice<'a> {
+    let mut choice = Choice::Own;
+    for order in orders {
+        let over = standing_of(order.phase, order.outcome, order.ended_at, order.unsettled, now_ms) == Standing::Over;
+        if over || order.replica.as_deref() == Some(me) {
+            continue;
+        }
+        let under_way = order.phase == Phase::Reserved;
+        let Some(silent_ms) = order.silent_ms.filter(|ms| *ms <= LIVE_MS) else {
+            let unsure = order.admitted_at + UNSURE_MS >= now_ms;
+            if order.unsettled || order.undelivered || under_way || unsure {
+                return Choice::OfDead(order);
+            }
+            continue;
+        };
+        if order.unsettled || order.undelivered {
+            return Choice::Earlier(order);
+        }
+        let heard_since_it_came = waited_ms >= NOTICED_MS && silent_ms < waited_ms;
+        let heard_since_its_answer = !under_way && now_ms - order.phase_at > silent_ms + CLOCKS_MS;
+        if !heard_since_it_came && !heard_since_its_answer {
+            choice = Choice::Wait;
+        }
+    }
+    choice
+}
+
+impl Calls {
+    /// This replica's id, where several share the record.
+    pub(super) fn replica(&self) -> Option<String> {
+        let capacity = &self.lifecycle.capacity;
+        capacity.is_shared().then(|| capacity.replica().to_owned())
+    }
+
+    /// Whether an order that this process knows no equal of is one that came to another. If so, it is that one from now on.
+    ///
+    /// # Errors
+    /// The record cannot be read: nobody knows, so nothing is dialled.
+    pub(super) async fn came_elsewhere(
+        &self,
+        fingerprint: &Fingerprint,
+        client: &Client,
+        mine: &OrderRef,
+    ) -> Result<bool, Refusal> {
+        let Some(me) = self.replica() else { return Ok(false) };
+        let away = |error| {
+            warn!(%error, "an order cannot be looked for among those of other replicas");
+            Refusal::new(Code::StoreUnavailable, "The record could not be read, so nothing was dialled.")
+        };
+        let came = Instant::now();
+        loop {
+            let now_ms = self.lifecycle.clock.now_ms();
+            let store = &self.lifecycle.store;
+            let orders = store.find_orders(fingerprint.as_str(), now_ms - LOOKED_BACK_MS).await.map_err(away)?;
+            let waited_ms = i64::try_from(came.elapsed().as_millis()).unwrap_or(i64::MAX);
+            let (order, is_dead) = match choose(&orders, &me, now_ms, waited_ms) {
+                Choice::Own => return Ok(false),
+                Choice::Earlier(order) => (order, false),
+                Choice::OfDead(order) => (order, true),
+                // Nobody is to be told; the caller sees to that.
+                Choice::Wait if client.has_left() => return Ok(false),
+                Choice::Wait => {
+                    tokio::time::sleep(LOOK_EVERY).await;
+                    continue;
+                }
+            };
+            // Another repeat may be quicker; then what is on record has changed.
+            if store.take_order(order, &me, is_dead).await.map_err(away)? {
+                mine.is_earlier(&order.id, order.unsettled || order.phase == Phase::Reserved);
+                return Ok(true);
+            }
+        }
+    }
+
+    /// Whether an earlier order that this process remembers is still its own: another may have joined it, and have told it.
+    pub(super) async fn is_still_here(&self, fingerprint: &Fingerprint, earlier: &OrderRef) -> bool {
+        let Some(me) = self.replica() else { return true };
+        let Some((Some(call), _)) = earlier.look() else { return true };
+        let since_ms = self.lifecycle.clock.now_ms() - LOOKED_BACK_MS;
+        let Ok(orders) = self.lifecycle.store.find_orders(fingerprint.as_str(), since_ms).await else { return true };
+        // What was joined to another order's call is not found under its own fingerprint.
+        let Some(order) = orders.iter().find(|order| order.id == call) else { return true };
+        let mine = order.replica.as_deref() == Some(&*me);
+        mine && (!order.undelivered || self.lifecycle.store.take_order(order, &me, false).await.unwrap_or(true))
+    }
+
+    /// Says in the record if an order's client goes without its answer, as soon as it does.
+    pub(super) fn tell_if_undelivered(&self, client: &Client, order: &OrderRef) {
+        let Some(me) = self.replica() else { return };
+        let (store, client, order) = (self.lifecycle.store.clone(), client.clone(), order.clone());
+        tokio::spawn(async move {
+            if !client.hangs_up().await {
+                return;
+            }
+            // Another client may have come in its place, or the order may have made no call.
+            while order.is_of(&client) {
+                if let Some((Some(call), _)) = order.look() {
+                    if let Err(error) = store.undelivered(&call, &me).await {
+                        warn!(%call, %error, "it could not be noted that an answer found nobody");
+                    }
+                    return;
+                }
+                tokio::time::sleep(OPENED_EVERY).await;
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::call::Outcome;
+    use crate::ids::CallId;
+
+    const NOW: UnixMs = 1_000_000;
+
+    fn order(replica: &str, silent_ms: Option<i64>) -> OrderRecord {
+        OrderRecord {
+            id: CallId::new(),
+            phase: Phase::Live,
+            outcome: None,
+            unsettled: false,
+            undelivered: false,
+            replica: Some(replica.to_owned()),
+            admitted_at: NOW - 10_000,
+            phase_at: NOW - 10_000,
+            ended_at: None,
+            silent_ms,
+        }
+    }
+
+    fn chosen(order: &OrderRecord, waited_ms: i64) -> Choice<'_> {
+        choose(std::slice::from_ref(order), "me", NOW, waited_ms)
+    }
+
+    #[test]
+    fn an_order_of_a_living_replica_is_the_earlier_one_only_if_it_says_so() {
+        let told = order("a", Some(500));
+        assert_eq!(chosen(&told, 0), Choice::Own);
+        for one in [
+            OrderRecord { unsettled: true, ..told.clone() },
+            OrderRecord { undelivered: true, ..told.clone() },
+            OrderRecord { undelivered: true, phase: Phase::Reserved, ..told.clone() },
+        ] {
+            assert_eq!(chosen(&one, 0), Choice::Earlier(&one));
+        }
+        let over = OrderRecord { phase: Phase::Ended, outcome: Some(Outcome::NotCreated), undelivered: true, ..told };
+        assert_eq!(chosen(&over, 0), Choice::Own);
+        let mine = OrderRecord { unsettled: true, ..order("me", Some(0)) };
+        assert_eq!(chosen(&mine, 0), Choice::Own, "this process remembers its own");
+    }
+
+    #[test]
+    fn a_dead_replicas_order_is_the_earlier_one_while_it_may_not_have_been_told() {
+        for silent_ms in [None, Some(LIVE_MS + 1)] {
+            let recent = order("a", silent_ms);
+            assert_eq!(chosen(&recent, 0), Choice::OfDead(&recent));
+            let old = OrderRecord { admitted_at: NOW - UNSURE_MS - 1, ..recent };
+            assert_eq!(chosen(&old, 0), Choice::Own);
+            for one in [
+                OrderRecord { phase: Phase::Reserved, ..old.clone() },
+                OrderRecord { unsettled: true, ..old.clone() },
+                OrderRecord { undelivered: true, ..old.clone() },
+            ] {
+                assert_eq!(chosen(&one, 0), Choice::OfDead(&one));
+            }
+        }
+    }
+
+    #[test]
+    fn a_replica_that_may_have_died_a_moment_ago_is_waited_for() {
+        let under_way = |silent_ms| OrderRecord { phase: Phase::Reserved, ..order("a", Some(silent_ms)) };
+        assert_eq!(chosen(&under_way(1_900), 0), Choice::Wait);
+        assert_eq!(chosen(&under_way(100), 150), Choice::Wait, "it may not have noticed yet");
+        assert_eq!(chosen(&under_way(100), 300), Choice::Own, "it was heard since");
+        assert_eq!(chosen(&under_way(5_000), 3_500), Choice::Wait);
+        assert!(matches!(chosen(&under_way(6_100), 4_500), Choice::OfDead(_)));
+        let answered = |ago_ms, silent_ms| OrderRecord { phase_at: NOW - ago_ms, ..order("a", Some(silent_ms)) };
+        assert_eq!(chosen(&answered(1_500, 1_900), 0), Choice::Wait);
+        assert_eq!(chosen(&answered(4_000, 1_900), 0), Choice::Own, "it was heard since its answer");
+        let (waits, joins) = (answered(1_500, 1_900), OrderRecord { undelivered: true, ..answered(1_000, 100) });
+        let both = [waits, joins.clone()];
+        assert_eq!(choose(&both, "me", NOW, 0), Choice::Earlier(&joins));
+    }
+}
