@@ -6,7 +6,8 @@ use std::hint::black_box;
 use criterion::{BenchmarkId, Criterion};
 use futures_util::FutureExt;
 use ringfence::gate::memory::MemoryGate;
-use ringfence::gate::{Gate, Order, Places, Verdict};
+use ringfence::admission::{Decision, Order, Places, Waits};
+use ringfence::gate::Gate;
 use ringfence::ids::CallId;
 use ringfence::policy::{Binding, Bound, Mode, Scope};
 
@@ -36,7 +37,7 @@ fn done<T>(future: impl Future<Output = T>) -> T {
 fn gate_with(holders: usize) -> MemoryGate {
     let gate = MemoryGate::new();
     for n in 0..holders {
-        assert!(matches!(done(gate.admit(order(n % BUSINESSES, ROOM))).unwrap(), Verdict::Admitted(..)));
+        assert!(matches!(done(gate.admit(0, &order(n % BUSINESSES, ROOM))).unwrap(), Decision::Admitted { .. }));
     }
     gate
 }
@@ -50,29 +51,33 @@ fn main() {
         group.bench_function(BenchmarkId::new("admit and release", holders), |b| {
             b.iter(|| {
                 let order = order(7, ROOM);
-                let call = order.call.clone();
-                assert!(matches!(done(gate.admit(order)).unwrap(), Verdict::Admitted(..)));
-                assert!(done(gate.release(&call, None)).unwrap());
+                assert!(matches!(done(gate.admit(0, &order)).unwrap(), Decision::Admitted { .. }));
+                assert!(done(gate.release(0, &order.call)).unwrap());
             });
         });
         group.bench_function(BenchmarkId::new("refuse", holders), |b| {
-            b.iter(|| assert!(matches!(done(gate.admit(order(7, full))).unwrap(), Verdict::Refused(_))));
+            b.iter(|| assert!(matches!(done(gate.admit(0, &order(7, full))).unwrap(), Decision::Refused(_))));
         });
         group.bench_function(BenchmarkId::new("counts", holders), |b| {
-            b.iter(|| black_box(done(gate.counts()).unwrap()))
+            b.iter(|| black_box(done(gate.counts(0)).unwrap()))
         });
     }
     // Once lengths of calls are known, a refusal also says when a place is expected.
     for holders in [10, 1_000, 50_000] {
         let gate = gate_with(holders);
-        let ended = order(7, ROOM);
-        let _ = done(gate.admit(ended.clone())).unwrap();
-        assert!(done(gate.release(&ended.call, Some(60_000))).unwrap());
+        let waits = Waits::default();
+        waits.freed(&order(7, ROOM).bindings, Some(60_000));
         let full = u32::try_from(holders).unwrap();
         group.bench_function(BenchmarkId::new("refuse, with the expected wait", holders), |b| {
-            b.iter(|| match done(gate.admit(order(7, full))).unwrap() {
-                Verdict::Refused(full) => assert!(full.free_in_ms.is_some()),
-                Verdict::Admitted(..) => unreachable!("the platform is full"),
+            b.iter(|| {
+                let order = order(7, full);
+                match done(gate.admit(0, &order)).unwrap() {
+                    Decision::Refused(short) => {
+                        let full = waits.full(&order.bindings, &short, order.at_ms).unwrap();
+                        assert!(full.free_in_ms.is_some());
+                    }
+                    Decision::Admitted { .. } => unreachable!("the platform is full"),
+                }
             });
         });
     }

@@ -13,10 +13,12 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
+use ulid::Ulid;
 
 use crate::admin::reload::{Reloaded, Running as _};
 use crate::admin::{self, Admin};
 use crate::calls::Calls;
+use crate::capacity::{Capacity, LivePolicy};
 use crate::clock::Clock;
 use crate::config::{Config, StoreSettings};
 use crate::failpoint;
@@ -104,12 +106,22 @@ impl App {
         let policy = Policy::new(config.policy.clone(), &businesses);
         let metrics = Metrics::new().map_err(start_error)?;
         let upstream = live::upstream(&config);
+        let live_policy: LivePolicy = Arc::new(ArcSwap::from_pointee(policy));
+        let replica = Ulid::new().to_string().to_lowercase();
+        let capacity = Capacity::new(
+            store.clone(),
+            Some(Arc::new(MemoryGate::new())),
+            config.gate.clone(),
+            live_policy.clone(),
+            clock.clone(),
+            metrics.clone(),
+            replica,
+        );
         let lifecycle = Lifecycle {
             store: store.clone(),
-            gate: Arc::new(MemoryGate::new()),
-            policy: Arc::new(ArcSwap::from_pointee(policy)),
+            capacity: capacity.clone(),
+            policy: live_policy,
             metrics: metrics.clone(),
-            deciding: Arc::default(),
             clock,
             deadlines: config.deadlines.clone(),
             opened: Arc::new(Notify::new()),
@@ -147,6 +159,7 @@ impl App {
         // Nothing is served yet: what lives at the providers is counted before anything is admitted.
         reconcile::first_sight(&mut sweepers, config.calls.ask_timeout).await;
         live.sweep(sweepers);
+        tasks.spawn(capacity.keep(stop.clone()));
         tasks.spawn(deliver::run(calls.clone(), wake, stop.clone()));
         tasks.spawn(purge(live.clone(), stop.clone()));
         tasks.spawn(watch::run(live.clone(), stop.clone()));

@@ -16,7 +16,10 @@ pub const ALL: &[&str] = &[
     // A question to a provider, or a delivery to the app: the head of its answer is here.
     "fetch.head",
     // An order: admitted, on record, sent, answered, settled.
-    "create.admitted",
+    "gate.admitted",
+    "gate.advanced",
+    "gate.rebuilt",
+    "gate.comparing",
     "create.recorded",
     "create.stale",
     "create.stale.ended",
@@ -35,7 +38,6 @@ pub const ALL: &[&str] = &[
     "create.unknown",
     "create.unknown.recorded",
     // A call that a provider brings.
-    "inbound.admitted",
     "inbound.opened",
     "inbound.full",
     "inbound.adopted",
@@ -73,6 +75,8 @@ pub const ALL: &[&str] = &[
     "store.writing",
     "store.committing",
     "store.committed",
+    // A move of the gate: the open calls are read, and not yet counted anew.
+    "store.advancing",
     // Start and stop.
     "start.read",
     "start.marked",

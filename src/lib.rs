@@ -50,6 +50,7 @@ pub mod admission;
 pub mod app;
 pub mod call;
 pub mod calls;
+pub mod capacity;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -8,39 +8,34 @@ mod finish;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
-use tokio::sync::{Notify, RwLock};
+use tokio::sync::Notify;
 use tracing::{info, warn};
 
+use crate::admission::Order;
 use crate::call::{Deadlines, EndProof, Event, Origin, Outcome, Phase, Step};
 use crate::clock::{Clock, UnixMs};
+use crate::capacity::{Admission, Capacity, Unadmitted};
+pub use crate::capacity::LivePolicy;
 use crate::failpoint;
-use crate::gate::{Gate, Lease};
 use crate::ids::{Alias, CallId, mask_number};
 use crate::metrics::Metrics;
-use crate::policy::{Facts, Policy};
+use crate::policy::Facts;
 use crate::provider::description::OWN_ID_KIND;
 use crate::store::{Applied, CallRecord, Change, NewCall, Opened, Result, Store, StoreError};
 pub use finish::{Finish, Panicked, finish};
-
-/// The newest policy: what binds calls. Readers take what is there; a reload swaps it whole.
-pub type LivePolicy = Arc<ArcSwap<Policy>>;
 
 /// See the module. Cloning is cheap.
 #[derive(Clone)]
 pub struct Lifecycle {
     /// What survives a restart.
     pub store: Arc<dyn Store>,
-    /// Who holds what.
-    pub gate: Arc<dyn Gate>,
+    /// Who decides.
+    pub capacity: Capacity,
     /// The newest policy, whatever generation a request belongs to: no call is admitted by limits that are no more.
     pub policy: LivePolicy,
     /// Counters.
     pub metrics: Metrics,
-    /// Read from before a policy decides about a call until the call is on record, written while another policy comes: no call
-    /// falls between the two. Whoever reads must not read again before it has let go.
-    pub deciding: Arc<RwLock<()>>,
     /// The time.
     pub clock: Clock,
     /// How long a call may stay in a phase without news.
@@ -81,35 +76,46 @@ impl Lifecycle {
             callback: None,
             fingerprint: None,
             keys: vec![],
-            replica: None,
+            replica: Some(self.capacity.replica().to_owned()),
             aliases: vec![],
         }
     }
 
-    /// Puts an admitted call on record. If that fails, or the call is another's, its lease is given back: what is not on
-    /// record was never admitted. News that came before the call is applied at once.
-    pub async fn open(&self, lease: &Lease, call: NewCall) -> Result<Opened> {
-        let (this, id) = (self.clone(), lease.call().clone());
-        finished(async move {
-            let opened = this.store.open(call, None).await;
+    /// Decides about an order and puts its call on record. What is not on record was never admitted. News that came before the
+    /// call is applied at once. Whoever calls it holds [`Capacity::deciding`].
+    pub async fn admit(&self, order: Order, call: NewCall) -> std::result::Result<Admission, Unadmitted> {
+        let (this, id) = (self.clone(), order.call.clone());
+        let admitted = finish(async move {
+            let admitted = this.capacity.admit(order, call).await;
             failpoint::hit("call.opened").await;
-            match &opened {
-                Ok(Opened::New(None)) => this.opened.notify_waiters(),
-                Ok(Opened::New(Some(news))) => {
-                    this.opened.notify_waiters();
-                    let change = Change { event: Some(*news), ..this.change(&id, "webhook") };
-                    this.apply_now(change).await?;
-                }
-                Ok(Opened::Known(_) | Opened::Outdated(_)) | Err(_) => this.release(&id, None).await,
+            match &admitted {
+                Ok(Admission::Admitted(_, _, news)) => this.opened(&id, *news).await?,
+                Ok(Admission::Known(_) | Admission::Refused(_)) => {}
+                Err(Unadmitted::Store(error)) => this.never(&id, error),
+                Err(Unadmitted::Gate(_)) => {}
             }
-            if let Err(StoreError::Unknown(_)) = &opened {
-                // If it is on record after all, nobody holds its slot. News of it makes it count again.
-                let never = Some(Event::Ended(Outcome::NotCreated, EndProof::Deadline));
-                this.apply_later(Change { event: never, ..this.change(&id, "order") });
-            }
-            opened
+            admitted
+        });
+        admitted.await.unwrap_or_else(|error| {
+            Err(StoreError::Unknown(format!("an admission did not come to its end: {error}")).into())
         })
-        .await
+    }
+
+    async fn opened(&self, call: &CallId, news: Option<Event>) -> Result<()> {
+        self.opened.notify_waiters();
+        if let Some(news) = news {
+            self.apply_now(Change { event: Some(news), ..self.change(call, "webhook") }).await?;
+        }
+        Ok(())
+    }
+
+    /// A record that may or may not have been written, of a call that nobody will place.
+    fn never(&self, call: &CallId, error: &StoreError) {
+        if let StoreError::Unknown(_) = error {
+            // If it is on record after all, nobody holds its slot. News of it makes it count again.
+            let never = Some(Event::Ended(Outcome::NotCreated, EndProof::Deadline));
+            self.apply_later(Change { event: never, ..self.change(call, "order") });
+        }
     }
 
     /// Applies a change. `None`: there is no such call.
@@ -152,12 +158,16 @@ impl Lifecycle {
     pub async fn adopt(&self, call: NewCall) -> Result<Opened> {
         let this = self.clone();
         finished(async move {
-            let _deciding = this.deciding.read().await;
-            let bindings = this.policy.load().bindings(&call.facts);
-            let adopted = this.gate.adopt(&call.id, bindings, call.places, call.at_ms, call.overrun).await;
-            failpoint::hit("call.adopted").await;
-            let lease = adopted.map_err(|away| StoreError::Failed(away.to_string()))?;
-            this.open(&lease, call).await
+            let _deciding = this.capacity.deciding().await;
+            let id = call.id.clone();
+            let adopted = this.capacity.adopt(call).await;
+            failpoint::hit("call.opened").await;
+            match &adopted {
+                Ok(Opened::New(news)) => this.opened(&id, *news).await?,
+                Ok(_) => {}
+                Err(error) => this.never(&id, error),
+            }
+            adopted
         })
         .await
     }
@@ -200,7 +210,7 @@ impl Lifecycle {
         }
         if applied.step == Step::Ignore && applied.record.phase == Phase::Ended {
             // Nearly always nothing is held. But its end may be on record without anybody having been told so.
-            self.release(&call, applied.record.ended_at).await;
+            self.capacity.give_back(&call).await;
         }
         if applied.step == Step::Ignore && applied.record.proof == Some(EndProof::Deadline) {
             let again = self.count_again(&applied.record, change).await?;
@@ -208,8 +218,7 @@ impl Lifecycle {
         }
         if let Step::End(outcome, proof) = applied.step {
             failpoint::hit("call.ended").await;
-            let talked = !matches!(outcome, Outcome::NotCreated | Outcome::Capacity);
-            self.release(&call, talked.then_some(applied.record.ended_at).flatten()).await;
+            self.capacity.release(&applied.record).await;
             failpoint::hit("call.released").await;
             self.metrics.ended(outcome.as_str(), proof.as_str());
             let record = &applied.record;
@@ -268,11 +277,6 @@ impl Lifecycle {
         }
     }
 
-    async fn release(&self, call: &CallId, ended_at: Option<UnixMs>) {
-        if let Err(error) = self.gate.release(call, ended_at).await {
-            warn!(call = %call, %error, "the gate keeps a slot of an ended call until it is reconciled");
-        }
-    }
 }
 
 /// The alias by which the second record of a call has the first.

@@ -46,6 +46,11 @@ struct Inner {
     config_reload_ok: IntGauge,
     config_info: IntGaugeVec,
     policy_generation: IntGauge,
+    gate_epoch: IntGauge,
+    gate_mode: IntGaugeVec,
+    gate_moves: IntCounterVec,
+    gate_degraded: IntCounterVec,
+    gate_compared: IntCounterVec,
 }
 
 /// Two registrations of one name, or a malformed one: a mistake in this file, caught by its test.
@@ -203,6 +208,23 @@ impl Metrics {
                 "ringfence_policy_generation",
                 "Counts the policies since the start: reloads, and changes of businesses.",
             )?,
+            gate_epoch: m.gauge("ringfence_gate_epoch", "Moves of the gate since there is a record.")?,
+            gate_mode: m.gauges("ringfence_gate_mode", "1 for who decides: memory, redis or database.", &["mode"])?,
+            gate_moves: m.counters(
+                "ringfence_gate_moves_total",
+                "Moves of the gate that this replica made, by where to.",
+                &["mode"],
+            )?,
+            gate_degraded: m.counters(
+                "ringfence_gate_degraded_total",
+                "Decisions while Redis was away: by the database, open without a look, or closed.",
+                &["decided"],
+            )?,
+            gate_compared: m.counters(
+                "ringfence_gate_mended_total",
+                "Leases that differed from the record, by how: ended, orphan, uncounted.",
+                &["what"],
+            )?,
             registry: registry.clone(),
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -329,6 +351,30 @@ impl Metrics {
         self.inner.config_info.reset();
         self.inner.config_info.with_label_values(&[hash.unwrap_or_default()]).set(1);
         self.inner.policy_generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
+    }
+
+    /// Where the gate is.
+    pub fn gate_state(&self, epoch: i64, mode: &str) {
+        self.inner.gate_epoch.set(epoch);
+        self.inner.gate_mode.reset();
+        self.inner.gate_mode.with_label_values(&[mode]).set(1);
+    }
+
+    /// This replica moved the gate.
+    pub fn gate_moved(&self, to: &str) {
+        self.inner.gate_moves.with_label_values(&[to]).inc();
+    }
+
+    /// A decision while Redis was away.
+    pub fn degraded(&self, decided: &str) {
+        self.inner.gate_degraded.with_label_values(&[decided]).inc();
+    }
+
+    /// A comparison found differences.
+    pub fn gate_compared(&self, ended: usize, orphans: usize, uncounted: usize) {
+        for (what, n) in [("ended", ended), ("orphan", orphans), ("uncounted", uncounted)] {
+            self.inner.gate_compared.with_label_values(&[what]).inc_by(n as u64);
+        }
     }
 
     /// The text exposition (Prometheus format 0.0.4).

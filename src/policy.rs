@@ -181,6 +181,20 @@ pub struct Limit {
     pub per: Per,
     /// How much it allows.
     pub bound: Bound,
+    /// Who decides for it while Redis is away; [`Settings::on_outage`] unless it says otherwise.
+    pub on_outage: Option<OnOutage>,
+}
+
+/// Who decides while the gate's own store is away. Where several limits bind a call the strictest counts, which is the greatest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum OnOutage {
+    /// Nobody: calls are admitted without a look at their limits, and counted.
+    Open,
+    /// The database, exactly.
+    #[default]
+    Database,
+    /// Nobody: calls are refused.
+    Closed,
 }
 
 /// One limit as it binds one call: the count it is taken from, and how much that count allows.
@@ -254,6 +268,8 @@ pub struct Settings {
     pub plans: BTreeMap<String, Plan>,
     /// The operator's own limits.
     pub limits: Vec<Limit>,
+    /// Who decides while Redis is away, for limits that do not say.
+    pub on_outage: OnOutage,
     /// Inline businesses.
     pub businesses: Vec<Business>,
     /// The rules as written; `None` where nothing was written.
@@ -413,6 +429,13 @@ impl Policy {
         bindings
     }
 
+    /// Who decides about a call while Redis is away: the strictest of the limits that bind it.
+    pub fn on_outage(&self, facts: &Facts) -> OnOutage {
+        let own = self.settings.limits.iter().filter(|limit| limit.selects.matches(facts));
+        // Limits of businesses, accounts and the platform say nothing of their own.
+        own.filter_map(|limit| limit.on_outage).fold(self.settings.on_outage, OnOutage::max)
+    }
+
     fn business_bindings(&self, facts: &Facts) -> Vec<Binding> {
         let own = self.businesses.get(&facts.business).and_then(|b| b.max_calls);
         // A known business is bound by its plan of today, with the calls that were admitted under another one.
@@ -479,6 +502,7 @@ fn global_limits(settings: &Settings) -> Vec<Limit> {
         },
         per: Per::All,
         bound,
+        on_outage: None,
     };
     let mut limits = Vec::new();
     for account in &settings.accounts {

@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::call::{Direction, EndProof, Event, Origin, Outcome, Phase};
+use crate::call::{Direction, EndProof, Event, Origin, Outcome, Phase, Step};
 use crate::calls::inbound::Arrival;
 use crate::calls::lookup::{Found, Listed, LookedUp};
 use crate::calls::{AskError, Calls};
@@ -28,10 +28,14 @@ use crate::net::UpstreamError;
 use crate::policy::Bound;
 use crate::provider::account::Account;
 use crate::provider::description::OWN_ID_KIND;
-use crate::store::{CallRecord, Change, Opened, Result};
+use crate::store::{Applied, CallRecord, Change, Opened, Result};
 
 /// How often an account is asked when nothing presses; the pace where something does is the provider description's.
 const CALM: Duration = Duration::from_secs(15);
+/// How often a replica that does not lead looks whether it does.
+const FOLLOW: Duration = Duration::from_secs(1);
+/// The pause between the two sights of a comparison on demand.
+const SECOND_SIGHT: Duration = Duration::from_millis(1_200);
 /// The longest pause of an account whose provider says 429 to sweeps.
 const LIMITED_MAX: Duration = Duration::from_secs(60);
 /// Every so many sweeps the list is read whatever the count says: one call may have ended as another began.
@@ -80,6 +84,38 @@ pub struct Sweeper {
     failing: bool,
     /// How many sweeps in a row the provider answered with 429.
     limited: u32,
+    /// What it has done.
+    did: Did,
+}
+
+/// What sweeps have done.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Did {
+    /// Calls whose end the provider's record told.
+    pub ended: usize,
+    /// Calls that ringfence did not place, counted from now on.
+    pub adopted: usize,
+    /// Calls of lost answers that were found.
+    pub found: usize,
+}
+
+/// What a comparison on demand found at one account, and what was done about it.
+#[derive(Debug, Clone, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Looked {
+    /// The account.
+    pub account: AccountName,
+    /// It has credentials to be asked with.
+    pub can_be_asked: bool,
+    /// Open calls of it on record before.
+    pub open: usize,
+    /// Live calls as the provider says.
+    pub provider_live: usize,
+    /// The provider did not answer.
+    pub error: Option<String>,
+    /// What was done.
+    #[serde(flatten)]
+    pub did: Did,
 }
 
 impl Sweeper {
@@ -101,6 +137,7 @@ impl Sweeper {
             busy: HashMap::new(),
             failing: false,
             limited: 0,
+            did: Did::default(),
         }
     }
 
@@ -118,8 +155,9 @@ impl Sweeper {
     }
 
     async fn look_around(&mut self) -> std::result::Result<usize, AskError> {
-        let unread = |_| AskError::NoWay(self.account.name.clone(), "the open calls cannot be read");
-        for call in self.mine().await.map_err(unread)?.iter().filter(|call| call.facts.account == self.account.name) {
+        let name = self.account.name.clone();
+        let unread = |_| AskError::NoWay(name.clone(), "the open calls cannot be read");
+        for call in self.mine().await.map_err(unread)?.iter().filter(|call| call.facts.account == name) {
             if call.unsettled && call.origin == Origin::Order && self.askable(call).is_empty() {
                 self.search(call).await;
             }
@@ -150,7 +188,16 @@ impl Sweeper {
             // Listened for before the sweep reads what is open: a call put on record meanwhile must not wait for the next.
             let mut opening = std::pin::pin!(opened.notified());
             opening.as_mut().enable();
-            let pause = self.turn().await;
+            let looks = self.calls.looks.clone();
+            let mut asked = std::pin::pin!(looks.asked());
+            asked.as_mut().enable();
+            let wanted = looks.take(&self.account.name);
+            if wanted {
+                self.sweeps = DEEP_EVERY - 1;
+            }
+            let leads = self.calls.lifecycle.capacity.role().leads;
+            // Replicas that do not lead look only where somebody asks them to.
+            let pause = if leads || wanted { self.turn().await } else { FOLLOW };
             if stop.is_cancelled() {
                 return;
             }
@@ -162,7 +209,11 @@ impl Sweeper {
                 tokio::select! {
                     () = tokio::time::sleep_until(until) => {}
                     // A first call after a silence: from now on the account's pace is kept.
-                    () = opening => {
+                    () = opening, if leads => {
+                        tokio::time::sleep_until(until.min(tokio::time::Instant::now() + pace)).await;
+                    }
+                    // However often it is asked for.
+                    () = asked => {
                         tokio::time::sleep_until(until.min(tokio::time::Instant::now() + pace)).await;
                     }
                 }
@@ -190,6 +241,29 @@ impl Sweeper {
         self.calls = self.newest.borrow_and_update().clone();
         let Some(account) = self.calls.account(&self.account.name).cloned() else { return false };
         !Arc::ptr_eq(&std::mem::replace(&mut self.account, account.clone()), &account)
+    }
+
+    /// Compares the account's calls with ours at once, whoever leads. A call that nobody knows is counted at its second sight.
+    pub async fn look(mut self) -> Looked {
+        let open = self.mine().await.map_or(0, |mine| mine.len());
+        for _ in 0..2 {
+            self.sweeps = DEEP_EVERY - 1;
+            let _ = self.turn().await;
+            if self.strangers.is_empty() {
+                break;
+            }
+            tokio::time::sleep(SECOND_SIGHT).await;
+        }
+        let seen = self.sightings.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let seen = seen.get(self.account.name.as_str()).cloned().unwrap_or_default();
+        Looked {
+            account: self.account.name.clone(),
+            can_be_asked: self.account.can_ask(),
+            open,
+            provider_live: seen.provider_live,
+            error: seen.error,
+            did: self.did,
+        }
     }
 
     /// One sweep; the pause until the next.
@@ -256,7 +330,7 @@ impl Sweeper {
     }
 
     async fn some_limit_is_full(&self, mine: &[CallRecord]) -> bool {
-        let Ok(counts) = self.calls.lifecycle.gate.counts().await else { return false };
+        let Ok(counts) = self.calls.lifecycle.capacity.counts().await else { return false };
         let policy = self.calls.lifecycle.policy.load();
         mine.iter().flat_map(|call| policy.bindings(&call.facts)).any(|binding| match binding.bound {
             Bound::Concurrent(n) => counts.by_key.get(&binding.key).is_some_and(|held| *held >= n),
@@ -328,7 +402,7 @@ impl Sweeper {
     }
 
     /// The provider lists a call of ours as live.
-    async fn seen(&self, call: &CallRecord, event: Option<Event>) {
+    async fn seen(&mut self, call: &CallRecord, event: Option<Event>) {
         let now_ms = self.calls.lifecycle.clock.now_ms();
         let Some(Event::Reached(phase)) = event else { return };
         if self.lacks_the_carriers_id(call) {
@@ -356,7 +430,7 @@ impl Sweeper {
     }
 
     /// A call of ours is not among the live ones: its own record decides.
-    async fn missing(&self, call: &CallRecord) {
+    async fn missing(&mut self, call: &CallRecord) {
         let now_ms = self.calls.lifecycle.clock.now_ms();
         let grace_ms = ms(self.calls.settings.grace);
         if call.phase_at + grace_ms > now_ms {
@@ -366,7 +440,7 @@ impl Sweeper {
     }
 
     /// Asks for one call and applies what its record says.
-    async fn ask_about(&self, call: &CallRecord) {
+    async fn ask_about(&mut self, call: &CallRecord) {
         match self.calls.look_up(call).await {
             Ok(LookedUp::Found(found)) => {
                 failpoint::hit("sweep.asked").await;
@@ -377,7 +451,7 @@ impl Sweeper {
         }
     }
 
-    async fn found(&self, call: &CallRecord, found: Found) {
+    async fn found(&mut self, call: &CallRecord, found: Found) {
         let bind = found.aliases.into_iter().filter(|a| a.kind != OWN_ID_KIND).collect();
         let event = found.event.map(|event| match event {
             Event::Reached(phase) => Event::Reached(phase.max(call.phase)),
@@ -390,11 +464,18 @@ impl Sweeper {
             unsettled: Some(false),
             ..self.calls.lifecycle.change(&call.id, "poll")
         };
-        log(self.calls.lifecycle.apply(change).await);
+        self.note_end(self.calls.lifecycle.apply(change).await);
+    }
+
+    fn note_end(&mut self, applied: Result<Option<Applied>>) {
+        if let Ok(Some(Applied { step: Step::End(..), .. })) = &applied {
+            self.did.ended += 1;
+        }
+        log(applied);
     }
 
     /// The provider has no such call. Said twice, far enough apart, it is over.
-    async fn absent(&self, call: &CallRecord) {
+    async fn absent(&mut self, call: &CallRecord) {
         let now_ms = self.calls.lifecycle.clock.now_ms();
         let apart_ms = ms(self.calls.settings.absent_twice_within);
         let due = call.deadline_at.is_some_and(|at| at <= now_ms);
@@ -406,7 +487,7 @@ impl Sweeper {
             Some(first) if first + apart_ms <= now_ms && (due || self.absence_proves(call)) => {
                 let outcome =
                     if call.unsettled || call.phase == Phase::Reserved { Outcome::NotCreated } else { Outcome::Failed };
-                log(self.calls.lifecycle.end(&call.id, outcome, EndProof::Deadline, "poll").await);
+                self.note_end(self.calls.lifecycle.end(&call.id, outcome, EndProof::Deadline, "poll").await);
             }
             Some(_) => {}
             None => {
@@ -434,7 +515,7 @@ impl Sweeper {
 
     /// A call past its deadline, or one whose create is unknown, is asked for; where nobody can be asked it ends at its
     /// deadline.
-    async fn settle_if_due(&self, call: &CallRecord) {
+    async fn settle_if_due(&mut self, call: &CallRecord) {
         let now_ms = self.calls.lifecycle.clock.now_ms();
         let due = call.deadline_at.is_some_and(|at| at <= now_ms);
         // A lost answer is asked for at once: its app may be waiting. That the provider's lists lag does not matter, as it takes
@@ -448,7 +529,7 @@ impl Sweeper {
             // Found, or noted as absent, or to be tried again.
         } else if due && call.places == 1 && call.admitted_at + self.longest_call_ms() <= now_ms {
             info!(call = %call.id, "nobody can be asked about a call that is older than any of its provider");
-            log(self.calls.lifecycle.end(&call.id, Outcome::Failed, EndProof::Deadline, "poll").await);
+            self.note_end(self.calls.lifecycle.end(&call.id, Outcome::Failed, EndProof::Deadline, "poll").await);
         }
     }
 
@@ -457,7 +538,7 @@ impl Sweeper {
     }
 
     /// A create whose answer was lost: searched for at the provider. `false`: nobody can ever be asked for it.
-    async fn search(&self, call: &CallRecord) -> bool {
+    async fn search(&mut self, call: &CallRecord) -> bool {
         let Some(account) = self.calls.account(&call.facts.account) else { return false };
         let found = match self.calls.find(account, call).await {
             Ok(found) => found,
@@ -473,6 +554,7 @@ impl Sweeper {
                 continue;
             }
             info!(call = %call.id, "the call of a lost answer was found at its provider");
+            self.did.found += 1;
             let change = Change {
                 event: one.event,
                 bind: vec![one.alias],
@@ -610,7 +692,7 @@ impl Sweeper {
 
     /// A call that ringfence did not place is counted in the account it uses.
     async fn adopt(
-        &self,
+        &mut self,
         one: &Listed,
         facts: crate::provider::description::CallFacts,
         aliases: Vec<Alias>,
@@ -635,7 +717,10 @@ impl Sweeper {
         call.aliases = arrival.aliases;
         call.polled = true;
         match self.calls.lifecycle.adopt(call).await {
-            Ok(Opened::New(_)) => info!(call = %id, account = %self.account.name, "a foreign call is counted"),
+            Ok(Opened::New(_)) => {
+                self.did.adopted += 1;
+                info!(call = %id, account = %self.account.name, "a foreign call is counted");
+            }
             Ok(Opened::Known(_) | Opened::Outdated(_)) => {}
             Err(error) => warn!(%error, "a foreign call could not be recorded"),
         }
@@ -675,9 +760,7 @@ fn log<T>(result: Result<T>) {
 /// Rebuilds the gate from the record: every open call holds its slot again, every recent create its token.
 pub async fn rebuild(calls: &Calls) -> Result<usize> {
     let lifecycle = &calls.lifecycle;
-    let policy = lifecycle.policy.load_full();
     let mut open = lifecycle.store.open_calls().await?;
-    let count = open.len();
     failpoint::hit("start.read").await;
     for call in open.iter_mut().filter(|c| c.origin == Origin::Order && c.phase == Phase::Reserved && !c.unsettled) {
         // The last process died between the record and the answer: nobody knows whether it was sent.
@@ -687,36 +770,9 @@ pub async fn rebuild(calls: &Calls) -> Result<usize> {
         call.unsettled = true;
         failpoint::hit("start.marked").await;
     }
-    let away = |e: crate::gate::GateAway| crate::store::StoreError::Failed(e.to_string());
     let latest = lifecycle.store.latest_calls(LATEST).await?;
     calls.reposts.restore(open.iter().chain(&latest), lifecycle.clock.now_ms());
-    for call in open {
-        let bindings = policy.bindings(&call.facts);
-        // The lease is the record's; nothing is sent under it here.
-        let (id, places, since_ms) = (&call.id, call.places, call.admitted_at);
-        let _lease = lifecycle.gate.adopt(id, bindings, places, since_ms, call.overrun).await.map_err(away)?;
-    }
-    let window_ms = policy.longest_rate_ms().min(24 * 3_600_000);
-    let sent = lifecycle.store.admitted_since(lifecycle.clock.now_ms() - window_ms).await?;
-    let sent = sent.into_iter().map(|(at_ms, facts)| (at_ms, policy.bindings(&facts))).collect();
-    lifecycle.gate.replay_rates(sent).await.map_err(away)?;
+    let count = lifecycle.capacity.start().await?;
     failpoint::hit("start.rebuilt").await;
     Ok(count)
-}
-
-/// Swaps the policy: every open call counts against the new limits before they decide anything. `publish` brings whatever goes
-/// with it, before the first call is decided by it.
-pub async fn swap(
-    lifecycle: &crate::lifecycle::Lifecycle,
-    policy: Arc<crate::policy::Policy>,
-    publish: impl FnOnce(),
-) -> Result<()> {
-    let _alone = lifecycle.deciding.write().await;
-    let open = lifecycle.store.open_calls().await?;
-    let rebound = open.iter().map(|call| (call.id.clone(), policy.bindings(&call.facts))).collect();
-    let away = |e: crate::gate::GateAway| crate::store::StoreError::Failed(e.to_string());
-    lifecycle.gate.rebind(rebound).await.map_err(away)?;
-    lifecycle.policy.store(policy);
-    publish();
-    Ok(())
 }

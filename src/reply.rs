@@ -6,7 +6,7 @@ use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use http::{HeaderMap, Response, StatusCode};
 use serde_json::{Map, Value, json};
 
-use crate::gate::Full;
+use crate::admission::Full;
 use crate::ids::RefusalId;
 use crate::policy::{Bound, Scope, WhenFull};
 use crate::provider::description::{LimitClass, RefusalShape};

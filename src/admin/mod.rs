@@ -204,7 +204,7 @@ impl Admin {
         let open = self.calls.lifecycle.store.open_calls().await.ok();
         let known = open.is_some();
         let open = open.unwrap_or_default();
-        let counts = self.calls.lifecycle.gate.counts().await.unwrap_or_default();
+        let counts = self.calls.lifecycle.capacity.counts().await.unwrap_or_default();
         let sightings = self.sightings.lock().map(|s| s.clone()).unwrap_or_default();
         let accounts: Vec<Value> = self
             .calls
@@ -250,7 +250,7 @@ impl Admin {
 
     /// `None`: the record cannot be read.
     async fn gauges_of(&self, open: Option<&[CallRecord]>) -> Gauges {
-        let counts = self.calls.lifecycle.gate.counts().await.unwrap_or_default();
+        let counts = self.calls.lifecycle.capacity.counts().await.unwrap_or_default();
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let mut by_business = BTreeMap::<&str, u32>::new();
         for call in open.into_iter().flatten().filter(|c| !c.overrun) {
@@ -561,6 +561,7 @@ mod tests {
             selects: Default::default(),
             per: Per::Destination,
             bound: Bound::Concurrent(1),
+            on_outage: None,
         };
         let shown = by_limit(&[night], &counts.into_iter().map(|(key, n)| (key.to_owned(), n)).collect());
         let wanted = [("business|acme", 2), ("global|", 3), ("night|+155••••••01", 2)];

@@ -75,3 +75,33 @@ impl Learnt {
         Some((median - (now_ms - since)).max(1_000))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Scope;
+
+    fn limit() -> Binding {
+        Binding { limit: "g".into(), scope: Scope::Named, key: "g|".to_owned(), bound: Bound::Concurrent(2) }
+    }
+
+    fn short(lacking: u32, oldest: &[UnixMs]) -> Short {
+        Short { binding: 0, current: 2, lacking, token_in_ms: None, oldest: oldest.to_vec() }
+    }
+
+    #[test]
+    fn the_wait_is_learnt_from_calls_and_spread() {
+        let (waits, bindings) = (Waits::default(), [limit()]);
+        let told = |lacking, oldest: &[UnixMs]| {
+            waits.full(&bindings, &short(lacking, oldest), 130_000).unwrap().free_in_ms
+        };
+        assert_eq!(told(1, &[100_000, 120_000]), None, "nothing was learnt yet");
+        waits.freed(&bindings, Some(60_000));
+        assert_eq!([told(1, &[100_000, 120_000]), told(1, &[100_000, 120_000])], [Some(30_000), Some(50_000)]);
+        assert_eq!(told(1, &[100_000, 120_000]), Some(50_000), "no later than the last");
+        waits.freed(&bindings, None);
+        assert_eq!(told(1, &[100_000, 120_000]), Some(30_000), "a place came free: from the start");
+        assert_eq!(told(2, &[100_000]), None, "nobody knows when a batch ends");
+        assert_eq!(told(1, &[10_000]), Some(1_000), "longer than most: soon");
+    }
+}

@@ -23,7 +23,7 @@ use crate::ids::AccountName;
 use crate::net::{Exchange, Handler, Upstream, UpstreamError, UpstreamSettings};
 use crate::policy::{Business, Policy, Settings};
 use crate::proxy::Proxy;
-use crate::reconcile::{self, Sweeper};
+use crate::reconcile::Sweeper;
 use crate::store::StoreError;
 use crate::webhook::Webhooks;
 
@@ -183,7 +183,7 @@ impl Live {
     async fn swap(&self, calls: Calls, policy: Arc<Policy>, next: Generation) -> Result<(), StoreError> {
         let lifecycle = calls.lifecycle.clone();
         let (hash, number) = (next.hash.clone(), next.number);
-        reconcile::swap(&lifecycle, policy, || {
+        lifecycle.capacity.swap(policy, || {
             lifecycle.metrics.config_in_force(hash.as_deref(), number);
             self.now.store(Arc::new(next));
             self.newest.send_replace(calls);

@@ -13,14 +13,15 @@ use super::Calls;
 use super::lookup::LookedUp;
 use crate::call::{Direction, EndProof, Event, Origin, Outcome, Phase};
 use crate::failpoint;
-use crate::gate::{Order, Places, Verdict};
+use crate::admission::{Order, Places};
+use crate::capacity::{Admission, Unadmitted};
 use crate::ids::{Alias, BusinessId, CallId, RefusalId, mask_number};
 use crate::policy::{Facts, Marks, WhenFull};
 use crate::provider::account::Account;
 use crate::provider::description::{CallFacts, OWN_ID_KIND};
 use crate::provider::render::fill_json;
 use crate::provider::select::{Document, Message};
-use crate::store::{CallRecord, Change, Opened, Result};
+use crate::store::{CallRecord, Change, Opened, Result, StoreError};
 
 /// A hang-up that came to nothing is tried again after so long: longer than one checks its end.
 const HANG_UP_AGAIN: Duration = Duration::from_secs(10);
@@ -76,49 +77,45 @@ impl Calls {
         if let Some(order) = self.order_of(&arrival).await? {
             return self.known(&order, &arrival).await;
         }
-        let deciding = self.lifecycle.deciding.read().await;
+        let deciding = self.lifecycle.capacity.deciding().await;
         let policy = self.lifecycle.policy.load_full();
         let facts = self.facts_of(&arrival);
         let call = CallId::new();
         let at_ms = self.lifecycle.clock.now_ms();
         let bindings = policy.bindings(&facts);
         let ask = Order { call: call.clone(), bindings, places: Places::ONE, mode: policy.mode(), at_ms };
-        let verdict = self.lifecycle.gate.admit(ask).await;
         let mut record = self.lifecycle.new_call(&call, facts.clone(), arrival.origin, arrival.phase);
         record.aliases = arrival.aliases.clone();
-        let full = match verdict {
-            Ok(Verdict::Admitted(lease, would_refuse)) => {
-                failpoint::hit("inbound.admitted").await;
-                let opened = self.lifecycle.open(&lease, record).await?;
+        let full = match self.lifecycle.admit(ask, record.clone()).await {
+            Ok(Admission::Admitted(_, would_refuse, _)) => {
                 drop(deciding);
                 failpoint::hit("inbound.opened").await;
-                return match opened {
-                    Opened::Outdated(_) => Err(crate::store::StoreError::Failed("the gate moved".to_owned())),
-                    Opened::Known(other) => self.known(&other, &arrival).await,
-                    Opened::New(_) => {
-                        self.lifecycle.metrics.admitted(facts.account.as_str(), facts.direction.as_str(), &facts.plan);
-                        info!(
-                            %call,
-                            business = %facts.business,
-                            plan = facts.plan,
-                            account = %facts.account,
-                            from = facts.other_number.as_deref().map(mask_number),
-                            would_refuse = would_refuse.as_ref().map(|f| f.limit.as_ref()),
-                            "inbound admitted"
-                        );
-                        if let Some(full) = would_refuse {
-                            self.lifecycle.metrics.would_refuse(&full.limit);
-                            let what = self.full_refusal(&facts, &full, RefusalId::new()).await;
-                            self.keep_refusal(&facts, &what, "capacity_inbound", true);
-                        }
-                        Ok(Arrived::Admitted(call))
-                    }
-                };
+                self.lifecycle.metrics.admitted(facts.account.as_str(), facts.direction.as_str(), &facts.plan);
+                info!(
+                    %call,
+                    business = %facts.business,
+                    plan = facts.plan,
+                    account = %facts.account,
+                    from = facts.other_number.as_deref().map(mask_number),
+                    would_refuse = would_refuse.as_ref().map(|f| f.limit.as_ref()),
+                    "inbound admitted"
+                );
+                if let Some(full) = would_refuse {
+                    self.lifecycle.metrics.would_refuse(&full.limit);
+                    let what = self.full_refusal(&facts, &full, RefusalId::new()).await;
+                    self.keep_refusal(&facts, &what, "capacity_inbound", true);
+                }
+                return Ok(Arrived::Admitted(call));
             }
-            Ok(Verdict::Refused(full)) => full,
-            Err(error) => {
-                warn!(%error, "an inbound call is refused: the gate does not answer");
-                return Err(crate::store::StoreError::Failed(error.to_string()));
+            Ok(Admission::Known(other)) => {
+                drop(deciding);
+                return self.known(&other, &arrival).await;
+            }
+            Ok(Admission::Refused(full)) => full,
+            Err(Unadmitted::Store(error)) => return Err(error),
+            Err(Unadmitted::Gate(why)) => {
+                warn!(why, "an inbound call is refused: the gate does not answer");
+                return Err(StoreError::Failed(why));
             }
         };
         drop(deciding);

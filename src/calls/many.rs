@@ -8,7 +8,7 @@ use super::Calls;
 use super::lookup::LookedUpGroup;
 use super::place::CreateOrder;
 use crate::call::Phase;
-use crate::gate::Places;
+use crate::admission::Places;
 use crate::ids::{AccountName, Alias, CallId};
 use crate::provider::description::Group;
 use crate::provider::select::Message;

@@ -7,6 +7,7 @@
 mod again;
 mod elsewhere;
 pub mod inbound;
+mod looks;
 pub mod lookup;
 pub mod many;
 pub mod place;
@@ -89,6 +90,8 @@ pub struct Calls {
     pub reposts: repost::Reposts,
     /// The replicas over the record, as the last beat found them; none where this process has the record alone.
     pub fleet: Arc<ArcSwapOption<Fleet>>,
+    /// Accounts that are to be looked at.
+    pub looks: looks::Looks,
     /// Open calls that a request is joining just now.
     joining: Arc<Mutex<HashSet<CallId>>>,
     /// Live calls of orders for many, by account.
@@ -137,6 +140,7 @@ impl Calls {
             tasks: TaskTracker::new(),
             reposts: repost::Reposts::default(),
             fleet: Arc::default(),
+            looks: looks::Looks::default(),
             joining: Arc::default(),
             members: Arc::default(),
             arriving: Arc::new([const { tokio::sync::Mutex::const_new(()) }; ARRIVALS]),

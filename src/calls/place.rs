@@ -20,7 +20,8 @@ use super::repost::{Arrived, Asker, Client, Fingerprint, NOTICED_WITHIN, OrderRe
 use super::{ANSWER_BYTES_MAX, Calls, inject};
 use crate::call::{EndProof, Event, Origin, Outcome as End, Phase};
 use crate::failpoint;
-use crate::gate::{Gated, Lease, Order, Verdict};
+use crate::admission::{Gated, Lease, Order};
+use crate::capacity::{Admission, Unadmitted};
 use crate::ids::{Alias, CallId};
 use crate::lifecycle::finish;
 use crate::net::Outcome;
@@ -31,7 +32,7 @@ use crate::provider::description::{Callback, Operation};
 use crate::provider::render::{Target, render};
 use crate::provider::select::{Document, Message};
 use crate::reply::{Code, Manner, Refusal, refusal};
-use crate::store::{AppCallback, CallRecord, Change, Opened};
+use crate::store::{AppCallback, CallRecord, Change};
 
 /// A request that would create a call.
 #[derive(Debug)]
@@ -196,7 +197,7 @@ impl Calls {
             && let Some(joined) = self.joinable(order).await
         {
             // A call that ended since it was read holds no lease, and must not get one: nobody would ever give it back.
-            if let Ok(Some(lease)) = self.lifecycle.gate.lease(&joined.record.id).await {
+            if let Ok(Some(lease)) = self.lifecycle.capacity.lease(&joined.record.id).await {
                 return self.run_joined(lease, &joined.record, order, mine).await.map_err(Some);
             }
         }
@@ -205,7 +206,9 @@ impl Calls {
             Many::Held(record) => return Box::pin(self.run_held(*record, order, mine)).await.map_err(Some),
         };
         let call = CallId::new();
-        let deciding = self.lifecycle.deciding.read().await;
+        let wanted = many.places.wanted;
+        let mut prepared = self.prepare(order, &call, (wanted, wanted)).map_err(|m| Some(not_dialled(m)))?;
+        let deciding = self.lifecycle.capacity.deciding().await;
         let policy = self.lifecycle.policy.load_full();
         if !policy.has_account(&order.facts.account) {
             let message =
@@ -216,37 +219,36 @@ impl Calls {
         let admitted_at = Instant::now();
         let bindings = policy.bindings(&order.facts);
         let ask = Order { call: call.clone(), bindings, places: many.places, mode: policy.mode(), at_ms };
-        let (lease, would_refuse) = match self.lifecycle.gate.admit(ask).await {
-            Ok(Verdict::Admitted(lease, would_refuse)) => (lease, would_refuse),
-            Ok(Verdict::Refused(full)) => return Err(Some(self.refused_full(order, &full).await)),
-            Err(error) => return Err(Some(Refusal::new(Code::GateUnavailable, error.to_string()))),
-        };
-        failpoint::hit("create.admitted").await;
-        let places = (lease.places(), many.places.wanted);
-        let prepared = match self.prepare(order, &call, places) {
-            Ok(prepared) => prepared,
-            Err(message) => {
-                self.release_unrecorded(&call).await;
-                return Err(Some(Refusal::new(Code::InvalidRequest, message)));
-            }
-        };
         let mut record = self.lifecycle.new_call(&call, order.facts.clone(), Origin::Order, Phase::Reserved);
-        record.callback = prepared.callback;
+        record.callback = prepared.callback.take();
         record.polled = !prepared.events_will_come;
         record.fingerprint = Some(order.fingerprint().as_str().to_owned());
         record.replica = self.replica();
-        (record.places, record.aliases) = (lease.places(), many.aliases);
+        record.aliases = many.aliases;
         record.aliases.extend(key);
-        match self.lifecycle.open(&lease, record).await {
-            Ok(Opened::New(_)) => mine.opened(&call),
-            Ok(Opened::Known(_)) => return Err(None),
-            Ok(Opened::Outdated(_)) | Err(_) => {
+        let (lease, would_refuse) = match self.lifecycle.admit(ask, record).await {
+            Ok(Admission::Admitted(lease, would_refuse, _)) => (lease, would_refuse),
+            Ok(Admission::Known(_)) => return Err(None),
+            Ok(Admission::Refused(full)) => return Err(Some(self.refused_full(order, &full).await)),
+            Err(Unadmitted::Gate(why)) => return Err(Some(Refusal::new(Code::GateUnavailable, why))),
+            Err(Unadmitted::Store(_)) => {
                 let message = "The call's record could not be written, so nothing was dialled.";
                 return Err(Some(Refusal::new(Code::StoreUnavailable, message)));
             }
-        }
+        };
+        mine.opened(&call);
         drop(deciding);
         failpoint::hit("create.recorded").await;
+        let places = (lease.places(), wanted);
+        if places.0 < wanted {
+            match self.prepare(order, &call, places) {
+                Ok(cut) => prepared = cut,
+                Err(message) => {
+                    self.end(&call, End::NotCreated, EndProof::Provider, "order").await;
+                    return Err(Some(not_dialled(message)));
+                }
+            }
+        }
         self.note_admitted(order, &call, places, would_refuse.as_ref()).await;
         if admitted_at.elapsed() > self.settings.send_within {
             failpoint::hit("create.stale").await;
@@ -538,7 +540,7 @@ impl Calls {
             joining.insert(record.id.clone()).then(|| Joining { record, of: self.joining.clone() })
         };
         let joining = joining.ok_or_else(over)?;
-        match self.lifecycle.gate.lease(&joining.record.id).await {
+        match self.lifecycle.capacity.lease(&joining.record.id).await {
             Ok(Some(lease)) => self.run_joined(lease, &joining.record, order, mine).await,
             _ => Err(over()),
         }
@@ -566,9 +568,10 @@ impl Calls {
         });
     }
 
-    pub(super) async fn release_unrecorded(&self, call: &CallId) {
-        let _ = self.lifecycle.gate.release(call, None).await;
-    }
+}
+
+fn not_dialled(message: String) -> Refusal {
+    Refusal::new(Code::InvalidRequest, message)
 }
 
 /// The provider's own wish, in seconds: whole seconds only; a date or nonsense counts as none.

@@ -7,7 +7,7 @@ use tracing::{info, warn};
 use super::Calls;
 use super::place::CreateOrder;
 use crate::call::Direction;
-use crate::gate::Full;
+use crate::admission::Full;
 use crate::ids::{AccountName, CallId, RefusalId, mask_number};
 use crate::policy::{Bound, Facts};
 use crate::provider::account::Account;
@@ -72,7 +72,7 @@ impl Calls {
 
     /// The words for a full limit.
     pub(super) async fn full_refusal(&self, facts: &Facts, full: &Full, id: RefusalId) -> Refusal {
-        let counts = self.lifecycle.gate.counts().await.unwrap_or_default();
+        let counts = self.lifecycle.capacity.counts().await.unwrap_or_default();
         let policy = self.lifecycle.policy.load();
         let (used, all) = (counts.calls.saturating_sub(counts.overruns), policy.global_limit());
         let code = Code::of_full(full);
@@ -117,6 +117,10 @@ impl Calls {
     ) -> Response<Bytes> {
         let provider = &order.account.provider.name;
         self.lifecycle.metrics.provider_limit(provider, order.account.name.as_str(), class.as_str());
+        if class == LimitClass::Concurrency {
+            // It counts more calls than we do: our view is stale.
+            self.looks.want(&order.account.name);
+        }
         let (id, first) = self.refusal_id(order);
         let mut what = Refusal { id, ..Refusal::new(Code::ProviderLimit, String::new()) };
         what.retry_after_secs = Some(wait_secs);

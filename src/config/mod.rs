@@ -24,6 +24,7 @@ use toml::de::DeTable;
 use crate::call::Deadlines;
 use crate::calls::place::SEND_WITHIN;
 use crate::calls::{self};
+use crate::capacity;
 use crate::ids::AccountName;
 use crate::policy::Settings as PolicySettings;
 use crate::provider::Registry;
@@ -61,6 +62,8 @@ pub struct Config {
     pub drain: Duration,
     /// The store.
     pub store: StoreSettings,
+    /// Who decides.
+    pub gate: capacity::Settings,
     /// The secret of HS256 tokens on `listen.admin`.
     pub token_secret: Option<Secret>,
     /// Tokens and signatures are required.
@@ -349,6 +352,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
         late_answer: late_answer.max(create_timeout),
         drain,
         store,
+        gate: capacity::Settings::default(),
         token_secret,
         strict,
         log,

@@ -6,6 +6,7 @@ use super::read::{Table, Word};
 use crate::call::Direction;
 use crate::ids::BusinessId;
 use crate::policy::{
+    OnOutage, 
     AccountLimits, Bound, Business, DEFAULT_PLAN, Limit, Mode, Per, Plan, Rate, Rule, Scope, Selector, Settings,
     Unknown, WhenFull, default_plans,
 };
@@ -40,6 +41,7 @@ pub(super) fn read(root: &Table<'_>, accounts: Vec<AccountLimits>) -> Option<Set
         rules,
         unknown,
         when_full: WhenFull::Busy,
+        on_outage: OnOutage::default(),
     })
 }
 
@@ -173,6 +175,10 @@ fn limits(root: &Table<'_>, accounts: &[AccountLimits], plans: &BTreeMap<String,
     limits
 }
 
+/// The words for [`OnOutage`].
+pub(super) const ON_OUTAGE: [(&str, OnOutage); 3] =
+    [("database", OnOutage::Database), ("open", OnOutage::Open), ("closed", OnOutage::Closed)];
+
 fn limit(table: &Table<'_>) -> Option<Limit> {
     let report = table.report();
     let name = table.text("name");
@@ -194,6 +200,7 @@ fn limit(table: &Table<'_>) -> Option<Limit> {
         ("destination", Per::Destination),
     ];
     let per = table.word("per", &pers).unwrap_or(Per::All);
+    let on_outage = table.word("on_outage", &ON_OUTAGE);
     let concurrent = table.count("concurrent", 0..=CALLS_MAX).map(Bound::Concurrent);
     let rate = table.parsed("rate", Rate::parse).map(Bound::Rate);
     let bound = match (concurrent, rate) {
@@ -219,7 +226,7 @@ fn limit(table: &Table<'_>) -> Option<Limit> {
     };
     on.finish();
     table.finish();
-    Some(Limit { name: name?.into(), scope: Scope::Named, selects, per, bound: bound? })
+    Some(Limit { name: name?.into(), scope: Scope::Named, selects, per, bound: bound?, on_outage })
 }
 
 /// `when_full = "busy"`, `{ say = "…", language = "en-US" }` or `{ forward = "+1…" }`. In the environment: `…_WHEN_FULL=busy`,

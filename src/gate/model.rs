@@ -4,7 +4,8 @@
 use proptest::prelude::*;
 
 use super::memory::MemoryGate;
-use super::{Gate, Order, Places, Verdict};
+use super::Gate;
+use crate::admission::{Decision, Held, Order, Places, keys};
 use crate::clock::UnixMs;
 use crate::ids::CallId;
 use crate::policy::{Binding, Bound, Mode, Rate, Scope};
@@ -21,7 +22,7 @@ enum Command {
     Adopt(Vec<usize>, u32),
     /// Time passes.
     Wait(u16),
-    /// Every open call comes under other limits.
+    /// Every open call comes under other limits, and the rates start anew.
     Rebind(Vec<usize>),
 }
 
@@ -122,22 +123,26 @@ fn commands() -> impl Strategy<Value = Vec<Command>> {
 
 async fn agree(gate: &dyn Gate, script: Vec<Command>) {
     let (mut model, mut calls, mut now) = (Model::default(), Vec::<(CallId, Vec<Binding>)>::new(), 1_000_000);
+    let mut epoch = 0;
     for (step, command) in script.into_iter().enumerate() {
         match command {
             Command::Admit(positions, places, mode) => {
                 let (call, bindings) = (CallId::new(), of(&positions));
                 let wanted = model.full(&bindings, places.at_least, now).map(|b| b.limit.clone());
                 let order = Order { call: call.clone(), bindings: bindings.clone(), places, mode, at_ms: now };
-                match (gate.admit(order).await.unwrap(), mode) {
-                    (Verdict::Refused(full), Mode::Enforce) => assert_eq!(Some(full.limit), wanted, "step {step}"),
-                    (Verdict::Admitted(lease, would), mode) => {
-                        assert_eq!(would.map(|f| f.limit), wanted, "step {step}");
+                let limit = |short: usize| bindings[short].limit.clone();
+                match (gate.admit(epoch, &order).await.unwrap(), mode) {
+                    (Decision::Refused(short), Mode::Enforce) => {
+                        assert_eq!(Some(limit(short.binding)), wanted, "step {step}");
+                    }
+                    (Decision::Admitted { places: granted, would }, mode) => {
+                        assert_eq!(would.map(|short| limit(short.binding)), wanted, "step {step}");
                         assert!(mode == Mode::Observe || wanted.is_none(), "step {step}");
-                        assert_eq!(lease.places(), model.granted(&bindings, places, mode), "step {step}");
-                        model.hold(call.clone(), bindings.clone(), lease.places(), Some(now));
+                        assert_eq!(granted, model.granted(&bindings, places, mode), "step {step}");
+                        model.hold(call.clone(), bindings.clone(), granted, Some(now));
                         calls.push((call, bindings));
                     }
-                    (verdict, mode) => panic!("step {step}: {verdict:?} in {mode:?}"),
+                    (decision, mode) => panic!("step {step}: {decision:?} in {mode:?}"),
                 }
             }
             Command::AdmitAgain(n) => {
@@ -145,33 +150,40 @@ async fn agree(gate: &dyn Gate, script: Vec<Command>) {
                 // A call that has ended would be a new one to the gate; the lifecycle never asks for it.
                 if let Some((.., held)) = model.held.iter().find(|(held, ..)| *held == call) {
                     let order = Order { call, bindings, places: Places::up_to(9), mode: Mode::Enforce, at_ms: now };
-                    let again = gate.admit(order).await.unwrap();
-                    assert!(
-                        matches!(&again, Verdict::Admitted(lease, None) if lease.places() == *held),
-                        "step {step}: {again:?}"
-                    );
+                    let again = gate.admit(epoch, &order).await.unwrap();
+                    assert_eq!(again, Decision::Admitted { places: *held, would: None }, "step {step}");
                 }
             }
             Command::Release(n) => {
                 let Some((call, _)) = calls.get(n) else { continue };
                 let held = model.release(call);
-                assert_eq!(gate.release(call, Some(now)).await.unwrap(), held, "step {step}");
+                assert_eq!(gate.release(epoch, call).await.unwrap(), held, "step {step}");
             }
             Command::Adopt(positions, places) => {
                 let (call, bindings) = (CallId::new(), of(&positions));
-                let _lease = gate.adopt(&call, bindings.clone(), places, now, true).await.unwrap();
+                let held = Held { call: call.clone(), keys: keys(&bindings), places, since_ms: now, overrun: true };
+                gate.adopt(epoch, &held).await.unwrap();
                 model.hold(call.clone(), bindings.clone(), places, None);
                 calls.push((call, bindings));
             }
             Command::Wait(ms) => now += i64::from(ms),
             Command::Rebind(positions) => {
                 let bindings = of(&positions);
-                let moved = model.held.iter().map(|(call, ..)| (call.clone(), bindings.clone())).collect();
-                gate.rebind(moved).await.unwrap();
+                epoch += 1;
+                let moved = |(call, _, places): &(CallId, Vec<Binding>, u32)| Held {
+                    call: call.clone(),
+                    keys: keys(&bindings),
+                    places: *places,
+                    since_ms: now,
+                    overrun: false,
+                };
+                let held: Vec<Held> = model.held.iter().map(moved).collect();
+                gate.rebuild(epoch, &held, &[]).await.unwrap();
+                model.taken.clear();
                 model.held.iter_mut().for_each(|(_, held, _)| held.clone_from(&bindings));
             }
         }
-        let counts = gate.counts().await.unwrap();
+        let counts = gate.counts(epoch).await.unwrap();
         assert_eq!(counts.calls, model.held.iter().map(|(.., places)| places).sum::<u32>(), "step {step}");
         for limit in limits().iter().filter(|b| matches!(b.bound, Bound::Concurrent(_))) {
             let held = counts.by_key.get(&limit.key).copied().unwrap_or(0);

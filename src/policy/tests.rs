@@ -13,6 +13,7 @@ fn settings() -> Settings {
         }],
         plans: default_plans(),
         limits: vec![],
+        on_outage: OnOutage::default(),
         businesses: vec![],
         rules: None,
         unknown: Unknown::Reject,
@@ -125,6 +126,7 @@ fn named_limits_select_by_any_fact_and_count_per_any_fact() {
         selects: Selector { destination_prefix: vec!["+90".to_owned()], ..Selector::default() },
         per: Per::Destination,
         bound: Bound::Concurrent(1),
+        on_outage: None,
     };
     let policy = Policy::new(Settings { limits: vec![limit], ..settings() }, &[]);
     let mut to_turkey = facts(&policy, "default");
@@ -167,4 +169,32 @@ fn the_platform_has_a_limit_even_if_nobody_wrote_one() {
     let policy = Policy::new(bare, &[]);
     assert_eq!(policy.global_limit(), GLOBAL_CALLS_DEFAULT);
     assert!(names(&policy, "default").contains(&("global".to_owned(), Bound::Concurrent(5))));
+}
+
+#[test]
+fn the_strictest_limit_says_who_decides_in_an_outage() {
+    let limit = |name: &str, prefix: &str, on_outage| Limit {
+        name: name.into(),
+        scope: Scope::Named,
+        selects: Selector { destination_prefix: vec![prefix.to_owned()], ..Selector::default() },
+        per: Per::All,
+        bound: Bound::Concurrent(1),
+        on_outage,
+    };
+    let limits = vec![
+        limit("dear", "+88", Some(OnOutage::Closed)),
+        limit("any", "+", Some(OnOutage::Open)),
+        limit("silent", "+", None),
+    ];
+    let policy = |on_outage| Policy::new(Settings { limits: limits.clone(), on_outage, ..settings() }, &[]);
+    let to = |policy: &Policy, number: &str| Facts { other_number: Some(number.to_owned()), ..facts(policy, "default") };
+    for (default, cheap, dear) in [
+        (OnOutage::Open, OnOutage::Open, OnOutage::Closed),
+        (OnOutage::Database, OnOutage::Database, OnOutage::Closed),
+        (OnOutage::Closed, OnOutage::Closed, OnOutage::Closed),
+    ] {
+        let policy = policy(default);
+        assert_eq!(policy.on_outage(&to(&policy, "+15550001111")), cheap);
+        assert_eq!(policy.on_outage(&to(&policy, "+8816")), dear);
+    }
 }

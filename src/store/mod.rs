@@ -17,6 +17,7 @@ pub mod migrations;
 pub mod postgres;
 mod rows;
 pub mod sqlite;
+mod standing;
 #[cfg(test)]
 mod suite;
 
@@ -376,7 +377,8 @@ pub trait Store: Send + Sync + 'static {
     async fn open(&self, call: NewCall, epoch: Option<i64>) -> Result<Opened>;
 
     /// Decides about a call and puts it on record, in one transaction, if the pool's mode is `database` and its epoch this one.
-    /// `call.places` is what is granted, whatever it says before. Known ids come before full limits.
+    /// Its places are what is granted and its keys the order's, whatever `call` says. Known ids come before full limits. Of a call
+    /// that is open already it is `New`, with its places; of one that has ended, `Known`.
     async fn admit(&self, call: NewCall, order: Order, epoch: i64) -> Result<Decided>;
 
     /// Under what admissions are put on record.

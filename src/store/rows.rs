@@ -5,7 +5,9 @@ use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 use sqlx::sqlite::SqliteRow;
 
+use super::standing::OpenRow;
 use super::{CallRecord, OrderRecord};
+use crate::admission::{GateState, Held};
 use crate::ids::{AccountName, Alias, BusinessId, CallId};
 use crate::policy::Facts;
 
@@ -101,7 +103,7 @@ pub(super) fn record(row: &impl Columns, aliases: Vec<Alias>) -> Sql<CallRecord>
         absent_at: row.optional_number("absent_at")?,
         callback: json(row.optional_text("callback")?)?,
         fingerprint: row.optional_text("fingerprint")?,
-        replica: None,
+        replica: row.optional_text("replica")?,
         aliases,
     })
 }
@@ -122,5 +124,32 @@ pub(super) fn order(row: &impl Columns) -> Sql<OrderRecord> {
         phase_at: row.number("phase_at")?,
         ended_at: row.optional_number("ended_at")?,
         silent_ms: row.optional_number("silent_ms")?,
+    })
+}
+
+pub(super) fn gate_state(row: &impl Columns) -> Sql<GateState> {
+    Ok(GateState { epoch: row.number("epoch")?, mode: word(row, "mode")? })
+}
+
+/// A lease, of a row that gives its keys as JSON.
+pub(super) fn held(row: &impl Columns) -> Sql<Held> {
+    Ok(Held {
+        call: call_id(&row.text("id")?)?,
+        keys: json(row.optional_text("keys")?)?.unwrap_or_default(),
+        places: row.number("places")?.try_into().map_err(damaged)?,
+        since_ms: row.number("admitted_at")?,
+        overrun: row.flag("overrun")?,
+    })
+}
+
+/// The same with its facts.
+pub(super) fn open_row(row: &impl Columns) -> Sql<OpenRow> {
+    Ok(OpenRow {
+        call: call_id(&row.text("id")?)?,
+        facts: facts(row)?,
+        places: row.number("places")?.try_into().map_err(damaged)?,
+        since_ms: row.number("admitted_at")?,
+        overrun: row.flag("overrun")?,
+        keys: json(row.optional_text("keys")?)?,
     })
 }

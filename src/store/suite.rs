@@ -2,11 +2,14 @@
 //!
 //! A back end gives a [`Fresh`]: an empty store, a way to open it again, and a way past the trait to its tables.
 
+mod gate;
+
 use std::sync::Arc;
 
 use super::*;
 use crate::call::{Deadlines, Direction, EndProof, Origin, Outcome, Phase, Step};
 use crate::ids::{AccountName, BusinessId};
+pub(super) use gate::*;
 
 /// A store of a test's own, which goes when the test ends.
 #[async_trait]
@@ -49,7 +52,16 @@ macro_rules! behaves_as_a_store {
             an_event_that_two_settle_is_settled_once,
             a_delivery_is_one_senders_and_comes_back_if_that_dies,
             deliveries_of_a_call_go_in_order_and_others_do_not_wait,
-            an_order_is_found_at_another_replica_and_taken_by_one
+            an_order_is_found_at_another_replica_and_taken_by_one,
+            a_call_is_put_on_record_under_the_pools_epoch_alone,
+            the_database_decides_in_its_own_mode_and_epoch,
+            a_full_limit_refuses_until_a_call_has_ended,
+            an_order_for_many_gets_what_is_free_and_holds_it,
+            a_rate_gives_out_its_tokens_whoever_asks,
+            what_is_known_comes_before_a_full_limit,
+            a_move_counts_every_open_call_by_the_new_policy,
+            of_many_at_once_as_many_are_admitted_as_there_are_places,
+            moves_under_load_lose_no_call_and_let_none_in_over_a_limit
         );
     };
     ($fresh:path, $($behaviour:ident),+) => {
@@ -338,11 +350,13 @@ pub(super) async fn records_come_back_as_they_were_written(fresh: &impl Fresh) {
     call.facts.agent = Some("agent 'x\" — ü".to_owned());
     (call.overrun, call.polled, call.places) = (true, true, 4_000_000_000);
     (call.callback, call.fingerprint) = (Some(callback.clone()), Some("f".to_owned()));
+    call.replica = Some("web-1".to_owned());
     store.open(call.clone(), None).await.unwrap();
     let record = store.call(&call.id).await.unwrap().unwrap();
     assert_eq!(record.facts, call.facts);
     assert_eq!((record.overrun, record.polled, record.unsettled, record.places), (true, true, false, 4_000_000_000));
     assert_eq!((record.callback, record.fingerprint.as_deref()), (Some(callback), Some("f")));
+    assert_eq!(record.replica, call.replica);
     assert_eq!((record.admitted_at, record.deadline_at, record.phase), (1000, Some(91_000), Phase::Reserved));
     let mut sorted = call.aliases.clone();
     sorted.sort();
@@ -396,6 +410,7 @@ pub(super) async fn the_writer_and_the_readers_read_the_same_record(fresh: &impl
     call.facts.agent = Some("agent_1".to_owned());
     (call.phase, call.overrun, call.polled, call.places) = (Phase::Live, true, true, 7);
     call.fingerprint = Some("fingerprint".to_owned());
+    call.replica = Some("web-1".to_owned());
     call.callback =
         Some(AppCallback { url: "http://app.test/x".to_owned(), method: "POST".to_owned(), events: vec![] });
     store.open(call.clone(), None).await.unwrap();
@@ -606,7 +621,6 @@ pub(super) async fn an_order_is_found_at_another_replica_and_taken_by_one(fresh:
     for call in [&second, &first, &new_call(&[])] {
         a.open(call.clone(), None).await.unwrap();
     }
-    fresh.execute(&format!("UPDATE calls SET replica = '{}' WHERE id = '{}'", one.id, first.id)).await;
     let find = async || b.find_orders("print", 1000).await.unwrap();
     let found = find().await;
     assert_eq!(found.iter().map(|o| &o.id).collect::<Vec<_>>(), [&first.id, &second.id], "the oldest first");

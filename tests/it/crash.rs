@@ -51,16 +51,18 @@ enum Act {
 /// How to come to a point: where the process before died already, what else is armed, what happens.
 fn script(point: &str) -> Option<(&'static str, &'static str, Act)> {
     Some(match point {
-        "create.admitted" | "create.recorded" | "create.sending" | "create.head" | "create.answered"
+        "create.recorded" | "create.sending" | "create.head" | "create.answered"
         | "create.unbound" | "create.bound" | "call.opened" | "store.writing" | "store.committing"
         | "store.committed" => ("", "", Act::Order),
+        "gate.admitted" => ("", "", Act::Order),
+        "gate.advanced" | "gate.rebuilt" => ("", "", Act::Nothing),
         "create.stale" | "create.stale.ended" => ("", "create.recorded=sleep:1500", Act::Order),
         "create.joined" => ("", "", Act::Join),
         "create.not_sent" | "create.not_sent.ended" => ("", "", Act::Away),
         "create.limit" | "create.limit.ended" => ("", "", Act::Fault(FaultKind::TooManyConcurrent)),
         "create.rejected" | "create.rejected.ended" => ("", "", Act::Fault(FaultKind::Invalid)),
         "create.unknown" | "create.unknown.recorded" => ("", "", Act::Fault(FaultKind::ServerErrorAfterCreate)),
-        "inbound.admitted" | "inbound.opened" | "inbound.fronted" => ("", "", Act::CallIn),
+        "inbound.opened" | "inbound.fronted" => ("", "", Act::CallIn),
         "inbound.full" | "inbound.adopted" | "inbound.refused" => ("", "", Act::CallInFull),
         "webhook.read" | "webhook.received" | "webhook.applied" | "webhook.settled" | "webhook.answered"
         | "call.applied" | "call.ended" | "call.released" | "delivery.sent" | "delivery.noted" => ("", "", Act::End),
@@ -198,7 +200,8 @@ async fn survives(point: &'static str, pass: u32) {
 
 async fn all_survive(places: &[&str]) {
     let mut deaths = tokio::task::JoinSet::new();
-    for point in failpoint::ALL.iter().filter(|point| places.contains(&place(point))) {
+    let taken = |point: &&&str| places.contains(&place(point)) && !IN_THE_STORE.contains(*point);
+    for point in failpoint::ALL.iter().filter(taken) {
         deaths.spawn(survives(point, 1));
     }
     assert!(!deaths.is_empty());
@@ -209,6 +212,8 @@ fn place(point: &str) -> &str {
     point.split('.').next().unwrap_or_default()
 }
 
+/// Taken by the store's own tests, which die at it in a process of their own.
+const IN_THE_STORE: &[&str] = &["store.advancing"];
 const OF_ORDERS: &[&str] = &["create"];
 const OF_WEBHOOKS: &[&str] = &["inbound", "webhook", "replay", "delivery"];
 const OF_CALLS: &[&str] = &["call", "hangup", "store", "fetch"];
@@ -259,7 +264,7 @@ fn every_failpoint_is_exercised() {
     let code: String = files.iter().map(|file| std::fs::read_to_string(file).unwrap()).collect();
     for point in failpoint::ALL {
         assert!(code.contains(&format!("\"{point}\"")), "{point} is nowhere in the code");
-        assert!(script(point).is_some(), "no test comes to {point}");
+        assert!(script(point).is_some() || IN_THE_STORE.contains(point), "no test comes to {point}");
         let tested = [OF_ORDERS, OF_WEBHOOKS, OF_CALLS, OF_PROCESSES].concat().contains(&place(point));
         assert!(tested, "no test takes {point}");
     }

@@ -49,7 +49,7 @@ async fn is_terminated(stage: &Stage, call: &CallView) {
 }
 
 async fn overruns(stage: &Stage) -> u32 {
-    stage.app().calls().lifecycle.gate.counts().await.unwrap().overruns
+    stage.app().calls().lifecycle.capacity.counts().await.unwrap().overruns
 }
 
 /// The first means in the list that the call has what it needs for, and no other.

@@ -13,7 +13,7 @@ use crate::ids::{AccountName, Alias, CallId};
 use crate::policy::Facts;
 use crate::provider::description::OWN_ID_KIND;
 
-fn to_json(value: &impl serde::Serialize) -> Sql<String> {
+pub(super) fn to_json(value: &impl serde::Serialize) -> Sql<String> {
     serde_json::to_string(value).map_err(|e| sqlx::Error::Encode(e.into()))
 }
 
@@ -114,35 +114,47 @@ async fn never_called(c: &mut PgConnection, call: &CallId) -> Sql<bool> {
     Ok(row.try_get::<Option<String>, _>("outcome")?.as_deref() == Some(Outcome::NotCreated.as_str()))
 }
 
-pub(super) async fn open(c: &mut PgConnection, call: NewCall) -> Sql<Opened> {
-    lock_ids(c, &call.aliases).await?;
-    for alias in &call.aliases {
+/// An id of our own kind: that of the first record of the same call.
+pub(super) fn is_own(alias: &Alias) -> bool {
+    alias.kind == OWN_ID_KIND
+}
+
+/// Whose the ids of a new call are.
+pub(super) enum Claim {
+    /// They are this call's.
+    Known(CallId),
+    /// They may be the new one's. These keys are still bound to orders that made no call.
+    Free(Vec<Alias>),
+}
+
+/// With the ids locked.
+pub(super) async fn claim(c: &mut PgConnection, aliases: &[Alias]) -> Sql<Claim> {
+    let mut freed = Vec::new();
+    for alias in aliases {
         if let Holder::Call(known) = holder(c, alias).await? {
             // The key of an order that made no call is free again.
             if alias.kind != KEY_KIND || !never_called(c, &known).await? {
-                return Ok(Opened::Known(known));
+                return Ok(Claim::Known(known));
             }
-            query("DELETE FROM call_aliases WHERE kind = $1 AND id = $2")
-                .bind(&alias.kind)
-                .bind(&alias.id)
-                .execute(&mut *c)
-                .await?;
+            freed.push(alias.clone());
         }
     }
-    // The second record of a call: from now on the outside ids lead to it.
-    for first in call.aliases.iter().filter(|a| a.kind == OWN_ID_KIND) {
-        query("UPDATE call_aliases SET call_id = $1 WHERE call_id = $2")
-            .bind(call.id.as_str())
-            .bind(&first.id)
-            .execute(&mut *c)
-            .await?;
-    }
+    Ok(Claim::Free(freed))
+}
+
+pub(super) async fn open(c: &mut PgConnection, call: NewCall) -> Sql<Opened> {
+    lock_ids(c, &call.aliases).await?;
+    let freed = match claim(c, &call.aliases).await? {
+        Claim::Known(known) => return Ok(Opened::Known(known)),
+        Claim::Free(freed) => freed,
+    };
     let f = &call.facts;
     query(
         "INSERT INTO calls (id, business, plan, account, provider, direction, operation, agent, own_number, other_number,
              origin, phase, overrun, admitted_at, phase_at, deadline_at, answered_at, seen_at, seen_by, callback, carrier, polled,
-             places, fingerprint)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $14, $15, $16, $14, $18, $17, $19, $20, $21, $22)",
+             places, fingerprint, keys, replica)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $14, $15, $16, $14, $18, $17, $19, $20, $21, $22,
+             $23, $24)",
     )
     .bind(call.id.as_str())
     .bind(f.business.as_str())
@@ -166,10 +178,31 @@ pub(super) async fn open(c: &mut PgConnection, call: NewCall) -> Sql<Opened> {
     .bind(call.polled)
     .bind(i64::from(call.places))
     .bind(&call.fingerprint)
+    .bind(&call.keys)
+    .bind(&call.replica)
     .execute(&mut *c)
     .await?;
-    let (news, _) = bind_all(c, &call.aliases, &call.id, call.at_ms).await?;
-    Ok(Opened::New(news))
+    claimed(c, &call, &freed).await.map(Opened::New)
+}
+
+/// Binds the ids of a call that was just written. Returns the news that waited under them.
+pub(super) async fn claimed(c: &mut PgConnection, call: &NewCall, freed: &[Alias]) -> Sql<Option<Event>> {
+    for alias in freed {
+        query("DELETE FROM call_aliases WHERE kind = $1 AND id = $2")
+            .bind(&alias.kind)
+            .bind(&alias.id)
+            .execute(&mut *c)
+            .await?;
+    }
+    // The second record of a call: from now on the outside ids lead to it.
+    for first in call.aliases.iter().filter(|a| is_own(a)) {
+        query("UPDATE call_aliases SET call_id = $1 WHERE call_id = $2")
+            .bind(call.id.as_str())
+            .bind(&first.id)
+            .execute(&mut *c)
+            .await?;
+    }
+    bind_all(c, &call.aliases, &call.id, call.at_ms).await.map(|(news, _)| news)
 }
 
 pub(super) async fn apply(c: &mut PgConnection, change: Change) -> Sql<Option<Applied>> {

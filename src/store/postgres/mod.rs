@@ -5,6 +5,7 @@
 //! to that (`transact.rs`).
 
 mod calls;
+mod gate;
 mod holder;
 pub mod inspect;
 mod messages;
@@ -31,9 +32,10 @@ use crate::call::Event;
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId};
 use crate::policy::{Business, Facts, Policy};
+use gate::Ask;
 use holder::{BEAT_EVERY, Me, SILENCE};
 pub use settings::{Pooler, Settings};
-use transact::{Db, Fate, prepared};
+use transact::{Db, Fate, Gate, prepared};
 
 type Sql<T> = std::result::Result<T, sqlx::Error>;
 
@@ -105,6 +107,7 @@ pub struct PostgresStore {
     beating: tokio::sync::Mutex<Option<tokio::task::JoinHandle<()>>>,
     /// Calls of which nobody knows yet whether they are on record, and the transaction that knows.
     doubtful: Mutex<HashMap<CallId, i64>>,
+    callers_clock: bool,
 }
 
 /// The SQLSTATE of an error; empty if it is not the server's.
@@ -225,7 +228,22 @@ impl PostgresStore {
         }
         info!(store = %shown, version = %server.version, pooler = server.pooled, generation, ?sharing, "the record is open");
         let beating = tokio::spawn(beat(db.clone(), me.clone()));
-        Ok(Self { db, me, beating: tokio::sync::Mutex::new(Some(beating)), doubtful: Mutex::default() })
+        Ok(Self {
+            db,
+            me,
+            beating: tokio::sync::Mutex::new(Some(beating)),
+            doubtful: Mutex::default(),
+            callers_clock: settings.callers_clock,
+        })
+    }
+
+    /// Remembers calls of which nobody knows whether they are on record.
+    fn note_doubt(&self, calls: &[CallId], (error, doubt): (StoreError, Option<i64>)) -> StoreError {
+        if let Some(xid) = doubt {
+            let mut doubtful = self.doubtful.lock().unwrap_or_else(PoisonError::into_inner);
+            doubtful.extend(calls.iter().map(|call| (call.clone(), xid)));
+        }
+        error
     }
 
     /// Settles a record whose COMMIT got no answer: only then is it certain that it is there, or never will be.
@@ -313,37 +331,38 @@ async fn refuse_while_held(db: &Db) -> std::result::Result<(), String> {
 
 #[async_trait]
 impl Store for PostgresStore {
-    async fn open(&self, call: NewCall, _epoch: Option<i64>) -> Result<Opened> {
+    async fn open(&self, call: NewCall, epoch: Option<i64>) -> Result<Opened> {
         let id = call.id.clone();
-        let opened = self.db.write_or_doubt(move |c| Box::pin(calls::open(c, call.clone()))).await;
-        opened.map_err(|(error, doubt)| {
-            if let Some(xid) = doubt {
-                self.doubtful.lock().unwrap_or_else(PoisonError::into_inner).insert(id, xid);
-            }
-            error
-        })
+        let lock = if epoch.is_some() { Gate::Shared } else { Gate::Open };
+        let opened = self.db.write_at(lock, move |c, state| Box::pin(gate::open(c, call.clone(), epoch, state))).await;
+        opened.map_err(|failed| self.note_doubt(&[id], failed))
     }
 
-    async fn admit(&self, _call: NewCall, _order: Order, _epoch: i64) -> Result<Decided> {
-        Err(StoreError::Failed("not yet".to_owned()))
+    async fn admit(&self, call: NewCall, order: Order, epoch: i64) -> Result<Decided> {
+        let (id, ask) = (call.id.clone(), Arc::new([Ask { call, order, epoch }]));
+        let callers_clock = self.callers_clock;
+        let decided = self
+            .db
+            .write_at(Gate::Alone, move |c, state| {
+                let ask = ask.clone();
+                Box::pin(async move { gate::admit(c, state, ask.as_slice(), callers_clock).await })
+            })
+            .await;
+        let mut decided = decided.map_err(|failed| self.note_doubt(&[id], failed))?;
+        decided.pop().ok_or_else(|| StoreError::Failed("nothing was decided".to_owned()))
     }
 
     async fn gate_state(&self) -> Result<GateState> {
-        Err(StoreError::Failed("not yet".to_owned()))
+        self.db.read(|c| Box::pin(gate::read_state(c))).await
     }
 
-    async fn advance(
-        &self,
-        _from: i64,
-        _to: GateMode,
-        _policy: Arc<Policy>,
-        _now_ms: UnixMs,
-    ) -> Result<Option<Advanced>> {
-        Err(StoreError::Failed("not yet".to_owned()))
+    async fn advance(&self, from: i64, to: GateMode, policy: Arc<Policy>, now_ms: UnixMs) -> Result<Option<Advanced>> {
+        let at_ms = self.callers_clock.then_some(now_ms);
+        self.db.write(move |c| Box::pin(gate::advance(c, from, to, policy.clone(), at_ms))).await
     }
 
     async fn leases(&self) -> Result<Vec<Held>> {
-        Err(StoreError::Failed("not yet".to_owned()))
+        self.db.read(|c| Box::pin(gate::leases(c))).await
     }
 
     async fn find_orders(&self, fingerprint: &str, since_ms: UnixMs) -> Result<Vec<OrderRecord>> {

@@ -28,6 +28,8 @@ pub struct Settings {
     pub statement_timeout: Duration,
     /// What stands between us and the server.
     pub pooler: Pooler,
+    /// Decisions go by the time that the order says, not by the server's. For tests that step it.
+    pub callers_clock: bool,
 }
 
 impl Settings {
@@ -36,7 +38,13 @@ impl Settings {
     /// # Errors
     /// The URL cannot be used. Never holds it: it has a password.
     pub fn new(url: Secret) -> Result<Self, String> {
-        let settings = Self { url, pool_max: 16, statement_timeout: Duration::from_secs(5), pooler: Pooler::Detect };
+        let settings = Self {
+            url,
+            pool_max: 16,
+            statement_timeout: Duration::from_secs(5),
+            pooler: Pooler::Detect,
+            callers_clock: false,
+        };
         settings.options().map_err(|error| match error {
             // Errors of parsing name a part of the URL at most, but which part is not known.
             sqlx::Error::Configuration(_) => {

@@ -19,8 +19,11 @@ struct Fence {
     url: String,
 }
 
+/// The tests step the time.
 fn settings(url: &str) -> Settings {
-    Settings::new(Secret::new(url)).unwrap()
+    let mut settings = Settings::new(Secret::new(url)).unwrap();
+    settings.callers_clock = true;
+    settings
 }
 
 /// A database, unless there is no Postgres here. The first that asks starts the server, which blocks.
@@ -401,4 +404,139 @@ async fn a_server_that_is_away_is_waited_for_and_its_password_is_told_to_nobody(
     assert!(told.contains("cannot be reached") && !told.contains("hunter2"), "{told}");
     let why = inspect::inspect(&settings).await.unwrap_err();
     assert!(!why.contains("hunter2"), "{why}");
+}
+
+/// Both parts in one: the process that dies, and the one that started it.
+#[tokio::test]
+async fn a_move_that_dies_half_way_was_none() {
+    const URL: &str = "RINGFENCE_TEST_MOVES";
+    let policy = suite::policy(7, None);
+    if let Ok(url) = std::env::var(URL) {
+        let store = PostgresStore::open(&settings(&url), true, Sharing::Alone, |_| {}).await.unwrap();
+        let moved = store.advance(1, GateMode::Database, policy, 1).await;
+        panic!("it lives: {moved:?}");
+    }
+    let Some(fence) = fresh().await else { return };
+    let store = fence.store().await;
+    store.open(new_call(&[]), Some(1)).await.unwrap();
+    let before = store.leases().await.unwrap();
+    store.close().await;
+    let test = "postgres::tests::a_move_that_dies_half_way_was_none";
+    suite::dies_at("store.advancing", test, URL, &fence.url).await;
+    let store = fence.store().await;
+    assert_eq!(store.gate_state().await.unwrap(), GateState { epoch: 1, mode: GateMode::Memory });
+    assert_eq!(store.leases().await.unwrap(), before);
+    assert!(store.advance(1, GateMode::Database, policy, 1).await.unwrap().is_some());
+}
+
+/// A writer's transaction that is held open, and says so.
+async fn held_open(store: &Arc<PostgresStore>, call: &NewCall) -> (tokio::sync::oneshot::Sender<()>, Opening) {
+    let (go, wait) = tokio::sync::oneshot::channel::<()>();
+    let (here, there) = tokio::sync::oneshot::channel::<()>();
+    let both = Arc::new(Mutex::new(Some((wait, here))));
+    let (db, call) = (store.db.clone(), call.clone());
+    let opening = tokio::spawn(async move {
+        let opened = db.write_at(Gate::Shared, move |c, state| {
+            let (both, call) = (both.clone(), call.clone());
+            Box::pin(async move {
+                let opened = gate::open(c, call, Some(1), state).await?;
+                let taken = both.lock().unwrap().take();
+                if let Some((wait, here)) = taken {
+                    here.send(()).unwrap();
+                    wait.await.unwrap();
+                }
+                Ok(opened)
+            })
+        });
+        opened.await.unwrap()
+    });
+    there.await.unwrap();
+    (go, opening)
+}
+
+type Opening = tokio::task::JoinHandle<Opened>;
+
+/// Sessions that wait for a lock.
+const WAITING: &str =
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+
+#[tokio::test]
+async fn a_move_waits_for_who_wrote_before_it_and_counts_the_call() {
+    let Some(fence) = fresh().await else { return };
+    let store = Arc::new(fence.store().await);
+    let call = new_call(&[]);
+    let (go, opening) = held_open(&store, &call).await;
+    let moving = tokio::spawn({
+        let store = store.clone();
+        async move { store.advance(1, GateMode::Database, suite::policy(7, None), 1).await.unwrap().unwrap() }
+    });
+    while fence.number(WAITING).await == 0 {
+        tokio::task::yield_now().await;
+    }
+    // Nor is anybody let in meanwhile who asks the database.
+    let late = tokio::spawn({
+        let store = store.clone();
+        async move { store.open(new_call(&[]), Some(1)).await.unwrap() }
+    });
+    while fence.number(WAITING).await < 2 {
+        tokio::task::yield_now().await;
+    }
+    go.send(()).unwrap();
+    assert_eq!(opening.await.unwrap(), Opened::New(None));
+    let moved = moving.await.unwrap();
+    assert_eq!(moved.held.iter().map(|held| &held.call).collect::<Vec<_>>(), [&call.id]);
+    assert_eq!(late.await.unwrap(), Opened::Outdated(moved.state));
+}
+
+#[tokio::test]
+async fn who_comes_while_a_move_is_under_way_is_told_the_new_epoch() {
+    let Some(fence) = fresh().await else { return };
+    let store = Arc::new(fence.store().await);
+    let mut moving = store.db.begin_unbound().await.unwrap();
+    let moved =
+        gate::advance(&mut moving, 1, GateMode::Database, suite::policy(1, None), Some(1)).await.unwrap().unwrap();
+    assert_eq!(moved.held, []);
+    let [opens, admits] = [new_call(&[]), new_call(&[])];
+    let opening = tokio::spawn({
+        let (store, call) = (store.clone(), opens.clone());
+        async move { store.open(call, Some(1)).await.unwrap() }
+    });
+    let admitting = tokio::spawn({
+        let store = store.clone();
+        let order = suite::order(&admits, &suite::policy(1, None));
+        async move { store.admit(admits, order, 2).await.unwrap() }
+    });
+    while fence.number(WAITING).await < 2 {
+        tokio::task::yield_now().await;
+    }
+    moving.commit().await.unwrap();
+    assert_eq!(opening.await.unwrap(), Opened::Outdated(moved.state));
+    assert_eq!(admitting.await.unwrap(), Decided::New { places: 1, would: None, news: None });
+    assert_eq!(store.call(&opens.id).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn decisions_go_by_the_servers_clock() {
+    let Some(fence) = fresh().await else { return };
+    let mut settings = fence.settings.clone();
+    settings.callers_clock = false;
+    let store = PostgresStore::open(&settings, true, Sharing::Alone, |why| panic!("{why}")).await.unwrap();
+    let rate = crate::policy::Rate::parse("1/h").unwrap();
+    let policy = suite::policy(9, Some(rate));
+    store.advance(1, GateMode::Database, policy.clone(), 1).await.unwrap().unwrap();
+    let before = fence.number("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint").await;
+    // A replica whose clock is years behind, and one that is years ahead.
+    let ask = |at_ms| {
+        let call = NewCall { at_ms, ..new_call(&[]) };
+        let order = suite::order(&call, &policy);
+        store.admit(call, order, 2)
+    };
+    assert_eq!(ask(1000).await.unwrap(), Decided::New { places: 1, would: None, news: None });
+    let Decided::Refused(short) = ask(i64::MAX / 2000).await.unwrap() else { panic!("a second token") };
+    assert!(short.token_in_ms.is_some_and(|ms| ms > 0 && ms <= 3_600_000), "{short:?}");
+    let held = store.leases().await.unwrap();
+    let after = fence.number("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint").await;
+    assert!(held[0].since_ms >= before && held[0].since_ms <= after, "{held:?}");
+    let moved = store.advance(2, GateMode::Database, policy.clone(), 1).await.unwrap().unwrap();
+    assert_eq!(moved.arrivals_us.len(), 1, "replayed by the same clock");
 }

@@ -16,8 +16,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use super::super::health::Health;
+use super::super::rows::{damaged, gate_state};
+use super::super::standing::POOL;
 use super::super::{Result, StoreError};
 use super::{Settings, Sql, code, explain, is_outside};
+use crate::admission::GateState;
 use crate::failpoint;
 
 /// Longest wait for a connection.
@@ -55,11 +58,34 @@ pub(super) struct Db {
     pub(super) lost: AtomicBool,
 }
 
+/// How a write keeps the gate from being moved, from its BEGIN on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Gate {
+    /// It does not.
+    Open,
+    /// Beside others.
+    Shared,
+    /// As the only one that admits.
+    Alone,
+}
+
 /// What became of a COMMIT.
 pub(super) enum Fate {
     Committed,
     Aborted,
     Unknown,
+}
+
+impl Gate {
+    /// What follows BEGIN, in the same trip. The row is locked before any other.
+    fn lock(self) -> String {
+        let lock = match self {
+            Self::Open => return String::new(),
+            Self::Shared => "SHARE",
+            Self::Alone => "UPDATE",
+        };
+        format!("; SELECT epoch, mode FROM gate_state WHERE pool = '{POOL}' FOR {lock}")
+    }
 }
 
 /// A connection that goes back to the pool only when it is told to: one with half a transaction in it is closed.
@@ -206,8 +232,21 @@ impl Db {
         F: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, Sql<T>> + Send + Sync + 'static,
         T: Send + 'static,
     {
+        self.write_at(Gate::Open, move |c, _| work(c)).await
+    }
+
+    /// The same while the gate stays where it is; the work is told where, unless the gate is left open.
+    pub(super) async fn write_at<T, F>(
+        self: &Arc<Self>,
+        gate: Gate,
+        work: F,
+    ) -> std::result::Result<T, (StoreError, Option<i64>)>
+    where
+        F: for<'c> Fn(&'c mut PgConnection, Option<GateState>) -> BoxFuture<'c, Sql<T>> + Send + Sync + 'static,
+        T: Send + 'static,
+    {
         let this = self.clone();
-        let written = tokio::spawn(async move { this.write_now(&work).await });
+        let written = tokio::spawn(async move { this.write_now(gate, &work).await });
         written.await.unwrap_or_else(|_| {
             self.health.count(1);
             // Its session was closed before a COMMIT was sent: all of it is taken back.
@@ -215,15 +254,15 @@ impl Db {
         })
     }
 
-    async fn write_now<T, F>(&self, work: &F) -> std::result::Result<T, (StoreError, Option<i64>)>
+    async fn write_now<T, F>(&self, gate: Gate, work: &F) -> std::result::Result<T, (StoreError, Option<i64>)>
     where
-        F: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, Sql<T>>,
+        F: for<'c> Fn(&'c mut PgConnection, Option<GateState>) -> BoxFuture<'c, Sql<T>>,
         T: Send,
     {
         let (mut stale, mut again) = (0, 0);
         let failed = loop {
             let mut value = None;
-            match self.try_write(work, &mut value).await {
+            match self.try_write(gate, work, &mut value).await {
                 Ok(()) => match value {
                     Some(value) => {
                         self.health.note(None);
@@ -267,9 +306,9 @@ impl Db {
         Err((failed, None))
     }
 
-    async fn try_write<T, F>(&self, work: &F, value: &mut Option<T>) -> std::result::Result<(), Stop>
+    async fn try_write<T, F>(&self, gate: Gate, work: &F, value: &mut Option<T>) -> std::result::Result<(), Stop>
     where
-        F: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, Sql<T>>,
+        F: for<'c> Fn(&'c mut PgConnection, Option<GateState>) -> BoxFuture<'c, Sql<T>>,
     {
         if self.lost.load(Ordering::Relaxed) {
             return Err(Stop::Lost);
@@ -278,21 +317,27 @@ impl Db {
         let c = session.connection().map_err(Stop::Failed)?;
         let begin = format!(
             "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; {}; \
-             SELECT txid_current() AS xid FROM holders WHERE gate = 'memory' AND generation = {} FOR KEY SHARE",
+             SELECT txid_current() AS xid FROM holders WHERE gate = 'memory' AND generation = {} FOR KEY SHARE{}",
             self.settings_of_transaction(),
-            self.generation.load(Ordering::Relaxed)
+            self.generation.load(Ordering::Relaxed),
+            gate.lock()
         );
         let begun = self.trip(async { sqlx::raw_sql(AssertSqlSafe(begin)).fetch_all(&mut *c).await }).await;
         let rows = begun.map_err(|error| if is_gone(&error) { Stop::Stale(error) } else { Stop::Failed(error) })?;
-        let Some(row) = rows.first() else {
+        let Some(row) = rows.first().filter(|row| row.try_get::<i64, _>("xid").is_ok()) else {
             if !self.lost.swap(true, Ordering::Relaxed) {
                 error!(store = %self.shown, "another ringfence has taken the record over; this one admits nothing any more");
             }
             return Err(Stop::Lost);
         };
         let xid: i64 = row.try_get("xid").map_err(Stop::Failed)?;
+        let state = match (gate, rows.get(1)) {
+            (Gate::Open, _) => None,
+            (_, Some(row)) => Some(gate_state(row).map_err(Stop::Failed)?),
+            (_, None) => return Err(Stop::Failed(damaged(format!("gate_state knows no pool {POOL}")))),
+        };
         failpoint::hit("store.writing").await;
-        match self.trip(PREPARED.scope(self.prepare, work(&mut *c))).await {
+        match self.trip(PREPARED.scope(self.prepare, work(&mut *c, state))).await {
             Ok(done) => *value = Some(done),
             Err(error) => {
                 if self.trip(async { sqlx::raw_sql("ROLLBACK").execute(&mut *c).await }).await.is_ok() {

@@ -21,11 +21,11 @@ pub(super) fn to_json(value: &(impl serde::Serialize + ?Sized)) -> Written<Strin
     serde_json::to_string(value).map_err(|e| rusqlite::Error::ToSqlConversionFailure(e.into()))
 }
 
-fn json<T: DeserializeOwned>(text: Option<String>) -> Written<Option<T>> {
+pub(super) fn json<T: DeserializeOwned>(text: Option<String>) -> Written<Option<T>> {
     text.map(|t| serde_json::from_str(&t).map_err(damaged)).transpose()
 }
 
-fn word<T: std::str::FromStr<Err: std::fmt::Display>>(row: &Row<'_>, column: usize) -> Written<T> {
+pub(super) fn word<T: std::str::FromStr<Err: std::fmt::Display>>(row: &Row<'_>, column: usize) -> Written<T> {
     row.get_ref(column)?.as_str()?.parse().map_err(damaged)
 }
 
@@ -33,7 +33,7 @@ fn optional_word<T: std::str::FromStr<Err: std::fmt::Display>>(row: &Row<'_>, co
     row.get_ref(column)?.as_str_or_null()?.map(|w| w.parse().map_err(damaged)).transpose()
 }
 
-fn call_id(text: &str) -> Written<CallId> {
+pub(super) fn call_id(text: &str) -> Written<CallId> {
     CallId::parse(text).ok_or_else(|| damaged(format!("{text:?} is no call id")))
 }
 
@@ -41,28 +41,33 @@ fn call_id(text: &str) -> Written<CallId> {
 const CALL: &str =
     "SELECT id, business, plan, account, provider, carrier, direction, operation, agent, own_number, other_number, origin,
          phase, outcome, proof, overrun, unsettled, polled, places, admitted_at, phase_at, deadline_at, answered_at, ended_at,
-         seen_at, seen_by, absent_at, callback, fingerprint
+         seen_at, seen_by, absent_at, callback, fingerprint, replica
      FROM calls WHERE id = ?1";
+
+/// From a column on: business, plan, account, provider, carrier, direction, operation, agent, own_number, other_number.
+pub(super) fn facts(row: &Row<'_>, from: usize) -> Written<Facts> {
+    Ok(Facts {
+        business: BusinessId::parse(row.get_ref(from)?.as_str()?).map_err(damaged)?,
+        plan: row.get(from + 1)?,
+        account: AccountName::parse(row.get_ref(from + 2)?.as_str()?).map_err(damaged)?,
+        provider: row.get(from + 3)?,
+        carrier: row
+            .get_ref(from + 4)?
+            .as_str_or_null()?
+            .map(|name| AccountName::parse(name).map_err(damaged))
+            .transpose()?,
+        direction: word(row, from + 5)?,
+        operation: row.get(from + 6)?,
+        agent: row.get(from + 7)?,
+        own_number: row.get(from + 8)?,
+        other_number: row.get(from + 9)?,
+    })
+}
 
 fn record(row: &Row<'_>) -> Written<CallRecord> {
     Ok(CallRecord {
         id: call_id(row.get_ref(0)?.as_str()?)?,
-        facts: Facts {
-            business: BusinessId::parse(row.get_ref(1)?.as_str()?).map_err(damaged)?,
-            plan: row.get(2)?,
-            account: AccountName::parse(row.get_ref(3)?.as_str()?).map_err(damaged)?,
-            provider: row.get(4)?,
-            carrier: row
-                .get_ref(5)?
-                .as_str_or_null()?
-                .map(|name| AccountName::parse(name).map_err(damaged))
-                .transpose()?,
-            direction: word(row, 6)?,
-            operation: row.get(7)?,
-            agent: row.get(8)?,
-            own_number: row.get(9)?,
-            other_number: row.get(10)?,
-        },
+        facts: facts(row, 1)?,
         origin: word(row, 11)?,
         phase: word(row, 12)?,
         outcome: optional_word(row, 13)?,
@@ -81,7 +86,7 @@ fn record(row: &Row<'_>) -> Written<CallRecord> {
         absent_at: row.get(26)?,
         callback: json::<AppCallback>(row.get(27)?)?,
         fingerprint: row.get(28)?,
-        replica: None,
+        replica: row.get(29)?,
         aliases: vec![],
     })
 }
@@ -157,16 +162,40 @@ fn never_called(c: &Connection, call: &CallId) -> Written<bool> {
     Ok(outcome.is_none_or(|outcome| outcome.as_deref() == Some(Outcome::NotCreated.as_str())))
 }
 
-pub(super) fn open(c: &Connection, call: &NewCall) -> Written<Opened> {
-    for alias in &call.aliases {
+/// Whose the ids of a new call are.
+pub(super) enum Claim {
+    /// They are this call's.
+    Known(CallId),
+    /// They may be the new one's. These keys are still bound to orders that made no call.
+    Free(Vec<Alias>),
+}
+
+pub(super) fn claim(c: &Connection, aliases: &[Alias]) -> Written<Claim> {
+    let mut freed = Vec::new();
+    for alias in aliases {
         if let Holder::Call(known) = holder(c, alias)? {
             // The key of an order that made no call is free again.
             if alias.kind != KEY_KIND || !never_called(c, &known)? {
-                return Ok(Opened::Known(known));
+                return Ok(Claim::Known(known));
             }
-            c.prepare_cached("DELETE FROM call_aliases WHERE kind = ?1 AND id = ?2")?
-                .execute(params![alias.kind, alias.id])?;
+            freed.push(alias.clone());
         }
+    }
+    Ok(Claim::Free(freed))
+}
+
+pub(super) fn open(c: &Connection, call: &NewCall) -> Written<Opened> {
+    match claim(c, &call.aliases)? {
+        Claim::Known(known) => Ok(Opened::Known(known)),
+        Claim::Free(freed) => write(c, call, &freed, call.at_ms).map(Opened::New),
+    }
+}
+
+/// Writes a new call and binds its ids. Returns the news that waited under them.
+pub(super) fn write(c: &Connection, call: &NewCall, freed: &[Alias], admitted_at: UnixMs) -> Written<Option<Event>> {
+    for alias in freed {
+        c.prepare_cached("DELETE FROM call_aliases WHERE kind = ?1 AND id = ?2")?
+            .execute(params![alias.kind, alias.id])?;
     }
     // The second record of a call: from now on the outside ids lead to it.
     for first in call.aliases.iter().filter(|a| a.kind == OWN_ID_KIND) {
@@ -177,10 +206,10 @@ pub(super) fn open(c: &Connection, call: &NewCall) -> Written<Opened> {
     c.prepare_cached(
         "INSERT INTO calls (id, business, plan, account, provider, carrier, direction, operation, agent, own_number,
              other_number, origin, phase, overrun, polled, places, admitted_at, phase_at, deadline_at, answered_at, seen_at,
-             seen_by, callback, fingerprint)
+             seen_by, callback, fingerprint, keys, replica)
          VALUES (:id, :business, :plan, :account, :provider, :carrier, :direction, :operation, :agent, :own_number,
-             :other_number, :origin, :phase, :overrun, :polled, :places, :at, :at, :deadline_at, :answered_at, :at, :origin,
-             :callback, :fingerprint)",
+             :other_number, :origin, :phase, :overrun, :polled, :places, :admitted_at, :at, :deadline_at, :answered_at, :at,
+             :origin, :callback, :fingerprint, :keys, :replica)",
     )?
     .execute(named_params! {
         ":id": call.id.as_str(),
@@ -199,14 +228,17 @@ pub(super) fn open(c: &Connection, call: &NewCall) -> Written<Opened> {
         ":overrun": call.overrun,
         ":polled": call.polled,
         ":places": call.places,
+        ":admitted_at": admitted_at,
         ":at": call.at_ms,
         ":deadline_at": call.deadline_at,
         ":answered_at": (call.phase == Phase::Live).then_some(call.at_ms),
         ":callback": call.callback.as_ref().map(to_json).transpose()?,
         ":fingerprint": call.fingerprint,
+        ":keys": to_json(&call.keys)?,
+        ":replica": call.replica,
     })?;
     let (news, _) = bind_all(c, &call.aliases, &call.id, call.at_ms)?;
-    Ok(Opened::New(news))
+    Ok(news)
 }
 
 pub(super) fn apply(c: &Connection, change: Change) -> Written<Option<Applied>> {

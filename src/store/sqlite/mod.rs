@@ -5,6 +5,7 @@
 
 mod calls;
 mod calls_write;
+mod gate;
 pub mod inspect;
 mod lock;
 mod messages;
@@ -244,30 +245,24 @@ impl From<sqlx::Error> for StoreError {
 
 #[async_trait]
 impl Store for SqliteStore {
-    async fn open(&self, call: NewCall, _epoch: Option<i64>) -> Result<Opened> {
-        self.writer.run(move |c| calls_write::open(c, &call)).await
+    async fn open(&self, call: NewCall, epoch: Option<i64>) -> Result<Opened> {
+        self.writer.run(move |c| gate::open(c, &call, epoch)).await
     }
 
-    async fn admit(&self, _call: NewCall, _order: Order, _epoch: i64) -> Result<Decided> {
-        Err(StoreError::Failed("not yet".to_owned()))
+    async fn admit(&self, call: NewCall, order: Order, epoch: i64) -> Result<Decided> {
+        self.writer.run(move |c| gate::admit(c, call, &order, epoch)).await
     }
 
     async fn gate_state(&self) -> Result<GateState> {
-        Err(StoreError::Failed("not yet".to_owned()))
+        self.doubting(gate::read_state(&self.readers).await)
     }
 
-    async fn advance(
-        &self,
-        _from: i64,
-        _to: GateMode,
-        _policy: Arc<Policy>,
-        _now_ms: UnixMs,
-    ) -> Result<Option<Advanced>> {
-        Err(StoreError::Failed("not yet".to_owned()))
+    async fn advance(&self, from: i64, to: GateMode, policy: Arc<Policy>, now_ms: UnixMs) -> Result<Option<Advanced>> {
+        self.writer.run(move |c| gate::advance(c, from, to, &policy, now_ms)).await
     }
 
     async fn leases(&self) -> Result<Vec<crate::admission::Held>> {
-        Err(StoreError::Failed("not yet".to_owned()))
+        self.doubting(gate::leases(&self.readers).await)
     }
 
     async fn find_orders(&self, fingerprint: &str, since_ms: UnixMs) -> Result<Vec<OrderRecord>> {

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::store::suite::Fresh;
+use crate::store::suite::{self, Fresh};
 
 /// A folder that goes when the test ends.
 struct Folder(PathBuf);
@@ -177,4 +177,27 @@ async fn a_store_is_looked_at_without_a_trace() {
     let below = path.join("below.db");
     let error = inspect(&below).await.unwrap_err().to_string();
     assert!(error.contains("is no folder"), "{error}");
+}
+
+/// Both parts in one: the process that dies, and the one that started it.
+#[tokio::test]
+async fn a_move_that_dies_half_way_was_none() {
+    const FILE: &str = "RINGFENCE_TEST_MOVES";
+    let policy = suite::policy(7, None);
+    if let Some(file) = std::env::var_os(FILE) {
+        let store = SqliteStore::open(Path::new(&file), true, Sharing::Alone).await.unwrap();
+        let moved = store.advance(1, GateMode::Database, policy, 1).await;
+        panic!("it lives: {moved:?}");
+    }
+    let folder = Folder::new();
+    let store = SqliteStore::open(&folder.file(), true, Sharing::Alone).await.unwrap();
+    store.open(suite::new_call(&[]), Some(1)).await.unwrap();
+    let before = store.leases().await.unwrap();
+    store.close().await;
+    drop(store);
+    suite::dies_at("store.advancing", "sqlite::tests::a_move_that_dies_half_way_was_none", FILE, folder.file()).await;
+    let store = SqliteStore::open(&folder.file(), true, Sharing::Alone).await.unwrap();
+    assert_eq!(store.gate_state().await.unwrap(), GateState { epoch: 1, mode: GateMode::Memory });
+    assert_eq!(store.leases().await.unwrap(), before);
+    assert!(store.advance(1, GateMode::Database, policy, 1).await.unwrap().is_some());
 }

@@ -239,7 +239,7 @@ impl Stage {
 
     /// Places that are held, overruns included.
     pub async fn held(&self) -> u32 {
-        self.app().calls().lifecycle.gate.counts().await.unwrap().calls
+        self.app().calls().lifecycle.capacity.counts().await.unwrap().calls
     }
 
     /// The newest record that has this id.
@@ -264,7 +264,7 @@ impl Stage {
         let mut last = (0, 0);
         for _ in 0..200 {
             let open: u32 = lifecycle.store.open_calls().await.unwrap().iter().map(|call| call.places).sum();
-            last = (open, lifecycle.gate.counts().await.unwrap().calls);
+            last = (open, lifecycle.capacity.counts().await.unwrap().calls);
             if last.0 == last.1 {
                 break;
             }

@@ -1,0 +1,19 @@
+-- An open call's row is its lease: the counts that it is in, as JSON. Without them it was written by an older version, and is in
+-- none until the gate is moved. And which replica put it on record.
+ALTER TABLE calls ADD COLUMN keys TEXT;
+ALTER TABLE calls ADD COLUMN replica TEXT;
+
+-- Who decides, under which epoch. A call is put on record only under the epoch that stands here.
+CREATE TABLE gate_state (
+    pool      TEXT PRIMARY KEY,
+    epoch     INTEGER NOT NULL,
+    mode      TEXT NOT NULL,
+    moved_at  INTEGER NOT NULL
+) STRICT;
+INSERT INTO gate_state (pool, epoch, mode, moved_at) VALUES ('default', 1, 'memory', 0);
+
+-- What rates have given out, while the database decides: theoretical arrival times in microseconds.
+CREATE TABLE gate_rates (
+    key         TEXT PRIMARY KEY,
+    arrival_us  INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;

@@ -1,0 +1,492 @@
+//! Who decides just now, and under which epoch: this process's gate, Redis, or the database.
+//!
+//! A gate proposes, the database disposes. What a gate admits counts only once the call is on record under the epoch that the
+//! database holds at that moment ([`GateState`]); whoever moves the gate, by falling back, by returning or by other limits, adds
+//! one to the epoch and counts the open calls anew in the same transaction ([`moves`]). So nothing that is late, lost or doubled
+//! anywhere can make a call that nobody counts: it is late under an epoch that is over.
+//!
+//! | mode | decides | its yes counts when |
+//! |---|---|---|
+//! | memory | this process, alone over its record | the record is written |
+//! | redis | one script call | the record is written while the database still says this epoch |
+//! | database | one transaction that locks the epoch, counts the open rows and writes the record | it is committed |
+//!
+//! [`keeper`] watches all that: it falls back, fills Redis again and returns to it.
+
+pub mod keeper;
+mod moves;
+mod undone;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use tokio::sync::{Notify, RwLock, watch};
+use tracing::{info, warn};
+
+use crate::admission::{
+    Counts, Decision, Full, GateMode, GateState, Held, Lease, Order, Short, Waits, keys,
+};
+use crate::call::{Event, Outcome, Phase};
+use crate::clock::Clock;
+use crate::failpoint;
+use crate::gate::{Gate, GateError};
+use crate::ids::CallId;
+use crate::metrics::Metrics;
+use crate::policy::{OnOutage, Policy};
+use crate::store::{CallRecord, Decided, NewCall, Opened, Result, Store, StoreError};
+pub use keeper::Role;
+pub use moves::Compared;
+use undone::Undone;
+
+/// The newest policy: what binds calls. Readers take what is there; a reload swaps it whole.
+pub type LivePolicy = Arc<ArcSwap<Policy>>;
+
+/// How long an order waits for a gate that is being filled.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How often it asks meanwhile.
+const ASK_AGAIN: Duration = Duration::from_millis(25);
+/// For so long counts of the database are as good as new: they are shown, nothing is decided by them.
+const COUNTS_KEPT: Duration = Duration::from_millis(250);
+
+/// Who decides, and how patiently.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Who decides when nothing is wrong.
+    pub home: GateMode,
+    /// How long Redis is away before the database decides in its place.
+    pub fallback_after: Duration,
+    /// How long the database decides at least before Redis does again.
+    pub return_after: Duration,
+    /// How often leases are compared with the record.
+    pub compare_every: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            home: GateMode::Memory,
+            fallback_after: Duration::from_secs(2),
+            return_after: Duration::from_secs(30),
+            compare_every: Duration::from_secs(60),
+        }
+    }
+}
+
+/// See the module. Cloning is cheap.
+#[derive(Clone)]
+pub struct Capacity(Arc<Inner>);
+
+struct Inner {
+    store: Arc<dyn Store>,
+    /// None where the database alone decides.
+    gate: Option<Arc<dyn Gate>>,
+    settings: Settings,
+    policy: LivePolicy,
+    clock: Clock,
+    metrics: Metrics,
+    /// This process among those that share the record.
+    replica: String,
+    state: watch::Sender<GateState>,
+    /// Read from before a policy decides about a call until the call is on record, written while the gate moves for this process:
+    /// no call falls between two policies. Whoever reads must not read again before it has let go.
+    deciding: RwLock<()>,
+    /// Moves go one after the other.
+    moving: tokio::sync::Mutex<()>,
+    waits: Waits,
+    undone: Mutex<Undone>,
+    counted: Mutex<Option<(Instant, Counts)>>,
+    /// The gate lacks what it was filled with.
+    unfilled: AtomicBool,
+    /// Something for the keeper to do.
+    wake: Notify,
+    moved_at: Mutex<Instant>,
+    role: ArcSwap<Role>,
+}
+
+/// What became of an order.
+#[derive(Debug)]
+#[must_use]
+pub enum Admission {
+    /// It is admitted and on record. In observe mode with what would have refused it; with news that came before it.
+    Admitted(Lease, Option<Full>, Option<Event>),
+    /// One of its ids belongs to this call: it is the same call.
+    Known(CallId),
+    /// Refused, without a trace.
+    Refused(Full),
+}
+
+/// Nothing was admitted, and not for want of room.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Unadmitted {
+    /// Nobody can decide just now.
+    #[error("{0}")]
+    Gate(String),
+    /// Its record could not be written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// How it stands, for `/status` and metrics.
+#[derive(Debug, Clone, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Standing {
+    /// Who decides when nothing is wrong.
+    pub backend: GateMode,
+    /// Who decides.
+    pub mode: GateMode,
+    /// Under which epoch.
+    pub epoch: i64,
+    /// The database decides in Redis's place, or nobody can.
+    pub degraded: bool,
+    /// Why the gate is away, where it is.
+    pub away: Option<String>,
+    /// What ended or was adopted while the gate was away, and waits to be told to it.
+    pub waiting: usize,
+    /// This replica's id.
+    pub replica: String,
+    /// Replicas that live.
+    pub replicas: usize,
+    /// This one sweeps.
+    pub leads: bool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Capacity {
+    /// Puts it together. Nothing is decided before [`Capacity::start`].
+    pub fn new(
+        store: Arc<dyn Store>,
+        gate: Option<Arc<dyn Gate>>,
+        settings: Settings,
+        policy: LivePolicy,
+        clock: Clock,
+        metrics: Metrics,
+        replica: String,
+    ) -> Self {
+        let state = GateState { epoch: 0, mode: settings.home };
+        Self(Arc::new(Inner {
+            store,
+            gate,
+            settings,
+            policy,
+            clock,
+            metrics,
+            replica,
+            state: watch::Sender::new(state),
+            deciding: RwLock::default(),
+            moving: tokio::sync::Mutex::default(),
+            waits: Waits::default(),
+            undone: Mutex::default(),
+            counted: Mutex::default(),
+            unfilled: AtomicBool::new(false),
+            wake: Notify::new(),
+            moved_at: Mutex::new(Instant::now()),
+            role: ArcSwap::from_pointee(Role::alone()),
+        }))
+    }
+
+    /// This process among those that share the record.
+    pub fn replica(&self) -> &str {
+        &self.0.replica
+    }
+
+    /// Where this replica stands among the others.
+    pub fn role(&self) -> Arc<Role> {
+        self.0.role.load_full()
+    }
+
+    /// Keeps policies from being swapped until it is dropped: from before one decides about a call until the call is on record.
+    pub async fn deciding(&self) -> tokio::sync::RwLockReadGuard<'_, ()> {
+        self.0.deciding.read().await
+    }
+
+    /// Several processes share the record.
+    fn is_shared(&self) -> bool {
+        self.0.settings.home != GateMode::Memory
+    }
+
+    fn state(&self) -> GateState {
+        *self.0.state.borrow()
+    }
+
+    /// Whether the gate of this mode is asked, and which.
+    fn gate_of(&self, mode: GateMode) -> Option<&Arc<dyn Gate>> {
+        self.0.gate.as_ref().filter(|_| mode == self.0.settings.home && mode != GateMode::Database)
+    }
+
+    /// Learns where the gate is. Never back: what is older is late.
+    fn take_up(&self, now: GateState) {
+        let before = self.state();
+        let is_new = self.0.state.send_if_modified(|state| {
+            let newer = now.epoch > state.epoch;
+            if newer {
+                *state = now;
+            }
+            newer
+        });
+        if !is_new {
+            return;
+        }
+        *lock(&self.0.moved_at) = Instant::now();
+        self.0.metrics.gate_state(now.epoch, now.mode.as_str());
+        lock(&self.0.undone).moved(now.mode);
+        self.0.wake.notify_one();
+        if before.epoch == 0 || before.mode == now.mode {
+            return;
+        }
+        if now.mode == self.0.settings.home {
+            info!(epoch = now.epoch, mode = now.mode.as_str(), "the gate is where it belongs again");
+        } else {
+            warn!(epoch = now.epoch, mode = now.mode.as_str(), "the gate has moved");
+        }
+    }
+
+    /// Decides about an order and puts its call on record. `call.places` and `call.keys` are filled in here.
+    ///
+    /// Whoever calls it holds [`Capacity::deciding`].
+    pub async fn admit(&self, order: Order, mut call: NewCall) -> std::result::Result<Admission, Unadmitted> {
+        call.keys = keys(&order.bindings);
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let state = self.state();
+            let decided = match (self.gate_of(state.mode), state.mode) {
+                (Some(gate), _) => self.propose(gate, &order, call.clone(), state).await?,
+                (None, GateMode::Database) => self.decide_in_store(&order, call.clone(), state).await?,
+                (None, mode) => {
+                    self.0.wake.notify_one();
+                    let why = format!("the gate is in {}, and this replica has no such gate", mode.as_str());
+                    Next::Wait(why)
+                }
+            };
+            match decided {
+                Next::Done(admission) => return Ok(admission),
+                Next::Again => {}
+                Next::Wait(why) => {
+                    if Instant::now() >= until {
+                        return Err(Unadmitted::Gate(why));
+                    }
+                    let mut moves = self.0.state.subscribe();
+                    if *moves.borrow_and_update() == state {
+                        let _ = tokio::time::timeout(ASK_AGAIN, moves.changed()).await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn propose(
+        &self,
+        gate: &Arc<dyn Gate>,
+        order: &Order,
+        mut call: NewCall,
+        state: GateState,
+    ) -> std::result::Result<Next, Unadmitted> {
+        let (places, would) = match gate.admit(state.epoch, order).await {
+            Ok(Decision::Refused(short)) => return Ok(Next::Done(Admission::Refused(self.full(order, &short)?))),
+            Ok(Decision::Admitted { places, would }) => (places, would),
+            Err(GateError::Away(why)) => {
+                self.undone(undone::What::Forbid(order.call.clone()));
+                return self.in_outage(order, call, state, why).await;
+            }
+            Err(error) => return self.is_elsewhere(state, &error).await,
+        };
+        failpoint::hit("gate.admitted").await;
+        call.places = places;
+        let claim = self.is_shared().then_some(state.epoch);
+        match self.0.store.open(call, claim).await {
+            Ok(Opened::New(news)) => {
+                let would = would.map(|short| self.full(order, &short)).transpose()?;
+                Ok(Next::Done(Admission::Admitted(Lease { call: order.call.clone(), places }, would, news)))
+            }
+            Ok(Opened::Known(known)) => {
+                self.give_back(&order.call).await;
+                Ok(Next::Done(Admission::Known(known)))
+            }
+            Ok(Opened::Outdated(now)) => {
+                // What it held was held under an epoch that is over.
+                self.take_up(now);
+                Ok(Next::Again)
+            }
+            Err(error) => {
+                self.give_back(&order.call).await;
+                Err(error.into())
+            }
+        }
+    }
+
+    async fn decide_in_store(
+        &self,
+        order: &Order,
+        call: NewCall,
+        state: GateState,
+    ) -> std::result::Result<Next, Unadmitted> {
+        if self.0.settings.home != GateMode::Database {
+            match self.0.policy.load().on_outage(&call.facts) {
+                OnOutage::Database => self.0.metrics.degraded("database"),
+                _ => return self.in_outage(order, call, state, "Redis is away".to_owned()).await,
+            }
+        }
+        match self.0.store.admit(call, order.clone(), state.epoch).await? {
+            Decided::New { places, would, news } => {
+                let would = would.map(|short| self.full(order, &short)).transpose()?;
+                Ok(Next::Done(Admission::Admitted(Lease { call: order.call.clone(), places }, would, news)))
+            }
+            Decided::Known(known) => Ok(Next::Done(Admission::Known(known))),
+            Decided::Refused(short) => Ok(Next::Done(Admission::Refused(self.full(order, &short)?))),
+            Decided::Outdated(now) => {
+                self.take_up(now);
+                Ok(Next::Again)
+            }
+        }
+    }
+
+    /// Redis does not decide, and the database does not for this call, or not yet.
+    async fn in_outage(
+        &self,
+        order: &Order,
+        mut call: NewCall,
+        state: GateState,
+        why: String,
+    ) -> std::result::Result<Next, Unadmitted> {
+        let choice = self.0.policy.load().on_outage(&call.facts);
+        if choice != OnOutage::Open {
+            self.0.metrics.degraded("closed");
+            return Err(Unadmitted::Gate(why));
+        }
+        self.0.metrics.degraded("open");
+        let places = order.places.wanted;
+        call.places = places;
+        match self.0.store.open(call, Some(state.epoch)).await? {
+            Opened::New(news) => {
+                Ok(Next::Done(Admission::Admitted(Lease { call: order.call.clone(), places }, None, news)))
+            }
+            Opened::Known(known) => Ok(Next::Done(Admission::Known(known))),
+            Opened::Outdated(now) => {
+                self.take_up(now);
+                Ok(Next::Again)
+            }
+        }
+    }
+
+    /// The gate is not filled for the epoch that this process knows: either that one is over, or somebody has yet to fill it.
+    async fn is_elsewhere(&self, state: GateState, error: &GateError) -> std::result::Result<Next, Unadmitted> {
+        if self.is_shared() {
+            let now = self.0.store.gate_state().await?;
+            if now.epoch > state.epoch {
+                self.take_up(now);
+                return Ok(Next::Again);
+            }
+        }
+        if self.state() == state {
+            self.0.unfilled.store(true, Ordering::Relaxed);
+            self.0.wake.notify_one();
+        }
+        Ok(Next::Wait(error.to_string()))
+    }
+
+    /// Counts a call that exists anyway, over limits if need be, and puts it on record.
+    ///
+    /// Whoever calls it holds [`Capacity::deciding`].
+    pub async fn adopt(&self, mut call: NewCall) -> Result<Opened> {
+        call.keys = keys(&self.0.policy.load().bindings(&call.facts));
+        let held = Held {
+            call: call.id.clone(),
+            keys: call.keys.clone(),
+            places: call.places,
+            since_ms: call.at_ms,
+            overrun: call.overrun,
+        };
+        if !self.is_shared() {
+            self.tell(undone::What::Adopt(held)).await;
+            failpoint::hit("call.adopted").await;
+            let id = call.id.clone();
+            let opened = self.0.store.open(call, None).await;
+            if !matches!(opened, Ok(Opened::New(_))) {
+                self.give_back(&id).await;
+            }
+            return opened;
+        }
+        loop {
+            let state = self.state();
+            match self.0.store.open(call.clone(), Some(state.epoch)).await? {
+                Opened::New(news) => {
+                    failpoint::hit("call.adopted").await;
+                    self.tell(undone::What::Adopt(held)).await;
+                    return Ok(Opened::New(news));
+                }
+                Opened::Outdated(now) => self.take_up(now),
+                known => return Ok(known),
+            }
+        }
+    }
+
+    /// Frees the places of a call that has just ended on record, and learns from its length. What the gate cannot be told now it is told when it is back.
+    pub async fn release(&self, record: &CallRecord) {
+        let talked = record.outcome.is_some_and(|o| !matches!(o, Outcome::NotCreated | Outcome::Capacity));
+        let length_ms = record.ended_at.filter(|_| talked && record.places == 1).map(|at| at - record.admitted_at);
+        self.0.waits.freed(&self.0.policy.load().bindings(&record.facts), length_ms);
+        self.give_back(&record.id).await;
+    }
+
+    /// Frees what a call may hold that is not on record, or not open there.
+    pub async fn give_back(&self, call: &CallId) {
+        self.tell(undone::What::Release(call.clone())).await;
+    }
+
+    /// The lease of a call that is open.
+    pub async fn lease(&self, call: &CallId) -> Result<Option<Lease>> {
+        let open = self.0.store.call(call).await?.filter(|record| record.phase != Phase::Ended);
+        Ok(open.map(|record| Lease { call: record.id, places: record.places }))
+    }
+
+    /// How much is held.
+    pub async fn counts(&self) -> std::result::Result<Counts, Unadmitted> {
+        let state = self.state();
+        if let Some(gate) = self.gate_of(state.mode) {
+            return gate.counts(state.epoch).await.map_err(|error| Unadmitted::Gate(error.to_string()));
+        }
+        if let Some((at, counts)) = lock(&self.0.counted).as_ref()
+            && at.elapsed() < COUNTS_KEPT
+        {
+            return Ok(counts.clone());
+        }
+        let counts = Counts::of(&self.0.store.leases().await?);
+        *lock(&self.0.counted) = Some((Instant::now(), counts.clone()));
+        Ok(counts)
+    }
+
+    /// How it stands.
+    pub fn standing(&self) -> Standing {
+        let (state, role) = (self.state(), self.role());
+        let away = self.0.gate.as_ref().and_then(|gate| gate.away()).map(|(_, why)| why);
+        Standing {
+            backend: self.0.settings.home,
+            mode: state.mode,
+            epoch: state.epoch,
+            degraded: state.mode != self.0.settings.home || away.is_some(),
+            away,
+            waiting: lock(&self.0.undone).len(),
+            replica: self.0.replica.clone(),
+            replicas: role.live.len().max(1),
+            leads: role.leads,
+        }
+    }
+
+    fn full(&self, order: &Order, short: &Short) -> std::result::Result<Full, Unadmitted> {
+        let full = self.0.waits.full(&order.bindings, short, order.at_ms);
+        full.ok_or_else(|| Unadmitted::Gate("the gate answered about a limit that was not asked for".to_owned()))
+    }
+}
+
+/// What an order does next.
+enum Next {
+    Done(Admission),
+    /// The gate has moved: once more.
+    Again,
+    /// Somebody is about to fill the gate.
+    Wait(String),
+}

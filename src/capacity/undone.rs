@@ -1,0 +1,114 @@
+//! What the gate has yet to be told: it was away, or is being filled.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use super::{Capacity, lock};
+use crate::admission::{GateMode, Held};
+use crate::call::Phase;
+use crate::gate::GateError;
+use crate::ids::CallId;
+
+/// So much is remembered. What is forgotten the comparison with the record finds.
+const UNDONE_MAX: usize = 10_000;
+/// While the database decides nobody has to be told of an end, except that Redis may have been filled a moment ago with what
+/// was open before it. How long a replica may not know that the gate has moved.
+const UNAWARE: Duration = Duration::from_secs(10);
+
+/// A word to the gate. Said twice it means the same.
+#[derive(Debug, Clone)]
+pub(super) enum What {
+    /// The call has ended, or was never put on record.
+    Release(CallId),
+    /// Its admission got no answer.
+    Forbid(CallId),
+    /// It is on record and has to be counted.
+    Adopt(Held),
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Undone {
+    waiting: VecDeque<What>,
+    /// Ends while the database decided.
+    lately: VecDeque<(Instant, CallId)>,
+}
+
+impl Undone {
+    pub(super) fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    fn push(&mut self, what: What) {
+        if self.waiting.len() >= UNDONE_MAX {
+            self.waiting.pop_front();
+        }
+        self.waiting.push_back(what);
+    }
+
+    fn ended(&mut self, call: CallId) {
+        while self.lately.len() >= UNDONE_MAX || self.lately.front().is_some_and(|(at, _)| at.elapsed() > UNAWARE) {
+            self.lately.pop_front();
+        }
+        self.lately.push_back((Instant::now(), call));
+    }
+
+    /// The gate has moved. The database needs to be told nothing: it reads the record.
+    pub(super) fn moved(&mut self, to: GateMode) {
+        if to == GateMode::Database {
+            self.waiting.clear();
+            return;
+        }
+        for (_, call) in std::mem::take(&mut self.lately) {
+            self.push(What::Release(call));
+        }
+    }
+}
+
+impl Capacity {
+    pub(super) fn undone(&self, what: What) {
+        lock(&self.0.undone).push(what);
+        self.0.wake.notify_one();
+    }
+
+    /// Tells the gate, now or when it is there.
+    pub(super) async fn tell(&self, what: What) {
+        let state = self.state();
+        if state.mode == GateMode::Database {
+            if let What::Release(call) = what {
+                lock(&self.0.undone).ended(call);
+            }
+            return;
+        }
+        if self.say(&what).await.is_err() {
+            self.undone(what);
+        }
+    }
+
+    async fn say(&self, what: &What) -> Result<(), GateError> {
+        let state = self.state();
+        let Some(gate) = self.gate_of(state.mode) else { return Ok(()) };
+        match what {
+            What::Release(call) => gate.release(state.epoch, call).await.map(drop),
+            What::Forbid(call) => gate.forbid(state.epoch, call).await,
+            What::Adopt(held) => gate.adopt(state.epoch, held).await,
+        }
+    }
+
+    /// Says what waits, in its order, until the gate does not listen. Returns whether anything is left.
+    pub(super) async fn say_undone(&self) -> bool {
+        loop {
+            let Some(what) = lock(&self.0.undone).waiting.pop_front() else { return false };
+            if self.say(&what).await.is_err() {
+                lock(&self.0.undone).waiting.push_front(what);
+                return true;
+            }
+            // It waited, and may have ended meanwhile: its end may have been told before.
+            if let What::Adopt(held) = what
+                && let Ok(Some(record)) = self.0.store.call(&held.call).await
+                && record.phase == Phase::Ended
+            {
+                self.tell(What::Release(held.call)).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,442 @@
+//! The database as arbiter. A decision locks the pool's row in the trip of its BEGIN, and so is alone; a record that another gate
+//! admitted shares it. A move changes the row, and reads the open calls in a statement after that, which sees every record that
+//! was under way before it. The row is locked before ids, and ids before calls.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use serde::Serialize;
+use sqlx::{PgConnection, Row as _};
+
+use super::super::rows::{Sql, call_id, damaged, gate_state, held, open_row};
+use super::super::standing::{Counted, POOL, recount, replay_since};
+use super::super::{Advanced, Decided, NewCall, Opened};
+use super::calls::{self, Claim, to_json};
+use super::{lock_ids, query};
+use crate::admission::{Decision, GateMode, GateState, Held, OLDEST_MAX, Order, Short, arrivals_us, decide, keys};
+use crate::call::{Event, Phase};
+use crate::clock::UnixMs;
+use crate::failpoint;
+use crate::ids::{AccountName, Alias, CallId};
+use crate::policy::{Binding, Bound, Policy};
+
+// === reads ===
+
+pub(super) async fn read_state(c: &mut PgConnection) -> Sql<GateState> {
+    gate_state(&query("SELECT epoch, mode FROM gate_state WHERE pool = $1").bind(POOL).fetch_one(c).await?)
+}
+
+pub(super) async fn leases(c: &mut PgConnection) -> Sql<Vec<Held>> {
+    let open = query(
+        "SELECT id, to_json(keys)::text AS keys, places, admitted_at, overrun FROM calls WHERE phase <> 'ended'
+         ORDER BY admitted_at, id",
+    );
+    open.fetch_all(c).await?.iter().map(held).collect()
+}
+
+// === writes ===
+
+/// With the pool's row locked, if there is an epoch.
+pub(super) async fn open(
+    c: &mut PgConnection,
+    call: NewCall,
+    epoch: Option<i64>,
+    state: Option<GateState>,
+) -> Sql<Opened> {
+    match state {
+        Some(state) if epoch.is_some_and(|epoch| epoch != state.epoch) => Ok(Opened::Outdated(state)),
+        _ => calls::open(c, call).await,
+    }
+}
+
+/// A call to be decided about.
+#[derive(Debug)]
+pub(super) struct Ask {
+    pub(super) call: NewCall,
+    pub(super) order: Order,
+    pub(super) epoch: i64,
+}
+
+/// What a transaction decides, one order after the other.
+#[derive(Default)]
+struct Round {
+    counted: Counted,
+    /// Calls that are on record: their places, or that they are over.
+    recorded: HashMap<CallId, Option<u32>>,
+    /// Ids that somebody has, or for which news waits.
+    taken: BTreeSet<Alias>,
+    /// Ids of calls that were admitted before in this round.
+    claimed: HashMap<Alias, CallId>,
+    arrivals_us: HashMap<String, i64>,
+}
+
+/// An order that was admitted.
+struct Granted {
+    places: u32,
+    would: Option<Short>,
+    at_ms: UnixMs,
+    /// Of its ids some are on record, in whatever way. Then what is to be done with each is found out one by one.
+    intricate: Option<Vec<Alias>>,
+}
+
+enum Answer {
+    Outdated(GateState),
+    Known(CallId),
+    /// It is on record already.
+    Again(u32),
+    Refused(Short),
+    Granted(Granted),
+}
+
+/// Decides about orders, one after the other, with the pool's row locked for this transaction alone.
+pub(super) async fn admit(
+    c: &mut PgConnection,
+    state: Option<GateState>,
+    asks: &[Ask],
+    callers_clock: bool,
+) -> Sql<Vec<Decided>> {
+    let state = state.ok_or_else(|| damaged("the gate was not locked"))?;
+    let is_due = |ask: &Ask| state == GateState { epoch: ask.epoch, mode: GateMode::Database };
+    let due: Vec<&Ask> = asks.iter().filter(|ask| is_due(ask)).collect();
+    let mut round = if due.is_empty() { Round::default() } else { read(c, &due).await? };
+    let mut answers = Vec::with_capacity(asks.len());
+    for ask in asks {
+        answers.push(match is_due(ask) {
+            true => round.answer(c, ask, callers_clock).await?,
+            false => Answer::Outdated(state),
+        });
+    }
+    name_oldest(c, asks, &mut answers).await?;
+    write(c, asks, &answers, &round.arrivals_us).await?;
+    let mut decided = Vec::with_capacity(asks.len());
+    for (ask, answer) in asks.iter().zip(answers) {
+        decided.push(match answer {
+            Answer::Outdated(state) => Decided::Outdated(state),
+            Answer::Known(call) => Decided::Known(call),
+            Answer::Again(places) => Decided::New { places, would: None, news: None },
+            Answer::Refused(short) => Decided::Refused(short),
+            Answer::Granted(granted) => {
+                let news: Option<Event> = match granted.intricate {
+                    Some(freed) => calls::claimed(c, &ask.call, &freed).await?,
+                    None => None,
+                };
+                Decided::New { places: granted.places, would: granted.would, news }
+            }
+        });
+    }
+    Ok(decided)
+}
+
+/// Locks the ids of these orders, and reads what their limits have and who has their ids: one statement.
+async fn read(c: &mut PgConnection, asks: &[&Ask]) -> Sql<Round> {
+    let aliases: Vec<Alias> = asks.iter().flat_map(|ask| ask.call.aliases.iter().cloned()).collect();
+    lock_ids(c, &aliases).await?;
+    let bindings = || asks.iter().flat_map(|ask| &ask.order.bindings);
+    let of_rates = bindings().filter(|b| matches!(b.bound, Bound::Rate(_)));
+    let rates: BTreeSet<&str> = of_rates.map(|b| b.key.as_str()).collect();
+    let counts: BTreeSet<String> = asks.iter().flat_map(|ask| keys(&ask.order.bindings)).collect();
+    let rows = query(
+        "SELECT 'now' AS what, NULL AS name, NULL AS id, (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS number
+         UNION ALL SELECT 'held', k, NULL, least(sum(places), 4294967295)::bigint FROM calls, unnest(keys) AS k
+             WHERE phase <> 'ended' AND k = ANY($1) GROUP BY k
+         UNION ALL SELECT 'rate', key, NULL, arrival_us FROM gate_rates WHERE key = ANY($2)
+         UNION ALL SELECT 'call', phase, id, places FROM calls WHERE id = ANY($3)
+         UNION ALL SELECT 'alias', kind, id, NULL FROM call_aliases
+             WHERE (kind, id) IN (SELECT * FROM unnest($4::text[], $5::text[]))",
+    )
+    .bind(counts.into_iter().collect::<Vec<_>>())
+    .bind(rates.into_iter().collect::<Vec<_>>())
+    .bind(asks.iter().map(|ask| ask.call.id.as_str()).collect::<Vec<_>>())
+    .bind(aliases.iter().map(|alias| alias.kind.as_str()).collect::<Vec<_>>())
+    .bind(aliases.iter().map(|alias| alias.id.as_str()).collect::<Vec<_>>())
+    .fetch_all(c)
+    .await?;
+    let mut round = Round::default();
+    for row in &rows {
+        let number = || row.try_get::<i64, _>("number");
+        match row.try_get("what")? {
+            "held" => {
+                let places = number()?.try_into().map_err(damaged)?;
+                round.counted.held.insert(row.try_get("name")?, places);
+            }
+            "rate" => drop(round.counted.arrivals_us.insert(row.try_get("name")?, number()?)),
+            "call" => {
+                let is_over = row.try_get::<&str, _>("name")? == Phase::Ended.as_str();
+                let places = number()?.try_into().map_err(damaged)?;
+                round.recorded.insert(call_id(row.try_get("id")?)?, (!is_over).then_some(places));
+            }
+            "alias" => drop(round.taken.insert(Alias { kind: row.try_get("name")?, id: row.try_get("id")? })),
+            _ => round.counted.now_ms = number()?,
+        }
+    }
+    Ok(round)
+}
+
+impl Round {
+    async fn answer(&mut self, c: &mut PgConnection, ask: &Ask, callers_clock: bool) -> Sql<Answer> {
+        let (call, order) = (&ask.call, &ask.order);
+        match self.recorded.get(&call.id) {
+            Some(Some(places)) => return Ok(Answer::Again(*places)),
+            Some(None) => return Ok(Answer::Known(call.id.clone())),
+            None => {}
+        }
+        if let Some(known) = call.aliases.iter().find_map(|alias| self.claimed.get(alias)) {
+            return Ok(Answer::Known(known.clone()));
+        }
+        let is_intricate = call.aliases.iter().any(|alias| self.taken.contains(alias) || calls::is_own(alias));
+        let intricate = match is_intricate {
+            false => None,
+            true => match calls::claim(c, &call.aliases).await? {
+                Claim::Known(known) => return Ok(Answer::Known(known)),
+                Claim::Free(freed) => Some(freed),
+            },
+        };
+        if callers_clock {
+            self.counted.now_ms = order.at_ms;
+        }
+        let at_ms = self.counted.now_ms;
+        let (decision, arrivals) = decide(order, &self.counted, at_ms);
+        let (places, would) = match decision {
+            Decision::Refused(short) => return Ok(Answer::Refused(short)),
+            Decision::Admitted { places, would } => (places, would),
+        };
+        self.counted.grant(&keys(&order.bindings), places, &arrivals);
+        self.arrivals_us.extend(arrivals);
+        self.recorded.insert(call.id.clone(), Some(places));
+        self.claimed.extend(call.aliases.iter().map(|alias| (alias.clone(), call.id.clone())));
+        Ok(Answer::Granted(Granted { places, would, at_ms, intricate }))
+    }
+}
+
+/// Names the oldest holders of limits that are short. Before anything is written: those admitted in this round are named already,
+/// and are younger.
+async fn name_oldest(c: &mut PgConnection, asks: &[Ask], answers: &mut [Answer]) -> Sql<()> {
+    fn short<'a>(ask: &'a Ask, answer: &'a mut Answer) -> Option<(&'a Binding, &'a mut Short)> {
+        let short = match answer {
+            Answer::Refused(short) => short,
+            Answer::Granted(Granted { would: Some(short), .. }) => short,
+            _ => return None,
+        };
+        let binding = ask.order.bindings.get(short.binding)?;
+        matches!(binding.bound, Bound::Concurrent(_)).then_some((binding, short))
+    }
+    let mut shorts: Vec<_> =
+        asks.iter().zip(answers.iter_mut()).filter_map(|(ask, answer)| short(ask, answer)).collect();
+    if shorts.is_empty() {
+        return Ok(());
+    }
+    let full: BTreeSet<&str> = shorts.iter().map(|(binding, _)| binding.key.as_str()).collect();
+    let rows = query(
+        "SELECT k.key, oldest.admitted_at FROM unnest($1::text[]) AS k(key), LATERAL (
+             SELECT admitted_at FROM calls WHERE phase <> 'ended' AND places = 1 AND k.key = ANY(keys)
+             ORDER BY admitted_at LIMIT $2) AS oldest
+         ORDER BY oldest.admitted_at",
+    )
+    .bind(full.into_iter().collect::<Vec<_>>())
+    .bind(OLDEST_MAX as i64)
+    .fetch_all(c)
+    .await?;
+    let mut oldest = HashMap::<&str, Vec<UnixMs>>::new();
+    for row in &rows {
+        oldest.entry(row.try_get("key")?).or_default().push(row.try_get("admitted_at")?);
+    }
+    for (binding, short) in &mut shorts {
+        let before = oldest.get(binding.key.as_str()).map_or(&[][..], Vec::as_slice);
+        short.oldest = before.iter().chain(&short.oldest).take(OLDEST_MAX).copied().collect();
+    }
+    Ok(())
+}
+
+/// A row of `calls`, as JSON: so one statement writes any number of them.
+#[derive(Serialize)]
+struct NewRow<'a> {
+    id: &'a str,
+    business: &'a str,
+    plan: &'a str,
+    account: &'a str,
+    provider: &'a str,
+    carrier: Option<&'a str>,
+    direction: &'a str,
+    operation: &'a str,
+    agent: Option<&'a str>,
+    own_number: Option<&'a str>,
+    other_number: Option<&'a str>,
+    origin: &'a str,
+    phase: &'a str,
+    overrun: bool,
+    polled: bool,
+    places: u32,
+    admitted_at: UnixMs,
+    phase_at: UnixMs,
+    deadline_at: UnixMs,
+    answered_at: Option<UnixMs>,
+    callback: Option<String>,
+    fingerprint: Option<&'a str>,
+    keys: Vec<String>,
+    replica: Option<&'a str>,
+}
+
+impl<'a> NewRow<'a> {
+    fn of(ask: &'a Ask, granted: &Granted) -> Sql<Self> {
+        let (call, f) = (&ask.call, &ask.call.facts);
+        Ok(Self {
+            id: call.id.as_str(),
+            business: f.business.as_str(),
+            plan: &f.plan,
+            account: f.account.as_str(),
+            provider: &f.provider,
+            carrier: f.carrier.as_ref().map(AccountName::as_str),
+            direction: f.direction.as_str(),
+            operation: &f.operation,
+            agent: f.agent.as_deref(),
+            own_number: f.own_number.as_deref(),
+            other_number: f.other_number.as_deref(),
+            origin: call.origin.as_str(),
+            phase: call.phase.as_str(),
+            overrun: call.overrun,
+            polled: call.polled,
+            places: granted.places,
+            admitted_at: granted.at_ms,
+            phase_at: call.at_ms,
+            deadline_at: call.deadline_at,
+            answered_at: (call.phase == Phase::Live).then_some(call.at_ms),
+            callback: call.callback.as_ref().map(to_json).transpose()?,
+            fingerprint: call.fingerprint.as_deref(),
+            keys: keys(&ask.order.bindings),
+            replica: call.replica.as_deref(),
+        })
+    }
+}
+
+#[derive(Serialize)]
+struct NewAlias<'a> {
+    kind: &'a str,
+    id: &'a str,
+    call_id: &'a str,
+    seen_at: UnixMs,
+}
+
+#[derive(Serialize)]
+struct NewRate<'a> {
+    key: &'a str,
+    arrival_us: i64,
+}
+
+/// Writes what was granted: calls, ids that nobody had, and what their rates have given out.
+async fn write(c: &mut PgConnection, asks: &[Ask], answers: &[Answer], arrivals_us: &HashMap<String, i64>) -> Sql<()> {
+    let (mut rows, mut aliases) = (Vec::new(), Vec::new());
+    for (ask, answer) in asks.iter().zip(answers) {
+        let Answer::Granted(granted) = answer else { continue };
+        rows.push(NewRow::of(ask, granted)?);
+        if granted.intricate.is_none() {
+            let (call_id, seen_at) = (ask.call.id.as_str(), ask.call.at_ms);
+            let of_call = ask.call.aliases.iter().collect::<BTreeSet<_>>();
+            aliases.extend(of_call.into_iter().map(|a| NewAlias { kind: &a.kind, id: &a.id, call_id, seen_at }));
+        }
+    }
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let rates: Vec<_> = arrivals_us.iter().map(|(key, arrival_us)| NewRate { key, arrival_us: *arrival_us }).collect();
+    query(
+        "WITH rates AS (
+             INSERT INTO gate_rates (key, arrival_us)
+             SELECT key, arrival_us FROM json_to_recordset($3::json) AS r(key text, arrival_us bigint)
+             ON CONFLICT (key) DO UPDATE SET arrival_us = excluded.arrival_us
+         ), aliases AS (
+             INSERT INTO call_aliases (kind, id, call_id, seen_at)
+             SELECT kind, id, call_id, seen_at
+             FROM json_to_recordset($2::json) AS a(kind text, id text, call_id text, seen_at bigint)
+         )
+         INSERT INTO calls (id, business, plan, account, provider, carrier, direction, operation, agent, own_number,
+             other_number, origin, phase, overrun, polled, places, admitted_at, phase_at, deadline_at, answered_at, seen_at,
+             seen_by, callback, fingerprint, keys, replica)
+         SELECT id, business, plan, account, provider, carrier, direction, operation, agent, own_number,
+             other_number, origin, phase, overrun, polled, places, admitted_at, phase_at, deadline_at, answered_at, phase_at,
+             origin, callback, fingerprint, keys, replica
+         FROM json_to_recordset($1::json) AS c(id text, business text, plan text, account text, provider text, carrier text,
+             direction text, operation text, agent text, own_number text, other_number text, origin text, phase text,
+             overrun boolean, polled boolean, places bigint, admitted_at bigint, phase_at bigint, deadline_at bigint,
+             answered_at bigint, callback text, fingerprint text, keys text[], replica text)",
+    )
+    .bind(to_json(&rows)?)
+    .bind(to_json(&aliases)?)
+    .bind(to_json(&rates)?)
+    .execute(c)
+    .await
+    .map(drop)
+}
+
+/// `now_ms`: the caller's time instead of the server's.
+pub(super) async fn advance(
+    c: &mut PgConnection,
+    from: i64,
+    to: GateMode,
+    policy: Arc<Policy>,
+    now_ms: Option<UnixMs>,
+) -> Sql<Option<Advanced>> {
+    let moved = query(
+        "UPDATE gate_state SET epoch = epoch + 1, mode = $3,
+             moved_at = coalesce($4, (extract(epoch FROM clock_timestamp()) * 1000)::bigint)
+         WHERE pool = $1 AND epoch = $2 RETURNING epoch, mode, moved_at",
+    )
+    .bind(POOL)
+    .bind(from)
+    .bind(to.as_str())
+    .bind(now_ms)
+    .fetch_optional(&mut *c)
+    .await?;
+    let Some(moved) = moved else { return Ok(None) };
+    // A statement after the lock: whoever wrote under the old epoch has been waited for, and is seen.
+    let open = query(
+        "SELECT id, business, plan, account, provider, carrier, direction, operation, agent, own_number, other_number, places,
+             admitted_at, overrun, to_json(keys)::text AS keys
+         FROM calls WHERE phase <> 'ended' ORDER BY admitted_at, id",
+    );
+    let open = open.fetch_all(&mut *c).await?.iter().map(open_row).collect::<Sql<Vec<_>>>()?;
+    failpoint::hit("store.advancing").await;
+    let sent = match replay_since(&policy, moved.try_get("moved_at")?) {
+        Some(since_ms) => calls::admitted_since(c, since_ms).await?,
+        None => vec![],
+    };
+    // Tens of thousands of calls take their time, and no runtime's thread.
+    let counted = tokio::task::spawn_blocking(move || {
+        let (mut held, mut changed) = (Vec::with_capacity(open.len()), Vec::new());
+        for (lease, is_changed) in recount(&policy, open) {
+            if is_changed {
+                changed.push(NewKeys { id: lease.call.as_str().to_owned(), keys: lease.keys.clone() });
+            }
+            held.push(lease);
+        }
+        (held, changed, arrivals_us(&policy, &sent))
+    });
+    let (held, changed, arrivals_us) = counted.await.map_err(|_| sqlx::Error::WorkerCrashed)?;
+    if !changed.is_empty() {
+        query(
+            "UPDATE calls SET keys = n.keys FROM json_to_recordset($1::json) AS n(id text, keys text[])
+             WHERE calls.id = n.id AND calls.phase <> 'ended'",
+        )
+        .bind(to_json(&changed)?)
+        .execute(&mut *c)
+        .await?;
+    }
+    if to == GateMode::Database {
+        query("DELETE FROM gate_rates").execute(&mut *c).await?;
+        let rates: Vec<_> =
+            arrivals_us.iter().map(|(key, arrival_us)| NewRate { key, arrival_us: *arrival_us }).collect();
+        query(
+            "INSERT INTO gate_rates (key, arrival_us)
+             SELECT key, arrival_us FROM json_to_recordset($1::json) AS r(key text, arrival_us bigint)",
+        )
+        .bind(to_json(&rates)?)
+        .execute(&mut *c)
+        .await?;
+    }
+    Ok(Some(Advanced { state: gate_state(&moved)?, held, arrivals_us }))
+}
+
+#[derive(Serialize)]
+struct NewKeys {
+    id: String,
+    keys: Vec<String>,
+}

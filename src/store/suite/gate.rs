@@ -1,0 +1,319 @@
+//! The database as arbiter: records under an epoch, its own decisions, moves.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use super::*;
+use crate::admission::{Places, interval_us, keys};
+use crate::policy::{Mode, OnOutage, Rate, Settings, Unknown, WhenFull};
+
+/// So many calls at once, and a rate.
+pub(in crate::store) fn policy(concurrent: u32, rate: Option<Rate>) -> Arc<Policy> {
+    let settings = Settings {
+        mode: Mode::Enforce,
+        concurrent: Some(concurrent),
+        rate,
+        accounts: vec![],
+        plans: BTreeMap::new(),
+        limits: vec![],
+        businesses: vec![],
+        rules: None,
+        unknown: Unknown::Reject,
+        when_full: WhenFull::Busy,
+        on_outage: OnOutage::Database,
+    };
+    Arc::new(Policy::new(settings, &[]))
+}
+
+pub(in crate::store) fn order(call: &NewCall, policy: &Policy) -> Order {
+    Order {
+        call: call.id.clone(),
+        bindings: policy.bindings(&call.facts),
+        places: Places::ONE,
+        mode: Mode::Enforce,
+        at_ms: call.at_ms,
+    }
+}
+
+async fn admit(store: &Arc<dyn Store>, call: &NewCall, policy: &Policy, epoch: i64) -> Decided {
+    store.admit(call.clone(), order(call, policy), epoch).await.unwrap()
+}
+
+fn new(places: u32) -> Decided {
+    Decided::New { places, would: None, news: None }
+}
+
+/// A store that decides itself, at epoch 2.
+async fn deciding(fresh: &impl Fresh, policy: &Arc<Policy>) -> Arc<dyn Store> {
+    let store = fresh.open().await;
+    store.advance(1, GateMode::Database, policy.clone(), 0).await.unwrap().unwrap();
+    store
+}
+
+fn state(epoch: i64, mode: GateMode) -> GateState {
+    GateState { epoch, mode }
+}
+
+pub(in crate::store) async fn a_call_is_put_on_record_under_the_pools_epoch_alone(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    assert_eq!(store.gate_state().await.unwrap(), state(1, GateMode::Memory));
+    let [first, late, second, anyway] = [(); 4].map(|()| new_call(&[]));
+    assert_eq!(store.open(first.clone(), Some(1)).await.unwrap(), Opened::New(None));
+    let moved = store.advance(1, GateMode::Redis, policy(5, None), 2000).await.unwrap().unwrap();
+    assert_eq!(moved.state, state(2, GateMode::Redis));
+    assert_eq!(store.gate_state().await.unwrap(), moved.state);
+    assert_eq!(store.open(late.clone(), Some(1)).await.unwrap(), Opened::Outdated(moved.state));
+    assert_eq!(store.call(&late.id).await.unwrap(), None, "nothing was written");
+    assert_eq!(store.open(late.clone(), Some(3)).await.unwrap(), Opened::Outdated(moved.state));
+    assert_eq!(store.open(second, Some(2)).await.unwrap(), Opened::New(None));
+    assert_eq!(store.open(anyway, None).await.unwrap(), Opened::New(None));
+    assert_eq!(store.advance(1, GateMode::Database, policy(5, None), 3000).await.unwrap(), None, "who comes late");
+    assert_eq!(store.gate_state().await.unwrap(), moved.state);
+    assert_eq!(store.open_calls().await.unwrap().len(), 3);
+    store.close().await;
+    assert_eq!(fresh.open().await.gate_state().await.unwrap(), moved.state, "a restart is no move");
+}
+
+pub(in crate::store) async fn the_database_decides_in_its_own_mode_and_epoch(fresh: &impl Fresh) {
+    let (store, policy) = (fresh.open().await, policy(2, None));
+    let call = new_call(&[]);
+    assert_eq!(admit(&store, &call, &policy, 1).await, Decided::Outdated(state(1, GateMode::Memory)));
+    store.advance(1, GateMode::Database, policy.clone(), 0).await.unwrap();
+    assert_eq!(admit(&store, &call, &policy, 1).await, Decided::Outdated(state(2, GateMode::Database)));
+    assert_eq!(admit(&store, &call, &policy, 3).await, Decided::Outdated(state(2, GateMode::Database)));
+    assert_eq!(store.latest_calls(9).await.unwrap(), []);
+    assert_eq!(admit(&store, &call, &policy, 2).await, new(1));
+    let record = store.call(&call.id).await.unwrap().unwrap();
+    assert_eq!((record.facts, record.phase, record.admitted_at), (call.facts.clone(), call.phase, 1000));
+    assert_eq!((record.deadline_at, record.places), (Some(91_000), 1));
+    store.advance(2, GateMode::Redis, policy.clone(), 0).await.unwrap();
+    assert_eq!(admit(&store, &new_call(&[]), &policy, 2).await, Decided::Outdated(state(3, GateMode::Redis)));
+}
+
+pub(in crate::store) async fn a_full_limit_refuses_until_a_call_has_ended(fresh: &impl Fresh) {
+    let policy = policy(3, None);
+    let store = deciding(fresh, &policy).await;
+    let calls = [1000, 2000].map(|at_ms| NewCall { at_ms, ..new_call(&[]) });
+    for call in &calls {
+        assert_eq!(admit(&store, call, &policy, 2).await, new(1));
+    }
+    // What exists anyway is counted with the others.
+    let keys = keys(&policy.bindings(&calls[0].facts));
+    let overrun = NewCall { overrun: true, at_ms: 1500, keys, ..new_call(&[]) };
+    store.open(overrun.clone(), None).await.unwrap();
+    let refused = NewCall { at_ms: 3000, ..new_call(&[("call_sid", "CA1")]) };
+    let short = Short { binding: 0, current: 3, lacking: 1, token_in_ms: None, oldest: vec![1000, 1500, 2000] };
+    assert_eq!(admit(&store, &refused, &policy, 2).await, Decided::Refused(short.clone()));
+    assert_eq!(store.resolve(&refused.aliases).await.unwrap(), None, "a refusal leaves no trace");
+    assert_eq!(store.open_calls().await.unwrap().len(), 3);
+    let observed = Order { mode: Mode::Observe, ..order(&refused, &policy) };
+    let would = Decided::New { places: 1, would: Some(short), news: None };
+    assert_eq!(store.admit(refused.clone(), observed, 2).await.unwrap(), would);
+    for call in [&overrun, &refused] {
+        store.apply(change(&call.id, END)).await.unwrap();
+    }
+    assert_eq!(admit(&store, &new_call(&[]), &policy, 2).await, new(1));
+    let held = store.leases().await.unwrap();
+    assert_eq!(held.iter().map(|held| held.places).sum::<u32>(), 3);
+}
+
+pub(in crate::store) async fn an_order_for_many_gets_what_is_free_and_holds_it(fresh: &impl Fresh) {
+    let policy = policy(10, None);
+    let store = deciding(fresh, &policy).await;
+    let many = |places| {
+        let call = new_call(&[]);
+        let order = Order { places, ..order(&call, &policy) };
+        store.admit(call, order, 2)
+    };
+    assert_eq!(many(Places::up_to(7)).await.unwrap(), new(7));
+    let Decided::Refused(short) = many(Places::exactly(4)).await.unwrap() else { panic!("4 of 3") };
+    // When a batch ends is not known: it is none of the oldest.
+    assert_eq!((short.current, short.lacking, short.oldest), (7, 1, vec![]));
+    assert_eq!(many(Places::up_to(7)).await.unwrap(), new(3));
+    let places: Vec<u32> = store.open_calls().await.unwrap().iter().map(|call| call.places).collect();
+    assert_eq!(places.iter().sum::<u32>(), 10);
+    assert_eq!(store.leases().await.unwrap().iter().map(|held| held.places).sum::<u32>(), 10);
+}
+
+pub(in crate::store) async fn a_rate_gives_out_its_tokens_whoever_asks(fresh: &impl Fresh) {
+    let rate = Rate { count: 2, window_ms: 10_000, burst: 2 };
+    let policy = policy(100, Some(rate));
+    let store = deciding(fresh, &policy).await;
+    let at = |at_ms| NewCall { at_ms, ..new_call(&[]) };
+    for at_ms in [1000, 1000] {
+        assert_eq!(admit(&store, &at(at_ms), &policy, 2).await, new(1));
+    }
+    let Decided::Refused(short) = admit(&store, &at(1001), &policy, 2).await else { panic!("a third token") };
+    assert_eq!(short.token_in_ms, Some(4_999));
+    // What the rates have given out outlives a move, and a restart.
+    let moved = store.advance(2, GateMode::Database, policy.clone(), 1001).await.unwrap().unwrap();
+    let [(_, arrival_us)] = moved.arrivals_us[..] else { panic!("{:?}", moved.arrivals_us) };
+    assert_eq!(arrival_us, 1_000_000 + 2 * interval_us(rate));
+    store.close().await;
+    let store = fresh.open().await;
+    let Decided::Refused(short) = admit(&store, &at(5_999), &policy, 3).await else { panic!("a third token") };
+    assert_eq!(short.token_in_ms, Some(1));
+    assert_eq!(admit(&store, &at(6_000), &policy, 3).await, new(1));
+    // Where nothing was sent within the window, the rates are full again; a call that exists anyway takes no token.
+    let overrun = NewCall { overrun: true, at_ms: 100_000, ..new_call(&[]) };
+    store.open(overrun, None).await.unwrap();
+    let foreign = NewCall { origin: Origin::Foreign, at_ms: 100_000, ..new_call(&[]) };
+    store.open(foreign, None).await.unwrap();
+    let moved = store.advance(3, GateMode::Database, policy.clone(), 100_000).await.unwrap().unwrap();
+    assert_eq!(moved.arrivals_us, []);
+    assert_eq!(fresh.number("SELECT count(*) FROM gate_rates").await, 0);
+    for _ in 0..2 {
+        assert_eq!(admit(&store, &at(100_000), &policy, 4).await, new(1));
+    }
+}
+
+pub(in crate::store) async fn what_is_known_comes_before_a_full_limit(fresh: &impl Fresh) {
+    let policy = policy(1, None);
+    let store = deciding(fresh, &policy).await;
+    let sid = Alias::new("call_sid", "CA1").unwrap();
+    store.keep_early(vec![sid.clone()], END, 1).await.unwrap();
+    let first = new_call(&[("call_sid", "CA1"), (KEY_KIND, "k")]);
+    let with_news = Decided::New { places: 1, would: None, news: Some(END) };
+    assert_eq!(admit(&store, &first, &policy, 2).await, with_news);
+    // Asked again, after a time-out: it is on record.
+    assert_eq!(admit(&store, &first, &policy, 2).await, new(1));
+    let again = new_call(&[(KEY_KIND, "k")]);
+    assert_eq!(admit(&store, &again, &policy, 2).await, Decided::Known(first.id.clone()));
+    assert!(matches!(admit(&store, &new_call(&[]), &policy, 2).await, Decided::Refused(_)));
+
+    let none = Event::Ended(Outcome::NotCreated, EndProof::Provider);
+    store.apply(change(&first.id, none)).await.unwrap();
+    assert_eq!(admit(&store, &first, &policy, 2).await, Decided::Known(first.id.clone()), "it is over");
+    // Its key is free again: for who is admitted.
+    let other = new_call(&[]);
+    assert_eq!(admit(&store, &other, &policy, 2).await, new(1));
+    assert!(matches!(admit(&store, &again, &policy, 2).await, Decided::Refused(_)));
+    let key = [Alias::new(KEY_KIND, "k").unwrap()];
+    assert_eq!(store.resolve(&key).await.unwrap(), Some(first.id.clone()));
+    store.apply(change(&other.id, END)).await.unwrap();
+    assert_eq!(admit(&store, &again, &policy, 2).await, new(1));
+    assert_eq!(store.resolve(&key).await.unwrap(), Some(again.id.clone()));
+    assert_eq!(store.resolve(&[sid]).await.unwrap(), Some(first.id));
+    // The second record of a call has the ids of the first.
+    store.apply(change(&again.id, END)).await.unwrap();
+    let second = new_call(&[(crate::provider::description::OWN_ID_KIND, again.id.as_str())]);
+    assert_eq!(admit(&store, &second, &policy, 2).await, new(1));
+    assert_eq!(store.resolve(&key).await.unwrap(), Some(second.id));
+}
+
+pub(in crate::store) async fn a_move_counts_every_open_call_by_the_new_policy(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    let mut calls = Vec::new();
+    for at_ms in 1..=4 {
+        let call = NewCall { at_ms, keys: vec!["{an \"older\", key}".to_owned()], ..new_call(&[]) };
+        store.open(call.clone(), Some(1)).await.unwrap();
+        calls.push(call);
+    }
+    store.apply(change(&calls[3].id, END)).await.unwrap();
+    // As a version wrote it that knew of no keys.
+    fresh.execute("UPDATE calls SET keys = NULL WHERE admitted_at = 2").await;
+    let before: Vec<usize> = store.leases().await.unwrap().iter().map(|held| held.keys.len()).collect();
+    assert_eq!(before, [1, 0, 1]);
+
+    let policy = policy(3, None);
+    let moved = store.advance(1, GateMode::Database, policy.clone(), 10).await.unwrap().unwrap();
+    let held: Vec<Held> = calls[..3]
+        .iter()
+        .map(|call| Held {
+            call: call.id.clone(),
+            keys: keys(&policy.bindings(&call.facts)),
+            places: 1,
+            since_ms: call.at_ms,
+            overrun: false,
+        })
+        .collect();
+    assert_eq!(moved.held, held);
+    assert_eq!(store.leases().await.unwrap(), held);
+    assert!(matches!(admit(&store, &new_call(&[]), &policy, 2).await, Decided::Refused(Short { current: 3, .. })));
+    // And again, where nothing is different.
+    let moved = store.advance(2, GateMode::Redis, policy, 10).await.unwrap().unwrap();
+    assert_eq!((moved.held, moved.arrivals_us), (held, vec![]));
+}
+
+pub(in crate::store) async fn of_many_at_once_as_many_are_admitted_as_there_are_places(fresh: &impl Fresh) {
+    let policy = policy(5, None);
+    let store = deciding(fresh, &policy).await;
+    for round in 1..=5 {
+        let mut tasks = tokio::task::JoinSet::new();
+        for n in 0..32 {
+            let (store, policy) = (store.clone(), policy.clone());
+            // Some come twice.
+            let call = new_call(&[(KEY_KIND, &format!("{round} {}", n % 24))]);
+            tasks.spawn(async move { (call.id.clone(), admit(&store, &call, &policy, 2).await) });
+        }
+        let decided = tasks.join_all().await;
+        let admitted: Vec<&CallId> =
+            decided.iter().filter(|(_, d)| matches!(d, Decided::New { .. })).map(|(id, _)| id).collect();
+        assert_eq!(admitted.len(), 5, "{decided:?}");
+        for (id, decided) in &decided {
+            match decided {
+                Decided::New { .. } => {}
+                Decided::Known(other) => assert!(admitted.contains(&other) && id != other),
+                Decided::Refused(short) => assert_eq!((short.current, short.lacking), (5, 1)),
+                Decided::Outdated(state) => panic!("{state:?}"),
+            }
+        }
+        assert_eq!(store.open_calls().await.unwrap().len(), 5);
+        for id in admitted {
+            store.apply(change(id, END)).await.unwrap();
+        }
+    }
+}
+
+pub(in crate::store) async fn moves_under_load_lose_no_call_and_let_none_in_over_a_limit(fresh: &impl Fresh) {
+    const LIMIT: u32 = 4;
+    let policy = policy(LIMIT, None);
+    let store = deciding(fresh, &policy).await;
+    let (over, admitted) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let (store, policy, over, admitted) = (store.clone(), policy.clone(), over.clone(), admitted.clone());
+        tasks.spawn(async move {
+            let mut epoch = 2;
+            while !over.load(Ordering::Relaxed) {
+                let call = new_call(&[]);
+                match admit(&store, &call, &policy, epoch).await {
+                    Decided::New { .. } => {
+                        admitted.fetch_add(1, Ordering::Relaxed);
+                        let held = store.leases().await.unwrap();
+                        assert!(held.iter().any(|held| held.call == call.id), "{held:?}");
+                        assert!(held.len() as u32 <= LIMIT, "{held:?}");
+                        store.apply(change(&call.id, END)).await.unwrap();
+                    }
+                    Decided::Outdated(state) => epoch = state.epoch,
+                    Decided::Refused(short) => assert!(short.current <= LIMIT),
+                    Decided::Known(known) => panic!("{known}"),
+                }
+            }
+        });
+    }
+    for epoch in 2..22 {
+        // Under every epoch somebody is admitted.
+        let before = admitted.load(Ordering::Relaxed);
+        while admitted.load(Ordering::Relaxed) == before {
+            tokio::task::yield_now().await;
+        }
+        let moved = store.advance(epoch, GateMode::Database, policy.clone(), 1000).await.unwrap().unwrap();
+        assert_eq!(moved.state, state(epoch + 1, GateMode::Database));
+        assert!(moved.held.len() as u32 <= LIMIT, "{moved:?}");
+    }
+    over.store(true, Ordering::Relaxed);
+    tasks.join_all().await;
+    assert_eq!(store.leases().await.unwrap(), []);
+}
+
+/// Runs a test of the store in a process of its own, with what it needs in a variable, and lets it die at a failpoint.
+pub(in crate::store) async fn dies_at(point: &str, test: &str, name: &str, value: impl AsRef<std::ffi::OsStr>) {
+    use std::os::unix::process::ExitStatusExt as _;
+    let mut child = tokio::process::Command::new(std::env::current_exe().unwrap());
+    child.args(["--exact", "--nocapture", &format!("store::{test}")]);
+    let died = child.env(name, value).env("RINGFENCE_FAIL", format!("{point}=abort")).output().await.unwrap();
+    let said = String::from_utf8_lossy(&died.stderr);
+    assert_eq!(died.status.signal(), Some(6), "{said}");
+    assert!(said.contains(&format!("failpoint {point}: abort")), "{said}");
+}
