@@ -10,15 +10,15 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::Notify;
+use tokio::sync::watch::Receiver;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
-use ulid::Ulid;
 
 use crate::admin::reload::{Reloaded, Running as _};
 use crate::admin::{self, Admin};
 use crate::calls::Calls;
-use crate::capacity::{Capacity, LivePolicy};
+use crate::capacity::{Capacity, LivePolicy, Role};
 use crate::clock::Clock;
 use crate::config::{Config, StoreSettings};
 use crate::failpoint;
@@ -30,7 +30,7 @@ use crate::policy::Policy;
 use crate::reconcile::{self, Sightings};
 use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
-use crate::store::{Sharing, Store};
+use crate::store::{Replica, Sharing, Store};
 use crate::webhook::{self, Webhooks, deliver};
 use door::Doors;
 pub use live::Written;
@@ -107,7 +107,6 @@ impl App {
         let metrics = Metrics::new().map_err(start_error)?;
         let upstream = live::upstream(&config);
         let live_policy: LivePolicy = Arc::new(ArcSwap::from_pointee(policy));
-        let replica = Ulid::new().to_string().to_lowercase();
         let capacity = Capacity::new(
             store.clone(),
             Some(Arc::new(MemoryGate::new())),
@@ -115,7 +114,7 @@ impl App {
             live_policy.clone(),
             clock.clone(),
             metrics.clone(),
-            replica,
+            Replica::new(),
         );
         let lifecycle = Lifecycle {
             store: store.clone(),
@@ -128,6 +127,7 @@ impl App {
         };
         let calls =
             Calls::new(lifecycle, config.accounts.clone(), upstream.map_err(start_error)?, config.calls.clone());
+        capacity.beat().await.map_err(start_error)?;
         let rebuilt = reconcile::rebuild(&calls).await.map_err(start_error)?;
         let wake = Arc::new(Notify::new());
         let inbox = Webhooks::new(calls.clone(), config.webhooks.clone(), wake.clone());
@@ -159,7 +159,10 @@ impl App {
         // Nothing is served yet: what lives at the providers is counted before anything is admitted.
         reconcile::first_sight(&mut sweepers, config.calls.ask_timeout).await;
         live.sweep(sweepers);
-        tasks.spawn(capacity.keep(stop.clone()));
+        tasks.spawn(follow_businesses(capacity.roles(), live.clone(), stop.clone()));
+        tasks.spawn(capacity.clone().keep(stop.clone()));
+        let (newest, leads) = (live.clone(), move || capacity.role().leads);
+        tasks.spawn(webhook::replay_loop(move || newest.webhooks(), leads, stop.clone()));
         tasks.spawn(deliver::run(calls.clone(), wake, stop.clone()));
         tasks.spawn(purge(live.clone(), stop.clone()));
         tasks.spawn(watch::run(live.clone(), stop.clone()));
@@ -219,6 +222,7 @@ impl App {
         self.tasks.close();
         let _ = tokio::time::timeout(Duration::from_secs(5), self.tasks.wait()).await;
         self.admin.drain(Duration::from_secs(1)).await;
+        self.calls.lifecycle.capacity.leave().await;
         self.calls.lifecycle.store.close().await;
         info!("stopped");
     }
@@ -234,6 +238,25 @@ async fn open_store(settings: &StoreSettings, doors: &Doors) -> Result<Arc<dyn S
         }
         None => Arc::new(SqliteStore::open(&settings.path, migrate, Sharing::Alone).await.map_err(start_error)?),
     })
+}
+
+/// Takes up businesses that were put or deleted at another replica.
+async fn follow_businesses(mut roles: Receiver<Role>, live: Arc<Live>, stop: CancellationToken) {
+    let mut taken_up = roles.borrow_and_update().businesses_version.clone();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = roles.changed() => if changed.is_err() { return },
+        }
+        let version = roles.borrow_and_update().businesses_version.clone();
+        if version == taken_up {
+            continue;
+        }
+        match live.clone().take_up_businesses().await {
+            Ok(()) => taken_up = version,
+            Err(error) => warn!(%error, "changed businesses could not be taken up; they are with the next change"),
+        }
+    }
 }
 
 async fn purge(live: Arc<Live>, stop: CancellationToken) {

@@ -35,7 +35,7 @@ use crate::gate::{Gate, GateError};
 use crate::ids::CallId;
 use crate::metrics::Metrics;
 use crate::policy::{OnOutage, Policy};
-use crate::store::{CallRecord, Decided, NewCall, Opened, Result, Store, StoreError};
+use crate::store::{CallRecord, Decided, NewCall, Opened, Replica, Result, Store, StoreError};
 pub use keeper::Role;
 pub use moves::Compared;
 use undone::Undone;
@@ -87,7 +87,7 @@ struct Inner {
     clock: Clock,
     metrics: Metrics,
     /// This process among those that share the record.
-    replica: String,
+    replica: Replica,
     state: watch::Sender<GateState>,
     /// Read from before a policy decides about a call until the call is on record, written while the gate moves for this process:
     /// no call falls between two policies. Whoever reads must not read again before it has let go.
@@ -102,7 +102,7 @@ struct Inner {
     /// Something for the keeper to do.
     wake: Notify,
     moved_at: Mutex<Instant>,
-    role: ArcSwap<Role>,
+    role: watch::Sender<Role>,
 }
 
 /// What became of an order.
@@ -165,7 +165,7 @@ impl Capacity {
         policy: LivePolicy,
         clock: Clock,
         metrics: Metrics,
-        replica: String,
+        replica: Replica,
     ) -> Self {
         let state = GateState { epoch: 0, mode: settings.home };
         Self(Arc::new(Inner {
@@ -185,18 +185,23 @@ impl Capacity {
             unfilled: AtomicBool::new(false),
             wake: Notify::new(),
             moved_at: Mutex::new(Instant::now()),
-            role: ArcSwap::from_pointee(Role::alone()),
+            role: watch::Sender::new(Role::default()),
         }))
     }
 
-    /// This process among those that share the record.
+    /// The id of this process among those that share the record.
     pub fn replica(&self) -> &str {
-        &self.0.replica
+        &self.0.replica.id
     }
 
     /// Where this replica stands among the others.
-    pub fn role(&self) -> Arc<Role> {
-        self.0.role.load_full()
+    pub fn role(&self) -> Role {
+        self.0.role.borrow().clone()
+    }
+
+    /// The same, and what becomes of it.
+    pub fn roles(&self) -> watch::Receiver<Role> {
+        self.0.role.subscribe()
     }
 
     /// Keeps policies from being swapped until it is dropped: from before one decides about a call until the call is on record.
@@ -470,7 +475,7 @@ impl Capacity {
             degraded: state.mode != self.0.settings.home || away.is_some(),
             away,
             waiting: lock(&self.0.undone).len(),
-            replica: self.0.replica.clone(),
+            replica: self.0.replica.id.clone(),
             replicas: role.live.len().max(1),
             leads: role.leads,
         }

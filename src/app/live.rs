@@ -147,6 +147,11 @@ impl Live {
         self.newest.borrow().clone()
     }
 
+    /// What takes webhooks, in the running generation.
+    pub(super) fn webhooks(&self) -> Webhooks {
+        self.now.load().webhooks.clone()
+    }
+
     /// The file and what the last try read from it, where there is a file and its changes are followed.
     pub(super) fn watched(&self) -> Option<(File, Inputs)> {
         let written = self.written.as_ref().filter(|_| self.now.load().config.watch)?;

@@ -5,11 +5,14 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::{Capacity, Settings, lock};
 use crate::admission::GateMode;
+use crate::store::{BEAT_EVERY_MS, Result};
 
+/// How often a replica says that it lives.
+const BEAT_EVERY: Duration = Duration::from_millis(BEAT_EVERY_MS);
 /// How often it looks when nothing presses.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often while the gate is away or has to be told something.
@@ -26,13 +29,8 @@ pub struct Role {
     pub live: Vec<String>,
     /// This one sweeps, compares and replays.
     pub leads: bool,
-}
-
-impl Role {
-    /// Of a process that shares with nobody.
-    pub fn alone() -> Self {
-        Self { live: vec![], leads: true }
-    }
+    /// Another text after every change of a business, at whichever replica it was made.
+    pub businesses_version: String,
 }
 
 /// What the keeper sees.
@@ -69,10 +67,45 @@ fn next(settings: &Settings, view: &View) -> Option<GateMode> {
 }
 
 impl Capacity {
+    /// Says that this replica lives, and learns which others do. Asked for before anything else, and then by the keeper.
+    pub async fn beat(&self) -> Result<()> {
+        let fleet = self.0.store.beat(&self.0.replica).await?;
+        let role = Role {
+            leads: fleet.leads(),
+            live: fleet.live.into_iter().map(|one| one.replica.id).collect(),
+            businesses_version: fleet.businesses_version,
+        };
+        self.0.role.send_if_modified(|now| {
+            let changed = *now != role;
+            if changed && !now.live.is_empty() {
+                info!(replicas = role.live.len(), leads = role.leads, "the replicas are");
+            }
+            *now = role;
+            changed
+        });
+        if self.is_shared() {
+            self.take_up(self.0.store.gate_state().await?);
+        }
+        Ok(())
+    }
+
+    /// Says that this replica stops, so that the next one leads at once.
+    pub async fn leave(&self) {
+        if let Err(error) = self.0.store.leave(&self.0.replica.id).await {
+            debug!(%error, "this replica counts as living for some seconds more");
+        }
+    }
+
     /// Runs until it is told to stop.
     pub async fn keep(self, stop: CancellationToken) {
-        let (mut up_since, mut compared_at) = (Instant::now(), Instant::now());
+        let (mut up_since, mut compared_at, mut beaten_at) = (Instant::now(), Instant::now(), Instant::now());
         loop {
+            if beaten_at.elapsed() >= BEAT_EVERY {
+                beaten_at = Instant::now();
+                if let Err(error) = self.beat().await {
+                    debug!(%error, "this replica cannot say that it lives");
+                }
+            }
             let waits = self.say_undone().await;
             let away = self.0.gate.as_ref().and_then(|gate| gate.away()).map(|(since, _)| since);
             if away.is_some() {

@@ -61,7 +61,8 @@ macro_rules! behaves_as_a_store {
             what_is_known_comes_before_a_full_limit,
             a_move_counts_every_open_call_by_the_new_policy,
             of_many_at_once_as_many_are_admitted_as_there_are_places,
-            moves_under_load_lose_no_call_and_let_none_in_over_a_limit
+            moves_under_load_lose_no_call_and_let_none_in_over_a_limit,
+            it_decides_and_moves_as_the_model_does
         );
     };
     ($fresh:path, $($behaviour:ident),+) => {

@@ -12,6 +12,7 @@ use super::super::rows::{Sql, call_id, damaged, gate_state, held, open_row};
 use super::super::standing::{Counted, POOL, recount, replay_since};
 use super::super::{Advanced, Decided, NewCall, Opened};
 use super::calls::{self, Claim, to_json};
+use super::transact::QUEUE;
 use super::{lock_ids, query};
 use crate::admission::{Decision, GateMode, GateState, Held, OLDEST_MAX, Order, Short, arrivals_us, decide, keys};
 use crate::call::{Event, Phase};
@@ -92,12 +93,12 @@ enum Answer {
 pub(super) async fn admit(
     c: &mut PgConnection,
     state: Option<GateState>,
-    asks: &[Ask],
+    asks: &[Arc<Ask>],
     callers_clock: bool,
 ) -> Sql<Vec<Decided>> {
     let state = state.ok_or_else(|| damaged("the gate was not locked"))?;
     let is_due = |ask: &Ask| state == GateState { epoch: ask.epoch, mode: GateMode::Database };
-    let due: Vec<&Ask> = asks.iter().filter(|ask| is_due(ask)).collect();
+    let due: Vec<&Ask> = asks.iter().map(|ask| &**ask).filter(|ask| is_due(ask)).collect();
     let mut round = if due.is_empty() { Round::default() } else { read(c, &due).await? };
     let mut answers = Vec::with_capacity(asks.len());
     for ask in asks {
@@ -210,7 +211,7 @@ impl Round {
 
 /// Names the oldest holders of limits that are short. Before anything is written: those admitted in this round are named already,
 /// and are younger.
-async fn name_oldest(c: &mut PgConnection, asks: &[Ask], answers: &mut [Answer]) -> Sql<()> {
+async fn name_oldest(c: &mut PgConnection, asks: &[Arc<Ask>], answers: &mut [Answer]) -> Sql<()> {
     fn short<'a>(ask: &'a Ask, answer: &'a mut Answer) -> Option<(&'a Binding, &'a mut Short)> {
         let short = match answer {
             Answer::Refused(short) => short,
@@ -323,7 +324,12 @@ struct NewRate<'a> {
 }
 
 /// Writes what was granted: calls, ids that nobody had, and what their rates have given out.
-async fn write(c: &mut PgConnection, asks: &[Ask], answers: &[Answer], arrivals_us: &HashMap<String, i64>) -> Sql<()> {
+async fn write(
+    c: &mut PgConnection,
+    asks: &[Arc<Ask>],
+    answers: &[Answer],
+    arrivals_us: &HashMap<String, i64>,
+) -> Sql<()> {
     let (mut rows, mut aliases) = (Vec::new(), Vec::new());
     for (ask, answer) in asks.iter().zip(answers) {
         let Answer::Granted(granted) = answer else { continue };
@@ -375,6 +381,8 @@ pub(super) async fn advance(
     policy: Arc<Policy>,
     now_ms: Option<UnixMs>,
 ) -> Sql<Option<Advanced>> {
+    let queue = sqlx::AssertSqlSafe(format!("SELECT pg_advisory_xact_lock({QUEUE})"));
+    sqlx::raw_sql(queue).execute(&mut *c).await?;
     let moved = query(
         "UPDATE gate_state SET epoch = epoch + 1, mode = $3,
              moved_at = coalesce($4, (extract(epoch FROM clock_timestamp()) * 1000)::bigint)

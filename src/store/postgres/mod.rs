@@ -4,6 +4,7 @@
 //! call. One process has the record at a time (`holder.rs`), and every write is bound
 //! to that (`transact.rs`).
 
+mod batch;
 mod calls;
 mod gate;
 mod holder;
@@ -14,9 +15,8 @@ mod replicas;
 mod settings;
 mod transact;
 
-use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -32,6 +32,7 @@ use crate::call::Event;
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId};
 use crate::policy::{Business, Facts, Policy};
+use batch::{Decisions, Doubts};
 use gate::Ask;
 use holder::{BEAT_EVERY, Me, SILENCE};
 pub use settings::{Pooler, Settings};
@@ -105,8 +106,8 @@ pub struct PostgresStore {
     db: Arc<Db>,
     me: Me,
     beating: tokio::sync::Mutex<Option<tokio::task::JoinHandle<()>>>,
-    /// Calls of which nobody knows yet whether they are on record, and the transaction that knows.
-    doubtful: Mutex<HashMap<CallId, i64>>,
+    doubts: Doubts,
+    decisions: Decisions,
     callers_clock: bool,
 }
 
@@ -228,30 +229,16 @@ impl PostgresStore {
         }
         info!(store = %shown, version = %server.version, pooler = server.pooled, generation, ?sharing, "the record is open");
         let beating = tokio::spawn(beat(db.clone(), me.clone()));
-        Ok(Self {
-            db,
-            me,
-            beating: tokio::sync::Mutex::new(Some(beating)),
-            doubtful: Mutex::default(),
-            callers_clock: settings.callers_clock,
-        })
-    }
-
-    /// Remembers calls of which nobody knows whether they are on record.
-    fn note_doubt(&self, calls: &[CallId], (error, doubt): (StoreError, Option<i64>)) -> StoreError {
-        if let Some(xid) = doubt {
-            let mut doubtful = self.doubtful.lock().unwrap_or_else(PoisonError::into_inner);
-            doubtful.extend(calls.iter().map(|call| (call.clone(), xid)));
-        }
-        error
+        let (doubts, callers_clock) = (Doubts::default(), settings.callers_clock);
+        let decisions = Decisions::start(db.clone(), doubts.clone(), callers_clock);
+        Ok(Self { db, me, beating: tokio::sync::Mutex::new(Some(beating)), doubts, decisions, callers_clock })
     }
 
     /// Settles a record whose COMMIT got no answer: only then is it certain that it is there, or never will be.
     async fn settle_doubt(&self, call: &CallId) -> Result<()> {
-        let doubtful = || self.doubtful.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(xid) = doubtful().get(call).copied() else { return Ok(()) };
+        let Some(xid) = self.doubts.of(call) else { return Ok(()) };
         match self.db.fate(xid).await {
-            Fate::Committed | Fate::Aborted => drop(doubtful().remove(call)),
+            Fate::Committed | Fate::Aborted => self.doubts.settle(call),
             Fate::Unknown => return Err(StoreError::Unknown(format!("{} has not said it yet", self.db.shown))),
         }
         Ok(())
@@ -335,21 +322,11 @@ impl Store for PostgresStore {
         let id = call.id.clone();
         let lock = if epoch.is_some() { Gate::Shared } else { Gate::Open };
         let opened = self.db.write_at(lock, move |c, state| Box::pin(gate::open(c, call.clone(), epoch, state))).await;
-        opened.map_err(|failed| self.note_doubt(&[id], failed))
+        opened.map_err(|failed| self.doubts.note([&id].into_iter(), failed))
     }
 
     async fn admit(&self, call: NewCall, order: Order, epoch: i64) -> Result<Decided> {
-        let (id, ask) = (call.id.clone(), Arc::new([Ask { call, order, epoch }]));
-        let callers_clock = self.callers_clock;
-        let decided = self
-            .db
-            .write_at(Gate::Alone, move |c, state| {
-                let ask = ask.clone();
-                Box::pin(async move { gate::admit(c, state, ask.as_slice(), callers_clock).await })
-            })
-            .await;
-        let mut decided = decided.map_err(|failed| self.note_doubt(&[id], failed))?;
-        decided.pop().ok_or_else(|| StoreError::Failed("nothing was decided".to_owned()))
+        self.decisions.decide(Ask { call, order, epoch }).await
     }
 
     async fn gate_state(&self) -> Result<GateState> {

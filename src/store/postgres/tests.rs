@@ -1,4 +1,5 @@
 use std::str::FromStr as _;
+use std::sync::Mutex;
 
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -473,7 +474,7 @@ async fn a_move_waits_for_who_wrote_before_it_and_counts_the_call() {
     while fence.number(WAITING).await == 0 {
         tokio::task::yield_now().await;
     }
-    // Nor is anybody let in meanwhile who asks the database.
+    // Nor does anybody overtake it.
     let late = tokio::spawn({
         let store = store.clone();
         async move { store.open(new_call(&[]), Some(1)).await.unwrap() }
@@ -539,4 +540,56 @@ async fn decisions_go_by_the_servers_clock() {
     assert!(held[0].since_ms >= before && held[0].since_ms <= after, "{held:?}");
     let moved = store.advance(2, GateMode::Database, policy.clone(), 1).await.unwrap().unwrap();
     assert_eq!(moved.arrivals_us.len(), 1, "replayed by the same clock");
+}
+
+#[tokio::test]
+async fn of_decisions_that_meet_one_that_fails_stands_alone_and_none_is_dropped() {
+    let Some(fence) = fresh().await else { return };
+    let store = Arc::new(fence.store().await);
+    let policy = suite::policy(100, None);
+    store.advance(1, GateMode::Database, policy.clone(), 1).await.unwrap().unwrap();
+    // As long as somebody has the row, all but the first meet.
+    let mut holding = store.db.begin_unbound().await.unwrap();
+    sqlx::query("SELECT 1 FROM gate_state FOR UPDATE").execute(&mut *holding).await.unwrap();
+    let ask = |call: NewCall| {
+        let (store, order) = (store.clone(), suite::order(&call, &policy));
+        tokio::spawn(async move { store.admit(call, order, 2).await })
+    };
+    let first = ask(new_call(&[]));
+    while fence.number(WAITING).await == 0 {
+        tokio::task::yield_now().await;
+    }
+    let good: Vec<NewCall> = (0..20).map(|n| new_call(&[("call_sid", &format!("CA{n}"))])).collect();
+    let mut asked: Vec<_> = good.iter().cloned().map(ask).collect();
+    let mut bad = new_call(&[]);
+    // Postgres has no place for it in a text.
+    bad.facts.agent = Some("\0".to_owned());
+    let bad = ask(bad);
+    let gone = new_call(&[]);
+    let dropped = ask(gone.clone());
+    // All are handed over; one of them does not wait for its answer.
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    dropped.abort();
+    holding.rollback().await.unwrap();
+    let new = Decided::New { places: 1, would: None, news: None };
+    assert_eq!(first.await.unwrap().unwrap(), new);
+    for asked in asked.drain(..) {
+        assert_eq!(asked.await.unwrap().unwrap(), new);
+    }
+    let error = bad.await.unwrap().unwrap_err();
+    assert!(matches!(error, StoreError::Failed(_)), "{error}");
+    // Asked again: it is on record, whoever comes first.
+    assert_eq!(ask(gone).await.unwrap().unwrap(), new);
+    assert_eq!(store.leases().await.unwrap().len(), 22);
+}
+
+/// `cargo test --lib measures_decisions -- --ignored --nocapture`
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "measures, and asserts nothing of time"]
+async fn measures_decisions() {
+    let Some(fence) = fresh().await else { return };
+    let store = fence.open().await;
+    suite::measure(&store, &fence).await;
 }

@@ -34,6 +34,9 @@ const TRIES_MAX: u32 = 5;
 /// The schema. The app may have tables of the same names in its own.
 pub(super) const SCHEMA: &str = "ringfence";
 
+/// Where moves of the gate queue with those who share its row's lock. Of two numbers: locks of ids are of one.
+pub(super) const QUEUE: &str = "1919904103, 1";
+
 tokio::task_local! {
     /// Whether statements are prepared once and kept in the session.
     static PREPARED: bool;
@@ -79,12 +82,13 @@ pub(super) enum Fate {
 impl Gate {
     /// What follows BEGIN, in the same trip. The row is locked before any other.
     fn lock(self) -> String {
-        let lock = match self {
+        let (queue, lock) = match self {
             Self::Open => return String::new(),
-            Self::Shared => "SHARE",
-            Self::Alone => "UPDATE",
+            // Who shares a row's lock overtakes those who wait to change it: a move would never come to its turn.
+            Self::Shared => (format!("; SELECT pg_advisory_xact_lock_shared({QUEUE})"), "SHARE"),
+            Self::Alone => (String::new(), "UPDATE"),
         };
-        format!("; SELECT epoch, mode FROM gate_state WHERE pool = '{POOL}' FOR {lock}")
+        format!("{queue}; SELECT epoch, mode FROM gate_state WHERE pool = '{POOL}' FOR {lock}")
     }
 }
 
@@ -331,7 +335,7 @@ impl Db {
             return Err(Stop::Lost);
         };
         let xid: i64 = row.try_get("xid").map_err(Stop::Failed)?;
-        let state = match (gate, rows.get(1)) {
+        let state = match (gate, rows.last()) {
             (Gate::Open, _) => None,
             (_, Some(row)) => Some(gate_state(row).map_err(Stop::Failed)?),
             (_, None) => return Err(Stop::Failed(damaged(format!("gate_state knows no pool {POOL}")))),

@@ -201,3 +201,12 @@ async fn a_move_that_dies_half_way_was_none() {
     assert_eq!(store.leases().await.unwrap(), before);
     assert!(store.advance(1, GateMode::Database, policy, 1).await.unwrap().is_some());
 }
+
+/// `cargo test --lib measures_decisions -- --ignored --nocapture`
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "measures, and asserts nothing of time"]
+async fn measures_decisions() {
+    let folder = Folder::new();
+    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&folder.file(), true).await.unwrap());
+    suite::measure(&store, &folder).await;
+}
