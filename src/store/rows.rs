@@ -5,8 +5,8 @@ use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 use sqlx::sqlite::SqliteRow;
 
-use super::{CallRecord, OrderRecord};
 use super::standing::OpenRow;
+use super::{CallRecord, OrderRecord};
 use crate::admission::{GateState, Held};
 use crate::ids::{AccountName, Alias, BusinessId, CallId};
 use crate::policy::Facts;
