@@ -16,6 +16,7 @@
 pub mod memory;
 #[cfg(test)]
 mod model;
+pub mod redis;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
