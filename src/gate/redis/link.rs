@@ -62,12 +62,21 @@ const OUT_OF_SERVICE: [&str; 13] = [
 
 impl From<RedisError> for Fault {
     fn from(error: RedisError) -> Self {
-        let code = error.code().unwrap_or_default();
+        let (code, said) = (error.code().unwrap_or_default(), sentence(&error));
         match error.redirect_node() {
             Some((to, _)) if code == "MOVED" => Self::Moved(to.to_owned()),
-            _ if code.is_empty() || OUT_OF_SERVICE.contains(&code) => Self::Away(error.to_string()),
-            _ => Self::Answer(error.to_string()),
+            _ if code.is_empty() || OUT_OF_SERVICE.contains(&code) => Self::Away(said),
+            _ => Self::Answer(said),
         }
+    }
+}
+
+/// What a server said, in its own words; or what became of the connection.
+fn sentence(error: &RedisError) -> String {
+    match (error.code(), error.detail()) {
+        (Some(code), Some(detail)) => format!("{code} {detail}"),
+        (Some(code), None) => code.to_owned(),
+        _ => error.to_string(),
     }
 }
 
@@ -152,7 +161,7 @@ async fn open(info: &ConnectionInfo, settings: &Settings) -> Result<MultiplexedC
     // Every wait is bounded by whoever waits: here, and in what runs the scripts.
     let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
     match timeout(READY_WITHIN, client.get_multiplexed_async_connection_with_config(&config)).await {
-        Ok(opened) => opened.map_err(|error| Fault::Away(format!("{}: {error}", info.addr()))),
+        Ok(opened) => opened.map_err(|error| Fault::Away(format!("{}: {}", info.addr(), sentence(&error)))),
         Err(_) => Err(Fault::Away(format!("{}: no connection within {} ms", info.addr(), READY_WITHIN.as_millis()))),
     }
 }

@@ -9,7 +9,7 @@ use super::{GateError, LONG, RedisGate, Result, strange};
 use crate::admission::Held;
 
 /// Members that are sent at once: a few milliseconds of the server's time.
-const PORTION: usize = 5_000;
+const PORTION: usize = 2_000;
 /// What nobody publishes is forgotten after this.
 const UNPUBLISHED_MS: u64 = 600_000;
 /// How often what is published may change under a rebuild before it gives up.
@@ -47,7 +47,7 @@ impl RedisGate {
     }
 
     /// What is published, and the server's line of data.
-    async fn before(&self, epoch: i64) -> Result<(String, String)> {
+    pub(super) async fn before(&self, epoch: i64) -> Result<(String, String)> {
         let keys = self.shared.keys.of_epoch(epoch);
         let words = self.ask(Script::Before, &keys, &[epoch.to_string()], LONG).await?;
         match <[String; 3]>::try_from(words) {
@@ -58,29 +58,19 @@ impl RedisGate {
 
     /// Returns how many members the leases have.
     async fn fill(&self, leases: &str, rates: &str, held: &[Held], arrivals_us: &[(String, i64)]) -> Result<usize> {
-        let mut portion = vec!["!".to_owned()];
+        let mut all = vec!["!".to_owned()];
+        held.iter().for_each(|held| members(held, &mut all));
+        // In their order, each finds its place at the end of the set.
+        all.sort_unstable();
         let mut filled = 0;
-        let mut held = held.iter();
-        loop {
-            let next = held.next();
-            if let Some(held) = next {
-                members(held, &mut portion);
+        for part in all.chunks(PORTION) {
+            let mut add = redis::cmd("ZADD");
+            add.arg(leases);
+            for member in part {
+                add.arg(0).arg(member);
             }
-            if portion.len() >= PORTION || next.is_none() {
-                for part in portion.chunks(PORTION) {
-                    let mut add = redis::cmd("ZADD");
-                    add.arg(leases);
-                    for member in part {
-                        add.arg(0).arg(member);
-                    }
-                    filled += self.added(&add).await?;
-                }
-                portion.clear();
-                self.send(redis::cmd("PEXPIRE").arg(leases).arg(UNPUBLISHED_MS)).await?;
-            }
-            if next.is_none() {
-                break;
-            }
+            filled += redis::from_redis_value::<usize>(self.send(&add).await?).map_err(|_| strange("no number"))?;
+            self.send(redis::cmd("PEXPIRE").arg(leases).arg(UNPUBLISHED_MS)).await?;
         }
         self.send(redis::cmd("ZADD").arg(rates).arg("inf").arg("!")).await?;
         for part in arrivals_us.chunks(PORTION) {
@@ -93,10 +83,6 @@ impl RedisGate {
         }
         self.send(redis::cmd("PEXPIRE").arg(rates).arg(UNPUBLISHED_MS)).await?;
         Ok(filled)
-    }
-
-    async fn added(&self, add: &Cmd) -> Result<usize> {
-        redis::from_redis_value(self.send(add).await?).map_err(|_| strange("no number"))
     }
 
     async fn send(&self, command: &Cmd) -> Result<redis::Value> {

@@ -1,7 +1,9 @@
 //! The gate on real servers. What each method does; outages, topologies and equality with `decide` in their own files.
 
 mod equal;
+mod outages;
 mod server;
+mod topologies;
 
 use super::*;
 use crate::admission::Places;

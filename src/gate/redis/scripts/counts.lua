@@ -6,7 +6,7 @@ end
 local function count(prefix)
     return redis.call('ZLEXCOUNT', KEYS[2], '[' .. prefix .. '|', '(' .. prefix .. '}')
 end
-local answer = { 'counts', text(count('p')), text(count('p|1')) }
+local answer = { 'counts', text(count('h') + count('p')), text(count('o')) }
 local from = ARGV[2] == '|' and '[k|' or '[k|' .. ARGV[2] .. '}'
 for _ = 1, tonumber(ARGV[3]) do
     local first = redis.call('ZRANGEBYLEX', KEYS[2], from, '(k}', 'LIMIT', 0, 1)[1]

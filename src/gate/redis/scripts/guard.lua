@@ -4,8 +4,9 @@
 --   !                                       these leases are whole
 --   h|CALL|PLACES|SINCE|OVERRUN|KEY|KEY     a lease
 --   k|KEY|1|SINCE|CALL                      its place, if it has one
---   k|KEY|n|SINCE|CALL|I                    its places, if it has several or none
---   p|OVERRUN|CALL|I                        its places, whatever binds it
+--   k|KEY|n|SINCE|CALL|I                    its places, if it has several
+--   p|CALL|I                                its places but the first, whatever binds it
+--   o|CALL|I                                all of its places, if it is an overrun
 
 local function text(number)
     return string.format('%.0f', number)
@@ -54,8 +55,11 @@ local function members(call, places, since, overrun, keys)
             end
         end
     end
-    for i = 1, places do
-        all[#all + 1] = 'p|' .. overrun .. '|' .. call .. '|' .. i
+    for i = 2, places do
+        all[#all + 1] = 'p|' .. call .. '|' .. i
+    end
+    for i = 1, overrun == '1' and places or 0 do
+        all[#all + 1] = 'o|' .. call .. '|' .. i
     end
     all[#all + 1] = own
     return all

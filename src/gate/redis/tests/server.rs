@@ -50,12 +50,10 @@ fn spawn(args: &[String]) -> Child {
 
 impl Server {
     pub async fn start(more: &[&str]) -> Self {
-        Self::start_in(Folder::new(), more).await
-    }
-
-    pub async fn start_in(folder: Folder, more: &[&str]) -> Self {
+        let folder = Folder::new();
         loop {
-            let port = free_port();
+            let given = more.iter().position(|word| *word == "--port").and_then(|at| more[at + 1].parse().ok());
+            let port = given.unwrap_or_else(free_port);
             let own = ["--port", &port.to_string(), "--bind", "127.0.0.1", "--dir", &folder.path(""), "--save", ""];
             let args: Vec<_> = own.iter().chain(more).map(ToString::to_string).collect();
             let mut server = Self { child: spawn(&args), port, folder: Folder::new(), args };
@@ -64,6 +62,20 @@ impl Server {
                 return server;
             }
             // Somebody was faster at the port.
+        }
+    }
+
+    pub async fn start_sentinel(folder: Folder, conf: &str) -> Self {
+        loop {
+            let port = free_port();
+            let own =
+                [conf, "--sentinel", "--port", &port.to_string(), "--bind", "127.0.0.1", "--dir", &folder.path("")];
+            let args: Vec<_> = own.iter().map(ToString::to_string).collect();
+            let mut server = Self { child: spawn(&args), port, folder: Folder::new(), args };
+            if server.answers().await {
+                server.folder = folder;
+                return server;
+            }
         }
     }
 
@@ -108,7 +120,7 @@ impl Server {
         line.unwrap_or_default().trim().to_owned()
     }
 
-    pub fn signal(&self, name: &str) {
+    fn signal(&self, name: &str) {
         let sent = Command::new("kill").args([format!("-{name}"), self.child.id().to_string()]).status();
         assert!(sent.unwrap().success());
     }
