@@ -37,7 +37,7 @@ async fn a_restart_is_noticed_with_and_without_a_file() {
         gate.rebuild(1, &[held(&["g"], 1, 0)], &[]).await.unwrap();
         server.restart().await;
         has_to_be_filled(&gate, 1).await;
-        assert_eq!(server.say::<bool>(&["EXISTS", "ringfence:1:{default}:1:leases"]).await, false);
+        assert!(!server.say::<bool>(&["EXISTS", "ringfence:1:{default}:1:leases"]).await);
     }
 }
 
