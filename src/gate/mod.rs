@@ -19,6 +19,7 @@
 pub mod memory;
 #[cfg(test)]
 mod model;
+pub mod redis;
 
 use std::time::Instant;
 

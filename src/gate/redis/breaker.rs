@@ -1,0 +1,230 @@
+//! Whether the server can be asked. While it cannot, decisions are answered at once, and one task looks for it.
+
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use redis::Value;
+use tokio::sync::Notify;
+use tokio::time::timeout;
+use tracing::{info, warn};
+
+use super::inspect::{self, Problem};
+use super::keys::Keys;
+use super::link::{self, Fault, Link};
+use super::scripts::Script;
+use super::{GateError, Settings};
+
+/// Answers in a row that do not come in time, before the server counts as away.
+const LATE_MAX: u32 = 3;
+/// Pauses between attempts to reach it grow from this…
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+/// …to this.
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+/// How often it is asked whether it is still there.
+const BEAT: Duration = Duration::from_secs(1);
+/// A server that went away sooner than this after it came is not tried again at once.
+const STEADY: Duration = Duration::from_secs(10);
+/// Beats between two questions to the sentinels where the master is.
+const SENTINELS_EVERY: u32 = 5;
+/// Beats between two inspections.
+const INSPECT_EVERY: u32 = 60;
+
+/// How the server is, for `/status`, metrics and whoever decides to do without it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Health {
+    /// Decisions are asked of it.
+    pub up: bool,
+    /// For how long it has been so.
+    pub lasting: Duration,
+    /// Why it was last given up, if it ever was.
+    pub last_error: Option<String>,
+    /// What an inspection last found.
+    pub problems: Vec<Problem>,
+    /// Decisions that were asked for.
+    pub decisions: u64,
+    /// Trips to the server for decisions and everything else that was asked of the gate.
+    pub trips: u64,
+    /// What was answered without a trip because it was away.
+    pub spared: u64,
+}
+
+/// What the gate and its task share.
+pub(super) struct Shared {
+    pub settings: Settings,
+    pub keys: Keys,
+    /// Added to the store's time; tests move it.
+    pub offset_ms: AtomicI64,
+    state: Mutex<State>,
+    /// Wakes the task: the link was given up.
+    lost: Notify,
+    pub decisions: AtomicU64,
+    pub trips: AtomicU64,
+    spared: AtomicU64,
+}
+
+struct State {
+    link: Option<Arc<Link>>,
+    since: Instant,
+    error: Option<String>,
+    problems: Vec<Problem>,
+}
+
+impl Shared {
+    pub(super) fn new(settings: Settings) -> Self {
+        Self {
+            keys: Keys::of(&settings.pool),
+            offset_ms: AtomicI64::new(settings.offset_ms),
+            settings,
+            state: Mutex::new(State { link: None, since: Instant::now(), error: None, problems: vec![] }),
+            lost: Notify::new(),
+            decisions: AtomicU64::new(0),
+            trips: AtomicU64::new(0),
+            spared: AtomicU64::new(0),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Every change is made in one go, so a panic elsewhere leaves nothing half done.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The link, if the server can be asked.
+    pub(super) fn link(&self) -> Result<Arc<Link>, GateError> {
+        let state = self.state();
+        state.link.clone().ok_or_else(|| {
+            self.spared.fetch_add(1, Ordering::Relaxed);
+            GateError::Away(state.error.clone().unwrap_or_else(|| "not connected yet".to_owned()))
+        })
+    }
+
+    /// Waits for a trip, and learns from how it went.
+    pub(super) async fn trip(
+        &self,
+        link: &Arc<Link>,
+        bound: Duration,
+        trip: impl Future<Output = Result<Value, Fault>>,
+    ) -> Result<Value, GateError> {
+        self.trips.fetch_add(1, Ordering::Relaxed);
+        let came = timeout(bound, trip).await.unwrap_or(Err(Fault::Late(bound)));
+        came.map_err(|fault| {
+            let why = fault.to_string();
+            self.learn(link, Err(fault));
+            GateError::Away(why)
+        })
+        .inspect(|_| self.learn(link, Ok(())))
+    }
+
+    fn learn(&self, link: &Arc<Link>, went: Result<(), Fault>) {
+        let stalled = link.is_stalled(matches!(went, Err(Fault::Late(_))), LATE_MAX);
+        match went {
+            Err(fault @ (Fault::Away(_) | Fault::Moved(_))) => self.give_up(link, fault.to_string()),
+            Err(fault @ Fault::Late(_)) if stalled => self.give_up(link, format!("{fault}, {LATE_MAX} times in a row")),
+            _ => {}
+        }
+    }
+
+    /// From now on decisions are answered at once, until the task has found the server again.
+    fn give_up(&self, link: &Arc<Link>, why: String) {
+        let mut state = self.state();
+        if state.link.as_ref().is_some_and(|current| Arc::ptr_eq(current, link)) {
+            warn!(redis = %link.address, why, "the gate's Redis is away");
+            *state = State { link: None, since: Instant::now(), error: Some(why), problems: state.problems.clone() };
+            drop(state);
+            self.lost.notify_one();
+        }
+    }
+
+    pub(super) fn health(&self) -> Health {
+        let state = self.state();
+        Health {
+            up: state.link.is_some(),
+            lasting: state.since.elapsed(),
+            last_error: state.error.clone(),
+            problems: state.problems.clone(),
+            decisions: self.decisions.load(Ordering::Relaxed),
+            trips: self.trips.load(Ordering::Relaxed),
+            spared: self.spared.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Finds the server, watches it, and finds it again, for ever.
+    pub(super) async fn keep(&self) {
+        let mut pause = PAUSE_MIN;
+        loop {
+            match link::find(&self.settings, &self.keys, false).await {
+                Ok(link) => {
+                    let (link, since) = (Arc::new(link), Instant::now());
+                    info!(redis = %link.address, "the gate's Redis answers");
+                    {
+                        let mut state = self.state();
+                        state.link = Some(Arc::clone(&link));
+                        state.since = since;
+                    }
+                    self.watch(&link).await;
+                    if since.elapsed() >= STEADY {
+                        pause = PAUSE_MIN;
+                        continue;
+                    }
+                }
+                Err(fault) => self.note(fault.to_string()),
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    fn note(&self, why: String) {
+        let mut state = self.state();
+        if state.error.as_ref() != Some(&why) {
+            warn!(redis = %self.settings.shown(), why, "the gate's Redis cannot be used");
+            state.error = Some(why);
+        }
+    }
+
+    /// Returns when the link was given up.
+    async fn watch(&self, link: &Arc<Link>) {
+        let is_ours = || self.state().link.as_ref().is_some_and(|current| Arc::ptr_eq(current, link));
+        let mut beat = 0_u32;
+        while is_ours() {
+            if beat.is_multiple_of(INSPECT_EVERY)
+                && let Ok(problems) = inspect::look(link, &self.keys).await
+            {
+                self.inspected(problems);
+            }
+            beat = beat.wrapping_add(1);
+            tokio::select! {
+                () = self.lost.notified() => continue,
+                () = tokio::time::sleep(BEAT) => {}
+            }
+            let probed = link.probe(&self.keys, self.settings.timeout).await;
+            self.learn(link, probed);
+            if beat.is_multiple_of(SENTINELS_EVERY)
+                && let Some(master) = link::master(&self.settings).await
+                && master != link.address
+            {
+                self.give_up(link, format!("the sentinels' master is {master}"));
+            }
+        }
+    }
+
+    fn inspected(&self, problems: Vec<Problem>) {
+        let mut state = self.state();
+        for problem in problems.iter().filter(|problem| !state.problems.contains(problem)) {
+            warn!(what = problem.what, hint = problem.hint, "the gate's Redis is not as it should be");
+        }
+        state.problems = problems;
+    }
+
+    /// Runs a script over the current link.
+    pub(super) async fn run(
+        &self,
+        script: Script,
+        keys: &[String],
+        args: &[String],
+        bound: Duration,
+    ) -> Result<Value, GateError> {
+        let link = self.link()?;
+        self.trip(&link, bound, link.run(script, keys, args)).await
+    }
+}

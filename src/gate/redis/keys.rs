@@ -1,0 +1,109 @@
+//! How the gate's data is named in Redis. What stands in which set is said at the head of `scripts/guard.lua`.
+
+use crate::admission::Held;
+use crate::ids::CallId;
+
+/// The layout of the keys. Another layout is another gate: two of them never read each other's data.
+const LAYOUT: &str = "ringfence:1";
+
+/// The keys of a pool: one hash slot, and one prefix for access rights.
+#[derive(Debug, Clone)]
+pub(super) struct Keys {
+    prefix: String,
+}
+
+impl Keys {
+    pub(super) fn of(pool: &str) -> Self {
+        Self { prefix: format!("{LAYOUT}:{{{pool}}}") }
+    }
+
+    /// What all of them begin with.
+    pub(super) fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    pub(super) fn epoch(&self) -> String {
+        format!("{}:epoch", self.prefix)
+    }
+
+    /// Epoch, leases, rates.
+    pub(super) fn of_epoch(&self, epoch: i64) -> Vec<String> {
+        vec![self.epoch(), format!("{}:{epoch}:leases", self.prefix), format!("{}:{epoch}:rates", self.prefix)]
+    }
+
+    /// Leases and rates that a rebuild fills in before anybody reads them.
+    pub(super) fn filling(&self, epoch: i64, nonce: &str) -> [String; 2] {
+        ["leases", "rates"].map(|what| format!("{}:{epoch}:filling:{nonce}:{what}", self.prefix))
+    }
+
+    /// What refuses a late admission of a call.
+    pub(super) fn gone(&self, call: &CallId) -> String {
+        format!("{}:gone:{call}", self.prefix)
+    }
+
+    /// Two keys that whoever looks whether all is well writes to.
+    pub(super) fn probe(&self) -> Vec<String> {
+        ["a", "b"].map(|which| format!("{}:probe:{which}", self.prefix)).to_vec()
+    }
+}
+
+/// A limit's key as a part of a member: without `|`, which stands between parts.
+pub(super) fn escape(key: &str) -> String {
+    key.replace('%', "%25").replace('|', "%7C")
+}
+
+pub(super) fn unescape(part: &str) -> String {
+    part.replace("%7C", "|").replace("%25", "%")
+}
+
+/// All members of a lease, as `members` of `scripts/guard.lua` makes them.
+pub(super) fn members(held: &Held, all: &mut Vec<String>) {
+    let Held { call, places, since_ms, overrun, .. } = held;
+    let stamp = since_ms.max(&0);
+    let mut own = format!("h|{call}|{places}|{since_ms}|{}", u8::from(*overrun));
+    for key in &held.keys {
+        let key = escape(key);
+        own.push('|');
+        own.push_str(&key);
+        match places {
+            1 => all.push(format!("k|{key}|1|{stamp:016}|{call}")),
+            _ => all.extend((1..=*places).map(|i| format!("k|{key}|n|{stamp:016}|{call}|{i}"))),
+        }
+    }
+    all.extend((2..=*places).map(|i| format!("p|{call}|{i}")));
+    if *overrun {
+        all.extend((1..=*places).map(|i| format!("o|{call}|{i}")));
+    }
+    all.push(own);
+}
+
+/// A lease, from the member that says it.
+pub(super) fn lease(member: &str) -> Option<Held> {
+    let mut parts = member.strip_prefix("h|")?.split('|');
+    Some(Held {
+        call: CallId::parse(parts.next()?)?,
+        places: parts.next()?.parse().ok()?,
+        since_ms: parts.next()?.parse().ok()?,
+        overrun: parts.next()? == "1",
+        keys: parts.map(unescape).collect(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_survives_its_member() {
+        for keys in [vec![], vec![""], vec!["a|b", "%7C", "100%|", "plan:x}"]] {
+            let keys: Vec<_> = keys.into_iter().map(str::to_owned).collect();
+            for places in [1, 3] {
+                let held = Held { call: CallId::new(), keys: keys.clone(), places, since_ms: -5, overrun: true };
+                let mut all = Vec::new();
+                members(&held, &mut all);
+                assert_eq!(all.len(), places as usize * (keys.len() + 2));
+                assert_eq!(lease(all.last().unwrap()), Some(held));
+            }
+        }
+    }
+}

@@ -1,0 +1,319 @@
+//! Finds the server that has the pool's keys, and speaks to it over one connection that all decisions share.
+//!
+//! The driver follows nothing and repeats nothing: a pool's keys are in one hash slot, so one connection to the master of that
+//! slot is enough, and whoever answers `MOVED` names it.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, RedisError, TlsCertificates, Value};
+use tokio::time::timeout;
+
+use super::Settings;
+use super::keys::Keys;
+use super::scripts::{SCRIPTS, SOURCES, Script};
+use super::settings::Finding;
+
+/// Longest wait for a connection, and for what it is made ready with.
+const READY_WITHIN: Duration = Duration::from_secs(1);
+/// Redirections that are followed one after the other.
+const HOPS_MAX: usize = 5;
+
+/// Why a server gave no answer that can be used.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// It did not answer in time. What was asked may still happen.
+    Late(Duration),
+    /// The connection, or the server as a whole: it is of no use until somebody has looked.
+    Away(String),
+    /// This one answer.
+    Answer(String),
+    /// Another node has the keys.
+    Moved(String),
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Late(bound) => write!(f, "no answer within {} ms", bound.as_millis()),
+            Self::Away(why) | Self::Answer(why) => f.write_str(why),
+            Self::Moved(to) => write!(f, "the keys are at {to}"),
+        }
+    }
+}
+
+/// What a server says when nothing that is asked of it will go well.
+const OUT_OF_SERVICE: [&str; 13] = [
+    "LOADING",
+    "READONLY",
+    "CLUSTERDOWN",
+    "MASTERDOWN",
+    "OOM",
+    "ASK",
+    "TRYAGAIN",
+    "NOREPLICAS",
+    "MISCONF",
+    "NOAUTH",
+    "WRONGPASS",
+    "NOPERM",
+    "BUSY",
+];
+
+impl From<RedisError> for Fault {
+    fn from(error: RedisError) -> Self {
+        let (code, said) = (error.code().unwrap_or_default(), sentence(&error));
+        match error.redirect_node() {
+            Some((to, _)) if code == "MOVED" => Self::Moved(to.to_owned()),
+            _ if code.is_empty() || OUT_OF_SERVICE.contains(&code) => Self::Away(said),
+            _ => Self::Answer(said),
+        }
+    }
+}
+
+/// What a server said, in its own words; or what became of the connection.
+fn sentence(error: &RedisError) -> String {
+    match (error.code(), error.detail()) {
+        (Some(code), Some(detail)) => format!("{code} {detail}"),
+        (Some(code), None) => code.to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+/// A connection to the server, with all scripts loaded there.
+pub(super) struct Link {
+    connection: MultiplexedConnection,
+    hashes: [String; SCRIPTS],
+    /// Where it leads.
+    pub address: String,
+    /// Answers in a row that did not come in time.
+    pub late: AtomicU32,
+}
+
+impl Link {
+    /// Runs a script, which is loaded again if the server has forgotten it.
+    pub(super) async fn run(&self, script: Script, keys: &[String], args: &[String]) -> Result<Value, Fault> {
+        let run = || {
+            let mut command = redis::cmd("EVALSHA");
+            command.arg(&self.hashes[script as usize]).arg(keys.len()).arg(keys).arg(args);
+            command
+        };
+        let mut connection = self.connection.clone();
+        match run().query_async(&mut connection).await {
+            Err(error) if error.code() == Some("NOSCRIPT") => {
+                load(&mut connection, script.source()).await?;
+                Ok(run().query_async(&mut connection).await?)
+            }
+            other => Ok(other?),
+        }
+    }
+
+    /// Runs a command.
+    pub(super) async fn command(&self, command: &Cmd) -> Result<Value, Fault> {
+        Ok(command.query_async(&mut self.connection.clone()).await?)
+    }
+
+    /// Whether this server does all that the gate needs, within a bound.
+    pub(super) async fn probe(&self, keys: &Keys, bound: Duration) -> Result<(), Fault> {
+        let probed = match timeout(bound, self.run(Script::Probe, &keys.probe(), &[])).await {
+            Ok(said) => said?,
+            Err(_) => return Err(Fault::Late(bound)),
+        };
+        match failures(probed)?.into_iter().next() {
+            None => Ok(()),
+            Some((command, why)) => Err(Fault::Away(format!("{command}: {why}"))),
+        }
+    }
+
+    /// Notes whether an answer came in time. True if too many in a row did not.
+    pub(super) fn is_stalled(&self, late: bool, allowed: u32) -> bool {
+        if late {
+            return self.late.fetch_add(1, Ordering::Relaxed) + 1 >= allowed;
+        }
+        self.late.store(0, Ordering::Relaxed);
+        false
+    }
+}
+
+/// What the probe found: commands that did not work, and why.
+pub(super) fn failures(probed: Value) -> Result<Vec<(String, String)>, Fault> {
+    let words: Vec<String> = redis::from_redis_value(probed).map_err(|error| Fault::Answer(error.to_string()))?;
+    let failed: Vec<_> =
+        words[1.min(words.len())..].chunks_exact(2).map(|two| (two[0].clone(), two[1].clone())).collect();
+    // What fails because a command before it did is no news.
+    Ok(failed.into_iter().filter(|(_, why)| !why.contains("no such key")).collect())
+}
+
+async fn load(connection: &mut MultiplexedConnection, source: &str) -> Result<String, RedisError> {
+    redis::cmd("SCRIPT").arg("LOAD").arg(source).query_async(connection).await
+}
+
+/// Opens a bare connection.
+async fn open(info: &ConnectionInfo, settings: &Settings) -> Result<MultiplexedConnection, Fault> {
+    let client = match (info.addr(), &settings.ca_file) {
+        (ConnectionAddr::TcpTls { .. }, Some(file)) => {
+            let pem = tokio::fs::read(file).await;
+            let pem = pem.map_err(|error| Fault::Away(format!("cannot read {}: {error}", file.display())))?;
+            Client::build_with_tls(info.clone(), TlsCertificates { client_tls: None, root_cert: Some(pem) })?
+        }
+        _ => Client::open(info.clone())?,
+    };
+    // Every wait is bounded by whoever waits: here, and in what runs the scripts.
+    let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
+    match timeout(READY_WITHIN, client.get_multiplexed_async_connection_with_config(&config)).await {
+        Ok(opened) => opened.map_err(|error| Fault::Away(format!("{}: {}", info.addr(), sentence(&error)))),
+        Err(_) => Err(Fault::Away(format!("{}: no connection within {} ms", info.addr(), READY_WITHIN.as_millis()))),
+    }
+}
+
+/// A connection to one server, made ready: the scripts are there, and it does what the gate needs within the bound of a
+/// decision.
+async fn ready(info: &ConnectionInfo, settings: &Settings, keys: &Keys) -> Result<Link, Fault> {
+    let link = bare(info, settings).await?;
+    link.probe(keys, READY_WITHIN).await?;
+    let rest = async {
+        for source in &SOURCES[1..] {
+            load(&mut link.connection.clone(), source).await?;
+        }
+        Ok::<_, Fault>(())
+    };
+    timeout(READY_WITHIN, rest).await.map_err(|_| Fault::Late(READY_WITHIN))??;
+    link.probe(keys, settings.timeout).await?;
+    Ok(link)
+}
+
+/// A connection to one server as it is.
+async fn bare(info: &ConnectionInfo, settings: &Settings) -> Result<Link, Fault> {
+    let connection = open(info, settings).await?;
+    let hashes = SOURCES.map(hash);
+    Ok(Link { connection, hashes, address: info.addr().to_string(), late: AtomicU32::new(0) })
+}
+
+async fn connect(info: &ConnectionInfo, settings: &Settings, keys: &Keys, as_it_is: bool) -> Result<Link, Fault> {
+    match as_it_is {
+        true => bare(info, settings).await,
+        false => ready(info, settings, keys).await,
+    }
+}
+
+/// The name that a server gives a script.
+fn hash(source: &str) -> String {
+    hex::encode(ring::digest::digest(&ring::digest::SHA1_FOR_LEGACY_USE_ONLY, source.as_bytes()))
+}
+
+/// Opens a link to the server that has the pool's keys: ready for decisions, or as it is, for somebody who wants to know what is
+/// wrong with it.
+pub(super) async fn find(settings: &Settings, keys: &Keys, as_it_is: bool) -> Result<Link, Fault> {
+    let mut last = Fault::Away("no address".to_owned());
+    match settings.finding().map_err(Fault::Away)? {
+        Finding::Named(info) => return connect(&info, settings, keys, as_it_is).await,
+        Finding::Sentinels { sentinels, name, master } => {
+            for sentinel in &sentinels {
+                // A sentinel that was cut off may name a master of yesterday, so each is asked until one names a good one.
+                let tried = match ask_sentinel(sentinel, &master, &name, settings).await {
+                    Ok(info) => connect(&info, settings, keys, as_it_is).await,
+                    Err(fault) => Err(fault),
+                };
+                match tried {
+                    Ok(link) => return Ok(link),
+                    Err(fault) => last = fault,
+                }
+            }
+        }
+        Finding::Cluster(nodes) => {
+            for node in nodes {
+                match follow(node, settings, keys, as_it_is).await {
+                    Ok(link) => return Ok(link),
+                    Err(fault) => last = fault,
+                }
+            }
+        }
+    }
+    Err(last)
+}
+
+/// Asks a node of a cluster, and goes where it sends us.
+async fn follow(mut node: ConnectionInfo, settings: &Settings, keys: &Keys, as_it_is: bool) -> Result<Link, Fault> {
+    for _ in 0..HOPS_MAX {
+        let there = match connect(&node, settings, keys, as_it_is).await {
+            // One that was not made ready was not asked yet.
+            Ok(link) => match timeout(READY_WITHIN, link.command(redis::cmd("GET").arg(keys.epoch()))).await {
+                Ok(Err(Fault::Moved(to))) => Err(Fault::Moved(to)),
+                _ => Ok(link),
+            },
+            Err(fault) => Err(fault),
+        };
+        match there {
+            Err(Fault::Moved(to)) => node = moved(&node, &to)?,
+            other => return other,
+        }
+    }
+    Err(Fault::Away(format!("{}: sent on more than {HOPS_MAX} times", settings.shown())))
+}
+
+fn moved(from: &ConnectionInfo, to: &str) -> Result<ConnectionInfo, Fault> {
+    let (host, port) = to.rsplit_once(':').ok_or_else(|| Fault::Away(format!("sent on to {to}")))?;
+    // A node that does not know its own name sends to a port of the host that was asked.
+    let host = match (host, from.addr()) {
+        ("", ConnectionAddr::Tcp(host, _) | ConnectionAddr::TcpTls { host, .. }) => host,
+        (host, _) => host,
+    };
+    at(from, host, port)
+}
+
+/// The same server at another address.
+fn at(info: &ConnectionInfo, host: &str, port: &str) -> Result<ConnectionInfo, Fault> {
+    let port = port.parse().map_err(|_| Fault::Away(format!("sent on to {host}:{port}")))?;
+    let host = host.trim_matches(['[', ']']).to_owned();
+    let address = match info.addr() {
+        ConnectionAddr::TcpTls { .. } => ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None },
+        _ => ConnectionAddr::Tcp(host, port),
+    };
+    Ok(info.clone().set_addr(address))
+}
+
+async fn ask_sentinel(
+    sentinel: &ConnectionInfo,
+    master: &ConnectionInfo,
+    name: &str,
+    settings: &Settings,
+) -> Result<ConnectionInfo, Fault> {
+    let said = match named_by(sentinel, name, settings).await {
+        // Most sentinels have no password. Where they have one, it is the servers'.
+        Err(Fault::Away(why)) if why.contains("NOAUTH") => {
+            let credentials = master.redis_settings().clone().set_db(0);
+            named_by(&sentinel.clone().set_redis_settings(credentials), name, settings).await
+        }
+        other => other,
+    };
+    let unknown = |why: String| Fault::Away(format!("sentinel {}: {why}", sentinel.addr()));
+    match said.map_err(|fault| unknown(fault.to_string()))? {
+        Some((host, port)) => at(master, &host, &port),
+        None => Err(unknown(format!("knows no master {name:?}"))),
+    }
+}
+
+async fn named_by(
+    sentinel: &ConnectionInfo,
+    name: &str,
+    settings: &Settings,
+) -> Result<Option<(String, String)>, Fault> {
+    let mut connection = open(sentinel, settings).await?;
+    let mut command = redis::cmd("SENTINEL");
+    command.arg("GET-MASTER-ADDR-BY-NAME").arg(name);
+    match timeout(READY_WITHIN, command.query_async(&mut connection)).await {
+        Ok(said) => Ok(said?),
+        Err(_) => Err(Fault::Late(READY_WITHIN)),
+    }
+}
+
+/// Where sentinels say the master is now, if that is how it is found and one of them answers.
+pub(super) async fn master(settings: &Settings) -> Option<String> {
+    let Ok(Finding::Sentinels { sentinels, name, master }) = settings.finding() else { return None };
+    for sentinel in &sentinels {
+        if let Ok(info) = ask_sentinel(sentinel, &master, &name, settings).await {
+            return Some(info.addr().to_string());
+        }
+    }
+    None
+}

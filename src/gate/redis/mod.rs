@@ -1,0 +1,329 @@
+//! The gate in a Redis that replicas share. It proposes: its no is final, its yes counts when the record is written under the
+//! same epoch.
+//!
+//! # What keeps it exact
+//!
+//! * Every call names an epoch. The server answers for the epoch that was published last, and for no other.
+//! * What is published names the line of data it was filled into (`master_replid`). A server that restarted, was promoted or
+//!   took over another's data is another line, so leases that such a change lost are noticed before the first decision.
+//! * Leases are one sorted set an epoch, rates another, each with a mark: a part that was flushed or evicted is noticed.
+//! * A decision is one script, so is an end. Time is the server's.
+//! * A decision waits for `timeout` at most, and is asked once. One whose answer was lost is taken back by
+//!   [`RedisGate::forbid`], which also refuses it should it come late.
+//!
+//! # Access
+//!
+//! The least rights of a user, for the pool `default` (in a file of rules: without `ACL SETUSER`):
+//!
+//! ```text
+//! ACL SETUSER ringfence on >PASSWORD resetchannels ~ringfence:1:{default}:* -@all +evalsha +script|load +info +time +get +set
+//!   +exists +unlink +rename +persist +pexpire +zadd +zrem +zcard +zscore +zlexcount +zrangebylex +zremrangebyscore
+//! ```
+//!
+//! and `+select` where the URL names a database other than 0.
+
+mod breaker;
+mod inspect;
+mod keys;
+mod link;
+mod rebuild;
+mod scripts;
+mod settings;
+#[cfg(test)]
+mod tests;
+
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use redis::Value;
+use tokio::task::JoinHandle;
+
+use crate::admission::{Counts, Decision, Held, Order, Short, interval_us};
+use crate::clock::UnixMs;
+use crate::ids::CallId;
+use crate::net::install_crypto_provider;
+use crate::policy::{Bound, Mode};
+use breaker::Shared;
+use keys::escape;
+use scripts::Script;
+
+pub use breaker::Health;
+pub use inspect::Problem;
+pub use settings::Settings;
+
+/// Longest wait for what is not a decision.
+const LONG: Duration = Duration::from_secs(5);
+/// How long a call is refused whose admission was taken back.
+const FORBIDDEN_FOR: Duration = Duration::from_secs(60);
+/// Leases a page.
+const HELD_PAGE: usize = 2_000;
+/// Keys of limits a page.
+const COUNTS_PAGE: usize = 500;
+/// Before the first page. No key of a limit and no lease looks like it.
+const START: &str = "|";
+
+/// Why a gate gave no decision. The texts are for an operator and hold nothing of a caller.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum GateError {
+    /// No answer. Unless it was known to be away before, what was asked may have happened, or may happen yet.
+    #[error("Redis is away: {0}")]
+    Away(String),
+    /// A later epoch is published there: who asks is behind.
+    #[error("Redis has epoch {0}")]
+    Epoch(i64),
+    /// This server was never filled for that epoch, or has lost some of it: rebuild first.
+    #[error("Redis has to be filled first: {0}")]
+    Unfilled(String),
+}
+
+/// A result of the gate.
+type Result<T> = std::result::Result<T, GateError>;
+
+/// The gate in Redis. Dropping it ends its connection and its task.
+pub struct RedisGate {
+    shared: Arc<Shared>,
+    keeper: JoinHandle<()>,
+}
+
+impl std::fmt::Debug for RedisGate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RedisGate").field("redis", &self.shared.settings.shown()).finish_non_exhaustive()
+    }
+}
+
+impl Drop for RedisGate {
+    fn drop(&mut self) {
+        self.keeper.abort();
+    }
+}
+
+impl RedisGate {
+    /// A gate that looks for its server in the background, for ever. Until it has found it, it is [`GateError::Away`].
+    ///
+    /// # Errors
+    /// The settings cannot be used, or this is no place for background tasks (no runtime).
+    pub fn new(settings: Settings) -> std::result::Result<Self, String> {
+        let runtime = tokio::runtime::Handle::try_current().map_err(|error| error.to_string())?;
+        settings.finding()?;
+        if settings.pool.is_empty() || settings.pool.contains(['{', '}', '|']) {
+            return Err(format!("{:?} cannot be a pool's name: it stands in a key between braces", settings.pool));
+        }
+        install_crypto_provider();
+        let shared = Arc::new(Shared::new(settings));
+        let keeper = runtime.spawn({
+            let shared = Arc::clone(&shared);
+            async move { shared.keep().await }
+        });
+        Ok(Self { shared, keeper })
+    }
+
+    /// Decides an order, as [`crate::admission::decide`] does, by the server's time, and takes what it grants. One trip.
+    ///
+    /// A call that holds a lease already is admitted with its places. One that was [forbidden](Self::forbid) is not decided.
+    ///
+    /// # Errors
+    /// [`GateError`]; of [`GateError::Away`] see there: a lease may have been taken nevertheless.
+    pub async fn admit(&self, epoch: i64, order: &Order) -> Result<Decision> {
+        self.decided(epoch, order).await.map(|(decision, _)| decision)
+    }
+
+    /// A decision, and the server's time at which it was made; 0 for a call that held a lease already.
+    async fn decided(&self, epoch: i64, order: &Order) -> Result<(Decision, UnixMs)> {
+        self.shared.decisions.fetch_add(1, Ordering::Relaxed);
+        let mut keys = self.shared.keys.of_epoch(epoch);
+        keys.push(self.shared.keys.gone(&order.call));
+        let mode = match order.mode {
+            Mode::Enforce => "enforce",
+            Mode::Observe => "observe",
+        };
+        let mut args = vec![
+            epoch.to_string(),
+            self.shared.offset_ms.load(Ordering::Relaxed).to_string(),
+            order.call.to_string(),
+            order.places.wanted.to_string(),
+            order.places.at_least.to_string(),
+            mode.to_owned(),
+        ];
+        for binding in &order.bindings {
+            let key = escape(&binding.key);
+            args.extend(match binding.bound {
+                Bound::Concurrent(allowed) => {
+                    ["c".to_owned(), key, allowed.to_string(), "-".to_owned(), "-".to_owned()]
+                }
+                Bound::Rate(rate) => {
+                    let interval = interval_us(rate);
+                    let tolerance = interval.saturating_mul(i64::from(rate.burst) - 1);
+                    let ahead = interval.saturating_mul(i64::from(rate.burst.max(rate.count)) + 1);
+                    ["r".to_owned(), key, interval.to_string(), tolerance.to_string(), ahead.to_string()]
+                }
+            });
+        }
+        let words = self.ask(Script::Admit, &keys, &args, self.shared.settings.timeout).await?;
+        match words[0].as_str() {
+            "held" => Ok((Decision::Admitted { places: number(&words, 1)?, would: None }, 0)),
+            "gone" => Err(GateError::Away("this admission was given up before".to_owned())),
+            "admitted" => {
+                let would = if words.len() > 3 { Some(short(&words[3..])?) } else { None };
+                Ok((Decision::Admitted { places: number(&words, 2)?, would }, number(&words, 1)?))
+            }
+            "refused" => Ok((Decision::Refused(short(words.get(3..).unwrap_or_default())?), number(&words, 1)?)),
+            other => Err(strange(other)),
+        }
+    }
+
+    /// Holds a call, over limits if need be, in place of what it held before.
+    ///
+    /// # Errors
+    /// [`GateError`]; may be repeated.
+    pub async fn adopt(&self, epoch: i64, held: &Held) -> Result<()> {
+        let mut args = vec![
+            epoch.to_string(),
+            held.call.to_string(),
+            held.places.to_string(),
+            held.since_ms.to_string(),
+            u8::from(held.overrun).to_string(),
+        ];
+        args.extend(held.keys.iter().map(|key| escape(key)));
+        let keys = self.shared.keys.of_epoch(epoch);
+        self.ask(Script::Adopt, &keys, &args, self.shared.settings.timeout).await.map(drop)
+    }
+
+    /// Ends a lease. True if the call held one.
+    ///
+    /// # Errors
+    /// [`GateError`]; may be repeated.
+    pub async fn release(&self, epoch: i64, call: &CallId) -> Result<bool> {
+        self.let_go(epoch, call, false).await
+    }
+
+    /// Ends the lease that an admission may have taken whose answer was lost, and refuses it for a minute, should it come late.
+    ///
+    /// # Errors
+    /// [`GateError`]; may be repeated.
+    pub async fn forbid(&self, epoch: i64, call: &CallId) -> Result<()> {
+        self.let_go(epoch, call, true).await.map(drop)
+    }
+
+    async fn let_go(&self, epoch: i64, call: &CallId, forbid: bool) -> Result<bool> {
+        let mut keys = self.shared.keys.of_epoch(epoch);
+        if forbid {
+            keys.push(self.shared.keys.gone(call));
+        }
+        let args = [epoch.to_string(), call.to_string(), FORBIDDEN_FOR.as_millis().to_string()];
+        let words = self.ask(Script::Release, &keys, &args, self.shared.settings.timeout).await?;
+        Ok(words.get(1).is_some_and(|freed| freed == "1"))
+    }
+
+    /// What is held. Read in pages: with thousands of limits, not all of one moment.
+    ///
+    /// # Errors
+    /// [`GateError`].
+    pub async fn counts(&self, epoch: i64) -> Result<Counts> {
+        let keys = self.shared.keys.of_epoch(epoch);
+        let (mut counts, mut from) = (Counts::default(), START.to_owned());
+        loop {
+            let args = [epoch.to_string(), from, COUNTS_PAGE.to_string()];
+            let words = self.ask(Script::Counts, &keys, &args, LONG).await?;
+            (counts.calls, counts.overruns) = (number(&words, 1)?, number(&words, 2)?);
+            let pairs = words.get(3..).unwrap_or_default();
+            for at in (0..pairs.len()).step_by(2) {
+                counts.by_key.insert(keys::unescape(&pairs[at]), number(pairs, at + 1)?);
+            }
+            match pairs.len().checked_sub(2) {
+                Some(last) if pairs.len() >= 2 * COUNTS_PAGE => from = pairs[last].clone(),
+                _ => return Ok(counts),
+            }
+        }
+    }
+
+    /// All leases, for a comparison with the record. Read in pages: a lease that comes or goes meanwhile may be there or not.
+    ///
+    /// # Errors
+    /// [`GateError`].
+    pub async fn held(&self, epoch: i64) -> Result<Vec<Held>> {
+        let keys = self.shared.keys.of_epoch(epoch);
+        let (mut all, mut from) = (Vec::new(), START.to_owned());
+        loop {
+            let args = [epoch.to_string(), from, HELD_PAGE.to_string()];
+            let page = self.ask(Script::Held, &keys, &args, LONG).await?;
+            for member in &page[1..] {
+                all.push(keys::lease(member).ok_or_else(|| strange("a lease that is none"))?);
+            }
+            match page.last() {
+                Some(last) if page.len() > HELD_PAGE => from = last.clone(),
+                _ => return Ok(all),
+            }
+        }
+    }
+
+    /// What an operator has to change at the server before the gate can rely on it. Over a connection of its own, so that it
+    /// also tells why the gate has none.
+    ///
+    /// # Errors
+    /// [`GateError::Away`]: there is no server to ask.
+    pub async fn inspect(&self) -> Result<Vec<Problem>> {
+        let shared = &self.shared;
+        let look = async {
+            let link = link::find(&shared.settings, &shared.keys, true).await?;
+            inspect::look(&link, &shared.keys).await
+        };
+        match tokio::time::timeout(LONG, look).await {
+            Ok(looked) => looked.map_err(|fault| GateError::Away(fault.to_string())),
+            Err(_) => Err(GateError::Away(format!("no answer within {} ms", LONG.as_millis()))),
+        }
+    }
+
+    /// Whether a decision could be asked for now: one trip that does all that decisions do.
+    ///
+    /// # Errors
+    /// [`GateError::Away`].
+    pub async fn ping(&self) -> Result<()> {
+        let link = self.shared.link()?;
+        let bound = self.shared.settings.timeout;
+        let probe = async { link.probe(&self.shared.keys, bound).await.map(|()| Value::Nil) };
+        self.shared.trip(&link, bound, probe).await.map(drop)
+    }
+
+    /// How the server is. No trip.
+    pub fn health(&self) -> Health {
+        self.shared.health()
+    }
+
+    /// Runs a script of an epoch.
+    async fn ask(&self, script: Script, keys: &[String], args: &[String], bound: Duration) -> Result<Vec<String>> {
+        let said = self.shared.run(script, keys, args, bound).await?;
+        let words = inspect::words(said).map_err(GateError::Away)?;
+        match words.first().map(String::as_str) {
+            Some("unfilled") => Err(GateError::Unfilled(words.get(1).cloned().unwrap_or_default())),
+            Some("epoch") => Err(GateError::Epoch(number(&words, 1)?)),
+            Some(_) => Ok(words),
+            None => Err(strange("nothing")),
+        }
+    }
+}
+
+fn number<T: FromStr>(words: &[String], at: usize) -> Result<T> {
+    words.get(at).and_then(|word| word.parse().ok()).ok_or_else(|| strange("no number"))
+}
+
+fn strange(what: &str) -> GateError {
+    GateError::Away(format!("an answer that is none: {what}"))
+}
+
+/// Binding, held, lacking, wait, oldest….
+fn short(words: &[String]) -> Result<Short> {
+    let token_in_ms = match words.get(3).map(String::as_str) {
+        Some("") => None,
+        _ => Some(number(words, 3)?),
+    };
+    let oldest = (4..words.len()).map(|at| number(words, at)).collect::<Result<_>>()?;
+    Ok(Short {
+        binding: number(words, 0)?,
+        current: number(words, 1)?,
+        lacking: number(words, 2)?,
+        token_in_ms,
+        oldest,
+    })
+}

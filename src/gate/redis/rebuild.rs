@@ -1,0 +1,92 @@
+//! Fills a server from the record, and publishes what was filled in.
+
+use redis::Cmd;
+use ulid::Ulid;
+
+use super::keys::{escape, members};
+use super::scripts::Script;
+use super::{GateError, LONG, RedisGate, Result, strange};
+use crate::admission::Held;
+
+/// Members that are sent at once: a few milliseconds of the server's time.
+const PORTION: usize = 2_000;
+/// What nobody publishes is forgotten after this.
+const UNPUBLISHED_MS: u64 = 600_000;
+/// How often what is published may change under a rebuild before it gives up.
+const TRIES: usize = 5;
+
+impl RedisGate {
+    /// Fills the server with what an epoch starts from, and makes that epoch the one that counts there: only upward, unless what
+    /// is published is from another line of data. What the epoch before had is deleted.
+    ///
+    /// Nobody reads what is filled in before it is published, in one step and whole. Of two rebuilds of one epoch the first
+    /// counts.
+    ///
+    /// # Errors
+    /// [`GateError::Epoch`]: a later one is published. Others: nothing was published, or it is not known; may be repeated.
+    pub async fn rebuild(&self, epoch: i64, held: &[Held], arrivals_us: &[(String, i64)]) -> Result<()> {
+        // Under a name of its own: what another attempt has still on its way comes to nothing.
+        let [leases, rates] = self.shared.keys.filling(epoch, &Ulid::new().to_string().to_lowercase());
+        let (mut said, line) = self.before(epoch).await?;
+        let filled = self.fill(&leases, &rates, held, arrivals_us).await?;
+        for _ in 0..TRIES {
+            let before = said.split(' ').next().and_then(|word| word.parse().ok()).unwrap_or(0);
+            let mut keys = self.shared.keys.of_epoch(epoch);
+            keys.extend([leases.clone(), rates.clone()]);
+            // Of an epoch that is filled once more, nothing else is deleted: these keys do not exist.
+            keys.extend(self.shared.keys.of_epoch(if before == epoch { 0 } else { before }).into_iter().skip(1));
+            let args = [epoch.to_string(), said, line.clone(), filled.to_string()];
+            let words = self.ask(Script::Publish, &keys, &args, LONG).await?;
+            match words[0].as_str() {
+                "published" => return Ok(()),
+                "again" => said = self.before(epoch).await?.0,
+                other => return Err(strange(other)),
+            }
+        }
+        Err(GateError::Away("what is published there changes all the time".to_owned()))
+    }
+
+    /// What is published, and the server's line of data.
+    pub(super) async fn before(&self, epoch: i64) -> Result<(String, String)> {
+        let keys = self.shared.keys.of_epoch(epoch);
+        let words = self.ask(Script::Before, &keys, &[epoch.to_string()], LONG).await?;
+        match <[String; 3]>::try_from(words) {
+            Ok([_, said, line]) => Ok((said, line)),
+            Err(_) => Err(strange("no line")),
+        }
+    }
+
+    /// Returns how many members the leases have.
+    async fn fill(&self, leases: &str, rates: &str, held: &[Held], arrivals_us: &[(String, i64)]) -> Result<usize> {
+        let mut all = vec!["!".to_owned()];
+        held.iter().for_each(|held| members(held, &mut all));
+        // In their order, each finds its place at the end of the set.
+        all.sort_unstable();
+        let mut filled = 0;
+        for part in all.chunks(PORTION) {
+            let mut add = redis::cmd("ZADD");
+            add.arg(leases);
+            for member in part {
+                add.arg(0).arg(member);
+            }
+            filled += redis::from_redis_value::<usize>(self.send(&add).await?).map_err(|_| strange("no number"))?;
+            self.send(redis::cmd("PEXPIRE").arg(leases).arg(UNPUBLISHED_MS)).await?;
+        }
+        self.send(redis::cmd("ZADD").arg(rates).arg("inf").arg("!")).await?;
+        for part in arrivals_us.chunks(PORTION) {
+            let mut add = redis::cmd("ZADD");
+            add.arg(rates);
+            for (key, arrival) in part {
+                add.arg(*arrival).arg(format!("r|{}", escape(key)));
+            }
+            self.send(&add).await?;
+        }
+        self.send(redis::cmd("PEXPIRE").arg(rates).arg(UNPUBLISHED_MS)).await?;
+        Ok(filled)
+    }
+
+    async fn send(&self, command: &Cmd) -> Result<redis::Value> {
+        let link = self.shared.link()?;
+        self.shared.trip(&link, LONG, link.command(command)).await
+    }
+}

@@ -1,0 +1,217 @@
+//! The gate on real servers. What each method does; outages, topologies and equality with `decide` in their own files.
+
+mod equal;
+mod outages;
+mod server;
+mod topologies;
+
+use super::*;
+use crate::admission::Places;
+use crate::policy::{Binding, Rate, Scope};
+use crate::provider::secret::Secret;
+use server::{Server, until};
+
+/// Settings whose decisions may be slow: the machine is busy with other tests.
+fn settings(url: &str) -> Settings {
+    let mut settings = Settings::new(Secret::new(url)).unwrap();
+    settings.timeout = Duration::from_secs(2);
+    settings
+}
+
+fn pool(url: &str, pool: &str) -> Settings {
+    let mut settings = settings(url);
+    settings.pool = pool.to_owned();
+    settings
+}
+
+async fn up(settings: Settings) -> RedisGate {
+    let gate = RedisGate::new(settings).unwrap();
+    until_up(&gate).await;
+    gate
+}
+
+async fn until_up(gate: &RedisGate) {
+    until("the gate is up", async || gate.health().up).await;
+}
+
+/// A server of the test's own, and a gate that is filled with nothing for epoch 1.
+async fn fresh() -> (Server, RedisGate) {
+    let server = Server::start(&[]).await;
+    let gate = up(settings(&server.url())).await;
+    gate.rebuild(1, &[], &[]).await.unwrap();
+    (server, gate)
+}
+
+fn concurrent(key: &str, allowed: u32) -> Binding {
+    Binding { limit: key.into(), scope: Scope::Named, key: key.to_owned(), bound: Bound::Concurrent(allowed) }
+}
+
+fn rate(key: &str, count: u32, window_ms: i64) -> Binding {
+    let bound = Bound::Rate(Rate { count, window_ms, burst: count });
+    Binding { limit: key.into(), scope: Scope::Account, key: key.to_owned(), bound }
+}
+
+fn order(bindings: &[Binding]) -> Order {
+    let bindings = bindings.to_vec();
+    Order { call: CallId::new(), bindings, places: Places::ONE, mode: Mode::Enforce, at_ms: 0 }
+}
+
+fn held(keys: &[&str], places: u32, since_ms: i64) -> Held {
+    let keys = keys.iter().map(|key| (*key).to_owned()).collect();
+    Held { call: CallId::new(), keys, places, since_ms, overrun: false }
+}
+
+fn admitted(places: u32) -> Result<Decision> {
+    Ok(Decision::Admitted { places, would: None })
+}
+
+fn is_unfilled<T: std::fmt::Debug>(result: Result<T>) -> bool {
+    matches!(result, Err(GateError::Unfilled(_)))
+}
+
+fn is_away<T: std::fmt::Debug>(result: Result<T>) -> bool {
+    matches!(result, Err(GateError::Away(_)))
+}
+
+async fn leases(gate: &RedisGate, epoch: i64) -> Vec<Held> {
+    let mut held = gate.held(epoch).await.unwrap();
+    held.sort_by_cached_key(|held| held.call.to_string());
+    held
+}
+
+#[tokio::test]
+async fn a_call_takes_its_places_once_and_gives_them_back_once() {
+    let (_server, gate) = fresh().await;
+    let bindings = [concurrent("a|b", 2), concurrent("a", 1), rate("cps", 100, 1000)];
+    let first = order(&bindings);
+    for _ in 0..2 {
+        assert_eq!(gate.admit(1, &first).await, admitted(1));
+    }
+    let Ok(Decision::Refused(short)) = gate.admit(1, &order(&bindings)).await else { panic!() };
+    let only = leases(&gate, 1).await.pop().unwrap();
+    assert_eq!((short.binding, short.current, short.lacking), (1, 1, 1));
+    assert_eq!(short.oldest, [only.since_ms]);
+    assert_eq!((only.call, only.places, only.overrun), (first.call.clone(), 1, false));
+    assert_eq!(only.keys, ["a|b", "a"]);
+    let counts = gate.counts(1).await.unwrap();
+    assert_eq!((counts.calls, counts.overruns, counts.by_key["a|b"], counts.by_key["a"]), (1, 0, 1, 1));
+    assert_eq!(gate.release(1, &first.call).await, Ok(true));
+    assert_eq!(gate.release(1, &first.call).await, Ok(false));
+    assert_eq!(gate.counts(1).await, Ok(Counts::default()));
+    assert_eq!(gate.health().decisions, 3);
+}
+
+#[tokio::test]
+async fn adopting_goes_over_limits_and_replaces() {
+    let (_server, gate) = fresh().await;
+    let mut call = held(&["g", "old"], 1, 5);
+    gate.adopt(1, &call).await.unwrap();
+    gate.adopt(1, &held(&["g"], 3, 7)).await.unwrap();
+    call = Held { keys: vec!["g".to_owned(), "new".to_owned()], places: 2, since_ms: 4, overrun: true, ..call };
+    gate.adopt(1, &call).await.unwrap();
+    let counts = gate.counts(1).await.unwrap();
+    assert_eq!((counts.calls, counts.overruns), (5, 2));
+    assert_eq!(counts.by_key, [("g".to_owned(), 5), ("new".to_owned(), 2)].into());
+    assert!(leases(&gate, 1).await.contains(&call));
+}
+
+#[tokio::test]
+async fn a_forbidden_call_is_not_admitted_late() {
+    let (_server, gate) = fresh().await;
+    let (taken, late) = (order(&[concurrent("g", 9)]), order(&[concurrent("g", 9)]));
+    assert_eq!(gate.admit(1, &taken).await, admitted(1));
+    for order in [&taken, &late] {
+        gate.forbid(1, &order.call).await.unwrap();
+        assert!(is_away(gate.admit(1, order).await));
+    }
+    assert_eq!(gate.counts(1).await, Ok(Counts::default()));
+}
+
+#[tokio::test]
+async fn epochs_go_upward_and_take_the_one_before_with_them() {
+    let (server, gate) = fresh().await;
+    let one = order(&[concurrent("g", 9)]);
+    assert_eq!(gate.admit(1, &one).await, admitted(1));
+    assert!(is_unfilled(gate.admit(2, &one).await), "2 was not filled yet");
+    let open = [held(&["g"], 1, 3), held(&["g", "x"], 2, 4)];
+    let arrivals = [("cps".to_owned(), 1), ("c|ps".to_owned(), i64::MAX / 4096)];
+    gate.rebuild(2, &open, &arrivals).await.unwrap();
+    assert_eq!(gate.admit(1, &one).await, Err(GateError::Epoch(2)));
+    assert_eq!(gate.release(1, &one.call).await, Err(GateError::Epoch(2)));
+    assert_eq!(gate.rebuild(1, &[], &[]).await, Err(GateError::Epoch(2)));
+    assert_eq!(gate.counts(2).await, Ok(Counts::of(&open)));
+    let Ok(Decision::Refused(short)) = gate.admit(2, &order(&[rate("c|ps", 1, 1000)])).await else { panic!() };
+    assert!(short.token_in_ms.is_some(), "{short:?}");
+    // Filled once more for the same epoch, as by somebody whose answer was lost: what came since stays.
+    assert_eq!(gate.admit(2, &one).await, admitted(1));
+    gate.rebuild(2, &open, &[]).await.unwrap();
+    assert_eq!(gate.counts(2).await.unwrap().calls, 4);
+    let mut names: Vec<String> = server.say(&["KEYS", "*"]).await;
+    names.retain(|name| !name.contains(":probe:"));
+    names.sort();
+    let own = "ringfence:1:{default}:";
+    assert_eq!(names, ["2:leases", "2:rates", "epoch"].map(|name| format!("{own}{name}")));
+}
+
+#[tokio::test]
+async fn pools_know_nothing_of_each_other() {
+    let (server, gate) = fresh().await;
+    let other = up(pool(&server.url(), "other")).await;
+    let bindings = [concurrent("g", 1)];
+    assert_eq!(gate.admit(1, &order(&bindings)).await, admitted(1));
+    assert!(is_unfilled(other.admit(1, &order(&bindings)).await));
+    other.rebuild(1, &[], &[]).await.unwrap();
+    assert_eq!(other.admit(1, &order(&bindings)).await, admitted(1));
+    assert!(RedisGate::new(pool(&server.url(), "a}b")).is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_at_once_through_several_gates_never_exceed_a_limit() {
+    let (server, gate) = fresh().await;
+    let gates = [Arc::new(gate), Arc::new(up(settings(&server.url())).await)];
+    let mut asked = tokio::task::JoinSet::new();
+    for i in 0..200 {
+        let gate = Arc::clone(&gates[i % 2]);
+        asked.spawn(async move {
+            let order = order(&[concurrent("wide", 40), concurrent("g", 17)]);
+            let said = gate.admit(1, &order).await.unwrap();
+            // Every third gives its place back, as a call that ends.
+            let ended = i % 3 == 0 && matches!(said, Decision::Admitted { .. });
+            assert!(!ended || gate.release(1, &order.call).await.unwrap());
+            let counts = gate.counts(1).await.unwrap();
+            assert!(counts.calls <= 17 && counts.by_key.values().all(|places| *places == counts.calls), "{counts:?}");
+            (order, said, ended)
+        });
+    }
+    let asked = asked.join_all().await;
+    let open = asked.iter().filter(|(_, said, ended)| !ended && matches!(said, Decision::Admitted { .. })).count();
+    assert_eq!(gates[0].counts(1).await.unwrap().calls as usize, open);
+    assert!(open > 0);
+}
+
+#[tokio::test]
+async fn fifty_thousand_leases_are_filled_read_and_counted() {
+    let (_server, gate) = fresh().await;
+    let keys = |i: usize| vec!["global".to_owned(), format!("business:{}", i % 1200), format!("account:{}", i % 3)];
+    let mut open: Vec<_> = (0..50_000)
+        .map(|i| Held {
+            call: CallId::new(),
+            keys: keys(i),
+            places: 1,
+            since_ms: 1_790_000_000_000,
+            overrun: i % 7 == 0,
+        })
+        .collect();
+    let since = std::time::Instant::now();
+    gate.rebuild(2, &open, &[]).await.unwrap();
+    println!("50,000 leases with 3 limits each were filled and published in {:?}", since.elapsed());
+    open.sort_by_cached_key(|held| held.call.to_string());
+    assert_eq!(gate.counts(2).await, Ok(Counts::of(&open)));
+    assert!(leases(&gate, 2).await == open);
+    let since = std::time::Instant::now();
+    for _ in 0..200 {
+        let order = order(&[concurrent("business:7", 999), concurrent("global", 60_000), rate("cps", 9_999, 1000)]);
+        assert_eq!(gate.admit(2, &order).await, admitted(1));
+    }
+    println!("a decision beside them took {:?}, of 200 in a row", since.elapsed() / 200);
+}
