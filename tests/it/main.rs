@@ -11,6 +11,7 @@ mod cli;
 mod cli_first;
 mod crash;
 mod fuzz;
+mod harness;
 mod hostile;
 mod inbound;
 mod inbound_native;
