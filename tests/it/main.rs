@@ -7,6 +7,7 @@
 )]
 
 mod acceptance;
+mod chaos;
 mod cli;
 mod cli_first;
 mod crash;

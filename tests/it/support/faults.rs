@@ -50,7 +50,7 @@ enum Way {
 pub type Rewrite = (Vec<u8>, Vec<u8>);
 
 struct Shared {
-    to: Mutex<SocketAddr>,
+    to: SocketAddr,
     rewrites: Mutex<Vec<Rewrite>>,
     accepted: AtomicU64,
 }
@@ -69,8 +69,7 @@ impl Relay {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let addr = listener.local_addr().unwrap();
         let (weather, seen) = watch::channel(Weather::Pass);
-        let shared =
-            Arc::new(Shared { to: Mutex::new(server), rewrites: Mutex::default(), accepted: AtomicU64::default() });
+        let shared = Arc::new(Shared { to: server, rewrites: Mutex::default(), accepted: AtomicU64::default() });
         let accepting = tokio::spawn(accept(listener, seen, shared.clone()));
         Self { addr, weather, shared, accepting }
     }
@@ -98,11 +97,6 @@ impl Relay {
         self.set(weather);
         tokio::time::sleep(time).await;
         self.set(Weather::Pass);
-    }
-
-    /// Where new connections go from now on.
-    pub fn turn_to(&self, server: SocketAddr) {
-        *self.shared.to.lock().unwrap() = server;
     }
 
     /// What is written otherwise in answers from now on.
@@ -162,8 +156,7 @@ async fn connection(client: TcpStream, mut weather: watch::Receiver<Weather>, sh
         }
         Weather::Pass | Weather::Delay(_) | Weather::NoAnswers => {}
     }
-    let to = *shared.to.lock().unwrap();
-    let Ok(server) = TcpStream::connect(to).await else { return reset(&client) };
+    let Ok(server) = TcpStream::connect(shared.to).await else { return reset(&client) };
     let _ = server.set_nodelay(true);
     let ends = Ends { weather: weather.clone(), shared, over: CancellationToken::new() };
     let (from_client, to_client) = client.into_split();

@@ -3,6 +3,7 @@
 pub mod chance;
 pub mod child;
 pub mod faults;
+pub mod fleet;
 pub mod hooks;
 pub mod net;
 pub mod panics;
