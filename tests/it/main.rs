@@ -11,6 +11,7 @@ mod chaos;
 mod cli;
 mod cli_first;
 mod crash;
+mod figures;
 mod fuzz;
 mod harness;
 mod hostile;

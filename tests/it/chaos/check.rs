@@ -1,6 +1,6 @@
 //! What must hold, whatever went wrong: by the providers' counts, and by the record.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -122,6 +122,11 @@ impl Chaos {
                 wrong.push(format!("{name}: {} calls at once, {max} are allowed\n{story}", most.len()));
             }
         }
+        let mut ends = BTreeMap::<(bool, &str), u32>::new();
+        for call in &calls {
+            *ends.entry((call.inbound, call.ended_by.unwrap_or("nothing"))).or_default() += 1;
+        }
+        let _ = writeln!(figures, "ends of calls, inbound or not: {ends:?}");
         let foreign: Vec<&CallView> = calls.iter().filter(|c| !admitted(c)).collect();
         let _ = writeln!(figures, "over-admitted {over}; {} foreign calls", foreign.len());
         // === orders ===
