@@ -9,9 +9,11 @@ mod waits;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use serde::Serialize;
+
 use crate::clock::UnixMs;
 use crate::ids::CallId;
-use crate::policy::{Binding, Bound, Mode, Rate, Scope};
+use crate::policy::{Binding, Bound, Facts, Mode, Policy, Rate, Scope};
 pub use waits::Waits;
 
 /// How many of the oldest holders of a full limit an answer names: what a wait is guessed from.
@@ -183,6 +185,63 @@ pub fn take_token(arrival_us: Option<i64>, rate: Rate, now_ms: UnixMs) -> i64 {
 fn within(arrival_us: Option<i64>, rate: Rate, now_us: i64) -> i64 {
     let latest = now_us.saturating_add(interval_us(rate).saturating_mul(i64::from(rate.burst.max(rate.count)) + 1));
     arrival_us.unwrap_or(now_us).min(latest)
+}
+
+/// The theoretical arrival times after these creates, earliest first: what rates know after their state was lost.
+pub fn arrivals_us(policy: &Policy, sent: &[(UnixMs, Facts)]) -> Vec<(String, i64)> {
+    let mut arrivals = BTreeMap::<String, i64>::new();
+    for (at_ms, facts) in sent {
+        for binding in policy.bindings(facts) {
+            if let Bound::Rate(rate) = binding.bound {
+                let arrival = take_token(arrivals.get(&binding.key).copied(), rate, *at_ms);
+                arrivals.insert(binding.key, arrival);
+            }
+        }
+    }
+    arrivals.into_iter().collect()
+}
+
+/// Who decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GateMode {
+    /// The gate in one process's memory.
+    Memory,
+    /// The record's database.
+    Database,
+    /// Redis.
+    Redis,
+}
+
+impl GateMode {
+    /// The word in database, config, metrics and answers.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            GateMode::Memory => "memory",
+            GateMode::Database => "database",
+            GateMode::Redis => "redis",
+        }
+    }
+}
+
+impl std::str::FromStr for GateMode {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        [Self::Memory, Self::Database, Self::Redis]
+            .into_iter()
+            .find(|mode| mode.as_str() == word)
+            .ok_or_else(|| format!("{word:?} is no mode of the gate"))
+    }
+}
+
+/// Under what admissions are put on record just now: one row in the database, so that it is a fact and no replica's opinion.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct GateState {
+    /// One more with every move: what was admitted under an earlier one and is not on record yet never will be.
+    pub epoch: i64,
+    /// Who decides.
+    pub mode: GateMode,
 }
 
 /// A call's place in the limits that bind it. Dropping it frees nothing: drop runs when a client hangs up, the call does not.
