@@ -271,7 +271,7 @@ impl Chaos {
 }
 
 /// Two runs beside each other would measure each other.
-static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+pub static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn one_process_over_postgres_stays_exact_whatever_goes_wrong() {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use ringfence::ids::CallId;
 use ringfence::simulate::{Millis, SimSettings, Simulator};
 
+use crate::chaos::ALONE;
 use crate::support::chance::Dice;
 use crate::support::child::Serve;
 use crate::support::fleet::{self, Fleet, Store};
@@ -94,7 +95,7 @@ async fn hang_ups(what: &str, replicas: usize, redis: Store, tables: &str, by: B
                         break id.unwrap().to_owned();
                     }
                     Some(answer) if answer.status == 503 => {
-                        tokio::time::sleep(Duration::from_millis(if by_sweep { 40 } else { 4 })).await;
+                        tokio::time::sleep(Duration::from_millis(if by_sweep { 40 } else { 8 })).await;
                     }
                     other => panic!("{other:?}"),
                 }
@@ -103,8 +104,8 @@ async fn hang_ups(what: &str, replicas: usize, redis: Store, tables: &str, by: B
             if let Some(before) = up.replace(now.clone()) {
                 freed.push(view.created_ms - fleet.control.call(&before).unwrap().ended_ms.unwrap());
             }
-            // Calls that are younger than the sweep's grace are not missed by it.
-            let lives = if by_sweep { 3_200 + dice.below(2_000) } else { 30 + dice.below(60) };
+            // Calls that are younger than the sweep's grace are not missed by it, and earlier events of a call go before its end.
+            let lives = if by_sweep { 3_200 + dice.below(2_000) } else { 400 + dice.below(300) };
             tokio::time::sleep(Duration::from_millis(lives)).await;
             if round < rounds {
                 assert!(fleet.control.end_call(&now));
@@ -153,6 +154,7 @@ async fn a_slot_comes_back_after_a_hang_up_with_one_process() {
     if postgres::is_missing() {
         return;
     }
+    let _alone = ALONE.lock().await;
     each_way("one process, memory", 1, || Store::None, "").await;
 }
 
@@ -277,6 +279,7 @@ fn over_postgres() -> Record {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_finds_fifty_thousand_open_calls() {
+    let _alone = ALONE.lock().await;
     start_over_many("memory over SQLite", Record::Sqlite, "").await;
     if !postgres::is_missing() {
         start_over_many("memory over Postgres", over_postgres(), "").await;

@@ -11,6 +11,9 @@ use sqlx::Row as _;
 use super::{ALL_MAX, BUSINESSES, Chaos, EL_MAX, REST};
 use crate::support::fleet::{Acknowledged, FOREIGN};
 
+/// Whether a limit binds a call.
+type Fits = Box<dyn Fn(&CallView) -> bool>;
+
 impl Chaos {
     /// Webhooks that are on record, and nothing more has been done about them.
     pub(super) const UNSETTLED: &str = "SELECT count(*) FROM webhook_events WHERE outcome IS NULL";
@@ -22,6 +25,11 @@ impl Chaos {
         fleet.control.configure(|s| (s.webhook_loss, s.webhook_double, s.webhook_reorder) = (0.0, 0.0, 0.0));
         let started = Instant::now();
         let mut said = vec![];
+        for (n, replica) in fleet.replicas.iter().enumerate() {
+            if let Some(how) = replica.dead() {
+                return vec![format!("replica {n} died by itself: {how}\n{}", replica.last_lines())];
+            }
+        }
         while started.elapsed() < REST {
             fleet.end_all();
             said.clear();
@@ -102,7 +110,7 @@ impl Chaos {
         let admitted = |c: &&CallView| !c.to.starts_with(FOREIGN);
         let outbound =
             |digit: usize| move |c: &CallView| !c.inbound && c.to.starts_with(&format!("+1555{}", digit + 1));
-        let mut scopes: Vec<(String, u32, Box<dyn Fn(&CallView) -> bool>)> = vec![
+        let mut scopes: Vec<(String, u32, Fits)> = vec![
             ("all".to_owned(), ALL_MAX, Box::new(|_| true)),
             ("elevenlabs".to_owned(), EL_MAX, Box::new(|c| c.conversation_id.is_some())),
         ];
@@ -179,6 +187,10 @@ impl Chaos {
             }
         }
         wrong.extend(self.webhooks(figures).await);
+        for (n, replica) in self.fleet.replicas.iter().enumerate() {
+            let log = replica.log();
+            wrong.extend(log.lines().filter(|l| l.contains("panicked at")).map(|l| format!("replica {n}: {l}")));
+        }
         wrong
     }
 
@@ -231,4 +243,41 @@ fn most_at_once<'c>(calls: &[&'c CallView]) -> Vec<&'c CallView> {
         }
     }
     calls.iter().copied().filter(|c| since(c).is_some_and(|s| s <= at) && until(c) > at).collect()
+}
+
+#[test]
+fn the_judge_counts_what_is_live_at_once() {
+    let sim = ringfence::simulate::SimSettings::default();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        ringfence::net::install_crypto_provider();
+        let simulator = ringfence::simulate::Simulator::start(sim).await.unwrap();
+        let inbound = ringfence::simulate::Inbound {
+            to: "+15550001101".to_owned(),
+            from: "+15550003301".to_owned(),
+            via: ringfence::simulate::Via::Twilio,
+            agent_id: None,
+        };
+        let view = simulator.control().inbound(&inbound).unwrap();
+        let call = |inbound, created_ms, answered_ms, ended_ms| CallView {
+            inbound,
+            created_ms,
+            answered_ms,
+            ended_ms,
+            ..view.clone()
+        };
+        let calls = [
+            call(false, 10, None, Some(20)),
+            call(false, 15, None, Some(30)),
+            // Begins in the millisecond in which the first ends.
+            call(false, 20, None, Some(25)),
+            // Not live before it is answered, or never.
+            call(true, 10, Some(22), None),
+            call(true, 10, None, Some(40)),
+        ];
+        let most = most_at_once(&calls.iter().collect::<Vec<_>>());
+        assert_eq!(most.iter().map(|c| c.created_ms).collect::<Vec<_>>(), [15, 20, 10]);
+        assert!(most.iter().all(|c| !c.inbound || c.answered_ms.is_some()));
+        simulator.stop().await;
+    });
 }
