@@ -50,6 +50,7 @@ struct Order {
 struct Tally {
     answers: BTreeMap<String, u64>,
     faults: BTreeMap<Kind, u32>,
+    failed_starts: u32,
     /// Milliseconds in each mode of the gate.
     modes: BTreeMap<String, u64>,
     epochs: Option<(i64, i64)>,
@@ -248,7 +249,7 @@ impl Chaos {
             let tries: usize = orders.iter().map(|o| o.tries.len()).sum();
             eprintln!(
                 "{what}: {:.0} s, at rest after {:.1} s; {} orders in {tries} tries, {} dialled, {} callers\n\
-             answers {:?}\nfaults {:?}\nepochs {:?}, milliseconds in each mode {:?}\n{figures}",
+             answers {:?}\nfaults {:?}, starts that failed {}\nepochs {:?}, milliseconds in each mode {:?}\n{figures}",
                 took.as_secs_f64(),
                 quiet.as_secs_f64(),
                 orders.len(),
@@ -256,6 +257,7 @@ impl Chaos {
                 counts.inbound,
                 tally.answers,
                 tally.faults,
+                tally.failed_starts,
                 tally.epochs,
                 tally.modes,
             );
@@ -282,8 +284,9 @@ async fn one_process_over_postgres_stays_exact_whatever_goes_wrong() {
     run("chaos, memory over Postgres", 1, Store::None, "", 25).await;
 }
 
-const DATABASE: &str = "[gate]\nbackend = \"database\"";
-const REDIS: &str = "[gate]\nbackend = \"redis\"\nredis_url = \"{redis}\"\ntimeout_ms = 100\nfallback_after_ms = 800";
+pub const DATABASE: &str = "[gate]\nbackend = \"database\"";
+pub const REDIS: &str =
+    "[gate]\nbackend = \"redis\"\nredis_url = \"{redis}\"\ntimeout_ms = 100\nfallback_after_ms = 800";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn three_processes_with_the_database_as_their_gate_stay_exact_whatever_goes_wrong() {

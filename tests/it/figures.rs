@@ -2,16 +2,18 @@
 //! Nothing is asserted of time. `RINGFENCE_FIGURES` makes the samples larger; in a release build they are what the README says.
 
 use std::path::Path;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use ringfence::ids::CallId;
 use ringfence::simulate::{Millis, SimSettings, Simulator};
 
-use crate::chaos::ALONE;
+use crate::chaos::{ALONE, DATABASE, REDIS};
 use crate::support::chance::Dice;
 use crate::support::child::Serve;
 use crate::support::fleet::{self, Fleet, Store};
 use crate::support::postgres::{self, Server};
+use crate::support::redis::{self, Redis};
 use crate::support::stage::{PATIENCE, Setup};
 
 /// Open calls that a start finds.
@@ -150,12 +152,17 @@ async fn each_way(what: &str, replicas: usize, redis: impl Fn() -> Store, tables
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_slot_comes_back_after_a_hang_up_with_one_process() {
+async fn a_slot_comes_back_after_a_hang_up() {
     if postgres::is_missing() {
         return;
     }
     let _alone = ALONE.lock().await;
     each_way("one process, memory", 1, || Store::None, "").await;
+    each_way("two processes, database", 2, || Store::None, DATABASE).await;
+    if !redis::is_missing() {
+        let redis = || Store::Plain(Mutex::new(tokio::task::block_in_place(Redis::plain)));
+        each_way("two processes, redis", 2, redis, REDIS).await;
+    }
 }
 
 // === the start over many open calls ===
@@ -281,7 +288,14 @@ fn over_postgres() -> Record {
 async fn a_start_finds_fifty_thousand_open_calls() {
     let _alone = ALONE.lock().await;
     start_over_many("memory over SQLite", Record::Sqlite, "").await;
-    if !postgres::is_missing() {
-        start_over_many("memory over Postgres", over_postgres(), "").await;
+    if postgres::is_missing() {
+        return;
     }
+    start_over_many("memory over Postgres", over_postgres(), "").await;
+    start_over_many("database, Postgres", over_postgres(), DATABASE).await;
+    if redis::is_missing() {
+        return;
+    }
+    let server = tokio::task::block_in_place(Redis::plain);
+    start_over_many("redis over Postgres", over_postgres(), &REDIS.replace("{redis}", &server.url())).await;
 }

@@ -92,7 +92,7 @@ impl Chaos {
         };
         let mut deck = Deck::new(OF_REPLICAS.into_iter().filter(fits).collect());
         while self.going_on() {
-            tokio::time::sleep(ms(&mut dice, 200, 1_200)).await;
+            tokio::time::sleep(ms(&mut dice, 500, 2_500)).await;
             let n = dice.below(self.fleet.replicas.len() as u64) as usize;
             let kind = deck.draw(&mut dice);
             self.trouble_replica(kind, n, &mut dice).await;
@@ -134,9 +134,14 @@ impl Chaos {
         }
     }
 
+    /// Starts it, and again where the database went away under its start, as whoever supervises it does.
     pub(super) async fn start(&self, n: usize) {
-        let replica = &self.fleet.replicas[n];
-        assert!(replica.start("").await, "replica {n} does not start:\n{}", replica.last_lines());
+        let (replica, started) = (&self.fleet.replicas[n], Instant::now());
+        while !replica.start("").await {
+            self.tally.lock().unwrap().failed_starts += 1;
+            assert!(started.elapsed() < REST, "replica {n} does not start:\n{}", replica.last_lines());
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
     }
 
     /// At the servers that all share.
@@ -148,7 +153,7 @@ impl Chaos {
         };
         let mut deck = Deck::new(OF_SERVERS.iter().chain(of_redis).copied().collect());
         while self.going_on() {
-            tokio::time::sleep(ms(&mut dice, 500, 2_500)).await;
+            tokio::time::sleep(ms(&mut dice, 1_500, 4_000)).await;
             let kind = deck.draw(&mut dice);
             let time = ms(&mut dice, 200, 2_500);
             self.note(kind, format!("for {time:?}"));
