@@ -285,8 +285,7 @@ async fn one_process_over_postgres_stays_exact_whatever_goes_wrong() {
 }
 
 pub const DATABASE: &str = "[gate]\nbackend = \"database\"";
-pub const REDIS: &str =
-    "[gate]\nbackend = \"redis\"\nredis_url = \"{redis}\"\ntimeout_ms = 100\nfallback_after_ms = 800";
+pub const REDIS: &str = "[gate]\nbackend = \"redis\"\nredis_url = \"{redis}\"\ntimeout_ms = 100\nfallback_after_ms = 800\nreturn_after_ms = 1500\ncompare_secs = 5";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn three_processes_with_the_database_as_their_gate_stay_exact_whatever_goes_wrong() {
