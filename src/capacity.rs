@@ -21,14 +21,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures_util::FutureExt as _;
 use arc_swap::ArcSwap;
+use futures_util::FutureExt as _;
 use tokio::sync::{Notify, RwLock, watch};
 use tracing::{info, warn};
 
-use crate::admission::{
-    Counts, Decision, Full, GateMode, GateState, Held, Lease, Order, Short, Waits, keys,
-};
+use crate::admission::{Counts, Decision, Full, GateMode, GateState, Held, Lease, Order, Short, Waits, keys};
 use crate::call::{Event, Outcome, Phase};
 use crate::clock::Clock;
 use crate::failpoint;

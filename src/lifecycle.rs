@@ -14,9 +14,9 @@ use tracing::{info, warn};
 
 use crate::admission::Order;
 use crate::call::{Deadlines, EndProof, Event, Origin, Outcome, Phase, Step};
-use crate::clock::{Clock, UnixMs};
-use crate::capacity::{Admission, Capacity, Unadmitted};
 pub use crate::capacity::LivePolicy;
+use crate::capacity::{Admission, Capacity, Unadmitted};
+use crate::clock::{Clock, UnixMs};
 use crate::failpoint;
 use crate::ids::{Alias, CallId, mask_number};
 use crate::metrics::Metrics;
@@ -276,7 +276,6 @@ impl Lifecycle {
             None => Ok(first),
         }
     }
-
 }
 
 /// The alias by which the second record of a call has the first.

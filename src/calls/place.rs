@@ -7,8 +7,8 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use http::header::{ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, RETRY_AFTER};
 use http::{HeaderValue, Request, Response};
 use tokio::time::Instant;
@@ -19,10 +19,10 @@ use super::many::Many;
 use super::refuse::hung_up;
 use super::repost::{Arrived, Asker, Client, Fingerprint, NOTICED_WITHIN, OrderRef, key};
 use super::{ANSWER_BYTES_MAX, Calls, inject};
-use crate::call::{EndProof, Event, Origin, Outcome as End, Phase};
-use crate::failpoint;
 use crate::admission::{Gated, Lease, Order};
+use crate::call::{EndProof, Event, Origin, Outcome as End, Phase};
 use crate::capacity::{Admission, Unadmitted};
+use crate::failpoint;
 use crate::ids::{Alias, CallId};
 use crate::lifecycle::finish;
 use crate::net::Outcome;
@@ -567,7 +567,6 @@ impl Calls {
             }
         });
     }
-
 }
 
 fn not_dialled(message: String) -> Refusal {

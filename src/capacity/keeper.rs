@@ -55,9 +55,7 @@ fn next(settings: &Settings, view: &View) -> Option<GateMode> {
         (Database, Database) => None,
         (Database, _) => (view.since_move >= FILLING).then_some(Database),
         (Redis, Redis) if view.away_for.is_some_and(|away| away >= settings.fallback_after) => Some(Database),
-        (Redis, Redis) => {
-            (view.unfilled && view.away_for.is_none() && view.since_move >= FILLING).then_some(Redis)
-        }
+        (Redis, Redis) => (view.unfilled && view.away_for.is_none() && view.since_move >= FILLING).then_some(Redis),
         (Redis, Database) => {
             let steady = view.away_for.is_none() && view.up_for >= STEADY;
             (steady && view.since_move >= settings.return_after && view.leads).then_some(Redis)

@@ -99,6 +99,14 @@ statement_timeout_ms = 5000
 pooler = "detect"
 migrate_on_start = true
 retention_days = 30
+[gate]
+backend = "memory"
+pool = "default"
+timeout_ms = 50
+fallback_after_ms = 2000
+return_after_ms = 30000
+compare_secs = 60
+on_outage = "database"
 [timeouts]
 create_secs = 60
 late_answer_secs = 300

@@ -51,9 +51,10 @@ enum Act {
 /// How to come to a point: where the process before died already, what else is armed, what happens.
 fn script(point: &str) -> Option<(&'static str, &'static str, Act)> {
     Some(match point {
-        "create.recorded" | "create.sending" | "create.head" | "create.answered"
-        | "create.unbound" | "create.bound" | "call.opened" | "store.writing" | "store.committing"
-        | "store.committed" => ("", "", Act::Order),
+        "create.recorded" | "create.sending" | "create.head" | "create.answered" | "create.unbound"
+        | "create.bound" | "call.opened" | "store.writing" | "store.committing" | "store.committed" => {
+            ("", "", Act::Order)
+        }
         "gate.admitted" => ("", "", Act::Order),
         "gate.advanced" | "gate.rebuilt" => ("", "", Act::Nothing),
         "create.stale" | "create.stale.ended" => ("", "create.recorded=sleep:1500", Act::Order),
