@@ -206,6 +206,10 @@ impl Capacity {
     /// Whether the replica that put a call on record lives no more, and is not this one.
     pub fn is_of_the_dead(&self, record: &CallRecord) -> bool {
         let role = self.0.role.borrow();
+        if !self.is_shared() {
+            // Whoever had the record before is gone, however lately it was heard.
+            return record.replica.as_deref() != Some(self.replica());
+        }
         record.replica.as_ref().is_none_or(|replica| *replica != self.0.replica.id && !role.live.contains(replica))
     }
 

@@ -44,6 +44,8 @@ enum Act {
     Past,
     /// An operator hangs up.
     HangUp,
+    /// An operator has leases compared with the record.
+    Compare,
     /// SIGTERM.
     Term,
 }
@@ -57,6 +59,7 @@ fn script(point: &str) -> Option<(&'static str, &'static str, Act)> {
         }
         "gate.admitted" => ("", "", Act::Order),
         "gate.advanced" | "gate.rebuilt" => ("", "", Act::Nothing),
+        "gate.comparing" => ("", "", Act::Compare),
         "create.stale" | "create.stale.ended" => ("", "create.recorded=sleep:1500", Act::Order),
         "create.joined" => ("", "", Act::Join),
         "create.not_sent" | "create.not_sent.ended" => ("", "", Act::Away),
@@ -131,6 +134,10 @@ async fn act(scene: &mut Scene, act: Act) {
             if let Some(sid) = scene.live().first().and_then(|call| call.call_sid.clone()) {
                 scene.ask("admin", "POST", &format!("/api/calls/{sid}/hangup"), &[], "").await;
             }
+        }
+        Act::Compare => {
+            scene.talk().await;
+            scene.ask("admin", "POST", "/api/reconcile", &[], "").await;
         }
         Act::Term => signal(scene.serve().pid(), "TERM"),
     }
@@ -218,7 +225,7 @@ const IN_THE_STORE: &[&str] = &["store.advancing"];
 const OF_ORDERS: &[&str] = &["create"];
 const OF_WEBHOOKS: &[&str] = &["inbound", "webhook", "replay", "delivery"];
 const OF_CALLS: &[&str] = &["call", "hangup", "store", "fetch"];
-const OF_PROCESSES: &[&str] = &["sweep", "start", "drain"];
+const OF_PROCESSES: &[&str] = &["sweep", "start", "drain", "gate"];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_death_on_the_way_of_an_order_costs_nothing() {
