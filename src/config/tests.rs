@@ -13,6 +13,9 @@ fn env(name: &str) -> Option<String> {
         "ACME_API_KEY",
         "RINGFENCE_TOKEN_SECRET",
     ];
+    if name == "REDIS_URL" {
+        return Some("rediss://ring:fence@redis.example.com:6379".to_owned());
+    }
     if name == "DATABASE_URL" {
         return Some("postgres://ring:fence@db.example.com/ring?sslmode=verify-full".to_owned());
     }
