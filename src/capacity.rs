@@ -2,7 +2,7 @@
 //!
 //! A gate proposes, the database disposes. What a gate admits counts only once the call is on record under the epoch that the
 //! database holds at that moment ([`GateState`]); whoever moves the gate, by falling back, by returning or by other limits, adds
-//! one to the epoch and counts the open calls anew in the same transaction ([`moves`]). So nothing that is late, lost or doubled
+//! one to the epoch and counts the open calls anew in the same transaction (`moves`). So nothing that is late, lost or doubled
 //! anywhere can make a call that nobody counts: it is late under an epoch that is over.
 //!
 //! | mode | decides | its yes counts when |

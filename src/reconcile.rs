@@ -791,8 +791,11 @@ pub async fn rebuild(calls: &Calls) -> Result<usize> {
         call.unsettled = true;
         failpoint::hit("start.marked").await;
     }
-    let latest = lifecycle.store.latest_calls(LATEST).await?;
-    calls.reposts.restore(open.iter().chain(&latest), lifecycle.clock.now_ms());
+    if !capacity.is_shared() {
+        // Where several share the record, earlier orders are looked for there: what others have told is not sent again.
+        let latest = lifecycle.store.latest_calls(LATEST).await?;
+        calls.reposts.restore(open.iter().chain(&latest), lifecycle.clock.now_ms());
+    }
     let count = lifecycle.capacity.start().await?;
     failpoint::hit("start.rebuilt").await;
     Ok(count)
