@@ -42,7 +42,7 @@
 //!    is written before anything is sent.
 //! 5. An acknowledged webhook is on record, and is applied once.
 //! 6. A create is sent at most once an order ([`net::Upstream::create`] never repeats). Unknown outcomes are looked up, never
-//!    dialled again. Only a [`gate::Lease`] opens a [`gate::Gated`] request.
+//!    dialled again. Only an [`admission::Lease`] opens an [`admission::Gated`] request.
 //! 7. No secret and no full telephone number in a log line, an error or a metric.
 
 pub mod admin;

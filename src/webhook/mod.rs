@@ -480,7 +480,7 @@ impl Webhooks {
     }
 }
 
-/// While this process leads: applies, every [`REPLAY_EVERY`], webhooks that another has taken and left. `inbox` is the newest
+/// While this process leads: applies, every `REPLAY_EVERY`, webhooks that another has taken and left. `inbox` is the newest
 /// generation's. That two think they lead harms nothing.
 pub async fn replay_loop(inbox: impl Fn() -> Webhooks, leads: impl Fn() -> bool, stop: CancellationToken) {
     loop {
