@@ -161,6 +161,15 @@ impl Lifecycle {
         self.apply(Change { event, ..self.change(call, seen_by) }).await
     }
 
+    /// Applies a change that nobody will bring a second time: now, or when the store is back. Until then the call's slot is held.
+    pub async fn apply_surely(&self, change: Change) {
+        let (call, later) = (change.call.clone(), change.clone());
+        if let Err(error) = self.apply(change).await {
+            warn!(%call, by = later.seen_by, %error, "a change could not be recorded; the slot is held until it is");
+            self.apply_later(later);
+        }
+    }
+
     /// Counts a call that exists although no limit had room for it, or although it was taken for over.
     pub async fn adopt(&self, call: NewCall) -> Result<Opened> {
         let this = self.clone();

@@ -11,6 +11,7 @@ mod looks;
 pub mod lookup;
 pub mod many;
 pub mod place;
+mod refusals;
 mod refuse;
 pub mod repost;
 pub mod terminate;
@@ -23,7 +24,6 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, USER_AGENT};
 use http::{HeaderValue, Method, Request, Response};
-use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use crate::call::Deadlines;
@@ -37,9 +37,6 @@ use crate::store::CallRecord;
 
 /// The longest answer of a provider that is read, in bytes: a list of 1,000 calls is about 1 MiB.
 pub const ANSWER_BYTES_MAX: usize = 8 * 1024 * 1024;
-
-/// Refusals that may wait for the store; those beyond are in the log alone.
-const REFUSALS_WAITING_MAX: usize = 1024;
 
 /// How many locks the ids of arriving calls share. Two calls that meet at one wait a store write for one another.
 const ARRIVALS: usize = 64;
@@ -95,8 +92,8 @@ pub struct Calls {
     members: Arc<Mutex<many::Members>>,
     /// Arrivals of one call go one after the other: by its ids, each of which falls to one of these.
     arriving: Arc<[tokio::sync::Mutex<()>; ARRIVALS]>,
-    /// Room for refusals that wait to be recorded.
-    refusals: Arc<Semaphore>,
+    /// Refusals that wait to be recorded.
+    refusals: refusals::Refusals,
     /// Calls over capacity that are being hung up, with when that began.
     hanging_up: Arc<Mutex<HashMap<CallId, Instant>>>,
     /// What front mode answered lately, by call: a voice webhook that is repeated gets the same conversation.
@@ -140,7 +137,7 @@ impl Calls {
             joining: Arc::default(),
             members: Arc::default(),
             arriving: Arc::new([const { tokio::sync::Mutex::const_new(()) }; ARRIVALS]),
-            refusals: Arc::new(Semaphore::new(REFUSALS_WAITING_MAX)),
+            refusals: refusals::Refusals::default(),
             hanging_up: Arc::default(),
             fronted: Arc::default(),
         }

@@ -405,10 +405,8 @@ impl Calls {
             ..self.lifecycle.change(call, "answer")
         };
         failpoint::hit("create.unbound").await;
-        if let Err(error) = self.lifecycle.apply(change).await {
-            // The slot stays, its deadline leads to a look-up.
-            warn!(%call, %error, "a created call's ids could not be recorded");
-        }
+        // Without its ids no webhook and no sweep would find it before its deadline.
+        self.lifecycle.apply_surely(change).await;
         failpoint::hit("create.bound").await;
     }
 
@@ -549,23 +547,14 @@ impl Calls {
     async fn mark_unsettled(&self, call: &CallId) {
         failpoint::hit("create.unknown").await;
         let change = Change { unsettled: Some(true), ..self.lifecycle.change(call, "order") };
-        if let Err(error) = self.lifecycle.apply(change).await {
-            warn!(%call, %error, "an unknown outcome could not be recorded; the call's deadline leads to a look-up");
-        }
+        self.lifecycle.apply_surely(change).await;
         failpoint::hit("create.unknown.recorded").await;
     }
 
     /// Ends a call. What cannot be recorded now is recorded when the store is back; until then the slot is held.
     pub(super) async fn end(&self, call: &CallId, outcome: End, proof: EndProof, seen_by: &'static str) {
-        let Err(error) = self.lifecycle.end(call, outcome, proof, seen_by).await else { return };
-        warn!(%call, %error, "an end could not be recorded; the slot is held until it is");
-        let (lifecycle, call) = (self.lifecycle.clone(), call.clone());
-        // Not among the tasks that a drain waits for: the next process asks the provider.
-        tokio::spawn(async move {
-            while lifecycle.end(&call, outcome, proof, seen_by).await.is_err() {
-                tokio::time::sleep(STORE_AGAIN).await;
-            }
-        });
+        let event = Some(Event::Ended(outcome, proof));
+        self.lifecycle.apply_surely(Change { event, ..self.lifecycle.change(call, seen_by) }).await;
     }
 }
 
@@ -584,9 +573,6 @@ fn pass_on(mut answer: Response<Bytes>) -> Response<Bytes> {
     answer.headers_mut().remove(CONTENT_LENGTH);
     answer
 }
-
-/// How often an end that could not be recorded is tried again.
-const STORE_AGAIN: Duration = Duration::from_secs(1);
 
 /// How long a create may be sent after its admission.
 pub const SEND_WITHIN: Duration = Duration::from_secs(10);

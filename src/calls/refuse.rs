@@ -193,16 +193,7 @@ impl Calls {
             observed,
             attempts: 1,
         };
-        let Ok(room) = self.refusals.clone().try_acquire_owned() else {
-            return warn!(refusal = %what.id, "a refusal is not recorded: too many wait for the store");
-        };
-        let store = self.lifecycle.store.clone();
-        self.tasks.spawn(async move {
-            if let Err(error) = store.refused(record).await {
-                warn!(%error, "a refusal could not be recorded");
-            }
-            drop(room);
-        });
+        self.refusals.keep(record, &self.lifecycle.store, &self.tasks);
     }
 
     pub(super) fn unknown_answer(

@@ -451,8 +451,8 @@ pub trait Store: Send + Sync + 'static {
         result: std::result::Result<(), (String, Option<UnixMs>)>,
     ) -> Result<()>;
 
-    /// Notes a refusal. Of one that is on record, one more attempt.
-    async fn refused(&self, refusal: RefusalRecord) -> Result<()>;
+    /// Notes refusals. Of one that is on record, only its attempts, which are added.
+    async fn refused(&self, refusals: Vec<RefusalRecord>) -> Result<()>;
 
     /// The latest refusals.
     async fn latest_refusals(&self, limit: u32) -> Result<Vec<RefusalRecord>>;

@@ -393,9 +393,11 @@ pub(super) async fn the_latest_come_first(fresh: &impl Fresh) {
         observed: false,
         attempts: 1,
     };
-    store.refused(refusal.clone()).await.unwrap();
-    store.refused(refusal.clone()).await.unwrap();
-    assert_eq!(store.latest_refusals(9).await.unwrap(), [RefusalRecord { attempts: 2, ..refusal }]);
+    let other = RefusalRecord { id: RefusalId::new(), at: 2, limit_name: None, ..refusal.clone() };
+    store.refused(vec![]).await.unwrap();
+    store.refused(vec![refusal.clone()]).await.unwrap();
+    store.refused(vec![refusal.clone(), other.clone(), refusal.clone()]).await.unwrap();
+    assert_eq!(store.latest_refusals(9).await.unwrap(), [other, RefusalRecord { attempts: 3, ..refusal }]);
     let acme = Business::named(BusinessId::parse("acme").unwrap());
     assert!(store.put_business(&acme, 1).await.unwrap());
     assert!(!store.put_business(&acme, 2).await.unwrap());

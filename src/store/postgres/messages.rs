@@ -1,7 +1,9 @@
 //! The inbox, the outbox, refusals and businesses.
 
+use std::collections::BTreeMap;
+
 use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, Row as _};
+use sqlx::{PgConnection, Postgres, QueryBuilder, Row as _};
 
 use super::super::{Delivery, NewEvent, Received, RefusalRecord, TAKEN_MS};
 use super::query;
@@ -180,24 +182,32 @@ pub(super) async fn delivered(
     Ok(())
 }
 
-pub(super) async fn refused(c: &mut PgConnection, r: RefusalRecord) -> Sql<()> {
-    query(
-        "INSERT INTO refusals (id, at, business, account, direction, code, limit_name, current_calls, limit_calls, observed)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (id) DO UPDATE SET attempts = refusals.attempts + 1",
-    )
-    .bind(r.id.as_str())
-    .bind(r.at)
-    .bind(r.business)
-    .bind(r.account)
-    .bind(r.direction)
-    .bind(r.code)
-    .bind(r.limit_name)
-    .bind(r.current.map(i64::from))
-    .bind(r.limit.map(i64::from))
-    .bind(r.observed)
-    .execute(c)
-    .await?;
-    Ok(())
+pub(super) async fn refused(c: &mut PgConnection, refusals: &[RefusalRecord]) -> Sql<()> {
+    // One statement changes a row once.
+    let mut attempts = BTreeMap::<&str, (&RefusalRecord, i64)>::new();
+    for refusal in refusals {
+        attempts.entry(refusal.id.as_str()).or_insert((refusal, 0)).1 += i64::from(refusal.attempts);
+    }
+    let mut insert = QueryBuilder::<Postgres>::new(
+        "INSERT INTO refusals (id, at, business, account, direction, code, limit_name, current_calls, limit_calls, observed,
+             attempts) ",
+    );
+    insert.push_values(attempts, |mut row, (id, (r, attempts))| {
+        row.push_bind(id)
+            .push_bind(r.at)
+            .push_bind(&r.business)
+            .push_bind(&r.account)
+            .push_bind(&r.direction)
+            .push_bind(&r.code)
+            .push_bind(&r.limit_name)
+            .push_bind(r.current.map(i64::from))
+            .push_bind(r.limit.map(i64::from))
+            .push_bind(r.observed)
+            .push_bind(attempts);
+    });
+    insert.push(" ON CONFLICT (id) DO UPDATE SET attempts = refusals.attempts + excluded.attempts");
+    // Its text is another with every number of rows: not worth keeping.
+    insert.build().persistent(false).execute(c).await.map(drop)
 }
 
 pub(super) async fn latest_refusals(c: &mut PgConnection, limit: u32) -> Sql<Vec<RefusalRecord>> {

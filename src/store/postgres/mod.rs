@@ -437,8 +437,17 @@ impl Store for PostgresStore {
         self.db.write(move |c| Box::pin(messages::delivered(c, id.clone(), at_ms, result.clone()))).await
     }
 
-    async fn refused(&self, refusal: RefusalRecord) -> Result<()> {
-        self.db.write(move |c| Box::pin(messages::refused(c, refusal.clone()))).await
+    async fn refused(&self, refusals: Vec<RefusalRecord>) -> Result<()> {
+        if refusals.is_empty() {
+            return Ok(());
+        }
+        let refusals: Arc<[RefusalRecord]> = refusals.into();
+        self.db
+            .write(move |c| {
+                let refusals = refusals.clone();
+                Box::pin(async move { messages::refused(c, &refusals).await })
+            })
+            .await
     }
 
     async fn latest_refusals(&self, limit: u32) -> Result<Vec<RefusalRecord>> {

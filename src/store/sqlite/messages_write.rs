@@ -128,8 +128,10 @@ pub(super) fn delivered(
 
 pub(super) fn refused(c: &Connection, r: &RefusalRecord) -> Written<()> {
     c.prepare_cached(
-        "INSERT INTO refusals (id, at, business, account, direction, code, limit_name, current_calls, limit_calls, observed)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) ON CONFLICT (id) DO UPDATE SET attempts = refusals.attempts + 1",
+        "INSERT INTO refusals (id, at, business, account, direction, code, limit_name, current_calls, limit_calls, observed,
+             attempts)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
+         ON CONFLICT (id) DO UPDATE SET attempts = refusals.attempts + excluded.attempts",
     )?
     .execute(params![
         r.id.as_str(),
@@ -142,6 +144,7 @@ pub(super) fn refused(c: &Connection, r: &RefusalRecord) -> Written<()> {
         r.current,
         r.limit,
         r.observed,
+        r.attempts,
     ])
     .map(drop)
 }

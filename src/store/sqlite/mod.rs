@@ -346,8 +346,8 @@ impl Store for SqliteStore {
         self.writer.run(move |c| messages_write::delivered(c, &id, at_ms, result)).await
     }
 
-    async fn refused(&self, refusal: RefusalRecord) -> Result<()> {
-        self.writer.run(move |c| messages_write::refused(c, &refusal)).await
+    async fn refused(&self, refusals: Vec<RefusalRecord>) -> Result<()> {
+        self.writer.run(move |c| refusals.iter().try_for_each(|refusal| messages_write::refused(c, refusal))).await
     }
 
     async fn latest_refusals(&self, limit: u32) -> Result<Vec<RefusalRecord>> {

@@ -252,9 +252,21 @@ impl Stage {
     pub async fn wait(&self, what: &str, mut so: impl AsyncFnMut() -> bool) {
         let started = Instant::now();
         while !so().await {
-            assert!(started.elapsed() < PATIENCE, "it does not happen: {what}");
+            if started.elapsed() >= PATIENCE {
+                panic!("it does not happen: {what}\n{}", self.what_is_open().await);
+            }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    /// What the record and the gate hold, for a test that failed.
+    async fn what_is_open(&self) -> String {
+        let lifecycle = &self.app().calls().lifecycle;
+        format!(
+            "counts: {:?}\nopen: {:#?}",
+            lifecycle.capacity.counts().await,
+            lifecycle.store.open_calls().await
+        )
     }
 
     /// Invariant 4: no lease without a record that is open, no open record without a lease, and as many places. And no two calls laid claim to one
