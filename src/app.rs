@@ -26,6 +26,7 @@ use crate::failpoint;
 use crate::gate::Gate;
 use crate::gate::memory::MemoryGate;
 use crate::gate::redis::RedisGate;
+use crate::hub::Hub;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::net::{Edge, EdgeSettings, ReloadingTls, RunningEdge, install_crypto_provider};
@@ -133,6 +134,7 @@ impl App {
             clock,
             deadlines: config.deadlines.clone(),
             opened: Arc::new(Notify::new()),
+            hub: Hub::default(),
         };
         let calls =
             Calls::new(lifecycle, config.accounts.clone(), upstream.map_err(start_error)?, config.calls.clone());

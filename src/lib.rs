@@ -14,6 +14,7 @@
 //! L2  policy       which limits bind a call; which business a request belongs to. Pure
 //!     provider     a provider as data: select, sign, render, account. Pure
 //! L3  admission    what is asked of a gate, and the decision that every back end makes alike. Pure
+//!     hub          says that there is something new about a call, to whoever listens
 //!     net          the edge (pingora's sessions) and the way out (hyper's client); only it knows which engines run
 //! L4  gate         proposes: admits or refuses, over all limits, in one atomic step
 //!     store        disposes: what survives a restart: calls, inbox, outbox, refusals, businesses
@@ -56,6 +57,7 @@ pub mod clock;
 pub mod config;
 pub mod failpoint;
 pub mod gate;
+pub mod hub;
 pub mod ids;
 pub mod lifecycle;
 pub mod metrics;

@@ -18,6 +18,7 @@ pub use crate::capacity::LivePolicy;
 use crate::capacity::{Admission, Capacity, Unadmitted};
 use crate::clock::{Clock, UnixMs};
 use crate::failpoint;
+use crate::hub::Hub;
 use crate::ids::{Alias, CallId, mask_number};
 use crate::metrics::Metrics;
 use crate::policy::Facts;
@@ -42,6 +43,8 @@ pub struct Lifecycle {
     pub deadlines: Deadlines,
     /// Told of every call that is put on record: who sleeps for want of calls wakes.
     pub opened: Arc<Notify>,
+    /// Told of every call that ends.
+    pub hub: Hub,
 }
 
 /// How often a change is applied again that the store may have written.
@@ -237,6 +240,7 @@ impl Lifecycle {
             self.capacity.release(&applied.record).await;
             failpoint::hit("call.released").await;
             self.metrics.ended(outcome.as_str(), proof.as_str());
+            self.hub.ring(&call);
             let record = &applied.record;
             info!(
                 call = %call,

@@ -262,11 +262,7 @@ impl Stage {
     /// What the record and the gate hold, for a test that failed.
     async fn what_is_open(&self) -> String {
         let lifecycle = &self.app().calls().lifecycle;
-        format!(
-            "counts: {:?}\nopen: {:#?}",
-            lifecycle.capacity.counts().await,
-            lifecycle.store.open_calls().await
-        )
+        format!("counts: {:?}\nopen: {:#?}", lifecycle.capacity.counts().await, lifecycle.store.open_calls().await)
     }
 
     /// Invariant 4: no lease without a record that is open, no open record without a lease, and as many places. And no two calls laid claim to one
