@@ -14,6 +14,8 @@
 //! [`keeper`] watches all that: it falls back, fills Redis again and returns to it.
 
 pub mod keeper;
+#[cfg(test)]
+mod model;
 mod moves;
 mod undone;
 

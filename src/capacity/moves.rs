@@ -19,7 +19,7 @@ use crate::store::{Result, StoreError};
 
 /// A lease without a record, or a record without a lease, is looked at only after so long: the one is written before the other,
 /// and a process may have been held up in between.
-const GRACE_MS: i64 = 15_000;
+pub(super) const GRACE_MS: i64 = 15_000;
 /// The pause after a move that another replica made first.
 const MOVED_BY_ANOTHER: Duration = Duration::from_millis(5);
 

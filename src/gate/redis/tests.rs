@@ -1,8 +1,7 @@
-//! The gate on real servers. What each method does; outages, topologies and equality with `decide` in their own files.
+//! The gate on real servers. What each method does; outages and topologies in their own files.
 
-mod equal;
 mod outages;
-mod server;
+pub(crate) mod server;
 mod topologies;
 
 use super::*;

@@ -27,12 +27,17 @@ fn settings(url: &str) -> Settings {
     settings
 }
 
-/// A database, unless there is no Postgres here. The first that asks starts the server, which blocks.
-async fn fresh() -> Option<Fence> {
+/// The URL of a new database, unless there is no Postgres here. The first that asks starts the server, which blocks.
+pub(crate) async fn database() -> Option<String> {
     if server::is_missing() {
         return None;
     }
-    let url = tokio::task::spawn_blocking(|| server::shared().database()).await.unwrap();
+    Some(tokio::task::spawn_blocking(|| server::shared().database()).await.unwrap())
+}
+
+/// A database, unless there is no Postgres here.
+async fn fresh() -> Option<Fence> {
+    let url = database().await?;
     let options = PgConnectOptions::from_str(&url).unwrap().options([("search_path", "ringfence")]);
     let straight = PgPoolOptions::new().max_connections(2).connect_lazy_with(options);
     Some(Fence { settings: settings(&url), straight, url })
