@@ -18,6 +18,9 @@ use crate::call::{Event, Outcome, Phase, Step, next, stronger};
 use crate::clock::UnixMs;
 use crate::ids::CallId;
 use crate::policy::{Bound, Facts, Mode, OnOutage, Policy, Rate};
+pub(super) use back_ends::World;
+pub(super) use commands::limits;
+pub(super) use run::new_call;
 
 /// What is said to an order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -139,7 +142,8 @@ impl Model {
         for (_, at, rate) in self.tokens.iter().filter(|(of, ..)| of == key) {
             paid_at_us = owed(paid_at_us, *rate, *at).max(at * 1000) + interval_us(*rate);
         }
-        let ahead_us = owed(paid_at_us, rate, self.now) - self.now * 1000 - interval_us(rate) * i64::from(rate.burst - 1);
+        let ahead_us =
+            owed(paid_at_us, rate, self.now) - self.now * 1000 - interval_us(rate) * i64::from(rate.burst - 1);
         (ahead_us.max(0) + 999) / 1000
     }
 

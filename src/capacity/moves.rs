@@ -167,7 +167,7 @@ impl Capacity {
         }
         for one in open.into_values().filter(old) {
             found.uncounted += 1;
-            self.tell(undone::What::Adopt(one.clone())).boxed().await;
+            self.tell(undone::What::Adopt(state.epoch, one.clone())).boxed().await;
             // It may have ended since the record was read.
             if self.lease(&one.call).boxed().await?.is_none() {
                 self.tell(undone::What::Release(one.call)).boxed().await;

@@ -27,7 +27,7 @@ const OVER_A_SERVER: u32 = 150;
 const BETWEEN_MS: UnixMs = 72 * 3_600_000;
 
 /// A record, and how each replica comes to it.
-pub(super) struct World {
+pub(in crate::capacity) struct World {
     pub home: GateMode,
     pub stores: Vec<Arc<dyn Store>>,
     pub redis: Option<Server>,
@@ -71,6 +71,11 @@ impl World {
         Self::new(home, stores, redis, Some(folder))
     }
 
+    /// Two replicas, a Redis and a file.
+    pub async fn of_redis() -> Self {
+        Self::over_a_file(GateMode::Redis, Some(Server::start(&[]).await)).await
+    }
+
     /// `None` where there is no Postgres.
     async fn over_postgres(home: GateMode, redis: Option<Server>) -> Option<Self> {
         let mut settings = postgres::Settings::new(Secret::new(&postgres::tests::database().await?)).unwrap();
@@ -81,6 +86,13 @@ impl World {
             stores.push(Arc::new(store));
         }
         Some(Self::new(home, stores, redis, None))
+    }
+
+    /// Redis loses everything.
+    pub async fn wipe(&self) {
+        if let Some(server) = &self.redis {
+            server.say::<()>(&["FLUSHALL"]).await;
+        }
     }
 
     /// The start of a sequence, and its number.
@@ -134,12 +146,10 @@ fn number<T: std::str::FromStr>(name: &str) -> Option<T> {
 /// Random sequences, each against the model. Of one that fails, the shortest that still does.
 fn agrees(runtime: &Runtime, world: &World, sequences: u32) {
     let sequences = number("RINGFENCE_MODEL_SEQUENCES").unwrap_or(sequences);
-    let seed: u64 =
-        number("RINGFENCE_SEED").unwrap_or_else(|| jiff::Timestamp::now().as_microsecond().unsigned_abs());
+    let seed: u64 = number("RINGFENCE_SEED").unwrap_or_else(|| jiff::Timestamp::now().as_microsecond().unsigned_abs());
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
-    let config =
-        Config { cases: sequences, max_shrink_iters: 2_000, failure_persistence: None, ..Config::default() };
+    let config = Config { cases: sequences, max_shrink_iters: 2_000, failure_persistence: None, ..Config::default() };
     let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
     let (steps, since) = (Cell::new(0), std::time::Instant::now());
     let ran = runner.run(&commands(), |sequence: Vec<Command>| {

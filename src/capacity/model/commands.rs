@@ -114,6 +114,27 @@ const fn rate(count: u32, window_ms: i64, burst: u32) -> Rate {
     Rate { count, window_ms, burst }
 }
 
+fn global(concurrent: u32, rate: Option<Rate>, on_outage: OnOutage) -> Settings {
+    Settings {
+        mode: Mode::Enforce,
+        concurrent: Some(concurrent),
+        rate,
+        accounts: vec![],
+        plans: BTreeMap::new(),
+        limits: vec![],
+        on_outage,
+        businesses: vec![],
+        rules: None,
+        unknown: Unknown::Reject,
+        when_full: WhenFull::Busy,
+    }
+}
+
+/// Limits of the whole platform, and nothing else.
+pub(in crate::capacity) fn limits(concurrent: u32, rate: Option<Rate>, on_outage: OnOutage) -> Arc<Policy> {
+    Arc::new(Policy::new(global(concurrent, rate, on_outage), &[]))
+}
+
 /// How many sets of limits there are.
 const LIMITS: usize = 6;
 
@@ -134,26 +155,16 @@ pub(super) fn policy(nth: usize) -> Arc<Policy> {
         rate,
         business: None,
     };
-    let mut settings = Settings {
-        mode: Mode::Enforce,
-        concurrent: Some(4),
-        rate: None,
-        accounts: vec![],
-        plans: BTreeMap::from([("PRO".to_owned(), Plan { concurrent: Some(3), ..Plan::default() })]),
-        limits: vec![],
-        on_outage: OnOutage::Database,
-        businesses: vec![Business {
-            plan: Some("PRO".to_owned()),
-            ..Business::named(BusinessId::parse("acme").unwrap())
-        }],
-        rules: None,
-        unknown: Unknown::Reject,
-        when_full: WhenFull::Busy,
-    };
+    let mut settings = global(4, None, OnOutage::Database);
+    settings.plans.insert("PRO".to_owned(), Plan { concurrent: Some(3), ..Plan::default() });
+    // One business is known, and the other goes by its facts.
+    let acme = Business::named(BusinessId::parse("acme").unwrap());
+    settings.businesses = vec![Business { plan: Some("PRO".to_owned()), ..acme }];
     match nth {
         0 => {}
         1 => {
-            settings.accounts = vec![account("twilio", Some(2), Some(rate(5, 1000, 5))), account("elevenlabs", None, None)];
+            settings.accounts =
+                vec![account("twilio", Some(2), Some(rate(5, 1000, 5))), account("elevenlabs", None, None)];
             settings.concurrent = Some(6);
         }
         2 => {
@@ -179,7 +190,8 @@ pub(super) fn policy(nth: usize) -> Arc<Policy> {
         _ => {
             // While Redis is away nobody decides about beta, and everything else is open.
             let of_beta = Selector { business: vec!["beta".to_owned()], ..Selector::default() };
-            let closed = Limit { selects: of_beta, on_outage: Some(OnOutage::Closed), ..named("k", Per::All, calls(3)) };
+            let closed =
+                Limit { selects: of_beta, on_outage: Some(OnOutage::Closed), ..named("k", Per::All, calls(3)) };
             settings.on_outage = OnOutage::Open;
             settings.limits = vec![closed, named("fast", Per::Business, Bound::Rate(rate(5, 1000, 5)))];
         }

@@ -8,7 +8,7 @@ use super::back_ends::World;
 use super::commands::{Command, Ending, How, facts, policy};
 use super::{Answer, Model};
 use crate::admission::{Counts, Decision, GateMode, Held, Order, Places, keys};
-use crate::call::{Deadlines, Event, EndProof, Origin, Outcome, Phase, Step};
+use crate::call::{Deadlines, EndProof, Event, Origin, Outcome, Phase, Step};
 use crate::capacity::{Admission, Capacity, Settings, Unadmitted};
 use crate::clock::{Clock, UnixMs};
 use crate::gate::Gate;
@@ -70,6 +70,26 @@ pub(super) async fn run(world: &World, commands: Vec<Command>) {
 
 fn change(call: &CallId, at_ms: UnixMs, event: Option<Event>) -> Change {
     Change { event, ..Change::of(call, "webhook", at_ms, &Deadlines::default()) }
+}
+
+/// A call as it comes to be admitted.
+pub(in crate::capacity) fn new_call(call: &CallId, at_ms: UnixMs) -> NewCall {
+    NewCall {
+        id: call.clone(),
+        facts: facts(0),
+        origin: Origin::Order,
+        phase: Phase::Reserved,
+        overrun: false,
+        polled: false,
+        places: 1,
+        at_ms,
+        deadline_at: at_ms + 90_000,
+        callback: None,
+        fingerprint: None,
+        keys: vec![],
+        replica: None,
+        aliases: vec![],
+    }
 }
 
 fn sorted(mut held: Vec<Held>) -> Vec<Held> {
@@ -279,22 +299,8 @@ impl Run<'_> {
     }
 
     fn new_call(&self, call: &CallId, who: usize, alias: Option<usize>) -> NewCall {
-        NewCall {
-            id: call.clone(),
-            facts: facts(who),
-            origin: Origin::Order,
-            phase: Phase::Reserved,
-            overrun: false,
-            polled: false,
-            places: 1,
-            at_ms: self.model.now,
-            deadline_at: self.model.now + 90_000,
-            callback: None,
-            fingerprint: None,
-            keys: vec![],
-            replica: None,
-            aliases: alias.map(|n| self.alias(n)).into_iter().collect(),
-        }
+        let aliases = alias.map(|n| self.alias(n)).into_iter().collect();
+        NewCall { facts: facts(who), aliases, ..new_call(call, self.model.now) }
     }
 
     async fn adopt(&mut self, at: usize, who: usize, places: u32, overrun: bool, said: &str) {
@@ -350,8 +356,7 @@ impl Run<'_> {
     }
 
     async fn wipe(&mut self, said: &str) {
-        let Some(server) = &self.world.redis else { return };
-        server.say::<()>(&["FLUSHALL"]).await;
+        self.world.wipe().await;
         if self.model.mode == GateMode::Redis {
             self.learn(0).await;
             let counts = self.capacity(0).counts().await;
