@@ -190,6 +190,8 @@ impl Two {
         for replica in [&self.a, &self.b] {
             self.hear(replica).await;
             assert!(!replica.say_undone().await);
+        }
+        for replica in [&self.a, &self.b] {
             assert_eq!(replica.counts().await.unwrap().calls, calls);
         }
         assert_eq!(self.world.stores[0].leases().await.unwrap().len(), calls as usize);
