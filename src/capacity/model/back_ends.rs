@@ -21,9 +21,9 @@ use crate::store::sqlite::SqliteStore;
 use crate::store::{Sharing, Store};
 
 /// Sequences that CI has time for: over a file of this machine, for one replica and for two, and where a server is asked.
-const OF_ONE: u32 = 1_200;
-const OF_TWO: u32 = 600;
-const WITH_A_SERVER: u32 = 100;
+const OF_ONE: u32 = 1_500;
+const OF_TWO: u32 = 800;
+const WITH_A_SERVER: u32 = 150;
 /// The time between two sequences: what rates gave out in the one before is long forgotten.
 const BETWEEN_MS: UnixMs = 72 * 3_600_000;
 
