@@ -14,6 +14,7 @@ mod crash;
 mod figures;
 mod fuzz;
 mod harness;
+mod holes;
 mod hostile;
 mod inbound;
 mod inbound_native;
