@@ -19,7 +19,7 @@ use crate::clock::UnixMs;
 use crate::ids::CallId;
 use crate::policy::{Bound, Facts, Mode, OnOutage, Policy, Rate};
 pub(super) use back_ends::World;
-pub(super) use commands::limits;
+pub(super) use commands::{limits, policy};
 pub(super) use run::new_call;
 
 /// What is said to an order.

@@ -139,7 +139,7 @@ pub(in crate::capacity) fn limits(concurrent: u32, rate: Option<Rate>, on_outage
 const LIMITS: usize = 6;
 
 /// The nth set of limits. Some names hold what separates the parts of a key in one back end or another.
-pub(super) fn policy(nth: usize) -> Arc<Policy> {
+pub(in crate::capacity) fn policy(nth: usize) -> Arc<Policy> {
     let named = |name: &str, per, bound| Limit {
         name: name.into(),
         scope: Scope::Named,
