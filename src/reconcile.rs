@@ -762,16 +762,23 @@ pub async fn rebuild(calls: &Calls) -> Result<usize> {
     let lifecycle = &calls.lifecycle;
     let mut open = lifecycle.store.open_calls().await?;
     failpoint::hit("start.read").await;
-    for call in open.iter_mut().filter(|c| c.origin == Origin::Order && c.phase == Phase::Reserved && !c.unsettled) {
+    let (is_shared, live) = (lifecycle.capacity.is_shared(), lifecycle.capacity.role().live);
+    // What others have under way is theirs to settle.
+    let is_others = |call: &CallRecord| is_shared && call.replica.as_ref().is_some_and(|id| live.contains(id));
+    let left =
+        |c: &CallRecord| c.origin == Origin::Order && c.phase == Phase::Reserved && !c.unsettled && !is_others(c);
+    for call in open.iter_mut().filter(|call| left(call)) {
         // The last process died between the record and the answer: nobody knows whether it was sent.
         let change = Change { unsettled: Some(true), ..lifecycle.change(&call.id, "order") };
         lifecycle.apply(change).await?;
-        // Those who send it again must learn so, too.
+        // Those who send it again must learn so, too. Where several share the record, they are looked for there.
         call.unsettled = true;
         failpoint::hit("start.marked").await;
     }
-    let latest = lifecycle.store.latest_calls(LATEST).await?;
-    calls.reposts.restore(open.iter().chain(&latest), lifecycle.clock.now_ms());
+    if !is_shared {
+        let latest = lifecycle.store.latest_calls(LATEST).await?;
+        calls.reposts.restore(open.iter().chain(&latest), lifecycle.clock.now_ms());
+    }
     let count = lifecycle.capacity.start().await?;
     failpoint::hit("start.rebuilt").await;
     Ok(count)

@@ -18,10 +18,10 @@ use super::many::Many;
 use super::refuse::hung_up;
 use super::repost::{Arrived, Asker, Client, Fingerprint, NOTICED_WITHIN, OrderRef, key};
 use super::{ANSWER_BYTES_MAX, Calls, inject};
-use crate::call::{EndProof, Event, Origin, Outcome as End, Phase};
-use crate::failpoint;
 use crate::admission::{Gated, Lease, Order};
+use crate::call::{EndProof, Event, Origin, Outcome as End, Phase};
 use crate::capacity::{Admission, Unadmitted};
+use crate::failpoint;
 use crate::ids::{Alias, CallId};
 use crate::lifecycle::finish;
 use crate::net::Outcome;
@@ -566,7 +566,6 @@ impl Calls {
             }
         });
     }
-
 }
 
 fn not_dialled(message: String) -> Refusal {

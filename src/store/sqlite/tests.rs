@@ -207,6 +207,6 @@ async fn a_move_that_dies_half_way_was_none() {
 #[ignore = "measures, and asserts nothing of time"]
 async fn measures_decisions() {
     let folder = Folder::new();
-    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&folder.file(), true).await.unwrap());
+    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&folder.file(), true, Sharing::Alone).await.unwrap());
     suite::measure(&store, &folder).await;
 }
