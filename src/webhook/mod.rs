@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, COOKIE, HeaderName, HeaderValue};
 use http::{HeaderMap, Response, StatusCode, Uri};
 use serde_json::json;
@@ -355,7 +356,12 @@ impl Webhooks {
         }
     }
 
-    async fn replay_one(&self, event: NewEvent) -> Result<()> {
+    /// Boxed: those who spawn it need not look into it to know that it may go to another thread.
+    fn replay_one(&self, event: NewEvent) -> BoxFuture<'_, Result<()>> {
+        Box::pin(self.replay_now(event))
+    }
+
+    async fn replay_now(&self, event: NewEvent) -> Result<()> {
         let mut headers = HeaderMap::new();
         for (name, value) in &event.headers {
             if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
