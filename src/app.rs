@@ -17,12 +17,15 @@ use tracing::{info, warn};
 
 use crate::admin::reload::{Reloaded, Running as _};
 use crate::admin::{self, Admin};
+use crate::admission::GateMode;
 use crate::calls::Calls;
 use crate::capacity::{Capacity, LivePolicy, Role};
 use crate::clock::Clock;
-use crate::config::{Config, StoreSettings};
+use crate::config::Config;
 use crate::failpoint;
+use crate::gate::Gate;
 use crate::gate::memory::MemoryGate;
+use crate::gate::redis::RedisGate;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::net::{Edge, EdgeSettings, ReloadingTls, RunningEdge, install_crypto_provider};
@@ -38,6 +41,8 @@ use live::{Listener, Live};
 
 /// How often certificate files are looked at.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(10);
+/// How long a start waits for Redis.
+const REDIS_WITHIN: Duration = Duration::from_secs(3);
 /// How often what is past its retention is forgotten.
 const PURGE_EVERY: Duration = Duration::from_secs(3600);
 /// How long news of calls that nobody claims is kept: the longest time a create may be under way, many times over.
@@ -101,15 +106,16 @@ impl App {
         let admin = bind("admin", config.listen.admin, edge, None).await?;
 
         let doors = Doors::new(api, webhooks, admin);
-        let store = open_store(&config.store, &doors).await?;
+        let store = open_store(&config, &doors).await?;
         let businesses = store.businesses().await.map_err(start_error)?;
         let policy = Policy::new(config.policy.clone(), &businesses);
         let metrics = Metrics::new().map_err(start_error)?;
         let upstream = live::upstream(&config);
+        let gate = open_gate(&config).await?;
         let live_policy: LivePolicy = Arc::new(ArcSwap::from_pointee(policy));
         let capacity = Capacity::new(
             store.clone(),
-            Some(Arc::new(MemoryGate::new())),
+            gate,
             config.gate.clone(),
             live_policy.clone(),
             clock.clone(),
@@ -228,15 +234,41 @@ impl App {
     }
 }
 
+/// What proposes, where it is not the record itself. A Redis that would lose leases is refused; one that is away is waited for
+/// a moment, and then the database decides until it comes.
+async fn open_gate(config: &Config) -> Result<Option<Arc<dyn Gate>>, StartError> {
+    Ok(match (config.gate.home, &config.redis) {
+        (GateMode::Memory, _) => Some(Arc::new(MemoryGate::new())),
+        (GateMode::Redis, Some(settings)) => {
+            let gate = RedisGate::new(settings.clone()).map_err(start_error)?;
+            let until = tokio::time::Instant::now() + REDIS_WITHIN;
+            while gate.away().is_some() && tokio::time::Instant::now() < until {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            match gate.inspect().await {
+                Ok(problems) if problems.is_empty() => {}
+                Ok(problems) => {
+                    let each: Vec<String> = problems.iter().map(ToString::to_string).collect();
+                    return Err(StartError(format!("{} is no gate: {}", settings.shown(), each.join("; "))));
+                }
+                Err(error) => warn!(redis = %settings.shown(), %error, "the database decides until Redis is there"),
+            }
+            Some(Arc::new(gate))
+        }
+        _ => None,
+    })
+}
+
 /// Opens the record. While its server is away, whoever asks is told so.
-async fn open_store(settings: &StoreSettings, doors: &Doors) -> Result<Arc<dyn Store>, StartError> {
-    let migrate = settings.migrate_on_start;
+async fn open_store(config: &Config, doors: &Doors) -> Result<Arc<dyn Store>, StartError> {
+    let (settings, migrate) = (&config.store, config.store.migrate_on_start);
+    let sharing = if config.gate.home == GateMode::Memory { Sharing::Alone } else { Sharing::Shared };
     Ok(match &settings.postgres {
         Some(server) => {
-            let store = PostgresStore::open(server, migrate, Sharing::Alone, |why| doors.wait(why)).await;
+            let store = PostgresStore::open(server, migrate, sharing, |why| doors.wait(why)).await;
             Arc::new(store.map_err(start_error)?)
         }
-        None => Arc::new(SqliteStore::open(&settings.path, migrate, Sharing::Alone).await.map_err(start_error)?),
+        None => Arc::new(SqliteStore::open(&settings.path, migrate, sharing).await.map_err(start_error)?),
     })
 }
 

@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt as _;
 use arc_swap::ArcSwap;
 use tokio::sync::{Notify, RwLock, watch};
 use tracing::{info, warn};
@@ -204,6 +205,12 @@ impl Capacity {
         self.0.role.subscribe()
     }
 
+    /// Whether the replica that put a call on record lives no more, and is not this one.
+    pub fn is_of_the_dead(&self, record: &CallRecord) -> bool {
+        let role = self.0.role.borrow();
+        record.replica.as_ref().is_none_or(|replica| *replica != self.0.replica.id && !role.live.contains(replica))
+    }
+
     /// Keeps policies from being swapped until it is dropped: from before one decides about a call until the call is on record.
     pub async fn deciding(&self) -> tokio::sync::RwLockReadGuard<'_, ()> {
         self.0.deciding.read().await
@@ -259,8 +266,8 @@ impl Capacity {
         loop {
             let state = self.state();
             let decided = match (self.gate_of(state.mode), state.mode) {
-                (Some(gate), _) => self.propose(gate, &order, call.clone(), state).await?,
-                (None, GateMode::Database) => self.decide_in_store(&order, call.clone(), state).await?,
+                (Some(gate), _) => self.propose(gate, &order, call.clone(), state).boxed().await?,
+                (None, GateMode::Database) => self.decide_in_store(&order, call.clone(), state).boxed().await?,
                 (None, mode) => {
                     self.0.wake.notify_one();
                     let why = format!("the gate is in {}, and this replica has no such gate", mode.as_str());
@@ -295,9 +302,9 @@ impl Capacity {
             Ok(Decision::Admitted { places, would }) => (places, would),
             Err(GateError::Away(why)) => {
                 self.undone(undone::What::Forbid(order.call.clone()));
-                return self.in_outage(order, call, state, why).await;
+                return self.in_outage(order, call, state, why).boxed().await;
             }
-            Err(error) => return self.is_elsewhere(state, &error).await,
+            Err(error) => return self.is_elsewhere(state, &error).boxed().await,
         };
         failpoint::hit("gate.admitted").await;
         call.places = places;
@@ -308,7 +315,7 @@ impl Capacity {
                 Ok(Next::Done(Admission::Admitted(Lease { call: order.call.clone(), places }, would, news)))
             }
             Ok(Opened::Known(known)) => {
-                self.give_back(&order.call).await;
+                self.give_back(&order.call).boxed().await;
                 Ok(Next::Done(Admission::Known(known)))
             }
             Ok(Opened::Outdated(now)) => {
@@ -317,7 +324,7 @@ impl Capacity {
                 Ok(Next::Again)
             }
             Err(error) => {
-                self.give_back(&order.call).await;
+                self.give_back(&order.call).boxed().await;
                 Err(error.into())
             }
         }
@@ -332,7 +339,7 @@ impl Capacity {
         if self.0.settings.home != GateMode::Database {
             match self.0.policy.load().on_outage(&call.facts) {
                 OnOutage::Database => self.0.metrics.degraded("database"),
-                _ => return self.in_outage(order, call, state, "Redis is away".to_owned()).await,
+                _ => return self.in_outage(order, call, state, "Redis is away".to_owned()).boxed().await,
             }
         }
         match self.0.store.admit(call, order.clone(), state.epoch).await? {
@@ -406,12 +413,12 @@ impl Capacity {
             overrun: call.overrun,
         };
         if !self.is_shared() {
-            self.tell(undone::What::Adopt(held)).await;
+            self.tell(undone::What::Adopt(held)).boxed().await;
             failpoint::hit("call.adopted").await;
             let id = call.id.clone();
             let opened = self.0.store.open(call, None).await;
             if !matches!(opened, Ok(Opened::New(_))) {
-                self.give_back(&id).await;
+                self.give_back(&id).boxed().await;
             }
             return opened;
         }
@@ -420,7 +427,7 @@ impl Capacity {
             match self.0.store.open(call.clone(), Some(state.epoch)).await? {
                 Opened::New(news) => {
                     failpoint::hit("call.adopted").await;
-                    self.tell(undone::What::Adopt(held)).await;
+                    self.tell(undone::What::Adopt(held)).boxed().await;
                     return Ok(Opened::New(news));
                 }
                 Opened::Outdated(now) => self.take_up(now),
@@ -434,12 +441,12 @@ impl Capacity {
         let talked = record.outcome.is_some_and(|o| !matches!(o, Outcome::NotCreated | Outcome::Capacity));
         let length_ms = record.ended_at.filter(|_| talked && record.places == 1).map(|at| at - record.admitted_at);
         self.0.waits.freed(&self.0.policy.load().bindings(&record.facts), length_ms);
-        self.give_back(&record.id).await;
+        self.give_back(&record.id).boxed().await;
     }
 
     /// Frees what a call may hold that is not on record, or not open there.
     pub async fn give_back(&self, call: &CallId) {
-        self.tell(undone::What::Release(call.clone())).await;
+        self.tell(undone::What::Release(call.clone())).boxed().await;
     }
 
     /// The lease of a call that is open.

@@ -14,6 +14,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -159,11 +161,11 @@ impl Sweeper {
         let unread = |_| AskError::NoWay(name.clone(), "the open calls cannot be read");
         for call in self.mine().await.map_err(unread)?.iter().filter(|call| call.facts.account == name) {
             if call.unsettled && call.origin == Origin::Order && self.askable(call).is_empty() {
-                self.search(call).await;
+                self.search(call).boxed().await;
             }
         }
         let mine = self.mine().await.map_err(unread)?;
-        self.sweep(&mine).await
+        self.sweep(&mine).boxed().await
     }
 
     /// Whose sweeper it is.
@@ -197,7 +199,7 @@ impl Sweeper {
             }
             let leads = self.calls.lifecycle.capacity.role().leads;
             // Replicas that do not lead look only where somebody asks them to.
-            let pause = if leads || wanted { self.turn().await } else { FOLLOW };
+            let pause = if leads || wanted { self.turn().boxed().await } else { FOLLOW };
             if stop.is_cancelled() {
                 return;
             }
@@ -244,11 +246,15 @@ impl Sweeper {
     }
 
     /// Compares the account's calls with ours at once, whoever leads. A call that nobody knows is counted at its second sight.
-    pub async fn look(mut self) -> Looked {
+    pub fn look(mut self) -> BoxFuture<'static, Looked> {
+        async move { self.look_now().await }.boxed()
+    }
+
+    async fn look_now(&mut self) -> Looked {
         let open = self.mine().await.map_or(0, |mine| mine.len());
         for _ in 0..2 {
             self.sweeps = DEEP_EVERY - 1;
-            let _ = self.turn().await;
+            let _ = self.turn().boxed().await;
             if self.strangers.is_empty() {
                 break;
             }
@@ -280,15 +286,15 @@ impl Sweeper {
         self.over_since.retain(|call, _| open(call));
         self.busy.retain(|call, _| open(call));
         if self.account.can_ask() {
-            let result = self.sweep(&mine).await;
+            let result = self.sweep(&mine).boxed().await;
             self.note(result);
         }
         let calls = self.calls.clone();
         let orphan = |call: &CallRecord| calls.account(&call.facts.account).is_none();
         for call in mine.iter().filter(|call| call.facts.account == name || orphan(call)) {
             match calls.group_of(call).cloned() {
-                Some(group) => self.settle_group(call, &group).await,
-                None => self.settle_if_due(call).await,
+                Some(group) => self.settle_group(call, &group).boxed().await,
+                None => self.settle_if_due(call).boxed().await,
             }
             // A hang-up that failed, or that the last process did not come to: it is tried again.
             // The second record of a call that was given up is an overrun too, but nobody refused that one.
@@ -388,8 +394,8 @@ impl Sweeper {
         let live: HashMap<&str, &Listed> = listed.iter().map(|one| (one.alias.id.as_str(), one)).collect();
         for (id, call) in &visible {
             match live.get(id) {
-                Some(one) => self.seen(call, one.event).await,
-                None => self.missing(call).await,
+                Some(one) => self.seen(call, one.event).boxed().await,
+                None => self.missing(call).boxed().await,
             }
         }
         self.calls.keep_members(&name, |id, _| live.contains_key(id));
@@ -397,7 +403,7 @@ impl Sweeper {
             !visible.contains_key(one.alias.id.as_str()) && !self.calls.is_member(&self.account.name, &one.alias)
         };
         let unknown: Vec<&Listed> = listed.iter().filter(stranger).collect();
-        self.meet_strangers(mine, &kind, &unknown).await;
+        self.meet_strangers(mine, &kind, &unknown).boxed().await;
         Ok(listed.len())
     }
 
@@ -407,7 +413,7 @@ impl Sweeper {
         let Some(Event::Reached(phase)) = event else { return };
         if self.lacks_the_carriers_id(call) {
             // The carrier lists it too: without its id there, it would be met as a stranger and counted twice.
-            return self.ask_about(call).await;
+            return self.ask_about(call).boxed().await;
         }
         let fresh = call.seen_at + SEEN_EVERY_MS > now_ms && call.absent_at.is_none() && !call.unsettled;
         if fresh && phase <= call.phase {
@@ -436,7 +442,7 @@ impl Sweeper {
         if call.phase_at + grace_ms > now_ms {
             return;
         }
-        self.ask_about(call).await;
+        self.ask_about(call).boxed().await;
     }
 
     /// Asks for one call and applies what its record says.
@@ -444,9 +450,9 @@ impl Sweeper {
         match self.calls.look_up(call).await {
             Ok(LookedUp::Found(found)) => {
                 failpoint::hit("sweep.asked").await;
-                self.found(call, found).await;
+                self.found(call, found).boxed().await;
             }
-            Ok(LookedUp::Absent) => self.absent(call).await,
+            Ok(LookedUp::Absent) => self.absent(call).boxed().await,
             Err(error) => debug!(call = %call.id, %error, "a call cannot be looked up"),
         }
     }
@@ -513,6 +519,17 @@ impl Sweeper {
         self.calls.accounts_of(call).into_iter().filter(|a| a.can_ask() && knows(a)).collect()
     }
 
+    /// An order of a replica that has died between its record and its answer: nobody knows whether it was sent.
+    async fn orphaned(&self, call: &CallRecord) -> bool {
+        let is_reserved = call.phase == Phase::Reserved && call.origin == Origin::Order && !call.unsettled;
+        if !is_reserved || !self.calls.lifecycle.capacity.is_of_the_dead(call) {
+            return false;
+        }
+        let change = Change { unsettled: Some(true), ..self.calls.lifecycle.change(&call.id, "order") };
+        log(self.calls.lifecycle.apply(change).await);
+        true
+    }
+
     /// A call past its deadline, or one whose create is unknown, is asked for; where nobody can be asked it ends at its
     /// deadline.
     async fn settle_if_due(&mut self, call: &CallRecord) {
@@ -520,12 +537,12 @@ impl Sweeper {
         let due = call.deadline_at.is_some_and(|at| at <= now_ms);
         // A lost answer is asked for at once: its app may be waiting. That the provider's lists lag does not matter, as it takes
         // two look-ups far apart to prove that there is no call.
-        if !due && !call.unsettled && call.absent_at.is_none() {
+        if !due && !call.unsettled && call.absent_at.is_none() && !self.orphaned(call).boxed().await {
             return;
         }
         if !self.askable(call).is_empty() {
-            self.ask_about(call).await;
-        } else if call.origin == Origin::Order && self.search(call).await {
+            self.ask_about(call).boxed().await;
+        } else if call.origin == Origin::Order && self.search(call).boxed().await {
             // Found, or noted as absent, or to be tried again.
         } else if due && call.places == 1 && call.admitted_at + self.longest_call_ms() <= now_ms {
             info!(call = %call.id, "nobody can be asked about a call that is older than any of its provider");
@@ -567,12 +584,12 @@ impl Sweeper {
             failpoint::hit("sweep.bound").await;
             match applied {
                 // Its record tells its other ids, by which it is known elsewhere.
-                Ok(Some(applied)) if applied.record.phase != Phase::Ended => self.ask_about(&applied.record).await,
+                Ok(Some(applied)) if applied.record.phase != Phase::Ended => self.ask_about(&applied.record).boxed().await,
                 applied => log(applied),
             }
             return true;
         }
-        self.absent(call).await;
+        self.absent(call).boxed().await;
         true
     }
 
@@ -613,7 +630,7 @@ impl Sweeper {
                 self.strangers.insert(id, since_ms.unwrap_or(now_ms));
                 continue;
             }
-            if let Err(error) = self.meet(one, since_ms.unwrap_or(now_ms)).await {
+            if let Err(error) = self.meet(one, since_ms.unwrap_or(now_ms)).boxed().await {
                 debug!(%error, "a call at the provider cannot be looked at");
                 self.strangers.insert(id, since_ms.unwrap_or(now_ms));
             }
@@ -686,7 +703,7 @@ impl Sweeper {
             }
         }
         failpoint::hit("sweep.meeting").await;
-        self.adopt(one, found.facts, aliases, phase).await;
+        self.adopt(one, found.facts, aliases, phase).boxed().await;
         Ok(())
     }
 
@@ -710,13 +727,13 @@ impl Sweeper {
         };
         if one.direction == Direction::Inbound {
             // Nobody could be asked before it was answered: over capacity it is hung up by the account's means.
-            return log(self.calls.arrive(arrival).await);
+            return log(self.calls.arrive(arrival).boxed().await);
         }
         let id = CallId::new();
         let mut call = self.calls.lifecycle.new_call(&id, self.calls.facts_of(&arrival), Origin::Foreign, phase);
         call.aliases = arrival.aliases;
         call.polled = true;
-        match self.calls.lifecycle.adopt(call).await {
+        match self.calls.lifecycle.adopt(call).boxed().await {
             Ok(Opened::New(_)) => {
                 self.did.adopted += 1;
                 info!(call = %id, account = %self.account.name, "a foreign call is counted");
@@ -762,20 +779,18 @@ pub async fn rebuild(calls: &Calls) -> Result<usize> {
     let lifecycle = &calls.lifecycle;
     let mut open = lifecycle.store.open_calls().await?;
     failpoint::hit("start.read").await;
-    let (is_shared, live) = (lifecycle.capacity.is_shared(), lifecycle.capacity.role().live);
-    // What others have under way is theirs to settle.
-    let is_others = |call: &CallRecord| is_shared && call.replica.as_ref().is_some_and(|id| live.contains(id));
-    let left =
-        |c: &CallRecord| c.origin == Origin::Order && c.phase == Phase::Reserved && !c.unsettled && !is_others(c);
-    for call in open.iter_mut().filter(|call| left(call)) {
-        // The last process died between the record and the answer: nobody knows whether it was sent.
+    let capacity = &lifecycle.capacity;
+    let lost = |c: &&mut CallRecord| c.origin == Origin::Order && c.phase == Phase::Reserved && !c.unsettled;
+    for call in open.iter_mut().filter(lost).filter(|call| capacity.is_of_the_dead(call)) {
+        // The process died between the record and the answer: nobody knows whether it was sent.
         let change = Change { unsettled: Some(true), ..lifecycle.change(&call.id, "order") };
         lifecycle.apply(change).await?;
-        // Those who send it again must learn so, too. Where several share the record, they are looked for there.
+        // Those who send it again must learn so, too.
         call.unsettled = true;
         failpoint::hit("start.marked").await;
     }
-    if !is_shared {
+    // Beside others, what they have told is not sent again: an order that came elsewhere is looked for in the record.
+    if !capacity.is_shared() {
         let latest = lifecycle.store.latest_calls(LATEST).await?;
         calls.reposts.restore(open.iter().chain(&latest), lifecycle.clock.now_ms());
     }

@@ -172,6 +172,12 @@ impl Admin {
                 let program = self.program()?;
                 Ok(reload::answer(&program.clone().reload(&who.name).await, &program.in_force()))
             }
+            (&Method::POST, ["api", "reconcile"]) => {
+                let who = may(Scope::Operate)?.sees_all()?;
+                info!(by = who.name, "a reconciliation was asked for");
+                let done = self.program()?.reconcile().await;
+                ok(&serde_json::to_value(done).unwrap_or_default())
+            }
             (&Method::GET, ["api", "refusals"]) => {
                 let who = may(Scope::Read)?;
                 let limit = limit_of(exchange.query().unwrap_or_default());
@@ -235,7 +241,7 @@ impl Admin {
             "mode": policy.mode().as_str(),
             "policy": self.program()?.in_force().shown(),
             "draining": self.draining.is_cancelled(),
-            "gate": {"backend": "memory", "calls": counts.calls, "overruns": counts.overruns, "byLimit": by_limit(&policy.settings().limits, &counts.by_key)},
+            "gate": {"standing": self.calls.lifecycle.capacity.standing(), "backend": self.calls.lifecycle.capacity.standing().backend, "calls": counts.calls, "overruns": counts.overruns, "byLimit": by_limit(&policy.settings().limits, &counts.by_key)},
             "store": {"backend": self.store_backend, "path": self.store_path, "ok": written.is_ok(), "error": written.err().map(|e| e.to_string())},
             "accounts": accounts,
         }))

@@ -5,10 +5,13 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{Response, StatusCode};
+use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::capacity::Compared;
 use crate::clock::{UnixMs, rfc3339};
 use crate::config::report::Diagnostic;
+use crate::reconcile::Looked;
 use crate::reply::json_answer;
 use crate::store::StoreError;
 
@@ -21,8 +24,23 @@ pub trait Running: Send + Sync + 'static {
     /// Puts the businesses of the store in force, after one was put or deleted.
     async fn take_up_businesses(self: Arc<Self>) -> Result<(), StoreError>;
 
+    /// Compares leases, records and providers now, and mends what differs.
+    async fn reconcile(self: Arc<Self>) -> Reconciled;
+
     /// Which config is in force.
     fn in_force(&self) -> InForce;
+}
+
+/// What a comparison on demand found and did.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Reconciled {
+    /// At each account.
+    pub accounts: Vec<Looked>,
+    /// Leases against the record.
+    pub gate: Option<Compared>,
+    /// Why they could not be compared.
+    pub gate_error: Option<String>,
 }
 
 /// What came of a reload.

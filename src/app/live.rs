@@ -8,13 +8,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::admin::Admin;
-use crate::admin::reload::{Came, InForce, Reloaded, Running};
+use crate::admin::reload::{Came, InForce, Reconciled, Reloaded, Running};
 use crate::calls::Calls;
 use crate::clock::UnixMs;
 use crate::config::report::{self, Diagnostic, Report, Severity};
@@ -23,7 +24,7 @@ use crate::ids::AccountName;
 use crate::net::{Exchange, Handler, Upstream, UpstreamError, UpstreamSettings};
 use crate::policy::{Business, Policy, Settings};
 use crate::proxy::Proxy;
-use crate::reconcile::Sweeper;
+use crate::reconcile::{Looked, Sweeper};
 use crate::store::StoreError;
 use crate::webhook::Webhooks;
 
@@ -346,6 +347,24 @@ impl Running for Live {
         match self.tasks.spawn(async move { this.take_up_now().await }).await {
             Ok(result) => result,
             Err(error) => Err(StoreError::Unknown(format!("the swap did not come to its end: {error}"))),
+        }
+    }
+
+    async fn reconcile(self: Arc<Self>) -> Reconciled {
+        let (calls, sightings) = (self.calls(), self.now.load().admin.sightings.clone());
+        let each: Vec<BoxFuture<'static, Looked>> = calls
+            .accounts
+            .values()
+            .map(|account| Sweeper::new(self.newest.subscribe(), account.clone(), sightings.clone()).look())
+            .collect();
+        let looks = futures_util::future::join_all(each);
+        let compare = calls.lifecycle.capacity.clone();
+        // In a task of its own, as above.
+        let done = self.tasks.spawn(async move { (looks.await, compare.compare().await) }).await;
+        match done {
+            Ok((accounts, Ok(gate))) => Reconciled { accounts, gate: Some(gate), gate_error: None },
+            Ok((accounts, Err(error))) => Reconciled { accounts, gate: None, gate_error: Some(error.to_string()) },
+            Err(error) => Reconciled { accounts: vec![], gate: None, gate_error: Some(error.to_string()) },
         }
     }
 

@@ -5,6 +5,7 @@ use std::hash::{Hash as _, Hasher as _};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt as _;
 use serde_json::Value;
 use tokio::sync::OnceCell;
 use tracing::{info, warn};
@@ -69,13 +70,13 @@ impl Calls {
     /// many webhooks speak of it.
     pub async fn arrive(&self, arrival: Arrival) -> Result<Arrived> {
         // Two webhooks of one new call at the same moment: the second would find the limit taken by the first, and refuse it.
-        let _alone = self.alone(&arrival.aliases).await;
+        let _alone = self.alone(&arrival.aliases).boxed().await;
         let store = &self.lifecycle.store;
         if let Some(known) = store.resolve(&arrival.aliases).await? {
-            return self.known(&known, &arrival).await;
+            return self.known(&known, &arrival).boxed().await;
         }
-        if let Some(order) = self.order_of(&arrival).await? {
-            return self.known(&order, &arrival).await;
+        if let Some(order) = self.order_of(&arrival).boxed().await? {
+            return self.known(&order, &arrival).boxed().await;
         }
         let deciding = self.lifecycle.capacity.deciding().await;
         let policy = self.lifecycle.policy.load_full();
@@ -86,7 +87,7 @@ impl Calls {
         let ask = Order { call: call.clone(), bindings, places: Places::ONE, mode: policy.mode(), at_ms };
         let mut record = self.lifecycle.new_call(&call, facts.clone(), arrival.origin, arrival.phase);
         record.aliases = arrival.aliases.clone();
-        let full = match self.lifecycle.admit(ask, record.clone()).await {
+        let full = match self.lifecycle.admit(ask, record.clone()).boxed().await {
             Ok(Admission::Admitted(_, would_refuse, _)) => {
                 drop(deciding);
                 failpoint::hit("inbound.opened").await;
@@ -109,7 +110,7 @@ impl Calls {
             }
             Ok(Admission::Known(other)) => {
                 drop(deciding);
-                return self.known(&other, &arrival).await;
+                return self.known(&other, &arrival).boxed().await;
             }
             Ok(Admission::Refused(full)) => full,
             Err(Unadmitted::Store(error)) => return Err(error),
@@ -124,7 +125,7 @@ impl Calls {
         failpoint::hit("inbound.full").await;
         if let Opened::Known(other) = self.lifecycle.adopt(record).await? {
             // Another webhook of the same call came first: nothing is refused.
-            return self.known(&other, &arrival).await;
+            return self.known(&other, &arrival).boxed().await;
         }
         failpoint::hit("inbound.adopted").await;
         let what = self.full_refusal(&facts, &full, RefusalId::new()).await;
@@ -184,7 +185,7 @@ impl Calls {
         if !self.lifecycle.store.open_calls().await?.iter().any(waits) {
             return Ok(None);
         }
-        let Ok(LookedUp::Found(found)) = self.look_up_alias(account, alias).await else { return Ok(None) };
+        let Ok(LookedUp::Found(found)) = self.look_up_alias(account, alias).boxed().await else { return Ok(None) };
         let own = found.aliases.iter().find(|a| a.kind == OWN_ID_KIND).and_then(|a| CallId::parse(&a.id));
         let Some(own) = own else { return Ok(None) };
         Ok(self.lifecycle.store.call(&own).await?.map(|call| call.id))
@@ -286,7 +287,7 @@ impl Calls {
             if record.phase == Phase::Ended {
                 return Err("it is over; its slot is free".to_owned());
             }
-            self.register(&record, agent).await
+            self.register(&record, agent).boxed().await
         });
         match asked.await {
             Ok(twiml) => Ok(twiml.clone()),

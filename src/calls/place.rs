@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::header::{ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, RETRY_AFTER};
@@ -124,7 +125,7 @@ impl Calls {
         let mut second_look = false;
         loop {
             let earlier = match key.as_ref() {
-                Some(key) => self.by_key(&order, &client, key).await,
+                Some(key) => self.by_key(&order, &client, key).boxed().await,
                 None => Ok(None),
             };
             if client.has_left() {
@@ -139,7 +140,7 @@ impl Calls {
                         continue;
                     }
                     Arrived::Again(earlier) => {
-                        if !self.is_still_here(&order.fingerprint(), &earlier).await {
+                        if !self.is_still_here(&order.fingerprint(), &earlier).boxed().await {
                             earlier.not_created();
                             continue;
                         }
@@ -149,11 +150,11 @@ impl Calls {
                     Arrived::New(mine) => {
                         self.tell_if_undelivered(&client, &mine);
                         let in_hand = mine.in_hand();
-                        match self.came_elsewhere(&order.fingerprint(), &client, &mine).await {
+                        match self.came_elsewhere(&order.fingerprint(), &client, &mine).boxed().await {
                             Ok(came) if came || !client.has_left() => {
                                 in_hand.done();
                                 if !came {
-                                    match self.run_new(&order, mine, key.clone()).await {
+                                    match self.run_new(&order, mine, key.clone()).boxed().await {
                                         Some(response) => return response,
                                         // An order with the same key got in first.
                                         None => continue,
@@ -168,7 +169,7 @@ impl Calls {
                 },
                 Err(what) => return self.refuse(&order, what).await,
             };
-            if let Some(response) = self.join_earlier(&order, &earlier, &client, until).await {
+            if let Some(response) = self.join_earlier(&order, &earlier, &client, until).boxed().await {
                 return response;
             }
         }
@@ -177,7 +178,7 @@ impl Calls {
     /// An order that is none of those before it. `None`: its key belongs to another that was put on record meanwhile.
     async fn run_new(&self, order: &Arc<CreateOrder>, mine: OrderRef, key: Option<Alias>) -> Option<Response<Bytes>> {
         let (kept, in_hand) = (mine.clone(), mine.in_hand());
-        let response = self.admit_and_send(order, mine, key).await;
+        let response = self.admit_and_send(order, mine, key).boxed().await;
         if response.is_err() {
             kept.not_created();
         }
@@ -197,14 +198,14 @@ impl Calls {
         key: Option<Alias>,
     ) -> Result<Response<Bytes>, Option<Refusal>> {
         if order.operation.join
-            && let Some(joined) = self.joinable(order).await
+            && let Some(joined) = self.joinable(order).boxed().await
         {
             // A call that ended since it was read holds no lease, and must not get one: nobody would ever give it back.
             if let Ok(Some(lease)) = self.lifecycle.capacity.lease(&joined.record.id).await {
-                return self.run_joined(lease, &joined.record, order, mine).await.map_err(Some);
+                return self.run_joined(lease, &joined.record, order, mine).boxed().await.map_err(Some);
             }
         }
-        let many = match self.how_many(order).await.map_err(Some)? {
+        let many = match self.how_many(order).boxed().await.map_err(Some)? {
             Many::Admit(ask) => ask,
             Many::Held(record) => return Box::pin(self.run_held(*record, order, mine)).await.map_err(Some),
         };
@@ -228,10 +229,10 @@ impl Calls {
         record.fingerprint = Some(order.fingerprint().as_str().to_owned());
         record.aliases = many.aliases;
         record.aliases.extend(key);
-        let (lease, would_refuse) = match self.lifecycle.admit(ask, record).await {
+        let (lease, would_refuse) = match self.lifecycle.admit(ask, record).boxed().await {
             Ok(Admission::Admitted(lease, would_refuse, _)) => (lease, would_refuse),
             Ok(Admission::Known(_)) => return Err(None),
-            Ok(Admission::Refused(full)) => return Err(Some(self.refused_full(order, &full).await)),
+            Ok(Admission::Refused(full)) => return Err(Some(self.refused_full(order, &full).boxed().await)),
             Err(Unadmitted::Gate(why)) => return Err(Some(Refusal::new(Code::GateUnavailable, why))),
             Err(Unadmitted::Store(_)) => {
                 let message = "The call's record could not be written, so nothing was dialled.";
@@ -259,7 +260,7 @@ impl Calls {
             let message = "Nothing was dialled: this process stood still between admission and dialling.";
             return Err(Some(Refusal::new(Code::StoreUnavailable, message)));
         }
-        let mut response = self.exchange(lease, Gated::new(prepared.request), order, None, mine).await;
+        let mut response = self.exchange(lease, Gated::new(prepared.request), order, None, mine).boxed().await;
         if places.0 < places.1
             && response.status().is_success()
             && let Ok(granted) = HeaderValue::try_from(format!("{}/{}", places.0, places.1))
@@ -293,7 +294,7 @@ impl Calls {
             let outcome = this.upstream.create(request.open(&lease), ANSWER_BYTES_MAX).await;
             this.lifecycle.metrics.upstream_seconds(order.account.name.as_str(), started.elapsed().as_secs_f64());
             failpoint::hit("create.answered").await;
-            let (settled, response) = this.settle(lease.call(), outcome, &order, joined.as_ref()).await;
+            let (settled, response) = this.settle(lease.call(), outcome, &order, joined.as_ref()).boxed().await;
             match settled {
                 Settled::Created => mine.created(&response),
                 Settled::NotCreated => mine.not_created(),
@@ -358,7 +359,7 @@ impl Calls {
         if success.status.contains(&status) && (success.unless.is_empty() || !success.unless.holds(&message)) {
             let ids = order.operation.ids.read(&message);
             let state = order.operation.phase.read(&message, EndProof::Provider);
-            self.created(call, ids, state, order).await;
+            self.created(call, ids, state, order).boxed().await;
         } else if let Some(limit) =
             provider.limits.iter().find(|l| l.status == status && (l.when.is_empty() || l.when.holds(&message)))
         {
@@ -368,7 +369,7 @@ impl Calls {
             }
             failpoint::hit("create.limit.ended").await;
             let wait_secs = retry_after_secs(&answer).unwrap_or(limit.wait_secs);
-            return (Settled::NotCreated, self.refuse_by_provider(order, limit.class, wait_secs).await);
+            return (Settled::NotCreated, self.refuse_by_provider(order, limit.class, wait_secs).boxed().await);
         } else if status >= 500 {
             self.mark_unsettled(call).await;
             let why = format!("{} answered {status}", provider.name);
@@ -525,7 +526,7 @@ impl Calls {
         info!(call = %joined.id, operation = order.operation.name, "joined to the open call");
         failpoint::hit("create.joined").await;
         mine.opened(&joined.id);
-        Ok(self.exchange(lease, Gated::new(prepared.request), order, Some(joined.clone()), mine).await)
+        Ok(self.exchange(lease, Gated::new(prepared.request), order, Some(joined.clone()), mine).boxed().await)
     }
 
     /// The request makes the calls of an open order for many, which holds its places already.
@@ -543,7 +544,7 @@ impl Calls {
         };
         let joining = joining.ok_or_else(over)?;
         match self.lifecycle.capacity.lease(&joining.record.id).await {
-            Ok(Some(lease)) => self.run_joined(lease, &joining.record, order, mine).await,
+            Ok(Some(lease)) => self.run_joined(lease, &joining.record, order, mine).boxed().await,
             _ => Err(over()),
         }
     }

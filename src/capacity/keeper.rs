@@ -4,6 +4,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt as _;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -102,16 +103,16 @@ impl Capacity {
         loop {
             if beaten_at.elapsed() >= BEAT_EVERY {
                 beaten_at = Instant::now();
-                if let Err(error) = self.beat().await {
+                if let Err(error) = self.beat().boxed().await {
                     debug!(%error, "this replica cannot say that it lives");
                 }
             }
-            let waits = self.say_undone().await;
+            let waits = self.say_undone().boxed().await;
             let away = self.0.gate.as_ref().and_then(|gate| gate.away()).map(|(since, _)| since);
             if away.is_some() {
                 up_since = Instant::now();
             }
-            let unfilled = self.is_unfilled().await;
+            let unfilled = self.is_unfilled().boxed().await;
             let since_move = lock(&self.0.moved_at).elapsed();
             let view = View {
                 mode: self.state().mode,
@@ -122,13 +123,13 @@ impl Capacity {
                 leads: self.role().leads,
             };
             if let Some(to) = next(&self.0.settings, &view)
-                && let Err(error) = self.move_to(to).await
+                && let Err(error) = self.move_to(to).boxed().await
             {
                 debug!(%error, to = to.as_str(), "the gate cannot be moved");
             }
             if view.leads && compared_at.elapsed() >= self.0.settings.compare_every {
                 compared_at = Instant::now();
-                if let Err(error) = self.compare().await {
+                if let Err(error) = self.compare().boxed().await {
                     warn!(%error, "leases could not be compared with the record");
                 }
             }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tracing::{info, warn};
 
 use super::{Capacity, undone};
@@ -50,7 +51,7 @@ impl Capacity {
         let policy = self.0.policy.load_full();
         loop {
             self.take_up_as(self.0.store.gate_state().await?);
-            if let Some(open) = self.advance(to, &policy).await? {
+            if let Some(open) = self.advance(to, &policy).boxed().await? {
                 return Ok(open);
             }
             tokio::time::sleep(MOVED_BY_ANOTHER).await;
@@ -72,7 +73,7 @@ impl Capacity {
         let _alone = self.0.deciding.write().await;
         let _one = self.0.moving.lock().await;
         loop {
-            if self.advance(self.state().mode, &policy).await?.is_some() {
+            if self.advance(self.state().mode, &policy).boxed().await?.is_some() {
                 break;
             }
             tokio::time::sleep(MOVED_BY_ANOTHER).await;
@@ -91,7 +92,7 @@ impl Capacity {
         };
         let _one = self.0.moving.lock().await;
         let policy = self.0.policy.load_full();
-        self.advance(to, &policy).await
+        self.advance(to, &policy).boxed().await
     }
 
     /// One epoch more. `None`: the gate was at another by then, which is taken up.
@@ -119,7 +120,7 @@ impl Capacity {
         }
         self.take_up(advanced.state);
         if gate.is_some() && self.is_shared() {
-            self.release_ended(&advanced.held).await?;
+            self.release_ended(&advanced.held).boxed().await?;
         }
         info!(epoch = advanced.state.epoch, mode = to.as_str(), open, "open calls are counted");
         Ok(Some(open))
@@ -129,7 +130,7 @@ impl Capacity {
     async fn release_ended(&self, held: &[Held]) -> Result<()> {
         let open: HashSet<CallId> = self.0.store.leases().await?.into_iter().map(|one| one.call).collect();
         for one in held.iter().filter(|one| !open.contains(&one.call)) {
-            self.tell(undone::What::Release(one.call.clone())).await;
+            self.tell(undone::What::Release(one.call.clone())).boxed().await;
         }
         Ok(())
     }
@@ -157,7 +158,7 @@ impl Capacity {
             match self.0.store.call(&one.call).await? {
                 Some(record) if record.phase == Phase::Ended => {
                     found.ended += 1;
-                    self.tell(undone::What::Release(one.call.clone())).await;
+                    self.tell(undone::What::Release(one.call.clone())).boxed().await;
                 }
                 Some(_) => found.agree += 1,
                 None if old(one) => found.orphans += 1,
@@ -166,15 +167,15 @@ impl Capacity {
         }
         for one in open.into_values().filter(old) {
             found.uncounted += 1;
-            self.tell(undone::What::Adopt(one.clone())).await;
+            self.tell(undone::What::Adopt(one.clone())).boxed().await;
             // It may have ended since the record was read.
-            if self.lease(&one.call).await?.is_none() {
-                self.tell(undone::What::Release(one.call)).await;
+            if self.lease(&one.call).boxed().await?.is_none() {
+                self.tell(undone::What::Release(one.call)).boxed().await;
             }
         }
         if found.orphans > 0 {
             // Whoever was admitted and never came to its record is outdated by this, however late it wakes.
-            self.move_to(state.mode).await?;
+            self.move_to(state.mode).boxed().await?;
         }
         if !found.is_clean() {
             warn!(ended = found.ended, orphans = found.orphans, uncounted = found.uncounted, "leases differed from the record; mended");

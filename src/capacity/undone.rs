@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt as _;
 use super::{Capacity, lock};
 use crate::admission::{GateMode, Held};
 use crate::call::Phase;
@@ -79,7 +80,7 @@ impl Capacity {
             }
             return;
         }
-        if self.say(&what).await.is_err() {
+        if self.say(&what).boxed().await.is_err() {
             self.undone(what);
         }
     }
@@ -98,7 +99,7 @@ impl Capacity {
     pub(super) async fn say_undone(&self) -> bool {
         loop {
             let Some(what) = lock(&self.0.undone).waiting.pop_front() else { return false };
-            if self.say(&what).await.is_err() {
+            if self.say(&what).boxed().await.is_err() {
                 lock(&self.0.undone).waiting.push_front(what);
                 return true;
             }

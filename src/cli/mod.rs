@@ -12,6 +12,7 @@ mod init;
 mod live;
 mod logs;
 mod migrate;
+mod reconcile;
 mod reload;
 mod serve;
 mod simulate;
@@ -40,6 +41,8 @@ enum Command {
     Check(check::Check),
     /// Let a running sidecar read its config again, whole or not at all
     Reload(reload::Reload),
+    /// Compare leases, records and providers now, and mend what differs
+    Reconcile(reconcile::Reconcile),
     /// Bring the store's schema up, down, or show where it is
     Migrate(migrate::Migrate),
     /// Make a token for listen.admin
@@ -95,6 +98,7 @@ pub fn main() -> ExitCode {
             Command::Serve(command) => command.run().await,
             Command::Check(command) => command.run().await,
             Command::Reload(command) => command.run().await,
+            Command::Reconcile(command) => command.run().await,
             Command::Migrate(command) => command.run().await,
             Command::Token(command) => command.run(),
             Command::Calls(command) => command.run().await,

@@ -24,9 +24,11 @@ use toml::de::DeTable;
 use crate::call::Deadlines;
 use crate::calls::place::SEND_WITHIN;
 use crate::calls::{self};
+use crate::admission::GateMode;
 use crate::capacity;
+use crate::gate::redis;
 use crate::ids::AccountName;
-use crate::policy::Settings as PolicySettings;
+use crate::policy::{OnOutage, Settings as PolicySettings};
 use crate::provider::Registry;
 use crate::provider::account::Account;
 use crate::provider::secret::Secret;
@@ -64,6 +66,8 @@ pub struct Config {
     pub store: StoreSettings,
     /// Who decides.
     pub gate: capacity::Settings,
+    /// Where Redis is, if it decides.
+    pub redis: Option<redis::Settings>,
     /// The secret of HS256 tokens on `listen.admin`.
     pub token_secret: Option<Secret>,
     /// Tokens and signatures are required.
@@ -293,6 +297,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
     refusal.finish();
 
     let (store, log) = (store(root, folder), log(root));
+    let (gate, redis, on_outage) = gate(root, folder);
     let admin = root.table("admin");
     let token_secret = admin.secret("token_secret");
     admin.finish();
@@ -321,6 +326,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
     }
     accounts::warn(root.report(), &accounts, root.has("accounts"), public_url.is_some(), strict);
     let mut policy = policy?;
+    policy.on_outage = on_outage;
     if let Some(when_full) = when_full {
         policy.when_full = when_full;
     }
@@ -352,7 +358,8 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
         late_answer: late_answer.max(create_timeout),
         drain,
         store,
-        gate: capacity::Settings::default(),
+        gate,
+        redis,
         token_secret,
         strict,
         log,
@@ -493,6 +500,43 @@ fn store(root: &Table<'_>, folder: &std::path::Path) -> StoreSettings {
     };
     table.finish();
     settings
+}
+
+fn gate(root: &Table<'_>, folder: &std::path::Path) -> (capacity::Settings, Option<redis::Settings>, OnOutage) {
+    let table = root.table("gate");
+    let default = capacity::Settings::default();
+    let modes = [GateMode::Memory, GateMode::Database, GateMode::Redis].map(|mode| (mode.as_str(), mode));
+    let home = table.word("backend", &modes).unwrap_or(default.home);
+    let ms = |key, range, default: Duration| table.number(key, range).map_or(default, Duration::from_millis);
+    let settings = capacity::Settings {
+        home,
+        fallback_after: ms("fallback_after_ms", 100..=600_000, default.fallback_after),
+        return_after: ms("return_after_ms", 100..=3_600_000, default.return_after),
+        compare_every: table.number("compare_secs", 1..=86_400).map_or(default.compare_every, Duration::from_secs),
+    };
+    let (url, ca_file) = (table.secret("redis_url"), table.text("redis_ca_file"));
+    let (pool, timeout_ms) = (table.text("pool"), table.number("timeout_ms", 5..=5_000));
+    let on_outage = table.word("on_outage", &policy::ON_OUTAGE).unwrap_or_default();
+    if home == GateMode::Redis && url.is_none() {
+        let title = "gate.backend is \"redis\", but there is no gate.redis_url";
+        let help = "write redis_url = { env = \"REDIS_URL\" }, as in redis://user:password@host:6379";
+        root.report().error("E004", table.span("backend"), title, help);
+    }
+    let redis = url.filter(|_| home == GateMode::Redis).and_then(|url| {
+        let mut server = redis::Settings::new(url)
+            .map_err(|why| table.report().error("E003", table.span("redis_url"), format!("`gate.redis_url` {why}"), ""))
+            .ok()?;
+        server.ca_file = ca_file.map(|file| folder.join(file));
+        server.pool = pool.unwrap_or(server.pool);
+        server.timeout = timeout_ms.map_or(server.timeout, Duration::from_millis);
+        if let Some(why) = server.exposed() {
+            let title = format!("the gate could be read or forged on its way: `gate.redis_url`: {why}");
+            table.report().warning("W008", table.span("redis_url"), title, "use rediss://");
+        }
+        Some(server)
+    });
+    table.finish();
+    (settings, redis, on_outage)
 }
 
 fn log(root: &Table<'_>) -> LogSettings {

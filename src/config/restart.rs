@@ -20,6 +20,11 @@ pub fn needs_restart(old: &Config, new: &Config, text: &str) -> Vec<Diagnostic> 
         ("listen.trusted_peers", was.trusted_peers != is.trusted_peers),
         ("store.path", old.store.path != new.store.path),
         ("store.url", old.store.postgres != new.store.postgres),
+        ("gate.backend", old.gate.home != new.gate.home),
+        ("gate.redis_url", old.redis != new.redis),
+        ("gate.fallback_after_ms", old.gate.fallback_after != new.gate.fallback_after),
+        ("gate.return_after_ms", old.gate.return_after != new.gate.return_after),
+        ("gate.compare_secs", old.gate.compare_every != new.gate.compare_every),
         ("upstream.ca_file", old.extra_ca != new.extra_ca),
         ("log.format", old.log.json != new.log.json),
     ];

@@ -17,9 +17,9 @@
 //! A gate's no is final. Its yes counts once the call is on record under the same epoch: see [`crate::capacity`].
 
 pub mod memory;
+pub mod redis;
 #[cfg(test)]
 mod model;
-pub mod redis;
 
 use std::time::Instant;
 
@@ -31,7 +31,7 @@ use crate::ids::CallId;
 /// The gate did not decide. Never of the memory gate, but for an epoch that is over.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GateError {
-    /// It does not answer, or cannot. Whether it did what was asked is not known.
+    /// No answer. Unless it was known to be away before, what was asked may have happened, or may happen yet.
     #[error("the gate does not answer: {0}")]
     Away(String),
     /// It is filled for this epoch instead. Nothing was done.

@@ -1,6 +1,7 @@
 //! Orders for many calls against the provider's truth: a batch holds its places until its own record says that it makes no more
 //! calls and none of those it made is live. Neither time nor one answer alone frees them.
 
+use futures_util::FutureExt as _;
 use tracing::{debug, info, warn};
 
 use super::{DEEP_EVERY, SEEN_EVERY_MS, Sweeper, UNBOUND_MS, log, ms};
@@ -63,7 +64,7 @@ impl Sweeper {
         let Some(id) = call.alias(&group.needs) else {
             let due = call.deadline_at.is_some_and(|at| at <= now_ms);
             if due || ((call.unsettled || call.absent_at.is_some()) && call.phase_at + grace_ms <= now_ms) {
-                self.search(call).await;
+                self.search(call).boxed().await;
             }
             return;
         };
@@ -96,7 +97,7 @@ impl Sweeper {
             }
             Ok(LookedUpGroup::Absent) => {
                 if self.is_quiet(call, now_ms) {
-                    self.absent(call).await;
+                    self.absent(call).boxed().await;
                 }
             }
             Err(error) => debug!(call = %call.id, %error, "an order for many calls cannot be looked up"),

@@ -35,11 +35,13 @@ mod tests;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
 use redis::Value;
 use tokio::task::JoinHandle;
 
+use super::{Gate, GateError, Result};
 use crate::admission::{Counts, Decision, Held, Order, Short, interval_us};
 use crate::clock::UnixMs;
 use crate::ids::CallId;
@@ -64,23 +66,6 @@ const COUNTS_PAGE: usize = 500;
 /// Before the first page. No key of a limit and no lease looks like it.
 const START: &str = "|";
 
-/// Why a gate gave no decision. The texts are for an operator and hold nothing of a caller.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum GateError {
-    /// No answer. Unless it was known to be away before, what was asked may have happened, or may happen yet.
-    #[error("Redis is away: {0}")]
-    Away(String),
-    /// A later epoch is published there: who asks is behind.
-    #[error("Redis has epoch {0}")]
-    Epoch(i64),
-    /// This server was never filled for that epoch, or has lost some of it: rebuild first.
-    #[error("Redis has to be filled first: {0}")]
-    Unfilled(String),
-}
-
-/// A result of the gate.
-type Result<T> = std::result::Result<T, GateError>;
-
 /// The gate in Redis. Dropping it ends its connection and its task.
 pub struct RedisGate {
     shared: Arc<Shared>,
@@ -90,6 +75,43 @@ pub struct RedisGate {
 impl std::fmt::Debug for RedisGate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("RedisGate").field("redis", &self.shared.settings.shown()).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Gate for RedisGate {
+    async fn admit(&self, epoch: i64, order: &Order) -> Result<Decision> {
+        RedisGate::admit(self, epoch, order).await
+    }
+
+    async fn adopt(&self, epoch: i64, held: &Held) -> Result<()> {
+        RedisGate::adopt(self, epoch, held).await
+    }
+
+    async fn release(&self, epoch: i64, call: &CallId) -> Result<bool> {
+        RedisGate::release(self, epoch, call).await
+    }
+
+    async fn forbid(&self, epoch: i64, call: &CallId) -> Result<()> {
+        RedisGate::forbid(self, epoch, call).await
+    }
+
+    async fn rebuild(&self, epoch: i64, held: &[Held], arrivals_us: &[(String, i64)]) -> Result<()> {
+        RedisGate::rebuild(self, epoch, held, arrivals_us).await
+    }
+
+    async fn counts(&self, epoch: i64) -> Result<Counts> {
+        RedisGate::counts(self, epoch).await
+    }
+
+    async fn held(&self, epoch: i64) -> Result<Vec<Held>> {
+        RedisGate::held(self, epoch).await
+    }
+
+    fn away(&self) -> Option<(Instant, String)> {
+        let health = self.health();
+        let since = Instant::now().checked_sub(health.lasting).unwrap_or_else(Instant::now);
+        (!health.up).then(|| (since, health.last_error.unwrap_or_else(|| "it has not been reached yet".to_owned())))
     }
 }
 
