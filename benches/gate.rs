@@ -5,9 +5,9 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion};
 use futures_util::FutureExt;
-use ringfence::gate::memory::MemoryGate;
 use ringfence::admission::{Decision, Order, Places, Waits};
 use ringfence::gate::Gate;
+use ringfence::gate::memory::MemoryGate;
 use ringfence::ids::CallId;
 use ringfence::policy::{Binding, Bound, Mode, Scope};
 

@@ -33,7 +33,7 @@ use crate::policy::Policy;
 use crate::reconcile::{self, Sightings};
 use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
-use crate::store::{Replica, Sharing, Store};
+use crate::store::{self, Replica, Sharing, Store, StoreError};
 use crate::webhook::{self, Webhooks, deliver};
 use door::Doors;
 pub use live::Written;
@@ -41,6 +41,8 @@ use live::{Listener, Live};
 
 /// How often certificate files are looked at.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(10);
+/// The pause between two tries to reach the record during the start.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
 /// How long a start waits for Redis.
 const REDIS_WITHIN: Duration = Duration::from_secs(3);
 /// How often what is past its retention is forgotten.
@@ -107,7 +109,8 @@ impl App {
 
         let doors = Doors::new(api, webhooks, admin);
         let store = open_store(&config, &doors).await?;
-        let businesses = store.businesses().await.map_err(start_error)?;
+        let patient = Patient { doors: &doors, is_remote: config.store.postgres.is_some() };
+        let businesses = patient.ask(|| store.businesses()).await?;
         let policy = Policy::new(config.policy.clone(), &businesses);
         let metrics = Metrics::new().map_err(start_error)?;
         let upstream = live::upstream(&config);
@@ -133,11 +136,11 @@ impl App {
         };
         let calls =
             Calls::new(lifecycle, config.accounts.clone(), upstream.map_err(start_error)?, config.calls.clone());
-        capacity.beat().await.map_err(start_error)?;
-        let rebuilt = reconcile::rebuild(&calls).await.map_err(start_error)?;
+        patient.ask(|| capacity.beat()).await?;
+        let rebuilt = patient.ask(|| reconcile::rebuild(&calls)).await?;
         let wake = Arc::new(Notify::new());
         let inbox = Webhooks::new(calls.clone(), config.webhooks.clone(), wake.clone());
-        let replayed = inbox.replay().await.map_err(start_error)?;
+        let replayed = patient.ask(|| inbox.replay()).await?;
         info!(
             version = env!("CARGO_PKG_VERSION"),
             mode = calls.lifecycle.policy.load().mode().as_str(),
@@ -231,6 +234,30 @@ impl App {
         self.calls.lifecycle.capacity.leave().await;
         self.calls.lifecycle.store.close().await;
         info!("stopped");
+    }
+}
+
+/// Asks the record during the start. A server that goes away meanwhile is waited for; a file does not mend itself.
+struct Patient<'a> {
+    doors: &'a Doors,
+    is_remote: bool,
+}
+
+impl Patient<'_> {
+    async fn ask<T, F>(&self, ask: impl Fn() -> F) -> Result<T, StartError>
+    where
+        F: Future<Output = store::Result<T>>,
+    {
+        loop {
+            match ask().await {
+                Err(error @ (StoreError::Failed(_) | StoreError::Unknown(_))) if self.is_remote => {
+                    warn!(%error, "waiting for the store");
+                    self.doors.wait(&error.to_string());
+                    tokio::time::sleep(ASK_AGAIN).await;
+                }
+                done => return done.map_err(start_error),
+            }
+        }
     }
 }
 

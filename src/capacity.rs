@@ -21,14 +21,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures_util::FutureExt as _;
 use arc_swap::ArcSwap;
+use futures_util::FutureExt as _;
 use tokio::sync::{Notify, RwLock, watch};
 use tracing::{info, warn};
 
-use crate::admission::{
-    Counts, Decision, Full, GateMode, GateState, Held, Lease, Order, Short, Waits, keys,
-};
+use crate::admission::{Counts, Decision, Full, GateMode, GateState, Held, Lease, Order, Short, Waits, keys};
 use crate::call::{Event, Outcome, Phase};
 use crate::clock::Clock;
 use crate::failpoint;
@@ -208,6 +206,10 @@ impl Capacity {
     /// Whether the replica that put a call on record lives no more, and is not this one.
     pub fn is_of_the_dead(&self, record: &CallRecord) -> bool {
         let role = self.0.role.borrow();
+        if !self.is_shared() {
+            // Whoever had the record before is gone, however lately it was heard.
+            return record.replica.as_deref() != Some(self.replica());
+        }
         record.replica.as_ref().is_none_or(|replica| *replica != self.0.replica.id && !role.live.contains(replica))
     }
 

@@ -584,7 +584,9 @@ impl Sweeper {
             failpoint::hit("sweep.bound").await;
             match applied {
                 // Its record tells its other ids, by which it is known elsewhere.
-                Ok(Some(applied)) if applied.record.phase != Phase::Ended => self.ask_about(&applied.record).boxed().await,
+                Ok(Some(applied)) if applied.record.phase != Phase::Ended => {
+                    self.ask_about(&applied.record).boxed().await
+                }
                 applied => log(applied),
             }
             return true;

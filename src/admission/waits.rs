@@ -92,9 +92,8 @@ mod tests {
     #[test]
     fn the_wait_is_learnt_from_calls_and_spread() {
         let (waits, bindings) = (Waits::default(), [limit()]);
-        let told = |lacking, oldest: &[UnixMs]| {
-            waits.full(&bindings, &short(lacking, oldest), 130_000).unwrap().free_in_ms
-        };
+        let told =
+            |lacking, oldest: &[UnixMs]| waits.full(&bindings, &short(lacking, oldest), 130_000).unwrap().free_in_ms;
         assert_eq!(told(1, &[100_000, 120_000]), None, "nothing was learnt yet");
         waits.freed(&bindings, Some(60_000));
         assert_eq!([told(1, &[100_000, 120_000]), told(1, &[100_000, 120_000])], [Some(30_000), Some(50_000)]);

@@ -189,12 +189,14 @@ impl Live {
     async fn swap(&self, calls: Calls, policy: Arc<Policy>, next: Generation) -> Result<(), StoreError> {
         let lifecycle = calls.lifecycle.clone();
         let (hash, number) = (next.hash.clone(), next.number);
-        lifecycle.capacity.swap(policy, || {
-            lifecycle.metrics.config_in_force(hash.as_deref(), number);
-            self.now.store(Arc::new(next));
-            self.newest.send_replace(calls);
-        })
-        .await
+        lifecycle
+            .capacity
+            .swap(policy, || {
+                lifecycle.metrics.config_in_force(hash.as_deref(), number);
+                self.now.store(Arc::new(next));
+                self.newest.send_replace(calls);
+            })
+            .await
     }
 
     async fn load(&self, config: Arc<Config>, hash: Option<String>, businesses: &[Business]) -> Result<(), String> {

@@ -12,10 +12,10 @@ use tracing::{info, warn};
 
 use super::Calls;
 use super::lookup::LookedUp;
-use crate::call::{Direction, EndProof, Event, Origin, Outcome, Phase};
-use crate::failpoint;
 use crate::admission::{Order, Places};
+use crate::call::{Direction, EndProof, Event, Origin, Outcome, Phase};
 use crate::capacity::{Admission, Unadmitted};
+use crate::failpoint;
 use crate::ids::{Alias, BusinessId, CallId, RefusalId, mask_number};
 use crate::policy::{Facts, Marks, WhenFull};
 use crate::provider::account::Account;

@@ -7,9 +7,8 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
+use futures_util::FutureExt as _;
 use http::header::{ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, RETRY_AFTER};
 use http::{HeaderValue, Request, Response};
 use tokio::time::Instant;
@@ -99,9 +98,7 @@ impl Calls {
         let asker = self.reposts.asker(order.fingerprint());
         let (this, shape, client) = (self.clone(), order.account.provider.clone(), asker.client());
         let manner_max = order.sdk_sleeps.then_some(self.settings.sdk_retry_after_max_secs);
-        // Boxed: those who spawn it need not look into it to know that it may go to another thread.
-        let work: BoxFuture<'static, Response<Bytes>> =
-            Box::pin(async move { this.run(Arc::new(order), client).await });
+        let work = async move { this.run(Arc::new(order), client).await };
         let work = finish(self.tasks.track_future(work));
         let answer = async move {
             match work.await {

@@ -6,8 +6,8 @@ use tracing::{info, warn};
 
 use super::Calls;
 use super::place::CreateOrder;
-use crate::call::Direction;
 use crate::admission::Full;
+use crate::call::Direction;
 use crate::ids::{AccountName, CallId, RefusalId, mask_number};
 use crate::policy::{Bound, Facts};
 use crate::provider::account::Account;

@@ -55,9 +55,7 @@ fn next(settings: &Settings, view: &View) -> Option<GateMode> {
         (Database, Database) => None,
         (Database, _) => (view.since_move >= FILLING).then_some(Database),
         (Redis, Redis) if view.away_for.is_some_and(|away| away >= settings.fallback_after) => Some(Database),
-        (Redis, Redis) => {
-            (view.unfilled && view.away_for.is_none() && view.since_move >= FILLING).then_some(Redis)
-        }
+        (Redis, Redis) => (view.unfilled && view.away_for.is_none() && view.since_move >= FILLING).then_some(Redis),
         (Redis, Database) => {
             let steady = view.away_for.is_none() && view.up_for >= STEADY;
             (steady && view.since_move >= settings.return_after && view.leads).then_some(Redis)
@@ -70,6 +68,12 @@ fn next(settings: &Settings, view: &View) -> Option<GateMode> {
 impl Capacity {
     /// Says that this replica lives, and learns which others do. Asked for before anything else, and then by the keeper.
     pub async fn beat(&self) -> Result<()> {
+        if !self.is_shared() {
+            // There is nobody to be told.
+            let alone = Role { live: vec![self.replica().to_owned()], leads: true, ..Role::default() };
+            self.0.role.send_replace(alone);
+            return Ok(());
+        }
         let fleet = self.0.store.beat(&self.0.replica).await?;
         let role = Role {
             leads: fleet.leads(),
@@ -84,14 +88,15 @@ impl Capacity {
             *now = role;
             changed
         });
-        if self.is_shared() {
-            self.take_up(self.0.store.gate_state().await?);
-        }
+        self.take_up(self.0.store.gate_state().await?);
         Ok(())
     }
 
     /// Says that this replica stops, so that the next one leads at once.
     pub async fn leave(&self) {
+        if !self.is_shared() {
+            return;
+        }
         if let Err(error) = self.0.store.leave(&self.0.replica.id).await {
             debug!(%error, "this replica counts as living for some seconds more");
         }

@@ -178,7 +178,12 @@ impl Capacity {
             self.move_to(state.mode).boxed().await?;
         }
         if !found.is_clean() {
-            warn!(ended = found.ended, orphans = found.orphans, uncounted = found.uncounted, "leases differed from the record; mended");
+            warn!(
+                ended = found.ended,
+                orphans = found.orphans,
+                uncounted = found.uncounted,
+                "leases differed from the record; mended"
+            );
         }
         self.0.metrics.gate_compared(found.ended, found.orphans, found.uncounted);
         Ok(found)

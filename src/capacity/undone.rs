@@ -3,12 +3,12 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use futures_util::FutureExt as _;
 use super::{Capacity, lock};
 use crate::admission::{GateMode, Held};
 use crate::call::Phase;
 use crate::gate::GateError;
 use crate::ids::CallId;
+use futures_util::FutureExt as _;
 
 /// So much is remembered. What is forgotten the comparison with the record finds.
 const UNDONE_MAX: usize = 10_000;

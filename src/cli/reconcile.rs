@@ -34,7 +34,8 @@ fn shown(done: &Value) -> String {
     use std::fmt::Write as _;
     let mut out = String::new();
     for account in done["accounts"].as_array().into_iter().flatten() {
-        let (name, n) = (account["account"].as_str().unwrap_or_default(), |key: &str| account[key].as_u64().unwrap_or(0));
+        let (name, n) =
+            (account["account"].as_str().unwrap_or_default(), |key: &str| account[key].as_u64().unwrap_or(0));
         let said = match (account["error"].as_str(), account["canBeAsked"].as_bool()) {
             (Some(error), _) => format!("cannot be asked: {error}"),
             (None, Some(false)) => "has no credentials to be asked with; webhooks and deadlines alone".to_owned(),

@@ -21,10 +21,10 @@ use std::time::Duration;
 use http::Uri;
 use toml::de::DeTable;
 
+use crate::admission::GateMode;
 use crate::call::Deadlines;
 use crate::calls::place::SEND_WITHIN;
 use crate::calls::{self};
-use crate::admission::GateMode;
 use crate::capacity;
 use crate::gate::redis;
 use crate::ids::AccountName;

@@ -6,9 +6,8 @@ use super::read::{Table, Word};
 use crate::call::Direction;
 use crate::ids::BusinessId;
 use crate::policy::{
-    OnOutage, 
-    AccountLimits, Bound, Business, DEFAULT_PLAN, Limit, Mode, Per, Plan, Rate, Rule, Scope, Selector, Settings,
-    Unknown, WhenFull, default_plans,
+    AccountLimits, Bound, Business, DEFAULT_PLAN, Limit, Mode, OnOutage, Per, Plan, Rate, Rule, Scope, Selector,
+    Settings, Unknown, WhenFull, default_plans,
 };
 use crate::provider::sign::sha256_hex;
 

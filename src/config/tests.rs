@@ -13,6 +13,9 @@ fn env(name: &str) -> Option<String> {
         "ACME_API_KEY",
         "RINGFENCE_TOKEN_SECRET",
     ];
+    if name == "REDIS_URL" {
+        return Some("rediss://ring:fence@redis.example.com:6379".to_owned());
+    }
     if name == "DATABASE_URL" {
         return Some("postgres://ring:fence@db.example.com/ring?sslmode=verify-full".to_owned());
     }
@@ -99,6 +102,14 @@ statement_timeout_ms = 5000
 pooler = "detect"
 migrate_on_start = true
 retention_days = 30
+[gate]
+backend = "memory"
+pool = "default"
+timeout_ms = 50
+fallback_after_ms = 2000
+return_after_ms = 30000
+compare_secs = 60
+on_outage = "database"
 [timeouts]
 create_secs = 60
 late_answer_secs = 300

@@ -232,8 +232,7 @@ mod tests {
         let gate = MemoryGate::new();
         let bindings = vec![concurrent("g", 2)];
         let call = CallId::new();
-        let order =
-            Order { call: call.clone(), bindings, places: Places::ONE, mode: Mode::Enforce, at_ms: 0 };
+        let order = Order { call: call.clone(), bindings, places: Places::ONE, mode: Mode::Enforce, at_ms: 0 };
         for _ in 0..3 {
             assert_eq!(gate.admit(0, &order).await.unwrap(), ONE);
         }
@@ -258,8 +257,7 @@ mod tests {
     #[tokio::test]
     async fn an_overrun_blocks_admissions() {
         let gate = MemoryGate::new();
-        let held =
-            Held { call: CallId::new(), keys: vec!["g".to_owned()], places: 1, since_ms: 0, overrun: true };
+        let held = Held { call: CallId::new(), keys: vec!["g".to_owned()], places: 1, since_ms: 0, overrun: true };
         gate.adopt(0, &held).await.unwrap();
         assert_eq!(short(ask(&gate, &[concurrent("g", 1)], 0).await.1).current, 1);
         assert_eq!(gate.counts(0).await.unwrap().overruns, 1);

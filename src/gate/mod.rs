@@ -17,9 +17,9 @@
 //! A gate's no is final. Its yes counts once the call is on record under the same epoch: see [`crate::capacity`].
 
 pub mod memory;
-pub mod redis;
 #[cfg(test)]
 mod model;
+pub mod redis;
 
 use std::time::Instant;
 

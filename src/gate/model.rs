@@ -3,8 +3,8 @@
 
 use proptest::prelude::*;
 
-use super::memory::MemoryGate;
 use super::Gate;
+use super::memory::MemoryGate;
 use crate::admission::{Decision, Held, Order, Places, keys};
 use crate::clock::UnixMs;
 use crate::ids::CallId;

@@ -187,7 +187,8 @@ fn the_strictest_limit_says_who_decides_in_an_outage() {
         limit("silent", "+", None),
     ];
     let policy = |on_outage| Policy::new(Settings { limits: limits.clone(), on_outage, ..settings() }, &[]);
-    let to = |policy: &Policy, number: &str| Facts { other_number: Some(number.to_owned()), ..facts(policy, "default") };
+    let to =
+        |policy: &Policy, number: &str| Facts { other_number: Some(number.to_owned()), ..facts(policy, "default") };
     for (default, cheap, dear) in [
         (OnOutage::Open, OnOutage::Open, OnOutage::Closed),
         (OnOutage::Database, OnOutage::Database, OnOutage::Closed),

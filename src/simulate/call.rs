@@ -280,6 +280,7 @@ impl Call {
             ended_by: self.ended.map(|_| self.cause),
             deleted: talk.is_some_and(|talk| talk.deleted) || leg.is_some_and(|leg| leg.deleted),
             created_ms: self.created.as_millisecond(),
+            answered_ms: self.answered.map(|at| at.as_millisecond()),
             ended_ms: self.ended.map(|at| at.as_millisecond()),
         }
     }
@@ -324,6 +325,8 @@ pub struct CallView {
     pub deleted: bool,
     /// Unix milliseconds of its beginning.
     pub created_ms: i64,
+    /// Unix milliseconds of its answer.
+    pub answered_ms: Option<i64>,
     /// Unix milliseconds of its end.
     pub ended_ms: Option<i64>,
 }

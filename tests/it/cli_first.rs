@@ -145,6 +145,7 @@ fn the_defaults_are_a_config_that_can_be_read() {
             ("ACME_API_KEY", "x"),
             ("RINGFENCE_TOKEN_SECRET", "x"),
             ("DATABASE_URL", "postgres://localhost/x"),
+            ("REDIS_URL", "redis://localhost"),
         ],
     ]
     .concat();

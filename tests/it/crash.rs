@@ -44,6 +44,8 @@ enum Act {
     Past,
     /// An operator hangs up.
     HangUp,
+    /// An operator has leases compared with the record.
+    Compare,
     /// SIGTERM.
     Term,
 }
@@ -51,11 +53,13 @@ enum Act {
 /// How to come to a point: where the process before died already, what else is armed, what happens.
 fn script(point: &str) -> Option<(&'static str, &'static str, Act)> {
     Some(match point {
-        "create.recorded" | "create.sending" | "create.head" | "create.answered"
-        | "create.unbound" | "create.bound" | "call.opened" | "store.writing" | "store.committing"
-        | "store.committed" => ("", "", Act::Order),
+        "create.recorded" | "create.sending" | "create.head" | "create.answered" | "create.unbound"
+        | "create.bound" | "call.opened" | "store.writing" | "store.committing" | "store.committed" => {
+            ("", "", Act::Order)
+        }
         "gate.admitted" => ("", "", Act::Order),
         "gate.advanced" | "gate.rebuilt" => ("", "", Act::Nothing),
+        "gate.comparing" => ("", "", Act::Compare),
         "create.stale" | "create.stale.ended" => ("", "create.recorded=sleep:1500", Act::Order),
         "create.joined" => ("", "", Act::Join),
         "create.not_sent" | "create.not_sent.ended" => ("", "", Act::Away),
@@ -130,6 +134,10 @@ async fn act(scene: &mut Scene, act: Act) {
             if let Some(sid) = scene.live().first().and_then(|call| call.call_sid.clone()) {
                 scene.ask("admin", "POST", &format!("/api/calls/{sid}/hangup"), &[], "").await;
             }
+        }
+        Act::Compare => {
+            scene.talk().await;
+            scene.ask("admin", "POST", "/api/reconcile", &[], "").await;
         }
         Act::Term => signal(scene.serve().pid(), "TERM"),
     }
@@ -217,7 +225,7 @@ const IN_THE_STORE: &[&str] = &["store.advancing"];
 const OF_ORDERS: &[&str] = &["create"];
 const OF_WEBHOOKS: &[&str] = &["inbound", "webhook", "replay", "delivery"];
 const OF_CALLS: &[&str] = &["call", "hangup", "store", "fetch"];
-const OF_PROCESSES: &[&str] = &["sweep", "start", "drain"];
+const OF_PROCESSES: &[&str] = &["sweep", "start", "drain", "gate"];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_death_on_the_way_of_an_order_costs_nothing() {

@@ -7,10 +7,13 @@
 )]
 
 mod acceptance;
+mod chaos;
 mod cli;
 mod cli_first;
 mod crash;
+mod figures;
 mod fuzz;
+mod harness;
 mod hostile;
 mod inbound;
 mod inbound_native;

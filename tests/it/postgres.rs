@@ -146,7 +146,10 @@ async fn the_command_line_migrates_and_checks_a_database() {
     let (code, said) = run(&["migrate", "status"]);
     assert!(code == Some(0) && said.matches("missing").count() == 6, "{said}");
     let (code, said) = run(&["check", "--live"]);
-    assert!(code == Some(0) && said.contains("lacks migration 1, 2, 3, 4, 5, 6, which the next start applies"), "{said}");
+    assert!(
+        code == Some(0) && said.contains("lacks migration 1, 2, 3, 4, 5, 6, which the next start applies"),
+        "{said}"
+    );
     let (code, said) = run(&["migrate", "up"]);
     assert!(code == Some(0) && said.matches("applied").count() == 6, "{said}");
     let (code, said) = run(&["check", "--live"]);

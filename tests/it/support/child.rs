@@ -52,7 +52,43 @@ impl Serve {
         self.child.try_wait().unwrap()
     }
 
-    fn at(&self, listener: &str, path: &str) -> String {
+    /// Starts the program in a folder with its config, and waits until it is ready or dead. `wrapper` is put before its name.
+    pub async fn start(folder: &Path, wrapper: &[String], fail: &str) -> Self {
+        let mut words = wrapper.to_vec();
+        words.push(env!("CARGO_BIN_EXE_ringfence").to_owned());
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(folder.join("log")).unwrap();
+        let mut child = Command::new(&words[0])
+            .args(&words[1..])
+            .args(["serve", "--config", "ringfence.toml", "--ready-json"])
+            .current_dir(folder)
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("RINGFENCE_FAIL", fail)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let stdout = child.stdout.take().unwrap();
+        let mut serve = Serve { child, ready: Value::Null };
+        let line = tokio::task::spawn_blocking(move || {
+            let mut line = String::new();
+            let _ = BufReader::new(stdout).read_line(&mut line);
+            line
+        });
+        let line = tokio::time::timeout(3 * PATIENCE, line).await.expect("it does not become ready").unwrap();
+        if !line.is_empty() {
+            serve.ready = serde_json::from_str(&line).unwrap();
+        }
+        serve
+    }
+
+    /// It said that it is ready.
+    pub fn is_ready(&self) -> bool {
+        !self.ready.is_null()
+    }
+
+    pub fn at(&self, listener: &str, path: &str) -> String {
         format!("http://{}{path}", self.ready[listener].as_str().unwrap())
     }
 }
@@ -193,34 +229,8 @@ auth_token = "{token}"
     /// Starts the program over the scene's record, with failpoints. `false`: it died before it was ready.
     pub async fn start(&mut self, fail: &str) -> bool {
         assert!(self.serve.is_none(), "one is running");
-        let mut words = self.wrapper.clone();
-        words.push(env!("CARGO_BIN_EXE_ringfence").to_owned());
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.folder.join("log")).unwrap();
-        let mut child = Command::new(&words[0])
-            .args(&words[1..])
-            .args(["serve", "--config", "ringfence.toml", "--ready-json"])
-            .current_dir(&self.folder)
-            .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-            .env("RINGFENCE_FAIL", fail)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let stdout = child.stdout.take().unwrap();
-        let mut serve = Serve { child, ready: Value::Null };
-        let line = tokio::task::spawn_blocking(move || {
-            let mut line = String::new();
-            let _ = BufReader::new(stdout).read_line(&mut line);
-            line
-        });
-        let line = tokio::time::timeout(3 * PATIENCE, line).await.expect("it does not become ready").unwrap();
-        if !line.is_empty() {
-            serve.ready = serde_json::from_str(&line).unwrap();
-        }
-        self.serve = Some(serve);
-        !line.is_empty()
+        self.serve = Some(Serve::start(&self.folder, &self.wrapper, fail).await);
+        self.serve().is_ready()
     }
 
     /// Starts it as it should run.
