@@ -34,8 +34,6 @@ fn new_call() -> NewCall {
         polled: true,
         places: 1,
         fingerprint: None,
-        keys: vec![],
-        replica: None,
         at_ms: 1_000,
         deadline_at: 91_000,
         callback: None,
@@ -46,7 +44,7 @@ fn new_call() -> NewCall {
 /// What a create writes: its record before it is sent, its ids when it is answered.
 async fn create(store: &SqliteStore) {
     let call = new_call();
-    assert_eq!(store.open(call.clone(), None).await.unwrap(), Opened::New(None));
+    assert_eq!(store.open(call.clone()).await.unwrap(), Opened::New(None));
     let ids = [("conversation_id", "conv"), ("call_sid", "CA")];
     let bind = ids.iter().filter_map(|(kind, id)| Alias::new(kind, &format!("{id}_{}", call.id))).collect();
     let created = Change {

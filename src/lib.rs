@@ -13,22 +13,20 @@
 //!     metrics      every metric; the only caller of prometheus
 //! L2  policy       which limits bind a call; which business a request belongs to. Pure
 //!     provider     a provider as data: select, sign, render, account. Pure
-//! L3  admission    what is asked of a gate, and the decision that every back end makes alike. Pure
-//!     net          the edge (pingora's sessions) and the way out (hyper's client); only it knows which engines run
-//! L4  gate         proposes: admits or refuses, over all limits, in one atomic step
-//!     store        disposes: what survives a restart: calls, inbox, outbox, refusals, businesses
-//! L5  capacity     who decides just now, under which epoch: this process's gate, Redis or the database
-//!     reply        every refusal and failure as bytes, in the provider's own shape
-//! L6  lifecycle    the only writer of a call's state: persist → release if ended
-//! L7  calls        what is asked of providers: place, look up, end; what an inbound call meets
-//! L8  proxy        listen.api: one request from head to tail
+//! L3  net          the edge (pingora's sessions) and the way out (hyper's client); only it knows which engines run
+//!     gate         admits or refuses, over all limits, in one atomic step
+//!     store        what survives a restart: calls, inbox, outbox, refusals, businesses
+//! L4  reply        every refusal and failure as bytes, in the provider's own shape
+//!     lifecycle    the only writer of a call's state: persist → release if ended
+//! L5  calls        what is asked of providers: place, look up, end; what an inbound call meets
+//! L6  proxy        listen.api: one request from head to tail
 //!     webhook      listen.webhooks: verify → remember → translate → apply → reply or deliver
-//!     reconcile    leases and calls against the provider's truth
+//!     reconcile    leases and calls against the provider's truth; the rebuild at start
 //!     simulate     providers that behave like the real ones, with counts of their own
-//! L9  config       the TOML as written → each module's settings; every mistake at once
-//! L10 admin        listen.admin: health, status, metrics, calls, businesses, reload
-//! L11 app          builds every part, owns every task, starts, reloads, drains
-//! L12 cli          the command line, one file a command
+//! L7  config       the TOML as written → each module's settings; every mistake at once
+//! L8  admin        listen.admin: health, status, metrics, calls, businesses, reload
+//! L9  app          builds every part, owns every task, starts, reloads, drains
+//! L10 cli          the command line, one file a command
 //! ```
 //!
 //! # What is always true
@@ -46,7 +44,6 @@
 //! 7. No secret and no full telephone number in a log line, an error or a metric.
 
 pub mod admin;
-pub mod admission;
 pub mod app;
 pub mod call;
 pub mod calls;

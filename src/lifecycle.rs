@@ -80,8 +80,6 @@ impl Lifecycle {
             deadline_at: at_ms + self.deadlines.of_ms(phase).unwrap_or_default(),
             callback: None,
             fingerprint: None,
-            keys: vec![],
-            replica: None,
             aliases: vec![],
         }
     }
@@ -91,7 +89,7 @@ impl Lifecycle {
     pub async fn open(&self, lease: &Lease, call: NewCall) -> Result<Opened> {
         let (this, id) = (self.clone(), lease.call().clone());
         finished(async move {
-            let opened = this.store.open(call, None).await;
+            let opened = this.store.open(call).await;
             failpoint::hit("call.opened").await;
             match &opened {
                 Ok(Opened::New(None)) => this.opened.notify_waiters(),
@@ -100,7 +98,7 @@ impl Lifecycle {
                     let change = Change { event: Some(*news), ..this.change(&id, "webhook") };
                     this.apply_now(change).await?;
                 }
-                Ok(Opened::Known(_) | Opened::Outdated(_)) | Err(_) => this.release(&id, None).await,
+                Ok(Opened::Known(_)) | Err(_) => this.release(&id, None).await,
             }
             if let Err(StoreError::Unknown(_)) = &opened {
                 // If it is on record after all, nobody holds its slot. News of it makes it count again.
@@ -247,7 +245,6 @@ impl Lifecycle {
                             id
                         }
                         Opened::Known(call) => call,
-                        Opened::Outdated(_) => return Ok(None),
                     }
                 }
                 (None, _) => return Ok(None),

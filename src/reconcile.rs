@@ -636,7 +636,7 @@ impl Sweeper {
         call.polled = true;
         match self.calls.lifecycle.adopt(call).await {
             Ok(Opened::New(_)) => info!(call = %id, account = %self.account.name, "a foreign call is counted"),
-            Ok(Opened::Known(_) | Opened::Outdated(_)) => {}
+            Ok(Opened::Known(_)) => {}
             Err(error) => warn!(%error, "a foreign call could not be recorded"),
         }
     }

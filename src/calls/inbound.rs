@@ -93,7 +93,6 @@ impl Calls {
                 drop(deciding);
                 failpoint::hit("inbound.opened").await;
                 return match opened {
-                    Opened::Outdated(_) => Err(crate::store::StoreError::Failed("the gate moved".to_owned())),
                     Opened::Known(other) => self.known(&other, &arrival).await,
                     Opened::New(_) => {
                         self.lifecycle.metrics.admitted(facts.account.as_str(), facts.direction.as_str(), &facts.plan);

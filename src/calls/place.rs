@@ -218,7 +218,7 @@ impl Calls {
         match self.lifecycle.open(&lease, record).await {
             Ok(Opened::New(_)) => mine.opened(&call),
             Ok(Opened::Known(_)) => return Err(None),
-            Ok(Opened::Outdated(_)) | Err(_) => {
+            Err(_) => {
                 let message = "The call's record could not be written, so nothing was dialled.";
                 return Err(Some(Refusal::new(Code::StoreUnavailable, message)));
             }

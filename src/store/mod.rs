@@ -7,8 +7,6 @@
 //!   never interleave.
 //! * News of a call that nobody knows yet is kept under its ids. Whoever comes second, the news or the call, finds the other.
 //! * [`Store::receive`] takes each event once, by its dedupe key.
-//! * An open call's row is its lease: it names the counts that the call is in. What gates propose counts only once it stands here,
-//!   under the epoch that the pool has at that moment ([`GateState`]).
 
 mod decide;
 mod health;
@@ -19,16 +17,13 @@ pub mod sqlite;
 #[cfg(test)]
 mod suite;
 
-use std::sync::Arc;
-
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::admission::{GateMode, GateState, Held, Order, Short};
 use crate::call::{EndProof, Event, Origin, Outcome, Phase, Step};
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId, RefusalId};
-use crate::policy::{Business, Facts, Policy};
+use crate::policy::{Business, Facts};
 
 /// The alias kind of an app's own idempotency key. Unlike other ids it may pass to another call: when the order that showed it
 /// was proven not to have made one.
@@ -107,8 +102,6 @@ pub struct CallRecord {
     /// What makes an order equal to the one that made this call.
     #[serde(skip)]
     pub fingerprint: Option<String>,
-    /// The replica that put it on record.
-    pub replica: Option<String>,
     /// Its ids outside.
     pub aliases: Vec<Alias>,
 }
@@ -145,10 +138,6 @@ pub struct NewCall {
     pub callback: Option<AppCallback>,
     /// What makes an order equal to the one that makes this call.
     pub fingerprint: Option<String>,
-    /// The counts that it is in (see [`crate::admission::keys`]): with these its open row is its lease.
-    pub keys: Vec<String>,
-    /// The replica that puts it on record.
-    pub replica: Option<String>,
     /// Ids that are known already. Where one of them belongs to another call, nothing is written. An id of our own kind names the
     /// first record of the same call, which was given up: its ids become this one's.
     pub aliases: Vec<Alias>,
@@ -161,39 +150,6 @@ pub enum Opened {
     New(Option<Event>),
     /// One of its ids belongs to this call: it is the same call.
     Known(CallId),
-    /// The pool's epoch is not the one that it was admitted under; nothing was written.
-    Outdated(GateState),
-}
-
-/// What became of a call that the store itself decided about.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Decided {
-    /// It is on record, with so many places. News that came before it is given to be applied.
-    New {
-        /// Places that were granted.
-        places: u32,
-        /// In observe mode: what would have refused it.
-        would: Option<Short>,
-        /// News that waited under its ids.
-        news: Option<Event>,
-    },
-    /// One of its ids belongs to this call: it is the same call.
-    Known(CallId),
-    /// Some limit was short. Nothing was written.
-    Refused(Short),
-    /// The store does not decide, or no longer under that epoch. Nothing was written.
-    Outdated(GateState),
-}
-
-/// What a move of the gate read, in the transaction that made it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Advanced {
-    /// Where the gate is now.
-    pub state: GateState,
-    /// Every open call, counted by the policy that was given.
-    pub held: Vec<Held>,
-    /// What the rates had given out: key and theoretical arrival in microseconds.
-    pub arrivals_us: Vec<(String, i64)>,
 }
 
 /// A change of one call.
@@ -337,23 +293,8 @@ pub struct RefusalRecord {
 /// See the module's contract.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// Puts a call on record that a gate has admitted, or that exists anyway. With an epoch it is written only while the pool's
-    /// is that one; without, this process alone admits.
-    async fn open(&self, call: NewCall, epoch: Option<i64>) -> Result<Opened>;
-
-    /// Decides about a call and puts it on record, in one transaction, if the pool's mode is `database` and its epoch this one.
-    /// `call.places` is what is granted, whatever it says before. Known ids come before full limits.
-    async fn admit(&self, call: NewCall, order: Order, epoch: i64) -> Result<Decided>;
-
-    /// Under what admissions are put on record.
-    async fn gate_state(&self) -> Result<GateState>;
-
-    /// Moves the pool from an epoch to the next, in a mode, and counts every open call anew by a policy: all in one transaction,
-    /// after which nothing is put on record under the old epoch. `None`: it was not at that epoch any more.
-    async fn advance(&self, from: i64, to: GateMode, policy: Arc<Policy>, now_ms: UnixMs) -> Result<Option<Advanced>>;
-
-    /// Every open call as the lease that it is.
-    async fn leases(&self) -> Result<Vec<Held>>;
+    /// Puts a call on record.
+    async fn open(&self, call: NewCall) -> Result<Opened>;
 
     /// Changes a call. `None`: there is no such call.
     async fn apply(&self, change: Change) -> Result<Option<Applied>>;

@@ -101,7 +101,6 @@ pub(super) fn record(row: &impl Columns, aliases: Vec<Alias>) -> Sql<CallRecord>
         absent_at: row.optional_number("absent_at")?,
         callback: json(row.optional_text("callback")?)?,
         fingerprint: row.optional_text("fingerprint")?,
-        replica: None,
         aliases,
     })
 }

@@ -22,14 +22,13 @@ use sqlx::{Connection as _, PgConnection, Row as _};
 use tracing::{info, warn};
 
 use super::{
-    Advanced, Applied, CallRecord, Change, Decided, Delivery, NewCall, NewEvent, Opened, Received, RefusalRecord, Result, Store,
+    Applied, CallRecord, Change, Delivery, NewCall, NewEvent, Opened, Received, RefusalRecord, Result, Store,
     StoreError,
 };
-use crate::admission::{GateMode, GateState, Held, Order};
 use crate::call::Event;
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId};
-use crate::policy::{Business, Facts, Policy};
+use crate::policy::{Business, Facts};
 use holder::{BEAT_EVERY, Me, SILENCE};
 pub use settings::{Pooler, Settings};
 use transact::{Db, Fate, prepared};
@@ -295,7 +294,7 @@ async fn refuse_while_held(db: &Db) -> std::result::Result<(), String> {
 
 #[async_trait]
 impl Store for PostgresStore {
-    async fn open(&self, call: NewCall, _epoch: Option<i64>) -> Result<Opened> {
+    async fn open(&self, call: NewCall) -> Result<Opened> {
         let id = call.id.clone();
         let opened = self.db.write_or_doubt(move |c| Box::pin(calls::open(c, call.clone()))).await;
         opened.map_err(|(error, doubt)| {
@@ -304,28 +303,6 @@ impl Store for PostgresStore {
             }
             error
         })
-    }
-
-    async fn admit(&self, _call: NewCall, _order: Order, _epoch: i64) -> Result<Decided> {
-        Err(StoreError::Failed("not yet".to_owned()))
-    }
-
-    async fn gate_state(&self) -> Result<GateState> {
-        Err(StoreError::Failed("not yet".to_owned()))
-    }
-
-    async fn advance(
-        &self,
-        _from: i64,
-        _to: GateMode,
-        _policy: Arc<Policy>,
-        _now_ms: UnixMs,
-    ) -> Result<Option<Advanced>> {
-        Err(StoreError::Failed("not yet".to_owned()))
-    }
-
-    async fn leases(&self) -> Result<Vec<Held>> {
-        Err(StoreError::Failed("not yet".to_owned()))
     }
 
     async fn apply(&self, change: Change) -> Result<Option<Applied>> {

@@ -157,7 +157,7 @@ async fn the_record_of_a_process_that_died_here_is_taken_at_once_and_of_one_else
         PostgresStore::open(&fence.settings, true, |why| told.lock().unwrap().push(why.to_owned())).await.unwrap();
     let told = told.into_inner().unwrap();
     assert!(told.len() == 1 && told[0].contains("on web-1"), "{told:?}");
-    assert_eq!(store.open(new_call(&[]), None).await.unwrap(), Opened::New(None));
+    assert_eq!(store.open(new_call(&[])).await.unwrap(), Opened::New(None));
 }
 
 #[tokio::test]
@@ -194,7 +194,7 @@ async fn who_lost_the_record_writes_nothing_any_more_and_what_was_under_way_is_s
     assert_eq!(open.iter().map(|c| &c.id).collect::<Vec<_>>(), [&call.id], "it was waited for");
     taken.commit().await.unwrap();
     assert_eq!(slow.await.unwrap().unwrap(), Opened::New(None));
-    let late = store.open(new_call(&[]), None).await.unwrap_err();
+    let late = store.open(new_call(&[])).await.unwrap_err();
     assert!(matches!(&late, StoreError::Failed(why) if why.contains("taken")), "{late}");
     let ends = Change { event: Some(suite::END), ..suite::change(&call.id, suite::END) };
     assert!(store.apply(ends).await.is_err() && store.ping().await.is_err());
@@ -213,7 +213,7 @@ async fn sessions_that_the_server_ends_cost_no_write() {
         let mut tasks = tokio::task::JoinSet::new();
         for _ in 0..40 {
             let store = store.clone();
-            tasks.spawn(async move { store.open(new_call(&[]), None).await.unwrap() });
+            tasks.spawn(async move { store.open(new_call(&[])).await.unwrap() });
         }
         tasks.join_all().await;
         fence.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name = 'ringfence'").await;
@@ -293,7 +293,7 @@ async fn what_became_of_a_commit_without_an_answer_is_found_out() {
     for (fault, written) in [(AtCommit::LoseTheAnswer, true), (AtCommit::LoseIt, false)] {
         let call = new_call(&[]);
         *at_commit.lock().unwrap() = fault;
-        let opened = store.open(call.clone(), None).await;
+        let opened = store.open(call.clone()).await;
         assert_eq!(*at_commit.lock().unwrap(), AtCommit::Pass, "it met a COMMIT");
         assert_eq!(opened.is_ok(), written, "{fault:?}: {opened:?}");
         assert_eq!(store.call(&call.id).await.unwrap().is_some(), written, "{fault:?}");

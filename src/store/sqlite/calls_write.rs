@@ -81,7 +81,6 @@ fn record(row: &Row<'_>) -> Written<CallRecord> {
         absent_at: row.get(26)?,
         callback: json::<AppCallback>(row.get(27)?)?,
         fingerprint: row.get(28)?,
-        replica: None,
         aliases: vec![],
     })
 }

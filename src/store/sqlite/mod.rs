@@ -13,21 +13,19 @@ pub mod migrate;
 mod writer;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 
 use super::{
-    Advanced, Applied, CallRecord, Change, Decided, Delivery, NewCall, NewEvent, Opened, Received, RefusalRecord, Result, Store,
+    Applied, CallRecord, Change, Delivery, NewCall, NewEvent, Opened, Received, RefusalRecord, Result, Store,
     StoreError,
 };
-use crate::admission::{GateMode, GateState, Order};
 use crate::call::Event;
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId};
-use crate::policy::{Business, Facts, Policy};
+use crate::policy::{Business, Facts};
 pub use lock::Held;
 use writer::Writer;
 
@@ -199,30 +197,8 @@ impl From<sqlx::Error> for StoreError {
 
 #[async_trait]
 impl Store for SqliteStore {
-    async fn open(&self, call: NewCall, _epoch: Option<i64>) -> Result<Opened> {
+    async fn open(&self, call: NewCall) -> Result<Opened> {
         self.writer.run(move |c| calls_write::open(c, &call)).await
-    }
-
-    async fn admit(&self, _call: NewCall, _order: Order, _epoch: i64) -> Result<Decided> {
-        Err(StoreError::Failed("not yet".to_owned()))
-    }
-
-    async fn gate_state(&self) -> Result<GateState> {
-        Err(StoreError::Failed("not yet".to_owned()))
-    }
-
-    async fn advance(
-        &self,
-        _from: i64,
-        _to: GateMode,
-        _policy: Arc<Policy>,
-        _now_ms: UnixMs,
-    ) -> Result<Option<Advanced>> {
-        Err(StoreError::Failed("not yet".to_owned()))
-    }
-
-    async fn leases(&self) -> Result<Vec<crate::admission::Held>> {
-        Err(StoreError::Failed("not yet".to_owned()))
     }
 
     async fn apply(&self, change: Change) -> Result<Option<Applied>> {
