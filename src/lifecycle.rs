@@ -52,11 +52,18 @@ pub struct Lifecycle {
 /// How often a change is applied again that the store may have written.
 const STORE_AGAIN: Duration = Duration::from_secs(1);
 
-async fn finished<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
-    match finish(work).await {
-        Ok(result) => result,
-        Err(error) => Err(StoreError::Unknown(format!("a change did not come to its end: {error}"))),
-    }
+/// Boxed, so that the proof that it may go to another thread is made once and not for everybody who waits for it: the compiler
+/// needs minutes for that.
+fn finished<T: Send + 'static>(
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> BoxFuture<'static, Result<T>> {
+    let work = finish(work);
+    Box::pin(async move {
+        match work.await {
+            Ok(result) => result,
+            Err(error) => Err(StoreError::Unknown(format!("a change did not come to its end: {error}"))),
+        }
+    })
 }
 
 impl Lifecycle {
