@@ -386,6 +386,47 @@ async fn a_server_that_forgets_is_refused_and_a_database_that_is_not_there_is_na
 }
 
 #[tokio::test]
+async fn a_server_has_to_prove_its_name_where_that_is_asked_for() {
+    crate::net::install_crypto_provider();
+    if server::is_missing() {
+        return;
+    }
+    let (server, cert, database) = tokio::task::spawn_blocking(|| {
+        let server = server::Server::start();
+        let cert = server.speak_tls();
+        let url = server.database_over_tcp();
+        (server, cert, url.rsplit('/').next().unwrap().to_owned())
+    })
+    .await
+    .unwrap();
+    let at = |host: &str, ca: &std::path::Path| {
+        let port = server.port;
+        let url =
+            format!("postgres://postgres@{host}:{port}/{database}?sslmode=verify-full&sslrootcert={}", ca.display());
+        settings(&url)
+    };
+    let store =
+        PostgresStore::open(&at("localhost", &cert), true, Sharing::Alone, |why| panic!("{why}")).await.unwrap();
+    assert!(matches!(store.open(new_call(&[]), None).await, Ok(Opened::New(None))));
+    let plain = "SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid)
+                 WHERE application_name = 'ringfence' AND NOT ssl";
+    assert_eq!(server.psql("postgres", plain), "0", "every session is encrypted");
+    store.close().await;
+    let why = inspect::inspect(&at("127.0.0.1", &cert)).await.unwrap_err();
+    assert!(why.contains("certificate"), "it is not vouched for by this name: {why}");
+    let other = std::env::temp_dir().join(format!("ringfence-ca-{}.pem", CallId::new()));
+    let made = std::process::Command::new("openssl")
+        .args("req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost -keyout /dev/null".split(' '))
+        .arg("-out")
+        .arg(&other)
+        .output();
+    assert!(made.unwrap().status.success());
+    let why = inspect::inspect(&at("localhost", &other)).await.unwrap_err();
+    assert!(why.contains("certificate"), "somebody else vouches for it: {why}");
+    let _ = std::fs::remove_file(&other);
+}
+
+#[tokio::test]
 async fn a_server_that_is_away_is_waited_for_and_its_password_is_told_to_nobody() {
     let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
     let settings = settings(&format!("postgres://ring:hunter2@127.0.0.1:{port}/fence"));
