@@ -375,6 +375,30 @@ async fn what_became_of_a_commit_without_an_answer_is_found_out() {
 }
 
 #[tokio::test]
+async fn a_newer_schema_that_only_adds_is_used_beside_those_who_know_it() {
+    let Some(fence) = fresh().await else { return };
+    migrate::up(&fence.settings).await.unwrap();
+    for sql in [
+        "ALTER TABLE calls ADD COLUMN tomorrow TEXT",
+        "CREATE TABLE tomorrow (call_id TEXT REFERENCES calls (id) ON DELETE CASCADE)",
+        "INSERT INTO _sqlx_migrations VALUES (9998, 'expand tomorrow', now(), true, '', 0)",
+    ] {
+        fence.execute(sql).await;
+    }
+    let store = fence.store().await;
+    let call = new_call(&[("call_sid", "CA1")]);
+    assert!(matches!(store.open(call.clone(), None).await, Ok(Opened::New(None))));
+    assert!(store.call(&call.id).await.unwrap().is_some());
+    store.close().await;
+    assert!(
+        migrate::down(&fence.settings, None).await.unwrap_err().contains("newer ringfence"),
+        "it knows no way back"
+    );
+    fence.execute("INSERT INTO _sqlx_migrations VALUES (9999, 'contract tomorrow', now(), true, '', 0)").await;
+    assert!(fence.refused().await.contains("has migration 9999, of a newer ringfence"));
+}
+
+#[tokio::test]
 async fn a_server_that_forgets_is_refused_and_a_database_that_is_not_there_is_named() {
     let Some(fence) = fresh().await else { return };
     let name = fence.url.split('?').next().unwrap().rsplit('/').next().unwrap().to_owned();
