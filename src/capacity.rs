@@ -378,13 +378,7 @@ impl Capacity {
         self.0.metrics.degraded("open");
         let places = order.places.wanted;
         call.places = places;
-        let held = Held {
-            call: order.call.clone(),
-            keys: call.keys.clone(),
-            places,
-            since_ms: call.at_ms,
-            overrun: call.overrun,
-        };
+        let held = lease_of(&call);
         match self.0.store.open(call, Some(state.epoch)).await? {
             Opened::New(news) => {
                 // Behind the word that takes its admission back.
@@ -420,13 +414,7 @@ impl Capacity {
     /// Whoever calls it holds [`Capacity::deciding`].
     pub async fn adopt(&self, mut call: NewCall) -> Result<Opened> {
         call.keys = keys(&self.0.policy.load().bindings(&call.facts));
-        let held = Held {
-            call: call.id.clone(),
-            keys: call.keys.clone(),
-            places: call.places,
-            since_ms: call.at_ms,
-            overrun: call.overrun,
-        };
+        let held = lease_of(&call);
         if !self.is_shared() {
             self.tell(undone::What::Adopt(self.state().epoch, held)).boxed().await;
             failpoint::hit("call.adopted").await;
@@ -506,6 +494,17 @@ impl Capacity {
     fn full(&self, order: &Order, short: &Short) -> std::result::Result<Full, Unadmitted> {
         let full = self.0.waits.full(&order.bindings, short, order.at_ms);
         full.ok_or_else(|| Unadmitted::Gate("the gate answered about a limit that was not asked for".to_owned()))
+    }
+}
+
+/// A call on record as the lease that it is.
+fn lease_of(call: &NewCall) -> Held {
+    Held {
+        call: call.id.clone(),
+        keys: call.keys.clone(),
+        places: call.places,
+        since_ms: call.at_ms,
+        overrun: call.overrun,
     }
 }
 

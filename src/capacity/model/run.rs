@@ -229,8 +229,9 @@ impl Run<'_> {
         said: &str,
     ) {
         self.fill(at).await;
-        if self.model.mode == GateMode::Database || how != How::Plain {
-            // Whoever has not heard that the database decides may be refused by what Redis held before, until it does.
+        let is_and_was = [self.model.mode, self.capacity(at).state().mode];
+        if self.world.home == GateMode::Redis && is_and_was.contains(&GateMode::Database) || how != How::Plain {
+            // Whoever has not heard that the gate has moved away from Redis, or back, says no by what was so before, until it does.
             self.learn(at).await;
         }
         // Of ids and news the first answer tells, and it alone.
