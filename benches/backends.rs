@@ -26,7 +26,12 @@ use ringfence::store::{Change, NewCall, Replica, Sharing, Store};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-#[allow(dead_code, reason = "the tests use the rest")]
+#[allow(
+    dead_code,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "the tests use the rest, and say what they expect by panicking"
+)]
 #[path = "../tests/it/support"]
 mod support {
     pub mod postgres;

@@ -135,7 +135,9 @@ async fn a_newer_schema_that_only_adds_is_used() {
     std::fs::create_dir_all(&folder.0).unwrap();
     let pool = SqliteStore::connect(&folder.file()).await.unwrap();
     migrate::up(&pool).await.unwrap();
-    let execute = async |sql: &'static str| drop(sqlx::query(sql).execute(&pool).await.unwrap());
+    let execute = async |sql: &'static str| {
+        sqlx::query(sql).execute(&pool).await.unwrap();
+    };
     execute("ALTER TABLE calls ADD COLUMN tomorrow TEXT").await;
     execute("CREATE TABLE tomorrow (call_id TEXT REFERENCES calls (id) ON DELETE CASCADE)").await;
     execute("INSERT INTO _sqlx_migrations VALUES (9998, 'expand tomorrow', 0, true, '', 0)").await;
