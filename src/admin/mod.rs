@@ -156,7 +156,14 @@ impl Admin {
             (&Method::GET, ["api", "calls", id]) => {
                 let who = may(Scope::Read)?;
                 let record = self.find(&percent_decode(id), &who).await?;
-                ok(&shown(&record))
+                let kept = self.calls.lifecycle.store.post_call(&record.id).await?;
+                let mut shown = shown(&record);
+                shown["record"] = json!(kept.as_ref().map(crate::calls::records::shown));
+                ok(&shown)
+            }
+            (&Method::POST, ["conversations", id, "fetch"]) => {
+                let who = may(Scope::Operate)?;
+                Ok(self.calls.fetch_conversation(&percent_decode(id), move |business| who.sees(business)).await)
             }
             (&Method::POST, ["api", "calls", id, act @ ("hangup" | "release")]) => {
                 let who = may(Scope::Operate)?;

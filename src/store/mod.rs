@@ -15,11 +15,13 @@ mod fleet;
 mod health;
 pub mod migrations;
 pub mod postgres;
+mod records;
 mod rows;
 pub mod sqlite;
 mod standing;
 #[cfg(test)]
 mod suite;
+mod told;
 
 use std::sync::Arc;
 
@@ -32,6 +34,7 @@ use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId, RefusalId};
 use crate::policy::{Business, Facts, Policy};
 pub use fleet::{BEAT_EVERY_MS, Fleet, LIVE_MS, Living, Replica, Sharing};
+pub use records::{Put, PutPostCall, Records, StoredPostCall};
 
 /// The alias kind of an app's own idempotency key. Unlike other ids it may pass to another call: when the order that showed it
 /// was proven not to have made one.
@@ -159,6 +162,8 @@ pub struct NewCall {
     pub keys: Vec<String>,
     /// The replica that puts it on record.
     pub replica: Option<String>,
+    /// The app is told by an event of our own.
+    pub tell: bool,
     /// Ids that are known already. Where one of them belongs to another call, nothing is written. An id of our own kind names the
     /// first record of the same call, which was given up: its ids become this one's.
     pub aliases: Vec<Alias>,
@@ -252,6 +257,8 @@ pub struct Change {
     pub overrun: Option<bool>,
     /// Notes that a look-up found nothing (`true`) or found it again.
     pub absent: Option<bool>,
+    /// The app is told by an event of our own.
+    pub tell: bool,
 }
 
 impl Change {
@@ -267,6 +274,7 @@ impl Change {
             unsettled: None,
             overrun: None,
             absent: None,
+            tell: false,
         }
     }
 }
@@ -342,6 +350,13 @@ pub struct Delivery {
     pub attempts: u32,
 }
 
+impl Delivery {
+    /// It is an event of our own: it goes to where the config has it now, signed when it is sent.
+    pub fn is_own(&self) -> bool {
+        self.url.is_empty()
+    }
+}
+
 /// A refusal, for the record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RefusalRecord {
@@ -367,11 +382,14 @@ pub struct RefusalRecord {
     pub observed: bool,
     /// How often the order was sent: the tries of an SDK are one refusal.
     pub attempts: u32,
+    /// The app is told by an event of our own.
+    #[serde(skip)]
+    pub tell: bool,
 }
 
 /// See the module's contract.
 #[async_trait]
-pub trait Store: Send + Sync + 'static {
+pub trait Store: Records + Send + Sync + 'static {
     /// Puts a call on record that a gate has admitted, or that exists anyway. With an epoch it is written only while the pool's
     /// is that one; without, this process alone admits.
     async fn open(&self, call: NewCall, epoch: Option<i64>) -> Result<Opened>;

@@ -4,6 +4,7 @@
 
 pub mod arrive;
 pub mod deliver;
+mod records;
 mod to_app;
 
 use std::borrow::Cow;
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, COOKIE, HeaderName, HeaderValue};
 use http::{HeaderMap, Response, StatusCode, Uri};
 use serde_json::json;
@@ -33,8 +35,9 @@ use crate::provider::description::{OWN_ID_KIND, Reply, Webhook, WebhookEvent};
 use crate::provider::select::{Document, Message, is_form, may_be_json};
 use crate::provider::sign::{BadSignature, sha256_hex};
 use crate::reply::{json_answer, problem, respond, twiml, when_full_twiml};
-use crate::store::{Change, NewEvent, Received, Result};
+use crate::store::{CallRecord, Change, NewEvent, Received, Result};
 use arrive::{Candidate, ExtraPaths, Signed, candidates, verify};
+pub use records::records_loop;
 
 /// Bodies up to here are kept in the inbox.
 pub const KEPT_BYTES_MAX: usize = 1024 * 1024;
@@ -79,6 +82,8 @@ pub struct Settings {
     pub agents: BTreeMap<String, String>,
     /// Paths that the operator added.
     pub extra_paths: ExtraPaths,
+    /// The answer about a call that nobody knows, where the caller is told.
+    pub unknown_status: u16,
 }
 
 /// The handler of `listen.webhooks`. Cloning is cheap.
@@ -151,6 +156,18 @@ struct Came {
     call: Option<CallId>,
     outcome: &'static str,
     refused: Option<WhenFull>,
+    /// The call's record after it, where it was applied to one.
+    record: Option<Box<CallRecord>>,
+}
+
+impl Came {
+    fn of(outcome: &'static str) -> Self {
+        Self { call: None, outcome, refused: None, record: None }
+    }
+
+    fn applied(record: CallRecord) -> Self {
+        Self { call: Some(record.id.clone()), record: Some(Box::new(record)), ..Self::of("applied") }
+    }
 }
 
 #[async_trait]
@@ -224,6 +241,10 @@ impl Webhooks {
         }
         let event_id = format!("ev_{}", Ulid::new().to_string().to_lowercase());
         let taken = Taken { room, ..read(&raw, from, event_id) };
+        if taken.is_exact() && taken.is_unusable() {
+            let message = "The payload names no type, or no conversation.";
+            return self.answer(exchange, problem(StatusCode::BAD_REQUEST, "INVALID_PAYLOAD", message)).await;
+        }
         let response = match self.run(exchange, &taken).await {
             Ok(Some(response)) => response,
             Ok(None) => return 200,
@@ -282,20 +303,26 @@ impl Webhooks {
         let event_id = match &received {
             Received::New => taken.event_id.clone(),
             Received::Before { id, outcome } => {
-                if outcome.is_some() && webhook.reply.is_none() {
+                // Of a call that nobody knew it may be known by now.
+                let waits = taken.is_exact() && outcome.as_deref() == Some("kept");
+                if outcome.is_some() && webhook.reply.is_none() && !waits {
                     count("duplicate");
                     return Ok(Some(fixed_answer(webhook)));
                 }
                 id.clone()
             }
         };
-        let came = self.apply(taken).await?;
+        let came = self.apply_all(taken, &event_id).boxed().await?;
         failpoint::hit("webhook.applied").await;
         count(came.outcome);
         if webhook.reply.is_none() {
             self.settle(taken, &event_id, &came).await?;
+            if let (Received::Before { outcome: Some(_), .. }, Some(call)) = (&received, &came.call) {
+                store.event_found(&event_id, Some(call), came.outcome).await?;
+            }
             failpoint::hit("webhook.settled").await;
-            return Ok(Some(fixed_answer(webhook)));
+            let unknown = taken.is_exact() && came.outcome == "kept";
+            return Ok(Some(if unknown { self.unknown_call(taken) } else { fixed_answer(webhook) }));
         }
         let at_ms = self.calls.lifecycle.clock.now_ms();
         store.settle(&event_id, came.call.as_ref(), came.outcome, None, at_ms).await?;
@@ -356,25 +383,19 @@ impl Webhooks {
     }
 
     async fn replay_one(&self, event: NewEvent) -> Result<()> {
-        let mut headers = HeaderMap::new();
-        for (name, value) in &event.headers {
-            if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
-                headers.append(name, value);
-            }
-        }
         let at_ms = self.calls.lifecycle.clock.now_ms();
         let Some(body) = event.body else {
             // Too large to be kept: its call's end is asked of the provider, the app cannot be told.
             warn!(event = event.id, "a large webhook was lost with the process that took it");
             return self.calls.lifecycle.store.settle(&event.id, None, "body_lost", None, at_ms).await.map(drop);
         };
-        let raw = Raw::new(&event.method, &event.path, headers, body.into()).decoded();
+        let raw = Raw::new(&event.method, &event.path, headers_of(&event.headers), body.into()).decoded();
         let path = event.path.split('?').next().unwrap_or_default();
         let found = candidates(&self.calls.accounts, &self.settings.extra_paths, path);
         match found.iter().find(|c| c.account.name.as_str() == event.account) {
             Some(from) if from.webhook().reply.is_none() => {
                 let taken = read(&raw, from, event.id.clone());
-                let came = self.apply(&taken).await?;
+                let came = self.apply_all(&taken, &event.id).boxed().await?;
                 failpoint::hit("replay.applied").await;
                 self.settle(&taken, &event.id, &came).await?;
                 failpoint::hit("replay.settled").await;
@@ -413,8 +434,7 @@ impl Webhooks {
     /// Translates the event into a transition of a call. An event of an unknown call whose direction is outbound never
     /// admits and never ends anything: it waits under its ids.
     async fn apply(&self, taken: &Taken<'_>) -> Result<Came> {
-        let came = |call: Option<CallId>, outcome| Came { call, outcome, refused: None };
-        let Some(news) = taken.news else { return Ok(came(None, "ignored")) };
+        let Some(news) = taken.news else { return Ok(Came::of("ignored")) };
         let (own, outside): (Vec<Alias>, Vec<Alias>) =
             taken.aliases.iter().cloned().partition(|a| a.kind == OWN_ID_KIND);
         // Our own id came back through the provider: exact, and a proof that the call exists.
@@ -422,19 +442,19 @@ impl Webhooks {
             let change =
                 Change { event: Some(news), bind: outside.clone(), ..self.calls.lifecycle.change(&call, "webhook") };
             if let Some(applied) = self.calls.lifecycle.apply(change).await? {
-                return Ok(came(Some(applied.record.id), "applied"));
+                return Ok(Came::applied(applied.record));
             }
         }
         let admits = taken.event.is_some_and(|e| e.admits) && taken.direction == Direction::Inbound;
         if let (true, Event::Reached(phase)) = (admits, news) {
             if outside.is_empty() {
-                return Ok(came(None, "without_id"));
+                return Ok(Came::of("without_id"));
             }
             return self.arrived(taken, outside, phase).await;
         }
         Ok(match self.calls.lifecycle.news(outside, news, "webhook").await? {
-            Some(applied) => came(Some(applied.record.id), "applied"),
-            None => came(None, "kept"),
+            Some(applied) => Came::applied(applied.record),
+            None => Came::of("kept"),
         })
     }
 
@@ -456,8 +476,10 @@ impl Webhooks {
             origin: Origin::Webhook,
         };
         Ok(match self.calls.arrive(arrival).await? {
-            Arrived::Admitted(call) => Came { call: Some(call), outcome: "admitted", refused: None },
-            Arrived::Refused(call, full) => Came { call: Some(call), outcome: "capacity_inbound", refused: Some(full) },
+            Arrived::Admitted(call) => Came { call: Some(call), ..Came::of("admitted") },
+            Arrived::Refused(call, full) => {
+                Came { call: Some(call), refused: Some(full), ..Came::of("capacity_inbound") }
+            }
         })
     }
 
@@ -532,6 +554,17 @@ fn fixed_answer(webhook: &Webhook) -> Response<Bytes> {
         Some(body) => json_answer(status, body),
         None => respond(status, HeaderMap::new(), Bytes::new()),
     }
+}
+
+/// Headers that were kept.
+fn headers_of(kept: &[(String, String)]) -> HeaderMap {
+    let headers = kept
+        .iter()
+        .filter_map(|(name, value)| Some((HeaderName::try_from(name).ok()?, HeaderValue::try_from(value).ok()?)));
+    headers.fold(HeaderMap::new(), |mut all, (name, value)| {
+        all.append(name, value);
+        all
+    })
 }
 
 /// Headers worth keeping: no credentials, none of the connection.

@@ -31,6 +31,7 @@ mod outbound_callbacks;
 mod outbound_faults;
 mod outbound_limits;
 mod postgres;
+mod records;
 mod reload;
 mod reposts;
 mod simulate;

@@ -11,6 +11,7 @@ mod holder;
 pub mod inspect;
 mod messages;
 pub mod migrate;
+mod records;
 mod replicas;
 mod settings;
 mod transact;

@@ -11,6 +11,7 @@ mod lock;
 mod messages;
 mod messages_write;
 pub mod migrate;
+mod records;
 mod replicas;
 mod writer;
 
