@@ -2,6 +2,7 @@
 //! that ringfence replaces (contract §1).
 
 pub mod auth;
+mod desk;
 pub mod reload;
 
 use std::collections::BTreeMap;
@@ -173,6 +174,29 @@ impl Admin {
                 } else {
                     self.release(exchange, &record, &who).await
                 }
+            }
+            (&Method::GET, ["api", "events"]) => {
+                may(Scope::Read)?.sees_all()?;
+                self.inbox_list(exchange.query().unwrap_or_default()).await
+            }
+            (&Method::GET, ["api", "events", id]) => {
+                may(Scope::Read)?.sees_all()?;
+                self.inbox_one(&percent_decode(id)).await
+            }
+            (&Method::POST, ["api", "events", id, "replay"]) => {
+                let who = may(Scope::Operate)?.sees_all()?;
+                self.inbox_replay(&percent_decode(id), &who).await
+            }
+            (&Method::GET, ["api", "audit"]) => {
+                may(Scope::Read)?.sees_all()?;
+                self.audit_list(exchange.query().unwrap_or_default()).await
+            }
+            (&Method::POST, ["api", "businesses", id, "purge"]) => {
+                let who = may(Scope::Operate)?.sees_all()?;
+                let id = BusinessId::parse(&percent_decode(id)).map_err(|e| bad(e.to_string()))?;
+                let body = exchange.read_body(BODY_BYTES_MAX).await.map_err(|e| bad(e.to_string()))?;
+                let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+                self.purge(&id, body["reason"].as_str(), &who).await
             }
             (&Method::POST, ["api", "reload"]) => {
                 let who = may(Scope::Operate)?.sees_all()?;
@@ -471,7 +495,10 @@ impl Admin {
     }
 
     async fn hang_up(&self, record: &CallRecord, who: &Caller) -> Answer {
-        info!(call = %record.id, by = who.name, "hang-up asked for");
+        // A store that takes no writes must not keep a call up; the log has it then.
+        if let Err(Problem::Store(error)) = self.note(who, "hangup", record.id.as_str(), None).await {
+            warn!(call = %record.id, by = who.name, %error, "a hang-up could not be noted in the audit");
+        }
         if record.phase == Phase::Ended {
             return ok(&json!({"result": "over", "call": shown(record)}));
         }
@@ -499,6 +526,7 @@ impl Admin {
                 "releasing frees the slot while the call may go on: send {\"force\":true,\"reason\":\"…\"}",
             ));
         }
+        self.note(who, "release", record.id.as_str(), Some(reason)).await?;
         let ended = self.calls.lifecycle.end(&record.id, Outcome::Failed, EndProof::Operator, "operator").await?;
         warn!(call = %record.id, by = who.name, reason, "a slot was released by an operator; the call may go on");
         ok(&json!({"result": "released", "call": ended.map(|a| shown(&a.record))}))

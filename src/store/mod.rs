@@ -11,6 +11,7 @@
 //!   under the epoch that the pool has at that moment ([`GateState`]).
 
 mod decide;
+mod desk;
 mod fleet;
 mod health;
 pub mod migrations;
@@ -33,6 +34,7 @@ use crate::call::{EndProof, Event, Origin, Outcome, Phase, Step};
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId, RefusalId};
 use crate::policy::{Business, Facts, Policy};
+pub use desk::{AuditRecord, Desk, Inbox, InboxEvent, Outbox, OutboxDelivery, Purged};
 pub use fleet::{BEAT_EVERY_MS, Fleet, LIVE_MS, Living, Replica, Sharing};
 pub use records::{Put, PutPostCall, Records, StoredPostCall};
 
@@ -389,7 +391,7 @@ pub struct RefusalRecord {
 
 /// See the module's contract.
 #[async_trait]
-pub trait Store: Records + Send + Sync + 'static {
+pub trait Store: Records + Desk + Send + Sync + 'static {
     /// Puts a call on record that a gate has admitted, or that exists anyway. With an epoch it is written only while the pool's
     /// is that one; without, this process alone admits.
     async fn open(&self, call: NewCall, epoch: Option<i64>) -> Result<Opened>;
@@ -454,7 +456,8 @@ pub trait Store: Records + Send + Sync + 'static {
         at_ms: UnixMs,
     ) -> Result<bool>;
 
-    /// Webhooks that came before a time and whose application did not come to its end, the oldest first.
+    /// Webhooks that came before a time, or are to be tried again by then, and whose application did not come to its end; the
+    /// oldest first. Not those that are parked.
     async fn unsettled_events(&self, before_ms: UnixMs) -> Result<Vec<NewEvent>>;
 
     /// Takes deliveries that are due, in order: nobody else gets them for [`TAKEN_MS`] by the store's clock, and the next of a

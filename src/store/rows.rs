@@ -6,7 +6,7 @@ use sqlx::postgres::PgRow;
 use sqlx::sqlite::SqliteRow;
 
 use super::standing::OpenRow;
-use super::{CallRecord, OrderRecord, StoredPostCall};
+use super::{AuditRecord, CallRecord, InboxEvent, OrderRecord, OutboxDelivery, StoredPostCall};
 use crate::admission::{GateState, Held};
 use crate::ids::{AccountName, Alias, BusinessId, CallId};
 use crate::policy::Facts;
@@ -114,6 +114,56 @@ pub(super) fn record(row: &impl Columns, aliases: Vec<Alias>) -> Sql<CallRecord>
         fingerprint: row.optional_text("fingerprint")?,
         replica: row.optional_text("replica")?,
         aliases,
+    })
+}
+
+fn without_query(url: &str) -> String {
+    url.split(['?', '#']).next().unwrap_or_default().to_owned()
+}
+
+/// A webhook of the inbox.
+pub(super) fn inbox_event(row: &impl Columns) -> Sql<InboxEvent> {
+    Ok(InboxEvent {
+        id: row.text("id")?,
+        account: row.text("account")?,
+        webhook: row.text("webhook")?,
+        event: row.text("event")?,
+        received_at: row.number("received_at")?,
+        path: without_query(&row.text("path")?),
+        has_body: row.flag("has_body")?,
+        call: row.optional_text("call_id")?,
+        outcome: row.optional_text("outcome")?,
+        tries: row.number("tries")?.try_into().map_err(damaged)?,
+        due_at: row.optional_number("due_at")?,
+        parked_at: row.optional_number("parked_at")?,
+        error: row.optional_text("error")?,
+    })
+}
+
+/// A delivery of the outbox.
+pub(super) fn outbox_delivery(row: &impl Columns) -> Sql<OutboxDelivery> {
+    Ok(OutboxDelivery {
+        id: row.text("id")?,
+        event_id: row.text("event_id")?,
+        call: row.optional_text("call_id")?,
+        url: without_query(&row.text("url")?),
+        own: row.flag("own")?,
+        attempts: row.number("attempts")?.try_into().map_err(damaged)?,
+        due_at: row.optional_number("due_at")?,
+        done_at: row.optional_number("done_at")?,
+        last_error: row.optional_text("last_error")?,
+    })
+}
+
+/// Something that an operator did.
+pub(super) fn audit_record(row: &impl Columns) -> Sql<AuditRecord> {
+    Ok(AuditRecord {
+        id: row.text("id")?,
+        at: row.number("at")?,
+        who: row.text("who")?,
+        what: row.text("what")?,
+        target: row.text("target")?,
+        reason: row.optional_text("reason")?,
     })
 }
 

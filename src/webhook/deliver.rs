@@ -15,6 +15,7 @@ use tracing::warn;
 use ulid::Ulid;
 
 use crate::calls::Calls;
+use crate::calls::records::Transcripts;
 use crate::failpoint;
 use crate::net::Upstream;
 use crate::net::headers::strip_hop_by_hop;
@@ -173,7 +174,14 @@ async fn one(calls: &Calls, delivery: &Delivery) {
             Err((error, pause_secs.map(|secs| now_ms + secs * 1000)))
         }
     };
-    if let Err(error) = calls.lifecycle.store.delivered(&delivery.id, now_ms, noted).await {
+    let store = &calls.lifecycle.store;
+    let forget = noted.is_ok() && calls.settings.transcripts != Transcripts::Keep;
+    let noted = match store.delivered(&delivery.id, now_ms, noted).await {
+        // What was said is not kept longer than it is needed.
+        Ok(()) if forget => store.forget_body(&delivery.event_id).await,
+        done => done,
+    };
+    if let Err(error) = noted {
         warn!(%error, "a delivery's result could not be recorded; it is sent again");
         tokio::time::sleep(Duration::from_secs(1)).await;
     }

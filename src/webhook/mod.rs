@@ -5,12 +5,12 @@
 pub mod arrive;
 pub mod deliver;
 mod records;
+mod replay;
 mod to_app;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -19,13 +19,13 @@ use http::header::{AUTHORIZATION, CONTENT_TYPE, COOKIE, HeaderName, HeaderValue}
 use http::{HeaderMap, Response, StatusCode, Uri};
 use serde_json::json;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 use ulid::Ulid;
 
 use crate::call::{Direction, EndProof, Event, Origin, Phase};
 use crate::calls::Calls;
 use crate::calls::inbound::{Arrival, Arrived};
+use crate::calls::records::Transcripts;
 use crate::failpoint;
 use crate::ids::{Alias, BusinessId, CallId};
 use crate::net::{BodyError, Exchange, Handler};
@@ -38,6 +38,7 @@ use crate::reply::{json_answer, problem, respond, twiml, when_full_twiml};
 use crate::store::{CallRecord, Change, NewEvent, Received, Result};
 use arrive::{Candidate, ExtraPaths, Signed, candidates, verify};
 pub use records::records_loop;
+pub use replay::{Replayed, replay_loop};
 
 /// Bodies up to here are kept in the inbox.
 pub const KEPT_BYTES_MAX: usize = 1024 * 1024;
@@ -50,11 +51,6 @@ const LARGE_KIB_MAX: u32 = 2 * LARGEST_KIB;
 /// Bytes of all bodies at once: the large ones, and as much again as one for small ones. These are counted as they arrive: were
 /// room promised to who only names a length, a few dozen that send nothing would keep every call waiting.
 pub const BODIES_BYTES_MAX: usize = LARGE_KIB_MAX as usize * 1024 + BODY_BYTES_MAX;
-
-/// A webhook that was taken so long ago and is not settled was left by its process, in milliseconds.
-const STALE_MS: i64 = 30_000;
-/// How often it is looked for such.
-const REPLAY_EVERY: Duration = Duration::from_secs(10);
 
 /// How an inbound call is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -332,8 +328,19 @@ impl Webhooks {
         }
     }
 
-    /// Notes what came of a notification, and what the app has to be told of it.
+    /// Notes what came of a notification, and what the app has to be told of it; and forgets what was said, where nothing of it
+    /// is to be kept.
     async fn settle(&self, taken: &Taken<'_>, event_id: &str, came: &Came) -> Result<()> {
+        self.note_settled(taken, event_id, came).await?;
+        let said = taken.event.is_some_and(|event| event.said);
+        let waits = came.outcome == "kept" && taken.event.is_some_and(|event| event.record.is_some());
+        if said && !waits && self.calls.settings.transcripts != Transcripts::Keep {
+            self.calls.lifecycle.store.forget_body(event_id).await?;
+        }
+        Ok(())
+    }
+
+    async fn note_settled(&self, taken: &Taken<'_>, event_id: &str, came: &Came) -> Result<()> {
         let (store, at_ms) = (&self.calls.lifecycle.store, self.calls.lifecycle.clock.now_ms());
         let delivery = self.delivery(taken, came.call.as_ref(), event_id).await?;
         match delivery {
@@ -348,59 +355,6 @@ impl Webhooks {
                     self.deliver.notify_one();
                 }
             }
-        }
-        Ok(())
-    }
-
-    /// Applies webhooks that were on record when the last process died. Replies that nobody waits for any more are only
-    /// noted. Returns how many there were.
-    pub async fn replay(&self) -> Result<usize> {
-        let events = self.calls.lifecycle.store.unsettled_events(i64::MAX).await?;
-        let count = events.len();
-        for event in events {
-            self.replay_one(event).await?;
-        }
-        Ok(count)
-    }
-
-    /// Applies webhooks that their replica took a while ago and did not settle: it died, or could not apply them. Of one that it
-    /// is still about to settle, only who comes first tells the app.
-    async fn replay_stale(&self) {
-        let before_ms = self.calls.lifecycle.clock.now_ms() - STALE_MS;
-        let events = match self.calls.lifecycle.store.unsettled_events(before_ms).await {
-            Ok(events) => events,
-            Err(error) => return warn!(%error, "webhooks that nobody settled cannot be read"),
-        };
-        for event in events {
-            let id = event.id.clone();
-            match self.replay_one(event).await {
-                Ok(()) => info!(event = id, "a webhook that another process had left was applied"),
-                Err(error) => {
-                    warn!(event = id, %error, "a webhook that another process had left cannot be applied yet")
-                }
-            }
-        }
-    }
-
-    async fn replay_one(&self, event: NewEvent) -> Result<()> {
-        let at_ms = self.calls.lifecycle.clock.now_ms();
-        let Some(body) = event.body else {
-            // Too large to be kept: its call's end is asked of the provider, the app cannot be told.
-            warn!(event = event.id, "a large webhook was lost with the process that took it");
-            return self.calls.lifecycle.store.settle(&event.id, None, "body_lost", None, at_ms).await.map(drop);
-        };
-        let raw = Raw::new(&event.method, &event.path, headers_of(&event.headers), body.into()).decoded();
-        let path = event.path.split('?').next().unwrap_or_default();
-        let found = candidates(&self.calls.accounts, &self.settings.extra_paths, path);
-        match found.iter().find(|c| c.account.name.as_str() == event.account) {
-            Some(from) if from.webhook().reply.is_none() => {
-                let taken = read(&raw, from, event.id.clone());
-                let came = self.apply_all(&taken, &event.id).boxed().await?;
-                failpoint::hit("replay.applied").await;
-                self.settle(&taken, &event.id, &came).await?;
-                failpoint::hit("replay.settled").await;
-            }
-            _ => drop(self.calls.lifecycle.store.settle(&event.id, None, "too_late_to_reply", None, at_ms).await?),
         }
         Ok(())
     }
@@ -499,20 +453,6 @@ impl Webhooks {
         exchange.respond(response).await;
         failpoint::hit("webhook.answered").await;
         status
-    }
-}
-
-/// While this process leads: applies, every `REPLAY_EVERY`, webhooks that another has taken and left. `inbox` is the newest
-/// generation's. That two think they lead harms nothing.
-pub async fn replay_loop(inbox: impl Fn() -> Webhooks, leads: impl Fn() -> bool, stop: CancellationToken) {
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(REPLAY_EVERY) => {}
-        }
-        if leads() {
-            inbox().replay_stale().await;
-        }
     }
 }
 

@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use super::arrive::candidates;
 use super::{Came, Raw, Taken, Webhooks, headers_of, read};
 use crate::call::Event;
-use crate::calls::records::Searched;
+use crate::calls::records::{Searched, Transcripts};
 use crate::ids::Alias;
 use crate::provider::description::{OWN_ID_KIND, PostCall};
 use crate::reply::problem;
@@ -131,7 +131,11 @@ impl Webhooks {
         if let Some((found, complete)) = taken.record() {
             self.calls.told(&record, &taken.from.account, found, complete).await?;
         }
-        store.event_found(&event.id, Some(&record.id), "applied").await
+        store.event_found(&event.id, Some(&record.id), "applied").await?;
+        if self.calls.settings.transcripts != Transcripts::Keep {
+            store.forget_body(&event.id).await?;
+        }
+        Ok(())
     }
 }
 

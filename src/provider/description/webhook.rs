@@ -77,6 +77,9 @@ pub struct WebhookEvent {
     /// An inbound call that nobody knows yet is a new one, to be admitted.
     #[serde(default)]
     pub admits: bool,
+    /// It holds what was said.
+    #[serde(default)]
+    pub said: bool,
     /// What it tells of the call after its end.
     pub record: Option<PostCallRules>,
 }

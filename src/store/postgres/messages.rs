@@ -71,7 +71,8 @@ pub(super) async fn settle(
     at_ms: UnixMs,
 ) -> Sql<bool> {
     let settled = query(
-        "UPDATE webhook_events SET outcome = $2, call_id = coalesce($3, call_id) WHERE id = $1 AND outcome IS NULL",
+        "UPDATE webhook_events SET outcome = $2, call_id = coalesce($3, call_id), parked_at = NULL, error = NULL
+         WHERE id = $1 AND outcome IS NULL",
     )
     .bind(&event_id)
     .bind(outcome)
@@ -118,8 +119,10 @@ pub(super) fn event(row: &PgRow) -> Sql<NewEvent> {
 }
 
 pub(super) async fn unsettled(c: &mut PgConnection, before_ms: UnixMs) -> Sql<Vec<NewEvent>> {
-    let rows =
-        query("SELECT * FROM webhook_events WHERE outcome IS NULL AND received_at <= $1 ORDER BY received_at, id");
+    let rows = query(
+        "SELECT * FROM webhook_events WHERE outcome IS NULL AND parked_at IS NULL
+         AND coalesce(due_at, received_at) <= $1 ORDER BY received_at, id",
+    );
     let rows = rows.bind(before_ms).fetch_all(c).await?;
     rows.iter().map(event).collect()
 }

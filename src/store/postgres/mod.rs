@@ -6,6 +6,7 @@
 
 mod batch;
 mod calls;
+mod desk;
 mod gate;
 mod holder;
 pub mod inspect;

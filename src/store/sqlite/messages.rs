@@ -36,7 +36,8 @@ pub(super) fn event(row: &SqliteRow) -> Sql<NewEvent> {
 
 pub(super) async fn unsettled(pool: &SqlitePool, before_ms: UnixMs) -> super::Result<Vec<NewEvent>> {
     let rows = sqlx::query(
-        "SELECT * FROM webhook_events WHERE outcome IS NULL AND received_at <= $1 ORDER BY received_at, id",
+        "SELECT * FROM webhook_events WHERE outcome IS NULL AND parked_at IS NULL
+         AND coalesce(due_at, received_at) <= $1 ORDER BY received_at, id",
     )
     .bind(before_ms)
     .fetch_all(pool)

@@ -47,7 +47,8 @@ pub(super) fn settle(
 ) -> Written<bool> {
     let settled = c
         .prepare_cached(
-            "UPDATE webhook_events SET outcome = ?2, call_id = coalesce(?3, call_id) WHERE id = ?1 AND outcome IS NULL",
+            "UPDATE webhook_events SET outcome = ?2, call_id = coalesce(?3, call_id), parked_at = NULL, error = NULL
+             WHERE id = ?1 AND outcome IS NULL",
         )?
         .execute(params![event_id, outcome, call.map(CallId::as_str)])?;
     if settled == 0 {

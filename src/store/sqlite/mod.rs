@@ -5,6 +5,7 @@
 
 mod calls;
 mod calls_write;
+mod desk;
 mod gate;
 pub mod inspect;
 mod lock;
