@@ -496,9 +496,9 @@ pub trait Store: Records + Desk + Send + Sync + 'static {
     /// Whether it can write, as far as the last writes tell; while they failed, by writing.
     async fn ping(&self) -> Result<()>;
 
-    /// Forgets what is older than its retention: ended calls with their ids, settled webhooks, finished deliveries, refusals;
-    /// and news that no call claimed. Little by little: other writes get their turn. Returns how many calls, webhooks, deliveries,
-    /// refusals and pieces of news went.
+    /// Forgets what is older than its retention: ended calls with their ids, settled webhooks, finished deliveries, refusals,
+    /// the audit; and news that no call claimed. Little by little: other writes get their turn. Returns how many calls, webhooks,
+    /// deliveries, refusals, acts and pieces of news went.
     async fn purge(&self, ended_before_ms: UnixMs, early_before_ms: UnixMs) -> Result<u64>;
 
     /// Writes that failed since the start.

@@ -2,6 +2,7 @@
 //!
 //! A back end gives a [`Fresh`]: an empty store, a way to open it again, and a way past the trait to its tables.
 
+mod desk;
 mod gate;
 mod records;
 
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use super::*;
 use crate::call::{Deadlines, Direction, EndProof, Origin, Outcome, Phase, Step};
 use crate::ids::{AccountName, BusinessId};
+pub(super) use desk::*;
 pub(super) use gate::*;
 pub(super) use records::*;
 
@@ -70,7 +72,11 @@ macro_rules! behaves_as_a_store {
             calls_without_a_record_are_found_and_expected_once,
             a_webhook_waits_for_its_call,
             the_app_is_told_in_the_transaction_of_the_fact,
-            own_events_do_not_wait_for_webhooks
+            own_events_do_not_wait_for_webhooks,
+            a_webhook_that_cannot_be_applied_is_parked_and_opened_again,
+            what_was_delivered_or_given_up_is_delivered_again_under_its_id,
+            a_business_is_purged_and_its_open_calls_stay,
+            who_did_what_is_kept_and_forgotten_in_time
         );
     };
     ($fresh:path, $($behaviour:ident),+) => {

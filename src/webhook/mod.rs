@@ -38,7 +38,7 @@ use crate::reply::{json_answer, problem, respond, twiml, when_full_twiml};
 use crate::store::{CallRecord, Change, NewEvent, Received, Result};
 use arrive::{Candidate, ExtraPaths, Signed, candidates, verify};
 pub use records::records_loop;
-pub use replay::{Replayed, replay_loop};
+pub use replay::{AGAIN_SECS as REPLAY_AGAIN_SECS, Replayed, replay_loop};
 
 /// Bodies up to here are kept in the inbox.
 pub const KEPT_BYTES_MAX: usize = 1024 * 1024;
