@@ -500,3 +500,73 @@ async fn payload_bytes(stage: &Stage) -> Option<bytes::Bytes> {
     }
     None
 }
+
+// === crashes ===
+
+/// The process dies between receipt, application, acknowledgement and delivery: the next one applies the webhook once, and the app
+/// is told at least once, always under the same ids.
+async fn survives(point: &'static str) {
+    use crate::support::child::Scene;
+    use std::time::Duration;
+
+    let mut scene = Scene::usual().await;
+    let config = scene.folder().join("ringfence.toml");
+    let url = scene.app.url();
+    let events = format!("[app]\nevents_url = \"{url}/told\"\nevents_secret = \"{EVENTS_SECRET}\"");
+    std::fs::write(&config, std::fs::read_to_string(&config).unwrap().replace("[app]", &events)).unwrap();
+    scene.start_well().await;
+    scene.control.set_webhook_loss(1.0);
+    let conversation = scene.dial().await.unwrap().json()["conversation_id"].as_str().unwrap().to_owned();
+    scene.wait("the app is told of it", async || !scene.app.at("/told").is_empty()).await;
+    scene.kill();
+    assert!(scene.start(&format!("{point}=abort")).await, "{}", scene.log());
+    let body = payload(&conversation).to_string();
+    let post = async |scene: &Scene| {
+        let signature = sign::elevenlabs(&scene.control.settings().el_webhook_secret, now_secs(), body.as_bytes());
+        let headers = [("content-type", "application/json"), ("elevenlabs-signature", signature.as_str())];
+        scene.ask("webhooks", "POST", POST_CALL, &headers, body.clone()).await.map(|answer| answer.status)
+    };
+    let acknowledged = post(&scene).await;
+    assert!(acknowledged.is_none_or(|status| status == 200), "{acknowledged:?}");
+    assert!(scene.died(Duration::from_secs(10)).await.is_some(), "{point}: {}", scene.log());
+    scene.start_well().await;
+    if acknowledged.is_none() {
+        // Its provider sends again what was not acknowledged.
+        assert_eq!(post(&scene).await, Some(200));
+    }
+    let record = async || {
+        let call = scene.ask("admin", "GET", &format!("/api/calls/{conversation}"), &[], "").await.unwrap().json();
+        call["record"].clone()
+    };
+    scene.wait("the record is there", async || record().await["complete"] == true).await;
+    assert_eq!(record().await["recorded_by"], "webhook");
+    let recorded = || {
+        let told = scene.app.at("/told").into_iter();
+        told.filter(|got| got.body.windows(15).any(|word| word == b"\"call.recorded\"")).collect::<Vec<_>>()
+    };
+    scene.wait("the app has both", async || !scene.app.at(POST_CALL).is_empty() && !recorded().is_empty()).await;
+    let ids = |all: Vec<crate::support::stage::Got>, name: &str| {
+        all.iter().map(|got| got.headers[name].to_str().unwrap().to_owned()).collect::<std::collections::BTreeSet<_>>()
+    };
+    assert_eq!(ids(scene.app.at(POST_CALL), "x-ringfence-delivery").len(), 1, "{point}");
+    assert_eq!(ids(recorded(), "webhook-id").len(), 1, "{point}: recorded once");
+    assert!(scene.app.at(POST_CALL).iter().all(|got| got.body == body.as_bytes()));
+    let events = scene.ask("admin", "GET", "/api/events", &[], "").await.unwrap().json();
+    assert_eq!(events["events"].as_array().unwrap().len(), 1, "{point}: {events}");
+    scene.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_death_between_receipt_and_acknowledgement_of_a_record_costs_nothing() {
+    tokio::join!(
+        survives("webhook.read"),
+        survives("webhook.received"),
+        survives("webhook.applied"),
+        survives("webhook.settled")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_death_after_acknowledgement_or_during_delivery_of_a_record_costs_nothing() {
+    tokio::join!(survives("webhook.answered"), survives("delivery.sent"), survives("delivery.noted"));
+}
