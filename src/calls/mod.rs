@@ -68,7 +68,7 @@ pub struct Settings {
     /// What is kept of what was said.
     pub transcripts: records::Transcripts,
     /// Where events of our own go, if the app wants them.
-    pub events: Option<records::OwnEvents>,
+    pub events: Option<Arc<records::OwnEvents>>,
 }
 
 /// See the module. Cloning is cheap.

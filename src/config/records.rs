@@ -1,5 +1,6 @@
 //! `[app]`, `[records]` and `[privacy]`: where the app is, what is kept of calls after their end, and of what was said.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::Uri;
@@ -13,7 +14,7 @@ use crate::provider::sign::standard_key;
 pub(super) struct Records {
     pub(super) forward_url: Option<Uri>,
     pub(super) app_public_url: Option<Uri>,
-    pub(super) events: Option<OwnEvents>,
+    pub(super) events: Option<Arc<OwnEvents>>,
     pub(super) wait: Duration,
     pub(super) unknown_status: u16,
     pub(super) transcripts: Transcripts,
@@ -37,11 +38,11 @@ pub(super) fn read(root: &Table<'_>) -> Records {
     Records { forward_url, app_public_url, events, wait, unknown_status, transcripts }
 }
 
-fn events(app: &Table<'_>) -> Option<OwnEvents> {
+fn events(app: &Table<'_>) -> Option<Arc<OwnEvents>> {
     let (url, secret) = (app.parsed("events_url", url), app.secret("events_secret"));
     match (url, secret) {
         (Some(url), Some(secret)) => match standard_key(&secret) {
-            Ok(_) => Some(OwnEvents { url, secret }),
+            Ok(_) => Some(Arc::new(OwnEvents { url, secret })),
             Err(why) => {
                 let help = "make one with: echo whsec_$(openssl rand -base64 32)";
                 app.report().error("E003", app.span("events_secret"), format!("`app.events_secret` {why}"), help);

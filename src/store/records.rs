@@ -84,6 +84,9 @@ pub trait Records: Send + Sync {
     /// Settled webhooks that came since a time and whose call is known by now.
     async fn found_events(&self, since_ms: UnixMs, limit: u32) -> Result<Vec<NewEvent>>;
 
+    /// Lets webhooks that came before a time wait no longer; with `forget`, their bodies go too.
+    async fn stop_waiting(&self, before_ms: UnixMs, forget: bool) -> Result<()>;
+
     /// Notes that a webhook that waited was applied to its call, or cannot be (`outcome` says so).
     async fn event_found(&self, event_id: &str, call: Option<&CallId>, outcome: &str) -> Result<()>;
 }

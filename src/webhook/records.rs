@@ -1,6 +1,6 @@
 //! What webhooks tell of calls after their end; and those that come before anybody knows their call.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Response, StatusCode};
@@ -20,6 +20,8 @@ use crate::store::{NewEvent, Result, StoreError};
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How long a webhook of a call that nobody knows stays applicable.
 const WAITS_MS: i64 = 24 * 3_600_000;
+/// How often it is looked for those that have waited too long.
+const STOP_EVERY: Duration = Duration::from_secs(3600);
 /// Webhooks that are looked at in one step.
 const STEP: u32 = 100;
 /// How long a caller waits whose call is about to be known, and how often it is looked for.
@@ -99,6 +101,13 @@ impl Webhooks {
         problem(status, "CALL_NOT_FOUND", message)
     }
 
+    /// Webhooks wait no longer whose call nobody came to know.
+    async fn stop_waiting(&self) -> Result<()> {
+        let before_ms = self.calls.lifecycle.clock.now_ms() - WAITS_MS;
+        let forget = self.calls.settings.transcripts != Transcripts::Keep;
+        self.calls.lifecycle.store.stop_waiting(before_ms, forget).await
+    }
+
     /// Applies webhooks that waited, and whose call is known by now.
     async fn apply_found(&self) -> Result<()> {
         let since_ms = self.calls.lifecycle.clock.now_ms() - WAITS_MS;
@@ -142,7 +151,7 @@ impl Webhooks {
 /// While this process leads: sees to records that are missing, and to webhooks whose call has come to be known. `inbox` is the
 /// newest generation's.
 pub async fn records_loop(inbox: impl Fn() -> Webhooks, leads: impl Fn() -> bool, stop: CancellationToken) {
-    let mut searched = Searched::default();
+    let (mut searched, mut stopped) = (Searched::default(), None::<Instant>);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -154,6 +163,10 @@ pub async fn records_loop(inbox: impl Fn() -> Webhooks, leads: impl Fn() -> bool
         }
         let inbox = inbox();
         let step = async {
+            if stopped.is_none_or(|at| at.elapsed() >= STOP_EVERY) {
+                inbox.stop_waiting().await?;
+                stopped = Some(Instant::now());
+            }
             inbox.apply_found().await?;
             Box::pin(inbox.calls.seek_records(&mut searched)).await
         };

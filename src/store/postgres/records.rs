@@ -152,6 +152,18 @@ async fn found_events(c: &mut PgConnection, since_ms: UnixMs, limit: u32) -> Sql
     rows.bind(since_ms).bind(i64::from(limit)).fetch_all(c).await?.iter().map(event).collect()
 }
 
+async fn stop_waiting(c: &mut PgConnection, before_ms: UnixMs, forget: bool) -> Sql<()> {
+    query(
+        "UPDATE webhook_events SET waits_kind = NULL, waits_id = NULL, body = CASE WHEN $2 THEN NULL ELSE body END
+         WHERE waits_id IS NOT NULL AND received_at < $1",
+    )
+    .bind(before_ms)
+    .bind(forget)
+    .execute(c)
+    .await
+    .map(drop)
+}
+
 async fn event_found(c: &mut PgConnection, event_id: String, call: Option<CallId>, outcome: String) -> Sql<()> {
     query(
         "UPDATE webhook_events SET waits_kind = NULL, waits_id = NULL, outcome = $2, call_id = coalesce($3, call_id)
@@ -203,6 +215,10 @@ impl Records for PostgresStore {
 
     async fn found_events(&self, since_ms: UnixMs, limit: u32) -> Result<Vec<NewEvent>> {
         self.db.read(move |c| Box::pin(found_events(c, since_ms, limit))).await
+    }
+
+    async fn stop_waiting(&self, before_ms: UnixMs, forget: bool) -> Result<()> {
+        self.db.write(move |c| Box::pin(stop_waiting(c, before_ms, forget))).await
     }
 
     async fn event_found(&self, event_id: &str, call: Option<&CallId>, outcome: &str) -> Result<()> {

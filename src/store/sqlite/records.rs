@@ -148,6 +148,13 @@ impl Records for SqliteStore {
         rows.iter().map(event).collect::<Sql<_>>().map_err(Into::into)
     }
 
+    async fn stop_waiting(&self, before_ms: UnixMs, forget: bool) -> Result<()> {
+        let sql =
+            "UPDATE webhook_events SET waits_kind = NULL, waits_id = NULL, body = CASE WHEN ?2 THEN NULL ELSE body END
+             WHERE waits_id IS NOT NULL AND received_at < ?1";
+        self.writer.run(move |c| c.prepare_cached(sql)?.execute(params![before_ms, forget]).map(drop)).await
+    }
+
     async fn event_found(&self, event_id: &str, call: Option<&CallId>, outcome: &str) -> Result<()> {
         let (event, call, outcome) = (event_id.to_owned(), call.cloned(), outcome.to_owned());
         let sql = "UPDATE webhook_events SET waits_kind = NULL, waits_id = NULL, outcome = ?2,

@@ -119,9 +119,22 @@ pub(in crate::store) async fn a_webhook_waits_for_its_call(fresh: &impl Fresh) {
     let call = new_call(&[("conversation_id", "conv_1")]);
     assert_eq!(store.open(call.clone(), None).await.unwrap(), Opened::New(Some(END)));
     assert_eq!(store.found_events(2, 9).await.unwrap(), [], "it came too long ago");
-    assert_eq!(store.found_events(0, 9).await.unwrap(), [event.clone()]);
+    assert_eq!(store.found_events(0, 9).await.unwrap(), std::slice::from_ref(&event));
     store.event_found(&event.id, Some(&call.id), "applied").await.unwrap();
     assert_eq!(store.found_events(0, 9).await.unwrap(), []);
+    for (forget, left) in [(false, 1), (true, 0)] {
+        let (mut other, _) = event_and_delivery(2 + usize::from(forget), None);
+        other.body = Some(b"{}".to_vec());
+        store.receive(other.clone()).await.unwrap();
+        store.wait_for(&other.id, &Alias::new("conversation_id", "conv_2").unwrap()).await.unwrap();
+        store.stop_waiting(1, forget).await.unwrap();
+        let waiting = "SELECT count(*) FROM webhook_events WHERE waits_id IS NOT NULL";
+        assert_eq!(fresh.number(waiting).await, 1, "it is not that old");
+        store.stop_waiting(2, forget).await.unwrap();
+        assert_eq!(fresh.number(waiting).await, 0);
+        let kept = format!("SELECT count(*) FROM webhook_events WHERE id = '{}' AND body IS NOT NULL", other.id);
+        assert_eq!(fresh.number(&kept).await, left);
+    }
     let of_call = format!("SELECT count(*) FROM webhook_events WHERE outcome = 'applied' AND call_id = '{}'", call.id);
     assert_eq!(fresh.number(&of_call).await, 1);
 }
