@@ -13,7 +13,11 @@
 //!
 //! [`keeper`] watches all that: it falls back, fills Redis again and returns to it.
 
+#[cfg(test)]
+mod holes;
 pub mod keeper;
+#[cfg(test)]
+mod model;
 mod moves;
 mod undone;
 
@@ -303,7 +307,7 @@ impl Capacity {
             Ok(Decision::Refused(short)) => return Ok(Next::Done(Admission::Refused(self.full(order, &short)?))),
             Ok(Decision::Admitted { places, would }) => (places, would),
             Err(GateError::Away(why)) => {
-                self.undone(undone::What::Forbid(order.call.clone()));
+                self.undone(undone::What::Forbid(state.epoch, order.call.clone()));
                 return self.in_outage(order, call, state, why).boxed().await;
             }
             Err(error) => return self.is_elsewhere(state, &error).boxed().await,
@@ -374,8 +378,17 @@ impl Capacity {
         self.0.metrics.degraded("open");
         let places = order.places.wanted;
         call.places = places;
+        let held = Held {
+            call: order.call.clone(),
+            keys: call.keys.clone(),
+            places,
+            since_ms: call.at_ms,
+            overrun: call.overrun,
+        };
         match self.0.store.open(call, Some(state.epoch)).await? {
             Opened::New(news) => {
+                // Behind the word that takes its admission back.
+                self.undone(undone::What::Adopt(state.epoch, held));
                 Ok(Next::Done(Admission::Admitted(Lease { call: order.call.clone(), places }, None, news)))
             }
             Opened::Known(known) => Ok(Next::Done(Admission::Known(known))),
@@ -415,7 +428,7 @@ impl Capacity {
             overrun: call.overrun,
         };
         if !self.is_shared() {
-            self.tell(undone::What::Adopt(held)).boxed().await;
+            self.tell(undone::What::Adopt(self.state().epoch, held)).boxed().await;
             failpoint::hit("call.adopted").await;
             let id = call.id.clone();
             let opened = self.0.store.open(call, None).await;
@@ -429,7 +442,7 @@ impl Capacity {
             match self.0.store.open(call.clone(), Some(state.epoch)).await? {
                 Opened::New(news) => {
                     failpoint::hit("call.adopted").await;
-                    self.tell(undone::What::Adopt(held)).boxed().await;
+                    self.tell(undone::What::Adopt(state.epoch, held)).boxed().await;
                     return Ok(Opened::New(news));
                 }
                 Opened::Outdated(now) => self.take_up(now),

@@ -11,6 +11,8 @@ pub type UnixMs = i64;
 #[derive(Debug, Clone, Default)]
 pub struct Clock {
     offset_ms: Arc<AtomicI64>,
+    /// The offset alone is the time.
+    stands: bool,
 }
 
 impl Clock {
@@ -19,10 +21,19 @@ impl Clock {
         Self::default()
     }
 
+    /// A clock that stands until it is moved. For tests.
+    pub fn standing_at(now_ms: UnixMs) -> Self {
+        Self { offset_ms: Arc::new(AtomicI64::new(now_ms)), stands: true }
+    }
+
     /// Now. A system clock before 1970 reads as 1970.
     pub fn now_ms(&self) -> UnixMs {
+        let offset_ms = self.offset_ms.load(Ordering::Relaxed);
+        if self.stands {
+            return offset_ms;
+        }
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        i64::try_from(since.as_millis()).unwrap_or(i64::MAX).saturating_add(self.offset_ms.load(Ordering::Relaxed))
+        i64::try_from(since.as_millis()).unwrap_or(i64::MAX).saturating_add(offset_ms)
     }
 
     /// Moves this clock and every clone of it. For tests.

@@ -148,7 +148,7 @@ impl Capacity {
     }
 
     /// Whether the gate still lacks what somebody missed: another replica may have filled it since.
-    async fn is_unfilled(&self) -> bool {
+    pub(super) async fn is_unfilled(&self) -> bool {
         if !self.0.unfilled.load(Ordering::Relaxed) {
             return false;
         }

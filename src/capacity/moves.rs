@@ -19,7 +19,7 @@ use crate::store::{Result, StoreError};
 
 /// A lease without a record, or a record without a lease, is looked at only after so long: the one is written before the other,
 /// and a process may have been held up in between.
-const GRACE_MS: i64 = 15_000;
+pub(super) const GRACE_MS: i64 = 15_000;
 /// The pause after a move that another replica made first.
 const MOVED_BY_ANOTHER: Duration = Duration::from_millis(5);
 
@@ -167,7 +167,7 @@ impl Capacity {
         }
         for one in open.into_values().filter(old) {
             found.uncounted += 1;
-            self.tell(undone::What::Adopt(one.clone())).boxed().await;
+            self.tell(undone::What::Adopt(state.epoch, one.clone())).boxed().await;
             // It may have ended since the record was read.
             if self.lease(&one.call).boxed().await?.is_none() {
                 self.tell(undone::What::Release(one.call)).boxed().await;

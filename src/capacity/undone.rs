@@ -21,10 +21,21 @@ const UNAWARE: Duration = Duration::from_secs(10);
 pub(super) enum What {
     /// The call has ended, or was never put on record.
     Release(CallId),
-    /// Its admission got no answer.
-    Forbid(CallId),
-    /// It is on record and has to be counted.
-    Adopt(Held),
+    /// Its admission under this epoch got no answer.
+    Forbid(i64, CallId),
+    /// It was put on record under this epoch and has to be counted.
+    Adopt(i64, Held),
+}
+
+impl What {
+    /// Whether a move has done it since: what was asked under an epoch that is over comes to nothing, and what was on record is
+    /// counted, perhaps by other limits.
+    fn is_over(&self, epoch: i64) -> bool {
+        match self {
+            What::Release(_) => false,
+            What::Forbid(under, _) | What::Adopt(under, _) => *under < epoch,
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -87,11 +98,11 @@ impl Capacity {
 
     async fn say(&self, what: &What) -> Result<(), GateError> {
         let state = self.state();
-        let Some(gate) = self.gate_of(state.mode) else { return Ok(()) };
+        let Some(gate) = self.gate_of(state.mode).filter(|_| !what.is_over(state.epoch)) else { return Ok(()) };
         match what {
             What::Release(call) => gate.release(state.epoch, call).await.map(drop),
-            What::Forbid(call) => gate.forbid(state.epoch, call).await,
-            What::Adopt(held) => gate.adopt(state.epoch, held).await,
+            What::Forbid(_, call) => gate.forbid(state.epoch, call).await,
+            What::Adopt(_, held) => gate.adopt(state.epoch, held).await,
         }
     }
 
@@ -104,7 +115,7 @@ impl Capacity {
                 return true;
             }
             // It waited, and may have ended meanwhile: its end may have been told before.
-            if let What::Adopt(held) = what
+            if let What::Adopt(_, held) = what
                 && let Ok(Some(record)) = self.0.store.call(&held.call).await
                 && record.phase == Phase::Ended
             {

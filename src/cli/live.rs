@@ -1,4 +1,5 @@
-//! `ringfence check --live`: what a config meets. Everything is read, nothing is changed.
+//! `ringfence check --live`: what a config meets. Everything is read, nothing is changed; in Redis what the gate does is tried under
+//! names of its own, and nothing of it stays.
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
@@ -11,6 +12,7 @@ use serde_json::Value;
 
 use crate::config::Config;
 use crate::config::report::{Diagnostic, Report};
+use crate::gate::redis::{self, RedisGate};
 use crate::net::{Upstream, UpstreamSettings, install_crypto_provider, port_owner};
 use crate::provider::account::Account;
 use crate::provider::check::{Check, Finding, Here, Hooks, plain};
@@ -34,7 +36,7 @@ pub(super) struct Found {
     pub lines: Vec<String>,
 }
 
-/// Asks every account that has credentials, the store and the ports.
+/// Asks every account that has credentials, the store, the gate's Redis and the ports.
 pub(super) async fn ask(config: &Config) -> anyhow::Result<Found> {
     install_crypto_provider();
     let settings = UpstreamSettings { extra_ca: config.extra_ca.clone(), ..UpstreamSettings::default() };
@@ -52,6 +54,9 @@ pub(super) async fn ask(config: &Config) -> anyhow::Result<Found> {
     }
     let (store, running) = live.store().await;
     lines.extend(store);
+    if let Some(settings) = &config.redis {
+        lines.extend(live.redis(settings).await);
+    }
     lines.extend(live.ports(running.as_deref()));
     Ok(Found { diagnostics: live.report.finish(), lines })
 }
@@ -284,6 +289,31 @@ impl Live<'_> {
         let title = format!("store {shown} lacks migration {}, and store.migrate_on_start is false", join(missing));
         self.report.error("E053", None, title, "run `ringfence migrate up`");
         None
+    }
+
+    async fn redis(&self, settings: &redis::Settings) -> Option<String> {
+        let shown = settings.shown();
+        let inspected = match RedisGate::new(settings.clone()) {
+            Ok(gate) => gate.inspect().await.map_err(|error| error.to_string()),
+            Err(why) => Err(why),
+        };
+        match inspected {
+            Ok(problems) if problems.is_empty() => {
+                Some(format!("gate {shown}: pool {}, nothing there would lose a lease", settings.pool))
+            }
+            Ok(problems) => {
+                for problem in problems {
+                    let title = format!("gate {shown} cannot be relied on: {}", problem.what);
+                    self.report.error("E055", None, title, &problem.hint);
+                }
+                None
+            }
+            Err(why) => {
+                let help = "look at gate.redis_url, at the network and at the server; until it answers, gate.on_outage says who decides";
+                self.report.error("E055", None, format!("gate {shown}: {why}"), help);
+                None
+            }
+        }
     }
 
     fn ports(&self, running: Option<&str>) -> Vec<String> {

@@ -17,8 +17,6 @@
 //! A gate's no is final. Its yes counts once the call is on record under the same epoch: see [`crate::capacity`].
 
 pub mod memory;
-#[cfg(test)]
-mod model;
 pub mod redis;
 
 use std::time::Instant;

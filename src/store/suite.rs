@@ -65,7 +65,6 @@ macro_rules! behaves_as_a_store {
             a_move_counts_every_open_call_by_the_new_policy,
             of_many_at_once_as_many_are_admitted_as_there_are_places,
             moves_under_load_lose_no_call_and_let_none_in_over_a_limit,
-            it_decides_and_moves_as_the_model_does,
             an_order_is_found_at_another_replica_and_taken_by_one,
             a_record_is_put_together_of_what_is_told,
             a_record_is_completed_once_whoever_tells_of_it,

@@ -1,6 +1,6 @@
 //! Whether the server can be asked. While it cannot, decisions are answered at once, and one task looks for it.
 
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -53,8 +53,6 @@ pub struct Health {
 pub(super) struct Shared {
     pub settings: Settings,
     pub keys: Keys,
-    /// Added to the store's time; tests move it.
-    pub offset_ms: AtomicI64,
     state: Mutex<State>,
     /// Wakes the task: the link was given up.
     lost: Notify,
@@ -74,7 +72,6 @@ impl Shared {
     pub(super) fn new(settings: Settings) -> Self {
         Self {
             keys: Keys::of(&settings.pool),
-            offset_ms: AtomicI64::new(settings.offset_ms),
             settings,
             state: Mutex::new(State { link: None, since: Instant::now(), error: None, problems: vec![] }),
             lost: Notify::new(),

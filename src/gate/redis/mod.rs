@@ -30,7 +30,7 @@ mod rebuild;
 mod scripts;
 mod settings;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::str::FromStr;
 use std::sync::Arc;
@@ -43,7 +43,6 @@ use tokio::task::JoinHandle;
 
 use super::{Gate, GateError, Result};
 use crate::admission::{Counts, Decision, Held, Order, Short, interval_us};
-use crate::clock::UnixMs;
 use crate::ids::CallId;
 use crate::net::install_crypto_provider;
 use crate::policy::{Bound, Mode};
@@ -148,11 +147,6 @@ impl RedisGate {
     /// # Errors
     /// [`GateError`]; of [`GateError::Away`] see there: a lease may have been taken nevertheless.
     pub async fn admit(&self, epoch: i64, order: &Order) -> Result<Decision> {
-        self.decided(epoch, order).await.map(|(decision, _)| decision)
-    }
-
-    /// A decision, and the server's time at which it was made; 0 for a call that held a lease already.
-    async fn decided(&self, epoch: i64, order: &Order) -> Result<(Decision, UnixMs)> {
         self.shared.decisions.fetch_add(1, Ordering::Relaxed);
         let mut keys = self.shared.keys.of_epoch(epoch);
         keys.push(self.shared.keys.gone(&order.call));
@@ -162,7 +156,7 @@ impl RedisGate {
         };
         let mut args = vec![
             epoch.to_string(),
-            self.shared.offset_ms.load(Ordering::Relaxed).to_string(),
+            if self.shared.settings.callers_clock { order.at_ms.to_string() } else { "-".to_owned() },
             order.call.to_string(),
             order.places.wanted.to_string(),
             order.places.at_least.to_string(),
@@ -184,13 +178,13 @@ impl RedisGate {
         }
         let words = self.ask(Script::Admit, &keys, &args, self.shared.settings.timeout).await?;
         match words[0].as_str() {
-            "held" => Ok((Decision::Admitted { places: number(&words, 1)?, would: None }, 0)),
+            "held" => Ok(Decision::Admitted { places: number(&words, 1)?, would: None }),
             "gone" => Err(GateError::Away("this admission was given up before".to_owned())),
             "admitted" => {
-                let would = if words.len() > 3 { Some(short(&words[3..])?) } else { None };
-                Ok((Decision::Admitted { places: number(&words, 2)?, would }, number(&words, 1)?))
+                let would = if words.len() > 2 { Some(short(&words[2..])?) } else { None };
+                Ok(Decision::Admitted { places: number(&words, 1)?, would })
             }
-            "refused" => Ok((Decision::Refused(short(words.get(3..).unwrap_or_default())?), number(&words, 1)?)),
+            "refused" => Ok(Decision::Refused(short(words.get(1..).unwrap_or_default())?)),
             other => Err(strange(other)),
         }
     }

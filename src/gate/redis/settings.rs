@@ -23,8 +23,8 @@ pub struct Settings {
     pub pool: String,
     /// Longest wait for a decision.
     pub timeout: Duration,
-    /// Added to the store's time in milliseconds; 0 outside of tests.
-    pub offset_ms: i64,
+    /// Decisions go by the time that the order says, not by the server's. For tests that step it.
+    pub callers_clock: bool,
 }
 
 /// How the server is found that has the pool's keys.
@@ -52,7 +52,7 @@ impl Settings {
     /// The URL cannot be used. Never holds it: it has a password.
     pub fn new(url: Secret) -> Result<Self, String> {
         let timeout = Duration::from_millis(50);
-        let settings = Self { url, ca_file: None, pool: "default".to_owned(), timeout, offset_ms: 0 };
+        let settings = Self { url, ca_file: None, pool: "default".to_owned(), timeout, callers_clock: false };
         settings.finding()?;
         Ok(settings)
     }

@@ -1,8 +1,7 @@
-//! The gate on real servers. What each method does; outages, topologies and equality with `decide` in their own files.
+//! The gate on real servers. What each method does; outages and topologies in their own files.
 
-mod equal;
 mod outages;
-mod server;
+pub(crate) mod server;
 mod topologies;
 
 use super::*;
@@ -99,6 +98,32 @@ async fn a_call_takes_its_places_once_and_gives_them_back_once() {
     assert_eq!(gate.release(1, &first.call).await, Ok(false));
     assert_eq!(gate.counts(1).await, Ok(Counts::default()));
     assert_eq!(gate.health().decisions, 3);
+}
+
+#[tokio::test]
+async fn decisions_go_by_the_servers_clock() {
+    let (server, gate) = fresh().await;
+    let servers_ms = async || {
+        let (secs, micros): (i64, i64) = server.say(&["TIME"]).await;
+        secs * 1000 + micros / 1000
+    };
+    let before = servers_ms().await;
+    // The caller's clock stands in 1970, and says nothing.
+    assert_eq!(gate.admit(1, &order(&[concurrent("g", 9), rate("day", 1, 86_400_000)])).await, admitted(1));
+    let since = leases(&gate, 1).await[0].since_ms;
+    assert!((before..=servers_ms().await).contains(&since), "{since}");
+    let Ok(Decision::Refused(short)) = gate.admit(1, &order(&[rate("day", 1, 86_400_000)])).await else { panic!() };
+    let token_at = servers_ms().await + short.token_in_ms.unwrap();
+    assert!((since + 86_400_000..=servers_ms().await + 86_400_000).contains(&token_at), "{token_at}");
+}
+
+/// What a clock that was far ahead has taken is owed for a window at most.
+#[tokio::test]
+async fn a_rate_from_the_far_future_waits_for_a_window_and_no_longer() {
+    let (_server, gate) = fresh().await;
+    gate.rebuild(2, &[], &[("cps".to_owned(), i64::MAX / 4096)]).await.unwrap();
+    let Ok(Decision::Refused(short)) = gate.admit(2, &order(&[rate("cps", 2, 1000)])).await else { panic!() };
+    assert_eq!(short.token_in_ms, Some(1_000));
 }
 
 #[tokio::test]

@@ -552,4 +552,4 @@ async fn is_pooled(settings: &Settings) -> Sql<bool> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -22,7 +22,8 @@ pub(super) async fn read_state(pool: &SqlitePool) -> super::Result<GateState> {
 
 pub(super) async fn leases(pool: &SqlitePool) -> super::Result<Vec<Held>> {
     let open = sqlx::query(
-        "SELECT id, keys, places, admitted_at, overrun FROM calls WHERE phase <> 'ended' ORDER BY admitted_at, id",
+        "SELECT id, keys, places, admitted_at, overrun FROM calls INDEXED BY calls_open WHERE phase <> 'ended'
+         ORDER BY admitted_at, id",
     );
     let rows = open.fetch_all(pool).await?;
     rows.iter().map(rows::held).collect::<rows::Sql<_>>().map_err(Into::into)
@@ -79,7 +80,7 @@ pub(super) fn admit(c: &Connection, mut call: NewCall, order: &Order, epoch: i64
 fn count(c: &Connection, order: &Order) -> Written<Counted> {
     let mut counted = Counted { now_ms: order.at_ms, ..Counted::default() };
     let mut held = c.prepare_cached(
-        "SELECT k.value, min(sum(c.places), 4294967295) FROM calls c, json_each(c.keys) k
+        "SELECT k.value, min(sum(c.places), 4294967295) FROM calls c INDEXED BY calls_open, json_each(c.keys) k
          WHERE c.phase <> 'ended' AND k.value IN (SELECT value FROM json_each(?1)) GROUP BY k.value",
     )?;
     for row in held.query_map([to_json(&keys(&order.bindings))?], |row| Ok((row.get(0)?, row.get(1)?)))? {
@@ -104,7 +105,7 @@ fn oldest(c: &Connection, order: &Order, mut short: Short) -> Written<Short> {
         return Ok(short);
     };
     let mut oldest = c.prepare_cached(
-        "SELECT c.admitted_at FROM calls c WHERE c.phase <> 'ended' AND c.places = 1
+        "SELECT c.admitted_at FROM calls c INDEXED BY calls_open WHERE c.phase <> 'ended' AND c.places = 1
              AND EXISTS (SELECT 1 FROM json_each(c.keys) k WHERE k.value = ?1)
          ORDER BY c.admitted_at LIMIT ?2",
     )?;
@@ -171,7 +172,7 @@ fn open_rows(c: &Connection) -> Written<Vec<OpenRow>> {
     let mut open = c.prepare(
         "SELECT id, business, plan, account, provider, carrier, direction, operation, agent, own_number, other_number,
              places, admitted_at, overrun, keys
-         FROM calls WHERE phase <> 'ended' ORDER BY admitted_at, id",
+         FROM calls INDEXED BY calls_open WHERE phase <> 'ended' ORDER BY admitted_at, id",
     )?;
     open.query_map([], read)?.collect()
 }

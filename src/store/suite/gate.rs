@@ -4,20 +4,16 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use super::*;
-use crate::admission::{Decision, OLDEST_MAX, Places, Standing, arrivals_us, decide, interval_us, keys};
-use crate::policy::{AccountLimits, Mode, OnOutage, Rate, Settings, Unknown, WhenFull};
+use crate::admission::{Places, interval_us, keys};
+use crate::policy::{Mode, OnOutage, Rate, Settings, Unknown, WhenFull};
 
 /// So many calls at once, and a rate.
 pub(in crate::store) fn policy(concurrent: u32, rate: Option<Rate>) -> Arc<Policy> {
-    with_accounts(concurrent, rate, vec![])
-}
-
-fn with_accounts(concurrent: u32, rate: Option<Rate>, accounts: Vec<AccountLimits>) -> Arc<Policy> {
     let settings = Settings {
         mode: Mode::Enforce,
         concurrent: Some(concurrent),
         rate,
-        accounts,
+        accounts: vec![],
         plans: BTreeMap::new(),
         limits: vec![],
         businesses: vec![],
@@ -309,126 +305,6 @@ pub(in crate::store) async fn moves_under_load_lose_no_call_and_let_none_in_over
     over.store(true, Ordering::Relaxed);
     tasks.join_all().await;
     assert_eq!(store.leases().await.unwrap(), []);
-}
-
-/// What a gate knows, as plain maps.
-#[derive(Default)]
-struct Model {
-    held: Vec<(Facts, Held)>,
-    arrivals_us: BTreeMap<String, i64>,
-    /// Every create: when, and of which facts.
-    sent: Vec<(UnixMs, Facts)>,
-}
-
-impl Standing for Model {
-    fn held(&self, key: &str) -> u32 {
-        self.of(key).map(|held| held.places).sum()
-    }
-    fn arrival_us(&self, key: &str) -> Option<i64> {
-        self.arrivals_us.get(key).copied()
-    }
-    fn oldest(&self, key: &str) -> Vec<UnixMs> {
-        let mut since: Vec<_> = self.of(key).filter(|held| held.places == 1).map(|held| held.since_ms).collect();
-        since.sort_unstable();
-        since.truncate(OLDEST_MAX);
-        since
-    }
-}
-
-impl Model {
-    fn of(&self, key: &str) -> impl Iterator<Item = &Held> {
-        self.held.iter().map(|(_, held)| held).filter(move |held| held.keys.iter().any(|k| k == key))
-    }
-    fn leases(&self) -> Vec<Held> {
-        let mut leases: Vec<Held> = self.held.iter().map(|(_, held)| held.clone()).collect();
-        leases.sort_by(|a, b| (a.since_ms, &a.call).cmp(&(b.since_ms, &b.call)));
-        leases
-    }
-}
-
-/// Whatever comes, in whatever order: the store decides as [`decide`] does over plain maps.
-pub(in crate::store) async fn it_decides_and_moves_as_the_model_does(fresh: &impl Fresh) {
-    let (store, mut model) = (fresh.open().await, Model::default());
-    let (mut now_ms, mut epoch, mut seed) = (1_000_000, 1, 0x9e37_79b9_7f4a_7c15_u64);
-    let mut dice = |below: u64| {
-        seed ^= seed << 13;
-        seed ^= seed >> 7;
-        seed ^= seed << 17;
-        seed % below
-    };
-    let mut limits = policy(1, None);
-    let (mut admitted, mut refused) = (0, 0);
-    for step in 0..400 {
-        now_ms += dice(700) as i64;
-        match dice(20) {
-            _ if epoch == 1 => {}
-            0 => {}
-            1..=4 if !model.held.is_empty() => {
-                let (_, over) = model.held.remove(dice(model.held.len() as u64) as usize);
-                store.apply(change(&over.call, END)).await.unwrap().unwrap();
-                continue;
-            }
-            5 => {
-                // A call that exists anyway.
-                let mut call = NewCall { at_ms: now_ms, overrun: true, ..new_call(&[]) };
-                call.keys = keys(&limits.bindings(&call.facts));
-                store.open(call.clone(), Some(epoch)).await.unwrap();
-                let NewCall { id, facts, keys, places, .. } = call;
-                model.held.push((facts, Held { call: id, keys, places, since_ms: now_ms, overrun: true }));
-                continue;
-            }
-            _ => {
-                let mut call = NewCall { at_ms: now_ms, ..new_call(&[]) };
-                call.facts.account = AccountName::parse(["twilio", "elevenlabs"][dice(2) as usize]).unwrap();
-                let places = match dice(3) {
-                    0 => Places::up_to(1 + dice(4) as u32),
-                    _ => Places::ONE,
-                };
-                let mode = if dice(10) == 0 { Mode::Observe } else { Mode::Enforce };
-                let order = Order { places, mode, ..order(&call, &limits) };
-                let (decision, taken) = decide(&order, &model, now_ms);
-                let decided = store.admit(call.clone(), order.clone(), epoch).await.unwrap();
-                let expected = match decision {
-                    Decision::Refused(short) => Decided::Refused(short),
-                    Decision::Admitted { places, would } => {
-                        let keys = keys(&order.bindings);
-                        let held = Held { call: call.id.clone(), keys, places, since_ms: now_ms, overrun: false };
-                        model.held.push((call.facts.clone(), held));
-                        model.sent.push((now_ms, call.facts.clone()));
-                        model.arrivals_us.extend(taken);
-                        Decided::New { places, would, news: None }
-                    }
-                };
-                assert_eq!(decided, expected, "step {step}");
-                match decided {
-                    Decided::New { .. } => admitted += 1,
-                    _ => refused += 1,
-                }
-                assert_eq!(store.leases().await.unwrap(), model.leases(), "step {step}");
-                continue;
-            }
-        }
-        // A move, by other limits.
-        let rate = (dice(2) == 0).then(|| Rate { count: 3, window_ms: 5_000, burst: 1 + dice(3) as u32 });
-        let of_account = AccountLimits {
-            name: AccountName::parse("twilio").unwrap(),
-            concurrent: Some(1 + dice(4) as u32),
-            rate: None,
-            business: None,
-        };
-        limits = with_accounts(2 + dice(5) as u32, rate, vec![of_account]);
-        let moved = store.advance(epoch, GateMode::Database, limits.clone(), now_ms).await.unwrap().unwrap();
-        epoch += 1;
-        for (facts, held) in &mut model.held {
-            held.keys = keys(&limits.bindings(facts));
-        }
-        let since_ms = now_ms - limits.longest_rate_ms();
-        let sent: Vec<_> = model.sent.iter().filter(|(at_ms, _)| *at_ms >= since_ms).cloned().collect();
-        let arrivals = arrivals_us(&limits, &sent);
-        assert_eq!((moved.held, &moved.arrivals_us), (model.leases(), &arrivals), "step {step}");
-        model.arrivals_us = arrivals.into_iter().collect();
-    }
-    assert!(admitted > 50 && refused > 50, "{admitted} admitted, {refused} refused: that says little");
 }
 
 /// Runs a test of the store in a process of its own, with what it needs in a variable, and lets it die at a failpoint.

@@ -1,5 +1,5 @@
 -- The decision of `admission::decide`, and what it takes. KEYS[4]: the call's tombstone.
--- ARGV: 2 offset_ms, 3 call, 4 wanted, 5 at least, 6 enforce or observe, then five a limit:
+-- ARGV: 2 the time in milliseconds, or `-`: the server's, 3 call, 4 wanted, 5 at least, 6 enforce or observe, then five a limit:
 --   c KEY ALLOWED - -
 --   r KEY INTERVAL_US TOLERANCE_US AHEAD_US
 local RATES_MAX = 10000
@@ -17,8 +17,11 @@ if redis.call('EXISTS', KEYS[4]) == 1 then
     return { 'gone' }
 end
 
-local time = redis.call('TIME')
-local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000) + tonumber(ARGV[2])
+local now = tonumber(ARGV[2])
+if not now then
+    local time = redis.call('TIME')
+    now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
 local now_us = now * 1000
 local wanted, at_least, enforce = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6] == 'enforce'
 
@@ -80,7 +83,7 @@ end
 
 local short = first_short()
 if short and enforce then
-    return { 'refused', text(now), '0', unpack(short) }
+    return { 'refused', unpack(short) }
 end
 local places = wanted
 if enforce then
@@ -109,4 +112,4 @@ if next(taken) and redis.call('ZCARD', KEYS[3]) > RATES_MAX then
     redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', text(now_us))
 end
 hold(call, places, now, '0', keys)
-return { 'admitted', text(now), text(places), unpack(short or {}) }
+return { 'admitted', text(places), unpack(short or {}) }

@@ -8,10 +8,10 @@ use redis::{Client, FromRedisValue};
 use ulid::Ulid;
 
 /// Longest wait for anything.
-pub(super) const LID: Duration = Duration::from_secs(20);
+pub(crate) const LID: Duration = Duration::from_secs(20);
 
 /// A folder that goes with the test.
-pub(super) struct Folder(pub PathBuf);
+pub(crate) struct Folder(pub PathBuf);
 
 impl Folder {
     pub fn new() -> Self {
@@ -31,14 +31,14 @@ impl Drop for Folder {
 }
 
 /// A server process.
-pub(super) struct Server {
+pub(crate) struct Server {
     child: Child,
     pub port: u16,
     pub folder: Folder,
     args: Vec<String>,
 }
 
-pub(super) fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
@@ -155,7 +155,7 @@ impl Drop for Server {
 }
 
 /// Waits until something is so.
-pub(super) async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
+pub(crate) async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
     let since = Instant::now();
     while !is_so().await {
         assert!(since.elapsed() < LID, "it never came to be that {what}");

@@ -1,0 +1,327 @@
+//! The reference model of capacity: plain lists, no cleverness. Random commands run against it and against every back end, and
+//! after each of them everything has to be the same: who was admitted, what refused whom and for how long, what is on record,
+//! what the gate holds.
+//!
+//! `RINGFENCE_MODEL_SEQUENCES` says how many sequences each back end gets instead of what CI has time for, `RINGFENCE_SEED`
+//! repeats a run. A failure shrinks to the shortest sequence that fails.
+
+mod back_ends;
+mod commands;
+mod run;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::moves::{Compared, GRACE_MS};
+use crate::admission::{Full, GateMode, Held, OLDEST_MAX, Order, Short, Waits, keys};
+use crate::call::{Event, Outcome, Phase, Step, next, stronger};
+use crate::clock::UnixMs;
+use crate::ids::CallId;
+use crate::policy::{Bound, Facts, Mode, OnOutage, Policy, Rate};
+pub(super) use back_ends::World;
+pub(super) use commands::{limits, policy};
+pub(super) use run::new_call;
+
+/// What is said to an order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Answer {
+    Admitted(u32, Option<Full>, Option<Event>),
+    Known(CallId),
+    Refused(Full),
+    /// Nobody decides.
+    Nobody,
+}
+
+/// A call on record that is open.
+#[derive(Debug, Clone)]
+struct Open {
+    facts: Facts,
+    phase: Phase,
+    held: Held,
+}
+
+/// A lease without an open record: whoever had to write the one or to free the other died.
+#[derive(Debug, Clone)]
+struct Ghost {
+    held: Held,
+    /// Its record says that it is over; else it never got one.
+    is_ended: bool,
+}
+
+/// Whose an id is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Owner {
+    Call(CallId),
+    /// News that waits for its call.
+    News(Event),
+}
+
+/// Everything there is to know.
+struct Model {
+    /// Who decides when nothing is wrong.
+    home: GateMode,
+    /// Who decides.
+    mode: GateMode,
+    /// The gate has what it was filled with.
+    is_filled: bool,
+    now: UnixMs,
+    /// Each replica's limits, and what it has learnt of lengths.
+    replicas: Vec<(Arc<Policy>, Waits)>,
+    open: Vec<Open>,
+    ghosts: Vec<Ghost>,
+    /// Every call that ever was on record and took tokens: when, and of which facts.
+    sent: Vec<(UnixMs, Facts)>,
+    /// What the rates have given out, in its order.
+    tokens: Vec<(String, UnixMs, Rate)>,
+    owners: BTreeMap<usize, Owner>,
+}
+
+impl Model {
+    fn new(home: GateMode, now: UnixMs, policies: Vec<Arc<Policy>>) -> Self {
+        Self {
+            home,
+            mode: home,
+            is_filled: true,
+            now,
+            replicas: policies.into_iter().map(|policy| (policy, Waits::default())).collect(),
+            open: vec![],
+            ghosts: vec![],
+            sent: vec![],
+            tokens: vec![],
+            owners: BTreeMap::new(),
+        }
+    }
+
+    /// What is on record.
+    fn leases(&self) -> Vec<Held> {
+        self.open.iter().map(|open| open.held.clone()).collect()
+    }
+
+    /// What takes room. The database counts nothing but its record.
+    fn holding(&self) -> Vec<Held> {
+        let ghosts = self.ghosts.iter().filter(|_| self.mode != GateMode::Database).map(|ghost| ghost.held.clone());
+        self.leases().into_iter().chain(ghosts).collect()
+    }
+
+    fn under(&self, key: &str) -> Vec<Held> {
+        self.holding().into_iter().filter(|held| held.keys.iter().any(|one| one == key)).collect()
+    }
+
+    fn places(&self, key: &str) -> u32 {
+        self.under(key).iter().map(|held| held.places).sum()
+    }
+
+    /// The first limit that has too little.
+    fn short(&self, order: &Order) -> Option<Short> {
+        order.bindings.iter().enumerate().find_map(|(binding, limit)| match limit.bound {
+            Bound::Concurrent(allowed) => {
+                let current = self.places(&limit.key);
+                let lacking = (current + order.places.at_least).checked_sub(allowed).filter(|lacking| *lacking > 0)?;
+                let singles = self.under(&limit.key).into_iter().filter(|held| held.places == 1);
+                let mut oldest: Vec<_> = singles.map(|held| held.since_ms).collect();
+                oldest.sort_unstable();
+                oldest.truncate(OLDEST_MAX);
+                Some(Short { binding, current, lacking, token_in_ms: None, oldest })
+            }
+            Bound::Rate(rate) => {
+                let wait_ms = self.token_in_ms(&limit.key, rate);
+                let short = Short { binding, current: 0, lacking: 0, token_in_ms: Some(wait_ms), oldest: vec![] };
+                (wait_ms > 0).then_some(short)
+            }
+        })
+    }
+
+    /// A rate has as many tokens as its burst, and gets one an interval. What it owes beyond that, as observe mode lets it, or a
+    /// clock that went back, is at most a window and one.
+    fn token_in_ms(&self, key: &str, rate: Rate) -> i64 {
+        let interval_us = |rate: Rate| rate.window_ms * 1000 / i64::from(rate.count);
+        let owed = |paid_at_us: i64, rate: Rate, now: UnixMs| {
+            paid_at_us.min(now * 1000 + interval_us(rate) * (i64::from(rate.burst.max(rate.count)) + 1))
+        };
+        let mut paid_at_us = 0;
+        for (_, at, rate) in self.tokens.iter().filter(|(of, ..)| of == key) {
+            paid_at_us = owed(paid_at_us, *rate, *at).max(at * 1000) + interval_us(*rate);
+        }
+        let ahead_us =
+            owed(paid_at_us, rate, self.now) - self.now * 1000 - interval_us(rate) * i64::from(rate.burst - 1);
+        (ahead_us.max(0) + 999) / 1000
+    }
+
+    /// One place after the other, while all limits have one more.
+    fn granted(&self, order: &Order) -> u32 {
+        let has_room = |n: u32| {
+            order.bindings.iter().all(|limit| match limit.bound {
+                Bound::Concurrent(allowed) => self.places(&limit.key) + n <= allowed,
+                Bound::Rate(_) => true,
+            })
+        };
+        (1..=order.places.wanted).take_while(|n| order.mode == Mode::Observe || has_room(*n)).last().unwrap_or(0)
+    }
+
+    /// An order, with one id perhaps, at a replica. Asked again, it is not told what would have refused it.
+    fn admit(&mut self, at: usize, order: &Order, facts: &Facts, alias: Option<usize>, is_again: bool) -> Answer {
+        let owner = alias.and_then(|alias| self.owners.get(&alias).cloned());
+        let known = match &owner {
+            Some(Owner::Call(call)) => Some(call.clone()),
+            _ => None,
+        };
+        let choice = match (self.home, self.mode) {
+            (GateMode::Redis, GateMode::Database) => self.replicas[at].0.on_outage(facts),
+            _ => OnOutage::Database,
+        };
+        let (places, would) = match choice {
+            OnOutage::Closed => return Answer::Nobody,
+            OnOutage::Open => {
+                if let Some(known) = known {
+                    return Answer::Known(known);
+                }
+                (order.places.wanted, None)
+            }
+            OnOutage::Database => {
+                // In one transaction with the record the ids come first; a gate of its own knows none.
+                if let (GateMode::Database, Some(known)) = (self.mode, &known) {
+                    return Answer::Known(known.clone());
+                }
+                let short = self.short(order);
+                if let (Mode::Enforce, Some(short)) = (order.mode, &short) {
+                    return Answer::Refused(self.told(at, order, short));
+                }
+                let granted = self.granted(order);
+                self.take_tokens(order);
+                if let Some(known) = known {
+                    return Answer::Known(known);
+                }
+                (granted, short.filter(|_| !is_again).map(|short| self.told(at, order, &short)))
+            }
+        };
+        let news = match owner {
+            Some(Owner::News(event)) => Some(event),
+            _ => None,
+        };
+        self.open(order.call.clone(), facts, keys(&order.bindings), places, false, alias);
+        self.sent.push((self.now, facts.clone()));
+        Answer::Admitted(places, would, news)
+    }
+
+    /// The gate admitted it, and whoever asked died before the record was written.
+    fn orphan(&mut self, order: &Order) {
+        if order.mode == Mode::Enforce && self.short(order).is_some() {
+            return;
+        }
+        let (places, keys) = (self.granted(order), keys(&order.bindings));
+        self.take_tokens(order);
+        let held = Held { call: order.call.clone(), keys, places, since_ms: self.now, overrun: false };
+        self.ghosts.push(Ghost { held, is_ended: false });
+    }
+
+    fn told(&self, at: usize, order: &Order, short: &Short) -> Full {
+        self.replicas[at].1.full(&order.bindings, short, self.now).unwrap()
+    }
+
+    fn take_tokens(&mut self, order: &Order) {
+        for limit in &order.bindings {
+            if let Bound::Rate(rate) = limit.bound {
+                self.tokens.push((limit.key.clone(), self.now, rate));
+            }
+        }
+    }
+
+    fn open(
+        &mut self,
+        call: CallId,
+        facts: &Facts,
+        keys: Vec<String>,
+        places: u32,
+        overrun: bool,
+        alias: Option<usize>,
+    ) {
+        self.owners.extend(alias.map(|alias| (alias, Owner::Call(call.clone()))));
+        let held = Held { call, keys, places, since_ms: self.now, overrun };
+        self.open.push(Open { facts: facts.clone(), phase: Phase::Reserved, held });
+    }
+
+    /// What an event does to a call, and to whom it was told.
+    fn apply(&mut self, at: usize, call: &CallId, event: Event, is_told: bool) -> Step {
+        let Some(place) = self.open.iter().position(|open| open.held.call == *call) else { return Step::Ignore };
+        let step = next(self.open[place].phase, event);
+        match step {
+            Step::Move(phase) => self.open[place].phase = phase,
+            Step::End(outcome, _) => {
+                let over = self.open.remove(place);
+                if is_told {
+                    self.freed(at, &over, outcome);
+                } else if self.mode != GateMode::Database && self.is_filled {
+                    self.ghosts.push(Ghost { held: over.held, is_ended: true });
+                }
+            }
+            Step::Renew | Step::Ignore => {}
+        }
+        step
+    }
+
+    fn freed(&self, at: usize, over: &Open, outcome: Outcome) {
+        let (policy, waits) = &self.replicas[at];
+        let talked = !matches!(outcome, Outcome::NotCreated | Outcome::Capacity) && over.held.places == 1;
+        waits.freed(&policy.bindings(&over.facts), talked.then(|| self.now - over.held.since_ms));
+    }
+
+    /// A call learns an id, with an event; news that waited under the id comes with it. The call that has the id already, if one has.
+    fn bind(&mut self, at: usize, call: &CallId, alias: usize, event: Event) -> (Step, Option<CallId>) {
+        let (event, conflict) = match self.owners.get(&alias) {
+            Some(Owner::Call(other)) if other != call => (event, Some(other.clone())),
+            Some(Owner::News(news)) => (stronger(event, *news), None),
+            _ => (event, None),
+        };
+        if conflict.is_none() {
+            self.owners.insert(alias, Owner::Call(call.clone()));
+        }
+        (self.apply(at, call, event, true), conflict)
+    }
+
+    /// News of an id. The call that has it, if one has.
+    fn news(&mut self, alias: usize, event: Event) -> Option<CallId> {
+        match self.owners.get(&alias) {
+            Some(Owner::Call(call)) => return Some(call.clone()),
+            Some(Owner::News(before)) => self.owners.insert(alias, Owner::News(stronger(*before, event))),
+            None => self.owners.insert(alias, Owner::News(event)),
+        };
+        None
+    }
+
+    /// A replica moved the gate: everything that is open is counted by its limits, and nothing else.
+    fn moved(&mut self, by: usize, to: GateMode) {
+        let policy = self.replicas[by].0.clone();
+        (self.mode, self.is_filled) = (to, true);
+        self.ghosts.clear();
+        for open in &mut self.open {
+            open.held.keys = keys(&policy.bindings(&open.facts));
+        }
+        let mut sent = self.sent.clone();
+        sent.sort_by_key(|(at, _)| *at);
+        sent.retain(|(at, _)| *at >= self.now - policy.longest_rate_ms());
+        self.tokens.clear();
+        for (at, facts) in sent {
+            for limit in policy.bindings(&facts) {
+                if let Bound::Rate(rate) = limit.bound {
+                    self.tokens.push((limit.key, at, rate));
+                }
+            }
+        }
+    }
+
+    /// What a comparison finds and mends.
+    fn compared(&mut self, by: usize) -> Compared {
+        let mut found = Compared { agree: self.open.len(), ..Compared::default() };
+        if self.mode == GateMode::Database {
+            return found;
+        }
+        let is_old = |ghost: &Ghost| ghost.held.since_ms + GRACE_MS < self.now;
+        found.ended = self.ghosts.iter().filter(|ghost| ghost.is_ended).count();
+        found.orphans = self.ghosts.iter().filter(|ghost| !ghost.is_ended && is_old(ghost)).count();
+        self.ghosts.retain(|ghost| !ghost.is_ended);
+        if found.orphans > 0 {
+            self.moved(by, self.mode);
+        }
+        found
+    }
+}
