@@ -144,6 +144,7 @@ impl Bench {
             fingerprint: None,
             keys: vec![],
             replica: Some(self.capacity.replica().to_owned()),
+            tell: false,
             at_ms,
             deadline_at: at_ms + 90_000,
             callback: None,

@@ -36,6 +36,7 @@ fn new_call() -> NewCall {
         fingerprint: None,
         keys: vec![],
         replica: None,
+        tell: false,
         at_ms: 1_000,
         deadline_at: 91_000,
         callback: None,

@@ -135,6 +135,7 @@ impl App {
             deadlines: config.deadlines.clone(),
             opened: Arc::new(Notify::new()),
             hub: Hub::default(),
+            tell: config.calls.events.is_some(),
         };
         let calls =
             Calls::new(lifecycle, config.accounts.clone(), upstream.map_err(start_error)?, config.calls.clone());
@@ -174,7 +175,10 @@ impl App {
         tasks.spawn(capacity.clone().keep(stop.clone()));
         let (newest, leads) = (live.clone(), move || capacity.role().leads);
         tasks.spawn(webhook::replay_loop(move || newest.webhooks(), leads, stop.clone()));
-        tasks.spawn(deliver::run(calls.clone(), wake, stop.clone()));
+        let newest = live.clone();
+        tasks.spawn(deliver::run(move || newest.calls(), wake, stop.clone()));
+        let (newest, role) = (live.clone(), calls.lifecycle.capacity.clone());
+        tasks.spawn(webhook::records_loop(move || newest.webhooks(), move || role.role().leads, stop.clone()));
         tasks.spawn(purge(live.clone(), stop.clone()));
         tasks.spawn(watch::run(live.clone(), stop.clone()));
         if let Some(tls) = tls {

@@ -45,6 +45,8 @@ pub struct Lifecycle {
     pub opened: Arc<Notify>,
     /// Told of every call that ends.
     pub hub: Hub,
+    /// The app is told of calls by events of our own.
+    pub tell: bool,
 }
 
 /// How often a change is applied again that the store may have written.
@@ -67,7 +69,7 @@ fn finished<T: Send + 'static>(
 impl Lifecycle {
     /// A change of a call, to be filled in.
     pub fn change(&self, call: &CallId, seen_by: &'static str) -> Change {
-        Change::of(call, seen_by, self.clock.now_ms(), &self.deadlines)
+        Change { tell: self.tell, ..Change::of(call, seen_by, self.clock.now_ms(), &self.deadlines) }
     }
 
     /// A call to be put on record; its deadline is that of its phase.
@@ -87,6 +89,7 @@ impl Lifecycle {
             fingerprint: None,
             keys: vec![],
             replica: Some(self.capacity.replica().to_owned()),
+            tell: self.tell,
             aliases: vec![],
         }
     }

@@ -37,6 +37,7 @@ struct Inner {
     upstream_seconds: HistogramVec,
     webhooks: IntCounterVec,
     deliveries: IntCounterVec,
+    records: IntCounterVec,
     sweeps: IntCounterVec,
     provider_live: IntGaugeVec,
     alias_conflicts: IntCounter,
@@ -169,6 +170,11 @@ impl Metrics {
                 &["account", "event", "outcome"],
             )?,
             deliveries: m.counters("ringfence_deliveries_total", "Deliveries to the app, by result.", &["result"])?,
+            records: m.counters(
+                "ringfence_post_call_records_total",
+                "Post-call records, by how they came: webhook, asked, or missing.",
+                &["account", "came"],
+            )?,
             sweeps: m.counters(
                 "ringfence_sweeps_total",
                 "Times an account was asked for its live calls.",
@@ -313,6 +319,11 @@ impl Metrics {
     /// The app was told, or not.
     pub fn delivery(&self, result: &str) {
         self.inner.deliveries.with_label_values(&[result]).inc();
+    }
+
+    /// A post-call record came, or never will.
+    pub fn record(&self, account: &str, came: &str) {
+        self.inner.records.with_label_values(&[account, came]).inc();
     }
 
     /// An account was asked for its live calls.

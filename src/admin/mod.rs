@@ -2,6 +2,7 @@
 //! that ringfence replaces (contract §1).
 
 pub mod auth;
+mod desk;
 pub mod reload;
 
 use std::collections::BTreeMap;
@@ -156,7 +157,14 @@ impl Admin {
             (&Method::GET, ["api", "calls", id]) => {
                 let who = may(Scope::Read)?;
                 let record = self.find(&percent_decode(id), &who).await?;
-                ok(&shown(&record))
+                let kept = self.calls.lifecycle.store.post_call(&record.id).await?;
+                let mut shown = shown(&record);
+                shown["record"] = json!(kept.as_ref().map(crate::calls::records::shown));
+                ok(&shown)
+            }
+            (&Method::POST, ["conversations", id, "fetch"]) => {
+                let who = may(Scope::Operate)?;
+                Ok(self.calls.fetch_conversation(&percent_decode(id), move |business| who.sees(business)).await)
             }
             (&Method::POST, ["api", "calls", id, act @ ("hangup" | "release")]) => {
                 let who = may(Scope::Operate)?;
@@ -166,6 +174,29 @@ impl Admin {
                 } else {
                     self.release(exchange, &record, &who).await
                 }
+            }
+            (&Method::GET, ["api", "events"]) => {
+                may(Scope::Read)?.sees_all()?;
+                self.inbox_list(exchange.query().unwrap_or_default()).await
+            }
+            (&Method::GET, ["api", "events", id]) => {
+                may(Scope::Read)?.sees_all()?;
+                self.inbox_one(&percent_decode(id)).await
+            }
+            (&Method::POST, ["api", "events", id, "replay"]) => {
+                let who = may(Scope::Operate)?.sees_all()?;
+                self.inbox_replay(&percent_decode(id), &who).await
+            }
+            (&Method::GET, ["api", "audit"]) => {
+                may(Scope::Read)?.sees_all()?;
+                self.audit_list(exchange.query().unwrap_or_default()).await
+            }
+            (&Method::POST, ["api", "businesses", id, "purge"]) => {
+                let who = may(Scope::Operate)?.sees_all()?;
+                let id = BusinessId::parse(&percent_decode(id)).map_err(|e| bad(e.to_string()))?;
+                let body = exchange.read_body(BODY_BYTES_MAX).await.map_err(|e| bad(e.to_string()))?;
+                let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+                self.purge(&id, body["reason"].as_str(), &who).await
             }
             (&Method::POST, ["api", "reload"]) => {
                 let who = may(Scope::Operate)?.sees_all()?;
@@ -464,7 +495,10 @@ impl Admin {
     }
 
     async fn hang_up(&self, record: &CallRecord, who: &Caller) -> Answer {
-        info!(call = %record.id, by = who.name, "hang-up asked for");
+        // A store that takes no writes must not keep a call up; the log has it then.
+        if let Err(Problem::Store(error)) = self.note(who, "hangup", record.id.as_str(), None).await {
+            warn!(call = %record.id, by = who.name, %error, "a hang-up could not be noted in the audit");
+        }
         if record.phase == Phase::Ended {
             return ok(&json!({"result": "over", "call": shown(record)}));
         }
@@ -492,6 +526,7 @@ impl Admin {
                 "releasing frees the slot while the call may go on: send {\"force\":true,\"reason\":\"…\"}",
             ));
         }
+        self.note(who, "release", record.id.as_str(), Some(reason)).await?;
         let ended = self.calls.lifecycle.end(&record.id, Outcome::Failed, EndProof::Operator, "operator").await?;
         warn!(call = %record.id, by = who.name, reason, "a slot was released by an operator; the call may go on");
         ok(&json!({"result": "released", "call": ended.map(|a| shown(&a.record))}))

@@ -14,6 +14,7 @@ use crate::config::report::Diagnostic;
 use crate::reconcile::Looked;
 use crate::reply::json_answer;
 use crate::store::StoreError;
+use crate::webhook::Replayed;
 
 /// The running program, as the console may steer it.
 #[async_trait]
@@ -26,6 +27,9 @@ pub trait Running: Send + Sync + 'static {
 
     /// Compares leases, records and providers now, and mends what differs.
     async fn reconcile(self: Arc<Self>) -> Reconciled;
+
+    /// Applies a webhook once more and delivers it again; or delivers an event of our own again. `None`: there is none.
+    async fn replay_event(self: Arc<Self>, id: &str) -> Result<Option<Replayed>, StoreError>;
 
     /// Which config is in force.
     fn in_force(&self) -> InForce;

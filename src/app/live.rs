@@ -26,7 +26,7 @@ use crate::policy::{Business, Policy, Settings};
 use crate::proxy::Proxy;
 use crate::reconcile::{Looked, Sweeper};
 use crate::store::StoreError;
-use crate::webhook::Webhooks;
+use crate::webhook::{Replayed, Webhooks};
 
 /// What the config was read from.
 pub struct Written {
@@ -367,6 +367,14 @@ impl Running for Live {
             Ok((accounts, Ok(gate))) => Reconciled { accounts, gate: Some(gate), gate_error: None },
             Ok((accounts, Err(error))) => Reconciled { accounts, gate: None, gate_error: Some(error.to_string()) },
             Err(error) => Reconciled { accounts: vec![], gate: None, gate_error: Some(error.to_string()) },
+        }
+    }
+
+    async fn replay_event(self: Arc<Self>, id: &str) -> Result<Option<Replayed>, StoreError> {
+        let (inbox, id) = (self.webhooks(), id.to_owned());
+        match self.tasks.spawn(async move { inbox.replay_asked(&id).await }).await {
+            Ok(result) => result,
+            Err(error) => Err(StoreError::Unknown(format!("the replay did not come to its end: {error}"))),
         }
     }
 

@@ -10,7 +10,7 @@ use crate::call::{Direction, EndProof, Event};
 use crate::clock::UnixMs;
 use crate::ids::Alias;
 use crate::provider::account::Account;
-use crate::provider::description::{CallFacts, DirectionWord, Group, List, Lookup, NextPage};
+use crate::provider::description::{CallFacts, DirectionWord, Group, List, Lookup, NextPage, PostCall};
 use crate::provider::render::{Target, render};
 use crate::provider::select::{Document, Message, Selector};
 use crate::store::CallRecord;
@@ -53,6 +53,15 @@ pub enum LookedUpGroup {
         places: Option<u32>,
     },
     /// There is none.
+    Absent,
+}
+
+/// The answer to the question for a call's record after its end.
+#[derive(Debug, Clone, PartialEq)]
+pub enum LookedUpRecord {
+    /// What the provider tells, and whether that is all.
+    Found(Box<PostCall>, bool),
+    /// It has no record.
     Absent,
 }
 
@@ -135,6 +144,28 @@ impl Calls {
         let value = |name: &str| account.value(name).or_else(|| (name == alias.kind).then(|| alias.id.as_str().into()));
         let path = render(&lookup.path, Target::Url, value)?;
         self.read_record(account, lookup, &path).await
+    }
+
+    /// Asks an account for what it tells of a call after its end.
+    pub async fn look_up_record(&self, account: &Account, record: &CallRecord) -> Result<LookedUpRecord, AskError> {
+        let no_way = || AskError::NoWay(account.name.clone(), "its provider tells nothing of ended calls");
+        let lookup = account.provider.lookup.as_ref().ok_or_else(no_way)?;
+        let rules = lookup.record.as_ref().ok_or_else(no_way)?;
+        let path = self.path(account, Some(record), &lookup.path)?;
+        let response = self.ask(account, Method::GET, &path, None).await?;
+        let status = response.status().as_u16();
+        if lookup.absent.contains(&status) {
+            return Ok(LookedUpRecord::Absent);
+        }
+        if !response.status().is_success() {
+            return Err(AskError::Status(status));
+        }
+        let (body, none) = (decode(&response), Default::default());
+        if body == Document::Empty {
+            return Err(AskError::Status(status));
+        }
+        let (found, complete) = rules.read(&message(&body, &none));
+        Ok(LookedUpRecord::Found(Box::new(found), complete))
     }
 
     async fn read_record(&self, account: &Account, lookup: &Lookup, path: &str) -> Result<LookedUp, AskError> {

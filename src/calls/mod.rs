@@ -2,7 +2,7 @@
 //!
 //! [`place`] sends an order and settles it, `refuse` tells why one was not placed, [`repost`] knows one that is sent again,
 //! `elsewhere` one that first came to another process, and `again` answers it, [`many`] knows orders for many calls, [`inbound`] admits a call that a provider brings, [`lookup`] asks where
-//! calls stand, [`terminate`] ends one and checks that it is over.
+//! calls stand, [`records`] keeps what is told of them after their end, [`terminate`] ends one and checks that it is over.
 
 mod again;
 mod elsewhere;
@@ -11,6 +11,7 @@ mod looks;
 pub mod lookup;
 pub mod many;
 pub mod place;
+pub mod records;
 mod refusals;
 mod refuse;
 pub mod repost;
@@ -62,6 +63,12 @@ pub struct Settings {
     pub inbound_account: Option<AccountName>,
     /// How often every account is asked; the description's pace unless given.
     pub sweep: Option<Duration>,
+    /// How long after a call's end its record may be missing before it is asked for.
+    pub record_wait: Duration,
+    /// What is kept of what was said.
+    pub transcripts: records::Transcripts,
+    /// Where events of our own go, if the app wants them.
+    pub events: Option<Arc<records::OwnEvents>>,
 }
 
 /// See the module. Cloning is cheap.
@@ -153,7 +160,7 @@ impl Calls {
         deadlines: Deadlines,
     ) -> Self {
         Self {
-            lifecycle: Lifecycle { deadlines, ..self.lifecycle.clone() },
+            lifecycle: Lifecycle { deadlines, tell: settings.events.is_some(), ..self.lifecycle.clone() },
             policy,
             accounts: Arc::new(accounts),
             upstream,

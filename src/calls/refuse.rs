@@ -192,6 +192,7 @@ impl Calls {
             limit: what.limit.as_ref().map(|(.., limit)| *limit),
             observed,
             attempts: 1,
+            tell: self.lifecycle.tell,
         };
         self.refusals.keep(record, &self.lifecycle.store, &self.tasks);
     }

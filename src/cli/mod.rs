@@ -7,11 +7,13 @@ mod check;
 mod console;
 pub mod demo;
 mod environment;
+mod events;
 mod file;
 mod init;
 mod live;
 mod logs;
 mod migrate;
+mod purge;
 mod reconcile;
 mod reload;
 mod serve;
@@ -49,6 +51,10 @@ enum Command {
     Token(token::Token),
     /// Show, hang up or release calls of a running sidecar
     Calls(calls::Calls),
+    /// Show webhooks and their deliveries, and apply or deliver them again
+    Events(events::Events),
+    /// Delete what a business left behind: ended calls, records, webhooks, deliveries, refusals
+    Purge(purge::Purge),
     /// Simulate ElevenLabs and Twilio on this machine
     Simulate(simulate::Simulate),
     /// Show what ringfence does, against simulated providers, in a few seconds
@@ -102,6 +108,8 @@ pub fn main() -> ExitCode {
             Command::Migrate(command) => command.run().await,
             Command::Token(command) => command.run(),
             Command::Calls(command) => command.run().await,
+            Command::Events(command) => command.run().await,
+            Command::Purge(command) => command.run().await,
             Command::Simulate(command) => command.run().await,
             Command::Demo(command) => command.run().await,
         }

@@ -8,6 +8,7 @@ mod accounts;
 mod file;
 mod policy;
 mod read;
+mod records;
 pub mod report;
 mod restart;
 
@@ -253,9 +254,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
     let (accounts, account_limits) = accounts::read(root, registry.as_ref());
     let policy = policy::read(root, account_limits);
     let listen = listen(root, folder);
-    let app = root.table("app");
-    let (forward_url, app_public_url) = (app.parsed("forward_url", url), app.parsed("public_url", url));
-    app.finish();
+    let records = records::read(root);
 
     let inbound = root.table("inbound");
     let modes = [("front", InboundMode::Front), ("app", InboundMode::App)];
@@ -344,11 +343,15 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
             sdk_retry_after_max_secs,
             inbound_account,
             sweep,
+            record_wait: records.wait,
+            transcripts: records.transcripts,
+            events: records.events,
         },
         webhooks: webhook::Settings {
             public_url,
-            forward_url,
-            app_public_url,
+            forward_url: records.forward_url,
+            app_public_url: records.app_public_url,
+            unknown_status: records.unknown_status,
             strict: strict.is_strict(),
             inbound_mode,
             agents,

@@ -149,6 +149,14 @@ impl Selector {
             })
     }
 
+    /// What is there of a JSON body, whatever it is but null.
+    pub fn json<'a>(&self, body: &'a Document) -> Option<&'a Value> {
+        self.0.iter().find_map(|place| match (place, body) {
+            (Place::Body(steps), Document::Json(value)) => walk(value, steps).filter(|found| !found.is_null()),
+            _ => None,
+        })
+    }
+
     /// The JSON list that is there, if one is.
     pub fn list<'a>(&self, body: &'a Document) -> Option<&'a Vec<Value>> {
         self.0.iter().find_map(|place| match (place, body) {

@@ -108,6 +108,23 @@ pub fn verify_elevenlabs(
     }
 }
 
+/// The key of a Standard Webhooks secret: `whsec_`, then 24 to 64 bytes in base64.
+///
+/// # Errors
+/// What it is not. The sentence holds nothing of it.
+pub fn standard_key(secret: &Secret) -> Result<Vec<u8>, &'static str> {
+    let text = secret.expose().strip_prefix("whsec_").ok_or("does not start with whsec_")?;
+    let key = BASE64.decode(text).map_err(|_| "is not base64 after whsec_")?;
+    if (24..=64).contains(&key.len()) { Ok(key) } else { Err("must have 24 to 64 bytes after whsec_") }
+}
+
+/// The `webhook-signature` of Standard Webhooks: HMAC-SHA256 over `id.timestamp.body`.
+pub fn sign_standard(key: &[u8], id: &str, at_secs: i64, body: &[u8]) -> String {
+    let message = [format!("{id}.{at_secs}.").as_bytes(), body].concat();
+    let key = hmac::Key::new(hmac::HMAC_SHA256, key);
+    format!("v1,{}", BASE64.encode(hmac::sign(&key, &message)))
+}
+
 /// What Twilio's scheme is checked with.
 #[derive(Debug, Clone, Default)]
 pub struct TwilioKeys {
@@ -367,6 +384,17 @@ mod tests {
                 Err(BadSignature::Malformed("ElevenLabs-Signature")),
                 "{bad:?}"
             );
+        }
+    }
+
+    /// The example of the specification's own libraries.
+    #[test]
+    fn standard_webhooks_are_signed_as_specified() {
+        let key = standard_key(&Secret::new("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")).unwrap();
+        let signature = sign_standard(&key, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1_614_265_330, br#"{"test": 2432232314}"#);
+        assert_eq!(signature, "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
+        for bad in ["MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_short", "whsec_c2hvcnQ=", "whsec_!!"] {
+            assert!(standard_key(&Secret::new(bad)).is_err(), "{bad}");
         }
     }
 

@@ -382,7 +382,7 @@ pub(super) fn resource(call: &Call, account: &str) -> Value {
         "start_time": started.map(rfc2822),
         "end_time": call.ended.map(rfc2822),
         "duration": over.then(|| call.talked_secs().to_string()),
-        "price": null,
+        "price": over.then_some("-0.00850"),
         "price_unit": "USD",
         "direction": leg.direction,
         "answered_by": null,

@@ -11,15 +11,18 @@
 //!   under the epoch that the pool has at that moment ([`GateState`]).
 
 mod decide;
+mod desk;
 mod fleet;
 mod health;
 pub mod migrations;
 pub mod postgres;
+mod records;
 mod rows;
 pub mod sqlite;
 mod standing;
 #[cfg(test)]
 mod suite;
+mod told;
 
 use std::sync::Arc;
 
@@ -31,7 +34,9 @@ use crate::call::{EndProof, Event, Origin, Outcome, Phase, Step};
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId, RefusalId};
 use crate::policy::{Business, Facts, Policy};
+pub use desk::{AuditRecord, Desk, Inbox, InboxEvent, Outbox, OutboxDelivery, Purged};
 pub use fleet::{BEAT_EVERY_MS, Fleet, LIVE_MS, Living, Replica, Sharing};
+pub use records::{Put, PutPostCall, Records, StoredPostCall};
 
 /// The alias kind of an app's own idempotency key. Unlike other ids it may pass to another call: when the order that showed it
 /// was proven not to have made one.
@@ -159,6 +164,8 @@ pub struct NewCall {
     pub keys: Vec<String>,
     /// The replica that puts it on record.
     pub replica: Option<String>,
+    /// The app is told by an event of our own.
+    pub tell: bool,
     /// Ids that are known already. Where one of them belongs to another call, nothing is written. An id of our own kind names the
     /// first record of the same call, which was given up: its ids become this one's.
     pub aliases: Vec<Alias>,
@@ -252,6 +259,8 @@ pub struct Change {
     pub overrun: Option<bool>,
     /// Notes that a look-up found nothing (`true`) or found it again.
     pub absent: Option<bool>,
+    /// The app is told by an event of our own.
+    pub tell: bool,
 }
 
 impl Change {
@@ -267,6 +276,7 @@ impl Change {
             unsettled: None,
             overrun: None,
             absent: None,
+            tell: false,
         }
     }
 }
@@ -342,6 +352,13 @@ pub struct Delivery {
     pub attempts: u32,
 }
 
+impl Delivery {
+    /// It is an event of our own: it goes to where the config has it now, signed when it is sent.
+    pub fn is_own(&self) -> bool {
+        self.url.is_empty()
+    }
+}
+
 /// A refusal, for the record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RefusalRecord {
@@ -367,11 +384,14 @@ pub struct RefusalRecord {
     pub observed: bool,
     /// How often the order was sent: the tries of an SDK are one refusal.
     pub attempts: u32,
+    /// The app is told by an event of our own.
+    #[serde(skip)]
+    pub tell: bool,
 }
 
 /// See the module's contract.
 #[async_trait]
-pub trait Store: Send + Sync + 'static {
+pub trait Store: Records + Desk + Send + Sync + 'static {
     /// Puts a call on record that a gate has admitted, or that exists anyway. With an epoch it is written only while the pool's
     /// is that one; without, this process alone admits.
     async fn open(&self, call: NewCall, epoch: Option<i64>) -> Result<Opened>;
@@ -436,7 +456,8 @@ pub trait Store: Send + Sync + 'static {
         at_ms: UnixMs,
     ) -> Result<bool>;
 
-    /// Webhooks that came before a time and whose application did not come to its end, the oldest first.
+    /// Webhooks that came before a time, or are to be tried again by then, and whose application did not come to its end; the
+    /// oldest first. Not those that are parked.
     async fn unsettled_events(&self, before_ms: UnixMs) -> Result<Vec<NewEvent>>;
 
     /// Takes deliveries that are due, in order: nobody else gets them for [`TAKEN_MS`] by the store's clock, and the next of a
@@ -475,9 +496,9 @@ pub trait Store: Send + Sync + 'static {
     /// Whether it can write, as far as the last writes tell; while they failed, by writing.
     async fn ping(&self) -> Result<()>;
 
-    /// Forgets what is older than its retention: ended calls with their ids, settled webhooks, finished deliveries, refusals;
-    /// and news that no call claimed. Little by little: other writes get their turn. Returns how many calls, webhooks, deliveries,
-    /// refusals and pieces of news went.
+    /// Forgets what is older than its retention: ended calls with their ids, settled webhooks, finished deliveries, refusals,
+    /// the audit; and news that no call claimed. Little by little: other writes get their turn. Returns how many calls, webhooks,
+    /// deliveries, refusals, acts and pieces of news went.
     async fn purge(&self, ended_before_ms: UnixMs, early_before_ms: UnixMs) -> Result<u64>;
 
     /// Writes that failed since the start.

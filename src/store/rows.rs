@@ -6,10 +6,11 @@ use sqlx::postgres::PgRow;
 use sqlx::sqlite::SqliteRow;
 
 use super::standing::OpenRow;
-use super::{CallRecord, OrderRecord};
+use super::{AuditRecord, CallRecord, InboxEvent, OrderRecord, OutboxDelivery, StoredPostCall};
 use crate::admission::{GateState, Held};
 use crate::ids::{AccountName, Alias, BusinessId, CallId};
 use crate::policy::Facts;
+use crate::provider::description::PostCall;
 
 /// What reading a row comes to.
 pub(super) type Sql<T> = Result<T, sqlx::Error>;
@@ -21,6 +22,8 @@ pub(super) trait Columns {
     fn number(&self, column: &str) -> Sql<i64>;
     fn optional_number(&self, column: &str) -> Sql<Option<i64>>;
     fn flag(&self, column: &str) -> Sql<bool>;
+    fn optional_flag(&self, column: &str) -> Sql<Option<bool>>;
+    fn optional_float(&self, column: &str) -> Sql<Option<f64>>;
 }
 
 macro_rules! columns {
@@ -39,6 +42,12 @@ macro_rules! columns {
                 self.try_get(column)
             }
             fn flag(&self, column: &str) -> Sql<bool> {
+                self.try_get(column)
+            }
+            fn optional_flag(&self, column: &str) -> Sql<Option<bool>> {
+                self.try_get(column)
+            }
+            fn optional_float(&self, column: &str) -> Sql<Option<f64>> {
                 self.try_get(column)
             }
         }
@@ -105,6 +114,78 @@ pub(super) fn record(row: &impl Columns, aliases: Vec<Alias>) -> Sql<CallRecord>
         fingerprint: row.optional_text("fingerprint")?,
         replica: row.optional_text("replica")?,
         aliases,
+    })
+}
+
+fn without_query(url: &str) -> String {
+    url.split(['?', '#']).next().unwrap_or_default().to_owned()
+}
+
+/// A webhook of the inbox.
+pub(super) fn inbox_event(row: &impl Columns) -> Sql<InboxEvent> {
+    Ok(InboxEvent {
+        id: row.text("id")?,
+        account: row.text("account")?,
+        webhook: row.text("webhook")?,
+        event: row.text("event")?,
+        received_at: row.number("received_at")?,
+        path: without_query(&row.text("path")?),
+        has_body: row.flag("has_body")?,
+        call: row.optional_text("call_id")?,
+        outcome: row.optional_text("outcome")?,
+        tries: row.number("tries")?.try_into().map_err(damaged)?,
+        due_at: row.optional_number("due_at")?,
+        parked_at: row.optional_number("parked_at")?,
+        error: row.optional_text("error")?,
+    })
+}
+
+/// A delivery of the outbox.
+pub(super) fn outbox_delivery(row: &impl Columns) -> Sql<OutboxDelivery> {
+    Ok(OutboxDelivery {
+        id: row.text("id")?,
+        event_id: row.text("event_id")?,
+        call: row.optional_text("call_id")?,
+        url: without_query(&row.text("url")?),
+        own: row.flag("own")?,
+        attempts: row.number("attempts")?.try_into().map_err(damaged)?,
+        due_at: row.optional_number("due_at")?,
+        done_at: row.optional_number("done_at")?,
+        last_error: row.optional_text("last_error")?,
+    })
+}
+
+/// Something that an operator did.
+pub(super) fn audit_record(row: &impl Columns) -> Sql<AuditRecord> {
+    Ok(AuditRecord {
+        id: row.text("id")?,
+        at: row.number("at")?,
+        who: row.text("who")?,
+        what: row.text("what")?,
+        target: row.text("target")?,
+        reason: row.optional_text("reason")?,
+    })
+}
+
+/// A post-call record.
+pub(super) fn post_call(row: &impl Columns) -> Sql<StoredPostCall> {
+    Ok(StoredPostCall {
+        found: PostCall {
+            transcript_summary: row.optional_text("transcript_summary")?,
+            call_duration_seconds: row.optional_number("call_duration_seconds")?,
+            cost: row.optional_float("cost")?,
+            cost_unit: row.optional_text("cost_unit")?,
+            call_successful: row.optional_flag("call_successful")?,
+            analysis_data: json(row.optional_text("analysis_data")?)?,
+            metadata_json: json(row.optional_text("metadata_json")?)?,
+            call_end_time: row.optional_number("call_end_time")?,
+            transcript_json: json(row.optional_text("transcript_json")?)?,
+        },
+        recorded_at: row.optional_number("recorded_at")?,
+        recorded_by: row.optional_text("recorded_by")?,
+        tries: row.number("tries")?.try_into().map_err(damaged)?,
+        due_at: row.optional_number("due_at")?,
+        last_error: row.optional_text("last_error")?,
     })
 }
 

@@ -2,14 +2,18 @@
 //!
 //! A back end gives a [`Fresh`]: an empty store, a way to open it again, and a way past the trait to its tables.
 
+mod desk;
 mod gate;
+mod records;
 
 use std::sync::Arc;
 
 use super::*;
 use crate::call::{Deadlines, Direction, EndProof, Origin, Outcome, Phase, Step};
 use crate::ids::{AccountName, BusinessId};
+pub(super) use desk::*;
 pub(super) use gate::*;
+pub(super) use records::*;
 
 /// A store of a test's own, which goes when the test ends.
 #[async_trait]
@@ -61,7 +65,17 @@ macro_rules! behaves_as_a_store {
             a_move_counts_every_open_call_by_the_new_policy,
             of_many_at_once_as_many_are_admitted_as_there_are_places,
             moves_under_load_lose_no_call_and_let_none_in_over_a_limit,
-            an_order_is_found_at_another_replica_and_taken_by_one
+            an_order_is_found_at_another_replica_and_taken_by_one,
+            a_record_is_put_together_of_what_is_told,
+            a_record_is_completed_once_whoever_tells_of_it,
+            calls_without_a_record_are_found_and_expected_once,
+            a_webhook_waits_for_its_call,
+            the_app_is_told_in_the_transaction_of_the_fact,
+            own_events_do_not_wait_for_webhooks,
+            a_webhook_that_cannot_be_applied_is_parked_and_opened_again,
+            what_was_delivered_or_given_up_is_delivered_again_under_its_id,
+            a_business_is_purged_and_its_open_calls_stay,
+            who_did_what_is_kept_and_forgotten_in_time
         );
     };
     ($fresh:path, $($behaviour:ident),+) => {
@@ -102,6 +116,7 @@ pub(super) fn new_call(aliases: &[(&str, &str)]) -> NewCall {
         fingerprint: None,
         keys: vec![],
         replica: None,
+        tell: false,
         aliases: aliases.iter().filter_map(|(k, i)| Alias::new(k, i)).collect(),
     }
 }
@@ -391,6 +406,7 @@ pub(super) async fn the_latest_come_first(fresh: &impl Fresh) {
         limit: Some(3),
         observed: false,
         attempts: 1,
+        tell: false,
     };
     let other = RefusalRecord { id: RefusalId::new(), at: 2, limit_name: None, ..refusal.clone() };
     store.refused(vec![]).await.unwrap();

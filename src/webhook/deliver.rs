@@ -15,11 +15,12 @@ use tracing::warn;
 use ulid::Ulid;
 
 use crate::calls::Calls;
+use crate::calls::records::Transcripts;
 use crate::failpoint;
 use crate::net::Upstream;
 use crate::net::headers::strip_hop_by_hop;
 use crate::provider::account::Account;
-use crate::provider::sign::{Scheme, without_fragment};
+use crate::provider::sign::{Scheme, sign_standard, standard_key, without_fragment};
 use crate::store::Delivery;
 
 /// Pauses between tries, in seconds. After the last the delivery is given up and stays on record with its error.
@@ -87,6 +88,20 @@ pub fn compose(
     }
 }
 
+/// An event of our own as it is sent now: signed as Standard Webhooks has it, with its id, which stays the same at every try.
+fn signed(calls: &Calls, delivery: &Delivery) -> Result<Delivery, String> {
+    let events = calls.settings.events.as_ref().ok_or("app.events_url is not set any more")?;
+    let (key, at_secs) = (standard_key(&events.secret)?, calls.lifecycle.clock.now_ms() / 1000);
+    let headers = [
+        ("content-type", "application/json".to_owned()),
+        ("webhook-id", delivery.id.clone()),
+        ("webhook-timestamp", at_secs.to_string()),
+        ("webhook-signature", sign_standard(&key, &delivery.id, at_secs, &delivery.body)),
+    ];
+    let headers = headers.map(|(name, value)| (name.to_owned(), value)).to_vec();
+    Ok(Delivery { url: events.url.to_string(), headers, ..delivery.clone() })
+}
+
 /// Sends a delivery once. The app has it when it answers with 2xx.
 pub async fn send(upstream: &Upstream, delivery: &Delivery) -> Result<(), String> {
     let mut request = Request::new(Bytes::from(delivery.body.clone()));
@@ -106,9 +121,12 @@ pub async fn send(upstream: &Upstream, delivery: &Delivery) -> Result<(), String
 
 /// Delivers what is due until it is told to stop. Those of one call go one after the other, whichever process sends them; one
 /// that is slow holds up no other call's. What is left is due again after a restart.
-pub async fn run(calls: Calls, wake: Arc<Notify>, stop: CancellationToken) {
+///
+/// `newest` gives the newest generation of calls.
+pub async fn run(newest: impl Fn() -> Calls, wake: Arc<Notify>, stop: CancellationToken) {
     let mut under_way = tokio::task::JoinSet::new();
     loop {
+        let calls = newest();
         let now_ms = calls.lifecycle.clock.now_ms();
         let room = AT_ONCE.saturating_sub(u32::try_from(under_way.len()).unwrap_or(AT_ONCE));
         if room > 0 {
@@ -135,7 +153,13 @@ pub async fn run(calls: Calls, wake: Arc<Notify>, stop: CancellationToken) {
 }
 
 async fn one(calls: &Calls, delivery: &Delivery) {
-    let result = send(&calls.upstream, delivery).await;
+    let result = match delivery.is_own() {
+        true => match signed(calls, delivery) {
+            Ok(signed) => send(&calls.upstream, &signed).await,
+            Err(why) => Err(why),
+        },
+        false => send(&calls.upstream, delivery).await,
+    };
     failpoint::hit("delivery.sent").await;
     let now_ms = calls.lifecycle.clock.now_ms();
     let noted = match result {
@@ -150,7 +174,14 @@ async fn one(calls: &Calls, delivery: &Delivery) {
             Err((error, pause_secs.map(|secs| now_ms + secs * 1000)))
         }
     };
-    if let Err(error) = calls.lifecycle.store.delivered(&delivery.id, now_ms, noted).await {
+    let store = &calls.lifecycle.store;
+    let forget = noted.is_ok() && calls.settings.transcripts != Transcripts::Keep;
+    let noted = match store.delivered(&delivery.id, now_ms, noted).await {
+        // What was said is not kept longer than it is needed.
+        Ok(()) if forget => store.forget_body(&delivery.event_id).await,
+        done => done,
+    };
+    if let Err(error) = noted {
         warn!(%error, "a delivery's result could not be recorded; it is sent again");
         tokio::time::sleep(Duration::from_secs(1)).await;
     }

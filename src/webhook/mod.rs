@@ -4,26 +4,28 @@
 
 pub mod arrive;
 pub mod deliver;
+mod records;
+mod replay;
 mod to_app;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, COOKIE, HeaderName, HeaderValue};
 use http::{HeaderMap, Response, StatusCode, Uri};
 use serde_json::json;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 use ulid::Ulid;
 
 use crate::call::{Direction, EndProof, Event, Origin, Phase};
 use crate::calls::Calls;
 use crate::calls::inbound::{Arrival, Arrived};
+use crate::calls::records::Transcripts;
 use crate::failpoint;
 use crate::ids::{Alias, BusinessId, CallId};
 use crate::net::{BodyError, Exchange, Handler};
@@ -33,8 +35,10 @@ use crate::provider::description::{OWN_ID_KIND, Reply, Webhook, WebhookEvent};
 use crate::provider::select::{Document, Message, is_form, may_be_json};
 use crate::provider::sign::{BadSignature, sha256_hex};
 use crate::reply::{json_answer, problem, respond, twiml, when_full_twiml};
-use crate::store::{Change, NewEvent, Received, Result};
+use crate::store::{CallRecord, Change, NewEvent, Received, Result};
 use arrive::{Candidate, ExtraPaths, Signed, candidates, verify};
+pub use records::records_loop;
+pub use replay::{AGAIN_SECS as REPLAY_AGAIN_SECS, Replayed, replay_loop};
 
 /// Bodies up to here are kept in the inbox.
 pub const KEPT_BYTES_MAX: usize = 1024 * 1024;
@@ -47,11 +51,6 @@ const LARGE_KIB_MAX: u32 = 2 * LARGEST_KIB;
 /// Bytes of all bodies at once: the large ones, and as much again as one for small ones. These are counted as they arrive: were
 /// room promised to who only names a length, a few dozen that send nothing would keep every call waiting.
 pub const BODIES_BYTES_MAX: usize = LARGE_KIB_MAX as usize * 1024 + BODY_BYTES_MAX;
-
-/// A webhook that was taken so long ago and is not settled was left by its process, in milliseconds.
-const STALE_MS: i64 = 30_000;
-/// How often it is looked for such.
-const REPLAY_EVERY: Duration = Duration::from_secs(10);
 
 /// How an inbound call is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,6 +78,8 @@ pub struct Settings {
     pub agents: BTreeMap<String, String>,
     /// Paths that the operator added.
     pub extra_paths: ExtraPaths,
+    /// The answer about a call that nobody knows, where the caller is told.
+    pub unknown_status: u16,
 }
 
 /// The handler of `listen.webhooks`. Cloning is cheap.
@@ -151,6 +152,18 @@ struct Came {
     call: Option<CallId>,
     outcome: &'static str,
     refused: Option<WhenFull>,
+    /// The call's record after it, where it was applied to one.
+    record: Option<Box<CallRecord>>,
+}
+
+impl Came {
+    fn of(outcome: &'static str) -> Self {
+        Self { call: None, outcome, refused: None, record: None }
+    }
+
+    fn applied(record: CallRecord) -> Self {
+        Self { call: Some(record.id.clone()), record: Some(Box::new(record)), ..Self::of("applied") }
+    }
 }
 
 #[async_trait]
@@ -224,6 +237,10 @@ impl Webhooks {
         }
         let event_id = format!("ev_{}", Ulid::new().to_string().to_lowercase());
         let taken = Taken { room, ..read(&raw, from, event_id) };
+        if taken.is_exact() && taken.is_unusable() {
+            let message = "The payload names no type, or no conversation.";
+            return self.answer(exchange, problem(StatusCode::BAD_REQUEST, "INVALID_PAYLOAD", message)).await;
+        }
         let response = match self.run(exchange, &taken).await {
             Ok(Some(response)) => response,
             Ok(None) => return 200,
@@ -282,20 +299,26 @@ impl Webhooks {
         let event_id = match &received {
             Received::New => taken.event_id.clone(),
             Received::Before { id, outcome } => {
-                if outcome.is_some() && webhook.reply.is_none() {
+                // Of a call that nobody knew it may be known by now.
+                let waits = taken.is_exact() && outcome.as_deref() == Some("kept");
+                if outcome.is_some() && webhook.reply.is_none() && !waits {
                     count("duplicate");
                     return Ok(Some(fixed_answer(webhook)));
                 }
                 id.clone()
             }
         };
-        let came = self.apply(taken).await?;
+        let came = self.apply_all(taken, &event_id).boxed().await?;
         failpoint::hit("webhook.applied").await;
         count(came.outcome);
         if webhook.reply.is_none() {
             self.settle(taken, &event_id, &came).await?;
+            if let (Received::Before { outcome: Some(_), .. }, Some(call)) = (&received, &came.call) {
+                store.event_found(&event_id, Some(call), came.outcome).await?;
+            }
             failpoint::hit("webhook.settled").await;
-            return Ok(Some(fixed_answer(webhook)));
+            let unknown = taken.is_exact() && came.outcome == "kept";
+            return Ok(Some(if unknown { self.unknown_call(taken) } else { fixed_answer(webhook) }));
         }
         let at_ms = self.calls.lifecycle.clock.now_ms();
         store.settle(&event_id, came.call.as_ref(), came.outcome, None, at_ms).await?;
@@ -305,8 +328,19 @@ impl Webhooks {
         }
     }
 
-    /// Notes what came of a notification, and what the app has to be told of it.
+    /// Notes what came of a notification, and what the app has to be told of it; and forgets what was said, where nothing of it
+    /// is to be kept.
     async fn settle(&self, taken: &Taken<'_>, event_id: &str, came: &Came) -> Result<()> {
+        self.note_settled(taken, event_id, came).await?;
+        let said = taken.event.is_some_and(|event| event.said);
+        let waits = came.outcome == "kept" && taken.event.is_some_and(|event| event.record.is_some());
+        if said && !waits && self.calls.settings.transcripts != Transcripts::Keep {
+            self.calls.lifecycle.store.forget_body(event_id).await?;
+        }
+        Ok(())
+    }
+
+    async fn note_settled(&self, taken: &Taken<'_>, event_id: &str, came: &Came) -> Result<()> {
         let (store, at_ms) = (&self.calls.lifecycle.store, self.calls.lifecycle.clock.now_ms());
         let delivery = self.delivery(taken, came.call.as_ref(), event_id).await?;
         match delivery {
@@ -321,65 +355,6 @@ impl Webhooks {
                     self.deliver.notify_one();
                 }
             }
-        }
-        Ok(())
-    }
-
-    /// Applies webhooks that were on record when the last process died. Replies that nobody waits for any more are only
-    /// noted. Returns how many there were.
-    pub async fn replay(&self) -> Result<usize> {
-        let events = self.calls.lifecycle.store.unsettled_events(i64::MAX).await?;
-        let count = events.len();
-        for event in events {
-            self.replay_one(event).await?;
-        }
-        Ok(count)
-    }
-
-    /// Applies webhooks that their replica took a while ago and did not settle: it died, or could not apply them. Of one that it
-    /// is still about to settle, only who comes first tells the app.
-    async fn replay_stale(&self) {
-        let before_ms = self.calls.lifecycle.clock.now_ms() - STALE_MS;
-        let events = match self.calls.lifecycle.store.unsettled_events(before_ms).await {
-            Ok(events) => events,
-            Err(error) => return warn!(%error, "webhooks that nobody settled cannot be read"),
-        };
-        for event in events {
-            let id = event.id.clone();
-            match self.replay_one(event).await {
-                Ok(()) => info!(event = id, "a webhook that another process had left was applied"),
-                Err(error) => {
-                    warn!(event = id, %error, "a webhook that another process had left cannot be applied yet")
-                }
-            }
-        }
-    }
-
-    async fn replay_one(&self, event: NewEvent) -> Result<()> {
-        let mut headers = HeaderMap::new();
-        for (name, value) in &event.headers {
-            if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
-                headers.append(name, value);
-            }
-        }
-        let at_ms = self.calls.lifecycle.clock.now_ms();
-        let Some(body) = event.body else {
-            // Too large to be kept: its call's end is asked of the provider, the app cannot be told.
-            warn!(event = event.id, "a large webhook was lost with the process that took it");
-            return self.calls.lifecycle.store.settle(&event.id, None, "body_lost", None, at_ms).await.map(drop);
-        };
-        let raw = Raw::new(&event.method, &event.path, headers, body.into()).decoded();
-        let path = event.path.split('?').next().unwrap_or_default();
-        let found = candidates(&self.calls.accounts, &self.settings.extra_paths, path);
-        match found.iter().find(|c| c.account.name.as_str() == event.account) {
-            Some(from) if from.webhook().reply.is_none() => {
-                let taken = read(&raw, from, event.id.clone());
-                let came = self.apply(&taken).await?;
-                failpoint::hit("replay.applied").await;
-                self.settle(&taken, &event.id, &came).await?;
-                failpoint::hit("replay.settled").await;
-            }
-            _ => drop(self.calls.lifecycle.store.settle(&event.id, None, "too_late_to_reply", None, at_ms).await?),
         }
         Ok(())
     }
@@ -413,8 +388,7 @@ impl Webhooks {
     /// Translates the event into a transition of a call. An event of an unknown call whose direction is outbound never
     /// admits and never ends anything: it waits under its ids.
     async fn apply(&self, taken: &Taken<'_>) -> Result<Came> {
-        let came = |call: Option<CallId>, outcome| Came { call, outcome, refused: None };
-        let Some(news) = taken.news else { return Ok(came(None, "ignored")) };
+        let Some(news) = taken.news else { return Ok(Came::of("ignored")) };
         let (own, outside): (Vec<Alias>, Vec<Alias>) =
             taken.aliases.iter().cloned().partition(|a| a.kind == OWN_ID_KIND);
         // Our own id came back through the provider: exact, and a proof that the call exists.
@@ -422,19 +396,19 @@ impl Webhooks {
             let change =
                 Change { event: Some(news), bind: outside.clone(), ..self.calls.lifecycle.change(&call, "webhook") };
             if let Some(applied) = self.calls.lifecycle.apply(change).await? {
-                return Ok(came(Some(applied.record.id), "applied"));
+                return Ok(Came::applied(applied.record));
             }
         }
         let admits = taken.event.is_some_and(|e| e.admits) && taken.direction == Direction::Inbound;
         if let (true, Event::Reached(phase)) = (admits, news) {
             if outside.is_empty() {
-                return Ok(came(None, "without_id"));
+                return Ok(Came::of("without_id"));
             }
             return self.arrived(taken, outside, phase).await;
         }
         Ok(match self.calls.lifecycle.news(outside, news, "webhook").await? {
-            Some(applied) => came(Some(applied.record.id), "applied"),
-            None => came(None, "kept"),
+            Some(applied) => Came::applied(applied.record),
+            None => Came::of("kept"),
         })
     }
 
@@ -456,8 +430,10 @@ impl Webhooks {
             origin: Origin::Webhook,
         };
         Ok(match self.calls.arrive(arrival).await? {
-            Arrived::Admitted(call) => Came { call: Some(call), outcome: "admitted", refused: None },
-            Arrived::Refused(call, full) => Came { call: Some(call), outcome: "capacity_inbound", refused: Some(full) },
+            Arrived::Admitted(call) => Came { call: Some(call), ..Came::of("admitted") },
+            Arrived::Refused(call, full) => {
+                Came { call: Some(call), refused: Some(full), ..Came::of("capacity_inbound") }
+            }
         })
     }
 
@@ -477,20 +453,6 @@ impl Webhooks {
         exchange.respond(response).await;
         failpoint::hit("webhook.answered").await;
         status
-    }
-}
-
-/// While this process leads: applies, every `REPLAY_EVERY`, webhooks that another has taken and left. `inbox` is the newest
-/// generation's. That two think they lead harms nothing.
-pub async fn replay_loop(inbox: impl Fn() -> Webhooks, leads: impl Fn() -> bool, stop: CancellationToken) {
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(REPLAY_EVERY) => {}
-        }
-        if leads() {
-            inbox().replay_stale().await;
-        }
     }
 }
 
@@ -532,6 +494,17 @@ fn fixed_answer(webhook: &Webhook) -> Response<Bytes> {
         Some(body) => json_answer(status, body),
         None => respond(status, HeaderMap::new(), Bytes::new()),
     }
+}
+
+/// Headers that were kept.
+fn headers_of(kept: &[(String, String)]) -> HeaderMap {
+    let headers = kept
+        .iter()
+        .filter_map(|(name, value)| Some((HeaderName::try_from(name).ok()?, HeaderValue::try_from(value).ok()?)));
+    headers.fold(HeaderMap::new(), |mut all, (name, value)| {
+        all.append(name, value);
+        all
+    })
 }
 
 /// Headers worth keeping: no credentials, none of the connection.

@@ -144,6 +144,7 @@ fn the_defaults_are_a_config_that_can_be_read() {
             ("TWILIO_SHARED_KEY", "x"),
             ("ACME_API_KEY", "x"),
             ("RINGFENCE_TOKEN_SECRET", "x"),
+            ("RINGFENCE_EVENTS_SECRET", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"),
             ("DATABASE_URL", "postgres://localhost/x"),
             ("REDIS_URL", "redis://localhost"),
         ],

@@ -32,6 +32,7 @@ mod outbound_callbacks;
 mod outbound_faults;
 mod outbound_limits;
 mod postgres;
+mod records;
 mod redis;
 mod reload;
 mod reposts;

@@ -88,6 +88,7 @@ pub(in crate::capacity) fn new_call(call: &CallId, at_ms: UnixMs) -> NewCall {
         fingerprint: None,
         keys: vec![],
         replica: None,
+        tell: false,
         aliases: vec![],
     }
 }

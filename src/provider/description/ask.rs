@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::super::select::{Predicate, Selector};
 use super::operation::method;
-use super::{DirectionWord, FactSelectors, IdSelectors, StateWord};
+use super::{DirectionWord, FactSelectors, IdSelectors, PostCallRules, StateWord};
 
 /// How one call is asked for.
 #[derive(Debug, Clone, Deserialize)]
@@ -36,6 +36,8 @@ pub struct Lookup {
     /// The order for many calls that it is one of: ids of kinds that groups need.
     #[serde(default)]
     pub member_of: IdSelectors,
+    /// What it tells of the call after its end.
+    pub record: Option<PostCallRules>,
 }
 
 /// How an order for many calls is asked for.

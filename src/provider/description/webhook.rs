@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::super::path::PathPattern;
 use super::super::select::{Predicate, Selector};
 use super::super::sign::Scheme;
-use super::{DirectionWord, FactSelectors, IdSelectors, StateWord};
+use super::{DirectionWord, FactSelectors, IdSelectors, PostCallRules, StateWord};
 
 /// Something the provider posts to us.
 #[derive(Debug, Clone, Deserialize)]
@@ -35,6 +35,9 @@ pub struct Webhook {
     pub facts: FactSelectors,
     /// Which side placed the call.
     pub direction: Option<DirectionWord>,
+    /// Paths whose caller is told by the status that a payload cannot be used, or speaks of a call that nobody knows.
+    #[serde(default)]
+    pub exact: Vec<PathPattern>,
     /// What it may tell of; the first that holds.
     #[serde(default, rename = "event")]
     pub events: Vec<WebhookEvent>,
@@ -74,4 +77,9 @@ pub struct WebhookEvent {
     /// An inbound call that nobody knows yet is a new one, to be admitted.
     #[serde(default)]
     pub admits: bool,
+    /// It holds what was said.
+    #[serde(default)]
+    pub said: bool,
+    /// What it tells of the call after its end.
+    pub record: Option<PostCallRules>,
 }

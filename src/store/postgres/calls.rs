@@ -5,8 +5,9 @@ use sqlx::{PgConnection, Postgres, QueryBuilder, Row as _};
 
 use super::super::decide::decide;
 use super::super::rows::{Sql, alias, call_id, facts, json, record};
+use super::super::told;
 use super::super::{Applied, CallRecord, Change, KEY_KIND, NewCall, Opened};
-use super::{lock_call, lock_ids, prepared, query};
+use super::{lock_call, lock_ids, prepared, query, records};
 use crate::call::{Event, Outcome, Phase, stronger};
 use crate::clock::UnixMs;
 use crate::ids::{AccountName, Alias, CallId};
@@ -182,7 +183,9 @@ pub(super) async fn open(c: &mut PgConnection, call: NewCall) -> Sql<Opened> {
     .bind(&call.replica)
     .execute(&mut *c)
     .await?;
-    claimed(c, &call, &freed).await.map(Opened::New)
+    let news = claimed(c, &call, &freed).await?;
+    records::tell(c, &told::opened(&call, call.places, call.at_ms)).await?;
+    Ok(Opened::New(news))
 }
 
 /// Binds the ids of a call that was just written. Returns the news that waited under them.
@@ -217,6 +220,11 @@ pub(super) async fn apply(c: &mut PgConnection, change: Change) -> Sql<Option<Ap
         .extend(change.bind.into_iter().filter(|a| !conflicts.iter().any(|(other, _)| other == a)).collect::<Vec<_>>());
     record.aliases.sort();
     record.aliases.dedup();
+    if change.tell
+        && let Some(told) = told::stepped(&record, step, change.at_ms)
+    {
+        records::tell(c, &[told]).await?;
+    }
     Ok(Some(Applied { step, record, conflicts }))
 }
 

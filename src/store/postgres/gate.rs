@@ -10,10 +10,11 @@ use sqlx::{PgConnection, Row as _};
 
 use super::super::rows::{Sql, call_id, damaged, gate_state, held, open_row};
 use super::super::standing::{Counted, POOL, recount, replay_since};
+use super::super::told;
 use super::super::{Advanced, Decided, NewCall, Opened};
 use super::calls::{self, Claim, to_json};
 use super::transact::QUEUE;
-use super::{lock_ids, query};
+use super::{lock_ids, query, records};
 use crate::admission::{Decision, GateMode, GateState, Held, OLDEST_MAX, Order, Short, arrivals_us, decide, keys};
 use crate::call::{Event, Phase};
 use crate::clock::UnixMs;
@@ -109,6 +110,12 @@ pub(super) async fn admit(
     }
     name_oldest(c, asks, &mut answers).await?;
     write(c, asks, &answers, &round.arrivals_us).await?;
+    let granted = asks.iter().zip(&answers).filter_map(|(ask, answer)| match answer {
+        Answer::Granted(granted) => Some(told::opened(&ask.call, granted.places, granted.at_ms)),
+        _ => None,
+    });
+    let told: Vec<_> = granted.flatten().collect();
+    records::tell(c, &told).await?;
     let mut decided = Vec::with_capacity(asks.len());
     for (ask, answer) in asks.iter().zip(answers) {
         decided.push(match answer {

@@ -1,12 +1,13 @@
 //! The inbox, the outbox, refusals and businesses.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Postgres, QueryBuilder, Row as _};
 
+use super::super::told;
 use super::super::{Delivery, NewEvent, Received, RefusalRecord, TAKEN_MS};
-use super::query;
+use super::{query, records};
 use crate::clock::UnixMs;
 use crate::ids::{CallId, RefusalId};
 use crate::policy::Business;
@@ -70,7 +71,8 @@ pub(super) async fn settle(
     at_ms: UnixMs,
 ) -> Sql<bool> {
     let settled = query(
-        "UPDATE webhook_events SET outcome = $2, call_id = coalesce($3, call_id) WHERE id = $1 AND outcome IS NULL",
+        "UPDATE webhook_events SET outcome = $2, call_id = coalesce($3, call_id), parked_at = NULL, error = NULL
+         WHERE id = $1 AND outcome IS NULL",
     )
     .bind(&event_id)
     .bind(outcome)
@@ -81,9 +83,10 @@ pub(super) async fn settle(
         return Ok(false);
     }
     let Some(delivery) = delivery else { return Ok(true) };
+    // Of an event that is applied once more the app is told already.
     query(
-        "INSERT INTO deliveries (id, event_id, url, method, headers, body, attempts, due_at, call_id)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        "INSERT INTO deliveries (id, event_id, url, method, headers, body, attempts, due_at, call_id, noted_at)
+         SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $8 WHERE NOT EXISTS (SELECT 1 FROM deliveries WHERE event_id = $2)",
     )
     .bind(&delivery.id)
     .bind(&delivery.event_id)
@@ -99,24 +102,28 @@ pub(super) async fn settle(
     Ok(true)
 }
 
+/// A webhook of the inbox.
+pub(super) fn event(row: &PgRow) -> Sql<NewEvent> {
+    Ok(NewEvent {
+        id: row.try_get("id")?,
+        account: row.try_get("account")?,
+        webhook: row.try_get("webhook")?,
+        event: row.try_get("event")?,
+        dedupe_key: row.try_get("dedupe_key")?,
+        received_at: row.try_get("received_at")?,
+        method: row.try_get("method")?,
+        path: row.try_get("path")?,
+        headers: headers(row)?,
+        body: row.try_get("body")?,
+    })
+}
+
 pub(super) async fn unsettled(c: &mut PgConnection, before_ms: UnixMs) -> Sql<Vec<NewEvent>> {
-    let rows =
-        query("SELECT * FROM webhook_events WHERE outcome IS NULL AND received_at <= $1 ORDER BY received_at, id");
+    let rows = query(
+        "SELECT * FROM webhook_events WHERE outcome IS NULL AND parked_at IS NULL
+         AND coalesce(due_at, received_at) <= $1 ORDER BY received_at, id",
+    );
     let rows = rows.bind(before_ms).fetch_all(c).await?;
-    let event = |row: &PgRow| -> Sql<NewEvent> {
-        Ok(NewEvent {
-            id: row.try_get("id")?,
-            account: row.try_get("account")?,
-            webhook: row.try_get("webhook")?,
-            event: row.try_get("event")?,
-            dedupe_key: row.try_get("dedupe_key")?,
-            received_at: row.try_get("received_at")?,
-            method: row.try_get("method")?,
-            path: row.try_get("path")?,
-            headers: headers(row)?,
-            body: row.try_get("body")?,
-        })
-    };
     rows.iter().map(event).collect()
 }
 
@@ -127,7 +134,7 @@ pub(super) async fn take(c: &mut PgConnection, at_ms: UnixMs, limit: u32) -> Sql
          due AS (SELECT d.id FROM deliveries d, now
              WHERE d.done_at IS NULL AND d.due_at IS NOT NULL AND d.due_at <= $1
              AND (d.taken_until IS NULL OR d.taken_until <= now.at)
-             AND NOT EXISTS (SELECT 1 FROM deliveries e WHERE e.call_id = d.call_id AND e.seq < d.seq
+             AND NOT EXISTS (SELECT 1 FROM deliveries e WHERE e.call_id = d.call_id AND e.own = d.own AND e.seq < d.seq
                  AND e.done_at IS NULL AND e.due_at IS NOT NULL)
              ORDER BY d.due_at, d.seq LIMIT $2 FOR UPDATE OF d SKIP LOCKED),
          taken AS (UPDATE deliveries d SET taken_until = now.at + $3 FROM due, now WHERE d.id = due.id RETURNING d.*)
@@ -183,6 +190,14 @@ pub(super) async fn delivered(
 }
 
 pub(super) async fn refused(c: &mut PgConnection, refusals: &[RefusalRecord]) -> Sql<()> {
+    if refusals.iter().any(|refusal| refusal.tell) {
+        let ids: Vec<&str> = refusals.iter().map(|refusal| refusal.id.as_str()).collect();
+        let rows = query("SELECT id FROM refusals WHERE id = ANY($1)").bind(ids).fetch_all(&mut *c).await?;
+        let mut known = rows.iter().map(|row| row.try_get("id")).collect::<Sql<BTreeSet<String>>>()?;
+        let new = refusals.iter().filter(|refusal| known.insert(refusal.id.to_string()));
+        let told: Vec<_> = new.filter_map(told::refused).collect();
+        records::tell(c, &told).await?;
+    }
     // One statement changes a row once.
     let mut attempts = BTreeMap::<&str, (&RefusalRecord, i64)>::new();
     for refusal in refusals {
@@ -227,6 +242,7 @@ pub(super) async fn latest_refusals(c: &mut PgConnection, limit: u32) -> Sql<Vec
             limit: optional_count(row, "limit_calls")?,
             observed: row.try_get("observed")?,
             attempts: count(row, "attempts")?,
+            tell: false,
         })
     };
     rows.iter().map(refusal).collect()
@@ -265,7 +281,7 @@ pub(super) async fn delete_business(c: &mut PgConnection, id: String) -> Sql<boo
 pub(super) const PURGE_ROWS: u32 = 500;
 
 /// What is forgotten once it is older than a time. The rows that go last are those that are counted.
-pub(super) const PURGES: [Purge; 4] = [
+pub(super) const PURGES: [Purge; 5] = [
     Purge {
         early: true,
         sql: &["DELETE FROM call_aliases WHERE (kind, id) IN
@@ -274,6 +290,8 @@ pub(super) const PURGES: [Purge; 4] = [
     Purge {
         early: false,
         sql: &[
+            "DELETE FROM call_records WHERE call_id IN
+             (SELECT id FROM calls WHERE phase = 'ended' AND ended_at < $1 ORDER BY ended_at, id LIMIT $2)",
             "DELETE FROM call_aliases WHERE call_id IN
              (SELECT id FROM calls WHERE phase = 'ended' AND ended_at < $1 ORDER BY ended_at, id LIMIT $2)",
             "DELETE FROM calls WHERE id IN
@@ -286,6 +304,7 @@ pub(super) const PURGES: [Purge; 4] = [
                 (SELECT id FROM webhook_events WHERE outcome IS NOT NULL AND received_at < $1 LIMIT $2)"],
     },
     Purge { early: false, sql: &["DELETE FROM refusals WHERE id IN (SELECT id FROM refusals WHERE at < $1 LIMIT $2)"] },
+    Purge { early: false, sql: &["DELETE FROM audit WHERE id IN (SELECT id FROM audit WHERE at < $1 LIMIT $2)"] },
 ];
 
 /// See [`PURGES`].
@@ -309,7 +328,7 @@ pub(super) async fn purge(c: &mut PgConnection, what: Purge, before: UnixMs) -> 
 pub(super) async fn forgotten_deliveries(c: &mut PgConnection, before: UnixMs) -> Sql<Vec<String>> {
     let ids = query(
         "SELECT d.id FROM deliveries d LEFT JOIN webhook_events e ON e.id = d.event_id
-         WHERE d.due_at IS NULL AND (e.id IS NULL OR e.received_at < $1)",
+         WHERE d.due_at IS NULL AND coalesce(e.received_at, d.noted_at, 0) < $1",
     );
     ids.bind(before).fetch_all(c).await?.iter().map(|row| row.try_get("id")).collect()
 }

@@ -6,11 +6,13 @@
 
 mod batch;
 mod calls;
+mod desk;
 mod gate;
 mod holder;
 pub mod inspect;
 mod messages;
 pub mod migrate;
+mod records;
 mod replicas;
 mod settings;
 mod transact;

@@ -5,7 +5,9 @@ use rusqlite::{Connection, OptionalExtension as _, Row, named_params, params};
 use serde::de::DeserializeOwned;
 
 use super::super::decide::decide;
+use super::super::told;
 use super::super::{AppCallback, Applied, CallRecord, Change, KEY_KIND, NewCall, Opened};
+use super::records;
 use super::writer::Written;
 use crate::call::{Event, Outcome, Phase, stronger};
 use crate::clock::UnixMs;
@@ -91,7 +93,7 @@ fn record(row: &Row<'_>) -> Written<CallRecord> {
     })
 }
 
-fn one(c: &Connection, id: &CallId) -> Written<Option<CallRecord>> {
+pub(super) fn one(c: &Connection, id: &CallId) -> Written<Option<CallRecord>> {
     let found = c.prepare_cached(CALL)?.query_row([id.as_str()], record).optional()?;
     let Some(mut call) = found else { return Ok(None) };
     let mut aliases = c.prepare_cached("SELECT kind, id FROM call_aliases WHERE call_id = ?1 ORDER BY kind, id")?;
@@ -238,6 +240,7 @@ pub(super) fn write(c: &Connection, call: &NewCall, freed: &[Alias], admitted_at
         ":replica": call.replica,
     })?;
     let (news, _) = bind_all(c, &call.aliases, &call.id, call.at_ms)?;
+    records::tell(c, told::opened(call, call.places, admitted_at))?;
     Ok(news)
 }
 
@@ -251,6 +254,9 @@ pub(super) fn apply(c: &Connection, change: Change) -> Written<Option<Applied>> 
         .extend(change.bind.into_iter().filter(|a| !conflicts.iter().any(|(other, _)| other == a)).collect::<Vec<_>>());
     record.aliases.sort();
     record.aliases.dedup();
+    if change.tell {
+        records::tell(c, told::stepped(&record, step, change.at_ms))?;
+    }
     Ok(Some(Applied { step, record, conflicts }))
 }
 

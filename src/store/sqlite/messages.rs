@@ -18,27 +18,30 @@ fn headers(row: &SqliteRow) -> Sql<Vec<(String, String)>> {
     serde_json::from_str(row.try_get("headers")?).map_err(damaged)
 }
 
+/// A webhook of the inbox.
+pub(super) fn event(row: &SqliteRow) -> Sql<NewEvent> {
+    Ok(NewEvent {
+        id: row.try_get("id")?,
+        account: row.try_get("account")?,
+        webhook: row.try_get("webhook")?,
+        event: row.try_get("event")?,
+        dedupe_key: row.try_get("dedupe_key")?,
+        received_at: row.try_get("received_at")?,
+        method: row.try_get("method")?,
+        path: row.try_get("path")?,
+        headers: headers(row)?,
+        body: row.try_get("body")?,
+    })
+}
+
 pub(super) async fn unsettled(pool: &SqlitePool, before_ms: UnixMs) -> super::Result<Vec<NewEvent>> {
     let rows = sqlx::query(
-        "SELECT * FROM webhook_events WHERE outcome IS NULL AND received_at <= $1 ORDER BY received_at, id",
+        "SELECT * FROM webhook_events WHERE outcome IS NULL AND parked_at IS NULL
+         AND coalesce(due_at, received_at) <= $1 ORDER BY received_at, id",
     )
     .bind(before_ms)
     .fetch_all(pool)
     .await?;
-    let event = |row: &SqliteRow| -> Sql<NewEvent> {
-        Ok(NewEvent {
-            id: row.try_get("id")?,
-            account: row.try_get("account")?,
-            webhook: row.try_get("webhook")?,
-            event: row.try_get("event")?,
-            dedupe_key: row.try_get("dedupe_key")?,
-            received_at: row.try_get("received_at")?,
-            method: row.try_get("method")?,
-            path: row.try_get("path")?,
-            headers: headers(row)?,
-            body: row.try_get("body")?,
-        })
-    };
     rows.iter().map(event).collect::<Sql<_>>().map_err(Into::into)
 }
 
@@ -66,6 +69,7 @@ pub(super) async fn latest_refusals(pool: &SqlitePool, limit: u32) -> super::Res
             limit: row.try_get("limit_calls")?,
             observed: row.try_get("observed")?,
             attempts: row.try_get("attempts")?,
+            tell: false,
         })
     };
     rows.iter().map(refusal).collect::<Sql<_>>().map_err(Into::into)
@@ -81,7 +85,7 @@ pub(super) async fn businesses(pool: &SqlitePool) -> super::Result<Vec<Business>
 pub(super) async fn forgotten_deliveries(pool: &SqlitePool, before: UnixMs) -> super::Result<Vec<String>> {
     let ids = sqlx::query_scalar(
         "SELECT d.id FROM deliveries d LEFT JOIN webhook_events e ON e.id = d.event_id
-         WHERE d.due_at IS NULL AND (e.id IS NULL OR e.received_at < $1)",
+         WHERE d.due_at IS NULL AND coalesce(e.received_at, d.noted_at, 0) < $1",
     );
     Ok(ids.bind(before).fetch_all(pool).await?)
 }

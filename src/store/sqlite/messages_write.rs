@@ -2,8 +2,10 @@
 
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
+use super::super::told;
 use super::super::{Delivery, NewEvent, Received, RefusalRecord, TAKEN_MS};
 use super::calls_write::{damaged, to_json};
+use super::records;
 use super::replicas::now_ms;
 use super::writer::Written;
 use crate::clock::UnixMs;
@@ -45,16 +47,18 @@ pub(super) fn settle(
 ) -> Written<bool> {
     let settled = c
         .prepare_cached(
-            "UPDATE webhook_events SET outcome = ?2, call_id = coalesce(?3, call_id) WHERE id = ?1 AND outcome IS NULL",
+            "UPDATE webhook_events SET outcome = ?2, call_id = coalesce(?3, call_id), parked_at = NULL, error = NULL
+             WHERE id = ?1 AND outcome IS NULL",
         )?
         .execute(params![event_id, outcome, call.map(CallId::as_str)])?;
     if settled == 0 {
         return Ok(false);
     }
     let Some(delivery) = delivery else { return Ok(true) };
+    // Of an event that is applied once more the app is told already.
     c.prepare_cached(
-        "INSERT INTO deliveries (id, event_id, url, method, headers, body, attempts, due_at, call_id)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+        "INSERT INTO deliveries (id, event_id, url, method, headers, body, attempts, due_at, call_id, noted_at)
+         SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?8 WHERE NOT EXISTS (SELECT 1 FROM deliveries WHERE event_id = ?2)",
     )?
     .execute(params![
         delivery.id,
@@ -78,7 +82,7 @@ pub(super) fn take(c: &Connection, at_ms: UnixMs, limit: u32) -> Written<Vec<Del
              (SELECT d.rowid FROM deliveries d
               WHERE d.done_at IS NULL AND d.due_at IS NOT NULL AND d.due_at <= ?1
               AND (d.taken_until IS NULL OR d.taken_until <= ?3)
-              AND NOT EXISTS (SELECT 1 FROM deliveries e WHERE e.call_id = d.call_id AND e.rowid < d.rowid
+              AND NOT EXISTS (SELECT 1 FROM deliveries e WHERE e.call_id = d.call_id AND e.own = d.own AND e.rowid < d.rowid
                   AND e.done_at IS NULL AND e.due_at IS NOT NULL)
               ORDER BY d.due_at, d.rowid LIMIT ?2)
          RETURNING due_at, rowid, id, event_id, call_id, url, method, headers, body, attempts",
@@ -127,6 +131,10 @@ pub(super) fn delivered(
 }
 
 pub(super) fn refused(c: &Connection, r: &RefusalRecord) -> Written<()> {
+    if r.tell {
+        let known = c.prepare_cached("SELECT 1 FROM refusals WHERE id = ?1")?.exists([r.id.as_str()])?;
+        records::tell(c, told::refused(r).filter(|_| !known))?;
+    }
     c.prepare_cached(
         "INSERT INTO refusals (id, at, business, account, direction, code, limit_name, current_calls, limit_calls, observed,
              attempts)
@@ -172,7 +180,7 @@ pub(super) fn delete_business(c: &Connection, id: &str) -> Written<bool> {
 pub(super) const PURGE_ROWS: u32 = 500;
 
 /// What is forgotten once it is older than a time. The rows that go last are those that are counted.
-pub(super) const PURGES: [Purge; 4] = [
+pub(super) const PURGES: [Purge; 5] = [
     Purge {
         early: true,
         sql: &["DELETE FROM call_aliases WHERE (kind, id) IN
@@ -181,6 +189,8 @@ pub(super) const PURGES: [Purge; 4] = [
     Purge {
         early: false,
         sql: &[
+            "DELETE FROM call_records WHERE call_id IN
+             (SELECT id FROM calls WHERE phase = 'ended' AND ended_at < ?1 ORDER BY ended_at, id LIMIT ?2)",
             "DELETE FROM call_aliases WHERE call_id IN
              (SELECT id FROM calls WHERE phase = 'ended' AND ended_at < ?1 ORDER BY ended_at, id LIMIT ?2)",
             "DELETE FROM calls WHERE id IN
@@ -193,6 +203,7 @@ pub(super) const PURGES: [Purge; 4] = [
                 (SELECT id FROM webhook_events WHERE outcome IS NOT NULL AND received_at < ?1 LIMIT ?2)"],
     },
     Purge { early: false, sql: &["DELETE FROM refusals WHERE id IN (SELECT id FROM refusals WHERE at < ?1 LIMIT ?2)"] },
+    Purge { early: false, sql: &["DELETE FROM audit WHERE id IN (SELECT id FROM audit WHERE at < ?1 LIMIT ?2)"] },
 ];
 
 /// See [`PURGES`].

@@ -5,12 +5,14 @@
 
 mod calls;
 mod calls_write;
+mod desk;
 mod gate;
 pub mod inspect;
 mod lock;
 mod messages;
 mod messages_write;
 pub mod migrate;
+mod records;
 mod replicas;
 mod writer;
 

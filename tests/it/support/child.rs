@@ -96,7 +96,8 @@ impl Serve {
 /// One record, one pair of providers, one app; and whatever process has the record just now.
 pub struct Scene {
     pub control: Control,
-    _app: Behind,
+    /// The app behind.
+    pub app: Behind,
     serve: Option<Serve>,
     simulator: Option<Simulator>,
     folder: PathBuf,
@@ -205,7 +206,7 @@ auth_token = "{token}"
         let http = Upstream::new(UpstreamSettings::default()).unwrap();
         Self {
             control,
-            _app: app,
+            app,
             serve: None,
             simulator: Some(simulator),
             folder,

@@ -315,7 +315,7 @@ async fn start(text: &str, folder: &std::path::Path, clock: &Clock) -> Result<Ap
     let shown = config::report::render(&read.loaded.diagnostics, "test", text, false);
     let config = read.loaded.config.unwrap_or_else(|| panic!("{shown}"));
     let written = Written { file, inputs: read.inputs, set_log_filter: Box::new(|_| {}) };
-    App::start_from(config, clock.clone(), Some(written)).await
+    Box::pin(App::start_from(config, clock.clone(), Some(written))).await
 }
 
 fn config_text(setup: &Setup, url: &str, webhooks_port: u16) -> String {

@@ -1,0 +1,15 @@
+DROP TABLE audit;
+DELETE FROM deliveries WHERE own;
+DROP INDEX deliveries_event;
+ALTER TABLE deliveries DROP COLUMN noted_at;
+ALTER TABLE deliveries DROP COLUMN own;
+DROP INDEX webhook_events_of;
+DROP INDEX webhook_events_parked;
+DROP INDEX webhook_events_waiting;
+ALTER TABLE webhook_events DROP COLUMN waits_id;
+ALTER TABLE webhook_events DROP COLUMN waits_kind;
+ALTER TABLE webhook_events DROP COLUMN error;
+ALTER TABLE webhook_events DROP COLUMN parked_at;
+ALTER TABLE webhook_events DROP COLUMN due_at;
+ALTER TABLE webhook_events DROP COLUMN tries;
+DROP TABLE call_records;

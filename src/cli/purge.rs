@@ -1,0 +1,51 @@
+//! `ringfence purge`: deletes what a business left behind.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use http::Method;
+use serde_json::json;
+
+use super::Outcome;
+use super::console::Console;
+
+#[derive(Debug, Args)]
+pub(super) struct Purge {
+    #[command(flatten)]
+    console: Console,
+    /// The business
+    #[arg(long)]
+    business: String,
+    /// Why; stands in the audit
+    #[arg(long)]
+    reason: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Purge {
+    pub(super) async fn run(self) -> Outcome {
+        let escaped: String = form_urlencoded::byte_serialize(self.business.as_bytes()).collect();
+        let path = format!("/api/businesses/{escaped}/purge");
+        let gone = self.console.ask(Method::POST, &path, Some(json!({"reason": self.reason}))).await?;
+        if self.json {
+            println!("{gone}");
+            return Ok(ExitCode::SUCCESS);
+        }
+        let n = |key: &str| gone[key].as_u64().unwrap_or(0);
+        println!(
+            "{}: {} calls, {} webhooks, {} deliveries and {} refusals are deleted.",
+            self.business,
+            n("calls"),
+            n("events"),
+            n("deliveries"),
+            n("refusals")
+        );
+        let open: Vec<&str> = gone["open"].as_array().into_iter().flatten().filter_map(|id| id.as_str()).collect();
+        if !open.is_empty() {
+            println!("These calls are up and stay: {}. Purge again when they are over.", open.join(", "));
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}

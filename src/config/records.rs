@@ -1,0 +1,63 @@
+//! `[app]`, `[records]` and `[privacy]`: where the app is, what is kept of calls after their end, and of what was said.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Uri;
+
+use super::read::Table;
+use super::url;
+use crate::calls::records::{OwnEvents, Transcripts};
+use crate::provider::sign::standard_key;
+
+/// What is read.
+pub(super) struct Records {
+    pub(super) forward_url: Option<Uri>,
+    pub(super) app_public_url: Option<Uri>,
+    pub(super) events: Option<Arc<OwnEvents>>,
+    pub(super) wait: Duration,
+    pub(super) unknown_status: u16,
+    pub(super) transcripts: Transcripts,
+}
+
+pub(super) fn read(root: &Table<'_>) -> Records {
+    let app = root.table("app");
+    let (forward_url, app_public_url) = (app.parsed("forward_url", url), app.parsed("public_url", url));
+    let events = events(&app);
+    app.finish();
+
+    let records = root.table("records");
+    let wait = Duration::from_secs(records.number("wait_secs", 1..=86_400).unwrap_or(120));
+    let unknown_status = records.number("unknown_status", 200..=599).and_then(|n| u16::try_from(n).ok()).unwrap_or(404);
+    records.finish();
+
+    let privacy = root.table("privacy");
+    let words = [("keep", Transcripts::Keep), ("hash", Transcripts::Hash), ("none", Transcripts::None)];
+    let transcripts = privacy.word("transcripts", &words).unwrap_or_default();
+    privacy.finish();
+    Records { forward_url, app_public_url, events, wait, unknown_status, transcripts }
+}
+
+fn events(app: &Table<'_>) -> Option<Arc<OwnEvents>> {
+    let (url, secret) = (app.parsed("events_url", url), app.secret("events_secret"));
+    match (url, secret) {
+        (Some(url), Some(secret)) => match standard_key(&secret) {
+            Ok(_) => Some(Arc::new(OwnEvents { url, secret })),
+            Err(why) => {
+                let help = "make one with: echo whsec_$(openssl rand -base64 32)";
+                app.report().error("E003", app.span("events_secret"), format!("`app.events_secret` {why}"), help);
+                None
+            }
+        },
+        (None, None) => None,
+        (url, _) => {
+            let (key, other) =
+                if url.is_some() { ("events_url", "events_secret") } else { ("events_secret", "events_url") };
+            if app.has(key) && !app.has(other) {
+                let title = format!("app.{key} needs app.{other}: events of our own are always signed");
+                app.report().error("E004", app.span(key), title, "");
+            }
+            None
+        }
+    }
+}

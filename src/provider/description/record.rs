@@ -1,0 +1,223 @@
+//! What a provider tells of a call after its end: in a webhook, and when it is asked.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::super::select::{Message, Predicate, Selector};
+use crate::clock::UnixMs;
+
+/// The longest text or JSON of a record that is kept, in bytes. Our choice, that of bodies in the inbox.
+pub const PART_BYTES_MAX: usize = 1024 * 1024;
+
+/// The longest call that a duration may speak of, in seconds: a week. Our choice; what is longer is no duration.
+const DURATION_SECS_MAX: i64 = 7 * 24 * 3600;
+
+/// A call's record after its end. Nothing of it need be there.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct PostCall {
+    /// What was said, in short.
+    pub transcript_summary: Option<String>,
+    /// How long it was, in seconds.
+    pub call_duration_seconds: Option<i64>,
+    /// What it cost, without a sign.
+    pub cost: Option<f64>,
+    /// In which currency; none: in the provider's credits.
+    pub cost_unit: Option<String>,
+    /// Whether it came to what it was meant for, as the provider judges.
+    pub call_successful: Option<bool>,
+    /// The provider's analysis.
+    pub analysis_data: Option<Value>,
+    /// What else the provider tells of it.
+    pub metadata_json: Option<Value>,
+    /// When it ended, in milliseconds since 1970.
+    #[serde(serialize_with = "as_rfc3339")]
+    pub call_end_time: Option<UnixMs>,
+    /// What was said.
+    pub transcript_json: Option<Value>,
+}
+
+fn as_rfc3339<S: serde::Serializer>(at: &Option<UnixMs>, s: S) -> Result<S::Ok, S::Error> {
+    at.map(crate::clock::rfc3339).serialize(s)
+}
+
+/// Where each part of a record stands in a message.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PostCallRules {
+    transcript_summary: Option<Selector>,
+    call_duration_seconds: Option<Selector>,
+    cost: Option<Selector>,
+    cost_unit: Option<Selector>,
+    call_successful: Option<Judgement>,
+    analysis_data: Option<Selector>,
+    metadata_json: Option<Selector>,
+    call_end_time: Option<TimeRule>,
+    transcript_json: Option<Selector>,
+    /// When the provider has told all; until then it is asked again.
+    #[serde(default)]
+    complete: Predicate,
+}
+
+/// Words that mean yes or no; others mean neither.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Judgement {
+    from: Selector,
+    yes: Vec<String>,
+    no: Vec<String>,
+}
+
+/// A time.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged, deny_unknown_fields)]
+enum TimeRule {
+    /// As it stands there.
+    At(Selector),
+    /// So many seconds after another.
+    After { after: Selector, secs: Selector },
+}
+
+impl PostCallRules {
+    /// Reads a record, and whether the provider has told all. Parts that are none, or too long, are left out.
+    pub fn read(&self, message: &Message<'_>) -> (PostCall, bool) {
+        let text = |selector: &Option<Selector>| {
+            let text = selector.as_ref()?.text(message)?;
+            (!text.is_empty() && text.len() <= PART_BYTES_MAX).then(|| text.into_owned())
+        };
+        let json = |selector: &Option<Selector>| {
+            let value = selector.as_ref()?.json(message.body)?;
+            (value.to_string().len() <= PART_BYTES_MAX).then(|| value.clone())
+        };
+        let seconds = |selector: &Selector| duration_secs(&selector.text(message)?);
+        let found = PostCall {
+            transcript_summary: text(&self.transcript_summary),
+            call_duration_seconds: self.call_duration_seconds.as_ref().and_then(seconds),
+            // Some write what was charged as less than nothing.
+            cost: text(&self.cost).and_then(|t| t.parse::<f64>().ok()).filter(|c| c.is_finite()).map(f64::abs),
+            cost_unit: text(&self.cost_unit),
+            call_successful: self.call_successful.as_ref().and_then(|judgement| {
+                let word = judgement.from.text(message)?;
+                let among = |words: &[String]| words.iter().any(|one| *one == word);
+                if among(&judgement.yes) { Some(true) } else { among(&judgement.no).then_some(false) }
+            }),
+            analysis_data: json(&self.analysis_data),
+            metadata_json: json(&self.metadata_json),
+            call_end_time: self.call_end_time.as_ref().and_then(|rule| match rule {
+                TimeRule::At(at) => time_ms(&at.text(message)?),
+                TimeRule::After { after, secs } => {
+                    time_ms(&after.text(message)?)?.checked_add(seconds(secs)?.checked_mul(1000)?)
+                }
+            }),
+            transcript_json: json(&self.transcript_json),
+        };
+        (found, self.complete.holds(message))
+    }
+}
+
+fn duration_secs(text: &str) -> Option<i64> {
+    let secs = text.parse::<f64>().ok().filter(|secs| (0.0..=DURATION_SECS_MAX as f64).contains(secs))?;
+    // Within bounds that it fits.
+    Some(secs.round() as i64)
+}
+
+/// RFC 3339, RFC 2822, or seconds since 1970.
+fn time_ms(text: &str) -> Option<UnixMs> {
+    if let Ok(secs) = text.parse::<i64>() {
+        // Nothing is kept that could not be shown.
+        return jiff::Timestamp::from_second(secs).ok().filter(|_| secs > 0).map(|at| at.as_millisecond());
+    }
+    if let Ok(time) = jiff::fmt::rfc2822::parse(text) {
+        return Some(time.timestamp().as_millisecond());
+    }
+    text.parse::<jiff::Timestamp>().ok().map(|at| at.as_millisecond())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use http::HeaderMap;
+    use serde_json::json;
+
+    use super::*;
+    use crate::provider::Registry;
+    use crate::provider::select::Document;
+
+    fn read(rules: &PostCallRules, body: Document) -> (PostCall, bool) {
+        let (path, headers) = (BTreeMap::new(), HeaderMap::new());
+        rules.read(&Message { body: &body, query: &[], path: &path, headers: &headers })
+    }
+
+    fn conversation() -> Value {
+        json!({
+            "conversation_id": "conv_1", "status": "done",
+            "transcript": [{"role": "agent", "message": "Hello", "time_in_call_secs": 0}],
+            "metadata": {"start_time_unix_secs": 1_760_000_000, "accepted_time_unix_secs": 1_760_000_010,
+                "call_duration_secs": 42, "cost": 420, "phone_call": {"call_sid": "CA1"}},
+            "analysis": {"call_successful": "success", "transcript_summary": "They said hello."},
+        })
+    }
+
+    #[test]
+    fn elevenlabs_tells_the_same_in_a_webhook_and_when_it_is_asked() {
+        let registry = Registry::new(&[]).unwrap();
+        let provider = registry.get("elevenlabs").unwrap();
+        let events = provider.webhooks.iter().find(|w| w.name == "events").unwrap();
+        let posted = events.events.iter().find(|e| e.name == "post_call_transcription").unwrap();
+        let asked = provider.lookup.as_ref().unwrap().record.as_ref().unwrap();
+        let body = json!({"type": "post_call_transcription", "data": conversation()});
+        let (told, complete) = read(posted.record.as_ref().unwrap(), Document::Json(body));
+        assert!(complete);
+        assert_eq!(told.transcript_summary.as_deref(), Some("They said hello."));
+        assert_eq!((told.call_duration_seconds, told.cost, told.call_successful), (Some(42), Some(420.0), Some(true)));
+        assert_eq!(told.call_end_time, Some(1_760_000_052_000));
+        assert_eq!(told.metadata_json, Some(conversation()["metadata"].clone()));
+        assert_eq!(told.transcript_json, Some(conversation()["transcript"].clone()));
+        assert_eq!(read(asked, Document::Json(conversation())), (told.clone(), true));
+        let mut processing = conversation();
+        processing["status"] = json!("processing");
+        processing["analysis"] = Value::Null;
+        let (part, complete) = read(asked, Document::Json(processing));
+        assert!(!complete, "its analysis is still to come");
+        assert_eq!((part.transcript_summary, part.analysis_data), (None, None));
+    }
+
+    #[test]
+    fn what_is_no_number_no_time_or_no_judgement_is_left_out() {
+        let registry = Registry::new(&[]).unwrap();
+        let asked = registry.get("elevenlabs").unwrap().lookup.as_ref().unwrap().record.as_ref().unwrap();
+        let odd = json!({"status": "done", "metadata": {"call_duration_secs": -5, "cost": "NaN",
+            "start_time_unix_secs": "soon"}, "analysis": {"call_successful": "unknown", "transcript_summary": 7}});
+        let (told, complete) = read(asked, Document::Json(odd));
+        assert!(complete);
+        assert_eq!((told.call_duration_seconds, told.cost), (None, None));
+        assert_eq!((told.call_successful, told.call_end_time), (None, None));
+        let long = json!({"status": "done", "analysis": {"transcript_summary": "x".repeat(PART_BYTES_MAX + 1)}});
+        let (told, _) = read(asked, Document::Json(long));
+        assert_eq!((told.transcript_summary, told.analysis_data), (None, None), "too long to be kept");
+        let (told, complete) = read(asked, Document::Empty);
+        assert_eq!((told, complete), (PostCall::default(), false));
+    }
+
+    #[test]
+    fn twilio_tells_the_length_at_once_and_the_price_when_it_is_asked() {
+        let registry = Registry::new(&[]).unwrap();
+        let provider = registry.get("twilio").unwrap();
+        let status = provider.webhooks.iter().find(|w| w.name == "status").unwrap();
+        let form =
+            [("CallStatus", "completed"), ("CallDuration", "42"), ("Timestamp", "Thu, 09 Oct 2025 08:54:12 +0000")];
+        let pairs = form.map(|(k, v)| (k.to_owned(), v.to_owned())).to_vec();
+        let (told, complete) = read(status.events[0].record.as_ref().unwrap(), Document::Form(pairs));
+        assert_eq!((told.call_duration_seconds, told.call_end_time), (Some(42), Some(1_760_000_052_000)));
+        assert!(!complete && told.cost.is_none());
+        let asked = provider.lookup.as_ref().unwrap().record.as_ref().unwrap();
+        let mut call = json!({"sid": "CA1", "status": "completed", "duration": "42", "price": null, "price_unit": "USD",
+            "end_time": "Thu, 09 Oct 2025 08:54:12 +0000"});
+        assert!(!read(asked, Document::Json(call.clone())).1, "not billed yet");
+        call["price"] = json!("-0.0085");
+        let (told, complete) = read(asked, Document::Json(call));
+        assert!(complete);
+        assert_eq!((told.cost, told.cost_unit.as_deref()), (Some(0.0085), Some("USD")));
+        assert_eq!((told.call_duration_seconds, told.call_end_time), (Some(42), Some(1_760_000_052_000)));
+    }
+}

@@ -1,0 +1,128 @@
+//! What operators see and do.
+
+use super::*;
+
+pub(in crate::store) async fn a_webhook_that_cannot_be_applied_is_parked_and_opened_again(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    let (mut event, delivery) = event_and_delivery(1, None);
+    event.body = Some(b"CallSid=CA1".to_vec());
+    event.path = "/twilio/status?token=secret".to_owned();
+    store.receive(event.clone()).await.unwrap();
+    let one = async || store.inbox_event(&event.id).await.unwrap().unwrap();
+    assert_eq!((one().await.tries, one().await.path.as_str(), one().await.has_body), (0, "/twilio/status", true));
+    assert_eq!(store.begin_try(&event.id).await.unwrap(), 1);
+    store.failed_try(&event.id, "no", Some(500), 100).await.unwrap();
+    assert_eq!(store.unsettled_events(499).await.unwrap(), [], "not yet");
+    assert_eq!(store.unsettled_events(500).await.unwrap(), [event.clone()]);
+    assert_eq!(store.begin_try(&event.id).await.unwrap(), 2);
+    store.failed_try(&event.id, "never", None, 600).await.unwrap();
+    assert_eq!(store.unsettled_events(i64::MAX).await.unwrap(), []);
+    let parked = store.inbox(Inbox::Parked, 9).await.unwrap();
+    assert_eq!(parked, [one().await]);
+    assert_eq!((parked[0].parked_at, parked[0].error.as_deref()), (Some(600), Some("never")));
+    assert_eq!(store.inbox(Inbox::Unsettled, 9).await.unwrap(), []);
+    assert!(store.reopen(&event.id).await.unwrap());
+    assert_eq!(store.inbox(Inbox::Unsettled, 9).await.unwrap(), [one().await]);
+    assert_eq!(store.stored_event(&event.id).await.unwrap(), Some(event.clone()));
+    // Parked, and then applied since its provider sent it again.
+    store.failed_try(&event.id, "never", None, 600).await.unwrap();
+    assert!(store.settle(&event.id, None, "applied", Some(delivery.clone()), 700).await.unwrap());
+    assert_eq!((one().await.parked_at, one().await.error), (None, None));
+    // Applied once more it tells nobody a second time by itself.
+    assert!(store.reopen(&event.id).await.unwrap());
+    let other = Delivery { id: "another".to_owned(), ..delivery.clone() };
+    assert!(store.settle(&event.id, None, "applied", Some(other), 700).await.unwrap());
+    let told = store.deliveries_of(&event.id).await.unwrap();
+    assert_eq!((told.len(), told[0].id.as_str(), told[0].due_at), (1, delivery.id.as_str(), Some(700)));
+    assert!(!store.reopen("nobody").await.unwrap());
+    assert!(store.begin_try("nobody").await.is_err());
+}
+
+pub(in crate::store) async fn what_was_delivered_or_given_up_is_delivered_again_under_its_id(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    let first = to_deliver(&store, 1, None, 1).await;
+    let second = to_deliver(&store, 2, None, 1).await;
+    assert_eq!(store.take_deliveries(1, 9).await.unwrap().len(), 2);
+    store.delivered(&first.id, 2, Ok(())).await.unwrap();
+    store.delivered(&second.id, 2, Err(("no".to_owned(), None))).await.unwrap();
+    assert_eq!(store.outbox(Outbox::Pending, 9).await.unwrap(), []);
+    let given_up = store.outbox(Outbox::GivenUp, 9).await.unwrap();
+    assert_eq!((given_up.len(), given_up[0].id.as_str(), given_up[0].attempts), (1, second.id.as_str(), 1));
+    assert_eq!(given_up[0].last_error.as_deref(), Some("no"));
+    for delivery in [&first, &second] {
+        assert_eq!(store.redeliver(&delivery.event_id, 3).await.unwrap(), 1);
+    }
+    assert_eq!(store.redeliver("nobody", 3).await.unwrap(), 0);
+    let mut again = store.take_deliveries(3, 9).await.unwrap();
+    again.sort_by(|a, b| a.event_id.cmp(&b.event_id));
+    assert_eq!(again, [first.clone(), second], "as they were");
+    store.delivered(&first.id, 4, Ok(())).await.unwrap();
+    store.forget_body(&first.event_id).await.unwrap();
+    assert_eq!(store.redeliver(&first.event_id, 5).await.unwrap(), 0, "what was said is gone");
+    assert_eq!(fresh.number("SELECT count(*) FROM deliveries WHERE body IS NULL").await, 1);
+}
+
+pub(in crate::store) async fn a_business_is_purged_and_its_open_calls_stay(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    let of = |business: &str, aliases: &[(&str, &str)]| {
+        let mut call = new_call(aliases);
+        call.facts.business = BusinessId::parse(business).unwrap();
+        call.tell = true;
+        call
+    };
+    let (gone, up) = (of("acme", &[("call_sid", "CA1")]), of("acme", &[("call_sid", "CA2")]));
+    let other = of("other", &[("call_sid", "CA3")]);
+    for call in [&gone, &up, &other] {
+        store.open(call.clone(), None).await.unwrap();
+    }
+    for (n, call) in [&gone, &other].into_iter().enumerate() {
+        store.apply(change(&call.id, END)).await.unwrap();
+        store.expect_post_calls(vec![call.id.clone()], 1).await.unwrap();
+        to_deliver(&store, n, Some(&call.id), 1).await;
+    }
+    let refusal = |business: &str| RefusalRecord {
+        id: RefusalId::new(),
+        at: 1,
+        business: business.to_owned(),
+        account: "a".to_owned(),
+        direction: "outbound".to_owned(),
+        code: "X".to_owned(),
+        limit_name: None,
+        current: None,
+        limit: None,
+        observed: false,
+        attempts: 1,
+        tell: false,
+    };
+    store.refused(vec![refusal("acme"), refusal("other")]).await.unwrap();
+    let purged = store.purge_business("acme").await.unwrap();
+    // Its webhook's delivery, and the event of our own that told of its admission.
+    let expected = Purged { calls: 1, events: 1, deliveries: 2, refusals: 1, open: vec![up.id.clone()] };
+    assert_eq!(purged, expected);
+    assert_eq!(store.call(&gone.id).await.unwrap(), None);
+    assert_eq!(store.resolve(&gone.aliases).await.unwrap(), None);
+    assert!(store.call(&up.id).await.unwrap().is_some() && store.call(&other.id).await.unwrap().is_some());
+    for (table, left) in [("call_records", 1), ("webhook_events", 1), ("deliveries", 3), ("refusals", 1)] {
+        assert_eq!(fresh.number(&format!("SELECT count(*) FROM {table}")).await, left, "{table}");
+    }
+    let again = store.purge_business("acme").await.unwrap();
+    assert_eq!(again, Purged { open: vec![up.id], ..Purged::default() });
+}
+
+pub(in crate::store) async fn who_did_what_is_kept_and_forgotten_in_time(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    let record = |at: UnixMs, reason: Option<&str>| AuditRecord {
+        id: format!("au_{at}"),
+        at,
+        who: "ops".to_owned(),
+        what: "release".to_owned(),
+        target: "c_1".to_owned(),
+        reason: reason.map(str::to_owned),
+    };
+    for one in [record(1, None), record(2, Some("it hung"))] {
+        store.audit(one).await.unwrap();
+    }
+    assert_eq!(store.latest_audit(9).await.unwrap(), [record(2, Some("it hung")), record(1, None)]);
+    assert_eq!(store.purge(2, 0).await.unwrap(), 1);
+    assert_eq!(store.latest_audit(9).await.unwrap(), [record(2, Some("it hung"))]);
+}

@@ -1,0 +1,182 @@
+//! What webhooks tell of calls after their end; and those that come before anybody knows their call.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{Response, StatusCode};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::arrive::candidates;
+use super::{Came, Raw, Taken, Webhooks, headers_of, read};
+use crate::call::Event;
+use crate::calls::records::{Searched, Transcripts};
+use crate::ids::Alias;
+use crate::provider::description::{OWN_ID_KIND, PostCall};
+use crate::reply::problem;
+use crate::store::{NewEvent, Result, StoreError};
+
+/// How often it is looked for records that are missing, and for calls that webhooks wait for.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How long a webhook of a call that nobody knows stays applicable.
+const WAITS_MS: i64 = 24 * 3_600_000;
+/// How often it is looked for those that have waited too long.
+const STOP_EVERY: Duration = Duration::from_secs(3600);
+/// Webhooks that are looked at in one step.
+const STEP: u32 = 100;
+/// How long a caller waits whose call is about to be known, and how often it is looked for.
+const MOMENT: (Duration, u32) = (Duration::from_millis(250), 4);
+
+impl Taken<'_> {
+    /// Its caller is told by the status what is wrong.
+    pub(super) fn is_exact(&self) -> bool {
+        let path = self.raw.path_and_query.split('?').next().unwrap_or_default();
+        self.from.webhook().exact.iter().any(|one| one.captures(path).is_some())
+    }
+
+    /// Nothing in it says what it is, or which call it is of.
+    pub(super) fn is_unusable(&self) -> bool {
+        let kind = self.from.webhook().dedupe.first().and_then(|selector| selector.text(&self.message));
+        let is_named = kind.is_some_and(|kind| !kind.is_empty());
+        !is_named || (self.event.is_some_and(|event| event.state.is_some()) && self.aliases.is_empty())
+    }
+
+    /// What it tells of a call after its end, and whether that is all.
+    fn record(&self) -> Option<(PostCall, bool)> {
+        let rules = self.event?.record.as_ref().filter(|_| matches!(self.news, Some(Event::Ended(..))))?;
+        let (found, complete) = rules.read(&self.message);
+        (complete || found != PostCall::default()).then_some((found, complete))
+    }
+
+    /// The outside id that a call is known by most surely: the one that its record is asked with.
+    fn main_alias(&self) -> Option<&Alias> {
+        let needs = self.from.account.provider.lookup.as_ref().map(|lookup| lookup.needs.as_str());
+        let outside = || self.aliases.iter().filter(|alias| alias.kind != OWN_ID_KIND);
+        outside().find(|alias| Some(alias.kind.as_str()) == needs).or_else(|| outside().next())
+    }
+}
+
+impl Webhooks {
+    /// Applies a webhook to its call, and takes up what it tells of it after its end. Where nobody knows the call it waits for
+    /// one, if it was kept.
+    pub(super) async fn apply_all(&self, taken: &Taken<'_>, event_id: &str) -> Result<Came> {
+        let mut came = self.apply(taken).await?;
+        if taken.is_exact() && came.outcome == "kept" {
+            came = self.apply_in_a_moment(taken, came).await?;
+        }
+        let Some((found, complete)) = taken.record() else { return Ok(came) };
+        match (&came.record, taken.main_alias()) {
+            (Some(record), _) => {
+                self.calls.told(record, &taken.from.account, found, complete).await?;
+            }
+            (None, Some(alias)) if came.outcome == "kept" => {
+                self.calls.lifecycle.store.wait_for(event_id, alias).await?;
+            }
+            _ => {}
+        }
+        Ok(came)
+    }
+
+    /// The answer to the call's order may be a moment late.
+    async fn apply_in_a_moment(&self, taken: &Taken<'_>, mut came: Came) -> Result<Came> {
+        let store = &self.calls.lifecycle.store;
+        for _ in 0..MOMENT.1 {
+            tokio::time::sleep(MOMENT.0).await;
+            if store.resolve(&taken.aliases).await?.is_some() {
+                came = self.apply(taken).await?;
+                break;
+            }
+        }
+        Ok(came)
+    }
+
+    /// The answer about a call that nobody knows.
+    pub(super) fn unknown_call(&self, taken: &Taken<'_>) -> Response<Bytes> {
+        let status = StatusCode::from_u16(self.settings.unknown_status).unwrap_or(StatusCode::NOT_FOUND);
+        if status.is_success() {
+            return super::fixed_answer(taken.from.webhook());
+        }
+        let message =
+            "No call of this conversation is on record. The event is kept: it is applied when one comes, within a day.";
+        problem(status, "CALL_NOT_FOUND", message)
+    }
+
+    /// Webhooks wait no longer whose call nobody came to know.
+    async fn stop_waiting(&self) -> Result<()> {
+        let before_ms = self.calls.lifecycle.clock.now_ms() - WAITS_MS;
+        let forget = self.calls.settings.transcripts != Transcripts::Keep;
+        self.calls.lifecycle.store.stop_waiting(before_ms, forget).await
+    }
+
+    /// Applies webhooks that waited, and whose call is known by now.
+    async fn apply_found(&self) -> Result<()> {
+        let since_ms = self.calls.lifecycle.clock.now_ms() - WAITS_MS;
+        for event in self.calls.lifecycle.store.found_events(since_ms, STEP).await? {
+            let id = event.id.clone();
+            match Box::pin(self.apply_one_found(event)).await {
+                Ok(()) => info!(event = id, "a webhook that waited for its call was applied"),
+                Err(StoreError::Damaged(why)) => {
+                    warn!(event = id, why, "a webhook that waited for its call cannot be applied");
+                    self.calls.lifecycle.store.event_found(&id, None, "unusable").await?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    async fn apply_one_found(&self, event: NewEvent) -> Result<()> {
+        let store = &self.calls.lifecycle.store;
+        let Some(body) = event.body else { return store.event_found(&event.id, None, "body_lost").await };
+        let raw = Raw::new(&event.method, &event.path, headers_of(&event.headers), body.into()).decoded();
+        let path = event.path.split('?').next().unwrap_or_default();
+        let found = candidates(&self.calls.accounts, &self.settings.extra_paths, path);
+        let Some(from) = found.iter().find(|c| c.account.name.as_str() == event.account) else {
+            return store.event_found(&event.id, None, "unusable").await;
+        };
+        let taken = read(&raw, from, event.id.clone());
+        let came = self.apply(&taken).await?;
+        let Some(record) = came.record else { return store.event_found(&event.id, None, "unusable").await };
+        if let Some((found, complete)) = taken.record() {
+            self.calls.told(&record, &taken.from.account, found, complete).await?;
+        }
+        store.event_found(&event.id, Some(&record.id), "applied").await?;
+        if self.calls.settings.transcripts != Transcripts::Keep {
+            store.forget_body(&event.id).await?;
+        }
+        Ok(())
+    }
+}
+
+/// While this process leads: sees to records that are missing, and to webhooks whose call has come to be known. `inbox` is the
+/// newest generation's.
+pub async fn records_loop(inbox: impl Fn() -> Webhooks, leads: impl Fn() -> bool, stop: CancellationToken) {
+    let (mut searched, mut stopped) = (Searched::default(), None::<Instant>);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+        if !leads() {
+            searched = Searched::default();
+            continue;
+        }
+        let inbox = inbox();
+        let step = async {
+            if stopped.is_none_or(|at| at.elapsed() >= STOP_EVERY) {
+                inbox.stop_waiting().await?;
+                stopped = Some(Instant::now());
+            }
+            inbox.apply_found().await?;
+            Box::pin(inbox.calls.seek_records(&mut searched)).await
+        };
+        // What is cut off here is due again.
+        let done = tokio::select! {
+            () = stop.cancelled() => return,
+            done = Box::pin(step) => done,
+        };
+        if let Err(error) = done {
+            warn!(%error, "missing records could not be seen to");
+        }
+    }
+}

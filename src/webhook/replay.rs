@@ -1,0 +1,159 @@
+//! Webhooks that are applied again: those that a process left behind, and those that an operator wants applied once more. One that
+//! cannot be applied is tried a few times, and then parked: it must not keep the others, or a start, from their turn.
+
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::arrive::candidates;
+use super::{Raw, Webhooks, headers_of, read};
+use crate::failpoint;
+use crate::lifecycle::finish;
+use crate::store::{InboxEvent, NewEvent, Result};
+
+/// A webhook that was taken so long ago and is not settled was left by its process, in milliseconds.
+const STALE_MS: i64 = 30_000;
+/// How often it is looked for such.
+const REPLAY_EVERY: Duration = Duration::from_secs(10);
+/// Pauses between tries, in seconds. After the last the webhook is parked with its error.
+pub const AGAIN_SECS: [i64; 9] = [10, 20, 40, 80, 160, 320, 640, 1280, 2560];
+
+/// What an operator's replay came to.
+#[derive(Debug, Clone, Serialize)]
+pub struct Replayed {
+    /// The webhook after it; none for an event of our own.
+    pub event: Option<InboxEvent>,
+    /// Deliveries that are made once more.
+    pub deliveries: u64,
+}
+
+impl Webhooks {
+    /// Applies webhooks that were on record when the last process died. Replies that nobody waits for any more are only
+    /// noted. Returns how many there were.
+    ///
+    /// # Errors
+    /// The store cannot be read or written.
+    pub async fn replay(&self) -> Result<usize> {
+        let events = self.calls.lifecycle.store.unsettled_events(i64::MAX).await?;
+        let count = events.len();
+        for event in events {
+            self.try_one(event).boxed().await?;
+        }
+        Ok(count)
+    }
+
+    /// Applies webhooks that their replica took a while ago and did not settle: it died, or could not apply them. Of one that it
+    /// is still about to settle, only who comes first tells the app.
+    async fn replay_stale(&self) {
+        let before_ms = self.calls.lifecycle.clock.now_ms() - STALE_MS;
+        let events = match self.calls.lifecycle.store.unsettled_events(before_ms).await {
+            Ok(events) => events,
+            Err(error) => return warn!(%error, "webhooks that nobody settled cannot be read"),
+        };
+        for event in events {
+            let id = event.id.clone();
+            match self.try_one(event).boxed().await {
+                Ok(true) => info!(event = id, "a webhook that another process had left was applied"),
+                Ok(false) => {}
+                Err(error) => return warn!(event = id, %error, "a webhook cannot be tried: the store fails"),
+            }
+        }
+    }
+
+    /// Applies a webhook once more, and delivers it again under the ids that its deliveries had. `None`: there is none.
+    ///
+    /// # Errors
+    /// The store cannot be read or written.
+    pub async fn replay_asked(&self, id: &str) -> Result<Option<Replayed>> {
+        let (store, now_ms) = (&self.calls.lifecycle.store, self.calls.lifecycle.clock.now_ms());
+        let Some(event) = store.inbox_event(id).await? else {
+            let deliveries = store.redeliver(id, now_ms).await?;
+            self.deliver.notify_one();
+            return Ok((deliveries > 0).then_some(Replayed { event: None, deliveries }));
+        };
+        // Of what waited for a reply nobody waits any more.
+        let applies = event.outcome.is_none() || !self.is_answered_by_reply(&event);
+        if applies
+            && store.reopen(id).await?
+            && let Some(event) = store.stored_event(id).await?
+        {
+            self.try_one(event).boxed().await?;
+        }
+        let deliveries = store.redeliver(id, now_ms).await?;
+        self.deliver.notify_one();
+        Ok(Some(Replayed { event: store.inbox_event(id).await?, deliveries }))
+    }
+
+    fn is_answered_by_reply(&self, event: &InboxEvent) -> bool {
+        let of_account = self.calls.accounts.values().find(|account| account.name.as_str() == event.account);
+        let webhook = of_account.and_then(|account| account.provider.webhooks.iter().find(|w| w.name == event.webhook));
+        webhook.is_none_or(|webhook| webhook.reply.is_some())
+    }
+
+    /// Applies a webhook, and notes it if that fails: when it is tried again, or that it is parked. `false`: it failed.
+    async fn try_one(&self, event: NewEvent) -> Result<bool> {
+        let (id, store) = (event.id.clone(), &self.calls.lifecycle.store);
+        // Counted before: what kills the process counts too.
+        let tries = store.begin_try(&id).await? as usize;
+        let why = if tries > AGAIN_SECS.len() + 1 {
+            "the process died while it was applied, again and again".to_owned()
+        } else {
+            let this = self.clone();
+            match finish(async move { this.replay_one(event).await }).await {
+                Ok(Ok(())) => return Ok(true),
+                Ok(Err(error)) => error.to_string(),
+                Err(panicked) => panicked.to_string(),
+            }
+        };
+        let now_ms = self.calls.lifecycle.clock.now_ms();
+        let due_at = AGAIN_SECS.get(tries.saturating_sub(1)).map(|secs| now_ms + secs * 1000);
+        match due_at {
+            Some(_) => warn!(event = id, tries, why, "a webhook cannot be applied yet"),
+            None => {
+                warn!(event = id, tries, why, "a webhook cannot be applied; it is parked: `ringfence events replay`")
+            }
+        }
+        store.failed_try(&id, &why, due_at, now_ms).await?;
+        Ok(false)
+    }
+
+    async fn replay_one(&self, event: NewEvent) -> Result<()> {
+        let at_ms = self.calls.lifecycle.clock.now_ms();
+        let Some(body) = event.body else {
+            // Too large to be kept: its call's end is asked of the provider, the app cannot be told.
+            warn!(event = event.id, "a large webhook was lost with the process that took it");
+            return self.calls.lifecycle.store.settle(&event.id, None, "body_lost", None, at_ms).await.map(drop);
+        };
+        let raw = Raw::new(&event.method, &event.path, headers_of(&event.headers), body.into()).decoded();
+        let path = event.path.split('?').next().unwrap_or_default();
+        let found = candidates(&self.calls.accounts, &self.settings.extra_paths, path);
+        match found.iter().find(|c| c.account.name.as_str() == event.account) {
+            Some(from) if from.webhook().reply.is_none() => {
+                let taken = read(&raw, from, event.id.clone());
+                let came = self.apply_all(&taken, &event.id).boxed().await?;
+                failpoint::hit("replay.applied").await;
+                self.settle(&taken, &event.id, &came).await?;
+                failpoint::hit("replay.settled").await;
+            }
+            _ => drop(self.calls.lifecycle.store.settle(&event.id, None, "too_late_to_reply", None, at_ms).await?),
+        }
+        Ok(())
+    }
+}
+
+/// While this process leads: applies, every `REPLAY_EVERY`, webhooks that another has taken and left. `inbox` is the newest
+/// generation's. That two think they lead harms nothing.
+pub async fn replay_loop(inbox: impl Fn() -> Webhooks, leads: impl Fn() -> bool, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(REPLAY_EVERY) => {}
+        }
+        if leads() {
+            inbox().replay_stale().await;
+        }
+    }
+}
