@@ -20,6 +20,7 @@ pub mod sqlite;
 mod standing;
 #[cfg(test)]
 mod suite;
+mod transcripts;
 
 use std::sync::Arc;
 
@@ -32,6 +33,7 @@ use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId, RefusalId};
 use crate::policy::{Business, Facts, Policy};
 pub use fleet::{BEAT_EVERY_MS, Fleet, LIVE_MS, Living, Replica, Sharing};
+pub use transcripts::{NewUtterance, Said, Standing, Transcripts, Utterance};
 
 /// The alias kind of an app's own idempotency key. Unlike other ids it may pass to another call: when the order that showed it
 /// was proven not to have made one.
@@ -371,7 +373,7 @@ pub struct RefusalRecord {
 
 /// See the module's contract.
 #[async_trait]
-pub trait Store: Send + Sync + 'static {
+pub trait Store: Transcripts + Send + Sync + 'static {
     /// Puts a call on record that a gate has admitted, or that exists anyway. With an epoch it is written only while the pool's
     /// is that one; without, this process alone admits.
     async fn open(&self, call: NewCall, epoch: Option<i64>) -> Result<Opened>;
@@ -475,7 +477,7 @@ pub trait Store: Send + Sync + 'static {
     /// Whether it can write, as far as the last writes tell; while they failed, by writing.
     async fn ping(&self) -> Result<()>;
 
-    /// Forgets what is older than its retention: ended calls with their ids, settled webhooks, finished deliveries, refusals;
+    /// Forgets what is older than its retention: ended calls with their ids and transcripts, settled webhooks, finished deliveries, refusals;
     /// and news that no call claimed. Little by little: other writes get their turn. Returns how many calls, webhooks, deliveries,
     /// refusals and pieces of news went.
     async fn purge(&self, ended_before_ms: UnixMs, early_before_ms: UnixMs) -> Result<u64>;

@@ -3,6 +3,7 @@
 //! A back end gives a [`Fresh`]: an empty store, a way to open it again, and a way past the trait to its tables.
 
 mod gate;
+mod transcripts;
 
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use super::*;
 use crate::call::{Deadlines, Direction, EndProof, Origin, Outcome, Phase, Step};
 use crate::ids::{AccountName, BusinessId};
 pub(super) use gate::*;
+pub(super) use transcripts::*;
 
 /// A store of a test's own, which goes when the test ends.
 #[async_trait]
@@ -62,7 +64,11 @@ macro_rules! behaves_as_a_store {
             of_many_at_once_as_many_are_admitted_as_there_are_places,
             moves_under_load_lose_no_call_and_let_none_in_over_a_limit,
             it_decides_and_moves_as_the_model_does,
-            an_order_is_found_at_another_replica_and_taken_by_one
+            an_order_is_found_at_another_replica_and_taken_by_one,
+            what_many_say_at_once_is_numbered_without_gaps,
+            an_utterance_that_comes_again_keeps_its_number,
+            a_transcript_is_read_from_where_it_was_and_goes_with_its_call,
+            what_changed_in_calls_is_seen_without_reading_them
         );
     };
     ($fresh:path, $($behaviour:ident),+) => {

@@ -4,6 +4,7 @@
 
 pub mod arrive;
 pub mod deliver;
+mod hear;
 mod to_app;
 
 use std::borrow::Cow;
@@ -13,9 +14,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, COOKIE, HeaderName, HeaderValue};
 use http::{HeaderMap, Response, StatusCode, Uri};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -29,11 +31,12 @@ use crate::ids::{Alias, BusinessId, CallId};
 use crate::net::{BodyError, Exchange, Handler};
 use crate::policy::WhenFull;
 use crate::provider::account::Account;
-use crate::provider::description::{OWN_ID_KIND, Reply, Webhook, WebhookEvent};
+use crate::provider::description::{Heard, OWN_ID_KIND, Reply, Webhook, WebhookEvent};
+use crate::provider::render::fill_json;
 use crate::provider::select::{Document, Message, is_form, may_be_json};
 use crate::provider::sign::{BadSignature, sha256_hex};
 use crate::reply::{json_answer, problem, respond, twiml, when_full_twiml};
-use crate::store::{Change, NewEvent, Received, Result};
+use crate::store::{Change, NewEvent, Received, Result, Said};
 use arrive::{Candidate, ExtraPaths, Signed, candidates, verify};
 
 /// Bodies up to here are kept in the inbox.
@@ -140,6 +143,8 @@ struct Taken<'a> {
     direction: Direction,
     /// What it says of the call.
     news: Option<Event>,
+    /// What is said in the call; or why that cannot be read.
+    heard: Option<std::result::Result<Heard, String>>,
     /// Which delivery of which event.
     event_id: String,
     /// What its body takes of the room for large bodies.
@@ -151,6 +156,7 @@ struct Came {
     call: Option<CallId>,
     outcome: &'static str,
     refused: Option<WhenFull>,
+    said: Option<Said>,
 }
 
 #[async_trait]
@@ -224,6 +230,9 @@ impl Webhooks {
         }
         let event_id = format!("ev_{}", Ulid::new().to_string().to_lowercase());
         let taken = Taken { room, ..read(&raw, from, event_id) };
+        if let Some(answer) = self.unheard(&taken).await {
+            return self.answer(exchange, answer).await;
+        }
         let response = match self.run(exchange, &taken).await {
             Ok(Some(response)) => response,
             Ok(None) => return 200,
@@ -282,20 +291,21 @@ impl Webhooks {
         let event_id = match &received {
             Received::New => taken.event_id.clone(),
             Received::Before { id, outcome } => {
-                if outcome.is_some() && webhook.reply.is_none() {
+                // Of what was said the answer tells where it stands: that is looked up by saying it again.
+                if outcome.is_some() && webhook.reply.is_none() && taken.heard.is_none() {
                     count("duplicate");
-                    return Ok(Some(fixed_answer(webhook)));
+                    return Ok(Some(fixed_answer(webhook, None)));
                 }
                 id.clone()
             }
         };
-        let came = self.apply(taken).await?;
+        let came = self.apply(taken, &event_id).await?;
         failpoint::hit("webhook.applied").await;
         count(came.outcome);
         if webhook.reply.is_none() {
             self.settle(taken, &event_id, &came).await?;
             failpoint::hit("webhook.settled").await;
-            return Ok(Some(fixed_answer(webhook)));
+            return Ok(Some(fixed_answer(webhook, came.said)));
         }
         let at_ms = self.calls.lifecycle.clock.now_ms();
         store.settle(&event_id, came.call.as_ref(), came.outcome, None, at_ms).await?;
@@ -374,7 +384,7 @@ impl Webhooks {
         match found.iter().find(|c| c.account.name.as_str() == event.account) {
             Some(from) if from.webhook().reply.is_none() => {
                 let taken = read(&raw, from, event.id.clone());
-                let came = self.apply(&taken).await?;
+                let came = self.apply(&taken, &event.id).await?;
                 failpoint::hit("replay.applied").await;
                 self.settle(&taken, &event.id, &came).await?;
                 failpoint::hit("replay.settled").await;
@@ -393,7 +403,8 @@ impl Webhooks {
         let of = |key: String| format!("{}|{}|{key}", account.name, webhook.name);
         // A notification that lacks what would tell its deliveries apart: the same bytes are the same event.
         let same_bytes = || {
-            let notifies = webhook.reply.is_none() && taken.news.is_some() && !raw.body.is_empty();
+            let tells = taken.news.is_some() || taken.heard.is_some();
+            let notifies = webhook.reply.is_none() && tells && !raw.body.is_empty();
             notifies.then(|| of(format!("sha256|{}|{}", raw.path_and_query, sha256_hex(&raw.body))))
         };
         NewEvent {
@@ -412,8 +423,11 @@ impl Webhooks {
 
     /// Translates the event into a transition of a call. An event of an unknown call whose direction is outbound never
     /// admits and never ends anything: it waits under its ids.
-    async fn apply(&self, taken: &Taken<'_>) -> Result<Came> {
-        let came = |call: Option<CallId>, outcome| Came { call, outcome, refused: None };
+    async fn apply(&self, taken: &Taken<'_>, event_id: &str) -> Result<Came> {
+        let came = |call: Option<CallId>, outcome| Came { call, outcome, refused: None, said: None };
+        if let Some(heard) = &taken.heard {
+            return self.hear(taken, heard, event_id).boxed().await;
+        }
         let Some(news) = taken.news else { return Ok(came(None, "ignored")) };
         let (own, outside): (Vec<Alias>, Vec<Alias>) =
             taken.aliases.iter().cloned().partition(|a| a.kind == OWN_ID_KIND);
@@ -455,9 +469,10 @@ impl Webhooks {
             refusable: webhook.reply == Some(Reply::Twiml),
             origin: Origin::Webhook,
         };
+        let came = |call, outcome, refused| Came { call: Some(call), outcome, refused, said: None };
         Ok(match self.calls.arrive(arrival).await? {
-            Arrived::Admitted(call) => Came { call: Some(call), outcome: "admitted", refused: None },
-            Arrived::Refused(call, full) => Came { call: Some(call), outcome: "capacity_inbound", refused: Some(full) },
+            Arrived::Admitted(call) => came(call, "admitted", None),
+            Arrived::Refused(call, full) => came(call, "capacity_inbound", Some(full)),
         })
     }
 
@@ -507,6 +522,7 @@ fn read<'a>(raw: &'a Raw, from: &'a Candidate, event_id: String) -> Taken<'a> {
         aliases: webhook.ids.read(&message),
         direction: webhook.direction.as_ref().and_then(|d| d.read(&message)).unwrap_or(Direction::Outbound),
         news: event.and_then(|e| e.state.as_ref()).and_then(|s| s.read(&message, EndProof::Webhook)),
+        heard: event.and_then(|e| e.utterance.as_ref()).map(|rules| rules.read(&message)),
         event_id,
         room: None,
     }
@@ -525,11 +541,18 @@ fn kib(bytes: usize) -> u32 {
     u32::try_from(bytes / 1024 + 1).unwrap_or(LARGEST_KIB).min(LARGEST_KIB)
 }
 
-fn fixed_answer(webhook: &Webhook) -> Response<Bytes> {
+fn fixed_answer(webhook: &Webhook, said: Option<Said>) -> Response<Bytes> {
     let Some(answer) = &webhook.answer else { return respond(StatusCode::NO_CONTENT, HeaderMap::new(), Bytes::new()) };
     let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::OK);
     match &answer.body {
-        Some(body) => json_answer(status, body),
+        Some(body) => {
+            let number = |name: &str| match (name, said) {
+                ("transcription_id", Some(said)) => said.id.into(),
+                ("sequence_number", Some(said)) => said.sequence.into(),
+                _ => Value::Null,
+            };
+            json_answer(status, &fill_json(body, &number))
+        }
         None => respond(status, HeaderMap::new(), Bytes::new()),
     }
 }

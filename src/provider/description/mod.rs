@@ -2,6 +2,7 @@
 
 mod ask;
 mod operation;
+mod utterance;
 mod webhook;
 mod words;
 
@@ -13,6 +14,7 @@ use super::check::Check;
 use super::select::Selector;
 pub use ask::*;
 pub use operation::*;
+pub use utterance::*;
 pub use webhook::*;
 pub use words::*;
 

@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::super::path::PathPattern;
 use super::super::select::{Predicate, Selector};
 use super::super::sign::Scheme;
-use super::{DirectionWord, FactSelectors, IdSelectors, StateWord};
+use super::{DirectionWord, FactSelectors, IdSelectors, StateWord, UtteranceRules};
 
 /// Something the provider posts to us.
 #[derive(Debug, Clone, Deserialize)]
@@ -56,7 +56,7 @@ pub enum Reply {
 pub struct FixedAnswer {
     /// The status.
     pub status: u16,
-    /// The JSON body, if any.
+    /// The JSON body, if any. Where something is said, a template over `transcription_id` and `sequence_number`.
     pub body: Option<Value>,
 }
 
@@ -74,4 +74,6 @@ pub struct WebhookEvent {
     /// An inbound call that nobody knows yet is a new one, to be admitted.
     #[serde(default)]
     pub admits: bool,
+    /// Something is said in the call. One that nobody knows yet exists, and is counted.
+    pub utterance: Option<UtteranceRules>,
 }

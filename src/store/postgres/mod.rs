@@ -14,6 +14,7 @@ pub mod migrate;
 mod replicas;
 mod settings;
 mod transact;
+mod transcripts;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

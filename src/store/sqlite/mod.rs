@@ -12,6 +12,7 @@ mod messages;
 mod messages_write;
 pub mod migrate;
 mod replicas;
+mod transcripts;
 mod writer;
 
 use std::path::{Path, PathBuf};
