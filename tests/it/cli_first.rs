@@ -79,7 +79,8 @@ fn init_without_keys_says_which_to_set() {
     assert!(!std::fs::read_to_string(&other).unwrap().contains("[accounts.twilio]"));
 }
 
-const FREE_PORTS: [&str; 6] = ["--listen-api", ":0", "--listen-webhooks", ":0", "--listen-admin", ":0"];
+const FREE_PORTS: [&str; 8] =
+    ["--listen-api", ":0", "--listen-webhooks", ":0", "--listen-admin", ":0", "--listen-client", ":0"];
 
 #[test]
 fn a_sidecar_starts_without_a_file_once_the_calls_at_once_are_stated() {
