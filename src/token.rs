@@ -205,6 +205,7 @@ fn checked(token: &str, key: &DecodingKey, algorithm: Algorithm) -> Option<AppCl
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
     use serde_json::{Value, json};
 
     use super::*;
@@ -215,11 +216,9 @@ mod tests {
         {"kty":"oct","k":"AAAA"},
         {"kty":"EC","crv":"P-256","kid":"one","alg":"ES256","use":"sig",
          "x":"3PqB1UAX-sZ5voQ7vLWQgOiD6PCAl-DioPAqj2lY5AU","y":"_gNKvuYp23DF5LUob5iHjv-MDFYnWcBsgjJrkdTeVDQ"}]}"#;
-    const EC_KEY: &str = "-----BEGIN PRIVATE KEY-----
-MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgQTw+ZkeH6QSTAQpm
-C2r2Gatvn8kIfkgDEEa4yZ0pSD6hRANCAATc+oHVQBf6xnm+hDu8tZCA6IPo8ICX
-4OKg8CqPaVjkBf4DSr7mKdtwxeS1KG+Yh47/jAxWJ1nAbIIya5HU3lQ0
------END PRIVATE KEY-----";
+    /// PKCS #8 in base64, made for this test.
+    const EC_KEY: &str = "MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgQTw+ZkeH6QSTAQpmC2r2Gatvn8kIfkgDEEa4yZ0pSD6h\
+        RANCAATc+oHVQBf6xnm+hDu8tZCA6IPo8ICX4OKg8CqPaVjkBf4DSr7mKdtwxeS1KG+Yh47/jAxWJ1nAbIIya5HU3lQ0";
 
     fn signed(claims: &Value) -> String {
         encode(&Header::new(Algorithm::HS256), claims, &EncodingKey::from_secret(SECRET.as_bytes())).unwrap()
@@ -255,9 +254,10 @@ C2r2Gatvn8kIfkgDEEa4yZ0pSD6hRANCAATc+oHVQBf6xnm+hDu8tZCA6IPo8ICX
     #[test]
     fn public_keys_check_what_their_private_half_has_signed() {
         let keys = Keys::default().with_jwks(JWKS).unwrap();
+        let private = base64::engine::general_purpose::STANDARD.decode(EC_KEY).unwrap();
         let with = |kid: Option<&str>| {
             let header = Header { kid: kid.map(str::to_owned), ..Header::new(Algorithm::ES256) };
-            encode(&header, &json!({"exp": 2000}), &EncodingKey::from_ec_pem(EC_KEY.as_bytes()).unwrap()).unwrap()
+            encode(&header, &json!({"exp": 2000}), &EncodingKey::from_ec_der(&private)).unwrap()
         };
         assert!(keys.visitor(&with(None), 1000, &[]).is_ok() && keys.visitor(&with(Some("one")), 1000, &[]).is_ok());
         assert!(keys.visitor(&with(Some("two")), 1000, &[]).is_err());

@@ -37,7 +37,13 @@ struct Inner {
     user_label: String,
     channels: Mutex<HashMap<CallId, Weak<Channel>>>,
     /// Who follows whole businesses, by the number of the connection.
-    businesses: Mutex<HashMap<u64, (HashSet<String>, Arc<Wake>)>>,
+    businesses: Mutex<HashMap<u64, Businesses>>,
+}
+
+/// Businesses that a connection follows.
+struct Businesses {
+    followed: HashSet<String>,
+    wake: Arc<Wake>,
 }
 
 /// What wakes a connection: calls that have something new for it. As many at most as it follows.
@@ -210,9 +216,9 @@ impl Feed {
             Ok(open) => open,
             Err(error) => return debug!(%error, "calls of followed businesses cannot be read"),
         };
-        for (businesses, wake) in lock(&self.0.businesses).values() {
-            for call in open.iter().filter(|call| businesses.contains(call.facts.business.as_str())) {
-                wake.find(&call.id);
+        for businesses in lock(&self.0.businesses).values() {
+            for call in open.iter().filter(|call| businesses.followed.contains(call.facts.business.as_str())) {
+                businesses.wake.find(&call.id);
             }
         }
     }
@@ -223,7 +229,7 @@ impl Feed {
         if businesses.is_empty() {
             all.remove(&connection);
         } else {
-            all.insert(connection, (businesses.clone(), wake.clone()));
+            all.insert(connection, Businesses { followed: businesses.clone(), wake: wake.clone() });
         }
     }
 

@@ -25,7 +25,7 @@ use crate::net::{Exchange, Handler, NoSocket};
 use crate::provider::path::percent_decode;
 use crate::provider::sign::sha256_hex;
 use crate::reply::{json_answer, problem, respond};
-use crate::store::{self, CallRecord};
+use crate::store::{self, CallRecord, StoreError};
 use crate::token::{BadToken, Keys, Visitor};
 pub use feed::Feed;
 
@@ -112,7 +112,37 @@ impl Drop for Counted {
     }
 }
 
-type Answer = Result<Response<Bytes>, Response<Bytes>>;
+/// Why a transcript is not shown.
+enum Refused {
+    Denied(String),
+    NotFound,
+    BadNumber(&'static str),
+    Store(StoreError),
+}
+
+impl From<StoreError> for Refused {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl Refused {
+    fn answer(self) -> Response<Bytes> {
+        match self {
+            Self::Denied(why) => problem(StatusCode::FORBIDDEN, "AUTHENTICATION_FAILED", &why),
+            Self::NotFound => problem(StatusCode::NOT_FOUND, "CALL_NOT_FOUND", "No call is known by this id."),
+            Self::BadNumber(name) => {
+                let why = format!("{name} must be a number, 0 or more");
+                problem(StatusCode::BAD_REQUEST, "INVALID_REQUEST", &why)
+            }
+            Self::Store(error) => {
+                warn!(%error, "a transcript cannot be read");
+                let why = "The record does not answer; try again.";
+                problem(StatusCode::SERVICE_UNAVAILABLE, "STORE_UNAVAILABLE", why)
+            }
+        }
+    }
+}
 
 #[async_trait]
 impl Handler for Client {
@@ -124,7 +154,8 @@ impl Handler for Client {
             (Method::GET, ["ws", "calls", "transcriptions"]) => ("socket", self.socket(exchange).boxed().await),
             (Method::GET, ["calls", id, "transcript"]) => {
                 let answer = self.transcript(exchange, &percent_decode(id)).boxed().await;
-                ("transcript", Some(answer.unwrap_or_else(|refused| refused)))
+                let answer = answer.map_or_else(Refused::answer, |shown| json_answer(StatusCode::OK, &shown));
+                ("transcript", Some(answer))
             }
             (Method::OPTIONS, ["calls", _, "transcript"]) => {
                 ("preflight", Some(respond(StatusCode::NO_CONTENT, Default::default(), Bytes::new())))
@@ -210,30 +241,15 @@ impl Client {
     }
 
     /// What the socket would have sent of a call: for a client that polls.
-    async fn transcript(&self, exchange: &Exchange, id: &str) -> Answer {
-        let denied = |why: &str| problem(StatusCode::FORBIDDEN, "AUTHENTICATION_FAILED", why);
-        let (token, _) = shown(exchange).map_err(denied)?;
-        let visitor = self.visitor(&token).map_err(|error| denied(&error.to_string()))?;
-        let away = |error: store::StoreError| {
-            warn!(%error, "a transcript cannot be read");
-            problem(StatusCode::SERVICE_UNAVAILABLE, "STORE_UNAVAILABLE", "The record does not answer; try again.")
-        };
-        let Some(call) = self.find(id, &visitor).await.map_err(away)? else {
-            return Err(problem(StatusCode::NOT_FOUND, "CALL_NOT_FOUND", "No call is known by this id."));
-        };
-        let number = |name: &str| {
-            let given = pairs(exchange).find(|(key, _)| key == name);
-            given.map(|(_, value)| value.parse::<i64>().ok().filter(|n| *n >= 0)).map_or(Ok(None), |n| {
-                n.map(Some).ok_or_else(|| {
-                    problem(StatusCode::BAD_REQUEST, "INVALID_REQUEST", &format!("{name} must be a number, 0 or more"))
-                })
-            })
-        };
-        let after = number("after")?.unwrap_or(0);
+    async fn transcript(&self, exchange: &Exchange, id: &str) -> Result<Value, Refused> {
+        let (token, _) = shown(exchange).map_err(|why| Refused::Denied(why.to_owned()))?;
+        let visitor = self.visitor(&token).map_err(|error| Refused::Denied(error.to_string()))?;
+        let call = self.find(id, &visitor).await?.ok_or(Refused::NotFound)?;
+        let after = number(exchange, "after")?.unwrap_or(0);
         let limit =
-            u32::try_from(number("limit")?.unwrap_or_else(|| PAGE_MAX.into())).unwrap_or(PAGE_MAX).clamp(1, PAGE_MAX);
-        let last = self.lifecycle.store.last_sequence(&call.id).await.map_err(away)?;
-        let utterances = self.lifecycle.store.utterances(&call.id, after, limit).await.map_err(away)?;
+            number(exchange, "limit")?.and_then(|n| u32::try_from(n).ok()).unwrap_or(PAGE_MAX).clamp(1, PAGE_MAX);
+        let last = self.lifecycle.store.last_sequence(&call.id).await?;
+        let utterances = self.lifecycle.store.utterances(&call.id, after, limit).await?;
         let label = &self.settings.user_label;
         let mut messages: Vec<Value> = utterances.iter().map(|one| message::transcription(&call, one, label)).collect();
         let reached = utterances.last().map_or(after, |one| one.sequence);
@@ -244,17 +260,14 @@ impl Client {
                 messages.push(message::call_completed(&call));
             }
         }
-        Ok(json_answer(
-            StatusCode::OK,
-            &json!({
-                "call_sid": call.alias("call_sid"),
-                "conversation_id": call.alias("conversation_id"),
-                "status": message::status(&call),
-                "epoch": call.id,
-                "sequence_number": last,
-                "messages": messages,
-            }),
-        ))
+        Ok(json!({
+            "call_sid": call.alias("call_sid"),
+            "conversation_id": call.alias("conversation_id"),
+            "status": message::status(&call),
+            "epoch": call.id,
+            "sequence_number": last,
+            "messages": messages,
+        }))
     }
 
     fn allows(&self, origin: &str) -> bool {
@@ -285,6 +298,11 @@ impl Client {
 
 fn pairs(exchange: &Exchange) -> form_urlencoded::Parse<'_> {
     form_urlencoded::parse(exchange.query().unwrap_or_default().as_bytes())
+}
+
+fn number(exchange: &Exchange, name: &'static str) -> Result<Option<i64>, Refused> {
+    let Some((_, given)) = pairs(exchange).find(|(key, _)| key == name) else { return Ok(None) };
+    given.parse().ok().filter(|n| *n >= 0).map(Some).ok_or(Refused::BadNumber(name))
 }
 
 /// The token that a client shows, in one of three places, and the subprotocol that it is answered with.
