@@ -87,7 +87,9 @@ fn selectors(criterion: &mut Criterion, config: &Config) {
     group.bench_function("facts of JSON", |b| {
         b.iter(|| {
             let body = Document::decode(JSON, black_box(CREATE));
-            let facts = create.facts.read(&Message { body: &body, query: &[], path: &nothing, headers: &headers });
+            let facts = create
+                .facts
+                .read(&Message { body: &body, query: &[], path: &nothing, headers: &headers }, Direction::Outbound);
             assert!(facts.agent.is_some());
             facts
         });
@@ -95,7 +97,9 @@ fn selectors(criterion: &mut Criterion, config: &Config) {
     group.bench_function("facts of a form", |b| {
         b.iter(|| {
             let body = Document::decode(FORM, black_box(CREATE_FORM));
-            let facts = calls.facts.read(&Message { body: &body, query: &[], path: &nothing, headers: &headers });
+            let facts = calls
+                .facts
+                .read(&Message { body: &body, query: &[], path: &nothing, headers: &headers }, Direction::Outbound);
             assert!(facts.other_number.is_some());
             facts
         });
@@ -141,7 +145,7 @@ fn translation(criterion: &mut Criterion, config: &Config) {
         let message = Message { body: &body, query: &[], path: &found[0].captures, headers: &headers };
         let event = webhook.events.iter().find(|e| e.when.is_empty() || e.when.holds(&message)).unwrap();
         let news = event.state.as_ref().and_then(|s| s.read(&message, EndProof::Webhook));
-        (webhook.ids.read(&message), webhook.facts.read(&message), news.unwrap())
+        (webhook.ids.read(&message), webhook.facts.read(&message, Direction::Outbound), news.unwrap())
     };
     let body = transcription();
     let mut group = criterion.benchmark_group("translate");

@@ -48,6 +48,8 @@ const SEEN_EVERY_MS: i64 = 30_000;
 const LATEST: u32 = 1_000;
 /// How long an inbound call may wait for the id that its account knows it by before a foreign call may be told from it.
 const UNBOUND_MS: i64 = 30_000;
+/// So long a carrier waits at most for the reply that says what becomes of a ringing call (Twilio: 15 s).
+const VOICE_WEBHOOK_MS: i64 = 15_000;
 
 /// What the last sweep of an account saw.
 #[derive(Debug, Clone, Default, serde::Serialize)]
@@ -618,6 +620,14 @@ impl Sweeper {
             }
             let since_ms = before.get(&id).copied();
             let early = may_be_member && since_ms.is_some_and(|since| since + UNBOUND_MS > now_ms);
+            // Its voice webhook decides about it, and may be under way: met here, it could no longer be refused by a reply.
+            let rings = one.direction == Direction::Inbound
+                && matches!(one.event, Some(Event::Reached(Phase::Queued | Phase::Ringing)))
+                && since_ms.unwrap_or(now_ms) + VOICE_WEBHOOK_MS > now_ms;
+            if rings {
+                self.strangers.insert(id, since_ms.unwrap_or(now_ms));
+                continue;
+            }
             let waits = if self.first {
                 let its_order = waiting.iter().position(|call| may_be(call, one));
                 match its_order {

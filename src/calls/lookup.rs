@@ -10,7 +10,7 @@ use crate::call::{Direction, EndProof, Event};
 use crate::clock::UnixMs;
 use crate::ids::Alias;
 use crate::provider::account::Account;
-use crate::provider::description::{CallFacts, Group, List, Lookup, NextPage};
+use crate::provider::description::{CallFacts, DirectionWord, Group, List, Lookup, NextPage};
 use crate::provider::render::{Target, render};
 use crate::provider::select::{Document, Message, Selector};
 use crate::store::CallRecord;
@@ -151,7 +151,7 @@ impl Calls {
         Ok(LookedUp::Found(Found {
             event: lookup.state.read(&message, EndProof::Provider),
             aliases: lookup.ids.read(&message),
-            facts: lookup.facts.read(&message),
+            facts: lookup.facts.read(&message, direction_of(lookup.direction.as_ref(), &message)),
             phone: lookup.phone.is_empty() || lookup.phone.holds(&message),
             member_of: lookup.member_of.read(&message),
         }))
@@ -233,6 +233,10 @@ fn path_of(uri: &str) -> String {
     }
 }
 
+fn direction_of(word: Option<&DirectionWord>, message: &Message<'_>) -> Direction {
+    word.and_then(|word| word.read(message)).unwrap_or(Direction::Outbound)
+}
+
 fn listed(list: &List, item: &serde_json::Value) -> Option<Listed> {
     let (body, none) = (Document::Json(item.clone()), Default::default());
     let message = message(&body, &none);
@@ -246,11 +250,32 @@ fn listed(list: &List, item: &serde_json::Value) -> Option<Listed> {
         let time = jiff::fmt::rfc2822::parse(&text).ok()?;
         Some(time.timestamp().as_millisecond())
     });
+    let direction = direction_of(list.direction.as_ref(), &message);
     Some(Listed {
         alias: Alias::new(&list.id.kind, &list.id.from.text(&message)?)?,
         event: list.state.read(&message, EndProof::Provider),
-        facts: list.facts.read(&message),
-        direction: list.direction.as_ref().and_then(|d| d.read(&message)).unwrap_or(Direction::Outbound),
+        facts: list.facts.read(&message, direction),
+        direction,
         created_at,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::provider::Registry;
+
+    #[test]
+    fn whose_a_number_is_follows_from_who_placed_the_call() {
+        let registry = Registry::new(&[]).unwrap();
+        let list = registry.get("twilio").unwrap().list.as_ref().unwrap();
+        let item = |direction| {
+            serde_json::json!({
+                "sid": "CA1", "status": "ringing", "from": "+15550000001", "to": "+15550000002", "direction": direction,
+            })
+        };
+        let own = |direction| listed(list, &item(direction)).unwrap().facts.own_number.unwrap();
+        assert_eq!(own("outbound-api"), "+15550000001");
+        assert_eq!(own("inbound"), "+15550000002", "the caller's number is nobody's business");
+    }
 }

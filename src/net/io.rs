@@ -110,11 +110,12 @@ impl Sight {
         *self.if_reset.lock().unwrap_or_else(PoisonError::into_inner) = Some(Then(then));
     }
 
-    /// What a read brought: bytes, the end, or an error.
-    fn heard(&self, read: &io::Result<()>) {
+    /// Something was read: bytes, the end, or an error. `is_reset` tells whether the connection is no more.
+    fn heard(&self, is_reset: impl FnOnce() -> bool) {
         let then = self.if_reset.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let reset = matches!(read, Err(error) if error.kind() == io::ErrorKind::ConnectionReset);
-        if let Some(Then(then)) = then.filter(|_| reset) {
+        if let Some(Then(then)) = then
+            && is_reset()
+        {
             then();
         }
     }
@@ -209,6 +210,14 @@ impl Watched {
     }
 }
 
+/// Whether nothing of the connection is left. A client that had closed it answers what is written to it with a reset; read is then
+/// the end that it sent before, and no error.
+fn is_closed(stream: &Stream) -> bool {
+    /// `TCP_CLOSE` of Linux's `net/tcp_states.h`.
+    const TCP_CLOSE: u8 = 7;
+    SocketDigest::from_raw_fd(stream.id()).tcp_info().is_some_and(|info| info.tcpi_state == TCP_CLOSE)
+}
+
 impl AsyncRead for Watched {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
@@ -220,7 +229,11 @@ impl AsyncRead for Watched {
         }
         let before = buf.filled().len();
         let read = ready!(Pin::new(&mut this.inner).poll_read(cx, buf));
-        this.sight.heard(&read);
+        let is_end = buf.filled().len() == before;
+        this.sight.heard(|| match &read {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => true,
+            _ => is_end && is_closed(this.inner.get_ref()),
+        });
         read?;
         let bytes = buf.filled().get(before..).unwrap_or_default();
         if bytes.is_empty() {

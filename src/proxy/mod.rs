@@ -172,7 +172,7 @@ impl Proxy {
         message: &Message<'_>,
     ) -> Result<Facts, Refusal> {
         let policy = &self.calls.policy;
-        let read = operation.facts.read(message);
+        let read = operation.facts.read(message, operation.direction);
         let api_key = account.provider.api_key.as_ref().and_then(|s| s.text(message));
         let marks = Marks {
             header: message.headers.get(BUSINESS_HEADER).and_then(|v| v.to_str().ok()),

@@ -1,8 +1,18 @@
 //! What migrations of every back end have in common: which are known, which are applied, which schema is refused.
+//!
+//! A migration whose name begins with `expand` only adds: tables, columns that may be empty, indices. A version that does not know
+//! it works beside those that do, so that versions N and N-1 run side by side, and N is rolled back without touching the schema.
+//! What takes away or means something else by what is there goes into a migration of another name, one version later.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use sqlx::migrate::Migrator;
+
+/// What a database has: the names of migrations by number, as it noted them.
+pub(super) type Applied = BTreeMap<i64, String>;
+
+/// What the names of migrations begin with that only add.
+const EXPAND: &str = "expand";
 
 /// Where sqlx notes what is applied.
 pub(super) const TABLE: &str = "_sqlx_migrations";
@@ -19,19 +29,23 @@ pub struct Status {
 }
 
 /// Every migration that this version knows.
-pub(super) fn status(known: &Migrator, applied: &BTreeSet<i64>) -> Vec<Status> {
+pub(super) fn status(known: &Migrator, applied: &Applied) -> Vec<Status> {
     let ups = known.iter().filter(|m| m.migration_type.is_up_migration());
-    ups.map(|m| Status { version: m.version, name: m.description.to_string(), applied: applied.contains(&m.version) })
-        .collect()
+    ups.map(|m| Status {
+        version: m.version,
+        name: m.description.to_string(),
+        applied: applied.contains_key(&m.version),
+    })
+    .collect()
 }
 
 /// Migrations that are missing.
-pub(super) fn missing(known: &Migrator, applied: &BTreeSet<i64>) -> Vec<i64> {
+pub(super) fn missing(known: &Migrator, applied: &Applied) -> Vec<i64> {
     status(known, applied).into_iter().filter(|s| !s.applied).map(|s| s.version).collect()
 }
 
 /// Refuses a schema that this version does not know.
-pub(super) fn check(known: &Migrator, applied: &BTreeSet<i64>) -> Result<(), String> {
+pub(super) fn check(known: &Migrator, applied: &Applied) -> Result<(), String> {
     refuse_newer(known, applied)?;
     let missing: Vec<String> = missing(known, applied).iter().map(i64::to_string).collect();
     if missing.is_empty() {
@@ -43,18 +57,55 @@ pub(super) fn check(known: &Migrator, applied: &BTreeSet<i64>) -> Result<(), Str
     ))
 }
 
-/// Refuses a schema of a newer version.
-pub(super) fn refuse_newer(known: &Migrator, applied: &BTreeSet<i64>) -> Result<(), String> {
-    let newest = known.iter().map(|m| m.version).max().unwrap_or(0);
-    match applied.last() {
-        Some(version) if *version > newest => Err(format!(
-            "has migration {version}, of a newer ringfence; this one knows up to {newest}: run the newer one, or its `ringfence migrate down --to {newest}` first"
-        )),
-        _ => Ok(()),
+/// Refuses a schema of a newer version, unless all that is new only adds.
+pub(super) fn refuse_newer(known: &Migrator, applied: &Applied) -> Result<(), String> {
+    match newer(known, applied).find(|(_, name)| !name.starts_with(EXPAND)) {
+        Some((version, _)) => Err(is_newer(known, version)),
+        None => Ok(()),
     }
 }
 
+/// Refuses a schema of a newer version: this one does not know the way back.
+pub(super) fn refuse_unknown(known: &Migrator, applied: &Applied) -> Result<(), String> {
+    newer(known, applied).last().map_or(Ok(()), |(version, _)| Err(is_newer(known, version)))
+}
+
+fn newest(known: &Migrator) -> i64 {
+    known.iter().map(|m| m.version).max().unwrap_or(0)
+}
+
+fn newer<'a>(known: &Migrator, applied: &'a Applied) -> impl Iterator<Item = (i64, &'a String)> {
+    applied.range(newest(known) + 1..).map(|(version, name)| (*version, name))
+}
+
+fn is_newer(known: &Migrator, version: i64) -> String {
+    let newest = newest(known);
+    format!(
+        "has migration {version}, of a newer ringfence; this one knows up to {newest}: run the newer one, or its `ringfence migrate down --to {newest}` first"
+    )
+}
+
 /// Where a way down leads: to the version asked for, else one step.
-pub(super) fn target(applied: &BTreeSet<i64>, to: Option<i64>) -> i64 {
-    to.unwrap_or_else(|| applied.iter().rev().nth(1).copied().unwrap_or(0))
+pub(super) fn target(applied: &Applied, to: Option<i64>) -> i64 {
+    to.unwrap_or_else(|| applied.keys().rev().nth(1).copied().unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_called_an_expansion_only_adds() {
+        for known in [sqlx::migrate!("migrations/sqlite"), sqlx::migrate!("migrations/postgres")] {
+            let ups = known.iter().filter(|m| m.migration_type.is_up_migration() && m.description.starts_with(EXPAND));
+            for up in ups {
+                let sql = up.sql.as_str().to_uppercase();
+                for word in
+                    ["DROP ", "RENAME ", "DELETE FROM", "UPDATE ", "TRUNCATE ", "ALTER COLUMN", "CREATE TRIGGER"]
+                {
+                    assert!(!sql.replace("ON UPDATE ", "").contains(word), "{}: {word}", up.description);
+                }
+            }
+        }
+    }
 }

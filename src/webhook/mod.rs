@@ -454,7 +454,7 @@ impl Webhooks {
 
     async fn arrived(&self, taken: &Taken<'_>, aliases: Vec<Alias>, phase: Phase) -> Result<Came> {
         let webhook = taken.from.webhook();
-        let mut facts = webhook.facts.read(&taken.message);
+        let mut facts = webhook.facts.read(&taken.message, taken.direction);
         let front = self.settings.inbound_mode == InboundMode::Front && webhook.reply == Some(Reply::Twiml);
         if front && facts.agent.is_none() {
             facts.agent = self.agent_of(facts.own_number.as_deref());

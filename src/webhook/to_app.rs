@@ -66,7 +66,7 @@ impl Webhooks {
     }
 
     async fn front(&self, call: &CallId, taken: &Taken<'_>) -> Response<Bytes> {
-        let number = taken.from.webhook().facts.read(&taken.message).own_number;
+        let number = taken.from.webhook().facts.read(&taken.message, taken.direction).own_number;
         let connected = match self.agent_of(number.as_deref()) {
             Some(agent) => self.calls.front(call, &agent).await,
             None => {

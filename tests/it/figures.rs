@@ -16,11 +16,13 @@ use crate::support::postgres::{self, Server};
 use crate::support::redis::{self, Redis};
 use crate::support::stage::{PATIENCE, Setup};
 
-/// Open calls that a start finds.
-const OPEN: usize = 50_000;
-
 fn large() -> bool {
     std::env::var_os("RINGFENCE_FIGURES").is_some()
+}
+
+/// Open calls that a start finds.
+fn open() -> usize {
+    if large() { 50_000 } else { 5_000 }
 }
 
 fn build() -> &'static str {
@@ -52,7 +54,7 @@ async fn hang_ups(what: &str, replicas: usize, redis: Store, tables: &str, by: B
     let (lanes, rounds) = match (by_sweep, large()) {
         (false, false) => (4, 5),
         (false, true) => (4, 75),
-        (true, false) => (12, 2),
+        (true, false) => (12, 1),
         (true, true) => (20, 15),
     };
     let mut dice = Dice::new(what);
@@ -175,7 +177,7 @@ enum Record {
 
 /// Makes many open calls of the one that is on record.
 async fn copy_the_call(record: &Record, folder: &Path) {
-    let ids: Vec<String> = (1..OPEN).map(|_| CallId::new().to_string()).collect();
+    let ids: Vec<String> = (1..open()).map(|_| CallId::new().to_string()).collect();
     match record {
         Record::Postgres { url, .. } => {
             let options: sqlx::postgres::PgConnectOptions = url.parse().unwrap();
@@ -268,11 +270,16 @@ async fn start_over_many(what: &str, record: Record, tables: &str) {
     assert!(serve.is_ready(), "{}", std::fs::read_to_string(folder.join("log")).unwrap());
     assert_eq!(ask("GET", serve.at("admin", "/ready"), String::new()).await.0, 200);
     let took = started.elapsed();
-    eprintln!("{what} ({}): {OPEN} open calls, ready after {:.2} s", build(), took.as_secs_f64());
+    eprintln!("{what} ({}): {} open calls, ready after {:.2} s", build(), open(), took.as_secs_f64());
     let held = async || ask("GET", serve.at("admin", "/status"), String::new()).await.1["gate"]["calls"].clone();
-    assert_eq!(held().await, OPEN, "all of them are held");
+    assert_eq!(held().await, open(), "all of them are held");
     assert_eq!(dial(&serve, "+15550002237").await.0, 200);
-    assert_eq!(held().await, OPEN + 1);
+    // What is shown may be a moment old.
+    let since = Instant::now();
+    while held().await != open() + 1 {
+        assert!(since.elapsed() < PATIENCE, "the new call is not counted");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     stop(serve).await;
     simulator.stop().await;
     let _ = std::fs::remove_dir_all(&folder);
@@ -285,7 +292,7 @@ fn over_postgres() -> Record {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_start_finds_fifty_thousand_open_calls() {
+async fn a_start_finds_every_open_call() {
     let _alone = ALONE.lock().await;
     start_over_many("memory over SQLite", Record::Sqlite, "").await;
     if postgres::is_missing() {

@@ -26,6 +26,8 @@ pub struct Lookup {
     /// What policy selects by.
     #[serde(default)]
     pub facts: FactSelectors,
+    /// Which side placed the call: outbound where it is not said.
+    pub direction: Option<DirectionWord>,
     /// When the record is of a telephone call; the rest takes no slot.
     #[serde(default)]
     pub phone: Predicate,

@@ -18,6 +18,10 @@ pub struct FactSelectors {
     pub own_number: Option<Selector>,
     /// The number at the other end.
     pub other_number: Option<Selector>,
+    /// The number that calls: ours of an outbound call. Where a message names the two by who calls, not by whose they are.
+    pub from: Option<Selector>,
+    /// The number that is called: ours of an inbound call.
+    pub to: Option<Selector>,
 }
 
 /// The facts of one message.
@@ -32,13 +36,21 @@ pub struct CallFacts {
 }
 
 impl FactSelectors {
-    /// Reads them; overlong texts are not taken.
-    pub fn read(&self, message: &Message<'_>) -> CallFacts {
+    /// Reads them, of a call of this direction; overlong texts are not taken.
+    pub fn read(&self, message: &Message<'_>, direction: Direction) -> CallFacts {
         let get = |selector: &Option<Selector>| {
             let text = selector.as_ref()?.text(message)?;
             (!text.is_empty() && text.len() <= 256).then(|| text.into_owned())
         };
-        CallFacts { agent: get(&self.agent), own_number: get(&self.own_number), other_number: get(&self.other_number) }
+        let (ours, theirs) = match direction {
+            Direction::Outbound => (&self.from, &self.to),
+            Direction::Inbound => (&self.to, &self.from),
+        };
+        CallFacts {
+            agent: get(&self.agent),
+            own_number: get(&self.own_number).or_else(|| get(ours)),
+            other_number: get(&self.other_number).or_else(|| get(theirs)),
+        }
     }
 }
 

@@ -1,13 +1,12 @@
 //! Migrations of the Postgres store, in its own schema. The files are built in. All of a way up or down is one transaction
 //! under a lock of that transaction: several processes may begin at once, through any pooler.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use sqlx::migrate::Migrator;
 use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row as _, Transaction};
 
-use super::super::migrations::{self, Status, TABLE};
+use super::super::migrations::{self, Applied, Status, TABLE};
 use super::transact::SCHEMA;
 use super::{Db, Settings, Sql, explain};
 
@@ -87,7 +86,7 @@ async fn up_in(c: &mut PgConnection) -> Result<(), String> {
     let applied = applied(c).await.map_err(cannot)?;
     migrations::refuse_newer(&known(), &applied)?;
     let known = known();
-    let missing = known.iter().filter(|m| m.migration_type.is_up_migration() && !applied.contains(&m.version));
+    let missing = known.iter().filter(|m| m.migration_type.is_up_migration() && !applied.contains_key(&m.version));
     for migration in missing {
         sqlx::raw_sql(migration.sql.clone()).execute(&mut *c).await.map_err(cannot)?;
         sqlx::query(AssertSqlSafe(format!(
@@ -107,11 +106,11 @@ async fn up_in(c: &mut PgConnection) -> Result<(), String> {
 async fn down_in(c: &mut PgConnection, to: Option<i64>) -> Result<(), String> {
     let cannot = |e: sqlx::Error| format!("cannot be migrated down: {e}");
     let applied = applied(c).await.map_err(cannot)?;
-    migrations::refuse_newer(&known(), &applied)?;
+    migrations::refuse_unknown(&known(), &applied)?;
     let (known, target) = (known(), migrations::target(&applied, to));
     let mut back: Vec<_> = known
         .iter()
-        .filter(|m| m.migration_type.is_down_migration() && m.version > target && applied.contains(&m.version))
+        .filter(|m| m.migration_type.is_down_migration() && m.version > target && applied.contains_key(&m.version))
         .collect();
     back.sort_by_key(|m| std::cmp::Reverse(m.version));
     for migration in back {
@@ -125,18 +124,18 @@ async fn run(c: &mut PgConnection, sql: String) -> Sql<()> {
     sqlx::raw_sql(AssertSqlSafe(sql)).execute(c).await.map(drop)
 }
 
-async fn applied(c: &mut PgConnection) -> Sql<BTreeSet<i64>> {
+async fn applied(c: &mut PgConnection) -> Sql<Applied> {
     let there = sqlx::query("SELECT to_regclass($1)::text AS name").persistent(false);
     let there = there.bind(format!("{SCHEMA}.{TABLE}")).fetch_one(&mut *c).await?;
     if there.try_get::<Option<String>, _>("name")?.is_none() {
-        return Ok(BTreeSet::new());
+        return Ok(Applied::new());
     }
-    let sql = AssertSqlSafe(format!("SELECT version FROM {TABLE}"));
+    let sql = AssertSqlSafe(format!("SELECT version, description FROM {TABLE}"));
     let rows = sqlx::query(sql).persistent(false).fetch_all(&mut *c).await?;
-    rows.iter().map(|row| row.try_get("version")).collect()
+    rows.iter().map(|row| Ok((row.try_get("version")?, row.try_get("description")?))).collect()
 }
 
-async fn read_applied(db: &Db) -> Result<BTreeSet<i64>, String> {
+async fn read_applied(db: &Db) -> Result<Applied, String> {
     db.read(|c| Box::pin(applied(c))).await.map_err(|e| format!("cannot be used: {e}"))
 }
 

@@ -375,6 +375,30 @@ async fn what_became_of_a_commit_without_an_answer_is_found_out() {
 }
 
 #[tokio::test]
+async fn a_newer_schema_that_only_adds_is_used_beside_those_who_know_it() {
+    let Some(fence) = fresh().await else { return };
+    migrate::up(&fence.settings).await.unwrap();
+    for sql in [
+        "ALTER TABLE calls ADD COLUMN tomorrow TEXT",
+        "CREATE TABLE tomorrow (call_id TEXT REFERENCES calls (id) ON DELETE CASCADE)",
+        "INSERT INTO _sqlx_migrations VALUES (9998, 'expand tomorrow', now(), true, '', 0)",
+    ] {
+        fence.execute(sql).await;
+    }
+    let store = fence.store().await;
+    let call = new_call(&[("call_sid", "CA1")]);
+    assert!(matches!(store.open(call.clone(), None).await, Ok(Opened::New(None))));
+    assert!(store.call(&call.id).await.unwrap().is_some());
+    store.close().await;
+    assert!(
+        migrate::down(&fence.settings, None).await.unwrap_err().contains("newer ringfence"),
+        "it knows no way back"
+    );
+    fence.execute("INSERT INTO _sqlx_migrations VALUES (9999, 'contract tomorrow', now(), true, '', 0)").await;
+    assert!(fence.refused().await.contains("has migration 9999, of a newer ringfence"));
+}
+
+#[tokio::test]
 async fn a_server_that_forgets_is_refused_and_a_database_that_is_not_there_is_named() {
     let Some(fence) = fresh().await else { return };
     let name = fence.url.split('?').next().unwrap().rsplit('/').next().unwrap().to_owned();
@@ -383,6 +407,47 @@ async fn a_server_that_forgets_is_refused_and_a_database_that_is_not_there_is_na
     assert!(error.to_string().contains("\"nowhere\" does not exist"), "{error}");
     fence.execute(&format!("ALTER DATABASE {name} SET synchronous_commit = off")).await;
     assert!(fence.refused().await.contains("ALTER ROLE"));
+}
+
+#[tokio::test]
+async fn a_server_has_to_prove_its_name_where_that_is_asked_for() {
+    crate::net::install_crypto_provider();
+    if server::is_missing() {
+        return;
+    }
+    let (server, cert, database) = tokio::task::spawn_blocking(|| {
+        let server = server::Server::start();
+        let cert = server.speak_tls();
+        let url = server.database_over_tcp();
+        (server, cert, url.rsplit('/').next().unwrap().to_owned())
+    })
+    .await
+    .unwrap();
+    let at = |host: &str, ca: &std::path::Path| {
+        let port = server.port;
+        let url =
+            format!("postgres://postgres@{host}:{port}/{database}?sslmode=verify-full&sslrootcert={}", ca.display());
+        settings(&url)
+    };
+    let store =
+        PostgresStore::open(&at("localhost", &cert), true, Sharing::Alone, |why| panic!("{why}")).await.unwrap();
+    assert!(matches!(store.open(new_call(&[]), None).await, Ok(Opened::New(None))));
+    let plain = "SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid)
+                 WHERE application_name = 'ringfence' AND NOT ssl";
+    assert_eq!(server.psql("postgres", plain), "0", "every session is encrypted");
+    store.close().await;
+    let why = inspect::inspect(&at("127.0.0.1", &cert)).await.unwrap_err();
+    assert!(why.contains("certificate"), "it is not vouched for by this name: {why}");
+    let other = std::env::temp_dir().join(format!("ringfence-ca-{}.pem", CallId::new()));
+    let made = std::process::Command::new("openssl")
+        .args("req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost -keyout /dev/null".split(' '))
+        .arg("-out")
+        .arg(&other)
+        .output();
+    assert!(made.unwrap().status.success());
+    let why = inspect::inspect(&at("localhost", &other)).await.unwrap_err();
+    assert!(why.contains("certificate"), "somebody else vouches for it: {why}");
+    let _ = std::fs::remove_file(&other);
 }
 
 #[tokio::test]

@@ -1,12 +1,10 @@
 //! Migrations of the embedded store. The files are built in.
 
-use std::collections::BTreeSet;
-
-use sqlx::SqliteConnection;
 use sqlx::migrate::{Migrate as _, MigrateError, Migrator};
 use sqlx::sqlite::SqlitePool;
+use sqlx::{AssertSqlSafe, SqliteConnection};
 
-use super::super::migrations::{self, Status, TABLE};
+use super::super::migrations::{self, Applied, Status, TABLE};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
@@ -17,7 +15,7 @@ pub async fn up(pool: &SqlitePool) -> Result<(), String> {
     let mut all = pool.begin_with("BEGIN IMMEDIATE").await.map_err(|e| cannot(super::explain(&e)))?;
     let applied = applied_in(&mut all).await?;
     migrations::refuse_newer(&MIGRATIONS, &applied)?;
-    for one in MIGRATIONS.iter().filter(|m| m.migration_type.is_up_migration() && !applied.contains(&m.version)) {
+    for one in MIGRATIONS.iter().filter(|m| m.migration_type.is_up_migration() && !applied.contains_key(&m.version)) {
         all.apply(TABLE, one).await.map_err(|e| cannot(explain(&e)))?;
     }
     all.commit().await.map_err(|e| cannot(super::explain(&e)))
@@ -28,9 +26,9 @@ pub async fn down(pool: &SqlitePool, to: Option<i64>) -> Result<(), String> {
     let cannot = |why: String| format!("cannot be migrated down: {why}");
     let mut all = pool.begin_with("BEGIN IMMEDIATE").await.map_err(|e| cannot(super::explain(&e)))?;
     let applied = applied_in(&mut all).await?;
-    migrations::refuse_newer(&MIGRATIONS, &applied)?;
+    migrations::refuse_unknown(&MIGRATIONS, &applied)?;
     let target = migrations::target(&applied, to);
-    let is_back = |version: i64| version > target && applied.contains(&version);
+    let is_back = |version: i64| version > target && applied.contains_key(&version);
     let back = MIGRATIONS.iter().filter(|m| m.migration_type.is_down_migration() && is_back(m.version));
     let mut back: Vec<_> = back.collect();
     back.sort_by_key(|m| std::cmp::Reverse(m.version));
@@ -56,22 +54,23 @@ pub(super) async fn missing(pool: &SqlitePool) -> Result<Vec<i64>, String> {
     let noted = sqlx::query_scalar::<_, String>("SELECT name FROM sqlite_master WHERE type = 'table' AND name = $1");
     let applied = match noted.bind(TABLE).fetch_optional(pool).await.map_err(read)? {
         Some(_) => applied(pool).await?,
-        None => BTreeSet::new(),
+        None => Applied::new(),
     };
     migrations::refuse_newer(&MIGRATIONS, &applied)?;
     Ok(migrations::missing(&MIGRATIONS, &applied))
 }
 
-async fn applied(pool: &SqlitePool) -> Result<BTreeSet<i64>, String> {
+async fn applied(pool: &SqlitePool) -> Result<Applied, String> {
     let mut connection = pool.acquire().await.map_err(|e| format!("cannot be used: {}", super::explain(&e)))?;
     applied_in(&mut connection).await
 }
 
-async fn applied_in(connection: &mut SqliteConnection) -> Result<BTreeSet<i64>, String> {
+async fn applied_in(connection: &mut SqliteConnection) -> Result<Applied, String> {
     let error = |why: String| format!("cannot be used: {why}");
     connection.ensure_migrations_table(TABLE).await.map_err(|e| error(explain(&e)))?;
-    let applied = connection.list_applied_migrations(TABLE).await.map_err(|e| error(explain(&e)))?;
-    Ok(applied.into_iter().map(|m| m.version).collect())
+    let rows = sqlx::query_as::<_, (i64, String)>(AssertSqlSafe(format!("SELECT version, description FROM {TABLE}")));
+    let rows = rows.fetch_all(connection).await.map_err(|e| error(super::explain(&e)))?;
+    Ok(rows.into_iter().collect())
 }
 
 fn explain(error: &MigrateError) -> String {

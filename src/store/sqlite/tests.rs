@@ -130,6 +130,26 @@ async fn a_schema_goes_up_and_down_and_a_strange_one_is_refused() {
 }
 
 #[tokio::test]
+async fn a_newer_schema_that_only_adds_is_used() {
+    let folder = Folder::new();
+    std::fs::create_dir_all(&folder.0).unwrap();
+    let pool = SqliteStore::connect(&folder.file()).await.unwrap();
+    migrate::up(&pool).await.unwrap();
+    let execute = async |sql: &'static str| drop(sqlx::query(sql).execute(&pool).await.unwrap());
+    execute("ALTER TABLE calls ADD COLUMN tomorrow TEXT").await;
+    execute("CREATE TABLE tomorrow (call_id TEXT REFERENCES calls (id) ON DELETE CASCADE)").await;
+    execute("INSERT INTO _sqlx_migrations VALUES (9998, 'expand tomorrow', 0, true, '', 0)").await;
+    let store = SqliteStore::open(&folder.file(), true, Sharing::Alone).await.unwrap();
+    let call = suite::new_call(&[("call_sid", "CA1")]);
+    assert!(matches!(store.open(call.clone(), None).await, Ok(Opened::New(None))));
+    assert!(store.call(&call.id).await.unwrap().is_some());
+    store.close().await;
+    assert!(migrate::down(&pool, None).await.unwrap_err().contains("newer ringfence"), "it knows no way back");
+    execute("INSERT INTO _sqlx_migrations VALUES (9999, 'contract tomorrow', 0, true, '', 0)").await;
+    assert!(migrate::check(&pool).await.unwrap_err().contains("has migration 9999, of a newer ringfence"));
+}
+
+#[tokio::test]
 async fn a_file_that_is_no_database_is_named_and_left_alone() {
     let folder = Folder::new();
     std::fs::create_dir_all(&folder.0).unwrap();

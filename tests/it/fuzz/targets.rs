@@ -9,7 +9,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64_URL;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use ring::{digest, hmac};
 use ringfence::admin::auth::{self, Claims, Scope};
-use ringfence::call::{EndProof, Event};
+use ringfence::call::{Direction, EndProof, Event};
 use ringfence::config;
 use ringfence::ids::{AccountName, Alias, BusinessId, CallId, ID_BYTES_MAX, RefusalId, mask_number};
 use ringfence::policy::{Business, Facts};
@@ -115,7 +115,7 @@ pub fn webhook(data: &[u8]) {
                 let captures = webhook.paths.iter().find_map(|p| p.captures(path)).unwrap_or_default();
                 let message = Message { body: &document, query: &query, path: &captures, headers: &headers };
                 sound_aliases(&webhook.ids.read(&message));
-                sound_facts(&webhook.facts.read(&message));
+                sound_facts(&webhook.facts.read(&message, Direction::Inbound));
                 let event = webhook.events.iter().find(|e| e.when.is_empty() || e.when.holds(&message));
                 sound_event(event.and_then(|e| e.state.as_ref()?.read(&message, EndProof::Webhook)), EndProof::Webhook);
                 let _ = webhook.direction.as_ref().and_then(|d| d.read(&message));
@@ -237,7 +237,7 @@ pub fn description(data: &[u8]) {
             let message = Message { body: &body, query: &[], path: &path, headers: &headers };
             for one in &it.webhooks {
                 sound_aliases(&one.ids.read(&message));
-                sound_facts(&one.facts.read(&message));
+                sound_facts(&one.facts.read(&message, Direction::Inbound));
             }
             fill_json(&it.refusal.body, &|name| name.into());
         }
@@ -409,7 +409,7 @@ fn read_answer(provider: &Description, body: &Document) {
     if let Some(lookup) = &provider.lookup {
         sound_event(lookup.state.read(&message, EndProof::Provider), EndProof::Provider);
         sound_aliases(&lookup.ids.read(&message));
-        sound_facts(&lookup.facts.read(&message));
+        sound_facts(&lookup.facts.read(&message, Direction::Outbound));
         lookup.phone.holds(&message);
     }
     for list in [&provider.list, &provider.find].into_iter().flatten() {
@@ -434,7 +434,7 @@ fn read_list(list: &List, body: &Document) {
         let id = list.id.from.text(&message).and_then(|id| Alias::new(&list.id.kind, &id));
         sound_aliases(&id.into_iter().collect::<Vec<_>>());
         sound_event(list.state.read(&message, EndProof::Provider), EndProof::Provider);
-        sound_facts(&list.facts.read(&message));
+        sound_facts(&list.facts.read(&message, Direction::Inbound));
         let _ = list.direction.as_ref().and_then(|d| d.read(&message));
         let _ = list.created_at.as_ref().and_then(|s| s.text(&message)).map(|t| jiff::fmt::rfc2822::parse(&t));
     }

@@ -218,7 +218,7 @@ impl Ends {
                 read = from.read(&mut buffer) => read,
             };
             let Ok(n) = read else { break };
-            let now = *self.weather.borrow();
+            let now = *self.weather.borrow_and_update();
             if now.loses(way) {
                 lossy = true;
                 if n > 0 {

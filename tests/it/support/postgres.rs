@@ -13,6 +13,7 @@ pub struct Server {
     folder: PathBuf,
     /// A TCP port of 127.0.0.1, beside the socket.
     pub port: u16,
+    flushes: bool,
     running: Option<Child>,
 }
 
@@ -69,13 +70,18 @@ pub fn folder_of_postgres() -> PathBuf {
 impl Server {
     /// Makes a server and starts it. It flushes nothing: no test pulls a plug.
     pub fn start() -> Self {
+        Self::start_as(false)
+    }
+
+    /// The same; `flushes`: what is committed is on the disk.
+    pub fn start_as(flushes: bool) -> Self {
         let programs = programs().expect("Postgres is installed");
         let folder = folder_of_postgres();
         let mut init = as_postgres(&programs.join("initdb"));
         init.arg("-D").arg(folder.join("data"));
         ran(init.args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"]));
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let mut server = Self { programs, folder, port, running: None };
+        let mut server = Self { programs, folder, port, flushes, running: None };
         server.start_again();
         server
     }
@@ -84,7 +90,7 @@ impl Server {
     pub fn start_again(&mut self) {
         // A shell stands between: when its input ends, as it does when the tests end in whatever way, it ends the server.
         let script = r#"
-            "$0" -D "$1/data" -k "$1" -p "$2" -c listen_addresses=127.0.0.1 -c max_connections=400 -c fsync=off \
+            "$0" -D "$1/data" -k "$1" -p "$2" -c listen_addresses=127.0.0.1 -c max_connections=400 -c fsync="$4" \
                 -c shared_buffers=32MB -c max_prepared_transactions=0 -c autovacuum=off </dev/null >"$1/log" 2>&1 &
             server=$!
             for _ in $(seq 600); do
@@ -98,7 +104,7 @@ impl Server {
         "#;
         let mut command = as_postgres(Path::new("/bin/sh"));
         command.args(["-c", script]).arg(self.programs.join("postgres")).arg(&self.folder).arg(self.port.to_string());
-        command.arg(self.programs.join("pg_isready")).current_dir("/");
+        command.arg(self.programs.join("pg_isready")).arg(if self.flushes { "on" } else { "off" }).current_dir("/");
         let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = command.spawn().unwrap();
         let mut said = String::new();
@@ -133,6 +139,25 @@ impl Server {
         let name = format!("test_{}", LAST.fetch_add(1, Ordering::Relaxed));
         self.psql("postgres", &format!("CREATE DATABASE {name}"));
         name
+    }
+
+    /// Has it speak TLS as `localhost`, from the next session on. Returns the certificate that vouches for it.
+    pub fn speak_tls(&self) -> PathBuf {
+        let words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost -addext \
+                     subjectAltName=DNS:localhost -addext basicConstraints=critical,CA:FALSE";
+        let (cert, key) = (self.folder.join("cert.pem"), self.folder.join("key.pem"));
+        let mut openssl = as_postgres(Path::new("openssl"));
+        ran(openssl.args(words.split_whitespace()).arg("-keyout").arg(&key).arg("-out").arg(&cert));
+        for (name, value) in
+            [("ssl_cert_file", &*cert.to_string_lossy()), ("ssl_key_file", &key.to_string_lossy()), ("ssl", "on")]
+        {
+            self.psql("postgres", &format!("ALTER SYSTEM SET {name} = '{value}'"));
+        }
+        self.psql("postgres", "SELECT pg_reload_conf()");
+        while self.psql("postgres", "SHOW ssl") != "on" {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        cert
     }
 
     /// Runs SQL in a database.
