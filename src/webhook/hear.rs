@@ -79,7 +79,7 @@ impl Webhooks {
             account: taken.from.account.clone(),
             operation: taken.event.map_or_else(String::new, |e| e.name.clone()),
             direction: taken.direction,
-            facts: taken.from.webhook().facts.read(&taken.message),
+            facts: taken.from.webhook().facts.read(&taken.message, taken.direction),
             aliases: taken.aliases.clone(),
             phase: Phase::Live,
             refusable: false,
