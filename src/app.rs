@@ -101,6 +101,11 @@ impl App {
 
     /// The same; `written` is what the config was read from, and is read again when it changes or [`App::reload`] is called.
     pub async fn start_from(config: Config, clock: Clock, written: Option<Written>) -> Result<Self, StartError> {
+        // Boxed: it is large, and waited for in tests and commands that hold much themselves.
+        Box::pin(Self::start_now(config, clock, written)).await
+    }
+
+    async fn start_now(config: Config, clock: Clock, written: Option<Written>) -> Result<Self, StartError> {
         install_crypto_provider();
         let edge = EdgeSettings { trusted_peers: config.listen.trusted_peers.clone(), ..EdgeSettings::default() };
         let tls = match &config.listen.tls {

@@ -27,6 +27,9 @@ pub(super) const READ_MAX: u32 = 256;
 /// How often it is looked for what other replicas have written, and for new calls of followed businesses.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
+/// How long after other replicas could not be heard it is tried again.
+const LISTEN_AGAIN: Duration = Duration::from_secs(5);
+
 /// See the module. Cloning is cheap.
 #[derive(Clone)]
 pub struct Feed(Arc<Inner>);
@@ -147,12 +150,23 @@ impl Feed {
     pub fn run(self, others: bool, stop: CancellationToken) -> impl Future<Output = ()> + Send {
         // Heard from now on, not only once it runs.
         let mut bells = self.0.hub.listen();
+        let listening = self.clone();
+        let heard = async move {
+            while others {
+                let hub = listening.0.hub.clone();
+                listening.0.store.listen(Box::new(move |call| hub.ring(call))).await;
+                tokio::time::sleep(LISTEN_AGAIN).await;
+            }
+            std::future::pending::<()>().await;
+        };
         async move {
+            let mut heard = std::pin::pin!(heard);
             let mut looks = tokio::time::interval(LOOK_EVERY);
             looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
                 tokio::select! {
                     () = stop.cancelled() => return,
+                    () = &mut heard => {}
                     bell = bells.recv() => match bell {
                         Ok(call) => {
                             let channel = lock(&self.0.channels).get(&call).and_then(Weak::upgrade);

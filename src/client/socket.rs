@@ -25,6 +25,8 @@ use crate::token::Visitor;
 
 /// How long a client that is told to go may take to hear it.
 const GOODBYE: Duration = Duration::from_secs(5);
+/// After how long a record is read again that did not answer, in milliseconds.
+const LOOK_AGAIN_MS: i64 = 1000;
 
 /// Why a connection is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,8 +67,8 @@ struct Followed {
     murmured: u64,
     /// `call_status` was sent.
     is_over: bool,
-    /// When `call_completed` is due.
-    complete_at: Option<UnixMs>,
+    /// When it is looked at without a bell: `call_completed` is due, or the record did not answer.
+    look_at: Option<UnixMs>,
 }
 
 pub(super) struct Connection {
@@ -136,8 +138,8 @@ impl Connection {
             if expires_in <= 0 {
                 return Err(Over::Expired);
             }
-            let completes_in = self.calls.values().filter_map(|call| call.complete_at).min().map(|at| at - now_ms);
-            let next_ms = completes_in.map_or(expires_in, |ms| ms.min(expires_in));
+            let looks_in = self.calls.values().filter_map(|call| call.look_at).min().map(|at| at - now_ms);
+            let next_ms = looks_in.map_or(expires_in, |ms| ms.min(expires_in));
             let next = Duration::from_millis(u64::try_from(next_ms).unwrap_or(0));
             let listen_until = heard_at + if pinged { idle } else { idle / 2 };
             tokio::select! {
@@ -155,7 +157,7 @@ impl Connection {
                     }
                 }
                 () = wake.rung() => self.tell().await?,
-                () = tokio::time::sleep(next) => self.complete().await?,
+                () = tokio::time::sleep(next) => self.look().await?,
                 () = tokio::time::sleep_until(listen_until.into()) => {
                     if pinged {
                         return Err(Over::Idle);
@@ -219,7 +221,8 @@ impl Connection {
                     return Ok(());
                 }
                 Err(error) => {
-                    warn!(%call, %error, "what was said cannot be read; it is tried again with the next news");
+                    warn!(%call, %error, "what was said cannot be read; it is tried again in a while");
+                    self.look_later(call);
                     return Ok(());
                 }
             };
@@ -244,6 +247,7 @@ impl Connection {
     async fn finish(&mut self, record: &CallRecord) -> Going {
         let Some(followed) = self.calls.get_mut(&record.id) else { return Ok(()) };
         if record.phase != Phase::Ended {
+            followed.look_at = None;
             if let Some((number, partial)) = self.client.lifecycle.hub.murmured(&record.id, followed.murmured) {
                 followed.murmured = number;
                 let label = self.client.feed.user_label();
@@ -266,25 +270,29 @@ impl Connection {
                 self.done.insert(record.id.clone());
             }
         } else if let Some(followed) = self.calls.get_mut(&record.id) {
-            followed.complete_at = complete_at;
+            followed.look_at = complete_at;
         }
         Ok(())
     }
 
-    /// Sends `call_completed` of calls whose record was waited for long enough.
-    async fn complete(&mut self) -> Going {
+    fn look_later(&mut self, call: &CallId) {
+        let at = self.client.lifecycle.clock.now_ms() + LOOK_AGAIN_MS;
+        if let Some(followed) = self.calls.get_mut(call) {
+            followed.look_at = Some(at);
+        }
+    }
+
+    /// Looks at the calls that are to be looked at by now.
+    async fn look(&mut self) -> Going {
         let now_ms = self.client.lifecycle.clock.now_ms();
         let due: Vec<CallId> = self
             .calls
             .iter()
-            .filter(|(_, followed)| followed.complete_at.is_some_and(|at| at <= now_ms))
+            .filter(|(_, followed)| followed.look_at.is_some_and(|at| at <= now_ms))
             .map(|(call, _)| call.clone())
             .collect();
         for call in due {
-            if let Some(followed) = self.calls.get_mut(&call) {
-                // Should the record not answer, it is asked again in a while.
-                followed.complete_at = Some(now_ms + 1000);
-            }
+            self.look_later(&call);
             self.deliver(&call).await?;
         }
         Ok(())
@@ -337,7 +345,7 @@ impl Connection {
                 sent: i64::MAX,
                 murmured: 0,
                 is_over: false,
-                complete_at: None,
+                look_at: None,
             },
         };
         let news = match self.client.feed.news(&following.following.channel, i64::MAX).await {

@@ -12,6 +12,7 @@ fn env(name: &str) -> Option<String> {
         "TWILIO_SHARED_KEY",
         "ACME_API_KEY",
         "RINGFENCE_TOKEN_SECRET",
+        "APP_SECRET_KEY",
     ];
     if name == "REDIS_URL" {
         return Some("rediss://ring:fence@redis.example.com:6379".to_owned());

@@ -33,7 +33,7 @@ use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId, RefusalId};
 use crate::policy::{Business, Facts, Policy};
 pub use fleet::{BEAT_EVERY_MS, Fleet, LIVE_MS, Living, Replica, Sharing};
-pub use transcripts::{NewUtterance, Said, Standing, Transcripts, Utterance};
+pub use transcripts::{NewUtterance, Ring, Said, Standing, Transcripts, Utterance};
 
 /// The alias kind of an app's own idempotency key. Unlike other ids it may pass to another call: when the order that showed it
 /// was proven not to have made one.

@@ -67,6 +67,9 @@ pub struct Standing {
     pub ended: bool,
 }
 
+/// Told of a call that has something new.
+pub type Ring = Box<dyn Fn(&CallId) + Send + Sync>;
+
 /// See the module. A part of [`super::Store`].
 #[async_trait]
 pub trait Transcripts {
@@ -79,6 +82,12 @@ pub trait Transcripts {
 
     /// The number of a call's last utterance; 0: nothing was said.
     async fn last_sequence(&self, call: &CallId) -> Result<i64>;
+
+    /// Listens to other processes over this record: `ring` is told of each call in which one of them put something on record. Returns
+    /// when that cannot be heard, or not any more. What is not heard is seen by [`Transcripts::standings`].
+    async fn listen(&self, ring: Ring) {
+        drop(ring);
+    }
 
     /// Where these calls stand; those that are not on record are left out.
     async fn standings(&self, calls: &[CallId]) -> Result<Vec<Standing>>;

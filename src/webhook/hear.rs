@@ -18,11 +18,18 @@ use crate::store::{Change, NewUtterance, Result};
 impl Webhooks {
     /// The answer to what is not taken into the inbox: what cannot be read, and what is only half said. `None`: it is taken.
     pub(super) async fn unheard(&self, taken: &Taken<'_>) -> Option<Response<Bytes>> {
-        let invalid = |why: &str| Some(problem(StatusCode::UNPROCESSABLE_ENTITY, "INVALID_PAYLOAD", why));
+        let name = taken.event.map_or("unknown", |event| event.name.as_str());
+        let count =
+            |outcome: &str| self.calls.lifecycle.metrics.webhook(taken.from.account.name.as_str(), name, outcome);
+        let invalid = |why: &str| {
+            count("invalid");
+            Some(problem(StatusCode::UNPROCESSABLE_ENTITY, "INVALID_PAYLOAD", why))
+        };
         match taken.heard.as_ref()? {
             Err(why) => invalid(why),
             Ok(_) if taken.aliases.is_empty() => invalid("It does not say in which call: conversation_id or call_sid."),
             Ok(heard) if heard.is_partial => {
+                count("partial");
                 let partial =
                     Partial { speaker: heard.speaker, text: heard.text.as_str().into(), source_sequence: heard.order };
                 match self.calls.lifecycle.store.resolve(&taken.aliases).await {

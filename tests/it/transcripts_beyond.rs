@@ -1,12 +1,16 @@
 //! Live transcripts beyond seed 002: resuming, businesses, slow clients, tokens, partials, many at once.
 
+use std::path::Path;
+
+use base64::Engine as _;
+use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::support::chance::Dice;
-use super::support::hooks::{now_secs, twilio};
+use super::support::hooks::{FORM, encoded, now_secs, twilio};
 use super::support::postgres as server;
 use super::support::socket::{SOCKET, Socket, metric, open_sockets, said, say, setup, token, token_of};
-use super::support::stage::{Setup, Stage};
+use super::support::stage::{Behind, Setup, Stage};
 
 async fn ready() -> Stage {
     Stage::start(setup("", "record_wait_secs = 0", "")).await
@@ -333,4 +337,101 @@ async fn a_webhook_at_one_replica_reaches_the_subscriber_at_another() {
     hears.finish().await;
     shows.finish().await;
     let _ = std::fs::remove_dir_all(folder);
+}
+
+/// A call that Twilio carries and transcribes, as its simulation has it, from the first word to the last.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_twilio_transcribes_is_followed_to_its_end() {
+    let mut setup = setup("", "record_wait_secs = 0", "");
+    setup.sim.utterance_ms = ringfence::simulate::Millis::exactly(20);
+    let stage = Stage::start(setup).await;
+    let placed = stage.dial(None, "+15550002201").await.json();
+    let sid = placed["callSid"].as_str().unwrap();
+    let mut socket = Socket::open(&stage, &token()).await;
+    socket.follow(sid).await;
+    stage.wait("it is answered", async || stage.record(sid).await.unwrap().answered_at.is_some()).await;
+    let s = stage.control.settings();
+    let callback = stage.webhooks("/webhooks/twilio/transcription");
+    let pair = base64::engine::general_purpose::STANDARD.encode(format!("{}:{}", s.account_sid, s.auth_token));
+    let headers = [FORM, ("authorization", &format!("Basic {pair}"))];
+    let url = stage.api(&format!("/twilio/2010-04-01/Accounts/{}/Calls/{sid}/Transcriptions.json", s.account_sid));
+    let started = stage.send("POST", &url, &headers, encoded(&[("StatusCallbackUrl", &callback)])).await;
+    assert_eq!(started.status, 200, "{started:?}");
+    let mut speakers = vec![];
+    for n in 1..=4 {
+        let message = socket.hear_a("transcription").await;
+        assert_eq!((&message["sequence_number"], &message["call_sid"]), (&json!(n), &json!(sid)));
+        speakers.push(message["speaker_type"].as_str().unwrap().to_owned());
+    }
+    assert_eq!(speakers, ["agent", "user", "agent", "user"]);
+    stage.control.end_call(sid);
+    let mut last = json!({"type": "transcription"});
+    while last["type"] == "transcription" {
+        last = socket.hear().await;
+    }
+    assert_eq!((&last["type"], &last["status"]), (&json!("call_status"), &json!("completed")));
+    socket.hear_a("call_completed").await;
+    stage.finish().await;
+}
+
+/// The page of the README in a real browser.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_readmes_page_follows_a_call_in_a_real_browser() {
+    let Some(chromium) =
+        ["/usr/bin/chromium", "/usr/bin/chromium-browser"].iter().find(|path| Path::new(path).exists())
+    else {
+        eprintln!("skipped: there is no Chromium (apt-get install chromium)");
+        return;
+    };
+    let stage = ready().await;
+    for n in 1..=3 {
+        say(&stage, "conv_1", "agent", &format!("line {n}")).await;
+    }
+    let readme = include_str!("../../README.md");
+    let (_, rest) = readme.split_once("<script>\n").expect("a page");
+    let script = rest.split_once("</script>").expect("its end").0;
+    let socket = stage.client(SOCKET).replace("http://", "ws://");
+    let script = script.replace("`wss://calls.example.com/ws/calls/transcriptions`", &format!("{socket:?}"));
+    assert!(script.contains(&socket), "{script}");
+    let page = format!(
+        "<!DOCTYPE html><meta charset=utf-8><body><script>{script}\nfollow(\"conv_1\", {:?});\n\
+         new MutationObserver(() => fetch(\"/seen\", {{method: \"POST\", body: document.body.innerText}}))\
+         .observe(document.body, {{childList: true, subtree: true}});</script>",
+        token()
+    );
+    let behind = Behind::replying(Box::new(move |got| {
+        let mut answer = http::Response::new(if got.method == "GET" { page.clone().into() } else { Bytes::new() });
+        answer.headers_mut().insert("content-type", "text/html; charset=utf-8".parse().unwrap());
+        answer
+    }))
+    .await;
+    let profile = std::env::temp_dir().join(format!("ringfence-chromium-{}", ringfence::ids::CallId::new()));
+    let mut browser = tokio::process::Command::new(chromium)
+        .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"])
+        .arg(format!("--user-data-dir={}", profile.display()))
+        // Without it a page is only shown once and left.
+        .arg("--remote-debugging-port=0")
+        .arg(behind.url())
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let sees = async |text: &str| {
+        stage
+            .wait(text, async || {
+                let got = behind.got();
+                got.iter().any(|got| got.method == "POST" && String::from_utf8_lossy(&got.body).contains(text))
+            })
+            .await;
+    };
+    sees("agent: line 3").await;
+    say(&stage, "conv_1", "user", "What is said now \u{1F600}").await;
+    sees("user: What is said now \u{1F600}").await;
+    let seen = behind.got().iter().map(|got| String::from_utf8_lossy(&got.body).into_owned()).last().unwrap();
+    assert_eq!(seen.matches("line 1").count(), 1, "{seen}");
+    browser.kill().await.unwrap();
+    let _ = std::fs::remove_dir_all(profile);
+    stage.finish().await;
 }

@@ -1,12 +1,17 @@
 //! What was said in calls.
 
 use async_trait::async_trait;
+use sqlx::postgres::PgListener;
 use sqlx::{PgConnection, Row as _};
+use tracing::warn;
 
 use super::super::rows::{standing, utterance};
-use super::super::{NewUtterance, Result, Said, Standing, Transcripts, Utterance};
+use super::super::{NewUtterance, Result, Ring, Said, Sharing, Standing, Transcripts, Utterance};
 use super::{PostgresStore, Sql, query};
 use crate::ids::CallId;
+
+/// Where processes over one record tell each other of calls.
+const BELLS: &str = "ringfence_calls";
 
 /// Keeps others from giving out numbers of a call until the transaction ends.
 async fn lock(c: &mut PgConnection, call: &CallId) -> Sql<()> {
@@ -19,7 +24,7 @@ async fn lock(c: &mut PgConnection, call: &CallId) -> Sql<()> {
     Ok(())
 }
 
-async fn say(c: &mut PgConnection, call: CallId, said: NewUtterance) -> Sql<Said> {
+async fn say(c: &mut PgConnection, call: CallId, said: NewUtterance, tell: bool) -> Sql<Said> {
     lock(c, &call).await?;
     // A statement of its own, so that it sees what the one before it waited for.
     let row = query(
@@ -37,8 +42,11 @@ async fn say(c: &mut PgConnection, call: CallId, said: NewUtterance) -> Sql<Said
     .bind(&said.said_at)
     .bind(said.source_sequence)
     .bind(said.at_ms)
-    .fetch_one(c)
+    .fetch_one(&mut *c)
     .await?;
+    if tell {
+        query("SELECT pg_notify($1, $2)").bind(BELLS).bind(call.as_str()).execute(c).await?;
+    }
     Ok(Said { id: row.try_get("id")?, sequence: row.try_get("sequence")? })
 }
 
@@ -72,7 +80,9 @@ async fn standings(c: &mut PgConnection, ids: Vec<String>) -> Sql<Vec<Standing>>
 impl Transcripts for PostgresStore {
     async fn say(&self, call: &CallId, said: NewUtterance) -> Result<Said> {
         let call = call.clone();
-        self.db.write(move |c| Box::pin(say(c, call.clone(), said.clone()))).await
+        // Commits that notify queue up in the server: not where nobody listens.
+        let tell = self.me.sharing() == Sharing::Shared;
+        self.db.write(move |c| Box::pin(say(c, call.clone(), said.clone(), tell))).await
     }
 
     async fn utterances(&self, call: &CallId, after: i64, limit: u32) -> Result<Vec<Utterance>> {
@@ -83,6 +93,29 @@ impl Transcripts for PostgresStore {
     async fn last_sequence(&self, call: &CallId) -> Result<i64> {
         let call = call.clone();
         self.db.read(move |c| Box::pin(last_sequence(c, call.clone()))).await
+    }
+
+    async fn listen(&self, ring: Ring) {
+        // Behind a pooler no session is ours to listen in.
+        if !self.db.keeps_sessions() {
+            return;
+        }
+        let heard = async {
+            let mut listener = PgListener::connect_with(&self.db.pool).await?;
+            listener.listen(BELLS).await?;
+            loop {
+                if let Some(call) = CallId::parse(listener.recv().await?.payload()) {
+                    ring(&call);
+                }
+            }
+        };
+        let stopped: Sql<()> = tokio::select! {
+            () = self.db.closed.cancelled() => return,
+            stopped = heard => stopped,
+        };
+        if let Err(error) = stopped {
+            warn!(store = %self.db.shown, %error, "other replicas are not heard; what they write is looked for");
+        }
     }
 
     async fn standings(&self, calls: &[CallId]) -> Result<Vec<Standing>> {
