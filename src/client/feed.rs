@@ -150,15 +150,7 @@ impl Feed {
     pub fn run(self, others: bool, stop: CancellationToken) -> impl Future<Output = ()> + Send {
         // Heard from now on, not only once it runs.
         let mut bells = self.0.hub.listen();
-        let listening = self.clone();
-        let heard = async move {
-            while others {
-                let hub = listening.0.hub.clone();
-                listening.0.store.listen(Box::new(move |call| hub.ring(call))).await;
-                tokio::time::sleep(LISTEN_AGAIN).await;
-            }
-            std::future::pending::<()>().await;
-        };
+        let heard = self.clone().hear_others(others);
         async move {
             let mut heard = std::pin::pin!(heard);
             let mut looks = tokio::time::interval(LOOK_EVERY);
@@ -186,6 +178,18 @@ impl Feed {
                 }
             }
         }
+    }
+
+    /// Rings for what other replicas say that they have written, where that can be heard. Never ends.
+    async fn hear_others(self, others: bool) {
+        if others {
+            loop {
+                let hub = self.0.hub.clone();
+                self.0.store.listen(Box::new(move |call| hub.ring(call))).await;
+                tokio::time::sleep(LISTEN_AGAIN).await;
+            }
+        }
+        std::future::pending().await
     }
 
     fn followed(&self) -> Vec<Arc<Channel>> {
