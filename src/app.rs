@@ -20,6 +20,7 @@ use crate::admin::{self, Admin};
 use crate::admission::GateMode;
 use crate::calls::Calls;
 use crate::capacity::{Capacity, LivePolicy, Role};
+use crate::client::{self, Client, Feed, Sockets};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::failpoint;
@@ -46,6 +47,8 @@ const CERTIFICATE_CHECK: Duration = Duration::from_secs(10);
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 /// How long a start waits for Redis.
 const REDIS_WITHIN: Duration = Duration::from_secs(3);
+/// How long sockets may take to say goodbye.
+const SOCKETS_WITHIN: Duration = Duration::from_secs(2);
 /// How often what is past its retention is forgotten.
 const PURGE_EVERY: Duration = Duration::from_secs(3600);
 /// How long news of calls that nobody claims is kept: the longest time a create may be under way, many times over.
@@ -65,6 +68,7 @@ pub struct App {
     api: RunningEdge,
     webhooks: RunningEdge,
     admin: RunningEdge,
+    client: RunningEdge,
     calls: Calls,
     stop: CancellationToken,
     draining: CancellationToken,
@@ -97,6 +101,11 @@ impl App {
 
     /// The same; `written` is what the config was read from, and is read again when it changes or [`App::reload`] is called.
     pub async fn start_from(config: Config, clock: Clock, written: Option<Written>) -> Result<Self, StartError> {
+        // Boxed: it is large, and waited for in tests and commands that hold much themselves.
+        Box::pin(Self::start_now(config, clock, written)).await
+    }
+
+    async fn start_now(config: Config, clock: Clock, written: Option<Written>) -> Result<Self, StartError> {
         install_crypto_provider();
         let edge = EdgeSettings { trusted_peers: config.listen.trusted_peers.clone(), ..EdgeSettings::default() };
         let tls = match &config.listen.tls {
@@ -106,9 +115,15 @@ impl App {
         let api = bind("api", config.listen.api, edge.clone(), tls.clone()).await?;
         let with_audio = EdgeSettings { max_body_bytes: webhook::BODIES_BYTES_MAX, ..edge.clone() };
         let webhooks = bind("webhooks", config.listen.webhooks, with_audio, tls.clone()).await?;
+        let with_sockets = EdgeSettings {
+            max_tunnels: client::SOCKETS_MAX,
+            max_connections: client::SOCKETS_MAX + 1000,
+            ..edge.clone()
+        };
+        let client = bind("client", config.listen.client, with_sockets, tls.clone()).await?;
         let admin = bind("admin", config.listen.admin, edge, None).await?;
 
-        let doors = Doors::new(api, webhooks, admin);
+        let doors = Doors::new([api, webhooks, admin, client]);
         let store = open_store(&config, &doors).await?;
         let patient = Patient { doors: &doors, is_remote: config.store.postgres.is_some() };
         let businesses = patient.ask(|| store.businesses()).await?;
@@ -157,6 +172,16 @@ impl App {
         );
 
         let (stop, draining, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
+        let feed = Feed::new(store.clone(), calls.lifecycle.hub.clone(), config.client.user_label.clone());
+        let others = config.gate.home != GateMode::Memory;
+        tasks.spawn(feed.clone().run(others, stop.clone()));
+        let client = Client {
+            lifecycle: calls.lifecycle.clone(),
+            settings: Arc::new(config.client.clone()),
+            feed,
+            sockets: Sockets::default(),
+            draining: draining.clone(),
+        };
         let console = |program| Admin {
             calls: calls.clone(),
             sightings: Sightings::default(),
@@ -166,7 +191,7 @@ impl App {
             store_backend: config.store.backend(),
             program,
         };
-        let live = Live::new(config.clone(), inbox, console, written, tasks.clone(), stop.clone());
+        let live = Live::new(config.clone(), inbox, client, console, written, tasks.clone(), stop.clone());
         let mut sweepers = live.sweepers();
         // Nothing is served yet: what lives at the providers is counted before anything is admitted.
         reconcile::first_sight(&mut sweepers, config.calls.ask_timeout).await;
@@ -184,9 +209,9 @@ impl App {
         if let Some(tls) = tls {
             tasks.spawn(watch_certificates(tls, metrics, stop.clone()));
         }
-        let [api, webhooks, admin] =
-            doors.open([Listener::Api, Listener::Webhooks, Listener::Admin].map(|of| of(live.clone())))?;
-        Ok(Self { api, webhooks, admin, calls, stop, draining, tasks, live, rebuilt })
+        let listeners = [Listener::Api, Listener::Webhooks, Listener::Admin, Listener::Client];
+        let [api, webhooks, admin, client] = doors.open(listeners.map(|of| of(live.clone())))?;
+        Ok(Self { api, webhooks, admin, client, calls, stop, draining, tasks, live, rebuilt })
     }
 
     /// Reads the config again and puts it in force, whole, or keeps the old one and says why. `by` stands in the log.
@@ -209,6 +234,11 @@ impl App {
         self.admin.local_addr()
     }
 
+    /// Where clients connect that follow what is said in calls.
+    pub fn client(&self) -> SocketAddr {
+        self.client.local_addr()
+    }
+
     /// What acts on calls, for `demo` and tests: the accounts and settings of the start, and what all generations share.
     pub fn calls(&self) -> &Calls {
         &self.calls
@@ -220,7 +250,12 @@ impl App {
         let grace = self.live.config().drain;
         info!(grace_secs = grace.as_secs(), in_flight = self.api.in_flight(), "draining");
         failpoint::hit("drain.begun").await;
-        let (api, webhooks) = tokio::join!(self.api.drain(grace), self.webhooks.drain(grace));
+        // Sockets are told to come back; they do not keep a drain waiting for long.
+        let (api, webhooks, _) = tokio::join!(
+            self.api.drain(grace),
+            self.webhooks.drain(grace),
+            self.client.drain(grace.min(SOCKETS_WITHIN))
+        );
         let cut = api.in_flight_cut + webhooks.in_flight_cut;
         let tunnels = api.tunnels_cut + webhooks.tunnels_cut;
         if cut + tunnels > 0 {

@@ -52,6 +52,16 @@ words!(
 );
 
 words!(
+    /// Who says something in a call.
+    Speaker {
+        /// The product's side.
+        Agent = "agent",
+        /// The person's side, whoever called whom.
+        User = "user",
+    }
+);
+
+words!(
     /// Who brought the call to our knowledge.
     Origin {
         /// Admitted here before anything was sent.
@@ -166,6 +176,15 @@ pub fn session_status(phase: Phase, outcome: Option<Outcome>) -> &'static str {
         (Phase::Ended, Some(Outcome::Capacity)) => "terminated_capacity",
         (Phase::Ended, _) => "failed",
         _ => "active",
+    }
+}
+
+/// The status that the clients of seed 002 know.
+pub fn stream_status(phase: Phase, outcome: Option<Outcome>) -> &'static str {
+    match (phase, outcome) {
+        (Phase::Ended, Some(Outcome::Completed)) => "completed",
+        (Phase::Ended, _) => "failed",
+        _ => "in_progress",
     }
 }
 

@@ -1,33 +1,90 @@
 //! A doorbell: it says that there is something new about a call, not what. Whoever listens reads the record from where it was, so
 //! nothing is lost by a bell that was not heard, rung twice or rung at another replica.
 
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use tokio::sync::broadcast;
 
+use crate::call::Speaker;
 use crate::ids::CallId;
 
 /// Bells that a slow listener may be behind. Beyond it, it is told that it missed some, and looks at everything it follows.
 const BEHIND_MAX: usize = 4096;
 
+/// Calls with something half said that are kept in mind. Beyond it, others' are forgotten: they are about to be said anyway.
+const PARTIALS_MAX: usize = 4096;
+
+/// What somebody is saying and has not said yet. It stands on no record, and is known at this process alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Partial {
+    /// Who speaks.
+    pub speaker: Speaker,
+    /// What, so far.
+    pub text: Arc<str>,
+    /// Its number at the provider.
+    pub source_sequence: Option<i64>,
+}
+
+/// The newest of a call, and which one since the start that is.
+type Newest = (u64, Partial);
+
 /// See the module. Cloning is cheap.
 #[derive(Debug, Clone)]
-pub struct Hub(broadcast::Sender<CallId>);
+pub struct Hub {
+    bells: broadcast::Sender<CallId>,
+    partials: Arc<Mutex<(u64, HashMap<CallId, Newest>)>>,
+}
 
 impl Default for Hub {
     fn default() -> Self {
-        Self(broadcast::Sender::new(BEHIND_MAX))
+        Self { bells: broadcast::Sender::new(BEHIND_MAX), partials: Arc::default() }
     }
 }
 
 impl Hub {
     /// There is something new about a call on record: an utterance, an end, a post-call record.
     pub fn ring(&self, call: &CallId) {
+        // What was half said is on record now, or never will be.
+        self.partials().1.remove(call);
+        self.bell(call);
+    }
+
+    fn bell(&self, call: &CallId) {
         // Nobody has to listen.
-        let _ = self.0.send(call.clone());
+        let _ = self.bells.send(call.clone());
+    }
+
+    fn partials(&self) -> MutexGuard<'_, (u64, HashMap<CallId, Newest>)> {
+        // Nothing panics while it is held.
+        self.partials.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Somebody is saying something. What was half said before it is forgotten; one that comes too late is not taken.
+    pub fn murmur(&self, call: &CallId, partial: Partial) {
+        {
+            let (count, newest) = &mut *self.partials();
+            let before = newest.get(call).filter(|(_, before)| before.speaker == partial.speaker);
+            if before.is_some_and(|(_, before)| partial.source_sequence < before.source_sequence) {
+                return;
+            }
+            if newest.len() >= PARTIALS_MAX && !newest.contains_key(call) {
+                newest.clear();
+            }
+            *count += 1;
+            newest.insert(call.clone(), (*count, partial));
+        }
+        self.bell(call);
+    }
+
+    /// What is being said in a call, if it is newer than `after`, and its number since the start.
+    pub fn murmured(&self, call: &CallId, after: u64) -> Option<(u64, Partial)> {
+        self.partials().1.get(call).filter(|(number, _)| *number > after).cloned()
     }
 
     /// Every bell from now on.
     pub fn listen(&self) -> broadcast::Receiver<CallId> {
-        self.0.subscribe()
+        self.bells.subscribe()
     }
 }
 
@@ -43,5 +100,24 @@ mod tests {
         hub.ring(&call);
         assert_eq!(listening.recv().await, Ok(call));
         assert!(listening.try_recv().is_err());
+    }
+
+    #[tokio::test]
+    async fn what_is_half_said_is_the_newest_alone_until_it_is_said() {
+        let (hub, call) = (Hub::default(), CallId::new());
+        let partial = |text: &str, n| Partial { speaker: Speaker::User, text: text.into(), source_sequence: Some(n) };
+        let mut listening = hub.listen();
+        hub.murmur(&call, partial("good", 2));
+        hub.murmur(&call, partial("good mor", 4));
+        hub.murmur(&call, partial("goo", 3));
+        let (number, newest) = hub.murmured(&call, 0).unwrap();
+        assert_eq!(newest, partial("good mor", 4));
+        assert_eq!((hub.murmured(&call, number), hub.murmured(&CallId::new(), 0)), (None, None));
+        hub.ring(&call);
+        assert_eq!(hub.murmured(&call, 0), None);
+        assert_eq!(
+            [listening.recv().await, listening.recv().await, listening.recv().await],
+            [Ok(call.clone()), Ok(call.clone()), Ok(call)]
+        );
     }
 }

@@ -14,6 +14,7 @@
 //! L2  policy       which limits bind a call; which business a request belongs to. Pure
 //!     provider     a provider as data: select, sign, render, account. Pure
 //! L3  admission    what is asked of a gate, and the decision that every back end makes alike. Pure
+//!     token        JWT: who shows one, and what it allows
 //!     hub          says that there is something new about a call, to whoever listens
 //!     net          the edge (pingora's sessions) and the way out (hyper's client); only it knows which engines run
 //! L4  gate         proposes: admits or refuses, over all limits, in one atomic step
@@ -24,6 +25,7 @@
 //! L7  calls        what is asked of providers: place, look up, end; what an inbound call meets
 //! L8  proxy        listen.api: one request from head to tail
 //!     webhook      listen.webhooks: verify → remember → translate → apply → reply or deliver
+//!     client       listen.client: what is said in calls, to who may follow them
 //!     reconcile    leases and calls against the provider's truth
 //!     simulate     providers that behave like the real ones, with counts of their own
 //! L9  config       the TOML as written → each module's settings; every mistake at once
@@ -53,6 +55,7 @@ pub mod call;
 pub mod calls;
 pub mod capacity;
 pub mod cli;
+pub mod client;
 pub mod clock;
 pub mod config;
 pub mod failpoint;
@@ -69,4 +72,5 @@ pub mod reconcile;
 pub mod reply;
 pub mod simulate;
 pub mod store;
+pub mod token;
 pub mod webhook;

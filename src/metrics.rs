@@ -52,6 +52,9 @@ struct Inner {
     gate_moves: IntCounterVec,
     gate_degraded: IntCounterVec,
     gate_compared: IntCounterVec,
+    client_sockets: IntGauge,
+    client_messages: IntCounterVec,
+    client_slow_closes: IntCounter,
 }
 
 /// Two registrations of one name, or a malformed one: a mistake in this file, caught by its test.
@@ -231,6 +234,16 @@ impl Metrics {
                 "Leases that differed from the record, by how: ended, orphan, uncounted.",
                 &["what"],
             )?,
+            client_sockets: m.gauge("ringfence_client_sockets", "Open WebSockets of listen.client.")?,
+            client_messages: m.counters(
+                "ringfence_client_messages_total",
+                "Messages sent on WebSockets of listen.client, by type.",
+                &["type"],
+            )?,
+            client_slow_closes: m.counter(
+                "ringfence_client_slow_closes_total",
+                "WebSockets that were closed since their client took nothing for too long.",
+            )?,
             registry: registry.clone(),
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -386,6 +399,21 @@ impl Metrics {
         for (what, n) in [("ended", ended), ("orphan", orphans), ("uncounted", uncounted)] {
             self.inner.gate_compared.with_label_values(&[what]).inc_by(n as u64);
         }
+    }
+
+    /// WebSockets were opened, or closed.
+    pub fn client_sockets(&self, more: i64) {
+        self.inner.client_sockets.add(more);
+    }
+
+    /// Messages of a type were sent on a WebSocket.
+    pub fn client_messages(&self, kind: &str, count: u64) {
+        self.inner.client_messages.with_label_values(&[kind]).inc_by(count);
+    }
+
+    /// A WebSocket was closed since its client was too slow.
+    pub fn client_slow_close(&self) {
+        self.inner.client_slow_closes.inc();
     }
 
     /// The text exposition (Prometheus format 0.0.4).

@@ -1,47 +1,11 @@
-//! Tokens of `listen.admin`: JWT, HS256.
+//! Who asks at `listen.admin`: by a token of ringfence's own, HS256.
 
 use std::net::IpAddr;
 
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, encode};
-use serde::{Deserialize, Serialize};
-
 use crate::net::Exchange;
 use crate::provider::secret::Secret;
-
-/// What a token allows. Ordered: each allows what stands before it too.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Scope {
-    /// Scrape.
-    Metrics,
-    /// Look.
-    Read,
-    /// Hang up, release, change businesses.
-    Operate,
-}
-
-/// What a token says.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Claims {
-    /// Who it was made for; stands in the audit log.
-    pub sub: String,
-    /// Until when, in seconds since 1970.
-    pub exp: i64,
-    /// Businesses that it may see; `["*"]` is all.
-    pub businesses: Vec<String>,
-    /// What it allows.
-    pub scope: Scope,
-}
-
-/// A token cannot be made.
-#[derive(Debug, thiserror::Error)]
-#[error("the token cannot be signed: {0}")]
-pub struct NotSigned(#[from] jsonwebtoken::errors::Error);
-
-/// Makes a token.
-pub fn mint(secret: &Secret, claims: &Claims) -> Result<String, NotSigned> {
-    Ok(encode(&Header::new(Algorithm::HS256), claims, &EncodingKey::from_secret(secret.expose().as_bytes()))?)
-}
+use crate::token::BadToken;
+pub use crate::token::{Claims, NotSigned, Scope, mint, read};
 
 /// Who asks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,15 +44,10 @@ pub enum Denied {
     SomeBusinesses,
 }
 
-/// Reads a token's claims; expired ones and those of another secret do not count.
-pub fn read(secret: &Secret, token: &str) -> Result<Claims, Denied> {
-    let mut validation = Validation::new(Algorithm::HS256);
-    validation.leeway = 5;
-    validation.validate_aud = false;
-    let key = DecodingKey::from_secret(secret.expose().as_bytes());
-    decode::<Claims>(token, &key, &validation)
-        .map(|data| data.claims)
-        .map_err(|error| Denied::NoToken(format!("the token does not count: {error}")))
+impl From<BadToken> for Denied {
+    fn from(bad: BadToken) -> Self {
+        Self::NoToken(bad.to_string())
+    }
 }
 
 /// Who asks, if they may. On loopback nobody needs a token, unless the request came through a proxy or from a web page.

@@ -44,7 +44,7 @@ impl Handler for Door {
     }
 }
 
-/// All doors: api, webhooks, admin. Connections wait unanswered until they are opened, or shut with a reason.
+/// All doors: api, webhooks, admin, client. Connections wait unanswered until they are opened, or shut with a reason.
 pub(super) struct Doors {
     why: Arc<Mutex<String>>,
     state: Mutex<State>,
@@ -56,8 +56,8 @@ enum State {
 }
 
 impl Doors {
-    pub(super) fn new(api: Edge, webhooks: Edge, admin: Edge) -> Self {
-        Self { why: Arc::default(), state: Mutex::new(State::Bound(vec![api, webhooks, admin])) }
+    pub(super) fn new(edges: [Edge; 4]) -> Self {
+        Self { why: Arc::default(), state: Mutex::new(State::Bound(edges.into())) }
     }
 
     /// From now on whoever asks is told why there is nothing behind the doors yet.
@@ -85,7 +85,7 @@ impl Doors {
     }
 
     /// Opens them.
-    pub(super) fn open(self, behind: [Listener; 3]) -> Result<[RunningEdge; 3], StartError> {
+    pub(super) fn open(self, behind: [Listener; 4]) -> Result<[RunningEdge; 4], StartError> {
         let state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
         let running: Vec<RunningEdge> = match state {
             State::Bound(edges) => {

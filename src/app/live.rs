@@ -17,6 +17,7 @@ use tracing::{info, warn};
 use crate::admin::Admin;
 use crate::admin::reload::{Came, InForce, Reconciled, Reloaded, Running};
 use crate::calls::Calls;
+use crate::client::Client;
 use crate::clock::UnixMs;
 use crate::config::report::{self, Diagnostic, Report, Severity};
 use crate::config::{Config, File, Inputs, needs_restart};
@@ -48,6 +49,7 @@ struct Generation {
     proxy: Proxy,
     webhooks: Webhooks,
     admin: Admin,
+    client: Client,
 }
 
 /// What is known of the files.
@@ -81,6 +83,7 @@ pub(super) enum Listener {
     Api(Arc<Live>),
     Webhooks(Arc<Live>),
     Admin(Arc<Live>),
+    Client(Arc<Live>),
 }
 
 #[async_trait]
@@ -90,6 +93,11 @@ impl Handler for Listener {
             Listener::Api(live) => live.now.load_full().proxy.handle(exchange).await,
             Listener::Webhooks(live) => live.now.load_full().webhooks.handle(exchange).await,
             Listener::Admin(live) => live.now.load_full().admin.handle(exchange).await,
+            Listener::Client(live) => {
+                // Sockets live long: they do not keep the rest of their generation.
+                let client = live.now.load().client.clone();
+                client.handle(exchange).await;
+            }
         }
     }
 }
@@ -112,6 +120,7 @@ impl Live {
     pub(super) fn new(
         config: Config,
         webhooks: Webhooks,
+        client: Client,
         console: impl FnOnce(Weak<dyn Running>) -> Admin,
         written: Option<Written>,
         tasks: TaskTracker,
@@ -126,7 +135,16 @@ impl Live {
             let loaded_at = calls.lifecycle.clock.now_ms();
             let (config, proxy) = (Arc::new(config), Proxy { calls: calls.clone() });
             Self {
-                now: ArcSwap::from_pointee(Generation { config, hash, number: 1, loaded_at, proxy, webhooks, admin }),
+                now: ArcSwap::from_pointee(Generation {
+                    config,
+                    hash,
+                    number: 1,
+                    loaded_at,
+                    proxy,
+                    webhooks,
+                    admin,
+                    client,
+                }),
                 newest: watch::Sender::new(calls),
                 swapping: tokio::sync::Mutex::default(),
                 written,
@@ -219,6 +237,11 @@ impl Live {
             loaded_at: calls.lifecycle.clock.now_ms(),
             proxy: Proxy { calls: calls.clone() },
             webhooks: old.webhooks.next(calls.clone(), config.webhooks.clone()),
+            client: Client {
+                lifecycle: calls.lifecycle.clone(),
+                settings: Arc::new(config.client.clone()),
+                ..old.client.clone()
+            },
             admin: Admin { calls: calls.clone(), token_secret: config.token_secret.clone(), ..old.admin.clone() },
             hash,
             config,
@@ -324,6 +347,7 @@ impl Live {
             loaded_at: old.loaded_at,
             proxy: Proxy { calls: calls.clone() },
             webhooks: old.webhooks.next(calls.clone(), old.config.webhooks.clone()),
+            client: Client { lifecycle: calls.lifecycle.clone(), ..old.client.clone() },
             admin: Admin { calls: calls.clone(), ..old.admin.clone() },
         };
         self.swap(calls, policy, next).await

@@ -152,6 +152,31 @@ impl Calls {
         Ok(Arrived::Refused(call, when_full))
     }
 
+    /// A call that is known only by what is said in it: it exists, so it is counted, whatever is full.
+    pub async fn overhear(&self, arrival: Arrival) -> Result<CallId> {
+        let _alone = self.alone(&arrival.aliases).boxed().await;
+        if let Some(known) = self.lifecycle.store.resolve(&arrival.aliases).await? {
+            return Ok(known);
+        }
+        if let Some(order) = self.order_of(&arrival).boxed().await? {
+            self.known(&order, &arrival).boxed().await?;
+            return Ok(order);
+        }
+        let id = CallId::new();
+        let facts = self.facts_of(&arrival);
+        let mut call = self.lifecycle.new_call(&id, facts.clone(), arrival.origin, arrival.phase);
+        call.aliases = arrival.aliases;
+        call.polled = true;
+        match self.lifecycle.adopt(call).boxed().await? {
+            Opened::New(_) => {
+                info!(call = %id, business = %facts.business, account = %facts.account, "a call that nobody knew is talked in; it is counted");
+                Ok(id)
+            }
+            Opened::Known(call) => Ok(call),
+            Opened::Outdated(_) => Err(StoreError::Failed("the gate is being moved".to_owned())),
+        }
+    }
+
     /// Waits until no other arrival of a call with one of these ids is under way. The locks are taken in one order, so that two
     /// arrivals never wait for each other.
     async fn alone(&self, aliases: &[Alias]) -> Vec<tokio::sync::MutexGuard<'_, ()>> {

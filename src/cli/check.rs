@@ -76,8 +76,8 @@ fn show(config: &Config, path: &str, broken: bool) {
     }
     println!("  mode      {}", config.policy.mode.as_str());
     println!(
-        "  listen    api {}, webhooks {}, admin {}",
-        config.listen.api, config.listen.webhooks, config.listen.admin
+        "  listen    api {}, webhooks {}, admin {}, client {}",
+        config.listen.api, config.listen.webhooks, config.listen.admin, config.listen.client
     );
     for account in config.accounts.values() {
         let limit = config.policy.accounts.iter().find(|a| a.name == account.name).and_then(|a| a.concurrent);

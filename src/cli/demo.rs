@@ -512,6 +512,7 @@ public_url = "http://127.0.0.1:{webhooks_port}"
 api      = "127.0.0.1:0"
 webhooks = "127.0.0.1:{webhooks_port}"
 admin    = "127.0.0.1:0"
+client   = "127.0.0.1:0"
 
 [accounts.elevenlabs]
 upstream        = "{url}"

@@ -318,7 +318,8 @@ impl Live<'_> {
 
     fn ports(&self, running: Option<&str>) -> Vec<String> {
         let listen = &self.config.listen;
-        let all = [("api", listen.api), ("webhooks", listen.webhooks), ("admin", listen.admin)];
+        let all =
+            [("api", listen.api), ("webhooks", listen.webhooks), ("admin", listen.admin), ("client", listen.client)];
         // A sidecar that runs over this store has the ports too: that is as it should be.
         let mut lines = Vec::new();
         for (name, address) in all {

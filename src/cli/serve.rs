@@ -29,6 +29,9 @@ pub(super) struct Serve {
     /// Where operators connect, instead of listen.admin
     #[arg(long, value_name = "ADDRESS")]
     listen_admin: Option<String>,
+    /// Where clients connect that follow live transcripts, instead of listen.client
+    #[arg(long, value_name = "ADDRESS")]
+    listen_client: Option<String>,
     /// Print one line of JSON with the addresses to stdout when ready
     #[arg(long)]
     ready_json: bool,
@@ -41,6 +44,7 @@ impl Serve {
             ("RINGFENCE_LISTEN_API", self.listen_api),
             ("RINGFENCE_LISTEN_WEBHOOKS", self.listen_webhooks),
             ("RINGFENCE_LISTEN_ADMIN", self.listen_admin),
+            ("RINGFENCE_LISTEN_CLIENT", self.listen_client),
         ]
         .into_iter()
         .filter_map(|(name, value)| Some((name, value?)))
@@ -66,12 +70,12 @@ impl Serve {
         };
         let ready = serde_json::json!({
             "ready": true, "api": app.api().to_string(), "webhooks": app.webhooks().to_string(),
-            "admin": app.admin().to_string(), "rebuilt": app.rebuilt,
+            "admin": app.admin().to_string(), "client": app.client().to_string(), "rebuilt": app.rebuilt,
         });
         if self.ready_json {
             println!("{ready}");
         } else {
-            tracing::info!(api = %app.api(), webhooks = %app.webhooks(), admin = %app.admin(), "ready");
+            tracing::info!(api = %app.api(), webhooks = %app.webhooks(), admin = %app.admin(), client = %app.client(), "ready");
         }
         loop {
             tokio::select! {

@@ -27,6 +27,7 @@ use crate::call::Deadlines;
 use crate::calls::place::SEND_WITHIN;
 use crate::calls::{self};
 use crate::capacity;
+use crate::client;
 use crate::gate::redis;
 use crate::ids::AccountName;
 use crate::policy::{OnOutage, Settings as PolicySettings};
@@ -35,6 +36,7 @@ use crate::provider::account::Account;
 use crate::provider::secret::Secret;
 use crate::reply::SDK_RETRY_AFTER_MAX_SECS;
 use crate::store::postgres::{self, Pooler};
+use crate::token::Keys;
 use crate::webhook::{self, InboundMode};
 pub use file::{File, FileRead, Inputs};
 use read::{Env, Source, Table};
@@ -69,6 +71,8 @@ pub struct Config {
     pub gate: capacity::Settings,
     /// Where Redis is, if it decides.
     pub redis: Option<redis::Settings>,
+    /// Who follows what is said in calls.
+    pub client: client::Settings,
     /// The secret of HS256 tokens on `listen.admin`.
     pub token_secret: Option<Secret>,
     /// Tokens and signatures are required.
@@ -90,7 +94,9 @@ pub struct Listen {
     pub webhooks: SocketAddr,
     /// Operators.
     pub admin: SocketAddr,
-    /// Certificate and key, for `api` and `webhooks`.
+    /// Who follows what is said in calls.
+    pub client: SocketAddr,
+    /// Certificate and key, for `api`, `webhooks` and `client`.
     pub tls: Option<(PathBuf, PathBuf)>,
     /// Whose `X-Forwarded-*` headers are believed.
     pub trusted_peers: crate::net::TrustedPeers,
@@ -300,6 +306,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
     let admin = root.table("admin");
     let token_secret = admin.secret("token_secret");
     admin.finish();
+    let client = client(root, folder, token_secret.as_ref());
     let upstream = root.table("upstream");
     let extra_ca = upstream.text("ca_file").map(|p| folder.join(p));
     upstream.finish();
@@ -309,7 +316,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
     reload.finish();
 
     let listen = listen?;
-    let outside = [listen.api, listen.webhooks, listen.admin].iter().any(|a| !a.ip().is_loopback());
+    let outside = [listen.api, listen.webhooks, listen.admin, listen.client].iter().any(|a| !a.ip().is_loopback());
     let strict = match (&public_url, outside) {
         (Some(_), _) => Strict::PublicUrl,
         (None, true) => Strict::NotLoopback,
@@ -363,6 +370,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
         store,
         gate,
         redis,
+        client,
         token_secret,
         strict,
         log,
@@ -419,8 +427,8 @@ fn listen(root: &Table<'_>, folder: &std::path::Path) -> Option<Listen> {
             table.text(key).or(Some(default.to_owned())).and_then(|t| parse(&t).ok())
         }
     };
-    let (api, webhooks, admin) =
-        (address("api", "127.0.0.1:8080"), address("webhooks", "127.0.0.1:8081"), address("admin", "127.0.0.1:9900"));
+    let (api, webhooks) = (address("api", "127.0.0.1:8080"), address("webhooks", "127.0.0.1:8081"));
+    let (admin, client) = (address("admin", "127.0.0.1:9900"), address("client", "127.0.0.1:8082"));
     let (cert, key) = (table.text("tls_cert"), table.text("tls_key"));
     let tls = match (cert, key) {
         (Some(cert), Some(key)) => Some((folder.join(cert), folder.join(key))),
@@ -437,7 +445,7 @@ fn listen(root: &Table<'_>, folder: &std::path::Path) -> Option<Listen> {
         crate::net::TrustedPeers::default()
     });
     table.finish();
-    let all = [("api", api), ("webhooks", webhooks), ("admin", admin)];
+    let all = [("api", api), ("webhooks", webhooks), ("admin", admin), ("client", client)];
     for (n, (name, address)) in all.iter().enumerate() {
         // Port 0 takes a free one each time.
         let same = |other: &&(&str, Option<SocketAddr>)| other.1 == *address && address.is_some_and(|a| a.port() != 0);
@@ -446,7 +454,7 @@ fn listen(root: &Table<'_>, folder: &std::path::Path) -> Option<Listen> {
             root.report().error("E043", table.span(name), title, "each listener needs an address of its own");
         }
     }
-    Some(Listen { api: api?, webhooks: webhooks?, admin: admin?, tls, trusted_peers })
+    Some(Listen { api: api?, webhooks: webhooks?, admin: admin?, client: client?, tls, trusted_peers })
 }
 
 fn deadlines(root: &Table<'_>, create_timeout: Duration) -> Deadlines {
@@ -540,6 +548,49 @@ fn gate(root: &Table<'_>, folder: &std::path::Path) -> (capacity::Settings, Opti
     });
     table.finish();
     (settings, redis, on_outage)
+}
+
+/// `[client]` and `[transcripts]`. Tokens are checked with the operators' secret unless the app has one of its own.
+fn client(root: &Table<'_>, folder: &std::path::Path, operators: Option<&Secret>) -> client::Settings {
+    let table = root.table("client");
+    let mut secrets = table.secrets("token_secret");
+    if secrets.is_empty() {
+        secrets.extend(operators.cloned());
+    }
+    let mut keys = Keys::of_secrets(secrets);
+    if let Some(path) = table.text("jwks_file").map(|file| folder.join(file)) {
+        let read = std::fs::read_to_string(&path);
+        table.note(path, read.as_ref().map_or_else(file::unreadable, |text| file::digest(text.as_bytes())));
+        let with =
+            read.map_err(|error| format!("cannot be read: {error}")).and_then(|text| keys.clone().with_jwks(&text));
+        match with {
+            Ok(with) => keys = with,
+            Err(why) => {
+                table.report().error("E011", table.span("jwks_file"), format!("`client.jwks_file` {why}"), "");
+            }
+        }
+    }
+    let default_businesses = table.texts("default_businesses").unwrap_or_default();
+    let allowed_origins = table.texts("allowed_origins").unwrap_or_default();
+    let sockets_per_token = table.count("sockets_per_token", 1..=10_000).unwrap_or(20);
+    let secs =
+        |table: &Table<'_>, key: &str, range, default| Duration::from_secs(table.number(key, range).unwrap_or(default));
+    let (idle, slow) = (secs(&table, "idle_secs", 2..=3600, 60), secs(&table, "slow_secs", 1..=25, 10));
+    table.finish();
+    let table = root.table("transcripts");
+    let user_label = table.text("user_label").unwrap_or_else(|| "user".to_owned());
+    let record_wait = secs(&table, "record_wait_secs", 0..=3600, 60);
+    table.finish();
+    client::Settings {
+        keys,
+        default_businesses,
+        allowed_origins,
+        sockets_per_token,
+        idle,
+        slow,
+        user_label,
+        record_wait,
+    }
 }
 
 fn log(root: &Table<'_>) -> LogSettings {

@@ -15,6 +15,7 @@ pub fn needs_restart(old: &Config, new: &Config, text: &str) -> Vec<Diagnostic> 
         ("listen.api", was.api != is.api),
         ("listen.webhooks", was.webhooks != is.webhooks),
         ("listen.admin", was.admin != is.admin),
+        ("listen.client", was.client != is.client),
         ("listen.tls_cert", was_cert != is_cert),
         ("listen.tls_key", was_key != is_key),
         ("listen.trusted_peers", was.trusted_peers != is.trusted_peers),
@@ -25,6 +26,7 @@ pub fn needs_restart(old: &Config, new: &Config, text: &str) -> Vec<Diagnostic> 
         ("gate.fallback_after_ms", old.gate.fallback_after != new.gate.fallback_after),
         ("gate.return_after_ms", old.gate.return_after != new.gate.return_after),
         ("gate.compare_secs", old.gate.compare_every != new.gate.compare_every),
+        ("transcripts.user_label", old.client.user_label != new.client.user_label),
         ("upstream.ca_file", old.extra_ca != new.extra_ca),
         ("log.format", old.log.json != new.log.json),
     ];

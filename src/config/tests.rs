@@ -12,6 +12,7 @@ fn env(name: &str) -> Option<String> {
         "TWILIO_SHARED_KEY",
         "ACME_API_KEY",
         "RINGFENCE_TOKEN_SECRET",
+        "APP_SECRET_KEY",
     ];
     if name == "RINGFENCE_EVENTS_SECRET" {
         return Some("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".to_owned());
@@ -72,6 +73,7 @@ fn a_part_of_a_provider_has_a_host_of_its_own_unless_the_account_names_one() {
 #[test]
 fn the_reference_names_every_key_and_no_other() {
     let text = include_str!("../../config/reference.toml").replace("providers_dir = \"providers\"", "");
+    let text = text.replace("jwks_file          = \"jwks.json\"", "#       jwks_file  =");
     let loaded = read(&text);
     let errors: Vec<_> = loaded.diagnostics.iter().filter(|d| d.severity == Severity::Error).collect();
     assert!(errors.is_empty(), "{errors:#?}");
@@ -98,6 +100,7 @@ fn the_references_defaults_are_the_codes() {
 api = "127.0.0.1:8080"
 webhooks = "127.0.0.1:8081"
 admin = "127.0.0.1:9900"
+client = "127.0.0.1:8082"
 [store]
 path = "ringfence.db"
 pool_max = 16
@@ -136,6 +139,15 @@ filter = "info"
 [inbound]
 mode = "app"
 when_full = "busy"
+[client]
+default_businesses = []
+allowed_origins = []
+sockets_per_token = 20
+idle_secs = 60
+slow_secs = 10
+[transcripts]
+user_label = "user"
+record_wait_secs = 60
 [reload]
 watch = true
 "#

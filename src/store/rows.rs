@@ -6,8 +6,9 @@ use sqlx::postgres::PgRow;
 use sqlx::sqlite::SqliteRow;
 
 use super::standing::OpenRow;
-use super::{AuditRecord, CallRecord, InboxEvent, OrderRecord, OutboxDelivery, StoredPostCall};
+use super::{AuditRecord, CallRecord, InboxEvent, OrderRecord, OutboxDelivery, Standing, StoredPostCall, Utterance};
 use crate::admission::{GateState, Held};
+use crate::call::Phase;
 use crate::ids::{AccountName, Alias, BusinessId, CallId};
 use crate::policy::Facts;
 use crate::provider::description::PostCall;
@@ -232,5 +233,25 @@ pub(super) fn order(row: &impl Columns) -> Sql<OrderRecord> {
         phase_at: row.number("phase_at")?,
         ended_at: row.optional_number("ended_at")?,
         silent_ms: row.optional_number("silent_ms")?,
+    })
+}
+
+pub(super) fn utterance(row: &impl Columns) -> Sql<Utterance> {
+    Ok(Utterance {
+        id: row.number("id")?,
+        sequence: row.number("sequence")?,
+        speaker: word(row, "speaker")?,
+        text: row.text("message")?,
+        said_at: row.text("said_at")?,
+        source_sequence: row.optional_number("source_sequence")?,
+    })
+}
+
+pub(super) fn standing(row: &impl Columns) -> Sql<Standing> {
+    Ok(Standing {
+        call: call_id(&row.text("id")?)?,
+        last_sequence: row.number("last_sequence")?,
+        seen_at: row.number("seen_at")?,
+        ended: word::<Phase>(row, "phase")? == Phase::Ended,
     })
 }

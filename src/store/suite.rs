@@ -5,6 +5,7 @@
 mod desk;
 mod gate;
 mod records;
+mod transcripts;
 
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ use crate::ids::{AccountName, BusinessId};
 pub(super) use desk::*;
 pub(super) use gate::*;
 pub(super) use records::*;
+pub(super) use transcripts::*;
 
 /// A store of a test's own, which goes when the test ends.
 #[async_trait]
@@ -75,7 +77,11 @@ macro_rules! behaves_as_a_store {
             a_webhook_that_cannot_be_applied_is_parked_and_opened_again,
             what_was_delivered_or_given_up_is_delivered_again_under_its_id,
             a_business_is_purged_and_its_open_calls_stay,
-            who_did_what_is_kept_and_forgotten_in_time
+            who_did_what_is_kept_and_forgotten_in_time,
+            what_many_say_at_once_is_numbered_without_gaps,
+            an_utterance_that_comes_again_keeps_its_number,
+            a_transcript_is_read_from_where_it_was_and_goes_with_its_call,
+            what_changed_in_calls_is_seen_without_reading_them
         );
     };
     ($fresh:path, $($behaviour:ident),+) => {

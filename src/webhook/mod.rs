@@ -4,6 +4,7 @@
 
 pub mod arrive;
 pub mod deliver;
+mod hear;
 mod records;
 mod replay;
 mod to_app;
@@ -17,7 +18,7 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, COOKIE, HeaderName, HeaderValue};
 use http::{HeaderMap, Response, StatusCode, Uri};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tracing::{debug, warn};
 use ulid::Ulid;
@@ -31,11 +32,12 @@ use crate::ids::{Alias, BusinessId, CallId};
 use crate::net::{BodyError, Exchange, Handler};
 use crate::policy::WhenFull;
 use crate::provider::account::Account;
-use crate::provider::description::{OWN_ID_KIND, Reply, Webhook, WebhookEvent};
+use crate::provider::description::{Heard, OWN_ID_KIND, Reply, Webhook, WebhookEvent};
+use crate::provider::render::fill_json;
 use crate::provider::select::{Document, Message, is_form, may_be_json};
 use crate::provider::sign::{BadSignature, sha256_hex};
 use crate::reply::{json_answer, problem, respond, twiml, when_full_twiml};
-use crate::store::{CallRecord, Change, NewEvent, Received, Result};
+use crate::store::{CallRecord, Change, NewEvent, Received, Result, Said};
 use arrive::{Candidate, ExtraPaths, Signed, candidates, verify};
 pub use records::records_loop;
 pub use replay::{AGAIN_SECS as REPLAY_AGAIN_SECS, Replayed, replay_loop};
@@ -141,6 +143,8 @@ struct Taken<'a> {
     direction: Direction,
     /// What it says of the call.
     news: Option<Event>,
+    /// What is said in the call; or why that cannot be read.
+    heard: Option<std::result::Result<Heard, String>>,
     /// Which delivery of which event.
     event_id: String,
     /// What its body takes of the room for large bodies.
@@ -154,11 +158,13 @@ struct Came {
     refused: Option<WhenFull>,
     /// The call's record after it, where it was applied to one.
     record: Option<Box<CallRecord>>,
+    /// What was said, as it stands on record.
+    said: Option<Said>,
 }
 
 impl Came {
     fn of(outcome: &'static str) -> Self {
-        Self { call: None, outcome, refused: None, record: None }
+        Self { call: None, outcome, refused: None, record: None, said: None }
     }
 
     fn applied(record: CallRecord) -> Self {
@@ -241,6 +247,9 @@ impl Webhooks {
             let message = "The payload names no type, or no conversation.";
             return self.answer(exchange, problem(StatusCode::BAD_REQUEST, "INVALID_PAYLOAD", message)).await;
         }
+        if let Some(answer) = self.unheard(&taken).await {
+            return self.answer(exchange, answer).await;
+        }
         let response = match self.run(exchange, &taken).await {
             Ok(Some(response)) => response,
             Ok(None) => return 200,
@@ -299,11 +308,12 @@ impl Webhooks {
         let event_id = match &received {
             Received::New => taken.event_id.clone(),
             Received::Before { id, outcome } => {
-                // Of a call that nobody knew it may be known by now.
-                let waits = taken.is_exact() && outcome.as_deref() == Some("kept");
+                // Of a call that nobody knew it may be known by now; of what was said the answer tells where it stands, which is looked
+                // up by saying it again.
+                let waits = (taken.is_exact() && outcome.as_deref() == Some("kept")) || taken.heard.is_some();
                 if outcome.is_some() && webhook.reply.is_none() && !waits {
                     count("duplicate");
-                    return Ok(Some(fixed_answer(webhook)));
+                    return Ok(Some(fixed_answer(webhook, None)));
                 }
                 id.clone()
             }
@@ -318,7 +328,7 @@ impl Webhooks {
             }
             failpoint::hit("webhook.settled").await;
             let unknown = taken.is_exact() && came.outcome == "kept";
-            return Ok(Some(if unknown { self.unknown_call(taken) } else { fixed_answer(webhook) }));
+            return Ok(Some(if unknown { self.unknown_call(taken) } else { fixed_answer(webhook, came.said) }));
         }
         let at_ms = self.calls.lifecycle.clock.now_ms();
         store.settle(&event_id, came.call.as_ref(), came.outcome, None, at_ms).await?;
@@ -368,7 +378,8 @@ impl Webhooks {
         let of = |key: String| format!("{}|{}|{key}", account.name, webhook.name);
         // A notification that lacks what would tell its deliveries apart: the same bytes are the same event.
         let same_bytes = || {
-            let notifies = webhook.reply.is_none() && taken.news.is_some() && !raw.body.is_empty();
+            let tells = taken.news.is_some() || taken.heard.is_some();
+            let notifies = webhook.reply.is_none() && tells && !raw.body.is_empty();
             notifies.then(|| of(format!("sha256|{}|{}", raw.path_and_query, sha256_hex(&raw.body))))
         };
         NewEvent {
@@ -387,7 +398,10 @@ impl Webhooks {
 
     /// Translates the event into a transition of a call. An event of an unknown call whose direction is outbound never
     /// admits and never ends anything: it waits under its ids.
-    async fn apply(&self, taken: &Taken<'_>) -> Result<Came> {
+    async fn apply(&self, taken: &Taken<'_>, event_id: &str) -> Result<Came> {
+        if let Some(heard) = &taken.heard {
+            return self.hear(taken, heard, event_id).boxed().await;
+        }
         let Some(news) = taken.news else { return Ok(Came::of("ignored")) };
         let (own, outside): (Vec<Alias>, Vec<Alias>) =
             taken.aliases.iter().cloned().partition(|a| a.kind == OWN_ID_KIND);
@@ -469,6 +483,7 @@ fn read<'a>(raw: &'a Raw, from: &'a Candidate, event_id: String) -> Taken<'a> {
         aliases: webhook.ids.read(&message),
         direction: webhook.direction.as_ref().and_then(|d| d.read(&message)).unwrap_or(Direction::Outbound),
         news: event.and_then(|e| e.state.as_ref()).and_then(|s| s.read(&message, EndProof::Webhook)),
+        heard: event.and_then(|e| e.utterance.as_ref()).map(|rules| rules.read(&message)),
         event_id,
         room: None,
     }
@@ -487,11 +502,18 @@ fn kib(bytes: usize) -> u32 {
     u32::try_from(bytes / 1024 + 1).unwrap_or(LARGEST_KIB).min(LARGEST_KIB)
 }
 
-fn fixed_answer(webhook: &Webhook) -> Response<Bytes> {
+fn fixed_answer(webhook: &Webhook, said: Option<Said>) -> Response<Bytes> {
     let Some(answer) = &webhook.answer else { return respond(StatusCode::NO_CONTENT, HeaderMap::new(), Bytes::new()) };
     let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::OK);
     match &answer.body {
-        Some(body) => json_answer(status, body),
+        Some(body) => {
+            let number = |name: &str| match (name, said) {
+                ("transcription_id", Some(said)) => said.id.into(),
+                ("sequence_number", Some(said)) => said.sequence.into(),
+                _ => Value::Null,
+            };
+            json_answer(status, &fill_json(body, &number))
+        }
         None => respond(status, HeaderMap::new(), Bytes::new()),
     }
 }

@@ -60,9 +60,9 @@ impl Webhooks {
     /// Applies a webhook to its call, and takes up what it tells of it after its end. Where nobody knows the call it waits for
     /// one, if it was kept.
     pub(super) async fn apply_all(&self, taken: &Taken<'_>, event_id: &str) -> Result<Came> {
-        let mut came = self.apply(taken).await?;
+        let mut came = self.apply(taken, event_id).await?;
         if taken.is_exact() && came.outcome == "kept" {
-            came = self.apply_in_a_moment(taken, came).await?;
+            came = self.apply_in_a_moment(taken, event_id, came).await?;
         }
         let Some((found, complete)) = taken.record() else { return Ok(came) };
         match (&came.record, taken.main_alias()) {
@@ -78,12 +78,12 @@ impl Webhooks {
     }
 
     /// The answer to the call's order may be a moment late.
-    async fn apply_in_a_moment(&self, taken: &Taken<'_>, mut came: Came) -> Result<Came> {
+    async fn apply_in_a_moment(&self, taken: &Taken<'_>, event_id: &str, mut came: Came) -> Result<Came> {
         let store = &self.calls.lifecycle.store;
         for _ in 0..MOMENT.1 {
             tokio::time::sleep(MOMENT.0).await;
             if store.resolve(&taken.aliases).await?.is_some() {
-                came = self.apply(taken).await?;
+                came = self.apply(taken, event_id).await?;
                 break;
             }
         }
@@ -94,7 +94,7 @@ impl Webhooks {
     pub(super) fn unknown_call(&self, taken: &Taken<'_>) -> Response<Bytes> {
         let status = StatusCode::from_u16(self.settings.unknown_status).unwrap_or(StatusCode::NOT_FOUND);
         if status.is_success() {
-            return super::fixed_answer(taken.from.webhook());
+            return super::fixed_answer(taken.from.webhook(), None);
         }
         let message =
             "No call of this conversation is on record. The event is kept: it is applied when one comes, within a day.";
@@ -135,7 +135,7 @@ impl Webhooks {
             return store.event_found(&event.id, None, "unusable").await;
         };
         let taken = read(&raw, from, event.id.clone());
-        let came = self.apply(&taken).await?;
+        let came = self.apply(&taken, &event.id).await?;
         let Some(record) = came.record else { return store.event_found(&event.id, None, "unusable").await };
         if let Some((found, complete)) = taken.record() {
             self.calls.told(&record, &taken.from.account, found, complete).await?;

@@ -36,7 +36,7 @@ impl Webhooks {
         }
         if self.settings.forward_url.is_none() {
             if webhook.answer.is_some() {
-                return Ok(Some(fixed_answer(webhook)));
+                return Ok(Some(fixed_answer(webhook, None)));
             }
             warn!(path = exchange.path(), "nobody answers this webhook: neither app.forward_url nor front mode is set");
             if let Some(call) = call.filter(|_| incoming) {
@@ -57,7 +57,7 @@ impl Webhooks {
             Err(error) => {
                 warn!(%error, "the app could not be asked for its answer");
                 if webhook.answer.is_some() {
-                    return Ok(Some(fixed_answer(webhook)));
+                    return Ok(Some(fixed_answer(webhook, None)));
                 }
                 let message = "The app cannot be reached.";
                 Ok(Some(problem(StatusCode::BAD_GATEWAY, "APP_UNREACHABLE", message)))

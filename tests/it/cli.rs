@@ -84,7 +84,8 @@ pub fn term(child: &mut Running) -> Option<i32> {
     }
 }
 
-pub const LISTEN: &str = "[listen]\napi = \"127.0.0.1:0\"\nwebhooks = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\n";
+pub const LISTEN: &str =
+    "[listen]\napi = \"127.0.0.1:0\"\nwebhooks = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\nclient = \"127.0.0.1:0\"\n";
 
 pub fn sound(upstream: &str) -> String {
     format!(

@@ -79,7 +79,8 @@ fn init_without_keys_says_which_to_set() {
     assert!(!std::fs::read_to_string(&other).unwrap().contains("[accounts.twilio]"));
 }
 
-const FREE_PORTS: [&str; 6] = ["--listen-api", ":0", "--listen-webhooks", ":0", "--listen-admin", ":0"];
+const FREE_PORTS: [&str; 8] =
+    ["--listen-api", ":0", "--listen-webhooks", ":0", "--listen-admin", ":0", "--listen-client", ":0"];
 
 #[test]
 fn a_sidecar_starts_without_a_file_once_the_calls_at_once_are_stated() {
@@ -145,6 +146,7 @@ fn the_defaults_are_a_config_that_can_be_read() {
             ("ACME_API_KEY", "x"),
             ("RINGFENCE_TOKEN_SECRET", "x"),
             ("RINGFENCE_EVENTS_SECRET", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"),
+            ("APP_SECRET_KEY", "x"),
             ("DATABASE_URL", "postgres://localhost/x"),
             ("REDIS_URL", "redis://localhost"),
         ],
@@ -154,7 +156,7 @@ fn the_defaults_are_a_config_that_can_be_read() {
     let found: Value = serde_json::from_str(&out).unwrap();
     let errors = found["diagnostics"].as_array().unwrap().iter().filter(|d| d["severity"] == "error");
     let errors: Vec<_> = errors.map(|d| d["code"].as_str().unwrap()).collect();
-    assert_eq!(errors, ["E011"], "{out}");
+    assert_eq!(errors, ["E011", "E011"], "{out}");
 }
 
 // === what a start meets

@@ -228,7 +228,7 @@ async fn start_over_many(what: &str, record: Record, tables: &str) {
     };
     // Without a key, nobody is asked about calls that no provider knows.
     let text = format!(
-        "concurrent = 60000\n[listen]\napi = \"127.0.0.1:0\"\nwebhooks = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\n\
+        "concurrent = 60000\n[listen]\napi = \"127.0.0.1:0\"\nwebhooks = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\nclient = \"127.0.0.1:0\"\n\
          [deadlines]\nlive_secs = 86400\nringing_secs = 86400\ndialing_secs = 86400\nqueued_secs = 86400\n\
          [accounts.elevenlabs]\nupstream = \"{}\"\nconcurrent = 55000\n{store}{tables}\n",
         simulator.base_url()

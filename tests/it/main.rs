@@ -40,5 +40,7 @@ mod simulate;
 mod start;
 mod store_faults;
 mod support;
+mod transcripts;
+mod transcripts_beyond;
 mod webhooks;
 mod webhooks_to_app;

@@ -92,7 +92,7 @@ async fn a_server_that_is_away_at_the_start_is_waited_for() {
     let port = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let (api, webhooks, admin) = (port(), port(), port());
     let text = format!(
-        "[listen]\napi = \"127.0.0.1:{api}\"\nwebhooks = \"127.0.0.1:{webhooks}\"\nadmin = \"127.0.0.1:{admin}\"\n\
+        "[listen]\napi = \"127.0.0.1:{api}\"\nwebhooks = \"127.0.0.1:{webhooks}\"\nadmin = \"127.0.0.1:{admin}\"\nclient = \"127.0.0.1:0\"\n\
          [accounts.elevenlabs]\nupstream = \"http://127.0.0.1:1\"\nconcurrent = 1\n{}",
         store(&url)
     );
@@ -133,7 +133,7 @@ async fn the_command_line_migrates_and_checks_a_database() {
     let (server, folder) = (Server::start(), std::env::temp_dir().join(format!("ringfence-pg-{}", std::process::id())));
     std::fs::create_dir_all(&folder).unwrap();
     let url = server.database_over_tcp().replace("postgres@", "postgres:hunter2@");
-    let text = "[listen]\napi = \":0\"\nwebhooks = \":0\"\nadmin = \":0\"\n[accounts.elevenlabs]\nconcurrent = 1\n\
+    let text = "[listen]\napi = \":0\"\nwebhooks = \":0\"\nadmin = \":0\"\nclient = \":0\"\n[accounts.elevenlabs]\nconcurrent = 1\n\
                 [store]\nurl = { env = \"DATABASE_URL\" }\n";
     std::fs::write(folder.join("ringfence.toml"), text).unwrap();
     let run = |words: &[&str]| {
@@ -144,14 +144,14 @@ async fn the_command_line_migrates_and_checks_a_database() {
         (out.status.code(), said)
     };
     let (code, said) = run(&["migrate", "status"]);
-    assert!(code == Some(0) && said.matches("missing").count() == 6, "{said}");
+    assert!(code == Some(0) && said.matches("missing").count() == 7, "{said}");
     let (code, said) = run(&["check", "--live"]);
     assert!(
-        code == Some(0) && said.contains("lacks migration 1, 2, 3, 4, 5, 6, which the next start applies"),
+        code == Some(0) && said.contains("lacks migration 1, 2, 3, 4, 5, 6, 7, which the next start applies"),
         "{said}"
     );
     let (code, said) = run(&["migrate", "up"]);
-    assert!(code == Some(0) && said.matches("applied").count() == 6, "{said}");
+    assert!(code == Some(0) && said.matches("applied").count() == 7, "{said}");
     let (code, said) = run(&["check", "--live"]);
     assert!(code == Some(0) && said.contains("PostgreSQL 1") && said.contains("its schema is up to date"), "{said}");
     assert!(said.contains("W014"), "the tests' server flushes nothing: {said}");

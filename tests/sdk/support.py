@@ -191,6 +191,7 @@ forward_url = "{self.app.url}"
 api = "127.0.0.1:0"
 webhooks = "{webhooks}"
 admin = "127.0.0.1:0"
+client = "127.0.0.1:0"
 
 [store]
 path = "ringfence.db"

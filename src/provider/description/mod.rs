@@ -3,6 +3,7 @@
 mod ask;
 mod operation;
 mod record;
+mod utterance;
 mod webhook;
 mod words;
 
@@ -15,6 +16,7 @@ use super::select::Selector;
 pub use ask::*;
 pub use operation::*;
 pub use record::*;
+pub use utterance::*;
 pub use webhook::*;
 pub use words::*;
 

@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::super::path::PathPattern;
 use super::super::select::{Predicate, Selector};
 use super::super::sign::Scheme;
-use super::{DirectionWord, FactSelectors, IdSelectors, PostCallRules, StateWord};
+use super::{DirectionWord, FactSelectors, IdSelectors, PostCallRules, StateWord, UtteranceRules};
 
 /// Something the provider posts to us.
 #[derive(Debug, Clone, Deserialize)]
@@ -59,7 +59,7 @@ pub enum Reply {
 pub struct FixedAnswer {
     /// The status.
     pub status: u16,
-    /// The JSON body, if any.
+    /// The JSON body, if any. Where something is said, a template over `transcription_id` and `sequence_number`.
     pub body: Option<Value>,
 }
 
@@ -82,4 +82,6 @@ pub struct WebhookEvent {
     pub said: bool,
     /// What it tells of the call after its end.
     pub record: Option<PostCallRules>,
+    /// Something is said in the call. One that nobody knows yet exists, and is counted.
+    pub utterance: Option<UtteranceRules>,
 }

@@ -294,6 +294,10 @@ pub(super) const PURGES: [Purge; 5] = [
              (SELECT id FROM calls WHERE phase = 'ended' AND ended_at < $1 ORDER BY ended_at, id LIMIT $2)",
             "DELETE FROM call_aliases WHERE call_id IN
              (SELECT id FROM calls WHERE phase = 'ended' AND ended_at < $1 ORDER BY ended_at, id LIMIT $2)",
+            "DELETE FROM utterances WHERE call_id IN
+             (SELECT id FROM calls WHERE phase = 'ended' AND ended_at < $1 ORDER BY ended_at, id LIMIT $2)",
+            "DELETE FROM transcripts WHERE call_id IN
+             (SELECT id FROM calls WHERE phase = 'ended' AND ended_at < $1 ORDER BY ended_at, id LIMIT $2)",
             "DELETE FROM calls WHERE id IN
              (SELECT id FROM calls WHERE phase = 'ended' AND ended_at < $1 ORDER BY ended_at, id LIMIT $2)",
         ],

@@ -16,6 +16,7 @@ mod records;
 mod replicas;
 mod settings;
 mod transact;
+mod transcripts;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -7,6 +7,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::provider::secret::Secret;
+use crate::store::NewUtterance;
 use crate::store::suite::{self, Fresh, new_call};
 
 #[allow(dead_code, reason = "the integration tests use the rest")]
@@ -662,4 +663,49 @@ async fn measures_decisions() {
     let Some(fence) = fresh().await else { return };
     let store = fence.open().await;
     suite::measure(&store, &fence).await;
+}
+
+/// What one process writes another hears, straight; behind a pooler it is only seen.
+#[tokio::test]
+async fn what_is_said_at_one_replica_is_heard_at_another() {
+    let Some(fence) = fresh().await else { return };
+    let (says, hears) = (fence.open_shared().await, fence.open_shared().await);
+    let call = new_call(&[]);
+    says.open(call.clone(), None).await.unwrap();
+    let (heard, mut bells) = tokio::sync::mpsc::unbounded_channel();
+    let listening = hears.clone();
+    let listens = tokio::spawn(async move {
+        listening
+            .listen(Box::new(move |call| {
+                let _ = heard.send(call.clone());
+            }))
+            .await;
+    });
+    let mut n = 0;
+    // Until the other listens nothing is heard.
+    let bell = loop {
+        n += 1;
+        let said = NewUtterance {
+            event_id: format!("ev_{n}"),
+            speaker: crate::call::Speaker::User,
+            text: "hello".to_owned(),
+            said_at: "2026-01-02T03:04:05Z".to_owned(),
+            source_sequence: None,
+            at_ms: 1,
+        };
+        says.say(&call.id, said).await.unwrap();
+        match tokio::time::timeout(Duration::from_millis(200), bells.recv()).await {
+            Ok(bell) => break bell,
+            Err(_) => assert!(n < 100, "nothing is heard"),
+        }
+    };
+    assert_eq!(bell, Some(call.id));
+    // A store that closes is not kept by who listens.
+    hears.close().await;
+    listens.await.unwrap();
+    says.close().await;
+    let Some(pooled) = pooled().await else { return };
+    let store = pooled.open_shared().await;
+    store.listen(Box::new(|_| {})).await;
+    store.close().await;
 }

@@ -151,6 +151,11 @@ impl Db {
         })
     }
 
+    /// Whether what is done in a session holds for its next transaction: there is no pooler between.
+    pub(super) fn keeps_sessions(&self) -> bool {
+        self.prepare
+    }
+
     fn settings_of_transaction(&self) -> String {
         let ms = self.statement_timeout.as_millis();
         // A client that vanishes may not hold its locks for long.

@@ -14,6 +14,7 @@ mod messages_write;
 pub mod migrate;
 mod records;
 mod replicas;
+mod transcripts;
 mod writer;
 
 use std::path::{Path, PathBuf};

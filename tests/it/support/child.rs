@@ -165,6 +165,7 @@ concurrent = {ALL_MAX}
 api = "127.0.0.1:0"
 webhooks = "127.0.0.1:{port}"
 admin = "127.0.0.1:0"
+client = "127.0.0.1:0"
 [timeouts]
 drain_secs = 2
 ask_secs = 5

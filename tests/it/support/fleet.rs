@@ -493,6 +493,7 @@ concurrent = {all_max}
 api = "127.0.0.1:0"
 webhooks = "127.0.0.1:0"
 admin = "127.0.0.1:0"
+client = "127.0.0.1:0"
 [log]
 filter = "info,ringfence=debug"
 [timeouts]

@@ -10,4 +10,5 @@ pub mod panics;
 #[allow(dead_code, reason = "the store's own tests use the rest")]
 pub mod postgres;
 pub mod redis;
+pub mod socket;
 pub mod stage;

@@ -204,6 +204,10 @@ impl Stage {
         format!("http://{}{path}", self.app().admin())
     }
 
+    pub fn client(&self, path: &str) -> String {
+        format!("http://{}{path}", self.app().client())
+    }
+
     /// `POST …/twilio/outbound-call` at ElevenLabs, as an app does it.
     pub async fn dial(&self, business: Option<&str>, to: &str) -> Answer {
         let body = json!({"agent_id": "agent_acme", "agent_phone_number_id": "phnum_1", "to_number": to}).to_string();
@@ -331,6 +335,7 @@ fn config_text(setup: &Setup, url: &str, webhooks_port: u16) -> String {
 api = "127.0.0.1:0"
 webhooks = "127.0.0.1:{webhooks_port}"
 admin = "127.0.0.1:0"
+client = "127.0.0.1:0"
 [timeouts]
 drain_secs = 3
 {timeouts}

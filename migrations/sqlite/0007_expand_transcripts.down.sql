@@ -1,0 +1,2 @@
+DROP TABLE utterances;
+DROP TABLE transcripts;

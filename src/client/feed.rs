@@ -1,0 +1,341 @@
+//! What is new in the calls that somebody here follows: read once from the record, however many follow.
+//!
+//! A bell says that there is something; how far each follower is, it knows itself. So a bell that was lost, rung twice or rung at
+//! another replica changes nothing, and neither does a process that dies: whoever comes again says how far it was.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::sync::broadcast::error::RecvError;
+use tokio_tungstenite::tungstenite::Utf8Bytes;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use super::message;
+use crate::hub::Hub;
+use crate::ids::CallId;
+use crate::store::{CallRecord, Result, Standing, Store, Utterance};
+
+/// Utterances of a followed call that are kept ready to be sent. Older ones are read from the record.
+const KEPT_MAX: usize = 64;
+/// Utterances that are read at once.
+pub(super) const READ_MAX: u32 = 256;
+/// How often it is looked for what other replicas have written, and for new calls of followed businesses.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// How long after other replicas could not be heard it is tried again.
+const LISTEN_AGAIN: Duration = Duration::from_secs(5);
+
+/// See the module. Cloning is cheap.
+#[derive(Clone)]
+pub struct Feed(Arc<Inner>);
+
+struct Inner {
+    store: Arc<dyn Store>,
+    hub: Hub,
+    user_label: String,
+    channels: Mutex<HashMap<CallId, Weak<Channel>>>,
+    /// Who follows whole businesses, by the number of the connection.
+    businesses: Mutex<HashMap<u64, Businesses>>,
+}
+
+/// Businesses that a connection follows.
+struct Businesses {
+    followed: HashSet<String>,
+    wake: Arc<Wake>,
+}
+
+/// What wakes a connection: calls that have something new for it. As many at most as it follows.
+#[derive(Default)]
+pub(super) struct Wake {
+    due: Mutex<HashSet<CallId>>,
+    /// Calls of businesses that it follows.
+    found: Mutex<HashSet<CallId>>,
+    rung: Notify,
+}
+
+/// A call that somebody follows.
+pub(super) struct Channel {
+    call: CallId,
+    bells: AtomicU64,
+    followers: Mutex<HashMap<u64, Arc<Wake>>>,
+    kept: tokio::sync::Mutex<Kept>,
+    standing: Mutex<Option<Standing>>,
+}
+
+/// The newest of a call.
+#[derive(Default)]
+struct Kept {
+    /// The bell up to which it was read.
+    bell: u64,
+    record: Option<Arc<CallRecord>>,
+    last: i64,
+    newest: VecDeque<(i64, Utf8Bytes)>,
+}
+
+/// What there is to send.
+pub(super) struct News {
+    /// The call as it is.
+    pub record: Arc<CallRecord>,
+    /// The number of its last utterance.
+    pub last: i64,
+    /// Utterances after the number that was asked for, in order; not all, if there are more than [`READ_MAX`].
+    pub messages: Vec<(i64, Utf8Bytes)>,
+}
+
+/// Keeps a connection among the followers of a call.
+pub(super) struct Following {
+    pub channel: Arc<Channel>,
+    connection: u64,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics while one is held.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        lock(&self.channel.followers).remove(&self.connection);
+    }
+}
+
+impl Wake {
+    fn wake(&self, call: &CallId) {
+        lock(&self.due).insert(call.clone());
+        self.rung.notify_one();
+    }
+
+    fn find(&self, call: &CallId) {
+        lock(&self.found).insert(call.clone());
+        self.rung.notify_one();
+    }
+
+    /// Waits until some call has something new. May be cancelled.
+    pub(super) async fn rung(&self) {
+        self.rung.notified().await;
+    }
+
+    /// The calls that have something new, and those that were found.
+    pub(super) fn take(&self) -> (HashSet<CallId>, HashSet<CallId>) {
+        (std::mem::take(&mut *lock(&self.due)), std::mem::take(&mut *lock(&self.found)))
+    }
+}
+
+impl Channel {
+    fn ring(&self) {
+        self.bells.fetch_add(1, Ordering::Release);
+        for wake in lock(&self.followers).values() {
+            wake.wake(&self.call);
+        }
+    }
+}
+
+impl Feed {
+    /// A feed of this record and these bells.
+    pub fn new(store: Arc<dyn Store>, hub: Hub, user_label: String) -> Self {
+        Self(Arc::new(Inner { store, hub, user_label, channels: Mutex::default(), businesses: Mutex::default() }))
+    }
+
+    /// How people are called.
+    pub(super) fn user_label(&self) -> &str {
+        &self.0.user_label
+    }
+
+    /// Passes bells on until stopped. With `others`, other processes write to the record as well.
+    pub fn run(self, others: bool, stop: CancellationToken) -> impl Future<Output = ()> + Send {
+        // Heard from now on, not only once it runs.
+        let mut bells = self.0.hub.listen();
+        let heard = self.clone().hear_others(others);
+        async move {
+            let mut heard = std::pin::pin!(heard);
+            let mut looks = tokio::time::interval(LOOK_EVERY);
+            looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = &mut heard => {}
+                    bell = bells.recv() => match bell {
+                        Ok(call) => {
+                            let channel = lock(&self.0.channels).get(&call).and_then(Weak::upgrade);
+                            if let Some(channel) = channel {
+                                channel.ring();
+                            }
+                        }
+                        Err(RecvError::Lagged(_)) => self.followed().iter().for_each(|channel| channel.ring()),
+                        Err(RecvError::Closed) => return,
+                    },
+                    _ = looks.tick() => {
+                        if others {
+                            self.look_at_calls().await;
+                        }
+                        self.look_at_businesses().await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Rings for what other replicas say that they have written, where that can be heard. Never ends.
+    async fn hear_others(self, others: bool) {
+        if others {
+            loop {
+                let hub = self.0.hub.clone();
+                self.0.store.listen(Box::new(move |call| hub.ring(call))).await;
+                tokio::time::sleep(LISTEN_AGAIN).await;
+            }
+        }
+        std::future::pending().await
+    }
+
+    fn followed(&self) -> Vec<Arc<Channel>> {
+        let mut channels = lock(&self.0.channels);
+        channels.retain(|_, channel| channel.strong_count() > 0);
+        channels.values().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Rings for what another replica has written.
+    async fn look_at_calls(&self) {
+        let followed = self.followed();
+        if followed.is_empty() {
+            return;
+        }
+        let calls: Vec<CallId> = followed.iter().map(|channel| channel.call.clone()).collect();
+        let standings = match self.0.store.standings(&calls).await {
+            Ok(standings) => standings,
+            Err(error) => return debug!(%error, "what other replicas have written cannot be read"),
+        };
+        let mut by_call: HashMap<CallId, Standing> = standings.into_iter().map(|s| (s.call.clone(), s)).collect();
+        for channel in followed {
+            let now = by_call.remove(&channel.call);
+            let is_new = {
+                let mut seen = lock(&channel.standing);
+                // The first look may come after the change.
+                let is_new = *seen != now;
+                *seen = now;
+                is_new
+            };
+            if is_new {
+                channel.ring();
+            }
+        }
+    }
+
+    /// Tells who follows a business of its open calls.
+    async fn look_at_businesses(&self) {
+        if lock(&self.0.businesses).is_empty() {
+            return;
+        }
+        let open = match self.0.store.open_calls().await {
+            Ok(open) => open,
+            Err(error) => return debug!(%error, "calls of followed businesses cannot be read"),
+        };
+        for businesses in lock(&self.0.businesses).values() {
+            for call in open.iter().filter(|call| businesses.followed.contains(call.facts.business.as_str())) {
+                businesses.wake.find(&call.id);
+            }
+        }
+    }
+
+    /// Follows these businesses from now on, and no others.
+    pub(super) fn follow_businesses(&self, connection: u64, businesses: &HashSet<String>, wake: &Arc<Wake>) {
+        let mut all = lock(&self.0.businesses);
+        if businesses.is_empty() {
+            all.remove(&connection);
+        } else {
+            all.insert(connection, Businesses { followed: businesses.clone(), wake: wake.clone() });
+        }
+    }
+
+    /// Follows a call from now on.
+    pub(super) fn follow(&self, call: &CallId, connection: u64, wake: &Arc<Wake>) -> Following {
+        let fresh = || {
+            Arc::new(Channel {
+                call: call.clone(),
+                // Not read yet.
+                bells: AtomicU64::new(1),
+                followers: Mutex::default(),
+                kept: tokio::sync::Mutex::default(),
+                standing: Mutex::default(),
+            })
+        };
+        let channel = match lock(&self.0.channels).entry(call.clone()) {
+            Entry::Occupied(mut there) => there.get().upgrade().unwrap_or_else(|| {
+                let channel = fresh();
+                there.insert(Arc::downgrade(&channel));
+                channel
+            }),
+            Entry::Vacant(place) => {
+                let channel = fresh();
+                place.insert(Arc::downgrade(&channel));
+                channel
+            }
+        };
+        lock(&channel.followers).insert(connection, wake.clone());
+        Following { channel, connection }
+    }
+
+    /// What there is after a number. `None`: the call is not on record any more.
+    pub(super) async fn news(&self, channel: &Channel, after: i64) -> Result<Option<News>> {
+        let (record, last, messages) = {
+            let mut kept = channel.kept.lock().await;
+            self.refresh(channel, &mut kept).await?;
+            let Some(record) = kept.record.clone() else { return Ok(None) };
+            let has_all = kept.newest.front().is_some_and(|(first, _)| *first <= after.saturating_add(1));
+            let messages = (after >= kept.last || has_all).then(|| {
+                let after = kept.newest.iter().filter(|(number, _)| *number > after);
+                after.cloned().collect::<Vec<_>>()
+            });
+            (record, kept.last, messages)
+        };
+        let messages = match messages {
+            Some(messages) => messages,
+            None => {
+                let older = self.0.store.utterances(&channel.call, after, READ_MAX).await?;
+                older.iter().map(|utterance| self.rendered(&record, utterance)).collect()
+            }
+        };
+        Ok(Some(News { record, last, messages }))
+    }
+
+    /// Reads what came since the last bell. One follower does it for all.
+    async fn refresh(&self, channel: &Channel, kept: &mut Kept) -> Result<()> {
+        let bell = channel.bells.load(Ordering::Acquire);
+        if kept.bell == bell {
+            return Ok(());
+        }
+        let store = &self.0.store;
+        let was_read = kept.record.is_some();
+        let Some(record) = store.call(&channel.call).await?.map(Arc::new) else {
+            kept.record = None;
+            return Ok(());
+        };
+        if !was_read {
+            kept.last = store.last_sequence(&channel.call).await?;
+        }
+        loop {
+            let new = store.utterances(&channel.call, kept.last, READ_MAX).await?;
+            for utterance in &new {
+                kept.newest.push_back(self.rendered(&record, utterance));
+                kept.last = utterance.sequence;
+            }
+            let surplus = kept.newest.len().saturating_sub(KEPT_MAX);
+            kept.newest.drain(..surplus);
+            if new.len() < READ_MAX as usize {
+                break;
+            }
+        }
+        // Only now: what failed half-way is read again.
+        (kept.record, kept.bell) = (Some(record), bell);
+        Ok(())
+    }
+
+    fn rendered(&self, record: &CallRecord, utterance: &Utterance) -> (i64, Utf8Bytes) {
+        let message = message::transcription(record, utterance, &self.0.user_label);
+        (utterance.sequence, message.to_string().into())
+    }
+}

@@ -1,0 +1,256 @@
+//! What the socket says, byte by byte as its clients of before ringfence know it (contract §2), and what is beyond that. Pure.
+
+use serde_json::{Map, Value, json};
+
+use crate::call::{Outcome, Phase, Speaker, stream_status};
+use crate::clock::{UnixMs, rfc3339};
+use crate::hub::Partial;
+use crate::store::{CallRecord, Utterance};
+
+/// The code of an error message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Code {
+    /// Nobody knows such a call; or it is not this client's to see.
+    CallNotFound,
+    /// It cannot be an id.
+    InvalidIdentifier,
+    /// The token does not count.
+    AuthenticationFailed,
+    /// The record does not answer, or too much is followed.
+    SubscriptionFailed,
+    /// It is not one of the messages that a client may send.
+    InvalidMessageFormat,
+}
+
+impl Code {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Code::CallNotFound => "CALL_NOT_FOUND",
+            Code::InvalidIdentifier => "INVALID_IDENTIFIER",
+            Code::AuthenticationFailed => "AUTHENTICATION_FAILED",
+            Code::SubscriptionFailed => "SUBSCRIPTION_FAILED",
+            Code::InvalidMessageFormat => "INVALID_MESSAGE_FORMAT",
+        }
+    }
+}
+
+/// How the speakers are called.
+pub fn speaker_type(speaker: Speaker, user_label: &str) -> &str {
+    match speaker {
+        Speaker::Agent => speaker.as_str(),
+        Speaker::User => user_label,
+    }
+}
+
+/// `error`.
+pub fn error(code: Code, message: &str) -> Value {
+    json!({"type": "error", "message": message, "code": code.as_str()})
+}
+
+/// `subscription_confirmed`. `resumed`: the client can resume, and is told what it needs for it the next time.
+pub fn confirmed(identifier: &str, call: &CallRecord, resumed: Option<i64>) -> Value {
+    let mut message = json!({
+        "type": "subscription_confirmed",
+        "identifier": identifier,
+        "call_sid": call.alias("call_sid"),
+        "conversation_id": call.alias("conversation_id"),
+        "status": status(call),
+        "message": format!("Subscribed to call {identifier}"),
+    });
+    if let Some(sequence) = resumed {
+        message["epoch"] = call.id.as_str().into();
+        message["sequence_number"] = sequence.into();
+    }
+    message
+}
+
+/// `cannot_resume`: what the client has is not of this transcript. Everything follows from its beginning.
+pub fn cannot_resume(identifier: &str, call: &CallRecord, last: i64) -> Value {
+    json!({
+        "type": "cannot_resume",
+        "identifier": identifier,
+        "epoch": call.id,
+        "sequence_number": last,
+        "message": "This is another transcript than the one to resume; it follows from its beginning",
+    })
+}
+
+/// `unsubscribe_confirmed`.
+pub fn unsubscribed(identifier: &str) -> Value {
+    json!({
+        "type": "unsubscribe_confirmed",
+        "identifier": identifier,
+        "message": format!("Unsubscribed from call {identifier}"),
+    })
+}
+
+/// `transcription`.
+pub fn transcription(call: &CallRecord, utterance: &Utterance, user_label: &str) -> Value {
+    let mut message = json!({
+        "type": "transcription",
+        "conversation_id": call.alias("conversation_id"),
+        "call_sid": call.alias("call_sid"),
+        "transcription_id": utterance.id,
+        "sequence_number": utterance.sequence,
+        "speaker_type": speaker_type(utterance.speaker, user_label),
+        "message_text": utterance.text,
+        "timestamp": utterance.said_at,
+    });
+    if let Some(number) = utterance.source_sequence {
+        message["source_sequence"] = number.into();
+    }
+    message
+}
+
+/// `partial`: what may still change.
+pub fn partial(call: &CallRecord, partial: &Partial, user_label: &str) -> Value {
+    json!({
+        "type": "partial",
+        "conversation_id": call.alias("conversation_id"),
+        "call_sid": call.alias("call_sid"),
+        "speaker_type": speaker_type(partial.speaker, user_label),
+        "message_text": &*partial.text,
+        "source_sequence": partial.source_sequence,
+    })
+}
+
+/// `call_status`, of a call that is over.
+pub fn call_status(call: &CallRecord) -> Value {
+    json!({
+        "type": "call_status",
+        "conversation_id": call.alias("conversation_id"),
+        "call_sid": call.alias("call_sid"),
+        "status": status(call),
+        "call_end_time": call.ended_at.map(rfc3339),
+    })
+}
+
+/// `call_completed`, with whatever is on record.
+pub fn call_completed(call: &CallRecord) -> Value {
+    let (call_sid, conversation_id) = (call.alias("call_sid"), call.alias("conversation_id"));
+    let seconds = call.ended_at.map(|ended| (ended - call.answered_at.unwrap_or(call.admitted_at)).max(0) / 1000);
+    json!({
+        "type": "call_completed",
+        "conversation_id": conversation_id,
+        "call_sid": call_sid,
+        "call_data": {
+            "status": status(call),
+            "call_sid": call_sid,
+            "conversation_id": conversation_id,
+            "call_start_time": rfc3339(call.admitted_at),
+            "call_end_time": call.ended_at.map(rfc3339),
+            "duration_seconds": seconds,
+            "transcript_summary": Value::Null,
+            "cost": Value::Null,
+            "call_successful": Value::Null,
+            "analysis_data": Value::Null,
+            "metadata": Value::Null,
+        },
+    })
+}
+
+/// The status of a call in these messages.
+pub fn status(call: &CallRecord) -> &'static str {
+    stream_status(call.phase, call.outcome)
+}
+
+/// When `call_completed` is due for a call: `None` while it is not over. A call that nobody answered gets no record, so
+/// nothing is waited for.
+pub fn complete_at(call: &CallRecord, record_wait_ms: i64) -> Option<UnixMs> {
+    let ended_at = call.ended_at.filter(|_| call.phase == Phase::Ended)?;
+    let has_record = matches!(call.outcome, Some(Outcome::Completed | Outcome::Failed));
+    Some(if has_record { ended_at + record_wait_ms } else { ended_at })
+}
+
+/// What a client may say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// `{"subscribe": ID}`
+    Subscribe {
+        /// A call sid, a conversation id, or ours.
+        identifier: String,
+        /// The last number that it has; `None`: what is said from now on.
+        after: Option<i64>,
+        /// Of which transcript that is.
+        epoch: Option<String>,
+    },
+    /// `{"unsubscribe": ID}`
+    Unsubscribe(String),
+    /// `{"subscribe_business": ID}`
+    SubscribeBusiness(String),
+    /// `{"unsubscribe_business": ID}`
+    UnsubscribeBusiness(String),
+    /// `{"token": JWT}`
+    Renew(String),
+}
+
+/// Reads what a client says.
+///
+/// # Errors
+/// What it is told.
+pub fn command(text: &str) -> Result<Command, (Code, &'static str)> {
+    const WORDS: &str = "Send {\"subscribe\": \"ID\"} or {\"unsubscribe\": \"ID\"}";
+    let malformed = (Code::InvalidMessageFormat, WORDS);
+    let Ok(Value::Object(said)) = serde_json::from_str::<Value>(text) else { return Err(malformed) };
+    let (key, value) = ["subscribe", "unsubscribe", "subscribe_business", "unsubscribe_business", "token"]
+        .iter()
+        .find_map(|key| said.get(*key).map(|value| (*key, value)))
+        .ok_or(malformed)?;
+    let id = value.as_str().map(str::trim).filter(|id| !id.is_empty());
+    let Some(id) = id.map(str::to_owned) else {
+        return Err((Code::InvalidIdentifier, "The identifier must be a text that is not empty"));
+    };
+    Ok(match key {
+        "subscribe" => Command::Subscribe { identifier: id, after: after(&said)?, epoch: epoch(&said) },
+        "unsubscribe" => Command::Unsubscribe(id),
+        "subscribe_business" => Command::SubscribeBusiness(id),
+        "unsubscribe_business" => Command::UnsubscribeBusiness(id),
+        _ => Command::Renew(id),
+    })
+}
+
+fn after(said: &Map<String, Value>) -> Result<Option<i64>, (Code, &'static str)> {
+    match said.get("after") {
+        None | Some(Value::Null) => Ok(None),
+        Some(number) => match number.as_i64().filter(|n| *n >= 0) {
+            Some(number) => Ok(Some(number)),
+            None => Err((Code::InvalidMessageFormat, "after must be the last sequence_number that arrived, or 0")),
+        },
+    }
+}
+
+fn epoch(said: &Map<String, Value>) -> Option<String> {
+    said.get("epoch").and_then(Value::as_str).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_client_may_say_is_read_and_all_else_is_told_apart() {
+        let subscribe = |after, epoch: Option<&str>| Command::Subscribe {
+            identifier: "CA1".to_owned(),
+            after,
+            epoch: epoch.map(str::to_owned),
+        };
+        assert_eq!(command(r#"{"subscribe":"CA1"}"#), Ok(subscribe(None, None)));
+        assert_eq!(command(r#"{"subscribe":" CA1 ","after":7,"epoch":"c_1"}"#), Ok(subscribe(Some(7), Some("c_1"))));
+        assert_eq!(command(r#"{"unsubscribe":"CA1","x":1}"#), Ok(Command::Unsubscribe("CA1".to_owned())));
+        assert_eq!(command(r#"{"subscribe_business":"a"}"#), Ok(Command::SubscribeBusiness("a".to_owned())));
+        assert_eq!(command(r#"{"token":"e.e.e"}"#), Ok(Command::Renew("e.e.e".to_owned())));
+        for (text, code) in [
+            ("", Code::InvalidMessageFormat),
+            ("nonsense", Code::InvalidMessageFormat),
+            ("[]", Code::InvalidMessageFormat),
+            ("{}", Code::InvalidMessageFormat),
+            (r#"{"subscribe":"CA1","after":-1}"#, Code::InvalidMessageFormat),
+            (r#"{"subscribe":"CA1","after":"7"}"#, Code::InvalidMessageFormat),
+            (r#"{"subscribe":""}"#, Code::InvalidIdentifier),
+            (r#"{"subscribe":7}"#, Code::InvalidIdentifier),
+            (r#"{"unsubscribe":null}"#, Code::InvalidIdentifier),
+        ] {
+            assert_eq!(command(text).map_err(|(code, _)| code), Err(code), "{text}");
+        }
+    }
+}

@@ -1,0 +1,444 @@
+//! One connection of `/ws/calls/transcriptions`: what its client asks for, and what it is sent.
+//!
+//! Nothing waits in memory for a slow client: how far it is, is a number, and the rest is read when it has taken what was before.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::{SinkExt as _, StreamExt as _};
+use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message};
+use tokio_tungstenite::tungstenite::{Bytes, Utf8Bytes};
+use tracing::{info, warn};
+
+use super::feed::{Following, News, Wake};
+use super::message::{self, Code, Command};
+use super::{Client, FOLLOWED_MAX};
+use crate::call::Phase;
+use crate::clock::UnixMs;
+use crate::ids::CallId;
+use crate::net::WebSocket;
+use crate::store::CallRecord;
+use crate::token::Visitor;
+
+/// How long a client that is told to go may take to hear it.
+const GOODBYE: Duration = Duration::from_secs(5);
+/// After how long a record is read again that did not answer, in milliseconds.
+const LOOK_AGAIN_MS: i64 = 1000;
+
+/// Why a connection is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Over {
+    /// The client closed it, or has gone.
+    Left,
+    /// It sent what is no WebSocket, or more than it may.
+    Broken,
+    /// Its token has expired: 4401.
+    Expired,
+    /// It took nothing for too long: 4008, "come back and resume".
+    Slow,
+    /// Nothing was heard of it: 4408.
+    Idle,
+    /// This process stops: 1012.
+    Stopping,
+}
+
+impl Over {
+    fn frame(self) -> Option<CloseFrame> {
+        let (code, reason) = match self {
+            Over::Left | Over::Broken => return None,
+            Over::Expired => (4401, "the token has expired"),
+            Over::Slow => (4008, "too slow: come back and resume"),
+            Over::Idle => (4408, "nothing was heard"),
+            Over::Stopping => (1012, "stopping: come back and resume"),
+        };
+        Some(CloseFrame { code: CloseCode::from(code), reason: Utf8Bytes::from_static(reason) })
+    }
+}
+
+/// A call that the client follows.
+struct Followed {
+    following: Following,
+    /// The number that was sent last.
+    sent: i64,
+    /// The half said that was sent last.
+    murmured: u64,
+    /// `call_status` was sent.
+    is_over: bool,
+    /// When it is looked at without a bell: `call_completed` is due, or the record did not answer.
+    look_at: Option<UnixMs>,
+}
+
+pub(super) struct Connection {
+    client: Client,
+    socket: WebSocket,
+    visitor: Visitor,
+    number: u64,
+    wake: Arc<Wake>,
+    calls: HashMap<CallId, Followed>,
+    businesses: HashSet<String>,
+    /// Calls of followed businesses that were sent to their end.
+    done: HashSet<CallId>,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.client.feed.follow_businesses(self.number, &HashSet::new(), &self.wake);
+        self.client.lifecycle.metrics.client_sockets(-1);
+        info!(connection = self.number, "WebSocket connection disconnected");
+    }
+}
+
+type Going = Result<(), Over>;
+
+impl Connection {
+    pub(super) fn new(client: Client, socket: WebSocket, visitor: Visitor, number: u64) -> Self {
+        client.lifecycle.metrics.client_sockets(1);
+        info!(connection = number, client = visitor.name, "WebSocket connection established");
+        Self {
+            client,
+            socket,
+            visitor,
+            number,
+            wake: Arc::default(),
+            calls: HashMap::new(),
+            businesses: HashSet::new(),
+            done: HashSet::new(),
+        }
+    }
+
+    /// Serves it to its end.
+    pub(super) async fn run(mut self) {
+        let Err(over) = self.serve().await else { return };
+        if over == Over::Slow {
+            self.client.lifecycle.metrics.client_slow_close();
+        }
+        if let Some(frame) = over.frame() {
+            info!(connection = self.number, code = u16::from(frame.code), "a socket is closed");
+            let goodbye = async {
+                self.socket.close(Some(frame)).await?;
+                // What the client still says is not heard; its own goodbye ends the stream.
+                while self.socket.next().await.transpose()?.is_some() {}
+                Ok::<(), tokio_tungstenite::tungstenite::Error>(())
+            };
+            let _ = tokio::time::timeout(GOODBYE, goodbye).await;
+        }
+    }
+
+    async fn serve(&mut self) -> Going {
+        let idle = self.client.settings.idle;
+        let draining = self.client.draining.clone();
+        let wake = self.wake.clone();
+        let (mut heard_at, mut pinged) = (Instant::now(), false);
+        loop {
+            let now_ms = self.client.lifecycle.clock.now_ms();
+            let expires_in = self.visitor.expires_at.saturating_mul(1000).saturating_sub(now_ms);
+            if expires_in <= 0 {
+                return Err(Over::Expired);
+            }
+            let looks_in = self.calls.values().filter_map(|call| call.look_at).min().map(|at| at - now_ms);
+            let next_ms = looks_in.map_or(expires_in, |ms| ms.min(expires_in));
+            let next = Duration::from_millis(u64::try_from(next_ms).unwrap_or(0));
+            let listen_until = heard_at + if pinged { idle } else { idle / 2 };
+            tokio::select! {
+                () = draining.cancelled() => return Err(Over::Stopping),
+                said = self.socket.next() => {
+                    (heard_at, pinged) = (Instant::now(), false);
+                    match said {
+                        Some(Ok(Message::Text(text))) => self.obey(&text).await?,
+                        Some(Ok(Message::Binary(_))) => {
+                            self.error(Code::InvalidMessageFormat, "Messages are JSON, as text").await?;
+                        }
+                        Some(Ok(Message::Close(_))) | None => return Err(Over::Left),
+                        Some(Ok(_)) => {}
+                        Some(Err(_)) => return Err(Over::Broken),
+                    }
+                }
+                () = wake.rung() => self.tell().await?,
+                () = tokio::time::sleep(next) => self.look().await?,
+                () = tokio::time::sleep_until(listen_until.into()) => {
+                    if pinged {
+                        return Err(Over::Idle);
+                    }
+                    pinged = true;
+                    self.write(Message::Ping(Bytes::new())).await?;
+                }
+            }
+        }
+    }
+
+    // === sending ===
+
+    /// Hands a message over; a client that takes nothing for too long is slow.
+    async fn write(&mut self, message: Message) -> Going {
+        match tokio::time::timeout(self.client.settings.slow, self.socket.send(message)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(Over::Left),
+            Err(_) => Err(Over::Slow),
+        }
+    }
+
+    async fn send(&mut self, message: &Value) -> Going {
+        let kind = message["type"].as_str().unwrap_or_default();
+        self.client.lifecycle.metrics.client_messages(kind, 1);
+        self.write(Message::text(message.to_string())).await
+    }
+
+    async fn error(&mut self, code: Code, text: &str) -> Going {
+        self.send(&message::error(code, text)).await
+    }
+
+    /// Sends what is new in the calls whose bell has rung.
+    async fn tell(&mut self) -> Going {
+        let (due, found) = self.wake.take();
+        for call in due {
+            if self.calls.contains_key(&call) {
+                self.deliver(&call).await?;
+            }
+        }
+        for call in found {
+            if !self.calls.contains_key(&call) && !self.done.contains(&call) {
+                self.take_up(&call).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends what a client has not got of a call: what was said, then what is being said, then that it is over.
+    async fn deliver(&mut self, call: &CallId) -> Going {
+        let Some(followed) = self.calls.get(call) else { return Ok(()) };
+        let channel = followed.following.channel.clone();
+        let feed = self.client.feed.clone();
+        loop {
+            let Some(followed) = self.calls.get(call) else { return Ok(()) };
+            let news = match feed.news(&channel, followed.sent).await {
+                Ok(Some(news)) => news,
+                Ok(None) => {
+                    // Past its retention.
+                    self.calls.remove(call);
+                    return Ok(());
+                }
+                Err(error) => {
+                    warn!(%call, %error, "what was said cannot be read; it is tried again in a while");
+                    self.look_later(call);
+                    return Ok(());
+                }
+            };
+            let News { record, last, messages } = news;
+            let count = messages.len();
+            for (number, text) in messages {
+                self.write(Message::Text(text)).await?;
+                if let Some(followed) = self.calls.get_mut(call) {
+                    followed.sent = number;
+                }
+            }
+            self.client.lifecycle.metrics.client_messages("transcription", count as u64);
+            let is_behind = self.calls.get(call).is_some_and(|followed| followed.sent < last);
+            if is_behind && count > 0 {
+                continue;
+            }
+            return self.finish(&record).await;
+        }
+    }
+
+    /// What follows once everything that was said was sent.
+    async fn finish(&mut self, record: &CallRecord) -> Going {
+        let Some(followed) = self.calls.get_mut(&record.id) else { return Ok(()) };
+        if record.phase != Phase::Ended {
+            followed.look_at = None;
+            if let Some((number, partial)) = self.client.lifecycle.hub.murmured(&record.id, followed.murmured) {
+                followed.murmured = number;
+                let label = self.client.feed.user_label();
+                let message = message::partial(record, &partial, label);
+                self.send(&message).await?;
+            }
+            return Ok(());
+        }
+        if !followed.is_over {
+            followed.is_over = true;
+            self.send(&message::call_status(record)).await?;
+        }
+        let wait_ms = i64::try_from(self.client.settings.record_wait.as_millis()).unwrap_or(i64::MAX);
+        let complete_at = message::complete_at(record, wait_ms);
+        let is_due = complete_at.is_none_or(|at| at <= self.client.lifecycle.clock.now_ms());
+        if is_due {
+            self.send(&message::call_completed(record)).await?;
+            self.calls.remove(&record.id);
+            if !self.businesses.is_empty() {
+                self.done.insert(record.id.clone());
+            }
+        } else if let Some(followed) = self.calls.get_mut(&record.id) {
+            followed.look_at = complete_at;
+        }
+        Ok(())
+    }
+
+    fn look_later(&mut self, call: &CallId) {
+        let at = self.client.lifecycle.clock.now_ms() + LOOK_AGAIN_MS;
+        if let Some(followed) = self.calls.get_mut(call) {
+            followed.look_at = Some(at);
+        }
+    }
+
+    /// Looks at the calls that are to be looked at by now.
+    async fn look(&mut self) -> Going {
+        let now_ms = self.client.lifecycle.clock.now_ms();
+        let due: Vec<CallId> = self
+            .calls
+            .iter()
+            .filter(|(_, followed)| followed.look_at.is_some_and(|at| at <= now_ms))
+            .map(|(call, _)| call.clone())
+            .collect();
+        for call in due {
+            self.look_later(&call);
+            self.deliver(&call).await?;
+        }
+        Ok(())
+    }
+
+    // === what the client says ===
+
+    async fn obey(&mut self, text: &str) -> Going {
+        match message::command(text) {
+            Err((code, why)) => self.error(code, why).await,
+            Ok(Command::Subscribe { identifier, after, epoch }) => {
+                self.subscribe(&identifier, after, epoch.as_deref()).await
+            }
+            Ok(Command::Unsubscribe(identifier)) => self.unsubscribe(&identifier).await,
+            Ok(Command::SubscribeBusiness(business)) => self.subscribe_business(business).await,
+            Ok(Command::UnsubscribeBusiness(business)) => {
+                self.businesses.remove(&business);
+                self.client.feed.follow_businesses(self.number, &self.businesses, &self.wake);
+                self.send(&json!({"type": "business_unsubscribed", "business": business})).await
+            }
+            Ok(Command::Renew(token)) => self.renew(&token).await,
+        }
+    }
+
+    async fn subscribe(&mut self, identifier: &str, after: Option<i64>, epoch: Option<&str>) -> Going {
+        let record = match self.client.find(identifier, &self.visitor).await {
+            Ok(Some(record)) => record,
+            Ok(None) => {
+                return self.error(Code::CallNotFound, &format!("No call is known as {identifier}")).await;
+            }
+            Err(error) => {
+                warn!(%error, "a subscription failed");
+                return self.error(Code::SubscriptionFailed, "The record does not answer; try again").await;
+            }
+        };
+        if self.calls.len() >= FOLLOWED_MAX && !self.calls.contains_key(&record.id) {
+            let why = format!("A connection follows at most {FOLLOWED_MAX} calls");
+            return self.error(Code::SubscriptionFailed, &why).await;
+        }
+        self.follow(identifier, &record.id, after, epoch).await
+    }
+
+    /// Follows a call from a number on; without one, from what is said from now on.
+    async fn follow(&mut self, identifier: &str, call: &CallId, after: Option<i64>, epoch: Option<&str>) -> Going {
+        // Followed before it is read, so that nothing falls between the two.
+        let following = match self.calls.remove(call) {
+            Some(followed) => followed,
+            None => Followed {
+                following: self.client.feed.follow(call, self.number, &self.wake),
+                sent: i64::MAX,
+                murmured: 0,
+                is_over: false,
+                look_at: None,
+            },
+        };
+        let news = match self.client.feed.news(&following.following.channel, i64::MAX).await {
+            Ok(Some(news)) => news,
+            Ok(None) => {
+                return self.error(Code::CallNotFound, &format!("No call is known as {identifier}")).await;
+            }
+            Err(error) => {
+                warn!(%error, "a subscription failed");
+                return self.error(Code::SubscriptionFailed, "The record does not answer; try again").await;
+            }
+        };
+        let resumes = after.is_some() || epoch.is_some();
+        let is_other = after.is_some_and(|n| n > news.last) || epoch.is_some_and(|epoch| epoch != call.as_str());
+        let sent = match after {
+            _ if is_other => 0,
+            Some(after) => after,
+            // Asked for again by another id: it goes on where it is.
+            None => following.sent.min(news.last),
+        };
+        self.calls.insert(call.clone(), Followed { sent, ..following });
+        self.send(&message::confirmed(identifier, &news.record, resumes.then_some(news.last))).await?;
+        if is_other {
+            self.send(&message::cannot_resume(identifier, &news.record, news.last)).await?;
+        }
+        self.deliver(call).await
+    }
+
+    async fn unsubscribe(&mut self, identifier: &str) -> Going {
+        match self.client.find(identifier, &self.visitor).await {
+            Ok(Some(record)) => {
+                if self.calls.remove(&record.id).is_some() && !self.businesses.is_empty() {
+                    self.done.insert(record.id);
+                }
+                self.send(&message::unsubscribed(identifier)).await
+            }
+            Ok(None) => self.error(Code::CallNotFound, &format!("No call is known as {identifier}")).await,
+            Err(error) => {
+                warn!(%error, "the end of a subscription failed");
+                self.error(Code::SubscriptionFailed, "The record does not answer; try again").await
+            }
+        }
+    }
+
+    async fn subscribe_business(&mut self, business: String) -> Going {
+        // One that is not this client's looks like one that is not there.
+        if !self.visitor.sees(&business) {
+            return self.error(Code::CallNotFound, &format!("No business is known as {business}")).await;
+        }
+        if self.businesses.len() >= FOLLOWED_MAX {
+            return self.error(Code::SubscriptionFailed, "Too many businesses are followed").await;
+        }
+        self.send(&json!({"type": "business_subscribed", "business": business})).await?;
+        self.businesses.insert(business);
+        self.client.feed.follow_businesses(self.number, &self.businesses, &self.wake);
+        Ok(())
+    }
+
+    /// A call of a followed business: all of it.
+    async fn take_up(&mut self, call: &CallId) -> Going {
+        if self.calls.len() >= FOLLOWED_MAX {
+            return Ok(());
+        }
+        let Ok(Some(record)) = self.client.lifecycle.store.call(call).await else { return Ok(()) };
+        let business = record.facts.business.as_str();
+        if !self.businesses.contains(business) || !self.visitor.sees(business) {
+            return Ok(());
+        }
+        let identifier =
+            record.alias("call_sid").or(record.alias("conversation_id")).unwrap_or(call.as_str()).to_owned();
+        self.follow(&identifier, call, Some(0), None).await
+    }
+
+    async fn renew(&mut self, token: &str) -> Going {
+        let visitor = match self.client.visitor(token) {
+            Ok(visitor) => visitor,
+            Err(error) => return self.error(Code::AuthenticationFailed, &error.to_string()).await,
+        };
+        let mut gone = vec![];
+        for call in self.calls.keys() {
+            match self.client.lifecycle.store.call(call).await {
+                Ok(Some(record)) if visitor.sees(record.facts.business.as_str()) => {}
+                // What cannot be read is not shown.
+                _ => gone.push(call.clone()),
+            }
+        }
+        for call in gone {
+            self.calls.remove(&call);
+        }
+        self.businesses.retain(|business| visitor.sees(business));
+        self.client.feed.follow_businesses(self.number, &self.businesses, &self.wake);
+        self.visitor = visitor;
+        let expires_at = crate::clock::rfc3339(self.visitor.expires_at.saturating_mul(1000));
+        self.send(&json!({"type": "token_renewed", "expires_at": expires_at})).await
+    }
+}

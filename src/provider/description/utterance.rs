@@ -1,0 +1,182 @@
+//! What is said in a call, as a webhook tells it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+
+use super::super::select::{Message, Predicate, Selector};
+use crate::call::Speaker;
+
+/// The longest utterance that is taken, in bytes. Our choice: an hour of talk in one piece.
+pub const TEXT_BYTES_MAX: usize = 64 * 1024;
+/// The longest time that is taken, in bytes.
+const TIME_BYTES_MAX: usize = 64;
+
+/// Where an utterance stands in a message.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UtteranceRules {
+    /// Who speaks.
+    pub speaker: SpeakerWord,
+    /// What is said.
+    pub text: Selector,
+    /// The text is JSON itself, and this is its member.
+    pub text_member: Option<String>,
+    /// When, in ISO 8601. None: the message does not say it, and it is when it came.
+    pub said_at: Option<Selector>,
+    /// Its number at the provider, where messages may overtake each other.
+    pub order: Option<Selector>,
+    /// What is said may still change: it is shown, and not kept.
+    pub partial: Option<Predicate>,
+}
+
+/// Who speaks: a word of the message, and what it means.
+#[derive(Debug, Clone)]
+pub struct SpeakerWord {
+    from: Selector,
+    map: BTreeMap<String, Speaker>,
+}
+
+impl<'de> Deserialize<'de> for SpeakerWord {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Written {
+            from: Selector,
+            map: BTreeMap<String, Speaker>,
+        }
+        let Written { from, map } = Written::deserialize(d)?;
+        if map.is_empty() {
+            return Err(serde::de::Error::custom("no word means a speaker"));
+        }
+        Ok(Self { from, map })
+    }
+}
+
+/// What was heard of a call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Heard {
+    /// Who speaks.
+    pub speaker: Speaker,
+    /// What is said.
+    pub text: String,
+    /// When, as its sender wrote it.
+    pub said_at: Option<String>,
+    /// Its number at the provider.
+    pub order: Option<i64>,
+    /// It may still change.
+    pub is_partial: bool,
+}
+
+impl UtteranceRules {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// A sentence for whoever sent the message: something is missing or is not what it must be.
+    pub fn read(&self, message: &Message<'_>) -> Result<Heard, String> {
+        let word = self.speaker.from.text(message);
+        let speaker = word.and_then(|word| self.speaker.map.get(word.as_ref()).copied()).ok_or_else(|| {
+            let known: Vec<&str> = self.speaker.map.keys().map(String::as_str).collect();
+            format!("It does not say who speaks: {}.", known.join(" or "))
+        })?;
+        let text = self.text.text(message).ok_or("It does not say what is said.")?;
+        let text = match &self.text_member {
+            None => text.into_owned(),
+            Some(member) => {
+                let inner: Value = serde_json::from_str(&text).map_err(|_| "What is said is not JSON.")?;
+                inner.get(member).and_then(Value::as_str).ok_or("It does not say what is said.")?.to_owned()
+            }
+        };
+        if text.trim().is_empty() {
+            return Err("What is said is empty.".to_owned());
+        }
+        if text.len() > TEXT_BYTES_MAX {
+            return Err(format!("What is said has more than {TEXT_BYTES_MAX} bytes."));
+        }
+        let said_at = match &self.said_at {
+            None => None,
+            Some(selector) => match selector.text(message) {
+                Some(time) if is_time(&time) => Some(time.into_owned()),
+                _ => return Err("It does not say when: an ISO 8601 time.".to_owned()),
+            },
+        };
+        let order = self.order.as_ref().and_then(|s| s.text(message)?.parse().ok());
+        let is_partial = self.partial.as_ref().is_some_and(|p| p.holds(message));
+        // Postgres keeps no NUL.
+        Ok(Heard { speaker, text: text.replace('\0', "\u{FFFD}"), said_at, order, is_partial })
+    }
+}
+
+/// ISO 8601, with an offset or without.
+fn is_time(text: &str) -> bool {
+    text.len() <= TIME_BYTES_MAX
+        && (text.parse::<jiff::Timestamp>().is_ok() || text.parse::<jiff::civil::DateTime>().is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::select::Document;
+    use super::*;
+
+    fn heard(rules: &str, body: &Document) -> Result<Heard, String> {
+        let rules: UtteranceRules = toml::from_str(rules).unwrap();
+        rules.read(&Message { body, query: &[], path: &BTreeMap::new(), headers: &http::HeaderMap::new() })
+    }
+
+    const JSON: &str = r#"
+        speaker = { from = "body.speaker", map = { agent = "agent", user = "user" } }
+        text    = "body.message"
+        said_at = "body.timestamp""#;
+
+    #[test]
+    fn an_utterance_is_read_or_refused_with_a_reason() {
+        let of = |body: Value| heard(JSON, &Document::Json(body));
+        let good = serde_json::json!({"speaker": "user", "message": "a\u{0}b", "timestamp": "2025-11-05T10:00:00.5"});
+        let wanted = Heard {
+            speaker: Speaker::User,
+            text: "a\u{FFFD}b".to_owned(),
+            said_at: Some("2025-11-05T10:00:00.5".to_owned()),
+            order: None,
+            is_partial: false,
+        };
+        assert_eq!(of(good.clone()), Ok(wanted));
+        for time in ["2025-11-05T10:00:00Z", "2025-11-05T10:00:00+02:00", "2025-11-05 10:00:00"] {
+            let mut one = good.clone();
+            one["timestamp"] = time.into();
+            assert!(of(one).is_ok(), "{time}");
+        }
+        for (key, value) in [
+            ("speaker", Value::Null),
+            ("speaker", "robot".into()),
+            ("message", Value::Null),
+            ("message", " ".into()),
+            ("message", "x".repeat(TEXT_BYTES_MAX + 1).into()),
+            ("timestamp", Value::Null),
+            ("timestamp", "yesterday".into()),
+        ] {
+            let mut one = good.clone();
+            one[key] = value;
+            assert!(of(one).is_err(), "{key}");
+        }
+    }
+
+    #[test]
+    fn text_within_json_within_a_form_is_found() {
+        let rules = r#"
+            speaker     = { from = "body.Track", map = { inbound_track = "user" } }
+            text        = "body.Data"
+            text_member = "transcript"
+            order       = "body.SequenceId"
+            partial     = { "body.Final" = "false" }"#;
+        let form = |is_final: &str, data: &str| {
+            let pairs = [("Track", "inbound_track"), ("Data", data), ("Final", is_final), ("SequenceId", "7")];
+            Document::Form(pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect())
+        };
+        let heard_of = |is_final, data| heard(rules, &form(is_final, data));
+        let found = heard_of("true", r#"{"transcript":"hello","confidence":0.9}"#).unwrap();
+        assert_eq!((found.text.as_str(), found.order, found.is_partial), ("hello", Some(7), false));
+        assert!(heard_of("false", r#"{"transcript":"hel"}"#).unwrap().is_partial);
+        assert!(heard_of("true", "hello").is_err() && heard_of("true", "{}").is_err());
+    }
+}

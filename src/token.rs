@@ -1,0 +1,270 @@
+//! Tokens: JWT by a shared secret (HS256) or by public keys (RS256, ES256), and what they allow.
+
+use std::fmt;
+use std::sync::Arc;
+
+use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, JwkSet};
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, decode_header, encode};
+use serde::{Deserialize, Serialize};
+
+use crate::provider::secret::Secret;
+
+/// How far clocks may differ, in seconds.
+const LEEWAY_SECS: i64 = 5;
+
+/// What a token allows. Ordered: each allows what stands before it too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scope {
+    /// Scrape.
+    Metrics,
+    /// Look.
+    Read,
+    /// Hang up, release, change businesses.
+    Operate,
+}
+
+/// What a token of ringfence's own says.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Claims {
+    /// Who it was made for; stands in the audit log.
+    pub sub: String,
+    /// Until when, in seconds since 1970.
+    pub exp: i64,
+    /// Businesses that it may see; `["*"]` is all.
+    pub businesses: Vec<String>,
+    /// What it allows.
+    pub scope: Scope,
+}
+
+/// A token cannot be made.
+#[derive(Debug, thiserror::Error)]
+#[error("the token cannot be signed: {0}")]
+pub struct NotSigned(#[from] jsonwebtoken::errors::Error);
+
+/// A token does not count. The text holds nothing of it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the token does not count: {0}")]
+pub struct BadToken(String);
+
+/// Makes a token.
+pub fn mint(secret: &Secret, claims: &Claims) -> Result<String, NotSigned> {
+    Ok(encode(&Header::new(Algorithm::HS256), claims, &EncodingKey::from_secret(secret.expose().as_bytes()))?)
+}
+
+/// Reads a token's claims; expired ones and those of another secret do not count.
+pub fn read(secret: &Secret, token: &str) -> Result<Claims, BadToken> {
+    let mut validation = Validation::new(Algorithm::HS256);
+    validation.leeway = LEEWAY_SECS.unsigned_abs();
+    validation.validate_aud = false;
+    let key = DecodingKey::from_secret(secret.expose().as_bytes());
+    decode::<Claims>(token, &key, &validation).map(|data| data.claims).map_err(|error| BadToken(error.to_string()))
+}
+
+/// What an app's own tokens are checked with. Cloning is cheap.
+#[derive(Clone, Default)]
+pub struct Keys {
+    secrets: Vec<Secret>,
+    public: Arc<[PublicKey]>,
+}
+
+struct PublicKey {
+    id: Option<String>,
+    algorithm: Algorithm,
+    key: DecodingKey,
+}
+
+impl fmt::Debug for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Keys({} secrets, {} public)", self.secrets.len(), self.public.len())
+    }
+}
+
+/// Who shows a token, and what may be seen with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Visitor {
+    /// For the log.
+    pub name: String,
+    /// Until when, in seconds since 1970.
+    pub expires_at: i64,
+    /// The businesses that may be seen; `None` is all.
+    pub businesses: Option<Vec<String>>,
+}
+
+impl Visitor {
+    /// Whether what belongs to this business may be seen.
+    pub fn sees(&self, business: &str) -> bool {
+        self.businesses.as_ref().is_none_or(|own| own.iter().any(|one| one == business))
+    }
+}
+
+/// The claims of an app's token. Only its end is asked for.
+#[derive(Deserialize)]
+struct AppClaims {
+    #[serde(default)]
+    sub: Option<String>,
+    exp: i64,
+    #[serde(default)]
+    nbf: Option<i64>,
+    #[serde(default)]
+    businesses: Option<OneOrMany>,
+    #[serde(default)]
+    scope: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl Keys {
+    /// Keys that check tokens by any of these secrets.
+    pub fn of_secrets(secrets: Vec<Secret>) -> Self {
+        Self { secrets, public: Arc::default() }
+    }
+
+    /// The same keys, and the public ones of a JSON Web Key Set (RFC 7517). Keys for other algorithms are left out.
+    ///
+    /// # Errors
+    /// A sentence: it cannot be read, or none of its keys can be used.
+    pub fn with_jwks(self, text: &str) -> Result<Self, String> {
+        let set: JwkSet = serde_json::from_str(text).map_err(|e| format!("is no JSON Web Key Set: {e}"))?;
+        let usable = set.keys.iter().filter_map(|jwk| {
+            let algorithm = match &jwk.algorithm {
+                AlgorithmParameters::RSA(_) => Algorithm::RS256,
+                AlgorithmParameters::EllipticCurve(curve) if curve.curve == EllipticCurve::P256 => Algorithm::ES256,
+                _ => return None,
+            };
+            let key = DecodingKey::from_jwk(jwk).ok()?;
+            Some(PublicKey { id: jwk.common.key_id.clone(), algorithm, key })
+        });
+        let public: Arc<[PublicKey]> = usable.collect();
+        if public.is_empty() {
+            return Err("has no key for RS256 or ES256".to_owned());
+        }
+        Ok(Self { public, ..self })
+    }
+
+    /// Whether there is nothing to check tokens with.
+    pub fn is_empty(&self) -> bool {
+        self.secrets.is_empty() && self.public.is_empty()
+    }
+
+    /// Who shows a token. One that says nothing of businesses sees `unstated`.
+    ///
+    /// # Errors
+    /// It is expired, not signed by one of these keys, or for less than looking.
+    pub fn visitor(&self, token: &str, now_secs: i64, unstated: &[String]) -> Result<Visitor, BadToken> {
+        let bad = |why: &str| BadToken(why.to_owned());
+        let header = decode_header(token).map_err(|_| bad("it is no JWT"))?;
+        let claims = match header.alg {
+            Algorithm::HS256 => {
+                let keys = self.secrets.iter().map(|s| DecodingKey::from_secret(s.expose().as_bytes()));
+                keys.into_iter().find_map(|key| checked(token, &key, Algorithm::HS256))
+            }
+            algorithm => {
+                let fits = |key: &&PublicKey| {
+                    key.algorithm == algorithm && (header.kid.is_none() || key.id.is_none() || key.id == header.kid)
+                };
+                self.public.iter().filter(fits).find_map(|key| checked(token, &key.key, algorithm))
+            }
+        };
+        let claims = claims.ok_or_else(|| bad("none of the keys has signed it"))?;
+        if claims.exp + LEEWAY_SECS <= now_secs {
+            return Err(bad("it has expired"));
+        }
+        if claims.nbf.is_some_and(|from| from > now_secs + LEEWAY_SECS) {
+            return Err(bad("it does not count yet"));
+        }
+        // Scopes are ringfence's own; one for scrapers is not for looking. An app's words mean nothing here.
+        if claims.scope.as_deref() == Some("metrics") {
+            return Err(bad("it allows metrics alone"));
+        }
+        let businesses = match claims.businesses {
+            None => unstated.to_vec(),
+            Some(OneOrMany::One(one)) => vec![one],
+            Some(OneOrMany::Many(many)) => many,
+        };
+        Ok(Visitor {
+            name: claims.sub.unwrap_or_default(),
+            expires_at: claims.exp,
+            businesses: (!businesses.iter().any(|one| one == "*")).then_some(businesses),
+        })
+    }
+}
+
+/// The claims, if this key has signed them. Times are looked at by who knows the time.
+fn checked(token: &str, key: &DecodingKey, algorithm: Algorithm) -> Option<AppClaims> {
+    let mut validation = Validation::new(algorithm);
+    validation.validate_aud = false;
+    validation.validate_exp = false;
+    decode::<AppClaims>(token, key, &validation).ok().map(|data| data.claims)
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::Engine as _;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const SECRET: &str = "a secret of some length, for tests alone";
+    /// The public half of `EC_KEY`.
+    const JWKS: &str = r#"{"keys":[
+        {"kty":"oct","k":"AAAA"},
+        {"kty":"EC","crv":"P-256","kid":"one","alg":"ES256","use":"sig",
+         "x":"3PqB1UAX-sZ5voQ7vLWQgOiD6PCAl-DioPAqj2lY5AU","y":"_gNKvuYp23DF5LUob5iHjv-MDFYnWcBsgjJrkdTeVDQ"}]}"#;
+    /// PKCS #8 in base64, made for this test.
+    const EC_KEY: &str = "MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgQTw+ZkeH6QSTAQpmC2r2Gatvn8kIfkgDEEa4yZ0pSD6h\
+        RANCAATc+oHVQBf6xnm+hDu8tZCA6IPo8ICX4OKg8CqPaVjkBf4DSr7mKdtwxeS1KG+Yh47/jAxWJ1nAbIIya5HU3lQ0";
+
+    fn signed(claims: &Value) -> String {
+        encode(&Header::new(Algorithm::HS256), claims, &EncodingKey::from_secret(SECRET.as_bytes())).unwrap()
+    }
+
+    #[test]
+    fn a_token_says_what_may_be_seen_until_it_expires() {
+        let keys = Keys::of_secrets(vec![Secret::new("an older one"), Secret::new(SECRET)]);
+        let of = |claims: Value| keys.visitor(&signed(&claims), 1000, &["default".to_owned()]);
+        let seen = |claims: Value| of(claims).unwrap().businesses;
+        assert_eq!(seen(json!({"exp": 2000})), Some(vec!["default".to_owned()]));
+        assert_eq!(seen(json!({"exp": 2000, "businesses": ["a", "b"]})), Some(vec!["a".to_owned(), "b".to_owned()]));
+        assert_eq!(seen(json!({"exp": 2000, "businesses": "a"})), Some(vec!["a".to_owned()]));
+        assert_eq!(seen(json!({"exp": 2000, "businesses": ["*"], "scope": "read"})), None);
+        assert_eq!(seen(json!({"exp": 2000, "businesses": []})), Some(vec![]));
+        let visitor = of(json!({"exp": 2000, "sub": "user 7", "businesses": "a"})).unwrap();
+        assert_eq!((visitor.name.as_str(), visitor.expires_at), ("user 7", 2000));
+        assert!(visitor.sees("a") && !visitor.sees("b"));
+        for bad in [
+            json!({"exp": 995}),
+            json!({"sub": "without an end"}),
+            json!({"exp": 2000, "nbf": 1006}),
+            json!({"exp": 2000, "businesses": ["*"], "scope": "metrics"}),
+        ] {
+            assert!(of(bad.clone()).is_err(), "{bad}");
+        }
+        let good = signed(&json!({"exp": 2000}));
+        assert!(Keys::of_secrets(vec![Secret::new("another")]).visitor(&good, 1000, &[]).is_err());
+        let unsigned = format!("eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0.{}.", good.split('.').nth(1).unwrap());
+        assert!(keys.visitor(&unsigned, 1000, &[]).is_err() && keys.visitor("nonsense", 1000, &[]).is_err());
+    }
+
+    #[test]
+    fn public_keys_check_what_their_private_half_has_signed() {
+        let keys = Keys::default().with_jwks(JWKS).unwrap();
+        let private = base64::engine::general_purpose::STANDARD.decode(EC_KEY).unwrap();
+        let with = |kid: Option<&str>| {
+            let header = Header { kid: kid.map(str::to_owned), ..Header::new(Algorithm::ES256) };
+            encode(&header, &json!({"exp": 2000}), &EncodingKey::from_ec_der(&private)).unwrap()
+        };
+        assert!(keys.visitor(&with(None), 1000, &[]).is_ok() && keys.visitor(&with(Some("one")), 1000, &[]).is_ok());
+        assert!(keys.visitor(&with(Some("two")), 1000, &[]).is_err());
+        // A public key is no secret: whoever signs with it as if it were one is not believed.
+        let forged =
+            encode(&Header::new(Algorithm::HS256), &json!({"exp": 2000}), &EncodingKey::from_secret(JWKS.as_bytes()));
+        assert!(keys.visitor(&forged.unwrap(), 1000, &[]).is_err());
+        assert!(Keys::default().with_jwks(r#"{"keys":[]}"#).is_err() && Keys::default().with_jwks("{").is_err());
+    }
+}

@@ -1,0 +1,439 @@
+//! Live transcripts beyond seed 002: resuming, businesses, slow clients, tokens, partials, many at once.
+
+use std::path::Path;
+
+use base64::Engine as _;
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use super::support::chance::Dice;
+use super::support::hooks::{FORM, encoded, now_secs, twilio};
+use super::support::postgres as server;
+use super::support::socket::{SOCKET, Socket, metric, open_sockets, said, say, setup, token, token_of};
+use super::support::stage::{Behind, Setup, Stage};
+
+async fn ready() -> Stage {
+    Stage::start(setup("", "record_wait_secs = 0", "")).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_comes_again_resumes_without_gap_or_duplicate() {
+    let mut stage = ready().await;
+    for n in 1..=300 {
+        say(&stage, "conv_1", "user", &format!("line {n}")).await;
+    }
+    let mut socket = Socket::open(&stage, &token()).await;
+    socket.say(&json!({"subscribe": "conv_1", "after": 0})).await;
+    let confirmed = socket.hear_a("subscription_confirmed").await;
+    let epoch = confirmed["epoch"].as_str().unwrap().to_owned();
+    assert_eq!(confirmed["sequence_number"], 300);
+    for n in 1..=300 {
+        assert_eq!(socket.hear_a("transcription").await["sequence_number"], n);
+    }
+    socket.hears_nothing().await;
+    // The process goes and comes again; what was said is there, and the rest is said meanwhile.
+    stage.stop_app().await;
+    assert_eq!(socket.closed().await, Some(1012));
+    stage.start_app().await;
+    say(&stage, "conv_1", "user", "line 301").await;
+    let mut socket = Socket::open(&stage, &token()).await;
+    socket.say(&json!({"subscribe": "conv_1", "after": 298, "epoch": epoch})).await;
+    socket.hear_a("subscription_confirmed").await;
+    for n in 299..=301 {
+        let message = socket.hear_a("transcription").await;
+        assert_eq!((&message["sequence_number"], &message["message_text"]), (&json!(n), &json!(format!("line {n}"))));
+    }
+    socket.hears_nothing().await;
+    // What it has is of no transcript that is there: all of it follows.
+    for other in
+        [json!({"subscribe": "conv_1", "after": 302}), json!({"subscribe": "conv_1", "after": 3, "epoch": "c_other"})]
+    {
+        let mut socket = Socket::open(&stage, &token()).await;
+        socket.say(&other).await;
+        socket.hear_a("subscription_confirmed").await;
+        let cannot = socket.hear_a("cannot_resume").await;
+        assert_eq!((&cannot["epoch"], &cannot["sequence_number"]), (&json!(epoch), &json!(301)));
+        assert_eq!(socket.hear_a("transcription").await["sequence_number"], 1);
+    }
+    stage.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_of_another_business_is_visible() {
+    let businesses = "[businesses]\nidentify_by = [\"agent\"]\n\
+                      [businesses.acme]\nplan = \"ENTERPRISE\"\nmax_calls = 9\nagent_ids = [\"agent_acme\"]\n\
+                      [businesses.umbrella]\nplan = \"ENTERPRISE\"\nmax_calls = 9\nagent_ids = [\"agent_umbrella\"]\n";
+    let stage = Stage::start(setup("default_businesses = [\"umbrella\"]", "record_wait_secs = 0", businesses)).await;
+    let first = async |conversation: &str, agent: &str| {
+        let body = json!({"conversation_id": conversation, "agent_id": agent, "speaker": "agent", "message": "Hello.",
+            "timestamp": "2026-01-02T03:04:05Z"});
+        assert_eq!(said(&stage, &body).await.status, 201);
+    };
+    first("conv_acme", "agent_acme").await;
+    first("conv_umbrella", "agent_umbrella").await;
+    let of = |businesses: Value| token_of(&json!({"exp": now_secs() + 600, "businesses": businesses}));
+    let acme = of(json!(["acme"]));
+    let mut socket = Socket::open(&stage, &acme).await;
+    assert_eq!(socket.follow("conv_acme").await["conversation_id"], "conv_acme");
+    // What may not be seen and what is not there look the same.
+    let mut answers = vec![];
+    for id in ["conv_umbrella", "conv_nowhere_0"] {
+        socket.say(&json!({"subscribe": id})).await;
+        answers.push(socket.hear_a("error").await.to_string().replace(id, "ID"));
+        socket.say(&json!({"unsubscribe": id})).await;
+        answers.push(socket.hear_a("error").await.to_string().replace(id, "ID"));
+        let url = stage.client(&format!("/calls/{id}/transcript?token={acme}"));
+        let polled = stage.send("GET", &url, &[], "").await;
+        assert_eq!((polled.status, &polled.json()["error"]), (404, &json!("CALL_NOT_FOUND")));
+    }
+    assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:?}");
+    socket.say(&json!({"subscribe_business": "umbrella"})).await;
+    assert_eq!(socket.hear_a("error").await["code"], "CALL_NOT_FOUND");
+    // A whole business: its open call, then one that begins.
+    socket.say(&json!({"unsubscribe": "conv_acme"})).await;
+    socket.hear_a("unsubscribe_confirmed").await;
+    let mut all = Socket::open(&stage, &acme).await;
+    all.say(&json!({"subscribe_business": "acme"})).await;
+    all.hear_a("business_subscribed").await;
+    assert_eq!(all.hear_a("subscription_confirmed").await["identifier"], "conv_acme");
+    assert_eq!(all.hear_a("transcription").await["conversation_id"], "conv_acme");
+    first("conv_umbrella_2", "agent_umbrella").await;
+    first("conv_acme_2", "agent_acme").await;
+    assert_eq!(all.hear_a("subscription_confirmed").await["identifier"], "conv_acme_2");
+    assert_eq!(all.hear_a("transcription").await["conversation_id"], "conv_acme_2");
+    // A token that names no business sees what the config says.
+    let mut unstated = Socket::open(&stage, &token_of(&json!({"exp": now_secs() + 600}))).await;
+    unstated.follow("conv_umbrella").await;
+    unstated.say(&json!({"subscribe": "conv_acme"})).await;
+    assert_eq!(unstated.hear_a("error").await["code"], "CALL_NOT_FOUND");
+    // A renewed token that sees less follows less.
+    let mut both = Socket::open(&stage, &of(json!(["acme", "umbrella"]))).await;
+    both.follow("conv_acme").await;
+    both.follow("conv_umbrella").await;
+    both.say(&json!({"token": acme})).await;
+    both.hear_a("token_renewed").await;
+    say(&stage, "conv_umbrella", "agent", "A secret.").await;
+    say(&stage, "conv_acme", "agent", "No secret.").await;
+    assert_eq!(both.hear_a("transcription").await["message_text"], "No secret.");
+    stage.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_expires_closes_its_socket_unless_it_is_renewed() {
+    let stage = ready().await;
+    let short = || token_of(&json!({"exp": now_secs() + 2, "businesses": ["*"]}));
+    let (mut renewed, mut forgotten) = (Socket::open(&stage, &short()).await, Socket::open(&stage, &short()).await);
+    renewed.say(&json!({"token": "nonsense"})).await;
+    assert_eq!(renewed.hear_a("error").await["code"], "AUTHENTICATION_FAILED");
+    renewed.say(&json!({"token": token()})).await;
+    assert!(renewed.hear_a("token_renewed").await["expires_at"].is_string());
+    assert_eq!(forgotten.closed().await, Some(4401));
+    renewed.hears_nothing().await;
+    stage.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_is_shown_in_a_header_or_as_a_subprotocol_too_and_has_so_many_sockets() {
+    let client = "sockets_per_token = 2\nallowed_origins = [\"https://app.example.com\"]";
+    let stage = Stage::start(setup(client, "", "")).await;
+    let token = token();
+    let bearer = format!("Bearer {token}");
+    let header = Socket::connect(&stage, SOCKET, &[("authorization", &bearer)]).await.ok().unwrap();
+    let offered = format!("ringfence, bearer.{token}");
+    let mut subprotocol =
+        Socket::connect(&stage, SOCKET, &[("sec-websocket-protocol", &offered), ("origin", "https://app.example.com")])
+            .await
+            .ok()
+            .unwrap();
+    subprotocol.hears_nothing().await;
+    let query = format!("{SOCKET}?token={token}");
+    assert_eq!(Socket::connect(&stage, &query, &[]).await.err(), Some(429));
+    drop(header.ignore());
+    stage.wait("one is gone", async || open_sockets(&stage).await == 1).await;
+    assert_eq!(Socket::connect(&stage, &query, &[("origin", "https://evil.example.com")]).await.err(), Some(403));
+    assert!(Socket::connect(&stage, &query, &[]).await.is_ok());
+    // Pages that may ask are told so, others are not.
+    let url = stage.client(&format!("/calls/CA1/transcript?token={token}"));
+    for (origin, allowed) in [("https://app.example.com", true), ("https://evil.example.com", false)] {
+        let answer = stage.send("OPTIONS", &url, &[("origin", origin)], "").await;
+        assert_eq!((answer.status, answer.header("access-control-allow-origin").is_some()), (204, allowed), "{origin}");
+    }
+    assert_eq!(stage.send("GET", &stage.client(&query), &[], "").await.status, 426);
+    stage.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_client_is_told_to_come_back_and_holds_nobody_up() {
+    let stage = Stage::start(setup("slow_secs = 1", "", "")).await;
+    say(&stage, "conv_1", "user", "Hello.").await;
+    let (mut slow, mut quick) = (Socket::open(&stage, &token()).await, Socket::open(&stage, &token()).await);
+    slow.follow("conv_1").await;
+    quick.follow("conv_1").await;
+    let slow_one = slow.ignore();
+    // More than the buffers of two systems between the two.
+    let text = "x".repeat(60_000);
+    let mut n = 1;
+    while metric(&stage, "ringfence_client_slow_closes_total").await == 0 {
+        n += 1;
+        assert!(n < 2_000, "120 MB are nowhere");
+        say(&stage, "conv_1", "user", &format!("{n} {text}")).await;
+        assert_eq!(quick.hear_a("transcription").await["sequence_number"], n);
+    }
+    stage.wait("the slow one is gone", async || open_sockets(&stage).await == 1).await;
+    say(&stage, "conv_1", "user", "Still there?").await;
+    assert_eq!(quick.hear_a("transcription").await["message_text"], "Still there?");
+    drop(slow_one);
+    stage.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_says_nothing_is_pinged_and_then_gone() {
+    let stage = Stage::start(setup("idle_secs = 2", "", "")).await;
+    let mut listening = Socket::open(&stage, &token()).await;
+    let silent = Socket::open(&stage, &token()).await.ignore();
+    // A client that reads answers pings by itself; one that does not read is gone.
+    let read = tokio::spawn(async move {
+        let code = listening.closed().await;
+        (listening, code)
+    });
+    stage.wait("one of two is gone", async || open_sockets(&stage).await == 1).await;
+    assert!(!read.is_finished());
+    read.abort();
+    drop(silent);
+    stage.finish().await;
+}
+
+fn content<'a>(track: &'a str, data: &'a str, is_final: &'a str, sequence: &'a str) -> Vec<(&'a str, &'a str)> {
+    vec![
+        ("TranscriptionEvent", "transcription-content"),
+        ("TranscriptionSid", "GT1"),
+        ("CallSid", "CA1"),
+        ("Track", track),
+        ("TranscriptionData", data),
+        ("Final", is_final),
+        ("SequenceId", sequence),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn twilios_transcription_is_shown_while_it_is_said_and_kept_when_it_is() {
+    const PATH: &str = "/webhooks/twilio/transcription";
+    let stage = ready().await;
+    let started = [
+        ("TranscriptionEvent", "transcription-started"),
+        ("TranscriptionSid", "GT1"),
+        ("CallSid", "CA1"),
+        ("SequenceId", "1"),
+    ];
+    assert_eq!(twilio(&stage, PATH, &started).await.status, 204);
+    assert!(stage.record("CA1").await.is_none(), "nothing was said yet");
+    let hello = content("outbound_track", r#"{"transcript":"Hello.","confidence":0.9}"#, "true", "2");
+    assert_eq!(twilio(&stage, PATH, &hello).await.status, 204);
+    let mut socket = Socket::open(&stage, &token()).await;
+    socket.follow("CA1").await;
+    let half = content("inbound_track", r#"{"transcript":"Good mor"}"#, "false", "4");
+    assert_eq!(twilio(&stage, PATH, &half).await.status, 204);
+    let wanted = json!({"type": "partial", "conversation_id": null, "call_sid": "CA1", "speaker_type": "user",
+        "message_text": "Good mor", "source_sequence": 4});
+    assert_eq!(socket.hear().await, wanted);
+    // It comes late, and says less.
+    let less = content("inbound_track", r#"{"transcript":"Good"}"#, "false", "3");
+    assert_eq!(twilio(&stage, PATH, &less).await.status, 204);
+    let full = content("inbound_track", r#"{"transcript":"Good morning.","confidence":0.9}"#, "true", "5");
+    for _ in 0..2 {
+        assert_eq!(twilio(&stage, PATH, &full).await.status, 204);
+    }
+    let message = socket.hear_a("transcription").await;
+    assert_eq!((&message["sequence_number"], &message["source_sequence"]), (&json!(2), &json!(5)));
+    assert_eq!((&message["speaker_type"], &message["message_text"]), (&json!("user"), &json!("Good morning.")));
+    socket.hears_nothing().await;
+    let url = stage.client(&format!("/calls/CA1/transcript?token={}", token()));
+    let polled = stage.send("GET", &url, &[], "").await.json();
+    let said: Vec<&Value> = polled["messages"].as_array().unwrap().iter().map(|m| &m["message_text"]).collect();
+    assert_eq!(said, [&json!("Hello."), &json!("Good morning.")]);
+    stage.finish().await;
+}
+
+/// Senders × utterances; every fourth is sent twice at once, and each sender's go in no order.
+async fn many_at_once(store: &str) {
+    const SENDERS: usize = 200;
+    const EACH: usize = 50;
+    const CALLS: usize = 10;
+    let stage = std::sync::Arc::new(Stage::start(setup("", "", store)).await);
+    let (mut tasks, mut dice) = (tokio::task::JoinSet::new(), Dice::new("many at once"));
+    for sender in 0..SENDERS {
+        let (stage, mut dice) = (stage.clone(), dice.fork());
+        tasks.spawn(async move {
+            let mut order: Vec<usize> = (0..EACH).collect();
+            for n in (1..EACH).rev() {
+                order.swap(n, dice.below(n as u64 + 1) as usize);
+            }
+            let mut got = vec![];
+            for n in order {
+                let conversation = format!("conv_{}", sender % CALLS);
+                let text = format!("{sender} says {n}");
+                let (first, again) = if n % 4 == 0 {
+                    let both = tokio::join!(
+                        say(&stage, &conversation, "user", &text),
+                        say(&stage, &conversation, "user", &text)
+                    );
+                    (both.0, Some(both.1))
+                } else {
+                    (say(&stage, &conversation, "user", &text).await, None)
+                };
+                assert!(again.is_none_or(|again| again == first));
+                got.push((conversation, first["sequence_number"].as_u64().unwrap()));
+            }
+            got
+        });
+    }
+    let mut got: Vec<(String, u64)> = tasks.join_all().await.into_iter().flatten().collect();
+    got.sort();
+    let per_call = (SENDERS / CALLS * EACH) as u64;
+    let mut wanted: Vec<(String, u64)> =
+        (0..CALLS).flat_map(|call| (1..=per_call).map(move |n| (format!("conv_{call}"), n))).collect();
+    wanted.sort();
+    assert!(got == wanted, "numbers are missing or were given out twice");
+    assert_eq!(stage.held().await as usize, CALLS);
+    std::sync::Arc::into_inner(stage).unwrap().finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_200_say_at_once_has_no_gaps_over_sqlite() {
+    many_at_once("[store]\npath = \"ringfence.db\"\n").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_200_say_at_once_has_no_gaps_over_postgres() {
+    if server::is_missing() {
+        return;
+    }
+    let url = tokio::task::spawn_blocking(|| server::shared().database()).await.unwrap();
+    many_at_once(&format!("[store]\nurl = \"{url}\"\n")).await;
+}
+
+/// Two processes over one record: what one hears, the other's subscribers get.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_webhook_at_one_replica_reaches_the_subscriber_at_another() {
+    let folder = std::env::temp_dir().join(format!("ringfence-it-{}", ringfence::ids::CallId::new()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let shared =
+        format!("[store]\npath = \"{}\"\n[gate]\nbackend = \"database\"\n", folder.join("shared.db").display());
+    let one = || Setup { public: false, ..setup("", "record_wait_secs = 0", &shared) };
+    let (hears, shows) = (Stage::start(one()).await, Stage::start(one()).await);
+    say(&hears, "conv_1", "agent", "Hello.").await;
+    let mut socket = Socket::open(&shows, &token()).await;
+    socket.follow("conv_1").await;
+    for n in 2..=5 {
+        say(&hears, "conv_1", "agent", &format!("line {n}")).await;
+        assert_eq!(socket.hear_a("transcription").await["sequence_number"], n);
+    }
+    let record = hears.record("conv_1").await.unwrap();
+    let lifecycle = &hears.app().calls().lifecycle;
+    let (outcome, proof) = (ringfence::call::Outcome::Completed, ringfence::call::EndProof::Operator);
+    lifecycle.end(&record.id, outcome, proof, "operator").await.unwrap();
+    socket.hear_a("call_status").await;
+    socket.hear_a("call_completed").await;
+    hears.finish().await;
+    shows.finish().await;
+    let _ = std::fs::remove_dir_all(folder);
+}
+
+/// A call that Twilio carries and transcribes, as its simulation has it, from the first word to the last.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_twilio_transcribes_is_followed_to_its_end() {
+    let mut setup = setup("", "record_wait_secs = 0", "");
+    setup.sim.utterance_ms = ringfence::simulate::Millis::exactly(20);
+    let stage = Stage::start(setup).await;
+    let placed = stage.dial(None, "+15550002201").await.json();
+    let sid = placed["callSid"].as_str().unwrap();
+    let mut socket = Socket::open(&stage, &token()).await;
+    socket.follow(sid).await;
+    let s = stage.control.settings();
+    let callback = stage.webhooks("/webhooks/twilio/transcription");
+    let pair = base64::engine::general_purpose::STANDARD.encode(format!("{}:{}", s.account_sid, s.auth_token));
+    let headers = [FORM, ("authorization", &format!("Basic {pair}"))];
+    let url = stage.api(&format!("/twilio/2010-04-01/Accounts/{}/Calls/{sid}/Transcriptions.json", s.account_sid));
+    // Only a call that was answered can be transcribed.
+    let form = encoded(&[("StatusCallbackUrl", &callback)]);
+    stage
+        .wait("it is transcribed", async || stage.send("POST", &url, &headers, form.clone()).await.status == 200)
+        .await;
+    let mut speakers = vec![];
+    for n in 1..=4 {
+        let message = socket.hear_a("transcription").await;
+        assert_eq!((&message["sequence_number"], &message["call_sid"]), (&json!(n), &json!(sid)));
+        speakers.push(message["speaker_type"].as_str().unwrap().to_owned());
+    }
+    assert_eq!(speakers, ["agent", "user", "agent", "user"]);
+    stage.control.end_call(sid);
+    let mut last = json!({"type": "transcription"});
+    while last["type"] == "transcription" {
+        last = socket.hear().await;
+    }
+    assert_eq!((&last["type"], &last["status"]), (&json!("call_status"), &json!("completed")));
+    socket.hear_a("call_completed").await;
+    stage.finish().await;
+}
+
+/// The page of the README in a real browser.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_readmes_page_follows_a_call_in_a_real_browser() {
+    let Some(chromium) =
+        ["/usr/bin/chromium", "/usr/bin/chromium-browser"].iter().find(|path| Path::new(path).exists())
+    else {
+        eprintln!("skipped: there is no Chromium (apt-get install chromium)");
+        return;
+    };
+    let stage = ready().await;
+    for n in 1..=3 {
+        say(&stage, "conv_1", "agent", &format!("line {n}")).await;
+    }
+    let readme = include_str!("../../README.md");
+    let (_, rest) = readme.split_once("<script>\n").expect("a page");
+    let script = rest.split_once("</script>").expect("its end").0;
+    let socket = stage.client(SOCKET).replace("http://", "ws://");
+    let script = script.replace("`wss://calls.example.com/ws/calls/transcriptions`", &format!("{socket:?}"));
+    assert!(script.contains(&socket), "{script}");
+    let page = format!(
+        "<!DOCTYPE html><meta charset=utf-8><body><script>{script}\nfollow(\"conv_1\", {:?});\n\
+         new MutationObserver(() => fetch(\"/seen\", {{method: \"POST\", body: document.body.innerText}}))\
+         .observe(document.body, {{childList: true, subtree: true}});</script>",
+        token()
+    );
+    let behind = Behind::replying(Box::new(move |got| {
+        let mut answer = http::Response::new(if got.method == "GET" { page.clone().into() } else { Bytes::new() });
+        answer.headers_mut().insert("content-type", "text/html; charset=utf-8".parse().unwrap());
+        answer
+    }))
+    .await;
+    let profile = std::env::temp_dir().join(format!("ringfence-chromium-{}", ringfence::ids::CallId::new()));
+    let mut browser = tokio::process::Command::new(chromium)
+        .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"])
+        .arg(format!("--user-data-dir={}", profile.display()))
+        // Without it a page is only shown once and left.
+        .arg("--remote-debugging-port=0")
+        .arg(behind.url())
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let sees = async |text: &str| {
+        stage
+            .wait(text, async || {
+                let got = behind.got();
+                got.iter().any(|got| got.method == "POST" && String::from_utf8_lossy(&got.body).contains(text))
+            })
+            .await;
+    };
+    sees("agent: line 3").await;
+    say(&stage, "conv_1", "user", "What is said now \u{1F600}").await;
+    sees("user: What is said now \u{1F600}").await;
+    let seen = behind.got().iter().map(|got| String::from_utf8_lossy(&got.body).into_owned()).last().unwrap();
+    assert_eq!(seen.matches("line 1").count(), 1, "{seen}");
+    browser.kill().await.unwrap();
+    let _ = std::fs::remove_dir_all(profile);
+    stage.finish().await;
+}
