@@ -176,6 +176,7 @@ impl App {
         let others = config.gate.home != GateMode::Memory;
         tasks.spawn(feed.clone().run(others, stop.clone()));
         let client = Client {
+            calls: calls.clone(),
             lifecycle: calls.lifecycle.clone(),
             settings: Arc::new(config.client.clone()),
             feed,

@@ -15,5 +15,6 @@ CREATE TABLE utterances (
     said_at          TEXT NOT NULL,             -- as its sender wrote it
     source_sequence  BIGINT,                      -- its number at the provider
     heard_at         BIGINT NOT NULL,
+    redacted         BOOLEAN NOT NULL DEFAULT false,      -- what it said is kept no longer (privacy.transcripts)
     UNIQUE (call_id, sequence)
 );

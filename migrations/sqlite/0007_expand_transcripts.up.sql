@@ -14,5 +14,6 @@ CREATE TABLE utterances (
     said_at          TEXT NOT NULL,             -- as its sender wrote it
     source_sequence  INTEGER,                   -- its number at the provider
     heard_at         INTEGER NOT NULL,
+    redacted         INTEGER NOT NULL DEFAULT 0,      -- what it said is kept no longer (privacy.transcripts)
     UNIQUE (call_id, sequence)
 ) STRICT;

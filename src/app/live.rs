@@ -238,6 +238,7 @@ impl Live {
             proxy: Proxy { calls: calls.clone() },
             webhooks: old.webhooks.next(calls.clone(), config.webhooks.clone()),
             client: Client {
+                calls: calls.clone(),
                 lifecycle: calls.lifecycle.clone(),
                 settings: Arc::new(config.client.clone()),
                 ..old.client.clone()
@@ -347,7 +348,7 @@ impl Live {
             loaded_at: old.loaded_at,
             proxy: Proxy { calls: calls.clone() },
             webhooks: old.webhooks.next(calls.clone(), old.config.webhooks.clone()),
-            client: Client { lifecycle: calls.lifecycle.clone(), ..old.client.clone() },
+            client: Client { calls: calls.clone(), lifecycle: calls.lifecycle.clone(), ..old.client.clone() },
             admin: Admin { calls: calls.clone(), ..old.admin.clone() },
         };
         self.swap(calls, policy, next).await

@@ -1,21 +1,22 @@
 //! Post-call records: what a provider tells of a call after its end, taken from its webhook, or asked for where that did not come.
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 use tracing::{info, warn};
 
 use super::lookup::LookedUpRecord;
 use super::{AskError, Calls};
-use crate::clock::UnixMs;
-use crate::ids::{Alias, CallId};
+use crate::clock::{UnixMs, rfc3339};
+use crate::ids::Alias;
 use crate::lifecycle::finish;
 use crate::provider::account::Account;
 use crate::provider::description::PostCall;
 use crate::provider::secret::Secret;
 use crate::provider::sign::sha256_hex;
 use crate::reply::{json_answer, problem};
-use crate::store::{CallRecord, Put, PutPostCall, Result, StoredPostCall};
+use crate::store::{CallRecord, NewUtterance, Put, PutPostCall, Redact, Result, StoredPostCall};
 
 /// Pauses between questions for one record, in seconds. After the last, what is there is all there will be.
 pub const AGAIN_SECS: [i64; 8] = [30, 60, 120, 300, 600, 1800, 3600, 3600];
@@ -50,6 +51,15 @@ pub struct OwnEvents {
 }
 
 impl Transcripts {
+    /// What becomes of what was said once its call is over.
+    fn redaction(self) -> Option<Redact> {
+        match self {
+            Self::Keep => None,
+            Self::Hash => Some(|text| format!("sha256:{}", sha256_hex(text.as_bytes()))),
+            Self::None => Some(|_| String::new()),
+        }
+    }
+
     /// What may be kept of a record.
     fn kept(self, found: PostCall) -> PostCall {
         let digest = |text: &str| format!("sha256:{}", sha256_hex(text.as_bytes()));
@@ -72,6 +82,8 @@ impl Transcripts {
 pub struct Searched {
     /// Of those that ended until then all have a record, or one is expected.
     until_ms: Option<UnixMs>,
+    /// Of those that ended until then nothing is kept that may not be.
+    redacted_ms: Option<UnixMs>,
 }
 
 impl Calls {
@@ -95,7 +107,7 @@ impl Calls {
         }
         let wait_ms = i64::try_from(self.settings.record_wait.as_millis()).unwrap_or(i64::MAX);
         let due_at = self.lifecycle.clock.now_ms().saturating_add(wait_ms);
-        let put = self.put_record(&record.id, found, complete, "webhook", Some(due_at)).await?;
+        let put = self.put_record(record, by, found, complete, "webhook", Some(due_at)).await?;
         if put == Put::Complete {
             self.lifecycle.metrics.record(by.name.as_str(), "webhook");
         }
@@ -104,14 +116,18 @@ impl Calls {
 
     async fn put_record(
         &self,
-        call: &CallId,
+        record: &CallRecord,
+        account: &Account,
         found: PostCall,
         complete: bool,
         by: &'static str,
         due_at: Option<UnixMs>,
     ) -> Result<Put> {
+        if complete && self.settings.transcripts == Transcripts::Keep {
+            self.fill_transcript(record, account, &found).boxed().await?;
+        }
         let put = PutPostCall {
-            call: call.clone(),
+            call: record.id.clone(),
             found: self.settings.transcripts.kept(found),
             complete,
             by,
@@ -121,9 +137,37 @@ impl Calls {
         };
         let put = self.lifecycle.store.put_post_call(put).await?;
         if put != Put::NoCall {
-            self.lifecycle.hub.ring(call);
+            self.lifecycle.hub.ring(&record.id);
         }
         Ok(put)
+    }
+
+    /// Puts what was said on record turn by turn, if nobody told it while the call was up. Done again it changes nothing.
+    async fn fill_transcript(&self, record: &CallRecord, account: &Account, found: &PostCall) -> Result<()> {
+        let (store, id) = (&self.lifecycle.store, &record.id);
+        let (Some(rules), Some(list)) = (&account.provider.turns, &found.transcript_json) else { return Ok(()) };
+        let first = format!("{id}:turn:1");
+        let has = store.utterances(id, 0, 1).await?;
+        if has.iter().any(|one| one.event_id != first) {
+            return Ok(());
+        }
+        let length_ms = found.call_duration_seconds.map(|secs| secs.saturating_mul(1000));
+        let began_at = found.call_end_time.zip(length_ms).map(|(end, length)| end.saturating_sub(length));
+        let began_at = began_at.or(record.answered_at).unwrap_or(record.admitted_at);
+        for (n, turn) in (1..).zip(rules.read(list)) {
+            // Within bounds that it fits.
+            let after_ms = turn.secs.map_or(0, |secs| (secs * 1000.0) as i64);
+            let said = NewUtterance {
+                event_id: format!("{id}:turn:{n}"),
+                speaker: turn.speaker,
+                text: turn.text,
+                said_at: rfc3339(began_at.saturating_add(after_ms)),
+                source_sequence: None,
+                at_ms: self.lifecycle.clock.now_ms(),
+            };
+            store.say(id, said).await?;
+        }
+        Ok(())
     }
 
     /// Asks for a call's record and takes it up.
@@ -131,7 +175,7 @@ impl Calls {
         let Some(account) = self.record_account(record) else { return Asked::NoWay };
         match self.look_up_record(account, record).await {
             Ok(LookedUpRecord::Found(found, complete)) => {
-                match self.put_record(&record.id, *found, complete, by, due_at).await {
+                match self.put_record(record, account, *found, complete, by, due_at).await {
                     Ok(put) => {
                         if put == Put::Complete {
                             self.lifecycle.metrics.record(account.name.as_str(), "asked");
@@ -185,6 +229,21 @@ impl Calls {
             }
             store.missed_post_call(&call, &why, again).await?;
         }
+        Ok(())
+    }
+
+    /// Where what was said is not to be kept, takes it off the record [`super::Settings::record_wait`] after its call's end: until
+    /// then who follows the call can read it.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn redact(&self, searched: &mut Searched) -> Result<()> {
+        let Some(redact) = self.settings.transcripts.redaction() else { return Ok(()) };
+        let wait_ms = i64::try_from(self.settings.record_wait.as_millis()).unwrap_or(i64::MAX);
+        let until_ms = self.lifecycle.clock.now_ms().saturating_sub(wait_ms);
+        let from_ms = searched.redacted_ms.map_or(0, |at| at - LATE_MS);
+        while self.lifecycle.store.redact(from_ms, until_ms, redact).await? > 0 {}
+        searched.redacted_ms = Some(until_ms);
         Ok(())
     }
 

@@ -16,9 +16,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::message;
+use crate::call::Phase;
 use crate::hub::Hub;
 use crate::ids::CallId;
-use crate::store::{CallRecord, Result, Standing, Store, Utterance};
+use crate::store::{CallRecord, Result, Standing, Store, StoredPostCall, Utterance};
 
 /// Utterances of a followed call that are kept ready to be sent. Older ones are read from the record.
 const KEPT_MAX: usize = 64;
@@ -73,6 +74,7 @@ struct Kept {
     /// The bell up to which it was read.
     bell: u64,
     record: Option<Arc<CallRecord>>,
+    told: Option<Arc<StoredPostCall>>,
     last: i64,
     newest: VecDeque<(i64, Utf8Bytes)>,
 }
@@ -81,6 +83,8 @@ struct Kept {
 pub(super) struct News {
     /// The call as it is.
     pub record: Arc<CallRecord>,
+    /// What its provider told of it, once it is over.
+    pub told: Option<Arc<StoredPostCall>>,
     /// The number of its last utterance.
     pub last: i64,
     /// Utterances after the number that was asked for, in order; not all, if there are more than [`READ_MAX`].
@@ -281,7 +285,7 @@ impl Feed {
 
     /// What there is after a number. `None`: the call is not on record any more.
     pub(super) async fn news(&self, channel: &Channel, after: i64) -> Result<Option<News>> {
-        let (record, last, messages) = {
+        let (record, told, last, messages) = {
             let mut kept = channel.kept.lock().await;
             self.refresh(channel, &mut kept).await?;
             let Some(record) = kept.record.clone() else { return Ok(None) };
@@ -290,7 +294,7 @@ impl Feed {
                 let after = kept.newest.iter().filter(|(number, _)| *number > after);
                 after.cloned().collect::<Vec<_>>()
             });
-            (record, kept.last, messages)
+            (record, kept.told.clone(), kept.last, messages)
         };
         let messages = match messages {
             Some(messages) => messages,
@@ -299,7 +303,7 @@ impl Feed {
                 older.iter().map(|utterance| self.rendered(&record, utterance)).collect()
             }
         };
-        Ok(Some(News { record, last, messages }))
+        Ok(Some(News { record, told, last, messages }))
     }
 
     /// Reads what came since the last bell. One follower does it for all.
@@ -328,6 +332,9 @@ impl Feed {
             if new.len() < READ_MAX as usize {
                 break;
             }
+        }
+        if record.phase == Phase::Ended {
+            kept.told = store.post_call(&channel.call).await?.map(Arc::new);
         }
         // Only now: what failed half-way is read again.
         (kept.record, kept.bell) = (Some(record), bell);

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use crate::call::{Outcome, Phase, Speaker, stream_status};
 use crate::clock::{UnixMs, rfc3339};
 use crate::hub::Partial;
-use crate::store::{CallRecord, Utterance};
+use crate::store::{CallRecord, StoredPostCall, Utterance};
 
 /// The code of an error message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,7 +126,8 @@ pub fn call_status(call: &CallRecord) -> Value {
 }
 
 /// `call_completed`, with whatever is on record.
-pub fn call_completed(call: &CallRecord) -> Value {
+pub fn call_completed(call: &CallRecord, told: Option<&StoredPostCall>) -> Value {
+    let told = told.map(|told| &told.found);
     let (call_sid, conversation_id) = (call.alias("call_sid"), call.alias("conversation_id"));
     let seconds = call.ended_at.map(|ended| (ended - call.answered_at.unwrap_or(call.admitted_at)).max(0) / 1000);
     json!({
@@ -139,12 +140,12 @@ pub fn call_completed(call: &CallRecord) -> Value {
             "conversation_id": conversation_id,
             "call_start_time": rfc3339(call.admitted_at),
             "call_end_time": call.ended_at.map(rfc3339),
-            "duration_seconds": seconds,
-            "transcript_summary": Value::Null,
-            "cost": Value::Null,
-            "call_successful": Value::Null,
-            "analysis_data": Value::Null,
-            "metadata": Value::Null,
+            "duration_seconds": told.and_then(|told| told.call_duration_seconds).or(seconds),
+            "transcript_summary": told.and_then(|told| told.transcript_summary.as_deref()),
+            "cost": told.and_then(|told| told.cost),
+            "call_successful": told.and_then(|told| told.call_successful),
+            "analysis_data": told.and_then(|told| told.analysis_data.as_ref()),
+            "metadata": told.and_then(|told| told.metadata_json.as_ref()),
         },
     })
 }
@@ -154,12 +155,13 @@ pub fn status(call: &CallRecord) -> &'static str {
     stream_status(call.phase, call.outcome)
 }
 
-/// When `call_completed` is due for a call: `None` while it is not over. A call that nobody answered gets no record, so
-/// nothing is waited for.
-pub fn complete_at(call: &CallRecord, record_wait_ms: i64) -> Option<UnixMs> {
+/// When `call_completed` is due for a call: `None` while it is not over. A call that nobody answered gets no record, and of one
+/// whose provider has told all there is none to come, so nothing is waited for.
+pub fn complete_at(call: &CallRecord, told: Option<&StoredPostCall>, record_wait_ms: i64) -> Option<UnixMs> {
     let ended_at = call.ended_at.filter(|_| call.phase == Phase::Ended)?;
-    let has_record = matches!(call.outcome, Some(Outcome::Completed | Outcome::Failed));
-    Some(if has_record { ended_at + record_wait_ms } else { ended_at })
+    let may_come = matches!(call.outcome, Some(Outcome::Completed | Outcome::Failed));
+    let is_told = told.is_some_and(|told| told.recorded_at.is_some());
+    Some(if may_come && !is_told { ended_at + record_wait_ms } else { ended_at })
 }
 
 /// What a client may say.

@@ -1,5 +1,5 @@
-//! `listen.client`: what is said in calls, to who may follow them: `/ws/calls/transcriptions` and `/calls/{id}/transcript`
-//! (contract §2).
+//! `listen.client`: what is said in calls, to who may follow them: `/ws/calls/transcriptions`, `/calls/{id}/transcript` and
+//! `/conversations/{id}/fetch` (contract §2).
 
 mod feed;
 mod message;
@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use crate::calls::Calls;
 use crate::ids::{Alias, CallId};
 use crate::lifecycle::Lifecycle;
 use crate::net::{Exchange, Handler, NoSocket};
@@ -64,6 +65,8 @@ pub struct Settings {
 /// The handler of `listen.client`. Cloning is cheap.
 #[derive(Clone)]
 pub struct Client {
+    /// What providers are asked.
+    pub calls: Calls,
     /// Calls and their record.
     pub lifecycle: Lifecycle,
     /// How it serves.
@@ -157,7 +160,10 @@ impl Handler for Client {
                 let answer = answer.map_or_else(Refused::answer, |shown| json_answer(StatusCode::OK, &shown));
                 ("transcript", Some(answer))
             }
-            (Method::OPTIONS, ["calls", _, "transcript"]) => {
+            (Method::POST, ["conversations", id, "fetch"]) => {
+                ("fetch", Some(self.fetch(exchange, &percent_decode(id)).boxed().await))
+            }
+            (Method::OPTIONS, ["calls", _, "transcript"] | ["conversations", _, "fetch"]) => {
                 ("preflight", Some(respond(StatusCode::NO_CONTENT, Default::default(), Bytes::new())))
             }
             _ => {
@@ -254,10 +260,12 @@ impl Client {
         let mut messages: Vec<Value> = utterances.iter().map(|one| message::transcription(&call, one, label)).collect();
         let reached = utterances.last().map_or(after, |one| one.sequence);
         let wait_ms = i64::try_from(self.settings.record_wait.as_millis()).unwrap_or(i64::MAX);
-        if let Some(complete_at) = message::complete_at(&call, wait_ms).filter(|_| reached >= last) {
+        let post_call = self.lifecycle.store.post_call(&call.id).await?;
+        let post_call = post_call.as_ref();
+        if let Some(complete_at) = message::complete_at(&call, post_call, wait_ms).filter(|_| reached >= last) {
             messages.push(message::call_status(&call));
             if complete_at <= self.lifecycle.clock.now_ms() {
-                messages.push(message::call_completed(&call));
+                messages.push(message::call_completed(&call, post_call));
             }
         }
         Ok(json!({
@@ -268,6 +276,18 @@ impl Client {
             "sequence_number": last,
             "messages": messages,
         }))
+    }
+
+    /// Fetches from its provider what a lost webhook would have brought of a conversation.
+    async fn fetch(&self, exchange: &Exchange, id: &str) -> Response<Bytes> {
+        let visitor = match shown(exchange) {
+            Ok((token, _)) => self.visitor(&token).map_err(|error| error.to_string()),
+            Err(why) => Err(why.to_owned()),
+        };
+        match visitor {
+            Ok(visitor) => self.calls.fetch_conversation(id, |business| visitor.sees(business)).await,
+            Err(why) => Refused::Denied(why).answer(),
+        }
     }
 
     fn allows(&self, origin: &str) -> bool {

@@ -20,7 +20,7 @@ use crate::call::Phase;
 use crate::clock::UnixMs;
 use crate::ids::CallId;
 use crate::net::WebSocket;
-use crate::store::CallRecord;
+use crate::store::{CallRecord, StoredPostCall};
 use crate::token::Visitor;
 
 /// How long a client that is told to go may take to hear it.
@@ -226,7 +226,7 @@ impl Connection {
                     return Ok(());
                 }
             };
-            let News { record, last, messages } = news;
+            let News { record, told, last, messages } = news;
             let count = messages.len();
             for (number, text) in messages {
                 self.write(Message::Text(text)).await?;
@@ -239,12 +239,12 @@ impl Connection {
             if is_behind && count > 0 {
                 continue;
             }
-            return self.finish(&record).await;
+            return self.finish(&record, told.as_deref()).await;
         }
     }
 
     /// What follows once everything that was said was sent.
-    async fn finish(&mut self, record: &CallRecord) -> Going {
+    async fn finish(&mut self, record: &CallRecord, told: Option<&StoredPostCall>) -> Going {
         let Some(followed) = self.calls.get_mut(&record.id) else { return Ok(()) };
         if record.phase != Phase::Ended {
             followed.look_at = None;
@@ -261,10 +261,10 @@ impl Connection {
             self.send(&message::call_status(record)).await?;
         }
         let wait_ms = i64::try_from(self.client.settings.record_wait.as_millis()).unwrap_or(i64::MAX);
-        let complete_at = message::complete_at(record, wait_ms);
+        let complete_at = message::complete_at(record, told, wait_ms);
         let is_due = complete_at.is_none_or(|at| at <= self.client.lifecycle.clock.now_ms());
         if is_due {
-            self.send(&message::call_completed(record)).await?;
+            self.send(&message::call_completed(record, told)).await?;
             self.calls.remove(&record.id);
             if !self.businesses.is_empty() {
                 self.done.insert(record.id.clone());

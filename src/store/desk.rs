@@ -101,7 +101,7 @@ pub struct AuditRecord {
 /// What of a business was deleted.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Purged {
-    /// Calls, with their ids and records.
+    /// Calls, with their ids, records and transcripts.
     pub calls: u64,
     /// Webhooks of these calls.
     pub events: u64,

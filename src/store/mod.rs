@@ -38,7 +38,7 @@ use crate::policy::{Business, Facts, Policy};
 pub use desk::{AuditRecord, Desk, Inbox, InboxEvent, Outbox, OutboxDelivery, Purged};
 pub use fleet::{BEAT_EVERY_MS, Fleet, LIVE_MS, Living, Replica, Sharing};
 pub use records::{Put, PutPostCall, Records, StoredPostCall};
-pub use transcripts::{NewUtterance, Ring, Said, Standing, Transcripts, Utterance};
+pub use transcripts::{NewUtterance, Redact, Ring, Said, Standing, Transcripts, Utterance};
 
 /// The alias kind of an app's own idempotency key. Unlike other ids it may pass to another call: when the order that showed it
 /// was proven not to have made one.

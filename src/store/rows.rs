@@ -244,6 +244,7 @@ pub(super) fn utterance(row: &impl Columns) -> Sql<Utterance> {
         text: row.text("message")?,
         said_at: row.text("said_at")?,
         source_sequence: row.optional_number("source_sequence")?,
+        event_id: row.text("event_id")?,
     })
 }
 
@@ -253,5 +254,6 @@ pub(super) fn standing(row: &impl Columns) -> Sql<Standing> {
         last_sequence: row.number("last_sequence")?,
         seen_at: row.number("seen_at")?,
         ended: word::<Phase>(row, "phase")? == Phase::Ended,
+        recorded_at: row.optional_number("recorded_at")?,
     })
 }

@@ -81,7 +81,8 @@ macro_rules! behaves_as_a_store {
             what_many_say_at_once_is_numbered_without_gaps,
             an_utterance_that_comes_again_keeps_its_number,
             a_transcript_is_read_from_where_it_was_and_goes_with_its_call,
-            what_changed_in_calls_is_seen_without_reading_them
+            what_changed_in_calls_is_seen_without_reading_them,
+            what_is_not_to_be_kept_is_redacted_after_its_call
         );
     };
     ($fresh:path, $($behaviour:ident),+) => {

@@ -44,6 +44,8 @@ pub struct Utterance {
     pub id: i64,
     /// Its number in its call.
     pub sequence: i64,
+    /// What brought it.
+    pub event_id: String,
     /// Who said it.
     pub speaker: Speaker,
     /// What.
@@ -65,10 +67,15 @@ pub struct Standing {
     pub seen_at: UnixMs,
     /// It is over.
     pub ended: bool,
+    /// When its provider had told all of it.
+    pub recorded_at: Option<UnixMs>,
 }
 
 /// Told of a call that has something new.
 pub type Ring = Box<dyn Fn(&CallId) + Send + Sync>;
+
+/// What becomes of a text that is not to be kept.
+pub type Redact = fn(&str) -> String;
 
 /// See the module. A part of [`super::Store`].
 #[async_trait]
@@ -88,6 +95,10 @@ pub trait Transcripts {
     async fn listen(&self, ring: Ring) {
         drop(ring);
     }
+
+    /// Puts what `redact` makes of them in place of the texts of calls that ended between two times and were not redacted yet, of a
+    /// few at a time. Returns how many utterances there were: 0 means that all is done.
+    async fn redact(&self, from_ms: UnixMs, until_ms: UnixMs, redact: Redact) -> Result<u64>;
 
     /// Where these calls stand; those that are not on record are left out.
     async fn standings(&self, calls: &[CallId]) -> Result<Vec<Standing>>;

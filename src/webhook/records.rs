@@ -168,6 +168,7 @@ pub async fn records_loop(inbox: impl Fn() -> Webhooks, leads: impl Fn() -> bool
                 stopped = Some(Instant::now());
             }
             inbox.apply_found().await?;
+            inbox.calls.redact(&mut searched).await?;
             Box::pin(inbox.calls.seek_records(&mut searched)).await
         };
         // What is cut off here is due again.

@@ -100,7 +100,8 @@ async fn t4_6_what_is_said_reaches_the_subscriber() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn t4_7_a_completed_call_is_told_status_first_and_once() {
-    let stage = ready().await;
+    // The record comes with the end, so nobody waits for it.
+    let stage = Stage::start(setup("", "record_wait_secs = 3600", "")).await;
     let sid = live_call(&stage, "conv_1").await;
     let mut socket = Socket::open(&stage, &token()).await;
     socket.follow(&sid).await;
@@ -114,6 +115,8 @@ async fn t4_7_a_completed_call_is_told_status_first_and_once() {
     let data = &completed["call_data"];
     assert_eq!((&data["status"], &data["conversation_id"]), (&json!("completed"), &json!("conv_1")));
     assert_eq!(data["call_end_time"], status["call_end_time"]);
+    assert_eq!(data["transcript_summary"], "A question about an order.");
+    assert_eq!((&data["call_successful"], &data["duration_seconds"]), (&json!(true), &json!(60)));
     for field in ["call_sid", "call_start_time", "duration_seconds", "transcript_summary", "cost", "call_successful"] {
         assert!(data.get(field).is_some(), "{field} is missing");
     }
@@ -215,7 +218,7 @@ async fn t4_10_who_disconnects_leaves_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn t4_11_a_call_from_its_dialling_to_its_record() {
-    let stage = ready().await;
+    let stage = Stage::start(setup("", "record_wait_secs = 3600", "")).await;
     let placed = stage.dial(None, "+15550002201").await.json();
     let (sid, conversation) = (placed["callSid"].as_str().unwrap(), placed["conversation_id"].as_str().unwrap());
     let token = token();
@@ -311,4 +314,76 @@ async fn t4_13_many_calls_on_one_socket_do_not_mix() {
     others.hears_nothing().await;
     socket.hears_nothing().await;
     stage.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_told_live_is_told_by_the_record_and_a_lost_record_is_fetched() {
+    let stage = Stage::start(setup("", "record_wait_secs = 3600", "")).await;
+    live_call(&stage, "conv_1").await;
+    live_call(&stage, "conv_2").await;
+    say(&stage, "conv_2", "agent", "Told live.").await;
+    let mut socket = Socket::open(&stage, &token()).await;
+    let turns = json!([
+        {"role": "agent", "message": "Hello.", "time_in_call_secs": 0},
+        {"role": "agent", "message": null, "tool_calls": [{"tool_name": "look"}], "time_in_call_secs": 1},
+        {"role": "user", "message": "Goodbye.", "time_in_call_secs": 59},
+    ]);
+    for (conversation, wanted) in [("conv_1", vec!["Hello.", "Goodbye."]), ("conv_2", vec!["Told live."])] {
+        let mut record = post_call(conversation);
+        record["data"]["transcript"] = turns.clone();
+        for _ in 0..2 {
+            assert_eq!(elevenlabs(&stage, &record).await.status, 200, "and again changes nothing");
+        }
+        socket.say(&json!({"subscribe": conversation, "after": 0})).await;
+        socket.hear_a("subscription_confirmed").await;
+        for text in wanted {
+            assert_eq!(socket.hear_a("transcription").await["message_text"], text);
+        }
+        socket.hear_a("call_status").await;
+        let completed = socket.hear_a("call_completed").await;
+        assert_eq!(completed["call_data"]["transcript_summary"], "A question about an order.");
+    }
+    // A business's client may ask for what a lost webhook would have brought; of its own calls alone.
+    let placed = stage.dial(None, "+15550002231").await.json();
+    let conversation = placed["conversation_id"].as_str().unwrap();
+    stage.control.end_call(conversation);
+    let fetch = async |token: &str| {
+        let bearer = format!("Bearer {token}");
+        let url = stage.client(&format!("/conversations/{conversation}/fetch"));
+        stage.send("POST", &url, &[("authorization", &bearer)], "").await
+    };
+    let other = token_of(&json!({"sub": "x", "exp": now_secs() + 60, "businesses": ["somebody-else"]}));
+    assert_eq!(fetch(&other).await.status, 404);
+    assert_eq!(fetch("no-token").await.status, 403);
+    stage
+        .wait("it is fetched", async || {
+            let answer = fetch(&token()).await;
+            assert_eq!(answer.status, 200, "{answer:?}");
+            answer.json()["record"]["complete"] == true
+        })
+        .await;
+    stage.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_said_live_is_kept_no_longer_than_its_call_where_that_is_configured() {
+    for (mode, kept) in [("none", ""), ("hash", "sha256:")] {
+        let tables = format!("[privacy]\ntranscripts = \"{mode}\"\n[records]\nwait_secs = 1");
+        let stage = Stage::start(setup("", "record_wait_secs = 0", &tables)).await;
+        live_call(&stage, "conv_1").await;
+        let mut socket = Socket::open(&stage, &token()).await;
+        socket.follow("conv_1").await;
+        say(&stage, "conv_1", "user", "My number is 7.").await;
+        assert_eq!(socket.hear_a("transcription").await["message_text"], "My number is 7.", "who follows it hears it");
+        assert_eq!(elevenlabs(&stage, &post_call("conv_1")).await.status, 200);
+        let url = stage.client(&format!("/calls/conv_1/transcript?token={}", token()));
+        let text = async || {
+            let polled = stage.send("GET", &url, &[], "").await.json();
+            polled["messages"][0]["message_text"].as_str().unwrap().to_owned()
+        };
+        stage.wait("it is redacted", async || text().await != "My number is 7.").await;
+        let text = text().await;
+        assert!(text.starts_with(kept) && !text.contains('7') || mode == "hash" && text.len() == 71, "{mode}: {text}");
+        stage.finish().await;
+    }
 }

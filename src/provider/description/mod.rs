@@ -73,6 +73,8 @@ pub struct Description {
     pub count: Option<Count>,
     /// How a create whose answer was lost is found.
     pub find: Option<List>,
+    /// What a turn of the transcript in a record after the call looks like.
+    pub turns: Option<TurnRules>,
     /// Means to end a call, by name.
     #[serde(default)]
     pub terminate: BTreeMap<String, Terminate>,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-use super::super::select::{Message, Predicate, Selector};
+use super::super::select::{Document, Message, Predicate, Selector};
 use crate::call::Speaker;
 
 /// The longest utterance that is taken, in bytes. Our choice: an hour of talk in one piece.
@@ -108,6 +108,50 @@ impl UtteranceRules {
     }
 }
 
+/// Where what was said stands in a record after the call: one turn of a list.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TurnRules {
+    /// Who speaks.
+    speaker: SpeakerWord,
+    /// What is said.
+    text: Selector,
+    /// How many seconds after the call's beginning.
+    secs: Option<Selector>,
+}
+
+/// One turn of a call that is over.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Turn {
+    /// Who spoke.
+    pub speaker: Speaker,
+    /// What.
+    pub text: String,
+    /// How many seconds after the call's beginning.
+    pub secs: Option<f64>,
+}
+
+impl TurnRules {
+    /// Reads the turns of a list, in its order. What says nothing, or is by nobody that is known, is left out: tools take turns, too.
+    pub fn read(&self, list: &Value) -> Vec<Turn> {
+        let turns = list.as_array().map(Vec::as_slice).unwrap_or_default().iter();
+        turns.filter_map(|turn| self.read_one(turn)).collect()
+    }
+
+    fn read_one(&self, turn: &Value) -> Option<Turn> {
+        let (body, none, headers) = (Document::Json(turn.clone()), BTreeMap::new(), http::HeaderMap::new());
+        let message = Message { body: &body, query: &[], path: &none, headers: &headers };
+        let speaker = *self.speaker.map.get(self.speaker.from.text(&message)?.as_ref())?;
+        let text = self.text.text(&message).filter(|t| !t.trim().is_empty() && t.len() <= TEXT_BYTES_MAX)?;
+        let secs = self.secs.as_ref().and_then(|secs| secs.text(&message)?.parse::<f64>().ok());
+        Some(Turn {
+            speaker,
+            text: text.replace('\0', "\u{FFFD}"),
+            secs: secs.filter(|secs| (0.0..=f64::from(u32::MAX)).contains(secs)),
+        })
+    }
+}
+
 /// ISO 8601, with an offset or without.
 fn is_time(text: &str) -> bool {
     text.len() <= TIME_BYTES_MAX
@@ -116,7 +160,6 @@ fn is_time(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::select::Document;
     use super::*;
 
     fn heard(rules: &str, body: &Document) -> Result<Heard, String> {
@@ -178,5 +221,20 @@ mod tests {
         assert_eq!((found.text.as_str(), found.order, found.is_partial), ("hello", Some(7), false));
         assert!(heard_of("false", r#"{"transcript":"hel"}"#).unwrap().is_partial);
         assert!(heard_of("true", "hello").is_err() && heard_of("true", "{}").is_err());
+    }
+
+    #[test]
+    fn turns_of_a_record_are_read_and_those_of_tools_left_out() {
+        let registry = crate::provider::Registry::new(&[]).unwrap();
+        let rules = registry.get("elevenlabs").unwrap().turns.clone().unwrap();
+        let list = serde_json::json!([
+            {"role": "agent", "message": "Hello.", "time_in_call_secs": 0},
+            {"role": "agent", "message": null, "tool_calls": [{}], "time_in_call_secs": 1},
+            {"role": "user", "message": "Hi.", "time_in_call_secs": 2},
+        ]);
+        let turns = rules.read(&list);
+        let said: Vec<_> = turns.iter().map(|turn| (turn.speaker, turn.text.as_str(), turn.secs)).collect();
+        assert_eq!(said, [(Speaker::Agent, "Hello.", Some(0.0)), (Speaker::User, "Hi.", Some(2.0))]);
+        assert_eq!(rules.read(&Value::Null), []);
     }
 }

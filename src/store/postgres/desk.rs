@@ -130,12 +130,14 @@ async fn purge_calls(c: &mut PgConnection, business: Arc<str>) -> Sql<Purged> {
     let rows = query("SELECT id FROM calls WHERE business = $1 AND phase = 'ended' LIMIT $2");
     let rows = rows.bind(&*business).bind(i64::from(PURGE_ROWS)).fetch_all(&mut *c).await?;
     let ids = rows.iter().map(|row| row.try_get("id")).collect::<Sql<Vec<String>>>()?;
-    let mut gone = [0; 5];
+    let mut gone = [0; 7];
     for (n, sql) in [
         "DELETE FROM deliveries WHERE call_id = ANY($1) OR event_id IN
              (SELECT id FROM webhook_events WHERE call_id = ANY($1))",
         "DELETE FROM webhook_events WHERE call_id = ANY($1)",
         "DELETE FROM call_records WHERE call_id = ANY($1)",
+        "DELETE FROM utterances WHERE call_id = ANY($1)",
+        "DELETE FROM transcripts WHERE call_id = ANY($1)",
         "DELETE FROM call_aliases WHERE call_id = ANY($1)",
         "DELETE FROM calls WHERE id = ANY($1)",
     ]
@@ -144,7 +146,7 @@ async fn purge_calls(c: &mut PgConnection, business: Arc<str>) -> Sql<Purged> {
     {
         gone[n] = query(sql).bind(&ids).execute(&mut *c).await?.rows_affected();
     }
-    let [deliveries, events, _, _, calls] = gone;
+    let [deliveries, events, .., calls] = gone;
     Ok(Purged { calls, events, deliveries, ..Purged::default() })
 }
 

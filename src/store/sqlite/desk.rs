@@ -28,6 +28,8 @@ fn purge_calls(c: &Connection, ids: &str) -> Written<Purged> {
     )?;
     let events = gone("DELETE FROM webhook_events WHERE call_id IN (SELECT value FROM json_each(?1))")?;
     gone("DELETE FROM call_records WHERE call_id IN (SELECT value FROM json_each(?1))")?;
+    gone("DELETE FROM utterances WHERE call_id IN (SELECT value FROM json_each(?1))")?;
+    gone("DELETE FROM transcripts WHERE call_id IN (SELECT value FROM json_each(?1))")?;
     gone("DELETE FROM call_aliases WHERE call_id IN (SELECT value FROM json_each(?1))")?;
     let calls = gone("DELETE FROM calls WHERE id IN (SELECT value FROM json_each(?1))")?;
     Ok(Purged { calls, events, deliveries, ..Purged::default() })

@@ -4,11 +4,15 @@ use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::super::rows::{Sql, standing, utterance};
-use super::super::{NewUtterance, Result, Said, Standing, Transcripts, Utterance};
+use super::super::{NewUtterance, Redact, Result, Said, Standing, Transcripts, Utterance};
 use super::SqliteStore;
 use super::calls_write::to_json;
 use super::writer::Written;
+use crate::clock::UnixMs;
 use crate::ids::CallId;
+
+/// Utterances that are redacted in one transaction.
+const REDACTED_AT_ONCE: i64 = 500;
 
 /// The writer is one: nothing comes between these statements.
 fn say(c: &Connection, call: &CallId, said: &NewUtterance) -> Written<Said> {
@@ -46,6 +50,22 @@ fn say(c: &Connection, call: &CallId, said: &NewUtterance) -> Written<Said> {
     Ok(Said { id, sequence })
 }
 
+fn redact_some(c: &Connection, from_ms: UnixMs, until_ms: UnixMs, redact: Redact) -> Written<u64> {
+    let mut some = c.prepare_cached(
+        "SELECT u.id, u.message FROM utterances u JOIN calls c ON c.id = u.call_id
+         WHERE c.phase = 'ended' AND c.ended_at >= ?1 AND c.ended_at < ?2 AND NOT u.redacted LIMIT ?3",
+    )?;
+    let rows = some.query_map(params![from_ms, until_ms, REDACTED_AT_ONCE], |row| {
+        Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?))
+    })?;
+    let rows = rows.collect::<Written<Vec<_>>>()?;
+    for (id, text) in &rows {
+        c.prepare_cached("UPDATE utterances SET message = ?2, redacted = 1 WHERE id = ?1")?
+            .execute(params![id, redact(text)])?;
+    }
+    Ok(rows.len() as u64)
+}
+
 #[async_trait]
 impl Transcripts for SqliteStore {
     async fn say(&self, call: &CallId, said: NewUtterance) -> Result<Said> {
@@ -72,11 +92,16 @@ impl Transcripts for SqliteStore {
         Ok(last.unwrap_or(0))
     }
 
+    async fn redact(&self, from_ms: UnixMs, until_ms: UnixMs, redact: Redact) -> Result<u64> {
+        self.writer.run(move |c| redact_some(c, from_ms, until_ms, redact)).await
+    }
+
     async fn standings(&self, calls: &[CallId]) -> Result<Vec<Standing>> {
         let ids: Vec<&str> = calls.iter().map(CallId::as_str).collect();
         let rows = sqlx::query(
-            "SELECT c.id, c.phase, c.seen_at, coalesce(t.last_sequence, 0) AS last_sequence
-             FROM calls c LEFT JOIN transcripts t ON t.call_id = c.id WHERE c.id IN (SELECT value FROM json_each($1))",
+            "SELECT c.id, c.phase, c.seen_at, r.recorded_at, coalesce(t.last_sequence, 0) AS last_sequence
+             FROM calls c LEFT JOIN transcripts t ON t.call_id = c.id LEFT JOIN call_records r ON r.call_id = c.id
+             WHERE c.id IN (SELECT value FROM json_each($1))",
         )
         .bind(to_json(&ids).map_err(|e| super::StoreError::Failed(e.to_string()))?)
         .fetch_all(&self.readers)

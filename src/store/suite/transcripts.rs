@@ -82,6 +82,7 @@ pub(in crate::store) async fn a_transcript_is_read_from_where_it_was_and_goes_wi
     let wanted = Utterance {
         id: some[0].id,
         sequence: 3,
+        event_id: "ev_3".to_owned(),
         speaker: Speaker::User,
         text: "line 3 ü\n\"\u{1F600}".to_owned(),
         said_at: "2026-01-02T03:04:05Z".to_owned(),
@@ -104,11 +105,50 @@ pub(in crate::store) async fn what_changed_in_calls_is_seen_without_reading_them
     store.say(&call, said("ev_1", "hello")).await.unwrap();
     let mut found = store.standings(&[call.clone(), silent.clone(), unknown]).await.unwrap();
     found.sort_by_key(|standing| -standing.last_sequence);
-    let standing =
-        |call: &CallId, last_sequence| Standing { call: call.clone(), last_sequence, seen_at: 1000, ended: false };
+    let standing = |call: &CallId, last_sequence| Standing {
+        call: call.clone(),
+        last_sequence,
+        seen_at: 1000,
+        ended: false,
+        recorded_at: None,
+    };
     assert_eq!(found, [standing(&call, 1), standing(&silent, 0)]);
     store.apply(change(&silent, END)).await.unwrap();
     let ended = Standing { seen_at: 2000, ended: true, ..standing(&silent, 0) };
-    assert_eq!(store.standings(&[silent]).await.unwrap(), [ended]);
+    assert_eq!(store.standings(&[silent.clone()]).await.unwrap(), [ended.clone()]);
+    let put = PutPostCall {
+        call: silent.clone(),
+        found: Default::default(),
+        complete: true,
+        by: "webhook",
+        at_ms: 3000,
+        due_at: None,
+        tell: false,
+    };
+    store.put_post_call(put).await.unwrap();
+    assert_eq!(store.standings(&[silent]).await.unwrap(), [Standing { recorded_at: Some(3000), ..ended }]);
     assert_eq!(store.standings(&[]).await.unwrap(), []);
+}
+
+pub(in crate::store) async fn what_is_not_to_be_kept_is_redacted_after_its_call(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    let (over, open) = (call_of(&store).await, call_of(&store).await);
+    for call in [&over, &open] {
+        for n in 1..=3 {
+            store.say(call, said(&format!("{call}-{n}"), &format!("secret {n}"))).await.unwrap();
+        }
+    }
+    store.apply(change(&over, END)).await.unwrap();
+    let texts = async |call: &CallId| {
+        store.utterances(call, 0, 10).await.unwrap().into_iter().map(|u| u.text).collect::<Vec<_>>()
+    };
+    let redact: Redact = |text| format!("<{}>", text.len());
+    let ended_at = store.call(&over).await.unwrap().unwrap().ended_at.unwrap();
+    assert_eq!(store.redact(0, ended_at, redact).await.unwrap(), 0, "it is not time yet");
+    assert_eq!(store.redact(ended_at, ended_at + 1, redact).await.unwrap(), 3);
+    assert_eq!(store.redact(0, ended_at + 1, redact).await.unwrap(), 0, "once");
+    assert_eq!(texts(&over).await, ["<8>", "<8>", "<8>"]);
+    assert_eq!(texts(&open).await, ["secret 1", "secret 2", "secret 3"]);
+    assert_eq!(store.purge_business(new_call(&[]).facts.business.as_str()).await.unwrap().calls, 1);
+    assert_eq!((texts(&over).await.len(), texts(&open).await.len()), (0, 3), "it goes with its business");
 }
