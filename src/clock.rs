@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use nix::time::{ClockId, clock_gettime};
 
 /// Milliseconds since 1970-01-01 UTC.
 pub type UnixMs = i64;
@@ -40,6 +42,15 @@ impl Clock {
     pub fn advance_ms(&self, by_ms: i64) {
         self.offset_ms.fetch_add(by_ms, Ordering::Relaxed);
     }
+}
+
+/// Time since the machine started. It goes on while the machine sleeps or this process stands still, and nobody sets it.
+pub fn since_boot() -> Duration {
+    #[cfg(target_os = "linux")]
+    const ALWAYS: ClockId = ClockId::CLOCK_BOOTTIME;
+    #[cfg(not(target_os = "linux"))]
+    const ALWAYS: ClockId = ClockId::CLOCK_MONOTONIC;
+    clock_gettime(ALWAYS).map(Duration::from).unwrap_or_default()
 }
 
 /// A time as RFC 3339 in UTC, as the JSON answers show it.

@@ -22,6 +22,7 @@ use super::{ANSWER_BYTES_MAX, Calls, inject};
 use crate::admission::{Gated, Lease, Order};
 use crate::call::{EndProof, Event, Origin, Outcome as End, Phase};
 use crate::capacity::{Admission, Unadmitted};
+use crate::clock::since_boot;
 use crate::failpoint;
 use crate::ids::{Alias, CallId};
 use crate::lifecycle::finish;
@@ -217,7 +218,7 @@ impl Calls {
             return Err(Some(Refusal::new(Code::InitiationFailed, message)));
         }
         let at_ms = self.lifecycle.clock.now_ms();
-        let admitted_at = Instant::now();
+        let send_by = since_boot() + self.settings.send_within;
         let bindings = policy.bindings(&order.facts);
         let ask = Order { call: call.clone(), bindings, places: many.places, mode: policy.mode(), at_ms };
         let mut record = self.lifecycle.new_call(&call, order.facts.clone(), Origin::Order, Phase::Reserved);
@@ -250,14 +251,14 @@ impl Calls {
             }
         }
         self.note_admitted(order, &call, places, would_refuse.as_ref()).await;
-        if admitted_at.elapsed() > self.settings.send_within {
+        if since_boot() > send_by {
             failpoint::hit("create.stale").await;
             self.end(&call, End::NotCreated, EndProof::Deadline, "order").await;
             failpoint::hit("create.stale.ended").await;
             let message = "Nothing was dialled: this process stood still between admission and dialling.";
             return Err(Some(Refusal::new(Code::StoreUnavailable, message)));
         }
-        let mut response = self.exchange(lease, Gated::new(prepared.request), order, None, mine).boxed().await;
+        let mut response = self.exchange(lease, Gated::new(prepared.request), order, None, mine, send_by).boxed().await;
         if places.0 < places.1
             && response.status().is_success()
             && let Ok(granted) = HeaderValue::try_from(format!("{}/{}", places.0, places.1))
@@ -280,6 +281,7 @@ impl Calls {
         order: &Arc<CreateOrder>,
         joined: Option<CallRecord>,
         mine: OrderRef,
+        send_by: Duration,
     ) -> Response<Bytes> {
         let (call, account) = (lease.call().clone(), order.account.clone());
         let sdk_sleeps = order.sdk_sleeps;
@@ -288,7 +290,7 @@ impl Calls {
         let settling = async move {
             failpoint::hit("create.sending").await;
             let started = Instant::now();
-            let outcome = this.upstream.create(request.open(&lease), ANSWER_BYTES_MAX).await;
+            let outcome = this.upstream.create(request.open(&lease), ANSWER_BYTES_MAX, send_by).await;
             this.lifecycle.metrics.upstream_seconds(order.account.name.as_str(), started.elapsed().as_secs_f64());
             failpoint::hit("create.answered").await;
             let (settled, response) = this.settle(lease.call(), outcome, &order, joined.as_ref()).boxed().await;
@@ -521,7 +523,8 @@ impl Calls {
         info!(call = %joined.id, operation = order.operation.name, "joined to the open call");
         failpoint::hit("create.joined").await;
         mine.opened(&joined.id);
-        Ok(self.exchange(lease, Gated::new(prepared.request), order, Some(joined.clone()), mine).boxed().await)
+        let send_by = since_boot() + self.settings.send_within;
+        Ok(self.exchange(lease, Gated::new(prepared.request), order, Some(joined.clone()), mine, send_by).boxed().await)
     }
 
     /// The request makes the calls of an open order for many, which holds its places already.

@@ -1,12 +1,17 @@
 //! Bodies of upstream requests, and bounded reading of upstream answers.
 
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::sync::mpsc;
+
+use crate::clock::since_boot;
 
 /// Chunks that may wait between the client and the upstream. With pingora's reads of at most 64 KiB this bounds what one
 /// streamed request holds in memory to about a quarter of a MiB.
@@ -17,13 +22,45 @@ const CHUNKS_AHEAD: usize = 4;
 pub(super) enum Outgoing {
     /// Known whole.
     Whole(Full<Bytes>),
+    /// Known whole, and worth nothing after a time.
+    Due(Full<Bytes>, SendBy),
     /// Arriving while it is sent.
     Stream(Streamed),
+}
+
+/// Until when a body may be handed to its connection, by [`since_boot`]. It is asked as late as can be: when the bytes are taken.
+#[derive(Debug, Clone)]
+pub(super) struct SendBy {
+    at: Duration,
+    missed: Arc<AtomicBool>,
+}
+
+impl SendBy {
+    pub(super) fn new(at: Duration) -> Self {
+        Self { at, missed: Arc::default() }
+    }
+
+    /// It was too late: not a byte of the body was handed over.
+    pub(super) fn is_missed(&self) -> bool {
+        self.missed.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn has_passed(&self) -> bool {
+        let passed = since_boot() > self.at;
+        if passed {
+            self.missed.store(true, Ordering::Relaxed);
+        }
+        passed
+    }
 }
 
 impl Outgoing {
     pub(super) fn whole(bytes: Bytes) -> Self {
         Outgoing::Whole(Full::new(bytes))
+    }
+
+    pub(super) fn due(bytes: Bytes, by: SendBy) -> Self {
+        Outgoing::Due(Full::new(bytes), by)
     }
 
     /// A body of `length` bytes (or of unknown length) and the end to feed it by.
@@ -84,6 +121,8 @@ impl Body for Outgoing {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, CutShort>>> {
         match self.get_mut() {
             Outgoing::Whole(full) => Pin::new(full).poll_frame(cx).map_err(|never| match never {}),
+            Outgoing::Due(_, by) if by.has_passed() => Poll::Ready(Some(Err(CutShort))),
+            Outgoing::Due(full, _) => Pin::new(full).poll_frame(cx).map_err(|never| match never {}),
             Outgoing::Stream(stream) if stream.ended => Poll::Ready(None),
             Outgoing::Stream(stream) => Poll::Ready(match ready!(stream.receiver.poll_recv(cx)) {
                 Some(Piece::Chunk(chunk)) => {
@@ -104,14 +143,14 @@ impl Body for Outgoing {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Outgoing::Whole(full) => full.is_end_stream(),
+            Outgoing::Whole(full) | Outgoing::Due(full, _) => full.is_end_stream(),
             Outgoing::Stream(stream) => stream.ended || stream.length == Some(0),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Outgoing::Whole(full) => full.size_hint(),
+            Outgoing::Whole(full) | Outgoing::Due(full, _) => full.size_hint(),
             Outgoing::Stream(stream) => stream.left.map(SizeHint::with_exact).unwrap_or_default(),
         }
     }

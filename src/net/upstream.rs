@@ -16,7 +16,7 @@ use hyper::body::{Body, Incoming};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
-use super::body::{Outgoing, Unread, collect};
+use super::body::{Outgoing, SendBy, Unread, collect};
 use super::connector::Connector;
 use crate::failpoint;
 
@@ -64,6 +64,9 @@ pub enum UpstreamError {
     /// No connection: name look-up, TCP or TLS failed, or took longer than the limit. Nothing of the request was sent.
     #[error("cannot connect: {0}")]
     Connect(String),
+    /// It was not sent in time.
+    #[error("this process stood still between admission and dialling")]
+    Late,
     /// The request cannot be sent to anybody: no absolute http(s) address. Nothing was sent.
     #[error("cannot be sent: {0}")]
     Invalid(String),
@@ -87,7 +90,7 @@ pub enum UpstreamError {
 impl UpstreamError {
     /// Proven: the upstream has not seen a byte of the request.
     pub fn not_sent(&self) -> bool {
-        matches!(self, UpstreamError::Connect(_) | UpstreamError::Invalid(_))
+        matches!(self, UpstreamError::Connect(_) | UpstreamError::Invalid(_) | UpstreamError::Late)
     }
 }
 
@@ -138,13 +141,22 @@ impl Upstream {
         })
     }
 
-    /// Sends a request that creates a call, exactly once, and reads the whole answer, at most `answer_limit` bytes of body.
+    /// Sends a request that creates a call, exactly once, and reads the whole answer, at most `answer_limit` bytes of body. After
+    /// `send_by` (see [`since_boot`](crate::clock::since_boot)) it is not sent: that is looked at when a connection takes its body.
     ///
     /// Knows nothing of the client that asked: run it where the client's hang-up does not reach (a task of its own), since
     /// dropping this future leaves the outcome unknown to everybody.
-    pub async fn create(&self, request: Request<Bytes>, answer_limit: usize) -> Outcome {
+    pub async fn create(&self, request: Request<Bytes>, answer_limit: usize, send_by: Duration) -> Outcome {
+        let by = SendBy::new(send_by);
+        // A body of no bytes is never taken.
+        if request.body().is_empty() && by.has_passed() {
+            return Outcome::NotSent(UpstreamError::Late);
+        }
+        let request = request.map(|body| Outgoing::due(body, by.clone()));
         match whole(&self.creates, request, answer_limit, self.create_timeout, "create.head").await {
             Ok(answer) => Outcome::Answered(answer),
+            // Whatever else went wrong: without its body the request was none.
+            Err(_) if by.is_missed() => Outcome::NotSent(UpstreamError::Late),
             Err(error) if error.not_sent() => Outcome::NotSent(error),
             Err(error) => Outcome::Unknown(error),
         }
@@ -161,7 +173,7 @@ impl Upstream {
         answer_limit: usize,
         timeout: Duration,
     ) -> Result<Response<Bytes>, UpstreamError> {
-        whole(&self.general, request, answer_limit, timeout, "fetch.head").await
+        whole(&self.general, request.map(Outgoing::whole), answer_limit, timeout, "fetch.head").await
     }
 
     /// Sends a relayed request and returns with the head of the answer. No deadline: the relay has its own.
@@ -176,13 +188,13 @@ impl Upstream {
 
 async fn whole(
     client: &Client<Connector, Outgoing>,
-    request: Request<Bytes>,
+    request: Request<Outgoing>,
     limit: usize,
     timeout: Duration,
     point: &'static str,
 ) -> Result<Response<Bytes>, UpstreamError> {
     let exchange = async {
-        let (head, body) = send(client, request.map(Outgoing::whole)).await?.into_parts();
+        let (head, body) = send(client, request).await?.into_parts();
         failpoint::hit(point).await;
         match collect(body, limit).await {
             Ok(body) => Ok(Response::from_parts(head, body)),

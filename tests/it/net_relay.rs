@@ -13,7 +13,7 @@ use ringfence::net::{
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 
-use crate::support::net::{Wire, ask, bounded, edge, pattern, relay_edge, server, text, until};
+use crate::support::net::{Wire, ask, bounded, edge, pattern, relay_edge, server, soon, text, until};
 
 const MB26: usize = 26 << 20;
 
@@ -420,7 +420,7 @@ async fn creates_are_sent_once_and_classified() {
             request
         };
         for (what, sent) in [("reset", 1), ("cut", 2), ("garbage", 3), ("silent", 4), ("large", 5)] {
-            let outcome = client.create(with(what), 1000).await;
+            let outcome = client.create(with(what), 1000, soon()).await;
             assert!(matches!(outcome, Outcome::Unknown(_)), "{what}: {outcome:?}");
             assert_eq!(requests.load(Ordering::SeqCst), sent, "{what} was sent again");
             match (what, outcome) {
@@ -430,8 +430,41 @@ async fn creates_are_sent_once_and_classified() {
                 _ => {}
             }
         }
-        let Outcome::Answered(answer) = client.create(with("answer"), 1000).await else { panic!("no answer") };
+        let Outcome::Answered(answer) = client.create(with("answer"), 1000, soon()).await else { panic!("no answer") };
         assert_eq!((answer.status().as_u16(), answer.body().as_ref()), (201, &b"ok"[..]));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_create_whose_time_has_passed_is_not_sent() {
+    bounded(async {
+        let whole = Arc::new(AtomicUsize::new(0));
+        let counted = whole.clone();
+        let upstream = server(move |mut wire| {
+            let counted = counted.clone();
+            async move {
+                while wire.message().await.is_some() {
+                    counted.fetch_add(1, Ordering::SeqCst);
+                    wire.send("HTTP/1.1 201 Created\r\nContent-Length: 2\r\n\r\nok").await;
+                }
+            }
+        })
+        .await;
+        let client = Upstream::new(UpstreamSettings::default()).expect("upstream");
+        // On a new connection, and on one that is there already; with a body, and without.
+        for warm in [false, true] {
+            if warm {
+                assert!(matches!(client.create(create(upstream), 1000, soon()).await, Outcome::Answered(_)));
+            }
+            let before = whole.load(Ordering::SeqCst);
+            for request in [create(upstream), create(upstream).map(|_| Bytes::new())] {
+                let outcome = client.create(request, 1000, Duration::ZERO).await;
+                assert!(matches!(outcome, Outcome::NotSent(UpstreamError::Late)), "{outcome:?}");
+            }
+            assert_eq!(whole.load(Ordering::SeqCst), before);
+        }
+        assert!(matches!(client.create(create(upstream), 1000, soon()).await, Outcome::Answered(_)), "it goes on");
     })
     .await;
 }
@@ -454,10 +487,10 @@ async fn creates_on_stale_connections_are_unknown_or_sent_on_a_fresh_one() {
         })
         .await;
         let client = Upstream::new(UpstreamSettings::default()).expect("upstream");
-        assert!(matches!(client.create(create(upstream), 1000).await, Outcome::Answered(_)));
+        assert!(matches!(client.create(create(upstream), 1000, soon()).await, Outcome::Answered(_)));
         // A connection goes back to its pool a moment after its answer was read.
         tokio::time::sleep(Duration::from_millis(200)).await;
-        let outcome = client.create(create(upstream), 1000).await;
+        let outcome = client.create(create(upstream), 1000, soon()).await;
         assert!(matches!(outcome, Outcome::Unknown(_)), "{outcome:?}");
         assert_eq!(answered.load(Ordering::SeqCst), 1, "a create was sent twice");
 
@@ -466,7 +499,7 @@ async fn creates_on_stale_connections_are_unknown_or_sent_on_a_fresh_one() {
             UpstreamSettings { create_pool_idle_timeout: Duration::from_millis(100), ..UpstreamSettings::default() };
         let client = Upstream::new(brief).expect("upstream");
         for _ in 0..2 {
-            assert!(matches!(client.create(create(upstream), 1000).await, Outcome::Answered(_)));
+            assert!(matches!(client.create(create(upstream), 1000, soon()).await, Outcome::Answered(_)));
             tokio::time::sleep(Duration::from_millis(300)).await;
         }
     })
@@ -493,7 +526,7 @@ async fn creates_that_never_left_are_proven_so() {
             "/relative".to_owned(),
             "ftp://host/".to_owned(),
         ] {
-            let outcome = client.create(request(uri.clone()), 1000).await;
+            let outcome = client.create(request(uri.clone()), 1000, soon()).await;
             assert!(matches!(outcome, Outcome::NotSent(_)), "{uri}: {outcome:?}");
         }
         let error =

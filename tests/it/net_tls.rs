@@ -10,7 +10,7 @@ use ringfence::net::{
 };
 use tokio::process::Command;
 
-use crate::support::net::{By, Handling, RelayTo, bounded, edge_with, mirror, server, text, until};
+use crate::support::net::{By, Handling, RelayTo, bounded, edge_with, mirror, server, soon, text, until};
 
 /// A directory that goes with the test.
 pub struct Dir(pub PathBuf);
@@ -341,11 +341,11 @@ async fn upstreams_are_verified_against_the_public_roots_and_the_extra_ones() {
             http::Request::post(uri).body(Bytes::from_static(b"hi")).expect("request")
         };
         let strict = Upstream::new(UpstreamSettings::default()).expect("upstream");
-        let outcome = strict.create(request(), 1000).await;
+        let outcome = strict.create(request(), 1000, soon()).await;
         assert!(matches!(outcome, Outcome::NotSent(_)), "{outcome:?}");
         let trusting = Upstream::new(UpstreamSettings { extra_ca: Some(dir.cert()), ..UpstreamSettings::default() })
             .expect("upstream");
-        let Outcome::Answered(answer) = trusting.create(request(), 1000).await else { panic!("not answered") };
+        let Outcome::Answered(answer) = trusting.create(request(), 1000, soon()).await else { panic!("not answered") };
         assert!(answer.body().ends_with(b"\n\nhi"), "{answer:?}");
         for wrong in [dir.0.join("missing.pem"), dir.key()] {
             assert!(Upstream::new(UpstreamSettings { extra_ca: Some(wrong), ..UpstreamSettings::default() }).is_err());

@@ -15,6 +15,11 @@ use ringfence::net::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+/// Until when a create of a test may be sent.
+pub fn soon() -> Duration {
+    ringfence::clock::since_boot() + Duration::from_secs(60)
+}
+
 /// No test may hang the runner. A machine with much else to do may be many times slower than an idle one.
 pub async fn bounded<T>(test: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(600), test).await.expect("the test took longer than 600 s")
