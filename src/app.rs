@@ -172,7 +172,12 @@ impl App {
         );
 
         let (stop, draining, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
-        let feed = Feed::new(store.clone(), calls.lifecycle.hub.clone(), config.client.user_label.clone());
+        let feed = Feed::new(
+            store.clone(),
+            calls.lifecycle.hub.clone(),
+            calls.lifecycle.clock.clone(),
+            config.client.user_label.clone(),
+        );
         let others = config.gate.home != GateMode::Memory;
         tasks.spawn(feed.clone().run(others, stop.clone()));
         let client = Client {

@@ -3,9 +3,11 @@
 use std::fmt;
 use std::sync::Arc;
 
+use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, JwkSet};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, decode_header, encode};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::provider::secret::Secret;
 
@@ -102,21 +104,31 @@ impl Visitor {
 #[derive(Deserialize)]
 struct AppClaims {
     #[serde(default)]
-    sub: Option<String>,
-    exp: i64,
+    sub: Option<Value>,
+    /// RFC 7519 §2: seconds, and fractions of them.
+    exp: f64,
     #[serde(default)]
-    nbf: Option<i64>,
+    nbf: Option<f64>,
     #[serde(default)]
     businesses: Option<OneOrMany>,
     #[serde(default)]
-    scope: Option<String>,
+    scope: Option<Value>,
 }
 
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum OneOrMany {
-    One(String),
-    Many(Vec<String>),
+    Many(Vec<Value>),
+    One(Value),
+}
+
+/// Ids of businesses and people are numbers in some apps.
+fn word(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        _ => None,
+    }
 }
 
 impl Keys {
@@ -162,51 +174,72 @@ impl Keys {
         let claims = match header.alg {
             Algorithm::HS256 => {
                 let keys = self.secrets.iter().map(|s| DecodingKey::from_secret(s.expose().as_bytes()));
-                keys.into_iter().find_map(|key| checked(token, &key, Algorithm::HS256))
+                first_good(keys.into_iter().map(|key| checked(token, &key, Algorithm::HS256)))
             }
             algorithm => {
                 let fits = |key: &&PublicKey| {
                     key.algorithm == algorithm && (header.kid.is_none() || key.id.is_none() || key.id == header.kid)
                 };
-                self.public.iter().filter(fits).find_map(|key| checked(token, &key.key, algorithm))
+                first_good(self.public.iter().filter(fits).map(|key| checked(token, &key.key, algorithm)))
             }
         };
-        let claims = claims.ok_or_else(|| bad("none of the keys has signed it"))?;
-        if claims.exp + LEEWAY_SECS <= now_secs {
+        let claims = claims.map_err(bad)?;
+        // What does not fit is cut to what does.
+        let expires_at = claims.exp as i64;
+        if expires_at.saturating_add(LEEWAY_SECS) <= now_secs {
             return Err(bad("it has expired"));
         }
-        if claims.nbf.is_some_and(|from| from > now_secs + LEEWAY_SECS) {
+        if claims.nbf.is_some_and(|from| from as i64 > now_secs.saturating_add(LEEWAY_SECS)) {
             return Err(bad("it does not count yet"));
         }
         // Scopes are ringfence's own; one for scrapers is not for looking. An app's words mean nothing here.
-        if claims.scope.as_deref() == Some("metrics") {
+        if claims.scope.as_ref().and_then(Value::as_str) == Some("metrics") {
             return Err(bad("it allows metrics alone"));
         }
         let businesses = match claims.businesses {
             None => unstated.to_vec(),
-            Some(OneOrMany::One(one)) => vec![one],
-            Some(OneOrMany::Many(many)) => many,
+            Some(OneOrMany::One(one)) => word(&one).into_iter().collect(),
+            Some(OneOrMany::Many(many)) => many.iter().filter_map(word).collect(),
         };
         Ok(Visitor {
-            name: claims.sub.unwrap_or_default(),
-            expires_at: claims.exp,
+            name: claims.sub.as_ref().and_then(word).unwrap_or_default(),
+            expires_at,
             businesses: (!businesses.iter().any(|one| one == "*")).then_some(businesses),
         })
     }
 }
 
 /// The claims, if this key has signed them. Times are looked at by who knows the time.
-fn checked(token: &str, key: &DecodingKey, algorithm: Algorithm) -> Option<AppClaims> {
+fn checked(token: &str, key: &DecodingKey, algorithm: Algorithm) -> Result<AppClaims, &'static str> {
     let mut validation = Validation::new(algorithm);
     validation.validate_aud = false;
     validation.validate_exp = false;
-    decode::<AppClaims>(token, key, &validation).ok().map(|data| data.claims)
+    decode::<AppClaims>(token, key, &validation).map(|data| data.claims).map_err(|error| match error.kind() {
+        ErrorKind::Json(_) | ErrorKind::MissingRequiredClaim(_) => UNREADABLE,
+        _ => UNSIGNED,
+    })
+}
+
+const UNSIGNED: &str = "none of the keys has signed it";
+const UNREADABLE: &str = "its claims cannot be read: exp has to be a number, businesses a list";
+
+/// The first that is good; else why not, of the one that comes nearest.
+fn first_good(tries: impl Iterator<Item = Result<AppClaims, &'static str>>) -> Result<AppClaims, &'static str> {
+    let mut why = UNSIGNED;
+    for one in tries {
+        match one {
+            Ok(claims) => return Ok(claims),
+            Err(UNREADABLE) => why = UNREADABLE,
+            Err(_) => {}
+        }
+    }
+    Err(why)
 }
 
 #[cfg(test)]
 mod tests {
     use base64::Engine as _;
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 
@@ -266,5 +299,23 @@ mod tests {
             encode(&Header::new(Algorithm::HS256), &json!({"exp": 2000}), &EncodingKey::from_secret(JWKS.as_bytes()));
         assert!(keys.visitor(&forged.unwrap(), 1000, &[]).is_err());
         assert!(Keys::default().with_jwks(r#"{"keys":[]}"#).is_err() && Keys::default().with_jwks("{").is_err());
+    }
+
+    #[test]
+    fn claims_that_apps_write_otherwise_are_read_all_the_same() {
+        let keys = Keys::of_secrets(vec![Secret::new(SECRET)]);
+        let sign =
+            |claims: Value| encode(&Header::default(), &claims, &EncodingKey::from_secret(SECRET.as_bytes())).unwrap();
+        let odd = json!({"sub": 7, "exp": 1_760_000_000.5, "businesses": [999_999, "acme"], "scope": ["calls"]});
+        let visitor = keys.visitor(&sign(odd), 1_759_999_999, &[]).unwrap();
+        assert!(visitor.sees("999999") && visitor.sees("acme") && !visitor.sees("other"));
+        assert_eq!((visitor.name.as_str(), visitor.expires_at), ("7", 1_760_000_000));
+        let why = |claims: Value| keys.visitor(&sign(claims), 0, &[]).unwrap_err().to_string();
+        assert!(why(json!({"exp": "soon"})).contains("exp has to be a number"));
+        assert!(why(json!({"businesses": ["acme"]})).contains("exp has to be a number"), "it has to end");
+        let far = keys.visitor(&sign(json!({"exp": 1e16, "businesses": "acme"})), 0, &[]).unwrap();
+        assert_eq!(far.expires_at, 10_000_000_000_000_000);
+        let other = encode(&Header::default(), &json!({"exp": 9e9}), &EncodingKey::from_secret(b"another")).unwrap();
+        assert!(keys.visitor(&other, 0, &[]).unwrap_err().to_string().contains("none of the keys"));
     }
 }

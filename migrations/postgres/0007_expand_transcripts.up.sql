@@ -18,3 +18,4 @@ CREATE TABLE utterances (
     redacted         BOOLEAN NOT NULL DEFAULT false,      -- what it said is kept no longer (privacy.transcripts)
     UNIQUE (call_id, sequence)
 );
+CREATE INDEX utterances_kept ON utterances (call_id) WHERE NOT redacted;

@@ -1,5 +1,6 @@
 DROP TABLE audit;
 DELETE FROM deliveries WHERE own;
+DROP INDEX deliveries_call;
 DROP INDEX deliveries_event;
 ALTER TABLE deliveries DROP COLUMN noted_at;
 ALTER TABLE deliveries DROP COLUMN own;

@@ -33,6 +33,7 @@ CREATE INDEX webhook_events_of ON webhook_events (call_id) WHERE call_id IS NOT 
 ALTER TABLE deliveries ADD COLUMN own BOOLEAN NOT NULL DEFAULT false;
 ALTER TABLE deliveries ADD COLUMN noted_at BIGINT;
 CREATE INDEX deliveries_event ON deliveries (event_id);
+CREATE INDEX deliveries_call ON deliveries (call_id) WHERE call_id IS NOT NULL;
 
 -- What operators did.
 CREATE TABLE audit (

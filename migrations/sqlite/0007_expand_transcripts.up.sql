@@ -17,3 +17,4 @@ CREATE TABLE utterances (
     redacted         INTEGER NOT NULL DEFAULT 0,      -- what it said is kept no longer (privacy.transcripts)
     UNIQUE (call_id, sequence)
 ) STRICT;
+CREATE INDEX utterances_kept ON utterances (call_id) WHERE redacted = 0;

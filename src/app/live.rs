@@ -247,7 +247,9 @@ impl Live {
             hash,
             config,
         };
+        let client = next.client.clone();
         self.swap(calls, policy, next).await.map_err(|error| error.to_string())?;
+        client.in_force();
         self.sweep(self.sweepers());
         Ok(())
     }

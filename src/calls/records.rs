@@ -82,8 +82,6 @@ impl Transcripts {
 pub struct Searched {
     /// Of those that ended until then all have a record, or one is expected.
     until_ms: Option<UnixMs>,
-    /// Of those that ended until then nothing is kept that may not be.
-    redacted_ms: Option<UnixMs>,
 }
 
 impl Calls {
@@ -218,6 +216,8 @@ impl Calls {
             let again = AGAIN_SECS.get(tries as usize).map(|secs| now_ms + secs * 1000);
             let (why, again) = match Box::pin(self.ask_record(&record, "poll", again)).await {
                 Asked::Kept => continue,
+                // One that cannot be written must not keep the others from their turn.
+                Asked::Store(error) if store.ping().await.is_ok() => (error.to_string(), again),
                 Asked::Store(error) => return Err(error),
                 Asked::NoWay => ("nobody can be asked for it".to_owned(), None),
                 Asked::Absent => ("the provider has no record of it".to_owned(), again),
@@ -237,13 +237,11 @@ impl Calls {
     ///
     /// # Errors
     /// The store failed.
-    pub async fn redact(&self, searched: &mut Searched) -> Result<()> {
+    pub async fn redact(&self) -> Result<()> {
         let Some(redact) = self.settings.transcripts.redaction() else { return Ok(()) };
         let wait_ms = i64::try_from(self.settings.record_wait.as_millis()).unwrap_or(i64::MAX);
         let until_ms = self.lifecycle.clock.now_ms().saturating_sub(wait_ms);
-        let from_ms = searched.redacted_ms.map_or(0, |at| at - LATE_MS);
-        while self.lifecycle.store.redact(from_ms, until_ms, redact).await? > 0 {}
-        searched.redacted_ms = Some(until_ms);
+        while self.lifecycle.store.redact(until_ms, redact).await? > 0 {}
         Ok(())
     }
 
@@ -253,7 +251,7 @@ impl Calls {
         let unknown = || problem(StatusCode::NOT_FOUND, "CALL_NOT_FOUND", "No call of this conversation is on record.");
         let failed = |error: crate::store::StoreError| {
             warn!(%error, "a conversation could not be fetched");
-            problem(StatusCode::SERVICE_UNAVAILABLE, "STORE_UNAVAILABLE", &error.to_string())
+            problem(StatusCode::SERVICE_UNAVAILABLE, "STORE_UNAVAILABLE", "The record does not answer; try again.")
         };
         let Some(alias) = Alias::new("conversation_id", id) else { return unknown() };
         let record = match self.lifecycle.store.resolve(&[alias]).await {

@@ -17,6 +17,7 @@ use tracing::debug;
 
 use super::message;
 use crate::call::Phase;
+use crate::clock::Clock;
 use crate::hub::Hub;
 use crate::ids::CallId;
 use crate::store::{CallRecord, Result, Standing, Store, StoredPostCall, Utterance};
@@ -28,6 +29,10 @@ pub(super) const READ_MAX: u32 = 256;
 /// How often it is looked for what other replicas have written, and for new calls of followed businesses.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
+/// A call that ended so lately is still told of to who follows its business.
+const JUST_ENDED_MS: i64 = 60_000;
+/// Calls, the latest, among which those are looked for.
+pub(super) const LATEST_MAX: u32 = 500;
 /// How long after other replicas could not be heard it is tried again.
 const LISTEN_AGAIN: Duration = Duration::from_secs(5);
 
@@ -38,6 +43,7 @@ pub struct Feed(Arc<Inner>);
 struct Inner {
     store: Arc<dyn Store>,
     hub: Hub,
+    clock: Clock,
     user_label: String,
     channels: Mutex<HashMap<CallId, Weak<Channel>>>,
     /// Who follows whole businesses, by the number of the connection.
@@ -94,6 +100,7 @@ pub(super) struct News {
 /// Keeps a connection among the followers of a call.
 pub(super) struct Following {
     pub channel: Arc<Channel>,
+    feed: Feed,
     connection: u64,
 }
 
@@ -104,7 +111,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Drop for Following {
     fn drop(&mut self) {
-        lock(&self.channel.followers).remove(&self.connection);
+        // In the order of `follow`, so that nobody begins to follow a channel that goes.
+        let mut channels = lock(&self.feed.0.channels);
+        let mut followers = lock(&self.channel.followers);
+        followers.remove(&self.connection);
+        if followers.is_empty() {
+            channels.remove(&self.channel.call);
+        }
     }
 }
 
@@ -141,8 +154,15 @@ impl Channel {
 
 impl Feed {
     /// A feed of this record and these bells.
-    pub fn new(store: Arc<dyn Store>, hub: Hub, user_label: String) -> Self {
-        Self(Arc::new(Inner { store, hub, user_label, channels: Mutex::default(), businesses: Mutex::default() }))
+    pub fn new(store: Arc<dyn Store>, hub: Hub, clock: Clock, user_label: String) -> Self {
+        Self(Arc::new(Inner {
+            store,
+            hub,
+            clock,
+            user_label,
+            channels: Mutex::default(),
+            businesses: Mutex::default(),
+        }))
     }
 
     /// How people are called.
@@ -197,9 +217,7 @@ impl Feed {
     }
 
     fn followed(&self) -> Vec<Arc<Channel>> {
-        let mut channels = lock(&self.0.channels);
-        channels.retain(|_, channel| channel.strong_count() > 0);
-        channels.values().filter_map(Weak::upgrade).collect()
+        lock(&self.0.channels).values().filter_map(Weak::upgrade).collect()
     }
 
     /// Rings for what another replica has written.
@@ -229,12 +247,21 @@ impl Feed {
         }
     }
 
-    /// Tells who follows a business of its open calls.
+    /// A call may begin and end between two looks, or while who follows its business is away.
+    async fn open_and_just_ended(&self) -> Result<Vec<CallRecord>> {
+        let mut calls = self.0.store.open_calls().await?;
+        let since_ms = self.0.clock.now_ms() - JUST_ENDED_MS;
+        let latest = self.0.store.latest_calls(LATEST_MAX).await?;
+        calls.extend(latest.into_iter().filter(|call| call.ended_at.is_some_and(|at| at >= since_ms)));
+        Ok(calls)
+    }
+
+    /// Tells who follows a business of its calls.
     async fn look_at_businesses(&self) {
         if lock(&self.0.businesses).is_empty() {
             return;
         }
-        let open = match self.0.store.open_calls().await {
+        let open = match self.open_and_just_ended().await {
             Ok(open) => open,
             Err(error) => return debug!(%error, "calls of followed businesses cannot be read"),
         };
@@ -267,7 +294,8 @@ impl Feed {
                 standing: Mutex::default(),
             })
         };
-        let channel = match lock(&self.0.channels).entry(call.clone()) {
+        let mut channels = lock(&self.0.channels);
+        let channel = match channels.entry(call.clone()) {
             Entry::Occupied(mut there) => there.get().upgrade().unwrap_or_else(|| {
                 let channel = fresh();
                 there.insert(Arc::downgrade(&channel));
@@ -280,7 +308,8 @@ impl Feed {
             }
         };
         lock(&channel.followers).insert(connection, wake.clone());
-        Following { channel, connection }
+        drop(channels);
+        Following { channel, feed: self.clone(), connection }
     }
 
     /// What there is after a number. `None`: the call is not on record any more.
@@ -306,6 +335,12 @@ impl Feed {
         Ok(Some(News { record, told, last, messages }))
     }
 
+    /// The same, whatever bells have rung: somebody knows more than was read.
+    pub(super) async fn newest(&self, channel: &Channel, after: i64) -> Result<Option<News>> {
+        channel.bells.fetch_add(1, Ordering::Release);
+        self.news(channel, after).await
+    }
+
     /// Reads what came since the last bell. One follower does it for all.
     async fn refresh(&self, channel: &Channel, kept: &mut Kept) -> Result<()> {
         let bell = channel.bells.load(Ordering::Acquire);
@@ -318,6 +353,10 @@ impl Feed {
             kept.record = None;
             return Ok(());
         };
+        // Before what was said: a record that is whole comes after the last of that.
+        if record.phase == Phase::Ended {
+            kept.told = store.post_call(&channel.call).await?.map(Arc::new);
+        }
         if !was_read {
             kept.last = store.last_sequence(&channel.call).await?;
         }
@@ -332,9 +371,6 @@ impl Feed {
             if new.len() < READ_MAX as usize {
                 break;
             }
-        }
-        if record.phase == Phase::Ended {
-            kept.told = store.post_call(&channel.call).await?.map(Arc::new);
         }
         // Only now: what failed half-way is read again.
         (kept.record, kept.bell) = (Some(record), bell);

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -84,6 +85,8 @@ pub struct Client {
 pub struct Sockets {
     by_token: Arc<Mutex<HashMap<String, u32>>>,
     number: Arc<AtomicU64>,
+    /// The newest settings: a key that is taken out of the config lets nobody stay.
+    newest: Arc<ArcSwapOption<Settings>>,
 }
 
 /// One of a token's sockets.
@@ -184,13 +187,19 @@ impl Handler for Client {
 }
 
 impl Client {
+    /// Puts these settings in force for who shows a token from now on, on sockets that are open, too.
+    pub fn in_force(&self) {
+        self.sockets.newest.store(Some(self.settings.clone()));
+    }
+
     /// Who shows this token.
     ///
     /// # Errors
     /// It does not count.
     fn visitor(&self, token: &str) -> Result<Visitor, BadToken> {
         let now_secs = self.lifecycle.clock.now_ms() / 1000;
-        self.settings.keys.visitor(token, now_secs, &self.settings.default_businesses)
+        let newest = self.sockets.newest.load_full().unwrap_or_else(|| self.settings.clone());
+        newest.keys.visitor(token, now_secs, &newest.default_businesses)
     }
 
     /// A call by one of its ids, if it is this visitor's to see.
@@ -254,13 +263,14 @@ impl Client {
         let after = number(exchange, "after")?.unwrap_or(0);
         let limit =
             number(exchange, "limit")?.and_then(|n| u32::try_from(n).ok()).unwrap_or(PAGE_MAX).clamp(1, PAGE_MAX);
+        // Before what was said: a record that is whole comes after the last of that.
+        let post_call = self.lifecycle.store.post_call(&call.id).await?;
         let last = self.lifecycle.store.last_sequence(&call.id).await?;
         let utterances = self.lifecycle.store.utterances(&call.id, after, limit).await?;
         let label = &self.settings.user_label;
         let mut messages: Vec<Value> = utterances.iter().map(|one| message::transcription(&call, one, label)).collect();
         let reached = utterances.last().map_or(after, |one| one.sequence);
         let wait_ms = i64::try_from(self.settings.record_wait.as_millis()).unwrap_or(i64::MAX);
-        let post_call = self.lifecycle.store.post_call(&call.id).await?;
         let post_call = post_call.as_ref();
         if let Some(complete_at) = message::complete_at(&call, post_call, wait_ms).filter(|_| reached >= last) {
             messages.push(message::call_status(&call));

@@ -2,7 +2,7 @@
 //!
 //! Nothing waits in memory for a slow client: how far it is, is a number, and the rest is read when it has taken what was before.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message};
 use tokio_tungstenite::tungstenite::{Bytes, Utf8Bytes};
 use tracing::{info, warn};
 
-use super::feed::{Following, News, Wake};
+use super::feed::{Following, LATEST_MAX, News, Wake};
 use super::message::{self, Code, Command};
 use super::{Client, FOLLOWED_MAX};
 use crate::call::Phase;
@@ -80,7 +80,7 @@ pub(super) struct Connection {
     calls: HashMap<CallId, Followed>,
     businesses: HashSet<String>,
     /// Calls of followed businesses that were sent to their end.
-    done: HashSet<CallId>,
+    done: BTreeSet<CallId>,
 }
 
 impl Drop for Connection {
@@ -105,7 +105,7 @@ impl Connection {
             wake: Arc::default(),
             calls: HashMap::new(),
             businesses: HashSet::new(),
-            done: HashSet::new(),
+            done: BTreeSet::new(),
         }
     }
 
@@ -141,7 +141,8 @@ impl Connection {
             let looks_in = self.calls.values().filter_map(|call| call.look_at).min().map(|at| at - now_ms);
             let next_ms = looks_in.map_or(expires_in, |ms| ms.min(expires_in));
             let next = Duration::from_millis(u64::try_from(next_ms).unwrap_or(0));
-            let listen_until = heard_at + if pinged { idle } else { idle / 2 };
+            // A pong has its own time: what was sent meanwhile may have taken long.
+            let listen_until = heard_at + idle / 2;
             tokio::select! {
                 () = draining.cancelled() => return Err(Over::Stopping),
                 said = self.socket.next() => {
@@ -162,7 +163,7 @@ impl Connection {
                     if pinged {
                         return Err(Over::Idle);
                     }
-                    pinged = true;
+                    (heard_at, pinged) = (Instant::now(), true);
                     self.write(Message::Ping(Bytes::new())).await?;
                 }
             }
@@ -267,12 +268,21 @@ impl Connection {
             self.send(&message::call_completed(record, told)).await?;
             self.calls.remove(&record.id);
             if !self.businesses.is_empty() {
-                self.done.insert(record.id.clone());
+                self.is_done(&record.id);
             }
         } else if let Some(followed) = self.calls.get_mut(&record.id) {
             followed.look_at = complete_at;
         }
         Ok(())
+    }
+
+    /// It is not taken up again with its business.
+    fn is_done(&mut self, call: &CallId) {
+        self.done.insert(call.clone());
+        // Ids are in the order of time; what is older is not looked at.
+        while self.done.len() > 4 * LATEST_MAX as usize {
+            self.done.pop_first();
+        }
     }
 
     fn look_later(&mut self, call: &CallId) {
@@ -348,13 +358,24 @@ impl Connection {
                 look_at: None,
             },
         };
-        let news = match self.client.feed.news(&following.following.channel, i64::MAX).await {
+        let (feed, channel) = (&self.client.feed, &following.following.channel);
+        let news = match feed.news(channel, i64::MAX).await {
+            // It has heard of more at another replica.
+            Ok(Some(news)) if after.is_some_and(|n| n > news.last) => feed.newest(channel, i64::MAX).await,
+            news => news,
+        };
+        let news = match news {
             Ok(Some(news)) => news,
             Ok(None) => {
                 return self.error(Code::CallNotFound, &format!("No call is known as {identifier}")).await;
             }
             Err(error) => {
                 warn!(%error, "a subscription failed");
+                // What was followed before still is.
+                if following.sent != i64::MAX {
+                    let look_at = Some(self.client.lifecycle.clock.now_ms() + LOOK_AGAIN_MS);
+                    self.calls.insert(call.clone(), Followed { look_at, ..following });
+                }
                 return self.error(Code::SubscriptionFailed, "The record does not answer; try again").await;
             }
         };

@@ -24,8 +24,11 @@ pub(super) struct Told {
     pub(super) body: String,
 }
 
+/// What the ids of our own events begin with.
+pub(super) const EVENT: &str = "evt_";
+
 fn told(kind: &str, call: Option<&CallId>, at_ms: UnixMs, data: &Value) -> Told {
-    let id = format!("evt_{}", Ulid::new().to_string().to_lowercase());
+    let id = format!("{EVENT}{}", Ulid::new().to_string().to_lowercase());
     let body = json!({"type": kind, "timestamp": rfc3339(at_ms), "data": data}).to_string();
     Told { id, call: call.map(ToString::to_string), at_ms, body }
 }
@@ -88,7 +91,9 @@ pub(super) fn refused(refusal: &RefusalRecord) -> Option<Told> {
         "direction": refusal.direction, "reason": refusal.code, "limitName": refusal.limit_name,
         "current": refusal.current, "limit": refusal.limit,
     });
-    Some(told("call.refused", None, refusal.at, &data))
+    let one = told("call.refused", None, refusal.at, &data);
+    // By its refusal's id, so that it is found with it.
+    Some(Told { id: format!("{EVENT}{}", refusal.id), ..one })
 }
 
 /// What a complete record is told as.

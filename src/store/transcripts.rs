@@ -81,8 +81,8 @@ pub type Redact = fn(&str) -> String;
 #[async_trait]
 pub trait Transcripts {
     /// Puts an utterance on record under the next number of its call. The webhook that brought it may come again: then this is
-    /// what stands already.
-    async fn say(&self, call: &CallId, said: NewUtterance) -> Result<Said>;
+    /// what stands already. `None`: there is no such call any more.
+    async fn say(&self, call: &CallId, said: NewUtterance) -> Result<Option<Said>>;
 
     /// Utterances of a call after a number, in order, at most `limit`.
     async fn utterances(&self, call: &CallId, after: i64, limit: u32) -> Result<Vec<Utterance>>;
@@ -96,9 +96,9 @@ pub trait Transcripts {
         drop(ring);
     }
 
-    /// Puts what `redact` makes of them in place of the texts of calls that ended between two times and were not redacted yet, of a
-    /// few at a time. Returns how many utterances there were: 0 means that all is done.
-    async fn redact(&self, from_ms: UnixMs, until_ms: UnixMs, redact: Redact) -> Result<u64>;
+    /// Puts what `redact` makes of them in place of the texts of calls that ended before a time and were not redacted yet, of a few at
+    /// a time. Returns how many utterances there were: 0 means that all is done.
+    async fn redact(&self, ended_before_ms: UnixMs, redact: Redact) -> Result<u64>;
 
     /// Where these calls stand; those that are not on record are left out.
     async fn standings(&self, calls: &[CallId]) -> Result<Vec<Standing>>;

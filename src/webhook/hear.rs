@@ -6,7 +6,7 @@ use http::{HeaderMap, Response, StatusCode};
 use tracing::warn;
 
 use super::{Came, Taken, Webhooks};
-use crate::call::{Origin, Phase};
+use crate::call::{EndProof, Origin, Phase};
 use crate::calls::inbound::Arrival;
 use crate::clock::rfc3339;
 use crate::hub::Partial;
@@ -65,12 +65,16 @@ impl Webhooks {
             source_sequence: heard.order,
             at_ms,
         };
-        let said = lifecycle.store.say(&call, said).await?;
+        let Some(said) = lifecycle.store.say(&call, said).await? else { return Ok(Came::of("forgotten")) };
         lifecycle.hub.ring(&call);
         // Who speaks has been connected, and may be known by another id from now on.
         let record = lifecycle.store.call(&call).await?;
         let is_news = |record: &crate::store::CallRecord| {
-            record.phase < Phase::Live || taken.aliases.iter().any(|alias| !record.aliases.contains(alias))
+            record.phase < Phase::Live
+                // It was taken for over, or is about to be.
+                || record.proof == Some(EndProof::Deadline)
+                || record.absent_at.is_some()
+                || taken.aliases.iter().any(|alias| !record.aliases.contains(alias))
         };
         if record.as_ref().is_some_and(is_news) {
             let bind = taken.aliases.clone();

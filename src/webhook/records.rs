@@ -115,8 +115,11 @@ impl Webhooks {
             let id = event.id.clone();
             match Box::pin(self.apply_one_found(event)).await {
                 Ok(()) => info!(event = id, "a webhook that waited for its call was applied"),
-                Err(StoreError::Damaged(why)) => {
-                    warn!(event = id, why, "a webhook that waited for its call cannot be applied");
+                // One that cannot be written must not keep the others from their turn.
+                Err(error)
+                    if matches!(error, StoreError::Damaged(_)) || self.calls.lifecycle.store.ping().await.is_ok() =>
+                {
+                    warn!(event = id, %error, "a webhook that waited for its call cannot be applied");
                     self.calls.lifecycle.store.event_found(&id, None, "unusable").await?;
                 }
                 Err(error) => return Err(error),
@@ -162,21 +165,25 @@ pub async fn records_loop(inbox: impl Fn() -> Webhooks, leads: impl Fn() -> bool
             continue;
         }
         let inbox = inbox();
-        let step = async {
+        let steps = async {
+            let mut failed = None;
             if stopped.is_none_or(|at| at.elapsed() >= STOP_EVERY) {
-                inbox.stop_waiting().await?;
-                stopped = Some(Instant::now());
+                match inbox.stop_waiting().await {
+                    Ok(()) => stopped = Some(Instant::now()),
+                    Err(error) => failed = Some(error),
+                }
             }
-            inbox.apply_found().await?;
-            inbox.calls.redact(&mut searched).await?;
-            Box::pin(inbox.calls.seek_records(&mut searched)).await
+            // None keeps the others from their turn.
+            failed = inbox.apply_found().await.err().or(failed);
+            failed = inbox.calls.redact().await.err().or(failed);
+            Box::pin(inbox.calls.seek_records(&mut searched)).await.err().or(failed)
         };
         // What is cut off here is due again.
-        let done = tokio::select! {
+        let failed = tokio::select! {
             () = stop.cancelled() => return,
-            done = Box::pin(step) => done,
+            failed = Box::pin(steps) => failed,
         };
-        if let Err(error) = done {
+        if let Some(error) = failed {
             warn!(%error, "missing records could not be seen to");
         }
     }

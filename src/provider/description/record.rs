@@ -82,7 +82,8 @@ impl PostCallRules {
     pub fn read(&self, message: &Message<'_>) -> (PostCall, bool) {
         let text = |selector: &Option<Selector>| {
             let text = selector.as_ref()?.text(message)?;
-            (!text.is_empty() && text.len() <= PART_BYTES_MAX).then(|| text.into_owned())
+            // Postgres keeps no NUL.
+            (!text.is_empty() && text.len() <= PART_BYTES_MAX).then(|| text.replace('\0', "\u{FFFD}"))
         };
         let json = |selector: &Option<Selector>| {
             let value = selector.as_ref()?.json(message.body)?;

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use sqlx::{PgConnection, Row as _};
 
 use super::super::rows::{Sql, audit_record, call_id, damaged, inbox_event, outbox_delivery};
+use super::super::told::EVENT;
 use super::super::{AuditRecord, Desk, Inbox, InboxEvent, NewEvent, Outbox, OutboxDelivery, Purged, Result};
 use super::messages::{PURGE_ROWS, event};
 use super::{PostgresStore, query};
@@ -101,7 +102,7 @@ async fn redeliver(c: &mut PgConnection, event_id: String, at_ms: UnixMs) -> Sql
 }
 
 async fn forget_body(c: &mut PgConnection, event_id: String) -> Sql<()> {
-    let event = "UPDATE webhook_events SET body = NULL WHERE id = $1 AND outcome IS NOT NULL";
+    let event = "UPDATE webhook_events SET body = NULL WHERE id = $1 AND outcome IS NOT NULL AND waits_id IS NULL";
     query(event).bind(&event_id).execute(&mut *c).await?;
     let deliveries = "UPDATE deliveries SET body = NULL WHERE event_id = $1 AND done_at IS NOT NULL";
     query(deliveries).bind(&event_id).execute(c).await.map(drop)
@@ -134,7 +135,8 @@ async fn purge_calls(c: &mut PgConnection, business: Arc<str>) -> Sql<Purged> {
     for (n, sql) in [
         "DELETE FROM deliveries WHERE call_id = ANY($1) OR event_id IN
              (SELECT id FROM webhook_events WHERE call_id = ANY($1))",
-        "DELETE FROM webhook_events WHERE call_id = ANY($1)",
+        "DELETE FROM webhook_events WHERE call_id = ANY($1)
+             OR (waits_kind, waits_id) IN (SELECT kind, id FROM call_aliases WHERE call_id = ANY($1))",
         "DELETE FROM call_records WHERE call_id = ANY($1)",
         "DELETE FROM utterances WHERE call_id = ANY($1)",
         "DELETE FROM transcripts WHERE call_id = ANY($1)",
@@ -151,7 +153,12 @@ async fn purge_calls(c: &mut PgConnection, business: Arc<str>) -> Sql<Purged> {
 }
 
 async fn purge_refusals(c: &mut PgConnection, business: Arc<str>) -> Sql<u64> {
-    let gone = query("DELETE FROM refusals WHERE id IN (SELECT id FROM refusals WHERE business = $1 LIMIT $2)");
+    let told = query(
+        "DELETE FROM deliveries WHERE event_id IN (SELECT $2 || id FROM refusals WHERE business = $1 ORDER BY id LIMIT $3)",
+    );
+    told.bind(&*business).bind(EVENT).bind(i64::from(PURGE_ROWS)).execute(&mut *c).await?;
+    let gone =
+        query("DELETE FROM refusals WHERE id IN (SELECT id FROM refusals WHERE business = $1 ORDER BY id LIMIT $2)");
     Ok(gone.bind(&*business).bind(i64::from(PURGE_ROWS)).execute(c).await?.rows_affected())
 }
 

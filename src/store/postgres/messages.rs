@@ -305,7 +305,7 @@ pub(super) const PURGES: [Purge; 5] = [
     Purge {
         early: false,
         sql: &["DELETE FROM webhook_events WHERE id IN
-                (SELECT id FROM webhook_events WHERE outcome IS NOT NULL AND received_at < $1 LIMIT $2)"],
+                (SELECT id FROM webhook_events WHERE (outcome IS NOT NULL OR parked_at IS NOT NULL) AND received_at < $1 LIMIT $2)"],
     },
     Purge { early: false, sql: &["DELETE FROM refusals WHERE id IN (SELECT id FROM refusals WHERE at < $1 LIMIT $2)"] },
     Purge { early: false, sql: &["DELETE FROM audit WHERE id IN (SELECT id FROM audit WHERE at < $1 LIMIT $2)"] },

@@ -27,7 +27,12 @@ async fn lock(c: &mut PgConnection, call: &CallId) -> Sql<()> {
     Ok(())
 }
 
-async fn say(c: &mut PgConnection, call: CallId, said: NewUtterance, tell: bool) -> Sql<Said> {
+async fn say(c: &mut PgConnection, call: CallId, said: NewUtterance, tell: bool) -> Sql<Option<Said>> {
+    // It is not deleted meanwhile.
+    let there = query("SELECT 1 FROM calls WHERE id = $1 FOR KEY SHARE").bind(call.as_str());
+    if there.fetch_optional(&mut *c).await?.is_none() {
+        return Ok(None);
+    }
     lock(c, &call).await?;
     // A statement of its own, so that it sees what the one before it waited for.
     let row = query(
@@ -50,7 +55,7 @@ async fn say(c: &mut PgConnection, call: CallId, said: NewUtterance, tell: bool)
     if tell {
         query("SELECT pg_notify($1, $2)").bind(BELLS).bind(call.as_str()).execute(c).await?;
     }
-    Ok(Said { id: row.try_get("id")?, sequence: row.try_get("sequence")? })
+    Ok(Some(Said { id: row.try_get("id")?, sequence: row.try_get("sequence")? }))
 }
 
 async fn utterances(c: &mut PgConnection, call: CallId, after: i64, limit: u32) -> Sql<Vec<Utterance>> {
@@ -68,12 +73,12 @@ async fn last_sequence(c: &mut PgConnection, call: CallId) -> Sql<i64> {
     row.fetch_optional(c).await?.map_or(Ok(0), |row| row.try_get("last_sequence"))
 }
 
-async fn redact_some(c: &mut PgConnection, between_ms: (UnixMs, UnixMs), redact: Redact) -> Sql<u64> {
+async fn redact_some(c: &mut PgConnection, ended_before_ms: UnixMs, redact: Redact) -> Sql<u64> {
     let rows = query(
         "SELECT u.id, u.message FROM utterances u JOIN calls c ON c.id = u.call_id
-         WHERE c.phase = 'ended' AND c.ended_at >= $1 AND c.ended_at < $2 AND NOT u.redacted LIMIT $3 FOR UPDATE OF u SKIP LOCKED",
+         WHERE c.phase = 'ended' AND c.ended_at < $1 AND NOT u.redacted LIMIT $2 FOR UPDATE OF u SKIP LOCKED",
     );
-    let rows = rows.bind(between_ms.0).bind(between_ms.1).bind(REDACTED_AT_ONCE).fetch_all(&mut *c).await?;
+    let rows = rows.bind(ended_before_ms).bind(REDACTED_AT_ONCE).fetch_all(&mut *c).await?;
     let ids = rows.iter().map(|row| row.try_get("id")).collect::<Sql<Vec<i64>>>()?;
     let texts = rows.iter().map(|row| Ok(redact(row.try_get("message")?))).collect::<Sql<Vec<String>>>()?;
     let done = query(
@@ -97,7 +102,7 @@ async fn standings(c: &mut PgConnection, ids: Vec<String>) -> Sql<Vec<Standing>>
 
 #[async_trait]
 impl Transcripts for PostgresStore {
-    async fn say(&self, call: &CallId, said: NewUtterance) -> Result<Said> {
+    async fn say(&self, call: &CallId, said: NewUtterance) -> Result<Option<Said>> {
         let call = call.clone();
         // Commits that notify queue up in the server: not where nobody listens.
         let tell = self.me.sharing() == Sharing::Shared;
@@ -114,8 +119,8 @@ impl Transcripts for PostgresStore {
         self.db.read(move |c| Box::pin(last_sequence(c, call.clone()))).await
     }
 
-    async fn redact(&self, from_ms: UnixMs, until_ms: UnixMs, redact: Redact) -> Result<u64> {
-        self.db.write(move |c| Box::pin(redact_some(c, (from_ms, until_ms), redact))).await
+    async fn redact(&self, ended_before_ms: UnixMs, redact: Redact) -> Result<u64> {
+        self.db.write(move |c| Box::pin(redact_some(c, ended_before_ms, redact))).await
     }
 
     async fn listen(&self, ring: Ring) {

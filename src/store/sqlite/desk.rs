@@ -5,6 +5,7 @@ use rusqlite::{Connection, params};
 use sqlx::Row as _;
 
 use super::super::rows::{Sql, audit_record, call_id, inbox_event, outbox_delivery};
+use super::super::told::EVENT;
 use super::super::{AuditRecord, Desk, Inbox, InboxEvent, NewEvent, Outbox, OutboxDelivery, Purged, Result};
 use super::SqliteStore;
 use super::calls_write::to_json;
@@ -26,7 +27,10 @@ fn purge_calls(c: &Connection, ids: &str) -> Written<Purged> {
         "DELETE FROM deliveries WHERE call_id IN (SELECT value FROM json_each(?1)) OR event_id IN
              (SELECT id FROM webhook_events WHERE call_id IN (SELECT value FROM json_each(?1)))",
     )?;
-    let events = gone("DELETE FROM webhook_events WHERE call_id IN (SELECT value FROM json_each(?1))")?;
+    let events = gone(
+        "DELETE FROM webhook_events WHERE call_id IN (SELECT value FROM json_each(?1)) OR (waits_kind, waits_id) IN
+             (SELECT kind, id FROM call_aliases WHERE call_id IN (SELECT value FROM json_each(?1)))",
+    )?;
     gone("DELETE FROM call_records WHERE call_id IN (SELECT value FROM json_each(?1))")?;
     gone("DELETE FROM utterances WHERE call_id IN (SELECT value FROM json_each(?1))")?;
     gone("DELETE FROM transcripts WHERE call_id IN (SELECT value FROM json_each(?1))")?;
@@ -107,8 +111,10 @@ impl Desk for SqliteStore {
         let event = event_id.to_owned();
         self.writer
             .run(move |c| {
-                c.prepare_cached("UPDATE webhook_events SET body = NULL WHERE id = ?1 AND outcome IS NOT NULL")?
-                    .execute([&event])?;
+                c.prepare_cached(
+                    "UPDATE webhook_events SET body = NULL WHERE id = ?1 AND outcome IS NOT NULL AND waits_id IS NULL",
+                )?
+                .execute([&event])?;
                 c.prepare_cached("UPDATE deliveries SET body = NULL WHERE event_id = ?1 AND done_at IS NOT NULL")?
                     .execute([&event])
                     .map(drop)
@@ -146,8 +152,15 @@ impl Desk for SqliteStore {
         }
         loop {
             let business = business.to_owned();
-            let sql = "DELETE FROM refusals WHERE id IN (SELECT id FROM refusals WHERE business = ?1 LIMIT ?2)";
-            let rows = self.writer.run(move |c| c.prepare_cached(sql)?.execute(params![business, PURGE_ROWS])).await?;
+            let told = "DELETE FROM deliveries WHERE event_id IN
+                 (SELECT ?3 || id FROM refusals WHERE business = ?1 ORDER BY id LIMIT ?2)";
+            let sql =
+                "DELETE FROM refusals WHERE id IN (SELECT id FROM refusals WHERE business = ?1 ORDER BY id LIMIT ?2)";
+            let rows = self.writer.run(move |c| {
+                c.prepare_cached(told)?.execute(params![business, PURGE_ROWS, EVENT])?;
+                c.prepare_cached(sql)?.execute(params![business, PURGE_ROWS])
+            });
+            let rows = rows.await?;
             all.refusals += rows as u64;
             if rows < PURGE_ROWS as usize {
                 break;

@@ -140,7 +140,7 @@ impl Records for SqliteStore {
 
     async fn found_events(&self, since_ms: UnixMs, limit: u32) -> Result<Vec<NewEvent>> {
         let rows = sqlx::query(
-            "SELECT e.* FROM webhook_events e JOIN call_aliases a ON a.kind = e.waits_kind AND a.id = e.waits_id
+            "SELECT e.* FROM webhook_events e INDEXED BY webhook_events_waiting JOIN call_aliases a ON a.kind = e.waits_kind AND a.id = e.waits_id
              WHERE e.waits_id IS NOT NULL AND e.outcome IS NOT NULL AND e.received_at >= $1 AND a.call_id IS NOT NULL
              ORDER BY e.received_at, e.id LIMIT $2",
         );

@@ -15,13 +15,16 @@ use crate::ids::CallId;
 const REDACTED_AT_ONCE: i64 = 500;
 
 /// The writer is one: nothing comes between these statements.
-fn say(c: &Connection, call: &CallId, said: &NewUtterance) -> Written<Said> {
+fn say(c: &Connection, call: &CallId, said: &NewUtterance) -> Written<Option<Said>> {
     let before = c
         .prepare_cached("SELECT id, sequence FROM utterances WHERE event_id = ?1")?
         .query_row([&said.event_id], |row| Ok(Said { id: row.get(0)?, sequence: row.get(1)? }))
         .optional()?;
-    if let Some(before) = before {
+    if before.is_some() {
         return Ok(before);
+    }
+    if !c.prepare_cached("SELECT 1 FROM calls WHERE id = ?1")?.exists([call.as_str()])? {
+        return Ok(None);
     }
     let sequence = c
         .prepare_cached(
@@ -47,15 +50,15 @@ fn say(c: &Connection, call: &CallId, said: &NewUtterance) -> Written<Said> {
             ],
             |row| row.get(0),
         )?;
-    Ok(Said { id, sequence })
+    Ok(Some(Said { id, sequence }))
 }
 
-fn redact_some(c: &Connection, from_ms: UnixMs, until_ms: UnixMs, redact: Redact) -> Written<u64> {
+fn redact_some(c: &Connection, ended_before_ms: UnixMs, redact: Redact) -> Written<u64> {
     let mut some = c.prepare_cached(
-        "SELECT u.id, u.message FROM utterances u JOIN calls c ON c.id = u.call_id
-         WHERE c.phase = 'ended' AND c.ended_at >= ?1 AND c.ended_at < ?2 AND NOT u.redacted LIMIT ?3",
+        "SELECT u.id, u.message FROM utterances u INDEXED BY utterances_kept JOIN calls c ON c.id = u.call_id
+         WHERE c.phase = 'ended' AND c.ended_at < ?1 AND u.redacted = 0 LIMIT ?2",
     )?;
-    let rows = some.query_map(params![from_ms, until_ms, REDACTED_AT_ONCE], |row| {
+    let rows = some.query_map(params![ended_before_ms, REDACTED_AT_ONCE], |row| {
         Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?))
     })?;
     let rows = rows.collect::<Written<Vec<_>>>()?;
@@ -68,7 +71,7 @@ fn redact_some(c: &Connection, from_ms: UnixMs, until_ms: UnixMs, redact: Redact
 
 #[async_trait]
 impl Transcripts for SqliteStore {
-    async fn say(&self, call: &CallId, said: NewUtterance) -> Result<Said> {
+    async fn say(&self, call: &CallId, said: NewUtterance) -> Result<Option<Said>> {
         let call = call.clone();
         self.writer.run(move |c| say(c, &call, &said)).await
     }
@@ -92,8 +95,8 @@ impl Transcripts for SqliteStore {
         Ok(last.unwrap_or(0))
     }
 
-    async fn redact(&self, from_ms: UnixMs, until_ms: UnixMs, redact: Redact) -> Result<u64> {
-        self.writer.run(move |c| redact_some(c, from_ms, until_ms, redact)).await
+    async fn redact(&self, ended_before_ms: UnixMs, redact: Redact) -> Result<u64> {
+        self.writer.run(move |c| redact_some(c, ended_before_ms, redact)).await
     }
 
     async fn standings(&self, calls: &[CallId]) -> Result<Vec<Standing>> {
