@@ -294,7 +294,7 @@ impl Live {
             return kept(against, &shown, &read.text);
         }
         let filter = config.log.filter.clone();
-        if let Err(error) = self.load(config, written.file.hash(&read.inputs), &businesses).await {
+        if let Err(error) = Box::pin(self.load(config, written.file.hash(&read.inputs), &businesses)).await {
             return came(Came::Failed, Some(error));
         }
         (written.set_log_filter)(&filter);
