@@ -160,8 +160,11 @@ fn read_name(folder: &Path) -> io::Result<String> {
 fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
     // What was said in calls is nobody else's to read.
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
+    let written = file.write_all(bytes).and_then(|()| file.sync_all());
+    if written.is_err() {
+        let _ = fs::remove_file(path);
+    }
+    written
 }
 
 impl Inner {
@@ -191,11 +194,8 @@ impl Inner {
         if used.saturating_add(body.len() as u64) > bytes_max {
             return Err(SpoolError::Full(format!("{used} of {bytes_max} bytes are in use, {} came", body.len())));
         }
-        let written = write_new(&path, body).and_then(|()| sync(&self.folder));
-        if written.is_err() {
-            let _ = fs::remove_file(&path);
-        }
-        written.map(|()| name).map_err(failed)
+        // Half a file is none. One whose folder could not be synced has no row, and is nobody's.
+        write_new(&path, body).and_then(|()| sync(&self.folder)).map(|()| name).map_err(failed)
     }
 
     /// The folder's name; the folder is made if it is not there.
