@@ -105,7 +105,7 @@ async fn a_body_beyond_the_quota_comes_again_when_there_is_room() {
     let (first, second) = (audio("conv_1", 3 << 10), audio("conv_2", 2 << 10));
     assert_eq!(elevenlabs(&stage, &first).await.status, 200);
     let refused = elevenlabs(&stage, &second).await;
-    assert_eq!((refused.status, refused.json()["code"].as_str()), (503, Some("SPOOL_UNAVAILABLE")));
+    assert_eq!((refused.status, refused.json()["error"].as_str()), (503, Some("SPOOL_UNAVAILABLE")));
     assert_eq!(stage.spooled().len(), 1);
     assert_eq!(stage.ask("/api/events").await["events"].as_array().unwrap().len(), 1);
     let metrics = stage.ask("/metrics").await;

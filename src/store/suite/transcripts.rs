@@ -115,7 +115,7 @@ pub(in crate::store) async fn what_changed_in_calls_is_seen_without_reading_them
     assert_eq!(found, [standing(&call, 1), standing(&silent, 0)]);
     store.apply(change(&silent, END)).await.unwrap();
     let ended = Standing { seen_at: 2000, ended: true, ..standing(&silent, 0) };
-    assert_eq!(store.standings(&[silent.clone()]).await.unwrap(), [ended.clone()]);
+    assert_eq!(store.standings(std::slice::from_ref(&silent)).await.unwrap(), std::slice::from_ref(&ended));
     let put = PutPostCall {
         call: silent.clone(),
         found: Default::default(),
