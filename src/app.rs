@@ -35,7 +35,7 @@ use crate::policy::Policy;
 use crate::reconcile::{self, Sightings};
 use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
-use crate::store::{self, Replica, Sharing, Store, StoreError};
+use crate::store::{self, Replica, Sharing, Spool, Store, StoreError};
 use crate::webhook::{self, Webhooks, deliver};
 use door::Doors;
 pub use live::Written;
@@ -157,7 +157,8 @@ impl App {
         patient.ask(|| capacity.beat()).await?;
         let rebuilt = patient.ask(|| reconcile::rebuild(&calls)).await?;
         let wake = Arc::new(Notify::new());
-        let inbox = Webhooks::new(calls.clone(), config.webhooks.clone(), wake.clone());
+        let spool = Spool::new(&config.spool_dir);
+        let inbox = Webhooks::new(calls.clone(), config.webhooks.clone(), wake.clone(), spool.clone());
         let replayed = patient.ask(|| inbox.replay()).await?;
         info!(
             version = env!("CARGO_PKG_VERSION"),
@@ -207,7 +208,9 @@ impl App {
         let (newest, leads) = (live.clone(), move || capacity.role().leads);
         tasks.spawn(webhook::replay_loop(move || newest.webhooks(), leads, stop.clone()));
         let newest = live.clone();
-        tasks.spawn(deliver::run(move || newest.calls(), wake, stop.clone()));
+        tasks.spawn(deliver::run(move || newest.calls(), spool, wake, stop.clone()));
+        let (newest, role) = (live.clone(), calls.lifecycle.capacity.clone());
+        tasks.spawn(webhook::spool_loop(move || newest.webhooks(), move || role.role().leads, stop.clone()));
         let (newest, role) = (live.clone(), calls.lifecycle.capacity.clone());
         tasks.spawn(webhook::records_loop(move || newest.webhooks(), move || role.role().leads, stop.clone()));
         tasks.spawn(purge(live.clone(), stop.clone()));

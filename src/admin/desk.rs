@@ -94,7 +94,7 @@ impl Admin {
 fn event(e: &InboxEvent) -> Value {
     json!({
         "id": e.id, "account": e.account, "webhook": e.webhook, "event": e.event, "receivedAt": rfc3339(e.received_at),
-        "path": e.path, "bodyKept": e.has_body, "callId": e.call, "outcome": e.outcome, "tries": e.tries,
+        "path": e.path, "bodyKept": e.has_body, "spool": e.spool, "callId": e.call, "outcome": e.outcome, "tries": e.tries,
         "nextTryAt": e.due_at.filter(|_| e.outcome.is_none()).map(rfc3339), "parkedAt": e.parked_at.map(rfc3339),
         "error": e.error,
     })

@@ -67,6 +67,8 @@ pub struct Config {
     pub drain: Duration,
     /// The store.
     pub store: StoreSettings,
+    /// The folder of bodies that are too large for the store.
+    pub spool_dir: PathBuf,
     /// Who decides.
     pub gate: capacity::Settings,
     /// Where Redis is, if it decides.
@@ -148,6 +150,16 @@ impl StoreSettings {
     /// What keeps the record: `postgres` or `sqlite`.
     pub fn backend(&self) -> &'static str {
         if self.postgres.is_some() { "postgres" } else { "sqlite" }
+    }
+
+    /// Where large bodies are unless the config says so: beside the file, by its name; else in the working folder.
+    fn default_spool(&self) -> PathBuf {
+        if self.postgres.is_some() {
+            return PathBuf::from("ringfence-spool");
+        }
+        let mut path = self.path.clone().into_os_string();
+        path.push("-spool");
+        path.into()
     }
 
     /// Where the record is, as a person may read it: no password.
@@ -302,6 +314,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
     refusal.finish();
 
     let (store, log) = (store(root, folder), log(root));
+    let spool_dir = records.spool_dir.map_or_else(|| store.default_spool(), |dir| folder.join(dir));
     let (gate, redis, on_outage) = gate(root, folder);
     let admin = root.table("admin");
     let token_secret = admin.secret("token_secret");
@@ -359,6 +372,8 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
             forward_url: records.forward_url,
             app_public_url: records.app_public_url,
             unknown_status: records.unknown_status,
+            spool_bytes_max: records.spool_bytes_max,
+            spool_days: records.spool_days,
             strict: strict.is_strict(),
             inbound_mode,
             agents,
@@ -368,6 +383,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
         late_answer: late_answer.max(create_timeout),
         drain,
         store,
+        spool_dir,
         gate,
         redis,
         client,

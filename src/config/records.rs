@@ -1,4 +1,5 @@
-//! `[app]`, `[records]` and `[privacy]`: where the app is, what is kept of calls after their end, and of what was said.
+//! `[app]`, `[inbox]`, `[records]` and `[privacy]`: where the app is, where large bodies are, what is kept of calls after their end,
+//! and of what was said.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +19,9 @@ pub(super) struct Records {
     pub(super) wait: Duration,
     pub(super) unknown_status: u16,
     pub(super) transcripts: Transcripts,
+    pub(super) spool_dir: Option<String>,
+    pub(super) spool_bytes_max: u64,
+    pub(super) spool_days: u32,
 }
 
 pub(super) fn read(root: &Table<'_>) -> Records {
@@ -25,6 +29,12 @@ pub(super) fn read(root: &Table<'_>) -> Records {
     let (forward_url, app_public_url) = (app.parsed("forward_url", url), app.parsed("public_url", url));
     let events = events(&app);
     app.finish();
+
+    let inbox = root.table("inbox");
+    let spool_dir = inbox.text("spool_dir");
+    let spool_bytes_max = inbox.number("spool_max_mb", 1..=16_777_216).unwrap_or(1024) * 1024 * 1024;
+    let spool_days = inbox.count("spool_days", 1..=3650).unwrap_or(3);
+    inbox.finish();
 
     let records = root.table("records");
     let wait = Duration::from_secs(records.number("wait_secs", 1..=86_400).unwrap_or(120));
@@ -35,7 +45,17 @@ pub(super) fn read(root: &Table<'_>) -> Records {
     let words = [("keep", Transcripts::Keep), ("hash", Transcripts::Hash), ("none", Transcripts::None)];
     let transcripts = privacy.word("transcripts", &words).unwrap_or_default();
     privacy.finish();
-    Records { forward_url, app_public_url, events, wait, unknown_status, transcripts }
+    Records {
+        forward_url,
+        app_public_url,
+        events,
+        wait,
+        unknown_status,
+        transcripts,
+        spool_dir,
+        spool_bytes_max,
+        spool_days,
+    }
 }
 
 fn events(app: &Table<'_>) -> Option<Arc<OwnEvents>> {

@@ -21,6 +21,7 @@ pub fn needs_restart(old: &Config, new: &Config, text: &str) -> Vec<Diagnostic> 
         ("listen.trusted_peers", was.trusted_peers != is.trusted_peers),
         ("store.path", old.store.path != new.store.path),
         ("store.url", old.store.postgres != new.store.postgres),
+        ("inbox.spool_dir", old.spool_dir != new.spool_dir),
         ("gate.backend", old.gate.home != new.gate.home),
         ("gate.redis_url", old.redis != new.redis),
         ("gate.fallback_after_ms", old.gate.fallback_after != new.gate.fallback_after),

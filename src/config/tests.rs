@@ -108,6 +108,10 @@ statement_timeout_ms = 5000
 pooler = "detect"
 migrate_on_start = true
 retention_days = 30
+[inbox]
+spool_dir = "ringfence.db-spool"
+spool_max_mb = 1024
+spool_days = 3
 [gate]
 backend = "memory"
 pool = "default"

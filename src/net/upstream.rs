@@ -4,21 +4,26 @@
 //! connection that the provider has just closed: that race cannot be won (<https://github.com/hyperium/hyper/issues/2136>),
 //! only made rare by a short pool idle time, and then be reported as [`Outcome::Unknown`].
 
+use std::convert::Infallible;
 use std::error::Error as StdError;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::uri::Scheme;
 use http::{HeaderValue, Method, Request, Response, header};
 use hyper::body::{Body, Incoming};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tokio::io::AsyncReadExt as _;
 
 use super::body::{Outgoing, SendBy, Unread, collect};
 use super::connector::Connector;
 use crate::failpoint;
+
+/// What is read of a file at once.
+const FILE_PIECE: usize = 64 * 1024;
 
 /// Limits and deadlines towards upstreams.
 #[derive(Debug, Clone)]
@@ -174,6 +179,45 @@ impl Upstream {
         timeout: Duration,
     ) -> Result<Response<Bytes>, UpstreamError> {
         whole(&self.general, request.map(Outgoing::whole), answer_limit, timeout, "fetch.head").await
+    }
+
+    /// As [`Upstream::fetch`], with a body of `length` bytes that is read from a file while it is sent. What comes of a file that is
+    /// shorter is an error.
+    ///
+    /// # Errors
+    /// [`UpstreamError`]; any status is an answer.
+    pub async fn fetch_file(
+        &self,
+        request: Request<()>,
+        (mut file, length): (tokio::fs::File, u64),
+        answer_limit: usize,
+        timeout: Duration,
+    ) -> Result<Response<Bytes>, UpstreamError> {
+        let (feed, body) = Outgoing::stream(Some(length));
+        let feeding = async {
+            let mut left = length;
+            while left > 0 {
+                let mut piece = BytesMut::with_capacity(FILE_PIECE);
+                match file.read_buf(&mut piece).await {
+                    Ok(read) if read > 0 => left = left.saturating_sub(read as u64),
+                    // The request breaks with its feed.
+                    _ => break,
+                }
+                if !feed.chunk(piece.freeze()).await {
+                    break;
+                }
+            }
+            if left == 0 {
+                feed.end().await;
+            } else {
+                drop(feed);
+            }
+            std::future::pending::<Infallible>().await
+        };
+        tokio::select! {
+            answer = whole(&self.general, request.map(|()| body), answer_limit, timeout, "fetch.head") => answer,
+            never = feeding => match never {},
+        }
     }
 
     /// Sends a relayed request and returns with the head of the answer. No deadline: the relay has its own.

@@ -44,6 +44,8 @@ pub struct InboxEvent {
     pub path: String,
     /// Its body is there.
     pub has_body: bool,
+    /// The spool that has its body.
+    pub spool: Option<String>,
     /// Its call.
     pub call: Option<String>,
     /// What came of it.
@@ -146,13 +148,24 @@ pub trait Desk: Send + Sync {
     /// Forgets a webhook's body, once it is applied, and those of its deliveries that are done.
     async fn forget_body(&self, event_id: &str) -> Result<()>;
 
+    /// The body of a webhook that came again is in this spool now, if it was not applied yet.
+    async fn respool(&self, event_id: &str, spool: &str) -> Result<()>;
+
+    /// Forgets that a webhook's body is in this spool, if nobody needs it any more: it is applied, waits for no call, and the app has
+    /// it. `true`: nobody needs the file there.
+    async fn unspool(&self, event_id: &str, spool: &str) -> Result<bool>;
+
+    /// Parks webhooks and gives deliveries up that were due before a time and whose body is in another spool than this: who has it
+    /// is gone. How many there were.
+    async fn strand(&self, before_ms: UnixMs, spool: &str, why: &str, now_ms: UnixMs) -> Result<u64>;
+
     /// Notes what an operator is about to do.
     async fn audit(&self, record: AuditRecord) -> Result<()>;
 
     /// The latest of what operators did.
     async fn latest_audit(&self, limit: u32) -> Result<Vec<AuditRecord>>;
 
-    /// Deletes what a business left behind: ended calls with their ids, records, webhooks and deliveries; refusals. Little by
-    /// little: other writes get their turn. Where it fails in between it can be done again.
+    /// Deletes what a business left behind: ended calls with their ids, records, webhooks and deliveries; refusals. Of a webhook
+    /// whose body is in a spool an empty row stays, which tells the spool that the file must go. Little by little: other writes get their turn. Where it fails in between it can be done again.
     async fn purge_business(&self, business: &str) -> Result<Purged>;
 }

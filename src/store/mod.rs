@@ -18,6 +18,7 @@ pub mod migrations;
 pub mod postgres;
 mod records;
 mod rows;
+mod spool;
 pub mod sqlite;
 mod standing;
 #[cfg(test)]
@@ -38,6 +39,7 @@ use crate::policy::{Business, Facts, Policy};
 pub use desk::{AuditRecord, Desk, Inbox, InboxEvent, Outbox, OutboxDelivery, Purged};
 pub use fleet::{BEAT_EVERY_MS, Fleet, LIVE_MS, Living, Replica, Sharing};
 pub use records::{Put, PutPostCall, Records, StoredPostCall};
+pub use spool::{Spool, SpoolError, Spooled};
 pub use transcripts::{NewUtterance, Redact, Ring, Said, Standing, Transcripts, Utterance};
 
 /// The alias kind of an app's own idempotency key. Unlike other ids it may pass to another call: when the order that showed it
@@ -315,8 +317,28 @@ pub struct NewEvent {
     pub path: String,
     /// Its headers, credentials left out.
     pub headers: Vec<(String, String)>,
-    /// Its body; `None` for bodies too large to keep.
+    /// Its body; `None` for bodies too large for the record.
     pub body: Option<Vec<u8>>,
+    /// The spool that has its body.
+    pub spool: Option<String>,
+}
+
+/// Whose bodies a process can have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reach {
+    /// Those in its spool, by the spool's name.
+    pub spool: String,
+    /// And those in the record.
+    pub record: bool,
+}
+
+/// Webhooks that are to be applied.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// Those that can be read.
+    pub events: Vec<NewEvent>,
+    /// Those that cannot, with why.
+    pub damaged: Vec<(String, String)>,
 }
 
 /// What became of a webhook.
@@ -348,8 +370,10 @@ pub struct Delivery {
     pub method: String,
     /// With which headers.
     pub headers: Vec<(String, String)>,
-    /// With which body.
+    /// With which body; empty if a spool has it.
     pub body: Vec<u8>,
+    /// The spool that has its body.
+    pub spool: Option<String>,
     /// How often it was tried.
     pub attempts: u32,
 }
@@ -438,7 +462,7 @@ pub trait Store: Records + Desk + Transcripts + Send + Sync + 'static {
     /// Every call that is not over.
     async fn open_calls(&self) -> Result<Vec<CallRecord>>;
 
-    /// The latest calls, ended ones included.
+    /// The latest calls, ended ones included. One that cannot be read is left out.
     async fn latest_calls(&self, limit: u32) -> Result<Vec<CallRecord>>;
 
     /// When calls were admitted since, with their facts: what rates are replayed from.
@@ -460,11 +484,12 @@ pub trait Store: Records + Desk + Transcripts + Send + Sync + 'static {
 
     /// Webhooks that came before a time, or are to be tried again by then, and whose application did not come to its end; the
     /// oldest first. Not those that are parked.
-    async fn unsettled_events(&self, before_ms: UnixMs) -> Result<Vec<NewEvent>>;
+    async fn unsettled_events(&self, before_ms: UnixMs, reach: &Reach) -> Result<Waiting>;
 
     /// Takes deliveries that are due, in order: nobody else gets them for [`TAKEN_MS`] by the store's clock, and the next of a
-    /// call not before this one is done or given up. Counts no attempt.
-    async fn take_deliveries(&self, at_ms: UnixMs, limit: u32) -> Result<Vec<Delivery>>;
+    /// call not before this one is done or given up. Counts no attempt. Of those whose body is in a spool, only this one's. One
+    /// that cannot be read is given up.
+    async fn take_deliveries(&self, at_ms: UnixMs, limit: u32, spool: &str) -> Result<Vec<Delivery>>;
 
     /// Notes the result of a delivery that was taken: done, or due again, or given up (`None`). One that is done stays done.
     async fn delivered(

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use serde::Serialize;
 
-use super::{NewEvent, Result};
+use super::{Reach, Result, Waiting};
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId};
 use crate::provider::description::PostCall;
@@ -82,7 +82,7 @@ pub trait Records: Send + Sync {
     async fn wait_for(&self, event_id: &str, alias: &Alias) -> Result<()>;
 
     /// Settled webhooks that came since a time and whose call is known by now.
-    async fn found_events(&self, since_ms: UnixMs, limit: u32) -> Result<Vec<NewEvent>>;
+    async fn found_events(&self, since_ms: UnixMs, limit: u32, reach: &Reach) -> Result<Waiting>;
 
     /// Lets webhooks that came before a time wait no longer; with `forget`, their bodies go too.
     async fn stop_waiting(&self, before_ms: UnixMs, forget: bool) -> Result<()>;

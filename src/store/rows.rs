@@ -118,6 +118,14 @@ pub(super) fn record(row: &impl Columns, aliases: Vec<Alias>) -> Sql<CallRecord>
     })
 }
 
+/// Calls that are over, or their facts: one that cannot be read is left out, so that it keeps nobody from starting.
+pub(super) fn readable<T, E: std::fmt::Display>(rows: impl IntoIterator<Item = Result<T, E>>) -> Vec<T> {
+    let readable = rows.into_iter().filter_map(|row| {
+        row.inspect_err(|error| tracing::warn!(%error, "a call on record cannot be read; it is left out")).ok()
+    });
+    readable.collect()
+}
+
 fn without_query(url: &str) -> String {
     url.split(['?', '#']).next().unwrap_or_default().to_owned()
 }
@@ -132,6 +140,7 @@ pub(super) fn inbox_event(row: &impl Columns) -> Sql<InboxEvent> {
         received_at: row.number("received_at")?,
         path: without_query(&row.text("path")?),
         has_body: row.flag("has_body")?,
+        spool: row.optional_text("spool")?,
         call: row.optional_text("call_id")?,
         outcome: row.optional_text("outcome")?,
         tries: row.number("tries")?.try_into().map_err(damaged)?,

@@ -77,6 +77,10 @@ macro_rules! behaves_as_a_store {
             a_webhook_that_cannot_be_applied_is_parked_and_opened_again,
             what_was_delivered_or_given_up_is_delivered_again_under_its_id,
             a_business_is_purged_and_its_open_calls_stay,
+            a_body_in_a_spool_is_its_replicas_alone,
+            what_is_in_the_spool_of_a_replica_that_is_gone_is_parked_and_seen,
+            a_purge_tells_spools_which_files_must_go,
+            a_damaged_row_keeps_no_other_from_its_turn,
             who_did_what_is_kept_and_forgotten_in_time,
             what_many_say_at_once_is_numbered_without_gaps,
             an_utterance_that_comes_again_keeps_its_number,
@@ -202,12 +206,13 @@ pub(super) async fn a_webhook_is_taken_once(fresh: &impl Fresh) {
         path: "/twilio/status".to_owned(),
         headers: vec![],
         body: Some(b"CallSid=CA1".to_vec()),
+        spool: None,
     };
     assert_eq!(store.receive(event("a")).await.unwrap(), Received::New);
     let before = |outcome: Option<&str>| Received::Before { id: "a".to_owned(), outcome: outcome.map(str::to_owned) };
     assert_eq!(store.receive(event("b")).await.unwrap(), before(None));
-    assert_eq!(store.unsettled_events(0).await.unwrap(), []);
-    assert_eq!(store.unsettled_events(1).await.unwrap(), [event("a")]);
+    assert_eq!(store.unsettled_events(0, &in_record()).await.unwrap().events, []);
+    assert_eq!(store.unsettled_events(1, &in_record()).await.unwrap().events, [event("a")]);
     let delivery = Delivery {
         id: "d1".to_owned(),
         event_id: "a".to_owned(),
@@ -216,20 +221,21 @@ pub(super) async fn a_webhook_is_taken_once(fresh: &impl Fresh) {
         method: "POST".to_owned(),
         headers: vec![],
         body: b"CallSid=CA1".to_vec(),
+        spool: None,
         attempts: 0,
     };
     store.settle("a", None, "applied", Some(delivery.clone()), 5).await.unwrap();
     let again = Delivery { id: "d2".to_owned(), ..delivery.clone() };
     store.settle("a", None, "applied", Some(again), 5).await.unwrap();
     assert_eq!(store.receive(event("c")).await.unwrap(), before(Some("applied")));
-    assert_eq!(store.take_deliveries(4, 10).await.unwrap(), []);
-    assert_eq!(store.take_deliveries(5, 10).await.unwrap(), [delivery]);
+    assert_eq!(store.take_deliveries(4, 10, "").await.unwrap(), []);
+    assert_eq!(store.take_deliveries(5, 10, "").await.unwrap(), [delivery]);
     store.delivered("d1", 6, Err(("refused".to_owned(), Some(50)))).await.unwrap();
-    assert_eq!(store.take_deliveries(49, 10).await.unwrap(), []);
-    assert_eq!(store.take_deliveries(50, 10).await.unwrap()[0].attempts, 1);
+    assert_eq!(store.take_deliveries(49, 10, "").await.unwrap(), []);
+    assert_eq!(store.take_deliveries(50, 10, "").await.unwrap()[0].attempts, 1);
     assert_eq!(store.purge(1000, 1000).await.unwrap(), 1, "the event goes, what the app waits for stays");
     store.delivered("d1", 51, Err(("refused".to_owned(), None))).await.unwrap();
-    assert_eq!(store.take_deliveries(99, 10).await.unwrap(), []);
+    assert_eq!(store.take_deliveries(99, 10, "").await.unwrap(), []);
     assert_eq!(store.purge(1000, 1000).await.unwrap(), 1, "what was given up is not kept for ever");
 }
 
@@ -527,6 +533,11 @@ pub(super) async fn a_change_of_businesses_is_noticed_elsewhere(fresh: &impl Fre
     }
 }
 
+/// What a process can have that has no spool.
+fn in_record() -> Reach {
+    Reach { spool: String::new(), record: true }
+}
+
 fn event_and_delivery(n: usize, call: Option<&CallId>) -> (NewEvent, Delivery) {
     let event = NewEvent {
         id: format!("ev_{n:03}"),
@@ -539,6 +550,7 @@ fn event_and_delivery(n: usize, call: Option<&CallId>) -> (NewEvent, Delivery) {
         path: "/twilio/status".to_owned(),
         headers: vec![],
         body: None,
+        spool: None,
     };
     let delivery = Delivery {
         // Ids say nothing of the order: clocks of replicas differ.
@@ -549,6 +561,7 @@ fn event_and_delivery(n: usize, call: Option<&CallId>) -> (NewEvent, Delivery) {
         method: "POST".to_owned(),
         headers: vec![("a".to_owned(), "b".to_owned())],
         body: b"CallSid=CA1".to_vec(),
+        spool: None,
         attempts: 0,
     };
     (event, delivery)
@@ -583,7 +596,7 @@ pub(super) async fn a_delivery_is_one_senders_and_comes_back_if_that_dies(fresh:
     }
     let mut taken = vec![];
     for _ in 0..20 {
-        let (one, two) = tokio::join!(a.take_deliveries(1, 2), b.take_deliveries(1, 3));
+        let (one, two) = tokio::join!(a.take_deliveries(1, 2, ""), b.take_deliveries(1, 3, ""));
         for delivery in one.unwrap().into_iter().chain(two.unwrap()) {
             assert_eq!(delivery.attempts, 0);
             taken.push(delivery.id);
@@ -597,21 +610,21 @@ pub(super) async fn a_delivery_is_one_senders_and_comes_back_if_that_dies(fresh:
     a.delivered(&taken[0], 2, Ok(())).await.unwrap();
     a.delivered(&taken[1], 2, Err(("refused".to_owned(), Some(50)))).await.unwrap();
     b.delivered(&taken[2], 2, Err(("refused".to_owned(), None))).await.unwrap();
-    assert_eq!(b.take_deliveries(49, 100).await.unwrap(), []);
+    assert_eq!(b.take_deliveries(49, 100, "").await.unwrap(), []);
     fresh.execute("UPDATE deliveries SET taken_until = taken_until - 30000").await;
-    let back = b.take_deliveries(49, 100).await.unwrap();
+    let back = b.take_deliveries(49, 100, "").await.unwrap();
     assert_eq!((back.len(), back.iter().any(|d| taken[..3].contains(&d.id))), (57, false));
-    let again = a.take_deliveries(50, 100).await.unwrap();
+    let again = a.take_deliveries(50, 100, "").await.unwrap();
     assert_eq!(again.iter().map(|d| (&d.id, d.attempts)).collect::<Vec<_>>(), [(&taken[1], 1)]);
     // A sender that was stopped reports late what another has done since.
     b.delivered(&back[0].id, 60, Ok(())).await.unwrap();
     a.delivered(&back[0].id, 61, Err(("too late".to_owned(), Some(62)))).await.unwrap();
-    assert_eq!(a.take_deliveries(99, 100).await.unwrap(), []);
+    assert_eq!(a.take_deliveries(99, 100, "").await.unwrap(), []);
     // A process that has the record alone knows that nobody sends any more.
     a.close().await;
     b.close().await;
     let alone = fresh.open().await;
-    assert_eq!(alone.take_deliveries(99, 100).await.unwrap().len(), 57);
+    assert_eq!(alone.take_deliveries(99, 100, "").await.unwrap().len(), 57);
 }
 
 pub(super) async fn deliveries_of_a_call_go_in_order_and_others_do_not_wait(fresh: &impl Fresh) {
@@ -623,16 +636,16 @@ pub(super) async fn deliveries_of_a_call_go_in_order_and_others_do_not_wait(fres
     let third = to_deliver(&a, 2, Some(&call), 10).await;
     let of_other = to_deliver(&a, 3, Some(&other), 15).await;
     let free = to_deliver(&a, 4, None, 16).await;
-    assert_eq!(b.take_deliveries(14, 10).await.unwrap(), [], "the first is not due yet");
-    assert_eq!(b.take_deliveries(20, 10).await.unwrap(), [of_other.clone(), free.clone(), first.clone()]);
-    assert_eq!(a.take_deliveries(20, 10).await.unwrap(), []);
+    assert_eq!(b.take_deliveries(14, 10, "").await.unwrap(), [], "the first is not due yet");
+    assert_eq!(b.take_deliveries(20, 10, "").await.unwrap(), [of_other.clone(), free.clone(), first.clone()]);
+    assert_eq!(a.take_deliveries(20, 10, "").await.unwrap(), []);
     b.delivered(&first.id, 21, Err(("refused".to_owned(), Some(50)))).await.unwrap();
-    assert_eq!(a.take_deliveries(49, 10).await.unwrap(), [], "the second waits for the first's next try");
-    assert_eq!(a.take_deliveries(50, 10).await.unwrap()[0].id, first.id);
+    assert_eq!(a.take_deliveries(49, 10, "").await.unwrap(), [], "the second waits for the first's next try");
+    assert_eq!(a.take_deliveries(50, 10, "").await.unwrap()[0].id, first.id);
     a.delivered(&first.id, 51, Err(("refused".to_owned(), None))).await.unwrap();
-    assert_eq!(a.take_deliveries(51, 10).await.unwrap(), std::slice::from_ref(&second), "the first is given up");
+    assert_eq!(a.take_deliveries(51, 10, "").await.unwrap(), std::slice::from_ref(&second), "the first is given up");
     a.delivered(&second.id, 52, Ok(())).await.unwrap();
-    assert_eq!(b.take_deliveries(52, 10).await.unwrap(), [third]);
+    assert_eq!(b.take_deliveries(52, 10, "").await.unwrap(), [third]);
 }
 
 pub(super) async fn an_order_is_found_at_another_replica_and_taken_by_one(fresh: &impl Fresh) {

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use ulid::Ulid;
 
+use super::spool::BODY_GONE;
 use crate::calls::Calls;
 use crate::calls::records::Transcripts;
 use crate::failpoint;
@@ -21,12 +22,16 @@ use crate::net::Upstream;
 use crate::net::headers::strip_hop_by_hop;
 use crate::provider::account::Account;
 use crate::provider::sign::{Scheme, sign_standard, standard_key, without_fragment};
-use crate::store::Delivery;
+use crate::store::{Delivery, Spool};
 
 /// Pauses between tries, in seconds. After the last the delivery is given up and stays on record with its error.
 pub const BACKOFF_SECS: [i64; 8] = [1, 5, 15, 60, 300, 900, 3600, 3 * 3600];
 /// How long the app may take.
 const TIMEOUT: Duration = Duration::from_secs(15);
+/// The same for large bodies: less than a delivery is this process's ([`crate::store::TAKEN_MS`]).
+const LARGE_TIMEOUT: Duration = Duration::from_secs(25);
+/// What is read of the app's answer.
+const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 /// Deliveries under way at once.
 const AT_ONCE: u32 = 32;
 /// How long a stop waits for deliveries under way.
@@ -46,11 +51,12 @@ pub fn compose(
     headers: &HeaderMap,
     form: Option<&[(String, String)]>,
     body: &Bytes,
+    spool: Option<&str>,
 ) -> Delivery {
     let id = format!("dl_{}", Ulid::new().to_string().to_lowercase());
     let mut url = without_fragment(url).to_owned();
     let mut signed_url = without_fragment(signed_url).to_owned();
-    let (mut form, mut body) = (form, body.to_vec());
+    let (mut form, mut body) = (form, if spool.is_some() { vec![] } else { body.to_vec() });
     if method.eq_ignore_ascii_case("GET")
         && let Some(pairs) = form
     {
@@ -67,7 +73,7 @@ pub fn compose(
     for gone in [HOST, CONTENT_LENGTH] {
         kept.remove(gone);
     }
-    if body.is_empty() {
+    if body.is_empty() && spool.is_none() {
         kept.remove(CONTENT_TYPE);
     }
     if let Some((name, value)) = super::to_app::resigned(account, scheme, headers, &signed_url, form) {
@@ -84,6 +90,7 @@ pub fn compose(
         method: method.to_ascii_uppercase(),
         headers: super::kept_headers(&kept),
         body,
+        spool: spool.map(str::to_owned),
         attempts: 0,
     }
 }
@@ -102,9 +109,22 @@ fn signed(calls: &Calls, delivery: &Delivery) -> Result<Delivery, String> {
     Ok(Delivery { url: events.url.to_string(), headers, ..delivery.clone() })
 }
 
+/// Why the app does not have a delivery.
+struct Missed {
+    why: String,
+    /// Trying again would not help.
+    for_good: bool,
+}
+
+impl From<String> for Missed {
+    fn from(why: String) -> Self {
+        Self { why, for_good: false }
+    }
+}
+
 /// Sends a delivery once. The app has it when it answers with 2xx.
-pub async fn send(upstream: &Upstream, delivery: &Delivery) -> Result<(), String> {
-    let mut request = Request::new(Bytes::from(delivery.body.clone()));
+async fn send(upstream: &Upstream, delivery: &Delivery, spool: &Spool) -> Result<(), Missed> {
+    let mut request = Request::new(());
     *request.method_mut() = delivery.method.parse::<Method>().map_err(|e| e.to_string())?;
     *request.uri_mut() = delivery.url.parse().map_err(|e: http::uri::InvalidUri| e.to_string())?;
     for (name, value) in &delivery.headers {
@@ -112,31 +132,45 @@ pub async fn send(upstream: &Upstream, delivery: &Delivery) -> Result<(), String
             request.headers_mut().append(name, value);
         }
     }
-    match upstream.fetch(request, 1024 * 1024, TIMEOUT).await {
+    let answer = match &delivery.spool {
+        None => {
+            let request = request.map(|()| Bytes::from(delivery.body.clone()));
+            upstream.fetch(request, ANSWER_BYTES_MAX, TIMEOUT).await
+        }
+        Some(_) => match spool.open(&delivery.event_id).await {
+            Ok(file) => upstream.fetch_file(request, file, ANSWER_BYTES_MAX, LARGE_TIMEOUT).await,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(Missed { why: BODY_GONE.to_owned(), for_good: true });
+            }
+            Err(error) => return Err(format!("its body cannot be read: {error}").into()),
+        },
+    };
+    match answer {
         Ok(response) if response.status().is_success() => Ok(()),
-        Ok(response) => Err(format!("the app answered {}", response.status().as_u16())),
-        Err(error) => Err(error.to_string()),
+        Ok(response) => Err(format!("the app answered {}", response.status().as_u16()).into()),
+        Err(error) => Err(error.to_string().into()),
     }
 }
 
 /// Delivers what is due until it is told to stop. Those of one call go one after the other, whichever process sends them; one
 /// that is slow holds up no other call's. What is left is due again after a restart.
 ///
-/// `newest` gives the newest generation of calls.
-pub async fn run(newest: impl Fn() -> Calls, wake: Arc<Notify>, stop: CancellationToken) {
+/// `newest` gives the newest generation of calls; `spool` has large bodies.
+pub async fn run(newest: impl Fn() -> Calls, spool: Spool, wake: Arc<Notify>, stop: CancellationToken) {
     let mut under_way = tokio::task::JoinSet::new();
     loop {
         let calls = newest();
         let now_ms = calls.lifecycle.clock.now_ms();
         let room = AT_ONCE.saturating_sub(u32::try_from(under_way.len()).unwrap_or(AT_ONCE));
         if room > 0 {
-            let taken = calls.lifecycle.store.take_deliveries(now_ms, room).await.unwrap_or_else(|error| {
-                warn!(%error, "the outbox cannot be read");
-                vec![]
-            });
+            let taken =
+                calls.lifecycle.store.take_deliveries(now_ms, room, spool.name()).await.unwrap_or_else(|error| {
+                    warn!(%error, "the outbox cannot be read");
+                    vec![]
+                });
             for delivery in taken {
-                let calls = calls.clone();
-                under_way.spawn(async move { one(&calls, &delivery).await });
+                let (calls, spool) = (calls.clone(), spool.clone());
+                under_way.spawn(async move { one(&calls, &spool, &delivery).await });
             }
         }
         tokio::select! {
@@ -152,13 +186,13 @@ pub async fn run(newest: impl Fn() -> Calls, wake: Arc<Notify>, stop: Cancellati
     let _ = tokio::time::timeout(STOP_WITHIN, done).await;
 }
 
-async fn one(calls: &Calls, delivery: &Delivery) {
+async fn one(calls: &Calls, spool: &Spool, delivery: &Delivery) {
     let result = match delivery.is_own() {
         true => match signed(calls, delivery) {
-            Ok(signed) => send(&calls.upstream, &signed).await,
-            Err(why) => Err(why),
+            Ok(signed) => send(&calls.upstream, &signed, spool).await,
+            Err(why) => Err(why.into()),
         },
-        false => send(&calls.upstream, delivery).await,
+        false => send(&calls.upstream, delivery, spool).await,
     };
     failpoint::hit("delivery.sent").await;
     let now_ms = calls.lifecycle.clock.now_ms();
@@ -167,15 +201,22 @@ async fn one(calls: &Calls, delivery: &Delivery) {
             calls.lifecycle.metrics.delivery("done");
             Ok(())
         }
-        Err(error) => {
-            let pause_secs = BACKOFF_SECS.get(delivery.attempts as usize);
+        Err(Missed { why: error, for_good }) => {
+            let pause_secs = BACKOFF_SECS.get(delivery.attempts as usize).filter(|_| !for_good);
             calls.lifecycle.metrics.delivery(if pause_secs.is_some() { "retry" } else { "given_up" });
-            warn!(delivery = delivery.id, event = delivery.event_id, attempt = delivery.attempts + 1, %error, "a webhook did not reach the app");
+            warn!(
+                delivery = delivery.id,
+                event = delivery.event_id,
+                attempt = delivery.attempts + 1,
+                error,
+                "a webhook did not reach the app"
+            );
             Err((error, pause_secs.map(|secs| now_ms + secs * 1000)))
         }
     };
     let store = &calls.lifecycle.store;
-    let forget = noted.is_ok() && calls.settings.transcripts != Transcripts::Keep;
+    let delivered = noted.is_ok();
+    let forget = delivered && calls.settings.transcripts != Transcripts::Keep;
     let noted = match store.delivered(&delivery.id, now_ms, noted).await {
         // What was said is not kept longer than it is needed.
         Ok(()) if forget => store.forget_body(&delivery.event_id).await,
@@ -184,6 +225,8 @@ async fn one(calls: &Calls, delivery: &Delivery) {
     if let Err(error) = noted {
         warn!(%error, "a delivery's result could not be recorded; it is sent again");
         tokio::time::sleep(Duration::from_secs(1)).await;
+    } else if delivered && delivery.spool.is_some() {
+        super::spool::release(spool, calls, &delivery.event_id).await;
     }
     failpoint::hit("delivery.noted").await;
 }

@@ -7,6 +7,7 @@ pub mod deliver;
 mod hear;
 mod records;
 mod replay;
+mod spool;
 mod to_app;
 
 use std::borrow::Cow;
@@ -19,7 +20,7 @@ use futures_util::FutureExt as _;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, COOKIE, HeaderName, HeaderValue};
 use http::{HeaderMap, Response, StatusCode, Uri};
 use serde_json::{Value, json};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, Semaphore};
 use tracing::{debug, warn};
 use ulid::Ulid;
 
@@ -37,12 +38,13 @@ use crate::provider::render::fill_json;
 use crate::provider::select::{Document, Message, is_form, may_be_json};
 use crate::provider::sign::{BadSignature, sha256_hex};
 use crate::reply::{json_answer, problem, respond, twiml, when_full_twiml};
-use crate::store::{CallRecord, Change, NewEvent, Received, Result, Said};
+use crate::store::{CallRecord, Change, NewEvent, Received, Result, Said, Spool, SpoolError};
 use arrive::{Candidate, ExtraPaths, Signed, candidates, verify};
 pub use records::records_loop;
 pub use replay::{AGAIN_SECS as REPLAY_AGAIN_SECS, Replayed, replay_loop};
+pub use spool::spool_loop;
 
-/// Bodies up to here are kept in the inbox.
+/// Bodies up to here are kept in the record, larger ones in the spool.
 pub const KEPT_BYTES_MAX: usize = 1024 * 1024;
 /// The largest body that is taken: base64 audio of an hour-long call (facts A4.3: "many MB").
 pub const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -82,6 +84,10 @@ pub struct Settings {
     pub extra_paths: ExtraPaths,
     /// The answer about a call that nobody knows, where the caller is told.
     pub unknown_status: u16,
+    /// What the spool holds at most, in bytes.
+    pub spool_bytes_max: u64,
+    /// How long a body stays in the spool at most, in days.
+    pub spool_days: u32,
 }
 
 /// The handler of `listen.webhooks`. Cloning is cheap.
@@ -93,6 +99,8 @@ pub struct Webhooks {
     large: Arc<Semaphore>,
     /// Woken when there is something to deliver.
     deliver: Arc<Notify>,
+    /// Has large bodies.
+    spool: Spool,
 }
 
 /// A webhook as it came; from the edge, or out of the inbox after a crash.
@@ -147,8 +155,6 @@ struct Taken<'a> {
     heard: Option<std::result::Result<Heard, String>>,
     /// Which delivery of which event.
     event_id: String,
-    /// What its body takes of the room for large bodies.
-    room: Option<Arc<OwnedSemaphorePermit>>,
 }
 
 /// What applying a webhook came to.
@@ -190,15 +196,14 @@ impl Handler for Webhooks {
 
 impl Webhooks {
     /// Puts the handler together.
-    pub fn new(calls: Calls, settings: Settings, deliver: Arc<Notify>) -> Self {
+    pub fn new(calls: Calls, settings: Settings, deliver: Arc<Notify>, spool: Spool) -> Self {
         let large = Arc::new(Semaphore::new(LARGE_KIB_MAX as usize));
-        Self { calls, settings: Arc::new(settings), large, deliver }
+        Self { calls, settings: Arc::new(settings), large, deliver, spool }
     }
 
     /// The same handler on the next generation of calls and settings. The room for bodies is one for all generations.
     pub fn next(&self, calls: Calls, settings: Settings) -> Self {
-        let (large, deliver) = (self.large.clone(), self.deliver.clone());
-        Self { calls, settings: Arc::new(settings), large, deliver }
+        Self { calls, settings: Arc::new(settings), ..self.clone() }
     }
 
     async fn take(&self, exchange: &mut Exchange, found: &[Candidate]) -> u16 {
@@ -222,7 +227,7 @@ impl Webhooks {
             }
         };
         // Of what was promised, what is needed.
-        let room = promised.as_mut().and_then(|all| all.split(kib(body.len()) as usize)).map(Arc::new);
+        let _room = promised.as_mut().and_then(|all| all.split(kib(body.len()) as usize));
         drop(promised);
         let headers = exchange.headers().clone();
         let raw = Raw::new(exchange.method().as_str(), exchange.path_and_query(), headers, body);
@@ -242,7 +247,7 @@ impl Webhooks {
             return self.answer(exchange, problem(StatusCode::BAD_REQUEST, "INVALID_PAYLOAD", message)).await;
         }
         let event_id = format!("ev_{}", Ulid::new().to_string().to_lowercase());
-        let taken = Taken { room, ..read(&raw, from, event_id) };
+        let taken = read(&raw, from, event_id);
         if taken.is_exact() && taken.is_unusable() {
             let message = "The payload names no type, or no conversation.";
             return self.answer(exchange, problem(StatusCode::BAD_REQUEST, "INVALID_PAYLOAD", message)).await;
@@ -303,7 +308,19 @@ impl Webhooks {
         let name = taken.event.map_or("unknown", |e| e.name.as_str());
         let count = |outcome: &str| self.calls.lifecycle.metrics.webhook(account.name.as_str(), name, outcome);
         failpoint::hit("webhook.read").await;
-        let received = store.receive(self.inbox_row(taken, name)).await?;
+        let mut row = self.inbox_row(taken, name);
+        if self.is_for_spool(taken) {
+            match self.spool.put(&row.id, taken.raw.body.clone(), self.settings.spool_bytes_max).await {
+                Ok(spool) => row.spool = Some(spool),
+                Err(error) => {
+                    count(if matches!(error, SpoolError::Full(_)) { "spool_full" } else { "spool_failed" });
+                    warn!(account = %account.name, webhook = webhook.name, bytes = taken.raw.body.len(), %error, "a large webhook is not taken");
+                    let message = "There is no room for a body of this size just now; send it again.";
+                    return Ok(Some(problem(StatusCode::SERVICE_UNAVAILABLE, "SPOOL_UNAVAILABLE", message)));
+                }
+            }
+        }
+        let received = self.receive(row).await?;
         failpoint::hit("webhook.received").await;
         let event_id = match &received {
             Received::New => taken.event_id.clone(),
@@ -347,24 +364,18 @@ impl Webhooks {
         if said && !waits && self.calls.settings.transcripts != Transcripts::Keep {
             self.calls.lifecycle.store.forget_body(event_id).await?;
         }
+        if self.is_for_spool(taken) {
+            spool::release(&self.spool, &self.calls, event_id).await;
+        }
         Ok(())
     }
 
     async fn note_settled(&self, taken: &Taken<'_>, event_id: &str, came: &Came) -> Result<()> {
         let (store, at_ms) = (&self.calls.lifecycle.store, self.calls.lifecycle.clock.now_ms());
         let delivery = self.delivery(taken, came.call.as_ref(), event_id).await?;
-        match delivery {
-            Some(large) if large.body.len() > KEPT_BYTES_MAX => {
-                if store.settle(event_id, came.call.as_ref(), came.outcome, None, at_ms).await? {
-                    self.deliver_large(large, taken.room.clone());
-                }
-            }
-            small => {
-                let something = small.is_some();
-                if store.settle(event_id, came.call.as_ref(), came.outcome, small, at_ms).await? && something {
-                    self.deliver.notify_one();
-                }
-            }
+        let something = delivery.is_some();
+        if store.settle(event_id, came.call.as_ref(), came.outcome, delivery, at_ms).await? && something {
+            self.deliver.notify_one();
         }
         Ok(())
     }
@@ -393,6 +404,7 @@ impl Webhooks {
             path: raw.path_and_query.clone(),
             headers: kept_headers(&raw.headers),
             body: (raw.body.len() <= KEPT_BYTES_MAX).then(|| raw.body.to_vec()),
+            spool: None,
         }
     }
 
@@ -485,7 +497,6 @@ fn read<'a>(raw: &'a Raw, from: &'a Candidate, event_id: String) -> Taken<'a> {
         news: event.and_then(|e| e.state.as_ref()).and_then(|s| s.read(&message, EndProof::Webhook)),
         heard: event.and_then(|e| e.utterance.as_ref()).map(|rules| rules.read(&message)),
         event_id,
-        room: None,
     }
 }
 

@@ -109,12 +109,22 @@ impl Webhooks {
     }
 
     /// Applies webhooks that waited, and whose call is known by now.
-    async fn apply_found(&self) -> Result<()> {
+    async fn apply_found(&self, leads: bool) -> Result<()> {
         let since_ms = self.calls.lifecycle.clock.now_ms() - WAITS_MS;
-        for event in self.calls.lifecycle.store.found_events(since_ms, STEP).await? {
-            let id = event.id.clone();
+        let found = self.calls.lifecycle.store.found_events(since_ms, STEP, &self.reach(leads)).await?;
+        for (id, why) in found.damaged {
+            warn!(event = id, why, "a webhook that waited for its call cannot be read");
+            self.calls.lifecycle.store.event_found(&id, None, "unusable").await?;
+        }
+        for event in found.events {
+            let (id, spooled) = (event.id.clone(), event.spool.is_some());
             match Box::pin(self.apply_one_found(event)).await {
-                Ok(()) => info!(event = id, "a webhook that waited for its call was applied"),
+                Ok(()) => {
+                    if spooled {
+                        super::spool::release(&self.spool, &self.calls, &id).await;
+                    }
+                    info!(event = id, "a webhook that waited for its call was applied");
+                }
                 // One that cannot be written must not keep the others from their turn.
                 Err(error)
                     if matches!(error, StoreError::Damaged(_)) || self.calls.lifecycle.store.ping().await.is_ok() =>
@@ -128,10 +138,12 @@ impl Webhooks {
         Ok(())
     }
 
-    async fn apply_one_found(&self, event: NewEvent) -> Result<()> {
+    async fn apply_one_found(&self, mut event: NewEvent) -> Result<()> {
         let store = &self.calls.lifecycle.store;
-        let Some(body) = event.body else { return store.event_found(&event.id, None, "body_lost").await };
-        let raw = Raw::new(&event.method, &event.path, headers_of(&event.headers), body.into()).decoded();
+        let Some(body) = self.body_of(&mut event).await? else {
+            return store.event_found(&event.id, None, "body_lost").await;
+        };
+        let raw = Raw::new(&event.method, &event.path, headers_of(&event.headers), body).decoded();
         let path = event.path.split('?').next().unwrap_or_default();
         let found = candidates(&self.calls.accounts, &self.settings.extra_paths, path);
         let Some(from) = found.iter().find(|c| c.account.name.as_str() == event.account) else {
@@ -151,8 +163,8 @@ impl Webhooks {
     }
 }
 
-/// While this process leads: sees to records that are missing, and to webhooks whose call has come to be known. `inbox` is the
-/// newest generation's.
+/// Sees to webhooks whose call has come to be known and whose body is in the spool of this process; while it leads to all others,
+/// and to records that are missing. `inbox` is the newest generation's.
 pub async fn records_loop(inbox: impl Fn() -> Webhooks, leads: impl Fn() -> bool, stop: CancellationToken) {
     let (mut searched, mut stopped) = (Searched::default(), None::<Instant>);
     loop {
@@ -160,12 +172,17 @@ pub async fn records_loop(inbox: impl Fn() -> Webhooks, leads: impl Fn() -> bool
             () = stop.cancelled() => return,
             () = tokio::time::sleep(LOOK_EVERY) => {}
         }
-        if !leads() {
+        let (inbox, leads) = (inbox(), leads());
+        if !leads {
             searched = Searched::default();
-            continue;
+            if inbox.spool.name().is_empty() {
+                continue;
+            }
         }
-        let inbox = inbox();
         let steps = async {
+            if !leads {
+                return inbox.apply_found(false).await.err();
+            }
             let mut failed = None;
             if stopped.is_none_or(|at| at.elapsed() >= STOP_EVERY) {
                 match inbox.stop_waiting().await {
@@ -174,7 +191,7 @@ pub async fn records_loop(inbox: impl Fn() -> Webhooks, leads: impl Fn() -> bool
                 }
             }
             // None keeps the others from their turn.
-            failed = inbox.apply_found().await.err().or(failed);
+            failed = inbox.apply_found(true).await.err().or(failed);
             failed = inbox.calls.redact().await.err().or(failed);
             Box::pin(inbox.calls.seek_records(&mut searched)).await.err().or(failed)
         };

@@ -37,9 +37,10 @@ impl Webhooks {
     /// # Errors
     /// The store cannot be read or written.
     pub async fn replay(&self) -> Result<usize> {
-        let events = self.calls.lifecycle.store.unsettled_events(i64::MAX).await?;
-        let count = events.len();
-        for event in events {
+        let waiting = self.calls.lifecycle.store.unsettled_events(i64::MAX, &self.reach(true)).await?;
+        self.park(&waiting.damaged).await?;
+        let count = waiting.events.len();
+        for event in waiting.events {
             self.try_one(event).boxed().await?;
         }
         Ok(count)
@@ -47,13 +48,16 @@ impl Webhooks {
 
     /// Applies webhooks that their replica took a while ago and did not settle: it died, or could not apply them. Of one that it
     /// is still about to settle, only who comes first tells the app.
-    async fn replay_stale(&self) {
+    async fn replay_stale(&self, leads: bool) {
         let before_ms = self.calls.lifecycle.clock.now_ms() - STALE_MS;
-        let events = match self.calls.lifecycle.store.unsettled_events(before_ms).await {
-            Ok(events) => events,
+        let waiting = match self.calls.lifecycle.store.unsettled_events(before_ms, &self.reach(leads)).await {
+            Ok(waiting) => waiting,
             Err(error) => return warn!(%error, "webhooks that nobody settled cannot be read"),
         };
-        for event in events {
+        if let Err(error) = self.park(&waiting.damaged).await {
+            warn!(%error, "webhooks that cannot be read could not be parked");
+        }
+        for event in waiting.events {
             let id = event.id.clone();
             match self.try_one(event).boxed().await {
                 Ok(true) => info!(event = id, "a webhook that another process had left was applied"),
@@ -61,6 +65,16 @@ impl Webhooks {
                 Err(error) => return warn!(event = id, %error, "a webhook cannot be tried: the store fails"),
             }
         }
+    }
+
+    /// Webhooks that cannot be read will not be by reading them again.
+    async fn park(&self, damaged: &[(String, String)]) -> Result<()> {
+        let now_ms = self.calls.lifecycle.clock.now_ms();
+        for (id, why) in damaged {
+            warn!(event = id, why, "a webhook cannot be read; it is parked");
+            self.calls.lifecycle.store.failed_try(id, why, None, now_ms).await?;
+        }
+        Ok(())
     }
 
     /// Applies a webhook once more, and delivers it again under the ids that its deliveries had. `None`: there is none.
@@ -79,6 +93,8 @@ impl Webhooks {
         if applies
             && store.reopen(id).await?
             && let Some(event) = store.stored_event(id).await?
+            // What another has in its spool only that one can apply; it looks for such.
+            && event.spool.as_deref().is_none_or(|spool| spool == self.spool.name())
         {
             self.try_one(event).boxed().await?;
         }
@@ -120,14 +136,14 @@ impl Webhooks {
         Ok(false)
     }
 
-    async fn replay_one(&self, event: NewEvent) -> Result<()> {
+    async fn replay_one(&self, mut event: NewEvent) -> Result<()> {
         let at_ms = self.calls.lifecycle.clock.now_ms();
-        let Some(body) = event.body else {
-            // Too large to be kept: its call's end is asked of the provider, the app cannot be told.
-            warn!(event = event.id, "a large webhook was lost with the process that took it");
+        let Some(body) = self.body_of(&mut event).await? else {
+            // Its call's end is asked of the provider, the app cannot be told.
+            warn!(event = event.id, "the body of a webhook is lost");
             return self.calls.lifecycle.store.settle(&event.id, None, "body_lost", None, at_ms).await.map(drop);
         };
-        let raw = Raw::new(&event.method, &event.path, headers_of(&event.headers), body.into()).decoded();
+        let raw = Raw::new(&event.method, &event.path, headers_of(&event.headers), body).decoded();
         let path = event.path.split('?').next().unwrap_or_default();
         let found = candidates(&self.calls.accounts, &self.settings.extra_paths, path);
         match found.iter().find(|c| c.account.name.as_str() == event.account) {
@@ -144,16 +160,17 @@ impl Webhooks {
     }
 }
 
-/// While this process leads: applies, every `REPLAY_EVERY`, webhooks that another has taken and left. `inbox` is the newest
-/// generation's. That two think they lead harms nothing.
+/// Applies, every `REPLAY_EVERY`, webhooks whose body is in the spool of this process; and while it leads those that another has
+/// taken and left. `inbox` is the newest generation's. That two think they lead harms nothing.
 pub async fn replay_loop(inbox: impl Fn() -> Webhooks, leads: impl Fn() -> bool, stop: CancellationToken) {
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(REPLAY_EVERY) => {}
         }
-        if leads() {
-            inbox().replay_stale().await;
+        let (inbox, leads) = (inbox(), leads());
+        if leads || !inbox.spool.name().is_empty() {
+            inbox.replay_stale(leads).await;
         }
     }
 }

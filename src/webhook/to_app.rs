@@ -1,11 +1,8 @@
 //! What goes on to the app: the replies that a provider waits for, notifications, and whatever no description knows. Signatures
 //! that are bound to a URL are made anew for the app's.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
-use tokio::sync::OwnedSemaphorePermit;
 use tracing::{debug, info, warn};
 
 use super::{InboundMode, KEPT_BYTES_MAX, Taken, Webhooks, body_missing, deliver, fixed_answer, form, pairs};
@@ -143,23 +140,8 @@ impl Webhooks {
             &raw.headers,
             form,
             &raw.body,
+            self.is_for_spool(taken).then(|| self.spool.name()),
         )))
-    }
-
-    /// A body too large to keep goes to the app from memory, and holds its room until it is there.
-    pub(super) fn deliver_large(&self, delivery: Delivery, room: Option<Arc<OwnedSemaphorePermit>>) {
-        let calls = self.calls.clone();
-        self.calls.tasks.spawn(async move {
-            let _room = room;
-            for pause_secs in [0, 1, 5] {
-                tokio::time::sleep(std::time::Duration::from_secs(pause_secs)).await;
-                match deliver::send(&calls.upstream, &delivery).await {
-                    Ok(()) => return calls.lifecycle.metrics.delivery("done"),
-                    Err(error) => warn!(delivery = delivery.id, %error, "a large webhook did not reach the app"),
-                }
-            }
-            calls.lifecycle.metrics.delivery("given_up");
-        });
     }
 
     /// What no description knows: paths and sockets of the app.

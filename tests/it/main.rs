@@ -37,6 +37,7 @@ mod redis;
 mod reload;
 mod reposts;
 mod simulate;
+mod spool;
 mod start;
 mod store_faults;
 mod support;

@@ -275,6 +275,7 @@ async fn webhooks_left_behind_are_replayed_at_start() {
             ("elevenlabs-signature".to_owned(), "t=1,v0=kept".to_owned()),
         ],
         body: body.map(|b| b.as_bytes().to_vec()),
+        spool: None,
     };
     let ended = seed_event("conversation.ended", "conv_1", "inbound").to_string();
     let voice = encoded(&call_form("CA1", "inbound", "ringing"));

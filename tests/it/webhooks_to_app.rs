@@ -160,6 +160,7 @@ async fn webhooks_to_app_may_be_large() {
     assert_eq!(got.len(), 1, "once");
     assert!(got[0].body == body, "byte for byte");
     assert_eq!(got[0].headers["elevenlabs-signature"], signature.as_str());
+    stage.wait("no file is left", async || stage.spooled().is_empty()).await;
     stage.finish().await;
 }
 

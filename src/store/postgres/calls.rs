@@ -4,7 +4,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Postgres, QueryBuilder, Row as _};
 
 use super::super::decide::decide;
-use super::super::rows::{Sql, alias, call_id, facts, json, record};
+use super::super::rows::{Sql, alias, call_id, facts, json, readable, record};
 use super::super::told;
 use super::super::{Applied, CallRecord, Change, KEY_KIND, NewCall, Opened};
 use super::{lock_call, lock_ids, prepared, query, records};
@@ -299,7 +299,7 @@ pub(super) async fn open_calls(c: &mut PgConnection) -> Sql<Vec<CallRecord>> {
         "SELECT a.call_id, a.kind, a.id FROM call_aliases a JOIN calls c ON c.id = a.call_id WHERE c.phase <> 'ended'
          ORDER BY a.kind, a.id",
     );
-    together(&calls, &aliases.fetch_all(&mut *c).await?)
+    together(&calls, &aliases.fetch_all(&mut *c).await?)?.into_iter().collect()
 }
 
 /// In a transaction that sees one state.
@@ -312,11 +312,11 @@ pub(super) async fn latest(c: &mut PgConnection, limit: u32) -> Sql<Vec<CallReco
          WHERE call_id IN (SELECT id FROM calls ORDER BY admitted_at DESC, id DESC LIMIT $1) ORDER BY kind, id",
     )
     .bind(limit);
-    together(&calls, &aliases.fetch_all(&mut *c).await?)
+    together(&calls, &aliases.fetch_all(&mut *c).await?).map(readable)
 }
 
 /// Records and their ids.
-fn together(calls: &[PgRow], aliases: &[PgRow]) -> Sql<Vec<CallRecord>> {
+fn together(calls: &[PgRow], aliases: &[PgRow]) -> Sql<Vec<Sql<CallRecord>>> {
     let mut of_call = std::collections::HashMap::<String, Vec<Alias>>::new();
     for row in aliases {
         of_call.entry(row.try_get("call_id")?).or_default().push(alias(row)?);
@@ -325,7 +325,7 @@ fn together(calls: &[PgRow], aliases: &[PgRow]) -> Sql<Vec<CallRecord>> {
         let id: String = row.try_get("id")?;
         record(row, of_call.remove(&id).unwrap_or_default())
     });
-    records.collect()
+    Ok(records.collect())
 }
 
 pub(super) async fn admitted_since(c: &mut PgConnection, since_ms: UnixMs) -> Sql<Vec<(UnixMs, Facts)>> {
@@ -335,5 +335,5 @@ pub(super) async fn admitted_since(c: &mut PgConnection, since_ms: UnixMs) -> Sq
     .bind(since_ms)
     .fetch_all(c)
     .await?;
-    rows.iter().map(|row| Ok((row.try_get("admitted_at")?, facts(row)?))).collect()
+    Ok(readable(rows.iter().map(|row| Sql::Ok((row.try_get("admitted_at")?, facts(row)?)))))
 }

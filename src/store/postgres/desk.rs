@@ -16,8 +16,8 @@ use crate::ids::CallId;
 macro_rules! inbox {
     ($rest:literal) => {
         concat!(
-            "SELECT id, account, webhook, event, received_at, path, body IS NOT NULL AS has_body, call_id, outcome, tries,
-                 due_at, parked_at, error FROM webhook_events ",
+            "SELECT id, account, webhook, event, received_at, path,
+                 (body IS NOT NULL OR spool IS NOT NULL) AS has_body, spool, call_id, outcome, tries, due_at, parked_at, error FROM webhook_events ",
             $rest
         )
     };
@@ -88,7 +88,7 @@ async fn failed_try(
 async fn reopen(c: &mut PgConnection, event_id: String) -> Sql<bool> {
     let done = query(
         "UPDATE webhook_events SET outcome = NULL, tries = 0, due_at = NULL, parked_at = NULL, error = NULL
-         WHERE id = $1 AND body IS NOT NULL",
+         WHERE id = $1 AND (body IS NOT NULL OR spool IS NOT NULL)",
     );
     Ok(done.bind(event_id).execute(c).await?.rows_affected() > 0)
 }
@@ -96,7 +96,7 @@ async fn reopen(c: &mut PgConnection, event_id: String) -> Sql<bool> {
 async fn redeliver(c: &mut PgConnection, event_id: String, at_ms: UnixMs) -> Sql<u64> {
     let done = query(
         "UPDATE deliveries SET done_at = NULL, due_at = $2, attempts = 0, taken_until = NULL, last_error = NULL
-         WHERE event_id = $1 AND body IS NOT NULL",
+         WHERE event_id = $1 AND (body IS NOT NULL OR spool IS NOT NULL)",
     );
     Ok(done.bind(event_id).bind(at_ms).execute(c).await?.rows_affected())
 }
@@ -106,6 +106,39 @@ async fn forget_body(c: &mut PgConnection, event_id: String) -> Sql<()> {
     query(event).bind(&event_id).execute(&mut *c).await?;
     let deliveries = "UPDATE deliveries SET body = NULL WHERE event_id = $1 AND done_at IS NOT NULL";
     query(deliveries).bind(&event_id).execute(c).await.map(drop)
+}
+
+async fn respool(c: &mut PgConnection, event_id: String, spool: String) -> Sql<()> {
+    let sql = "UPDATE webhook_events SET spool = $2 WHERE id = $1 AND outcome IS NULL";
+    query(sql).bind(event_id).bind(spool).execute(c).await.map(drop)
+}
+
+async fn unspool(c: &mut PgConnection, event_id: String, spool: String) -> Sql<bool> {
+    let gone = query(
+        "UPDATE webhook_events SET spool = NULL WHERE id = $1 AND spool = $2 AND outcome IS NOT NULL AND waits_id IS NULL
+         AND NOT EXISTS (SELECT 1 FROM deliveries WHERE event_id = $1 AND done_at IS NULL)",
+    );
+    if gone.bind(&event_id).bind(&spool).execute(&mut *c).await?.rows_affected() > 0 {
+        let sql = "UPDATE deliveries SET spool = NULL WHERE event_id = $1";
+        query(sql).bind(&event_id).execute(&mut *c).await?;
+    }
+    let unneeded = query("SELECT 1 FROM webhook_events WHERE id = $1 AND spool IS DISTINCT FROM $2");
+    Ok(unneeded.bind(event_id).bind(spool).fetch_optional(c).await?.is_some())
+}
+
+async fn strand(c: &mut PgConnection, before_ms: UnixMs, spool: String, why: String, now_ms: UnixMs) -> Sql<u64> {
+    let deliveries = query(
+        "UPDATE deliveries SET due_at = NULL, taken_until = NULL, last_error = $3
+         WHERE spool IS NOT NULL AND spool <> $2 AND done_at IS NULL AND due_at < $1",
+    );
+    let deliveries = deliveries.bind(before_ms).bind(&spool).bind(&why).execute(&mut *c).await?.rows_affected();
+    let events = query(
+        "UPDATE webhook_events SET parked_at = $4, due_at = NULL, error = $3
+         WHERE spool IS NOT NULL AND spool <> $2 AND outcome IS NULL AND parked_at IS NULL
+         AND coalesce(due_at, received_at) < $1",
+    );
+    let events = events.bind(before_ms).bind(spool).bind(why).bind(now_ms).execute(c).await?.rows_affected();
+    Ok(deliveries + events)
 }
 
 async fn audit(c: &mut PgConnection, record: AuditRecord) -> Sql<()> {
@@ -131,10 +164,14 @@ async fn purge_calls(c: &mut PgConnection, business: Arc<str>) -> Sql<Purged> {
     let rows = query("SELECT id FROM calls WHERE business = $1 AND phase = 'ended' LIMIT $2");
     let rows = rows.bind(&*business).bind(i64::from(PURGE_ROWS)).fetch_all(&mut *c).await?;
     let ids = rows.iter().map(|row| row.try_get("id")).collect::<Sql<Vec<String>>>()?;
-    let mut gone = [0; 7];
+    let mut gone = [0; 8];
     for (n, sql) in [
         "DELETE FROM deliveries WHERE call_id = ANY($1) OR event_id IN
              (SELECT id FROM webhook_events WHERE call_id = ANY($1))",
+        "UPDATE webhook_events SET spool = NULL, call_id = NULL, dedupe_key = NULL, path = '', headers = '[]',
+             waits_kind = NULL, waits_id = NULL, outcome = coalesce(outcome, 'purged')
+         WHERE spool IS NOT NULL AND (call_id = ANY($1)
+             OR (waits_kind, waits_id) IN (SELECT kind, id FROM call_aliases WHERE call_id = ANY($1)))",
         "DELETE FROM webhook_events WHERE call_id = ANY($1)
              OR (waits_kind, waits_id) IN (SELECT kind, id FROM call_aliases WHERE call_id = ANY($1))",
         "DELETE FROM call_records WHERE call_id = ANY($1)",
@@ -148,8 +185,8 @@ async fn purge_calls(c: &mut PgConnection, business: Arc<str>) -> Sql<Purged> {
     {
         gone[n] = query(sql).bind(&ids).execute(&mut *c).await?.rows_affected();
     }
-    let [deliveries, events, .., calls] = gone;
-    Ok(Purged { calls, events, deliveries, ..Purged::default() })
+    let [deliveries, spooled, events, .., calls] = gone;
+    Ok(Purged { calls, events: events + spooled, deliveries, ..Purged::default() })
 }
 
 async fn purge_refusals(c: &mut PgConnection, business: Arc<str>) -> Sql<u64> {
@@ -215,6 +252,21 @@ impl Desk for PostgresStore {
     async fn forget_body(&self, event_id: &str) -> Result<()> {
         let event = event_id.to_owned();
         self.db.write(move |c| Box::pin(forget_body(c, event.clone()))).await
+    }
+
+    async fn respool(&self, event_id: &str, spool: &str) -> Result<()> {
+        let (event, spool) = (event_id.to_owned(), spool.to_owned());
+        self.db.write(move |c| Box::pin(respool(c, event.clone(), spool.clone()))).await
+    }
+
+    async fn unspool(&self, event_id: &str, spool: &str) -> Result<bool> {
+        let (event, spool) = (event_id.to_owned(), spool.to_owned());
+        self.db.write(move |c| Box::pin(unspool(c, event.clone(), spool.clone()))).await
+    }
+
+    async fn strand(&self, before_ms: UnixMs, spool: &str, why: &str, now_ms: UnixMs) -> Result<u64> {
+        let (spool, why) = (spool.to_owned(), why.to_owned());
+        self.db.write(move |c| Box::pin(strand(c, before_ms, spool.clone(), why.clone(), now_ms))).await
     }
 
     async fn audit(&self, record: AuditRecord) -> Result<()> {

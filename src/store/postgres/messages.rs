@@ -6,7 +6,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Postgres, QueryBuilder, Row as _};
 
 use super::super::told;
-use super::super::{Delivery, NewEvent, Received, RefusalRecord, TAKEN_MS};
+use super::super::{Delivery, NewEvent, Reach, Received, RefusalRecord, TAKEN_MS, Waiting};
 use super::{query, records};
 use crate::clock::UnixMs;
 use crate::ids::{CallId, RefusalId};
@@ -37,8 +37,8 @@ fn headers(row: &PgRow) -> Sql<Vec<(String, String)>> {
 
 pub(super) async fn receive(c: &mut PgConnection, event: NewEvent) -> Sql<Received> {
     let done = query(
-        "INSERT INTO webhook_events (id, account, webhook, event, dedupe_key, received_at, method, path, headers, body)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (dedupe_key) DO NOTHING",
+        "INSERT INTO webhook_events (id, account, webhook, event, dedupe_key, received_at, method, path, headers, body, spool)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) ON CONFLICT (dedupe_key) DO NOTHING",
     )
     .bind(&event.id)
     .bind(&event.account)
@@ -50,6 +50,7 @@ pub(super) async fn receive(c: &mut PgConnection, event: NewEvent) -> Sql<Receiv
     .bind(&event.path)
     .bind(headers_json(&event.headers)?)
     .bind(&event.body)
+    .bind(&event.spool)
     .execute(&mut *c)
     .await?;
     if done.rows_affected() == 1 {
@@ -85,18 +86,19 @@ pub(super) async fn settle(
     let Some(delivery) = delivery else { return Ok(true) };
     // Of an event that is applied once more the app is told already.
     query(
-        "INSERT INTO deliveries (id, event_id, url, method, headers, body, attempts, due_at, call_id, noted_at)
-         SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $8 WHERE NOT EXISTS (SELECT 1 FROM deliveries WHERE event_id = $2)",
+        "INSERT INTO deliveries (id, event_id, url, method, headers, body, attempts, due_at, call_id, noted_at, spool)
+         SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $8, $10 WHERE NOT EXISTS (SELECT 1 FROM deliveries WHERE event_id = $2)",
     )
     .bind(&delivery.id)
     .bind(&delivery.event_id)
     .bind(&delivery.url)
     .bind(&delivery.method)
     .bind(headers_json(&delivery.headers)?)
-    .bind(&delivery.body)
+    .bind(delivery.spool.is_none().then_some(&delivery.body))
     .bind(i64::from(delivery.attempts))
     .bind(at_ms)
     .bind(call.as_ref().map(CallId::as_str))
+    .bind(&delivery.spool)
     .execute(c)
     .await?;
     Ok(true)
@@ -115,25 +117,37 @@ pub(super) fn event(row: &PgRow) -> Sql<NewEvent> {
         path: row.try_get("path")?,
         headers: headers(row)?,
         body: row.try_get("body")?,
+        spool: row.try_get("spool")?,
     })
 }
 
-pub(super) async fn unsettled(c: &mut PgConnection, before_ms: UnixMs) -> Sql<Vec<NewEvent>> {
+/// Webhooks, and apart from them those that cannot be read: one must not keep the others from their turn.
+pub(super) fn waiting(rows: &[PgRow]) -> Sql<Waiting> {
+    let mut waiting = Waiting::default();
+    for row in rows {
+        match event(row) {
+            Ok(event) => waiting.events.push(event),
+            Err(error) => waiting.damaged.push((row.try_get("id")?, error.to_string())),
+        }
+    }
+    Ok(waiting)
+}
+
+pub(super) async fn unsettled(c: &mut PgConnection, before_ms: UnixMs, reach: Reach) -> Sql<Waiting> {
     let rows = query(
         "SELECT * FROM webhook_events WHERE outcome IS NULL AND parked_at IS NULL
-         AND coalesce(due_at, received_at) <= $1 ORDER BY received_at, id",
+         AND coalesce(due_at, received_at) <= $1 AND (spool = $2 OR (spool IS NULL AND $3)) ORDER BY received_at, id",
     );
-    let rows = rows.bind(before_ms).fetch_all(c).await?;
-    rows.iter().map(event).collect()
+    waiting(&rows.bind(before_ms).bind(reach.spool).bind(reach.record).fetch_all(c).await?)
 }
 
 /// One statement. Of those who look at once each gets others, as rows that are locked are passed over.
-pub(super) async fn take(c: &mut PgConnection, at_ms: UnixMs, limit: u32) -> Sql<Vec<Delivery>> {
+pub(super) async fn take(c: &mut PgConnection, at_ms: UnixMs, limit: u32, spool: String) -> Sql<Vec<Delivery>> {
     let rows = query(
         "WITH now AS (SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS at),
          due AS (SELECT d.id FROM deliveries d, now
              WHERE d.done_at IS NULL AND d.due_at IS NOT NULL AND d.due_at <= $1
-             AND (d.taken_until IS NULL OR d.taken_until <= now.at)
+             AND (d.taken_until IS NULL OR d.taken_until <= now.at) AND (d.spool IS NULL OR d.spool = $4)
              AND NOT EXISTS (SELECT 1 FROM deliveries e WHERE e.call_id = d.call_id AND e.own = d.own AND e.seq < d.seq
                  AND e.done_at IS NULL AND e.due_at IS NOT NULL)
              ORDER BY d.due_at, d.seq LIMIT $2 FOR UPDATE OF d SKIP LOCKED),
@@ -143,7 +157,8 @@ pub(super) async fn take(c: &mut PgConnection, at_ms: UnixMs, limit: u32) -> Sql
     .bind(at_ms)
     .bind(i64::from(limit))
     .bind(TAKEN_MS)
-    .fetch_all(c)
+    .bind(spool)
+    .fetch_all(&mut *c)
     .await?;
     let delivery = |row: &PgRow| -> Sql<Delivery> {
         Ok(Delivery {
@@ -154,10 +169,25 @@ pub(super) async fn take(c: &mut PgConnection, at_ms: UnixMs, limit: u32) -> Sql
             method: row.try_get("method")?,
             headers: headers(row)?,
             body: row.try_get::<Option<Vec<u8>>, _>("body")?.unwrap_or_default(),
+            spool: row.try_get("spool")?,
             attempts: count(row, "attempts")?,
         })
     };
-    rows.iter().map(delivery).collect()
+    let mut readable = Vec::with_capacity(rows.len());
+    for row in &rows {
+        match delivery(row) {
+            Ok(delivery) => readable.push(delivery),
+            // One that cannot be read must not keep the others from their turn.
+            Err(error) => give_up(c, row.try_get("id")?, &error.to_string()).await?,
+        }
+    }
+    Ok(readable)
+}
+
+async fn give_up(c: &mut PgConnection, id: &str, why: &str) -> Sql<()> {
+    tracing::warn!(delivery = id, why, "a delivery cannot be read; it is given up");
+    let sql = "UPDATE deliveries SET due_at = NULL, taken_until = NULL, last_error = $2 WHERE id = $1";
+    query(sql).bind(id).bind(why).execute(c).await.map(drop)
 }
 
 /// Whoever took deliveries is gone.

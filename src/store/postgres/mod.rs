@@ -27,8 +27,8 @@ use sqlx::{Connection as _, PgConnection, Row as _};
 use tracing::{info, warn};
 
 use super::{
-    Advanced, Applied, CallRecord, Change, Decided, Delivery, Fleet, NewCall, NewEvent, Opened, OrderRecord, Received,
-    RefusalRecord, Replica, Result, Sharing, Store, StoreError,
+    Advanced, Applied, CallRecord, Change, Decided, Delivery, Fleet, NewCall, NewEvent, Opened, OrderRecord, Reach,
+    Received, RefusalRecord, Replica, Result, Sharing, Store, StoreError, Waiting,
 };
 use crate::admission::{GateMode, GateState, Held, Order};
 use crate::call::Event;
@@ -422,12 +422,13 @@ impl Store for PostgresStore {
             .await
     }
 
-    async fn unsettled_events(&self, before_ms: UnixMs) -> Result<Vec<NewEvent>> {
-        self.db.read(|c| Box::pin(messages::unsettled(c, before_ms))).await
+    async fn unsettled_events(&self, before_ms: UnixMs, reach: &Reach) -> Result<Waiting> {
+        self.db.read(|c| Box::pin(messages::unsettled(c, before_ms, reach.clone()))).await
     }
 
-    async fn take_deliveries(&self, at_ms: UnixMs, limit: u32) -> Result<Vec<Delivery>> {
-        self.db.write(move |c| Box::pin(messages::take(c, at_ms, limit))).await
+    async fn take_deliveries(&self, at_ms: UnixMs, limit: u32, spool: &str) -> Result<Vec<Delivery>> {
+        let spool = spool.to_owned();
+        self.db.write(move |c| Box::pin(messages::take(c, at_ms, limit, spool.clone()))).await
     }
 
     async fn delivered(

@@ -7,9 +7,9 @@ use sqlx::{PgConnection, Row as _};
 
 use super::super::rows::{Sql, call_id, damaged, post_call};
 use super::super::told::{self, Told, WITHOUT_RECORD};
-use super::super::{NewEvent, Put, PutPostCall, Records, Result, StoredPostCall};
+use super::super::{Put, PutPostCall, Reach, Records, Result, StoredPostCall, Waiting};
 use super::calls::{self, to_json};
-use super::messages::event;
+use super::messages::waiting;
 use super::{PostgresStore, lock_call, query};
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId};
@@ -143,13 +143,14 @@ async fn wait_for(c: &mut PgConnection, event_id: String, alias: Alias) -> Sql<(
     query(sql).bind(event_id).bind(alias.kind).bind(alias.id).execute(c).await.map(drop)
 }
 
-async fn found_events(c: &mut PgConnection, since_ms: UnixMs, limit: u32) -> Sql<Vec<NewEvent>> {
+async fn found_events(c: &mut PgConnection, since_ms: UnixMs, limit: u32, reach: Reach) -> Sql<Waiting> {
     let rows = query(
         "SELECT e.* FROM webhook_events e JOIN call_aliases a ON a.kind = e.waits_kind AND a.id = e.waits_id
          WHERE e.waits_id IS NOT NULL AND e.outcome IS NOT NULL AND e.received_at >= $1 AND a.call_id IS NOT NULL
-         ORDER BY e.received_at, e.id LIMIT $2",
+         AND (e.spool = $3 OR (e.spool IS NULL AND $4)) ORDER BY e.received_at, e.id LIMIT $2",
     );
-    rows.bind(since_ms).bind(i64::from(limit)).fetch_all(c).await?.iter().map(event).collect()
+    let rows = rows.bind(since_ms).bind(i64::from(limit)).bind(reach.spool).bind(reach.record);
+    waiting(&rows.fetch_all(c).await?)
 }
 
 async fn stop_waiting(c: &mut PgConnection, before_ms: UnixMs, forget: bool) -> Sql<()> {
@@ -213,8 +214,8 @@ impl Records for PostgresStore {
         self.db.write(move |c| Box::pin(wait_for(c, event.clone(), alias.clone()))).await
     }
 
-    async fn found_events(&self, since_ms: UnixMs, limit: u32) -> Result<Vec<NewEvent>> {
-        self.db.read(move |c| Box::pin(found_events(c, since_ms, limit))).await
+    async fn found_events(&self, since_ms: UnixMs, limit: u32, reach: &Reach) -> Result<Waiting> {
+        self.db.read(move |c| Box::pin(found_events(c, since_ms, limit, reach.clone()))).await
     }
 
     async fn stop_waiting(&self, before_ms: UnixMs, forget: bool) -> Result<()> {

@@ -4,7 +4,7 @@ use sqlx::sqlite::SqlitePool;
 use sqlx::{Row as _, SqliteConnection};
 
 use super::super::CallRecord;
-use super::super::rows::{Sql, alias, call_id, facts, record};
+use super::super::rows::{Sql, alias, call_id, facts, readable, record};
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId};
 use crate::policy::Facts;
@@ -53,7 +53,7 @@ pub(super) async fn open_calls(pool: &SqlitePool) -> super::Result<Vec<CallRecor
         "SELECT a.call_id, a.kind, a.id FROM calls c INDEXED BY calls_open JOIN call_aliases a ON c.id = a.call_id
          WHERE c.phase <> 'ended' ORDER BY a.kind, a.id",
     );
-    together(pool, calls, aliases).await
+    together(pool, calls, aliases).await?.into_iter().collect::<Sql<_>>().map_err(Into::into)
 }
 
 pub(super) async fn latest(pool: &SqlitePool, limit: u32) -> super::Result<Vec<CallRecord>> {
@@ -63,13 +63,13 @@ pub(super) async fn latest(pool: &SqlitePool, limit: u32) -> super::Result<Vec<C
          WHERE call_id IN (SELECT id FROM calls ORDER BY admitted_at DESC, id DESC LIMIT $1) ORDER BY kind, id",
     )
     .bind(limit);
-    together(pool, calls, aliases).await
+    together(pool, calls, aliases).await.map(readable)
 }
 
 type Query<'q> = sqlx::query::Query<'q, sqlx::Sqlite, sqlx::sqlite::SqliteArguments>;
 
 /// Records and their ids, by two queries that see the same state.
-async fn together(pool: &SqlitePool, calls: Query<'_>, aliases: Query<'_>) -> super::Result<Vec<CallRecord>> {
+async fn together(pool: &SqlitePool, calls: Query<'_>, aliases: Query<'_>) -> super::Result<Vec<Sql<CallRecord>>> {
     let mut transaction = pool.begin().await?;
     let calls = calls.fetch_all(&mut *transaction).await?;
     let mut of_call = std::collections::HashMap::<String, Vec<Alias>>::new();
@@ -81,7 +81,7 @@ async fn together(pool: &SqlitePool, calls: Query<'_>, aliases: Query<'_>) -> su
         let id: String = row.try_get("id")?;
         record(row, of_call.remove(&id).unwrap_or_default())
     });
-    records.collect::<Sql<_>>().map_err(Into::into)
+    Ok(records.collect())
 }
 
 pub(super) async fn admitted_since(pool: &SqlitePool, since_ms: UnixMs) -> super::Result<Vec<(UnixMs, Facts)>> {
@@ -91,5 +91,5 @@ pub(super) async fn admitted_since(pool: &SqlitePool, since_ms: UnixMs) -> super
     .bind(since_ms)
     .fetch_all(pool)
     .await?;
-    rows.iter().map(|row| Ok((row.try_get("admitted_at")?, facts(row)?))).collect::<Sql<_>>().map_err(Into::into)
+    Ok(readable(rows.iter().map(|row| Sql::Ok((row.try_get("admitted_at")?, facts(row)?)))))
 }

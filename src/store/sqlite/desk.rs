@@ -16,8 +16,8 @@ use crate::clock::UnixMs;
 use crate::ids::CallId;
 
 const INBOX: &str =
-    "SELECT id, account, webhook, event, received_at, path, body IS NOT NULL AS has_body, call_id, outcome,
-     tries, due_at, parked_at, error FROM webhook_events";
+    "SELECT id, account, webhook, event, received_at, path,
+     (body IS NOT NULL OR spool IS NOT NULL) AS has_body, spool, call_id, outcome, tries, due_at, parked_at, error FROM webhook_events";
 const OUTBOX: &str = "SELECT id, event_id, call_id, url, own, attempts, due_at, done_at, last_error FROM deliveries";
 
 /// Calls, their ids, records, webhooks and deliveries. `ids` is a JSON list.
@@ -27,10 +27,16 @@ fn purge_calls(c: &Connection, ids: &str) -> Written<Purged> {
         "DELETE FROM deliveries WHERE call_id IN (SELECT value FROM json_each(?1)) OR event_id IN
              (SELECT id FROM webhook_events WHERE call_id IN (SELECT value FROM json_each(?1)))",
     )?;
+    let spooled = gone(
+        "UPDATE webhook_events SET spool = NULL, call_id = NULL, dedupe_key = NULL, path = '', headers = '[]',
+             waits_kind = NULL, waits_id = NULL, outcome = coalesce(outcome, 'purged')
+         WHERE spool IS NOT NULL AND (call_id IN (SELECT value FROM json_each(?1)) OR (waits_kind, waits_id) IN
+             (SELECT kind, id FROM call_aliases WHERE call_id IN (SELECT value FROM json_each(?1))))",
+    )?;
     let events = gone(
         "DELETE FROM webhook_events WHERE call_id IN (SELECT value FROM json_each(?1)) OR (waits_kind, waits_id) IN
              (SELECT kind, id FROM call_aliases WHERE call_id IN (SELECT value FROM json_each(?1)))",
-    )?;
+    )? + spooled;
     gone("DELETE FROM call_records WHERE call_id IN (SELECT value FROM json_each(?1))")?;
     gone("DELETE FROM utterances WHERE call_id IN (SELECT value FROM json_each(?1))")?;
     gone("DELETE FROM transcripts WHERE call_id IN (SELECT value FROM json_each(?1))")?;
@@ -95,7 +101,7 @@ impl Desk for SqliteStore {
     async fn reopen(&self, event_id: &str) -> Result<bool> {
         let event = event_id.to_owned();
         let sql = "UPDATE webhook_events SET outcome = NULL, tries = 0, due_at = NULL, parked_at = NULL, error = NULL
-             WHERE id = ?1 AND body IS NOT NULL";
+             WHERE id = ?1 AND (body IS NOT NULL OR spool IS NOT NULL)";
         self.writer.run(move |c| Ok(c.prepare_cached(sql)?.execute([event])? > 0)).await
     }
 
@@ -103,7 +109,7 @@ impl Desk for SqliteStore {
         let event = event_id.to_owned();
         let sql =
             "UPDATE deliveries SET done_at = NULL, due_at = ?2, attempts = 0, taken_until = NULL, last_error = NULL
-             WHERE event_id = ?1 AND body IS NOT NULL";
+             WHERE event_id = ?1 AND (body IS NOT NULL OR spool IS NOT NULL)";
         self.writer.run(move |c| Ok(c.prepare_cached(sql)?.execute(params![event, at_ms])? as u64)).await
     }
 
@@ -118,6 +124,54 @@ impl Desk for SqliteStore {
                 c.prepare_cached("UPDATE deliveries SET body = NULL WHERE event_id = ?1 AND done_at IS NOT NULL")?
                     .execute([&event])
                     .map(drop)
+            })
+            .await
+    }
+
+    async fn respool(&self, event_id: &str, spool: &str) -> Result<()> {
+        let (event, spool) = (event_id.to_owned(), spool.to_owned());
+        let sql = "UPDATE webhook_events SET spool = ?2 WHERE id = ?1 AND outcome IS NULL";
+        self.writer.run(move |c| c.prepare_cached(sql)?.execute(params![event, spool]).map(drop)).await
+    }
+
+    async fn unspool(&self, event_id: &str, spool: &str) -> Result<bool> {
+        let (event, spool) = (event_id.to_owned(), spool.to_owned());
+        self.writer
+            .run(move |c| {
+                let gone = c
+                    .prepare_cached(
+                        "UPDATE webhook_events SET spool = NULL WHERE id = ?1 AND spool = ?2 AND outcome IS NOT NULL
+                         AND waits_id IS NULL
+                         AND NOT EXISTS (SELECT 1 FROM deliveries WHERE event_id = ?1 AND done_at IS NULL)",
+                    )?
+                    .execute([&event, &spool])?;
+                if gone > 0 {
+                    c.prepare_cached("UPDATE deliveries SET spool = NULL WHERE event_id = ?1")?.execute([&event])?;
+                }
+                c.prepare_cached("SELECT 1 FROM webhook_events WHERE id = ?1 AND spool IS NOT ?2")?
+                    .exists([event, spool])
+            })
+            .await
+    }
+
+    async fn strand(&self, before_ms: UnixMs, spool: &str, why: &str, now_ms: UnixMs) -> Result<u64> {
+        let (spool, why) = (spool.to_owned(), why.to_owned());
+        self.writer
+            .run(move |c| {
+                let deliveries = c
+                    .prepare_cached(
+                        "UPDATE deliveries SET due_at = NULL, taken_until = NULL, last_error = ?3
+                         WHERE spool IS NOT NULL AND spool <> ?2 AND done_at IS NULL AND due_at < ?1",
+                    )?
+                    .execute(params![before_ms, spool, why])?;
+                let events = c
+                    .prepare_cached(
+                        "UPDATE webhook_events SET parked_at = ?4, due_at = NULL, error = ?3
+                         WHERE spool IS NOT NULL AND spool <> ?2 AND outcome IS NULL AND parked_at IS NULL
+                         AND coalesce(due_at, received_at) < ?1",
+                    )?
+                    .execute(params![before_ms, spool, why, now_ms])?;
+                Ok((deliveries + events) as u64)
             })
             .await
     }

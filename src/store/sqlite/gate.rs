@@ -186,5 +186,6 @@ fn admitted_since(c: &Connection, since_ms: UnixMs) -> Written<Vec<(UnixMs, crat
         "SELECT admitted_at, business, plan, account, provider, carrier, direction, operation, agent, own_number, other_number
          FROM calls WHERE admitted_at >= ?1 AND origin <> 'foreign' AND overrun = 0 ORDER BY admitted_at",
     )?;
-    sent.query_map([since_ms], |row| Ok((row.get(0)?, facts(row, 1)?)))?.collect()
+    let sent = sent.query_map([since_ms], |row| Ok((row.get(0)?, facts(row, 1))))?.collect::<Written<Vec<_>>>()?;
+    Ok(rows::readable(sent.into_iter().map(|(at, facts)| Written::Ok((at, facts?)))))
 }

@@ -3,7 +3,7 @@
 use sqlx::Row as _;
 use sqlx::sqlite::{SqlitePool, SqliteRow};
 
-use super::super::{NewEvent, RefusalRecord};
+use super::super::{NewEvent, Reach, RefusalRecord, Waiting};
 use crate::clock::UnixMs;
 use crate::ids::RefusalId;
 use crate::policy::Business;
@@ -31,25 +31,42 @@ pub(super) fn event(row: &SqliteRow) -> Sql<NewEvent> {
         path: row.try_get("path")?,
         headers: headers(row)?,
         body: row.try_get("body")?,
+        spool: row.try_get("spool")?,
     })
 }
 
-pub(super) async fn unsettled(pool: &SqlitePool, before_ms: UnixMs) -> super::Result<Vec<NewEvent>> {
+/// Webhooks, and apart from them those that cannot be read: one must not keep the others from their turn.
+pub(super) fn waiting(rows: &[SqliteRow]) -> Sql<Waiting> {
+    let mut waiting = Waiting::default();
+    for row in rows {
+        match event(row) {
+            Ok(event) => waiting.events.push(event),
+            Err(error) => waiting.damaged.push((row.try_get("id")?, error.to_string())),
+        }
+    }
+    Ok(waiting)
+}
+
+pub(super) async fn unsettled(pool: &SqlitePool, before_ms: UnixMs, reach: &Reach) -> super::Result<Waiting> {
     let rows = sqlx::query(
         "SELECT * FROM webhook_events WHERE outcome IS NULL AND parked_at IS NULL
-         AND coalesce(due_at, received_at) <= $1 ORDER BY received_at, id",
+         AND coalesce(due_at, received_at) <= $1 AND (spool = $2 OR (spool IS NULL AND $3)) ORDER BY received_at, id",
     )
     .bind(before_ms)
+    .bind(&reach.spool)
+    .bind(reach.record)
     .fetch_all(pool)
     .await?;
-    rows.iter().map(event).collect::<Sql<_>>().map_err(Into::into)
+    waiting(&rows).map_err(Into::into)
 }
 
 /// Whether any delivery may be due: asked before the writer is, which others wait for.
-pub(super) async fn any_due(pool: &SqlitePool, at_ms: UnixMs) -> super::Result<bool> {
-    let any =
-        sqlx::query("SELECT 1 FROM deliveries WHERE done_at IS NULL AND due_at IS NOT NULL AND due_at <= $1 LIMIT 1");
-    Ok(any.bind(at_ms).fetch_optional(pool).await?.is_some())
+pub(super) async fn any_due(pool: &SqlitePool, at_ms: UnixMs, spool: &str) -> super::Result<bool> {
+    let any = sqlx::query(
+        "SELECT 1 FROM deliveries WHERE done_at IS NULL AND due_at IS NOT NULL AND due_at <= $1
+         AND (spool IS NULL OR spool = $2) LIMIT 1",
+    );
+    Ok(any.bind(at_ms).bind(spool).fetch_optional(pool).await?.is_some())
 }
 
 pub(super) async fn latest_refusals(pool: &SqlitePool, limit: u32) -> super::Result<Vec<RefusalRecord>> {

@@ -4,7 +4,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::super::told;
 use super::super::{Delivery, NewEvent, Received, RefusalRecord, TAKEN_MS};
-use super::calls_write::{damaged, to_json};
+use super::calls_write::to_json;
 use super::records;
 use super::replicas::now_ms;
 use super::writer::Written;
@@ -15,8 +15,9 @@ use crate::policy::Business;
 pub(super) fn receive(c: &Connection, event: &NewEvent) -> Written<Received> {
     let inserted = c
         .prepare_cached(
-            "INSERT INTO webhook_events (id, account, webhook, event, dedupe_key, received_at, method, path, headers, body)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) ON CONFLICT (dedupe_key) DO NOTHING",
+            "INSERT INTO webhook_events (id, account, webhook, event, dedupe_key, received_at, method, path, headers, body,
+                 spool)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11) ON CONFLICT (dedupe_key) DO NOTHING",
         )?
         .execute(params![
             event.id,
@@ -29,6 +30,7 @@ pub(super) fn receive(c: &Connection, event: &NewEvent) -> Written<Received> {
             event.path,
             to_json(&event.headers)?,
             event.body,
+            event.spool,
         ])?;
     if inserted == 1 {
         return Ok(Received::New);
@@ -57,8 +59,8 @@ pub(super) fn settle(
     let Some(delivery) = delivery else { return Ok(true) };
     // Of an event that is applied once more the app is told already.
     c.prepare_cached(
-        "INSERT INTO deliveries (id, event_id, url, method, headers, body, attempts, due_at, call_id, noted_at)
-         SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?8 WHERE NOT EXISTS (SELECT 1 FROM deliveries WHERE event_id = ?2)",
+        "INSERT INTO deliveries (id, event_id, url, method, headers, body, attempts, due_at, call_id, noted_at, spool)
+         SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?8, ?10 WHERE NOT EXISTS (SELECT 1 FROM deliveries WHERE event_id = ?2)",
     )?
     .execute(params![
         delivery.id,
@@ -66,44 +68,61 @@ pub(super) fn settle(
         delivery.url,
         delivery.method,
         to_json(&delivery.headers)?,
-        delivery.body,
+        delivery.spool.is_none().then_some(&delivery.body),
         delivery.attempts,
         at_ms,
         call.map(CallId::as_str),
+        delivery.spool,
     ])?;
     Ok(true)
 }
 
 /// Others that look at once find what this one has taken.
-pub(super) fn take(c: &Connection, at_ms: UnixMs, limit: u32) -> Written<Vec<Delivery>> {
+pub(super) fn take(c: &Connection, at_ms: UnixMs, limit: u32, spool: &str) -> Written<Vec<Delivery>> {
     let now = now_ms(c)?;
     let mut take = c.prepare_cached(
         "UPDATE deliveries SET taken_until = ?4 WHERE rowid IN
              (SELECT d.rowid FROM deliveries d
               WHERE d.done_at IS NULL AND d.due_at IS NOT NULL AND d.due_at <= ?1
-              AND (d.taken_until IS NULL OR d.taken_until <= ?3)
+              AND (d.taken_until IS NULL OR d.taken_until <= ?3) AND (d.spool IS NULL OR d.spool = ?5)
               AND NOT EXISTS (SELECT 1 FROM deliveries e WHERE e.call_id = d.call_id AND e.own = d.own AND e.rowid < d.rowid
                   AND e.done_at IS NULL AND e.due_at IS NOT NULL)
               ORDER BY d.due_at, d.rowid LIMIT ?2)
-         RETURNING due_at, rowid, id, event_id, call_id, url, method, headers, body, attempts",
+         RETURNING due_at, rowid, id, event_id, call_id, url, method, headers, body, attempts, spool",
     )?;
     let delivery = |row: &Row<'_>| {
+        let headers: String = row.get(7)?;
         let delivery = Delivery {
             id: row.get(2)?,
             event_id: row.get(3)?,
             call: row.get(4)?,
             url: row.get(5)?,
             method: row.get(6)?,
-            headers: serde_json::from_str(row.get_ref(7)?.as_str()?).map_err(damaged)?,
+            headers: vec![],
             body: row.get::<_, Option<Vec<u8>>>(8)?.unwrap_or_default(),
             attempts: row.get(9)?,
+            spool: row.get(10)?,
         };
-        Ok((row.get::<_, UnixMs>(0)?, row.get::<_, i64>(1)?, delivery))
+        Ok((row.get::<_, UnixMs>(0)?, row.get::<_, i64>(1)?, headers, delivery))
     };
     let mut taken =
-        take.query_map(params![at_ms, limit, now, now + TAKEN_MS], delivery)?.collect::<Written<Vec<_>>>()?;
-    taken.sort_by_key(|(due_at, row, _)| (*due_at, *row));
-    Ok(taken.into_iter().map(|(.., delivery)| delivery).collect())
+        take.query_map(params![at_ms, limit, now, now + TAKEN_MS, spool], delivery)?.collect::<Written<Vec<_>>>()?;
+    taken.sort_by_key(|(due_at, row, ..)| (*due_at, *row));
+    let mut readable = Vec::with_capacity(taken.len());
+    for (.., headers, delivery) in taken {
+        match serde_json::from_str(&headers) {
+            Ok(headers) => readable.push(Delivery { headers, ..delivery }),
+            // One that cannot be read must not keep the others from their turn.
+            Err(error) => give_up(c, &delivery.id, &error.to_string())?,
+        }
+    }
+    Ok(readable)
+}
+
+fn give_up(c: &Connection, id: &str, why: &str) -> Written<()> {
+    tracing::warn!(delivery = id, why, "a delivery cannot be read; it is given up");
+    let sql = "UPDATE deliveries SET due_at = NULL, taken_until = NULL, last_error = ?2 WHERE id = ?1";
+    c.prepare_cached(sql)?.execute(params![id, why]).map(drop)
 }
 
 /// Whoever took deliveries is gone.

@@ -25,8 +25,8 @@ use async_trait::async_trait;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 
 use super::{
-    Advanced, Applied, CallRecord, Change, Decided, Delivery, Fleet, NewCall, NewEvent, Opened, OrderRecord, Received,
-    RefusalRecord, Replica, Result, Sharing, Store, StoreError,
+    Advanced, Applied, CallRecord, Change, Decided, Delivery, Fleet, NewCall, NewEvent, Opened, OrderRecord, Reach,
+    Received, RefusalRecord, Replica, Result, Sharing, Store, StoreError, Waiting,
 };
 use crate::admission::{GateMode, GateState, Order};
 use crate::call::Event;
@@ -328,15 +328,16 @@ impl Store for SqliteStore {
             .await
     }
 
-    async fn unsettled_events(&self, before_ms: UnixMs) -> Result<Vec<NewEvent>> {
-        messages::unsettled(&self.readers, before_ms).await
+    async fn unsettled_events(&self, before_ms: UnixMs, reach: &Reach) -> Result<Waiting> {
+        messages::unsettled(&self.readers, before_ms, reach).await
     }
 
-    async fn take_deliveries(&self, at_ms: UnixMs, limit: u32) -> Result<Vec<Delivery>> {
-        if !self.doubting(messages::any_due(&self.readers, at_ms).await)? {
+    async fn take_deliveries(&self, at_ms: UnixMs, limit: u32, spool: &str) -> Result<Vec<Delivery>> {
+        if !self.doubting(messages::any_due(&self.readers, at_ms, spool).await)? {
             return Ok(vec![]);
         }
-        self.writer.run(move |c| messages_write::take(c, at_ms, limit)).await
+        let spool = spool.to_owned();
+        self.writer.run(move |c| messages_write::take(c, at_ms, limit, &spool)).await
     }
 
     async fn delivered(

@@ -6,10 +6,10 @@ use sqlx::Row as _;
 
 use super::super::rows::{Sql, call_id, post_call};
 use super::super::told::{self, Told, WITHOUT_RECORD};
-use super::super::{NewEvent, Put, PutPostCall, Records, Result, StoredPostCall};
+use super::super::{Put, PutPostCall, Reach, Records, Result, StoredPostCall, Waiting};
 use super::SqliteStore;
 use super::calls_write::{self, to_json};
-use super::messages::event;
+use super::messages::waiting;
 use super::writer::Written;
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId};
@@ -138,14 +138,14 @@ impl Records for SqliteStore {
         self.writer.run(move |c| c.prepare_cached(sql)?.execute(params![event, alias.kind, alias.id]).map(drop)).await
     }
 
-    async fn found_events(&self, since_ms: UnixMs, limit: u32) -> Result<Vec<NewEvent>> {
+    async fn found_events(&self, since_ms: UnixMs, limit: u32, reach: &Reach) -> Result<Waiting> {
         let rows = sqlx::query(
             "SELECT e.* FROM webhook_events e INDEXED BY webhook_events_waiting JOIN call_aliases a ON a.kind = e.waits_kind AND a.id = e.waits_id
              WHERE e.waits_id IS NOT NULL AND e.outcome IS NOT NULL AND e.received_at >= $1 AND a.call_id IS NOT NULL
-             ORDER BY e.received_at, e.id LIMIT $2",
+             AND (e.spool = $3 OR (e.spool IS NULL AND $4)) ORDER BY e.received_at, e.id LIMIT $2",
         );
-        let rows = rows.bind(since_ms).bind(limit).fetch_all(&self.readers).await?;
-        rows.iter().map(event).collect::<Sql<_>>().map_err(Into::into)
+        let rows = rows.bind(since_ms).bind(limit).bind(&reach.spool).bind(reach.record);
+        waiting(&rows.fetch_all(&self.readers).await?).map_err(Into::into)
     }
 
     async fn stop_waiting(&self, before_ms: UnixMs, forget: bool) -> Result<()> {

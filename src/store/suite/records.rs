@@ -115,13 +115,13 @@ pub(in crate::store) async fn a_webhook_waits_for_its_call(fresh: &impl Fresh) {
     store.wait_for(&event.id, &alias).await.unwrap();
     store.keep_early(vec![alias.clone()], END, 1).await.unwrap();
     store.settle(&event.id, None, "kept", None, 1).await.unwrap();
-    assert_eq!(store.found_events(0, 9).await.unwrap(), []);
+    assert_eq!(store.found_events(0, 9, &in_record()).await.unwrap().events, []);
     let call = new_call(&[("conversation_id", "conv_1")]);
     assert_eq!(store.open(call.clone(), None).await.unwrap(), Opened::New(Some(END)));
-    assert_eq!(store.found_events(2, 9).await.unwrap(), [], "it came too long ago");
-    assert_eq!(store.found_events(0, 9).await.unwrap(), std::slice::from_ref(&event));
+    assert_eq!(store.found_events(2, 9, &in_record()).await.unwrap().events, [], "it came too long ago");
+    assert_eq!(store.found_events(0, 9, &in_record()).await.unwrap().events, std::slice::from_ref(&event));
     store.event_found(&event.id, Some(&call.id), "applied").await.unwrap();
-    assert_eq!(store.found_events(0, 9).await.unwrap(), []);
+    assert_eq!(store.found_events(0, 9, &in_record()).await.unwrap().events, []);
     for (forget, left) in [(false, 1), (true, 0)] {
         let (mut other, _) = event_and_delivery(2 + usize::from(forget), None);
         other.body = Some(b"{}".to_vec());
@@ -156,7 +156,7 @@ pub(in crate::store) async fn the_app_is_told_in_the_transaction_of_the_fact(fre
     store.open(new_call(&[]), None).await.unwrap();
     let mut kinds = Vec::new();
     loop {
-        let taken = store.take_deliveries(10_000, 9).await.unwrap();
+        let taken = store.take_deliveries(10_000, 9, "").await.unwrap();
         assert!(taken.len() <= 1, "one after the other");
         let Some(delivery) = taken.first() else { break };
         assert!(delivery.is_own() && delivery.call.as_deref() == Some(call.id.as_str()));
@@ -197,7 +197,7 @@ pub(in crate::store) async fn own_events_do_not_wait_for_webhooks(fresh: &impl F
     let call = NewCall { tell: true, ..new_call(&[]) };
     store.open(call.clone(), None).await.unwrap();
     to_deliver(&store, 1, Some(&call.id), 1_000).await;
-    let taken = store.take_deliveries(1_000, 9).await.unwrap();
+    let taken = store.take_deliveries(1_000, 9, "").await.unwrap();
     assert_eq!(taken.iter().filter(|delivery| delivery.is_own()).count(), 1);
     assert_eq!(taken.len(), 2);
 }

@@ -12,3 +12,10 @@ pub mod postgres;
 pub mod redis;
 pub mod socket;
 pub mod stage;
+
+/// The bodies in a spool's folder, by name; what else is there is none.
+pub fn spooled(folder: &std::path::Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return vec![] };
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.starts_with("ev_")).collect()
+}

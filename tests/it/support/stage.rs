@@ -154,6 +154,18 @@ impl Stage {
         }
     }
 
+    /// The bodies that are in the spool, by name.
+    pub fn spooled(&self) -> Vec<String> {
+        super::spooled(&self.folder.join("spool"))
+    }
+
+    /// Takes the bodies out of the spool, as somebody may who tidies up.
+    pub fn remove_spooled(&self) {
+        for name in self.spooled() {
+            std::fs::remove_file(self.folder.join("spool").join(name)).unwrap();
+        }
+    }
+
     /// Writes a text of the config file otherwise.
     pub fn rewrite(&self, old: &str, new: &str) {
         let text = std::fs::read_to_string(self.folder.join(FILE)).unwrap();
@@ -343,6 +355,8 @@ drain_secs = 3
 sweep_ms = 100
 grace_ms = 200
 absent_twice_secs = 1
+[inbox]
+spool_dir = "spool"
 [accounts.elevenlabs]
 upstream = "{url}"
 api_key = "{key}"

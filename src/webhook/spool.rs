@@ -1,0 +1,142 @@
+//! Large bodies: in the spool before their webhook is answered, from there to the app, and gone when nobody needs them any more.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::{KEPT_BYTES_MAX, Taken, Webhooks};
+use crate::calls::Calls;
+use crate::store::{NewEvent, Reach, Received, Result, Spool, Spooled, StoreError};
+
+/// How often the spool is looked through.
+const SWEEP_EVERY: Duration = Duration::from_secs(300);
+/// Files that are younger may have no row yet, in milliseconds.
+const YOUNG_MS: i64 = 10 * 60_000;
+/// What was due for so long and is in another's spool is not looked for any more, in milliseconds.
+const STRANDED_MS: i64 = 3_600_000;
+/// Why a body that is in another's spool is not looked for.
+const STRANDED: &str = "the replica that has its body was not there for an hour; it delivers it when it comes back";
+/// Why a webhook has no body any more.
+pub(super) const BODY_GONE: &str = "its body is not in the spool any more";
+
+/// Lets go of a webhook's body if nobody needs it any more. What fails is done by the next sweep.
+pub(super) async fn release(spool: &Spool, calls: &Calls, event_id: &str) {
+    match calls.lifecycle.store.unspool(event_id, spool.name()).await {
+        Ok(true) => spool.forget(event_id).await,
+        Ok(false) => {}
+        Err(error) => warn!(event = event_id, %error, "a body stays in the spool until the next look"),
+    }
+}
+
+impl Webhooks {
+    /// Its body is too large for the record. Of what waits for a reply nothing is needed after it.
+    pub(super) fn is_for_spool(&self, taken: &Taken<'_>) -> bool {
+        taken.raw.body.len() > KEPT_BYTES_MAX && taken.from.webhook().reply.is_none()
+    }
+
+    /// Whose bodies this process can have.
+    pub(super) fn reach(&self, record: bool) -> Reach {
+        Reach { spool: self.spool.name().to_owned(), record }
+    }
+
+    /// Takes a webhook into the inbox, whose body may be in the spool already.
+    pub(super) async fn receive(&self, row: NewEvent) -> Result<Received> {
+        let store = &self.calls.lifecycle.store;
+        let (new, spool) = (row.id.clone(), row.spool.clone());
+        let received = store.receive(row).await;
+        let Some(spool) = spool else { return received };
+        match &received {
+            // Whether there is a row nobody knows: the next look will.
+            Ok(Received::New) | Err(StoreError::Unknown(_)) => {}
+            // Whoever took it first may be gone, and its file with it.
+            Ok(Received::Before { id, outcome: None }) => {
+                let given = self.spool.give(&new, id).await;
+                given.map_err(|error| StoreError::Failed(format!("the spool cannot be written: {error}")))?;
+                store.respool(id, &spool).await?;
+            }
+            Ok(Received::Before { .. }) | Err(_) => self.spool.forget(&new).await,
+        }
+        received
+    }
+
+    /// The body of a webhook of the inbox. `None`: it is lost.
+    pub(super) async fn body_of(&self, event: &mut NewEvent) -> Result<Option<Bytes>> {
+        if let Some(body) = event.body.take() {
+            return Ok(Some(body.into()));
+        }
+        if event.spool.is_none() {
+            return Ok(None);
+        }
+        match self.spool.read(&event.id).await {
+            Ok(body) => Ok(Some(body)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(StoreError::Failed(format!("the spool cannot be read: {error}"))),
+        }
+    }
+
+    /// Lets go of bodies that nobody needs or that are too old, and takes up what was given up while this spool was away. The one
+    /// that leads gives up what is in the spool of one that is gone.
+    async fn sweep_spool(&self, leads: bool) -> Result<()> {
+        let (store, now_ms) = (&self.calls.lifecycle.store, self.calls.lifecycle.clock.now_ms());
+        let files = self.spool.list().await;
+        let files = files.map_err(|error| StoreError::Failed(format!("the spool cannot be read: {error}")))?;
+        for file in files {
+            self.sweep_file(&file, now_ms).await?;
+        }
+        if leads {
+            let stranded = store.strand(now_ms - STRANDED_MS, self.spool.name(), STRANDED, now_ms).await?;
+            if stranded > 0 {
+                warn!(
+                    stranded,
+                    "bodies are in the spool of a replica that is gone; `ringfence events list` shows them"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    async fn sweep_file(&self, file: &Spooled, now_ms: i64) -> Result<()> {
+        let (store, id) = (&self.calls.lifecycle.store, file.event_id.as_str());
+        let age_ms = now_ms - file.written_at;
+        if age_ms > i64::from(self.settings.spool_days) * 24 * 3_600_000 {
+            warn!(event = id, bytes = file.bytes, "a body was in the spool for too long; it is deleted");
+            self.spool.forget(id).await;
+            return Ok(());
+        }
+        if age_ms < YOUNG_MS {
+            return Ok(());
+        }
+        release(&self.spool, &self.calls, id).await;
+        if store.inbox_event(id).await?.is_some_and(|event| event.error.as_deref() == Some(STRANDED)) {
+            info!(event = id, "the spool is back; a webhook is applied");
+            store.reopen(id).await?;
+        }
+        let deliveries = store.deliveries_of(id).await?;
+        if deliveries.iter().any(|one| one.done_at.is_none() && one.last_error.as_deref() == Some(STRANDED)) {
+            info!(event = id, "the spool is back; a webhook is delivered");
+            store.redeliver(id, now_ms).await?;
+            self.deliver.notify_one();
+        }
+        Ok(())
+    }
+}
+
+/// Sees to the spool from time to time. `inbox` is the newest generation's.
+pub async fn spool_loop(inbox: impl Fn() -> Webhooks, leads: impl Fn() -> bool, stop: CancellationToken) {
+    loop {
+        let inbox = inbox();
+        let swept = tokio::select! {
+            () = stop.cancelled() => return,
+            swept = Box::pin(inbox.sweep_spool(leads())) => swept,
+        };
+        if let Err(error) = swept {
+            warn!(%error, "the spool could not be seen to");
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(SWEEP_EVERY) => {}
+        }
+    }
+}
