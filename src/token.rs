@@ -253,6 +253,22 @@ mod tests {
     const EC_KEY: &str = "MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgQTw+ZkeH6QSTAQpmC2r2Gatvn8kIfkgDEEa4yZ0pSD6h\
         RANCAATc+oHVQBf6xnm+hDu8tZCA6IPo8ICX4OKg8CqPaVjkBf4DSr7mKdtwxeS1KG+Yh47/jAxWJ1nAbIIya5HU3lQ0";
 
+    /// An RSA key beside the other, made by OpenSSL; and what its private half, which is gone, has signed there.
+    const RSA_JWKS: &str = r#"{"keys":[
+        {"kty":"EC","crv":"P-256","kid":"one","alg":"ES256","use":"sig",
+         "x":"3PqB1UAX-sZ5voQ7vLWQgOiD6PCAl-DioPAqj2lY5AU","y":"_gNKvuYp23DF5LUob5iHjv-MDFYnWcBsgjJrkdTeVDQ"},
+        {"kty":"RSA","kid":"two","alg":"RS256","use":"sig","e":"AQAB","n":"MODULUS"}]}"#;
+    const MODULUS: &str = "rx3VgXqTH_PHu14EtCrp1MybROlalfBkJUTlCKzXjL-OdjlfmM240JyAeMSZeErtL2S4xrzUi6UnN6IIxWLnku5sx6MHDZBOaIZsMKrM-jLB\
+        jtyXiKpHZaDQIx4YgN5LV4HS_Ijgm5a86h4QdKlAYsOTJOlZb3Bv-OTTBfRacbXooRKBOLnGQ6JjqSQvfUN5tFX1_fuTS0UmcMkOH34izR8R\
+        O-3NXoQfPGShrOjtmq_dxaHbZPQAL7bqHvi015g7iyrsEHRCfNArZBGapfWuShABWpsnL6LUh3oWHSZT-Imys37iwhmKCkRRBC7l7DY1P0av\
+        yZGiMWEcx5wK6EwP_Q";
+    const RSA_HEADER: &str = "eyJhbGciOiJSUzI1NiIsInR5cCI6IkpXVCIsImtpZCI6InR3byJ9";
+    const RSA_CLAIMS: &str = "eyJzdWIiOiJ1c2VyIDciLCJleHAiOjIwMDAsImJ1c2luZXNzZXMiOlsiYWNtZSJdfQ";
+    const RSA_SIGNATURE: &str = "bjCAJve3-OvN3-S7pFsld6wAw8TR9L-KS1WoLdUgLbtlwscPghveub-Hi0P5WU37RubHIRxLXQC99VjQbsb96W26SehEIfV4QjVADSx1QpIn\
+        GOjswCFK9m7Qey3CBaNFgnagxxthG1YRx3VjuCPhAUV-fsJ3WlMwwWrq1MTyvOW-vvH4JHgCnyjuar_OaIDS4X5f2JQMqp0B77OUBWd71Aux\
+        uqMqY79DQGHr9pzkkxj6i-PwI6yaDYP_MnJBuPHjcpp0GF6dhV6tOoV1SlYrO4Y7eHtTbehxHQwfRM7VdreoHEDIU-SNLUbJhBejo5K6sByJ\
+        iXV9AlY2z2WYIn6c8w";
+
     fn signed(claims: &Value) -> String {
         encode(&Header::new(Algorithm::HS256), claims, &EncodingKey::from_secret(SECRET.as_bytes())).unwrap()
     }
@@ -317,5 +333,29 @@ mod tests {
         assert_eq!(far.expires_at, 10_000_000_000_000_000);
         let other = encode(&Header::default(), &json!({"exp": 9e9}), &EncodingKey::from_secret(b"another")).unwrap();
         assert!(keys.visitor(&other, 0, &[]).unwrap_err().to_string().contains("none of the keys"));
+    }
+
+    #[test]
+    fn what_openssl_has_signed_with_rs256_counts() {
+        let keys = Keys::default().with_jwks(&RSA_JWKS.replace("MODULUS", MODULUS)).unwrap();
+        let of = |header: &str, claims: &str| {
+            keys.visitor(&format!("{header}.{claims}.{RSA_SIGNATURE}"), 1000, &["default".to_owned()])
+        };
+        let visitor = of(RSA_HEADER, RSA_CLAIMS).unwrap();
+        let wanted = Visitor { name: "user 7".to_owned(), expires_at: 2000, businesses: Some(vec!["acme".to_owned()]) };
+        assert_eq!(visitor, wanted);
+        let encoded = |part: Value| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(part.to_string());
+        // Other claims, another algorithm and another key under the same signature.
+        assert!(of(RSA_HEADER, &encoded(json!({"sub": "user 7", "exp": 2000, "businesses": ["*"]}))).is_err());
+        for header in [
+            json!({"alg": "RS512", "kid": "two"}),
+            json!({"alg": "ES256", "kid": "two"}),
+            json!({"alg": "none"}),
+            json!({"alg": "RS256", "kid": "one"}),
+        ] {
+            assert!(of(&encoded(header.clone()), RSA_CLAIMS).is_err(), "{header}");
+        }
+        let other = Keys::default().with_jwks(JWKS).unwrap();
+        assert!(other.visitor(&format!("{RSA_HEADER}.{RSA_CLAIMS}.{RSA_SIGNATURE}"), 1000, &[]).is_err());
     }
 }

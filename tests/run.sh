@@ -27,6 +27,9 @@ test_packages() {
     compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || missing+=(postgresql)
     [ -x /usr/sbin/pgbouncer ] || missing+=(pgbouncer)
     command -v redis-server >/dev/null || missing+=(redis-server)
+    if [ "$part" != sdk ]; then
+        command -v chromium >/dev/null || command -v chromium-browser >/dev/null || missing+=(chromium)
+    fi
     if [ "$part" != rust ]; then
         command -v node >/dev/null || missing+=(nodejs)
         command -v npm >/dev/null || missing+=(npm)

@@ -43,5 +43,6 @@ mod store_faults;
 mod support;
 mod transcripts;
 mod transcripts_beyond;
+mod transcripts_many;
 mod webhooks;
 mod webhooks_to_app;

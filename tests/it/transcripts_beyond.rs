@@ -162,6 +162,63 @@ async fn a_token_is_shown_in_a_header_or_as_a_subprotocol_too_and_has_so_many_so
     stage.finish().await;
 }
 
+/// What OpenSSL makes of this, given on its standard input.
+fn openssl(words: &[&str], input: &[u8]) -> Vec<u8> {
+    use std::io::Write as _;
+    let mut command = std::process::Command::new("openssl");
+    let command = command.args(words).stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+    let mut child = command.stderr(std::process::Stdio::null()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    let out = child.wait_with_output().unwrap();
+    assert!(out.status.success(), "{words:?}");
+    out.stdout
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_by_an_rsa_key_of_the_jwks_file_is_believed() {
+    let folder = std::env::temp_dir().join(format!("ringfence-jwks-{}", ringfence::ids::CallId::new()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let url_safe = |bytes: &[u8]| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes);
+    // Keys of the file's, and one that is not in it.
+    let keys: Vec<(String, String)> = ["one", "two", "other"]
+        .iter()
+        .map(|name| {
+            let path = folder.join(format!("{name}.pem")).display().to_string();
+            openssl(&["genrsa", "-out", &path, "2048"], b"");
+            let modulus = openssl(&["rsa", "-in", &path, "-noout", "-modulus"], b"");
+            let modulus = String::from_utf8(modulus).unwrap();
+            let modulus = hex::decode(modulus.trim().strip_prefix("Modulus=").unwrap()).unwrap();
+            (path, url_safe(&modulus))
+        })
+        .collect();
+    let jwk = |kid: &str, n: &str| json!({"kty": "RSA", "alg": "RS256", "use": "sig", "kid": kid, "e": "AQAB", "n": n});
+    let file = folder.join("jwks.json");
+    std::fs::write(&file, json!({"keys": [jwk("one", &keys[0].1), jwk("two", &keys[1].1)]}).to_string()).unwrap();
+    let stage = Stage::start(setup(&format!("jwks_file = \"{}\"", file.display()), "", "")).await;
+    let claims = json!({"sub": "user 7", "exp": now_secs() + 600, "businesses": ["*"]});
+    let by = |(path, _): &(String, String), header: Value| {
+        let signed = format!("{}.{}", url_safe(header.to_string().as_bytes()), url_safe(claims.to_string().as_bytes()));
+        let signature = openssl(&["dgst", "-sha256", "-sign", path], signed.as_bytes());
+        format!("{SOCKET}?token={signed}.{}", url_safe(&signature))
+    };
+    for (key, header, is_believed) in [
+        (&keys[0], json!({"alg": "RS256", "typ": "JWT", "kid": "one"}), true),
+        (&keys[1], json!({"alg": "RS256", "typ": "JWT", "kid": "two"}), true),
+        (&keys[1], json!({"alg": "RS256", "typ": "JWT"}), true),
+        (&keys[1], json!({"alg": "RS256", "typ": "JWT", "kid": "one"}), false),
+        (&keys[2], json!({"alg": "RS256", "typ": "JWT", "kid": "one"}), false),
+        (&keys[2], json!({"alg": "RS256", "typ": "JWT"}), false),
+        (&keys[0], json!({"alg": "HS256", "typ": "JWT", "kid": "one"}), false),
+    ] {
+        let refused = Socket::connect(&stage, &by(key, header.clone()), &[]).await.err();
+        assert_eq!(refused, (!is_believed).then_some(403), "{header}");
+    }
+    // The app's secret goes on counting beside the file.
+    Socket::open(&stage, &token()).await.hears_nothing().await;
+    stage.finish().await;
+    let _ = std::fs::remove_dir_all(folder);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_client_is_told_to_come_back_and_holds_nobody_up() {
     let stage = Stage::start(setup("slow_secs = 1", "", "")).await;
@@ -376,15 +433,21 @@ async fn a_call_that_twilio_transcribes_is_followed_to_its_end() {
     stage.finish().await;
 }
 
+/// The browser. Without one a test is skipped, except in CI.
+fn chromium() -> Option<&'static str> {
+    let places = ["/usr/bin/chromium", "/usr/bin/chromium-browser"];
+    let found = places.into_iter().find(|path| Path::new(path).exists());
+    if found.is_none() {
+        assert!(std::env::var_os("CI").is_none(), "there is no Chromium here: apt-get install chromium");
+        eprintln!("skipped: there is no Chromium here (Debian: chromium)");
+    }
+    found
+}
+
 /// The page of the README in a real browser.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_readmes_page_follows_a_call_in_a_real_browser() {
-    let Some(chromium) =
-        ["/usr/bin/chromium", "/usr/bin/chromium-browser"].iter().find(|path| Path::new(path).exists())
-    else {
-        eprintln!("skipped: there is no Chromium (apt-get install chromium)");
-        return;
-    };
+    let Some(chromium) = chromium() else { return };
     let stage = ready().await;
     for n in 1..=3 {
         say(&stage, "conv_1", "agent", &format!("line {n}")).await;

@@ -168,6 +168,7 @@ async fn purge_calls(c: &mut PgConnection, business: Arc<str>) -> Sql<Purged> {
     for (n, sql) in [
         "DELETE FROM deliveries WHERE call_id = ANY($1) OR event_id IN
              (SELECT id FROM webhook_events WHERE call_id = ANY($1))",
+        // Of a body in a spool a row stays that tells so.
         "UPDATE webhook_events SET spool = NULL, call_id = NULL, dedupe_key = NULL, path = '', headers = '[]',
              waits_kind = NULL, waits_id = NULL, outcome = coalesce(outcome, 'purged')
          WHERE spool IS NOT NULL AND (call_id = ANY($1)

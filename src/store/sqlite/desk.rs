@@ -27,6 +27,7 @@ fn purge_calls(c: &Connection, ids: &str) -> Written<Purged> {
         "DELETE FROM deliveries WHERE call_id IN (SELECT value FROM json_each(?1)) OR event_id IN
              (SELECT id FROM webhook_events WHERE call_id IN (SELECT value FROM json_each(?1)))",
     )?;
+    // Of a body in a spool a row stays that tells so.
     let spooled = gone(
         "UPDATE webhook_events SET spool = NULL, call_id = NULL, dedupe_key = NULL, path = '', headers = '[]',
              waits_kind = NULL, waits_id = NULL, outcome = coalesce(outcome, 'purged')

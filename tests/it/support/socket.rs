@@ -60,14 +60,19 @@ impl Socket {
 
     /// The status of a refusal, if it is refused.
     pub async fn connect(stage: &Stage, path: &str, headers: &[(&'static str, &str)]) -> Result<Self, u16> {
-        let mut request = stage.client(path).replace("http://", "ws://").into_client_request().unwrap();
+        Self::connect_to(&stage.client(path), headers).await
+    }
+
+    /// The same at any address.
+    pub async fn connect_to(url: &str, headers: &[(&'static str, &str)]) -> Result<Self, u16> {
+        let mut request = url.replace("http://", "ws://").into_client_request().unwrap();
         for (name, value) in headers {
             request.headers_mut().insert(*name, value.parse().unwrap());
         }
         match tokio_tungstenite::connect_async(request).await {
             Ok((socket, _)) => Ok(Self(socket)),
             Err(tungstenite::Error::Http(answer)) => Err(answer.status().as_u16()),
-            Err(error) => panic!("{path}: {error}"),
+            Err(error) => panic!("{url}: {error}"),
         }
     }
 
@@ -86,6 +91,14 @@ impl Socket {
                 Some(Ok(message)) => return Some(message),
                 Some(Err(_)) | None => return None,
             }
+        }
+    }
+
+    /// The next message, if another comes before the connection is over.
+    pub async fn hear_on(&mut self) -> Option<Value> {
+        match self.next().await {
+            Some(Message::Text(text)) => Some(serde_json::from_str(&text).unwrap()),
+            _ => None,
         }
     }
 
