@@ -7,7 +7,7 @@ use http::Method;
 use serde_json::{Value, json};
 
 use super::Outcome;
-use super::console::Console;
+use super::console::{Console, path_of};
 
 #[derive(Debug, Args)]
 pub(super) struct Calls {
@@ -56,10 +56,7 @@ enum Act {
 
 impl Calls {
     pub(super) async fn run(self) -> Outcome {
-        let id_path = |id: &str| {
-            let escaped: String = form_urlencoded::byte_serialize(id.as_bytes()).collect();
-            format!("/api/calls/{escaped}")
-        };
+        let of = |id: &str| path_of("/api/calls", id);
         match &self.act {
             Act::List { all, business } => {
                 let mut query = form_urlencoded::Serializer::new(String::new());
@@ -76,11 +73,11 @@ impl Calls {
                 }
             }
             Act::Show { id } => {
-                let call = self.console.ask(Method::GET, &id_path(id), None).await?;
+                let call = self.console.ask(Method::GET, &of(id), None).await?;
                 println!("{}", if self.json { call.to_string() } else { serde_json::to_string_pretty(&call)? });
             }
             Act::Hangup { id } => {
-                let done = self.console.ask(Method::POST, &format!("{}/hangup", id_path(id)), None).await?;
+                let done = self.console.ask(Method::POST, &format!("{}/hangup", of(id)), None).await?;
                 match (self.json, done["result"].as_str()) {
                     (true, _) => println!("{done}"),
                     (false, Some("over")) => println!("{id} is over: its provider's record says so. The slot is free."),
@@ -96,7 +93,7 @@ impl Calls {
                     return Err(anyhow::anyhow!(why).into());
                 }
                 let body = json!({"force": true, "reason": reason});
-                let done = self.console.ask(Method::POST, &format!("{}/release", id_path(id)), Some(body)).await?;
+                let done = self.console.ask(Method::POST, &format!("{}/release", of(id)), Some(body)).await?;
                 if self.json {
                     println!("{done}");
                 } else {

@@ -60,6 +60,12 @@ impl Console {
     }
 }
 
+/// The path of one thing below another, whatever its id holds.
+pub(super) fn path_of(below: &str, id: &str) -> String {
+    let escaped: String = form_urlencoded::byte_serialize(id.as_bytes()).collect();
+    format!("{below}/{escaped}")
+}
+
 /// What the sidecar said that is no success.
 pub(super) fn refused(status: StatusCode, answer: &Value) -> anyhow::Error {
     anyhow::anyhow!("{} ({status})", answer["message"].as_str().unwrap_or("no reason given"))

@@ -7,7 +7,7 @@ use http::Method;
 use serde_json::Value;
 
 use super::Outcome;
-use super::console::Console;
+use super::console::{Console, path_of};
 
 #[derive(Debug, Args)]
 pub(super) struct Events {
@@ -62,10 +62,7 @@ enum Act {
 
 impl Events {
     pub(super) async fn run(self) -> Outcome {
-        let path_of = |id: &str| {
-            let escaped: String = form_urlencoded::byte_serialize(id.as_bytes()).collect();
-            format!("/api/events/{escaped}")
-        };
+        let of = |id: &str| path_of("/api/events", id);
         match &self.act {
             Act::List { state, limit } => {
                 let path = format!("/api/events?state={}&limit={limit}", state.as_str());
@@ -77,11 +74,11 @@ impl Events {
                 }
             }
             Act::Show { id } => {
-                let event = self.console.ask(Method::GET, &path_of(id), None).await?;
+                let event = self.console.ask(Method::GET, &of(id), None).await?;
                 println!("{}", if self.json { event.to_string() } else { serde_json::to_string_pretty(&event)? });
             }
             Act::Replay { id } => {
-                let done = self.console.ask(Method::POST, &format!("{}/replay", path_of(id)), None).await?;
+                let done = self.console.ask(Method::POST, &format!("{}/replay", of(id)), None).await?;
                 if self.json {
                     println!("{done}");
                 } else {

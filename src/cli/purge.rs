@@ -7,7 +7,7 @@ use http::Method;
 use serde_json::json;
 
 use super::Outcome;
-use super::console::Console;
+use super::console::{Console, path_of};
 
 #[derive(Debug, Args)]
 pub(super) struct Purge {
@@ -26,8 +26,7 @@ pub(super) struct Purge {
 
 impl Purge {
     pub(super) async fn run(self) -> Outcome {
-        let escaped: String = form_urlencoded::byte_serialize(self.business.as_bytes()).collect();
-        let path = format!("/api/businesses/{escaped}/purge");
+        let path = format!("{}/purge", path_of("/api/businesses", &self.business));
         let gone = self.console.ask(Method::POST, &path, Some(json!({"reason": self.reason}))).await?;
         if self.json {
             println!("{gone}");

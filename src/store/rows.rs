@@ -6,7 +6,10 @@ use sqlx::postgres::PgRow;
 use sqlx::sqlite::SqliteRow;
 
 use super::standing::OpenRow;
-use super::{AuditRecord, CallRecord, InboxEvent, OrderRecord, OutboxDelivery, Standing, StoredPostCall, Utterance};
+use super::{
+    AuditRecord, CallRecord, InboxEvent, NewEvent, OrderRecord, OutboxDelivery, Standing, StoredPostCall, Utterance,
+    Waiting,
+};
 use crate::admission::{GateState, Held};
 use crate::call::Phase;
 use crate::ids::{AccountName, Alias, BusinessId, CallId};
@@ -20,6 +23,7 @@ pub(super) type Sql<T> = Result<T, sqlx::Error>;
 pub(super) trait Columns {
     fn text(&self, column: &str) -> Sql<String>;
     fn optional_text(&self, column: &str) -> Sql<Option<String>>;
+    fn optional_bytes(&self, column: &str) -> Sql<Option<Vec<u8>>>;
     fn number(&self, column: &str) -> Sql<i64>;
     fn optional_number(&self, column: &str) -> Sql<Option<i64>>;
     fn flag(&self, column: &str) -> Sql<bool>;
@@ -34,6 +38,9 @@ macro_rules! columns {
                 self.try_get(column)
             }
             fn optional_text(&self, column: &str) -> Sql<Option<String>> {
+                self.try_get(column)
+            }
+            fn optional_bytes(&self, column: &str) -> Sql<Option<Vec<u8>>> {
                 self.try_get(column)
             }
             fn number(&self, column: &str) -> Sql<i64> {
@@ -116,6 +123,39 @@ pub(super) fn record(row: &impl Columns, aliases: Vec<Alias>) -> Sql<CallRecord>
         replica: row.optional_text("replica")?,
         aliases,
     })
+}
+
+pub(super) fn headers(row: &impl Columns) -> Sql<Vec<(String, String)>> {
+    serde_json::from_str(&row.text("headers")?).map_err(damaged)
+}
+
+/// A webhook of the inbox.
+pub(super) fn event(row: &impl Columns) -> Sql<NewEvent> {
+    Ok(NewEvent {
+        id: row.text("id")?,
+        account: row.text("account")?,
+        webhook: row.text("webhook")?,
+        event: row.text("event")?,
+        dedupe_key: row.optional_text("dedupe_key")?,
+        received_at: row.number("received_at")?,
+        method: row.text("method")?,
+        path: row.text("path")?,
+        headers: headers(row)?,
+        body: row.optional_bytes("body")?,
+        spool: row.optional_text("spool")?,
+    })
+}
+
+/// Webhooks, and apart from them those that cannot be read: one must not keep the others from their turn.
+pub(super) fn waiting(rows: &[impl Columns]) -> Sql<Waiting> {
+    let mut waiting = Waiting::default();
+    for row in rows {
+        match event(row) {
+            Ok(event) => waiting.events.push(event),
+            Err(error) => waiting.damaged.push((row.text("id")?, error.to_string())),
+        }
+    }
+    Ok(waiting)
 }
 
 /// Calls that are over, or their facts: one that cannot be read is left out, so that it keeps nobody from starting.

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use sqlx::{PgConnection, Row as _};
 
-use super::super::rows::{Sql, audit_record, call_id, damaged, inbox_event, outbox_delivery};
+use super::super::rows::{Sql, audit_record, call_id, damaged, event, inbox_event, outbox_delivery};
 use super::super::told::EVENT;
 use super::super::{AuditRecord, Desk, Inbox, InboxEvent, NewEvent, Outbox, OutboxDelivery, Purged, Result};
-use super::messages::{PURGE_ROWS, event};
+use super::messages::PURGE_ROWS;
 use super::{PostgresStore, query};
 use crate::clock::UnixMs;
 use crate::ids::CallId;

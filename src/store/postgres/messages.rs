@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Postgres, QueryBuilder, Row as _};
 
+use super::super::rows::{headers, waiting};
 use super::super::told;
 use super::super::{Delivery, NewEvent, Reach, Received, RefusalRecord, TAKEN_MS, Waiting};
 use super::{query, records};
@@ -29,10 +30,6 @@ fn optional_count(row: &PgRow, column: &str) -> Sql<Option<u32>> {
 
 fn headers_json(headers: &[(String, String)]) -> Sql<String> {
     serde_json::to_string(headers).map_err(|e| sqlx::Error::Encode(e.into()))
-}
-
-fn headers(row: &PgRow) -> Sql<Vec<(String, String)>> {
-    serde_json::from_str(row.try_get("headers")?).map_err(damaged)
 }
 
 pub(super) async fn receive(c: &mut PgConnection, event: NewEvent) -> Sql<Received> {
@@ -102,35 +99,6 @@ pub(super) async fn settle(
     .execute(c)
     .await?;
     Ok(true)
-}
-
-/// A webhook of the inbox.
-pub(super) fn event(row: &PgRow) -> Sql<NewEvent> {
-    Ok(NewEvent {
-        id: row.try_get("id")?,
-        account: row.try_get("account")?,
-        webhook: row.try_get("webhook")?,
-        event: row.try_get("event")?,
-        dedupe_key: row.try_get("dedupe_key")?,
-        received_at: row.try_get("received_at")?,
-        method: row.try_get("method")?,
-        path: row.try_get("path")?,
-        headers: headers(row)?,
-        body: row.try_get("body")?,
-        spool: row.try_get("spool")?,
-    })
-}
-
-/// Webhooks, and apart from them those that cannot be read: one must not keep the others from their turn.
-pub(super) fn waiting(rows: &[PgRow]) -> Sql<Waiting> {
-    let mut waiting = Waiting::default();
-    for row in rows {
-        match event(row) {
-            Ok(event) => waiting.events.push(event),
-            Err(error) => waiting.damaged.push((row.try_get("id")?, error.to_string())),
-        }
-    }
-    Ok(waiting)
 }
 
 pub(super) async fn unsettled(c: &mut PgConnection, before_ms: UnixMs, reach: Reach) -> Sql<Waiting> {

@@ -5,11 +5,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use sqlx::{PgConnection, Row as _};
 
-use super::super::rows::{Sql, call_id, damaged, post_call};
+use super::super::rows::{Sql, call_id, damaged, post_call, waiting};
 use super::super::told::{self, Told, WITHOUT_RECORD};
 use super::super::{Put, PutPostCall, Reach, Records, Result, StoredPostCall, Waiting};
 use super::calls::{self, to_json};
-use super::messages::waiting;
 use super::{PostgresStore, lock_call, query};
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId};

@@ -4,12 +4,11 @@ use async_trait::async_trait;
 use rusqlite::{Connection, params};
 use sqlx::Row as _;
 
-use super::super::rows::{Sql, audit_record, call_id, inbox_event, outbox_delivery};
+use super::super::rows::{Sql, audit_record, call_id, event, inbox_event, outbox_delivery};
 use super::super::told::EVENT;
 use super::super::{AuditRecord, Desk, Inbox, InboxEvent, NewEvent, Outbox, OutboxDelivery, Purged, Result};
 use super::SqliteStore;
 use super::calls_write::to_json;
-use super::messages::event;
 use super::messages_write::PURGE_ROWS;
 use super::writer::Written;
 use crate::clock::UnixMs;

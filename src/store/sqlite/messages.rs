@@ -3,7 +3,8 @@
 use sqlx::Row as _;
 use sqlx::sqlite::{SqlitePool, SqliteRow};
 
-use super::super::{NewEvent, Reach, RefusalRecord, Waiting};
+use super::super::rows::waiting;
+use super::super::{Reach, RefusalRecord, Waiting};
 use crate::clock::UnixMs;
 use crate::ids::RefusalId;
 use crate::policy::Business;
@@ -12,39 +13,6 @@ type Sql<T> = Result<T, sqlx::Error>;
 
 fn damaged(what: impl std::fmt::Display) -> sqlx::Error {
     sqlx::Error::Decode(what.to_string().into())
-}
-
-fn headers(row: &SqliteRow) -> Sql<Vec<(String, String)>> {
-    serde_json::from_str(row.try_get("headers")?).map_err(damaged)
-}
-
-/// A webhook of the inbox.
-pub(super) fn event(row: &SqliteRow) -> Sql<NewEvent> {
-    Ok(NewEvent {
-        id: row.try_get("id")?,
-        account: row.try_get("account")?,
-        webhook: row.try_get("webhook")?,
-        event: row.try_get("event")?,
-        dedupe_key: row.try_get("dedupe_key")?,
-        received_at: row.try_get("received_at")?,
-        method: row.try_get("method")?,
-        path: row.try_get("path")?,
-        headers: headers(row)?,
-        body: row.try_get("body")?,
-        spool: row.try_get("spool")?,
-    })
-}
-
-/// Webhooks, and apart from them those that cannot be read: one must not keep the others from their turn.
-pub(super) fn waiting(rows: &[SqliteRow]) -> Sql<Waiting> {
-    let mut waiting = Waiting::default();
-    for row in rows {
-        match event(row) {
-            Ok(event) => waiting.events.push(event),
-            Err(error) => waiting.damaged.push((row.try_get("id")?, error.to_string())),
-        }
-    }
-    Ok(waiting)
 }
 
 pub(super) async fn unsettled(pool: &SqlitePool, before_ms: UnixMs, reach: &Reach) -> super::Result<Waiting> {

@@ -4,12 +4,11 @@ use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension as _, params};
 use sqlx::Row as _;
 
-use super::super::rows::{Sql, call_id, post_call};
+use super::super::rows::{Sql, call_id, post_call, waiting};
 use super::super::told::{self, Told, WITHOUT_RECORD};
 use super::super::{Put, PutPostCall, Reach, Records, Result, StoredPostCall, Waiting};
 use super::SqliteStore;
 use super::calls_write::{self, to_json};
-use super::messages::waiting;
 use super::writer::Written;
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId};
