@@ -259,6 +259,10 @@ pub struct Change {
     pub deadlines: crate::call::Deadlines,
     /// Marks the create's outcome as unknown or known again.
     pub unsettled: Option<bool>,
+    /// The replica that tells the order's client that its outcome is unknown, where several share the record. What the client
+    /// waits for is not delivered by that: until somebody delivers it, the order may come again. Without effect if another
+    /// replica answers for the order by now.
+    pub untold_by: Option<String>,
     /// Marks the call as one that exists although it was refused or ended for us.
     pub overrun: Option<bool>,
     /// Notes that a look-up found nothing (`true`) or found it again.
@@ -278,6 +282,7 @@ impl Change {
             at_ms,
             deadlines: deadlines.clone(),
             unsettled: None,
+            untold_by: None,
             overrun: None,
             absent: None,
             tell: false,

@@ -680,5 +680,17 @@ pub(super) async fn an_order_is_found_at_another_replica_and_taken_by_one(fresh:
     assert_eq!(taken.iter().map(|o| (o.undelivered, o.unsettled)).collect::<Vec<_>>(), [(false, false), (false, true)]);
     a.undelivered(&first.id, &one.id).await.unwrap();
     assert!(!find().await[0].undelivered, "it answers for it no more");
+    // Who tells a client that the outcome is unknown has not delivered what it waits for, whatever is found out later.
+    let taker = taken[1].replica.clone();
+    let told = |by: Option<String>| Change {
+        untold_by: by,
+        unsettled: Some(true),
+        ..Change::of(&second.id, "order", 3000, &Deadlines::default())
+    };
+    a.apply(told(Some(one.id.clone()))).await.unwrap();
+    assert!(!find().await[1].undelivered, "another answers for it");
+    b.apply(told(taker)).await.unwrap();
+    a.apply(change(&second.id, Event::Reached(Phase::Live))).await.unwrap();
+    assert_eq!((find().await[1].undelivered, find().await[1].unsettled), (true, false));
     assert_eq!(a.find_orders("another", 0).await.unwrap(), []);
 }

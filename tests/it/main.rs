@@ -35,6 +35,7 @@ mod postgres;
 mod records;
 mod redis;
 mod reload;
+mod replicas;
 mod reposts;
 mod simulate;
 mod spool;
