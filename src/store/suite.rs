@@ -211,6 +211,11 @@ pub(super) async fn a_webhook_is_taken_once(fresh: &impl Fresh) {
     assert_eq!(store.receive(event("a")).await.unwrap(), Received::New);
     let before = |outcome: Option<&str>| Received::Before { id: "a".to_owned(), outcome: outcome.map(str::to_owned) };
     assert_eq!(store.receive(event("b")).await.unwrap(), before(None));
+    // Written once more, because it was not known whether it had been: there is nothing else to know it by.
+    let bare = NewEvent { dedupe_key: None, received_at: 9, ..event("c") };
+    let same = Received::Before { id: "c".to_owned(), outcome: None };
+    assert_eq!(store.receive(bare.clone()).await.unwrap(), Received::New);
+    assert_eq!(store.receive(bare).await.unwrap(), same);
     assert_eq!(store.unsettled_events(0, &in_record()).await.unwrap().events, []);
     assert_eq!(store.unsettled_events(1, &in_record()).await.unwrap().events, [event("a")]);
     let delivery = Delivery {

@@ -18,6 +18,7 @@ mod holes;
 mod hostile;
 mod inbound;
 mod inbound_native;
+mod journal;
 mod layering;
 mod net_hygiene;
 mod net_proxies;
