@@ -23,7 +23,7 @@ use crate::clock::rfc3339;
 use crate::ids::{BusinessId, CallId, mask_number};
 use crate::metrics::Gauges;
 use crate::net::{Exchange, Handler};
-use crate::policy::{Bound, Business, Limit, Per, Policy};
+use crate::policy::{Bound, Business, Limit, Per, Policy, RETENTION_DAYS};
 use crate::provider::path::percent_decode;
 use crate::provider::secret::Secret;
 use crate::reconcile::Sightings;
@@ -439,6 +439,10 @@ impl Admin {
                 }
                 Some(_) => {}
             }
+        }
+        if business.retention_days.is_some_and(|days| !RETENTION_DAYS.contains(&days)) {
+            let (least, most) = (RETENTION_DAYS.start(), RETENTION_DAYS.end());
+            return invalid(format!("retention_days is {least} to {most}"));
         }
         for agent in business.agent_ids.iter().chain(&business.phone_numbers) {
             let marks = crate::policy::Marks { agent: Some(agent), number: Some(agent), ..Default::default() };

@@ -48,7 +48,7 @@ pub struct StoredPostCall {
     pub recorded_at: Option<UnixMs>,
     /// Where the last of it came from.
     pub recorded_by: Option<String>,
-    /// How often the provider was asked without telling all.
+    /// How often the provider was asked of our own accord without telling all.
     pub tries: u32,
     /// When it is asked again.
     pub due_at: Option<UnixMs>,

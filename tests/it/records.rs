@@ -238,6 +238,7 @@ async fn a_conversation_is_fetched_on_demand() {
         assert_eq!(fetch(&stage, unknown).await.status, 404, "{unknown:?}");
     }
     use ringfence::simulate::{Fault, FaultKind, Provider};
+    stage.clock.advance_ms(6_000);
     stage.control.fault(Fault {
         n: None,
         on: ringfence::simulate::Operation::Get,
@@ -246,6 +247,52 @@ async fn a_conversation_is_fetched_on_demand() {
     let failed = fetch(&stage, &conversation).await;
     assert_eq!((failed.status, &failed.json()["error"]), (502, &json!("PROVIDER_FAILED")));
     assert_eq!(shown(&stage, &conversation).await["record"], fetched["record"], "it is kept");
+    stage.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_is_up_is_not_fetched_and_uses_up_no_try() {
+    let stage = Stage::start(by_hand("[records]\nwait_secs = 86400")).await;
+    let conversation = dialled(&stage).await;
+    let answer = fetch(&stage, &conversation).await;
+    assert_eq!((answer.status, &answer.json()["error"]), (409, &json!("CALL_IN_PROGRESS")), "{answer:?}");
+    assert_eq!(answer.json()["conversation_id"], conversation.as_str());
+    let call = shown(&stage, &conversation).await;
+    assert_eq!((&call["record"], call["phase"] == "ended"), (&Value::Null, false), "nothing is kept");
+    stage.control.end_call(&conversation);
+    stage.clock.advance_ms(6_000);
+    let answer = fetch(&stage, &conversation).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let call = shown(&stage, &conversation).await;
+    let ended = (json!("ended"), json!("provider"));
+    assert_eq!((call["phase"].clone(), call["proof"].clone()), ended, "as the lost webhook would have said");
+    let store = stage.app().calls().lifecycle.store.clone();
+    let id = store.resolve(&[alias(&conversation)]).await.unwrap().unwrap();
+    assert_eq!(store.post_call(&id).await.unwrap().unwrap().tries, 0);
+    stage.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_conversation_is_asked_for_once_in_a_moment_and_a_limit_of_the_provider_is_passed_on() {
+    use ringfence::simulate::{Fault, FaultKind, Operation, Provider};
+    let stage = Stage::start(by_hand("[records]\nwait_secs = 86400")).await;
+    let conversation = dialled(&stage).await;
+    stage.control.end_call(&conversation);
+    // Whoever asks while the first one is answered badly gets the same.
+    let fault = Fault {
+        retry_after: Some(7),
+        on: Operation::Get,
+        ..Fault::next(Provider::ElevenLabs, FaultKind::RateLimited, 1)
+    };
+    stage.control.fault(fault);
+    let all = futures_util::future::join_all((0..8).map(|_| fetch(&stage, &conversation))).await;
+    for answer in &all {
+        assert_eq!((answer.status, &answer.json()["error"]), (503, &json!("ELEVENLABS_429_RATE_LIMIT")), "{answer:?}");
+        assert_eq!((answer.header("retry-after"), &answer.json()["retryAfter"]), (Some("7"), &json!(7)));
+    }
+    assert_eq!(fetch(&stage, &conversation).await.status, 503, "it was asked a moment ago");
+    stage.clock.advance_ms(6_000);
+    assert_eq!(fetch(&stage, &conversation).await.status, 200);
     stage.finish().await;
 }
 
@@ -569,4 +616,48 @@ async fn a_death_between_receipt_and_acknowledgement_of_a_record_costs_nothing()
 #[tokio::test(flavor = "multi_thread")]
 async fn a_death_after_acknowledgement_or_during_delivery_of_a_record_costs_nothing() {
     tokio::join!(survives("webhook.answered"), survives("delivery.sent"), survives("delivery.noted"));
+}
+
+// === what each business wants kept ===
+
+const TWO_BUSINESSES: &str = "[records]\nwait_secs = 1\n[businesses.acme]\nmax_calls = 5\ntranscripts = \"none\"\n[businesses.umbrella]\nmax_calls = 5\n";
+
+async fn dialled_for(stage: &Stage, business: &str) -> String {
+    let answer = stage.dial(Some(business), TO).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    answer.json()["conversation_id"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_business_says_what_is_kept_of_its_calls_and_what_was_kept_before_goes() {
+    let stage = Stage::start(by_hand(TWO_BUSINESSES)).await;
+    let (none, all) = (dialled_for(&stage, "acme").await, dialled_for(&stage, "umbrella").await);
+    for conversation in [&none, &all] {
+        assert_eq!(post(&stage, &payload(conversation)).await.status, 200);
+    }
+    let summary = async |id: &str| shown(&stage, id).await["record"]["transcript_summary"].clone();
+    assert_eq!((summary(&none).await, summary(&all).await), (Value::Null, json!("They said hello.")));
+    let body = |transcripts: &str| json!({"max_calls": 5, "transcripts": transcripts}).to_string();
+    let put = async |body: String| {
+        let headers = [("content-type", "application/json")];
+        stage.send("PUT", &stage.admin("/api/businesses/umbrella"), &headers, body).await
+    };
+    stage.clock.advance_ms(2_000);
+    assert_eq!(put(body("hash")).await.status, 201);
+    stage.wait("it is hashed", async || summary(&all).await.as_str().unwrap().starts_with("sha256:")).await;
+    let hashed = summary(&all).await;
+    assert_eq!(put(body("none")).await.status, 200);
+    stage.wait("it is gone", async || summary(&all).await == Value::Null).await;
+    let record = shown(&stage, &all).await["record"].clone();
+    assert_eq!((&record["transcript_json"], &record["analysis_data"]), (&Value::Null, &Value::Null));
+    assert_eq!((&record["call_duration_seconds"], &record["complete"]), (&json!(42), &json!(true)));
+    let events = stage.ask("/api/events").await;
+    let bodies = events["events"].as_array().unwrap().iter().filter(|event| event["has_body"] == true).count();
+    assert_eq!(bodies, 0, "{hashed}: {events}");
+    for (wrong, status) in
+        [(r#"{"transcripts":"some"}"#, 400), (r#"{"retention_days":0}"#, 422), (r#"{"retention_days":3651}"#, 422)]
+    {
+        assert_eq!(put(wrong.to_owned()).await.status, status, "{wrong}");
+    }
+    stage.finish().await;
 }

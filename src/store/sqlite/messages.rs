@@ -65,12 +65,3 @@ pub(super) async fn businesses(pool: &SqlitePool) -> super::Result<Vec<Business>
     let business = |row: &SqliteRow| -> Sql<Business> { serde_json::from_str(row.try_get("body")?).map_err(damaged) };
     rows.iter().map(business).collect::<Sql<_>>().map_err(Into::into)
 }
-
-/// Deliveries that are done or given up and whose event is forgotten. Readers look for them: it takes a while.
-pub(super) async fn forgotten_deliveries(pool: &SqlitePool, before: UnixMs) -> super::Result<Vec<String>> {
-    let ids = sqlx::query_scalar(
-        "SELECT d.id FROM deliveries d LEFT JOIN webhook_events e ON e.id = d.event_id
-         WHERE d.due_at IS NULL AND coalesce(e.received_at, d.noted_at, 0) < $1",
-    );
-    Ok(ids.bind(before).fetch_all(pool).await?)
-}

@@ -14,6 +14,7 @@ mod messages_write;
 pub mod migrate;
 mod records;
 mod replicas;
+mod retention;
 mod transcripts;
 mod writer;
 
@@ -386,26 +387,6 @@ impl Store for SqliteStore {
         // While writes fail, nothing less than a write says that they do no longer: this one changes nothing.
         let sql = if self.writer.is_failing() { "PRAGMA user_version = 0" } else { "SELECT 1" };
         self.writer.run(move |c| c.execute_batch(sql)).await
-    }
-
-    async fn purge(&self, ended_before_ms: UnixMs, early_before_ms: UnixMs) -> Result<u64> {
-        let mut gone = 0;
-        for what in messages_write::PURGES {
-            let before = if what.early { early_before_ms } else { ended_before_ms };
-            loop {
-                let rows = self.writer.run(move |c| messages_write::purge(c, what, before)).await?;
-                gone += rows;
-                if rows < messages_write::PURGE_ROWS.into() {
-                    break;
-                }
-            }
-        }
-        let deliveries = messages::forgotten_deliveries(&self.readers, ended_before_ms).await?;
-        for some in deliveries.chunks(messages_write::PURGE_ROWS as usize) {
-            let some = some.to_vec();
-            gone += self.writer.run(move |c| messages_write::delete_deliveries(c, &some)).await?;
-        }
-        Ok(gone)
     }
 
     fn failed_writes(&self) -> u64 {

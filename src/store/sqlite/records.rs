@@ -50,7 +50,7 @@ fn put(c: &Connection, put: &PutPostCall) -> Written<Put> {
                  transcript_json = coalesce(excluded.transcript_json, call_records.transcript_json),
                  recorded_at = coalesce(call_records.recorded_at, excluded.recorded_at),
                  recorded_by = excluded.recorded_by,
-                 tries = call_records.tries + (excluded.recorded_at IS NULL),
+                 tries = call_records.tries + (excluded.recorded_at IS NULL AND excluded.recorded_by = 'poll'),
                  due_at = CASE WHEN call_records.recorded_at IS NULL THEN excluded.due_at END,
                  last_error = NULL",
         )?

@@ -4,15 +4,11 @@ use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::super::rows::{Sql, standing, utterance};
-use super::super::{NewUtterance, Redact, Result, Said, Standing, Transcripts, Utterance};
+use super::super::{NewUtterance, Result, Said, Standing, Transcripts, Utterance};
 use super::SqliteStore;
 use super::calls_write::to_json;
 use super::writer::Written;
-use crate::clock::UnixMs;
 use crate::ids::CallId;
-
-/// Utterances that are redacted in one transaction.
-const REDACTED_AT_ONCE: i64 = 500;
 
 /// The writer is one: nothing comes between these statements.
 fn say(c: &Connection, call: &CallId, said: &NewUtterance) -> Written<Option<Said>> {
@@ -53,22 +49,6 @@ fn say(c: &Connection, call: &CallId, said: &NewUtterance) -> Written<Option<Sai
     Ok(Some(Said { id, sequence }))
 }
 
-fn redact_some(c: &Connection, ended_before_ms: UnixMs, redact: Redact) -> Written<u64> {
-    let mut some = c.prepare_cached(
-        "SELECT u.id, u.message FROM utterances u INDEXED BY utterances_kept JOIN calls c ON c.id = u.call_id
-         WHERE c.phase = 'ended' AND c.ended_at < ?1 AND u.redacted = 0 LIMIT ?2",
-    )?;
-    let rows = some.query_map(params![ended_before_ms, REDACTED_AT_ONCE], |row| {
-        Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?))
-    })?;
-    let rows = rows.collect::<Written<Vec<_>>>()?;
-    for (id, text) in &rows {
-        c.prepare_cached("UPDATE utterances SET message = ?2, redacted = 1 WHERE id = ?1")?
-            .execute(params![id, redact(text)])?;
-    }
-    Ok(rows.len() as u64)
-}
-
 #[async_trait]
 impl Transcripts for SqliteStore {
     async fn say(&self, call: &CallId, said: NewUtterance) -> Result<Option<Said>> {
@@ -93,10 +73,6 @@ impl Transcripts for SqliteStore {
             .fetch_optional(&self.readers)
             .await?;
         Ok(last.unwrap_or(0))
-    }
-
-    async fn redact(&self, ended_before_ms: UnixMs, redact: Redact) -> Result<u64> {
-        self.writer.run(move |c| redact_some(c, ended_before_ms, redact)).await
     }
 
     async fn standings(&self, calls: &[CallId]) -> Result<Vec<Standing>> {

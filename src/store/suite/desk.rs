@@ -123,7 +123,7 @@ pub(in crate::store) async fn who_did_what_is_kept_and_forgotten_in_time(fresh: 
         store.audit(one).await.unwrap();
     }
     assert_eq!(store.latest_audit(9).await.unwrap(), [record(2, Some("it hung")), record(1, None)]);
-    assert_eq!(store.purge(2, 0).await.unwrap(), 1);
+    assert_eq!(store.purge(&Ages::of_all(2, 0)).await.unwrap(), 1);
     assert_eq!(store.latest_audit(9).await.unwrap(), [record(2, Some("it hung"))]);
 }
 
@@ -209,7 +209,7 @@ pub(in crate::store) async fn a_purge_tells_spools_which_files_must_go(fresh: &i
     let left = store.stored_event(&event.id).await.unwrap().unwrap();
     assert_eq!((left.path.as_str(), left.headers, left.dedupe_key, left.spool), ("", vec![], None, None));
     assert_eq!(store.unsettled_events(i64::MAX, &in_record()).await.unwrap(), Waiting::default());
-    assert_eq!(store.purge(1000, 0).await.unwrap(), 1, "what is left of it goes in time");
+    assert_eq!(store.purge(&Ages::of_all(1000, 0)).await.unwrap(), 1, "what is left of it goes in time");
 }
 
 pub(in crate::store) async fn a_damaged_row_keeps_no_other_from_its_turn(fresh: &impl Fresh) {

@@ -62,7 +62,7 @@ pub(in crate::store) async fn a_record_is_put_together_of_what_is_told(fresh: &i
     assert_eq!(kept.found.transcript_summary, whole().transcript_summary);
     assert_eq!(fresh.number("SELECT count(*) FROM deliveries WHERE url = ''").await, 1);
     assert_eq!(store.put_post_call(told(&CallId::new(), true, whole())).await.unwrap(), Put::NoCall);
-    store.purge(i64::MAX, 0).await.unwrap();
+    store.purge(&Ages::of_all(i64::MAX, 0)).await.unwrap();
     assert_eq!(fresh.number("SELECT count(*) FROM call_records").await, 0, "it goes with its call");
 }
 

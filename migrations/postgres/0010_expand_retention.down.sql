@@ -1,0 +1,2 @@
+DROP INDEX refusals_of;
+DROP INDEX calls_ended_of;
