@@ -19,6 +19,7 @@ use crate::admin::reload::{Reloaded, Running as _};
 use crate::admin::{self, Admin};
 use crate::admission::GateMode;
 use crate::calls::Calls;
+use crate::calls::hooks::watch_hooks;
 use crate::capacity::{Capacity, LivePolicy, Role};
 use crate::client::{self, Client, Feed, Sockets};
 use crate::clock::Clock;
@@ -213,6 +214,8 @@ impl App {
         tasks.spawn(webhook::spool_loop(move || newest.webhooks(), move || role.role().leads, stop.clone()));
         let (newest, role) = (live.clone(), calls.lifecycle.capacity.clone());
         tasks.spawn(webhook::records_loop(move || newest.webhooks(), move || role.role().leads, stop.clone()));
+        let (newest, role) = (live.clone(), calls.lifecycle.capacity.clone());
+        tasks.spawn(watch_hooks(move || newest.calls(), move || role.role().leads, stop.clone()));
         tasks.spawn(purge(live.clone(), stop.clone()));
         tasks.spawn(watch::run(live.clone(), stop.clone()));
         if let Some(tls) = tls {

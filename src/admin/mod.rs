@@ -243,6 +243,12 @@ impl Admin {
         let open = open.unwrap_or_default();
         let counts = self.calls.lifecycle.capacity.counts().await.unwrap_or_default();
         let sightings = self.sightings.lock().map(|s| s.clone()).unwrap_or_default();
+        let mut hooks = BTreeMap::new();
+        for account in self.calls.accounts.values() {
+            if let Ok(seen) = self.calls.hooks_seen(account).await {
+                hooks.insert(&account.name, seen);
+            }
+        }
         let accounts: Vec<Value> = self
             .calls
             .accounts
@@ -262,7 +268,7 @@ impl Admin {
                     "overrun": known.then(|| mine.iter().filter(|c| c.overrun).count()),
                     "canBeAsked": account.can_ask(), "terminate": account.terminate,
                     "providerLive": seen.map(|s| s.provider_live), "sweptAt": seen.map(|s| rfc3339(s.at_ms)),
-                    "sweepError": seen.and_then(|s| s.error.clone()),
+                    "sweepError": seen.and_then(|s| s.error.clone()), "hooks": hooks.get(&account.name),
                 })
             })
             .collect();

@@ -2,11 +2,13 @@
 //!
 //! [`place`] sends an order and settles it, `refuse` tells why one was not placed, [`repost`] knows one that is sent again,
 //! `elsewhere` one that first came to another process, and `again` answers it, [`many`] knows orders for many calls, [`inbound`] admits a call that a provider brings, [`lookup`] asks where
-//! calls stand, [`records`] keeps what is told of them after their end, `fetch` asks for it on demand, [`terminate`] ends one and checks that it is over.
+//! calls stand, [`records`] keeps what is told of them after their end, `fetch` asks for it on demand, [`hooks`]
+//! sees whether it still comes of itself, [`terminate`] ends one and checks that it is over.
 
 mod again;
 mod elsewhere;
 mod fetch;
+pub mod hooks;
 pub mod inbound;
 mod looks;
 pub mod lookup;

@@ -135,6 +135,7 @@ impl Calls {
                 text: turn.text,
                 said_at: rfc3339(began_at.saturating_add(after_ms)),
                 source_sequence: None,
+                source: None,
                 at_ms: self.lifecycle.clock.now_ms(),
             };
             store.say(id, said).await?;
@@ -261,7 +262,7 @@ impl Calls {
     }
 
     /// Calls that ended by then are over for good: of what was said in them only that is kept which is to be kept.
-    fn over_before_ms(&self) -> UnixMs {
+    pub(super) fn over_before_ms(&self) -> UnixMs {
         let wait_ms = i64::try_from(self.settings.record_wait.as_millis()).unwrap_or(i64::MAX);
         self.lifecycle.clock.now_ms().saturating_sub(wait_ms)
     }

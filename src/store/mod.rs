@@ -39,7 +39,7 @@ use crate::ids::{Alias, CallId, RefusalId};
 use crate::policy::{Business, Facts, Policy};
 pub use desk::{AuditRecord, Desk, Inbox, InboxEvent, Outbox, OutboxDelivery, Purged};
 pub use fleet::{BEAT_EVERY_MS, Fleet, LIVE_MS, Living, Replica, Sharing};
-pub use records::{Put, PutPostCall, Records, StoredPostCall};
+pub use records::{HookAsked, HookCame, Put, PutPostCall, Records, StoredPostCall};
 pub use retention::{Ages, EndedCall, Place, Retention, record_kept, text_kept};
 pub use spool::{Spool, SpoolError, Spooled};
 pub use transcripts::{NewUtterance, Ring, Said, Standing, Transcripts, Utterance};
@@ -341,6 +341,8 @@ pub struct Waiting {
     pub events: Vec<NewEvent>,
     /// Those that cannot, with why.
     pub damaged: Vec<(String, String)>,
+    /// The place of the last of both; none: there is none of either.
+    pub last: Option<Place>,
 }
 
 /// What became of a webhook.
@@ -485,8 +487,8 @@ pub trait Store: Records + Desk + Transcripts + Retention + Send + Sync + 'stati
     ) -> Result<bool>;
 
     /// Webhooks that came before a time, or are to be tried again by then, and whose application did not come to its end; the
-    /// oldest first. Not those that are parked.
-    async fn unsettled_events(&self, before_ms: UnixMs, reach: &Reach) -> Result<Waiting>;
+    /// oldest first, those after a place, at most `limit`. Not those that are parked.
+    async fn unsettled_events(&self, before_ms: UnixMs, reach: &Reach, after: &Place, limit: u32) -> Result<Waiting>;
 
     /// Takes deliveries that are due, in order: nobody else gets them for [`TAKEN_MS`] by the store's clock, and the next of a
     /// call not before this one is done or given up. Counts no attempt. Of those whose body is in a spool, only this one's. One

@@ -91,7 +91,9 @@ macro_rules! behaves_as_a_store {
             what_is_not_to_be_kept_is_redacted_after_its_call,
             each_business_is_forgotten_at_its_own_age,
             what_the_app_still_waits_for_outlives_its_call,
-            less_is_kept_of_what_was_kept_before
+            less_is_kept_of_what_was_kept_before,
+            unsettled_webhooks_are_read_page_by_page,
+            a_webhook_that_stays_away_is_noticed
         );
     };
     ($fresh:path, $($behaviour:ident),+) => {
@@ -216,8 +218,8 @@ pub(super) async fn a_webhook_is_taken_once(fresh: &impl Fresh) {
     assert_eq!(store.receive(event("a")).await.unwrap(), Received::New);
     let before = |outcome: Option<&str>| Received::Before { id: "a".to_owned(), outcome: outcome.map(str::to_owned) };
     assert_eq!(store.receive(event("b")).await.unwrap(), before(None));
-    assert_eq!(store.unsettled_events(0, &in_record()).await.unwrap().events, []);
-    assert_eq!(store.unsettled_events(1, &in_record()).await.unwrap().events, [event("a")]);
+    assert_eq!(store.unsettled_events(0, &in_record(), &Place::default(), 99).await.unwrap().events, []);
+    assert_eq!(store.unsettled_events(1, &in_record(), &Place::default(), 99).await.unwrap().events, [event("a")]);
     let delivery = Delivery {
         id: "d1".to_owned(),
         event_id: "a".to_owned(),

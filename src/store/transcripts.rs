@@ -24,6 +24,8 @@ pub struct NewUtterance {
     pub said_at: String,
     /// Its number at the provider.
     pub source_sequence: Option<i64>,
+    /// What that number is counted in.
+    pub source: Option<String>,
     /// Now.
     pub at_ms: UnixMs,
 }
@@ -54,6 +56,8 @@ pub struct Utterance {
     pub said_at: String,
     /// Its number at the provider.
     pub source_sequence: Option<i64>,
+    /// What that number is counted in.
+    pub source: Option<String>,
 }
 
 /// What tells whether there is something new about a call.

@@ -312,6 +312,45 @@ async fn what_was_said_is_not_kept_where_that_is_configured() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_post_call_webhook_that_comes_no_longer_is_noticed_before_its_provider_switches_it_off() {
+    let stage = Stage::start(by_hand("[records]\nwait_secs = 1")).await;
+    let hook = async || {
+        let status = stage.ask("/status").await;
+        let accounts = status["accounts"].as_array().unwrap();
+        let hooks = &accounts.iter().find(|account| account["name"] == "elevenlabs").unwrap()["hooks"];
+        assert_eq!((hooks.as_array().unwrap().len(), &hooks[0]["webhook"]), (1, &json!("events")), "{status}");
+        hooks[0].clone()
+    };
+    assert_eq!((&hook().await["missedInARow"], &hook().await["late"]), (&json!(0), &json!(false)));
+    let told = async || {
+        let conversation = dialled(&stage).await;
+        assert_eq!(post(&stage, &payload(&conversation)).await.status, 200);
+        stage.clock.advance_ms(2_000);
+    };
+    told().await;
+    let last_came_at = hook().await["lastCameAt"].clone();
+    assert!(last_came_at.is_string(), "{last_came_at}");
+    for n in 1..=5 {
+        let conversation = dialled(&stage).await;
+        stage.control.end_call(&conversation);
+        assert_eq!(fetch(&stage, &conversation).await.status, 200);
+        stage.clock.advance_ms(2_000);
+        let hook = hook().await;
+        assert_eq!((&hook["missedInARow"], &hook["late"]), (&json!(n), &json!(n == 5)), "{hook}");
+        assert_eq!(hook["lastCameAt"], last_came_at);
+    }
+    let metric = async |wanted: &str| stage.ask("/metrics").await.as_str().unwrap().contains(wanted);
+    let missed = r#"ringfence_hook_missed_calls{account="elevenlabs",webhook="events"}"#;
+    stage.wait("it is shown", async || metric(&format!("{missed} 5")).await).await;
+    told().await;
+    let hook = hook().await;
+    assert_eq!((&hook["missedInARow"], &hook["late"]), (&json!(0), &json!(false)), "{hook}");
+    assert_ne!(hook["lastCameAt"], last_came_at);
+    stage.wait("it is shown", async || metric(&format!("{missed} 0")).await).await;
+    stage.finish().await;
+}
+
 // === events of our own ===
 
 /// Checks a signature as the specification's libraries do.

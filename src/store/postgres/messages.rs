@@ -7,7 +7,7 @@ use sqlx::{PgConnection, Postgres, QueryBuilder, Row as _};
 
 use super::super::rows::{headers, waiting};
 use super::super::told;
-use super::super::{Delivery, NewEvent, Reach, Received, RefusalRecord, TAKEN_MS, Waiting};
+use super::super::{Delivery, NewEvent, Place, Reach, Received, RefusalRecord, TAKEN_MS, Waiting};
 use super::{query, records};
 use crate::clock::UnixMs;
 use crate::ids::{CallId, RefusalId};
@@ -101,12 +101,21 @@ pub(super) async fn settle(
     Ok(true)
 }
 
-pub(super) async fn unsettled(c: &mut PgConnection, before_ms: UnixMs, reach: Reach) -> Sql<Waiting> {
+pub(super) async fn unsettled(
+    c: &mut PgConnection,
+    before_ms: UnixMs,
+    reach: Reach,
+    after: Place,
+    limit: u32,
+) -> Sql<Waiting> {
     let rows = query(
         "SELECT * FROM webhook_events WHERE outcome IS NULL AND parked_at IS NULL
-         AND coalesce(due_at, received_at) <= $1 AND (spool = $2 OR (spool IS NULL AND $3)) ORDER BY received_at, id",
+         AND received_at >= $4 AND (received_at, id) > ($4, $5)
+         AND coalesce(due_at, received_at) <= $1 AND (spool = $2 OR (spool IS NULL AND $3))
+         ORDER BY received_at, id LIMIT $6",
     );
-    waiting(&rows.bind(before_ms).bind(reach.spool).bind(reach.record).fetch_all(c).await?)
+    let rows = rows.bind(before_ms).bind(reach.spool).bind(reach.record).bind(after.0).bind(after.1);
+    waiting(&rows.bind(i64::from(limit)).fetch_all(c).await?)
 }
 
 /// One statement. Of those who look at once each gets others, as rows that are locked are passed over.

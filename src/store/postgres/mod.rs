@@ -28,8 +28,8 @@ use sqlx::{Connection as _, PgConnection, Row as _};
 use tracing::{info, warn};
 
 use super::{
-    Advanced, Applied, CallRecord, Change, Decided, Delivery, Fleet, NewCall, NewEvent, Opened, OrderRecord, Reach,
-    Received, RefusalRecord, Replica, Result, Sharing, Store, StoreError, Waiting,
+    Advanced, Applied, CallRecord, Change, Decided, Delivery, Fleet, NewCall, NewEvent, Opened, OrderRecord, Place,
+    Reach, Received, RefusalRecord, Replica, Result, Sharing, Store, StoreError, Waiting,
 };
 use crate::admission::{GateMode, GateState, Held, Order};
 use crate::call::Event;
@@ -423,8 +423,8 @@ impl Store for PostgresStore {
             .await
     }
 
-    async fn unsettled_events(&self, before_ms: UnixMs, reach: &Reach) -> Result<Waiting> {
-        self.db.read(|c| Box::pin(messages::unsettled(c, before_ms, reach.clone()))).await
+    async fn unsettled_events(&self, before_ms: UnixMs, reach: &Reach, after: &Place, limit: u32) -> Result<Waiting> {
+        self.db.read(|c| Box::pin(messages::unsettled(c, before_ms, reach.clone(), after.clone(), limit))).await
     }
 
     async fn take_deliveries(&self, at_ms: UnixMs, limit: u32, spool: &str) -> Result<Vec<Delivery>> {

@@ -7,9 +7,10 @@ use sqlx::{PgConnection, Row as _};
 
 use super::super::rows::{Sql, call_id, damaged, post_call, waiting};
 use super::super::told::{self, Told, WITHOUT_RECORD};
-use super::super::{Put, PutPostCall, Reach, Records, Result, StoredPostCall, Waiting};
+use super::super::{HookAsked, HookCame, Put, PutPostCall, Reach, Records, Result, StoredPostCall, Waiting};
 use super::calls::{self, to_json};
 use super::{PostgresStore, lock_call, query};
+use crate::call::Outcome;
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId};
 
@@ -137,6 +138,24 @@ async fn missed(c: &mut PgConnection, call: CallId, why: String, due_at: Option<
     .map(drop)
 }
 
+async fn hook_came(c: &mut PgConnection, asked: HookAsked) -> Sql<HookCame> {
+    let last = query(
+        "SELECT received_at FROM webhook_events WHERE received_at >= $1 AND account = $2 AND event = ANY($3)
+         ORDER BY received_at DESC LIMIT 1",
+    );
+    let last = last.bind(asked.since_ms).bind(&asked.account).bind(&asked.events).fetch_optional(&mut *c).await?;
+    let last = last.map(|row| row.try_get("received_at")).transpose()?;
+    let came = query(
+        "SELECT EXISTS (SELECT 1 FROM webhook_events e WHERE e.call_id = c.id AND e.account = $3 AND e.event = ANY($4)) AS came
+         FROM calls c WHERE c.phase = 'ended' AND c.ended_at >= $1 AND c.ended_at <= $2
+         AND c.account = $3 AND c.outcome = $5 ORDER BY c.ended_at DESC LIMIT $6",
+    );
+    let came = came.bind(asked.since_ms).bind(asked.until_ms).bind(&asked.account).bind(&asked.events);
+    let came = came.bind(Outcome::Completed.as_str()).bind(i64::from(asked.calls)).fetch_all(c).await?;
+    let came = came.iter().map(|row| row.try_get("came")).collect::<Sql<Vec<bool>>>()?;
+    Ok(HookCame::new(last, &came))
+}
+
 async fn wait_for(c: &mut PgConnection, event_id: String, alias: Alias) -> Sql<()> {
     let sql = "UPDATE webhook_events SET waits_kind = $2, waits_id = $3 WHERE id = $1";
     query(sql).bind(event_id).bind(alias.kind).bind(alias.id).execute(c).await.map(drop)
@@ -206,6 +225,10 @@ impl Records for PostgresStore {
     async fn missed_post_call(&self, call: &CallId, why: &str, due_at: Option<UnixMs>) -> Result<()> {
         let (call, why) = (call.clone(), why.to_owned());
         self.db.write(move |c| Box::pin(missed(c, call.clone(), why.clone(), due_at))).await
+    }
+
+    async fn hook_came(&self, asked: HookAsked) -> Result<HookCame> {
+        self.db.read(move |c| Box::pin(hook_came(c, asked.clone()))).await
     }
 
     async fn wait_for(&self, event_id: &str, alias: &Alias) -> Result<()> {

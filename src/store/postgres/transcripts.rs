@@ -36,8 +36,8 @@ async fn say(c: &mut PgConnection, call: CallId, said: NewUtterance, tell: bool)
         "WITH before AS (SELECT id, sequence FROM utterances WHERE event_id = $2),
          next AS (UPDATE transcripts SET last_sequence = last_sequence + 1
              WHERE call_id = $1 AND NOT EXISTS (SELECT 1 FROM before) RETURNING last_sequence),
-         new AS (INSERT INTO utterances (call_id, sequence, event_id, speaker, message, said_at, source_sequence, heard_at)
-             SELECT $1, last_sequence, $2, $3, $4, $5, $6, $7 FROM next RETURNING id, sequence)
+         new AS (INSERT INTO utterances (call_id, sequence, event_id, speaker, message, said_at, source_sequence, source, heard_at)
+             SELECT $1, last_sequence, $2, $3, $4, $5, $6, $7, $8 FROM next RETURNING id, sequence)
          SELECT id, sequence FROM before UNION ALL SELECT id, sequence FROM new",
     )
     .bind(call.as_str())
@@ -46,6 +46,7 @@ async fn say(c: &mut PgConnection, call: CallId, said: NewUtterance, tell: bool)
     .bind(&said.text)
     .bind(&said.said_at)
     .bind(said.source_sequence)
+    .bind(&said.source)
     .bind(said.at_ms)
     .fetch_one(&mut *c)
     .await?;

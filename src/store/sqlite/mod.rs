@@ -26,8 +26,8 @@ use async_trait::async_trait;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 
 use super::{
-    Advanced, Applied, CallRecord, Change, Decided, Delivery, Fleet, NewCall, NewEvent, Opened, OrderRecord, Reach,
-    Received, RefusalRecord, Replica, Result, Sharing, Store, StoreError, Waiting,
+    Advanced, Applied, CallRecord, Change, Decided, Delivery, Fleet, NewCall, NewEvent, Opened, OrderRecord, Place,
+    Reach, Received, RefusalRecord, Replica, Result, Sharing, Store, StoreError, Waiting,
 };
 use crate::admission::{GateMode, GateState, Order};
 use crate::call::Event;
@@ -329,8 +329,8 @@ impl Store for SqliteStore {
             .await
     }
 
-    async fn unsettled_events(&self, before_ms: UnixMs, reach: &Reach) -> Result<Waiting> {
-        messages::unsettled(&self.readers, before_ms, reach).await
+    async fn unsettled_events(&self, before_ms: UnixMs, reach: &Reach, after: &Place, limit: u32) -> Result<Waiting> {
+        messages::unsettled(&self.readers, before_ms, reach, after, limit).await
     }
 
     async fn take_deliveries(&self, at_ms: UnixMs, limit: u32, spool: &str) -> Result<Vec<Delivery>> {

@@ -6,10 +6,12 @@ use sqlx::Row as _;
 
 use super::super::rows::{Sql, call_id, post_call, waiting};
 use super::super::told::{self, Told, WITHOUT_RECORD};
-use super::super::{Put, PutPostCall, Reach, Records, Result, StoredPostCall, Waiting};
+use super::super::{HookAsked, HookCame, Put, PutPostCall, Reach, Records, Result, StoredPostCall, Waiting};
 use super::SqliteStore;
 use super::calls_write::{self, to_json};
+use super::retention::ids_json;
 use super::writer::Written;
+use crate::call::Outcome;
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId};
 
@@ -129,6 +131,24 @@ impl Records for SqliteStore {
         let sql = "UPDATE call_records SET tries = tries + 1, last_error = ?2, due_at = ?3
              WHERE call_id = ?1 AND recorded_at IS NULL";
         self.writer.run(move |c| c.prepare_cached(sql)?.execute(params![call.as_str(), why, due_at]).map(drop)).await
+    }
+
+    async fn hook_came(&self, asked: HookAsked) -> Result<HookCame> {
+        let events = ids_json(&asked.events).map_err(|error| super::StoreError::Failed(error.to_string()))?;
+        let last = sqlx::query_scalar(
+            "SELECT received_at FROM webhook_events WHERE received_at >= $1 AND account = $2
+             AND event IN (SELECT value FROM json_each($3)) ORDER BY received_at DESC LIMIT 1",
+        );
+        let last = last.bind(asked.since_ms).bind(&asked.account).bind(&events).fetch_optional(&self.readers).await?;
+        let came = sqlx::query_scalar(
+            "SELECT EXISTS (SELECT 1 FROM webhook_events e WHERE e.call_id = c.id AND e.account = $3
+                 AND e.event IN (SELECT value FROM json_each($4)))
+             FROM calls c INDEXED BY calls_ended WHERE c.phase = 'ended' AND c.ended_at >= $1 AND c.ended_at <= $2
+             AND c.account = $3 AND c.outcome = $5 ORDER BY c.ended_at DESC LIMIT $6",
+        );
+        let came = came.bind(asked.since_ms).bind(asked.until_ms).bind(&asked.account).bind(&events);
+        let came = came.bind(Outcome::Completed.as_str()).bind(asked.calls).fetch_all(&self.readers).await?;
+        Ok(HookCame::new(last, &came))
     }
 
     async fn wait_for(&self, event_id: &str, alias: &Alias) -> Result<()> {

@@ -30,8 +30,8 @@ fn say(c: &Connection, call: &CallId, said: &NewUtterance) -> Written<Option<Sai
         .query_row([call.as_str()], |row| row.get(0))?;
     let id = c
         .prepare_cached(
-            "INSERT INTO utterances (call_id, sequence, event_id, speaker, message, said_at, source_sequence, heard_at)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) RETURNING id",
+            "INSERT INTO utterances (call_id, sequence, event_id, speaker, message, said_at, source_sequence, source, heard_at)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) RETURNING id",
         )?
         .query_row(
             params![
@@ -42,6 +42,7 @@ fn say(c: &Connection, call: &CallId, said: &NewUtterance) -> Written<Option<Sai
                 said.text,
                 said.said_at,
                 said.source_sequence,
+                said.source,
                 said.at_ms,
             ],
             |row| row.get(0),

@@ -21,6 +21,7 @@ async fn left_behind(store: &Arc<dyn Store>, business: &str, n: usize) -> (NewCa
         text: "My number is 7.".to_owned(),
         said_at: String::new(),
         source_sequence: None,
+        source: None,
         at_ms: 1_500,
     };
     store.say(&call.id, said).await.unwrap();

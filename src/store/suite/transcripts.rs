@@ -11,6 +11,7 @@ fn said(event: &str, text: &str) -> NewUtterance {
         text: text.to_owned(),
         said_at: "2026-01-02T03:04:05Z".to_owned(),
         source_sequence: None,
+        source: None,
         at_ms: 1000,
     }
 }
@@ -73,6 +74,7 @@ pub(in crate::store) async fn a_transcript_is_read_from_where_it_was_and_goes_wi
     for n in 1..=5 {
         let one = NewUtterance {
             source_sequence: Some(n * 2),
+            source: Some("GT1".to_owned()),
             ..said(&format!("ev_{n}"), &format!("line {n} ü\n\"\u{1F600}"))
         };
         store.say(&call, one).await.unwrap();
@@ -88,6 +90,7 @@ pub(in crate::store) async fn a_transcript_is_read_from_where_it_was_and_goes_wi
         text: "line 3 ü\n\"\u{1F600}".to_owned(),
         said_at: "2026-01-02T03:04:05Z".to_owned(),
         source_sequence: Some(6),
+        source: Some("GT1".to_owned()),
     };
     assert_eq!(some[0], wanted);
     assert_eq!(store.utterances(&other, 0, 10).await.unwrap()[0].speaker, Speaker::Agent);
