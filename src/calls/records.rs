@@ -8,7 +8,7 @@ use super::lookup::LookedUpRecord;
 use super::{AskError, Calls};
 use crate::call::{Event, Phase};
 use crate::clock::{UnixMs, rfc3339};
-use crate::ids::CallId;
+use crate::ids::{BusinessId, CallId};
 use crate::policy::{Privacies, Privacy};
 use crate::provider::account::Account;
 use crate::provider::description::PostCall;
@@ -244,14 +244,18 @@ impl Calls {
         for _ in 0..PAGES {
             let page = store.ended_calls(&after, until_ms, PAGE).await?;
             for keep in [Privacy::Hash, Privacy::None] {
-                let of = page.iter().filter(|call| redacted.by.of(&call.business) == keep);
-                let calls: Vec<CallId> = of.map(|call| call.id.clone()).collect();
+                let kept = |business: &str| match BusinessId::parse(business) {
+                    Ok(business) => redacted.by.of(&business),
+                    Err(_) => redacted.by.strictest(),
+                };
+                let of = page.iter().filter(|call| kept(&call.business) == keep);
+                let calls: Vec<String> = of.map(|call| call.id.clone()).collect();
                 if !calls.is_empty() {
                     store.redact(&calls, keep).await?;
                 }
             }
             let Some(last) = page.last() else { break };
-            after = (last.ended_at, last.id.to_string());
+            after = (last.ended_at, last.id.clone());
             let again = (last.ended_at.min(until_ms - LATE_MS), String::new());
             redacted.until = if page.len() < PAGE as usize { again } else { after.clone() };
             if page.len() < PAGE as usize {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::Result;
 use crate::clock::UnixMs;
-use crate::ids::{BusinessId, CallId};
+use crate::ids::BusinessId;
 use crate::policy::Privacy;
 use crate::provider::description::PostCall;
 use crate::provider::sign::sha256_hex;
@@ -49,13 +49,13 @@ pub(super) enum Whose {
 /// A place in a list that is read on from there: by time, and by id where times are equal.
 pub type Place = (UnixMs, String);
 
-/// A call that is over.
+/// A call that is over. Its ids are as they stand: one that cannot be read keeps no other from its turn.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EndedCall {
     /// The call.
-    pub id: CallId,
+    pub id: String,
     /// Whose.
-    pub business: BusinessId,
+    pub business: String,
     /// When it ended.
     pub ended_at: UnixMs,
 }
@@ -74,7 +74,7 @@ pub trait Retention {
 
     /// Takes what is not to be kept of what was said off ended calls: out of their utterances and records, and with the bodies of
     /// their webhooks that are settled and delivered. Done again it changes nothing. Returns how many utterances and records changed.
-    async fn redact(&self, calls: &[CallId], keep: Privacy) -> Result<u64>;
+    async fn redact(&self, calls: &[String], keep: Privacy) -> Result<u64>;
 }
 
 const DIGEST: &str = "sha256:";
@@ -111,6 +111,18 @@ pub fn record_kept(keep: Privacy, found: PostCall) -> PostCall {
 fn is_digest(text: &str) -> bool {
     let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
     text.strip_prefix(DIGEST).is_some_and(|rest| rest.len() == 64 && rest.bytes().all(hex))
+}
+
+/// A row that may be past its age: where it stands, and whether it is kept all the same.
+pub(super) struct Old {
+    pub(super) place: Place,
+    pub(super) kept: bool,
+}
+
+/// A page of a list, read: what of it is forgotten, and from where the list goes on; nowhere after the last page.
+pub(super) fn page(rows: Vec<Old>, limit: u32) -> (Vec<String>, Option<Place>) {
+    let next = rows.last().map(|row| row.place.clone()).filter(|_| rows.len() >= limit as usize);
+    (rows.into_iter().filter(|row| !row.kept).map(|row| row.place.1).collect(), next)
 }
 
 /// The parts of a record that say what was said.

@@ -6,18 +6,15 @@ use async_trait::async_trait;
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row as _};
 
-use super::super::retention::{SaidParts, Whose, text_kept};
-use super::super::rows::{Sql, call_id, damaged};
+use super::super::retention::{Old, SaidParts, Whose, page, text_kept};
+use super::super::rows::Sql;
 use super::super::{Ages, EndedCall, Place, Purged, Result, Retention};
 use super::{PostgresStore, query};
 use crate::clock::UnixMs;
-use crate::ids::{BusinessId, CallId};
 use crate::policy::Privacy;
 
 /// Rows that one write forgets or changes: others get their turn in between.
 pub(super) const ROWS: u32 = 500;
-/// Deliveries that one read finds.
-const DELIVERIES: u32 = 10_000;
 
 /// Forgets calls that are over, with all that they left behind; `wholly`, or but for what the app still waits for and what nobody
 /// settled.
@@ -60,42 +57,51 @@ pub(super) async fn forget_calls(c: &mut PgConnection, ids: &[String], wholly: b
     Ok(Purged { calls, events: events + spooled, deliveries, ..Purged::default() })
 }
 
-/// What is forgotten by its age and its business, or that of its call.
+/// Rows that may be past their age, read page by page, so that what is kept longer is passed over in small steps.
 #[derive(Clone, Copy)]
 enum List {
     Calls,
     Refusals,
-    /// Those of calls go with them: they have no business but that of their call.
+    /// Those of calls on record go with them: they have no business but that of their call. A row that names a file is needed until
+    /// the app has that.
     Events,
+    /// The same by their ids alone: they have no time that an index knows.
+    Deliveries,
 }
 
 impl List {
-    /// What is past its age, from a place on.
-    async fn old(self, c: &mut PgConnection, whose: Arc<Whose>, before: UnixMs, after: Place) -> Sql<Vec<Place>> {
+    /// What is before a time, from a place on.
+    async fn old(self, c: &mut PgConnection, whose: Arc<Whose>, before: UnixMs, after: Place) -> Sql<Vec<Old>> {
         let sql = match (self, &*whose) {
             (Self::Calls, Whose::Of(_)) => {
-                "SELECT id, ended_at AS at FROM calls WHERE phase = 'ended' AND ended_at < $1
+                "SELECT id, ended_at AS at, false AS kept FROM calls WHERE phase = 'ended' AND ended_at < $1
                  AND ended_at >= $2 AND (ended_at, id) > ($2, $3) AND business = ANY($4) ORDER BY ended_at, id LIMIT $5"
             }
             (Self::Calls, Whose::NotOf(_)) => {
-                "SELECT id, ended_at AS at FROM calls WHERE phase = 'ended' AND ended_at < $1
-                 AND ended_at >= $2 AND (ended_at, id) > ($2, $3) AND business <> ALL($4) ORDER BY ended_at, id LIMIT $5"
+                "SELECT id, ended_at AS at, business = ANY($4) AS kept FROM calls WHERE phase = 'ended' AND ended_at < $1
+                 AND ended_at >= $2 AND (ended_at, id) > ($2, $3) ORDER BY ended_at, id LIMIT $5"
             }
             (Self::Refusals, Whose::Of(_)) => {
-                "SELECT id, at FROM refusals WHERE at < $1 AND at >= $2 AND (at, id) > ($2, $3) AND business = ANY($4)
-                 ORDER BY at, id LIMIT $5"
+                "SELECT id, at, false AS kept FROM refusals WHERE at < $1 AND at >= $2 AND (at, id) > ($2, $3)
+                 AND business = ANY($4) ORDER BY at, id LIMIT $5"
             }
             (Self::Refusals, Whose::NotOf(_)) => {
-                "SELECT id, at FROM refusals WHERE at < $1 AND at >= $2 AND (at, id) > ($2, $3) AND business <> ALL($4)
-                 ORDER BY at, id LIMIT $5"
+                "SELECT id, at, business = ANY($4) AS kept FROM refusals WHERE at < $1 AND at >= $2
+                 AND (at, id) > ($2, $3) ORDER BY at, id LIMIT $5"
             }
             (Self::Events, _) => {
-                "SELECT id, received_at AS at FROM webhook_events WHERE received_at < $1 AND received_at >= $2
-                 AND (received_at, id) > ($2, $3) AND (outcome IS NOT NULL OR parked_at IS NOT NULL)
-                 AND NOT EXISTS (SELECT 1 FROM calls WHERE calls.id = webhook_events.call_id)
-                 AND (spool IS NULL OR NOT EXISTS
-                     (SELECT 1 FROM deliveries d WHERE d.event_id = webhook_events.id AND d.due_at IS NOT NULL))
-                 AND $4::text[] IS NOT NULL ORDER BY received_at, id LIMIT $5"
+                "SELECT id, received_at AS at, (outcome IS NULL AND parked_at IS NULL)
+                     OR EXISTS (SELECT 1 FROM calls WHERE calls.id = webhook_events.call_id)
+                     OR (spool IS NOT NULL AND EXISTS (SELECT 1 FROM deliveries d
+                         WHERE d.event_id = webhook_events.id AND d.due_at IS NOT NULL)) AS kept
+                 FROM webhook_events WHERE received_at < $1 AND received_at >= $2
+                 AND (received_at, id) > ($2, $3) AND $4::text[] IS NOT NULL ORDER BY received_at, id LIMIT $5"
+            }
+            (Self::Deliveries, _) => {
+                "SELECT d.id, 0::bigint AS at, d.due_at IS NOT NULL OR coalesce(e.received_at, d.noted_at, 0) >= $1
+                     OR EXISTS (SELECT 1 FROM calls WHERE calls.id = coalesce(d.call_id, e.call_id)) AS kept
+                 FROM deliveries d LEFT JOIN webhook_events e ON e.id = d.event_id
+                 WHERE d.id > $3 AND $2 = 0::bigint AND $4::text[] IS NOT NULL ORDER BY d.id LIMIT $5"
             }
         };
         let named = match &*whose {
@@ -103,7 +109,8 @@ impl List {
             Whose::NotOf(businesses) => businesses,
         };
         let rows = query(sql).bind(before).bind(after.0).bind(after.1).bind(named).bind(i64::from(ROWS));
-        rows.fetch_all(c).await?.iter().map(|row| Ok((row.try_get("at")?, row.try_get("id")?))).collect()
+        let old = |row: &PgRow| Ok(Old { place: (row.try_get("at")?, row.try_get("id")?), kept: row.try_get("kept")? });
+        rows.fetch_all(c).await?.iter().map(old).collect()
     }
 
     async fn forget(self, c: &mut PgConnection, ids: Arc<[String]>) -> Sql<u64> {
@@ -116,25 +123,10 @@ impl List {
             Self::Events => {
                 "DELETE FROM webhook_events WHERE id = ANY($1) AND (outcome IS NOT NULL OR parked_at IS NOT NULL)"
             }
+            Self::Deliveries => "DELETE FROM deliveries WHERE id = ANY($1) AND due_at IS NULL",
         };
         Ok(query(sql).bind(&*ids).execute(c).await?.rows_affected())
     }
-}
-
-/// Deliveries that are done or given up and that belong to no call on record. Readers look for them: it takes a while.
-async fn old_deliveries(c: &mut PgConnection, before: UnixMs) -> Sql<Vec<String>> {
-    let ids = query(
-        "SELECT d.id FROM deliveries d LEFT JOIN webhook_events e ON e.id = d.event_id
-         WHERE d.due_at IS NULL AND coalesce(e.received_at, d.noted_at, 0) < $1
-         AND NOT EXISTS (SELECT 1 FROM calls WHERE calls.id = coalesce(d.call_id, e.call_id)) LIMIT $2",
-    );
-    let ids = ids.bind(before).bind(i64::from(DELIVERIES)).fetch_all(c).await?;
-    ids.iter().map(|row| row.try_get("id")).collect()
-}
-
-async fn delete_deliveries(c: &mut PgConnection, ids: Arc<[String]>) -> Sql<u64> {
-    let sql = "DELETE FROM deliveries WHERE id = ANY($1) AND due_at IS NULL";
-    Ok(query(sql).bind(&*ids).execute(c).await?.rows_affected())
 }
 
 async fn delete_some(c: &mut PgConnection, sql: &'static str, before: UnixMs) -> Sql<u64> {
@@ -148,11 +140,7 @@ async fn ended_calls(c: &mut PgConnection, after: Place, until_ms: UnixMs, limit
     );
     let rows = rows.bind(until_ms).bind(after.0).bind(after.1).bind(i64::from(limit)).fetch_all(c).await?;
     let ended = |row: &PgRow| {
-        Ok(EndedCall {
-            id: call_id(row.try_get("id")?)?,
-            business: BusinessId::parse(row.try_get("business")?).map_err(damaged)?,
-            ended_at: row.try_get("ended_at")?,
-        })
+        Ok(EndedCall { id: row.try_get("id")?, business: row.try_get("business")?, ended_at: row.try_get("ended_at")? })
     };
     rows.iter().map(ended).collect()
 }
@@ -211,35 +199,20 @@ async fn redact_records(c: &mut PgConnection, calls: Arc<[String]>, keep: Privac
 }
 
 impl PostgresStore {
-    /// Forgets what a list has, page by page.
+    /// Forgets what of a list is past its age.
     async fn purge_list(&self, list: List, before: UnixMs, whose: Whose) -> Result<u64> {
-        let (mut gone, mut after, whose) = (0, Place::default(), Arc::new(whose));
-        loop {
-            let (of, from) = (whose.clone(), after.clone());
-            let some = self.db.read(move |c| Box::pin(list.old(c, of.clone(), before, from.clone()))).await?;
-            let Some(last) = some.last().cloned() else { return Ok(gone) };
-            after = last;
-            let is_last = some.len() < ROWS as usize;
-            let ids: Arc<[String]> = some.into_iter().map(|(_, id)| id).collect();
-            gone += self.db.write(move |c| Box::pin(list.forget(c, ids.clone()))).await?;
-            if is_last {
-                return Ok(gone);
+        let (mut gone, mut after, whose) = (0, Some(Place::default()), Arc::new(whose));
+        while let Some(from) = after {
+            let of = whose.clone();
+            let rows = self.db.read(move |c| Box::pin(list.old(c, of.clone(), before, from.clone()))).await?;
+            let (ids, next) = page(rows, ROWS);
+            if !ids.is_empty() {
+                let ids: Arc<[String]> = ids.into();
+                gone += self.db.write(move |c| Box::pin(list.forget(c, ids.clone()))).await?;
             }
+            after = next;
         }
-    }
-
-    async fn purge_deliveries(&self, before: UnixMs) -> Result<u64> {
-        let mut gone = 0;
-        loop {
-            let ids = self.db.read(move |c| Box::pin(old_deliveries(c, before))).await?;
-            for some in ids.chunks(ROWS as usize) {
-                let some: Arc<[String]> = some.into();
-                gone += self.db.write(move |c| Box::pin(delete_deliveries(c, some.clone()))).await?;
-            }
-            if ids.len() < DELIVERIES as usize {
-                return Ok(gone);
-            }
-        }
+        Ok(gone)
     }
 
     /// Deletes what a statement finds before a time, some at a time.
@@ -267,9 +240,11 @@ impl Retention for PostgresStore {
                 gone += self.purge_list(list, before, whose).await?;
             }
         }
-        gone += self.purge_list(List::Events, ages.before_ms, Whose::NotOf(vec![])).await?;
         gone += self.purge_some(audit, ages.before_ms).await?;
-        Ok(gone + self.purge_deliveries(ages.before_ms).await?)
+        for list in [List::Events, List::Deliveries] {
+            gone += self.purge_list(list, ages.before_ms, Whose::NotOf(vec![])).await?;
+        }
+        Ok(gone)
     }
 
     async fn ended_calls(&self, after: &Place, until_ms: UnixMs, limit: u32) -> Result<Vec<EndedCall>> {
@@ -277,11 +252,11 @@ impl Retention for PostgresStore {
         self.db.read(move |c| Box::pin(ended_calls(c, after.clone(), until_ms, limit))).await
     }
 
-    async fn redact(&self, calls: &[CallId], keep: Privacy) -> Result<u64> {
+    async fn redact(&self, calls: &[String], keep: Privacy) -> Result<u64> {
         if keep == Privacy::Keep {
             return Ok(0);
         }
-        let ids: Arc<[String]> = calls.iter().map(ToString::to_string).collect();
+        let ids: Arc<[String]> = calls.into();
         let records = ids.clone();
         let mut changed = self.db.write(move |c| Box::pin(redact_records(c, records.clone(), keep))).await?;
         loop {

@@ -3,21 +3,19 @@
 use async_trait::async_trait;
 use rusqlite::{Connection, Row, params};
 use sqlx::Row as _;
+use sqlx::sqlite::SqliteRow;
 
-use super::super::retention::{SaidParts, Whose, text_kept};
-use super::super::rows::{Sql, call_id, damaged};
+use super::super::retention::{Old, SaidParts, Whose, page, text_kept};
+use super::super::rows::Sql;
 use super::super::{Ages, EndedCall, Place, Purged, Result, Retention};
 use super::SqliteStore;
 use super::calls_write::to_json;
 use super::writer::Written;
 use crate::clock::UnixMs;
-use crate::ids::{BusinessId, CallId};
 use crate::policy::Privacy;
 
 /// Rows that one write forgets or changes: others get their turn in between.
 pub(super) const ROWS: u32 = 500;
-/// Deliveries that one read finds.
-const DELIVERIES: u32 = 10_000;
 
 /// The ids of calls as JSON.
 pub(super) fn ids_json<T: AsRef<str>>(ids: &[T]) -> Written<String> {
@@ -55,112 +53,89 @@ pub(super) fn forget_calls(c: &Connection, ids: &str, wholly: bool) -> Written<P
     Ok(Purged { calls, events, deliveries, ..Purged::default() })
 }
 
-/// A list of rows that have an age. Readers look for what is past it, which may take a while; the writer deletes by id.
+/// A list of rows that may be past their age, read page by page, so that what is kept longer is passed over in small steps: from the
+/// place $2, $3 on, before $1. Readers look for them, which may take a while; the writer deletes by id.
 struct List {
-    /// From $2, $3 on, before $1, at most $5; $4 is the business.
+    /// Those of a business, $4.
     of: &'static str,
-    /// The same, $4 being the businesses that are left out, as JSON.
-    not_of: &'static str,
+    /// Those of all; kept are those of the businesses in $4, as JSON, and what is needed otherwise.
+    all: &'static str,
+    /// Deletes those in ?1, as JSON.
+    forget: fn(&Connection, &str) -> Written<u64>,
 }
 
 const CALLS: List = List {
-    of: "SELECT id, ended_at AS at FROM calls WHERE phase = 'ended' AND ended_at < $1 AND ended_at >= $2
+    of: "SELECT id, ended_at AS at, 0 AS kept FROM calls WHERE phase = 'ended' AND ended_at < $1 AND ended_at >= $2
          AND (ended_at, id) > ($2, $3) AND business = $4 ORDER BY ended_at, id LIMIT $5",
-    not_of: "SELECT id, ended_at AS at FROM calls INDEXED BY calls_ended WHERE phase = 'ended' AND ended_at < $1
-         AND ended_at >= $2 AND (ended_at, id) > ($2, $3) AND business NOT IN (SELECT value FROM json_each($4))
-         ORDER BY ended_at, id LIMIT $5",
+    all: "SELECT id, ended_at AS at, business IN (SELECT value FROM json_each($4)) AS kept
+         FROM calls INDEXED BY calls_ended WHERE phase = 'ended' AND ended_at < $1 AND ended_at >= $2
+         AND (ended_at, id) > ($2, $3) ORDER BY ended_at, id LIMIT $5",
+    forget: |c, ids| {
+        let gone = forget_calls(c, ids, false)?;
+        Ok(gone.calls + gone.events + gone.deliveries)
+    },
 };
 const REFUSALS: List = List {
-    of: "SELECT id, at FROM refusals WHERE at < $1 AND at >= $2 AND (at, id) > ($2, $3) AND business = $4
+    of: "SELECT id, at, 0 AS kept FROM refusals WHERE at < $1 AND at >= $2 AND (at, id) > ($2, $3) AND business = $4
          ORDER BY at, id LIMIT $5",
-    not_of: "SELECT id, at FROM refusals WHERE at < $1 AND at >= $2 AND (at, id) > ($2, $3)
-         AND business NOT IN (SELECT value FROM json_each($4)) ORDER BY at, id LIMIT $5",
+    all: "SELECT id, at, business IN (SELECT value FROM json_each($4)) AS kept FROM refusals
+         WHERE at < $1 AND at >= $2 AND (at, id) > ($2, $3) ORDER BY at, id LIMIT $5",
+    forget: |c, ids| delete(c, "DELETE FROM refusals WHERE id IN (SELECT value FROM json_each(?1))", ids),
 };
-/// Those of calls go with them. They have no business but that of their call.
-const EVENTS: &str = "SELECT id, received_at AS at FROM webhook_events WHERE received_at < $1 AND received_at >= $2
-     AND (received_at, id) > ($2, $3) AND (outcome IS NOT NULL OR parked_at IS NOT NULL)
-     AND NOT EXISTS (SELECT 1 FROM calls WHERE calls.id = webhook_events.call_id)
-     AND (spool IS NULL OR NOT EXISTS
-         (SELECT 1 FROM deliveries d WHERE d.event_id = webhook_events.id AND d.due_at IS NOT NULL)) ORDER BY received_at, id LIMIT $4";
-const DELIVERED: &str = "SELECT d.id FROM deliveries d LEFT JOIN webhook_events e ON e.id = d.event_id
-     WHERE d.due_at IS NULL AND coalesce(e.received_at, d.noted_at, 0) < $1
-     AND NOT EXISTS (SELECT 1 FROM calls WHERE calls.id = coalesce(d.call_id, e.call_id)) LIMIT $2";
+/// Those of calls on record go with them: they have no business but that of their call. A row that names a file is needed until the
+/// app has that.
+const EVENTS: List = List {
+    of: "",
+    all: "SELECT id, received_at AS at, (outcome IS NULL AND parked_at IS NULL)
+             OR EXISTS (SELECT 1 FROM calls WHERE calls.id = webhook_events.call_id)
+             OR (spool IS NOT NULL AND EXISTS
+                 (SELECT 1 FROM deliveries d WHERE d.event_id = webhook_events.id AND d.due_at IS NOT NULL)) AS kept
+         FROM webhook_events WHERE received_at < $1 AND received_at >= $2 AND (received_at, id) > ($2, $3)
+         AND $4 IS NOT NULL ORDER BY received_at, id LIMIT $5",
+    forget: |c, ids| {
+        let sql = "DELETE FROM webhook_events WHERE id IN (SELECT value FROM json_each(?1))
+             AND (outcome IS NOT NULL OR parked_at IS NOT NULL)";
+        delete(c, sql, ids)
+    },
+};
+/// The same by their ids alone: they have no time that an index knows.
+const DELIVERIES: List = List {
+    of: "",
+    all: "SELECT d.id, 0 AS at, d.due_at IS NOT NULL OR coalesce(e.received_at, d.noted_at, 0) >= $1
+             OR EXISTS (SELECT 1 FROM calls WHERE calls.id = coalesce(d.call_id, e.call_id)) AS kept
+         FROM deliveries d LEFT JOIN webhook_events e ON e.id = d.event_id
+         WHERE d.id > $3 AND $2 = 0 AND $4 IS NOT NULL ORDER BY d.id LIMIT $5",
+    forget: |c, ids| {
+        let sql = "DELETE FROM deliveries WHERE id IN (SELECT value FROM json_each(?1)) AND due_at IS NULL";
+        delete(c, sql, ids)
+    },
+};
+
+fn delete(c: &Connection, sql: &str, ids: &str) -> Written<u64> {
+    Ok(c.prepare_cached(sql)?.execute([ids])? as u64)
+}
 
 impl SqliteStore {
-    async fn old(&self, list: &List, whose: &Whose, before: UnixMs, after: &Place) -> Result<Vec<Place>> {
+    /// Forgets what of a list is past its age.
+    async fn purge_list(&self, list: &List, before: UnixMs, whose: &Whose) -> Result<u64> {
         let (sql, whose) = match whose {
             Whose::Of(business) => (list.of, business.clone()),
-            Whose::NotOf(businesses) => (list.not_of, ids_json(businesses).map_err(to_json_failed)?),
+            Whose::NotOf(businesses) => (list.all, ids_json(businesses).map_err(no_json)?),
         };
-        let rows = sqlx::query(sql).bind(before).bind(after.0).bind(&after.1).bind(whose).bind(ROWS);
-        places(&rows.fetch_all(&self.readers).await?)
-    }
-
-    /// Forgets what a list has, page by page.
-    async fn purge_list<F>(&self, list: &List, ages: &Ages, forget: F) -> Result<u64>
-    where
-        F: Fn(&Connection, &str) -> Written<u64> + Copy + Send + 'static,
-    {
-        let mut gone = 0;
-        for (before, whose) in ages.each() {
-            let mut after = Place::default();
-            loop {
-                let some = self.old(list, &whose, before, &after).await?;
-                let is_last = some.len() < ROWS as usize;
-                let Some(last) = some.last().cloned() else { break };
-                after = last;
-                let ids: Vec<String> = some.into_iter().map(|(_, id)| id).collect();
+        let (mut gone, mut after, forget) = (0, Some(Place::default()), list.forget);
+        while let Some(from) = after {
+            let rows = sqlx::query(sql).bind(before).bind(from.0).bind(&from.1).bind(&whose).bind(ROWS);
+            let old = |row: &SqliteRow| {
+                Ok(Old { place: (row.try_get("at")?, row.try_get("id")?), kept: row.try_get("kept")? })
+            };
+            let rows = rows.fetch_all(&self.readers).await?.iter().map(old).collect::<Sql<Vec<_>>>()?;
+            let (ids, next) = page(rows, ROWS);
+            if !ids.is_empty() {
                 gone += self.writer.run(move |c| forget(c, &ids_json(&ids)?)).await?;
-                if is_last {
-                    break;
-                }
             }
+            after = next;
         }
         Ok(gone)
-    }
-
-    async fn purge_events(&self, before: UnixMs) -> Result<u64> {
-        let (mut gone, mut after) = (0, Place::default());
-        loop {
-            let rows = sqlx::query(EVENTS).bind(before).bind(after.0).bind(&after.1).bind(ROWS);
-            let some = places(&rows.fetch_all(&self.readers).await?)?;
-            let is_last = some.len() < ROWS as usize;
-            let Some(last) = some.last().cloned() else { return Ok(gone) };
-            after = last;
-            let ids: Vec<String> = some.into_iter().map(|(_, id)| id).collect();
-            gone += self
-                .delete(
-                    "DELETE FROM webhook_events WHERE id = ?1 AND (outcome IS NOT NULL OR parked_at IS NOT NULL)",
-                    ids,
-                )
-                .await?;
-            if is_last {
-                return Ok(gone);
-            }
-        }
-    }
-
-    async fn purge_deliveries(&self, before: UnixMs) -> Result<u64> {
-        let mut gone = 0;
-        loop {
-            let ids = sqlx::query_scalar(DELIVERED).bind(before).bind(DELIVERIES);
-            let ids: Vec<String> = ids.fetch_all(&self.readers).await?;
-            let found = ids.len();
-            for some in ids.chunks(ROWS as usize) {
-                gone += self.delete("DELETE FROM deliveries WHERE id = ?1 AND due_at IS NULL", some.to_vec()).await?;
-            }
-            if found < DELIVERIES as usize {
-                return Ok(gone);
-            }
-        }
-    }
-
-    async fn delete(&self, sql: &'static str, ids: Vec<String>) -> Result<u64> {
-        let delete = move |c: &Connection| {
-            let mut delete = c.prepare_cached(sql)?;
-            ids.iter().try_fold(0, |gone, id| Ok(gone + delete.execute([id])? as u64))
-        };
-        self.writer.run(delete).await
     }
 
     /// Deletes what a statement finds before a time, some at a time.
@@ -176,12 +151,8 @@ impl SqliteStore {
     }
 }
 
-fn to_json_failed(error: rusqlite::Error) -> super::StoreError {
+fn no_json(error: rusqlite::Error) -> super::StoreError {
     super::StoreError::Failed(error.to_string())
-}
-
-fn places(rows: &[sqlx::sqlite::SqliteRow]) -> Result<Vec<Place>> {
-    rows.iter().map(|row| Ok((row.try_get("at")?, row.try_get("id")?))).collect::<Sql<_>>().map_err(Into::into)
 }
 
 /// Redacts some utterances; returns how many there were.
@@ -239,19 +210,16 @@ impl Retention for SqliteStore {
              (SELECT kind, id FROM call_aliases WHERE call_id IS NULL AND seen_at < ?1 LIMIT ?2)";
         let audit = "DELETE FROM audit WHERE id IN (SELECT id FROM audit WHERE at < ?1 LIMIT ?2)";
         let mut gone = self.purge_some(early, ages.early_before_ms).await?;
-        let forget = |c: &Connection, ids: &str| {
-            let gone = forget_calls(c, ids, false)?;
-            Ok(gone.calls + gone.events + gone.deliveries)
-        };
-        gone += self.purge_list(&CALLS, ages, forget).await?;
-        let refusals = |c: &Connection, ids: &str| {
-            let sql = "DELETE FROM refusals WHERE id IN (SELECT value FROM json_each(?1))";
-            Ok(c.prepare_cached(sql)?.execute([ids])? as u64)
-        };
-        gone += self.purge_list(&REFUSALS, ages, refusals).await?;
-        gone += self.purge_events(ages.before_ms).await?;
+        for list in [&CALLS, &REFUSALS] {
+            for (before, whose) in ages.each() {
+                gone += self.purge_list(list, before, &whose).await?;
+            }
+        }
         gone += self.purge_some(audit, ages.before_ms).await?;
-        Ok(gone + self.purge_deliveries(ages.before_ms).await?)
+        for list in [&EVENTS, &DELIVERIES] {
+            gone += self.purge_list(list, ages.before_ms, &Whose::NotOf(vec![])).await?;
+        }
+        Ok(gone)
     }
 
     async fn ended_calls(&self, after: &Place, until_ms: UnixMs, limit: u32) -> Result<Vec<EndedCall>> {
@@ -260,21 +228,21 @@ impl Retention for SqliteStore {
              AND ended_at >= $2 AND (ended_at, id) > ($2, $3) ORDER BY ended_at, id LIMIT $4",
         );
         let rows = rows.bind(until_ms).bind(after.0).bind(&after.1).bind(limit).fetch_all(&self.readers).await?;
-        let ended = |row: &sqlx::sqlite::SqliteRow| {
+        let ended = |row: &SqliteRow| {
             Ok(EndedCall {
-                id: call_id(row.try_get("id")?)?,
-                business: BusinessId::parse(row.try_get("business")?).map_err(damaged)?,
+                id: row.try_get("id")?,
+                business: row.try_get("business")?,
                 ended_at: row.try_get("ended_at")?,
             })
         };
         rows.iter().map(ended).collect::<Sql<_>>().map_err(Into::into)
     }
 
-    async fn redact(&self, calls: &[CallId], keep: Privacy) -> Result<u64> {
+    async fn redact(&self, calls: &[String], keep: Privacy) -> Result<u64> {
         if keep == Privacy::Keep {
             return Ok(0);
         }
-        let ids = ids_json(&calls.iter().map(CallId::as_str).collect::<Vec<_>>()).map_err(to_json_failed)?;
+        let ids = ids_json(calls).map_err(no_json)?;
         let records = ids.clone();
         let mut changed = self.writer.run(move |c| redact_records(c, &records, keep)).await?;
         loop {
