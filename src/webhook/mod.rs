@@ -5,6 +5,7 @@
 pub mod arrive;
 pub mod deliver;
 mod hear;
+mod journal;
 mod records;
 mod replay;
 mod spool;
@@ -12,7 +13,7 @@ mod to_app;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -37,8 +38,9 @@ use crate::provider::render::fill_json;
 use crate::provider::select::{Document, Message, is_form, may_be_json};
 use crate::provider::sign::{BadSignature, sha256_hex};
 use crate::reply::{json_answer, problem, respond, twiml, when_full_twiml};
-use crate::store::{CallRecord, Change, NewEvent, Received, Result, Said, Spool, SpoolError};
+use crate::store::{CallRecord, Change, Journal, NewEvent, Received, Result, Said, Spool, SpoolError};
 use arrive::{Candidate, ExtraPaths, Signed, candidates, verify};
+pub use journal::journal_loop;
 pub use records::records_loop;
 pub use replay::{AGAIN_SECS as REPLAY_AGAIN_SECS, Replayed, replay_loop};
 pub use spool::spool_loop;
@@ -100,6 +102,10 @@ pub struct Webhooks {
     deliver: Arc<Notify>,
     /// Has large bodies.
     spool: Spool,
+    /// Has what came while the record could not be written.
+    journal: Journal,
+    /// What is in the inbox and could not be applied.
+    left: Arc<Mutex<Vec<String>>>,
 }
 
 /// A webhook as it came; from the edge, or out of the inbox after a crash.
@@ -195,9 +201,9 @@ impl Handler for Webhooks {
 
 impl Webhooks {
     /// Puts the handler together.
-    pub fn new(calls: Calls, settings: Settings, deliver: Arc<Notify>, spool: Spool) -> Self {
+    pub fn new(calls: Calls, settings: Settings, deliver: Arc<Notify>, spool: Spool, journal: Journal) -> Self {
         let large = Arc::new(Semaphore::new(LARGE_KIB_MAX as usize));
-        Self { calls, settings: Arc::new(settings), large, deliver, spool }
+        Self { calls, settings: Arc::new(settings), large, deliver, spool, journal, left: Arc::default() }
     }
 
     /// The same handler on the next generation of calls and settings. The room for bodies is one for all generations.
@@ -261,11 +267,7 @@ impl Webhooks {
                 warn!(account = %from.account.name, webhook = from.webhook().name, %error, "a webhook could not be recorded");
                 let name = taken.event.map_or("unknown", |e| e.name.as_str());
                 self.calls.lifecycle.metrics.webhook(from.account.name.as_str(), name, "failed");
-                problem(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    "STORE_UNAVAILABLE",
-                    "The event could not be recorded; send it again.",
-                )
+                not_recorded()
             }
         };
         self.answer(exchange, response).await
@@ -319,7 +321,10 @@ impl Webhooks {
                 }
             }
         }
-        let received = self.receive(row).await?;
+        let received = match self.receive(row.clone()).await {
+            Ok(received) => received,
+            Err(error) => return self.keep_aside(taken, row, error).boxed().await.map(Some),
+        };
         failpoint::hit("webhook.received").await;
         let event_id = match &received {
             Received::New => taken.event_id.clone(),
@@ -334,11 +339,17 @@ impl Webhooks {
                 id.clone()
             }
         };
-        let came = self.apply_all(taken, &event_id).boxed().await?;
+        let applied = self.apply_all(taken, &event_id).boxed().await;
         failpoint::hit("webhook.applied").await;
+        let came = match applied {
+            Ok(came) => came,
+            Err(error) => return self.leave_in_inbox(taken, &event_id, error).map(Some),
+        };
         count(came.outcome);
         if webhook.reply.is_none() {
-            self.settle(taken, &event_id, &came).await?;
+            if let Err(error) = self.settle(taken, &event_id, &came).await {
+                return self.leave_in_inbox(taken, &event_id, error).map(Some);
+            }
             if let (Received::Before { outcome: Some(_), .. }, Some(call)) = (&received, &came.call) {
                 store.event_found(&event_id, Some(call), came.outcome).await?;
             }
@@ -512,6 +523,13 @@ fn kib(bytes: usize) -> u32 {
     u32::try_from(bytes / 1024 + 1).unwrap_or(LARGEST_KIB).min(LARGEST_KIB)
 }
 
+/// What its provider is asked to send again.
+fn not_recorded() -> Response<Bytes> {
+    let message = "The event could not be recorded; send it again.";
+    problem(StatusCode::SERVICE_UNAVAILABLE, "STORE_UNAVAILABLE", message)
+}
+
+/// The answer that a webhook's description gives, with where it stands what was said.
 fn fixed_answer(webhook: &Webhook, said: Option<Said>) -> Response<Bytes> {
     let Some(answer) = &webhook.answer else { return respond(StatusCode::NO_CONTENT, HeaderMap::new(), Bytes::new()) };
     let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::OK);
