@@ -668,7 +668,8 @@ async fn a_death_after_acknowledgement_or_during_delivery_of_a_record_costs_noth
 
 // === what each business wants kept ===
 
-const TWO_BUSINESSES: &str = "[records]\nwait_secs = 1\n[businesses.acme]\nmax_calls = 5\ntranscripts = \"none\"\n[businesses.umbrella]\nmax_calls = 5\n";
+const TWO_BUSINESSES: &str = "[records]\nwait_secs = 1\n[businesses.acme]\nmax_calls = 5\ntranscripts = \"none\"\n\
+    retention_days = 2\n[businesses.umbrella]\nmax_calls = 5\n";
 
 async fn dialled_for(stage: &Stage, business: &str) -> String {
     let answer = stage.dial(Some(business), TO).await;
@@ -707,5 +708,28 @@ async fn each_business_says_what_is_kept_of_its_calls_and_what_was_kept_before_g
     {
         assert_eq!(put(wrong.to_owned()).await.status, status, "{wrong}");
     }
+    stage.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_business_says_how_long_its_calls_are_kept() {
+    const DAY_MS: i64 = 24 * 3_600_000;
+    let mut stage = Stage::start(by_hand(TWO_BUSINESSES)).await;
+    let (short, usual) = (dialled_for(&stage, "acme").await, dialled_for(&stage, "umbrella").await);
+    for conversation in [&short, &usual] {
+        stage.control.end_call(conversation);
+        assert_eq!(post(&stage, &payload(conversation)).await.status, 200);
+    }
+    let known = async |stage: &Stage, id: &str| stage.record(id).await.is_some();
+    for (days, short_stays, usual_stays) in [(1, true, true), (2, false, true), (28, false, false)] {
+        stage.clock.advance_ms(days * DAY_MS);
+        // It is looked at each start, and every hour.
+        stage.stop_app().await;
+        stage.start_app().await;
+        for (id, stays) in [(&short, short_stays), (&usual, usual_stays)] {
+            stage.wait("its age is looked at", async || known(&stage, id).await == stays).await;
+        }
+    }
+    assert_eq!(stage.ask("/api/events").await["events"], json!([]), "with their webhooks");
     stage.finish().await;
 }

@@ -8,6 +8,7 @@ use sqlx::{PgConnection, Row as _};
 
 use super::super::retention::{Old, SaidParts, Whose, page, text_kept};
 use super::super::rows::Sql;
+use super::super::told::EVENT;
 use super::super::{Ages, EndedCall, Place, Purged, Result, Retention};
 use super::{PostgresStore, query};
 use crate::clock::UnixMs;
@@ -119,7 +120,12 @@ impl List {
                 let gone = forget_calls(c, &ids, false).await?;
                 return Ok(gone.calls + gone.events + gone.deliveries);
             }
-            Self::Refusals => "DELETE FROM refusals WHERE id = ANY($1)",
+            Self::Refusals => {
+                // What the app was told of them.
+                let told = "DELETE FROM deliveries WHERE due_at IS NULL AND event_id IN (SELECT $2 || id FROM unnest($1) AS id)";
+                query(told).bind(&*ids).bind(EVENT).execute(&mut *c).await?;
+                "DELETE FROM refusals WHERE id = ANY($1)"
+            }
             Self::Events => {
                 "DELETE FROM webhook_events WHERE id = ANY($1) AND (outcome IS NOT NULL OR parked_at IS NOT NULL)"
             }

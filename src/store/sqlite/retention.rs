@@ -7,6 +7,7 @@ use sqlx::sqlite::SqliteRow;
 
 use super::super::retention::{Old, SaidParts, Whose, page, text_kept};
 use super::super::rows::Sql;
+use super::super::told::EVENT;
 use super::super::{Ages, EndedCall, Place, Purged, Result, Retention};
 use super::SqliteStore;
 use super::calls_write::to_json;
@@ -80,7 +81,14 @@ const REFUSALS: List = List {
          ORDER BY at, id LIMIT $5",
     all: "SELECT id, at, business IN (SELECT value FROM json_each($4)) AS kept FROM refusals
          WHERE at < $1 AND at >= $2 AND (at, id) > ($2, $3) ORDER BY at, id LIMIT $5",
-    forget: |c, ids| delete(c, "DELETE FROM refusals WHERE id IN (SELECT value FROM json_each(?1))", ids),
+    forget: |c, ids| {
+        // What the app was told of them.
+        c.prepare_cached(
+            "DELETE FROM deliveries WHERE due_at IS NULL AND event_id IN (SELECT ?2 || value FROM json_each(?1))",
+        )?
+        .execute([ids, EVENT])?;
+        delete(c, "DELETE FROM refusals WHERE id IN (SELECT value FROM json_each(?1))", ids)
+    },
 };
 /// Those of calls on record go with them: they have no business but that of their call. A row that names a file is needed until the
 /// app has that.

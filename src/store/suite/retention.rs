@@ -47,7 +47,13 @@ async fn left_behind(store: &Arc<dyn Store>, business: &str, n: usize) -> (NewCa
     let event = NewEvent { body: Some(b"7".to_vec()), received_at: 2_000, ..event };
     store.receive(event.clone()).await.unwrap();
     store.settle(&event.id, Some(&call.id), "applied", Some(delivery.clone()), 2_000).await.unwrap();
-    let refusal = RefusalRecord {
+    store.refused(vec![refusal(business, false)]).await.unwrap();
+    (call, event, delivery)
+}
+
+/// Of 2000; with `tell`, the app is told of it.
+fn refusal(business: &str, tell: bool) -> RefusalRecord {
+    RefusalRecord {
         id: RefusalId::new(),
         at: 2_000,
         business: business.to_owned(),
@@ -59,10 +65,8 @@ async fn left_behind(store: &Arc<dyn Store>, business: &str, n: usize) -> (NewCa
         limit: None,
         observed: false,
         attempts: 1,
-        tell: false,
-    };
-    store.refused(vec![refusal]).await.unwrap();
-    (call, event, delivery)
+        tell,
+    }
 }
 
 const TABLES: [&str; 8] =
@@ -71,7 +75,12 @@ const TABLES: [&str; 8] =
 pub(in crate::store) async fn each_business_is_forgotten_at_its_own_age(fresh: &impl Fresh) {
     let store = fresh.open().await;
     for (n, business) in ["short", "usual", "long"].into_iter().enumerate() {
-        let (.., delivery) = left_behind(&store, business, n + 1).await;
+        left_behind(&store, business, n + 1).await;
+        store.refused(vec![refusal(business, true)]).await.unwrap();
+    }
+    let taken = store.take_deliveries(2_000, 99, "").await.unwrap();
+    assert_eq!(taken.len(), 6);
+    for delivery in taken {
         store.delivered(&delivery.id, 2_000, Ok(())).await.unwrap();
     }
     let rows = async |table: &str| fresh.number(&format!("SELECT count(*) FROM {table}")).await;
@@ -82,9 +91,10 @@ pub(in crate::store) async fn each_business_is_forgotten_at_its_own_age(fresh: &
     };
     assert_eq!(store.purge(&ages(2_000, 2_000, 2_000)).await.unwrap(), 0, "nothing is that old");
     for (ages, left) in [(ages(0, 2_001, 0), 2), (ages(2_001, 2_001, 0), 1), (ages(5_000, 5_000, 2_001), 0)] {
-        assert_eq!(store.purge(&ages).await.unwrap(), 4, "a call, its webhook, its delivery, a refusal");
+        assert_eq!(store.purge(&ages).await.unwrap(), 5, "a call, its webhook, its delivery, two refusals");
         for table in TABLES {
-            assert_eq!(rows(table).await, left, "{table}");
+            let each = if ["deliveries", "refusals"].contains(&table) { 2 } else { 1 };
+            assert_eq!(rows(table).await, left * each, "{table}");
         }
     }
 }
