@@ -66,7 +66,8 @@ enum List {
     /// Those of calls on record go with them: they have no business but that of their call. A row that names a file is needed until
     /// the app has that.
     Events,
-    /// The same by their ids alone: they have no time that an index knows.
+    /// The same by their ids alone: they have no time that an index knows. What the app was told of a refusal goes with that; $6 is
+    /// what the ids of our own events begin with.
     Deliveries,
 }
 
@@ -100,7 +101,8 @@ impl List {
             }
             (Self::Deliveries, _) => {
                 "SELECT d.id, 0::bigint AS at, d.due_at IS NOT NULL OR coalesce(e.received_at, d.noted_at, 0) >= $1
-                     OR EXISTS (SELECT 1 FROM calls WHERE calls.id = coalesce(d.call_id, e.call_id)) AS kept
+                     OR EXISTS (SELECT 1 FROM calls WHERE calls.id = coalesce(d.call_id, e.call_id))
+             OR (d.own AND EXISTS (SELECT 1 FROM refusals r WHERE r.id = substr(d.event_id, length($6) + 1))) AS kept
                  FROM deliveries d LEFT JOIN webhook_events e ON e.id = d.event_id
                  WHERE d.id > $3 AND $2 = 0::bigint AND $4::text[] IS NOT NULL ORDER BY d.id LIMIT $5"
             }
@@ -110,6 +112,7 @@ impl List {
             Whose::NotOf(businesses) => businesses,
         };
         let rows = query(sql).bind(before).bind(after.0).bind(after.1).bind(named).bind(i64::from(ROWS));
+        let rows = if let Self::Deliveries = self { rows.bind(EVENT) } else { rows };
         let old = |row: &PgRow| Ok(Old { place: (row.try_get("at")?, row.try_get("id")?), kept: row.try_get("kept")? });
         rows.fetch_all(c).await?.iter().map(old).collect()
     }

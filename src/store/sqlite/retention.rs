@@ -106,11 +106,13 @@ const EVENTS: List = List {
         delete(c, sql, ids)
     },
 };
-/// The same by their ids alone: they have no time that an index knows.
+/// The same by their ids alone: they have no time that an index knows. What the app was told of a refusal goes with that; $6 is what
+/// the ids of our own events begin with.
 const DELIVERIES: List = List {
     of: "",
     all: "SELECT d.id, 0 AS at, d.due_at IS NOT NULL OR coalesce(e.received_at, d.noted_at, 0) >= $1
-             OR EXISTS (SELECT 1 FROM calls WHERE calls.id = coalesce(d.call_id, e.call_id)) AS kept
+             OR EXISTS (SELECT 1 FROM calls WHERE calls.id = coalesce(d.call_id, e.call_id))
+             OR (d.own AND EXISTS (SELECT 1 FROM refusals r WHERE r.id = substr(d.event_id, length($6) + 1))) AS kept
          FROM deliveries d LEFT JOIN webhook_events e ON e.id = d.event_id
          WHERE d.id > $3 AND $2 = 0 AND $4 IS NOT NULL ORDER BY d.id LIMIT $5",
     forget: |c, ids| {
@@ -133,6 +135,7 @@ impl SqliteStore {
         let (mut gone, mut after, forget) = (0, Some(Place::default()), list.forget);
         while let Some(from) = after {
             let rows = sqlx::query(sql).bind(before).bind(from.0).bind(&from.1).bind(&whose).bind(ROWS);
+            let rows = if sql.contains("$6") { rows.bind(EVENT) } else { rows };
             let old = |row: &SqliteRow| {
                 Ok(Old { place: (row.try_get("at")?, row.try_get("id")?), kept: row.try_get("kept")? })
             };
