@@ -19,7 +19,7 @@ use crate::store::{HookAsked, Result};
 /// How often it is looked.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// The latest calls that are looked at.
-const CALLS: u32 = 20;
+const CALLS: u32 = 200;
 /// So many in a row without the webhook are no accident: half of what it takes ElevenLabs to switch one off (facts A4.3: ten
 /// failures in a row).
 const LATE_CALLS: u32 = 5;
@@ -32,9 +32,9 @@ const LOOK_BACK_MS: i64 = 7 * 24 * 3_600_000;
 pub struct HookSeen {
     /// Its name in the description.
     pub webhook: String,
-    /// When it came last, within a week.
+    /// When it came last, for one of the latest calls of a week.
     pub last_came_at: Option<String>,
-    /// For how many of the latest answered calls in a row it did not come, of 20 at most.
+    /// For how many of the latest answered calls in a row it did not come, of 200 at most.
     pub missed_in_a_row: u32,
     /// These are too many.
     pub late: bool,

@@ -56,6 +56,9 @@ pub struct StoredPostCall {
     pub last_error: Option<String>,
 }
 
+/// Calls of all accounts that are passed over for those of one, at most.
+pub(super) const LATEST: u32 = 2_000;
+
 /// Which webhook is looked for, and at which calls.
 #[derive(Debug, Clone)]
 pub struct HookAsked {
@@ -74,17 +77,20 @@ pub struct HookAsked {
 /// How a webhook came.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct HookCame {
-    /// When it came last.
+    /// When it came last, for one of these calls.
     pub last_at: Option<UnixMs>,
     /// For how many of the latest calls in a row it did not.
     pub missed_in_a_row: u32,
 }
 
 impl HookCame {
-    /// `came` says of the latest calls, the last one first, whether it came for them.
-    pub(super) fn new(last_at: Option<UnixMs>, came: &[bool]) -> Self {
-        let missed = came.iter().take_while(|came| !**came).count();
-        Self { last_at, missed_in_a_row: u32::try_from(missed).unwrap_or(u32::MAX) }
+    /// `came` says of the latest calls, the last one first, when it came for them.
+    pub(super) fn new(came: &[Option<UnixMs>]) -> Self {
+        let missed = came.iter().take_while(|came| came.is_none()).count();
+        Self {
+            last_at: came.iter().flatten().max().copied(),
+            missed_in_a_row: u32::try_from(missed).unwrap_or(u32::MAX),
+        }
     }
 }
 

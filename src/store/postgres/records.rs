@@ -5,6 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use sqlx::{PgConnection, Row as _};
 
+use super::super::records::LATEST;
 use super::super::rows::{Sql, call_id, damaged, post_call, waiting};
 use super::super::told::{self, Told, WITHOUT_RECORD};
 use super::super::{HookAsked, HookCame, Put, PutPostCall, Reach, Records, Result, StoredPostCall, Waiting};
@@ -139,21 +140,18 @@ async fn missed(c: &mut PgConnection, call: CallId, why: String, due_at: Option<
 }
 
 async fn hook_came(c: &mut PgConnection, asked: HookAsked) -> Sql<HookCame> {
-    let last = query(
-        "SELECT received_at FROM webhook_events WHERE received_at >= $1 AND account = $2 AND event = ANY($3)
-         ORDER BY received_at DESC LIMIT 1",
-    );
-    let last = last.bind(asked.since_ms).bind(&asked.account).bind(&asked.events).fetch_optional(&mut *c).await?;
-    let last = last.map(|row| row.try_get("received_at")).transpose()?;
     let came = query(
-        "SELECT EXISTS (SELECT 1 FROM webhook_events e WHERE e.call_id = c.id AND e.account = $3 AND e.event = ANY($4)) AS came
-         FROM calls c WHERE c.phase = 'ended' AND c.ended_at >= $1 AND c.ended_at <= $2
-         AND c.account = $3 AND c.outcome = $5 ORDER BY c.ended_at DESC LIMIT $6",
+        "SELECT (SELECT max(e.received_at) FROM webhook_events e WHERE e.call_id = c.id AND e.account = $3
+             AND e.event = ANY($4)) AS came
+         FROM (SELECT id, account, outcome, ended_at FROM calls WHERE phase = 'ended'
+             AND ended_at >= $1 AND ended_at <= $2 ORDER BY ended_at DESC LIMIT $7) c
+         WHERE c.account = $3 AND c.outcome = $5 ORDER BY c.ended_at DESC LIMIT $6",
     );
     let came = came.bind(asked.since_ms).bind(asked.until_ms).bind(&asked.account).bind(&asked.events);
-    let came = came.bind(Outcome::Completed.as_str()).bind(i64::from(asked.calls)).fetch_all(c).await?;
-    let came = came.iter().map(|row| row.try_get("came")).collect::<Sql<Vec<bool>>>()?;
-    Ok(HookCame::new(last, &came))
+    let came = came.bind(Outcome::Completed.as_str()).bind(i64::from(asked.calls)).bind(i64::from(LATEST));
+    let came = came.fetch_all(c).await?;
+    let came = came.iter().map(|row| row.try_get("came")).collect::<Sql<Vec<Option<UnixMs>>>>()?;
+    Ok(HookCame::new(&came))
 }
 
 async fn wait_for(c: &mut PgConnection, event_id: String, alias: Alias) -> Sql<()> {

@@ -4,6 +4,7 @@ use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension as _, params};
 use sqlx::Row as _;
 
+use super::super::records::LATEST;
 use super::super::rows::{Sql, call_id, post_call, waiting};
 use super::super::told::{self, Told, WITHOUT_RECORD};
 use super::super::{HookAsked, HookCame, Put, PutPostCall, Reach, Records, Result, StoredPostCall, Waiting};
@@ -135,20 +136,17 @@ impl Records for SqliteStore {
 
     async fn hook_came(&self, asked: HookAsked) -> Result<HookCame> {
         let events = ids_json(&asked.events).map_err(|error| super::StoreError::Failed(error.to_string()))?;
-        let last = sqlx::query_scalar(
-            "SELECT received_at FROM webhook_events WHERE received_at >= $1 AND account = $2
-             AND event IN (SELECT value FROM json_each($3)) ORDER BY received_at DESC LIMIT 1",
-        );
-        let last = last.bind(asked.since_ms).bind(&asked.account).bind(&events).fetch_optional(&self.readers).await?;
         let came = sqlx::query_scalar(
-            "SELECT EXISTS (SELECT 1 FROM webhook_events e WHERE e.call_id = c.id AND e.account = $3
+            "SELECT (SELECT max(e.received_at) FROM webhook_events e WHERE e.call_id = c.id AND e.account = $3
                  AND e.event IN (SELECT value FROM json_each($4)))
-             FROM calls c INDEXED BY calls_ended WHERE c.phase = 'ended' AND c.ended_at >= $1 AND c.ended_at <= $2
-             AND c.account = $3 AND c.outcome = $5 ORDER BY c.ended_at DESC LIMIT $6",
+             FROM (SELECT id, account, outcome, ended_at FROM calls INDEXED BY calls_ended WHERE phase = 'ended'
+                 AND ended_at >= $1 AND ended_at <= $2 ORDER BY ended_at DESC LIMIT $7) c
+             WHERE c.account = $3 AND c.outcome = $5 ORDER BY c.ended_at DESC LIMIT $6",
         );
         let came = came.bind(asked.since_ms).bind(asked.until_ms).bind(&asked.account).bind(&events);
-        let came = came.bind(Outcome::Completed.as_str()).bind(asked.calls).fetch_all(&self.readers).await?;
-        Ok(HookCame::new(last, &came))
+        let came = came.bind(Outcome::Completed.as_str()).bind(asked.calls).bind(LATEST);
+        let came: Vec<Option<UnixMs>> = came.fetch_all(&self.readers).await?;
+        Ok(HookCame::new(&came))
     }
 
     async fn wait_for(&self, event_id: &str, alias: &Alias) -> Result<()> {
