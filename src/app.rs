@@ -19,6 +19,7 @@ use crate::admin::reload::{Reloaded, Running as _};
 use crate::admin::{self, Admin};
 use crate::admission::GateMode;
 use crate::calls::Calls;
+use crate::calls::hooks::watch_hooks;
 use crate::capacity::{Capacity, LivePolicy, Role};
 use crate::client::{self, Client, Feed, Sockets};
 use crate::clock::Clock;
@@ -35,7 +36,7 @@ use crate::policy::Policy;
 use crate::reconcile::{self, Sightings};
 use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
-use crate::store::{self, Journal, Replica, Sharing, Spool, Store, StoreError};
+use crate::store::{self, Ages, Journal, Replica, Sharing, Spool, Store, StoreError};
 use crate::webhook::{self, Webhooks, deliver};
 use door::Doors;
 pub use live::Written;
@@ -217,6 +218,8 @@ impl App {
         tasks.spawn(webhook::spool_loop(move || newest.webhooks(), move || role.role().leads, stop.clone()));
         let (newest, role) = (live.clone(), calls.lifecycle.capacity.clone());
         tasks.spawn(webhook::records_loop(move || newest.webhooks(), move || role.role().leads, stop.clone()));
+        let (newest, role) = (live.clone(), calls.lifecycle.capacity.clone());
+        tasks.spawn(watch_hooks(move || newest.calls(), move || role.role().leads, stop.clone()));
         tasks.spawn(purge(live.clone(), stop.clone()));
         tasks.spawn(watch::run(live.clone(), stop.clone()));
         if let Some(tls) = tls {
@@ -375,10 +378,15 @@ async fn follow_businesses(mut roles: Receiver<Role>, live: Arc<Live>, stop: Can
 async fn purge(live: Arc<Live>, stop: CancellationToken) {
     let calls = live.calls();
     loop {
-        let retention_days = live.config().store.retention_days;
         let now_ms = calls.lifecycle.clock.now_ms();
-        let ended_before = now_ms - i64::from(retention_days) * 24 * 3_600_000;
-        match calls.lifecycle.store.purge(ended_before, now_ms - EARLY_KEPT_MS).await {
+        let before = |days: u32| now_ms - i64::from(days) * 24 * 3_600_000;
+        let policy = calls.lifecycle.policy.load_full();
+        let ages = Ages {
+            before_ms: before(live.config().store.retention_days),
+            of_business: policy.own_retention_days().map(|(id, days)| (id.clone(), before(days))).collect(),
+            early_before_ms: now_ms - EARLY_KEPT_MS,
+        };
+        match calls.lifecycle.store.purge(&ages).await {
             Ok(0) => {}
             Ok(rows) => info!(rows, "forgot what is past its retention"),
             Err(error) => warn!(%error, "what is past its retention could not be forgotten"),

@@ -39,6 +39,8 @@ struct Inner {
     journaled: IntGauge,
     deliveries: IntCounterVec,
     records: IntCounterVec,
+    hook_missed: IntGaugeVec,
+    hook_last: IntGaugeVec,
     sweeps: IntCounterVec,
     provider_live: IntGaugeVec,
     alias_conflicts: IntCounter,
@@ -182,6 +184,16 @@ impl Metrics {
                 "ringfence_post_call_records_total",
                 "Post-call records, by how they came: webhook, asked, or missing.",
                 &["account", "came"],
+            )?,
+            hook_missed: m.gauges(
+                "ringfence_hook_missed_calls",
+                "Latest answered calls in a row that a watched webhook did not come for; 5 and more is late.",
+                &["account", "webhook"],
+            )?,
+            hook_last: m.gauges(
+                "ringfence_hook_last_timestamp_seconds",
+                "When a watched webhook came last, within a week.",
+                &["account", "webhook"],
             )?,
             sweeps: m.counters(
                 "ringfence_sweeps_total",
@@ -347,6 +359,23 @@ impl Metrics {
     /// A post-call record came, or never will.
     pub fn record(&self, account: &str, came: &str) {
         self.inner.records.with_label_values(&[account, came]).inc();
+    }
+
+    /// How a watched webhook comes: for how many of the latest calls in a row it did not, and when it did last.
+    pub fn hook(&self, account: &str, webhook: &str, missed: u32, last_secs: Option<i64>) {
+        let labels = [account, webhook];
+        self.inner.hook_missed.with_label_values(&labels).set(missed.into());
+        if let Some(secs) = last_secs {
+            self.inner.hook_last.with_label_values(&labels).set(secs);
+        }
+    }
+
+    /// A watched webhook's account is no longer in the config.
+    pub fn hook_gone(&self, account: &str, webhook: &str) {
+        for gauge in [&self.inner.hook_missed, &self.inner.hook_last] {
+            // One that was never shown cannot be taken away.
+            let _ = gauge.remove_label_values(&[account, webhook]);
+        }
     }
 
     /// An account was asked for its live calls.

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::call::Direction;
 use crate::ids::{AccountName, BusinessId};
-pub use business::{Business, Marks, Rule, Unknown, UnknownBusiness, WhenFull};
+pub use business::{Business, Marks, Privacy, RETENTION_DAYS, Rule, Unknown, UnknownBusiness, WhenFull};
 
 /// The business that shows the product to visitors (contract §1): a limit of its own, still counted globally.
 pub const DEMO_BUSINESS: &str = "999999";
@@ -278,6 +278,8 @@ pub struct Settings {
     pub unknown: Unknown,
     /// What an inbound caller meets unless plan or business say otherwise.
     pub when_full: WhenFull,
+    /// What is kept of what is said in calls, unless their business says otherwise.
+    pub transcripts: Privacy,
 }
 
 /// The plans of the contract (§1): PAYG 1, STARTER 1, PRO 3, ENTERPRISE as each business states.
@@ -299,6 +301,7 @@ pub struct Policy {
     by_api_key: HashMap<String, BusinessId>,
     rules: Vec<Rule>,
     global: Vec<Limit>,
+    privacies: Privacies,
 }
 
 impl Policy {
@@ -326,6 +329,9 @@ impl Policy {
             None => vec![],
         };
         let global = global_limits(&settings);
+        let privacy = |business: &Business| Some((business.id.clone(), business.transcripts?));
+        let privacies =
+            Privacies { usual: settings.transcripts, own: businesses.values().filter_map(privacy).collect() };
         Self {
             by_agent: index(|b| &b.agent_ids),
             by_number: index(|b| &b.phone_numbers),
@@ -333,6 +339,7 @@ impl Policy {
             businesses,
             rules,
             global,
+            privacies,
             settings,
         }
     }
@@ -409,6 +416,16 @@ impl Policy {
         business.or_else(plan).unwrap_or(&self.settings.when_full)
     }
 
+    /// Businesses whose records have an age of their own, with it, in days.
+    pub fn own_retention_days(&self) -> impl Iterator<Item = (&BusinessId, u32)> {
+        self.businesses.values().filter_map(|business| Some((&business.id, business.retention_days?)))
+    }
+
+    /// What is kept of what is said in calls.
+    pub fn privacies(&self) -> &Privacies {
+        &self.privacies
+    }
+
     /// Every limit that binds a call of these facts, the most particular first. A refusal names the first that is full: a
     /// slot of the business that comes free is a slot of the account too, but not the other way round.
     pub fn bindings(&self, facts: &Facts) -> Vec<Binding> {
@@ -478,6 +495,30 @@ impl Policy {
             let bought: Vec<u32> = self.settings.accounts.iter().filter_map(|a| a.concurrent).collect();
             if bought.is_empty() { GLOBAL_CALLS_DEFAULT } else { bought.iter().fold(0, |a, b| a.saturating_add(*b)) }
         })
+    }
+}
+
+/// What is kept of what is said in calls, business by business.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Privacies {
+    usual: Privacy,
+    own: BTreeMap<BusinessId, Privacy>,
+}
+
+impl Privacies {
+    /// In the calls of a business.
+    pub fn of(&self, business: &BusinessId) -> Privacy {
+        self.own.get(business).copied().unwrap_or(self.usual)
+    }
+
+    /// The same for all, if it is.
+    pub fn of_all(&self) -> Option<Privacy> {
+        self.own.values().all(|own| *own == self.usual).then_some(self.usual)
+    }
+
+    /// Where nobody knows whose call it is: what keeps the least.
+    pub fn strictest(&self) -> Privacy {
+        self.own.values().copied().fold(self.usual, Privacy::max)
     }
 }
 

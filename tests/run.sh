@@ -69,7 +69,7 @@ if [ "$part" != sdk ]; then
     if [ $# -eq 0 ]; then
         say "cargo test, over Postgres"
         RINGFENCE_TEST_STORE=postgres cargo test --locked --manifest-path "$root/Cargo.toml" --test it -- \
-            acceptance:: outbound_faults:: reposts:: webhooks:: </dev/null
+            acceptance:: outbound_faults:: records:: reposts:: transcripts:: webhooks:: </dev/null
     fi
 fi
 if [ "$part" != rust ]; then

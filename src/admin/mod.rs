@@ -23,7 +23,7 @@ use crate::clock::rfc3339;
 use crate::ids::{BusinessId, CallId, mask_number};
 use crate::metrics::Gauges;
 use crate::net::{Exchange, Handler};
-use crate::policy::{Bound, Business, Limit, Per, Policy};
+use crate::policy::{Bound, Business, Limit, Per, Policy, RETENTION_DAYS};
 use crate::provider::path::percent_decode;
 use crate::provider::secret::Secret;
 use crate::reconcile::Sightings;
@@ -245,6 +245,12 @@ impl Admin {
         let open = open.unwrap_or_default();
         let counts = self.calls.lifecycle.capacity.counts().await.unwrap_or_default();
         let sightings = self.sightings.lock().map(|s| s.clone()).unwrap_or_default();
+        let mut hooks = BTreeMap::new();
+        for account in self.calls.accounts.values() {
+            if let Ok(seen) = self.calls.hooks_seen(account).await {
+                hooks.insert(&account.name, seen);
+            }
+        }
         let accounts: Vec<Value> = self
             .calls
             .accounts
@@ -264,7 +270,7 @@ impl Admin {
                     "overrun": known.then(|| mine.iter().filter(|c| c.overrun).count()),
                     "canBeAsked": account.can_ask(), "terminate": account.terminate,
                     "providerLive": seen.map(|s| s.provider_live), "sweptAt": seen.map(|s| rfc3339(s.at_ms)),
-                    "sweepError": seen.and_then(|s| s.error.clone()),
+                    "sweepError": seen.and_then(|s| s.error.clone()), "hooks": hooks.get(&account.name),
                 })
             })
             .collect();
@@ -441,6 +447,10 @@ impl Admin {
                 }
                 Some(_) => {}
             }
+        }
+        if business.retention_days.is_some_and(|days| !RETENTION_DAYS.contains(&days)) {
+            let (least, most) = (RETENTION_DAYS.start(), RETENTION_DAYS.end());
+            return invalid(format!("retention_days is {least} to {most}"));
         }
         for agent in business.agent_ids.iter().chain(&business.phone_numbers) {
             let marks = crate::policy::Marks { agent: Some(agent), number: Some(agent), ..Default::default() };

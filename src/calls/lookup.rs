@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use http::header::CONTENT_TYPE;
+use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, Method, Response};
 
 use super::{AskError, Calls};
@@ -59,8 +59,15 @@ pub enum LookedUpGroup {
 /// The answer to the question for a call's record after its end.
 #[derive(Debug, Clone, PartialEq)]
 pub enum LookedUpRecord {
-    /// What the provider tells, and whether that is all.
-    Found(Box<PostCall>, bool),
+    /// It has one.
+    Found {
+        /// What it tells.
+        record: Box<PostCall>,
+        /// Whether that is all.
+        complete: bool,
+        /// Where the call stands.
+        event: Option<Event>,
+    },
     /// It has no record.
     Absent,
 }
@@ -157,6 +164,10 @@ impl Calls {
         if lookup.absent.contains(&status) {
             return Ok(LookedUpRecord::Absent);
         }
+        if status == 429 {
+            let retry_after = response.headers().get(RETRY_AFTER).and_then(|secs| secs.to_str().ok()?.parse().ok());
+            return Err(AskError::Limited { retry_after_secs: retry_after });
+        }
         if !response.status().is_success() {
             return Err(AskError::Status(status));
         }
@@ -164,8 +175,10 @@ impl Calls {
         if body == Document::Empty {
             return Err(AskError::Status(status));
         }
-        let (found, complete) = rules.read(&message(&body, &none));
-        Ok(LookedUpRecord::Found(Box::new(found), complete))
+        let message = message(&body, &none);
+        let (record, complete) = rules.read(&message);
+        let event = lookup.state.read(&message, EndProof::Provider);
+        Ok(LookedUpRecord::Found { record: Box::new(record), complete, event })
     }
 
     async fn read_record(&self, account: &Account, lookup: &Lookup, path: &str) -> Result<LookedUp, AskError> {

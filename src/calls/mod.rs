@@ -2,10 +2,13 @@
 //!
 //! [`place`] sends an order and settles it, `refuse` tells why one was not placed, [`repost`] knows one that is sent again,
 //! `elsewhere` one that first came to another process, and `again` answers it, [`many`] knows orders for many calls, [`inbound`] admits a call that a provider brings, [`lookup`] asks where
-//! calls stand, [`records`] keeps what is told of them after their end, [`terminate`] ends one and checks that it is over.
+//! calls stand, [`records`] keeps what is told of them after their end, `fetch` asks for it on demand, [`hooks`]
+//! sees whether it still comes of itself, [`terminate`] ends one and checks that it is over.
 
 mod again;
 mod elsewhere;
+mod fetch;
+pub mod hooks;
 pub mod inbound;
 mod looks;
 pub mod lookup;
@@ -65,8 +68,6 @@ pub struct Settings {
     pub sweep: Option<Duration>,
     /// How long after a call's end its record may be missing before it is asked for.
     pub record_wait: Duration,
-    /// What is kept of what was said.
-    pub transcripts: records::Transcripts,
     /// Where events of our own go, if the app wants them.
     pub events: Option<Arc<records::OwnEvents>>,
 }
@@ -103,6 +104,8 @@ pub struct Calls {
     refusals: refusals::Refusals,
     /// Calls over capacity that are being hung up, with when that began.
     hanging_up: Arc<Mutex<HashMap<CallId, Instant>>>,
+    /// Records that are fetched on demand, or were a moment ago.
+    fetches: fetch::Fetches,
     /// What front mode answered lately, by call: a voice webhook that is repeated gets the same conversation.
     fronted: Arc<Mutex<HashMap<CallId, inbound::Fronted>>>,
 }
@@ -119,6 +122,12 @@ pub enum AskError {
     /// It did not answer.
     #[error(transparent)]
     Upstream(#[from] UpstreamError),
+    /// It was asked too often: 429.
+    #[error("the provider answered 429: it was asked too often")]
+    Limited {
+        /// When it may be asked again, as it says.
+        retry_after_secs: Option<u32>,
+    },
     /// It answered what cannot be used.
     #[error("the provider answered {0}")]
     Status(u16),
@@ -146,6 +155,7 @@ impl Calls {
             arriving: Arc::new([const { tokio::sync::Mutex::const_new(()) }; ARRIVALS]),
             refusals: refusals::Refusals::default(),
             hanging_up: Arc::default(),
+            fetches: fetch::Fetches::default(),
             fronted: Arc::default(),
         }
     }

@@ -1,22 +1,22 @@
 //! Post-call records: what a provider tells of a call after its end, taken from its webhook, or asked for where that did not come.
 
-use bytes::Bytes;
 use futures_util::FutureExt as _;
-use http::{Response, StatusCode};
 use serde_json::{Value, json};
 use tracing::{info, warn};
 
 use super::lookup::LookedUpRecord;
 use super::{AskError, Calls};
+use crate::call::{Event, Phase};
 use crate::clock::{UnixMs, rfc3339};
-use crate::ids::Alias;
-use crate::lifecycle::finish;
+use crate::ids::{BusinessId, CallId};
+use crate::policy::{Privacies, Privacy};
 use crate::provider::account::Account;
 use crate::provider::description::PostCall;
 use crate::provider::secret::Secret;
-use crate::provider::sign::sha256_hex;
-use crate::reply::{json_answer, problem};
-use crate::store::{CallRecord, NewUtterance, Put, PutPostCall, Redact, Result, StoredPostCall};
+use crate::store::{
+    CallRecord, Change, NewUtterance, Place, Put, PutPostCall, Result, StoreError, StoredPostCall, record_kept,
+    text_kept,
+};
 
 /// Pauses between questions for one record, in seconds. After the last, what is there is all there will be.
 pub const AGAIN_SECS: [i64; 8] = [30, 60, 120, 300, 600, 1800, 3600, 3600];
@@ -28,18 +28,9 @@ const LATE_MS: i64 = 60_000;
 const STEP: u32 = 500;
 /// Records that are asked for in one step.
 const ASKED_AT_ONCE: u32 = 20;
-
-/// What is kept of what was said.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Transcripts {
-    /// All.
-    #[default]
-    Keep,
-    /// Digests, by which two texts can be compared.
-    Hash,
-    /// Nothing.
-    None,
-}
+/// Ended calls that are redacted in one write, at most; and how often that is done in one step.
+const PAGE: u32 = 100;
+const PAGES: u32 = 50;
 
 /// Where events of our own go.
 #[derive(Debug, Clone)]
@@ -50,38 +41,20 @@ pub struct OwnEvents {
     pub secret: Secret,
 }
 
-impl Transcripts {
-    /// What becomes of what was said once its call is over.
-    fn redaction(self) -> Option<Redact> {
-        match self {
-            Self::Keep => None,
-            Self::Hash => Some(|text| format!("sha256:{}", sha256_hex(text.as_bytes()))),
-            Self::None => Some(|_| String::new()),
-        }
-    }
-
-    /// What may be kept of a record.
-    fn kept(self, found: PostCall) -> PostCall {
-        let digest = |text: &str| format!("sha256:{}", sha256_hex(text.as_bytes()));
-        let of_json = |value: Value| json!({"digest": digest(&value.to_string())});
-        match self {
-            Self::Keep => found,
-            Self::Hash => PostCall {
-                transcript_summary: found.transcript_summary.as_deref().map(digest),
-                analysis_data: found.analysis_data.map(of_json),
-                transcript_json: found.transcript_json.map(of_json),
-                ..found
-            },
-            Self::None => PostCall { transcript_summary: None, analysis_data: None, transcript_json: None, ..found },
-        }
-    }
-}
-
 /// How far the search for calls without a record has come.
 #[derive(Debug, Default)]
 pub struct Searched {
     /// Of those that ended until then all have a record, or one is expected.
     until_ms: Option<UnixMs>,
+}
+
+/// How far the search for what is not to be kept has come.
+#[derive(Debug, Default)]
+pub struct Redacted {
+    /// By what it was decided.
+    by: Privacies,
+    /// Of calls that ended before nothing is kept that is not to be.
+    until: Place,
 }
 
 impl Calls {
@@ -121,12 +94,13 @@ impl Calls {
         by: &'static str,
         due_at: Option<UnixMs>,
     ) -> Result<Put> {
-        if complete && self.settings.transcripts == Transcripts::Keep {
+        let keep = self.policy.privacies().of(&record.facts.business);
+        if complete && keep == Privacy::Keep {
             self.fill_transcript(record, account, &found).boxed().await?;
         }
         let put = PutPostCall {
             call: record.id.clone(),
-            found: self.settings.transcripts.kept(found),
+            found: record_kept(keep, found),
             complete,
             by,
             at_ms: self.lifecycle.clock.now_ms(),
@@ -161,6 +135,7 @@ impl Calls {
                 text: turn.text,
                 said_at: rfc3339(began_at.saturating_add(after_ms)),
                 source_sequence: None,
+                source: None,
                 at_ms: self.lifecycle.clock.now_ms(),
             };
             store.say(id, said).await?;
@@ -168,25 +143,38 @@ impl Calls {
         Ok(())
     }
 
-    /// Asks for a call's record and takes it up.
-    async fn ask_record(&self, record: &CallRecord, by: &'static str, due_at: Option<UnixMs>) -> Asked {
+    /// Asks for a call's record and takes it up. Of a call that is up, as far as we know, its end too, if that is what its provider
+    /// says; while it says that the call is up, nothing changes.
+    pub(super) async fn ask_record(&self, record: &CallRecord, by: &'static str, due_at: Option<UnixMs>) -> Asked {
         let Some(account) = self.record_account(record) else { return Asked::NoWay };
-        match self.look_up_record(account, record).await {
-            Ok(LookedUpRecord::Found(found, complete)) => {
-                match self.put_record(record, account, *found, complete, by, due_at).await {
-                    Ok(put) => {
-                        if put == Put::Complete {
-                            self.lifecycle.metrics.record(account.name.as_str(), "asked");
-                            info!(call = %record.id, account = %account.name, by, "a call's record was fetched");
-                        }
-                        Asked::Kept
-                    }
-                    Err(error) => Asked::Store(error),
-                }
+        let (found, complete, event) = match self.look_up_record(account, record).await {
+            Ok(LookedUpRecord::Found { record, complete, event }) => (record, complete, event),
+            Ok(LookedUpRecord::Absent) => return Asked::Absent,
+            Err(AskError::NoWay(..)) => return Asked::NoWay,
+            Err(AskError::Limited { retry_after_secs }) => {
+                let code = account.provider.refusal.provider_429_code.clone();
+                return Asked::Limited { code, retry_after_secs };
             }
-            Ok(LookedUpRecord::Absent) => Asked::Absent,
-            Err(AskError::NoWay(..)) => Asked::NoWay,
-            Err(error) => Asked::Failed(error.to_string()),
+            Err(error) => return Asked::Failed(error.to_string()),
+        };
+        if record.phase != Phase::Ended {
+            if !matches!(event, Some(Event::Ended(..))) {
+                return Asked::StillUp;
+            }
+            let change = Change { event, ..self.lifecycle.change(&record.id, "poll") };
+            if let Err(error) = self.lifecycle.apply(change).boxed().await {
+                return Asked::Store(error);
+            }
+        }
+        match self.put_record(record, account, *found, complete, by, due_at).await {
+            Ok(put) => {
+                if put == Put::Complete {
+                    self.lifecycle.metrics.record(account.name.as_str(), "asked");
+                    info!(call = %record.id, account = %account.name, by, "a call's record was fetched");
+                }
+                Asked::Kept
+            }
+            Err(error) => Asked::Store(error),
         }
     }
 
@@ -222,6 +210,8 @@ impl Calls {
                 Asked::NoWay => ("nobody can be asked for it".to_owned(), None),
                 Asked::Absent => ("the provider has no record of it".to_owned(), again),
                 Asked::Failed(why) => (why, again),
+                Asked::Limited { .. } => ("the provider was asked too often".to_owned(), again),
+                Asked::StillUp => ("the call is up".to_owned(), again),
             };
             if again.is_none() {
                 self.lifecycle.metrics.record(record.facts.account.as_str(), "missing");
@@ -233,71 +223,100 @@ impl Calls {
     }
 
     /// Where what was said is not to be kept, takes it off the record [`super::Settings::record_wait`] after its call's end: until
-    /// then who follows the call can read it.
+    /// then who follows the call can read it. What was kept before less was to be kept goes, too: after a start and after each such
+    /// change all ended calls are looked through once, some in each step. For one process at a time; that two do it harms nothing.
     ///
     /// # Errors
     /// The store failed.
-    pub async fn redact(&self) -> Result<()> {
-        let Some(redact) = self.settings.transcripts.redaction() else { return Ok(()) };
-        let wait_ms = i64::try_from(self.settings.record_wait.as_millis()).unwrap_or(i64::MAX);
-        let until_ms = self.lifecycle.clock.now_ms().saturating_sub(wait_ms);
-        while self.lifecycle.store.redact(until_ms, redact).await? > 0 {}
+    pub async fn redact(&self, redacted: &mut Redacted) -> Result<()> {
+        let privacies = self.policy.privacies();
+        if privacies.of_all() == Some(Privacy::Keep) {
+            *redacted = Redacted::default();
+            return Ok(());
+        }
+        if redacted.by != *privacies {
+            *redacted = Redacted { by: privacies.clone(), until: Place::default() };
+        }
+        let until_ms = self.over_before_ms();
+        let store = &self.lifecycle.store;
+        // Those that ended a moment ago are looked at again: their ends may be on record late.
+        let mut after = redacted.until.clone();
+        for _ in 0..PAGES {
+            let page = store.ended_calls(&after, until_ms, PAGE).await?;
+            for keep in [Privacy::Hash, Privacy::None] {
+                let kept = |business: &str| match BusinessId::parse(business) {
+                    Ok(business) => redacted.by.of(&business),
+                    Err(_) => redacted.by.strictest(),
+                };
+                let of = page.iter().filter(|call| kept(&call.business) == keep);
+                let calls: Vec<String> = of.map(|call| call.id.clone()).collect();
+                if !calls.is_empty() {
+                    store.redact(&calls, keep).await?;
+                }
+            }
+            let Some(last) = page.last() else { break };
+            after = (last.ended_at, last.id.clone());
+            let again = (last.ended_at.min(until_ms - LATE_MS), String::new());
+            redacted.until = if page.len() < PAGE as usize { again } else { after.clone() };
+            if page.len() < PAGE as usize {
+                break;
+            }
+        }
         Ok(())
     }
 
-    /// The answer to `POST /conversations/{conversation_id}/fetch`: fetches what a lost webhook would have brought. `sees` says
-    /// whether the caller may see a business. A client that goes away changes nothing.
-    pub async fn fetch_conversation(&self, id: &str, sees: impl Fn(&str) -> bool + Send) -> Response<Bytes> {
-        let unknown = || problem(StatusCode::NOT_FOUND, "CALL_NOT_FOUND", "No call of this conversation is on record.");
-        let failed = |error: crate::store::StoreError| {
-            warn!(%error, "a conversation could not be fetched");
-            problem(StatusCode::SERVICE_UNAVAILABLE, "STORE_UNAVAILABLE", "The record does not answer; try again.")
-        };
-        let Some(alias) = Alias::new("conversation_id", id) else { return unknown() };
-        let record = match self.lifecycle.store.resolve(&[alias]).await {
-            Ok(Some(call)) => self.lifecycle.store.call(&call).await,
-            Ok(None) => Ok(None),
-            Err(error) => Err(error),
-        };
-        let record = match record {
-            Ok(Some(record)) if sees(record.facts.business.as_str()) => record,
-            Ok(_) => return unknown(),
-            Err(error) => return failed(error),
-        };
-        let (this, call) = (self.clone(), record.id.clone());
-        let asked = finish(async move {
-            let again = this.lifecycle.clock.now_ms() + AGAIN_SECS[0] * 1000;
-            this.ask_record(&record, "operator", Some(again)).await
-        });
-        let provider = |why: &str| problem(StatusCode::BAD_GATEWAY, "PROVIDER_FAILED", why);
-        match Box::pin(asked).await {
-            Ok(Asked::Kept) => match self.lifecycle.store.post_call(&call).await {
-                Ok(kept) => json_answer(
-                    StatusCode::OK,
-                    &json!({"conversation_id": id, "callId": call, "record": kept.as_ref().map(shown)}),
-                ),
-                Err(error) => failed(error),
+    /// Calls that ended by then are over for good: of what was said in them only that is kept which is to be kept.
+    pub(super) fn over_before_ms(&self) -> UnixMs {
+        let wait_ms = i64::try_from(self.settings.record_wait.as_millis()).unwrap_or(i64::MAX);
+        self.lifecycle.clock.now_ms().saturating_sub(wait_ms)
+    }
+
+    /// What is kept of a text that was said in a call and is heard only now.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn text_kept_now(&self, call: &CallId, text: &str) -> Result<String> {
+        let privacies = self.policy.privacies();
+        let is_over = |record: &CallRecord| record.ended_at.is_some_and(|at| at <= self.over_before_ms());
+        let keep = match privacies.of_all() {
+            Some(Privacy::Keep) => Privacy::Keep,
+            _ => match self.lifecycle.store.call(call).await? {
+                Some(record) if is_over(&record) => privacies.of(&record.facts.business),
+                _ => Privacy::Keep,
             },
-            Ok(Asked::Absent) => {
-                problem(StatusCode::NOT_FOUND, "CALL_NOT_FOUND", "The provider has no record of this conversation.")
-            }
-            Ok(Asked::NoWay) => {
-                provider("The account of this call cannot be asked: it has no credentials in the config.")
-            }
-            Ok(Asked::Failed(why)) => provider(&why),
-            Ok(Asked::Store(error)) => failed(error),
-            Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, "FAILED", &error.to_string()),
-        }
+        };
+        Ok(text_kept(keep, text))
+    }
+
+    /// Whether bodies that hold what was said in a call are forgotten once they are not needed any more. Of a call that nobody
+    /// knows: if they are of any.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn forgets_bodies(&self, call: Option<&CallId>) -> Result<bool> {
+        let privacies = self.policy.privacies();
+        let keep = match (privacies.of_all(), call) {
+            (Some(same), _) => same,
+            (None, None) => privacies.strictest(),
+            (None, Some(call)) => match self.lifecycle.store.call(call).await? {
+                Some(record) => privacies.of(&record.facts.business),
+                None => privacies.strictest(),
+            },
+        };
+        Ok(keep != Privacy::Keep)
     }
 }
 
 /// What came of a question.
-enum Asked {
+#[derive(Debug, Clone)]
+pub(super) enum Asked {
     Kept,
+    StillUp,
     Absent,
     NoWay,
+    Limited { code: String, retry_after_secs: Option<u32> },
     Failed(String),
-    Store(crate::store::StoreError),
+    Store(StoreError),
 }
 
 /// A record as its reader sees it.
@@ -311,30 +330,4 @@ pub fn shown(kept: &StoredPostCall) -> Value {
     shown["recorded_by"] = json!(kept.recorded_by);
     shown["last_error"] = json!(kept.last_error);
     shown
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_was_said_is_kept_hashed_or_left_out() {
-        let found = PostCall {
-            transcript_summary: Some("They said hello.".to_owned()),
-            analysis_data: Some(json!({"transcript_summary": "They said hello."})),
-            transcript_json: Some(json!([{"message": "Hello"}])),
-            metadata_json: Some(json!({"cost": 1})),
-            cost: Some(1.0),
-            ..PostCall::default()
-        };
-        assert_eq!(Transcripts::Keep.kept(found.clone()), found);
-        let hashed = Transcripts::Hash.kept(found.clone());
-        let text = serde_json::to_string(&hashed).unwrap();
-        assert!(!text.contains("ello") && text.contains("sha256:"), "{text}");
-        assert_eq!(Transcripts::Hash.kept(found.clone()), hashed, "the same text has the same digest");
-        assert_eq!((&hashed.metadata_json, hashed.cost), (&found.metadata_json, found.cost));
-        let none = Transcripts::None.kept(found.clone());
-        assert_eq!((none.transcript_summary, none.analysis_data, none.transcript_json), (None, None, None));
-        assert_eq!((none.metadata_json, none.cost), (found.metadata_json, found.cost));
-    }
 }

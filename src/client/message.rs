@@ -1,5 +1,7 @@
 //! What the socket says, byte by byte as its clients of before ringfence know it (contract §2), and what is beyond that. Pure.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value, json};
 
 use crate::call::{Outcome, Phase, Speaker, stream_status};
@@ -100,6 +102,26 @@ pub fn transcription(call: &CallRecord, utterance: &Utterance, user_label: &str)
         message["source_sequence"] = number.into();
     }
     message
+}
+
+/// Utterances in the order that they were spoken in, as far as their provider's numbers tell: those that are counted in one thing
+/// take the places that they have among all in the order of their numbers. All others stay where they are.
+pub fn in_spoken_order(utterances: &[Utterance]) -> Vec<&Utterance> {
+    let mut counted = BTreeMap::<&str, Vec<usize>>::new();
+    for (place, one) in utterances.iter().enumerate() {
+        if let (Some(source), Some(_)) = (&one.source, one.source_sequence) {
+            counted.entry(source).or_default().push(place);
+        }
+    }
+    let mut order: Vec<&Utterance> = utterances.iter().collect();
+    for places in counted.into_values() {
+        let mut spoken: Vec<&Utterance> = places.iter().filter_map(|place| utterances.get(*place)).collect();
+        spoken.sort_by_key(|one| (one.source_sequence, one.sequence));
+        for (place, one) in places.into_iter().zip(spoken) {
+            order[place] = one;
+        }
+    }
+    order
 }
 
 /// `partial`: what may still change.

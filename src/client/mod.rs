@@ -10,13 +10,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http::header::{HeaderName, HeaderValue};
 use http::{Method, Response, StatusCode};
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -86,8 +86,11 @@ pub struct Sockets {
     by_token: Arc<Mutex<HashMap<String, u32>>>,
     number: Arc<AtomicU64>,
     /// The newest settings: a key that is taken out of the config lets nobody stay.
-    newest: Arc<ArcSwapOption<Settings>>,
+    newest: Newest,
 }
+
+/// Settings that came in force after those of the start.
+type Newest = Arc<watch::Sender<Option<Arc<Settings>>>>;
 
 /// One of a token's sockets.
 struct Counted {
@@ -187,9 +190,10 @@ impl Handler for Client {
 }
 
 impl Client {
-    /// Puts these settings in force for who shows a token from now on, on sockets that are open, too.
+    /// Puts these settings in force for who shows a token from now on, and for sockets that are open: those whose token counts no
+    /// longer are closed.
     pub fn in_force(&self) {
-        self.sockets.newest.store(Some(self.settings.clone()));
+        self.sockets.newest.send_replace(Some(self.settings.clone()));
     }
 
     /// Who shows this token.
@@ -198,7 +202,7 @@ impl Client {
     /// It does not count.
     fn visitor(&self, token: &str) -> Result<Visitor, BadToken> {
         let now_secs = self.lifecycle.clock.now_ms() / 1000;
-        let newest = self.sockets.newest.load_full().unwrap_or_else(|| self.settings.clone());
+        let newest = self.sockets.newest.borrow().clone().unwrap_or_else(|| self.settings.clone());
         newest.keys.visitor(token, now_secs, &newest.default_businesses)
     }
 
@@ -227,6 +231,8 @@ impl Client {
             Ok(shown) => shown,
             Err(why) => return denied(why),
         };
+        // Followed before the token is checked, so that no change falls between the two.
+        let newest = self.sockets.newest.subscribe();
         let visitor = match self.visitor(&token) {
             Ok(visitor) => visitor,
             Err(error) => return denied(&error.to_string()),
@@ -251,7 +257,7 @@ impl Client {
             Err(NoSocket::Gone) => return None,
         };
         let number = self.sockets.number.fetch_add(1, Ordering::Relaxed);
-        Connection::new(self.clone(), socket, visitor, number).run().boxed().await;
+        Connection::new(self.clone(), socket, (token, visitor), newest, number).run().boxed().await;
         None
     }
 
@@ -268,7 +274,8 @@ impl Client {
         let last = self.lifecycle.store.last_sequence(&call.id).await?;
         let utterances = self.lifecycle.store.utterances(&call.id, after, limit).await?;
         let label = &self.settings.user_label;
-        let mut messages: Vec<Value> = utterances.iter().map(|one| message::transcription(&call, one, label)).collect();
+        let spoken = message::in_spoken_order(&utterances).into_iter();
+        let mut messages: Vec<Value> = spoken.map(|one| message::transcription(&call, one, label)).collect();
         let reached = utterances.last().map_or(after, |one| one.sequence);
         let wait_ms = i64::try_from(self.settings.record_wait.as_millis()).unwrap_or(i64::MAX);
         let post_call = post_call.as_ref();
@@ -284,6 +291,7 @@ impl Client {
             "status": message::status(&call),
             "epoch": call.id,
             "sequence_number": last,
+            "next_after": reached,
             "messages": messages,
         }))
     }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message};
 use tokio_tungstenite::tungstenite::{Bytes, Utf8Bytes};
@@ -15,7 +16,7 @@ use tracing::{info, warn};
 
 use super::feed::{Following, LATEST_MAX, News, Wake};
 use super::message::{self, Code, Command};
-use super::{Client, FOLLOWED_MAX};
+use super::{Client, FOLLOWED_MAX, Settings};
 use crate::call::Phase;
 use crate::clock::UnixMs;
 use crate::ids::CallId;
@@ -37,6 +38,8 @@ enum Over {
     Broken,
     /// Its token has expired: 4401.
     Expired,
+    /// Its token counts no longer, as the config has changed: 4401, too.
+    Revoked,
     /// It took nothing for too long: 4008, "come back and resume".
     Slow,
     /// Nothing was heard of it: 4408.
@@ -50,6 +53,7 @@ impl Over {
         let (code, reason) = match self {
             Over::Left | Over::Broken => return None,
             Over::Expired => (4401, "the token has expired"),
+            Over::Revoked => (4401, "the token is not accepted any more"),
             Over::Slow => (4008, "too slow: come back and resume"),
             Over::Idle => (4408, "nothing was heard"),
             Over::Stopping => (1012, "stopping: come back and resume"),
@@ -74,7 +78,11 @@ struct Followed {
 pub(super) struct Connection {
     client: Client,
     socket: WebSocket,
+    /// What it showed last, and who that makes it.
+    token: String,
     visitor: Visitor,
+    /// Told of settings that come in force.
+    newest: watch::Receiver<Option<Arc<Settings>>>,
     number: u64,
     wake: Arc<Wake>,
     calls: HashMap<CallId, Followed>,
@@ -94,13 +102,21 @@ impl Drop for Connection {
 type Going = Result<(), Over>;
 
 impl Connection {
-    pub(super) fn new(client: Client, socket: WebSocket, visitor: Visitor, number: u64) -> Self {
+    pub(super) fn new(
+        client: Client,
+        socket: WebSocket,
+        (token, visitor): (String, Visitor),
+        newest: watch::Receiver<Option<Arc<Settings>>>,
+        number: u64,
+    ) -> Self {
         client.lifecycle.metrics.client_sockets(1);
         info!(connection = number, client = visitor.name, "WebSocket connection established");
         Self {
             client,
             socket,
+            token,
             visitor,
+            newest,
             number,
             wake: Arc::default(),
             calls: HashMap::new(),
@@ -131,6 +147,7 @@ impl Connection {
         let idle = self.client.settings.idle;
         let draining = self.client.draining.clone();
         let wake = self.wake.clone();
+        let mut newest = self.newest.clone();
         let (mut heard_at, mut pinged) = (Instant::now(), false);
         loop {
             let now_ms = self.client.lifecycle.clock.now_ms();
@@ -158,6 +175,10 @@ impl Connection {
                     }
                 }
                 () = wake.rung() => self.tell().await?,
+                Ok(()) = newest.changed() => {
+                    let Ok(visitor) = self.client.visitor(&self.token) else { return Err(Over::Revoked) };
+                    self.see_as(visitor).await;
+                }
                 () = tokio::time::sleep(next) => self.look().await?,
                 () = tokio::time::sleep_until(listen_until.into()) => {
                     if pinged {
@@ -445,6 +466,18 @@ impl Connection {
             Ok(visitor) => visitor,
             Err(error) => return self.error(Code::AuthenticationFailed, &error.to_string()).await,
         };
+        self.see_as(visitor).await;
+        token.clone_into(&mut self.token);
+        let expires_at = crate::clock::rfc3339(self.visitor.expires_at.saturating_mul(1000));
+        self.send(&json!({"type": "token_renewed", "expires_at": expires_at})).await
+    }
+
+    /// From now on it sees what this visitor may see.
+    async fn see_as(&mut self, visitor: Visitor) {
+        if visitor.businesses == self.visitor.businesses {
+            self.visitor = visitor;
+            return;
+        }
         let mut gone = vec![];
         for call in self.calls.keys() {
             match self.client.lifecycle.store.call(call).await {
@@ -459,7 +492,5 @@ impl Connection {
         self.businesses.retain(|business| visitor.sees(business));
         self.client.feed.follow_businesses(self.number, &self.businesses, &self.wake);
         self.visitor = visitor;
-        let expires_at = crate::clock::rfc3339(self.visitor.expires_at.saturating_mul(1000));
-        self.send(&json!({"type": "token_renewed", "expires_at": expires_at})).await
     }
 }

@@ -30,7 +30,7 @@ use crate::capacity;
 use crate::client;
 use crate::gate::redis;
 use crate::ids::AccountName;
-use crate::policy::{OnOutage, Settings as PolicySettings};
+use crate::policy::{OnOutage, RETENTION_DAYS, Settings as PolicySettings};
 use crate::provider::Registry;
 use crate::provider::account::Account;
 use crate::provider::secret::Secret;
@@ -142,7 +142,7 @@ pub struct StoreSettings {
     pub postgres: Option<postgres::Settings>,
     /// Brings the schema up to date at start.
     pub migrate_on_start: bool,
-    /// Ended calls, webhooks and refusals older than this are forgotten.
+    /// Ended calls, webhooks and refusals older than this are forgotten, unless their business says otherwise.
     pub retention_days: u32,
 }
 
@@ -348,6 +348,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
     accounts::warn(root.report(), &accounts, root.has("accounts"), public_url.is_some(), strict);
     let mut policy = policy?;
     policy.on_outage = on_outage;
+    policy.transcripts = records.transcripts;
     if let Some(when_full) = when_full {
         policy.when_full = when_full;
     }
@@ -366,7 +367,6 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
             inbound_account,
             sweep,
             record_wait: records.wait,
-            transcripts: records.transcripts,
             events: records.events,
         },
         webhooks: webhook::Settings {
@@ -527,7 +527,7 @@ fn store(root: &Table<'_>, folder: &std::path::Path) -> StoreSettings {
         path,
         postgres,
         migrate_on_start: table.flag("migrate_on_start").unwrap_or(true),
-        retention_days: table.count("retention_days", 1..=3650).unwrap_or(30),
+        retention_days: table.count("retention_days", RETENTION_DAYS).unwrap_or(30),
     };
     table.finish();
     settings

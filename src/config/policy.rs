@@ -6,8 +6,8 @@ use super::read::{Table, Word};
 use crate::call::Direction;
 use crate::ids::BusinessId;
 use crate::policy::{
-    AccountLimits, Bound, Business, DEFAULT_PLAN, Limit, Mode, OnOutage, Per, Plan, Rate, Rule, Scope, Selector,
-    Settings, Unknown, WhenFull, default_plans,
+    AccountLimits, Bound, Business, DEFAULT_PLAN, Limit, Mode, OnOutage, Per, Plan, Privacy, RETENTION_DAYS, Rate,
+    Rule, Scope, Selector, Settings, Unknown, WhenFull, default_plans,
 };
 use crate::provider::sign::sha256_hex;
 
@@ -41,6 +41,7 @@ pub(super) fn read(root: &Table<'_>, accounts: Vec<AccountLimits>) -> Option<Set
         unknown,
         when_full: WhenFull::Busy,
         on_outage: OnOutage::default(),
+        transcripts: Privacy::default(),
     })
 }
 
@@ -105,6 +106,8 @@ fn businesses(root: &Table<'_>, plans: &BTreeMap<String, Plan>) -> (Vec<Business
             phone_numbers: one.texts("phone_numbers").unwrap_or_default(),
             api_key_sha256: one.secrets("api_keys").iter().map(|s| sha256_hex(s.expose().as_bytes())).collect(),
             when_full: instead(&one, "when_full"),
+            retention_days: one.count("retention_days", RETENTION_DAYS),
+            transcripts: one.word("transcripts", &Privacy::WORDS),
             id: match BusinessId::parse(&name) {
                 Ok(id) => id,
                 Err(error) => {

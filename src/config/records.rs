@@ -8,7 +8,8 @@ use http::Uri;
 
 use super::read::Table;
 use super::url;
-use crate::calls::records::{OwnEvents, Transcripts};
+use crate::calls::records::OwnEvents;
+use crate::policy::Privacy;
 use crate::provider::sign::standard_key;
 
 /// What is read.
@@ -18,7 +19,7 @@ pub(super) struct Records {
     pub(super) events: Option<Arc<OwnEvents>>,
     pub(super) wait: Duration,
     pub(super) unknown_status: u16,
-    pub(super) transcripts: Transcripts,
+    pub(super) transcripts: Privacy,
     pub(super) spool_dir: Option<String>,
     pub(super) spool_bytes_max: u64,
     pub(super) spool_days: u32,
@@ -42,8 +43,7 @@ pub(super) fn read(root: &Table<'_>) -> Records {
     records.finish();
 
     let privacy = root.table("privacy");
-    let words = [("keep", Transcripts::Keep), ("hash", Transcripts::Hash), ("none", Transcripts::None)];
-    let transcripts = privacy.word("transcripts", &words).unwrap_or_default();
+    let transcripts = privacy.word("transcripts", &Privacy::WORDS).unwrap_or_default();
     privacy.finish();
     Records {
         forward_url,

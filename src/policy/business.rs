@@ -24,6 +24,28 @@ pub enum WhenFull {
     },
 }
 
+/// What is kept of what was said in calls. Each keeps less than the one before it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Privacy {
+    /// All.
+    #[default]
+    Keep,
+    /// Digests, by which two texts can be compared.
+    Hash,
+    /// Nothing.
+    None,
+}
+
+impl Privacy {
+    /// Every one with its word in the config.
+    pub const WORDS: [(&'static str, Privacy); 3] =
+        [("keep", Privacy::Keep), ("hash", Privacy::Hash), ("none", Privacy::None)];
+}
+
+/// How long a record is kept, in days.
+pub const RETENTION_DAYS: std::ops::RangeInclusive<u32> = 1..=3650;
+
 /// A tenant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -49,6 +71,13 @@ pub struct Business {
     /// Overrides the plan's.
     #[serde(default)]
     pub when_full: Option<WhenFull>,
+    /// How long what its calls left behind is kept, in days, within [`RETENTION_DAYS`]; overrides the store's. Left out where it is
+    /// not said, as an older version that reads this knows no such field.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention_days: Option<u32>,
+    /// What is kept of what is said in its calls; overrides the platform's. Left out likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transcripts: Option<Privacy>,
 }
 
 impl Business {
@@ -62,6 +91,8 @@ impl Business {
             phone_numbers: vec![],
             api_key_sha256: vec![],
             when_full: None,
+            retention_days: None,
+            transcripts: None,
         }
     }
 }

@@ -14,6 +14,7 @@ fn settings() -> Settings {
         plans: default_plans(),
         limits: vec![],
         on_outage: OnOutage::default(),
+        transcripts: Default::default(),
         businesses: vec![],
         rules: None,
         unknown: Unknown::Reject,

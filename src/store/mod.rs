@@ -18,6 +18,7 @@ mod journal;
 pub mod migrations;
 pub mod postgres;
 mod records;
+mod retention;
 mod rows;
 mod spool;
 pub mod sqlite;
@@ -40,9 +41,10 @@ use crate::policy::{Business, Facts, Policy};
 pub use desk::{AuditRecord, Desk, Inbox, InboxEvent, Outbox, OutboxDelivery, Purged};
 pub use fleet::{BEAT_EVERY_MS, Fleet, LIVE_MS, Living, Replica, Sharing};
 pub use journal::Journal;
-pub use records::{Put, PutPostCall, Records, StoredPostCall};
+pub use records::{HookAsked, HookCame, Put, PutPostCall, Records, StoredPostCall};
+pub use retention::{Ages, EndedCall, Place, Retention, record_kept, text_kept};
 pub use spool::{Spool, SpoolError, Spooled};
-pub use transcripts::{NewUtterance, Redact, Ring, Said, Standing, Transcripts, Utterance};
+pub use transcripts::{NewUtterance, Ring, Said, Standing, Transcripts, Utterance};
 
 /// The alias kind of an app's own idempotency key. Unlike other ids it may pass to another call: when the order that showed it
 /// was proven not to have made one.
@@ -347,6 +349,8 @@ pub struct Waiting {
     pub events: Vec<NewEvent>,
     /// Those that cannot, with why.
     pub damaged: Vec<(String, String)>,
+    /// The place of the last of both; none: there is none of either.
+    pub last: Option<Place>,
 }
 
 /// What became of a webhook.
@@ -425,7 +429,7 @@ pub struct RefusalRecord {
 
 /// See the module's contract.
 #[async_trait]
-pub trait Store: Records + Desk + Transcripts + Send + Sync + 'static {
+pub trait Store: Records + Desk + Transcripts + Retention + Send + Sync + 'static {
     /// Puts a call on record that a gate has admitted, or that exists anyway. With an epoch it is written only while the pool's
     /// is that one; without, this process alone admits.
     async fn open(&self, call: NewCall, epoch: Option<i64>) -> Result<Opened>;
@@ -491,8 +495,8 @@ pub trait Store: Records + Desk + Transcripts + Send + Sync + 'static {
     ) -> Result<bool>;
 
     /// Webhooks that came before a time, or are to be tried again by then, and whose application did not come to its end; the
-    /// oldest first. Not those that are parked.
-    async fn unsettled_events(&self, before_ms: UnixMs, reach: &Reach) -> Result<Waiting>;
+    /// oldest first, those after a place, at most `limit`. Not those that are parked.
+    async fn unsettled_events(&self, before_ms: UnixMs, reach: &Reach, after: &Place, limit: u32) -> Result<Waiting>;
 
     /// Takes deliveries that are due, in order: nobody else gets them for [`TAKEN_MS`] by the store's clock, and the next of a
     /// call not before this one is done or given up. Counts no attempt. Of those whose body is in a spool, only this one's. One
@@ -530,11 +534,6 @@ pub trait Store: Records + Desk + Transcripts + Send + Sync + 'static {
 
     /// Whether it can write, as far as the last writes tell; while they failed, by writing.
     async fn ping(&self) -> Result<()>;
-
-    /// Forgets what is older than its retention: ended calls with their ids, records and transcripts, settled webhooks, finished
-    /// deliveries, refusals, the audit; and news that no call claimed. Little by little: other writes get their turn. Returns how
-    /// many calls, webhooks, deliveries, refusals, acts and pieces of news went.
-    async fn purge(&self, ended_before_ms: UnixMs, early_before_ms: UnixMs) -> Result<u64>;
 
     /// Writes that failed since the start.
     fn failed_writes(&self) -> u64;

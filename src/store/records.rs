@@ -48,12 +48,50 @@ pub struct StoredPostCall {
     pub recorded_at: Option<UnixMs>,
     /// Where the last of it came from.
     pub recorded_by: Option<String>,
-    /// How often the provider was asked without telling all.
+    /// How often the provider was asked of our own accord without telling all.
     pub tries: u32,
     /// When it is asked again.
     pub due_at: Option<UnixMs>,
     /// Why the last try came to nothing.
     pub last_error: Option<String>,
+}
+
+/// Calls of all accounts that are passed over for those of one, at most.
+pub(super) const LATEST: u32 = 2_000;
+
+/// Which webhook is looked for, and at which calls.
+#[derive(Debug, Clone)]
+pub struct HookAsked {
+    /// Its account.
+    pub account: String,
+    /// Its events that bring records, as the inbox calls them.
+    pub events: Vec<String>,
+    /// What came or ended before is not looked at.
+    pub since_ms: UnixMs,
+    /// Calls that ended later are not looked at.
+    pub until_ms: UnixMs,
+    /// The latest calls, so many of them.
+    pub calls: u32,
+}
+
+/// How a webhook came.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HookCame {
+    /// When it came last, for one of these calls.
+    pub last_at: Option<UnixMs>,
+    /// For how many of the latest calls in a row it did not.
+    pub missed_in_a_row: u32,
+}
+
+impl HookCame {
+    /// `came` says of the latest calls, the last one first, when it came for them.
+    pub(super) fn new(came: &[Option<UnixMs>]) -> Self {
+        let missed = came.iter().take_while(|came| came.is_none()).count();
+        Self {
+            last_at: came.iter().flatten().max().copied(),
+            missed_in_a_row: u32::try_from(missed).unwrap_or(u32::MAX),
+        }
+    }
 }
 
 /// The part of a [`super::Store`] that keeps post-call records.
@@ -77,6 +115,9 @@ pub trait Records: Send + Sync {
 
     /// Notes that a provider could not be asked, and when it is asked again; `None`: no more.
     async fn missed_post_call(&self, call: &CallId, why: &str, due_at: Option<UnixMs>) -> Result<()>;
+
+    /// How a webhook has come lately, and for which calls of its account that were answered and are over.
+    async fn hook_came(&self, asked: HookAsked) -> Result<HookCame>;
 
     /// Lets a webhook wait for the call that has this id.
     async fn wait_for(&self, event_id: &str, alias: &Alias) -> Result<()>;

@@ -155,6 +155,8 @@ pub(super) fn waiting(rows: &[impl Columns]) -> Sql<Waiting> {
             Err(error) => waiting.damaged.push((row.text("id")?, error.to_string())),
         }
     }
+    waiting.last =
+        rows.last().map(|row| Ok::<_, sqlx::Error>((row.number("received_at")?, row.text("id")?))).transpose()?;
     Ok(waiting)
 }
 
@@ -293,6 +295,7 @@ pub(super) fn utterance(row: &impl Columns) -> Sql<Utterance> {
         text: row.text("message")?,
         said_at: row.text("said_at")?,
         source_sequence: row.optional_number("source_sequence")?,
+        source: row.optional_text("source")?,
         event_id: row.text("event_id")?,
     })
 }

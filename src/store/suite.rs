@@ -5,6 +5,7 @@
 mod desk;
 mod gate;
 mod records;
+mod retention;
 mod transcripts;
 
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use crate::ids::{AccountName, BusinessId};
 pub(super) use desk::*;
 pub(super) use gate::*;
 pub(super) use records::*;
+pub(super) use retention::*;
 pub(super) use transcripts::*;
 
 /// A store of a test's own, which goes when the test ends.
@@ -86,7 +88,12 @@ macro_rules! behaves_as_a_store {
             an_utterance_that_comes_again_keeps_its_number,
             a_transcript_is_read_from_where_it_was_and_goes_with_its_call,
             what_changed_in_calls_is_seen_without_reading_them,
-            what_is_not_to_be_kept_is_redacted_after_its_call
+            what_is_not_to_be_kept_is_redacted_after_its_call,
+            each_business_is_forgotten_at_its_own_age,
+            what_the_app_still_waits_for_outlives_its_call,
+            less_is_kept_of_what_was_kept_before,
+            unsettled_webhooks_are_read_page_by_page,
+            a_webhook_that_stays_away_is_noticed
         );
     };
     ($fresh:path, $($behaviour:ident),+) => {
@@ -216,8 +223,8 @@ pub(super) async fn a_webhook_is_taken_once(fresh: &impl Fresh) {
     let same = Received::Before { id: "c".to_owned(), outcome: None };
     assert_eq!(store.receive(bare.clone()).await.unwrap(), Received::New);
     assert_eq!(store.receive(bare).await.unwrap(), same);
-    assert_eq!(store.unsettled_events(0, &in_record()).await.unwrap().events, []);
-    assert_eq!(store.unsettled_events(1, &in_record()).await.unwrap().events, [event("a")]);
+    assert_eq!(store.unsettled_events(0, &in_record(), &Place::default(), 99).await.unwrap().events, []);
+    assert_eq!(store.unsettled_events(1, &in_record(), &Place::default(), 99).await.unwrap().events, [event("a")]);
     let delivery = Delivery {
         id: "d1".to_owned(),
         event_id: "a".to_owned(),
@@ -238,10 +245,14 @@ pub(super) async fn a_webhook_is_taken_once(fresh: &impl Fresh) {
     store.delivered("d1", 6, Err(("refused".to_owned(), Some(50)))).await.unwrap();
     assert_eq!(store.take_deliveries(49, 10, "").await.unwrap(), []);
     assert_eq!(store.take_deliveries(50, 10, "").await.unwrap()[0].attempts, 1);
-    assert_eq!(store.purge(1000, 1000).await.unwrap(), 1, "the event goes, what the app waits for stays");
+    assert_eq!(
+        store.purge(&Ages::of_all(1000, 1000)).await.unwrap(),
+        1,
+        "the event goes, what the app waits for stays"
+    );
     store.delivered("d1", 51, Err(("refused".to_owned(), None))).await.unwrap();
     assert_eq!(store.take_deliveries(99, 10, "").await.unwrap(), []);
-    assert_eq!(store.purge(1000, 1000).await.unwrap(), 1, "what was given up is not kept for ever");
+    assert_eq!(store.purge(&Ages::of_all(1000, 1000)).await.unwrap(), 1, "what was given up is not kept for ever");
 }
 
 pub(super) async fn what_is_past_its_retention_goes_little_by_little(fresh: &impl Fresh) {
@@ -264,7 +275,7 @@ pub(super) async fn what_is_past_its_retention_goes_little_by_little(fresh: &imp
     ] {
         fresh.execute(&insert).await;
     }
-    assert_eq!(store.purge(1_234, 0).await.unwrap(), 2 * 1_233);
+    assert_eq!(store.purge(&Ages::of_all(1_234, 0)).await.unwrap(), 2 * 1_233);
     for (left, table) in [(2, "calls"), (2, "call_aliases"), (1, "refusals")] {
         let rows = fresh.number(&format!("SELECT count(*) FROM {table}")).await;
         assert_eq!(rows, left, "{table}: what is open, and what ended just now");

@@ -24,6 +24,8 @@ pub struct NewUtterance {
     pub said_at: String,
     /// Its number at the provider.
     pub source_sequence: Option<i64>,
+    /// What that number is counted in.
+    pub source: Option<String>,
     /// Now.
     pub at_ms: UnixMs,
 }
@@ -54,6 +56,8 @@ pub struct Utterance {
     pub said_at: String,
     /// Its number at the provider.
     pub source_sequence: Option<i64>,
+    /// What that number is counted in.
+    pub source: Option<String>,
 }
 
 /// What tells whether there is something new about a call.
@@ -74,9 +78,6 @@ pub struct Standing {
 /// Told of a call that has something new.
 pub type Ring = Box<dyn Fn(&CallId) + Send + Sync>;
 
-/// What becomes of a text that is not to be kept.
-pub type Redact = fn(&str) -> String;
-
 /// See the module. A part of [`super::Store`].
 #[async_trait]
 pub trait Transcripts {
@@ -95,10 +96,6 @@ pub trait Transcripts {
     async fn listen(&self, ring: Ring) {
         drop(ring);
     }
-
-    /// Puts what `redact` makes of them in place of the texts of calls that ended before a time and were not redacted yet, of a few at
-    /// a time. Returns how many utterances there were: 0 means that all is done.
-    async fn redact(&self, ended_before_ms: UnixMs, redact: Redact) -> Result<u64>;
 
     /// Where these calls stand; those that are not on record are left out.
     async fn standings(&self, calls: &[CallId]) -> Result<Vec<Standing>>;

@@ -16,13 +16,13 @@ use ulid::Ulid;
 
 use super::spool::BODY_GONE;
 use crate::calls::Calls;
-use crate::calls::records::Transcripts;
 use crate::failpoint;
+use crate::ids::CallId;
 use crate::net::Upstream;
 use crate::net::headers::strip_hop_by_hop;
 use crate::provider::account::Account;
 use crate::provider::sign::{Scheme, sign_standard, standard_key, without_fragment};
-use crate::store::{Delivery, Spool};
+use crate::store::{Delivery, Spool, StoreError};
 
 /// Pauses between tries, in seconds. After the last the delivery is given up and stays on record with its error.
 pub const BACKOFF_SECS: [i64; 8] = [1, 5, 15, 60, 300, 900, 3600, 3 * 3600];
@@ -216,10 +216,9 @@ async fn one(calls: &Calls, spool: &Spool, delivery: &Delivery) {
     };
     let store = &calls.lifecycle.store;
     let delivered = noted.is_ok();
-    let forget = delivered && calls.settings.transcripts != Transcripts::Keep;
     let noted = match store.delivered(&delivery.id, now_ms, noted).await {
         // What was said is not kept longer than it is needed.
-        Ok(()) if forget => store.forget_body(&delivery.event_id).await,
+        Ok(()) if delivered => forget_body(calls, delivery).await,
         done => done,
     };
     if let Err(error) = noted {
@@ -229,6 +228,14 @@ async fn one(calls: &Calls, spool: &Spool, delivery: &Delivery) {
         super::spool::release(spool, calls, &delivery.event_id).await;
     }
     failpoint::hit("delivery.noted").await;
+}
+
+async fn forget_body(calls: &Calls, delivery: &Delivery) -> Result<(), StoreError> {
+    let call = delivery.call.as_deref().and_then(CallId::parse);
+    match calls.forgets_bodies(call.as_ref()).await? {
+        true => calls.lifecycle.store.forget_body(&delivery.event_id).await,
+        false => Ok(()),
+    }
 }
 
 /// JSON without the texts that make it large: `full_audio` is never built.

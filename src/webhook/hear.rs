@@ -60,9 +60,10 @@ impl Webhooks {
         let said = NewUtterance {
             event_id: event_id.to_owned(),
             speaker: heard.speaker,
-            text: heard.text.clone(),
+            text: self.calls.text_kept_now(&call, &heard.text).await?,
             said_at: heard.said_at.clone().unwrap_or_else(|| rfc3339(at_ms)),
             source_sequence: heard.order,
+            source: heard.order_in.clone(),
             at_ms,
         };
         let Some(said) = lifecycle.store.say(&call, said).await? else { return Ok(Came::of("forgotten")) };

@@ -29,7 +29,6 @@ use ulid::Ulid;
 use crate::call::{Direction, EndProof, Event, Origin, Phase};
 use crate::calls::Calls;
 use crate::calls::inbound::{Arrival, Arrived};
-use crate::calls::records::Transcripts;
 use crate::failpoint;
 use crate::ids::{Alias, BusinessId, CallId};
 use crate::net::{BodyError, Exchange, Handler};
@@ -377,7 +376,7 @@ impl Webhooks {
         self.note_settled(taken, event_id, came).await?;
         let said = taken.event.is_some_and(|event| event.said);
         let waits = came.outcome == "kept" && taken.event.is_some_and(|event| event.record.is_some());
-        if said && !waits && self.calls.settings.transcripts != Transcripts::Keep {
+        if said && !waits && self.calls.forgets_bodies(came.call.as_ref()).await? {
             self.calls.lifecycle.store.forget_body(event_id).await?;
         }
         if self.is_for_spool(taken) {

@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use super::arrive::candidates;
 use super::{Came, Raw, Taken, Webhooks, headers_of, read};
 use crate::call::Event;
-use crate::calls::records::{Searched, Transcripts};
+use crate::calls::records::{Redacted, Searched};
 use crate::ids::Alias;
 use crate::provider::description::{OWN_ID_KIND, PostCall};
 use crate::reply::problem;
@@ -104,7 +104,7 @@ impl Webhooks {
     /// Webhooks wait no longer whose call nobody came to know.
     async fn stop_waiting(&self) -> Result<()> {
         let before_ms = self.calls.lifecycle.clock.now_ms() - WAITS_MS;
-        let forget = self.calls.settings.transcripts != Transcripts::Keep;
+        let forget = self.calls.forgets_bodies(None).await?;
         self.calls.lifecycle.store.stop_waiting(before_ms, forget).await
     }
 
@@ -156,7 +156,7 @@ impl Webhooks {
             self.calls.told(&record, &taken.from.account, found, complete).await?;
         }
         store.event_found(&event.id, Some(&record.id), "applied").await?;
-        if self.calls.settings.transcripts != Transcripts::Keep {
+        if self.calls.forgets_bodies(Some(&record.id)).await? {
             store.forget_body(&event.id).await?;
         }
         Ok(())
@@ -166,7 +166,7 @@ impl Webhooks {
 /// Sees to webhooks whose call has come to be known and whose body is in the spool of this process; while it leads to all others,
 /// and to records that are missing. `inbox` is the newest generation's.
 pub async fn records_loop(inbox: impl Fn() -> Webhooks, leads: impl Fn() -> bool, stop: CancellationToken) {
-    let (mut searched, mut stopped) = (Searched::default(), None::<Instant>);
+    let (mut searched, mut redacted, mut stopped) = (Searched::default(), Redacted::default(), None::<Instant>);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -174,7 +174,7 @@ pub async fn records_loop(inbox: impl Fn() -> Webhooks, leads: impl Fn() -> bool
         }
         let (inbox, leads) = (inbox(), leads());
         if !leads {
-            searched = Searched::default();
+            (searched, redacted) = Default::default();
             if inbox.spool.name().is_empty() {
                 continue;
             }
@@ -192,7 +192,7 @@ pub async fn records_loop(inbox: impl Fn() -> Webhooks, leads: impl Fn() -> bool
             }
             // None keeps the others from their turn.
             failed = inbox.apply_found(true).await.err().or(failed);
-            failed = inbox.calls.redact().await.err().or(failed);
+            failed = inbox.calls.redact(&mut redacted).await.err().or(failed);
             Box::pin(inbox.calls.seek_records(&mut searched)).await.err().or(failed)
         };
         // What is cut off here is due again.

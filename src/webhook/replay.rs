@@ -12,12 +12,14 @@ use super::arrive::candidates;
 use super::{Raw, Webhooks, headers_of, read};
 use crate::failpoint;
 use crate::lifecycle::finish;
-use crate::store::{InboxEvent, NewEvent, Result};
+use crate::store::{InboxEvent, NewEvent, Place, Result};
 
 /// A webhook that was taken so long ago and is not settled was left by its process, in milliseconds.
 const STALE_MS: i64 = 30_000;
 /// How often it is looked for such.
 const REPLAY_EVERY: Duration = Duration::from_secs(10);
+/// Webhooks that are read at once: each may have a body as large as the record takes, 1 MiB.
+const PAGE: u32 = 32;
 /// Pauses between tries, in seconds. After the last the webhook is parked with its error.
 pub const AGAIN_SECS: [i64; 9] = [10, 20, 40, 80, 160, 320, 640, 1280, 2560];
 
@@ -37,11 +39,17 @@ impl Webhooks {
     /// # Errors
     /// The store cannot be read or written.
     pub async fn replay(&self) -> Result<usize> {
-        let waiting = self.calls.lifecycle.store.unsettled_events(i64::MAX, &self.reach(true)).await?;
-        self.park(&waiting.damaged).await?;
-        let count = waiting.events.len();
-        for event in waiting.events {
-            self.try_one(event).boxed().await?;
+        // What others take meanwhile is theirs.
+        let began_ms = self.calls.lifecycle.clock.now_ms();
+        let (mut count, mut after) = (0, Some(Place::default()));
+        while let Some(from) = after.filter(|(received_at, _)| *received_at <= began_ms) {
+            let waiting = self.calls.lifecycle.store.unsettled_events(i64::MAX, &self.reach(true), &from, PAGE).await?;
+            self.park(&waiting.damaged).await?;
+            count += waiting.events.len();
+            for event in waiting.events {
+                self.try_one(event).boxed().await?;
+            }
+            after = waiting.last;
         }
         Ok(count)
     }
@@ -50,20 +58,25 @@ impl Webhooks {
     /// is still about to settle, only who comes first tells the app.
     async fn replay_stale(&self, leads: bool) {
         let before_ms = self.calls.lifecycle.clock.now_ms() - STALE_MS;
-        let waiting = match self.calls.lifecycle.store.unsettled_events(before_ms, &self.reach(leads)).await {
-            Ok(waiting) => waiting,
-            Err(error) => return warn!(%error, "webhooks that nobody settled cannot be read"),
-        };
-        if let Err(error) = self.park(&waiting.damaged).await {
-            warn!(%error, "webhooks that cannot be read could not be parked");
-        }
-        for event in waiting.events {
-            let id = event.id.clone();
-            match self.try_one(event).boxed().await {
-                Ok(true) => info!(event = id, "a webhook that another process had left was applied"),
-                Ok(false) => {}
-                Err(error) => return warn!(event = id, %error, "a webhook cannot be tried: the store fails"),
+        let (store, reach) = (&self.calls.lifecycle.store, self.reach(leads));
+        let mut after = Some(Place::default());
+        while let Some(from) = after {
+            let waiting = match store.unsettled_events(before_ms, &reach, &from, PAGE).await {
+                Ok(waiting) => waiting,
+                Err(error) => return warn!(%error, "webhooks that nobody settled cannot be read"),
+            };
+            if let Err(error) = self.park(&waiting.damaged).await {
+                warn!(%error, "webhooks that cannot be read could not be parked");
             }
+            for event in waiting.events {
+                let id = event.id.clone();
+                match self.try_one(event).boxed().await {
+                    Ok(true) => info!(event = id, "a webhook that another process had left was applied"),
+                    Ok(false) => {}
+                    Err(error) => return warn!(event = id, %error, "a webhook cannot be tried: the store fails"),
+                }
+            }
+            after = waiting.last;
         }
     }
 

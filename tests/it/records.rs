@@ -238,6 +238,7 @@ async fn a_conversation_is_fetched_on_demand() {
         assert_eq!(fetch(&stage, unknown).await.status, 404, "{unknown:?}");
     }
     use ringfence::simulate::{Fault, FaultKind, Provider};
+    stage.clock.advance_ms(6_000);
     stage.control.fault(Fault {
         n: None,
         on: ringfence::simulate::Operation::Get,
@@ -246,6 +247,52 @@ async fn a_conversation_is_fetched_on_demand() {
     let failed = fetch(&stage, &conversation).await;
     assert_eq!((failed.status, &failed.json()["error"]), (502, &json!("PROVIDER_FAILED")));
     assert_eq!(shown(&stage, &conversation).await["record"], fetched["record"], "it is kept");
+    stage.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_is_up_is_not_fetched_and_uses_up_no_try() {
+    let stage = Stage::start(by_hand("[records]\nwait_secs = 86400")).await;
+    let conversation = dialled(&stage).await;
+    let answer = fetch(&stage, &conversation).await;
+    assert_eq!((answer.status, &answer.json()["error"]), (409, &json!("CALL_IN_PROGRESS")), "{answer:?}");
+    assert_eq!(answer.json()["conversation_id"], conversation.as_str());
+    let call = shown(&stage, &conversation).await;
+    assert_eq!((&call["record"], call["phase"] == "ended"), (&Value::Null, false), "nothing is kept");
+    stage.control.end_call(&conversation);
+    stage.clock.advance_ms(6_000);
+    let answer = fetch(&stage, &conversation).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let call = shown(&stage, &conversation).await;
+    let ended = (json!("ended"), json!("provider"));
+    assert_eq!((call["phase"].clone(), call["proof"].clone()), ended, "as the lost webhook would have said");
+    let store = stage.app().calls().lifecycle.store.clone();
+    let id = store.resolve(&[alias(&conversation)]).await.unwrap().unwrap();
+    assert_eq!(store.post_call(&id).await.unwrap().unwrap().tries, 0);
+    stage.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_conversation_is_asked_for_once_in_a_moment_and_a_limit_of_the_provider_is_passed_on() {
+    use ringfence::simulate::{Fault, FaultKind, Operation, Provider};
+    let stage = Stage::start(by_hand("[records]\nwait_secs = 86400")).await;
+    let conversation = dialled(&stage).await;
+    stage.control.end_call(&conversation);
+    // Whoever asks while the first one is answered badly gets the same.
+    let fault = Fault {
+        retry_after: Some(7),
+        on: Operation::Get,
+        ..Fault::next(Provider::ElevenLabs, FaultKind::RateLimited, 1)
+    };
+    stage.control.fault(fault);
+    let all = futures_util::future::join_all((0..8).map(|_| fetch(&stage, &conversation))).await;
+    for answer in &all {
+        assert_eq!((answer.status, &answer.json()["error"]), (503, &json!("ELEVENLABS_429_RATE_LIMIT")), "{answer:?}");
+        assert_eq!((answer.header("retry-after"), &answer.json()["retryAfter"]), (Some("7"), &json!(7)));
+    }
+    assert_eq!(fetch(&stage, &conversation).await.status, 503, "it was asked a moment ago");
+    stage.clock.advance_ms(6_000);
+    assert_eq!(fetch(&stage, &conversation).await.status, 200);
     stage.finish().await;
 }
 
@@ -263,6 +310,52 @@ async fn what_was_said_is_not_kept_where_that_is_configured() {
         assert_eq!((&record["call_duration_seconds"], &record["complete"]), (&json!(42), &json!(true)));
         stage.finish().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_post_call_webhook_that_comes_no_longer_is_noticed_before_its_provider_switches_it_off() {
+    let stage = Stage::start(by_hand("[records]\nwait_secs = 1")).await;
+    let hook = async || {
+        let status = stage.ask("/status").await;
+        let accounts = status["accounts"].as_array().unwrap();
+        let hooks = &accounts.iter().find(|account| account["name"] == "elevenlabs").unwrap()["hooks"];
+        assert_eq!((hooks.as_array().unwrap().len(), &hooks[0]["webhook"]), (1, &json!("events")), "{status}");
+        hooks[0].clone()
+    };
+    assert_eq!((&hook().await["missedInARow"], &hook().await["late"]), (&json!(0), &json!(false)));
+    let told = async || {
+        let conversation = dialled(&stage).await;
+        assert_eq!(post(&stage, &payload(&conversation)).await.status, 200);
+        stage.clock.advance_ms(2_000);
+    };
+    told().await;
+    let last_came_at = hook().await["lastCameAt"].clone();
+    assert!(last_came_at.is_string(), "{last_came_at}");
+    let key = stage.control.settings().el_api_key;
+    for n in 1..=5 {
+        let conversation = dialled(&stage).await;
+        let answered = async || {
+            let url = stage.provider(&format!("/v1/convai/conversations/{conversation}"));
+            let headers = [("xi-api-key", key.as_str())];
+            stage.send("GET", &url, &headers, "").await.json()["status"] == "in-progress"
+        };
+        stage.wait("it is answered", answered).await;
+        stage.control.end_call(&conversation);
+        assert_eq!(fetch(&stage, &conversation).await.status, 200);
+        stage.clock.advance_ms(2_000);
+        let hook = hook().await;
+        assert_eq!((&hook["missedInARow"], &hook["late"]), (&json!(n), &json!(n == 5)), "{hook}");
+        assert_eq!(hook["lastCameAt"], last_came_at);
+    }
+    let metric = async |wanted: &str| stage.ask("/metrics").await.as_str().unwrap().contains(wanted);
+    let missed = r#"ringfence_hook_missed_calls{account="elevenlabs",webhook="events"}"#;
+    stage.wait("it is shown", async || metric(&format!("{missed} 5")).await).await;
+    told().await;
+    let hook = hook().await;
+    assert_eq!((&hook["missedInARow"], &hook["late"]), (&json!(0), &json!(false)), "{hook}");
+    assert_ne!(hook["lastCameAt"], last_came_at);
+    stage.wait("it is shown", async || metric(&format!("{missed} 0")).await).await;
+    stage.finish().await;
 }
 
 // === events of our own ===
@@ -484,8 +577,9 @@ async fn bodies_of_what_was_said_are_forgotten_where_nothing_is_to_be_kept() {
     assert!(app.at(POST_CALL)[0].body.windows(5).any(|word| word == b"hello"), "the app gets it whole");
     stage.wait("no body is kept", async || payload_bytes(&stage).await.is_none()).await;
     let id = stage.ask("/api/events").await["events"][0]["id"].as_str().unwrap().to_owned();
-    let event = stage.ask(&format!("/api/events/{id}")).await;
-    assert_eq!((&event["bodyKept"], &event["deliveries"][0]["state"]), (&json!(false), &json!("done")));
+    let event = async || stage.ask(&format!("/api/events/{id}")).await;
+    stage.wait("that is on record", async || event().await["deliveries"][0]["state"] == "done").await;
+    assert_eq!(event().await["bodyKept"], false);
     stage.finish().await;
 }
 
@@ -570,4 +664,72 @@ async fn a_death_between_receipt_and_acknowledgement_of_a_record_costs_nothing()
 #[tokio::test(flavor = "multi_thread")]
 async fn a_death_after_acknowledgement_or_during_delivery_of_a_record_costs_nothing() {
     tokio::join!(survives("webhook.answered"), survives("delivery.sent"), survives("delivery.noted"));
+}
+
+// === what each business wants kept ===
+
+const TWO_BUSINESSES: &str = "[records]\nwait_secs = 1\n[businesses.acme]\nmax_calls = 5\ntranscripts = \"none\"\n\
+    retention_days = 2\n[businesses.umbrella]\nmax_calls = 5\n";
+
+async fn dialled_for(stage: &Stage, business: &str) -> String {
+    let answer = stage.dial(Some(business), TO).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    answer.json()["conversation_id"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_business_says_what_is_kept_of_its_calls_and_what_was_kept_before_goes() {
+    let stage = Stage::start(by_hand(TWO_BUSINESSES)).await;
+    let (none, all) = (dialled_for(&stage, "acme").await, dialled_for(&stage, "umbrella").await);
+    for conversation in [&none, &all] {
+        assert_eq!(post(&stage, &payload(conversation)).await.status, 200);
+    }
+    let summary = async |id: &str| shown(&stage, id).await["record"]["transcript_summary"].clone();
+    assert_eq!((summary(&none).await, summary(&all).await), (Value::Null, json!("They said hello.")));
+    let body = |transcripts: &str| json!({"max_calls": 5, "transcripts": transcripts}).to_string();
+    let put = async |body: String| {
+        let headers = [("content-type", "application/json")];
+        stage.send("PUT", &stage.admin("/api/businesses/umbrella"), &headers, body).await
+    };
+    stage.clock.advance_ms(2_000);
+    assert_eq!(put(body("hash")).await.status, 201);
+    stage.wait("it is hashed", async || summary(&all).await.as_str().unwrap().starts_with("sha256:")).await;
+    let hashed = summary(&all).await;
+    assert_eq!(put(body("none")).await.status, 200);
+    stage.wait("it is gone", async || summary(&all).await == Value::Null).await;
+    let record = shown(&stage, &all).await["record"].clone();
+    assert_eq!((&record["transcript_json"], &record["analysis_data"]), (&Value::Null, &Value::Null));
+    assert_eq!((&record["call_duration_seconds"], &record["complete"]), (&json!(42), &json!(true)));
+    let events = stage.ask("/api/events").await;
+    let bodies = events["events"].as_array().unwrap().iter().filter(|event| event["has_body"] == true).count();
+    assert_eq!(bodies, 0, "{hashed}: {events}");
+    for (wrong, status) in
+        [(r#"{"transcripts":"some"}"#, 400), (r#"{"retention_days":0}"#, 422), (r#"{"retention_days":3651}"#, 422)]
+    {
+        assert_eq!(put(wrong.to_owned()).await.status, status, "{wrong}");
+    }
+    stage.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_business_says_how_long_its_calls_are_kept() {
+    const DAY_MS: i64 = 24 * 3_600_000;
+    let mut stage = Stage::start(by_hand(TWO_BUSINESSES)).await;
+    let (short, usual) = (dialled_for(&stage, "acme").await, dialled_for(&stage, "umbrella").await);
+    for conversation in [&short, &usual] {
+        stage.control.end_call(conversation);
+        assert_eq!(post(&stage, &payload(conversation)).await.status, 200);
+    }
+    let known = async |stage: &Stage, id: &str| stage.record(id).await.is_some();
+    for (days, short_stays, usual_stays) in [(1, true, true), (2, false, true), (28, false, false)] {
+        stage.clock.advance_ms(days * DAY_MS);
+        // It is looked at each start, and every hour.
+        stage.stop_app().await;
+        stage.start_app().await;
+        for (id, stays) in [(&short, short_stays), (&usual, usual_stays)] {
+            stage.wait("its age is looked at", async || known(&stage, id).await == stays).await;
+        }
+    }
+    assert_eq!(stage.ask("/api/events").await["events"], json!([]), "with their webhooks");
+    stage.finish().await;
 }

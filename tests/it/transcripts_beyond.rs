@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::support::chance::Dice;
 use super::support::hooks::{FORM, encoded, now_secs, twilio};
 use super::support::postgres as server;
-use super::support::socket::{SOCKET, Socket, metric, open_sockets, said, say, setup, token, token_of};
+use super::support::socket::{SECRET, SOCKET, Socket, metric, open_sockets, said, say, setup, token, token_of};
 use super::support::stage::{Behind, Setup, Stage};
 
 async fn ready() -> Stage {
@@ -308,6 +308,80 @@ async fn twilios_transcription_is_shown_while_it_is_said_and_kept_when_it_is() {
     let polled = stage.send("GET", &url, &[], "").await.json();
     let said: Vec<&Value> = polled["messages"].as_array().unwrap().iter().map(|m| &m["message_text"]).collect();
     assert_eq!(said, [&json!("Hello."), &json!("Good morning.")]);
+    stage.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_polls_reads_what_arrived_out_of_order_in_the_order_that_it_was_said_in() {
+    let stage = ready().await;
+    let mut socket: Option<Socket> = None;
+    let said = [
+        ("GT1", "3", "inbound_track", "c"),
+        ("GT1", "2", "outbound_track", "b"),
+        ("GT1", "5", "outbound_track", "e"),
+        // Started anew: its numbers begin again.
+        ("GT2", "4", "inbound_track", "g"),
+        ("GT1", "4", "inbound_track", "d"),
+        ("GT2", "2", "inbound_track", "f"),
+    ];
+    for (n, (transcription, sequence, track, text)) in (1..).zip(said) {
+        let data = json!({"transcript": text, "confidence": 0.9}).to_string();
+        let mut form = content(track, &data, "true", sequence);
+        form[1].1 = transcription;
+        assert_eq!(twilio(&stage, "/webhooks/twilio/transcription", &form).await.status, 204);
+        match &mut socket {
+            None => {
+                socket = Some(Socket::open(&stage, &token()).await);
+                socket.as_mut().unwrap().follow("CA1").await;
+            }
+            // Live, its number says when it came.
+            Some(socket) => assert_eq!(socket.hear_a("transcription").await["sequence_number"], n),
+        }
+    }
+    let polled = async |query: &str| {
+        let url = stage.client(&format!("/calls/CA1/transcript?token={}{query}", token()));
+        let polled = stage.send("GET", &url, &[], "").await.json();
+        let messages = polled["messages"].as_array().unwrap();
+        let texts: String = messages.iter().map(|m| m["message_text"].as_str().unwrap()).collect();
+        let mut numbers: Vec<i64> = messages.iter().map(|m| m["sequence_number"].as_i64().unwrap()).collect();
+        numbers.sort_unstable();
+        (texts, numbers, polled["next_after"].as_i64().unwrap())
+    };
+    assert_eq!(polled("").await, ("bcdfeg".to_owned(), vec![1, 2, 3, 4, 5, 6], 6));
+    assert_eq!(polled("&limit=2").await, ("bc".to_owned(), vec![1, 2], 2));
+    assert_eq!(polled("&after=2").await, ("dfeg".to_owned(), vec![3, 4, 5, 6], 6), "none is missing, none comes twice");
+    stage.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_closes_the_sockets_whose_token_counts_no_longer() {
+    const OTHER: &str = "another secret that the app signs its tokens with";
+    let one = format!("token_secret = \"{SECRET}\"\ndefault_businesses = [\"default\"]");
+    let both = one.replace(&format!("\"{SECRET}\""), &format!("[\"{SECRET}\", \"{OTHER}\"]"));
+    let stage = Stage::start(setup("default_businesses = [\"default\"]", "", "")).await;
+    stage.rewrite(&one, &both);
+    assert_eq!(stage.reload().await.json()["result"], "loaded");
+    let claims = json!({"exp": now_secs() + 600, "businesses": ["*"]});
+    let key = jsonwebtoken::EncodingKey::from_secret(OTHER.as_bytes());
+    let by_other = jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).unwrap();
+    let (mut stays, mut goes) = (Socket::open(&stage, &token()).await, Socket::open(&stage, &by_other).await);
+    let mut renewed = Socket::open(&stage, &by_other).await;
+    renewed.say(&json!({"token": token()})).await;
+    renewed.hear_a("token_renewed").await;
+    let mut unstated = Socket::open(&stage, &token_of(&json!({"exp": now_secs() + 600}))).await;
+    say(&stage, "conv_1", "user", "Hello.").await;
+    for socket in [&mut stays, &mut goes, &mut renewed, &mut unstated] {
+        socket.follow("conv_1").await;
+    }
+    stage.rewrite(&both, &one.replace("[\"default\"]", "[\"other\"]"));
+    assert_eq!(stage.reload().await.json()["result"], "loaded");
+    assert_eq!(goes.closed().await, Some(4401));
+    say(&stage, "conv_1", "user", "Still there?").await;
+    for socket in [&mut stays, &mut renewed] {
+        assert_eq!(socket.hear_a("transcription").await["sequence_number"], 2);
+    }
+    unstated.say(&json!({"subscribe": "conv_1"})).await;
+    assert_eq!(unstated.hear_a("error").await["code"], "CALL_NOT_FOUND", "it sees another business now");
     stage.finish().await;
 }
 

@@ -127,6 +127,7 @@ fn global(concurrent: u32, rate: Option<Rate>, on_outage: OnOutage) -> Settings 
         rules: None,
         unknown: Unknown::Reject,
         when_full: WhenFull::Busy,
+        transcripts: Default::default(),
     }
 }
 

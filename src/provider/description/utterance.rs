@@ -13,6 +13,9 @@ pub const TEXT_BYTES_MAX: usize = 64 * 1024;
 /// The longest time that is taken, in bytes.
 const TIME_BYTES_MAX: usize = 64;
 
+/// The longest id of what numbers are counted in that is taken, in bytes.
+const SOURCE_BYTES_MAX: usize = 128;
+
 /// Where an utterance stands in a message.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -27,6 +30,8 @@ pub struct UtteranceRules {
     pub said_at: Option<Selector>,
     /// Its number at the provider, where messages may overtake each other.
     pub order: Option<Selector>,
+    /// What that number is counted in: it begins anew with each. None: messages are read in the order that they came in.
+    pub order_in: Option<Selector>,
     /// What is said may still change: it is shown, and not kept.
     pub partial: Option<Predicate>,
 }
@@ -65,6 +70,8 @@ pub struct Heard {
     pub said_at: Option<String>,
     /// Its number at the provider.
     pub order: Option<i64>,
+    /// What that is counted in.
+    pub order_in: Option<String>,
     /// It may still change.
     pub is_partial: bool,
 }
@@ -102,9 +109,11 @@ impl UtteranceRules {
             },
         };
         let order = self.order.as_ref().and_then(|s| s.text(message)?.parse().ok());
+        let order_in = self.order_in.as_ref().and_then(|s| s.text(message));
+        let order_in = order_in.filter(|id| id.len() <= SOURCE_BYTES_MAX).map(|id| id.replace('\0', "\u{FFFD}"));
         let is_partial = self.partial.as_ref().is_some_and(|p| p.holds(message));
         // Postgres keeps no NUL.
-        Ok(Heard { speaker, text: text.replace('\0', "\u{FFFD}"), said_at, order, is_partial })
+        Ok(Heard { speaker, text: text.replace('\0', "\u{FFFD}"), said_at, order, order_in, is_partial })
     }
 }
 
@@ -181,6 +190,7 @@ mod tests {
             text: "a\u{FFFD}b".to_owned(),
             said_at: Some("2025-11-05T10:00:00.5".to_owned()),
             order: None,
+            order_in: None,
             is_partial: false,
         };
         assert_eq!(of(good.clone()), Ok(wanted));

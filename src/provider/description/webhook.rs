@@ -38,6 +38,9 @@ pub struct Webhook {
     /// Paths whose caller is told by the status that a payload cannot be used, or speaks of a call that nobody knows.
     #[serde(default)]
     pub exact: Vec<PathPattern>,
+    /// Its provider switches it off by itself once it failed for long: it is watched whether its records still come. Where an
+    /// operator looks if they do not.
+    pub watched: Option<String>,
     /// What it may tell of; the first that holds.
     #[serde(default, rename = "event")]
     pub events: Vec<WebhookEvent>,

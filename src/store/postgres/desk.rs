@@ -8,7 +8,7 @@ use sqlx::{PgConnection, Row as _};
 use super::super::rows::{Sql, audit_record, call_id, damaged, event, inbox_event, outbox_delivery};
 use super::super::told::EVENT;
 use super::super::{AuditRecord, Desk, Inbox, InboxEvent, NewEvent, Outbox, OutboxDelivery, Purged, Result};
-use super::messages::PURGE_ROWS;
+use super::retention::{ROWS, forget_calls};
 use super::{PostgresStore, query};
 use crate::clock::UnixMs;
 use crate::ids::CallId;
@@ -162,42 +162,19 @@ async fn latest_audit(c: &mut PgConnection, limit: u32) -> Sql<Vec<AuditRecord>>
 /// The next of a business's ended calls, with their ids, records, webhooks and deliveries.
 async fn purge_calls(c: &mut PgConnection, business: Arc<str>) -> Sql<Purged> {
     let rows = query("SELECT id FROM calls WHERE business = $1 AND phase = 'ended' LIMIT $2");
-    let rows = rows.bind(&*business).bind(i64::from(PURGE_ROWS)).fetch_all(&mut *c).await?;
+    let rows = rows.bind(&*business).bind(i64::from(ROWS)).fetch_all(&mut *c).await?;
     let ids = rows.iter().map(|row| row.try_get("id")).collect::<Sql<Vec<String>>>()?;
-    let mut gone = [0; 8];
-    for (n, sql) in [
-        "DELETE FROM deliveries WHERE call_id = ANY($1) OR event_id IN
-             (SELECT id FROM webhook_events WHERE call_id = ANY($1))",
-        // Of a body in a spool a row stays that tells so.
-        "UPDATE webhook_events SET spool = NULL, call_id = NULL, dedupe_key = NULL, path = '', headers = '[]',
-             waits_kind = NULL, waits_id = NULL, outcome = coalesce(outcome, 'purged')
-         WHERE spool IS NOT NULL AND (call_id = ANY($1)
-             OR (waits_kind, waits_id) IN (SELECT kind, id FROM call_aliases WHERE call_id = ANY($1)))",
-        "DELETE FROM webhook_events WHERE call_id = ANY($1)
-             OR (waits_kind, waits_id) IN (SELECT kind, id FROM call_aliases WHERE call_id = ANY($1))",
-        "DELETE FROM call_records WHERE call_id = ANY($1)",
-        "DELETE FROM utterances WHERE call_id = ANY($1)",
-        "DELETE FROM transcripts WHERE call_id = ANY($1)",
-        "DELETE FROM call_aliases WHERE call_id = ANY($1)",
-        "DELETE FROM calls WHERE id = ANY($1)",
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        gone[n] = query(sql).bind(&ids).execute(&mut *c).await?.rows_affected();
-    }
-    let [deliveries, spooled, events, .., calls] = gone;
-    Ok(Purged { calls, events: events + spooled, deliveries, ..Purged::default() })
+    forget_calls(c, &ids, true).await
 }
 
 async fn purge_refusals(c: &mut PgConnection, business: Arc<str>) -> Sql<u64> {
     let told = query(
         "DELETE FROM deliveries WHERE event_id IN (SELECT $2 || id FROM refusals WHERE business = $1 ORDER BY id LIMIT $3)",
     );
-    told.bind(&*business).bind(EVENT).bind(i64::from(PURGE_ROWS)).execute(&mut *c).await?;
+    told.bind(&*business).bind(EVENT).bind(i64::from(ROWS)).execute(&mut *c).await?;
     let gone =
         query("DELETE FROM refusals WHERE id IN (SELECT id FROM refusals WHERE business = $1 ORDER BY id LIMIT $2)");
-    Ok(gone.bind(&*business).bind(i64::from(PURGE_ROWS)).execute(c).await?.rows_affected())
+    Ok(gone.bind(&*business).bind(i64::from(ROWS)).execute(c).await?.rows_affected())
 }
 
 async fn open_of(c: &mut PgConnection, business: Arc<str>) -> Sql<Vec<CallId>> {
@@ -286,7 +263,7 @@ impl Desk for PostgresStore {
             all.calls += gone.calls;
             all.events += gone.events;
             all.deliveries += gone.deliveries;
-            if gone.calls < PURGE_ROWS.into() {
+            if gone.calls < ROWS.into() {
                 break;
             }
         }
@@ -294,7 +271,7 @@ impl Desk for PostgresStore {
             let of = business.clone();
             let rows = self.db.write(move |c| Box::pin(purge_refusals(c, of.clone()))).await?;
             all.refusals += rows;
-            if rows < PURGE_ROWS.into() {
+            if rows < ROWS.into() {
                 break;
             }
         }

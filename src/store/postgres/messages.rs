@@ -7,7 +7,7 @@ use sqlx::{PgConnection, Postgres, QueryBuilder, Row as _};
 
 use super::super::rows::{headers, waiting};
 use super::super::told;
-use super::super::{Delivery, NewEvent, Reach, Received, RefusalRecord, TAKEN_MS, Waiting};
+use super::super::{Delivery, NewEvent, Place, Reach, Received, RefusalRecord, TAKEN_MS, Waiting};
 use super::{query, records};
 use crate::clock::UnixMs;
 use crate::ids::{CallId, RefusalId};
@@ -103,12 +103,21 @@ pub(super) async fn settle(
     Ok(true)
 }
 
-pub(super) async fn unsettled(c: &mut PgConnection, before_ms: UnixMs, reach: Reach) -> Sql<Waiting> {
+pub(super) async fn unsettled(
+    c: &mut PgConnection,
+    before_ms: UnixMs,
+    reach: Reach,
+    after: Place,
+    limit: u32,
+) -> Sql<Waiting> {
     let rows = query(
         "SELECT * FROM webhook_events WHERE outcome IS NULL AND parked_at IS NULL
-         AND coalesce(due_at, received_at) <= $1 AND (spool = $2 OR (spool IS NULL AND $3)) ORDER BY received_at, id",
+         AND received_at >= $4 AND (received_at, id) > ($4, $5)
+         AND coalesce(due_at, received_at) <= $1 AND (spool = $2 OR (spool IS NULL AND $3))
+         ORDER BY received_at, id LIMIT $6",
     );
-    waiting(&rows.bind(before_ms).bind(reach.spool).bind(reach.record).fetch_all(c).await?)
+    let rows = rows.bind(before_ms).bind(reach.spool).bind(reach.record).bind(after.0).bind(after.1);
+    waiting(&rows.bind(i64::from(limit)).fetch_all(c).await?)
 }
 
 /// One statement. Of those who look at once each gets others, as rows that are locked are passed over.
@@ -275,73 +284,4 @@ pub(super) async fn put_business(c: &mut PgConnection, business: Business, at_ms
 pub(super) async fn delete_business(c: &mut PgConnection, id: String) -> Sql<bool> {
     let done = query("DELETE FROM businesses WHERE id = $1").bind(id).execute(c).await?;
     Ok(done.rows_affected() > 0)
-}
-
-/// Rows that one write forgets: others get their turn in between.
-pub(super) const PURGE_ROWS: u32 = 500;
-
-/// What is forgotten once it is older than a time. The rows that go last are those that are counted.
-pub(super) const PURGES: [Purge; 5] = [
-    Purge {
-        early: true,
-        sql: &["DELETE FROM call_aliases WHERE (kind, id) IN
-                (SELECT kind, id FROM call_aliases WHERE call_id IS NULL AND seen_at < $1 LIMIT $2)"],
-    },
-    Purge {
-        early: false,
-        sql: &[
-            "DELETE FROM call_records WHERE call_id IN
-             (SELECT id FROM calls WHERE phase = 'ended' AND ended_at < $1 ORDER BY ended_at, id LIMIT $2)",
-            "DELETE FROM call_aliases WHERE call_id IN
-             (SELECT id FROM calls WHERE phase = 'ended' AND ended_at < $1 ORDER BY ended_at, id LIMIT $2)",
-            "DELETE FROM utterances WHERE call_id IN
-             (SELECT id FROM calls WHERE phase = 'ended' AND ended_at < $1 ORDER BY ended_at, id LIMIT $2)",
-            "DELETE FROM transcripts WHERE call_id IN
-             (SELECT id FROM calls WHERE phase = 'ended' AND ended_at < $1 ORDER BY ended_at, id LIMIT $2)",
-            "DELETE FROM calls WHERE id IN
-             (SELECT id FROM calls WHERE phase = 'ended' AND ended_at < $1 ORDER BY ended_at, id LIMIT $2)",
-        ],
-    },
-    Purge {
-        early: false,
-        sql: &["DELETE FROM webhook_events WHERE id IN
-                (SELECT id FROM webhook_events WHERE (outcome IS NOT NULL OR parked_at IS NOT NULL) AND received_at < $1 LIMIT $2)"],
-    },
-    Purge { early: false, sql: &["DELETE FROM refusals WHERE id IN (SELECT id FROM refusals WHERE at < $1 LIMIT $2)"] },
-    Purge { early: false, sql: &["DELETE FROM audit WHERE id IN (SELECT id FROM audit WHERE at < $1 LIMIT $2)"] },
-];
-
-/// See [`PURGES`].
-#[derive(Clone, Copy)]
-pub(super) struct Purge {
-    /// It has the shorter retention of news that no call claimed.
-    pub(super) early: bool,
-    sql: &'static [&'static str],
-}
-
-/// Forgets some rows; fewer than [`PURGE_ROWS`] are the last.
-pub(super) async fn purge(c: &mut PgConnection, what: Purge, before: UnixMs) -> Sql<u64> {
-    let mut gone = 0;
-    for sql in what.sql {
-        gone = query(sql).bind(before).bind(i64::from(PURGE_ROWS)).execute(&mut *c).await?.rows_affected();
-    }
-    Ok(gone)
-}
-
-/// Deliveries that are done or given up and whose event is forgotten. Readers look for them: it takes a while.
-pub(super) async fn forgotten_deliveries(c: &mut PgConnection, before: UnixMs) -> Sql<Vec<String>> {
-    let ids = query(
-        "SELECT d.id FROM deliveries d LEFT JOIN webhook_events e ON e.id = d.event_id
-         WHERE d.due_at IS NULL AND coalesce(e.received_at, d.noted_at, 0) < $1",
-    );
-    ids.bind(before).fetch_all(c).await?.iter().map(|row| row.try_get("id")).collect()
-}
-
-pub(super) async fn delete_deliveries(c: &mut PgConnection, ids: Vec<String>) -> Sql<u64> {
-    let mut gone = 0;
-    for id in ids {
-        let sql = "DELETE FROM deliveries WHERE id = $1 AND due_at IS NULL";
-        gone += query(sql).bind(id).execute(&mut *c).await?.rows_affected();
-    }
-    Ok(gone)
 }

@@ -14,6 +14,7 @@ mod messages;
 pub mod migrate;
 mod records;
 mod replicas;
+mod retention;
 mod settings;
 mod transact;
 mod transcripts;
@@ -27,8 +28,8 @@ use sqlx::{Connection as _, PgConnection, Row as _};
 use tracing::{info, warn};
 
 use super::{
-    Advanced, Applied, CallRecord, Change, Decided, Delivery, Fleet, NewCall, NewEvent, Opened, OrderRecord, Reach,
-    Received, RefusalRecord, Replica, Result, Sharing, Store, StoreError, Waiting,
+    Advanced, Applied, CallRecord, Change, Decided, Delivery, Fleet, NewCall, NewEvent, Opened, OrderRecord, Place,
+    Reach, Received, RefusalRecord, Replica, Result, Sharing, Store, StoreError, Waiting,
 };
 use crate::admission::{GateMode, GateState, Held, Order};
 use crate::call::Event;
@@ -422,8 +423,8 @@ impl Store for PostgresStore {
             .await
     }
 
-    async fn unsettled_events(&self, before_ms: UnixMs, reach: &Reach) -> Result<Waiting> {
-        self.db.read(|c| Box::pin(messages::unsettled(c, before_ms, reach.clone()))).await
+    async fn unsettled_events(&self, before_ms: UnixMs, reach: &Reach, after: &Place, limit: u32) -> Result<Waiting> {
+        self.db.read(|c| Box::pin(messages::unsettled(c, before_ms, reach.clone(), after.clone(), limit))).await
     }
 
     async fn take_deliveries(&self, at_ms: UnixMs, limit: u32, spool: &str) -> Result<Vec<Delivery>> {
@@ -492,26 +493,6 @@ impl Store for PostgresStore {
             return self.db.write(move |c| Box::pin(holder::beat(c, me.clone()))).await;
         }
         self.db.read(|c| Box::pin(async move { query("SELECT 1").execute(c).await.map(drop) })).await
-    }
-
-    async fn purge(&self, ended_before_ms: UnixMs, early_before_ms: UnixMs) -> Result<u64> {
-        let mut gone = 0;
-        for what in messages::PURGES {
-            let before = if what.early { early_before_ms } else { ended_before_ms };
-            loop {
-                let rows = self.db.write(move |c| Box::pin(messages::purge(c, what, before))).await?;
-                gone += rows;
-                if rows < messages::PURGE_ROWS.into() {
-                    break;
-                }
-            }
-        }
-        let deliveries = self.db.read(|c| Box::pin(messages::forgotten_deliveries(c, ended_before_ms))).await?;
-        for some in deliveries.chunks(messages::PURGE_ROWS as usize) {
-            let some = some.to_vec();
-            gone += self.db.write(move |c| Box::pin(messages::delete_deliveries(c, some.clone()))).await?;
-        }
-        Ok(gone)
     }
 
     fn failed_writes(&self) -> u64 {

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use sqlx::{PgConnection, Row as _};
 
+use super::super::records::LATEST;
 use super::super::rows::{Sql, call_id, damaged, post_call, waiting};
 use super::super::told::{self, Told, WITHOUT_RECORD};
-use super::super::{Put, PutPostCall, Reach, Records, Result, StoredPostCall, Waiting};
+use super::super::{HookAsked, HookCame, Put, PutPostCall, Reach, Records, Result, StoredPostCall, Waiting};
 use super::calls::{self, to_json};
 use super::{PostgresStore, lock_call, query};
+use crate::call::Outcome;
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId};
 
@@ -55,7 +57,7 @@ async fn put(c: &mut PgConnection, put: Arc<PutPostCall>) -> Sql<Put> {
              transcript_json = coalesce(excluded.transcript_json, call_records.transcript_json),
              recorded_at = coalesce(call_records.recorded_at, excluded.recorded_at),
              recorded_by = excluded.recorded_by,
-             tries = call_records.tries + (excluded.recorded_at IS NULL)::int,
+             tries = call_records.tries + (excluded.recorded_at IS NULL AND excluded.recorded_by = 'poll')::int,
              due_at = CASE WHEN call_records.recorded_at IS NULL THEN excluded.due_at END,
              last_error = NULL",
     )
@@ -137,6 +139,21 @@ async fn missed(c: &mut PgConnection, call: CallId, why: String, due_at: Option<
     .map(drop)
 }
 
+async fn hook_came(c: &mut PgConnection, asked: HookAsked) -> Sql<HookCame> {
+    let came = query(
+        "SELECT (SELECT max(e.received_at) FROM webhook_events e WHERE e.call_id = c.id AND e.account = $3
+             AND e.event = ANY($4)) AS came
+         FROM (SELECT id, account, outcome, ended_at FROM calls WHERE phase = 'ended'
+             AND ended_at >= $1 AND ended_at <= $2 ORDER BY ended_at DESC LIMIT $7) c
+         WHERE c.account = $3 AND c.outcome = $5 ORDER BY c.ended_at DESC LIMIT $6",
+    );
+    let came = came.bind(asked.since_ms).bind(asked.until_ms).bind(&asked.account).bind(&asked.events);
+    let came = came.bind(Outcome::Completed.as_str()).bind(i64::from(asked.calls)).bind(i64::from(LATEST));
+    let came = came.fetch_all(c).await?;
+    let came = came.iter().map(|row| row.try_get("came")).collect::<Sql<Vec<Option<UnixMs>>>>()?;
+    Ok(HookCame::new(&came))
+}
+
 async fn wait_for(c: &mut PgConnection, event_id: String, alias: Alias) -> Sql<()> {
     let sql = "UPDATE webhook_events SET waits_kind = $2, waits_id = $3 WHERE id = $1";
     query(sql).bind(event_id).bind(alias.kind).bind(alias.id).execute(c).await.map(drop)
@@ -206,6 +223,10 @@ impl Records for PostgresStore {
     async fn missed_post_call(&self, call: &CallId, why: &str, due_at: Option<UnixMs>) -> Result<()> {
         let (call, why) = (call.clone(), why.to_owned());
         self.db.write(move |c| Box::pin(missed(c, call.clone(), why.clone(), due_at))).await
+    }
+
+    async fn hook_came(&self, asked: HookAsked) -> Result<HookCame> {
+        self.db.read(move |c| Box::pin(hook_came(c, asked.clone()))).await
     }
 
     async fn wait_for(&self, event_id: &str, alias: &Alias) -> Result<()> {

@@ -691,6 +691,7 @@ async fn what_is_said_at_one_replica_is_heard_at_another() {
             text: "hello".to_owned(),
             said_at: "2026-01-02T03:04:05Z".to_owned(),
             source_sequence: None,
+            source: None,
             at_ms: 1,
         };
         says.say(&call.id, said).await.unwrap();

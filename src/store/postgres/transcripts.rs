@@ -6,13 +6,10 @@ use sqlx::{PgConnection, Row as _};
 use tracing::warn;
 
 use super::super::rows::{standing, utterance};
-use super::super::{NewUtterance, Redact, Result, Ring, Said, Sharing, Standing, Transcripts, Utterance};
+use super::super::{NewUtterance, Result, Ring, Said, Sharing, Standing, Transcripts, Utterance};
 use super::{PostgresStore, Sql, query};
-use crate::clock::UnixMs;
 use crate::ids::CallId;
 
-/// Utterances that are redacted in one transaction.
-const REDACTED_AT_ONCE: i64 = 500;
 /// Where processes over one record tell each other of calls.
 const BELLS: &str = "ringfence_calls";
 
@@ -39,8 +36,8 @@ async fn say(c: &mut PgConnection, call: CallId, said: NewUtterance, tell: bool)
         "WITH before AS (SELECT id, sequence FROM utterances WHERE event_id = $2),
          next AS (UPDATE transcripts SET last_sequence = last_sequence + 1
              WHERE call_id = $1 AND NOT EXISTS (SELECT 1 FROM before) RETURNING last_sequence),
-         new AS (INSERT INTO utterances (call_id, sequence, event_id, speaker, message, said_at, source_sequence, heard_at)
-             SELECT $1, last_sequence, $2, $3, $4, $5, $6, $7 FROM next RETURNING id, sequence)
+         new AS (INSERT INTO utterances (call_id, sequence, event_id, speaker, message, said_at, source_sequence, source, heard_at)
+             SELECT $1, last_sequence, $2, $3, $4, $5, $6, $7, $8 FROM next RETURNING id, sequence)
          SELECT id, sequence FROM before UNION ALL SELECT id, sequence FROM new",
     )
     .bind(call.as_str())
@@ -49,6 +46,7 @@ async fn say(c: &mut PgConnection, call: CallId, said: NewUtterance, tell: bool)
     .bind(&said.text)
     .bind(&said.said_at)
     .bind(said.source_sequence)
+    .bind(&said.source)
     .bind(said.at_ms)
     .fetch_one(&mut *c)
     .await?;
@@ -71,21 +69,6 @@ async fn utterances(c: &mut PgConnection, call: CallId, after: i64, limit: u32) 
 async fn last_sequence(c: &mut PgConnection, call: CallId) -> Sql<i64> {
     let row = query("SELECT last_sequence FROM transcripts WHERE call_id = $1").bind(call.as_str());
     row.fetch_optional(c).await?.map_or(Ok(0), |row| row.try_get("last_sequence"))
-}
-
-async fn redact_some(c: &mut PgConnection, ended_before_ms: UnixMs, redact: Redact) -> Sql<u64> {
-    let rows = query(
-        "SELECT u.id, u.message FROM utterances u JOIN calls c ON c.id = u.call_id
-         WHERE c.phase = 'ended' AND c.ended_at < $1 AND NOT u.redacted LIMIT $2 FOR UPDATE OF u SKIP LOCKED",
-    );
-    let rows = rows.bind(ended_before_ms).bind(REDACTED_AT_ONCE).fetch_all(&mut *c).await?;
-    let ids = rows.iter().map(|row| row.try_get("id")).collect::<Sql<Vec<i64>>>()?;
-    let texts = rows.iter().map(|row| Ok(redact(row.try_get("message")?))).collect::<Sql<Vec<String>>>()?;
-    let done = query(
-        "UPDATE utterances SET message = one.text, redacted = true
-         FROM unnest($1::bigint[], $2::text[]) AS one(id, text) WHERE utterances.id = one.id",
-    );
-    Ok(done.bind(ids).bind(texts).execute(c).await?.rows_affected())
 }
 
 async fn standings(c: &mut PgConnection, ids: Vec<String>) -> Sql<Vec<Standing>> {
@@ -117,10 +100,6 @@ impl Transcripts for PostgresStore {
     async fn last_sequence(&self, call: &CallId) -> Result<i64> {
         let call = call.clone();
         self.db.read(move |c| Box::pin(last_sequence(c, call.clone()))).await
-    }
-
-    async fn redact(&self, ended_before_ms: UnixMs, redact: Redact) -> Result<u64> {
-        self.db.write(move |c| Box::pin(redact_some(c, ended_before_ms, redact))).await
     }
 
     async fn listen(&self, ring: Ring) {

@@ -1,16 +1,14 @@
 //! What operators see and do.
 
 use async_trait::async_trait;
-use rusqlite::{Connection, params};
+use rusqlite::params;
 use sqlx::Row as _;
 
 use super::super::rows::{Sql, audit_record, call_id, event, inbox_event, outbox_delivery};
 use super::super::told::EVENT;
 use super::super::{AuditRecord, Desk, Inbox, InboxEvent, NewEvent, Outbox, OutboxDelivery, Purged, Result};
 use super::SqliteStore;
-use super::calls_write::to_json;
-use super::messages_write::PURGE_ROWS;
-use super::writer::Written;
+use super::retention::{ROWS, forget_calls, ids_json};
 use crate::clock::UnixMs;
 use crate::ids::CallId;
 
@@ -20,31 +18,6 @@ const INBOX: &str =
 const OUTBOX: &str = "SELECT id, event_id, call_id, url, own, attempts, due_at, done_at, last_error FROM deliveries";
 
 /// Calls, their ids, records, webhooks and deliveries. `ids` is a JSON list.
-fn purge_calls(c: &Connection, ids: &str) -> Written<Purged> {
-    let gone = |sql: &str| -> Written<u64> { Ok(c.prepare_cached(sql)?.execute([ids])? as u64) };
-    let deliveries = gone(
-        "DELETE FROM deliveries WHERE call_id IN (SELECT value FROM json_each(?1)) OR event_id IN
-             (SELECT id FROM webhook_events WHERE call_id IN (SELECT value FROM json_each(?1)))",
-    )?;
-    // Of a body in a spool a row stays that tells so.
-    let spooled = gone(
-        "UPDATE webhook_events SET spool = NULL, call_id = NULL, dedupe_key = NULL, path = '', headers = '[]',
-             waits_kind = NULL, waits_id = NULL, outcome = coalesce(outcome, 'purged')
-         WHERE spool IS NOT NULL AND (call_id IN (SELECT value FROM json_each(?1)) OR (waits_kind, waits_id) IN
-             (SELECT kind, id FROM call_aliases WHERE call_id IN (SELECT value FROM json_each(?1))))",
-    )?;
-    let events = gone(
-        "DELETE FROM webhook_events WHERE call_id IN (SELECT value FROM json_each(?1)) OR (waits_kind, waits_id) IN
-             (SELECT kind, id FROM call_aliases WHERE call_id IN (SELECT value FROM json_each(?1)))",
-    )? + spooled;
-    gone("DELETE FROM call_records WHERE call_id IN (SELECT value FROM json_each(?1))")?;
-    gone("DELETE FROM utterances WHERE call_id IN (SELECT value FROM json_each(?1))")?;
-    gone("DELETE FROM transcripts WHERE call_id IN (SELECT value FROM json_each(?1))")?;
-    gone("DELETE FROM call_aliases WHERE call_id IN (SELECT value FROM json_each(?1))")?;
-    let calls = gone("DELETE FROM calls WHERE id IN (SELECT value FROM json_each(?1))")?;
-    Ok(Purged { calls, events, deliveries, ..Purged::default() })
-}
-
 #[async_trait]
 impl Desk for SqliteStore {
     async fn inbox(&self, which: Inbox, limit: u32) -> Result<Vec<InboxEvent>> {
@@ -195,11 +168,11 @@ impl Desk for SqliteStore {
         let mut all = Purged::default();
         loop {
             let some = sqlx::query_scalar("SELECT id FROM calls WHERE business = $1 AND phase = 'ended' LIMIT $2");
-            let some: Vec<String> = some.bind(business).bind(PURGE_ROWS).fetch_all(&self.readers).await?;
+            let some: Vec<String> = some.bind(business).bind(ROWS).fetch_all(&self.readers).await?;
             if some.is_empty() {
                 break;
             }
-            let gone = self.writer.run(move |c| purge_calls(c, &to_json(&some)?)).await?;
+            let gone = self.writer.run(move |c| forget_calls(c, &ids_json(&some)?, true)).await?;
             all.calls += gone.calls;
             all.events += gone.events;
             all.deliveries += gone.deliveries;
@@ -211,12 +184,12 @@ impl Desk for SqliteStore {
             let sql =
                 "DELETE FROM refusals WHERE id IN (SELECT id FROM refusals WHERE business = ?1 ORDER BY id LIMIT ?2)";
             let rows = self.writer.run(move |c| {
-                c.prepare_cached(told)?.execute(params![business, PURGE_ROWS, EVENT])?;
-                c.prepare_cached(sql)?.execute(params![business, PURGE_ROWS])
+                c.prepare_cached(told)?.execute(params![business, ROWS, EVENT])?;
+                c.prepare_cached(sql)?.execute(params![business, ROWS])
             });
             let rows = rows.await?;
             all.refusals += rows as u64;
-            if rows < PURGE_ROWS as usize {
+            if rows < ROWS as usize {
                 break;
             }
         }

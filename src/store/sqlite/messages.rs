@@ -4,7 +4,7 @@ use sqlx::Row as _;
 use sqlx::sqlite::{SqlitePool, SqliteRow};
 
 use super::super::rows::waiting;
-use super::super::{Reach, RefusalRecord, Waiting};
+use super::super::{Place, Reach, RefusalRecord, Waiting};
 use crate::clock::UnixMs;
 use crate::ids::RefusalId;
 use crate::policy::Business;
@@ -15,14 +15,25 @@ fn damaged(what: impl std::fmt::Display) -> sqlx::Error {
     sqlx::Error::Decode(what.to_string().into())
 }
 
-pub(super) async fn unsettled(pool: &SqlitePool, before_ms: UnixMs, reach: &Reach) -> super::Result<Waiting> {
+pub(super) async fn unsettled(
+    pool: &SqlitePool,
+    before_ms: UnixMs,
+    reach: &Reach,
+    after: &Place,
+    limit: u32,
+) -> super::Result<Waiting> {
     let rows = sqlx::query(
         "SELECT * FROM webhook_events WHERE outcome IS NULL AND parked_at IS NULL
-         AND coalesce(due_at, received_at) <= $1 AND (spool = $2 OR (spool IS NULL AND $3)) ORDER BY received_at, id",
+         AND received_at >= $4 AND (received_at, id) > ($4, $5)
+         AND coalesce(due_at, received_at) <= $1 AND (spool = $2 OR (spool IS NULL AND $3))
+         ORDER BY received_at, id LIMIT $6",
     )
     .bind(before_ms)
     .bind(&reach.spool)
     .bind(reach.record)
+    .bind(after.0)
+    .bind(&after.1)
+    .bind(limit)
     .fetch_all(pool)
     .await?;
     waiting(&rows).map_err(Into::into)
@@ -64,13 +75,4 @@ pub(super) async fn businesses(pool: &SqlitePool) -> super::Result<Vec<Business>
     let rows = sqlx::query("SELECT body FROM businesses ORDER BY id").fetch_all(pool).await?;
     let business = |row: &SqliteRow| -> Sql<Business> { serde_json::from_str(row.try_get("body")?).map_err(damaged) };
     rows.iter().map(business).collect::<Sql<_>>().map_err(Into::into)
-}
-
-/// Deliveries that are done or given up and whose event is forgotten. Readers look for them: it takes a while.
-pub(super) async fn forgotten_deliveries(pool: &SqlitePool, before: UnixMs) -> super::Result<Vec<String>> {
-    let ids = sqlx::query_scalar(
-        "SELECT d.id FROM deliveries d LEFT JOIN webhook_events e ON e.id = d.event_id
-         WHERE d.due_at IS NULL AND coalesce(e.received_at, d.noted_at, 0) < $1",
-    );
-    Ok(ids.bind(before).fetch_all(pool).await?)
 }

@@ -14,6 +14,7 @@ mod messages_write;
 pub mod migrate;
 mod records;
 mod replicas;
+mod retention;
 mod transcripts;
 mod writer;
 
@@ -25,8 +26,8 @@ use async_trait::async_trait;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 
 use super::{
-    Advanced, Applied, CallRecord, Change, Decided, Delivery, Fleet, NewCall, NewEvent, Opened, OrderRecord, Reach,
-    Received, RefusalRecord, Replica, Result, Sharing, Store, StoreError, Waiting,
+    Advanced, Applied, CallRecord, Change, Decided, Delivery, Fleet, NewCall, NewEvent, Opened, OrderRecord, Place,
+    Reach, Received, RefusalRecord, Replica, Result, Sharing, Store, StoreError, Waiting,
 };
 use crate::admission::{GateMode, GateState, Order};
 use crate::call::Event;
@@ -328,8 +329,8 @@ impl Store for SqliteStore {
             .await
     }
 
-    async fn unsettled_events(&self, before_ms: UnixMs, reach: &Reach) -> Result<Waiting> {
-        messages::unsettled(&self.readers, before_ms, reach).await
+    async fn unsettled_events(&self, before_ms: UnixMs, reach: &Reach, after: &Place, limit: u32) -> Result<Waiting> {
+        messages::unsettled(&self.readers, before_ms, reach, after, limit).await
     }
 
     async fn take_deliveries(&self, at_ms: UnixMs, limit: u32, spool: &str) -> Result<Vec<Delivery>> {
@@ -386,26 +387,6 @@ impl Store for SqliteStore {
         // While writes fail, nothing less than a write says that they do no longer: this one changes nothing.
         let sql = if self.writer.is_failing() { "PRAGMA user_version = 0" } else { "SELECT 1" };
         self.writer.run(move |c| c.execute_batch(sql)).await
-    }
-
-    async fn purge(&self, ended_before_ms: UnixMs, early_before_ms: UnixMs) -> Result<u64> {
-        let mut gone = 0;
-        for what in messages_write::PURGES {
-            let before = if what.early { early_before_ms } else { ended_before_ms };
-            loop {
-                let rows = self.writer.run(move |c| messages_write::purge(c, what, before)).await?;
-                gone += rows;
-                if rows < messages_write::PURGE_ROWS.into() {
-                    break;
-                }
-            }
-        }
-        let deliveries = messages::forgotten_deliveries(&self.readers, ended_before_ms).await?;
-        for some in deliveries.chunks(messages_write::PURGE_ROWS as usize) {
-            let some = some.to_vec();
-            gone += self.writer.run(move |c| messages_write::delete_deliveries(c, &some)).await?;
-        }
-        Ok(gone)
     }
 
     fn failed_writes(&self) -> u64 {

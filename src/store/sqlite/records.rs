@@ -4,12 +4,15 @@ use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension as _, params};
 use sqlx::Row as _;
 
+use super::super::records::LATEST;
 use super::super::rows::{Sql, call_id, post_call, waiting};
 use super::super::told::{self, Told, WITHOUT_RECORD};
-use super::super::{Put, PutPostCall, Reach, Records, Result, StoredPostCall, Waiting};
+use super::super::{HookAsked, HookCame, Put, PutPostCall, Reach, Records, Result, StoredPostCall, Waiting};
 use super::SqliteStore;
 use super::calls_write::{self, to_json};
+use super::retention::ids_json;
 use super::writer::Written;
+use crate::call::Outcome;
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId};
 
@@ -50,7 +53,7 @@ fn put(c: &Connection, put: &PutPostCall) -> Written<Put> {
                  transcript_json = coalesce(excluded.transcript_json, call_records.transcript_json),
                  recorded_at = coalesce(call_records.recorded_at, excluded.recorded_at),
                  recorded_by = excluded.recorded_by,
-                 tries = call_records.tries + (excluded.recorded_at IS NULL),
+                 tries = call_records.tries + (excluded.recorded_at IS NULL AND excluded.recorded_by = 'poll'),
                  due_at = CASE WHEN call_records.recorded_at IS NULL THEN excluded.due_at END,
                  last_error = NULL",
         )?
@@ -129,6 +132,21 @@ impl Records for SqliteStore {
         let sql = "UPDATE call_records SET tries = tries + 1, last_error = ?2, due_at = ?3
              WHERE call_id = ?1 AND recorded_at IS NULL";
         self.writer.run(move |c| c.prepare_cached(sql)?.execute(params![call.as_str(), why, due_at]).map(drop)).await
+    }
+
+    async fn hook_came(&self, asked: HookAsked) -> Result<HookCame> {
+        let events = ids_json(&asked.events).map_err(|error| super::StoreError::Failed(error.to_string()))?;
+        let came = sqlx::query_scalar(
+            "SELECT (SELECT max(e.received_at) FROM webhook_events e WHERE e.call_id = c.id AND e.account = $3
+                 AND e.event IN (SELECT value FROM json_each($4)))
+             FROM (SELECT id, account, outcome, ended_at FROM calls INDEXED BY calls_ended WHERE phase = 'ended'
+                 AND ended_at >= $1 AND ended_at <= $2 ORDER BY ended_at DESC LIMIT $7) c
+             WHERE c.account = $3 AND c.outcome = $5 ORDER BY c.ended_at DESC LIMIT $6",
+        );
+        let came = came.bind(asked.since_ms).bind(asked.until_ms).bind(&asked.account).bind(&events);
+        let came = came.bind(Outcome::Completed.as_str()).bind(asked.calls).bind(LATEST);
+        let came: Vec<Option<UnixMs>> = came.fetch_all(&self.readers).await?;
+        Ok(HookCame::new(&came))
     }
 
     async fn wait_for(&self, event_id: &str, alias: &Alias) -> Result<()> {

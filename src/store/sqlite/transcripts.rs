@@ -4,15 +4,11 @@ use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::super::rows::{Sql, standing, utterance};
-use super::super::{NewUtterance, Redact, Result, Said, Standing, Transcripts, Utterance};
+use super::super::{NewUtterance, Result, Said, Standing, Transcripts, Utterance};
 use super::SqliteStore;
 use super::calls_write::to_json;
 use super::writer::Written;
-use crate::clock::UnixMs;
 use crate::ids::CallId;
-
-/// Utterances that are redacted in one transaction.
-const REDACTED_AT_ONCE: i64 = 500;
 
 /// The writer is one: nothing comes between these statements.
 fn say(c: &Connection, call: &CallId, said: &NewUtterance) -> Written<Option<Said>> {
@@ -34,8 +30,8 @@ fn say(c: &Connection, call: &CallId, said: &NewUtterance) -> Written<Option<Sai
         .query_row([call.as_str()], |row| row.get(0))?;
     let id = c
         .prepare_cached(
-            "INSERT INTO utterances (call_id, sequence, event_id, speaker, message, said_at, source_sequence, heard_at)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) RETURNING id",
+            "INSERT INTO utterances (call_id, sequence, event_id, speaker, message, said_at, source_sequence, source, heard_at)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) RETURNING id",
         )?
         .query_row(
             params![
@@ -46,27 +42,12 @@ fn say(c: &Connection, call: &CallId, said: &NewUtterance) -> Written<Option<Sai
                 said.text,
                 said.said_at,
                 said.source_sequence,
+                said.source,
                 said.at_ms,
             ],
             |row| row.get(0),
         )?;
     Ok(Some(Said { id, sequence }))
-}
-
-fn redact_some(c: &Connection, ended_before_ms: UnixMs, redact: Redact) -> Written<u64> {
-    let mut some = c.prepare_cached(
-        "SELECT u.id, u.message FROM utterances u INDEXED BY utterances_kept JOIN calls c ON c.id = u.call_id
-         WHERE c.phase = 'ended' AND c.ended_at < ?1 AND u.redacted = 0 LIMIT ?2",
-    )?;
-    let rows = some.query_map(params![ended_before_ms, REDACTED_AT_ONCE], |row| {
-        Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?))
-    })?;
-    let rows = rows.collect::<Written<Vec<_>>>()?;
-    for (id, text) in &rows {
-        c.prepare_cached("UPDATE utterances SET message = ?2, redacted = 1 WHERE id = ?1")?
-            .execute(params![id, redact(text)])?;
-    }
-    Ok(rows.len() as u64)
 }
 
 #[async_trait]
@@ -93,10 +74,6 @@ impl Transcripts for SqliteStore {
             .fetch_optional(&self.readers)
             .await?;
         Ok(last.unwrap_or(0))
-    }
-
-    async fn redact(&self, ended_before_ms: UnixMs, redact: Redact) -> Result<u64> {
-        self.writer.run(move |c| redact_some(c, ended_before_ms, redact)).await
     }
 
     async fn standings(&self, calls: &[CallId]) -> Result<Vec<Standing>> {

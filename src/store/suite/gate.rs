@@ -20,6 +20,7 @@ pub(in crate::store) fn policy(concurrent: u32, rate: Option<Rate>) -> Arc<Polic
         rules: None,
         unknown: Unknown::Reject,
         on_outage: OnOutage::default(),
+        transcripts: Default::default(),
         when_full: WhenFull::Busy,
     };
     Arc::new(Policy::new(settings, &[]))

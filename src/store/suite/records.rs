@@ -62,7 +62,7 @@ pub(in crate::store) async fn a_record_is_put_together_of_what_is_told(fresh: &i
     assert_eq!(kept.found.transcript_summary, whole().transcript_summary);
     assert_eq!(fresh.number("SELECT count(*) FROM deliveries WHERE url = ''").await, 1);
     assert_eq!(store.put_post_call(told(&CallId::new(), true, whole())).await.unwrap(), Put::NoCall);
-    store.purge(i64::MAX, 0).await.unwrap();
+    store.purge(&Ages::of_all(i64::MAX, 0)).await.unwrap();
     assert_eq!(fresh.number("SELECT count(*) FROM call_records").await, 0, "it goes with its call");
 }
 
@@ -200,4 +200,42 @@ pub(in crate::store) async fn own_events_do_not_wait_for_webhooks(fresh: &impl F
     let taken = store.take_deliveries(1_000, 9, "").await.unwrap();
     assert_eq!(taken.iter().filter(|delivery| delivery.is_own()).count(), 1);
     assert_eq!(taken.len(), 2);
+}
+
+pub(in crate::store) async fn a_webhook_that_stays_away_is_noticed(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    let asked = |until_ms| HookAsked {
+        account: "twilio".to_owned(),
+        events: vec!["post_call".to_owned()],
+        since_ms: 100,
+        until_ms,
+        calls: 3,
+    };
+    let seen = async |until_ms| {
+        let came = store.hook_came(asked(until_ms)).await.unwrap();
+        (came.last_at, came.missed_in_a_row)
+    };
+    assert_eq!(seen(9_999).await, (None, 0), "there was no call that it could have come for");
+    for n in 1..=6 {
+        let call = new_call(&[]);
+        store.open(call.clone(), None).await.unwrap();
+        let ended_at = n * 1_000;
+        let event = match n {
+            3 => Event::Ended(Outcome::Busy, EndProof::Webhook),
+            _ => END,
+        };
+        store.apply(Change { at_ms: ended_at, ..change(&call.id, event) }).await.unwrap();
+        // It comes for the second call; another webhook for the fourth.
+        if let 2 | 4 = n {
+            let (event, _) = event_and_delivery(usize::try_from(n).unwrap(), None);
+            let kind = if n == 2 { "post_call" } else { "audio" }.to_owned();
+            store.receive(NewEvent { received_at: ended_at + 1, event: kind, ..event.clone() }).await.unwrap();
+            store.settle(&event.id, Some(&call.id), "applied", None, ended_at).await.unwrap();
+        }
+    }
+    assert_eq!(seen(1_500).await, (None, 1), "for the first it did not come");
+    assert_eq!(seen(2_500).await, (Some(2_001), 0));
+    assert_eq!(seen(3_500).await, (Some(2_001), 0), "of what nobody answered nothing is told");
+    assert_eq!(seen(5_500).await, (Some(2_001), 2));
+    assert_eq!(seen(9_999).await, (None, 3), "no more are looked at");
 }

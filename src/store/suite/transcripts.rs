@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::call::Speaker;
+use crate::policy::Privacy;
 
 fn said(event: &str, text: &str) -> NewUtterance {
     NewUtterance {
@@ -10,6 +11,7 @@ fn said(event: &str, text: &str) -> NewUtterance {
         text: text.to_owned(),
         said_at: "2026-01-02T03:04:05Z".to_owned(),
         source_sequence: None,
+        source: None,
         at_ms: 1000,
     }
 }
@@ -72,6 +74,7 @@ pub(in crate::store) async fn a_transcript_is_read_from_where_it_was_and_goes_wi
     for n in 1..=5 {
         let one = NewUtterance {
             source_sequence: Some(n * 2),
+            source: Some("GT1".to_owned()),
             ..said(&format!("ev_{n}"), &format!("line {n} ü\n\"\u{1F600}"))
         };
         store.say(&call, one).await.unwrap();
@@ -87,12 +90,13 @@ pub(in crate::store) async fn a_transcript_is_read_from_where_it_was_and_goes_wi
         text: "line 3 ü\n\"\u{1F600}".to_owned(),
         said_at: "2026-01-02T03:04:05Z".to_owned(),
         source_sequence: Some(6),
+        source: Some("GT1".to_owned()),
     };
     assert_eq!(some[0], wanted);
     assert_eq!(store.utterances(&other, 0, 10).await.unwrap()[0].speaker, Speaker::Agent);
     assert_eq!(store.utterances(&call, 5, 10).await.unwrap(), []);
     store.apply(change(&call, END)).await.unwrap();
-    store.purge(10_000, 0).await.unwrap();
+    store.purge(&Ages::of_all(10_000, 0)).await.unwrap();
     assert_eq!(store.call(&call).await.unwrap(), None);
     assert_eq!((store.utterances(&call, 0, 10).await.unwrap(), store.last_sequence(&call).await.unwrap()), (vec![], 0));
     assert_eq!(store.utterances(&other, 0, 10).await.unwrap().len(), 1);
@@ -143,13 +147,27 @@ pub(in crate::store) async fn what_is_not_to_be_kept_is_redacted_after_its_call(
     let texts = async |call: &CallId| {
         store.utterances(call, 0, 10).await.unwrap().into_iter().map(|u| u.text).collect::<Vec<_>>()
     };
-    let redact: Redact = |text| format!("<{}>", text.len());
     let ended_at = store.call(&over).await.unwrap().unwrap().ended_at.unwrap();
-    assert_eq!(store.redact(ended_at, redact).await.unwrap(), 0, "it is not time yet");
-    assert_eq!(store.redact(ended_at + 1, redact).await.unwrap(), 3);
-    assert_eq!(store.redact(ended_at + 1, redact).await.unwrap(), 0, "once");
-    assert_eq!(texts(&over).await, ["<8>", "<8>", "<8>"]);
+    let start = Place::default();
+    assert_eq!(store.ended_calls(&start, ended_at - 1, 9).await.unwrap(), [], "it is not time yet");
+    let ended = store.ended_calls(&start, ended_at, 9).await.unwrap();
+    assert_eq!(
+        ended,
+        [EndedCall { id: over.to_string(), business: new_call(&[]).facts.business.to_string(), ended_at }]
+    );
+    let after = (ended_at, over.to_string());
+    assert_eq!(store.ended_calls(&after, i64::MAX, 9).await.unwrap(), [], "from there on");
+    let calls = &[over.to_string()];
+    assert_eq!(store.redact(calls, Privacy::Keep).await.unwrap(), 0);
+    assert_eq!(store.redact(calls, Privacy::Hash).await.unwrap(), 3);
+    assert_eq!(store.redact(calls, Privacy::Hash).await.unwrap(), 0, "once");
+    let hashed = texts(&over).await;
+    assert_eq!(hashed, ["secret 1", "secret 2", "secret 3"].map(|text| text_kept(Privacy::Hash, text)));
     assert_eq!(texts(&open).await, ["secret 1", "secret 2", "secret 3"]);
+    assert_eq!(store.redact(calls, Privacy::None).await.unwrap(), 3, "less is kept than before");
+    assert_eq!(store.redact(calls, Privacy::None).await.unwrap(), 0);
+    assert_eq!(store.redact(calls, Privacy::Hash).await.unwrap(), 0, "what is gone is gone");
+    assert_eq!(texts(&over).await, ["", "", ""]);
     assert_eq!(store.purge_business(new_call(&[]).facts.business.as_str()).await.unwrap().calls, 1);
     assert_eq!((texts(&over).await.len(), texts(&open).await.len()), (0, 3), "it goes with its business");
 }
