@@ -84,6 +84,9 @@ macro_rules! behaves_as_a_store {
             who_did_what_is_kept_and_forgotten_in_time,
             what_many_say_at_once_is_numbered_without_gaps,
             an_utterance_that_comes_again_keeps_its_number,
+            what_is_said_is_taken_numbered_and_settled_in_one_step,
+            what_is_taken_in_one_step_twice_and_at_once_has_one_number,
+            calls_of_a_business_and_orders_without_an_answer_are_found,
             a_transcript_is_read_from_where_it_was_and_goes_with_its_call,
             what_changed_in_calls_is_seen_without_reading_them,
             what_is_not_to_be_kept_is_redacted_after_its_call

@@ -38,7 +38,7 @@ use crate::provider::render::fill_json;
 use crate::provider::select::{Document, Message, is_form, may_be_json};
 use crate::provider::sign::{BadSignature, sha256_hex};
 use crate::reply::{json_answer, problem, respond, twiml, when_full_twiml};
-use crate::store::{CallRecord, Change, NewEvent, Received, Result, Said, Spool, SpoolError};
+use crate::store::{CallRecord, Change, NewEvent, RECORDED, Received, Result, Said, Spool, SpoolError, Took};
 use arrive::{Candidate, ExtraPaths, Signed, candidates, verify};
 pub use records::records_loop;
 pub use replay::{AGAIN_SECS as REPLAY_AGAIN_SECS, Replayed, replay_loop};
@@ -320,7 +320,17 @@ impl Webhooks {
                 }
             }
         }
-        let received = self.receive(row).await?;
+        let received = match self.said_alone(taken) {
+            Some(heard) => match self.take_said(taken, heard, row).boxed().await? {
+                Took::Whole(_, said) | Took::Before(_, said) => {
+                    count(RECORDED);
+                    failpoint::hit("webhook.settled").await;
+                    return Ok(Some(fixed_answer(webhook, Some(said))));
+                }
+                Took::Inbox(received) => received,
+            },
+            None => self.receive(row).await?,
+        };
         failpoint::hit("webhook.received").await;
         let event_id = match &received {
             Received::New => taken.event_id.clone(),

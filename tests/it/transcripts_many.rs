@@ -158,6 +158,73 @@ impl Follower {
     }
 }
 
+/// Nobody is asked about calls without a key.
+fn config(store: &str) -> String {
+    format!(
+        "[listen]\napi = \"127.0.0.1:0\"\nwebhooks = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\nclient = \"127.0.0.1:0\"\n\
+         [accounts.elevenlabs]\nupstream = \"http://127.0.0.1:1\"\nconcurrent = 5\nwebhook_tokens = [\"{}\"]\n\
+         [client]\ntoken_secret = \"{SECRET}\"\n{store}\n",
+        TOKEN.1
+    )
+}
+
+/// Says the nth line, and returns what it is answered; `None` if nobody answers.
+async fn say_line(http: &Upstream, at: &Serve, n: u64) -> Option<Value> {
+    let body = json!({"conversation_id": "conv_1", "speaker": "agent", "message": format!("line {n}"),
+        "timestamp": "2026-01-02T03:04:05Z"});
+    let mut request = Request::new(Bytes::from(body.to_string()));
+    *request.method_mut() = http::Method::POST;
+    *request.uri_mut() = at.at("webhooks", HEARD).parse().unwrap();
+    request.headers_mut().insert("content-type", "application/json".parse().unwrap());
+    request.headers_mut().insert(TOKEN.0, TOKEN.1.parse().unwrap());
+    let answer = http.fetch(request, 1 << 20, PATIENCE).await.ok()?;
+    assert_eq!(answer.status(), 201, "{:?}", answer.body());
+    Some(serde_json::from_slice(answer.body()).unwrap())
+}
+
+/// The process dies while somebody speaks; who was not answered says it again.
+async fn what_is_said_survives(fail: String) {
+    let folder = std::env::temp_dir().join(format!("ringfence-said-{}", CallId::new()));
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("ringfence.toml"), config("")).unwrap();
+    let http = Upstream::new(UpstreamSettings::default()).unwrap();
+    let mut serve = Serve::start(&folder, &[], &fail).await;
+    assert!(serve.is_ready(), "{fail}: {}", std::fs::read_to_string(folder.join("log")).unwrap());
+    let (mut n, mut after_death) = (1, 0);
+    while after_death < 3 {
+        match say_line(&http, &serve, n).await {
+            Some(answer) => {
+                assert_eq!(answer["sequence_number"], n, "{fail}");
+                n += 1;
+                after_death += u64::from(after_death > 0);
+            }
+            None => {
+                assert_eq!(after_death, 0, "{fail}: it dies once");
+                after_death = 1;
+                drop(serve);
+                serve = replica(&folder).await;
+            }
+        }
+        assert!(n < 200, "{fail}: it does not die");
+    }
+    let mut follower = Follower { last: 0, epoch: Value::Null };
+    let mut socket = follower.resume(&serve).await;
+    follower.hear(&mut socket, n - 1).await;
+    socket.hears_nothing().await;
+    drop(serve);
+    let _ = std::fs::remove_dir_all(&folder);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_said_is_numbered_once_wherever_the_process_dies() {
+    ringfence::net::install_crypto_provider();
+    let mut dice = Dice::new("what is said survives");
+    for point in ["webhook.read", "store.committing", "store.committed", "webhook.settled", "webhook.answered"] {
+        // Past the commits of a start, and of a call's first words.
+        what_is_said_survives(format!("{point}=abort:{}", 25 + dice.below(15))).await;
+    }
+}
+
 async fn replica(folder: &Path) -> Serve {
     let serve = Serve::start(folder, &[], "").await;
     assert!(serve.is_ready(), "{}", std::fs::read_to_string(folder.join("log")).unwrap());
@@ -173,30 +240,18 @@ async fn who_follows_at_a_replica_that_is_killed_resumes_at_another() {
     let url = tokio::task::spawn_blocking(|| server::shared().database_over_tcp()).await.unwrap();
     let folder = std::env::temp_dir().join(format!("ringfence-killed-{}", CallId::new()));
     let (hearing, showing) = (folder.join("hears"), folder.join("shows"));
-    // Nobody is asked about calls without a key.
-    let text = format!(
-        "[listen]\napi = \"127.0.0.1:0\"\nwebhooks = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\nclient = \"127.0.0.1:0\"\n\
-         [accounts.elevenlabs]\nupstream = \"http://127.0.0.1:1\"\nconcurrent = 5\nwebhook_tokens = [\"{}\"]\n\
-         [client]\ntoken_secret = \"{SECRET}\"\n[store]\nurl = \"{url}\"\n{DATABASE}\n",
-        TOKEN.1
-    );
+    let text = config(&format!("[store]\nurl = \"{url}\"\n{DATABASE}"));
     for folder in [&hearing, &showing] {
         std::fs::create_dir_all(folder).unwrap();
         std::fs::write(folder.join("ringfence.toml"), &text).unwrap();
     }
     let (hears, mut shows) = (replica(&hearing).await, replica(&showing).await);
-    let (http, heard_at) = (Upstream::new(UpstreamSettings::default()).unwrap(), hears.at("webhooks", HEARD));
+    let hears = Arc::new(hears);
+    let http = Upstream::new(UpstreamSettings::default()).unwrap();
+    let heard_at = hears.clone();
     let says = async move |n: u64| {
-        let body = json!({"conversation_id": "conv_1", "speaker": "agent", "message": format!("line {n}"),
-            "timestamp": "2026-01-02T03:04:05Z"});
-        let mut request = Request::new(Bytes::from(body.to_string()));
-        *request.method_mut() = http::Method::POST;
-        *request.uri_mut() = heard_at.parse().unwrap();
-        request.headers_mut().insert("content-type", "application/json".parse().unwrap());
-        request.headers_mut().insert(TOKEN.0, TOKEN.1.parse().unwrap());
-        let answer = http.fetch(request, 1 << 20, PATIENCE).await.unwrap();
-        let told: Value = serde_json::from_slice(answer.body()).unwrap();
-        assert_eq!((answer.status().as_u16(), &told["sequence_number"]), (201, &json!(n)), "{told}");
+        let told = say_line(&http, &heard_at, n).await.unwrap();
+        assert_eq!(told["sequence_number"], n, "{told}");
     };
     says(1).await;
     // Somebody speaks all the time.

@@ -101,7 +101,7 @@ async fn redeliver(c: &mut PgConnection, event_id: String, at_ms: UnixMs) -> Sql
     Ok(done.bind(event_id).bind(at_ms).execute(c).await?.rows_affected())
 }
 
-async fn forget_body(c: &mut PgConnection, event_id: String) -> Sql<()> {
+pub(super) async fn forget_body(c: &mut PgConnection, event_id: String) -> Sql<()> {
     let event = "UPDATE webhook_events SET body = NULL WHERE id = $1 AND outcome IS NOT NULL AND waits_id IS NULL";
     query(event).bind(&event_id).execute(&mut *c).await?;
     let deliveries = "UPDATE deliveries SET body = NULL WHERE event_id = $1 AND done_at IS NOT NULL";

@@ -5,8 +5,8 @@ use sqlx::postgres::PgListener;
 use sqlx::{PgConnection, Row as _};
 use tracing::warn;
 
-use super::super::rows::{standing, utterance};
-use super::super::{NewUtterance, Redact, Result, Ring, Said, Sharing, Standing, Transcripts, Utterance};
+use super::super::rows::{business_and_id, standing, utterance};
+use super::super::{NewUtterance, Redact, Result, Ring, Said, Sharing, Speech, Standing, Took, Transcripts, Utterance};
 use super::{PostgresStore, Sql, query};
 use crate::clock::UnixMs;
 use crate::ids::CallId;
@@ -53,9 +53,18 @@ async fn say(c: &mut PgConnection, call: CallId, said: NewUtterance, tell: bool)
     .fetch_one(&mut *c)
     .await?;
     if tell {
-        query("SELECT pg_notify($1, $2)").bind(BELLS).bind(call.as_str()).execute(c).await?;
+        ring_others(c, vec![call.as_str()]).await?;
     }
     Ok(Some(Said { id: row.try_get("id")?, sequence: row.try_get("sequence")? }))
+}
+
+pub(super) async fn ring_others(c: &mut PgConnection, calls: Vec<&str>) -> Sql<()> {
+    query("SELECT pg_notify($1, call) FROM unnest($2::text[]) AS call")
+        .bind(BELLS)
+        .bind(calls)
+        .execute(c)
+        .await
+        .map(drop)
 }
 
 async fn utterances(c: &mut PgConnection, call: CallId, after: i64, limit: u32) -> Sql<Vec<Utterance>> {
@@ -88,6 +97,22 @@ async fn redact_some(c: &mut PgConnection, ended_before_ms: UnixMs, redact: Reda
     Ok(done.bind(ids).bind(texts).execute(c).await?.rows_affected())
 }
 
+async fn calls_of(
+    c: &mut PgConnection,
+    businesses: Vec<String>,
+    ended_since_ms: UnixMs,
+    latest: u32,
+) -> Sql<Vec<(String, CallId)>> {
+    let rows = query(
+        "SELECT business, id FROM calls WHERE phase <> 'ended' AND business = ANY($1)
+         UNION ALL SELECT business, id FROM
+             (SELECT business, id, phase, ended_at FROM calls ORDER BY admitted_at DESC, id DESC LIMIT $3) AS latest
+         WHERE phase = 'ended' AND ended_at >= $2 AND business = ANY($1)",
+    );
+    let rows = rows.bind(businesses).bind(ended_since_ms).bind(i64::from(latest)).fetch_all(c).await?;
+    rows.iter().map(business_and_id).collect()
+}
+
 async fn standings(c: &mut PgConnection, ids: Vec<String>) -> Sql<Vec<Standing>> {
     let rows = query(
         "SELECT c.id, c.phase, c.seen_at, r.recorded_at, coalesce(t.last_sequence, 0) AS last_sequence
@@ -107,6 +132,10 @@ impl Transcripts for PostgresStore {
         // Commits that notify queue up in the server: not where nobody listens.
         let tell = self.me.sharing() == Sharing::Shared;
         self.db.write(move |c| Box::pin(say(c, call.clone(), said.clone(), tell))).await
+    }
+
+    async fn hear(&self, speech: Speech) -> Result<Took> {
+        self.speeches.run(speech).await
     }
 
     async fn utterances(&self, call: &CallId, after: i64, limit: u32) -> Result<Vec<Utterance>> {
@@ -144,6 +173,16 @@ impl Transcripts for PostgresStore {
         if let Err(error) = stopped {
             warn!(store = %self.db.shown, %error, "other replicas are not heard; what they write is looked for");
         }
+    }
+
+    async fn calls_of(
+        &self,
+        businesses: &[String],
+        ended_since_ms: UnixMs,
+        latest: u32,
+    ) -> Result<Vec<(String, CallId)>> {
+        let businesses = businesses.to_vec();
+        self.db.read(move |c| Box::pin(calls_of(c, businesses.clone(), ended_since_ms, latest))).await
     }
 
     async fn standings(&self, calls: &[CallId]) -> Result<Vec<Standing>> {

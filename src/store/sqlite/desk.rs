@@ -45,6 +45,16 @@ fn purge_calls(c: &Connection, ids: &str) -> Written<Purged> {
     Ok(Purged { calls, events, deliveries, ..Purged::default() })
 }
 
+pub(super) fn forget_body(c: &Connection, event_id: &str) -> Written<()> {
+    c.prepare_cached(
+        "UPDATE webhook_events SET body = NULL WHERE id = ?1 AND outcome IS NOT NULL AND waits_id IS NULL",
+    )?
+    .execute([event_id])?;
+    c.prepare_cached("UPDATE deliveries SET body = NULL WHERE event_id = ?1 AND done_at IS NOT NULL")?
+        .execute([event_id])
+        .map(drop)
+}
+
 #[async_trait]
 impl Desk for SqliteStore {
     async fn inbox(&self, which: Inbox, limit: u32) -> Result<Vec<InboxEvent>> {
@@ -115,17 +125,7 @@ impl Desk for SqliteStore {
 
     async fn forget_body(&self, event_id: &str) -> Result<()> {
         let event = event_id.to_owned();
-        self.writer
-            .run(move |c| {
-                c.prepare_cached(
-                    "UPDATE webhook_events SET body = NULL WHERE id = ?1 AND outcome IS NOT NULL AND waits_id IS NULL",
-                )?
-                .execute([&event])?;
-                c.prepare_cached("UPDATE deliveries SET body = NULL WHERE event_id = ?1 AND done_at IS NOT NULL")?
-                    .execute([&event])
-                    .map(drop)
-            })
-            .await
+        self.writer.run(move |c| forget_body(c, &event)).await
     }
 
     async fn respool(&self, event_id: &str, spool: &str) -> Result<()> {
