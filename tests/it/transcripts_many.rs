@@ -29,7 +29,7 @@ const SENDERS: usize = 64;
 const FOLLOWED: usize = 1000;
 
 fn conversations() -> usize {
-    if std::env::var_os("RINGFENCE_FIGURES").is_some() { 10_000 } else { 500 }
+    if std::env::var_os("RINGFENCE_FIGURES").is_some() { 10_000 } else { 2000 }
 }
 
 fn conversation(n: usize) -> String {
@@ -60,14 +60,17 @@ async fn say_all(stage: &Arc<Stage>, all: &[(usize, usize)]) -> Vec<((usize, usi
 }
 
 /// Follows these from their beginning.
-async fn follow(stage: &Stage, calls: std::ops::Range<usize>) -> Socket {
-    let mut socket = Socket::open(stage, &token()).await;
-    for call in calls {
+async fn follow(stage: Arc<Stage>, calls: std::ops::Range<usize>) -> (Socket, usize) {
+    let mut socket = Socket::open(&stage, &token()).await;
+    let count = calls.len();
+    for call in calls.clone() {
         socket.say(&json!({"subscribe": conversation(call), "after": 0})).await;
+    }
+    for call in calls {
         assert_eq!(socket.hear_a("subscription_confirmed").await["sequence_number"], 1);
         assert_eq!(socket.hear_a("transcription").await["message_text"], line(call, 0));
     }
-    socket
+    (socket, count)
 }
 
 /// The texts of each conversation by their number, which come in order and without gaps.
@@ -93,12 +96,11 @@ async fn thousands_of_sequences_have_no_gaps_whatever_comes_twice_or_late() {
     let stage = Arc::new(Stage::start(setup).await);
     let first: Vec<(usize, usize)> = (0..count).map(|call| (call, 0)).collect();
     assert!(say_all(&stage, &first).await.iter().all(|(_, number, _)| *number == 1));
-    let mut readers = JoinSet::new();
-    for from in (0..count).step_by(FOLLOWED) {
-        let to = count.min(from + FOLLOWED);
-        let socket = follow(&stage, from..to).await;
-        readers.spawn(read(socket, to - from));
-    }
+    let ranges = (0..count).step_by(FOLLOWED).map(|from| from..count.min(from + FOLLOWED));
+    let following: JoinSet<_> = ranges.map(|calls| follow(stage.clone(), calls)).collect();
+    // Only now: nothing comes before all are followed.
+    let readers: JoinSet<_> =
+        following.join_all().await.into_iter().map(|(socket, calls)| read(socket, calls)).collect();
     // Every third comes twice or three times, and all of them in no order.
     let mut all = vec![];
     for said in (0..count).flat_map(|call| (1..=EACH).map(move |n| (call, n))) {
