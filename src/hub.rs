@@ -1,5 +1,6 @@
-//! A doorbell: it says that there is something new about a call, not what. Whoever listens reads the record from where it was, so
-//! nothing is lost by a bell that was not heard, rung twice or rung at another replica.
+//! A doorbell: it says that there is something new about a call. Whoever listens reads the record from where it was, so nothing is
+//! lost by a bell that was not heard, rung twice or rung at another replica. What was said here is told with the bell, so that
+//! nearly always there is nothing to be read.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,12 +9,36 @@ use tokio::sync::broadcast;
 
 use crate::call::Speaker;
 use crate::ids::CallId;
+use crate::store::Utterance;
 
 /// Bells that a slow listener may be behind. Beyond it, it is told that it missed some, and looks at everything it follows.
 const BEHIND_MAX: usize = 4096;
 
+/// Longer texts are read from the record, in bytes: bells wait in memory.
+const TOLD_BYTES_MAX: usize = 4096;
+
 /// Calls with something half said that are kept in mind. Beyond it, others' are forgotten: they are about to be said anyway.
 const PARTIALS_MAX: usize = 4096;
+
+/// There is something new about a call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bell {
+    /// The call.
+    pub call: CallId,
+    /// What it is.
+    pub news: News,
+}
+
+/// What is new about a call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum News {
+    /// Something on record: an utterance, an end, an id, a post-call record.
+    Record,
+    /// This was said, and is on record.
+    Said(Arc<Utterance>),
+    /// Something is half said ([`Hub::murmured`]).
+    Partial,
+}
 
 /// What somebody is saying and has not said yet. It stands on no record, and is known at this process alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,7 +57,7 @@ type Newest = (u64, Partial);
 /// See the module. Cloning is cheap.
 #[derive(Debug, Clone)]
 pub struct Hub {
-    bells: broadcast::Sender<CallId>,
+    bells: broadcast::Sender<Bell>,
     partials: Arc<Mutex<(u64, HashMap<CallId, Newest>)>>,
 }
 
@@ -45,14 +70,30 @@ impl Default for Hub {
 impl Hub {
     /// There is something new about a call on record: an utterance, an end, a post-call record.
     pub fn ring(&self, call: &CallId) {
-        // What was half said is on record now, or never will be.
-        self.partials().1.remove(call);
-        self.bell(call);
+        self.no_more_partial(call);
+        self.bell(call, News::Record);
     }
 
-    fn bell(&self, call: &CallId) {
+    /// The same, where it is this that was said.
+    pub fn say(&self, call: &CallId, said: Utterance) {
+        self.no_more_partial(call);
+        let is_short = said.text.len() <= TOLD_BYTES_MAX;
+        self.bell(call, if is_short { News::Said(Arc::new(said)) } else { News::Record });
+    }
+
+    /// There is something new about a call itself; somebody may go on speaking.
+    pub fn changed(&self, call: &CallId) {
+        self.bell(call, News::Record);
+    }
+
+    /// What was half said is on record now, or never will be.
+    fn no_more_partial(&self, call: &CallId) {
+        self.partials().1.remove(call);
+    }
+
+    fn bell(&self, call: &CallId, news: News) {
         // Nobody has to listen.
-        let _ = self.bells.send(call.clone());
+        let _ = self.bells.send(Bell { call: call.clone(), news });
     }
 
     fn partials(&self) -> MutexGuard<'_, (u64, HashMap<CallId, Newest>)> {
@@ -74,7 +115,7 @@ impl Hub {
             *count += 1;
             newest.insert(call.clone(), (*count, partial));
         }
-        self.bell(call);
+        self.bell(call, News::Partial);
     }
 
     /// What is being said in a call, if it is newer than `after`, and its number since the start.
@@ -83,7 +124,7 @@ impl Hub {
     }
 
     /// Every bell from now on.
-    pub fn listen(&self) -> broadcast::Receiver<CallId> {
+    pub fn listen(&self) -> broadcast::Receiver<Bell> {
         self.bells.subscribe()
     }
 }
@@ -98,8 +139,29 @@ mod tests {
         hub.ring(&call);
         let mut listening = hub.listen();
         hub.ring(&call);
-        assert_eq!(listening.recv().await, Ok(call));
+        assert_eq!(listening.recv().await, Ok(Bell { call, news: News::Record }));
         assert!(listening.try_recv().is_err());
+    }
+
+    #[tokio::test]
+    async fn what_is_said_is_told_with_the_bell_unless_it_is_long() {
+        let (hub, call) = (Hub::default(), CallId::new());
+        let mut listening = hub.listen();
+        let said = |text: String| Utterance {
+            id: 7,
+            sequence: 3,
+            event_id: "ev_1".to_owned(),
+            speaker: Speaker::Agent,
+            text,
+            said_at: "2026-01-02T03:04:05Z".to_owned(),
+            source_sequence: None,
+            source: None,
+        };
+        hub.say(&call, said("good morning".to_owned()));
+        hub.say(&call, said("x".repeat(TOLD_BYTES_MAX + 1)));
+        let told = News::Said(Arc::new(said("good morning".to_owned())));
+        assert_eq!(listening.recv().await, Ok(Bell { call: call.clone(), news: told }));
+        assert_eq!(listening.recv().await, Ok(Bell { call, news: News::Record }));
     }
 
     #[tokio::test]
@@ -113,11 +175,12 @@ mod tests {
         let (number, newest) = hub.murmured(&call, 0).unwrap();
         assert_eq!(newest, partial("good mor", 4));
         assert_eq!((hub.murmured(&call, number), hub.murmured(&CallId::new(), 0)), (None, None));
+        hub.changed(&call);
+        assert_eq!(hub.murmured(&call, 0), Some((number, newest)), "somebody goes on speaking");
         hub.ring(&call);
         assert_eq!(hub.murmured(&call, 0), None);
-        assert_eq!(
-            [listening.recv().await, listening.recv().await, listening.recv().await],
-            [Ok(call.clone()), Ok(call.clone()), Ok(call)]
-        );
+        for news in [News::Partial, News::Partial, News::Record, News::Record] {
+            assert_eq!(listening.recv().await, Ok(Bell { call: call.clone(), news }));
+        }
     }
 }

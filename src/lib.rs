@@ -15,12 +15,12 @@
 //!     provider     a provider as data: select, sign, render, account. Pure
 //! L3  admission    what is asked of a gate, and the decision that every back end makes alike. Pure
 //!     token        JWT: who shows one, and what it allows
-//!     hub          says that there is something new about a call, to whoever listens
 //!     net          the edge (pingora's sessions) and the way out (hyper's client); only it knows which engines run
 //! L4  gate         proposes: admits or refuses, over all limits, in one atomic step
 //!     store        disposes: what survives a restart: calls, inbox, outbox, refusals, businesses
 //! L5  capacity     who decides just now, under which epoch: this process's gate, Redis or the database
 //!     reply        every refusal and failure as bytes, in the provider's own shape
+//!     hub          says that there is something new about a call, to whoever listens
 //! L6  lifecycle    the only writer of a call's state: persist → release if ended
 //! L7  calls        what is asked of providers: place, look up, end; what an inbound call meets
 //! L8  proxy        listen.api: one request from head to tail

@@ -238,6 +238,9 @@ impl Lifecycle {
             let again = self.count_again(&applied.record, change).await?;
             return Ok(again.unwrap_or(applied));
         }
+        if !change.bind.is_empty() {
+            self.hub.changed(&call);
+        }
         if let Step::End(outcome, proof) = applied.step {
             failpoint::hit("call.ended").await;
             self.capacity.release(&applied.record).await;

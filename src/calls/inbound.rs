@@ -200,14 +200,8 @@ impl Calls {
         let account = &arrival.account;
         let Some(lookup) = account.provider.lookup.as_ref().filter(|_| !arrival.refusable) else { return Ok(None) };
         let Some(alias) = arrival.aliases.iter().find(|a| a.kind == lookup.needs) else { return Ok(None) };
-        let waits = |call: &CallRecord| {
-            call.origin == Origin::Order
-                && call.facts.account == account.name
-                && call.facts.direction == Direction::Outbound
-                && call.alias(&lookup.needs).is_none()
-                && self.group_of(call).is_none()
-        };
-        if !self.lifecycle.store.open_calls().await?.iter().any(waits) {
+        let orders = self.lifecycle.store.unanswered_orders(&account.name, &lookup.needs).await?;
+        if orders.iter().all(|order| self.group_of(order).is_some()) {
             return Ok(None);
         }
         let Ok(LookedUp::Found(found)) = self.look_up_alias(account, alias).boxed().await else { return Ok(None) };

@@ -1,10 +1,11 @@
 //! What is new in the calls that somebody here follows: read once from the record, however many follow.
 //!
 //! A bell says that there is something; how far each follower is, it knows itself. So a bell that was lost, rung twice or rung at
-//! another replica changes nothing, and neither does a process that dies: whoever comes again says how far it was.
+//! another replica changes nothing, and neither does a process that dies: whoever comes again says how far it was. What a bell
+//! tells is taken if it is the next of its call; else the record is read.
 
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -18,7 +19,7 @@ use tracing::debug;
 use super::message;
 use crate::call::Phase;
 use crate::clock::Clock;
-use crate::hub::Hub;
+use crate::hub::{self, Hub};
 use crate::ids::CallId;
 use crate::store::{CallRecord, Result, Standing, Store, StoredPostCall, Utterance};
 
@@ -68,7 +69,10 @@ pub(super) struct Wake {
 /// A call that somebody follows.
 pub(super) struct Channel {
     call: CallId,
+    /// Bells after which the record is to be read.
     bells: AtomicU64,
+    /// What bells told and nobody has looked at yet.
+    said: Mutex<Vec<Arc<Utterance>>>,
     followers: Mutex<HashMap<u64, Arc<Wake>>>,
     kept: tokio::sync::Mutex<Kept>,
     standing: Mutex<Option<Standing>>,
@@ -79,6 +83,8 @@ pub(super) struct Channel {
 struct Kept {
     /// The bell up to which it was read.
     bell: u64,
+    /// Something is missing: it is to be read whatever bells say.
+    is_behind: bool,
     record: Option<Arc<CallRecord>>,
     told: Option<Arc<StoredPostCall>>,
     last: i64,
@@ -145,7 +151,24 @@ impl Wake {
 
 impl Channel {
     fn ring(&self) {
-        self.bells.fetch_add(1, Ordering::Release);
+        self.tell(&hub::News::Record);
+    }
+
+    fn tell(&self, news: &hub::News) {
+        match news {
+            hub::News::Record => drop(self.bells.fetch_add(1, Ordering::Release)),
+            hub::News::Said(said) => {
+                let mut all = lock(&self.said);
+                // Nobody takes them: they are read when somebody looks.
+                if all.len() >= KEPT_MAX {
+                    all.clear();
+                    self.bells.fetch_add(1, Ordering::Release);
+                } else {
+                    all.push(said.clone());
+                }
+            }
+            hub::News::Partial => {}
+        }
         for wake in lock(&self.followers).values() {
             wake.wake(&self.call);
         }
@@ -184,10 +207,10 @@ impl Feed {
                     () = stop.cancelled() => return,
                     () = &mut heard => {}
                     bell = bells.recv() => match bell {
-                        Ok(call) => {
-                            let channel = lock(&self.0.channels).get(&call).and_then(Weak::upgrade);
+                        Ok(bell) => {
+                            let channel = lock(&self.0.channels).get(&bell.call).and_then(Weak::upgrade);
                             if let Some(channel) = channel {
-                                channel.ring();
+                                channel.tell(&bell.news);
                             }
                         }
                         Err(RecvError::Lagged(_)) => self.followed().iter().for_each(|channel| channel.ring()),
@@ -247,27 +270,21 @@ impl Feed {
         }
     }
 
-    /// A call may begin and end between two looks, or while who follows its business is away.
-    async fn open_and_just_ended(&self) -> Result<Vec<CallRecord>> {
-        let mut calls = self.0.store.open_calls().await?;
-        let since_ms = self.0.clock.now_ms() - JUST_ENDED_MS;
-        let latest = self.0.store.latest_calls(LATEST_MAX).await?;
-        calls.extend(latest.into_iter().filter(|call| call.ended_at.is_some_and(|at| at >= since_ms)));
-        Ok(calls)
-    }
-
-    /// Tells who follows a business of its calls.
+    /// Tells who follows a business of its calls. One may begin and end between two looks, or while who follows is away.
     async fn look_at_businesses(&self) {
-        if lock(&self.0.businesses).is_empty() {
+        let followed: BTreeSet<String> =
+            lock(&self.0.businesses).values().flat_map(|one| one.followed.iter().cloned()).collect();
+        if followed.is_empty() {
             return;
         }
-        let open = match self.open_and_just_ended().await {
-            Ok(open) => open,
+        let (followed, since_ms) = (Vec::from_iter(followed), self.0.clock.now_ms() - JUST_ENDED_MS);
+        let calls = match self.0.store.calls_of(&followed, since_ms, LATEST_MAX).await {
+            Ok(calls) => calls,
             Err(error) => return debug!(%error, "calls of followed businesses cannot be read"),
         };
-        for businesses in lock(&self.0.businesses).values() {
-            for call in open.iter().filter(|call| businesses.followed.contains(call.facts.business.as_str())) {
-                businesses.wake.find(&call.id);
+        for one in lock(&self.0.businesses).values() {
+            for (_, call) in calls.iter().filter(|(business, _)| one.followed.contains(business)) {
+                one.wake.find(call);
             }
         }
     }
@@ -289,6 +306,7 @@ impl Feed {
                 call: call.clone(),
                 // Not read yet.
                 bells: AtomicU64::new(1),
+                said: Mutex::default(),
                 followers: Mutex::default(),
                 kept: tokio::sync::Mutex::default(),
                 standing: Mutex::default(),
@@ -341,10 +359,12 @@ impl Feed {
         self.news(channel, after).await
     }
 
-    /// Reads what came since the last bell. One follower does it for all.
+    /// Takes what bells told, and reads what else came since the last. One follower does it for all.
     async fn refresh(&self, channel: &Channel, kept: &mut Kept) -> Result<()> {
         let bell = channel.bells.load(Ordering::Acquire);
-        if kept.bell == bell {
+        let said = std::mem::take(&mut *lock(&channel.said));
+        kept.is_behind |= kept.bell != bell || !self.takes(kept, said);
+        if !kept.is_behind {
             return Ok(());
         }
         let store = &self.0.store;
@@ -363,18 +383,37 @@ impl Feed {
         loop {
             let new = store.utterances(&channel.call, kept.last, READ_MAX).await?;
             for utterance in &new {
-                kept.newest.push_back(self.rendered(&record, utterance));
-                kept.last = utterance.sequence;
+                self.keep(kept, &record, utterance);
             }
-            let surplus = kept.newest.len().saturating_sub(KEPT_MAX);
-            kept.newest.drain(..surplus);
             if new.len() < READ_MAX as usize {
                 break;
             }
         }
         // Only now: what failed half-way is read again.
-        (kept.record, kept.bell) = (Some(record), bell);
+        (kept.record, kept.bell, kept.is_behind) = (Some(record), bell, false);
         Ok(())
+    }
+
+    /// Keeps what bells told. `false`: something between it and what is kept was not told.
+    fn takes(&self, kept: &mut Kept, mut said: Vec<Arc<Utterance>>) -> bool {
+        said.sort_by_key(|utterance| utterance.sequence);
+        for utterance in said {
+            let Some(record) = kept.record.clone().filter(|_| utterance.sequence <= kept.last + 1) else {
+                return false;
+            };
+            if utterance.sequence > kept.last {
+                self.keep(kept, &record, &utterance);
+            }
+        }
+        true
+    }
+
+    fn keep(&self, kept: &mut Kept, record: &CallRecord, utterance: &Utterance) {
+        if kept.newest.len() >= KEPT_MAX {
+            kept.newest.pop_front();
+        }
+        kept.newest.push_back(self.rendered(record, utterance));
+        kept.last = utterance.sequence;
     }
 
     fn rendered(&self, record: &CallRecord, utterance: &Utterance) -> (i64, Utf8Bytes) {

@@ -221,7 +221,7 @@ impl Client {
         Ok(record.filter(|record| visitor.sees(record.facts.business.as_str())))
     }
 
-    /// `None`: it has become a socket, and is over.
+    /// `None`: it has become a socket, or nobody is there.
     async fn socket(&self, exchange: &mut Exchange) -> Option<Response<Bytes>> {
         let denied = |why: &str| Some(problem(StatusCode::FORBIDDEN, "AUTHENTICATION_FAILED", why));
         if !self.may_connect(exchange.header("origin")) {
@@ -240,7 +240,7 @@ impl Client {
         if self.draining.is_cancelled() {
             return Some(problem(StatusCode::SERVICE_UNAVAILABLE, "DRAINING", "this process is stopping"));
         }
-        let Some(_counted) = self.sockets.count(&token, self.settings.sockets_per_token) else {
+        let Some(counted) = self.sockets.count(&token, self.settings.sockets_per_token) else {
             let why = "this token has as many sockets open as it may (client.sockets_per_token)";
             return Some(problem(StatusCode::TOO_MANY_REQUESTS, "TOO_MANY_SOCKETS", why));
         };
@@ -257,7 +257,8 @@ impl Client {
             Err(NoSocket::Gone) => return None,
         };
         let number = self.sockets.number.fetch_add(1, Ordering::Relaxed);
-        Connection::new(self.clone(), socket, (token, visitor), newest, number).run().boxed().await;
+        let mine = Connection::new(self.clone(), socket, (token, visitor), newest, (number, counted));
+        exchange.serve_socket(mine.run());
         None
     }
 

@@ -3,20 +3,22 @@
 //! Nothing waits in memory for a slow client: how far it is, is a number, and the rest is read when it has taken what was before.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use futures_util::{SinkExt as _, StreamExt as _};
+use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message};
-use tokio_tungstenite::tungstenite::{Bytes, Utf8Bytes};
+use tokio_tungstenite::tungstenite::{Bytes, Error, Utf8Bytes};
 use tracing::{info, warn};
 
 use super::feed::{Following, LATEST_MAX, News, Wake};
 use super::message::{self, Code, Command};
-use super::{Client, FOLLOWED_MAX, Settings};
+use super::{Client, Counted, FOLLOWED_MAX, Settings};
 use crate::call::Phase;
 use crate::clock::UnixMs;
 use crate::ids::CallId;
@@ -89,6 +91,7 @@ pub(super) struct Connection {
     businesses: HashSet<String>,
     /// Calls of followed businesses that were sent to their end.
     done: BTreeSet<CallId>,
+    _counted: Counted,
 }
 
 impl Drop for Connection {
@@ -101,13 +104,22 @@ impl Drop for Connection {
 
 type Going = Result<(), Over>;
 
+/// What becomes of sending; a client that takes nothing for too long is slow.
+async fn taken(slow: Duration, sent: impl Future<Output = Result<(), Error>>) -> Going {
+    match tokio::time::timeout(slow, sent).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(Over::Left),
+        Err(_) => Err(Over::Slow),
+    }
+}
+
 impl Connection {
     pub(super) fn new(
         client: Client,
         socket: WebSocket,
         (token, visitor): (String, Visitor),
         newest: watch::Receiver<Option<Arc<Settings>>>,
-        number: u64,
+        (number, counted): (u64, Counted),
     ) -> Self {
         client.lifecycle.metrics.client_sockets(1);
         info!(connection = number, client = visitor.name, "WebSocket connection established");
@@ -122,6 +134,7 @@ impl Connection {
             calls: HashMap::new(),
             businesses: HashSet::new(),
             done: BTreeSet::new(),
+            _counted: counted,
         }
     }
 
@@ -137,7 +150,7 @@ impl Connection {
                 self.socket.close(Some(frame)).await?;
                 // What the client still says is not heard; its own goodbye ends the stream.
                 while self.socket.next().await.transpose()?.is_some() {}
-                Ok::<(), tokio_tungstenite::tungstenite::Error>(())
+                Ok::<(), Error>(())
             };
             let _ = tokio::time::timeout(GOODBYE, goodbye).await;
         }
@@ -145,9 +158,11 @@ impl Connection {
 
     async fn serve(&mut self) -> Going {
         let idle = self.client.settings.idle;
-        let draining = self.client.draining.clone();
         let wake = self.wake.clone();
         let mut newest = self.newest.clone();
+        let mut draining = pin!(self.client.draining.clone().cancelled_owned());
+        // One for all times; it is set anew only where it would come too late. One that comes early is of no consequence.
+        let mut alarm = pin!(tokio::time::sleep(idle / 2));
         let (mut heard_at, mut pinged) = (Instant::now(), false);
         loop {
             let now_ms = self.client.lifecycle.clock.now_ms();
@@ -157,35 +172,41 @@ impl Connection {
             }
             let looks_in = self.calls.values().filter_map(|call| call.look_at).min().map(|at| at - now_ms);
             let next_ms = looks_in.map_or(expires_in, |ms| ms.min(expires_in));
-            let next = Duration::from_millis(u64::try_from(next_ms).unwrap_or(0));
+            let next = Duration::from_millis(u64::try_from(next_ms).unwrap_or(0)).min(idle);
             // A pong has its own time: what was sent meanwhile may have taken long.
             let listen_until = heard_at + idle / 2;
+            let due_at = listen_until.min(Instant::now() + next);
+            if alarm.is_elapsed() || due_at < alarm.deadline() {
+                alarm.as_mut().reset(due_at);
+            }
             tokio::select! {
-                () = draining.cancelled() => return Err(Over::Stopping),
+                () = &mut draining => return Err(Over::Stopping),
                 said = self.socket.next() => {
                     (heard_at, pinged) = (Instant::now(), false);
                     match said {
-                        Some(Ok(Message::Text(text))) => self.obey(&text).await?,
+                        Some(Ok(Message::Text(text))) => self.obey(&text).boxed().await?,
                         Some(Ok(Message::Binary(_))) => {
-                            self.error(Code::InvalidMessageFormat, "Messages are JSON, as text").await?;
+                            self.error(Code::InvalidMessageFormat, "Messages are JSON, as text").boxed().await?;
                         }
                         Some(Ok(Message::Close(_))) | None => return Err(Over::Left),
                         Some(Ok(_)) => {}
                         Some(Err(_)) => return Err(Over::Broken),
                     }
                 }
-                () = wake.rung() => self.tell().await?,
+                () = wake.rung() => self.tell().boxed().await?,
                 Ok(()) = newest.changed() => {
                     let Ok(visitor) = self.client.visitor(&self.token) else { return Err(Over::Revoked) };
-                    self.see_as(visitor).await;
+                    self.see_as(visitor).boxed().await;
                 }
-                () = tokio::time::sleep(next) => self.look().await?,
-                () = tokio::time::sleep_until(listen_until.into()) => {
-                    if pinged {
-                        return Err(Over::Idle);
+                () = &mut alarm => {
+                    if Instant::now() >= listen_until {
+                        if pinged {
+                            return Err(Over::Idle);
+                        }
+                        (heard_at, pinged) = (Instant::now(), true);
+                        self.write(Message::Ping(Bytes::new())).boxed().await?;
                     }
-                    (heard_at, pinged) = (Instant::now(), true);
-                    self.write(Message::Ping(Bytes::new())).await?;
+                    self.look().boxed().await?;
                 }
             }
         }
@@ -193,13 +214,19 @@ impl Connection {
 
     // === sending ===
 
-    /// Hands a message over; a client that takes nothing for too long is slow.
+    /// Sends a message.
     async fn write(&mut self, message: Message) -> Going {
-        match tokio::time::timeout(self.client.settings.slow, self.socket.send(message)).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(Over::Left),
-            Err(_) => Err(Over::Slow),
-        }
+        self.hand_over(message).await?;
+        self.flush().await
+    }
+
+    /// Hands a message over, which is sent with the next flush at the latest.
+    async fn hand_over(&mut self, message: Message) -> Going {
+        taken(self.client.settings.slow, self.socket.feed(message)).await
+    }
+
+    async fn flush(&mut self) -> Going {
+        taken(self.client.settings.slow, self.socket.flush()).await
     }
 
     async fn send(&mut self, message: &Value) -> Going {
@@ -249,11 +276,15 @@ impl Connection {
                 }
             };
             let News { record, told, last, messages } = news;
-            let count = messages.len();
-            for (number, text) in messages {
-                self.write(Message::Text(text)).await?;
+            let (count, reached) = (messages.len(), messages.last().map(|(number, _)| *number));
+            // They are flushed together. What is handed over and not flushed is lost with the connection alone.
+            for (_, text) in messages {
+                self.hand_over(Message::Text(text)).await?;
+            }
+            if let Some(reached) = reached {
+                self.flush().await?;
                 if let Some(followed) = self.calls.get_mut(call) {
-                    followed.sent = number;
+                    followed.sent = reached;
                 }
             }
             self.client.lifecycle.metrics.client_messages("transcription", count as u64);

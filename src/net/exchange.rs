@@ -408,6 +408,10 @@ impl Exchange {
         }
     }
 
+    pub(super) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
     pub(super) fn tunnels_full(&self) -> bool {
         self.shared.tunnels.len() >= self.shared.settings.max_tunnels
     }

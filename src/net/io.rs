@@ -210,6 +210,19 @@ impl Watched {
     }
 }
 
+/// The stream below, for a connection that speaks HTTP no more: nothing of it is looked at or gathered from here on.
+///
+/// # Errors
+/// What was written before cannot be sent.
+pub(super) async fn unwatched(mut stream: Stream) -> io::Result<Stream> {
+    stream.flush().await?;
+    if !stream.as_any().is::<Watched>() {
+        return Ok(stream);
+    }
+    let watched = stream.into_any().downcast::<Watched>();
+    watched.map(|watched| watched.inner.into_inner()).map_err(|_| io::ErrorKind::Unsupported.into())
+}
+
 /// Whether nothing of the connection is left. A client that had closed it answers what is written to it with a reset; read is then
 /// the end that it sent before, and no error.
 fn is_closed(stream: &Stream) -> bool {

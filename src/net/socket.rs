@@ -16,12 +16,13 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::exchange::{Exchange, response_head};
 use super::headers::has;
+use super::io::unwatched;
 
 /// Read at a time; most messages are shorter. Idle sockets are many, and each has this much.
-const READ_BYTES: usize = 2 * 1024;
+const READ_BYTES: usize = 512;
 /// The longest message that is taken, in bytes.
 const MESSAGE_BYTES_MAX: usize = 16 * 1024;
-/// Written at a time.
+/// Messages are gathered up to here before they are written without a flush.
 const WRITE_BYTES: usize = 8 * 1024;
 
 /// A WebSocket with a client. It is counted among the tunnels of its edge until it is dropped.
@@ -85,8 +86,22 @@ impl Exchange {
             .write_buffer_size(WRITE_BYTES)
             .max_message_size(Some(MESSAGE_BYTES_MAX))
             .max_frame_size(Some(MESSAGE_BYTES_MAX));
-        let io = Io { stream: session.into_inner(), _open: open };
+        let stream = unwatched(session.into_inner()).await.map_err(|_| NoSocket::Gone)?;
+        let io = Io { stream, _open: open };
         Ok(WebSocketStream::from_partially_read(io, early, Role::Server, Some(config)).await)
+    }
+
+    /// Serves a socket in a task of its own, that the handler can return: what HTTP needed of memory is given back. It counts among
+    /// the connections of this edge, and is cut with them.
+    pub fn serve_socket(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let cut = self.shared().cut.clone();
+        self.shared().connections.spawn(async move {
+            tokio::select! {
+                biased;
+                () = cut.cancelled() => {}
+                () = work => {}
+            }
+        });
     }
 }
 

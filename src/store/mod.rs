@@ -36,7 +36,7 @@ use serde::{Deserialize, Serialize};
 use crate::admission::{GateMode, GateState, Held, Order, Short};
 use crate::call::{EndProof, Event, Origin, Outcome, Phase, Step};
 use crate::clock::UnixMs;
-use crate::ids::{Alias, CallId, RefusalId};
+use crate::ids::{AccountName, Alias, CallId, RefusalId};
 use crate::policy::{Business, Facts, Policy};
 pub use desk::{AuditRecord, Desk, Inbox, InboxEvent, Outbox, OutboxDelivery, Purged};
 pub use fleet::{BEAT_EVERY_MS, Fleet, LIVE_MS, Living, Replica, Sharing};
@@ -44,7 +44,7 @@ pub use journal::Journal;
 pub use records::{HookAsked, HookCame, Put, PutPostCall, Records, StoredPostCall};
 pub use retention::{Ages, EndedCall, Place, Retention, record_kept, text_kept};
 pub use spool::{Spool, SpoolError, Spooled};
-pub use transcripts::{NewUtterance, Ring, Said, Standing, Transcripts, Utterance};
+pub use transcripts::{NewUtterance, RECORDED, Ring, Said, Speech, Standing, Took, Transcripts, Utterance, tells_more};
 
 /// The alias kind of an app's own idempotency key. Unlike other ids it may pass to another call: when the order that showed it
 /// was proven not to have made one.
@@ -473,6 +473,9 @@ pub trait Store: Records + Desk + Transcripts + Retention + Send + Sync + 'stati
 
     /// Every call that is not over.
     async fn open_calls(&self) -> Result<Vec<CallRecord>>;
+
+    /// Outbound orders of an account that are open and have no id of a kind: the answer to them has not come.
+    async fn unanswered_orders(&self, account: &AccountName, kind: &str) -> Result<Vec<CallRecord>>;
 
     /// The latest calls, ended ones included. One that cannot be read is left out.
     async fn latest_calls(&self, limit: u32) -> Result<Vec<CallRecord>>;

@@ -83,6 +83,10 @@ pub(super) fn call_id(text: &str) -> Sql<CallId> {
     CallId::parse(text).ok_or_else(|| damaged(format!("{text:?} is no call id")))
 }
 
+pub(super) fn business_and_id(row: &impl Columns) -> Sql<(String, CallId)> {
+    Ok((row.text("business")?, call_id(&row.text("id")?)?))
+}
+
 pub(super) fn facts(row: &impl Columns) -> Sql<Facts> {
     Ok(Facts {
         business: BusinessId::parse(&row.text("business")?).map_err(damaged)?,

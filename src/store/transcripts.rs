@@ -6,10 +6,13 @@
 
 use async_trait::async_trait;
 
-use super::Result;
-use crate::call::Speaker;
+use super::{CallRecord, Delivery, NewEvent, Received, Result};
+use crate::call::{EndProof, Phase, Speaker};
 use crate::clock::UnixMs;
-use crate::ids::CallId;
+use crate::ids::{Alias, CallId};
+
+/// The outcome of a webhook whose utterance stands on record.
+pub const RECORDED: &str = "recorded";
 
 /// Something that was said.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +33,22 @@ pub struct NewUtterance {
     pub at_ms: UnixMs,
 }
 
+impl NewUtterance {
+    /// The same on record.
+    pub fn at(self, said: Said) -> Utterance {
+        Utterance {
+            id: said.id,
+            sequence: said.sequence,
+            event_id: self.event_id,
+            speaker: self.speaker,
+            text: self.text,
+            said_at: self.said_at,
+            source_sequence: self.source_sequence,
+            source: self.source,
+        }
+    }
+}
+
 /// Where an utterance stands on record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Said {
@@ -37,6 +56,41 @@ pub struct Said {
     pub id: i64,
     /// Its number in its call.
     pub sequence: i64,
+}
+
+/// A webhook that says something in a call.
+#[derive(Debug, Clone)]
+pub struct Speech {
+    /// The webhook. Its id and the utterance's [`NewUtterance::event_id`] are one.
+    pub event: NewEvent,
+    /// The ids by which it names its call.
+    pub aliases: Vec<Alias>,
+    /// What it says.
+    pub said: NewUtterance,
+    /// What the app has to be told of it.
+    pub delivery: Option<Delivery>,
+}
+
+/// What became of a webhook that says something in a call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Took {
+    /// It is settled: what it says stands there.
+    Whole(CallId, Said),
+    /// It was before, and that stands there.
+    Before(CallId, Said),
+    /// It is in the inbox and no more is done: nobody knows its call, or it tells more of it than what was said
+    /// ([`tells_more`]), or it was left half-way before.
+    Inbox(Received),
+}
+
+/// Whether something that was said in a call is news of the call itself. Who speaks has been connected, and may be known by
+/// another id from now on.
+pub fn tells_more(record: &CallRecord, aliases: &[Alias]) -> bool {
+    record.phase < Phase::Live
+        // It was taken for over, or is about to be.
+        || record.proof == Some(EndProof::Deadline)
+        || record.absent_at.is_some()
+        || aliases.iter().any(|alias| !record.aliases.contains(alias))
 }
 
 /// An utterance on record.
@@ -85,6 +139,9 @@ pub trait Transcripts {
     /// what stands already. `None`: there is no such call any more.
     async fn say(&self, call: &CallId, said: NewUtterance) -> Result<Option<Said>>;
 
+    /// Takes a webhook into the inbox, puts on record what it says, and settles it, in one transaction; or does the first alone.
+    async fn hear(&self, speech: Speech) -> Result<Took>;
+
     /// Utterances of a call after a number, in order, at most `limit`.
     async fn utterances(&self, call: &CallId, after: i64, limit: u32) -> Result<Vec<Utterance>>;
 
@@ -96,6 +153,14 @@ pub trait Transcripts {
     async fn listen(&self, ring: Ring) {
         drop(ring);
     }
+
+    /// The calls of these businesses that are open; and of the `latest` of all those that ended since. Each with its business.
+    async fn calls_of(
+        &self,
+        businesses: &[String],
+        ended_since_ms: UnixMs,
+        latest: u32,
+    ) -> Result<Vec<(String, CallId)>>;
 
     /// Where these calls stand; those that are not on record are left out.
     async fn standings(&self, calls: &[CallId]) -> Result<Vec<Standing>>;

@@ -6,13 +6,14 @@ use http::{HeaderMap, Response, StatusCode};
 use tracing::warn;
 
 use super::{Came, Taken, Webhooks};
-use crate::call::{EndProof, Origin, Phase};
+use crate::call::{Origin, Phase};
 use crate::calls::inbound::Arrival;
 use crate::clock::rfc3339;
 use crate::hub::Partial;
+use crate::policy::Privacy;
 use crate::provider::description::Heard;
 use crate::reply::{problem, respond};
-use crate::store::{Change, NewUtterance, Result};
+use crate::store::{Change, NewEvent, NewUtterance, RECORDED, Result, Speech, Took, tells_more};
 
 impl Webhooks {
     /// The answer to what is not taken into the inbox: what cannot be read, and what is only half said. `None`: it is taken.
@@ -43,6 +44,53 @@ impl Webhooks {
         }
     }
 
+    /// What it says, if that can be put on record with the webhook itself: it is for nobody else, tells of nothing else, and is kept
+    /// whoever's it is.
+    pub(super) fn said_alone<'t>(&self, taken: &'t Taken<'_>) -> Option<&'t Heard> {
+        let heard = taken.heard.as_ref()?.as_ref().ok()?;
+        let webhook = taken.from.webhook();
+        let is_alone = webhook.reply.is_none()
+            && webhook.callback.is_none()
+            && taken.event.is_some_and(|event| event.record.is_none())
+            && !self.is_for_spool(taken)
+            && self.calls.policy.privacies().of_all() == Some(Privacy::Keep);
+        is_alone.then_some(heard)
+    }
+
+    /// Takes such a webhook into the inbox and does all that it asks for, in one commit; or takes it in and no more.
+    pub(super) async fn take_said(&self, taken: &Taken<'_>, heard: &Heard, event: NewEvent) -> Result<Took> {
+        let said = self.utterance(heard, &event.id);
+        let delivery = self.delivery(taken, None, &event.id).await?;
+        let is_delivered = delivery.is_some();
+        let speech = Speech { event, aliases: taken.aliases.clone(), said: said.clone(), delivery };
+        let took = self.calls.lifecycle.store.hear(speech).await?;
+        match &took {
+            Took::Whole(call, stands) => {
+                if is_delivered {
+                    self.deliver.notify_one();
+                }
+                self.calls.lifecycle.hub.say(call, said.at(*stands));
+            }
+            // Whoever put it on record may not have come to this.
+            Took::Before(call, _) => self.calls.lifecycle.hub.ring(call),
+            Took::Inbox(_) => {}
+        }
+        Ok(took)
+    }
+
+    fn utterance(&self, heard: &Heard, event_id: &str) -> NewUtterance {
+        let at_ms = self.calls.lifecycle.clock.now_ms();
+        NewUtterance {
+            event_id: event_id.to_owned(),
+            speaker: heard.speaker,
+            text: heard.text.clone(),
+            said_at: heard.said_at.clone().unwrap_or_else(|| rfc3339(at_ms)),
+            source_sequence: heard.order,
+            source: heard.order_in.clone(),
+            at_ms,
+        }
+    }
+
     /// Puts on record what was said. A call that nobody knows exists all the same, and is counted from now on.
     pub(super) async fn hear(
         &self,
@@ -56,32 +104,16 @@ impl Webhooks {
             Some(call) => call,
             None => self.calls.overhear(self.overheard(taken)).boxed().await?,
         };
-        let at_ms = lifecycle.clock.now_ms();
-        let said = NewUtterance {
-            event_id: event_id.to_owned(),
-            speaker: heard.speaker,
-            text: self.calls.text_kept_now(&call, &heard.text).await?,
-            said_at: heard.said_at.clone().unwrap_or_else(|| rfc3339(at_ms)),
-            source_sequence: heard.order,
-            source: heard.order_in.clone(),
-            at_ms,
-        };
-        let Some(said) = lifecycle.store.say(&call, said).await? else { return Ok(Came::of("forgotten")) };
+        let text = self.calls.text_kept_now(&call, &heard.text).await?;
+        let said = NewUtterance { text, ..self.utterance(heard, event_id) };
+        let Some(stands) = lifecycle.store.say(&call, said).await? else { return Ok(Came::of("forgotten")) };
         lifecycle.hub.ring(&call);
-        // Who speaks has been connected, and may be known by another id from now on.
         let record = lifecycle.store.call(&call).await?;
-        let is_news = |record: &crate::store::CallRecord| {
-            record.phase < Phase::Live
-                // It was taken for over, or is about to be.
-                || record.proof == Some(EndProof::Deadline)
-                || record.absent_at.is_some()
-                || taken.aliases.iter().any(|alias| !record.aliases.contains(alias))
-        };
-        if record.as_ref().is_some_and(is_news) {
+        if record.is_some_and(|record| tells_more(&record, &taken.aliases)) {
             let bind = taken.aliases.clone();
             lifecycle.apply(Change { event: taken.news, bind, ..lifecycle.change(&call, "webhook") }).await?;
         }
-        Ok(Came { call: Some(call), said: Some(said), ..Came::of("recorded") })
+        Ok(Came { call: Some(call), said: Some(stands), ..Came::of(RECORDED) })
     }
 
     fn overheard(&self, taken: &Taken<'_>) -> Arrival {

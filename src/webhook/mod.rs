@@ -39,7 +39,7 @@ use crate::provider::render::fill_json;
 use crate::provider::select::{Document, Message, is_form, may_be_json};
 use crate::provider::sign::{BadSignature, sha256_hex};
 use crate::reply::{json_answer, problem, respond, twiml, when_full_twiml};
-use crate::store::{CallRecord, Change, Journal, NewEvent, Received, Result, Said, Spool, SpoolError};
+use crate::store::{CallRecord, Change, Journal, NewEvent, RECORDED, Received, Result, Said, Spool, SpoolError, Took};
 use arrive::{Candidate, ExtraPaths, Signed, candidates, verify};
 pub use journal::journal_loop;
 pub use records::records_loop;
@@ -326,7 +326,19 @@ impl Webhooks {
                 }
             }
         }
-        let received = match self.receive(row.clone()).await {
+        let received = match self.said_alone(taken) {
+            Some(heard) => match self.take_said(taken, heard, row.clone()).boxed().await {
+                Ok(Took::Whole(_, said) | Took::Before(_, said)) => {
+                    count(RECORDED);
+                    failpoint::hit("webhook.settled").await;
+                    return Ok(Some(fixed_answer(webhook, Some(said))));
+                }
+                Ok(Took::Inbox(received)) => Ok(received),
+                Err(error) => Err(error),
+            },
+            None => self.receive(row.clone()).await,
+        };
+        let received = match received {
             Ok(received) => received,
             Err(error) => return self.keep_aside(taken, row, error).boxed().await.map(Some),
         };

@@ -133,10 +133,10 @@ async fn t4_12_a_post_call_webhook_needs_nobody_who_listens() {
     let mut bells = stage.app().calls().lifecycle.hub.listen();
     assert_eq!(post(&stage, &payload(&conversation)).await.status, 200);
     assert_eq!(shown(&stage, &conversation).await["record"]["complete"], true);
-    // Who listens hears of the end, and of the record.
+    // Who listens hears of its ids, of the end, and of the record.
     let call = shown(&stage, &conversation).await["callId"].clone();
-    for _ in 0..2 {
-        assert_eq!(json!(bells.try_recv().unwrap()), call);
+    for _ in 0..3 {
+        assert_eq!(json!(bells.try_recv().unwrap().call), call);
     }
     stage.finish().await;
 }

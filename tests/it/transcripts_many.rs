@@ -29,7 +29,7 @@ const SENDERS: usize = 64;
 const FOLLOWED: usize = 1000;
 
 fn conversations() -> usize {
-    if std::env::var_os("RINGFENCE_FIGURES").is_some() { 10_000 } else { 500 }
+    if std::env::var_os("RINGFENCE_FIGURES").is_some() { 10_000 } else { 2000 }
 }
 
 fn conversation(n: usize) -> String {
@@ -60,14 +60,17 @@ async fn say_all(stage: &Arc<Stage>, all: &[(usize, usize)]) -> Vec<((usize, usi
 }
 
 /// Follows these from their beginning.
-async fn follow(stage: &Stage, calls: std::ops::Range<usize>) -> Socket {
-    let mut socket = Socket::open(stage, &token()).await;
-    for call in calls {
+async fn follow(stage: Arc<Stage>, calls: std::ops::Range<usize>) -> (Socket, usize) {
+    let mut socket = Socket::open(&stage, &token()).await;
+    let count = calls.len();
+    for call in calls.clone() {
         socket.say(&json!({"subscribe": conversation(call), "after": 0})).await;
+    }
+    for call in calls {
         assert_eq!(socket.hear_a("subscription_confirmed").await["sequence_number"], 1);
         assert_eq!(socket.hear_a("transcription").await["message_text"], line(call, 0));
     }
-    socket
+    (socket, count)
 }
 
 /// The texts of each conversation by their number, which come in order and without gaps.
@@ -93,12 +96,11 @@ async fn thousands_of_sequences_have_no_gaps_whatever_comes_twice_or_late() {
     let stage = Arc::new(Stage::start(setup).await);
     let first: Vec<(usize, usize)> = (0..count).map(|call| (call, 0)).collect();
     assert!(say_all(&stage, &first).await.iter().all(|(_, number, _)| *number == 1));
-    let mut readers = JoinSet::new();
-    for from in (0..count).step_by(FOLLOWED) {
-        let to = count.min(from + FOLLOWED);
-        let socket = follow(&stage, from..to).await;
-        readers.spawn(read(socket, to - from));
-    }
+    let ranges = (0..count).step_by(FOLLOWED).map(|from| from..count.min(from + FOLLOWED));
+    let following: JoinSet<_> = ranges.map(|calls| follow(stage.clone(), calls)).collect();
+    // Only now: nothing comes before all are followed.
+    let readers: JoinSet<_> =
+        following.join_all().await.into_iter().map(|(socket, calls)| read(socket, calls)).collect();
     // Every third comes twice or three times, and all of them in no order.
     let mut all = vec![];
     for said in (0..count).flat_map(|call| (1..=EACH).map(move |n| (call, n))) {
@@ -158,6 +160,73 @@ impl Follower {
     }
 }
 
+/// Nobody is asked about calls without a key.
+fn config(store: &str) -> String {
+    format!(
+        "[listen]\napi = \"127.0.0.1:0\"\nwebhooks = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\nclient = \"127.0.0.1:0\"\n\
+         [accounts.elevenlabs]\nupstream = \"http://127.0.0.1:1\"\nconcurrent = 5\nwebhook_tokens = [\"{}\"]\n\
+         [client]\ntoken_secret = \"{SECRET}\"\n{store}\n",
+        TOKEN.1
+    )
+}
+
+/// Says the nth line, and returns what it is answered; `None` if nobody answers.
+async fn say_line(http: &Upstream, at: &Serve, n: u64) -> Option<Value> {
+    let body = json!({"conversation_id": "conv_1", "speaker": "agent", "message": format!("line {n}"),
+        "timestamp": "2026-01-02T03:04:05Z"});
+    let mut request = Request::new(Bytes::from(body.to_string()));
+    *request.method_mut() = http::Method::POST;
+    *request.uri_mut() = at.at("webhooks", HEARD).parse().unwrap();
+    request.headers_mut().insert("content-type", "application/json".parse().unwrap());
+    request.headers_mut().insert(TOKEN.0, TOKEN.1.parse().unwrap());
+    let answer = http.fetch(request, 1 << 20, PATIENCE).await.ok()?;
+    assert_eq!(answer.status(), 201, "{:?}", answer.body());
+    Some(serde_json::from_slice(answer.body()).unwrap())
+}
+
+/// The process dies while somebody speaks; who was not answered says it again.
+async fn what_is_said_survives(fail: String) {
+    let folder = std::env::temp_dir().join(format!("ringfence-said-{}", CallId::new()));
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("ringfence.toml"), config("")).unwrap();
+    let http = Upstream::new(UpstreamSettings::default()).unwrap();
+    let mut serve = Serve::start(&folder, &[], &fail).await;
+    assert!(serve.is_ready(), "{fail}: {}", std::fs::read_to_string(folder.join("log")).unwrap());
+    let (mut n, mut after_death) = (1, 0);
+    while after_death < 3 {
+        match say_line(&http, &serve, n).await {
+            Some(answer) => {
+                assert_eq!(answer["sequence_number"], n, "{fail}");
+                n += 1;
+                after_death += u64::from(after_death > 0);
+            }
+            None => {
+                assert_eq!(after_death, 0, "{fail}: it dies once");
+                after_death = 1;
+                drop(serve);
+                serve = replica(&folder).await;
+            }
+        }
+        assert!(n < 200, "{fail}: it does not die");
+    }
+    let mut follower = Follower { last: 0, epoch: Value::Null };
+    let mut socket = follower.resume(&serve).await;
+    follower.hear(&mut socket, n - 1).await;
+    socket.hears_nothing().await;
+    drop(serve);
+    let _ = std::fs::remove_dir_all(&folder);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_said_is_numbered_once_wherever_the_process_dies() {
+    ringfence::net::install_crypto_provider();
+    let mut dice = Dice::new("what is said survives");
+    for point in ["webhook.read", "store.committing", "store.committed", "webhook.settled", "webhook.answered"] {
+        // Past the commits of a start, and of a call's first words.
+        what_is_said_survives(format!("{point}=abort:{}", 25 + dice.below(15))).await;
+    }
+}
+
 async fn replica(folder: &Path) -> Serve {
     let serve = Serve::start(folder, &[], "").await;
     assert!(serve.is_ready(), "{}", std::fs::read_to_string(folder.join("log")).unwrap());
@@ -173,30 +242,18 @@ async fn who_follows_at_a_replica_that_is_killed_resumes_at_another() {
     let url = tokio::task::spawn_blocking(|| server::shared().database_over_tcp()).await.unwrap();
     let folder = std::env::temp_dir().join(format!("ringfence-killed-{}", CallId::new()));
     let (hearing, showing) = (folder.join("hears"), folder.join("shows"));
-    // Nobody is asked about calls without a key.
-    let text = format!(
-        "[listen]\napi = \"127.0.0.1:0\"\nwebhooks = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\nclient = \"127.0.0.1:0\"\n\
-         [accounts.elevenlabs]\nupstream = \"http://127.0.0.1:1\"\nconcurrent = 5\nwebhook_tokens = [\"{}\"]\n\
-         [client]\ntoken_secret = \"{SECRET}\"\n[store]\nurl = \"{url}\"\n{DATABASE}\n",
-        TOKEN.1
-    );
+    let text = config(&format!("[store]\nurl = \"{url}\"\n{DATABASE}"));
     for folder in [&hearing, &showing] {
         std::fs::create_dir_all(folder).unwrap();
         std::fs::write(folder.join("ringfence.toml"), &text).unwrap();
     }
     let (hears, mut shows) = (replica(&hearing).await, replica(&showing).await);
-    let (http, heard_at) = (Upstream::new(UpstreamSettings::default()).unwrap(), hears.at("webhooks", HEARD));
+    let hears = Arc::new(hears);
+    let http = Upstream::new(UpstreamSettings::default()).unwrap();
+    let heard_at = hears.clone();
     let says = async move |n: u64| {
-        let body = json!({"conversation_id": "conv_1", "speaker": "agent", "message": format!("line {n}"),
-            "timestamp": "2026-01-02T03:04:05Z"});
-        let mut request = Request::new(Bytes::from(body.to_string()));
-        *request.method_mut() = http::Method::POST;
-        *request.uri_mut() = heard_at.parse().unwrap();
-        request.headers_mut().insert("content-type", "application/json".parse().unwrap());
-        request.headers_mut().insert(TOKEN.0, TOKEN.1.parse().unwrap());
-        let answer = http.fetch(request, 1 << 20, PATIENCE).await.unwrap();
-        let told: Value = serde_json::from_slice(answer.body()).unwrap();
-        assert_eq!((answer.status().as_u16(), &told["sequence_number"]), (201, &json!(n)), "{told}");
+        let told = say_line(&http, &heard_at, n).await.unwrap();
+        assert_eq!(told["sequence_number"], n, "{told}");
     };
     says(1).await;
     // Somebody speaks all the time.

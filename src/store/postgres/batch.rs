@@ -1,20 +1,23 @@
-//! Decisions that meet (group commit). They have to go one after the other, so one task owns them: what came while the last
-//! transaction was under way goes into the next one, with one count, one write and one commit. No timer. Dropping the waiter drops
-//! only the notification.
+//! Writes that meet (group commit): decisions, and what is said in calls. They have to go one after the other, so one task owns those
+//! of a kind: what came while the last transaction was under way goes into the next one, with a few statements and one commit. No
+//! timer. Dropping the waiter drops only the notification.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
 
-use super::super::{Decided, Result, StoreError};
+use super::super::{Decided, Result, Speech, StoreError, Took};
 use super::gate::{self, Ask};
+use super::speech;
 use super::transact::{Db, Gate};
 use crate::ids::CallId;
 
-/// Decisions that may wait. Beyond it, callers wait to hand theirs over.
+/// Writes that may wait. Beyond it, callers wait to hand theirs over.
 const WAITING_MAX: usize = 4096;
-/// Decisions in one transaction.
+/// Writes in one transaction.
 const BATCH_MAX: usize = 256;
 
 /// Calls of which nobody knows yet whether they are on record, and the transaction that knows.
@@ -44,57 +47,52 @@ impl Doubts {
     }
 }
 
-struct Waiting {
-    ask: Ask,
-    reply: oneshot::Sender<Result<Decided>>,
+/// Does what a batch asks for, in one transaction: an answer to each.
+type Transact<A, R> = Box<dyn Fn(Arc<[Arc<A>]>) -> BoxFuture<'static, Result<Vec<R>>> + Send + Sync>;
+
+struct Waiting<A, R> {
+    ask: A,
+    reply: oneshot::Sender<Result<R>>,
 }
 
-/// Where decisions are handed over.
-pub(super) struct Decisions(mpsc::Sender<Waiting>);
+/// Where they are handed over.
+pub(super) struct Batches<A, R>(mpsc::Sender<Waiting<A, R>>);
 
-impl Decisions {
+impl<A: Send + Sync + 'static, R: Send + 'static> Batches<A, R> {
     /// Starts the task, which ends with this.
-    pub(super) fn start(db: Arc<Db>, doubts: Doubts, callers_clock: bool) -> Self {
+    pub(super) fn start(db: Arc<Db>, transact: Transact<A, R>) -> Self {
         let (handed, waiting) = mpsc::channel(WAITING_MAX);
-        tokio::spawn(decide_all(Decider { db, doubts, callers_clock }, waiting));
+        tokio::spawn(run_all(db, transact, waiting));
         Self(handed)
     }
 
-    /// Decides, and returns when that is durable.
-    pub(super) async fn decide(&self, ask: Ask) -> Result<Decided> {
+    /// Hands one over, and returns when it is durable.
+    pub(super) async fn run(&self, ask: A) -> Result<R> {
         let (reply, told) = oneshot::channel();
         let gone = || StoreError::Failed("the store is closed".to_owned());
         self.0.send(Waiting { ask, reply }).await.map_err(|_| gone())?;
-        told.await.map_err(|_| StoreError::Unknown("the task that decides ended before it answered".to_owned()))?
+        told.await.map_err(|_| StoreError::Unknown("the task that writes ended before it answered".to_owned()))?
     }
 }
 
-struct Decider {
-    db: Arc<Db>,
-    doubts: Doubts,
-    callers_clock: bool,
-}
-
-async fn decide_all(decider: Decider, mut waiting: mpsc::Receiver<Waiting>) {
+async fn run_all<A, R>(db: Arc<Db>, transact: Transact<A, R>, mut waiting: mpsc::Receiver<Waiting<A, R>>) {
     let mut taken = Vec::new();
     while waiting.recv_many(&mut taken, BATCH_MAX).await > 0 {
         let (asks, replies): (Vec<_>, Vec<_>) = taken.drain(..).map(|w| (Arc::new(w.ask), w.reply)).unzip();
-        match decider.transact(&asks).await {
-            Ok(decided) => {
-                for (reply, decided) in replies.into_iter().zip(decided) {
-                    // The waiter may have gone; what was decided stands all the same.
-                    let _ = reply.send(Ok(decided));
+        match transact(asks.clone().into()).await {
+            Ok(answers) => {
+                for (reply, answer) in replies.into_iter().zip(answers) {
+                    // The waiter may have gone; what was written stands all the same.
+                    let _ = reply.send(Ok(answer));
                 }
             }
             // One that cannot be written must not take its neighbours along.
-            Err(StoreError::Failed(_) | StoreError::Damaged(_))
-                if asks.len() > 1 && !decider.db.health.is_failing() =>
-            {
+            Err(StoreError::Failed(_) | StoreError::Damaged(_)) if asks.len() > 1 && !db.health.is_failing() => {
                 for (ask, reply) in asks.into_iter().zip(replies) {
-                    let decided = decider.transact(&[ask]).await.and_then(|mut one| {
-                        one.pop().ok_or_else(|| StoreError::Failed("nothing was decided".to_owned()))
+                    let answer = transact([ask].into()).await.and_then(|mut one| {
+                        one.pop().ok_or_else(|| StoreError::Failed("nothing was answered".to_owned()))
                     });
-                    let _ = reply.send(decided);
+                    let _ = reply.send(answer);
                 }
             }
             Err(error) => {
@@ -106,13 +104,36 @@ async fn decide_all(decider: Decider, mut waiting: mpsc::Receiver<Waiting>) {
     }
 }
 
-impl Decider {
-    async fn transact(&self, asks: &[Arc<Ask>]) -> Result<Vec<Decided>> {
-        let (batch, callers_clock): (Arc<[Arc<Ask>]>, _) = (asks.into(), self.callers_clock);
-        let decided = self.db.write_at(Gate::Alone, move |c, state| {
-            let batch = batch.clone();
-            Box::pin(async move { gate::admit(c, state, &batch, callers_clock).await })
-        });
-        decided.await.map_err(|failed| self.doubts.note(asks.iter().map(|ask| &ask.call.id), failed))
-    }
+/// Decisions about calls.
+pub(super) fn decisions(db: Arc<Db>, doubts: Doubts, callers_clock: bool) -> Batches<Ask, Decided> {
+    let at = db.clone();
+    let transact = move |asks: Arc<[Arc<Ask>]>| {
+        let (db, doubts, batch) = (db.clone(), doubts.clone(), asks.clone());
+        let work = async move {
+            let decided = db.write_at(Gate::Alone, move |c, state| {
+                let batch = batch.clone();
+                Box::pin(async move { gate::admit(c, state, &batch, callers_clock).await })
+            });
+            decided.await.map_err(|failed| doubts.note(asks.iter().map(|ask| &ask.call.id), failed))
+        };
+        work.boxed()
+    };
+    Batches::start(at, Box::new(transact))
+}
+
+/// What is said in calls. With `tell`, other processes listen.
+pub(super) fn speeches(db: Arc<Db>, tell: bool) -> Batches<Speech, Took> {
+    let at = db.clone();
+    let transact = move |batch: Arc<[Arc<Speech>]>| {
+        let db = db.clone();
+        let work = async move {
+            let hear = db.write(move |c| {
+                let batch = batch.clone();
+                Box::pin(async move { speech::hear(c, &batch, tell).await })
+            });
+            hear.await
+        };
+        work.boxed()
+    };
+    Batches::start(at, Box::new(transact))
 }

@@ -262,10 +262,8 @@ pub(super) async fn keep_early(
     at_ms: UnixMs,
 ) -> Sql<Option<CallId>> {
     lock_ids(c, &aliases).await?;
-    for alias in &aliases {
-        if let Holder::Call(known) = holder(c, alias).await? {
-            return Ok(Some(known));
-        }
+    if let Some(known) = resolve(c, &aliases).await? {
+        return Ok(Some(known));
     }
     for alias in &aliases {
         let event = match holder(c, alias).await? {
@@ -303,6 +301,20 @@ pub(super) async fn open_calls(c: &mut PgConnection) -> Sql<Vec<CallRecord>> {
          ORDER BY a.kind, a.id",
     );
     together(&calls, &aliases.fetch_all(&mut *c).await?)?.into_iter().collect()
+}
+
+/// In a transaction that sees one state.
+pub(super) async fn unanswered_orders(c: &mut PgConnection, account: &str, kind: &str) -> Sql<Vec<CallRecord>> {
+    let rows = query(
+        "SELECT c.id FROM calls c
+         WHERE c.phase <> 'ended' AND c.account = $1 AND c.origin = 'order' AND c.direction = 'outbound'
+         AND NOT EXISTS (SELECT 1 FROM call_aliases a WHERE a.call_id = c.id AND a.kind = $2)",
+    );
+    let mut orders = Vec::new();
+    for row in rows.bind(account).bind(kind).fetch_all(&mut *c).await? {
+        orders.extend(one(c, &call_id(row.try_get("id")?)?).await?);
+    }
+    Ok(orders)
 }
 
 /// In a transaction that sees one state.

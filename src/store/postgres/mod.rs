@@ -16,6 +16,7 @@ mod records;
 mod replicas;
 mod retention;
 mod settings;
+mod speech;
 mod transact;
 mod transcripts;
 
@@ -29,14 +30,14 @@ use tracing::{info, warn};
 
 use super::{
     Advanced, Applied, CallRecord, Change, Decided, Delivery, Fleet, NewCall, NewEvent, Opened, OrderRecord, Place,
-    Reach, Received, RefusalRecord, Replica, Result, Sharing, Store, StoreError, Waiting,
+    Reach, Received, RefusalRecord, Replica, Result, Sharing, Speech, Store, StoreError, Took, Waiting,
 };
 use crate::admission::{GateMode, GateState, Held, Order};
 use crate::call::Event;
 use crate::clock::UnixMs;
-use crate::ids::{Alias, CallId};
+use crate::ids::{AccountName, Alias, CallId};
 use crate::policy::{Business, Facts, Policy};
-use batch::{Decisions, Doubts};
+use batch::{Batches, Doubts};
 use gate::Ask;
 use holder::{BEAT_EVERY, Me, SILENCE};
 pub use settings::{Pooler, Settings};
@@ -111,7 +112,8 @@ pub struct PostgresStore {
     me: Me,
     beating: tokio::sync::Mutex<Option<tokio::task::JoinHandle<()>>>,
     doubts: Doubts,
-    decisions: Decisions,
+    decisions: Batches<Ask, Decided>,
+    speeches: Batches<Speech, Took>,
     callers_clock: bool,
 }
 
@@ -234,8 +236,10 @@ impl PostgresStore {
         info!(store = %shown, version = %server.version, pooler = server.pooled, generation, ?sharing, "the record is open");
         let beating = tokio::spawn(beat(db.clone(), me.clone()));
         let (doubts, callers_clock) = (Doubts::default(), settings.callers_clock);
-        let decisions = Decisions::start(db.clone(), doubts.clone(), callers_clock);
-        Ok(Self { db, me, beating: tokio::sync::Mutex::new(Some(beating)), doubts, decisions, callers_clock })
+        let decisions = batch::decisions(db.clone(), doubts.clone(), callers_clock);
+        // Commits that notify queue up in the server: not where nobody listens.
+        let speeches = batch::speeches(db.clone(), me.sharing() == Sharing::Shared);
+        Ok(Self { db, me, beating: tokio::sync::Mutex::new(Some(beating)), doubts, decisions, speeches, callers_clock })
     }
 
     /// Settles a record whose COMMIT got no answer: only then is it certain that it is there, or never will be.
@@ -330,7 +334,7 @@ impl Store for PostgresStore {
     }
 
     async fn admit(&self, call: NewCall, order: Order, epoch: i64) -> Result<Decided> {
-        self.decisions.decide(Ask { call, order, epoch }).await
+        self.decisions.run(Ask { call, order, epoch }).await
     }
 
     async fn gate_state(&self) -> Result<GateState> {
@@ -392,6 +396,16 @@ impl Store for PostgresStore {
 
     async fn open_calls(&self) -> Result<Vec<CallRecord>> {
         self.db.read(|c| Box::pin(calls::open_calls(c))).await
+    }
+
+    async fn unanswered_orders(&self, account: &AccountName, kind: &str) -> Result<Vec<CallRecord>> {
+        let (account, kind) = (account.clone(), kind.to_owned());
+        self.db
+            .read(move |c| {
+                let (account, kind) = (account.clone(), kind.clone());
+                Box::pin(async move { calls::unanswered_orders(c, account.as_str(), &kind).await })
+            })
+            .await
     }
 
     async fn latest_calls(&self, limit: u32) -> Result<Vec<CallRecord>> {

@@ -5,9 +5,10 @@ use sqlx::postgres::PgListener;
 use sqlx::{PgConnection, Row as _};
 use tracing::warn;
 
-use super::super::rows::{standing, utterance};
-use super::super::{NewUtterance, Result, Ring, Said, Sharing, Standing, Transcripts, Utterance};
+use super::super::rows::{business_and_id, standing, utterance};
+use super::super::{NewUtterance, Result, Ring, Said, Sharing, Speech, Standing, Took, Transcripts, Utterance};
 use super::{PostgresStore, Sql, query};
+use crate::clock::UnixMs;
 use crate::ids::CallId;
 
 /// Where processes over one record tell each other of calls.
@@ -51,9 +52,18 @@ async fn say(c: &mut PgConnection, call: CallId, said: NewUtterance, tell: bool)
     .fetch_one(&mut *c)
     .await?;
     if tell {
-        query("SELECT pg_notify($1, $2)").bind(BELLS).bind(call.as_str()).execute(c).await?;
+        ring_others(c, vec![call.as_str()]).await?;
     }
     Ok(Some(Said { id: row.try_get("id")?, sequence: row.try_get("sequence")? }))
+}
+
+pub(super) async fn ring_others(c: &mut PgConnection, calls: Vec<&str>) -> Sql<()> {
+    query("SELECT pg_notify($1, call) FROM unnest($2::text[]) AS call")
+        .bind(BELLS)
+        .bind(calls)
+        .execute(c)
+        .await
+        .map(drop)
 }
 
 async fn utterances(c: &mut PgConnection, call: CallId, after: i64, limit: u32) -> Sql<Vec<Utterance>> {
@@ -69,6 +79,22 @@ async fn utterances(c: &mut PgConnection, call: CallId, after: i64, limit: u32) 
 async fn last_sequence(c: &mut PgConnection, call: CallId) -> Sql<i64> {
     let row = query("SELECT last_sequence FROM transcripts WHERE call_id = $1").bind(call.as_str());
     row.fetch_optional(c).await?.map_or(Ok(0), |row| row.try_get("last_sequence"))
+}
+
+async fn calls_of(
+    c: &mut PgConnection,
+    businesses: Vec<String>,
+    ended_since_ms: UnixMs,
+    latest: u32,
+) -> Sql<Vec<(String, CallId)>> {
+    let rows = query(
+        "SELECT business, id FROM calls WHERE phase <> 'ended' AND business = ANY($1)
+         UNION ALL SELECT business, id FROM
+             (SELECT business, id, phase, ended_at FROM calls ORDER BY admitted_at DESC, id DESC LIMIT $3) AS latest
+         WHERE phase = 'ended' AND ended_at >= $2 AND business = ANY($1)",
+    );
+    let rows = rows.bind(businesses).bind(ended_since_ms).bind(i64::from(latest)).fetch_all(c).await?;
+    rows.iter().map(business_and_id).collect()
 }
 
 async fn standings(c: &mut PgConnection, ids: Vec<String>) -> Sql<Vec<Standing>> {
@@ -90,6 +116,10 @@ impl Transcripts for PostgresStore {
         // Commits that notify queue up in the server: not where nobody listens.
         let tell = self.me.sharing() == Sharing::Shared;
         self.db.write(move |c| Box::pin(say(c, call.clone(), said.clone(), tell))).await
+    }
+
+    async fn hear(&self, speech: Speech) -> Result<Took> {
+        self.speeches.run(speech).await
     }
 
     async fn utterances(&self, call: &CallId, after: i64, limit: u32) -> Result<Vec<Utterance>> {
@@ -123,6 +153,16 @@ impl Transcripts for PostgresStore {
         if let Err(error) = stopped {
             warn!(store = %self.db.shown, %error, "other replicas are not heard; what they write is looked for");
         }
+    }
+
+    async fn calls_of(
+        &self,
+        businesses: &[String],
+        ended_since_ms: UnixMs,
+        latest: u32,
+    ) -> Result<Vec<(String, CallId)>> {
+        let businesses = businesses.to_vec();
+        self.db.read(move |c| Box::pin(calls_of(c, businesses.clone(), ended_since_ms, latest))).await
     }
 
     async fn standings(&self, calls: &[CallId]) -> Result<Vec<Standing>> {

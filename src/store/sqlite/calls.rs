@@ -6,7 +6,7 @@ use sqlx::{Row as _, SqliteConnection};
 use super::super::CallRecord;
 use super::super::rows::{Sql, alias, call_id, facts, readable, record};
 use crate::clock::UnixMs;
-use crate::ids::{Alias, CallId};
+use crate::ids::{AccountName, Alias, CallId};
 use crate::policy::Facts;
 
 pub(super) async fn one(c: &mut SqliteConnection, id: &CallId) -> Sql<Option<CallRecord>> {
@@ -64,6 +64,28 @@ pub(super) async fn latest(pool: &SqlitePool, limit: u32) -> super::Result<Vec<C
     )
     .bind(limit);
     together(pool, calls, aliases).await.map(readable)
+}
+
+/// The rows of open calls are looked at where they stand; only what is wanted is read.
+pub(super) async fn unanswered_orders(
+    pool: &SqlitePool,
+    account: &AccountName,
+    kind: &str,
+) -> super::Result<Vec<CallRecord>> {
+    let ids: Vec<String> = sqlx::query_scalar(
+        "SELECT c.id FROM calls c INDEXED BY calls_open
+         WHERE c.phase <> 'ended' AND c.account = $1 AND c.origin = 'order' AND c.direction = 'outbound'
+         AND NOT EXISTS (SELECT 1 FROM call_aliases a WHERE a.call_id = c.id AND a.kind = $2)",
+    )
+    .bind(account.as_str())
+    .bind(kind)
+    .fetch_all(pool)
+    .await?;
+    let mut orders = Vec::with_capacity(ids.len());
+    for id in &ids {
+        orders.extend(one(&mut *pool.acquire().await?, &call_id(id)?).await?);
+    }
+    Ok(orders)
 }
 
 type Query<'q> = sqlx::query::Query<'q, sqlx::Sqlite, sqlx::sqlite::SqliteArguments>;

@@ -287,11 +287,19 @@ fn update(c: &Connection, record: &CallRecord) -> Written<()> {
     Ok(())
 }
 
-pub(super) fn keep_early(c: &Connection, aliases: &[Alias], event: Event, at_ms: UnixMs) -> Written<Option<CallId>> {
+/// The call that has one of these ids.
+pub(super) fn resolve(c: &Connection, aliases: &[Alias]) -> Written<Option<CallId>> {
     for alias in aliases {
         if let Holder::Call(known) = holder(c, alias)? {
             return Ok(Some(known));
         }
+    }
+    Ok(None)
+}
+
+pub(super) fn keep_early(c: &Connection, aliases: &[Alias], event: Event, at_ms: UnixMs) -> Written<Option<CallId>> {
+    if let Some(known) = resolve(c, aliases)? {
+        return Ok(Some(known));
     }
     for alias in aliases {
         let event = match holder(c, alias)? {

@@ -17,7 +17,6 @@ const INBOX: &str =
      (body IS NOT NULL OR spool IS NOT NULL) AS has_body, spool, call_id, outcome, tries, due_at, parked_at, error FROM webhook_events";
 const OUTBOX: &str = "SELECT id, event_id, call_id, url, own, attempts, due_at, done_at, last_error FROM deliveries";
 
-/// Calls, their ids, records, webhooks and deliveries. `ids` is a JSON list.
 #[async_trait]
 impl Desk for SqliteStore {
     async fn inbox(&self, which: Inbox, limit: u32) -> Result<Vec<InboxEvent>> {

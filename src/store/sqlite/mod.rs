@@ -32,7 +32,7 @@ use super::{
 use crate::admission::{GateMode, GateState, Order};
 use crate::call::Event;
 use crate::clock::UnixMs;
-use crate::ids::{Alias, CallId};
+use crate::ids::{AccountName, Alias, CallId};
 use crate::policy::{Business, Facts, Policy};
 pub use lock::Held;
 use writer::Writer;
@@ -301,6 +301,10 @@ impl Store for SqliteStore {
 
     async fn open_calls(&self) -> Result<Vec<CallRecord>> {
         self.doubting(calls::open_calls(&self.readers).await)
+    }
+
+    async fn unanswered_orders(&self, account: &AccountName, kind: &str) -> Result<Vec<CallRecord>> {
+        calls::unanswered_orders(&self.readers, account, kind).await
     }
 
     async fn latest_calls(&self, limit: u32) -> Result<Vec<CallRecord>> {

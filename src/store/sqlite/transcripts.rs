@@ -3,25 +3,56 @@
 use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension as _, params};
 
-use super::super::rows::{Sql, standing, utterance};
-use super::super::{NewUtterance, Result, Said, Standing, Transcripts, Utterance};
+use super::super::rows::{Sql, business_and_id, standing, utterance};
+use super::super::{
+    NewUtterance, RECORDED, Received, Result, Said, Speech, Standing, Took, Transcripts, Utterance, tells_more,
+};
 use super::SqliteStore;
-use super::calls_write::to_json;
+use super::calls_write::{self, call_id, to_json};
+use super::messages_write::{receive, settle};
 use super::writer::Written;
+use crate::clock::UnixMs;
 use crate::ids::CallId;
+
+fn said_before(c: &Connection, event_id: &str) -> Written<Option<(CallId, Said)>> {
+    c.prepare_cached("SELECT call_id, id, sequence FROM utterances WHERE event_id = ?1")?
+        .query_row([event_id], |row| {
+            Ok((call_id(row.get_ref(0)?.as_str()?)?, Said { id: row.get(1)?, sequence: row.get(2)? }))
+        })
+        .optional()
+}
 
 /// The writer is one: nothing comes between these statements.
 fn say(c: &Connection, call: &CallId, said: &NewUtterance) -> Written<Option<Said>> {
-    let before = c
-        .prepare_cached("SELECT id, sequence FROM utterances WHERE event_id = ?1")?
-        .query_row([&said.event_id], |row| Ok(Said { id: row.get(0)?, sequence: row.get(1)? }))
-        .optional()?;
-    if before.is_some() {
-        return Ok(before);
+    if let Some((_, before)) = said_before(c, &said.event_id)? {
+        return Ok(Some(before));
     }
     if !c.prepare_cached("SELECT 1 FROM calls WHERE id = ?1")?.exists([call.as_str()])? {
         return Ok(None);
     }
+    say_next(c, call, said).map(Some)
+}
+
+fn hear(c: &Connection, speech: &Speech) -> Written<Took> {
+    let Speech { event, aliases, said, delivery } = speech;
+    let received = receive(c, event)?;
+    if let Received::Before { id, outcome } = &received {
+        let before = if outcome.is_some() { said_before(c, id)? } else { None };
+        return Ok(before.map_or(Took::Inbox(received), |(call, said)| Took::Before(call, said)));
+    }
+    let record = match calls_write::resolve(c, aliases)? {
+        Some(call) => calls_write::one(c, &call)?,
+        None => None,
+    };
+    let Some(record) = record.filter(|record| !tells_more(record, aliases)) else {
+        return Ok(Took::Inbox(received));
+    };
+    let stands = say_next(c, &record.id, said)?;
+    settle(c, &event.id, Some(&record.id), RECORDED, delivery.as_ref(), said.at_ms)?;
+    Ok(Took::Whole(record.id, stands))
+}
+
+fn say_next(c: &Connection, call: &CallId, said: &NewUtterance) -> Written<Said> {
     let sequence = c
         .prepare_cached(
             "INSERT INTO transcripts (call_id, last_sequence) VALUES (?1, 1)
@@ -47,7 +78,7 @@ fn say(c: &Connection, call: &CallId, said: &NewUtterance) -> Written<Option<Sai
             ],
             |row| row.get(0),
         )?;
-    Ok(Some(Said { id, sequence }))
+    Ok(Said { id, sequence })
 }
 
 #[async_trait]
@@ -55,6 +86,10 @@ impl Transcripts for SqliteStore {
     async fn say(&self, call: &CallId, said: NewUtterance) -> Result<Option<Said>> {
         let call = call.clone();
         self.writer.run(move |c| say(c, &call, &said)).await
+    }
+
+    async fn hear(&self, speech: Speech) -> Result<Took> {
+        self.writer.run(move |c| hear(c, &speech)).await
     }
 
     async fn utterances(&self, call: &CallId, after: i64, limit: u32) -> Result<Vec<Utterance>> {
@@ -74,6 +109,27 @@ impl Transcripts for SqliteStore {
             .fetch_optional(&self.readers)
             .await?;
         Ok(last.unwrap_or(0))
+    }
+
+    async fn calls_of(
+        &self,
+        businesses: &[String],
+        ended_since_ms: UnixMs,
+        latest: u32,
+    ) -> Result<Vec<(String, CallId)>> {
+        let rows = sqlx::query(
+            "SELECT business, id FROM calls INDEXED BY calls_open
+             WHERE phase <> 'ended' AND business IN (SELECT value FROM json_each($1))
+             UNION ALL SELECT business, id FROM
+                 (SELECT business, id, phase, ended_at FROM calls ORDER BY admitted_at DESC, id DESC LIMIT $3)
+             WHERE phase = 'ended' AND ended_at >= $2 AND business IN (SELECT value FROM json_each($1))",
+        )
+        .bind(to_json(businesses).map_err(|e| super::StoreError::Failed(e.to_string()))?)
+        .bind(ended_since_ms)
+        .bind(latest)
+        .fetch_all(&self.readers)
+        .await?;
+        rows.iter().map(business_and_id).collect::<Sql<_>>().map_err(Into::into)
     }
 
     async fn standings(&self, calls: &[CallId]) -> Result<Vec<Standing>> {
