@@ -8,6 +8,7 @@
 pub mod account;
 pub mod check;
 pub mod description;
+pub mod nearest;
 pub mod path;
 pub mod render;
 pub mod secret;
