@@ -43,6 +43,7 @@ impl Calls {
 /// The value of `account.…` in a path about a call that a subaccount has: its own id instead of the account's.
 pub(super) fn id_of<'r>(account: &Account, record: Option<&'r CallRecord>, name: &str) -> Option<Cow<'r, str>> {
     let rule = account.provider.subaccounts.as_ref()?;
-    let (id, _) = record?.alias(SUBACCOUNT_KIND).filter(|_| name.strip_prefix("account.") == Some(&rule.own))?.split_once('/')?;
+    let (id, _) =
+        record?.alias(SUBACCOUNT_KIND).filter(|_| name.strip_prefix("account.") == Some(&rule.own))?.split_once('/')?;
     Some(Cow::Borrowed(id))
 }

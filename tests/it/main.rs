@@ -36,6 +36,7 @@ mod records;
 mod redis;
 mod reload;
 mod reposts;
+mod signatures;
 mod simulate;
 mod spool;
 mod start;

@@ -73,7 +73,10 @@ impl Jwt {
     /// The claims of a token that one of the keys has signed; of the named ones the one that it names.
     fn claims(&self, keys: &Keys, token: &str) -> Result<Claims, BadSignature> {
         let mut worst = BadSignature::Mismatch;
-        let named = self.key_claim.iter().flat_map(|claim| keys.named.iter().map(move |(name, key)| (Some((claim, name)), key)));
+        let named = self
+            .key_claim
+            .iter()
+            .flat_map(|claim| keys.named.iter().map(move |(name, key)| (Some((claim, name)), key)));
         for (names, key) in named.chain(keys.secrets.iter().map(|key| (None, key))) {
             match read(key, token) {
                 Ok(claims) => match names {
@@ -83,7 +86,9 @@ impl Jwt {
                     _ => return Ok(claims),
                 },
                 Err(ErrorKind::InvalidSignature) => {}
-                Err(ErrorKind::InvalidAlgorithm | ErrorKind::InvalidAlgorithmName) => return Err(BadSignature::Algorithm),
+                Err(ErrorKind::InvalidAlgorithm | ErrorKind::InvalidAlgorithmName) => {
+                    return Err(BadSignature::Algorithm);
+                }
                 Err(_) => return Err(BadSignature::Malformed(self.header.clone())),
             }
         }

@@ -201,7 +201,8 @@ impl TryFrom<String> for Template {
     fn try_from(written: String) -> Result<Self, String> {
         let (mut parts, mut rest) = (Vec::new(), written.as_str());
         while let Some((text, after)) = rest.split_once('{') {
-            let (name, after) = after.split_once('}').ok_or(format!("message {written:?} opens a brace and does not close it"))?;
+            let (name, after) =
+                after.split_once('}').ok_or(format!("message {written:?} opens a brace and does not close it"))?;
             if !text.is_empty() {
                 parts.push(Part::Text(text.to_owned()));
             }
@@ -270,7 +271,10 @@ impl MessageSignature {
     pub(super) fn check(&self) -> Result<(), String> {
         let has = |part: &Part| self.message.has(part);
         if !has(&Part::Body) && !has(&Part::TwilioParams) && !has(&Part::PlivoV3Base) {
-            return Err("message must have {body}, {twilio_params} or {plivo_v3_base}: else anybody can change the body".to_owned());
+            return Err(
+                "message must have {body}, {twilio_params} or {plivo_v3_base}: else anybody can change the body"
+                    .to_owned(),
+            );
         }
         if has(&Part::TwilioParams) && !has(&Part::Url) {
             return Err("message has {twilio_params}, which needs {url}: bodies other than forms are covered by their hash there".to_owned());
@@ -283,7 +287,9 @@ impl MessageSignature {
         for (key, part, is_given) in headers {
             match (has(&part), is_given) {
                 (true, false) => return Err(format!("message has {{{key}}}, but {key} does not say where it stands")),
-                (false, true) => return Err(format!("{key} is given, but message does not have {{{key}}}: anybody can change it")),
+                (false, true) => {
+                    return Err(format!("{key} is given, but message does not have {{{key}}}: anybody can change it"));
+                }
                 _ => {}
             }
         }
@@ -291,7 +297,10 @@ impl MessageSignature {
             return Err("signature names no header".to_owned());
         }
         if self.is_over_url() && self.signature.iter().any(|shown| shown.field.is_some()) {
-            return Err("a signature over the URL must have a header of its own, no field: it is made anew for the app".to_owned());
+            return Err(
+                "a signature over the URL must have a header of its own, no field: it is made anew for the app"
+                    .to_owned(),
+            );
         }
         let algorithms = self.signature.iter().filter_map(|shown| shown.algorithm);
         if algorithms.chain([self.algorithm]).any(|one| (one == Algorithm::Ed25519) != self.is_public_key()) {
@@ -339,7 +348,8 @@ impl MessageSignature {
 
     pub(super) fn verify(&self, keys: &Keys, request: &Request<'_>, now_secs: i64) -> Result<(), BadSignature> {
         let (_, _, stamp_secs) = self.fit(keys, request)?;
-        let (age_secs, at_most_secs) = (now_secs.saturating_sub(stamp_secs.unwrap_or(now_secs)), i64::from(self.tolerance_secs));
+        let (age_secs, at_most_secs) =
+            (now_secs.saturating_sub(stamp_secs.unwrap_or(now_secs)), i64::from(self.tolerance_secs));
         if age_secs.saturating_abs() > at_most_secs {
             return Err(BadSignature::Stale { age_secs, at_most_secs });
         }
@@ -352,8 +362,12 @@ impl MessageSignature {
             return Err(BadSignature::NoSecret);
         }
         let first = || self.headers().next().unwrap_or_default().to_owned();
-        let texts: Vec<(&Shown, Vec<&str>)> =
-            self.signature.iter().filter(|shown| request.headers.contains_key(&shown.header)).map(|shown| (shown, shown.texts(request.headers))).collect();
+        let texts: Vec<(&Shown, Vec<&str>)> = self
+            .signature
+            .iter()
+            .filter(|shown| request.headers.contains_key(&shown.header))
+            .map(|shown| (shown, shown.texts(request.headers)))
+            .collect();
         if texts.is_empty() {
             return Err(BadSignature::Missing(first()));
         }
@@ -373,7 +387,8 @@ impl MessageSignature {
         for base in self.bases(request, request.url) {
             for (algorithm, key) in &candidates {
                 let message = self.message.fill(&values, &base);
-                let fits = |(one, all): &(&Shown, Vec<Vec<u8>>)| self.algorithm_of(*algorithm, one).fits(key, &message, all);
+                let fits =
+                    |(one, all): &(&Shown, Vec<Vec<u8>>)| self.algorithm_of(*algorithm, one).fits(key, &message, all);
                 if shown.iter().any(fits) {
                     return Ok(((*algorithm, key.clone()), base, stamp_secs));
                 }
@@ -389,7 +404,8 @@ impl MessageSignature {
     /// The keys that may have signed. The sender chooses between the modes: to name a key that nobody configured must not pass for
     /// "nothing to check with".
     fn candidates(&self, keys: &Keys, request: &Request<'_>) -> Result<Vec<Candidate>, BadSignature> {
-        let Some((header, settings)) = self.settings.as_ref().and_then(|name| Some((name, request.header(name)?))) else {
+        let Some((header, settings)) = self.settings.as_ref().and_then(|name| Some((name, request.header(name)?)))
+        else {
             return Ok(keys.secrets.iter().filter_map(|secret| Some((None, self.key(secret).ok()?))).collect());
         };
         let malformed = || BadSignature::Malformed(header.clone());

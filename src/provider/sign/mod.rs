@@ -151,12 +151,7 @@ impl Signature {
 
     /// The headers of a request that is passed on under another URL, where its signature is over the URL: as the provider would
     /// have signed it, by the key that fits the request as it came, else by the current one. Only headers that it came with.
-    pub fn resign(
-        &self,
-        keys: &Keys,
-        came: &Request<'_>,
-        goes: &Request<'_>,
-    ) -> Vec<(HeaderName, HeaderValue)> {
+    pub fn resign(&self, keys: &Keys, came: &Request<'_>, goes: &Request<'_>) -> Vec<(HeaderName, HeaderValue)> {
         match &self.scheme {
             Scheme::Message(message) if self.is_over_url() => message.resign(keys, came, goes),
             _ => vec![],
@@ -180,7 +175,8 @@ impl Signature {
 
     /// Whether the header is a signature over this one request: no credential, whatever its name.
     pub fn is_signature(&self, header: &HeaderName) -> bool {
-        !matches!(self.scheme, Scheme::Shared(_)) && self.headers().any(|name| header.as_str().eq_ignore_ascii_case(name))
+        !matches!(self.scheme, Scheme::Shared(_))
+            && self.headers().any(|name| header.as_str().eq_ignore_ascii_case(name))
     }
 
     fn headers(&self) -> Box<dyn Iterator<Item = &str> + '_> {

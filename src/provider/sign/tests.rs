@@ -140,7 +140,10 @@ fn forged_twilio_requests_fail() {
 fn signatures_over_the_url_are_made_anew() {
     let signature = preset("twilio");
     let form = status_form();
-    let both = [("x-twilio-signature", "hItbEAwSdxGYEkNb9cxAfcpdLCbumoJZQfjkEVyjB2M="), ("x-twilio-webhooks-signature-settings", "key=webhooks_sharedkey_1,algorithm=HMAC_SHA256")];
+    let both = [
+        ("x-twilio-signature", "hItbEAwSdxGYEkNb9cxAfcpdLCbumoJZQfjkEVyjB2M="),
+        ("x-twilio-webhooks-signature-settings", "key=webhooks_sharedkey_1,algorithm=HMAC_SHA256"),
+    ];
     let post = twilio(URL, None);
     let anew = |shown: &[(&str, &str)], came_to: &str, url: &str| {
         let headers = headers(shown);
@@ -165,7 +168,8 @@ fn signatures_over_the_url_are_made_anew() {
 #[test]
 fn elevenlabs_vector_passes_within_its_tolerance() {
     let post = Post::of("elevenlabs", keys(&["older", "wsec_example_secret"]));
-    let body = br#"{"type":"post_call_transcription","event_timestamp":1760000000,"data":{"conversation_id":"conv_abc"}}"#;
+    let body =
+        br#"{"type":"post_call_transcription","event_timestamp":1760000000,"data":{"conversation_id":"conv_abc"}}"#;
     let header = "t=1760000000,v0=0cddfb9c064860eb1aa71aaa428695c99675b23a1f8b72de07e5864d1a5bc386";
     let at = |now| post.check(&[("elevenlabs-signature", header)], body, now);
     assert_eq!((at(NOW), at(NOW + 1800), at(NOW - 1800)), (HOLDS, HOLDS, HOLDS));
@@ -187,8 +191,18 @@ fn plivo_vectors_pass_and_are_made_anew() {
         ("POST", hangup.to_owned(), Some(more), "fw7Hm/EUchcnjzaIjal4axV8PvaCKoLOHxh1A8hR9v0="),
         ("POST", format!("{hangup}?z=1&a=b%20c&a=a"), Some(form()), "2JnhwxFaWniSZnuujCXgx+n9P+xlwqsq6M9xCPuFphk="),
         ("POST", format!("{hangup}?z=1&a=b%20c"), None, "WlUTH34EI5ZMWNthR2TCtYDePbweP0Onn+6+BizWSaU="),
-        ("GET", "https://calls.example.test/plivo/answer?To=%2B1&CallUUID=c1".to_owned(), None, "v9TcAdiQRDSAfzGZhomCezz7A7ibAVrK+8Qob8x3EOs="),
-        ("GET", "https://calls.example.test/plivo/answer".to_owned(), None, "iyLDhtdi5YKfWvu2h61tx4dueHOy0kEAzYfo4o18KYs="),
+        (
+            "GET",
+            "https://calls.example.test/plivo/answer?To=%2B1&CallUUID=c1".to_owned(),
+            None,
+            "v9TcAdiQRDSAfzGZhomCezz7A7ibAVrK+8Qob8x3EOs=",
+        ),
+        (
+            "GET",
+            "https://calls.example.test/plivo/answer".to_owned(),
+            None,
+            "iyLDhtdi5YKfWvu2h61tx4dueHOy0kEAzYfo4o18KYs=",
+        ),
     ];
     for (method, url, form, signature) in table {
         let post = Post { url: &url, form, ..Post::of("plivo", keys(&["older", TOKEN])) };
@@ -196,25 +210,45 @@ fn plivo_vectors_pass_and_are_made_anew() {
         let several = format!("AAAA,{signature}");
         assert_eq!(post.by(method, &[("x-plivo-signature-v3", &several), nonce], b"", NOW), HOLDS, "{method} {url}");
         assert_eq!(post.by(method, &[("x-plivo-signature-ma-v3", signature), nonce], b"", NOW), HOLDS);
-        assert_eq!(post.by(method, &[("x-plivo-signature-v3", signature), ("x-plivo-signature-v3-nonce", "12346")], b"", NOW), MISMATCH);
-        assert_eq!(post.by(method, &[("x-plivo-signature-v3", signature)], b"", NOW), Err(BadSignature::Missing("X-Plivo-Signature-V3-Nonce".to_owned())));
+        assert_eq!(
+            post.by(method, &[("x-plivo-signature-v3", signature), ("x-plivo-signature-v3-nonce", "12346")], b"", NOW),
+            MISMATCH
+        );
+        assert_eq!(
+            post.by(method, &[("x-plivo-signature-v3", signature)], b"", NOW),
+            Err(BadSignature::Missing("X-Plivo-Signature-V3-Nonce".to_owned()))
+        );
         // For the same URL it comes out as it was.
         let shown = headers(&[("x-plivo-signature-v3", &several), nonce]);
         let came = Request { method, url: &url, headers: &shown, body: b"", form: post.form.as_deref() };
         let anew = post.signature.resign(&post.keys, &came, &came);
-        assert_eq!(anew, [(HeaderName::from_static("x-plivo-signature-v3"), HeaderValue::try_from(signature).unwrap())]);
+        assert_eq!(
+            anew,
+            [(HeaderName::from_static("x-plivo-signature-v3"), HeaderValue::try_from(signature).unwrap())]
+        );
         let other = Request { url: "https://app.example.test/x", ..came };
         assert_ne!(post.signature.resign(&post.keys, &came, &other), anew);
     }
     let json = Post { url: hangup, ..Post::of("plivo", keys(&[TOKEN])) };
-    let shown = [("x-plivo-signature-v3", "iyLDhtdi5YKfWvu2h61tx4dueHOy0kEAzYfo4o18KYs="), ("x-plivo-signature-v3-nonce", "12345")];
-    assert_eq!(Post { url: "https://calls.example.test/plivo/answer", ..json }.check(&shown, b"{}", NOW), MISMATCH, "a body that nothing covers");
+    let shown = [
+        ("x-plivo-signature-v3", "iyLDhtdi5YKfWvu2h61tx4dueHOy0kEAzYfo4o18KYs="),
+        ("x-plivo-signature-v3-nonce", "12345"),
+    ];
+    assert_eq!(
+        Post { url: "https://calls.example.test/plivo/answer", ..json }.check(&shown, b"{}", NOW),
+        MISMATCH,
+        "a body that nothing covers"
+    );
 }
 
 #[test]
 fn signalwire_vectors_pass_and_are_made_anew() {
     let form = pairs(&[("CallSid", "c1"), ("CallStatus", "completed")]);
-    let cxml = Post { url: "https://calls.example.test/cxml", form: Some(form), ..Post::of("signalwire_cxml", keys(&["PSK_key"])) };
+    let cxml = Post {
+        url: "https://calls.example.test/cxml",
+        form: Some(form),
+        ..Post::of("signalwire_cxml", keys(&["PSK_key"]))
+    };
     for header in ["x-signalwire-signature", "x-twilio-signature"] {
         assert_eq!(cxml.check(&[(header, "OYnqaohvazkI5gNVsEjKm0Eo+5c=")], b"", NOW), HOLDS);
     }
@@ -239,7 +273,9 @@ fn retell_vector_passes_and_digits_cannot_be_moved() {
     let post = Post::of("retell", keys(&["key_retell"]));
     let body = br#"{"event":"call_ended","call":{"call_id":"c1"}}"#;
     let digest = "a828bbdefa1b51fce33305bc279afe73411353175b26145be4ad4f623efef54a";
-    let at = |stamp: &str, body: &[u8], now| post.check(&[("x-retell-signature", &format!("v={stamp},d={digest}"))], body, now);
+    let at = |stamp: &str, body: &[u8], now| {
+        post.check(&[("x-retell-signature", &format!("v={stamp},d={digest}"))], body, now)
+    };
     assert_eq!((at("1760000000000", body, NOW), at("1760000000000", body, NOW - 300)), (HOLDS, HOLDS));
     assert_eq!(at("1760000000000", body, NOW + 301), stale(301, 300));
     assert_eq!(at("1760000000001", body, NOW), MISMATCH);
@@ -259,16 +295,26 @@ fn standard_webhooks_vector_passes() {
         let post = Post::of(name, keys(&["whsec_short", secret]));
         let check = |id: &str, signature: &str, now| {
             let stamp = at.to_string();
-            post.check(&[("webhook-id", id), ("webhook-timestamp", &stamp), ("webhook-signature", signature)], body, now)
+            post.check(
+                &[("webhook-id", id), ("webhook-timestamp", &stamp), ("webhook-signature", signature)],
+                body,
+                now,
+            )
         };
         assert_eq!(check(id, good, at), HOLDS);
         assert_eq!(check(id, &format!("v1a,AAAA v1,AAAA {good}"), at + 300), HOLDS, "several, while a key is rotated");
         assert_eq!(check(id, good, at - 301), stale(-301, 300));
         assert_eq!(check("msg_other", good, at), MISMATCH);
-        assert_eq!(check(id, &good.replace("v1,", "v2,"), at), Err(BadSignature::Malformed("webhook-signature".to_owned())));
+        assert_eq!(
+            check(id, &good.replace("v1,", "v2,"), at),
+            Err(BadSignature::Malformed("webhook-signature".to_owned()))
+        );
     }
     for bad in ["MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_short", "whsec_c2hvcnQ=", "whsec_!!"] {
-        assert!(standard_key(&Secret::new(bad)).is_err() && preset("openai").check_secret(&Secret::new(bad)).is_err(), "{bad}");
+        assert!(
+            standard_key(&Secret::new(bad)).is_err() && preset("openai").check_secret(&Secret::new(bad)).is_err(),
+            "{bad}"
+        );
     }
 }
 
@@ -279,7 +325,9 @@ fn bland_and_vapi_vectors_pass() {
     assert_eq!(bland.check(&good, br#"{"call_id":"c1"}"#, NOW), HOLDS);
     assert_eq!(bland.check(&good, br#"{"call_id":"c2"}"#, NOW), MISMATCH);
     let vapi = Post::of("vapi", keys(&["vapi secret"]));
-    let shown = |stamp| [("x-signature", "0b0b9043f08bb5da259f3bf193345840c79256a3e440275312a4241e46c3f020"), ("x-timestamp", stamp)];
+    let shown = |stamp| {
+        [("x-signature", "0b0b9043f08bb5da259f3bf193345840c79256a3e440275312a4241e46c3f020"), ("x-timestamp", stamp)]
+    };
     assert_eq!(vapi.check(&shown("1760000000000"), br#"{"message":{}}"#, NOW + 300), HOLDS);
     assert_eq!(vapi.check(&shown("1760000000000"), br#"{"message":{}}"#, NOW + 301), stale(301, 300));
     assert_eq!(vapi.check(&shown("1760000000"), br#"{"message":{}}"#, NOW), MISMATCH);
@@ -321,7 +369,9 @@ fn claim(name: &str) -> Result<Checked, BadSignature> {
 #[test]
 fn vonage_vector_passes() {
     let bearer = format!("Bearer {VONAGE}");
-    let check = |keys: Keys, shown: &str, body: &[u8], now| Post::of("vonage", keys).check(&[("authorization", shown)], body, now);
+    let check = |keys: Keys, shown: &str, body: &[u8], now| {
+        Post::of("vonage", keys).check(&[("authorization", shown)], body, now)
+    };
     let by_name = || named(&[("ffff0000", "another"), ("a1b2c3d4", VONAGE_SECRET)]);
     assert_eq!(check(by_name(), &bearer, VONAGE_BODY, NOW + 300), HOLDS);
     assert_eq!(check(keys(&["older", VONAGE_SECRET]), &bearer, VONAGE_BODY, NOW), HOLDS);
@@ -329,15 +379,23 @@ fn vonage_vector_passes() {
     assert_eq!(check(by_name(), &bearer, VONAGE_BODY, NOW - 301), stale(-301, 300));
     assert_eq!(check(by_name(), &bearer, b"{}", NOW), claim("payload_hash"));
     assert_eq!(check(by_name(), &bearer, b"", NOW), claim("payload_hash"));
-    assert_eq!(check(named(&[("ffff0000", VONAGE_SECRET)]), &bearer, VONAGE_BODY, NOW), claim("api_key"), "the right key under another's name");
+    assert_eq!(
+        check(named(&[("ffff0000", VONAGE_SECRET)]), &bearer, VONAGE_BODY, NOW),
+        claim("api_key"),
+        "the right key under another's name"
+    );
     assert_eq!(check(keys(&["another"]), &bearer, VONAGE_BODY, NOW), MISMATCH);
-    assert_eq!(check(keys(&[VONAGE_SECRET]), VONAGE, VONAGE_BODY, NOW), Err(BadSignature::Malformed("Authorization".to_owned())));
+    assert_eq!(
+        check(keys(&[VONAGE_SECRET]), VONAGE, VONAGE_BODY, NOW),
+        Err(BadSignature::Malformed("Authorization".to_owned()))
+    );
     assert_eq!(check(Keys::default(), &bearer, VONAGE_BODY, NOW), Err(BadSignature::NoSecret));
 }
 
 #[test]
 fn livekit_vector_passes() {
-    let check = |keys: Keys, body: &[u8], now| Post::of("livekit", keys).check(&[("authorization", LIVEKIT)], body, now);
+    let check =
+        |keys: Keys, body: &[u8], now| Post::of("livekit", keys).check(&[("authorization", LIVEKIT)], body, now);
     let by_name = || named(&[("APIkey1", LIVEKIT_SECRET)]);
     for now in [NOW - 60, NOW, NOW + 360] {
         assert_eq!(check(by_name(), LIVEKIT_BODY, now), HOLDS, "{now}");
@@ -364,7 +422,11 @@ fn tokens_of_another_algorithm_issuer_or_age_are_refused() {
         let shown = format!("bearer {}", token(VONAGE_SECRET, header, claims));
         Post::of("vonage", keys(&[VONAGE_SECRET])).check(&[("authorization", &shown)], body, NOW)
     };
-    assert_eq!(check(r#"{"alg":"HS256"}"#, &good, VONAGE_BODY), HOLDS, "a fraction of a second, and Bearer in any case");
+    assert_eq!(
+        check(r#"{"alg":"HS256"}"#, &good, VONAGE_BODY),
+        HOLDS,
+        "a fraction of a second, and Bearer in any case"
+    );
     for alg in ["RS256", "HS512", "ES256"] {
         assert_eq!(check(&format!(r#"{{"alg":"{alg}"}}"#), &good, VONAGE_BODY), Err(BadSignature::Algorithm), "{alg}");
     }
@@ -372,7 +434,9 @@ fn tokens_of_another_algorithm_issuer_or_age_are_refused() {
         assert!(check(header, &good, VONAGE_BODY).is_err(), "{header}");
         let unsigned = token("", header, &good).rsplit_once('.').unwrap().0.to_owned();
         let shown = format!("Bearer {unsigned}.");
-        assert!(Post::of("vonage", keys(&[VONAGE_SECRET])).check(&[("authorization", &shown)], VONAGE_BODY, NOW).is_err());
+        assert!(
+            Post::of("vonage", keys(&[VONAGE_SECRET])).check(&[("authorization", &shown)], VONAGE_BODY, NOW).is_err()
+        );
     }
     let hs = r#"{"alg":"HS256"}"#;
     assert_eq!(check(hs, &claims("Mallory", &format!(r#","iat":{NOW}"#)), VONAGE_BODY), claim("iss"));
@@ -396,7 +460,10 @@ fn shared_secrets_are_shown_in_a_header() {
     };
     assert_eq!(check("token", &["older", "x"], "x-ringfence-token", "x"), HOLDS);
     assert_eq!(check("token", &["x"], "authorization", "Bearer x"), HOLDS);
-    assert_eq!(check("token", &["x"], "authorization", "x"), Err(BadSignature::Missing("X-Ringfence-Token".to_owned())));
+    assert_eq!(
+        check("token", &["x"], "authorization", "x"),
+        Err(BadSignature::Missing("X-Ringfence-Token".to_owned()))
+    );
     assert_eq!(check("token", &["x"], "x-ringfence-token", "xy"), MISMATCH);
     assert_eq!(check("token", &["x"], "x-ringfence-token", "a key of signatures"), MISMATCH);
     assert_eq!(check("token", &[], "x-ringfence-token", "x"), Err(BadSignature::NoSecret));
@@ -449,15 +516,23 @@ fn a_scheme_can_be_written_out_or_changed() {
 
 #[test]
 fn mistakes_say_what_was_probably_meant_and_where() {
-    let hmac = |more: &str| format!("signature = {{ scheme = \"hmac\", algorithm = \"sha256\", signature = {{ header = \"a\" }}, {more} }}");
+    let hmac = |more: &str| {
+        format!("signature = {{ scheme = \"hmac\", algorithm = \"sha256\", signature = {{ header = \"a\" }}, {more} }}")
+    };
     let table = [
         ("signature = \"telnix\"".to_owned(), "there is no preset \"telnix\"; did you mean \"telnyx\"? known: "),
         ("signature = 1".to_owned(), "must be the name of a preset or a table"),
         ("signature = {}".to_owned(), "scheme is missing"),
         ("signature = { scheme = \"hmack\" }".to_owned(), "there is no scheme \"hmack\"; did you mean \"hmac\"?"),
-        ("signature = { preset = \"vapi\", mode = \"maybe\" }".to_owned(), "mode: unknown variant `maybe`, expected one of `require`, `if_present`, `off`"),
+        (
+            "signature = { preset = \"vapi\", mode = \"maybe\" }".to_owned(),
+            "mode: unknown variant `maybe`, expected one of `require`, `if_present`, `off`",
+        ),
         ("signature = { preset = \"vapi\", tolerance = 3 }".to_owned(), "unknown field `tolerance`"),
-        (hmac("message = \"{timestmp}.{body}\""), "a part {timestmp} that does not exist; did you mean {timestamp}? known: {body}"),
+        (
+            hmac("message = \"{timestmp}.{body}\""),
+            "a part {timestmp} that does not exist; did you mean {timestamp}? known: {body}",
+        ),
         (hmac("message = \"{body\""), "opens a brace and does not close it"),
         (hmac("message = \"{timestamp}.{body}\""), "timestamp does not say where it stands"),
         (hmac("message = \"{body}\", timestamp = { header = \"b\" }"), "anybody can change it"),
@@ -467,7 +542,10 @@ fn mistakes_say_what_was_probably_meant_and_where() {
         (hmac("message = \"{id}{body}\", id = \"b c\""), "\"b c\" is no header"),
         ("signature = { preset = \"telnyx\", algorithm = \"sha1\" }".to_owned(), "is not for the scheme ed25519"),
         ("signature = { preset = \"telnyx\", message = \"{url}{body}{timestamp}\" }".to_owned(), "cannot be made anew"),
-        ("signature = { preset = \"elevenlabs\", message = \"{url}{timestamp}{body}\" }".to_owned(), "must have a header of its own"),
+        (
+            "signature = { preset = \"elevenlabs\", message = \"{url}{timestamp}{body}\" }".to_owned(),
+            "must have a header of its own",
+        ),
     ];
     for (text, expected) in table {
         let error = written(&format!("# a comment\n{text}")).unwrap_err();

@@ -165,8 +165,9 @@ pub fn signature(data: &[u8]) {
     let (header, body) = two_parts(data);
     let keys = fuzz_keys();
     let older = Keys { secrets: keys.secrets[..1].to_vec(), ..Keys::default() };
-    let elevenlabs =
-        |keys: &Keys, header: &str, body: &[u8]| holds(&verified("elevenlabs", keys, URL, &[("elevenlabs-signature", header)], body, None));
+    let elevenlabs = |keys: &Keys, header: &str, body: &[u8]| {
+        holds(&verified("elevenlabs", keys, URL, &[("elevenlabs-signature", header)], body, None))
+    };
 
     let stamp = header.split(',').find_map(|p| p.trim().strip_prefix("t="));
     let stamp_secs = stamp.and_then(|s| s.parse::<i64>().ok());
@@ -196,9 +197,14 @@ pub fn signature(data: &[u8]) {
     let settings = "x-twilio-webhooks-signature-settings";
     let url = url.split('#').next().unwrap();
     for form in [Some(form.as_slice()), None] {
-        for shown in [&[("x-twilio-signature", header.as_str())][..], &[("x-twilio-signature", &header), (settings, &header)]] {
+        for shown in
+            [&[("x-twilio-signature", header.as_str())][..], &[("x-twilio-signature", &header), (settings, &header)]]
+        {
             assert!(!holds(&verified("twilio", &keys, url, shown, body, form)), "{header:?} was guessed");
-            assert!(!holds(&verified("twilio", &Keys::default(), url, shown, body, form)), "without a key nothing holds");
+            assert!(
+                !holds(&verified("twilio", &Keys::default(), url, shown, body, form)),
+                "without a key nothing holds"
+            );
         }
     }
     let good = simulated::twilio(SECRET, url, &form);
