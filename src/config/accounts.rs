@@ -178,10 +178,8 @@ pub(super) fn warn(
         let unchecked = account.provider.webhooks.iter().any(|w| {
             let (signature, keys) = (&w.signature, account.keys(&w.signature));
             // Of a key that it needs for its own requests too W004 has told.
-            signature.needs_secret()
-                && signature.key_from().is_none()
-                && keys.secrets.is_empty()
-                && keys.named.is_empty()
+            let told = signature.key_from().is_some_and(|key| account.provider.secrets.iter().any(|one| one == key));
+            signature.needs_secret() && !told && keys.secrets.is_empty() && keys.named.is_empty()
         });
         if strict.is_strict() && unchecked {
             let title = format!("account {name} has no webhook_secrets: its webhooks will be refused with 401");

@@ -35,11 +35,20 @@ pub(super) fn respond(world: &mut World, ask: &Ask<'_>, sid: &str, rest: &[&str]
             });
             Reply::json(200, &body)
         }
-        ("GET", ["Calls", call]) if subaccount.calls.contains_key(call.trim_end_matches(".json")) => {
-            world.counts.get_requests += 1;
+        ("GET" | "POST", ["Calls", call]) if subaccount.calls.contains_key(call.trim_end_matches(".json")) => {
             let call = call.trim_end_matches(".json");
+            let mut status = subaccount.calls[call].clone();
+            if ask.method == "GET" {
+                world.counts.get_requests += 1;
+            } else if ask.form().get("Status") == Some("completed") {
+                world.counts.hangups += u64::from(status != "completed");
+                status = "completed".to_owned();
+                if let Some(one) = world.settings.subaccounts.get_mut(sid) {
+                    one.calls.insert(call.to_owned(), status.clone());
+                }
+            }
             let body = json!({
-                "sid": call, "account_sid": sid, "parent_call_sid": null, "status": subaccount.calls[call],
+                "sid": call, "account_sid": sid, "parent_call_sid": null, "status": status,
                 "from": "+15550003301", "to": "+15550001101", "direction": "inbound", "duration": null, "price": null,
                 "end_time": null, "price_unit": "USD",
             });

@@ -24,6 +24,8 @@ use crate::provider::sign::Keys;
 const FRESH_MS: i64 = 3_600_000;
 /// How soon a token that does not fit, and one who is no subaccount, may be asked for again.
 const AGAIN_MS: i64 = 60_000;
+/// How soon it is asked again after it could not be asked.
+const FAILED_MS: i64 = 5_000;
 /// How long a webhook waits for it. Providers wait 15 s for an answer.
 const WITHIN: Duration = Duration::from_secs(3);
 /// How many of an account may be asked for in a minute.
@@ -48,12 +50,16 @@ struct Entry {
     /// The token; none: it is no subaccount.
     token: Option<Secret>,
     answered_at: Option<UnixMs>,
+    failed_at: Option<UnixMs>,
     /// Ends when the answer is there.
     under_way: Option<watch::Receiver<()>>,
 }
 
 impl Entry {
     fn is_due(&self, now_ms: UnixMs, again: bool) -> bool {
+        if self.failed_at.is_some_and(|at| now_ms - at < FAILED_MS) {
+            return false;
+        }
         let Some(at) = self.answered_at else { return true };
         let fresh_ms = if again || self.token.is_none() { AGAIN_MS } else { FRESH_MS };
         now_ms - at >= fresh_ms
@@ -214,10 +220,11 @@ impl Subaccounts {
         match answer {
             Ok(token) => {
                 info!(account = %account.name, subaccount = id, ours = token.is_some(), "asked for a subaccount");
-                (entry.token, entry.answered_at) = (token, Some(now_ms));
+                (entry.token, entry.answered_at, entry.failed_at) = (token, Some(now_ms), None);
             }
             // A token that was known stays.
             Err(error) => {
+                entry.failed_at = Some(now_ms);
                 warn!(account = %account.name, subaccount = id, %error, "a subaccount's token cannot be asked for")
             }
         }
@@ -237,6 +244,11 @@ impl Known {
         may
     }
 
+    fn oldest(&self) -> Option<(String, String)> {
+        let at_rest = self.of.iter().filter(|(_, entry)| entry.under_way.is_none());
+        at_rest.min_by_key(|(_, entry)| entry.answered_at).map(|(key, _)| key.clone())
+    }
+
     /// Forgets those who are none, then the one that was asked for longest ago.
     fn make_room(&mut self) {
         if self.of.len() < KNOWN_MAX {
@@ -244,7 +256,7 @@ impl Known {
         }
         self.of.retain(|_, entry| entry.token.is_some() || entry.under_way.is_some());
         if self.of.len() >= KNOWN_MAX
-            && let Some(oldest) = self.of.iter().min_by_key(|(_, e)| e.answered_at).map(|(key, _)| key.clone())
+            && let Some(oldest) = self.oldest()
         {
             self.of.remove(&oldest);
         }
