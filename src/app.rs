@@ -35,7 +35,7 @@ use crate::policy::Policy;
 use crate::reconcile::{self, Sightings};
 use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
-use crate::store::{self, Replica, Sharing, Spool, Store, StoreError};
+use crate::store::{self, Journal, Replica, Sharing, Spool, Store, StoreError};
 use crate::webhook::{self, Webhooks, deliver};
 use door::Doors;
 pub use live::Written;
@@ -158,8 +158,9 @@ impl App {
         let rebuilt = patient.ask(|| reconcile::rebuild(&calls)).await?;
         let wake = Arc::new(Notify::new());
         let spool = Spool::new(&config.spool_dir);
-        let inbox = Webhooks::new(calls.clone(), config.webhooks.clone(), wake.clone(), spool.clone());
-        let replayed = patient.ask(|| inbox.replay()).await?;
+        let journal = Journal::new(&config.spool_dir.join("journal"));
+        let inbox = Webhooks::new(calls.clone(), config.webhooks.clone(), wake.clone(), spool.clone(), journal.clone());
+        let replayed = patient.ask(|| inbox.replay()).await? + inbox.take_up().await;
         info!(
             version = env!("CARGO_PKG_VERSION"),
             mode = calls.lifecycle.policy.load().mode().as_str(),
@@ -196,6 +197,7 @@ impl App {
             draining: draining.clone(),
             store_path: config.store.shown(),
             store_backend: config.store.backend(),
+            journal: journal.clone(),
             program,
         };
         let live = Live::new(config.clone(), inbox, client, console, written, tasks.clone(), stop.clone());
@@ -209,6 +211,8 @@ impl App {
         tasks.spawn(webhook::replay_loop(move || newest.webhooks(), leads, stop.clone()));
         let newest = live.clone();
         tasks.spawn(deliver::run(move || newest.calls(), spool, wake, stop.clone()));
+        let newest = live.clone();
+        tasks.spawn(webhook::journal_loop(move || newest.webhooks(), stop.clone()));
         let (newest, role) = (live.clone(), calls.lifecycle.capacity.clone());
         tasks.spawn(webhook::spool_loop(move || newest.webhooks(), move || role.role().leads, stop.clone()));
         let (newest, role) = (live.clone(), calls.lifecycle.capacity.clone());

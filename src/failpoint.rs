@@ -49,6 +49,8 @@ pub const ALL: &[&str] = &[
     "webhook.applied",
     "webhook.settled",
     "webhook.answered",
+    "journal.kept",
+    "journal.received",
     "replay.applied",
     "replay.settled",
     "delivery.sent",

@@ -36,6 +36,7 @@ struct Inner {
     requests: IntCounterVec,
     upstream_seconds: HistogramVec,
     webhooks: IntCounterVec,
+    journaled: IntGauge,
     deliveries: IntCounterVec,
     records: IntCounterVec,
     sweeps: IntCounterVec,
@@ -171,6 +172,10 @@ impl Metrics {
                 "ringfence_webhooks_total",
                 "Webhooks, by what came of them.",
                 &["account", "event", "outcome"],
+            )?,
+            journaled: m.gauge(
+                "ringfence_webhooks_journaled",
+                "Webhooks that wait in the journal until the record takes them.",
             )?,
             deliveries: m.counters("ringfence_deliveries_total", "Deliveries to the app, by result.", &["result"])?,
             records: m.counters(
@@ -327,6 +332,11 @@ impl Metrics {
     /// A webhook came.
     pub fn webhook(&self, account: &str, event: &str, outcome: &str) {
         self.inner.webhooks.with_label_values(&[account, event, outcome]).inc();
+    }
+
+    /// So many webhooks wait in the journal.
+    pub fn journaled(&self, waiting: u64) {
+        self.inner.journaled.set(i64::try_from(waiting).unwrap_or(i64::MAX));
     }
 
     /// The app was told, or not.

@@ -28,7 +28,7 @@ use crate::provider::path::percent_decode;
 use crate::provider::secret::Secret;
 use crate::reconcile::Sightings;
 use crate::reply::{json_answer, problem, respond};
-use crate::store::{CallRecord, StoreError};
+use crate::store::{CallRecord, Journal, StoreError};
 use auth::{Caller, Denied, Scope, caller};
 use reload::Running;
 
@@ -52,6 +52,8 @@ pub struct Admin {
     pub store_path: String,
     /// `sqlite` or `postgres`.
     pub store_backend: &'static str,
+    /// Webhooks that wait until the record can be written.
+    pub journal: Journal,
     /// The program that it shows. Weak: the program has the console, not the other way round.
     pub program: Weak<dyn Running>,
 }
@@ -273,7 +275,7 @@ impl Admin {
             "policy": self.program()?.in_force().shown(),
             "draining": self.draining.is_cancelled(),
             "gate": {"standing": self.calls.lifecycle.capacity.standing(), "backend": self.calls.lifecycle.capacity.standing().backend, "calls": counts.calls, "overruns": counts.overruns, "byLimit": by_limit(&policy.settings().limits, &counts.by_key)},
-            "store": {"backend": self.store_backend, "path": self.store_path, "ok": written.is_ok(), "error": written.err().map(|e| e.to_string())},
+            "store": {"backend": self.store_backend, "path": self.store_path, "ok": written.is_ok(), "error": written.err().map(|e| e.to_string()), "journaled": self.journal.waiting()},
             "accounts": accounts,
         }))
     }

@@ -16,7 +16,7 @@ use crate::call::Outcome as End;
 use crate::ids::{Alias, CallId};
 use crate::provider::render::fill_json;
 use crate::reply::{Code, Manner, Refusal, json_answer, refusal};
-use crate::store::{CallRecord, StoreError};
+use crate::store::{CallRecord, Change, StoreError};
 
 /// An order that was sent before.
 pub(super) struct Earlier {
@@ -103,6 +103,10 @@ impl Calls {
             if Instant::now() >= until {
                 if let Some(one) = &earlier.order {
                     one.told_unknown();
+                }
+                if let (Some(call), Some(me)) = (&call, self.replica()) {
+                    let change = Change { untold_by: Some(me), ..self.lifecycle.change(call, "order") };
+                    self.lifecycle.apply_surely(change).await;
                 }
                 let why = "an equal order was sent before, and its outcome is still unknown";
                 let call = call.unwrap_or_else(CallId::new);

@@ -316,7 +316,7 @@ impl Calls {
                 // It reads on by itself.
                 drop(settling);
                 told.told_unknown();
-                self.mark_unsettled(&call).await;
+                self.mark_unknown(&call).await;
                 let secs = self.settings.create_timeout.as_secs();
                 let why = format!("{} did not answer within {secs} s", account.provider.name);
                 self.unknown_answer(&account, sdk_sleeps, &call, &why)
@@ -345,7 +345,7 @@ impl Calls {
                 return (Settled::NotCreated, refused);
             }
             Outcome::Unknown(error) => {
-                self.mark_unsettled(call).await;
+                self.mark_unknown(call).await;
                 let why = format!("the answer of {} was lost: {error}", provider.name);
                 return (Settled::Unknown, self.unknown_answer(&order.account, order.sdk_sleeps, call, &why));
             }
@@ -370,14 +370,14 @@ impl Calls {
             let wait_secs = retry_after_secs(&answer).unwrap_or(limit.wait_secs);
             return (Settled::NotCreated, self.refuse_by_provider(order, limit.class, wait_secs).boxed().await);
         } else if status >= 500 {
-            self.mark_unsettled(call).await;
+            self.mark_unknown(call).await;
             let why = format!("{} answered {status}", provider.name);
             return (Settled::Unknown, self.unknown_answer(&order.account, order.sdk_sleeps, call, &why));
         } else if answer.status().is_success() && !success.status.contains(&status) {
             // A success of a kind that nobody described is not a refusal: there may be a call.
             self.lifecycle.metrics.outcome_unknown(order.account.name.as_str());
             warn!(%call, status, "an answer that the provider's description does not know; the slot is held until it was asked");
-            self.mark_unsettled(call).await;
+            self.lifecycle.apply_surely(Change { unsettled: Some(true), ..self.lifecycle.change(call, "order") }).await;
         } else {
             if joined.is_none() {
                 failpoint::hit("create.rejected").await;
@@ -547,9 +547,11 @@ impl Calls {
         }
     }
 
-    async fn mark_unsettled(&self, call: &CallId) {
+    /// The outcome is unknown, and the order's client is told so.
+    async fn mark_unknown(&self, call: &CallId) {
         failpoint::hit("create.unknown").await;
-        let change = Change { unsettled: Some(true), ..self.lifecycle.change(call, "order") };
+        let change =
+            Change { unsettled: Some(true), untold_by: self.replica(), ..self.lifecycle.change(call, "order") };
         self.lifecycle.apply_surely(change).await;
         failpoint::hit("create.unknown.recorded").await;
     }

@@ -14,6 +14,7 @@ mod decide;
 mod desk;
 mod fleet;
 mod health;
+mod journal;
 pub mod migrations;
 pub mod postgres;
 mod records;
@@ -38,6 +39,7 @@ use crate::ids::{Alias, CallId, RefusalId};
 use crate::policy::{Business, Facts, Policy};
 pub use desk::{AuditRecord, Desk, Inbox, InboxEvent, Outbox, OutboxDelivery, Purged};
 pub use fleet::{BEAT_EVERY_MS, Fleet, LIVE_MS, Living, Replica, Sharing};
+pub use journal::Journal;
 pub use records::{Put, PutPostCall, Records, StoredPostCall};
 pub use spool::{Spool, SpoolError, Spooled};
 pub use transcripts::{NewUtterance, Redact, Ring, Said, Standing, Transcripts, Utterance};
@@ -259,6 +261,10 @@ pub struct Change {
     pub deadlines: crate::call::Deadlines,
     /// Marks the create's outcome as unknown or known again.
     pub unsettled: Option<bool>,
+    /// The replica that tells the order's client that its outcome is unknown, where several share the record. What the client
+    /// waits for is not delivered by that: until somebody delivers it, the order may come again. Without effect if another
+    /// replica answers for the order by now.
+    pub untold_by: Option<String>,
     /// Marks the call as one that exists although it was refused or ended for us.
     pub overrun: Option<bool>,
     /// Notes that a look-up found nothing (`true`) or found it again.
@@ -278,6 +284,7 @@ impl Change {
             at_ms,
             deadlines: deadlines.clone(),
             unsettled: None,
+            untold_by: None,
             overrun: None,
             absent: None,
             tell: false,
@@ -297,7 +304,7 @@ pub struct Applied {
 }
 
 /// A webhook, as it came.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewEvent {
     /// A fresh id.
     pub id: String,
@@ -318,6 +325,7 @@ pub struct NewEvent {
     /// Its headers, credentials left out.
     pub headers: Vec<(String, String)>,
     /// Its body; `None` for bodies too large for the record.
+    #[serde(skip)]
     pub body: Option<Vec<u8>>,
     /// The spool that has its body.
     pub spool: Option<String>,

@@ -139,16 +139,18 @@ impl Spool {
     }
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
-fn ignore_missing(error: io::Error) -> io::Result<()> {
+pub(super) fn ignore_missing(error: io::Error) -> io::Result<()> {
     if error.kind() == ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }
 
 /// What is in a folder has come there, and what was taken is gone: also after a crash.
-fn sync(folder: &Path) -> io::Result<()> {
+pub(super) fn sync(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
@@ -157,7 +159,7 @@ fn read_name(folder: &Path) -> io::Result<String> {
     if name.is_empty() { Err(ErrorKind::InvalidData.into()) } else { Ok(name) }
 }
 
-fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(super) fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
     // What was said in calls is nobody else's to read.
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     let written = file.write_all(bytes).and_then(|()| file.sync_all());
@@ -167,21 +169,32 @@ fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
     written
 }
 
+/// Ids name files: nothing but letters, digits and `_`.
+pub(super) fn is_event_id(name: &str) -> bool {
+    name.starts_with("ev_") && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+}
+
+/// Makes a folder that only this user reads.
+pub(super) fn make_folder(folder: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
+}
+
+/// Why a folder cannot be written.
+pub(super) fn failed_in(folder: &Path, error: &io::Error) -> SpoolError {
+    let folder = folder.display().to_string();
+    match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => SpoolError::Full(format!("the disk of {folder} is full")),
+        _ => SpoolError::Failed { folder, why: error.to_string() },
+    }
+}
+
 impl Inner {
-    /// Ids name files: nothing but letters, digits and `_`.
     fn path(&self, event_id: &str) -> io::Result<PathBuf> {
-        let is_id = event_id.starts_with("ev_") && event_id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-        if is_id { Ok(self.folder.join(event_id)) } else { Err(ErrorKind::InvalidInput.into()) }
+        if is_event_id(event_id) { Ok(self.folder.join(event_id)) } else { Err(ErrorKind::InvalidInput.into()) }
     }
 
     fn failed(&self, error: &io::Error) -> SpoolError {
-        let folder = self.folder.display().to_string();
-        match error.kind() {
-            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
-                SpoolError::Full(format!("the disk of {folder} is full"))
-            }
-            _ => SpoolError::Failed { folder, why: error.to_string() },
-        }
+        failed_in(&self.folder, error)
     }
 
     fn put(&self, event_id: &str, body: &[u8], bytes_max: u64) -> Result<String, SpoolError> {
@@ -206,7 +219,7 @@ impl Inner {
                 return Ok(name.clone());
             }
         }
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)?;
+        make_folder(&self.folder)?;
         let new = self
             .name
             .get()

@@ -211,6 +211,11 @@ pub(super) async fn a_webhook_is_taken_once(fresh: &impl Fresh) {
     assert_eq!(store.receive(event("a")).await.unwrap(), Received::New);
     let before = |outcome: Option<&str>| Received::Before { id: "a".to_owned(), outcome: outcome.map(str::to_owned) };
     assert_eq!(store.receive(event("b")).await.unwrap(), before(None));
+    // Written once more, because it was not known whether it had been: there is nothing else to know it by.
+    let bare = NewEvent { dedupe_key: None, received_at: 9, ..event("c") };
+    let same = Received::Before { id: "c".to_owned(), outcome: None };
+    assert_eq!(store.receive(bare.clone()).await.unwrap(), Received::New);
+    assert_eq!(store.receive(bare).await.unwrap(), same);
     assert_eq!(store.unsettled_events(0, &in_record()).await.unwrap().events, []);
     assert_eq!(store.unsettled_events(1, &in_record()).await.unwrap().events, [event("a")]);
     let delivery = Delivery {
@@ -680,5 +685,17 @@ pub(super) async fn an_order_is_found_at_another_replica_and_taken_by_one(fresh:
     assert_eq!(taken.iter().map(|o| (o.undelivered, o.unsettled)).collect::<Vec<_>>(), [(false, false), (false, true)]);
     a.undelivered(&first.id, &one.id).await.unwrap();
     assert!(!find().await[0].undelivered, "it answers for it no more");
+    // Who tells a client that the outcome is unknown has not delivered what it waits for, whatever is found out later.
+    let taker = taken[1].replica.clone();
+    let told = |by: Option<String>| Change {
+        untold_by: by,
+        unsettled: Some(true),
+        ..Change::of(&second.id, "order", 3000, &Deadlines::default())
+    };
+    a.apply(told(Some(one.id.clone()))).await.unwrap();
+    assert!(!find().await[1].undelivered, "another answers for it");
+    b.apply(told(taker)).await.unwrap();
+    a.apply(change(&second.id, Event::Reached(Phase::Live))).await.unwrap();
+    assert_eq!((find().await[1].undelivered, find().await[1].unsettled), (true, false));
     assert_eq!(a.find_orders("another", 0).await.unwrap(), []);
 }

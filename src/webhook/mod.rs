@@ -5,15 +5,17 @@
 pub mod arrive;
 pub mod deliver;
 mod hear;
+mod journal;
 mod records;
 mod replay;
+mod signer;
 mod spool;
 mod subaccounts;
 mod to_app;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -37,14 +39,15 @@ use crate::provider::account::Account;
 use crate::provider::description::{Heard, OWN_ID_KIND, Reply, SUBACCOUNT_KIND, Webhook, WebhookEvent};
 use crate::provider::render::fill_json;
 use crate::provider::select::{Document, Message, is_form, may_be_json};
-use crate::provider::sign::{BadSignature, Keys, Signature, sha256_hex};
+use crate::provider::sign::{Keys, Signature, sha256_hex};
 use crate::reply::{json_answer, problem, respond, twiml, when_full_twiml};
-use crate::store::{CallRecord, Change, NewEvent, Received, Result, Said, Spool, SpoolError};
-use arrive::{Candidate, ExtraPaths, Signed, candidates, verify};
+use crate::store::{CallRecord, Change, Journal, NewEvent, Received, Result, Said, Spool, SpoolError};
+use arrive::{Candidate, ExtraPaths, candidates};
+pub use journal::journal_loop;
 pub use records::records_loop;
 pub use replay::{AGAIN_SECS as REPLAY_AGAIN_SECS, Replayed, replay_loop};
 pub use spool::spool_loop;
-use subaccounts::{Signer, Subaccounts};
+use subaccounts::Subaccounts;
 
 /// Bodies up to here are kept in the record, larger ones in the spool.
 pub const KEPT_BYTES_MAX: usize = 1024 * 1024;
@@ -105,6 +108,10 @@ pub struct Webhooks {
     spool: Spool,
     /// What subaccounts sign with.
     subaccounts: Subaccounts,
+    /// Has what came while the record could not be written.
+    journal: Journal,
+    /// What is in the inbox and could not be applied.
+    left: Arc<Mutex<Vec<String>>>,
 }
 
 /// A webhook as it came; from the edge, or out of the inbox after a crash.
@@ -206,9 +213,10 @@ impl Handler for Webhooks {
 
 impl Webhooks {
     /// Puts the handler together.
-    pub fn new(calls: Calls, settings: Settings, deliver: Arc<Notify>, spool: Spool) -> Self {
+    pub fn new(calls: Calls, settings: Settings, deliver: Arc<Notify>, spool: Spool, journal: Journal) -> Self {
         let large = Arc::new(Semaphore::new(LARGE_KIB_MAX as usize));
-        Self { calls, settings: Arc::new(settings), large, deliver, spool, subaccounts: Subaccounts::default() }
+        let subaccounts = Subaccounts::default();
+        Self { calls, settings: Arc::new(settings), large, deliver, spool, subaccounts, journal, left: Arc::default() }
     }
 
     /// The same handler on the next generation of calls and settings. The room for bodies is one for all generations.
@@ -266,77 +274,10 @@ impl Webhooks {
                 warn!(account = %from.account.name, webhook = from.webhook().name, %error, "a webhook could not be recorded");
                 let name = taken.event.map_or("unknown", |e| e.name.as_str());
                 self.calls.lifecycle.metrics.webhook(from.account.name.as_str(), name, "failed");
-                problem(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    "STORE_UNAVAILABLE",
-                    "The event could not be recorded; send it again.",
-                )
+                not_recorded()
             }
         };
         self.answer(exchange, response).await
-    }
-
-    /// A request as its signature sees it.
-    fn signed<'r>(&'r self, raw: &'r Raw) -> Signed<'r> {
-        Signed {
-            method: &raw.method,
-            path_and_query: &raw.path_and_query,
-            headers: &raw.headers,
-            body: &raw.body,
-            form: raw.form(),
-            public_url: self.settings.public_url.as_ref(),
-            now_secs: self.calls.lifecycle.clock.now_ms() / 1000,
-            strict: self.settings.strict,
-        }
-    }
-
-    /// Whose a webhook is, and what it is signed with; or the answer to one whose signature does not hold, or cannot be checked just
-    /// now.
-    async fn signer<'c>(
-        &self,
-        raw: &Raw,
-        found: &'c [Candidate],
-    ) -> std::result::Result<(&'c Candidate, Keys), Response<Bytes>> {
-        let (account, error) = match self.verified(raw, found) {
-            Ok(from) => return Ok((from, from.account.keys(&from.webhook().signature))),
-            Err(refused) => refused,
-        };
-        let (path, metrics) = (raw.path(), &self.calls.lifecycle.metrics);
-        match self.subaccounts.signer(&self.calls, found, raw, &self.signed(raw)).await {
-            Signer::Subaccount(from, keys) => Ok((from, keys)),
-            Signer::Unknown => {
-                metrics.webhook(account.name.as_str(), "unverified", "failed");
-                warn!(account = %account.name, path, "a subaccount's webhook cannot be checked");
-                let message = "The provider could not be asked for the subaccount's token; send it again.";
-                Err(problem(StatusCode::SERVICE_UNAVAILABLE, "SIGNATURE_UNCHECKED", message))
-            }
-            Signer::Nobody => {
-                metrics.webhook(account.name.as_str(), "unverified", "refused");
-                warn!(account = %account.name, path, %error, "a webhook was refused");
-                Err(problem(StatusCode::UNAUTHORIZED, "INVALID_SIGNATURE", &error.to_string()))
-            }
-        }
-    }
-
-    fn verified<'c>(
-        &self,
-        raw: &Raw,
-        found: &'c [Candidate],
-    ) -> std::result::Result<&'c Candidate, (Arc<Account>, BadSignature)> {
-        let signed = self.signed(raw);
-        let (mut unchecked, mut last) = (None, None);
-        for candidate in found {
-            match verify(candidate, &signed) {
-                Ok(true) => return Ok(candidate),
-                // Nothing to check with; an account whose secret fits goes before.
-                Ok(false) => unchecked = unchecked.or(Some(candidate)),
-                Err(error) => last = last.or(Some((candidate.account.clone(), error))),
-            }
-        }
-        if let Some(candidate) = unchecked {
-            return Ok(candidate);
-        }
-        Err(last.unwrap_or_else(|| (found[0].account.clone(), BadSignature::NoSecret)))
     }
 
     /// Remembers, applies, settles. `None`: the answer has been written already (the app's, relayed).
@@ -358,7 +299,10 @@ impl Webhooks {
                 }
             }
         }
-        let received = self.receive(row).await?;
+        let received = match self.receive(row.clone()).await {
+            Ok(received) => received,
+            Err(error) => return self.keep_aside(taken, row, error).boxed().await.map(Some),
+        };
         failpoint::hit("webhook.received").await;
         let event_id = match &received {
             Received::New => taken.event_id.clone(),
@@ -373,11 +317,17 @@ impl Webhooks {
                 id.clone()
             }
         };
-        let came = self.apply_all(taken, &event_id).boxed().await?;
+        let applied = self.apply_all(taken, &event_id).boxed().await;
         failpoint::hit("webhook.applied").await;
+        let came = match applied {
+            Ok(came) => came,
+            Err(error) => return self.leave_in_inbox(taken, &event_id, error).map(Some),
+        };
         count(came.outcome);
         if webhook.reply.is_none() {
-            self.settle(taken, &event_id, &came).await?;
+            if let Err(error) = self.settle(taken, &event_id, &came).await {
+                return self.leave_in_inbox(taken, &event_id, error).map(Some);
+            }
             if let (Received::Before { outcome: Some(_), .. }, Some(call)) = (&received, &came.call) {
                 store.event_found(&event_id, Some(call), came.outcome).await?;
             }
@@ -561,6 +511,13 @@ fn kib(bytes: usize) -> u32 {
     u32::try_from(bytes / 1024 + 1).unwrap_or(LARGEST_KIB).min(LARGEST_KIB)
 }
 
+/// What its provider is asked to send again.
+fn not_recorded() -> Response<Bytes> {
+    let message = "The event could not be recorded; send it again.";
+    problem(StatusCode::SERVICE_UNAVAILABLE, "STORE_UNAVAILABLE", message)
+}
+
+/// The answer that a webhook's description gives, with where it stands what was said.
 fn fixed_answer(webhook: &Webhook, said: Option<Said>) -> Response<Bytes> {
     let Some(answer) = &webhook.answer else { return respond(StatusCode::NO_CONTENT, HeaderMap::new(), Bytes::new()) };
     let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::OK);

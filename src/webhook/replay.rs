@@ -111,7 +111,7 @@ impl Webhooks {
     }
 
     /// Applies a webhook, and notes it if that fails: when it is tried again, or that it is parked. `false`: it failed.
-    async fn try_one(&self, event: NewEvent) -> Result<bool> {
+    pub(super) async fn try_one(&self, event: NewEvent) -> Result<bool> {
         let (id, store) = (event.id.clone(), &self.calls.lifecycle.store);
         // Counted before: what kills the process counts too.
         let tries = store.begin_try(&id).await? as usize;

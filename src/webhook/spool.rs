@@ -48,15 +48,15 @@ impl Webhooks {
         let received = store.receive(row).await;
         let Some(spool) = spool else { return received };
         match &received {
-            // Whether there is a row nobody knows: the next look will.
-            Ok(Received::New) | Err(StoreError::Unknown(_)) => {}
+            // Whether there is a row, or the journal has it, the next look will know.
+            Ok(Received::New) | Err(_) => {}
             // Whoever took it first may be gone, and its file with it.
             Ok(Received::Before { id, outcome: None }) => {
                 let given = self.spool.give(&new, id).await;
                 given.map_err(|error| StoreError::Failed(format!("the spool cannot be written: {error}")))?;
                 store.respool(id, &spool).await?;
             }
-            Ok(Received::Before { .. }) | Err(_) => self.spool.forget(&new).await,
+            Ok(Received::Before { .. }) => self.spool.forget(&new).await,
         }
         received
     }
@@ -105,7 +105,7 @@ impl Webhooks {
             self.spool.forget(id).await;
             return Ok(());
         }
-        if age_ms < YOUNG_MS {
+        if age_ms < YOUNG_MS || self.journal.has(id).await {
             return Ok(());
         }
         release(&self.spool, &self.calls, id).await;

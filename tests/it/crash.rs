@@ -12,6 +12,7 @@ use tokio::sync::Semaphore;
 
 use crate::support::chance::{Dice, chaos};
 use crate::support::child::{ALL_MAX, EL_MAX, Scene, signal};
+use crate::support::spooled;
 use crate::support::stage::{PATIENCE, Setup};
 
 /// Processes that die at once: two cores are shared with the other tests.
@@ -40,6 +41,8 @@ enum Act {
     End,
     /// A call ends, and no webhook comes.
     EndUnheard,
+    /// A call ends while the record is away.
+    EndUnrecorded,
     /// A call is placed past ringfence.
     Past,
     /// An operator hangs up.
@@ -70,6 +73,7 @@ fn script(point: &str) -> Option<(&'static str, &'static str, Act)> {
         "inbound.full" | "inbound.adopted" | "inbound.refused" => ("", "", Act::CallInFull),
         "webhook.read" | "webhook.received" | "webhook.applied" | "webhook.settled" | "webhook.answered"
         | "call.applied" | "call.ended" | "call.released" | "delivery.sent" | "delivery.noted" => ("", "", Act::End),
+        "journal.kept" | "journal.received" => ("", "", Act::EndUnrecorded),
         // A webhook that is received may be a repeated one; one that is applied was new.
         "replay.applied" | "replay.settled" => ("webhook.applied", "", Act::Nothing),
         "call.kept_early" | "call.adopted" | "sweep.meeting" => ("", "", Act::Past),
@@ -120,6 +124,18 @@ async fn act(scene: &mut Scene, act: Act) {
             }
             tokio::join!(scene.dial(), scene.talk());
             scene.end_all();
+        }
+        Act::EndUnrecorded => {
+            tokio::join!(scene.dial(), scene.talk());
+            let (file, aside) = (scene.folder().join("ringfence.db"), scene.folder().join("aside"));
+            std::fs::rename(&file, &aside).unwrap();
+            scene.end_all();
+            let journal = scene.folder().join("ringfence.db-spool/journal");
+            let started = Instant::now();
+            while spooled(&journal).is_empty() && scene.died(Duration::from_millis(20)).await.is_none() {
+                assert!(started.elapsed() < PATIENCE, "no webhook is kept\n{}", scene.log());
+            }
+            std::fs::rename(&aside, &file).unwrap();
         }
         Act::Past => {
             scene.place_past().await;
@@ -223,7 +239,7 @@ fn place(point: &str) -> &str {
 /// Taken by the store's own tests, which die at it in a process of their own.
 const IN_THE_STORE: &[&str] = &["store.advancing"];
 const OF_ORDERS: &[&str] = &["create"];
-const OF_WEBHOOKS: &[&str] = &["inbound", "webhook", "replay", "delivery"];
+const OF_WEBHOOKS: &[&str] = &["inbound", "webhook", "journal", "replay", "delivery"];
 const OF_CALLS: &[&str] = &["call", "hangup", "store", "fetch"];
 const OF_PROCESSES: &[&str] = &["sweep", "start", "drain", "gate"];
 

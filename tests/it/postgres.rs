@@ -30,7 +30,7 @@ async fn a_server_that_goes_away_refuses_creates_until_it_is_back() {
         let tables = store(&server.borrow().database());
         let scene = Scene::set(Setup::default().sim, "front", "", &tables).await;
         let stop = |_: &Scene| server.borrow_mut().stop(how);
-        outage(scene, stop, "cannot be reached", |_| server.borrow_mut().start_again()).await;
+        outage(scene, stop, "cannot be reached", true, |_| server.borrow_mut().start_again()).await;
     }
 }
 

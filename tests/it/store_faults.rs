@@ -3,7 +3,6 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use ringfence::simulate::{Fault, FaultKind, Provider};
 
@@ -11,7 +10,8 @@ use crate::support::child::Scene;
 use crate::support::stage::Setup;
 
 /// A call is up; the record cannot be written for a while, in which another is ordered and the first ends.
-pub async fn outage(mut scene: Scene, breaks: impl FnOnce(&Scene), says: &str, mends: impl FnOnce(&Scene)) {
+/// `kept`: webhooks can be kept beside the record meanwhile.
+pub async fn outage(mut scene: Scene, breaks: impl FnOnce(&Scene), says: &str, kept: bool, mends: impl FnOnce(&Scene)) {
     scene.start_well().await;
     assert_eq!(scene.dial().await.unwrap().status, 200);
     let (up, _) = scene.talk().await;
@@ -40,10 +40,17 @@ pub async fn outage(mut scene: Scene, breaks: impl FnOnce(&Scene), says: &str, m
     let metrics = String::from_utf8(metrics.body.to_vec()).unwrap();
     let failed = metrics.lines().find_map(|l| l.strip_prefix("ringfence_store_failed_writes_total "));
     assert!(failed.unwrap().parse::<u64>().unwrap() >= 4, "{failed:?}");
-    // Not acknowledged, so that the provider may send it again; and the slot stays until the end is on record.
+    // Acknowledged if it is safe elsewhere, else not, so that the provider may send it again; and the slot stays until the end is on
+    // record.
     scene.control.end_call(&up);
-    let unavailable = |counts: &ringfence::simulate::Counts| counts.webhooks_answered_by_status.contains_key(&503);
-    assert!(scene.control.wait_counts(Duration::from_secs(20), unavailable).await, "{:?}", scene.control.counts());
+    let statuses = async || scene.control.counts().webhooks_answered_by_status;
+    if kept {
+        scene.wait("it is kept", async || scene.status().await["store"]["journaled"] != 0).await;
+        assert!(!statuses().await.contains_key(&503), "{:?}", statuses().await);
+    } else {
+        scene.wait("it is refused", async || statuses().await.contains_key(&503)).await;
+        assert_eq!(scene.status().await["store"]["journaled"], 0);
+    }
     assert_eq!(scene.held().await, held);
     mends(&scene);
     scene
@@ -52,6 +59,9 @@ pub async fn outage(mut scene: Scene, breaks: impl FnOnce(&Scene), says: &str, m
         })
         .await;
     scene.wait("the end that was missed is noticed", async || scene.held().await == held - 1).await;
+    if kept {
+        scene.wait("what was kept is on record", async || scene.status().await["store"]["journaled"] == 0).await;
+    }
     assert_eq!(scene.status().await["store"]["ok"], true);
     assert_eq!(scene.talk().await.0.unwrap().status, 201);
     assert!(scene.log().contains("the record can be written again"), "{}", scene.log());
@@ -88,7 +98,7 @@ async fn a_full_disk_refuses_creates_until_there_is_room() {
         let piece = [0; 1024];
         while file.write_all(&piece).is_ok() {}
     };
-    outage(scene, fill, "the disk is full", |_| std::fs::remove_file(&filler).unwrap()).await;
+    outage(scene, fill, "the disk is full", false, |_| std::fs::remove_file(&filler).unwrap()).await;
 }
 
 /// The disk fails: here at the size of file that the process may write.
@@ -106,7 +116,7 @@ async fn a_failing_disk_refuses_creates_until_it_works() {
         let wal = std::fs::metadata(format!("{}-wal", scene.database().display())).unwrap().len();
         limit(scene, &wal.to_string());
     };
-    outage(scene, breaks, "the disk cannot be read or written", |scene| limit(scene, "unlimited")).await;
+    outage(scene, breaks, "the disk cannot be read or written", true, |scene| limit(scene, "unlimited")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -114,7 +124,7 @@ async fn a_record_that_is_moved_away_refuses_creates_until_it_is_back() {
     let scene = Scene::usual().await;
     let (file, aside) = (scene.folder().join("ringfence.db"), scene.folder().join("aside"));
     let away = |_: &Scene| std::fs::rename(&file, &aside).unwrap();
-    outage(scene, away, "deleted or replaced", |_| std::fs::rename(&aside, &file).unwrap()).await;
+    outage(scene, away, "deleted or replaced", true, |_| std::fs::rename(&aside, &file).unwrap()).await;
 }
 
 /// The provider refuses an order whose end cannot be recorded: its slot is free as soon as it can.

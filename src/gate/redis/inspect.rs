@@ -37,8 +37,9 @@ impl Problem {
 /// The rights that the user needs, as `ACL SETUSER` takes them.
 fn rights(keys: &Keys) -> String {
     format!(
-        "ACL SETUSER ringfence on >PASSWORD resetchannels ~{}:* -@all +evalsha +script|load +info +time +get +set +exists \
-         +unlink +rename +persist +pexpire +zadd +zrem +zcard +zscore +zlexcount +zrangebylex +zremrangebyscore",
+        "ACL SETUSER ringfence on >PASSWORD resetchannels &{0}:* ~{0}:* -@all +evalsha +script|load +info +time +get +set \
+         +exists +unlink +rename +persist +pexpire +zadd +zrem +zcard +zscore +zlexcount +zrangebylex +zremrangebyscore \
+         +publish +subscribe",
         keys.prefix()
     )
 }

@@ -41,6 +41,11 @@ impl Keys {
         format!("{}:gone:{call}", self.prefix)
     }
 
+    /// The channel on which replicas tell each other of what is new.
+    pub(super) fn channel(&self) -> String {
+        format!("{}:news", self.prefix)
+    }
+
     /// Two keys that whoever looks whether all is well writes to.
     pub(super) fn probe(&self) -> Vec<String> {
         ["a", "b"].map(|which| format!("{}:probe:{which}", self.prefix)).to_vec()

@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
+use redis::aio::{MultiplexedConnection, PubSubStream};
 use redis::{AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, RedisError, TlsCertificates, Value};
 use tokio::time::timeout;
 
@@ -86,6 +86,8 @@ pub(super) struct Link {
     hashes: [String; SCRIPTS],
     /// Where it leads.
     pub address: String,
+    /// How it got there.
+    pub info: ConnectionInfo,
     /// Answers in a row that did not come in time.
     pub late: AtomicU32,
 }
@@ -111,6 +113,15 @@ impl Link {
     /// Runs a command.
     pub(super) async fn command(&self, command: &Cmd) -> Result<Value, Fault> {
         Ok(command.query_async(&mut self.connection.clone()).await?)
+    }
+
+    /// Says words on a channel, in one trip.
+    pub(super) async fn publish(&self, channel: &str, words: &[String]) -> Result<(), Fault> {
+        let mut all = redis::pipe();
+        for word in words {
+            all.publish(channel, word).ignore();
+        }
+        Ok(all.query_async(&mut self.connection.clone()).await?)
     }
 
     /// Whether this server does all that the gate needs, within a bound.
@@ -148,16 +159,35 @@ async fn load(connection: &mut MultiplexedConnection, source: &str) -> Result<St
     redis::cmd("SCRIPT").arg("LOAD").arg(source).query_async(connection).await
 }
 
-/// Opens a bare connection.
-async fn open(info: &ConnectionInfo, settings: &Settings) -> Result<MultiplexedConnection, Fault> {
-    let client = match (info.addr(), &settings.ca_file) {
+async fn client(info: &ConnectionInfo, settings: &Settings) -> Result<Client, Fault> {
+    Ok(match (info.addr(), &settings.ca_file) {
         (ConnectionAddr::TcpTls { .. }, Some(file)) => {
             let pem = tokio::fs::read(file).await;
             let pem = pem.map_err(|error| Fault::Away(format!("cannot read {}: {error}", file.display())))?;
             Client::build_with_tls(info.clone(), TlsCertificates { client_tls: None, root_cert: Some(pem) })?
         }
         _ => Client::open(info.clone())?,
+    })
+}
+
+/// What is said on a channel from now on.
+pub(super) async fn subscribe(
+    info: &ConnectionInfo,
+    settings: &Settings,
+    channel: &str,
+) -> Result<PubSubStream, Fault> {
+    let client = client(info, settings).await?;
+    let opened = async {
+        let mut listener = client.get_async_pubsub().await?;
+        listener.subscribe(channel).await?;
+        Ok::<_, Fault>(listener.into_on_message())
     };
+    timeout(READY_WITHIN, opened).await.unwrap_or(Err(Fault::Late(READY_WITHIN)))
+}
+
+/// Opens a bare connection.
+async fn open(info: &ConnectionInfo, settings: &Settings) -> Result<MultiplexedConnection, Fault> {
+    let client = client(info, settings).await?;
     // Every wait is bounded by whoever waits: here, and in what runs the scripts.
     let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
     match timeout(READY_WITHIN, client.get_multiplexed_async_connection_with_config(&config)).await {
@@ -186,7 +216,8 @@ async fn ready(info: &ConnectionInfo, settings: &Settings, keys: &Keys) -> Resul
 async fn bare(info: &ConnectionInfo, settings: &Settings) -> Result<Link, Fault> {
     let connection = open(info, settings).await?;
     let hashes = SOURCES.map(hash);
-    Ok(Link { connection, hashes, address: info.addr().to_string(), late: AtomicU32::new(0) })
+    let late = AtomicU32::new(0);
+    Ok(Link { connection, hashes, address: info.addr().to_string(), info: info.clone(), late })
 }
 
 async fn connect(info: &ConnectionInfo, settings: &Settings, keys: &Keys, as_it_is: bool) -> Result<Link, Fault> {

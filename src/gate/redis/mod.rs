@@ -16,13 +16,14 @@
 //! The least rights of a user, for the pool `default` (in a file of rules: without `ACL SETUSER`):
 //!
 //! ```text
-//! ACL SETUSER ringfence on >PASSWORD resetchannels ~ringfence:1:{default}:* -@all +evalsha +script|load +info +time +get +set
-//!   +exists +unlink +rename +persist +pexpire +zadd +zrem +zcard +zscore +zlexcount +zrangebylex +zremrangebyscore
+//! ACL SETUSER ringfence on >PASSWORD resetchannels &ringfence:1:{default}:* ~ringfence:1:{default}:* -@all +evalsha +script|load +info +time +get +set
+//!   +exists +unlink +rename +persist +pexpire +zadd +zrem +zcard +zscore +zlexcount +zrangebylex +zremrangebyscore +publish +subscribe
 //! ```
 //!
 //! and `+select` where the URL names a database other than 0.
 
 mod breaker;
+mod bus;
 mod inspect;
 mod keys;
 mod link;
@@ -48,6 +49,7 @@ use crate::net::install_crypto_provider;
 use crate::policy::{Bound, Mode};
 use breaker::Shared;
 use keys::escape;
+use link::Fault;
 use scripts::Script;
 
 pub use breaker::Health;

@@ -1,5 +1,6 @@
 //! The gate on real servers. What each method does; outages and topologies in their own files.
 
+mod bus;
 mod outages;
 pub(crate) mod server;
 mod topologies;

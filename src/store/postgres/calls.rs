@@ -7,7 +7,7 @@ use super::super::decide::decide;
 use super::super::rows::{Sql, alias, call_id, facts, json, readable, record};
 use super::super::told;
 use super::super::{Applied, CallRecord, Change, KEY_KIND, NewCall, Opened};
-use super::{lock_call, lock_ids, prepared, query, records};
+use super::{lock_call, lock_ids, prepared, query, records, replicas};
 use crate::call::{Event, Outcome, Phase, stronger};
 use crate::clock::UnixMs;
 use crate::ids::{AccountName, Alias, CallId};
@@ -215,6 +215,9 @@ pub(super) async fn apply(c: &mut PgConnection, change: Change) -> Sql<Option<Ap
     let (news, conflicts) = bind_all(c, &change.bind, &change.call, change.at_ms).await?;
     let step = decide(&mut record, &change, news);
     update(c, &record).await?;
+    if let Some(me) = change.untold_by {
+        replicas::undelivered(c, change.call, me).await?;
+    }
     record
         .aliases
         .extend(change.bind.into_iter().filter(|a| !conflicts.iter().any(|(other, _)| other == a)).collect::<Vec<_>>());

@@ -35,7 +35,7 @@ fn headers_json(headers: &[(String, String)]) -> Sql<String> {
 pub(super) async fn receive(c: &mut PgConnection, event: NewEvent) -> Sql<Received> {
     let done = query(
         "INSERT INTO webhook_events (id, account, webhook, event, dedupe_key, received_at, method, path, headers, body, spool)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) ON CONFLICT (dedupe_key) DO NOTHING",
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) ON CONFLICT DO NOTHING",
     )
     .bind(&event.id)
     .bind(&event.account)
@@ -53,8 +53,10 @@ pub(super) async fn receive(c: &mut PgConnection, event: NewEvent) -> Sql<Receiv
     if done.rows_affected() == 1 {
         return Ok(Received::New);
     }
-    let row = query("SELECT id, outcome FROM webhook_events WHERE dedupe_key = $1")
+    // By its id: one whose first write may have come through.
+    let row = query("SELECT id, outcome FROM webhook_events WHERE dedupe_key = $1 OR id = $2 ORDER BY id = $2 LIMIT 1")
         .bind(&event.dedupe_key)
+        .bind(&event.id)
         .fetch_one(c)
         .await?;
     Ok(Received::Before { id: row.try_get("id")?, outcome: row.try_get("outcome")? })

@@ -7,8 +7,8 @@ use serde::de::DeserializeOwned;
 use super::super::decide::decide;
 use super::super::told;
 use super::super::{AppCallback, Applied, CallRecord, Change, KEY_KIND, NewCall, Opened};
-use super::records;
 use super::writer::Written;
+use super::{records, replicas};
 use crate::call::{Event, Outcome, Phase, stronger};
 use crate::clock::UnixMs;
 use crate::ids::{AccountName, Alias, BusinessId, CallId};
@@ -249,6 +249,9 @@ pub(super) fn apply(c: &Connection, change: Change) -> Written<Option<Applied>> 
     let (news, conflicts) = bind_all(c, &change.bind, &change.call, change.at_ms)?;
     let step = decide(&mut record, &change, news);
     update(c, &record)?;
+    if let Some(me) = &change.untold_by {
+        replicas::undelivered(c, &change.call, me)?;
+    }
     record
         .aliases
         .extend(change.bind.into_iter().filter(|a| !conflicts.iter().any(|(other, _)| other == a)).collect::<Vec<_>>());

@@ -17,7 +17,7 @@ pub(super) fn receive(c: &Connection, event: &NewEvent) -> Written<Received> {
         .prepare_cached(
             "INSERT INTO webhook_events (id, account, webhook, event, dedupe_key, received_at, method, path, headers, body,
                  spool)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11) ON CONFLICT (dedupe_key) DO NOTHING",
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11) ON CONFLICT DO NOTHING",
         )?
         .execute(params![
             event.id,
@@ -35,8 +35,13 @@ pub(super) fn receive(c: &Connection, event: &NewEvent) -> Written<Received> {
     if inserted == 1 {
         return Ok(Received::New);
     }
-    c.prepare_cached("SELECT id, outcome FROM webhook_events WHERE dedupe_key = ?1")?
-        .query_row([&event.dedupe_key], |row| Ok(Received::Before { id: row.get(0)?, outcome: row.get(1)? }))
+    // By its id: one whose first write may have come through.
+    c.prepare_cached(
+        "SELECT id, outcome FROM webhook_events WHERE dedupe_key = ?1 OR id = ?2 ORDER BY id = ?2 LIMIT 1",
+    )?
+    .query_row(params![event.dedupe_key, event.id], |row| {
+        Ok(Received::Before { id: row.get(0)?, outcome: row.get(1)? })
+    })
 }
 
 pub(super) fn settle(

@@ -171,8 +171,9 @@ impl Redis {
         self.running = Some(Running { shell, pid });
         let started = Instant::now();
         while !self.try_cli(&["PING"]).is_some_and(|answer| answer.contains("PONG")) {
-            let gone = !Path::new(&format!("/proc/{pid}/cmdline")).exists()
-                || std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.is_empty());
+            // Not by its command line: that is empty as well for a moment when the shell's child becomes the server.
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+            let gone = stat.is_ok_and(|stat| stat.contains(") Z ")) || !Path::new(&format!("/proc/{pid}")).exists();
             if gone || started.elapsed() > PATIENCE {
                 self.end("KILL");
                 return false;

@@ -162,7 +162,7 @@ async fn what_is_wrong_with_a_server_is_told() {
 }
 
 /// The rights that the module's documentation writes down, as they stand there.
-fn documented_rights() -> String {
+pub(super) fn documented_rights() -> String {
     let lines = include_str!("../mod.rs").lines().skip_while(|line| !line.starts_with("//! ACL SETUSER"));
     let lines = lines.map(|line| line.trim_start_matches("//!")).take_while(|line| !line.contains("```"));
     lines.collect::<Vec<_>>().join(" ").replace(">PASSWORD", ">hunter2")

@@ -1,0 +1,58 @@
+//! The pool's channel: what one replica tells the others, at most once. Nothing relies on it; whoever missed something finds it on
+//! record.
+
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use tokio::time::timeout;
+
+use super::{Fault, GateError, RedisGate, Result, link};
+
+/// So long without a word means that the connection is none any more: whoever listens is said something every few seconds.
+const SILENT_MAX: Duration = Duration::from_secs(10);
+/// Longest wait until words are with the server.
+const SAY_WITHIN: Duration = Duration::from_secs(1);
+
+impl RedisGate {
+    /// Says something to everybody who [listens](Self::listen), this process as well; in one trip, beside decisions.
+    ///
+    /// # Errors
+    /// [`GateError::Away`]: it may have been heard nevertheless.
+    pub async fn say(&self, words: &[String]) -> Result<()> {
+        let link = self.shared.link()?;
+        let channel = self.shared.keys.channel();
+        match timeout(SAY_WITHIN, link.publish(&channel, words)).await {
+            Ok(said) => said.map_err(away),
+            Err(_) => Err(away(Fault::Late(SAY_WITHIN))),
+        }
+    }
+
+    /// Hears what anybody says from now on, over a connection of its own. Returns why it hears nothing any more; also if nobody has
+    /// said anything for 10 s.
+    pub async fn listen(&self, mut hear: impl FnMut(&str) + Send) -> GateError {
+        let (settings, keys) = (&self.shared.settings, &self.shared.keys);
+        let opened = async {
+            let at = link::find(settings, keys, true).await?.info;
+            link::subscribe(&at, settings, &keys.channel()).await
+        };
+        let mut heard = match opened.await {
+            Ok(heard) => heard,
+            Err(fault) => return away(fault),
+        };
+        loop {
+            match timeout(SILENT_MAX, heard.next()).await {
+                Ok(Some(message)) => {
+                    if let Ok(word) = std::str::from_utf8(message.get_payload_bytes()) {
+                        hear(word);
+                    }
+                }
+                Ok(None) => return GateError::Away("the connection ended".to_owned()),
+                Err(_) => return away(Fault::Late(SILENT_MAX)),
+            }
+        }
+    }
+}
+
+fn away(fault: Fault) -> GateError {
+    GateError::Away(fault.to_string())
+}

@@ -1,0 +1,240 @@
+//! Webhooks that came while the record could not be written: files in a folder of this machine, until they are on record.
+//!
+//! A file is whole and on the disk before its webhook is answered, and goes when its row is written. It has the webhook's id as its
+//! name, so that files in the order of their names are webhooks in the order in which they came.
+
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tracing::warn;
+
+use super::NewEvent;
+use super::spool::{SpoolError, blocking, failed_in, ignore_missing, is_event_id, make_folder, sync, write_new};
+
+/// What a file is called until it is whole.
+const PART: &str = "part";
+/// A part that is older was left by a crash.
+const PART_AGE_MAX: Duration = Duration::from_secs(600);
+
+/// A folder of webhooks. Cloning is cheap. Processes of one machine may share a folder, if they share a record.
+#[derive(Debug, Clone)]
+pub struct Journal(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    folder: PathBuf,
+    /// What this process knows to be here.
+    held: Held,
+    /// Who changes what is here, or counts it.
+    changing: Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    files: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Journal {
+    /// The journal in this folder, which is made when the first webhook comes.
+    pub fn new(folder: &Path) -> Self {
+        let inner = Inner { folder: folder.to_owned(), held: Held::default(), changing: Mutex::default() };
+        // A folder that cannot be read says so when it is to be.
+        let _ = inner.list();
+        Self(Arc::new(inner))
+    }
+
+    /// How many webhooks wait here.
+    pub fn waiting(&self) -> u64 {
+        self.0.held.files.load(Ordering::Relaxed)
+    }
+
+    /// Puts a webhook here, if with it no more than `bytes_max` are. When it returns, the webhook survives a crash. It is put to
+    /// its end even if nobody waits for it.
+    ///
+    /// # Errors
+    /// There is no room, or the folder cannot be written; nothing is left then.
+    pub async fn put(&self, event: NewEvent, bytes_max: u64) -> Result<(), SpoolError> {
+        let inner = self.0.clone();
+        let done = tokio::task::spawn_blocking(move || inner.put(&event, bytes_max)).await;
+        done.unwrap_or_else(|_| Err(failed_in(&self.0.folder, &io::Error::other("the write was cut off"))))
+    }
+
+    /// The ids of the webhooks that are here, the oldest first.
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub async fn list(&self) -> io::Result<Vec<String>> {
+        let inner = self.0.clone();
+        blocking(move || inner.list().map(|files| files.into_iter().map(|(id, _)| id).collect())).await
+    }
+
+    /// One of them.
+    ///
+    /// # Errors
+    /// It is not there, or cannot be read.
+    pub async fn read(&self, id: &str) -> io::Result<NewEvent> {
+        decode(&tokio::fs::read(self.0.folder.join(id)).await?)
+    }
+
+    /// Whether it is here.
+    pub async fn has(&self, id: &str) -> bool {
+        tokio::fs::try_exists(self.0.folder.join(id)).await.unwrap_or(false)
+    }
+
+    /// Forgets one that is on record. What cannot be removed is found to be on record when it is read again.
+    pub async fn forget(&self, id: &str) {
+        let (inner, path) = (self.0.clone(), self.0.folder.join(id));
+        if let Err(error) = blocking(move || inner.remove(&path).or_else(ignore_missing)).await {
+            warn!(event = id, %error, "a webhook that is on record cannot be removed from the journal");
+        }
+    }
+}
+
+/// A line of JSON, then the body.
+fn encode(event: &NewEvent) -> io::Result<Vec<u8>> {
+    let mut bytes = serde_json::to_vec(event)?;
+    bytes.push(b'\n');
+    bytes.extend_from_slice(event.body.as_deref().unwrap_or_default());
+    Ok(bytes)
+}
+
+fn decode(bytes: &[u8]) -> io::Result<NewEvent> {
+    let end = bytes.iter().position(|b| *b == b'\n').ok_or(ErrorKind::UnexpectedEof)?;
+    let event: NewEvent = serde_json::from_slice(&bytes[..end])?;
+    // What is in the spool has none here.
+    let body = event.spool.is_none().then(|| bytes[end + 1..].to_vec());
+    Ok(NewEvent { body, ..event })
+}
+
+impl Inner {
+    fn changing(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn count(&self, files: u64, bytes: u64) {
+        self.held.files.store(files, Ordering::Relaxed);
+        self.held.bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        let _changing = self.changing();
+        let len = fs::metadata(path)?.len();
+        fs::remove_file(path)?;
+        let (files, bytes) = (self.held.files.load(Ordering::Relaxed), self.held.bytes.load(Ordering::Relaxed));
+        self.count(files.saturating_sub(1), bytes.saturating_sub(len));
+        Ok(())
+    }
+
+    fn put(&self, event: &NewEvent, bytes_max: u64) -> Result<(), SpoolError> {
+        let failed = |error: io::Error| failed_in(&self.folder, &error);
+        if !is_event_id(&event.id) {
+            return Err(failed(ErrorKind::InvalidInput.into()));
+        }
+        let bytes = encode(event).map_err(failed)?;
+        // One after the other: two that measure at once would both find the same room.
+        let _changing = self.changing();
+        make_folder(&self.folder).map_err(failed)?;
+        let (files, used) = (self.held.files.load(Ordering::Relaxed), self.held.bytes.load(Ordering::Relaxed));
+        let all = used.saturating_add(bytes.len() as u64);
+        if all > bytes_max {
+            return Err(SpoolError::Full(format!("{used} of {bytes_max} bytes are in use, {} came", bytes.len())));
+        }
+        let (part, path) = (self.folder.join(&event.id).with_extension(PART), self.folder.join(&event.id));
+        let put = write_new(&part, &bytes).and_then(|()| fs::rename(&part, &path)).and_then(|()| sync(&self.folder));
+        if let Err(error) = put {
+            // What was not answered for must not come up as if it had been.
+            let _ = fs::remove_file(&part).and_then(|()| fs::remove_file(&path));
+            return Err(failed(error));
+        }
+        self.count(files + 1, all);
+        Ok(())
+    }
+
+    /// Names and sizes, in the order of their names.
+    fn list(&self) -> io::Result<Vec<(String, u64)>> {
+        let _changing = self.changing();
+        let entries = match fs::read_dir(&self.folder) {
+            Ok(entries) => entries,
+            Err(error) => return ignore_missing(error).map(|()| vec![]),
+        };
+        let mut files = Vec::new();
+        for entry in entries {
+            let entry = entry?;
+            let (Ok(name), Ok(about)) = (entry.file_name().into_string(), entry.metadata()) else { continue };
+            if is_event_id(&name) {
+                files.push((name, about.len()));
+            } else if about.modified()?.elapsed().is_ok_and(|age| age > PART_AGE_MAX) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+        files.sort_unstable();
+        self.count(files.len() as u64, files.iter().map(|(_, bytes)| bytes).sum());
+        Ok(files)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(id: &str, body: Option<&[u8]>) -> NewEvent {
+        NewEvent {
+            id: id.to_owned(),
+            account: "twilio".to_owned(),
+            webhook: "status".to_owned(),
+            event: "completed".to_owned(),
+            dedupe_key: Some("key".to_owned()),
+            received_at: 1,
+            method: "POST".to_owned(),
+            path: "/webhooks/twilio/status?x=1".to_owned(),
+            headers: vec![("x-one".to_owned(), "1".to_owned())],
+            body: body.map(<[u8]>::to_vec),
+            spool: body.is_none().then(|| "a spool".to_owned()),
+        }
+    }
+
+    #[tokio::test]
+    async fn webhooks_are_there_for_the_next_process_in_their_order_until_they_are_forgotten() {
+        let folder = std::env::temp_dir().join(format!("ringfence-journal-{}", ulid::Ulid::new()));
+        let journal = Journal::new(&folder.join("deep"));
+        assert_eq!(
+            (journal.list().await.unwrap(), journal.waiting()),
+            (vec![], 0),
+            "nothing is made before it is needed"
+        );
+        let all = [event("ev_1", Some(b"one\ntwo\0")), event("ev_2", Some(b"")), event("ev_3", None)];
+        for event in [&all[2], &all[0], &all[1]] {
+            journal.put(event.clone(), 10_000).await.unwrap();
+        }
+        let again = Journal::new(&folder.join("deep"));
+        assert_eq!((again.list().await.unwrap(), again.waiting()), (all.iter().map(|e| e.id.clone()).collect(), 3));
+        for event in &all {
+            assert_eq!(again.read(&event.id).await.unwrap(), *event);
+            assert!(again.has(&event.id).await);
+            again.forget(&event.id).await;
+            assert!(!again.has(&event.id).await);
+        }
+        assert_eq!((again.list().await.unwrap(), again.waiting()), (vec![], 0));
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_has_no_room_or_no_name_leaves_nothing() {
+        let folder = std::env::temp_dir().join(format!("ringfence-journal-{}", ulid::Ulid::new()));
+        let journal = Journal::new(&folder);
+        let large = event("ev_1", Some(&[b'x'; 1000]));
+        assert!(matches!(journal.put(large.clone(), 1000).await.unwrap_err(), SpoolError::Full(_)));
+        journal.put(large, 2000).await.unwrap();
+        assert!(journal.put(event("ev_2", Some(&[b'x'; 1000])), 2000).await.is_err());
+        assert!(journal.put(event("../ev_2", Some(b"")), 2000).await.is_err());
+        // Half a file, of a crash.
+        fs::write(folder.join("ev_3.part"), "{").unwrap();
+        assert_eq!(journal.list().await.unwrap(), ["ev_1"]);
+        fs::remove_dir_all(folder).unwrap();
+    }
+}

@@ -1,0 +1,189 @@
+//! Webhooks that the record cannot take just now. Providers send most of them once, and some switch a hook off that fails; so one
+//! whose answer says nothing of what came of it is kept in the journal, answered, and put on record when that is back. Nothing of
+//! it is applied before.
+
+use std::sync::{MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use http::Response;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::{Taken, Webhooks, fixed_answer, not_recorded};
+use crate::failpoint;
+use crate::store::{NewEvent, Received, Result, StoreError};
+
+/// How often it is tried to put on record what waits.
+const TAKE_UP_EVERY: Duration = Duration::from_secs(1);
+/// So many in a row that are not taken mean that the record takes none.
+const FAILURES_MAX: u32 = 3;
+/// Webhooks of the inbox that this process remembers to apply.
+const LEFT_MAX: usize = 4096;
+
+impl Webhooks {
+    /// Whether it can be answered before it is known what comes of it.
+    fn can_wait(taken: &Taken<'_>) -> bool {
+        let webhook = taken.from.webhook();
+        // What was said is answered with where it stands on record.
+        let says = taken.heard.is_some() && webhook.answer.as_ref().is_some_and(|answer| answer.body.is_some());
+        webhook.reply.is_none() && !says
+    }
+
+    /// Keeps a webhook that the record did not take, and answers it.
+    ///
+    /// # Errors
+    /// That of the record, for a webhook whose answer cannot be given without it.
+    pub(super) async fn keep_aside(
+        &self,
+        taken: &Taken<'_>,
+        row: NewEvent,
+        error: StoreError,
+    ) -> Result<Response<Bytes>> {
+        let id = row.id.clone();
+        // Nobody's, if it is not answered for; whether there is a row may not be known, then the next look will be.
+        let body_is_nobodys = row.spool.is_some() && !matches!(error, StoreError::Unknown(_));
+        if !Self::can_wait(taken) {
+            if body_is_nobodys {
+                self.spool.forget(&id).await;
+            }
+            return Err(error);
+        }
+        let was_empty = self.journal.waiting() == 0;
+        let webhook = taken.from.webhook();
+        if let Err(why) = self.journal.put(row, self.settings.spool_bytes_max).await {
+            warn!(event = id, webhook = webhook.name, %error, %why, "a webhook can neither be recorded nor be kept; its provider is asked to send it again");
+            if body_is_nobodys {
+                self.spool.forget(&id).await;
+            }
+            self.note(taken, "failed");
+            return Ok(not_recorded());
+        }
+        failpoint::hit("journal.kept").await;
+        if was_empty {
+            warn!(%error, "the record takes no webhooks; they are kept in the journal until it does");
+        }
+        self.note(taken, "journaled");
+        Ok(fixed_answer(webhook, None))
+    }
+
+    /// Answers a webhook that is in the inbox and could not be applied: it will be from there, as soon as that can be.
+    ///
+    /// # Errors
+    /// That of the record, for a webhook whose answer cannot be given without it.
+    pub(super) fn leave_in_inbox(
+        &self,
+        taken: &Taken<'_>,
+        event_id: &str,
+        error: StoreError,
+    ) -> Result<Response<Bytes>> {
+        if !Self::can_wait(taken) {
+            return Err(error);
+        }
+        let webhook = taken.from.webhook();
+        warn!(event = event_id, webhook = webhook.name, %error, "a webhook is in the inbox and cannot be applied yet");
+        {
+            let mut left = self.left();
+            // Beyond it they are found with those that other processes have left.
+            if left.len() < LEFT_MAX {
+                left.push(event_id.to_owned());
+            }
+        }
+        self.note(taken, "waiting");
+        Ok(fixed_answer(webhook, None))
+    }
+
+    fn left(&self) -> MutexGuard<'_, Vec<String>> {
+        // Nothing panics while it is held.
+        self.left.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Applies what is in the inbox since the record was away.
+    async fn apply_left(&self) {
+        let left = std::mem::take(&mut *self.left());
+        for (n, id) in left.iter().enumerate() {
+            let tried = match self.calls.lifecycle.store.stored_event(id).await {
+                Ok(Some(event)) => self.try_one(event).boxed().await.map(drop),
+                Ok(None) => Ok(()),
+                Err(error) => Err(error),
+            };
+            if tried.is_err() {
+                self.left().extend_from_slice(&left[n..]);
+                return;
+            }
+        }
+    }
+
+    fn note(&self, taken: &Taken<'_>, outcome: &str) {
+        let event = taken.event.map_or("unknown", |event| event.name.as_str());
+        let metrics = &self.calls.lifecycle.metrics;
+        metrics.webhook(taken.from.account.name.as_str(), event, outcome);
+        metrics.journaled(self.journal.waiting());
+    }
+
+    /// Puts on record, and applies, what waits in the journal. Returns how many came there; the rest waits on.
+    pub async fn take_up(&self) -> usize {
+        let ids = match self.journal.list().await {
+            Ok(ids) => ids,
+            Err(error) => {
+                warn!(%error, "the journal of webhooks cannot be read");
+                return 0;
+            }
+        };
+        let (mut taken, mut failures) = (0, 0);
+        for id in ids {
+            match self.take_up_one(&id).boxed().await {
+                Ok(()) => (taken, failures) = (taken + 1, 0),
+                Err(why) => {
+                    failures += 1;
+                    warn!(event = id, why, "a webhook of the journal cannot be put on record yet");
+                    if failures == FAILURES_MAX {
+                        break;
+                    }
+                }
+            }
+        }
+        self.calls.lifecycle.metrics.journaled(self.journal.waiting());
+        if taken > 0 {
+            info!(taken, waiting = self.journal.waiting(), "webhooks of the journal are on record");
+        }
+        taken
+    }
+
+    async fn take_up_one(&self, id: &str) -> std::result::Result<(), String> {
+        let event = match self.journal.read(id).await {
+            Ok(event) => event,
+            // Another process of this machine was quicker.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error.to_string()),
+        };
+        let received = self.receive(event.clone()).await.map_err(|error| error.to_string())?;
+        failpoint::hit("journal.received").await;
+        self.journal.forget(id).await;
+        // Its first write may have come through. What another has left on record is found by who looks for such.
+        let is_mine = match &received {
+            Received::New => true,
+            Received::Before { id: known, outcome } => known == id && outcome.is_none(),
+        };
+        if is_mine && let Err(error) = self.try_one(event).boxed().await {
+            warn!(event = id, %error, "a webhook is in the inbox and cannot be applied yet");
+        }
+        Ok(())
+    }
+}
+
+/// Puts on record what waits in the journal, as soon as that can be. `inbox` is the newest generation's.
+pub async fn journal_loop(inbox: impl Fn() -> Webhooks, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(TAKE_UP_EVERY) => {}
+        }
+        let inbox = inbox();
+        if inbox.journal.waiting() > 0 {
+            Box::pin(inbox.take_up()).await;
+        }
+        Box::pin(inbox.apply_left()).await;
+    }
+}
