@@ -1,14 +1,15 @@
 //! How webhooks are signed: verify what providers sent, sign anew what is relayed under another URL. Pure; compared in constant time.
 //!
 //! A provider's description names a [`Signature`]: one of five schemes with its parameters, by the name of a preset
-//! (`config/signatures.toml`) or written out. `read` takes it from TOML, `message` knows signatures over a message that a template
-//! describes (HMAC, Ed25519), `url` the parts of such a message that are more than text, `jwt` tokens that hold the body's hash,
+//! (`config/signatures.toml`) or written out. `read` takes it from TOML, `message` knows signatures over a message that a
+//! `template` describes (HMAC, Ed25519), `url` the parts of such a message that are more than text, `jwt` tokens that hold the body's hash,
 //! `shared` secrets that are shown as they are.
 
 mod jwt;
 mod message;
 mod read;
 mod shared;
+mod template;
 #[cfg(test)]
 mod tests;
 mod url;

@@ -3,6 +3,7 @@
 //! 4.189.0 (`webhooks.unwrap`), vonage-jwt 1.1.5, twilio 9.13.0 (SignalWire cXML) and signalwire 2.1.1 (`RequestValidator`). LiveKit's
 //! is PyJWT's, with the claims of facts §8; Bland's and Vapi's are plain HMAC by facts §1 and §7.
 
+use super::read::tests::written;
 use super::*;
 
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
@@ -11,14 +12,6 @@ const NOW: i64 = 1_760_000_000;
 
 fn preset(name: &str) -> Signature {
     Signature::preset(name).unwrap()
-}
-
-fn written(toml: &str) -> Result<Signature, String> {
-    #[derive(Debug, Deserialize)]
-    struct Written {
-        signature: Signature,
-    }
-    toml::from_str::<Written>(toml).map(|written| written.signature).map_err(|error| error.to_string())
 }
 
 fn pairs(list: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -488,17 +481,6 @@ fn a_mode_says_whether_a_signature_has_to_be_there() {
     assert_eq!(Post::of("none", Keys::default()).check(&[], b"", NOW), Ok(Checked::Nothing));
 }
 
-// === as TOML has them ===
-
-#[test]
-fn every_preset_is_sound() {
-    let names: Vec<_> = Signature::presets().collect();
-    assert_eq!(names.len(), 19, "{names:?}");
-    for name in names {
-        preset(name);
-    }
-}
-
 #[test]
 fn a_scheme_can_be_written_out_or_changed() {
     let text = "signature = { scheme = \"hmac\", algorithm = \"sha512\", key = \"base64\", message = \"{method} {url} {body}\", signature = { header = \"X-Mine\", prefix = \"sha512=\" } }";
@@ -512,44 +494,4 @@ fn a_scheme_can_be_written_out_or_changed() {
     let shorter = written("signature = { preset = \"elevenlabs\", tolerance_secs = 60 }").unwrap();
     assert_ne!(shorter, preset("elevenlabs"));
     assert_eq!(written("signature = \"telnyx\"").unwrap(), preset("telnyx"));
-}
-
-#[test]
-fn mistakes_say_what_was_probably_meant_and_where() {
-    let hmac = |more: &str| {
-        format!("signature = {{ scheme = \"hmac\", algorithm = \"sha256\", signature = {{ header = \"a\" }}, {more} }}")
-    };
-    let table = [
-        ("signature = \"telnix\"".to_owned(), "there is no preset \"telnix\"; did you mean \"telnyx\"? known: "),
-        ("signature = 1".to_owned(), "must be the name of a preset or a table"),
-        ("signature = {}".to_owned(), "scheme is missing"),
-        ("signature = { scheme = \"hmack\" }".to_owned(), "there is no scheme \"hmack\"; did you mean \"hmac\"?"),
-        (
-            "signature = { preset = \"vapi\", mode = \"maybe\" }".to_owned(),
-            "mode: unknown variant `maybe`, expected one of `require`, `if_present`, `off`",
-        ),
-        ("signature = { preset = \"vapi\", tolerance = 3 }".to_owned(), "unknown field `tolerance`"),
-        (
-            hmac("message = \"{timestmp}.{body}\""),
-            "a part {timestmp} that does not exist; did you mean {timestamp}? known: {body}",
-        ),
-        (hmac("message = \"{body\""), "opens a brace and does not close it"),
-        (hmac("message = \"{timestamp}.{body}\""), "timestamp does not say where it stands"),
-        (hmac("message = \"{body}\", timestamp = { header = \"b\" }"), "anybody can change it"),
-        (hmac("message = \"{url}\""), "else anybody can change the body"),
-        (hmac("message = \"{twilio_params}\""), "needs {url}"),
-        (hmac("message = \"{body}\", id = \"b c\""), "message does not have {id}"),
-        (hmac("message = \"{id}{body}\", id = \"b c\""), "\"b c\" is no header"),
-        ("signature = { preset = \"telnyx\", algorithm = \"sha1\" }".to_owned(), "is not for the scheme ed25519"),
-        ("signature = { preset = \"telnyx\", message = \"{url}{body}{timestamp}\" }".to_owned(), "cannot be made anew"),
-        (
-            "signature = { preset = \"elevenlabs\", message = \"{url}{timestamp}{body}\" }".to_owned(),
-            "must have a header of its own",
-        ),
-    ];
-    for (text, expected) in table {
-        let error = written(&format!("# a comment\n{text}")).unwrap_err();
-        assert!(error.contains(expected), "{text}: {error}");
-        assert!(error.contains("line 2, column"), "{error}");
-    }
 }
