@@ -1,6 +1,6 @@
 """What the providers' own packages sign is taken, what was changed is not, and what the app gets holds for their validators.
 
-Telnyx's package is 20 MB of generated code around one call of PyNaCl, which stands here for it; SignalWire's wants another Twilio
+Telnyx's package is a whole API around one call of PyNaCl, which stands here for it; SignalWire's wants another Twilio
 package than the one under test, so its SWML signature is written down here after its `RequestValidator`.
 """
 
