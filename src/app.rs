@@ -160,7 +160,7 @@ impl App {
         let spool = Spool::new(&config.spool_dir);
         let journal = Journal::new(&config.spool_dir.join("journal"));
         let inbox = Webhooks::new(calls.clone(), config.webhooks.clone(), wake.clone(), spool.clone(), journal.clone());
-        let replayed = patient.ask(|| inbox.replay()).await? + inbox.take_up().await;
+        let replayed = patient.ask(|| inbox.replay()).await?;
         info!(
             version = env!("CARGO_PKG_VERSION"),
             mode = calls.lifecycle.policy.load().mode().as_str(),

@@ -287,7 +287,8 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
         .into_iter()
         .filter_map(|(webhook, key)| Some((webhook.to_owned(), inbound.texts(key)?)))
         .collect();
-    let when_full = policy::when_full(&inbound);
+    let when_full = policy::instead(&inbound, "when_full");
+    let when_down = policy::instead(&inbound, "when_down");
     inbound.finish();
 
     let timeouts = root.table("timeouts");
@@ -297,6 +298,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
     let create_timeout = secs(&timeouts, "create_secs", 1..=300, 60);
     let late_answer = secs(&timeouts, "late_answer_secs", 1..=3600, 300);
     let send_within = secs(&timeouts, "send_within_secs", 1..=60, SEND_WITHIN.as_secs());
+    let app_timeout = secs(&timeouts, "app_secs", 1..=60, 12);
     let ask_timeout = secs(&timeouts, "ask_secs", 1..=60, 10);
     let drain = secs(&timeouts, "drain_secs", 0..=3600, 30);
     timeouts.finish();
@@ -376,6 +378,8 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
             spool_days: records.spool_days,
             strict: strict.is_strict(),
             inbound_mode,
+            app_timeout,
+            when_down,
             agents,
             extra_paths,
         },

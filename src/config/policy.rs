@@ -51,7 +51,7 @@ fn plans(root: &Table<'_>) -> BTreeMap<String, Plan> {
         let plan = Plan {
             concurrent: one.count("concurrent", 0..=CALLS_MAX),
             rate: one.parsed("rate", Rate::parse),
-            when_full: when_full(&one),
+            when_full: instead(&one, "when_full"),
         };
         one.finish();
         plans.insert(name, plan);
@@ -104,7 +104,7 @@ fn businesses(root: &Table<'_>, plans: &BTreeMap<String, Plan>) -> (Vec<Business
             agent_ids: one.texts("agent_ids").unwrap_or_default(),
             phone_numbers: one.texts("phone_numbers").unwrap_or_default(),
             api_key_sha256: one.secrets("api_keys").iter().map(|s| sha256_hex(s.expose().as_bytes())).collect(),
-            when_full: when_full(&one),
+            when_full: instead(&one, "when_full"),
             id: match BusinessId::parse(&name) {
                 Ok(id) => id,
                 Err(error) => {
@@ -230,14 +230,14 @@ fn limit(table: &Table<'_>) -> Option<Limit> {
 
 /// `when_full = "busy"`, `{ say = "…", language = "en-US" }` or `{ forward = "+1…" }`. In the environment: `…_WHEN_FULL=busy`,
 /// or `…_WHEN_FULL_SAY` with `…_LANGUAGE`, or `…_WHEN_FULL_FORWARD`.
-pub(super) fn when_full(table: &Table<'_>) -> Option<WhenFull> {
-    let (word, inner) = table.word_or_table("when_full");
+pub(super) fn instead(table: &Table<'_>, key: &str) -> Option<WhenFull> {
+    let (word, inner) = table.word_or_table(key);
     let (say, language, forward) = (inner.text("say"), inner.text("language"), inner.text("forward"));
     inner.finish();
     let span = word.as_ref().and_then(|word| word.place.clone()).or_else(|| inner.place());
     // The environment wins over a word of the file.
     let word = word.filter(|word| word.place.is_none() || (say.is_none() && forward.is_none()));
-    let path = table.path_of("when_full");
+    let path = table.path_of(key);
     match (word, say, forward) {
         (None, None, None) if language.is_none() && inner.is_absent() => None,
         (Some(Word { text, .. }), None, None) if text == "busy" => Some(WhenFull::Busy),
@@ -245,7 +245,7 @@ pub(super) fn when_full(table: &Table<'_>) -> Option<WhenFull> {
             let (title, help) = match place {
                 Some(_) => (format!("`{path}` is {word:?}"), FORMS.to_owned()),
                 None => {
-                    let name = table.env_name("when_full");
+                    let name = table.env_name(key);
                     let help = format!("write busy, or set {name}_SAY or {name}_FORWARD");
                     (format!("environment variable {name} is {word:?}"), help)
                 }

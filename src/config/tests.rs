@@ -123,6 +123,7 @@ on_outage = "database"
 [timeouts]
 create_secs = 60
 late_answer_secs = 300
+app_secs = 12
 send_within_secs = 10
 ask_secs = 10
 drain_secs = 30

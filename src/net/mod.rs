@@ -35,7 +35,7 @@ pub use edge::{Drained, Edge, EdgeSettings, Handler, RunningEdge};
 pub use exchange::{BodyError, Exchange};
 pub use headers::TrustedPeers;
 pub use port::{PortOwner, port_owner};
-pub use relay::{HostRule, RelayError, RelayTarget, Relayed, relay, relay_with_body};
+pub use relay::{HostRule, RelayError, RelayTarget, Relayed, ask_with_body, relay, relay_with_body};
 pub use socket::{NoSocket, WebSocket};
 pub use tls::{ReloadingTls, TlsError, install_crypto_provider};
 pub use upstream::{Outcome, Upstream, UpstreamError, UpstreamSettings};

@@ -1,8 +1,10 @@
 //! Through: a request streamed to an upstream and its answer streamed back, both at once.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::uri::PathAndQuery;
-use http::{HeaderName, HeaderValue, Request, StatusCode, Uri, header};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Uri, header};
 
 use super::body::Outgoing;
 use super::exchange::Exchange;
@@ -128,6 +130,25 @@ pub async fn relay_with_body(
     }
     let head = outgoing_head(exchange, &target)?;
     stream(exchange, upstream, head.map(|()| Outgoing::whole(body)), None).await
+}
+
+/// As [`relay_with_body`], with an answer that is read whole within `within` instead of being passed on. Any status is an answer.
+///
+/// # Errors
+/// As [`relay`]; [`UpstreamError::Timeout`] if it was not all there in time.
+pub async fn ask_with_body(
+    exchange: &Exchange,
+    upstream: &Upstream,
+    target: RelayTarget,
+    body: Bytes,
+    answer_limit: usize,
+    within: Duration,
+) -> Result<Response<Bytes>, RelayError> {
+    let request = outgoing_head(exchange, &target)?.map(|()| body);
+    let mut answer = upstream.fetch(request, answer_limit, within).await?;
+    strip_hop_by_hop(answer.headers_mut());
+    answer.headers_mut().remove(header::CONTENT_LENGTH);
+    Ok(answer)
 }
 
 /// The request as the upstream shall see it, without a body and without framing (the body brings its own).

@@ -17,6 +17,8 @@ use super::spool::{SpoolError, blocking, failed_in, ignore_missing, is_event_id,
 
 /// What a file is called until it is whole.
 const PART: &str = "part";
+/// What a file is called that is set aside.
+const ASIDE: &str = "refused";
 /// A part that is older was left by a crash.
 const PART_AGE_MAX: Duration = Duration::from_secs(600);
 
@@ -84,6 +86,15 @@ impl Journal {
     /// Whether it is here.
     pub async fn has(&self, id: &str) -> bool {
         tokio::fs::try_exists(self.0.folder.join(id)).await.unwrap_or(false)
+    }
+
+    /// Sets one aside that no record will take, for somebody to look at. It is not listed any more.
+    pub async fn set_aside(&self, id: &str) {
+        let (inner, path) = (self.0.clone(), self.0.folder.join(id));
+        let aside = path.with_extension(ASIDE);
+        if let Err(error) = blocking(move || fs::rename(path, aside).and_then(|()| inner.list().map(drop))).await {
+            warn!(event = id, %error, "a webhook of the journal cannot be set aside");
+        }
     }
 
     /// Forgets one that is on record. What cannot be removed is found to be on record when it is read again.
@@ -168,7 +179,7 @@ impl Inner {
             let (Ok(name), Ok(about)) = (entry.file_name().into_string(), entry.metadata()) else { continue };
             if is_event_id(&name) {
                 files.push((name, about.len()));
-            } else if about.modified()?.elapsed().is_ok_and(|age| age > PART_AGE_MAX) {
+            } else if name.ends_with(PART) && about.modified()?.elapsed().is_ok_and(|age| age > PART_AGE_MAX) {
                 let _ = fs::remove_file(entry.path());
             }
         }
@@ -235,6 +246,9 @@ mod tests {
         // Half a file, of a crash.
         fs::write(folder.join("ev_3.part"), "{").unwrap();
         assert_eq!(journal.list().await.unwrap(), ["ev_1"]);
+        journal.set_aside("ev_1").await;
+        assert_eq!((journal.list().await.unwrap(), journal.waiting()), (vec![], 0));
+        assert!(folder.join("ev_1.refused").exists());
         fs::remove_dir_all(folder).unwrap();
     }
 }

@@ -2,6 +2,7 @@
 //! whose answer says nothing of what came of it is kept in the journal, answered, and put on record when that is back. Nothing of
 //! it is applied before.
 
+use std::collections::HashMap;
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http::Response;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::{Taken, Webhooks, fixed_answer, not_recorded};
 use crate::failpoint;
@@ -17,8 +18,8 @@ use crate::store::{NewEvent, Received, Result, StoreError};
 
 /// How often it is tried to put on record what waits.
 const TAKE_UP_EVERY: Duration = Duration::from_secs(1);
-/// So many in a row that are not taken mean that the record takes none.
-const FAILURES_MAX: u32 = 3;
+/// Tries after which one that a record which is there does not take is set aside, so that it does not wait for ever.
+const REFUSED_MAX: u32 = 60;
 /// Webhooks of the inbox that this process remembers to apply.
 const LEFT_MAX: usize = 4096;
 
@@ -122,33 +123,34 @@ impl Webhooks {
         metrics.journaled(self.journal.waiting());
     }
 
-    /// Puts on record, and applies, what waits in the journal. Returns how many came there; the rest waits on.
-    pub async fn take_up(&self) -> usize {
+    /// Puts on record, and applies, what waits in the journal. `refused`: how often a record that is there did not take which.
+    async fn take_up(&self, refused: &mut HashMap<String, u32>) {
         let ids = match self.journal.list().await {
             Ok(ids) => ids,
-            Err(error) => {
-                warn!(%error, "the journal of webhooks cannot be read");
-                return 0;
-            }
+            Err(error) => return warn!(%error, "the journal of webhooks cannot be read"),
         };
-        let (mut taken, mut failures) = (0, 0);
+        refused.retain(|id, _| ids.binary_search(id).is_ok());
+        let mut taken = 0;
         for id in ids {
-            match self.take_up_one(&id).boxed().await {
-                Ok(()) => (taken, failures) = (taken + 1, 0),
-                Err(why) => {
-                    failures += 1;
-                    warn!(event = id, why, "a webhook of the journal cannot be put on record yet");
-                    if failures == FAILURES_MAX {
-                        break;
-                    }
-                }
+            let Err(why) = self.take_up_one(&id).boxed().await else {
+                taken += 1;
+                continue;
+            };
+            debug!(event = id, why, "a webhook of the journal is not on record yet");
+            if self.calls.lifecycle.store.ping().await.is_err() {
+                break;
+            }
+            let times = refused.entry(id.clone()).or_default();
+            *times += 1;
+            if *times > REFUSED_MAX {
+                error!(event = id, why, "the record does not take a webhook; its file in the journal is set aside");
+                self.journal.set_aside(&id).await;
             }
         }
         self.calls.lifecycle.metrics.journaled(self.journal.waiting());
         if taken > 0 {
             info!(taken, waiting = self.journal.waiting(), "webhooks of the journal are on record");
         }
-        taken
     }
 
     async fn take_up_one(&self, id: &str) -> std::result::Result<(), String> {
@@ -175,15 +177,20 @@ impl Webhooks {
 
 /// Puts on record what waits in the journal, as soon as that can be. `inbox` is the newest generation's.
 pub async fn journal_loop(inbox: impl Fn() -> Webhooks, stop: CancellationToken) {
+    let mut refused = HashMap::new();
     loop {
+        let inbox = inbox();
+        let round = async {
+            if inbox.journal.waiting() > 0 {
+                Box::pin(inbox.take_up(&mut refused)).await;
+            }
+            Box::pin(inbox.apply_left()).await;
+            tokio::time::sleep(TAKE_UP_EVERY).await;
+        };
+        // One that is cut off half-way is found on record by the next process.
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(TAKE_UP_EVERY) => {}
+            () = round => {}
         }
-        let inbox = inbox();
-        if inbox.journal.waiting() > 0 {
-            Box::pin(inbox.take_up()).await;
-        }
-        Box::pin(inbox.apply_left()).await;
     }
 }

@@ -16,6 +16,7 @@ mod to_app;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -83,6 +84,10 @@ pub struct Settings {
     pub strict: bool,
     /// How an inbound call is answered.
     pub inbound_mode: InboundMode,
+    /// How long the app may take to answer a webhook that waits for its answer. Carriers wait 15 s (facts B4.2).
+    pub app_timeout: Duration,
+    /// What a caller meets whose webhook the app does not answer; none: its provider is told, and takes its own way out.
+    pub when_down: Option<WhenFull>,
     /// The agent that answers a number, in front mode.
     pub agents: BTreeMap<String, String>,
     /// Paths that the operator added.

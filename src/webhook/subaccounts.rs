@@ -26,8 +26,8 @@ const FRESH_MS: i64 = 3_600_000;
 const AGAIN_MS: i64 = 60_000;
 /// How soon it is asked again after it could not be asked.
 const FAILED_MS: i64 = 5_000;
-/// How long a webhook waits for it. Providers wait 15 s for an answer.
-const WITHIN: Duration = Duration::from_secs(3);
+/// How long a webhook waits for it. Twilio waits 15 s for an answer, of which the app may have 12.
+const WITHIN: Duration = Duration::from_secs(2);
 /// How many of an account may be asked for in a minute.
 const ASKS_A_MINUTE: usize = 30;
 /// How many are remembered.

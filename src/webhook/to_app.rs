@@ -6,19 +6,24 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use super::arrive::Candidate;
 use super::subaccounts::Signer;
 use super::{InboundMode, KEPT_BYTES_MAX, Raw, Taken, Webhooks, body_missing, deliver, fixed_answer};
 use crate::call::{Direction, EndProof, Outcome};
 use crate::ids::{BusinessId, CallId};
-use crate::net::{BodyError, Exchange, HostRule, RelayTarget, relay, relay_with_body};
+use crate::net::{
+    BodyError, Exchange, HostRule, RelayError, RelayTarget, UpstreamError, ask_with_body, relay, relay_with_body,
+};
 use crate::provider::account::join;
 use crate::provider::description::{OWN_ID_KIND, Reply};
 use crate::provider::sign::{Checked, Keys, Request, Signature};
 use crate::reply::{problem, twiml, when_full_twiml};
 use crate::store::{Delivery, Result};
+
+/// The largest answer of the app to a webhook, in bytes.
+const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 
 impl Webhooks {
     // === replies ===
@@ -47,24 +52,35 @@ impl Webhooks {
             let message = "No app answers this webhook: set app.forward_url, or [inbound] mode = \"front\".";
             return Ok(Some(problem(StatusCode::BAD_GATEWAY, "NO_APP", message)));
         }
-        let target = self.app_target(taken);
-        match relay_with_body(exchange, &self.calls.upstream, target, taken.raw.body.clone()).await {
-            Ok(relayed) => {
-                // The provider's fallback takes a call that the app could not answer; the carrier tells of its end.
-                if !relayed.status.is_success() {
-                    info!(status = relayed.status.as_u16(), "the app refused or failed a webhook that it must answer");
-                }
-                Ok(None)
+        let (target, body) = (self.app_target(taken), taken.raw.body.clone());
+        let within = self.settings.app_timeout;
+        let asked = ask_with_body(exchange, &self.calls.upstream, target, body, ANSWER_BYTES_MAX, within).await;
+        let failed = match &asked {
+            Ok(answer) if answer.status().is_server_error() => {
+                Some(format!("it answered {}", answer.status().as_u16()))
             }
-            Err(error) => {
-                warn!(%error, "the app could not be asked for its answer");
-                if webhook.answer.is_some() {
-                    return Ok(Some(fixed_answer(webhook, None)));
-                }
-                let message = "The app cannot be reached.";
-                Ok(Some(problem(StatusCode::BAD_GATEWAY, "APP_UNREACHABLE", message)))
+            Ok(_) => None,
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(why) = failed {
+            warn!(webhook = webhook.name, why, "the app does not answer a webhook that waits for its answer");
+            if incoming
+                && webhook.reply == Some(Reply::Twiml)
+                && let Some(instead) = &self.settings.when_down
+            {
+                return Ok(Some(twiml(when_full_twiml(instead))));
             }
         }
+        // Without another way out the provider is told: its fallback takes a call, and the carrier tells of its end.
+        Ok(Some(match asked {
+            Ok(answer) => answer,
+            Err(_) if webhook.answer.is_some() => fixed_answer(webhook, None),
+            Err(RelayError::Broken(UpstreamError::Timeout(_))) => {
+                let message = format!("The app did not answer within {} s.", within.as_secs());
+                problem(StatusCode::GATEWAY_TIMEOUT, "APP_TIMEOUT", &message)
+            }
+            Err(_) => problem(StatusCode::BAD_GATEWAY, "APP_UNREACHABLE", "The app cannot be reached."),
+        }))
     }
 
     async fn front(&self, call: &CallId, taken: &Taken<'_>) -> Response<Bytes> {

@@ -132,7 +132,8 @@ async fn act(scene: &mut Scene, act: Act) {
             scene.end_all();
             let journal = scene.folder().join("ringfence.db-spool/journal");
             let started = Instant::now();
-            while spooled(&journal).is_empty() && scene.died(Duration::from_millis(20)).await.is_none() {
+            while spooled(&journal).is_empty() && scene.serve().dead().is_none() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
                 assert!(started.elapsed() < PATIENCE, "no webhook is kept\n{}", scene.log());
             }
             std::fs::rename(&aside, &file).unwrap();

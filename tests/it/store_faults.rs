@@ -62,6 +62,8 @@ pub async fn outage(mut scene: Scene, breaks: impl FnOnce(&Scene), says: &str, k
     if kept {
         scene.wait("what was kept is on record", async || scene.status().await["store"]["journaled"] == 0).await;
     }
+    let unsettled = async || scene.ask("admin", "GET", "/api/events?state=unsettled", &[], "").await.unwrap().json();
+    scene.wait("what is in the inbox is applied", async || unsettled().await["events"] == serde_json::json!([])).await;
     assert_eq!(scene.status().await["store"]["ok"], true);
     assert_eq!(scene.talk().await.0.unwrap().status, 201);
     assert!(scene.log().contains("the record can be written again"), "{}", scene.log());

@@ -96,6 +96,48 @@ async fn webhooks_to_app_survive_a_restart_while_it_is_away() {
     stage.finish().await;
 }
 
+/// An app that does not answer, fails or takes too long keeps no caller waiting: the caller meets what is configured, or the
+/// provider is told.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_whose_app_is_down_meets_what_is_configured() {
+    let away = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let replying = |status: u16| {
+        Behind::replying(Box::new(move |_| {
+            let mut answer = http::Response::new(Bytes::from_static(b"<Response/>"));
+            *answer.status_mut() = http::StatusCode::from_u16(status).unwrap();
+            answer
+        }))
+    };
+    let (fails, refuses, works) = (replying(503).await, replying(404).await, replying(200).await);
+    // It takes the connection, and says nothing.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent_url = format!("http://{}", silent.local_addr().unwrap());
+    let instead = "when_down = { say = \"Please call again later.\" }";
+    for (app, more, expected) in [
+        (format!("http://{away}"), "", (502, "APP_UNREACHABLE")),
+        (format!("http://{away}"), instead, (200, "<Say language=\"en-US\">Please call again later.</Say><Hangup/>")),
+        (fails.url(), "", (503, "<Response/>")),
+        (fails.url(), instead, (200, "Please call again later.")),
+        (fails.url(), "when_down = \"busy\"", (200, "<Reject reason=\"busy\"/>")),
+        (refuses.url(), instead, (404, "<Response/>")),
+        (works.url(), instead, (200, "<Response/>")),
+        (silent_url.clone(), "", (504, "APP_TIMEOUT")),
+        (silent_url, instead, (200, "Please call again later.")),
+    ] {
+        let mut setup = quiet(&app);
+        setup.timeouts = "app_secs = 1".to_owned();
+        setup.tables += &format!("\n[inbound]\n{more}\n");
+        let stage = Stage::start(setup).await;
+        let voice = twilio(&stage, VOICE, &call_form("CA1", "inbound", "ringing")).await;
+        let body = String::from_utf8(voice.body.to_vec()).unwrap();
+        assert!(voice.status == expected.0 && body.contains(expected.1), "{app} {more}: {} {body}", voice.status);
+        assert_eq!(stage.held().await, 1, "its carrier tells of its end");
+        twilio(&stage, STATUS, &call_form("CA1", "inbound", "completed")).await;
+        assert_eq!(stage.held().await, 0);
+        stage.finish().await;
+    }
+}
+
 /// The provider's post-call webhooks end the call and reach the app as they were sent.
 #[tokio::test(flavor = "multi_thread")]
 async fn webhooks_to_app_after_a_call_are_unchanged() {

@@ -40,7 +40,8 @@ impl Chaos {
                         let open: u64 =
                             status["accounts"].as_array().unwrap().iter().filter_map(|a| a["inUse"].as_u64()).sum();
                         let held = status["gate"]["calls"].as_u64();
-                        if held != Some(0) || open > 0 || status["store"]["ok"] != true {
+                        let is_recorded = status["store"]["ok"] == true && status["store"]["journaled"] == 0;
+                        if held != Some(0) || open > 0 || !is_recorded {
                             said.push(format!(
                                 "replica {n}: gate {}, {open} open, store {}",
                                 status["gate"], status["store"]

@@ -485,7 +485,7 @@ auth_token = "{token}"
             self.end_all();
             let status = self.status().await;
             let open: u64 = status["accounts"].as_array().unwrap().iter().filter_map(|a| a["inUse"].as_u64()).sum();
-            if status["gate"]["calls"] == 0 && open == 0 {
+            if status["gate"]["calls"] == 0 && open == 0 && status["store"]["journaled"] == 0 {
                 return;
             }
             assert!(started.elapsed() < 2 * PATIENCE, "slots leak: {status:#}\n{}", self.log());
