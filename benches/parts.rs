@@ -7,16 +7,15 @@ use std::hint::black_box;
 use std::path::Path;
 
 use criterion::Criterion;
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use ringfence::call::{Direction, EndProof};
 use ringfence::config::{self, Config};
 use ringfence::ids::{AccountName, BusinessId};
 use ringfence::policy::{Facts, Marks, Policy};
 use ringfence::provider::secret::Secret;
 use ringfence::provider::select::{Document, Message};
-use ringfence::provider::sign::{
-    TwilioKeys, TwilioRequest, sign_elevenlabs, sign_twilio, verify_elevenlabs, verify_twilio,
-};
+use ringfence::provider::sign::{Keys, Request, Signature};
+use ringfence::simulate::sign;
 use ringfence::webhook::arrive::candidates;
 
 const NOW_SECS: i64 = 1_760_000_000;
@@ -116,22 +115,25 @@ fn selectors(criterion: &mut Criterion, config: &Config) {
 }
 
 fn signatures(criterion: &mut Criterion) {
-    let secret = Secret::new("0123456789abcdef0123456789abcdef");
+    const SECRET: &str = "0123456789abcdef0123456789abcdef";
+    let keys = Keys { secrets: vec![Secret::new(SECRET)], ..Keys::default() };
+    let headers = |name: &'static str, value: String| {
+        HeaderMap::from_iter([(HeaderName::from_static(name), HeaderValue::try_from(value).unwrap())])
+    };
     let mut group = criterion.benchmark_group("verify");
-    let body = transcription();
-    let header = sign_elevenlabs(&secret, &body, NOW_SECS);
-    let secrets = [secret.clone()];
+    let (elevenlabs, body) = (Signature::preset("elevenlabs").unwrap(), transcription());
+    let shown = headers("elevenlabs-signature", sign::elevenlabs(SECRET, NOW_SECS, &body));
     group.bench_function(format!("ElevenLabs, {} bytes", body.len()), |b| {
-        b.iter(|| verify_elevenlabs(&secrets, Some(&header), black_box(&body), NOW_SECS).unwrap());
+        let request = Request { method: "POST", url: "", headers: &shown, body: &body, form: None };
+        b.iter(|| elevenlabs.verify(&keys, black_box(&request), NOW_SECS).unwrap());
     });
-    let url = format!("https://hooks.example.com{STATUS_PATH}");
+    let (twilio, url) = (Signature::preset("twilio").unwrap(), format!("https://hooks.example.com{STATUS_PATH}"));
     let form: Vec<(String, String)> = form_urlencoded::parse(STATUS).into_owned().collect();
-    let signature = sign_twilio(&secret, &url, Some(&form));
-    let keys = TwilioKeys { auth_tokens: vec![secret], ..TwilioKeys::default() };
-    let request =
-        TwilioRequest { url: &url, form: Some(&form), body: STATUS, signature: Some(&signature), settings: None };
-    group
-        .bench_function("Twilio, a status callback", |b| b.iter(|| verify_twilio(&keys, black_box(&request)).unwrap()));
+    let shown = headers("x-twilio-signature", sign::twilio(SECRET, &url, &form));
+    group.bench_function("Twilio, a status callback", |b| {
+        let request = Request { method: "POST", url: &url, headers: &shown, body: STATUS, form: Some(&form) };
+        b.iter(|| twilio.verify(&keys, black_box(&request), NOW_SECS).unwrap());
+    });
     group.finish();
 }
 

@@ -87,12 +87,12 @@ pub struct Listed {
     pub created_at: Option<UnixMs>,
 }
 
-fn decode(response: &Response<bytes::Bytes>) -> Document {
+pub(super) fn decode(response: &Response<bytes::Bytes>) -> Document {
     let content_type = response.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
     Document::decode(content_type, response.body())
 }
 
-fn message<'a>(body: &'a Document, none: &'a (BTreeMap<String, String>, HeaderMap)) -> Message<'a> {
+pub(super) fn message<'a>(body: &'a Document, none: &'a (BTreeMap<String, String>, HeaderMap)) -> Message<'a> {
     Message { body, query: &[], path: &none.0, headers: &none.1 }
 }
 

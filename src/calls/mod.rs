@@ -3,7 +3,8 @@
 //! [`place`] sends an order and settles it, `refuse` tells why one was not placed, [`repost`] knows one that is sent again,
 //! `elsewhere` one that first came to another process, and `again` answers it, [`many`] knows orders for many calls, [`inbound`] admits a call that a provider brings, [`lookup`] asks where
 //! calls stand, [`records`] keeps what is told of them after their end, `fetch` asks for it on demand, [`hooks`]
-//! sees whether it still comes of itself, [`terminate`] ends one and checks that it is over.
+//! sees whether it still comes of itself, `subaccount` knows whose a call is where an account has accounts below it,
+//! [`terminate`] ends one and checks that it is over.
 
 mod again;
 mod elsewhere;
@@ -18,6 +19,7 @@ pub mod records;
 mod refusals;
 mod refuse;
 pub mod repost;
+mod subaccount;
 pub mod terminate;
 
 use std::borrow::Cow;
@@ -204,9 +206,13 @@ impl Calls {
         users.next().filter(|_| users.next().is_none())
     }
 
-    /// Fills a path: `account.*`, the call's aliases and facts, `call_id`. Values are percent-encoded.
+    /// Fills a path: `account.*` (of the subaccount that has the call, where one has), the call's aliases and facts, `call_id`.
+    /// Values are percent-encoded.
     fn path(&self, account: &Account, record: Option<&CallRecord>, template: &str) -> Result<String, MissingValue> {
-        render(template, Target::Url, |name| account.value(name).or_else(|| of_record(record?, name)))
+        render(template, Target::Url, |name| {
+            let own = subaccount::id_of(account, record, name);
+            own.or_else(|| account.value(name)).or_else(|| of_record(record?, name))
+        })
     }
 
     /// One of ringfence's own requests, with the account's credentials.

@@ -10,7 +10,8 @@ use crate::ids::{AccountName, BusinessId};
 use crate::policy::{AccountLimits, Rate};
 use crate::provider::Registry;
 use crate::provider::account::Account;
-use crate::provider::sign::Scheme;
+use crate::provider::description::Description;
+use crate::provider::secret::Secret;
 
 /// Reads every account, and what each contributes to policy.
 pub(super) fn read(
@@ -82,6 +83,9 @@ fn account(name: &str, table: &Table<'_>, registry: Option<&Registry>) -> Option
     let webhook_secrets = table.secrets("webhook_secrets");
     let webhook_tokens = table.secrets("webhook_tokens");
     let shared_keys = table.table("shared_keys").named_secrets();
+    if let Some(provider) = &provider {
+        check_secrets(name, table, provider, &webhook_secrets);
+    }
     let terminate = table.texts("terminate").unwrap_or_default();
     if let Some(provider) = &provider {
         let known: Vec<&str> = provider.terminate.keys().map(String::as_str).collect();
@@ -114,6 +118,19 @@ fn account(name: &str, table: &Table<'_>, registry: Option<&Registry>) -> Option
         carrier,
     };
     Some((account, limits))
+}
+
+/// A webhook secret has to be a key of one of the provider's signatures.
+fn check_secrets(name: &str, table: &Table<'_>, provider: &Description, secrets: &[Secret]) {
+    let signatures = || provider.webhooks.iter().map(|w| &w.signature).filter(|s| s.needs_key());
+    for secret in secrets {
+        let wrong: Vec<&str> = signatures().filter_map(|signature| signature.check_secret(secret).err()).collect();
+        if let (Some(why), true) = (wrong.first(), wrong.len() == signatures().count()) {
+            let title = format!("a secret of `accounts.{name}.webhook_secrets` {why}");
+            let help = format!("copy it from {} again, whole", provider.name);
+            table.report().error("E003", table.span("webhook_secrets"), title, &help);
+        }
+    }
 }
 
 /// What will not work, said once, before the first call.
@@ -158,8 +175,13 @@ pub(super) fn warn(
             let title = format!("account {name} ends calls by deleting their record: the call may talk on, unseen");
             report.warning("W006", None, title, "list means that hang up first, as in terminate = [\"twilio\"]");
         }
-        let signed = account.provider.webhooks.iter().any(|w| w.signature == Scheme::Elevenlabs);
-        if strict.is_strict() && signed && account.webhook_secrets.is_empty() {
+        let unchecked = account.provider.webhooks.iter().any(|w| {
+            let (signature, keys) = (&w.signature, account.keys(&w.signature));
+            // Of a key that it needs for its own requests too W004 has told.
+            let told = signature.key_from().is_some_and(|key| account.provider.secrets.iter().any(|one| one == key));
+            signature.needs_secret() && !told && keys.secrets.is_empty() && keys.named.is_empty()
+        });
+        if strict.is_strict() && unchecked {
             let title = format!("account {name} has no webhook_secrets: its webhooks will be refused with 401");
             report.warning("W005", None, title, "set webhook_secrets = [{ env = \"…\" }]");
         }

@@ -11,7 +11,7 @@ use http::{HeaderName, HeaderValue, Uri};
 use super::description::{Credentials, Description};
 use super::render::{MissingValue, Target, render};
 use super::secret::Secret;
-use super::sign::TwilioKeys;
+use super::sign::{Keys, Signature};
 use crate::ids::AccountName;
 
 /// One set of credentials at one provider.
@@ -29,9 +29,9 @@ pub struct Account {
     pub secrets: BTreeMap<String, Secret>,
     /// Secrets of webhook signatures, the current one first.
     pub webhook_secrets: Vec<Secret>,
-    /// Shared keys of Twilio's newer signatures, by name.
+    /// Keys that webhooks name: of Twilio's newer signatures, of issuers of tokens.
     pub shared_keys: BTreeMap<String, Secret>,
-    /// Tokens of webhooks that the provider does not sign.
+    /// What webhooks show that are not signed.
     pub webhook_tokens: Vec<Secret>,
     /// Means to end a call, in order.
     pub terminate: Vec<String>,
@@ -67,14 +67,14 @@ impl Account {
         self.secrets.get(key).map(|secret| Cow::Borrowed(secret.expose()))
     }
 
-    /// What Twilio's signatures are checked with: the webhook secrets, else the auth token.
-    pub fn twilio_keys(&self) -> TwilioKeys {
-        let auth_tokens = if self.webhook_secrets.is_empty() {
-            self.secrets.get("auth_token").cloned().into_iter().collect()
+    /// What signatures are checked with: the webhook secrets, else the key that the signature names.
+    pub fn keys(&self, signature: &Signature) -> Keys {
+        let secrets = if self.webhook_secrets.is_empty() {
+            signature.key_from().and_then(|key| self.secrets.get(key)).cloned().into_iter().collect()
         } else {
             self.webhook_secrets.clone()
         };
-        TwilioKeys { auth_tokens, shared_keys: self.shared_keys.clone() }
+        Keys { secrets, named: self.shared_keys.clone(), tokens: self.webhook_tokens.clone() }
     }
 
     /// Where a request to this path goes.

@@ -177,7 +177,9 @@ fn configure(control: &Control, ask: &Ask<'_>) -> Result<Value, Reply> {
     control.configure(|old| *old = settings.clone());
     let mut shown = serde_json::to_value(settings).unwrap_or_default();
     if let Some(members) = shown.as_object_mut() {
-        members.retain(|name, _| !matches!(name.as_str(), "auth_token" | "el_api_key" | "el_webhook_secret"));
+        members.retain(|name, _| {
+            !matches!(name.as_str(), "auth_token" | "el_api_key" | "el_webhook_secret" | "subaccounts")
+        });
     }
     Ok(shown)
 }

@@ -51,6 +51,8 @@ pub struct Counts {
     pub count_requests: u64,
     /// Single calls or conversations read.
     pub get_requests: u64,
+    /// Subaccounts asked for.
+    pub account_requests: u64,
 }
 
 /// Moves one live count and its maximum.

@@ -9,7 +9,7 @@
 //! ```text
 //! door ──► server ──► engine (lock, clock, deliveries) ──► world (state machine; knows no socket, no wait)
 //!                                                            ├─ elevenlabs, records, batch   requests → answers
-//!                                                            ├─ twilio, twilio_list          requests → answers
+//!                                                            ├─ twilio, twilio_list, subaccounts
 //!                                                            ├─ inbound                      calls from outside, TwiML
 //!                                                            └─ webhooks                     what is sent, and lost
 //! ```
@@ -29,6 +29,7 @@ mod records;
 mod server;
 mod settings;
 pub mod sign;
+mod subaccounts;
 mod transcription;
 mod twilio;
 mod twilio_list;
@@ -43,3 +44,4 @@ pub use fault::{Fault, FaultKind, Operation, Provider};
 pub use inbound::{Inbound, Via};
 pub use server::Simulator;
 pub use settings::{Millis, SimSettings};
+pub use subaccounts::Subaccount;

@@ -1,6 +1,8 @@
 //! What a simulation is made of; everything can be changed while it runs.
 
+use super::subaccounts::Subaccount;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 
 /// A duration in milliseconds, drawn evenly between two bounds (JSON: `[min, max]`).
@@ -106,6 +108,8 @@ pub struct SimSettings {
     pub el_hook_failure: Option<u16>,
     /// The Twilio account's state: `active`, `suspended`, `closed`.
     pub tw_state: String,
+    /// Subaccounts of the Twilio account, by sid.
+    pub subaccounts: BTreeMap<String, Subaccount>,
     /// Whether an execution of a Studio flow makes a call.
     pub studio_calls: bool,
     /// Where drawn timings, losses and orders start from.
@@ -147,6 +151,7 @@ impl Default for SimSettings {
             el_hook_disabled: false,
             el_hook_failure: None,
             tw_state: "active".to_owned(),
+            subaccounts: BTreeMap::new(),
             studio_calls: true,
             seed: 1,
         }

@@ -3,6 +3,7 @@
 use super::call::{Call, Callback, Leg, Phase};
 use super::elevenlabs::disturb;
 use super::fault::{Fault, FaultKind, Operation, Provider};
+use super::subaccounts;
 use super::transcription;
 use super::twilio_list::list;
 use super::wire::{Ask, Form, Reply};
@@ -19,12 +20,12 @@ pub(super) fn respond(world: &mut World, ask: &Ask<'_>, now: Instant) -> Reply {
     let account = world.settings.account_sid.clone();
     let segments = ask.segments();
     let parts: Vec<&str> = segments.iter().map(String::as_str).collect();
-    let rest = match parts.as_slice() {
-        ["2010-04-01", "Accounts", whose, rest @ ..] if whose.trim_end_matches(".json") == account => rest,
-        ["2010-04-01", "Accounts", ..] => return error(401, 20003, "Authenticate"),
-        ["v1" | "v2", rest @ ..] => rest,
+    let (below, rest) = match parts.as_slice() {
+        ["2010-04-01", "Accounts", whose, rest @ ..] => (Some(whose.trim_end_matches(".json")), rest),
+        ["v1" | "v2", rest @ ..] => (None, rest),
         _ => return unknown(ask.path),
     };
+    let subaccount = below.filter(|whose| *whose != account);
     if !authentic(world, ask) {
         return error(401, 20003, "Authenticate");
     }
@@ -35,7 +36,10 @@ pub(super) fn respond(world: &mut World, ask: &Ask<'_>, now: Instant) -> Reply {
         world.counts.refused_429 += u64::from(refused.status == 429);
         return refused;
     }
-    let mut reply = route(world, ask, rest, now);
+    let mut reply = match subaccount {
+        Some(sid) => subaccounts::respond(world, ask, sid, rest),
+        None => route(world, ask, rest, now),
+    };
     reply.wait_ms = world.chance.ms(world.settings.api_ms);
     match fault {
         Some(fault) if fault.kind == FaultKind::ServerErrorAfterCreate => {

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use http::HeaderMap;
+use http::header::HOST;
 
 use crate::ids::AccountName;
 use crate::provider::account::{Account, join};
 use crate::provider::description::Webhook;
-use crate::provider::sign::{BadSignature, Scheme, TwilioRequest, verify_elevenlabs, verify_token, verify_twilio};
+use crate::provider::sign::{BadSignature, Checked, Keys, Request};
 
 /// A webhook of an account that a path may be.
 #[derive(Debug, Clone)]
@@ -53,6 +54,8 @@ pub fn candidates(accounts: &BTreeMap<AccountName, Arc<Account>>, extra: &ExtraP
 /// A webhook as its signature sees it.
 #[derive(Debug, Clone, Copy)]
 pub struct Signed<'a> {
+    /// The method.
+    pub method: &'a str,
     /// The path and query that were asked for.
     pub path_and_query: &'a str,
     /// The headers.
@@ -69,37 +72,35 @@ pub struct Signed<'a> {
     pub strict: bool,
 }
 
-/// Checks the signature as the webhook's scheme asks. `Ok(false)`: nothing was there to check with, and that is allowed.
+impl Signed<'_> {
+    /// The URL that the provider called, as far as that can be known.
+    pub fn url(&self) -> String {
+        let host = self.headers.get(HOST).and_then(|v| v.to_str().ok());
+        match (self.public_url, host) {
+            (Some(public), _) => join(public, self.path_and_query),
+            (None, Some(host)) => format!("http://{host}{}", self.path_and_query),
+            (None, None) => self.path_and_query.to_owned(),
+        }
+    }
+
+    /// The same for its signature, under the URL that was called.
+    pub fn request<'s>(&'s self, url: &'s str) -> Request<'s> {
+        Request { method: self.method, url, headers: self.headers, body: self.body, form: self.form }
+    }
+}
+
+/// Checks the signature as the webhook's scheme asks, with the keys of its account. `Ok(false)`: nothing was there to check with, and
+/// that is allowed.
 pub fn verify(candidate: &Candidate, signed: &Signed<'_>) -> Result<bool, BadSignature> {
-    let header = |name: &str| signed.headers.get(name).and_then(|v| v.to_str().ok());
-    let account = &candidate.account;
-    let checked = match candidate.webhook().signature {
-        Scheme::None => return Ok(false),
-        Scheme::Token => {
-            let bearer = header("authorization").and_then(|v| v.strip_prefix("Bearer "));
-            verify_token(&account.webhook_tokens, header("x-ringfence-token").or(bearer))
-        }
-        Scheme::Elevenlabs => {
-            verify_elevenlabs(&account.webhook_secrets, header("elevenlabs-signature"), signed.body, signed.now_secs)
-        }
-        Scheme::Twilio => {
-            let url = match (signed.public_url, header("host")) {
-                (Some(public), _) => join(public, signed.path_and_query),
-                (None, Some(host)) => format!("http://{host}{}", signed.path_and_query),
-                (None, None) => signed.path_and_query.to_owned(),
-            };
-            let request = TwilioRequest {
-                url: &url,
-                form: signed.form,
-                body: signed.body,
-                signature: header("x-twilio-signature"),
-                settings: header("x-twilio-webhooks-signature-settings"),
-            };
-            verify_twilio(&account.twilio_keys(), &request)
-        }
-    };
-    match checked {
-        Ok(()) => Ok(true),
+    verify_with(candidate, &candidate.account.keys(&candidate.webhook().signature), signed)
+}
+
+/// The same, with other keys.
+pub fn verify_with(candidate: &Candidate, keys: &Keys, signed: &Signed<'_>) -> Result<bool, BadSignature> {
+    let url = signed.url();
+    match candidate.webhook().signature.verify(keys, &signed.request(&url), signed.now_secs) {
+        Ok(Checked::Holds) => Ok(true),
+        Ok(Checked::Nothing) => Ok(false),
         Err(BadSignature::NoSecret) if !signed.strict => Ok(false),
         Err(error) => Err(error),
     }

@@ -15,13 +15,13 @@ use tracing::warn;
 use ulid::Ulid;
 
 use super::spool::BODY_GONE;
+use super::to_app::Resign;
 use crate::calls::Calls;
 use crate::failpoint;
 use crate::ids::CallId;
 use crate::net::Upstream;
 use crate::net::headers::strip_hop_by_hop;
-use crate::provider::account::Account;
-use crate::provider::sign::{Scheme, sign_standard, standard_key, without_fragment};
+use crate::provider::sign::{Request as Signed, sign_standard, standard_key, without_fragment};
 use crate::store::{Delivery, Spool, StoreError};
 
 /// Pauses between tries, in seconds. After the last the delivery is given up and stays on record with its error.
@@ -40,19 +40,15 @@ const STOP_WITHIN: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// A notification as the app gets it: bytes and provider headers untouched, a URL-bound signature made anew.
-#[expect(clippy::too_many_arguments, reason = "one call site; each is a fact of one request")]
-pub fn compose(
+pub(super) fn compose(
     event_id: &str,
     url: &str,
     signed_url: &str,
     method: &str,
-    account: &Account,
-    scheme: Scheme,
-    headers: &HeaderMap,
-    form: Option<&[(String, String)]>,
-    body: &Bytes,
+    signed: &Resign<'_>,
     spool: Option<&str>,
 ) -> Delivery {
+    let Signed { headers, body, form, .. } = signed.came;
     let id = format!("dl_{}", Ulid::new().to_string().to_lowercase());
     let mut url = without_fragment(url).to_owned();
     let mut signed_url = without_fragment(signed_url).to_owned();
@@ -68,7 +64,7 @@ pub fn compose(
         }
         (form, body) = (None, Vec::new());
     }
-    let mut kept = headers.clone();
+    let mut kept: HeaderMap = headers.clone();
     strip_hop_by_hop(&mut kept);
     for gone in [HOST, CONTENT_LENGTH] {
         kept.remove(gone);
@@ -76,7 +72,7 @@ pub fn compose(
     if body.is_empty() && spool.is_none() {
         kept.remove(CONTENT_TYPE);
     }
-    if let Some((name, value)) = super::to_app::resigned(account, scheme, headers, &signed_url, form) {
+    for (name, value) in signed.headers(method, &signed_url, &body, form) {
         kept.insert(name, value);
     }
     if let Ok(value) = HeaderValue::try_from(&id) {
@@ -88,7 +84,7 @@ pub fn compose(
         call: None,
         url,
         method: method.to_ascii_uppercase(),
-        headers: super::kept_headers(&kept),
+        headers: super::kept_headers(&kept, signed.signature),
         body,
         spool: spool.map(str::to_owned),
         attempts: 0,

@@ -8,7 +8,9 @@ mod hear;
 mod journal;
 mod records;
 mod replay;
+mod signer;
 mod spool;
+mod subaccounts;
 mod to_app;
 
 use std::borrow::Cow;
@@ -34,17 +36,18 @@ use crate::ids::{Alias, BusinessId, CallId};
 use crate::net::{BodyError, Exchange, Handler};
 use crate::policy::WhenFull;
 use crate::provider::account::Account;
-use crate::provider::description::{Heard, OWN_ID_KIND, Reply, Webhook, WebhookEvent};
+use crate::provider::description::{Heard, OWN_ID_KIND, Reply, SUBACCOUNT_KIND, Webhook, WebhookEvent};
 use crate::provider::render::fill_json;
 use crate::provider::select::{Document, Message, is_form, may_be_json};
-use crate::provider::sign::{BadSignature, sha256_hex};
+use crate::provider::sign::{Keys, Signature, sha256_hex};
 use crate::reply::{json_answer, problem, respond, twiml, when_full_twiml};
 use crate::store::{CallRecord, Change, Journal, NewEvent, RECORDED, Received, Result, Said, Spool, SpoolError, Took};
-use arrive::{Candidate, ExtraPaths, Signed, candidates, verify};
+use arrive::{Candidate, ExtraPaths, candidates};
 pub use journal::journal_loop;
 pub use records::records_loop;
 pub use replay::{AGAIN_SECS as REPLAY_AGAIN_SECS, Replayed, replay_loop};
 pub use spool::spool_loop;
+use subaccounts::Subaccounts;
 
 /// Bodies up to here are kept in the record, larger ones in the spool.
 pub const KEPT_BYTES_MAX: usize = 1024 * 1024;
@@ -107,6 +110,8 @@ pub struct Webhooks {
     deliver: Arc<Notify>,
     /// Has large bodies.
     spool: Spool,
+    /// What subaccounts sign with.
+    subaccounts: Subaccounts,
     /// Has what came while the record could not be written.
     journal: Journal,
     /// What is in the inbox and could not be applied.
@@ -149,12 +154,18 @@ impl Raw {
     fn form(&self) -> Option<&[(String, String)]> {
         pairs(&self.document)
     }
+
+    fn path(&self) -> &str {
+        self.path_and_query.split('?').next().unwrap_or_default()
+    }
 }
 
 /// A webhook that has been read and verified.
 struct Taken<'a> {
     raw: &'a Raw,
     from: &'a Candidate,
+    /// What its signature is checked with.
+    keys: Keys,
     event: Option<&'a WebhookEvent>,
     message: Message<'a>,
     aliases: Vec<Alias>,
@@ -208,7 +219,8 @@ impl Webhooks {
     /// Puts the handler together.
     pub fn new(calls: Calls, settings: Settings, deliver: Arc<Notify>, spool: Spool, journal: Journal) -> Self {
         let large = Arc::new(Semaphore::new(LARGE_KIB_MAX as usize));
-        Self { calls, settings: Arc::new(settings), large, deliver, spool, journal, left: Arc::default() }
+        let subaccounts = Subaccounts::default();
+        Self { calls, settings: Arc::new(settings), large, deliver, spool, subaccounts, journal, left: Arc::default() }
     }
 
     /// The same handler on the next generation of calls and settings. The room for bodies is one for all generations.
@@ -241,15 +253,9 @@ impl Webhooks {
         drop(promised);
         let headers = exchange.headers().clone();
         let raw = Raw::new(exchange.method().as_str(), exchange.path_and_query(), headers, body);
-        let from = match self.verified(&raw, found) {
-            Ok(from) => from,
-            Err((account, error)) => {
-                self.calls.lifecycle.metrics.webhook(account.name.as_str(), "unverified", "refused");
-                warn!(account = %account.name, path = exchange.path(), %error, "a webhook was refused");
-                return self
-                    .answer(exchange, problem(StatusCode::UNAUTHORIZED, "INVALID_SIGNATURE", &error.to_string()))
-                    .await;
-            }
+        let (from, keys) = match self.signer(&raw, found).boxed().await {
+            Ok(signer) => signer,
+            Err(answer) => return self.answer(exchange, answer).await,
         };
         let raw = raw.decoded();
         if matches!(raw.document, Document::Empty) && raw.query.is_empty() {
@@ -257,7 +263,7 @@ impl Webhooks {
             return self.answer(exchange, problem(StatusCode::BAD_REQUEST, "INVALID_PAYLOAD", message)).await;
         }
         let event_id = format!("ev_{}", Ulid::new().to_string().to_lowercase());
-        let taken = read(&raw, from, event_id);
+        let taken = read(&raw, from, keys, event_id);
         if taken.is_exact() && taken.is_unusable() {
             let message = "The payload names no type, or no conversation.";
             return self.answer(exchange, problem(StatusCode::BAD_REQUEST, "INVALID_PAYLOAD", message)).await;
@@ -276,35 +282,6 @@ impl Webhooks {
             }
         };
         self.answer(exchange, response).await
-    }
-
-    fn verified<'c>(
-        &self,
-        raw: &Raw,
-        found: &'c [Candidate],
-    ) -> std::result::Result<&'c Candidate, (Arc<Account>, BadSignature)> {
-        let signed = Signed {
-            path_and_query: &raw.path_and_query,
-            headers: &raw.headers,
-            body: &raw.body,
-            form: raw.form(),
-            public_url: self.settings.public_url.as_ref(),
-            now_secs: self.calls.lifecycle.clock.now_ms() / 1000,
-            strict: self.settings.strict,
-        };
-        let (mut unchecked, mut last) = (None, None);
-        for candidate in found {
-            match verify(candidate, &signed) {
-                Ok(true) => return Ok(candidate),
-                // Nothing to check with; an account whose secret fits goes before.
-                Ok(false) => unchecked = unchecked.or(Some(candidate)),
-                Err(error) => last = last.or(Some((candidate.account.clone(), error))),
-            }
-        }
-        if let Some(candidate) = unchecked {
-            return Ok(candidate);
-        }
-        Err(last.unwrap_or_else(|| (found[0].account.clone(), BadSignature::NoSecret)))
     }
 
     /// Remembers, applies, settles. `None`: the answer has been written already (the app's, relayed).
@@ -429,7 +406,7 @@ impl Webhooks {
             received_at: self.calls.lifecycle.clock.now_ms(),
             method: raw.method.clone(),
             path: raw.path_and_query.clone(),
-            headers: kept_headers(&raw.headers),
+            headers: kept_headers(&raw.headers, &webhook.signature),
             body: (raw.body.len() <= KEPT_BYTES_MAX).then(|| raw.body.to_vec()),
             spool: None,
         }
@@ -510,21 +487,31 @@ impl Webhooks {
 }
 
 /// Reads a webhook as its description says.
-fn read<'a>(raw: &'a Raw, from: &'a Candidate, event_id: String) -> Taken<'a> {
+fn read<'a>(raw: &'a Raw, from: &'a Candidate, keys: Keys, event_id: String) -> Taken<'a> {
     let webhook = from.webhook();
     let message = Message { body: &raw.document, query: &raw.query, path: &from.captures, headers: &raw.headers };
     let event = webhook.events.iter().find(|e| e.when.is_empty() || e.when.holds(&message));
+    let mut aliases = webhook.ids.read(&message);
+    aliases.extend(subaccount_alias(&from.account, &message, &aliases));
     Taken {
         raw,
         from,
+        keys,
         event,
         message,
-        aliases: webhook.ids.read(&message),
+        aliases,
         direction: webhook.direction.as_ref().and_then(|d| d.read(&message)).unwrap_or(Direction::Outbound),
         news: event.and_then(|e| e.state.as_ref()).and_then(|s| s.read(&message, EndProof::Webhook)),
         heard: event.and_then(|e| e.utterance.as_ref()).map(|rules| rules.read(&message)),
         event_id,
     }
+}
+
+/// Which subaccount has the call, if one has.
+fn subaccount_alias(account: &Account, message: &Message<'_>, aliases: &[Alias]) -> Option<Alias> {
+    let needs = &account.provider.lookup.as_ref()?.needs;
+    let call = aliases.iter().find(|alias| alias.kind == *needs)?;
+    Alias::new(SUBACCOUNT_KIND, &format!("{}/{}", subaccounts::named_in(account, message)?, call.id))
 }
 
 /// The answer where a body could not be had; one that there was no room for may come again.
@@ -574,12 +561,14 @@ fn headers_of(kept: &[(String, String)]) -> HeaderMap {
     })
 }
 
-/// Headers worth keeping: no credentials, none of the connection.
-fn kept_headers(headers: &HeaderMap) -> Vec<(String, String)> {
+/// Headers worth keeping: no credentials, none of the connection. A token that is a signature over the body is none.
+fn kept_headers(headers: &HeaderMap, signature: &Signature) -> Vec<(String, String)> {
     let kept = headers.iter().filter(|(name, _)| {
-        !matches!(**name, AUTHORIZATION | COOKIE)
+        (**name != AUTHORIZATION || signature.is_signature(name))
+            && **name != COOKIE
             && name.as_str() != "x-ringfence-token"
             && name.as_str() != "connection"
+            && !signature.is_credential(name)
     });
     kept.filter_map(|(name, value)| Some((name.to_string(), value.to_str().ok()?.to_owned()))).collect()
 }

@@ -13,6 +13,7 @@ use crate::call::Event;
 use crate::calls::records::{Redacted, Searched};
 use crate::ids::Alias;
 use crate::provider::description::{OWN_ID_KIND, PostCall};
+use crate::provider::sign::Keys;
 use crate::reply::problem;
 use crate::store::{NewEvent, Result, StoreError};
 
@@ -149,7 +150,7 @@ impl Webhooks {
         let Some(from) = found.iter().find(|c| c.account.name.as_str() == event.account) else {
             return store.event_found(&event.id, None, "unusable").await;
         };
-        let taken = read(&raw, from, event.id.clone());
+        let taken = read(&raw, from, Keys::default(), event.id.clone());
         let came = self.apply(&taken, &event.id).await?;
         let Some(record) = came.record else { return store.event_found(&event.id, None, "unusable").await };
         if let Some((found, complete)) = taken.record() {

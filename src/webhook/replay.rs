@@ -8,10 +8,11 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::arrive::candidates;
+use super::arrive::{Candidate, candidates};
 use super::{Raw, Webhooks, headers_of, read};
 use crate::failpoint;
 use crate::lifecycle::finish;
+use crate::provider::sign::Keys;
 use crate::store::{InboxEvent, NewEvent, Place, Result};
 
 /// A webhook that was taken so long ago and is not settled was left by its process, in milliseconds.
@@ -149,6 +150,16 @@ impl Webhooks {
         Ok(false)
     }
 
+    /// What a webhook that was checked once is signed with, as far as that is still known.
+    async fn keys_again(&self, from: &Candidate, raw: &Raw) -> Keys {
+        if let Some(id) = raw.subaccount(from)
+            && let Some(keys) = self.subaccounts.keys_of(&self.calls, &from.account, &id).await
+        {
+            return keys;
+        }
+        from.account.keys(&from.webhook().signature)
+    }
+
     async fn replay_one(&self, mut event: NewEvent) -> Result<()> {
         let at_ms = self.calls.lifecycle.clock.now_ms();
         let Some(body) = self.body_of(&mut event).await? else {
@@ -161,7 +172,8 @@ impl Webhooks {
         let found = candidates(&self.calls.accounts, &self.settings.extra_paths, path);
         match found.iter().find(|c| c.account.name.as_str() == event.account) {
             Some(from) if from.webhook().reply.is_none() => {
-                let taken = read(&raw, from, event.id.clone());
+                let keys = self.keys_again(from, &raw).boxed().await;
+                let taken = read(&raw, from, keys, event.id.clone());
                 let came = self.apply_all(&taken, &event.id).boxed().await?;
                 failpoint::hit("replay.applied").await;
                 self.settle(&taken, &event.id, &came).await?;

@@ -1,19 +1,24 @@
 //! What goes on to the app: the replies that a provider waits for, notifications, and whatever no description knows. Signatures
 //! that are bound to a URL are made anew for the app's.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use tracing::{debug, warn};
 
-use super::{InboundMode, KEPT_BYTES_MAX, Taken, Webhooks, body_missing, deliver, fixed_answer, form, pairs};
+use super::arrive::Candidate;
+use super::subaccounts::Signer;
+use super::{InboundMode, KEPT_BYTES_MAX, Raw, Taken, Webhooks, body_missing, deliver, fixed_answer};
 use crate::call::{Direction, EndProof, Outcome};
 use crate::ids::{BusinessId, CallId};
 use crate::net::{
     BodyError, Exchange, HostRule, RelayError, RelayTarget, UpstreamError, ask_with_body, relay, relay_with_body,
 };
-use crate::provider::account::{Account, join};
+use crate::provider::account::join;
 use crate::provider::description::{OWN_ID_KIND, Reply};
-use crate::provider::sign::{Scheme, TwilioRequest, fitting_url, resign_twilio};
+use crate::provider::sign::{Checked, Keys, Request, Signature};
 use crate::reply::{problem, twiml, when_full_twiml};
 use crate::store::{Delivery, Result};
 
@@ -109,13 +114,14 @@ impl Webhooks {
         let path_and_query = taken.raw.path_and_query.clone();
         let app_url = self.settings.app_public_url.as_ref().unwrap_or(&base);
         let url = join(app_url, &path_and_query);
-        let from = taken.from;
-        let signature = resigned(&from.account, from.webhook().signature, &taken.raw.headers, &url, taken.raw.form());
+        let came_to = self.signed(taken.raw).url();
+        let resign = taken.resign(&came_to);
+        let raw = taken.raw;
         RelayTarget {
             base,
             path_and_query,
             remove_headers: vec![],
-            set_headers: signature.into_iter().collect(),
+            set_headers: resign.headers(&raw.method, &url, &raw.body, raw.form()),
             host: HostRule::Upstream,
         }
     }
@@ -146,18 +152,9 @@ impl Webhooks {
             let path = &raw.path_and_query;
             (join(base, path), join(app_url, path), raw.method.clone())
         };
-        Ok(Some(deliver::compose(
-            event_id,
-            &url,
-            &signed_url,
-            &method,
-            &from.account,
-            from.webhook().signature,
-            &raw.headers,
-            form,
-            &raw.body,
-            self.is_for_spool(taken).then(|| self.spool.name()),
-        )))
+        let came_to = self.signed(raw).url();
+        let spool = self.is_for_spool(taken).then(|| self.spool.name());
+        Ok(Some(deliver::compose(event_id, &url, &signed_url, &method, &taken.resign(&came_to), spool)))
     }
 
     /// What no description knows: paths and sockets of the app.
@@ -174,7 +171,8 @@ impl Webhooks {
             remove_headers: vec![],
             host: HostRule::Upstream,
         };
-        if !exchange.headers().contains_key("x-twilio-signature") {
+        let signatures = self.over_url(exchange.headers());
+        if signatures.is_empty() {
             return self.relayed(relay(exchange, &self.calls.upstream, target).await, exchange).await;
         }
         // Signed for our URL: sign it for the app's, but only if it was genuine.
@@ -194,36 +192,59 @@ impl Webhooks {
                 }
             },
         };
-        let document = form(exchange.headers(), &body);
-        let form = pairs(&document);
-        let public = match (&self.settings.public_url, exchange.host()) {
-            (Some(public), _) => join(public, &path_and_query),
-            (None, Some(host)) => format!("http://{host}{path_and_query}"),
-            (None, None) => path_and_query.clone(),
-        };
-        let request = TwilioRequest {
-            url: &public,
-            form,
-            body: &body,
-            signature: exchange.header("x-twilio-signature"),
-            settings: exchange.header("x-twilio-webhooks-signature-settings"),
-        };
-        // Any account may be the signer.
-        let signer =
-            self.calls.accounts.values().find_map(|a| Some((a, fitting_url(&a.twilio_keys(), &request).ok()?)));
-        if let Some((account, fitted)) = signer {
-            let mut app_url = join(self.settings.app_public_url.as_ref().unwrap_or(&base), &path_and_query);
-            // A handshake that was signed as wss:// is checked as wss:// by the app too.
-            if fitted.starts_with("ws") {
-                app_url = app_url.replacen("http", "ws", 1);
-            }
-            target.set_headers.extend(resigned(account, Scheme::Twilio, exchange.headers(), &app_url, form));
+        let raw = Raw::new(exchange.method().as_str(), &path_and_query, exchange.headers().clone(), body.clone());
+        if let Some((signature, keys)) = self.passing_signer(&raw, &signatures).boxed().await {
+            let app_url = join(self.settings.app_public_url.as_ref().unwrap_or(&base), &path_and_query);
+            let signed = self.signed(&raw);
+            let came_to = signed.url();
+            let resign = Resign { signature, keys: &keys, came: signed.request(&came_to) };
+            target.set_headers.extend(resign.headers(&raw.method, &app_url, &raw.body, raw.form()));
         }
         let relayed = match exchange.is_upgrade() {
             true => relay(exchange, &self.calls.upstream, target).await,
             false => relay_with_body(exchange, &self.calls.upstream, target, body).await,
         };
         self.relayed(relayed, exchange).await
+    }
+
+    /// The signatures over the URL that these headers may be: any account may be the signer.
+    fn over_url(&self, headers: &HeaderMap) -> Vec<Candidate> {
+        let mut found: Vec<Candidate> = Vec::new();
+        for account in self.calls.accounts.values() {
+            for (index, webhook) in account.provider.webhooks.iter().enumerate() {
+                let signature = &webhook.signature;
+                let known = |c: &Candidate| c.account.name == account.name && c.webhook().signature == *signature;
+                if signature.is_over_url() && signature.is_shown(headers) && !found.iter().any(known) {
+                    found.push(Candidate { account: account.clone(), index, captures: BTreeMap::new() });
+                }
+            }
+        }
+        found
+    }
+
+    /// Whose signature a request has that passes through, and its keys.
+    async fn passing_signer<'c>(&self, raw: &Raw, found: &'c [Candidate]) -> Option<(&'c Signature, Keys)> {
+        let signed = self.signed(raw);
+        let url = signed.url();
+        let holds = |from: &Candidate, keys: &Keys| {
+            let checked = from.webhook().signature.verify(keys, &signed.request(&url), signed.now_secs);
+            checked == Ok(Checked::Holds)
+        };
+        for from in found {
+            let signature = &from.webhook().signature;
+            let mut all = vec![from.account.keys(signature)];
+            // Media Streams name no account.
+            if raw.subaccount(from).is_none() {
+                all.extend(self.subaccounts.known_keys(&from.account));
+            }
+            if let Some(keys) = all.into_iter().find(|keys| holds(from, keys)) {
+                return Some((signature, keys));
+            }
+        }
+        match self.subaccounts.signer(&self.calls, found, raw, &signed).await {
+            Signer::Subaccount(from, keys) => Some((&from.webhook().signature, keys)),
+            Signer::Unknown | Signer::Nobody => None,
+        }
     }
 
     async fn relayed(
@@ -242,20 +263,44 @@ impl Webhooks {
     }
 }
 
-/// A new signature for the app's URL, where the scheme binds the URL.
-pub(super) fn resigned(
-    account: &Account,
-    scheme: Scheme,
-    headers: &HeaderMap,
-    url: &str,
-    form: Option<&[(String, String)]>,
-) -> Option<(HeaderName, HeaderValue)> {
-    if scheme != Scheme::Twilio {
-        return None;
+/// What a signature over the URL is made anew with, for the app's.
+pub(super) struct Resign<'a> {
+    pub(super) signature: &'a Signature,
+    pub(super) keys: &'a Keys,
+    /// The request as it came.
+    pub(super) came: Request<'a>,
+}
+
+impl Resign<'_> {
+    /// The headers of the request as it goes on; none where the URL is not signed.
+    pub(super) fn headers(
+        &self,
+        method: &str,
+        url: &str,
+        body: &[u8],
+        form: Option<&[(String, String)]>,
+    ) -> Vec<(HeaderName, HeaderValue)> {
+        let goes = Request { method, url, headers: self.came.headers, body, form };
+        self.signature.resign(self.keys, &self.came, &goes)
     }
-    let settings = headers.get("x-twilio-webhooks-signature-settings").and_then(|v| v.to_str().ok());
-    let signature = resign_twilio(&account.twilio_keys(), settings, url, form)?;
-    Some((HeaderName::from_static("x-twilio-signature"), HeaderValue::try_from(signature).ok()?))
+}
+
+impl Taken<'_> {
+    /// `came_to` is the URL that the provider called.
+    fn resign<'s>(&'s self, came_to: &'s str) -> Resign<'s> {
+        let raw = self.raw;
+        Resign {
+            signature: &self.from.webhook().signature,
+            keys: &self.keys,
+            came: Request {
+                method: &raw.method,
+                url: came_to,
+                headers: &raw.headers,
+                body: &raw.body,
+                form: raw.form(),
+            },
+        }
+    }
 }
 
 /// Whether the app asked for this event of a call. Twilio's default is the end alone (facts B2.1), and the event `answered`

@@ -38,6 +38,7 @@ mod redis;
 mod reload;
 mod replicas;
 mod reposts;
+mod signatures;
 mod simulate;
 mod spool;
 mod start;

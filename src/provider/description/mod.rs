@@ -23,6 +23,9 @@ pub use words::*;
 /// The alias kind that carries our own call id through a provider.
 pub const OWN_ID_KIND: &str = "ringfence_call";
 
+/// The alias kind that says which subaccount has a call: its id, a slash, and the id that the call is looked up by.
+pub const SUBACCOUNT_KIND: &str = "subaccount_call";
+
 /// One provider.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -80,6 +83,8 @@ pub struct Description {
     pub terminate: BTreeMap<String, Terminate>,
     /// How ringfence itself gets the TwiML that connects an inbound call.
     pub front: Option<Front>,
+    /// Accounts below an account, which sign with tokens of their own.
+    pub subaccounts: Option<Subaccounts>,
     /// What `check --live` asks.
     pub check: Option<Check>,
 }
@@ -96,6 +101,24 @@ pub struct OtherHost {
     pub prefix: String,
     /// Where requests to them go on to.
     pub url: String,
+}
+
+/// Accounts below an account. Its credentials open their paths too.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Subaccounts {
+    /// Where a webhook says whose it is.
+    pub id: Selector,
+    /// The account's key that has its own id. In paths about a call of a subaccount it is the subaccount's.
+    pub own: String,
+    /// How one is asked for: a template over `account.*` and `subaccount`.
+    pub path: String,
+    /// Where the answer says below which account it is.
+    pub owner: Selector,
+    /// What its webhooks are signed with.
+    pub token: Selector,
+    /// Statuses that mean that it is none of the account's.
+    pub absent: Vec<u16>,
 }
 
 /// What ringfence's own requests carry.

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::super::path::PathPattern;
 use super::super::select::{Predicate, Selector};
-use super::super::sign::Scheme;
+use super::super::sign::Signature;
 use super::{DirectionWord, FactSelectors, IdSelectors, PostCallRules, StateWord, UtteranceRules};
 
 /// Something the provider posts to us.
@@ -19,7 +19,7 @@ pub struct Webhook {
     /// The URL that creates are given: path and fragment, a template over `call_id`.
     pub callback: Option<String>,
     /// How it is signed.
-    pub signature: Scheme,
+    pub signature: Signature,
     /// The provider takes its answer from the reply.
     pub reply: Option<Reply>,
     /// The answer to a notification, and to a reply webhook where there is no app.

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64_URL;
+use base64::engine::general_purpose::{STANDARD as BASE64, URL_SAFE_NO_PAD as BASE64_URL};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use ring::{digest, hmac};
 use ringfence::admin::auth::{self, Claims, Scope};
@@ -19,11 +19,9 @@ use ringfence::provider::path::{PathPattern, percent_decode};
 use ringfence::provider::render::{Target, fill_json, render};
 use ringfence::provider::secret::Secret;
 use ringfence::provider::select::{Document, Message, Predicate, Selector};
-use ringfence::provider::sign::{
-    ELEVENLABS_TOLERANCE_SECS, TwilioKeys, TwilioRequest, resign_twilio, sign_elevenlabs, sign_twilio,
-    verify_elevenlabs, verify_token, verify_twilio,
-};
+use ringfence::provider::sign::{BadSignature, Checked, Keys, Request, Signature};
 use ringfence::proxy::route::{may_create, operation};
+use ringfence::simulate::sign as simulated;
 use ringfence::store::AppCallback;
 use ringfence::webhook::deliver::Skimmed;
 use serde_json::Value;
@@ -35,6 +33,7 @@ pub type Check = fn(&[u8]);
 pub const ALL: &[(&str, Check)] = &[
     ("webhook", webhook),
     ("signature", signature),
+    ("scheme", scheme),
     ("config", config),
     ("description", description),
     ("selector", selector),
@@ -127,36 +126,66 @@ pub fn webhook(data: &[u8]) {
     }
 }
 
+// === signatures ===
+
+const URL: &str = "https://hooks.example.test/hook?x=1";
+
+/// Checks a POST at `url` by a preset.
+fn verified(
+    preset: &str,
+    keys: &Keys,
+    url: &str,
+    shown: &[(&str, &str)],
+    body: &[u8],
+    form: Option<&[(String, String)]>,
+) -> Result<Checked, BadSignature> {
+    let mut headers = HeaderMap::new();
+    for (name, value) in shown {
+        // What no header can be reaches no verifier.
+        if let Ok(value) = HeaderValue::from_bytes(value.as_bytes()) {
+            headers.append(HeaderName::try_from(*name).unwrap(), value);
+        }
+    }
+    let request = Request { method: "POST", url, headers: &headers, body, form };
+    Signature::preset(preset).unwrap().verify(keys, &request, NOW_SECS)
+}
+
+fn holds(checked: &Result<Checked, BadSignature>) -> bool {
+    matches!(checked, Ok(Checked::Holds))
+}
+
+fn fuzz_keys() -> Keys {
+    let secrets = vec![Secret::new("an older one"), Secret::new(SECRET)];
+    let named = BTreeMap::from([("key_1".to_owned(), Secret::new(SECRET))]);
+    Keys { tokens: secrets.clone(), secrets, named }
+}
+
 /// A signature header, then the body that it is for. `SIGN` in the header stands for a signature that holds.
 pub fn signature(data: &[u8]) {
     let (header, body) = two_parts(data);
-    let secrets = [Secret::new("an older one"), Secret::new(SECRET)];
+    let keys = fuzz_keys();
+    let older = Keys { secrets: keys.secrets[..1].to_vec(), ..Keys::default() };
+    let elevenlabs = |keys: &Keys, header: &str, body: &[u8]| {
+        holds(&verified("elevenlabs", keys, URL, &[("elevenlabs-signature", header)], body, None))
+    };
 
     let stamp = header.split(',').find_map(|p| p.trim().strip_prefix("t="));
     let stamp_secs = stamp.and_then(|s| s.parse::<i64>().ok());
-    let made = sign_elevenlabs(&secrets[1], body, stamp_secs.unwrap_or(NOW_SECS));
+    let made = simulated::elevenlabs(SECRET, stamp_secs.unwrap_or(NOW_SECS), body);
     let good = made.split_once("v0=").unwrap().1;
     let signed = header.replace("SIGN", good);
-    let verdict = verify_elevenlabs(&secrets, Some(&signed), body, NOW_SECS);
-    if verdict.is_ok() {
+    if elevenlabs(&keys, &signed, body) {
         assert!(header.contains("SIGN"), "{header:?} was guessed");
         let age_secs = NOW_SECS.saturating_sub(stamp_secs.expect("no stamp, no signature"));
-        assert!(age_secs <= ELEVENLABS_TOLERANCE_SECS, "{age_secs} s old");
+        assert!(age_secs.abs() <= 1800, "{age_secs} s old");
         let other = [body, b" "].concat();
-        assert!(verify_elevenlabs(&secrets, Some(&signed), &other, NOW_SECS).is_err(), "another body");
-        assert!(verify_elevenlabs(&secrets[..1], Some(&signed), body, NOW_SECS).is_err(), "another secret");
+        assert!(!elevenlabs(&keys, &signed, &other), "another body");
+        assert!(!elevenlabs(&older, &signed, body), "another secret");
     }
-    assert!(verify_elevenlabs(&secrets, Some(&header), body, NOW_SECS).is_err(), "{header:?}");
-    assert!(verify_elevenlabs(&[], Some(&signed), body, NOW_SECS).is_err(), "without a secret nothing holds");
-    let fresh = sign_elevenlabs(&secrets[1], body, NOW_SECS);
-    assert_eq!(verify_elevenlabs(&secrets, Some(&fresh), body, NOW_SECS), Ok(()));
+    assert!(!elevenlabs(&keys, &header, body), "{header:?}");
+    assert!(!elevenlabs(&Keys::default(), &signed, body), "without a secret nothing holds");
+    assert!(elevenlabs(&keys, &simulated::elevenlabs(SECRET, NOW_SECS, body), body));
 
-    assert!(verify_token(&secrets, Some(&header)).is_err() && verify_token(&[], Some(&header)).is_err());
-
-    let keys = TwilioKeys {
-        auth_tokens: secrets.to_vec(),
-        shared_keys: BTreeMap::from([("key_1".to_owned(), Secret::new(SECRET))]),
-    };
     let text = String::from_utf8_lossy(body);
     let (url, form_text) = text.split_once('\n').unwrap_or((&text, ""));
     let url = if ["http", "https", "ws", "wss"].contains(&url.split("://").next().unwrap_or_default()) {
@@ -164,31 +193,140 @@ pub fn signature(data: &[u8]) {
     } else {
         format!("https://{url}") // The caller's: public_url is one of these.
     };
-    let url = url.as_str();
     let form = pairs(form_text);
+    let settings = "x-twilio-webhooks-signature-settings";
+    let url = url.split('#').next().unwrap();
     for form in [Some(form.as_slice()), None] {
-        for settings in [None, Some(header.as_str())] {
-            let request = TwilioRequest { url, form, body, signature: Some(&header), settings };
-            assert!(verify_twilio(&keys, &request).is_err(), "{header:?} was guessed");
-            let nothing = TwilioKeys::default();
-            assert!(verify_twilio(&nothing, &request).is_err(), "without a key nothing holds");
+        for shown in
+            [&[("x-twilio-signature", header.as_str())][..], &[("x-twilio-signature", &header), (settings, &header)]]
+        {
+            assert!(!holds(&verified("twilio", &keys, url, shown, body, form)), "{header:?} was guessed");
+            assert!(
+                !holds(&verified("twilio", &Keys::default(), url, shown, body, form)),
+                "without a key nothing holds"
+            );
         }
     }
-    let good = sign_twilio(&secrets[1], url, Some(&form));
-    let fragmentless = url.split('#').next().unwrap();
-    let request = TwilioRequest { url: fragmentless, form: Some(&form), body, signature: Some(&good), settings: None };
-    assert_eq!(verify_twilio(&keys, &request), Ok(()), "{url:?}");
-    let mut more = form.clone();
-    more.push(("Injected".to_owned(), "1".to_owned()));
-    let more = TwilioRequest { form: Some(&more), ..request };
-    assert!(verify_twilio(&keys, &more).is_err(), "a field more");
-    let settings = "algorithm=HMAC_SHA256,key=key_1";
-    let good = resign_twilio(&keys, Some(settings), url, Some(&form)).unwrap();
-    let request = TwilioRequest { signature: Some(&good), settings: Some(settings), ..request };
-    assert_eq!(verify_twilio(&keys, &request), Ok(()));
-    if let Some(made) = resign_twilio(&keys, Some(&header), url, Some(&form)) {
-        assert!(header.contains("key=key_1") && made == good, "only a key that is configured signs");
+    let good = simulated::twilio(SECRET, url, &form);
+    let shown = [("x-twilio-signature", good.as_str())];
+    assert!(holds(&verified("twilio", &keys, url, &shown, body, Some(&form))), "{url:?}");
+    let more = [form.clone(), vec![("Injected".to_owned(), "1".to_owned())]].concat();
+    assert!(!holds(&verified("twilio", &keys, url, &shown, body, Some(&more))), "a field more");
+    // What goes on under another URL holds there, and under no third one.
+    let headers = HeaderMap::from_iter([(HeaderName::from_static("x-twilio-signature"), good.parse().unwrap())]);
+    let came = Request { method: "POST", url, headers: &headers, body, form: Some(&form) };
+    let goes = Request { url: URL, ..came };
+    let anew = Signature::preset("twilio").unwrap().resign(&keys, &came, &goes);
+    let anew = anew[0].1.to_str().unwrap();
+    assert!(holds(&verified("twilio", &keys, URL, &[("x-twilio-signature", anew)], body, Some(&form))));
+    let third = [("x-twilio-signature", anew)];
+    assert!(!holds(&verified("twilio", &keys, "https://third.example.test/", &third, body, Some(&form))));
+}
+
+/// A header, then a body: nobody guesses a signature of any scheme, and one that holds does so for no other body and with no bit of it
+/// changed.
+pub fn scheme(data: &[u8]) {
+    let (header, body) = two_parts(data);
+    let keys = fuzz_keys();
+    for preset in Signature::presets().filter(|name| *name != "none") {
+        let shown: Vec<(&str, &str)> = SIGNATURE_HEADERS.iter().map(|name| (*name, header.as_str())).collect();
+        for form in [None, Some(pairs(&header))] {
+            let checked = verified(preset, &keys, URL, &shown, body, form.as_deref());
+            assert!(!holds(&checked), "{preset}: {header:?} was guessed");
+        }
     }
+    let flip = data.iter().fold(data.len(), |sum, byte| sum.wrapping_mul(31).wrapping_add(usize::from(*byte)));
+    let other = [body, b"0"].concat();
+    for (preset, secret, make) in MAKERS {
+        let keys = Keys { secrets: vec![Secret::new(secret)], ..Keys::default() };
+        for (changed, expected) in [(None, true), (Some(flip), false)] {
+            let made = make(body, changed);
+            let shown: Vec<(&str, &str)> = made.iter().map(|(name, value)| (*name, value.as_str())).collect();
+            assert_eq!(holds(&verified(preset, &keys, URL, &shown, body, None)), expected, "{preset}: {shown:?}");
+            assert!(!holds(&verified(preset, &keys, URL, &shown, &other, None)), "{preset}: another body");
+        }
+    }
+}
+
+/// Every header that a preset reads.
+const SIGNATURE_HEADERS: [&str; 20] = [
+    "authorization",
+    "x-ringfence-token",
+    "x-vapi-secret",
+    "dg-token",
+    "elevenlabs-signature",
+    "x-twilio-signature",
+    "x-twilio-webhooks-signature-settings",
+    "x-signalwire-signature",
+    "x-signalwire-sha256-signature",
+    "x-plivo-signature-v3",
+    "x-plivo-signature-ma-v3",
+    "x-plivo-signature-v3-nonce",
+    "x-retell-signature",
+    "x-signature",
+    "x-timestamp",
+    "x-webhook-signature",
+    "webhook-id",
+    "webhook-signature",
+    "webhook-timestamp",
+    "telnyx-signature-ed25519",
+];
+
+/// Signs a body now; with a number, one bit of the signature is changed.
+type Maker = fn(&[u8], Option<usize>) -> Vec<(&'static str, String)>;
+
+/// Written apart from the program's own code: preset, secret, how it signs.
+const MAKERS: [(&str, &str, Maker); 7] = [
+    ("bland", SECRET, |body, flip| vec![("x-webhook-signature", hex::encode(tag(&[body], flip)))]),
+    ("vapi", SECRET, |body, flip| {
+        let stamp = NOW_SECS.to_string();
+        let signature = hex::encode(tag(&[stamp.as_bytes(), b".", body], flip));
+        vec![("x-signature", signature), ("x-timestamp", stamp)]
+    }),
+    ("retell", SECRET, |body, flip| {
+        let stamp = (NOW_SECS * 1000).to_string();
+        let signature = hex::encode(tag(&[body, stamp.as_bytes()], flip));
+        vec![("x-retell-signature", format!("v={stamp},d={signature}"))]
+    }),
+    ("signalwire_swml", SECRET, |body, flip| {
+        vec![("x-signalwire-sha256-signature", hex::encode(tag(&[URL.as_bytes(), body], flip)))]
+    }),
+    ("telnyx", "A6EHv/POEL4dcN0Y50vAmWfk1jCbpQ1fHdyGZBJVMbg=", |body, flip| {
+        let seed: Vec<u8> = (0..32).collect();
+        let pair = ring::signature::Ed25519KeyPair::from_seed_unchecked(&seed).unwrap();
+        let stamp = NOW_SECS.to_string();
+        let signed = pair.sign(&[stamp.as_bytes(), b"|", body].concat());
+        let signature = BASE64.encode(flipped(signed.as_ref().to_vec(), flip));
+        vec![("telnyx-signature-ed25519", signature), ("telnyx-timestamp", stamp)]
+    }),
+    ("vonage", SECRET, |body, flip| {
+        let hash = hex::encode(digest::digest(&digest::SHA256, body));
+        let claims = serde_json::json!({"iss": "Vonage", "iat": NOW_SECS, "payload_hash": hash});
+        vec![("authorization", format!("Bearer {}", jwt(&claims, flip)))]
+    }),
+    ("livekit", SECRET, |body, flip| {
+        let hash = BASE64.encode(digest::digest(&digest::SHA256, body));
+        let claims = serde_json::json!({"iss": "key_1", "exp": NOW_SECS + 300, "sha256": hash});
+        vec![("authorization", jwt(&claims, flip))]
+    }),
+];
+
+fn flipped(mut bytes: Vec<u8>, flip: Option<usize>) -> Vec<u8> {
+    if let Some(bit) = flip {
+        let at = bit / 8 % bytes.len();
+        bytes[at] ^= 1 << (bit % 8);
+    }
+    bytes
+}
+
+fn tag(message: &[&[u8]], flip: Option<usize>) -> Vec<u8> {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, SECRET.as_bytes());
+    flipped(hmac::sign(&key, &message.concat()).as_ref().to_vec(), flip)
+}
+
+fn jwt(claims: &Value, flip: Option<usize>) -> String {
+    let message = format!("{}.{}", BASE64_URL.encode(r#"{"alg":"HS256"}"#), BASE64_URL.encode(claims.to_string()));
+    format!("{message}.{}", BASE64_URL.encode(tag(&[message.as_bytes()], flip)))
 }
 
 /// A config file.

@@ -1,0 +1,138 @@
+//! Tokens that hold the hash of the body: JWT by HS256.
+
+use jsonwebtoken::errors::ErrorKind;
+use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::super::secret::Secret;
+use super::{BadSignature, Encoding, Keys, Request, equal, sha256, without_prefix};
+
+/// A token in a header.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Jwt {
+    header: String,
+    #[serde(default)]
+    prefix: String,
+    /// The claim that says by which of the named keys it is signed.
+    key_claim: Option<String>,
+    /// What `iss` has to be.
+    issuer: Option<String>,
+    body_hash: BodyHash,
+    age: Age,
+    /// How long after `iat` it counts; or how far clocks may differ, by `exp`. In seconds.
+    #[serde(default = "super::message::tolerance_default")]
+    tolerance_secs: u32,
+}
+
+/// The claim that has the SHA-256 of the body.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BodyHash {
+    claim: String,
+    encoding: Encoding,
+}
+
+/// What says how long a token counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Age {
+    Exp,
+    Iat,
+}
+
+type Claims = Map<String, Value>;
+
+impl Jwt {
+    pub(super) fn header(&self) -> &str {
+        &self.header
+    }
+
+    pub(super) fn verify(&self, keys: &Keys, request: &Request<'_>, now_secs: i64) -> Result<(), BadSignature> {
+        if keys.secrets.is_empty() && (self.key_claim.is_none() || keys.named.is_empty()) {
+            return Err(BadSignature::NoSecret);
+        }
+        let shown = request.header(&self.header).ok_or_else(|| BadSignature::Missing(self.header.clone()))?;
+        let token = without_prefix(shown, &self.prefix).ok_or_else(|| BadSignature::Malformed(self.header.clone()))?;
+        let claims = self.claims(keys, token.trim())?;
+        let text = |name: &str| claims.get(name).and_then(Value::as_str);
+        if self.issuer.as_deref().is_some_and(|issuer| text("iss") != Some(issuer)) {
+            return Err(BadSignature::Claim("iss".to_owned()));
+        }
+        self.check_age(&claims, now_secs)?;
+        let hash = text(&self.body_hash.claim).map(|hash| self.body_hash.encoding.decode(hash).unwrap_or_default());
+        match hash {
+            Some(hash) if equal(&hash, sha256(request.body).as_ref()) => Ok(()),
+            // Where there is no body, there may be no hash of one.
+            None if request.body.is_empty() && !claims.contains_key(&self.body_hash.claim) => Ok(()),
+            _ => Err(BadSignature::Claim(self.body_hash.claim.clone())),
+        }
+    }
+
+    /// The claims of a token that one of the keys has signed; of the named ones the one that it names.
+    fn claims(&self, keys: &Keys, token: &str) -> Result<Claims, BadSignature> {
+        let mut worst = BadSignature::Mismatch;
+        let named = self
+            .key_claim
+            .iter()
+            .flat_map(|claim| keys.named.iter().map(move |(name, key)| (Some((claim, name)), key)));
+        for (names, key) in named.chain(keys.secrets.iter().map(|key| (None, key))) {
+            match read(key, token) {
+                Ok(claims) => match names {
+                    Some((claim, name)) if claims.get(claim).and_then(Value::as_str) != Some(name) => {
+                        worst = BadSignature::Claim(claim.clone());
+                    }
+                    _ => return Ok(claims),
+                },
+                Err(ErrorKind::InvalidSignature) => {}
+                Err(ErrorKind::InvalidAlgorithm | ErrorKind::InvalidAlgorithmName) => {
+                    return Err(BadSignature::Algorithm);
+                }
+                Err(_) => return Err(BadSignature::Malformed(self.header.clone())),
+            }
+        }
+        Err(worst)
+    }
+
+    fn check_age(&self, claims: &Claims, now_secs: i64) -> Result<(), BadSignature> {
+        let tolerance_secs = i64::from(self.tolerance_secs);
+        let secs = |name: &str| match claims.get(name) {
+            None => Ok(None),
+            // RFC 7519 §2: a number, which may have a fraction.
+            Some(value) => match value.as_f64() {
+                Some(secs) => Ok(Some(secs as i64)),
+                None => Err(BadSignature::Claim(name.to_owned())),
+            },
+        };
+        let stale = |at_secs: i64| BadSignature::Stale {
+            age_secs: now_secs.saturating_sub(at_secs),
+            at_most_secs: tolerance_secs,
+        };
+        if let Some(from) = secs("nbf")?.filter(|from| from.saturating_sub(now_secs) > tolerance_secs) {
+            return Err(stale(from));
+        }
+        match self.age {
+            Age::Exp => {
+                let until = secs("exp")?.ok_or_else(|| BadSignature::Claim("exp".to_owned()))?;
+                if now_secs.saturating_sub(until) > tolerance_secs { Err(stale(until)) } else { Ok(()) }
+            }
+            Age::Iat => {
+                let made = secs("iat")?.ok_or_else(|| BadSignature::Claim("iat".to_owned()))?;
+                let expired = secs("exp")?.is_some_and(|until| now_secs.saturating_sub(until) > tolerance_secs);
+                let age_secs = now_secs.saturating_sub(made);
+                if expired || age_secs.saturating_abs() > tolerance_secs { Err(stale(made)) } else { Ok(()) }
+            }
+        }
+    }
+}
+
+/// The claims, if this key has signed them by HS256: a header that names another algorithm, or none, is refused before.
+fn read(key: &Secret, token: &str) -> Result<Claims, ErrorKind> {
+    let mut validation = Validation::new(Algorithm::HS256);
+    // Times are compared with our own clock.
+    (validation.validate_exp, validation.validate_nbf, validation.validate_aud) = (false, false, false);
+    validation.required_spec_claims.clear();
+    let key = DecodingKey::from_secret(key.expose().as_bytes());
+    decode::<Claims>(token, &key, &validation).map(|data| data.claims).map_err(|error| error.into_kind())
+}

@@ -1,0 +1,390 @@
+//! Signatures over a message that is put together from parts of the request: HMAC and Ed25519.
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use ring::{hmac, signature};
+use serde::Deserialize;
+
+use super::super::secret::Secret;
+use super::template::{Base, Part, Template, Values};
+use super::url::{body_hash_fits, plivo_v3_bases, twilio_params, variants, without_fragment};
+use super::{BASE64, BadSignature, Encoding, Keys, Request, equal, standard_key, without_prefix};
+use base64::Engine as _;
+
+/// The most signatures of one request that are looked at.
+const SHOWN_MAX: usize = 16;
+
+/// A signature over a message.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct MessageSignature {
+    pub(super) algorithm: Algorithm,
+    #[serde(default)]
+    key: KeyForm,
+    message: Template,
+    #[serde(default)]
+    pub(super) encoding: Encoding,
+    /// Where it stands; any of these.
+    signature: Vec<Shown>,
+    timestamp: Option<Stamp>,
+    /// The header that has the message's id.
+    id: Option<String>,
+    /// The header that has the nonce.
+    nonce: Option<String>,
+    /// The header that names a key, and HMAC-SHA256: `key=NAME,algorithm=HMAC_SHA256`.
+    settings: Option<String>,
+    /// How old, or how far in the future, a stamp may be, in seconds.
+    #[serde(default = "tolerance_default")]
+    tolerance_secs: u32,
+}
+
+/// Five minutes, as most providers' own libraries have it.
+pub(super) fn tolerance_default() -> u32 {
+    300
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Algorithm {
+    Sha1,
+    Sha256,
+    Sha512,
+    Ed25519,
+}
+
+impl Algorithm {
+    fn hmac(self) -> Option<hmac::Algorithm> {
+        match self {
+            Algorithm::Sha1 => Some(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY),
+            Algorithm::Sha256 => Some(hmac::HMAC_SHA256),
+            Algorithm::Sha512 => Some(hmac::HMAC_SHA512),
+            Algorithm::Ed25519 => None,
+        }
+    }
+
+    fn sign(self, key: &[u8], message: &[&[u8]]) -> Option<hmac::Tag> {
+        let mut context = hmac::Context::with_key(&hmac::Key::new(self.hmac()?, key));
+        message.iter().for_each(|part| context.update(part));
+        Some(context.sign())
+    }
+
+    fn fits(self, key: &[u8], message: &[&[u8]], shown: &[Vec<u8>]) -> bool {
+        match self.sign(key, message) {
+            Some(tag) => shown.iter().any(|one| equal(one, tag.as_ref())),
+            None => {
+                let public = signature::UnparsedPublicKey::new(&signature::ED25519, key);
+                let message = message.concat();
+                shown.iter().any(|one| public.verify(&message, one).is_ok())
+            }
+        }
+    }
+}
+
+/// What a secret's text means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum KeyForm {
+    #[default]
+    Text,
+    Base64,
+    Whsec,
+}
+
+/// Where a signature stands.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Shown {
+    header: String,
+    /// The header is a list of `name=value` with commas; this one's.
+    field: Option<String>,
+    /// What parts the signatures of a list.
+    list: Option<String>,
+    /// What stands before each.
+    #[serde(default)]
+    prefix: String,
+    /// Another one than the scheme's.
+    algorithm: Option<Algorithm>,
+}
+
+impl Shown {
+    fn texts<'h>(&'h self, headers: &'h HeaderMap) -> Vec<&'h str> {
+        let lines = headers.get_all(&self.header).into_iter().filter_map(|value| value.to_str().ok());
+        let all = lines.flat_map(|line| match (&self.field, &self.list) {
+            (Some(field), _) => fields(line, field).collect::<Vec<_>>(),
+            (None, Some(list)) => line.split(list.as_str()).map(str::trim).collect(),
+            (None, None) => vec![line.trim()],
+        });
+        all.filter_map(|text| without_prefix(text, &self.prefix)).take(SHOWN_MAX).collect()
+    }
+}
+
+/// The values of a name in `a=1,b=2,a=3`.
+fn fields<'h>(line: &'h str, name: &str) -> impl Iterator<Item = &'h str> {
+    line.split(',').filter_map(move |part| part.trim().strip_prefix(name)?.strip_prefix('='))
+}
+
+/// Where the stamp stands.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stamp {
+    header: String,
+    /// The header is a list of `name=value` with commas; this one's.
+    field: Option<String>,
+    #[serde(default)]
+    unit: Unit,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Unit {
+    #[default]
+    S,
+    Ms,
+    /// Told apart by their size.
+    Either,
+}
+
+impl Stamp {
+    /// As it is written, and in seconds. Digits alone: what is signed is the text.
+    fn read<'h>(&self, headers: &'h HeaderMap) -> Result<(&'h str, i64), BadSignature> {
+        let line = headers.get(&self.header).ok_or_else(|| BadSignature::Missing(self.header.clone()))?;
+        let text = line.to_str().ok().and_then(|line| match &self.field {
+            Some(field) => fields(line, field).next(),
+            None => Some(line.trim()),
+        });
+        let digits = text.filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
+        let number = digits.and_then(|text| text.parse::<i64>().ok());
+        let (Some(text), Some(number)) = (text, number) else {
+            return Err(BadSignature::Malformed(self.header.clone()));
+        };
+        let in_ms = match self.unit {
+            Unit::S => false,
+            Unit::Ms => true,
+            // As seconds it would be after the year 5000.
+            Unit::Either => number >= 100_000_000_000,
+        };
+        Ok((text, if in_ms { number / 1000 } else { number }))
+    }
+}
+
+/// A key, and its algorithm if that is not the scheme's.
+type Candidate = (Option<Algorithm>, Vec<u8>);
+
+impl MessageSignature {
+    /// What is wrong with it, beyond what its types say.
+    pub(super) fn check(&self) -> Result<(), String> {
+        let has = |part: &Part| self.message.has(part);
+        if !has(&Part::Body) && !has(&Part::TwilioParams) && !has(&Part::PlivoV3Base) {
+            return Err(
+                "message must have {body}, {twilio_params} or {plivo_v3_base}: else anybody can change the body"
+                    .to_owned(),
+            );
+        }
+        if has(&Part::TwilioParams) && !has(&Part::Url) {
+            return Err("message has {twilio_params}, which needs {url}: bodies other than forms are covered by their hash there".to_owned());
+        }
+        let headers = [
+            ("timestamp", Part::Timestamp, self.timestamp.is_some()),
+            ("id", Part::Id, self.id.is_some()),
+            ("nonce", Part::Nonce, self.nonce.is_some()),
+        ];
+        for (key, part, is_given) in headers {
+            match (has(&part), is_given) {
+                (true, false) => return Err(format!("message has {{{key}}}, but {key} does not say where it stands")),
+                (false, true) => {
+                    return Err(format!("{key} is given, but message does not have {{{key}}}: anybody can change it"));
+                }
+                _ => {}
+            }
+        }
+        if self.signature.is_empty() {
+            return Err("signature names no header".to_owned());
+        }
+        if self.is_over_url() && self.signature.iter().any(|shown| shown.field.is_some()) {
+            return Err(
+                "a signature over the URL must have a header of its own, no field: it is made anew for the app"
+                    .to_owned(),
+            );
+        }
+        let algorithms = self.signature.iter().filter_map(|shown| shown.algorithm);
+        if algorithms.chain([self.algorithm]).any(|one| (one == Algorithm::Ed25519) != self.is_public_key()) {
+            return Err("algorithms of hmac and ed25519 cannot be mixed".to_owned());
+        }
+        if self.is_public_key() && self.is_over_url() {
+            return Err("a signature by a private key over the URL cannot be made anew for the app".to_owned());
+        }
+        Ok(())
+    }
+
+    fn is_public_key(&self) -> bool {
+        self.algorithm == Algorithm::Ed25519
+    }
+
+    pub(super) fn headers(&self) -> impl Iterator<Item = &str> {
+        self.signature.iter().map(|shown| shown.header.as_str())
+    }
+
+    /// Every header that it reads.
+    pub(super) fn names(&self) -> impl Iterator<Item = &String> {
+        let shown = self.signature.iter().map(|shown| &shown.header);
+        let stamp = self.timestamp.as_ref().map(|stamp| &stamp.header);
+        shown.chain(stamp).chain(&self.id).chain(&self.nonce).chain(&self.settings)
+    }
+
+    pub(super) fn is_over_url(&self) -> bool {
+        self.message.has(&Part::Url) || self.message.has(&Part::PlivoV3Base)
+    }
+
+    /// The key that a secret is.
+    pub(super) fn key(&self, secret: &Secret) -> Result<Vec<u8>, &'static str> {
+        let text = secret.expose();
+        match self.key {
+            _ if self.is_public_key() => match BASE64.decode(text) {
+                Ok(key) if key.len() == 32 => Ok(key),
+                Ok(_) => Err("is no public key: 32 bytes in base64"),
+                Err(_) => Err("is no public key: it is not base64"),
+            },
+            KeyForm::Text => Ok(text.as_bytes().to_vec()),
+            KeyForm::Base64 => BASE64.decode(text).map_err(|_| "is not base64"),
+            KeyForm::Whsec => standard_key(secret),
+        }
+    }
+
+    pub(super) fn verify(&self, keys: &Keys, request: &Request<'_>, now_secs: i64) -> Result<(), BadSignature> {
+        let (_, _, stamp_secs) = self.fit(keys, request)?;
+        let (age_secs, at_most_secs) =
+            (now_secs.saturating_sub(stamp_secs.unwrap_or(now_secs)), i64::from(self.tolerance_secs));
+        if age_secs.saturating_abs() > at_most_secs {
+            return Err(BadSignature::Stale { age_secs, at_most_secs });
+        }
+        Ok(())
+    }
+
+    /// The key that fits, the form of the URL that was signed, and the stamp in seconds.
+    fn fit(&self, keys: &Keys, request: &Request<'_>) -> Result<(Candidate, Base, Option<i64>), BadSignature> {
+        if keys.secrets.is_empty() && (self.settings.is_none() || keys.named.is_empty()) {
+            return Err(BadSignature::NoSecret);
+        }
+        let first = || self.headers().next().unwrap_or_default().to_owned();
+        let texts: Vec<(&Shown, Vec<&str>)> = self
+            .signature
+            .iter()
+            .filter(|shown| request.headers.contains_key(&shown.header))
+            .map(|shown| (shown, shown.texts(request.headers)))
+            .collect();
+        if texts.is_empty() {
+            return Err(BadSignature::Missing(first()));
+        }
+        let (values, stamp_secs) = self.values(request)?;
+        let shown: Vec<(&Shown, Vec<Vec<u8>>)> = texts
+            .into_iter()
+            .map(|(shown, texts)| (shown, texts.into_iter().filter_map(|text| self.encoding.decode(text)).collect()))
+            .filter(|(_, all): &(_, Vec<_>)| !all.is_empty())
+            .collect();
+        if shown.is_empty() {
+            return Err(BadSignature::Malformed(first()));
+        }
+        let candidates = self.candidates(keys, request)?;
+        if !self.covers_body(request) {
+            return Err(BadSignature::Mismatch);
+        }
+        for base in self.bases(request, request.url) {
+            for (algorithm, key) in &candidates {
+                let message = self.message.fill(&values, &base);
+                let fits =
+                    |(one, all): &(&Shown, Vec<Vec<u8>>)| self.algorithm_of(*algorithm, one).fits(key, &message, all);
+                if shown.iter().any(fits) {
+                    return Ok(((*algorithm, key.clone()), base, stamp_secs));
+                }
+            }
+        }
+        Err(BadSignature::Mismatch)
+    }
+
+    fn algorithm_of(&self, of_key: Option<Algorithm>, shown: &Shown) -> Algorithm {
+        of_key.or(shown.algorithm).unwrap_or(self.algorithm)
+    }
+
+    /// The keys that may have signed. The sender chooses between the modes: to name a key that nobody configured must not pass for
+    /// "nothing to check with".
+    fn candidates(&self, keys: &Keys, request: &Request<'_>) -> Result<Vec<Candidate>, BadSignature> {
+        let Some((header, settings)) = self.settings.as_ref().and_then(|name| Some((name, request.header(name)?)))
+        else {
+            return Ok(keys.secrets.iter().filter_map(|secret| Some((None, self.key(secret).ok()?))).collect());
+        };
+        let malformed = || BadSignature::Malformed(header.clone());
+        if fields(settings, "algorithm").any(|algorithm| algorithm != "HMAC_SHA256") {
+            return Err(malformed());
+        }
+        let name = fields(settings, "key").next().ok_or_else(malformed)?;
+        let key = keys.named.get(name).map(|key| (Some(Algorithm::Sha256), key.expose().as_bytes().to_vec()));
+        Ok(key.into_iter().collect())
+    }
+
+    /// Whether what the message takes of the body is all of it.
+    fn covers_body(&self, request: &Request<'_>) -> bool {
+        if self.message.has(&Part::Body) {
+            return true;
+        }
+        match self.message.has(&Part::TwilioParams) {
+            true => body_hash_fits(request),
+            false => request.form.is_some() || request.body.is_empty(),
+        }
+    }
+
+    fn values<'a>(&self, request: &Request<'a>) -> Result<(Values<'a>, Option<i64>), BadSignature> {
+        let header = |name: &Option<String>| match name {
+            Some(name) => request.header(name).ok_or_else(|| BadSignature::Missing(name.clone())),
+            None => Ok(""),
+        };
+        let stamp = self.timestamp.as_ref().map(|stamp| stamp.read(request.headers)).transpose()?;
+        let params = if self.message.has(&Part::TwilioParams) { twilio_params(request.form) } else { String::new() };
+        let values = Values {
+            body: request.body,
+            timestamp: stamp.map_or("", |(text, _)| text),
+            id: header(&self.id)?,
+            nonce: header(&self.nonce)?,
+            method: request.method,
+            params,
+        };
+        Ok((values, stamp.map(|(_, secs)| secs)))
+    }
+
+    fn bases(&self, request: &Request<'_>, url: &str) -> Vec<Base> {
+        if !self.is_over_url() {
+            return vec![Base::default()];
+        }
+        let with_plivo = |url: String| {
+            if !self.message.has(&Part::PlivoV3Base) {
+                return vec![Base { url, ..Base::default() }];
+            }
+            let all = plivo_v3_bases(request, &url).into_iter().enumerate();
+            all.map(|(nth, plivo_v3)| Base { url: url.clone(), plivo_v3, nth }).collect()
+        };
+        variants(url).into_iter().flat_map(with_plivo).collect()
+    }
+
+    /// The headers for another URL, method and form; stamps and nonces are those that came.
+    pub(super) fn resign(&self, keys: &Keys, came: &Request<'_>, goes: &Request<'_>) -> Vec<(HeaderName, HeaderValue)> {
+        let current = || Some((self.candidates(keys, came).ok()?.into_iter().next()?, Base::default()));
+        let fitting = self.fit(keys, came).ok().map(|(key, base, _)| (key, base));
+        let Some(((algorithm, key), fitted)) = fitting.or_else(current) else { return vec![] };
+        let mut url = without_fragment(goes.url).to_owned();
+        // A handshake that was signed as wss:// is checked as wss:// by the app too.
+        if fitted.url.starts_with("ws") {
+            url = url.replacen("http", "ws", 1);
+        }
+        let as_it_came = Request { headers: came.headers, url: &url, ..*goes };
+        let Ok((values, _)) = self.values(&as_it_came) else { return vec![] };
+        let mut bases = plivo_v3_bases(&as_it_came, &url);
+        let plivo_v3 = bases.swap_remove(fitted.nth.min(bases.len() - 1));
+        let base = Base { url: url.clone(), plivo_v3, nth: 0 };
+        let message = self.message.fill(&values, &base);
+        let shown = self.signature.iter().filter(|shown| came.headers.contains_key(&shown.header));
+        let signed = shown.filter_map(|shown| {
+            let tag = self.algorithm_of(algorithm, shown).sign(&key, &message)?;
+            let text = format!("{}{}", shown.prefix, self.encoding.encode(tag.as_ref()));
+            Some((HeaderName::try_from(&shown.header).ok()?, HeaderValue::try_from(text).ok()?))
+        });
+        signed.collect()
+    }
+}

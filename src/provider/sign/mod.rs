@@ -1,0 +1,298 @@
+//! How webhooks are signed: verify what providers sent, sign anew what is relayed under another URL. Pure; compared in constant time.
+//!
+//! A provider's description names a [`Signature`]: one of five schemes with its parameters, by the name of a preset
+//! (`config/signatures.toml`) or written out. `read` takes it from TOML, `message` knows signatures over a message that a
+//! `template` describes (HMAC, Ed25519), `url` the parts of such a message that are more than text, `jwt` tokens that hold the body's hash,
+//! `shared` secrets that are shown as they are.
+
+mod jwt;
+mod message;
+mod read;
+mod shared;
+mod template;
+#[cfg(test)]
+mod tests;
+mod url;
+
+use std::collections::BTreeMap;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use ring::{digest, hmac};
+use serde::Deserialize;
+
+use super::secret::Secret;
+use jwt::Jwt;
+use message::MessageSignature;
+use shared::SharedSecret;
+pub use url::without_fragment;
+
+/// How a webhook is signed, and whether it has to be. Read from TOML.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Signature {
+    scheme: Scheme,
+    mode: Mode,
+    key_from: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Scheme {
+    None,
+    Shared(SharedSecret),
+    Message(Box<MessageSignature>),
+    Jwt(Jwt),
+}
+
+/// Whether a webhook has to be signed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Mode {
+    #[default]
+    Require,
+    IfPresent,
+    Off,
+}
+
+/// A request as its signature sees it.
+#[derive(Debug, Clone, Copy)]
+pub struct Request<'a> {
+    /// The method.
+    pub method: &'a str,
+    /// The URL that was called: public scheme, host, path and query.
+    pub url: &'a str,
+    /// The headers.
+    pub headers: &'a HeaderMap,
+    /// The raw body.
+    pub body: &'a [u8],
+    /// The pairs of a form body; none for other bodies and for GET.
+    pub form: Option<&'a [(String, String)]>,
+}
+
+impl<'a> Request<'a> {
+    fn header(&self, name: &str) -> Option<&'a str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+}
+
+/// What signatures are checked with. While one is rotated there are several; any may fit.
+#[derive(Debug, Clone, Default)]
+pub struct Keys {
+    /// Keys of signatures; for Ed25519 the public one.
+    pub secrets: Vec<Secret>,
+    /// Keys that a request names: Twilio's newer signatures, issuers of tokens.
+    pub named: BTreeMap<String, Secret>,
+    /// What is shown as it is.
+    pub tokens: Vec<Secret>,
+}
+
+/// Why a signature does not count. The sentences tell an operator what to check and hold no secret.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadSignature {
+    /// No header.
+    #[error("the request carries no {0} header")]
+    Missing(String),
+    /// A header that cannot be read.
+    #[error("the {0} header cannot be read")]
+    Malformed(String),
+    /// Too old, or too far in the future.
+    #[error("the signature is {}; at most {at_most_secs} s are allowed: check this machine's clock", age(*age_secs))]
+    Stale {
+        /// How old, in seconds; less than nothing: of the future.
+        age_secs: i64,
+        /// What is allowed, in seconds.
+        at_most_secs: i64,
+    },
+    /// A token that is signed by another algorithm than its scheme's.
+    #[error("the token is not signed by HS256")]
+    Algorithm,
+    /// A token that is genuine, but not for this request.
+    #[error("the token's claim {0} is missing or does not fit")]
+    Claim(String),
+    /// No configured secret gives this signature.
+    #[error(
+        "no configured secret gives this signature; check the secret and that public_url is the URL the provider calls"
+    )]
+    Mismatch,
+    /// There is no secret to check with.
+    #[error("no secret is configured for this webhook")]
+    NoSecret,
+}
+
+fn age(secs: i64) -> String {
+    if secs < 0 { format!("{} s of the future", secs.unsigned_abs()) } else { format!("{secs} s old") }
+}
+
+/// What a check came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Checked {
+    /// The signature holds.
+    Holds,
+    /// There is nothing that would have to hold.
+    Nothing,
+}
+
+impl Signature {
+    /// Checks a request.
+    ///
+    /// # Errors
+    /// Why it does not count.
+    pub fn verify(&self, keys: &Keys, request: &Request<'_>, now_secs: i64) -> Result<Checked, BadSignature> {
+        if self.mode == Mode::Off || (self.mode == Mode::IfPresent && !self.is_shown(request.headers)) {
+            return Ok(Checked::Nothing);
+        }
+        match &self.scheme {
+            Scheme::None => return Ok(Checked::Nothing),
+            Scheme::Shared(shared) => shared.verify(&keys.tokens, request.headers),
+            Scheme::Message(message) => message.verify(keys, request, now_secs),
+            Scheme::Jwt(jwt) => jwt.verify(keys, request, now_secs),
+        }
+        .map(|()| Checked::Holds)
+    }
+
+    /// The headers of a request that is passed on under another URL, where its signature is over the URL: as the provider would
+    /// have signed it, by the key that fits the request as it came, else by the current one. Only headers that it came with.
+    pub fn resign(&self, keys: &Keys, came: &Request<'_>, goes: &Request<'_>) -> Vec<(HeaderName, HeaderValue)> {
+        match &self.scheme {
+            Scheme::Message(message) if self.is_over_url() => message.resign(keys, came, goes),
+            _ => vec![],
+        }
+    }
+
+    /// Whether the URL is signed, so that what is passed on under another one has to be signed anew.
+    pub fn is_over_url(&self) -> bool {
+        matches!(&self.scheme, Scheme::Message(message) if message.is_over_url()) && self.mode != Mode::Off
+    }
+
+    /// Whether a request carries one of its headers.
+    pub fn is_shown(&self, headers: &HeaderMap) -> bool {
+        self.headers().any(|name| headers.contains_key(name))
+    }
+
+    /// Whether a header is a credential by itself: whoever reads it can send it.
+    pub fn is_credential(&self, header: &HeaderName) -> bool {
+        matches!(&self.scheme, Scheme::Shared(shared) if shared.headers().any(|name| header.as_str().eq_ignore_ascii_case(name)))
+    }
+
+    /// Whether the header is a signature over this one request: no credential, whatever its name.
+    pub fn is_signature(&self, header: &HeaderName) -> bool {
+        !matches!(self.scheme, Scheme::Shared(_))
+            && self.headers().any(|name| header.as_str().eq_ignore_ascii_case(name))
+    }
+
+    fn headers(&self) -> Box<dyn Iterator<Item = &str> + '_> {
+        match &self.scheme {
+            Scheme::None => Box::new(std::iter::empty()),
+            Scheme::Shared(shared) => Box::new(shared.headers()),
+            Scheme::Message(message) => Box::new(message.headers()),
+            Scheme::Jwt(jwt) => Box::new(std::iter::once(jwt.header())),
+        }
+    }
+
+    /// Whether it is checked with keys of signatures.
+    pub fn needs_key(&self) -> bool {
+        self.mode != Mode::Off && matches!(self.scheme, Scheme::Message(_) | Scheme::Jwt(_))
+    }
+
+    /// Whether it has to hold, and is checked with keys of signatures.
+    pub fn needs_secret(&self) -> bool {
+        self.mode == Mode::Require && self.needs_key()
+    }
+
+    /// The account's key that signatures are checked with where it has no webhook secrets.
+    pub fn key_from(&self) -> Option<&str> {
+        self.key_from.as_deref()
+    }
+
+    /// Whether a secret can be its key at all.
+    ///
+    /// # Errors
+    /// What it is not. The sentence holds nothing of it.
+    pub fn check_secret(&self, secret: &Secret) -> Result<(), &'static str> {
+        match &self.scheme {
+            Scheme::Message(message) => message.key(secret).map(drop),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Where a text stands among the headers.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Place {
+    header: String,
+    /// What stands before it.
+    #[serde(default)]
+    prefix: String,
+}
+
+impl Place {
+    /// The texts, without the prefix.
+    fn texts<'h>(&'h self, headers: &'h HeaderMap) -> impl Iterator<Item = &'h str> {
+        headers.get_all(&self.header).into_iter().filter_map(|value| without_prefix(value.to_str().ok()?, &self.prefix))
+    }
+}
+
+/// A text without what stands before it, whatever the case of that.
+fn without_prefix<'t>(text: &'t str, prefix: &str) -> Option<&'t str> {
+    let (head, rest) = text.trim().split_at_checked(prefix.len())?;
+    head.eq_ignore_ascii_case(prefix).then_some(rest)
+}
+
+/// How bytes are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Encoding {
+    #[default]
+    Hex,
+    Base64,
+}
+
+impl Encoding {
+    fn encode(self, bytes: &[u8]) -> String {
+        match self {
+            Encoding::Hex => hex::encode(bytes),
+            Encoding::Base64 => BASE64.encode(bytes),
+        }
+    }
+
+    fn decode(self, text: &str) -> Option<Vec<u8>> {
+        match self {
+            Encoding::Hex => hex::decode(text).ok(),
+            Encoding::Base64 => BASE64.decode(text).ok(),
+        }
+    }
+}
+
+/// Equality that takes the same time wherever the first difference is.
+pub fn equal(a: &[u8], b: &[u8]) -> bool {
+    // Comparing MACs under a fixed key hides lengths and contents alike.
+    let key = hmac::Key::new(hmac::HMAC_SHA256, b"ringfence constant-time comparison");
+    hmac::verify(&key, a, hmac::sign(&key, b).as_ref()).is_ok()
+}
+
+fn sha256(bytes: &[u8]) -> digest::Digest {
+    digest::digest(&digest::SHA256, bytes)
+}
+
+/// SHA-256 in lower-case hex.
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    hex::encode(sha256(bytes))
+}
+
+/// The key of a Standard Webhooks secret: `whsec_`, then 24 to 64 bytes in base64.
+///
+/// # Errors
+/// What it is not. The sentence holds nothing of it.
+pub fn standard_key(secret: &Secret) -> Result<Vec<u8>, &'static str> {
+    let text = secret.expose().strip_prefix("whsec_").ok_or("does not start with whsec_")?;
+    let key = BASE64.decode(text).map_err(|_| "is not base64 after whsec_")?;
+    if (24..=64).contains(&key.len()) { Ok(key) } else { Err("must have 24 to 64 bytes after whsec_") }
+}
+
+/// The `webhook-signature` of Standard Webhooks: HMAC-SHA256 over `id.timestamp.body`.
+pub fn sign_standard(key: &[u8], id: &str, at_secs: i64, body: &[u8]) -> String {
+    let message = [format!("{id}.{at_secs}.").as_bytes(), body].concat();
+    let key = hmac::Key::new(hmac::HMAC_SHA256, key);
+    format!("v1,{}", BASE64.encode(hmac::sign(&key, &message)))
+}

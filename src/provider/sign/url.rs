@@ -1,0 +1,72 @@
+//! The parts of a signed message that follow from the URL, and the two that are more than text: Twilio's parameters and Plivo's
+//! base.
+
+use std::collections::BTreeSet;
+
+use super::{Request, equal, sha256_hex};
+
+/// A URL without its fragment: it is neither sent nor signed.
+pub fn without_fragment(url: &str) -> &str {
+    url.split('#').next().unwrap_or(url)
+}
+
+/// The forms of a URL that a provider may have signed: with and without the default port, as `https` and `wss`. The first is the
+/// URL as it is.
+pub(super) fn variants(url: &str) -> Vec<String> {
+    let Some((scheme, rest)) = url.split_once("://") else { return vec![url.to_owned()] };
+    let (authority, tail) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    let port = match scheme {
+        "https" | "wss" => ":443",
+        _ => ":80",
+    };
+    let mut authorities = vec![authority.to_owned()];
+    match authority.strip_suffix(port) {
+        Some(bare) => authorities.push(bare.to_owned()),
+        None if !authority.rsplit(']').next().unwrap_or(authority).contains(':') => {
+            authorities.push(format!("{authority}{port}"));
+        }
+        None => {}
+    }
+    let schemes: [&str; 2] = match scheme {
+        "https" => ["https", "wss"],
+        "wss" => ["wss", "https"],
+        "ws" => ["ws", "http"],
+        _ => ["http", "ws"],
+    };
+    schemes.iter().flat_map(|s| authorities.iter().map(move |a| format!("{s}://{a}{tail}"))).collect()
+}
+
+/// Twilio's parameters: each name in order, and each of its different values in order after it.
+pub(super) fn twilio_params(form: Option<&[(String, String)]>) -> String {
+    let sorted: BTreeSet<(&str, &str)> =
+        form.unwrap_or_default().iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+    sorted.into_iter().flat_map(|(name, value)| [name, value]).collect()
+}
+
+/// Twilio covers bodies other than forms by `bodySHA256` in the query. An empty body needs none.
+pub(super) fn body_hash_fits(request: &Request<'_>) -> bool {
+    if request.form.is_some() || request.body.is_empty() {
+        return true;
+    }
+    let query = request.url.split_once('?').map_or("", |(_, q)| q);
+    let claimed = form_urlencoded::parse(query.as_bytes()).find(|(k, _)| k == "bodySHA256");
+    claimed.is_some_and(|(_, hash)| equal(hash.to_ascii_lowercase().as_bytes(), sha256_hex(request.body).as_bytes()))
+}
+
+/// Plivo's base of a URL, as its SDKs build it; and for a form at a URL without a query as its documents say, which differs.
+pub(super) fn plivo_v3_bases(request: &Request<'_>, url: &str) -> Vec<String> {
+    let url = without_fragment(url);
+    let (path, query) = url.split_once('?').unwrap_or((url, ""));
+    let mut query: Vec<(String, String)> = form_urlencoded::parse(query.as_bytes()).into_owned().collect();
+    query.sort_unstable();
+    let query = query.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join("&");
+    let mut form: Vec<_> = request.form.unwrap_or_default().iter().collect();
+    form.sort_unstable();
+    let params: String = form.into_iter().flat_map(|(name, value)| [name.as_str(), value]).collect();
+    match (query.is_empty(), params.is_empty()) {
+        (true, true) => vec![path.to_owned()],
+        (false, true) => vec![format!("{path}?{query}")],
+        (true, false) => vec![format!("{path}?{params}"), format!("{path}.{params}")],
+        (false, false) => vec![format!("{path}?{query}.{params}")],
+    }
+}
