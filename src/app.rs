@@ -21,14 +21,14 @@ use crate::admission::GateMode;
 use crate::calls::Calls;
 use crate::calls::hooks::watch_hooks;
 use crate::capacity::{Capacity, LivePolicy, Role};
-use crate::client::{self, Client, Feed, Sockets};
+use crate::client::{self, Client, Feed, Others, Sockets};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::failpoint;
-use crate::gate::Gate;
 use crate::gate::memory::MemoryGate;
 use crate::gate::redis::RedisGate;
-use crate::hub::Hub;
+use crate::gate::{Channel, Gate};
+use crate::hub::{self, Hub};
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::net::{Edge, EdgeSettings, ReloadingTls, RunningEdge, install_crypto_provider};
@@ -131,7 +131,7 @@ impl App {
         let policy = Policy::new(config.policy.clone(), &businesses);
         let metrics = Metrics::new().map_err(start_error)?;
         let upstream = live::upstream(&config);
-        let gate = open_gate(&config).await?;
+        let (gate, channel) = open_gate(&config).await?;
         let live_policy: LivePolicy = Arc::new(ArcSwap::from_pointee(policy));
         let capacity = Capacity::new(
             store.clone(),
@@ -181,7 +181,14 @@ impl App {
             calls.lifecycle.clock.clone(),
             config.client.user_label.clone(),
         );
-        let others = config.gate.home != GateMode::Memory;
+        let others = match (&channel, config.gate.home) {
+            (Some(channel), _) => {
+                tasks.spawn(hub::carry(calls.lifecycle.hub.clone(), channel.clone(), stop.clone()));
+                Others::LookedFor
+            }
+            (None, GateMode::Memory) => Others::None,
+            (None, _) => Others::Heard,
+        };
         tasks.spawn(feed.clone().run(others, stop.clone()));
         let client = Client {
             calls: calls.clone(),
@@ -318,11 +325,14 @@ impl Patient<'_> {
     }
 }
 
+/// A gate, and what replicas that share it tell each other of news by.
+type GateAndChannel = (Option<Arc<dyn Gate>>, Option<Arc<dyn Channel>>);
+
 /// What proposes, where it is not the record itself. A Redis that would lose leases is refused; one that is away is waited for
 /// a moment, and then the database decides until it comes.
-async fn open_gate(config: &Config) -> Result<Option<Arc<dyn Gate>>, StartError> {
+async fn open_gate(config: &Config) -> Result<GateAndChannel, StartError> {
     Ok(match (config.gate.home, &config.redis) {
-        (GateMode::Memory, _) => Some(Arc::new(MemoryGate::new())),
+        (GateMode::Memory, _) => (Some(Arc::new(MemoryGate::new())), None),
         (GateMode::Redis, Some(settings)) => {
             let gate = RedisGate::new(settings.clone()).map_err(start_error)?;
             let until = tokio::time::Instant::now() + REDIS_WITHIN;
@@ -337,9 +347,10 @@ async fn open_gate(config: &Config) -> Result<Option<Arc<dyn Gate>>, StartError>
                 }
                 Err(error) => warn!(redis = %settings.shown(), %error, "the database decides until Redis is there"),
             }
-            Some(Arc::new(gate))
+            let gate = Arc::new(gate);
+            (Some(gate.clone()), Some(gate))
         }
-        _ => None,
+        _ => (None, None),
     })
 }
 

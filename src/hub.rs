@@ -2,6 +2,8 @@
 //! lost by a bell that was not heard, rung twice or rung at another replica. What was said here is told with the bell, so that
 //! nearly always there is nothing to be read.
 
+mod bus;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -10,6 +12,7 @@ use tokio::sync::broadcast;
 use crate::call::Speaker;
 use crate::ids::CallId;
 use crate::store::Utterance;
+pub use bus::carry;
 
 /// Bells that a slow listener may be behind. Beyond it, it is told that it missed some, and looks at everything it follows.
 const BEHIND_MAX: usize = 4096;
@@ -27,6 +30,8 @@ pub struct Bell {
     pub call: CallId,
     /// What it is.
     pub news: News,
+    /// It was rung at this process first.
+    pub is_ours: bool,
 }
 
 /// What is new about a call.
@@ -40,7 +45,7 @@ pub enum News {
     Partial,
 }
 
-/// What somebody is saying and has not said yet. It stands on no record, and is known at this process alone.
+/// What somebody is saying and has not said yet. It stands on no record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Partial {
     /// Who speaks.
@@ -91,9 +96,18 @@ impl Hub {
         self.partials().1.remove(call);
     }
 
+    /// Another replica has put something on record.
+    pub fn ring_of_another(&self, call: &CallId) {
+        self.pass_on(call, News::Record, false);
+    }
+
     fn bell(&self, call: &CallId, news: News) {
+        self.pass_on(call, news, true);
+    }
+
+    fn pass_on(&self, call: &CallId, news: News, is_ours: bool) {
         // Nobody has to listen.
-        let _ = self.bells.send(Bell { call: call.clone(), news });
+        let _ = self.bells.send(Bell { call: call.clone(), news, is_ours });
     }
 
     fn partials(&self) -> MutexGuard<'_, (u64, HashMap<CallId, Newest>)> {
@@ -103,6 +117,15 @@ impl Hub {
 
     /// Somebody is saying something. What was half said before it is forgotten; one that comes too late is not taken.
     pub fn murmur(&self, call: &CallId, partial: Partial) {
+        self.take_partial(call, partial, true);
+    }
+
+    /// The same, at another replica.
+    pub fn murmur_of_another(&self, call: &CallId, partial: Partial) {
+        self.take_partial(call, partial, false);
+    }
+
+    fn take_partial(&self, call: &CallId, partial: Partial, is_ours: bool) {
         {
             let (count, newest) = &mut *self.partials();
             let before = newest.get(call).filter(|(_, before)| before.speaker == partial.speaker);
@@ -115,7 +138,7 @@ impl Hub {
             *count += 1;
             newest.insert(call.clone(), (*count, partial));
         }
-        self.bell(call, News::Partial);
+        self.pass_on(call, News::Partial, is_ours);
     }
 
     /// What is being said in a call, if it is newer than `after`, and its number since the start.
@@ -139,7 +162,7 @@ mod tests {
         hub.ring(&call);
         let mut listening = hub.listen();
         hub.ring(&call);
-        assert_eq!(listening.recv().await, Ok(Bell { call, news: News::Record }));
+        assert_eq!(listening.recv().await, Ok(Bell { call, news: News::Record, is_ours: true }));
         assert!(listening.try_recv().is_err());
     }
 
@@ -160,8 +183,8 @@ mod tests {
         hub.say(&call, said("good morning".to_owned()));
         hub.say(&call, said("x".repeat(TOLD_BYTES_MAX + 1)));
         let told = News::Said(Arc::new(said("good morning".to_owned())));
-        assert_eq!(listening.recv().await, Ok(Bell { call: call.clone(), news: told }));
-        assert_eq!(listening.recv().await, Ok(Bell { call, news: News::Record }));
+        assert_eq!(listening.recv().await, Ok(Bell { call: call.clone(), news: told, is_ours: true }));
+        assert_eq!(listening.recv().await, Ok(Bell { call, news: News::Record, is_ours: true }));
     }
 
     #[tokio::test]
@@ -180,7 +203,7 @@ mod tests {
         hub.ring(&call);
         assert_eq!(hub.murmured(&call, 0), None);
         for news in [News::Partial, News::Partial, News::Record, News::Record] {
-            assert_eq!(listening.recv().await, Ok(Bell { call: call.clone(), news }));
+            assert_eq!(listening.recv().await, Ok(Bell { call: call.clone(), news, is_ours: true }));
         }
     }
 }

@@ -37,6 +37,17 @@ pub(super) const LATEST_MAX: u32 = 500;
 /// How long after other replicas could not be heard it is tried again.
 const LISTEN_AGAIN: Duration = Duration::from_secs(5);
 
+/// Other processes that write to the record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Others {
+    /// There are none.
+    None,
+    /// What they write is heard from the record's server where that can be, and looked for.
+    Heard,
+    /// Somebody else passes their bells on; what they write is looked for as well.
+    LookedFor,
+}
+
 /// See the module. Cloning is cheap.
 #[derive(Clone)]
 pub struct Feed(Arc<Inner>);
@@ -193,8 +204,8 @@ impl Feed {
         &self.0.user_label
     }
 
-    /// Passes bells on until stopped. With `others`, other processes write to the record as well.
-    pub fn run(self, others: bool, stop: CancellationToken) -> impl Future<Output = ()> + Send {
+    /// Passes bells on until stopped.
+    pub fn run(self, others: Others, stop: CancellationToken) -> impl Future<Output = ()> + Send {
         // Heard from now on, not only once it runs.
         let mut bells = self.0.hub.listen();
         let heard = self.clone().hear_others(others);
@@ -217,7 +228,7 @@ impl Feed {
                         Err(RecvError::Closed) => return,
                     },
                     _ = looks.tick() => {
-                        if others {
+                        if others != Others::None {
                             self.look_at_calls().await;
                         }
                         self.look_at_businesses().await;
@@ -228,11 +239,11 @@ impl Feed {
     }
 
     /// Rings for what other replicas say that they have written, where that can be heard. Never ends.
-    async fn hear_others(self, others: bool) {
-        if others {
+    async fn hear_others(self, others: Others) {
+        if others == Others::Heard {
             loop {
                 let hub = self.0.hub.clone();
-                self.0.store.listen(Box::new(move |call| hub.ring(call))).await;
+                self.0.store.listen(Box::new(move |call| hub.ring_of_another(call))).await;
                 tokio::time::sleep(LISTEN_AGAIN).await;
             }
         }

@@ -29,7 +29,7 @@ use crate::provider::sign::sha256_hex;
 use crate::reply::{json_answer, problem, respond};
 use crate::store::{self, CallRecord, StoreError};
 use crate::token::{BadToken, Keys, Visitor};
-pub use feed::Feed;
+pub use feed::{Feed, Others};
 
 use socket::Connection;
 

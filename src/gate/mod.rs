@@ -43,6 +43,20 @@ pub enum GateError {
 /// What a gate answers.
 pub type Result<T> = std::result::Result<T, GateError>;
 
+/// Told of each word that is said on a [`Channel`].
+pub type Hear = Box<dyn FnMut(&str) + Send>;
+
+/// Where replicas that share a gate tell each other of what is new, at most once. Nothing relies on it; whoever missed something
+/// finds it on record.
+#[async_trait]
+pub trait Channel: Send + Sync + 'static {
+    /// Says words to everybody who listens, this process as well.
+    async fn say(&self, words: &[String]) -> Result<()>;
+
+    /// Hears what anybody says from now on. Returns why it hears nothing any more; also if nothing was said for 10 s.
+    async fn listen(&self, hear: Hear) -> GateError;
+}
+
 /// See the module's contract.
 #[async_trait]
 pub trait Gate: Send + Sync + 'static {

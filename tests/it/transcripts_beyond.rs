@@ -1,6 +1,7 @@
 //! Live transcripts beyond seed 002: resuming, businesses, slow clients, tokens, partials, many at once.
 
 use std::path::Path;
+use std::time::Duration;
 
 use base64::Engine as _;
 use bytes::Bytes;
@@ -9,6 +10,7 @@ use serde_json::{Value, json};
 use super::support::chance::Dice;
 use super::support::hooks::{FORM, encoded, now_secs, twilio};
 use super::support::postgres as server;
+use super::support::redis;
 use super::support::socket::{SECRET, SOCKET, Socket, metric, open_sockets, said, say, setup, token, token_of};
 use super::support::stage::{Behind, Setup, Stage};
 
@@ -260,6 +262,8 @@ async fn who_says_nothing_is_pinged_and_then_gone() {
     stage.finish().await;
 }
 
+const TRANSCRIPTION: &str = "/webhooks/twilio/transcription";
+
 fn content<'a>(track: &'a str, data: &'a str, is_final: &'a str, sequence: &'a str) -> Vec<(&'a str, &'a str)> {
     vec![
         ("TranscriptionEvent", "transcription-content"),
@@ -274,7 +278,6 @@ fn content<'a>(track: &'a str, data: &'a str, is_final: &'a str, sequence: &'a s
 
 #[tokio::test(flavor = "multi_thread")]
 async fn twilios_transcription_is_shown_while_it_is_said_and_kept_when_it_is() {
-    const PATH: &str = "/webhooks/twilio/transcription";
     let stage = ready().await;
     let started = [
         ("TranscriptionEvent", "transcription-started"),
@@ -282,23 +285,23 @@ async fn twilios_transcription_is_shown_while_it_is_said_and_kept_when_it_is() {
         ("CallSid", "CA1"),
         ("SequenceId", "1"),
     ];
-    assert_eq!(twilio(&stage, PATH, &started).await.status, 204);
+    assert_eq!(twilio(&stage, TRANSCRIPTION, &started).await.status, 204);
     assert!(stage.record("CA1").await.is_none(), "nothing was said yet");
     let hello = content("outbound_track", r#"{"transcript":"Hello.","confidence":0.9}"#, "true", "2");
-    assert_eq!(twilio(&stage, PATH, &hello).await.status, 204);
+    assert_eq!(twilio(&stage, TRANSCRIPTION, &hello).await.status, 204);
     let mut socket = Socket::open(&stage, &token()).await;
     socket.follow("CA1").await;
     let half = content("inbound_track", r#"{"transcript":"Good mor"}"#, "false", "4");
-    assert_eq!(twilio(&stage, PATH, &half).await.status, 204);
+    assert_eq!(twilio(&stage, TRANSCRIPTION, &half).await.status, 204);
     let wanted = json!({"type": "partial", "conversation_id": null, "call_sid": "CA1", "speaker_type": "user",
         "message_text": "Good mor", "source_sequence": 4});
     assert_eq!(socket.hear().await, wanted);
     // It comes late, and says less.
     let less = content("inbound_track", r#"{"transcript":"Good"}"#, "false", "3");
-    assert_eq!(twilio(&stage, PATH, &less).await.status, 204);
+    assert_eq!(twilio(&stage, TRANSCRIPTION, &less).await.status, 204);
     let full = content("inbound_track", r#"{"transcript":"Good morning.","confidence":0.9}"#, "true", "5");
     for _ in 0..2 {
-        assert_eq!(twilio(&stage, PATH, &full).await.status, 204);
+        assert_eq!(twilio(&stage, TRANSCRIPTION, &full).await.status, 204);
     }
     let message = socket.hear_a("transcription").await;
     assert_eq!((&message["sequence_number"], &message["source_sequence"]), (&json!(2), &json!(5)));
@@ -443,13 +446,11 @@ async fn what_200_say_at_once_has_no_gaps_over_postgres() {
     many_at_once(&format!("[store]\nurl = \"{url}\"\n")).await;
 }
 
-/// Two processes over one record: what one hears, the other's subscribers get.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_webhook_at_one_replica_reaches_the_subscriber_at_another() {
+/// Two processes over one record: what one hears, the other's subscribers get; over a channel also what is half said.
+async fn reaches_another(gate: &str, has_channel: bool) {
     let folder = std::env::temp_dir().join(format!("ringfence-it-{}", ringfence::ids::CallId::new()));
     std::fs::create_dir_all(&folder).unwrap();
-    let shared =
-        format!("[store]\npath = \"{}\"\n[gate]\nbackend = \"database\"\n", folder.join("shared.db").display());
+    let shared = format!("[store]\npath = \"{}\"\n[gate]\n{gate}\n", folder.join("shared.db").display());
     let one = || Setup { public: false, ..setup("", "record_wait_secs = 0", &shared) };
     let (hears, shows) = (Stage::start(one()).await, Stage::start(one()).await);
     say(&hears, "conv_1", "agent", "Hello.").await;
@@ -458,6 +459,25 @@ async fn a_webhook_at_one_replica_reaches_the_subscriber_at_another() {
     for n in 2..=5 {
         say(&hears, "conv_1", "agent", &format!("line {n}")).await;
         assert_eq!(socket.hear_a("transcription").await["sequence_number"], n);
+    }
+    if has_channel {
+        let by_twilio = content("outbound_track", r#"{"transcript":"Hello."}"#, "true", "2");
+        assert_eq!(twilio(&hears, TRANSCRIPTION, &by_twilio).await.status, 204);
+        socket.follow("CA1").await;
+        // Who does not listen yet misses it; another comes a moment later.
+        let speaks = async {
+            for n in 3.. {
+                let n = format!("{n}");
+                let half = content("inbound_track", r#"{"transcript":"Good mor"}"#, "false", &n);
+                assert_eq!(twilio(&hears, TRANSCRIPTION, &half).await.status, 204);
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        };
+        let partial = tokio::select! {
+            partial = socket.hear_a("partial") => partial,
+            () = speaks => panic!("it is not heard"),
+        };
+        assert_eq!((&partial["message_text"], &partial["speaker_type"]), (&json!("Good mor"), &json!("user")));
     }
     let record = hears.record("conv_1").await.unwrap();
     let lifecycle = &hears.app().calls().lifecycle;
@@ -468,6 +488,20 @@ async fn a_webhook_at_one_replica_reaches_the_subscriber_at_another() {
     hears.finish().await;
     shows.finish().await;
     let _ = std::fs::remove_dir_all(folder);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_webhook_at_one_replica_reaches_the_subscriber_at_another() {
+    reaches_another("backend = \"database\"", false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_webhook_at_one_replica_reaches_the_subscriber_at_another_over_redis() {
+    if redis::is_missing() {
+        return;
+    }
+    let redis = tokio::task::block_in_place(redis::Redis::plain);
+    reaches_another(&format!("backend = \"redis\"\nredis_url = \"{}\"\ntimeout_ms = 1000", redis.url()), true).await;
 }
 
 /// A call that Twilio carries and transcribes, as its simulation has it, from the first word to the last.

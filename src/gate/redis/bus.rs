@@ -1,11 +1,12 @@
-//! The pool's channel: what one replica tells the others, at most once. Nothing relies on it; whoever missed something finds it on
-//! record.
+//! The pool's channel.
 
 use std::time::Duration;
 
+use async_trait::async_trait;
 use futures_util::StreamExt as _;
 use tokio::time::timeout;
 
+use super::super::{Channel, Hear};
 use super::{Fault, GateError, RedisGate, Result, link};
 
 /// So long without a word means that the connection is none any more: whoever listens is said something every few seconds.
@@ -13,12 +14,10 @@ const SILENT_MAX: Duration = Duration::from_secs(10);
 /// Longest wait until words are with the server.
 const SAY_WITHIN: Duration = Duration::from_secs(1);
 
-impl RedisGate {
-    /// Says something to everybody who [listens](Self::listen), this process as well; in one trip, beside decisions.
-    ///
-    /// # Errors
-    /// [`GateError::Away`]: it may have been heard nevertheless.
-    pub async fn say(&self, words: &[String]) -> Result<()> {
+#[async_trait]
+impl Channel for RedisGate {
+    /// One trip, beside decisions. [`GateError::Away`]: it may have been heard nevertheless.
+    async fn say(&self, words: &[String]) -> Result<()> {
         let link = self.shared.link()?;
         let channel = self.shared.keys.channel();
         match timeout(SAY_WITHIN, link.publish(&channel, words)).await {
@@ -27,9 +26,8 @@ impl RedisGate {
         }
     }
 
-    /// Hears what anybody says from now on, over a connection of its own. Returns why it hears nothing any more; also if nobody has
-    /// said anything for 10 s.
-    pub async fn listen(&self, mut hear: impl FnMut(&str) + Send) -> GateError {
+    /// Over a connection of its own.
+    async fn listen(&self, mut hear: Hear) -> GateError {
         let (settings, keys) = (&self.shared.settings, &self.shared.keys);
         let opened = async {
             let at = link::find(settings, keys, true).await?.info;

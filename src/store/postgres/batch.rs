@@ -3,6 +3,7 @@
 //! timer. Dropping the waiter drops only the notification.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::FutureExt as _;
@@ -121,11 +122,11 @@ pub(super) fn decisions(db: Arc<Db>, doubts: Doubts, callers_clock: bool) -> Bat
     Batches::start(at, Box::new(transact))
 }
 
-/// What is said in calls. With `tell`, other processes listen.
-pub(super) fn speeches(db: Arc<Db>, tell: bool) -> Batches<Speech, Took> {
+/// What is said in calls. While processes `listen`, they are told.
+pub(super) fn speeches(db: Arc<Db>, listens: Arc<AtomicBool>) -> Batches<Speech, Took> {
     let at = db.clone();
     let transact = move |batch: Arc<[Arc<Speech>]>| {
-        let db = db.clone();
+        let (db, tell) = (db.clone(), listens.load(Ordering::Relaxed));
         let work = async move {
             let hear = db.write(move |c| {
                 let batch = batch.clone();

@@ -21,7 +21,7 @@ mod transact;
 mod transcripts;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -114,6 +114,8 @@ pub struct PostgresStore {
     doubts: Doubts,
     decisions: Batches<Ask, Decided>,
     speeches: Batches<Speech, Took>,
+    /// Somebody here listens to other processes, so they do as well: commits that notify queue up in the server, so none does in vain.
+    listens: Arc<AtomicBool>,
     callers_clock: bool,
 }
 
@@ -237,9 +239,18 @@ impl PostgresStore {
         let beating = tokio::spawn(beat(db.clone(), me.clone()));
         let (doubts, callers_clock) = (Doubts::default(), settings.callers_clock);
         let decisions = batch::decisions(db.clone(), doubts.clone(), callers_clock);
-        // Commits that notify queue up in the server: not where nobody listens.
-        let speeches = batch::speeches(db.clone(), me.sharing() == Sharing::Shared);
-        Ok(Self { db, me, beating: tokio::sync::Mutex::new(Some(beating)), doubts, decisions, speeches, callers_clock })
+        let listens = Arc::<AtomicBool>::default();
+        let speeches = batch::speeches(db.clone(), listens.clone());
+        Ok(Self {
+            db,
+            me,
+            beating: tokio::sync::Mutex::new(Some(beating)),
+            doubts,
+            decisions,
+            speeches,
+            listens,
+            callers_clock,
+        })
     }
 
     /// Settles a record whose COMMIT got no answer: only then is it certain that it is there, or never will be.

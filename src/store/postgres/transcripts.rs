@@ -1,12 +1,14 @@
 //! What was said in calls.
 
+use std::sync::atomic::Ordering;
+
 use async_trait::async_trait;
 use sqlx::postgres::PgListener;
 use sqlx::{PgConnection, Row as _};
 use tracing::warn;
 
 use super::super::rows::{business_and_id, standing, utterance};
-use super::super::{NewUtterance, Result, Ring, Said, Sharing, Speech, Standing, Took, Transcripts, Utterance};
+use super::super::{NewUtterance, Result, Ring, Said, Speech, Standing, Took, Transcripts, Utterance};
 use super::{PostgresStore, Sql, query};
 use crate::clock::UnixMs;
 use crate::ids::CallId;
@@ -113,8 +115,7 @@ async fn standings(c: &mut PgConnection, ids: Vec<String>) -> Sql<Vec<Standing>>
 impl Transcripts for PostgresStore {
     async fn say(&self, call: &CallId, said: NewUtterance) -> Result<Option<Said>> {
         let call = call.clone();
-        // Commits that notify queue up in the server: not where nobody listens.
-        let tell = self.me.sharing() == Sharing::Shared;
+        let tell = self.listens.load(Ordering::Relaxed);
         self.db.write(move |c| Box::pin(say(c, call.clone(), said.clone(), tell))).await
     }
 
@@ -137,6 +138,7 @@ impl Transcripts for PostgresStore {
         if !self.db.keeps_sessions() {
             return;
         }
+        self.listens.store(true, Ordering::Relaxed);
         let heard = async {
             let mut listener = PgListener::connect_with(&self.db.pool).await?;
             listener.listen(BELLS).await?;

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use super::super::super::Channel as _;
 use super::*;
 
 /// Listens in the background, and keeps what it hears.
@@ -14,7 +15,10 @@ impl Listener {
     pub(super) fn of(gate: &Arc<RedisGate>) -> Self {
         let (gate, heard) = (Arc::clone(gate), Arc::<Mutex<Vec<String>>>::default());
         let all = Arc::clone(&heard);
-        let task = tokio::spawn(async move { gate.listen(|word| all.lock().unwrap().push(word.to_owned())).await });
+        let task =
+            tokio::spawn(
+                async move { gate.listen(Box::new(move |word| all.lock().unwrap().push(word.to_owned()))).await },
+            );
         Self { heard, task }
     }
 
@@ -66,7 +70,7 @@ async fn who_lost_the_server_is_told_and_hears_again_when_it_is_back() {
     let ended = tokio::time::timeout(Duration::from_secs(20), &mut listener.task).await.unwrap().unwrap();
     assert!(matches!(ended, GateError::Away(_)), "{ended}");
     until("it cannot be said", async || is_away(gate.say(&["two".to_owned()]).await)).await;
-    assert!(is_away::<()>(Err(gate.listen(|_| {}).await)));
+    assert!(is_away::<()>(Err(gate.listen(Box::new(|_| {})).await)));
     server.restart().await;
     until_up(&gate).await;
     let listener = Listener::of(&gate);
@@ -80,7 +84,7 @@ async fn rights_that_lack_for_it_are_told_and_keep_no_decision() {
     let less: Vec<_> = grant.split_whitespace().filter(|word| !["+publish", "+subscribe"].contains(word)).collect();
     server.say::<()>(&less).await;
     let gate = up(settings(&format!("redis://ringfence:hunter2@127.0.0.1:{}", server.port))).await;
-    for said in [gate.say(&["one".to_owned()]).await.unwrap_err(), gate.listen(|_| {}).await] {
+    for said in [gate.say(&["one".to_owned()]).await.unwrap_err(), gate.listen(Box::new(|_| {})).await] {
         assert!(said.to_string().contains("NOPERM") && !said.to_string().contains("hunter2"), "{said}");
     }
     gate.rebuild(1, &[], &[]).await.unwrap();
