@@ -492,7 +492,7 @@ async fn reaches_another(gate: &str, has_channel: bool) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_webhook_at_one_replica_reaches_the_subscriber_at_another() {
-    reaches_another("backend = \"database\"", false).await;
+    Box::pin(reaches_another("backend = \"database\"", false)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -501,7 +501,8 @@ async fn a_webhook_at_one_replica_reaches_the_subscriber_at_another_over_redis()
         return;
     }
     let redis = tokio::task::block_in_place(redis::Redis::plain);
-    reaches_another(&format!("backend = \"redis\"\nredis_url = \"{}\"\ntimeout_ms = 1000", redis.url()), true).await;
+    let gate = format!("backend = \"redis\"\nredis_url = \"{}\"\ntimeout_ms = 1000", redis.url());
+    Box::pin(reaches_another(&gate, true)).await;
 }
 
 /// A call that Twilio carries and transcribes, as its simulation has it, from the first word to the last.
