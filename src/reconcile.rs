@@ -300,8 +300,10 @@ impl Sweeper {
                 None => self.settle_if_due(call).boxed().await,
             }
             // A hang-up that failed, or that the last process did not come to: it is tried again.
-            // The second record of a call that was given up is an overrun too, but nobody refused that one.
-            let refused = call.overrun && call.alias(OWN_ID_KIND).is_none();
+            // The second record of a call that was given up is an overrun too, but nobody refused that one. Who refuses one just now
+            // may be about to do so by his answer.
+            let is_new = call.admitted_at + ms(calls.settings.grace) > calls.lifecycle.clock.now_ms();
+            let refused = call.overrun && call.alias(OWN_ID_KIND).is_none() && !is_new;
             if refused && call.facts.direction == Direction::Inbound {
                 self.calls.hang_up_later(&call.id);
             }
