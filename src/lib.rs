@@ -43,7 +43,7 @@
 //!    none by dropping a value: a client that hangs up changes nothing.
 //! 4. No lease without a record, no open record without a lease, and both say how many places: a batch has several. The record
 //!    is written before anything is sent.
-//! 5. An acknowledged webhook is on record, and is applied once.
+//! 5. An acknowledged webhook is on record, or in the journal until it can be, and is applied once.
 //! 6. A create is sent at most once an order ([`net::Upstream::create`] never repeats). Unknown outcomes are looked up, never
 //!    dialled again. Only an [`admission::Lease`] opens an [`admission::Gated`] request.
 //! 7. No secret and no full telephone number in a log line, an error or a metric.

@@ -390,7 +390,8 @@ impl Webhooks {
         let webhook = taken.from.webhook();
         let parts: Vec<Cow<'_, str>> = webhook.dedupe.iter().filter_map(|s| s.text(&taken.message)).collect();
         let complete = !parts.is_empty() && parts.len() == webhook.dedupe.len();
-        let of = |key: String| format!("{}|{}|{key}", account.name, webhook.name);
+        // Postgres keeps no NUL in a text.
+        let of = |key: String| format!("{}|{}|{key}", account.name, webhook.name).replace('\0', "\u{FFFD}");
         // A notification that lacks what would tell its deliveries apart: the same bytes are the same event.
         let same_bytes = || {
             let tells = taken.news.is_some() || taken.heard.is_some();
