@@ -96,8 +96,11 @@ impl Hub {
         self.partials().1.remove(call);
     }
 
-    /// Another replica has put something on record.
-    pub fn ring_of_another(&self, call: &CallId) {
+    /// Another replica has put something on record. `is_quiet`: nothing is half said there any more.
+    pub fn ring_of_another(&self, call: &CallId, is_quiet: bool) {
+        if is_quiet {
+            self.no_more_partial(call);
+        }
         self.pass_on(call, News::Record, false);
     }
 

@@ -256,8 +256,7 @@ impl Calls {
             }
             let Some(last) = page.last() else { break };
             after = (last.ended_at, last.id.clone());
-            let again = (last.ended_at.min(until_ms - LATE_MS), String::new());
-            redacted.until = if page.len() < PAGE as usize { again } else { after.clone() };
+            redacted.until = after.clone().min((until_ms - LATE_MS, String::new()));
             if page.len() < PAGE as usize {
                 break;
             }

@@ -243,7 +243,7 @@ impl Feed {
         if others == Others::Heard {
             loop {
                 let hub = self.0.hub.clone();
-                self.0.store.listen(Box::new(move |call| hub.ring_of_another(call))).await;
+                self.0.store.listen(Box::new(move |call| hub.ring_of_another(call, false))).await;
                 tokio::time::sleep(LISTEN_AGAIN).await;
             }
         }

@@ -451,7 +451,7 @@ impl Connection {
         match self.client.find(identifier, &self.visitor).await {
             Ok(Some(record)) => {
                 if self.calls.remove(&record.id).is_some() && !self.businesses.is_empty() {
-                    self.done.insert(record.id);
+                    self.is_done(&record.id);
                 }
                 self.send(&message::unsubscribed(identifier)).await
             }

@@ -35,6 +35,9 @@ struct Word {
     /// What is half said in it; none: there is something on record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     partial: Option<Half>,
+    /// Nothing is half said in it.
+    #[serde(default)]
+    is_quiet: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -45,13 +48,14 @@ struct Half {
 }
 
 impl Word {
-    fn of(from: &str, call: Option<&CallId>, partial: Option<Partial>) -> Option<String> {
+    fn of(from: &str, call: Option<&CallId>, partial: Option<Partial>, is_quiet: bool) -> Option<String> {
         let partial = partial.map(|partial| Half {
             is_agent: partial.speaker == Speaker::Agent,
             text: partial.text.to_string(),
             source_sequence: partial.source_sequence,
         });
-        serde_json::to_string(&Self { from: from.to_owned(), call: call.map(ToString::to_string), partial }).ok()
+        serde_json::to_string(&Self { from: from.to_owned(), call: call.map(ToString::to_string), partial, is_quiet })
+            .ok()
     }
 }
 
@@ -76,7 +80,7 @@ async fn tell(hub: &Hub, mut bells: broadcast::Receiver<Bell>, channel: &dyn Cha
             Ok(Err(RecvError::Closed)) => return,
             // What was missed is found on record.
             Ok(Err(RecvError::Lagged(_))) => continue,
-            Err(_) => words.extend(Word::of(me, None, None)),
+            Err(_) => words.extend(Word::of(me, None, None, false)),
             Ok(Ok(bell)) => {
                 // By call: whether there is nothing but a partial.
                 let mut rung = BTreeMap::new();
@@ -91,9 +95,11 @@ async fn tell(hub: &Hub, mut bells: broadcast::Receiver<Bell>, channel: &dyn Cha
                 }
                 for (call, is_partial) in rung {
                     // One that is over by now was said in full, which has a bell of its own.
-                    let partial = hub.murmured(&call, 0).map(|(_, partial)| partial).filter(|_| is_partial);
+                    let half = hub.murmured(&call, 0).map(|(_, partial)| partial);
+                    let is_quiet = half.is_none();
+                    let partial = half.filter(|_| is_partial);
                     if partial.is_some() || !is_partial {
-                        words.extend(Word::of(me, Some(&call), partial));
+                        words.extend(Word::of(me, Some(&call), partial, is_quiet));
                     }
                 }
             }
@@ -135,7 +141,7 @@ fn heard(hub: &Hub, me: &str, word: &str) {
     };
     let Some(call) = word.call.as_deref().and_then(CallId::parse).filter(|_| word.from != me) else { return };
     match word.partial {
-        None => hub.ring_of_another(&call),
+        None => hub.ring_of_another(&call, word.is_quiet),
         Some(half) => {
             let speaker = if half.is_agent { Speaker::Agent } else { Speaker::User };
             let partial = Partial { speaker, text: half.text.into(), source_sequence: half.source_sequence };
@@ -205,6 +211,10 @@ mod tests {
         assert_eq!(shown(&mut at_a), expected(&of_a, &of_b));
         assert_eq!(shown(&mut at_b), expected(&of_b, &of_a));
         assert_eq!(b.murmured(&other, 0).map(|(_, partial)| partial), Some(partial("good mor")));
+        // It is said in full where it was half said.
+        a.ring(&other);
+        tokio::time::sleep(WORD_EVERY).await;
+        assert_eq!(b.murmured(&other, 0), None);
         stop.cancel();
     }
 

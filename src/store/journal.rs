@@ -17,8 +17,8 @@ use super::spool::{SpoolError, blocking, failed_in, ignore_missing, is_event_id,
 
 /// What a file is called until it is whole.
 const PART: &str = "part";
-/// What a file is called that is set aside.
-const ASIDE: &str = "refused";
+/// What a file is called that cannot be read.
+const ASIDE: &str = "damaged";
 /// A part that is older was left by a crash.
 const PART_AGE_MAX: Duration = Duration::from_secs(600);
 
@@ -88,7 +88,7 @@ impl Journal {
         tokio::fs::try_exists(self.0.folder.join(id)).await.unwrap_or(false)
     }
 
-    /// Sets one aside that no record will take, for somebody to look at. It is not listed any more.
+    /// Sets one aside that cannot be read, for somebody to look at. It is not listed any more.
     pub async fn set_aside(&self, id: &str) {
         let (inner, path) = (self.0.clone(), self.0.folder.join(id));
         let aside = path.with_extension(ASIDE);
@@ -159,7 +159,7 @@ impl Inner {
         let put = write_new(&part, &bytes).and_then(|()| fs::rename(&part, &path)).and_then(|()| sync(&self.folder));
         if let Err(error) = put {
             // What was not answered for must not come up as if it had been.
-            let _ = fs::remove_file(&part).and_then(|()| fs::remove_file(&path));
+            let _ = (fs::remove_file(&part), fs::remove_file(&path));
             return Err(failed(error));
         }
         self.count(files + 1, all);
@@ -248,7 +248,7 @@ mod tests {
         assert_eq!(journal.list().await.unwrap(), ["ev_1"]);
         journal.set_aside("ev_1").await;
         assert_eq!((journal.list().await.unwrap(), journal.waiting()), (vec![], 0));
-        assert!(folder.join("ev_1.refused").exists());
+        assert!(folder.join("ev_1.damaged").exists());
         fs::remove_dir_all(folder).unwrap();
     }
 }

@@ -86,7 +86,7 @@ impl Spool {
         done.unwrap_or_else(|_| Err(self.0.failed(&io::Error::other("the write was cut off"))))
     }
 
-    /// Gives a body to a webhook that was on record before: it came again.
+    /// Gives a body to a webhook that was on record before: it came again. May be repeated.
     ///
     /// # Errors
     /// The folder cannot be written.
@@ -94,7 +94,11 @@ impl Spool {
         let (from, to) = (self.0.path(from_id)?, self.0.path(to_id)?);
         let inner = self.0.clone();
         blocking(move || {
-            fs::rename(from, to)?;
+            if let Err(error) = fs::rename(from, &to)
+                && !(error.kind() == ErrorKind::NotFound && to.exists())
+            {
+                return Err(error);
+            }
             sync(&inner.folder)
         })
         .await
@@ -295,6 +299,8 @@ mod tests {
         assert_eq!(again.read("ev_1").await.unwrap(), "audio");
         assert_eq!(again.open("ev_1").await.unwrap().1, 5);
         again.give("ev_1", "ev_0").await.unwrap();
+        again.give("ev_1", "ev_0").await.unwrap();
+        assert!(again.give("ev_8", "ev_9").await.is_err(), "there is nothing to give");
         let files = spool.list().await.unwrap();
         assert_eq!((files.len(), files[0].event_id.as_str(), files[0].bytes), (1, "ev_0", 5));
         spool.forget("ev_0").await;

@@ -72,7 +72,9 @@ pub(super) fn compose(
     if body.is_empty() && spool.is_none() {
         kept.remove(CONTENT_TYPE);
     }
-    for (name, value) in signed.headers(method, &signed_url, &body, form) {
+    // What is in the spool is signed as it is there.
+    let whole = if spool.is_some() { signed.came.body } else { &body };
+    for (name, value) in signed.headers(method, &signed_url, whole, form) {
         kept.insert(name, value);
     }
     if let Ok(value) = HeaderValue::try_from(&id) {

@@ -3,6 +3,7 @@
 //! it is applied before.
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,12 +15,13 @@ use tracing::{debug, error, info, warn};
 
 use super::{Taken, Webhooks, fixed_answer, not_recorded};
 use crate::failpoint;
+use crate::ids::CallId;
 use crate::store::{NewEvent, Received, Result, StoreError};
 
 /// How often it is tried to put on record what waits.
 const TAKE_UP_EVERY: Duration = Duration::from_secs(1);
-/// Tries after which one that a record which is there does not take is set aside, so that it does not wait for ever.
-const REFUSED_MAX: u32 = 60;
+/// Rounds after which one that a record which is there does not take is tried in every so many only.
+const OFTEN: u32 = 60;
 /// Webhooks of the inbox that this process remembers to apply.
 const LEFT_MAX: usize = 4096;
 
@@ -123,7 +125,8 @@ impl Webhooks {
         metrics.journaled(self.journal.waiting());
     }
 
-    /// Puts on record, and applies, what waits in the journal. `refused`: how often a record that is there did not take which.
+    /// Puts on record, and applies, what waits in the journal. `refused`: in how many rounds the record did not take which, though it
+    /// was there otherwise. It may be out of room, or locked: nothing is given up, but such are tried less often.
     async fn take_up(&self, refused: &mut HashMap<String, u32>) {
         let ids = match self.journal.list().await {
             Ok(ids) => ids,
@@ -132,6 +135,12 @@ impl Webhooks {
         refused.retain(|id, _| ids.binary_search(id).is_ok());
         let mut taken = 0;
         for id in ids {
+            if let Some(rounds) = refused.get_mut(&id).filter(|rounds| **rounds >= OFTEN) {
+                *rounds += 1;
+                if !rounds.is_multiple_of(OFTEN) {
+                    continue;
+                }
+            }
             let Err(why) = self.take_up_one(&id).boxed().await else {
                 taken += 1;
                 continue;
@@ -140,11 +149,15 @@ impl Webhooks {
             if self.calls.lifecycle.store.ping().await.is_err() {
                 break;
             }
-            let times = refused.entry(id.clone()).or_default();
-            *times += 1;
-            if *times > REFUSED_MAX {
-                error!(event = id, why, "the record does not take a webhook; its file in the journal is set aside");
-                self.journal.set_aside(&id).await;
+            let rounds = refused.entry(id.clone()).or_default();
+            if *rounds < OFTEN {
+                *rounds += 1;
+                if *rounds == OFTEN {
+                    error!(
+                        event = id,
+                        why, "the record does not take a webhook of the journal; it is tried once a minute"
+                    );
+                }
             }
         }
         self.calls.lifecycle.metrics.journaled(self.journal.waiting());
@@ -157,12 +170,24 @@ impl Webhooks {
         let event = match self.journal.read(id).await {
             Ok(event) => event,
             // Another process of this machine was quicker.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(error) if matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof) => {
+                error!(event = id, %error, "a file of the journal is damaged; it is set aside");
+                self.journal.set_aside(id).await;
+                return Ok(());
+            }
             Err(error) => return Err(error.to_string()),
         };
         let received = self.receive(event.clone()).await.map_err(|error| error.to_string())?;
         failpoint::hit("journal.received").await;
         self.journal.forget(id).await;
+        if let Received::Before { id: known, outcome: Some(_) } = &received {
+            // Whoever wrote it may not have come to tell.
+            let event = self.calls.lifecycle.store.inbox_event(known).await.map_err(|error| error.to_string())?;
+            if let Some(call) = event.and_then(|event| CallId::parse(&event.call?)) {
+                self.calls.lifecycle.hub.changed(&call);
+            }
+        }
         // Its first write may have come through. What another has left on record is found by who looks for such.
         let is_mine = match &received {
             Received::New => true,

@@ -53,6 +53,8 @@ use subaccounts::Subaccounts;
 pub const KEPT_BYTES_MAX: usize = 1024 * 1024;
 /// The largest body that is taken: base64 audio of an hour-long call (facts A4.3: "many MB").
 pub const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Longer dedupe keys are hashed, in bytes.
+const KEY_BYTES_MAX: usize = 512;
 /// Room for one of the largest, in KiB.
 const LARGEST_KIB: u32 = 64 * 1024 + 1;
 /// Bodies in memory at once that are large, or whose length nobody said, in KiB: two of the largest.
@@ -390,8 +392,11 @@ impl Webhooks {
         let webhook = taken.from.webhook();
         let parts: Vec<Cow<'_, str>> = webhook.dedupe.iter().filter_map(|s| s.text(&taken.message)).collect();
         let complete = !parts.is_empty() && parts.len() == webhook.dedupe.len();
-        // Postgres keeps no NUL in a text.
-        let of = |key: String| format!("{}|{}|{key}", account.name, webhook.name).replace('\0', "\u{FFFD}");
+        // Postgres keeps no NUL in a text, and no long one in an index.
+        let of = |key: String| {
+            let key = format!("{}|{}|{key}", account.name, webhook.name).replace('\0', "\u{FFFD}");
+            if key.len() > KEY_BYTES_MAX { sha256_hex(key.as_bytes()) } else { key }
+        };
         // A notification that lacks what would tell its deliveries apart: the same bytes are the same event.
         let same_bytes = || {
             let tells = taken.news.is_some() || taken.heard.is_some();

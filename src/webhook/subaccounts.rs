@@ -28,8 +28,10 @@ const AGAIN_MS: i64 = 60_000;
 const FAILED_MS: i64 = 5_000;
 /// How long a webhook waits for it. Twilio waits 15 s for an answer, of which the app may have 12.
 const WITHIN: Duration = Duration::from_secs(2);
-/// How many of an account may be asked for in a minute.
-const ASKS_A_MINUTE: usize = 30;
+/// How long a token counts that could not be confirmed since.
+const KEPT_MS: i64 = 24 * 3_600_000;
+/// How many of an account that nobody knows may be asked for in a minute. Those that are known are asked for once a minute each at most.
+const ASKS_A_MINUTE: usize = 300;
 /// How many are remembered.
 const KNOWN_MAX: usize = 1_000;
 
@@ -39,9 +41,9 @@ pub(super) struct Subaccounts(Arc<Mutex<Known>>);
 
 #[derive(Default)]
 struct Known {
-    /// By the id of the account that was asked, and its own.
+    /// By the account that was asked, and its own id.
     of: HashMap<(String, String), Entry>,
-    /// When an account was asked in the last minute, by its id.
+    /// When an account was asked in the last minute for one that nobody knew.
     asked: HashMap<String, VecDeque<UnixMs>>,
 }
 
@@ -65,11 +67,11 @@ impl Entry {
         now_ms - at >= fresh_ms
     }
 
-    fn answer(&self) -> Asked {
+    fn answer(&self, now_ms: UnixMs) -> Asked {
         match (&self.token, self.answered_at) {
-            (Some(token), _) => Asked::Token(token.clone()),
+            (Some(token), Some(at)) if now_ms - at < KEPT_MS => Asked::Token(token.clone()),
             (None, Some(_)) => Asked::Nobody,
-            (None, None) => Asked::Unknown,
+            _ => Asked::Unknown,
         }
     }
 }
@@ -161,10 +163,9 @@ impl Subaccounts {
 
     /// What the account's subaccounts that are known sign with: of a request that names none.
     pub(super) fn known_keys(&self, account: &Account) -> Vec<Keys> {
-        let own = account.provider.subaccounts.as_ref().and_then(|rule| account.secrets.get(&rule.own));
-        let Some(own) = own else { return vec![] };
+        let Some(own) = owner(account) else { return vec![] };
         let known = self.lock();
-        let of_account = known.of.iter().filter(|((owner, _), _)| owner == own.expose());
+        let of_account = known.of.iter().filter(|((owner, _), _)| *owner == own);
         of_account.filter_map(|(_, entry)| Some(keys(account, entry.token.clone()?))).collect()
     }
 
@@ -177,19 +178,19 @@ impl Subaccounts {
     }
 
     async fn ask(&self, calls: &Calls, account: &Arc<Account>, id: &str, again: bool) -> Asked {
-        let own = account.provider.subaccounts.as_ref().and_then(|rule| account.secrets.get(&rule.own));
-        let Some(own) = own else { return Asked::Nobody };
-        let (key, now_ms) = ((own.expose().to_owned(), id.to_owned()), calls.lifecycle.clock.now_ms());
+        let Some(own) = owner(account) else { return Asked::Nobody };
+        let (key, now_ms) = ((own, id.to_owned()), calls.lifecycle.clock.now_ms());
         let mut under_way = {
             let mut known = self.lock();
             let entry = known.of.get(&key);
             let running = entry.and_then(|entry| entry.under_way.clone()).filter(|one| one.has_changed().is_ok());
             match (running, entry) {
                 (Some(running), _) => running,
-                (None, Some(entry)) if !entry.is_due(now_ms, again) => return entry.answer(),
+                (None, Some(entry)) if !entry.is_due(now_ms, again) => return entry.answer(now_ms),
                 (None, entry) => {
-                    let before = entry.map_or(Asked::Unknown, Entry::answer);
-                    if !known.may_ask(&key.0, now_ms) {
+                    let before = entry.map_or(Asked::Unknown, |entry| entry.answer(now_ms));
+                    let is_known = entry.is_some_and(|entry| entry.token.is_some());
+                    if !is_known && !known.may_ask(&key.0, now_ms) {
                         warn!(account = %account.name, "too many subaccounts are to be asked for; this one is not");
                         return before;
                     }
@@ -197,6 +198,7 @@ impl Subaccounts {
                     let (done, running) = watch::channel(());
                     known.of.entry(key.clone()).or_default().under_way = Some(running.clone());
                     let (this, calls, account, id) = (self.clone(), calls.clone(), account.clone(), id.to_owned());
+                    let key = key.clone();
                     calls.tasks.clone().spawn(async move {
                         this.learn(&calls, &account, &id, key).await;
                         drop(done);
@@ -207,7 +209,7 @@ impl Subaccounts {
         };
         // It ends without a word.
         let _ = under_way.changed().await;
-        self.lock().of.get(&(own.expose().to_owned(), id.to_owned())).map_or(Asked::Unknown, Entry::answer)
+        self.lock().of.get(&key).map_or(Asked::Unknown, |entry| entry.answer(calls.lifecycle.clock.now_ms()))
     }
 
     /// Asks, whoever still waits for it.
@@ -218,6 +220,11 @@ impl Subaccounts {
         let Some(entry) = known.of.get_mut(&key) else { return };
         entry.under_way = None;
         match answer {
+            // It may be the account's own credentials that are refused. What it signs with is believed for a day yet.
+            Ok(None) if entry.token.is_some() && entry.answered_at.is_some_and(|at| now_ms - at < KEPT_MS) => {
+                entry.failed_at = Some(now_ms);
+                warn!(account = %account.name, subaccount = id, "a subaccount is not shown any more");
+            }
             Ok(token) => {
                 info!(account = %account.name, subaccount = id, ours = token.is_some(), "asked for a subaccount");
                 (entry.token, entry.answered_at, entry.failed_at) = (token, Some(now_ms), None);
@@ -229,6 +236,12 @@ impl Subaccounts {
             }
         }
     }
+}
+
+/// Whose subaccounts they are.
+fn owner(account: &Account) -> Option<String> {
+    let own = account.provider.subaccounts.as_ref().and_then(|rule| account.secrets.get(&rule.own))?;
+    Some(format!("{}/{}", account.name, own.expose()))
 }
 
 impl Known {

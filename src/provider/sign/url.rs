@@ -10,8 +10,8 @@ pub fn without_fragment(url: &str) -> &str {
     url.split('#').next().unwrap_or(url)
 }
 
-/// The forms of a URL that a provider may have signed: with and without the default port, as `https` and `wss`. The first is the
-/// URL as it is.
+/// The forms of a URL that a provider may have signed: with and without its port, which Twilio's SDKs try as well, as `https` and
+/// `wss`. The first is the URL as it is.
 pub(super) fn variants(url: &str) -> Vec<String> {
     let Some((scheme, rest)) = url.split_once("://") else { return vec![url.to_owned()] };
     let (authority, tail) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
@@ -20,12 +20,10 @@ pub(super) fn variants(url: &str) -> Vec<String> {
         _ => ":80",
     };
     let mut authorities = vec![authority.to_owned()];
-    match authority.strip_suffix(port) {
-        Some(bare) => authorities.push(bare.to_owned()),
-        None if !authority.rsplit(']').next().unwrap_or(authority).contains(':') => {
-            authorities.push(format!("{authority}{port}"));
-        }
-        None => {}
+    // Not a colon within an IPv6 address.
+    match authority.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit())) {
+        Some((bare, _)) if !bare.ends_with(':') => authorities.push(bare.to_owned()),
+        _ => authorities.push(format!("{authority}{port}")),
     }
     let schemes: [&str; 2] = match scheme {
         "https" => ["https", "wss"],
@@ -45,12 +43,14 @@ pub(super) fn twilio_params(form: Option<&[(String, String)]>) -> String {
 
 /// Twilio covers bodies other than forms by `bodySHA256` in the query. An empty body needs none.
 pub(super) fn body_hash_fits(request: &Request<'_>) -> bool {
-    if request.form.is_some() || request.body.is_empty() {
+    if request.form.is_some() {
         return true;
     }
     let query = request.url.split_once('?').map_or("", |(_, q)| q);
     let claimed = form_urlencoded::parse(query.as_bytes()).find(|(k, _)| k == "bodySHA256");
-    claimed.is_some_and(|(_, hash)| equal(hash.to_ascii_lowercase().as_bytes(), sha256_hex(request.body).as_bytes()))
+    claimed.map_or(request.body.is_empty(), |(_, hash)| {
+        equal(hash.to_ascii_lowercase().as_bytes(), sha256_hex(request.body).as_bytes())
+    })
 }
 
 /// Plivo's base of a URL, as its SDKs build it; and for a form at a URL without a query as its documents say, which differs.

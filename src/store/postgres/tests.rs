@@ -673,6 +673,9 @@ async fn what_is_said_at_one_replica_is_heard_at_another() {
     let call = new_call(&[]);
     says.open(call.clone(), None).await.unwrap();
     let (heard, mut bells) = tokio::sync::mpsc::unbounded_channel();
+    // Where nobody listens nobody is told.
+    let told = says.clone();
+    let also = tokio::spawn(async move { told.listen(Box::new(|_| {})).await });
     let listening = hears.clone();
     let listens = tokio::spawn(async move {
         listening
@@ -705,6 +708,7 @@ async fn what_is_said_at_one_replica_is_heard_at_another() {
     hears.close().await;
     listens.await.unwrap();
     says.close().await;
+    also.await.unwrap();
     let Some(pooled) = pooled().await else { return };
     let store = pooled.open_shared().await;
     store.listen(Box::new(|_| {})).await;
