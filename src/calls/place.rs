@@ -251,6 +251,11 @@ impl Calls {
             }
         }
         self.note_admitted(order, &call, places, would_refuse.as_ref()).await;
+        if self.replica().is_some() && mine.is_forsaken() {
+            // It may have come again at a replica that looked for this one before it was on record, and that dials for it.
+            self.end(&call, End::NotCreated, EndProof::Provider, "order").await;
+            return Err(Some(hung_up()));
+        }
         if since_boot() > send_by {
             failpoint::hit("create.stale").await;
             self.end(&call, End::NotCreated, EndProof::Deadline, "order").await;

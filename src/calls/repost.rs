@@ -287,6 +287,12 @@ impl OrderRef {
         orders.get(&self.fingerprint, self.id).is_some_and(|o| Arc::ptr_eq(&o.asker, &client.presence))
     }
 
+    /// Its client has gone, and none has come in its place.
+    pub(super) fn is_forsaken(&self) -> bool {
+        let mut orders = self.reposts.orders();
+        orders.get(&self.fingerprint, self.id).is_some_and(|o| o.asker.has_left())
+    }
+
     /// There is a call.
     pub(super) fn created(&self, answer: &Response<Bytes>) {
         let kept = self.reposts.keep(answer).map(Arc::new);
