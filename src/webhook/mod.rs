@@ -305,8 +305,9 @@ impl Webhooks {
                 }
             }
         }
+        let (spool, received_at) = (row.spool.clone(), row.received_at);
         let received = match self.said_alone(taken) {
-            Some(heard) => match self.take_said(taken, heard, row.clone()).boxed().await {
+            Some(heard) => match self.take_said(taken, heard, row).boxed().await {
                 Ok(Took::Whole(_, said) | Took::Before(_, said)) => {
                     count(RECORDED);
                     failpoint::hit("webhook.settled").await;
@@ -315,11 +316,15 @@ impl Webhooks {
                 Ok(Took::Inbox(received)) => Ok(received),
                 Err(error) => Err(error),
             },
-            None => self.receive(row.clone()).await,
+            None => self.receive(row).await,
         };
         let received = match received {
             Ok(received) => received,
-            Err(error) => return self.keep_aside(taken, row, error).boxed().await.map(Some),
+            Err(error) => {
+                // Made anew: a copy of every body would be kept for the few that need it.
+                let row = NewEvent { spool, received_at, ..self.inbox_row(taken, name) };
+                return self.keep_aside(taken, row, error).boxed().await.map(Some);
+            }
         };
         failpoint::hit("webhook.received").await;
         let event_id = match &received {
