@@ -1,5 +1,6 @@
 //! What operators see and do.
 
+use super::retention::refusal;
 use super::*;
 
 pub(in crate::store) async fn a_webhook_that_cannot_be_applied_is_parked_and_opened_again(fresh: &impl Fresh) {
@@ -80,20 +81,7 @@ pub(in crate::store) async fn a_business_is_purged_and_its_open_calls_stay(fresh
         store.expect_post_calls(vec![call.id.clone()], 1).await.unwrap();
         to_deliver(&store, n, Some(&call.id), 1).await;
     }
-    let refusal = |business: &str| RefusalRecord {
-        id: RefusalId::new(),
-        at: 1,
-        business: business.to_owned(),
-        account: "a".to_owned(),
-        direction: "outbound".to_owned(),
-        code: "X".to_owned(),
-        limit_name: None,
-        current: None,
-        limit: None,
-        observed: false,
-        attempts: 1,
-        tell: false,
-    };
+    let refusal = |business: &str| RefusalRecord { at: 1, ..refusal(business, false) };
     store.refused(vec![refusal("acme"), refusal("other")]).await.unwrap();
     let purged = store.purge_business("acme").await.unwrap();
     // Its webhook's delivery, and the event of our own that told of its admission.

@@ -2,6 +2,7 @@
 
 use serde_json::json;
 
+use super::retention::refusal;
 use super::*;
 use crate::provider::description::PostCall;
 
@@ -170,20 +171,7 @@ pub(in crate::store) async fn the_app_is_told_in_the_transaction_of_the_fact(fre
     store.open(live.clone(), None).await.unwrap();
     let of_live = format!("SELECT count(*) FROM deliveries WHERE call_id = '{}'", live.id);
     assert_eq!(fresh.number(&of_live).await, 2, "admitted, and live already");
-    let refusal = RefusalRecord {
-        id: RefusalId::new(),
-        at: 1,
-        business: "b".to_owned(),
-        account: "a".to_owned(),
-        direction: "outbound".to_owned(),
-        code: "X".to_owned(),
-        limit_name: None,
-        current: None,
-        limit: None,
-        observed: false,
-        attempts: 1,
-        tell: true,
-    };
+    let refusal = RefusalRecord { at: 1, ..refusal("b", true) };
     let observed = RefusalRecord { id: RefusalId::new(), observed: true, ..refusal.clone() };
     store.refused(vec![refusal.clone(), observed, refusal.clone()]).await.unwrap();
     store.refused(vec![refusal]).await.unwrap();

@@ -52,7 +52,7 @@ async fn left_behind(store: &Arc<dyn Store>, business: &str, n: usize) -> (NewCa
 }
 
 /// Of 2000; with `tell`, the app is told of it.
-fn refusal(business: &str, tell: bool) -> RefusalRecord {
+pub(super) fn refusal(business: &str, tell: bool) -> RefusalRecord {
     RefusalRecord {
         id: RefusalId::new(),
         at: 2_000,
