@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _};
 use http::Request;
-use jsonwebtoken::{EncodingKey, Header};
 use ringfence::net::{Upstream, UpstreamSettings};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
@@ -297,8 +296,7 @@ async fn measure(kind: Kind, calls: usize, sockets: usize) -> Found {
     tokio::time::sleep(SETTLE).await;
     let rest = server.rss_kib();
     let claims = json!({"sub": "bench", "exp": 4_102_444_800_u64, "businesses": ["*"]});
-    let key = EncodingKey::from_secret(SECRET.as_bytes());
-    let token = jsonwebtoken::encode(&Header::default(), &claims, &key).unwrap();
+    let token = ringfence::jws::sign(SECRET.as_bytes(), &claims).unwrap();
     let (mut connecting, mut following) = (JoinSet::new(), JoinSet::new());
     for n in 0..sockets {
         if connecting.len() >= CONNECTING {

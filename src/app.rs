@@ -5,6 +5,7 @@ mod live;
 mod watch;
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use crate::admin::reload::{Reloaded, Running as _};
+use crate::admin::auth::Access;
+use crate::admin::reload::{By, Reloaded, Running as _};
 use crate::admin::{self, Admin};
 use crate::admission::GateMode;
 use crate::calls::Calls;
@@ -23,7 +25,7 @@ use crate::calls::hooks::watch_hooks;
 use crate::capacity::{Capacity, LivePolicy, Role};
 use crate::client::{self, Client, Feed, Others, Sockets};
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{AdminSocket, Config};
 use crate::failpoint;
 use crate::gate::memory::MemoryGate;
 use crate::gate::redis::RedisGate;
@@ -31,12 +33,13 @@ use crate::gate::{Channel, Gate};
 use crate::hub::{self, Hub};
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
-use crate::net::{Edge, EdgeSettings, ReloadingTls, RunningEdge, install_crypto_provider};
+use crate::net::{Edge, EdgeSettings, LocalSocket, ReloadingTls, RunningEdge, install_crypto_provider};
 use crate::policy::Policy;
 use crate::reconcile::{self, Sightings};
 use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
 use crate::store::{self, Ages, Journal, Replica, Sharing, Spool, Store, StoreError};
+use crate::token::Keys;
 use crate::webhook::{self, Webhooks, deliver};
 use door::Doors;
 pub use live::Written;
@@ -69,6 +72,7 @@ pub struct App {
     api: RunningEdge,
     webhooks: RunningEdge,
     admin: RunningEdge,
+    admin_socket: Option<PathBuf>,
     client: RunningEdge,
     calls: Calls,
     stop: CancellationToken,
@@ -92,6 +96,28 @@ async fn bind(
         let hint = format!("choose another with --listen-{name} :0 or [listen] {name}");
         StartError(format!("cannot listen on {address} (listen.{name}): {why}; {hint}"))
     })
+}
+
+/// Who may ask at `listen.admin`.
+fn access(config: &Config, socket: Option<PathBuf>) -> Access {
+    let keys = Keys::of_secrets(config.token_secret.iter().cloned().collect());
+    Access { keys, metrics_token: config.metrics_token, socket }
+}
+
+/// The admin listener with its Unix socket, and where that is. One that the config does not name is done without where it cannot be:
+/// another process has it, or whatever else is wrong there is told by the store beside which it stands.
+fn with_socket(admin: Edge, socket: &AdminSocket) -> Result<(Edge, Option<PathBuf>), StartError> {
+    let path = socket.path.display();
+    match LocalSocket::bind(&socket.path) {
+        Ok(local) => Ok((admin.with_local(local), Some(socket.path.clone()))),
+        Err(error) if !socket.is_named => {
+            warn!(socket = %path, %error, "failed to listen on the admin socket; listen.admin_socket names another");
+            Ok((admin, None))
+        }
+        Err(error) => {
+            Err(StartError(format!("failed to listen on {path} (listen.admin_socket): {error}; name another path")))
+        }
+    }
 }
 
 impl App {
@@ -123,6 +149,7 @@ impl App {
         };
         let client = bind("client", config.listen.client, with_sockets, tls.clone()).await?;
         let admin = bind("admin", config.listen.admin, edge, None).await?;
+        let (admin, admin_socket) = with_socket(admin, &config.listen.admin_socket)?;
 
         let doors = Doors::new([api, webhooks, admin, client]);
         let store = open_store(&config, &doors).await?;
@@ -201,7 +228,7 @@ impl App {
         let console = |program| Admin {
             calls: calls.clone(),
             sightings: Sightings::default(),
-            token_secret: config.token_secret.clone(),
+            access: access(&config, admin_socket.clone()),
             draining: draining.clone(),
             store_path: config.store.shown(),
             store_backend: config.store.backend(),
@@ -234,11 +261,11 @@ impl App {
         }
         let listeners = [Listener::Api, Listener::Webhooks, Listener::Admin, Listener::Client];
         let [api, webhooks, admin, client] = doors.open(listeners.map(|of| of(live.clone())))?;
-        Ok(Self { api, webhooks, admin, client, calls, stop, draining, tasks, live, rebuilt })
+        Ok(Self { api, webhooks, admin, admin_socket, client, calls, stop, draining, tasks, live, rebuilt })
     }
 
-    /// Reads the config again and puts it in force, whole, or keeps the old one and says why. `by` stands in the log.
-    pub async fn reload(&self, by: &str) -> Reloaded {
+    /// Reads the config again and puts it in force, whole, or keeps the old one and says why.
+    pub async fn reload(&self, by: By) -> Reloaded {
         self.live.clone().reload(by).await
     }
 
@@ -255,6 +282,11 @@ impl App {
     /// Where operators connect.
     pub fn admin(&self) -> SocketAddr {
         self.admin.local_addr()
+    }
+
+    /// Where programs of this process's user connect as operators.
+    pub fn admin_socket(&self) -> Option<&Path> {
+        self.admin_socket.as_deref()
     }
 
     /// Where clients connect that follow what is said in calls.

@@ -9,9 +9,14 @@ use ulid::Ulid;
 /// The longest identifier that is taken from outside, in bytes.
 pub const ID_BYTES_MAX: usize = 128;
 
+/// What separates ids from what stands beside them, in paths, in keys of limits and in lists; and what means all of them.
+const RESERVED: &[u8] = b"/\\|,*";
+
 /// Why a text is not an identifier. The sentence is fit to be shown to a caller.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{what} must be 1 to {ID_BYTES_MAX} visible ASCII characters without spaces or slashes")]
+#[error(
+    "{what} must be 1 to {ID_BYTES_MAX} visible ASCII characters, none of them a slash, backslash, comma, asterisk or vertical bar"
+)]
 pub struct BadId {
     what: &'static str,
 }
@@ -19,7 +24,7 @@ pub struct BadId {
 fn checked(what: &'static str, text: &str) -> Result<Arc<str>, BadId> {
     let fits = !text.is_empty()
         && text.len() <= ID_BYTES_MAX
-        && text.bytes().all(|b| b.is_ascii_graphic() && b != b'/' && b != b'\\');
+        && text.bytes().all(|b| b.is_ascii_graphic() && !RESERVED.contains(&b));
     if fits { Ok(Arc::from(text)) } else { Err(BadId { what }) }
 }
 
@@ -31,7 +36,7 @@ macro_rules! text_id {
         pub struct $name(Arc<str>);
 
         impl $name {
-            /// Checks the text: 1 to [`ID_BYTES_MAX`] visible ASCII characters, no slash.
+            /// Checks the text: 1 to [`ID_BYTES_MAX`] visible ASCII characters, none of those that separate ids.
             pub fn parse(text: &str) -> Result<Self, BadId> {
                 checked($what, text).map(Self)
             }
@@ -149,6 +154,35 @@ pub fn mask_number(number: &str) -> String {
     format!("{}{hidden}{}", head.iter().collect::<String>(), tail.iter().collect::<String>())
 }
 
+/// A text with every telephone number in it masked that is written with a plus: `+` (or `%2B`) and seven digits at least, with what
+/// people put between digits.
+pub fn mask_numbers_in(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find(['+', '%']) {
+        let plus = if rest[at..].starts_with('+') { 1 } else { 3 };
+        let is_plus = plus == 1 || rest[at..].to_ascii_lowercase().starts_with("%2b");
+        if !is_plus {
+            shown.push_str(&rest[..at + 1]);
+            rest = &rest[at + 1..];
+            continue;
+        }
+        let after = &rest[at + plus..];
+        let between = |c: char| c.is_ascii_digit() || matches!(c, ' ' | '(' | ')' | '-' | '.');
+        let run =
+            after[..after.find(|c| !between(c)).unwrap_or(after.len())].trim_end_matches(|c: char| !c.is_ascii_digit());
+        shown.push_str(&rest[..at]);
+        if run.bytes().filter(u8::is_ascii_digit).count() >= 7 {
+            shown.push_str(&mask_number(&format!("+{run}")));
+        } else {
+            shown.push_str(&rest[at..at + plus + run.len()]);
+        }
+        rest = &after[run.len()..];
+    }
+    shown.push_str(rest);
+    shown
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -156,8 +190,24 @@ mod tests {
     #[test]
     fn outside_ids_are_checked_once() {
         assert_eq!(BusinessId::parse("acme").map(|b| b.to_string()), Ok("acme".to_owned()));
-        for bad in ["", "a b", "a/b", "ü", "a\n", &"x".repeat(129)] {
-            assert!(BusinessId::parse(bad).is_err(), "{bad:?}");
+        for bad in [
+            "",
+            "a b",
+            "a/b",
+            "ü",
+            "a\n",
+            "*",
+            "a*",
+            "a|",
+            "|",
+            "a,b",
+            "a\\b",
+            "a\0",
+            "a\x7f",
+            "\u{200b}a",
+            &"x".repeat(129),
+        ] {
+            assert!(BusinessId::parse(bad).is_err() && AccountName::parse(bad).is_err(), "{bad:?}");
         }
     }
 
@@ -174,5 +224,18 @@ mod tests {
         assert_eq!(mask_number("+15550001101"), "+155••••••01");
         assert_eq!(mask_number("1234"), "••••");
         assert_eq!(mask_number(""), "");
+        for (text, shown) in [
+            ("from +15550001111 to sip:+15550002222@x", "from +155••••••11 to sip:+155••••••22@x"),
+            ("whatsapp:+15550001111", "whatsapp:+155••••••11"),
+            ("a=%2B15550001111&b=100%25", "a=+155••••••11&b=100%25"),
+            ("+1 (555) 000-1111, at 10", "+1 (•••••••••••11, at 10"),
+            ("1 + 1 = 2, C++, +44", "1 + 1 = 2, C++, +44"),
+            ("2026-01-02T03:04:05+00:00", "2026-01-02T03:04:05+00:00"),
+            ("ü+", "ü+"),
+            ("%", "%"),
+            ("", ""),
+        ] {
+            assert_eq!(mask_numbers_in(text), shown);
+        }
     }
 }

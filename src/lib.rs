@@ -10,6 +10,7 @@
 //!     clock        the time, as a handle
 //!     failpoint    where a debug build fails when a test asks for it
 //! L1  call         what a call is: phases, events, next(phase, event), proofs of an end. Pure
+//!     jws          signed tokens: taken apart, checked, made. Pure
 //!     metrics      every metric; the only caller of prometheus
 //! L2  policy       which limits bind a call; which business a request belongs to. Pure
 //!     provider     a provider as data: select, sign, render, account. Pure
@@ -62,6 +63,7 @@ pub mod failpoint;
 pub mod gate;
 pub mod hub;
 pub mod ids;
+pub mod jws;
 pub mod lifecycle;
 pub mod metrics;
 pub mod net;

@@ -411,6 +411,10 @@ impl Metrics {
 
     /// Another config, or another policy made of it, is in force.
     pub fn config_in_force(&self, hash: Option<&str>, generation: u64) {
+        if generation == 1 {
+            // The config of the start is one that can be used.
+            self.inner.config_reload_ok.set(1);
+        }
         self.inner.config_info.reset();
         self.inner.config_info.with_label_values(&[hash.unwrap_or_default()]).set(1);
         self.inner.policy_generation.set(i64::try_from(generation).unwrap_or(i64::MAX));

@@ -3,6 +3,7 @@
 //! A [`Policy`] is immutable; a change of any kind builds another one and swaps it in.
 
 mod business;
+mod contradiction;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::call::Direction;
 use crate::ids::{AccountName, BusinessId};
 pub use business::{Business, Marks, Privacy, RETENTION_DAYS, Rule, Unknown, UnknownBusiness, WhenFull};
+pub use contradiction::Contradictions;
 
 /// The business that shows the product to visitors (contract §1): a limit of its own, still counted globally.
 pub const DEMO_BUSINESS: &str = "999999";
@@ -276,6 +278,10 @@ pub struct Settings {
     pub rules: Option<Vec<Rule>>,
     /// What becomes of strangers.
     pub unknown: Unknown,
+    /// What becomes of a request that names another business than the one that its agent or number belongs to.
+    pub contradictions: Contradictions,
+    /// [`DEMO_BUSINESS`] is there.
+    pub demo: bool,
     /// What an inbound caller meets unless plan or business say otherwise.
     pub when_full: WhenFull,
     /// What is kept of what is said in calls, unless their business says otherwise.
@@ -309,7 +315,9 @@ impl Policy {
     /// an inline one of the same id.
     pub fn new(settings: Settings, put: &[Business]) -> Self {
         let mut businesses: HashMap<BusinessId, Business> = HashMap::new();
-        if let Ok(id) = BusinessId::parse(DEMO_BUSINESS) {
+        if settings.demo
+            && let Ok(id) = BusinessId::parse(DEMO_BUSINESS)
+        {
             let demo = Business { max_calls: Some(DEMO_CALLS_MAX), ..Business::named(id.clone()) };
             businesses.insert(id, demo);
         }
@@ -362,6 +370,11 @@ impl Policy {
     /// The business of this id, if one is known.
     pub fn business(&self, id: &BusinessId) -> Option<&Business> {
         self.businesses.get(id)
+    }
+
+    /// Every business that is known, in no order.
+    pub fn businesses(&self) -> impl Iterator<Item = &Business> {
+        self.businesses.values()
     }
 
     /// The business of a request, by the ordered rules. No rules at all: [`BusinessId::default_business`].

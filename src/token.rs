@@ -3,12 +3,12 @@
 use std::fmt;
 use std::sync::Arc;
 
-use jsonwebtoken::errors::ErrorKind;
-use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, JwkSet};
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, decode_header, encode};
+use http::HeaderMap;
+use http::header::AUTHORIZATION;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
+use crate::jws::{self, Algorithm, PublicKey, Token};
 use crate::provider::secret::Secret;
 
 /// How far clocks may differ, in seconds.
@@ -26,8 +26,22 @@ pub enum Scope {
     Operate,
 }
 
+impl Scope {
+    /// Every scope with its word.
+    pub const WORDS: [(&str, Scope); 3] =
+        [("metrics", Scope::Metrics), ("read", Scope::Read), ("operate", Scope::Operate)];
+
+    /// Its word.
+    pub fn as_str(self) -> &'static str {
+        Self::WORDS.iter().find(|(_, scope)| *scope == self).map_or("", |(word, _)| word)
+    }
+}
+
+/// The word of `scope` that shows telephone numbers whole, beside one of [`Scope`].
+pub const WHOLE_NUMBERS: &str = "numbers";
+
 /// What a token of ringfence's own says.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Claims {
     /// Who it was made for; stands in the audit log.
     pub sub: String,
@@ -35,45 +49,53 @@ pub struct Claims {
     pub exp: i64,
     /// Businesses that it may see; `["*"]` is all.
     pub businesses: Vec<String>,
-    /// What it allows.
-    pub scope: Scope,
+    /// What it allows: words of [`Scope`], and [`WHOLE_NUMBERS`], separated by spaces (RFC 8693 §4.2).
+    pub scope: String,
 }
 
 /// A token cannot be made.
 #[derive(Debug, thiserror::Error)]
 #[error("the token cannot be signed: {0}")]
-pub struct NotSigned(#[from] jsonwebtoken::errors::Error);
+pub struct NotSigned(#[from] serde_json::Error);
 
 /// A token does not count. The text holds nothing of it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the token does not count: {0}")]
 pub struct BadToken(String);
 
+fn bad(why: impl Into<String>) -> BadToken {
+    BadToken(why.into())
+}
+
 /// Makes a token.
+///
+/// # Errors
+/// [`NotSigned`].
 pub fn mint(secret: &Secret, claims: &Claims) -> Result<String, NotSigned> {
-    Ok(encode(&Header::new(Algorithm::HS256), claims, &EncodingKey::from_secret(secret.expose().as_bytes()))?)
+    Ok(jws::sign(secret.expose().as_bytes(), claims)?)
 }
 
-/// Reads a token's claims; expired ones and those of another secret do not count.
-pub fn read(secret: &Secret, token: &str) -> Result<Claims, BadToken> {
-    let mut validation = Validation::new(Algorithm::HS256);
-    validation.leeway = LEEWAY_SECS.unsigned_abs();
-    validation.validate_aud = false;
-    let key = DecodingKey::from_secret(secret.expose().as_bytes());
-    decode::<Claims>(token, &key, &validation).map(|data| data.claims).map_err(|error| BadToken(error.to_string()))
+/// The bearer token that a request shows (RFC 6750 §2.1). `None`: it shows no credential at all.
+///
+/// # Errors
+/// It shows one that is no bearer token, or several: who means to say who they are is not taken for nobody.
+pub fn bearer(headers: &HeaderMap) -> Result<Option<&str>, BadToken> {
+    let mut shown = headers.get_all(AUTHORIZATION).iter();
+    let Some(first) = shown.next() else { return Ok(None) };
+    let text = first.to_str().ok().filter(|_| shown.next().is_none());
+    let token =
+        text.and_then(|text| text.trim().split_once(' ')).filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+    let token = token.map(|(_, token)| token.trim()).filter(|token| !token.is_empty());
+    token.map(Some).ok_or_else(|| bad("Authorization must be one header with a bearer token"))
 }
 
-/// What an app's own tokens are checked with. Cloning is cheap.
+/// What tokens are checked with. Cloning is cheap.
 #[derive(Clone, Default)]
 pub struct Keys {
     secrets: Vec<Secret>,
     public: Arc<[PublicKey]>,
-}
-
-struct PublicKey {
-    id: Option<String>,
-    algorithm: Algorithm,
-    key: DecodingKey,
+    issuer: Option<Arc<str>>,
+    audience: Option<Arc<str>>,
 }
 
 impl fmt::Debug for Keys {
@@ -82,7 +104,7 @@ impl fmt::Debug for Keys {
     }
 }
 
-/// Who shows a token, and what may be seen with it.
+/// Who shows an app's token, and what may be seen with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Visitor {
     /// For the log.
@@ -100,26 +122,19 @@ impl Visitor {
     }
 }
 
-/// The claims of an app's token. Only its end is asked for.
-#[derive(Deserialize)]
-struct AppClaims {
-    #[serde(default)]
-    sub: Option<Value>,
-    /// RFC 7519 §2: seconds, and fractions of them.
-    exp: f64,
-    #[serde(default)]
-    nbf: Option<f64>,
-    #[serde(default)]
-    businesses: Option<OneOrMany>,
-    #[serde(default)]
-    scope: Option<Value>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum OneOrMany {
-    Many(Vec<Value>),
-    One(Value),
+/// Who shows a token of ringfence's own, and what it allows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Operator {
+    /// For the audit log.
+    pub name: String,
+    /// Until when, in seconds since 1970.
+    pub expires_at: i64,
+    /// What is allowed; `None`: its scope has no word that means anything here.
+    pub scope: Option<Scope>,
+    /// Telephone numbers are shown whole.
+    pub whole_numbers: bool,
+    /// The businesses that may be seen; `None` is all.
+    pub businesses: Option<Vec<String>>,
 }
 
 /// Ids of businesses and people are numbers in some apps.
@@ -131,10 +146,45 @@ fn word(value: &Value) -> Option<String> {
     }
 }
 
+/// A claim of a time in seconds since 1970, which may have a fraction (RFC 7519 §2). What does not fit is cut to what does.
+fn secs(claims: &Map<String, Value>, name: &str) -> Result<Option<i64>, BadToken> {
+    let Some(value) = claims.get(name) else { return Ok(None) };
+    let secs = value.as_f64().ok_or_else(|| bad(format!("{name} must be a number, the seconds since 1970")))?;
+    Ok(Some(secs as i64))
+}
+
+/// The words of `scope`: a text with spaces between them (RFC 8693 §4.2), or, as some write it, a list.
+fn scopes(claims: &Map<String, Value>) -> Result<Vec<&str>, BadToken> {
+    let wrong = || bad("scope must be a text: words separated by spaces");
+    match claims.get("scope") {
+        None | Some(Value::Null) => Ok(vec![]),
+        Some(Value::String(text)) => Ok(text.split_ascii_whitespace().collect()),
+        Some(Value::Array(list)) => list.iter().map(|one| one.as_str().ok_or_else(wrong)).collect(),
+        Some(_) => Err(wrong()),
+    }
+}
+
+/// The businesses of a token; outer `None`: it does not say.
+fn businesses(claims: &Map<String, Value>) -> Result<Option<Vec<String>>, BadToken> {
+    let wrong = || bad("businesses must be a business id or a list of them; \"*\" is all");
+    match claims.get("businesses") {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Array(list)) => {
+            list.iter().map(|one| word(one).ok_or_else(wrong)).collect::<Result<_, _>>().map(Some)
+        }
+        Some(one) => Ok(Some(vec![word(one).ok_or_else(wrong)?])),
+    }
+}
+
+/// `None` is all.
+fn unless_all(businesses: Vec<String>) -> Option<Vec<String>> {
+    (!businesses.iter().any(|one| one == "*")).then_some(businesses)
+}
+
 impl Keys {
     /// Keys that check tokens by any of these secrets.
     pub fn of_secrets(secrets: Vec<Secret>) -> Self {
-        Self { secrets, public: Arc::default() }
+        Self { secrets, ..Self::default() }
     }
 
     /// The same keys, and the public ones of a JSON Web Key Set (RFC 7517). Keys for other algorithms are left out.
@@ -142,21 +192,12 @@ impl Keys {
     /// # Errors
     /// A sentence: it cannot be read, or none of its keys can be used.
     pub fn with_jwks(self, text: &str) -> Result<Self, String> {
-        let set: JwkSet = serde_json::from_str(text).map_err(|e| format!("is no JSON Web Key Set: {e}"))?;
-        let usable = set.keys.iter().filter_map(|jwk| {
-            let algorithm = match &jwk.algorithm {
-                AlgorithmParameters::RSA(_) => Algorithm::RS256,
-                AlgorithmParameters::EllipticCurve(curve) if curve.curve == EllipticCurve::P256 => Algorithm::ES256,
-                _ => return None,
-            };
-            let key = DecodingKey::from_jwk(jwk).ok()?;
-            Some(PublicKey { id: jwk.common.key_id.clone(), algorithm, key })
-        });
-        let public: Arc<[PublicKey]> = usable.collect();
-        if public.is_empty() {
-            return Err("has no key for RS256 or ES256".to_owned());
-        }
-        Ok(Self { public, ..self })
+        Ok(Self { public: jws::key_set(text)?.into(), ..self })
+    }
+
+    /// The same keys; a token counts only if its `iss` and `aud` (or one of that list) are these, where they are given.
+    pub fn only_for(self, issuer: Option<String>, audience: Option<String>) -> Self {
+        Self { issuer: issuer.map(Into::into), audience: audience.map(Into::into), ..self }
     }
 
     /// Whether there is nothing to check tokens with.
@@ -164,81 +205,87 @@ impl Keys {
         self.secrets.is_empty() && self.public.is_empty()
     }
 
-    /// Who shows a token. One that says nothing of businesses sees `unstated`.
+    /// The claims of a token that one of these keys has signed, that counts now, and is meant for here; and when it ends.
+    fn claims(&self, token: &str, now_secs: i64) -> Result<(Map<String, Value>, i64), BadToken> {
+        let token = Token::parse(token).map_err(|why| bad(why.to_string()))?;
+        let is_signed = match token.algorithm {
+            Algorithm::Hs256 => self.secrets.iter().any(|secret| token.is_signed_by_secret(secret.expose().as_bytes())),
+            Algorithm::Rs256 | Algorithm::Es256 => self.public.iter().any(|key| token.is_signed_by(key)),
+        };
+        if !is_signed {
+            return Err(bad("none of the keys has signed it"));
+        }
+        let claims = token.claims().map_err(|_| bad("its claims must be a JSON object"))?;
+        let expires_at =
+            secs(&claims, "exp")?.ok_or_else(|| bad("exp must be there, a number of seconds since 1970"))?;
+        if expires_at.saturating_add(LEEWAY_SECS) <= now_secs {
+            return Err(bad("it has expired (exp)"));
+        }
+        if secs(&claims, "nbf")?.is_some_and(|from| from > now_secs.saturating_add(LEEWAY_SECS)) {
+            return Err(bad("it does not count yet (nbf)"));
+        }
+        if let Some(issuer) = &self.issuer
+            && claims.get("iss").and_then(Value::as_str) != Some(issuer)
+        {
+            return Err(bad(format!("iss must be {issuer:?}")));
+        }
+        if let Some(audience) = &self.audience {
+            let is_it = |value: &Value| value.as_str() == Some(audience);
+            let fits = claims
+                .get("aud")
+                .is_some_and(|aud| aud.as_array().map_or_else(|| is_it(aud), |all| all.iter().any(is_it)));
+            if !fits {
+                return Err(bad(format!("aud must be {audience:?}, or a list that has it")));
+            }
+        }
+        Ok((claims, expires_at))
+    }
+
+    /// Who shows an app's token. One that says nothing of businesses sees `unstated`.
     ///
     /// # Errors
-    /// It is expired, not signed by one of these keys, or for less than looking.
+    /// It does not count now or here, is not signed by one of these keys, or is for less than looking.
     pub fn visitor(&self, token: &str, now_secs: i64, unstated: &[String]) -> Result<Visitor, BadToken> {
-        let bad = |why: &str| BadToken(why.to_owned());
-        let header = decode_header(token).map_err(|_| bad("it is no JWT"))?;
-        let claims = match header.alg {
-            Algorithm::HS256 => {
-                let keys = self.secrets.iter().map(|s| DecodingKey::from_secret(s.expose().as_bytes()));
-                first_good(keys.into_iter().map(|key| checked(token, &key, Algorithm::HS256)))
-            }
-            algorithm => {
-                let fits = |key: &&PublicKey| {
-                    key.algorithm == algorithm && (header.kid.is_none() || key.id.is_none() || key.id == header.kid)
-                };
-                first_good(self.public.iter().filter(fits).map(|key| checked(token, &key.key, algorithm)))
-            }
-        };
-        let claims = claims.map_err(bad)?;
-        // What does not fit is cut to what does.
-        let expires_at = claims.exp as i64;
-        if expires_at.saturating_add(LEEWAY_SECS) <= now_secs {
-            return Err(bad("it has expired"));
+        let (claims, expires_at) = self.claims(token, now_secs)?;
+        // An app's own words mean nothing here; of ringfence's, one that is for scrapers is not for looking.
+        let scopes = scopes(&claims)?;
+        let ours = |scope: Scope| scopes.contains(&scope.as_str());
+        if ours(Scope::Metrics) && !ours(Scope::Read) && !ours(Scope::Operate) {
+            return Err(bad("scope must have \"read\", where it has \"metrics\""));
         }
-        if claims.nbf.is_some_and(|from| from as i64 > now_secs.saturating_add(LEEWAY_SECS)) {
-            return Err(bad("it does not count yet"));
-        }
-        // Scopes are ringfence's own; one for scrapers is not for looking. An app's words mean nothing here.
-        if claims.scope.as_ref().and_then(Value::as_str) == Some("metrics") {
-            return Err(bad("it allows metrics alone"));
-        }
-        let businesses = match claims.businesses {
-            None => unstated.to_vec(),
-            Some(OneOrMany::One(one)) => word(&one).into_iter().collect(),
-            Some(OneOrMany::Many(many)) => many.iter().filter_map(word).collect(),
-        };
         Ok(Visitor {
-            name: claims.sub.as_ref().and_then(word).unwrap_or_default(),
+            name: claims.get("sub").and_then(word).unwrap_or_default(),
             expires_at,
-            businesses: (!businesses.iter().any(|one| one == "*")).then_some(businesses),
+            businesses: unless_all(businesses(&claims)?.unwrap_or_else(|| unstated.to_vec())),
         })
     }
-}
 
-/// The claims, if this key has signed them. Times are looked at by who knows the time.
-fn checked(token: &str, key: &DecodingKey, algorithm: Algorithm) -> Result<AppClaims, &'static str> {
-    let mut validation = Validation::new(algorithm);
-    validation.validate_aud = false;
-    validation.validate_exp = false;
-    decode::<AppClaims>(token, key, &validation).map(|data| data.claims).map_err(|error| match error.kind() {
-        ErrorKind::Json(_) | ErrorKind::MissingRequiredClaim(_) => UNREADABLE,
-        _ => UNSIGNED,
-    })
-}
-
-const UNSIGNED: &str = "none of the keys has signed it";
-const UNREADABLE: &str = "its claims cannot be read: exp has to be a number, businesses a list";
-
-/// The first that is good; else why not, of the one that comes nearest.
-fn first_good(tries: impl Iterator<Item = Result<AppClaims, &'static str>>) -> Result<AppClaims, &'static str> {
-    let mut why = UNSIGNED;
-    for one in tries {
-        match one {
-            Ok(claims) => return Ok(claims),
-            Err(UNREADABLE) => why = UNREADABLE,
-            Err(_) => {}
-        }
+    /// Who shows a token of ringfence's own.
+    ///
+    /// # Errors
+    /// It does not count now or here, is not signed by one of these keys, or does not say whose it is and for which businesses.
+    pub fn operator(&self, token: &str, now_secs: i64) -> Result<Operator, BadToken> {
+        let (claims, expires_at) = self.claims(token, now_secs)?;
+        let scopes = scopes(&claims)?;
+        let known = Scope::WORDS.iter().filter(|(word, _)| scopes.contains(word)).map(|(_, scope)| *scope);
+        let name = claims.get("sub").and_then(word).filter(|name| !name.trim().is_empty());
+        let businesses = businesses(&claims)?;
+        Ok(Operator {
+            name: name.ok_or_else(|| bad("sub must be a text: who shows it"))?,
+            expires_at,
+            scope: known.max(),
+            whole_numbers: scopes.contains(&WHOLE_NUMBERS),
+            businesses: unless_all(
+                businesses.ok_or_else(|| bad("businesses must be a business id or a list of them; \"*\" is all"))?,
+            ),
+        })
     }
-    Err(why)
 }
 
 #[cfg(test)]
 mod tests {
     use base64::Engine as _;
+    use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
     use serde_json::json;
 
     use super::*;
@@ -270,7 +317,11 @@ mod tests {
         iXV9AlY2z2WYIn6c8w";
 
     fn signed(claims: &Value) -> String {
-        encode(&Header::new(Algorithm::HS256), claims, &EncodingKey::from_secret(SECRET.as_bytes())).unwrap()
+        jws::sign(SECRET.as_bytes(), claims).unwrap()
+    }
+
+    fn encoded(part: &Value) -> String {
+        base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(part.to_string())
     }
 
     #[test]
@@ -304,34 +355,43 @@ mod tests {
     fn public_keys_check_what_their_private_half_has_signed() {
         let keys = Keys::default().with_jwks(JWKS).unwrap();
         let private = base64::engine::general_purpose::STANDARD.decode(EC_KEY).unwrap();
+        let random = ring::rand::SystemRandom::new();
+        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &private, &random).unwrap();
         let with = |kid: Option<&str>| {
-            let header = Header { kid: kid.map(str::to_owned), ..Header::new(Algorithm::ES256) };
-            encode(&header, &json!({"exp": 2000}), &EncodingKey::from_ec_der(&private)).unwrap()
+            let mut header = json!({"alg": "ES256"});
+            if let Some(kid) = kid {
+                header["kid"] = kid.into();
+            }
+            let message = format!("{}.{}", encoded(&header), encoded(&json!({"exp": 2000})));
+            let signature = pair.sign(&random, message.as_bytes()).unwrap();
+            format!("{message}.{}", base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(signature))
         };
         assert!(keys.visitor(&with(None), 1000, &[]).is_ok() && keys.visitor(&with(Some("one")), 1000, &[]).is_ok());
         assert!(keys.visitor(&with(Some("two")), 1000, &[]).is_err());
         // A public key is no secret: whoever signs with it as if it were one is not believed.
-        let forged =
-            encode(&Header::new(Algorithm::HS256), &json!({"exp": 2000}), &EncodingKey::from_secret(JWKS.as_bytes()));
-        assert!(keys.visitor(&forged.unwrap(), 1000, &[]).is_err());
+        let forged = jws::sign(JWKS.as_bytes(), &json!({"exp": 2000})).unwrap();
+        assert!(keys.visitor(&forged, 1000, &[]).is_err());
         assert!(Keys::default().with_jwks(r#"{"keys":[]}"#).is_err() && Keys::default().with_jwks("{").is_err());
     }
 
     #[test]
     fn claims_that_apps_write_otherwise_are_read_all_the_same() {
         let keys = Keys::of_secrets(vec![Secret::new(SECRET)]);
-        let sign =
-            |claims: Value| encode(&Header::default(), &claims, &EncodingKey::from_secret(SECRET.as_bytes())).unwrap();
+        let sign = |claims: Value| signed(&claims);
         let odd = json!({"sub": 7, "exp": 1_760_000_000.5, "businesses": [999_999, "acme"], "scope": ["calls"]});
         let visitor = keys.visitor(&sign(odd), 1_759_999_999, &[]).unwrap();
         assert!(visitor.sees("999999") && visitor.sees("acme") && !visitor.sees("other"));
         assert_eq!((visitor.name.as_str(), visitor.expires_at), ("7", 1_760_000_000));
         let why = |claims: Value| keys.visitor(&sign(claims), 0, &[]).unwrap_err().to_string();
-        assert!(why(json!({"exp": "soon"})).contains("exp has to be a number"));
-        assert!(why(json!({"businesses": ["acme"]})).contains("exp has to be a number"), "it has to end");
+        assert!(why(json!({"exp": "soon"})).contains("exp must be a number"));
+        assert!(why(json!({"businesses": ["acme"]})).contains("exp must be there"), "it has to end");
+        assert!(why(json!({"exp": 2, "nbf": "now"})).contains("nbf must be a number"));
+        assert!(why(json!({"exp": 2, "businesses": {"acme": true}})).contains("businesses must be"));
+        assert!(why(json!({"exp": 2, "businesses": [["acme"]]})).contains("businesses must be"));
+        assert!(why(json!({"exp": 2, "scope": 7})).contains("scope must be a text"));
         let far = keys.visitor(&sign(json!({"exp": 1e16, "businesses": "acme"})), 0, &[]).unwrap();
         assert_eq!(far.expires_at, 10_000_000_000_000_000);
-        let other = encode(&Header::default(), &json!({"exp": 9e9}), &EncodingKey::from_secret(b"another")).unwrap();
+        let other = jws::sign(b"another", &json!({"exp": 9e9})).unwrap();
         assert!(keys.visitor(&other, 0, &[]).unwrap_err().to_string().contains("none of the keys"));
     }
 
@@ -344,18 +404,124 @@ mod tests {
         let visitor = of(RSA_HEADER, RSA_CLAIMS).unwrap();
         let wanted = Visitor { name: "user 7".to_owned(), expires_at: 2000, businesses: Some(vec!["acme".to_owned()]) };
         assert_eq!(visitor, wanted);
-        let encoded = |part: Value| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(part.to_string());
         // Other claims, another algorithm and another key under the same signature.
-        assert!(of(RSA_HEADER, &encoded(json!({"sub": "user 7", "exp": 2000, "businesses": ["*"]}))).is_err());
+        assert!(of(RSA_HEADER, &encoded(&json!({"sub": "user 7", "exp": 2000, "businesses": ["*"]}))).is_err());
         for header in [
             json!({"alg": "RS512", "kid": "two"}),
             json!({"alg": "ES256", "kid": "two"}),
             json!({"alg": "none"}),
             json!({"alg": "RS256", "kid": "one"}),
         ] {
-            assert!(of(&encoded(header.clone()), RSA_CLAIMS).is_err(), "{header}");
+            assert!(of(&encoded(&header), RSA_CLAIMS).is_err(), "{header}");
         }
         let other = Keys::default().with_jwks(JWKS).unwrap();
         assert!(other.visitor(&format!("{RSA_HEADER}.{RSA_CLAIMS}.{RSA_SIGNATURE}"), 1000, &[]).is_err());
+    }
+
+    #[test]
+    fn a_token_that_asks_to_be_understood_is_refused() {
+        let keys = Keys::of_secrets(vec![Secret::new(SECRET)]);
+        let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, SECRET.as_bytes());
+        let of = |header: Value| {
+            let message = format!("{}.{}", encoded(&header), encoded(&json!({"exp": 2000})));
+            let tag = ring::hmac::sign(&key, message.as_bytes());
+            let token = format!("{message}.{}", base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(tag));
+            keys.visitor(&token, 1000, &[]).map_err(|error| error.to_string())
+        };
+        assert!(of(json!({"alg": "HS256", "typ": "at+jwt", "kid": "any"})).is_ok());
+        for header in [
+            json!({"alg": "HS256", "crit": ["exp"], "exp": 1}),
+            json!({"alg": "HS256", "crit": []}),
+            json!({"alg": "HS256", "crit": "b64"}),
+            json!({"alg": "HS256", "b64": false, "crit": ["b64"]}),
+            json!({"alg": "HS256", "b64": false}),
+        ] {
+            assert!(of(header.clone()).unwrap_err().contains("crit and b64"), "{header}");
+        }
+        for alg in ["none", "None", "hs256", "HS384", "HS512", "RS256", "PS256", "ES256", "EdDSA", ""] {
+            assert!(of(json!({"alg": alg})).is_err(), "{alg}");
+        }
+        assert!(of(json!({"typ": "JWT"})).is_err() && of(json!(["HS256"])).is_err());
+    }
+
+    #[test]
+    fn issuer_and_audience_are_asked_for_where_they_are_given() {
+        let any = Keys::of_secrets(vec![Secret::new(SECRET)]);
+        let (issuer, audience) = ("https://login.example.com/", "ringfence");
+        let keys = any.clone().only_for(Some(issuer.to_owned()), Some(audience.to_owned()));
+        let why = |keys: &Keys, more: Value| {
+            let mut claims = json!({"exp": 2000, "sub": "a", "businesses": "*", "scope": "read"});
+            claims.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            let token = signed(&claims);
+            let as_operator = keys.operator(&token, 1000).err().map(|error| error.to_string());
+            assert_eq!(as_operator.is_some(), keys.visitor(&token, 1000, &[]).is_err(), "{claims}");
+            as_operator
+        };
+        for good in [json!({"iss": issuer, "aud": audience}), json!({"iss": issuer, "aud": ["other", audience]})] {
+            assert_eq!(why(&keys, good), None);
+        }
+        for (bad, claim) in [
+            (json!({}), "iss must be"),
+            (json!({"aud": audience}), "iss must be"),
+            (json!({"iss": "https://login.example.com", "aud": audience}), "iss must be"),
+            (json!({"iss": [issuer], "aud": audience}), "iss must be"),
+            (json!({"iss": issuer}), "aud must be"),
+            (json!({"iss": issuer, "aud": "ringfence-2"}), "aud must be"),
+            (json!({"iss": issuer, "aud": ["other"]}), "aud must be"),
+            (json!({"iss": issuer, "aud": {"ringfence": true}}), "aud must be"),
+        ] {
+            assert!(why(&keys, bad.clone()).unwrap().contains(claim), "{bad}");
+            assert_eq!(why(&any, bad), None, "where they are not given, any will do");
+        }
+    }
+
+    #[test]
+    fn scopes_are_words_of_which_unknown_ones_mean_nothing() {
+        assert!(Scope::Metrics < Scope::Read && Scope::Read < Scope::Operate);
+        let keys = Keys::of_secrets(vec![Secret::new(SECRET)]);
+        let of = |scope: Value| {
+            let claims = json!({"exp": 2000, "sub": "ops", "businesses": "*", "scope": scope});
+            keys.operator(&signed(&claims), 1000).map(|who| (who.scope, who.whole_numbers))
+        };
+        for (scope, wanted) in [
+            (json!("read"), (Some(Scope::Read), false)),
+            (json!("openid read profile"), (Some(Scope::Read), false)),
+            (json!("metrics operate"), (Some(Scope::Operate), false)),
+            (json!(" read  numbers "), (Some(Scope::Read), true)),
+            (json!(["metrics", "calls"]), (Some(Scope::Metrics), false)),
+            (json!("Operate operate2 operate,read"), (None, false)),
+            (json!(""), (None, false)),
+            (json!(null), (None, false)),
+        ] {
+            assert_eq!(of(scope.clone()), Ok(wanted), "{scope}");
+        }
+        assert!(of(json!(true)).unwrap_err().to_string().contains("scope must be a text"));
+        let why = |claims: Value| keys.operator(&signed(&claims), 1000).unwrap_err().to_string();
+        assert!(why(json!({"exp": 2000, "businesses": "*", "scope": "read"})).contains("sub must be"));
+        assert!(why(json!({"exp": 2000, "sub": "ops", "scope": "read"})).contains("businesses must be"));
+        assert!(why(json!({"exp": 2000, "nbf": 1100, "sub": "ops", "businesses": "*"})).contains("nbf"));
+        let of_some =
+            keys.operator(&signed(&json!({"exp": 2000, "sub": "ops", "businesses": ["a", 7]})), 1000).unwrap();
+        assert_eq!(of_some.businesses, Some(vec!["a".to_owned(), "7".to_owned()]));
+    }
+
+    #[test]
+    fn one_bearer_token_is_read_however_it_is_spelt() {
+        let of = |values: &[&[u8]]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(AUTHORIZATION, http::HeaderValue::from_bytes(value).unwrap());
+            }
+            bearer(&headers).map(|token| token.map(str::to_owned)).map_err(|_| ())
+        };
+        assert_eq!(of(&[]), Ok(None));
+        for one in ["Bearer abc", "bearer abc", "BEARER   abc ", "bEaReR abc"] {
+            assert_eq!(of(&[one.as_bytes()]), Ok(Some("abc".to_owned())), "{one}");
+        }
+        for bad in ["Basic YTpi", "Bearer", "Bearer ", "abc", "", "Bearerabc", "Token abc"] {
+            assert_eq!(of(&[bad.as_bytes()]), Err(()), "{bad}");
+        }
+        assert_eq!(of(&[b"Bearer \xff"]), Err(()));
+        assert_eq!(of(&[b"Bearer a", b"Bearer b"]), Err(()));
     }
 }

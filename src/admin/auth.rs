@@ -1,19 +1,36 @@
-//! Who asks at `listen.admin`: by a token of ringfence's own, HS256.
+//! Who asks at `listen.admin`: a program of the same user over the Unix socket, or who shows a token of ringfence's own (HS256).
+//! Without a secret programs on this machine may look, too.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 
-use crate::net::Exchange;
-use crate::provider::secret::Secret;
-use crate::token::BadToken;
-pub use crate::token::{Claims, NotSigned, Scope, mint, read};
+use crate::calls::records::Numbers;
+use crate::net::{Exchange, Peer};
+use crate::token::{BadToken, Keys, bearer};
+pub use crate::token::{Claims, NotSigned, Scope, mint};
+
+/// What decides who may ask.
+#[derive(Debug, Clone)]
+pub struct Access {
+    /// What tokens are checked with; empty without `admin.token_secret`.
+    pub keys: Keys,
+    /// `/metrics` needs a token, too.
+    pub metrics_token: bool,
+    /// Where the Unix socket is, for who is sent there.
+    pub socket: Option<PathBuf>,
+}
 
 /// Who asks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
     /// For the audit log.
     pub name: String,
+    /// Where they came from, for the audit log: an address, or the socket's user.
+    pub from: String,
     /// What is allowed.
     pub scope: Scope,
+    /// Telephone numbers are shown whole.
+    pub whole_numbers: bool,
     /// The businesses that may be seen; `None` is all.
     pub businesses: Option<Vec<String>>,
 }
@@ -22,6 +39,11 @@ impl Caller {
     /// Whether what belongs to this business may be seen.
     pub fn sees(&self, business: &str) -> bool {
         self.businesses.as_ref().is_none_or(|own| own.iter().any(|one| one == business))
+    }
+
+    /// How telephone numbers are shown.
+    pub fn numbers(&self) -> Numbers {
+        if self.whole_numbers { Numbers::Whole } else { Numbers::Masked }
     }
 
     /// For what belongs to nobody alone: a token of some businesses is not enough.
@@ -33,15 +55,18 @@ impl Caller {
 /// Why somebody may not.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Denied {
-    /// No token, or none that counts.
+    /// No credential, or none that counts.
     #[error("{0}")]
     NoToken(String),
     /// A token that allows less.
-    #[error("the token allows {0:?}; this needs {1:?}")]
-    TooLittle(Scope, Scope),
+    #[error("scope must have {:?} for this, or a word that allows more", .0.as_str())]
+    TooLittle(Scope),
     /// A token of some businesses, where all are concerned.
     #[error("the token is for some businesses; this concerns all of them")]
     SomeBusinesses,
+    /// A request that ringfence itself has sent on for somebody else.
+    #[error("requests of ringfence's own are not answered here")]
+    OwnRequest,
 }
 
 impl From<BadToken> for Denied {
@@ -50,46 +75,100 @@ impl From<BadToken> for Denied {
     }
 }
 
-/// Who asks, if they may. On loopback nobody needs a token, unless the request came through a proxy or from a web page.
-pub fn caller(secret: Option<&Secret>, exchange: &Exchange, needs: Scope) -> Result<Caller, Denied> {
-    let bearer = exchange.header("authorization").and_then(|v| v.strip_prefix("Bearer "));
-    let local = is_local(exchange);
-    match (bearer, secret) {
-        (Some(token), Some(secret)) => {
-            let claims = read(secret, token)?;
-            if claims.scope < needs {
-                return Err(Denied::TooLittle(claims.scope, needs));
+impl Access {
+    /// Who asks, if they may.
+    ///
+    /// # Errors
+    /// [`Denied`].
+    pub fn caller(&self, exchange: &Exchange, needs: Scope, now_secs: i64) -> Result<Caller, Denied> {
+        let from = exchange.peer().to_string();
+        if let Some(token) = bearer(exchange.headers())? {
+            if self.keys.is_empty() {
+                return Err(Denied::NoToken("no admin.token_secret is set, so no token counts".to_owned()));
             }
-            let all = claims.businesses.iter().any(|one| one == "*");
-            Ok(Caller { name: claims.sub, scope: claims.scope, businesses: (!all).then_some(claims.businesses) })
+            let who = self.keys.operator(token, now_secs)?;
+            let scope = who.scope.filter(|scope| *scope >= needs).ok_or(Denied::TooLittle(needs))?;
+            let (whole_numbers, businesses) = (who.whole_numbers, who.businesses);
+            return Ok(Caller { name: who.name, from, scope, whole_numbers, businesses });
         }
-        _ if local => Ok(Caller { name: "local".to_owned(), scope: Scope::Operate, businesses: None }),
-        (None, Some(_)) => Err(Denied::NoToken("a bearer token is needed: ringfence token --scope read".to_owned())),
-        (_, None) => Err(Denied::NoToken("no admin.token_secret is set, so only loopback may ask".to_owned())),
+        let local = |scope| Caller { name: "local".to_owned(), from, scope, whole_numbers: false, businesses: None };
+        match exchange.peer() {
+            Peer::Local { .. } => Ok(local(Scope::Operate)),
+            Peer::Net(_) if !self.keys.is_empty() => {
+                Err(Denied::NoToken("a bearer token is needed: ringfence token --scope read".to_owned()))
+            }
+            Peer::Net(_) if is_on_loopback(exchange) && needs < Scope::Operate => Ok(local(Scope::Read)),
+            Peer::Net(_) if is_on_loopback(exchange) => Err(Denied::NoToken(self.how_to_change())),
+            Peer::Net(_) => Err(Denied::NoToken("no admin.token_secret is set, so only loopback may ask".to_owned())),
+        }
+    }
+
+    /// Who scrapes `/metrics`. Unless it needs a token, whoever calls this listener by an address may: a page in a browser that
+    /// was led here calls it by the page's own name.
+    ///
+    /// # Errors
+    /// [`Denied`].
+    pub fn scraper(&self, exchange: &Exchange, now_secs: i64) -> Result<(), Denied> {
+        let is_shown = bearer(exchange.headers())?.is_some();
+        if self.metrics_token || is_shown || exchange.host().is_some_and(|host| !names_address(host)) {
+            self.caller(exchange, Scope::Metrics, now_secs)?.sees_all()?;
+        }
+        Ok(())
+    }
+
+    fn how_to_change(&self) -> String {
+        match &self.socket {
+            Some(socket) => format!(
+                "a change needs the Unix socket {} (ringfence's commands use it; curl --unix-socket) or a token (admin.token_secret)",
+                socket.display()
+            ),
+            None => "a change needs a token (admin.token_secret)".to_owned(),
+        }
+    }
+}
+
+/// A request that carries what ringfence writes into its own: it must not be led here by an address that somebody else chose.
+///
+/// # Errors
+/// [`Denied::OwnRequest`].
+pub fn refuse_own(exchange: &Exchange) -> Result<(), Denied> {
+    match exchange.headers().keys().any(|name| name.as_str().starts_with("x-ringfence-")) {
+        true => Err(Denied::OwnRequest),
+        false => Ok(()),
     }
 }
 
 /// A program on this machine asks. Not a proxy; not a page in a browser here, which sends `Origin` with whatever changes
 /// something, and another `Host` where its name was rebound to loopback.
-fn is_local(exchange: &Exchange) -> bool {
+fn is_on_loopback(exchange: &Exchange) -> bool {
     let through_others = ["x-forwarded-for", "forwarded", "via", "origin"];
-    exchange.peer().is_some_and(|p| is_loopback(p.ip()))
-        && through_others.iter().all(|name| exchange.header(name).is_none())
+    exchange.peer().addr().is_some_and(|addr| is_loopback(addr.ip()))
+        && through_others.iter().all(|name| !exchange.headers().contains_key(*name))
         && exchange.host().is_none_or(names_loopback)
 }
 
+/// A host without its port.
+fn bare(host: &str) -> &str {
+    let digits = |(_, port): &(&str, &str)| port.bytes().all(|b| b.is_ascii_digit());
+    host.rsplit_once(':').filter(digits).map_or(host, |(host, _)| host)
+}
+
+/// The address that a host names.
+fn address(host: &str) -> Option<IpAddr> {
+    let bare = bare(host);
+    bare.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(bare).parse().ok()
+}
+
 fn names_loopback(host: &str) -> bool {
-    let bare =
-        host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit())).map_or(host, |(h, _)| h);
-    let address = bare.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(bare);
-    bare.eq_ignore_ascii_case("localhost") || address.parse().is_ok_and(is_loopback)
+    bare(host).eq_ignore_ascii_case("localhost") || address(host).is_some_and(is_loopback)
+}
+
+fn names_address(host: &str) -> bool {
+    bare(host).eq_ignore_ascii_case("localhost") || address(host).is_some()
 }
 
 fn is_loopback(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(v4) => v4.is_loopback(),
-        IpAddr::V6(v6) => v6.is_loopback() || v6.to_ipv4_mapped().is_some_and(|v4| v4.is_loopback()),
-    }
+    ip.to_canonical().is_loopback()
 }
 
 #[cfg(test)]
@@ -97,32 +176,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_comes_back_until_it_expires_and_only_under_its_secret() {
-        let secret = Secret::new("a secret of some length, for tests alone");
-        let now = crate::clock::Clock::system().now_ms() / 1000;
-        let claims = |exp| Claims { sub: "ops".to_owned(), exp, businesses: vec!["*".to_owned()], scope: Scope::Read };
-        let token = mint(&secret, &claims(now + 60)).unwrap();
-        assert_eq!(read(&secret, &token).unwrap().sub, "ops");
-        assert!(read(&Secret::new("another"), &token).is_err());
-        assert!(read(&secret, &mint(&secret, &claims(now - 60)).unwrap()).is_err());
-        assert!(read(&secret, "nonsense").is_err());
-        // An unsigned token (alg none) must not count.
-        let unsigned = format!("eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0.{}.", token.split('.').nth(1).unwrap());
-        assert!(read(&secret, &unsigned).is_err());
-    }
-
-    #[test]
     fn only_names_of_this_machine_are_local() {
         for host in ["localhost", "LOCALHOST:9900", "127.0.0.1:9900", "127.0.0.1", "[::1]:9900", "[::1]"] {
-            assert!(names_loopback(host), "{host}");
+            assert!(names_loopback(host) && names_address(host), "{host}");
         }
-        for host in ["evil.test:9900", "127.0.0.1.evil.test", "10.0.0.1:9900", "", "localhost.evil"] {
-            assert!(!names_loopback(host), "{host}");
+        for host in ["evil.test:9900", "127.0.0.1.evil.test", "", "localhost.evil", "[::1].evil:80", "2130706433"] {
+            assert!(!names_loopback(host) && !names_address(host), "{host}");
         }
-    }
-
-    #[test]
-    fn scopes_are_ordered() {
-        assert!(Scope::Metrics < Scope::Read && Scope::Read < Scope::Operate);
+        for host in ["10.0.0.1:9900", "[fd00::5]"] {
+            assert!(!names_loopback(host) && names_address(host), "{host}");
+        }
     }
 }

@@ -4,7 +4,6 @@
 use http::StatusCode;
 use serde_json::{Value, json};
 use tracing::info;
-use ulid::Ulid;
 
 use super::auth::Caller;
 use super::{Admin, Answer, Problem, bad, limit_of, not_found, ok};
@@ -15,32 +14,58 @@ use crate::store::{AuditRecord, Inbox, InboxEvent, Outbox, OutboxDelivery};
 /// The longest reason that is kept, in characters.
 const REASON_CHARS_MAX: usize = 500;
 
+/// What somebody is about to do.
+pub(super) struct Act<'a> {
+    what: &'static str,
+    target: &'a str,
+    reason: Option<&'a str>,
+    before: Value,
+    after: Value,
+}
+
+impl<'a> Act<'a> {
+    pub(super) fn new(what: &'static str, target: &'a str) -> Self {
+        Self { what, target, reason: None, before: Value::Null, after: Value::Null }
+    }
+
+    pub(super) fn because(self, reason: Option<&'a str>) -> Self {
+        Self { reason, ..self }
+    }
+
+    /// What it is before, and what it will be after; null where there is nothing to say.
+    pub(super) fn changes(self, before: Value, after: Value) -> Self {
+        Self { before, after, ..self }
+    }
+}
+
 impl Admin {
     /// Notes what somebody is about to do.
-    pub(super) async fn note(
-        &self,
-        who: &Caller,
-        what: &str,
-        target: &str,
-        reason: Option<&str>,
-    ) -> Result<(), Problem> {
+    pub(super) async fn note(&self, who: &Caller, act: Act<'_>) -> Result<(), Problem> {
+        let shown = |value: Value| (!value.is_null()).then(|| value.to_string());
         let record = AuditRecord {
-            id: format!("au_{}", Ulid::new().to_string().to_lowercase()),
-            at: self.calls.lifecycle.clock.now_ms(),
-            who: who.name.clone(),
-            what: what.to_owned(),
-            target: target.to_owned(),
-            reason: reason.map(|reason| reason.chars().take(REASON_CHARS_MAX).collect()),
+            reason: act.reason.map(|reason| reason.chars().take(REASON_CHARS_MAX).collect()),
+            before: shown(act.before),
+            after: shown(act.after),
+            ..AuditRecord::new(self.calls.lifecycle.clock.now_ms(), &who.name, &who.from, act.what, act.target)
         };
-        info!(by = record.who, what, target, reason, "an operator acts");
+        info!(
+            by = record.who,
+            from = record.from,
+            what = act.what,
+            target = act.target,
+            reason = act.reason,
+            "an operator acts"
+        );
         Ok(self.calls.lifecycle.store.audit(record).await?)
     }
 
     pub(super) async fn audit_list(&self, query: &str) -> Answer {
         let list = self.calls.lifecycle.store.latest_audit(limit_of(query)).await?;
         let shown = list.iter().map(|one| {
-            json!({"id": one.id, "at": rfc3339(one.at), "who": one.who, "what": one.what, "target": one.target,
-                "reason": one.reason})
+            let json =
+                |text: &Option<String>| text.as_deref().and_then(|text| serde_json::from_str::<Value>(text).ok());
+            json!({"id": one.id, "at": rfc3339(one.at), "who": one.who, "from": one.from, "what": one.what,
+                "target": one.target, "reason": one.reason, "before": json(&one.before), "after": json(&one.after)})
         });
         ok(&json!({"audit": shown.collect::<Vec<Value>>()}))
     }
@@ -73,7 +98,7 @@ impl Admin {
     }
 
     pub(super) async fn inbox_replay(&self, id: &str, who: &Caller) -> Answer {
-        self.note(who, "replay", id, None).await?;
+        self.note(who, Act::new("replay", id)).await?;
         let replayed = self.program()?.replay_event(id).await?;
         let replayed = replayed.ok_or_else(|| not_found("no event of this id is on record"))?;
         ok(&json!({"event": replayed.event.as_ref().map(event), "deliveries": replayed.deliveries}))
@@ -81,7 +106,7 @@ impl Admin {
 
     /// Deletes what a business left behind. A client that goes away changes nothing: it is done to its end.
     pub(super) async fn purge(&self, business: &BusinessId, reason: Option<&str>, who: &Caller) -> Answer {
-        self.note(who, "purge", business.as_str(), reason).await?;
+        self.note(who, Act::new("purge", business.as_str()).because(reason)).await?;
         let (store, id) = (self.calls.lifecycle.store.clone(), business.clone());
         let purged = self.calls.tasks.spawn(async move { store.purge_business(id.as_str()).await }).await;
         match purged {

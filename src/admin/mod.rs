@@ -2,7 +2,9 @@
 //! that ringfence replaces (contract §1).
 
 pub mod auth;
+mod businesses;
 mod desk;
+mod figures;
 pub mod reload;
 
 use std::collections::BTreeMap;
@@ -10,27 +12,26 @@ use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderValue};
-use http::{HeaderMap, Method, Response, StatusCode};
+use http::header::{HeaderValue, WWW_AUTHENTICATE};
+use http::{Method, Response, StatusCode};
 use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::warn;
 
 use crate::call::{EndProof, Outcome, Phase, session_status};
 use crate::calls::Calls;
 use crate::calls::terminate::HungUp;
 use crate::clock::rfc3339;
 use crate::ids::{BusinessId, CallId, mask_number};
-use crate::metrics::Gauges;
 use crate::net::{Exchange, Handler};
-use crate::policy::{Bound, Business, Limit, Per, Policy, RETENTION_DAYS};
+use crate::policy::{Bound, Limit, Per, Policy};
 use crate::provider::path::percent_decode;
-use crate::provider::secret::Secret;
 use crate::reconcile::Sightings;
-use crate::reply::{json_answer, problem, respond};
+use crate::reply::{json_answer, problem};
 use crate::store::{CallRecord, Journal, StoreError};
-use auth::{Caller, Denied, Scope, caller};
-use reload::Running;
+use auth::{Access, Caller, Denied, Scope, refuse_own};
+use desk::Act;
+use reload::{By, Running};
 
 /// The largest body that is taken: a business.
 const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -44,8 +45,8 @@ pub struct Admin {
     pub calls: Calls,
     /// What the sweeps saw.
     pub sightings: Sightings,
-    /// The secret of tokens.
-    pub token_secret: Option<Secret>,
+    /// Who may ask.
+    pub access: Access,
     /// Cancelled when the process drains.
     pub draining: CancellationToken,
     /// Where the record is, for `/status`.
@@ -97,7 +98,9 @@ impl Handler for Admin {
         let response = match self.route(exchange).await {
             Ok(response) => response,
             Err(Problem::Denied(denied @ Denied::NoToken(_))) => {
-                problem(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", &denied.to_string())
+                let mut answer = problem(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", &denied.to_string());
+                answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+                answer
             }
             Err(Problem::Denied(denied)) => problem(StatusCode::FORBIDDEN, "FORBIDDEN", &denied.to_string()),
             Err(Problem::Store(error)) => {
@@ -126,25 +129,22 @@ impl Admin {
         let path = exchange.path().to_owned();
         let segments: Vec<&str> = path.split('/').skip(1).collect();
         let method = exchange.method().clone();
-        let may = |needs| caller(self.token_secret.as_ref(), exchange, needs);
+        refuse_own(exchange)?;
+        let now_secs = self.calls.lifecycle.clock.now_ms() / 1000;
+        let may = |needs| self.access.caller(exchange, needs, now_secs);
         match (&method, segments.as_slice()) {
             (&Method::GET, ["health"]) => ok(&json!({"status": "ok"})),
             (&Method::GET, ["ready"]) => self.ready().await,
-            (&Method::GET, ["metrics"]) => self.prometheus().await,
+            (&Method::GET, ["metrics"]) => {
+                self.access.scraper(exchange, now_secs)?;
+                self.prometheus().await
+            }
             (&Method::GET, ["status"]) => {
                 may(Scope::Read)?.sees_all()?;
                 self.status().await
             }
-            (&Method::GET, ["api", "concurrent-metrics", rest @ ..]) => {
-                let who = may(Scope::Metrics)?;
-                self.concurrent_metrics(rest, &who).await
-            }
-            (&Method::GET, ["api", "businesses"]) => {
-                let who = may(Scope::Read)?;
-                let mut businesses = self.calls.lifecycle.store.businesses().await?;
-                businesses.retain(|business| who.sees(business.id.as_str()));
-                ok(&json!({"businesses": businesses}))
-            }
+            (&Method::GET, ["api", "concurrent-metrics", rest @ ..]) => self.concurrent_metrics(rest, may).await,
+            (&Method::GET, ["api", "businesses"]) => self.businesses(&may(Scope::Read)?).await,
             (_, ["api", "businesses", id]) => {
                 let needs = if method == Method::GET { Scope::Read } else { Scope::Operate };
                 // What a business may do is not for its own token to change.
@@ -160,13 +160,14 @@ impl Admin {
                 let who = may(Scope::Read)?;
                 let record = self.find(&percent_decode(id), &who).await?;
                 let kept = self.calls.lifecycle.store.post_call(&record.id).await?;
-                let mut shown = shown(&record);
-                shown["record"] = json!(kept.as_ref().map(crate::calls::records::shown));
+                let mut shown = shown_to(&record, &who);
+                shown["record"] = json!(kept.as_ref().map(|kept| crate::calls::records::shown(kept, who.numbers())));
                 ok(&shown)
             }
             (&Method::POST, ["conversations", id, "fetch"]) => {
-                let who = may(Scope::Operate)?;
-                Ok(self.calls.fetch_conversation(&percent_decode(id), move |business| who.sees(business)).await)
+                let (who, id) = (may(Scope::Operate)?, percent_decode(id));
+                self.note(&who, Act::new("fetch", &id)).await?;
+                Ok(self.calls.fetch_conversation(&id, |business| who.sees(business), who.numbers()).await)
             }
             (&Method::POST, ["api", "calls", id, act @ ("hangup" | "release")]) => {
                 let who = may(Scope::Operate)?;
@@ -203,11 +204,12 @@ impl Admin {
             (&Method::POST, ["api", "reload"]) => {
                 let who = may(Scope::Operate)?.sees_all()?;
                 let program = self.program()?;
-                Ok(reload::answer(&program.clone().reload(&who.name).await, &program.in_force()))
+                let by = By { who: who.name, from: who.from };
+                Ok(reload::answer(&program.clone().reload(by).await, &program.in_force()))
             }
             (&Method::POST, ["api", "reconcile"]) => {
                 let who = may(Scope::Operate)?.sees_all()?;
-                info!(by = who.name, "a reconciliation was asked for");
+                self.note(&who, Act::new("reconcile", "all")).await?;
                 let done = self.program()?.reconcile().await;
                 ok(&serde_json::to_value(done).unwrap_or_default())
             }
@@ -216,7 +218,12 @@ impl Admin {
                 let limit = limit_of(exchange.query().unwrap_or_default());
                 let mut refusals = self.calls.lifecycle.store.latest_refusals(limit).await?;
                 refusals.retain(|refusal| who.sees(&refusal.business));
-                ok(&json!({"refusals": refusals}))
+                let shown = refusals.iter().map(|refusal| {
+                    let mut shown = serde_json::to_value(refusal).unwrap_or_default();
+                    shown["at"] = rfc3339(refusal.at).into();
+                    shown
+                });
+                ok(&json!({"refusals": shown.collect::<Vec<Value>>()}))
             }
             _ => Err(not_found("nothing is served at this path and method")),
         }
@@ -286,186 +293,6 @@ impl Admin {
         }))
     }
 
-    // === metrics ===
-
-    async fn gauges(&self) -> Result<(Gauges, Vec<CallRecord>), StoreError> {
-        let open = self.calls.lifecycle.store.open_calls().await?;
-        Ok((self.gauges_of(Some(&open)).await, open))
-    }
-
-    /// `None`: the record cannot be read.
-    async fn gauges_of(&self, open: Option<&[CallRecord]>) -> Gauges {
-        let counts = self.calls.lifecycle.capacity.counts().await.unwrap_or_default();
-        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        let mut by_business = BTreeMap::<&str, u32>::new();
-        for call in open.into_iter().flatten().filter(|c| !c.overrun) {
-            *by_business.entry(call.facts.business.as_str()).or_default() += call.places;
-        }
-        // Only counts that are per nothing: a label a business would have no bound.
-        let limits =
-            counts.by_key.iter().filter_map(|(key, n)| Some((key.strip_suffix('|')?.to_owned(), *n))).collect();
-        Gauges {
-            active: counts.calls.saturating_sub(counts.overruns),
-            overruns: counts.overruns,
-            sessions: open.map(|open| count(open.len())),
-            of_businesses: open.map(|_| by_business.values().sum()),
-            limits,
-            store_failures: self.calls.lifecycle.store.failed_writes(),
-        }
-    }
-
-    async fn prometheus(&self) -> Answer {
-        // While the record cannot be read the rest is told all the same.
-        let open = self.calls.lifecycle.store.open_calls().await.ok();
-        let gauges = self.gauges_of(open.as_deref()).await;
-        let text = self.calls.lifecycle.metrics.render(&gauges);
-        let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-        Ok(respond(StatusCode::OK, HeaderMap::from_iter([(CONTENT_TYPE, kind)]), text.into()))
-    }
-
-    async fn concurrent_metrics(&self, rest: &[&str], who: &Caller) -> Answer {
-        match rest {
-            ["prometheus"] => self.prometheus().await,
-            ["events"] => self.events(who).await,
-            [] | ["status"] => {
-                let (gauges, open) = self.gauges().await?;
-                let policy = self.calls.lifecycle.policy.load();
-                let mut global = global_status(&policy, gauges.active, &open);
-                if rest.is_empty() {
-                    let metrics = &self.calls.lifecycle.metrics;
-                    let (mut by_reason, mut by_plan, mut total) = (Map::new(), Map::new(), 0);
-                    for (reason, plan, n) in metrics.refusals() {
-                        total += n;
-                        for (map, key) in [(&mut by_reason, reason), (&mut by_plan, plan)] {
-                            let before = map.get(&key).and_then(Value::as_u64).unwrap_or(0);
-                            map.insert(key, (before + n).into());
-                        }
-                    }
-                    return ok(&json!({
-                        "activeCalls": gauges.active, "totalRejections": total, "rejectionsByReason": by_reason,
-                        "rejectionsByPlan": by_plan, "elevenlabs429Count": metrics.elevenlabs_429_count(), "globalStatus": global,
-                    }));
-                }
-                if let Some(map) = global.as_object_mut() {
-                    map.insert(
-                        "calls".to_owned(),
-                        open.iter().filter(|c| who.sees(c.facts.business.as_str())).map(shown).collect(),
-                    );
-                }
-                ok(&global)
-            }
-            _ => Err(not_found("known: /api/concurrent-metrics, …/status, …/events, …/prometheus")),
-        }
-    }
-
-    /// The latest admissions, refusals and releases, newest first.
-    async fn events(&self, who: &Caller) -> Answer {
-        let mut calls = self.calls.lifecycle.store.latest_calls(100).await?;
-        calls.retain(|call| who.sees(call.facts.business.as_str()));
-        let mut refusals = self.calls.lifecycle.store.latest_refusals(100).await?;
-        refusals.retain(|refusal| who.sees(&refusal.business));
-        let mut events: Vec<(i64, Value)> = Vec::new();
-        for call in &calls {
-            let business = call.facts.business.as_str();
-            let base = |kind: &str, at: i64| json!({"type": kind, "at": rfc3339(at), "callId": call.id, "businessId": business, "plan": call.facts.plan});
-            if call.outcome != Some(Outcome::Capacity) {
-                events.push((call.admitted_at, base("admitted", call.admitted_at)));
-            }
-            if let Some(at) = call.ended_at {
-                let mut one = base("released", at);
-                one["outcome"] = json!(call.outcome);
-                one["proof"] = json!(call.proof);
-                events.push((at, one));
-            }
-        }
-        events.extend(refusals.iter().map(|r| {
-            let kind = if r.observed { "would_refuse" } else { "refused" };
-            (r.at, json!({"type": kind, "at": rfc3339(r.at), "refusalId": r.id, "businessId": r.business, "reason": r.code, "limitName": r.limit_name}))
-        }));
-        events.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
-        let events: Vec<Value> = events.into_iter().take(100).map(|(_, event)| event).collect();
-        ok(&json!({"events": events}))
-    }
-
-    // === businesses ===
-
-    async fn business(&self, exchange: &mut Exchange, method: &Method, id: BusinessId, who: &Caller) -> Answer {
-        let store = self.calls.lifecycle.store.clone();
-        match *method {
-            Method::GET => {
-                let policy = self.calls.lifecycle.policy.load();
-                let business = policy
-                    .business(&id)
-                    .filter(|_| who.sees(id.as_str()))
-                    .ok_or_else(|| not_found("no business of this id is known"))?;
-                ok(&serde_json::to_value(business).unwrap_or_default())
-            }
-            Method::PUT => {
-                let business = self.read_business(exchange, id).await?;
-                let new = store.put_business(&business, self.calls.lifecycle.clock.now_ms()).await?;
-                self.program()?.take_up_businesses().await?;
-                info!(business = %business.id, by = who.name, new, "a business was put");
-                let status = if new { StatusCode::CREATED } else { StatusCode::OK };
-                Ok(json_answer(status, &serde_json::to_value(&business).unwrap_or_default()))
-            }
-            Method::DELETE => {
-                if !store.delete_business(id.as_str()).await? {
-                    return Err(not_found("no business of this id was put; those of the config file stay"));
-                }
-                self.program()?.take_up_businesses().await?;
-                info!(business = %id, by = who.name, "a business was deleted");
-                Ok(respond(StatusCode::NO_CONTENT, HeaderMap::new(), Bytes::new()))
-            }
-            _ => Err(Problem::Is(
-                StatusCode::METHOD_NOT_ALLOWED,
-                "METHOD_NOT_ALLOWED",
-                "use GET, PUT or DELETE".to_owned(),
-            )),
-        }
-    }
-
-    async fn read_business(&self, exchange: &mut Exchange, id: BusinessId) -> Result<Business, Problem> {
-        let body = exchange.read_body(BODY_BYTES_MAX).await.map_err(|e| bad(e.to_string()))?;
-        // Through a map: serde reads a struct from an array, too, and an empty one would be a business without limits.
-        let fields: Map<String, Value> = serde_json::from_slice(&body).map_err(|e| bad(format!("no business: {e}")))?;
-        let mut business: Business =
-            serde_json::from_value(fields.into()).map_err(|e| bad(format!("no business: {e}")))?;
-        let named = business.id != BusinessId::default_business() && business.id != id;
-        if named {
-            return Err(bad(format!("the path names {id}, the body {}", business.id)));
-        }
-        business.id = id;
-        let policy = self.calls.lifecycle.policy.load();
-        let plans = &policy.settings().plans;
-        let invalid = |message| Err(Problem::Is(StatusCode::UNPROCESSABLE_ENTITY, "INVALID_BUSINESS", message));
-        if let Some(name) = &business.plan {
-            let known: Vec<&str> = plans.keys().map(String::as_str).collect();
-            match plans.get(name) {
-                None => return invalid(format!("{name:?} is no plan; known: {}", known.join(", "))),
-                Some(plan) if plan.concurrent.is_none() && business.max_calls.is_none() => {
-                    return invalid(format!("max_calls is needed: plan {name} leaves the number to each business"));
-                }
-                Some(_) => {}
-            }
-        }
-        if business.retention_days.is_some_and(|days| !RETENTION_DAYS.contains(&days)) {
-            let (least, most) = (RETENTION_DAYS.start(), RETENTION_DAYS.end());
-            return invalid(format!("retention_days is {least} to {most}"));
-        }
-        for agent in business.agent_ids.iter().chain(&business.phone_numbers) {
-            let marks = crate::policy::Marks { agent: Some(agent), number: Some(agent), ..Default::default() };
-            if let Ok(owner) = policy.identify(&marks)
-                && owner != business.id
-                && policy
-                    .business(&owner)
-                    .is_some_and(|b| b.agent_ids.contains(agent) || b.phone_numbers.contains(agent))
-            {
-                return invalid(format!("{agent} belongs to {owner}"));
-            }
-        }
-        Ok(business)
-    }
-
     fn program(&self) -> Result<Arc<dyn Running>, Problem> {
         let gone = || Problem::Is(StatusCode::SERVICE_UNAVAILABLE, "DRAINING", "this process is stopping".to_owned());
         self.program.upgrade().ok_or_else(gone)
@@ -508,7 +335,8 @@ impl Admin {
 
     async fn hang_up(&self, record: &CallRecord, who: &Caller) -> Answer {
         // A store that takes no writes must not keep a call up; the log has it then.
-        if let Err(Problem::Store(error)) = self.note(who, "hangup", record.id.as_str(), None).await {
+        let act = Act::new("hangup", record.id.as_str()).changes(json!({"phase": record.phase}), Value::Null);
+        if let Err(Problem::Store(error)) = self.note(who, act).await {
             warn!(call = %record.id, by = who.name, %error, "a hang-up could not be noted in the audit");
         }
         if record.phase == Phase::Ended {
@@ -538,7 +366,8 @@ impl Admin {
                 "releasing frees the slot while the call may go on: send {\"force\":true,\"reason\":\"…\"}",
             ));
         }
-        self.note(who, "release", record.id.as_str(), Some(reason)).await?;
+        let (before, after) = (json!({"phase": record.phase}), json!({"phase": Phase::Ended}));
+        self.note(who, Act::new("release", record.id.as_str()).because(Some(reason)).changes(before, after)).await?;
         let ended = self.calls.lifecycle.end(&record.id, Outcome::Failed, EndProof::Operator, "operator").await?;
         warn!(call = %record.id, by = who.name, reason, "a slot was released by an operator; the call may go on");
         ok(&json!({"result": "released", "call": ended.map(|a| shown(&a.record))}))
@@ -566,20 +395,18 @@ fn limit_of(query: &str) -> u32 {
     given.unwrap_or(100).clamp(1, LIST_MAX)
 }
 
-fn global_status(policy: &Policy, active: u32, open: &[CallRecord]) -> Value {
-    let limit = policy.global_limit();
-    let mut by_plan: BTreeMap<String, u32> =
-        ["PAYG", "STARTER", "PRO", "ENTERPRISE"].iter().map(|p| ((*p).to_owned(), 0)).collect();
-    for call in open.iter().filter(|c| !c.overrun) {
-        *by_plan.entry(call.facts.plan.clone()).or_default() += call.places;
-    }
-    let percent = if limit == 0 { 0 } else { (u64::from(active) * 100).div_ceil(u64::from(limit)) };
-    json!({"active": active, "limit": limit, "available": limit.saturating_sub(active), "utilizationPercent": percent, "byPlan": by_plan})
-}
-
 /// A call as an operator sees it: numbers masked.
 fn shown(call: &CallRecord) -> Value {
-    let masked = |n: &Option<String>| n.as_deref().map(mask_number);
+    shown_with(call, mask_number)
+}
+
+/// The same with whole numbers for who may see those.
+fn shown_to(call: &CallRecord, who: &Caller) -> Value {
+    if who.whole_numbers { shown_with(call, str::to_owned) } else { shown(call) }
+}
+
+fn shown_with(call: &CallRecord, number: fn(&str) -> String) -> Value {
+    let masked = |n: &Option<String>| n.as_deref().map(number);
     let aliases: Map<String, Value> = call.aliases.iter().map(|a| (a.kind.clone(), a.id.clone().into())).collect();
     json!({
         "callId": call.id, "businessId": call.facts.business, "plan": call.facts.plan,

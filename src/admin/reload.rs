@@ -16,11 +16,27 @@ use crate::reply::json_answer;
 use crate::store::StoreError;
 use crate::webhook::Replayed;
 
+/// Who asks for a reload, for the log and the audit.
+#[derive(Debug, Clone)]
+pub struct By {
+    /// The subject of a token, `local`, `SIGHUP`, `file`.
+    pub who: String,
+    /// Where they came from.
+    pub from: String,
+}
+
+impl By {
+    /// This process itself: a signal, or the file that changed.
+    pub fn this_process(who: &str) -> Self {
+        Self { who: who.to_owned(), from: "this process".to_owned() }
+    }
+}
+
 /// The running program, as the console may steer it.
 #[async_trait]
 pub trait Running: Send + Sync + 'static {
-    /// Reads the config again and puts it in force, or keeps the old one and says why. `by` stands in the log.
-    async fn reload(self: Arc<Self>, by: &str) -> Reloaded;
+    /// Reads the config again and puts it in force, or keeps the old one and says why.
+    async fn reload(self: Arc<Self>, by: By) -> Reloaded;
 
     /// Puts the businesses of the store in force, after one was put or deleted.
     async fn take_up_businesses(self: Arc<Self>) -> Result<(), StoreError>;

@@ -9,13 +9,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
+use serde_json::json;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::admin::Admin;
-use crate::admin::reload::{Came, InForce, Reconciled, Reloaded, Running};
+use crate::admin::reload::{By, Came, InForce, Reconciled, Reloaded, Running};
 use crate::calls::Calls;
 use crate::client::Client;
 use crate::clock::UnixMs;
@@ -26,7 +27,7 @@ use crate::net::{Exchange, Handler, Upstream, UpstreamError, UpstreamSettings};
 use crate::policy::{Business, Policy, Settings};
 use crate::proxy::Proxy;
 use crate::reconcile::{Looked, Sweeper};
-use crate::store::StoreError;
+use crate::store::{AuditRecord, StoreError};
 use crate::webhook::{Replayed, Webhooks};
 
 /// What the config was read from.
@@ -243,7 +244,11 @@ impl Live {
                 settings: Arc::new(config.client.clone()),
                 ..old.client.clone()
             },
-            admin: Admin { calls: calls.clone(), token_secret: config.token_secret.clone(), ..old.admin.clone() },
+            admin: Admin {
+                calls: calls.clone(),
+                access: super::access(&config, old.admin.access.socket.clone()),
+                ..old.admin.clone()
+            },
             hash,
             config,
         };
@@ -303,8 +308,9 @@ impl Live {
         Reloaded { came: Came::Loaded, diagnostics, drawn, reason: None }
     }
 
-    async fn reload_now(&self, by: &str) -> Reloaded {
+    async fn reload_now(&self, by: &By) -> Reloaded {
         let _one_at_a_time = self.swapping.lock().await;
+        let before = self.in_force();
         let reloaded = match &self.written {
             Some(written) => self.try_file(written).await,
             None => Reloaded {
@@ -325,8 +331,11 @@ impl Live {
             }
         }
         let now = self.in_force();
+        let by_whom = by;
+        let by = by_whom.who.as_str();
         match (reloaded.came, &reloaded.reason) {
             (Came::Loaded, _) => {
+                self.note_reload(by_whom, &before, &now).await;
                 info!(by, policy = now.hash.as_deref(), generation = now.generation, "the config was reloaded")
             }
             (_, None) => info!(by, policy = now.hash.as_deref(), "the config is unchanged"),
@@ -335,6 +344,20 @@ impl Live {
             }
         }
         reloaded
+    }
+
+    /// Puts a reload into the audit. It is in force already: where the store takes no writes, the log has it.
+    async fn note_reload(&self, by: &By, before: &InForce, after: &InForce) {
+        let shown = |of: &InForce| Some(json!({"policy": of.hash}).to_string());
+        let lifecycle = self.calls().lifecycle;
+        let record = AuditRecord {
+            before: shown(before),
+            after: shown(after),
+            ..AuditRecord::new(lifecycle.clock.now_ms(), &by.who, &by.from, "reload", "config")
+        };
+        if let Err(error) = lifecycle.store.audit(record).await {
+            warn!(by = by.who, %error, "failed to record a reload in the audit");
+        }
     }
 
     async fn take_up_now(&self) -> Result<(), StoreError> {
@@ -361,8 +384,8 @@ impl Live {
 impl Running for Live {
     // In tasks of their own: whoever asked may go away, a swap is made whole all the same.
 
-    async fn reload(self: Arc<Self>, by: &str) -> Reloaded {
-        let (this, by) = (self.clone(), by.to_owned());
+    async fn reload(self: Arc<Self>, by: By) -> Reloaded {
+        let this = self.clone();
         self.tasks.spawn(async move { this.reload_now(&by).await }).await.unwrap_or_else(|error| Reloaded {
             came: Came::Failed,
             diagnostics: vec![],

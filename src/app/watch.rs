@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::live::Live;
-use crate::admin::reload::Running as _;
+use crate::admin::reload::{By, Running as _};
 use crate::config::Inputs;
 
 /// How often the files are looked at.
@@ -35,7 +35,7 @@ pub(super) async fn run(live: Arc<Live>, stop: CancellationToken) {
         if now == last {
             resting = None;
         } else if resting.as_ref() == Some(&now) {
-            live.clone().reload("file").await;
+            live.clone().reload(By::this_process("file")).await;
             resting = None;
         } else {
             resting = Some(now);

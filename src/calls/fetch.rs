@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use super::Calls;
-use super::records::{AGAIN_SECS, Asked, shown};
+use super::records::{AGAIN_SECS, Asked, Numbers, shown};
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId};
 use crate::lifecycle::finish;
@@ -81,7 +81,12 @@ impl Calls {
     /// The answer to `POST /conversations/{conversation_id}/fetch`: fetches what a lost webhook would have brought. `sees` says
     /// whether the caller may see a business. A client that goes away changes nothing. Of a call that is up nothing is kept, and no
     /// try of ours is used up. Within a few seconds the provider is asked once for one conversation, whoever asks here.
-    pub async fn fetch_conversation(&self, id: &str, sees: impl Fn(&str) -> bool + Send) -> Response<Bytes> {
+    pub async fn fetch_conversation(
+        &self,
+        id: &str,
+        sees: impl Fn(&str) -> bool + Send,
+        numbers: Numbers,
+    ) -> Response<Bytes> {
         let unknown = || problem(StatusCode::NOT_FOUND, "CALL_NOT_FOUND", "No call of this conversation is on record.");
         let Some(alias) = Alias::new("conversation_id", id) else { return unknown() };
         let record = match self.lifecycle.store.resolve(&[alias]).await {
@@ -90,13 +95,13 @@ impl Calls {
             Err(error) => Err(error),
         };
         match record {
-            Ok(Some(record)) if sees(record.facts.business.as_str()) => self.fetched(id, record).await,
+            Ok(Some(record)) if sees(record.facts.business.as_str()) => self.fetched(id, record, numbers).await,
             Ok(_) => unknown(),
             Err(error) => failed(&error),
         }
     }
 
-    async fn fetched(&self, id: &str, record: CallRecord) -> Response<Bytes> {
+    async fn fetched(&self, id: &str, record: CallRecord, numbers: Numbers) -> Response<Bytes> {
         let call = record.id.clone();
         let mut came = match self.fetches.turn(&call, self.lifecycle.clock.now_ms()) {
             Turn::Wait(came) => came,
@@ -122,7 +127,7 @@ impl Calls {
             Asked::Kept => match self.lifecycle.store.post_call(&call).await {
                 Ok(kept) => json_answer(
                     StatusCode::OK,
-                    &json!({"conversation_id": id, "callId": call, "record": kept.as_ref().map(shown)}),
+                    &json!({"conversation_id": id, "callId": call, "record": kept.as_ref().map(|kept| shown(kept, numbers))}),
                 ),
                 Err(error) => failed(&error),
             },

@@ -4,6 +4,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::PoisonError;
 
+use tracing::warn;
+
 use super::Calls;
 use super::lookup::LookedUpGroup;
 use super::place::CreateOrder;
@@ -71,8 +73,10 @@ impl Calls {
     /// An order for many calls that is made once more. What its first request was told about calls at once stands, so it
     /// gets that many places or none.
     async fn again(&self, order: &CreateOrder, id: &Alias) -> Result<Many, Refusal> {
-        let away =
-            |error: &dyn std::fmt::Display| Refusal::new(Code::StoreUnavailable, format!("Not dialled: {error}."));
+        let away = |error: &dyn std::fmt::Display| {
+            warn!(%error, "failed to read the record of an order that is made once more");
+            Refusal::new(Code::StoreUnavailable, "The record could not be read, so nothing was dialled.")
+        };
         let store = &self.lifecycle.store;
         let known = store.resolve(std::slice::from_ref(id)).await.map_err(|e| away(&e))?;
         if let Some(call) = known

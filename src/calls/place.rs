@@ -231,7 +231,12 @@ impl Calls {
             Ok(Admission::Admitted(lease, would_refuse, _)) => (lease, would_refuse),
             Ok(Admission::Known(_)) => return Err(None),
             Ok(Admission::Refused(full)) => return Err(Some(self.refused_full(order, &full).boxed().await)),
-            Err(Unadmitted::Gate(why)) => return Err(Some(Refusal::new(Code::GateUnavailable, why))),
+            Err(Unadmitted::Gate(why)) => {
+                // What it is, and where, is for operators.
+                warn!(account = %order.account.name, why, "failed to admit a create: the gate cannot decide");
+                let message = "Calls cannot be counted just now, so nothing was dialled.";
+                return Err(Some(Refusal::new(Code::GateUnavailable, message)));
+            }
             Err(Unadmitted::Store(_)) => {
                 let message = "The call's record could not be written, so nothing was dialled.";
                 return Err(Some(Refusal::new(Code::StoreUnavailable, message)));

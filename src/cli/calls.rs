@@ -156,12 +156,16 @@ fn table(listed: &Value, status: &Value) -> String {
         let deadline = time(&call["deadlineAt"]).zip(now).map_or("-".to_owned(), |(at, now)| {
             if at > now { format!("in {}", span(at - now)) } else { "due".to_owned() }
         });
+        let business = match text("origin") {
+            "foreign" => format!("{} (foreign)", text("businessId")),
+            _ => text("businessId").to_owned(),
+        };
         let direction = if text("direction") == "inbound" { "in" } else { "out" };
         let _ = writeln!(
             out,
             "{:<29} {:<14} {:<10} {direction:<4} {phase:<9} {:<7} {seen:<16} {deadline:<9} {:<14} {}",
             text("callId"),
-            if text("origin") == "foreign" { "(foreign)" } else { text("businessId") },
+            business,
             text("plan"),
             since(&call["startedAt"]),
             text("otherNumber"),

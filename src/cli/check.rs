@@ -4,8 +4,9 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{ConfigFile, Failure, Outcome, file, live};
+use super::{ConfigFile, Failure, Outcome, file, live, modes};
 use crate::config::Config;
+use crate::config::report::{self, Diagnostic};
 
 /// Every key, with its default and unit; tests keep it equal to the code.
 const REFERENCE: &str = include_str!("../../config/reference.toml");
@@ -33,12 +34,16 @@ impl Check {
         }
         let mut read = file::read(&self.file.config, &[])?;
         let mut seen = Vec::new();
+        let wide = read.loaded.config.as_ref().map(modes::wide).unwrap_or_default();
+        read.loaded.diagnostics.extend(wide);
         if let Some(config) = read.loaded.config.as_ref().filter(|_| self.live) {
             let found = live::ask(config).await?;
             seen = found.lines;
             read.loaded.diagnostics.extend(found.diagnostics);
         }
         let broken = read.loaded.has_errors();
+        let shown = self.file.config.display().to_string();
+        let at = |d: &Diagnostic| d.span.as_ref().map(|span| report::place(read.text(), span.start));
         if self.json {
             let mistakes: Vec<_> = read
                 .loaded
@@ -47,6 +52,7 @@ impl Check {
                 .map(|d| {
                     serde_json::json!({
                         "code": d.code, "severity": format!("{:?}", d.severity).to_lowercase(), "title": d.title,
+                        "file": d.span.is_some().then_some(&shown), "line": at(d).map(|at| at.0), "column": at(d).map(|at| at.1),
                         "span": d.span.as_ref().map(|s| [s.start, s.end]), "help": d.help,
                     })
                 })

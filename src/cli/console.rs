@@ -1,5 +1,7 @@
 //! What every command about a running sidecar has: where its `listen.admin` is, and a token.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,26 +10,86 @@ use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, StatusCode};
 use serde_json::Value;
 
-use crate::net::{Upstream, UpstreamSettings};
+use super::ConfigFile;
+use crate::config::{self, AdminAddress};
+use crate::net::{Upstream, UpstreamSettings, fetch_local};
+
+/// The largest answer that is read, in bytes, and how long it may take.
+const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
 /// Where to ask.
 #[derive(Debug, Args)]
 pub(super) struct Console {
-    /// listen.admin of the sidecar
-    #[arg(
-        long,
-        env = "RINGFENCE_ADMIN_URL",
-        default_value = "http://127.0.0.1:9900",
-        value_name = "URL",
-        global = true
-    )]
-    admin: String,
-    /// A token of it; none is needed on the same machine
+    #[command(flatten)]
+    file: ConfigFile,
+    /// The sidecar's listen.admin (an address or URL), or the path of its Unix socket; default: as the config says
+    #[arg(long, env = "RINGFENCE_ADMIN_URL", value_name = "URL|SOCKET", global = true)]
+    admin: Option<String>,
+    /// A token of it; none is needed over its Unix socket
     #[arg(long, env = "RINGFENCE_TOKEN", hide_env_values = true, value_name = "TOKEN", global = true)]
     token: Option<String>,
 }
 
+/// A place where a sidecar may answer.
+#[derive(Debug, PartialEq, Eq)]
+enum Place {
+    Url(String),
+    Socket(PathBuf),
+}
+
+impl Place {
+    /// What `--admin` names.
+    fn named(text: &str) -> Self {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return Self::Socket(path.trim_start_matches("//").into());
+        }
+        if text.contains("://") {
+            return Self::Url(text.trim_end_matches('/').to_owned());
+        }
+        // An address has no folder before it.
+        match text.find('/') {
+            Some(at) if at == 0 || text[..at].chars().all(|c| c == '.') || Path::new(text).exists() => {
+                Self::Socket(text.into())
+            }
+            _ => Self::Url(format!("http://{}", text.trim_end_matches('/'))),
+        }
+    }
+
+    /// Where the config has it. The socket, if there is one; an address that is every address is asked on loopback.
+    fn configured(address: &AdminAddress) -> Self {
+        if address.socket.exists() {
+            return Self::Socket(address.socket.clone());
+        }
+        let mut tcp = address.tcp;
+        if tcp.ip().is_unspecified() {
+            tcp.set_ip(if tcp.is_ipv4() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { IpAddr::V6(Ipv6Addr::LOCALHOST) });
+        }
+        Self::Url(format!("http://{tcp}"))
+    }
+}
+
 impl Console {
+    fn place(&self) -> anyhow::Result<Place> {
+        if let Some(named) = &self.admin {
+            return Ok(Place::named(named));
+        }
+        let path = &self.file.config;
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            // A sidecar may have been started without a file.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && path == Path::new(super::CONFIG) => {
+                String::new()
+            }
+            Err(error) => anyhow::bail!("failed to read the config {}: {error}", path.display()),
+        };
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+        let address = config::admin_address(&text, folder, &|name| std::env::var(name).ok());
+        let address = address
+            .ok_or_else(|| anyhow::anyhow!("listen.admin of {} cannot be read: ringfence check", path.display()))?;
+        Ok(Place::configured(&address))
+    }
+
     /// Asks, and gives the answer whatever its status. Fails only if nobody answers.
     pub(super) async fn send(
         &self,
@@ -35,17 +97,27 @@ impl Console {
         path: &str,
         body: Option<Value>,
     ) -> anyhow::Result<(StatusCode, Value)> {
-        crate::net::install_crypto_provider();
-        let upstream = Upstream::new(UpstreamSettings::default())?;
+        let place = self.place()?;
         let mut request = Request::new(body.map(|b| Bytes::from(b.to_string())).unwrap_or_default());
         *request.method_mut() = method;
-        *request.uri_mut() = format!("{}{path}", self.admin.trim_end_matches('/')).parse()?;
         request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Some(token) = &self.token {
             request.headers_mut().insert(AUTHORIZATION, HeaderValue::try_from(format!("Bearer {token}"))?);
         }
-        let response = upstream.fetch(request, 16 * 1024 * 1024, Duration::from_secs(30)).await.map_err(|error| {
-            anyhow::anyhow!("no sidecar answers at {}: {error}\nName it with --admin URL", self.admin)
+        let (shown, answer) = match &place {
+            Place::Socket(socket) => {
+                *request.uri_mut() = path.parse()?;
+                (socket.display().to_string(), fetch_local(socket, request, ANSWER_BYTES_MAX, ANSWER_WITHIN).await)
+            }
+            Place::Url(url) => {
+                crate::net::install_crypto_provider();
+                let upstream = Upstream::new(UpstreamSettings::default())?;
+                *request.uri_mut() = format!("{url}{path}").parse()?;
+                (url.clone(), upstream.fetch(request, ANSWER_BYTES_MAX, ANSWER_WITHIN).await)
+            }
+        };
+        let response = answer.map_err(|error| {
+            anyhow::anyhow!("no sidecar answers at {shown}: {error}\nName its config with --config FILE, or where it is with --admin URL")
         })?;
         Ok((response.status(), serde_json::from_slice(response.body()).unwrap_or_default()))
     }
@@ -69,4 +141,31 @@ pub(super) fn path_of(below: &str, id: &str) -> String {
 /// What the sidecar said that is no success.
 pub(super) fn refused(status: StatusCode, answer: &Value) -> anyhow::Error {
     anyhow::anyhow!("{} ({status})", answer["message"].as_str().unwrap_or("no reason given"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_an_address_a_url_or_a_socket() {
+        let url = |text: &str| Place::Url(text.to_owned());
+        for (text, wanted) in [
+            ("127.0.0.1:9900", url("http://127.0.0.1:9900")),
+            ("localhost:9900/", url("http://localhost:9900")),
+            ("[::1]:9900", url("http://[::1]:9900")),
+            ("https://ops.example.com/ringfence/", url("https://ops.example.com/ringfence")),
+            ("unix:///run/rf/admin.sock", Place::Socket("/run/rf/admin.sock".into())),
+            ("unix:admin.sock", Place::Socket("admin.sock".into())),
+            ("/run/rf/admin.sock", Place::Socket("/run/rf/admin.sock".into())),
+            ("./admin.sock", Place::Socket("./admin.sock".into())),
+        ] {
+            assert_eq!(Place::named(text), wanted, "{text}");
+        }
+        let of =
+            |tcp: &str| Place::configured(&AdminAddress { tcp: tcp.parse().unwrap(), socket: "/nowhere/x".into() });
+        assert_eq!(of("0.0.0.0:9901"), url("http://127.0.0.1:9901"));
+        assert_eq!(of("[::]:9901"), url("http://[::1]:9901"));
+        assert_eq!(of("10.0.0.5:9901"), url("http://10.0.0.5:9901"));
+    }
 }

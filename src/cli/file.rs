@@ -14,6 +14,11 @@ pub(super) struct ConfigText {
 }
 
 impl ConfigText {
+    /// The text as it was read.
+    pub(super) fn text(&self) -> &str {
+        &self.text
+    }
+
     /// Prints the mistakes, if there are any, to stderr, and what becomes of the file if one of them is an error.
     pub(super) fn print(&self, if_broken: &str) {
         if self.loaded.diagnostics.is_empty() {

@@ -13,6 +13,7 @@ mod init;
 mod live;
 mod logs;
 mod migrate;
+mod modes;
 mod purge;
 mod reconcile;
 mod reload;
@@ -24,6 +25,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use nix::sys::stat::{Mode, umask};
 
 /// A sidecar that fences the calls of voice products inside the capacity they bought.
 #[derive(Debug, Parser)]
@@ -91,6 +93,10 @@ type Outcome = Result<ExitCode, Failure>;
 /// Runs the command that was given.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    if !matches!(cli.command, Command::Init(_)) {
+        // The record, the spool, the journal, sockets, logs: what is created from here on is its user's alone. A config is not.
+        umask(Mode::S_IRWXG | Mode::S_IRWXO);
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

@@ -8,6 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::file::ConfigText;
 use super::{CONFIG, ConfigFile, Failure, Outcome, environment, file, logs, stop_signal};
+use crate::admin::reload::By;
 use crate::app::{App, Written};
 use crate::clock::Clock;
 use crate::config::File;
@@ -70,12 +71,12 @@ impl Serve {
         };
         let ready = serde_json::json!({
             "ready": true, "api": app.api().to_string(), "webhooks": app.webhooks().to_string(),
-            "admin": app.admin().to_string(), "client": app.client().to_string(), "rebuilt": app.rebuilt,
+            "admin": app.admin().to_string(), "adminSocket": app.admin_socket(), "client": app.client().to_string(), "rebuilt": app.rebuilt,
         });
         if self.ready_json {
             println!("{ready}");
         } else {
-            tracing::info!(api = %app.api(), webhooks = %app.webhooks(), admin = %app.admin(), client = %app.client(), "ready");
+            tracing::info!(api = %app.api(), webhooks = %app.webhooks(), admin = %app.admin(), socket = ?app.admin_socket(), client = %app.client(), "ready");
         }
         loop {
             tokio::select! {
@@ -84,7 +85,7 @@ impl Serve {
                     break;
                 }
                 Some(()) = hangups.recv() => {
-                    app.reload("SIGHUP").await;
+                    app.reload(By::this_process("SIGHUP")).await;
                 }
             }
         }

@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use super::{ConfigFile, Failure, Outcome, file};
 use crate::admin::auth::{Claims, Scope, mint};
 use crate::clock::Clock;
+use crate::token::WHOLE_NUMBERS;
 
 #[derive(Debug, Args)]
 pub(super) struct Token {
@@ -15,6 +16,9 @@ pub(super) struct Token {
     /// What it allows; each allows what stands before it too
     #[arg(long, value_enum, default_value = "read")]
     scope: ScopeArg,
+    /// It shows telephone numbers whole
+    #[arg(long)]
+    whole_numbers: bool,
     /// Who it is for; stands in the log
     #[arg(long, default_value = "operator")]
     subject: String,
@@ -49,6 +53,8 @@ impl Token {
             ScopeArg::Read => Scope::Read,
             ScopeArg::Operate => Scope::Operate,
         };
+        let numbers = if self.whole_numbers { format!(" {WHOLE_NUMBERS}") } else { String::new() };
+        let scope = format!("{}{numbers}", scope.as_str());
         let exp = Clock::system().now_ms() / 1000 + i64::from(self.valid_secs);
         println!("{}", mint(secret, &Claims { sub: self.subject, exp, businesses: self.businesses, scope })?);
         Ok(ExitCode::SUCCESS)

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::calls::Calls;
+use crate::calls::records::Numbers;
 use crate::ids::{Alias, CallId};
 use crate::lifecycle::Lifecycle;
 use crate::net::{Exchange, Handler, NoSocket};
@@ -28,7 +29,7 @@ use crate::provider::path::percent_decode;
 use crate::provider::sign::sha256_hex;
 use crate::reply::{json_answer, problem, respond};
 use crate::store::{self, CallRecord, StoreError};
-use crate::token::{BadToken, Keys, Visitor};
+use crate::token::{BadToken, Keys, Visitor, bearer};
 pub use feed::{Feed, Others};
 
 use socket::Connection;
@@ -229,7 +230,7 @@ impl Client {
         }
         let (token, protocol) = match shown(exchange) {
             Ok(shown) => shown,
-            Err(why) => return denied(why),
+            Err(why) => return denied(&why),
         };
         // Followed before the token is checked, so that no change falls between the two.
         let newest = self.sockets.newest.subscribe();
@@ -264,7 +265,7 @@ impl Client {
 
     /// What the socket would have sent of a call: for a client that polls.
     async fn transcript(&self, exchange: &Exchange, id: &str) -> Result<Value, Refused> {
-        let (token, _) = shown(exchange).map_err(|why| Refused::Denied(why.to_owned()))?;
+        let (token, _) = shown(exchange).map_err(Refused::Denied)?;
         let visitor = self.visitor(&token).map_err(|error| Refused::Denied(error.to_string()))?;
         let call = self.find(id, &visitor).await?.ok_or(Refused::NotFound)?;
         let after = number(exchange, "after")?.unwrap_or(0);
@@ -301,10 +302,10 @@ impl Client {
     async fn fetch(&self, exchange: &Exchange, id: &str) -> Response<Bytes> {
         let visitor = match shown(exchange) {
             Ok((token, _)) => self.visitor(&token).map_err(|error| error.to_string()),
-            Err(why) => Err(why.to_owned()),
+            Err(why) => Err(why),
         };
         match visitor {
-            Ok(visitor) => self.calls.fetch_conversation(id, |business| visitor.sees(business)).await,
+            Ok(visitor) => self.calls.fetch_conversation(id, |business| visitor.sees(business), Numbers::Whole).await,
             Err(why) => Refused::Denied(why).answer(),
         }
     }
@@ -345,15 +346,18 @@ fn number(exchange: &Exchange, name: &'static str) -> Result<Option<i64>, Refuse
 }
 
 /// The token that a client shows, in one of three places, and the subprotocol that it is answered with.
-fn shown(exchange: &Exchange) -> Result<(String, Option<&'static str>), &'static str> {
+fn shown(exchange: &Exchange) -> Result<(String, Option<&'static str>), String> {
     let offered = exchange.header("sec-websocket-protocol").unwrap_or_default();
     let offered: Vec<&str> = offered.split(',').map(str::trim).collect();
     let protocol = offered.contains(&PROTOCOL).then_some(PROTOCOL);
-    let bearer = exchange.header("authorization").and_then(|value| value.strip_prefix("Bearer "));
+    let bearer = bearer(exchange.headers()).map_err(|error| error.to_string())?;
     let in_protocol = || offered.iter().find_map(|one| one.strip_prefix("bearer."));
     if let Some(token) = bearer.or_else(in_protocol) {
         return Ok((token.trim().to_owned(), protocol));
     }
     let in_query = pairs(exchange).find(|(key, _)| key == "token").map(|(_, value)| value.into_owned());
-    in_query.filter(|token| !token.is_empty()).map(|token| (token, protocol)).ok_or("a token is needed: ?token=JWT")
+    in_query
+        .filter(|token| !token.is_empty())
+        .map(|token| (token, protocol))
+        .ok_or_else(|| "a token is needed: ?token=JWT".to_owned())
 }

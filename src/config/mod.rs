@@ -30,6 +30,8 @@ use crate::capacity;
 use crate::client;
 use crate::gate::redis;
 use crate::ids::AccountName;
+use crate::jws::SECRET_BYTES_MIN;
+use crate::net::local::PATH_BYTES_MAX as SOCKET_PATH_BYTES_MAX;
 use crate::policy::{OnOutage, RETENTION_DAYS, Settings as PolicySettings};
 use crate::provider::Registry;
 use crate::provider::account::Account;
@@ -45,6 +47,9 @@ pub use restart::needs_restart;
 
 /// The keys of the root.
 const ROOT_KEYS: &[&str] = &["mode", "concurrent", "rate", "per_business", "public_url", "providers_dir"];
+
+/// The Unix socket of `listen.admin` where there is no file that it could stand beside.
+const POSTGRES_SOCKET: &str = "ringfence-admin.sock";
 
 /// Everything that the program is built from.
 #[derive(Debug, Clone)]
@@ -77,6 +82,8 @@ pub struct Config {
     pub client: client::Settings,
     /// The secret of HS256 tokens on `listen.admin`.
     pub token_secret: Option<Secret>,
+    /// `/metrics` needs a token as everything else does.
+    pub metrics_token: bool,
     /// Tokens and signatures are required.
     pub strict: Strict,
     /// How logs are written.
@@ -96,12 +103,23 @@ pub struct Listen {
     pub webhooks: SocketAddr,
     /// Operators.
     pub admin: SocketAddr,
+    /// Operators of this machine's user: a Unix socket.
+    pub admin_socket: AdminSocket,
     /// Who follows what is said in calls.
     pub client: SocketAddr,
     /// Certificate and key, for `api`, `webhooks` and `client`.
     pub tls: Option<(PathBuf, PathBuf)>,
     /// Whose `X-Forwarded-*` headers are believed.
     pub trusted_peers: crate::net::TrustedPeers,
+}
+
+/// The Unix socket of `listen.admin`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdminSocket {
+    /// Where it is.
+    pub path: PathBuf,
+    /// The config names it: it must be there. The default goes without where another process has it.
+    pub is_named: bool,
 }
 
 /// Why signatures and tokens are required, or not.
@@ -159,6 +177,16 @@ impl StoreSettings {
         }
         let mut path = self.path.clone().into_os_string();
         path.push("-spool");
+        path.into()
+    }
+
+    /// Where the Unix socket of `listen.admin` is unless the config says so: beside the file, by its name; else beside the config.
+    fn default_socket(&self, folder: &std::path::Path) -> PathBuf {
+        if self.postgres.is_some() {
+            return folder.join(POSTGRES_SOCKET);
+        }
+        let mut path = self.path.clone().into_os_string();
+        path.push("-admin.sock");
         path.into()
     }
 
@@ -240,6 +268,40 @@ fn is_of_others(name: &str, value: &str) -> bool {
         || (numbered || value.starts_with("tcp://") || value.starts_with("udp://"))
 }
 
+/// Where `listen.admin` of a config is, for commands that ask it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdminAddress {
+    /// Over TCP.
+    pub tcp: SocketAddr,
+    /// The Unix socket.
+    pub socket: PathBuf,
+}
+
+/// Reads no more of a config than where its `listen.admin` is: an operator's shell has none of the secrets that the rest names.
+pub fn admin_address(text: &str, folder: &std::path::Path, env: Env<'_>) -> Option<AdminAddress> {
+    let report = Report::default();
+    let (parsed, _) = DeTable::parse_recoverable(text);
+    let source = Source {
+        report: &report,
+        env,
+        asked: RefCell::default(),
+        variables: RefCell::default(),
+        inputs: RefCell::default(),
+        root_keys: ROOT_KEYS,
+    };
+    let root = Table::root(source, parsed.get_ref());
+    let in_postgres = root.table("store").has("url");
+    let store = store(&root, folder);
+    let listen = listen(&root, folder, &store)?;
+    let socket = match listen.admin_socket {
+        socket if socket.is_named => socket.path,
+        // The URL may be a secret that is not here.
+        _ if in_postgres => folder.join(POSTGRES_SOCKET),
+        socket => socket.path,
+    };
+    Some(AdminAddress { tcp: listen.admin, socket })
+}
+
 /// Reads a config from its text. `folder` is where relative paths start.
 pub fn load(text: &str, folder: &std::path::Path, env: Env<'_>) -> Loaded {
     let (report, digest) = (Report::default(), file::digest(text.as_bytes()));
@@ -271,7 +333,8 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
     let public_url = root.parsed("public_url", url);
     let (accounts, account_limits) = accounts::read(root, registry.as_ref());
     let policy = policy::read(root, account_limits);
-    let listen = listen(root, folder);
+    let store = store(root, folder);
+    let listen = listen(root, folder, &store);
     let records = records::read(root);
 
     let inbound = root.table("inbound");
@@ -315,11 +378,13 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
         refusal.count("sdk_retry_after_max_secs", 1..=60).unwrap_or(SDK_RETRY_AFTER_MAX_SECS);
     refusal.finish();
 
-    let (store, log) = (store(root, folder), log(root));
+    let log = log(root);
     let spool_dir = records.spool_dir.map_or_else(|| store.default_spool(), |dir| folder.join(dir));
     let (gate, redis, on_outage) = gate(root, folder);
     let admin = root.table("admin");
     let token_secret = admin.secret("token_secret");
+    long_enough(&admin, token_secret.as_slice());
+    let metrics_token = admin.flag("metrics_token").unwrap_or(false);
     admin.finish();
     let client = client(root, folder, token_secret.as_ref());
     let upstream = root.table("upstream");
@@ -392,6 +457,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
         redis,
         client,
         token_secret,
+        metrics_token,
         strict,
         log,
         extra_ca,
@@ -400,10 +466,10 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
 }
 
 fn url(text: &str) -> Result<Uri, String> {
-    let uri: Uri = text.parse().map_err(|e| format!("{text:?} is no URL: {e}"))?;
+    let uri: Uri = text.parse().map_err(|e| format!("is no URL: {e}"))?;
     match (uri.scheme_str(), uri.authority()) {
         (Some("http" | "https"), Some(_)) => Ok(uri),
-        _ => Err(format!("{text:?} must start with http:// or https:// and a host")),
+        _ => Err("must start with http:// or https:// and a host".to_owned()),
     }
 }
 
@@ -433,7 +499,7 @@ fn registry(root: &Table<'_>, folder: &std::path::Path) -> Option<Registry> {
     }
 }
 
-fn listen(root: &Table<'_>, folder: &std::path::Path) -> Option<Listen> {
+fn listen(root: &Table<'_>, folder: &std::path::Path, store: &StoreSettings) -> Option<Listen> {
     let table = root.table("listen");
     let address = |key: &str, default: &str| {
         let parse = |text: &str| {
@@ -449,6 +515,20 @@ fn listen(root: &Table<'_>, folder: &std::path::Path) -> Option<Listen> {
     };
     let (api, webhooks) = (address("api", "127.0.0.1:8080"), address("webhooks", "127.0.0.1:8081"));
     let (admin, client) = (address("admin", "127.0.0.1:9900"), address("client", "127.0.0.1:8082"));
+    let named = table.text("admin_socket").map(|path| folder.join(path));
+    let admin_socket =
+        AdminSocket { is_named: named.is_some(), path: named.unwrap_or_else(|| store.default_socket(folder)) };
+    let length = admin_socket.path.as_os_str().len();
+    if length > SOCKET_PATH_BYTES_MAX {
+        let title = format!(
+            "the path of `listen.admin_socket` has {length} bytes; a Unix socket's may have {SOCKET_PATH_BYTES_MAX}"
+        );
+        let help = format!(
+            "name a shorter one: listen.admin_socket = \"/run/ringfence/admin.sock\"; it is {}",
+            admin_socket.path.display()
+        );
+        root.report().error("E003", table.span("admin_socket"), title, &help);
+    }
     let (cert, key) = (table.text("tls_cert"), table.text("tls_key"));
     let tls = match (cert, key) {
         (Some(cert), Some(key)) => Some((folder.join(cert), folder.join(key))),
@@ -474,7 +554,8 @@ fn listen(root: &Table<'_>, folder: &std::path::Path) -> Option<Listen> {
             root.report().error("E043", table.span(name), title, "each listener needs an address of its own");
         }
     }
-    Some(Listen { api: api?, webhooks: webhooks?, admin: admin?, client: client?, tls, trusted_peers })
+    let (api, webhooks, admin, client) = (api?, webhooks?, admin?, client?);
+    Some(Listen { api, webhooks, admin, admin_socket, client, tls, trusted_peers })
 }
 
 fn deadlines(root: &Table<'_>, create_timeout: Duration) -> Deadlines {
@@ -570,10 +651,20 @@ fn gate(root: &Table<'_>, folder: &std::path::Path) -> (capacity::Settings, Opti
     (settings, redis, on_outage)
 }
 
+/// Secrets that sign tokens must be as long as their hash: shorter ones are found by trying.
+fn long_enough(table: &Table<'_>, secrets: &[Secret]) {
+    if let Some(short) = secrets.iter().map(|secret| secret.expose().len()).find(|length| *length < SECRET_BYTES_MIN) {
+        let path = table.path_of("token_secret");
+        let title = format!("`{path}` has {short} bytes; a secret that signs tokens has {SECRET_BYTES_MIN} at least");
+        table.report().error("E003", table.span("token_secret"), title, "make one: openssl rand -base64 32");
+    }
+}
+
 /// `[client]` and `[transcripts]`. Tokens are checked with the operators' secret unless the app has one of its own.
 fn client(root: &Table<'_>, folder: &std::path::Path, operators: Option<&Secret>) -> client::Settings {
     let table = root.table("client");
     let mut secrets = table.secrets("token_secret");
+    long_enough(&table, &secrets);
     if secrets.is_empty() {
         secrets.extend(operators.cloned());
     }
@@ -590,6 +681,17 @@ fn client(root: &Table<'_>, folder: &std::path::Path, operators: Option<&Secret>
             }
         }
     }
+    let (issuer, audience) = (table.text("issuer"), table.text("audience"));
+    if table.has("jwks_file") && audience.is_none() {
+        let title = "client.jwks_file is set without client.audience: tokens that its issuer made for other programs count here, too";
+        table.report().warning(
+            "W015",
+            table.span("jwks_file"),
+            title,
+            "set client.audience to the `aud` of your tokens",
+        );
+    }
+    let keys = keys.only_for(issuer, audience);
     let default_businesses = table.texts("default_businesses").unwrap_or_default();
     let allowed_origins = table.texts("allowed_origins").unwrap_or_default();
     let sockets_per_token = table.count("sockets_per_token", 1..=10_000).unwrap_or(20);

@@ -6,8 +6,8 @@ use super::read::{Table, Word};
 use crate::call::Direction;
 use crate::ids::BusinessId;
 use crate::policy::{
-    AccountLimits, Bound, Business, DEFAULT_PLAN, Limit, Mode, OnOutage, Per, Plan, Privacy, RETENTION_DAYS, Rate,
-    Rule, Scope, Selector, Settings, Unknown, WhenFull, default_plans,
+    AccountLimits, Bound, Business, Contradictions, DEFAULT_PLAN, Limit, Mode, OnOutage, Per, Plan, Privacy,
+    RETENTION_DAYS, Rate, Rule, Scope, Selector, Settings, Unknown, WhenFull, default_plans,
 };
 use crate::provider::sign::sha256_hex;
 
@@ -27,7 +27,7 @@ pub(super) fn read(root: &Table<'_>, accounts: Vec<AccountLimits>) -> Option<Set
         }
         default.concurrent = Some(n);
     }
-    let (businesses, rules, unknown) = businesses(root, &plans);
+    let named = businesses(root, &plans);
     let limits = limits(root, &accounts, &plans);
     Some(Settings {
         mode,
@@ -36,9 +36,11 @@ pub(super) fn read(root: &Table<'_>, accounts: Vec<AccountLimits>) -> Option<Set
         accounts,
         plans,
         limits,
-        businesses,
-        rules,
-        unknown,
+        businesses: named.list,
+        rules: named.rules,
+        unknown: named.unknown,
+        contradictions: named.contradictions,
+        demo: named.demo,
         when_full: WhenFull::Busy,
         on_outage: OnOutage::default(),
         transcripts: Privacy::default(),
@@ -61,8 +63,19 @@ fn plans(root: &Table<'_>) -> BTreeMap<String, Plan> {
     plans
 }
 
-fn businesses(root: &Table<'_>, plans: &BTreeMap<String, Plan>) -> (Vec<Business>, Option<Vec<Rule>>, Unknown) {
+/// `[businesses]`.
+struct Named {
+    list: Vec<Business>,
+    rules: Option<Vec<Rule>>,
+    unknown: Unknown,
+    contradictions: Contradictions,
+    demo: bool,
+}
+
+fn businesses(root: &Table<'_>, plans: &BTreeMap<String, Plan>) -> Named {
     let table = root.table("businesses");
+    let contradictions = table.word("contradictions", &Contradictions::WORDS).unwrap_or_default();
+    let demo = table.flag("demo").unwrap_or(false);
     let rules = table.texts("identify_by").map(|words| {
         let known: Vec<&str> = Rule::WORDS.iter().map(|(word, _)| *word).collect();
         words
@@ -98,7 +111,7 @@ fn businesses(root: &Table<'_>, plans: &BTreeMap<String, Plan>) -> (Vec<Business
         }
     };
     let (mut list, mut owners) = (Vec::new(), BTreeMap::<String, String>::new());
-    for (name, one) in table.named_tables(&["identify_by", "unknown"]) {
+    for (name, one) in table.named_tables(&["identify_by", "unknown", "contradictions", "demo"]) {
         let business = Business {
             plan: one.text("plan"),
             max_calls: one.count("max_calls", 0..=CALLS_MAX),
@@ -135,7 +148,7 @@ fn businesses(root: &Table<'_>, plans: &BTreeMap<String, Plan>) -> (Vec<Business
         list.push(business);
     }
     table.finish();
-    (list, rules, unknown)
+    Named { list, rules, unknown, contradictions, demo }
 }
 
 fn limits(root: &Table<'_>, accounts: &[AccountLimits], plans: &BTreeMap<String, Plan>) -> Vec<Limit> {

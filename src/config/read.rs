@@ -299,7 +299,19 @@ impl<'a> Table<'a> {
             // A Twilio account sid is a name, not a secret.
             if !key.ends_with("_sid") {
                 let help = format!("write {key} = {{ env = \"NAME\" }} or {{ file = \"/path\" }}");
-                self.report().warning(INLINE_SECRET, span, format!("the secret `{path}` stands in the file"), &help);
+                self.report().warning(
+                    INLINE_SECRET,
+                    span.clone(),
+                    format!("the secret `{path}` stands in the file"),
+                    &help,
+                );
+            }
+            // A name of a variable, and nothing that could be a secret with a dollar sign before it.
+            let named = text.strip_prefix('$').map(|name| name.trim_start_matches('{').trim_end_matches('}'));
+            let is_name = |name: &&str| name.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_');
+            if let Some(name) = named.filter(is_name).filter(|name| !name.is_empty()) {
+                let title = format!("`{path}` begins with a dollar sign: a config's variables are not filled in");
+                self.report().warning("W017", span, title, &format!("write {key} = {{ env = \"{name}\" }}"));
             }
             return Some(Secret::new(text));
         }
@@ -367,6 +379,14 @@ impl<'a> Table<'a> {
     /// Every table below this one whose name the operator chose.
     pub fn named_tables(&self, but: &[&str]) -> Vec<(String, Table<'a>)> {
         let Some(table) = self.table else { return vec![] };
+        // A number under a name that is no key: what would stand in its table was meant.
+        for (name, value) in table.iter().filter(|(_, value)| value.get_ref().as_integer().is_some()) {
+            let name = name.get_ref().as_ref();
+            if !but.contains(&name) && !self.source.root_keys.contains(&name) {
+                self.used.borrow_mut().push(name.to_owned());
+                self.wrong(name, &Found::File(value), "a table, as in { concurrent = 3 } of a plan");
+            }
+        }
         let names = table.iter().filter(|(k, v)| !but.contains(&k.get_ref().as_ref()) && v.get_ref().is_table());
         names
             .map(|(name, value)| {

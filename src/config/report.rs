@@ -57,6 +57,7 @@ impl Report {
 
     fn put(&self, severity: Severity, code: &'static str, span: Option<Range<usize>>, title: String, help: &str) {
         let help = (!help.is_empty()).then(|| help.to_owned());
+        let title = without_password(&title);
         self.add(Diagnostic { severity, code, title, span, label: String::new(), context: None, help });
     }
 
@@ -111,9 +112,7 @@ fn secrets_of(line: &str, named: bool) -> Vec<Range<usize>> {
     let key_says = ["secret", "token", "password", "api_key", "apikey", "api-key"];
     let key = key.to_ascii_lowercase();
     let by_key = named || key_says.iter().any(|word| key.contains(word));
-    // `{ env = "NAME" }` and `{ file = "/path" }` say where a secret is, not what it is.
-    let is_elsewhere = value.trim_start().starts_with('{') && ["env", "file"].iter().any(|word| value.contains(word));
-    let (mut found, mut at) = (Vec::new(), key.len() + 1);
+    let (mut found, mut at) = (Vec::new(), line.len() - value.len());
     while let Some((begin, quote)) =
         line.get(at..).and_then(|rest| rest.char_indices().find(|(_, c)| matches!(c, '"' | '\'')))
     {
@@ -121,12 +120,37 @@ fn secrets_of(line: &str, named: bool) -> Vec<Range<usize>> {
         let rest = line.get(begin..).unwrap_or_default();
         let end = begin + rest.find(quote).unwrap_or(rest.trim_end().len());
         let text = line.get(begin..end).unwrap_or_default();
-        if (by_key && !is_elsewhere) || looks_secret(text) {
+        // `{ env = "NAME" }` and `{ file = "/path" }` say where a secret is, not what it is.
+        let before =
+            line.get(..begin - 1).unwrap_or_default().trim_end().strip_suffix('=').unwrap_or_default().trim_end();
+        let is_elsewhere = ["env", "file"]
+            .iter()
+            .any(|word| before.ends_with(&format!(" {word}")) || before.ends_with(&format!("{{{word}")));
+        if !is_elsewhere && (by_key || looks_secret(text)) {
             found.push(begin..end);
+        } else if let Some(password) = password_in(text) {
+            found.push(begin + password.start..begin + password.end);
         }
         at = end + 1;
     }
     found
+}
+
+/// Where a URL has its password, however malformed it is: from the colon of its user to the last `@`.
+fn password_in(text: &str) -> Option<Range<usize>> {
+    let end = text.rfind('@')?;
+    let user = text.find("//").map_or(0, |at| at + 2);
+    let colon = text.get(user..end)?.find(':')?;
+    Some(user + colon + 1..end)
+}
+
+/// A sentence that may cite a URL, without its password.
+fn without_password(sentence: &str) -> String {
+    let mut sentence = sentence.to_owned();
+    if let Some(password) = password_in(&sentence) {
+        sentence.replace_range(password, "***");
+    }
+    sentence
 }
 
 /// Whether a text looks like a key: long, without spaces or points, letters and digits mixed. Ids of agents and numbers, and
@@ -168,6 +192,13 @@ pub fn render(diagnostics: &[Diagnostic], path: &str, text: &str, colour: bool) 
         out.push_str("\n\n");
     }
     out
+}
+
+/// Line and column, in characters, both from 1, of a byte of a text.
+pub fn place(text: &str, at: usize) -> (usize, usize) {
+    let before = text.get(..at).unwrap_or(text);
+    let line = before.rsplit('\n').next().unwrap_or_default();
+    (1 + before.matches('\n').count(), 1 + line.chars().count())
 }
 
 /// `2 errors, 1 warning`; what there is none of is not named.
@@ -212,11 +243,33 @@ mod tests {
     }
 
     #[test]
+    fn no_password_of_a_url_is_drawn_or_told() {
+        for url in [
+            "https://ops:hunter2@app.example.com",
+            "https//ops:hunter2@app.example.com",
+            "https:/ops:hunter2@app.example.com",
+            "https://ops:hun@ter2@app.example.com/",
+            "https://ops:hunter2@@app",
+            "htps:ops:hunter2@app.example.com",
+            "ops:hunter2@app.example.com",
+            "http://ops:hunter2/x@app.example.com:80:80",
+        ] {
+            let drawn = drawn(&format!("[app]\nforward_url = \"{url}\"\n"), "forward_url");
+            assert!(drawn.contains("E014") && !drawn.contains("hunter2") && !drawn.contains("ter2"), "{drawn}");
+            let told = without_password(&format!("`app.forward_url`: {url:?} is no URL"));
+            assert!(!told.contains("hunter2") && !told.contains("ter2"), "{told}");
+        }
+    }
+
+    #[test]
     fn what_is_no_secret_is_drawn() {
         for text in [
             "[listen]\napii = \"127.0.0.1:8080\"\n",
             "[accounts.elevenlabs]\napii = { env = \"ELEVENLABS_API_KEY\" }\n",
             "[inbound]\napii = \"agent_01jx7yw6de2mqrsq14010xgma5\"\n",
+            "[accounts.elevenlabs]\napii = { env = \"ELEVENLABS_API_KEY_OF_2026\" }\n",
+            "[accounts.elevenlabs]\napi_key = {env=\"ELEVENLABS_API_KEY_OF_2026\"} # apii\n",
+            "[app]\napii = \"ops@example.com, https://app.example.com/@x\"\n",
         ] {
             let (drawn, line) = (drawn(text, "apii"), text.lines().nth(1).unwrap());
             assert!(drawn.contains(line), "{drawn}");

@@ -15,6 +15,10 @@ pub fn needs_restart(old: &Config, new: &Config, text: &str) -> Vec<Diagnostic> 
         ("listen.api", was.api != is.api),
         ("listen.webhooks", was.webhooks != is.webhooks),
         ("listen.admin", was.admin != is.admin),
+        (
+            "listen.admin_socket",
+            was.admin_socket != is.admin_socket && (was.admin_socket.is_named || is.admin_socket.is_named),
+        ),
         ("listen.client", was.client != is.client),
         ("listen.tls_cert", was_cert != is_cert),
         ("listen.tls_key", was_key != is_key),

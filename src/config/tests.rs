@@ -23,7 +23,7 @@ fn env(name: &str) -> Option<String> {
     if name == "DATABASE_URL" {
         return Some("postgres://ring:fence@db.example.com/ring?sslmode=verify-full".to_owned());
     }
-    SET.contains(&name).then(|| format!("value of {name}"))
+    SET.contains(&name).then(|| format!("the value of {name}, long enough"))
 }
 
 fn read(text: &str) -> Loaded {
@@ -359,6 +359,36 @@ fn no_config_at_all_says_what_is_missing() {
     let loaded = read("");
     assert_eq!(codes(&loaded), ["E004"]);
     assert!(loaded.diagnostics[0].help.as_deref().is_some_and(|h| h.contains("[accounts.elevenlabs]")));
+}
+
+#[test]
+fn a_plan_that_is_a_number_is_told_to_be_a_table() {
+    let loaded = read(&format!("{ACCOUNT}[plans]\nPRO = 3\n"));
+    assert_eq!(codes(&loaded), ["E002"]);
+    assert!(loaded.diagnostics.iter().any(|d| d.title.contains("`plans.PRO`") && d.title.contains("table")));
+    assert_eq!(codes(&read(&format!("{ACCOUNT}[plans]\nconcurrent = 3\n"))), ["E014"], "a key that slid under it");
+}
+
+#[test]
+fn a_variable_in_quotes_is_warned_of() {
+    let warned = |secret: &str| {
+        let loaded = read(&format!("[accounts.elevenlabs]\napi_key = \"{secret}\"\n"));
+        loaded.diagnostics.iter().any(|d| d.code == "W017")
+    };
+    assert!(warned("$ELEVENLABS_API_KEY") && warned("${ELEVENLABS_API_KEY}"));
+    assert!(!warned("$2b$10$abcdef") && !warned("sk_simulated"), "nor is what may be a secret drawn as a name");
+}
+
+#[test]
+fn the_admins_place_is_read_without_the_rest() {
+    let of = |text: &str| admin_address(text, Path::new("/etc/rf"), &|_| None).unwrap();
+    let missing = "[accounts.elevenlabs]\napi_key = { env = \"NOT_HERE\" }\n[listen]\nadmin = \"0.0.0.0:9901\"\n";
+    let found = of(missing);
+    assert_eq!((found.tcp.port(), found.socket.to_str()), (9901, Some("/etc/rf/ringfence.db-admin.sock")));
+    let postgres = "[store]\nurl = { env = \"NOT_HERE\" }\n";
+    assert_eq!(of(postgres).socket.to_str(), Some("/etc/rf/ringfence-admin.sock"));
+    assert_eq!(of("[listen]\nadmin_socket = \"/run/rf.sock\"\n").socket.to_str(), Some("/run/rf.sock"));
+    assert_eq!(of("").tcp.to_string(), "127.0.0.1:9900");
 }
 
 #[test]

@@ -21,11 +21,12 @@ use pingora::protocols::l4::stream::Stream as TcpIo;
 use pingora::protocols::{ALPN, Stream, TcpKeepalive};
 use pingora::server::ShutdownWatch;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 
 use super::edge::Shared;
 use super::exchange::{Exchange, Over};
 use super::io::{Sight, Watched};
+use super::local::Peer;
 use super::refusal::{PINGORA_MAX_HEADERS, Refusal, judge};
 
 /// The HTTP/2 connection preface, RFC 9113 §3.4, in bytes.
@@ -59,6 +60,15 @@ pub(super) async fn serve(tcp: TcpStream, peer: SocketAddr, shared: Arc<Shared>)
             }
         }
     };
+    run(io, Peer::Net(peer), tls, shared).await;
+}
+
+/// Serves a connection on the Unix socket to its end.
+pub(super) async fn serve_local(stream: UnixStream, peer: Peer, shared: Arc<Shared>) {
+    run(Box::new(TcpIo::from(stream)), peer, false, shared).await;
+}
+
+async fn run(io: Stream, peer: Peer, tls: bool, shared: Arc<Shared>) {
     let sight = Sight::new();
     let io: Stream = Box::new(Watched::new(io, sight.clone(), shared.settings.write_timeout));
     let connection = Arc::new(Connection { shared, peer, tls, sight });
@@ -70,7 +80,7 @@ pub(super) async fn serve(tcp: TcpStream, peer: SocketAddr, shared: Arc<Shared>)
 
 struct Connection {
     shared: Arc<Shared>,
-    peer: SocketAddr,
+    peer: Peer,
     tls: bool,
     sight: Arc<Sight>,
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora::apps::HttpServerOptions;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 use super::connection;
 use super::exchange::Exchange;
 use super::headers::TrustedPeers;
+use super::local::{LocalSocket, Peer, SocketFile};
 use super::tls::ReloadingTls;
 
 /// Answers requests. One value serves every connection of an [`Edge`].
@@ -82,6 +83,7 @@ pub struct Edge {
     addr: SocketAddr,
     settings: EdgeSettings,
     tls: Option<ReloadingTls>,
+    local: Option<LocalSocket>,
 }
 
 impl Edge {
@@ -92,7 +94,12 @@ impl Edge {
     pub async fn bind(addr: SocketAddr, settings: EdgeSettings, tls: Option<ReloadingTls>) -> io::Result<Edge> {
         let listener = TcpListener::bind(addr).await?;
         let addr = listener.local_addr()?;
-        Ok(Edge { listener, addr, settings, tls })
+        Ok(Edge { listener, addr, settings, tls, local: None })
+    }
+
+    /// Accepts on a Unix socket, too, without TLS.
+    pub fn with_local(self, local: LocalSocket) -> Edge {
+        Edge { local: Some(local), ..self }
     }
 
     /// The address in use, with the real port.
@@ -118,7 +125,12 @@ impl Edge {
             cut: CancellationToken::new(),
         });
         tokio::spawn(accept(self.listener, shared.clone()));
-        RunningEdge { addr: self.addr, shared }
+        let local = self.local.map(|socket| {
+            let file = socket.file();
+            tokio::spawn(accept_local(socket, shared.clone()));
+            file
+        });
+        RunningEdge { addr: self.addr, shared, local }
     }
 }
 
@@ -154,7 +166,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((tcp, peer)) => admit(tcp, peer, &shared),
+            Ok((tcp, peer)) => admit(&shared, Peer::Net(peer), connection::serve(tcp, peer, shared.clone())),
             Err(error) => {
                 // Mostly "too many open files": wait for some to close instead of spinning (as hyper and nginx do).
                 tracing::warn!(%error, "cannot accept connections");
@@ -164,14 +176,31 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-fn admit(tcp: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) {
+async fn accept_local(socket: LocalSocket, shared: Arc<Shared>) {
+    let mut stop = shared.stop.subscribe();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return,
+            accepted = socket.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => admit(&shared, peer, connection::serve_local(stream, peer, shared.clone())),
+            Err(error) => {
+                tracing::warn!(%error, "failed to accept a connection on the Unix socket");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+fn admit(shared: &Arc<Shared>, peer: Peer, connection: impl Future<Output = ()> + Send + 'static) {
     if shared.connections.len() >= shared.settings.max_connections {
         // Closed without a word: at this point memory matters more than manners.
         tracing::debug!(%peer, "too many connections");
         return;
     }
     let cut = shared.cut.clone();
-    let connection = connection::serve(tcp, peer, shared.clone());
     shared.connections.spawn(async move {
         tokio::select! {
             biased;
@@ -185,6 +214,7 @@ fn admit(tcp: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) {
 pub struct RunningEdge {
     addr: SocketAddr,
     shared: Arc<Shared>,
+    local: Option<Arc<SocketFile>>,
 }
 
 /// What a drain had to cut.
@@ -222,6 +252,9 @@ impl RunningEdge {
     pub async fn drain(&self, grace: Duration) -> Drained {
         let shared = &self.shared;
         shared.stop.send_replace(true);
+        if let Some(file) = &self.local {
+            file.remove();
+        }
         let trackers = [&shared.in_flight, &shared.tunnels, &shared.connections];
         let all = async {
             for tracker in trackers {

@@ -1,6 +1,5 @@
 //! One HTTP request being answered at the edge.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -14,6 +13,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use super::edge::{EdgeSettings, Shared};
 use super::headers::{Hop, has, strip_hop_by_hop};
 use super::io::Sight;
+use super::local::Peer;
 
 /// One HTTP request being answered at the edge (HTTP/1.1 or HTTP/2).
 ///
@@ -21,7 +21,7 @@ use super::io::Sight;
 /// [`relay`](super::relay()); the answer is given once, by [`respond`](Self::respond) or a relay.
 pub struct Exchange {
     state: State,
-    peer: SocketAddr,
+    peer: Peer,
     tls: bool,
     sight: Arc<Sight>,
     shared: Arc<Shared>,
@@ -92,13 +92,7 @@ pub enum BodyError {
 }
 
 impl Exchange {
-    pub(super) fn new(
-        session: ServerSession,
-        peer: SocketAddr,
-        tls: bool,
-        sight: Arc<Sight>,
-        shared: Arc<Shared>,
-    ) -> Self {
+    pub(super) fn new(session: ServerSession, peer: Peer, tls: bool, sight: Arc<Sight>, shared: Arc<Shared>) -> Self {
         let in_flight = Some(shared.in_flight.token());
         let state = State::Open(Box::new(session));
         Exchange { state, peer, tls, sight, shared, in_flight, body: None, body_room: None, progress: Arc::default() }
@@ -155,8 +149,8 @@ impl Exchange {
     }
 
     /// Who is at the other end of the connection; not necessarily who asks (see [`TrustedPeers`](super::TrustedPeers)).
-    pub fn peer(&self) -> Option<SocketAddr> {
-        Some(self.peer)
+    pub fn peer(&self) -> Peer {
+        self.peer
     }
 
     /// A real upgrade to WebSocket (RFC 6455 §4.1): HTTP/1.1 GET without a body, `Upgrade: websocket`, `Connection: upgrade`.
@@ -316,8 +310,9 @@ impl Exchange {
     }
 
     pub(super) fn hop(&self) -> Hop<'_> {
-        let peer = self.peer.ip();
-        Hop { peer: Some(peer), tls: self.tls, host: self.host(), trusted: self.settings().trusted_peers.contain(peer) }
+        let peer = self.peer.addr().map(|addr| addr.ip());
+        let trusted = peer.is_some_and(|peer| self.settings().trusted_peers.contain(peer));
+        Hop { peer, tls: self.tls, host: self.host(), trusted }
     }
 
     pub(super) fn version(&self) -> Version {

@@ -12,7 +12,7 @@
 //! [`Upstream`]. Nothing of either appears in a public signature; replacing one of them ends here.
 //!
 //! Reading order: [`edge`] (life of the listener), `connection` (life of one connection), `refusal` (what is not let in),
-//! [`exchange`] (one request), [`headers`] (what may cross a hop), [`relay`](mod@relay), `stream` and `tunnel` (through), [`upstream`] (out).
+//! [`exchange`] (one request), [`headers`] (what may cross a hop), [`relay`](mod@relay), `stream` and `tunnel` (through), [`upstream`] (out), [`local`] (both, over a Unix socket).
 
 mod body;
 mod connection;
@@ -22,6 +22,7 @@ pub mod edge;
 pub mod exchange;
 pub mod headers;
 mod io;
+pub mod local;
 pub mod port;
 mod refusal;
 pub mod relay;
@@ -34,6 +35,7 @@ pub mod upstream;
 pub use edge::{Drained, Edge, EdgeSettings, Handler, RunningEdge};
 pub use exchange::{BodyError, Exchange};
 pub use headers::TrustedPeers;
+pub use local::{LocalSocket, Peer, fetch_local};
 pub use port::{PortOwner, port_owner};
 pub use relay::{HostRule, RelayError, RelayTarget, Relayed, ask_with_body, relay, relay_with_body};
 pub use socket::{NoSocket, WebSocket};

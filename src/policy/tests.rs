@@ -18,6 +18,8 @@ fn settings() -> Settings {
         businesses: vec![],
         rules: None,
         unknown: Unknown::Reject,
+        contradictions: Contradictions::Refuse,
+        demo: false,
         when_full: WhenFull::Busy,
     }
 }
@@ -83,10 +85,49 @@ fn an_override_keeps_the_count_of_the_business() {
 }
 
 #[test]
-fn the_demo_business_is_there_and_counts_globally() {
-    let policy = Policy::new(settings(), &[]);
+fn the_demo_business_is_there_where_it_is_switched_on_and_counts_globally() {
+    assert!(Policy::new(settings(), &[]).business(&BusinessId::parse(DEMO_BUSINESS).unwrap()).is_none());
+    let policy = Policy::new(Settings { demo: true, ..settings() }, &[]);
     assert_eq!(names(&policy, DEMO_BUSINESS)[0], ("business.999999".to_owned(), Bound::Concurrent(999)));
     assert!(names(&policy, DEMO_BUSINESS).iter().any(|(n, _)| n == "global"));
+}
+
+#[test]
+fn who_is_named_must_be_who_it_belongs_to() {
+    let acme = Business {
+        agent_ids: vec!["agent_1".to_owned()],
+        phone_numbers: vec!["+1".to_owned()],
+        ..business("acme", "PRO")
+    };
+    let of = |businesses: Vec<Business>, marks: Marks<'_>| {
+        Policy::new(Settings { businesses, ..settings() }, &[]).contradiction(&marks)
+    };
+    let both = || vec![acme.clone(), business("birch", "PRO")];
+    let named = |header, path| Marks { header, path, ..Marks::default() };
+    for fits in [
+        named(Some("acme"), None),
+        named(Some("acme"), Some("acme")),
+        Marks { agent: Some("agent_1"), number: Some("+1"), ..named(Some("acme"), Some("acme")) },
+        Marks { agent: Some("agent_2"), number: Some("+2"), ..named(Some("birch"), None) },
+        Marks { agent: Some("agent_1"), ..Marks::default() },
+    ] {
+        assert_eq!(of(both(), fits.clone()), None, "{fits:?}");
+    }
+    for (marks, told) in [
+        (named(Some("acme"), Some("birch")), "the path"),
+        (Marks { agent: Some("agent_1"), ..named(Some("birch"), None) }, "agent agent_1"),
+        (Marks { agent: Some("agent_1"), ..named(None, Some("birch")) }, "agent agent_1"),
+        (Marks { number: Some("+1"), ..named(Some("birch"), None) }, "its number"),
+        (Marks { agent: Some("agent_1"), ..named(Some("stranger"), None) }, "agent agent_1"),
+        (named(Some("*"), None), "X-Business-Id"),
+        (named(Some("acme|"), None), "X-Business-Id"),
+        (named(Some(""), None), "X-Business-Id"),
+        (named(None, Some("*")), "the path"),
+    ] {
+        let why = of(both(), marks.clone());
+        assert!(why.as_ref().is_some_and(|why| why.contains(told)), "{marks:?}: {why:?}");
+    }
+    assert_eq!(of(vec![], named(Some("*"), Some("x"))), None, "while no business is known, none is told apart");
 }
 
 #[test]

@@ -7,14 +7,14 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 use http::header::HOST;
 use http::{HeaderName, Request, StatusCode};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use crate::calls::Calls;
 use crate::calls::place::CreateOrder;
 use crate::ids::{Alias, BusinessId};
 use crate::net::headers::strip_hop_by_hop;
 use crate::net::{BodyError, Exchange, Handler, HostRule, RelayError, RelayTarget, relay, relay_with_body};
-use crate::policy::{Facts, Marks};
+use crate::policy::{Contradictions, Facts, Marks};
 use crate::provider::account::Account;
 use crate::provider::path::percent_decode;
 use crate::provider::select::{Document, Message};
@@ -175,13 +175,24 @@ impl Proxy {
         let read = operation.facts.read(message, operation.direction);
         let api_key = account.provider.api_key.as_ref().and_then(|s| s.text(message));
         let marks = Marks {
-            header: message.headers.get(BUSINESS_HEADER).and_then(|v| v.to_str().ok()),
+            header: None,
             path: business,
             agent: read.agent.as_deref(),
             number: read.own_number.as_deref(),
             account: Some(account.name.as_str()),
             api_key_sha256: api_key.map(|key| sha256_hex(key.as_bytes())),
         };
+        let header = match one_header(message.headers) {
+            Ok(header) => header,
+            Err(why) => return Err(Refusal::new(Code::UnknownBusiness, format!("Not dialled: {why}."))),
+        };
+        let marks = Marks { header, ..marks };
+        if let Some(why) = policy.contradiction(&marks) {
+            if policy.settings().contradictions == Contradictions::Refuse {
+                return Err(Refusal::new(Code::UnknownBusiness, format!("Not dialled: {why}.")));
+            }
+            warn!(account = %account.name, why, "a request contradicts itself; the rules decide");
+        }
         let business = policy
             .identify(&marks)
             .map_err(|error| Refusal::new(Code::UnknownBusiness, format!("Not dialled: {error}.")))?;
@@ -219,6 +230,16 @@ impl Proxy {
         exchange.respond(response).await;
         status
     }
+}
+
+/// What the header names. One that cannot be read names nobody, and two name two.
+fn one_header(headers: &http::HeaderMap) -> Result<Option<&str>, &'static str> {
+    let mut shown = headers.get_all(BUSINESS_HEADER).iter();
+    let Some(first) = shown.next() else { return Ok(None) };
+    if shown.any(|other| other != first) {
+        return Err("X-Business-Id stands there twice and names two businesses");
+    }
+    first.to_str().map(Some).map_err(|_| "X-Business-Id must be visible ASCII characters")
 }
 
 /// The business that a request shows, known or not; `unknown` where it shows none that could be one.

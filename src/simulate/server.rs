@@ -141,7 +141,7 @@ impl Handler for Server {
             self.engine.handle(&ask).await
         };
         if reply.drop
-            && let Some(peer) = exchange.peer()
+            && let Some(peer) = exchange.peer().addr()
         {
             self.door.slam(peer);
             // Not a byte of an answer until the connection is gone.

@@ -92,12 +92,35 @@ pub struct AuditRecord {
     pub at: UnixMs,
     /// Who: the subject of the token, or `local`.
     pub who: String,
-    /// What: `hangup`, `release`, `purge`, `replay`.
+    /// Where they came from: an address, the Unix socket and its user, or this process.
+    pub from: String,
+    /// What: `put business`, `delete business`, `reload`, `hangup`, `release`, `fetch`, `replay`, `purge`, `reconcile`.
     pub what: String,
     /// Of which call, business or event.
     pub target: String,
     /// Why, where that was asked.
     pub reason: Option<String>,
+    /// What was there before, as JSON, where that is known.
+    pub before: Option<String>,
+    /// What is there after, as JSON.
+    pub after: Option<String>,
+}
+
+impl AuditRecord {
+    /// A record with a fresh id.
+    pub fn new(at: UnixMs, who: &str, from: &str, what: &str, target: &str) -> Self {
+        Self {
+            id: format!("au_{}", ulid::Ulid::new().to_string().to_lowercase()),
+            at,
+            who: who.to_owned(),
+            from: from.to_owned(),
+            what: what.to_owned(),
+            target: target.to_owned(),
+            reason: None,
+            before: None,
+            after: None,
+        }
+    }
 }
 
 /// What of a business was deleted.

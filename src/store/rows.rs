@@ -172,8 +172,16 @@ pub(super) fn readable<T, E: std::fmt::Display>(rows: impl IntoIterator<Item = R
     readable.collect()
 }
 
+/// A URL as it may be shown: its query may hold anything, and who signs in with it stands before its host.
 fn without_query(url: &str) -> String {
-    url.split(['?', '#']).next().unwrap_or_default().to_owned()
+    let url = url.split(['?', '#']).next().unwrap_or_default();
+    match url.split_once("://") {
+        Some((scheme, rest)) => {
+            let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+            format!("{scheme}://{}{path}", host.rsplit('@').next().unwrap_or_default())
+        }
+        None => url.to_owned(),
+    }
 }
 
 /// A webhook of the inbox.
@@ -217,9 +225,12 @@ pub(super) fn audit_record(row: &impl Columns) -> Sql<AuditRecord> {
         id: row.text("id")?,
         at: row.number("at")?,
         who: row.text("who")?,
+        from: row.text("came_from")?,
         what: row.text("what")?,
         target: row.text("target")?,
         reason: row.optional_text("reason")?,
+        before: row.optional_text("before_json")?,
+        after: row.optional_text("after_json")?,
     })
 }
 
@@ -312,4 +323,22 @@ pub(super) fn standing(row: &impl Columns) -> Sql<Standing> {
         ended: word::<Phase>(row, "phase")? == Phase::Ended,
         recorded_at: row.optional_number("recorded_at")?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_is_shown_without_who_signs_in_and_without_its_query() {
+        for (url, shown) in [
+            ("https://ops:hunter2@app.example.com/x?token=1#y", "https://app.example.com/x"),
+            ("https://ops:hun@ter2@app.example.com/a@b", "https://app.example.com/a@b"),
+            ("https://app.example.com", "https://app.example.com"),
+            ("/webhooks/x?y", "/webhooks/x"),
+            ("", ""),
+        ] {
+            assert_eq!(without_query(url), shown);
+        }
+    }
 }

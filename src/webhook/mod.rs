@@ -6,6 +6,7 @@ pub mod arrive;
 pub mod deliver;
 mod hear;
 mod journal;
+mod noise;
 mod records;
 mod replay;
 mod signer;

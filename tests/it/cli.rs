@@ -136,7 +136,7 @@ fn a_sidecar_serves_is_asked_and_drains() {
     let (_sim, ready) = start(&["simulate", "--listen", "127.0.0.1:0", "--ready-json"]);
     let file = folder.write("ok.toml", &sound(ready["url"].as_str().unwrap()));
     let (mut serve, ready) = start(&["serve", "--config", &file, "--ready-json"]);
-    let admin = format!("http://{}", ready["admin"].as_str().unwrap());
+    let admin = ready["adminSocket"].as_str().unwrap().to_owned();
     let api = ready["api"].as_str().unwrap();
 
     // A second process over the same record is refused, and told who has it.
@@ -197,8 +197,10 @@ fn tokens_are_made_with_the_configured_secret() {
     let file = folder.write("ok.toml", &sound("http://127.0.0.1:1"));
     let (code, _, err) = run(&["token", "--config", &file]);
     assert!(code == Some(1) && err.contains("admin.token_secret"), "{err}");
-    let with = folder
-        .write("with.toml", &format!("{}[admin]\ntoken_secret = \"for this test\"\n", sound("http://127.0.0.1:1")));
+    let with = folder.write(
+        "with.toml",
+        &format!("{}[admin]\ntoken_secret = \"a secret of some length, for this test\"\n", sound("http://127.0.0.1:1")),
+    );
     let (code, out, _) = run(&["token", "--config", &with, "--scope", "operate"]);
     assert_eq!((code, out.trim().split('.').count()), (Some(0), 3));
 }

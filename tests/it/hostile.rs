@@ -46,7 +46,7 @@ impl Sidecar {
         // No api_key: then nothing but an app's create has a reason to connect to the provider.
         let config = format!(
             "public_url = \"https://calls.example.test\"\n[listen]\napi = \"127.0.0.1:0\"\nwebhooks = \"127.0.0.1:0\"\n\
-             admin = \"127.0.0.1:0\"\nclient = \"127.0.0.1:0\"\n{listen}\n[admin]\ntoken_secret = \"for these tests alone\"\n[timeouts]\ndrain_secs = 0\n\
+             admin = \"127.0.0.1:0\"\nclient = \"127.0.0.1:0\"\n{listen}\n[admin]\ntoken_secret = \"a secret of some length, for these tests\"\n[timeouts]\ndrain_secs = 0\n\
              [accounts.elevenlabs]\nupstream = \"http://{provider}\"\nwebhook_secrets = [\"not known outside\"]\n\
              [accounts.twilio]\nupstream = \"http://{provider}\"\nwebhook_secrets = [\"not known outside\"]\n"
         );

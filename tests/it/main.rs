@@ -38,6 +38,8 @@ mod redis;
 mod reload;
 mod replicas;
 mod reposts;
+mod security_admin;
+mod security_api;
 mod signatures;
 mod simulate;
 mod spool;

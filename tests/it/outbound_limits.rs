@@ -43,7 +43,7 @@ pub fn assert_full(answer: &Answer, error: &str, limit: &str, current: u32, of: 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn plans_and_overrides_bound_each_business_by_itself() {
-    let stage = stage("concurrent = 50", BUSINESSES).await;
+    let stage = stage("concurrent = 50", &format!("[businesses]\ndemo = true\n{BUSINESSES}")).await;
     let cases = [
         ("payg", 1, "plan.PAYG"),
         ("starter", 1, "plan.STARTER"),
@@ -78,7 +78,7 @@ async fn plans_and_overrides_bound_each_business_by_itself() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_demo_business_counts_globally() {
-    let stage = stage("concurrent = 2", BUSINESSES).await;
+    let stage = stage("concurrent = 2", &format!("[businesses]\ndemo = true\n{BUSINESSES}")).await;
     for _ in 0..2 {
         assert_eq!(stage.dial(Some("999999"), "+15550002001").await.status, 200);
     }

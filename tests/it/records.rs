@@ -57,6 +57,35 @@ async fn shown(stage: &Stage, id: &str) -> Value {
     stage.ask(&format!("/api/calls/{id}")).await
 }
 
+/// Whoever looks at a call sees no whole number, unless their token says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn numbers_of_records_are_masked_unless_the_token_says_whole() {
+    let secret = "a secret of some length, for tests alone";
+    let setup = Setup { tables: format!("[admin]\ntoken_secret = \"{secret}\"\n"), ..Setup::default() };
+    let stage = Stage::start(setup).await;
+    let conversation = dialled(&stage).await;
+    stage.control.end_call(&conversation);
+    let mut told = payload(&conversation);
+    told["data"]["metadata"]["phone_call"]["external_number"] = "+15550007777".into();
+    told["data"]["metadata"]["phone_call"]["agent_number"] = "15550008888".into();
+    assert_eq!(post(&stage, &told).await.status, 200);
+    stage.wait("the record is there", async || shown(&stage, &conversation).await["record"]["complete"] == true).await;
+    let as_scope = async |scope: &str| {
+        let claims = json!({"sub": "ops", "businesses": "*", "exp": now_secs() + 60, "scope": scope});
+        let token = format!("Bearer {}", ringfence::jws::sign(secret.as_bytes(), &claims).unwrap());
+        let url = stage.admin(&format!("/api/calls/{conversation}"));
+        let answer = stage.send("GET", &url, &[("authorization", &token)], "").await;
+        String::from_utf8_lossy(&answer.body).into_owned()
+    };
+    let masked = [shown(&stage, &conversation).await.to_string(), as_scope("read").await];
+    for text in masked {
+        assert!(!text.contains("0007777") && !text.contains("0008888") && text.contains("+155••••••77"), "{text}");
+    }
+    let whole = as_scope("read numbers").await;
+    assert!(whole.contains("+15550007777") && whole.contains("15550008888"), "{whole}");
+    stage.finish().await;
+}
+
 async fn fetch(stage: &Stage, id: &str) -> Answer {
     stage.send("POST", &stage.admin(&format!("/conversations/{id}/fetch")), &[], "").await
 }
@@ -415,7 +444,8 @@ async fn the_app_is_told_of_calls_in_one_shape_signed_and_in_order() {
 fn cli(stage: &Stage, words: &[&str]) -> (bool, String) {
     let out = std::process::Command::new(env!("CARGO_BIN_EXE_ringfence"))
         .args(words)
-        .args(["--admin", &stage.admin("")])
+        .arg("--admin")
+        .arg(stage.app().admin_socket().unwrap())
         .output()
         .unwrap();
     (out.status.success(), String::from_utf8(out.stdout).unwrap() + &String::from_utf8(out.stderr).unwrap())

@@ -453,7 +453,7 @@ fn the_signal_and_the_command_reload_and_the_command_says_how_it_went() {
     let file = config("concurrent = 3", "warn");
     let (mut serve, ready) = cli::start(&["serve", "--config", &file, "--ready-json"]);
     let address = ready["admin"].as_str().unwrap();
-    let admin = format!("http://{address}");
+    let admin = ready["adminSocket"].as_str().unwrap().to_owned();
     let reload = || cli::run(&["reload", "--admin", &admin]);
     let first = status(address)["policy"].clone();
 

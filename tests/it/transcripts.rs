@@ -175,11 +175,7 @@ async fn t4_8_every_subscriber_gets_each_message_once() {
 async fn t4_9_no_token_an_expired_one_and_an_invalid_one_are_refused() {
     let stage = ready().await;
     let expired = token_of(&json!({"exp": now_secs() - 60, "businesses": ["*"]}));
-    let foreign = jsonwebtoken::encode(
-        &jsonwebtoken::Header::default(),
-        &json!({"exp": now_secs() + 60, "businesses": ["*"]}),
-        &jsonwebtoken::EncodingKey::from_secret(b"another secret"),
-    );
+    let foreign = ringfence::jws::sign(b"another secret", &json!({"exp": now_secs() + 60, "businesses": ["*"]}));
     for path in [
         SOCKET.to_owned(),
         format!("{SOCKET}?token="),

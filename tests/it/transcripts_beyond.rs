@@ -365,8 +365,7 @@ async fn a_reload_closes_the_sockets_whose_token_counts_no_longer() {
     stage.rewrite(&one, &both);
     assert_eq!(stage.reload().await.json()["result"], "loaded");
     let claims = json!({"exp": now_secs() + 600, "businesses": ["*"]});
-    let key = jsonwebtoken::EncodingKey::from_secret(OTHER.as_bytes());
-    let by_other = jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).unwrap();
+    let by_other = ringfence::jws::sign(OTHER.as_bytes(), &claims).unwrap();
     let (mut stays, mut goes) = (Socket::open(&stage, &token()).await, Socket::open(&stage, &by_other).await);
     let mut renewed = Socket::open(&stage, &by_other).await;
     renewed.say(&json!({"token": token()})).await;

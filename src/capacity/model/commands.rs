@@ -126,6 +126,8 @@ fn global(concurrent: u32, rate: Option<Rate>, on_outage: OnOutage) -> Settings 
         businesses: vec![],
         rules: None,
         unknown: Unknown::Reject,
+        contradictions: Default::default(),
+        demo: false,
         when_full: WhenFull::Busy,
         transcripts: Default::default(),
     }

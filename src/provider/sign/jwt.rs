@@ -1,11 +1,10 @@
 //! Tokens that hold the hash of the body: JWT by HS256.
 
-use jsonwebtoken::errors::ErrorKind;
-use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::super::secret::Secret;
+use crate::jws::{Algorithm, Token, Unreadable};
+
 use super::{BadSignature, Encoding, Keys, Request, equal, sha256, without_prefix};
 
 /// A token in a header.
@@ -79,24 +78,28 @@ impl Jwt {
 
     /// The claims of a token that one of the keys has signed; of the named ones the one that it names.
     fn claims(&self, keys: &Keys, token: &str) -> Result<Claims, BadSignature> {
+        let token = Token::parse(token).map_err(|why| match why {
+            Unreadable::Algorithm => BadSignature::Algorithm,
+            Unreadable::Malformed | Unreadable::Critical => BadSignature::Malformed(self.header.clone()),
+        })?;
+        if token.algorithm != Algorithm::Hs256 {
+            return Err(BadSignature::Algorithm);
+        }
         let mut worst = BadSignature::Mismatch;
         let named = self
             .key_claim
             .iter()
             .flat_map(|claim| keys.named.iter().map(move |(name, key)| (Some((claim, name)), key)));
         for (names, key) in named.chain(keys.secrets.iter().map(|key| (None, key))) {
-            match read(key, token) {
-                Ok(claims) => match names {
-                    Some((claim, name)) if claims.get(claim).and_then(Value::as_str) != Some(name) => {
-                        worst = BadSignature::Claim(claim.clone());
-                    }
-                    _ => return Ok(claims),
-                },
-                Err(ErrorKind::InvalidSignature) => {}
-                Err(ErrorKind::InvalidAlgorithm | ErrorKind::InvalidAlgorithmName) => {
-                    return Err(BadSignature::Algorithm);
+            if !token.is_signed_by_secret(key.expose().as_bytes()) {
+                continue;
+            }
+            let claims = token.claims().map_err(|_| BadSignature::Malformed(self.header.clone()))?;
+            match names {
+                Some((claim, name)) if claims.get(claim).and_then(Value::as_str) != Some(name) => {
+                    worst = BadSignature::Claim(claim.clone());
                 }
-                Err(_) => return Err(BadSignature::Malformed(self.header.clone())),
+                _ => return Ok(claims),
             }
         }
         Err(worst)
@@ -132,14 +135,4 @@ impl Jwt {
             }
         }
     }
-}
-
-/// The claims, if this key has signed them by HS256: a header that names another algorithm, or none, is refused before.
-fn read(key: &Secret, token: &str) -> Result<Claims, ErrorKind> {
-    let mut validation = Validation::new(Algorithm::HS256);
-    // Times are compared with our own clock.
-    (validation.validate_exp, validation.validate_nbf, validation.validate_aud) = (false, false, false);
-    validation.required_spec_claims.clear();
-    let key = DecodingKey::from_secret(key.expose().as_bytes());
-    decode::<Claims>(token, &key, &validation).map(|data| data.claims).map_err(|error| error.into_kind())
 }

@@ -142,13 +142,18 @@ async fn strand(c: &mut PgConnection, before_ms: UnixMs, spool: String, why: Str
 }
 
 async fn audit(c: &mut PgConnection, record: AuditRecord) -> Sql<()> {
-    query("INSERT INTO audit (id, at, who, what, target, reason) VALUES ($1, $2, $3, $4, $5, $6)")
+    let sql = "INSERT INTO audit (id, at, who, what, target, reason, came_from, before_json, after_json)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
+    query(sql)
         .bind(record.id)
         .bind(record.at)
         .bind(record.who)
         .bind(record.what)
         .bind(record.target)
         .bind(record.reason)
+        .bind(record.from)
+        .bind(record.before)
+        .bind(record.after)
         .execute(c)
         .await
         .map(drop)

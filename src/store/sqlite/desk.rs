@@ -149,10 +149,12 @@ impl Desk for SqliteStore {
     }
 
     async fn audit(&self, r: AuditRecord) -> Result<()> {
-        let sql = "INSERT INTO audit (id, at, who, what, target, reason) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+        let sql = "INSERT INTO audit (id, at, who, what, target, reason, came_from, before_json, after_json)
+            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
         self.writer
             .run(move |c| {
-                c.prepare_cached(sql)?.execute(params![r.id, r.at, r.who, r.what, r.target, r.reason]).map(drop)
+                let values = params![r.id, r.at, r.who, r.what, r.target, r.reason, r.from, r.before, r.after];
+                c.prepare_cached(sql)?.execute(values).map(drop)
             })
             .await
     }

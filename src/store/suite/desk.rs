@@ -103,9 +103,12 @@ pub(in crate::store) async fn who_did_what_is_kept_and_forgotten_in_time(fresh: 
         id: format!("au_{at}"),
         at,
         who: "ops".to_owned(),
+        from: "203.0.113.9:4711".to_owned(),
         what: "release".to_owned(),
         target: "c_1".to_owned(),
         reason: reason.map(str::to_owned),
+        before: reason.map(|_| r#"{"phase":"live"}"#.to_owned()),
+        after: reason.map(|_| r#"{"phase":"ended"}"#.to_owned()),
     };
     for one in [record(1, None), record(2, Some("it hung"))] {
         store.audit(one).await.unwrap();

@@ -19,6 +19,8 @@ pub(in crate::store) fn policy(concurrent: u32, rate: Option<Rate>) -> Arc<Polic
         businesses: vec![],
         rules: None,
         unknown: Unknown::Reject,
+        contradictions: Default::default(),
+        demo: false,
         on_outage: OnOutage::default(),
         transcripts: Default::default(),
         when_full: WhenFull::Busy,

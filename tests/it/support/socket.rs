@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
-use jsonwebtoken::{EncodingKey, Header};
+use ringfence::jws;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
@@ -27,7 +27,7 @@ pub fn setup(client: &str, transcripts: &str, tables: &str) -> Setup {
 
 /// A token of the app's.
 pub fn token_of(claims: &Value) -> String {
-    jsonwebtoken::encode(&Header::default(), claims, &EncodingKey::from_secret(SECRET.as_bytes())).unwrap()
+    jws::sign(SECRET.as_bytes(), claims).unwrap()
 }
 
 /// One that sees everything for an hour.

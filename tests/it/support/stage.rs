@@ -10,7 +10,7 @@ use ringfence::app::{App, Written};
 use ringfence::clock::Clock;
 use ringfence::config;
 use ringfence::ids::CallId;
-use ringfence::net::{Edge, EdgeSettings, Exchange, Handler, RunningEdge, Upstream, UpstreamSettings};
+use ringfence::net::{Edge, EdgeSettings, Exchange, Handler, RunningEdge, Upstream, UpstreamSettings, fetch_local};
 use ringfence::simulate::{Control, Millis, SimSettings, Simulator};
 use serde_json::{Value, json};
 
@@ -70,6 +70,10 @@ pub struct Answer {
 }
 
 impl Answer {
+    pub fn of(response: http::Response<Bytes>) -> Self {
+        let (parts, body) = response.into_parts();
+        Self { status: parts.status.as_u16(), headers: parts.headers, body }
+    }
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {:?}", self.body))
     }
@@ -188,7 +192,7 @@ impl Stage {
         self.send("POST", &self.admin("/api/reload"), &[], Bytes::new()).await
     }
 
-    /// A request to any address.
+    /// A request to any address; at `listen.admin` as an operator of this machine asks, over its Unix socket.
     pub async fn send(&self, method: &str, url: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Answer {
         let mut request = Request::new(body.into());
         *request.method_mut() = method.parse::<Method>().unwrap();
@@ -196,10 +200,19 @@ impl Stage {
         for (name, value) in headers {
             request.headers_mut().append(name.parse::<HeaderName>().unwrap(), HeaderValue::from_str(value).unwrap());
         }
+        let admin = self.app.as_ref().filter(|app| url.starts_with(&format!("http://{}/", app.admin())));
+        if let Some(socket) = admin.and_then(App::admin_socket) {
+            return Answer::of(fetch_local(socket, request, 64 << 20, PATIENCE).await.unwrap());
+        }
+        self.over_tcp(request).await
+    }
+
+    /// A request over TCP, wherever it goes.
+    pub async fn over_tcp(&self, request: Request<Bytes>) -> Answer {
+        let (method, url) = (request.method().clone(), request.uri().clone());
         let response =
             self.http.fetch(request, 64 << 20, PATIENCE).await.unwrap_or_else(|e| panic!("{method} {url}: {e}"));
-        let (parts, body) = response.into_parts();
-        Answer { status: parts.status.as_u16(), headers: parts.headers, body }
+        Answer::of(response)
     }
 
     pub fn api(&self, path: &str) -> String {

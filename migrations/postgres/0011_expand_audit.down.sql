@@ -1,0 +1,3 @@
+ALTER TABLE audit DROP COLUMN after_json;
+ALTER TABLE audit DROP COLUMN before_json;
+ALTER TABLE audit DROP COLUMN came_from;

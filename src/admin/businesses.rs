@@ -1,0 +1,125 @@
+//! Businesses: shown, put and deleted at run time.
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, StatusCode};
+use serde_json::{Map, Value, json};
+
+use super::auth::Caller;
+use super::desk::Act;
+use super::{Admin, Answer, BODY_BYTES_MAX, Problem, bad, not_found, ok};
+use crate::ids::BusinessId;
+use crate::net::Exchange;
+use crate::policy::{Business, RETENTION_DAYS};
+use crate::reply::{json_answer, respond};
+
+impl Admin {
+    /// Every business that is known: of the config, or put over HTTP (`put`).
+    pub(super) async fn businesses(&self, who: &Caller) -> Answer {
+        let put = self.calls.lifecycle.store.businesses().await?;
+        let policy = self.calls.lifecycle.policy.load();
+        let mut known: Vec<&Business> = policy.businesses().filter(|one| who.sees(one.id.as_str())).collect();
+        known.sort_by(|a, b| a.id.cmp(&b.id));
+        let shown = known.into_iter().map(|business| {
+            let mut shown = serde_json::to_value(business).unwrap_or_default();
+            shown["put"] = put.iter().any(|one| one.id == business.id).into();
+            shown
+        });
+        ok(&json!({"businesses": shown.collect::<Vec<Value>>()}))
+    }
+
+    /// A business as it is in force, for the audit.
+    fn in_force(&self, id: &BusinessId) -> Value {
+        let policy = self.calls.lifecycle.policy.load();
+        policy.business(id).map_or(Value::Null, |business| serde_json::to_value(business).unwrap_or_default())
+    }
+
+    pub(super) async fn business(
+        &self,
+        exchange: &mut Exchange,
+        method: &Method,
+        id: BusinessId,
+        who: &Caller,
+    ) -> Answer {
+        let store = self.calls.lifecycle.store.clone();
+        match *method {
+            Method::GET => {
+                let policy = self.calls.lifecycle.policy.load();
+                let business = policy
+                    .business(&id)
+                    .filter(|_| who.sees(id.as_str()))
+                    .ok_or_else(|| not_found("no business of this id is known"))?;
+                ok(&serde_json::to_value(business).unwrap_or_default())
+            }
+            Method::PUT => {
+                let business = self.read_business(exchange, id).await?;
+                let before = self.in_force(&business.id);
+                let after = serde_json::to_value(&business).unwrap_or_default();
+                self.note(who, Act::new("put business", business.id.as_str()).changes(before, after)).await?;
+                let new = store.put_business(&business, self.calls.lifecycle.clock.now_ms()).await?;
+                self.program()?.take_up_businesses().await?;
+                let status = if new { StatusCode::CREATED } else { StatusCode::OK };
+                Ok(json_answer(status, &serde_json::to_value(&business).unwrap_or_default()))
+            }
+            Method::DELETE => {
+                let was = store.businesses().await?.into_iter().find(|business| business.id == id);
+                let Some(was) = was else {
+                    return Err(not_found("no business of this id was put; those of the config file stay"));
+                };
+                let before = serde_json::to_value(was).unwrap_or_default();
+                self.note(who, Act::new("delete business", id.as_str()).changes(before, Value::Null)).await?;
+                if !store.delete_business(id.as_str()).await? {
+                    return Err(not_found("no business of this id was put; those of the config file stay"));
+                }
+                self.program()?.take_up_businesses().await?;
+                Ok(respond(StatusCode::NO_CONTENT, HeaderMap::new(), Bytes::new()))
+            }
+            _ => Err(Problem::Is(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "METHOD_NOT_ALLOWED",
+                "use GET, PUT or DELETE".to_owned(),
+            )),
+        }
+    }
+
+    async fn read_business(&self, exchange: &mut Exchange, id: BusinessId) -> Result<Business, Problem> {
+        let body = exchange.read_body(BODY_BYTES_MAX).await.map_err(|e| bad(e.to_string()))?;
+        // Through a map: serde reads a struct from an array, too, and an empty one would be a business without limits.
+        let fields: Map<String, Value> = serde_json::from_slice(&body).map_err(|e| bad(format!("no business: {e}")))?;
+        let mut business: Business =
+            serde_json::from_value(fields.into()).map_err(|e| bad(format!("no business: {e}")))?;
+        let named = business.id != BusinessId::default_business() && business.id != id;
+        if named {
+            return Err(bad(format!("the path names {id}, the body {}", business.id)));
+        }
+        business.id = id;
+        let policy = self.calls.lifecycle.policy.load();
+        let plans = &policy.settings().plans;
+        let invalid = |message| Err(Problem::Is(StatusCode::UNPROCESSABLE_ENTITY, "INVALID_BUSINESS", message));
+        if let Some(name) = &business.plan {
+            let known: Vec<&str> = plans.keys().map(String::as_str).collect();
+            match plans.get(name) {
+                None => return invalid(format!("{name:?} is no plan; known: {}", known.join(", "))),
+                Some(plan) if plan.concurrent.is_none() && business.max_calls.is_none() => {
+                    return invalid(format!("max_calls is needed: plan {name} leaves the number to each business"));
+                }
+                Some(_) => {}
+            }
+        }
+        if business.retention_days.is_some_and(|days| !RETENTION_DAYS.contains(&days)) {
+            let (least, most) = (RETENTION_DAYS.start(), RETENTION_DAYS.end());
+            return invalid(format!("retention_days is {least} to {most}"));
+        }
+        for agent in business.agent_ids.iter().chain(&business.phone_numbers) {
+            let marks = crate::policy::Marks { agent: Some(agent), number: Some(agent), ..Default::default() };
+            if let Ok(owner) = policy.identify(&marks)
+                && owner != business.id
+                && policy
+                    .business(&owner)
+                    .is_some_and(|b| b.agent_ids.contains(agent) || b.phone_numbers.contains(agent))
+            {
+                return invalid(format!("{agent} belongs to {owner}"));
+            }
+        }
+        Ok(business)
+    }
+}

@@ -1,0 +1,138 @@
+//! Figures: `/metrics`, and the paths of the systems that ringfence replaces.
+
+use std::collections::BTreeMap;
+
+use http::header::{CONTENT_TYPE, HeaderValue};
+use http::{HeaderMap, StatusCode};
+use serde_json::{Map, Value, json};
+
+use super::auth::{Caller, Denied, Scope};
+use super::{Admin, Answer, not_found, ok, shown_to};
+use crate::call::Outcome;
+use crate::clock::rfc3339;
+use crate::metrics::Gauges;
+use crate::policy::Policy;
+use crate::reply::respond;
+use crate::store::{CallRecord, StoreError};
+
+impl Admin {
+    async fn gauges(&self) -> Result<(Gauges, Vec<CallRecord>), StoreError> {
+        let open = self.calls.lifecycle.store.open_calls().await?;
+        Ok((self.gauges_of(Some(&open)).await, open))
+    }
+
+    /// `None`: the record cannot be read.
+    async fn gauges_of(&self, open: Option<&[CallRecord]>) -> Gauges {
+        let counts = self.calls.lifecycle.capacity.counts().await.unwrap_or_default();
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let mut by_business = BTreeMap::<&str, u32>::new();
+        for call in open.into_iter().flatten().filter(|c| !c.overrun) {
+            *by_business.entry(call.facts.business.as_str()).or_default() += call.places;
+        }
+        // Only counts that are per nothing: a label a business would have no bound.
+        let limits =
+            counts.by_key.iter().filter_map(|(key, n)| Some((key.strip_suffix('|')?.to_owned(), *n))).collect();
+        Gauges {
+            active: counts.calls.saturating_sub(counts.overruns),
+            overruns: counts.overruns,
+            sessions: open.map(|open| count(open.len())),
+            of_businesses: open.map(|_| by_business.values().sum()),
+            limits,
+            store_failures: self.calls.lifecycle.store.failed_writes(),
+        }
+    }
+
+    pub(super) async fn prometheus(&self) -> Answer {
+        // While the record cannot be read the rest is told all the same.
+        let open = self.calls.lifecycle.store.open_calls().await.ok();
+        let gauges = self.gauges_of(open.as_deref()).await;
+        let text = self.calls.lifecycle.metrics.render(&gauges);
+        let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+        Ok(respond(StatusCode::OK, HeaderMap::from_iter([(CONTENT_TYPE, kind)]), text.into()))
+    }
+
+    /// The paths of the contract. `may` says whether who asks has a scope: figures of all are for who sees all, calls and their
+    /// ids for who may read.
+    pub(super) async fn concurrent_metrics(
+        &self,
+        rest: &[&str],
+        may: impl Fn(Scope) -> Result<Caller, Denied>,
+    ) -> Answer {
+        match rest {
+            ["prometheus"] => {
+                may(Scope::Metrics)?.sees_all()?;
+                self.prometheus().await
+            }
+            ["events"] => self.events(&may(Scope::Read)?).await,
+            [] | ["status"] => {
+                let who = may(Scope::Metrics)?.sees_all()?;
+                let (gauges, open) = self.gauges().await?;
+                let policy = self.calls.lifecycle.policy.load();
+                let mut global = global_status(&policy, gauges.active, &open);
+                if rest.is_empty() {
+                    let metrics = &self.calls.lifecycle.metrics;
+                    let (mut by_reason, mut by_plan, mut total) = (Map::new(), Map::new(), 0);
+                    for (reason, plan, n) in metrics.refusals() {
+                        total += n;
+                        for (map, key) in [(&mut by_reason, reason), (&mut by_plan, plan)] {
+                            let before = map.get(&key).and_then(Value::as_u64).unwrap_or(0);
+                            map.insert(key, (before + n).into());
+                        }
+                    }
+                    return ok(&json!({
+                        "activeCalls": gauges.active, "totalRejections": total, "rejectionsByReason": by_reason,
+                        "rejectionsByPlan": by_plan, "elevenlabs429Count": metrics.elevenlabs_429_count(), "globalStatus": global,
+                    }));
+                }
+                if who.scope >= Scope::Read {
+                    global["calls"] = open.iter().map(|call| shown_to(call, &who)).collect();
+                }
+                ok(&global)
+            }
+            _ => {
+                may(Scope::Metrics)?;
+                Err(not_found("known: /api/concurrent-metrics, …/status, …/events, …/prometheus"))
+            }
+        }
+    }
+
+    /// The latest admissions, refusals and releases, newest first.
+    async fn events(&self, who: &Caller) -> Answer {
+        let mut calls = self.calls.lifecycle.store.latest_calls(100).await?;
+        calls.retain(|call| who.sees(call.facts.business.as_str()));
+        let mut refusals = self.calls.lifecycle.store.latest_refusals(100).await?;
+        refusals.retain(|refusal| who.sees(&refusal.business));
+        let mut events: Vec<(i64, Value)> = Vec::new();
+        for call in &calls {
+            let business = call.facts.business.as_str();
+            let base = |kind: &str, at: i64| json!({"type": kind, "at": rfc3339(at), "callId": call.id, "businessId": business, "plan": call.facts.plan});
+            if call.outcome != Some(Outcome::Capacity) {
+                events.push((call.admitted_at, base("admitted", call.admitted_at)));
+            }
+            if let Some(at) = call.ended_at {
+                let mut one = base("released", at);
+                one["outcome"] = json!(call.outcome);
+                one["proof"] = json!(call.proof);
+                events.push((at, one));
+            }
+        }
+        events.extend(refusals.iter().map(|r| {
+            let kind = if r.observed { "would_refuse" } else { "refused" };
+            (r.at, json!({"type": kind, "at": rfc3339(r.at), "refusalId": r.id, "businessId": r.business, "reason": r.code, "limitName": r.limit_name}))
+        }));
+        events.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
+        let events: Vec<Value> = events.into_iter().take(100).map(|(_, event)| event).collect();
+        ok(&json!({"events": events}))
+    }
+}
+
+fn global_status(policy: &Policy, active: u32, open: &[CallRecord]) -> Value {
+    let limit = policy.global_limit();
+    let mut by_plan: BTreeMap<String, u32> =
+        ["PAYG", "STARTER", "PRO", "ENTERPRISE"].iter().map(|p| ((*p).to_owned(), 0)).collect();
+    for call in open.iter().filter(|c| !c.overrun) {
+        *by_plan.entry(call.facts.plan.clone()).or_default() += call.places;
+    }
+    let percent = if limit == 0 { 0 } else { (u64::from(active) * 100).div_ceil(u64::from(limit)) };
+    json!({"active": active, "limit": limit, "available": limit.saturating_sub(active), "utilizationPercent": percent, "byPlan": by_plan})
+}

@@ -1,0 +1,49 @@
+//! Requests that name one business and show what belongs to another.
+
+use super::{Marks, Policy};
+use crate::ids::BusinessId;
+
+/// What becomes of a request that contradicts itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Contradictions {
+    /// It is refused with 403.
+    #[default]
+    Refuse,
+    /// It is logged, and the rules decide in their order.
+    Log,
+}
+
+impl Contradictions {
+    /// Every one with its word in the config.
+    pub const WORDS: [(&'static str, Contradictions); 2] =
+        [("refuse", Contradictions::Refuse), ("log", Contradictions::Log)];
+}
+
+impl Policy {
+    /// Why a request contradicts itself: what its header or path names is no business id, or header and path name two, or one to
+    /// which its agent, number or API key does not belong. `None`: it does not, or no business is told apart at all.
+    pub fn contradiction(&self, marks: &Marks<'_>) -> Option<String> {
+        if self.rules.is_empty() {
+            return None;
+        }
+        let mut named: Option<(&str, &str)> = None;
+        for (what, id) in [("X-Business-Id", marks.header), ("the path", marks.path)] {
+            let Some(id) = id else { continue };
+            if let Err(error) = BusinessId::parse(id) {
+                return Some(format!("{what} names no business: {error}"));
+            }
+            match named {
+                Some((first, other)) if other != id => return Some(format!("{first} names {other}, {what} {id}")),
+                _ => named = Some((what, id)),
+            }
+        }
+        let (what, id) = named?;
+        let owners = [
+            marks.agent.and_then(|agent| Some((format!("agent {agent}"), self.by_agent.get(agent)?))),
+            marks.number.and_then(|number| Some(("its number".to_owned(), self.by_number.get(number)?))),
+            marks.api_key_sha256.as_ref().and_then(|key| Some(("its API key".to_owned(), self.by_api_key.get(key)?))),
+        ];
+        let (thing, owner) = owners.into_iter().flatten().find(|(_, owner)| owner.as_str() != id)?;
+        Some(format!("{what} names {id}, but {thing} belongs to {owner}"))
+    }
+}

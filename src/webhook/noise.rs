@@ -1,0 +1,68 @@
+//! Log lines about requests that anybody can send: so many in a minute, and short ones. What was left out is counted in the next line.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Lines of one kind in a minute.
+const LINES_A_MINUTE: u32 = 30;
+const MINUTE: Duration = Duration::from_secs(60);
+/// The longest part of a path that is logged, in characters.
+const PATH_CHARS_MAX: usize = 200;
+
+/// The lines of one kind.
+pub(super) struct Noise(Mutex<Option<Window>>);
+
+struct Window {
+    begun: Instant,
+    lines: u32,
+    left_out: u64,
+}
+
+impl Noise {
+    pub(super) const fn new() -> Self {
+        Self(Mutex::new(None))
+    }
+
+    /// Whether one more line may be written; if so, how many were left out before it.
+    pub(super) fn admits(&self) -> Option<u64> {
+        let now = Instant::now();
+        let mut window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let window = window.get_or_insert(Window { begun: now, lines: 0, left_out: 0 });
+        if now.duration_since(window.begun) >= MINUTE {
+            (window.begun, window.lines) = (now, 0);
+        }
+        if window.lines >= LINES_A_MINUTE {
+            window.left_out += 1;
+            return None;
+        }
+        window.lines += 1;
+        Some(std::mem::take(&mut window.left_out))
+    }
+}
+
+/// The start of a path, as it may be logged.
+pub(super) fn shortened(path: &str) -> String {
+    match path.char_indices().nth(PATH_CHARS_MAX) {
+        Some((end, _)) => format!("{}… ({} bytes)", &path[..end], path.len()),
+        None => path.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn lines_are_short_and_few_and_say_what_was_left_out() {
+        let noise = Noise::new();
+        let admitted = (0..1000).filter(|_| noise.admits().is_some()).count();
+        assert_eq!(admitted, 30);
+        tokio::time::advance(MINUTE).await;
+        assert_eq!((noise.admits(), noise.admits()), (Some(970), Some(0)));
+        let long = shortened(&"/ü".repeat(30_000));
+        assert!(long.len() < 1024 && long.ends_with("(90000 bytes)"), "{long}");
+        assert_eq!(shortened("/webhooks"), "/webhooks");
+    }
+}
