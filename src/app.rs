@@ -151,13 +151,14 @@ impl App {
         let admin = bind("admin", config.listen.admin, edge, None).await?;
         let (admin, admin_socket) = with_socket(admin, &config.listen.admin_socket)?;
 
+        let own = [&api, &webhooks, &admin, &client].map(Edge::local_addr);
         let doors = Doors::new([api, webhooks, admin, client]);
         let store = open_store(&config, &doors).await?;
         let patient = Patient { doors: &doors, is_remote: config.store.postgres.is_some() };
         let businesses = patient.ask(|| store.businesses()).await?;
         let policy = Policy::new(config.policy.clone(), &businesses);
         let metrics = Metrics::new().map_err(start_error)?;
-        let upstream = live::upstream(&config);
+        let upstream = live::upstream(&config, &own);
         let (gate, channel) = open_gate(&config).await?;
         let live_policy: LivePolicy = Arc::new(ArcSwap::from_pointee(policy));
         let capacity = Capacity::new(
@@ -235,7 +236,7 @@ impl App {
             journal: journal.clone(),
             program,
         };
-        let live = Live::new(config.clone(), inbox, client, console, written, tasks.clone(), stop.clone());
+        let live = Live::new(config.clone(), inbox, client, console, written, (tasks.clone(), stop.clone()), own);
         let mut sweepers = live.sweepers();
         // Nothing is served yet: what lives at the providers is counted before anything is admitted.
         reconcile::first_sight(&mut sweepers, config.calls.ask_timeout).await;

@@ -44,6 +44,7 @@ struct Inner {
     sweeps: IntCounterVec,
     provider_live: IntGaugeVec,
     alias_conflicts: IntCounter,
+    callbacks_refused: IntCounterVec,
     certificate_reloads: IntCounterVec,
     store_failures: IntCounter,
     config_reloads: IntCounterVec,
@@ -207,6 +208,11 @@ impl Metrics {
             )?,
             alias_conflicts: m
                 .counter("ringfence_alias_conflicts_total", "Ids that two calls laid claim to. Should stay 0.")?,
+            callbacks_refused: m.counters(
+                "ringfence_callbacks_refused_total",
+                "Callback URLs of apps that were not called: refused at the create, or given up at the delivery; private, own or unusable.",
+                &["at", "reason"],
+            )?,
             certificate_reloads: m.counters(
                 "ringfence_certificate_reloads_total",
                 "Times a changed certificate was read.",
@@ -322,6 +328,11 @@ impl Metrics {
     /// A create's answer was lost.
     pub fn outcome_unknown(&self, account: &str) {
         self.inner.unknown.with_label_values(&[account]).inc();
+    }
+
+    /// An address that an app chose is not called.
+    pub fn callback_refused(&self, at: &str, reason: &str) {
+        self.inner.callbacks_refused.with_label_values(&[at, reason]).inc();
     }
 
     /// A request was answered.

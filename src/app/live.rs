@@ -4,11 +4,13 @@
 //! always the newest: a call that is decided after a swap is decided by what was swapped in, whatever its request began with.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
+use http::StatusCode;
 use serde_json::json;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -23,12 +25,18 @@ use crate::clock::UnixMs;
 use crate::config::report::{self, Diagnostic, Report, Severity};
 use crate::config::{Config, File, Inputs, needs_restart};
 use crate::ids::AccountName;
-use crate::net::{Exchange, Handler, Upstream, UpstreamError, UpstreamSettings};
+use crate::net::{CALLBACK_MARK, Exchange, Handler, Upstream, UpstreamError, UpstreamSettings};
 use crate::policy::{Business, Policy, Settings};
 use crate::proxy::Proxy;
 use crate::reconcile::{Looked, Sweeper};
+use crate::reply::problem;
 use crate::store::{AuditRecord, StoreError};
 use crate::webhook::{Replayed, Webhooks};
+
+/// What headers that are ringfence's own begin with.
+const OWN_HEADERS: &str = "x-ringfence-";
+/// The one that comes from outside: what webhooks show that are not signed.
+const WEBHOOK_TOKEN: &str = "x-ringfence-token";
 
 /// What the config was read from.
 pub struct Written {
@@ -77,6 +85,8 @@ pub(super) struct Live {
     sweepers: Mutex<BTreeMap<AccountName, CancellationToken>>,
     tasks: TaskTracker,
     stop: CancellationToken,
+    /// Where we listen.
+    own: [SocketAddr; 4],
 }
 
 /// One of the listeners: every request goes to the generation that is there when it comes.
@@ -90,6 +100,21 @@ pub(super) enum Listener {
 #[async_trait]
 impl Handler for Listener {
     async fn handle(&self, exchange: &mut Exchange) {
+        let is_webhooks = matches!(self, Listener::Webhooks(_));
+        // It went out to an address that a tenant chose: whatever way it came back, it has the rights of nobody.
+        if !is_webhooks && exchange.headers().contains_key(CALLBACK_MARK) {
+            warn!(
+                path = exchange.path(),
+                "a callback of ringfence's own came back to one of its listeners; it is refused"
+            );
+            let message = "A callback of ringfence's own is not taken here.";
+            return exchange.respond(problem(StatusCode::FORBIDDEN, "CALLBACK_REFUSED", message)).await;
+        }
+        // What ringfence says in headers of this name is its own word. `listen.admin` answers nobody who uses one.
+        if !matches!(self, Listener::Admin(_)) {
+            let is_own = |name: &http::HeaderName| name.as_str().starts_with(OWN_HEADERS);
+            exchange.drop_headers(|name| is_own(name) && !(is_webhooks && name == WEBHOOK_TOKEN));
+        }
         match self {
             Listener::Api(live) => live.now.load_full().proxy.handle(exchange).await,
             Listener::Webhooks(live) => live.now.load_full().webhooks.handle(exchange).await,
@@ -103,9 +128,10 @@ impl Handler for Listener {
     }
 }
 
-/// The way out, as a config wants it.
-pub(super) fn upstream(config: &Config) -> Result<Upstream, UpstreamError> {
+/// The way out, as a config wants it; `own` are the addresses at which we listen.
+pub(super) fn upstream(config: &Config, own: &[SocketAddr]) -> Result<Upstream, UpstreamError> {
     Upstream::new(UpstreamSettings {
+        callbacks: config.callbacks.with_own(own),
         create_timeout: config.late_answer,
         extra_ca: config.extra_ca.clone(),
         ..UpstreamSettings::default()
@@ -124,8 +150,8 @@ impl Live {
         client: Client,
         console: impl FnOnce(Weak<dyn Running>) -> Admin,
         written: Option<Written>,
-        tasks: TaskTracker,
-        stop: CancellationToken,
+        (tasks, stop): (TaskTracker, CancellationToken),
+        own: [SocketAddr; 4],
     ) -> Arc<Self> {
         let inputs = written.as_ref().map(|w| w.inputs.clone()).unwrap_or_default();
         Arc::new_cyclic(|live: &Weak<Self>| {
@@ -153,6 +179,7 @@ impl Live {
                 sweepers: Mutex::default(),
                 tasks,
                 stop,
+                own,
             }
         })
     }
@@ -221,9 +248,10 @@ impl Live {
     async fn load(&self, config: Arc<Config>, hash: Option<String>, businesses: &[Business]) -> Result<(), String> {
         let old = self.now.load_full();
         let before = &old.admin.calls;
-        let upstream = match config.late_answer == old.config.late_answer {
+        let same = config.late_answer == old.config.late_answer && config.callbacks == old.config.callbacks;
+        let upstream = match same {
             true => before.upstream.clone(),
-            false => upstream(&config).map_err(|error| error.to_string())?,
+            false => upstream(&config, &self.own).map_err(|error| error.to_string())?,
         };
         let policy = Arc::new(Policy::new(config.policy.clone(), businesses));
         let calls = before.next(
@@ -253,7 +281,7 @@ impl Live {
             config,
         };
         let client = next.client.clone();
-        self.swap(calls, policy, next).await.map_err(|error| error.to_string())?;
+        Box::pin(self.swap(calls, policy, next)).await.map_err(|error| error.to_string())?;
         client.in_force();
         self.sweep(self.sweepers());
         Ok(())
@@ -376,7 +404,7 @@ impl Live {
             client: Client { calls: calls.clone(), lifecycle: calls.lifecycle.clone(), ..old.client.clone() },
             admin: Admin { calls: calls.clone(), ..old.admin.clone() },
         };
-        self.swap(calls, policy, next).await
+        Box::pin(self.swap(calls, policy, next)).await
     }
 }
 

@@ -63,7 +63,7 @@ impl Calls {
             };
             let came = self.lifecycle.store.hook_came(asked).await?;
             // Without a public URL none is expected, unless it came all the same.
-            let expected = self.settings.public_url.is_some() || came.last_at.is_some();
+            let expected = self.settings.app.public_url.is_some() || came.last_at.is_some();
             all.push(HookSeen {
                 webhook: hook.name.clone(),
                 last_came_at: came.last_at.map(rfc3339),

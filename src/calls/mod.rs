@@ -4,9 +4,11 @@
 //! `elsewhere` one that first came to another process, and `again` answers it, [`many`] knows orders for many calls, [`inbound`] admits a call that a provider brings, [`lookup`] asks where
 //! calls stand, [`records`] keeps what is told of them after their end, `fetch` asks for it on demand, [`hooks`]
 //! sees whether it still comes of itself, `subaccount` knows whose a call is where an account has accounts below it,
-//! [`terminate`] ends one and checks that it is over.
+//! [`callback`] judges the addresses that apps want
+//! to be called at, [`terminate`] ends one and checks that it is over.
 
 mod again;
+pub mod callback;
 mod elsewhere;
 mod fetch;
 pub mod hooks;
@@ -60,8 +62,8 @@ pub struct Settings {
     pub absent_twice_within: Duration,
     /// Calls younger than this are not looked up: providers' lists lag.
     pub grace: Duration,
-    /// What providers call, if they can call us.
-    pub public_url: Option<String>,
+    /// Where the app is, and what providers call, if they can call us.
+    pub app: Arc<callback::AppAddress>,
     /// The largest `Retry-After` for SDKs that sleep on it.
     pub sdk_retry_after_max_secs: u32,
     /// The account whose capacity inbound calls of a carrier use, where one is configured.
@@ -70,6 +72,8 @@ pub struct Settings {
     pub sweep: Option<Duration>,
     /// How long after a call's end its record may be missing before it is asked for.
     pub record_wait: Duration,
+    /// A delivery that fails holds back the later ones of its call.
+    pub strict_order: bool,
     /// Where events of our own go, if the app wants them.
     pub events: Option<Arc<records::OwnEvents>>,
 }

@@ -29,8 +29,8 @@ use crate::lifecycle::finish;
 use crate::net::Outcome;
 use crate::net::headers::strip_hop_by_hop;
 use crate::policy::Facts;
-use crate::provider::account::Account;
-use crate::provider::description::{Callback, Operation};
+use crate::provider::account::{Account, join};
+use crate::provider::description::Operation;
 use crate::provider::render::{Target, render};
 use crate::provider::select::{Document, Message};
 use crate::reply::{Code, Manner, Refusal, refusal};
@@ -115,6 +115,11 @@ impl Calls {
     }
 
     async fn run(&self, order: Arc<CreateOrder>, client: Client) -> Response<Bytes> {
+        if let Err(bad) = self.check_callbacks(&order) {
+            self.lifecycle.metrics.callback_refused("create", bad.reason);
+            let message = format!("Not dialled: the callback URL is not one that is called: {bad}.");
+            return self.refuse(&order, Refusal::new(Code::InvalidRequest, message)).await;
+        }
         let key = match key(&order.facts, order.request.headers()) {
             Ok(key) => key,
             Err(why) => return self.refuse(&order, Refusal::new(Code::InvalidRequest, why)).await,
@@ -471,14 +476,9 @@ impl Calls {
         call: &CallId,
         pairs: &[(String, String)],
     ) -> Option<(String, Option<AppCallback>)> {
-        let rule: &Callback = order.operation.callback.as_ref()?;
-        let public_url = self.settings.public_url.as_ref()?;
+        let rule = self.callback_rule(order)?;
+        let public_url = self.settings.app.public_url.as_ref()?;
         let template = order.account.provider.webhooks.iter().find_map(|w| w.callback.as_ref())?;
-        let message =
-            Message { body: &order.body, query: &[], path: &Default::default(), headers: order.request.headers() };
-        if !rule.unless.is_empty() && rule.unless.holds(&message) {
-            return None;
-        }
         let path = render(template, Target::Url, |n| (n == "call_id").then(|| call.as_str().into())).ok()?;
         let field = |name: &str| pairs.iter().filter(|(k, _)| k == name).map(|(_, v)| v.clone()).collect::<Vec<_>>();
         let app = field(&rule.field).pop().filter(|url| !url.is_empty()).map(|url| AppCallback {
@@ -489,7 +489,7 @@ impl Calls {
         let ours = [&rule.field, &rule.method_field, &rule.events_field];
         let mut form = form_urlencoded::Serializer::new(String::new());
         form.extend_pairs(pairs.iter().filter(|(k, _)| !ours.contains(&k)));
-        form.append_pair(&rule.field, &format!("{}{path}", public_url.trim_end_matches('/')));
+        form.append_pair(&rule.field, &join(public_url, &path));
         form.append_pair(&rule.method_field, "POST");
         form.extend_pairs(rule.events.iter().map(|event| (&rule.events_field, event)));
         Some((form.finish(), app))

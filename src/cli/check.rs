@@ -91,4 +91,9 @@ fn show(config: &Config, path: &str, broken: bool) {
         println!("  account   {} ({}), {limit}, → {}", account.name, account.provider.name, account.upstream);
     }
     println!("  checks    {}", config.strict.because());
+    if config.webhooks.forward_url.is_some() && config.webhooks.forward_paths.are_all() && config.strict.is_strict() {
+        println!(
+            "  paths     every path of listen.webhooks that is no webhook's passes to the app unchecked: app.forward_paths names those that may"
+        );
+    }
 }

@@ -514,6 +514,10 @@ webhooks = "127.0.0.1:{webhooks_port}"
 admin    = "127.0.0.1:0"
 client   = "127.0.0.1:0"
 
+# An app that is tried with the demo lives on this machine.
+[app]
+allowed_callbacks = ["127.0.0.0/8", "::1", "localhost"]
+
 [accounts.elevenlabs]
 upstream        = "{url}"
 api_key         = "{}"

@@ -24,6 +24,7 @@ use toml::de::DeTable;
 
 use crate::admission::GateMode;
 use crate::call::Deadlines;
+use crate::calls::callback::AppAddress;
 use crate::calls::place::SEND_WITHIN;
 use crate::calls::{self};
 use crate::capacity;
@@ -90,6 +91,8 @@ pub struct Config {
     pub log: LogSettings,
     /// A PEM file with roots that are trusted beside the public ones.
     pub extra_ca: Option<PathBuf>,
+    /// Which addresses that tenants choose may be called.
+    pub callbacks: crate::net::CallbackRules,
     /// The config file is read again when it changes.
     pub watch: bool,
 }
@@ -427,11 +430,16 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
             ask_timeout,
             absent_twice_within,
             grace,
-            public_url: public_url.as_ref().map(|u| u.to_string().trim_end_matches('/').to_owned()),
+            app: Arc::new(AppAddress {
+                public_url: public_url.clone(),
+                app_public_url: records.app_public_url.clone(),
+                forward_url: records.forward_url.clone(),
+            }),
             sdk_retry_after_max_secs,
             inbound_account,
             sweep,
             record_wait: records.wait,
+            strict_order: records.strict_order,
             events: records.events,
         },
         webhooks: webhook::Settings {
@@ -447,6 +455,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
             when_down,
             agents,
             extra_paths,
+            forward_paths: records.forward_paths,
         },
         deadlines,
         late_answer: late_answer.max(create_timeout),
@@ -461,6 +470,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
         strict,
         log,
         extra_ca,
+        callbacks: records.callbacks,
         watch,
     })
 }

@@ -9,13 +9,18 @@ use http::Uri;
 use super::read::Table;
 use super::url;
 use crate::calls::records::OwnEvents;
+use crate::net::CallbackRules;
 use crate::policy::Privacy;
 use crate::provider::sign::standard_key;
+use crate::webhook::ForwardPaths;
 
 /// What is read.
 pub(super) struct Records {
     pub(super) forward_url: Option<Uri>,
     pub(super) app_public_url: Option<Uri>,
+    pub(super) callbacks: CallbackRules,
+    pub(super) forward_paths: ForwardPaths,
+    pub(super) strict_order: bool,
     pub(super) events: Option<Arc<OwnEvents>>,
     pub(super) wait: Duration,
     pub(super) unknown_status: u16,
@@ -28,6 +33,14 @@ pub(super) struct Records {
 pub(super) fn read(root: &Table<'_>) -> Records {
     let app = root.table("app");
     let (forward_url, app_public_url) = (app.parsed("forward_url", url), app.parsed("public_url", url));
+    let callbacks = callbacks(&app);
+    let forward_paths = app.texts("forward_paths").map_or_else(ForwardPaths::default, |paths| {
+        ForwardPaths::parse(&paths).unwrap_or_else(|why| {
+            app.report().error("E003", app.span("forward_paths"), format!("`app.forward_paths`: {why}"), "");
+            ForwardPaths::default()
+        })
+    });
+    let strict_order = app.flag("strict_order").unwrap_or(false);
     let events = events(&app);
     app.finish();
 
@@ -48,6 +61,9 @@ pub(super) fn read(root: &Table<'_>) -> Records {
     Records {
         forward_url,
         app_public_url,
+        callbacks,
+        forward_paths,
+        strict_order,
         events,
         wait,
         unknown_status,
@@ -56,6 +72,20 @@ pub(super) fn read(root: &Table<'_>) -> Records {
         spool_bytes_max,
         spool_days,
     }
+}
+
+fn callbacks(app: &Table<'_>) -> CallbackRules {
+    let places = app.texts("allowed_callbacks").unwrap_or_default();
+    let rules = CallbackRules::parse(&places).unwrap_or_else(|why| {
+        app.report().error("E003", app.span("allowed_callbacks"), format!("`app.allowed_callbacks`: {why}"), "");
+        CallbackRules::default()
+    });
+    if rules.allow_everything() {
+        let title = "`app.allowed_callbacks` lets whoever chooses a callback URL call every service of this network";
+        let help = "name the places where apps of yours live, with their ports";
+        app.report().warning("W015", app.span("allowed_callbacks"), title, help);
+    }
+    rules
 }
 
 fn events(app: &Table<'_>) -> Option<Arc<OwnEvents>> {

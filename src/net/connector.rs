@@ -14,24 +14,30 @@ use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
 use pingora_rustls::{ClientConfig, RootCertStore, load_ca_file_into_store};
 use tower_service::Service;
 
+use super::callback::Guarded;
 use super::tls::install_crypto_provider;
 
 /// A connector whose time limit covers TLS too: [`HttpConnector`]'s own ends with the TCP handshake.
 #[derive(Clone, Debug)]
-pub(super) struct Connector {
-    inner: HttpsConnector<HttpConnector>,
+pub(super) struct Connector<T = HttpConnector> {
+    inner: HttpsConnector<T>,
     limit: Duration,
 }
 
+/// Whom connections trust: the public roots and those of `extra_ca`. The error is a text for people.
+pub(super) fn trust(extra_ca: Option<&Path>) -> Result<ClientConfig, String> {
+    install_crypto_provider();
+    let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    if let Some(path) = extra_ca {
+        load_ca_file_into_store(path, &mut roots)
+            .map_err(|error| format!("cannot use {} as a CA file: {error}", path.display()))?;
+    }
+    Ok(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
+}
+
 impl Connector {
-    /// Trusts the public roots and those of `extra_ca`. The error is a text for people.
-    pub(super) fn new(limit: Duration, extra_ca: Option<&Path>) -> Result<Self, String> {
-        install_crypto_provider();
-        let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-        if let Some(path) = extra_ca {
-            load_ca_file_into_store(path, &mut roots)
-                .map_err(|error| format!("cannot use {} as a CA file: {error}", path.display()))?;
-        }
+    /// To the operator's and the providers' addresses.
+    pub(super) fn new(limit: Duration, trust: ClientConfig) -> Self {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
@@ -39,20 +45,33 @@ impl Connector {
         tcp.set_keepalive(Some(Duration::from_secs(60)));
         tcp.set_keepalive_interval(Some(Duration::from_secs(15)));
         tcp.set_keepalive_retries(Some(4));
-        let inner = HttpsConnectorBuilder::new()
-            .with_tls_config(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
-            .https_or_http()
-            .enable_http1()
-            .wrap_connector(tcp);
-        Ok(Connector { inner, limit })
+        Self::over(tcp, limit, trust)
     }
 }
 
-type Stream = <HttpsConnector<HttpConnector> as Service<Uri>>::Response;
+impl Connector<Guarded> {
+    /// To addresses that tenants choose.
+    pub(super) fn guarded(guarded: Guarded, limit: Duration, trust: ClientConfig) -> Self {
+        Self::over(guarded, limit, trust)
+    }
+}
+
+impl<T> Connector<T> {
+    fn over(tcp: T, limit: Duration, trust: ClientConfig) -> Self {
+        let builder = HttpsConnectorBuilder::new().with_tls_config(trust).https_or_http().enable_http1();
+        Connector { inner: builder.wrap_connector(tcp), limit }
+    }
+}
+
 type BoxError = Box<dyn StdError + Send + Sync>;
 
-impl Service<Uri> for Connector {
-    type Response = Patient<Stream>;
+impl<T> Service<Uri> for Connector<T>
+where
+    HttpsConnector<T>: Service<Uri, Error = BoxError>,
+    <HttpsConnector<T> as Service<Uri>>::Future: Send + 'static,
+    <HttpsConnector<T> as Service<Uri>>::Response: 'static,
+{
+    type Response = Patient<<HttpsConnector<T> as Service<Uri>>::Response>;
     type Error = BoxError;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
 

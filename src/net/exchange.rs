@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, Method, Version, header};
+use http::{HeaderMap, HeaderName, Method, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::ServerSession;
 use tokio::sync::OwnedSemaphorePermit;
@@ -141,6 +141,16 @@ impl Exchange {
     /// All header fields, hop-by-hop ones included.
     pub fn headers(&self) -> &HeaderMap {
         &self.head().headers
+    }
+
+    /// Takes header fields off the request, as if they had not come.
+    pub fn drop_headers(&mut self, unwanted: impl Fn(&HeaderName) -> bool) {
+        let names: Vec<HeaderName> = self.headers().keys().filter(|name| unwanted(name)).cloned().collect();
+        if let State::Open(session) = &mut self.state {
+            for name in names {
+                session.req_header_mut().remove_header(&name);
+            }
+        }
     }
 
     /// The first value of a field, if it is UTF-8.

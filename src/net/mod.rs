@@ -12,9 +12,11 @@
 //! [`Upstream`]. Nothing of either appears in a public signature; replacing one of them ends here.
 //!
 //! Reading order: [`edge`] (life of the listener), `connection` (life of one connection), `refusal` (what is not let in),
-//! [`exchange`] (one request), [`headers`] (what may cross a hop), [`relay`](mod@relay), `stream` and `tunnel` (through), [`upstream`] (out), [`local`] (both, over a Unix socket).
+//! [`exchange`] (one request), [`headers`] (what may cross a hop), [`relay`](mod@relay), `stream` and `tunnel` (through), [`upstream`] (out),
+//! [`callback`] (out to where tenants want it), [`local`] (in, over a Unix socket).
 
 mod body;
+pub mod callback;
 mod connection;
 mod connector;
 mod downstream;
@@ -32,6 +34,7 @@ pub mod tls;
 mod tunnel;
 pub mod upstream;
 
+pub use callback::{BadCallback, CALLBACK_MARK, CallbackRules};
 pub use edge::{Drained, Edge, EdgeSettings, Handler, RunningEdge};
 pub use exchange::{BodyError, Exchange};
 pub use headers::TrustedPeers;

@@ -8,6 +8,7 @@ use std::convert::Infallible;
 use std::error::Error as StdError;
 use std::fmt::Write as _;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -15,11 +16,13 @@ use http::uri::Scheme;
 use http::{HeaderValue, Method, Request, Response, header};
 use hyper::body::{Body, Incoming};
 use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::Connect;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::io::AsyncReadExt as _;
 
 use super::body::{Outgoing, SendBy, Unread, collect};
-use super::connector::Connector;
+use super::callback::{BadCallback, CALLBACK_MARK, CallbackRules, Guarded};
+use super::connector::{Connector, trust};
 use crate::failpoint;
 
 /// What is read of a file at once.
@@ -46,6 +49,8 @@ pub struct UpstreamSettings {
     pub title_case_headers: bool,
     /// A PEM file with roots that are trusted beside the public ones.
     pub extra_ca: Option<PathBuf>,
+    /// Which addresses that tenants choose may be called. Default: those that the Internet knows.
+    pub callbacks: CallbackRules,
 }
 
 impl Default for UpstreamSettings {
@@ -59,6 +64,7 @@ impl Default for UpstreamSettings {
             answer_timeout: Duration::from_secs(120),
             title_case_headers: false,
             extra_ca: None,
+            callbacks: CallbackRules::default(),
         }
     }
 }
@@ -69,6 +75,9 @@ pub enum UpstreamError {
     /// No connection: name look-up, TCP or TLS failed, or took longer than the limit. Nothing of the request was sent.
     #[error("cannot connect: {0}")]
     Connect(String),
+    /// An address that a tenant chose, and that is not to be called. Nothing was sent.
+    #[error("not called: {0}")]
+    Forbidden(BadCallback),
     /// It was not sent in time.
     #[error("this process stood still between admission and dialling")]
     Late,
@@ -95,7 +104,8 @@ pub enum UpstreamError {
 impl UpstreamError {
     /// Proven: the upstream has not seen a byte of the request.
     pub fn not_sent(&self) -> bool {
-        matches!(self, UpstreamError::Connect(_) | UpstreamError::Invalid(_) | UpstreamError::Late)
+        use UpstreamError::{Connect, Forbidden, Invalid, Late};
+        matches!(self, Connect(_) | Forbidden(_) | Invalid(_) | Late)
     }
 }
 
@@ -115,18 +125,23 @@ pub enum Outcome {
 pub struct Upstream {
     general: Client<Connector, Outgoing>,
     creates: Client<Connector, Outgoing>,
+    /// The only way to addresses that tenants choose.
+    callbacks: Client<Connector<Guarded>, Outgoing>,
+    callback_rules: Arc<CallbackRules>,
     create_timeout: Duration,
     answer_timeout: Duration,
 }
 
 impl Upstream {
-    /// Builds both clients. Reads the extra CA file, connects to nobody.
+    /// Builds the clients. Reads the extra CA file, connects to nobody.
     ///
     /// # Errors
     /// [`UpstreamError::Settings`] when the CA file cannot be used.
     pub fn new(settings: UpstreamSettings) -> Result<Self, UpstreamError> {
-        let connector =
-            Connector::new(settings.connect_timeout, settings.extra_ca.as_deref()).map_err(UpstreamError::Settings)?;
+        let trust = trust(settings.extra_ca.as_deref()).map_err(UpstreamError::Settings)?;
+        let connector = Connector::new(settings.connect_timeout, trust.clone());
+        let callback_rules = Arc::new(settings.callbacks);
+        let guarded = Connector::guarded(Guarded::new(callback_rules.clone()), settings.connect_timeout, trust);
         let builder = |idle: Duration| {
             let mut builder = Client::builder(TokioExecutor::new());
             builder
@@ -140,6 +155,8 @@ impl Upstream {
         };
         Ok(Upstream {
             general: builder(settings.pool_idle_timeout).build(connector.clone()),
+            callbacks: builder(settings.pool_idle_timeout).build(guarded),
+            callback_rules,
             creates: builder(settings.create_pool_idle_timeout).retry_canceled_requests(false).build(connector),
             create_timeout: settings.create_timeout,
             answer_timeout: settings.answer_timeout,
@@ -179,6 +196,30 @@ impl Upstream {
         timeout: Duration,
     ) -> Result<Response<Bytes>, UpstreamError> {
         whole(&self.general, request.map(Outgoing::whole), answer_limit, timeout, "fetch.head").await
+    }
+
+    /// Which addresses that tenants choose may be called.
+    pub fn callback_rules(&self) -> &CallbackRules {
+        &self.callback_rules
+    }
+
+    /// As [`Upstream::fetch`], to an address that a tenant chose: with GET or POST alone, marked, and only where the rules let it. A
+    /// redirect is an answer, and is not followed.
+    ///
+    /// # Errors
+    /// [`UpstreamError`]; any status is an answer.
+    pub async fn fetch_callback(
+        &self,
+        mut request: Request<Bytes>,
+        answer_limit: usize,
+        timeout: Duration,
+    ) -> Result<Response<Bytes>, UpstreamError> {
+        if !matches!(*request.method(), Method::GET | Method::POST) {
+            let why = format!("{} is not a method for callbacks", request.method());
+            return Err(UpstreamError::Forbidden(BadCallback::unusable(why)));
+        }
+        request.headers_mut().insert(CALLBACK_MARK, HeaderValue::from_static("1"));
+        whole(&self.callbacks, request.map(Outgoing::whole), answer_limit, timeout, "fetch.head").await
     }
 
     /// As [`Upstream::fetch`], with a body of `length` bytes that is read from a file while it is sent. What comes of a file that is
@@ -230,8 +271,8 @@ impl Upstream {
     }
 }
 
-async fn whole(
-    client: &Client<Connector, Outgoing>,
+async fn whole<C: Connect + Clone + Send + Sync + 'static>(
+    client: &Client<C, Outgoing>,
     request: Request<Outgoing>,
     limit: usize,
     timeout: Duration,
@@ -249,8 +290,8 @@ async fn whole(
     tokio::time::timeout(timeout, exchange).await.unwrap_or(Err(UpstreamError::Timeout(timeout)))
 }
 
-async fn send(
-    client: &Client<Connector, Outgoing>,
+async fn send<C: Connect + Clone + Send + Sync + 'static>(
+    client: &Client<C, Outgoing>,
     mut request: Request<Outgoing>,
 ) -> Result<Response<Incoming>, UpstreamError> {
     let uri = request.uri();
@@ -269,10 +310,25 @@ async fn send(
         request.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
     }
     client.request(request).await.map_err(|error| {
+        if let Some(bad) = forbidden(&error) {
+            return UpstreamError::Forbidden(bad.clone());
+        }
         let why = chain(&error);
         // The only classification hyper-util makes public, and the only one that proves anything.
         if error.is_connect() { UpstreamError::Connect(why) } else { UpstreamError::Broken(why) }
     })
+}
+
+/// The rule that stood in the way of a connection, if one did.
+fn forbidden<'e>(error: &'e (dyn StdError + 'static)) -> Option<&'e BadCallback> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(bad) = error.downcast_ref::<BadCallback>() {
+            return Some(bad);
+        }
+        cause = error.source();
+    }
+    None
 }
 
 /// An error with its causes: hyper's own text alone says "client error (SendRequest)".

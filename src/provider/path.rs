@@ -64,6 +64,59 @@ impl<'de> Deserialize<'de> for PathPattern {
     }
 }
 
+/// How often a path is unescaped at most: a server behind a server behind a server.
+const UNESCAPED_MAX: usize = 4;
+
+/// A path as servers read it: empty and dot segments and parameters (`;…`) gone, escapes of letters undone. An escaped slash is part of its
+/// segment, and stays escaped here. Letters are to be compared whatever their case: some servers take either. Whatever is decided by a
+/// path is decided by this; it is sent on as it came.
+pub fn normal(path: &str) -> String {
+    let mut segments = Vec::new();
+    for segment in path.split('/') {
+        let decoded = percent_decode(segment);
+        match decoded.split(';').next().unwrap_or_default() {
+            "" | "." => {}
+            ".." => {
+                segments.pop();
+            }
+            // What was unescaped once is not unescaped again.
+            bare => segments.push(bare.replace('%', "%25").replace('/', "%2f")),
+        }
+    }
+    format!("/{}", segments.join("/"))
+}
+
+/// The same, and then what more lenient servers may read: an escaped slash, or a backslash, as one that parts segments, an escape of an
+/// escape undone, and the path as ended by an escaped `?`, `#` or NUL. The first is what most read.
+pub fn readings(path: &str) -> Vec<String> {
+    let mut readings = vec![normal(path)];
+    let mut add = |path: &str| {
+        let reading = normal(path);
+        if !readings.contains(&reading) {
+            readings.push(reading);
+        }
+    };
+    let mut written = path.to_owned();
+    for _ in 0..UNESCAPED_MAX {
+        if written.contains('\\') {
+            add(&written.replace('\\', "/"));
+        }
+        let Cow::Owned(decoded) = percent_decode(&written) else { break };
+        if decoded == written {
+            break;
+        }
+        add(&decoded);
+        if let Some(end) = decoded.find(['?', '#', '\0']) {
+            add(&decoded[..end]);
+        }
+        written = decoded;
+    }
+    if written.contains('\\') {
+        add(&written.replace('\\', "/"));
+    }
+    readings
+}
+
 /// A path, or a part of one, without its escapes.
 pub fn percent_decode(text: &str) -> Cow<'_, str> {
     if text.contains('%') { percent_decode_str(text).decode_utf8_lossy() } else { Cow::Borrowed(text) }
@@ -72,6 +125,46 @@ pub fn percent_decode(text: &str) -> Cow<'_, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_path_is_one_however_it_is_written() {
+        for odd in [
+            "/webhooks/twilio/voice",
+            "/webhooks/twilio/voice/",
+            "//webhooks//twilio/voice",
+            "/webhooks/./twilio/voice",
+            "/x/../webhooks/twilio/voice",
+            "/../webhooks/twilio/voice",
+            "/webhooks/twilio/voice;a=1",
+            "/webhooks;x/twilio/v%6fice",
+            "/webhooks/%2e/twilio/voice",
+            "/x/%2E%2e/webhooks/twilio/voice",
+        ] {
+            assert_eq!(normal(odd), "/webhooks/twilio/voice", "{odd}");
+        }
+        for ambiguous in [
+            "/webhooks%2ftwilio%2Fvoice",
+            "/webhooks/twilio/voice%2f",
+            "/webhooks%5ctwilio/voice",
+            "/webhooks\\twilio\\voice",
+            "/webhooks%252ftwilio/voice",
+            "/webhooks/twilio/v%256fice",
+            "/webhooks/twilio/voice%3fx",
+            "/webhooks/twilio/voice%23",
+            "/webhooks/twilio/voice%00",
+            "/x%2f..%2fwebhooks/twilio/voice",
+            "/webhooks/x%2f%2e%2e/twilio/voice",
+        ] {
+            assert_ne!(normal(ambiguous), "/webhooks/twilio/voice", "{ambiguous}");
+            assert!(
+                readings(ambiguous).iter().any(|one| one == "/webhooks/twilio/voice"),
+                "{ambiguous}: {:?}",
+                readings(ambiguous)
+            );
+        }
+        assert_eq!(readings("/plain/path"), ["/plain/path"]);
+        assert_eq!(readings("/50%/x").len(), 1, "no escape at all");
+    }
 
     #[test]
     fn paths_capture() {

@@ -1,6 +1,5 @@
 //! Which account and operation a request on `listen.api` is for. Pure.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -9,7 +8,7 @@ use http::Method;
 use crate::ids::AccountName;
 use crate::provider::account::Account;
 use crate::provider::description::{Description, Operation};
-use crate::provider::path::percent_decode;
+use crate::provider::path::readings;
 use crate::provider::select::Message;
 
 /// Where a request goes.
@@ -58,32 +57,6 @@ pub fn route<'a>(
 fn below<'a>(path: &'a str, mount: &str) -> Option<&'a str> {
     let rest = path.strip_prefix(mount)?;
     (rest.starts_with('/')).then_some(rest)
-}
-
-/// A path as lenient servers may read it: empty and dot segments and parameters (`;…`) gone, with an escaped slash within a
-/// segment (it stays escaped here) and between two. Letters are compared whatever their case: some servers take either. What could be a create must not pass ungated for a doubled slash (a base
-/// URL that ends in one) or an escaped letter. It is sent on as it came.
-fn readings(path: &str) -> Vec<String> {
-    let mut readings = vec![plain(path)];
-    if let Cow::Owned(decoded) = percent_decode(path) {
-        readings.push(plain(&decoded));
-    }
-    readings
-}
-
-fn plain(path: &str) -> String {
-    let mut segments = Vec::new();
-    for segment in path.split('/') {
-        let decoded = percent_decode(segment);
-        match decoded.split(';').next().unwrap_or_default() {
-            "" | "." => {}
-            ".." => {
-                segments.pop();
-            }
-            bare => segments.push(bare.replace('/', "%2f")),
-        }
-    }
-    format!("/{}", segments.join("/"))
 }
 
 fn fits(operation: &Operation, method: &Method, paths: &[String]) -> bool {

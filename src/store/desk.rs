@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use serde::Serialize;
 
-use super::{NewEvent, Result};
+use super::{NewEvent, Result, Route};
 use crate::clock::UnixMs;
 use crate::ids::CallId;
 
@@ -73,6 +73,8 @@ pub struct OutboxDelivery {
     pub url: String,
     /// It is an event of our own.
     pub own: bool,
+    /// How it goes.
+    pub route: Route,
     /// How often it was tried.
     pub attempts: u32,
     /// When it is tried next.

@@ -367,6 +367,39 @@ pub enum Received {
     },
 }
 
+/// How a delivery goes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Route {
+    /// To where the operator's config says.
+    #[default]
+    App,
+    /// To an address that an app chose, over the network.
+    Callback,
+    /// To such an address that is the app's own: it goes to where the operator's config says that the app is.
+    Forwarded,
+}
+
+impl Route {
+    /// The word on record.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::App => "app",
+            Self::Callback => "callback",
+            Self::Forwarded => "forwarded",
+        }
+    }
+}
+
+impl std::str::FromStr for Route {
+    type Err = crate::call::UnknownWord;
+
+    fn from_str(word: &str) -> std::result::Result<Self, Self::Err> {
+        let all = [Self::App, Self::Callback, Self::Forwarded];
+        all.into_iter().find(|one| one.as_str() == word).ok_or_else(|| crate::call::UnknownWord(word.to_owned()))
+    }
+}
+
 /// Something the app has to be told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delivery {
@@ -374,9 +407,11 @@ pub struct Delivery {
     pub id: String,
     /// The webhook that it came from.
     pub event_id: String,
-    /// The call that it speaks of: its deliveries go one after the other.
+    /// The call that it speaks of: its deliveries go one after the other, as long as none fails.
     pub call: Option<String>,
-    /// Where.
+    /// How it goes.
+    pub route: Route,
+    /// Where; of a callback, as the app wrote it.
     pub url: String,
     /// How.
     pub method: String,
@@ -502,9 +537,9 @@ pub trait Store: Records + Desk + Transcripts + Retention + Send + Sync + 'stati
     async fn unsettled_events(&self, before_ms: UnixMs, reach: &Reach, after: &Place, limit: u32) -> Result<Waiting>;
 
     /// Takes deliveries that are due, in order: nobody else gets them for [`TAKEN_MS`] by the store's clock, and the next of a
-    /// call not before this one is done or given up. Counts no attempt. Of those whose body is in a spool, only this one's. One
+    /// call not before this one was tried; in `strict` order, not before it is done or given up. Counts no attempt. Of those whose body is in a spool, only this one's. One
     /// that cannot be read is given up.
-    async fn take_deliveries(&self, at_ms: UnixMs, limit: u32, spool: &str) -> Result<Vec<Delivery>>;
+    async fn take_deliveries(&self, at_ms: UnixMs, limit: u32, spool: &str, strict: bool) -> Result<Vec<Delivery>>;
 
     /// Notes the result of a delivery that was taken: done, or due again, or given up (`None`). One that is done stays done.
     async fn delivered(

@@ -212,6 +212,7 @@ pub(super) fn outbox_delivery(row: &impl Columns) -> Sql<OutboxDelivery> {
         call: row.optional_text("call_id")?,
         url: without_query(&row.text("url")?),
         own: row.flag("own")?,
+        route: word(row, "route")?,
         attempts: row.number("attempts")?.try_into().map_err(damaged)?,
         due_at: row.optional_number("due_at")?,
         done_at: row.optional_number("done_at")?,

@@ -60,6 +60,7 @@ macro_rules! behaves_as_a_store {
             an_event_that_two_settle_is_settled_once,
             a_delivery_is_one_senders_and_comes_back_if_that_dies,
             deliveries_of_a_call_go_in_order_and_others_do_not_wait,
+            a_delivery_that_failed_holds_nothing_back,
             a_call_is_put_on_record_under_the_pools_epoch_alone,
             the_database_decides_in_its_own_mode_and_epoch,
             a_full_limit_refuses_until_a_call_has_ended,
@@ -232,6 +233,7 @@ pub(super) async fn a_webhook_is_taken_once(fresh: &impl Fresh) {
         id: "d1".to_owned(),
         event_id: "a".to_owned(),
         call: None,
+        route: Route::Callback,
         url: "http://app.test/x".to_owned(),
         method: "POST".to_owned(),
         headers: vec![],
@@ -243,18 +245,18 @@ pub(super) async fn a_webhook_is_taken_once(fresh: &impl Fresh) {
     let again = Delivery { id: "d2".to_owned(), ..delivery.clone() };
     store.settle("a", None, "applied", Some(again), 5).await.unwrap();
     assert_eq!(store.receive(event("c")).await.unwrap(), before(Some("applied")));
-    assert_eq!(store.take_deliveries(4, 10, "").await.unwrap(), []);
-    assert_eq!(store.take_deliveries(5, 10, "").await.unwrap(), [delivery]);
+    assert_eq!(store.take_deliveries(4, 10, "", false).await.unwrap(), []);
+    assert_eq!(store.take_deliveries(5, 10, "", false).await.unwrap(), [delivery]);
     store.delivered("d1", 6, Err(("refused".to_owned(), Some(50)))).await.unwrap();
-    assert_eq!(store.take_deliveries(49, 10, "").await.unwrap(), []);
-    assert_eq!(store.take_deliveries(50, 10, "").await.unwrap()[0].attempts, 1);
+    assert_eq!(store.take_deliveries(49, 10, "", false).await.unwrap(), []);
+    assert_eq!(store.take_deliveries(50, 10, "", false).await.unwrap()[0].attempts, 1);
     assert_eq!(
         store.purge(&Ages::of_all(1000, 1000)).await.unwrap(),
         1,
         "the event goes, what the app waits for stays"
     );
     store.delivered("d1", 51, Err(("refused".to_owned(), None))).await.unwrap();
-    assert_eq!(store.take_deliveries(99, 10, "").await.unwrap(), []);
+    assert_eq!(store.take_deliveries(99, 10, "", false).await.unwrap(), []);
     assert_eq!(store.purge(&Ages::of_all(1000, 1000)).await.unwrap(), 1, "what was given up is not kept for ever");
 }
 
@@ -576,6 +578,7 @@ fn event_and_delivery(n: usize, call: Option<&CallId>) -> (NewEvent, Delivery) {
         id: format!("dl_{:03}", 999 - n),
         event_id: event.id.clone(),
         call: call.map(ToString::to_string),
+        route: Route::Forwarded,
         url: "http://app.test/x".to_owned(),
         method: "POST".to_owned(),
         headers: vec![("a".to_owned(), "b".to_owned())],
@@ -615,7 +618,7 @@ pub(super) async fn a_delivery_is_one_senders_and_comes_back_if_that_dies(fresh:
     }
     let mut taken = vec![];
     for _ in 0..20 {
-        let (one, two) = tokio::join!(a.take_deliveries(1, 2, ""), b.take_deliveries(1, 3, ""));
+        let (one, two) = tokio::join!(a.take_deliveries(1, 2, "", false), b.take_deliveries(1, 3, "", false));
         for delivery in one.unwrap().into_iter().chain(two.unwrap()) {
             assert_eq!(delivery.attempts, 0);
             taken.push(delivery.id);
@@ -629,24 +632,25 @@ pub(super) async fn a_delivery_is_one_senders_and_comes_back_if_that_dies(fresh:
     a.delivered(&taken[0], 2, Ok(())).await.unwrap();
     a.delivered(&taken[1], 2, Err(("refused".to_owned(), Some(50)))).await.unwrap();
     b.delivered(&taken[2], 2, Err(("refused".to_owned(), None))).await.unwrap();
-    assert_eq!(b.take_deliveries(49, 100, "").await.unwrap(), []);
+    assert_eq!(b.take_deliveries(49, 100, "", false).await.unwrap(), []);
     fresh.execute("UPDATE deliveries SET taken_until = taken_until - 30000").await;
-    let back = b.take_deliveries(49, 100, "").await.unwrap();
+    let back = b.take_deliveries(49, 100, "", false).await.unwrap();
     assert_eq!((back.len(), back.iter().any(|d| taken[..3].contains(&d.id))), (57, false));
-    let again = a.take_deliveries(50, 100, "").await.unwrap();
+    let again = a.take_deliveries(50, 100, "", false).await.unwrap();
     assert_eq!(again.iter().map(|d| (&d.id, d.attempts)).collect::<Vec<_>>(), [(&taken[1], 1)]);
     // A sender that was stopped reports late what another has done since.
     b.delivered(&back[0].id, 60, Ok(())).await.unwrap();
     a.delivered(&back[0].id, 61, Err(("too late".to_owned(), Some(62)))).await.unwrap();
-    assert_eq!(a.take_deliveries(99, 100, "").await.unwrap(), []);
+    assert_eq!(a.take_deliveries(99, 100, "", false).await.unwrap(), []);
     // A process that has the record alone knows that nobody sends any more.
     a.close().await;
     b.close().await;
     let alone = fresh.open().await;
-    assert_eq!(alone.take_deliveries(99, 100, "").await.unwrap().len(), 57);
+    assert_eq!(alone.take_deliveries(99, 100, "", false).await.unwrap().len(), 57);
 }
 
 pub(super) async fn deliveries_of_a_call_go_in_order_and_others_do_not_wait(fresh: &impl Fresh) {
+    let strict = true;
     let (a, b) = (fresh.open_shared().await, fresh.open_shared().await);
     let (call, other) = (CallId::new(), CallId::new());
     // The later ones are due earlier.
@@ -655,16 +659,20 @@ pub(super) async fn deliveries_of_a_call_go_in_order_and_others_do_not_wait(fres
     let third = to_deliver(&a, 2, Some(&call), 10).await;
     let of_other = to_deliver(&a, 3, Some(&other), 15).await;
     let free = to_deliver(&a, 4, None, 16).await;
-    assert_eq!(b.take_deliveries(14, 10, "").await.unwrap(), [], "the first is not due yet");
-    assert_eq!(b.take_deliveries(20, 10, "").await.unwrap(), [of_other.clone(), free.clone(), first.clone()]);
-    assert_eq!(a.take_deliveries(20, 10, "").await.unwrap(), []);
+    assert_eq!(b.take_deliveries(14, 10, "", strict).await.unwrap(), [], "the first is not due yet");
+    assert_eq!(b.take_deliveries(20, 10, "", strict).await.unwrap(), [of_other.clone(), free.clone(), first.clone()]);
+    assert_eq!(a.take_deliveries(20, 10, "", strict).await.unwrap(), []);
     b.delivered(&first.id, 21, Err(("refused".to_owned(), Some(50)))).await.unwrap();
-    assert_eq!(a.take_deliveries(49, 10, "").await.unwrap(), [], "the second waits for the first's next try");
-    assert_eq!(a.take_deliveries(50, 10, "").await.unwrap()[0].id, first.id);
+    assert_eq!(a.take_deliveries(49, 10, "", strict).await.unwrap(), [], "the second waits for the first's next try");
+    assert_eq!(a.take_deliveries(50, 10, "", strict).await.unwrap()[0].id, first.id);
     a.delivered(&first.id, 51, Err(("refused".to_owned(), None))).await.unwrap();
-    assert_eq!(a.take_deliveries(51, 10, "").await.unwrap(), std::slice::from_ref(&second), "the first is given up");
+    assert_eq!(
+        a.take_deliveries(51, 10, "", strict).await.unwrap(),
+        std::slice::from_ref(&second),
+        "the first is given up"
+    );
     a.delivered(&second.id, 52, Ok(())).await.unwrap();
-    assert_eq!(b.take_deliveries(52, 10, "").await.unwrap(), [third]);
+    assert_eq!(b.take_deliveries(52, 10, "", strict).await.unwrap(), [third]);
 }
 
 pub(super) async fn an_order_is_found_at_another_replica_and_taken_by_one(fresh: &impl Fresh) {
@@ -712,4 +720,21 @@ pub(super) async fn an_order_is_found_at_another_replica_and_taken_by_one(fresh:
     a.apply(change(&second.id, Event::Reached(Phase::Live))).await.unwrap();
     assert_eq!((find().await[1].undelivered, find().await[1].unsettled), (true, false));
     assert_eq!(a.find_orders("another", 0).await.unwrap(), []);
+}
+
+pub(super) async fn a_delivery_that_failed_holds_nothing_back(fresh: &impl Fresh) {
+    let store = fresh.open_shared().await;
+    let call = CallId::new();
+    let first = to_deliver(&store, 0, Some(&call), 10).await;
+    let second = to_deliver(&store, 1, Some(&call), 10).await;
+    let third = to_deliver(&store, 2, Some(&call), 10).await;
+    assert_eq!(store.take_deliveries(10, 10, "", false).await.unwrap(), std::slice::from_ref(&first));
+    assert_eq!(store.take_deliveries(10, 10, "", false).await.unwrap(), [], "the first is under way");
+    store.delivered(&first.id, 11, Err(("refused".to_owned(), Some(50)))).await.unwrap();
+    assert_eq!(store.take_deliveries(11, 10, "", false).await.unwrap(), std::slice::from_ref(&second));
+    assert_eq!(store.take_deliveries(11, 10, "", false).await.unwrap(), [], "the third waits for the second, in order");
+    store.delivered(&second.id, 12, Ok(())).await.unwrap();
+    // The first is tried again by itself, beside the third.
+    let ids: Vec<String> = store.take_deliveries(50, 10, "", false).await.unwrap().into_iter().map(|d| d.id).collect();
+    assert_eq!(ids, [third.id.clone(), first.id.clone()]);
 }

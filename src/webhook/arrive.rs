@@ -10,6 +10,7 @@ use http::header::HOST;
 use crate::ids::AccountName;
 use crate::provider::account::{Account, join};
 use crate::provider::description::Webhook;
+use crate::provider::path::{normal, readings};
 use crate::provider::sign::{BadSignature, Checked, Keys, Request};
 
 /// A webhook of an account that a path may be.
@@ -33,14 +34,38 @@ impl Candidate {
 /// Paths that the operator added, by `provider.webhook`.
 pub type ExtraPaths = BTreeMap<String, Vec<String>>;
 
-/// Every webhook that a path may be: several accounts of one provider share its paths.
+/// What a path may be.
+#[derive(Debug, Clone)]
+pub enum Found {
+    /// No webhook's.
+    Nothing,
+    /// A webhook's for a server that reads it more leniently than others: nobody can tell.
+    Ambiguous,
+    /// One of these. Several accounts of one provider share its paths.
+    Webhooks(Vec<Candidate>),
+}
+
+/// What a path may be, however it is written: see [`normal`].
+pub fn find(accounts: &BTreeMap<AccountName, Arc<Account>>, extra: &ExtraPaths, path: &str) -> Found {
+    let found = candidates(accounts, extra, path);
+    if !found.is_empty() {
+        return Found::Webhooks(found);
+    }
+    match readings(path).iter().skip(1).any(|reading| !candidates(accounts, extra, reading).is_empty()) {
+        true => Found::Ambiguous,
+        false => Found::Nothing,
+    }
+}
+
+/// Every webhook that a path may be, as it is read by most.
 pub fn candidates(accounts: &BTreeMap<AccountName, Arc<Account>>, extra: &ExtraPaths, path: &str) -> Vec<Candidate> {
+    let path = normal(path);
     let mut found = Vec::new();
     for account in accounts.values() {
         for (index, webhook) in account.provider.webhooks.iter().enumerate() {
-            let captures = webhook.paths.iter().find_map(|p| p.captures(path)).or_else(|| {
+            let captures = webhook.paths.iter().find_map(|p| p.captures_any_case(&path)).or_else(|| {
                 let more = extra.get(&format!("{}.{}", account.provider.name, webhook.name))?;
-                more.iter().any(|p| p == path).then(BTreeMap::new)
+                more.iter().any(|p| normal(p).eq_ignore_ascii_case(&path)).then(BTreeMap::new)
             });
             if let Some(captures) = captures {
                 found.push(Candidate { account: account.clone(), index, captures });

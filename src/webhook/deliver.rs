@@ -4,9 +4,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 use tokio::sync::Notify;
@@ -19,13 +21,19 @@ use super::to_app::Resign;
 use crate::calls::Calls;
 use crate::failpoint;
 use crate::ids::CallId;
-use crate::net::Upstream;
 use crate::net::headers::strip_hop_by_hop;
+use crate::net::{BadCallback, UpstreamError};
+use crate::provider::account::join;
+use crate::provider::path::percent_decode;
 use crate::provider::sign::{Request as Signed, sign_standard, standard_key, without_fragment};
-use crate::store::{Delivery, Spool, StoreError};
+use crate::store::{Delivery, Route, Spool, StoreError};
 
 /// Pauses between tries, in seconds. After the last the delivery is given up and stays on record with its error.
 pub const BACKOFF_SECS: [i64; 8] = [1, 5, 15, 60, 300, 900, 3600, 3 * 3600];
+/// How many of these there are where the app has answered that it does not want a delivery.
+const SHORT: usize = 3;
+/// Tells the app at which address of its own a callback was wanted that came by `app.forward_url`.
+const ASKED_URL: HeaderName = HeaderName::from_static("x-ringfence-callback-url");
 /// How long the app may take.
 const TIMEOUT: Duration = Duration::from_secs(15);
 /// The same for large bodies: less than a delivery is this process's ([`crate::store::TAKEN_MS`]).
@@ -39,16 +47,19 @@ const STOP_WITHIN: Duration = Duration::from_secs(2);
 /// How often the outbox is looked at without being woken: retries come due by themselves.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
+/// Where a notification goes.
+pub(super) struct To<'a> {
+    pub(super) route: Route,
+    pub(super) url: &'a str,
+    /// What the app takes its address for.
+    pub(super) signed_url: &'a str,
+    pub(super) method: &'a str,
+}
+
 /// A notification as the app gets it: bytes and provider headers untouched, a URL-bound signature made anew.
-pub(super) fn compose(
-    event_id: &str,
-    url: &str,
-    signed_url: &str,
-    method: &str,
-    signed: &Resign<'_>,
-    spool: Option<&str>,
-) -> Delivery {
+pub(super) fn compose(event_id: &str, to: To<'_>, signed: &Resign<'_>, spool: Option<&str>) -> Delivery {
     let Signed { headers, body, form, .. } = signed.came;
+    let To { route, url, signed_url, method } = to;
     let id = format!("dl_{}", Ulid::new().to_string().to_lowercase());
     let mut url = without_fragment(url).to_owned();
     let mut signed_url = without_fragment(signed_url).to_owned();
@@ -84,6 +95,7 @@ pub(super) fn compose(
         id,
         event_id: event_id.to_owned(),
         call: None,
+        route,
         url,
         method: method.to_ascii_uppercase(),
         headers: super::kept_headers(&kept, signed.signature),
@@ -110,27 +122,87 @@ fn signed(calls: &Calls, delivery: &Delivery) -> Result<Delivery, String> {
 /// Why the app does not have a delivery.
 struct Missed {
     why: String,
-    /// Trying again would not help.
-    for_good: bool,
+    /// How often trying again may help.
+    again: Again,
+}
+
+/// How often a delivery is tried again.
+#[derive(Clone, Copy)]
+enum Again {
+    /// For hours: the app may be down.
+    Long,
+    /// For seconds: the app has answered that it does not want it.
+    Short,
+    /// Not at all: it would not help.
+    Never,
+}
+
+impl Again {
+    /// The pauses between tries, in seconds.
+    fn pauses_secs(self) -> &'static [i64] {
+        match self {
+            Self::Long => &BACKOFF_SECS,
+            Self::Short => &BACKOFF_SECS[..SHORT],
+            Self::Never => &[],
+        }
+    }
+}
+
+impl Missed {
+    fn never(why: impl ToString) -> Self {
+        Self { why: why.to_string(), again: Again::Never }
+    }
 }
 
 impl From<String> for Missed {
     fn from(why: String) -> Self {
-        Self { why, for_good: false }
+        Self { why, again: Again::Long }
     }
 }
 
+/// Whether an answer is about the delivery and not about the moment: the same request will hardly be answered otherwise. A redirect is not
+/// followed.
+fn is_final(status: StatusCode) -> bool {
+    let of_the_moment =
+        [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_EARLY, StatusCode::TOO_MANY_REQUESTS].contains(&status);
+    (status.is_client_error() || status.is_redirection()) && !of_the_moment
+}
+
 /// Sends a delivery once. The app has it when it answers with 2xx.
-async fn send(upstream: &Upstream, delivery: &Delivery, spool: &Spool) -> Result<(), Missed> {
+async fn send(calls: &Calls, delivery: &Delivery, spool: &Spool) -> Result<(), Missed> {
+    let (upstream, app) = (&calls.upstream, &calls.settings.app);
+    // Decided anew: the operator may have said since where the app is.
+    let path = if delivery.route == Route::App { None } else { app.path_of(&delivery.url) };
+    let forwarded = path.map(|path| match &app.forward_url {
+        Some(base) => Ok(join(base, path)),
+        None => Err(Missed::from("app.forward_url is not set, and the address is the app's own".to_owned())),
+    });
+    let is_forwarded = forwarded.is_some();
+    let url = forwarded.transpose()?.unwrap_or_else(|| delivery.url.clone());
     let mut request = Request::new(());
-    *request.method_mut() = delivery.method.parse::<Method>().map_err(|e| e.to_string())?;
-    *request.uri_mut() = delivery.url.parse().map_err(|e: http::uri::InvalidUri| e.to_string())?;
+    *request.method_mut() = delivery.method.parse::<Method>().map_err(Missed::never)?;
+    *request.uri_mut() = url.parse::<Uri>().map_err(Missed::never)?;
     for (name, value) in &delivery.headers {
         if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
             request.headers_mut().append(name, value);
         }
     }
+    if is_forwarded && let Ok(asked) = HeaderValue::try_from(delivery.url.as_str()) {
+        request.headers_mut().insert(ASKED_URL, asked);
+    }
     let answer = match &delivery.spool {
+        None if delivery.route != Route::App && !is_forwarded => {
+            let rules = upstream.callback_rules();
+            rules.check_url(&delivery.url).map_err(|bad| forbidden(calls, &bad))?;
+            if let Some(authorization) = credentials(request.uri()) {
+                request.headers_mut().entry(AUTHORIZATION).or_insert(authorization);
+            }
+            let request = request.map(|()| Bytes::from(delivery.body.clone()));
+            upstream.fetch_callback(request, ANSWER_BYTES_MAX, TIMEOUT).await
+        }
+        Some(_) if delivery.route == Route::Callback => {
+            return Err(Missed::never("its body is too large for a callback"));
+        }
         None => {
             let request = request.map(|()| Bytes::from(delivery.body.clone()));
             upstream.fetch(request, ANSWER_BYTES_MAX, TIMEOUT).await
@@ -138,20 +210,39 @@ async fn send(upstream: &Upstream, delivery: &Delivery, spool: &Spool) -> Result
         Some(_) => match spool.open(&delivery.event_id).await {
             Ok(file) => upstream.fetch_file(request, file, ANSWER_BYTES_MAX, LARGE_TIMEOUT).await,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Err(Missed { why: BODY_GONE.to_owned(), for_good: true });
+                return Err(Missed::never(BODY_GONE));
             }
             Err(error) => return Err(format!("its body cannot be read: {error}").into()),
         },
     };
     match answer {
         Ok(response) if response.status().is_success() => Ok(()),
-        Ok(response) => Err(format!("the app answered {}", response.status().as_u16()).into()),
+        Ok(response) => {
+            let again = if is_final(response.status()) { Again::Short } else { Again::Long };
+            Err(Missed { why: format!("the app answered {}", response.status().as_u16()), again })
+        }
+        Err(UpstreamError::Forbidden(bad)) => Err(forbidden(calls, &bad)),
         Err(error) => Err(error.to_string().into()),
     }
 }
 
-/// Delivers what is due until it is told to stop. Those of one call go one after the other, whichever process sends them; one
-/// that is slow holds up no other call's. What is left is due again after a restart.
+/// An address that a tenant chose, and that is not called. It will not be called later either.
+fn forbidden(calls: &Calls, bad: &BadCallback) -> Missed {
+    calls.lifecycle.metrics.callback_refused("delivery", bad.reason);
+    Missed::never(format!("not called: {bad}"))
+}
+
+/// The credentials that a URL holds, as a request shows them.
+fn credentials(url: &Uri) -> Option<HeaderValue> {
+    let (pair, _) = url.authority()?.as_str().rsplit_once('@')?;
+    let pair = percent_decode(if pair.contains(':') { pair.into() } else { format!("{pair}:") }.as_str()).into_owned();
+    let mut value = HeaderValue::try_from(format!("Basic {}", BASE64.encode(pair))).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+/// Delivers what is due until it is told to stop. Those of one call go one after the other, whichever process sends them, as long as
+/// none fails: one that does is tried again by itself. One that is slow holds up no other call's. What is left is due again after a restart.
 ///
 /// `newest` gives the newest generation of calls; `spool` has large bodies.
 pub async fn run(newest: impl Fn() -> Calls, spool: Spool, wake: Arc<Notify>, stop: CancellationToken) {
@@ -161,8 +252,12 @@ pub async fn run(newest: impl Fn() -> Calls, spool: Spool, wake: Arc<Notify>, st
         let now_ms = calls.lifecycle.clock.now_ms();
         let room = AT_ONCE.saturating_sub(u32::try_from(under_way.len()).unwrap_or(AT_ONCE));
         if room > 0 {
-            let taken =
-                calls.lifecycle.store.take_deliveries(now_ms, room, spool.name()).await.unwrap_or_else(|error| {
+            let taken = calls
+                .lifecycle
+                .store
+                .take_deliveries(now_ms, room, spool.name(), calls.settings.strict_order)
+                .await
+                .unwrap_or_else(|error| {
                     warn!(%error, "the outbox cannot be read");
                     vec![]
                 });
@@ -187,10 +282,10 @@ pub async fn run(newest: impl Fn() -> Calls, spool: Spool, wake: Arc<Notify>, st
 async fn one(calls: &Calls, spool: &Spool, delivery: &Delivery) {
     let result = match delivery.is_own() {
         true => match signed(calls, delivery) {
-            Ok(signed) => send(&calls.upstream, &signed, spool).await,
+            Ok(signed) => send(calls, &signed, spool).await,
             Err(why) => Err(why.into()),
         },
-        false => send(&calls.upstream, delivery, spool).await,
+        false => send(calls, delivery, spool).await,
     };
     failpoint::hit("delivery.sent").await;
     let now_ms = calls.lifecycle.clock.now_ms();
@@ -199,8 +294,8 @@ async fn one(calls: &Calls, spool: &Spool, delivery: &Delivery) {
             calls.lifecycle.metrics.delivery("done");
             Ok(())
         }
-        Err(Missed { why: error, for_good }) => {
-            let pause_secs = BACKOFF_SECS.get(delivery.attempts as usize).filter(|_| !for_good);
+        Err(Missed { why: error, again }) => {
+            let pause_secs = again.pauses_secs().get(delivery.attempts as usize);
             calls.lifecycle.metrics.delivery(if pause_secs.is_some() { "retry" } else { "given_up" });
             warn!(
                 delivery = delivery.id,

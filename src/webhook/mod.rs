@@ -4,6 +4,7 @@
 
 pub mod arrive;
 pub mod deliver;
+mod forward;
 mod hear;
 mod journal;
 mod noise;
@@ -43,7 +44,8 @@ use crate::provider::select::{Document, Message, is_form, may_be_json};
 use crate::provider::sign::{Keys, Signature, sha256_hex};
 use crate::reply::{json_answer, problem, respond, twiml, when_full_twiml};
 use crate::store::{CallRecord, Change, Journal, NewEvent, RECORDED, Received, Result, Said, Spool, SpoolError, Took};
-use arrive::{Candidate, ExtraPaths, candidates};
+use arrive::{Candidate, ExtraPaths, Found, find};
+pub use forward::ForwardPaths;
 pub use journal::journal_loop;
 pub use records::records_loop;
 pub use replay::{AGAIN_SECS as REPLAY_AGAIN_SECS, Replayed, replay_loop};
@@ -54,6 +56,8 @@ use subaccounts::Subaccounts;
 pub const KEPT_BYTES_MAX: usize = 1024 * 1024;
 /// The largest body that is taken: base64 audio of an hour-long call (facts A4.3: "many MB").
 pub const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// What of a stranger's path is logged, in characters.
+const LOGGED_PATH_MAX: usize = 256;
 /// Longer dedupe keys are hashed, in bytes.
 const KEY_BYTES_MAX: usize = 512;
 /// Room for one of the largest, in KiB.
@@ -94,6 +98,8 @@ pub struct Settings {
     pub agents: BTreeMap<String, String>,
     /// Paths that the operator added.
     pub extra_paths: ExtraPaths,
+    /// Paths that pass to the app although no description knows them.
+    pub forward_paths: ForwardPaths,
     /// The answer about a call that nobody knows, where the caller is told.
     pub unknown_status: u16,
     /// What the spool holds at most, in bytes.
@@ -208,11 +214,18 @@ impl Handler for Webhooks {
         if exchange.path() == "/health" {
             return exchange.respond(json_answer(StatusCode::OK, &json!({"status": "ok"}))).await;
         }
-        let found = candidates(&self.calls.accounts, &self.settings.extra_paths, exchange.path());
-        let (kind, status) = if found.is_empty() || exchange.is_upgrade() {
-            ("passed", self.pass(exchange).await)
-        } else {
-            ("webhook", self.take(exchange, &found).await)
+        let (kind, status) = match find(&self.calls.accounts, &self.settings.extra_paths, exchange.path()) {
+            Found::Nothing => ("passed", self.pass(exchange).await),
+            Found::Ambiguous => {
+                let message = "This path can be read as a webhook's and as another: write it without escapes.";
+                ("refused", self.odd(exchange, "AMBIGUOUS_PATH", message).await)
+            }
+            // Providers post webhooks. A socket at their paths would reach the app unseen.
+            Found::Webhooks(_) if exchange.is_upgrade() => {
+                let message = "No upgrade is expected at the path of a webhook.";
+                ("refused", self.odd(exchange, "UPGRADE_NOT_EXPECTED", message).await)
+            }
+            Found::Webhooks(found) => ("webhook", self.take(exchange, &found).await),
         };
         self.calls.lifecycle.metrics.request("webhooks", kind, status);
     }
@@ -229,6 +242,13 @@ impl Webhooks {
     /// The same handler on the next generation of calls and settings. The room for bodies is one for all generations.
     pub fn next(&self, calls: Calls, settings: Settings) -> Self {
         Self { calls, settings: Arc::new(settings), ..self.clone() }
+    }
+
+    /// Refuses a request whose path is a webhook's, and that is none.
+    async fn odd(&self, exchange: &mut Exchange, code: &'static str, message: &str) -> u16 {
+        let path: String = exchange.path().chars().take(LOGGED_PATH_MAX).collect();
+        warn!(path, code, "a request at a webhook's path was refused");
+        self.answer(exchange, problem(StatusCode::BAD_REQUEST, code, message)).await
     }
 
     async fn take(&self, exchange: &mut Exchange, found: &[Candidate]) -> u16 {

@@ -20,7 +20,7 @@ use crate::provider::account::join;
 use crate::provider::description::{OWN_ID_KIND, Reply};
 use crate::provider::sign::{Checked, Keys, Request, Signature};
 use crate::reply::{problem, twiml, when_full_twiml};
-use crate::store::{Delivery, Result};
+use crate::store::{Delivery, Result, Route};
 
 /// The largest answer of the app to a webhook, in bytes.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
@@ -136,7 +136,7 @@ impl Webhooks {
         let (from, raw) = (taken.from, taken.raw);
         let form = raw.form();
         let taken_over = from.webhook().callback.is_some() && from.captures.contains_key(OWN_ID_KIND);
-        let (url, signed_url, method) = if taken_over {
+        let (url, signed_url, method, route) = if taken_over {
             let record = match call {
                 Some(call) => self.calls.lifecycle.store.call(call).await?,
                 None => None,
@@ -145,16 +145,26 @@ impl Webhooks {
             if !asked_for(&callback.events, form) {
                 return Ok(None);
             }
-            (callback.url.clone(), callback.url, callback.method)
+            // An address of the app's, or our own, is where the operator says that the app is; any other is the tenant's word.
+            match self.calls.settings.app.path_of(&callback.url).and_then(|path| self.app_urls(path)) {
+                Some((_, signed_url)) => (callback.url, signed_url, callback.method, Route::Forwarded),
+                None => (callback.url.clone(), callback.url, callback.method, Route::Callback),
+            }
         } else {
-            let Some(base) = &self.settings.forward_url else { return Ok(None) };
-            let app_url = self.settings.app_public_url.as_ref().unwrap_or(base);
-            let path = &raw.path_and_query;
-            (join(base, path), join(app_url, path), raw.method.clone())
+            let Some((url, signed_url)) = self.app_urls(&raw.path_and_query) else { return Ok(None) };
+            (url, signed_url, raw.method.clone(), Route::App)
         };
         let came_to = self.signed(raw).url();
         let spool = self.is_for_spool(taken).then(|| self.spool.name());
-        Ok(Some(deliver::compose(event_id, &url, &signed_url, &method, &taken.resign(&came_to), spool)))
+        let to = deliver::To { route, url: &url, signed_url: &signed_url, method: &method };
+        Ok(Some(deliver::compose(event_id, to, &taken.resign(&came_to), spool)))
+    }
+
+    /// Where a path is at the app, and what the app takes its address for; `None` where there is no app.
+    fn app_urls(&self, path_and_query: &str) -> Option<(String, String)> {
+        let base = self.settings.forward_url.as_ref()?;
+        let app_url = self.settings.app_public_url.as_ref().unwrap_or(base);
+        Some((join(base, path_and_query), join(app_url, path_and_query)))
     }
 
     /// What no description knows: paths and sockets of the app.
@@ -163,6 +173,10 @@ impl Webhooks {
             let message = "Nothing is known at this path, and app.forward_url is not set.";
             return self.answer(exchange, problem(StatusCode::NOT_FOUND, "UNKNOWN_ROUTE", message)).await;
         };
+        if !self.settings.forward_paths.contain(exchange.path()) {
+            let message = "Nothing is known at this path, and app.forward_paths does not let it pass to the app.";
+            return self.answer(exchange, problem(StatusCode::NOT_FOUND, "UNKNOWN_ROUTE", message)).await;
+        }
         let path_and_query = exchange.path_and_query().to_owned();
         let mut target = RelayTarget {
             base: base.clone(),

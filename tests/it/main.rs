@@ -7,6 +7,7 @@
 )]
 
 mod acceptance;
+mod callbacks;
 mod chaos;
 mod cli;
 mod cli_first;
@@ -49,5 +50,6 @@ mod support;
 mod transcripts;
 mod transcripts_beyond;
 mod transcripts_many;
+mod webhook_paths;
 mod webhooks;
 mod webhooks_to_app;

@@ -185,6 +185,7 @@ mode = "enforce"
 public_url = "http://{webhooks}"
 
 [app]
+allowed_callbacks = ["127.0.0.0/8"]
 forward_url = "{self.app.url}"
 
 [listen]

@@ -25,7 +25,10 @@ macro_rules! inbox {
 
 macro_rules! outbox {
     ($rest:literal) => {
-        concat!("SELECT id, event_id, call_id, url, own, attempts, due_at, done_at, last_error FROM deliveries ", $rest)
+        concat!(
+            "SELECT id, event_id, call_id, url, own, route, attempts, due_at, done_at, last_error FROM deliveries ",
+            $rest
+        )
     };
 }
 

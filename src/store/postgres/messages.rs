@@ -85,8 +85,8 @@ pub(super) async fn settle(
     let Some(delivery) = delivery else { return Ok(true) };
     // Of an event that is applied once more the app is told already.
     query(
-        "INSERT INTO deliveries (id, event_id, url, method, headers, body, attempts, due_at, call_id, noted_at, spool)
-         SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $8, $10 WHERE NOT EXISTS (SELECT 1 FROM deliveries WHERE event_id = $2)",
+        "INSERT INTO deliveries (id, event_id, url, method, headers, body, attempts, due_at, call_id, noted_at, spool, route)
+         SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $8, $10, $11 WHERE NOT EXISTS (SELECT 1 FROM deliveries WHERE event_id = $2)",
     )
     .bind(&delivery.id)
     .bind(&delivery.event_id)
@@ -98,6 +98,7 @@ pub(super) async fn settle(
     .bind(at_ms)
     .bind(call.as_ref().map(CallId::as_str))
     .bind(&delivery.spool)
+    .bind(delivery.route.as_str())
     .execute(c)
     .await?;
     Ok(true)
@@ -121,14 +122,20 @@ pub(super) async fn unsettled(
 }
 
 /// One statement. Of those who look at once each gets others, as rows that are locked are passed over.
-pub(super) async fn take(c: &mut PgConnection, at_ms: UnixMs, limit: u32, spool: String) -> Sql<Vec<Delivery>> {
+pub(super) async fn take(
+    c: &mut PgConnection,
+    at_ms: UnixMs,
+    limit: u32,
+    spool: String,
+    strict: bool,
+) -> Sql<Vec<Delivery>> {
     let rows = query(
         "WITH now AS (SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS at),
          due AS (SELECT d.id FROM deliveries d, now
              WHERE d.done_at IS NULL AND d.due_at IS NOT NULL AND d.due_at <= $1
              AND (d.taken_until IS NULL OR d.taken_until <= now.at) AND (d.spool IS NULL OR d.spool = $4)
              AND NOT EXISTS (SELECT 1 FROM deliveries e WHERE e.call_id = d.call_id AND e.own = d.own AND e.seq < d.seq
-                 AND e.done_at IS NULL AND e.due_at IS NOT NULL)
+                 AND e.done_at IS NULL AND e.due_at IS NOT NULL AND (e.attempts = 0 OR $5))
              ORDER BY d.due_at, d.seq LIMIT $2 FOR UPDATE OF d SKIP LOCKED),
          taken AS (UPDATE deliveries d SET taken_until = now.at + $3 FROM due, now WHERE d.id = due.id RETURNING d.*)
          SELECT * FROM taken ORDER BY due_at, seq",
@@ -137,6 +144,7 @@ pub(super) async fn take(c: &mut PgConnection, at_ms: UnixMs, limit: u32, spool:
     .bind(i64::from(limit))
     .bind(TAKEN_MS)
     .bind(spool)
+    .bind(strict)
     .fetch_all(&mut *c)
     .await?;
     let delivery = |row: &PgRow| -> Sql<Delivery> {
@@ -149,6 +157,7 @@ pub(super) async fn take(c: &mut PgConnection, at_ms: UnixMs, limit: u32, spool:
             headers: headers(row)?,
             body: row.try_get::<Option<Vec<u8>>, _>("body")?.unwrap_or_default(),
             spool: row.try_get("spool")?,
+            route: row.try_get::<&str, _>("route")?.parse().map_err(damaged)?,
             attempts: count(row, "attempts")?,
         })
     };

@@ -452,9 +452,9 @@ impl Store for PostgresStore {
         self.db.read(|c| Box::pin(messages::unsettled(c, before_ms, reach.clone(), after.clone(), limit))).await
     }
 
-    async fn take_deliveries(&self, at_ms: UnixMs, limit: u32, spool: &str) -> Result<Vec<Delivery>> {
+    async fn take_deliveries(&self, at_ms: UnixMs, limit: u32, spool: &str, strict: bool) -> Result<Vec<Delivery>> {
         let spool = spool.to_owned();
-        self.db.write(move |c| Box::pin(messages::take(c, at_ms, limit, spool.clone()))).await
+        self.db.write(move |c| Box::pin(messages::take(c, at_ms, limit, spool.clone(), strict))).await
     }
 
     async fn delivered(

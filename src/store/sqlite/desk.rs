@@ -15,7 +15,8 @@ use crate::ids::CallId;
 const INBOX: &str =
     "SELECT id, account, webhook, event, received_at, path,
      (body IS NOT NULL OR spool IS NOT NULL) AS has_body, spool, call_id, outcome, tries, due_at, parked_at, error FROM webhook_events";
-const OUTBOX: &str = "SELECT id, event_id, call_id, url, own, attempts, due_at, done_at, last_error FROM deliveries";
+const OUTBOX: &str =
+    "SELECT id, event_id, call_id, url, own, route, attempts, due_at, done_at, last_error FROM deliveries";
 
 #[async_trait]
 impl Desk for SqliteStore {

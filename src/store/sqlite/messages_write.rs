@@ -4,7 +4,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::super::told;
 use super::super::{Delivery, NewEvent, Received, RefusalRecord, TAKEN_MS};
-use super::calls_write::to_json;
+use super::calls_write::{to_json, word};
 use super::records;
 use super::replicas::now_ms;
 use super::writer::Written;
@@ -64,8 +64,8 @@ pub(super) fn settle(
     let Some(delivery) = delivery else { return Ok(true) };
     // Of an event that is applied once more the app is told already.
     c.prepare_cached(
-        "INSERT INTO deliveries (id, event_id, url, method, headers, body, attempts, due_at, call_id, noted_at, spool)
-         SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?8, ?10 WHERE NOT EXISTS (SELECT 1 FROM deliveries WHERE event_id = ?2)",
+        "INSERT INTO deliveries (id, event_id, url, method, headers, body, attempts, due_at, call_id, noted_at, spool, route)
+         SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?8, ?10, ?11 WHERE NOT EXISTS (SELECT 1 FROM deliveries WHERE event_id = ?2)",
     )?
     .execute(params![
         delivery.id,
@@ -78,12 +78,13 @@ pub(super) fn settle(
         at_ms,
         call.map(CallId::as_str),
         delivery.spool,
+        delivery.route.as_str(),
     ])?;
     Ok(true)
 }
 
 /// Others that look at once find what this one has taken.
-pub(super) fn take(c: &Connection, at_ms: UnixMs, limit: u32, spool: &str) -> Written<Vec<Delivery>> {
+pub(super) fn take(c: &Connection, at_ms: UnixMs, limit: u32, spool: &str, strict: bool) -> Written<Vec<Delivery>> {
     let now = now_ms(c)?;
     let mut take = c.prepare_cached(
         "UPDATE deliveries SET taken_until = ?4 WHERE rowid IN
@@ -91,9 +92,9 @@ pub(super) fn take(c: &Connection, at_ms: UnixMs, limit: u32, spool: &str) -> Wr
               WHERE d.done_at IS NULL AND d.due_at IS NOT NULL AND d.due_at <= ?1
               AND (d.taken_until IS NULL OR d.taken_until <= ?3) AND (d.spool IS NULL OR d.spool = ?5)
               AND NOT EXISTS (SELECT 1 FROM deliveries e WHERE e.call_id = d.call_id AND e.own = d.own AND e.rowid < d.rowid
-                  AND e.done_at IS NULL AND e.due_at IS NOT NULL)
+                  AND e.done_at IS NULL AND e.due_at IS NOT NULL AND (e.attempts = 0 OR ?6))
               ORDER BY d.due_at, d.rowid LIMIT ?2)
-         RETURNING due_at, rowid, id, event_id, call_id, url, method, headers, body, attempts, spool",
+         RETURNING due_at, rowid, id, event_id, call_id, url, method, headers, body, attempts, spool, route",
     )?;
     let delivery = |row: &Row<'_>| {
         let headers: String = row.get(7)?;
@@ -107,11 +108,13 @@ pub(super) fn take(c: &Connection, at_ms: UnixMs, limit: u32, spool: &str) -> Wr
             body: row.get::<_, Option<Vec<u8>>>(8)?.unwrap_or_default(),
             attempts: row.get(9)?,
             spool: row.get(10)?,
+            route: word(row, 11)?,
         };
         Ok((row.get::<_, UnixMs>(0)?, row.get::<_, i64>(1)?, headers, delivery))
     };
-    let mut taken =
-        take.query_map(params![at_ms, limit, now, now + TAKEN_MS, spool], delivery)?.collect::<Written<Vec<_>>>()?;
+    let mut taken = take
+        .query_map(params![at_ms, limit, now, now + TAKEN_MS, spool, strict], delivery)?
+        .collect::<Written<Vec<_>>>()?;
     taken.sort_by_key(|(due_at, row, ..)| (*due_at, *row));
     let mut readable = Vec::with_capacity(taken.len());
     for (.., headers, delivery) in taken {

@@ -337,12 +337,12 @@ impl Store for SqliteStore {
         messages::unsettled(&self.readers, before_ms, reach, after, limit).await
     }
 
-    async fn take_deliveries(&self, at_ms: UnixMs, limit: u32, spool: &str) -> Result<Vec<Delivery>> {
+    async fn take_deliveries(&self, at_ms: UnixMs, limit: u32, spool: &str, strict: bool) -> Result<Vec<Delivery>> {
         if !self.doubting(messages::any_due(&self.readers, at_ms, spool).await)? {
             return Ok(vec![]);
         }
         let spool = spool.to_owned();
-        self.writer.run(move |c| messages_write::take(c, at_ms, limit, &spool)).await
+        self.writer.run(move |c| messages_write::take(c, at_ms, limit, &spool, strict)).await
     }
 
     async fn delivered(

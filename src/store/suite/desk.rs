@@ -43,7 +43,7 @@ pub(in crate::store) async fn what_was_delivered_or_given_up_is_delivered_again_
     let store = fresh.open().await;
     let first = to_deliver(&store, 1, None, 1).await;
     let second = to_deliver(&store, 2, None, 1).await;
-    assert_eq!(store.take_deliveries(1, 9, "").await.unwrap().len(), 2);
+    assert_eq!(store.take_deliveries(1, 9, "", false).await.unwrap().len(), 2);
     store.delivered(&first.id, 2, Ok(())).await.unwrap();
     store.delivered(&second.id, 2, Err(("no".to_owned(), None))).await.unwrap();
     assert_eq!(store.outbox(Outbox::Pending, 9).await.unwrap(), []);
@@ -54,7 +54,7 @@ pub(in crate::store) async fn what_was_delivered_or_given_up_is_delivered_again_
         assert_eq!(store.redeliver(&delivery.event_id, 3).await.unwrap(), 1);
     }
     assert_eq!(store.redeliver("nobody", 3).await.unwrap(), 0);
-    let mut again = store.take_deliveries(3, 9, "").await.unwrap();
+    let mut again = store.take_deliveries(3, 9, "", false).await.unwrap();
     again.sort_by(|a, b| a.event_id.cmp(&b.event_id));
     assert_eq!(again, [first.clone(), second], "as they were");
     store.delivered(&first.id, 4, Ok(())).await.unwrap();
@@ -139,8 +139,8 @@ pub(in crate::store) async fn a_body_in_a_spool_is_its_replicas_alone(fresh: &im
     assert!(!store.unspool(&event.id, "mine").await.unwrap(), "it is not applied yet");
     assert!(store.settle(&event.id, None, "kept", Some(delivery.clone()), 5).await.unwrap());
     store.respool(&event.id, "other").await.unwrap();
-    assert_eq!(store.take_deliveries(5, 9, "other").await.unwrap(), []);
-    assert_eq!(store.take_deliveries(5, 9, "mine").await.unwrap(), std::slice::from_ref(&delivery));
+    assert_eq!(store.take_deliveries(5, 9, "other", false).await.unwrap(), []);
+    assert_eq!(store.take_deliveries(5, 9, "mine", false).await.unwrap(), std::slice::from_ref(&delivery));
     let alias = Alias { kind: "call_sid".to_owned(), id: "CA1".to_owned() };
     store.wait_for(&event.id, &alias).await.unwrap();
     store.delivered(&delivery.id, 6, Ok(())).await.unwrap();
@@ -178,13 +178,13 @@ pub(in crate::store) async fn what_is_in_the_spool_of_a_replica_that_is_gone_is_
     assert_eq!((parked[0].error.as_deref(), parked[0].has_body), (Some("gone"), true));
     let given_up = store.outbox(Outbox::GivenUp, 9).await.unwrap();
     assert_eq!((given_up.len(), given_up[0].last_error.as_deref()), (1, Some("gone")));
-    assert_eq!(store.take_deliveries(200, 9, "mine").await.unwrap(), [mine.1]);
+    assert_eq!(store.take_deliveries(200, 9, "mine", false).await.unwrap(), [mine.1]);
     // It comes back.
     assert!(store.reopen(&unsettled.0.id).await.unwrap());
     assert_eq!(store.redeliver(&pending.0.id, 200).await.unwrap(), 1);
     let reach = Reach { spool: "gone".to_owned(), record: false };
     assert_eq!(store.unsettled_events(200, &reach, &Place::default(), 99).await.unwrap().events, [unsettled.0]);
-    assert_eq!(store.take_deliveries(200, 9, "gone").await.unwrap(), [pending.1]);
+    assert_eq!(store.take_deliveries(200, 9, "gone", false).await.unwrap(), [pending.1]);
 }
 
 pub(in crate::store) async fn a_purge_tells_spools_which_files_must_go(fresh: &impl Fresh) {
@@ -228,7 +228,7 @@ pub(in crate::store) async fn a_damaged_row_keeps_no_other_from_its_turn(fresh: 
         store.wait_for(&event.id, &alias).await.unwrap();
     }
     fresh.execute("UPDATE deliveries SET headers = '7' WHERE event_id = 'ev_001'").await;
-    assert_eq!(store.take_deliveries(5, 9, "").await.unwrap(), [all[1].1.clone(), all[2].1.clone()]);
+    assert_eq!(store.take_deliveries(5, 9, "", false).await.unwrap(), [all[1].1.clone(), all[2].1.clone()]);
     let given_up = store.outbox(Outbox::GivenUp, 9).await.unwrap();
     assert_eq!((given_up.len(), given_up[0].event_id.as_str()), (1, ids[0]));
     assert!(given_up[0].last_error.is_some());

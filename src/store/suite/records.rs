@@ -157,7 +157,7 @@ pub(in crate::store) async fn the_app_is_told_in_the_transaction_of_the_fact(fre
     store.open(new_call(&[]), None).await.unwrap();
     let mut kinds = Vec::new();
     loop {
-        let taken = store.take_deliveries(10_000, 9, "").await.unwrap();
+        let taken = store.take_deliveries(10_000, 9, "", false).await.unwrap();
         assert!(taken.len() <= 1, "one after the other");
         let Some(delivery) = taken.first() else { break };
         assert!(delivery.is_own() && delivery.call.as_deref() == Some(call.id.as_str()));
@@ -185,7 +185,7 @@ pub(in crate::store) async fn own_events_do_not_wait_for_webhooks(fresh: &impl F
     let call = NewCall { tell: true, ..new_call(&[]) };
     store.open(call.clone(), None).await.unwrap();
     to_deliver(&store, 1, Some(&call.id), 1_000).await;
-    let taken = store.take_deliveries(1_000, 9, "").await.unwrap();
+    let taken = store.take_deliveries(1_000, 9, "", false).await.unwrap();
     assert_eq!(taken.iter().filter(|delivery| delivery.is_own()).count(), 1);
     assert_eq!(taken.len(), 2);
 }

@@ -78,7 +78,7 @@ pub(in crate::store) async fn each_business_is_forgotten_at_its_own_age(fresh: &
         left_behind(&store, business, n + 1).await;
         store.refused(vec![refusal(business, true)]).await.unwrap();
     }
-    let taken = store.take_deliveries(2_000, 99, "").await.unwrap();
+    let taken = store.take_deliveries(2_000, 99, "", false).await.unwrap();
     assert_eq!(taken.len(), 6);
     for delivery in taken {
         store.delivered(&delivery.id, 2_000, Ok(())).await.unwrap();
@@ -116,9 +116,9 @@ pub(in crate::store) async fn what_the_app_still_waits_for_outlives_its_call(fre
     assert_eq!(store.call(&call.id).await.unwrap(), None);
     assert_eq!(store.inbox_event(&event.id).await.unwrap(), None);
     assert!(!store.unspool(&spooled.id, "mine").await.unwrap(), "the app does not have it");
-    assert_eq!(store.take_deliveries(2_000, 9, "mine").await.unwrap(), std::slice::from_ref(&delivery));
+    assert_eq!(store.take_deliveries(2_000, 9, "mine", false).await.unwrap(), std::slice::from_ref(&delivery));
     store.delivered(&delivery.id, 2_000, Ok(())).await.unwrap();
-    assert_eq!(store.take_deliveries(2_000, 9, "mine").await.unwrap(), std::slice::from_ref(&pending));
+    assert_eq!(store.take_deliveries(2_000, 9, "mine", false).await.unwrap(), std::slice::from_ref(&pending));
     store.delivered(&pending.id, 2_000, Ok(())).await.unwrap();
     assert!(store.unspool(&spooled.id, "mine").await.unwrap());
     store.purge(&old).await.unwrap();

@@ -179,6 +179,7 @@ mode = "{inbound}"
 [inbound.agents]
 "{OWN_NUMBER}" = "agent_acme"
 [app]
+allowed_callbacks = ["127.0.0.0/8"]
 forward_url = "{app}"
 [accounts.elevenlabs]
 upstream = "{url}"

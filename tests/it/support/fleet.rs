@@ -511,6 +511,7 @@ mode = "front"
 [inbound.agents]
 "{OWN_NUMBER}" = "agent_callers"
 [app]
+allowed_callbacks = ["127.0.0.0/8"]
 forward_url = "{app}"
 [accounts.elevenlabs]
 upstream = "http://{upstream}"

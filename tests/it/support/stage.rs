@@ -35,6 +35,8 @@ pub struct Setup {
     pub public: bool,
     /// `app.forward_url`.
     pub app: Option<String>,
+    /// Entries of `app.allowed_callbacks`.
+    pub callbacks: String,
     /// Texts of the config that are written otherwise, at the very end.
     pub replace: Vec<(String, String)>,
 }
@@ -56,6 +58,7 @@ impl Default for Setup {
             twilio: String::new(),
             public: true,
             app: None,
+            callbacks: "\"127.0.0.0/8\"".to_owned(),
             replace: vec![],
         }
     }
@@ -175,6 +178,12 @@ impl Stage {
         let text = std::fs::read_to_string(self.folder.join(FILE)).unwrap();
         assert!(text.contains(old), "{old} is not in the config");
         std::fs::write(self.folder.join(FILE), text.replace(old, new)).unwrap();
+    }
+
+    /// Writes a text of the config otherwise, for the next start.
+    pub fn edit(&mut self, old: &str, new: &str) {
+        assert!(self.config.contains(old), "{old} is not in the config");
+        self.config = self.config.replace(old, new);
     }
 
     /// The database that has the record, where that is Postgres.
@@ -351,7 +360,13 @@ fn config_text(setup: &Setup, url: &str, webhooks_port: u16) -> String {
     let s = &setup.sim;
     let public =
         if setup.public { format!("public_url = \"http://127.0.0.1:{webhooks_port}\"") } else { String::new() };
-    let app = setup.app.as_ref().map_or(String::new(), |url| format!("[app]\nforward_url = \"{url}\""));
+    // Apps of tests live on loopback.
+    let section = format!("[app]\nallowed_callbacks = [{}]", setup.callbacks);
+    let app = setup.app.as_ref().map_or(String::new(), |url| format!("forward_url = \"{url}\""));
+    let (app, tables) = match setup.tables.contains("[app]") {
+        true => (String::new(), setup.tables.replace("[app]", &format!("{section}\n{app}"))),
+        false => (format!("{section}\n{app}"), setup.tables.clone()),
+    };
     let text = format!(
         r#"
 {public}
@@ -392,7 +407,6 @@ auth_token = "{token}"
         sid = s.account_sid,
         token = s.auth_token,
         twilio = setup.twilio,
-        tables = setup.tables,
     );
     setup.replace.iter().fold(text, |text, (old, new)| {
         assert!(text.contains(old), "{old} is not in the config");
