@@ -33,7 +33,9 @@ use crate::gate::{Channel, Gate};
 use crate::hub::{self, Hub};
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
-use crate::net::{Edge, EdgeSettings, LocalSocket, ReloadingTls, RunningEdge, install_crypto_provider};
+use crate::net::{
+    Edge, EdgeSettings, LocalSocket, ReloadingTls, RunningEdge, descriptors, install_crypto_provider,
+};
 use crate::policy::Policy;
 use crate::reconcile::{self, Sightings};
 use crate::store::postgres::PostgresStore;
@@ -82,6 +84,12 @@ pub struct App {
     /// Open calls that were found on record.
     pub rebuilt: usize,
 }
+
+/// A listener that takes fewer connections than this is worth a word.
+const FEW_CONNECTIONS: usize = 500;
+
+/// Bytes of all bodies at once where each has 64 KiB at most: `listen.admin`, `listen.client`.
+const SMALL_BODIES_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 async fn bind(
     name: &str,
@@ -134,21 +142,44 @@ impl App {
 
     async fn start_now(config: Config, clock: Clock, written: Option<Written>) -> Result<Self, StartError> {
         install_crypto_provider();
-        let edge = EdgeSettings { trusted_peers: config.listen.trusted_peers.clone(), ..EdgeSettings::default() };
+        let open_files = descriptors::raise_open_files();
+        let shares = descriptors::shares(open_files);
+        let listener = |connections_max: usize, share: usize| {
+            let max_connections = connections_max.min(share);
+            if share < FEW_CONNECTIONS {
+                warn!(open_files, max_connections, "few open files are allowed: a listener takes few connections");
+            }
+            EdgeSettings {
+                trusted_peers: config.listen.trusted_peers.clone(),
+                max_connections,
+                max_connections_of_peer: config.listen.connections_per_peer.unwrap_or(max_connections.div_ceil(2)),
+                ..EdgeSettings::default()
+            }
+        };
+        let edge = listener(EdgeSettings::default().max_connections, shares.public);
         let tls = match &config.listen.tls {
             Some((cert, key)) => Some(ReloadingTls::load(cert, key).map_err(start_error)?),
             None => None,
         };
         let api = bind("api", config.listen.api, edge.clone(), tls.clone()).await?;
-        let with_audio = EdgeSettings { max_body_bytes: webhook::BODIES_BYTES_MAX, ..edge.clone() };
+        let with_audio = EdgeSettings {
+            max_body_bytes: webhook::BODIES_BYTES_MAX,
+            max_large_body_bytes: webhook::LARGE_BODIES_BYTES_MAX,
+            max_large_body_bytes_of_peer: webhook::BODY_BYTES_MAX,
+            ..edge.clone()
+        };
         let webhooks = bind("webhooks", config.listen.webhooks, with_audio, tls.clone()).await?;
         let with_sockets = EdgeSettings {
             max_tunnels: client::SOCKETS_MAX,
-            max_connections: client::SOCKETS_MAX + 1000,
-            ..edge.clone()
+            max_body_bytes: SMALL_BODIES_BYTES_MAX,
+            ..listener(client::SOCKETS_MAX + 1000, shares.public)
         };
         let client = bind("client", config.listen.client, with_sockets, tls.clone()).await?;
-        let admin = bind("admin", config.listen.admin, edge, None).await?;
+        let for_operators = EdgeSettings {
+            max_body_bytes: SMALL_BODIES_BYTES_MAX,
+            ..listener(EdgeSettings::default().max_connections, shares.admin)
+        };
+        let admin = bind("admin", config.listen.admin, for_operators, None).await?;
         let (admin, admin_socket) = with_socket(admin, &config.listen.admin_socket)?;
 
         let own = [&api, &webhooks, &admin, &client].map(Edge::local_addr);

@@ -52,6 +52,10 @@ pub enum Code {
     InvalidRequest,
     /// The provider cannot be reached, for a request that creates nothing.
     UpstreamUnreachable,
+    /// The provider got the request, which creates no call, and did not answer it.
+    UpstreamSilent,
+    /// The provider's answer leads to one of its other hosts.
+    UpstreamRedirects,
     /// Nothing is mounted here.
     UnknownRoute,
 }
@@ -110,6 +114,8 @@ impl Code {
             Code::BodyTooLarge => "BODY_TOO_LARGE",
             Code::InvalidRequest => "INVALID_REQUEST",
             Code::UpstreamUnreachable => "UPSTREAM_UNREACHABLE",
+            Code::UpstreamSilent => "UPSTREAM_OUTCOME_UNKNOWN",
+            Code::UpstreamRedirects => "UPSTREAM_REDIRECTS",
             Code::UnknownRoute => "UNKNOWN_ROUTE",
         }
     }
@@ -125,7 +131,8 @@ impl Code {
     fn status(self, shape: &RefusalShape) -> StatusCode {
         match self {
             Code::PlanNotAllowed | Code::UnknownBusiness => StatusCode::FORBIDDEN,
-            Code::OutcomeUnknown | Code::AlreadyPlaced => {
+            // Statuses that no SDK of the provider's repeats by itself.
+            Code::OutcomeUnknown | Code::AlreadyPlaced | Code::UpstreamSilent | Code::UpstreamRedirects => {
                 StatusCode::from_u16(shape.unknown_status).unwrap_or(StatusCode::GATEWAY_TIMEOUT)
             }
             Code::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
@@ -152,7 +159,9 @@ impl Code {
             | Code::AlreadyPlaced
             | Code::StoreUnavailable
             | Code::GateUnavailable
-            | Code::UpstreamUnreachable => Kind::Unavailable,
+            | Code::UpstreamUnreachable
+            | Code::UpstreamSilent
+            | Code::UpstreamRedirects => Kind::Unavailable,
         }
     }
 

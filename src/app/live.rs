@@ -133,6 +133,7 @@ pub(super) fn upstream(config: &Config, own: &[SocketAddr]) -> Result<Upstream, 
     Upstream::new(UpstreamSettings {
         callbacks: config.callbacks.with_own(own),
         create_timeout: config.late_answer,
+        answer_timeout: config.pass_through,
         extra_ca: config.extra_ca.clone(),
         ..UpstreamSettings::default()
     })

@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 use super::again::Earlier;
 use super::many::Many;
-use super::refuse::hung_up;
+use super::refuse::{hung_up, redirected};
 use super::repost::{Arrived, Asker, Client, Fingerprint, NOTICED_WITHIN, OrderRef, key};
 use super::{ANSWER_BYTES_MAX, Calls, inject};
 use crate::admission::{Gated, Lease, Order};
@@ -384,7 +384,14 @@ impl Calls {
             failpoint::hit("create.limit.ended").await;
             let wait_secs = retry_after_secs(&answer).unwrap_or(limit.wait_secs);
             return (Settled::NotCreated, self.refuse_by_provider(order, limit.class, wait_secs).boxed().await);
-        } else if status >= 500 {
+        } else if matches!(status, 307 | 308) {
+            // The order is to be sent elsewhere (RFC 9110 §15.4.8), so it was not carried out here.
+            if joined.is_none() {
+                self.end(call, End::NotCreated, EndProof::Provider, "answer").await;
+            }
+            return (Settled::NotCreated, self.refuse(order, redirected(order, call, &answer)).await);
+        } else if status >= 500 || (300..400).contains(&status) {
+            // The other redirects may answer an order that was carried out (RFC 9110 §15.4.4).
             self.mark_unknown(call).await;
             let why = format!("{} answered {status}", provider.name);
             return (Settled::Unknown, self.unknown_answer(&order.account, order.sdk_sleeps, call, &why));

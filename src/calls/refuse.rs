@@ -1,7 +1,8 @@
 //! What the app is told of an order that was not placed, or of which nobody knows; and what of it is counted and kept.
 
 use bytes::Bytes;
-use http::Response;
+use http::header::LOCATION;
+use http::{Response, Uri};
 use tracing::{info, warn};
 
 use super::Calls;
@@ -223,4 +224,17 @@ impl Calls {
 /// For a client that has gone before its order was admitted: it may be waiting on another connection by now.
 pub(super) fn hung_up() -> Refusal {
     Refusal::new(Code::ClientHungUp, "Not dialled: the client hung up before its order was admitted.")
+}
+
+/// For an order that the provider answered with a redirect that says that it was not carried out.
+pub(super) fn redirected(order: &CreateOrder, call: &CallId, answer: &Response<Bytes>) -> Refusal {
+    let (account, status) = (&order.account, answer.status().as_u16());
+    let location = answer.headers().get(LOCATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let leads_to = location.parse::<Uri>().ok().and_then(|uri| uri.host().map(str::to_owned));
+    warn!(%call, account = %account.name, status, leads_to, "a create was redirected");
+    let message = format!(
+        "Not dialled: {} redirects creates, and ringfence follows no redirect; set the account's `upstream` to where it leads.",
+        account.provider.name
+    );
+    Refusal::new(Code::UpstreamRedirects, message)
 }

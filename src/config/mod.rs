@@ -69,6 +69,8 @@ pub struct Config {
     pub deadlines: Deadlines,
     /// How long an exchange is read after the app was answered.
     pub late_answer: Duration,
+    /// How long a request that passes through may wait for the provider.
+    pub pass_through: Duration,
     /// How long a drain waits.
     pub drain: Duration,
     /// The store.
@@ -114,6 +116,8 @@ pub struct Listen {
     pub tls: Option<(PathBuf, PathBuf)>,
     /// Whose `X-Forwarded-*` headers are believed.
     pub trusted_peers: crate::net::TrustedPeers,
+    /// Connections of one peer at once, on each listener. Default: half of what the listener takes.
+    pub connections_per_peer: Option<usize>,
 }
 
 /// The Unix socket of `listen.admin`.
@@ -365,6 +369,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
     let late_answer = secs(&timeouts, "late_answer_secs", 1..=3600, 300);
     let send_within = secs(&timeouts, "send_within_secs", 1..=60, SEND_WITHIN.as_secs());
     let app_timeout = secs(&timeouts, "app_secs", 1..=60, 12);
+    let pass_through = secs(&timeouts, "pass_through_secs", 1..=86_400, 600);
     let ask_timeout = secs(&timeouts, "ask_secs", 1..=60, 10);
     let drain = secs(&timeouts, "drain_secs", 0..=3600, 30);
     timeouts.finish();
@@ -459,6 +464,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
         },
         deadlines,
         late_answer: late_answer.max(create_timeout),
+        pass_through,
         drain,
         store,
         spool_dir,
@@ -554,6 +560,7 @@ fn listen(root: &Table<'_>, folder: &std::path::Path, store: &StoreSettings) -> 
         root.report().error("E003", table.span("trusted_peers"), format!("`listen.trusted_peers`: {error}"), "");
         crate::net::TrustedPeers::default()
     });
+    let connections_per_peer = table.count("connections_per_peer", 1..=1_000_000).map(|count| count as usize);
     table.finish();
     let all = [("api", api), ("webhooks", webhooks), ("admin", admin), ("client", client)];
     for (n, (name, address)) in all.iter().enumerate() {
@@ -565,7 +572,7 @@ fn listen(root: &Table<'_>, folder: &std::path::Path, store: &StoreSettings) -> 
         }
     }
     let (api, webhooks, admin, client) = (api?, webhooks?, admin?, client?);
-    Some(Listen { api, webhooks, admin, admin_socket, client, tls, trusted_peers })
+    Some(Listen { api, webhooks, admin, admin_socket, client, tls, trusted_peers, connections_per_peer })
 }
 
 fn deadlines(root: &Table<'_>, create_timeout: Duration) -> Deadlines {

@@ -23,6 +23,7 @@ pub fn needs_restart(old: &Config, new: &Config, text: &str) -> Vec<Diagnostic> 
         ("listen.tls_cert", was_cert != is_cert),
         ("listen.tls_key", was_key != is_key),
         ("listen.trusted_peers", was.trusted_peers != is.trusted_peers),
+        ("listen.connections_per_peer", was.connections_per_peer != is.connections_per_peer),
         ("store.path", old.store.path != new.store.path),
         ("store.url", old.store.postgres != new.store.postgres),
         ("inbox.spool_dir", old.spool_dir != new.spool_dir),

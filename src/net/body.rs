@@ -1,5 +1,6 @@
 //! Bodies of upstream requests, and bounded reading of upstream answers.
 
+use std::collections::TryReserveError;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -156,6 +157,74 @@ impl Body for Outgoing {
     }
 }
 
+/// Bytes of a body that lie in one piece of memory while it grows; more of them are put together at its end. So a body that grows is
+/// not copied, and not twice in memory, each time that its piece is full.
+const PIECE: usize = 4 * 1024 * 1024;
+/// Bytes that bodies leave to others where the process may not have more (`ulimit -v`).
+const SPARE: usize = 16 * 1024 * 1024;
+
+/// A body that is gathered whole.
+#[derive(Debug, Default)]
+pub(super) struct Gathered {
+    /// A chunk that is the whole body so far: it is not copied.
+    only: Option<Bytes>,
+    pieces: Vec<Vec<u8>>,
+    len: usize,
+}
+
+impl Gathered {
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Adds a chunk. An error: the machine has no memory for it, and the process lives on.
+    pub(super) fn push(&mut self, chunk: Bytes) -> Result<(), TryReserveError> {
+        self.len += chunk.len();
+        if self.len == chunk.len() {
+            self.only = Some(chunk);
+            return Ok(());
+        }
+        for part in self.only.take().into_iter().chain([chunk]) {
+            if self.pieces.last().is_none_or(|piece| piece.len() + part.len() > PIECE) {
+                self.pieces.push(Vec::new());
+            }
+            if let Some(piece) = self.pieces.last_mut() {
+                if piece.capacity() - piece.len() < part.len() {
+                    reserve(piece, part.len())?;
+                }
+                piece.extend_from_slice(&part);
+            }
+        }
+        Ok(())
+    }
+
+    /// All of it. Each piece is given back as soon as it is copied. An error as with [`Gathered::push`].
+    pub(super) fn whole(mut self) -> Result<Bytes, TryReserveError> {
+        if let Some(only) = self.only {
+            return Ok(only);
+        }
+        if self.pieces.len() <= 1 {
+            return Ok(self.pieces.pop().unwrap_or_default().into());
+        }
+        let mut whole = Vec::new();
+        reserve(&mut whole, self.len)?;
+        for piece in self.pieces {
+            whole.extend_from_slice(&piece);
+        }
+        Ok(whole.into())
+    }
+}
+
+/// Takes memory for a body only where there is some left for the rest of the program, which ends when it gets none.
+fn reserve(buffer: &mut Vec<u8>, more: usize) -> Result<(), TryReserveError> {
+    let mut spare = Vec::<u8>::new();
+    spare.try_reserve_exact(SPARE)?;
+    // Or the compiler sees that nobody uses it, and does not ask.
+    std::hint::black_box(&mut spare);
+    drop(spare);
+    buffer.try_reserve(more)
+}
+
 /// Why an answer could not be read whole.
 pub(super) enum Unread {
     TooLarge,
@@ -168,5 +237,25 @@ pub(super) async fn collect(body: Incoming, limit: usize) -> Result<Bytes, Unrea
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(Unread::TooLarge),
         Err(error) => Err(Unread::Broken(error.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_gathered_is_what_came() {
+        assert!(Gathered::default().whole().unwrap().is_empty());
+        for chunks in [1, 2, 3, 200] {
+            let (mut body, mut all) = (Gathered::default(), Vec::new());
+            for nth in 0..chunks {
+                let chunk = vec![nth as u8; 64 * 1024 - nth];
+                all.extend_from_slice(&chunk);
+                body.push(chunk.into()).unwrap();
+                assert_eq!(body.len(), all.len());
+            }
+            assert_eq!(body.whole().unwrap(), all, "{chunks}");
+        }
     }
 }

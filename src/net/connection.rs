@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
-use http::header::{CONTENT_TYPE, RETRY_AFTER};
+use http::header::{CONTENT_TYPE, RETRY_AFTER, TRANSFER_ENCODING};
 use pingora::ErrorType;
 use pingora::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
 use pingora::http::ResponseHeader;
@@ -23,6 +23,7 @@ use pingora::server::ShutdownWatch;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
+use super::crowd::Seat;
 use super::edge::Shared;
 use super::exchange::{Exchange, Over};
 use super::io::{Sight, Watched};
@@ -39,7 +40,7 @@ const LINGER_IDLE: Duration = Duration::from_secs(5);
 const LINGER_DRAINING: Duration = Duration::from_secs(1);
 
 /// Serves a connection to its end.
-pub(super) async fn serve(tcp: TcpStream, peer: SocketAddr, shared: Arc<Shared>) {
+pub(super) async fn serve(tcp: TcpStream, peer: SocketAddr, shared: Arc<Shared>, seat: Arc<Seat>) {
     let _ = tcp.set_nodelay(true);
     let mut tcp = TcpIo::from(tcp);
     // A peer that vanished without a word would hold a tunnel for ever: four probes from a minute of silence on.
@@ -60,18 +61,18 @@ pub(super) async fn serve(tcp: TcpStream, peer: SocketAddr, shared: Arc<Shared>)
             }
         }
     };
-    run(io, Peer::Net(peer), tls, shared).await;
+    run(io, Peer::Net(peer), tls, shared, seat).await;
 }
 
 /// Serves a connection on the Unix socket to its end.
-pub(super) async fn serve_local(stream: UnixStream, peer: Peer, shared: Arc<Shared>) {
-    run(Box::new(TcpIo::from(stream)), peer, false, shared).await;
+pub(super) async fn serve_local(stream: UnixStream, peer: Peer, shared: Arc<Shared>, seat: Arc<Seat>) {
+    run(Box::new(TcpIo::from(stream)), peer, false, shared, seat).await;
 }
 
-async fn run(io: Stream, peer: Peer, tls: bool, shared: Arc<Shared>) {
+async fn run(io: Stream, peer: Peer, tls: bool, shared: Arc<Shared>, seat: Arc<Seat>) {
     let sight = Sight::new();
     let io: Stream = Box::new(Watched::new(io, sight.clone(), shared.settings.write_timeout));
-    let connection = Arc::new(Connection { shared, peer, tls, sight });
+    let connection = Arc::new(Connection { shared, peer, tls, sight, seat });
     match io.selected_alpn_proto() {
         Some(ALPN::H2) => connection.serve_http2(io).await,
         _ => connection.serve_http1(io).await,
@@ -83,6 +84,7 @@ struct Connection {
     peer: Peer,
     tls: bool,
     sight: Arc<Sight>,
+    seat: Arc<Seat>,
 }
 
 /// How waiting for a request's head ended.
@@ -142,7 +144,15 @@ impl Connection {
             }
             Head::Read => {}
         }
-        let session = match self.answer(session).await {
+        if self.is_full() {
+            self.refuse(session, Refusal::BUSY).await;
+            return None;
+        }
+        // Idle until here, and again when it is answered.
+        let busy = self.seat.busy()?;
+        let answered = self.answer(session).await;
+        drop(busy);
+        let session = match answered {
             Over::Closed => return None,
             Over::Unread(session) => {
                 self.linger(*session).await;
@@ -188,10 +198,16 @@ impl Connection {
                 return if sight.has_begun() { Head::Refused(Refusal::HEAD_TIMEOUT) } else { Head::Closed };
             }
         };
-        sight.head_done();
+        let is_chunked = matches!(read, Ok(true)) && session.req_header().headers.contains_key(TRANSFER_ENCODING);
+        let body = sight.head_done(is_chunked);
         match read {
+            Ok(true) if sight.illegal_line_end() => Head::Refused(Refusal::MALFORMED),
             Ok(true) if sight.illegal_line() => Head::Refused(Refusal::TARGET),
-            Ok(true) => Head::Read,
+            Ok(true) => match judge(session, settings) {
+                Some(refusal) => Head::Refused(refusal),
+                None if body.is_err() => Head::Refused(Refusal::MALFORMED),
+                None => Head::Read,
+            },
             Ok(false) => Head::Closed,
             Err(_) if sight.head_too_large() || sight.head_lines() > PINGORA_MAX_HEADERS => {
                 Head::Refused(Refusal::HEAD_TOO_LARGE)
@@ -204,17 +220,14 @@ impl Connection {
         }
     }
 
+    /// As many requests are under way as may be.
+    fn is_full(&self) -> bool {
+        self.shared.in_flight.len() >= self.shared.settings.max_in_flight
+    }
+
     /// Has a request answered.
     async fn answer(&self, session: ServerSession) -> Over {
         let shared = &self.shared;
-        if let Some(refusal) = judge(&session, &shared.settings) {
-            self.refuse(session, refusal).await;
-            return Over::Closed;
-        }
-        if shared.in_flight.len() >= shared.settings.max_in_flight {
-            self.refuse(session, Refusal::BUSY).await;
-            return Over::Closed;
-        }
         let mut exchange = Exchange::new(session, self.peer, self.tls, self.sight.clone(), shared.clone());
         let handled = tokio::select! {
             biased;
@@ -264,6 +277,7 @@ impl Connection {
     /// A stream is not reset at once either: clients should keep an answer that was complete before the reset (RFC 9113
     /// §8.1), but curl before version 8 forgets it.
     async fn linger(&self, session: ServerSession) {
+        self.sight.look_away();
         let mut stop = self.shared.stop.subscribe();
         let draining = async {
             let _ = stop.wait_for(|stop| *stop).await;
@@ -306,7 +320,16 @@ impl HttpServerApp for Connection {
     ) -> Option<ReusedHttpStream> {
         // A client that opens no window for the body of its answer; the connection's own stalls are seen by `Watched`.
         session.set_write_timeout(Some(self.shared.settings.write_timeout));
-        match self.answer(session).await {
+        let busy = self.seat.busy()?;
+        let refusal = judge(&session, &self.shared.settings);
+        if let Some(refusal) = refusal.or_else(|| self.is_full().then_some(Refusal::BUSY)) {
+            drop(busy);
+            self.refuse(session, refusal).await;
+            return None;
+        }
+        let answered = self.answer(session).await;
+        drop(busy);
+        match answered {
             Over::Closed => {}
             Over::Unread(session) => self.linger(*session).await,
             Over::InOrder(session) => {

@@ -13,10 +13,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::SendStream;
+use http::HeaderMap;
 use pingora::ErrorType::{WriteError, WriteTimedout};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::{HttpTask, ServerSession};
 use pingora::{Error, OrErr};
+
+use super::headers::strip_hop_by_hop;
 
 /// A session whose two directions can be driven by two futures of one task.
 pub(super) struct Downstream<'a> {
@@ -114,10 +117,24 @@ impl<'a> Downstream<'a> {
         Ok(())
     }
 
-    /// Ends the answer properly.
-    pub(super) async fn end(&self) -> pingora::Result<()> {
+    /// Writes an interim answer; the final one follows. HTTP/1.1 only.
+    pub(super) async fn interim(&self, head: ResponseHeader) -> pingora::Result<()> {
+        // pingora takes it for an early final one and gives the connection up; what it held before stands.
+        let keepalive = self.halves().session.get_keepalive();
+        self.halves().session.send_downstream_proxy_task(HttpTask::Header(Box::new(head), false));
+        let written = self.write_tasks().await;
+        self.halves().session.set_keepalive(keepalive);
+        written
+    }
+
+    /// Ends the answer properly. Trailers are for HTTP/2 clients: pingora does not write any for HTTP/1.
+    pub(super) async fn end(&self, trailers: Option<HeaderMap>) -> pingora::Result<()> {
         {
             let mut halves = self.halves();
+            if let (Some(stream), Some(mut trailers)) = (&mut halves.stream, trailers) {
+                strip_hop_by_hop(&mut trailers);
+                return stream.send_trailers(trailers).or_err(WriteError, "ending an HTTP/2 answer");
+            }
             if let Some(stream) = &mut halves.stream {
                 return stream.send_data(Bytes::new(), true).or_err(WriteError, "ending an HTTP/2 answer");
             }

@@ -3,19 +3,21 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use pingora::apps::HttpServerOptions;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::connection;
+use super::crowd::{Crowd, PeerKey, SAY_EVERY, Seat};
 use super::exchange::Exchange;
 use super::headers::TrustedPeers;
 use super::local::{LocalSocket, Peer, SocketFile};
+use super::room::{BodyRoom, Sizes};
 use super::tls::ReloadingTls;
 
 /// Answers requests. One value serves every connection of an [`Edge`].
@@ -43,13 +45,21 @@ pub struct EdgeSettings {
     pub max_header_bytes: usize,
     /// Header fields of a request. Beyond: 431. Default 100, at most 256 (pingora's).
     pub max_headers: usize,
-    /// Connections at once; those beyond are closed as soon as they are accepted. Default 10 000.
+    /// Connections at once. For one beyond, that which is idle for longest is closed; if none is, it is itself. Default 10 000.
     pub max_connections: usize,
+    /// The same for those of one peer (an IPv4 address, or 64 bits of an IPv6 one) that is none of `trusted_peers`. Default 5 000.
+    pub max_connections_of_peer: usize,
     /// Requests at once, tunnels apart; those beyond get a 503. Default 10 000.
     pub max_in_flight: usize,
-    /// Bytes of bodies that are read whole, of all requests at once, counted as they arrive; one that would go beyond is not
-    /// read on. Default 64 MiB.
+    /// Bytes of bodies that are read whole, of all requests at once, counted as they arrive; one that would go beyond waits a few
+    /// seconds, and is then not read on. Default 24 MiB.
     pub max_body_bytes: usize,
+    /// Room beside it for what bodies have beyond their first MiB, so that large ones never take that of small ones. Default: none of
+    /// its own.
+    pub max_large_body_bytes: usize,
+    /// What bodies of one peer may take of the latter; of the former it is three quarters. Trusted peers are asked for whom they forward.
+    /// Default 0.
+    pub max_large_body_bytes_of_peer: usize,
     /// WebSocket tunnels at once. Default 5 000.
     pub max_tunnels: usize,
     /// Requests at once on one HTTP/2 connection. Default 100.
@@ -68,8 +78,11 @@ impl Default for EdgeSettings {
             max_header_bytes: 64 * 1024,
             max_headers: 100,
             max_connections: 10_000,
+            max_connections_of_peer: 5_000,
             max_in_flight: 10_000,
-            max_body_bytes: 64 * 1024 * 1024,
+            max_body_bytes: 24 * 1024 * 1024,
+            max_large_body_bytes: 0,
+            max_large_body_bytes_of_peer: 0,
             max_tunnels: 5_000,
             max_h2_streams: 100,
             trusted_peers: TrustedPeers::default(),
@@ -112,11 +125,15 @@ impl Edge {
         let mut server_options = HttpServerOptions::default();
         server_options.h2_idle_timeout = Some(self.settings.keepalive);
         let (stop, _) = watch::channel(false);
+        let settings = &self.settings;
+        let (small, large) = (settings.max_body_bytes, settings.max_large_body_bytes);
+        let of_peer = Sizes { small: small / 4 * 3, large: settings.max_large_body_bytes_of_peer };
         let shared = Arc::new(Shared {
             tls: self.tls,
             handler,
             server_options,
-            body_room: Arc::new(Semaphore::new(self.settings.max_body_bytes.min(Semaphore::MAX_PERMITS))),
+            body_room: BodyRoom::new(Sizes { small, large }, of_peer),
+            crowd: Crowd::new(self.addr, settings.max_connections, settings.max_connections_of_peer),
             settings: self.settings,
             connections: TaskTracker::new(),
             in_flight: TaskTracker::new(),
@@ -140,8 +157,8 @@ pub(super) struct Shared {
     pub(super) tls: Option<ReloadingTls>,
     pub(super) handler: Arc<dyn Handler>,
     pub(super) server_options: HttpServerOptions,
-    /// A permit is a byte of [`EdgeSettings::max_body_bytes`].
-    pub(super) body_room: Arc<Semaphore>,
+    pub(super) body_room: Arc<BodyRoom>,
+    crowd: Arc<Crowd>,
     pub(super) connections: TaskTracker,
     pub(super) in_flight: TaskTracker,
     pub(super) tunnels: TaskTracker,
@@ -159,6 +176,7 @@ impl Shared {
 
 async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     let mut stop = shared.stop.subscribe();
+    let (mut failed, mut said_at) = (0, None);
     loop {
         let accepted = tokio::select! {
             biased;
@@ -166,10 +184,16 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((tcp, peer)) => admit(&shared, Peer::Net(peer), connection::serve(tcp, peer, shared.clone())),
+            Ok((tcp, peer)) => {
+                admit(&shared, Peer::Net(peer), |seat| connection::serve(tcp, peer, shared.clone(), seat));
+            }
             Err(error) => {
                 // Mostly "too many open files": wait for some to close instead of spinning (as hyper and nginx do).
-                tracing::warn!(%error, "cannot accept connections");
+                failed += 1;
+                if said_at.is_none_or(|at: Instant| at.elapsed() >= SAY_EVERY) {
+                    tracing::warn!(%error, failed, "failed to accept connections");
+                    (failed, said_at) = (0, Some(Instant::now()));
+                }
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
@@ -185,7 +209,9 @@ async fn accept_local(socket: LocalSocket, shared: Arc<Shared>) {
             accepted = socket.accept() => accepted,
         };
         match accepted {
-            Ok((stream, peer)) => admit(&shared, peer, connection::serve_local(stream, peer, shared.clone())),
+            Ok((stream, peer)) => {
+                admit(&shared, peer, |seat| connection::serve_local(stream, peer, shared.clone(), seat));
+            }
             Err(error) => {
                 tracing::warn!(%error, "failed to accept a connection on the Unix socket");
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -194,17 +220,22 @@ async fn accept_local(socket: LocalSocket, shared: Arc<Shared>) {
     }
 }
 
-fn admit(shared: &Arc<Shared>, peer: Peer, connection: impl Future<Output = ()> + Send + 'static) {
-    if shared.connections.len() >= shared.settings.max_connections {
-        // Closed without a word: at this point memory matters more than manners.
-        tracing::debug!(%peer, "too many connections");
-        return;
-    }
+fn admit<F>(shared: &Arc<Shared>, peer: Peer, serve: impl FnOnce(Arc<Seat>) -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    // Proxies that are trusted, and the operators' own socket, may have any number.
+    let bounded = peer.addr().map(|addr| addr.ip()).filter(|ip| !shared.settings.trusted_peers.contain(*ip));
+    // Without a place it is closed without a word: at this point memory matters more than manners.
+    let Some(seat) = shared.crowd.seat(bounded.map(PeerKey::of)) else { return };
+    let seat = Arc::new(seat);
     let cut = shared.cut.clone();
+    let connection = serve(seat.clone());
     shared.connections.spawn(async move {
         tokio::select! {
             biased;
             () = cut.cancelled() => {}
+            () = seat.left() => {}
             () = connection => {}
         }
     });

@@ -3,17 +3,19 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Method, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::ServerSession;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use super::body::Gathered;
+use super::crowd::PeerKey;
 use super::edge::{EdgeSettings, Shared};
-use super::headers::{Hop, has, strip_hop_by_hop};
+use super::headers::{Hop, client_address, has, strip_hop_by_hop};
 use super::io::Sight;
 use super::local::Peer;
+use super::room::Taken;
 
 /// One HTTP request being answered at the edge (HTTP/1.1 or HTTP/2).
 ///
@@ -29,7 +31,7 @@ pub struct Exchange {
     in_flight: Option<TaskTrackerToken>,
     body: Option<Bytes>,
     /// What the body takes of the room that all bodies share.
-    body_room: Option<OwnedSemaphorePermit>,
+    body_room: Option<Taken>,
     progress: Arc<Progress>,
 }
 
@@ -80,7 +82,7 @@ pub enum BodyError {
         /// The limit, in bytes.
         limit: usize,
     },
-    /// Other requests' bodies take all the room there is: a 503.
+    /// Other requests' bodies take all the room there is, or this peer's all that is for one: a 503, to be sent again.
     #[error("too many bodies at once")]
     NoRoom,
     /// Not complete within the edge's body deadline: a 408.
@@ -193,34 +195,22 @@ impl Exchange {
         self.progress.body_begun.set();
         self.send_continue().await;
         let deadline = self.shared.settings.body_timeout;
-        let (shared, body_room) = (&self.shared, &mut self.body_room);
+        let trusted = &self.shared.settings.trusted_peers;
+        let client = self.peer.addr().and_then(|peer| client_address(self.headers(), peer.ip(), trusted));
+        let room = self.body_room.insert(self.shared.body_room.body(client.map(PeerKey::of)));
         let State::Open(session) = &mut self.state else {
             return Err(BodyError::Broken);
         };
         let read = async {
-            let mut body = BytesMut::new();
-            // A chunk that is the whole body is not copied again.
-            let mut only = None;
+            let mut body = Gathered::default();
             while let Some(chunk) = session.read_request_body().await.map_err(|_| BodyError::Broken)? {
-                if body.len() + only.as_ref().map_or(0, Bytes::len) + chunk.len() > limit {
+                if body.len() + chunk.len() > limit {
                     return Err(BodyError::TooLarge { limit });
                 }
-                let bytes = u32::try_from(chunk.len()).unwrap_or(u32::MAX);
-                match (shared.body_room.clone().try_acquire_many_owned(bytes), body_room.as_mut()) {
-                    (Ok(more), Some(room)) => room.merge(more),
-                    (Ok(first), None) => *body_room = Some(first),
-                    (Err(_), _) => return Err(BodyError::NoRoom),
-                }
-                match only.take() {
-                    None if body.is_empty() => only = Some(chunk),
-                    None => body.extend_from_slice(&chunk),
-                    Some(before) => {
-                        body.extend_from_slice(&before);
-                        body.extend_from_slice(&chunk);
-                    }
-                }
+                room.grow(chunk.len()).await.map_err(|_| BodyError::NoRoom)?;
+                body.push(chunk).map_err(|_| BodyError::NoRoom)?;
             }
-            Ok(only.unwrap_or_else(|| body.freeze()))
+            body.whole().map_err(|_| BodyError::NoRoom)
         };
         let read = tokio::time::timeout(deadline, read).await;
         match read.unwrap_or(Err(BodyError::Timeout)) {

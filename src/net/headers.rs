@@ -13,7 +13,7 @@ const FORWARDED: HeaderName = header::FORWARDED;
 
 /// Headers that belong to one connection even when `Connection` does not name them (RFC 9110 §7.6.1, and `HTTP2-Settings`
 /// of the withdrawn h2c upgrade, RFC 9113 §3.1).
-const HOP_BY_HOP: [HeaderName; 9] = [
+const HOP_BY_HOP: [HeaderName; 10] = [
     header::CONNECTION,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
@@ -23,11 +23,11 @@ const HOP_BY_HOP: [HeaderName; 9] = [
     header::TRANSFER_ENCODING,
     header::UPGRADE,
     header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
 ];
 
 /// Removes what concerns only the connection a message came over: the fixed list of RFC 9110 §7.6.1 and everything that
-/// `Connection` names. The values of all other fields stay, and so does the order of the lines of one field; that of
-/// different fields means nothing (RFC 9110 §5.3) and is not kept.
+/// `Connection` names. The values of all other fields stay, and so does their order; the lines of one field come together.
 ///
 /// `Host`, `Content-Length` and the like cannot be smuggled away by naming them in `Connection`: framing and routing fields
 /// are never dropped on a sender's word (the attack is old: <https://nathandavison.com/blog/abusing-http-hop-by-hop-request-headers>).
@@ -38,10 +38,26 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
             !matches!(*name, header::HOST | header::CONTENT_LENGTH | header::AUTHORIZATION | header::CONTENT_TYPE)
         })
         .collect();
-    for name in named.iter().chain(&HOP_BY_HOP) {
-        headers.remove(name);
+    let goes = |name: &HeaderName| HOP_BY_HOP.contains(name) || named.contains(name);
+    if !headers.keys().any(goes) {
+        return;
     }
-    headers.remove(header::PROXY_AUTHORIZATION);
+    // Taking one out of a map would put the last in its place.
+    let mut kept = HeaderMap::with_capacity(headers.len());
+    for (name, value) in headers.iter().filter(|(name, _)| !goes(name)) {
+        kept.append(name.clone(), value.clone());
+    }
+    *headers = kept;
+}
+
+/// Makes one field of several `Cookie`: HTTP/2 may split it, HTTP/1.1 may not (RFC 9113 §8.2.3, RFC 6265 §5.4).
+pub fn join_cookies(headers: &mut HeaderMap) {
+    let crumbs: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if crumbs.len() > 1
+        && let Ok(whole) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..]))
+    {
+        headers.insert(header::COOKIE, whole);
+    }
 }
 
 /// The elements of a comma-separated list field, over all its lines, without blanks; lines that are not text are skipped.
@@ -99,6 +115,16 @@ pub fn forwarded(headers: &mut HeaderMap, hop: Hop<'_>) {
     {
         headers.insert(FORWARDED_HOST, host);
     }
+}
+
+/// Who asks, as far as that is known: the peer, or whom a trusted peer forwards, which is the last of `X-Forwarded-For` that is not
+/// itself trusted. `None`: trusted all the way.
+pub fn client_address(headers: &HeaderMap, peer: IpAddr, trusted: &TrustedPeers) -> Option<IpAddr> {
+    if !trusted.contain(peer) {
+        return Some(peer);
+    }
+    let hops: Vec<&str> = list(headers, FORWARDED_FOR).collect();
+    hops.into_iter().rev().map_while(|hop| hop.parse().ok()).find(|hop| !trusted.contain(*hop))
 }
 
 /// Peers whose `X-Forwarded-*` headers are believed: addresses and CIDR blocks. Nobody by default.
@@ -174,10 +200,17 @@ mod tests {
         headers.append("set-cookie", HeaderValue::from_static("b=2"));
         headers.append("set-cookie", HeaderValue::from_static("a=1"));
         strip_hop_by_hop(&mut headers);
-        let mut left: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
-        // By name only, and stable: the lines of one field must be in their order already.
-        left.sort_by_key(|(name, _)| *name);
-        assert_eq!(left, [("content-length", "3"), ("host", "a"), ("set-cookie", "b=2"), ("set-cookie", "a=1")]);
+        let left: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
+        assert_eq!(left, [("host", "a"), ("content-length", "3"), ("set-cookie", "b=2"), ("set-cookie", "a=1")]);
+    }
+
+    #[test]
+    fn rfc9113_8_2_3_split_cookies_are_joined() {
+        let mut headers = map(&[("cookie", "a=1"), ("x", "y")]);
+        headers.append("cookie", HeaderValue::from_static("b=2"));
+        headers.append("cookie", HeaderValue::from_static("c=3; d=4"));
+        join_cookies(&mut headers);
+        assert_eq!(headers.get_all("cookie").iter().collect::<Vec<_>>(), ["a=1; b=2; c=3; d=4"]);
     }
 
     #[test]
@@ -200,6 +233,19 @@ mod tests {
         assert_eq!(headers["x-forwarded-for"], "1.1.1.1, 10.0.0.9");
         assert_eq!(headers["x-forwarded-proto"], "https");
         assert_eq!(headers["x-forwarded-host"], "evil");
+    }
+
+    #[test]
+    fn whoever_a_trusted_peer_forwards_is_the_client() {
+        let trusted = TrustedPeers::parse(&["10.0.0.0/8"]).unwrap();
+        let client = |chain: &str, peer: &str| {
+            let headers = map(&[("x-forwarded-for", chain)]);
+            client_address(&headers, peer.parse().unwrap(), &trusted).map(|address| address.to_string())
+        };
+        assert_eq!(client("9.9.9.9", "8.8.8.8").as_deref(), Some("8.8.8.8"), "a stranger's word");
+        assert_eq!(client("1.1.1.1, 9.9.9.9, 10.0.0.2", "10.0.0.1").as_deref(), Some("9.9.9.9"));
+        assert_eq!(client("10.0.0.2", "10.0.0.1"), None);
+        assert_eq!(client("unknown", "10.0.0.1"), None);
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! The connection's byte stream with eyes: what pingora's sessions do not tell.
 //!
-//! pingora times each read, not the head of a request; it repairs request lines that RFC 9112 §3 wants refused; it reads up
-//! to 1 MiB of headers; and it has no time limit for writing a response head. All four are visible from the stream, so they
-//! are watched here, below the session, without touching it.
+//! pingora times each read, not the head of a request; it repairs request lines that RFC 9112 §3 wants refused; it takes lines
+//! that end in LF alone, and chunks that RFC 9112 §7.1 does not know; it reads up to 1 MiB of headers; and it has no time limit
+//! for writing a response head. All are visible from the stream, so they are watched here, below the session, without touching it.
 //!
 //! Writes are gathered here, too: pingora writes an answer's head and body apart and flushes at its end, and gives buffers only
 //! to the connections of its own listener.
@@ -26,6 +26,10 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::Sleep;
 
+use super::chunks::{Chunks, Malformed};
+
+const NOT_CHUNKED: &str = "the body is not in the chunked coding";
+
 /// What was seen on a connection so far; shared between the stream and the loop that serves it.
 #[derive(Debug)]
 pub(super) struct Sight {
@@ -45,15 +49,54 @@ impl std::fmt::Debug for Then {
     }
 }
 
-/// The head of the request being read, byte by byte.
+/// The request being read, byte by byte.
 #[derive(Debug, Default)]
 struct Head {
-    /// Bytes are looked at only while a head is being read.
-    reading: bool,
+    stage: Stage,
     bytes: usize,
     lines: usize,
     limit: usize,
     line: RequestLine,
+    ends: LineEnds,
+    /// What was read together with the head and stands behind it.
+    behind: Vec<u8>,
+}
+
+/// What the next bytes are.
+#[derive(Debug, Default)]
+enum Stage {
+    /// Not looked at.
+    #[default]
+    Whatever,
+    Head,
+    /// The head is at its end; how its body is framed was not said yet.
+    Read,
+    Chunks(Chunks),
+    /// The body is not in the chunked coding: nothing of it is given to who would read it otherwise.
+    Malformed,
+}
+
+/// Whether all lines of a head end in CRLF, and where the empty line is that ends it. RFC 9112 §2.2 allows a reader to take LF alone
+/// for a line's end; who stands before it may not, and would find another head.
+#[derive(Debug, Default)]
+struct LineEnds {
+    after_cr: bool,
+    line_bytes: usize,
+    illegal: bool,
+}
+
+impl LineEnds {
+    /// Whether an empty line ends here.
+    fn feed(&mut self, byte: u8) -> bool {
+        let after_cr = std::mem::replace(&mut self.after_cr, byte == b'\r');
+        if byte == b'\n' {
+            self.illegal |= !after_cr;
+            return std::mem::take(&mut self.line_bytes) == 0;
+        }
+        self.illegal |= after_cr;
+        self.line_bytes += usize::from(byte != b'\r');
+        false
+    }
 }
 
 /// Whether the first line is `method SP request-target SP version` in visible ASCII (RFC 9112 §3).
@@ -124,13 +167,29 @@ impl Sight {
     /// More than `limit` bytes of it make the next read fail.
     pub(super) fn expect_head(&self, already: &[u8], limit: usize) {
         let mut head = self.head();
-        *head = Head { reading: true, limit, ..Head::default() };
+        *head = Head { stage: Stage::Head, limit, ..Head::default() };
         head.feed(already);
     }
 
-    /// The head is complete: what follows is body and is not looked at.
-    pub(super) fn head_done(&self) {
-        self.head().reading = false;
+    /// The head is complete. What follows is a body in the chunked coding, or is not looked at.
+    ///
+    /// # Errors
+    /// What was read of the body already is not in that coding.
+    pub(super) fn head_done(&self, is_chunked: bool) -> Result<(), Malformed> {
+        let mut head = self.head();
+        let behind = std::mem::take(&mut head.behind);
+        head.stage = Stage::Whatever;
+        if is_chunked {
+            let mut chunks = Chunks::new();
+            chunks.feed(&behind)?;
+            head.stage = Stage::Chunks(chunks);
+        }
+        Ok(())
+    }
+
+    /// Nothing that follows is read for what it says.
+    pub(super) fn look_away(&self) {
+        self.head().stage = Stage::Whatever;
     }
 
     /// A byte of the expected head has arrived.
@@ -148,6 +207,11 @@ impl Sight {
     /// The request line broke RFC 9112 §3 (pingora would have escaped it and gone on).
     pub(super) fn illegal_line(&self) -> bool {
         self.head().line.illegal
+    }
+
+    /// A line of the head did not end in CRLF, or had a CR elsewhere.
+    pub(super) fn illegal_line_end(&self) -> bool {
+        self.head().ends.illegal
     }
 
     /// More than the limit was read without coming to the head's end; only then is reading ended.
@@ -174,10 +238,17 @@ impl Sight {
 
 impl Head {
     fn feed(&mut self, bytes: &[u8]) {
-        self.bytes += bytes.len();
-        for &byte in bytes {
+        for (nth, &byte) in bytes.iter().enumerate() {
+            self.bytes += 1;
             self.lines += usize::from(byte == b'\n');
+            // RFC 9112 §2.2: empty lines before the request line are skipped.
+            let is_over = self.ends.feed(byte) && self.line.ended;
             self.line.feed(byte);
+            if is_over {
+                self.stage = Stage::Read;
+                self.behind = bytes.get(nth + 1..).unwrap_or_default().to_vec();
+                return;
+            }
         }
     }
 }
@@ -236,8 +307,13 @@ impl AsyncRead for Watched {
         let this = self.get_mut();
         {
             let head = this.sight.head();
-            if head.reading && head.bytes > head.limit {
-                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "the request head is too large")));
+            let why = match &head.stage {
+                Stage::Head if head.bytes > head.limit => Some("the request head is too large"),
+                Stage::Malformed => Some(NOT_CHUNKED),
+                _ => None,
+            };
+            if let Some(why) = why {
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, why)));
             }
         }
         let before = buf.filled().len();
@@ -257,10 +333,21 @@ impl AsyncRead for Watched {
         }
         this.sight.bytes_read.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         let mut head = this.sight.head();
-        if head.reading {
-            head.feed(bytes);
-            drop(head);
-            this.sight.began.notify_one();
+        match &mut head.stage {
+            Stage::Head => {
+                head.feed(bytes);
+                drop(head);
+                this.sight.began.notify_one();
+            }
+            Stage::Chunks(chunks) => match chunks.feed(bytes) {
+                Ok(()) if chunks.is_over() => head.stage = Stage::Whatever,
+                Ok(()) => {}
+                Err(Malformed) => {
+                    head.stage = Stage::Malformed;
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, NOT_CHUNKED)));
+                }
+            },
+            Stage::Whatever | Stage::Read | Stage::Malformed => {}
         }
         Poll::Ready(Ok(()))
     }
@@ -350,7 +437,7 @@ impl Peek for Watched {}
 
 #[cfg(test)]
 mod tests {
-    use super::RequestLine;
+    use super::{Head, RequestLine, Stage};
 
     fn illegal(line: &str) -> bool {
         let mut check = RequestLine::default();
@@ -361,9 +448,7 @@ mod tests {
 
     #[test]
     fn request_lines_are_judged_as_rfc9112_3_writes_them() {
-        for line in
-            ["GET / HTTP/1.1\r\n", "\r\n\r\nGET /a?b=c HTTP/1.1\r\n", "GET / HTTP/1.1\n", "OPTIONS * HTTP/1.1\r\n"]
-        {
+        for line in ["GET / HTTP/1.1\r\n", "\r\n\r\nGET /a?b=c HTTP/1.1\r\n", "OPTIONS * HTTP/1.1\r\n"] {
             assert!(!illegal(line), "{line:?}");
         }
         for line in [
@@ -376,6 +461,34 @@ mod tests {
             "GET /\r\n",
         ] {
             assert!(illegal(line), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn heads_end_at_the_first_empty_line_and_only_crlf_ends_one() {
+        let read = |bytes: &str| {
+            let mut head = Head { stage: Stage::Head, ..Head::default() };
+            head.feed(bytes.as_bytes());
+            head
+        };
+        for (bytes, behind) in
+            [("GET / HTTP/1.1\r\n\r\n", ""), ("\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n0\r\n\r\n", "0\r\n\r\n")]
+        {
+            let head = read(bytes);
+            assert!(matches!(head.stage, Stage::Read) && !head.ends.illegal, "{bytes:?}");
+            assert_eq!(head.behind, behind.as_bytes());
+            assert_eq!(head.bytes, bytes.len() - behind.len());
+        }
+        assert!(matches!(read("GET / HTTP/1.1\r\nHost: a\r\n\r").stage, Stage::Head));
+        for bytes in [
+            "GET / HTTP/1.1\n\n",
+            "\nGET / HTTP/1.1\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\nX: b\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\n\n",
+            "GET / HTTP/1.1\r\nHost: a\rX: b\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\r\n\r\n",
+        ] {
+            assert!(read(bytes).ends.illegal, "{bytes:?}");
         }
     }
 }

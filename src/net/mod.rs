@@ -11,14 +11,17 @@
 //! Only this module knows which engines run: pingora's sessions below [`Edge`] and [`Exchange`], hyper's client below
 //! [`Upstream`]. Nothing of either appears in a public signature; replacing one of them ends here.
 //!
-//! Reading order: [`edge`] (life of the listener), `connection` (life of one connection), `refusal` (what is not let in),
-//! [`exchange`] (one request), [`headers`] (what may cross a hop), [`relay`](mod@relay), `stream` and `tunnel` (through), [`upstream`] (out),
-//! [`callback`] (out to where tenants want it), [`local`] (in, over a Unix socket).
+//! Reading order: [`edge`] (life of the listener), `crowd` (who is connected), `room` (memory of bodies), `connection` (life of one
+//! connection), `refusal` (what is not let in), [`exchange`] (one request), [`headers`] (what may cross a hop), [`relay`](mod@relay),
+//! `stream` and `tunnel` (through), [`upstream`] (out), [`callback`] (out to where tenants want it), [`local`] (in, over a Unix socket).
 
 mod body;
 pub mod callback;
+mod chunks;
 mod connection;
 mod connector;
+mod crowd;
+pub mod descriptors;
 mod downstream;
 pub mod edge;
 pub mod exchange;
@@ -26,8 +29,10 @@ pub mod headers;
 mod io;
 pub mod local;
 pub mod port;
+mod redirect;
 mod refusal;
 pub mod relay;
+mod room;
 pub mod socket;
 mod stream;
 pub mod tls;
@@ -40,6 +45,7 @@ pub use exchange::{BodyError, Exchange};
 pub use headers::TrustedPeers;
 pub use local::{LocalSocket, Peer, fetch_local};
 pub use port::{PortOwner, port_owner};
+pub use redirect::Mount;
 pub use relay::{HostRule, RelayError, RelayTarget, Relayed, ask_with_body, relay, relay_with_body};
 pub use socket::{NoSocket, WebSocket};
 pub use tls::{ReloadingTls, TlsError, install_crypto_provider};

@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 use http::uri::Authority;
-use http::{Method, Version, header};
+use http::{HeaderValue, Method, Version, header};
 use pingora::http::RequestHeader;
 use pingora::protocols::http::ServerSession;
 
@@ -72,6 +72,12 @@ fn judge_http1(head: &RequestHeader, raw: &Bytes) -> Option<Refusal> {
     }
     if host.is_some_and(|host| Authority::try_from(host.as_bytes()).is_err()) {
         return refused(400, "malformed Host");
+    }
+    // RFC 9112 §6.3 allows to take equal ones for one. A list, or a sign, is what two readers could read differently.
+    let mut lengths = head.headers.get_all(header::CONTENT_LENGTH).into_iter();
+    let is_length = |length: &HeaderValue| !length.is_empty() && length.as_bytes().iter().all(u8::is_ascii_digit);
+    if lengths.next().is_some_and(|length| !is_length(length)) || lengths.next().is_some() {
+        return refused(400, "several Content-Length");
     }
     if head.headers.contains_key(header::TRANSFER_ENCODING) {
         // RFC 9112 §6.1 allows to go on by ignoring the length, and pingora did (it removed it); but a sender of both is

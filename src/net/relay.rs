@@ -8,7 +8,8 @@ use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Uri, header};
 
 use super::body::Outgoing;
 use super::exchange::Exchange;
-use super::headers::{forwarded, strip_hop_by_hop};
+use super::headers::{forwarded, join_cookies, strip_hop_by_hop};
+use super::redirect::Mount;
 use super::stream::stream;
 use super::tunnel;
 use super::upstream::{Upstream, UpstreamError};
@@ -26,6 +27,9 @@ pub struct RelayTarget {
     pub remove_headers: Vec<HeaderName>,
     /// Which `Host` the upstream sees.
     pub host: HostRule,
+    /// Towards a provider: nothing is told of the client's network, and no answer leads the client past this mount. `None`, towards
+    /// an app: `X-Forwarded-*` tell of the client.
+    pub mount: Option<Mount>,
 }
 
 /// Which `Host` the upstream sees.
@@ -57,7 +61,7 @@ pub enum RelayError {
     /// The upstream broke off or did not answer in time. A 502, or a 504 for [`UpstreamError::Timeout`].
     #[error(transparent)]
     Broken(UpstreamError),
-    /// The client paused too long within its body. A 408.
+    /// The client paused too long within its body. A 400: clients repeat after a 408, and the upstream has seen a part.
     #[error("the request body took too long")]
     BodyTooSlow,
     /// The client's body is cut short or framed wrongly. A 400.
@@ -66,6 +70,9 @@ pub enum RelayError {
     /// The client went away; there is nobody to answer.
     #[error("the client went away")]
     ClientGone,
+    /// The answer leads to this host, which is the upstream's and is not reached by here. It was not handed on.
+    #[error("the answer leads to {0}, past this proxy")]
+    LeadsPast(String),
     /// As many WebSocket tunnels are open as may be. A 503.
     #[error("too many open tunnels")]
     TooManyTunnels,
@@ -77,13 +84,23 @@ pub enum RelayError {
     AlreadyAnswered,
 }
 
+impl RelayError {
+    /// The client's own doing: a 400.
+    pub fn is_clients(&self) -> bool {
+        matches!(
+            self,
+            RelayError::BodyTooSlow | RelayError::BodyBroken | RelayError::ClientGone | RelayError::BadTarget(_)
+        )
+    }
+}
+
 impl From<UpstreamError> for RelayError {
     fn from(error: UpstreamError) -> Self {
         if error.not_sent() { RelayError::NotSent(error) } else { RelayError::Broken(error) }
     }
 }
 
-/// Streams a request through, untouched but for hop-by-hop and `X-Forwarded-*` fields and what `target` says: any size both
+/// Streams a request through, untouched but for hop-by-hop fields and what `target` says: any size both
 /// ways, events not delayed, both directions moving at once, WebSocket upgrades spliced (the call then lasts as long as the
 /// tunnel). A client that goes away takes the upstream request with it.
 ///
@@ -97,7 +114,7 @@ pub async fn relay(exchange: &mut Exchange, upstream: &Upstream, target: RelayTa
     }
     if exchange.is_upgrade() {
         let head = outgoing_head(exchange, &target)?;
-        return tunnel::relay_upgrade(exchange, upstream, head).await;
+        return tunnel::relay_upgrade(exchange, upstream, head, target.mount.as_ref()).await;
     }
     if let Some(body) = exchange.body_read() {
         return relay_with_body(exchange, upstream, target, body).await;
@@ -108,11 +125,12 @@ pub async fn relay(exchange: &mut Exchange, upstream: &Upstream, target: RelayTa
         return Err(RelayError::BodyBroken);
     }
     if exchange.body_is_done() {
-        return stream(exchange, upstream, head.map(|()| Outgoing::whole(Bytes::new())), None).await;
+        let request = head.map(|()| Outgoing::whole(Bytes::new()));
+        return stream(exchange, upstream, request, None, target.mount.as_ref()).await;
     }
     let (feed, body) = Outgoing::stream(exchange.declared_length());
     exchange.send_continue().await;
-    stream(exchange, upstream, head.map(|()| body), Some(feed)).await
+    stream(exchange, upstream, head.map(|()| body), Some(feed), target.mount.as_ref()).await
 }
 
 /// As [`relay`], with a body that was read (and perhaps changed) before. Never upgrades.
@@ -129,7 +147,7 @@ pub async fn relay_with_body(
         return Err(RelayError::AlreadyAnswered);
     }
     let head = outgoing_head(exchange, &target)?;
-    stream(exchange, upstream, head.map(|()| Outgoing::whole(body)), None).await
+    stream(exchange, upstream, head.map(|()| Outgoing::whole(body)), None, target.mount.as_ref()).await
 }
 
 /// As [`relay_with_body`], with an answer that is read whole within `within` instead of being passed on. Any status is an answer.
@@ -159,7 +177,10 @@ fn outgoing_head(exchange: &Exchange, target: &RelayTarget) -> Result<Request<()
     for name in [header::HOST, header::CONTENT_LENGTH, header::EXPECT] {
         headers.remove(name);
     }
-    forwarded(&mut headers, exchange.hop());
+    join_cookies(&mut headers);
+    if target.mount.is_none() {
+        forwarded(&mut headers, exchange.hop());
+    }
     let host = match target.host {
         HostRule::Upstream => None,
         HostRule::Preserve => exchange.host(),

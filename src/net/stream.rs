@@ -6,12 +6,18 @@ use std::time::Duration;
 use http::{Method, Request, Response, Version, header};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
+use pingora::http::ResponseHeader;
+use tokio::sync::mpsc;
 
 use super::body::{Feed, Outgoing};
 use super::downstream::Downstream;
 use super::exchange::{Exchange, Progress, response_head};
+use super::redirect::{Mount, Past};
 use super::relay::{RelayError, Relayed};
 use super::upstream::{Upstream, UpstreamError};
+
+/// Interim answers that may wait to be written.
+const INTERIM_MAX: usize = 4;
 
 /// How the client's side of a relay ended.
 enum ClientSide {
@@ -26,8 +32,9 @@ enum ClientSide {
 pub(super) async fn stream(
     exchange: &mut Exchange,
     upstream: &Upstream,
-    request: Request<Outgoing>,
+    mut request: Request<Outgoing>,
     feed: Option<Feed>,
+    mount: Option<&Mount>,
 ) -> Result<Relayed, RelayError> {
     let limits = Limits { pause: exchange.settings().body_timeout, answer: upstream.answer_timeout() };
     let (stall, version, method) = (exchange.settings().write_timeout, exchange.version(), exchange.method().clone());
@@ -38,24 +45,64 @@ pub(super) async fn stream(
     let downstream = Downstream::new(exchange.session().ok_or(RelayError::AlreadyAnswered)?, stall);
     // Completes only with the reason why the client's side is over.
     let mut client = pin!(client_side(&downstream, feed, limits, &progress));
-    let response = tokio::select! {
-        biased;
-        response = upstream.relay(request) => response?,
-        side = &mut client => return Err(match side {
-            ClientSide::TooSlow => RelayError::BodyTooSlow,
-            ClientSide::Broken => RelayError::BodyBroken,
-            ClientSide::Gone => RelayError::ClientGone,
-            ClientSide::UpstreamStalled | ClientSide::NoAnswer => RelayError::Broken(UpstreamError::Timeout(limits.answer)),
-        }),
+    let mut interim = interim_answers(&mut request, version);
+    let mut answered = pin!(upstream.relay(request));
+    let mut response = loop {
+        tokio::select! {
+            biased;
+            Some(head) = interim.recv() => {
+                if let Err(error) = downstream.interim(head).await {
+                    tracing::debug!(%error, "the client did not take an interim answer");
+                }
+            }
+            response = &mut answered => break response?,
+            side = &mut client => return Err(match side {
+                ClientSide::TooSlow => RelayError::BodyTooSlow,
+                ClientSide::Broken => RelayError::BodyBroken,
+                ClientSide::Gone => RelayError::ClientGone,
+                ClientSide::UpstreamStalled | ClientSide::NoAnswer => {
+                    RelayError::Broken(UpstreamError::Timeout(limits.answer))
+                }
+            }),
+        }
     };
+    keep_behind(mount, &method, &mut response)?;
     Ok(answer(&downstream, response, version, &method, client, &progress).await)
+}
+
+/// The interim answers to a request, as they come (RFC 9110 §15.2): for HTTP/1.1 clients. 100 is not among them, since the client was
+/// answered as soon as its body was read. Of a flood only the first are kept.
+fn interim_answers(request: &mut Request<Outgoing>, version: Version) -> mpsc::Receiver<ResponseHeader> {
+    let (sender, receiver) = mpsc::channel(INTERIM_MAX);
+    if version == Version::HTTP_11 {
+        hyper::ext::on_informational(request, move |interim| {
+            let mut head = Response::new(());
+            *head.status_mut() = interim.status();
+            *head.headers_mut() = interim.headers().clone();
+            if interim.status().as_u16() > 101
+                && let Ok(head) = response_head(head.into_parts().0, None)
+            {
+                let _ = sender.try_send(head);
+            }
+        });
+    }
+    receiver
+}
+
+/// An answer does not lead its client past the mount.
+fn keep_behind<B>(mount: Option<&Mount>, method: &Method, response: &mut Response<B>) -> Result<(), RelayError> {
+    let Some(mount) = mount else { return Ok(()) };
+    let status = response.status();
+    mount.keep(method, status, response.headers_mut()).map_err(|Past(host)| RelayError::LeadsPast(host))
 }
 
 /// Passes on an answer whose request had no body, while watching the client.
 pub(super) async fn stream_answer(
     exchange: &mut Exchange,
-    response: Response<Incoming>,
+    mut response: Response<Incoming>,
+    mount: Option<&Mount>,
 ) -> Result<Relayed, RelayError> {
+    keep_behind(mount, exchange.method(), &mut response)?;
     let (stall, version, method) = (exchange.settings().write_timeout, exchange.version(), exchange.method().clone());
     let progress = exchange.progress();
     let downstream = Downstream::new(exchange.session().ok_or(RelayError::AlreadyAnswered)?, stall);
@@ -174,14 +221,16 @@ async fn answer_side(
     if ended {
         return Ok(());
     }
+    let mut trailers = None;
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| format!("the upstream: {error}"))?;
-        // Trailers end here: HTTP/1 clients would not get them from pingora either.
-        if let Ok(chunk) = frame.into_data() {
-            let length = chunk.len() as u64;
-            downstream.chunk(chunk).await.map_err(client)?;
-            *sent += length;
+        match frame.map_err(|error| format!("the upstream: {error}"))?.into_data() {
+            Ok(chunk) => {
+                let length = chunk.len() as u64;
+                downstream.chunk(chunk).await.map_err(client)?;
+                *sent += length;
+            }
+            Err(frame) => trailers = frame.into_trailers().ok(),
         }
     }
-    downstream.end().await.map_err(client)
+    downstream.end(trailers).await.map_err(client)
 }

@@ -11,6 +11,7 @@ use tokio::io::AsyncWriteExt;
 
 use super::body::Outgoing;
 use super::exchange::{Exchange, response_head};
+use super::redirect::Mount;
 use super::relay::{RelayError, Relayed};
 use super::stream::stream_answer;
 use super::upstream::{Upstream, UpstreamError};
@@ -19,11 +20,15 @@ use super::upstream::{Upstream, UpstreamError};
 /// those that do not.
 const HALF_CLOSED: Duration = Duration::from_secs(30);
 
+/// How long an upstream may take to answer a handshake.
+const HANDSHAKE: Duration = Duration::from_secs(120);
+
 /// Relays an upgrade. Returns when the tunnel is over, or when the upstream's refusal was passed on.
 pub(super) async fn relay_upgrade(
     exchange: &mut Exchange,
     upstream: &Upstream,
     mut request: Request<()>,
+    mount: Option<&Mount>,
 ) -> Result<Relayed, RelayError> {
     if exchange.tunnels_full() {
         return Err(RelayError::TooManyTunnels);
@@ -36,11 +41,11 @@ pub(super) async fn relay_upgrade(
     let request = request.map(|()| Outgoing::whole(Bytes::new()));
 
     // The client is not watched meanwhile: what it sends early belongs to the tunnel.
-    let limit = upstream.answer_timeout();
+    let limit = upstream.answer_timeout().min(HANDSHAKE);
     let mut response =
         tokio::time::timeout(limit, upstream.relay(request)).await.map_err(|_| UpstreamError::Timeout(limit))??;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        return stream_answer(exchange, response).await;
+        return stream_answer(exchange, response, mount).await;
     }
     let Ok(upgraded) = hyper::upgrade::on(&mut response).await else {
         return Err(RelayError::Broken(UpstreamError::Broken("no upgrade after the 101".to_owned())));

@@ -25,6 +25,8 @@ use super::callback::{BadCallback, CALLBACK_MARK, CallbackRules, Guarded};
 use super::connector::{Connector, trust};
 use crate::failpoint;
 
+/// Fields of an answer's head. hyper takes 100 unless told.
+const ANSWER_HEADERS_MAX: usize = 512;
 /// What is read of a file at once.
 const FILE_PIECE: usize = 64 * 1024;
 
@@ -42,8 +44,9 @@ pub struct UpstreamSettings {
     pub pool_max_idle: usize,
     /// How long a create may take from its first byte to its answer's last, before it is `Unknown`. Default 60 s.
     pub create_timeout: Duration,
-    /// How long a relayed request may wait for the head of its answer, or for the upstream to take a piece of its body.
-    /// Default 120 s. The body of an answer may pause for ever (server-sent events do).
+    /// How long a relayed request may wait for the head of its answer, or for the upstream to take a piece of its body; while either
+    /// moves it may go on. Default 600 s, which is longer than any SDK waits. The body of an answer may pause for ever (server-sent
+    /// events do).
     pub answer_timeout: Duration,
     /// Header names as `Title-Case` on the wire, for an upstream that wants them so. Default false.
     pub title_case_headers: bool,
@@ -61,7 +64,7 @@ impl Default for UpstreamSettings {
             create_pool_idle_timeout: Duration::from_secs(3),
             pool_max_idle: 64,
             create_timeout: Duration::from_secs(60),
-            answer_timeout: Duration::from_secs(120),
+            answer_timeout: Duration::from_secs(600),
             title_case_headers: false,
             extra_ca: None,
             callbacks: CallbackRules::default(),
@@ -150,7 +153,8 @@ impl Upstream {
                 .pool_timer(TokioTimer::new())
                 .timer(TokioTimer::new())
                 .pool_max_idle_per_host(settings.pool_max_idle)
-                .http1_title_case_headers(settings.title_case_headers);
+                .http1_title_case_headers(settings.title_case_headers)
+                .http1_max_headers(ANSWER_HEADERS_MAX);
             builder
         };
         Ok(Upstream {

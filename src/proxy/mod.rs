@@ -13,7 +13,7 @@ use crate::calls::Calls;
 use crate::calls::place::CreateOrder;
 use crate::ids::{Alias, BusinessId};
 use crate::net::headers::strip_hop_by_hop;
-use crate::net::{BodyError, Exchange, Handler, HostRule, RelayError, RelayTarget, relay, relay_with_body};
+use crate::net::{BodyError, Exchange, Handler, HostRule, Mount, RelayError, RelayTarget, relay, relay_with_body};
 use crate::policy::{Contradictions, Facts, Marks};
 use crate::provider::account::Account;
 use crate::provider::path::percent_decode;
@@ -60,7 +60,8 @@ impl Proxy {
             return ("unknown", 404);
         };
         let (account, business, path) = (to.account.clone(), to.business.map(percent_decode), to.path.to_owned());
-        let target = self.target(exchange, &account, &path);
+        let at = exchange.path().strip_suffix(&path).map_or_else(|| format!("/{}", account.name), str::to_owned);
+        let target = self.target(exchange, &account, &path, at);
         if exchange.is_upgrade() || !may_create(&account.provider, exchange.method(), &path) {
             return ("relay", self.relay(exchange, &account, target).await);
         }
@@ -150,13 +151,15 @@ impl Proxy {
         ("create", status)
     }
 
-    fn target(&self, exchange: &Exchange, account: &Account, path: &str) -> RelayTarget {
+    fn target(&self, exchange: &Exchange, account: &Account, path: &str, at: String) -> RelayTarget {
         let path_and_query = match exchange.query() {
             Some(query) => format!("{path}?{query}"),
             None => path.to_owned(),
         };
+        let base = account.upstream_of(path).clone();
         RelayTarget {
-            base: account.upstream_of(path).clone(),
+            mount: Some(Mount { base: base.clone(), at }),
+            base,
             path_and_query,
             set_headers: vec![],
             remove_headers: vec![BUSINESS_HEADER],
@@ -218,8 +221,24 @@ impl Proxy {
     }
 
     async fn unreachable(&self, exchange: &mut Exchange, account: &Account, error: &RelayError) -> u16 {
-        let message = format!("{} cannot be reached: {error}", account.provider.name);
-        self.refuse(exchange, account, &Refusal::new(Code::UpstreamUnreachable, message)).await
+        let name = &account.provider.name;
+        let (code, message) = match error {
+            error if error.is_clients() => (Code::InvalidRequest, format!("Not passed on whole: {error}.")),
+            RelayError::LeadsPast(host) => (
+                Code::UpstreamRedirects,
+                format!(
+                    "{name} redirects to {host}, where no call would be counted; set the account's `upstream` to it."
+                ),
+            ),
+            // To ask again changes nothing there.
+            RelayError::Broken(_) if !exchange.method().is_safe() => (
+                Code::UpstreamSilent,
+                format!("{name} got the request and did not answer it: {error}. It may have been carried out."),
+            ),
+            _ => (Code::UpstreamUnreachable, format!("{name} cannot be reached: {error}")),
+        };
+        debug!(account = %account.name, %error, "failed to pass a request on");
+        self.refuse(exchange, account, &Refusal::new(code, message)).await
     }
 
     async fn refuse(&self, exchange: &mut Exchange, account: &Account, what: &Refusal) -> u16 {

@@ -113,6 +113,7 @@ impl Server {
             path_and_query: exchange.path_and_query().to_owned(),
             set_headers: Vec::new(),
             remove_headers: Vec::new(),
+            mount: None,
             host: HostRule::Upstream,
         };
         if let Err(error) = relay(exchange, &self.upstream, target).await {

@@ -23,10 +23,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use http::header::{AUTHORIZATION, CONTENT_TYPE, COOKIE, HeaderName, HeaderValue};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, COOKIE, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{HeaderMap, Response, StatusCode, Uri};
 use serde_json::{Value, json};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tracing::{debug, warn};
 use ulid::Ulid;
 
@@ -60,13 +60,11 @@ pub const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
 const LOGGED_PATH_MAX: usize = 256;
 /// Longer dedupe keys are hashed, in bytes.
 const KEY_BYTES_MAX: usize = 512;
-/// Room for one of the largest, in KiB.
-const LARGEST_KIB: u32 = 64 * 1024 + 1;
-/// Bodies in memory at once that are large, or whose length nobody said, in KiB: two of the largest.
-const LARGE_KIB_MAX: u32 = 2 * LARGEST_KIB;
-/// Bytes of all bodies at once: the large ones, and as much again as one for small ones. These are counted as they arrive: were
-/// room promised to who only names a length, a few dozen that send nothing would keep every call waiting.
-pub const BODIES_BYTES_MAX: usize = LARGE_KIB_MAX as usize * 1024 + BODY_BYTES_MAX;
+/// Bytes of all bodies at once, up to a MiB of each. They are counted as they arrive: were room promised to who only names a length,
+/// a few that send nothing would keep every call waiting.
+pub const BODIES_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// The same of what large bodies have beyond it: one of the largest, and a little.
+pub const LARGE_BODIES_BYTES_MAX: usize = 72 * 1024 * 1024;
 
 /// How an inbound call is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,8 +111,6 @@ pub struct Settings {
 pub struct Webhooks {
     calls: Calls,
     settings: Arc<Settings>,
-    /// Room for large bodies.
-    large: Arc<Semaphore>,
     /// Woken when there is something to deliver.
     deliver: Arc<Notify>,
     /// Has large bodies.
@@ -234,12 +230,11 @@ impl Handler for Webhooks {
 impl Webhooks {
     /// Puts the handler together.
     pub fn new(calls: Calls, settings: Settings, deliver: Arc<Notify>, spool: Spool, journal: Journal) -> Self {
-        let large = Arc::new(Semaphore::new(LARGE_KIB_MAX as usize));
         let subaccounts = Subaccounts::default();
-        Self { calls, settings: Arc::new(settings), large, deliver, spool, subaccounts, journal, left: Arc::default() }
+        Self { calls, settings: Arc::new(settings), deliver, spool, subaccounts, journal, left: Arc::default() }
     }
 
-    /// The same handler on the next generation of calls and settings. The room for bodies is one for all generations.
+    /// The same handler on the next generation of calls and settings.
     pub fn next(&self, calls: Calls, settings: Settings) -> Self {
         Self { calls, settings: Arc::new(settings), ..self.clone() }
     }
@@ -252,13 +247,9 @@ impl Webhooks {
     }
 
     async fn take(&self, exchange: &mut Exchange, found: &[Candidate]) -> u16 {
-        // For large bodies memory is promised before it is used: by length where it is known, else the largest.
-        let length = exchange.header("content-length").and_then(|v| v.parse::<usize>().ok());
-        let bytes_max = length.unwrap_or(BODY_BYTES_MAX).min(BODY_BYTES_MAX);
-        let mut promised = match bytes_max {
-            ..=KEPT_BYTES_MAX => None,
-            _ => self.large.clone().acquire_many_owned(kib(bytes_max)).await.ok(),
-        };
+        if let Some(answer) = self.refused_by_head(exchange, found) {
+            return self.answer(exchange, answer).await;
+        }
         let body = match exchange.read_body(BODY_BYTES_MAX).await {
             Ok(body) => body,
             Err(BodyError::TooLarge { limit }) => {
@@ -271,9 +262,6 @@ impl Webhooks {
                 return self.answer(exchange, answer).await;
             }
         };
-        // Of what was promised, what is needed.
-        let _room = promised.as_mut().and_then(|all| all.split(kib(body.len()) as usize));
-        drop(promised);
         let headers = exchange.headers().clone();
         let raw = Raw::new(exchange.method().as_str(), exchange.path_and_query(), headers, body);
         let (from, keys) = match self.signer(&raw, found).boxed().await {
@@ -552,11 +540,11 @@ fn body_missing(error: BodyError) -> Response<Bytes> {
         BodyError::NoRoom => StatusCode::SERVICE_UNAVAILABLE,
         BodyError::TooLarge { .. } | BodyError::Timeout | BodyError::Broken => StatusCode::BAD_REQUEST,
     };
-    problem(status, "BODY_INCOMPLETE", &error.to_string())
-}
-
-fn kib(bytes: usize) -> u32 {
-    u32::try_from(bytes / 1024 + 1).unwrap_or(LARGEST_KIB).min(LARGEST_KIB)
+    let mut answer = problem(status, "BODY_INCOMPLETE", &error.to_string());
+    if error == BodyError::NoRoom {
+        answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("5"));
+    }
+    answer
 }
 
 /// What its provider is asked to send again.

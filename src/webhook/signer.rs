@@ -10,6 +10,7 @@ use super::arrive::{Candidate, Signed, verify};
 use super::noise::{Noise, shortened};
 use super::subaccounts::Signer;
 use super::{Raw, Webhooks};
+use crate::net::Exchange;
 use crate::provider::account::Account;
 use crate::provider::sign::{BadSignature, Keys};
 use crate::reply::problem;
@@ -31,6 +32,34 @@ impl Webhooks {
             now_secs: self.calls.lifecycle.clock.now_ms() / 1000,
             strict: self.settings.strict,
         }
+    }
+
+    /// The answer to a webhook that cannot be genuine, whatever its body is: no signature, none that could be one, or one that is too
+    /// old. Its body is not read.
+    pub(super) fn refused_by_head(&self, exchange: &Exchange, found: &[Candidate]) -> Option<Response<Bytes>> {
+        let now_secs = self.calls.lifecycle.clock.now_ms() / 1000;
+        let mut first = None;
+        for from in found {
+            let signature = &from.webhook().signature;
+            match signature.judge_head(&from.account.keys(signature), exchange.headers(), now_secs) {
+                Ok(()) => return None,
+                // A subaccount may have signed it, with a key of its own.
+                Err(BadSignature::NoSecret) if !self.settings.strict || signature.is_shown(exchange.headers()) => {
+                    return None;
+                }
+                Err(error) => first = first.or(Some((&from.account, error))),
+            }
+        }
+        first.map(|(account, error)| self.unsigned(account, exchange.path(), &error))
+    }
+
+    fn unsigned(&self, account: &Account, path: &str, error: &BadSignature) -> Response<Bytes> {
+        self.calls.lifecycle.metrics.webhook(account.name.as_str(), "unverified", "refused");
+        if let Some(left_out) = REFUSED.admits() {
+            let path = shortened(path);
+            warn!(account = %account.name, path, %error, left_out, "a webhook was refused");
+        }
+        problem(StatusCode::UNAUTHORIZED, "INVALID_SIGNATURE", &error.to_string())
     }
 
     /// Whose a webhook is, and what it is signed with; or the answer to one whose signature does not hold, or cannot be checked just
@@ -56,14 +85,7 @@ impl Webhooks {
                 let message = "The provider could not be asked for the subaccount's token; send it again.";
                 Err(problem(StatusCode::SERVICE_UNAVAILABLE, "SIGNATURE_UNCHECKED", message))
             }
-            Signer::Nobody => {
-                metrics.webhook(account.name.as_str(), "unverified", "refused");
-                if let Some(left_out) = REFUSED.admits() {
-                    let path = shortened(path);
-                    warn!(account = %account.name, path, %error, left_out, "a webhook was refused");
-                }
-                Err(problem(StatusCode::UNAUTHORIZED, "INVALID_SIGNATURE", &error.to_string()))
-            }
+            Signer::Nobody => Err(self.unsigned(&account, path, &error)),
         }
     }
 

@@ -123,6 +123,7 @@ impl Webhooks {
             remove_headers: vec![],
             set_headers: resign.headers(&raw.method, &url, &raw.body, raw.form()),
             host: HostRule::Upstream,
+            mount: None,
         }
     }
 
@@ -184,6 +185,7 @@ impl Webhooks {
             set_headers: vec![],
             remove_headers: vec![],
             host: HostRule::Upstream,
+            mount: None,
         };
         let signatures = self.over_url(exchange.headers());
         if signatures.is_empty() {
@@ -268,6 +270,10 @@ impl Webhooks {
     ) -> u16 {
         match relayed {
             Ok(relayed) => relayed.status.as_u16(),
+            Err(error) if error.is_clients() => {
+                debug!(%error, "a passed request did not arrive whole");
+                self.answer(exchange, problem(StatusCode::BAD_REQUEST, "BODY_INCOMPLETE", &error.to_string())).await
+            }
             Err(error) => {
                 warn!(%error, "the app cannot be reached");
                 self.answer(exchange, problem(StatusCode::BAD_GATEWAY, "APP_UNREACHABLE", "The app cannot be reached."))

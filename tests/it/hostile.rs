@@ -29,10 +29,16 @@ struct Sidecar {
     api: SocketAddr,
     webhooks: SocketAddr,
     admin: SocketAddr,
+    client: SocketAddr,
 }
 
 impl Sidecar {
     async fn start(listen: &str) -> Self {
+        Self::start_with(listen, "").await
+    }
+
+    /// `limits` are the shell's commands before the program.
+    async fn start_with(listen: &str, limits: &str) -> Self {
         let reached = Arc::new(AtomicUsize::new(0));
         let count = reached.clone();
         let provider = server(move |_| {
@@ -51,7 +57,8 @@ impl Sidecar {
              [accounts.twilio]\nupstream = \"http://{provider}\"\nwebhook_secrets = [\"not known outside\"]\n"
         );
         std::fs::write(folder.join("ringfence.toml"), config).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_ringfence"))
+        let mut child = Command::new("sh")
+            .args(["-c", &format!("{limits}\nexec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_ringfence")])
             .args(["serve", "--ready-json", "--config"])
             .arg(folder.join("ringfence.toml"))
             .env_clear()
@@ -65,12 +72,16 @@ impl Sidecar {
         let said = || std::fs::read_to_string(folder.join("stderr")).unwrap();
         let ready: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("not ready: {}", said()));
         let at = |name: &str| ready[name].as_str().unwrap().parse().unwrap();
-        let (api, webhooks, admin) = (at("api"), at("webhooks"), at("admin"));
-        Self { child, folder, reached, api, webhooks, admin }
+        let (api, webhooks, admin, client) = (at("api"), at("webhooks"), at("admin"), at("client"));
+        Self { child, folder, reached, api, webhooks, admin, client }
     }
 
     fn listeners(&self) -> [SocketAddr; 3] {
         [self.api, self.webhooks, self.admin]
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.join("stderr")).unwrap()
     }
 
     async fn is_well(&self) {
@@ -196,6 +207,27 @@ async fn ambiguous_and_foreign_requests_are_refused_on_every_listener() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_chunked_body_is_refused_on_every_listener_and_hides_nothing() {
+    bounded(async {
+        let sidecar = Sidecar::start("").await;
+        for listener in sidecar.listeners().into_iter().chain([sidecar.client]) {
+            for body in ["2;\nxx\r\n28\r\n0\r\n\r\n", "\r\n0\r\n\r\n", "1;\0\r\nx\r\n0\r\n\r\n", "1\r\nx\n0\r\n\r\n"] {
+                for path in [CREATE, WEBHOOK, "/anything", "/api/businesses/a", "/health"] {
+                    let mut wire = Wire::connect(listener).await;
+                    let head = format!("POST {path} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n");
+                    let answer = wire.ask(format!("{head}{body}GET /health HTTP/1.1\r\nHost: a\r\n\r\n")).await;
+                    assert_eq!(answer.status(), 400, "{path} {body:?}: {}", answer.text());
+                    assert!(wire.is_closed().await, "{path} {body:?}");
+                }
+            }
+        }
+        sidecar.is_well().await;
+        sidecar.finish();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn header_bombs_are_431_and_take_no_memory() {
     bounded(async {
         let sidecar = Sidecar::start("").await;
@@ -281,18 +313,161 @@ async fn webhooks_of_64_mib_are_bounded_together_and_not_taken_apart_unsigned() 
         let before = sidecar.memory_before();
         // Parsed, it would be thirty-two million values: gigabytes.
         let length = 48 * MIB;
-        let head = format!(
-            "POST {WEBHOOK} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nElevenLabs-Signature: t=1,v0=00\r\nContent-Length: {}\r\n\r\n[",
-            length + 1
-        );
-        let statuses = floods(4, sidecar.webhooks, &head, "0,".repeat(MIB / 2).as_bytes(), length / MIB).await;
-        assert!(statuses.iter().all(|s| *s == Some(401)), "{statuses:?}");
-        let declared = format!("POST {WEBHOOK} HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999\r\n\r\n");
+        let head = forged(&format!("Content-Type: application/json\r\nContent-Length: {}", length + 1)) + "[";
+        let statuses = floods(6, sidecar.webhooks, &head, "0,".repeat(MIB / 2).as_bytes(), length / MIB).await;
+        // One peer has room for one at a time; the others are asked to come again.
+        assert!(statuses.iter().all(|s| matches!(s, Some(401 | 503))), "{statuses:?}");
+        assert!(statuses.contains(&Some(401)), "{statuses:?}");
+        let declared = forged("Content-Length: 99999999999");
         let statuses = floods(50, sidecar.webhooks, &declared, &[b' '; 65536], 100).await;
         assert!(statuses.iter().all(|s| *s == Some(413)), "{statuses:?}");
         sidecar.is_well().await;
-        // Two at once, each up to three times its size while it is put together and grows; taken apart it would be gigabytes.
-        sidecar.grew_less_than(before, 512 * MIB);
+        // What one peer may have, and once more what is being put together; taken apart it would be gigabytes.
+        sidecar.grew_less_than(before, 192 * MIB);
+        sidecar.finish();
+    })
+    .await;
+}
+
+/// The head of a webhook whose signature has the right form.
+fn forged(more: &str) -> String {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let tag = "0".repeat(64);
+    format!("POST {WEBHOOK} HTTP/1.1\r\nHost: a\r\nElevenLabs-Signature: t={now},v0={tag}\r\n{more}\r\n\r\n")
+}
+
+/// A genuine one.
+fn genuine(body: &str) -> String {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, b"not known outside");
+    let tag = hex::encode(ring::hmac::sign(&key, format!("{now}.{body}").as_bytes()));
+    format!(
+        "POST {WEBHOOK} HTTP/1.1\r\nHost: a\r\nElevenLabs-Signature: t={now},v0={tag}\r\nTransfer-Encoding: chunked\r\n\r\n\
+         {:x}\r\n{body}\r\n0\r\n\r\n",
+        body.len()
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_uploads_hold_what_they_sent_and_stop_nobody() {
+    bounded(async {
+        let sidecar = Sidecar::start("").await;
+        sidecar.is_well().await;
+        let audio = "A".repeat(3 * MIB);
+        let large = genuine(&format!(
+            "{{\"type\":\"post_call_audio\",\"event_timestamp\":1,\"data\":{{\"conversation_id\":\"conv_1\",\"agent_id\":\"a\",\"full_audio\":\"{audio}\"}}}}"
+        ));
+        for unsigned in [true, false] {
+            let mut slow = Vec::new();
+            for nth in 0..300 {
+                let length = if nth % 2 == 0 { "Content-Length: 67108864" } else { "Transfer-Encoding: chunked" };
+                let head = match unsigned {
+                    true => format!("POST {WEBHOOK} HTTP/1.1\r\nHost: a\r\n{length}\r\n\r\n"),
+                    false => forged(length),
+                };
+                let mut wire = Wire::connect(sidecar.webhooks).await;
+                wire.send(head).await;
+                wire.send("1000\r\n").await;
+                slow.push(wire);
+            }
+            for _ in 0..3 {
+                let begun = std::time::Instant::now();
+                let answer = ask(sidecar.webhooks, &large).await;
+                println!("unsigned {unsigned}: {} after {:?}", answer.status(), begun.elapsed());
+                assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+                assert!(matches!(answer.status(), 200 | 204 | 404), "{} {}", answer.status(), answer.text());
+            }
+            if unsigned {
+                // Nobody waits for what they promised.
+                for wire in &mut slow {
+                    assert_eq!(wire.message().await.expect("an answer").status(), 401);
+                }
+            }
+        }
+        sidecar.is_well().await;
+        sidecar.finish();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn uploads_that_stall_take_bounded_memory_and_the_rest_is_told_to_come_again() {
+    bounded(async {
+        let sidecar = Sidecar::start("").await;
+        sidecar.is_well().await;
+        let _before = sidecar.memory_before();
+        let head = forged("Content-Length: 67108864");
+        // Each sends 40 MiB of what it promised, and then nothing: one peer has room for 64.
+        let stalled = tokio::spawn({
+            let (address, piece) = (sidecar.webhooks, vec![b'x'; MIB]);
+            async move { floods(24, address, &head, &piece, 40).await }
+        });
+        let api = {
+            let (address, piece) = (sidecar.api, vec![b' '; MIB / 2]);
+            let head = format!("POST {CREATE} HTTP/1.1\r\nHost: a\r\nContent-Length: 1048576\r\n\r\n");
+            tokio::spawn(async move { floods(200, address, &head, &piece, 1).await })
+        };
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        sidecar.is_well().await;
+        let unsigned = format!("POST {WEBHOOK} HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n{{}}");
+        assert_eq!(ask(sidecar.webhooks, unsigned).await.status(), 401);
+        let begun = std::time::Instant::now();
+        let small = ask(sidecar.webhooks, genuine("{\"type\":\"nobody_knows\"}")).await;
+        assert!(
+            small.status() < 500 && begun.elapsed() < Duration::from_secs(2),
+            "{} {:?}",
+            small.status(),
+            begun.elapsed()
+        );
+        let statuses = stalled.await.unwrap();
+        assert!(statuses.iter().all(|s| matches!(s, Some(400 | 503))), "{statuses:?}");
+        assert!(statuses.contains(&Some(503)), "{statuses:?}");
+        let _ = api.await;
+        let peak = sidecar.memory("VmHWM");
+        println!("at most {} MiB altogether", peak / MIB);
+        assert!(peak < 256 * MIB, "{} MiB", peak / MIB);
+        sidecar.is_well().await;
+        sidecar.finish();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_soft_limit_of_open_files_is_raised() {
+    bounded(async {
+        let sidecar = Sidecar::start_with("", "ulimit -Sn 1024; ulimit -Hn 4096").await;
+        let limits = std::fs::read_to_string(format!("/proc/{}/limits", sidecar.child.id())).unwrap();
+        let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+        assert_eq!(files.split_whitespace().filter(|word| *word == "4096").count(), 2, "{files}");
+        sidecar.is_well().await;
+        sidecar.finish();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_thousand_idle_connections_stop_nothing_where_1024_files_may_be_open() {
+    bounded(async {
+        let sidecar = Sidecar::start_with("", "ulimit -n 1024").await;
+        sidecar.is_well().await;
+        let mut idle = Vec::new();
+        for listener in [sidecar.webhooks, sidecar.api, sidecar.client, sidecar.admin] {
+            for _ in 0..2_000 {
+                idle.push(Wire::connect(listener).await);
+            }
+            let begun = std::time::Instant::now();
+            for _ in 0..10 {
+                sidecar.is_well().await;
+            }
+            println!("answered within {:?}", begun.elapsed() / 30);
+            assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        }
+        // The newest are kept, the oldest make room.
+        assert!(idle.last_mut().unwrap().stays_silent(Duration::from_millis(50)).await);
+        assert!(idle[0].is_closed().await);
+        let log = sidecar.log();
+        let lines = log.lines().filter(|line| line.contains("connections")).count();
+        assert!(lines <= 12, "{lines} lines of 8,000 connections:\n{log}");
         sidecar.finish();
     })
     .await;

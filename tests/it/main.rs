@@ -22,6 +22,7 @@ mod inbound_native;
 mod journal;
 mod layering;
 mod net_hygiene;
+mod net_passing;
 mod net_proxies;
 mod net_relay;
 mod net_tls;

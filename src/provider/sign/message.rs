@@ -61,6 +61,14 @@ impl Algorithm {
         }
     }
 
+    fn signature_bytes(self) -> usize {
+        match self {
+            Algorithm::Sha1 => 20,
+            Algorithm::Sha256 => 32,
+            Algorithm::Sha512 | Algorithm::Ed25519 => 64,
+        }
+    }
+
     fn sign(self, key: &[u8], message: &[&[u8]]) -> Option<hmac::Tag> {
         let mut context = hmac::Context::with_key(&hmac::Key::new(self.hmac()?, key));
         message.iter().for_each(|part| context.update(part));
@@ -166,6 +174,9 @@ impl Stamp {
     }
 }
 
+/// The signatures that a request shows, by where.
+type Tags<'s> = Vec<(&'s Shown, Vec<Vec<u8>>)>;
+
 /// A key, and its algorithm if that is not the scheme's.
 type Candidate = (Option<Algorithm>, Vec<u8>);
 
@@ -251,6 +262,10 @@ impl MessageSignature {
 
     pub(super) fn verify(&self, keys: &Keys, request: &Request<'_>, now_secs: i64) -> Result<(), BadSignature> {
         let (_, _, stamp_secs) = self.fit(keys, request)?;
+        self.check_age(stamp_secs, now_secs)
+    }
+
+    fn check_age(&self, stamp_secs: Option<i64>, now_secs: i64) -> Result<(), BadSignature> {
         let (age_secs, at_most_secs) =
             (now_secs.saturating_sub(stamp_secs.unwrap_or(now_secs)), i64::from(self.tolerance_secs));
         if age_secs.saturating_abs() > at_most_secs {
@@ -259,11 +274,51 @@ impl MessageSignature {
         Ok(())
     }
 
+    /// What speaks against a request whatever its body is: a header that is missing, or has not the form of a signature, or a stamp
+    /// that does not count.
+    pub(super) fn judge_head(&self, headers: &HeaderMap, now_secs: i64) -> Result<(), BadSignature> {
+        let request = Request { method: "", url: "", headers, body: &[], form: None };
+        let (shown, _, stamp_secs) = self.shown(&request)?;
+        // A key that is named may have another algorithm.
+        let is_as_long = |(one, all): &(&Shown, Vec<Vec<u8>>)| {
+            all.iter().any(|tag| tag.len() == self.algorithm_of(None, one).signature_bytes())
+        };
+        if !shown.iter().any(is_as_long) && !self.settings.as_ref().is_some_and(|name| headers.contains_key(name)) {
+            return Err(BadSignature::Mismatch);
+        }
+        self.check_age(stamp_secs, now_secs)
+    }
+
     /// The key that fits, the form of the URL that was signed, and the stamp in seconds.
     fn fit(&self, keys: &Keys, request: &Request<'_>) -> Result<(Candidate, Base, Option<i64>), BadSignature> {
-        if keys.secrets.is_empty() && (self.settings.is_none() || keys.named.is_empty()) {
+        if !self.has_key(keys) {
             return Err(BadSignature::NoSecret);
         }
+        let (shown, values, stamp_secs) = self.shown(request)?;
+        let candidates = self.candidates(keys, request)?;
+        if !self.covers_body(request) {
+            return Err(BadSignature::Mismatch);
+        }
+        for base in self.bases(request, request.url) {
+            for (algorithm, key) in &candidates {
+                let message = self.message.fill(&values, &base);
+                let fits =
+                    |(one, all): &(&Shown, Vec<Vec<u8>>)| self.algorithm_of(*algorithm, one).fits(key, &message, all);
+                if shown.iter().any(fits) {
+                    return Ok(((*algorithm, key.clone()), base, stamp_secs));
+                }
+            }
+        }
+        Err(BadSignature::Mismatch)
+    }
+
+    /// Whether there is anything that a signature could be checked with.
+    pub(super) fn has_key(&self, keys: &Keys) -> bool {
+        !keys.secrets.is_empty() || (self.settings.is_some() && !keys.named.is_empty())
+    }
+
+    /// The signatures that are shown, what is signed beside the body, and the stamp in seconds.
+    fn shown<'a>(&self, request: &Request<'a>) -> Result<(Tags<'_>, Values<'a>, Option<i64>), BadSignature> {
         let first = || self.headers().next().unwrap_or_default().to_owned();
         let texts: Vec<(&Shown, Vec<&str>)> = self
             .signature
@@ -283,21 +338,7 @@ impl MessageSignature {
         if shown.is_empty() {
             return Err(BadSignature::Malformed(first()));
         }
-        let candidates = self.candidates(keys, request)?;
-        if !self.covers_body(request) {
-            return Err(BadSignature::Mismatch);
-        }
-        for base in self.bases(request, request.url) {
-            for (algorithm, key) in &candidates {
-                let message = self.message.fill(&values, &base);
-                let fits =
-                    |(one, all): &(&Shown, Vec<Vec<u8>>)| self.algorithm_of(*algorithm, one).fits(key, &message, all);
-                if shown.iter().any(fits) {
-                    return Ok(((*algorithm, key.clone()), base, stamp_secs));
-                }
-            }
-        }
-        Err(BadSignature::Mismatch)
+        Ok((shown, values, stamp_secs))
     }
 
     fn algorithm_of(&self, of_key: Option<Algorithm>, shown: &Shown) -> Algorithm {

@@ -150,6 +150,23 @@ impl Signature {
         .map(|()| Checked::Holds)
     }
 
+    /// Checks a request whose body was not read: an error is one that no body could mend.
+    ///
+    /// # Errors
+    /// Why it cannot count.
+    pub fn judge_head(&self, keys: &Keys, headers: &HeaderMap, now_secs: i64) -> Result<(), BadSignature> {
+        if self.mode == Mode::Off || (self.mode == Mode::IfPresent && !self.is_shown(headers)) {
+            return Ok(());
+        }
+        match &self.scheme {
+            Scheme::None => Ok(()),
+            Scheme::Shared(shared) => shared.verify(&keys.tokens, headers),
+            Scheme::Message(message) if !message.has_key(keys) => Err(BadSignature::NoSecret),
+            Scheme::Message(message) => message.judge_head(headers, now_secs),
+            Scheme::Jwt(jwt) => jwt.judge_head(keys, headers, now_secs),
+        }
+    }
+
     /// The headers of a request that is passed on under another URL, where its signature is over the URL: as the provider would
     /// have signed it, by the key that fits the request as it came, else by the current one. Only headers that it came with.
     pub fn resign(&self, keys: &Keys, came: &Request<'_>, goes: &Request<'_>) -> Vec<(HeaderName, HeaderValue)> {

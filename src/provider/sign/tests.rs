@@ -50,8 +50,37 @@ impl<'a> Post<'a> {
     fn by(&self, method: &str, shown: &[(&str, &str)], body: &[u8], now_secs: i64) -> Result<Checked, BadSignature> {
         let headers = headers(shown);
         let request = Request { method, url: self.url, headers: &headers, body, form: self.form.as_deref() };
-        self.signature.verify(&self.keys, &request, now_secs)
+        let checked = self.signature.verify(&self.keys, &request, now_secs);
+        // Whatever is told by the head alone is so.
+        let by_head = self.signature.judge_head(&self.keys, &headers, now_secs);
+        assert!(by_head.is_ok() || checked.is_err(), "{by_head:?}, but {checked:?}");
+        checked
     }
+}
+
+#[test]
+fn the_head_alone_tells_what_no_body_could_mend() {
+    let judge = |name: &str, keys: Keys, shown: &[(&str, &str)]| preset(name).judge_head(&keys, &headers(shown), NOW);
+    let tag = "0".repeat(64);
+    let of = |age_secs: i64, tag: &str| format!("t={},v0={tag}", NOW - age_secs);
+    let elevenlabs = |value: &str| judge("elevenlabs", keys(&["s"]), &[("elevenlabs-signature", value)]);
+    assert_eq!(elevenlabs(&of(10, &tag)), Ok(()));
+    let stale = |age_secs| Err(BadSignature::Stale { age_secs, at_most_secs: 1800 });
+    assert_eq!((elevenlabs(&of(1801, &tag)), elevenlabs(&of(-1801, &tag))), (stale(1801), stale(-1801)));
+    let malformed = Err(BadSignature::Malformed("ElevenLabs-Signature".to_owned()));
+    for value in ["", "t=1", "v0=00", &of(0, "xyz"), &format!("t=now,v0={tag}")] {
+        assert_eq!(elevenlabs(value), malformed, "{value:?}");
+    }
+    assert_eq!(elevenlabs(&of(0, "00")), Err(BadSignature::Mismatch), "too short to be one");
+    let missing = |name: &str| Err(BadSignature::Missing(name.to_owned()));
+    assert_eq!(judge("elevenlabs", keys(&["s"]), &[]), missing("ElevenLabs-Signature"));
+    assert_eq!(judge("twilio", keys(&["s"]), &[]), missing("X-Twilio-Signature"));
+    assert_eq!(judge("twilio", keys(&["s"]), &[("x-twilio-signature", "acEvkn2qe36vcFhFs0pGnMysDT8=")]), Ok(()));
+    assert_eq!(judge("twilio", keys(&[]), &[]), Err(BadSignature::NoSecret));
+    let tokens = || Keys { tokens: vec![Secret::new("word")], ..Keys::default() };
+    assert_eq!(judge("vapi_secret", tokens(), &[("x-vapi-secret", "word")]), Ok(()));
+    assert_eq!(judge("vapi_secret", tokens(), &[("x-vapi-secret", "other")]), Err(BadSignature::Mismatch));
+    assert_eq!(judge("none", keys(&["s"]), &[]), Ok(()));
 }
 
 const HOLDS: Result<Checked, BadSignature> = Ok(Checked::Holds);

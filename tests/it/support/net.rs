@@ -77,7 +77,7 @@ pub fn mirror(exchange: &mut Exchange) -> Handling<'_> {
     })
 }
 
-/// Relays everything to one address; what fails becomes a 502 whose body names the error.
+/// Relays everything to one address; what fails becomes a 502, or a 400, whose body names the error.
 pub struct RelayTo {
     pub base: http::Uri,
     pub upstream: Upstream,
@@ -94,10 +94,12 @@ impl Handler for RelayTo {
             set_headers: Vec::new(),
             remove_headers: Vec::new(),
             host: self.host,
+            mount: None,
         };
         let result = relay(exchange, &self.upstream, target).await;
         if let Err(error) = &result {
-            exchange.respond(text(502, format!("{error:?}"))).await;
+            let status = if error.is_clients() { 400 } else { 502 };
+            exchange.respond(text(status, format!("{error:?}"))).await;
         }
         let _ = self.done.send(result);
     }

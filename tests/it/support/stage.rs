@@ -477,7 +477,8 @@ impl Behind {
     }
 
     async fn bound(address: std::net::SocketAddr, reply: Reply) -> Self {
-        let edge = Edge::bind(address, EdgeSettings::default(), None).await.unwrap();
+        let settings = EdgeSettings { max_body_bytes: 512 << 20, ..EdgeSettings::default() };
+        let edge = Edge::bind(address, settings, None).await.unwrap();
         let got = Arc::new(std::sync::Mutex::new(Vec::new()));
         let edge = edge.spawn(Arc::new(Keep { got: got.clone(), reply }));
         Self { edge, got }

@@ -1,0 +1,251 @@
+//! The chunked coding of a request's body, held to RFC 9112 §7.1 byte by byte. Pure.
+//!
+//! pingora's reader takes lines that end in LF alone, any byte in an extension, and no digits for 0. Whoever stands before it may
+//! read the same bytes otherwise, and what one calls a body the other calls the next request. So nothing reaches that reader
+//! which two readers could read differently.
+
+/// Bytes of a chunk's first line, or of one trailer field. Beyond, the body is refused (RFC 9112 §7.1.1 asks for a bound).
+const LINE_BYTES_MAX: usize = 4096;
+/// Bytes of all trailer fields.
+const TRAILER_BYTES_MAX: usize = 16 * 1024;
+/// Digits of a chunk's size: what fits in 60 bits.
+const SIZE_DIGITS_MAX: usize = 15;
+
+/// What is wrong with a body: it is not in the chunked coding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Malformed;
+
+/// Where in a chunked body the next byte stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Chunks {
+    at: At,
+    /// The size of the chunk, while its digits are read; then how many bytes of it are to come.
+    left: u64,
+    digits: usize,
+    line_bytes: usize,
+    trailer_bytes: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum At {
+    Size,
+    /// Blanks before the `;` of an extension.
+    BeforeExtension,
+    BeforeName,
+    Name,
+    AfterName,
+    BeforeValue,
+    Token,
+    Quoted,
+    Escaped,
+    /// After a quoted value, or blanks after any.
+    AfterValue,
+    SizeLf,
+    Data,
+    DataCr,
+    DataLf,
+    TrailerStart,
+    TrailerName,
+    TrailerValue,
+    TrailerLf,
+    EndLf,
+    End,
+}
+
+impl Chunks {
+    /// Before the first byte of a body.
+    pub(super) fn new() -> Self {
+        Self { at: At::Size, left: 0, digits: 0, line_bytes: 0, trailer_bytes: 0 }
+    }
+
+    /// The body is over: what follows belongs to another request.
+    pub(super) fn is_over(&self) -> bool {
+        self.at == At::End
+    }
+
+    /// Takes the next bytes. What stands behind the body's end is not looked at.
+    ///
+    /// # Errors
+    /// They are not a chunked body; nothing that came after is of use.
+    pub(super) fn feed(&mut self, mut bytes: &[u8]) -> Result<(), Malformed> {
+        while !self.is_over() && !bytes.is_empty() {
+            if self.at == At::Data {
+                let taken = usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len());
+                self.left -= taken as u64;
+                bytes = bytes.get(taken..).unwrap_or_default();
+                if self.left == 0 {
+                    self.at = At::DataCr;
+                }
+                continue;
+            }
+            let Some((&byte, rest)) = bytes.split_first() else { break };
+            self.line_bytes += 1;
+            if self.line_bytes > LINE_BYTES_MAX {
+                return Err(Malformed);
+            }
+            self.at = self.next(byte).ok_or(Malformed)?;
+            bytes = rest;
+        }
+        Ok(())
+    }
+
+    fn next(&mut self, byte: u8) -> Option<At> {
+        Some(match (self.at, byte) {
+            (At::Size, byte) if byte.is_ascii_hexdigit() => {
+                self.digits += 1;
+                if self.digits > SIZE_DIGITS_MAX {
+                    return None;
+                }
+                self.left = self.left * 16 + u64::from(char::from(byte).to_digit(16)?);
+                At::Size
+            }
+            (At::Size, _) if self.digits == 0 => return None,
+            (At::Size | At::Name | At::Token | At::AfterValue, b'\r') => At::SizeLf,
+            (At::Size | At::BeforeExtension | At::Name | At::AfterName | At::Token | At::AfterValue, b';') => {
+                At::BeforeName
+            }
+            (At::Size | At::BeforeExtension, b' ' | b'\t') => At::BeforeExtension,
+            (At::BeforeName, b' ' | b'\t') => At::BeforeName,
+            (At::BeforeName | At::Name, byte) if is_token(byte) => At::Name,
+            (At::Name | At::AfterName, b' ' | b'\t') => At::AfterName,
+            (At::Name | At::AfterName, b'=') => At::BeforeValue,
+            (At::BeforeValue, b' ' | b'\t') => At::BeforeValue,
+            (At::BeforeValue, b'"') => At::Quoted,
+            (At::BeforeValue | At::Token, byte) if is_token(byte) => At::Token,
+            (At::Token, b' ' | b'\t') => At::BeforeExtension,
+            (At::AfterValue, b' ' | b'\t') => At::BeforeExtension,
+            (At::Quoted, b'"') => At::AfterValue,
+            (At::Quoted, b'\\') => At::Escaped,
+            (At::Quoted | At::Escaped, byte) if is_text(byte) => At::Quoted,
+            (At::SizeLf, b'\n') => {
+                (self.digits, self.line_bytes) = (0, 0);
+                if self.left == 0 { At::TrailerStart } else { At::Data }
+            }
+            (At::DataCr, b'\r') => At::DataLf,
+            (At::DataLf, b'\n') => {
+                self.line_bytes = 0;
+                At::Size
+            }
+            (At::TrailerStart, b'\r') => At::EndLf,
+            (At::TrailerStart | At::TrailerName, byte) if is_token(byte) => At::TrailerName,
+            (At::TrailerName, b':') => At::TrailerValue,
+            (At::TrailerValue, b'\r') => At::TrailerLf,
+            (At::TrailerValue, byte) if is_text(byte) => At::TrailerValue,
+            (At::TrailerLf, b'\n') => {
+                self.trailer_bytes += self.line_bytes;
+                self.line_bytes = 0;
+                if self.trailer_bytes > TRAILER_BYTES_MAX {
+                    return None;
+                }
+                At::TrailerStart
+            }
+            (At::EndLf, b'\n') => At::End,
+            _ => return None,
+        })
+    }
+}
+
+/// `tchar` of RFC 9110 §5.6.2.
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+/// What a field's value or a quoted text may hold (RFC 9110 §5.5, §5.6.4): no control characters but the tab.
+fn is_text(byte: u8) -> bool {
+    byte == b'\t' || (byte >= b' ' && byte != 0x7f)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is left behind the body's end; an error where it is not one. Fed whole and byte by byte, which must be the same.
+    fn read(body: &[u8]) -> Result<bool, Malformed> {
+        let (mut whole, mut single) = (Chunks::new(), Chunks::new());
+        let (all, each) = (whole.feed(body), body.iter().try_for_each(|byte| single.feed(&[*byte])));
+        assert_eq!(all, each, "{:?}", body.escape_ascii().to_string());
+        assert_eq!(whole, single);
+        all.map(|()| whole.is_over())
+    }
+
+    #[test]
+    fn bodies_of_rfc9112_7_1_are_read_to_their_end() {
+        for body in [
+            &b"0\r\n\r\n"[..],
+            b"3\r\nabc\r\n0\r\n\r\n",
+            b"3\r\n\r\n\n\r\n0\r\n\r\n",
+            b"00A\r\n0123456789\r\n000\r\n\r\n",
+            b"a;n\r\n0123456789\r\n0;last=1\r\n\r\n",
+            b"1 ; a = b ;c=\"d;\\\"\te\xfc\" ; f\r\nx\r\n0\r\n\r\n",
+            b"1;a=\"\"\r\nx\r\n0\r\nTrailer: 1\r\nX-Empty:\r\nX:\ta b \r\n\r\n",
+        ] {
+            assert_eq!(read(body), Ok(true), "{:?}", body.escape_ascii().to_string());
+            let piped = [body, b"GET /\0\n"].concat();
+            assert_eq!(read(&piped), Ok(true), "what follows is not the body's");
+        }
+        for unfinished in [&b""[..], b"3", b"3\r\nab", b"3\r\nabc\r\n0\r\n", b"0\r\nX: y\r\n", b"0\r\n\r"] {
+            assert_eq!(read(unfinished), Ok(false), "{:?}", unfinished.escape_ascii().to_string());
+        }
+    }
+
+    #[test]
+    fn whatever_else_is_refused() {
+        for body in [
+            &b"2;\nxx\r\n28\r\n0\r\n\r\n"[..],
+            b"\r\n0\r\n\r\n",
+            b"\n0\r\n\r\n",
+            b" 3\r\nabc\r\n0\r\n\r\n",
+            b"3 \r\nabc\r\n0\r\n\r\n",
+            b"3\nabc\r\n0\r\n\r\n",
+            b"3\rabc\r\n0\r\n\r\n",
+            b"3\r\r\nabc\r\n0\r\n\r\n",
+            b"3\r\nabc\n0\r\n\r\n",
+            b"3\r\nabcd\r\n0\r\n\r\n",
+            b"3\r\nab\r\n0\r\n\r\n",
+            b"3\r\nabc0\r\n\r\n",
+            b"3\r\nabc\r\n\r\n",
+            b"0x3\r\nabc\r\n0\r\n\r\n",
+            b"+3\r\nabc\r\n0\r\n\r\n",
+            b"-1\r\n0\r\n\r\n",
+            b"3_\r\nabc\r\n0\r\n\r\n",
+            b"3,3\r\nabc\r\n0\r\n\r\n",
+            b"zz\r\n",
+            b"3;\r\nabc\r\n0\r\n\r\n",
+            b"3;a\0b\r\nabc\r\n0\r\n\r\n",
+            b"3;a=\"\x01\"\r\nabc\r\n0\r\n\r\n",
+            b"3;a=\"\n\"\r\nabc\r\n0\r\n\r\n",
+            b"3;a=\"\\\r\n\"\r\nabc\r\n0\r\n\r\n",
+            b"3;a=\r\nabc\r\n0\r\n\r\n",
+            b"3;a b\r\nabc\r\n0\r\n\r\n",
+            b"3;a=\"b\"c\r\nabc\r\n0\r\n\r\n",
+            b"3\0\r\nabc\r\n0\r\n\r\n",
+            b"1000000000000000\r\n",
+            b"ffffffffffffffffff\r\n",
+            b"0\n\r\n",
+            b"0\r\n\n",
+            b"0\r\n\r\r\n",
+            b"0\r\nX y: z\r\n\r\n",
+            b"0\r\nX : z\r\n\r\n",
+            b"0\r\n: z\r\n\r\n",
+            b"0\r\nX\r\n\r\n",
+            b"0\r\n X: z\r\n\r\n",
+            b"0\r\nX: y\r\n folded\r\n\r\n",
+            b"0\r\nX: a\0b\r\n\r\n",
+            b"0\r\nX: a\nY: b\r\n\r\n",
+            b"0\r\nX: a\rY: b\r\n\r\n",
+            b"0\r\nGET / HTTP/1.1\r\n\r\n",
+        ] {
+            assert_eq!(read(body), Err(Malformed), "{:?}", body.escape_ascii().to_string());
+        }
+    }
+
+    #[test]
+    fn lines_and_trailers_are_bounded() {
+        let long = |bytes: usize| format!("1;a={}\r\nx\r\n0\r\n\r\n", "b".repeat(bytes));
+        assert_eq!(read(long(LINE_BYTES_MAX - 10).as_bytes()), Ok(true));
+        assert_eq!(read(long(LINE_BYTES_MAX).as_bytes()), Err(Malformed));
+        let trailers = |times: usize| format!("0\r\n{}\r\n", format!("X: {}\r\n", "y".repeat(995)).repeat(times));
+        assert_eq!(read(trailers(16).as_bytes()), Ok(true));
+        assert_eq!(read(trailers(17).as_bytes()), Err(Malformed));
+    }
+}

@@ -1,0 +1,279 @@
+//! Who is connected to a listener: how many at once, how many of one peer, and who of them waits for nothing.
+//!
+//! A listener that is full closes the connection that has been idle for longest, and lets the new one in: idle ones are the cheapest
+//! to hold and to open again. One on which a request is under way is never closed for another.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+/// How often it is said that there are more connections than fit.
+pub(super) const SAY_EVERY: Duration = Duration::from_secs(60);
+
+/// Who shares a bound: an IPv4 address, or the first 64 bits of an IPv6 one, since a single host has those to itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct PeerKey(IpAddr);
+
+impl PeerKey {
+    pub(super) fn of(address: IpAddr) -> Self {
+        PeerKey(match address.to_canonical() {
+            IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() >> 64 << 64).into()),
+            v4 => v4,
+        })
+    }
+}
+
+/// The connections of a listener.
+#[derive(Debug)]
+pub(super) struct Crowd {
+    listener: SocketAddr,
+    seats_max: usize,
+    seats_max_of_peer: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    seated: usize,
+    of_peer: HashMap<PeerKey, usize>,
+    /// Those that wait, by since when: a number that only grows.
+    idle: BTreeMap<u64, Arc<Chair>>,
+    turn: u64,
+    pressure: Pressure,
+}
+
+/// What there was no room for since it was said last.
+#[derive(Debug, Default)]
+struct Pressure {
+    closed_idle: usize,
+    refused: usize,
+    said_at: Option<Instant>,
+}
+
+/// A connection's place, as others see it.
+#[derive(Debug)]
+struct Chair {
+    /// None: of a peer that may have any number.
+    peer: Option<PeerKey>,
+    left: Notify,
+}
+
+/// A connection's place. Dropping it leaves it.
+#[derive(Debug)]
+pub(super) struct Seat {
+    crowd: Arc<Crowd>,
+    chair: Arc<Chair>,
+    /// Locked for as long as a field is read.
+    place: Mutex<Place>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Place {
+    idle_since: Option<u64>,
+    /// Requests under way.
+    busy: usize,
+}
+
+/// A request under way: for as long as it lives its connection is not idle.
+#[derive(Debug)]
+pub(super) struct Busy<'a>(&'a Seat);
+
+impl Crowd {
+    pub(super) fn new(listener: SocketAddr, seats_max: usize, seats_max_of_peer: usize) -> Arc<Self> {
+        Arc::new(Crowd { listener, seats_max, seats_max_of_peer, state: Mutex::default() })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place for a new connection; where there is none, that of one which waits. `None`: all are busy.
+    /// Without a peer only the bound of all counts.
+    pub(super) fn seat(self: &Arc<Self>, peer: Option<PeerKey>) -> Option<Seat> {
+        let mut state = self.state();
+        let of_peer = peer.map_or(0, |peer| state.of_peer.get(&peer).copied().unwrap_or_default());
+        let found = if of_peer >= self.seats_max_of_peer {
+            state.close_oldest(|chair| chair.peer == peer)
+        } else if state.seated >= self.seats_max {
+            state.close_oldest(|_| true)
+        } else {
+            true
+        };
+        if !found {
+            state.pressure.refused += 1;
+        }
+        state.say(self.listener, self.seats_max, self.seats_max_of_peer);
+        if !found {
+            return None;
+        }
+        state.seated += 1;
+        if let Some(peer) = peer {
+            *state.of_peer.entry(peer).or_default() += 1;
+        }
+        let chair = Arc::new(Chair { peer, left: Notify::new() });
+        let place = Place { idle_since: Some(state.wait(chair.clone())), busy: 0 };
+        Some(Seat { crowd: self.clone(), chair, place: Mutex::new(place) })
+    }
+}
+
+impl State {
+    fn wait(&mut self, chair: Arc<Chair>) -> u64 {
+        self.turn += 1;
+        self.idle.insert(self.turn, chair);
+        self.turn
+    }
+
+    fn leave(&mut self, peer: Option<PeerKey>) {
+        self.seated = self.seated.saturating_sub(1);
+        let Some(peer) = peer else { return };
+        let left = self.of_peer.get_mut(&peer).map_or(0, |count| {
+            *count = count.saturating_sub(1);
+            *count
+        });
+        if left == 0 {
+            self.of_peer.remove(&peer);
+        }
+    }
+
+    /// Closes the one that waits for longest of those that fit; its place is free at once.
+    fn close_oldest(&mut self, fits: impl Fn(&Chair) -> bool) -> bool {
+        let oldest = self.idle.iter().find(|(_, chair)| fits(chair)).map(|(since, _)| *since);
+        let Some(chair) = oldest.and_then(|since| self.idle.remove(&since)) else { return false };
+        self.leave(chair.peer);
+        self.pressure.closed_idle += 1;
+        chair.left.notify_one();
+        true
+    }
+
+    fn say(&mut self, listener: SocketAddr, connections_max: usize, of_peer_max: usize) {
+        let pressure = &mut self.pressure;
+        let (closed_idle, refused) = (pressure.closed_idle, pressure.refused);
+        if closed_idle + refused == 0 || pressure.said_at.is_some_and(|at| at.elapsed() < SAY_EVERY) {
+            return;
+        }
+        *pressure = Pressure { said_at: Some(Instant::now()), ..Pressure::default() };
+        tracing::warn!(%listener, connections_max, of_peer_max, closed_idle, refused, "more connections than fit");
+    }
+}
+
+impl Seat {
+    fn place(&self) -> MutexGuard<'_, Place> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A request has come. `None`: the place was given to another connection just before.
+    pub(super) fn busy(&self) -> Option<Busy<'_>> {
+        let mut place = self.place();
+        if place.busy == 0 {
+            let since = place.idle_since.take()?;
+            self.crowd.state().idle.remove(&since)?;
+        }
+        place.busy += 1;
+        Some(Busy(self))
+    }
+
+    /// Waits until the place was given to another connection.
+    pub(super) async fn left(&self) {
+        self.chair.left.notified().await;
+    }
+}
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        let mut place = self.0.place();
+        place.busy = place.busy.saturating_sub(1);
+        if place.busy == 0 {
+            place.idle_since = Some(self.0.crowd.state().wait(self.0.chair.clone()));
+        }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let place = *self.place();
+        let mut state = self.crowd.state();
+        let is_idle = place.idle_since.is_some_and(|since| state.idle.remove(&since).is_some());
+        // Otherwise it was closed for another, which counts for it.
+        if is_idle || place.busy > 0 {
+            state.leave(self.chair.peer);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn crowd(seats_max: usize, of_peer: usize) -> Arc<Crowd> {
+        Crowd::new(([127, 0, 0, 1], 1).into(), seats_max, of_peer)
+    }
+
+    fn peer(last: u8) -> Option<PeerKey> {
+        Some(PeerKey::of([10, 0, 0, last].into()))
+    }
+
+    async fn has_left(seat: &Seat) -> bool {
+        tokio::select! {
+            biased;
+            () = seat.left() => true,
+            () = std::future::ready(()) => false,
+        }
+    }
+
+    #[tokio::test]
+    async fn the_one_that_waits_for_longest_makes_room() {
+        let crowd = crowd(2, 2);
+        let (a, b) = (crowd.seat(peer(1)).unwrap(), crowd.seat(peer(2)).unwrap());
+        // It has just been busy, so the other has waited for longer.
+        drop(a.busy().unwrap());
+        let c = crowd.seat(peer(3)).unwrap();
+        assert!(has_left(&b).await && !has_left(&a).await && !has_left(&c).await);
+        assert!(b.busy().is_none(), "a request that came too late is not begun");
+        drop(b);
+        let (_a, _c) = (a.busy().unwrap(), c.busy().unwrap());
+        assert!(crowd.seat(peer(4)).is_none(), "nobody is closed in the middle of a request");
+        assert_eq!(crowd.state().seated, 2);
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_has_its_share_makes_room_for_itself_only() {
+        let crowd = crowd(10, 2);
+        let other = crowd.seat(peer(1)).unwrap();
+        let all: Vec<_> = (0..5).map(|_| crowd.seat(peer(2)).unwrap()).collect();
+        assert!(!has_left(&other).await);
+        for (nth, seat) in all.iter().enumerate() {
+            assert_eq!(has_left(seat).await, nth < 3, "{nth}");
+        }
+        assert_eq!(crowd.state().seated, 3);
+        let busy: Vec<_> = all.iter().filter_map(Seat::busy).collect();
+        assert_eq!(busy.len(), 2);
+        assert!(crowd.seat(peer(2)).is_none());
+        let trusted: Vec<_> = (0..7).map(|_| crowd.seat(None).unwrap()).collect();
+        drop(busy);
+        drop((trusted, all, other));
+        let state = crowd.state();
+        assert_eq!((state.seated, state.of_peer.len(), state.idle.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn several_requests_on_one_connection_are_all_waited_for() {
+        let crowd = crowd(1, 1);
+        let seat = crowd.seat(peer(1)).unwrap();
+        let (first, second) = (seat.busy().unwrap(), seat.busy().unwrap());
+        drop(first);
+        assert!(crowd.seat(peer(1)).is_none());
+        drop(second);
+        assert!(crowd.seat(peer(1)).is_some());
+    }
+
+    #[test]
+    fn an_ipv6_host_is_one_peer() {
+        let of = |address: &str| PeerKey::of(address.parse().unwrap());
+        assert_eq!(of("2001:db8::1"), of("2001:db8::ffff:1"));
+        assert_ne!(of("2001:db8::1"), of("2001:db8:0:1::1"));
+        assert_eq!(of("::ffff:10.0.0.1"), of("10.0.0.1"));
+    }
+}

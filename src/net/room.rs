@@ -1,0 +1,249 @@
+//! The memory that bodies may take which are read whole. Counted as bytes arrive: who only says that it will send much holds nothing.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
+
+use super::crowd::PeerKey;
+
+/// Bytes that are counted at once: a page, so that a body of single bytes does not ask for each.
+const STEP: usize = 4096;
+/// Bytes of a body that count as small.
+const SMALL_BYTES_MAX: usize = 1024 * 1024;
+/// How long a body waits for room, and how many do. Beyond, they are asked to come again.
+const WAIT: Duration = Duration::from_secs(5);
+const WAITING_MAX: usize = 64;
+
+/// The room of a listener.
+#[derive(Debug)]
+pub(super) struct BodyRoom {
+    all: Sizes,
+    of_peer: Sizes,
+    state: Mutex<State>,
+    freed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    taken: Sizes,
+    of_peer: HashMap<PeerKey, Sizes>,
+    waiting: usize,
+}
+
+/// Bytes of bodies that are small, and of what large ones have beyond.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Sizes {
+    pub(super) small: usize,
+    pub(super) large: usize,
+}
+
+impl Sizes {
+    fn plus(self, other: Sizes) -> Sizes {
+        Sizes { small: self.small + other.small, large: self.large + other.large }
+    }
+
+    fn less(self, other: Sizes) -> Sizes {
+        Sizes { small: self.small.saturating_sub(other.small), large: self.large.saturating_sub(other.large) }
+    }
+
+    fn fits(self, within: Sizes) -> bool {
+        self.small <= within.small && self.large <= within.large
+    }
+}
+
+/// There is no room, and there was none for a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct NoRoom;
+
+/// What one body takes. Dropping it gives it back.
+#[derive(Debug)]
+pub(super) struct Taken {
+    room: Arc<BodyRoom>,
+    peer: Option<PeerKey>,
+    bytes: Sizes,
+    /// Of these, what has arrived.
+    used: usize,
+}
+
+impl BodyRoom {
+    /// Without room for large bodies of their own these count as small ones. `of_peer` is what bodies of one peer may take.
+    pub(super) fn new(all: Sizes, of_peer: Sizes) -> Arc<Self> {
+        Arc::new(BodyRoom { all, of_peer, state: Mutex::default(), freed: Notify::new() })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nothing yet, for a body of this peer. Without one only the bound of all counts.
+    pub(super) fn body(self: &Arc<Self>, peer: Option<PeerKey>) -> Taken {
+        Taken { room: self.clone(), peer, bytes: Sizes::default(), used: 0 }
+    }
+
+    fn try_take(&self, peer: Option<PeerKey>, more: Sizes) -> bool {
+        let mut state = self.state();
+        let all = state.taken.plus(more);
+        if !all.fits(self.all) {
+            return false;
+        }
+        if let Some(peer) = peer {
+            let of_peer = state.of_peer.get(&peer).copied().unwrap_or_default().plus(more);
+            if !of_peer.fits(self.of_peer) {
+                return false;
+            }
+            state.of_peer.insert(peer, of_peer);
+        }
+        state.taken = all;
+        true
+    }
+}
+
+impl Taken {
+    /// Takes room for more of the body; waits for it where there is none. May be cancelled.
+    pub(super) async fn grow(&mut self, bytes: usize) -> Result<(), NoRoom> {
+        let has = self.bytes.small + self.bytes.large;
+        self.used += bytes;
+        if self.used <= has {
+            return Ok(());
+        }
+        let bytes = (self.used - has).next_multiple_of(STEP);
+        let more = match self.room.all.large > 0 && self.used > SMALL_BYTES_MAX {
+            true => Sizes { small: 0, large: bytes },
+            false => Sizes { small: bytes, large: 0 },
+        };
+        if !self.room.try_take(self.peer, more) {
+            self.wait(more).await?;
+        }
+        self.bytes = self.bytes.plus(more);
+        Ok(())
+    }
+
+    async fn wait(&self, more: Sizes) -> Result<(), NoRoom> {
+        let _place = Waiting::begin(&self.room).ok_or(NoRoom)?;
+        let until = Instant::now() + WAIT;
+        loop {
+            let mut freed = std::pin::pin!(self.room.freed.notified());
+            // Before it is tried: what is freed in between is not missed.
+            freed.as_mut().enable();
+            if self.room.try_take(self.peer, more) {
+                return Ok(());
+            }
+            timeout_at(until, freed).await.map_err(|_| NoRoom)?;
+        }
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        if self.bytes == Sizes::default() {
+            return;
+        }
+        {
+            let mut state = self.room.state();
+            state.taken = state.taken.less(self.bytes);
+            if let Some(peer) = self.peer {
+                let left = state.of_peer.get(&peer).copied().unwrap_or_default().less(self.bytes);
+                if left == Sizes::default() {
+                    state.of_peer.remove(&peer);
+                } else {
+                    state.of_peer.insert(peer, left);
+                }
+            }
+        }
+        self.room.freed.notify_waiters();
+    }
+}
+
+/// A body that waits, counted.
+struct Waiting<'a>(&'a BodyRoom);
+
+impl<'a> Waiting<'a> {
+    fn begin(room: &'a BodyRoom) -> Option<Self> {
+        let mut state = room.state();
+        if state.waiting >= WAITING_MAX {
+            return None;
+        }
+        state.waiting += 1;
+        drop(state);
+        Some(Waiting(room))
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.state().waiting -= 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: usize = 1024 * 1024;
+
+    fn room() -> Arc<BodyRoom> {
+        BodyRoom::new(Sizes { small: 4 * MIB, large: 12 * MIB }, Sizes { small: 2 * MIB, large: 8 * MIB })
+    }
+
+    fn peer(last: u8) -> Option<PeerKey> {
+        Some(PeerKey::of([10, 0, 0, last].into()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn large_bodies_leave_room_for_small_ones_and_one_peer_for_others() {
+        let room = room();
+        let mut large = room.body(peer(1));
+        for _ in 0..9 {
+            large.grow(MIB).await.unwrap();
+        }
+        assert_eq!(large.bytes, Sizes { small: MIB, large: 8 * MIB });
+        let begun = Instant::now();
+        assert_eq!(large.grow(1).await, Err(NoRoom), "the peer has its share");
+        assert_eq!(begun.elapsed(), WAIT);
+        let mut other = room.body(peer(2));
+        for _ in 0..5 {
+            other.grow(MIB).await.unwrap();
+        }
+        assert_eq!(other.grow(1).await, Err(NoRoom), "large ones are full");
+        let mut small = room.body(peer(3));
+        small.grow(MIB).await.unwrap();
+        let mut trusted = room.body(None);
+        trusted.grow(MIB).await.unwrap();
+        assert_eq!(room.body(peer(4)).grow(1).await, Err(NoRoom), "small ones are full");
+        drop((large, other, small, trusted));
+        assert_eq!(room.state().taken, Sizes::default());
+        assert!(room.state().of_peer.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_gets_what_becomes_free_and_few_may_wait() {
+        let room = room();
+        let mut first = room.body(None);
+        for _ in 0..13 {
+            first.grow(MIB).await.unwrap();
+        }
+        let waits = |bytes| {
+            let room = room.clone();
+            tokio::spawn(async move {
+                let mut body = room.body(None);
+                body.grow(bytes).await.map(|()| body)
+            })
+        };
+        let large = waits(2 * MIB);
+        tokio::time::sleep(WAIT / 2).await;
+        assert_eq!(room.state().waiting, 1);
+        let all: Vec<_> = (0..WAITING_MAX).map(|_| waits(2 * MIB)).collect();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!(room.state().waiting, WAITING_MAX);
+        assert!(all.last().unwrap().is_finished(), "one more than may wait is told at once");
+        large.abort();
+        drop(first);
+        let got = futures_util::future::join_all(all).await;
+        let held = got.into_iter().filter_map(|one| one.unwrap().ok()).count();
+        assert!(held >= 6, "{held}");
+        assert_eq!(room.state().waiting, 0, "who is given up does not wait on");
+    }
+}
