@@ -451,6 +451,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
             public_url,
             forward_url: records.forward_url,
             app_public_url: records.app_public_url,
+            app_host: records.app_host,
             unknown_status: records.unknown_status,
             spool_bytes_max: records.spool_bytes_max,
             spool_days: records.spool_days,

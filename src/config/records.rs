@@ -12,7 +12,7 @@ use crate::calls::records::OwnEvents;
 use crate::net::CallbackRules;
 use crate::policy::Privacy;
 use crate::provider::sign::standard_key;
-use crate::webhook::ForwardPaths;
+use crate::webhook::{AppHost, ForwardPaths};
 
 /// What is read.
 pub(super) struct Records {
@@ -21,6 +21,7 @@ pub(super) struct Records {
     pub(super) callbacks: CallbackRules,
     pub(super) forward_paths: ForwardPaths,
     pub(super) strict_order: bool,
+    pub(super) app_host: AppHost,
     pub(super) events: Option<Arc<OwnEvents>>,
     pub(super) wait: Duration,
     pub(super) unknown_status: u16,
@@ -41,6 +42,7 @@ pub(super) fn read(root: &Table<'_>) -> Records {
         })
     });
     let strict_order = app.flag("strict_order").unwrap_or(false);
+    let app_host = app.parsed("host", AppHost::parse).unwrap_or_default();
     let events = events(&app);
     app.finish();
 
@@ -64,6 +66,7 @@ pub(super) fn read(root: &Table<'_>) -> Records {
         callbacks,
         forward_paths,
         strict_order,
+        app_host,
         events,
         wait,
         unknown_status,

@@ -12,7 +12,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use super::body::Gathered;
 use super::crowd::PeerKey;
 use super::edge::{EdgeSettings, Shared};
-use super::headers::{Hop, client_address, has, strip_hop_by_hop};
+use super::headers::{Hop, client_address, forwarded, has, strip_hop_by_hop};
 use super::io::Sight;
 use super::local::Peer;
 use super::room::Taken;
@@ -153,6 +153,13 @@ impl Exchange {
                 session.req_header_mut().remove_header(&name);
             }
         }
+    }
+
+    /// The fields as they go on: of `X-Forwarded-*` what was seen here, and what a trusted peer says of earlier hops.
+    pub fn arrived(&self) -> HeaderMap {
+        let mut headers = self.headers().clone();
+        forwarded(&mut headers, self.hop());
+        headers
     }
 
     /// The first value of a field, if it is UTF-8.

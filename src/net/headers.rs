@@ -90,15 +90,15 @@ pub struct Hop<'a> {
 }
 
 /// Writes `X-Forwarded-For`, `-Proto` and `-Host`. From a trusted peer the chain is continued (`For` is appended, `Proto`
-/// and `Host` of the first hop stay); from anyone else all three, and `Forwarded`, are replaced by what was seen here.
+/// and `Host` of the first hop stay); from anyone else every `X-Forwarded-*` field, and `Forwarded`, goes, and what was seen here stands instead.
 pub fn forwarded(headers: &mut HeaderMap, hop: Hop<'_>) {
     let mut chain: Vec<String> = Vec::new();
     if hop.trusted {
         chain.extend(list(headers, FORWARDED_FOR).map(str::to_owned));
     } else {
-        for name in [FORWARDED_PROTO, FORWARDED_HOST, FORWARDED] {
-            headers.remove(name);
-        }
+        let said = |name: &HeaderName| name.as_str().starts_with("x-forwarded-") || *name == FORWARDED;
+        let gone: Vec<HeaderName> = headers.keys().filter(|name| said(name)).cloned().collect();
+        gone.iter().for_each(|name| drop(headers.remove(name)));
     }
     headers.remove(FORWARDED_FOR);
     chain.extend(hop.peer.map(|peer| peer.to_canonical().to_string()));

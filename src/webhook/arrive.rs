@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use http::HeaderMap;
-use http::header::HOST;
 
+use super::front::seen;
 use crate::ids::AccountName;
 use crate::provider::account::{Account, join};
 use crate::provider::description::Webhook;
@@ -89,7 +89,7 @@ pub struct Signed<'a> {
     pub body: &'a [u8],
     /// The pairs of a form body.
     pub form: Option<&'a [(String, String)]>,
-    /// What providers call us by; without it, the `Host` header has to do.
+    /// What providers call us by; without it, the host of the request has to do.
     pub public_url: Option<&'a http::Uri>,
     /// Now, in seconds.
     pub now_secs: i64,
@@ -100,11 +100,10 @@ pub struct Signed<'a> {
 impl Signed<'_> {
     /// The URL that the provider called, as far as that can be known.
     pub fn url(&self) -> String {
-        let host = self.headers.get(HOST).and_then(|v| v.to_str().ok());
-        match (self.public_url, host) {
+        match (self.public_url, seen(self.headers)) {
             (Some(public), _) => join(public, self.path_and_query),
-            (None, Some(host)) => format!("http://{host}{}", self.path_and_query),
-            (None, None) => self.path_and_query.to_owned(),
+            (None, (scheme, Some(host))) => format!("{scheme}://{host}{}", self.path_and_query),
+            (None, (_, None)) => self.path_and_query.to_owned(),
         }
     }
 

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use ulid::Ulid;
 
+use super::front::REPLACED;
 use super::spool::BODY_GONE;
 use super::to_app::Resign;
 use crate::calls::Calls;
@@ -54,12 +55,14 @@ pub(super) struct To<'a> {
     /// What the app takes its address for.
     pub(super) signed_url: &'a str,
     pub(super) method: &'a str,
+    /// By which headers it sees that.
+    pub(super) front: Vec<(HeaderName, HeaderValue)>,
 }
 
 /// A notification as the app gets it: bytes and provider headers untouched, a URL-bound signature made anew.
 pub(super) fn compose(event_id: &str, to: To<'_>, signed: &Resign<'_>, spool: Option<&str>) -> Delivery {
     let Signed { headers, body, form, .. } = signed.came;
-    let To { route, url, signed_url, method } = to;
+    let To { route, url, signed_url, method, front } = to;
     let id = format!("dl_{}", Ulid::new().to_string().to_lowercase());
     let mut url = without_fragment(url).to_owned();
     let mut signed_url = without_fragment(signed_url).to_owned();
@@ -77,7 +80,7 @@ pub(super) fn compose(event_id: &str, to: To<'_>, signed: &Resign<'_>, spool: Op
     }
     let mut kept: HeaderMap = headers.clone();
     strip_hop_by_hop(&mut kept);
-    for gone in [HOST, CONTENT_LENGTH] {
+    for gone in REPLACED.iter().chain(&[HOST, CONTENT_LENGTH]) {
         kept.remove(gone);
     }
     if body.is_empty() && spool.is_none() {
@@ -85,7 +88,7 @@ pub(super) fn compose(event_id: &str, to: To<'_>, signed: &Resign<'_>, spool: Op
     }
     // What is in the spool is signed as it is there.
     let whole = if spool.is_some() { signed.came.body } else { &body };
-    for (name, value) in signed.headers(method, &signed_url, whole, form) {
+    for (name, value) in front.into_iter().chain(signed.headers(method, &signed_url, whole, form)) {
         kept.insert(name, value);
     }
     if let Ok(value) = HeaderValue::try_from(&id) {

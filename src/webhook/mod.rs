@@ -5,6 +5,7 @@
 pub mod arrive;
 pub mod deliver;
 mod forward;
+mod front;
 mod hear;
 mod journal;
 mod noise;
@@ -46,6 +47,7 @@ use crate::reply::{json_answer, problem, respond, twiml, when_full_twiml};
 use crate::store::{CallRecord, Change, Journal, NewEvent, RECORDED, Received, Result, Said, Spool, SpoolError, Took};
 use arrive::{Candidate, ExtraPaths, Found, find};
 pub use forward::ForwardPaths;
+pub use front::AppHost;
 pub use journal::journal_loop;
 pub use records::records_loop;
 pub use replay::{AGAIN_SECS as REPLAY_AGAIN_SECS, Replayed, replay_loop};
@@ -82,8 +84,10 @@ pub struct Settings {
     pub public_url: Option<Uri>,
     /// Where webhooks go on to.
     pub forward_url: Option<Uri>,
-    /// What the app's validator signs with; [`Settings::forward_url`] unless given.
+    /// The app's own public address, where that is not [`Settings::public_url`].
     pub app_public_url: Option<Uri>,
+    /// Which `Host` the app sees.
+    pub app_host: AppHost,
     /// A webhook that nothing can be checked with is refused.
     pub strict: bool,
     /// How an inbound call is answered.
@@ -262,8 +266,7 @@ impl Webhooks {
                 return self.answer(exchange, answer).await;
             }
         };
-        let headers = exchange.headers().clone();
-        let raw = Raw::new(exchange.method().as_str(), exchange.path_and_query(), headers, body);
+        let raw = Raw::new(exchange.method().as_str(), exchange.path_and_query(), exchange.arrived(), body);
         let (from, keys) = match self.signer(&raw, found).boxed().await {
             Ok(signer) => signer,
             Err(answer) => return self.answer(exchange, answer).await,
@@ -617,5 +620,29 @@ fn pairs(document: &Document) -> Option<&[(String, String)]> {
     match document {
         Document::Form(pairs) => Some(pairs),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Settings of nothing in particular.
+    pub(super) fn settings() -> Settings {
+        Settings {
+            public_url: None,
+            forward_url: None,
+            app_public_url: None,
+            app_host: AppHost::Public,
+            strict: false,
+            inbound_mode: InboundMode::App,
+            app_timeout: Duration::from_secs(1),
+            when_down: None,
+            agents: BTreeMap::new(),
+            extra_paths: ExtraPaths::new(),
+            unknown_status: 404,
+            spool_bytes_max: 0,
+            spool_days: 1,
+        }
     }
 }

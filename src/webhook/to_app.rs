@@ -9,6 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use tracing::{debug, warn};
 
 use super::arrive::Candidate;
+use super::front::REPLACED;
 use super::subaccounts::Signer;
 use super::{InboundMode, KEPT_BYTES_MAX, Raw, Taken, Webhooks, body_missing, deliver, fixed_answer};
 use crate::call::{Direction, EndProof, Outcome};
@@ -112,16 +113,16 @@ impl Webhooks {
     fn app_target(&self, taken: &Taken<'_>) -> RelayTarget {
         let base = self.settings.forward_url.clone().unwrap_or_default();
         let path_and_query = taken.raw.path_and_query.clone();
-        let app_url = self.settings.app_public_url.as_ref().unwrap_or(&base);
-        let url = join(app_url, &path_and_query);
-        let came_to = self.signed(taken.raw).url();
-        let resign = taken.resign(&came_to);
         let raw = taken.raw;
+        let url = self.settings.app_url(&raw.headers, &path_and_query);
+        let came_to = self.signed(raw).url();
+        let mut set_headers = self.settings.front_headers(&url);
+        set_headers.extend(taken.resign(&came_to).headers(&raw.method, &url, &raw.body, raw.form()));
         RelayTarget {
             base,
             path_and_query,
-            remove_headers: vec![],
-            set_headers: resign.headers(&raw.method, &url, &raw.body, raw.form()),
+            remove_headers: REPLACED.to_vec(),
+            set_headers,
             host: HostRule::Upstream,
             mount: None,
         }
@@ -147,25 +148,24 @@ impl Webhooks {
                 return Ok(None);
             }
             // An address of the app's, or our own, is where the operator says that the app is; any other is the tenant's word.
-            match self.calls.settings.app.path_of(&callback.url).and_then(|path| self.app_urls(path)) {
+            match self.calls.settings.app.path_of(&callback.url).and_then(|path| self.app_urls(raw, path)) {
                 Some((_, signed_url)) => (callback.url, signed_url, callback.method, Route::Forwarded),
                 None => (callback.url.clone(), callback.url, callback.method, Route::Callback),
             }
         } else {
-            let Some((url, signed_url)) = self.app_urls(&raw.path_and_query) else { return Ok(None) };
+            let Some((url, signed_url)) = self.app_urls(raw, &raw.path_and_query) else { return Ok(None) };
             (url, signed_url, raw.method.clone(), Route::App)
         };
         let came_to = self.signed(raw).url();
         let spool = self.is_for_spool(taken).then(|| self.spool.name());
-        let to = deliver::To { route, url: &url, signed_url: &signed_url, method: &method };
+        let to = deliver::To { route, url: &url, signed_url: &signed_url, method: &method, front: self.settings.front_headers(&signed_url) };
         Ok(Some(deliver::compose(event_id, to, &taken.resign(&came_to), spool)))
     }
 
     /// Where a path is at the app, and what the app takes its address for; `None` where there is no app.
-    fn app_urls(&self, path_and_query: &str) -> Option<(String, String)> {
+    fn app_urls(&self, raw: &Raw, path_and_query: &str) -> Option<(String, String)> {
         let base = self.settings.forward_url.as_ref()?;
-        let app_url = self.settings.app_public_url.as_ref().unwrap_or(base);
-        Some((join(base, path_and_query), join(app_url, path_and_query)))
+        Some((join(base, path_and_query), self.settings.app_url(&raw.headers, path_and_query)))
     }
 
     /// What no description knows: paths and sockets of the app.
@@ -178,12 +178,13 @@ impl Webhooks {
             let message = "Nothing is known at this path, and app.forward_paths does not let it pass to the app.";
             return self.answer(exchange, problem(StatusCode::NOT_FOUND, "UNKNOWN_ROUTE", message)).await;
         }
-        let path_and_query = exchange.path_and_query().to_owned();
+        let (path_and_query, headers) = (exchange.path_and_query().to_owned(), exchange.arrived());
+        let app_url = self.settings.app_url(&headers, &path_and_query);
         let mut target = RelayTarget {
-            base: base.clone(),
+            base,
             path_and_query: path_and_query.clone(),
-            set_headers: vec![],
-            remove_headers: vec![],
+            set_headers: self.settings.front_headers(&app_url),
+            remove_headers: REPLACED.to_vec(),
             host: HostRule::Upstream,
             mount: None,
         };
@@ -208,9 +209,8 @@ impl Webhooks {
                 }
             },
         };
-        let raw = Raw::new(exchange.method().as_str(), &path_and_query, exchange.headers().clone(), body.clone());
+        let raw = Raw::new(exchange.method().as_str(), &path_and_query, headers, body.clone());
         if let Some((signature, keys)) = self.passing_signer(&raw, &signatures).boxed().await {
-            let app_url = join(self.settings.app_public_url.as_ref().unwrap_or(&base), &path_and_query);
             let signed = self.signed(&raw);
             let came_to = signed.url();
             let resign = Resign { signature, keys: &keys, came: signed.request(&came_to) };

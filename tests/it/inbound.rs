@@ -110,7 +110,7 @@ async fn app_mode_relays_byte_for_byte() {
         assert_eq!(got.body, encoded(&form));
         let expected = ringfence::simulate::sign::twilio(
             &stage.control.settings().auth_token,
-            &format!("{}{path}", app.url()),
+            &stage.webhooks(path),
             &pairs(&form),
         );
         assert_eq!(got.headers["x-twilio-signature"], expected.as_str());

@@ -7,6 +7,7 @@
 )]
 
 mod acceptance;
+mod app_sees;
 mod callbacks;
 mod chaos;
 mod cli;

@@ -48,20 +48,19 @@ async fn subaccounts_sign_with_their_own_token_which_is_asked_for_once() {
     // The app's own check has the subaccount's token, too: what goes on is signed with it.
     stage.wait("the app has it", async || app.at(STATUS).len() == 1).await;
     let got = app.at(STATUS).pop().unwrap();
-    let expected = sign::twilio(TOKEN, &format!("{}{STATUS}", app.url()), &got.form());
+    let expected = sign::twilio(TOKEN, &stage.webhooks(STATUS), &got.form());
     assert_eq!(got.headers["x-twilio-signature"], expected.as_str());
     // Paths that no description knows are signed anew as well, and a handshake, which names no account.
     assert_eq!(post(&stage, "/my/sms", SUB, TOKEN, &[("MessageSid", "SM1")]).await.status, 200);
     let got = app.at("/my/sms").pop().unwrap();
     assert_eq!(
         got.headers["x-twilio-signature"],
-        sign::twilio(TOKEN, &format!("{}/my/sms", app.url()), &got.form()).as_str()
+        sign::twilio(TOKEN, &stage.webhooks("/my/sms"), &got.form()).as_str()
     );
     let recording = stage.webhooks("/my/recordings?RecordingSid=RE1");
     let signature = sign::twilio(TOKEN, &recording, &[]);
     stage.send("GET", &recording, &[("x-twilio-signature", &signature)], "").await;
-    let expected = sign::twilio(TOKEN, &format!("{}/my/recordings?RecordingSid=RE1", app.url()), &[]);
-    assert_eq!(app.at("/my/recordings")[0].headers["x-twilio-signature"], expected.as_str());
+    assert_eq!(app.at("/my/recordings")[0].headers["x-twilio-signature"], signature.as_str());
     // At once: they wait for one question.
     let many = (0..8).map(|n| {
         let (stage, sid) = (&stage, format!("CA2{n}"));
@@ -267,6 +266,16 @@ fn signed(preset: &str, url: &str, body: &str) -> Vec<(&'static str, String)> {
 const SCHEMES: [&str; 9] =
     ["bland", "vapi", "vapi_secret", "retell", "openai", "telnyx", "vonage", "livekit", "signalwire_swml"];
 
+/// The app's own public address.
+const ELSEWHERE: &str = "https://app.example.test";
+
+/// A stage whose app has an address of its own, so that what goes on has to be signed anew.
+fn elsewhere(setup: Setup) -> Setup {
+    let forward = format!("forward_url = \"{}\"", setup.app.as_ref().unwrap());
+    let both = format!("{forward}\npublic_url = \"{ELSEWHERE}\"");
+    Setup { replace: [setup.replace, vec![(forward, both)]].concat(), ..setup }
+}
+
 /// Every scheme in one file: what is signed is taken, what was changed is not, and the app can check it again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_provider_of_ones_own_names_how_it_signs() {
@@ -277,7 +286,8 @@ async fn a_provider_of_ones_own_names_how_it_signs() {
         "[accounts.mine]\nwebhook_secrets = [{WHSEC:?}, {PUBLIC:?}, {SECRET:?}]\nwebhook_tokens = [{SECRET:?}]\n"
     );
     let root = format!("providers_dir = {:?}", folder.0);
-    let stage = Stage::start(Setup { root, tables: account, app: Some(app.url()), ..Setup::default() }).await;
+    let stage =
+        Stage::start(elsewhere(Setup { root, tables: account, app: Some(app.url()), ..Setup::default() })).await;
     for name in SCHEMES {
         let (path, body) = (format!("/hooks/{name}"), format!("{{\"of\":\"{name}\"}}"));
         let url = stage.webhooks(&path);
@@ -311,7 +321,7 @@ async fn a_provider_of_ones_own_names_how_it_signs() {
             match name {
                 "vapi_secret" => assert_eq!(shown, None, "a credential is not stored"),
                 "signalwire_swml" => {
-                    let anew = signed(name, &format!("{}{path}", app.url()), &body);
+                    let anew = signed(name, &format!("{ELSEWHERE}{path}"), &body);
                     assert_eq!(shown, anew.iter().find(|(k, _)| k == header).map(|(_, v)| v.as_str()));
                 }
                 _ => assert_eq!(shown, Some(*value), "{name}: {header}"),
@@ -328,7 +338,8 @@ async fn plivos_signatures_are_made_anew_for_the_app() {
     let app = Behind::start().await;
     let account = format!("[accounts.mine]\nwebhook_secrets = [{SECRET:?}]\n");
     let root = format!("providers_dir = {:?}", folder.0);
-    let stage = Stage::start(Setup { root, tables: account, app: Some(app.url()), ..Setup::default() }).await;
+    let stage =
+        Stage::start(elsewhere(Setup { root, tables: account, app: Some(app.url()), ..Setup::default() })).await;
     let nonce = ("x-plivo-signature-v3-nonce", "5432");
     let sign = |base: &str| BASE64.encode(tag(hmac::HMAC_SHA256, &format!("{base}.5432")));
     let url = stage.webhooks("/hooks/plivo");
@@ -342,7 +353,7 @@ async fn plivos_signatures_are_made_anew_for_the_app() {
     assert_eq!(stage.send("GET", &format!("{url}?z=1&CallUUID=c3"), &headers, "").await.status, 200);
     stage.wait("the app has both", async || app.at("/hooks/plivo").len() == 2).await;
     for got in app.at("/hooks/plivo") {
-        let url = format!("{}/hooks/plivo", app.url());
+        let url = format!("{ELSEWHERE}/hooks/plivo");
         let base = match got.method.as_str() {
             "POST" => format!("{url}?CallUUIDc1From+15550001111"),
             _ => format!("{url}?CallUUID=c3&z=1"),
