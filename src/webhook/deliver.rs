@@ -17,6 +17,7 @@ use tracing::warn;
 use ulid::Ulid;
 
 use super::front::REPLACED;
+use super::renew::renewed;
 use super::spool::BODY_GONE;
 use super::to_app::Resign;
 use crate::calls::Calls;
@@ -288,7 +289,7 @@ async fn one(calls: &Calls, spool: &Spool, delivery: &Delivery) {
             Ok(signed) => send(calls, &signed, spool).await,
             Err(why) => Err(why.into()),
         },
-        false => send(calls, delivery, spool).await,
+        false => send(calls, &*renewed(calls, spool, delivery).await, spool).await,
     };
     failpoint::hit("delivery.sent").await;
     let now_ms = calls.lifecycle.clock.now_ms();

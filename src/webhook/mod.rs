@@ -10,6 +10,7 @@ mod hear;
 mod journal;
 mod noise;
 mod records;
+mod renew;
 mod replay;
 mod signer;
 mod spool;

@@ -183,3 +183,50 @@ async fn media_streams_come_to_the_host_that_the_app_names() {
     let _ = socket.close(None).await;
     stage.finish().await;
 }
+
+/// What is delivered late, or again, passes the app's own check of its age; what came stands beside it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_delivered_late_or_again_is_signed_for_the_present_time() {
+    let failures = std::sync::Arc::new(std::sync::atomic::AtomicU32::new(1));
+    let left = failures.clone();
+    let app = Behind::replying(Box::new(move |_| {
+        use std::sync::atomic::Ordering::SeqCst;
+        let fails = left.fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1)).is_ok();
+        http::Response::builder().status(if fails { 503 } else { 200 }).body(Bytes::new()).unwrap()
+    }))
+    .await;
+    let stage = Stage::start(Setup { app: Some(app.url()), ..Setup::default() }).await;
+    let secret = stage.control.settings().el_webhook_secret;
+    let post = async |body: &str, age_secs: i64| {
+        let signature = sign::elevenlabs(&secret, now_secs() - age_secs, body.as_bytes());
+        let headers = [("elevenlabs-signature", signature.as_str())];
+        assert_eq!(stage.send("POST", &stage.webhooks(EVENTS), &headers, body.to_owned()).await.status, 200);
+        signature
+    };
+    let check = |original: &str| {
+        let got = app.at(EVENTS).pop().unwrap();
+        let shown = got.headers["elevenlabs-signature"].to_str().unwrap().to_owned();
+        let stamp: i64 = shown[2..shown.find(',').unwrap()].parse().unwrap();
+        assert!((now_secs() - stamp).abs() <= 10, "{shown}");
+        assert_eq!(shown, sign::elevenlabs(&secret, stamp, &got.body));
+        assert_eq!(got.headers["x-ringfence-original-elevenlabs-signature"], original);
+        assert_eq!(got.headers.get_all("elevenlabs-signature").iter().count(), 1);
+    };
+    // Taken in the last second of ElevenLabs' half hour, and refused by the app at first.
+    let event = seed_event("conversation.ended", "conv_1", "inbound").to_string();
+    let original = post(&event, 1795).await;
+    stage.wait("the app took it", async || app.at(EVENTS).len() == 2).await;
+    check(&original);
+    let id = stage.ask("/api/events").await["events"][0]["id"].as_str().unwrap().to_owned();
+    let again = stage.send("POST", &stage.admin(&format!("/api/events/{id}/replay")), &[], Bytes::new()).await;
+    assert_eq!(again.status, 200, "{again:?}");
+    stage.wait("it came again", async || app.at(EVENTS).len() == 3).await;
+    check(&original);
+    // A large one is in the spool.
+    let mut large = seed_event("post_call_audio", "conv_1", "inbound");
+    large["data"] = serde_json::json!({"conversation_id": "conv_1", "full_audio": "QUJD".repeat(1 << 19)});
+    let original = post(&large.to_string(), 1000).await;
+    stage.wait("the large one came", async || app.at(EVENTS).len() == 4).await;
+    check(&original);
+    stage.finish().await;
+}

@@ -1,9 +1,14 @@
 //! Tokens that hold the hash of the body: JWT by HS256.
 
-use http::HeaderMap;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use ring::hmac;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::super::secret::Secret;
+use super::renew::{is_old, original};
 use crate::jws::{Algorithm, Token, Unreadable};
 
 use super::{BadSignature, Encoding, Keys, Request, equal, sha256, without_prefix};
@@ -58,7 +63,7 @@ impl Jwt {
         }
         let shown = request.header(&self.header).ok_or_else(|| BadSignature::Missing(self.header.clone()))?;
         let token = without_prefix(shown, &self.prefix).ok_or_else(|| BadSignature::Malformed(self.header.clone()))?;
-        let claims = self.claims(keys, token.trim())?;
+        let (claims, _) = self.claims(keys, token.trim())?;
         let text = |name: &str| claims.get(name).and_then(Value::as_str);
         if self.issuer.as_deref().is_some_and(|issuer| text("iss") != Some(issuer)) {
             return Err(BadSignature::Claim("iss".to_owned()));
@@ -87,8 +92,8 @@ impl Jwt {
         }
     }
 
-    /// The claims of a token that one of the keys has signed; of the named ones the one that it names.
-    fn claims(&self, keys: &Keys, token: &str) -> Result<Claims, BadSignature> {
+    /// The claims of a token that one of the keys has signed, and that key; of the named ones the one that it names.
+    fn claims<'k>(&self, keys: &'k Keys, token: &str) -> Result<(Claims, &'k Secret), BadSignature> {
         let token = Token::parse(token).map_err(|why| match why {
             Unreadable::Algorithm => BadSignature::Algorithm,
             Unreadable::Malformed | Unreadable::Critical => BadSignature::Malformed(self.header.clone()),
@@ -110,10 +115,38 @@ impl Jwt {
                 Some((claim, name)) if claims.get(claim).and_then(Value::as_str) != Some(name) => {
                     worst = BadSignature::Claim(claim.clone());
                 }
-                _ => return Ok(claims),
+                _ => return Ok((claims, key)),
             }
         }
         Err(worst)
+    }
+
+    /// The header with the same token, made now: its times are moved by as much as has passed.
+    pub(super) fn renewed(
+        &self,
+        keys: &Keys,
+        headers: &HeaderMap,
+        now_secs: i64,
+    ) -> Option<Vec<(HeaderName, HeaderValue)>> {
+        let shown = headers.get(&self.header)?;
+        let token = without_prefix(shown.to_str().ok()?, &self.prefix)?.trim();
+        let (mut claims, key) = self.claims(keys, token).ok()?;
+        let secs = |claims: &Claims, claim: &str| claims.get(claim)?.as_f64().map(|secs| secs as i64);
+        let passed = now_secs.saturating_sub(secs(&claims, "iat").or_else(|| secs(&claims, "nbf"))?);
+        if !is_old(passed) {
+            return None;
+        }
+        for claim in ["iat", "nbf", "exp"] {
+            if let Some(at) = secs(&claims, claim).map(|at| at.saturating_add(passed)) {
+                claims.insert(claim.to_owned(), at.into());
+            }
+        }
+        let message =
+            format!("{}.{}", token.split('.').next()?, URL_SAFE_NO_PAD.encode(Value::Object(claims).to_string()));
+        let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key.expose().as_bytes()), message.as_bytes());
+        let anew = format!("{}{message}.{}", self.prefix, URL_SAFE_NO_PAD.encode(tag));
+        let name = HeaderName::try_from(&self.header).ok()?;
+        Some(vec![original(&name, shown.clone())?, (name, HeaderValue::try_from(anew).ok()?)])
     }
 
     fn check_age(&self, claims: &Claims, now_secs: i64) -> Result<(), BadSignature> {

@@ -10,6 +10,8 @@ use super::url::{body_hash_fits, plivo_v3_bases, twilio_params, variants, withou
 use super::{BASE64, BadSignature, Encoding, Keys, Request, equal, standard_key, without_prefix};
 use base64::Engine as _;
 
+/// From here on a stamp of either unit is in milliseconds: as seconds it would be after the year 5000.
+const MS_FROM: i64 = 100_000_000_000;
 /// The most signatures of one request that are looked at.
 const SHOWN_MAX: usize = 16;
 
@@ -20,12 +22,12 @@ pub(super) struct MessageSignature {
     pub(super) algorithm: Algorithm,
     #[serde(default)]
     key: KeyForm,
-    message: Template,
+    pub(super) message: Template,
     #[serde(default)]
     pub(super) encoding: Encoding,
     /// Where it stands; any of these.
-    signature: Vec<Shown>,
-    timestamp: Option<Stamp>,
+    pub(super) signature: Vec<Shown>,
+    pub(super) timestamp: Option<Stamp>,
     /// The header that has the message's id.
     id: Option<String>,
     /// The header that has the nonce.
@@ -52,7 +54,7 @@ pub(super) enum Algorithm {
 }
 
 impl Algorithm {
-    fn hmac(self) -> Option<hmac::Algorithm> {
+    pub(super) fn hmac(self) -> Option<hmac::Algorithm> {
         match self {
             Algorithm::Sha1 => Some(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY),
             Algorithm::Sha256 => Some(hmac::HMAC_SHA256),
@@ -100,21 +102,21 @@ enum KeyForm {
 /// Where a signature stands.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Shown {
-    header: String,
+pub(super) struct Shown {
+    pub(super) header: String,
     /// The header is a list of `name=value` with commas; this one's.
-    field: Option<String>,
+    pub(super) field: Option<String>,
     /// What parts the signatures of a list.
     list: Option<String>,
     /// What stands before each.
     #[serde(default)]
-    prefix: String,
+    pub(super) prefix: String,
     /// Another one than the scheme's.
     algorithm: Option<Algorithm>,
 }
 
 impl Shown {
-    fn texts<'h>(&'h self, headers: &'h HeaderMap) -> Vec<&'h str> {
+    pub(super) fn texts<'h>(&'h self, headers: &'h HeaderMap) -> Vec<&'h str> {
         let lines = headers.get_all(&self.header).into_iter().filter_map(|value| value.to_str().ok());
         let all = lines.flat_map(|line| match (&self.field, &self.list) {
             (Some(field), _) => fields(line, field).collect::<Vec<_>>(),
@@ -133,10 +135,10 @@ fn fields<'h>(line: &'h str, name: &str) -> impl Iterator<Item = &'h str> {
 /// Where the stamp stands.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Stamp {
-    header: String,
+pub(super) struct Stamp {
+    pub(super) header: String,
     /// The header is a list of `name=value` with commas; this one's.
-    field: Option<String>,
+    pub(super) field: Option<String>,
     #[serde(default)]
     unit: Unit,
 }
@@ -152,8 +154,18 @@ enum Unit {
 }
 
 impl Stamp {
+    /// A time as one is written that was read before.
+    pub(super) fn write(&self, before: &str, at_secs: i64) -> String {
+        let in_ms = match self.unit {
+            Unit::S => false,
+            Unit::Ms => true,
+            Unit::Either => before.parse::<i64>().is_ok_and(|number| number >= MS_FROM),
+        };
+        (if in_ms { at_secs.saturating_mul(1000) } else { at_secs }).to_string()
+    }
+
     /// As it is written, and in seconds. Digits alone: what is signed is the text.
-    fn read<'h>(&self, headers: &'h HeaderMap) -> Result<(&'h str, i64), BadSignature> {
+    pub(super) fn read<'h>(&self, headers: &'h HeaderMap) -> Result<(&'h str, i64), BadSignature> {
         let line = headers.get(&self.header).ok_or_else(|| BadSignature::Missing(self.header.clone()))?;
         let text = line.to_str().ok().and_then(|line| match &self.field {
             Some(field) => fields(line, field).next(),
@@ -167,8 +179,7 @@ impl Stamp {
         let in_ms = match self.unit {
             Unit::S => false,
             Unit::Ms => true,
-            // As seconds it would be after the year 5000.
-            Unit::Either => number >= 100_000_000_000,
+            Unit::Either => number >= MS_FROM,
         };
         Ok((text, if in_ms { number / 1000 } else { number }))
     }
@@ -226,7 +237,7 @@ impl MessageSignature {
         Ok(())
     }
 
-    fn is_public_key(&self) -> bool {
+    pub(super) fn is_public_key(&self) -> bool {
         self.algorithm == Algorithm::Ed25519
     }
 
@@ -341,13 +352,13 @@ impl MessageSignature {
         Ok((shown, values, stamp_secs))
     }
 
-    fn algorithm_of(&self, of_key: Option<Algorithm>, shown: &Shown) -> Algorithm {
+    pub(super) fn algorithm_of(&self, of_key: Option<Algorithm>, shown: &Shown) -> Algorithm {
         of_key.or(shown.algorithm).unwrap_or(self.algorithm)
     }
 
     /// The keys that may have signed. The sender chooses between the modes: to name a key that nobody configured must not pass for
     /// "nothing to check with".
-    fn candidates(&self, keys: &Keys, request: &Request<'_>) -> Result<Vec<Candidate>, BadSignature> {
+    pub(super) fn candidates(&self, keys: &Keys, request: &Request<'_>) -> Result<Vec<Candidate>, BadSignature> {
         let Some((header, settings)) = self.settings.as_ref().and_then(|name| Some((name, request.header(name)?)))
         else {
             return Ok(keys.secrets.iter().filter_map(|secret| Some((None, self.key(secret).ok()?))).collect());
@@ -372,7 +383,7 @@ impl MessageSignature {
         }
     }
 
-    fn values<'a>(&self, request: &Request<'a>) -> Result<(Values<'a>, Option<i64>), BadSignature> {
+    pub(super) fn values<'a>(&self, request: &Request<'a>) -> Result<(Values<'a>, Option<i64>), BadSignature> {
         let header = |name: &Option<String>| match name {
             Some(name) => request.header(name).ok_or_else(|| BadSignature::Missing(name.clone())),
             None => Ok(""),

@@ -2,12 +2,13 @@
 //!
 //! A provider's description names a [`Signature`]: one of five schemes with its parameters, by the name of a preset
 //! (`config/signatures.toml`) or written out. `read` takes it from TOML, `message` knows signatures over a message that a
-//! `template` describes (HMAC, Ed25519), `url` the parts of such a message that are more than text, `jwt` tokens that hold the body's hash,
+//! `template` describes (HMAC, Ed25519), `renew` makes such a one anew for the present time, `url` the parts of such a message that are more than text, `jwt` tokens that hold the body's hash,
 //! `shared` secrets that are shown as they are.
 
 mod jwt;
 mod message;
 mod read;
+mod renew;
 mod shared;
 mod template;
 #[cfg(test)]
@@ -25,6 +26,7 @@ use serde::Deserialize;
 use super::secret::Secret;
 use jwt::Jwt;
 use message::MessageSignature;
+pub use renew::Renewal;
 use shared::SharedSecret;
 pub use url::without_fragment;
 
@@ -173,6 +175,19 @@ impl Signature {
         match &self.scheme {
             Scheme::Message(message) if self.is_over_url() => message.resign(keys, came, goes),
             _ => vec![],
+        }
+    }
+
+    /// What makes a signature with a stamp anew for the present time, if it is older than a delivery that goes at once; the key is the
+    /// one that fits the old one. None where there is no stamp, and for a private key, which nobody but the provider has.
+    pub fn renewal<'s>(&'s self, keys: &Keys, headers: &'s HeaderMap, now_secs: i64) -> Option<Renewal<'s>> {
+        if self.mode == Mode::Off || !self.is_shown(headers) {
+            return None;
+        }
+        match &self.scheme {
+            Scheme::Message(message) => message.renewal(keys, headers, now_secs),
+            Scheme::Jwt(jwt) => jwt.renewed(keys, headers, now_secs).map(Renewal::ready),
+            Scheme::None | Scheme::Shared(_) => None,
         }
     }
 

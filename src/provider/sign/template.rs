@@ -65,6 +65,15 @@ impl Template {
         self.0.contains(part)
     }
 
+    /// The message before the body and after it; none where the body is not in it once.
+    pub(super) fn around_body<'v>(&'v self, values: &'v Values<'_>) -> Option<(Vec<u8>, Vec<u8>)> {
+        let at = self.0.iter().position(|part| *part == Part::Body)?;
+        let base = Base::default();
+        let parts = self.fill(values, &base);
+        let once = !self.0[at + 1..].contains(&Part::Body);
+        once.then(|| (parts[..at].concat(), parts[at + 1..].concat()))
+    }
+
     /// The message for one form of the URL.
     pub(super) fn fill<'v>(&'v self, values: &'v Values<'_>, base: &'v Base) -> Vec<&'v [u8]> {
         let part = |part: &'v Part| match part {

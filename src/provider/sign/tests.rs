@@ -525,3 +525,80 @@ fn a_scheme_can_be_written_out_or_changed() {
     assert_ne!(shorter, preset("elevenlabs"));
     assert_eq!(written("signature = \"telnyx\"").unwrap(), preset("telnyx"));
 }
+
+// === signatures with a stamp, of another day ===
+
+#[test]
+fn what_is_delivered_late_is_signed_anew_for_the_present_time() {
+    let el =
+        br#"{"type":"post_call_transcription","event_timestamp":1760000000,"data":{"conversation_id":"conv_abc"}}"#;
+    let standard = "v1a,AAAA v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=";
+    let bearer = format!("Bearer {VONAGE}");
+    let later = NOW + 86_400;
+    let elevenlabs = "t=1760000000,v0=00,v0=0cddfb9c064860eb1aa71aaa428695c99675b23a1f8b72de07e5864d1a5bc386";
+    let retell = "v=1760000000000,d=a828bbdefa1b51fce33305bc279afe73411353175b26145be4ad4f623efef54a";
+    let whsec = keys(&["whsec_short", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"]);
+    let table: [(&str, Keys, &[u8], Vec<(&str, &str)>); 6] = [
+        ("elevenlabs", keys(&["newer", "wsec_example_secret"]), el, vec![("elevenlabs-signature", elevenlabs)]),
+        (
+            "retell",
+            keys(&["key_retell"]),
+            br#"{"event":"call_ended","call":{"call_id":"c1"}}"#,
+            vec![("x-retell-signature", retell)],
+        ),
+        (
+            "vapi",
+            keys(&["vapi secret"]),
+            br#"{"message":{}}"#,
+            vec![
+                ("x-signature", "0b0b9043f08bb5da259f3bf193345840c79256a3e440275312a4241e46c3f020"),
+                ("x-timestamp", "1760000000000"),
+            ],
+        ),
+        (
+            "standard_webhooks",
+            whsec,
+            br#"{"test": 2432232314}"#,
+            vec![
+                ("webhook-id", "msg_p5jXN8AQM9LWM0D4loKWxJek"),
+                ("webhook-timestamp", "1614265330"),
+                ("webhook-signature", standard),
+            ],
+        ),
+        ("vonage", named(&[("a1b2c3d4", VONAGE_SECRET)]), VONAGE_BODY, vec![("authorization", &bearer)]),
+        ("livekit", named(&[("APIkey1", LIVEKIT_SECRET)]), LIVEKIT_BODY, vec![("authorization", LIVEKIT)]),
+    ];
+    for (name, keys, body, shown) in table {
+        let came = headers(&shown);
+        let anew = |keys: &Keys, now: i64, body: &[u8]| {
+            let signature = preset(name);
+            let mut renewal = signature.renewal(keys, &came, now)?;
+            body.chunks(7).for_each(|piece| renewal.update(piece));
+            Some(renewal.finish())
+        };
+        let mut goes = came.clone();
+        for (header, value) in anew(&keys, later, body).unwrap() {
+            goes.insert(header, value);
+        }
+        let check = |headers: &HeaderMap, now| {
+            preset(name).verify(&keys, &Request { method: "POST", url: URL, headers, body, form: None }, now)
+        };
+        assert!(matches!(check(&came, later), Err(BadSignature::Stale { .. })), "{name}: it was too old");
+        assert_eq!(check(&goes, later), HOLDS, "{name}");
+        for (header, value) in &shown {
+            let kept = goes.get(format!("x-ringfence-original-{header}"));
+            assert!(kept.is_none() == (goes[*header] == *value), "{name}: what changed is kept");
+            assert!(kept.is_none_or(|kept| kept == value), "{name}");
+        }
+        // Sent at once it stays; what nobody vouches for is never signed.
+        let stamp = if name == "standard_webhooks" { 1_614_265_330 } else { NOW };
+        assert!(anew(&keys, stamp + 30, body).is_none() && anew(&keys, stamp + 31, body).is_some(), "{name}");
+        let by_another = anew(&super::tests::keys(&["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSx"]), later, body);
+        assert!(by_another.is_none_or(|anew| anew.is_empty()), "{name}: another key");
+        if !shown[0].0.starts_with("auth") {
+            assert!(anew(&keys, later, b"{}").unwrap().is_empty(), "{name}: another body");
+        }
+    }
+    let telnyx = headers(&[("telnyx-signature-ed25519", "AAAA"), ("telnyx-timestamp", "1760000000")]);
+    assert!(preset("telnyx").renewal(&keys(&[]), &telnyx, later).is_none(), "only Telnyx has its key");
+}

@@ -1,0 +1,164 @@
+//! Signatures with a stamp, made anew for the present time: what is delivered late, or again, would be too old for the app's own
+//! check. Only what fits a key as it came is made anew, by that key.
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use ring::hmac;
+
+use super::message::{MessageSignature, Shown};
+use super::{Keys, Request, equal};
+
+/// A stamp that is not older goes on as it came, in seconds: what is delivered at once is what the provider sent.
+const FRESH_SECS: i64 = 30;
+
+/// What a header is called that holds one as it came.
+const ORIGINAL: &str = "x-ringfence-original-";
+
+/// Whether what was signed so long ago is made anew. That of the future is too.
+pub(super) fn is_old(age_secs: i64) -> bool {
+    age_secs.saturating_abs() > FRESH_SECS
+}
+
+/// A header as it came, under a name of ours.
+pub(super) fn original(name: &HeaderName, value: HeaderValue) -> Option<(HeaderName, HeaderValue)> {
+    Some((HeaderName::try_from(format!("{ORIGINAL}{name}")).ok()?, value))
+}
+
+/// A signature that is being made anew. The body is given piece by piece, so that a large one need not be in memory.
+pub struct Renewal<'a> {
+    tries: Vec<Try<'a>>,
+    /// The message after the body: as it came, and as it goes.
+    ends: [Vec<u8>; 2],
+    stamps: [String; 2],
+    signature: Option<&'a MessageSignature>,
+    headers: Option<&'a HeaderMap>,
+    ready: Vec<(HeaderName, HeaderValue)>,
+}
+
+/// A key and a header that shows a signature: as it came, and as it goes.
+struct Try<'a> {
+    key: usize,
+    shown: &'a Shown,
+    messages: [hmac::Context; 2],
+}
+
+impl<'a> Renewal<'a> {
+    /// One that needs no body.
+    pub(super) fn ready(headers: Vec<(HeaderName, HeaderValue)>) -> Self {
+        Self {
+            tries: vec![],
+            ends: Default::default(),
+            stamps: Default::default(),
+            signature: None,
+            headers: None,
+            ready: headers,
+        }
+    }
+
+    /// Takes the next piece of the body.
+    pub fn update(&mut self, piece: &[u8]) {
+        self.tries.iter_mut().flat_map(|one| &mut one.messages).for_each(|message| message.update(piece));
+    }
+
+    /// The headers that replace others, with what they were under names of ours. None: no key fits the signature as it came.
+    pub fn finish(self) -> Vec<(HeaderName, HeaderValue)> {
+        let (Some(signature), Some(headers)) = (self.signature, self.headers) else { return self.ready };
+        let (ends, mut fits, mut anew) = (&self.ends, None, Vec::new());
+        for Try { key, shown, messages: [mut came, mut goes] } in self.tries {
+            came.update(&ends[0]);
+            goes.update(&ends[1]);
+            let came = came.sign();
+            let texts = shown.texts(headers);
+            let holds =
+                || texts.iter().filter_map(|t| signature.encoding.decode(t)).any(|one| equal(&one, came.as_ref()));
+            if fits.is_none() && holds() {
+                fits = Some(key);
+            }
+            anew.push((key, shown, signature.encoding.encode(goes.sign().as_ref())));
+        }
+        let Some(fits) = fits else { return vec![] };
+        let anew: Vec<(&Shown, String)> =
+            anew.into_iter().filter(|(key, ..)| *key == fits).map(|(_, shown, text)| (shown, text)).collect();
+        written(signature, headers, &anew, &self.stamps)
+    }
+}
+
+impl MessageSignature {
+    /// See [`super::Signature::renewal`].
+    pub(super) fn renewal<'a>(&'a self, keys: &Keys, headers: &'a HeaderMap, now_secs: i64) -> Option<Renewal<'a>> {
+        let stamp = self.timestamp.as_ref().filter(|_| !self.is_public_key() && !self.is_over_url())?;
+        let (before, at_secs) = stamp.read(headers).ok()?;
+        if !is_old(now_secs.saturating_sub(at_secs)) {
+            return None;
+        }
+        let request = Request { method: "", url: "", headers, body: b"", form: None };
+        let stamps = [before.to_owned(), stamp.write(before, now_secs)];
+        let (came, _) = self.values(&request).ok()?;
+        let (start, end) = self.message.around_body(&came)?;
+        let goes = super::template::Values { timestamp: &stamps[1], ..came };
+        let (start_anew, end_anew) = self.message.around_body(&goes)?;
+        let mut tries = Vec::new();
+        for (key, (algorithm, secret)) in self.candidates(keys, &request).ok()?.into_iter().enumerate() {
+            for shown in self.signature.iter().filter(|shown| headers.contains_key(&shown.header)) {
+                let hmac_key = hmac::Key::new(self.algorithm_of(algorithm, shown).hmac()?, &secret);
+                let begun = |start: &[u8]| {
+                    let mut message = hmac::Context::with_key(&hmac_key);
+                    message.update(start);
+                    message
+                };
+                tries.push(Try { key, shown, messages: [begun(&start), begun(&start_anew)] });
+            }
+        }
+        let ends = [end, end_anew];
+        Some(Renewal { tries, ends, stamps, signature: Some(self), headers: Some(headers), ready: vec![] })
+    }
+}
+
+/// The headers that show the stamp and the signatures, as they came but for these.
+fn written(
+    signature: &MessageSignature,
+    headers: &HeaderMap,
+    anew: &[(&Shown, String)],
+    [before, now]: &[String; 2],
+) -> Vec<(HeaderName, HeaderValue)> {
+    let mut lines: Vec<(&str, String)> = Vec::new();
+    for (shown, text) in anew {
+        let text = format!("{}{text}", shown.prefix);
+        match &shown.field {
+            None => lines.push((&shown.header, text)),
+            Some(field) => {
+                let line = headers.get(&shown.header).and_then(|line| line.to_str().ok()).unwrap_or_default();
+                lines.push((&shown.header, with_field(line, field, &text)));
+            }
+        }
+    }
+    if let Some(stamp) = &signature.timestamp {
+        let line = lines.iter_mut().find(|(header, _)| header.eq_ignore_ascii_case(&stamp.header));
+        match (&stamp.field, line) {
+            (Some(field), Some((_, line))) => *line = with_field(line, field, now),
+            (Some(field), None) => lines.push((&stamp.header, with_field(&format!("{field}={before}"), field, now))),
+            (None, _) => lines.push((&stamp.header, now.clone())),
+        }
+    }
+    let both = lines.into_iter().filter_map(|(header, line)| {
+        let name = HeaderName::try_from(header).ok()?;
+        let kept = original(&name, headers.get(&name)?.clone())?;
+        Some([kept, (name, HeaderValue::try_from(line).ok()?)])
+    });
+    both.flatten().collect()
+}
+
+/// `a=1,b=2` with another value of one name; what else had the name goes.
+fn with_field(line: &str, field: &str, value: &str) -> String {
+    let mut done = false;
+    let parts = line.split(',').filter_map(|part| {
+        match part.trim().strip_prefix(field).and_then(|rest| rest.strip_prefix('=')) {
+            Some(_) if done => None,
+            Some(_) => {
+                done = true;
+                Some(format!("{field}={value}"))
+            }
+            None => Some(part.trim().to_owned()),
+        }
+    });
+    parts.collect::<Vec<_>>().join(",")
+}
