@@ -97,7 +97,9 @@ class App:
                 body = self.rfile.read(int(self.headers.get("content-length", 0)))
                 self.send_response(204)
                 self.end_headers()
-                app.received.put((app.url + self.path, self.headers, body.decode()))
+                # Where it was called, as any app takes it from its front.
+                url = f"{self.headers['x-forwarded-proto']}://{self.headers['host']}{self.path}"
+                app.received.put((url, self.headers, body.decode()))
 
             def log_message(self, *_):
                 pass
