@@ -21,6 +21,7 @@ pub mod records;
 mod refusals;
 mod refuse;
 pub mod repost;
+mod soon;
 mod subaccount;
 pub mod terminate;
 

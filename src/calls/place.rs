@@ -3,7 +3,7 @@
 //! An app that hangs up changes nothing: the order goes on ([`finish`]), the call is counted, its ids are learnt. The app is
 //! answered at its time-out; the exchange reads on.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -193,6 +193,20 @@ impl Calls {
         }
     }
 
+    /// The app may speak of the call by an id of its own from now on. It is none to know an order by: another create may have it too.
+    async fn bind_own_ids(&self, order: &CreateOrder, call: &CallId) {
+        let none = BTreeMap::new();
+        let message = Message { body: &order.body, query: &[], path: &none, headers: order.request.headers() };
+        let bind = order.operation.own_ids.read(&message);
+        if bind.is_empty() {
+            return;
+        }
+        let change = Change { bind, ..self.lifecycle.change(call, "order") };
+        if let Err(error) = self.lifecycle.apply(change).await {
+            warn!(%call, %error, "the app's own id of a call could not be recorded");
+        }
+    }
+
     /// An error is an order that was not sent: with what the app is told, or without, where its key is another's.
     async fn admit_and_send(
         &self,
@@ -266,6 +280,7 @@ impl Calls {
             self.end(&call, End::NotCreated, EndProof::Provider, "order").await;
             return Err(Some(hung_up()));
         }
+        self.bind_own_ids(order, &call).await;
         if since_boot() > send_by {
             failpoint::hit("create.stale").await;
             self.end(&call, End::NotCreated, EndProof::Deadline, "order").await;

@@ -10,8 +10,8 @@ use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, HeaderValue, USER_AGEN
 use http::{HeaderMap, Request, Response};
 use serde_json::Value;
 
-use crate::config::Config;
 use crate::config::report::{Diagnostic, Report};
+use crate::config::{Config, extra_paths_key};
 use crate::gate::redis::{self, RedisGate};
 use crate::net::{Upstream, UpstreamSettings, install_crypto_provider, port_owner};
 use crate::provider::account::Account;
@@ -167,18 +167,26 @@ impl Live<'_> {
         }
         let plural = if names.len() == 1 { "" } else { "s" };
         match finding {
-            Finding::NoneHere { of, what, url, without } => {
+            Finding::NoneHere { of, what, path, webhook, url, without } => {
                 let host = self.config.webhooks.public_url.as_ref().and_then(|u| u.authority());
                 let host = host.map_or("here", |a| a.as_str());
                 let title = match of {
                     0 => format!("account {name} has no {what}: {without}"),
                     _ => format!("account {name}: none of its {of} {what}s comes to {host}: {without}"),
                 };
-                self.report.warning("W011", None, title, &format!("make one with the URL {url}"));
+                let help = match added(account, &webhook, path.as_deref()) {
+                    Some(added) => format!("{added}; or make one with the URL {url}"),
+                    None => format!("make one with the URL {url}"),
+                };
+                self.report.warning("W011", None, title, &help);
             }
-            Finding::Elsewhere { called, is, url, without } => {
+            Finding::Elsewhere { called, is, path, webhook, url, without } => {
                 let title = format!("account {name}: the {called} of {what}{plural} {list} {is}: {without}");
-                self.report.warning("W012", None, title, &format!("set it to {url}"));
+                let help = match added(account, &webhook, path.as_deref()) {
+                    Some(added) => format!("{added}; or set it to {url}, if your app serves that path"),
+                    None => format!("set it to {url}, or to a path of your app that inbound names"),
+                };
+                self.report.warning("W012", None, title, &help);
             }
             Finding::Fault { says } => {
                 let title = match names.len() {
@@ -362,6 +370,12 @@ fn is_the_same(lock: &str, port: &str) -> bool {
 
 fn join(versions: &[i64]) -> String {
     versions.iter().map(i64::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// How a path that providers call already is made known; none where no key does.
+fn added(account: &Account, webhook: &str, path: Option<&str>) -> Option<String> {
+    let (key, path) = (extra_paths_key(&account.provider.name, webhook)?, path?);
+    Some(format!("if that is where your app answers, add it: [inbound] {key} = [{path:?}]"))
 }
 
 fn fill(account: &Account, template: &str) -> Result<String, String> {

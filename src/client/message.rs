@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use crate::call::{Outcome, Phase, Speaker, stream_status};
 use crate::clock::{UnixMs, rfc3339};
 use crate::hub::Partial;
+use crate::provider::description::APP_ID_KIND;
 use crate::store::{CallRecord, StoredPostCall, Utterance};
 
 /// The code of an error message.
@@ -54,7 +55,7 @@ pub fn confirmed(identifier: &str, call: &CallRecord, resumed: Option<i64>) -> V
     let mut message = json!({
         "type": "subscription_confirmed",
         "identifier": identifier,
-        "call_sid": call.alias("call_sid"),
+        "call_sid": call_sid(call),
         "conversation_id": call.alias("conversation_id"),
         "status": status(call),
         "message": format!("Subscribed to call {identifier}"),
@@ -91,7 +92,7 @@ pub fn transcription(call: &CallRecord, utterance: &Utterance, user_label: &str)
     let mut message = json!({
         "type": "transcription",
         "conversation_id": call.alias("conversation_id"),
-        "call_sid": call.alias("call_sid"),
+        "call_sid": call_sid(call),
         "transcription_id": utterance.id,
         "sequence_number": utterance.sequence,
         "speaker_type": speaker_type(utterance.speaker, user_label),
@@ -129,7 +130,7 @@ pub fn partial(call: &CallRecord, partial: &Partial, user_label: &str) -> Value 
     json!({
         "type": "partial",
         "conversation_id": call.alias("conversation_id"),
-        "call_sid": call.alias("call_sid"),
+        "call_sid": call_sid(call),
         "speaker_type": speaker_type(partial.speaker, user_label),
         "message_text": &*partial.text,
         "source_sequence": partial.source_sequence,
@@ -141,7 +142,7 @@ pub fn call_status(call: &CallRecord) -> Value {
     json!({
         "type": "call_status",
         "conversation_id": call.alias("conversation_id"),
-        "call_sid": call.alias("call_sid"),
+        "call_sid": call_sid(call),
         "status": status(call),
         "call_end_time": call.ended_at.map(rfc3339),
     })
@@ -150,7 +151,7 @@ pub fn call_status(call: &CallRecord) -> Value {
 /// `call_completed`, with whatever is on record.
 pub fn call_completed(call: &CallRecord, told: Option<&StoredPostCall>) -> Value {
     let told = told.map(|told| &told.found);
-    let (call_sid, conversation_id) = (call.alias("call_sid"), call.alias("conversation_id"));
+    let (call_sid, conversation_id) = (call_sid(call), call.alias("conversation_id"));
     let seconds = call.ended_at.map(|ended| (ended - call.answered_at.unwrap_or(call.admitted_at)).max(0) / 1000);
     json!({
         "type": "call_completed",
@@ -170,6 +171,11 @@ pub fn call_completed(call: &CallRecord, told: Option<&StoredPostCall>) -> Value
             "metadata": told.and_then(|told| told.metadata_json.as_ref()),
         },
     })
+}
+
+/// What a call's `call_sid` is: the app's own id where its create named one, for that is the one its clients know.
+pub fn call_sid(call: &CallRecord) -> Option<&str> {
+    call.alias(APP_ID_KIND).or_else(|| call.alias("call_sid"))
 }
 
 /// The status of a call in these messages.

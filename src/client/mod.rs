@@ -1,6 +1,7 @@
 //! `listen.client`: what is said in calls, to who may follow them: `/ws/calls/transcriptions`, `/calls/{id}/transcript` and
-//! `/conversations/{id}/fetch` (contract §2).
+//! `/conversations/{id}/fetch` (contract §2); and calls as clients of before ringfence read them (§5).
 
+mod calls;
 mod feed;
 mod message;
 mod socket;
@@ -25,6 +26,7 @@ use crate::calls::records::Numbers;
 use crate::ids::{Alias, CallId};
 use crate::lifecycle::Lifecycle;
 use crate::net::{Exchange, Handler, NoSocket};
+use crate::provider::description::APP_ID_KIND;
 use crate::provider::path::percent_decode;
 use crate::provider::sign::sha256_hex;
 use crate::reply::{json_answer, problem, respond};
@@ -60,6 +62,8 @@ pub struct Settings {
     pub slow: Duration,
     /// How people are called in messages.
     pub user_label: String,
+    /// `/calls/{id}/transcript` is a bare list, as clients of before ringfence know it, unless it is asked for with `after`.
+    pub transcript_list: bool,
     /// How long the end of a call waits for its post-call record.
     pub record_wait: Duration,
 }
@@ -167,16 +171,20 @@ impl Handler for Client {
                 let answer = answer.map_or_else(Refused::answer, |shown| json_answer(StatusCode::OK, &shown));
                 ("transcript", Some(answer))
             }
-            (Method::POST, ["conversations", id, "fetch"]) => {
+            (Method::POST, ["conversations", id, "fetch"] | ["driver_data", "conversations", id, "fetch"]) => {
                 ("fetch", Some(self.fetch(exchange, &percent_decode(id)).boxed().await))
             }
-            (Method::OPTIONS, ["calls", _, "transcript"] | ["conversations", _, "fetch"]) => {
-                ("preflight", Some(respond(StatusCode::NO_CONTENT, Default::default(), Bytes::new())))
-            }
-            _ => {
-                let message = "nothing is served at this path and method";
-                ("unknown", Some(problem(StatusCode::NOT_FOUND, "NOT_FOUND", message)))
-            }
+            (
+                Method::OPTIONS,
+                ["calls", ..] | ["conversations", _, "fetch"] | ["driver_data", "conversations", _, "fetch"],
+            ) => ("preflight", Some(respond(StatusCode::NO_CONTENT, Default::default(), Bytes::new()))),
+            _ => match self.calls_as_before(exchange, &segments).boxed().await {
+                Some((kind, answer)) => (kind, Some(answer)),
+                None => {
+                    let message = "nothing is served at this path and method";
+                    ("unknown", Some(problem(StatusCode::NOT_FOUND, "NOT_FOUND", message)))
+                }
+            },
         };
         let metrics = &self.lifecycle.metrics;
         match answer {
@@ -212,7 +220,7 @@ impl Client {
         let call = match CallId::parse(identifier) {
             Some(call) => Some(call),
             None => {
-                let kinds = ["call_sid", "conversation_id"];
+                let kinds = [APP_ID_KIND, "call_sid", "conversation_id"];
                 let aliases: Vec<Alias> = kinds.iter().filter_map(|kind| Alias::new(kind, identifier)).collect();
                 self.lifecycle.store.resolve(&aliases).await?
             }
@@ -265,12 +273,15 @@ impl Client {
 
     /// What the socket would have sent of a call: for a client that polls.
     async fn transcript(&self, exchange: &Exchange, id: &str) -> Result<Value, Refused> {
-        let (token, _) = shown(exchange).map_err(Refused::Denied)?;
-        let visitor = self.visitor(&token).map_err(|error| Refused::Denied(error.to_string()))?;
+        let visitor = self.asks(exchange)?;
         let call = self.find(id, &visitor).await?.ok_or(Refused::NotFound)?;
-        let after = number(exchange, "after")?.unwrap_or(0);
+        let after = number(exchange, "after")?;
         let limit =
             number(exchange, "limit")?.and_then(|n| u32::try_from(n).ok()).unwrap_or(PAGE_MAX).clamp(1, PAGE_MAX);
+        if after.is_none() && self.settings.transcript_list {
+            return Ok(self.said(&call, limit).await?.into());
+        }
+        let after = after.unwrap_or(0);
         // Before what was said: a record that is whole comes after the last of that.
         let post_call = self.lifecycle.store.post_call(&call.id).await?;
         let last = self.lifecycle.store.last_sequence(&call.id).await?;
@@ -288,7 +299,7 @@ impl Client {
             }
         }
         Ok(json!({
-            "call_sid": call.alias("call_sid"),
+            "call_sid": message::call_sid(&call),
             "conversation_id": call.alias("conversation_id"),
             "status": message::status(&call),
             "epoch": call.id,

@@ -353,10 +353,8 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
         root.report().error("E022", inbound.span("account"), title, "");
     }
     let agents = inbound.table("agents").named_texts();
-    let extra_paths = [("twilio.voice", "voice_paths"), ("twilio.status", "status_paths")]
-        .into_iter()
-        .filter_map(|(webhook, key)| Some((webhook.to_owned(), inbound.texts(key)?)))
-        .collect();
+    let extra_paths =
+        EXTRA_PATHS.into_iter().filter_map(|(webhook, key)| Some((webhook.to_owned(), inbound.texts(key)?))).collect();
     let when_full = policy::instead(&inbound, "when_full");
     let when_down = policy::instead(&inbound, "when_down");
     inbound.finish();
@@ -480,6 +478,16 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
         callbacks: records.callbacks,
         watch,
     })
+}
+
+/// The keys of `[inbound]` that add paths, by `provider.webhook`.
+const EXTRA_PATHS: [(&str, &str); 3] =
+    [("twilio.voice", "voice_paths"), ("twilio.status", "status_paths"), ("elevenlabs.events", "elevenlabs_paths")];
+
+/// The key of `[inbound]` that adds paths to a webhook, if one does.
+pub fn extra_paths_key(provider: &str, webhook: &str) -> Option<&'static str> {
+    let name = format!("{provider}.{webhook}");
+    EXTRA_PATHS.iter().find(|(one, _)| *one == name).map(|(_, key)| *key)
 }
 
 fn url(text: &str) -> Result<Uri, String> {
@@ -719,6 +727,8 @@ fn client(root: &Table<'_>, folder: &std::path::Path, operators: Option<&Secret>
     table.finish();
     let table = root.table("transcripts");
     let user_label = table.text("user_label").unwrap_or_else(|| "user".to_owned());
+    // Who calls people drivers is a client of before ringfence.
+    let transcript_list = table.flag("bare_list").unwrap_or(user_label == "driver");
     let record_wait = secs(&table, "record_wait_secs", 0..=3600, 60);
     table.finish();
     client::Settings {
@@ -729,6 +739,7 @@ fn client(root: &Table<'_>, folder: &std::path::Path, operators: Option<&Secret>
         idle,
         slow,
         user_label,
+        transcript_list,
         record_wait,
     }
 }

@@ -152,6 +152,7 @@ idle_secs = 60
 slow_secs = 10
 [transcripts]
 user_label = "user"
+bare_list = false
 record_wait_secs = 60
 [reload]
 watch = true

@@ -110,6 +110,10 @@ pub enum Finding {
         of: usize,
         /// What one is called.
         what: String,
+        /// The path of ours that one goes to, which is passed on unread.
+        path: Option<String>,
+        /// The webhook that it should be.
+        webhook: String,
         /// Where one should post.
         url: String,
         /// What follows.
@@ -121,6 +125,10 @@ pub enum Finding {
         called: String,
         /// What it is instead: `is empty`, `goes to example.com`.
         is: String,
+        /// The path of ours that it goes to, which is passed on unread.
+        path: Option<String>,
+        /// The webhook that it should be.
+        webhook: String,
         /// Where it should go.
         url: String,
         /// What follows.
@@ -152,22 +160,23 @@ impl Here<'_> {
         format!("{}{}", self.base.to_string().trim_end_matches('/'), url.path)
     }
 
-    /// What a URL is, if it is not that of the webhook; `None`: it is.
-    fn misses(&self, url: &str, webhook: &str) -> Option<String> {
+    /// What a URL is, if it is not that of the webhook, and at which path of ours; `None`: it is.
+    fn misses(&self, url: &str, webhook: &str) -> Option<(String, Option<String>)> {
         if url.trim().is_empty() {
-            return Some("is empty".to_owned());
+            return Some(("is empty".to_owned(), None));
         }
-        let Ok(uri) = url.trim().parse::<Uri>() else { return Some("is no URL".to_owned()) };
+        let Ok(uri) = url.trim().parse::<Uri>() else { return Some(("is no URL".to_owned(), None)) };
         let host = uri.host().unwrap_or_default();
         if !host.eq_ignore_ascii_case(self.base.host().unwrap_or_default()) || port(&uri) != port(self.base) {
-            return Some(format!("goes to {}", uri.authority().map_or(host, |a| a.as_str())));
+            return Some((format!("goes to {}", uri.authority().map_or(host, |a| a.as_str())), None));
         }
         let below = uri.path().strip_prefix(self.base.path().trim_end_matches('/')).unwrap_or(uri.path());
         let key = format!("{}.{webhook}", self.provider);
         let known =
             self.webhooks.iter().any(|w| w.name == webhook && w.paths.iter().any(|p| p.captures(below).is_some()))
                 || self.extra_paths.get(&key).is_some_and(|paths| paths.iter().any(|p| p == below));
-        (!known).then(|| format!("goes to {}, a path that is passed on to the app unread", uri.path()))
+        let is = || format!("goes to {}, a path that is passed on to the app unread", uri.path());
+        (!known).then(|| (is(), Some(plain(below))))
     }
 }
 
@@ -178,7 +187,7 @@ fn port(uri: &Uri) -> u16 {
 impl Hooks {
     /// What is wrong, with the names of the items that it is so of.
     pub fn judge(&self, items: &[Value], here: Here<'_>) -> BTreeMap<Finding, Vec<String>> {
-        let (mut found, mut any_here) = (BTreeMap::<Finding, Vec<String>>::new(), false);
+        let (mut found, mut any_here, mut unread) = (BTreeMap::<Finding, Vec<String>>::new(), false, None);
         for item in items {
             let (body, path, headers) = (Document::Json(item.clone()), BTreeMap::new(), HeaderMap::new());
             let message = Message { body: &body, query: &[], path: &path, headers: &headers };
@@ -192,13 +201,15 @@ impl Hooks {
             for url in &self.urls {
                 match here.misses(&url.at.text(&message).unwrap_or_default(), &url.webhook) {
                     None => posts_here = true,
-                    Some(is) if self.every => add(Finding::Elsewhere {
+                    Some((is, path)) if self.every => add(Finding::Elsewhere {
                         called: url.called.clone(),
                         is,
+                        path,
+                        webhook: url.webhook.clone(),
                         url: here.url_of(url),
                         without: url.without.clone(),
                     }),
-                    Some(_) => {}
+                    Some((_, path)) => unread = unread.or(path),
                 }
             }
             any_here |= posts_here;
@@ -216,6 +227,8 @@ impl Hooks {
             let finding = Finding::NoneHere {
                 of: items.len(),
                 what: self.what.clone(),
+                path: unread,
+                webhook: url.webhook.clone(),
                 url: here.url_of(url),
                 without: url.without.clone(),
             };
@@ -275,7 +288,8 @@ mod tests {
             let what: Vec<&str> = found
                 .iter()
                 .map(|(finding, names)| match finding {
-                    Finding::Elsewhere { is, .. } => {
+                    Finding::Elsewhere { is, path, .. } => {
+                        assert_eq!(path.is_some(), is.contains("unread"), "what is offered to be added");
                         assert_eq!(names, &["+155••••••11 (PN1)"]);
                         is.as_str()
                     }

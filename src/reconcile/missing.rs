@@ -124,6 +124,9 @@ impl Sweeper {
             self.ask_about(call).boxed().await;
         } else if call.origin == Origin::Order && self.search(call).boxed().await {
             // Found, or noted as absent, or to be tried again.
+        } else if due && call.origin == Origin::Foreign && call.polled {
+            info!(call = %call.id, "what was said in a call that no provider confirms is all that is known of it; it is given up");
+            self.note_end(self.calls.lifecycle.end(&call.id, Outcome::Failed, EndProof::Deadline, "poll").await);
         } else if due && call.places == 1 && call.admitted_at + self.longest_call_ms() <= now_ms {
             info!(call = %call.id, "nobody can be asked about a call that is older than any of its provider");
             self.note_end(self.calls.lifecycle.end(&call.id, Outcome::Failed, EndProof::Deadline, "poll").await);

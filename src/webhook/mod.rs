@@ -10,6 +10,7 @@ mod hear;
 mod journal;
 mod noise;
 mod records;
+mod refused;
 mod renew;
 mod replay;
 mod signer;

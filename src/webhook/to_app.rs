@@ -72,6 +72,12 @@ impl Webhooks {
                 return Ok(Some(twiml(when_full_twiml(instead))));
             }
         }
+        if let Ok(answer) = &asked
+            && answer.status().is_client_error()
+            && webhook.reply == Some(Reply::Twiml)
+        {
+            self.app_refused(taken, call.filter(|_| incoming), answer.status());
+        }
         // Without another way out the provider is told: its fallback takes a call, and the carrier tells of its end.
         Ok(Some(match asked {
             Ok(answer) => answer,
@@ -158,7 +164,13 @@ impl Webhooks {
         };
         let came_to = self.signed(raw).url();
         let spool = self.is_for_spool(taken).then(|| self.spool.name());
-        let to = deliver::To { route, url: &url, signed_url: &signed_url, method: &method, front: self.settings.front_headers(&signed_url) };
+        let to = deliver::To {
+            route,
+            url: &url,
+            signed_url: &signed_url,
+            method: &method,
+            front: self.settings.front_headers(&signed_url),
+        };
         Ok(Some(deliver::compose(event_id, to, &taken.resign(&came_to), spool)))
     }
 

@@ -608,3 +608,43 @@ async fn the_readmes_page_follows_a_call_in_a_real_browser() {
     let _ = std::fs::remove_dir_all(profile);
     stage.finish().await;
 }
+
+/// Clients of before ringfence: the app's own id, bare lists, calls, and messages that do not say when.
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_of_before_find_their_calls_by_the_apps_own_id() {
+    let stage = Stage::start(setup("", "user_label = \"driver\"", "")).await;
+    let body = json!({
+        "agent_id": "agent_acme", "agent_phone_number_id": "phnum_1", "to_number": "+15550002222",
+        "conversation_initiation_client_data": {"dynamic_variables": {"call_sid": "EL_7_1760000000"}},
+    });
+    let key = stage.control.settings().el_api_key;
+    let headers = [("content-type", "application/json"), ("xi-api-key", key.as_str())];
+    let url = stage.api("/elevenlabs/v1/convai/twilio/outbound-call");
+    assert_eq!(stage.send("POST", &url, &headers, body.to_string()).await.status, 200);
+    assert_eq!(stage.held().await, 1);
+    let spoken = json!({"call_sid": "EL_7_1760000000", "speaker": "user", "message": "I am at the gate."});
+    let answer = said(&stage, &spoken).await;
+    assert_eq!((answer.status, &answer.json()["sequence_number"]), (201, &json!(1)), "{answer:?}");
+    assert_eq!(stage.held().await, 1, "it is the call that was placed");
+    let get = async |path: &str| {
+        let mark = if path.contains('?') { '&' } else { '?' };
+        let answer = stage.send("GET", &stage.client(&format!("{path}{mark}token={}", token())), &[], "").await;
+        assert_eq!(answer.status, 200, "{path}: {answer:?}");
+        answer.json()
+    };
+    let list = get("/calls/EL_7_1760000000/transcript").await;
+    assert_eq!(list.as_array().map(Vec::len), Some(1), "{list}");
+    assert_eq!((&list[0]["role"], &list[0]["text"]), (&json!("driver"), &json!("I am at the gate.")));
+    assert_eq!(list[0]["sequence_number"], 1);
+    assert!(list[0]["timestamp"].is_string());
+    assert_eq!(get("/calls/EL_7_1760000000/transcript?after=0").await["messages"][0]["call_sid"], "EL_7_1760000000");
+    let full = get("/calls/EL_7_1760000000/full").await;
+    assert_eq!((&full["call_sid"], &full["status"]), (&json!("EL_7_1760000000"), &json!("in_progress")));
+    assert_eq!((&full["transcript_count"], &full["transcript"]), (&json!(1), &list));
+    assert_eq!(get("/calls/active").await.as_array().map(Vec::len), Some(1));
+    assert_eq!(get("/calls?status=completed").await, json!([]));
+    assert_eq!(get("/calls?limit=5").await[0]["call_sid"], "EL_7_1760000000");
+    let denied = stage.send("GET", &stage.client("/calls"), &[], "").await;
+    assert_eq!(denied.status, 403, "{denied:?}");
+    stage.finish().await;
+}

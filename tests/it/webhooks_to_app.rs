@@ -333,3 +333,35 @@ async fn the_app_is_told_of_calls_that_were_refused() {
     stage.wait("nothing is held", async || stage.held().await == 0).await;
     stage.finish().await;
 }
+
+/// An app that refuses a voice webhook: the log says why that may be, it is counted, and its call holds its slot no longer than the
+/// carrier has it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_whom_the_app_refuses_holds_no_slot() {
+    for status in [403, 404] {
+        let app = Behind::replying(Box::new(move |_| {
+            http::Response::builder().status(status).body(Bytes::from_static(b"no")).unwrap()
+        }))
+        .await;
+        let stage = Stage::start(quiet(&app.url())).await;
+        // Nobody tells of the end: the number has no status callback, and the sweep is a minute away.
+        stage.control.configure(|settings| settings.number_status_url = None);
+        let inbound = Inbound {
+            to: "+15550001101".to_owned(),
+            from: "+15550003301".to_owned(),
+            via: Via::Twilio,
+            agent_id: None,
+        };
+        let sid = stage.control.inbound(&inbound).unwrap().call_sid.unwrap();
+        stage.wait("the app was asked", async || app.at(VOICE).len() == 1).await;
+        let begun = std::time::Instant::now();
+        stage.wait("its slot is free", async || stage.held().await == 0).await;
+        assert!(begun.elapsed() < std::time::Duration::from_secs(8), "{:?}", begun.elapsed());
+        let record = stage.record(&sid).await.unwrap();
+        assert!(record.outcome.is_some(), "{record:?}");
+        let metrics = stage.ask("/metrics").await;
+        let counted = "event=\"incoming_call\",outcome=\"app_refused\"} 1";
+        assert!(metrics.as_str().unwrap().contains(counted), "{metrics}");
+        stage.finish().await;
+    }
+}

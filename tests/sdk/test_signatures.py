@@ -152,8 +152,8 @@ shared_keys = {{ APIkey1 = "{SECRET}" }}
             "X-Plivo-Signature-V3": signature,
             "X-Plivo-Signature-V3-Nonce": "12345",
         }
+        # The app sees the URL that Plivo called.
         url, got, _ = self.taken(path, headers, body, body.replace("c1", "c2"))
-        self.assertNotEqual(got["x-plivo-signature-v3"], signature)
         nonce, anew = got["x-plivo-signature-v3-nonce"], got["x-plivo-signature-v3"]
         self.assertTrue(validate_v3_signature("POST", url, nonce, SECRET, anew, params))
 

@@ -20,6 +20,8 @@ pub use utterance::*;
 pub use webhook::*;
 pub use words::*;
 
+/// The kind of id that an app gives a call itself, in its create.
+pub const APP_ID_KIND: &str = "app_call_id";
 /// The alias kind that carries our own call id through a provider.
 pub const OWN_ID_KIND: &str = "ringfence_call";
 

@@ -41,6 +41,9 @@ pub struct Operation {
     pub facts: FactSelectors,
     /// When an answer means that there is a call.
     pub success: Success,
+    /// Ids that the app gives the call itself, in its request.
+    #[serde(default)]
+    pub own_ids: IdSelectors,
     /// The ids that the answer brings.
     #[serde(default)]
     pub ids: IdSelectors,

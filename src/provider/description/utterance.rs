@@ -26,7 +26,7 @@ pub struct UtteranceRules {
     pub text: Selector,
     /// The text is JSON itself, and this is its member.
     pub text_member: Option<String>,
-    /// When, in ISO 8601. None: the message does not say it, and it is when it came.
+    /// When, in ISO 8601. What does not say it was said when it came.
     pub said_at: Option<Selector>,
     /// Its number at the provider, where messages may overtake each other.
     pub order: Option<Selector>,
@@ -104,8 +104,9 @@ impl UtteranceRules {
         let said_at = match &self.said_at {
             None => None,
             Some(selector) => match selector.text(message) {
+                None => None,
                 Some(time) if is_time(&time) => Some(time.into_owned()),
-                _ => return Err("It does not say when: an ISO 8601 time.".to_owned()),
+                Some(_) => return Err("Its time is not ISO 8601.".to_owned()),
             },
         };
         let order = self.order.as_ref().and_then(|s| s.text(message)?.parse().ok());
@@ -199,13 +200,16 @@ mod tests {
             one["timestamp"] = time.into();
             assert!(of(one).is_ok(), "{time}");
         }
+        // Systems of before ringfence send none.
+        let mut without = good.clone();
+        without.as_object_mut().unwrap().remove("timestamp");
+        assert_eq!(of(without).unwrap().said_at, None);
         for (key, value) in [
             ("speaker", Value::Null),
             ("speaker", "robot".into()),
             ("message", Value::Null),
             ("message", " ".into()),
             ("message", "x".repeat(TEXT_BYTES_MAX + 1).into()),
-            ("timestamp", Value::Null),
             ("timestamp", "yesterday".into()),
         ] {
             let mut one = good.clone();

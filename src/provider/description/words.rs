@@ -1,5 +1,6 @@
 //! What is read off a message: facts, ids, and words of ours for states and directions.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer};
@@ -54,10 +55,38 @@ impl FactSelectors {
     }
 }
 
+/// Where an id stands: a selector, or one whose text must, or must not, begin in some way to be an id of this kind.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+enum IdSelector {
+    Anything(Selector),
+    Beginning(Beginning),
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Beginning {
+    from: Selector,
+    prefix: Option<String>,
+    not_prefix: Option<String>,
+}
+
+impl IdSelector {
+    fn text<'m>(&'m self, message: &'m Message<'_>) -> Option<Cow<'m, str>> {
+        match self {
+            Self::Anything(selector) => selector.text(message),
+            Self::Beginning(Beginning { from, prefix, not_prefix }) => from.text(message).filter(|text| {
+                prefix.as_ref().is_none_or(|prefix| text.starts_with(prefix))
+                    && not_prefix.as_ref().is_none_or(|prefix| !text.starts_with(prefix))
+            }),
+        }
+    }
+}
+
 /// Ids of a call, by kind.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(transparent)]
-pub struct IdSelectors(BTreeMap<String, Selector>);
+pub struct IdSelectors(BTreeMap<String, IdSelector>);
 
 impl IdSelectors {
     /// Reads those that are there.

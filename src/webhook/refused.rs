@@ -1,0 +1,49 @@
+//! An app that refuses a voice webhook: its caller hears an error, so it is told why that may be.
+
+use http::StatusCode;
+use tracing::warn;
+
+use super::{Taken, Webhooks};
+use crate::ids::CallId;
+
+impl Webhooks {
+    /// Tells of the app's refusal, and looks whether the provider has dropped the call for it: its slot is for the next then.
+    pub(super) fn app_refused(&self, taken: &Taken<'_>, call: Option<&CallId>, status: StatusCode) {
+        let (account, path) = (&taken.from.account.name, taken.raw.path());
+        let event = taken.event.map_or("unknown", |event| event.name.as_str());
+        self.calls.lifecycle.metrics.webhook(account.as_str(), event, "app_refused");
+        let url = self.settings.app_url(&taken.raw.headers, path);
+        let (status, cause) = (status.as_u16(), cause(status));
+        warn!(%account, path, status, url, cause, "the app refused a voice webhook; its caller hears an error");
+        if let Some(call) = call {
+            self.calls.look_soon(call);
+        }
+    }
+}
+
+/// What is probably the matter.
+fn cause(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        401 | 403 => {
+            "its check of the signature fails: it must use the account's auth token and this URL, \
+             so it must trust X-Forwarded-Proto (docs/what-your-app-sees.md)"
+        }
+        404 | 405 | 410 => {
+            "it serves nothing at this path: set the number's Voice URL to a path that it serves, \
+             and name that path in inbound.voice_paths"
+        }
+        _ => "its own log tells",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_likely_cause_is_named() {
+        for (status, word) in [(403, "signature"), (401, "signature"), (404, "inbound.voice_paths"), (400, "log")] {
+            assert!(cause(StatusCode::from_u16(status).unwrap()).contains(word), "{status}");
+        }
+    }
+}
