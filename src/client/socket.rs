@@ -488,7 +488,7 @@ impl Connection {
             return Ok(());
         }
         let identifier =
-            message::call_sid(record).or(record.alias("conversation_id")).unwrap_or(call.as_str()).to_owned();
+            message::call_sid(&record).or(record.alias("conversation_id")).unwrap_or(call.as_str()).to_owned();
         self.follow(&identifier, call, Some(0), None).await
     }
 

@@ -636,6 +636,7 @@ mod tests {
             forward_url: None,
             app_public_url: None,
             app_host: AppHost::Public,
+            forward_paths: ForwardPaths::default(),
             strict: false,
             inbound_mode: InboundMode::App,
             app_timeout: Duration::from_secs(1),

@@ -338,7 +338,7 @@ async fn the_app_is_told_of_calls_that_were_refused() {
 /// carrier has it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_caller_whom_the_app_refuses_holds_no_slot() {
-    for status in [403, 404] {
+    for status in [403_u16, 404] {
         let app = Behind::replying(Box::new(move |_| {
             http::Response::builder().status(status).body(Bytes::from_static(b"no")).unwrap()
         }))
