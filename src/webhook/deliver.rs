@@ -289,7 +289,7 @@ async fn one(calls: &Calls, spool: &Spool, delivery: &Delivery) {
             Ok(signed) => send(calls, &signed, spool).await,
             Err(why) => Err(why.into()),
         },
-        false => send(calls, &renewed(calls, spool, delivery).await, spool).await,
+        false => send(calls, renewed(calls, spool, delivery).await.as_ref(), spool).await,
     };
     failpoint::hit("delivery.sent").await;
     let now_ms = calls.lifecycle.clock.now_ms();
