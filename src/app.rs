@@ -33,9 +33,7 @@ use crate::gate::{Channel, Gate};
 use crate::hub::{self, Hub};
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
-use crate::net::{
-    Edge, EdgeSettings, LocalSocket, ReloadingTls, RunningEdge, descriptors, install_crypto_provider,
-};
+use crate::net::{Edge, EdgeSettings, LocalSocket, ReloadingTls, RunningEdge, descriptors, install_crypto_provider};
 use crate::policy::Policy;
 use crate::reconcile::{self, Sightings};
 use crate::store::postgres::PostgresStore;

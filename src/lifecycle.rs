@@ -23,7 +23,7 @@ use crate::ids::{Alias, CallId, mask_number};
 use crate::metrics::Metrics;
 use crate::policy::Facts;
 use crate::provider::description::OWN_ID_KIND;
-use crate::store::{Applied, CallRecord, Change, NewCall, Opened, Result, Store, StoreError};
+use crate::store::{Applied, CallRecord, Change, NewCall, Opened, Result, Store, StoreError, Voucher};
 pub use finish::{Finish, Panicked, finish};
 
 /// See the module. Cloning is cheap.
@@ -137,8 +137,14 @@ impl Lifecycle {
         finished(async move { this.apply_now(change).await }).await
     }
 
-    /// Applies news that a provider's ids point to. News of a call that nobody knows waits under its ids.
-    pub async fn news(&self, aliases: Vec<Alias>, event: Event, seen_by: &'static str) -> Result<Option<Applied>> {
+    /// Applies news that a provider's ids point to, of those who vouch for it. News of a call that nobody knows waits under its ids.
+    pub async fn news(
+        &self,
+        aliases: Vec<Alias>,
+        event: Event,
+        by: Voucher,
+        seen_by: &'static str,
+    ) -> Result<Option<Applied>> {
         if aliases.is_empty() {
             return Ok(None);
         }
@@ -146,11 +152,12 @@ impl Lifecycle {
         finished(async move {
             let known = match this.store.resolve(&aliases).await? {
                 Some(call) => Some(call),
-                None => this.store.keep_early(aliases.clone(), event, this.clock.now_ms()).await?,
+                None => this.store.keep_early(aliases.clone(), event, Some(by.clone()), this.clock.now_ms()).await?,
             };
             failpoint::hit("call.kept_early").await;
             let Some(call) = known else { return Ok(None) };
-            this.apply_now(Change { event: Some(event), bind: aliases, ..this.change(&call, seen_by) }).await
+            let by = Some(by);
+            this.apply_now(Change { event: Some(event), bind: aliases, by, ..this.change(&call, seen_by) }).await
         })
         .await
     }
@@ -226,6 +233,9 @@ impl Lifecycle {
     async fn act_on(&self, applied: Applied, change: Change) -> Result<Applied> {
         let call = change.call.clone();
         failpoint::hit("call.applied").await;
+        if applied.contradiction.is_some() {
+            return Ok(applied);
+        }
         for (alias, other) in &applied.conflicts {
             self.metrics.alias_conflict();
             warn!(call = %call, other = %other, kind = %alias.kind, "two calls lay claim to one id");

@@ -379,7 +379,7 @@ impl Sweeper {
         let Some(list) = &self.account.provider.list else { return Ok(0) };
         let kind = list.id.kind.clone();
         let visible: HashMap<&str, &CallRecord> =
-            mine.iter().filter_map(|call| Some((call.alias(&kind)?, call))).collect();
+            mine.iter().flat_map(|call| call.ids_of(&kind).map(move |id| (id, call))).collect();
         self.sweeps = self.sweeps.wrapping_add(1);
         let name = self.account.name.clone();
         let open: HashSet<&CallId> = mine.iter().map(|call| &call.id).collect();

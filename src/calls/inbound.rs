@@ -22,7 +22,7 @@ use crate::provider::account::Account;
 use crate::provider::description::{CallFacts, OWN_ID_KIND};
 use crate::provider::render::fill_json;
 use crate::provider::select::{Document, Message};
-use crate::store::{CallRecord, Change, Opened, Result, StoreError};
+use crate::store::{CallRecord, Change, Contradiction, Opened, Result, StoreError, Voucher};
 
 /// A hang-up that came to nothing is tried again after so long: longer than one checks its end.
 const HANG_UP_AGAIN: Duration = Duration::from_secs(10);
@@ -54,6 +54,8 @@ pub struct Arrival {
     pub refusable: bool,
     /// Who brought it to our knowledge.
     pub origin: Origin,
+    /// Who vouches for it; none: its provider, which was asked.
+    pub by: Option<Voucher>,
 }
 
 /// What an arriving call meets.
@@ -63,6 +65,8 @@ pub enum Arrived {
     Admitted(CallId),
     /// There is none. Where it could not be refused, it is being hung up.
     Refused(CallId, WhenFull),
+    /// It is not one of those that vouch for it. Nothing was done.
+    Contradicted(Contradiction),
 }
 
 impl Calls {
@@ -77,6 +81,9 @@ impl Calls {
         }
         if let Some(order) = self.order_of(&arrival).boxed().await? {
             return self.known(&order, &arrival).boxed().await;
+        }
+        if let Some(what) = self.doubt(&arrival).await {
+            return Ok(Arrived::Contradicted(what));
         }
         let deciding = self.lifecycle.capacity.deciding().await;
         let policy = self.lifecycle.policy.load_full();
@@ -240,9 +247,13 @@ impl Calls {
         let change = Change {
             event: Some(Event::Reached(arrival.phase)),
             bind: arrival.aliases.clone(),
+            by: arrival.by.clone(),
             ..self.lifecycle.change(call, "webhook")
         };
         let applied = self.lifecycle.apply(change).await?;
+        if let Some(what) = applied.as_ref().and_then(|applied| applied.contradiction) {
+            return Ok(Arrived::Contradicted(what));
+        }
         // A call that is over holds no slot: whoever answered it now would talk uncounted.
         let refused = applied.filter(|a| a.record.phase == Phase::Ended || a.record.overrun);
         Ok(match refused {

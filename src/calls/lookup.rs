@@ -98,8 +98,14 @@ pub(super) fn message<'a>(body: &'a Document, none: &'a (BTreeMap<String, String
 
 impl Calls {
     /// Asks for one call, at its accounts that can be asked with an id that it has. The first record that is found decides;
-    /// the call is absent only if all of them say so.
+    /// the call is absent only if all of them say so. Of a call that its
+    /// carrier brought, only the carrier is asked.
     pub async fn look_up(&self, record: &CallRecord) -> Result<LookedUp, AskError> {
+        if let Some(holder) = self.holder_of(record)
+            && let Some(lookup) = &holder.provider.lookup
+        {
+            return self.look_up_at(holder, lookup, record).await;
+        }
         let (mut failed, mut absent) = (None, false);
         for account in self.accounts_of(record) {
             let Some(lookup) = &account.provider.lookup else { continue };
@@ -146,9 +152,23 @@ impl Calls {
 
     /// Asks for a call that is known by an id alone.
     pub async fn look_up_alias(&self, account: &Account, alias: &Alias) -> Result<LookedUp, AskError> {
+        self.look_up_alias_of(account, alias, None).await
+    }
+
+    /// The same, of a call of a subaccount.
+    pub(super) async fn look_up_alias_of(
+        &self,
+        account: &Account,
+        alias: &Alias,
+        subaccount: Option<&str>,
+    ) -> Result<LookedUp, AskError> {
         let no_way = || AskError::NoWay(account.name.clone(), "its provider has no look-up by this id");
         let lookup = account.provider.lookup.as_ref().filter(|l| l.needs == alias.kind).ok_or_else(no_way)?;
-        let value = |name: &str| account.value(name).or_else(|| (name == alias.kind).then(|| alias.id.as_str().into()));
+        let own = account.provider.subaccounts.as_ref().map(|rule| format!("account.{}", rule.own));
+        let value = |name: &str| {
+            let other = subaccount.filter(|_| own.as_deref() == Some(name)).map(Into::into);
+            other.or_else(|| account.value(name)).or_else(|| (name == alias.kind).then(|| alias.id.as_str().into()))
+        };
         let path = render(&lookup.path, Target::Url, value)?;
         self.read_record(account, lookup, &path).await
     }

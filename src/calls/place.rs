@@ -18,6 +18,7 @@ use super::again::Earlier;
 use super::many::Many;
 use super::refuse::{hung_up, redirected};
 use super::repost::{Arrived, Asker, Client, Fingerprint, NOTICED_WITHIN, OrderRef, key};
+use super::vouch::subaccount_alias;
 use super::{ANSWER_BYTES_MAX, Calls, inject};
 use crate::admission::{Gated, Lease, Order};
 use crate::call::{EndProof, Event, Origin, Outcome as End, Phase};
@@ -51,6 +52,8 @@ pub struct CreateOrder {
     pub body: Document,
     /// The order for many calls that the path names, where it is made once more.
     pub again: Option<Alias>,
+    /// The subaccount that it is made in, by its path.
+    pub subaccount: Option<String>,
     /// The client sleeps on `Retry-After` inside the app's request.
     pub sdk_sleeps: bool,
 }
@@ -246,6 +249,7 @@ impl Calls {
         record.fingerprint = Some(order.fingerprint().as_str().to_owned());
         record.aliases = many.aliases;
         record.aliases.extend(key);
+        record.aliases.extend(order.subaccount.as_ref().and_then(|id| subaccount_alias(id, call.as_str())));
         let (lease, would_refuse) = match self.lifecycle.admit(ask, record).boxed().await {
             Ok(Admission::Admitted(lease, would_refuse, _)) => (lease, would_refuse),
             Ok(Admission::Known(_)) => return Err(None),
@@ -519,24 +523,27 @@ impl Calls {
 
     // === joining ===
 
-    /// The one open call of the same business and numbers that lacks the ids which the answer brings. It is kept for this
+    /// The one open call of the same business and numbers that lacks the ids which the answer brings; else the one that its carrier
+    /// brought, whatever it was connected to before. It is kept for this
     /// order until [`Calls::run`] has settled.
     async fn joinable(&self, order: &CreateOrder) -> Option<Joining> {
         let open = self.lifecycle.store.open_calls().await.ok()?;
         let (facts, kind) = (&order.facts, order.account.provider.lookup.as_ref().map(|l| l.needs.as_str())?);
-        let mut fitting = open.into_iter().filter(|call| {
+        let fitting = open.into_iter().filter(|call| {
             call.facts.business == facts.business
                 && call.facts.direction == facts.direction
                 && call.facts.own_number == facts.own_number
                 && call.facts.other_number == facts.other_number
-                && call.alias(kind).is_none()
                 && !call.overrun
         });
+        let (with, without): (Vec<_>, Vec<_>) = fitting.partition(|call| call.alias(kind).is_some());
         let mut joining = self.joining.lock().unwrap_or_else(PoisonError::into_inner);
-        let only = fitting.find(|call| !joining.contains(&call.id))?;
-        if fitting.any(|call| !joining.contains(&call.id)) {
-            return None;
-        }
+        // A call that its carrier brought, and that is connected to one conversation after the other, is one call.
+        let again = with.into_iter().filter(|call| self.holder_of(call).is_some());
+        let mut fitting: Vec<_> = if without.is_empty() { again.collect() } else { without };
+        fitting.retain(|call| !joining.contains(&call.id));
+        let [_] = &fitting[..] else { return None };
+        let only = fitting.pop()?;
         joining.insert(only.id.clone());
         Some(Joining { record: only, of: self.joining.clone() })
     }

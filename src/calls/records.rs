@@ -161,9 +161,13 @@ impl Calls {
             if !matches!(event, Some(Event::Ended(..))) {
                 return Asked::StillUp;
             }
-            let change = Change { event, ..self.lifecycle.change(&record.id, "poll") };
-            if let Err(error) = self.lifecycle.apply(change).boxed().await {
-                return Asked::Store(error);
+            // A conversation that is over is no end of a call that its carrier still has.
+            let by = Some(self.voucher(std::slice::from_ref(&account.name), None));
+            let change = Change { event, by, ..self.lifecycle.change(&record.id, "poll") };
+            match self.lifecycle.apply(change).boxed().await {
+                Err(error) => return Asked::Store(error),
+                Ok(Some(applied)) if applied.ended_a_part => return Asked::StillUp,
+                Ok(_) => {}
             }
         }
         match self.put_record(record, account, *found, complete, by, due_at).await {

@@ -428,3 +428,26 @@ fn a_store_is_a_server_where_there_is_a_url() {
     let loaded = with("url = \"postgres://ring@db.example.com/ring\"");
     assert!(loaded.diagnostics.iter().any(|d| d.code == "W008"), "{:?}", loaded.diagnostics);
 }
+
+#[test]
+fn places_for_callbacks_and_paths_for_the_app_are_read_or_explained() {
+    let with = |keys: &str| read(&format!("{ACCOUNT}[app]\n{keys}\n"));
+    let good = with(
+        "allowed_callbacks = [\"127.0.0.1:3000\", \"10.0.0.0/8\", \"app.internal\"]\nforward_paths = [\"/media/*\"]",
+    );
+    let config = good.config.unwrap();
+    assert!(
+        config.callbacks.check_url("http://10.1.2.3/x").is_ok()
+            && config.callbacks.check_url("http://192.168.0.1/").is_err()
+    );
+    assert!(config.webhooks.forward_paths.contain("/media/x") && !config.webhooks.forward_paths.contain("/admin"));
+    for bad in [
+        "allowed_callbacks = [\"http://app/\"]",
+        "allowed_callbacks = [\"10.0.0.0/99\"]",
+        "forward_paths = [\"media\"]",
+    ] {
+        assert_eq!(codes(&with(bad)), ["E003"], "{bad}");
+    }
+    let open = with("allowed_callbacks = [\"0.0.0.0/0\"]");
+    assert!(open.diagnostics.iter().any(|d| d.code == "W015"), "{:#?}", open.diagnostics);
+}

@@ -132,11 +132,29 @@ impl Selector {
     /// The value as text: strings as they are, numbers and booleans as JSON writes them. Null, objects and lists are not
     /// values.
     pub fn text<'a>(&self, message: &Message<'a>) -> Option<Cow<'a, str>> {
-        self.0.iter().find_map(|place| match place {
+        self.0.iter().filter(|place| self.counts(place, message)).find_map(|place| match place {
             Place::Body(steps) => body_text(message.body, steps),
             Place::Query(name) => pair(message.query, name),
             Place::Path(name) => message.path.get(name).map(|v| Cow::Borrowed(v.as_str())),
             Place::Header(name) => message.headers.get(name).and_then(|v| v.to_str().ok()).map(Cow::Borrowed),
+        })
+    }
+
+    /// A value that stands in the body or in the query is read where its sender puts it: in the body, if there is one. The query of such
+    /// a message is part of the address, which whoever wrote it chose.
+    fn counts(&self, place: &Place, message: &Message<'_>) -> bool {
+        !matches!(place, Place::Query(_))
+            || *message.body == Document::Empty
+            || !self.0.iter().any(|other| matches!(other, Place::Body(_)))
+    }
+
+    /// Whether a message says it more than once, so that nobody can tell what it says.
+    pub fn is_doubled(&self, message: &Message<'_>) -> bool {
+        let times = |pairs: &[(String, String)], name: &str| pairs.iter().filter(|(k, _)| k == name).count();
+        self.0.iter().filter(|place| self.counts(place, message)).any(|place| match (place, message.body) {
+            (Place::Body(steps), Document::Form(pairs)) => matches!(&steps[..], [only] if times(pairs, &only.name) > 1),
+            (Place::Query(name), _) => times(message.query, name) > 1,
+            _ => false,
         })
     }
 
@@ -274,6 +292,11 @@ impl Predicate {
         })
     }
 
+    /// What it reads.
+    pub fn selectors(&self) -> impl Iterator<Item = &Selector> {
+        self.0.iter().map(|(selector, _)| selector)
+    }
+
     /// Whether there is no condition.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -358,6 +381,27 @@ mod tests {
         let text = format!("[\"{}\\\"\"]", ",:[".repeat(JSON_VALUES_MAX));
         assert!(matches!(decode("application/json", text), Document::Json(_)));
         assert_eq!(decode("text/xml", format!("<a>{}</a>", " ".repeat(XML_BYTES_MAX))), Document::Empty);
+    }
+
+    #[test]
+    fn a_query_beside_a_body_is_part_of_the_address() {
+        let pairs =
+            |list: &[(&str, &str)]| list.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect::<Vec<_>>();
+        let query = pairs(&[("CallSid", "victim"), ("x", "1"), ("x", "2")]);
+        let (path, headers) = (BTreeMap::new(), HeaderMap::new());
+        let read = |selector: &str, body: &Document| {
+            let message = Message { body, query: &query, path: &path, headers: &headers };
+            let selector = Selector::parse(selector).unwrap();
+            (selector.text(&message).map(Cow::into_owned), selector.is_doubled(&message))
+        };
+        let (both, form) = ("body.CallSid | query.CallSid", Document::Form(pairs(&[("CallSid", "CA1"), ("x", "1")])));
+        assert_eq!(read(both, &form), (Some("CA1".to_owned()), false));
+        assert_eq!(read(both, &Document::Form(vec![])), (None, false), "a form without it does not say it");
+        assert_eq!(read(both, &Document::Empty), (Some("victim".to_owned()), false), "a GET");
+        assert_eq!(read("query.CallSid", &form).0.as_deref(), Some("victim"), "that is where its provider puts it");
+        assert!(read("query.x", &form).1 && read("body.x | query.x", &Document::Empty).1);
+        assert!(!read("body.x | query.x", &form).1);
+        assert!(read(both, &Document::Form(pairs(&[("CallSid", "CA1"), ("CallSid", "CA2")]))).1);
     }
 
     #[test]

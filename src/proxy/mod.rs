@@ -123,7 +123,12 @@ impl Proxy {
         }
         let sdk_sleeps = sdk_sleeps(exchange, &account);
         let again = operation.again.as_ref().and_then(|kind| Alias::new(kind, captured.get(kind)?));
-        let order = CreateOrder { account, operation, facts, request, body, again, sdk_sleeps };
+        let own = account.provider.subaccounts.as_ref().map(|rule| rule.own.as_str());
+        let subaccount = own.and_then(|own| {
+            let (named, main) = (captured.get(own)?, account.secrets.get(own)?);
+            (named != main.expose()).then(|| named.clone())
+        });
+        let order = CreateOrder { account, operation, facts, request, body, again, subaccount, sdk_sleeps };
         if exchange.is_client_gone().await {
             // It may be waiting on another connection by now, and have been told that nothing was dialled.
             let what =

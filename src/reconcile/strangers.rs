@@ -156,6 +156,7 @@ impl Sweeper {
             phase,
             refusable: false,
             origin: Origin::Foreign,
+            by: None,
         };
         if one.direction == Direction::Inbound {
             // Nobody could be asked before it was answered: over capacity it is hung up by the account's means.

@@ -4,8 +4,10 @@ use super::{CallRecord, Change};
 use crate::call::{Direction, Event, Outcome, Phase, Step, next, stronger};
 
 /// Takes a change up into a record, together with news that waited under the change's ids.
-pub(super) fn decide(record: &mut CallRecord, change: &Change, news: Option<Event>) -> Step {
-    let event = match (change.event, news) {
+pub(super) fn decide(record: &mut CallRecord, change: &Change, news: Option<Event>) -> (Step, bool) {
+    let ends = |event: Event| change.by.as_ref().is_some_and(|by| by.ends_a_part(&record.facts, event));
+    let ended_a_part = record.phase != Phase::Ended && change.event.is_some_and(ends);
+    let event = match (change.event.filter(|_| !ended_a_part), news) {
         (Some(a), Some(b)) => Some(stronger(a, b)),
         (a, b) => a.or(b),
     };
@@ -31,6 +33,8 @@ pub(super) fn decide(record: &mut CallRecord, change: &Change, news: Option<Even
             record.proof = Some(proof);
             record.ended_at = Some(change.at_ms);
         }
+        // Its carrier is asked at once.
+        Step::Ignore if ended_a_part => record.deadline_at = Some(change.at_ms),
         Step::Ignore => {}
     }
     // News, or ids that a provider gave, prove that the call exists: whatever was unknown of its create is known.
@@ -47,5 +51,5 @@ pub(super) fn decide(record: &mut CallRecord, change: &Change, news: Option<Even
         record.seen_at = change.at_ms;
         record.seen_by = change.seen_by.to_owned();
     }
-    step
+    (step, ended_a_part)
 }

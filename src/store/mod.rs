@@ -27,6 +27,7 @@ mod standing;
 mod suite;
 mod told;
 mod transcripts;
+mod voucher;
 
 use std::sync::Arc;
 
@@ -45,6 +46,7 @@ pub use records::{HookAsked, HookCame, Put, PutPostCall, Records, StoredPostCall
 pub use retention::{Ages, EndedCall, Place, Retention, record_kept, text_kept};
 pub use spool::{Spool, SpoolError, Spooled};
 pub use transcripts::{NewUtterance, RECORDED, Ring, Said, Speech, Standing, Took, Transcripts, Utterance, tells_more};
+pub use voucher::{Contradiction, Voucher};
 
 /// The alias kind of an app's own idempotency key. Unlike other ids it may pass to another call: when the order that showed it
 /// was proven not to have made one.
@@ -140,6 +142,11 @@ impl CallRecord {
     /// Its id of a kind.
     pub fn alias(&self, kind: &str) -> Option<&str> {
         self.aliases.iter().find(|a| a.kind == kind).map(|a| a.id.as_str())
+    }
+
+    /// All its ids of a kind: a call may be connected to one conversation after another.
+    pub fn ids_of<'r>(&'r self, kind: &'r str) -> impl Iterator<Item = &'r str> {
+        self.aliases.iter().filter(move |a| a.kind == kind).map(|a| a.id.as_str())
     }
 }
 
@@ -255,6 +262,8 @@ pub struct Change {
     pub event: Option<Event>,
     /// Ids learnt.
     pub bind: Vec<Alias>,
+    /// Who vouches for it; none: ringfence itself, which asked.
+    pub by: Option<Voucher>,
     /// Where the news came from.
     pub seen_by: &'static str,
     /// Now.
@@ -282,6 +291,7 @@ impl Change {
             call: call.clone(),
             event: None,
             bind: vec![],
+            by: None,
             seen_by,
             at_ms,
             deadlines: deadlines.clone(),
@@ -303,6 +313,10 @@ pub struct Applied {
     pub record: CallRecord,
     /// Ids that belong to another call already: two records of one call, or a forged id.
     pub conflicts: Vec<(Alias, CallId)>,
+    /// It was not applied: it is not about this call.
+    pub contradiction: Option<Contradiction>,
+    /// It told of an end that is not the call's: its carrier still has it, and is to be asked.
+    pub ended_a_part: bool,
 }
 
 /// A webhook, as it came.
@@ -497,8 +511,14 @@ pub trait Store: Records + Desk + Transcripts + Retention + Send + Sync + 'stati
     /// Changes a call. `None`: there is no such call.
     async fn apply(&self, change: Change) -> Result<Option<Applied>>;
 
-    /// Keeps news of a call that nobody knows, under its ids; or says whose ids they are.
-    async fn keep_early(&self, aliases: Vec<Alias>, event: Event, at_ms: UnixMs) -> Result<Option<CallId>>;
+    /// Keeps news of a call that nobody knows, under its ids, with who vouches for it; or says whose ids they are.
+    async fn keep_early(
+        &self,
+        aliases: Vec<Alias>,
+        event: Event,
+        by: Option<Voucher>,
+        at_ms: UnixMs,
+    ) -> Result<Option<CallId>>;
 
     /// The call that has one of these ids.
     async fn resolve(&self, aliases: &[Alias]) -> Result<Option<CallId>>;

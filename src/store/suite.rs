@@ -44,6 +44,7 @@ macro_rules! behaves_as_a_store {
             one_call_seen_by_two_webhooks_is_one_call,
             an_id_of_another_call_is_a_conflict_and_stays_where_it_is,
             a_webhook_is_taken_once,
+            news_is_applied_to_calls_of_those_alone_who_vouch_for_it,
             what_is_past_its_retention_goes_little_by_little,
             writes_that_meet_share_a_commit_and_one_that_fails_stands_alone,
             what_was_written_is_there_after_a_restart,
@@ -173,13 +174,13 @@ pub(super) async fn a_call_is_opened_moved_and_ended_once(fresh: &impl Fresh) {
 pub(super) async fn an_end_that_comes_before_its_start_ends_the_start(fresh: &impl Fresh) {
     let store = fresh.open().await;
     let sid = || vec![Alias::new("call_sid", "CA1").unwrap()];
-    assert_eq!(store.keep_early(sid(), END, 1).await.unwrap(), None);
-    assert_eq!(store.keep_early(sid(), Event::Reached(Phase::Live), 2).await.unwrap(), None);
+    assert_eq!(store.keep_early(sid(), END, None, 1).await.unwrap(), None);
+    assert_eq!(store.keep_early(sid(), Event::Reached(Phase::Live), None, 2).await.unwrap(), None);
     let call = new_call(&[]);
     store.open(call.clone(), None).await.unwrap();
     let created = Change { bind: sid(), ..change(&call.id, Event::Reached(Phase::Dialing)) };
     assert_eq!(store.apply(created).await.unwrap().unwrap().step, Step::End(Outcome::Completed, EndProof::Webhook));
-    assert_eq!(store.keep_early(sid(), END, 3).await.unwrap(), Some(call.id), "from here on it is known");
+    assert_eq!(store.keep_early(sid(), END, None, 3).await.unwrap(), Some(call.id), "from here on it is known");
 }
 
 pub(super) async fn one_call_seen_by_two_webhooks_is_one_call(fresh: &impl Fresh) {
@@ -367,8 +368,8 @@ pub(super) async fn news_and_its_call_find_each_other_however_they_meet(fresh: &
         let rings = Event::Reached(Phase::Ringing);
         let (bound, ends, rings) = tokio::join!(
             store.apply(bind),
-            store.keep_early(sid.clone(), END, 1),
-            store.keep_early(sid.clone(), rings, 1)
+            store.keep_early(sid.clone(), END, None, 1),
+            store.keep_early(sid.clone(), rings, None, 1)
         );
         let ended = matches!(bound.unwrap().unwrap().step, Step::End(..));
         let known = ends.unwrap();
@@ -737,4 +738,45 @@ pub(super) async fn a_delivery_that_failed_holds_nothing_back(fresh: &impl Fresh
     // The first is tried again by itself, beside the third.
     let ids: Vec<String> = store.take_deliveries(50, 10, "", false).await.unwrap().into_iter().map(|d| d.id).collect();
     assert_eq!(ids, [third.id.clone(), first.id.clone()]);
+}
+
+/// Who vouches for news of calls of these accounts.
+fn voucher(accounts: &[&str], subaccount: Option<&str>) -> Voucher {
+    Voucher {
+        accounts: accounts.iter().map(|name| AccountName::parse(name).unwrap()).collect(),
+        providers: vec!["twilio".to_owned()],
+        subaccount: subaccount.map(str::to_owned),
+        kinds: vec!["call_sid".to_owned()],
+        ..Voucher::default()
+    }
+}
+
+pub(super) async fn news_is_applied_to_calls_of_those_alone_who_vouch_for_it(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    let call = new_call(&[("call_sid", "CA1")]);
+    store.open(call.clone(), None).await.unwrap();
+    let says = |by: Voucher, sid: &str| Change {
+        bind: vec![Alias::new("call_sid", sid).unwrap()],
+        by: Some(by),
+        ..change(&call.id, END)
+    };
+    for (by, sid, why) in [
+        (voucher(&["other"], None), "CA1", Contradiction::OtherAccount),
+        (voucher(&["twilio"], Some("AC2")), "CA1", Contradiction::OtherSubaccount),
+        (voucher(&["twilio"], None), "CA2", Contradiction::OtherCall),
+    ] {
+        let applied = store.apply(says(by, sid)).await.unwrap().unwrap();
+        assert_eq!((applied.contradiction, applied.step), (Some(why), Step::Ignore));
+        let record = store.call(&call.id).await.unwrap().unwrap();
+        assert_eq!((record.phase, record.aliases.len()), (Phase::Reserved, 1), "nothing is bound, either");
+    }
+    // What somebody else said before the call was known is not said of it; what its own account said is.
+    let early = |id: &str| vec![Alias::new("call_sid", id).unwrap()];
+    store.keep_early(early("CA3"), END, Some(voucher(&["other"], None)), 1).await.unwrap();
+    store.keep_early(early("CA4"), END, Some(voucher(&["other"], None)), 1).await.unwrap();
+    store.keep_early(early("CA4"), END, Some(voucher(&["twilio"], None)), 2).await.unwrap();
+    assert_eq!(store.open(new_call(&[("call_sid", "CA3")]), None).await.unwrap(), Opened::New(None));
+    assert_eq!(store.open(new_call(&[("call_sid", "CA4")]), None).await.unwrap(), Opened::New(Some(END)));
+    let applied = store.apply(says(voucher(&["other", "twilio"], None), "CA1")).await.unwrap().unwrap();
+    assert_eq!((applied.contradiction, applied.step), (None, Step::End(Outcome::Completed, EndProof::Webhook)));
 }

@@ -6,7 +6,7 @@
 
 use async_trait::async_trait;
 
-use super::{CallRecord, Delivery, NewEvent, Received, Result};
+use super::{CallRecord, Delivery, NewEvent, Received, Result, Voucher};
 use crate::call::{EndProof, Phase, Speaker};
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId};
@@ -65,6 +65,8 @@ pub struct Speech {
     pub event: NewEvent,
     /// The ids by which it names its call.
     pub aliases: Vec<Alias>,
+    /// Who vouches for it.
+    pub by: Voucher,
     /// What it says.
     pub said: NewUtterance,
     /// What the app has to be told of it.
@@ -79,7 +81,7 @@ pub enum Took {
     /// It was before, and that stands there.
     Before(CallId, Said),
     /// It is in the inbox and no more is done: nobody knows its call, or it tells more of it than what was said
-    /// ([`tells_more`]), or it was left half-way before.
+    /// ([`tells_more`]), or it is not about the call that it points to, or it was left half-way before.
     Inbox(Received),
 }
 

@@ -10,10 +10,11 @@ use crate::call::{Origin, Phase};
 use crate::calls::inbound::Arrival;
 use crate::clock::rfc3339;
 use crate::hub::Partial;
+use crate::ids::CallId;
 use crate::policy::Privacy;
 use crate::provider::description::Heard;
 use crate::reply::{problem, respond};
-use crate::store::{Change, NewEvent, NewUtterance, RECORDED, Result, Speech, Took, tells_more};
+use crate::store::{Change, Contradiction, NewEvent, NewUtterance, RECORDED, Result, Speech, Took, tells_more};
 
 impl Webhooks {
     /// The answer to what is not taken into the inbox: what cannot be read, and what is only half said. `None`: it is taken.
@@ -33,7 +34,10 @@ impl Webhooks {
                 let partial =
                     Partial { speaker: heard.speaker, text: heard.text.as_str().into(), source_sequence: heard.order };
                 match self.calls.lifecycle.store.resolve(&taken.aliases).await {
-                    Ok(Some(call)) => self.calls.lifecycle.hub.murmur(&call, partial),
+                    Ok(Some(call)) if self.is_theirs(taken, &call).await => {
+                        self.calls.lifecycle.hub.murmur(&call, partial);
+                    }
+                    Ok(Some(_)) => {}
                     // The next one says more.
                     Ok(None) => {}
                     Err(error) => warn!(%error, "what is half said in a call is not shown"),
@@ -62,7 +66,8 @@ impl Webhooks {
         let said = self.utterance(heard, &event.id);
         let delivery = self.delivery(taken, None, &event.id).await?;
         let is_delivered = delivery.is_some();
-        let speech = Speech { event, aliases: taken.aliases.clone(), said: said.clone(), delivery };
+        let (aliases, by) = (taken.aliases.clone(), taken.by.clone());
+        let speech = Speech { event, aliases, by, said: said.clone(), delivery };
         let took = self.calls.lifecycle.store.hear(speech).await?;
         match &took {
             Took::Whole(call, stands) => {
@@ -101,6 +106,10 @@ impl Webhooks {
         let Ok(heard) = heard else { return Ok(Came::of("unreadable")) };
         let lifecycle = &self.calls.lifecycle;
         let call = match lifecycle.store.resolve(&taken.aliases).await? {
+            Some(call) if !self.is_theirs(taken, &call).await => {
+                self.report(taken, Some(&call), Contradiction::OtherAccount);
+                return Ok(Came::of(Contradiction::OtherAccount.outcome()));
+            }
             Some(call) => call,
             None => self.calls.overhear(self.overheard(taken)).boxed().await?,
         };
@@ -111,7 +120,8 @@ impl Webhooks {
         let record = lifecycle.store.call(&call).await?;
         if record.is_some_and(|record| tells_more(&record, &taken.aliases)) {
             let bind = taken.aliases.clone();
-            lifecycle.apply(Change { event: taken.news, bind, ..lifecycle.change(&call, "webhook") }).await?;
+            let by = Some(taken.by.clone());
+            lifecycle.apply(Change { event: taken.news, bind, by, ..lifecycle.change(&call, "webhook") }).await?;
         }
         Ok(Came { call: Some(call), said: Some(stands), ..Came::of(RECORDED) })
     }
@@ -126,6 +136,19 @@ impl Webhooks {
             phase: Phase::Live,
             refusable: false,
             origin: Origin::Foreign,
+            by: Some(taken.by.clone()),
+        }
+    }
+
+    /// Whether who says something has a part in the call. What is said in another conversation of the same call is said in the call.
+    async fn is_theirs(&self, taken: &Taken<'_>, call: &CallId) -> bool {
+        match self.calls.lifecycle.store.call(call).await {
+            Ok(Some(record)) => {
+                let what = taken.by.contradicts(&record.facts, &record.aliases, &taken.aliases);
+                what.is_none_or(|what| what == Contradiction::OtherCall)
+            }
+            // It is found out by the write.
+            Ok(None) | Err(_) => true,
         }
     }
 }

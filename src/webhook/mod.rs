@@ -17,6 +17,7 @@ mod signer;
 mod spool;
 mod subaccounts;
 mod to_app;
+mod unlisted;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -46,7 +47,10 @@ use crate::provider::render::fill_json;
 use crate::provider::select::{Document, Message, is_form, may_be_json};
 use crate::provider::sign::{Keys, Signature, sha256_hex};
 use crate::reply::{json_answer, problem, respond, twiml, when_full_twiml};
-use crate::store::{CallRecord, Change, Journal, NewEvent, RECORDED, Received, Result, Said, Spool, SpoolError, Took};
+use crate::store::{
+    Applied, CallRecord, Change, Contradiction, Journal, NewEvent, RECORDED, Received, Result, Said, Spool, SpoolError,
+    Took, Voucher,
+};
 use arrive::{Candidate, ExtraPaths, Found, find};
 pub use forward::ForwardPaths;
 pub use front::AppHost;
@@ -143,8 +147,10 @@ impl Raw {
     /// Only a form is taken apart yet, since a signature may be over its pairs: what nobody vouches for is not worth more.
     fn new(method: &str, path_and_query: &str, headers: HeaderMap, body: Bytes) -> Self {
         let query = path_and_query.split_once('?').map_or("", |(_, query)| query);
+        // What is posted without a body says nothing: its query is part of the address.
+        let no_body = body.is_empty() && !matches!(method, "GET" | "HEAD");
         Self {
-            document: form(&headers, &body),
+            document: if no_body { Document::Form(vec![]) } else { form(&headers, &body) },
             query: form_urlencoded::parse(query.as_bytes()).into_owned().collect(),
             method: method.to_owned(),
             path_and_query: path_and_query.to_owned(),
@@ -162,6 +168,15 @@ impl Raw {
         self
     }
 
+    /// Nothing that could be read.
+    fn says_nothing(&self) -> bool {
+        match &self.document {
+            Document::Empty => self.query.is_empty(),
+            Document::Form(pairs) => pairs.is_empty() && self.query.is_empty(),
+            Document::Json(_) | Document::Xml(_) => false,
+        }
+    }
+
     fn form(&self) -> Option<&[(String, String)]> {
         pairs(&self.document)
     }
@@ -177,6 +192,8 @@ struct Taken<'a> {
     from: &'a Candidate,
     /// What its signature is checked with.
     keys: Keys,
+    /// Who vouches for it.
+    by: Voucher,
     event: Option<&'a WebhookEvent>,
     message: Message<'a>,
     aliases: Vec<Alias>,
@@ -205,8 +222,16 @@ impl Came {
         Self { call: None, outcome, refused: None, record: None, said: None }
     }
 
-    fn applied(record: CallRecord) -> Self {
-        Self { call: Some(record.id.clone()), record: Some(Box::new(record)), ..Self::of("applied") }
+    fn is_contradicted(&self) -> bool {
+        self.outcome == Contradiction::OtherAccount.outcome()
+    }
+
+    fn applied(applied: Applied) -> Self {
+        let record = applied.record;
+        match applied.contradiction {
+            Some(what) => Self::of(what.outcome()),
+            None => Self { call: Some(record.id.clone()), record: Some(Box::new(record)), ..Self::of("applied") },
+        }
     }
 }
 
@@ -269,17 +294,27 @@ impl Webhooks {
             }
         };
         let raw = Raw::new(exchange.method().as_str(), exchange.path_and_query(), exchange.arrived(), body);
-        let (from, keys) = match self.signer(&raw, found).boxed().await {
+        let (from, keys, by) = match self.signer(&raw, found).boxed().await {
             Ok(signer) => signer,
             Err(answer) => return self.answer(exchange, answer).await,
         };
         let raw = raw.decoded();
-        if matches!(raw.document, Document::Empty) && raw.query.is_empty() {
+        if raw.says_nothing() {
             let message = "The body is neither JSON nor a form.";
             return self.answer(exchange, problem(StatusCode::BAD_REQUEST, "INVALID_PAYLOAD", message)).await;
         }
         let event_id = format!("ev_{}", Ulid::new().to_string().to_lowercase());
-        let taken = read(&raw, from, keys, event_id);
+        let taken = read(&raw, from, keys, by, event_id);
+        let subaccounts = from.account.provider.subaccounts.as_ref();
+        let is_doubled = from.webhook().is_doubled(&taken.message)
+            || subaccounts.is_some_and(|rule| rule.id.is_doubled(&taken.message));
+        if is_doubled {
+            let (account, name) = (&from.account.name, taken.event.map_or("unknown", |e| e.name.as_str()));
+            warn!(%account, webhook = from.webhook().name, "a webhook says more than once what it is of; it is refused");
+            self.calls.lifecycle.metrics.webhook(account.as_str(), name, "doubled");
+            let message = "The request names a call, or what happened to it, more than once.";
+            return self.answer(exchange, problem(StatusCode::BAD_REQUEST, "INVALID_PAYLOAD", message)).await;
+        }
         if taken.is_exact() && taken.is_unusable() {
             let message = "The payload names no type, or no conversation.";
             return self.answer(exchange, problem(StatusCode::BAD_REQUEST, "INVALID_PAYLOAD", message)).await;
@@ -369,11 +404,17 @@ impl Webhooks {
                 store.event_found(&event_id, Some(call), came.outcome).await?;
             }
             failpoint::hit("webhook.settled").await;
+            if came.is_contradicted() && taken.heard.is_some() {
+                return Ok(Some(not_yours()));
+            }
             let unknown = taken.is_exact() && came.outcome == "kept";
             return Ok(Some(if unknown { self.unknown_call(taken) } else { fixed_answer(webhook, came.said) }));
         }
         let at_ms = self.calls.lifecycle.clock.now_ms();
         store.settle(&event_id, came.call.as_ref(), came.outcome, None, at_ms).await?;
+        if came.is_contradicted() {
+            return Ok(Some(not_yours()));
+        }
         match &came.refused {
             Some(when_full) if webhook.reply == Some(Reply::Twiml) => Ok(Some(twiml(when_full_twiml(when_full)))),
             _ => self.reply(exchange, taken, came.call.as_ref()).await,
@@ -397,7 +438,11 @@ impl Webhooks {
 
     async fn note_settled(&self, taken: &Taken<'_>, event_id: &str, came: &Came) -> Result<()> {
         let (store, at_ms) = (&self.calls.lifecycle.store, self.calls.lifecycle.clock.now_ms());
-        let delivery = self.delivery(taken, came.call.as_ref(), event_id).await?;
+        // The app takes what it gets for its own.
+        let delivery = match came.is_contradicted() {
+            true => None,
+            false => self.delivery(taken, came.call.as_ref(), event_id).await?,
+        };
         let something = delivery.is_some();
         if store.settle(event_id, came.call.as_ref(), came.outcome, delivery, at_ms).await? && something {
             self.deliver.notify_one();
@@ -448,10 +493,14 @@ impl Webhooks {
             taken.aliases.iter().cloned().partition(|a| a.kind == OWN_ID_KIND);
         // Our own id came back through the provider: exact, and a proof that the call exists.
         if let Some(call) = own.first().and_then(|a| CallId::parse(&a.id)) {
-            let change =
-                Change { event: Some(news), bind: outside.clone(), ..self.calls.lifecycle.change(&call, "webhook") };
+            let change = Change {
+                event: Some(news),
+                bind: outside.clone(),
+                by: Some(taken.by.clone()),
+                ..self.calls.lifecycle.change(&call, "webhook")
+            };
             if let Some(applied) = self.calls.lifecycle.apply(change).await? {
-                return Ok(Came::applied(applied.record));
+                return Ok(self.came_of(taken, applied));
             }
         }
         let admits = taken.event.is_some_and(|e| e.admits) && taken.direction == Direction::Inbound;
@@ -461,10 +510,30 @@ impl Webhooks {
             }
             return self.arrived(taken, outside, phase).await;
         }
-        Ok(match self.calls.lifecycle.news(outside, news, "webhook").await? {
-            Some(applied) => Came::applied(applied.record),
+        Ok(match self.calls.lifecycle.news(outside, news, taken.by.clone(), "webhook").await? {
+            Some(applied) => self.came_of(taken, applied),
             None => Came::of("kept"),
         })
+    }
+
+    /// What applying it came to. What is not about the call that it points to is reported; a part that ended makes its carrier be asked.
+    fn came_of(&self, taken: &Taken<'_>, applied: Applied) -> Came {
+        if let Some(what) = applied.contradiction {
+            self.report(taken, Some(&applied.record.id), what);
+            if what == Contradiction::OtherCall {
+                self.calls.looks.want(&applied.record.facts.account);
+            }
+        }
+        if let (true, Some(carrier)) = (applied.ended_a_part, &applied.record.facts.carrier) {
+            self.calls.looks.want(carrier);
+        }
+        Came::applied(applied)
+    }
+
+    fn report(&self, taken: &Taken<'_>, call: Option<&CallId>, what: Contradiction) {
+        let (account, subaccount) = (&taken.from.account.name, taken.by.subaccount.as_deref());
+        let call = call.map(CallId::as_str);
+        warn!(%account, subaccount, event = taken.event_id, call, why = what.why(), "a webhook was not applied");
     }
 
     async fn arrived(&self, taken: &Taken<'_>, aliases: Vec<Alias>, phase: Phase) -> Result<Came> {
@@ -483,9 +552,14 @@ impl Webhooks {
             phase,
             refusable: webhook.reply == Some(Reply::Twiml),
             origin: Origin::Webhook,
+            by: Some(taken.by.clone()),
         };
         Ok(match self.calls.arrive(arrival).await? {
             Arrived::Admitted(call) => Came { call: Some(call), ..Came::of("admitted") },
+            Arrived::Contradicted(what) => {
+                self.report(taken, None, what);
+                Came::of(what.outcome())
+            }
             Arrived::Refused(call, full) => {
                 Came { call: Some(call), refused: Some(full), ..Came::of("capacity_inbound") }
             }
@@ -512,16 +586,20 @@ impl Webhooks {
 }
 
 /// Reads a webhook as its description says.
-fn read<'a>(raw: &'a Raw, from: &'a Candidate, keys: Keys, event_id: String) -> Taken<'a> {
+fn read<'a>(raw: &'a Raw, from: &'a Candidate, keys: Keys, by: Voucher, event_id: String) -> Taken<'a> {
     let webhook = from.webhook();
     let message = Message { body: &raw.document, query: &raw.query, path: &from.captures, headers: &raw.headers };
     let event = webhook.events.iter().find(|e| e.when.is_empty() || e.when.holds(&message));
     let mut aliases = webhook.ids.read(&message);
     aliases.extend(subaccount_alias(&from.account, &message, &aliases));
+    // The id that tells calls apart goes before those that several may share.
+    let needs = from.account.provider.lookup.as_ref().map(|lookup| lookup.needs.as_str());
+    aliases.sort_by_key(|alias| Some(alias.kind.as_str()) != needs);
     Taken {
         raw,
         from,
         keys,
+        by,
         event,
         message,
         aliases,
@@ -550,6 +628,12 @@ fn body_missing(error: BodyError) -> Response<Bytes> {
         answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("5"));
     }
     answer
+}
+
+/// The answer about a call of somebody else.
+fn not_yours() -> Response<Bytes> {
+    let message = "The call is not one of those that the signature vouches for.";
+    problem(StatusCode::FORBIDDEN, "CALL_NOT_YOURS", message)
 }
 
 /// What its provider is asked to send again.

@@ -151,7 +151,7 @@ impl Webhooks {
         let Some(from) = found.iter().find(|c| c.account.name.as_str() == event.account) else {
             return store.event_found(&event.id, None, "unusable").await;
         };
-        let taken = read(&raw, from, Keys::default(), event.id.clone());
+        let taken = read(&raw, from, Keys::default(), self.voucher_again(from, &raw), event.id.clone());
         let came = self.apply(&taken, &event.id).await?;
         let Some(record) = came.record else { return store.event_found(&event.id, None, "unusable").await };
         if let Some((found, complete)) = taken.record() {

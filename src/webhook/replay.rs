@@ -13,7 +13,7 @@ use super::{Raw, Webhooks, headers_of, read};
 use crate::failpoint;
 use crate::lifecycle::finish;
 use crate::provider::sign::Keys;
-use crate::store::{InboxEvent, NewEvent, Place, Result};
+use crate::store::{InboxEvent, NewEvent, Place, Result, Voucher};
 
 /// A webhook that was taken so long ago and is not settled was left by its process, in milliseconds.
 const STALE_MS: i64 = 30_000;
@@ -160,6 +160,11 @@ impl Webhooks {
         from.account.keys(&from.webhook().signature)
     }
 
+    /// Who vouched for a webhook that was checked once. What names a subaccount is that one's word, though its parent may have signed it.
+    pub(super) fn voucher_again(&self, from: &Candidate, raw: &Raw) -> Voucher {
+        self.calls.voucher(std::slice::from_ref(&from.account.name), raw.subaccount(from))
+    }
+
     async fn replay_one(&self, mut event: NewEvent) -> Result<()> {
         let at_ms = self.calls.lifecycle.clock.now_ms();
         let Some(body) = self.body_of(&mut event).await? else {
@@ -173,7 +178,7 @@ impl Webhooks {
         match found.iter().find(|c| c.account.name.as_str() == event.account) {
             Some(from) if from.webhook().reply.is_none() => {
                 let keys = self.keys_again(from, &raw).boxed().await;
-                let taken = read(&raw, from, keys, event.id.clone());
+                let taken = read(&raw, from, keys, self.voucher_again(from, &raw), event.id.clone());
                 let came = self.apply_all(&taken, &event.id).boxed().await?;
                 failpoint::hit("replay.applied").await;
                 self.settle(&taken, &event.id, &came).await?;

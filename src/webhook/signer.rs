@@ -10,10 +10,12 @@ use super::arrive::{Candidate, Signed, verify};
 use super::noise::{Noise, shortened};
 use super::subaccounts::Signer;
 use super::{Raw, Webhooks};
+use crate::ids::AccountName;
 use crate::net::Exchange;
 use crate::provider::account::Account;
 use crate::provider::sign::{BadSignature, Keys};
 use crate::reply::problem;
+use crate::store::Voucher;
 
 /// Anybody can send what is refused.
 static REFUSED: Noise = Noise::new();
@@ -62,20 +64,28 @@ impl Webhooks {
         problem(StatusCode::UNAUTHORIZED, "INVALID_SIGNATURE", &error.to_string())
     }
 
-    /// Whose a webhook is, and what it is signed with; or the answer to one whose signature does not hold, or cannot be checked just
-    /// now.
+    /// Whose a webhook is, what it is signed with, and who vouches for it; or the answer to one whose signature does not hold, or cannot be
+    /// checked just now.
     pub(super) async fn signer<'c>(
         &self,
         raw: &Raw,
         found: &'c [Candidate],
-    ) -> std::result::Result<(&'c Candidate, Keys), Response<Bytes>> {
+    ) -> std::result::Result<(&'c Candidate, Keys, Voucher), Response<Bytes>> {
         let (account, error) = match self.verified(raw, found) {
-            Ok(from) => return Ok((from, from.account.keys(&from.webhook().signature))),
+            Ok(all) => {
+                let names: Vec<AccountName> = all.iter().map(|from| from.account.name.clone()).collect();
+                let from = all[0];
+                let keys = from.account.keys(&from.webhook().signature);
+                return Ok((from, keys, self.calls.voucher(&names, None)));
+            }
             Err(refused) => refused,
         };
         let (path, metrics) = (raw.path(), &self.calls.lifecycle.metrics);
         match self.subaccounts.signer(&self.calls, found, raw, &self.signed(raw)).await {
-            Signer::Subaccount(from, keys) => Ok((from, keys)),
+            Signer::Subaccount(from, keys) => {
+                let by = self.calls.voucher(std::slice::from_ref(&from.account.name), raw.subaccount(from));
+                Ok((from, keys, by))
+            }
             Signer::Unknown => {
                 metrics.webhook(account.name.as_str(), "unverified", "failed");
                 if let Some(left_out) = UNCHECKED.admits() {
@@ -93,19 +103,20 @@ impl Webhooks {
         &self,
         raw: &Raw,
         found: &'c [Candidate],
-    ) -> std::result::Result<&'c Candidate, (Arc<Account>, BadSignature)> {
+    ) -> std::result::Result<Vec<&'c Candidate>, (Arc<Account>, BadSignature)> {
         let signed = self.signed(raw);
-        let (mut unchecked, mut last) = (None, None);
+        // Accounts may share a secret: then it is the word of each of them.
+        let (mut holds, mut unchecked, mut last) = (vec![], vec![], None);
         for candidate in found {
             match verify(candidate, &signed) {
-                Ok(true) => return Ok(candidate),
+                Ok(true) => holds.push(candidate),
                 // Nothing to check with; an account whose secret fits goes before.
-                Ok(false) => unchecked = unchecked.or(Some(candidate)),
+                Ok(false) => unchecked.push(candidate),
                 Err(error) => last = last.or(Some((candidate.account.clone(), error))),
             }
         }
-        if let Some(candidate) = unchecked {
-            return Ok(candidate);
+        if !holds.is_empty() || !unchecked.is_empty() {
+            return Ok(if holds.is_empty() { unchecked } else { holds });
         }
         Err(last.unwrap_or_else(|| (found[0].account.clone(), BadSignature::NoSecret)))
     }

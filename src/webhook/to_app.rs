@@ -200,11 +200,12 @@ impl Webhooks {
             host: HostRule::Upstream,
             mount: None,
         };
-        let signatures = self.over_url(exchange.headers());
+        let length = exchange.header("content-length").and_then(|length| length.parse::<usize>().ok());
+        let signatures = self.shown(exchange.headers(), length.is_some_and(|length| length <= KEPT_BYTES_MAX));
         if signatures.is_empty() {
             return self.relayed(relay(exchange, &self.calls.upstream, target).await, exchange).await;
         }
-        // Signed for our URL: sign it for the app's, but only if it was genuine.
+        // Signed for our URL: sign it for the app's, but only if it was genuine. And whatever it tells of calls is seen.
         let body = match exchange.is_upgrade() {
             true => Bytes::new(),
             false => match exchange.read_body(KEPT_BYTES_MAX).await {
@@ -222,11 +223,13 @@ impl Webhooks {
             },
         };
         let raw = Raw::new(exchange.method().as_str(), &path_and_query, headers, body.clone());
-        if let Some((signature, keys)) = self.passing_signer(&raw, &signatures).boxed().await {
+        if let Some((from, keys)) = self.passing_signer(&raw, &signatures).boxed().await {
+            let signature = &from.webhook().signature;
             let signed = self.signed(&raw);
             let came_to = signed.url();
             let resign = Resign { signature, keys: &keys, came: signed.request(&came_to) };
             target.set_headers.extend(resign.headers(&raw.method, &app_url, &raw.body, raw.form()));
+            self.unlisted(from, raw).boxed().await;
         }
         let relayed = match exchange.is_upgrade() {
             true => relay(exchange, &self.calls.upstream, target).await,
@@ -235,14 +238,16 @@ impl Webhooks {
         self.relayed(relayed, exchange).await
     }
 
-    /// The signatures over the URL that these headers may be: any account may be the signer.
-    fn over_url(&self, headers: &HeaderMap) -> Vec<Candidate> {
+    /// The signatures that these headers may be: any account may be the signer. Those that are not over the URL only if the body is `small`
+    /// enough to be read.
+    fn shown(&self, headers: &HeaderMap, small: bool) -> Vec<Candidate> {
         let mut found: Vec<Candidate> = Vec::new();
         for account in self.calls.accounts.values() {
             for (index, webhook) in account.provider.webhooks.iter().enumerate() {
                 let signature = &webhook.signature;
                 let known = |c: &Candidate| c.account.name == account.name && c.webhook().signature == *signature;
-                if signature.is_over_url() && signature.is_shown(headers) && !found.iter().any(known) {
+                let is_read = signature.is_over_url() || (small && signature.needs_key());
+                if is_read && signature.is_shown(headers) && !found.iter().any(known) {
                     found.push(Candidate { account: account.clone(), index, captures: BTreeMap::new() });
                 }
             }
@@ -251,7 +256,7 @@ impl Webhooks {
     }
 
     /// Whose signature a request has that passes through, and its keys.
-    async fn passing_signer<'c>(&self, raw: &Raw, found: &'c [Candidate]) -> Option<(&'c Signature, Keys)> {
+    async fn passing_signer<'c>(&self, raw: &Raw, found: &'c [Candidate]) -> Option<(&'c Candidate, Keys)> {
         let signed = self.signed(raw);
         let url = signed.url();
         let holds = |from: &Candidate, keys: &Keys| {
@@ -259,18 +264,17 @@ impl Webhooks {
             checked == Ok(Checked::Holds)
         };
         for from in found {
-            let signature = &from.webhook().signature;
-            let mut all = vec![from.account.keys(signature)];
+            let mut all = vec![from.account.keys(&from.webhook().signature)];
             // Media Streams name no account. Their handshakes have no body, which would be hashed once a key.
             if raw.body.is_empty() && raw.subaccount(from).is_none() {
                 all.extend(self.subaccounts.known_keys(&from.account));
             }
             if let Some(keys) = all.into_iter().find(|keys| holds(from, keys)) {
-                return Some((signature, keys));
+                return Some((from, keys));
             }
         }
         match self.subaccounts.signer(&self.calls, found, raw, &signed).await {
-            Signer::Subaccount(from, keys) => Some((&from.webhook().signature, keys)),
+            Signer::Subaccount(from, keys) => Some((from, keys)),
             Signer::Unknown | Signer::Nobody => None,
         }
     }

@@ -52,6 +52,7 @@ mod support;
 mod transcripts;
 mod transcripts_beyond;
 mod transcripts_many;
+mod vouchers;
 mod webhook_paths;
 mod webhooks;
 mod webhooks_to_app;

@@ -1,6 +1,6 @@
 //! Paths of `listen.webhooks`, however they are written: what is a webhook's is never passed on unseen.
 
-use crate::support::hooks::{FORM, STATUS, VOICE, call_form, encoded, pairs, twilio};
+use crate::support::hooks::{FORM, STATUS, VOICE, call_form, elevenlabs, encoded, now_secs, pairs, seed_event, twilio};
 use crate::support::net::ask;
 use crate::support::stage::{Behind, Setup, Stage};
 use ringfence::simulate::sign;
@@ -153,5 +153,37 @@ async fn only_the_paths_that_are_named_pass_to_the_app() {
         assert_eq!(stage.send("POST", &stage.webhooks(path), &[], "x").await.status, status, "{path}");
     }
     assert_eq!(app.got().len(), 3);
+    stage.finish().await;
+}
+
+/// Whatever the path: a genuine end is an end, and a call that rings in is not passed on without a word.
+#[tokio::test(flavor = "multi_thread")]
+async fn genuine_news_of_calls_is_seen_at_paths_of_the_app() {
+    let app = Behind::start().await;
+    let stage = Stage::start(Setup { root: String::new(), ..full(&app) }).await;
+    let counted = async |event: &str| {
+        let metrics = stage.ask("/metrics").await;
+        let line = format!("event=\"{event}\",outcome=\"unlisted_path\"");
+        metrics.as_str().unwrap().lines().any(|one| one.contains(&line))
+    };
+    assert_eq!(twilio(&stage, "/my/voice", &call_form("CA9", "inbound", "ringing")).await.status, 200);
+    assert!(counted("incoming_call").await && app.at("/my/voice").len() == 1);
+    assert_eq!(twilio(&stage, VOICE, &call_form("CA1", "inbound", "ringing")).await.status, 200);
+    // Unsigned, and of a call that nobody knows: nothing.
+    let end = call_form("CA1", "inbound", "completed");
+    assert_eq!(stage.send("POST", &stage.webhooks("/my/status"), &[FORM], encoded(&end)).await.status, 200);
+    assert_eq!(twilio(&stage, "/my/status", &call_form("CA2", "inbound", "completed")).await.status, 200);
+    assert!(stage.held().await == 1 && !counted("call_status").await);
+    assert_eq!(twilio(&stage, "/my/status", &end).await.status, 200);
+    assert!(stage.held().await == 0 && counted("call_status").await && app.at("/my/status").len() == 3);
+    // A signature that is not over the URL as well.
+    let started = seed_event("conversation.started", "conv_1", "inbound");
+    assert_eq!(elevenlabs(&stage, &started).await.status, 200);
+    assert_eq!(stage.held().await, 1);
+    let body = seed_event("conversation.ended", "conv_1", "inbound").to_string();
+    let signature = sign::elevenlabs(&stage.control.settings().el_webhook_secret, now_secs(), body.as_bytes());
+    let headers = [("content-type", "application/json"), ("elevenlabs-signature", signature.as_str())];
+    assert_eq!(stage.send("POST", &stage.webhooks("/my/events"), &headers, body).await.status, 200);
+    assert_eq!((stage.held().await, app.at("/my/events").len()), (0, 1));
     stage.finish().await;
 }

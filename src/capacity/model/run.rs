@@ -158,7 +158,7 @@ impl Run<'_> {
                 }
             }
             Command::EndOf { alias, .. } => {
-                let known = self.world.stores[at].keep_early(vec![self.alias(alias)], END, self.model.now).await;
+                let known = self.world.stores[at].keep_early(vec![self.alias(alias)], END, None, self.model.now).await;
                 let known = known.unwrap();
                 assert_eq!(known, self.model.news(alias, END), "{said}");
                 if let Some(call) = known {

@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::super::path::PathPattern;
-use super::super::select::{Predicate, Selector};
+use super::super::select::{Message, Predicate, Selector};
 use super::super::sign::Signature;
 use super::{DirectionWord, FactSelectors, IdSelectors, PostCallRules, StateWord, UtteranceRules};
 
@@ -44,6 +44,19 @@ pub struct Webhook {
     /// What it may tell of; the first that holds.
     #[serde(default, rename = "event")]
     pub events: Vec<WebhookEvent>,
+}
+
+impl Webhook {
+    /// Whether a message says more than once what it is of, or what it tells.
+    pub fn is_doubled(&self, message: &Message<'_>) -> bool {
+        let events = self
+            .events
+            .iter()
+            .flat_map(|event| event.when.selectors().chain(event.state.as_ref().and_then(StateWord::selector)));
+        let direction = self.direction.as_ref().and_then(DirectionWord::selector);
+        let mut all = self.ids.selectors().chain(&self.dedupe).chain(direction).chain(events);
+        all.any(|selector| selector.is_doubled(message))
+    }
 }
 
 /// What kind of reply the provider waits for.

@@ -95,6 +95,11 @@ impl IdSelectors {
         aliases.collect()
     }
 
+    /// What they are read by.
+    pub fn selectors(&self) -> impl Iterator<Item = &Selector> {
+        self.0.values()
+    }
+
     /// The kinds that may be among them.
     pub fn kinds(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(String::as_str)
@@ -130,6 +135,13 @@ impl Word {
         }
     }
 
+    fn selector(&self) -> Option<&Selector> {
+        match self {
+            Word::Constant(_) => None,
+            Word::Mapped(mapped) => mapped.from.as_ref(),
+        }
+    }
+
     fn words(&self) -> impl Iterator<Item = &String> {
         let (constant, mapped) = match self {
             Word::Constant(word) => (Some(word), None),
@@ -145,6 +157,11 @@ impl Word {
 pub struct StateWord(Word);
 
 impl StateWord {
+    /// What it is read by, if it is not constant.
+    pub fn selector(&self) -> Option<&Selector> {
+        self.0.selector()
+    }
+
     /// The event that the message tells of; an outcome is an end with this proof.
     pub fn read(&self, message: &Message<'_>, proof: EndProof) -> Option<Event> {
         let word = self.0.read(message)?;
@@ -172,6 +189,11 @@ impl<'de> Deserialize<'de> for StateWord {
 pub struct DirectionWord(Word);
 
 impl DirectionWord {
+    /// What it is read by, if it is not constant.
+    pub fn selector(&self) -> Option<&Selector> {
+        self.0.selector()
+    }
+
     /// Reads it.
     pub fn read(&self, message: &Message<'_>) -> Option<Direction> {
         self.0.read(message)?.parse().ok()

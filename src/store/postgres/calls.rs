@@ -6,7 +6,8 @@ use sqlx::{PgConnection, Postgres, QueryBuilder, Row as _};
 use super::super::decide::decide;
 use super::super::rows::{Sql, alias, call_id, facts, json, readable, record};
 use super::super::told;
-use super::super::{Applied, CallRecord, Change, KEY_KIND, NewCall, Opened};
+use super::super::voucher::{Early, heed, remember};
+use super::super::{Applied, CallRecord, Change, KEY_KIND, NewCall, Opened, Voucher};
 use super::{lock_call, lock_ids, prepared, query, records, replicas};
 use crate::call::{Event, Outcome, Phase, stronger};
 use crate::clock::UnixMs;
@@ -41,7 +42,7 @@ pub(super) async fn one(c: &mut PgConnection, id: &CallId) -> Sql<Option<CallRec
 enum Holder {
     Nobody,
     Call(CallId),
-    News(Event),
+    News(Vec<Early>),
 }
 
 async fn holder(c: &mut PgConnection, alias: &Alias) -> Sql<Holder> {
@@ -77,6 +78,7 @@ async fn bind_all(
     aliases: &[Alias],
     call: &CallId,
     at_ms: UnixMs,
+    (facts, known): (&Facts, &[Alias]),
 ) -> Sql<(Option<Event>, Vec<(Alias, CallId)>)> {
     let (mut news, mut conflicts) = (None, Vec::new());
     if aliases.is_empty() {
@@ -99,7 +101,7 @@ async fn bind_all(
                 conflicts.push((alias.clone(), other));
                 continue;
             }
-            Holder::News(event) => news = Some(news.map_or(event, |n| stronger(n, event))),
+            Holder::News(waiting) => news = news.into_iter().chain(heed(&waiting, facts, known)).reduce(stronger),
             Holder::Nobody => {}
         }
         bind_alias(c, alias, call, at_ms).await?;
@@ -205,15 +207,20 @@ pub(super) async fn claimed(c: &mut PgConnection, call: &NewCall, freed: &[Alias
             .execute(&mut *c)
             .await?;
     }
-    bind_all(c, &call.aliases, &call.id, call.at_ms).await.map(|(news, _)| news)
+    let of = (&call.facts, &call.aliases[..]);
+    bind_all(c, &call.aliases, &call.id, call.at_ms, of).await.map(|(news, _)| news)
 }
 
 pub(super) async fn apply(c: &mut PgConnection, change: Change) -> Sql<Option<Applied>> {
     lock_ids(c, &change.bind).await?;
     lock_call(c, &change.call).await?;
     let Some(mut record) = one(c, &change.call).await? else { return Ok(None) };
-    let (news, conflicts) = bind_all(c, &change.bind, &change.call, change.at_ms).await?;
-    let step = decide(&mut record, &change, news);
+    if let Some(what) = change.contradiction(&record) {
+        return Ok(Some(Applied::contradicted(record, what)));
+    }
+    let of = (&record.facts, &record.aliases[..]);
+    let (news, conflicts) = bind_all(c, &change.bind, &change.call, change.at_ms, of).await?;
+    let (step, ended_a_part) = decide(&mut record, &change, news);
     update(c, &record).await?;
     if let Some(me) = change.untold_by {
         replicas::undelivered(c, change.call, me).await?;
@@ -228,7 +235,7 @@ pub(super) async fn apply(c: &mut PgConnection, change: Change) -> Sql<Option<Ap
     {
         records::tell(c, &[told]).await?;
     }
-    Ok(Some(Applied { step, record, conflicts }))
+    Ok(Some(Applied { step, record, conflicts, contradiction: None, ended_a_part }))
 }
 
 async fn update(c: &mut PgConnection, record: &CallRecord) -> Sql<()> {
@@ -259,6 +266,7 @@ pub(super) async fn keep_early(
     c: &mut PgConnection,
     aliases: Vec<Alias>,
     event: Event,
+    by: Option<Voucher>,
     at_ms: UnixMs,
 ) -> Sql<Option<CallId>> {
     lock_ids(c, &aliases).await?;
@@ -266,17 +274,18 @@ pub(super) async fn keep_early(
         return Ok(Some(known));
     }
     for alias in &aliases {
-        let event = match holder(c, alias).await? {
-            Holder::News(before) => stronger(before, event),
-            _ => event,
+        let before = match holder(c, alias).await? {
+            Holder::News(before) => before,
+            _ => vec![],
         };
+        let waiting = remember(before, event, by.as_ref());
         query(
             "INSERT INTO call_aliases (kind, id, call_id, early, seen_at) VALUES ($1, $2, NULL, $3, $4)
              ON CONFLICT (kind, id) DO UPDATE SET early = excluded.early, seen_at = excluded.seen_at",
         )
         .bind(&alias.kind)
         .bind(&alias.id)
-        .bind(to_json(&event)?)
+        .bind(to_json(&waiting)?)
         .bind(at_ms)
         .execute(&mut *c)
         .await?;

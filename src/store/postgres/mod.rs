@@ -381,8 +381,14 @@ impl Store for PostgresStore {
         self.db.write(move |c| Box::pin(calls::apply(c, change.clone()))).await
     }
 
-    async fn keep_early(&self, aliases: Vec<Alias>, event: Event, at_ms: UnixMs) -> Result<Option<CallId>> {
-        self.db.write(move |c| Box::pin(calls::keep_early(c, aliases.clone(), event, at_ms))).await
+    async fn keep_early(
+        &self,
+        aliases: Vec<Alias>,
+        event: Event,
+        by: Option<Voucher>,
+        at_ms: UnixMs,
+    ) -> Result<Option<CallId>> {
+        self.db.write(move |c| Box::pin(calls::keep_early(c, aliases.clone(), event, by.clone(), at_ms))).await
     }
 
     async fn resolve(&self, aliases: &[Alias]) -> Result<Option<CallId>> {

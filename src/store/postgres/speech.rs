@@ -19,7 +19,8 @@ pub(super) async fn hear(c: &mut PgConnection, batch: &[Arc<Speech>], tell: bool
     let records = records(c, &fresh).await?;
     let whole = fresh.iter().filter_map(|one| {
         let record = one.aliases.iter().find_map(|alias| records.get(alias))?;
-        (!tells_more(record, &one.aliases)).then_some((*one, &record.id))
+        let is_about = one.by.contradicts(&record.facts, &record.aliases, &one.aliases).is_none();
+        (is_about && !tells_more(record, &one.aliases)).then_some((*one, &record.id))
     });
     let whole: Vec<(&Speech, &CallId)> = whole.collect();
     let said = say(c, &whole).await?;

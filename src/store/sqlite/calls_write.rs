@@ -6,7 +6,8 @@ use serde::de::DeserializeOwned;
 
 use super::super::decide::decide;
 use super::super::told;
-use super::super::{AppCallback, Applied, CallRecord, Change, KEY_KIND, NewCall, Opened};
+use super::super::voucher::{Early, heed, remember};
+use super::super::{AppCallback, Applied, CallRecord, Change, KEY_KIND, NewCall, Opened, Voucher};
 use super::writer::Written;
 use super::{records, replicas};
 use crate::call::{Event, Outcome, Phase, stronger};
@@ -106,7 +107,7 @@ pub(super) fn one(c: &Connection, id: &CallId) -> Written<Option<CallRecord>> {
 enum Holder {
     Nobody,
     Call(CallId),
-    News(Event),
+    News(Vec<Early>),
 }
 
 fn holder(c: &Connection, alias: &Alias) -> Written<Holder> {
@@ -127,7 +128,13 @@ fn holder(c: &Connection, alias: &Alias) -> Written<Holder> {
 type Conflicts = Vec<(Alias, CallId)>;
 
 /// Binds ids to a call. Returns the news that waited under them, and ids that another call has.
-fn bind_all(c: &Connection, aliases: &[Alias], call: &CallId, at_ms: UnixMs) -> Written<(Option<Event>, Conflicts)> {
+fn bind_all(
+    c: &Connection,
+    aliases: &[Alias],
+    call: &CallId,
+    at_ms: UnixMs,
+    heeded: impl Fn(&[Early]) -> Option<Event>,
+) -> Written<(Option<Event>, Conflicts)> {
     let (mut news, mut conflicts) = (None, Conflicts::new());
     for alias in aliases {
         let inserted = c
@@ -145,7 +152,7 @@ fn bind_all(c: &Connection, aliases: &[Alias], call: &CallId, at_ms: UnixMs) -> 
                 conflicts.push((alias.clone(), other));
                 continue;
             }
-            Holder::News(event) => news = Some(news.map_or(event, |n| stronger(n, event))),
+            Holder::News(waiting) => news = news.into_iter().chain(heeded(&waiting)).reduce(stronger),
             Holder::Nobody => {}
         }
         c.prepare_cached("UPDATE call_aliases SET call_id = ?3, early = NULL WHERE kind = ?1 AND id = ?2")?
@@ -239,15 +246,19 @@ pub(super) fn write(c: &Connection, call: &NewCall, freed: &[Alias], admitted_at
         ":keys": to_json(&call.keys)?,
         ":replica": call.replica,
     })?;
-    let (news, _) = bind_all(c, &call.aliases, &call.id, call.at_ms)?;
+    let (news, _) = bind_all(c, &call.aliases, &call.id, call.at_ms, |waiting| heed(waiting, f, &call.aliases))?;
     records::tell(c, told::opened(call, call.places, admitted_at))?;
     Ok(news)
 }
 
 pub(super) fn apply(c: &Connection, change: Change) -> Written<Option<Applied>> {
     let Some(mut record) = one(c, &change.call)? else { return Ok(None) };
-    let (news, conflicts) = bind_all(c, &change.bind, &change.call, change.at_ms)?;
-    let step = decide(&mut record, &change, news);
+    if let Some(what) = change.contradiction(&record) {
+        return Ok(Some(Applied::contradicted(record, what)));
+    }
+    let heeded = |waiting: &[Early]| heed(waiting, &record.facts, &record.aliases);
+    let (news, conflicts) = bind_all(c, &change.bind, &change.call, change.at_ms, heeded)?;
+    let (step, ended_a_part) = decide(&mut record, &change, news);
     update(c, &record)?;
     if let Some(me) = &change.untold_by {
         replicas::undelivered(c, &change.call, me)?;
@@ -260,7 +271,7 @@ pub(super) fn apply(c: &Connection, change: Change) -> Written<Option<Applied>> 
     if change.tell {
         records::tell(c, told::stepped(&record, step, change.at_ms))?;
     }
-    Ok(Some(Applied { step, record, conflicts }))
+    Ok(Some(Applied { step, record, conflicts, contradiction: None, ended_a_part }))
 }
 
 fn update(c: &Connection, record: &CallRecord) -> Written<()> {
@@ -297,20 +308,27 @@ pub(super) fn resolve(c: &Connection, aliases: &[Alias]) -> Written<Option<CallI
     Ok(None)
 }
 
-pub(super) fn keep_early(c: &Connection, aliases: &[Alias], event: Event, at_ms: UnixMs) -> Written<Option<CallId>> {
+pub(super) fn keep_early(
+    c: &Connection,
+    aliases: &[Alias],
+    event: Event,
+    by: Option<&Voucher>,
+    at_ms: UnixMs,
+) -> Written<Option<CallId>> {
     if let Some(known) = resolve(c, aliases)? {
         return Ok(Some(known));
     }
     for alias in aliases {
-        let event = match holder(c, alias)? {
-            Holder::News(before) => stronger(before, event),
-            _ => event,
+        let before = match holder(c, alias)? {
+            Holder::News(before) => before,
+            _ => vec![],
         };
+        let waiting = remember(before, event, by);
         c.prepare_cached(
             "INSERT INTO call_aliases (kind, id, call_id, early, seen_at) VALUES (?1, ?2, NULL, ?3, ?4)
              ON CONFLICT (kind, id) DO UPDATE SET early = excluded.early, seen_at = excluded.seen_at",
         )?
-        .execute(params![alias.kind, alias.id, to_json(&event)?, at_ms])?;
+        .execute(params![alias.kind, alias.id, to_json(&waiting)?, at_ms])?;
     }
     Ok(None)
 }

@@ -287,8 +287,14 @@ impl Store for SqliteStore {
         self.writer.run(move |c| calls_write::apply(c, change)).await
     }
 
-    async fn keep_early(&self, aliases: Vec<Alias>, event: Event, at_ms: UnixMs) -> Result<Option<CallId>> {
-        self.writer.run(move |c| calls_write::keep_early(c, &aliases, event, at_ms)).await
+    async fn keep_early(
+        &self,
+        aliases: Vec<Alias>,
+        event: Event,
+        by: Option<Voucher>,
+        at_ms: UnixMs,
+    ) -> Result<Option<CallId>> {
+        self.writer.run(move |c| calls_write::keep_early(c, &aliases, event, by.as_ref(), at_ms)).await
     }
 
     async fn resolve(&self, aliases: &[Alias]) -> Result<Option<CallId>> {

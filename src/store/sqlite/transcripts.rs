@@ -5,7 +5,8 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::super::rows::{Sql, business_and_id, standing, utterance};
 use super::super::{
-    NewUtterance, RECORDED, Received, Result, Said, Speech, Standing, Took, Transcripts, Utterance, tells_more,
+    CallRecord, NewUtterance, RECORDED, Received, Result, Said, Speech, Standing, Took, Transcripts, Utterance,
+    tells_more,
 };
 use super::SqliteStore;
 use super::calls_write::{self, call_id, to_json};
@@ -34,7 +35,7 @@ fn say(c: &Connection, call: &CallId, said: &NewUtterance) -> Written<Option<Sai
 }
 
 fn hear(c: &Connection, speech: &Speech) -> Written<Took> {
-    let Speech { event, aliases, said, delivery } = speech;
+    let Speech { event, aliases, said, delivery, by } = speech;
     let received = receive(c, event)?;
     if let Received::Before { id, outcome } = &received {
         let before = if outcome.is_some() { said_before(c, id)? } else { None };
@@ -44,7 +45,8 @@ fn hear(c: &Connection, speech: &Speech) -> Written<Took> {
         Some(call) => calls_write::one(c, &call)?,
         None => None,
     };
-    let Some(record) = record.filter(|record| !tells_more(record, aliases)) else {
+    let is_about = |record: &CallRecord| by.contradicts(&record.facts, &record.aliases, aliases).is_none();
+    let Some(record) = record.filter(|record| !tells_more(record, aliases) && is_about(record)) else {
         return Ok(Took::Inbox(received));
     };
     let stands = say_next(c, &record.id, said)?;

@@ -174,7 +174,7 @@ pub(in crate::store) async fn what_is_known_comes_before_a_full_limit(fresh: &im
     let policy = policy(1, None);
     let store = deciding(fresh, &policy).await;
     let sid = Alias::new("call_sid", "CA1").unwrap();
-    store.keep_early(vec![sid.clone()], END, 1).await.unwrap();
+    store.keep_early(vec![sid.clone()], END, None, 1).await.unwrap();
     let first = new_call(&[("call_sid", "CA1"), (KEY_KIND, "k")]);
     let with_news = Decided::New { places: 1, would: None, news: Some(END) };
     assert_eq!(admit(&store, &first, &policy, 2).await, with_news);

@@ -114,7 +114,7 @@ pub(in crate::store) async fn a_webhook_waits_for_its_call(fresh: &impl Fresh) {
     let alias = Alias::new("conversation_id", "conv_1").unwrap();
     store.receive(event.clone()).await.unwrap();
     store.wait_for(&event.id, &alias).await.unwrap();
-    store.keep_early(vec![alias.clone()], END, 1).await.unwrap();
+    store.keep_early(vec![alias.clone()], END, None, 1).await.unwrap();
     store.settle(&event.id, None, "kept", None, 1).await.unwrap();
     assert_eq!(store.found_events(0, 9, &in_record()).await.unwrap().events, []);
     let call = new_call(&[("conversation_id", "conv_1")]);

@@ -75,6 +75,10 @@ fn speech(event: &str, dedupe_key: &str, ids: &[(&str, &str)]) -> Speech {
     (row.id, row.dedupe_key, row.body) = (event.to_owned(), Some(dedupe_key.to_owned()), Some(b"{}".to_vec()));
     (delivery.id, delivery.event_id) = (format!("dl_{event}"), event.to_owned());
     Speech {
+        by: Voucher {
+            accounts: vec![AccountName::parse("elevenlabs").unwrap(), AccountName::parse("twilio").unwrap()],
+            ..Voucher::default()
+        },
         event: row,
         aliases: ids.iter().filter_map(|(kind, id)| Alias::new(kind, id)).collect(),
         said: said(event, dedupe_key),

@@ -1,0 +1,70 @@
+//! Whose word counts for which call.
+
+use super::Calls;
+use super::lookup::LookedUp;
+use crate::ids::AccountName;
+use crate::provider::account::Account;
+use crate::provider::description::{Reply, SUBACCOUNT_KIND};
+use crate::store::{CallRecord, Contradiction, Voucher};
+
+use super::inbound::Arrival;
+
+impl Calls {
+    /// Who vouches for news that these accounts have signed, or a subaccount of theirs.
+    pub fn voucher(&self, accounts: &[AccountName], subaccount: Option<String>) -> Voucher {
+        let of: Vec<&Account> = accounts.iter().filter_map(|name| self.account(name)).map(|a| &**a).collect();
+        let carriers: Vec<AccountName> = of.iter().filter_map(|account| account.carrier.clone()).collect();
+        let brought_by = carriers.iter().flat_map(|name| self.brings(name).map(str::to_owned)).collect();
+        Voucher {
+            accounts: accounts.to_vec(),
+            providers: of.iter().map(|account| account.provider.name.clone()).collect(),
+            subaccount,
+            kinds: of.iter().filter_map(|a| a.provider.lookup.as_ref()).map(|lookup| lookup.needs.clone()).collect(),
+            brought_by,
+            carriers,
+        }
+    }
+
+    /// The operations under which a carrier brings calls before they are answered, and of which it can be asked whether they go on.
+    fn brings(&self, carrier: &AccountName) -> impl Iterator<Item = &str> {
+        let account = self.account(carrier).filter(|account| account.can_ask() && account.provider.lookup.is_some());
+        let webhooks = account.into_iter().flat_map(|account| &account.provider.webhooks);
+        let events = webhooks.filter(|webhook| webhook.reply == Some(Reply::Twiml)).flat_map(|webhook| &webhook.events);
+        events.filter(|event| event.admits).map(|event| event.name.as_str())
+    }
+
+    /// The carrier that brought a call, and that says how long it lasts: whatever is connected to it may come and go.
+    pub fn holder_of(&self, record: &CallRecord) -> Option<&Account> {
+        let carrier = record.facts.carrier.as_ref()?;
+        let account =
+            self.account(carrier).filter(|_| self.brings(carrier).any(|name| name == record.facts.operation))?;
+        let lookup = account.provider.lookup.as_ref()?;
+        record.alias(&lookup.needs).map(|_| &**account)
+    }
+
+    /// A subaccount can sign what it likes. Whether a call that it announces is there, and is of the numbers that it names, its provider
+    /// knows. If that cannot be asked just now the call counts, and the sweep finds out.
+    pub(super) async fn doubt(&self, arrival: &Arrival) -> Option<Contradiction> {
+        let subaccount = arrival.by.as_ref()?.subaccount.as_deref()?;
+        let lookup = arrival.account.provider.lookup.as_ref()?;
+        let alias = arrival.aliases.iter().find(|alias| alias.kind == lookup.needs)?;
+        match Box::pin(self.look_up_alias_of(&arrival.account, alias, Some(subaccount))).await {
+            Ok(LookedUp::Found(found)) => {
+                let other = |a: &Option<String>, b: &Option<String>| a.is_some() && b.is_some() && a != b;
+                let differs = other(&found.facts.own_number, &arrival.facts.own_number)
+                    || other(&found.facts.other_number, &arrival.facts.other_number);
+                differs.then_some(Contradiction::OtherSubaccount)
+            }
+            Ok(LookedUp::Absent) => Some(Contradiction::OtherSubaccount),
+            Err(error) => {
+                tracing::warn!(account = %arrival.account.name, subaccount, %error, "a subaccount's call cannot be asked for; it counts");
+                None
+            }
+        }
+    }
+}
+
+/// The id by which a call is known to be a subaccount's, before its provider's own is known.
+pub(super) fn subaccount_alias(subaccount: &str, id: &str) -> Option<crate::ids::Alias> {
+    crate::ids::Alias::new(SUBACCOUNT_KIND, &format!("{subaccount}/{id}"))
+}

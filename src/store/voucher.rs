@@ -1,0 +1,260 @@
+//! Who vouches for news of a call, and whether the call is theirs. Pure: every back end asks here, in the transaction that would apply it.
+
+use serde::{Deserialize, Serialize};
+
+use super::CallRecord;
+use crate::call::{Event, Step, stronger};
+use crate::ids::{AccountName, Alias};
+use crate::policy::Facts;
+use crate::provider::description::SUBACCOUNT_KIND;
+
+/// News of a call that nobody knows is kept of so many who vouch for it.
+const EARLY_MAX: usize = 8;
+
+/// Whose signature news carries. It speaks only of their calls.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Voucher {
+    /// The accounts whose signature it is: several, where they share a secret.
+    pub accounts: Vec<AccountName>,
+    /// Their providers.
+    pub providers: Vec<String>,
+    /// The accounts that carry their calls.
+    pub carriers: Vec<AccountName>,
+    /// The subaccount whose own signature it is.
+    pub subaccount: Option<String>,
+    /// The kinds of id by which their providers tell one call from another.
+    pub kinds: Vec<String>,
+    /// The operations under which a carrier of theirs brings calls. Such a call lasts as long as the carrier says.
+    pub brought_by: Vec<String>,
+}
+
+/// Why news is not applied to the call that it points to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Contradiction {
+    /// The call is another account's.
+    OtherAccount,
+    /// The call is not this subaccount's.
+    OtherSubaccount,
+    /// The call is known by another id of the kind that tells calls apart: it is news of another one.
+    OtherCall,
+}
+
+impl Contradiction {
+    /// The outcome of the webhook that brought it.
+    pub const fn outcome(self) -> &'static str {
+        match self {
+            Self::OtherAccount | Self::OtherSubaccount => "contradicted",
+            Self::OtherCall => "other_call",
+        }
+    }
+
+    /// A sentence for the log.
+    pub const fn why(self) -> &'static str {
+        match self {
+            Self::OtherAccount => "it is signed by an account that has no part in the call",
+            Self::OtherSubaccount => "it is signed by a subaccount that has no part in the call",
+            Self::OtherCall => "it names another conversation or leg than the one that the call is known by",
+        }
+    }
+}
+
+impl Voucher {
+    /// Whether news that names these ids is not about the call with these facts, which is known by those.
+    pub fn contradicts(&self, facts: &Facts, known: &[Alias], named: &[Alias]) -> Option<Contradiction> {
+        let of_kind = |list: &[Alias], kind: &String| {
+            list.iter().filter(|a| a.kind == *kind).map(|a| a.id.clone()).collect::<Vec<_>>()
+        };
+        let (mut one, mut other) = (false, false);
+        for kind in &self.kinds {
+            let (has, says) = (of_kind(known, kind), of_kind(named, kind));
+            if !has.is_empty() && !says.is_empty() {
+                let meets = says.iter().any(|id| has.contains(id));
+                (one, other) = (one || meets, other || !meets);
+            }
+        }
+        let carrier = facts.carrier.as_ref();
+        let is_theirs = self.accounts.contains(&facts.account)
+            || carrier.is_some_and(|carrier| self.accounts.contains(carrier))
+            || self.carriers.contains(&facts.account)
+            // Nobody said which account of that provider has a part in it; one has, for it is known by an id of theirs.
+            || (carrier.is_none() && one && !self.providers.contains(&facts.provider));
+        if !is_theirs {
+            return Some(Contradiction::OtherAccount);
+        }
+        if let Some(subaccount) = &self.subaccount {
+            let mut of = known.iter().filter(|alias| alias.kind == SUBACCOUNT_KIND);
+            let is_its = |alias: &Alias| alias.id.split_once('/').is_some_and(|(id, _)| id == subaccount);
+            if !of.any(is_its) {
+                return Some(Contradiction::OtherSubaccount);
+            }
+        }
+        (other && !one).then_some(Contradiction::OtherCall)
+    }
+
+    /// Whether an end that this tells of is no end of the call: its carrier brought it, and still has it.
+    pub fn ends_a_part(&self, facts: &Facts, event: Event) -> bool {
+        matches!(event, Event::Ended(..))
+            && facts.carrier.as_ref().is_some_and(|carrier| !self.accounts.contains(carrier))
+            && self.brought_by.contains(&facts.operation)
+    }
+}
+
+/// News that waits for its call.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Early {
+    event: Event,
+    by: Option<Voucher>,
+}
+
+/// News that waits, with more of it: of each who vouches for it the strongest.
+pub(super) fn remember(mut waiting: Vec<Early>, event: Event, by: Option<&Voucher>) -> Vec<Early> {
+    match waiting.iter_mut().find(|early| early.by.as_ref() == by) {
+        Some(early) => early.event = stronger(early.event, event),
+        None if waiting.len() < EARLY_MAX => waiting.push(Early { event, by: by.cloned() }),
+        None => {}
+    }
+    waiting
+}
+
+/// What of it is about a call.
+pub(super) fn heed(waiting: &[Early], facts: &Facts, known: &[Alias]) -> Option<Event> {
+    let about = |early: &&Early| {
+        early
+            .by
+            .as_ref()
+            .is_none_or(|by| by.contradicts(facts, known, &[]).is_none() && !by.ends_a_part(facts, early.event))
+    };
+    waiting.iter().filter(about).map(|early| early.event).reduce(stronger)
+}
+
+impl super::Applied {
+    /// A change that is not about this call.
+    pub(super) fn contradicted(record: CallRecord, what: Contradiction) -> Self {
+        Self { step: Step::Ignore, record, conflicts: vec![], contradiction: Some(what), ended_a_part: false }
+    }
+}
+
+impl super::Change {
+    /// Why it is not applied to a call, if it is not.
+    pub(super) fn contradiction(&self, record: &CallRecord) -> Option<Contradiction> {
+        self.by.as_ref()?.contradicts(&record.facts, &record.aliases, &self.bind)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::call::{Direction, EndProof, Outcome, Phase};
+    use crate::ids::BusinessId;
+
+    fn name(text: &str) -> AccountName {
+        AccountName::parse(text).unwrap()
+    }
+
+    fn facts(account: &str, provider: &str, carrier: Option<&str>, operation: &str) -> Facts {
+        Facts {
+            business: BusinessId::default_business(),
+            plan: "default".to_owned(),
+            account: name(account),
+            provider: provider.to_owned(),
+            carrier: carrier.map(name),
+            direction: Direction::Inbound,
+            operation: operation.to_owned(),
+            agent: None,
+            own_number: None,
+            other_number: None,
+        }
+    }
+
+    fn ids(list: &[(&str, &str)]) -> Vec<Alias> {
+        list.iter().filter_map(|(kind, id)| Alias::new(kind, id)).collect()
+    }
+
+    fn elevenlabs(account: &str, carrier: Option<&str>) -> Voucher {
+        Voucher {
+            accounts: vec![name(account)],
+            providers: vec!["elevenlabs".to_owned()],
+            carriers: carrier.map(name).into_iter().collect(),
+            kinds: vec!["conversation_id".to_owned()],
+            brought_by: vec!["incoming_call".to_owned()],
+            ..Voucher::default()
+        }
+    }
+
+    #[test]
+    fn a_call_is_theirs_who_place_or_carry_it() {
+        let known = ids(&[("conversation_id", "conv_1"), ("call_sid", "CA1")]);
+        let both = facts("el", "elevenlabs", Some("tw"), "twilio_outbound_call");
+        let at_carrier = facts("tw", "twilio", None, "incoming_call");
+        let tw = |account: &str| Voucher {
+            accounts: vec![name(account)],
+            providers: vec!["twilio".to_owned()],
+            kinds: vec!["call_sid".to_owned()],
+            ..Voucher::default()
+        };
+        let other_account = Some(Contradiction::OtherAccount);
+        let other_call = Some(Contradiction::OtherCall);
+        for (by, facts, named, expected) in [
+            (elevenlabs("el", Some("tw")), &both, ids(&[("conversation_id", "conv_1")]), None),
+            (elevenlabs("el2", Some("tw")), &both, ids(&[("conversation_id", "conv_1")]), other_account),
+            (
+                elevenlabs("el", Some("tw")),
+                &both,
+                ids(&[("conversation_id", "conv_2"), ("call_sid", "CA1")]),
+                other_call,
+            ),
+            (elevenlabs("el", Some("tw")), &both, ids(&[("call_sid", "CA1")]), None),
+            (tw("tw"), &both, ids(&[("call_sid", "CA1")]), None),
+            (tw("tw2"), &both, ids(&[("call_sid", "CA1")]), other_account),
+            (tw("tw"), &both, ids(&[("call_sid", "CA2")]), other_call),
+            // A call that is counted at its carrier: of those that use it, and of who has connected it.
+            (elevenlabs("el", Some("tw")), &at_carrier, ids(&[("call_sid", "CA1")]), None),
+            (elevenlabs("el", None), &at_carrier, ids(&[("conversation_id", "conv_1")]), None),
+            (elevenlabs("el", None), &at_carrier, ids(&[("call_sid", "CA1")]), other_account),
+            (tw("tw2"), &at_carrier, ids(&[("call_sid", "CA1")]), other_account),
+        ] {
+            assert_eq!(by.contradicts(facts, &known, &named), expected, "{by:?} {named:?}");
+        }
+    }
+
+    #[test]
+    fn a_subaccount_has_its_own_calls() {
+        let of = facts("tw", "twilio", None, "calls");
+        let by = Voucher { accounts: vec![name("tw")], subaccount: Some("AC1".to_owned()), ..Voucher::default() };
+        for (known, expected) in [
+            (ids(&[("subaccount_call", "AC1/CA1")]), None),
+            (ids(&[("subaccount_call", "AC1/call_x"), ("subaccount_call", "AC1/CA1")]), None),
+            (ids(&[("subaccount_call", "AC12/CA1")]), Some(Contradiction::OtherSubaccount)),
+            (ids(&[("call_sid", "CA1")]), Some(Contradiction::OtherSubaccount)),
+        ] {
+            assert_eq!(by.contradicts(&of, &known, &[]), expected, "{known:?}");
+        }
+    }
+
+    #[test]
+    fn a_conversation_that_ends_is_no_end_of_a_call_that_its_carrier_brought() {
+        let end = Event::Ended(Outcome::Completed, EndProof::Webhook);
+        let brought = facts("el", "elevenlabs", Some("tw"), "incoming_call");
+        assert!(elevenlabs("el", Some("tw")).ends_a_part(&brought, end));
+        assert!(!elevenlabs("el", Some("tw")).ends_a_part(&brought, Event::Reached(Phase::Live)));
+        assert!(
+            !elevenlabs("el", Some("tw"))
+                .ends_a_part(&facts("el", "elevenlabs", Some("tw"), "conversation_started"), end)
+        );
+        let carrier = Voucher { accounts: vec![name("tw")], ..elevenlabs("el", None) };
+        assert!(!carrier.ends_a_part(&brought, end), "the carrier's word is the end");
+    }
+
+    #[test]
+    fn what_waits_is_kept_by_who_vouches_for_it() {
+        let end = Event::Ended(Outcome::Completed, EndProof::Webhook);
+        let of = facts("el", "elevenlabs", None, "conversation_started");
+        let waiting = remember(vec![], end, Some(&elevenlabs("el2", None)));
+        assert_eq!(heed(&waiting, &of, &[]), None);
+        let waiting = remember(waiting, Event::Reached(Phase::Ringing), Some(&elevenlabs("el", None)));
+        let waiting = remember(waiting, Event::Reached(Phase::Live), Some(&elevenlabs("el", None)));
+        assert_eq!((waiting.len(), heed(&waiting, &of, &[])), (2, Some(Event::Reached(Phase::Live))));
+        let many = (0..99).fold(vec![], |all, n| remember(all, end, Some(&elevenlabs(&format!("el{n}"), None))));
+        assert_eq!(many.len(), EARLY_MAX);
+    }
+}

@@ -1,0 +1,62 @@
+//! Genuine news of calls at paths that are no webhook's: the app gets it, and it is not overlooked for that.
+
+use std::collections::BTreeMap;
+
+use tracing::{debug, warn};
+
+use super::arrive::Candidate;
+use super::{LOGGED_PATH_MAX, Raw, Webhooks, read};
+use crate::call::{Direction, Event};
+use crate::provider::description::OWN_ID_KIND;
+use crate::provider::sign::Keys;
+
+impl Webhooks {
+    /// Sees to what a request says that passes to the app, and whose signature holds. The end of a call that we know is an end; a call that
+    /// rings in cannot be admitted here, as the app answers it, and is reported.
+    pub(super) async fn unlisted(&self, from: &Candidate, raw: Raw) {
+        let raw = raw.decoded();
+        let path: String = raw.path().chars().take(LOGGED_PATH_MAX).collect();
+        let account = &from.account;
+        for index in 0..account.provider.webhooks.len() {
+            let one = Candidate { account: account.clone(), index, captures: BTreeMap::new() };
+            if one.webhook().signature != from.webhook().signature {
+                continue;
+            }
+            let taken = read(&raw, &one, Keys::default(), self.voucher_again(&one, &raw), String::new());
+            let (Some(event), Some(news)) = (taken.event, taken.news) else { continue };
+            let count = |outcome| self.calls.lifecycle.metrics.webhook(account.name.as_str(), &event.name, outcome);
+            match news {
+                Event::Reached(_) if event.admits && taken.direction == Direction::Inbound => {
+                    count("unlisted_path");
+                    warn!(
+                        account = %account.name, path, key = "inbound.voice_paths",
+                        "an inbound call went to the app without being admitted, since its path is no webhook's; name the path"
+                    );
+                    return;
+                }
+                Event::Ended(..) if !one.webhook().is_doubled(&taken.message) => {
+                    let mut aliases = taken.aliases.clone();
+                    aliases.retain(|alias| alias.kind != OWN_ID_KIND);
+                    let applied = match self.calls.lifecycle.store.resolve(&aliases).await {
+                        Ok(Some(_)) => self.calls.lifecycle.news(aliases, news, taken.by.clone(), "webhook").await,
+                        other => other.map(|_| None),
+                    };
+                    match applied {
+                        Ok(None) => continue,
+                        Ok(Some(applied)) => {
+                            count("unlisted_path");
+                            debug!(call = %applied.record.id, "its end came at a path of the app's");
+                            self.came_of(&taken, applied);
+                        }
+                        Err(error) => {
+                            warn!(account = %account.name, path, %error, "the end of a call could not be recorded")
+                        }
+                    }
+                    warn!(account = %account.name, path, "the end of a call came at a path that is no webhook's; name the path in the config");
+                    return;
+                }
+                Event::Reached(_) | Event::Ended(..) => {}
+            }
+        }
+    }
+}
