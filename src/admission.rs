@@ -4,6 +4,7 @@
 //! one reference model holds them equal. A decision knows no names of people: it says which of the order's limits was short
 //! ([`Short`]), and [`Waits`] makes of it what a caller is told ([`Full`]).
 
+mod rate;
 mod waits;
 
 use std::collections::BTreeMap;
@@ -13,7 +14,8 @@ use serde::Serialize;
 
 use crate::clock::UnixMs;
 use crate::ids::CallId;
-use crate::policy::{Binding, Bound, Facts, Mode, Policy, Rate, Scope};
+use crate::policy::{Binding, Bound, Facts, Mode, Policy, Scope};
+pub use rate::RateLog;
 pub use waits::Waits;
 
 /// How many of the oldest holders of a full limit an answer names: what a wait is guessed from.
@@ -113,15 +115,15 @@ pub enum Decision {
 pub trait Standing {
     /// Places that are held under a key.
     fn held(&self, key: &str) -> u32;
-    /// The theoretical arrival time of a rate's key in microseconds (GCRA), if any token was ever taken.
-    fn arrival_us(&self, key: &str) -> Option<i64>;
+    /// What a rate's key has let through, if anything.
+    fn rate_log(&self, key: &str) -> Option<&RateLog>;
     /// See [`Short::oldest`]. Asked only for a limit that is short.
     fn oldest(&self, key: &str) -> Vec<UnixMs>;
 }
 
-/// Decides an order at a time. What it takes, its caller writes: the places of an admitted one under [`keys`], and the arrival
-/// times that come with it.
-pub fn decide(order: &Order, standing: &impl Standing, now_ms: UnixMs) -> (Decision, Vec<(String, i64)>) {
+/// Decides an order at a time. What it takes, its caller writes: the places of an admitted one under [`keys`], and the logs of
+/// rates that come with it.
+pub fn decide(order: &Order, standing: &impl Standing, now_ms: UnixMs) -> (Decision, Vec<(String, RateLog)>) {
     let short = first_short(order, standing, now_ms);
     let places = match (short, order.mode) {
         (Some(short), Mode::Enforce) => return (Decision::Refused(short), vec![]),
@@ -135,14 +137,16 @@ pub fn decide(order: &Order, standing: &impl Standing, now_ms: UnixMs) -> (Decis
             (free.min(order.places.wanted).max(order.places.at_least), None)
         }
     };
-    let mut taken = BTreeMap::<&str, i64>::new();
+    let mut taken = BTreeMap::<&str, RateLog>::new();
     for binding in &order.bindings {
         if let Bound::Rate(rate) = binding.bound {
-            let before = taken.get(binding.key.as_str()).copied().or_else(|| standing.arrival_us(&binding.key));
-            taken.insert(&binding.key, take_token(before, rate, now_ms));
+            let before = taken.get(binding.key.as_str()).or_else(|| standing.rate_log(&binding.key));
+            let after =
+                before.map_or_else(|| RateLog::default().with_one(rate, now_ms), |log| log.with_one(rate, now_ms));
+            taken.insert(&binding.key, after);
         }
     }
-    let taken = taken.into_iter().map(|(key, arrival)| (key.to_owned(), arrival)).collect();
+    let taken = taken.into_iter().map(|(key, log)| (key.to_owned(), log)).collect();
     (Decision::Admitted { places: places.0, would: places.1 }, taken)
 }
 
@@ -155,50 +159,25 @@ fn first_short(order: &Order, standing: &impl Standing, now_ms: UnixMs) -> Optio
             (lacking > 0).then(short)
         }
         Bound::Rate(rate) => {
-            let wait_ms = token_in_ms(standing.arrival_us(&limit.key), rate, now_ms);
+            let wait_ms = standing.rate_log(&limit.key).map_or(0, |log| log.wait_ms(rate, now_ms));
             let short = Short { binding, current: 0, lacking: 0, token_in_ms: Some(wait_ms), oldest: vec![] };
             (wait_ms > 0).then_some(short)
         }
     })
 }
 
-/// Microseconds between two tokens.
-pub fn interval_us(rate: Rate) -> i64 {
-    (rate.window_ms.saturating_mul(1000) / i64::from(rate.count.max(1))).max(1)
-}
-
-/// Milliseconds until a token is there; 0 is now.
-pub fn token_in_ms(arrival_us: Option<i64>, rate: Rate, now_ms: UnixMs) -> i64 {
-    let now_us = now_ms.saturating_mul(1000);
-    let tolerance_us = interval_us(rate).saturating_mul(i64::from(rate.burst) - 1);
-    let wait_us = within(arrival_us, rate, now_us) - tolerance_us - now_us;
-    if wait_us <= 0 { 0 } else { (wait_us + 999) / 1000 }
-}
-
-/// The arrival time after a token was taken.
-pub fn take_token(arrival_us: Option<i64>, rate: Rate, now_ms: UnixMs) -> i64 {
-    let now_us = now_ms.saturating_mul(1000);
-    within(arrival_us, rate, now_us).max(now_us) + interval_us(rate)
-}
-
-/// An arrival time that a clock which jumped back left in the far future is cut to a full window.
-fn within(arrival_us: Option<i64>, rate: Rate, now_us: i64) -> i64 {
-    let latest = now_us.saturating_add(interval_us(rate).saturating_mul(i64::from(rate.burst.max(rate.count)) + 1));
-    arrival_us.unwrap_or(now_us).min(latest)
-}
-
-/// The theoretical arrival times after these creates, earliest first: what rates know after their state was lost.
-pub fn arrivals_us(policy: &Policy, sent: &[(UnixMs, Facts)]) -> Vec<(String, i64)> {
-    let mut arrivals = BTreeMap::<String, i64>::new();
+/// What rates know after these creates, earliest first, where their state was lost.
+pub fn rate_logs(policy: &Policy, sent: &[(UnixMs, Facts)]) -> Vec<(String, RateLog)> {
+    let mut logs = BTreeMap::<String, RateLog>::new();
     for (at_ms, facts) in sent {
         for binding in policy.bindings(facts) {
             if let Bound::Rate(rate) = binding.bound {
-                let arrival = take_token(arrivals.get(&binding.key).copied(), rate, *at_ms);
-                arrivals.insert(binding.key, arrival);
+                let log = logs.entry(binding.key).or_default();
+                *log = log.with_one(rate, *at_ms);
             }
         }
     }
-    arrivals.into_iter().collect()
+    logs.into_iter().collect()
 }
 
 /// Who decides.
@@ -253,6 +232,11 @@ pub struct Lease {
 }
 
 impl Lease {
+    /// Of an order that nobody could count, and that is sent all the same: in observe mode alone. It is in no limit.
+    pub(crate) fn uncounted(call: CallId) -> Self {
+        Self { call, places: 0 }
+    }
+
     /// The call that holds it.
     pub fn call(&self) -> &CallId {
         &self.call

@@ -188,7 +188,8 @@ impl App {
         let policy = Policy::new(config.policy.clone(), &businesses);
         let metrics = Metrics::new().map_err(start_error)?;
         let upstream = live::upstream(&config, &own);
-        let (gate, channel) = open_gate(&config).await?;
+        let database = patient.ask(|| store.identity()).await?;
+        let (gate, channel) = open_gate(&config, database).await?;
         let live_policy: LivePolicy = Arc::new(ArcSwap::from_pointee(policy));
         let capacity = Capacity::new(
             store.clone(),
@@ -392,11 +393,13 @@ type GateAndChannel = (Option<Arc<dyn Gate>>, Option<Arc<dyn Channel>>);
 
 /// What proposes, where it is not the record itself. A Redis that would lose leases is refused; one that is away is waited for
 /// a moment, and then the database decides until it comes.
-async fn open_gate(config: &Config) -> Result<GateAndChannel, StartError> {
+async fn open_gate(config: &Config, database: String) -> Result<GateAndChannel, StartError> {
     Ok(match (config.gate.home, &config.redis) {
         (GateMode::Memory, _) => (Some(Arc::new(MemoryGate::new())), None),
         (GateMode::Redis, Some(settings)) => {
-            let gate = RedisGate::new(settings.clone()).map_err(start_error)?;
+            let mut named = settings.clone();
+            named.database = database;
+            let gate = RedisGate::new(named).map_err(start_error)?;
             let until = tokio::time::Instant::now() + REDIS_WITHIN;
             while gate.away().is_some() && tokio::time::Instant::now() < until {
                 tokio::time::sleep(Duration::from_millis(20)).await;

@@ -9,12 +9,14 @@ CREATE TABLE gate_state (
     pool      TEXT COLLATE "C" PRIMARY KEY,
     epoch     BIGINT NOT NULL,
     mode      TEXT NOT NULL,
-    moved_at  BIGINT NOT NULL
+    moved_at  BIGINT NOT NULL,
+    database  TEXT NOT NULL     -- what a gate elsewhere names its keys by: another record, another gate
 );
-INSERT INTO gate_state (pool, epoch, mode, moved_at) VALUES ('default', 1, 'memory', 0);
+INSERT INTO gate_state (pool, epoch, mode, moved_at, database)
+    VALUES ('default', 1, 'memory', 0, left(replace(gen_random_uuid()::text, '-', ''), 16));
 
--- What rates have given out, while the database decides: theoretical arrival times in microseconds.
+-- What rates have let through, while the database decides: `HELD;AT:CREATES,AT:CREATES`, in milliseconds.
 CREATE TABLE gate_rates (
-    key         TEXT COLLATE "C" PRIMARY KEY,
-    arrival_us  BIGINT NOT NULL
+    key  TEXT COLLATE "C" PRIMARY KEY,
+    log  TEXT NOT NULL
 );

@@ -8,12 +8,13 @@ CREATE TABLE gate_state (
     pool      TEXT PRIMARY KEY,
     epoch     INTEGER NOT NULL,
     mode      TEXT NOT NULL,
-    moved_at  INTEGER NOT NULL
+    moved_at  INTEGER NOT NULL,
+    database  TEXT NOT NULL     -- what a gate elsewhere names its keys by: another record, another gate
 ) STRICT;
-INSERT INTO gate_state (pool, epoch, mode, moved_at) VALUES ('default', 1, 'memory', 0);
+INSERT INTO gate_state (pool, epoch, mode, moved_at, database) VALUES ('default', 1, 'memory', 0, lower(hex(randomblob(8))));
 
--- What rates have given out, while the database decides: theoretical arrival times in microseconds.
+-- What rates have let through, while the database decides: `HELD;AT:CREATES,AT:CREATES`, in milliseconds.
 CREATE TABLE gate_rates (
-    key         TEXT PRIMARY KEY,
-    arrival_us  INTEGER NOT NULL
+    key  TEXT PRIMARY KEY,
+    log  TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;

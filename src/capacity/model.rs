@@ -131,20 +131,28 @@ impl Model {
         })
     }
 
-    /// A rate has as many tokens as its burst, and gets one an interval. What it owes beyond that, as observe mode lets it, or a
-    /// clock that went back, is at most a window and one.
+    /// How long until one more may go. A create counts for a little longer than the window, from the end of its slice; one that
+    /// lies further ahead than that came from a clock that jumped, and counts no more. Of what observe mode let through, the
+    /// newest count.
     fn token_in_ms(&self, key: &str, rate: Rate) -> i64 {
-        let interval_us = |rate: Rate| rate.window_ms * 1000 / i64::from(rate.count);
-        let owed = |paid_at_us: i64, rate: Rate, now: UnixMs| {
-            paid_at_us.min(now * 1000 + interval_us(rate) * (i64::from(rate.burst.max(rate.count)) + 1))
-        };
-        let mut paid_at_us = 0;
-        for (_, at, rate) in self.tokens.iter().filter(|(of, ..)| of == key) {
-            paid_at_us = owed(paid_at_us, *rate, *at).max(at * 1000) + interval_us(*rate);
+        let counts =
+            |at: UnixMs, rate: Rate, now: UnixMs| (at - now).abs() <= rate.held_ms() && at + rate.held_ms() > now;
+        let mut kept = Vec::<UnixMs>::new();
+        for (_, now, rate) in self.tokens.iter().filter(|(of, ..)| of == key) {
+            kept.retain(|at| counts(*at, *rate, *now));
+            kept.push((now + rate.slice_ms() - 1) / rate.slice_ms() * rate.slice_ms());
+            kept.sort_unstable();
+            // Those of one slice go together.
+            while kept.iter().filter(|at| **at > kept[0]).count() >= rate.count as usize {
+                let oldest = kept[0];
+                kept.retain(|at| *at > oldest);
+            }
         }
-        let ahead_us =
-            owed(paid_at_us, rate, self.now) - self.now * 1000 - interval_us(rate) * i64::from(rate.burst - 1);
-        (ahead_us.max(0) + 999) / 1000
+        kept.retain(|at| counts(*at, rate, self.now));
+        match kept.len().checked_sub(rate.count as usize) {
+            Some(last) => kept[last] + rate.held_ms() - self.now,
+            None => 0,
+        }
     }
 
     /// One place after the other, while all limits have one more.

@@ -108,7 +108,7 @@ impl Capacity {
         let open = advanced.held.len();
         let gate = self.gate_of(to).cloned();
         if let Some(gate) = &gate {
-            let filled = gate.rebuild(advanced.state.epoch, &advanced.held, &advanced.arrivals_us).await;
+            let filled = gate.rebuild(advanced.state.epoch, &advanced.held, &advanced.rates).await;
             failpoint::hit("gate.rebuilt").await;
             match filled {
                 Ok(()) => self.0.unfilled.store(false, Ordering::Relaxed),

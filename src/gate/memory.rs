@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 
 use super::{Gate, GateError, Result};
-use crate::admission::{Counts, Decision, Held, OLDEST_MAX, Order, Standing, decide, keys};
+use crate::admission::{Counts, Decision, Held, OLDEST_MAX, Order, RateLog, Standing, decide, keys};
 use crate::clock::UnixMs;
 use crate::ids::CallId;
 
@@ -26,8 +26,7 @@ struct State {
     overruns: u64,
     places: u64,
     sets: BTreeMap<String, Set>,
-    /// Theoretical arrival times (GCRA), in microseconds.
-    rates: HashMap<String, i64>,
+    rates: HashMap<String, RateLog>,
 }
 
 #[derive(Debug, Default)]
@@ -43,8 +42,8 @@ impl Standing for State {
         self.sets.get(key).map_or(0, |set| u32::try_from(set.places).unwrap_or(u32::MAX))
     }
 
-    fn arrival_us(&self, key: &str) -> Option<i64> {
-        self.rates.get(key).copied()
+    fn rate_log(&self, key: &str) -> Option<&RateLog> {
+        self.rates.get(key)
     }
 
     fn oldest(&self, key: &str) -> Vec<UnixMs> {
@@ -102,8 +101,8 @@ impl Gate for MemoryGate {
         self.release(epoch, call).await.map(drop)
     }
 
-    async fn rebuild(&self, epoch: i64, held: &[Held], arrivals_us: &[(String, i64)]) -> Result<()> {
-        let mut anew = State { epoch, rates: arrivals_us.iter().cloned().collect(), ..State::default() };
+    async fn rebuild(&self, epoch: i64, held: &[Held], rates: &[(String, RateLog)]) -> Result<()> {
+        let mut anew = State { epoch, rates: rates.iter().cloned().collect(), ..State::default() };
         for one in held {
             anew.hold(one.clone());
         }
@@ -162,9 +161,9 @@ impl State {
         true
     }
 
-    fn take(&mut self, taken: Vec<(String, i64)>, now_ms: UnixMs) {
+    fn take(&mut self, taken: Vec<(String, RateLog)>, now_ms: UnixMs) {
         if self.rates.len() >= RATES_MAX {
-            self.rates.retain(|_, arrival| *arrival > now_ms.saturating_mul(1000));
+            self.rates.retain(|_, log| !log.is_over(now_ms));
         }
         self.rates.extend(taken);
     }
@@ -181,7 +180,7 @@ mod tests {
     }
 
     fn rate(key: &str, count: u32, window_ms: i64) -> Binding {
-        let bound = Bound::Rate(Rate { count, window_ms, burst: count });
+        let bound = Bound::Rate(Rate { count, window_ms });
         Binding { limit: key.into(), scope: Scope::Account, key: key.to_owned(), bound }
     }
 
@@ -276,7 +275,7 @@ mod tests {
         assert_eq!((counts.calls, counts.by_key["acme"], counts.by_key["global"]), (4, 4, 3));
         assert_eq!(short(ask(&gate, &bindings[..1], 0).await.1).current, 4);
         let (_, full) = batch(&gate, &bindings[1..], Places::ONE, Mode::Enforce, 0).await;
-        assert_eq!(short(full).token_in_ms, Some(1000), "one token a request");
+        assert_eq!(short(full).token_in_ms, Some(1051), "one a request");
         assert!(gate.release(0, &call).await.unwrap());
         assert_eq!(gate.counts(0).await.unwrap().calls, 1);
     }
@@ -310,7 +309,8 @@ mod tests {
         let limited = [concurrent("g", 5), rate("cps", 1, 1000)];
         let _ = ask(&gate, &limited, 0).await;
         let held = Held { call: CallId::new(), keys: vec!["new".to_owned()], places: 2, since_ms: 1, overrun: false };
-        gate.rebuild(1, std::slice::from_ref(&held), &[("cps".to_owned(), 9_000_000)]).await.unwrap();
+        let log = RateLog::default().with_one(Rate { count: 1, window_ms: 1000 }, 8_500);
+        gate.rebuild(1, std::slice::from_ref(&held), &[("cps".to_owned(), log)]).await.unwrap();
         assert_eq!(gate.held(1).await.unwrap(), [held]);
         let order = |bindings: &[Binding]| Order {
             call: CallId::new(),
@@ -321,7 +321,7 @@ mod tests {
         };
         assert_eq!(gate.admit(0, &order(&limited)).await, Err(GateError::Epoch(1)));
         assert_eq!(gate.rebuild(0, &[], &[]).await, Err(GateError::Epoch(1)));
-        assert_eq!(short(gate.admit(1, &order(&limited)).await.unwrap()).token_in_ms, Some(100));
+        assert_eq!(short(gate.admit(1, &order(&limited)).await.unwrap()).token_in_ms, Some(651));
         assert_eq!(short(gate.admit(1, &order(&[concurrent("new", 2)])).await.unwrap()).current, 2);
     }
 }

@@ -23,7 +23,7 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 
-use crate::admission::{Counts, Decision, Held, Order};
+use crate::admission::{Counts, Decision, Held, Order, RateLog};
 use crate::ids::CallId;
 
 /// The gate did not decide. Never of the memory gate, but for an epoch that is over.
@@ -72,8 +72,8 @@ pub trait Gate: Send + Sync + 'static {
     /// Frees what a call may hold whose admission got no answer, and refuses it if it comes to be decided yet.
     async fn forbid(&self, epoch: i64, call: &CallId) -> Result<()>;
 
-    /// Takes up a new epoch: these leases and these arrival times of rates, and nothing else.
-    async fn rebuild(&self, epoch: i64, held: &[Held], arrivals_us: &[(String, i64)]) -> Result<()>;
+    /// Takes up a new epoch: these leases and what these rates have let through, and nothing else.
+    async fn rebuild(&self, epoch: i64, held: &[Held], rates: &[(String, RateLog)]) -> Result<()>;
 
     /// How much is held.
     async fn counts(&self, epoch: i64) -> Result<Counts>;

@@ -34,7 +34,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::admission::{GateMode, GateState, Held, Order, Short};
+use crate::admission::{GateMode, GateState, Held, Order, RateLog, Short};
 use crate::call::{EndProof, Event, Origin, Outcome, Phase, Step};
 use crate::clock::UnixMs;
 use crate::ids::{AccountName, Alias, CallId, RefusalId};
@@ -224,8 +224,8 @@ pub struct Advanced {
     pub state: GateState,
     /// Every open call, counted by the policy that was given.
     pub held: Vec<Held>,
-    /// What the rates had given out: key and theoretical arrival in microseconds.
-    pub arrivals_us: Vec<(String, i64)>,
+    /// What the rates have let through, by key.
+    pub rates: Vec<(String, RateLog)>,
 }
 
 /// What a record says of an order to another replica, where an equal one came.
@@ -491,6 +491,9 @@ pub trait Store: Records + Desk + Transcripts + Retention + Send + Sync + 'stati
     /// Under what admissions are put on record.
     async fn gate_state(&self) -> Result<GateState>;
 
+    /// What tells this record from every other, for whoever counts for it elsewhere.
+    async fn identity(&self) -> Result<String>;
+
     /// Moves the pool from an epoch to the next, in a mode, and counts every open call anew by a policy: all in one transaction,
     /// after which nothing is put on record under the old epoch. `None`: it was not at that epoch any more.
     async fn advance(&self, from: i64, to: GateMode, policy: Arc<Policy>, now_ms: UnixMs) -> Result<Option<Advanced>>;
@@ -580,6 +583,9 @@ pub trait Store: Records + Desk + Transcripts + Retention + Send + Sync + 'stati
 
     /// Puts a business. `true` if it is new.
     async fn put_business(&self, business: &Business, at_ms: UnixMs) -> Result<bool>;
+
+    /// Puts businesses, all or none. How many are new.
+    async fn put_businesses(&self, businesses: Vec<Business>, at_ms: UnixMs) -> Result<usize>;
 
     /// Forgets a business. `true` if it was there.
     async fn delete_business(&self, id: &str) -> Result<bool>;

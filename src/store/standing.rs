@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use crate::admission::{Held, OLDEST_MAX, Standing, keys};
+use crate::admission::{Held, OLDEST_MAX, RateLog, Standing, keys};
 use crate::clock::UnixMs;
 use crate::ids::CallId;
 use crate::policy::{Facts, Policy};
@@ -19,14 +19,14 @@ const REPLAY_MAX_MS: i64 = 24 * 3_600_000;
 pub(super) struct Counted {
     pub(super) now_ms: UnixMs,
     pub(super) held: HashMap<String, u32>,
-    pub(super) arrivals_us: HashMap<String, i64>,
+    pub(super) rates: HashMap<String, RateLog>,
     /// Since when the calls of a single place hold it that were granted since: the youngest of their limits.
     pub(super) singles: HashMap<String, Vec<UnixMs>>,
 }
 
 impl Counted {
     /// Takes up what a decision granted.
-    pub(super) fn grant(&mut self, keys: &[String], places: u32, taken: &[(String, i64)]) {
+    pub(super) fn grant(&mut self, keys: &[String], places: u32, taken: &[(String, RateLog)]) {
         for key in keys {
             let held = self.held.entry(key.clone()).or_default();
             *held = held.saturating_add(places);
@@ -34,7 +34,7 @@ impl Counted {
                 self.singles.entry(key.clone()).or_default().push(self.now_ms);
             }
         }
-        self.arrivals_us.extend(taken.iter().cloned());
+        self.rates.extend(taken.iter().cloned());
     }
 }
 
@@ -43,8 +43,8 @@ impl Standing for Counted {
         self.held.get(key).copied().unwrap_or(0)
     }
 
-    fn arrival_us(&self, key: &str) -> Option<i64> {
-        self.arrivals_us.get(key).copied()
+    fn rate_log(&self, key: &str) -> Option<&RateLog> {
+        self.rates.get(key)
     }
 
     /// Those in the database are read later, only for limits that are short, and come before these.

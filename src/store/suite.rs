@@ -451,6 +451,10 @@ pub(super) async fn the_latest_come_first(fresh: &impl Fresh) {
     let acme = Business::named(BusinessId::parse("acme").unwrap());
     assert!(store.put_business(&acme, 1).await.unwrap());
     assert!(!store.put_business(&acme, 2).await.unwrap());
+    let many = ["acme", "birch", "cedar"].map(|id| Business::named(BusinessId::parse(id).unwrap()));
+    assert_eq!(store.put_businesses(many.to_vec(), 3).await.unwrap(), 2, "one of them was there");
+    assert_eq!(store.businesses().await.unwrap().len(), 3);
+    assert_eq!(store.put_businesses(vec![], 4).await.unwrap(), 0);
     assert!(store.delete_business("acme").await.unwrap());
     assert!(!store.delete_business("acme").await.unwrap());
 }

@@ -110,8 +110,8 @@ pub(super) fn facts(who: usize) -> Facts {
     }
 }
 
-const fn rate(count: u32, window_ms: i64, burst: u32) -> Rate {
-    Rate { count, window_ms, burst }
+fn rate(count: u32, window_ms: i64, burst: u32) -> Rate {
+    Rate { count, window_ms }.with_burst(burst)
 }
 
 fn global(concurrent: u32, rate: Option<Rate>, on_outage: OnOutage) -> Settings {
@@ -183,7 +183,7 @@ pub(in crate::capacity) fn policy(nth: usize) -> Arc<Policy> {
             // Batches have room, and a rate that remembers long.
             settings.concurrent = Some(20);
             settings.plans.clear();
-            settings.rate = Some(rate(30, 3_600_000, 40));
+            settings.rate = Some(rate(30, 3_600_000, 400));
         }
         4 => {
             let plan = Plan { concurrent: None, rate: Some(rate(3, 10_000, 1)), ..Plan::default() };

@@ -71,7 +71,7 @@ struct State {
 impl Shared {
     pub(super) fn new(settings: Settings) -> Self {
         Self {
-            keys: Keys::of(&settings.pool),
+            keys: Keys::of(&settings.pool, &settings.database),
             settings,
             state: Mutex::new(State { link: None, since: Instant::now(), error: None, problems: vec![] }),
             lost: Notify::new(),

@@ -38,7 +38,7 @@ impl Problem {
 fn rights(keys: &Keys) -> String {
     format!(
         "ACL SETUSER ringfence on >PASSWORD resetchannels &{0}:* ~{0}:* -@all +evalsha +script|load +info +time +get +set \
-         +exists +unlink +rename +persist +pexpire +zadd +zrem +zcard +zscore +zlexcount +zrangebylex +zremrangebyscore \
+         +exists +unlink +rename +persist +pexpire +zadd +zrem +zcard +zscore +zlexcount +zrangebylex +hset +hget +hexists +hlen +hrandfield +hkeys +hdel +pubsub|numsub \
          +publish +subscribe",
         keys.prefix()
     )

@@ -6,15 +6,31 @@ use crate::ids::CallId;
 /// The layout of the keys. Another layout is another gate: two of them never read each other's data.
 const LAYOUT: &str = "ringfence:1";
 
-/// The keys of a pool: one hash slot, and one prefix for access rights.
+/// The keys of a pool: one hash slot, and one prefix for access rights. What is counted is named by the record's database, too: an
+/// epoch of another one says nothing of this one's.
 #[derive(Debug, Clone)]
 pub(super) struct Keys {
     prefix: String,
+    database: String,
 }
 
 impl Keys {
-    pub(super) fn of(pool: &str) -> Self {
-        Self { prefix: format!("{LAYOUT}:{{{pool}}}") }
+    pub(super) fn of(pool: &str, database: &str) -> Self {
+        Self { prefix: format!("{LAYOUT}:{{{pool}}}"), database: database.to_owned() }
+    }
+
+    /// The record's database.
+    pub(super) fn database(&self) -> &str {
+        &self.database
+    }
+
+    fn own(&self, name: impl std::fmt::Display) -> String {
+        format!("{}:{}:{name}", self.prefix, self.database)
+    }
+
+    /// Which databases have something in this pool.
+    pub(super) fn databases(&self) -> String {
+        format!("{}:databases", self.prefix)
     }
 
     /// What all of them begin with.
@@ -23,27 +39,27 @@ impl Keys {
     }
 
     pub(super) fn epoch(&self) -> String {
-        format!("{}:epoch", self.prefix)
+        self.own("epoch")
     }
 
     /// Epoch, leases, rates.
     pub(super) fn of_epoch(&self, epoch: i64) -> Vec<String> {
-        vec![self.epoch(), format!("{}:{epoch}:leases", self.prefix), format!("{}:{epoch}:rates", self.prefix)]
+        vec![self.epoch(), self.own(format_args!("{epoch}:leases")), self.own(format_args!("{epoch}:rates"))]
     }
 
     /// Leases and rates that a rebuild fills in before anybody reads them.
     pub(super) fn filling(&self, epoch: i64, nonce: &str) -> [String; 2] {
-        ["leases", "rates"].map(|what| format!("{}:{epoch}:filling:{nonce}:{what}", self.prefix))
+        ["leases", "rates"].map(|what| self.own(format_args!("{epoch}:filling:{nonce}:{what}")))
     }
 
     /// What refuses a late admission of a call.
     pub(super) fn gone(&self, call: &CallId) -> String {
-        format!("{}:gone:{call}", self.prefix)
+        self.own(format_args!("gone:{call}"))
     }
 
     /// The channel on which replicas tell each other of what is new.
     pub(super) fn channel(&self) -> String {
-        format!("{}:news", self.prefix)
+        self.own("news")
     }
 
     /// Two keys that whoever looks whether all is well writes to.

@@ -17,7 +17,7 @@
 //!
 //! ```text
 //! ACL SETUSER ringfence on >PASSWORD resetchannels &ringfence:1:{default}:* ~ringfence:1:{default}:* -@all +evalsha +script|load +info +time +get +set
-//!   +exists +unlink +rename +persist +pexpire +zadd +zrem +zcard +zscore +zlexcount +zrangebylex +zremrangebyscore +publish +subscribe
+//!   +exists +unlink +rename +persist +pexpire +zadd +zrem +zcard +zscore +zlexcount +zrangebylex +hset +hget +hexists +hlen +hrandfield +hkeys +hdel +pubsub|numsub +publish +subscribe
 //! ```
 //!
 //! and `+select` where the URL names a database other than 0.
@@ -43,7 +43,7 @@ use redis::Value;
 use tokio::task::JoinHandle;
 
 use super::{Gate, GateError, Result};
-use crate::admission::{Counts, Decision, Held, Order, Short, interval_us};
+use crate::admission::{Counts, Decision, Held, Order, RateLog, Short};
 use crate::ids::CallId;
 use crate::net::install_crypto_provider;
 use crate::policy::{Bound, Mode};
@@ -97,8 +97,8 @@ impl Gate for RedisGate {
         RedisGate::forbid(self, epoch, call).await
     }
 
-    async fn rebuild(&self, epoch: i64, held: &[Held], arrivals_us: &[(String, i64)]) -> Result<()> {
-        RedisGate::rebuild(self, epoch, held, arrivals_us).await
+    async fn rebuild(&self, epoch: i64, held: &[Held], rates: &[(String, RateLog)]) -> Result<()> {
+        RedisGate::rebuild(self, epoch, held, rates).await
     }
 
     async fn counts(&self, epoch: i64) -> Result<Counts> {
@@ -129,10 +129,7 @@ impl RedisGate {
     /// The settings cannot be used, or this is no place for background tasks (no runtime).
     pub fn new(settings: Settings) -> std::result::Result<Self, String> {
         let runtime = tokio::runtime::Handle::try_current().map_err(|error| error.to_string())?;
-        settings.finding()?;
-        if settings.pool.is_empty() || settings.pool.contains(['{', '}', '|']) {
-            return Err(format!("{:?} cannot be a pool's name: it stands in a key between braces", settings.pool));
-        }
+        settings.usable()?;
         install_crypto_provider();
         let shared = Arc::new(Shared::new(settings));
         let keeper = runtime.spawn({
@@ -171,10 +168,8 @@ impl RedisGate {
                     ["c".to_owned(), key, allowed.to_string(), "-".to_owned(), "-".to_owned()]
                 }
                 Bound::Rate(rate) => {
-                    let interval = interval_us(rate);
-                    let tolerance = interval.saturating_mul(i64::from(rate.burst) - 1);
-                    let ahead = interval.saturating_mul(i64::from(rate.burst.max(rate.count)) + 1);
-                    ["r".to_owned(), key, interval.to_string(), tolerance.to_string(), ahead.to_string()]
+                    let [count, held, slice] = [i64::from(rate.count), rate.held_ms(), rate.slice_ms()];
+                    ["r".to_owned(), key, count.to_string(), held.to_string(), slice.to_string()]
                 }
             });
         }

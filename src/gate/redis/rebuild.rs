@@ -6,7 +6,7 @@ use ulid::Ulid;
 use super::keys::{escape, members};
 use super::scripts::Script;
 use super::{GateError, LONG, RedisGate, Result, strange};
-use crate::admission::Held;
+use crate::admission::{Held, RateLog};
 
 /// Members that are sent at once: a few milliseconds of the server's time.
 const PORTION: usize = 2_000;
@@ -24,18 +24,20 @@ impl RedisGate {
     ///
     /// # Errors
     /// [`GateError::Epoch`]: a later one is published. Others: nothing was published, or it is not known; may be repeated.
-    pub async fn rebuild(&self, epoch: i64, held: &[Held], arrivals_us: &[(String, i64)]) -> Result<()> {
+    pub async fn rebuild(&self, epoch: i64, held: &[Held], rates: &[(String, RateLog)]) -> Result<()> {
         // Under a name of its own: what another attempt has still on its way comes to nothing.
-        let [leases, rates] = self.shared.keys.filling(epoch, &Ulid::new().to_string().to_lowercase());
+        let [leases, filled_rates] = self.shared.keys.filling(epoch, &Ulid::new().to_string().to_lowercase());
         let (mut said, line) = self.before(epoch).await?;
-        let filled = self.fill(&leases, &rates, held, arrivals_us).await?;
+        let filled = self.fill([&leases, &filled_rates], held, rates).await?;
         for _ in 0..TRIES {
             let before = said.split(' ').next().and_then(|word| word.parse().ok()).unwrap_or(0);
             let mut keys = self.shared.keys.of_epoch(epoch);
-            keys.extend([leases.clone(), rates.clone()]);
+            keys.extend([leases.clone(), filled_rates.clone()]);
             // Of an epoch that is filled once more, nothing else is deleted: these keys do not exist.
             keys.extend(self.shared.keys.of_epoch(if before == epoch { 0 } else { before }).into_iter().skip(1));
-            let args = [epoch.to_string(), said, line.clone(), filled.to_string()];
+            keys.push(self.shared.keys.databases());
+            let (database, prefix) = (self.shared.keys.database().to_owned(), self.shared.keys.prefix().to_owned());
+            let args = [epoch.to_string(), said, line.clone(), filled.to_string(), database, prefix];
             let words = self.ask(Script::Publish, &keys, &args, LONG).await?;
             match words[0].as_str() {
                 "published" => return Ok(()),
@@ -57,7 +59,7 @@ impl RedisGate {
     }
 
     /// Returns how many members the leases have.
-    async fn fill(&self, leases: &str, rates: &str, held: &[Held], arrivals_us: &[(String, i64)]) -> Result<usize> {
+    async fn fill(&self, [leases, rates]: [&str; 2], held: &[Held], logs: &[(String, RateLog)]) -> Result<usize> {
         let mut all = vec!["!".to_owned()];
         held.iter().for_each(|held| members(held, &mut all));
         // In their order, each finds its place at the end of the set.
@@ -72,12 +74,12 @@ impl RedisGate {
             filled += redis::from_redis_value::<usize>(self.send(&add).await?).map_err(|_| strange("no number"))?;
             self.send(redis::cmd("PEXPIRE").arg(leases).arg(UNPUBLISHED_MS)).await?;
         }
-        self.send(redis::cmd("ZADD").arg(rates).arg("inf").arg("!")).await?;
-        for part in arrivals_us.chunks(PORTION) {
-            let mut add = redis::cmd("ZADD");
+        self.send(redis::cmd("HSET").arg(rates).arg("!").arg("")).await?;
+        for part in logs.chunks(PORTION) {
+            let mut add = redis::cmd("HSET");
             add.arg(rates);
-            for (key, arrival) in part {
-                add.arg(*arrival).arg(format!("r|{}", escape(key)));
+            for (key, log) in part {
+                add.arg(format!("r|{}", escape(key))).arg(log.to_string());
             }
             self.send(&add).await?;
         }

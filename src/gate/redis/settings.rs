@@ -21,6 +21,8 @@ pub struct Settings {
     pub ca_file: Option<PathBuf>,
     /// The limits that are decided together: all keys of a pool are in one hash slot.
     pub pool: String,
+    /// Which record it counts for; its keys are named by it.
+    pub database: String,
     /// Longest wait for a decision.
     pub timeout: Duration,
     /// Decisions go by the time that the order says, not by the server's. For tests that step it.
@@ -52,9 +54,42 @@ impl Settings {
     /// The URL cannot be used. Never holds it: it has a password.
     pub fn new(url: Secret) -> Result<Self, String> {
         let timeout = Duration::from_millis(50);
-        let settings = Self { url, ca_file: None, pool: "default".to_owned(), timeout, callers_clock: false };
+        let settings = Self {
+            url,
+            ca_file: None,
+            pool: "default".to_owned(),
+            database: "none".to_owned(),
+            timeout,
+            callers_clock: false,
+        };
         settings.finding()?;
         Ok(settings)
+    }
+
+    /// Whether a gate can be made of them: the URL and the pool's name can be used.
+    ///
+    /// # Errors
+    /// Why not. Never holds the URL.
+    pub(super) fn usable(&self) -> Result<(), String> {
+        self.finding()?;
+        if self.pool.is_empty() || self.pool.contains(['{', '}', '|']) {
+            return Err(format!("{:?} cannot be a pool's name: it stands in a key between braces", self.pool));
+        }
+        Ok(())
+    }
+
+    /// The same, and whether the file of authorities is there.
+    ///
+    /// # Errors
+    /// Why not. Never holds the URL.
+    pub fn check(&self) -> Result<(), String> {
+        self.usable()?;
+        let Some(file) = &self.ca_file else { return Ok(()) };
+        let pem = std::fs::read_to_string(file).map_err(|error| format!("cannot read {}: {error}", file.display()))?;
+        match pem.contains("-----BEGIN CERTIFICATE-----") {
+            true => Ok(()),
+            false => Err(format!("{} has no certificate in PEM", file.display())),
+        }
     }
 
     pub(super) fn finding(&self) -> Result<Finding, String> {

@@ -15,7 +15,9 @@ use super::super::{Advanced, Decided, NewCall, Opened};
 use super::calls::{self, Claim, to_json};
 use super::transact::QUEUE;
 use super::{lock_ids, query, records};
-use crate::admission::{Decision, GateMode, GateState, Held, OLDEST_MAX, Order, Short, arrivals_us, decide, keys};
+use crate::admission::{
+    Decision, GateMode, GateState, Held, OLDEST_MAX, Order, RateLog, Short, decide, keys, rate_logs,
+};
 use crate::call::{Event, Phase};
 use crate::clock::UnixMs;
 use crate::failpoint;
@@ -26,6 +28,10 @@ use crate::policy::{Binding, Bound, Policy};
 
 pub(super) async fn read_state(c: &mut PgConnection) -> Sql<GateState> {
     gate_state(&query("SELECT epoch, mode FROM gate_state WHERE pool = $1").bind(POOL).fetch_one(c).await?)
+}
+
+pub(super) async fn read_identity(c: &mut PgConnection) -> Sql<String> {
+    query("SELECT database FROM gate_state WHERE pool = $1").bind(POOL).fetch_one(c).await?.try_get("database")
 }
 
 pub(super) async fn leases(c: &mut PgConnection) -> Sql<Vec<Held>> {
@@ -69,7 +75,7 @@ struct Round {
     taken: BTreeSet<Alias>,
     /// Ids of calls that were admitted before in this round.
     claimed: HashMap<Alias, CallId>,
-    arrivals_us: HashMap<String, i64>,
+    rates: HashMap<String, RateLog>,
 }
 
 /// An order that was admitted.
@@ -109,7 +115,7 @@ pub(super) async fn admit(
         });
     }
     name_oldest(c, asks, &mut answers).await?;
-    write(c, asks, &answers, &round.arrivals_us).await?;
+    write(c, asks, &answers, &round.rates).await?;
     let granted = asks.iter().zip(&answers).filter_map(|(ask, answer)| match answer {
         Answer::Granted(granted) => Some(told::opened(&ask.call, granted.places, granted.at_ms)),
         _ => None,
@@ -147,7 +153,7 @@ async fn read(c: &mut PgConnection, asks: &[&Ask]) -> Sql<Round> {
         "SELECT 'now' AS what, NULL AS name, NULL AS id, (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS number
          UNION ALL SELECT 'held', k, NULL, least(sum(places), 4294967295)::bigint FROM calls, unnest(keys) AS k
              WHERE phase <> 'ended' AND k = ANY($1) GROUP BY k
-         UNION ALL SELECT 'rate', key, NULL, arrival_us FROM gate_rates WHERE key = ANY($2)
+         UNION ALL SELECT 'rate', key, log, NULL FROM gate_rates WHERE key = ANY($2)
          UNION ALL SELECT 'call', phase, id, places FROM calls WHERE id = ANY($3)
          UNION ALL SELECT 'alias', kind, id, NULL FROM call_aliases
              WHERE (kind, id) IN (SELECT * FROM unnest($4::text[], $5::text[]))",
@@ -167,7 +173,10 @@ async fn read(c: &mut PgConnection, asks: &[&Ask]) -> Sql<Round> {
                 let places = number()?.try_into().map_err(damaged)?;
                 round.counted.held.insert(row.try_get("name")?, places);
             }
-            "rate" => drop(round.counted.arrivals_us.insert(row.try_get("name")?, number()?)),
+            "rate" => {
+                let log = row.try_get::<&str, _>("id")?.parse().map_err(damaged)?;
+                round.counted.rates.insert(row.try_get("name")?, log);
+            }
             "call" => {
                 let is_over = row.try_get::<&str, _>("name")? == Phase::Ended.as_str();
                 let places = number()?.try_into().map_err(damaged)?;
@@ -203,13 +212,13 @@ impl Round {
             self.counted.now_ms = order.at_ms;
         }
         let at_ms = self.counted.now_ms;
-        let (decision, arrivals) = decide(order, &self.counted, at_ms);
+        let (decision, taken) = decide(order, &self.counted, at_ms);
         let (places, would) = match decision {
             Decision::Refused(short) => return Ok(Answer::Refused(short)),
             Decision::Admitted { places, would } => (places, would),
         };
-        self.counted.grant(&keys(&order.bindings), places, &arrivals);
-        self.arrivals_us.extend(arrivals);
+        self.counted.grant(&keys(&order.bindings), places, &taken);
+        self.rates.extend(taken);
         self.recorded.insert(call.id.clone(), Some(places));
         self.claimed.extend(call.aliases.iter().map(|alias| (alias.clone(), call.id.clone())));
         Ok(Answer::Granted(Granted { places, would, at_ms, intricate }))
@@ -327,7 +336,7 @@ struct NewAlias<'a> {
 #[derive(Serialize)]
 struct NewRate<'a> {
     key: &'a str,
-    arrival_us: i64,
+    log: String,
 }
 
 /// Writes what was granted: calls, ids that nobody had, and what their rates have given out.
@@ -335,7 +344,7 @@ async fn write(
     c: &mut PgConnection,
     asks: &[Arc<Ask>],
     answers: &[Answer],
-    arrivals_us: &HashMap<String, i64>,
+    rates: &HashMap<String, RateLog>,
 ) -> Sql<()> {
     let (mut rows, mut aliases) = (Vec::new(), Vec::new());
     for (ask, answer) in asks.iter().zip(answers) {
@@ -350,12 +359,12 @@ async fn write(
     if rows.is_empty() {
         return Ok(());
     }
-    let rates: Vec<_> = arrivals_us.iter().map(|(key, arrival_us)| NewRate { key, arrival_us: *arrival_us }).collect();
+    let rates: Vec<_> = rates.iter().map(|(key, log)| NewRate { key, log: log.to_string() }).collect();
     query(
         "WITH rates AS (
-             INSERT INTO gate_rates (key, arrival_us)
-             SELECT key, arrival_us FROM json_to_recordset($3::json) AS r(key text, arrival_us bigint)
-             ON CONFLICT (key) DO UPDATE SET arrival_us = excluded.arrival_us
+             INSERT INTO gate_rates (key, log)
+             SELECT key, log FROM json_to_recordset($3::json) AS r(key text, log text)
+             ON CONFLICT (key) DO UPDATE SET log = excluded.log
          ), aliases AS (
              INSERT INTO call_aliases (kind, id, call_id, seen_at)
              SELECT kind, id, call_id, seen_at
@@ -423,9 +432,9 @@ pub(super) async fn advance(
             }
             held.push(lease);
         }
-        (held, changed, arrivals_us(&policy, &sent))
+        (held, changed, rate_logs(&policy, &sent))
     });
-    let (held, changed, arrivals_us) = counted.await.map_err(|_| sqlx::Error::WorkerCrashed)?;
+    let (held, changed, rates) = counted.await.map_err(|_| sqlx::Error::WorkerCrashed)?;
     if !changed.is_empty() {
         query(
             "UPDATE calls SET keys = n.keys FROM json_to_recordset($1::json) AS n(id text, keys text[])
@@ -437,17 +446,16 @@ pub(super) async fn advance(
     }
     if to == GateMode::Database {
         query("DELETE FROM gate_rates").execute(&mut *c).await?;
-        let rates: Vec<_> =
-            arrivals_us.iter().map(|(key, arrival_us)| NewRate { key, arrival_us: *arrival_us }).collect();
+        let new: Vec<_> = rates.iter().map(|(key, log)| NewRate { key, log: log.to_string() }).collect();
         query(
-            "INSERT INTO gate_rates (key, arrival_us)
-             SELECT key, arrival_us FROM json_to_recordset($1::json) AS r(key text, arrival_us bigint)",
+            "INSERT INTO gate_rates (key, log)
+             SELECT key, log FROM json_to_recordset($1::json) AS r(key text, log text)",
         )
-        .bind(to_json(&rates)?)
+        .bind(to_json(&new)?)
         .execute(&mut *c)
         .await?;
     }
-    Ok(Some(Advanced { state: gate_state(&moved)?, held, arrivals_us }))
+    Ok(Some(Advanced { state: gate_state(&moved)?, held, rates }))
 }
 
 #[derive(Serialize)]

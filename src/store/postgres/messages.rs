@@ -1,6 +1,7 @@
 //! The inbox, the outbox, refusals and businesses.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Postgres, QueryBuilder, Row as _};
@@ -288,6 +289,25 @@ pub(super) async fn put_business(c: &mut PgConnection, business: Business, at_ms
     .execute(c)
     .await?;
     Ok(known.is_none())
+}
+
+/// Puts many in one statement. How many are new.
+pub(super) async fn put_businesses(c: &mut PgConnection, businesses: Arc<Vec<Business>>, at_ms: UnixMs) -> Sql<usize> {
+    let ids: Vec<&str> = businesses.iter().map(|business| business.id.as_str()).collect();
+    let bodies = businesses.iter().map(serde_json::to_string).collect::<Result<Vec<_>, _>>();
+    let bodies = bodies.map_err(|e| sqlx::Error::Encode(e.into()))?;
+    let known = query("SELECT 1 FROM businesses WHERE id = ANY($1)").bind(&ids).fetch_all(&mut *c).await?.len();
+    query(
+        "INSERT INTO businesses (id, body, updated_at) SELECT *, $3 FROM unnest($1::text[], $2::text[])
+         ON CONFLICT (id) DO UPDATE SET body = excluded.body,
+             updated_at = greatest(excluded.updated_at, businesses.updated_at + 1)",
+    )
+    .bind(&ids)
+    .bind(&bodies)
+    .bind(at_ms)
+    .execute(c)
+    .await?;
+    Ok(ids.len().saturating_sub(known))
 }
 
 pub(super) async fn delete_business(c: &mut PgConnection, id: String) -> Sql<bool> {

@@ -352,6 +352,10 @@ impl Store for PostgresStore {
         self.db.read(|c| Box::pin(gate::read_state(c))).await
     }
 
+    async fn identity(&self) -> Result<String> {
+        self.db.read(|c| Box::pin(gate::read_identity(c))).await
+    }
+
     async fn advance(&self, from: i64, to: GateMode, policy: Arc<Policy>, now_ms: UnixMs) -> Result<Option<Advanced>> {
         let at_ms = self.callers_clock.then_some(now_ms);
         self.db.write(move |c| Box::pin(gate::advance(c, from, to, policy.clone(), at_ms))).await
@@ -497,6 +501,11 @@ impl Store for PostgresStore {
     async fn put_business(&self, business: &Business, at_ms: UnixMs) -> Result<bool> {
         let business = business.clone();
         self.db.write(move |c| Box::pin(messages::put_business(c, business.clone(), at_ms))).await
+    }
+
+    async fn put_businesses(&self, businesses: Vec<Business>, at_ms: UnixMs) -> Result<usize> {
+        let businesses = Arc::new(businesses);
+        self.db.write(move |c| Box::pin(messages::put_businesses(c, businesses.clone(), at_ms))).await
     }
 
     async fn delete_business(&self, id: &str) -> Result<bool> {

@@ -7,7 +7,9 @@ use super::super::standing::{Counted, OpenRow, POOL, recount, replay_since};
 use super::super::{Advanced, Decided, NewCall, Opened, rows};
 use super::calls_write::{self, Claim, call_id, damaged, facts, json, to_json, word};
 use super::writer::Written;
-use crate::admission::{Decision, GateMode, GateState, Held, OLDEST_MAX, Order, Short, arrivals_us, decide, keys};
+use crate::admission::{
+    Decision, GateMode, GateState, Held, OLDEST_MAX, Order, RateLog, Short, decide, keys, rate_logs,
+};
 use crate::call::Phase;
 use crate::clock::UnixMs;
 use crate::ids::CallId;
@@ -18,6 +20,11 @@ use crate::policy::{Bound, Policy};
 pub(super) async fn read_state(pool: &SqlitePool) -> super::Result<GateState> {
     let row = sqlx::query("SELECT epoch, mode FROM gate_state WHERE pool = $1").bind(POOL).fetch_one(pool).await?;
     rows::gate_state(&row).map_err(Into::into)
+}
+
+pub(super) async fn read_identity(pool: &SqlitePool) -> super::Result<String> {
+    let read = sqlx::query_scalar("SELECT database FROM gate_state WHERE pool = $1").bind(POOL).fetch_one(pool).await;
+    read.map_err(Into::into)
 }
 
 pub(super) async fn leases(pool: &SqlitePool) -> super::Result<Vec<Held>> {
@@ -72,7 +79,7 @@ pub(super) fn admit(c: &Connection, mut call: NewCall, order: &Order, epoch: i64
     let would = would.map(|short| oldest(c, order, short)).transpose()?;
     (call.places, call.keys) = (places, keys(&order.bindings));
     let news = calls_write::write(c, &call, &freed, order.at_ms)?;
-    write_arrivals(c, &taken)?;
+    write_rates(c, &taken)?;
     Ok(Decided::New { places, would, news })
 }
 
@@ -88,12 +95,12 @@ fn count(c: &Connection, order: &Order) -> Written<Counted> {
         counted.held.insert(key, places);
     }
     for rate in order.bindings.iter().filter(|b| matches!(b.bound, Bound::Rate(_))) {
-        let arrival = c
-            .prepare_cached("SELECT arrival_us FROM gate_rates WHERE key = ?1")?
-            .query_row([&rate.key], |row| row.get(0))
+        let log = c
+            .prepare_cached("SELECT log FROM gate_rates WHERE key = ?1")?
+            .query_row([&rate.key], |row| word::<RateLog>(row, 0))
             .optional()?;
-        if let Some(arrival) = arrival {
-            counted.arrivals_us.insert(rate.key.clone(), arrival);
+        if let Some(log) = log {
+            counted.rates.insert(rate.key.clone(), log);
         }
     }
     Ok(counted)
@@ -114,12 +121,11 @@ fn oldest(c: &Connection, order: &Order, mut short: Short) -> Written<Short> {
     Ok(short)
 }
 
-fn write_arrivals(c: &Connection, arrivals: &[(String, i64)]) -> Written<()> {
+fn write_rates(c: &Connection, rates: &[(String, RateLog)]) -> Written<()> {
     let mut write = c.prepare_cached(
-        "INSERT INTO gate_rates (key, arrival_us) VALUES (?1, ?2)
-         ON CONFLICT (key) DO UPDATE SET arrival_us = excluded.arrival_us",
+        "INSERT INTO gate_rates (key, log) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET log = excluded.log",
     )?;
-    arrivals.iter().try_for_each(|(key, arrival)| write.execute(params![key, arrival]).map(drop))
+    rates.iter().try_for_each(|(key, log)| write.execute(params![key, log.to_string()]).map(drop))
 }
 
 pub(super) fn advance(
@@ -147,15 +153,15 @@ pub(super) fn advance(
         }
         held.push(lease);
     }
-    let arrivals_us = match replay_since(policy, now_ms) {
-        Some(since_ms) => arrivals_us(policy, &admitted_since(c, since_ms)?),
+    let rates = match replay_since(policy, now_ms) {
+        Some(since_ms) => rate_logs(policy, &admitted_since(c, since_ms)?),
         None => vec![],
     };
     if to == GateMode::Database {
         c.execute("DELETE FROM gate_rates", [])?;
-        write_arrivals(c, &arrivals_us)?;
+        write_rates(c, &rates)?;
     }
-    Ok(Some(Advanced { state: GateState { epoch: from + 1, mode: to }, held, arrivals_us }))
+    Ok(Some(Advanced { state: GateState { epoch: from + 1, mode: to }, held, rates }))
 }
 
 fn open_rows(c: &Connection) -> Written<Vec<OpenRow>> {

@@ -199,6 +199,14 @@ pub(super) fn put_business(c: &Connection, business: &Business, at_ms: UnixMs) -
     Ok(known.is_none())
 }
 
+pub(super) fn put_businesses(c: &Connection, businesses: &[Business], at_ms: UnixMs) -> Written<usize> {
+    let mut new = 0;
+    for business in businesses {
+        new += usize::from(put_business(c, business, at_ms)?);
+    }
+    Ok(new)
+}
+
 pub(super) fn delete_business(c: &Connection, id: &str) -> Written<bool> {
     Ok(c.prepare_cached("DELETE FROM businesses WHERE id = ?1")?.execute([id])? > 0)
 }

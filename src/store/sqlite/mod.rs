@@ -261,6 +261,10 @@ impl Store for SqliteStore {
         self.doubting(gate::read_state(&self.readers).await)
     }
 
+    async fn identity(&self) -> Result<String> {
+        self.doubting(gate::read_identity(&self.readers).await)
+    }
+
     async fn advance(&self, from: i64, to: GateMode, policy: Arc<Policy>, now_ms: UnixMs) -> Result<Option<Advanced>> {
         self.writer.run(move |c| gate::advance(c, from, to, &policy, now_ms)).await
     }
@@ -376,6 +380,10 @@ impl Store for SqliteStore {
     async fn put_business(&self, business: &Business, at_ms: UnixMs) -> Result<bool> {
         let business = business.clone();
         self.writer.run(move |c| messages_write::put_business(c, &business, at_ms)).await
+    }
+
+    async fn put_businesses(&self, businesses: Vec<Business>, at_ms: UnixMs) -> Result<usize> {
+        self.writer.run(move |c| messages_write::put_businesses(c, &businesses, at_ms)).await
     }
 
     async fn delete_business(&self, id: &str) -> Result<bool> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use super::*;
-use crate::admission::{Places, interval_us, keys};
+use crate::admission::{Places, RateLog, keys};
 use crate::policy::{Mode, OnOutage, Rate, Settings, Unknown, WhenFull};
 
 /// So many calls at once, and a rate.
@@ -59,6 +59,8 @@ fn state(epoch: i64, mode: GateMode) -> GateState {
 
 pub(in crate::store) async fn a_call_is_put_on_record_under_the_pools_epoch_alone(fresh: &impl Fresh) {
     let store = fresh.open().await;
+    let identity = store.identity().await.unwrap();
+    assert_eq!(identity.len(), 16, "{identity}");
     assert_eq!(store.gate_state().await.unwrap(), state(1, GateMode::Memory));
     let [first, late, second, anyway] = [(); 4].map(|()| new_call(&[]));
     assert_eq!(store.open(first.clone(), Some(1)).await.unwrap(), Opened::New(None));
@@ -74,7 +76,9 @@ pub(in crate::store) async fn a_call_is_put_on_record_under_the_pools_epoch_alon
     assert_eq!(store.gate_state().await.unwrap(), moved.state);
     assert_eq!(store.open_calls().await.unwrap().len(), 3);
     store.close().await;
-    assert_eq!(fresh.open().await.gate_state().await.unwrap(), moved.state, "a restart is no move");
+    let again = fresh.open().await;
+    assert_eq!(again.gate_state().await.unwrap(), moved.state, "a restart is no move");
+    assert_eq!(again.identity().await.unwrap(), identity, "nor another record");
 }
 
 pub(in crate::store) async fn the_database_decides_in_its_own_mode_and_epoch(fresh: &impl Fresh) {
@@ -139,7 +143,7 @@ pub(in crate::store) async fn an_order_for_many_gets_what_is_free_and_holds_it(f
 }
 
 pub(in crate::store) async fn a_rate_gives_out_its_tokens_whoever_asks(fresh: &impl Fresh) {
-    let rate = Rate { count: 2, window_ms: 10_000, burst: 2 };
+    let rate = Rate { count: 2, window_ms: 10_000 };
     let policy = policy(100, Some(rate));
     let store = deciding(fresh, &policy).await;
     let at = |at_ms| NewCall { at_ms, ..new_call(&[]) };
@@ -147,23 +151,23 @@ pub(in crate::store) async fn a_rate_gives_out_its_tokens_whoever_asks(fresh: &i
         assert_eq!(admit(&store, &at(at_ms), &policy, 2).await, new(1));
     }
     let Decided::Refused(short) = admit(&store, &at(1001), &policy, 2).await else { panic!("a third token") };
-    assert_eq!(short.token_in_ms, Some(4_999));
+    assert_eq!(short.token_in_ms, Some(10_100));
     // What the rates have given out outlives a move, and a restart.
     let moved = store.advance(2, GateMode::Database, policy.clone(), 1001).await.unwrap().unwrap();
-    let [(_, arrival_us)] = moved.arrivals_us[..] else { panic!("{:?}", moved.arrivals_us) };
-    assert_eq!(arrival_us, 1_000_000 + 2 * interval_us(rate));
+    let [(_, log)] = &moved.rates[..] else { panic!("{:?}", moved.rates) };
+    assert_eq!(*log, RateLog::default().with_one(rate, 1000).with_one(rate, 1000));
     store.close().await;
     let store = fresh.open().await;
-    let Decided::Refused(short) = admit(&store, &at(5_999), &policy, 3).await else { panic!("a third token") };
+    let Decided::Refused(short) = admit(&store, &at(11_100), &policy, 3).await else { panic!("a third token") };
     assert_eq!(short.token_in_ms, Some(1));
-    assert_eq!(admit(&store, &at(6_000), &policy, 3).await, new(1));
+    assert_eq!(admit(&store, &at(11_101), &policy, 3).await, new(1));
     // Where nothing was sent within the window, the rates are full again; a call that exists anyway takes no token.
     let overrun = NewCall { overrun: true, at_ms: 100_000, ..new_call(&[]) };
     store.open(overrun, None).await.unwrap();
     let foreign = NewCall { origin: Origin::Foreign, at_ms: 100_000, ..new_call(&[]) };
     store.open(foreign, None).await.unwrap();
     let moved = store.advance(3, GateMode::Database, policy.clone(), 100_000).await.unwrap().unwrap();
-    assert_eq!(moved.arrivals_us, []);
+    assert_eq!(moved.rates, []);
     assert_eq!(fresh.number("SELECT count(*) FROM gate_rates").await, 0);
     for _ in 0..2 {
         assert_eq!(admit(&store, &at(100_000), &policy, 4).await, new(1));
@@ -235,7 +239,7 @@ pub(in crate::store) async fn a_move_counts_every_open_call_by_the_new_policy(fr
     assert!(matches!(admit(&store, &new_call(&[]), &policy, 2).await, Decided::Refused(Short { current: 3, .. })));
     // And again, where nothing is different.
     let moved = store.advance(2, GateMode::Redis, policy, 10).await.unwrap().unwrap();
-    assert_eq!((moved.held, moved.arrivals_us), (held, vec![]));
+    assert_eq!((moved.held, moved.rates), (held, vec![]));
 }
 
 pub(in crate::store) async fn of_many_at_once_as_many_are_admitted_as_there_are_places(fresh: &impl Fresh) {

@@ -1,8 +1,9 @@
 -- The decision of `admission::decide`, and what it takes. KEYS[4]: the call's tombstone.
 -- ARGV: 2 the time in milliseconds, or `-`: the server's, 3 call, 4 wanted, 5 at least, 6 enforce or observe, then five a limit:
 --   c KEY ALLOWED - -
---   r KEY INTERVAL_US TOLERANCE_US AHEAD_US
+--   r KEY COUNT HELD_MS SLICE_MS
 local RATES_MAX = 10000
+local RATES_LOOKED_AT = 20
 
 local bad = wrong()
 if bad then
@@ -22,7 +23,6 @@ if not now then
     local time = redis.call('TIME')
     now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 end
-local now_us = now * 1000
 local wanted, at_least, enforce = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6] == 'enforce'
 
 local limits = {}
@@ -31,9 +31,8 @@ for at = 7, #ARGV, 5 do
         rate = ARGV[at] == 'r',
         key = ARGV[at + 1],
         allowed = tonumber(ARGV[at + 2]),
-        interval = tonumber(ARGV[at + 2]),
-        tolerance = tonumber(ARGV[at + 3]),
-        ahead = tonumber(ARGV[at + 4]),
+        held_ms = tonumber(ARGV[at + 3]),
+        slice = tonumber(ARGV[at + 4]),
     }
 end
 
@@ -50,22 +49,68 @@ local function oldest(key)
     return since
 end
 
-local function arrival(limit)
-    local score = redis.call('ZSCORE', KEYS[3], 'r|' .. limit.key)
-    return score and tonumber(score)
+-- What counts of a rate's log: `admission::RateLog`.
+local function counting(log, limit)
+    local entries, total = {}, 0
+    for at, n in string.gmatch(log or '', '(-?%d+):(%d+)') do
+        at, n = tonumber(at), tonumber(n)
+        if at + limit.held_ms > now and at <= now + limit.held_ms then
+            entries[#entries + 1] = { at, n }
+            total = total + n
+        end
+    end
+    return entries, total
 end
 
--- An arrival time that a clock which jumped back left in the far future is cut to a full window.
-local function within(arrival_us, limit)
-    return math.min(arrival_us or now_us, now_us + limit.ahead)
+local function logged(key)
+    return redis.call('HGET', KEYS[3], 'r|' .. key)
+end
+
+local function wait_ms(limit)
+    local entries, total = counting(logged(limit.key), limit)
+    local too_many = total + 1 - limit.allowed
+    if too_many <= 0 then
+        return 0
+    end
+    for _, entry in ipairs(entries) do
+        too_many = too_many - entry[2]
+        if too_many <= 0 then
+            return entry[1] + limit.held_ms - now
+        end
+    end
+    return limit.held_ms
+end
+
+local function with_one(log, limit)
+    local entries, total = counting(log, limit)
+    local at = math.ceil(now / limit.slice) * limit.slice
+    local here = #entries + 1
+    while here > 1 and entries[here - 1][1] > at do
+        here = here - 1
+    end
+    if here > 1 and entries[here - 1][1] == at then
+        entries[here - 1][2] = entries[here - 1][2] + 1
+    else
+        table.insert(entries, here, { at, 1 })
+    end
+    total = total + 1
+    local words = {}
+    for _, entry in ipairs(entries) do
+        if #words == 0 and total - entry[2] >= limit.allowed then
+            total = total - entry[2]
+        else
+            words[#words + 1] = text(entry[1]) .. ':' .. text(entry[2])
+        end
+    end
+    return text(limit.held_ms) .. ';' .. table.concat(words, ',')
 end
 
 local function first_short()
     for i, limit in ipairs(limits) do
         if limit.rate then
-            local wait_us = within(arrival(limit), limit) - limit.tolerance - now_us
-            if wait_us > 0 then
-                return { text(i - 1), '0', '0', text(math.floor((wait_us + 999) / 1000)) }
+            local wait = wait_ms(limit)
+            if wait > 0 then
+                return { text(i - 1), '0', '0', text(wait) }
             end
         else
             limit.held = held(limit.key)
@@ -98,18 +143,23 @@ end
 local keys, taken = {}, {}
 for _, limit in ipairs(limits) do
     if limit.rate then
-        local before = taken[limit.key] or arrival(limit)
-        taken[limit.key] = math.max(within(before, limit), now_us) + limit.interval
+        taken[limit.key] = with_one(taken[limit.key] or logged(limit.key), limit)
     else
         keys[#keys + 1] = limit.key
     end
 end
-for key, arrival_us in pairs(taken) do
-    redis.call('ZADD', KEYS[3], text(arrival_us), 'r|' .. key)
+for key, log in pairs(taken) do
+    redis.call('HSET', KEYS[3], 'r|' .. key, log)
 end
--- Rates that have drained say the same as none.
-if next(taken) and redis.call('ZCARD', KEYS[3]) > RATES_MAX then
-    redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', text(now_us))
+-- Rates of which nothing counts any more say the same as none. A few are looked at each time, so nothing ever stands still.
+if next(taken) and redis.call('HLEN', KEYS[3]) > RATES_MAX then
+    local some = redis.call('HRANDFIELD', KEYS[3], RATES_LOOKED_AT, 'WITHVALUES')
+    for i = 1, #some, 2 do
+        local held_ms, newest = string.match(some[i + 1], '^(%d+);.-(-?%d+):%d+$')
+        if held_ms and tonumber(newest) + tonumber(held_ms) <= now then
+            redis.call('HDEL', KEYS[3], some[i])
+        end
+    end
 end
 hold(call, places, now, '0', keys)
 return { 'admitted', text(places), unpack(short or {}) }

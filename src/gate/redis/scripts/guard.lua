@@ -18,7 +18,7 @@ local function line()
 end
 
 local function marked(leases, rates)
-    return redis.call('ZSCORE', leases, '!') and redis.call('ZSCORE', rates, '!')
+    return redis.call('ZSCORE', leases, '!') and redis.call('HEXISTS', rates, '!') == 1
 end
 
 -- Why this server must not answer the caller, if so.

@@ -23,7 +23,7 @@ async fn what_was_flushed_is_noticed() {
     server.say::<()>(&["FLUSHALL"]).await;
     has_to_be_filled(&gate, 1).await;
     for (epoch, part) in [(2, "leases"), (3, "rates")] {
-        let name = format!("ringfence:1:{{default}}:{epoch}:{part}");
+        let name = format!("ringfence:1:{{default}}:none:{epoch}:{part}");
         assert_eq!(server.say::<i64>(&["DEL", &name]).await, 1);
         has_to_be_filled(&gate, epoch).await;
     }
@@ -37,7 +37,7 @@ async fn a_restart_is_noticed_with_and_without_a_file() {
         gate.rebuild(1, &[held(&["g"], 1, 0)], &[]).await.unwrap();
         server.restart().await;
         has_to_be_filled(&gate, 1).await;
-        assert!(!server.say::<bool>(&["EXISTS", "ringfence:1:{default}:1:leases"]).await);
+        assert!(!server.say::<bool>(&["EXISTS", "ringfence:1:{default}:none:1:leases"]).await);
     }
 }
 
@@ -71,12 +71,13 @@ async fn what_was_filled_in_on_another_line_is_not_published() {
     let keys = gate.shared.keys.of_epoch(2);
     let [leases, rates] = gate.shared.keys.filling(2, "x");
     server.say::<()>(&["ZADD", &leases, "0", "!"]).await;
-    server.say::<()>(&["ZADD", &rates, "inf", "!"]).await;
+    server.say::<()>(&["HSET", &rates, "!", ""]).await;
     let (said, line) = gate.before(2).await.unwrap();
     let publish = async |said: &str, line: &str, members: &str| {
-        let others = [leases.clone(), rates.clone(), "{default}a".to_owned(), "{default}b".to_owned()];
+        let before = ["{default}a".to_owned(), "{default}b".to_owned()];
+        let others = [leases.clone(), rates.clone()].into_iter().chain(before).chain([gate.shared.keys.databases()]);
         let keys: Vec<_> = keys.iter().cloned().chain(others).collect();
-        let args = ["2", said, line, members].map(str::to_owned);
+        let args = ["2", said, line, members, "none", gate.shared.keys.prefix()].map(str::to_owned);
         gate.ask(Script::Publish, &keys, &args, LONG).await
     };
     assert!(is_unfilled(publish(&said, "another", "1").await));
@@ -177,7 +178,7 @@ async fn the_least_rights_are_enough_and_less_are_told() {
     let url = format!("redis://ringfence:hunter2@127.0.0.1:{}", server.port);
     let gate = up(settings(&url)).await;
     assert_eq!(gate.inspect().await, Ok(vec![]));
-    gate.rebuild(1, &[held(&["g"], 2, 0)], &[("r".to_owned(), 5)]).await.unwrap();
+    gate.rebuild(1, &[held(&["g"], 2, 0)], &[("r".to_owned(), RateLog::default())]).await.unwrap();
     let one = order(&[concurrent("g", 9), rate("r", 9, 1000)]);
     assert_eq!(gate.admit(1, &one).await, admitted(1));
     gate.adopt(1, &held(&["g"], 1, 0)).await.unwrap();
