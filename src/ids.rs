@@ -1,10 +1,14 @@
 //! Identifiers, checked once, where they enter. Everything behind this line may trust them.
 
+mod number;
+
 use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use ulid::Ulid;
+
+pub use number::{number_key, prefix_key};
 
 /// The longest identifier that is taken from outside, in bytes.
 pub const ID_BYTES_MAX: usize = 128;

@@ -4,6 +4,8 @@
 
 mod business;
 mod contradiction;
+mod in_force;
+mod rate;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -11,9 +13,13 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::call::Direction;
-use crate::ids::{AccountName, BusinessId};
-pub use business::{Business, Marks, Privacy, RETENTION_DAYS, Rule, Unknown, UnknownBusiness, WhenFull};
+use crate::ids::{AccountName, BusinessId, number_key};
+pub use business::{
+    Business, Identified, Ignored, Marks, Privacy, RETENTION_DAYS, Rule, Unknown, UnknownBusiness, WhenFull,
+};
 pub use contradiction::Contradictions;
+pub use in_force::InForce;
+pub use rate::Rate;
 
 /// The business that shows the product to visitors (contract §1): a limit of its own, still counted globally.
 pub const DEMO_BUSINESS: &str = "999999";
@@ -120,41 +126,6 @@ pub enum Bound {
     Concurrent(u32),
     /// Creates in a time.
     Rate(Rate),
-}
-
-/// So many creates in a window, after a burst.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rate {
-    /// Creates in a window; at least 1.
-    pub count: u32,
-    /// The window in milliseconds; at least 1.
-    pub window_ms: i64,
-    /// How many may come at once after a silence; at least 1.
-    pub burst: u32,
-}
-
-impl Rate {
-    /// Reads `5/s`, `150/5s`, `60/min`, `1000/h`; the burst is the count.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        let hint = || format!("{text:?} is not a rate: write it as \"5/s\", \"150/5s\", \"60/min\" or \"1000/h\"");
-        let (count, window) = text.split_once('/').ok_or_else(hint)?;
-        let count: u32 = count.trim().parse().map_err(|_| hint())?;
-        let window = window.trim();
-        let digits = window.len() - window.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-        let units: i64 = if digits == 0 { 1 } else { window[..digits].parse().map_err(|_| hint())? };
-        let unit_ms = match &window[digits..] {
-            "ms" => 1,
-            "s" | "sec" => 1_000,
-            "m" | "min" => 60_000,
-            "h" => 3_600_000,
-            _ => return Err(hint()),
-        };
-        let window_ms = units.checked_mul(unit_ms).filter(|ms| *ms > 0).ok_or_else(hint)?;
-        if count == 0 {
-            return Err(format!("{text:?} allows nothing: a rate is at least 1"));
-        }
-        Ok(Self { count, window_ms, burst: count })
-    }
 }
 
 /// Whose limit it is: decides the code of a refusal.
@@ -321,29 +292,21 @@ impl Policy {
             let demo = Business { max_calls: Some(DEMO_CALLS_MAX), ..Business::named(id.clone()) };
             businesses.insert(id, demo);
         }
-        let named = settings.businesses.len() + put.len();
         for business in settings.businesses.iter().chain(put) {
             businesses.insert(business.id.clone(), business.clone());
         }
-        let index = |keys: fn(&Business) -> &[String]| {
-            businesses
-                .values()
-                .flat_map(|b| keys(b).iter().map(|k| (k.clone(), b.id.clone())))
-                .collect::<HashMap<_, _>>()
+        let index = |keys: fn(&Business) -> &[String], key: fn(&str) -> String| {
+            businesses.values().flat_map(|b| keys(b).iter().map(|k| (key(k), b.id.clone()))).collect::<HashMap<_, _>>()
         };
-        let rules = match &settings.rules {
-            Some(rules) => rules.clone(),
-            None if named > 0 => vec![Rule::Header, Rule::Path, Rule::Agent, Rule::Number],
-            None => vec![],
-        };
+        let rules = settings.rules.clone().unwrap_or_else(|| Rule::USUAL.to_vec());
         let global = global_limits(&settings);
         let privacy = |business: &Business| Some((business.id.clone(), business.transcripts?));
         let privacies =
             Privacies { usual: settings.transcripts, own: businesses.values().filter_map(privacy).collect() };
         Self {
-            by_agent: index(|b| &b.agent_ids),
-            by_number: index(|b| &b.phone_numbers),
-            by_api_key: index(|b| &b.api_key_sha256),
+            by_agent: index(|b| &b.agent_ids, str::to_owned),
+            by_number: index(|b| &b.phone_numbers, |number| number_key(number).into_owned()),
+            by_api_key: index(|b| &b.api_key_sha256, str::to_owned),
             businesses,
             rules,
             global,
@@ -377,38 +340,67 @@ impl Policy {
         self.businesses.values()
     }
 
-    /// The business of a request, by the ordered rules. No rules at all: [`BusinessId::default_business`].
-    pub fn identify(&self, marks: &Marks<'_>) -> Result<BusinessId, UnknownBusiness> {
-        if self.rules.is_empty() {
-            return Ok(BusinessId::default_business());
-        }
+    /// Whether the operator named any business, in the config or over HTTP.
+    pub fn has_named_businesses(&self) -> bool {
+        self.businesses.keys().any(|id| id.as_str() != DEMO_BUSINESS)
+    }
+
+    /// The business that has this agent.
+    pub fn owner_of_agent(&self, agent: &str) -> Option<&BusinessId> {
+        self.by_agent.get(agent)
+    }
+
+    /// The business that has this number of ours, or provider's id of one.
+    pub fn owner_of_number(&self, number: &str) -> Option<&BusinessId> {
+        self.by_number.get(number_key(number).as_ref())
+    }
+
+    /// The business of a request, by the ordered rules.
+    pub fn identify(&self, marks: &Marks<'_>) -> Identified {
+        let parsed = |text: Option<&str>| text.and_then(|id| BusinessId::parse(id).ok());
+        let (header, path) = (parsed(marks.header), parsed(marks.path));
+        let reads = |rule| self.rules.contains(&rule);
+        let ignored = match (marks.header, marks.path) {
+            (Some(_), _) if !reads(Rule::Header) => Some(Ignored::Header),
+            (Some(_), _) if header.is_none() => Some(Ignored::BadHeader),
+            (_, Some(_)) if !reads(Rule::Path) => Some(Ignored::Path),
+            (_, Some(_)) if path.is_none() => Some(Ignored::BadPath),
+            _ => None,
+        };
         let mut shown = None;
         for rule in &self.rules {
             let found = match rule {
-                Rule::Header => marks.header.and_then(|id| BusinessId::parse(id).ok()),
-                Rule::Path => marks.path.and_then(|id| BusinessId::parse(id).ok()),
+                Rule::Header => header.clone(),
+                Rule::Path => path.clone(),
                 Rule::Agent => marks.agent.and_then(|a| self.by_agent.get(a).cloned()),
-                Rule::Number => marks.number.and_then(|n| self.by_number.get(n).cloned()),
+                Rule::Number => marks.number.and_then(|n| self.owner_of_number(n).cloned()),
                 Rule::ApiKey => marks.api_key_sha256.as_ref().and_then(|k| self.by_api_key.get(k).cloned()),
                 Rule::Account => self.settings.accounts.iter().find_map(|account| {
                     (Some(account.name.as_str()) == marks.account).then(|| account.business.clone()).flatten()
                 }),
             };
             match found {
-                Some(id) if self.businesses.contains_key(&id) => return Ok(id),
+                Some(id) if self.businesses.contains_key(&id) => {
+                    return Identified { business: id, stranger: None, ignored };
+                }
                 Some(id) => shown = shown.or(Some(id)),
                 None => {}
             }
         }
-        match (&self.settings.unknown, shown) {
-            (Unknown::Plan(_), shown) => Ok(shown.unwrap_or_else(BusinessId::default_business)),
-            (Unknown::Reject, Some(id)) => Err(UnknownBusiness(format!("{id} is not configured"))),
+        let stranger = match (&self.settings.unknown, &shown) {
+            (Unknown::Plan(_), _) => None,
+            // Nothing tells businesses apart, so there are no strangers.
+            (Unknown::Reject, _) if self.rules.is_empty() => None,
+            (Unknown::Reject, Some(id)) => Some(format!("{id} is not configured")),
             (Unknown::Reject, None) => {
                 let tried: Vec<_> =
                     Rule::WORDS.iter().filter(|(_, r)| self.rules.contains(r)).map(|(w, _)| *w).collect();
-                Err(UnknownBusiness(format!("none of the rules {} found one", tried.join(", "))))
+                let ignored = ignored.map(|ignored| format!("; ignored: {ignored}")).unwrap_or_default();
+                Some(format!("none of the rules {} found one{ignored}", tried.join(", ")))
             }
-        }
+        };
+        let business = shown.unwrap_or_else(BusinessId::default_business);
+        Identified { business, stranger: stranger.map(UnknownBusiness), ignored }
     }
 
     /// The plan of a business.
@@ -498,7 +490,7 @@ impl Policy {
         let of_accounts = s.accounts.iter().filter_map(|account| account.rate);
         let of_plans = s.plans.values().filter_map(|plan| plan.rate);
         let all = named.chain(of_accounts).chain(of_plans).chain(s.rate);
-        all.map(|rate| rate.window_ms).max().unwrap_or(0)
+        all.map(Rate::held_ms).max().unwrap_or(0)
     }
 
     /// Calls at once on the whole platform, as the contract's `globalLimit` shows it: the operator's number, else what

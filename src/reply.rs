@@ -60,6 +60,28 @@ pub enum Code {
     UnknownRoute,
 }
 
+/// What observe mode does where enforce mode would give an answer of this code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Observed {
+    /// The create is sent, and marked: header, counter, log, record.
+    Sent,
+    /// The provider's own answer is passed on as it came, and marked.
+    PassedOn,
+    /// The answer is given in either mode: nothing can be sent, or something was.
+    Answered,
+}
+
+impl Observed {
+    /// The word in the docs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Observed::Sent => "sent and marked",
+            Observed::PassedOn => "the provider's own answer, marked",
+            Observed::Answered => "the same answer",
+        }
+    }
+}
+
 /// Which of the provider's own words fit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -83,6 +105,60 @@ impl Kind {
 }
 
 impl Code {
+    /// Every code.
+    pub const ALL: [Self; 20] = [
+        Code::GlobalCapacityExceeded,
+        Code::BusinessLimitExceeded,
+        Code::LimitExceeded,
+        Code::RateExceeded,
+        Code::PlanNotAllowed,
+        Code::UnknownBusiness,
+        Code::ProviderLimit,
+        Code::InitiationFailed,
+        Code::OutcomeUnknown,
+        Code::AlreadyPlaced,
+        Code::KeyReused,
+        Code::ClientHungUp,
+        Code::StoreUnavailable,
+        Code::GateUnavailable,
+        Code::BodyTooLarge,
+        Code::InvalidRequest,
+        Code::UpstreamUnreachable,
+        Code::UpstreamSilent,
+        Code::UpstreamRedirects,
+        Code::UnknownRoute,
+    ];
+
+    /// What observe mode does instead: only what cannot be sent at all is refused.
+    pub const fn observed(self) -> Observed {
+        match self {
+            // Limits, and what is known of who asks.
+            Code::GlobalCapacityExceeded
+            | Code::BusinessLimitExceeded
+            | Code::LimitExceeded
+            | Code::RateExceeded
+            | Code::PlanNotAllowed
+            | Code::UnknownBusiness
+            | Code::KeyReused => Observed::Sent,
+            // Nobody can count it; the provider takes it all the same.
+            Code::StoreUnavailable | Code::GateUnavailable => Observed::Sent,
+            // The provider's refusal, not ours.
+            Code::ProviderLimit => Observed::PassedOn,
+            // There is no way to the provider, or no whole request.
+            Code::InitiationFailed
+            | Code::UpstreamUnreachable
+            | Code::UnknownRoute
+            | Code::BodyTooLarge
+            | Code::InvalidRequest => Observed::Answered,
+            // Nobody waits for the call any more.
+            Code::ClientHungUp => Observed::Answered,
+            // It was sent: these say what came of it.
+            Code::OutcomeUnknown | Code::AlreadyPlaced | Code::UpstreamSilent | Code::UpstreamRedirects => {
+                Observed::Answered
+            }
+        }
+    }
+
     /// The code for a full limit.
     pub fn of_full(full: &Full) -> Self {
         match (full.bound, full.scope) {
@@ -392,6 +468,25 @@ mod tests {
         assert_eq!(body["globalLimit"], 30);
         let rate = Refusal::new(Code::RateExceeded, "too fast");
         assert_eq!(answer("twilio", &rate, None).1["code"], 20429);
+    }
+
+    /// A new code has no decision yet: this fails until it is in the list, and in the docs.
+    #[test]
+    fn every_code_has_its_row_in_the_docs() {
+        let source = include_str!("reply.rs");
+        let declared = source.split("pub enum Code {").nth(1).unwrap().split("\n}").next().unwrap();
+        let declared: Vec<_> =
+            declared.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('/')).collect();
+        assert_eq!(declared, Code::ALL.map(|code| format!("{code:?},")), "Code::ALL has every code, in order");
+        let page = include_str!("../docs/observe.md");
+        let registry = Registry::new(&[]).unwrap();
+        for code in Code::ALL {
+            let word = code.as_str(&registry.get("twilio").unwrap().refusal);
+            let row = page.lines().find(|line| line.starts_with('|') && line.contains(&format!("`{word}`")));
+            let row = row.unwrap_or_else(|| panic!("docs/observe.md has no row for {word}"));
+            let decision = row.split('|').nth(2).unwrap().trim();
+            assert!(decision.starts_with(code.observed().as_str()), "{word}: {decision}");
+        }
     }
 
     #[test]

@@ -283,7 +283,8 @@ impl Calls {
             ..Marks::default()
         };
         // A stranger's call still has to be counted somewhere: where nobody is known, everybody's limits bind it.
-        let business = policy.identify(&marks).unwrap_or_else(|_| BusinessId::default_business());
+        let found = policy.identify(&marks);
+        let business = if found.stranger.is_some() { BusinessId::default_business() } else { found.business };
         Facts {
             plan: policy.plan_of(&business),
             business,

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use http::header::{CONTENT_TYPE, RETRY_AFTER};
+use http::header::CONTENT_TYPE;
 use http::{HeaderMap, Method, Response};
 
 use super::{AskError, Calls};
 use crate::call::{Direction, EndProof, Event};
 use crate::clock::UnixMs;
 use crate::ids::Alias;
+use crate::net::retry_after_secs;
 use crate::provider::account::Account;
 use crate::provider::description::{CallFacts, DirectionWord, Group, List, Lookup, NextPage, PostCall};
 use crate::provider::render::{Target, render};
@@ -185,8 +186,8 @@ impl Calls {
             return Ok(LookedUpRecord::Absent);
         }
         if status == 429 {
-            let retry_after = response.headers().get(RETRY_AFTER).and_then(|secs| secs.to_str().ok()?.parse().ok());
-            return Err(AskError::Limited { retry_after_secs: retry_after });
+            let retry_after_secs = retry_after_secs(response.headers(), self.lifecycle.clock.now_ms());
+            return Err(AskError::Limited { retry_after_secs });
         }
         if !response.status().is_success() {
             return Err(AskError::Status(status));

@@ -5,7 +5,7 @@
 //! calls stand, [`records`] keeps what is told of them after their end, `fetch` asks for it on demand, [`hooks`]
 //! sees whether it still comes of itself, `vouch` whose word counts for which call, `subaccount` knows whose a call is where an account has accounts below it,
 //! [`callback`] judges the addresses that apps want
-//! to be called at, [`terminate`] ends one and checks that it is over.
+//! to be called at, [`terminate`] ends one and checks that it is over, `observe` sends what is only marked.
 
 mod again;
 pub mod callback;
@@ -16,6 +16,7 @@ pub mod inbound;
 mod looks;
 pub mod lookup;
 pub mod many;
+mod observe;
 pub mod place;
 pub mod records;
 mod refusals;

@@ -4,34 +4,35 @@
 //! answered at its time-out; the exchange reads on.
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use http::header::{ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, RETRY_AFTER};
+use http::header::{ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT};
 use http::{HeaderValue, Request, Response};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::again::Earlier;
-use super::many::Many;
+use super::many::{self, Many};
+use super::observe::WOULD_REFUSE;
 use super::refuse::{hung_up, redirected};
 use super::repost::{Arrived, Asker, Client, Fingerprint, NOTICED_WITHIN, OrderRef, key};
 use super::vouch::subaccount_alias;
 use super::{ANSWER_BYTES_MAX, Calls, inject};
-use crate::admission::{Gated, Lease, Order};
+use crate::admission::{Gated, Lease, Order, Places};
 use crate::call::{EndProof, Event, Origin, Outcome as End, Phase};
 use crate::capacity::{Admission, Unadmitted};
 use crate::clock::since_boot;
 use crate::failpoint;
 use crate::ids::{Alias, CallId};
 use crate::lifecycle::finish;
-use crate::net::Outcome;
 use crate::net::headers::strip_hop_by_hop;
-use crate::policy::Facts;
+use crate::net::{Outcome, retry_after_secs};
+use crate::policy::{Facts, Ignored};
 use crate::provider::account::{Account, join};
-use crate::provider::description::Operation;
+use crate::provider::description::{LimitClass, Operation};
 use crate::provider::render::{Target, render};
 use crate::provider::select::{Document, Message};
 use crate::reply::{Code, Manner, Refusal, refusal};
@@ -56,6 +57,10 @@ pub struct CreateOrder {
     pub subaccount: Option<String>,
     /// The client sleeps on `Retry-After` inside the app's request.
     pub sdk_sleeps: bool,
+    /// What of it named a business and was not read.
+    pub ignored: Option<Ignored>,
+    /// What would have refused it, beside its limits, where nothing is refused.
+    pub would: OnceLock<Refusal>,
 }
 
 impl CreateOrder {
@@ -118,24 +123,39 @@ impl Calls {
     }
 
     async fn run(&self, order: Arc<CreateOrder>, client: Client) -> Response<Bytes> {
-        if let Err(bad) = self.check_callbacks(&order) {
+        let mut response = self.run_to_answer(&order, client).boxed().await;
+        self.mark(&order, &mut response);
+        response
+    }
+
+    async fn run_to_answer(&self, order: &Arc<CreateOrder>, client: Client) -> Response<Bytes> {
+        if let Err(bad) = self.check_callbacks(order) {
             self.lifecycle.metrics.callback_refused("create", bad.reason);
             let message = format!("Not dialled: the callback URL is not one that is called: {bad}.");
-            return self.refuse(&order, Refusal::new(Code::InvalidRequest, message)).await;
+            let what = Refusal::new(Code::InvalidRequest, message);
+            if !self.observes() {
+                return self.refuse(order, what).await;
+            }
+            // Its provider calls it.
+            let _ = order.would.set(what);
         }
-        let key = match key(&order.facts, order.request.headers()) {
+        let mut key = match key(&order.facts, order.request.headers()) {
             Ok(key) => key,
-            Err(why) => return self.refuse(&order, Refusal::new(Code::InvalidRequest, why)).await,
+            Err(why) if self.observes() => {
+                let _ = order.would.set(Refusal::new(Code::InvalidRequest, why));
+                None
+            }
+            Err(why) => return self.refuse(order, Refusal::new(Code::InvalidRequest, why)).await,
         };
         let until = Instant::now() + self.settings.create_timeout;
         let mut second_look = false;
         loop {
             let earlier = match key.as_ref() {
-                Some(key) => self.by_key(&order, &client, key).boxed().await,
+                Some(key) => self.by_key(order, &client, key).boxed().await,
                 None => Ok(None),
             };
             if client.has_left() {
-                return self.refuse(&order, hung_up()).await;
+                return self.refuse(order, hung_up()).await;
             }
             let earlier = match earlier {
                 Ok(Some(earlier)) => earlier,
@@ -160,7 +180,7 @@ impl Calls {
                             Ok(came) if came || !client.has_left() => {
                                 in_hand.done();
                                 if !came {
-                                    match self.run_new(&order, mine, key.clone()).boxed().await {
+                                    match self.run_new(order, mine, key.clone()).boxed().await {
                                         Some(response) => return response,
                                         // An order with the same key got in first.
                                         None => continue,
@@ -168,14 +188,25 @@ impl Calls {
                                 }
                                 Earlier { call: None, order: Some(mine) }
                             }
-                            Ok(_) => return self.refuse(&order, hung_up()).await,
-                            Err(what) => return self.refuse(&order, what).await,
+                            Ok(_) => return self.refuse(order, hung_up()).await,
+                            Err(what) if self.only_marks(&what) => {
+                                in_hand.done();
+                                return self.send_uncounted(order, Some(mine), what).await;
+                            }
+                            Err(what) => return self.refuse(order, what).await,
                         }
                     }
                 },
-                Err(what) => return self.refuse(&order, what).await,
+                Err(what) if what.code == Code::KeyReused && self.only_marks(&what) => {
+                    // As if it had none: an order of its own.
+                    let _ = order.would.set(what);
+                    key = None;
+                    continue;
+                }
+                Err(what) if self.only_marks(&what) => return self.send_uncounted(order, None, what).await,
+                Err(what) => return self.refuse(order, what).await,
             };
-            if let Some(response) = self.join_earlier(&order, &earlier, &client, until).boxed().await {
+            if let Some(response) = self.join_earlier(order, &earlier, &client, until).boxed().await {
                 return response;
             }
         }
@@ -225,9 +256,16 @@ impl Calls {
                 return self.run_joined(lease, &joined.record, order, mine).boxed().await.map_err(Some);
             }
         }
-        let many = match self.how_many(order).boxed().await.map_err(Some)? {
-            Many::Admit(ask) => ask,
-            Many::Held(record) => return Box::pin(self.run_held(*record, order, mine)).await.map_err(Some),
+        let many = match self.how_many(order).boxed().await {
+            Ok(Many::Admit(ask)) => ask,
+            // Nobody can say how many calls it makes; it counts as one until they are seen.
+            Err(what) if self.observes() && what.code != Code::StoreUnavailable => {
+                let _ = order.would.set(what);
+                many::Ask { places: Places::ONE, aliases: vec![] }
+            }
+            Err(what) if self.only_marks(&what) => return Ok(self.send_uncounted(order, Some(mine), what).await),
+            Err(what) => return Err(Some(what)),
+            Ok(Many::Held(record)) => return Box::pin(self.run_held(*record, order, mine)).await.map_err(Some),
         };
         let call = CallId::new();
         let wanted = many.places.wanted;
@@ -254,15 +292,24 @@ impl Calls {
             Ok(Admission::Admitted(lease, would_refuse, _)) => (lease, would_refuse),
             Ok(Admission::Known(_)) => return Err(None),
             Ok(Admission::Refused(full)) => return Err(Some(self.refused_full(order, &full).boxed().await)),
-            Err(Unadmitted::Gate(why)) => {
-                // What it is, and where, is for operators.
-                warn!(account = %order.account.name, why, "failed to admit a create: the gate cannot decide");
-                let message = "Calls cannot be counted just now, so nothing was dialled.";
-                return Err(Some(Refusal::new(Code::GateUnavailable, message)));
-            }
-            Err(Unadmitted::Store(_)) => {
-                let message = "The call's record could not be written, so nothing was dialled.";
-                return Err(Some(Refusal::new(Code::StoreUnavailable, message)));
+            Err(unadmitted) => {
+                let what = match unadmitted {
+                    Unadmitted::Gate(why) => {
+                        // What it is, and where, is for operators.
+                        warn!(account = %order.account.name, why, "failed to admit a create: the gate cannot decide");
+                        let message = "Calls cannot be counted just now, so nothing was dialled.";
+                        Refusal::new(Code::GateUnavailable, message)
+                    }
+                    Unadmitted::Store(_) => {
+                        let message = "The call's record could not be written, so nothing was dialled.";
+                        Refusal::new(Code::StoreUnavailable, message)
+                    }
+                };
+                drop(deciding);
+                return match self.only_marks(&what) {
+                    true => Ok(self.send_uncounted(order, Some(mine), what).boxed().await),
+                    false => Err(Some(what)),
+                };
             }
         };
         mine.opened(&call);
@@ -279,6 +326,9 @@ impl Calls {
             }
         }
         self.note_admitted(order, &call, places, would_refuse.as_ref()).await;
+        if let Some(what) = order.would.get() {
+            self.note_would_refuse(order, what);
+        }
         if self.replica().is_some() && mine.is_forsaken() {
             // It may have come again at a replica that looked for this one before it was on record, and that dials for it.
             self.end(&call, End::NotCreated, EndProof::Provider, "order").await;
@@ -302,7 +352,7 @@ impl Calls {
         if let Some(full) = would_refuse
             && let Ok(limit) = HeaderValue::try_from(full.limit.as_ref())
         {
-            response.headers_mut().insert("x-ringfence-would-refuse", limit);
+            response.headers_mut().insert(WOULD_REFUSE, limit);
         }
         Ok(response)
     }
@@ -324,7 +374,7 @@ impl Calls {
         let settling = async move {
             failpoint::hit("create.sending").await;
             let started = Instant::now();
-            let outcome = this.upstream.create(request.open(&lease), ANSWER_BYTES_MAX, send_by).await;
+            let (lease, outcome) = this.send(request, lease, send_by).await;
             this.lifecycle.metrics.upstream_seconds(order.account.name.as_str(), started.elapsed().as_secs_f64());
             failpoint::hit("create.answered").await;
             let (settled, response) = this.settle(lease.call(), outcome, &order, joined.as_ref()).boxed().await;
@@ -356,6 +406,17 @@ impl Calls {
                 self.unknown_answer(&account, sdk_sleeps, &call, &why)
             }
         }
+    }
+
+    /// The only way in which a create goes out: once.
+    pub(super) async fn send(
+        &self,
+        request: Gated<Request<Bytes>>,
+        lease: Lease,
+        send_by: Duration,
+    ) -> (Lease, Outcome) {
+        let outcome = self.upstream.create(request.open(&lease), ANSWER_BYTES_MAX, send_by).await;
+        (lease, outcome)
     }
 
     async fn settle(
@@ -401,7 +462,21 @@ impl Calls {
                 self.end(call, End::NotCreated, EndProof::Provider, "answer").await;
             }
             failpoint::hit("create.limit.ended").await;
-            let wait_secs = retry_after_secs(&answer).unwrap_or(limit.wait_secs);
+            if self.observes() {
+                let provider = &provider.name;
+                let class = limit.class.as_str();
+                self.lifecycle.metrics.provider_limit(provider, order.account.name.as_str(), class);
+                let message = format!("{provider} says that its limit of the kind {class} is full.");
+                if limit.class == LimitClass::Concurrency {
+                    self.looks.want(&order.account.name);
+                }
+                let what = Refusal::new(Code::ProviderLimit, message);
+                self.note_would_refuse(order, &what);
+                let _ = order.would.set(what);
+                return (Settled::NotCreated, pass_on(answer));
+            }
+            let wait_secs =
+                retry_after_secs(answer.headers(), self.lifecycle.clock.now_ms()).unwrap_or(limit.wait_secs);
             return (Settled::NotCreated, self.refuse_by_provider(order, limit.class, wait_secs).boxed().await);
         } else if matches!(status, 307 | 308) {
             // The order is to be sent elsewhere (RFC 9110 §15.4.8), so it was not carried out here.
@@ -503,6 +578,9 @@ impl Calls {
         pairs: &[(String, String)],
     ) -> Option<(String, Option<AppCallback>)> {
         let rule = self.callback_rule(order)?;
+        if self.check_callbacks(order).is_err() {
+            return None;
+        }
         let public_url = self.settings.app.public_url.as_ref()?;
         let template = order.account.provider.webhooks.iter().find_map(|w| w.callback.as_ref())?;
         let path = render(template, Target::Url, |n| (n == "call_id").then(|| call.as_str().into())).ok()?;
@@ -606,13 +684,8 @@ fn not_dialled(message: String) -> Refusal {
     Refusal::new(Code::InvalidRequest, message)
 }
 
-/// The provider's own wish, in seconds: whole seconds only; a date or nonsense counts as none.
-fn retry_after_secs(answer: &Response<Bytes>) -> Option<u32> {
-    answer.headers().get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()
-}
-
 /// The provider's answer as the app gets it.
-fn pass_on(mut answer: Response<Bytes>) -> Response<Bytes> {
+pub(super) fn pass_on(mut answer: Response<Bytes>) -> Response<Bytes> {
     strip_hop_by_hop(answer.headers_mut());
     answer.headers_mut().remove(CONTENT_LENGTH);
     answer

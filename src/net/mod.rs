@@ -13,7 +13,8 @@
 //!
 //! Reading order: [`edge`] (life of the listener), `crowd` (who is connected), `room` (memory of bodies), `connection` (life of one
 //! connection), `refusal` (what is not let in), [`exchange`] (one request), [`headers`] (what may cross a hop), [`relay`](mod@relay),
-//! `stream` and `tunnel` (through), [`upstream`] (out), [`callback`] (out to where tenants want it), [`local`] (in, over a Unix socket).
+//! `stream` and `tunnel` (through), [`upstream`] (out), [`callback`] (out to where tenants want it), [`local`] (in, over a Unix socket),
+//! [`mod@retry_after`] (when to ask again).
 
 mod body;
 pub mod callback;
@@ -32,6 +33,7 @@ pub mod port;
 mod redirect;
 mod refusal;
 pub mod relay;
+pub mod retry_after;
 mod room;
 pub mod socket;
 mod stream;
@@ -47,6 +49,7 @@ pub use local::{LocalSocket, Peer, fetch_local};
 pub use port::{PortOwner, port_owner};
 pub use redirect::Mount;
 pub use relay::{HostRule, RelayError, RelayTarget, Relayed, ask_with_body, relay, relay_with_body};
+pub use retry_after::retry_after_secs;
 pub use socket::{NoSocket, WebSocket};
 pub use tls::{ReloadingTls, TlsError, install_crypto_provider};
 pub use upstream::{Outcome, Upstream, UpstreamError, UpstreamSettings};

@@ -115,6 +115,9 @@ pub enum Rule {
 }
 
 impl Rule {
+    /// The rules where none were written.
+    pub const USUAL: &'static [Rule] = &[Rule::Header, Rule::Path, Rule::Agent, Rule::Number];
+
     /// Every rule with its word in the config.
     pub const WORDS: &'static [(&'static str, Rule)] = &[
         ("header", Rule::Header),
@@ -150,6 +153,57 @@ pub enum Unknown {
     Reject,
     /// Taken, on this plan, under the id it shows (or `default`).
     Plan(String),
+}
+
+impl Unknown {
+    /// What follows from it, for a person.
+    pub fn means(&self) -> String {
+        match self {
+            Unknown::Reject => {
+                "requests that show no known business are refused with 403 UNKNOWN_BUSINESS (businesses.unknown = \
+                                \"reject\")"
+                    .to_owned()
+            }
+            Unknown::Plan(plan) => format!(
+                "requests of businesses that are not known are taken on plan {plan:?}, each under the id it shows, or as \"default\" \
+                 (businesses.unknown = {plan:?}; \"reject\" refuses them with 403)"
+            ),
+        }
+    }
+}
+
+impl Default for Unknown {
+    fn default() -> Self {
+        Self::Plan(super::DEFAULT_PLAN.to_owned())
+    }
+}
+
+/// Whose a request is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identified {
+    /// The business: a known one, or the id that the request shows, or `default`.
+    pub business: BusinessId,
+    /// Why nobody knows it, where strangers are refused. Who refuses is for the caller to say: nobody is refused in observe mode.
+    pub stranger: Option<UnknownBusiness>,
+    /// What the request shows and nothing reads: a bad id, or a mark that no rule looks at.
+    pub ignored: Option<Ignored>,
+}
+
+/// A mark of a business that nothing reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Ignored {
+    /// `X-Business-Id` has no id.
+    #[error("X-Business-Id: its value is no business id")]
+    BadHeader,
+    /// No rule reads `X-Business-Id`.
+    #[error("X-Business-Id: businesses.identify_by does not name \"header\"")]
+    Header,
+    /// `/b/…/` has no id.
+    #[error("/b/…/: it names no business id")]
+    BadPath,
+    /// No rule reads `/b/…/`.
+    #[error("/b/…/: businesses.identify_by does not name \"path\"")]
+    Path,
 }
 
 /// No business could be told.

@@ -23,7 +23,7 @@ impl Policy {
     /// Why a request contradicts itself: what its header or path names is no business id, or header and path name two, or one to
     /// which its agent, number or API key does not belong. `None`: it does not, or no business is told apart at all.
     pub fn contradiction(&self, marks: &Marks<'_>) -> Option<String> {
-        if self.rules.is_empty() {
+        if self.rules.is_empty() || self.businesses.is_empty() {
             return None;
         }
         let mut named: Option<(&str, &str)> = None;
@@ -40,7 +40,7 @@ impl Policy {
         let (what, id) = named?;
         let owners = [
             marks.agent.and_then(|agent| Some((format!("agent {agent}"), self.by_agent.get(agent)?))),
-            marks.number.and_then(|number| Some(("its number".to_owned(), self.by_number.get(number)?))),
+            marks.number.and_then(|number| Some(("its number".to_owned(), self.owner_of_number(number)?))),
             marks.api_key_sha256.as_ref().and_then(|key| Some(("its API key".to_owned(), self.by_api_key.get(key)?))),
         ];
         let (thing, owner) = owners.into_iter().flatten().find(|(_, owner)| owner.as_str() != id)?;

@@ -8,7 +8,7 @@ fn settings() -> Settings {
         accounts: vec![AccountLimits {
             name: AccountName::parse("elevenlabs").unwrap(),
             concurrent: Some(4),
-            rate: Some(Rate { count: 1, window_ms: 1000, burst: 1 }),
+            rate: Some(Rate { count: 1, window_ms: 1000 }),
             business: None,
         }],
         plans: default_plans(),
@@ -17,7 +17,7 @@ fn settings() -> Settings {
         transcripts: Default::default(),
         businesses: vec![],
         rules: None,
-        unknown: Unknown::Reject,
+        unknown: Unknown::default(),
         contradictions: Contradictions::Refuse,
         demo: false,
         when_full: WhenFull::Busy,
@@ -50,19 +50,19 @@ fn names(policy: &Policy, id: &str) -> Vec<(String, Bound)> {
 
 #[test]
 fn the_longest_window_is_that_of_any_rate() {
-    assert_eq!(Policy::new(settings(), &[]).longest_rate_ms(), 1_000);
+    assert_eq!(Policy::new(settings(), &[]).longest_rate_ms(), 1_051);
     let hourly = Some(Rate::parse("100/h").unwrap());
-    assert_eq!(Policy::new(Settings { rate: hourly, ..settings() }, &[]).longest_rate_ms(), 3_600_000);
+    assert_eq!(Policy::new(Settings { rate: hourly, ..settings() }, &[]).longest_rate_ms(), 3_600_101);
     let mut plans = default_plans();
     plans.insert("NIGHT".to_owned(), Plan { rate: hourly, ..Plan::default() });
     let second = Some(Rate::parse("1/s").unwrap());
-    assert_eq!(Policy::new(Settings { plans, rate: second, ..settings() }, &[]).longest_rate_ms(), 3_600_000);
+    assert_eq!(Policy::new(Settings { plans, rate: second, ..settings() }, &[]).longest_rate_ms(), 3_600_101);
 }
 
 #[test]
 fn plans_accounts_and_the_platform_bind_the_most_particular_first() {
     let policy = Policy::new(Settings { businesses: vec![business("acme", "PRO")], ..settings() }, &[]);
-    let rate = Bound::Rate(Rate { count: 1, window_ms: 1000, burst: 1 });
+    let rate = Bound::Rate(Rate { count: 1, window_ms: 1000 });
     assert_eq!(
         names(&policy, "acme"),
         [
@@ -131,23 +131,46 @@ fn who_is_named_must_be_who_it_belongs_to() {
 }
 
 #[test]
-fn no_rules_at_all_is_the_default_business() {
+fn a_header_always_names_a_business_and_without_one_it_is_the_default_one() {
     let policy = Policy::new(settings(), &[]);
-    let marks = Marks { header: Some("acme"), ..Marks::default() };
-    assert_eq!(policy.identify(&marks), Ok(BusinessId::default_business()));
+    let acme = policy.identify(&Marks { header: Some("acme"), ..Marks::default() });
+    assert_eq!((acme.business.as_str(), acme.stranger, acme.ignored), ("acme", None, None));
+    assert_eq!(policy.plan_of(&acme.business), DEFAULT_PLAN);
+    assert_eq!(policy.identify(&Marks::default()).business, BusinessId::default_business());
 }
 
 #[test]
-fn rules_are_tried_in_order_and_strangers_are_refused() {
+fn what_is_ignored_is_said() {
+    let by = |rules: Option<Vec<Rule>>, header, path| {
+        let policy = Policy::new(Settings { rules, ..settings() }, &[]);
+        policy.identify(&Marks { header, path, ..Marks::default() }).ignored
+    };
+    assert_eq!(by(None, Some("acme"), Some("birch")), None);
+    assert_eq!(by(None, Some("two words"), None), Some(Ignored::BadHeader));
+    assert_eq!(by(None, None, Some("two words")), Some(Ignored::BadPath));
+    let agents = || Some(vec![Rule::Agent]);
+    assert_eq!(by(agents(), Some("acme"), None), Some(Ignored::Header));
+    assert_eq!(by(agents(), None, Some("acme")), Some(Ignored::Path));
+    assert_eq!(by(Some(vec![]), Some("acme"), None), Some(Ignored::Header));
+}
+
+#[test]
+fn rules_are_tried_in_order_and_strangers_are_refused_where_that_is_written() {
     let acme = Business { agent_ids: vec!["agent_1".to_owned()], ..business("acme", "PRO") };
-    let policy = Policy::new(Settings { businesses: vec![acme, business("birch", "PAYG")], ..settings() }, &[]);
-    let by = |marks: Marks<'_>| policy.identify(&marks).map(|b| b.to_string()).map_err(|e| e.to_string());
+    let businesses = vec![acme, business("birch", "PAYG")];
+    let policy = Policy::new(Settings { businesses, unknown: Unknown::Reject, ..settings() }, &[]);
+    let by = |marks: Marks<'_>| {
+        let found = policy.identify(&marks);
+        (found.business.to_string(), found.stranger.map(|e| e.to_string()))
+    };
     let header = Marks { header: Some("birch"), agent: Some("agent_1"), ..Marks::default() };
-    assert_eq!(by(header), Ok("birch".to_owned()));
-    assert_eq!(by(Marks { agent: Some("agent_1"), ..Marks::default() }), Ok("acme".to_owned()));
-    let stranger = by(Marks { header: Some("cedar"), ..Marks::default() });
-    assert!(stranger.unwrap_err().contains("cedar is not configured"));
-    assert!(by(Marks::default()).unwrap_err().contains("header, path, agent, number"));
+    assert_eq!(by(header), ("birch".to_owned(), None));
+    assert_eq!(by(Marks { agent: Some("agent_1"), ..Marks::default() }), ("acme".to_owned(), None));
+    let (shown, why) = by(Marks { header: Some("cedar"), ..Marks::default() });
+    assert_eq!(shown, "cedar", "whoever observes counts it under the id that it shows");
+    assert!(why.unwrap().contains("cedar is not configured"));
+    let (shown, why) = by(Marks::default());
+    assert!(shown == "default" && why.unwrap().contains("header, path, agent, number"));
 }
 
 #[test]
@@ -156,8 +179,21 @@ fn strangers_may_have_a_plan_instead() {
         Settings { businesses: vec![business("acme", "PRO")], unknown: Unknown::Plan("PAYG".to_owned()), ..settings() },
         &[],
     );
-    let id = policy.identify(&Marks { path: Some("cedar"), ..Marks::default() }).unwrap();
+    let id = policy.identify(&Marks { path: Some("cedar"), ..Marks::default() }).business;
     assert_eq!((id.as_str(), policy.plan_of(&id).as_str()), ("cedar", "PAYG"));
+}
+
+#[test]
+fn a_business_is_known_by_its_number_however_that_is_spelt() {
+    let acme = Business {
+        phone_numbers: vec!["+1 (555) 000-1111".to_owned(), "phnum_1".to_owned()],
+        ..business("acme", "PRO")
+    };
+    let policy = Policy::new(Settings { businesses: vec![acme], ..settings() }, &[]);
+    for number in ["+15550001111", "15550001111", " 15550001111", "+1-555-000-1111", "0015550001111", "phnum_1"] {
+        let found = policy.identify(&Marks { number: Some(number), ..Marks::default() });
+        assert_eq!(found.business.as_str(), "acme", "{number:?}");
+    }
 }
 
 #[test]
@@ -193,7 +229,7 @@ fn a_call_carried_by_a_second_account_is_bound_by_both() {
 
 #[test]
 fn rates_are_read_and_bad_ones_explained() {
-    let rate = |count, window_ms| Ok(Rate { count, window_ms, burst: count });
+    let rate = |count, window_ms| Ok(Rate { count, window_ms });
     assert_eq!(Rate::parse("5/s"), rate(5, 1_000));
     assert_eq!(Rate::parse("150/5s"), rate(150, 5_000));
     assert_eq!(Rate::parse("60/min"), rate(60, 60_000));

@@ -3,6 +3,7 @@
 pub mod route;
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 use async_trait::async_trait;
 use http::header::HOST;
@@ -14,7 +15,7 @@ use crate::calls::place::CreateOrder;
 use crate::ids::{Alias, BusinessId};
 use crate::net::headers::strip_hop_by_hop;
 use crate::net::{BodyError, Exchange, Handler, HostRule, Mount, RelayError, RelayTarget, relay, relay_with_body};
-use crate::policy::{Contradictions, Facts, Marks};
+use crate::policy::{Contradictions, Facts, Ignored, Marks, UnknownBusiness};
 use crate::provider::account::Account;
 use crate::provider::path::percent_decode;
 use crate::provider::select::{Document, Message};
@@ -66,7 +67,8 @@ impl Proxy {
             return ("relay", self.relay(exchange, &account, target).await);
         }
         let many = may_create_many(&account.provider, exchange.method(), &path);
-        let bytes_max = if many { CREATE_MANY_BYTES_MAX } else { CREATE_BYTES_MAX };
+        // In observe mode only memory bounds it.
+        let bytes_max = if many || self.calls.observes() { CREATE_MANY_BYTES_MAX } else { CREATE_BYTES_MAX };
         let bytes = match exchange.read_body(bytes_max).await {
             Ok(bytes) => bytes,
             Err(BodyError::TooLarge { limit }) => {
@@ -96,9 +98,13 @@ impl Proxy {
         };
         let captured = captures(&operation, &path).unwrap_or_default();
         let message = Message { path: &captured, ..message };
-        let facts = match self.facts(&account, &operation, business.as_deref(), &message) {
-            Ok(facts) => facts,
-            Err(what) => {
+        let (facts, stranger, ignored) = self.facts(&account, &operation, business.as_deref(), &message);
+        let would = OnceLock::new();
+        if let Some(stranger) = stranger {
+            let what = Refusal::new(Code::UnknownBusiness, format!("Not dialled: {stranger}."));
+            if self.calls.observes() {
+                let _ = would.set(what);
+            } else {
                 let shape = &account.provider.refusal;
                 self.calls.lifecycle.metrics.refused(what.code.metric_reason(shape), "unknown");
                 let (shown, code) = (shown_business(business.as_deref(), &headers), what.code.as_str(shape));
@@ -106,7 +112,10 @@ impl Proxy {
                 self.calls.keep_refusal_of(&shown, &account.name, operation.direction, &what, code, false);
                 return ("create", self.refuse(exchange, &account, &what).await);
             }
-        };
+        }
+        if let Some(ignored) = ignored {
+            info!(business = %facts.business, account = %account.name, %ignored, "a mark of a business is ignored");
+        }
         let mut request = Request::new(bytes);
         *request.method_mut() = exchange.method().clone();
         match crate::provider::account::join(&target.base, &target.path_and_query).parse() {
@@ -128,7 +137,7 @@ impl Proxy {
             let (named, main) = (captured.get(own)?, account.secrets.get(own)?);
             (named != main.expose()).then(|| named.clone())
         });
-        let order = CreateOrder { account, operation, facts, request, body, again, subaccount, sdk_sleeps };
+        let order = CreateOrder { account, operation, facts, request, body, again, subaccount, sdk_sleeps, ignored, would };
         if exchange.is_client_gone().await {
             // It may be waiting on another connection by now, and have been told that nothing was dialled.
             let what =
@@ -178,7 +187,7 @@ impl Proxy {
         operation: &crate::provider::description::Operation,
         business: Option<&str>,
         message: &Message<'_>,
-    ) -> Result<Facts, Refusal> {
+    ) -> (Facts, Option<UnknownBusiness>, Option<Ignored>) {
         let policy = &self.calls.policy;
         let read = operation.facts.read(message, operation.direction);
         let api_key = account.provider.api_key.as_ref().and_then(|s| s.text(message));
@@ -190,23 +199,25 @@ impl Proxy {
             account: Some(account.name.as_str()),
             api_key_sha256: api_key.map(|key| sha256_hex(key.as_bytes())),
         };
-        let header = match one_header(message.headers) {
-            Ok(header) => header,
-            Err(why) => return Err(Refusal::new(Code::UnknownBusiness, format!("Not dialled: {why}."))),
+        let (header, twofold) = match one_header(message.headers) {
+            Ok(header) => (header, None),
+            Err(why) => (None, Some(why.to_owned())),
         };
         let marks = Marks { header, ..marks };
+        let mut contradiction = twofold;
         if let Some(why) = policy.contradiction(&marks) {
-            if policy.settings().contradictions == Contradictions::Refuse {
-                return Err(Refusal::new(Code::UnknownBusiness, format!("Not dialled: {why}.")));
+            match policy.settings().contradictions {
+                Contradictions::Refuse => contradiction = contradiction.or(Some(why)),
+                Contradictions::Log => {
+                    warn!(account = %account.name, why, "a request contradicts itself; the rules decide");
+                }
             }
-            warn!(account = %account.name, why, "a request contradicts itself; the rules decide");
         }
-        let business = policy
-            .identify(&marks)
-            .map_err(|error| Refusal::new(Code::UnknownBusiness, format!("Not dialled: {error}.")))?;
-        Ok(Facts {
-            plan: policy.plan_of(&business),
-            business,
+        let found = policy.identify(&marks);
+        let stranger = contradiction.map(UnknownBusiness).or(found.stranger);
+        let facts = Facts {
+            plan: policy.plan_of(&found.business),
+            business: found.business,
             account: account.name.clone(),
             provider: account.provider.name.clone(),
             carrier: account.carrier.clone().filter(|_| operation.carried),
@@ -215,7 +226,8 @@ impl Proxy {
             agent: read.agent,
             own_number: read.own_number,
             other_number: read.other_number,
-        })
+        };
+        (facts, stranger, found.ignored)
     }
 
     async fn relay(&self, exchange: &mut Exchange, account: &Account, target: RelayTarget) -> u16 {

@@ -38,7 +38,7 @@ use crate::call::{Direction, EndProof, Event, Origin, Phase};
 use crate::calls::Calls;
 use crate::calls::inbound::{Arrival, Arrived};
 use crate::failpoint;
-use crate::ids::{Alias, BusinessId, CallId};
+use crate::ids::{Alias, CallId, number_key};
 use crate::net::{BodyError, Exchange, Handler};
 use crate::policy::WhenFull;
 use crate::provider::account::Account;
@@ -102,7 +102,7 @@ pub struct Settings {
     pub app_timeout: Duration,
     /// What a caller meets whose webhook the app does not answer; none: its provider is told, and takes its own way out.
     pub when_down: Option<WhenFull>,
-    /// The agent that answers a number, in front mode.
+    /// The agent that answers a number, by its key (`ids::number_key`), in front mode.
     pub agents: BTreeMap<String, String>,
     /// Paths that the operator added.
     pub extra_paths: ExtraPaths,
@@ -329,7 +329,16 @@ impl Webhooks {
                 warn!(account = %from.account.name, webhook = from.webhook().name, %error, "a webhook could not be recorded");
                 let name = taken.event.map_or("unknown", |e| e.name.as_str());
                 self.calls.lifecycle.metrics.webhook(from.account.name.as_str(), name, "failed");
-                not_recorded()
+                // Whoever only observes keeps nobody from the app.
+                let asks = self.calls.observes() && from.webhook().reply.is_some();
+                match asks {
+                    true => match self.reply(exchange, &taken, None).await {
+                        Ok(Some(response)) => response,
+                        Ok(None) => return 200,
+                        Err(_) => not_recorded(),
+                    },
+                    false => not_recorded(),
+                }
             }
         };
         self.answer(exchange, response).await
@@ -569,11 +578,9 @@ impl Webhooks {
     /// The agent that answers a number: as configured, else the first of the business that the number belongs to.
     fn agent_of(&self, number: Option<&str>) -> Option<String> {
         let number = number?;
-        self.settings.agents.get(number).cloned().or_else(|| {
+        self.settings.agents.get(number_key(number).as_ref()).cloned().or_else(|| {
             let policy = &self.calls.policy;
-            let marks = crate::policy::Marks { number: Some(number), ..Default::default() };
-            let id: BusinessId = policy.identify(&marks).ok()?;
-            policy.business(&id)?.agent_ids.first().cloned()
+            policy.business(policy.owner_of_number(number)?)?.agent_ids.first().cloned()
         })
     }
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::super::select::{Message, Selector};
 use crate::call::{Direction, EndProof, Event, Outcome, Phase};
-use crate::ids::Alias;
+use crate::ids::{Alias, number_key};
 
 /// Where the facts that policy selects by stand.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -47,10 +47,12 @@ impl FactSelectors {
             Direction::Outbound => (&self.from, &self.to),
             Direction::Inbound => (&self.to, &self.from),
         };
+        // One number has one spelling from here on.
+        let number = |text: String| number_key(&text).into_owned();
         CallFacts {
             agent: get(&self.agent),
-            own_number: get(&self.own_number).or_else(|| get(ours)),
-            other_number: get(&self.other_number).or_else(|| get(theirs)),
+            own_number: get(&self.own_number).or_else(|| get(ours)).map(number),
+            other_number: get(&self.other_number).or_else(|| get(theirs)).map(number),
         }
     }
 }
