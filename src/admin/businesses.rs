@@ -6,10 +6,10 @@ use serde_json::{Map, Value, json};
 
 use super::auth::Caller;
 use super::desk::Act;
-use super::{Admin, Answer, BODY_BYTES_MAX, Problem, bad, not_found, ok};
+use super::{Admin, Answer, BODY_BYTES_MAX, Problem, bad, bulk, not_found, ok};
 use crate::ids::BusinessId;
 use crate::net::Exchange;
-use crate::policy::{Business, RETENTION_DAYS};
+use crate::policy::Business;
 use crate::reply::{json_answer, respond};
 
 impl Admin {
@@ -53,12 +53,16 @@ impl Admin {
             Method::PUT => {
                 let business = self.read_business(exchange, id).await?;
                 let before = self.in_force(&business.id);
-                let after = serde_json::to_value(&business).unwrap_or_default();
-                self.note(who, Act::new("put business", business.id.as_str()).changes(before, after)).await?;
+                let mut shown = serde_json::to_value(&business).unwrap_or_default();
+                let first = !self.calls.lifecycle.policy.load().has_named_businesses();
+                self.note(who, Act::new("put business", business.id.as_str()).changes(before, shown.clone())).await?;
                 let new = store.put_business(&business, self.calls.lifecycle.clock.now_ms()).await?;
                 self.program()?.take_up_businesses().await?;
                 let status = if new { StatusCode::CREATED } else { StatusCode::OK };
-                Ok(json_answer(status, &serde_json::to_value(&business).unwrap_or_default()))
+                if first {
+                    shown["note"] = self.note_of_strangers().into();
+                }
+                Ok(json_answer(status, &shown))
             }
             Method::DELETE => {
                 let was = store.businesses().await?.into_iter().find(|business| business.id == id);
@@ -92,33 +96,9 @@ impl Admin {
             return Err(bad(format!("the path names {id}, the body {}", business.id)));
         }
         business.id = id;
-        let policy = self.calls.lifecycle.policy.load();
-        let plans = &policy.settings().plans;
-        let invalid = |message| Err(Problem::Is(StatusCode::UNPROCESSABLE_ENTITY, "INVALID_BUSINESS", message));
-        if let Some(name) = &business.plan {
-            let known: Vec<&str> = plans.keys().map(String::as_str).collect();
-            match plans.get(name) {
-                None => return invalid(format!("{name:?} is no plan; known: {}", known.join(", "))),
-                Some(plan) if plan.concurrent.is_none() && business.max_calls.is_none() => {
-                    return invalid(format!("max_calls is needed: plan {name} leaves the number to each business"));
-                }
-                Some(_) => {}
-            }
-        }
-        if business.retention_days.is_some_and(|days| !RETENTION_DAYS.contains(&days)) {
-            let (least, most) = (RETENTION_DAYS.start(), RETENTION_DAYS.end());
-            return invalid(format!("retention_days is {least} to {most}"));
-        }
-        for agent in business.agent_ids.iter().chain(&business.phone_numbers) {
-            let marks = crate::policy::Marks { agent: Some(agent), number: Some(agent), ..Default::default() };
-            if let Ok(owner) = policy.identify(&marks)
-                && owner != business.id
-                && policy
-                    .business(&owner)
-                    .is_some_and(|b| b.agent_ids.contains(agent) || b.phone_numbers.contains(agent))
-            {
-                return invalid(format!("{agent} belongs to {owner}"));
-            }
+        let wrong = bulk::invalid(&business, &self.calls.lifecycle.policy.load(), |_| false);
+        if !wrong.is_empty() {
+            return Err(Problem::Is(StatusCode::UNPROCESSABLE_ENTITY, "INVALID_BUSINESS", wrong.join("; ")));
         }
         Ok(business)
     }

@@ -2,6 +2,7 @@
 //! that ringfence replaces (contract §1).
 
 pub mod auth;
+mod bulk;
 mod businesses;
 mod desk;
 mod figures;
@@ -145,6 +146,10 @@ impl Admin {
             }
             (&Method::GET, ["api", "concurrent-metrics", rest @ ..]) => self.concurrent_metrics(rest, may).await,
             (&Method::GET, ["api", "businesses"]) => self.businesses(&may(Scope::Read)?).await,
+            (&Method::PUT, ["api", "businesses"]) => {
+                let who = may(Scope::Operate)?.sees_all()?;
+                self.put_businesses(exchange, &who).await
+            }
             (_, ["api", "businesses", id]) => {
                 let needs = if method == Method::GET { Scope::Read } else { Scope::Operate };
                 // What a business may do is not for its own token to change.
@@ -285,6 +290,7 @@ impl Admin {
         ok(&json!({
             "version": env!("CARGO_PKG_VERSION"),
             "mode": policy.mode().as_str(),
+            "limits": policy.in_force(), "unknownBusinesses": policy.settings().unknown.means(),
             "policy": self.program()?.in_force().shown(),
             "draining": self.draining.is_cancelled(),
             "gate": {"standing": self.calls.lifecycle.capacity.standing(), "backend": self.calls.lifecycle.capacity.standing().backend, "calls": counts.calls, "overruns": counts.overruns, "byLimit": by_limit(&policy.settings().limits, &counts.by_key)},

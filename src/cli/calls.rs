@@ -127,6 +127,15 @@ fn table(listed: &Value, status: &Value) -> String {
             status["mode"].as_str().unwrap_or_default(),
         );
     }
+    for limit in status["limits"].as_array().into_iter().flatten() {
+        let text = |key: &str| limit[key].as_str().unwrap_or_default();
+        // What nobody wrote surprises; what is built in and binds nobody does not.
+        if matches!(text("from"), "built in") || text("from").starts_with("built in,") {
+            continue;
+        }
+        let per = if text("per") == "all" { String::new() } else { format!(" per {}", text("per")) };
+        let _ = writeln!(out, "limit   {:<18} {}{per}   ({})", text("name"), text("allows"), text("from"));
+    }
     let calls = listed["calls"].as_array().map(Vec::as_slice).unwrap_or_default();
     if calls.is_empty() {
         out.push_str("\nno calls\n");

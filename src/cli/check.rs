@@ -4,9 +4,10 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{ConfigFile, Failure, Outcome, file, live, modes};
+use super::{ConfigFile, Failure, Outcome, built, file, live, modes};
 use crate::config::Config;
 use crate::config::report::{self, Diagnostic};
+use crate::policy::Policy;
 
 /// Every key, with its default and unit; tests keep it equal to the code.
 const REFERENCE: &str = include_str!("../../config/reference.toml");
@@ -36,7 +37,11 @@ impl Check {
         let mut seen = Vec::new();
         let wide = read.loaded.config.as_ref().map(modes::wide).unwrap_or_default();
         read.loaded.diagnostics.extend(wide);
-        if let Some(config) = read.loaded.config.as_ref().filter(|_| self.live) {
+        if let Some(config) = &read.loaded.config {
+            read.loaded.diagnostics.extend(built::built(config));
+        }
+        // What does not come up asks nobody.
+        if let Some(config) = read.loaded.config.as_ref().filter(|_| self.live && !read.loaded.has_errors()) {
             let found = live::ask(config).await?;
             seen = found.lines;
             read.loaded.diagnostics.extend(found.diagnostics);
@@ -90,6 +95,11 @@ fn show(config: &Config, path: &str, broken: bool) {
         let limit = limit.map_or("no limit of its own".to_owned(), |n| format!("{n} calls at once"));
         println!("  account   {} ({}), {limit}, → {}", account.name, account.provider.name, account.upstream);
     }
+    for limit in Policy::new(config.policy.clone(), &[]).in_force() {
+        let per = if limit.per == "all" { String::new() } else { format!(" per {}", limit.per) };
+        println!("  limit     {:<18} {}{per}   ({})", limit.name, limit.allows, limit.from);
+    }
+    println!("  strangers {}", config.policy.unknown.means());
     println!("  checks    {}", config.strict.because());
     if config.webhooks.forward_url.is_some() && config.webhooks.forward_paths.are_all() && config.strict.is_strict() {
         println!(

@@ -20,14 +20,28 @@ pub(super) struct Init {
 }
 
 const HEAD: &str = "# Written by `ringfence init`. Every other key has a default: ringfence check --defaults
-mode         = \"observe\"   # counts and shows, refuses nothing; then \"enforce\"
-per_business = 1           # calls at once of each business
+mode = \"observe\"   # counts and shows, refuses nothing; then \"enforce\"
+";
+
+/// Without it an account of which nobody knows what was bought has a limit that nobody wrote.
+const CONCURRENT: &str = "concurrent = 5     # calls at once, over everything: what you want to pay for
+";
+
+const TAIL: &str = "
+# Who your customers are: a request names one by the header X-Business-Id, or by /b/ID/ before the mount in its URL. Each is
+# counted by itself, known here or not; a request that names none belongs to the business \"default\".
+[plans]
+default = {}         # what each of them may: { concurrent = 2 } is two calls at once of each
+
+[businesses]
+unknown = \"default\"  # whoever is not listed here is taken, on this plan; \"reject\" refuses them with 403
 ";
 
 impl Init {
     pub(super) async fn run(self) -> Outcome {
         let accounts = environment::accounts(true).or_elevenlabs();
-        let text = format!("{HEAD}{}", accounts.toml);
+        let bought = accounts.toml.contains("\nconcurrent");
+        let text = format!("{HEAD}{}{}{TAIL}", if bought { "" } else { CONCURRENT }, accounts.toml);
         write(&self.file.config, &text, self.force)?;
 
         println!("wrote {} in observe mode: it counts and shows, and refuses nothing", self.file.config.display());

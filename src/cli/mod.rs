@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done; 1 it failed; 2 the command line or the config is wrong.
 
+mod built;
 mod calls;
 mod check;
 mod console;

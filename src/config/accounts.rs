@@ -7,7 +7,7 @@ use super::Strict;
 use super::read::{Table, closest};
 use super::report::Report;
 use crate::ids::{AccountName, BusinessId};
-use crate::policy::{AccountLimits, Rate};
+use crate::policy::AccountLimits;
 use crate::provider::Registry;
 use crate::provider::account::Account;
 use crate::provider::description::Description;
@@ -96,7 +96,7 @@ fn account(name: &str, table: &Table<'_>, registry: Option<&Registry>) -> Option
     }
     let carrier = table.parsed("carrier", |t| AccountName::parse(t).map_err(|e| e.to_string()));
     let concurrent = table.count("concurrent", 0..=1_000_000);
-    let rate = table.parsed("rate", Rate::parse);
+    let rate = table.rate();
     let business = table.parsed("business", |t| BusinessId::parse(t).map_err(|e| e.to_string()));
     table.finish();
     let (name, provider) = (account_name?, provider?);

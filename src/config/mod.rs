@@ -6,6 +6,7 @@
 
 mod accounts;
 mod file;
+mod matches;
 mod policy;
 mod read;
 mod records;
@@ -30,7 +31,7 @@ use crate::calls::{self};
 use crate::capacity;
 use crate::client;
 use crate::gate::redis;
-use crate::ids::AccountName;
+use crate::ids::{AccountName, number_key};
 use crate::jws::SECRET_BYTES_MIN;
 use crate::net::local::PATH_BYTES_MAX as SOCKET_PATH_BYTES_MAX;
 use crate::policy::{OnOutage, RETENTION_DAYS, Settings as PolicySettings};
@@ -47,7 +48,7 @@ use report::{Diagnostic, Report, Severity};
 pub use restart::needs_restart;
 
 /// The keys of the root.
-const ROOT_KEYS: &[&str] = &["mode", "concurrent", "rate", "per_business", "public_url", "providers_dir"];
+const ROOT_KEYS: &[&str] = &["mode", "concurrent", "rate", "burst", "per_business", "public_url", "providers_dir"];
 
 /// The Unix socket of `listen.admin` where there is no file that it could stand beside.
 const POSTGRES_SOCKET: &str = "ringfence-admin.sock";
@@ -339,7 +340,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
     let registry = registry(root, folder);
     let public_url = root.parsed("public_url", url);
     let (accounts, account_limits) = accounts::read(root, registry.as_ref());
-    let policy = policy::read(root, account_limits);
+    let policy = policy::read(root, account_limits, &accounts);
     let store = store(root, folder);
     let listen = listen(root, folder, &store);
     let records = records::read(root);
@@ -353,6 +354,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
         root.report().error("E022", inbound.span("account"), title, "");
     }
     let agents = inbound.table("agents").named_texts();
+    let agents = agents.into_iter().map(|(number, agent)| (number_key(&number).into_owned(), agent)).collect();
     let extra_paths =
         EXTRA_PATHS.into_iter().filter_map(|(webhook, key)| Some((webhook.to_owned(), inbound.texts(key)?))).collect();
     let when_full = policy::instead(&inbound, "when_full");
@@ -513,15 +515,11 @@ fn registry(root: &Table<'_>, folder: &std::path::Path) -> Option<Registry> {
             }
         },
     };
-    match Registry::new(&files) {
-        Ok(registry) => Some(registry),
-        Err(bad) => {
-            for one in bad {
-                root.report().error("E020", root.span("providers_dir"), one.to_string(), "");
-            }
-            None
-        }
+    let (registry, bad) = Registry::lenient(&files);
+    for one in bad {
+        root.report().error("E020", root.span("providers_dir"), one.to_string(), "");
     }
+    Some(registry)
 }
 
 fn listen(root: &Table<'_>, folder: &std::path::Path, store: &StoreSettings) -> Option<Listen> {

@@ -1,22 +1,28 @@
 //! `[plans]`, `[businesses]`, `[[limits]]` and the numbers at the top.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use super::matches;
 use super::read::{Table, Word};
 use crate::call::Direction;
-use crate::ids::BusinessId;
+use crate::ids::{AccountName, BusinessId, number_key, prefix_key};
 use crate::policy::{
-    AccountLimits, Bound, Business, Contradictions, DEFAULT_PLAN, Limit, Mode, OnOutage, Per, Plan, Privacy,
-    RETENTION_DAYS, Rate, Rule, Scope, Selector, Settings, Unknown, WhenFull, default_plans,
+    AccountLimits, Bound, Business, Contradictions, DEFAULT_PLAN, DEMO_BUSINESS, Limit, Mode, OnOutage, Per, Plan,
+    Privacy, RETENTION_DAYS, Rule, Scope, Selector, Settings, Unknown, WhenFull, default_plans,
 };
+use crate::provider::account::Account;
 use crate::provider::sign::sha256_hex;
+
+/// Every account by name.
+pub(super) type Accounts = BTreeMap<AccountName, Arc<Account>>;
 
 const CALLS_MAX: u32 = 1_000_000;
 
-pub(super) fn read(root: &Table<'_>, accounts: Vec<AccountLimits>) -> Option<Settings> {
+pub(super) fn read(root: &Table<'_>, limits_of: Vec<AccountLimits>, accounts: &Accounts) -> Option<Settings> {
     let mode = root.word("mode", &[("observe", Mode::Observe), ("enforce", Mode::Enforce)]).unwrap_or(Mode::Enforce);
     let concurrent = root.count("concurrent", 0..=CALLS_MAX);
-    let rate = root.parsed("rate", Rate::parse);
+    let rate = root.rate();
     let per_business = root.count("per_business", 0..=CALLS_MAX);
     let mut plans = plans(root);
     if let Some(n) = per_business {
@@ -28,12 +34,13 @@ pub(super) fn read(root: &Table<'_>, accounts: Vec<AccountLimits>) -> Option<Set
         default.concurrent = Some(n);
     }
     let named = businesses(root, &plans);
-    let limits = limits(root, &accounts, &plans);
+    let limits = limits(root, accounts, &plans);
+    warn(root, named.rules.as_deref(), &named.unknown, &named.list, &limits);
     Some(Settings {
         mode,
         concurrent,
         rate,
-        accounts,
+        accounts: limits_of,
         plans,
         limits,
         businesses: named.list,
@@ -53,7 +60,7 @@ fn plans(root: &Table<'_>) -> BTreeMap<String, Plan> {
     for (name, one) in table.named_tables(&[]) {
         let plan = Plan {
             concurrent: one.count("concurrent", 0..=CALLS_MAX),
-            rate: one.parsed("rate", Rate::parse),
+            rate: one.rate(),
             when_full: instead(&one, "when_full"),
         };
         one.finish();
@@ -96,14 +103,14 @@ fn businesses(root: &Table<'_>, plans: &BTreeMap<String, Plan>) -> Named {
             .collect()
     });
     let known_plan = |key: &str, at: &Table<'_>, plan: &str| {
-        if !plans.contains_key(plan) {
+        if !plans.contains_key(plan) && plan != DEFAULT_PLAN {
             let known: Vec<&str> = plans.keys().map(String::as_str).collect();
             let title = format!("`{}` is {plan:?}, which is no plan", at.path_of(key));
             root.report().error("E021", at.span(key), title, &format!("known: {}", known.join(", ")));
         }
     };
     let unknown = match table.text("unknown") {
-        None => Unknown::Reject,
+        None => Unknown::default(),
         Some(word) if word == "reject" => Unknown::Reject,
         Some(plan) => {
             known_plan("unknown", &table, &plan);
@@ -133,13 +140,20 @@ fn businesses(root: &Table<'_>, plans: &BTreeMap<String, Plan>) -> Named {
             known_plan("plan", &one, plan);
         }
         let unlimited = business.max_calls.is_none()
-            && business.plan.as_ref().and_then(|p| plans.get(p)).is_some_and(|p| p.concurrent.is_none());
+            && business
+                .plan
+                .as_ref()
+                .filter(|plan| *plan != DEFAULT_PLAN)
+                .and_then(|p| plans.get(p))
+                .is_some_and(|p| p.concurrent.is_none());
         if unlimited {
             let title = format!("business {name} needs max_calls: its plan leaves the number to each business");
             root.report().error("E004", one.span("plan"), title, "");
         }
         for key in business.agent_ids.iter().chain(&business.phone_numbers) {
-            if let Some(other) = owners.insert(key.clone(), name.clone()) {
+            if let Some(other) =
+                owners.insert(number_key(key).into_owned(), name.clone()).filter(|other| *other != name)
+            {
                 let title = format!("{key} belongs to both {other} and {name}");
                 root.report().error("E023", one.span("agent_ids"), title, "an agent or number belongs to one business");
             }
@@ -151,7 +165,35 @@ fn businesses(root: &Table<'_>, plans: &BTreeMap<String, Plan>) -> Named {
     Named { list, rules, unknown, contradictions, demo }
 }
 
-fn limits(root: &Table<'_>, accounts: &[AccountLimits], plans: &BTreeMap<String, Plan>) -> Vec<Limit> {
+/// What is ignored, and what follows from what was written, said before the first call.
+fn warn(root: &Table<'_>, rules: Option<&[Rule]>, unknown: &Unknown, businesses: &[Business], limits: &[Limit]) {
+    let (report, table) = (root.report(), root.table("businesses"));
+    if let Some(rules) = rules
+        && !rules.contains(&Rule::Header)
+    {
+        let title = "X-Business-Id is not read: `businesses.identify_by` does not name \"header\"";
+        report.warning("W020", table.span("identify_by"), title, "add \"header\", if your app names its customers so");
+    }
+    if *unknown == Unknown::Reject && businesses.is_empty() {
+        let title = "`businesses.unknown` is \"reject\", and no business stands in this file: until one is put over HTTP, every create is refused";
+        report.warning("W021", table.span("unknown"), title, "write unknown = \"default\" to take them");
+    }
+    if *unknown == Unknown::Reject && !businesses.is_empty() {
+        for limit in limits {
+            let strangers =
+                limit.selects.business.iter().filter(|id| !businesses.iter().any(|b| b.id.as_str() == id.as_str()));
+            for id in strangers.filter(|id| id.as_str() != DEMO_BUSINESS) {
+                let title = format!(
+                    "limit {:?} matches business {id:?}, which does not stand in this file",
+                    limit.name.as_ref()
+                );
+                report.warning("W022", None, title, "it matches nothing until that business is put over HTTP");
+            }
+        }
+    }
+}
+
+fn limits(root: &Table<'_>, accounts: &Accounts, plans: &BTreeMap<String, Plan>) -> Vec<Limit> {
     let report = root.report();
     let mut limits = Vec::<Limit>::new();
     for table in &root.tables("limits") {
@@ -173,18 +215,7 @@ fn limits(root: &Table<'_>, accounts: &[AccountLimits], plans: &BTreeMap<String,
             let title = format!("a limit has the name {name:?}, which is one of ringfence's own");
             report.error("E030", table.span("name"), title, "choose another");
         }
-        // A limit that matches nothing because of a slip of the pen would be no limit at all.
-        let on = table.span("match");
-        for account in limit.selects.account.iter().filter(|a| !accounts.iter().any(|k| k.name.as_str() == a.as_str()))
-        {
-            let title = format!("limit {name:?} matches account {account:?}, but there is no [accounts.{account}]");
-            report.error("E022", on.clone(), title, "");
-        }
-        for plan in limit.selects.plan.iter().filter(|p| !plans.contains_key(*p) && *p != DEFAULT_PLAN) {
-            let known: Vec<&str> = plans.keys().map(String::as_str).collect();
-            let title = format!("limit {name:?} matches plan {plan:?}, which is no plan");
-            report.error("E021", on.clone(), title, &format!("known: {}", known.join(", ")));
-        }
+        matches::check(table, &limit, accounts, plans);
         limits.push(limit);
     }
     limits
@@ -217,7 +248,7 @@ fn limit(table: &Table<'_>) -> Option<Limit> {
     let per = table.word("per", &pers).unwrap_or(Per::All);
     let on_outage = table.word("on_outage", &ON_OUTAGE);
     let concurrent = table.count("concurrent", 0..=CALLS_MAX).map(Bound::Concurrent);
-    let rate = table.parsed("rate", Rate::parse).map(Bound::Rate);
+    let rate = table.rate().map(Bound::Rate);
     let bound = match (concurrent, rate) {
         (Some(bound), None) | (None, Some(bound)) => Some(bound),
         _ => {
@@ -227,7 +258,27 @@ fn limit(table: &Table<'_>) -> Option<Limit> {
         }
     };
     let on = table.table("match");
-    let texts = |key: &str| on.texts(key).unwrap_or_default();
+    let texts = |key: &str| {
+        let list = on.texts(key);
+        if list.as_ref().is_some_and(Vec::is_empty) {
+            let title = format!("`{}` is empty", on.path_of(key));
+            report.error("E004", on.span(key), title, "an empty list would match all: name some, or take it out");
+        }
+        list.unwrap_or_default()
+    };
+    let prefixes = texts("destination_prefix").into_iter().filter_map(|prefix| {
+        let key = prefix_key(&prefix);
+        if key.is_none() {
+            let title = format!("`{}` has {prefix:?}, which no number begins with", on.path_of("destination_prefix"));
+            report.error(
+                "E003",
+                on.span("destination_prefix"),
+                title,
+                "write the beginning of an international number, as in \"+90\"",
+            );
+        }
+        key
+    });
     let directions = [("inbound", Direction::Inbound), ("outbound", Direction::Outbound)];
     let selects = Selector {
         business: texts("business"),
@@ -235,8 +286,8 @@ fn limit(table: &Table<'_>) -> Option<Limit> {
         account: texts("account"),
         direction: on.word("direction", &directions),
         agent: texts("agent"),
-        own_number: texts("own_number"),
-        destination_prefix: texts("destination_prefix"),
+        own_number: texts("own_number").iter().map(|number| number_key(number).into_owned()).collect(),
+        destination_prefix: prefixes.collect(),
         operation: texts("operation"),
     };
     on.finish();

@@ -10,6 +10,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::file::{Inputs, digest, unreadable};
 use super::report::{Diagnostic, INLINE_SECRET, Report, Severity, UNKNOWN_KEY};
+use crate::policy::Rate;
 pub use crate::provider::nearest::closest;
 use crate::provider::secret::Secret;
 
@@ -39,7 +40,7 @@ pub struct Table<'a> {
     header: Option<Range<usize>>,
     path: String,
     pattern: String,
-    used: RefCell<Vec<String>>,
+    used: RefCell<BTreeSet<String>>,
 }
 
 /// A value: from the environment, or from the file with its place.
@@ -133,7 +134,7 @@ impl<'a> Table<'a> {
     }
 
     fn ask(&self, key: &str) {
-        self.used.borrow_mut().push(key.to_owned());
+        self.used.borrow_mut().insert(key.to_owned());
         self.source.asked.borrow_mut().insert(join(&self.pattern, key), ());
     }
 
@@ -184,6 +185,16 @@ impl<'a> Table<'a> {
                 self.report().error("E003", self.span(key), format!("`{}`: {error}", self.path_of(key)), "")
             })
             .ok()
+    }
+
+    /// So many in a time, with `burst` beside it.
+    pub fn rate(&self) -> Option<Rate> {
+        let (rate, burst) = (self.parsed("rate", Rate::parse), self.count("burst", 1..=1_000_000));
+        if burst.is_some() && !self.has("rate") {
+            let title = format!("`{}` without `rate`", self.path_of("burst"));
+            self.report().error("E004", self.span("burst"), title, "write rate = \"60/min\" beside it, or take it out");
+        }
+        Some(burst.into_iter().fold(rate?, Rate::with_burst))
     }
 
     /// One of a few words.
@@ -391,7 +402,7 @@ impl<'a> Table<'a> {
         names
             .map(|(name, value)| {
                 let name = name.get_ref().to_string();
-                self.used.borrow_mut().push(name.clone());
+                self.used.borrow_mut().insert(name.clone());
                 let below = self.below(&name, "*", Some(value));
                 (name, below)
             })
@@ -403,7 +414,7 @@ impl<'a> Table<'a> {
         let Some(table) = self.table else { return BTreeMap::new() };
         let all = table.iter().filter_map(|(name, value)| {
             let name = name.get_ref().to_string();
-            self.used.borrow_mut().push(name.clone());
+            self.used.borrow_mut().insert(name.clone());
             match value.get_ref().as_str() {
                 Some(text) => Some((name, text.to_owned())),
                 None => {
@@ -420,7 +431,7 @@ impl<'a> Table<'a> {
         let Some(table) = self.table else { return BTreeMap::new() };
         let all = table.iter().filter_map(|(name, value)| {
             let name = name.get_ref().to_string();
-            self.used.borrow_mut().push(name.clone());
+            self.used.borrow_mut().insert(name.clone());
             Some((name.clone(), self.read_secret(&name, value)?))
         });
         all.collect()
@@ -457,7 +468,7 @@ impl<'a> Table<'a> {
     pub fn finish(&self) {
         let Some(table) = self.table else { return };
         let used = self.used.borrow();
-        for (key, _) in table.iter().filter(|(key, _)| !used.iter().any(|u| u == key.get_ref())) {
+        for (key, _) in table.iter().filter(|(key, _)| !used.contains(key.get_ref().as_ref())) {
             let name = key.get_ref();
             let place = if self.path.is_empty() { "at the top".to_owned() } else { format!("in [{}]", self.path) };
             let known: Vec<&str> = used.iter().map(String::as_str).collect();

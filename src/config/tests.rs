@@ -451,3 +451,32 @@ fn places_for_callbacks_and_paths_for_the_app_are_read_or_explained() {
     let open = with("allowed_callbacks = [\"0.0.0.0/0\"]");
     assert!(open.diagnostics.iter().any(|d| d.code == "W015"), "{:#?}", open.diagnostics);
 }
+
+/// It took the square of their number: 21 s.
+#[test]
+fn a_hundred_thousand_businesses_are_read_in_seconds() {
+    let mut text = ACCOUNT.to_owned();
+    for n in 0..100_000 {
+        text.push_str(&format!("[businesses.b{n}]\nplan = \"PRO\"\nagent_ids = [\"agent_{n}\"]\n"));
+    }
+    let started = std::time::Instant::now();
+    let loaded = read(&text);
+    let took = started.elapsed();
+    assert_eq!(loaded.config.unwrap().policy.businesses.len(), 100_000);
+    println!("100,000 businesses were read in {took:?}");
+    assert!(took < std::time::Duration::from_secs(30), "{took:?}");
+}
+
+#[test]
+fn strangers_are_taken_unless_it_is_written_otherwise() {
+    use crate::policy::Unknown;
+    let unknown = |text: &str| read(&format!("{ACCOUNT}{text}")).config.unwrap().policy.unknown;
+    assert_eq!(unknown(""), Unknown::Plan("default".to_owned()));
+    assert_eq!(unknown("[businesses.acme]\n"), Unknown::Plan("default".to_owned()));
+    assert_eq!(unknown("[businesses]\nunknown = \"default\"\n"), Unknown::Plan("default".to_owned()));
+    assert_eq!(unknown("[businesses]\nunknown = \"reject\"\n"), Unknown::Reject);
+    let text = format!(
+        "{ACCOUNT}[businesses.a]\nphone_numbers = [\"+1 555 000 1111\"]\n[businesses.b]\nphone_numbers = [\"15550001111\"]\n"
+    );
+    assert_eq!(codes(&read(&text)), ["E023"], "one number of two businesses");
+}

@@ -104,6 +104,39 @@ impl ReloadingTls {
     }
 }
 
+/// From when until when the first certificate of a PEM file is valid, in seconds since 1970.
+///
+/// # Errors
+/// [`TlsError::Unreadable`]: there is none.
+pub fn expiry(cert: &Path) -> Result<(i64, i64), TlsError> {
+    let unreadable = |why: String| TlsError::Unreadable { path: cert.to_owned(), why };
+    let bytes = std::fs::read(cert).map_err(|error| unreadable(error.to_string()))?;
+    let first = x509_parser::pem::Pem::iter_from_buffer(&bytes).flatten().find(|pem| pem.label == "CERTIFICATE");
+    let pem = first.ok_or_else(|| unreadable("it has no certificate".to_owned()))?;
+    let certificate = pem.parse_x509().map_err(|error| unreadable(error.to_string()))?;
+    let validity = certificate.validity();
+    Ok((validity.not_before.timestamp(), validity.not_after.timestamp()))
+}
+
+/// What is in the wrong place, or in a form that is not read, where one can see it.
+fn misplaced(cert: &Path, key: &Path) -> Option<&'static str> {
+    let read = |path: &Path| std::fs::read_to_string(path).unwrap_or_default();
+    let (cert, key) = (read(cert), read(key));
+    let has_key = |text: &str| text.contains(" PRIVATE KEY-----");
+    let has_cert = |text: &str| text.contains("-----BEGIN CERTIFICATE-----");
+    if key.contains("BEGIN ENCRYPTED PRIVATE KEY") || key.contains("Proc-Type: 4,ENCRYPTED") {
+        Some("the key is encrypted, and nobody is asked for its password: write it without one")
+    } else if has_key(&cert) && !has_cert(&cert) && has_cert(&key) {
+        Some("they are swapped: the key stands where the certificate should")
+    } else if !has_cert(&cert) {
+        Some("the one has no certificate in PEM")
+    } else if !has_key(&key) {
+        Some("the other has no private key in PEM")
+    } else {
+        None
+    }
+}
+
 fn fingerprint(cert: &Path, key: &Path) -> Result<Fingerprint, TlsError> {
     let mut hash = digest::Context::new(&digest::SHA256);
     for path in [cert, key] {
@@ -125,6 +158,9 @@ fn acceptor(cert: &Path, key: &Path) -> Result<Acceptor, TlsError> {
             .map(str::to_owned)
             .ok_or_else(|| TlsError::Unreadable { path: path.to_owned(), why: "its name is not UTF-8".to_owned() })
     };
+    if let Some(why) = misplaced(cert, key) {
+        return Err(unusable(why.to_owned()));
+    }
     let (chain, private) = load_certs_and_key_files(&text(cert)?, &text(key)?)
         .map_err(|error| unusable(error.to_string()))?
         .ok_or_else(|| unusable("no certificate in the one or no private key in the other".to_owned()))?;

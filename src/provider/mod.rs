@@ -45,7 +45,16 @@ pub struct Registry {
 impl Registry {
     /// The built-in descriptions, with `files` (name and text) over them: a file whose description has the name of a
     /// built-in one replaces it.
+    ///
+    /// # Errors
+    /// Every description that cannot be used.
     pub fn new(files: &[(String, String)]) -> Result<Self, Vec<BadDescription>> {
+        let (registry, bad) = Self::lenient(files);
+        if bad.is_empty() { Ok(registry) } else { Err(bad) }
+    }
+
+    /// The same, with what can be used, and what is wrong with the rest.
+    pub fn lenient(files: &[(String, String)]) -> (Self, Vec<BadDescription>) {
         let built_in = BUILT_IN.iter().map(|(file, text)| (*file, *text));
         let outside = files.iter().map(|(file, text)| (file.as_str(), text.as_str()));
         let (mut by_name, mut bad) = (BTreeMap::new(), Vec::new());
@@ -54,10 +63,12 @@ impl Registry {
                 Ok(description) => {
                     by_name.insert(description.name.clone(), Arc::new(description));
                 }
-                Err(message) => bad.push(BadDescription { file: file.to_owned(), message }),
+                Err(messages) => {
+                    bad.extend(messages.into_iter().map(|message| BadDescription { file: file.to_owned(), message }));
+                }
             }
         }
-        if bad.is_empty() { Ok(Self { by_name }) } else { Err(bad) }
+        (Self { by_name }, bad)
     }
 
     /// The provider of this name.

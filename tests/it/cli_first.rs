@@ -52,6 +52,9 @@ fn init_writes_what_the_environment_has_and_no_secret() {
     let (code, out, err) = run_within(&folder, &["check"], &KEYS);
     assert_eq!(code, Some(0), "{err}");
     assert!(out.contains("mode      observe"), "{out}");
+    assert!(text.contains("unknown = \"default\""), "what becomes of strangers is a choice that one can see: {text}");
+    // Nothing in it makes the whole platform one customer of one call.
+    assert!(!out.contains("plan.default"), "{out}");
 
     // What somebody wrote stays, unless they say otherwise.
     std::fs::write(&file, "mode = \"enforce\"").unwrap();
@@ -60,6 +63,43 @@ fn init_writes_what_the_environment_has_and_no_secret() {
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "mode = \"enforce\"");
     let (code, _, _) = run_within(&folder, &["init", "--force"], &KEYS);
     assert_eq!((code, std::fs::read_to_string(&file).unwrap()), (Some(0), text));
+}
+
+/// The file that `init` writes, with the one word changed that it says to change.
+#[test]
+fn what_init_writes_can_be_enforced_at_once() {
+    let folder = Folder::new();
+    let (_sim, sim) = start(&["simulate", "--listen", "127.0.0.1:0", "--ready-json"]);
+    let url = sim["url"].as_str().unwrap();
+    let upstreams = [("RINGFENCE_ACCOUNTS_ELEVENLABS_UPSTREAM", url), ("RINGFENCE_ACCOUNTS_TWILIO_UPSTREAM", url)];
+    let variables = [&KEYS[..], &upstreams].concat();
+    assert_eq!(run_within(&folder, &["init"], &variables).0, Some(0));
+    let file = folder.0.join("ringfence.toml");
+    let text = std::fs::read_to_string(&file).unwrap().replace("mode = \"observe\"", "mode = \"enforce\"");
+    std::fs::write(&file, text).unwrap();
+    let args = [&["serve", "--ready-json"][..], &FREE_PORTS].concat();
+    let (mut serve, ready) = start_command(within(&folder, &args, &variables), &args);
+    for n in 0..4 {
+        let answer = Command::new("curl")
+            .args([
+                "-s",
+                "-o",
+                "/dev/null",
+                "-w",
+                "%{http_code}",
+                "-H",
+                "xi-api-key: sk_simulated",
+                "-H",
+                "content-type: application/json",
+                "-d",
+            ])
+            .arg(format!(r#"{{"agent_id":"a","agent_phone_number_id":"p","to_number":"+1555000222{n}"}}"#))
+            .arg(format!("http://{}/elevenlabs/v1/convai/twilio/outbound-call", ready["api"].as_str().unwrap()))
+            .output()
+            .unwrap();
+        assert_eq!(String::from_utf8_lossy(&answer.stdout), "200", "call {n} of the 4 that were bought");
+    }
+    assert_eq!(term(&mut serve), Some(0));
 }
 
 #[test]

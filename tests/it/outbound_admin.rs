@@ -19,7 +19,8 @@ async fn put(stage: &Stage, path: &str, body: &str) -> Answer {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn businesses_are_put_changed_and_deleted_while_calls_are_up() {
-    let mut stage = stage("concurrent = 50", BUSINESSES).await;
+    let strict = format!("[businesses]\nunknown = \"reject\"\n{BUSINESSES}");
+    let mut stage = stage("concurrent = 50", &strict).await;
     let path = "/api/businesses/acme";
     assert_eq!(stage.dial(Some("acme"), "+15550002001").await.status, 403);
     let made = put(&stage, path, r#"{"plan":"PRO"}"#).await;

@@ -88,7 +88,7 @@ async fn the_demo_business_counts_globally() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn strangers_are_refused_or_put_on_a_plan() {
-    let strict = stage("", BUSINESSES).await;
+    let strict = stage("", &format!("[businesses]\nunknown = \"reject\"\n{BUSINESSES}")).await;
     for business in [None, Some("nobody"), Some("bad id \u{e9}")] {
         let answer = strict.dial(business, "+15550002001").await;
         assert_eq!((answer.status, &answer.json()["error"]), (403, &json!("UNKNOWN_BUSINESS")), "{business:?}");
@@ -104,6 +104,8 @@ async fn strangers_are_refused_or_put_on_a_plan() {
     strict.wait("every refusal has a row that its id leads to", async || rows().await.len() == 6).await;
     let of = async |business: &str| rows().await.iter().filter(|r| r["business"] == business).count();
     assert_eq!((of("nobody").await, of("unknown").await), (2, 4));
+    let bad = strict.dial(Some("bad id"), "+15550002001").await;
+    assert!(bad.json()["message"].as_str().unwrap().contains("X-Business-Id: its value is no business id"), "{bad:?}");
     strict.finish().await;
 
     let kind = stage("", &format!("[businesses]\nunknown = \"PAYG\"\n{BUSINESSES}")).await;
@@ -155,7 +157,8 @@ rate = "1/h"
     assert_eq!(talk(&stage, "+15550002005", &[]).await.status, 201, "not of that account");
     let again = talk(&stage, "+15550002005", &[]).await;
     assert_eq!((again.status, &again.json()["error"]), (503, &json!("REQUEST_RATE_EXCEEDED")));
-    assert_eq!((again.header("x-ringfence-limit"), again.header("retry-after")), (Some("redial"), Some("3600")));
+    assert_eq!(again.header("x-ringfence-limit"), Some("redial"));
+    assert!(matches!(again.header("retry-after"), Some("3600" | "3601")), "{again:?}");
     // A refusal takes no token of the limits that had room.
     assert_eq!(talk(&stage, "+15550002006", &[]).await.status, 201);
     stage.finish().await;
@@ -185,7 +188,7 @@ async fn rates_refuse_until_their_token_is_there_also_after_a_restart() {
         let slow = stage.dial(Some("slow"), "+15550002009").await;
         assert_eq!((slow.status, slow.header("x-ringfence-limit")), (503, Some("plan.SLOW")), "restarted: {restarted}");
         let wait: u32 = slow.header("retry-after").unwrap().parse().unwrap();
-        assert!((1_670..=1_680).contains(&wait), "{wait}");
+        assert!((3_460..=3_481).contains(&wait), "{wait}");
     }
     assert_eq!(twilio(&stage, "Calls.json", Some("free"), "+15550002003", &[("Twiml", TALK)]).await.status, 201);
     let global = twilio(&stage, "Calls.json", Some("free"), "+15550002004", &[("Twiml", TALK)]).await;
@@ -203,7 +206,7 @@ async fn an_accounts_rate_binds_all_businesses_together() {
     }
     let refused = talk(&stage, "+15550002009", &[]).await;
     assert_eq!((refused.status, refused.header("x-ringfence-limit")), (503, Some("account.twilio")));
-    assert_eq!(refused.header("retry-after"), Some("1800"));
+    assert!(matches!(refused.header("retry-after"), Some("3600" | "3601")), "{refused:?}");
     // What Twilio carries for ElevenLabs is a call of its account, too.
     assert_eq!(stage.dial(None, "+15550002010").await.header("x-ringfence-limit"), Some("account.twilio"));
     let path = "/elevenlabs/v1/convai/sip-trunk/outbound-call";

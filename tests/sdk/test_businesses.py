@@ -22,6 +22,8 @@ class Businesses(Fenced):
     """Two businesses ask for eight calls each, all at once and through one client: each gets what is its own."""
 
     tables = """
+[businesses]
+unknown = "reject"
 [businesses.acme]
 max_calls = 3
 [businesses.birch]

@@ -1,6 +1,7 @@
 //! The schema of a provider description. `config/providers/*.toml` show it in use.
 
 mod ask;
+mod mistakes;
 mod operation;
 mod record;
 mod utterance;
@@ -155,17 +156,23 @@ impl Description {
         self.groups.iter().find(|g| operation.ids.kinds().any(|kind| kind == g.needs))
     }
 
-    /// Reads a description. The error names line and column.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        let description: Self = toml::from_str(text).map_err(|e| e.to_string().trim_end().to_owned())?;
+    /// Reads a description.
+    ///
+    /// # Errors
+    /// Its mistakes, each with line and column.
+    pub fn parse(text: &str) -> Result<Self, Vec<String>> {
+        let description: Self = mistakes::read(text)?;
+        let mut wrong = Vec::new();
         if !description.mount.starts_with('/') || description.mount.ends_with('/') {
-            return Err(format!("mount {:?} must start with a slash and not end with one", description.mount));
+            wrong.push(format!("mount {:?} must start with a slash and not end with one", description.mount));
         }
         let urls = description.upstreams.iter().map(|other| &other.url);
         for url in urls.chain([&description.upstream]) {
-            url.parse::<http::Uri>().map_err(|e| format!("upstream {url:?}: {e}"))?;
+            if let Err(error) = url.parse::<http::Uri>() {
+                wrong.push(format!("upstream {url:?}: {error}"));
+            }
         }
-        Ok(description)
+        if wrong.is_empty() { Ok(description) } else { Err(wrong) }
     }
 }
 
@@ -197,6 +204,27 @@ mod tests {
         assert_eq!(bad.len(), 1);
         assert!(bad[0].to_string().starts_with("mine.toml: TOML parse error at line"), "{}", bad[0]);
         assert!(bad[0].message.contains("sweep_sec"));
+    }
+
+    #[test]
+    fn all_mistakes_of_a_file_are_told_at_once() {
+        let twilio = crate::provider::BUILT_IN[1].1;
+        let sections = twilio.matches("[[operation]]").count();
+        assert!(sections >= 2, "the test needs two operations");
+        let wrong = twilio
+            .replace("sweep_secs = 15", "sweep_sec = 15")
+            .replacen("[[operation]]\n", "[[operation]]\ncolour = \"red\"\n", 1)
+            .replacen("direction = \"outbound\"", "direction = \"sideways\"", 1);
+        let wrong = format!("{wrong}\n[[limit]]\nstatus = 429\n");
+        let bad = Registry::new(&[("mine.toml".to_owned(), wrong)]).unwrap_err();
+        let told: Vec<String> = bad.iter().map(ToString::to_string).collect();
+        for one in ["sweep_sec", "colour", "sideways", "missing field"] {
+            assert_eq!(told.iter().filter(|t| t.contains(one)).count(), 1, "{one}: {told:#?}");
+        }
+        assert_eq!(told.len(), 4, "{told:#?}");
+        // What is no TOML is told whole, too.
+        let bad = Registry::new(&[("mine.toml".to_owned(), "name = \nmount = 'x\n".to_owned())]).unwrap_err();
+        assert!(bad.len() >= 2, "{bad:?}");
     }
 
     #[test]

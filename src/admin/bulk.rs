@@ -1,0 +1,131 @@
+//! Many businesses in one request, all or none; and what makes one invalid.
+
+use std::collections::{BTreeSet, HashMap};
+
+use http::StatusCode;
+use serde_json::{Map, Value, json};
+use tracing::info;
+
+use super::auth::Caller;
+use super::desk::Act;
+use super::{Admin, Answer, bad, ok};
+use crate::ids::{BusinessId, number_key};
+use crate::net::Exchange;
+use crate::policy::{Business, DEFAULT_PLAN, Policy, RETENTION_DAYS};
+use crate::reply::json_answer;
+
+/// The largest list that is taken, in bytes: 100,000 businesses with agents and numbers.
+const LIST_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Bad rows that an answer names; of more, how many there are.
+const BAD_ROWS_MAX: usize = 1000;
+/// Ids of a list that the audit names.
+const IDS_NOTED_MAX: usize = 100;
+
+impl Admin {
+    /// Puts a list of businesses: `{"businesses": [{"id": …}, …]}`, or the list alone. One bad row, and none of them is put.
+    pub(super) async fn put_businesses(&self, exchange: &mut Exchange, who: &Caller) -> Answer {
+        let body = exchange.read_body(LIST_BYTES_MAX).await.map_err(|e| bad(e.to_string()))?;
+        let body: Value = serde_json::from_slice(&body).map_err(|e| bad(format!("no list of businesses: {e}")))?;
+        let rows = match body {
+            Value::Array(rows) => rows,
+            Value::Object(mut fields) => match (fields.remove("businesses"), fields.keys().next()) {
+                (Some(Value::Array(rows)), None) => rows,
+                (_, Some(other)) if other != "businesses" => return Err(bad(format!("unknown field {other:?}"))),
+                _ => return Err(bad("send {\"businesses\": [{\"id\": \"acme\"}, …]}")),
+            },
+            _ => return Err(bad("send {\"businesses\": [{\"id\": \"acme\"}, …]}")),
+        };
+        let (businesses, wrong) = read_rows(rows, &self.calls.lifecycle.policy.load());
+        if !wrong.is_empty() {
+            let message = format!("{} bad rows; nothing was put", wrong.len());
+            let rows: Vec<Value> = wrong.into_iter().take(BAD_ROWS_MAX).collect();
+            let body = json!({"error": "INVALID_BUSINESSES", "message": message, "rows": rows});
+            return Ok(json_answer(StatusCode::UNPROCESSABLE_ENTITY, &body));
+        }
+        let (count, at_ms) = (businesses.len(), self.calls.lifecycle.clock.now_ms());
+        let ids: Vec<&str> = businesses.iter().take(IDS_NOTED_MAX).map(|business| business.id.as_str()).collect();
+        let changes = json!({"count": count, "ids": ids});
+        self.note(who, Act::new("put businesses", "*").changes(Value::Null, changes)).await?;
+        let new = self.calls.lifecycle.store.put_businesses(businesses, at_ms).await?;
+        self.program()?.take_up_businesses().await?;
+        info!(by = who.name, count, new, "businesses were put");
+        ok(&json!({"put": count, "new": new, "note": self.note_of_strangers()}))
+    }
+
+    /// What follows for everybody who is not known, once somebody is.
+    pub(super) fn note_of_strangers(&self) -> String {
+        self.calls.lifecycle.policy.load().settings().unknown.means()
+    }
+}
+
+/// Reads the rows of a list; and what is wrong with each that is bad.
+fn read_rows(rows: Vec<Value>, policy: &Policy) -> (Vec<Business>, Vec<Value>) {
+    let (mut businesses, mut wrong) = (Vec::with_capacity(rows.len()), Vec::new());
+    let (mut ids, mut owners) = (BTreeSet::new(), HashMap::<String, BusinessId>::new());
+    let listed: BTreeSet<String> = rows.iter().filter_map(|row| Some(row.get("id")?.as_str()?.to_owned())).collect();
+    for (row, value) in rows.into_iter().enumerate() {
+        let id = value.get("id").cloned().unwrap_or_default();
+        let mut say = |message: String| wrong.push(json!({"row": row + 1, "id": id, "message": message}));
+        // Through a map: serde reads a struct from an array, too.
+        let business = match serde_json::from_value::<Map<String, Value>>(value) {
+            Ok(fields) if !fields.contains_key("id") => Err("it has no id".to_owned()),
+            Ok(fields) => serde_json::from_value::<Business>(fields.into()).map_err(|error| error.to_string()),
+            Err(_) => Err("it is no object".to_owned()),
+        };
+        let business = match business {
+            Ok(business) => business,
+            Err(message) => {
+                say(message);
+                continue;
+            }
+        };
+        // An owner that is in the list itself is put anew by it.
+        let mut messages = invalid(&business, policy, |owner| listed.contains(owner.as_str()));
+        if !ids.insert(business.id.clone()) {
+            messages.push("another row has the same id".to_owned());
+        }
+        for key in keys_of(&business) {
+            match owners.insert(key.clone(), business.id.clone()) {
+                Some(other) if other != business.id => messages.push(format!("{key} belongs to {other}, too")),
+                _ => {}
+            }
+        }
+        if messages.is_empty() { businesses.push(business) } else { say(messages.join("; ")) }
+    }
+    (businesses, wrong)
+}
+
+fn keys_of(business: &Business) -> impl Iterator<Item = String> + '_ {
+    let numbers = business.phone_numbers.iter().map(|number| number_key(number).into_owned());
+    business.agent_ids.iter().cloned().chain(numbers)
+}
+
+/// Everything that is wrong with a business under a policy. `yields`: this owner gives up what it has.
+pub(super) fn invalid(business: &Business, policy: &Policy, yields: impl Fn(&BusinessId) -> bool) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let plans = &policy.settings().plans;
+    if let Some(name) = &business.plan {
+        match plans.get(name) {
+            None if name == DEFAULT_PLAN => {}
+            None => {
+                let known: Vec<&str> = plans.keys().map(String::as_str).collect();
+                wrong.push(format!("{name:?} is no plan; known: {}", known.join(", ")));
+            }
+            Some(plan) if plan.concurrent.is_none() && business.max_calls.is_none() && name != DEFAULT_PLAN => {
+                wrong.push(format!("max_calls is needed: plan {name} leaves the number to each business"));
+            }
+            Some(_) => {}
+        }
+    }
+    if business.retention_days.is_some_and(|days| !RETENTION_DAYS.contains(&days)) {
+        wrong.push(format!("retention_days is {} to {}", RETENTION_DAYS.start(), RETENTION_DAYS.end()));
+    }
+    let agents = business.agent_ids.iter().map(|agent| (agent, policy.owner_of_agent(agent)));
+    let numbers = business.phone_numbers.iter().map(|number| (number, policy.owner_of_number(number)));
+    for (key, owner) in agents.chain(numbers) {
+        if let Some(owner) = owner.filter(|owner| **owner != business.id && !yields(owner)) {
+            wrong.push(format!("{key} belongs to {owner}"));
+        }
+    }
+    wrong
+}

@@ -1,0 +1,67 @@
+//! What `check` builds of a config, as `serve` would, without serving: what is sound as text and fails at the start is found here.
+
+use tracing_subscriber::EnvFilter;
+
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::config::report::{Diagnostic, Report};
+use crate::net::tls::{ReloadingTls, expiry};
+use crate::net::{Upstream, UpstreamSettings, install_crypto_provider};
+
+/// Days before a certificate's end in which that is said.
+const EXPIRES_SOON_DAYS: i64 = 14;
+const DAY_SECS: i64 = 86_400;
+
+/// What does not come up.
+pub(super) fn built(config: &Config) -> Vec<Diagnostic> {
+    install_crypto_provider();
+    let report = Report::default();
+    if let Some((cert, key)) = &config.listen.tls {
+        match ReloadingTls::load(cert, key) {
+            Err(error) => {
+                let help =
+                    "tls_cert is a PEM file with the chain, the leaf first; tls_key one with its key, not encrypted";
+                report.error("E044", None, format!("`listen.tls_cert` and `listen.tls_key`: {error}"), help);
+            }
+            Ok(_) => certificate(&report, cert),
+        }
+    }
+    if let Some(file) = &config.extra_ca
+        && std::fs::read_to_string(file).is_ok_and(|pem| !pem.contains("-----BEGIN CERTIFICATE-----"))
+    {
+        let title = format!("`upstream.ca_file`: {} has no certificate in PEM", file.display());
+        report.error("E044", None, title, "it is a PEM file with certificates");
+    }
+    let settings = UpstreamSettings { extra_ca: config.extra_ca.clone(), ..UpstreamSettings::default() };
+    if let Err(error) = Upstream::new(settings) {
+        report.error("E044", None, format!("`upstream.ca_file`: {error}"), "it is a PEM file with certificates");
+    }
+    if let Some(Err(why)) = config.redis.as_ref().map(|settings| settings.check()) {
+        report.error("E044", None, format!("[gate]: {why}"), "");
+    }
+    if let Err(error) = EnvFilter::try_new(&config.log.filter) {
+        let help = "as in \"info\" or \"info,ringfence=debug\"";
+        report.error("E003", None, format!("`log.filter` is {:?}: {error}", config.log.filter), help);
+    }
+    report.finish()
+}
+
+fn certificate(report: &Report, cert: &std::path::Path) {
+    let now_secs = Clock::system().now_ms() / 1000;
+    let (from_secs, until_secs) = match expiry(cert) {
+        Ok(span) => span,
+        Err(error) => return report.error("E044", None, format!("`listen.tls_cert`: {error}"), ""),
+    };
+    let day = |secs: i64| crate::clock::rfc3339(secs.saturating_mul(1000)).chars().take(10).collect::<String>();
+    let shown = cert.display();
+    if now_secs >= until_secs {
+        let title = format!("`listen.tls_cert`: the certificate of {shown} expired on {}", day(until_secs));
+        report.error("E045", None, title, "clients refuse it: get a new one; it is read again when the file changes");
+    } else if now_secs < from_secs {
+        let title = format!("`listen.tls_cert`: the certificate of {shown} is not valid before {}", day(from_secs));
+        report.error("E045", None, title, "clients refuse it: look at the clock, or wait");
+    } else if until_secs - now_secs < EXPIRES_SOON_DAYS * DAY_SECS {
+        let title = format!("`listen.tls_cert`: the certificate of {shown} expires on {}", day(until_secs));
+        report.warning("W023", None, title, "");
+    }
+}
