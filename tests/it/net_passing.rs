@@ -286,3 +286,47 @@ async fn a_clients_broken_body_is_its_400_on_both_ways_through_and_whole_nowhere
     })
     .await;
 }
+
+/// What a provider frames in more than one way is framed anew, or torn; what it sends beyond its answer is nobody's.
+#[tokio::test(flavor = "multi_thread")]
+async fn lax_answers_leave_nothing_for_the_next_request() {
+    const CHUNKED: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n";
+    let answers = [
+        (format!("{CHUNKED}Content-Length: 3\r\n\r\n2\r\nok\r\n0\r\n\r\n"), Some("ok")),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nok".to_owned(), Some("ok")),
+        ("HTTP/1.1 200 OK\nContent-Length: 2\n\nok".to_owned(), Some("ok")),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok".to_owned(), None),
+        ("HTTP/1.1 200 OK\r\nContent-Length: +2\r\n\r\nok".to_owned(), None),
+        (format!("{CHUNKED}\r\n2;\nxx\r\nok\r\n0\r\n\r\n"), None),
+        (format!("{CHUNKED}\r\n\r\n0\r\n\r\n"), None),
+        ("HTTP/1.1 200 OK\r\nX: a\r\n b\r\nContent-Length: 2\r\n\r\nok".to_owned(), None),
+        ("HTTP/1.1 200 OK\r\nContent-Length : 2\r\n\r\nok".to_owned(), None),
+    ];
+    bounded(async {
+        for (answer, body) in answers {
+            let lax = Arc::new(format!("{answer}HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nsmuggled"));
+            let upstream = server(move |mut wire| {
+                let lax = lax.clone();
+                async move {
+                    while let Some(head) = wire.head().await {
+                        let next = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nnext";
+                        wire.send(if head.contains("/lax") { lax.as_bytes() } else { next.as_bytes() }).await;
+                    }
+                }
+            })
+            .await;
+            let stage = stage_at(upstream, Setup::default()).await;
+            let mut wire = Wire::connect(api(&stage)).await;
+            wire.send("GET /far/v1/lax HTTP/1.1\r\nHost: a\r\n\r\n").await;
+            // Torn, or a 502, where it cannot be read.
+            let got = wire.message().await.filter(|message| message.status() == 200).map(|message| message.text());
+            assert_eq!(got.as_deref(), body, "{answer:?}");
+            for _ in 0..3 {
+                let next = send(&stage, "GET", "/far/v1/next").await;
+                assert_eq!((next.status, &next.body[..]), (200, &b"next"[..]), "{answer:?}");
+            }
+            stage.finish().await;
+        }
+    })
+    .await;
+}
