@@ -394,7 +394,7 @@ impl<'a> Table<'a> {
         for (name, value) in table.iter().filter(|(_, value)| value.get_ref().as_integer().is_some()) {
             let name = name.get_ref().as_ref();
             if !but.contains(&name) && !self.source.root_keys.contains(&name) {
-                self.used.borrow_mut().push(name.to_owned());
+                self.used.borrow_mut().insert(name.to_owned());
                 self.wrong(name, &Found::File(value), "a table, as in { concurrent = 3 } of a plan");
             }
         }

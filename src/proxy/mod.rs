@@ -137,7 +137,8 @@ impl Proxy {
             let (named, main) = (captured.get(own)?, account.secrets.get(own)?);
             (named != main.expose()).then(|| named.clone())
         });
-        let order = CreateOrder { account, operation, facts, request, body, again, subaccount, sdk_sleeps, ignored, would };
+        let order =
+            CreateOrder { account, operation, facts, request, body, again, subaccount, sdk_sleeps, ignored, would };
         if exchange.is_client_gone().await {
             // It may be waiting on another connection by now, and have been told that nothing was dialled.
             let what =

@@ -108,10 +108,10 @@ pub(super) struct Early {
 
 /// News that waits, with more of it: of each who vouches for it the strongest.
 pub(super) fn remember(mut waiting: Vec<Early>, event: Event, by: Option<&Voucher>) -> Vec<Early> {
-    match waiting.iter_mut().find(|early| early.by.as_ref() == by) {
-        Some(early) => early.event = stronger(early.event, event),
-        None if waiting.len() < EARLY_MAX => waiting.push(Early { event, by: by.cloned() }),
-        None => {}
+    if let Some(early) = waiting.iter_mut().find(|early| early.by.as_ref() == by) {
+        early.event = stronger(early.event, event);
+    } else if waiting.len() < EARLY_MAX {
+        waiting.push(Early { event, by: by.cloned() });
     }
     waiting
 }

@@ -74,6 +74,12 @@ struct Beginning {
 }
 
 impl IdSelector {
+    fn selector(&self) -> &Selector {
+        match self {
+            Self::Anything(selector) | Self::Beginning(Beginning { from: selector, .. }) => selector,
+        }
+    }
+
     fn text<'m>(&'m self, message: &'m Message<'_>) -> Option<Cow<'m, str>> {
         match self {
             Self::Anything(selector) => selector.text(message),
@@ -99,7 +105,7 @@ impl IdSelectors {
 
     /// What they are read by.
     pub fn selectors(&self) -> impl Iterator<Item = &Selector> {
-        self.0.values()
+        self.0.values().map(IdSelector::selector)
     }
 
     /// The kinds that may be among them.

@@ -30,7 +30,7 @@ use tracing::{info, warn};
 
 use super::{
     Advanced, Applied, CallRecord, Change, Decided, Delivery, Fleet, NewCall, NewEvent, Opened, OrderRecord, Place,
-    Reach, Received, RefusalRecord, Replica, Result, Sharing, Speech, Store, StoreError, Took, Waiting,
+    Reach, Received, RefusalRecord, Replica, Result, Sharing, Speech, Store, StoreError, Took, Voucher, Waiting,
 };
 use crate::admission::{GateMode, GateState, Held, Order};
 use crate::call::Event;

@@ -27,7 +27,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePo
 
 use super::{
     Advanced, Applied, CallRecord, Change, Decided, Delivery, Fleet, NewCall, NewEvent, Opened, OrderRecord, Place,
-    Reach, Received, RefusalRecord, Replica, Result, Sharing, Store, StoreError, Waiting,
+    Reach, Received, RefusalRecord, Replica, Result, Sharing, Store, StoreError, Voucher, Waiting,
 };
 use crate::admission::{GateMode, GateState, Order};
 use crate::call::Event;
