@@ -166,7 +166,8 @@ mod tests {
             );
             let headers = settings().front_headers(url);
             seen.extend(headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())));
-            (expected.sort_unstable(), seen.sort_unstable());
+            expected.sort_unstable();
+            seen.sort_unstable();
             assert_eq!(seen, expected, "{url}");
             let forward = Settings { app_host: AppHost::Forward, ..settings() };
             assert!(forward.front_headers(url).iter().all(|(name, _)| *name != HOST), "the address's own");

@@ -158,9 +158,8 @@ async fn a_subaccounts_token_speaks_only_of_its_own_calls() {
 async fn a_subaccount_cannot_fill_a_limit_with_calls_that_are_not_there() {
     let (app, _nobody, stage) = started().await;
     let rings = |sid| [call_form(sid, "inbound", "ringing"), vec![("AccountSid", SUB)]].concat();
-    for n in 0..3 {
-        let sid = format!("CAinvented{n}");
-        let answer = form_of(&stage, VOICE, SUB_TOKEN, &rings(&sid)).await;
+    for sid in ["CAinvented0", "CAinvented1", "CAinvented2"] {
+        let answer = form_of(&stage, VOICE, SUB_TOKEN, &rings(sid)).await;
         assert_eq!((answer.status, &answer.json()["error"]), (403, &"CALL_NOT_YOURS".into()));
     }
     // One that is there, but is of another number than it says.

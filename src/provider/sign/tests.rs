@@ -538,7 +538,8 @@ fn what_is_delivered_late_is_signed_anew_for_the_present_time() {
     let elevenlabs = "t=1760000000,v0=00,v0=0cddfb9c064860eb1aa71aaa428695c99675b23a1f8b72de07e5864d1a5bc386";
     let retell = "v=1760000000000,d=a828bbdefa1b51fce33305bc279afe73411353175b26145be4ad4f623efef54a";
     let whsec = keys(&["whsec_short", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"]);
-    let table: [(&str, Keys, &[u8], Vec<(&str, &str)>); 6] = [
+    type Case<'a> = (&'a str, Keys, &'a [u8], Vec<(&'a str, &'a str)>);
+    let table: [Case<'_>; 6] = [
         ("elevenlabs", keys(&["newer", "wsec_example_secret"]), el, vec![("elevenlabs-signature", elevenlabs)]),
         (
             "retell",
