@@ -56,6 +56,7 @@ impl Admin {
     pub(super) async fn concurrent_metrics(
         &self,
         rest: &[&str],
+        query: Option<&str>,
         may: impl Fn(Scope) -> Result<Caller, Denied>,
     ) -> Answer {
         match rest {
@@ -63,7 +64,7 @@ impl Admin {
                 may(Scope::Metrics)?.sees_all()?;
                 self.prometheus().await
             }
-            ["events"] => self.events(&may(Scope::Read)?).await,
+            ["events"] => self.events(&may(Scope::Read)?, query).await,
             [] | ["status"] => {
                 let who = may(Scope::Metrics)?.sees_all()?;
                 let (gauges, open) = self.gauges().await?;
@@ -82,10 +83,16 @@ impl Admin {
                     return ok(&json!({
                         "activeCalls": gauges.active, "totalRejections": total, "rejectionsByReason": by_reason,
                         "rejectionsByPlan": by_plan, "elevenlabs429Count": metrics.elevenlabs_429_count(), "globalStatus": global,
+                        "timestamp": rfc3339(self.calls.lifecycle.clock.now_ms()),
                     }));
                 }
                 if who.scope >= Scope::Read {
                     global["calls"] = open.iter().map(|call| shown_to(call, &who)).collect();
+                    let now_ms = self.calls.lifecycle.clock.now_ms();
+                    let active: Vec<Value> =
+                        open.iter().filter(|call| !call.overrun).map(|call| active_call(call, now_ms)).collect();
+                    global["activeCallCount"] = active.len().into();
+                    global["activeCalls"] = active.into();
                 }
                 ok(&global)
             }
@@ -96,8 +103,12 @@ impl Admin {
         }
     }
 
-    /// The latest admissions, refusals and releases, newest first.
-    async fn events(&self, who: &Caller) -> Answer {
+    /// The latest admissions, refusals and releases, newest first; with `?limit=N` so many of them, oldest first, as clients of
+    /// before ringfence ask.
+    async fn events(&self, who: &Caller, query: Option<&str>) -> Answer {
+        let limit = form_urlencoded::parse(query.unwrap_or_default().as_bytes())
+            .find(|(key, _)| key == "limit")
+            .and_then(|(_, limit)| limit.parse::<usize>().ok());
         let mut calls = self.calls.lifecycle.store.latest_calls(100).await?;
         calls.retain(|call| who.sees(call.facts.business.as_str()));
         let mut refusals = self.calls.lifecycle.store.latest_refusals(100).await?;
@@ -121,9 +132,36 @@ impl Admin {
             (r.at, json!({"type": kind, "at": rfc3339(r.at), "refusalId": r.id, "businessId": r.business, "reason": r.code, "limitName": r.limit_name}))
         }));
         events.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
-        let events: Vec<Value> = events.into_iter().take(100).map(|(_, event)| event).collect();
+        let latest = events.into_iter().take(limit.unwrap_or(100).clamp(1, 100)).map(|(_, event)| with_data(event));
+        let mut events: Vec<Value> = latest.collect();
+        if limit.is_some() {
+            events.reverse();
+        }
         ok(&json!({"events": events}))
     }
+}
+
+/// A call as clients of before ringfence list them; its age in milliseconds.
+fn active_call(call: &CallRecord, now_ms: i64) -> Value {
+    json!({
+        "callId": call.id, "plan": call.facts.plan, "businessId": call.facts.business,
+        "acquiredAt": rfc3339(call.admitted_at), "age": (now_ms - call.admitted_at).max(0),
+    })
+}
+
+/// An event with what clients of before ringfence read of it: all but its kind and time under `data`.
+fn with_data(mut event: Value) -> Value {
+    let Some(fields) = event.as_object_mut() else { return event };
+    let data: Map<String, Value> = fields
+        .iter()
+        .filter(|(key, _)| !matches!(key.as_str(), "type" | "at"))
+        .map(|(k, v)| (k.clone(), v.clone()))
+        .collect();
+    if let Some(at) = fields.get("at").cloned() {
+        fields.insert("timestamp".to_owned(), at);
+    }
+    fields.insert("data".to_owned(), data.into());
+    event
 }
 
 fn global_status(policy: &Policy, active: u32, open: &[CallRecord]) -> Value {

@@ -144,7 +144,9 @@ impl Admin {
                 may(Scope::Read)?.sees_all()?;
                 self.status().await
             }
-            (&Method::GET, ["api", "concurrent-metrics", rest @ ..]) => self.concurrent_metrics(rest, may).await,
+            (&Method::GET, ["api", "concurrent-metrics", rest @ ..]) => {
+                self.concurrent_metrics(rest, exchange.query(), may).await
+            }
             (&Method::GET, ["api", "businesses"]) => self.businesses(&may(Scope::Read)?).await,
             (&Method::PUT, ["api", "businesses"]) => {
                 let who = may(Scope::Operate)?.sees_all()?;

@@ -45,6 +45,7 @@ mod replicas;
 mod reposts;
 mod security_admin;
 mod security_api;
+mod seeds;
 mod signatures;
 mod simulate;
 mod spool;

@@ -149,7 +149,10 @@ async fn figures_have_the_shapes_of_the_contract() {
     let plans = json!({"PAYG": 0, "STARTER": 0, "PRO": 0, "ENTERPRISE": 0});
     let idle = json!({"activeCalls": 0, "totalRejections": 0, "rejectionsByReason": {}, "rejectionsByPlan": {}, "elevenlabs429Count": 0,
         "globalStatus": {"active": 0, "limit": 1, "available": 1, "utilizationPercent": 0, "byPlan": plans}});
-    assert_eq!(stage.ask("/api/concurrent-metrics").await, idle);
+    let mut figures = stage.ask("/api/concurrent-metrics").await;
+    let timestamp = figures.as_object_mut().unwrap().remove("timestamp");
+    assert!(timestamp.is_some_and(|t| t.as_str().unwrap().ends_with('Z')));
+    assert_eq!(figures, idle);
     let call = id(&stage.dial(None, "+15550002001").await, "conversation_id");
     assert_eq!(stage.dial(None, "+15550002002").await.status, 503);
     let status = stage.ask("/api/concurrent-metrics/status").await;
@@ -161,6 +164,11 @@ async fn figures_have_the_shapes_of_the_contract() {
     );
     assert_eq!(shown["ids"]["conversation_id"], call.as_str());
     assert!(!status.to_string().contains("+15550002001"), "numbers are masked: {status}");
+    // As clients of before ringfence read it.
+    let active = &status["activeCalls"][0];
+    assert_eq!((&status["activeCallCount"], &active["callId"]), (&json!(1), &shown["callId"]));
+    assert_eq!((&active["plan"], &active["businessId"]), (&json!("default"), &json!("default")));
+    assert!(active["age"].is_u64() && active["acquiredAt"] == shown["startedAt"], "{active}");
     for path in ["/metrics", "/api/concurrent-metrics/prometheus"] {
         let text = stage.ask(path).await;
         let text = text.as_str().unwrap();
@@ -181,6 +189,11 @@ async fn figures_have_the_shapes_of_the_contract() {
         events["events"].as_array().unwrap().iter().map(|e| e["type"].as_str().unwrap().to_owned()).collect()
     };
     stage.wait("newest first", async || kinds().await == ["released", "refused", "admitted"]).await;
+    let oldest_first = stage.ask("/api/concurrent-metrics/events?limit=2").await;
+    let (first, last) = (&oldest_first["events"][0], &oldest_first["events"][1]);
+    assert_eq!((&first["type"], &last["type"]), (&json!("refused"), &json!("released")));
+    assert_eq!((&last["timestamp"], &last["data"]["callId"]), (&last["at"], &last["callId"]));
+    assert_eq!(oldest_first["events"].as_array().map(Vec::len), Some(2));
     let system = stage.ask("/status").await;
     assert_eq!(
         (&system["mode"], &system["draining"], &system["store"]["ok"]),
