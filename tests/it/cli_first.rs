@@ -434,6 +434,19 @@ fn check_live_tells_of_webhooks_and_numbers_that_go_elsewhere() {
     configure(&url, &json!({"el_hook_disabled": false, "el_hook_failure": 500}));
     let (_, found, _) = live(&folder, &config, &KEYS);
     assert!(coded(&found) == ["W011"] && found[0].1.contains("answered with 500, at 2025-10-09"), "{found:?}");
+
+    // What is called already may be where the app answers: the path is offered to be added, before another is named.
+    configure(
+        &url,
+        &json!({
+            "el_events_url": "https://hooks.example.com/webhooks/elevenlabs", "el_hook_failure": null,
+            "number_voice_url": "https://hooks.example.com/mine/voice?x=1",
+            "number_status_url": "https://hooks.example.com/twilio/status",
+        }),
+    );
+    let (_, out, _) = run_within(&folder, &["check", "--live", "--json", "--config", &config], &KEYS);
+    assert!(out.contains(r#"[inbound] voice_paths = [\"/mine/voice\"]"#), "{out}");
+    assert!(out.contains("https://hooks.example.com/webhooks/twilio/voice, if your app serves that path"), "{out}");
 }
 
 #[test]
