@@ -36,6 +36,9 @@ struct Inner {
     requests: IntCounterVec,
     upstream_seconds: HistogramVec,
     webhooks: IntCounterVec,
+    unreadable: IntCounterVec,
+    unfenced: IntCounterVec,
+    unread_calls: IntGaugeVec,
     journaled: IntGauge,
     deliveries: IntCounterVec,
     records: IntCounterVec,
@@ -175,6 +178,21 @@ impl Metrics {
                 "ringfence_webhooks_total",
                 "Webhooks, by what came of them.",
                 &["account", "event", "outcome"],
+            )?,
+            unreadable: m.counters(
+                "ringfence_unreadable_total",
+                "Messages that are not read as their sender may have meant them: webhooks, creates, answers.",
+                &["account", "source", "flaw"],
+            )?,
+            unfenced: m.counters(
+                "ringfence_unfenced_calls_total",
+                "Calls made by a request that no operation of the provider's description knows.",
+                &["account"],
+            )?,
+            unread_calls: m.gauges(
+                "ringfence_unread_calls",
+                "Open calls whose state could not be read for reconcile.unread_alarm_secs.",
+                &["account"],
             )?,
             journaled: m.gauge(
                 "ringfence_webhooks_journaled",
@@ -357,6 +375,21 @@ impl Metrics {
         self.inner.webhooks.with_label_values(&[account, event, outcome]).inc();
     }
 
+    /// A message that is not read as its sender may have meant it: what it was, and why.
+    pub fn unreadable(&self, account: &str, source: &str, flaw: &str) {
+        self.inner.unreadable.with_label_values(&[account, source, flaw]).inc();
+    }
+
+    /// A request that no operation knows has made a call.
+    pub fn unfenced(&self, account: &str) {
+        self.inner.unfenced.with_label_values(&[account]).inc();
+    }
+
+    /// Open calls of whose state nothing could be read for long.
+    pub fn unread_calls(&self, account: &str, calls: usize) {
+        self.inner.unread_calls.with_label_values(&[account]).set(i64::try_from(calls).unwrap_or(i64::MAX));
+    }
+
     /// So many webhooks wait in the journal.
     pub fn journaled(&self, waiting: u64) {
         self.inner.journaled.set(i64::try_from(waiting).unwrap_or(i64::MAX));
@@ -412,6 +445,7 @@ impl Metrics {
     /// An account was taken out.
     pub fn provider_gone(&self, account: &str) {
         let _ = self.inner.provider_live.remove_label_values(&[account]);
+        let _ = self.inner.unread_calls.remove_label_values(&[account]);
     }
 
     /// The config was read again.

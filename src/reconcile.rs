@@ -20,11 +20,12 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::call::{Direction, Event, Origin, Phase};
 use crate::calls::lookup::Listed;
 use crate::calls::{AskError, Calls};
+use crate::clock::rfc3339;
 use crate::failpoint;
 use crate::ids::{AccountName, CallId};
 use crate::net::UpstreamError;
@@ -61,6 +62,32 @@ pub struct Seen {
     pub at_ms: i64,
     /// The error of the last try, if it failed.
     pub error: Option<String>,
+    /// Calls whose state could not be read for as long as raises an alarm.
+    pub unread: BTreeMap<CallId, Unread>,
+}
+
+/// A call whose state could not be read.
+#[derive(Debug, Clone, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Unread {
+    /// Since when, in milliseconds since 1970.
+    #[serde(serialize_with = "as_rfc3339", rename = "since")]
+    pub since_ms: i64,
+    /// Why, as of the last try.
+    pub why: String,
+    /// It has been so for as long as raises an alarm.
+    #[serde(skip)]
+    is_alarming: bool,
+}
+
+impl Unread {
+    fn new(since_ms: i64) -> Self {
+        Self { since_ms, why: String::new(), is_alarming: false }
+    }
+}
+
+fn as_rfc3339<S: serde::Serializer>(at: &i64, s: S) -> std::result::Result<S::Ok, S::Error> {
+    s.serialize_str(&rfc3339(*at))
 }
 
 /// What the sweeps saw, by account.
@@ -86,6 +113,8 @@ pub struct Sweeper {
     over_since: HashMap<CallId, i64>,
     /// Orders for many calls of which one was live a moment ago, with how often they are still asked for at once.
     busy: HashMap<CallId, u32>,
+    /// Calls whose state could not be read.
+    unread: HashMap<CallId, Unread>,
     failing: bool,
     /// How many sweeps in a row the provider answered with 429.
     limited: u32,
@@ -140,6 +169,7 @@ impl Sweeper {
             listed_at: 0,
             over_since: HashMap::new(),
             busy: HashMap::new(),
+            unread: HashMap::new(),
             failing: false,
             limited: 0,
             did: Did::default(),
@@ -288,6 +318,7 @@ impl Sweeper {
         let open = |call: &CallId| mine.iter().any(|one| one.id == *call);
         self.over_since.retain(|call, _| open(call));
         self.busy.retain(|call, _| open(call));
+        self.unread.retain(|call, _| open(call));
         if self.account.can_ask() {
             let result = self.sweep(&mine).boxed().await;
             self.note(result);
@@ -308,7 +339,22 @@ impl Sweeper {
                 self.calls.hang_up_later(&call.id);
             }
         }
+        self.note_unread();
         self.pause(&mine).await
+    }
+
+    /// Shows the calls whose state cannot be read: any of them as the sweep's error, and by name once that has lasted.
+    fn note_unread(&self) {
+        let alarming: BTreeMap<CallId, Unread> =
+            self.unread.iter().filter(|(_, one)| one.is_alarming).map(|(id, one)| (id.clone(), one.clone())).collect();
+        self.calls.lifecycle.metrics.unread_calls(self.account.name.as_str(), alarming.len());
+        let mut seen = self.sightings.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let Some(seen) = seen.get_mut(self.account.name.as_str()) else { return };
+        seen.unread = alarming;
+        if let (None, Some((call, one))) = (&seen.error, self.unread.iter().min_by_key(|(_, one)| one.since_ms)) {
+            let all = self.unread.len();
+            seen.error = Some(format!("the state of {all} open calls cannot be read; of {call}: {}", one.why));
+        }
     }
 
     /// The open calls that this account knows, or that nobody does.
@@ -359,7 +405,7 @@ impl Sweeper {
                 if std::mem::take(&mut self.failing) {
                     info!(account, "the provider answers sweeps again");
                 }
-                ("ok", Seen { provider_live: live, at_ms, error: None })
+                ("ok", Seen { provider_live: live, at_ms, ..Seen::default() })
             }
             Err(error) => {
                 self.limited = if matches!(error, AskError::Status(429)) { self.limited.saturating_add(1) } else { 0 };
@@ -367,7 +413,7 @@ impl Sweeper {
                 if !std::mem::replace(&mut self.failing, true) {
                     warn!(account, %error, "the provider cannot be asked for its live calls; ends come by webhook alone");
                 }
-                ("failed", Seen { provider_live: 0, at_ms, error: Some(error.to_string()) })
+                ("failed", Seen { at_ms, error: Some(error.to_string()), ..Seen::default() })
             }
         };
         self.calls.lifecycle.metrics.sweep(account, label);
@@ -387,20 +433,28 @@ impl Sweeper {
         let members = self.calls.members_of(&name, None);
         if !self.sweeps.is_multiple_of(DEEP_EVERY)
             && self.over_since.is_empty()
-            && let Some(live) = self.calls.count_live(&self.account).await?
+            && let Some(live) = self.count().await?
             && live == visible.len() + members
         {
             return Ok(live);
         }
         let asked_at = self.calls.lifecycle.clock.now_ms();
-        let listed = self.calls.list_live(&self.account).await?;
+        let listed = match self.calls.list_live(&self.account).await {
+            Ok(listed) => listed,
+            Err(error) => {
+                if matches!(error, AskError::Unreadable(_) | AskError::Status(..=428 | 430..)) {
+                    self.ask_without_list(visible.into_values().collect()).boxed().await;
+                }
+                return Err(error);
+            }
+        };
         failpoint::hit("sweep.listed").await;
         self.listed_at = asked_at;
         let live: HashMap<&str, &Listed> = listed.iter().map(|one| (one.alias.id.as_str(), one)).collect();
         for (id, call) in &visible {
             match live.get(id) {
                 Some(one) => self.seen(call, one.event).boxed().await,
-                None => self.missing(call).boxed().await,
+                None => self.missing(call, listed.len()).boxed().await,
             }
         }
         self.calls.keep_members(&name, |id, _| live.contains_key(id));
@@ -412,14 +466,30 @@ impl Sweeper {
         Ok(listed.len())
     }
 
+    /// How many live calls the provider counts. What cannot be read is as good as none: the list is read instead.
+    async fn count(&self) -> std::result::Result<Option<usize>, AskError> {
+        match self.calls.count_live(&self.account).await {
+            Err(error @ AskError::Unreadable(_)) => {
+                debug!(account = %self.account.name, %error, "failed to read the number of live calls");
+                Ok(None)
+            }
+            counted => counted,
+        }
+    }
+
     /// The provider lists a call of ours as live.
     async fn seen(&mut self, call: &CallRecord, event: Option<Event>) {
         let now_ms = self.calls.lifecycle.clock.now_ms();
-        let Some(Event::Reached(phase)) = event else { return };
         if self.lacks_the_carriers_id(call) {
             // The carrier lists it too: without its id there, it would be met as a stranger and counted twice.
-            return self.ask_about(call).boxed().await;
+            self.ask_about(call).boxed().await;
+            return;
         }
+        let Some(Event::Reached(phase)) = event else {
+            // A word that nobody knows: it may be one for an end.
+            self.ask_about(call).boxed().await;
+            return;
+        };
         let fresh = call.seen_at + SEEN_EVERY_MS > now_ms && call.absent_at.is_none() && !call.unsettled;
         if fresh && phase <= call.phase {
             return;

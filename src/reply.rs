@@ -50,6 +50,10 @@ pub enum Code {
     BodyTooLarge,
     /// The request cannot be read.
     InvalidRequest,
+    /// The request's body is compressed, so it cannot be read.
+    EncodedBody,
+    /// The request names two accounts.
+    AccountMismatch,
     /// The provider cannot be reached, for a request that creates nothing.
     UpstreamUnreachable,
     /// The provider got the request, which creates no call, and did not answer it.
@@ -189,6 +193,8 @@ impl Code {
             Code::GateUnavailable => "GATE_REBUILDING",
             Code::BodyTooLarge => "BODY_TOO_LARGE",
             Code::InvalidRequest => "INVALID_REQUEST",
+            Code::EncodedBody => "UNSUPPORTED_CONTENT_ENCODING",
+            Code::AccountMismatch => "ACCOUNT_MISMATCH",
             Code::UpstreamUnreachable => "UPSTREAM_UNREACHABLE",
             Code::UpstreamSilent => "UPSTREAM_OUTCOME_UNKNOWN",
             Code::UpstreamRedirects => "UPSTREAM_REDIRECTS",
@@ -213,7 +219,8 @@ impl Code {
             }
             Code::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             Code::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Code::InvalidRequest | Code::ClientHungUp => StatusCode::BAD_REQUEST,
+            Code::InvalidRequest | Code::ClientHungUp | Code::AccountMismatch => StatusCode::BAD_REQUEST,
+            Code::EncodedBody => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Code::UnknownRoute => StatusCode::NOT_FOUND,
             Code::UpstreamUnreachable => StatusCode::BAD_GATEWAY,
             _ => StatusCode::SERVICE_UNAVAILABLE,
@@ -227,9 +234,13 @@ impl Code {
             }
             Code::RateExceeded => Kind::Rate,
             Code::PlanNotAllowed | Code::UnknownBusiness => Kind::Denied,
-            Code::BodyTooLarge | Code::InvalidRequest | Code::KeyReused | Code::ClientHungUp | Code::UnknownRoute => {
-                Kind::Invalid
-            }
+            Code::BodyTooLarge
+            | Code::InvalidRequest
+            | Code::EncodedBody
+            | Code::AccountMismatch
+            | Code::KeyReused
+            | Code::ClientHungUp
+            | Code::UnknownRoute => Kind::Invalid,
             Code::InitiationFailed
             | Code::OutcomeUnknown
             | Code::AlreadyPlaced

@@ -284,7 +284,7 @@ impl Admin {
                     "overrun": known.then(|| mine.iter().filter(|c| c.overrun).count()),
                     "canBeAsked": account.can_ask(), "terminate": account.terminate,
                     "providerLive": seen.map(|s| s.provider_live), "sweptAt": seen.map(|s| rfc3339(s.at_ms)),
-                    "sweepError": seen.and_then(|s| s.error.clone()), "hooks": hooks.get(&account.name),
+                    "sweepError": seen.and_then(|s| s.error.clone()), "unread": seen.map(|s| &s.unread), "hooks": hooks.get(&account.name),
                 })
             })
             .collect();

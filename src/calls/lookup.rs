@@ -1,19 +1,20 @@
 //! Where calls stand, as their provider knows.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, Method, Response};
 
-use super::{AskError, Calls};
+use super::{AskError, Calls, Unreadable};
 use crate::call::{Direction, EndProof, Event};
 use crate::clock::UnixMs;
 use crate::ids::Alias;
 use crate::net::retry_after_secs;
 use crate::provider::account::Account;
-use crate::provider::description::{CallFacts, DirectionWord, Group, List, Lookup, NextPage, PostCall};
+use crate::provider::description::{CallFacts, DirectionWord, Group, List, Lookup, NextPage, PostCall, StateWord};
 use crate::provider::render::{Target, render};
-use crate::provider::select::{Document, Message, Selector};
+use crate::provider::select::{Document, Flaw, Message, Selector};
 use crate::store::CallRecord;
 
 /// Pages of a list that are read at most: 100 pages of 100 conversations are more than any account may hold at once.
@@ -24,6 +25,8 @@ const PAGES_MAX: usize = 100;
 pub struct Found {
     /// Where the call stands.
     pub event: Option<Event>,
+    /// Why that cannot be read.
+    pub unread: Option<Unreadable>,
     /// Its ids.
     pub aliases: Vec<Alias>,
     /// What policy selects by.
@@ -49,7 +52,7 @@ pub enum LookedUpGroup {
     /// There is one.
     Found {
         /// Live while it may make calls, ended once it makes no more.
-        event: Option<Event>,
+        event: Event,
         /// How many calls at once it makes, if the record says so.
         places: Option<u32>,
     },
@@ -88,32 +91,62 @@ pub struct Listed {
     pub created_at: Option<UnixMs>,
 }
 
-pub(super) fn decode(response: &Response<bytes::Bytes>) -> Document {
-    let content_type = response.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
-    Document::decode(content_type, response.body())
-}
-
 pub(super) fn message<'a>(body: &'a Document, none: &'a (BTreeMap<String, String>, HeaderMap)) -> Message<'a> {
     Message { body, query: &[], path: &none.0, headers: &none.1 }
 }
 
 impl Calls {
-    /// Asks for one call, at its accounts that can be asked with an id that it has. The first record that is found decides;
-    /// the call is absent only if all of them say so. Of a call that its
-    /// carrier brought, only the carrier is asked.
+    /// The body of an answer; what of it cannot be read is counted, and the whole of it is an error.
+    pub(super) fn understood(
+        &self,
+        account: &Account,
+        source: &'static str,
+        response: &Response<bytes::Bytes>,
+    ) -> Result<Document, AskError> {
+        let content_type = response.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
+        let read = Document::read(content_type, response.body(), &[]);
+        let flaw = match read.document {
+            Document::Json(_) => read.flaw,
+            // A page of HTML is none.
+            _ => Some(Flaw::Unreadable),
+        };
+        if let Some(flaw) = flaw {
+            self.lifecycle.metrics.unreadable(account.name.as_str(), source, flaw.as_str());
+        }
+        match flaw {
+            Some(Flaw::Unreadable) => Err(AskError::Unreadable(Unreadable::NoDocument("JSON"))),
+            _ => Ok(read.document),
+        }
+    }
+
+    fn no_state(&self, account: &Account, state: &StateWord, message: &Message<'_>) -> Unreadable {
+        self.lifecycle.metrics.unreadable(account.name.as_str(), "lookup", "unknown_state");
+        state.word(message).map_or(Unreadable::NoState, Unreadable::UnknownState)
+    }
+
+    /// Asks for one call, at its accounts that can be asked with an id that it has. The first record that can be read decides;
+    /// the call is absent only if all of them say so. Of a call that its carrier brought, only the carrier is asked.
     pub async fn look_up(&self, record: &CallRecord) -> Result<LookedUp, AskError> {
         if let Some(holder) = self.holder_of(record)
             && let Some(lookup) = &holder.provider.lookup
         {
-            return self.look_up_at(holder, lookup, record).await;
+            return match self.look_up_at(holder, lookup, record).await? {
+                LookedUp::Found(Found { unread: Some(why), .. }) => Err(AskError::Unreadable(why)),
+                looked => Ok(looked),
+            };
         }
-        let (mut failed, mut absent) = (None, false);
-        for account in self.accounts_of(record) {
+        let (mut failed, mut absent, mut record) = (None, false, Cow::Borrowed(record));
+        for account in self.accounts_of(&record) {
             let Some(lookup) = &account.provider.lookup else { continue };
             if record.alias(&lookup.needs).is_none() {
                 continue;
             }
-            match self.look_up_at(account, lookup, record).await {
+            match self.look_up_at(account, lookup, &record).await {
+                Ok(LookedUp::Found(Found { unread: Some(why), aliases, .. })) => {
+                    // It may tell by which id its carrier knows the call.
+                    record.to_mut().aliases.extend(aliases);
+                    failed = Some(AskError::Unreadable(why));
+                }
                 Ok(found @ LookedUp::Found(_)) => return Ok(found),
                 // Its record may have been deleted while the carrier's says that the call goes on.
                 Ok(LookedUp::Absent) => absent = true,
@@ -139,11 +172,13 @@ impl Calls {
         if !response.status().is_success() {
             return Err(AskError::Status(status));
         }
-        let (body, none) = (decode(&response), Default::default());
+        let (body, none) = (self.understood(account, "lookup", &response)?, Default::default());
         let message = message(&body, &none);
         let number = |selector: &Selector| selector.text(&message)?.parse::<u32>().ok();
         let places = group.places.iter().filter_map(number).min().map(|n| n.max(1));
-        Ok(LookedUpGroup::Found { event: group.state.read(&message, EndProof::Provider), places })
+        let event = group.state.read(&message, EndProof::Provider);
+        let event = event.ok_or_else(|| AskError::Unreadable(self.no_state(account, &group.state, &message)))?;
+        Ok(LookedUpGroup::Found { event, places })
     }
 
     async fn look_up_at(&self, account: &Account, lookup: &Lookup, record: &CallRecord) -> Result<LookedUp, AskError> {
@@ -192,10 +227,7 @@ impl Calls {
         if !response.status().is_success() {
             return Err(AskError::Status(status));
         }
-        let (body, none) = (decode(&response), Default::default());
-        if body == Document::Empty {
-            return Err(AskError::Status(status));
-        }
+        let (body, none) = (self.understood(account, "lookup", &response)?, Default::default());
         let message = message(&body, &none);
         let (record, complete) = rules.read(&message);
         let event = lookup.state.read(&message, EndProof::Provider);
@@ -211,10 +243,12 @@ impl Calls {
         if !response.status().is_success() {
             return Err(AskError::Status(status));
         }
-        let (body, none) = (decode(&response), Default::default());
+        let (body, none) = (self.understood(account, "lookup", &response)?, Default::default());
         let message = message(&body, &none);
+        let event = lookup.state.read(&message, EndProof::Provider);
         Ok(LookedUp::Found(Found {
-            event: lookup.state.read(&message, EndProof::Provider),
+            event,
+            unread: event.is_none().then(|| self.no_state(account, &lookup.state, &message)),
             aliases: lookup.ids.read(&message),
             facts: lookup.facts.read(&message, direction_of(lookup.direction.as_ref(), &message)),
             phone: lookup.phone.is_empty() || lookup.phone.holds(&message),
@@ -242,9 +276,10 @@ impl Calls {
         if !response.status().is_success() {
             return Err(AskError::Status(response.status().as_u16()));
         }
-        let (body, none) = (decode(&response), Default::default());
+        let (body, none) = (self.understood(account, "count", &response)?, Default::default());
         let text = count.value.text(&message(&body, &none));
-        Ok(text.and_then(|t| t.parse().ok()))
+        let number = text.and_then(|t| t.parse().ok());
+        number.map(Some).ok_or(AskError::Unreadable(Unreadable::NoDocument("number of calls")))
     }
 
     /// Calls that an order whose answer was lost may have made.
@@ -268,8 +303,9 @@ impl Calls {
             if !response.status().is_success() {
                 return Err(AskError::Status(response.status().as_u16()));
             }
-            let body = decode(&response);
-            let items = list.items.list(&body).ok_or(AskError::Status(response.status().as_u16()))?;
+            let body = self.understood(account, "list", &response)?;
+            let no_list = AskError::Unreadable(Unreadable::NoDocument("list of calls"));
+            let items = list.items.list(&body).ok_or(no_list)?;
             all.extend(items.iter().filter_map(|item| listed(list, item)));
             let none = Default::default();
             let whole = message(&body, &none);

@@ -63,6 +63,8 @@ pub struct Settings {
     pub ask_timeout: Duration,
     /// Two look-ups that find nothing prove an end only if they lie so far apart.
     pub absent_twice_within: Duration,
+    /// A call whose state could not be read for so long is named in the log and in the status.
+    pub unread_alarm: Duration,
     /// Calls younger than this are not looked up: providers' lists lag.
     pub grace: Duration,
     /// Where the app is, and what providers call, if they can call us.
@@ -137,9 +139,26 @@ pub enum AskError {
         /// When it may be asked again, as it says.
         retry_after_secs: Option<u32>,
     },
-    /// It answered what cannot be used.
+    /// It answered with a status that says nothing of the call.
     #[error("the provider answered {0}")]
     Status(u16),
+    /// It answered, and what it said cannot be understood.
+    #[error("the provider's answer cannot be read: {0}")]
+    Unreadable(Unreadable),
+}
+
+/// Why an answer cannot be understood.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unreadable {
+    /// It is neither JSON nor XML: an HTML page of a proxy, or cut off in the middle.
+    #[error("no {0} in it")]
+    NoDocument(&'static str),
+    /// It says where the call stands in a word that the provider's description does not know.
+    #[error("its state is {0:?}, which the provider's description does not know")]
+    UnknownState(String),
+    /// It does not say where the call stands.
+    #[error("it does not say where the call stands")]
+    NoState,
 }
 
 impl Calls {
@@ -261,33 +280,4 @@ fn of_record<'a>(record: &'a CallRecord, name: &str) -> Option<Cow<'a, str>> {
         kind => record.alias(kind),
     };
     value.map(Cow::Borrowed)
-}
-
-/// Puts a value into JSON at a pointer, making the objects on the way. `false` if something else is in the way.
-pub fn inject(body: &mut serde_json::Value, at: &str, value: impl Into<serde_json::Value>) -> bool {
-    let mut here = body;
-    for key in at.split('/').skip(1) {
-        if here.is_null() {
-            *here = serde_json::Value::Object(serde_json::Map::new());
-        }
-        let Some(map) = here.as_object_mut() else { return false };
-        here = map.entry(key).or_insert(serde_json::Value::Null);
-    }
-    *here = value.into();
-    true
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn values_are_put_where_nothing_else_is_in_the_way() {
-        let mut body = json!({"a": 1, "b": {"c": "kept"}});
-        assert!(inject(&mut body, "/b/d/e", "x"));
-        assert!(inject(&mut body, "/n/m", "y"));
-        assert!(!inject(&mut body, "/a/z", "no"));
-        assert_eq!(body, json!({"a": 1, "b": {"c": "kept", "d": {"e": "x"}}, "n": {"m": "y"}}));
-    }
 }

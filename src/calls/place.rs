@@ -20,7 +20,7 @@ use super::observe::WOULD_REFUSE;
 use super::refuse::{hung_up, redirected};
 use super::repost::{Arrived, Asker, Client, Fingerprint, NOTICED_WITHIN, OrderRef, key};
 use super::vouch::subaccount_alias;
-use super::{ANSWER_BYTES_MAX, Calls, inject};
+use super::{ANSWER_BYTES_MAX, Calls};
 use crate::admission::{Gated, Lease, Order, Places};
 use crate::call::{EndProof, Event, Origin, Outcome as End, Phase};
 use crate::capacity::{Admission, Unadmitted};
@@ -33,6 +33,7 @@ use crate::net::{Outcome, retry_after_secs};
 use crate::policy::{Facts, Ignored};
 use crate::provider::account::{Account, join};
 use crate::provider::description::{LimitClass, Operation};
+use crate::provider::json::put;
 use crate::provider::render::{Target, render};
 use crate::provider::select::{Document, Message};
 use crate::reply::{Code, Manner, Refusal, refusal};
@@ -537,22 +538,23 @@ impl Calls {
         request.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let (mut callback, mut events_will_come) = (None, false);
         match &order.body {
-            Document::Json(body) if !order.operation.inject.is_empty() || places.0 < places.1 => {
-                let mut body = body.clone();
+            Document::Json(_) if !order.operation.inject.is_empty() || places.0 < places.1 => {
+                // Every byte of the app's stays as it is, whatever a parser would make of it.
+                let mut body = order.request.body().clone();
                 let cut = order.operation.places.as_ref().and_then(|rule| rule.cut.as_deref());
-                if let Some(at) = cut.filter(|_| places.0 < places.1)
-                    && !inject(&mut body, at, places.0)
-                {
-                    return Err(format!("Not dialled: {at} cannot be set to {}, which is what is free.", places.0));
+                if let Some(at) = cut.filter(|_| places.0 < places.1) {
+                    let free = || format!("Not dialled: {at} cannot be set to {}, which is what is free.", places.0);
+                    body = put(&body, at, &places.0.into()).ok_or_else(free)?.into();
                 }
                 for one in &order.operation.inject {
                     let value = render(&one.value, Target::Plain, |n| (n == "call_id").then(|| call.as_str().into()));
-                    if !inject(&mut body, &one.at, value.map_err(|e| e.to_string())?) {
+                    match put(&body, &one.at, &value.map_err(|e| e.to_string())?.into()) {
+                        Some(with) => body = with.into(),
                         // The app has something else there; its body wins, the call is found by other means.
-                        warn!(%call, at = one.at, "the call's id could not be put into the create");
+                        None => warn!(%call, at = one.at, "the call's id could not be put into the create"),
                     }
                 }
-                *request.body_mut() = serde_json::to_vec(&body).map_err(|e| e.to_string())?.into();
+                *request.body_mut() = body;
             }
             Document::Form(pairs) => {
                 if let Some((body, app)) = self.take_over_callback(order, call, pairs) {

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use http::Method;
 
-use super::lookup::{decode, message};
+use super::lookup::message;
 use super::{AskError, Calls};
 use crate::provider::account::Account;
 use crate::provider::description::SUBACCOUNT_KIND;
@@ -31,7 +31,7 @@ impl Calls {
         if !response.status().is_success() {
             return Err(AskError::Status(status));
         }
-        let (body, none) = (decode(&response), Default::default());
+        let (body, none) = (self.understood(account, "subaccount", &response)?, Default::default());
         let message = message(&body, &none);
         if rule.owner.text(&message).as_deref() != Some(own.expose()) {
             return Ok(None);

@@ -377,6 +377,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
     let reconcile = root.table("reconcile");
     let sweep = reconcile.number("sweep_ms", 50..=600_000).map(Duration::from_millis);
     let absent_twice_within = secs(&reconcile, "absent_twice_secs", 1..=3600, 60);
+    let unread_alarm = secs(&reconcile, "unread_alarm_secs", 1..=86_400, 300);
     let grace = Duration::from_millis(reconcile.number("grace_ms", 0..=60_000).unwrap_or(3_000));
     reconcile.finish();
 
@@ -434,6 +435,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
             send_within,
             ask_timeout,
             absent_twice_within,
+            unread_alarm,
             grace,
             app: Arc::new(AppAddress {
                 public_url: public_url.clone(),

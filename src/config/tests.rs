@@ -135,6 +135,7 @@ ringing_secs = 120
 live_secs = 600
 [reconcile]
 absent_twice_secs = 60
+unread_alarm_secs = 300
 grace_ms = 3000
 [refusal]
 sdk_retry_after_max_secs = 1

@@ -1,13 +1,14 @@
 //! A provider as data: what its requests, answers, webhooks and records mean. Pure.
 //!
 //! The descriptions in `config/providers/` are built in and replaceable from outside. Code knows codecs and signature schemes,
-//! not providers; a new provider of a usual kind needs no Rust. [`description`] is the schema, [`select`] points at values,
-//! [`render`] fills templates, [`sign`] verifies and re-signs, [`account`] joins a description with one set of credentials,
+//! not providers; a new provider of a usual kind needs no Rust. [`description`] is the schema, [`json`] reads what they send,
+//! [`select`] points at values, [`render`] fills templates, [`sign`] verifies and re-signs, [`account`] joins a description with one set of credentials,
 //! [`check`](mod@check) is what a person may have asked, [`nearest`] guesses what a misspelt word was.
 
 pub mod account;
 pub mod check;
 pub mod description;
+pub mod json;
 pub mod nearest;
 pub mod path;
 pub mod render;

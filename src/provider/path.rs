@@ -6,16 +6,40 @@ use std::collections::BTreeMap;
 use percent_encoding::percent_decode_str;
 use serde::{Deserialize, Deserializer};
 
-/// A path with captures: `/Accounts/{account_sid}/Calls/{call_sid}.json`.
+/// The most spellings that one pattern may stand for.
+const SPELLINGS_MAX: usize = 64;
+
+/// A path with captures: `/Accounts/{account_sid}/Calls/{call_sid}.json`. `(a|b)` stands for either, `(|.json)` for nothing too, and
+/// `/**` at the beginning for any segments or none: a family of paths is said once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PathPattern {
     written: String,
+    spellings: Vec<String>,
 }
 
 impl PathPattern {
     /// The pattern as written.
     pub fn as_str(&self) -> &str {
         &self.written
+    }
+
+    /// Reads a pattern; the error is a sentence for the author of a provider description.
+    pub fn parse(written: &str) -> Result<Self, String> {
+        if !written.starts_with('/') {
+            return Err(format!("path {written:?} must start with a slash"));
+        }
+        let mut spellings = vec![written.to_owned()];
+        while let Some(at) = spellings.iter().position(|one| one.contains('(')) {
+            let one = spellings.swap_remove(at);
+            let whole = one.split_once('(').and_then(|(before, rest)| Some((before, rest.split_once(')')?)));
+            let (before, (words, after)) =
+                whole.ok_or_else(|| format!("path {written:?} opens a parenthesis and does not close it"))?;
+            spellings.extend(words.split('|').map(|word| format!("{before}{word}{after}")));
+            if spellings.len() > SPELLINGS_MAX {
+                return Err(format!("path {written:?} stands for more than {SPELLINGS_MAX} paths"));
+            }
+        }
+        Ok(Self { written: written.to_owned(), spellings })
     }
 
     /// Whether a path fits, and what it captures (percent-decoded).
@@ -29,8 +53,18 @@ impl PathPattern {
     }
 
     fn captures_where(&self, path: &str, same: fn(&str, &str) -> bool) -> Option<BTreeMap<String, String>> {
+        self.spellings.iter().find_map(|one| match one.strip_prefix("/**") {
+            None => Self::capture(one, path, same),
+            Some(end) => {
+                let (at, _) = path.rmatch_indices('/').nth(end.matches('/').count().checked_sub(1)?)?;
+                Self::capture(end, &path[at..], same)
+            }
+        })
+    }
+
+    fn capture(spelling: &str, path: &str, same: fn(&str, &str) -> bool) -> Option<BTreeMap<String, String>> {
         let mut found = BTreeMap::new();
-        let (mut pattern, mut actual) = (self.written.split('/'), path.split('/'));
+        let (mut pattern, mut actual) = (spelling.split('/'), path.split('/'));
         loop {
             match (pattern.next(), actual.next()) {
                 (None, None) => return Some(found),
@@ -56,11 +90,7 @@ impl PathPattern {
 
 impl<'de> Deserialize<'de> for PathPattern {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        let written = String::deserialize(d)?;
-        if !written.starts_with('/') {
-            return Err(serde::de::Error::custom(format!("path {written:?} must start with a slash")));
-        }
-        Ok(Self { written })
+        Self::parse(&String::deserialize(d)?).map_err(serde::de::Error::custom)
     }
 }
 
@@ -168,7 +198,7 @@ mod tests {
 
     #[test]
     fn paths_capture() {
-        let pattern = |p: &str| PathPattern { written: p.to_owned() };
+        let pattern = |p: &str| PathPattern::parse(p).unwrap();
         let calls = pattern("/2010-04-01/Accounts/{account_sid}/Calls/{call_sid}.json");
         let found = calls.captures("/2010-04-01/Accounts/AC1/Calls/CA%201+.json").unwrap();
         assert_eq!((found["account_sid"].as_str(), found["call_sid"].as_str()), ("AC1", "CA 1+"));
@@ -178,5 +208,30 @@ mod tests {
         assert_eq!(calls.captures("/2010-04-01/Accounts//Calls/CA1.json"), None);
         assert!(pattern("/a").captures("/a").unwrap().is_empty());
         assert_eq!(pattern("/a").captures("/a/"), None);
+    }
+
+    #[test]
+    fn a_family_of_paths_is_said_once() {
+        let calls = PathPattern::parse("/**/Accounts/{account_sid}/Calls(|.{format})").unwrap();
+        for (path, sid) in [
+            ("/2010-04-01/Accounts/AC1/Calls", "AC1"),
+            ("/2008-08-01/Accounts/AC2/Calls.csv", "AC2"),
+            ("/Accounts/AC3/Calls.json", "AC3"),
+            ("/a/b/Accounts/AC4/Calls.x", "AC4"),
+        ] {
+            assert_eq!(calls.captures(path).unwrap()["account_sid"], sid, "{path}");
+        }
+        for path in
+            ["/Accounts/AC1/Calls/CA1.json", "/Calls", "/Accounts/AC1/Calls.", "/xAccounts/AC1/Calls", "Calls", ""]
+        {
+            assert_eq!(calls.captures(path), None, "{path}");
+        }
+        let either = PathPattern::parse("/(a|b)/outbound(-|_)call").unwrap();
+        for path in ["/a/outbound-call", "/b/outbound_call"] {
+            assert!(either.captures(path).is_some(), "{path}");
+        }
+        assert_eq!(either.captures("/c/outbound-call"), None);
+        assert!(PathPattern::parse("/a(b").is_err() && PathPattern::parse("a").is_err());
+        assert!(PathPattern::parse(&format!("/{}", "(a|b)".repeat(7))).is_err(), "bounded");
     }
 }

@@ -10,12 +10,10 @@ use http::HeaderMap;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::json;
+
 /// The most pairs of a form that are read. Our choice, far above what providers send; a pair takes many times its spelling.
 pub const FORM_PAIRS_MAX: usize = 1_000;
-
-/// The most values of a JSON body that are read. Our choice, above a page of 1,000 calls; a value takes many times its
-/// shortest spelling.
-pub const JSON_VALUES_MAX: usize = 100_000;
 
 /// The longest XML that is read, in bytes. Our choice, far above what providers answer; duplicate attributes and nested
 /// namespaces cost their square.
@@ -34,24 +32,70 @@ pub enum Document {
     Xml(String),
 }
 
+/// A body, decoded, and what there is to say of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Decoded {
+    /// What could be read.
+    pub document: Document,
+    /// What could not, if that matters.
+    pub flaw: Option<Flaw>,
+}
+
+/// Why a body is not read as its sender may have meant it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flaw {
+    /// It is not JSON to the letter; all of it was read.
+    Lenient,
+    /// A part was left out: there are too many values, or they are too deep.
+    Cut,
+    /// Nothing of it could be read.
+    Unreadable,
+}
+
+impl Flaw {
+    /// The label in logs and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Flaw::Lenient => "lenient",
+            Flaw::Cut => "cut",
+            Flaw::Unreadable => "unreadable",
+        }
+    }
+}
+
 impl Document {
-    /// Decodes a body. What does not parse as its type says is tried as JSON, then is [`Document::Empty`]; so is what has more
-    /// parts than [`FORM_PAIRS_MAX`], [`JSON_VALUES_MAX`] or [`XML_BYTES_MAX`] allow.
+    /// Decodes a body. What does not parse as its type says is tried as JSON, then is [`Document::Empty`]; so is a form or XML that
+    /// has more parts than [`FORM_PAIRS_MAX`] or [`XML_BYTES_MAX`] allow.
     pub fn decode(content_type: Option<&str>, body: &[u8]) -> Self {
+        Self::read(content_type, body, &[]).document
+    }
+
+    /// The same, with what could not be read. JSON values of the names in `skip` are left out.
+    pub fn read(content_type: Option<&str>, body: &[u8], skip: &[&str]) -> Decoded {
+        let whole = |document| Decoded { document, flaw: None };
         if body.is_empty() {
-            return Self::Empty;
+            return whole(Self::Empty);
         }
         if is_form(content_type) {
-            return Self::form(body);
+            return match Self::form(body) {
+                Self::Empty => Decoded { document: Self::Empty, flaw: Some(Flaw::Unreadable) },
+                form => whole(form),
+            };
         }
-        if may_be_json(body)
-            && let Ok(value) = serde_json::from_slice(body)
+        if is_kind(content_type, "text/csv")
+            && let Some(form) = csv(body)
         {
-            return Self::Json(value);
+            return whole(form);
+        }
+        if let Some(json::Read { value, lenient, cut }) = json::read_without(body, skip) {
+            let flaw = if cut { Some(Flaw::Cut) } else { lenient.then_some(Flaw::Lenient) };
+            return Decoded { document: Self::Json(value), flaw };
         }
         match std::str::from_utf8(body) {
-            Ok(text) if body.len() <= XML_BYTES_MAX && text.trim_start().starts_with('<') => Self::Xml(text.to_owned()),
-            _ => Self::Empty,
+            Ok(text) if body.len() <= XML_BYTES_MAX && text.trim_start().starts_with('<') => {
+                whole(Self::Xml(text.to_owned()))
+            }
+            _ => Decoded { document: Self::Empty, flaw: Some(Flaw::Unreadable) },
         }
     }
 }
@@ -65,25 +109,33 @@ impl Document {
     }
 }
 
-/// Whether a content type is that of a form.
-pub fn is_form(content_type: Option<&str>) -> bool {
-    let kind = content_type.and_then(|t| t.split(';').next()).unwrap_or_default();
-    kind.trim().eq_ignore_ascii_case("application/x-www-form-urlencoded")
-}
-
-/// Whether JSON has at most [`JSON_VALUES_MAX`] values. Every value but the first follows one of `,`, `:` and `[`.
-pub fn may_be_json(body: &[u8]) -> bool {
-    let (mut values, mut in_text, mut escaped) = (1, false, false);
-    for byte in body {
-        match (in_text, byte) {
-            (true, _) if escaped => escaped = false,
-            (true, b'\\') => escaped = true,
-            (_, b'"') => in_text = !in_text,
-            (false, b',' | b':' | b'[') => values += 1,
-            _ => {}
+/// The first row of CSV (RFC 4180) under the names of the header row, as pairs.
+fn csv(body: &[u8]) -> Option<Document> {
+    let mut chars = std::str::from_utf8(body).ok()?.chars().peekable();
+    let (mut names, mut row, mut quoted) = (None, vec![String::new()], false);
+    while let Some(one) = chars.next() {
+        match one {
+            '"' if quoted && chars.next_if_eq(&'"').is_some() => row.last_mut()?.push('"'),
+            '"' => quoted = !quoted,
+            ',' if !quoted && row.len() == FORM_PAIRS_MAX => return None,
+            ',' if !quoted => row.push(String::new()),
+            '\r' if !quoted => {}
+            '\n' if !quoted && names.is_some() => break,
+            '\n' if !quoted => names = Some(std::mem::replace(&mut row, vec![String::new()])),
+            other => row.last_mut()?.push(other),
         }
     }
-    values <= JSON_VALUES_MAX
+    Some(Document::Form(names?.into_iter().zip(row).collect()))
+}
+
+/// Whether a content type is that of a form.
+pub fn is_form(content_type: Option<&str>) -> bool {
+    is_kind(content_type, "application/x-www-form-urlencoded")
+}
+
+fn is_kind(content_type: Option<&str>, wanted: &str) -> bool {
+    let kind = content_type.and_then(|t| t.split(';').next()).unwrap_or_default();
+    kind.trim().eq_ignore_ascii_case(wanted)
 }
 
 /// What selectors read.
@@ -374,12 +426,6 @@ mod tests {
         let form = "application/x-www-form-urlencoded";
         assert!(matches!(decode(form, "a&".repeat(FORM_PAIRS_MAX)), Document::Form(_)));
         assert_eq!(decode(form, "a&".repeat(FORM_PAIRS_MAX + 1)), Document::Empty);
-        let list = |values: usize| format!("[{}0]", "0,".repeat(values - 2));
-        assert!(matches!(decode("application/json", list(JSON_VALUES_MAX)), Document::Json(_)));
-        assert_eq!(decode("application/json", list(JSON_VALUES_MAX + 2)), Document::Empty);
-        // Commas of a text are no values.
-        let text = format!("[\"{}\\\"\"]", ",:[".repeat(JSON_VALUES_MAX));
-        assert!(matches!(decode("application/json", text), Document::Json(_)));
         assert_eq!(decode("text/xml", format!("<a>{}</a>", " ".repeat(XML_BYTES_MAX))), Document::Empty);
     }
 
@@ -402,6 +448,28 @@ mod tests {
         assert!(read("query.x", &form).1 && read("body.x | query.x", &Document::Empty).1);
         assert!(!read("body.x | query.x", &form).1);
         assert!(read(both, &Document::Form(pairs(&[("CallSid", "CA1"), ("CallSid", "CA2")]))).1);
+    }
+
+    #[test]
+    fn a_body_says_what_of_it_could_not_be_read() {
+        let flaw = |kind: &str, body: &str| Document::read(Some(kind), body.as_bytes(), &[]).flaw;
+        assert_eq!(flaw("application/json", "{}"), None);
+        assert_eq!(flaw("application/json", r#"{"a":"\ud83d"}"#), Some(Flaw::Lenient));
+        assert_eq!(
+            flaw("application/json", &format!("{{\"a\":{}{}}}", "[".repeat(200), "]".repeat(200))),
+            Some(Flaw::Cut)
+        );
+        assert_eq!(flaw("application/json", "{\"a\":"), Some(Flaw::Unreadable));
+        assert_eq!(flaw("text/plain", "Not Found"), Some(Flaw::Unreadable));
+        assert_eq!(flaw("text/plain", ""), None);
+    }
+
+    #[test]
+    fn csv_is_read_as_its_first_row() {
+        let body = "Sid,To,\"Friendly \"\"name\"\"\"\r\nCA1,+1555,\"a, b\nc\"\r\nCA2,x,y\r\n";
+        let csv = Document::decode(Some("text/csv;charset=UTF-8"), body.as_bytes());
+        assert_eq!(text("body.Sid", &csv).as_deref(), Some("CA1"));
+        assert_eq!(text("body.Friendly \"name\"", &csv).as_deref(), Some("a, b\nc"));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::net::{BodyError, Exchange, Handler, HostRule, Mount, RelayError, Rela
 use crate::policy::{Contradictions, Facts, Ignored, Marks, UnknownBusiness};
 use crate::provider::account::Account;
 use crate::provider::path::percent_decode;
-use crate::provider::select::{Document, Message};
+use crate::provider::select::{Document, Flaw, Message};
 use crate::provider::sign::sha256_hex;
 use crate::reply::{Code, Manner, Refusal, json_answer, problem, refusal};
 use route::{captures, may_create, may_create_many, operation, route};
@@ -85,7 +85,11 @@ impl Proxy {
                 return ("create", self.refuse(exchange, &account, &what).await);
             }
         };
-        let body = Document::decode(exchange.header("content-type"), &bytes);
+        if exchange.header("content-encoding").is_some_and(|coding| !coding.trim().eq_ignore_ascii_case("identity")) {
+            let what = Refusal::new(Code::EncodedBody, "Not dialled: a create's body must not be compressed.");
+            return ("create", self.refuse(exchange, &account, &what).await);
+        }
+        let body = self.read(&account, exchange.header("content-type"), &bytes, many);
         let query: Vec<(String, String)> =
             form_urlencoded::parse(exchange.query().unwrap_or_default().as_bytes()).into_owned().collect();
         let headers = exchange.headers().clone();
@@ -164,6 +168,15 @@ impl Proxy {
             exchange.if_reset(move || unheard.lost());
         }
         ("create", status)
+    }
+
+    /// A create's body. Of one that makes many calls, nothing is better than a part: how many there are would be counted wrong.
+    fn read(&self, account: &Account, content_type: Option<&str>, bytes: &[u8], many: bool) -> Document {
+        let read = Document::read(content_type, bytes, &[]);
+        let Some(flaw) = read.flaw else { return read.document };
+        self.calls.lifecycle.metrics.unreadable(account.name.as_str(), "create", flaw.as_str());
+        info!(account = %account.name, flaw = flaw.as_str(), bytes = bytes.len(), "a create is not JSON to the letter");
+        if many && flaw == Flaw::Cut { Document::Empty } else { read.document }
     }
 
     fn target(&self, exchange: &Exchange, account: &Account, path: &str, at: String) -> RelayTarget {

@@ -2,7 +2,7 @@
 //! calls and none of those it made is live. Neither time nor one answer alone frees them.
 
 use futures_util::FutureExt as _;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use super::{DEEP_EVERY, SEEN_EVERY_MS, Sweeper, UNBOUND_MS, log, ms};
 use crate::call::{EndProof, Event, Outcome, Phase};
@@ -78,12 +78,14 @@ impl Sweeper {
         }
         let id = Alias { kind: group.needs.clone(), id: id.to_owned() };
         match self.calls.look_up_group(&self.account, group, &id).await {
-            Ok(LookedUpGroup::Found { event: Some(Event::Ended(outcome, _)), .. }) => {
+            Ok(LookedUpGroup::Found { event: Event::Ended(outcome, _), .. }) => {
+                self.unread.remove(&call.id);
                 if self.is_quiet(call, now_ms) {
                     self.end_group(call, outcome, now_ms).await;
                 }
             }
-            Ok(LookedUpGroup::Found { event: Some(event @ Event::Reached(_)), .. }) => {
+            Ok(LookedUpGroup::Found { event: event @ Event::Reached(_), .. }) => {
+                self.unread.remove(&call.id);
                 self.over_since.remove(&call.id);
                 if call.unsettled || call.absent_at.is_some() || call.seen_at + SEEN_EVERY_MS <= now_ms {
                     let (absent, unsettled) = (Some(false), Some(false));
@@ -92,15 +94,12 @@ impl Sweeper {
                     log(self.calls.lifecycle.apply(change).await);
                 }
             }
-            Ok(LookedUpGroup::Found { event: None, .. }) => {
-                debug!(call = %call.id, "the record of an order for many calls cannot be understood");
-            }
             Ok(LookedUpGroup::Absent) => {
                 if self.is_quiet(call, now_ms) {
                     self.absent(call).boxed().await;
                 }
             }
-            Err(error) => debug!(call = %call.id, %error, "an order for many calls cannot be looked up"),
+            Err(error) => self.cannot_read(call, &error),
         }
     }
 

@@ -3,37 +3,96 @@
 use std::sync::Arc;
 
 use futures_util::FutureExt as _;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
-use super::{Sweeper, log, ms};
+use super::{Sweeper, Unread, log, ms};
 use crate::call::{EndProof, Event, Origin, Outcome, Phase, Step};
 use crate::calls::AskError;
 use crate::calls::lookup::{Found, Listed, LookedUp};
+use crate::clock::rfc3339;
 use crate::failpoint;
 use crate::provider::account::Account;
 use crate::provider::description::OWN_ID_KIND;
 use crate::store::{Applied, CallRecord, Change, Result};
 
+/// Calls that are asked for in one sweep while the list of live calls cannot be read.
+const ASKED_WITHOUT_LIST: usize = 32;
+
+/// What the question for one call came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// Its record was read, or there is none.
+    Read,
+    /// The provider answered what cannot be understood.
+    Unread,
+    /// It did not answer, or not about the call.
+    Failed,
+}
+
 impl Sweeper {
     /// A call of ours is not among the live ones: its own record decides.
-    pub(super) async fn missing(&mut self, call: &CallRecord) {
-        let now_ms = self.calls.lifecycle.clock.now_ms();
-        let grace_ms = ms(self.calls.settings.grace);
-        if call.phase_at + grace_ms > now_ms {
+    ///
+    /// Where that record cannot be read, the list of `listed` live calls is believed that lacks it, if the provider counts as many.
+    pub(super) async fn missing(&mut self, call: &CallRecord, listed: usize) {
+        if !self.is_askable_by_age(call) {
             return;
         }
-        self.ask_about(call).boxed().await;
+        if self.ask_about(call).boxed().await == Asked::Unread
+            && let Ok(counted) = self.calls.count_live(&self.account).await
+            && counted.is_none_or(|counted| counted == listed)
+        {
+            self.absent(call).boxed().await;
+        }
+    }
+
+    /// The list of live calls cannot be read: some of those that were seen longest ago are asked for by themselves.
+    pub(super) async fn ask_without_list(&mut self, mut calls: Vec<&CallRecord>) {
+        calls.retain(|call| self.is_askable_by_age(call));
+        calls.sort_by_key(|call| call.seen_at);
+        for call in calls.into_iter().take(ASKED_WITHOUT_LIST) {
+            self.ask_about(call).boxed().await;
+        }
+    }
+
+    fn is_askable_by_age(&self, call: &CallRecord) -> bool {
+        call.phase_at + ms(self.calls.settings.grace) <= self.calls.lifecycle.clock.now_ms()
     }
 
     /// Asks for one call and applies what its record says.
-    pub(super) async fn ask_about(&mut self, call: &CallRecord) {
+    pub(super) async fn ask_about(&mut self, call: &CallRecord) -> Asked {
         match self.calls.look_up(call).await {
             Ok(LookedUp::Found(found)) => {
                 failpoint::hit("sweep.asked").await;
+                self.unread.remove(&call.id);
                 self.found(call, found).boxed().await;
+                Asked::Read
             }
-            Ok(LookedUp::Absent) => self.absent(call).boxed().await,
-            Err(error) => debug!(call = %call.id, %error, "a call cannot be looked up"),
+            Ok(LookedUp::Absent) => {
+                self.unread.remove(&call.id);
+                self.absent(call).boxed().await;
+                Asked::Read
+            }
+            Err(error) => {
+                self.cannot_read(call, &error);
+                if matches!(error, AskError::Unreadable(_)) { Asked::Unread } else { Asked::Failed }
+            }
+        }
+    }
+
+    /// Where a call stands could not be read just now. If that lasts, somebody has to know.
+    pub(super) fn cannot_read(&mut self, call: &CallRecord, error: &AskError) {
+        if matches!(error, AskError::NoWay(..) | AskError::Missing(_)) {
+            return debug!(call = %call.id, %error, "a call cannot be looked up");
+        }
+        let now_ms = self.calls.lifecycle.clock.now_ms();
+        let unread = self.unread.entry(call.id.clone()).or_insert_with(|| Unread::new(now_ms));
+        unread.why = error.to_string();
+        debug!(call = %call.id, %error, "failed to read the state of a call");
+        let alarm_ms = ms(self.calls.settings.unread_alarm);
+        if unread.since_ms + alarm_ms <= now_ms && !std::mem::replace(&mut unread.is_alarming, true) {
+            let account = self.account.name.as_str();
+            let since = rfc3339(unread.since_ms);
+            warn!(call = %call.id, account, since, %error, "the state of a call could not be read for long; its slot is held: `ringfence calls release` frees it");
         }
     }
 
@@ -121,7 +180,11 @@ impl Sweeper {
             return;
         }
         if !self.askable(call).is_empty() {
-            self.ask_about(call).boxed().await;
+            let outlived = due && call.places == 1 && call.admitted_at + self.longest_call_ms() <= now_ms;
+            if self.ask_about(call).boxed().await == Asked::Unread && outlived {
+                warn!(call = %call.id, "the record of a call that is older than any of its provider cannot be read; its slot is freed");
+                self.note_end(self.calls.lifecycle.end(&call.id, Outcome::Failed, EndProof::Deadline, "poll").await);
+            }
         } else if call.origin == Origin::Order && self.search(call).boxed().await {
             // Found, or noted as absent, or to be tried again.
         } else if due && call.origin == Origin::Foreign && call.polled {
@@ -144,10 +207,11 @@ impl Sweeper {
             Ok(found) => found,
             Err(AskError::NoWay(..) | AskError::Missing(_)) => return false,
             Err(error) => {
-                debug!(call = %call.id, %error, "a lost create cannot be searched for just now");
+                self.cannot_read(call, &error);
                 return true;
             }
         };
+        self.unread.remove(&call.id);
         for one in found {
             let known = self.calls.lifecycle.store.resolve(std::slice::from_ref(&one.alias)).await;
             if !matches!(known, Ok(None)) {
@@ -168,7 +232,7 @@ impl Sweeper {
             match applied {
                 // Its record tells its other ids, by which it is known elsewhere.
                 Ok(Some(applied)) if applied.record.phase != Phase::Ended => {
-                    self.ask_about(&applied.record).boxed().await
+                    self.ask_about(&applied.record).boxed().await;
                 }
                 applied => log(applied),
             }

@@ -94,11 +94,19 @@ impl Sweeper {
             }
             Err(_) => return Ok(()),
         }
-        let found = match self.calls.look_up_alias(&self.account, &one.alias).await? {
-            LookedUp::Found(found) => found,
-            LookedUp::Absent => return Ok(()),
+        let found = match self.calls.look_up_alias(&self.account, &one.alias).await {
+            Ok(LookedUp::Found(found)) => found,
+            Ok(LookedUp::Absent) => return Ok(()),
+            // It is listed as live: what cannot be read about it must not keep it from being counted.
+            Err(error @ AskError::Unreadable(_)) => {
+                warn!(account = %self.account.name, %error, "failed to read the record of a call that is listed as live");
+                self.adopt(one, one.facts.clone(), vec![one.alias.clone()], Phase::Live).boxed().await;
+                return Ok(());
+            }
+            Err(error) => return Err(error),
         };
-        let Some(Event::Reached(phase)) = found.event.or(one.event) else { return Ok(()) };
+        let listed_live = Event::Reached(Phase::Live);
+        let Event::Reached(phase) = found.event.or(one.event).unwrap_or(listed_live) else { return Ok(()) };
         if let Some(order) = self.order_of(&found).await {
             return self.meet_member(one, &order, found, since_ms);
         }

@@ -1,6 +1,5 @@
 //! Telling the app: durable, retried, in the provider's own bytes.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,8 +8,6 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde_json::{Map, Value};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -332,61 +329,5 @@ async fn forget_body(calls: &Calls, delivery: &Delivery) -> Result<(), StoreErro
     match calls.forgets_bodies(call.as_ref()).await? {
         true => calls.lifecycle.store.forget_body(&delivery.event_id).await,
         false => Ok(()),
-    }
-}
-
-/// JSON without the texts that make it large: `full_audio` is never built.
-pub struct Skimmed(pub Value);
-
-impl<'de> Deserialize<'de> for Skimmed {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        d.deserialize_any(Skim).map(Skimmed)
-    }
-}
-
-struct Skim;
-
-impl<'de> Visitor<'de> for Skim {
-    type Value = Value;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("JSON")
-    }
-    fn visit_bool<E>(self, v: bool) -> Result<Value, E> {
-        Ok(v.into())
-    }
-    fn visit_i64<E>(self, v: i64) -> Result<Value, E> {
-        Ok(v.into())
-    }
-    fn visit_u64<E>(self, v: u64) -> Result<Value, E> {
-        Ok(v.into())
-    }
-    fn visit_f64<E>(self, v: f64) -> Result<Value, E> {
-        Ok(v.into())
-    }
-    fn visit_str<E>(self, v: &str) -> Result<Value, E> {
-        Ok(v.into())
-    }
-    fn visit_unit<E>(self) -> Result<Value, E> {
-        Ok(Value::Null)
-    }
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
-        let mut list = Vec::new();
-        while let Some(Skimmed(one)) = seq.next_element()? {
-            list.push(one);
-        }
-        Ok(Value::Array(list))
-    }
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
-        let mut object = Map::new();
-        while let Some(key) = map.next_key::<String>()? {
-            if key == "full_audio" {
-                map.next_value::<IgnoredAny>()?;
-            } else {
-                let Skimmed(value) = map.next_value()?;
-                object.insert(key, value);
-            }
-        }
-        Ok(Value::Object(object))
     }
 }

@@ -44,7 +44,7 @@ use crate::policy::WhenFull;
 use crate::provider::account::Account;
 use crate::provider::description::{Heard, OWN_ID_KIND, Reply, SUBACCOUNT_KIND, Webhook, WebhookEvent};
 use crate::provider::render::fill_json;
-use crate::provider::select::{Document, Message, is_form, may_be_json};
+use crate::provider::select::{Decoded, Document, Flaw, Message, is_form};
 use crate::provider::sign::{Keys, Signature, sha256_hex};
 use crate::reply::{json_answer, problem, respond, twiml, when_full_twiml};
 use crate::store::{
@@ -140,6 +140,8 @@ struct Raw {
     headers: HeaderMap,
     body: Bytes,
     document: Document,
+    /// What of the body could not be read.
+    flaw: Option<Flaw>,
     query: Vec<(String, String)>,
 }
 
@@ -151,6 +153,7 @@ impl Raw {
         let no_body = body.is_empty() && !matches!(method, "GET" | "HEAD");
         Self {
             document: if no_body { Document::Form(vec![]) } else { form(&headers, &body) },
+            flaw: None,
             query: form_urlencoded::parse(query.as_bytes()).into_owned().collect(),
             method: method.to_owned(),
             path_and_query: path_and_query.to_owned(),
@@ -163,18 +166,14 @@ impl Raw {
     fn decoded(mut self) -> Self {
         if self.form().is_none() {
             let content_type = self.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
-            self.document = decode(content_type, &self.body);
+            Decoded { document: self.document, flaw: self.flaw } = decode(content_type, &self.body);
         }
         self
     }
 
-    /// Nothing that could be read.
-    fn says_nothing(&self) -> bool {
-        match &self.document {
-            Document::Empty => self.query.is_empty(),
-            Document::Form(pairs) => pairs.is_empty() && self.query.is_empty(),
-            Document::Json(_) | Document::Xml(_) => false,
-        }
+    /// Nothing of the body can be read: what it is, nobody knows.
+    fn is_unreadable(&self) -> bool {
+        self.flaw == Some(Flaw::Unreadable)
     }
 
     fn form(&self) -> Option<&[(String, String)]> {
@@ -298,11 +297,9 @@ impl Webhooks {
             Ok(signer) => signer,
             Err(answer) => return self.answer(exchange, answer).await,
         };
+        // Whoever signed it is told that it has arrived, whether it can be read or not: it is kept, and the app gets it.
         let raw = raw.decoded();
-        if raw.says_nothing() {
-            let message = "The body is neither JSON nor a form.";
-            return self.answer(exchange, problem(StatusCode::BAD_REQUEST, "INVALID_PAYLOAD", message)).await;
-        }
+        self.note_flaw(&raw, from);
         let event_id = format!("ev_{}", Ulid::new().to_string().to_lowercase());
         let taken = read(&raw, from, keys, by, event_id);
         let subaccounts = from.account.provider.subaccounts.as_ref();
@@ -342,6 +339,19 @@ impl Webhooks {
             }
         };
         self.answer(exchange, response).await
+    }
+
+    /// Says what of a webhook could not be read.
+    fn note_flaw(&self, raw: &Raw, from: &Candidate) {
+        let Some(flaw) = raw.flaw else { return };
+        let (account, webhook, flaw) = (from.account.name.as_str(), from.webhook().name.as_str(), flaw.as_str());
+        self.calls.lifecycle.metrics.unreadable(account, "webhook", flaw);
+        let bytes = raw.body.len();
+        if raw.flaw == Some(Flaw::Lenient) {
+            debug!(account, webhook, bytes, "a webhook is not JSON to the letter");
+        } else {
+            warn!(account, webhook, flaw, bytes, "failed to read a webhook; its bytes are kept and delivered");
+        }
     }
 
     /// Remembers, applies, settles. `None`: the answer has been written already (the app's, relayed).
@@ -434,7 +444,8 @@ impl Webhooks {
     /// is to be kept.
     async fn settle(&self, taken: &Taken<'_>, event_id: &str, came: &Came) -> Result<()> {
         self.note_settled(taken, event_id, came).await?;
-        let said = taken.event.is_some_and(|event| event.said);
+        let may_say = || taken.raw.is_unreadable() && taken.from.webhook().events.iter().any(|event| event.said);
+        let said = taken.event.is_some_and(|event| event.said) || may_say();
         let waits = came.outcome == "kept" && taken.event.is_some_and(|event| event.record.is_some());
         if said && !waits && self.calls.forgets_bodies(came.call.as_ref()).await? {
             self.calls.lifecycle.store.forget_body(event_id).await?;
@@ -494,6 +505,11 @@ impl Webhooks {
     /// Translates the event into a transition of a call. An event of an unknown call whose direction is outbound never
     /// admits and never ends anything: it waits under its ids.
     async fn apply(&self, taken: &Taken<'_>, event_id: &str) -> Result<Came> {
+        if taken.raw.is_unreadable() && taken.aliases.is_empty() {
+            // It may have told of an end: the provider's own list says so, too.
+            self.calls.looks.want(&taken.from.account.name);
+            return Ok(Came::of("unreadable"));
+        }
         if let Some(heard) = &taken.heard {
             return self.hear(taken, heard, event_id).boxed().await;
         }
@@ -689,15 +705,12 @@ fn kept_headers(headers: &HeaderMap, signature: &Signature) -> Vec<(String, Stri
     kept.filter_map(|(name, value)| Some((name.to_string(), value.to_str().ok()?.to_owned()))).collect()
 }
 
-/// A body as a document. Of large JSON, texts that no selector reads (base64 audio) are left out.
-fn decode(content_type: Option<&str>, body: &Bytes) -> Document {
-    if body.len() <= KEPT_BYTES_MAX {
-        return Document::decode(content_type, body);
+/// A body as a document. Texts that no selector reads (base64 audio) are left out.
+fn decode(content_type: Option<&str>, body: &Bytes) -> Decoded {
+    match is_form(content_type) && body.len() > KEPT_BYTES_MAX {
+        true => Decoded { document: Document::Empty, flaw: Some(Flaw::Unreadable) },
+        false => Document::read(content_type, body, &["full_audio"]),
     }
-    if !may_be_json(body) {
-        return Document::Empty;
-    }
-    serde_json::from_slice::<deliver::Skimmed>(body).map_or(Document::Empty, |skimmed| Document::Json(skimmed.0))
 }
 
 /// A body as a form, if it is one.

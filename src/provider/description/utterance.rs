@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
+use super::super::json;
 use super::super::select::{Document, Message, Predicate, Selector};
 use crate::call::Speaker;
 
@@ -91,7 +92,7 @@ impl UtteranceRules {
         let text = match &self.text_member {
             None => text.into_owned(),
             Some(member) => {
-                let inner: Value = serde_json::from_str(&text).map_err(|_| "What is said is not JSON.")?;
+                let inner = json::read(text.as_bytes()).ok_or("What is said is not JSON.")?.value;
                 inner.get(member).and_then(Value::as_str).ok_or("It does not say what is said.")?.to_owned()
             }
         };

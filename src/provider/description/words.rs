@@ -41,7 +41,8 @@ impl FactSelectors {
     pub fn read(&self, message: &Message<'_>, direction: Direction) -> CallFacts {
         let get = |selector: &Option<Selector>| {
             let text = selector.as_ref()?.text(message)?;
-            (!text.is_empty() && text.len() <= 256).then(|| text.into_owned())
+            // Postgres keeps no NUL: every store has the same.
+            (!text.is_empty() && text.len() <= 256).then(|| text.replace('\0', "\u{FFFD}"))
         };
         let (ours, theirs) = match direction {
             Direction::Outbound => (&self.from, &self.to),
@@ -177,6 +178,14 @@ impl StateWord {
             .map(Event::Reached)
             .or_else(|_| word.parse::<Outcome>().map(|outcome| Event::Ended(outcome, proof)))
             .ok()
+    }
+}
+
+impl StateWord {
+    /// The provider's own word, whether it is known or not; as much of it as may be shown.
+    pub fn word(&self, message: &Message<'_>) -> Option<String> {
+        let Word::Mapped(Mapped { from: Some(from), .. }) = &self.0 else { return None };
+        Some(from.text(message)?.chars().take(64).collect())
     }
 }
 

@@ -223,7 +223,12 @@ impl Signature {
 
     /// Whether it is checked with keys of signatures.
     pub fn needs_key(&self) -> bool {
-        self.mode != Mode::Off && matches!(self.scheme, Scheme::Message(_) | Scheme::Jwt(_))
+        self.mode != Mode::Off && self.is_over_message()
+    }
+
+    /// Whether it is over the message: who sent it is the provider, and not somebody who was shown a token.
+    pub fn is_over_message(&self) -> bool {
+        matches!(self.scheme, Scheme::Message(_) | Scheme::Jwt(_))
     }
 
     /// Whether it has to hold, and is checked with keys of signatures.
