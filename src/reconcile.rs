@@ -232,7 +232,12 @@ impl Sweeper {
             }
             let leads = self.calls.lifecycle.capacity.role().leads;
             // Replicas that do not lead look only where somebody asks them to.
-            let pause = if leads || wanted { self.turn().boxed().await } else { FOLLOW };
+            let pause = if leads || wanted {
+                self.turn().boxed().await
+            } else {
+                self.hang_up_for_others().boxed().await;
+                FOLLOW
+            };
             if stop.is_cancelled() {
                 return;
             }
@@ -258,6 +263,7 @@ impl Sweeper {
                 tokio::select! {
                     () = stop.cancelled() => return,
                     () = &mut slept => break,
+                    () = tokio::time::sleep(FOLLOW) => self.hang_up_for_others().boxed().await,
                     changed = self.newest.changed() => {
                         if changed.is_err() {
                             return;
@@ -331,11 +337,7 @@ impl Sweeper {
                 None => self.settle_if_due(call).boxed().await,
             }
             // A hang-up that failed, or that the last process did not come to: it is tried again.
-            // The second record of a call that was given up is an overrun too, but nobody refused that one. Who refuses one just now
-            // may be about to do so by his answer.
-            let is_new = call.admitted_at + ms(calls.settings.grace) > calls.lifecycle.clock.now_ms();
-            let refused = call.overrun && call.alias(OWN_ID_KIND).is_none() && !is_new;
-            if refused && call.facts.direction == Direction::Inbound {
+            if self.is_to_be_hung_up(call) {
                 self.calls.hang_up_later(&call.id);
             }
         }
@@ -354,6 +356,30 @@ impl Sweeper {
         if let (None, Some((call, one))) = (&seen.error, self.unread.iter().min_by_key(|(_, one)| one.since_ms)) {
             let all = self.unread.len();
             seen.error = Some(format!("the state of {all} open calls cannot be read; of {call}: {}", one.why));
+        }
+    }
+
+    /// Whether it was refused and is up all the same. The second record of a call that was given up is an overrun too, but nobody
+    /// refused that one. Who refuses one just now may be about to do so by his answer.
+    fn is_to_be_hung_up(&self, call: &CallRecord) -> bool {
+        let is_new = call.admitted_at + ms(self.calls.settings.grace) > self.calls.lifecycle.clock.now_ms();
+        let refused = call.overrun && call.alias(OWN_ID_KIND).is_none() && !is_new;
+        refused && call.facts.direction == Direction::Inbound
+    }
+
+    /// Ends calls that another replica refused and did not come to hang up: the one that leads takes over all of them, any other those
+    /// of the dead. Between sweeps, which may be far apart: the record alone tells a process of what another has refused.
+    async fn hang_up_for_others(&self) {
+        let capacity = &self.calls.lifecycle.capacity;
+        if !capacity.is_shared() {
+            return;
+        }
+        let leads = capacity.role().leads;
+        let Ok(mine) = self.mine().await else { return };
+        for call in mine.iter().filter(|call| call.facts.account == self.account.name && self.is_to_be_hung_up(call)) {
+            if leads || capacity.is_of_the_dead(call) {
+                self.calls.hang_up_later(&call.id);
+            }
         }
     }
 

@@ -8,7 +8,7 @@ mod desk;
 mod figures;
 pub mod reload;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
@@ -163,9 +163,9 @@ impl Admin {
                 let who = may(Scope::Read)?;
                 self.list(exchange.query().unwrap_or_default(), &who).await
             }
-            (&Method::GET, ["api", "calls", id]) => {
+            (&Method::GET, ["api", "calls", id @ ..]) => {
                 let who = may(Scope::Read)?;
-                let record = self.find(&percent_decode(id), &who).await?;
+                let record = self.find(&percent_decode(&id.join("/")), &who).await?;
                 let kept = self.calls.lifecycle.store.post_call(&record.id).await?;
                 let mut shown = shown_to(&record, &who);
                 shown["record"] = json!(kept.as_ref().map(|kept| crate::calls::records::shown(kept, who.numbers())));
@@ -176,9 +176,9 @@ impl Admin {
                 self.note(&who, Act::new("fetch", &id)).await?;
                 Ok(self.calls.fetch_conversation(&id, |business| who.sees(business), who.numbers()).await)
             }
-            (&Method::POST, ["api", "calls", id, act @ ("hangup" | "release")]) => {
+            (&Method::POST, ["api", "calls", id @ .., act @ ("hangup" | "release")]) => {
                 let who = may(Scope::Operate)?;
-                let record = self.find(&percent_decode(id), &who).await?;
+                let record = self.find(&percent_decode(&id.join("/")), &who).await?;
                 if *act == "hangup" {
                     self.hang_up(&record, &who).await
                 } else {
@@ -328,8 +328,8 @@ impl Admin {
         let call = match CallId::parse(id) {
             Some(call) => Some(call),
             None => {
-                let kinds = ["call_sid", "conversation_id", "sip_call_id", "batch_id", "campaign_id", "execution_sid"];
-                let aliases: Vec<_> = kinds.iter().filter_map(|kind| crate::ids::Alias::new(kind, id)).collect();
+                let kinds: BTreeSet<&str> = self.calls.accounts.values().flat_map(|a| a.provider.id_kinds()).collect();
+                let aliases: Vec<_> = kinds.into_iter().filter_map(|kind| crate::ids::Alias::new(kind, id)).collect();
                 store.resolve(&aliases).await?
             }
         };

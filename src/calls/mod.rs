@@ -4,7 +4,7 @@
 //! `elsewhere` one that first came to another process, and `again` answers it, [`many`] knows orders for many calls, [`inbound`] admits a call that a provider brings, [`lookup`] asks where
 //! calls stand, [`records`] keeps what is told of them after their end, `fetch` asks for it on demand, [`hooks`]
 //! sees whether it still comes of itself, `vouch` whose word counts for which call, `subaccount` knows whose a call is where an account has accounts below it,
-//! [`callback`] judges the addresses that apps want
+//! `unfenced` counts calls of requests that no operation knows, [`callback`] judges the addresses that apps want
 //! to be called at, [`terminate`] ends one and checks that it is over, `observe` sends what is only marked.
 
 mod again;
@@ -25,6 +25,7 @@ pub mod repost;
 mod soon;
 mod subaccount;
 pub mod terminate;
+mod unfenced;
 mod vouch;
 
 use std::borrow::Cow;

@@ -11,6 +11,7 @@ use super::exchange::Exchange;
 use super::headers::{forwarded, join_cookies, strip_hop_by_hop};
 use super::redirect::Mount;
 use super::stream::stream;
+use super::tap::Tap;
 use super::tunnel;
 use super::upstream::{Upstream, UpstreamError};
 
@@ -109,6 +110,19 @@ impl From<UpstreamError> for RelayError {
 /// # Errors
 /// [`RelayError`], only while nothing was answered.
 pub async fn relay(exchange: &mut Exchange, upstream: &Upstream, target: RelayTarget) -> Result<Relayed, RelayError> {
+    relay_tapped(exchange, upstream, target, None).await
+}
+
+/// As [`relay`], with a look at what the answer says.
+///
+/// # Errors
+/// As [`relay`].
+pub async fn relay_tapped(
+    exchange: &mut Exchange,
+    upstream: &Upstream,
+    target: RelayTarget,
+    tap: Option<Tap>,
+) -> Result<Relayed, RelayError> {
     if exchange.is_answered() {
         return Err(RelayError::AlreadyAnswered);
     }
@@ -117,7 +131,9 @@ pub async fn relay(exchange: &mut Exchange, upstream: &Upstream, target: RelayTa
         return tunnel::relay_upgrade(exchange, upstream, head, target.mount.as_ref()).await;
     }
     if let Some(body) = exchange.body_read() {
-        return relay_with_body(exchange, upstream, target, body).await;
+        let head = outgoing_head(exchange, &target)?;
+        let request = head.map(|()| Outgoing::whole(body));
+        return stream(exchange, upstream, request, None, target.mount.as_ref(), tap).await;
     }
     let head = outgoing_head(exchange, &target)?;
     if exchange.progress().body_begun.is_set() {
@@ -126,11 +142,11 @@ pub async fn relay(exchange: &mut Exchange, upstream: &Upstream, target: RelayTa
     }
     if exchange.body_is_done() {
         let request = head.map(|()| Outgoing::whole(Bytes::new()));
-        return stream(exchange, upstream, request, None, target.mount.as_ref()).await;
+        return stream(exchange, upstream, request, None, target.mount.as_ref(), tap).await;
     }
     let (feed, body) = Outgoing::stream(exchange.declared_length());
     exchange.send_continue().await;
-    stream(exchange, upstream, head.map(|()| body), Some(feed), target.mount.as_ref()).await
+    stream(exchange, upstream, head.map(|()| body), Some(feed), target.mount.as_ref(), tap).await
 }
 
 /// As [`relay`], with a body that was read (and perhaps changed) before. Never upgrades.
@@ -147,7 +163,7 @@ pub async fn relay_with_body(
         return Err(RelayError::AlreadyAnswered);
     }
     let head = outgoing_head(exchange, &target)?;
-    stream(exchange, upstream, head.map(|()| Outgoing::whole(body)), None, target.mount.as_ref()).await
+    stream(exchange, upstream, head.map(|()| Outgoing::whole(body)), None, target.mount.as_ref(), None).await
 }
 
 /// As [`relay_with_body`], with an answer that is read whole within `within` instead of being passed on. Any status is an answer.

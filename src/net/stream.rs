@@ -14,6 +14,7 @@ use super::downstream::Downstream;
 use super::exchange::{Exchange, Progress, response_head};
 use super::redirect::{Mount, Past};
 use super::relay::{RelayError, Relayed};
+use super::tap::Tap;
 use super::upstream::{Upstream, UpstreamError};
 
 /// Interim answers that may wait to be written.
@@ -35,6 +36,7 @@ pub(super) async fn stream(
     mut request: Request<Outgoing>,
     feed: Option<Feed>,
     mount: Option<&Mount>,
+    tap: Option<Tap>,
 ) -> Result<Relayed, RelayError> {
     let limits = Limits { pause: exchange.settings().body_timeout, answer: upstream.answer_timeout() };
     let (stall, version, method) = (exchange.settings().write_timeout, exchange.version(), exchange.method().clone());
@@ -67,7 +69,7 @@ pub(super) async fn stream(
         }
     };
     keep_behind(mount, &method, &mut response)?;
-    Ok(answer(&downstream, response, version, &method, client, &progress).await)
+    Ok(answer(&downstream, response, version, &method, client, &progress, tap).await)
 }
 
 /// The interim answers to a request, as they come (RFC 9110 §15.2): for HTTP/1.1 clients. 100 is not among them, since the client was
@@ -110,7 +112,7 @@ pub(super) async fn stream_answer(
         downstream.gone().await;
         ClientSide::Gone
     });
-    Ok(answer(&downstream, response, version, &method, client, &progress).await)
+    Ok(answer(&downstream, response, version, &method, client, &progress, None).await)
 }
 
 /// Writes the answer until it, or the client, is at its end.
@@ -121,6 +123,7 @@ async fn answer(
     method: &Method,
     mut client: Pin<&mut impl Future<Output = ClientSide>>,
     progress: &Progress,
+    tap: Option<Tap>,
 ) -> Relayed {
     let status = response.status();
     let mut response_bytes = 0;
@@ -128,7 +131,7 @@ async fn answer(
     progress.answered.set();
     progress.torn.set();
     let cut = {
-        let mut answer = pin!(answer_side(downstream, response, version, method, &mut response_bytes));
+        let mut answer = pin!(answer_side(downstream, response, version, method, &mut response_bytes, tap));
         let mut client_over = false;
         loop {
             tokio::select! {
@@ -205,8 +208,12 @@ async fn answer_side(
     version: Version,
     method: &Method,
     sent: &mut u64,
+    mut tap: Option<Tap>,
 ) -> Result<(), String> {
     let (parts, mut body) = response.into_parts();
+    if let Some(tap) = &mut tap {
+        tap.head(&parts);
+    }
     let bodiless = method == Method::HEAD || matches!(parts.status.as_u16(), 204 | 304);
     let ended = bodiless || body.is_end_stream();
     // What HEAD and 304 say about a body they do not have is the upstream's to say.
@@ -225,6 +232,9 @@ async fn answer_side(
     while let Some(frame) = body.frame().await {
         match frame.map_err(|error| format!("the upstream: {error}"))?.into_data() {
             Ok(chunk) => {
+                if let Some(tap) = &mut tap {
+                    tap.chunk(&chunk);
+                }
                 let length = chunk.len() as u64;
                 downstream.chunk(chunk).await.map_err(client)?;
                 *sent += length;

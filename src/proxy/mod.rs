@@ -3,7 +3,7 @@
 pub mod route;
 
 use std::collections::BTreeMap;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use http::header::HOST;
@@ -14,14 +14,14 @@ use crate::calls::Calls;
 use crate::calls::place::CreateOrder;
 use crate::ids::{Alias, BusinessId};
 use crate::net::headers::strip_hop_by_hop;
-use crate::net::{BodyError, Exchange, Handler, HostRule, Mount, RelayError, RelayTarget, relay, relay_with_body};
+use crate::net::{BodyError, Exchange, Handler, HostRule, Mount, RelayError, RelayTarget, Tap, relay_tapped};
 use crate::policy::{Contradictions, Facts, Ignored, Marks, UnknownBusiness};
 use crate::provider::account::Account;
 use crate::provider::path::percent_decode;
 use crate::provider::select::{Document, Flaw, Message};
 use crate::provider::sign::sha256_hex;
 use crate::reply::{Code, Manner, Refusal, json_answer, problem, refusal};
-use route::{captures, may_create, may_create_many, operation, route};
+use route::{NoAccount, captures, may_create, may_create_many, operation, route};
 
 /// The largest body of a create, in bytes. ElevenLabs' carry overrides and dynamic variables, Twilio's at most 4,000
 /// characters of TwiML: a megabyte is generous.
@@ -54,11 +54,18 @@ impl Proxy {
     /// Answers, and says what it was and with which status.
     async fn answer(&self, exchange: &mut Exchange) -> (&'static str, u16) {
         let path = exchange.path().to_owned();
-        let Some(to) = route(&self.calls.accounts, exchange.host(), &path) else {
-            let mounts: Vec<String> = self.calls.accounts.keys().map(|name| format!("/{name}/…")).collect();
-            let message = format!("Nothing is mounted at this path. Known: {}", mounts.join(", "));
-            exchange.respond(problem(StatusCode::NOT_FOUND, "UNKNOWN_ROUTE", &message)).await;
-            return ("unknown", 404);
+        let to = match route(&self.calls.accounts, exchange.host(), &path, exchange.headers()) {
+            Ok(to) => to,
+            Err(NoAccount::Unknown) => {
+                let mounts: Vec<String> = self.calls.accounts.keys().map(|name| format!("/{name}/…")).collect();
+                let message = format!("Nothing is mounted at this path. Known: {}", mounts.join(", "));
+                exchange.respond(problem(StatusCode::NOT_FOUND, "UNKNOWN_ROUTE", &message)).await;
+                return ("unknown", 404);
+            }
+            Err(NoAccount::Contradiction { account, why }) => {
+                let what = Refusal::new(Code::AccountMismatch, format!("Not sent on: {why}."));
+                return ("unknown", self.refuse(exchange, &account, &what).await);
+            }
         };
         let (account, business, path) = (to.account.clone(), to.business.map(percent_decode), to.path.to_owned());
         let at = exchange.path().strip_suffix(&path).map_or_else(|| format!("/{}", account.name), str::to_owned);
@@ -86,6 +93,9 @@ impl Proxy {
             }
         };
         if exchange.header("content-encoding").is_some_and(|coding| !coding.trim().eq_ignore_ascii_case("identity")) {
+            if self.calls.observes() {
+                return ("relay", self.relay(exchange, &account, target).await);
+            }
             let what = Refusal::new(Code::EncodedBody, "Not dialled: a create's body must not be compressed.");
             return ("create", self.refuse(exchange, &account, &what).await);
         }
@@ -95,10 +105,7 @@ impl Proxy {
         let headers = exchange.headers().clone();
         let message = Message { body: &body, query: &query, path: &BTreeMap::new(), headers: &headers };
         let Some(operation) = operation(&account.provider, exchange.method(), &path, &message).cloned() else {
-            return match relay_with_body(exchange, &self.calls.upstream, target, bytes).await {
-                Ok(relayed) => ("relay", relayed.status.as_u16()),
-                Err(error) => ("relay", self.unreachable(exchange, &account, &error).await),
-            };
+            return ("relay", self.relay(exchange, &account, target).await);
         };
         let captured = captures(&operation, &path).unwrap_or_default();
         let message = Message { path: &captured, ..message };
@@ -244,11 +251,28 @@ impl Proxy {
         (facts, stranger, found.ignored)
     }
 
-    async fn relay(&self, exchange: &mut Exchange, account: &Account, target: RelayTarget) -> u16 {
-        match relay(exchange, &self.calls.upstream, target).await {
+    async fn relay(&self, exchange: &mut Exchange, account: &Arc<Account>, target: RelayTarget) -> u16 {
+        let tap = self.tap(exchange, account, &target);
+        match relay_tapped(exchange, &self.calls.upstream, target, tap).await {
             Ok(relayed) => relayed.status.as_u16(),
             Err(error) => self.unreachable(exchange, account, &error).await,
         }
+    }
+
+    /// A look at the answer, where the request may make something: calls that no operation knows are counted.
+    fn tap(&self, exchange: &Exchange, account: &Arc<Account>, target: &RelayTarget) -> Option<Tap> {
+        let method = exchange.method().as_str();
+        let may_make = ["POST", "PUT", "PATCH"].iter().any(|one| method.eq_ignore_ascii_case(one));
+        if !may_make || account.provider.unfenced.is_none() {
+            return None;
+        }
+        let (calls, account) = (self.calls.clone(), account.clone());
+        let path = target.path_and_query.split('?').next().unwrap_or_default().to_owned();
+        Some(Tap::new(move |answer| {
+            let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+            let tasks = calls.tasks.clone();
+            runtime.spawn(tasks.track_future(async move { calls.passed_by(&account, &path, &answer).await }));
+        }))
     }
 
     async fn unreachable(&self, exchange: &mut Exchange, account: &Account, error: &RelayError) -> u16 {

@@ -3,13 +3,16 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use http::Method;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use http::{HeaderMap, Method};
 
 use crate::ids::AccountName;
 use crate::provider::account::Account;
 use crate::provider::description::{Description, Operation};
 use crate::provider::path::readings;
 use crate::provider::select::Message;
+use crate::provider::sign::equal;
 
 /// Where a request goes.
 #[derive(Debug)]
@@ -22,36 +25,106 @@ pub struct Route<'a> {
     pub path: &'a str,
 }
 
-/// Finds the account by mount (`/twilio/…`, `/b/{business}/twilio/…`, `/account-name/…`) or by the Host header. Of several
-/// accounts of one provider, the mount means the one whose own id stands in the path (Twilio's account sid), else the first.
+/// Why a request has no account.
+#[derive(Debug, Clone)]
+pub enum NoAccount {
+    /// Nothing is mounted at its path, and its host is no provider's.
+    Unknown,
+    /// The URL names one account, and what the request shows is another's.
+    Contradiction {
+        /// The account that the URL names.
+        account: Arc<Account>,
+        /// What is whose.
+        why: String,
+    },
+}
+
+/// Finds the account by name (`/account-name/…`), by mount (`/twilio/…`), each below `/b/{business}` too, or by the Host header. Of
+/// several accounts of one provider, what the request itself says decides: its own id in the path (Twilio's account SID), else the
+/// key that it shows; where it says nothing of any account that is known, the one that is called as its provider's mount, else the
+/// first. A parent's key may open the path of a subaccount, so an id in the path outweighs the key.
 pub fn route<'a>(
     accounts: &'a BTreeMap<AccountName, Arc<Account>>,
     host: Option<&str>,
     path: &'a str,
-) -> Option<Route<'a>> {
+    headers: &HeaderMap,
+) -> Result<Route<'a>, NoAccount> {
     let (business, path) = match path.strip_prefix("/b/").and_then(|rest| rest.split_once('/')) {
         Some((business, _)) => (Some(business), &path[3 + business.len()..]),
         None => (None, path),
     };
-    for account in accounts.values() {
-        if let Some(rest) = below(path, &format!("/{}", account.name)) {
-            return Some(Route { account, business, path: rest });
-        }
+    let is_mount =
+        |name: &AccountName| accounts.values().any(|a| a.provider.mount.strip_prefix('/') == Some(name.as_str()));
+    let by_name = accounts.values().filter(|a| !is_mount(&a.name));
+    for account in by_name {
+        let Some(rest) = below(path, &format!("/{}", account.name)) else { continue };
+        let same: Vec<_> = accounts.values().filter(|a| a.provider.name == account.provider.name).collect();
+        return match shown(&same, rest, headers) {
+            // Of an account whose key nobody told, no key says that it is another's.
+            Some((other, shown)) if other.name != account.name && (shown == IN_PATH || account.can_ask()) => {
+                let why = format!("the URL names account {}, but {shown} is of account {}", account.name, other.name);
+                Err(NoAccount::Contradiction { account: account.clone(), why })
+            }
+            _ => Ok(Route { account, business, path: rest }),
+        };
     }
     let of_provider = |fits: &dyn Fn(&Description) -> bool, path: &'a str| {
-        let mut fitting = accounts.values().filter(|a| fits(&a.provider)).peekable();
-        let first = *fitting.peek()?;
-        let named = fitting.find(|a| a.secrets.get("account_sid").is_some_and(|sid| path.contains(sid.expose())));
-        Some(Route { account: named.unwrap_or(first), business, path })
+        let fitting: Vec<_> = accounts.values().filter(|a| fits(&a.provider)).collect();
+        let default = fitting.iter().find(|a| is_mount(&a.name)).or(fitting.first()).copied();
+        let account = shown(&fitting, path, headers).map(|(account, _)| account).or(default);
+        account.map(|account| Route { account, business, path }).ok_or(NoAccount::Unknown)
     };
     let mounted = accounts.values().find_map(|a| below(path, &a.provider.mount).map(|rest| (&a.provider.mount, rest)));
     if let Some((mount, rest)) = mounted {
         return of_provider(&|p| p.mount == *mount, rest);
     }
-    let host = host?.rsplit_once(':').map_or(host?, |(name, port)| {
-        if port.bytes().all(|b| b.is_ascii_digit()) { name } else { host.unwrap_or_default() }
-    });
-    of_provider(&|p| p.hosts.iter().any(|h| h.eq_ignore_ascii_case(host)), path)
+    let host = host.ok_or(NoAccount::Unknown)?;
+    let bare = host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()));
+    let host = bare.map_or(host, |(name, _)| name);
+    of_provider(&|p| p.hosts.iter().any(|known| is_host(known, host)), path)
+}
+
+/// Whether a host is this one. `*` stands for any labels: `api.*.twilio.com` is that of every region and edge.
+fn is_host(known: &str, host: &str) -> bool {
+    let Some((head, tail)) = known.split_once('*') else { return known.eq_ignore_ascii_case(host) };
+    let middle = host.len().checked_sub(head.len() + tail.len()).filter(|length| *length > 0);
+    middle.is_some_and(|length| {
+        let (start, rest) = host.split_at_checked(head.len()).unwrap_or_default();
+        let (labels, end) = rest.split_at_checked(length).unwrap_or_default();
+        start.eq_ignore_ascii_case(head)
+            && end.eq_ignore_ascii_case(tail)
+            && labels.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.')
+    })
+}
+
+/// What says whose a request is, where an account's own id stands in its path.
+const IN_PATH: &str = "the account id in its path";
+
+/// The account that a request is of by what it shows, and what that is.
+fn shown<'a>(
+    accounts: &[&'a Arc<Account>],
+    path: &str,
+    headers: &HeaderMap,
+) -> Option<(&'a Arc<Account>, &'static str)> {
+    let own_id = |a: &Account| a.secrets.get("account_sid").map(|sid| sid.expose().to_owned());
+    let segments: Vec<_> = path.split('/').map(percent_decode).collect();
+    let in_path = |a: &Account| own_id(a).is_some_and(|id| segments.iter().any(|one| **one == id));
+    if let Some(account) = accounts.iter().find(|a| in_path(a)) {
+        return Some((account, IN_PATH));
+    }
+    let shows_key = |a: &Account| {
+        let Ok((name, value)) = a.credentials() else { return false };
+        let Some(shown) = headers.get(&name) else { return false };
+        // A key may have been changed: the user that it is of says whose it is, too.
+        let user = |value: &[u8]| {
+            let basic = std::str::from_utf8(value).ok()?.trim().strip_prefix("Basic ")?;
+            let pair = String::from_utf8(BASE64.decode(basic).ok()?).ok()?;
+            pair.split_once(':').map(|(user, _)| user.to_owned())
+        };
+        let same_user = user(shown.as_bytes()).is_some_and(|user| own_id(a) == Some(user));
+        same_user || equal(shown.as_bytes(), value.as_bytes())
+    };
+    accounts.iter().find(|a| shows_key(a)).map(|account| (*account, "the key it shows"))
 }
 
 fn below<'a>(path: &'a str, mount: &str) -> Option<&'a str> {
@@ -125,7 +198,7 @@ mod tests {
 
     fn found(host: &str, path: &str) -> Option<(String, Option<String>, String)> {
         let all = accounts(&[("el", "elevenlabs", "-"), ("tw-a", "twilio", "AC1"), ("tw-b", "twilio", "AC2")]);
-        let r = route(&all, Some(host), path)?;
+        let r = route(&all, Some(host), path, &HeaderMap::new()).ok()?;
         Some((r.account.name.to_string(), r.business.map(str::to_owned), r.path.to_owned()))
     }
 
@@ -142,6 +215,56 @@ mod tests {
         assert_eq!(found("API.elevenlabs.io:443", "/v1/x"), to("el", None, "/v1/x"));
         assert_eq!(found("localhost", "/elevenlabsx/v1"), None);
         assert_eq!(found("localhost", "/"), None);
+    }
+
+    #[test]
+    fn what_the_request_shows_decides_between_accounts() {
+        let all = accounts(&[("twilio", "twilio", "AC1"), ("twilio_de", "twilio", "AC2"), ("other", "twilio", "AC3")]);
+        let to = |path: &str, user: &str| {
+            let mut headers = HeaderMap::new();
+            let basic = format!("Basic {}", BASE64.encode(format!("{user}:any")));
+            headers.insert("authorization", basic.parse().unwrap());
+            route(&all, Some("localhost"), path, &headers)
+                .map(|r| r.account.name.to_string())
+                .map_err(|e| format!("{e:?}"))
+        };
+        let is = |name: &str| Ok(name.to_owned());
+        assert_eq!(
+            to("/twilio/2010-04-01/Accounts/AC2/Calls.json", "AC2"),
+            is("twilio_de"),
+            "not the one of this name"
+        );
+        assert_eq!(to("/twilio/2010-04-01/Accounts/AC2/Calls.json", "AC1"), is("twilio_de"), "a parent's key");
+        assert_eq!(to("/twilio/2010-04-01/Accounts/AC%32/Calls.json", "SK1"), is("twilio_de"));
+        assert_eq!(to("/twilio/2010-04-01/Accounts/AC21/Calls.json", "SK1"), is("twilio"), "no part of an id is one");
+        assert_eq!(to("/twilio/v2/Flows/FW1/Executions", "AC3"), is("other"));
+        assert_eq!(to("/twilio/v2/Flows/FW1/Executions", "SK1"), is("twilio"));
+        assert_eq!(to("/twilio_de/2010-04-01/Accounts/AC2/Calls.json", "AC1"), is("twilio_de"));
+        assert_eq!(to("/twilio_de/2010-04-01/Accounts/AC9/Calls.json", "SK1"), is("twilio_de"), "a subaccount");
+        for (path, user) in
+            [("/twilio_de/2010-04-01/Accounts/AC1/Calls.json", "AC1"), ("/other/v2/Flows/FW1/Executions", "AC1")]
+        {
+            let error = to(path, user).unwrap_err();
+            assert!(error.contains("names account") && error.contains("of account twilio"), "{error}");
+        }
+    }
+
+    #[test]
+    fn hosts_of_regions_and_edges_are_known() {
+        for host in
+            ["api.twilio.com", "api.ie1.twilio.com", "API.dublin.ie1.twilio.com:443", "studio.sydney.au1.twilio.com"]
+        {
+            assert_eq!(found(host, "/2010-04-01/Accounts/AC1/Calls.json").unwrap().0, "tw-a", "{host}");
+        }
+        for host in [
+            "api..twilio.com.evil.example",
+            "api.evil.example/.twilio.com",
+            "apitwilio.com",
+            "x.twilio.com",
+            "api.twilio.com.x",
+        ] {
+            assert_eq!(found(host, "/2010-04-01/Accounts/AC1/Calls.json"), None, "{host}");
+        }
     }
 
     #[test]
@@ -167,7 +290,28 @@ mod tests {
             assert!(may_create(el, &Method::POST, odd), "{odd}");
         }
         assert!(may_create(el, &"post".parse().unwrap(), path), "a method in lower case");
+        for family in [
+            "/v1/convai/twilio/outbound_call",
+            "/v1/convai/conversation/outbound-call",
+            "/v2/convai/sip_trunk/outbound_call/",
+            "/v1/convai/something-new/outbound-call",
+            "/v1/convai/batch_calling/submit",
+        ] {
+            assert!(may_create(el, &Method::POST, family), "{family}");
+        }
+        assert!(!may_create(el, &Method::POST, "/v1/convai/whatsapp/outbound-message"));
         let twilio = registry.get("twilio").unwrap();
+        for family in [
+            "/2010-04-01/Accounts/AC1/Calls.xml",
+            "/2010-04-01/Accounts/AC1/Calls.csv",
+            "/2008-08-01/Accounts/AC1/Calls",
+            "/2010-04-01/Accounts/AC1/Conferences/room/Participants.xml",
+            "/2010-04-01/Accounts/AC1/OutgoingCallerIds.json",
+            "/v2/Flows/FW1/Executions.json",
+        ] {
+            assert!(may_create(twilio, &Method::POST, family), "{family}");
+        }
+        assert!(!may_create(twilio, &Method::POST, "/2010-04-01/Accounts/AC1/Conferences/room/Participants/CA1.json"));
         assert!(may_create(twilio, &Method::POST, "/2010-04-01/Accounts/AC1/Calls"), "without .json it answers in XML");
         assert!(may_create(twilio, &Method::POST, "/2010-04-01/Accounts/AC1/Calls.json"));
         assert!(!may_create(twilio, &Method::POST, "/2010-04-01/Accounts/AC1/Calls/CA1.json"));

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use futures_util::FutureExt as _;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use super::missing::may_be;
 use super::{Sweeper, UNBOUND_MS, VOICE_WEBHOOK_MS, log};
@@ -14,15 +14,24 @@ use crate::calls::lookup::{Listed, LookedUp};
 use crate::failpoint;
 use crate::ids::{Alias, CallId};
 use crate::provider::description::OWN_ID_KIND;
-use crate::store::{CallRecord, Change, Opened};
+use crate::store::{CallRecord, Change};
 
 impl Sweeper {
-    /// Live calls that no record of ours has by this account's id: ours under another id, or foreign. They are met only at
-    /// their second sight, and not while an order of ours waits for the id that would tell it from them.
+    /// Live calls that no record of ours has by this account's id: ours under another id, or foreign. They are met at once, but
+    /// not while an order of ours waits for the id that would tell it from them. `mine` is read again for that: an order may have
+    /// been put on record, and its call made, between the record's reading and the list's.
     ///
     /// At the first sight of a process each waiting order accounts for one of those that it may be, and the others are met.
     pub(super) async fn meet_strangers(&mut self, mine: &[CallRecord], kind: &str, unknown: &[&Listed]) {
+        if unknown.is_empty() {
+            self.no_phone.clear();
+            return self.strangers.clear();
+        }
         let now_ms = self.calls.lifecycle.clock.now_ms();
+        let (newest, first) = (self.mine().await, self.first);
+        let is_sure = newest.is_ok();
+        let newest = newest.ok();
+        let mine = newest.as_deref().unwrap_or(mine);
         let waits = |call: &&CallRecord| {
             call.alias(kind).is_none()
                 && !self.is_known_group(call)
@@ -48,7 +57,7 @@ impl Sweeper {
                 self.strangers.insert(id, since_ms.unwrap_or(now_ms));
                 continue;
             }
-            let waits = if self.first {
+            let waits = if first {
                 let its_order = waiting.iter().position(|call| may_be(call, one));
                 match its_order {
                     Some(place) if !self.is_ours(&one.alias).await => Some(waiting.swap_remove(place)).is_some(),
@@ -56,7 +65,8 @@ impl Sweeper {
                     None => may_be_member && !self.is_ours(&one.alias).await,
                 }
             } else {
-                since_ms.is_none() || ((!waiting.is_empty() || early) && !self.is_ours(&one.alias).await)
+                let doubtful = !waiting.is_empty() || may_be_member || !is_sure;
+                (since_ms.is_none() && doubtful) || ((!waiting.is_empty() || early) && !self.is_ours(&one.alias).await)
             };
             if waits {
                 self.strangers.insert(id, since_ms.unwrap_or(now_ms));
@@ -170,16 +180,9 @@ impl Sweeper {
             // Nobody could be asked before it was answered: over capacity it is hung up by the account's means.
             return log(self.calls.arrive(arrival).boxed().await);
         }
-        let id = CallId::new();
-        let mut call = self.calls.lifecycle.new_call(&id, self.calls.facts_of(&arrival), Origin::Foreign, phase);
-        call.aliases = arrival.aliases;
-        call.polled = true;
-        match self.calls.lifecycle.adopt(call).boxed().await {
-            Ok(Opened::New(_)) => {
-                self.did.adopted += 1;
-                info!(call = %id, account = %self.account.name, "a foreign call is counted");
-            }
-            Ok(Opened::Known(_) | Opened::Outdated(_)) => {}
+        match self.calls.count_foreign(arrival).boxed().await {
+            Ok(Some(_)) => self.did.adopted += 1,
+            Ok(None) => {}
             Err(error) => warn!(%error, "a foreign call could not be recorded"),
         }
     }

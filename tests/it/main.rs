@@ -14,6 +14,7 @@ mod cli;
 mod cli_check;
 mod cli_first;
 mod crash;
+mod fence;
 mod figures;
 mod first_contact;
 mod fuzz;

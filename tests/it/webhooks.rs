@@ -262,7 +262,10 @@ async fn webhooks_that_nobody_understands_are_kept_and_passed_on() {
         .await;
     let metrics = stage.ask("/metrics").await;
     assert!(
-        metrics.contains("ringfence_unreadable_total{account=\"elevenlabs\",flaw=\"unreadable\",source=\"webhook\"} 3")
+        metrics
+            .as_str()
+            .unwrap()
+            .contains("ringfence_unreadable_total{account=\"elevenlabs\",flaw=\"unreadable\",source=\"webhook\"} 3")
     );
     stage.finish().await;
 }

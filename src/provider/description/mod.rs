@@ -84,6 +84,8 @@ pub struct Description {
     /// Means to end a call, by name.
     #[serde(default)]
     pub terminate: BTreeMap<String, Terminate>,
+    /// What in an answer shows that a request has made a call which no operation knows.
+    pub unfenced: Option<Unfenced>,
     /// How ringfence itself gets the TwiML that connects an inbound call.
     pub front: Option<Front>,
     /// Accounts below an account, which sign with tokens of their own.
@@ -148,6 +150,16 @@ impl Description {
     /// Whether a look-up needs an id of this kind: a call that has one can be asked for.
     pub fn looks_up(&self, kind: &str) -> bool {
         self.lookup.as_ref().is_some_and(|l| l.needs == kind) || self.groups.iter().any(|g| g.needs == kind)
+    }
+
+    /// Every kind of id by which a call may be known outside.
+    pub fn id_kinds(&self) -> impl Iterator<Item = &str> {
+        let of_operations = self.operations.iter().flat_map(|o| o.ids.kinds());
+        let of_webhooks = self.webhooks.iter().flat_map(|w| w.ids.kinds());
+        let asked = self.lookup.iter().flat_map(|l| l.ids.kinds().chain([l.needs.as_str()]));
+        let of_groups = self.groups.iter().map(|g| g.needs.as_str());
+        let all = of_operations.chain(of_webhooks).chain(asked).chain(of_groups);
+        all.chain(self.list.iter().map(|l| l.id.kind.as_str())).filter(|kind| *kind != OWN_ID_KIND)
     }
 
     /// The kind of order for many calls that an operation makes.

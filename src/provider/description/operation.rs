@@ -10,6 +10,7 @@ use super::super::path::PathPattern;
 use super::super::select::{Message, Predicate, Selector};
 use super::{FactSelectors, FixedAnswer, IdSelectors, StateWord};
 use crate::call::Direction;
+use crate::ids::Alias;
 
 /// A request that creates a call.
 #[derive(Debug, Clone, Deserialize)]
@@ -83,6 +84,34 @@ impl PlacesRule {
             _ => None,
         };
         items.into_iter().chain(at_most).min().map(|n| n.max(1))
+    }
+}
+
+/// What in an answer shows that a request has made a call which no operation knows.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Unfenced {
+    /// Ids of the call, by kind.
+    ids: IdSelectors,
+    /// What an id of a kind begins with; any text, where nothing is said.
+    #[serde(default)]
+    prefixes: BTreeMap<String, String>,
+    /// Paths whose 201 means a call even where the answer names none.
+    #[serde(default)]
+    paths: Vec<PathPattern>,
+}
+
+impl Unfenced {
+    /// The ids that an answer names.
+    pub fn read(&self, message: &Message<'_>) -> Vec<Alias> {
+        let mut ids = self.ids.read(message);
+        ids.retain(|id| self.prefixes.get(&id.kind).is_none_or(|prefix| id.id.starts_with(prefix)));
+        ids
+    }
+
+    /// Whether something that is made below this path is a call.
+    pub fn makes_a_call(&self, path: &str) -> bool {
+        self.paths.iter().any(|one| one.captures_any_case(path).is_some())
     }
 }
 

@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::super::secret::Secret;
 use super::template::{Base, Part, Template, Values};
-use super::url::{body_hash_fits, plivo_v3_bases, twilio_params, variants, without_fragment};
+use super::url::{body_hash_fits, node_spellings, plivo_v3_bases, twilio_params, variants, without_fragment};
 use super::{BASE64, BadSignature, Encoding, Keys, Request, equal, standard_key, without_prefix};
 use base64::Engine as _;
 
@@ -412,7 +412,8 @@ impl MessageSignature {
             let all = plivo_v3_bases(request, &url).into_iter().enumerate();
             all.map(|(nth, plivo_v3)| Base { url: url.clone(), plivo_v3, nth }).collect()
         };
-        variants(url).into_iter().flat_map(with_plivo).collect()
+        let more = if self.message.has(&Part::TwilioParams) { node_spellings(url) } else { vec![] };
+        variants(url).into_iter().chain(more).flat_map(with_plivo).collect()
     }
 
     /// The headers for another URL, method and form; stamps and nonces are those that came.

@@ -3,6 +3,9 @@
 
 use std::collections::BTreeSet;
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+use super::super::select::FORM_PAIRS_MAX;
 use super::{Request, equal, sha256_hex};
 
 /// A URL without its fragment: it is neither sent nor signed.
@@ -32,6 +35,49 @@ pub(super) fn variants(url: &str) -> Vec<String> {
         _ => ["http", "ws"],
     };
     schemes.iter().flat_map(|s| authorities.iter().map(move |a| format!("{s}://{a}{tail}"))).collect()
+}
+
+/// What Node's `querystring` leaves as it is.
+const LEGACY: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'!')
+    .remove(b'\'')
+    .remove(b'(')
+    .remove(b')')
+    .remove(b'*')
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
+
+/// The further spellings that Twilio's official validator for Node takes (twilio 6.3.1, lib/webhooks/webhooks.js): the URL as the
+/// WHATWG's parser writes it, which escapes a quote, and that with its query as Node's `querystring` writes it, which does not, and
+/// turns a plus into `%20`; each with and without its port.
+pub(super) fn node_spellings(url: &str) -> Vec<String> {
+    let Ok(normal) = url::Url::parse(url) else { return vec![] };
+    let with_legacy = |one: String| {
+        let legacy = legacy_query(&one);
+        [Some(one), legacy].into_iter().flatten()
+    };
+    variants(normal.as_str()).into_iter().flat_map(with_legacy).collect()
+}
+
+fn legacy_query(url: &str) -> Option<String> {
+    let (path, query) = url.split_once('?').filter(|(_, query)| !query.is_empty())?;
+    let mut names: Vec<(String, Vec<String>)> = Vec::new();
+    for (name, value) in form_urlencoded::parse(query.as_bytes()).into_owned().take(FORM_PAIRS_MAX) {
+        match names.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, values)) => values.push(value),
+            None => names.push((name, vec![value])),
+        }
+    }
+    // JavaScript's objects have names that are numbers first, in order.
+    let index = |name: &str| name.parse::<u32>().ok().filter(|n| *n < u32::MAX && n.to_string() == name);
+    names.sort_by_key(|(name, _)| index(name).map_or((true, 0), |n| (false, n)));
+    let escaped = |text: &str| utf8_percent_encode(text, LEGACY).to_string();
+    let pairs = names
+        .iter()
+        .flat_map(|(name, values)| values.iter().map(move |value| format!("{}={}", escaped(name), escaped(value))));
+    Some(format!("{path}?{}", pairs.collect::<Vec<_>>().join("&")))
 }
 
 /// Twilio's parameters: each name in order, and each of its different values in order after it.
@@ -68,5 +114,25 @@ pub(super) fn plivo_v3_bases(request: &Request<'_>, url: &str) -> Vec<String> {
         (false, true) => vec![format!("{path}?{query}")],
         (true, false) => vec![format!("{path}?{params}"), format!("{path}.{params}")],
         (false, false) => vec![format!("{path}?{query}.{params}")],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_spelt_as_the_official_validator_spells_them() {
+        let all = node_spellings("https://app.example/voice?name=O'Neil+x&b=%27&10=c&name=y&2=&e=%C3%A9!");
+        for wanted in [
+            "https://app.example/voice?name=O%27Neil+x&b=%27&10=c&name=y&2=&e=%C3%A9!",
+            "https://app.example:443/voice?name=O%27Neil+x&b=%27&10=c&name=y&2=&e=%C3%A9!",
+            "https://app.example/voice?2=&10=c&name=O'Neil%20x&name=y&b='&e=%C3%A9!",
+            "https://app.example:443/voice?2=&10=c&name=O'Neil%20x&name=y&b='&e=%C3%A9!",
+        ] {
+            assert!(all.iter().any(|one| one == wanted), "{wanted}: {all:#?}");
+        }
+        assert_eq!(node_spellings("no url"), Vec::<String>::new());
+        assert_eq!(legacy_query("https://a/b"), None);
     }
 }

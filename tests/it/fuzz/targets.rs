@@ -657,14 +657,14 @@ fn is_create(provider: &str, method: &Method, segments: &[String]) -> bool {
     let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
     let before = segments.split_last().map_or(&[][..], |(_, before)| before);
     method.as_str().eq_ignore_ascii_case("post")
-        && match (provider, before, last.as_deref().unwrap_or_default()) {
-            ("elevenlabs", _, "outbound-call" | "outbound_call") => true,
-            ("elevenlabs", ["v1", "convai", "twilio"], "register-call") => true,
-            ("twilio", [.., "accounts", _], "calls" | "outgoingcallerids") => true,
-            ("twilio", [.., "accounts", _, "conferences", _], "participants") => true,
-            ("twilio", ["v1" | "v2", "flows", _], "executions" | "engagements") => true,
-            _ => false,
-        }
+        && matches!(
+            (provider, before, last.as_deref().unwrap_or_default()),
+            ("elevenlabs", _, "outbound-call" | "outbound_call")
+                | ("elevenlabs", ["v1", "convai", "twilio"], "register-call")
+                | ("twilio", [.., "accounts", _], "calls" | "outgoingcallerids")
+                | ("twilio", [.., "accounts", _, "conferences", _], "participants")
+                | ("twilio", ["v1" | "v2", "flows", _], "executions" | "engagements")
+        )
 }
 
 /// An id or a telephone number.
