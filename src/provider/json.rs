@@ -104,7 +104,6 @@ pub fn put(bytes: &[u8], pointer: &str, value: &Value) -> Option<Vec<u8>> {
     let mut scan = Scanner { bytes, at: bom(bytes) };
     let Some(Token::Open(b'{')) = scan.next() else { return None };
     for (level, key) in keys.iter().enumerate() {
-        let inside = scan.at;
         let found = scan.member(key)?;
         let rest = |keys: &[&str]| {
             let nested = keys
@@ -113,10 +112,11 @@ pub fn put(bytes: &[u8], pointer: &str, value: &Value) -> Option<Vec<u8>> {
                 .fold(value.clone(), |inner, key| Value::Object(Map::from_iter([((*key).to_owned(), inner)])));
             nested.to_string()
         };
-        let (from, to, new) = match found.value {
+        let (from, to, new) = match found {
             None => {
-                let comma = if found.is_empty { "" } else { "," };
-                (inside, inside, format!("{}:{}{comma}", Value::from(*key), rest(&keys[level + 1..])))
+                let end = bytes[..scan.at - 1].iter().rposition(|byte| !is_space(*byte)).map_or(0, |last| last + 1);
+                let comma = if matches!(bytes[end - 1], b'{' | b',') { "" } else { "," };
+                (end, end, format!("{comma}{}:{}", Value::from(*key), rest(&keys[level + 1..])))
             }
             Some((from, to)) if level + 1 == keys.len() || &bytes[from..to] == b"null" => {
                 (from, to, rest(&keys[level + 1..]))
@@ -143,6 +143,10 @@ fn close(stack: &mut Vec<Frame>, kind: u8) -> Option<Value> {
         (Frame::Object(map, _), b'}') => Some(Value::Object(map)),
         _ => None,
     }
+}
+
+fn is_space(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t' | b'\n' | b'\r' | 0x0B | 0x0C)
 }
 
 fn bom(bytes: &[u8]) -> usize {
@@ -179,18 +183,10 @@ struct Scanner<'a> {
     at: usize,
 }
 
-/// A name within an object.
-struct Member {
-    /// Its value, the last one where it stands more than once.
-    value: Option<(usize, usize)>,
-    is_empty: bool,
-}
-
 impl Scanner<'_> {
     /// The next token. `None`: the end, or a text that has none.
     fn next(&mut self) -> Option<Token> {
-        let space = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\n' | b'\r' | 0x0B | 0x0C);
-        self.at += self.bytes[self.at..].iter().take_while(|byte| space(byte)).count();
+        self.at += self.bytes[self.at..].iter().take_while(|byte| is_space(**byte)).count();
         let from = self.at;
         let first = *self.bytes.get(from)?;
         self.at += 1;
@@ -210,7 +206,8 @@ impl Scanner<'_> {
                 }
             },
             _ => {
-                let ends = |byte: &u8| space(byte) || matches!(byte, b'{' | b'}' | b'[' | b']' | b',' | b':' | b'"');
+                let ends =
+                    |byte: &u8| is_space(*byte) || matches!(byte, b'{' | b'}' | b'[' | b']' | b',' | b':' | b'"');
                 self.at += self.bytes[self.at..].iter().take_while(|byte| !ends(byte)).count();
                 Token::Word(from, self.at)
             }
@@ -232,18 +229,18 @@ impl Scanner<'_> {
 
     /// Whether the token just read, which closes something, follows a comma.
     fn follows_a_comma(&self) -> bool {
-        self.bytes[..self.at - 1].iter().rev().find(|byte| !byte.is_ascii_whitespace()) == Some(&b',')
+        self.bytes[..self.at - 1].iter().rev().find(|byte| !is_space(**byte)) == Some(&b',')
     }
 
-    /// Looks for a name in the object that has just been opened, to its end.
-    fn member(&mut self, name: &str) -> Option<Member> {
-        let mut found = Member { value: None, is_empty: true };
+    /// Looks for a name in the object that has just been opened, to its end: where its value stands, the last one where it has more
+    /// than one. `None`: the object is broken.
+    fn member(&mut self, name: &str) -> Option<Option<(usize, usize)>> {
+        let mut found = None;
         loop {
             match self.next()? {
                 Token::Close(b'}') => return Some(found),
                 Token::Comma => {}
                 Token::Text(from, to) => {
-                    found.is_empty = false;
                     let key = string(&self.bytes[from..to], &mut false);
                     let Some(Token::Colon) = self.next() else { return None };
                     let value = self.next()?;
@@ -258,7 +255,7 @@ impl Scanner<'_> {
                         _ => return None,
                     };
                     if key == name {
-                        found.value = Some((start, self.at));
+                        found = Some((start, self.at));
                     }
                 }
                 _ => return None,
@@ -441,8 +438,8 @@ mod tests {
         let put = |text: &str, at: &str| put(text.as_bytes(), at, &json!("x")).map(|b| String::from_utf8(b).unwrap());
         let is = |text: &str| Some(text.to_owned());
         assert_eq!(put("{}", "/a"), is(r#"{"a":"x"}"#));
-        assert_eq!(put(r#" { "b" : NaN } "#, "/a/c"), is(r#" {"a":{"c":"x"}, "b" : NaN } "#));
-        assert_eq!(put(r#"{"a": {"b": 1}, "u": "\ud83d"}"#, "/a/c"), is(r#"{"a": {"c":"x","b": 1}, "u": "\ud83d"}"#));
+        assert_eq!(put(r#" { "b" : NaN } "#, "/a/c"), is(r#" { "b" : NaN,"a":{"c":"x"} } "#));
+        assert_eq!(put(r#"{"a": {"b": 1}, "u": "\ud83d"}"#, "/a/c"), is(r#"{"a": {"b": 1,"c":"x"}, "u": "\ud83d"}"#));
         assert_eq!(put(r#"{"a":null}"#, "/a/c"), is(r#"{"a":{"c":"x"}}"#));
         assert_eq!(put(r#"{"a":[1,{"c":2}],"c":3}"#, "/c"), is(r#"{"a":[1,{"c":2}],"c":"x"}"#));
         assert_eq!(
@@ -450,6 +447,7 @@ mod tests {
             is(r#"{"a":{"c":1},"a":{"c":"x"}}"#),
             "the last counts"
         );
+        assert_eq!(put("{\"a\":1, } ", "/b"), is("{\"a\":1,\"b\":\"x\" } "));
         assert_eq!(put(r#"{"a":1}"#, "/a/c"), None);
         assert_eq!(put("[1]", "/a"), None);
         assert_eq!(put(r#"{"a":1"#, "/b"), None);

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use http::header::AUTHORIZATION;
 use http::{HeaderMap, Method};
 
 use crate::ids::AccountName;
 use crate::provider::account::Account;
 use crate::provider::description::{Description, Operation};
-use crate::provider::path::readings;
+use crate::provider::path::{percent_decode, readings};
 use crate::provider::select::Message;
 use crate::provider::sign::equal;
 
@@ -61,7 +62,10 @@ pub fn route<'a>(
         let same: Vec<_> = accounts.values().filter(|a| a.provider.name == account.provider.name).collect();
         return match shown(&same, rest, headers) {
             // Of an account whose key nobody told, no key says that it is another's.
-            Some((other, shown)) if other.name != account.name && (shown == IN_PATH || account.can_ask()) => {
+            Some((other, shown))
+                if other.name != account.name
+                    && (shown == IN_PATH || account.can_ask() || own_id(account).is_some()) =>
+            {
                 let why = format!("the URL names account {}, but {shown} is of account {}", account.name, other.name);
                 Err(NoAccount::Contradiction { account: account.clone(), why })
             }
@@ -106,25 +110,26 @@ fn shown<'a>(
     path: &str,
     headers: &HeaderMap,
 ) -> Option<(&'a Arc<Account>, &'static str)> {
-    let own_id = |a: &Account| a.secrets.get("account_sid").map(|sid| sid.expose().to_owned());
     let segments: Vec<_> = path.split('/').map(percent_decode).collect();
     let in_path = |a: &Account| own_id(a).is_some_and(|id| segments.iter().any(|one| **one == id));
     if let Some(account) = accounts.iter().find(|a| in_path(a)) {
         return Some((account, IN_PATH));
     }
+    // A key may have been changed: the user that it is of says whose it is, too.
+    let basic = headers.get(AUTHORIZATION).and_then(|v| v.to_str().ok()?.trim().strip_prefix("Basic "));
+    let pair = basic.and_then(|basic| String::from_utf8(BASE64.decode(basic).ok()?).ok());
+    let user = pair.as_deref().and_then(|pair| pair.split_once(':')).map(|(user, _)| user.to_owned());
     let shows_key = |a: &Account| {
-        let Ok((name, value)) = a.credentials() else { return false };
-        let Some(shown) = headers.get(&name) else { return false };
-        // A key may have been changed: the user that it is of says whose it is, too.
-        let user = |value: &[u8]| {
-            let basic = std::str::from_utf8(value).ok()?.trim().strip_prefix("Basic ")?;
-            let pair = String::from_utf8(BASE64.decode(basic).ok()?).ok()?;
-            pair.split_once(':').map(|(user, _)| user.to_owned())
-        };
-        let same_user = user(shown.as_bytes()).is_some_and(|user| own_id(a) == Some(user));
-        same_user || equal(shown.as_bytes(), value.as_bytes())
+        let is_key = a.credentials().is_ok_and(|(name, value)| {
+            headers.get(&name).is_some_and(|shown| equal(shown.as_bytes(), value.as_bytes()))
+        });
+        is_key || (user.is_some() && own_id(a) == user)
     };
     accounts.iter().find(|a| shows_key(a)).map(|account| (*account, "the key it shows"))
+}
+
+fn own_id(account: &Account) -> Option<String> {
+    account.secrets.get("account_sid").map(|sid| sid.expose().to_owned())
 }
 
 fn below<'a>(path: &'a str, mount: &str) -> Option<&'a str> {

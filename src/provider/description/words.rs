@@ -42,7 +42,8 @@ impl FactSelectors {
         let get = |selector: &Option<Selector>| {
             let text = selector.as_ref()?.text(message)?;
             // Postgres keeps no NUL: every store has the same.
-            (!text.is_empty() && text.len() <= 256).then(|| text.replace('\0', "\u{FFFD}"))
+            let text = text.replace('\0', "\u{FFFD}");
+            (!text.is_empty() && text.len() <= 256).then_some(text)
         };
         let (ours, theirs) = match direction {
             Direction::Outbound => (&self.from, &self.to),
