@@ -560,7 +560,7 @@ pub trait Store: Records + Desk + Transcripts + Retention + Send + Sync + 'stati
     async fn unsettled_events(&self, before_ms: UnixMs, reach: &Reach, after: &Place, limit: u32) -> Result<Waiting>;
 
     /// Takes deliveries that are due, in order: nobody else gets them for [`TAKEN_MS`] by the store's clock, and the next of a
-    /// call not before this one was tried; in `strict` order, not before it is done or given up. Counts no attempt. Of those whose body is in a spool, only this one's. One
+    /// call not before this one was tried; in `strict` order, and of events of our own, not before it is done or given up. Counts no attempt. Of those whose body is in a spool, only this one's. One
     /// that cannot be read is given up.
     async fn take_deliveries(&self, at_ms: UnixMs, limit: u32, spool: &str, strict: bool) -> Result<Vec<Delivery>>;
 

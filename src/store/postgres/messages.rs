@@ -136,7 +136,7 @@ pub(super) async fn take(
              WHERE d.done_at IS NULL AND d.due_at IS NOT NULL AND d.due_at <= $1
              AND (d.taken_until IS NULL OR d.taken_until <= now.at) AND (d.spool IS NULL OR d.spool = $4)
              AND NOT EXISTS (SELECT 1 FROM deliveries e WHERE e.call_id = d.call_id AND e.own = d.own AND e.seq < d.seq
-                 AND e.done_at IS NULL AND e.due_at IS NOT NULL AND (e.attempts = 0 OR $5))
+                 AND e.done_at IS NULL AND e.due_at IS NOT NULL AND (e.attempts = 0 OR $5 OR d.own))
              ORDER BY d.due_at, d.seq LIMIT $2 FOR UPDATE OF d SKIP LOCKED),
          taken AS (UPDATE deliveries d SET taken_until = now.at + $3 FROM due, now WHERE d.id = due.id RETURNING d.*)
          SELECT * FROM taken ORDER BY due_at, seq",

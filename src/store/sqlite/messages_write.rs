@@ -92,7 +92,7 @@ pub(super) fn take(c: &Connection, at_ms: UnixMs, limit: u32, spool: &str, stric
               WHERE d.done_at IS NULL AND d.due_at IS NOT NULL AND d.due_at <= ?1
               AND (d.taken_until IS NULL OR d.taken_until <= ?3) AND (d.spool IS NULL OR d.spool = ?5)
               AND NOT EXISTS (SELECT 1 FROM deliveries e WHERE e.call_id = d.call_id AND e.own = d.own AND e.rowid < d.rowid
-                  AND e.done_at IS NULL AND e.due_at IS NOT NULL AND (e.attempts = 0 OR ?6))
+                  AND e.done_at IS NULL AND e.due_at IS NOT NULL AND (e.attempts = 0 OR ?6 OR d.own))
               ORDER BY d.due_at, d.rowid LIMIT ?2)
          RETURNING due_at, rowid, id, event_id, call_id, url, method, headers, body, attempts, spool, route",
     )?;
