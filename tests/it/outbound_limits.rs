@@ -105,7 +105,7 @@ async fn strangers_are_refused_or_put_on_a_plan() {
     let of = async |business: &str| rows().await.iter().filter(|r| r["business"] == business).count();
     assert_eq!((of("nobody").await, of("unknown").await), (2, 4));
     let bad = strict.dial(Some("bad id"), "+15550002001").await;
-    assert!(bad.json()["message"].as_str().unwrap().contains("X-Business-Id: its value is no business id"), "{bad:?}");
+    assert!(bad.json()["message"].as_str().unwrap().contains("X-Business-Id names no business"), "{bad:?}");
     strict.finish().await;
 
     let kind = stage("", &format!("[businesses]\nunknown = \"PAYG\"\n{BUSINESSES}")).await;
