@@ -86,8 +86,11 @@ pub struct App {
 /// A listener that takes fewer connections than this is worth a word.
 const FEW_CONNECTIONS: usize = 500;
 
-/// Bytes of all bodies at once where each has 64 KiB at most: `listen.admin`, `listen.client`.
+/// Bytes of all bodies at once where each has 64 KiB at most: `listen.client`.
 const SMALL_BODIES_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// The same of `listen.admin`: a peer has three quarters of it, in which the largest list of businesses fits.
+const OPERATORS_BODIES_BYTES_MAX: usize = admin::BUSINESSES_BYTES_MAX * 3 / 2;
 
 async fn bind(
     name: &str,
@@ -174,7 +177,7 @@ impl App {
         };
         let client = bind("client", config.listen.client, with_sockets, tls.clone()).await?;
         let for_operators = EdgeSettings {
-            max_body_bytes: SMALL_BODIES_BYTES_MAX,
+            max_body_bytes: OPERATORS_BODIES_BYTES_MAX,
             ..listener(EdgeSettings::default().max_connections, shares.admin)
         };
         let admin = bind("admin", config.listen.admin, for_operators, None).await?;

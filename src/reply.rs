@@ -110,7 +110,7 @@ impl Kind {
 
 impl Code {
     /// Every code.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Code::GlobalCapacityExceeded,
         Code::BusinessLimitExceeded,
         Code::LimitExceeded,
@@ -127,6 +127,8 @@ impl Code {
         Code::GateUnavailable,
         Code::BodyTooLarge,
         Code::InvalidRequest,
+        Code::EncodedBody,
+        Code::AccountMismatch,
         Code::UpstreamUnreachable,
         Code::UpstreamSilent,
         Code::UpstreamRedirects,
@@ -144,14 +146,15 @@ impl Code {
             | Code::PlanNotAllowed
             | Code::UnknownBusiness
             | Code::KeyReused => Observed::Sent,
-            // Nobody can count it; the provider takes it all the same.
-            Code::StoreUnavailable | Code::GateUnavailable => Observed::Sent,
+            // Nobody can count it, or read it; the provider takes it all the same.
+            Code::StoreUnavailable | Code::GateUnavailable | Code::EncodedBody => Observed::Sent,
             // The provider's refusal, not ours.
             Code::ProviderLimit => Observed::PassedOn,
-            // There is no way to the provider, or no whole request.
+            // There is no way to the provider, none that is the only one, or no whole request.
             Code::InitiationFailed
             | Code::UpstreamUnreachable
             | Code::UnknownRoute
+            | Code::AccountMismatch
             | Code::BodyTooLarge
             | Code::InvalidRequest => Observed::Answered,
             // Nobody waits for the call any more.

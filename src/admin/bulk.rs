@@ -14,12 +14,12 @@ use crate::net::Exchange;
 use crate::policy::{Business, DEFAULT_PLAN, Policy, RETENTION_DAYS};
 use crate::reply::json_answer;
 
-/// The largest list that is taken, in bytes: 100,000 businesses with agents and numbers.
-const LIST_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// The largest list that is taken, in bytes: 100,000 businesses with an agent and a number.
+pub const LIST_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Bad rows that an answer names; of more, how many there are.
 const BAD_ROWS_MAX: usize = 1000;
-/// Ids of a list that the audit names.
-const IDS_NOTED_MAX: usize = 100;
+/// Businesses of a list in one entry of the audit: a row of the store stays small.
+const NOTED_AT_ONCE: usize = 500;
 
 impl Admin {
     /// Puts a list of businesses: `{"businesses": [{"id": …}, …]}`, or the list alone. One bad row, and none of them is put.
@@ -43,9 +43,16 @@ impl Admin {
             return Ok(json_answer(StatusCode::UNPROCESSABLE_ENTITY, &body));
         }
         let (count, at_ms) = (businesses.len(), self.calls.lifecycle.clock.now_ms());
-        let ids: Vec<&str> = businesses.iter().take(IDS_NOTED_MAX).map(|business| business.id.as_str()).collect();
-        let changes = json!({"count": count, "ids": ids});
-        self.note(who, Act::new("put businesses", "*").changes(Value::Null, changes)).await?;
+        for some in businesses.chunks(NOTED_AT_ONCE) {
+            let (before, after): (Map<String, Value>, Map<String, Value>) = some
+                .iter()
+                .map(|one| {
+                    let after = serde_json::to_value(one).unwrap_or_default();
+                    ((one.id.to_string(), self.in_force(&one.id)), (one.id.to_string(), after))
+                })
+                .unzip();
+            self.note(who, Act::new("put businesses", "*").changes(before.into(), after.into())).await?;
+        }
         let new = self.calls.lifecycle.store.put_businesses(businesses, at_ms).await?;
         self.program()?.take_up_businesses().await?;
         info!(by = who.name, count, new, "businesses were put");

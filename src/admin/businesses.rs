@@ -28,7 +28,7 @@ impl Admin {
     }
 
     /// A business as it is in force, for the audit.
-    fn in_force(&self, id: &BusinessId) -> Value {
+    pub(super) fn in_force(&self, id: &BusinessId) -> Value {
         let policy = self.calls.lifecycle.policy.load();
         policy.business(id).map_or(Value::Null, |business| serde_json::to_value(business).unwrap_or_default())
     }

@@ -8,6 +8,8 @@ mod desk;
 mod figures;
 pub mod reload;
 
+pub use bulk::LIST_BYTES_MAX as BUSINESSES_BYTES_MAX;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
 
@@ -247,7 +249,12 @@ impl Admin {
                 "this process is stopping".to_owned(),
             ));
         }
-        self.calls.lifecycle.store.ping().await?;
+        // Anybody may ask: what exactly is wrong is for the log, and for `/status`.
+        if let Err(error) = self.calls.lifecycle.store.ping().await {
+            warn!(%error, "failed to reach the store");
+            let message = "the store does not answer; /status and the log say why".to_owned();
+            return Err(Problem::Is(StatusCode::SERVICE_UNAVAILABLE, "STORE_UNAVAILABLE", message));
+        }
         ok(&json!({"status": "ready"}))
     }
 

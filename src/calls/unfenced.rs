@@ -79,6 +79,7 @@ impl Calls {
             phase,
             refusable: false,
             origin: Origin::Foreign,
+            by: None,
         });
         if let Some(call) = call.boxed().await? {
             self.note_unfenced(account, path, Some(&call));

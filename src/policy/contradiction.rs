@@ -21,9 +21,9 @@ impl Contradictions {
 
 impl Policy {
     /// Why a request contradicts itself: what its header or path names is no business id, or header and path name two, or one to
-    /// which its agent, number or API key does not belong. `None`: it does not, or no business is told apart at all.
+    /// which its agent, number or API key does not belong. `None`: it does not, or no rule looks at it.
     pub fn contradiction(&self, marks: &Marks<'_>) -> Option<String> {
-        if self.rules.is_empty() || self.businesses.is_empty() {
+        if self.rules.is_empty() {
             return None;
         }
         let mut named: Option<(&str, &str)> = None;

@@ -94,6 +94,9 @@ impl Proxy {
         };
         if exchange.header("content-encoding").is_some_and(|coding| !coding.trim().eq_ignore_ascii_case("identity")) {
             if self.calls.observes() {
+                let code = Code::EncodedBody.as_str(&account.provider.refusal);
+                self.calls.lifecycle.metrics.would_refuse(code);
+                info!(account = %account.name, path, code, "would refuse");
                 return ("relay", self.relay(exchange, &account, target).await);
             }
             let what = Refusal::new(Code::EncodedBody, "Not dialled: a create's body must not be compressed.");
