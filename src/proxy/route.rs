@@ -60,7 +60,7 @@ pub fn route<'a>(
     for account in by_name {
         let Some(rest) = below(path, &format!("/{}", account.name)) else { continue };
         let same: Vec<_> = accounts.values().filter(|a| a.provider.name == account.provider.name).collect();
-        return match shown(&same, rest, headers) {
+        return match shown(&same, Some(account), rest, headers) {
             // Of an account whose key nobody told, no key says that it is another's.
             Some((other, shown))
                 if other.name != account.name
@@ -75,7 +75,7 @@ pub fn route<'a>(
     let of_provider = |fits: &dyn Fn(&Description) -> bool, path: &'a str| {
         let fitting: Vec<_> = accounts.values().filter(|a| fits(&a.provider)).collect();
         let default = fitting.iter().find(|a| is_mount(&a.name)).or(fitting.first()).copied();
-        let account = shown(&fitting, path, headers).map(|(account, _)| account).or(default);
+        let account = shown(&fitting, default, path, headers).map(|(account, _)| account).or(default);
         account.map(|account| Route { account, business, path }).ok_or(NoAccount::Unknown)
     };
     let mounted = accounts.values().find_map(|a| below(path, &a.provider.mount).map(|rest| (&a.provider.mount, rest)));
@@ -104,15 +104,17 @@ fn is_host(known: &str, host: &str) -> bool {
 /// What says whose a request is, where an account's own id stands in its path.
 const IN_PATH: &str = "the account id in its path";
 
-/// The account that a request is of by what it shows, and what that is.
+/// The account that a request is of by what it shows, and what that is. Of several with one key the one that is called counts.
 fn shown<'a>(
     accounts: &[&'a Arc<Account>],
+    called: Option<&'a Arc<Account>>,
     path: &str,
     headers: &HeaderMap,
 ) -> Option<(&'a Arc<Account>, &'static str)> {
     let segments: Vec<_> = path.split('/').map(percent_decode).collect();
     let in_path = |a: &Account| own_id(a).is_some_and(|id| segments.iter().any(|one| **one == id));
-    if let Some(account) = accounts.iter().find(|a| in_path(a)) {
+    let candidates = || called.into_iter().chain(accounts.iter().copied());
+    if let Some(account) = candidates().find(|a| in_path(a)) {
         return Some((account, IN_PATH));
     }
     // A key may have been changed: the user that it is of says whose it is, too.
@@ -125,7 +127,7 @@ fn shown<'a>(
         });
         is_key || (user.is_some() && own_id(a) == user)
     };
-    accounts.iter().find(|a| shows_key(a)).map(|account| (*account, "the key it shows"))
+    candidates().find(|a| shows_key(a)).map(|account| (account, "the key it shows"))
 }
 
 fn own_id(account: &Account) -> Option<String> {
@@ -246,6 +248,10 @@ mod tests {
         assert_eq!(to("/twilio/v2/Flows/FW1/Executions", "SK1"), is("twilio"));
         assert_eq!(to("/twilio_de/2010-04-01/Accounts/AC2/Calls.json", "AC1"), is("twilio_de"));
         assert_eq!(to("/twilio_de/2010-04-01/Accounts/AC9/Calls.json", "SK1"), is("twilio_de"), "a subaccount");
+        let twins = accounts(&[("a", "twilio", "AC1"), ("twilio", "twilio", "AC1")]);
+        let path = "/twilio/2010-04-01/Accounts/AC1/Calls.json";
+        let called = route(&twins, None, path, &HeaderMap::new()).map(|r| r.account.name.to_string());
+        assert_eq!(called.unwrap(), "twilio", "of two with one key, the one that is called");
         for (path, user) in
             [("/twilio_de/2010-04-01/Accounts/AC1/Calls.json", "AC1"), ("/other/v2/Flows/FW1/Executions", "AC1")]
         {

@@ -471,12 +471,15 @@ pub fn path(data: &[u8]) {
     let (pattern, path) = two_parts(data);
     let path = String::from_utf8_lossy(path);
     let Ok(Written { p }) = toml::Table::from_iter([("p".to_owned(), pattern.clone().into())]).try_into() else {
-        assert!(!pattern.starts_with('/'), "{pattern:?}");
+        // A parenthesis may be left open, or stand for too many paths.
+        assert!(!pattern.starts_with('/') || pattern.contains('('), "{pattern:?}");
         return;
     };
     assert_eq!(p.as_str(), pattern);
     let Some(captures) = p.captures(&path) else { return };
-    assert_eq!(path.split('/').count(), pattern.split('/').count(), "segments fit one to one");
+    if !pattern.contains('(') && !pattern.starts_with("/**") {
+        assert_eq!(path.split('/').count(), pattern.split('/').count(), "segments fit one to one");
+    }
     assert!(captures.values().all(|value| !value.is_empty()), "{captures:?}");
     let escaped: Vec<String> = path
         .split('/')
