@@ -249,12 +249,7 @@ impl Admin {
                 "this process is stopping".to_owned(),
             ));
         }
-        // Anybody may ask: what exactly is wrong is for the log, and for `/status`.
-        if let Err(error) = self.calls.lifecycle.store.ping().await {
-            warn!(%error, "failed to reach the store");
-            let message = "the store does not answer; /status and the log say why".to_owned();
-            return Err(Problem::Is(StatusCode::SERVICE_UNAVAILABLE, "STORE_UNAVAILABLE", message));
-        }
+        self.calls.lifecycle.store.ping().await?;
         ok(&json!({"status": "ready"}))
     }
 
