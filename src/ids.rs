@@ -28,6 +28,8 @@ pub struct BadId {
 fn checked(what: &'static str, text: &str) -> Result<Arc<str>, BadId> {
     let fits = !text.is_empty()
         && text.len() <= ID_BYTES_MAX
+        // A client that reads paths would take these away.
+        && !matches!(text, "." | "..")
         && text.bytes().all(|b| b.is_ascii_graphic() && !RESERVED.contains(&b));
     if fits { Ok(Arc::from(text)) } else { Err(BadId { what }) }
 }

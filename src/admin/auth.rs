@@ -132,7 +132,7 @@ impl Access {
 /// # Errors
 /// [`Denied::OwnRequest`].
 pub fn refuse_own(exchange: &Exchange) -> Result<(), Denied> {
-    match exchange.headers().keys().any(|name| name.as_str().starts_with("x-ringfence-")) {
+    match exchange.headers().keys().any(|name| name.as_str().replace(['_', '.'], "-").starts_with("x-ringfence")) {
         true => Err(Denied::OwnRequest),
         false => Ok(()),
     }
@@ -141,9 +141,18 @@ pub fn refuse_own(exchange: &Exchange) -> Result<(), Denied> {
 /// A program on this machine asks. Not a proxy; not a page in a browser here, which sends `Origin` with whatever changes
 /// something, and another `Host` where its name was rebound to loopback.
 fn is_on_loopback(exchange: &Exchange) -> bool {
-    let through_others = ["x-forwarded-for", "forwarded", "via", "origin"];
+    let is_of_others = |name: &str| {
+        let name = name.replace('_', "-");
+        name.starts_with("x-forwarded")
+            || name.starts_with("x-envoy-")
+            || name.ends_with("-client-ip")
+            || ["forwarded", "via", "origin", "x-real-ip", "x-original-forwarded-for", "cf-connecting-ip"]
+                .contains(&name.as_str())
+    };
+    let is_cross = exchange.header("sec-fetch-site").is_some_and(|site| !matches!(site, "none" | "same-origin"));
     exchange.peer().addr().is_some_and(|addr| is_loopback(addr.ip()))
-        && through_others.iter().all(|name| !exchange.headers().contains_key(*name))
+        && !is_cross
+        && !exchange.headers().keys().any(|name| is_of_others(name.as_str()))
         && exchange.host().is_none_or(names_loopback)
 }
 

@@ -34,7 +34,7 @@ use crate::store::{AuditRecord, StoreError};
 use crate::webhook::{Replayed, Webhooks};
 
 /// What headers that are ringfence's own begin with.
-const OWN_HEADERS: &str = "x-ringfence-";
+const OWN_HEADERS: &str = "x-ringfence";
 /// The one that comes from outside: what webhooks show that are not signed.
 const WEBHOOK_TOKEN: &str = "x-ringfence-token";
 
@@ -112,8 +112,13 @@ impl Handler for Listener {
         }
         // What ringfence says in headers of this name is its own word. `listen.admin` answers nobody who uses one.
         if !matches!(self, Listener::Admin(_)) {
-            let is_own = |name: &http::HeaderName| name.as_str().starts_with(OWN_HEADERS);
-            exchange.drop_headers(|name| is_own(name) && !(is_webhooks && name == WEBHOOK_TOKEN));
+            exchange.drop_headers(|name| {
+                // Servers of CGI's family read an underscore as a dash, and some a dot.
+                let read = name.as_str().replace(['_', '.'], "-");
+                let is_disguised = read != name.as_str() && (read.starts_with("x-forwarded") || read == "forwarded");
+                (read.starts_with(OWN_HEADERS) && !(is_webhooks && name == WEBHOOK_TOKEN))
+                    || (is_webhooks && is_disguised)
+            });
         }
         match self {
             Listener::Api(live) => live.now.load_full().proxy.handle(exchange).await,

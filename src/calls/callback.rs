@@ -6,6 +6,7 @@ use super::Calls;
 use super::place::CreateOrder;
 use crate::net::BadCallback;
 use crate::provider::description::Callback;
+use crate::provider::path::climbs;
 use crate::provider::select::{Document, Message, Selector};
 
 /// Where the app is, by the names that the world knows it by and by the operator's own.
@@ -75,7 +76,10 @@ impl Calls {
 
     fn check_callback(&self, url: &str) -> Result<(), BadCallback> {
         let app = &self.settings.app;
-        if app.path_of(url).is_some() {
+        if let Some(path) = app.path_of(url) {
+            if climbs(path.split('?').next().unwrap_or_default()) {
+                return Err(BadCallback::unusable("its path leaves the place where it begins"));
+            }
             if app.forward_url.is_some() {
                 return Ok(());
             }

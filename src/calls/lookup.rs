@@ -31,6 +31,8 @@ pub struct Found {
     pub aliases: Vec<Alias>,
     /// What policy selects by.
     pub facts: CallFacts,
+    /// Who called, where its record says so.
+    pub direction: Option<Direction>,
     /// It is a telephone call.
     pub phone: bool,
     /// The order for many calls that it is one of.
@@ -251,6 +253,7 @@ impl Calls {
             unread: event.is_none().then(|| self.no_state(account, &lookup.state, &message)),
             aliases: lookup.ids.read(&message),
             facts: lookup.facts.read(&message, direction_of(lookup.direction.as_ref(), &message)),
+            direction: lookup.direction.as_ref().map(|word| direction_of(Some(word), &message)),
             phone: lookup.phone.is_empty() || lookup.phone.holds(&message),
             member_of: lookup.member_of.read(&message),
         }))

@@ -2,6 +2,7 @@
 
 use super::Calls;
 use super::lookup::LookedUp;
+use crate::call::Event;
 use crate::ids::AccountName;
 use crate::provider::account::Account;
 use crate::provider::description::{Reply, SUBACCOUNT_KIND};
@@ -42,7 +43,7 @@ impl Calls {
         record.alias(&lookup.needs).map(|_| &**account)
     }
 
-    /// A subaccount can sign what it likes. Whether a call that it announces is there, and is of the numbers that it names, its provider
+    /// A subaccount can sign what it likes. Whether a call that it announces is there, goes on, and is of the numbers that it names, its provider
     /// knows. If that cannot be asked just now the call counts, and the sweep finds out.
     pub(super) async fn doubt(&self, arrival: &Arrival) -> Option<Contradiction> {
         let subaccount = arrival.by.as_ref()?.subaccount.as_deref()?;
@@ -51,7 +52,11 @@ impl Calls {
         match Box::pin(self.look_up_alias_of(&arrival.account, alias, Some(subaccount))).await {
             Ok(LookedUp::Found(found)) => {
                 let other = |a: &Option<String>, b: &Option<String>| a.is_some() && b.is_some() && a != b;
-                let differs = other(&found.facts.own_number, &arrival.facts.own_number)
+                let lacks = |a: &Option<String>, b: &Option<String>| a.is_some() && b.is_none();
+                let differs = matches!(found.event, Some(Event::Ended(..)))
+                    || found.direction.is_some_and(|direction| direction != arrival.direction)
+                    || lacks(&found.facts.own_number, &arrival.facts.own_number)
+                    || other(&found.facts.own_number, &arrival.facts.own_number)
                     || other(&found.facts.other_number, &arrival.facts.other_number);
                 differs.then_some(Contradiction::OtherSubaccount)
             }

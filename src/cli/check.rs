@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::{ConfigFile, Failure, Outcome, built, file, live, modes};
 use crate::config::Config;
-use crate::config::report::{self, Diagnostic};
+use crate::config::report::{self, Diagnostic, without_password};
 use crate::policy::Policy;
 
 /// Every key, with its default and unit; tests keep it equal to the code.
@@ -93,7 +93,8 @@ fn show(config: &Config, path: &str, broken: bool) {
     for account in config.accounts.values() {
         let limit = config.policy.accounts.iter().find(|a| a.name == account.name).and_then(|a| a.concurrent);
         let limit = limit.map_or("no limit of its own".to_owned(), |n| format!("{n} calls at once"));
-        println!("  account   {} ({}), {limit}, → {}", account.name, account.provider.name, account.upstream);
+        let upstream = without_password(&account.upstream.to_string());
+        println!("  account   {} ({}), {limit}, → {upstream}", account.name, account.provider.name);
     }
     for limit in Policy::new(config.policy.clone(), &[]).in_force() {
         let per = if limit.per == "all" { String::new() } else { format!(" per {}", limit.per) };

@@ -2,6 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -93,7 +94,8 @@ impl Init {
 
 fn write(path: &Path, text: &str, force: bool) -> anyhow::Result<()> {
     let mut options = OpenOptions::new();
-    options.write(true);
+    // Who writes it is the operator.
+    options.write(true).mode(0o600);
     // Two at once: one of them makes the file, the other is told that it is there.
     if force {
         options.create(true).truncate(true)

@@ -145,7 +145,7 @@ fn password_in(text: &str) -> Option<Range<usize>> {
 }
 
 /// A sentence that may cite a URL, without its password.
-fn without_password(sentence: &str) -> String {
+pub(crate) fn without_password(sentence: &str) -> String {
     let mut sentence = sentence.to_owned();
     if let Some(password) = password_in(&sentence) {
         sentence.replace_range(password, "***");

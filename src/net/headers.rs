@@ -118,13 +118,27 @@ pub fn forwarded(headers: &mut HeaderMap, hop: Hop<'_>) {
 }
 
 /// Who asks, as far as that is known: the peer, or whom a trusted peer forwards, which is the last of `X-Forwarded-For` that is not
-/// itself trusted. `None`: trusted all the way.
+/// itself trusted. A hop that cannot be read is the peer's own word: all of those are one. `None`: trusted all the way.
 pub fn client_address(headers: &HeaderMap, peer: IpAddr, trusted: &TrustedPeers) -> Option<IpAddr> {
     if !trusted.contain(peer) {
         return Some(peer);
     }
-    let hops: Vec<&str> = list(headers, FORWARDED_FOR).collect();
-    hops.into_iter().rev().map_while(|hop| hop.parse().ok()).find(|hop| !trusted.contain(*hop))
+    // By bytes: what a client wrote in front must not hide what the proxy added to its line.
+    let lines: Vec<&[u8]> = headers.get_all(FORWARDED_FOR).iter().map(HeaderValue::as_bytes).collect();
+    for hop in lines.into_iter().rev().flat_map(|line| line.rsplit(|byte| *byte == b',')) {
+        let hop = str::from_utf8(hop).unwrap_or("?").trim();
+        if hop.is_empty() {
+            continue;
+        }
+        let bare = hop.trim_start_matches('[').trim_end_matches(']');
+        let with_port = || hop.parse().ok().map(|address: std::net::SocketAddr| address.ip());
+        match bare.parse().ok().or_else(with_port) {
+            Some(hop) if trusted.contain(hop) => {}
+            Some(hop) => return Some(hop),
+            None => return Some(peer),
+        }
+    }
+    None
 }
 
 /// Peers whose `X-Forwarded-*` headers are believed: addresses and CIDR blocks. Nobody by default.
@@ -245,7 +259,14 @@ mod tests {
         assert_eq!(client("9.9.9.9", "8.8.8.8").as_deref(), Some("8.8.8.8"), "a stranger's word");
         assert_eq!(client("1.1.1.1, 9.9.9.9, 10.0.0.2", "10.0.0.1").as_deref(), Some("9.9.9.9"));
         assert_eq!(client("10.0.0.2", "10.0.0.1"), None);
-        assert_eq!(client("unknown", "10.0.0.1"), None);
+        assert_eq!(client("unknown", "10.0.0.1").as_deref(), Some("10.0.0.1"), "one with all that cannot be read");
+        for spelled in ["9.9.9.9:4711", "1.1.1.1,9.9.9.9 ", "[2001:db8::9]:1, 9.9.9.9", "9.9.9.9, [10.0.0.2]:80"] {
+            assert_eq!(client(spelled, "10.0.0.1").as_deref(), Some("9.9.9.9"), "{spelled}");
+        }
+        let mut odd = HeaderMap::new();
+        odd.insert("x-forwarded-for", HeaderValue::from_bytes(b"\xff, 9.9.9.9").unwrap());
+        let found = client_address(&odd, "10.0.0.1".parse().unwrap(), &trusted);
+        assert_eq!(found, "9.9.9.9".parse().ok(), "what a client wrote in front hides nothing");
     }
 
     #[test]

@@ -147,6 +147,34 @@ pub fn readings(path: &str) -> Vec<String> {
     readings
 }
 
+/// Whether a path, in whichever way it is read, leaves the place where it begins; or is escaped more often than anybody reads.
+pub fn climbs(path: &str) -> bool {
+    let mut written = path.to_owned();
+    for _ in 0..=UNESCAPED_MAX {
+        let mut depth = 0_usize;
+        for segment in written.split(['/', '\\']) {
+            match segment.split(';').next().unwrap_or_default() {
+                "" | "." => {}
+                ".." if depth == 0 => return true,
+                ".." => depth -= 1,
+                _ => depth += 1,
+            }
+        }
+        let decoded = percent_decode(&written).into_owned();
+        if decoded == written {
+            return false;
+        }
+        written = decoded;
+    }
+    true
+}
+
+/// A path without what some servers drop at the end of a segment: dots, blanks and control characters.
+pub fn trimmed(path: &str) -> String {
+    let is_dropped = |c: char| c == '.' || c.is_whitespace() || c.is_control();
+    path.split('/').map(|segment| segment.trim_end_matches(is_dropped)).collect::<Vec<_>>().join("/")
+}
+
 /// A path, or a part of one, without its escapes.
 pub fn percent_decode(text: &str) -> Cow<'_, str> {
     if text.contains('%') { percent_decode_str(text).decode_utf8_lossy() } else { Cow::Borrowed(text) }
@@ -194,6 +222,18 @@ mod tests {
         }
         assert_eq!(readings("/plain/path"), ["/plain/path"]);
         assert_eq!(readings("/50%/x").len(), 1, "no escape at all");
+    }
+
+    #[test]
+    fn a_path_that_leaves_its_place_is_seen_however_it_is_written() {
+        for path in ["/../a", "/x/../../a", "/%2e%2e/a", "/..%2fa", "/..%5ca", "/%252e%252e/a", "/x/..;a=1/../b"] {
+            assert!(climbs(path), "{path}");
+        }
+        for path in ["/a", "/a/../b", "/a/b/../../c", "/...", "/a%20b", "/50%", "/a/..b"] {
+            assert!(!climbs(path), "{path}");
+        }
+        assert!(climbs("/a%252525252fb"), "nobody knows what that is");
+        assert_eq!(trimmed("/webhooks\t/twilio. /voice..\n"), "/webhooks/twilio/voice");
     }
 
     #[test]

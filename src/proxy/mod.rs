@@ -92,7 +92,8 @@ impl Proxy {
                 return ("create", self.refuse(exchange, &account, &what).await);
             }
         };
-        if exchange.header("content-encoding").is_some_and(|coding| !coding.trim().eq_ignore_ascii_case("identity")) {
+        let codings = exchange.headers().get_all(http::header::CONTENT_ENCODING);
+        if codings.iter().any(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity")) {
             if self.calls.observes() {
                 let code = Code::EncodedBody.as_str(&account.provider.refusal);
                 self.calls.lifecycle.metrics.would_refuse(code);

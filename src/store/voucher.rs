@@ -93,9 +93,13 @@ impl Voucher {
 
     /// Whether an end that this tells of is no end of the call: its carrier brought it, and still has it.
     pub fn ends_a_part(&self, facts: &Facts, event: Event) -> bool {
-        matches!(event, Event::Ended(..))
-            && facts.carrier.as_ref().is_some_and(|carrier| !self.accounts.contains(carrier))
-            && self.brought_by.contains(&facts.operation)
+        let brought = facts.carrier.as_ref().is_some_and(|carrier| !self.accounts.contains(carrier))
+            && self.brought_by.contains(&facts.operation);
+        // Placed at their carrier itself, which can be asked: what was connected to it has ended.
+        let placed = !self.brought_by.is_empty()
+            && !self.accounts.contains(&facts.account)
+            && self.carriers.contains(&facts.account);
+        matches!(event, Event::Ended(..)) && (brought || placed)
     }
 }
 

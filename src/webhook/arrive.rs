@@ -10,7 +10,7 @@ use super::front::seen;
 use crate::ids::AccountName;
 use crate::provider::account::{Account, join};
 use crate::provider::description::Webhook;
-use crate::provider::path::{normal, readings};
+use crate::provider::path::{climbs, normal, readings, trimmed};
 use crate::provider::sign::{BadSignature, Checked, Keys, Request};
 
 /// A webhook of an account that a path may be.
@@ -51,7 +51,11 @@ pub fn find(accounts: &BTreeMap<AccountName, Arc<Account>>, extra: &ExtraPaths, 
     if !found.is_empty() {
         return Found::Webhooks(found);
     }
-    match readings(path).iter().skip(1).any(|reading| !candidates(accounts, extra, reading).is_empty()) {
+    let is_webhook = |path: &str| !candidates(accounts, extra, path).is_empty();
+    let readings = readings(path);
+    let to_some = readings.iter().skip(1).any(|reading| is_webhook(reading))
+        || readings.iter().any(|reading| is_webhook(&trimmed(reading)));
+    match climbs(path) || to_some {
         true => Found::Ambiguous,
         false => Found::Nothing,
     }

@@ -150,7 +150,7 @@ impl Raw {
     fn new(method: &str, path_and_query: &str, headers: HeaderMap, body: Bytes) -> Self {
         let query = path_and_query.split_once('?').map_or("", |(_, query)| query);
         // What is posted without a body says nothing: its query is part of the address.
-        let no_body = body.is_empty() && !matches!(method, "GET" | "HEAD");
+        let no_body = body.is_empty() && method != "GET";
         Self {
             document: if no_body { Document::Form(vec![]) } else { form(&headers, &body) },
             flaw: None,
@@ -167,6 +167,10 @@ impl Raw {
         if self.form().is_none() {
             let content_type = self.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
             Decoded { document: self.document, flaw: self.flaw } = decode(content_type, &self.body);
+        }
+        // A body that says nothing is a body: the query beside it is part of the address.
+        if !self.body.is_empty() && matches!(self.document, Document::Empty) {
+            self.query.clear();
         }
         self
     }
@@ -434,6 +438,10 @@ impl Webhooks {
         if came.is_contradicted() {
             return Ok(Some(not_yours()));
         }
+        if came.outcome == "without_id" {
+            let message = "The request names no call.";
+            return Ok(Some(problem(StatusCode::BAD_REQUEST, "INVALID_PAYLOAD", message)));
+        }
         match &came.refused {
             Some(when_full) if webhook.reply == Some(Reply::Twiml) => Ok(Some(twiml(when_full_twiml(when_full)))),
             _ => self.reply(exchange, taken, came.call.as_ref()).await,
@@ -549,8 +557,9 @@ impl Webhooks {
                 self.calls.looks.want(&applied.record.facts.account);
             }
         }
-        if let (true, Some(carrier)) = (applied.ended_a_part, &applied.record.facts.carrier) {
-            self.calls.looks.want(carrier);
+        if applied.ended_a_part {
+            let facts = &applied.record.facts;
+            self.calls.looks.want(facts.carrier.as_ref().unwrap_or(&facts.account));
         }
         Came::applied(applied)
     }

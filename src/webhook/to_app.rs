@@ -10,6 +10,7 @@ use tracing::{debug, warn};
 
 use super::arrive::Candidate;
 use super::front::REPLACED;
+use super::noise::Noise;
 use super::subaccounts::Signer;
 use super::{InboundMode, KEPT_BYTES_MAX, Raw, Taken, Webhooks, body_missing, deliver, fixed_answer};
 use crate::call::{Direction, EndProof, Outcome};
@@ -25,6 +26,9 @@ use crate::store::{Delivery, Result, Route};
 
 /// The largest answer of the app to a webhook, in bytes.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
+
+/// That the app is away, said of requests that anybody can send.
+static AWAY: Noise = Noise::new();
 
 impl Webhooks {
     // === replies ===
@@ -291,7 +295,9 @@ impl Webhooks {
                 self.answer(exchange, problem(StatusCode::BAD_REQUEST, "BODY_INCOMPLETE", &error.to_string())).await
             }
             Err(error) => {
-                warn!(%error, "the app cannot be reached");
+                if let Some(left_out) = AWAY.admits() {
+                    warn!(%error, left_out, "the app cannot be reached");
+                }
                 self.answer(exchange, problem(StatusCode::BAD_GATEWAY, "APP_UNREACHABLE", "The app cannot be reached."))
                     .await
             }

@@ -1,6 +1,8 @@
 //! What passes through `listen.api` and `listen.webhooks`: nothing is added, nothing is repeated by an SDK, and no answer leads a
 //! client past ringfence.
 
+#![allow(clippy::large_futures, reason = "each test is one future")]
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

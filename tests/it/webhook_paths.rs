@@ -49,6 +49,13 @@ fn ambiguous(path: &str) -> Vec<String> {
         format!("{path}%23"),
         format!("{path}%00"),
         format!("/x%2f..{path}"),
+        format!("{path}."),
+        format!("{path}%20"),
+        format!("{path}%0d%0a"),
+        format!("/{head}%09/{tail}"),
+        format!("/../app{path}"),
+        format!("/%2e%2e/app{path}"),
+        format!("/{head}%252525252f{tail}"),
     ]
 }
 
