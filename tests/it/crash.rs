@@ -142,6 +142,10 @@ async fn act(scene: &mut Scene, act: Act) {
             scene.place_past().await;
         }
         Act::HangUp => {
+            // Where a look-up of the sweep said it first, it is tried again with another call.
+            if scene.live().is_empty() {
+                scene.talk().await;
+            }
             // Neither a webhook nor the sweep may say it first.
             scene.control.set_webhook_loss(1.0);
             for provider in [Provider::ElevenLabs, Provider::Twilio] {
