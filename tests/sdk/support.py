@@ -1,5 +1,6 @@
 """A ringfence with two simulated providers before it and an app behind it, all on real sockets."""
 
+import http.client
 import json
 import os
 import queue
@@ -243,6 +244,17 @@ concurrent = {self.calls_bought}
     def calls(self):
         """The open calls, as operators see them."""
         return self.get(f"http://{self.fence.ready['admin']}/api/calls")["calls"]
+
+    def operate(self, path):
+        """Changes something as an operator: over the Unix socket beside the store."""
+        operator = http.client.HTTPConnection("localhost", timeout=5)
+        operator.sock = socket.socket(socket.AF_UNIX)
+        operator.sock.connect(str(self.fence.log.parent / "ringfence.db-admin.sock"))
+        operator.request("POST", path)
+        answer = operator.getresponse()
+        said = answer.read()
+        operator.close()
+        self.assertEqual(answer.status // 100, 2, said)
 
     def get(self, url):
         with urllib.request.urlopen(url, timeout=5) as answer:

@@ -261,9 +261,7 @@ class ConstructEvent(Behind):
         self.eventually(lambda: self.deliveries("done"), 1, secs=15)
         # Once more, by an operator.
         event = self.get(f"http://{self.fence.ready['admin']}/api/events")["events"][0]["id"]
-        urllib.request.urlopen(
-            f"http://{self.fence.ready['admin']}/api/events/{event}/replay", data=b"", timeout=5
-        ).close()
+        self.operate(f"/api/events/{event}/replay")
         self.eventually(lambda: self.deliveries("done"), 2)
 
     def test_of_the_python_sdk(self):
