@@ -43,7 +43,7 @@ impl Admin {
     pub(super) async fn note(&self, who: &Caller, act: Act<'_>) -> Result<(), Problem> {
         let shown = |value: Value| (!value.is_null()).then(|| value.to_string());
         let record = AuditRecord {
-            reason: act.reason.map(|reason| reason.chars().take(REASON_CHARS_MAX).collect()),
+            reason: act.reason.map(|reason| reason.replace('\0', "\u{FFFD}").chars().take(REASON_CHARS_MAX).collect()),
             before: shown(act.before),
             after: shown(act.after),
             ..AuditRecord::new(self.calls.lifecycle.clock.now_ms(), &who.name, &who.from, act.what, act.target)

@@ -111,13 +111,15 @@ pub struct AuditRecord {
 impl AuditRecord {
     /// A record with a fresh id.
     pub fn new(at: UnixMs, who: &str, from: &str, what: &str, target: &str) -> Self {
+        // Postgres keeps no NUL in a text.
+        let kept = |text: &str| text.replace('\0', "\u{FFFD}");
         Self {
             id: format!("au_{}", ulid::Ulid::new().to_string().to_lowercase()),
             at,
-            who: who.to_owned(),
+            who: kept(who),
             from: from.to_owned(),
             what: what.to_owned(),
-            target: target.to_owned(),
+            target: kept(target),
             reason: None,
             before: None,
             after: None,
