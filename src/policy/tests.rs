@@ -127,7 +127,9 @@ fn who_is_named_must_be_who_it_belongs_to() {
         let why = of(both(), marks.clone());
         assert!(why.as_ref().is_some_and(|why| why.contains(told)), "{marks:?}: {why:?}");
     }
-    assert_eq!(of(vec![], named(Some("*"), Some("x"))), None, "while no business is known, none is told apart");
+    // An id that is none becomes no label, also while no business is known.
+    assert!(of(vec![], named(Some("*"), Some("x"))).is_some_and(|why| why.contains("X-Business-Id")));
+    assert_eq!(of(vec![], named(Some("x"), None)), None);
 }
 
 #[test]
