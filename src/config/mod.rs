@@ -711,7 +711,7 @@ fn client(root: &Table<'_>, folder: &std::path::Path, operators: Option<&Secret>
     if table.has("jwks_file") && audience.is_none() {
         let title = "client.jwks_file is set without client.audience: tokens that its issuer made for other programs count here, too";
         table.report().warning(
-            "W015",
+            "W018",
             table.span("jwks_file"),
             title,
             "set client.audience to the `aud` of your tokens",
