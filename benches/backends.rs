@@ -34,6 +34,8 @@ use tokio::net::{TcpListener, TcpStream};
 )]
 #[path = "../tests/it/support"]
 mod support {
+    use ringfence::net::spare_port;
+
     pub mod postgres;
     pub mod redis;
     /// As much of the tests' as the servers need.

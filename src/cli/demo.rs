@@ -1,7 +1,6 @@
 //! `ringfence demo`: the sidecar against simulated providers, on free ports, without a network. Exits 0 only if everything that
 //! it shows happened.
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -18,7 +17,7 @@ use crate::app::App;
 use crate::clock::Clock;
 use crate::config;
 use crate::ids::CallId;
-use crate::net::{Upstream, UpstreamSettings};
+use crate::net::{Upstream, UpstreamSettings, spare_port};
 use crate::simulate::{Control, Fault, FaultKind, Inbound, Millis, Provider, SimSettings, Simulator, Via};
 
 /// Calls at once that the demo's account bought.
@@ -135,7 +134,7 @@ impl Stage {
         // moment later. Should somebody be faster, another one is chosen.
         let mut tries = 0;
         let app = loop {
-            let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+            let port = spare_port();
             let text = config_text(&simulator.base_url(), port, &control.settings());
             let loaded = config::load(&text, &folder, &|_| None);
             let config = loaded.config.ok_or_else(|| anyhow::anyhow!("the demo's config: {:?}", loaded.diagnostics))?;
@@ -466,8 +465,7 @@ impl Child {
         let failed =
             |what: &str, e: &dyn std::fmt::Display| format!("{what}: {e}; log: {}", folder.join("log").display());
         std::fs::create_dir_all(&folder).map_err(|e| failed("no folder", &e))?;
-        let port =
-            TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).map_err(|e| failed("no port", &e))?.port();
+        let port = spare_port();
         let text = config_text(&stage.simulator.base_url(), port, &stage.control.settings());
         // Providers are not asked about calls of the last seconds, as their lists lag; here nothing lags.
         let text = format!("{text}\n[reconcile]\ngrace_ms = 200\n");

@@ -47,7 +47,7 @@ pub use edge::{Drained, Edge, EdgeSettings, Handler, RunningEdge};
 pub use exchange::{BodyError, Exchange};
 pub use headers::TrustedPeers;
 pub use local::{LocalSocket, Peer, fetch_local};
-pub use port::{PortOwner, port_owner};
+pub use port::{PortOwner, port_owner, spare_port};
 pub use redirect::Mount;
 pub use relay::{HostRule, RelayError, RelayTarget, Relayed, ask_with_body, relay, relay_tapped, relay_with_body};
 pub use retry_after::retry_after_secs;

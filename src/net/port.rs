@@ -1,11 +1,34 @@
-//! Who listens on a port, for the message of a start that cannot have it. Linux alone tells; elsewhere nobody is named.
+//! Who listens on a port, for the message of a start that cannot have it (Linux alone tells; elsewhere nobody is named); and ports for
+//! servers that are started a moment later.
 
 use std::fmt;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::ops::Range;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// The state of a listening socket in `/proc/net/tcp`.
 const LISTEN: &str = "0A";
+
+/// Below the ports that Linux gives to whoever asks for any (`net.ipv4.ip_local_port_range`, from 32,768 by default).
+const SPARE: Range<u32> = 10_000..32_000;
+
+/// A port on loopback where nobody listens, for a server that is started later, or again: no socket that asks for any port is given it,
+/// and no second caller in this process.
+pub fn spare_port() -> u16 {
+    static LAST: AtomicU32 = AtomicU32::new(0);
+    // Processes side by side begin far from one another.
+    let begin = std::process::id().wrapping_mul(997);
+    for _ in SPARE {
+        let nth = begin.wrapping_add(LAST.fetch_add(1, Ordering::Relaxed));
+        let port = SPARE.start + nth % (SPARE.end - SPARE.start);
+        let Ok(port) = u16::try_from(port) else { continue };
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return port;
+        }
+    }
+    0
+}
 
 /// Who has a port.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -480,7 +480,7 @@ async fn check_live_looks_at_the_store_and_the_ports() {
         "number_status_url": "https://hooks.example.com/twilio/status",
     });
     configure(&url, &settings);
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let taken = std::net::SocketAddr::from(([127, 0, 0, 1], ringfence::net::spare_port()));
     let listen = LISTEN.replacen("127.0.0.1:0", &taken.to_string(), 1);
     let config = live_config(&folder, &url, &listen);
 

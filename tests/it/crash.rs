@@ -189,7 +189,7 @@ async fn dies(scene: &mut Scene, point: &str, pass: u32) {
 /// Calls are up, the process dies, one call ends meanwhile, the next process dies at the point, the third has to cope.
 async fn survives(point: &'static str, pass: u32) {
     let _room = AT_ONCE.acquire().await.unwrap();
-    let away = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let away = std::net::SocketAddr::from(([127, 0, 0, 1], ringfence::net::spare_port()));
     let timeouts = if point.starts_with("create.stale") { "send_within_secs = 1" } else { "" };
     let (before, _, what) = script(point).unwrap_or_else(|| panic!("nothing here comes to {point}"));
     let tables = match what {

@@ -60,7 +60,7 @@ impl Nginx {
         }
         for _ in 0..5 {
             let folder = Dir::new(name);
-            let at = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+            let at = std::net::SocketAddr::from(([127, 0, 0, 1], ringfence::net::spare_port()));
             let path = folder.0.join("nginx.conf");
             let server = replace.iter().fold(shown(at, upstream), |shown, (old, new)| shown.replace(old, new));
             let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]

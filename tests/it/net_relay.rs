@@ -11,7 +11,6 @@ use ringfence::net::{
     relay, relay_with_body,
 };
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpListener;
 
 use crate::support::net::{Wire, ask, bounded, edge, pattern, relay_edge, server, soon, text, until};
 
@@ -237,7 +236,7 @@ async fn answers_that_are_cut_look_cut() {
 #[tokio::test(flavor = "multi_thread")]
 async fn relays_that_cannot_be_say_why() {
     bounded(async {
-        let nobody = TcpListener::bind("127.0.0.1:0").await.expect("bind").local_addr().expect("addr");
+        let nobody = std::net::SocketAddr::from(([127, 0, 0, 1], ringfence::net::spare_port()));
         let (edge, mut results) = relay_edge(settings(), nobody).await;
         let mut wire = Wire::connect(edge.local_addr()).await;
         let answer = wire.ask("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc").await;
@@ -517,7 +516,7 @@ async fn creates_that_never_left_are_proven_so() {
             ..UpstreamSettings::default()
         })
         .expect("upstream");
-        let nobody = TcpListener::bind("127.0.0.1:0").await.expect("bind").local_addr().expect("addr");
+        let nobody = std::net::SocketAddr::from(([127, 0, 0, 1], ringfence::net::spare_port()));
         let plain = server(|mut wire| async move { wire.send("this is not TLS\r\n\r\n").await }).await;
         let mute = server(|mut wire| async move { wire.until_closed().await }).await;
         let request = |uri: String| http::Request::post(uri).body(Bytes::new()).expect("request");

@@ -104,7 +104,7 @@ async fn refusals_of_the_provider_pass_unchanged_and_free_the_slot() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_provider_that_cannot_be_reached_has_dialled_nothing() {
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let closed = std::net::SocketAddr::from(([127, 0, 0, 1], ringfence::net::spare_port()));
     let tables = account_at("dead", "elevenlabs", &format!("http://{closed}"));
     let stage = Stage::start(Setup { tables, ..Setup::default() }).await;
     let answer = elevenlabs(&stage, "/dead/v1/convai/twilio/outbound-call", &[], &order("+15550002001")).await;

@@ -90,7 +90,7 @@ async fn a_server_that_is_away_at_the_start_is_waited_for() {
     let mut server = Server::start();
     let url = server.database();
     server.stop("INT");
-    let port = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = ringfence::net::spare_port;
     let (api, webhooks, admin) = (port(), port(), port());
     let text = format!(
         "[listen]\napi = \"127.0.0.1:{api}\"\nwebhooks = \"127.0.0.1:{webhooks}\"\nadmin = \"127.0.0.1:{admin}\"\nclient = \"127.0.0.1:0\"\n\

@@ -1,6 +1,6 @@
 //! Bodies that are too large for the record: on the disk before they are answered for, delivered from there, gone when they are.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 
 use ringfence::simulate::sign;
 use serde_json::{Value, json};
@@ -12,7 +12,7 @@ use crate::support::stage::{Behind, Setup, Stage};
 
 /// An address where nobody listens, yet.
 fn nobody() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    SocketAddr::from(([127, 0, 0, 1], ringfence::net::spare_port()))
 }
 
 fn audio(conversation: &str, kib: usize) -> Value {

@@ -73,7 +73,7 @@ async fn webhooks_to_app_are_delivered_until_it_takes_them() {
 /// The app is not there at all, and ringfence is restarted meanwhile: nothing is lost.
 #[tokio::test(flavor = "multi_thread")]
 async fn webhooks_to_app_survive_a_restart_while_it_is_away() {
-    let away = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let away = std::net::SocketAddr::from(([127, 0, 0, 1], ringfence::net::spare_port()));
     let mut stage = Stage::start(quiet(&format!("http://{away}"))).await;
     let event = seed_event("conversation.ended", "conv_1", "inbound");
     assert_eq!(elevenlabs(&stage, &event).await.status, 200);
@@ -100,7 +100,7 @@ async fn webhooks_to_app_survive_a_restart_while_it_is_away() {
 /// provider is told.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_caller_whose_app_is_down_meets_what_is_configured() {
-    let away = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let away = std::net::SocketAddr::from(([127, 0, 0, 1], ringfence::net::spare_port()));
     let replying = |status: u16| {
         Behind::replying(Box::new(move |_| {
             let mut answer = http::Response::new(Bytes::from_static(b"<Response/>"));

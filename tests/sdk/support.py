@@ -1,6 +1,7 @@
 """A ringfence with two simulated providers before it and an app behind it, all on real sockets."""
 
 import http.client
+import itertools
 import json
 import os
 import queue
@@ -133,10 +134,19 @@ def skip_without(found, what):
         raise unittest.SkipTest(f"{what} is missing; bash tests/run.sh sdk installs it")
 
 
+PORTS = itertools.count(os.getpid() * 997)
+
+
 def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+    """Below the ports that Linux gives to whoever asks for any, so that nobody else is given it meanwhile."""
+    while True:
+        port = 10_000 + next(PORTS) % 22_000
+        with socket.socket() as one:
+            try:
+                one.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                pass
 
 
 class Fenced(unittest.TestCase):

@@ -8,6 +8,7 @@ mod topologies;
 use super::*;
 use crate::admission::{Places, RateLog};
 use crate::gate::Channel;
+use crate::net::spare_port;
 use crate::policy::{Binding, Rate, Scope};
 use crate::provider::secret::Secret;
 use server::{Server, until};

@@ -6,6 +6,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
+use crate::net::spare_port;
 use crate::provider::secret::Secret;
 use crate::store::NewUtterance;
 use crate::store::suite::{self, Fresh, new_call};
@@ -458,7 +459,7 @@ async fn a_server_has_to_prove_its_name_where_that_is_asked_for() {
 
 #[tokio::test]
 async fn a_server_that_is_away_is_waited_for_and_its_password_is_told_to_nobody() {
-    let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let port = spare_port();
     let settings = settings(&format!("postgres://ring:hunter2@127.0.0.1:{port}/fence"));
     let told = Arc::new(Mutex::new(String::new()));
     let (tell, waiting) = (told.clone(), settings.clone());

@@ -155,7 +155,7 @@ impl Scene {
         std::fs::create_dir_all(&folder).unwrap();
         let simulator = Simulator::start(sim).await.unwrap();
         let (control, app) = (simulator.control(), Behind::replying(Box::new(answer)).await);
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = ringfence::net::spare_port();
         let (url, s) = (simulator.base_url(), control.settings());
         let text = format!(
             r#"

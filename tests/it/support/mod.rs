@@ -13,6 +13,8 @@ pub mod redis;
 pub mod socket;
 pub mod stage;
 
+pub use ringfence::net::spare_port;
+
 /// The bodies in a spool's folder, by name; what else is there is none.
 pub fn spooled(folder: &std::path::Path) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(folder) else { return vec![] };

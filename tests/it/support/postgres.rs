@@ -80,7 +80,7 @@ impl Server {
         let mut init = as_postgres(&programs.join("initdb"));
         init.arg("-D").arg(folder.join("data"));
         ran(init.args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"]));
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = super::spare_port();
         let mut server = Self { programs, folder, port, flushes, running: None };
         server.start_again();
         server
@@ -207,7 +207,7 @@ impl Bouncer {
     #[allow(clippy::disallowed_methods, reason = "whoever starts a server is blocked anyhow")]
     pub fn start(server: &Server) -> Self {
         let folder = folder_of_postgres();
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = super::spare_port();
         let config = format!(
             "[databases]\n* = host={} port={} user=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
              unix_socket_dir =\nauth_type = any\npool_mode = transaction\ndefault_pool_size = 8\nmax_client_conn = 1000\n",

@@ -2,7 +2,6 @@
 //! wiped. Needs `redis-server` and `redis-cli` (Debian: `redis`); TLS needs `openssl` too.
 
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -55,10 +54,6 @@ struct Running {
     pid: u32,
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 fn folder() -> PathBuf {
     static LAST: AtomicU32 = AtomicU32::new(0);
     let n = LAST.fetch_add(1, Ordering::Relaxed);
@@ -95,7 +90,7 @@ impl Redis {
 
     fn launch(setup: Setup, sentinel: bool) -> Self {
         for _ in 0..5 {
-            let (folder, port) = (folder(), free_port());
+            let (folder, port) = (folder(), super::spare_port());
             let mut server = Self { folder, setup: setup.clone(), port, sentinel, running: None };
             server.write_config();
             if server.try_start() {
@@ -444,7 +439,8 @@ impl Cluster {
     pub fn start() -> Self {
         let node = |_| {
             // The usual bus port, 10,000 above, may lie beyond the last one.
-            let config = format!("cluster-enabled yes\ncluster-port {}\ncluster-node-timeout 2000", free_port());
+            let config =
+                format!("cluster-enabled yes\ncluster-port {}\ncluster-node-timeout 2000", super::spare_port());
             Redis::start(Setup { config, ..Setup::default() })
         };
         let nodes: Vec<Redis> = (0..3).map(node).collect();

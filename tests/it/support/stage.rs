@@ -108,7 +108,7 @@ impl Stage {
         let mut tries = 0;
         let (app, config) = loop {
             // The port has to be known before the sidecar binds it; whoever takes it meanwhile costs another try.
-            let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let port = ringfence::net::spare_port();
             let text = format!("{}{store}", config_text(&setup, &simulator.base_url(), port));
             match start(&text, &folder, &clock).await {
                 Ok(app) => break (app, text),

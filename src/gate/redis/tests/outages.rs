@@ -1,6 +1,6 @@
 //! Servers that lose data, restart, stall, fill up, or may not do what they should.
 
-use super::server::{LID, free_port};
+use super::server::LID;
 use super::*;
 
 /// The next two decisions after a loss: none before a rebuild, and one after it.
@@ -120,7 +120,7 @@ async fn a_stalled_server_is_waited_for_three_times_and_then_not() {
 
 #[tokio::test]
 async fn a_server_that_comes_late_is_found() {
-    let port = free_port();
+    let port = spare_port();
     let gate = RedisGate::new(settings(&format!("redis://127.0.0.1:{port}"))).unwrap();
     assert!(is_away(gate.ping().await));
     until("it was looked for", async || gate.health().last_error.is_some()).await;

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use redis::{Client, FromRedisValue};
 use ulid::Ulid;
 
+use super::spare_port;
+
 /// Longest wait for anything.
 pub(crate) const LID: Duration = Duration::from_secs(20);
 
@@ -38,10 +40,6 @@ pub(crate) struct Server {
     args: Vec<String>,
 }
 
-pub(crate) fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 fn spawn(args: &[String]) -> Child {
     let mut command = Command::new("redis-server");
     command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -53,7 +51,7 @@ impl Server {
         let folder = Folder::new();
         loop {
             let given = more.iter().position(|word| *word == "--port").and_then(|at| more[at + 1].parse().ok());
-            let port = given.unwrap_or_else(free_port);
+            let port = given.unwrap_or_else(spare_port);
             let own = ["--port", &port.to_string(), "--bind", "127.0.0.1", "--dir", &folder.path(""), "--save", ""];
             let args: Vec<_> = own.iter().chain(more).map(ToString::to_string).collect();
             let mut server = Self { child: spawn(&args), port, folder: Folder::new(), args };
@@ -67,7 +65,7 @@ impl Server {
 
     pub async fn start_sentinel(folder: Folder, conf: &str) -> Self {
         loop {
-            let port = free_port();
+            let port = spare_port();
             let own =
                 [conf, "--sentinel", "--port", &port.to_string(), "--bind", "127.0.0.1", "--dir", &folder.path("")];
             let args: Vec<_> = own.iter().map(ToString::to_string).collect();

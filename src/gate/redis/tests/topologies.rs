@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use super::server::{Folder, free_port};
+use super::server::Folder;
 use super::*;
 
 fn openssl(folder: &Folder, args: &str) {
@@ -28,7 +28,7 @@ async fn tls_takes_the_authority_that_is_named_and_no_other() {
     let (folder, other) = (Folder::new(), Folder::new());
     authority(&folder);
     authority(&other);
-    let (port, ca) = (free_port(), folder.0.join("ca.pem"));
+    let (port, ca) = (spare_port(), folder.0.join("ca.pem"));
     let (tls_port, cert, key) = (port.to_string(), folder.path("own.pem"), folder.path("own.key"));
     let ca_file = folder.path("ca.pem");
     let with =
@@ -110,7 +110,7 @@ async fn the_sentinels_master_is_followed() {
 #[tokio::test]
 async fn a_cluster_is_followed_to_the_node_that_has_the_pool() {
     let node = async || {
-        let bus = free_port().to_string();
+        let bus = spare_port().to_string();
         Server::start(&["--cluster-enabled", "yes", "--cluster-port", &bus, "--cluster-node-timeout", "1000"]).await
     };
     let nodes = [node().await, node().await, node().await];
