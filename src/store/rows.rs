@@ -243,6 +243,7 @@ pub(super) fn post_call(row: &impl Columns) -> Sql<StoredPostCall> {
             call_duration_seconds: row.optional_number("call_duration_seconds")?,
             cost: row.optional_float("cost")?,
             cost_unit: row.optional_text("cost_unit")?,
+            cost_fiat: row.optional_float("cost_fiat")?,
             call_successful: row.optional_flag("call_successful")?,
             analysis_data: json(row.optional_text("analysis_data")?)?,
             metadata_json: json(row.optional_text("metadata_json")?)?,

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::outbound::{TALK, account_at, all_free, blind, elevenlabs, id, once, order, talk};
 use crate::support::net::Wire;
-use crate::support::stage::{Answer, Setup, Stage};
+use crate::support::stage::{Answer, Behind, Setup, Stage};
 
 /// The next create at a provider goes wrong.
 fn next(stage: &Stage, provider: Provider, kind: FaultKind) {
@@ -78,6 +78,31 @@ async fn limits_of_the_provider_become_503_in_its_own_words_and_free_the_slot() 
         assert_eq!((answer.header("retry-after"), &answer.json()["retryAfter"]), (Some(shown), &json!(17)));
     }
     stage.finish().await;
+}
+
+/// The word that tells what is full stands in `status`, in `code`, or in both.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_busy_provider_is_no_full_limit_wherever_it_says_so() {
+    let bodies = [
+        (json!({"detail": {"code": "system_busy", "message": "busy"}}), "5"),
+        (json!({"detail": {"status": "system_busy"}}), "5"),
+        (json!({"detail": {"type": "rate_limit_error", "code": "system_busy", "status": null}}), "5"),
+        (json!({"detail": {"code": "concurrent_limit_exceeded"}}), "60"),
+    ];
+    for (body, wait) in bodies {
+        let shown = body.to_string();
+        let answer = shown.clone();
+        let provider = Behind::replying(Box::new(move |_| {
+            let response = http::Response::builder().status(429).header("content-type", "application/json");
+            response.body(answer.clone().into()).unwrap()
+        }))
+        .await;
+        let tables = account_at("busy", "elevenlabs", &provider.url());
+        let stage = Stage::start(Setup { tables, ..Setup::default() }).await;
+        let answer = elevenlabs(&stage, "/busy/v1/convai/twilio/outbound-call", &[], &order("+15550002001")).await;
+        assert_eq!((answer.status, answer.header("retry-after")), (503, Some(wait)), "{shown}");
+        stage.finish().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

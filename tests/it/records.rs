@@ -29,7 +29,7 @@ fn payload(conversation: &str) -> Value {
     json!({"type": "post_call_transcription", "event_timestamp": now_secs(), "data": {
         "agent_id": "agent_acme", "conversation_id": conversation, "status": "done",
         "transcript": [{"role": "agent", "message": "Hello", "time_in_call_secs": 0}],
-        "metadata": {"start_time_unix_secs": 1_760_000_000, "call_duration_secs": 42, "cost": 420,
+        "metadata": {"start_time_unix_secs": 1_760_000_000, "call_duration_secs": 42, "cost": 420, "cost_fiat": 0.084,
             "phone_call": {"call_result": "answered", "direction": "outbound"}},
         "analysis": {"call_successful": "success", "transcript_summary": "They said hello.",
             "evaluation_criteria_results": {}, "data_collection_results": {}},
@@ -122,7 +122,7 @@ async fn t4_2_what_a_post_call_webhook_tells_is_stored() {
     let record = shown(&stage, &conversation).await["record"].clone();
     assert_eq!(record["transcript_summary"], "They said hello.");
     assert_eq!((&record["call_duration_seconds"], &record["cost"]), (&json!(42), &json!(420.0)));
-    assert_eq!(record["call_successful"], true);
+    assert_eq!((&record["call_successful"], &record["cost_fiat"]), (&json!(true), &json!(0.084)));
     assert_eq!(
         (&record["analysis_data"], &record["metadata_json"]),
         (&body["data"]["analysis"], &body["data"]["metadata"])
@@ -756,5 +756,44 @@ async fn each_business_says_how_long_its_calls_are_kept() {
         }
     }
     assert_eq!(stage.ask("/api/events").await["events"], json!([]), "with their webhooks");
+    stage.finish().await;
+}
+
+/// Ids are the provider's own: whatever they are made of, a call is found by its id.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_is_found_by_ids_of_any_characters() {
+    let stage =
+        Stage::start(by_hand("[client]\ntoken_secret = \"the secret that the app signs its tokens with\"")).await;
+    let token = crate::support::socket::token();
+    for id in ["conv:1", "conv+1", "a/b/c", "c29tZQ==", "a:b+c/d=e", "sip:+1555@example.com;x=1", "100%"] {
+        let event = crate::support::hooks::seed_event("conversation.started", id, "inbound");
+        assert_eq!(crate::support::hooks::elevenlabs(&stage, &event).await.status, 200, "{id}");
+        let encoded: String = form_urlencoded::byte_serialize(id.as_bytes()).collect();
+        let raw = id.replace('%', "%25").replace(';', "%3B");
+        for path in [&encoded, &raw] {
+            let call = shown(&stage, path).await;
+            assert_eq!(call["ids"]["conversation_id"], id, "{path}");
+        }
+        let url = stage.client(&format!("/calls/{encoded}?token={token}"));
+        let call = stage.send("GET", &url, &[], "").await;
+        assert_eq!((call.status, &call.json()["conversation_id"]), (200, &json!(id)), "{call:?}");
+    }
+    stage.finish().await;
+}
+
+/// A WhatsApp call has no telephone call in its metadata: its result stands with WhatsApp's.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_result_of_a_whatsapp_call_is_its_outcome() {
+    let stage = Stage::start(by_hand("")).await;
+    let results = [("no_answer", "no_answer"), ("busy", "busy"), ("answered", "completed"), ("failed", "failed")];
+    for (result, outcome) in results {
+        let conversation = dialled(&stage).await;
+        let mut body = payload(&conversation);
+        body["data"]["metadata"]["phone_call"] = Value::Null;
+        body["data"]["metadata"]["whatsapp"] =
+            json!({"direction": "outbound", "whatsapp_user_id": "u", "call_result": result});
+        assert_eq!(post(&stage, &body).await.status, 200);
+        assert_eq!(shown(&stage, &conversation).await["outcome"], outcome, "{result}");
+    }
     stage.finish().await;
 }

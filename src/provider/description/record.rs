@@ -23,6 +23,8 @@ pub struct PostCall {
     pub cost: Option<f64>,
     /// In which currency; none: in the provider's credits.
     pub cost_unit: Option<String>,
+    /// What it cost in money, beside `cost` in the provider's credits; in the currency of the account's subscription.
+    pub cost_fiat: Option<f64>,
     /// Whether it came to what it was meant for, as the provider judges.
     pub call_successful: Option<bool>,
     /// The provider's analysis.
@@ -48,6 +50,7 @@ pub struct PostCallRules {
     call_duration_seconds: Option<Selector>,
     cost: Option<Selector>,
     cost_unit: Option<Selector>,
+    cost_fiat: Option<Selector>,
     call_successful: Option<Judgement>,
     analysis_data: Option<Selector>,
     metadata_json: Option<Selector>,
@@ -90,12 +93,16 @@ impl PostCallRules {
             (value.to_string().len() <= PART_BYTES_MAX).then(|| value.clone())
         };
         let seconds = |selector: &Selector| duration_secs(&selector.text(message)?);
+        // Some write what was charged as less than nothing.
+        let amount = |selector: &Option<Selector>| {
+            text(selector).and_then(|t| t.parse::<f64>().ok()).filter(|c| c.is_finite()).map(f64::abs)
+        };
         let found = PostCall {
             transcript_summary: text(&self.transcript_summary),
             call_duration_seconds: self.call_duration_seconds.as_ref().and_then(seconds),
-            // Some write what was charged as less than nothing.
-            cost: text(&self.cost).and_then(|t| t.parse::<f64>().ok()).filter(|c| c.is_finite()).map(f64::abs),
+            cost: amount(&self.cost),
             cost_unit: text(&self.cost_unit),
+            cost_fiat: amount(&self.cost_fiat),
             call_successful: self.call_successful.as_ref().and_then(|judgement| {
                 let word = judgement.from.text(message)?;
                 let among = |words: &[String]| words.iter().any(|one| *one == word);
@@ -154,7 +161,7 @@ mod tests {
             "conversation_id": "conv_1", "status": "done",
             "transcript": [{"role": "agent", "message": "Hello", "time_in_call_secs": 0}],
             "metadata": {"start_time_unix_secs": 1_760_000_000, "accepted_time_unix_secs": 1_760_000_010,
-                "call_duration_secs": 42, "cost": 420, "phone_call": {"call_sid": "CA1"}},
+                "call_duration_secs": 42, "cost": 420, "cost_fiat": 0.084, "phone_call": {"call_sid": "CA1"}},
             "analysis": {"call_successful": "success", "transcript_summary": "They said hello."},
         })
     }
@@ -170,7 +177,7 @@ mod tests {
         let (told, complete) = read(posted.record.as_ref().unwrap(), Document::Json(body));
         assert!(complete);
         assert_eq!(told.transcript_summary.as_deref(), Some("They said hello."));
-        assert_eq!((told.call_duration_seconds, told.cost, told.call_successful), (Some(42), Some(420.0), Some(true)));
+        assert_eq!((told.call_duration_seconds, told.cost, told.cost_fiat), (Some(42), Some(420.0), Some(0.084)));
         assert_eq!(told.call_end_time, Some(1_760_000_052_000));
         assert_eq!(told.metadata_json, Some(conversation()["metadata"].clone()));
         assert_eq!(told.transcript_json, Some(conversation()["transcript"].clone()));

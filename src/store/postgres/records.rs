@@ -43,13 +43,14 @@ async fn put(c: &mut PgConnection, put: Arc<PutPostCall>) -> Sql<Put> {
     let json = |value: &Option<serde_json::Value>| value.as_ref().map(to_json).transpose();
     let written = query(
         "INSERT INTO call_records (call_id, transcript_summary, call_duration_seconds, cost, cost_unit, call_successful,
-             analysis_data, metadata_json, call_end_time, transcript_json, recorded_at, recorded_by, due_at)
-         SELECT id, $2, $3, $4, $5, $6, $7, $8, coalesce($9, ended_at), $10, $11, $12, $13 FROM calls WHERE id = $1
+             analysis_data, metadata_json, call_end_time, transcript_json, recorded_at, recorded_by, due_at, cost_fiat)
+         SELECT id, $2, $3, $4, $5, $6, $7, $8, coalesce($9, ended_at), $10, $11, $12, $13, $14 FROM calls WHERE id = $1
          ON CONFLICT (call_id) DO UPDATE SET
              transcript_summary = coalesce(excluded.transcript_summary, call_records.transcript_summary),
              call_duration_seconds = coalesce(excluded.call_duration_seconds, call_records.call_duration_seconds),
              cost = coalesce(excluded.cost, call_records.cost),
              cost_unit = coalesce(excluded.cost_unit, call_records.cost_unit),
+             cost_fiat = coalesce(excluded.cost_fiat, call_records.cost_fiat),
              call_successful = coalesce(excluded.call_successful, call_records.call_successful),
              analysis_data = coalesce(excluded.analysis_data, call_records.analysis_data),
              metadata_json = coalesce(excluded.metadata_json, call_records.metadata_json),
@@ -74,6 +75,7 @@ async fn put(c: &mut PgConnection, put: Arc<PutPostCall>) -> Sql<Put> {
     .bind(put.complete.then_some(put.at_ms))
     .bind(put.by)
     .bind(put.due_at.filter(|_| !put.complete))
+    .bind(found.cost_fiat)
     .execute(&mut *c)
     .await?;
     match (written.rows_affected(), put.complete && !was_complete) {

@@ -16,6 +16,7 @@ fn whole() -> PostCall {
         call_duration_seconds: Some(42),
         cost: Some(0.0085),
         cost_unit: Some("USD".to_owned()),
+        cost_fiat: Some(0.084),
         call_successful: Some(true),
         analysis_data: Some(json!({"call_successful": "success"})),
         metadata_json: Some(json!({"b": 1, "a": [null, "x"]})),
@@ -59,7 +60,10 @@ pub(in crate::store) async fn a_record_is_put_together_of_what_is_told(fresh: &i
     let late = PostCall { call_end_time: Some(4_500), ..PostCall::default() };
     assert_eq!(store.put_post_call(told(&call, false, late)).await.unwrap(), Put::Kept);
     let kept = store.post_call(&call).await.unwrap().unwrap();
-    assert_eq!((kept.found.cost, kept.found.call_end_time, kept.due_at), (Some(2.0), Some(4_500), None));
+    assert_eq!(
+        (kept.found.cost, kept.found.cost_fiat, kept.found.call_end_time),
+        (Some(2.0), Some(0.084), Some(4_500))
+    );
     assert_eq!(kept.found.transcript_summary, whole().transcript_summary);
     assert_eq!(fresh.number("SELECT count(*) FROM deliveries WHERE url = ''").await, 1);
     assert_eq!(store.put_post_call(told(&CallId::new(), true, whole())).await.unwrap(), Put::NoCall);
