@@ -57,6 +57,9 @@ const SOCKETS_WITHIN: Duration = Duration::from_secs(2);
 const PURGE_EVERY: Duration = Duration::from_secs(3600);
 /// How long news of calls that nobody claims is kept: the longest time a create may be under way, many times over.
 const EARLY_KEPT_MS: i64 = 24 * 3_600_000;
+/// How long a provider's answer to a create is kept for whoever sends the order again: as long as Stripe keeps that to a key
+/// (<https://docs.stripe.com/api/idempotent_requests>).
+const ANSWER_KEPT_MS: i64 = 24 * 3_600_000;
 
 /// The program cannot start. A sentence for an operator.
 #[derive(Debug, thiserror::Error)]
@@ -464,6 +467,7 @@ async fn purge(live: Arc<Live>, stop: CancellationToken) {
             before_ms: before(live.config().store.retention_days),
             of_business: policy.own_retention_days().map(|(id, days)| (id.clone(), before(days))).collect(),
             early_before_ms: now_ms - EARLY_KEPT_MS,
+            answers_before_ms: now_ms - ANSWER_KEPT_MS,
         };
         match calls.lifecycle.store.purge(&ages).await {
             Ok(0) => {}

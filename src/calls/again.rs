@@ -3,20 +3,22 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode};
+use futures_util::FutureExt as _;
+use http::{HeaderName, HeaderValue, Response, StatusCode};
 use serde_json::Value;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::place::CreateOrder;
 use super::refuse::hung_up;
-use super::repost::{Client, DUPLICATE_HEADER, Known, OrderRef, Standing, standing};
+use super::repost::{ANSWER_BYTES_MAX, Client, DUPLICATE_HEADER, Known, OrderRef, Standing, size, standing};
 use super::{Calls, of_record};
 use crate::call::Outcome as End;
 use crate::ids::{Alias, CallId};
+use crate::policy::Privacy;
 use crate::provider::render::fill_json;
 use crate::reply::{Code, Manner, Refusal, json_answer, refusal};
-use crate::store::{CallRecord, Change, StoreError};
+use crate::store::{CallRecord, Change, CreateAnswer, StoreError};
 
 /// An order that was sent before.
 pub(super) struct Earlier {
@@ -81,7 +83,7 @@ impl Calls {
                 match (standing(&record, self.lifecycle.clock.now_ms()), known) {
                     // A key names its order for as long as that is on record.
                     (Standing::Over, known) if keyed && !no_call => {
-                        return Some(self.answer_again(order, &record, known));
+                        return Some(self.answer_again(order, call, &record, known).boxed().await);
                     }
                     (Standing::Over, _) => {
                         if let Some(one) = &earlier.order {
@@ -90,7 +92,7 @@ impl Calls {
                         return None;
                     }
                     (Standing::Called, known) | (_, known @ Known::Created(_)) => {
-                        return Some(self.answer_again(order, &record, known));
+                        return Some(self.answer_again(order, call, &record, known).boxed().await);
                     }
                     (Standing::Unknown, _) => {}
                 }
@@ -119,11 +121,18 @@ impl Calls {
         }
     }
 
-    /// The answer of an earlier order: the provider's own where it is kept, else one made from the record.
-    pub(super) fn answer_again(&self, order: &CreateOrder, record: &CallRecord, known: Known) -> Response<Bytes> {
+    /// The answer of an earlier order, which made this call: the provider's own where it is kept, in memory or in the record, else
+    /// one made of what the record knows.
+    async fn answer_again(
+        &self,
+        order: &CreateOrder,
+        call: &CallId,
+        record: &CallRecord,
+        known: Known,
+    ) -> Response<Bytes> {
         let kept = match known {
-            Known::Created(kept) => kept.map(|kept| kept.answer.clone()),
-            Known::UnderWay | Known::Unknown => None,
+            Known::Created(Some(kept)) => Some(kept.answer.clone()),
+            Known::Created(None) | Known::UnderWay | Known::Unknown => self.first_answer(order, call).boxed().await,
         };
         let mut response = kept.or_else(|| made_answer(order, record)).unwrap_or_else(|| {
             let message = format!(
@@ -138,6 +147,44 @@ impl Calls {
         info!(call = %record.id, business = %order.facts.business, "an order came again; it was not dialled again");
         response
     }
+}
+
+impl Calls {
+    async fn first_answer(&self, order: &CreateOrder, call: &CallId) -> Option<Response<Bytes>> {
+        match self.lifecycle.store.create_answer(call, order.fingerprint().as_str()).await {
+            Ok(kept) => kept.and_then(restored),
+            Err(error) => {
+                warn!(%call, %error, "failed to read the answer to a create");
+                None
+            }
+        }
+    }
+
+    /// A provider's answer as it goes on record; `None` where its business has less kept of its calls, or if it is too long.
+    pub(super) fn recorded(&self, order: &CreateOrder, answer: &Response<Bytes>) -> Option<CreateAnswer> {
+        let is_kept = self.policy.privacies().of(&order.facts.business) == Privacy::Keep;
+        if !is_kept || size(answer) > ANSWER_BYTES_MAX {
+            return None;
+        }
+        let value = |value: &HeaderValue| value.as_bytes().iter().map(|byte| char::from(*byte)).collect();
+        Some(CreateAnswer {
+            fingerprint: order.fingerprint().as_str().to_owned(),
+            status: answer.status().as_u16(),
+            headers: answer.headers().iter().map(|(name, v)| (name.as_str().to_owned(), value(v))).collect(),
+            body: answer.body().to_vec(),
+        })
+    }
+}
+
+/// An answer as it went on record.
+fn restored(kept: CreateAnswer) -> Option<Response<Bytes>> {
+    let mut answer = Response::new(Bytes::from(kept.body));
+    *answer.status_mut() = StatusCode::from_u16(kept.status).ok()?;
+    for (name, value) in &kept.headers {
+        let bytes: Vec<u8> = value.chars().map(|c| u8::try_from(c).unwrap_or(b'?')).collect();
+        answer.headers_mut().append(HeaderName::try_from(name).ok()?, HeaderValue::from_bytes(&bytes).ok()?);
+    }
+    Some(answer)
 }
 
 /// An answer made from the record, in the shape that the provider's own had. `None`: its description has no such shape.

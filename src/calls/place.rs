@@ -37,7 +37,7 @@ use crate::provider::json::put;
 use crate::provider::render::{Target, render};
 use crate::provider::select::{Document, Message};
 use crate::reply::{Code, Manner, Refusal, refusal};
-use crate::store::{AppCallback, CallRecord, Change};
+use crate::store::{AppCallback, CallRecord, Change, CreateAnswer};
 
 /// A request that would create a call.
 #[derive(Debug)]
@@ -454,7 +454,8 @@ impl Calls {
         if success.status.contains(&status) && (success.unless.is_empty() || !success.unless.holds(&message)) {
             let ids = order.operation.ids.read(&message);
             let state = order.operation.phase.read(&message, EndProof::Provider);
-            self.created(call, ids, state, order).boxed().await;
+            let kept = self.recorded(order, &pass_on(answer.clone()));
+            self.created(call, ids, state, kept, order).boxed().await;
         } else if let Some(limit) =
             provider.limits.iter().find(|l| l.status == status && (l.when.is_empty() || l.when.holds(&message)))
         {
@@ -494,7 +495,9 @@ impl Calls {
             // A success of a kind that nobody described is not a refusal: there may be a call.
             self.lifecycle.metrics.outcome_unknown(order.account.name.as_str());
             warn!(%call, status, "an answer that the provider's description does not know; the slot is held until it was asked");
-            self.lifecycle.apply_surely(Change { unsettled: Some(true), ..self.lifecycle.change(call, "order") }).await;
+            let kept = self.recorded(order, &pass_on(answer.clone()));
+            let change = Change { unsettled: Some(true), answer: kept, ..self.lifecycle.change(call, "order") };
+            self.lifecycle.apply_surely(change).await;
         } else {
             if joined.is_none() {
                 failpoint::hit("create.rejected").await;
@@ -507,7 +510,14 @@ impl Calls {
     }
 
     /// The provider has the call.
-    async fn created(&self, call: &CallId, ids: Vec<Alias>, state: Option<Event>, order: &CreateOrder) {
+    async fn created(
+        &self,
+        call: &CallId,
+        ids: Vec<Alias>,
+        state: Option<Event>,
+        answer: Option<CreateAnswer>,
+        order: &CreateOrder,
+    ) {
         // Success without an id that a look-up takes: the call can only be found by searching. Some answers never have one.
         let carrier = order.facts.carrier.as_ref().and_then(|name| self.account(name));
         let looks_up = |kind: &str| {
@@ -521,6 +531,7 @@ impl Calls {
             event: Some(state.unwrap_or(Event::Reached(Phase::Dialing))),
             bind: ids,
             unsettled: Some(unsettled),
+            answer,
             ..self.lifecycle.change(call, "answer")
         };
         failpoint::hit("create.unbound").await;

@@ -47,8 +47,8 @@ pub(super) const NOTICED_WITHIN: Duration = Duration::from_millis(100);
 /// Orders that are remembered. Those beyond are forgotten, those that nobody waits for first.
 const ORDERS_MAX: usize = 50_000;
 /// The largest answer that is kept, in bytes; a larger one is made anew from the record.
-const ANSWER_BYTES_MAX: usize = 64 * 1024;
-/// All answers that are kept, in bytes. What has no room is made anew, too.
+pub(super) const ANSWER_BYTES_MAX: usize = 64 * 1024;
+/// All answers that are kept in memory, in bytes. What has no room is read from the record.
 const ANSWERS_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// An SDK that sleeps on `Retry-After` comes again no sooner than this; what comes sooner was sent beside it.
 const SDK_SLEEPS: Duration = Duration::from_millis(300);
@@ -237,7 +237,8 @@ pub(super) struct Kept {
     _room: OwnedSemaphorePermit,
 }
 
-fn size(answer: &Response<Bytes>) -> usize {
+/// What an answer takes, in bytes.
+pub(super) fn size(answer: &Response<Bytes>) -> usize {
     let head: usize = answer.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
     head + answer.body().len()
 }

@@ -253,6 +253,19 @@ pub struct OrderRecord {
     pub silent_ms: Option<i64>,
 }
 
+/// A provider's answer to a create, for whoever sends the order again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CreateAnswer {
+    /// What makes an order equal to the one that was answered.
+    pub fingerprint: String,
+    /// Its status.
+    pub status: u16,
+    /// Its headers, each byte of a value as the character of that number.
+    pub headers: Vec<(String, String)>,
+    /// Its body.
+    pub body: Vec<u8>,
+}
+
 /// A change of one call.
 #[derive(Debug, Clone)]
 pub struct Change {
@@ -280,6 +293,8 @@ pub struct Change {
     pub overrun: Option<bool>,
     /// Notes that a look-up found nothing (`true`) or found it again.
     pub absent: Option<bool>,
+    /// The provider's answer to the create, where it is kept.
+    pub answer: Option<CreateAnswer>,
     /// The app is told by an event of our own.
     pub tell: bool,
 }
@@ -299,6 +314,7 @@ impl Change {
             untold_by: None,
             overrun: None,
             absent: None,
+            answer: None,
             tell: false,
         }
     }
@@ -525,6 +541,9 @@ pub trait Store: Records + Desk + Transcripts + Retention + Send + Sync + 'stati
 
     /// The call that has one of these ids.
     async fn resolve(&self, aliases: &[Alias]) -> Result<Option<CallId>>;
+
+    /// The answer to an order of a call, if it is kept.
+    async fn create_answer(&self, call: &CallId, fingerprint: &str) -> Result<Option<CreateAnswer>>;
 
     /// A call.
     async fn call(&self, id: &CallId) -> Result<Option<CallRecord>>;

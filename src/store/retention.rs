@@ -21,12 +21,14 @@ pub struct Ages {
     pub of_business: BTreeMap<BusinessId, UnixMs>,
     /// News that no call claimed and that came before.
     pub early_before_ms: UnixMs,
+    /// Providers' answers to creates that came before.
+    pub answers_before_ms: UnixMs,
 }
 
 impl Ages {
     /// One age for all.
     pub fn of_all(before_ms: UnixMs, early_before_ms: UnixMs) -> Self {
-        Self { before_ms, of_business: BTreeMap::new(), early_before_ms }
+        Self { before_ms, of_business: BTreeMap::new(), early_before_ms, answers_before_ms: before_ms }
     }
 
     /// The rows that each age is for: those of a business, and at last those of all others.
@@ -64,16 +66,16 @@ pub struct EndedCall {
 #[async_trait]
 pub trait Retention {
     /// Forgets what is older than its age: ended calls with their ids, records, transcripts, settled webhooks and finished
-    /// deliveries; settled webhooks and finished deliveries of no call that is on record; refusals, the audit; and news that no call
-    /// claimed. Of a webhook whose body is in a spool an empty row stays for a while, which tells the spool that the file must go.
-    /// Returns how many rows went: of calls, webhooks, deliveries, refusals, acts and news.
+    /// deliveries; settled webhooks and finished deliveries of no call that is on record; refusals, the audit; news that no call
+    /// claimed; and providers' answers to creates. Of a webhook whose body is in a spool an empty row stays for a while, which tells the spool that the file must go.
+    /// Returns how many rows went: of calls, webhooks, deliveries, refusals, acts, news and answers.
     async fn purge(&self, ages: &Ages) -> Result<u64>;
 
     /// Calls that ended after a place in their list and until a time, the first `limit` of them.
     async fn ended_calls(&self, after: &Place, until_ms: UnixMs, limit: u32) -> Result<Vec<EndedCall>>;
 
     /// Takes what is not to be kept of what was said off ended calls: out of their utterances and records, and with the bodies of
-    /// their webhooks that are settled and delivered. Done again it changes nothing. Returns how many utterances and records changed.
+    /// their webhooks that are settled and delivered; and the answers to their creates. Done again it changes nothing. Returns how many utterances and records changed.
     async fn redact(&self, calls: &[String], keep: Privacy) -> Result<u64>;
 }
 

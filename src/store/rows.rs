@@ -7,8 +7,8 @@ use sqlx::sqlite::SqliteRow;
 
 use super::standing::OpenRow;
 use super::{
-    AuditRecord, CallRecord, InboxEvent, NewEvent, OrderRecord, OutboxDelivery, Standing, StoredPostCall, Utterance,
-    Waiting,
+    AuditRecord, CallRecord, CreateAnswer, InboxEvent, NewEvent, OrderRecord, OutboxDelivery, Standing, StoredPostCall,
+    Utterance, Waiting,
 };
 use crate::admission::{GateState, Held};
 use crate::call::Phase;
@@ -217,6 +217,16 @@ pub(super) fn outbox_delivery(row: &impl Columns) -> Sql<OutboxDelivery> {
         due_at: row.optional_number("due_at")?,
         done_at: row.optional_number("done_at")?,
         last_error: row.optional_text("last_error")?,
+    })
+}
+
+/// A provider's answer to a create.
+pub(super) fn create_answer(row: &impl Columns) -> Sql<CreateAnswer> {
+    Ok(CreateAnswer {
+        fingerprint: row.text("fingerprint")?,
+        status: row.number("status")?.try_into().map_err(damaged)?,
+        headers: json(row.optional_text("headers")?)?.unwrap_or_default(),
+        body: row.optional_bytes("body")?.unwrap_or_default(),
     })
 }
 

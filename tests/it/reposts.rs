@@ -7,10 +7,10 @@ use ringfence::call::{Outcome, Phase};
 use ringfence::simulate::{Fault, FaultKind, Millis, Provider, SimSettings};
 use serde_json::json;
 
-use crate::outbound::{all_free, basic, blind, elevenlabs, id, once, order, talk};
+use crate::outbound::{account_at, all_free, basic, blind, elevenlabs, id, once, order, talk};
 use crate::support::child::Scene;
 use crate::support::net::Wire;
-use crate::support::stage::{Answer, PATIENCE, Setup, Stage};
+use crate::support::stage::{Answer, Behind, PATIENCE, Setup, Stage};
 
 const DUPLICATE: &str = "x-ringfence-duplicate-of";
 const OUTBOUND: &str = "/elevenlabs/v1/convai/twilio/outbound-call";
@@ -354,6 +354,90 @@ async fn an_idempotency_key_names_one_call_however_often_it_comes() {
     assert_ne!(id(&next, "conversation_id"), conversation);
     assert_eq!(dialled(&stage), 2);
     Arc::into_inner(stage).expect("every task is done").finish().await;
+}
+
+/// A provider whose answers hold what nobody could make up.
+async fn with_answers_of_its_own() -> Behind {
+    let n = std::sync::atomic::AtomicU32::new(0);
+    Behind::replying(Box::new(move |_| {
+        let n = n.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let body = format!("{{\"success\":  true, \"conversation_id\":\"conv_own_{n}\",\"id\":\"batch_{n}\",\"name\":\"n\\u00e9\",\"more\":[{n}, null]}}\n");
+        let answer = http::Response::builder().status(200).header("content-type", "application/json; charset=x");
+        let value = http::HeaderValue::from_bytes(b"caf\xe9").unwrap();
+        answer.header("x-of-provider", value).header("x-many", "1").header("x-many", "2").body(body.into()).unwrap()
+    }))
+    .await
+}
+
+const OF_OWN: [&str; 3] = ["content-type", "x-of-provider", "x-many"];
+
+fn headers_of(answer: &Answer) -> Vec<Vec<&[u8]>> {
+    OF_OWN.map(|name| answer.headers.get_all(name).iter().map(http::HeaderValue::as_bytes).collect()).to_vec()
+}
+
+/// Whoever sends an order again gets the bytes of the first answer, from this process and from the next.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeat_gets_the_bytes_of_the_first_answer() {
+    let provider = with_answers_of_its_own().await;
+    let tables = account_at("own", "elevenlabs", &provider.url());
+    let mut stage = Stage::start(Setup { tables, ..Setup::default() }).await;
+    let whatsapp = json!({"agent_id": "agent_acme", "whatsapp_phone_number_id": "w1", "whatsapp_user_id": "u1",
+        "whatsapp_call_permission_request_template_name": "t",
+        "whatsapp_call_permission_request_template_language_code": "en"});
+    let batch = json!({"call_name": "n", "agent_id": "agent_acme", "agent_phone_number_id": "phnum_1",
+        "recipients": [{"phone_number": "+15550002001"}]});
+    let register = json!({"agent_id": "agent_acme", "from_number": "+15550001111", "to_number": "+15550002001"});
+    let creates = [
+        ("twilio/outbound-call", order("+15550002001")),
+        ("sip-trunk/outbound-call", order("+15550002001")),
+        ("exotel/outbound-call", order("+15550002001")),
+        ("whatsapp/outbound-call", whatsapp),
+        ("batch-calling/submit", batch),
+        ("twilio/register-call", register),
+    ];
+    let mut first = Vec::new();
+    for round in 0..3 {
+        if round == 2 {
+            stage.stop_app().await;
+            stage.start_app().await;
+        }
+        for (n, (path, body)) in creates.iter().enumerate() {
+            let key = format!("order-{n}");
+            let path = format!("/own/v1/convai/{path}");
+            let answer = elevenlabs(&stage, &path, &[("idempotency-key", &key)], body).await;
+            assert_eq!(answer.status, 200, "{path}: {answer:?}");
+            assert_eq!(answer.header(DUPLICATE).is_some(), round > 0, "{path}: {answer:?}");
+            match first.get(n) {
+                None => first.push(answer),
+                Some(first) => {
+                    assert_eq!(
+                        (&answer.body, headers_of(&answer)),
+                        (&first.body, headers_of(first)),
+                        "{path}, {round}"
+                    );
+                }
+            }
+        }
+    }
+    let posts = provider.got().into_iter().filter(|got| got.method == "POST").count();
+    assert_eq!(posts, creates.len(), "each was sent once");
+    stage.finish().await;
+}
+
+/// Where less is kept of a business's calls, its answers stay off the record: a repeat gets what the record knows.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_stay_off_the_record_where_less_is_kept() {
+    let tables = "[privacy]\ntranscripts = \"hash\"".to_owned();
+    let stage = Stage::start(Setup { tables, ..Setup::default() }).await;
+    let key = [("idempotency-key", "order-1")];
+    let first = elevenlabs(&stage, OUTBOUND, &key, &order("+15550002001")).await;
+    let again = elevenlabs(&stage, OUTBOUND, &key, &order("+15550002001")).await;
+    assert_eq!((again.status, again.header(DUPLICATE).is_some()), (200, true), "{again:?}");
+    assert_eq!(id(&again, "conversation_id"), id(&first, "conversation_id"));
+    let call = stage.record(&id(&first, "conversation_id")).await.unwrap();
+    let store = &stage.app().calls().lifecycle.store;
+    assert_eq!(store.create_answer(&call.id, call.fingerprint.as_deref().unwrap()).await.unwrap(), None);
+    stage.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

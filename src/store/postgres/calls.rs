@@ -8,7 +8,7 @@ use super::super::rows::{Sql, alias, call_id, facts, json, readable, record};
 use super::super::told;
 use super::super::voucher::{Early, heed, remember};
 use super::super::{Applied, CallRecord, Change, KEY_KIND, NewCall, Opened, Voucher};
-use super::{lock_call, lock_ids, prepared, query, records, replicas};
+use super::{answers, lock_call, lock_ids, prepared, query, records, replicas};
 use crate::call::{Event, Outcome, Phase, stronger};
 use crate::clock::UnixMs;
 use crate::ids::{AccountName, Alias, CallId};
@@ -222,6 +222,9 @@ pub(super) async fn apply(c: &mut PgConnection, change: Change) -> Sql<Option<Ap
     let (news, conflicts) = bind_all(c, &change.bind, &change.call, change.at_ms, of).await?;
     let (step, ended_a_part) = decide(&mut record, &change, news);
     update(c, &record).await?;
+    if let Some(answer) = &change.answer {
+        answers::keep(c, &change.call, answer, change.at_ms).await?;
+    }
     if let Some(me) = change.untold_by {
         replicas::undelivered(c, change.call, me).await?;
     }

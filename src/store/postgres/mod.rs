@@ -4,6 +4,7 @@
 //! call. One process has the record at a time (`holder.rs`), and every write is bound
 //! to that (`transact.rs`).
 
+mod answers;
 mod batch;
 mod calls;
 mod desk;
@@ -29,7 +30,7 @@ use sqlx::{Connection as _, PgConnection, Row as _};
 use tracing::{info, warn};
 
 use super::{
-    Advanced, Applied, CallRecord, Change, Decided, Delivery, Fleet, NewCall, NewEvent, Opened, OrderRecord, Place,
+    Advanced, Applied, CallRecord, Change, CreateAnswer, Decided, Delivery, Fleet, NewCall, NewEvent, Opened, OrderRecord, Place,
     Reach, Received, RefusalRecord, Replica, Result, Sharing, Speech, Store, StoreError, Took, Voucher, Waiting,
 };
 use crate::admission::{GateMode, GateState, Held, Order};
@@ -403,6 +404,11 @@ impl Store for PostgresStore {
                 Box::pin(async move { calls::resolve(c, &aliases).await })
             })
             .await
+    }
+
+    async fn create_answer(&self, call: &CallId, fingerprint: &str) -> Result<Option<CreateAnswer>> {
+        let (call, fingerprint) = (call.clone(), fingerprint.to_owned());
+        self.db.read(move |c| Box::pin(answers::read(c, call.clone(), fingerprint.clone()))).await
     }
 
     async fn call(&self, id: &CallId) -> Result<Option<CallRecord>> {

@@ -50,6 +50,7 @@ pub(super) async fn forget_calls(c: &mut PgConnection, ids: &[String], wholly: b
     }
     for sql in [
         "DELETE FROM call_records WHERE call_id = ANY($1)",
+        "DELETE FROM create_answers WHERE call_id = ANY($1)",
         "DELETE FROM utterances WHERE call_id = ANY($1)",
         "DELETE FROM transcripts WHERE call_id = ANY($1)",
         "DELETE FROM call_aliases WHERE call_id = ANY($1)",
@@ -203,6 +204,7 @@ async fn redact_records(c: &mut PgConnection, calls: Arc<[String]>, keep: Privac
         "UPDATE webhook_events SET body = NULL WHERE call_id = ANY($1) AND body IS NOT NULL
          AND outcome IS NOT NULL AND waits_id IS NULL",
         "UPDATE deliveries SET body = NULL WHERE call_id = ANY($1) AND body IS NOT NULL AND done_at IS NOT NULL",
+        "DELETE FROM create_answers WHERE call_id = ANY($1)",
     ] {
         query(sql).bind(&*calls).execute(&mut *c).await?;
     }
@@ -244,8 +246,11 @@ impl Retention for PostgresStore {
     async fn purge(&self, ages: &Ages) -> Result<u64> {
         let early = "DELETE FROM call_aliases WHERE (kind, id) IN
              (SELECT kind, id FROM call_aliases WHERE call_id IS NULL AND seen_at < $1 LIMIT $2)";
+        let answers = "DELETE FROM create_answers WHERE (call_id, fingerprint) IN
+             (SELECT call_id, fingerprint FROM create_answers WHERE at < $1 LIMIT $2)";
         let audit = "DELETE FROM audit WHERE id IN (SELECT id FROM audit WHERE at < $1 LIMIT $2)";
         let mut gone = self.purge_some(early, ages.early_before_ms).await?;
+        gone += self.purge_some(answers, ages.answers_before_ms).await?;
         for list in [List::Calls, List::Refusals] {
             for (before, whose) in ages.each() {
                 gone += self.purge_list(list, before, whose).await?;

@@ -9,7 +9,7 @@ use super::super::told;
 use super::super::voucher::{Early, heed, remember};
 use super::super::{AppCallback, Applied, CallRecord, Change, KEY_KIND, NewCall, Opened, Voucher};
 use super::writer::Written;
-use super::{records, replicas};
+use super::{answers, records, replicas};
 use crate::call::{Event, Outcome, Phase, stronger};
 use crate::clock::UnixMs;
 use crate::ids::{AccountName, Alias, BusinessId, CallId};
@@ -260,6 +260,9 @@ pub(super) fn apply(c: &Connection, change: Change) -> Written<Option<Applied>> 
     let (news, conflicts) = bind_all(c, &change.bind, &change.call, change.at_ms, heeded)?;
     let (step, ended_a_part) = decide(&mut record, &change, news);
     update(c, &record)?;
+    if let Some(answer) = &change.answer {
+        answers::keep(c, &change.call, answer, change.at_ms)?;
+    }
     if let Some(me) = &change.untold_by {
         replicas::undelivered(c, &change.call, me)?;
     }

@@ -3,6 +3,7 @@
 //! Reads go through sqlx, writes through rusqlite, on a thread of its own: see `writer`. Placeholders of writes are written `?1`:
 //! `$1` would be a name to SQLite, numbered in the order of appearance.
 
+mod answers;
 mod calls;
 mod calls_write;
 mod desk;
@@ -26,7 +27,7 @@ use async_trait::async_trait;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 
 use super::{
-    Advanced, Applied, CallRecord, Change, Decided, Delivery, Fleet, NewCall, NewEvent, Opened, OrderRecord, Place,
+    Advanced, Applied, CallRecord, Change, CreateAnswer, Decided, Delivery, Fleet, NewCall, NewEvent, Opened, OrderRecord, Place,
     Reach, Received, RefusalRecord, Replica, Result, Sharing, Store, StoreError, Voucher, Waiting,
 };
 use crate::admission::{GateMode, GateState, Order};
@@ -303,6 +304,10 @@ impl Store for SqliteStore {
 
     async fn resolve(&self, aliases: &[Alias]) -> Result<Option<CallId>> {
         calls::resolve(&self.readers, aliases).await
+    }
+
+    async fn create_answer(&self, call: &CallId, fingerprint: &str) -> Result<Option<CreateAnswer>> {
+        answers::read(&self.readers, call, fingerprint).await
     }
 
     async fn call(&self, id: &CallId) -> Result<Option<CallRecord>> {

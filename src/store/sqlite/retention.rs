@@ -47,6 +47,7 @@ pub(super) fn forget_calls(c: &Connection, ids: &str, wholly: bool) -> Written<P
              (SELECT kind, id FROM call_aliases WHERE call_id IN (SELECT value FROM json_each(?1))))",
     )? + spooled;
     gone("DELETE FROM call_records WHERE call_id IN (SELECT value FROM json_each(?1))")?;
+    gone("DELETE FROM create_answers WHERE call_id IN (SELECT value FROM json_each(?1))")?;
     gone("DELETE FROM utterances WHERE call_id IN (SELECT value FROM json_each(?1))")?;
     gone("DELETE FROM transcripts WHERE call_id IN (SELECT value FROM json_each(?1))")?;
     gone("DELETE FROM call_aliases WHERE call_id IN (SELECT value FROM json_each(?1))")?;
@@ -208,6 +209,7 @@ fn redact_records(c: &Connection, ids: &str, keep: Privacy) -> Written<u64> {
          AND outcome IS NOT NULL AND waits_id IS NULL",
         "UPDATE deliveries SET body = NULL WHERE call_id IN (SELECT value FROM json_each(?1)) AND body IS NOT NULL
          AND done_at IS NOT NULL",
+        "DELETE FROM create_answers WHERE call_id IN (SELECT value FROM json_each(?1))",
     ] {
         c.prepare_cached(sql)?.execute([ids])?;
     }
@@ -219,8 +221,11 @@ impl Retention for SqliteStore {
     async fn purge(&self, ages: &Ages) -> Result<u64> {
         let early = "DELETE FROM call_aliases WHERE (kind, id) IN
              (SELECT kind, id FROM call_aliases WHERE call_id IS NULL AND seen_at < ?1 LIMIT ?2)";
+        let answers = "DELETE FROM create_answers WHERE (call_id, fingerprint) IN
+             (SELECT call_id, fingerprint FROM create_answers WHERE at < ?1 LIMIT ?2)";
         let audit = "DELETE FROM audit WHERE id IN (SELECT id FROM audit WHERE at < ?1 LIMIT ?2)";
         let mut gone = self.purge_some(early, ages.early_before_ms).await?;
+        gone += self.purge_some(answers, ages.answers_before_ms).await?;
         for list in [&CALLS, &REFUSALS] {
             for (before, whose) in ages.each() {
                 gone += self.purge_list(list, before, &whose).await?;

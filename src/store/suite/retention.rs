@@ -88,6 +88,7 @@ pub(in crate::store) async fn each_business_is_forgotten_at_its_own_age(fresh: &
         before_ms: usual,
         of_business: [("short", short), ("long", long)].map(|(id, at)| (BusinessId::parse(id).unwrap(), at)).into(),
         early_before_ms: 0,
+        answers_before_ms: 0,
     };
     assert_eq!(store.purge(&ages(2_000, 2_000, 2_000)).await.unwrap(), 0, "nothing is that old");
     for (ages, left) in [(ages(0, 2_001, 0), 2), (ages(2_001, 2_001, 0), 1), (ages(5_000, 5_000, 2_001), 0)] {
@@ -149,4 +150,49 @@ pub(in crate::store) async fn less_is_kept_of_what_was_kept_before(fresh: &impl 
     assert_eq!((left.transcript_summary, left.analysis_data, left.transcript_json), (None, None, None));
     assert_eq!(left.metadata_json, Some(json!({"kept": true})));
     assert!(store.inbox_event(&event.id).await.unwrap().is_some_and(|event| !event.has_body));
+}
+
+pub(in crate::store) async fn an_answer_to_a_create_is_kept_for_a_while(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    let answer = |fingerprint: &str, body: &[u8]| CreateAnswer {
+        fingerprint: fingerprint.to_owned(),
+        status: 201,
+        headers: vec![
+            ("content-type".to_owned(), "application/json".to_owned()),
+            ("x".to_owned(), "\u{ff}".to_owned()),
+        ],
+        body: body.to_vec(),
+    };
+    let calls = [new_call(&[]), new_call(&[])];
+    let answered = async |n: usize, answer: &CreateAnswer, at_ms: UnixMs| {
+        let event = Some(Event::Reached(Phase::Dialing));
+        let change = Change { event, answer: Some(answer.clone()), at_ms, ..change(&calls[n].id, END) };
+        store.apply(change).await.unwrap().unwrap();
+    };
+    let kept = async |n: usize, fingerprint: &str| store.create_answer(&calls[n].id, fingerprint).await.unwrap();
+    for call in &calls {
+        store.open(call.clone(), None).await.unwrap();
+    }
+    let (first, again, other) = (answer("a", b"1"), answer("a", b"\0\xff"), answer("b", b""));
+    answered(0, &first, 1_000).await;
+    assert_eq!((kept(0, "a").await, kept(0, "b").await, kept(1, "a").await), (Some(first), None, None));
+    answered(0, &again, 2_000).await;
+    answered(0, &other, 3_000).await;
+    answered(1, &other, 3_000).await;
+    assert_eq!(
+        (kept(0, "a").await, kept(0, "b").await),
+        (Some(again), Some(other.clone())),
+        "the last one of an order"
+    );
+    // It goes after its own time, with its call, and where less is kept.
+    let ages = Ages { answers_before_ms: 2_001, ..Ages::default() };
+    assert_eq!(store.purge(&ages).await.unwrap(), 1);
+    assert_eq!((kept(0, "a").await, kept(0, "b").await.is_some()), (None, true));
+    for call in &calls {
+        store.apply(change(&call.id, END)).await.unwrap();
+    }
+    store.redact(&[calls[0].id.to_string()], Privacy::Hash).await.unwrap();
+    assert_eq!((kept(0, "b").await, kept(1, "b").await), (None, Some(other)));
+    store.purge(&Ages { before_ms: i64::MAX, ..Ages::default() }).await.unwrap();
+    assert_eq!(fresh.number("SELECT count(*) FROM create_answers").await, 0);
 }
