@@ -70,6 +70,8 @@ words!(
         Webhook = "webhook",
         /// Found at the provider: placed past ringfence.
         Foreign = "foreign",
+        /// What an app says is said in it is all that tells of it. It counts once its provider, or a webhook of that, confirms it.
+        Unconfirmed = "unconfirmed",
     }
 );
 

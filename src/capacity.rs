@@ -38,7 +38,7 @@ use crate::gate::{Gate, GateError};
 use crate::ids::CallId;
 use crate::metrics::Metrics;
 use crate::policy::{OnOutage, Policy};
-use crate::store::{CallRecord, Decided, NewCall, Opened, Replica, Result, Store, StoreError};
+use crate::store::{CallRecord, Confirmed, Decided, NewCall, Opened, Replica, Result, Store, StoreError};
 pub use keeper::Role;
 pub use moves::Compared;
 use undone::Undone;
@@ -439,8 +439,43 @@ impl Capacity {
         }
     }
 
+    /// Counts a call that was not confirmed before, over limits if need be. `false`: it counts already, or is over.
+    ///
+    /// Whoever calls it holds [`Capacity::deciding`].
+    pub async fn confirm(&self, record: &CallRecord) -> Result<bool> {
+        let keys = keys(&self.0.policy.load().bindings(&record.facts));
+        loop {
+            let state = self.state();
+            let epoch = self.is_shared().then_some(state.epoch);
+            match self.0.store.confirm(&record.id, keys.clone(), epoch).await? {
+                Confirmed::Now => {
+                    let held = Held {
+                        call: record.id.clone(),
+                        keys,
+                        places: record.places,
+                        since_ms: record.admitted_at,
+                        overrun: record.overrun,
+                    };
+                    self.tell(undone::What::Adopt(state.epoch, held)).boxed().await;
+                    // It may have ended meanwhile, and its end may have been told before.
+                    if let Ok(Some(now)) = self.0.store.call(&record.id).await
+                        && now.phase == Phase::Ended
+                    {
+                        self.give_back(&record.id).boxed().await;
+                    }
+                    return Ok(true);
+                }
+                Confirmed::Before => return Ok(false),
+                Confirmed::Outdated(now) => self.take_up(now),
+            }
+        }
+    }
+
     /// Frees the places of a call that has just ended on record, and learns from its length. What the gate cannot be told now it is told when it is back.
     pub async fn release(&self, record: &CallRecord) {
+        if !record.counts() {
+            return;
+        }
         let talked = record.outcome.is_some_and(|o| !matches!(o, Outcome::NotCreated | Outcome::Capacity));
         let length_ms = record.ended_at.filter(|_| talked && record.places == 1).map(|at| at - record.admitted_at);
         self.0.waits.freed(&self.0.policy.load().bindings(&record.facts), length_ms);
@@ -454,7 +489,7 @@ impl Capacity {
 
     /// The lease of a call that is open.
     pub async fn lease(&self, call: &CallId) -> Result<Option<Lease>> {
-        let open = self.0.store.call(call).await?.filter(|record| record.phase != Phase::Ended);
+        let open = self.0.store.call(call).await?.filter(|record| record.phase != Phase::Ended && record.counts());
         Ok(open.map(|record| Lease { call: record.id, places: record.places }))
     }
 

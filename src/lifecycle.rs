@@ -49,6 +49,9 @@ pub struct Lifecycle {
     pub tell: bool,
 }
 
+/// Who tells of a call by what is said in it, where that proves nothing: what a change is seen by then.
+pub const HEARD: &str = "transcript";
+
 /// How often a change is applied again that the store may have written.
 const STORE_AGAIN: Duration = Duration::from_secs(1);
 
@@ -201,6 +204,20 @@ impl Lifecycle {
         .await
     }
 
+    /// Puts a call on record that counts only once somebody who knows confirms it ([`Origin::Unconfirmed`]).
+    pub async fn note_unconfirmed(&self, call: NewCall) -> Result<Opened> {
+        let this = self.clone();
+        finished(async move {
+            let id = call.id.clone();
+            let opened = this.store.open(call, None).await?;
+            if let Opened::New(news) = &opened {
+                this.opened(&id, *news).await?;
+            }
+            Ok(opened)
+        })
+        .await
+    }
+
     async fn apply_now(&self, change: Change) -> Result<Option<Applied>> {
         match self.store.apply(change.clone()).await {
             Ok(Some(applied)) => Box::pin(self.act_on(applied, change)).await.map(Some),
@@ -236,7 +253,9 @@ impl Lifecycle {
         if applied.contradiction.is_some() {
             return Ok(applied);
         }
-        for (alias, other) in &applied.conflicts {
+        // What an app only talks of may count already, as the call that its carrier brought.
+        let conflicts = applied.conflicts.iter().filter(|_| applied.record.counts());
+        for (alias, other) in conflicts {
             self.metrics.alias_conflict();
             warn!(call = %call, other = %other, kind = %alias.kind, "two calls lay claim to one id");
         }
@@ -244,7 +263,19 @@ impl Lifecycle {
             // Nearly always nothing is held. But its end may be on record without anybody having been told so.
             self.capacity.give_back(&call).await;
         }
-        if applied.step == Step::Ignore && applied.record.proof == Some(EndProof::Deadline) {
+        if !applied.record.counts()
+            && applied.record.phase != Phase::Ended
+            && change.seen_by != HEARD
+            && change.absent != Some(true)
+            && applied.conflicts.is_empty()
+        {
+            let _deciding = self.capacity.deciding().await;
+            if self.capacity.confirm(&applied.record).await? {
+                info!(%call, by = change.seen_by, "a call that was only talked in is confirmed; it is counted");
+            }
+        }
+        let is_hearsay = change.seen_by == HEARD && !applied.record.counts();
+        if applied.step == Step::Ignore && applied.record.proof == Some(EndProof::Deadline) && !is_hearsay {
             let again = self.count_again(&applied.record, change).await?;
             return Ok(again.unwrap_or(applied));
         }
@@ -281,7 +312,11 @@ impl Lifecycle {
                 (Some(call), _) => call,
                 (None, Some(Event::Reached(phase))) => {
                     let id = CallId::new();
-                    let mut again = self.new_call(&id, given_up.facts.clone(), given_up.origin, phase);
+                    let origin = match given_up.origin {
+                        Origin::Unconfirmed => Origin::Foreign,
+                        known => known,
+                    };
+                    let mut again = self.new_call(&id, given_up.facts.clone(), origin, phase);
                     (again.overrun, again.polled, again.places) = (true, given_up.polled, given_up.places);
                     // Its idempotency key passes over with its ids, and means the same order.
                     (again.callback, again.fingerprint) = (given_up.callback.clone(), given_up.fingerprint.clone());

@@ -17,7 +17,8 @@ use crate::store::{CallRecord, StoreError};
 
 impl Admin {
     async fn gauges(&self) -> Result<(Gauges, Vec<CallRecord>), StoreError> {
-        let open = self.calls.lifecycle.store.open_calls().await?;
+        let mut open = self.calls.lifecycle.store.open_calls().await?;
+        open.retain(CallRecord::counts);
         Ok((self.gauges_of(Some(&open)).await, open))
     }
 
@@ -44,7 +45,8 @@ impl Admin {
 
     pub(super) async fn prometheus(&self) -> Answer {
         // While the record cannot be read the rest is told all the same.
-        let open = self.calls.lifecycle.store.open_calls().await.ok();
+        let mut open = self.calls.lifecycle.store.open_calls().await.ok();
+        open.iter_mut().for_each(|open| open.retain(CallRecord::counts));
         let gauges = self.gauges_of(open.as_deref()).await;
         let text = self.calls.lifecycle.metrics.render(&gauges);
         let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");

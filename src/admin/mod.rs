@@ -277,7 +277,7 @@ impl Admin {
                 let of = |call: &&CallRecord| {
                     call.facts.account == account.name || call.facts.carrier.as_ref() == Some(&account.name)
                 };
-                let mine: Vec<&CallRecord> = open.iter().filter(of).collect();
+                let mine: Vec<&CallRecord> = open.iter().filter(|call| call.counts()).filter(of).collect();
                 let seen = sightings.get(account.name.as_str());
                 json!({
                     "name": account.name, "provider": account.provider.name, "inUse": known.then(|| mine.iter().map(|c| c.places).sum::<u32>()), "limit": limit,

@@ -159,7 +159,8 @@ impl Calls {
         Ok(Arrived::Refused(call, when_full))
     }
 
-    /// A call that is known only by what is said in it: it exists, so it is counted, whatever is full.
+    /// A call that is known only by what is said in it. If its provider says so it exists, and is counted, whatever is full; if an
+    /// app does, it counts once somebody confirms it.
     pub async fn overhear(&self, arrival: Arrival) -> Result<CallId> {
         let _alone = self.alone(&arrival.aliases).boxed().await;
         if let Some(known) = self.lifecycle.store.resolve(&arrival.aliases).await? {
@@ -174,9 +175,14 @@ impl Calls {
         let mut call = self.lifecycle.new_call(&id, facts.clone(), arrival.origin, arrival.phase);
         call.aliases = arrival.aliases;
         call.polled = true;
-        match self.lifecycle.adopt(call).boxed().await? {
+        let is_confirmed = call.origin != Origin::Unconfirmed;
+        let opened = match is_confirmed {
+            true => self.lifecycle.adopt(call).boxed().await?,
+            false => self.lifecycle.note_unconfirmed(call).boxed().await?,
+        };
+        match opened {
             Opened::New(_) => {
-                info!(call = %id, business = %facts.business, account = %facts.account, "a call that nobody knew is talked in; it is counted");
+                info!(call = %id, business = %facts.business, account = %facts.account, counts = is_confirmed, "a call that nobody knew is talked in");
                 Ok(id)
             }
             Opened::Known(call) => Ok(call),

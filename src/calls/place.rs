@@ -626,6 +626,7 @@ impl Calls {
                 && call.facts.own_number == facts.own_number
                 && call.facts.other_number == facts.other_number
                 && !call.overrun
+                && call.counts()
         });
         let (with, without): (Vec<_>, Vec<_>) = fitting.partition(|call| call.alias(kind).is_some());
         let mut joining = self.joining.lock().unwrap_or_else(PoisonError::into_inner);

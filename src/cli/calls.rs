@@ -166,7 +166,7 @@ fn table(listed: &Value, status: &Value) -> String {
             if at > now { format!("in {}", span(at - now)) } else { "due".to_owned() }
         });
         let business = match text("origin") {
-            "foreign" => format!("{} (foreign)", text("businessId")),
+            origin @ ("foreign" | "unconfirmed") => format!("{} ({origin})", text("businessId")),
             _ => text("businessId").to_owned(),
         };
         let direction = if text("direction") == "inbound" { "in" } else { "out" };

@@ -181,13 +181,17 @@ impl Sweeper {
         }
         if !self.askable(call).is_empty() {
             let outlived = due && call.places == 1 && call.admitted_at + self.longest_call_ms() <= now_ms;
-            if self.ask_about(call).boxed().await == Asked::Unread && outlived {
+            let asked = self.ask_about(call).boxed().await;
+            if due && !call.counts() && asked != Asked::Read {
+                info!(call = %call.id, "a call that is only talked in could not be confirmed; it is given up");
+                self.note_end(self.calls.lifecycle.end(&call.id, Outcome::Failed, EndProof::Deadline, "poll").await);
+            } else if asked == Asked::Unread && outlived {
                 warn!(call = %call.id, "the record of a call that is older than any of its provider cannot be read; its slot is freed");
                 self.note_end(self.calls.lifecycle.end(&call.id, Outcome::Failed, EndProof::Deadline, "poll").await);
             }
         } else if call.origin == Origin::Order && self.search(call).boxed().await {
             // Found, or noted as absent, or to be tried again.
-        } else if due && call.origin == Origin::Foreign && call.polled {
+        } else if due && matches!(call.origin, Origin::Foreign | Origin::Unconfirmed) && call.polled {
             info!(call = %call.id, "what was said in a call that no provider confirms is all that is known of it; it is given up");
             self.note_end(self.calls.lifecycle.end(&call.id, Outcome::Failed, EndProof::Deadline, "poll").await);
         } else if due && call.places == 1 && call.admitted_at + self.longest_call_ms() <= now_ms {

@@ -123,7 +123,7 @@ pub struct CallRecord {
     pub ended_at: Option<UnixMs>,
     /// The last news of it.
     pub seen_at: UnixMs,
-    /// Where the last news came from: its origin, or `answer`, `webhook`, `poll`, `operator`.
+    /// Where the last news came from: its origin, or `answer`, `webhook`, `transcript`, `poll`, `operator`.
     pub seen_by: String,
     /// When a look-up first found nothing.
     pub absent_at: Option<UnixMs>,
@@ -139,6 +139,11 @@ pub struct CallRecord {
 }
 
 impl CallRecord {
+    /// Whether it is in the counts of its limits: all are that exist for sure.
+    pub fn counts(&self) -> bool {
+        self.origin != Origin::Unconfirmed
+    }
+
     /// Its id of a kind.
     pub fn alias(&self, kind: &str) -> Option<&str> {
         self.aliases.iter().find(|a| a.kind == kind).map(|a| a.id.as_str())
@@ -214,6 +219,17 @@ pub enum Decided {
     /// Some limit was short. Nothing was written.
     Refused(Short),
     /// The store does not decide, or no longer under that epoch. Nothing was written.
+    Outdated(GateState),
+}
+
+/// What became of a call that is to be counted from now on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Confirmed {
+    /// It counts.
+    Now,
+    /// It did before, or is over, or is not on record.
+    Before,
+    /// The pool's epoch is not the given one; nothing was written.
     Outdated(GateState),
 }
 
@@ -504,6 +520,10 @@ pub trait Store: Records + Desk + Transcripts + Retention + Send + Sync + 'stati
     /// that is open already it is `New`, with its places; of one that has ended, `Known`.
     async fn admit(&self, call: NewCall, order: Order, epoch: i64) -> Result<Decided>;
 
+    /// Counts a call of [`Origin::Unconfirmed`] from now on, in these counts: its origin becomes [`Origin::Foreign`]. With an epoch only
+    /// while the pool's is that one.
+    async fn confirm(&self, call: &CallId, keys: Vec<String>, epoch: Option<i64>) -> Result<Confirmed>;
+
     /// Under what admissions are put on record.
     async fn gate_state(&self) -> Result<GateState>;
 
@@ -514,7 +534,7 @@ pub trait Store: Records + Desk + Transcripts + Retention + Send + Sync + 'stati
     /// after which nothing is put on record under the old epoch. `None`: it was not at that epoch any more.
     async fn advance(&self, from: i64, to: GateMode, policy: Arc<Policy>, now_ms: UnixMs) -> Result<Option<Advanced>>;
 
-    /// Every open call as the lease that it is.
+    /// Every open call that counts as the lease that it is.
     async fn leases(&self) -> Result<Vec<Held>>;
 
     /// Orders with a fingerprint that were admitted since, the oldest first; at most [`ORDERS_MAX`], the latest.

@@ -63,6 +63,7 @@ macro_rules! behaves_as_a_store {
             deliveries_of_a_call_go_in_order_and_others_do_not_wait,
             a_delivery_that_failed_holds_nothing_back,
             a_call_is_put_on_record_under_the_pools_epoch_alone,
+            a_call_counts_from_when_it_is_confirmed,
             an_answer_to_a_create_is_kept_for_a_while,
             the_database_decides_in_its_own_mode_and_epoch,
             a_full_limit_refuses_until_a_call_has_ended,

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use ulid::Ulid;
 
 use super::{CallRecord, NewCall, RefusalRecord};
-use crate::call::{Outcome, Phase, Step};
+use crate::call::{Origin, Outcome, Phase, Step};
 use crate::clock::{UnixMs, rfc3339};
 use crate::ids::{Alias, CallId};
 use crate::policy::Facts;
@@ -57,7 +57,7 @@ fn of_record(record: &CallRecord) -> Value {
 }
 
 /// What a call that was put on record is told of: its admission, and that it is live if it is that already. A call that counts
-/// although no limit had room for it was not admitted.
+/// although no limit had room for it was not admitted, nor one that does not count yet.
 pub(super) fn opened(call: &NewCall, places: u32, admitted_at: UnixMs) -> Vec<Told> {
     if !call.tell {
         return vec![];
@@ -67,7 +67,8 @@ pub(super) fn opened(call: &NewCall, places: u32, admitted_at: UnixMs) -> Vec<To
     data["overrun"] = json!(call.overrun);
     let is_live = call.phase == Phase::Live;
     data["answeredAt"] = json!(is_live.then(|| rfc3339(call.at_ms)));
-    let kinds = [("call.admitted", !call.overrun), ("call.live", is_live)];
+    let is_admitted = !call.overrun && call.origin != Origin::Unconfirmed;
+    let kinds = [("call.admitted", is_admitted), ("call.live", is_live)];
     kinds.iter().filter(|(_, so)| *so).map(|(kind, _)| told(kind, Some(&call.id), call.at_ms, &data)).collect()
 }
 

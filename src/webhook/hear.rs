@@ -11,6 +11,7 @@ use crate::calls::inbound::Arrival;
 use crate::clock::rfc3339;
 use crate::hub::Partial;
 use crate::ids::CallId;
+use crate::lifecycle::HEARD;
 use crate::policy::Privacy;
 use crate::provider::description::Heard;
 use crate::reply::{problem, respond};
@@ -98,7 +99,8 @@ impl Webhooks {
         }
     }
 
-    /// Puts on record what was said. A call that nobody knows exists all the same, and is counted from now on.
+    /// Puts on record what was said. Of a call that nobody knows there is a record from now on, which counts once
+    /// its provider knows the call.
     pub(super) async fn hear(
         &self,
         taken: &Taken<'_>,
@@ -123,9 +125,15 @@ impl Webhooks {
         if record.is_some_and(|record| tells_more(&record, &taken.aliases)) {
             let bind = taken.aliases.clone();
             let by = Some(taken.by.clone());
-            lifecycle.apply(Change { event: taken.news, bind, by, ..lifecycle.change(&call, "webhook") }).await?;
+            let seen_by = if self.is_hearsay(taken) { HEARD } else { "webhook" };
+            lifecycle.apply(Change { event: taken.news, bind, by, ..lifecycle.change(&call, seen_by) }).await?;
         }
         Ok(Came { call: Some(call), said: Some(stands), ..Came::of(RECORDED) })
+    }
+
+    /// Whether it is an app that says so, and not the provider: a token proves no call.
+    fn is_hearsay(&self, taken: &Taken<'_>) -> bool {
+        !taken.from.webhook().signature.is_over_message()
     }
 
     fn overheard(&self, taken: &Taken<'_>) -> Arrival {
@@ -137,7 +145,7 @@ impl Webhooks {
             aliases: taken.aliases.clone(),
             phase: Phase::Live,
             refusable: false,
-            origin: Origin::Foreign,
+            origin: if self.is_hearsay(taken) { Origin::Unconfirmed } else { Origin::Foreign },
             by: Some(taken.by.clone()),
         }
     }

@@ -357,7 +357,7 @@ fn together(calls: &[PgRow], aliases: &[PgRow]) -> Sql<Vec<Sql<CallRecord>>> {
 
 pub(super) async fn admitted_since(c: &mut PgConnection, since_ms: UnixMs) -> Sql<Vec<(UnixMs, Facts)>> {
     let rows = query(
-        "SELECT * FROM calls WHERE admitted_at >= $1 AND origin <> 'foreign' AND NOT overrun ORDER BY admitted_at",
+        "SELECT * FROM calls WHERE admitted_at >= $1 AND origin NOT IN ('foreign', 'unconfirmed') AND NOT overrun ORDER BY admitted_at",
     )
     .bind(since_ms)
     .fetch_all(c)

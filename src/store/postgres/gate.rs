@@ -11,7 +11,7 @@ use sqlx::{PgConnection, Row as _};
 use super::super::rows::{Sql, call_id, damaged, gate_state, held, open_row};
 use super::super::standing::{Counted, POOL, recount, replay_since};
 use super::super::told;
-use super::super::{Advanced, Decided, NewCall, Opened};
+use super::super::{Advanced, Confirmed, Decided, NewCall, Opened};
 use super::calls::{self, Claim, to_json};
 use super::transact::QUEUE;
 use super::{lock_ids, query, records};
@@ -37,7 +37,7 @@ pub(super) async fn read_identity(c: &mut PgConnection) -> Sql<String> {
 pub(super) async fn leases(c: &mut PgConnection) -> Sql<Vec<Held>> {
     let open = query(
         "SELECT id, to_json(keys)::text AS keys, places, admitted_at, overrun FROM calls WHERE phase <> 'ended'
-         ORDER BY admitted_at, id",
+         AND origin <> 'unconfirmed' ORDER BY admitted_at, id",
     );
     open.fetch_all(c).await?.iter().map(held).collect()
 }
@@ -55,6 +55,25 @@ pub(super) async fn open(
         Some(state) if epoch.is_some_and(|epoch| epoch != state.epoch) => Ok(Opened::Outdated(state)),
         _ => calls::open(c, call).await,
     }
+}
+
+/// With the pool's row locked, if there is an epoch.
+pub(super) async fn confirm(
+    c: &mut PgConnection,
+    call: CallId,
+    keys: Vec<String>,
+    epoch: Option<i64>,
+    state: Option<GateState>,
+) -> Sql<Confirmed> {
+    if let Some(now) = state.filter(|state| epoch.is_some_and(|epoch| epoch != state.epoch)) {
+        return Ok(Confirmed::Outdated(now));
+    }
+    let confirmed = query(
+        "UPDATE calls SET origin = 'foreign', keys = $2
+         WHERE id = $1 AND origin = 'unconfirmed' AND phase <> 'ended'",
+    );
+    let rows = confirmed.bind(call.as_str()).bind(keys).execute(c).await?.rows_affected();
+    Ok(if rows == 0 { Confirmed::Before } else { Confirmed::Now })
 }
 
 /// A call to be decided about.
@@ -415,7 +434,7 @@ pub(super) async fn advance(
     let open = query(
         "SELECT id, business, plan, account, provider, carrier, direction, operation, agent, own_number, other_number, places,
              admitted_at, overrun, to_json(keys)::text AS keys
-         FROM calls WHERE phase <> 'ended' ORDER BY admitted_at, id",
+         FROM calls WHERE phase <> 'ended' AND origin <> 'unconfirmed' ORDER BY admitted_at, id",
     );
     let open = open.fetch_all(&mut *c).await?.iter().map(open_row).collect::<Sql<Vec<_>>>()?;
     failpoint::hit("store.advancing").await;

@@ -30,8 +30,9 @@ use sqlx::{Connection as _, PgConnection, Row as _};
 use tracing::{info, warn};
 
 use super::{
-    Advanced, Applied, CallRecord, Change, CreateAnswer, Decided, Delivery, Fleet, NewCall, NewEvent, Opened, OrderRecord, Place,
-    Reach, Received, RefusalRecord, Replica, Result, Sharing, Speech, Store, StoreError, Took, Voucher, Waiting,
+    Advanced, Applied, CallRecord, Change, Confirmed, CreateAnswer, Decided, Delivery, Fleet, NewCall, NewEvent,
+    Opened, OrderRecord, Place, Reach, Received, RefusalRecord, Replica, Result, Sharing, Speech, Store, StoreError,
+    Took, Voucher, Waiting,
 };
 use crate::admission::{GateMode, GateState, Held, Order};
 use crate::call::Event;
@@ -347,6 +348,15 @@ impl Store for PostgresStore {
 
     async fn admit(&self, call: NewCall, order: Order, epoch: i64) -> Result<Decided> {
         self.decisions.run(Ask { call, order, epoch }).await
+    }
+
+    async fn confirm(&self, call: &CallId, keys: Vec<String>, epoch: Option<i64>) -> Result<Confirmed> {
+        let call = call.clone();
+        let lock = if epoch.is_some() { Gate::Shared } else { Gate::Open };
+        let confirmed = self
+            .db
+            .write_at(lock, move |c, state| Box::pin(gate::confirm(c, call.clone(), keys.clone(), epoch, state)));
+        confirmed.await.map_err(|(error, _)| error)
     }
 
     async fn gate_state(&self) -> Result<GateState> {

@@ -108,7 +108,7 @@ async fn together(pool: &SqlitePool, calls: Query<'_>, aliases: Query<'_>) -> su
 
 pub(super) async fn admitted_since(pool: &SqlitePool, since_ms: UnixMs) -> super::Result<Vec<(UnixMs, Facts)>> {
     let rows = sqlx::query(
-        "SELECT * FROM calls WHERE admitted_at >= $1 AND origin <> 'foreign' AND overrun = 0 ORDER BY admitted_at",
+        "SELECT * FROM calls WHERE admitted_at >= $1 AND origin NOT IN ('foreign', 'unconfirmed') AND overrun = 0 ORDER BY admitted_at",
     )
     .bind(since_ms)
     .fetch_all(pool)

@@ -4,7 +4,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use sqlx::sqlite::SqlitePool;
 
 use super::super::standing::{Counted, OpenRow, POOL, recount, replay_since};
-use super::super::{Advanced, Decided, NewCall, Opened, rows};
+use super::super::{Advanced, Confirmed, Decided, NewCall, Opened, rows};
 use super::calls_write::{self, Claim, call_id, damaged, facts, json, to_json, word};
 use super::writer::Written;
 use crate::admission::{
@@ -30,7 +30,7 @@ pub(super) async fn read_identity(pool: &SqlitePool) -> super::Result<String> {
 pub(super) async fn leases(pool: &SqlitePool) -> super::Result<Vec<Held>> {
     let open = sqlx::query(
         "SELECT id, keys, places, admitted_at, overrun FROM calls INDEXED BY calls_open WHERE phase <> 'ended'
-         ORDER BY admitted_at, id",
+         AND origin <> 'unconfirmed' ORDER BY admitted_at, id",
     );
     let rows = open.fetch_all(pool).await?;
     rows.iter().map(rows::held).collect::<rows::Sql<_>>().map_err(Into::into)
@@ -51,6 +51,22 @@ pub(super) fn open(c: &Connection, call: &NewCall, epoch: Option<i64>) -> Writte
         }
     }
     calls_write::open(c, call)
+}
+
+pub(super) fn confirm(c: &Connection, call: &CallId, keys: &[String], epoch: Option<i64>) -> Written<Confirmed> {
+    if let Some(epoch) = epoch {
+        let now = state(c)?;
+        if now.epoch != epoch {
+            return Ok(Confirmed::Outdated(now));
+        }
+    }
+    let confirmed = c
+        .prepare_cached(
+            "UPDATE calls SET origin = 'foreign', keys = ?2
+             WHERE id = ?1 AND origin = 'unconfirmed' AND phase <> 'ended'",
+        )?
+        .execute(params![call.as_str(), to_json(keys)?])?;
+    Ok(if confirmed == 0 { Confirmed::Before } else { Confirmed::Now })
 }
 
 pub(super) fn admit(c: &Connection, mut call: NewCall, order: &Order, epoch: i64) -> Written<Decided> {
@@ -178,7 +194,7 @@ fn open_rows(c: &Connection) -> Written<Vec<OpenRow>> {
     let mut open = c.prepare(
         "SELECT id, business, plan, account, provider, carrier, direction, operation, agent, own_number, other_number,
              places, admitted_at, overrun, keys
-         FROM calls INDEXED BY calls_open WHERE phase <> 'ended' ORDER BY admitted_at, id",
+         FROM calls INDEXED BY calls_open WHERE phase <> 'ended' AND origin <> 'unconfirmed' ORDER BY admitted_at, id",
     )?;
     open.query_map([], read)?.collect()
 }
@@ -190,7 +206,7 @@ fn id(row: &Row<'_>) -> Written<CallId> {
 fn admitted_since(c: &Connection, since_ms: UnixMs) -> Written<Vec<(UnixMs, crate::policy::Facts)>> {
     let mut sent = c.prepare(
         "SELECT admitted_at, business, plan, account, provider, carrier, direction, operation, agent, own_number, other_number
-         FROM calls WHERE admitted_at >= ?1 AND origin <> 'foreign' AND overrun = 0 ORDER BY admitted_at",
+         FROM calls WHERE admitted_at >= ?1 AND origin NOT IN ('foreign', 'unconfirmed') AND overrun = 0 ORDER BY admitted_at",
     )?;
     let sent = sent.query_map([since_ms], |row| Ok((row.get(0)?, facts(row, 1))))?.collect::<Written<Vec<_>>>()?;
     Ok(rows::readable(sent.into_iter().map(|(at, facts)| Written::Ok((at, facts?)))))

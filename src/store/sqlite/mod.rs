@@ -27,8 +27,9 @@ use async_trait::async_trait;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 
 use super::{
-    Advanced, Applied, CallRecord, Change, CreateAnswer, Decided, Delivery, Fleet, NewCall, NewEvent, Opened, OrderRecord, Place,
-    Reach, Received, RefusalRecord, Replica, Result, Sharing, Store, StoreError, Voucher, Waiting,
+    Advanced, Applied, CallRecord, Change, Confirmed, CreateAnswer, Decided, Delivery, Fleet, NewCall, NewEvent,
+    Opened, OrderRecord, Place, Reach, Received, RefusalRecord, Replica, Result, Sharing, Store, StoreError, Voucher,
+    Waiting,
 };
 use crate::admission::{GateMode, GateState, Order};
 use crate::call::Event;
@@ -256,6 +257,11 @@ impl Store for SqliteStore {
 
     async fn admit(&self, call: NewCall, order: Order, epoch: i64) -> Result<Decided> {
         self.writer.run(move |c| gate::admit(c, call, &order, epoch)).await
+    }
+
+    async fn confirm(&self, call: &CallId, keys: Vec<String>, epoch: Option<i64>) -> Result<Confirmed> {
+        let call = call.clone();
+        self.writer.run(move |c| gate::confirm(c, &call, &keys, epoch)).await
     }
 
     async fn gate_state(&self) -> Result<GateState> {

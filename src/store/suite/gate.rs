@@ -81,6 +81,35 @@ pub(in crate::store) async fn a_call_is_put_on_record_under_the_pools_epoch_alon
     assert_eq!(again.identity().await.unwrap(), identity, "nor another record");
 }
 
+pub(in crate::store) async fn a_call_counts_from_when_it_is_confirmed(fresh: &impl Fresh) {
+    let policy = policy(1, None);
+    let store = deciding(fresh, &policy).await;
+    let heard = NewCall { origin: Origin::Unconfirmed, phase: Phase::Live, ..new_call(&[("conversation_id", "c1")]) };
+    let [confirmed, over] = [heard.clone(), NewCall { id: CallId::new(), aliases: vec![], ..heard }];
+    for call in [&confirmed, &over] {
+        assert_eq!(store.open(call.clone(), None).await.unwrap(), Opened::New(None));
+    }
+    assert_eq!((store.leases().await.unwrap(), store.open_calls().await.unwrap().len()), (vec![], 2));
+    let moved = store.advance(2, GateMode::Database, policy.clone(), 2000).await.unwrap().unwrap();
+    assert_eq!(moved.held, [], "a move counts it in no limit");
+    let ordered = new_call(&[]);
+    assert_eq!(admit(&store, &ordered, &policy, 3).await, new(1), "the only place is free");
+    store.apply(change(&ordered.id, END)).await.unwrap();
+    let keys = keys(&policy.bindings(&confirmed.facts));
+    let late = store.confirm(&confirmed.id, keys.clone(), Some(2)).await.unwrap();
+    assert_eq!((late, store.leases().await.unwrap().len()), (Confirmed::Outdated(moved.state), 0));
+    assert_eq!(store.confirm(&confirmed.id, keys.clone(), Some(3)).await.unwrap(), Confirmed::Now);
+    assert_eq!(store.confirm(&confirmed.id, keys.clone(), None).await.unwrap(), Confirmed::Before);
+    store.apply(change(&over.id, END)).await.unwrap();
+    for call in [&over.id, &CallId::new()] {
+        assert_eq!(store.confirm(call, keys.clone(), None).await.unwrap(), Confirmed::Before);
+    }
+    let held = store.leases().await.unwrap();
+    assert_eq!(held.iter().map(|held| (&held.call, &held.keys)).collect::<Vec<_>>(), [(&confirmed.id, &keys)]);
+    assert!(matches!(admit(&store, &new_call(&[]), &policy, 3).await, Decided::Refused(_)));
+    assert_eq!(store.call(&confirmed.id).await.unwrap().unwrap().origin, Origin::Foreign);
+}
+
 pub(in crate::store) async fn the_database_decides_in_its_own_mode_and_epoch(fresh: &impl Fresh) {
     let (store, policy) = (fresh.open().await, policy(2, None));
     let call = new_call(&[]);

@@ -309,7 +309,8 @@ impl Stage {
         let lifecycle = &self.app().calls().lifecycle;
         let mut last = (0, 0);
         for _ in 0..200 {
-            let open: u32 = lifecycle.store.open_calls().await.unwrap().iter().map(|call| call.places).sum();
+            let open = lifecycle.store.open_calls().await.unwrap();
+            let open: u32 = open.iter().filter(|call| call.counts()).map(|call| call.places).sum();
             last = (open, lifecycle.capacity.counts().await.unwrap().calls);
             if last.0 == last.1 {
                 break;
