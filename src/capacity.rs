@@ -13,6 +13,7 @@
 //!
 //! [`keeper`] watches all that: it falls back, fills Redis again and returns to it.
 
+mod fleet;
 #[cfg(test)]
 mod holes;
 pub mod keeper;
@@ -39,6 +40,7 @@ use crate::ids::CallId;
 use crate::metrics::Metrics;
 use crate::policy::{OnOutage, Policy};
 use crate::store::{CallRecord, Confirmed, Decided, NewCall, Opened, Replica, Result, Store, StoreError};
+pub use fleet::{Member, Sighting};
 pub use keeper::Role;
 pub use moves::Compared;
 use undone::Undone;
@@ -106,6 +108,7 @@ struct Inner {
     wake: Notify,
     moved_at: Mutex<Instant>,
     role: watch::Sender<Role>,
+    known: Mutex<fleet::Known>,
 }
 
 /// What became of an order.
@@ -189,6 +192,7 @@ impl Capacity {
             wake: Notify::new(),
             moved_at: Mutex::new(Instant::now()),
             role: watch::Sender::new(Role::default()),
+            known: Mutex::default(),
         }))
     }
 
@@ -266,8 +270,9 @@ impl Capacity {
     /// Decides about an order and puts its call on record. `call.places` and `call.keys` are filled in here.
     ///
     /// Whoever calls it holds [`Capacity::deciding`].
-    pub async fn admit(&self, order: Order, mut call: NewCall) -> std::result::Result<Admission, Unadmitted> {
+    pub async fn admit(&self, mut order: Order, mut call: NewCall) -> std::result::Result<Admission, Unadmitted> {
         call.keys = keys(&order.bindings);
+        self.lower(&mut order.bindings);
         let until = Instant::now() + PATIENCE;
         loop {
             let state = self.state();

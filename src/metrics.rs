@@ -53,7 +53,8 @@ struct Inner {
     config_reloads: IntCounterVec,
     config_reload_ok: IntGauge,
     config_info: IntGaugeVec,
-    policy_generation: IntGauge,
+    policy_info: IntGaugeVec,
+    policies_differ: IntGauge,
     gate_epoch: IntGauge,
     gate_mode: IntGaugeVec,
     gate_moves: IntCounterVec,
@@ -112,6 +113,8 @@ pub struct Gauges {
     pub limits: Vec<(String, u32)>,
     /// Writes to the record that failed since the start.
     pub store_failures: u64,
+    /// Live calls as providers said of late, by account.
+    pub provider_live: Vec<(String, u32)>,
 }
 
 impl Metrics {
@@ -254,9 +257,14 @@ impl Metrics {
                 "The config in force, by the start of its hash.",
                 &["hash"],
             )?,
-            policy_generation: m.gauge(
-                "ringfence_policy_generation",
-                "Counts the policies since the start: reloads, and changes of businesses.",
+            policy_info: m.gauges(
+                "ringfence_policy_info",
+                "The limits in force as they were written, by the start of their hash.",
+                &["hash"],
+            )?,
+            policies_differ: m.gauge(
+                "ringfence_policies_differ",
+                "1: replicas that share the record run on different policies; of each limit the lower one holds.",
             )?,
             gate_epoch: m.gauge("ringfence_gate_epoch", "Moves of the gate since there is a record.")?,
             gate_mode: m.gauges("ringfence_gate_mode", "1 for who decides: memory, redis or database.", &["mode"])?,
@@ -427,11 +435,6 @@ impl Metrics {
         self.inner.sweeps.with_label_values(&[account, result]).inc();
     }
 
-    /// Live calls as the provider counts them.
-    pub fn provider_live(&self, account: &str, live: usize) {
-        self.inner.provider_live.with_label_values(&[account]).set(i64::try_from(live).unwrap_or(i64::MAX));
-    }
-
     /// Two calls laid claim to one id.
     pub fn alias_conflict(&self) {
         self.inner.alias_conflicts.inc();
@@ -444,7 +447,6 @@ impl Metrics {
 
     /// An account was taken out.
     pub fn provider_gone(&self, account: &str) {
-        let _ = self.inner.provider_live.remove_label_values(&[account]);
         let _ = self.inner.unread_calls.remove_label_values(&[account]);
     }
 
@@ -455,14 +457,20 @@ impl Metrics {
     }
 
     /// Another config, or another policy made of it, is in force.
-    pub fn config_in_force(&self, hash: Option<&str>, generation: u64) {
-        if generation == 1 {
+    pub fn config_in_force(&self, hash: Option<&str>, policy: &str, is_first: bool) {
+        if is_first {
             // The config of the start is one that can be used.
             self.inner.config_reload_ok.set(1);
         }
         self.inner.config_info.reset();
         self.inner.config_info.with_label_values(&[hash.unwrap_or_default()]).set(1);
-        self.inner.policy_generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
+        self.inner.policy_info.reset();
+        self.inner.policy_info.with_label_values(&[policy]).set(1);
+    }
+
+    /// Whether replicas run on different policies.
+    pub fn policies_differ(&self, differ: bool) {
+        self.inner.policies_differ.set(differ.into());
     }
 
     /// Where the gate is.
@@ -519,6 +527,10 @@ impl Metrics {
         m.limit_current.reset();
         for (limit, calls) in &gauges.limits {
             m.limit_current.with_label_values(&[limit.as_str()]).set((*calls).into());
+        }
+        m.provider_live.reset();
+        for (account, live) in &gauges.provider_live {
+            m.provider_live.with_label_values(&[account.as_str()]).set((*live).into());
         }
         let mut out = Vec::new();
         // Writing into memory fails for no registered metric.

@@ -4,6 +4,7 @@
 
 mod business;
 mod contradiction;
+mod declared;
 mod in_force;
 mod rate;
 
@@ -18,6 +19,7 @@ pub use business::{
     Business, Identified, Ignored, Marks, Privacy, RETENTION_DAYS, Rule, Unknown, UnknownBusiness, WhenFull,
 };
 pub use contradiction::Contradictions;
+pub use declared::Declared;
 pub use in_force::InForce;
 pub use rate::Rate;
 
@@ -279,6 +281,7 @@ pub struct Policy {
     rules: Vec<Rule>,
     global: Vec<Limit>,
     privacies: Privacies,
+    hash: String,
 }
 
 impl Policy {
@@ -311,6 +314,7 @@ impl Policy {
             rules,
             global,
             privacies,
+            hash: declared::hash(&settings),
             settings,
         }
     }
@@ -323,6 +327,11 @@ impl Policy {
     /// What it was made from.
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// Tells it from other policies: the start of a SHA-256.
+    pub fn hash(&self) -> &str {
+        &self.hash
     }
 
     /// Whether the account is one of those that it was made for.

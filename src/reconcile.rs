@@ -25,6 +25,7 @@ use tracing::{debug, info, warn};
 use crate::call::{Direction, Event, Origin, Phase};
 use crate::calls::lookup::Listed;
 use crate::calls::{AskError, Calls};
+use crate::capacity::Sighting;
 use crate::clock::rfc3339;
 use crate::failpoint;
 use crate::ids::{AccountName, CallId};
@@ -53,15 +54,11 @@ const UNBOUND_MS: i64 = 30_000;
 /// So long a carrier waits at most for the reply that says what becomes of a ringing call (Twilio: 15 s).
 const VOICE_WEBHOOK_MS: i64 = 15_000;
 
-/// What the last sweep of an account saw.
+/// What the sweeps of an account saw.
 #[derive(Debug, Clone, Default, serde::Serialize)]
 pub struct Seen {
-    /// Live calls as the provider counts or lists them.
-    pub provider_live: usize,
-    /// When, in milliseconds since 1970.
-    pub at_ms: i64,
-    /// The error of the last try, if it failed.
-    pub error: Option<String>,
+    /// What the last one saw, and when. Others are told of it, too.
+    pub last: Sighting,
     /// Calls whose state could not be read for as long as raises an alarm.
     pub unread: BTreeMap<CallId, Unread>,
 }
@@ -143,8 +140,8 @@ pub struct Looked {
     pub can_be_asked: bool,
     /// Open calls of it on record before.
     pub open: usize,
-    /// Live calls as the provider says.
-    pub provider_live: usize,
+    /// Live calls as the provider says; nothing if it has not said.
+    pub provider_live: Option<u32>,
     /// The provider did not answer.
     pub error: Option<String>,
     /// What was done.
@@ -305,8 +302,8 @@ impl Sweeper {
             account: self.account.name.clone(),
             can_be_asked: self.account.can_ask(),
             open,
-            provider_live: seen.provider_live,
-            error: seen.error,
+            provider_live: seen.last.provider_live,
+            error: seen.last.error,
             did: self.did,
         }
     }
@@ -353,9 +350,10 @@ impl Sweeper {
         let mut seen = self.sightings.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let Some(seen) = seen.get_mut(self.account.name.as_str()) else { return };
         seen.unread = alarming;
-        if let (None, Some((call, one))) = (&seen.error, self.unread.iter().min_by_key(|(_, one)| one.since_ms)) {
+        if let (None, Some((call, one))) = (&seen.last.error, self.unread.iter().min_by_key(|(_, one)| one.since_ms)) {
             let all = self.unread.len();
-            seen.error = Some(format!("the state of {all} open calls cannot be read; of {call}: {}", one.why));
+            seen.last.error = Some(format!("the state of {all} open calls cannot be read; of {call}: {}", one.why));
+            self.calls.lifecycle.capacity.saw(self.account.name.as_str(), seen.last.clone());
         }
     }
 
@@ -422,28 +420,33 @@ impl Sweeper {
     }
 
     fn note(&mut self, result: std::result::Result<usize, AskError>) {
-        let account = self.account.name.as_str();
+        let account = self.account.name.clone();
         let at_ms = self.calls.lifecycle.clock.now_ms();
-        let (label, seen) = match result {
+        let label = if result.is_ok() { "ok" } else { "failed" };
+        self.calls.lifecycle.metrics.sweep(account.as_str(), label);
+        let last = match result {
             Ok(live) => {
                 self.limited = 0;
-                self.calls.lifecycle.metrics.provider_live(account, live);
                 if std::mem::take(&mut self.failing) {
-                    info!(account, "the provider answers sweeps again");
+                    info!(%account, "the provider answers sweeps again");
                 }
-                ("ok", Seen { provider_live: live, at_ms, ..Seen::default() })
+                let provider_live = Some(u32::try_from(live).unwrap_or(u32::MAX));
+                Sighting { provider_live, as_of_ms: Some(at_ms), tried_at_ms: at_ms, error: None }
             }
             Err(error) => {
                 self.limited = if matches!(error, AskError::Status(429)) { self.limited.saturating_add(1) } else { 0 };
                 // Once a change of state, not once a sweep.
                 if !std::mem::replace(&mut self.failing, true) {
-                    warn!(account, %error, "the provider cannot be asked for its live calls; ends come by webhook alone");
+                    warn!(%account, %error, "the provider cannot be asked for its live calls; ends come by webhook alone");
                 }
-                ("failed", Seen { at_ms, error: Some(error.to_string()), ..Seen::default() })
+                // What it said before it said then.
+                let before = self.calls.lifecycle.capacity.sighting(account.as_str()).unwrap_or_default();
+                Sighting { tried_at_ms: at_ms, error: Some(error.to_string()), ..before }
             }
         };
-        self.calls.lifecycle.metrics.sweep(account, label);
-        self.sightings.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(account.to_owned(), seen);
+        self.calls.lifecycle.capacity.saw(account.as_str(), last.clone());
+        let seen = Seen { last, ..Seen::default() };
+        self.sightings.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(account.to_string(), seen);
     }
 
     /// Compares the account's live calls with ours. Returns how many the provider has.
@@ -506,7 +509,8 @@ impl Sweeper {
     /// The provider lists a call of ours as live.
     async fn seen(&mut self, call: &CallRecord, event: Option<Event>) {
         let now_ms = self.calls.lifecycle.clock.now_ms();
-        if self.lacks_the_carriers_id(call) {
+        let is_hearsay = !call.counts() && call.seen_by != "poll";
+        if self.lacks_the_carriers_id(call) || is_hearsay {
             // The carrier lists it too: without its id there, it would be met as a stranger and counted twice.
             self.ask_about(call).boxed().await;
             return;

@@ -15,6 +15,9 @@ use crate::policy::Policy;
 use crate::reply::respond;
 use crate::store::{CallRecord, StoreError};
 
+/// What a provider said longer ago is no metric any more, in milliseconds: sweeps of a quiet account are half a minute apart.
+const SEEN_LATELY_MS: i64 = 120_000;
+
 impl Admin {
     async fn gauges(&self) -> Result<(Gauges, Vec<CallRecord>), StoreError> {
         let mut open = self.calls.lifecycle.store.open_calls().await?;
@@ -40,7 +43,15 @@ impl Admin {
             of_businesses: open.map(|_| by_business.values().sum()),
             limits,
             store_failures: self.calls.lifecycle.store.failed_writes(),
+            provider_live: self.calls.accounts.keys().filter_map(|name| self.seen_lately(name.as_str())).collect(),
         }
+    }
+
+    /// What a provider said of late: an older figure may be another by now.
+    fn seen_lately(&self, account: &str) -> Option<(String, u32)> {
+        let seen = self.calls.lifecycle.capacity.sighting(account)?;
+        let is_late = seen.as_of_ms? + SEEN_LATELY_MS >= self.calls.lifecycle.clock.now_ms();
+        seen.provider_live.filter(|_| is_late).map(|live| (account.to_owned(), live))
     }
 
     pub(super) async fn prometheus(&self) -> Answer {

@@ -24,6 +24,7 @@ use tracing::warn;
 use crate::call::{EndProof, Outcome, Phase, session_status};
 use crate::calls::Calls;
 use crate::calls::terminate::HungUp;
+use crate::capacity::Member;
 use crate::clock::rfc3339;
 use crate::ids::{BusinessId, CallId, mask_number};
 use crate::net::{Exchange, Handler};
@@ -278,15 +279,18 @@ impl Admin {
                     call.facts.account == account.name || call.facts.carrier.as_ref() == Some(&account.name)
                 };
                 let mine: Vec<&CallRecord> = open.iter().filter(|call| call.counts()).filter(of).collect();
-                let seen = sightings.get(account.name.as_str());
+                let unread = sightings.get(account.name.as_str()).map(|seen| &seen.unread);
+                let seen = self.calls.lifecycle.capacity.sighting(account.name.as_str());
+                let seen = seen.as_ref();
                 json!({
                     "name": account.name, "provider": account.provider.name, "inUse": known.then(|| mine.iter().map(|c| c.places).sum::<u32>()), "limit": limit,
                     "foreign": known.then(|| mine.iter().filter(|c| c.origin == crate::call::Origin::Foreign).map(|c| c.places).sum::<u32>()),
                     "unsettled": known.then(|| mine.iter().filter(|c| c.unsettled).count()),
                     "overrun": known.then(|| mine.iter().filter(|c| c.overrun).count()),
                     "canBeAsked": account.can_ask(), "terminate": account.terminate,
-                    "providerLive": seen.map(|s| s.provider_live), "sweptAt": seen.map(|s| rfc3339(s.at_ms)),
-                    "sweepError": seen.and_then(|s| s.error.clone()), "unread": seen.map(|s| &s.unread), "hooks": hooks.get(&account.name),
+                    "providerLive": seen.map(|s| s.provider_live), "sweptAt": seen.and_then(|s| s.as_of_ms).map(rfc3339),
+                    "sweepTriedAt": seen.map(|s| rfc3339(s.tried_at_ms)),
+                    "sweepError": seen.and_then(|s| s.error.clone()), "unread": unread, "hooks": hooks.get(&account.name),
                 })
             })
             .collect();
@@ -296,11 +300,23 @@ impl Admin {
             "mode": policy.mode().as_str(),
             "limits": policy.in_force(), "unknownBusinesses": policy.settings().unknown.means(),
             "policy": self.program()?.in_force().shown(),
+            "policiesDiffer": self.calls.lifecycle.capacity.policies_differ(),
+            "replicas": self.calls.lifecycle.capacity.members().iter().map(|one| self.replica_shown(one)).collect::<Vec<_>>(),
             "draining": self.draining.is_cancelled(),
             "gate": {"standing": self.calls.lifecycle.capacity.standing(), "backend": self.calls.lifecycle.capacity.standing().backend, "calls": counts.calls, "overruns": counts.overruns, "byLimit": by_limit(&policy.settings().limits, &counts.by_key)},
             "store": {"backend": self.store_backend, "path": self.store_path, "ok": written.is_ok(), "error": written.err().map(|e| e.to_string()), "journaled": self.journal.waiting()},
             "accounts": accounts,
         }))
+    }
+
+    fn replica_shown(&self, one: &Member) -> Value {
+        let policy = one.policy.as_ref();
+        json!({
+            "id": one.replica.id, "host": one.replica.host, "process": one.replica.process, "version": one.replica.version,
+            "self": one.replica.id == self.calls.lifecycle.capacity.replica(), "leads": one.leads,
+            "policy": policy.map(|(hash, _)| hash), "policySince": policy.map(|(_, since_ms)| rfc3339(*since_ms)),
+            "startedAt": one.started_at.map(rfc3339), "heardAt": one.heard_at.map(rfc3339),
+        })
     }
 
     fn program(&self) -> Result<Arc<dyn Running>, Problem> {

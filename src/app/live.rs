@@ -164,7 +164,7 @@ impl Live {
             let admin = console(live.clone());
             let calls = admin.calls.clone();
             let hash = written.as_ref().and_then(|w| w.file.hash(&w.inputs));
-            calls.lifecycle.metrics.config_in_force(hash.as_deref(), 1);
+            calls.lifecycle.metrics.config_in_force(hash.as_deref(), calls.policy.hash(), true);
             let loaded_at = calls.lifecycle.clock.now_ms();
             let (config, proxy) = (Arc::new(config), Proxy { calls: calls.clone() });
             Self {
@@ -240,15 +240,20 @@ impl Live {
     /// Puts a generation in force: open calls count against its limits before these decide anything.
     async fn swap(&self, calls: Calls, policy: Arc<Policy>, next: Generation) -> Result<(), StoreError> {
         let lifecycle = calls.lifecycle.clone();
-        let (hash, number) = (next.hash.clone(), next.number);
+        let (hash, of_policy) = (next.hash.clone(), policy.hash().to_owned());
         lifecycle
             .capacity
             .swap(policy, || {
-                lifecycle.metrics.config_in_force(hash.as_deref(), number);
+                lifecycle.metrics.config_in_force(hash.as_deref(), &of_policy, false);
                 self.now.store(Arc::new(next));
                 self.newest.send_replace(calls);
             })
-            .await
+            .await?;
+        // The other replicas are to know of it at once: of each limit the lower one holds.
+        if let Err(error) = lifecycle.capacity.beat().await {
+            warn!(%error, "failed to tell the other replicas of new limits; they learn of them with the next heartbeat");
+        }
+        Ok(())
     }
 
     async fn load(&self, config: Arc<Config>, hash: Option<String>, businesses: &[Business]) -> Result<(), String> {

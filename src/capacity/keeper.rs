@@ -74,7 +74,8 @@ impl Capacity {
             self.0.role.send_replace(alone);
             return Ok(());
         }
-        let fleet = self.0.store.beat(&self.0.replica).await?;
+        let fleet = self.0.store.beat(&self.myself()).await?;
+        self.hear(&fleet.live);
         let role = Role {
             leads: fleet.leads(),
             live: fleet.live.into_iter().map(|one| one.replica.id).collect(),

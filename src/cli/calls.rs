@@ -105,19 +105,31 @@ impl Calls {
     }
 }
 
+/// A figure of a provider's that is older is shown with its age, in seconds.
+const FRESH_SECS: i64 = 60;
+
 /// The calls as an operator reads them (experience.md §4).
 fn table(listed: &Value, status: &Value) -> String {
     use std::fmt::Write as _;
     let mut out = String::new();
+    let now = time(&listed["now"]);
+    if status["policiesDiffer"] == true {
+        out.push_str("the replicas run on different policies; of each limit the lower one holds: see /status\n");
+    }
     let policy = status["policy"]["hash"].as_str().map_or(String::new(), |hash| format!("policy {hash} "));
     for account in status["accounts"].as_array().into_iter().flatten() {
         let limit = account["limit"].as_u64().map_or(String::new(), |n| format!(" of {n}"));
         let foreign = account["foreign"].as_u64().unwrap_or(0);
         let in_use = account["inUse"].as_u64().unwrap_or(0);
-        let provider = match (account["sweepError"].as_str(), account["providerLive"].as_u64()) {
-            (Some(error), _) => format!("   provider cannot be asked: {error}"),
-            (None, Some(live)) => format!("   (provider says {live})"),
-            (None, None) => String::new(),
+        let ago = time(&account["sweptAt"]).zip(now).map(|(at, now)| now - at);
+        let said = match (account["providerLive"].as_u64(), ago) {
+            (Some(live), Some(secs)) if secs > FRESH_SECS => format!("   (provider said {live} {} ago)", span(secs)),
+            (Some(live), _) => format!("   (provider says {live})"),
+            (None, _) => String::new(),
+        };
+        let provider = match account["sweepError"].as_str() {
+            Some(error) => format!("   provider cannot be asked: {error}{said}"),
+            None => said,
         };
         let _ = writeln!(
             out,
@@ -141,7 +153,6 @@ fn table(listed: &Value, status: &Value) -> String {
         out.push_str("\nno calls\n");
         return out;
     }
-    let now = time(&listed["now"]);
     let since = |at: &Value| time(at).zip(now).map_or("-".to_owned(), |(at, now)| span(now - at));
     let _ = writeln!(
         out,

@@ -35,6 +35,9 @@ pub struct Replica {
     pub process: u32,
     /// Its ringfence.
     pub version: String,
+    /// What else it says of itself, as JSON.
+    #[serde(skip)]
+    pub state: Option<String>,
 }
 
 impl Replica {
@@ -45,6 +48,7 @@ impl Replica {
             host: host(),
             process: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            state: None,
         }
     }
 }

@@ -525,6 +525,12 @@ pub(super) async fn replicas_know_who_lives_and_who_leads(fresh: &impl Fresh) {
     let fleet = b.beat(&two).await.unwrap();
     assert_eq!(fleet.live.iter().map(|l| &l.replica).collect::<Vec<_>>(), [&one, &two]);
     assert!(!fleet.leads() && a.beat(&one).await.unwrap().leads());
+    // What one says of itself the others read, as of its last beat.
+    for says in [Some("{\"n\":1}"), Some("{\"n\":2}"), None] {
+        let state = says.map(str::to_owned);
+        a.beat(&Replica { state: state.clone(), ..one.clone() }).await.unwrap();
+        assert_eq!(b.beat(&two).await.unwrap().live[0].replica.state, state);
+    }
     // Silent: the other leads. It comes back, and leads again.
     fresh.execute(&format!("UPDATE replicas SET beat_at = beat_at - 6100 WHERE id = '{}'", one.id)).await;
     let fleet = b.beat(&two).await.unwrap();

@@ -69,8 +69,9 @@ async fn lowered_limits_only_drain_and_raised_ones_are_in_force_at_once() {
     came(&stage.reload().await, 200, "unchanged");
     assert!(metric(&stage, "ringfence_config_reloads_total{result=\"loaded\"} 4").await);
     assert!(metric(&stage, "ringfence_config_reloads_total{result=\"unchanged\"} 1").await);
-    assert!(metric(&stage, "ringfence_policy_generation 5").await);
-    let hash = stage.ask("/status").await["policy"]["hash"].clone();
+    let status = stage.ask("/status").await;
+    let (hash, policy) = (&status["policy"]["hash"], &status["replicas"][0]["policy"]);
+    assert!(metric(&stage, &format!("ringfence_policy_info{{hash={policy}}} 1")).await, "{status}");
     assert!(metric(&stage, &format!("ringfence_config_info{{hash={hash}}} 1")).await);
     stage.finish().await;
 }

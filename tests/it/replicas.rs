@@ -1,8 +1,10 @@
 //! Two real processes over one record: what one of them did, the other knows of.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use ringfence::simulate::{Fault, FaultKind, Provider};
+use serde_json::Value;
 use tokio::task::block_in_place;
 
 use crate::chaos::DATABASE;
@@ -74,4 +76,69 @@ async fn an_order_of_unknown_outcome_comes_again_elsewhere_after_it_was_settled(
             fleet.done().await;
         }
     }
+}
+
+/// The `/status` of both, once they are as wanted.
+async fn statuses(fleet: &Fleet, what: &str, wanted: impl Fn(&Value) -> bool) -> [Value; 2] {
+    let started = Instant::now();
+    loop {
+        let both = [fleet.status(0).await.unwrap(), fleet.status(1).await.unwrap()];
+        if both.iter().all(&wanted) {
+            return both;
+        }
+        assert!(started.elapsed() < PATIENCE, "it does not happen: {what}\n{both:#?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// One was reloaded and the other was not: any of them says so, and of each limit the lower one holds. What a provider says of its live
+/// calls any of them shows, whoever asked.
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_on_different_policies_say_so_and_hold_the_lower_limit() {
+    if postgres::is_missing() {
+        return;
+    }
+    let server = block_in_place(Server::start);
+    let fleet = two(&server).await;
+    let dial = async |to: &str| fleet.dial(0, "alpha", to, None, PATIENCE).await.unwrap();
+    let policies = |status: &Value| {
+        let all = status["replicas"].as_array().unwrap().iter();
+        all.map(|one| (one["policy"].as_str().map(str::to_owned), one["policySince"].is_string())).collect::<BTreeSet<_>>()
+    };
+    let agree = |status: &Value| {
+        status["policiesDiffer"] == false && status["replicas"].as_array().unwrap().len() == 2 && policies(status).len() == 1
+    };
+    let differ = |status: &Value| status["policiesDiffer"] == true && policies(status).len() == 2;
+    statuses(&fleet, "they know of each other", agree).await;
+    let file = fleet.replicas[1].folder.join("ringfence.toml");
+    let written = std::fs::read_to_string(&file).unwrap();
+    let lower = written.replacen("max_calls = 3", "max_calls = 1", 1);
+    assert_ne!(written, lower);
+    std::fs::write(&file, lower).unwrap();
+    fleet.replicas[1].signal("HUP");
+    let [one, _] = statuses(&fleet, "they say that they differ", differ).await;
+    let leads: Vec<_> = one["replicas"].as_array().unwrap().iter().map(|one| one["leads"] == true).collect();
+    assert_eq!(leads, [true, false]);
+    let metrics = fleet.replicas[0].url("admin", "/metrics").unwrap();
+    let metrics = fleet.send("GET", &metrics, &[], "", PATIENCE).await.unwrap();
+    let metrics = String::from_utf8_lossy(&metrics.body).into_owned();
+    assert!(metrics.contains("\nringfence_policies_differ 1\n"), "{metrics}");
+    assert!(fleet.replicas[0].log().contains("replicas run on different policies"));
+    assert_eq!(dial("+15550002001").await.status, 200);
+    let refused = dial("+15550002002").await;
+    assert_eq!((refused.status, refused.header("x-ringfence-limit")), (503, Some("business.alpha")), "{refused:?}");
+    assert_eq!(refused.json()["limit"], 1);
+    // The same policy again: what it allows counts.
+    std::fs::write(&file, &written).unwrap();
+    fleet.replicas[1].signal("HUP");
+    statuses(&fleet, "they agree again", agree).await;
+    assert_eq!(dial("+15550002002").await.status, 200);
+    let sees_both = |status: &Value| {
+        let account = status["accounts"].as_array().unwrap().iter().find(|a| a["name"] == "elevenlabs").unwrap();
+        account["providerLive"] == 2 && account["sweptAt"].is_string()
+    };
+    statuses(&fleet, "both show what the provider says", sees_both).await;
+    fleet.end_all();
+    fleet.stop().await;
+    fleet.done().await;
 }

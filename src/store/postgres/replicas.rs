@@ -15,9 +15,9 @@ pub(super) async fn beat(c: &mut PgConnection, me: Replica) -> Sql<Fleet> {
     let rows = query(
         "WITH now AS (SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS at),
          gone AS (DELETE FROM replicas USING now WHERE id <> $1 AND beat_at < now.at - $6),
-         mine AS (INSERT INTO replicas (id, host, process, version, started_at, beat_at)
-             SELECT $1, $2, $3, $4, at, at FROM now
-             ON CONFLICT (id) DO UPDATE SET beat_at = excluded.beat_at RETURNING *),
+         mine AS (INSERT INTO replicas (id, host, process, version, started_at, beat_at, state)
+             SELECT $1, $2, $3, $4, at, at, $7 FROM now
+             ON CONFLICT (id) DO UPDATE SET beat_at = excluded.beat_at, state = excluded.state RETURNING *),
          live AS (SELECT * FROM mine UNION ALL
              SELECT r.* FROM replicas r, now WHERE r.id <> $1 AND r.beat_at > now.at - $5)
          SELECT live.*, (SELECT count(*) || '.' || coalesce(sum(updated_at), 0) FROM businesses) AS businesses FROM live",
@@ -28,6 +28,7 @@ pub(super) async fn beat(c: &mut PgConnection, me: Replica) -> Sql<Fleet> {
     .bind(&me.version)
     .bind(LIVE_MS)
     .bind(FORGOTTEN_MS)
+    .bind(&me.state)
     .fetch_all(c)
     .await?;
     let businesses = rows.first().map(|row| row.try_get("businesses")).transpose()?.unwrap_or_default();
@@ -41,6 +42,7 @@ fn living(row: &PgRow) -> Sql<Living> {
             host: row.try_get("host")?,
             process: row.try_get::<i64, _>("process")?.try_into().map_err(damaged)?,
             version: row.try_get("version")?,
+            state: row.try_get("state")?,
         },
         started_at: row.try_get("started_at")?,
         beat_at: row.try_get("beat_at")?,

@@ -21,19 +21,25 @@ pub(super) fn beat(c: &Connection, me: &Replica) -> Written<Fleet> {
     c.prepare_cached("DELETE FROM replicas WHERE id <> ?1 AND beat_at < ?2")?
         .execute(params![me.id, now - FORGOTTEN_MS])?;
     c.prepare_cached(
-        "INSERT INTO replicas (id, host, process, version, started_at, beat_at) VALUES (?1, ?2, ?3, ?4, ?5, ?5)
-         ON CONFLICT (id) DO UPDATE SET beat_at = excluded.beat_at",
+        "INSERT INTO replicas (id, host, process, version, started_at, beat_at, state) VALUES (?1, ?2, ?3, ?4, ?5, ?5, ?6)
+         ON CONFLICT (id) DO UPDATE SET beat_at = excluded.beat_at, state = excluded.state",
     )?
-    .execute(params![me.id, me.host, me.process, me.version, now])?;
+    .execute(params![me.id, me.host, me.process, me.version, now, me.state])?;
     let living = |row: &Row<'_>| {
         Ok(Living {
-            replica: Replica { id: row.get(0)?, host: row.get(1)?, process: row.get(2)?, version: row.get(3)? },
-            started_at: row.get(4)?,
-            beat_at: row.get(5)?,
+            replica: Replica {
+                id: row.get(0)?,
+                host: row.get(1)?,
+                process: row.get(2)?,
+                version: row.get(3)?,
+                state: row.get(4)?,
+            },
+            started_at: row.get(5)?,
+            beat_at: row.get(6)?,
         })
     };
     let mut live =
-        c.prepare_cached("SELECT id, host, process, version, started_at, beat_at FROM replicas WHERE beat_at > ?1")?;
+        c.prepare_cached("SELECT id, host, process, version, state, started_at, beat_at FROM replicas WHERE beat_at > ?1")?;
     let live = live.query_map([now - LIVE_MS], living)?.collect::<Written<_>>()?;
     let businesses = c
         .prepare_cached("SELECT count(*) || '.' || coalesce(sum(updated_at), 0) FROM businesses")?
