@@ -1,5 +1,7 @@
 //! What the app is told of an order that was not placed, or of which nobody knows; and what of it is counted and kept.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::header::LOCATION;
 use http::{Response, Uri};
@@ -56,7 +58,8 @@ impl Calls {
             return (RefusalId::new(), true);
         }
         let fingerprint = order.fingerprint();
-        if let Some(id) = self.reposts.refused_before(&fingerprint) {
+        let told = Duration::from_secs(self.settings.sdk_retry_after_max_secs.into());
+        if let Some(id) = self.reposts.refused_before(&fingerprint, told) {
             return (id, false);
         }
         let id = RefusalId::new();

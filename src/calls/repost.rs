@@ -52,8 +52,10 @@ pub(super) const ANSWER_BYTES_MAX: usize = 64 * 1024;
 const ANSWERS_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// An SDK that sleeps on `Retry-After` comes again no sooner than this; what comes sooner was sent beside it.
 const SDK_SLEEPS: Duration = Duration::from_millis(300);
-/// It comes again within this.
+/// It comes again within this at most, however long it is told to wait.
 const SDK_GIVES_UP: Duration = Duration::from_secs(90);
+/// What it may take beyond the wait that it is told: jitter (a tenth of the wait in ElevenLabs' SDKs), the way, another connection.
+const SDK_DELAY: Duration = Duration::from_secs(2);
 /// It tries so often in all (facts A1: two retries).
 const SDK_TRIES: u32 = 3;
 
@@ -554,12 +556,13 @@ impl Reposts {
         }
     }
 
-    /// The id under which an SDK's order was refused a moment ago, if this is its next try: its tries are one refusal.
-    pub(super) fn refused_before(&self, fingerprint: &Fingerprint) -> Option<RefusalId> {
+    /// The id under which an SDK's order was refused a moment ago, if this is its next try: its tries are one refusal. `told`: the
+    /// longest wait that it is told. What comes later is another order.
+    pub(super) fn refused_before(&self, fingerprint: &Fingerprint, told: Duration) -> Option<RefusalId> {
         let mut orders = self.orders();
         let refused = orders.refused.get_mut(fingerprint)?;
         let since = refused.at.elapsed();
-        if since < SDK_SLEEPS || since > SDK_GIVES_UP || refused.tries >= SDK_TRIES {
+        if since < SDK_SLEEPS || since > (told * 6 / 5 + SDK_DELAY).min(SDK_GIVES_UP) || refused.tries >= SDK_TRIES {
             return None;
         }
         (refused.tries, refused.at) = (refused.tries + 1, Instant::now());

@@ -359,9 +359,13 @@ async fn an_idempotency_key_names_one_call_however_often_it_comes() {
 /// A provider whose answers hold what nobody could make up.
 async fn with_answers_of_its_own() -> Behind {
     let n = std::sync::atomic::AtomicU32::new(0);
-    Behind::replying(Box::new(move |_| {
+    Behind::replying(Box::new(move |got| {
         let n = n.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let body = format!("{{\"success\":  true, \"conversation_id\":\"conv_own_{n}\",\"id\":\"batch_{n}\",\"name\":\"n\\u00e9\",\"more\":[{n}, null]}}\n");
+        // Of what registers a call the conversation stands in its TwiML.
+        let body = match got.path_and_query.contains("register-call") {
+            true => format!("<Response><Connect><Stream url=\"wss://x\"><Parameter name=\"conversation_id\" value=\"conv_own_{n}\"/></Stream></Connect><!-- {n} --></Response>"),
+            false => format!("{{\"success\":  true, \"conversation_id\":\"conv_own_{n}\",\"id\":\"batch_{n}\",\"name\":\"n\\u00e9\",\"more\":[{n}, null]}}\n"),
+        };
         let answer = http::Response::builder().status(200).header("content-type", "application/json; charset=x");
         let value = http::HeaderValue::from_bytes(b"caf\xe9").unwrap();
         answer.header("x-of-provider", value).header("x-many", "1").header("x-many", "2").body(body.into()).unwrap()
@@ -380,7 +384,8 @@ fn headers_of(answer: &Answer) -> Vec<Vec<&[u8]>> {
 async fn a_repeat_gets_the_bytes_of_the_first_answer() {
     let provider = with_answers_of_its_own().await;
     let tables = account_at("own", "elevenlabs", &provider.url());
-    let mut stage = Stage::start(Setup { tables, ..Setup::default() }).await;
+    let root = "concurrent = 20".to_owned();
+    let mut stage = Stage::start(Setup { root, tables, ..Setup::default() }).await;
     let whatsapp = json!({"agent_id": "agent_acme", "whatsapp_phone_number_id": "w1", "whatsapp_user_id": "u1",
         "whatsapp_call_permission_request_template_name": "t",
         "whatsapp_call_permission_request_template_language_code": "en"});
@@ -482,6 +487,14 @@ async fn the_tries_of_an_sdk_are_one_refusal() {
         assert_eq!(stage.dial(None, "+15550002001").await.status, 503);
     }
     assert_eq!(stage.ask("/api/concurrent-metrics").await["totalRejections"], 3);
+    // Later than an SDK sleeps, an equal order is another one.
+    let refused = async || {
+        let refused = elevenlabs(&stage, OUTBOUND, &sdk, &order("+15550002009")).await;
+        refused.header("x-ringfence-refusal").unwrap().to_owned()
+    };
+    let first = refused().await;
+    tokio::time::sleep(Duration::from_millis(3_500)).await;
+    assert_ne!(refused().await, first);
     stage.finish().await;
 }
 

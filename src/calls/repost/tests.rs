@@ -183,19 +183,44 @@ fn tries_of_an_sdk_are_one_refusal_and_parallel_ones_are_not() {
     let all = Reposts::default();
     let x = fingerprint("x");
     let id = RefusalId::new();
+    let told = Duration::from_secs(1);
     all.refused(&x, &id);
-    assert_eq!(all.refused_before(&x), None, "it was sent beside the first");
-    let back = |all: &Reposts| {
+    assert_eq!(all.refused_before(&x, told), None, "it was sent beside the first");
+    let back = |all: &Reposts, ms: u64| {
         let mut orders = all.orders();
         let refused = orders.refused.get_mut(&x).unwrap();
-        refused.at = refused.at.checked_sub(Duration::from_secs(1)).unwrap();
+        refused.at = refused.at.checked_sub(Duration::from_millis(ms)).unwrap();
     };
-    back(&all);
-    assert_eq!(all.refused_before(&x), Some(id.clone()));
-    back(&all);
-    assert_eq!(all.refused_before(&x), Some(id));
-    back(&all);
-    assert_eq!(all.refused_before(&x), None, "an SDK tries three times");
+    back(&all, 1_000);
+    assert_eq!(all.refused_before(&x, told), Some(id.clone()));
+    back(&all, 3_000);
+    assert_eq!(all.refused_before(&x, told), Some(id));
+    back(&all, 1_000);
+    assert_eq!(all.refused_before(&x, told), None, "an SDK tries three times");
+}
+
+#[test]
+fn equal_orders_further_apart_than_an_sdk_waits_are_two_refusals() {
+    let x = fingerprint("x");
+    // How long the refused are told to wait, how much later an equal order comes, and whether it is the same one.
+    for (told_secs, later_ms, same) in [
+        (1, 3_100, true),
+        (1, 3_300, false),
+        (1, 8_000, false),
+        (1, 16_000, false),
+        (10, 13_900, true),
+        (10, 14_200, false),
+    ]
+    .into_iter()
+    .chain([(600, 89_000, true), (600, 91_000, false), (0, 1_900, true), (0, 2_100, false)])
+    {
+        let all = Reposts::default();
+        all.refused(&x, &RefusalId::new());
+        let at = Instant::now().checked_sub(Duration::from_millis(later_ms)).unwrap();
+        all.orders().refused.get_mut(&x).unwrap().at = at;
+        let before = all.refused_before(&x, Duration::from_secs(told_secs));
+        assert_eq!(before.is_some(), same, "told {told_secs} s, {later_ms} ms later");
+    }
 }
 
 #[test]
