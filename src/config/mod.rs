@@ -5,6 +5,7 @@
 //! `restart` knows what cannot change under a running program.
 
 mod accounts;
+mod duplicate;
 mod file;
 mod matches;
 mod policy;
@@ -316,7 +317,19 @@ pub fn load(text: &str, folder: &std::path::Path, env: Env<'_>) -> Loaded {
     let (parsed, errors) = DeTable::parse_recoverable(text);
     for error in &errors {
         let title = error.message().lines().next().unwrap_or("not TOML").to_owned();
-        report.error("E001", error.span(), title, "");
+        let first = error.span().filter(|_| title.starts_with("duplicate"));
+        match first.and_then(|second| duplicate::first_place(text, &second)) {
+            Some(first) => report.add(Diagnostic {
+                severity: Severity::Error,
+                code: "E001",
+                title,
+                span: error.span(),
+                label: "a second time".to_owned(),
+                context: Some((first, "it stands here first".to_owned())),
+                help: Some("leave one of the two".to_owned()),
+            }),
+            None => report.error("E001", error.span(), title, ""),
+        }
     }
     let source = Source {
         report: &report,

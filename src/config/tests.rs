@@ -233,6 +233,17 @@ fn near_misses_are_guessed() {
 fn broken_toml_names_its_place() {
     let shown = drawn("mode = \"observe\nconcurrent = 3\n");
     assert!(shown.contains("error[E001]") && shown.contains("ringfence.toml:1:"), "{shown}");
+    // Of a key that stands twice both places are shown.
+    for text in ["concurrent = 5\nmode = \"observe\"\nconcurrent = 6\n", "[store]\n[plans]\n[store]\npath = \"x\"\n"] {
+        let loaded = load(text, Path::new("/"), &|_| None);
+        let [duplicate] = &loaded.diagnostics.iter().filter(|d| d.code == "E001").collect::<Vec<_>>()[..] else {
+            panic!("{:?}", loaded.diagnostics)
+        };
+        let shown = report::render(&loaded.diagnostics, "ringfence.toml", text, false);
+        assert!(shown.contains("it stands here first") && shown.contains("a second time"), "{shown}");
+        let (first, second) = (duplicate.context.as_ref().unwrap().0.clone(), duplicate.span.clone().unwrap());
+        assert_eq!((text.get(first.clone()), first.start < second.start), (text.get(second), true), "{shown}");
+    }
 }
 
 #[test]
