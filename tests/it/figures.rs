@@ -167,6 +167,68 @@ async fn a_slot_comes_back_after_a_hang_up() {
     }
 }
 
+// === calls placed past ringfence ===
+
+/// How long a call is not counted that ringfence did not place: with an account that has no open call, and with one that has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_call_placed_past_ringfence_is_counted() {
+    if postgres::is_missing() {
+        return;
+    }
+    let _alone = ALONE.lock().await;
+    let mut dice = Dice::new("placed past");
+    let server = tokio::task::block_in_place(Server::start);
+    let setup = fleet::Setup {
+        replicas: 1,
+        sim: SimSettings { webhook_loss: 1.0, ..Setup::default().sim },
+        postgres: (server.port, server.database_over_tcp().rsplit('/').next().unwrap().to_owned()),
+        redis: Store::None,
+        tables: "[businesses.callers]\nmax_calls = 1".to_owned(),
+        limits: (1_000, 1_000, vec![("alpha".to_owned(), 100)]),
+        // As they are by default.
+        reconcile: "",
+    };
+    let fleet = Fleet::set(setup, &mut dice).await;
+    fleet.start().await;
+    let held = async || fleet.status(0).await.map_or(0, |status| status["gate"]["calls"].as_u64().unwrap());
+    let until = async |calls: u64| {
+        let started = Instant::now();
+        while held().await != calls {
+            assert!(started.elapsed() < 5 * PATIENCE, "{} calls are counted, and not {calls}", held().await);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        i64::try_from(started.elapsed().as_millis()).unwrap()
+    };
+    let samples = if large() { 15 } else { 2 };
+    for is_idle in [true, false] {
+        let own = u64::from(!is_idle);
+        if !is_idle {
+            assert_eq!(fleet.dial(0, "alpha", "+15550002001", None, PATIENCE).await.unwrap().status, 200);
+        }
+        let mut took = Vec::new();
+        for n in 0..samples {
+            until(own).await;
+            // At any moment between two sweeps.
+            tokio::time::sleep(Duration::from_millis(dice.below(5_000))).await;
+            let placed = fleet.place_past(&format!("+1555000{n:02}07")).await.unwrap();
+            took.push(until(own + 1).await);
+            assert!(fleet.control.end_call(placed.json()["conversation_id"].as_str().unwrap()));
+        }
+        took.sort_unstable();
+        eprintln!(
+            "placed past ringfence, {} ({}): counted after p50 {} ms, longest {} ms of {samples}",
+            if is_idle { "no open call" } else { "beside an open call" },
+            build(),
+            percentile(&took, 0.5),
+            took[took.len() - 1]
+        );
+    }
+    fleet.end_all();
+    until(0).await;
+    fleet.stop().await;
+    fleet.done().await;
+}
+
 // === the start over many open calls ===
 
 /// Where the calls are on record.

@@ -1,9 +1,10 @@
 //! Two real processes over one record: what one of them did, the other knows of.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use ringfence::simulate::{Fault, FaultKind, Provider};
+use ringfence::simulate::{Fault, FaultKind, Inbound, Provider, SimSettings, Via};
 use serde_json::Value;
 use tokio::task::block_in_place;
 
@@ -16,18 +17,22 @@ use crate::support::stage::{PATIENCE, Setup};
 const DUPLICATE: &str = "x-ringfence-duplicate-of";
 
 async fn two(server: &Server) -> Fleet {
+    let fleet = set(server, Setup::default().sim, 5).await;
+    fleet.start().await;
+    fleet
+}
+
+async fn set(server: &Server, sim: SimSettings, elevenlabs: u32) -> Fleet {
     let setup = fleet::Setup {
         replicas: 2,
-        sim: Setup::default().sim,
+        sim,
         postgres: (server.port, server.database_over_tcp().rsplit('/').next().unwrap().to_owned()),
         redis: Store::None,
         tables: format!("{DATABASE}\n[businesses.callers]\nmax_calls = 1"),
-        limits: (5, 5, vec![("alpha".to_owned(), 3)]),
+        limits: (elevenlabs, 5, vec![("alpha".to_owned(), 3)]),
         reconcile: "sweep_ms = 150\ngrace_ms = 300",
     };
-    let fleet = Fleet::set(setup, &mut Dice::new("two processes")).await;
-    fleet.start().await;
-    fleet
+    Fleet::set(setup, &mut Dice::new("two processes")).await
 }
 
 async fn until_phase(fleet: &Fleet, phase: &str) {
@@ -103,10 +108,13 @@ async fn replicas_on_different_policies_say_so_and_hold_the_lower_limit() {
     let dial = async |to: &str| fleet.dial(0, "alpha", to, None, PATIENCE).await.unwrap();
     let policies = |status: &Value| {
         let all = status["replicas"].as_array().unwrap().iter();
-        all.map(|one| (one["policy"].as_str().map(str::to_owned), one["policySince"].is_string())).collect::<BTreeSet<_>>()
+        all.map(|one| (one["policy"].as_str().map(str::to_owned), one["policySince"].is_string()))
+            .collect::<BTreeSet<_>>()
     };
     let agree = |status: &Value| {
-        status["policiesDiffer"] == false && status["replicas"].as_array().unwrap().len() == 2 && policies(status).len() == 1
+        status["policiesDiffer"] == false
+            && status["replicas"].as_array().unwrap().len() == 2
+            && policies(status).len() == 1
     };
     let differ = |status: &Value| status["policiesDiffer"] == true && policies(status).len() == 2;
     statuses(&fleet, "they know of each other", agree).await;
@@ -141,4 +149,50 @@ async fn replicas_on_different_policies_say_so_and_hold_the_lower_limit() {
     fleet.end_all();
     fleet.stop().await;
     fleet.done().await;
+}
+
+/// A caller is over capacity and talks already. Whoever acknowledged that has put the hang-up on record first: it dies before it hangs
+/// up, and the other does, whichever of the two leads.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_caller_is_hung_up_by_another_replica_if_the_first_dies() {
+    if postgres::is_missing() {
+        return;
+    }
+    let server = block_in_place(Server::start);
+    for (dies, lives) in [(1, 0), (0, 1)] {
+        let fleet = set(&server, SimSettings { el_seed_events: true, ..Setup::default().sim }, 1).await;
+        for n in [0, 1] {
+            let fail = if n == dies { "hangup.sending=abort" } else { "" };
+            assert!(fleet.replicas[n].start(fail).await, "{}", fleet.replicas[n].last_lines());
+        }
+        assert_eq!(fleet.dial(lives, "alpha", "+15550002001", None, PATIENCE).await.unwrap().status, 200);
+        // From now on webhooks come to the one that dies.
+        fleet.replicas[lives].up.store(false, Ordering::Relaxed);
+        let caller = Inbound {
+            to: "+15550001101".to_owned(),
+            from: "+15550003301".to_owned(),
+            via: Via::Native,
+            agent_id: Some("agent_alpha".to_owned()),
+        };
+        let caller = fleet.control.inbound(&caller).unwrap().call_sid.unwrap();
+        let started = Instant::now();
+        while fleet.replicas[dies].dead().is_none() {
+            assert!(started.elapsed() < PATIENCE, "it does not die:\n{}", fleet.replicas[dies].last_lines());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let died = Instant::now();
+        fleet.replicas[lives].up.store(true, Ordering::Relaxed);
+        assert!(fleet.control.wait_call(PATIENCE, &caller, |call| call.outcome.is_some()).await);
+        let took = died.elapsed();
+        eprintln!(
+            "a refused caller is hung up {} ms after its replica's death (the other leads: {})",
+            took.as_millis(),
+            lives == 0
+        );
+        assert!(took < Duration::from_secs(12), "{took:?}");
+        fleet.replicas[dies].kill();
+        fleet.end_all();
+        fleet.stop().await;
+        fleet.done().await;
+    }
 }
