@@ -115,6 +115,15 @@ impl Proxy {
         let message = Message { path: &captured, ..message };
         let (facts, stranger, ignored) = self.facts(&account, &operation, business.as_deref(), &message);
         let would = OnceLock::new();
+        if operation.facts.selectors().any(|selector| selector.is_doubled(&message)) {
+            // Its provider may read the one, and we the other: its limits would be those of another call.
+            let message = "Not dialled: the request says more than once who calls, or who is called.";
+            let what = Refusal::new(Code::InvalidRequest, message);
+            if !self.calls.observes() {
+                return ("create", self.refuse(exchange, &account, &what).await);
+            }
+            let _ = would.set(what);
+        }
         if let Some(stranger) = stranger {
             let what = Refusal::new(Code::UnknownBusiness, format!("Not dialled: {stranger}."));
             if self.calls.observes() {

@@ -37,6 +37,11 @@ pub struct CallFacts {
 }
 
 impl FactSelectors {
+    /// What they are read by.
+    pub fn selectors(&self) -> impl Iterator<Item = &Selector> {
+        [&self.agent, &self.own_number, &self.other_number, &self.from, &self.to].into_iter().flatten()
+    }
+
     /// Reads them, of a call of this direction; overlong texts are not taken.
     pub fn read(&self, message: &Message<'_>, direction: Direction) -> CallFacts {
         let get = |selector: &Option<Selector>| {
