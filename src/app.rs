@@ -113,7 +113,7 @@ async fn bind(
 /// Who may ask at `listen.admin`.
 fn access(config: &Config, socket: Option<PathBuf>) -> Access {
     let keys = Keys::of_secrets(config.token_secret.iter().cloned().collect());
-    Access { keys, metrics_token: config.metrics_token, socket }
+    Access { keys, metrics_token: config.metrics_token, cron_secret: config.cron_secret.clone(), socket }
 }
 
 /// The admin listener with its Unix socket, and where that is. One that the config does not name is done without where it cannot be:
@@ -187,7 +187,8 @@ impl App {
         let (admin, admin_socket) = with_socket(admin, &config.listen.admin_socket)?;
 
         let own = [&api, &webhooks, &admin, &client].map(Edge::local_addr);
-        let doors = Doors::new([api, webhooks, admin, client]);
+        let operators = (access(&config, admin_socket.clone()), clock.clone());
+        let doors = Doors::new([api, webhooks, admin, client], operators);
         let store = open_store(&config, &doors).await?;
         let patient = Patient { doors: &doors, is_remote: config.store.postgres.is_some() };
         let businesses = patient.ask(|| store.businesses()).await?;

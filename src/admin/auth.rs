@@ -6,8 +6,13 @@ use std::path::PathBuf;
 
 use crate::calls::records::Numbers;
 use crate::net::{Exchange, Peer};
+use crate::provider::secret::Secret;
+use crate::provider::sign::equal;
 use crate::token::{BadToken, Keys, bearer};
 pub use crate::token::{Claims, NotSigned, Scope, mint};
+
+/// Where clients of before ringfence show their secret.
+const CRON_SECRET: &str = "x-cron-secret";
 
 /// What decides who may ask.
 #[derive(Debug, Clone)]
@@ -16,6 +21,8 @@ pub struct Access {
     pub keys: Keys,
     /// `/metrics` needs a token, too.
     pub metrics_token: bool,
+    /// What `X-Cron-Secret` must be, where figures are read as before ringfence.
+    pub cron_secret: Option<Secret>,
     /// Where the Unix socket is, for who is sent there.
     pub socket: Option<PathBuf>,
 }
@@ -114,6 +121,23 @@ impl Access {
             self.caller(exchange, Scope::Metrics, now_secs)?.sees_all()?;
         }
         Ok(())
+    }
+
+    /// The same for `/api/concurrent-metrics/prometheus`, whose clients of before ringfence show `X-Cron-Secret` (contract §5). Where none
+    /// is configured the header means nothing.
+    ///
+    /// # Errors
+    /// [`Denied`].
+    pub fn scraper_of_before(&self, exchange: &Exchange, now_secs: i64) -> Result<(), Denied> {
+        match (&self.cron_secret, exchange.header(CRON_SECRET)) {
+            (Some(secret), Some(shown)) if bearer(exchange.headers())?.is_none() => {
+                match equal(secret.expose().as_bytes(), shown.as_bytes()) {
+                    true => Ok(()),
+                    false => Err(Denied::NoToken("X-Cron-Secret is not admin.cron_secret".to_owned())),
+                }
+            }
+            _ => self.caller(exchange, Scope::Metrics, now_secs)?.sees_all().map(drop),
+        }
     }
 
     fn how_to_change(&self) -> String {

@@ -3,7 +3,7 @@
 
 use http::StatusCode;
 use serde_json::{Value, json};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::auth::Caller;
 use super::{Admin, Answer, Problem, bad, limit_of, not_found, ok};
@@ -59,6 +59,14 @@ impl Admin {
         Ok(self.calls.lifecycle.store.audit(record).await?)
     }
 
+    /// The same of what must be done, or was done, even while the store takes no writes: the log has it then.
+    pub(super) async fn note_surely(&self, who: &Caller, act: Act<'_>) {
+        let (what, target) = (act.what, act.target);
+        if let Err(Problem::Store(error)) = self.note(who, act).await {
+            warn!(what, target, by = who.name, %error, "failed to record an act in the audit");
+        }
+    }
+
     pub(super) async fn audit_list(&self, query: &str) -> Answer {
         let list = self.calls.lifecycle.store.latest_audit(limit_of(query)).await?;
         let shown = list.iter().map(|one| {
@@ -110,7 +118,14 @@ impl Admin {
         let (store, id) = (self.calls.lifecycle.store.clone(), business.clone());
         let purged = self.calls.tasks.spawn(async move { store.purge_business(id.as_str()).await }).await;
         match purged {
-            Ok(purged) => ok(&serde_json::to_value(purged?).unwrap_or_default()),
+            Ok(purged) => {
+                let purged = purged?;
+                let before = json!({"calls": purged.calls, "events": purged.events, "deliveries": purged.deliveries, "refusals": purged.refusals});
+                let after = json!({"calls": 0, "events": 0, "deliveries": 0, "refusals": 0, "open": purged.open});
+                let act = Act::new("purged", business.as_str()).because(reason).changes(before, after);
+                self.note_surely(who, act).await;
+                ok(&serde_json::to_value(purged).unwrap_or_default())
+            }
             Err(error) => Err(Problem::Is(StatusCode::INTERNAL_SERVER_ERROR, "FAILED", error.to_string())),
         }
     }

@@ -73,10 +73,6 @@ impl Admin {
         may: impl Fn(Scope) -> Result<Caller, Denied>,
     ) -> Answer {
         match rest {
-            ["prometheus"] => {
-                may(Scope::Metrics)?.sees_all()?;
-                self.prometheus().await
-            }
             ["events"] => self.events(&may(Scope::Read)?, query).await,
             [] | ["status"] => {
                 let who = may(Scope::Metrics)?.sees_all()?;

@@ -128,6 +128,9 @@ fn secured(mut response: Response<Bytes>) -> Response<Bytes> {
     response
 }
 
+/// What whoever may not read is told while the record does not answer.
+pub const RECORD_AWAY: &str = "The record does not answer; /status says why.";
+
 impl Admin {
     async fn route(&self, exchange: &mut Exchange) -> Answer {
         let path = exchange.path().to_owned();
@@ -138,7 +141,7 @@ impl Admin {
         let may = |needs| self.access.caller(exchange, needs, now_secs);
         match (&method, segments.as_slice()) {
             (&Method::GET, ["health"]) => ok(&json!({"status": "ok"})),
-            (&Method::GET, ["ready"]) => self.ready().await,
+            (&Method::GET, ["ready"]) => self.ready(may(Scope::Read).is_ok()).await,
             (&Method::GET, ["metrics"]) => {
                 self.access.scraper(exchange, now_secs)?;
                 self.prometheus().await
@@ -146,6 +149,10 @@ impl Admin {
             (&Method::GET, ["status"]) => {
                 may(Scope::Read)?.sees_all()?;
                 self.status().await
+            }
+            (&Method::GET, ["api", "concurrent-metrics", "prometheus"]) => {
+                self.access.scraper_of_before(exchange, now_secs)?;
+                self.prometheus().await
             }
             (&Method::GET, ["api", "concurrent-metrics", rest @ ..]) => {
                 self.concurrent_metrics(rest, exchange.query(), may).await
@@ -183,7 +190,7 @@ impl Admin {
                 let who = may(Scope::Operate)?;
                 let record = self.find(&percent_decode(&id.join("/")), &who).await?;
                 if *act == "hangup" {
-                    self.hang_up(&record, &who).await
+                    self.hang_up(exchange, &record, &who).await
                 } else {
                     self.release(exchange, &record, &who).await
                 }
@@ -242,7 +249,7 @@ impl Admin {
     // === health ===
 
     /// "Can serve": never a provider's health, never one dependency's.
-    async fn ready(&self) -> Answer {
+    async fn ready(&self, may_read: bool) -> Answer {
         if self.draining.is_cancelled() {
             return Err(Problem::Is(
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -250,7 +257,11 @@ impl Admin {
                 "this process is stopping".to_owned(),
             ));
         }
-        self.calls.lifecycle.store.ping().await?;
+        if let Err(error) = self.calls.lifecycle.store.ping().await {
+            // Addresses and the system's words are not for strangers.
+            let message = if may_read { error.to_string() } else { RECORD_AWAY.to_owned() };
+            return Err(Problem::Is(StatusCode::SERVICE_UNAVAILABLE, "STORE_UNAVAILABLE", message));
+        }
         ok(&json!({"status": "ready"}))
     }
 
@@ -359,18 +370,23 @@ impl Admin {
         record.ok_or_else(|| not_found("no call of this id is on record"))
     }
 
-    async fn hang_up(&self, record: &CallRecord, who: &Caller) -> Answer {
-        // A store that takes no writes must not keep a call up; the log has it then.
-        let act = Act::new("hangup", record.id.as_str()).changes(json!({"phase": record.phase}), Value::Null);
-        if let Err(Problem::Store(error)) = self.note(who, act).await {
-            warn!(call = %record.id, by = who.name, %error, "a hang-up could not be noted in the audit");
-        }
+    /// Ends a call; a reason may be given as `{"reason": "…"}`.
+    async fn hang_up(&self, exchange: &mut Exchange, record: &CallRecord, who: &Caller) -> Answer {
+        let body = exchange.read_body(BODY_BYTES_MAX).await.map_err(|e| bad(e.to_string()))?;
+        let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let reason = body["reason"].as_str().map(str::trim).filter(|reason| !reason.is_empty());
+        let id = record.id.clone();
+        let (act, before) = (Act::new("hangup", id.as_str()).because(reason), json!({"phase": record.phase}));
+        self.note_surely(who, act.changes(before.clone(), Value::Null)).await;
         if record.phase == Phase::Ended {
             return ok(&json!({"result": "over", "call": shown(record)}));
         }
         let (calls, record) = (self.calls.clone(), record.clone());
         // A client that goes away must not leave the check half done.
         let hung = self.calls.tasks.spawn(async move { calls.hang_up(&record, Outcome::Canceled).await }).await;
+        let now = self.calls.lifecycle.store.call(&id).await.ok().flatten();
+        let after = json!({"phase": now.map(|call| call.phase), "result": hung.as_ref().ok()});
+        self.note_surely(who, Act::new("hung up", id.as_str()).because(reason).changes(before, after)).await;
         match hung {
             Ok(HungUp::Failed { tried }) => Err(Problem::Is(
                 StatusCode::BAD_GATEWAY,

@@ -8,6 +8,9 @@ use serde_json::json;
 
 use super::StartError;
 use super::live::Listener;
+use crate::admin::RECORD_AWAY;
+use crate::admin::auth::{Access, Scope};
+use crate::clock::Clock;
 use crate::net::{Edge, Exchange, Handler, RunningEdge};
 use crate::reply::{json_answer, problem};
 
@@ -19,7 +22,8 @@ struct Door {
     behind: OnceLock<Listener>,
     /// Why it is shut. Operators are told; apps and providers only that it is.
     why: Arc<Mutex<String>>,
-    is_admin: bool,
+    /// Who may be told, at `listen.admin`.
+    admin: Option<(Access, Clock)>,
 }
 
 #[async_trait]
@@ -31,8 +35,12 @@ impl Handler for Door {
         if exchange.path() == "/health" {
             return exchange.respond(json_answer(StatusCode::OK, &json!({"status": "ok"}))).await;
         }
-        let mut response = if self.is_admin {
-            let why = self.why.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut response = if let Some((access, clock)) = &self.admin {
+            let may_read = access.caller(exchange, Scope::Read, clock.now_ms() / 1000).is_ok();
+            let why = match may_read {
+                true => self.why.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+                false => RECORD_AWAY.to_owned(),
+            };
             problem(StatusCode::SERVICE_UNAVAILABLE, "STORE_UNAVAILABLE", &why)
         } else {
             let message = "Nothing was sent: ringfence waits for its record.";
@@ -47,6 +55,7 @@ impl Handler for Door {
 /// All doors: api, webhooks, admin, client. Connections wait unanswered until they are opened, or shut with a reason.
 pub(super) struct Doors {
     why: Arc<Mutex<String>>,
+    admin: (Access, Clock),
     state: Mutex<State>,
 }
 
@@ -56,8 +65,9 @@ enum State {
 }
 
 impl Doors {
-    pub(super) fn new(edges: [Edge; 4]) -> Self {
-        Self { why: Arc::default(), state: Mutex::new(State::Bound(edges.into())) }
+    /// `admin`: who may be told why they are shut.
+    pub(super) fn new(edges: [Edge; 4], admin: (Access, Clock)) -> Self {
+        Self { why: Arc::default(), admin, state: Mutex::new(State::Bound(edges.into())) }
     }
 
     /// From now on whoever asks is told why there is nothing behind the doors yet.
@@ -74,7 +84,8 @@ impl Doors {
                     .into_iter()
                     .enumerate()
                     .map(|(n, edge)| {
-                        let door = Door { behind: OnceLock::new(), why: self.why.clone(), is_admin: n == 2 };
+                        let admin = (n == 2).then(|| self.admin.clone());
+                        let door = Door { behind: OnceLock::new(), why: self.why.clone(), admin };
                         let door = Arc::new(door);
                         (edge.spawn(door.clone()), door)
                     })

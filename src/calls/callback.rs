@@ -2,11 +2,11 @@
 
 use http::Uri;
 
-use super::Calls;
 use super::place::CreateOrder;
+use super::{Calls, ForwardPaths};
 use crate::net::BadCallback;
 use crate::provider::description::Callback;
-use crate::provider::path::climbs;
+use crate::provider::path::{climbs, normal};
 use crate::provider::select::{Document, Message, Selector};
 
 /// Where the app is, by the names that the world knows it by and by the operator's own.
@@ -18,6 +18,10 @@ pub struct AppAddress {
     pub app_public_url: Option<Uri>,
     /// Where webhooks go on to.
     pub forward_url: Option<Uri>,
+    /// The paths behind it that pass although they are no webhooks'.
+    pub forward_paths: ForwardPaths,
+    /// Paths of webhooks that the operator added.
+    pub webhook_paths: Vec<String>,
 }
 
 impl AppAddress {
@@ -81,13 +85,29 @@ impl Calls {
                 return Err(BadCallback::unusable("its path leaves the place where it begins"));
             }
             if app.forward_url.is_some() {
-                return Ok(());
+                return match self.may_forward(path) {
+                    true => Ok(()),
+                    false => Err(BadCallback::unusable("app.forward_paths does not let its path pass to the app")),
+                };
             }
             if app.is_own(url) {
                 return Err(BadCallback::unusable("it leads back to ringfence, and app.forward_url is not set"));
             }
         }
         self.upstream.callback_rules().check_url(url)
+    }
+
+    /// Whether a tenant's address may lead to this path of the app: to where webhooks go, and what else the operator lets pass.
+    pub fn may_forward(&self, path_and_query: &str) -> bool {
+        let path = path_and_query.split('?').next().unwrap_or_default();
+        let app = &self.settings.app;
+        let read = normal(path);
+        let is_webhook = || {
+            let mut described = self.accounts.values().flat_map(|account| &account.provider.webhooks);
+            described.any(|webhook| webhook.paths.iter().any(|one| one.captures_any_case(&read).is_some()))
+                || app.webhook_paths.iter().any(|one| normal(one).eq_ignore_ascii_case(&read))
+        };
+        app.forward_paths.contain(if path.is_empty() { "/" } else { path }) || is_webhook()
     }
 
     /// The rule by which an order's callback is taken over, if it is.
@@ -129,6 +149,7 @@ mod tests {
             public_url: uri("https://hooks.example.com/rf"),
             app_public_url: uri("https://app.example.com"),
             forward_url: uri("http://127.0.0.1:3000"),
+            ..AppAddress::default()
         };
         for (url, path) in [
             (

@@ -35,6 +35,8 @@ pub struct Found {
     pub direction: Option<Direction>,
     /// It is a telephone call.
     pub phone: bool,
+    /// It is a part of another call.
+    pub is_part: bool,
     /// The order for many calls that it is one of.
     pub member_of: Vec<Alias>,
 }
@@ -255,6 +257,7 @@ impl Calls {
             facts: lookup.facts.read(&message, direction_of(lookup.direction.as_ref(), &message)),
             direction: lookup.direction.as_ref().map(|word| direction_of(Some(word), &message)),
             phone: lookup.phone.is_empty() || lookup.phone.holds(&message),
+            is_part: !lookup.skip.is_empty() && lookup.skip.holds(&message),
             member_of: lookup.member_of.read(&message),
         }))
     }

@@ -11,6 +11,7 @@ mod again;
 pub mod callback;
 mod elsewhere;
 mod fetch;
+mod forward;
 pub mod hooks;
 pub mod inbound;
 mod looks;
@@ -46,6 +47,7 @@ use crate::policy::Policy;
 use crate::provider::account::Account;
 use crate::provider::render::{MissingValue, Target, render};
 use crate::store::CallRecord;
+pub use forward::ForwardPaths;
 
 /// The longest answer of a provider that is read, in bytes: a list of 1,000 calls is about 1 MiB.
 pub const ANSWER_BYTES_MAX: usize = 8 * 1024 * 1024;

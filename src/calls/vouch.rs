@@ -53,7 +53,8 @@ impl Calls {
             Ok(LookedUp::Found(found)) => {
                 let other = |a: &Option<String>, b: &Option<String>| a.is_some() && b.is_some() && a != b;
                 let lacks = |a: &Option<String>, b: &Option<String>| a.is_some() && b.is_none();
-                let differs = matches!(found.event, Some(Event::Ended(..)))
+                let differs = found.is_part
+                    || matches!(found.event, Some(Event::Ended(..)))
                     || found.direction.is_some_and(|direction| direction != arrival.direction)
                     || lacks(&found.facts.own_number, &arrival.facts.own_number)
                     || other(&found.facts.own_number, &arrival.facts.own_number)

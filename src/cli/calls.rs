@@ -40,6 +40,9 @@ enum Act {
     Hangup {
         /// The call
         id: String,
+        /// Why; stands in the audit
+        #[arg(long)]
+        reason: Option<String>,
     },
     /// Free the slot alone. The telephone call may go on, and the provider's limit be met unseen
     Release {
@@ -76,8 +79,9 @@ impl Calls {
                 let call = self.console.ask(Method::GET, &of(id), None).await?;
                 println!("{}", if self.json { call.to_string() } else { serde_json::to_string_pretty(&call)? });
             }
-            Act::Hangup { id } => {
-                let done = self.console.ask(Method::POST, &format!("{}/hangup", of(id)), None).await?;
+            Act::Hangup { id, reason } => {
+                let body = Some(json!({"reason": reason}));
+                let done = self.console.ask(Method::POST, &format!("{}/hangup", of(id)), body).await?;
                 match (self.json, done["result"].as_str()) {
                     (true, _) => println!("{done}"),
                     (false, Some("over")) => println!("{id} is over: its provider's record says so. The slot is free."),

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::{Client, PAGE_MAX, Refused, message, number, pairs, shown};
 use crate::clock::rfc3339;
 use crate::net::Exchange;
+use crate::provider::description::APP_ID_KIND;
 use crate::provider::path::percent_decode;
 use crate::reply::json_answer;
 use crate::store::{CallRecord, StoredPostCall};
@@ -46,15 +47,14 @@ impl Client {
         let limit = number(exchange, "limit")?.unwrap_or(LISTED);
         let limit = usize::try_from(limit).unwrap_or(usize::MAX).clamp(1, PAGE_MAX as usize);
         let wanted = pairs(exchange).find(|(key, _)| key == "status").map(|(_, status)| status.into_owned());
-        let by_driver = pairs(exchange).any(|(key, _)| key == "driver_id");
+        let driver = pairs(exchange).find(|(key, _)| key == "driver_id").map(|(_, driver)| driver.into_owned());
         let all = self.lifecycle.store.latest_calls(PAGE_MAX * 10).await?;
         let is_wanted = |call: &&CallRecord| {
             let status = message::status(call);
             visitor.sees(call.facts.business.as_str())
                 && (!only_active || status == "in_progress")
                 && wanted.as_deref().is_none_or(|wanted| wanted == status)
-                // Nobody here knows drivers.
-                && !by_driver
+                && driver.as_deref().is_none_or(|driver| driver_id(call) == Some(driver))
         };
         let mut list = Vec::new();
         for call in all.iter().filter(is_wanted).take(limit) {
@@ -93,6 +93,13 @@ impl Client {
     }
 }
 
+/// Whose call it is: the app's own id is `EL_{driver}_{unix time}` (contract §5).
+fn driver_id(call: &CallRecord) -> Option<&str> {
+    let (driver, at) = call.alias(APP_ID_KIND)?.strip_prefix("EL_")?.rsplit_once('_')?;
+    let is_time = !at.is_empty() && at.bytes().all(|byte| byte.is_ascii_digit());
+    (is_time && !driver.is_empty()).then_some(driver)
+}
+
 fn of(call: &CallRecord, told: Option<&StoredPostCall>) -> Value {
     let told = told.map(|told| &told.found);
     let seconds = call.ended_at.map(|ended| (ended - call.answered_at.unwrap_or(call.admitted_at)).max(0) / 1000);
@@ -100,7 +107,7 @@ fn of(call: &CallRecord, told: Option<&StoredPostCall>) -> Value {
     json!({
         "call_sid": message::call_sid(call),
         "conversation_id": call.alias("conversation_id"),
-        "driver_id": null,
+        "driver_id": driver_id(call),
         "trip_id": null,
         "status": message::status(call),
         "call_start_time": rfc3339(call.admitted_at),

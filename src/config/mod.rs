@@ -89,6 +89,8 @@ pub struct Config {
     pub token_secret: Option<Secret>,
     /// `/metrics` needs a token as everything else does.
     pub metrics_token: bool,
+    /// What clients of before ringfence show to read figures.
+    pub cron_secret: Option<Secret>,
     /// Tokens and signatures are required.
     pub strict: Strict,
     /// How logs are written.
@@ -368,7 +370,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
     }
     let agents = inbound.table("agents").named_texts();
     let agents = agents.into_iter().map(|(number, agent)| (number_key(&number).into_owned(), agent)).collect();
-    let extra_paths =
+    let extra_paths: webhook::arrive::ExtraPaths =
         EXTRA_PATHS.into_iter().filter_map(|(webhook, key)| Some((webhook.to_owned(), inbound.texts(key)?))).collect();
     let when_full = policy::instead(&inbound, "when_full");
     let when_down = policy::instead(&inbound, "when_down");
@@ -407,6 +409,11 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
     let token_secret = admin.secret("token_secret");
     long_enough(&admin, token_secret.as_slice());
     let metrics_token = admin.flag("metrics_token").unwrap_or(false);
+    let cron_secret = admin.secret("cron_secret");
+    if let Some(short) = cron_secret.as_ref().map(|s| s.expose().len()).filter(|n| *n < CRON_SECRET_BYTES_MIN) {
+        let title = format!("`admin.cron_secret` has {short} bytes; it needs {CRON_SECRET_BYTES_MIN} at least");
+        admin.report().error("E003", admin.span("cron_secret"), title, "make one: openssl rand -base64 32");
+    }
     admin.finish();
     let client = client(root, folder, token_secret.as_ref());
     let upstream = root.table("upstream");
@@ -454,6 +461,8 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
                 public_url: public_url.clone(),
                 app_public_url: records.app_public_url.clone(),
                 forward_url: records.forward_url.clone(),
+                forward_paths: records.forward_paths.clone(),
+                webhook_paths: extra_paths.values().flatten().cloned().collect(),
             }),
             sdk_retry_after_max_secs,
             inbound_account,
@@ -489,6 +498,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
         client,
         token_secret,
         metrics_token,
+        cron_secret,
         strict,
         log,
         extra_ca,
@@ -508,11 +518,25 @@ pub fn extra_paths_key(provider: &str, webhook: &str) -> Option<&'static str> {
 }
 
 fn url(text: &str) -> Result<Uri, String> {
+    if splits_password(text) {
+        return Err("has a `#`, `/` or `?` before its `@`: write it in a password as %23, %2F or %3F".to_owned());
+    }
     let uri: Uri = text.parse().map_err(|e| format!("is no URL: {e}"))?;
     match (uri.scheme_str(), uri.authority()) {
         (Some("http" | "https"), Some(_)) => Ok(uri),
         _ => Err("must start with http:// or https:// and a host".to_owned()),
     }
+}
+
+/// Whether what was meant as the user and password of a URL ends before its `@`: the host would be a part of the password.
+fn splits_password(text: &str) -> bool {
+    let rest = text.split_once("://").map_or(text, |(_, rest)| rest);
+    let Some((before, _)) = rest.rsplit_once('@') else { return false };
+    // A path may have an `@`; what has a colon in front of it, and no port there, is a password.
+    let Some(at) = before.find(['/', '#', '?']) else { return false };
+    let (head, tail) = before.split_at(at);
+    let port = head.rsplit_once(':').map(|(_, port)| port);
+    port.is_some_and(|port| tail.starts_with('#') || port.parse::<u16>().is_err())
 }
 
 fn registry(root: &Table<'_>, folder: &std::path::Path) -> Option<Registry> {
@@ -691,6 +715,9 @@ fn gate(root: &Table<'_>, folder: &std::path::Path) -> (capacity::Settings, Opti
 }
 
 /// Secrets that sign tokens must be as long as their hash: shorter ones are found by trying.
+/// The shortest `admin.cron_secret`, in bytes: it is tried over the network alone, unlike one that signs.
+const CRON_SECRET_BYTES_MIN: usize = 16;
+
 fn long_enough(table: &Table<'_>, secrets: &[Secret]) {
     if let Some(short) = secrets.iter().map(|secret| secret.expose().len()).find(|length| *length < SECRET_BYTES_MIN) {
         let path = table.path_of("token_secret");

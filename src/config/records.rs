@@ -8,11 +8,12 @@ use http::Uri;
 
 use super::read::Table;
 use super::url;
+use crate::calls::ForwardPaths;
 use crate::calls::records::OwnEvents;
 use crate::net::CallbackRules;
 use crate::policy::Privacy;
 use crate::provider::sign::standard_key;
-use crate::webhook::{AppHost, ForwardPaths};
+use crate::webhook::AppHost;
 
 /// What is read.
 pub(super) struct Records {

@@ -13,6 +13,7 @@ fn env(name: &str) -> Option<String> {
         "ACME_API_KEY",
         "RINGFENCE_TOKEN_SECRET",
         "APP_SECRET_KEY",
+        "CRON_SECRET",
     ];
     if name == "RINGFENCE_EVENTS_SECRET" {
         return Some("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".to_owned());
@@ -220,6 +221,29 @@ fn two_listeners_need_two_addresses() {
     assert_eq!(listen("api = \"127.0.0.1:7000\"\nadmin = \":7000\""), ["E043"]);
     assert_eq!(listen("api = \":0\"\nwebhooks = \":0\"\nadmin = \":0\""), Vec::<&str>::new());
     assert_eq!(listen("api = \"127.0.0.1:7000\"\nadmin = \"127.0.0.2:7000\""), Vec::<&str>::new());
+}
+
+#[test]
+fn a_password_that_ends_a_url_early_is_told() {
+    let upstream = |url: &str| drawn(&format!("[accounts.elevenlabs]\nupstream = \"{url}\"\n"));
+    for bad in [
+        "https://user:p#ss@proxy.example",
+        "https://user:p/ss@proxy.example/x",
+        "http://u:a?b@proxy.example",
+        "https://u:1#2x/y@h",
+    ] {
+        let shown = upstream(bad);
+        assert!(shown.contains("%23, %2F or %3F") && shown.contains("error[E003]"), "{bad}: {shown}");
+        assert!(!shown.contains("p#ss") && !shown.contains("p/ss"), "{shown}");
+    }
+    for good in [
+        "https://user:p%23ss@proxy.example",
+        "https://proxy.example:8443/a@b",
+        "https://proxy.example/a:b@c",
+        "https://proxy.example/@",
+    ] {
+        assert!(!upstream(good).contains("error"), "{good}: {}", upstream(good));
+    }
 }
 
 #[test]

@@ -17,6 +17,8 @@ pub struct Subaccount {
     pub owner: Option<String>,
     /// Its calls: sid and Twilio's word for where each stands. They ring and talk for nobody.
     pub calls: BTreeMap<String, String>,
+    /// What the records of some of them say otherwise: fields by sid.
+    pub details: BTreeMap<String, serde_json::Map<String, serde_json::Value>>,
 }
 
 /// Answers a request below a subaccount's sid.
@@ -47,11 +49,14 @@ pub(super) fn respond(world: &mut World, ask: &Ask<'_>, sid: &str, rest: &[&str]
                     one.calls.insert(call.to_owned(), status.clone());
                 }
             }
-            let body = json!({
+            let mut body = json!({
                 "sid": call, "account_sid": sid, "parent_call_sid": null, "status": status,
                 "from": "+15550003301", "to": "+15550001101", "direction": "inbound", "duration": null, "price": null,
                 "end_time": null, "price_unit": "USD",
             });
+            for (field, value) in subaccount.details.get(call).into_iter().flatten() {
+                body[field] = value.clone();
+            }
             Reply::json(200, &body)
         }
         _ => error(404, 20404, &format!("The requested resource {} was not found", ask.path)),

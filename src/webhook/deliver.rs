@@ -174,6 +174,14 @@ async fn send(calls: &Calls, delivery: &Delivery, spool: &Spool) -> Result<(), M
     let (upstream, app) = (&calls.upstream, &calls.settings.app);
     // Decided anew: the operator may have said since where the app is.
     let path = if delivery.route == Route::App { None } else { app.path_of(&delivery.url) };
+    if let Some(path) = path
+        && !calls.may_forward(path)
+    {
+        return Err(forbidden(
+            calls,
+            &BadCallback::unusable("app.forward_paths does not let its path pass to the app"),
+        ));
+    }
     let forwarded = path.map(|path| match &app.forward_url {
         Some(base) => Ok(join(base, path)),
         None => Err(Missed::from("app.forward_url is not set, and the address is the app's own".to_owned())),

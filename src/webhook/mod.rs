@@ -4,7 +4,7 @@
 
 pub mod arrive;
 pub mod deliver;
-mod forward;
+mod exact;
 mod front;
 mod hear;
 mod journal;
@@ -35,8 +35,8 @@ use tracing::{debug, warn};
 use ulid::Ulid;
 
 use crate::call::{Direction, EndProof, Event, Origin, Phase};
-use crate::calls::Calls;
 use crate::calls::inbound::{Arrival, Arrived};
+use crate::calls::{Calls, ForwardPaths};
 use crate::failpoint;
 use crate::ids::{Alias, CallId, number_key};
 use crate::net::{BodyError, Exchange, Handler};
@@ -52,7 +52,6 @@ use crate::store::{
     Took, Voucher,
 };
 use arrive::{Candidate, ExtraPaths, Found, find};
-pub use forward::ForwardPaths;
 pub use front::AppHost;
 pub use journal::journal_loop;
 pub use records::records_loop;
@@ -180,6 +179,12 @@ impl Raw {
         self.flaw == Some(Flaw::Unreadable)
     }
 
+    /// The body is nothing that can be read as news, or a part of it was left out.
+    fn is_unread(&self) -> bool {
+        let is_odd = !matches!(self.document, Document::Json(_) | Document::Form(_));
+        is_odd || self.flaw.is_some_and(|flaw| flaw != Flaw::Lenient)
+    }
+
     fn form(&self) -> Option<&[(String, String)]> {
         pairs(&self.document)
     }
@@ -281,25 +286,34 @@ impl Webhooks {
     }
 
     async fn take(&self, exchange: &mut Exchange, found: &[Candidate]) -> u16 {
+        let is_exact = found.iter().any(|one| one.is_exact_at(exchange.path()));
+        match self.answer_to(exchange, found).boxed().await {
+            Some(answer) => self.answer(exchange, if is_exact { exact::shaped(answer) } else { answer }).await,
+            None => 200,
+        }
+    }
+
+    /// The answer to a webhook. `None`: it has been written already (the app's, relayed).
+    async fn answer_to(&self, exchange: &mut Exchange, found: &[Candidate]) -> Option<Response<Bytes>> {
         if let Some(answer) = self.refused_by_head(exchange, found) {
-            return self.answer(exchange, answer).await;
+            return Some(answer);
         }
         let body = match exchange.read_body(BODY_BYTES_MAX).await {
             Ok(body) => body,
             Err(BodyError::TooLarge { limit }) => {
                 let message = format!("A webhook has at most {limit} bytes.");
-                return self.answer(exchange, problem(StatusCode::PAYLOAD_TOO_LARGE, "BODY_TOO_LARGE", &message)).await;
+                return Some(problem(StatusCode::PAYLOAD_TOO_LARGE, "BODY_TOO_LARGE", &message));
             }
             Err(error) => {
                 debug!(%error, "a webhook's body did not arrive");
                 let answer = body_missing(error);
-                return self.answer(exchange, answer).await;
+                return Some(answer);
             }
         };
         let raw = Raw::new(exchange.method().as_str(), exchange.path_and_query(), exchange.arrived(), body);
         let (from, keys, by) = match self.signer(&raw, found).boxed().await {
             Ok(signer) => signer,
-            Err(answer) => return self.answer(exchange, answer).await,
+            Err(answer) => return Some(answer),
         };
         // Whoever signed it is told that it has arrived, whether it can be read or not: it is kept, and the app gets it.
         let raw = raw.decoded();
@@ -314,18 +328,38 @@ impl Webhooks {
             warn!(%account, webhook = from.webhook().name, "a webhook says more than once what it is of; it is refused");
             self.calls.lifecycle.metrics.webhook(account.as_str(), name, "doubled");
             let message = "The request names a call, or what happened to it, more than once.";
-            return self.answer(exchange, problem(StatusCode::BAD_REQUEST, "INVALID_PAYLOAD", message)).await;
+            return Some(problem(StatusCode::BAD_REQUEST, "INVALID_PAYLOAD", message));
+        }
+        if from.webhook().is_foreign(&taken.message) && !taken.aliases.is_empty() {
+            let (account, name) = (&from.account.name, taken.event.map_or("unknown", |e| e.name.as_str()));
+            warn!(%account, webhook = from.webhook().name, "a webhook that is about no call names one; it is refused");
+            self.calls.lifecycle.metrics.webhook(account.as_str(), name, "foreign");
+            let message = "The request is about something else than a call, and names a call.";
+            return Some(problem(StatusCode::BAD_REQUEST, "INVALID_PAYLOAD", message));
         }
         if taken.is_exact() && taken.is_unusable() {
             let message = "The payload names no type, or no conversation.";
-            return self.answer(exchange, problem(StatusCode::BAD_REQUEST, "INVALID_PAYLOAD", message)).await;
+            let invalid = problem(StatusCode::BAD_REQUEST, "INVALID_PAYLOAD", message);
+            // Whoever signed it is told that it cannot be used. What it may have told of is not lost for that: its bytes are kept.
+            let kept = match raw.is_unread() {
+                true => self.run(exchange, &taken).boxed().await.map(drop),
+                false => Ok(()),
+            };
+            let answer = kept.map_or_else(
+                |error| {
+                    warn!(account = %from.account.name, %error, "failed to keep a webhook that cannot be read");
+                    not_recorded()
+                },
+                |()| invalid,
+            );
+            return Some(answer);
         }
         if let Some(answer) = self.unheard(&taken).await {
-            return self.answer(exchange, answer).await;
+            return Some(answer);
         }
         let response = match self.run(exchange, &taken).await {
             Ok(Some(response)) => response,
-            Ok(None) => return 200,
+            Ok(None) => return None,
             Err(error) => {
                 warn!(account = %from.account.name, webhook = from.webhook().name, %error, "a webhook could not be recorded");
                 let name = taken.event.map_or("unknown", |e| e.name.as_str());
@@ -335,14 +369,17 @@ impl Webhooks {
                 match asks {
                     true => match self.reply(exchange, &taken, None).await {
                         Ok(Some(response)) => response,
-                        Ok(None) => return 200,
+                        Ok(None) => return None,
                         Err(_) => not_recorded(),
                     },
                     false => not_recorded(),
                 }
             }
         };
-        self.answer(exchange, response).await
+        match taken.is_exact() && response.status().is_success() {
+            true => Some(self.with_call(response, &taken.aliases).await),
+            false => Some(response),
+        }
     }
 
     /// Says what of a webhook could not be read.
@@ -491,7 +528,7 @@ impl Webhooks {
         };
         // A notification that lacks what would tell its deliveries apart: the same bytes are the same event.
         let same_bytes = || {
-            let tells = taken.news.is_some() || taken.heard.is_some();
+            let tells = taken.news.is_some() || taken.heard.is_some() || raw.is_unread();
             let notifies = webhook.reply.is_none() && tells && !raw.body.is_empty();
             notifies.then(|| of(format!("sha256|{}|{}", raw.path_and_query, sha256_hex(&raw.body))))
         };

@@ -13,7 +13,6 @@ use crate::call::Event;
 use crate::calls::records::{Redacted, Searched};
 use crate::ids::Alias;
 use crate::provider::description::{OWN_ID_KIND, PostCall};
-use crate::provider::path::normal;
 use crate::provider::sign::Keys;
 use crate::reply::problem;
 use crate::store::{NewEvent, Result, StoreError};
@@ -32,8 +31,7 @@ const MOMENT: (Duration, u32) = (Duration::from_millis(250), 4);
 impl Taken<'_> {
     /// Its caller is told by the status what is wrong.
     pub(super) fn is_exact(&self) -> bool {
-        let path = normal(self.raw.path());
-        self.from.webhook().exact.iter().any(|one| one.captures_any_case(&path).is_some())
+        self.from.is_exact_at(self.raw.path())
     }
 
     /// Nothing in it says what it is, or which call it is of.

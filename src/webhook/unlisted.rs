@@ -23,6 +23,9 @@ impl Webhooks {
                 continue;
             }
             let taken = read(&raw, &one, Keys::default(), self.voucher_again(&one, &raw), String::new());
+            if one.webhook().is_foreign(&taken.message) {
+                continue;
+            }
             let (Some(event), Some(news)) = (taken.event, taken.news) else { continue };
             let count = |outcome| self.calls.lifecycle.metrics.webhook(account.name.as_str(), &event.name, outcome);
             match news {

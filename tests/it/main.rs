@@ -8,6 +8,7 @@
 
 mod acceptance;
 mod app_sees;
+mod attacks;
 mod callbacks;
 mod chaos;
 mod cli;

@@ -98,7 +98,12 @@ async fn t4_1_post_call_webhooks_are_answered_200_and_end_their_call() {
     let conversation = dialled(&stage).await;
     for _ in 0..2 {
         let answer = post(&stage, &payload(&conversation)).await;
-        assert_eq!((answer.status, answer.json()), (200, json!({"received": true})));
+        // As ringfence answers everywhere, and as the systems before it did here.
+        let sid = answer.json()["call_sid"].clone();
+        assert!(sid.as_str().is_some_and(|sid| sid.starts_with("CA")), "{answer:?}");
+        let told = json!({"received": true, "status": "success", "message": "Post-call data stored",
+            "conversation_id": conversation, "call_sid": sid, "call_status": "completed"});
+        assert_eq!((answer.status, answer.json()), (200, told));
     }
     let call = shown(&stage, &conversation).await;
     assert_eq!(
@@ -146,6 +151,10 @@ async fn t4_3_invalid_payloads_unknown_conversations_and_bad_signatures_are_told
     }
     let unknown = post(&stage, &payload("conv_nobody_knows")).await;
     assert_eq!((unknown.status, &unknown.json()["error"]), (404, &json!("CALL_NOT_FOUND")));
+    let told = (&unknown.json()["status"], &unknown.json()["details"], unknown.json()["message"].is_string());
+    assert_eq!(told, (&json!("error"), &json!("CALL_NOT_FOUND"), true), "{unknown:?}");
+    let unsigned = stage.send("POST", &stage.webhooks(POST_CALL), &[], payload("conv_9").to_string()).await;
+    assert_eq!((unsigned.status, &unsigned.json()["status"]), (401, &json!("error")), "{unsigned:?}");
     let (url, body) = (stage.webhooks(POST_CALL), payload("conv_x").to_string());
     let headers = [("content-type", "application/json"), ("elevenlabs-signature", "t=1,v0=00")];
     assert_eq!(stage.send("POST", &url, &headers, body).await.status, 401);
@@ -584,7 +593,9 @@ async fn a_business_is_purged_by_an_operator_and_that_is_on_record() {
         .collect();
     let expected = [
         ("release", up_id.as_str(), json!("it hung")),
+        ("hung up", &up_id, Value::Null),
         ("hangup", &up_id, Value::Null),
+        ("purged", "acme", json!("they left")),
         ("purge", "acme", json!("they left")),
     ];
     assert_eq!(acts, expected.map(|(what, target, reason)| (json!(what), json!(target), reason)));
@@ -795,5 +806,38 @@ async fn the_result_of_a_whatsapp_call_is_its_outcome() {
         assert_eq!(post(&stage, &body).await.status, 200);
         assert_eq!(shown(&stage, &conversation).await["outcome"], outcome, "{result}");
     }
+    stage.finish().await;
+}
+
+/// Its sender is told that it cannot be used, as the systems before ringfence did. Its bytes are kept, counted, and go to the app.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_post_call_webhook_that_cannot_be_read_is_400_and_kept() {
+    let app = Behind::start().await;
+    let stage = Stage::start(Setup { app: Some(app.url()), ..by_hand("") }).await;
+    let conversation = dialled(&stage).await;
+    let bodies = [
+        format!("{{\"type\":\"post_call_transcription\",\"data\":{{\"conversation_id\":\"{conversation}\""),
+        "<html>".to_owned(),
+        "[".repeat(5_000),
+    ];
+    for body in &bodies {
+        // The same bytes again are the same event.
+        for _ in 0..2 {
+            let answer = post_raw(&stage, body).await;
+            assert_eq!((answer.status, &answer.json()["error"]), (400, &json!("INVALID_PAYLOAD")), "{answer:?}");
+        }
+    }
+    let kept = crate::support::hooks::inbox(&stage).await;
+    let of = |what: &str| kept.iter().filter(|(_, outcome, _)| outcome.as_deref() == Some(what)).count();
+    assert_eq!((of("unreadable"), of("ignored"), kept.len()), (2, 1, bodies.len()), "{kept:?}");
+    stage
+        .wait("the app has them", async || {
+            bodies.iter().all(|body| app.at(POST_CALL).iter().any(|got| got.body == *body))
+        })
+        .await;
+    let metrics = stage.ask("/metrics").await;
+    let counted = "ringfence_unreadable_total{account=\"elevenlabs\",flaw=\"unreadable\",source=\"webhook\"} 4";
+    assert!(metrics.as_str().unwrap().contains(counted), "{metrics}");
+    assert_eq!(stage.held().await, 1, "nothing was said of a call");
     stage.finish().await;
 }

@@ -237,6 +237,10 @@ async fn every_change_is_in_the_audit() {
         let status = tcp(&stage, method, path, &by_token, body).await.status;
         assert!(status < 300 || path.contains("nobody"), "{method} {path}: {status}");
     }
+    let first = id(&stage.dial(Some("pro"), "+15550002002").await, "conversation_id");
+    let hangup = stage.admin(&format!("/api/calls/{first}/hangup"));
+    let hung = stage.send("POST", &hangup, &[], r#"{"reason":"they asked for it"}"#).await;
+    assert_eq!(hung.status, 200, "{hung:?}");
     let release = stage.send("POST", &stage.admin(&format!("/api/calls/{call}/release")), &[], own).await;
     assert_eq!(release.status, 200);
     stage.rewrite("[businesses.payg]", "[reload]\nwatch = false\n[businesses.payg]");
@@ -245,21 +249,65 @@ async fn every_change_is_in_the_audit() {
     let audit = stage.ask("/api/audit?limit=50").await["audit"].clone();
     let audit: Vec<&Value> = audit.as_array().unwrap().iter().rev().collect();
     let whats: Vec<&str> = audit.iter().map(|one| one["what"].as_str().unwrap()).collect();
-    let changes = ["put business", "put business", "delete business", "purge", "reconcile", "replay", "fetch"];
-    assert_eq!(whats, [changes.as_slice(), &["release", "reload"]].concat());
-    for one in &audit[..7] {
+    // A purge is noted before it is made, and what it came to after it.
+    let changes =
+        ["put business", "put business", "delete business", "purge", "purged", "reconcile", "replay", "fetch"];
+    assert_eq!(whats, [changes.as_slice(), &["hangup", "hung up", "release", "reload"]].concat());
+    for one in &audit[..8] {
         assert!(one["who"] == "olga" && one["from"].as_str().unwrap().starts_with("127.0.0.1:"), "{one}");
     }
-    for one in &audit[7..] {
+    for one in &audit[8..] {
         assert!(one["who"] == "local" && one["from"].as_str().unwrap().starts_with("unix socket, uid "), "{one}");
     }
     let max = |n: usize, part: &str| audit[n][part]["max_calls"].clone();
     assert_eq!((&audit[0]["before"], &audit[0]["after"]["plan"]), (&Value::Null, &json!("PRO")));
     assert_eq!((max(1, "before"), max(1, "after")), (Value::Null, json!(7)));
     assert_eq!((max(2, "before"), &audit[2]["after"]), (json!(7), &Value::Null));
-    assert_eq!((&audit[3]["reason"], &audit[7]["reason"]), (&json!("they left"), &json!("it hung")));
-    assert!(audit[8]["before"]["policy"].is_string() && audit[8]["before"] != audit[8]["after"], "{}", audit[8]);
+    assert_eq!((&audit[3]["reason"], &audit[10]["reason"]), (&json!("they left"), &json!("it hung")));
+    assert_eq!((&audit[4]["reason"], &audit[4]["after"]["calls"]), (&json!("they left"), &json!(0)));
+    assert!(audit[4]["before"]["refusals"].is_u64(), "{}", audit[4]);
+    // A hang-up has a reason, what the call was, and what became of it.
+    let hung = |n: usize| (&audit[n]["reason"], &audit[n]["before"]["phase"], &audit[n]["after"]["phase"]);
+    let reason = json!("they asked for it");
+    assert_eq!((hung(8).0, hung(8).2), (&reason, &Value::Null));
+    assert_eq!(hung(9), (&reason, hung(8).1, &json!("ended")));
+    assert!(audit[11]["before"]["policy"].is_string() && audit[11]["before"] != audit[11]["after"], "{}", audit[11]);
     stage.finish().await;
+}
+
+/// As clients of before ringfence read figures; nothing else is open to that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cron_secret_reads_figures_and_nothing_else() {
+    const FIGURES: &str = "/api/concurrent-metrics/prometheus";
+    let own = "a cron secret, 16+";
+    let with = stage("", &format!("[admin]\ntoken_secret = \"{SECRET}\"\ncron_secret = \"{own}\"")).await;
+    let cron = |secret| vec![("x-cron-secret", secret)];
+    let read = token(SECRET, json!({"sub": "ann", "scope": "metrics", "businesses": "*", "exp": 4_000_000_000_i64}));
+    let forged = token(
+        "another secret of some length, too",
+        json!({"sub": "ann", "scope": "metrics", "businesses": "*", "exp": 4_000_000_000_i64}),
+    );
+    for (path, headers, status) in [
+        (FIGURES, cron(own), 200),
+        (FIGURES, cron("a cron secret, 16-"), 401),
+        (FIGURES, cron(""), 401),
+        (FIGURES, vec![], 401),
+        (FIGURES, vec![("authorization", read.as_str())], 200),
+        (FIGURES, vec![("authorization", read.as_str()), ("x-cron-secret", "wrong")], 200),
+        (FIGURES, vec![("authorization", forged.as_str()), ("x-cron-secret", own)], 401),
+        ("/api/concurrent-metrics", cron(own), 401),
+        ("/api/concurrent-metrics/status", cron(own), 401),
+        ("/status", cron(own), 401),
+        ("/api/calls", cron(own), 401),
+    ] {
+        assert_eq!(tcp(&with, "GET", path, &headers, "").await.status, status, "{path} {headers:?}");
+    }
+    assert_eq!(tcp(&with, "PUT", FIGURES, &cron(own), "").await.status, 404);
+    with.finish().await;
+    // Where none is set the header means nothing: a program on this machine may look.
+    let without = stage("", "").await;
+    assert_eq!(tcp(&without, "GET", FIGURES, &cron("anything"), "").await.status, 200);
+    without.finish().await;
 }
 
 // === the socket, with the real program ===

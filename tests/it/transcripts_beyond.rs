@@ -427,7 +427,8 @@ async fn many_at_once(store: &str) {
         (0..CALLS).flat_map(|call| (1..=per_call).map(move |n| (format!("conv_{call}"), n))).collect();
     wanted.sort();
     assert!(got == wanted, "numbers are missing or were given out twice");
-    assert_eq!(stage.held().await as usize, CALLS);
+    let open = stage.app().calls().lifecycle.store.open_calls().await.unwrap();
+    assert_eq!((open.len(), stage.held().await), (CALLS, 0), "a record each, and no place for an app's word");
     std::sync::Arc::into_inner(stage).unwrap().finish().await;
 }
 
@@ -644,6 +645,12 @@ async fn clients_of_before_find_their_calls_by_the_apps_own_id() {
     assert_eq!(get("/calls/active").await.as_array().map(Vec::len), Some(1));
     assert_eq!(get("/calls?status=completed").await, json!([]));
     assert_eq!(get("/calls?limit=5").await[0]["call_sid"], "EL_7_1760000000");
+    let mine = get("/calls?driver_id=7").await;
+    assert_eq!((mine.as_array().map(Vec::len), &mine[0]["driver_id"]), (Some(1), &json!("7")));
+    assert_eq!((&mine[0]["trip_id"], &mine[0]["driver_name"]), (&Value::Null, &Value::Null));
+    for other in ["/calls?driver_id=17", "/calls?driver_id=", "/calls?driver_id=7_1760000000"] {
+        assert_eq!(get(other).await, json!([]), "{other}");
+    }
     let denied = stage.send("GET", &stage.client("/calls"), &[], "").await;
     assert_eq!(denied.status, 403, "{denied:?}");
     stage.finish().await;

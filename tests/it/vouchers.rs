@@ -16,6 +16,11 @@ const SUB: &str = "AC0000000000000000000000000000000a";
 const SUB_TOKEN: &str = "the token of the subaccount";
 const REAL: &str = "CA00000000000000000000000000000007";
 
+/// Calls of the subaccount that are none to be announced: a leg of another, one that runs the other way, one that is over.
+const CHILD: &str = "CA00000000000000000000000000000008";
+const OUTWARD: &str = "CA00000000000000000000000000000009";
+const OVER: &str = "CA0000000000000000000000000000000a";
+
 /// Two accounts of each provider, and a subaccount; nobody is asked by sweeps.
 fn crowd(app: &Behind, url: &str) -> Setup {
     let accounts = format!(
@@ -40,8 +45,13 @@ max_calls = 5
 phone_numbers = ["+15550001111"]
 "#
     );
-    let calls = [(REAL.to_owned(), "in-progress".to_owned())].into();
-    let subaccount = Subaccount { auth_token: SUB_TOKEN.to_owned(), calls, ..Subaccount::default() };
+    let live = [REAL, CHILD, OUTWARD].map(|sid| (sid.to_owned(), "in-progress".to_owned()));
+    let calls = live.into_iter().chain([(OVER.to_owned(), "completed".to_owned())]).collect();
+    let said = |sid: &str, field: &str, value: &str| {
+        (sid.to_owned(), serde_json::Map::from_iter([(field.to_owned(), json!(value))]))
+    };
+    let details = [said(CHILD, "parent_call_sid", REAL), said(OUTWARD, "direction", "outbound-api")].into();
+    let subaccount = Subaccount { auth_token: SUB_TOKEN.to_owned(), calls, details, ..Subaccount::default() };
     Setup {
         sim: SimSettings { subaccounts: [(SUB.to_owned(), subaccount)].into(), ..Setup::default().sim },
         app: Some(app.url()),
@@ -162,6 +172,10 @@ async fn a_subaccount_cannot_fill_a_limit_with_calls_that_are_not_there() {
         let answer = form_of(&stage, VOICE, SUB_TOKEN, &rings(sid)).await;
         assert_eq!((answer.status, &answer.json()["error"]), (403, &"CALL_NOT_YOURS".into()));
     }
+    for sid in [CHILD, OUTWARD, OVER] {
+        let answer = form_of(&stage, VOICE, SUB_TOKEN, &rings(sid)).await;
+        assert_eq!((answer.status, stage.held().await), (403, 0), "{sid}: {answer:?}");
+    }
     // One that is there, but is of another number than it says.
     let other: Vec<_> = rings(REAL).into_iter().map(|(k, v)| (k, if k == "To" { "+15550001199" } else { v })).collect();
     assert_eq!(form_of(&stage, VOICE, SUB_TOKEN, &other).await.status, 403);
@@ -231,6 +245,21 @@ async fn ids_are_read_where_the_provider_puts_them() {
     let signature = sign::twilio(&token, &url, &[]);
     assert_eq!(stage.send("GET", &url, &[("x-twilio-signature", &signature)], Bytes::new()).await.status, 204);
     assert_eq!(stage.held().await, 0);
+    stage.finish().await;
+}
+
+/// A call that was placed at its carrier is over when the carrier says so, whatever was connected to it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_a_conversation_is_no_end_of_a_call_that_was_placed_at_its_carrier() {
+    let (_app, _nobody, stage) = started().await;
+    let sid = id(&talk(&stage, "+15550002001", &[]).await, "sid");
+    let secret = stage.control.settings().el_webhook_secret;
+    for conversation in ["conv_1", "conv_2"] {
+        assert_eq!(event_of(&stage, &secret, &post_call(conversation, Some(&sid))).await, 200);
+        assert_eq!(stage.held().await, 1, "{conversation}: its carrier still has it");
+    }
+    stage.control.end_call(&sid);
+    stage.wait("its carrier is asked, or tells", async || stage.held().await == 0).await;
     stage.finish().await;
 }
 

@@ -31,6 +31,9 @@ pub struct Lookup {
     /// When the record is of a telephone call; the rest takes no slot.
     #[serde(default)]
     pub phone: Predicate,
+    /// Records of what is no call of its own, such as the leg of another. Nobody announces one as a call.
+    #[serde(default)]
+    pub skip: Predicate,
     /// Statuses that mean "no such call".
     pub absent: Vec<u16>,
     /// The order for many calls that it is one of: ids of kinds that groups need.

@@ -38,6 +38,9 @@ pub struct Webhook {
     /// Paths whose caller is told by the status that a payload cannot be used, or speaks of a call that nobody knows.
     #[serde(default)]
     pub exact: Vec<PathPattern>,
+    /// What stands in requests about something else than calls, such as text messages, that come signed in the same way.
+    #[serde(default)]
+    pub foreign: Vec<Selector>,
     /// Its provider switches it off by itself once it failed for long: it is watched whether its records still come. Where an
     /// operator looks if they do not.
     pub watched: Option<String>,
@@ -47,6 +50,11 @@ pub struct Webhook {
 }
 
 impl Webhook {
+    /// Whether a message is about something else than a call.
+    pub fn is_foreign(&self, message: &Message<'_>) -> bool {
+        self.foreign.iter().any(|selector| selector.text(message).is_some_and(|text| !text.is_empty()))
+    }
+
     /// Whether a message says more than once what it is of, or what it tells.
     pub fn is_doubled(&self, message: &Message<'_>) -> bool {
         let events = self

@@ -38,8 +38,9 @@ pub(super) fn beat(c: &Connection, me: &Replica) -> Written<Fleet> {
             beat_at: row.get(6)?,
         })
     };
-    let mut live =
-        c.prepare_cached("SELECT id, host, process, version, state, started_at, beat_at FROM replicas WHERE beat_at > ?1")?;
+    let mut live = c.prepare_cached(
+        "SELECT id, host, process, version, state, started_at, beat_at FROM replicas WHERE beat_at > ?1",
+    )?;
     let live = live.query_map([now - LIVE_MS], living)?.collect::<Written<_>>()?;
     let businesses = c
         .prepare_cached("SELECT count(*) || '.' || coalesce(sum(updated_at), 0) FROM businesses")?
