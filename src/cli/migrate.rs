@@ -6,10 +6,8 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 
 use super::{ConfigFile, Failure, Outcome, file};
-use crate::store::Sharing;
 use crate::store::migrations::Status;
-use crate::store::postgres;
-use crate::store::sqlite::{OpenError, SqliteStore, migrate};
+use crate::store::{postgres, sqlite};
 
 #[derive(Debug, Args)]
 pub(super) struct Migrate {
@@ -71,17 +69,10 @@ async fn in_postgres(settings: &postgres::Settings, way: &Way) -> Result<Vec<Sta
 }
 
 async fn in_sqlite(path: &Path, way: &Way) -> Result<Vec<Status>, String> {
-    let cannot = |error: OpenError| format!("cannot be used: {error}");
-    let pool = SqliteStore::connect(path).await.map_err(cannot)?;
     match way {
-        Way::Up => migrate::up(&pool).await?,
-        Way::Down { to } => {
-            let _alone = SqliteStore::lock(path, Sharing::Alone).await.map_err(cannot)?;
-            migrate::down(&pool, *to).await?;
-        }
+        Way::Up => sqlite::migrate::up(path).await?,
+        Way::Down { to } => sqlite::migrate::down(path, *to).await?,
         Way::Status { .. } => {}
     }
-    let all = migrate::status(&pool).await;
-    pool.close().await;
-    all
+    sqlite::migrate::status(path).await
 }

@@ -8,14 +8,78 @@ use std::collections::BTreeMap;
 
 use sqlx::migrate::Migrator;
 
+use super::driver::{Driver, Fault, Sql, binds};
+
 /// What a database has: the names of migrations by number, as it noted them.
 pub(super) type Applied = BTreeMap<i64, String>;
 
 /// What the names of migrations begin with that only add.
 const EXPAND: &str = "expand";
 
-/// Where sqlx notes what is applied.
-pub(super) const TABLE: &str = "_sqlx_migrations";
+/// Why a schema is not brought to where it should be.
+pub(super) enum Unfit {
+    Fault(Fault),
+    /// A sentence for an operator.
+    Refused(String),
+}
+
+impl From<Fault> for Unfit {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl Unfit {
+    pub(super) fn said(self, explain: impl FnOnce(&Fault) -> String) -> String {
+        match self {
+            Self::Fault(fault) => explain(&fault),
+            Self::Refused(why) => why,
+        }
+    }
+}
+
+/// What is applied, without a write.
+pub(super) async fn applied(c: &mut dyn Driver) -> Sql<Applied> {
+    let noted = "SELECT 1 FROM pg_tables WHERE schemaname = 'ringfence' AND tablename = $1";
+    if c.fetch(noted, &binds!["_sqlx_migrations"]).await?.is_empty() {
+        return Ok(Applied::new());
+    }
+    let rows = c.fetch("SELECT version, description FROM _sqlx_migrations", &[]).await?;
+    rows.iter().map(|row| Ok((row.number("version")?, row.text("description")?))).collect()
+}
+
+/// Brings a schema up to date, in the transaction that is given. What is noted is what sqlx's own migrator notes.
+pub(super) async fn up(c: &mut dyn Driver, known: &Migrator) -> Result<(), Unfit> {
+    let table = "CREATE TABLE IF NOT EXISTS _sqlx_migrations (version BIGINT PRIMARY KEY, description TEXT NOT NULL,
+             installed_on TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP, success BOOLEAN NOT NULL, checksum BYTEA NOT NULL,
+             execution_time BIGINT NOT NULL)";
+    c.script(table).await?;
+    let applied = applied(c).await?;
+    refuse_newer(known, &applied).map_err(Unfit::Refused)?;
+    for one in known.iter().filter(|m| m.migration_type.is_up_migration() && !applied.contains_key(&m.version)) {
+        c.script(one.sql.as_str()).await?;
+        let note = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+             VALUES ($1, $2, true, $3, 0)";
+        c.execute(note, &binds![one.version, &*one.description, &*one.checksum]).await?;
+    }
+    Ok(())
+}
+
+/// Takes back the latest migration, or all that are newer than `to`, in the transaction that is given.
+pub(super) async fn down(c: &mut dyn Driver, known: &Migrator, to: Option<i64>) -> Result<(), Unfit> {
+    let applied = applied(c).await?;
+    refuse_unknown(known, &applied).map_err(Unfit::Refused)?;
+    let target = to.unwrap_or_else(|| applied.keys().rev().nth(1).copied().unwrap_or(0));
+    let is_back = |version: i64| version > target && applied.contains_key(&version);
+    let back = known.iter().filter(|m| m.migration_type.is_down_migration() && is_back(m.version));
+    let mut back: Vec<_> = back.collect();
+    back.sort_by_key(|m| std::cmp::Reverse(m.version));
+    for one in back {
+        c.script(one.sql.as_str()).await?;
+        c.execute("DELETE FROM _sqlx_migrations WHERE version = $1", &binds![one.version]).await?;
+    }
+    Ok(())
+}
 
 /// One migration and whether it is applied.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -83,11 +147,6 @@ fn is_newer(known: &Migrator, version: i64) -> String {
     format!(
         "has migration {version}, of a newer ringfence; this one knows up to {newest}: run the newer one, or its `ringfence migrate down --to {newest}` first"
     )
-}
-
-/// Where a way down leads: to the version asked for, else one step.
-pub(super) fn target(applied: &Applied, to: Option<i64>) -> i64 {
-    to.unwrap_or_else(|| applied.keys().rev().nth(1).copied().unwrap_or(0))
 }
 
 #[cfg(test)]

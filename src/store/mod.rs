@@ -12,13 +12,16 @@
 
 mod decide;
 mod desk;
+mod driver;
 mod fleet;
 mod health;
 mod journal;
 pub mod migrations;
 pub mod postgres;
+mod queries;
 mod records;
 mod retention;
+mod row;
 mod rows;
 mod spool;
 pub mod sqlite;
@@ -629,7 +632,7 @@ pub trait Store: Records + Desk + Transcripts + Retention + Send + Sync + 'stati
     /// Forgets a business. `true` if it was there.
     async fn delete_business(&self, id: &str) -> Result<bool>;
 
-    /// Says that a replica lives, and tells which others do: one trip. Who was silent for long just beats again.
+    /// Says that a replica lives, and tells which others do. Who was silent for long just beats again.
     async fn beat(&self, me: &Replica) -> Result<Fleet>;
 
     /// Takes a replica out: it stops.

@@ -1,100 +1,35 @@
-//! Rows of calls as sqlx reads them, the same on every back end.
+//! What rows say.
 
-use serde::de::DeserializeOwned;
-use sqlx::Row as _;
-use sqlx::postgres::PgRow;
-use sqlx::sqlite::SqliteRow;
-
+use super::driver::{Fault, Sql, damaged};
+use super::row::Row;
 use super::standing::OpenRow;
 use super::{
-    AuditRecord, CallRecord, CreateAnswer, InboxEvent, NewEvent, OrderRecord, OutboxDelivery, Standing, StoredPostCall,
-    Utterance, Waiting,
+    AuditRecord, CallRecord, CreateAnswer, Delivery, EndedCall, InboxEvent, Living, NewEvent, OrderRecord,
+    OutboxDelivery, RefusalRecord, Replica, Standing, StoredPostCall, Utterance, Waiting,
 };
 use crate::admission::{GateState, Held};
 use crate::call::Phase;
-use crate::ids::{AccountName, Alias, BusinessId, CallId};
-use crate::policy::Facts;
+use crate::clock::UnixMs;
+use crate::ids::{AccountName, Alias, BusinessId, CallId, RefusalId};
+use crate::policy::{Business, Facts};
 use crate::provider::description::PostCall;
-
-/// What reading a row comes to.
-pub(super) type Sql<T> = Result<T, sqlx::Error>;
-
-/// The kinds of column that the tables have.
-pub(super) trait Columns {
-    fn text(&self, column: &str) -> Sql<String>;
-    fn optional_text(&self, column: &str) -> Sql<Option<String>>;
-    fn optional_bytes(&self, column: &str) -> Sql<Option<Vec<u8>>>;
-    fn number(&self, column: &str) -> Sql<i64>;
-    fn optional_number(&self, column: &str) -> Sql<Option<i64>>;
-    fn flag(&self, column: &str) -> Sql<bool>;
-    fn optional_flag(&self, column: &str) -> Sql<Option<bool>>;
-    fn optional_float(&self, column: &str) -> Sql<Option<f64>>;
-}
-
-macro_rules! columns {
-    ($($row:ty),+) => {$(
-        impl Columns for $row {
-            fn text(&self, column: &str) -> Sql<String> {
-                self.try_get(column)
-            }
-            fn optional_text(&self, column: &str) -> Sql<Option<String>> {
-                self.try_get(column)
-            }
-            fn optional_bytes(&self, column: &str) -> Sql<Option<Vec<u8>>> {
-                self.try_get(column)
-            }
-            fn number(&self, column: &str) -> Sql<i64> {
-                self.try_get(column)
-            }
-            fn optional_number(&self, column: &str) -> Sql<Option<i64>> {
-                self.try_get(column)
-            }
-            fn flag(&self, column: &str) -> Sql<bool> {
-                self.try_get(column)
-            }
-            fn optional_flag(&self, column: &str) -> Sql<Option<bool>> {
-                self.try_get(column)
-            }
-            fn optional_float(&self, column: &str) -> Sql<Option<f64>> {
-                self.try_get(column)
-            }
-        }
-    )+};
-}
-columns!(PgRow, SqliteRow);
-
-pub(super) fn damaged(what: impl std::fmt::Display) -> sqlx::Error {
-    sqlx::Error::Decode(what.to_string().into())
-}
-
-fn word<T: std::str::FromStr<Err: std::fmt::Display>>(row: &impl Columns, column: &str) -> Sql<T> {
-    row.text(column)?.parse().map_err(damaged)
-}
-
-fn optional_word<T: std::str::FromStr<Err: std::fmt::Display>>(row: &impl Columns, column: &str) -> Sql<Option<T>> {
-    row.optional_text(column)?.map(|w| w.parse().map_err(damaged)).transpose()
-}
-
-pub(super) fn json<T: DeserializeOwned>(text: Option<String>) -> Sql<Option<T>> {
-    text.map(|t| serde_json::from_str(&t).map_err(damaged)).transpose()
-}
 
 pub(super) fn call_id(text: &str) -> Sql<CallId> {
     CallId::parse(text).ok_or_else(|| damaged(format!("{text:?} is no call id")))
 }
 
-pub(super) fn business_and_id(row: &impl Columns) -> Sql<(String, CallId)> {
-    Ok((row.text("business")?, call_id(&row.text("id")?)?))
+pub(super) fn business_and_id(row: &Row) -> Sql<(String, CallId)> {
+    Ok((row.text("business")?, call_id(row.str("id")?)?))
 }
 
-pub(super) fn facts(row: &impl Columns) -> Sql<Facts> {
+pub(super) fn facts(row: &Row) -> Sql<Facts> {
     Ok(Facts {
-        business: BusinessId::parse(&row.text("business")?).map_err(damaged)?,
+        business: BusinessId::parse(row.str("business")?).map_err(damaged)?,
         plan: row.text("plan")?,
-        account: AccountName::parse(&row.text("account")?).map_err(damaged)?,
+        account: AccountName::parse(row.str("account")?).map_err(damaged)?,
         provider: row.text("provider")?,
-        carrier: row.optional_text("carrier")?.map(|name| AccountName::parse(&name).map_err(damaged)).transpose()?,
-        direction: word(row, "direction")?,
+        carrier: row.optional_str("carrier")?.map(|name| AccountName::parse(name).map_err(damaged)).transpose()?,
+        direction: row.word("direction")?,
         operation: row.text("operation")?,
         agent: row.optional_text("agent")?,
         own_number: row.optional_text("own_number")?,
@@ -102,18 +37,19 @@ pub(super) fn facts(row: &impl Columns) -> Sql<Facts> {
     })
 }
 
-pub(super) fn record(row: &impl Columns, aliases: Vec<Alias>) -> Sql<CallRecord> {
-    Ok(CallRecord {
-        id: call_id(&row.text("id")?)?,
+/// A call, of a row of [`call!`](super::queries::calls).
+pub(super) fn record(row: &Row) -> Sql<CallRecord> {
+    let mut record = CallRecord {
+        id: call_id(row.str("id")?)?,
         facts: facts(row)?,
-        origin: word(row, "origin")?,
-        phase: word(row, "phase")?,
-        outcome: optional_word(row, "outcome")?,
-        proof: optional_word(row, "proof")?,
+        origin: row.word("origin")?,
+        phase: row.word("phase")?,
+        outcome: row.optional_word("outcome")?,
+        proof: row.optional_word("proof")?,
         overrun: row.flag("overrun")?,
         unsettled: row.flag("unsettled")?,
         polled: row.flag("polled")?,
-        places: row.number("places")?.try_into().map_err(damaged)?,
+        places: row.count("places")?,
         admitted_at: row.number("admitted_at")?,
         phase_at: row.number("phase_at")?,
         deadline_at: row.optional_number("deadline_at")?,
@@ -122,19 +58,25 @@ pub(super) fn record(row: &impl Columns, aliases: Vec<Alias>) -> Sql<CallRecord>
         seen_at: row.number("seen_at")?,
         seen_by: row.text("seen_by")?,
         absent_at: row.optional_number("absent_at")?,
-        callback: json(row.optional_text("callback")?)?,
+        callback: row.json("callback")?,
         fingerprint: row.optional_text("fingerprint")?,
         replica: row.optional_text("replica")?,
-        aliases,
-    })
+        aliases: row.json::<Vec<(String, String)>>("aliases")?.unwrap_or_default().into_iter().map(alias).collect(),
+    };
+    record.aliases.sort();
+    Ok(record)
 }
 
-pub(super) fn headers(row: &impl Columns) -> Sql<Vec<(String, String)>> {
-    serde_json::from_str(&row.text("headers")?).map_err(damaged)
+fn alias((kind, id): (String, String)) -> Alias {
+    Alias { kind, id }
+}
+
+pub(super) fn headers(row: &Row) -> Sql<Vec<(String, String)>> {
+    serde_json::from_str(row.str("headers")?).map_err(damaged)
 }
 
 /// A webhook of the inbox.
-pub(super) fn event(row: &impl Columns) -> Sql<NewEvent> {
+pub(super) fn event(row: &Row) -> Sql<NewEvent> {
     Ok(NewEvent {
         id: row.text("id")?,
         account: row.text("account")?,
@@ -151,7 +93,7 @@ pub(super) fn event(row: &impl Columns) -> Sql<NewEvent> {
 }
 
 /// Webhooks, and apart from them those that cannot be read: one must not keep the others from their turn.
-pub(super) fn waiting(rows: &[impl Columns]) -> Sql<Waiting> {
+pub(super) fn waiting(rows: &[Row]) -> Sql<Waiting> {
     let mut waiting = Waiting::default();
     for row in rows {
         match event(row) {
@@ -159,8 +101,7 @@ pub(super) fn waiting(rows: &[impl Columns]) -> Sql<Waiting> {
             Err(error) => waiting.damaged.push((row.text("id")?, error.to_string())),
         }
     }
-    waiting.last =
-        rows.last().map(|row| Ok::<_, sqlx::Error>((row.number("received_at")?, row.text("id")?))).transpose()?;
+    waiting.last = rows.last().map(|row| Ok::<_, Fault>((row.number("received_at")?, row.text("id")?))).transpose()?;
     Ok(waiting)
 }
 
@@ -185,19 +126,19 @@ fn without_query(url: &str) -> String {
 }
 
 /// A webhook of the inbox.
-pub(super) fn inbox_event(row: &impl Columns) -> Sql<InboxEvent> {
+pub(super) fn inbox_event(row: &Row) -> Sql<InboxEvent> {
     Ok(InboxEvent {
         id: row.text("id")?,
         account: row.text("account")?,
         webhook: row.text("webhook")?,
         event: row.text("event")?,
         received_at: row.number("received_at")?,
-        path: without_query(&row.text("path")?),
+        path: without_query(row.str("path")?),
         has_body: row.flag("has_body")?,
         spool: row.optional_text("spool")?,
         call: row.optional_text("call_id")?,
         outcome: row.optional_text("outcome")?,
-        tries: row.number("tries")?.try_into().map_err(damaged)?,
+        tries: row.count("tries")?,
         due_at: row.optional_number("due_at")?,
         parked_at: row.optional_number("parked_at")?,
         error: row.optional_text("error")?,
@@ -205,15 +146,15 @@ pub(super) fn inbox_event(row: &impl Columns) -> Sql<InboxEvent> {
 }
 
 /// A delivery of the outbox.
-pub(super) fn outbox_delivery(row: &impl Columns) -> Sql<OutboxDelivery> {
+pub(super) fn outbox_delivery(row: &Row) -> Sql<OutboxDelivery> {
     Ok(OutboxDelivery {
         id: row.text("id")?,
         event_id: row.text("event_id")?,
         call: row.optional_text("call_id")?,
-        url: without_query(&row.text("url")?),
+        url: without_query(row.str("url")?),
         own: row.flag("own")?,
-        route: word(row, "route")?,
-        attempts: row.number("attempts")?.try_into().map_err(damaged)?,
+        route: row.word("route")?,
+        attempts: row.count("attempts")?,
         due_at: row.optional_number("due_at")?,
         done_at: row.optional_number("done_at")?,
         last_error: row.optional_text("last_error")?,
@@ -221,17 +162,17 @@ pub(super) fn outbox_delivery(row: &impl Columns) -> Sql<OutboxDelivery> {
 }
 
 /// A provider's answer to a create.
-pub(super) fn create_answer(row: &impl Columns) -> Sql<CreateAnswer> {
+pub(super) fn create_answer(row: &Row) -> Sql<CreateAnswer> {
     Ok(CreateAnswer {
         fingerprint: row.text("fingerprint")?,
         status: row.number("status")?.try_into().map_err(damaged)?,
-        headers: json(row.optional_text("headers")?)?.unwrap_or_default(),
+        headers: headers(row)?,
         body: row.optional_bytes("body")?.unwrap_or_default(),
     })
 }
 
 /// Something that an operator did.
-pub(super) fn audit_record(row: &impl Columns) -> Sql<AuditRecord> {
+pub(super) fn audit_record(row: &Row) -> Sql<AuditRecord> {
     Ok(AuditRecord {
         id: row.text("id")?,
         at: row.number("at")?,
@@ -246,7 +187,7 @@ pub(super) fn audit_record(row: &impl Columns) -> Sql<AuditRecord> {
 }
 
 /// A post-call record.
-pub(super) fn post_call(row: &impl Columns) -> Sql<StoredPostCall> {
+pub(super) fn post_call(row: &Row) -> Sql<StoredPostCall> {
     Ok(StoredPostCall {
         found: PostCall {
             transcript_summary: row.optional_text("transcript_summary")?,
@@ -255,55 +196,112 @@ pub(super) fn post_call(row: &impl Columns) -> Sql<StoredPostCall> {
             cost_unit: row.optional_text("cost_unit")?,
             cost_fiat: row.optional_float("cost_fiat")?,
             call_successful: row.optional_flag("call_successful")?,
-            analysis_data: json(row.optional_text("analysis_data")?)?,
-            metadata_json: json(row.optional_text("metadata_json")?)?,
+            analysis_data: row.json("analysis_data")?,
+            metadata_json: row.json("metadata_json")?,
             call_end_time: row.optional_number("call_end_time")?,
-            transcript_json: json(row.optional_text("transcript_json")?)?,
+            transcript_json: row.json("transcript_json")?,
         },
         recorded_at: row.optional_number("recorded_at")?,
         recorded_by: row.optional_text("recorded_by")?,
-        tries: row.number("tries")?.try_into().map_err(damaged)?,
+        tries: row.count("tries")?,
         due_at: row.optional_number("due_at")?,
         last_error: row.optional_text("last_error")?,
     })
 }
 
-pub(super) fn alias(row: &impl Columns) -> Sql<Alias> {
-    Ok(Alias { kind: row.text("kind")?, id: row.text("id")? })
+/// A delivery.
+pub(super) fn delivery(row: &Row) -> Sql<Delivery> {
+    Ok(Delivery {
+        id: row.text("id")?,
+        event_id: row.text("event_id")?,
+        url: row.text("url")?,
+        method: row.text("method")?,
+        headers: headers(row)?,
+        body: row.optional_bytes("body")?.unwrap_or_default(),
+        attempts: row.count("attempts")?,
+        call: row.optional_text("call_id")?,
+        spool: row.optional_text("spool")?,
+        route: row.word("route")?,
+    })
 }
 
-pub(super) fn gate_state(row: &impl Columns) -> Sql<GateState> {
-    Ok(GateState { epoch: row.number("epoch")?, mode: word(row, "mode")? })
+pub(super) fn refusal(row: &Row) -> Sql<RefusalRecord> {
+    let id = row.str("id")?;
+    Ok(RefusalRecord {
+        id: RefusalId::parse(id).ok_or_else(|| damaged(format!("{id:?} is no refusal id")))?,
+        at: row.number("at")?,
+        business: row.text("business")?,
+        account: row.text("account")?,
+        direction: row.text("direction")?,
+        code: row.text("code")?,
+        limit_name: row.optional_text("limit_name")?,
+        current: row.optional_count("current_calls")?,
+        limit: row.optional_count("limit_calls")?,
+        observed: row.flag("observed")?,
+        attempts: row.count("attempts")?,
+        tell: false,
+    })
+}
+
+pub(super) fn business(row: &Row) -> Sql<Business> {
+    serde_json::from_str(row.str("body")?).map_err(damaged)
+}
+
+pub(super) fn living(row: &Row) -> Sql<Living> {
+    Ok(Living {
+        replica: Replica {
+            id: row.text("id")?,
+            host: row.text("host")?,
+            process: row.count("process")?,
+            version: row.text("version")?,
+            state: row.optional_text("state")?,
+        },
+        started_at: row.number("started_at")?,
+        beat_at: row.number("beat_at")?,
+    })
+}
+
+pub(super) fn ended_call(row: &Row) -> Sql<EndedCall> {
+    Ok(EndedCall { id: row.text("id")?, business: row.text("business")?, ended_at: row.number("ended_at")? })
+}
+
+/// When a call was admitted, with its facts; a fault of it apart.
+pub(super) fn admitted(row: &Row) -> Sql<(UnixMs, Facts)> {
+    Ok((row.number("admitted_at")?, facts(row)?))
+}
+
+pub(super) fn gate_state(row: &Row) -> Sql<GateState> {
+    Ok(GateState { epoch: row.number("epoch")?, mode: row.word("mode")? })
 }
 
 /// A lease, of a row that gives its keys as JSON.
-pub(super) fn held(row: &impl Columns) -> Sql<Held> {
+pub(super) fn held(row: &Row) -> Sql<Held> {
     Ok(Held {
-        call: call_id(&row.text("id")?)?,
-        keys: json(row.optional_text("keys")?)?.unwrap_or_default(),
-        places: row.number("places")?.try_into().map_err(damaged)?,
+        call: call_id(row.str("id")?)?,
+        keys: row.json("keys")?.unwrap_or_default(),
+        places: row.count("places")?,
         since_ms: row.number("admitted_at")?,
         overrun: row.flag("overrun")?,
     })
 }
 
 /// The same with its facts.
-pub(super) fn open_row(row: &impl Columns) -> Sql<OpenRow> {
+pub(super) fn open_row(row: &Row) -> Sql<OpenRow> {
     Ok(OpenRow {
-        call: call_id(&row.text("id")?)?,
+        call: call_id(row.str("id")?)?,
         facts: facts(row)?,
-        places: row.number("places")?.try_into().map_err(damaged)?,
+        places: row.count("places")?,
         since_ms: row.number("admitted_at")?,
         overrun: row.flag("overrun")?,
-        keys: json(row.optional_text("keys")?)?,
+        keys: row.json("keys")?,
     })
 }
 
-pub(super) fn order(row: &impl Columns) -> Sql<OrderRecord> {
+pub(super) fn order(row: &Row) -> Sql<OrderRecord> {
     Ok(OrderRecord {
-        id: call_id(&row.text("id")?)?,
-        phase: word(row, "phase")?,
-        outcome: optional_word(row, "outcome")?,
+        id: call_id(row.str("id")?)?,
+        phase: row.word("phase")?,
+        outcome: row.optional_word("outcome")?,
         unsettled: row.flag("unsettled")?,
         undelivered: row.flag("undelivered")?,
         replica: row.optional_text("replica")?,
@@ -314,11 +312,11 @@ pub(super) fn order(row: &impl Columns) -> Sql<OrderRecord> {
     })
 }
 
-pub(super) fn utterance(row: &impl Columns) -> Sql<Utterance> {
+pub(super) fn utterance(row: &Row) -> Sql<Utterance> {
     Ok(Utterance {
         id: row.number("id")?,
         sequence: row.number("sequence")?,
-        speaker: word(row, "speaker")?,
+        speaker: row.word("speaker")?,
         text: row.text("message")?,
         said_at: row.text("said_at")?,
         source_sequence: row.optional_number("source_sequence")?,
@@ -327,12 +325,12 @@ pub(super) fn utterance(row: &impl Columns) -> Sql<Utterance> {
     })
 }
 
-pub(super) fn standing(row: &impl Columns) -> Sql<Standing> {
+pub(super) fn standing(row: &Row) -> Sql<Standing> {
     Ok(Standing {
-        call: call_id(&row.text("id")?)?,
+        call: call_id(row.str("id")?)?,
         last_sequence: row.number("last_sequence")?,
         seen_at: row.number("seen_at")?,
-        ended: word::<Phase>(row, "phase")? == Phase::Ended,
+        ended: row.word::<Phase>("phase")? == Phase::Ended,
         recorded_at: row.optional_number("recorded_at")?,
     })
 }

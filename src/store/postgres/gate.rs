@@ -8,73 +8,20 @@ use std::sync::Arc;
 use serde::Serialize;
 use sqlx::{PgConnection, Row as _};
 
-use super::super::rows::{Sql, call_id, damaged, gate_state, held, open_row};
-use super::super::standing::{Counted, POOL, recount, replay_since};
+use super::super::driver::damaged;
+use super::super::queries::bindings::{Claim, claim, claimed, is_own};
+use super::super::queries::messages::tell;
+use super::super::rows::call_id;
+use super::super::standing::Counted;
 use super::super::told;
-use super::super::{Advanced, Confirmed, Decided, NewCall, Opened};
-use super::calls::{self, Claim, to_json};
-use super::transact::QUEUE;
-use super::{lock_ids, query, records};
-use crate::admission::{
-    Decision, GateMode, GateState, Held, OLDEST_MAX, Order, RateLog, Short, decide, keys, rate_logs,
-};
+use super::super::{Decided, NewCall};
+use super::driver::{Pg, lock_ids};
+use super::{Sql, query, to_json};
+use crate::admission::{Decision, GateMode, GateState, OLDEST_MAX, Order, RateLog, Short, decide, keys};
 use crate::call::{Event, Phase};
 use crate::clock::UnixMs;
-use crate::failpoint;
 use crate::ids::{AccountName, Alias, CallId};
-use crate::policy::{Binding, Bound, Policy};
-
-// === reads ===
-
-pub(super) async fn read_state(c: &mut PgConnection) -> Sql<GateState> {
-    gate_state(&query("SELECT epoch, mode FROM gate_state WHERE pool = $1").bind(POOL).fetch_one(c).await?)
-}
-
-pub(super) async fn read_identity(c: &mut PgConnection) -> Sql<String> {
-    query("SELECT database FROM gate_state WHERE pool = $1").bind(POOL).fetch_one(c).await?.try_get("database")
-}
-
-pub(super) async fn leases(c: &mut PgConnection) -> Sql<Vec<Held>> {
-    let open = query(
-        "SELECT id, to_json(keys)::text AS keys, places, admitted_at, overrun FROM calls WHERE phase <> 'ended'
-         AND origin <> 'unconfirmed' ORDER BY admitted_at, id",
-    );
-    open.fetch_all(c).await?.iter().map(held).collect()
-}
-
-// === writes ===
-
-/// With the pool's row locked, if there is an epoch.
-pub(super) async fn open(
-    c: &mut PgConnection,
-    call: NewCall,
-    epoch: Option<i64>,
-    state: Option<GateState>,
-) -> Sql<Opened> {
-    match state {
-        Some(state) if epoch.is_some_and(|epoch| epoch != state.epoch) => Ok(Opened::Outdated(state)),
-        _ => calls::open(c, call).await,
-    }
-}
-
-/// With the pool's row locked, if there is an epoch.
-pub(super) async fn confirm(
-    c: &mut PgConnection,
-    call: CallId,
-    keys: Vec<String>,
-    epoch: Option<i64>,
-    state: Option<GateState>,
-) -> Sql<Confirmed> {
-    if let Some(now) = state.filter(|state| epoch.is_some_and(|epoch| epoch != state.epoch)) {
-        return Ok(Confirmed::Outdated(now));
-    }
-    let confirmed = query(
-        "UPDATE calls SET origin = 'foreign', keys = $2
-         WHERE id = $1 AND origin = 'unconfirmed' AND phase <> 'ended'",
-    );
-    let rows = confirmed.bind(call.as_str()).bind(keys).execute(c).await?.rows_affected();
-    Ok(if rows == 0 { Confirmed::Before } else { Confirmed::Now })
-}
+use crate::policy::{Binding, Bound};
 
 /// A call to be decided about.
 #[derive(Debug)]
@@ -140,7 +87,7 @@ pub(super) async fn admit(
         _ => None,
     });
     let told: Vec<_> = granted.flatten().collect();
-    records::tell(c, &told).await?;
+    tell(&mut Pg(c), &told).await?;
     let mut decided = Vec::with_capacity(asks.len());
     for (ask, answer) in asks.iter().zip(answers) {
         decided.push(match answer {
@@ -150,7 +97,7 @@ pub(super) async fn admit(
             Answer::Refused(short) => Decided::Refused(short),
             Answer::Granted(granted) => {
                 let news: Option<Event> = match granted.intricate {
-                    Some(freed) => calls::claimed(c, &ask.call, &freed).await?,
+                    Some(freed) => claimed(&mut Pg(c), &ask.call, &freed).await?,
                     None => None,
                 };
                 Decided::New { places: granted.places, would: granted.would, news }
@@ -219,10 +166,10 @@ impl Round {
         if let Some(known) = call.aliases.iter().find_map(|alias| self.claimed.get(alias)) {
             return Ok(Answer::Known(known.clone()));
         }
-        let is_intricate = call.aliases.iter().any(|alias| self.taken.contains(alias) || calls::is_own(alias));
+        let is_intricate = call.aliases.iter().any(|alias| self.taken.contains(alias) || is_own(alias));
         let intricate = match is_intricate {
             false => None,
-            true => match calls::claim(c, &call.aliases).await? {
+            true => match claim(&mut Pg(c), &call.aliases).await? {
                 Claim::Known(known) => return Ok(Answer::Known(known)),
                 Claim::Free(freed) => Some(freed),
             },
@@ -406,79 +353,4 @@ async fn write(
     .execute(c)
     .await
     .map(drop)
-}
-
-/// `now_ms`: the caller's time instead of the server's.
-pub(super) async fn advance(
-    c: &mut PgConnection,
-    from: i64,
-    to: GateMode,
-    policy: Arc<Policy>,
-    now_ms: Option<UnixMs>,
-) -> Sql<Option<Advanced>> {
-    let queue = sqlx::AssertSqlSafe(format!("SELECT pg_advisory_xact_lock({QUEUE})"));
-    sqlx::raw_sql(queue).execute(&mut *c).await?;
-    let moved = query(
-        "UPDATE gate_state SET epoch = epoch + 1, mode = $3,
-             moved_at = coalesce($4, (extract(epoch FROM clock_timestamp()) * 1000)::bigint)
-         WHERE pool = $1 AND epoch = $2 RETURNING epoch, mode, moved_at",
-    )
-    .bind(POOL)
-    .bind(from)
-    .bind(to.as_str())
-    .bind(now_ms)
-    .fetch_optional(&mut *c)
-    .await?;
-    let Some(moved) = moved else { return Ok(None) };
-    // A statement after the lock: whoever wrote under the old epoch has been waited for, and is seen.
-    let open = query(
-        "SELECT id, business, plan, account, provider, carrier, direction, operation, agent, own_number, other_number, places,
-             admitted_at, overrun, to_json(keys)::text AS keys
-         FROM calls WHERE phase <> 'ended' AND origin <> 'unconfirmed' ORDER BY admitted_at, id",
-    );
-    let open = open.fetch_all(&mut *c).await?.iter().map(open_row).collect::<Sql<Vec<_>>>()?;
-    failpoint::hit("store.advancing").await;
-    let sent = match replay_since(&policy, moved.try_get("moved_at")?) {
-        Some(since_ms) => calls::admitted_since(c, since_ms).await?,
-        None => vec![],
-    };
-    // Tens of thousands of calls take their time, and no runtime's thread.
-    let counted = tokio::task::spawn_blocking(move || {
-        let (mut held, mut changed) = (Vec::with_capacity(open.len()), Vec::new());
-        for (lease, is_changed) in recount(&policy, open) {
-            if is_changed {
-                changed.push(NewKeys { id: lease.call.as_str().to_owned(), keys: lease.keys.clone() });
-            }
-            held.push(lease);
-        }
-        (held, changed, rate_logs(&policy, &sent))
-    });
-    let (held, changed, rates) = counted.await.map_err(|_| sqlx::Error::WorkerCrashed)?;
-    if !changed.is_empty() {
-        query(
-            "UPDATE calls SET keys = n.keys FROM json_to_recordset($1::json) AS n(id text, keys text[])
-             WHERE calls.id = n.id AND calls.phase <> 'ended'",
-        )
-        .bind(to_json(&changed)?)
-        .execute(&mut *c)
-        .await?;
-    }
-    if to == GateMode::Database {
-        query("DELETE FROM gate_rates").execute(&mut *c).await?;
-        let new: Vec<_> = rates.iter().map(|(key, log)| NewRate { key, log: log.to_string() }).collect();
-        query(
-            "INSERT INTO gate_rates (key, log)
-             SELECT key, log FROM json_to_recordset($1::json) AS r(key text, log text)",
-        )
-        .bind(to_json(&new)?)
-        .execute(&mut *c)
-        .await?;
-    }
-    Ok(Some(Advanced { state: gate_state(&moved)?, held, rates }))
-}
-
-#[derive(Serialize)]
-struct NewKeys {
-    id: String,
-    keys: Vec<String>,
 }

@@ -4,19 +4,19 @@
 use std::time::Duration;
 
 use sqlx::migrate::Migrator;
-use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row as _, Transaction};
+use sqlx::{AssertSqlSafe, PgConnection, Postgres, Transaction};
 
-use super::super::migrations::{self, Applied, Status, TABLE};
+use super::super::migrations::{self, Applied, Status, Unfit};
+use super::driver::Pg;
 use super::transact::SCHEMA;
-use super::{Db, Settings, Sql, explain};
+use super::{Db, Settings, explain};
 
 /// A migration may rewrite a table.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(3600);
 /// The key of the lock: any number that nobody else takes.
 const LOCK: i64 = 0x7269_6e67_6665_6e63;
 
-/// What is noted is what sqlx's own migrator notes. It is not run itself: its lock, and the statements that it prepares, belong to
-/// a session, which a pooler gives to others.
+/// sqlx's own migrator is not run: its lock, and the statements that it prepares, belong to a session, which a pooler gives to others.
 fn known() -> Migrator {
     sqlx::migrate!("migrations/postgres")
 }
@@ -37,7 +37,8 @@ pub async fn down(settings: &Settings, to: Option<i64>) -> Result<(), String> {
     let db = connect(settings)?;
     super::refuse_while_held(&db).await?;
     let mut transaction = begin(&db).await?;
-    down_in(&mut transaction, to).await?;
+    let done = migrations::down(&mut Pg(&mut transaction), &known(), to).await;
+    done.map_err(|unfit| unfit.said(|fault| format!("cannot be migrated down: {fault}")))?;
     commit(&db, transaction).await
 }
 
@@ -75,68 +76,17 @@ async fn up_in(c: &mut PgConnection) -> Result<(), String> {
     // Asked first: making one takes a right that an operator may have kept, having made it.
     let there = sqlx::query("SELECT 1 FROM pg_namespace WHERE nspname = $1").persistent(false).bind(SCHEMA);
     if there.fetch_optional(&mut *c).await.map_err(cannot)?.is_none() {
-        run(c, format!("CREATE SCHEMA {SCHEMA}")).await.map_err(cannot)?;
+        let create = sqlx::raw_sql(AssertSqlSafe(format!("CREATE SCHEMA {SCHEMA}")));
+        create.execute(&mut *c).await.map_err(cannot)?;
     }
-    let noted = format!(
-        "CREATE TABLE IF NOT EXISTS {TABLE} (version BIGINT PRIMARY KEY, description TEXT NOT NULL,
-             installed_on TIMESTAMPTZ NOT NULL DEFAULT now(), success BOOLEAN NOT NULL, checksum BYTEA NOT NULL,
-             execution_time BIGINT NOT NULL)"
-    );
-    run(c, noted).await.map_err(cannot)?;
-    let applied = applied(c).await.map_err(cannot)?;
-    migrations::refuse_newer(&known(), &applied)?;
-    let known = known();
-    let missing = known.iter().filter(|m| m.migration_type.is_up_migration() && !applied.contains_key(&m.version));
-    for migration in missing {
-        sqlx::raw_sql(migration.sql.clone()).execute(&mut *c).await.map_err(cannot)?;
-        sqlx::query(AssertSqlSafe(format!(
-            "INSERT INTO {TABLE} (version, description, success, checksum, execution_time) VALUES ($1, $2, true, $3, 0)"
-        )))
-        .persistent(false)
-        .bind(migration.version)
-        .bind(&*migration.description)
-        .bind(&*migration.checksum)
-        .execute(&mut *c)
-        .await
-        .map_err(cannot)?;
-    }
-    Ok(())
-}
-
-async fn down_in(c: &mut PgConnection, to: Option<i64>) -> Result<(), String> {
-    let cannot = |e: sqlx::Error| format!("cannot be migrated down: {e}");
-    let applied = applied(c).await.map_err(cannot)?;
-    migrations::refuse_unknown(&known(), &applied)?;
-    let (known, target) = (known(), migrations::target(&applied, to));
-    let mut back: Vec<_> = known
-        .iter()
-        .filter(|m| m.migration_type.is_down_migration() && m.version > target && applied.contains_key(&m.version))
-        .collect();
-    back.sort_by_key(|m| std::cmp::Reverse(m.version));
-    for migration in back {
-        sqlx::raw_sql(migration.sql.clone()).execute(&mut *c).await.map_err(cannot)?;
-        run(c, format!("DELETE FROM {TABLE} WHERE version = {}", migration.version)).await.map_err(cannot)?;
-    }
-    Ok(())
-}
-
-async fn run(c: &mut PgConnection, sql: String) -> Sql<()> {
-    sqlx::raw_sql(AssertSqlSafe(sql)).execute(c).await.map(drop)
-}
-
-async fn applied(c: &mut PgConnection) -> Sql<Applied> {
-    let there = sqlx::query("SELECT to_regclass($1)::text AS name").persistent(false);
-    let there = there.bind(format!("{SCHEMA}.{TABLE}")).fetch_one(&mut *c).await?;
-    if there.try_get::<Option<String>, _>("name")?.is_none() {
-        return Ok(Applied::new());
-    }
-    let sql = AssertSqlSafe(format!("SELECT version, description FROM {TABLE}"));
-    let rows = sqlx::query(sql).persistent(false).fetch_all(&mut *c).await?;
-    rows.iter().map(|row| Ok((row.try_get("version")?, row.try_get("description")?))).collect()
+    let done = migrations::up(&mut Pg(c), &known()).await;
+    done.map_err(|unfit: Unfit| unfit.said(|fault| format!("cannot be migrated: {fault}")))
 }
 
 async fn read_applied(db: &Db) -> Result<Applied, String> {
-    db.read(|c| Box::pin(applied(c))).await.map_err(|e| format!("cannot be used: {e}"))
+    db.read(|c| Box::pin(async move { Ok(migrations::applied(&mut Pg(c)).await?) }))
+        .await
+        .map_err(|e| format!("cannot be used: {e}"))
 }
 
 fn connect(settings: &Settings) -> Result<Db, String> {

@@ -4,22 +4,15 @@
 //! call. One process has the record at a time (`holder.rs`), and every write is bound
 //! to that (`transact.rs`).
 
-mod answers;
 mod batch;
-mod calls;
-mod desk;
+mod driver;
 mod gate;
 mod holder;
 pub mod inspect;
-mod messages;
 pub mod migrate;
-mod records;
-mod replicas;
-mod retention;
 mod settings;
 mod speech;
 mod transact;
-mod transcripts;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,17 +22,14 @@ use async_trait::async_trait;
 use sqlx::{Connection as _, PgConnection, Row as _};
 use tracing::{info, warn};
 
-use super::{
-    Advanced, Applied, CallRecord, Change, Confirmed, CreateAnswer, Decided, Delivery, Fleet, NewCall, NewEvent,
-    Opened, OrderRecord, Place, Reach, Received, RefusalRecord, Replica, Result, Sharing, Speech, Store, StoreError,
-    Took, Voucher, Waiting,
-};
-use crate::admission::{GateMode, GateState, Held, Order};
-use crate::call::Event;
+use super::driver::{Backend, Db as Connection, Work};
+use super::queries::messages;
+use super::{Decided, NewCall, NewUtterance, Result, Ring, Said, Sharing, Speech, StoreError, Took};
+use crate::admission::{GateState, Order};
 use crate::clock::UnixMs;
-use crate::ids::{AccountName, Alias, CallId};
-use crate::policy::{Business, Facts, Policy};
+use crate::ids::CallId;
 use batch::{Batches, Doubts};
+use driver::Pg;
 use gate::Ask;
 use holder::{BEAT_EVERY, Me, SILENCE};
 pub use settings::{Pooler, Settings};
@@ -52,23 +42,8 @@ fn query<'q>(sql: &'static str) -> sqlx::query::Query<'q, sqlx::Postgres, sqlx::
     sqlx::query(sql).persistent(prepared())
 }
 
-/// Keeps others from these ids until the transaction ends, all of them in one order. Before any row is locked.
-async fn lock_ids(c: &mut PgConnection, aliases: &[Alias]) -> Sql<()> {
-    if aliases.is_empty() {
-        return Ok(());
-    }
-    let mut keys: Vec<String> = aliases.iter().map(|alias| format!("{}:{}", alias.kind, alias.id)).collect();
-    keys.sort();
-    query("SELECT count(pg_advisory_xact_lock(k)) FROM (SELECT DISTINCT hashtextextended(id, 0) AS k FROM unnest($1::text[]) AS id ORDER BY k) AS keys")
-        .bind(keys)
-        .execute(c)
-        .await
-        .map(drop)
-}
-
-/// Keeps others from a call until the transaction ends.
-async fn lock_call(c: &mut PgConnection, call: &CallId) -> Sql<()> {
-    query("SELECT 1 FROM calls WHERE id = $1 FOR UPDATE").bind(call.as_str()).execute(c).await.map(drop)
+fn to_json(value: &impl serde::Serialize) -> Sql<String> {
+    serde_json::to_string(value).map_err(|e| sqlx::Error::Encode(e.into()))
 }
 
 /// The shortest and longest pause between two tries to reach the server at the start.
@@ -235,7 +210,9 @@ impl PostgresStore {
         db.generation.store(generation, Ordering::Relaxed);
         if sharing == Sharing::Alone {
             // Whoever took deliveries is gone.
-            db.write(|c| Box::pin(messages::take_back(c))).await.map_err(|e| NotYet::Away(e.to_string()))?;
+            let take_back =
+                db.write(|c| Box::pin(async move { query(messages::TAKE_BACK).execute(c).await.map(drop) }));
+            take_back.await.map_err(|e| NotYet::Away(e.to_string()))?;
         }
         info!(store = %shown, version = %server.version, pooler = server.pooled, generation, ?sharing, "the record is open");
         let beating = tokio::spawn(beat(db.clone(), me.clone()));
@@ -253,16 +230,6 @@ impl PostgresStore {
             listens,
             callers_clock,
         })
-    }
-
-    /// Settles a record whose COMMIT got no answer: only then is it certain that it is there, or never will be.
-    async fn settle_doubt(&self, call: &CallId) -> Result<()> {
-        let Some(xid) = self.doubts.of(call) else { return Ok(()) };
-        match self.db.fate(xid).await {
-            Fate::Committed | Fate::Aborted => self.doubts.settle(call),
-            Fate::Unknown => return Err(StoreError::Unknown(format!("{} has not said it yet", self.db.shown))),
-        }
-        Ok(())
     }
 }
 
@@ -338,208 +305,109 @@ async fn refuse_while_held(db: &Db) -> std::result::Result<(), String> {
 }
 
 #[async_trait]
-impl Store for PostgresStore {
-    async fn open(&self, call: NewCall, epoch: Option<i64>) -> Result<Opened> {
-        let id = call.id.clone();
-        let lock = if epoch.is_some() { Gate::Shared } else { Gate::Open };
-        let opened = self.db.write_at(lock, move |c, state| Box::pin(gate::open(c, call.clone(), epoch, state))).await;
-        opened.map_err(|failed| self.doubts.note([&id].into_iter(), failed))
+impl Backend for PostgresStore {
+    async fn read<A, T, F>(&self, args: A, work: F) -> Result<T>
+    where
+        A: Send + Sync + 'static,
+        T: Send + 'static,
+        F: for<'c> Fn(Connection<'c>, &'c A) -> Work<'c, T> + Send + Sync + 'static,
+    {
+        let work = Arc::new((args, work));
+        let read = self.db.read(move |c| {
+            let work = work.clone();
+            Box::pin(async move { Ok((work.1)(&mut Pg(c), &work.0).await?) })
+        });
+        read.await
     }
 
-    async fn admit(&self, call: NewCall, order: Order, epoch: i64) -> Result<Decided> {
+    async fn write<A, T, F>(&self, args: A, work: F) -> Result<T>
+    where
+        A: Send + Sync + 'static,
+        T: Send + 'static,
+        F: for<'c> Fn(Connection<'c>, &'c A) -> Work<'c, T> + Send + Sync + 'static,
+    {
+        let work = Arc::new((args, work));
+        let write = self.db.write(move |c| {
+            let work = work.clone();
+            Box::pin(async move { Ok((work.1)(&mut Pg(c), &work.0).await?) })
+        });
+        write.await
+    }
+
+    /// With an epoch, the pool's row is locked from the beginning on.
+    async fn write_under<A, T, F>(
+        &self,
+        epoch: Option<i64>,
+        call: &CallId,
+        args: A,
+        work: F,
+    ) -> Result<std::result::Result<T, GateState>>
+    where
+        A: Send + Sync + 'static,
+        T: Send + 'static,
+        F: for<'c> Fn(Connection<'c>, &'c A) -> Work<'c, T> + Send + Sync + 'static,
+    {
+        let lock = if epoch.is_some() { Gate::Shared } else { Gate::Open };
+        let work = Arc::new((args, work));
+        let written = self.db.write_at(lock, move |c, state| {
+            let work = work.clone();
+            Box::pin(async move {
+                match state.filter(|state| epoch.is_some_and(|epoch| epoch != state.epoch)) {
+                    Some(now) => Ok(Err(now)),
+                    None => Ok(Ok((work.1)(&mut Pg(c), &work.0).await?)),
+                }
+            })
+        });
+        written.await.map_err(|failed| self.doubts.note([call].into_iter(), failed))
+    }
+
+    /// Of a record whose COMMIT got no answer: only then is it certain that it is there, or never will be.
+    async fn settle_doubt(&self, call: &CallId) -> Result<()> {
+        let Some(xid) = self.doubts.of(call) else { return Ok(()) };
+        match self.db.fate(xid).await {
+            Fate::Committed | Fate::Aborted => self.doubts.settle(call),
+            Fate::Unknown => return Err(StoreError::Unknown(format!("{} has not said it yet", self.db.shown))),
+        }
+        Ok(())
+    }
+
+    fn move_time(&self, now_ms: UnixMs) -> Option<UnixMs> {
+        self.callers_clock.then_some(now_ms)
+    }
+
+    async fn decide(&self, call: NewCall, order: Order, epoch: i64) -> Result<Decided> {
         self.decisions.run(Ask { call, order, epoch }).await
     }
 
-    async fn confirm(&self, call: &CallId, keys: Vec<String>, epoch: Option<i64>) -> Result<Confirmed> {
-        let call = call.clone();
-        let lock = if epoch.is_some() { Gate::Shared } else { Gate::Open };
-        let confirmed = self
-            .db
-            .write_at(lock, move |c, state| Box::pin(gate::confirm(c, call.clone(), keys.clone(), epoch, state)));
-        confirmed.await.map_err(|(error, _)| error)
+    async fn put_utterance(&self, call: &CallId, said: NewUtterance) -> Result<Option<Said>> {
+        let (said, tell) = (Arc::new((call.clone(), said)), self.listens.load(Ordering::Relaxed));
+        let put = self.db.write(move |c| {
+            let said = said.clone();
+            Box::pin(async move { speech::say_one(c, &said.0, &said.1, tell).await })
+        });
+        put.await
     }
 
-    async fn gate_state(&self) -> Result<GateState> {
-        self.db.read(|c| Box::pin(gate::read_state(c))).await
+    async fn take_speech(&self, speech: Speech) -> Result<Took> {
+        self.speeches.run(speech).await
     }
 
-    async fn identity(&self) -> Result<String> {
-        self.db.read(|c| Box::pin(gate::read_identity(c))).await
-    }
-
-    async fn advance(&self, from: i64, to: GateMode, policy: Arc<Policy>, now_ms: UnixMs) -> Result<Option<Advanced>> {
-        let at_ms = self.callers_clock.then_some(now_ms);
-        self.db.write(move |c| Box::pin(gate::advance(c, from, to, policy.clone(), at_ms))).await
-    }
-
-    async fn leases(&self) -> Result<Vec<Held>> {
-        self.db.read(|c| Box::pin(gate::leases(c))).await
-    }
-
-    async fn find_orders(&self, fingerprint: &str, since_ms: UnixMs) -> Result<Vec<OrderRecord>> {
-        let fingerprint = fingerprint.to_owned();
-        self.db.read(move |c| Box::pin(replicas::find_orders(c, fingerprint.clone(), since_ms))).await
-    }
-
-    async fn take_order(&self, order: &OrderRecord, me: &str, is_dead: bool) -> Result<bool> {
-        let (order, me) = (order.clone(), me.to_owned());
-        self.db.write(move |c| Box::pin(replicas::take_order(c, order.clone(), me.clone(), is_dead))).await
-    }
-
-    async fn undelivered(&self, call: &CallId, me: &str) -> Result<()> {
-        let (call, me) = (call.clone(), me.to_owned());
-        self.db.write(move |c| Box::pin(replicas::undelivered(c, call.clone(), me.clone()))).await
-    }
-
-    async fn apply(&self, change: Change) -> Result<Option<Applied>> {
-        self.settle_doubt(&change.call).await?;
-        self.db.write(move |c| Box::pin(calls::apply(c, change.clone()))).await
-    }
-
-    async fn keep_early(
-        &self,
-        aliases: Vec<Alias>,
-        event: Event,
-        by: Option<Voucher>,
-        at_ms: UnixMs,
-    ) -> Result<Option<CallId>> {
-        self.db.write(move |c| Box::pin(calls::keep_early(c, aliases.clone(), event, by.clone(), at_ms))).await
-    }
-
-    async fn resolve(&self, aliases: &[Alias]) -> Result<Option<CallId>> {
-        let aliases = aliases.to_vec();
-        self.db
-            .read(move |c| {
-                let aliases = aliases.clone();
-                Box::pin(async move { calls::resolve(c, &aliases).await })
-            })
-            .await
-    }
-
-    async fn create_answer(&self, call: &CallId, fingerprint: &str) -> Result<Option<CreateAnswer>> {
-        let (call, fingerprint) = (call.clone(), fingerprint.to_owned());
-        self.db.read(move |c| Box::pin(answers::read(c, call.clone(), fingerprint.clone()))).await
-    }
-
-    async fn call(&self, id: &CallId) -> Result<Option<CallRecord>> {
-        let id = id.clone();
-        self.db
-            .read(move |c| {
-                let id = id.clone();
-                Box::pin(async move { calls::one(c, &id).await })
-            })
-            .await
-    }
-
-    async fn open_calls(&self) -> Result<Vec<CallRecord>> {
-        self.db.read(|c| Box::pin(calls::open_calls(c))).await
-    }
-
-    async fn unanswered_orders(&self, account: &AccountName, kind: &str) -> Result<Vec<CallRecord>> {
-        let (account, kind) = (account.clone(), kind.to_owned());
-        self.db
-            .read(move |c| {
-                let (account, kind) = (account.clone(), kind.clone());
-                Box::pin(async move { calls::unanswered_orders(c, account.as_str(), &kind).await })
-            })
-            .await
-    }
-
-    async fn latest_calls(&self, limit: u32) -> Result<Vec<CallRecord>> {
-        self.db.read(|c| Box::pin(calls::latest(c, limit))).await
-    }
-
-    async fn admitted_since(&self, since_ms: UnixMs) -> Result<Vec<(UnixMs, Facts)>> {
-        self.db.read(|c| Box::pin(calls::admitted_since(c, since_ms))).await
-    }
-
-    async fn receive(&self, event: NewEvent) -> Result<Received> {
-        self.db.write(move |c| Box::pin(messages::receive(c, event.clone()))).await
-    }
-
-    async fn settle(
-        &self,
-        event_id: &str,
-        call: Option<&CallId>,
-        outcome: &str,
-        delivery: Option<Delivery>,
-        at_ms: UnixMs,
-    ) -> Result<bool> {
-        let (event_id, call, outcome) = (event_id.to_owned(), call.cloned(), outcome.to_owned());
-        self.db
-            .write(move |c| {
-                let (event_id, call, outcome) = (event_id.clone(), call.clone(), outcome.clone());
-                Box::pin(messages::settle(c, event_id, call, outcome, delivery.clone(), at_ms))
-            })
-            .await
-    }
-
-    async fn unsettled_events(&self, before_ms: UnixMs, reach: &Reach, after: &Place, limit: u32) -> Result<Waiting> {
-        self.db.read(|c| Box::pin(messages::unsettled(c, before_ms, reach.clone(), after.clone(), limit))).await
-    }
-
-    async fn take_deliveries(&self, at_ms: UnixMs, limit: u32, spool: &str, strict: bool) -> Result<Vec<Delivery>> {
-        let spool = spool.to_owned();
-        self.db.write(move |c| Box::pin(messages::take(c, at_ms, limit, spool.clone(), strict))).await
-    }
-
-    async fn delivered(
-        &self,
-        id: &str,
-        at_ms: UnixMs,
-        result: std::result::Result<(), (String, Option<UnixMs>)>,
-    ) -> Result<()> {
-        let id = id.to_owned();
-        self.db.write(move |c| Box::pin(messages::delivered(c, id.clone(), at_ms, result.clone()))).await
-    }
-
-    async fn refused(&self, refusals: Vec<RefusalRecord>) -> Result<()> {
-        if refusals.is_empty() {
-            return Ok(());
+    async fn ring(&self, ring: Ring) {
+        // Behind a pooler no session is ours to listen in.
+        if !self.db.keeps_sessions() {
+            return;
         }
-        let refusals: Arc<[RefusalRecord]> = refusals.into();
-        self.db
-            .write(move |c| {
-                let refusals = refusals.clone();
-                Box::pin(async move { messages::refused(c, &refusals).await })
-            })
-            .await
+        self.listens.store(true, Ordering::Relaxed);
+        let stopped = tokio::select! {
+            () = self.db.closed.cancelled() => return,
+            stopped = speech::listen(&self.db.pool, ring) => stopped,
+        };
+        if let Err(error) = stopped {
+            warn!(store = %self.db.shown, %error, "other replicas are not heard; what they write is looked for");
+        }
     }
 
-    async fn latest_refusals(&self, limit: u32) -> Result<Vec<RefusalRecord>> {
-        self.db.read(|c| Box::pin(messages::latest_refusals(c, limit))).await
-    }
-
-    async fn businesses(&self) -> Result<Vec<Business>> {
-        self.db.read(|c| Box::pin(messages::businesses(c))).await
-    }
-
-    async fn put_business(&self, business: &Business, at_ms: UnixMs) -> Result<bool> {
-        let business = business.clone();
-        self.db.write(move |c| Box::pin(messages::put_business(c, business.clone(), at_ms))).await
-    }
-
-    async fn put_businesses(&self, businesses: Vec<Business>, at_ms: UnixMs) -> Result<usize> {
-        let businesses = Arc::new(businesses);
-        self.db.write(move |c| Box::pin(messages::put_businesses(c, businesses.clone(), at_ms))).await
-    }
-
-    async fn delete_business(&self, id: &str) -> Result<bool> {
-        let id = id.to_owned();
-        self.db.write(move |c| Box::pin(messages::delete_business(c, id.clone()))).await
-    }
-
-    async fn beat(&self, me: &Replica) -> Result<Fleet> {
-        let me = me.clone();
-        self.db.write(move |c| Box::pin(replicas::beat(c, me.clone()))).await
-    }
-
-    async fn leave(&self, id: &str) -> Result<()> {
-        let id = id.to_owned();
-        self.db.write(move |c| Box::pin(replicas::leave(c, id.clone()))).await
-    }
-
-    async fn ping(&self) -> Result<()> {
+    async fn probe(&self) -> Result<()> {
         if self.db.lost.load(Ordering::Relaxed) {
             return Err(self.db.lost_error());
         }
@@ -551,11 +419,11 @@ impl Store for PostgresStore {
         self.db.read(|c| Box::pin(async move { query("SELECT 1").execute(c).await.map(drop) })).await
     }
 
-    fn failed_writes(&self) -> u64 {
+    fn failures(&self) -> u64 {
         self.db.health.failed()
     }
 
-    async fn close(&self) {
+    async fn shut(&self) {
         // The next process need not wait to see whether this one still lives.
         let me = self.me.clone();
         if let Err(error) = self.db.write(move |c| Box::pin(holder::give_up(c, me.clone()))).await {

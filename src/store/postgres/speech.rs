@@ -3,13 +3,15 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
+use sqlx::postgres::{PgListener, PgPool};
 use sqlx::{PgConnection, Row as _};
 
-use super::super::rows::{call_id, damaged, record};
-use super::super::{CallRecord, Delivery, RECORDED, Received, Said, Speech, Took, tells_more};
-use super::calls::to_json;
-use super::transcripts::ring_others;
-use super::{Sql, query};
+use super::super::driver::damaged;
+use super::super::queries::calls::calls;
+use super::super::row::Row;
+use super::super::rows::{call_id, record};
+use super::super::{CallRecord, Delivery, NewUtterance, RECORDED, Received, Ring, Said, Speech, Took, tells_more};
+use super::{Sql, query, to_json};
 use crate::ids::{Alias, CallId};
 
 /// Hears a batch. With `tell`, other processes listen.
@@ -40,7 +42,7 @@ pub(super) async fn hear(c: &mut PgConnection, batch: &[Arc<Speech>], tell: bool
         None if new.contains(&one.event.id) => Ok(Took::Inbox(Received::New)),
         None => {
             let took = one.event.dedupe_key.as_ref().and_then(|key| before.get(key)).cloned();
-            took.ok_or_else(|| damaged("a webhook that came before is not there"))
+            took.ok_or_else(|| damaged("a webhook that came before is not there").into())
         }
     };
     batch.iter().map(took).collect()
@@ -81,24 +83,16 @@ async fn records(c: &mut PgConnection, batch: &[&Speech]) -> Sql<HashMap<Alias, 
     if ids.is_empty() {
         return Ok(found);
     }
-    let rows = query(
-        "SELECT c.*, a.kind AS alias_kind, a.id AS alias_id FROM calls c JOIN call_aliases a ON a.call_id = c.id
-         WHERE c.id IN (SELECT call_id FROM call_aliases WHERE (kind, id) IN (SELECT * FROM unnest($1::text[], $2::text[])))
-         ORDER BY c.id, a.kind, a.id FOR KEY SHARE OF c",
-    )
+    let rows = query(calls!(
+        "WHERE c.id IN (SELECT call_id FROM call_aliases WHERE (kind, id) IN (SELECT * FROM unnest($1::text[], $2::text[])))
+         ORDER BY c.id FOR KEY SHARE OF c"
+    ))
     .bind(ids.iter().map(|alias| alias.kind.as_str()).collect::<Vec<_>>())
     .bind(ids.iter().map(|alias| alias.id.as_str()).collect::<Vec<_>>())
     .fetch_all(c)
     .await?;
-    // A row for each id of a call.
-    for rows in rows.chunk_by(|a, b| a.try_get::<&str, _>("id").ok() == b.try_get("id").ok()) {
-        let alias = |row| -> Sql<Alias> {
-            let row: &sqlx::postgres::PgRow = row;
-            Ok(Alias { kind: row.try_get("alias_kind")?, id: row.try_get("alias_id")? })
-        };
-        let aliases = rows.iter().map(alias).collect::<Sql<Vec<_>>>()?;
-        let Some(first) = rows.first() else { continue };
-        let record = Arc::new(record(first, aliases)?);
+    for row in rows {
+        let record = Arc::new(record(&Row::Postgres(row))?);
         found.extend(record.aliases.iter().map(|alias| (alias.clone(), record.clone())));
     }
     Ok(found)
@@ -222,4 +216,71 @@ async fn before(c: &mut PgConnection, batch: &[Arc<Speech>], new: &HashSet<Strin
         before.insert(row.try_get("dedupe_key")?, took);
     }
     Ok(before)
+}
+
+/// Where processes over one record tell each other of calls.
+const BELLS: &str = "ringfence_calls";
+
+/// Keeps others from giving out numbers of a call until the transaction ends.
+async fn lock(c: &mut PgConnection, call: &CallId) -> Sql<()> {
+    let lock = "SELECT 1 FROM transcripts WHERE call_id = $1 FOR UPDATE";
+    if query(lock).bind(call.as_str()).fetch_optional(&mut *c).await?.is_none() {
+        let first = "INSERT INTO transcripts (call_id, last_sequence) VALUES ($1, 0) ON CONFLICT DO NOTHING";
+        query(first).bind(call.as_str()).execute(&mut *c).await?;
+        query(lock).bind(call.as_str()).execute(c).await?;
+    }
+    Ok(())
+}
+
+/// Puts on record what was said in a call.
+pub(super) async fn say_one(c: &mut PgConnection, call: &CallId, said: &NewUtterance, tell: bool) -> Sql<Option<Said>> {
+    // It is not deleted meanwhile.
+    let there = query("SELECT 1 FROM calls WHERE id = $1 FOR KEY SHARE").bind(call.as_str());
+    if there.fetch_optional(&mut *c).await?.is_none() {
+        return Ok(None);
+    }
+    lock(c, call).await?;
+    // A statement of its own, so that it sees what the one before it waited for.
+    let row = query(
+        "WITH before AS (SELECT id, sequence FROM utterances WHERE event_id = $2),
+         next AS (UPDATE transcripts SET last_sequence = last_sequence + 1
+             WHERE call_id = $1 AND NOT EXISTS (SELECT 1 FROM before) RETURNING last_sequence),
+         new AS (INSERT INTO utterances (call_id, sequence, event_id, speaker, message, said_at, source_sequence, source, heard_at)
+             SELECT $1, last_sequence, $2, $3, $4, $5, $6, $7, $8 FROM next RETURNING id, sequence)
+         SELECT id, sequence FROM before UNION ALL SELECT id, sequence FROM new",
+    )
+    .bind(call.as_str())
+    .bind(&said.event_id)
+    .bind(said.speaker.as_str())
+    .bind(&said.text)
+    .bind(&said.said_at)
+    .bind(said.source_sequence)
+    .bind(&said.source)
+    .bind(said.at_ms)
+    .fetch_one(&mut *c)
+    .await?;
+    if tell {
+        ring_others(c, vec![call.as_str()]).await?;
+    }
+    Ok(Some(Said { id: row.try_get("id")?, sequence: row.try_get("sequence")? }))
+}
+
+async fn ring_others(c: &mut PgConnection, calls: Vec<&str>) -> Sql<()> {
+    query("SELECT pg_notify($1, call) FROM unnest($2::text[]) AS call")
+        .bind(BELLS)
+        .bind(calls)
+        .execute(c)
+        .await
+        .map(drop)
+}
+
+/// Rings for the calls of which other processes tell, until that fails.
+pub(super) async fn listen(pool: &PgPool, ring: Ring) -> Sql<()> {
+    let mut listener = PgListener::connect_with(pool).await?;
+    listener.listen(BELLS).await?;
+    loop {
+        if let Some(call) = CallId::parse(listener.recv().await?.payload()) {
+            ring(&call);
+        }
+    }
 }

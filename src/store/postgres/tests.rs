@@ -6,10 +6,12 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
+use crate::admission::GateMode;
 use crate::net::spare_port;
 use crate::provider::secret::Secret;
-use crate::store::NewUtterance;
+use crate::store::queries::calls;
 use crate::store::suite::{self, Fresh, new_call};
+use crate::store::{Change, NewUtterance, Opened, Replica, Store};
 
 #[allow(dead_code, reason = "the integration tests use the rest")]
 #[path = "../../../tests/it/support/postgres.rs"]
@@ -253,7 +255,7 @@ async fn who_lost_the_record_writes_nothing_any_more_and_what_was_under_way_is_s
                 let call = call.clone();
                 Box::pin(async move {
                     sqlx::query("SELECT pg_sleep(1)").execute(&mut *c).await?;
-                    calls::open(c, call).await
+                    Ok(calls::open(&mut Pg(c), &call).await?)
                 })
             })
             .await
@@ -270,8 +272,8 @@ async fn who_lost_the_record_writes_nothing_any_more_and_what_was_under_way_is_s
         let seen = holder::look(&mut taken).await.unwrap();
         generation = holder::take(&mut taken, &holder::Me::new(Sharing::Alone), seen.as_ref()).await.unwrap();
     }
-    let open = calls::open_calls(&mut taken).await.unwrap();
-    assert_eq!(open.iter().map(|c| &c.id).collect::<Vec<_>>(), [&call.id], "it was waited for");
+    let open: Vec<String> = sqlx::query_scalar("SELECT id FROM calls").fetch_all(&mut *taken).await.unwrap();
+    assert_eq!(open, [call.id.as_str()], "it was waited for");
     taken.commit().await.unwrap();
     assert_eq!(slow.await.unwrap().unwrap(), Opened::New(None));
     let late = store.open(new_call(&[]), None).await.unwrap_err();
@@ -509,10 +511,10 @@ async fn held_open(store: &Arc<PostgresStore>, call: &NewCall) -> (tokio::sync::
     let both = Arc::new(Mutex::new(Some((wait, here))));
     let (db, call) = (store.db.clone(), call.clone());
     let opening = tokio::spawn(async move {
-        let opened = db.write_at(Gate::Shared, move |c, state| {
+        let opened = db.write_at(Gate::Shared, move |c, _| {
             let (both, call) = (both.clone(), call.clone());
             Box::pin(async move {
-                let opened = gate::open(c, call, Some(1), state).await?;
+                let opened = calls::open(&mut Pg(c), &call).await?;
                 let taken = both.lock().unwrap().take();
                 if let Some((wait, here)) = taken {
                     here.send(()).unwrap();
@@ -566,8 +568,9 @@ async fn who_comes_while_a_move_is_under_way_is_told_the_new_epoch() {
     let Some(fence) = fresh().await else { return };
     let store = Arc::new(fence.store().await);
     let mut moving = store.db.begin_unbound().await.unwrap();
+    let (policy, c) = (suite::policy(1, None), &mut Pg(&mut moving));
     let moved =
-        gate::advance(&mut moving, 1, GateMode::Database, suite::policy(1, None), Some(1)).await.unwrap().unwrap();
+        crate::store::queries::gate::advance(c, 1, GateMode::Database, &policy, Some(1)).await.unwrap().unwrap();
     assert_eq!(moved.held, []);
     let [opens, admits] = [new_call(&[]), new_call(&[])];
     let opening = tokio::spawn({

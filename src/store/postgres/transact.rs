@@ -15,8 +15,10 @@ use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row as _};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
+use super::super::driver::damaged;
 use super::super::health::Health;
-use super::super::rows::{damaged, gate_state};
+use super::super::row::Row;
+use super::super::rows::gate_state;
 use super::super::standing::POOL;
 use super::super::{Result, StoreError};
 use super::{Settings, Sql, code, explain, is_outside};
@@ -332,7 +334,7 @@ impl Db {
             gate.lock()
         );
         let begun = self.trip(async { sqlx::raw_sql(AssertSqlSafe(begin)).fetch_all(&mut *c).await }).await;
-        let rows = begun.map_err(|error| if is_gone(&error) { Stop::Stale(error) } else { Stop::Failed(error) })?;
+        let mut rows = begun.map_err(|error| if is_gone(&error) { Stop::Stale(error) } else { Stop::Failed(error) })?;
         let Some(row) = rows.first().filter(|row| row.try_get::<i64, _>("xid").is_ok()) else {
             if !self.lost.swap(true, Ordering::Relaxed) {
                 error!(store = %self.shown, "another ringfence has taken the record over; this one admits nothing any more");
@@ -340,10 +342,10 @@ impl Db {
             return Err(Stop::Lost);
         };
         let xid: i64 = row.try_get("xid").map_err(Stop::Failed)?;
-        let state = match (gate, rows.last()) {
+        let state = match (gate, rows.pop()) {
             (Gate::Open, _) => None,
-            (_, Some(row)) => Some(gate_state(row).map_err(Stop::Failed)?),
-            (_, None) => return Err(Stop::Failed(damaged(format!("gate_state knows no pool {POOL}")))),
+            (_, Some(row)) => Some(gate_state(&Row::Postgres(row)).map_err(|fault| Stop::Failed(fault.into()))?),
+            (_, None) => return Err(Stop::Failed(damaged(format!("gate_state knows no pool {POOL}")).into())),
         };
         failpoint::hit("store.writing").await;
         match self.trip(PREPARED.scope(self.prepare, work(&mut *c, state))).await {

@@ -3,9 +3,8 @@
 use std::fs::OpenOptions;
 use std::path::Path;
 
-use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions};
-
-use super::{OpenError, explain, explain_io, lock, migrate};
+use super::driver::{Sqlite, explain};
+use super::{OpenError, explain_io, lock, migrate, on_thread};
 
 /// What stands at a store's path.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,17 +41,8 @@ pub async fn inspect(path: &Path) -> Result<Inspected, OpenError> {
     }
     // Opened for writing, never written.
     OpenOptions::new().read(true).write(true).open(path).map_err(|e| file(explain_io(&e)))?;
-    let pool = SqlitePoolOptions::new()
-        .max_connections(1)
-        .connect_with(SqliteConnectOptions::new().filename(path).read_only(true))
-        .await
-        .map_err(|e| file(explain(&e)))?;
-    let found = schema(&pool).await;
-    pool.close().await;
-    found.map_err(|why| OpenError::Schema { path: shown.clone(), why })
-}
-
-async fn schema(pool: &SqlitePool) -> Result<Inspected, String> {
-    let missing = migrate::missing(pool).await?;
+    let mut reader = Sqlite::open_to_read(path).map_err(|e| file(explain(&e)))?;
+    let missing = on_thread(move || migrate::missing(&mut reader)).await;
+    let missing = missing.map_err(|why| OpenError::Schema { path: shown, why })?;
     Ok(if missing.is_empty() { Inspected::Ready } else { Inspected::Behind(missing) })
 }

@@ -1,7 +1,9 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::admission::GateMode;
 use crate::store::suite::{self, Fresh};
+use crate::store::{Opened, Store};
 
 /// A folder that goes when the test ends.
 struct Folder(PathBuf);
@@ -12,6 +14,11 @@ impl Folder {
     }
     fn file(&self) -> PathBuf {
         self.0.join("ringfence.db")
+    }
+    /// The file, past the store.
+    fn past(&self) -> Sqlite {
+        std::fs::create_dir_all(&self.0).unwrap();
+        Sqlite::open(&self.file(), true).unwrap()
     }
 }
 
@@ -30,17 +37,13 @@ impl Fresh for Folder {
         Arc::new(SqliteStore::open(&self.file(), true, Sharing::Shared).await.unwrap())
     }
     async fn one_migration_back(&self) {
-        let pool = SqliteStore::connect(&self.file()).await.unwrap();
-        migrate::down(&pool, None).await.unwrap();
-        pool.close().await;
+        migrate::down(&self.file(), None).await.unwrap();
     }
     async fn execute(&self, sql: &str) {
-        let pool = SqliteStore::connect(&self.file()).await.unwrap();
-        sqlx::query(sqlx::AssertSqlSafe(sql.to_owned())).execute(&pool).await.unwrap();
+        self.past().connection.execute_batch(sql).unwrap();
     }
     async fn number(&self, sql: &str) -> i64 {
-        let pool = SqliteStore::connect(&self.file()).await.unwrap();
-        sqlx::query_scalar(sqlx::AssertSqlSafe(sql.to_owned())).fetch_one(&pool).await.unwrap()
+        self.past().connection.query_row(sql, [], |row| row.get(0)).unwrap()
     }
 }
 
@@ -54,13 +57,13 @@ crate::store::suite::behaves_as_a_store!(fresh);
 async fn ended_calls_are_found_by_their_index() {
     let folder = Folder::new();
     let store = SqliteStore::open(&folder.file(), true, Sharing::Alone).await.unwrap();
-    let plan: Vec<(i64, i64, i64, String)> = sqlx::query_as(
+    let plan = store.select(
         "EXPLAIN QUERY PLAN SELECT id FROM calls WHERE phase = 'ended' AND ended_at < 1 ORDER BY ended_at, id LIMIT 1",
-    )
-    .fetch_all(&store.readers)
-    .await
-    .unwrap();
-    assert!(plan.iter().any(|step| step.3.contains("calls_ended")), "{plan:?}");
+        vec![],
+        |row| row.text("detail"),
+    );
+    let plan = plan.await.unwrap();
+    assert!(plan.iter().any(|step| step.contains("calls_ended")), "{plan:?}");
 }
 
 #[tokio::test]
@@ -112,43 +115,75 @@ async fn a_schema_is_not_changed_under_processes_that_run() {
 #[tokio::test]
 async fn a_schema_goes_up_and_down_and_a_strange_one_is_refused() {
     let folder = Folder::new();
-    std::fs::create_dir_all(&folder.0).unwrap();
-    let pool = SqliteStore::connect(&folder.file()).await.unwrap();
-    let applied = async || migrate::status(&pool).await.unwrap().iter().map(|s| s.applied).collect::<Vec<_>>();
+    let mut c = folder.past();
+    let applied = async || {
+        let all = migrate::status(&folder.file()).await.unwrap();
+        all.iter().map(|s| s.applied).collect::<Vec<_>>()
+    };
     assert!(!applied().await.contains(&true));
-    assert!(migrate::check(&pool).await.unwrap_err().contains("ringfence migrate up"));
-    migrate::up(&pool).await.unwrap();
+    assert!(migrate::check(&mut c).unwrap_err().contains("ringfence migrate up"));
+    migrate::up(&folder.file()).await.unwrap();
     assert!(!applied().await.contains(&false));
-    migrate::check(&pool).await.unwrap();
-    migrate::down(&pool, None).await.unwrap();
-    assert_eq!(applied().await.iter().filter(|a| !**a).count(), 1, "one at a time");
-    migrate::down(&pool, Some(0)).await.unwrap();
+    migrate::check(&mut c).unwrap();
+    migrate::down(&folder.file(), Some(0)).await.unwrap();
     assert!(!applied().await.contains(&true));
-    migrate::up(&pool).await.unwrap();
-    sqlx::query("UPDATE _sqlx_migrations SET version = 9999 WHERE version = 1").execute(&pool).await.unwrap();
-    assert!(migrate::check(&pool).await.unwrap_err().contains("newer ringfence"));
+    migrate::up(&folder.file()).await.unwrap();
+    folder.execute("UPDATE _sqlx_migrations SET version = 9999 WHERE version = 1").await;
+    assert!(migrate::check(&mut c).unwrap_err().contains("newer ringfence"));
+}
+
+/// Later versions bring more migrations than the first.
+#[tokio::test]
+async fn a_schema_goes_down_one_at_a_time_or_to_a_version() {
+    use sqlx::SqlSafeStr as _;
+    use sqlx::migrate::{Migration, MigrationType, Migrator};
+    let one = |version: i64, kind, sql: String| {
+        Migration::new(
+            version,
+            format!("expand {version}").into(),
+            kind,
+            sqlx::AssertSqlSafe(sql).into_sql_str(),
+            false,
+        )
+    };
+    let mut all: Vec<Migration> = migrate::MIGRATIONS.iter().cloned().collect();
+    for n in 2..=3 {
+        all.push(one(n, MigrationType::ReversibleUp, format!("CREATE TABLE later_{n} (x)")));
+        all.push(one(n, MigrationType::ReversibleDown, format!("DROP TABLE later_{n}")));
+    }
+    let (later, folder) = (Migrator::with_migrations(all), Folder::new());
+    let mut c = folder.past();
+    let versions = async || folder.number("SELECT sum(version) FROM _sqlx_migrations").await;
+    migrate::up_in(&mut c, &migrate::MIGRATIONS).unwrap();
+    assert_eq!(versions().await, 1);
+    migrate::up_in(&mut c, &later).unwrap();
+    assert_eq!(versions().await, 1 + 2 + 3);
+    assert!(migrate::missing(&mut c).is_ok(), "what only adds is used");
+    migrate::down_in(&mut c, &later, None).unwrap();
+    assert_eq!(versions().await, 1 + 2, "one at a time");
+    assert!(migrate::down_in(&mut c, &migrate::MIGRATIONS, None).unwrap_err().contains("newer ringfence"));
+    migrate::up_in(&mut c, &later).unwrap();
+    migrate::down_in(&mut c, &later, Some(1)).unwrap();
+    assert_eq!(versions().await, 1);
+    assert_eq!(folder.number("SELECT count(*) FROM sqlite_master WHERE name LIKE 'later%'").await, 0);
 }
 
 #[tokio::test]
 async fn a_newer_schema_that_only_adds_is_used() {
     let folder = Folder::new();
-    std::fs::create_dir_all(&folder.0).unwrap();
-    let pool = SqliteStore::connect(&folder.file()).await.unwrap();
-    migrate::up(&pool).await.unwrap();
-    let execute = async |sql: &'static str| {
-        sqlx::query(sql).execute(&pool).await.unwrap();
-    };
-    execute("ALTER TABLE calls ADD COLUMN tomorrow TEXT").await;
-    execute("CREATE TABLE tomorrow (call_id TEXT REFERENCES calls (id) ON DELETE CASCADE)").await;
-    execute("INSERT INTO _sqlx_migrations VALUES (9998, 'expand tomorrow', 0, true, '', 0)").await;
+    let mut c = folder.past();
+    migrate::up_in(&mut c, &migrate::MIGRATIONS).unwrap();
+    folder.execute("ALTER TABLE calls ADD COLUMN tomorrow TEXT").await;
+    folder.execute("CREATE TABLE tomorrow (call_id TEXT REFERENCES calls (id) ON DELETE CASCADE)").await;
+    folder.execute("INSERT INTO _sqlx_migrations VALUES (9998, 'expand tomorrow', 0, true, '', 0)").await;
     let store = SqliteStore::open(&folder.file(), true, Sharing::Alone).await.unwrap();
     let call = suite::new_call(&[("call_sid", "CA1")]);
-    assert!(matches!(store.open(call.clone(), None).await, Ok(Opened::New(None))));
+    assert!(matches!(Store::open(&store, call.clone(), None).await, Ok(Opened::New(None))));
     assert!(store.call(&call.id).await.unwrap().is_some());
     store.close().await;
-    assert!(migrate::down(&pool, None).await.unwrap_err().contains("newer ringfence"), "it knows no way back");
-    execute("INSERT INTO _sqlx_migrations VALUES (9999, 'contract tomorrow', 0, true, '', 0)").await;
-    assert!(migrate::check(&pool).await.unwrap_err().contains("has migration 9999, of a newer ringfence"));
+    assert!(migrate::down(&folder.file(), None).await.unwrap_err().contains("newer ringfence"), "it knows no way back");
+    folder.execute("INSERT INTO _sqlx_migrations VALUES (9999, 'contract tomorrow', 0, true, '', 0)").await;
+    assert!(migrate::check(&mut c).unwrap_err().contains("has migration 9999, of a newer ringfence"));
 }
 
 #[tokio::test]
@@ -164,11 +199,10 @@ async fn a_file_that_is_no_database_is_named_and_left_alone() {
 #[tokio::test]
 async fn a_full_disk_is_called_so_in_a_migration() {
     let folder = Folder::new();
-    std::fs::create_dir_all(&folder.0).unwrap();
     // A database that may not grow is to SQLite what a full disk is.
-    let options = options(&folder.file()).pragma("max_page_count", "1");
-    let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await.unwrap();
-    let why = migrate::up(&pool).await.unwrap_err();
+    let mut c = folder.past();
+    c.connection.execute_batch("PRAGMA max_page_count = 1").unwrap();
+    let why = migrate::up_in(&mut c, &migrate::MIGRATIONS).unwrap_err();
     assert!(why.contains("the disk is full; make room"), "{why}");
 }
 
@@ -186,10 +220,8 @@ async fn a_store_is_looked_at_without_a_trace() {
     store.close().await;
     assert_eq!(holder(&path).await, None);
 
-    let pool = SqliteStore::connect(&path).await.unwrap();
-    migrate::down(&pool, Some(0)).await.unwrap();
-    let all: Vec<i64> = migrate::status(&pool).await.unwrap().iter().map(|s| s.version).collect();
-    pool.close().await;
+    migrate::down(&path, Some(0)).await.unwrap();
+    let all: Vec<i64> = migrate::status(&path).await.unwrap().iter().map(|s| s.version).collect();
     assert!(!all.is_empty());
     assert_eq!(inspect(&path).await.unwrap(), Inspected::Behind(all));
 
@@ -213,7 +245,7 @@ async fn a_move_that_dies_half_way_was_none() {
     }
     let folder = Folder::new();
     let store = SqliteStore::open(&folder.file(), true, Sharing::Alone).await.unwrap();
-    store.open(suite::new_call(&[]), Some(1)).await.unwrap();
+    Store::open(&store, suite::new_call(&[]), Some(1)).await.unwrap();
     let before = store.leases().await.unwrap();
     store.close().await;
     drop(store);

@@ -1,9 +1,6 @@
 //! The one writer: a thread that owns the only connection that writes and puts what waits into one commit (group commit): no
 //! timer, it flushes when the previous commit has returned. Dropping the waiter drops only the notification, never the write.
 //!
-//! It uses rusqlite, because there a statement is a function call. One of sqlx's is a trip to another thread and back, which costs
-//! more than most statements; a call takes about ten.
-//!
 //! A write that fails tells its waiter, and nothing is held back: the next one is tried. After a panic, a full or failing disk or
 //! the like the connection is made anew, so that writing goes on by itself when the cause is gone.
 
@@ -13,24 +10,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rusqlite::{Connection, OpenFlags};
 use tokio::sync::{mpsc, oneshot};
 
+use super::super::driver::{Fault, Sql};
 use super::super::health::Health;
 use super::super::{Result, StoreError};
-use super::BUSY_TIMEOUT;
+use super::driver::{Sqlite, explain, failed, is_outside};
 use crate::failpoint;
 
 /// Writes that may wait. Beyond it, callers wait to hand theirs over.
 const WAITING_MAX: usize = 4096;
 /// Writes in one commit.
 const BATCH_MAX: usize = 256;
-
-/// Statements kept compiled: more than there are.
-const STATEMENTS_MAX: usize = 64;
-
-/// What a write comes to.
-pub(super) type Written<T> = std::result::Result<T, rusqlite::Error>;
 
 pub(super) struct Writer {
     /// `None` is the last.
@@ -43,7 +34,7 @@ pub(super) struct Writer {
 
 /// A write, and whom to tell.
 trait Job: Send {
-    fn run(&mut self, connection: &Connection) -> Written<()>;
+    fn run(&mut self, connection: &mut Sqlite) -> Sql<()>;
     /// It panicked.
     fn panicked(&mut self);
     fn finish(self: Box<Self>, commit: Result<()>);
@@ -57,10 +48,10 @@ struct Write<F, T> {
 
 impl<F, T> Job for Write<F, T>
 where
-    F: FnOnce(&Connection) -> Written<T> + Send,
+    F: FnOnce(&mut Sqlite) -> Sql<T> + Send,
     T: Send,
 {
-    fn run(&mut self, connection: &Connection) -> Written<()> {
+    fn run(&mut self, connection: &mut Sqlite) -> Sql<()> {
         let Some(work) = self.work.take() else { return Ok(()) };
         failpoint::hit_in_thread("store.writing");
         match work(connection) {
@@ -94,7 +85,7 @@ where
 impl Writer {
     /// Opens the file, which must be there.
     pub(super) fn start(path: &Path) -> std::result::Result<Self, String> {
-        let connection = Some(connect(path).map_err(|e| explain(&e))?);
+        let connection = Some(Sqlite::open(path, false).map_err(|e| explain(&e))?);
         let (file, health, doubted) = (FileId::of(path), Arc::<Health>::default(), Arc::<AtomicBool>::default());
         let (jobs, waiting) = mpsc::channel(WAITING_MAX);
         let (end, ended) = oneshot::channel();
@@ -128,7 +119,7 @@ impl Writer {
     /// Runs a write and returns when it is durable.
     pub(super) async fn run<F, T>(&self, work: F) -> Result<T>
     where
-        F: FnOnce(&Connection) -> Written<T> + Send + 'static,
+        F: FnOnce(&mut Sqlite) -> Sql<T> + Send + 'static,
         T: Send + 'static,
     {
         let (reply, told) = oneshot::channel();
@@ -168,32 +159,6 @@ fn write_all(mut file: OpenFile, mut waiting: mpsc::Receiver<Option<Box<dyn Job>
     file.disconnect();
 }
 
-fn connect(path: &Path) -> Written<Connection> {
-    let connection =
-        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
-    connection.busy_timeout(BUSY_TIMEOUT)?;
-    connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
-    connection.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON")?;
-    Ok(connection)
-}
-
-fn code(error: &rusqlite::Error) -> u32 {
-    error.sqlite_error().map_or(0, |error| error.extended_code.unsigned_abs())
-}
-
-fn explain(error: &rusqlite::Error) -> String {
-    super::explain_code(code(error), error)
-}
-
-fn failed(error: &rusqlite::Error) -> StoreError {
-    match error {
-        rusqlite::Error::FromSqlConversionFailure(..) | rusqlite::Error::InvalidColumnType(..) => {
-            StoreError::Damaged(error.to_string())
-        }
-        other => StoreError::Failed(explain(other)),
-    }
-}
-
 /// Which file a path leads to.
 #[derive(Debug, PartialEq, Eq)]
 struct FileId(Option<(u64, u64)>);
@@ -207,7 +172,7 @@ impl FileId {
 /// The database, as the writer has it.
 struct OpenFile {
     /// `None` after a failure: the next write connects again.
-    connection: Option<Connection>,
+    connection: Option<Sqlite>,
     path: PathBuf,
     /// The file that was opened at the start.
     file: FileId,
@@ -224,15 +189,10 @@ enum Failure {
     Own(StoreError),
 }
 
-impl From<rusqlite::Error> for Failure {
-    fn from(error: rusqlite::Error) -> Self {
+impl From<Fault> for Failure {
+    fn from(error: Fault) -> Self {
         if is_outside(&error) { Self::Outside(failed(&error)) } else { Self::Own(failed(&error)) }
     }
-}
-
-/// Whether an error says something of the file, not of the write: busy, read-only, I/O, corrupt, full, cannot open, no database.
-fn is_outside(error: &rusqlite::Error) -> bool {
-    [5, 8, 10, 11, 13, 14, 26].contains(&(code(error) & 0xff))
 }
 
 impl OpenFile {
@@ -267,7 +227,7 @@ impl OpenFile {
         }
         let connection = match &mut self.connection {
             Some(connection) => connection,
-            none => match connect(&self.path) {
+            none => match Sqlite::open(&self.path, false) {
                 Ok(connection) => none.insert(connection),
                 Err(error) => return (Err(Failure::Outside(failed(&error))), 0),
             },
@@ -294,59 +254,50 @@ impl OpenFile {
     }
 
     fn disconnect(&mut self) {
-        if let Some(connection) = self.connection.take() {
-            let _ = connection.close();
-        }
+        self.connection = None;
     }
 }
 
-fn write_batch(connection: &Connection, batch: &mut [Box<dyn Job>]) -> (std::result::Result<(), Failure>, u64) {
+fn write_batch(connection: &mut Sqlite, batch: &mut [Box<dyn Job>]) -> (std::result::Result<(), Failure>, u64) {
     let mut panics = 0;
     let written = write_jobs(connection, batch, &mut panics);
-    if written.is_err() && !connection.is_autocommit() {
-        // Whatever failed, no transaction may stay open: the next BEGIN would fail, and every one after it. Errors such as a
-        // full disk roll back by themselves; SQLite's COMMIT either happened or can be rolled back, it has no third state
-        // while the file is ours.
-        let _ = execute(connection, "ROLLBACK");
+    if written.is_err() {
+        connection.roll_back();
     }
     (written, panics)
 }
 
 fn write_jobs(
-    connection: &Connection,
+    connection: &mut Sqlite,
     batch: &mut [Box<dyn Job>],
     panics: &mut u64,
 ) -> std::result::Result<(), Failure> {
     let alone = batch.len() == 1;
-    execute(connection, "BEGIN IMMEDIATE")?;
+    connection.simply("BEGIN IMMEDIATE")?;
     for job in batch.iter_mut() {
         if !alone {
-            execute(connection, "SAVEPOINT job")?;
+            connection.simply("SAVEPOINT job")?;
         }
         // One that fails must not take its neighbours along.
         match std::panic::catch_unwind(AssertUnwindSafe(|| job.run(connection))) {
             Ok(Ok(())) => {}
             Ok(Err(error)) if alone || is_outside(&error) => return Err(error.into()),
-            Ok(Err(_)) => execute(connection, "ROLLBACK TO job")?,
+            Ok(Err(_)) => connection.simply("ROLLBACK TO job")?,
             Err(_) => {
                 *panics += 1;
                 job.panicked();
                 if alone {
                     return Err(Failure::Own(StoreError::Failed("the write panicked".to_owned())));
                 }
-                execute(connection, "ROLLBACK TO job")?;
+                connection.simply("ROLLBACK TO job")?;
             }
         }
         if !alone {
-            execute(connection, "RELEASE job")?;
+            connection.simply("RELEASE job")?;
         }
     }
     failpoint::hit_in_thread("store.committing");
-    execute(connection, "COMMIT")?;
+    connection.simply("COMMIT")?;
     failpoint::hit_in_thread("store.committed");
     Ok(())
-}
-
-fn execute(connection: &Connection, sql: &str) -> Written<()> {
-    connection.prepare_cached(sql)?.execute([]).map(drop)
 }

@@ -1,0 +1,15 @@
+DROP TABLE audit;
+DROP TABLE call_records;
+DROP TABLE utterances;
+DROP TABLE transcripts;
+DROP TABLE holders;
+DROP TABLE replicas;
+DROP TABLE gate_rates;
+DROP TABLE gate_state;
+DROP TABLE businesses;
+DROP TABLE refusals;
+DROP TABLE deliveries;
+DROP TABLE webhook_events;
+DROP TABLE call_aliases;
+DROP TABLE create_answers;
+DROP TABLE calls;

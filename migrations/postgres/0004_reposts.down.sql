@@ -1,2 +1,0 @@
-ALTER TABLE refusals DROP COLUMN attempts;
-ALTER TABLE calls DROP COLUMN fingerprint;

@@ -1,2 +1,0 @@
-DROP TABLE utterances;
-DROP TABLE transcripts;

@@ -1,3 +1,0 @@
-ALTER TABLE utterances DROP COLUMN source;
-DROP INDEX refusals_of;
-DROP INDEX calls_ended_of;

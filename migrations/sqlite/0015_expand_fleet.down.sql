@@ -1,1 +1,0 @@
-ALTER TABLE replicas DROP COLUMN state;

@@ -1,0 +1,185 @@
+//! The inbox, the outbox, refusals and businesses.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::super::driver::{Driver, Sql, binds};
+use super::super::row::Row;
+use super::super::rows::delivery;
+use super::super::told::{self, Told};
+use super::super::{Delivery, NewEvent, Received, RefusalRecord, TAKEN_MS};
+use super::{first, to_json};
+use crate::clock::UnixMs;
+use crate::policy::Business;
+
+pub(in crate::store) async fn receive(c: &mut dyn Driver, event: &NewEvent) -> Sql<Received> {
+    let inserted = c
+        .execute(
+            "INSERT INTO webhook_events (id, account, webhook, event, dedupe_key, received_at, method, path, headers, body,
+                 spool)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) ON CONFLICT DO NOTHING",
+            &binds![
+                &event.id,
+                &event.account,
+                &event.webhook,
+                &event.event,
+                &event.dedupe_key,
+                event.received_at,
+                &event.method,
+                &event.path,
+                to_json(&event.headers)?,
+                event.body.as_deref(),
+                &event.spool,
+            ],
+        )
+        .await?;
+    if inserted == 1 {
+        return Ok(Received::New);
+    }
+    // By its id: one whose first write may have come through.
+    let sql = "SELECT id, outcome FROM webhook_events WHERE dedupe_key = $1 OR id = $2 ORDER BY id = $2 LIMIT 1";
+    let row = first(c.fetch(sql, &binds![&event.dedupe_key, &event.id]).await?)?;
+    Ok(Received::Before { id: row.text("id")?, outcome: row.optional_text("outcome")? })
+}
+
+pub(in crate::store) async fn settle(
+    c: &mut dyn Driver,
+    event_id: &str,
+    call: Option<&str>,
+    outcome: &str,
+    delivery: Option<&Delivery>,
+    at_ms: UnixMs,
+) -> Sql<bool> {
+    let sql = "UPDATE webhook_events SET outcome = $2, call_id = coalesce($3, call_id), parked_at = NULL, error = NULL
+         WHERE id = $1 AND outcome IS NULL";
+    if c.execute(sql, &binds![event_id, outcome, call]).await? == 0 {
+        return Ok(false);
+    }
+    let Some(delivery) = delivery else { return Ok(true) };
+    // Of an event that is applied once more the app is told already.
+    c.execute(
+        "INSERT INTO deliveries (id, event_id, url, method, headers, body, attempts, due_at, call_id, noted_at, spool, route)
+         SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $8, $10, $11 WHERE NOT EXISTS (SELECT 1 FROM deliveries WHERE event_id = $2)",
+        &binds![
+            &delivery.id,
+            &delivery.event_id,
+            &delivery.url,
+            &delivery.method,
+            to_json(&delivery.headers)?,
+            delivery.spool.is_none().then_some(&delivery.body[..]),
+            delivery.attempts,
+            at_ms,
+            call,
+            &delivery.spool,
+            delivery.route.as_str(),
+        ],
+    )
+    .await?;
+    Ok(true)
+}
+
+/// Puts events of our own into the outbox, in the transaction of what they tell of.
+pub(in crate::store) async fn tell(c: &mut dyn Driver, all: &[Told]) -> Sql<()> {
+    let sql = "INSERT INTO deliveries (id, event_id, url, method, headers, body, due_at, call_id, own, noted_at) VALUES {rows}";
+    let rows = all.iter().map(|told| {
+        let id = told.id.as_str();
+        let body = told.body.as_bytes();
+        Vec::from(binds![id, id, "", "POST", "[]", body, told.at_ms, &told.call, true, told.at_ms])
+    });
+    c.execute_all(sql, rows.collect()).await.map(drop)
+}
+
+/// Takes deliveries that are due. Of those who look at once each gets others: rows that are locked are passed over.
+pub(super) async fn take(
+    c: &mut dyn Driver,
+    at_ms: UnixMs,
+    limit: u32,
+    spool: &str,
+    strict: bool,
+) -> Sql<Vec<Delivery>> {
+    let mut rows = c
+        .fetch(
+            "WITH due AS (SELECT d.seq FROM deliveries d
+                 WHERE d.done_at IS NULL AND d.due_at IS NOT NULL AND d.due_at <= $1
+                 AND (d.taken_until IS NULL OR d.taken_until <= (extract(epoch FROM clock_timestamp()) * 1000)::bigint)
+                 AND (d.spool IS NULL OR d.spool = $4)
+                 AND NOT EXISTS (SELECT 1 FROM deliveries e WHERE e.call_id = d.call_id AND e.own = d.own AND e.seq < d.seq
+                     AND e.done_at IS NULL AND e.due_at IS NOT NULL AND (e.attempts = 0 OR $5 OR d.own))
+                 ORDER BY d.due_at, d.seq LIMIT $2 FOR UPDATE OF d SKIP LOCKED)
+             UPDATE deliveries SET taken_until = (extract(epoch FROM clock_timestamp()) * 1000)::bigint + $3
+             WHERE seq IN (SELECT seq FROM due)
+             RETURNING seq, id, event_id, url, method, headers, body, attempts, due_at, call_id, spool, route",
+            &binds![at_ms, limit, TAKEN_MS, spool, strict],
+        )
+        .await?;
+    let place = |row: &Row| Sql::Ok((row.number("due_at")?, row.number("seq")?));
+    rows.sort_by_cached_key(|row| place(row).ok());
+    let mut readable = Vec::with_capacity(rows.len());
+    for row in &rows {
+        match delivery(row) {
+            Ok(delivery) => readable.push(delivery),
+            // One that cannot be read must not keep the others from their turn.
+            Err(error) => give_up(c, row.str("id")?, &error.to_string()).await?,
+        }
+    }
+    Ok(readable)
+}
+
+async fn give_up(c: &mut dyn Driver, id: &str, why: &str) -> Sql<()> {
+    tracing::warn!(delivery = id, why, "a delivery cannot be read; it is given up");
+    let sql = "UPDATE deliveries SET due_at = NULL, taken_until = NULL, last_error = $2 WHERE id = $1";
+    c.execute(sql, &binds![id, why]).await.map(drop)
+}
+
+/// Whoever took deliveries is gone.
+pub(in crate::store) const TAKE_BACK: &str = "UPDATE deliveries SET taken_until = NULL
+     WHERE done_at IS NULL AND due_at IS NOT NULL AND taken_until IS NOT NULL";
+
+pub(super) async fn refused(c: &mut dyn Driver, refusals: &[RefusalRecord]) -> Sql<()> {
+    if refusals.iter().any(|refusal| refusal.tell) {
+        let ids: Vec<String> = refusals.iter().map(|refusal| refusal.id.to_string()).collect();
+        let rows = c.fetch("SELECT id FROM refusals WHERE id = ANY($1)", &binds![&ids]).await?;
+        let mut known = rows.iter().map(|row| row.text("id")).collect::<Sql<BTreeSet<String>>>()?;
+        let new = refusals.iter().filter(|refusal| known.insert(refusal.id.to_string()));
+        let told: Vec<_> = new.filter_map(told::refused).collect();
+        tell(c, &told).await?;
+    }
+    // One statement changes a row once.
+    let mut attempts = BTreeMap::<&str, (&RefusalRecord, i64)>::new();
+    for refusal in refusals {
+        attempts.entry(refusal.id.as_str()).or_insert((refusal, 0)).1 += i64::from(refusal.attempts);
+    }
+    let sql = "INSERT INTO refusals (id, at, business, account, direction, code, limit_name, current_calls, limit_calls, observed,
+             attempts)
+         VALUES {rows} ON CONFLICT (id) DO UPDATE SET attempts = refusals.attempts + excluded.attempts";
+    let rows = attempts.into_iter().map(|(id, (r, attempts))| {
+        Vec::from(binds![
+            id,
+            r.at,
+            &r.business,
+            &r.account,
+            &r.direction,
+            &r.code,
+            &r.limit_name,
+            r.current,
+            r.limit,
+            r.observed,
+            attempts,
+        ])
+    });
+    c.execute_all(sql, rows.collect()).await.map(drop)
+}
+
+/// Puts businesses. How many are new. Every change has a time of its own, so that a replica can tell that there was one.
+pub(super) async fn put_businesses(c: &mut dyn Driver, businesses: &[Business], at_ms: UnixMs) -> Sql<usize> {
+    let ids: Vec<String> = businesses.iter().map(|business| business.id.to_string()).collect();
+    let known = c.fetch("SELECT 1 FROM businesses WHERE id = ANY($1)", &binds![&ids]).await?.len();
+    let sql = "INSERT INTO businesses (id, body, updated_at) VALUES {rows}
+         ON CONFLICT (id) DO UPDATE SET body = excluded.body,
+             updated_at = greatest(excluded.updated_at, businesses.updated_at + 1)";
+    let mut rows = Vec::with_capacity(businesses.len());
+    for business in businesses {
+        rows.push(Vec::from(binds![business.id.as_str(), to_json(business)?, at_ms]));
+    }
+    c.execute_all(sql, rows).await?;
+    Ok(ids.len().saturating_sub(known))
+}

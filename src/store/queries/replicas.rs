@@ -1,0 +1,42 @@
+//! Which processes are over the record, and what one says to another of an order.
+
+use super::super::driver::{Backend, Driver, Sql, binds};
+use super::super::fleet::{FORGOTTEN_MS, LIVE_MS};
+use super::super::rows::{living, order};
+use super::super::{Fleet, ORDERS_MAX, OrderRecord, Replica, Result};
+use crate::clock::UnixMs;
+
+/// Says that this one lives, forgets who is long gone, and tells who lives, by the store's time.
+pub(super) async fn beat(c: &mut dyn Driver, me: &Replica) -> Sql<Fleet> {
+    let gone = "DELETE FROM replicas WHERE id <> $1
+         AND beat_at < (extract(epoch FROM clock_timestamp()) * 1000)::bigint - $2";
+    c.execute(gone, &binds![&me.id, FORGOTTEN_MS]).await?;
+    let mine = "INSERT INTO replicas (id, host, process, version, started_at, beat_at, state)
+         SELECT $1, $2, $3, $4, at, at, $5 FROM (SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS at) AS now WHERE true
+         ON CONFLICT (id) DO UPDATE SET beat_at = excluded.beat_at, state = excluded.state";
+    c.execute(mine, &binds![&me.id, &me.host, me.process, &me.version, &me.state]).await?;
+    let live =
+        "SELECT *, (SELECT count(*) || '.' || coalesce(sum(updated_at), 0) FROM businesses) AS businesses FROM replicas
+         WHERE id = $1 OR beat_at > (extract(epoch FROM clock_timestamp()) * 1000)::bigint - $2";
+    let rows = c.fetch(live, &binds![&me.id, LIVE_MS]).await?;
+    let businesses = rows.first().map(|row| row.text("businesses")).transpose()?.unwrap_or_default();
+    Ok(Fleet::new(me, rows.iter().map(living).collect::<Sql<_>>()?, businesses))
+}
+
+pub(super) async fn find_orders(store: &impl Backend, fingerprint: &str, since_ms: UnixMs) -> Result<Vec<OrderRecord>> {
+    let sql =
+        "SELECT c.id, c.phase, c.outcome, c.unsettled, c.undelivered, c.replica, c.admitted_at, c.phase_at, c.ended_at,
+             (extract(epoch FROM clock_timestamp()) * 1000)::bigint - r.beat_at AS silent_ms
+         FROM calls c LEFT JOIN replicas r ON r.id = c.replica
+         WHERE c.fingerprint = $1 AND c.admitted_at >= $2 ORDER BY c.admitted_at DESC, c.id DESC LIMIT $3";
+    let mut found = store.select(sql, binds![fingerprint.to_owned(), since_ms, ORDERS_MAX].into(), order).await?;
+    found.reverse();
+    Ok(found)
+}
+
+pub(super) async fn take_order(store: &impl Backend, order: &OrderRecord, me: &str, is_dead: bool) -> Result<bool> {
+    let sql = "UPDATE calls SET replica = $2, undelivered = false, unsettled = unsettled OR ($5 AND phase = 'reserved')
+         WHERE id = $1 AND replica IS NOT DISTINCT FROM $3 AND undelivered = $4";
+    let taken = binds![order.id.to_string(), me.to_owned(), order.replica.clone(), order.undelivered, is_dead];
+    Ok(store.run(sql, taken.into()).await? == 1)
+}

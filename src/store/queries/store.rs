@@ -1,0 +1,221 @@
+//! Calls, the inbox, the outbox, refusals and businesses, of every back end.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures_util::FutureExt as _;
+
+use super::super::driver::{Backend, binds};
+use super::super::rows::{admitted, business, create_answer, readable, record, refusal, waiting};
+use super::super::{
+    Advanced, Applied, CallRecord, Change, Confirmed, CreateAnswer, Decided, Delivery, Fleet, NewCall, NewEvent,
+    Opened, OrderRecord, Place, Reach, Received, RefusalRecord, Replica, Result, Store, Voucher, Waiting,
+};
+use super::calls::calls;
+use super::{bindings, calls, gate, messages, replicas};
+use crate::admission::{GateMode, GateState, Held, Order};
+use crate::call::Event;
+use crate::clock::UnixMs;
+use crate::ids::{AccountName, Alias, CallId};
+use crate::policy::{Business, Facts, Policy};
+
+#[async_trait]
+impl<B: Backend> Store for B {
+    async fn open(&self, call: NewCall, epoch: Option<i64>) -> Result<Opened> {
+        let id = call.id.clone();
+        let opened = self.write_under(epoch, &id, call, |c, call| calls::open(c, call).boxed()).await?;
+        Ok(opened.unwrap_or_else(Opened::Outdated))
+    }
+
+    async fn admit(&self, call: NewCall, order: Order, epoch: i64) -> Result<Decided> {
+        self.decide(call, order, epoch).await
+    }
+
+    async fn confirm(&self, call: &CallId, keys: Vec<String>, epoch: Option<i64>) -> Result<Confirmed> {
+        let of = (call.clone(), keys);
+        let confirmed = self.write_under(epoch, call, of, |c, (call, keys)| calls::confirm(c, call, keys).boxed());
+        Ok(confirmed.await?.unwrap_or_else(Confirmed::Outdated))
+    }
+
+    async fn gate_state(&self) -> Result<GateState> {
+        self.read((), |c, ()| gate::state(c).boxed()).await
+    }
+
+    async fn identity(&self) -> Result<String> {
+        self.read((), |c, ()| gate::identity(c).boxed()).await
+    }
+
+    async fn advance(&self, from: i64, to: GateMode, policy: Arc<Policy>, now_ms: UnixMs) -> Result<Option<Advanced>> {
+        let move_at = (policy, self.move_time(now_ms));
+        self.write(move_at, move |c, (policy, at_ms)| gate::advance(c, from, to, policy, *at_ms).boxed()).await
+    }
+
+    async fn leases(&self) -> Result<Vec<Held>> {
+        gate::leases(self).await
+    }
+
+    async fn find_orders(&self, fingerprint: &str, since_ms: UnixMs) -> Result<Vec<OrderRecord>> {
+        replicas::find_orders(self, fingerprint, since_ms).await
+    }
+
+    async fn take_order(&self, order: &OrderRecord, me: &str, is_dead: bool) -> Result<bool> {
+        replicas::take_order(self, order, me, is_dead).await
+    }
+
+    async fn undelivered(&self, call: &CallId, me: &str) -> Result<()> {
+        let of = (call.clone(), me.to_owned());
+        self.write(of, |c, (call, me)| calls::undelivered(c, call, me).boxed()).await
+    }
+
+    async fn apply(&self, change: Change) -> Result<Option<Applied>> {
+        self.settle_doubt(&change.call).await?;
+        self.write(change, |c, change| calls::apply(c, change).boxed()).await
+    }
+
+    async fn keep_early(
+        &self,
+        aliases: Vec<Alias>,
+        event: Event,
+        by: Option<Voucher>,
+        at_ms: UnixMs,
+    ) -> Result<Option<CallId>> {
+        let keep = (aliases, by);
+        self.write(keep, move |c, (aliases, by)| bindings::keep_early(c, aliases, event, by.as_ref(), at_ms).boxed())
+            .await
+    }
+
+    async fn resolve(&self, aliases: &[Alias]) -> Result<Option<CallId>> {
+        self.read(aliases.to_vec(), |c, aliases| bindings::resolve(c, aliases).boxed()).await
+    }
+
+    async fn create_answer(&self, call: &CallId, fingerprint: &str) -> Result<Option<CreateAnswer>> {
+        let sql = "SELECT * FROM create_answers WHERE call_id = $1 AND fingerprint = $2";
+        let kept = self.select(sql, binds![call.to_string(), fingerprint.to_owned()].into(), create_answer).await;
+        kept.map(|mut kept| kept.pop())
+    }
+
+    async fn call(&self, id: &CallId) -> Result<Option<CallRecord>> {
+        self.read(id.clone(), |c, id| calls::one(c, id).boxed()).await
+    }
+
+    async fn open_calls(&self) -> Result<Vec<CallRecord>> {
+        let sql = calls!("/*+ INDEXED BY calls_open */ WHERE c.phase <> 'ended' ORDER BY c.admitted_at, c.id");
+        self.select(sql, vec![], record).await
+    }
+
+    async fn unanswered_orders(&self, account: &AccountName, kind: &str) -> Result<Vec<CallRecord>> {
+        let sql = calls!(
+            "/*+ INDEXED BY calls_open */
+             WHERE c.phase <> 'ended' AND c.account = $1 AND c.origin = 'order' AND c.direction = 'outbound'
+             AND NOT EXISTS (SELECT 1 FROM call_aliases a WHERE a.call_id = c.id AND a.kind = $2)"
+        );
+        self.select(sql, binds![account.to_string(), kind.to_owned()].into(), record).await
+    }
+
+    async fn latest_calls(&self, limit: u32) -> Result<Vec<CallRecord>> {
+        let sql = calls!("ORDER BY c.admitted_at DESC, c.id DESC LIMIT $1");
+        self.select(sql, binds![limit].into(), |row| Ok(record(row))).await.map(readable)
+    }
+
+    async fn admitted_since(&self, since_ms: UnixMs) -> Result<Vec<(UnixMs, Facts)>> {
+        self.select(gate::ADMITTED_SINCE, binds![since_ms].into(), |row| Ok(admitted(row))).await.map(readable)
+    }
+
+    async fn receive(&self, event: NewEvent) -> Result<Received> {
+        self.write(event, |c, event| messages::receive(c, event).boxed()).await
+    }
+
+    async fn settle(
+        &self,
+        event_id: &str,
+        call: Option<&CallId>,
+        outcome: &str,
+        delivery: Option<Delivery>,
+        at_ms: UnixMs,
+    ) -> Result<bool> {
+        let settled = (event_id.to_owned(), call.cloned(), outcome.to_owned(), delivery);
+        self.write(settled, move |c, (event_id, call, outcome, delivery)| {
+            let call = call.as_ref().map(CallId::as_str);
+            messages::settle(c, event_id, call, outcome, delivery.as_ref(), at_ms).boxed()
+        })
+        .await
+    }
+
+    async fn unsettled_events(&self, before_ms: UnixMs, reach: &Reach, after: &Place, limit: u32) -> Result<Waiting> {
+        let sql = "SELECT * FROM webhook_events WHERE outcome IS NULL AND parked_at IS NULL
+             AND received_at >= $4 AND (received_at, id) > ($4, $5)
+             AND coalesce(due_at, received_at) <= $1 AND (spool = $2 OR (spool IS NULL AND $3))
+             ORDER BY received_at, id LIMIT $6";
+        let binds = binds![before_ms, reach.spool.clone(), reach.record, after.0, after.1.clone(), limit];
+        self.read(binds, move |c, binds| async move { waiting(&c.fetch(sql, binds).await?) }.boxed()).await
+    }
+
+    async fn take_deliveries(&self, at_ms: UnixMs, limit: u32, spool: &str, strict: bool) -> Result<Vec<Delivery>> {
+        if !self.any_due(at_ms, spool).await? {
+            return Ok(vec![]);
+        }
+        self.write(spool.to_owned(), move |c, spool| messages::take(c, at_ms, limit, spool, strict).boxed()).await
+    }
+
+    async fn delivered(
+        &self,
+        id: &str,
+        at_ms: UnixMs,
+        result: std::result::Result<(), (String, Option<UnixMs>)>,
+    ) -> Result<()> {
+        let (done_at, due_at, error) = match result {
+            Ok(()) => (Some(at_ms), None, None),
+            Err((error, due_at)) => (None, due_at, Some(error)),
+        };
+        let sql = "UPDATE deliveries SET attempts = attempts + 1, done_at = $2, due_at = $3, last_error = $4, taken_until = NULL
+             WHERE id = $1 AND done_at IS NULL";
+        self.run(sql, binds![id.to_owned(), done_at, due_at, error].into()).await.map(drop)
+    }
+
+    async fn refused(&self, refusals: Vec<RefusalRecord>) -> Result<()> {
+        if refusals.is_empty() {
+            return Ok(());
+        }
+        self.write(refusals, |c, refusals| messages::refused(c, refusals).boxed()).await
+    }
+
+    async fn latest_refusals(&self, limit: u32) -> Result<Vec<RefusalRecord>> {
+        self.select("SELECT * FROM refusals ORDER BY at DESC, id DESC LIMIT $1", binds![limit].into(), refusal).await
+    }
+
+    async fn businesses(&self) -> Result<Vec<Business>> {
+        self.select("SELECT body FROM businesses ORDER BY id", vec![], business).await
+    }
+
+    async fn put_business(&self, business: &Business, at_ms: UnixMs) -> Result<bool> {
+        Ok(self.put_businesses(vec![business.clone()], at_ms).await? == 1)
+    }
+
+    async fn put_businesses(&self, businesses: Vec<Business>, at_ms: UnixMs) -> Result<usize> {
+        self.write(businesses, move |c, businesses| messages::put_businesses(c, businesses, at_ms).boxed()).await
+    }
+
+    async fn delete_business(&self, id: &str) -> Result<bool> {
+        Ok(self.run("DELETE FROM businesses WHERE id = $1", binds![id.to_owned()].into()).await? > 0)
+    }
+
+    async fn beat(&self, me: &Replica) -> Result<Fleet> {
+        self.write(me.clone(), |c, me| replicas::beat(c, me).boxed()).await
+    }
+
+    async fn leave(&self, id: &str) -> Result<()> {
+        self.run("DELETE FROM replicas WHERE id = $1", binds![id.to_owned()].into()).await.map(drop)
+    }
+
+    async fn ping(&self) -> Result<()> {
+        self.probe().await
+    }
+
+    fn failed_writes(&self) -> u64 {
+        self.failures()
+    }
+
+    async fn close(&self) {
+        self.shut().await;
+    }
+}

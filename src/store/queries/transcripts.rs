@@ -1,0 +1,57 @@
+//! What was said in calls.
+
+use async_trait::async_trait;
+
+use super::super::driver::{Backend, binds};
+use super::super::rows::{business_and_id, standing, utterance};
+use super::super::{NewUtterance, Result, Ring, Said, Speech, Standing, Took, Transcripts, Utterance};
+use crate::clock::UnixMs;
+use crate::ids::CallId;
+
+#[async_trait]
+impl<B: Backend> Transcripts for B {
+    async fn say(&self, call: &CallId, said: NewUtterance) -> Result<Option<Said>> {
+        self.put_utterance(call, said).await
+    }
+
+    async fn hear(&self, speech: Speech) -> Result<Took> {
+        self.take_speech(speech).await
+    }
+
+    async fn utterances(&self, call: &CallId, after: i64, limit: u32) -> Result<Vec<Utterance>> {
+        let sql = "SELECT * FROM utterances WHERE call_id = $1 AND sequence > $2 ORDER BY sequence LIMIT $3";
+        self.select(sql, binds![call.to_string(), after, limit].into(), utterance).await
+    }
+
+    async fn last_sequence(&self, call: &CallId) -> Result<i64> {
+        let sql = "SELECT last_sequence FROM transcripts WHERE call_id = $1";
+        let last = self.select(sql, binds![call.to_string()].into(), |row| row.number("last_sequence")).await?;
+        Ok(last.first().copied().unwrap_or(0))
+    }
+
+    async fn listen(&self, ring: Ring) {
+        self.ring(ring).await;
+    }
+
+    async fn calls_of(
+        &self,
+        businesses: &[String],
+        ended_since_ms: UnixMs,
+        latest: u32,
+    ) -> Result<Vec<(String, CallId)>> {
+        let sql =
+            "SELECT business, id FROM calls /*+ INDEXED BY calls_open */ WHERE phase <> 'ended' AND business = ANY($1)
+             UNION ALL SELECT business, id FROM
+                 (SELECT business, id, phase, ended_at FROM calls ORDER BY admitted_at DESC, id DESC LIMIT $3) AS latest
+             WHERE phase = 'ended' AND ended_at >= $2 AND business = ANY($1)";
+        self.select(sql, binds![businesses.to_vec(), ended_since_ms, latest].into(), business_and_id).await
+    }
+
+    async fn standings(&self, calls: &[CallId]) -> Result<Vec<Standing>> {
+        let sql = "SELECT c.id, coalesce(t.last_sequence, 0) AS last_sequence, c.seen_at, c.phase, r.recorded_at
+             FROM calls c LEFT JOIN transcripts t ON t.call_id = c.id LEFT JOIN call_records r ON r.call_id = c.id
+             WHERE c.id = ANY($1)";
+        let ids: Vec<String> = calls.iter().map(ToString::to_string).collect();
+        self.select(sql, binds![ids].into(), standing).await
+    }
+}

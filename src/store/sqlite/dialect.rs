@@ -1,0 +1,62 @@
+//! What SQLite calls otherwise than Postgres, whose words the queries are written in.
+
+/// One for the other, from the first to the last.
+const WORDS: &[(&str, &str)] = &[
+    // The index to use: left to itself SQLite walks through every call there ever was, in their order, to spare itself a sort.
+    ("/*+ ", ""),
+    (" */", ""),
+    ("(extract(epoch FROM clock_timestamp()) * 1000)", "CAST(unixepoch('subsec') * 1000 AS INTEGER)"),
+    ("to_json(keys)", "keys"),
+    ("json_agg(", "json_group_array("),
+    ("json_build_array(", "json_array("),
+    ("::text", ""),
+    ("::bigint", ""),
+    ("greatest(", "max("),
+    // There is one writer.
+    (" FOR UPDATE OF d SKIP LOCKED", ""),
+    (" FOR UPDATE", ""),
+    ("pg_tables WHERE schemaname = 'ringfence' AND tablename", "sqlite_master WHERE type = 'table' AND name"),
+];
+
+/// A statement as SQLite has it, for so many columns where it says `{rows}`. Lists are given as JSON.
+pub(super) fn translate(sql: &str, columns: usize) -> String {
+    let mut sql = WORDS.iter().fold(sql.to_owned(), |sql, (theirs, ours)| sql.replace(theirs, ours));
+    for (theirs, ours) in [("= ANY(", "IN "), ("<> ALL(", "NOT IN ")] {
+        while let Some((before, after)) = sql.split_once(theirs) {
+            let Some((list, rest)) = after.split_once(')') else { break };
+            sql = format!("{before}{ours}(SELECT value FROM json_each({list})){rest}");
+        }
+    }
+    let row = (1..=columns).map(|n| format!("${n}")).collect::<Vec<_>>().join(", ");
+    // `$1` would be a name, numbered in the order of appearance.
+    sql.replace("{rows}", &format!("({row})")).replace('$', "?")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_statement_of_postgres_becomes_one_of_sqlite() {
+        for (theirs, ours) in [
+            (
+                "SELECT 1 FROM t WHERE id = ANY($2) AND x <> ALL($1)",
+                "SELECT 1 FROM t WHERE id IN (SELECT value FROM json_each(?2)) AND x NOT IN (SELECT value FROM json_each(?1))",
+            ),
+            (
+                "SELECT id FROM calls /*+ INDEXED BY calls_open */ WHERE x LIMIT $1 FOR UPDATE",
+                "SELECT id FROM calls INDEXED BY calls_open WHERE x LIMIT ?1",
+            ),
+            (
+                "INSERT INTO t (a, b) VALUES {rows} ON CONFLICT DO NOTHING",
+                "INSERT INTO t (a, b) VALUES (?1, ?2) ON CONFLICT DO NOTHING",
+            ),
+            (
+                "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint - beat_at",
+                "SELECT CAST(unixepoch('subsec') * 1000 AS INTEGER) - beat_at",
+            ),
+        ] {
+            assert_eq!(translate(theirs, 2), ours);
+        }
+    }
+}
