@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use ringfence::simulate::SimSettings;
 use serde_json::{Value, json};
-use sqlx::sqlite::{SqliteConnectOptions, SqlitePool};
 
 use crate::cli::{Folder, LISTEN, Running, command, run, start, start_command, term};
 
@@ -288,11 +287,9 @@ async fn newer(folder: &Folder) -> std::path::PathBuf {
     let config = sound(folder);
     let up = command(&["migrate", "--config", &config, "up"]).env("RINGFENCE_STORE_PATH", &file).output().unwrap();
     assert!(up.status.success());
-    let pool = SqlitePool::connect_with(SqliteConnectOptions::new().filename(&file)).await.unwrap();
     let later = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
                  VALUES (9999, 'later', 1, x'00', 0)";
-    sqlx::query(later).execute(&pool).await.unwrap();
-    pool.close().await;
+    rusqlite::Connection::open(&file).unwrap().execute(later, []).unwrap();
     file
 }
 

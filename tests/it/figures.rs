@@ -256,25 +256,23 @@ async fn copy_the_call(record: &Record, folder: &Path) {
             pool.close().await;
         }
         Record::Sqlite => {
-            let options = sqlx::sqlite::SqliteConnectOptions::new().filename(folder.join("ringfence.db"));
-            let pool = sqlx::sqlite::SqlitePoolOptions::new().max_connections(1).connect_with(options).await.unwrap();
-            let mut transaction = pool.begin().await.unwrap();
-            sqlx::query("CREATE TEMP TABLE one AS SELECT * FROM calls").execute(&mut *transaction).await.unwrap();
-            sqlx::query("CREATE TEMP TABLE its AS SELECT * FROM call_aliases")
-                .execute(&mut *transaction)
-                .await
+            let mut record = rusqlite::Connection::open(folder.join("ringfence.db")).unwrap();
+            let transaction = record.transaction().unwrap();
+            transaction
+                .execute_batch(
+                    "CREATE TEMP TABLE one AS SELECT * FROM calls; CREATE TEMP TABLE its AS SELECT * FROM call_aliases",
+                )
                 .unwrap();
             for id in &ids {
                 for sql in [
                     "UPDATE one SET id = ?1",
-                    "INSERT INTO calls SELECT * FROM one",
+                    "INSERT INTO calls SELECT * FROM one WHERE id = ?1",
                     "INSERT INTO call_aliases (kind, id, call_id, seen_at) SELECT kind, kind || ?1, ?1, seen_at FROM its",
                 ] {
-                    sqlx::query(sql).bind(id).execute(&mut *transaction).await.unwrap();
+                    transaction.prepare_cached(sql).unwrap().execute([id]).unwrap();
                 }
             }
-            transaction.commit().await.unwrap();
-            pool.close().await;
+            transaction.commit().unwrap();
         }
     }
 }

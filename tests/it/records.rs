@@ -466,10 +466,9 @@ async fn execute(stage: &Stage, sql: &'static str) {
         }
         None => {
             let status = stage.ask("/status").await;
-            let options = sqlx::sqlite::SqliteConnectOptions::new().filename(status["store"]["path"].as_str().unwrap());
-            let pool = sqlx::sqlite::SqlitePool::connect_with(options).await.unwrap();
-            sqlx::query(sql).execute(&pool).await.unwrap();
-            pool.close().await;
+            let record = rusqlite::Connection::open(status["store"]["path"].as_str().unwrap()).unwrap();
+            record.busy_timeout(std::time::Duration::from_secs(5)).unwrap();
+            record.execute(sql, []).unwrap();
         }
     }
 }

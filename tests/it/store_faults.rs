@@ -155,14 +155,12 @@ async fn an_end_that_is_on_record_without_anybody_knowing_frees_its_slot() {
     assert!(scene.start("store.committed=sleep:500").await);
     assert_eq!(scene.dial().await.unwrap().status, 200);
     let (file, aside) = (scene.database(), scene.folder().join("aside"));
-    let reader = sqlx::sqlite::SqliteConnectOptions::new().filename(&file).read_only(true);
-    let reader = sqlx::sqlite::SqlitePoolOptions::new().max_connections(1).connect_with(reader).await.unwrap();
+    let reader = rusqlite::Connection::open_with_flags(&file, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
     scene.control.set_webhook_loss(1.0);
     scene.end_all();
     let ended = async || {
-        let ended: i64 =
-            sqlx::query_scalar("SELECT count(*) FROM calls WHERE phase = 'ended'").fetch_one(&reader).await.unwrap();
-        ended == 1
+        let sql = "SELECT count(*) FROM calls WHERE phase = 'ended'";
+        reader.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap() == 1
     };
     scene.wait("the end is committed", ended).await;
     std::fs::rename(&file, &aside).unwrap();
@@ -170,7 +168,7 @@ async fn an_end_that_is_on_record_without_anybody_knowing_frees_its_slot() {
     assert_eq!(scene.held().await, 1, "nobody was told of the end");
     std::fs::rename(&aside, &file).unwrap();
     scene.wait("the slot is free", async || scene.held().await == 0).await;
-    reader.close().await;
+    drop(reader);
     scene.finish().await;
 }
 
@@ -180,11 +178,10 @@ async fn an_order_that_is_on_record_without_anybody_knowing_is_ended() {
     let mut scene = Scene::usual().await;
     assert!(scene.start("store.committed=sleep:500").await);
     let (file, aside, to) = (scene.database(), scene.folder().join("aside"), scene.number());
-    let reader = sqlx::sqlite::SqliteConnectOptions::new().filename(&file).read_only(true);
-    let reader = sqlx::sqlite::SqlitePoolOptions::new().max_connections(1).connect_with(reader).await.unwrap();
+    let reader = rusqlite::Connection::open_with_flags(&file, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
     let are = async |wanted: &str| -> i64 {
-        let counted = format!("SELECT count(*) FROM calls WHERE phase = '{wanted}'");
-        sqlx::query_scalar(sqlx::AssertSqlSafe(counted)).fetch_one(&reader).await.unwrap()
+        let counted = "SELECT count(*) FROM calls WHERE phase = ?1";
+        reader.query_row(counted, [wanted], |row| row.get(0)).unwrap()
     };
     let away = async {
         scene.wait("it is committed", async || are("reserved").await == 1).await;
@@ -196,7 +193,7 @@ async fn an_order_that_is_on_record_without_anybody_knowing_is_ended() {
     scene.wait("its record is ended", async || are("ended").await == 1).await;
     assert_eq!(scene.dial_to(&to).await.unwrap().status, 200);
     assert_eq!(scene.control.counts().creates_el, 1);
-    reader.close().await;
+    drop(reader);
     scene.finish().await;
 }
 

@@ -113,16 +113,17 @@ pub struct Scene {
 
 /// Whatever keeps the record.
 enum Record {
-    Sqlite(sqlx::sqlite::SqlitePool),
+    Sqlite(PathBuf),
     Postgres(sqlx::postgres::PgPool),
 }
 
 impl Record {
     async fn number(&self, sql: &'static str, binds: &[String]) -> i64 {
         match self {
-            Record::Sqlite(pool) => {
-                let query = binds.iter().fold(sqlx::query(sql), |query, bind| query.bind(bind));
-                query.fetch_one(pool).await.unwrap().get(0)
+            Record::Sqlite(file) => {
+                let record = rusqlite::Connection::open(file).unwrap();
+                let binds = rusqlite::params_from_iter(binds);
+                record.query_row(&sql.replace('$', "?"), binds, |row| row.get(0)).unwrap()
             }
             Record::Postgres(pool) => {
                 let mut transaction = pool.begin_with("BEGIN; SET LOCAL search_path TO ringfence").await.unwrap();
@@ -551,10 +552,7 @@ auth_token = "{token}"
         let config = std::fs::read_to_string(self.folder.join("ringfence.toml")).unwrap();
         match config.lines().find_map(|line| line.strip_prefix("url = \"")?.strip_suffix('"')) {
             Some(url) => Record::Postgres(sqlx::postgres::PgPool::connect(url).await.unwrap()),
-            None => {
-                let options = sqlx::sqlite::SqliteConnectOptions::new().filename(self.database());
-                Record::Sqlite(sqlx::sqlite::SqlitePool::connect_with(options).await.unwrap())
-            }
+            None => Record::Sqlite(self.database()),
         }
     }
 

@@ -67,11 +67,10 @@ pub async fn inbox(stage: &Stage) -> Vec<(String, Option<String>, bool)> {
         None => {
             let status = stage.ask("/status").await;
             let path = status["store"]["path"].as_str().unwrap();
-            let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path).read_only(true);
-            let pool = sqlx::sqlite::SqlitePoolOptions::new().max_connections(1).connect_with(options).await.unwrap();
-            let rows = sqlx::query_as(sql).fetch_all(&pool).await.unwrap();
-            pool.close().await;
-            rows
+            let record = rusqlite::Connection::open(path).unwrap();
+            let mut rows = record.prepare(sql).unwrap();
+            let rows = rows.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).unwrap();
+            rows.map(Result::unwrap).collect()
         }
     };
     rows.into_iter().map(|(event, outcome, call)| (event, outcome, call.is_some())).collect()
