@@ -186,6 +186,7 @@ fn the_defaults_are_a_config_that_can_be_read() {
             ("RINGFENCE_TOKEN_SECRET", "a secret of some length, for tests"),
             ("RINGFENCE_EVENTS_SECRET", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"),
             ("APP_SECRET_KEY", "a secret of some length, for tests"),
+            ("CRON_SECRET", "a secret of some length, for tests"),
             ("DATABASE_URL", "postgres://localhost/x"),
             ("REDIS_URL", "redis://localhost"),
         ],
