@@ -165,20 +165,20 @@ impl App {
             Some((cert, key)) => Some(ReloadingTls::load(cert, key).map_err(start_error)?),
             None => None,
         };
-        let api = bind("api", config.listen.api, edge.clone(), tls.clone()).await?;
+        let api = bind("api", config.listen.api, edge.clone(), tls.clone()).await?.on_cores();
         let with_audio = EdgeSettings {
             max_body_bytes: webhook::BODIES_BYTES_MAX,
             max_large_body_bytes: webhook::LARGE_BODIES_BYTES_MAX,
             max_large_body_bytes_of_peer: webhook::BODY_BYTES_MAX,
             ..edge.clone()
         };
-        let webhooks = bind("webhooks", config.listen.webhooks, with_audio, tls.clone()).await?;
+        let webhooks = bind("webhooks", config.listen.webhooks, with_audio, tls.clone()).await?.on_cores();
         let with_sockets = EdgeSettings {
             max_tunnels: client::SOCKETS_MAX,
             max_body_bytes: SMALL_BODIES_BYTES_MAX,
             ..listener(client::SOCKETS_MAX + 1000, shares.public)
         };
-        let client = bind("client", config.listen.client, with_sockets, tls.clone()).await?;
+        let client = bind("client", config.listen.client, with_sockets, tls.clone()).await?.on_cores();
         let for_operators = EdgeSettings {
             max_body_bytes: OPERATORS_BODIES_BYTES_MAX,
             ..listener(EdgeSettings::default().max_connections, shares.admin)

@@ -16,7 +16,7 @@
 //!     provider     a provider as data: select, sign, render, account. Pure
 //! L3  admission    what is asked of a gate, and the decision that every back end makes alike. Pure
 //!     token        JWT: who shows one, and what it allows
-//!     net          the edge (pingora's sessions) and the way out (hyper's client); only it knows which engines run
+//!     net          the edge (hyper's server) and the way out (hyper's client, pingora's pool); only it knows which engines run
 //! L4  gate         proposes: admits or refuses, over all limits, in one atomic step
 //!     store        disposes: what survives a restart: calls, inbox, outbox, refusals, businesses
 //! L5  capacity     who decides just now, under which epoch: this process's gate, Redis or the database

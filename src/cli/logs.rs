@@ -16,8 +16,8 @@ use crate::config::LogSettings;
 
 /// Starts logging to stderr; what comes back takes up another filter. A second call does nothing.
 pub(super) fn start(settings: &LogSettings) -> Box<dyn Fn(&str) + Send + Sync> {
-    // pingora and h2 log what a client's hang-up is at levels of their own; theirs is not an operator's business.
-    let quiet = "pingora=error,pingora_core=error,h2=error,hyper=error,sqlx=error";
+    // pingora's pool and h2 log what a client's hang-up is at levels of their own; theirs is not an operator's business.
+    let quiet = "pingora_pool=error,h2=error,hyper=error,sqlx=error";
     let filter_of =
         move |words: &str| EnvFilter::try_new(format!("{words},{quiet}")).unwrap_or_else(|_| EnvFilter::new("info"));
     let (filter, handle) = reload::Layer::new(filter_of(&settings.filter));
@@ -40,7 +40,7 @@ pub(super) fn start(settings: &LogSettings) -> Box<dyn Fn(&str) + Send + Sync> {
 /// Starts logging to a file, for a command whose screen is for something else.
 pub(super) fn start_file(path: &std::path::Path) -> std::io::Result<()> {
     let file = std::fs::File::create(path)?;
-    let filter = EnvFilter::new("info,pingora=error,h2=error,hyper=error,sqlx=error");
+    let filter = EnvFilter::new("info,pingora_pool=error,h2=error,hyper=error,sqlx=error");
     let builder =
         tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::sync::Mutex::new(file));
     let _ = builder.try_init();

@@ -12,6 +12,7 @@ use crate::admin::reload::By;
 use crate::app::{App, Written};
 use crate::clock::Clock;
 use crate::config::File;
+use crate::net::cores;
 
 #[derive(Debug, Args)]
 pub(super) struct Serve {
@@ -56,6 +57,7 @@ impl Serve {
         let inputs = config_file.inputs(&read.loaded);
         let Some(config) = read.loaded.config else { return Err(Failure::Config) };
         let set_log_filter = logs::start(&config.log);
+        cores::start()?;
         // Listened for before anything is accepted: a signal that comes early must drain, or reload, too.
         let mut stop = tokio::spawn(stop_signal());
         let mut hangups = signal(SignalKind::hangup())?;

@@ -8,15 +8,18 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::Stream as _;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use tokio::sync::mpsc;
+use tokio::io::{AsyncReadExt as _, Take};
+use tokio::sync::oneshot;
+use tokio_util::io::ReaderStream;
 
+use super::exchange::Progress;
 use crate::clock::since_boot;
 
-/// Chunks that may wait between the client and the upstream. With pingora's reads of at most 64 KiB this bounds what one
-/// streamed request holds in memory to about a quarter of a MiB.
-const CHUNKS_AHEAD: usize = 4;
+/// What is read of a file at once.
+const FILE_PIECE: usize = 64 * 1024;
 
 /// The body of a request to an upstream.
 #[derive(Debug)]
@@ -26,7 +29,9 @@ pub(super) enum Outgoing {
     /// Known whole, and worth nothing after a time.
     Due(Full<Bytes>, SendBy),
     /// Arriving while it is sent.
-    Stream(Streamed),
+    FromClient(FromClient),
+    /// Read from a file while it is sent.
+    File(OfFile),
 }
 
 /// Until when a body may be handed to its connection, by [`since_boot`]. It is asked as late as can be: when the bytes are taken.
@@ -64,48 +69,103 @@ impl Outgoing {
         Outgoing::Due(Full::new(bytes), by)
     }
 
-    /// A body of `length` bytes (or of unknown length) and the end to feed it by.
-    pub(super) fn stream(length: Option<u64>) -> (Feed, Self) {
-        let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
-        (Feed(sender), Outgoing::Stream(Streamed { receiver, length, left: length, ended: false }))
+    /// A client's body as it comes; and what is left of it when it is not sent on any more, until which the last is kept.
+    pub(super) fn from_client(
+        incoming: Incoming,
+        progress: Arc<Progress>,
+    ) -> (Self, oneshot::Receiver<Left>, oneshot::Sender<Never>) {
+        let (over, left) = oneshot::channel();
+        let (go_on, stop) = oneshot::channel();
+        (Outgoing::FromClient(FromClient { incoming: Some(incoming), progress, over: Some(over), stop }), left, go_on)
+    }
+
+    /// The first `length` bytes of a file. One that is shorter breaks the request.
+    pub(super) fn file(file: tokio::fs::File, length: u64) -> Self {
+        Outgoing::File(OfFile { stream: ReaderStream::with_capacity(file.take(length), FILE_PIECE), left: length })
     }
 }
 
-enum Piece {
-    Chunk(Bytes),
-    End,
-}
-
-/// Feeds a streamed body. Dropping it before [`Feed::end`] breaks the upstream request: a body whose client went away must
-/// not look like a complete one.
-pub(super) struct Feed(mpsc::Sender<Piece>);
-
-impl Feed {
-    /// Hands a chunk over, waiting for room. False when nobody reads the body any more.
-    pub(super) async fn chunk(&self, chunk: Bytes) -> bool {
-        self.0.send(Piece::Chunk(chunk)).await.is_ok()
-    }
-
-    /// The body is complete.
-    pub(super) async fn end(self) {
-        let _ = self.0.send(Piece::End).await;
-    }
-}
-
-/// The receiving end of a [`Feed`].
+/// A file that is read while it is sent.
 #[derive(Debug)]
-pub(super) struct Streamed {
-    receiver: mpsc::Receiver<Piece>,
-    length: Option<u64>,
-    left: Option<u64>,
-    ended: bool,
+pub(super) struct OfFile {
+    stream: ReaderStream<Take<tokio::fs::File>>,
+    left: u64,
 }
 
-impl std::fmt::Debug for Piece {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Piece::Chunk(chunk) => write!(f, "Chunk({} bytes)", chunk.len()),
-            Piece::End => f.write_str("End"),
+/// A client's body on its way to an upstream, as it comes: hyper reads of it what the upstream takes.
+#[derive(Debug)]
+pub(super) struct FromClient {
+    incoming: Option<Incoming>,
+    progress: Arc<Progress>,
+    over: Option<oneshot::Sender<Left>>,
+    /// Closed when the rest will not come, or nobody is there any more who would tell: what is cut must not look complete.
+    stop: oneshot::Receiver<Never>,
+}
+
+/// Nothing of it exists.
+#[derive(Debug)]
+pub(super) enum Never {}
+
+/// What is left of a client's body that nobody sends on any more.
+#[derive(Debug)]
+pub(super) enum Left {
+    /// Nothing: it was sent whole.
+    Nothing,
+    /// It is cut short, or framed wrongly.
+    Broken,
+    /// This; the upstream did not want it.
+    Rest(Incoming),
+}
+
+impl FromClient {
+    fn over(&mut self, left: Left) {
+        match &left {
+            Left::Nothing => self.progress.body_done.set(),
+            Left::Broken => self.progress.body_lost.set(),
+            Left::Rest(_) => {}
+        }
+        self.progress.waits_for_client.clear();
+        self.progress.moved();
+        if let Some(over) = self.over.take() {
+            let _ = over.send(left);
+        }
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, CutShort>>> {
+        let Some(incoming) = &mut self.incoming else { return Poll::Ready(None) };
+        let Poll::Ready(frame) = Pin::new(incoming).poll_frame(cx) else {
+            self.progress.waits_for_client.set();
+            ready!(Pin::new(&mut self.stop).poll(cx)).ok();
+            self.over(Left::Broken);
+            return Poll::Ready(Some(Err(CutShort)));
+        };
+        self.progress.waits_for_client.clear();
+        self.progress.moved();
+        Poll::Ready(match frame {
+            Some(Ok(frame)) => {
+                if self.incoming.as_ref().is_some_and(Body::is_end_stream) {
+                    self.over(Left::Nothing);
+                }
+                Some(Ok(frame))
+            }
+            Some(Err(_)) => {
+                self.over(Left::Broken);
+                Some(Err(CutShort))
+            }
+            None => {
+                self.over(Left::Nothing);
+                None
+            }
+        })
+    }
+}
+
+impl Drop for FromClient {
+    fn drop(&mut self) {
+        if self.over.is_some()
+            && let Some(rest) = self.incoming.take()
+        {
+            self.over(Left::Rest(rest));
         }
     }
 }
@@ -124,20 +184,14 @@ impl Body for Outgoing {
             Outgoing::Whole(full) => Pin::new(full).poll_frame(cx).map_err(|never| match never {}),
             Outgoing::Due(_, by) if by.has_passed() => Poll::Ready(Some(Err(CutShort))),
             Outgoing::Due(full, _) => Pin::new(full).poll_frame(cx).map_err(|never| match never {}),
-            Outgoing::Stream(stream) if stream.ended => Poll::Ready(None),
-            Outgoing::Stream(stream) => Poll::Ready(match ready!(stream.receiver.poll_recv(cx)) {
-                Some(Piece::Chunk(chunk)) => {
-                    stream.left = stream.left.map(|left| left.saturating_sub(chunk.len() as u64));
-                    Some(Ok(Frame::data(chunk)))
+            Outgoing::FromClient(body) => body.poll_frame(cx),
+            Outgoing::File(file) => Poll::Ready(match ready!(Pin::new(&mut file.stream).poll_next(cx)) {
+                Some(Ok(piece)) => {
+                    file.left = file.left.saturating_sub(piece.len() as u64);
+                    Some(Ok(Frame::data(piece)))
                 }
-                Some(Piece::End) => {
-                    stream.ended = true;
-                    None
-                }
-                None => {
-                    stream.ended = true;
-                    Some(Err(CutShort))
-                }
+                None if file.left == 0 => None,
+                Some(Err(_)) | None => Some(Err(CutShort)),
             }),
         }
     }
@@ -145,14 +199,16 @@ impl Body for Outgoing {
     fn is_end_stream(&self) -> bool {
         match self {
             Outgoing::Whole(full) | Outgoing::Due(full, _) => full.is_end_stream(),
-            Outgoing::Stream(stream) => stream.ended || stream.length == Some(0),
+            Outgoing::FromClient(body) => body.incoming.as_ref().is_none_or(Body::is_end_stream),
+            Outgoing::File(file) => file.left == 0,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Outgoing::Whole(full) | Outgoing::Due(full, _) => full.size_hint(),
-            Outgoing::Stream(stream) => stream.left.map(SizeHint::with_exact).unwrap_or_default(),
+            Outgoing::FromClient(body) => body.incoming.as_ref().map(Body::size_hint).unwrap_or_default(),
+            Outgoing::File(file) => SizeHint::with_exact(file.left),
         }
     }
 }
@@ -232,7 +288,11 @@ pub(super) enum Unread {
 }
 
 /// Reads an answer's body whole, at most `limit` bytes of it.
-pub(super) async fn collect(body: Incoming, limit: usize) -> Result<Bytes, Unread> {
+pub(super) async fn collect<B>(body: B, limit: usize) -> Result<Bytes, Unread>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
     match Limited::new(body, limit).collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(Unread::TooLarge),

@@ -1,8 +1,9 @@
 //! The chunked coding of a request's body, held to RFC 9112 §7.1 byte by byte. Pure.
 //!
-//! pingora's reader takes lines that end in LF alone, any byte in an extension, and no digits for 0. Whoever stands before it may
-//! read the same bytes otherwise, and what one calls a body the other calls the next request. So nothing reaches that reader
-//! which two readers could read differently.
+//! Readers differ in what they take for a chunk: lines that end in LF alone, any byte in an extension, no digits for 0. What one calls a
+//! body the other calls the next request. So nothing reaches a reader which two could read differently.
+
+use super::head::{is_text, is_token};
 
 /// Bytes of a chunk's first line, or of one trailer field. Beyond, the body is refused (RFC 9112 §7.1.1 asks for a bound).
 const LINE_BYTES_MAX: usize = 4096;
@@ -63,11 +64,12 @@ impl Chunks {
         self.at == At::End
     }
 
-    /// Takes the next bytes. What stands behind the body's end is not looked at.
+    /// Takes the next bytes, and says how many of them are the body's. What stands behind its end is not looked at.
     ///
     /// # Errors
     /// They are not a chunked body; nothing that came after is of use.
-    pub(super) fn feed(&mut self, mut bytes: &[u8]) -> Result<(), Malformed> {
+    pub(super) fn feed(&mut self, mut bytes: &[u8]) -> Result<usize, Malformed> {
+        let all = bytes.len();
         while !self.is_over() && !bytes.is_empty() {
             if self.at == At::Data {
                 let taken = usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len());
@@ -86,7 +88,7 @@ impl Chunks {
             self.at = self.next(byte).ok_or(Malformed)?;
             bytes = rest;
         }
-        Ok(())
+        Ok(all - bytes.len())
     }
 
     fn next(&mut self, byte: u8) -> Option<At> {
@@ -145,16 +147,6 @@ impl Chunks {
     }
 }
 
-/// `tchar` of RFC 9110 §5.6.2.
-fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
-}
-
-/// What a field's value or a quoted text may hold (RFC 9110 §5.5, §5.6.4): no control characters but the tab.
-fn is_text(byte: u8) -> bool {
-    byte == b'\t' || (byte >= b' ' && byte != 0x7f)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -162,10 +154,11 @@ mod tests {
     /// What is left behind the body's end; an error where it is not one. Fed whole and byte by byte, which must be the same.
     fn read(body: &[u8]) -> Result<bool, Malformed> {
         let (mut whole, mut single) = (Chunks::new(), Chunks::new());
-        let (all, each) = (whole.feed(body), body.iter().try_for_each(|byte| single.feed(&[*byte])));
+        let all = whole.feed(body);
+        let each = body.iter().try_fold(0, |sum, byte| single.feed(&[*byte]).map(|taken| sum + taken));
         assert_eq!(all, each, "{:?}", body.escape_ascii().to_string());
         assert_eq!(whole, single);
-        all.map(|()| whole.is_over())
+        all.map(|_| whole.is_over())
     }
 
     #[test]

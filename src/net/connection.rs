@@ -1,34 +1,34 @@
 //! The life of one connection: handshake, heads within their deadlines, one handler call per request, an orderly end.
-//!
-//! pingora's own listener service is not used: it binds late and panics, waits 60 s for handshakes, bounds nothing and
-//! cannot be drained. Its sessions are, one per request.
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
-use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
-use std::time::Duration;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
-use bytes::{Bytes, BytesMut};
-use futures_util::FutureExt;
-use http::header::{CONTENT_TYPE, RETRY_AFTER, TRANSFER_ENCODING};
-use pingora::ErrorType;
-use pingora::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
-use pingora::http::ResponseHeader;
-use pingora::protocols::http::ServerSession;
-use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
-use pingora::protocols::l4::stream::Stream as TcpIo;
-use pingora::protocols::{ALPN, Stream, TcpKeepalive};
-use pingora::server::ShutdownWatch;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use http::{Request, Response};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use hyper::rt::Executor;
+use hyper::server::conn::{http1, http2};
+use hyper::service::Service;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use super::crowd::Seat;
 use super::edge::Shared;
-use super::exchange::{Exchange, Over};
-use super::io::{Sight, Watched};
+use super::exchange::{ConnectionFacts, Exchange, Link, Progress};
 use super::local::Peer;
-use super::refusal::{PINGORA_MAX_HEADERS, Refusal, judge};
+use super::refusal::{Refusal, judge};
+use super::reply::Reply;
+use super::transport::Transport;
+use super::wire::{Phase, Wire, WireIo};
 
 /// The HTTP/2 connection preface, RFC 9113 §3.4, in bytes.
 const H2_PREFACE: u64 = 24;
@@ -42,314 +42,382 @@ const LINGER_DRAINING: Duration = Duration::from_secs(1);
 /// Serves a connection to its end.
 pub(super) async fn serve(tcp: TcpStream, peer: SocketAddr, shared: Arc<Shared>, seat: Arc<Seat>) {
     let _ = tcp.set_nodelay(true);
-    let mut tcp = TcpIo::from(tcp);
     // A peer that vanished without a word would hold a tunnel for ever: four probes from a minute of silence on.
-    let _ = tcp.set_keepalive(&TcpKeepalive {
-        idle: Duration::from_secs(60),
-        interval: Duration::from_secs(15),
-        count: 4,
-        #[cfg(target_os = "linux")]
-        user_timeout: Duration::ZERO,
-    });
-    let (io, tls): (Stream, bool) = match shared.tls.as_ref().map(|tls| tls.acceptor()) {
-        None => (Box::new(tcp), false),
-        Some(acceptor) => {
-            match tokio::time::timeout(shared.settings.header_timeout, acceptor.tls_handshake(tcp)).await {
-                Ok(Ok(io)) => (Box::new(io), true),
-                Ok(Err(error)) => return tracing::debug!(%peer, %error, "TLS handshake failed"),
-                Err(_) => return tracing::debug!(%peer, "TLS handshake took too long"),
-            }
-        }
+    let keepalive =
+        TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15)).with_retries(4);
+    let _ = SockRef::from(&tcp).set_tcp_keepalive(&keepalive);
+    let (transport, tls) = match shared.tls.as_ref().map(|tls| tls.acceptor()) {
+        None => (Transport::Tcp(tcp), false),
+        Some(acceptor) => match tokio::time::timeout(shared.settings.header_timeout, acceptor.accept(tcp)).await {
+            Ok(Ok(io)) => (Transport::Tls(Box::new(io)), true),
+            Ok(Err(error)) => return tracing::debug!(%peer, %error, "TLS handshake failed"),
+            Err(_) => return tracing::debug!(%peer, "TLS handshake took too long"),
+        },
     };
-    run(io, Peer::Net(peer), tls, shared, seat).await;
+    run(transport, ConnectionFacts { peer: Peer::Net(peer), tls }, shared, seat).await;
 }
 
 /// Serves a connection on the Unix socket to its end.
 pub(super) async fn serve_local(stream: UnixStream, peer: Peer, shared: Arc<Shared>, seat: Arc<Seat>) {
-    run(Box::new(TcpIo::from(stream)), peer, false, shared, seat).await;
+    run(Transport::Unix(stream), ConnectionFacts { peer, tls: false }, shared, seat).await;
 }
 
-async fn run(io: Stream, peer: Peer, tls: bool, shared: Arc<Shared>, seat: Arc<Seat>) {
-    let sight = Sight::new();
-    let io: Stream = Box::new(Watched::new(io, sight.clone(), shared.settings.write_timeout));
-    let connection = Arc::new(Connection { shared, peer, tls, sight, seat });
-    match io.selected_alpn_proto() {
-        Some(ALPN::H2) => connection.serve_http2(io).await,
-        _ => connection.serve_http1(io).await,
-    }
+async fn run(transport: Transport, facts: ConnectionFacts, shared: Arc<Shared>, seat: Arc<Seat>) {
+    let is_http2 = match &transport {
+        Transport::Tls(tls) => tls.get_ref().1.alpn_protocol() == Some(b"h2"),
+        Transport::Tcp(_) | Transport::Unix(_) => false,
+    };
+    let wire = Wire::new(transport, is_http2, shared.settings.clone());
+    let connection = Connection { shared, facts, seat };
+    if is_http2 { connection.serve_http2(wire).await } else { connection.serve_http1(wire).await }
 }
 
+#[derive(Clone)]
 struct Connection {
     shared: Arc<Shared>,
-    peer: Peer,
-    tls: bool,
-    sight: Arc<Sight>,
+    facts: ConnectionFacts,
     seat: Arc<Seat>,
 }
 
-/// How waiting for a request's head ended.
-enum Head {
-    Read,
-    Closed,
-    Refused(Refusal),
+/// The connection was given up just before the request came.
+#[derive(Debug, thiserror::Error)]
+#[error("the connection was given up")]
+struct GivenUp;
+
+/// The answer to a request, as hyper waits for it.
+enum Answering {
+    Now(Option<Box<Response<Reply>>>),
+    Later(oneshot::Receiver<Response<Reply>>),
+}
+
+impl Future for Answering {
+    type Output = Result<Response<Reply>, GivenUp>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<Self::Output> {
+        match self.get_mut() {
+            Answering::Now(answer) => Poll::Ready(answer.take().map(|answer| *answer).ok_or(GivenUp)),
+            Answering::Later(answer) => Pin::new(answer).poll(cx).map_err(|_| GivenUp),
+        }
+    }
+}
+
+fn refused(refusal: Refusal) -> Answering {
+    tracing::debug!(status = refusal.status, why = refusal.why, "request refused");
+    let answer = refusal.answer().map(|body| Reply::whole(body, Arc::<Progress>::default(), None));
+    Answering::Now(Some(Box::new(answer)))
 }
 
 impl Connection {
-    async fn serve_http2(self: Arc<Self>, io: Stream) {
-        let shutdown = self.shared.stop.subscribe();
-        let no_preface = async {
-            tokio::time::sleep(self.shared.settings.header_timeout).await;
-            if self.sight.bytes_read() >= H2_PREFACE {
-                std::future::pending::<()>().await;
-            }
-        };
-        tokio::select! {
-            _ = self.process_new(io, &shutdown) => {}
-            () = no_preface => tracing::debug!(peer = %self.peer, "HTTP/2 preface took too long"),
-        }
-    }
-
-    async fn serve_http1(&self, io: Stream) {
-        let mut next = Some((io, None));
-        let mut first = true;
-        while let Some((io, already)) = next.take() {
-            next = self.serve_one(io, already, first).await;
-            first = false;
-        }
-    }
-
-    /// Serves one HTTP/1 request; returns the stream, and what was read of the next request, if the connection goes on.
-    async fn serve_one(
+    /// Has a request answered by the handler, in a task of its own: hyper drops what it waits for when a client goes, and a handler is
+    /// not dropped. On HTTP/1 it begins when the handler `before` has ended.
+    fn answer(
         &self,
-        io: Stream,
-        already: Option<BytesMut>,
-        first: bool,
-    ) -> Option<(Stream, Option<BytesMut>)> {
-        let settings = &self.shared.settings;
-        self.sight.expect_head(already.as_deref().unwrap_or_default(), settings.max_header_bytes);
-        let mut session = ServerSession::new_http1(io);
-        // pingora's timers are per read, so all deadlines are ours; `Some(0)` is its word for "no timer".
-        session.set_keepalive(Some(0));
-        session.set_read_timeout(None);
-        // Without it a client's next request, sent early, would be taken for its going away.
-        session.set_pipelining_enabled(true);
-        if let Some(already) = already {
-            session.set_pipelined_prefix(already);
+        request: Request<Incoming>,
+        link: Link,
+        before: Option<JoinHandle<()>>,
+    ) -> (Option<JoinHandle<()>>, Answering) {
+        if self.shared.in_flight.len() >= self.shared.settings.max_in_flight {
+            return (before, refused(Refusal::BUSY));
         }
-        match self.read_head(&mut session, first).await {
-            Head::Closed => return None,
-            Head::Refused(refusal) => {
-                self.refuse(session, refusal).await;
-                return None;
+        let Some(busy) = self.seat.busy() else { return (before, Answering::Now(None)) };
+        let (reply, answer) = oneshot::channel();
+        let shared = self.shared.clone();
+        let mut exchange = Exchange::new(request, reply, self.facts, link, shared.clone());
+        let task = tokio::spawn(async move {
+            let handled = async {
+                if let Some(before) = before {
+                    let _ = before.await;
+                }
+                shared.handler.handle(&mut exchange).await;
+            };
+            tokio::select! {
+                biased;
+                () = shared.cut.cancelled() => return,
+                () = handled => {}
             }
-            Head::Read => {}
-        }
-        if self.is_full() {
-            self.refuse(session, Refusal::BUSY).await;
-            return None;
-        }
-        // Idle until here, and again when it is answered.
-        let busy = self.seat.busy()?;
-        let answered = self.answer(session).await;
-        drop(busy);
-        let session = match answered {
-            Over::Closed => return None,
-            Over::Unread(session) => {
-                self.linger(*session).await;
-                return None;
+            let unread = exchange.take_unread();
+            drop((exchange, busy));
+            if let Some(unread) = unread {
+                linger(&shared, discard(unread)).await;
             }
-            Over::InOrder(session) => session,
-        };
-        // pingora decided whether the connection may go on (`Connection`, HTTP/1.0, faulty framing); it is never overruled:
-        // setting a keep-alive here would re-open what it had closed for safety.
-        match session.finish().await {
-            Ok(Some(reusable)) => Some(reusable.into_parts()),
-            Ok(None) => None,
-            Err(error) => {
-                tracing::debug!(peer = %self.peer, %error, "connection broke");
-                None
-            }
-        }
+        });
+        (Some(task), Answering::Later(answer))
     }
 
-    /// Reads a request's head. An idle connection may wait `keepalive` for its first byte (a new one only as long as a head
-    /// may take), and from then on the head has `header_timeout` in total, however its bytes are dealt out.
-    async fn read_head(&self, session: &mut ServerSession, first: bool) -> Head {
-        let settings = &self.shared.settings;
-        let sight = &self.sight;
-        let mut stop = self.shared.stop.subscribe();
-        let deadline = async {
-            if !first && tokio::time::timeout(settings.keepalive, sight.begun()).await.is_err() {
-                return;
-            }
-            tokio::time::sleep(settings.header_timeout).await;
-        };
-        let idle_and_draining = async {
-            let _ = stop.wait_for(|stop| *stop).await;
-            if sight.has_begun() {
-                std::future::pending::<()>().await;
-            }
-        };
-        let read = tokio::select! {
-            biased;
-            read = session.read_request() => read,
-            () = idle_and_draining => return Head::Closed,
-            () = deadline => {
-                return if sight.has_begun() { Head::Refused(Refusal::HEAD_TIMEOUT) } else { Head::Closed };
-            }
-        };
-        let is_chunked = matches!(read, Ok(true)) && session.req_header().headers.contains_key(TRANSFER_ENCODING);
-        let body = sight.head_done(is_chunked);
-        match read {
-            Ok(true) if sight.illegal_line_end() => Head::Refused(Refusal::MALFORMED),
-            Ok(true) if sight.illegal_line() => Head::Refused(Refusal::TARGET),
-            Ok(true) => match judge(session, settings) {
-                Some(refusal) => Head::Refused(refusal),
-                None if body.is_err() => Head::Refused(Refusal::MALFORMED),
-                None => Head::Read,
-            },
-            Ok(false) => Head::Closed,
-            Err(_) if sight.head_too_large() || sight.head_lines() > PINGORA_MAX_HEADERS => {
-                Head::Refused(Refusal::HEAD_TOO_LARGE)
-            }
-            Err(error) if matches!(error.etype(), ErrorType::ConnectionClosed | ErrorType::ReadError) => Head::Closed,
-            Err(error) => {
-                tracing::debug!(peer = %self.peer, %error, "malformed request");
-                Head::Refused(Refusal::MALFORMED)
-            }
-        }
-    }
-
-    /// As many requests are under way as may be.
-    fn is_full(&self) -> bool {
-        self.shared.in_flight.len() >= self.shared.settings.max_in_flight
-    }
-
-    /// Has a request answered.
-    async fn answer(&self, session: ServerSession) -> Over {
-        let shared = &self.shared;
-        let mut exchange = Exchange::new(session, self.peer, self.tls, self.sight.clone(), shared.clone());
-        let handled = tokio::select! {
-            biased;
-            () = shared.cut.cancelled() => return Over::Closed,
-            handled = AssertUnwindSafe(shared.handler.handle(&mut exchange)).catch_unwind() => handled,
-        };
-        if handled.is_err() {
-            // The panic hook has printed message and place already.
-            tracing::error!(peer = %self.peer, method = %exchange.method(), path = exchange.path(), "a handler panicked");
-            exchange.close_after();
-        }
-        if !exchange.is_answered() {
-            let mut response = http::Response::new(Bytes::from_static(b"internal error\n"));
-            *response.status_mut() = http::StatusCode::INTERNAL_SERVER_ERROR;
-            response.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static("text/plain; charset=utf-8"));
-            exchange.respond(response).await;
-        }
-        exchange.over().await
-    }
-
-    /// Answers without a handler and closes.
-    async fn refuse(&self, mut session: ServerSession, refusal: Refusal) {
-        tracing::debug!(peer = %self.peer, status = refusal.status, why = refusal.why, "request refused");
-        session.set_keepalive(None);
-        let body = Bytes::from(format!("{}\n", refusal.why));
-        let head = || -> pingora::Result<ResponseHeader> {
-            let mut head = ResponseHeader::build(refusal.status, Some(4))?;
-            head.insert_header(CONTENT_TYPE, "text/plain; charset=utf-8")?;
-            if refusal == Refusal::BUSY {
-                head.insert_header(RETRY_AFTER, "1")?;
-            }
-            head.set_content_length(body.len())?;
-            Ok(head)
-        };
-        let written = match head() {
-            Ok(head) => session.write_error_response(head, body.clone()).await,
-            Err(error) => Err(error),
-        };
-        if let Err(error) = written {
-            return tracing::debug!(peer = %self.peer, %error, "cannot write a refusal");
-        }
-        self.linger(session).await;
-    }
-
-    /// Ends a connection, or an HTTP/2 stream, on which bytes may still be arriving.
-    ///
-    /// A stream is not reset at once either: clients should keep an answer that was complete before the reset (RFC 9113
-    /// §8.1), but curl before version 8 forgets it.
-    async fn linger(&self, session: ServerSession) {
-        self.sight.look_away();
-        let mut stop = self.shared.stop.subscribe();
-        let draining = async {
-            let _ = stop.wait_for(|stop| *stop).await;
-            tokio::time::sleep(LINGER_DRAINING).await;
-        };
-        tokio::select! {
-            () = discard(session) => {}
-            () = draining => {}
-            () = tokio::time::sleep(LINGER) => {}
-        }
-    }
-}
-
-/// Says that nothing more is coming, and reads until the other side says so or falls silent.
-async fn discard(mut session: ServerSession) {
-    if session.finish_body().await.is_err() {
-        return;
-    }
-    let mut io = match session {
-        ServerSession::H1(session) => session.into_inner(),
-        mut other => {
-            while let Ok(Ok(Some(_))) = tokio::time::timeout(LINGER_IDLE, other.read_request_body()).await {}
+    async fn serve_http1(self, wire: Arc<Wire>) {
+        let last = Last::default();
+        let timed_out = self.drive_http1(&wire, last.clone()).await;
+        wire.end();
+        if let Some(Phase::Idle(_)) = timed_out {
             return;
         }
-    };
-    if AsyncWriteExt::shutdown(&mut io).await.is_err() {
-        return;
-    }
-    let mut buffer = vec![0; 16 * 1024];
-    while let Ok(Ok(1..)) = tokio::time::timeout(LINGER_IDLE, io.read(&mut buffer)).await {}
-}
-
-/// HTTP/2 only: pingora spawns one of these calls per stream.
-#[async_trait]
-impl HttpServerApp for Connection {
-    async fn process_new_http(
-        self: &Arc<Self>,
-        mut session: ServerSession,
-        _: &ShutdownWatch,
-    ) -> Option<ReusedHttpStream> {
-        // A client that opens no window for the body of its answer; the connection's own stalls are seen by `Watched`.
-        session.set_write_timeout(Some(self.shared.settings.write_timeout));
-        let busy = self.seat.busy()?;
-        let refusal = judge(&session, &self.shared.settings);
-        if let Some(refusal) = refusal.or_else(|| self.is_full().then_some(Refusal::BUSY)) {
-            drop(busy);
-            self.refuse(session, refusal).await;
-            return None;
+        // Its connection may have become a tunnel, which is open for as long.
+        let task = last.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(task) = task {
+            let _ = task.await;
         }
-        let answered = self.answer(session).await;
-        drop(busy);
-        match answered {
-            Over::Closed => {}
-            Over::Unread(session) => self.linger(*session).await,
-            Over::InOrder(session) => {
-                if let Err(error) = session.finish().await {
-                    tracing::debug!(peer = %self.peer, %error, "HTTP/2 stream broke");
-                }
+        let refusal = timed_out.map(|_| Refusal::HEAD_TIMEOUT).or(wire.refusal());
+        let is_mid_body = wire.is_mid_body();
+        let Some((mut transport, _)) = wire.take() else { return };
+        if let Some(refusal) = refusal {
+            tracing::debug!(peer = %self.facts.peer, status = refusal.status, why = refusal.why, "request refused");
+            let bytes = refusal.bytes();
+            let written = tokio::time::timeout(self.shared.settings.write_timeout, transport.write_all(&bytes));
+            if !matches!(written.await, Ok(Ok(()))) {
+                return;
             }
         }
-        None
+        if refusal.is_some() || is_mid_body {
+            let discard = async {
+                if transport.shutdown().await.is_err() {
+                    return;
+                }
+                let mut buffer = vec![0; 16 * 1024];
+                while let Ok(Ok(1..)) = tokio::time::timeout(LINGER_IDLE, transport.read(&mut buffer)).await {}
+            };
+            linger(&self.shared, discard).await;
+        }
     }
 
-    fn h2_options(&self) -> Option<H2Options> {
+    /// Serves until hyper is done with the connection, or until the client has let it wait for too long: for what, is returned.
+    async fn drive_http1(&self, wire: &Arc<Wire>, last: Last) -> Option<Phase> {
         let settings = &self.shared.settings;
-        let mut options = default_h2_options();
-        options.max_concurrent_streams(settings.max_h2_streams);
-        options.max_header_list_size(u32::try_from(settings.max_header_bytes).unwrap_or(u32::MAX));
-        Some(options)
+        let mut builder = http1::Builder::new();
+        // A client that ends its side may still read; who waits for it asks the wire.
+        builder.half_close(true).preserve_header_case(true);
+        if settings.max_headers > 100 {
+            builder.max_headers(settings.max_headers);
+        }
+        let service = Http1 { connection: self.clone(), wire: wire.clone(), last };
+        let mut hyper = pin!(builder.serve_connection(TokioIo::new(WireIo(wire.clone())), service).with_upgrades());
+        let mut stop = self.shared.stop.subscribe();
+        let mut stopping = pin!(stopped(&mut stop));
+        let (mut is_stopping, mut is_shut, mut is_new) = (false, false, true);
+        let mut timer = pin!(tokio::time::sleep(settings.header_timeout));
+        poll_fn(|cx| {
+            loop {
+                if let Poll::Ready(ended) = hyper.as_mut().poll(cx) {
+                    if let Err(error) = ended {
+                        tracing::debug!(peer = %self.facts.peer, %error, "connection ended");
+                    }
+                    return Poll::Ready(None);
+                }
+                let phase = wire.phase();
+                is_stopping = is_stopping || stopping.as_mut().poll(cx).is_ready();
+                if is_stopping && !is_shut && !matches!(phase, Phase::Head(_)) {
+                    is_shut = true;
+                    hyper.as_mut().graceful_shutdown();
+                    continue;
+                }
+                let due = match phase {
+                    Phase::Busy => {
+                        is_new = false;
+                        return Poll::Pending;
+                    }
+                    Phase::Head(since) => since + settings.header_timeout,
+                    // A new one may wait only as long as a head may take.
+                    Phase::Idle(since) => since + if is_new { settings.header_timeout } else { settings.keepalive },
+                };
+                // The timer runs on from request to request: it is set anew when it has run out, and when it would come too late.
+                if timer.deadline().into_std() > due {
+                    timer.as_mut().reset(due.into());
+                }
+                if timer.as_mut().poll(cx).is_pending() {
+                    return Poll::Pending;
+                }
+                if Instant::now() >= due {
+                    return Poll::Ready(Some(phase));
+                }
+                timer.as_mut().reset(due.into());
+            }
+        })
+        .await
     }
 
-    fn server_options(&self) -> Option<&HttpServerOptions> {
-        Some(&self.shared.server_options)
+    async fn serve_http2(self, wire: Arc<Wire>) {
+        let settings = self.shared.settings.clone();
+        let streams = Streams::default();
+        let mut builder = http2::Builder::new(streams.clone());
+        builder
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(settings.max_h2_streams)
+            .max_header_list_size(u32::try_from(settings.max_header_bytes).unwrap_or(u32::MAX));
+        let service = Http2 { connection: self.clone(), streams: streams.clone() };
+        let mut hyper = pin!(builder.serve_connection(TokioIo::new(WireIo(wire.clone())), service));
+        let mut stop = self.shared.stop.subscribe();
+        let mut stopping = pin!(stopped(&mut stop));
+        let (mut is_stopping, mut ends_at) = (false, None);
+        let began = Instant::now();
+        let mut timer = pin!(tokio::time::sleep(settings.header_timeout));
+        poll_fn(|cx| {
+            loop {
+                if let Poll::Ready(ended) = hyper.as_mut().poll(cx) {
+                    if let Err(error) = ended {
+                        tracing::debug!(peer = %self.facts.peer, %error, "HTTP/2 connection ended");
+                    }
+                    return Poll::Ready(());
+                }
+                if !is_stopping && stopping.as_mut().poll(cx).is_ready() {
+                    is_stopping = true;
+                    hyper.as_mut().graceful_shutdown();
+                    continue;
+                }
+                let due = match (ends_at, streams.idle_since()) {
+                    (Some(at), _) => at,
+                    (None, _) if wire.bytes_read() < H2_PREFACE => began + settings.header_timeout,
+                    (None, Some(since)) => since.max(began) + settings.keepalive,
+                    (None, None) => return Poll::Pending,
+                };
+                if timer.deadline().into_std() > due {
+                    timer.as_mut().reset(due.into());
+                }
+                if timer.as_mut().poll(cx).is_pending() {
+                    return Poll::Pending;
+                }
+                let now = Instant::now();
+                if now < due {
+                    timer.as_mut().reset(due.into());
+                } else if ends_at.is_some() || wire.bytes_read() < H2_PREFACE {
+                    return Poll::Ready(());
+                } else {
+                    // A client that does not go when it is asked to goes all the same.
+                    ends_at = Some(now + settings.write_timeout);
+                    hyper.as_mut().graceful_shutdown();
+                }
+            }
+        })
+        .await;
+    }
+}
+
+/// Reads what is still arriving, for a while, before a connection or a stream is closed.
+async fn linger(shared: &Shared, discard: impl Future<Output = ()>) {
+    let mut stop = shared.stop.subscribe();
+    let draining = async {
+        stopped(&mut stop).await;
+        tokio::time::sleep(LINGER_DRAINING).await;
+    };
+    tokio::select! {
+        () = discard => {}
+        () = draining => {}
+        () = tokio::time::sleep(LINGER) => {}
+    }
+}
+
+async fn discard(mut body: Incoming) {
+    while let Ok(Some(Ok(_))) = tokio::time::timeout(LINGER_IDLE, body.frame()).await {}
+}
+
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// The handler of a connection's last request.
+type Last = Arc<Mutex<Option<JoinHandle<()>>>>;
+
+/// What hyper calls for each request of an HTTP/1 connection.
+struct Http1 {
+    connection: Connection,
+    wire: Arc<Wire>,
+    last: Last,
+}
+
+impl Service<Request<Incoming>> for Http1 {
+    type Response = Response<Reply>;
+    type Error = GivenUp;
+    type Future = Answering;
+
+    fn call(&self, request: Request<Incoming>) -> Answering {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = last.take().filter(|before| !before.is_finished());
+        let (task, answering) = self.connection.answer(request, Link::Http1(self.wire.clone()), before);
+        *last = task;
+        answering
+    }
+}
+
+/// What hyper calls for each stream of an HTTP/2 connection.
+struct Http2 {
+    connection: Connection,
+    streams: Streams,
+}
+
+impl Service<Request<Incoming>> for Http2 {
+    type Response = Response<Reply>;
+    type Error = GivenUp;
+    type Future = Answering;
+
+    fn call(&self, request: Request<Incoming>) -> Answering {
+        let end = self.streams.begin();
+        let (head, body) = request.into_parts();
+        if let Err(refusal) = judge(&head, &self.connection.shared.settings) {
+            let shared = self.connection.shared.clone();
+            tokio::spawn(async move { linger(&shared, discard(body)).await });
+            return refused(refusal);
+        }
+        self.connection.answer(Request::from_parts(head, body), Link::Http2(end), None).1
+    }
+}
+
+/// The streams of an HTTP/2 connection, each a task, which can be ended.
+#[derive(Clone, Default)]
+struct Streams(Arc<Mutex<Open>>);
+
+struct Open {
+    /// Of the stream that hyper is about to have executed.
+    end: Option<CancellationToken>,
+    count: usize,
+    idle_since: Instant,
+}
+
+impl Default for Open {
+    fn default() -> Self {
+        Open { end: None, count: 0, idle_since: Instant::now() }
+    }
+}
+
+impl Streams {
+    fn open(&self) -> std::sync::MutexGuard<'_, Open> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A request has come, and its stream is executed next.
+    fn begin(&self) -> CancellationToken {
+        let end = CancellationToken::new();
+        self.open().end = Some(end.clone());
+        end
+    }
+
+    fn idle_since(&self) -> Option<Instant> {
+        let open = self.open();
+        (open.count == 0).then_some(open.idle_since)
+    }
+}
+
+impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
+    fn execute(&self, stream: F) {
+        /// Counts down in whatever way the stream ends.
+        struct Counted(Streams);
+        impl Drop for Counted {
+            fn drop(&mut self) {
+                let mut open = self.0.open();
+                open.count = open.count.saturating_sub(1);
+                open.idle_since = Instant::now();
+            }
+        }
+        let end = {
+            let mut open = self.open();
+            open.count += 1;
+            open.end.take().unwrap_or_default()
+        };
+        let counted = Counted(self.clone());
+        tokio::spawn(async move {
+            let _counted = counted;
+            tokio::select! {
+                biased;
+                () = end.cancelled() => {}
+                () = stream => {}
+            }
+        });
     }
 }

@@ -11,7 +11,9 @@ use http::Uri;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
-use pingora_rustls::{ClientConfig, RootCertStore, load_ca_file_into_store};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::{ClientConfig, RootCertStore};
 use tower_service::Service;
 
 use super::callback::Guarded;
@@ -29,8 +31,15 @@ pub(super) fn trust(extra_ca: Option<&Path>) -> Result<ClientConfig, String> {
     install_crypto_provider();
     let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     if let Some(path) = extra_ca {
-        load_ca_file_into_store(path, &mut roots)
-            .map_err(|error| format!("cannot use {} as a CA file: {error}", path.display()))?;
+        let unusable = |error: &dyn StdError| format!("cannot use {} as a CA file: {error}", path.display());
+        let found = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        let found = found.map_err(|error| unusable(&error))?;
+        if found.is_empty() {
+            return Err(format!("cannot use {} as a CA file: it has no certificate in PEM", path.display()));
+        }
+        for one in found {
+            roots.add(one).map_err(|error| unusable(&error))?;
+        }
     }
     Ok(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
 }

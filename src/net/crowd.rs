@@ -79,7 +79,7 @@ struct Place {
 
 /// A request under way: for as long as it lives its connection is not idle.
 #[derive(Debug)]
-pub(super) struct Busy<'a>(&'a Seat);
+pub(super) struct Busy(Arc<Seat>);
 
 impl Crowd {
     pub(super) fn new(listener: SocketAddr, seats_max: usize, seats_max_of_peer: usize) -> Arc<Self> {
@@ -92,7 +92,7 @@ impl Crowd {
 
     /// A place for a new connection; where there is none, that of one which waits. `None`: all are busy.
     /// Without a peer only the bound of all counts.
-    pub(super) fn seat(self: &Arc<Self>, peer: Option<PeerKey>) -> Option<Seat> {
+    pub(super) fn seat(self: &Arc<Self>, peer: Option<PeerKey>) -> Option<Arc<Seat>> {
         let mut state = self.state();
         let of_peer = peer.map_or(0, |peer| state.of_peer.get(&peer).copied().unwrap_or_default());
         let found = if of_peer >= self.seats_max_of_peer {
@@ -115,7 +115,7 @@ impl Crowd {
         }
         let chair = Arc::new(Chair { peer, left: Notify::new() });
         let place = Place { idle_since: Some(state.wait(chair.clone())), busy: 0 };
-        Some(Seat { crowd: self.clone(), chair, place: Mutex::new(place) })
+        Some(Arc::new(Seat { crowd: self.clone(), chair, place: Mutex::new(place) }))
     }
 }
 
@@ -165,14 +165,15 @@ impl Seat {
     }
 
     /// A request has come. `None`: the place was given to another connection just before.
-    pub(super) fn busy(&self) -> Option<Busy<'_>> {
+    pub(super) fn busy(self: &Arc<Self>) -> Option<Busy> {
         let mut place = self.place();
         if place.busy == 0 {
             let since = place.idle_since.take()?;
             self.crowd.state().idle.remove(&since)?;
         }
         place.busy += 1;
-        Some(Busy(self))
+        drop(place);
+        Some(Busy(self.clone()))
     }
 
     /// Waits until the place was given to another connection.
@@ -181,7 +182,7 @@ impl Seat {
     }
 }
 
-impl Drop for Busy<'_> {
+impl Drop for Busy {
     fn drop(&mut self) {
         let mut place = self.0.place();
         place.busy = place.busy.saturating_sub(1);
@@ -248,7 +249,7 @@ mod tests {
             assert_eq!(has_left(seat).await, nth < 3, "{nth}");
         }
         assert_eq!(crowd.state().seated, 3);
-        let busy: Vec<_> = all.iter().filter_map(Seat::busy).collect();
+        let busy: Vec<_> = all.iter().filter_map(|seat| seat.busy()).collect();
         assert_eq!(busy.len(), 2);
         assert!(crowd.seat(peer(2)).is_none());
         let trusted: Vec<_> = (0..7).map(|_| crowd.seat(None).unwrap()).collect();

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use pingora::apps::HttpServerOptions;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::connection;
+use super::cores;
 use super::crowd::{Crowd, PeerKey, SAY_EVERY, Seat};
 use super::exchange::Exchange;
 use super::headers::TrustedPeers;
@@ -43,7 +44,7 @@ pub struct EdgeSettings {
     pub write_timeout: Duration,
     /// Bytes of a request's head. Beyond: 431. Default 64 KiB.
     pub max_header_bytes: usize,
-    /// Header fields of a request. Beyond: 431. Default 100, at most 256 (pingora's).
+    /// Header fields of a request. Beyond: 431. Default 100.
     pub max_headers: usize,
     /// Connections at once. For one beyond, that which is idle for longest is closed; if none is, it is itself. Default 10 000.
     pub max_connections: usize,
@@ -97,6 +98,7 @@ pub struct Edge {
     settings: EdgeSettings,
     tls: Option<ReloadingTls>,
     local: Option<LocalSocket>,
+    on_cores: bool,
 }
 
 impl Edge {
@@ -107,12 +109,17 @@ impl Edge {
     pub async fn bind(addr: SocketAddr, settings: EdgeSettings, tls: Option<ReloadingTls>) -> io::Result<Edge> {
         let listener = TcpListener::bind(addr).await?;
         let addr = listener.local_addr()?;
-        Ok(Edge { listener, addr, settings, tls, local: None })
+        Ok(Edge { listener, addr, settings, tls, local: None, on_cores: false })
     }
 
     /// Accepts on a Unix socket, too, without TLS.
     pub fn with_local(self, local: LocalSocket) -> Edge {
         Edge { local: Some(local), ..self }
+    }
+
+    /// Has each connection served by one of this process's cores, where it has any: see [`cores::start`].
+    pub fn on_cores(self) -> Edge {
+        Edge { on_cores: true, ..self }
     }
 
     /// The address in use, with the real port.
@@ -122,8 +129,6 @@ impl Edge {
 
     /// Accepts and serves on the caller's tokio runtime until [`RunningEdge::drain`] or the end of that runtime.
     pub fn spawn(self, handler: Arc<dyn Handler>) -> RunningEdge {
-        let mut server_options = HttpServerOptions::default();
-        server_options.h2_idle_timeout = Some(self.settings.keepalive);
         let (stop, _) = watch::channel(false);
         let settings = &self.settings;
         let (small, large) = (settings.max_body_bytes, settings.max_large_body_bytes);
@@ -131,7 +136,6 @@ impl Edge {
         let shared = Arc::new(Shared {
             tls: self.tls,
             handler,
-            server_options,
             body_room: BodyRoom::new(Sizes { small, large }, of_peer),
             crowd: Crowd::new(self.addr, settings.max_connections, settings.max_connections_of_peer),
             settings: self.settings,
@@ -140,6 +144,7 @@ impl Edge {
             tunnels: TaskTracker::new(),
             stop,
             cut: CancellationToken::new(),
+            on_cores: self.on_cores,
         });
         tokio::spawn(accept(self.listener, shared.clone()));
         let local = self.local.map(|socket| {
@@ -156,7 +161,6 @@ pub(super) struct Shared {
     pub(super) settings: EdgeSettings,
     pub(super) tls: Option<ReloadingTls>,
     pub(super) handler: Arc<dyn Handler>,
-    pub(super) server_options: HttpServerOptions,
     pub(super) body_room: Arc<BodyRoom>,
     crowd: Arc<Crowd>,
     pub(super) connections: TaskTracker,
@@ -166,6 +170,7 @@ pub(super) struct Shared {
     pub(super) stop: watch::Sender<bool>,
     /// Cancelled when the grace is over.
     pub(super) cut: CancellationToken,
+    on_cores: bool,
 }
 
 impl Shared {
@@ -185,7 +190,19 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
         };
         match accepted {
             Ok((tcp, peer)) => {
-                admit(&shared, Peer::Net(peer), |seat| connection::serve(tcp, peer, shared.clone(), seat));
+                // Given to a core it leaves the runtime that accepted it, and is polled there alone.
+                let core = shared.on_cores.then(cores::next).flatten();
+                let Some(tcp) = tcp.into_std().ok() else { continue };
+                let serve = |seat| {
+                    let shared = shared.clone();
+                    async move {
+                        match TcpStream::from_std(tcp) {
+                            Ok(tcp) => connection::serve(tcp, peer, shared, seat).await,
+                            Err(error) => tracing::warn!(%error, "failed to take over a connection"),
+                        }
+                    }
+                };
+                admit(&shared, Peer::Net(peer), core, serve);
             }
             Err(error) => {
                 // Mostly "too many open files": wait for some to close instead of spinning (as hyper and nginx do).
@@ -210,7 +227,7 @@ async fn accept_local(socket: LocalSocket, shared: Arc<Shared>) {
         };
         match accepted {
             Ok((stream, peer)) => {
-                admit(&shared, peer, |seat| connection::serve_local(stream, peer, shared.clone(), seat));
+                admit(&shared, peer, None, |seat| connection::serve_local(stream, peer, shared.clone(), seat));
             }
             Err(error) => {
                 tracing::warn!(%error, "failed to accept a connection on the Unix socket");
@@ -220,7 +237,7 @@ async fn accept_local(socket: LocalSocket, shared: Arc<Shared>) {
     }
 }
 
-fn admit<F>(shared: &Arc<Shared>, peer: Peer, serve: impl FnOnce(Arc<Seat>) -> F)
+fn admit<F>(shared: &Arc<Shared>, peer: Peer, core: Option<&Handle>, serve: impl FnOnce(Arc<Seat>) -> F)
 where
     F: Future<Output = ()> + Send + 'static,
 {
@@ -228,17 +245,20 @@ where
     let bounded = peer.addr().map(|addr| addr.ip()).filter(|ip| !shared.settings.trusted_peers.contain(*ip));
     // Without a place it is closed without a word: at this point memory matters more than manners.
     let Some(seat) = shared.crowd.seat(bounded.map(PeerKey::of)) else { return };
-    let seat = Arc::new(seat);
     let cut = shared.cut.clone();
     let connection = serve(seat.clone());
-    shared.connections.spawn(async move {
+    let served = async move {
         tokio::select! {
             biased;
             () = cut.cancelled() => {}
             () = seat.left() => {}
             () = connection => {}
         }
-    });
+    };
+    match core {
+        Some(core) => drop(shared.connections.spawn_on(served, core)),
+        None => drop(shared.connections.spawn(served)),
+    }
 }
 
 /// A serving edge. Dropping this handle does not stop it.

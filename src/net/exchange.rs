@@ -1,31 +1,41 @@
 //! One HTTP request being answered at the edge.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, Method, Version, header};
-use pingora::http::{RequestHeader, ResponseHeader};
-use pingora::protocols::http::ServerSession;
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, header};
+use http_body_util::BodyExt as _;
+use hyper::body::{Body as _, Incoming};
+use hyper::upgrade::OnUpgrade;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::body::Gathered;
 use super::crowd::PeerKey;
 use super::edge::{EdgeSettings, Shared};
-use super::headers::{Hop, client_address, forwarded, has, strip_hop_by_hop};
-use super::io::Sight;
+use super::headers::{Hop, client_address, forwarded, has};
 use super::local::Peer;
+use super::reply::{Reply, Told, response_head};
 use super::room::Taken;
+use super::wire::Wire;
+use crate::clock::since_boot;
 
 /// One HTTP request being answered at the edge (HTTP/1.1 or HTTP/2).
 ///
 /// The head is there from the start. The body is read with [`read_body`](Self::read_body) or streamed by
 /// [`relay`](super::relay()); the answer is given once, by [`respond`](Self::respond) or a relay.
 pub struct Exchange {
-    state: State,
-    peer: Peer,
-    tls: bool,
-    sight: Arc<Sight>,
+    head: Parts,
+    /// What is left of the body; `None` once it is streamed on.
+    incoming: Option<Incoming>,
+    /// Where the answer goes; `None` once it was given.
+    reply: Option<oneshot::Sender<Response<Reply>>>,
+    connection: ConnectionFacts,
+    link: Link,
     shared: Arc<Shared>,
     /// Counts the request as in flight until it is answered or becomes a tunnel.
     in_flight: Option<TaskTrackerToken>,
@@ -35,27 +45,91 @@ pub struct Exchange {
     progress: Arc<Progress>,
 }
 
-enum State {
-    Open(Box<ServerSession>),
-    /// The connection has become a tunnel; its request is kept for those who still ask.
-    Tunnelled(Box<RequestHeader>),
+/// Who is connected, and how.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ConnectionFacts {
+    pub(super) peer: Peer,
+    pub(super) tls: bool,
+}
+
+/// What a request has of its connection.
+#[derive(Debug, Clone)]
+pub(super) enum Link {
+    /// HTTP/1: all of it.
+    Http1(Arc<Wire>),
+    /// HTTP/2: a stream, which ends when this is cancelled.
+    Http2(CancellationToken),
 }
 
 /// How far an exchange got. Set before the step and not after it, so that it stays true when a future is dropped half-way;
-/// shared, because a relay's two directions are two futures.
+/// shared with the bodies, which hyper polls.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
     /// Some of the body was taken.
     pub(super) body_begun: Flag,
+    /// The body was read to its end.
+    pub(super) body_done: Flag,
     /// Where the body ends is not known any more, so nothing after it can be read.
     pub(super) body_lost: Flag,
+    /// The next piece of the body is the client's to send, and not the upstream's to take.
+    pub(super) waits_for_client: Flag,
     /// An answer was begun.
     pub(super) answered: Flag,
     /// The answer begun is not whole: only the connection's (or the stream's) end can tell the client.
     pub(super) torn: Flag,
+    /// The next piece of the answer is the upstream's to send, and not the client's to take.
+    waits_for_upstream: Flag,
+    response_bytes: AtomicU64,
+    /// When anything moved last, in milliseconds of [`since_boot`].
+    moved_ms: AtomicU64,
 }
 
-/// A bool seen by two futures of one task.
+impl Progress {
+    /// Something moved.
+    pub(super) fn moved(&self) {
+        let now = u64::try_from(since_boot().as_millis()).unwrap_or(u64::MAX);
+        self.moved_ms.store(now, Ordering::Relaxed);
+    }
+
+    /// How long ago anything moved.
+    fn still(&self) -> Duration {
+        since_boot().saturating_sub(Duration::from_millis(self.moved_ms.load(Ordering::Relaxed)))
+    }
+
+    /// Returns when nothing has moved for as long as `limit` says at that time; looks at least every `tick`.
+    pub(super) async fn stands_still(&self, tick: Duration, limit: impl Fn() -> Option<Duration>) {
+        loop {
+            let left = match limit() {
+                Some(limit) if self.still() >= limit => return,
+                Some(limit) => limit.saturating_sub(self.still()).min(tick),
+                None => tick,
+            };
+            // Milliseconds are what is counted.
+            tokio::time::sleep(left + Duration::from_millis(1)).await;
+        }
+    }
+
+    pub(super) fn sent(&self, bytes: usize) {
+        self.response_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.waits_for_upstream.clear();
+        self.moved();
+    }
+
+    pub(super) fn waits_for_upstream(&self) {
+        self.waits_for_upstream.set();
+    }
+
+    /// The client has been given something of the answer, and is to take it.
+    pub(super) fn is_clients_turn(&self) -> bool {
+        !self.waits_for_upstream.is_set()
+    }
+
+    pub(super) fn response_bytes(&self) -> u64 {
+        self.response_bytes.load(Ordering::Relaxed)
+    }
+}
+
+/// A bool seen by several futures.
 #[derive(Debug, Default)]
 pub(super) struct Flag(AtomicBool);
 
@@ -94,65 +168,77 @@ pub enum BodyError {
 }
 
 impl Exchange {
-    pub(super) fn new(session: ServerSession, peer: Peer, tls: bool, sight: Arc<Sight>, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(
+        request: http::Request<Incoming>,
+        reply: oneshot::Sender<Response<Reply>>,
+        connection: ConnectionFacts,
+        link: Link,
+        shared: Arc<Shared>,
+    ) -> Self {
         let in_flight = Some(shared.in_flight.token());
-        let state = State::Open(Box::new(session));
-        Exchange { state, peer, tls, sight, shared, in_flight, body: None, body_room: None, progress: Arc::default() }
-    }
-
-    fn head(&self) -> &RequestHeader {
-        match &self.state {
-            State::Open(session) => session.req_header(),
-            State::Tunnelled(head) => head,
+        let (head, incoming) = request.into_parts();
+        let progress = Progress::default();
+        if incoming.is_end_stream() {
+            progress.body_done.set();
+        }
+        Exchange {
+            head,
+            incoming: Some(incoming),
+            reply: Some(reply),
+            connection,
+            link,
+            shared,
+            in_flight,
+            body: None,
+            body_room: None,
+            progress: Arc::new(progress),
         }
     }
 
     /// The method.
     pub fn method(&self) -> &Method {
-        &self.head().method
+        &self.head.method
     }
 
     /// The path only, as sent: nothing is decoded.
     pub fn path(&self) -> &str {
-        let target = self.path_and_query();
-        target.split_once('?').map_or(target, |(path, _)| path)
+        self.head.uri.path()
     }
 
     /// What follows the first `?`, as sent.
     pub fn query(&self) -> Option<&str> {
-        self.path_and_query().split_once('?').map(|(_, query)| query)
+        self.head.uri.query()
     }
 
     /// Path and query exactly as sent, which is what signatures are over (an absolute-form target's scheme and authority
-    /// are left off). Targets with bytes that pingora would have escaped were refused before.
+    /// are left off). Targets of which a parser would make others were refused before.
     pub fn path_and_query(&self) -> &str {
-        let head = self.head();
-        match std::str::from_utf8(head.raw_path()) {
-            Ok(raw) if raw.starts_with('/') || raw == "*" => raw,
-            _ => head.uri.path_and_query().map_or("/", |target| target.as_str()),
-        }
+        self.head.uri.path_and_query().map_or("/", |target| target.as_str())
     }
 
     /// `Host` or `:authority`, with the port if one was sent.
     pub fn host(&self) -> Option<&str> {
-        let head = self.head();
-        let host = head.headers.get(header::HOST).and_then(|host| host.to_str().ok());
-        host.or_else(|| head.uri.authority().map(|authority| authority.as_str()))
+        let host = self.head.headers.get(header::HOST).and_then(|host| host.to_str().ok());
+        host.or_else(|| self.head.uri.authority().map(|authority| authority.as_str()))
     }
 
     /// All header fields, hop-by-hop ones included.
     pub fn headers(&self) -> &HeaderMap {
-        &self.head().headers
+        &self.head.headers
     }
 
     /// Takes header fields off the request, as if they had not come.
     pub fn drop_headers(&mut self, unwanted: impl Fn(&HeaderName) -> bool) {
-        let names: Vec<HeaderName> = self.headers().keys().filter(|name| unwanted(name)).cloned().collect();
-        if let State::Open(session) = &mut self.state {
-            for name in names {
-                session.req_header_mut().remove_header(&name);
-            }
+        let headers = &mut self.head.headers;
+        if !headers.keys().any(&unwanted) {
+            return;
         }
+        // Taking one out of a map would put the last in its place.
+        let mut kept = HeaderMap::with_capacity(headers.len());
+        for (name, value) in headers.iter().filter(|(name, _)| !unwanted(name)) {
+            kept.append(name.clone(), value.clone());
+        }
+        *headers = kept;
     }
 
     /// The fields as they go on: of `X-Forwarded-*` what was seen here, and what a trusted peer says of earlier hops.
@@ -164,17 +250,17 @@ impl Exchange {
 
     /// The first value of a field, if it is UTF-8.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.head().headers.get(name).and_then(|value| std::str::from_utf8(value.as_bytes()).ok())
+        self.head.headers.get(name).and_then(|value| std::str::from_utf8(value.as_bytes()).ok())
     }
 
     /// Who is at the other end of the connection; not necessarily who asks (see [`TrustedPeers`](super::TrustedPeers)).
     pub fn peer(&self) -> Peer {
-        self.peer
+        self.connection.peer
     }
 
     /// A real upgrade to WebSocket (RFC 6455 §4.1): HTTP/1.1 GET without a body, `Upgrade: websocket`, `Connection: upgrade`.
     pub fn is_upgrade(&self) -> bool {
-        let head = self.head();
+        let head = &self.head;
         head.version == Version::HTTP_11
             && head.method == Method::GET
             && has(&head.headers, header::UPGRADE, "websocket")
@@ -200,17 +286,17 @@ impl Exchange {
             return Err(BodyError::Broken);
         }
         self.progress.body_begun.set();
-        self.send_continue().await;
         let deadline = self.shared.settings.body_timeout;
         let trusted = &self.shared.settings.trusted_peers;
-        let client = self.peer.addr().and_then(|peer| client_address(self.headers(), peer.ip(), trusted));
+        let client = self.peer().addr().and_then(|peer| client_address(self.headers(), peer.ip(), trusted));
         let room = self.body_room.insert(self.shared.body_room.body(client.map(PeerKey::of)));
-        let State::Open(session) = &mut self.state else {
+        let Some(incoming) = &mut self.incoming else {
             return Err(BodyError::Broken);
         };
         let read = async {
             let mut body = Gathered::default();
-            while let Some(chunk) = session.read_request_body().await.map_err(|_| BodyError::Broken)? {
+            while let Some(frame) = incoming.frame().await {
+                let Ok(chunk) = frame.map_err(|_| BodyError::Broken)?.into_data() else { continue };
                 if body.len() + chunk.len() > limit {
                     return Err(BodyError::TooLarge { limit });
                 }
@@ -219,17 +305,17 @@ impl Exchange {
             }
             body.whole().map_err(|_| BodyError::NoRoom)
         };
+        // What has come with the head needs no timer.
         let read = tokio::time::timeout(deadline, read).await;
         match read.unwrap_or(Err(BodyError::Timeout)) {
             Ok(body) => {
+                self.progress.body_done.set();
                 self.body = Some(body.clone());
                 Ok(body)
             }
             Err(error) => {
-                // pingora calls a broken body done, and would go on to read its rest as the next request.
                 self.progress.body_lost.set();
                 self.body_room = None;
-                session.set_keepalive(None);
                 Err(error)
             }
         }
@@ -238,32 +324,69 @@ impl Exchange {
     /// Answers. Sets `Content-Length`; drops hop-by-hop fields. If the body was not read to its end the connection closes
     /// afterwards (RFC 9112 §9.3). Failing to write is logged at debug, never returned: the client is gone. A second answer
     /// is ignored.
-    pub async fn respond(&mut self, response: http::Response<Bytes>) {
+    pub async fn respond(&mut self, response: Response<Bytes>) {
         if self.is_answered() {
             return tracing::debug!("a second answer was given to one request");
         }
-        self.progress.answered.set();
-        self.progress.torn.set();
-        let closing = self.shared.draining() || self.progress.body_lost.is_set();
-        let bodiless = self.head().method == Method::HEAD || matches!(response.status().as_u16(), 204 | 304);
-        let State::Open(session) = &mut self.state else {
-            return;
-        };
-        if closing {
-            session.set_keepalive(None);
-        }
-        let (head, body) = response.into_parts();
-        let written = async {
-            let head = response_head(head, Some(body.len() as u64))?;
-            session.write_response_header(Box::new(head)).await?;
-            let body = if bodiless { Bytes::new() } else { body };
-            session.write_response_body(body, true).await
-        };
-        match written.await {
-            Ok(()) => self.progress.torn.clear(),
-            Err(error) => tracing::debug!(peer = %self.peer, %error, "cannot write an answer"),
+        let bodiless = self.head.method == Method::HEAD || matches!(response.status().as_u16(), 204 | 304);
+        let (mut head, body) = response.into_parts();
+        response_head(&mut head, Some(body.len() as u64));
+        let body = if bodiless { Bytes::new() } else { body };
+        let delivered = self.give(head, |told, progress| Reply::whole(body, progress, Some(told)));
+        if self.delivered(delivered).await {
+            self.progress.torn.clear();
+        } else {
+            tracing::debug!(peer = %self.peer(), "cannot write an answer");
         }
         self.in_flight = None;
+    }
+
+    /// Hands the answer to the connection; what is returned tells when it was written.
+    pub(super) fn give(
+        &mut self,
+        mut head: http::response::Parts,
+        reply: impl FnOnce(Told, Arc<Progress>) -> Reply,
+    ) -> oneshot::Receiver<()> {
+        self.progress.answered.set();
+        self.progress.torn.set();
+        self.progress.moved();
+        let wire = self.wire().cloned();
+        if wire.is_some() {
+            self.persist(&mut head);
+        }
+        let (sender, delivered) = oneshot::channel();
+        let reply = reply(Told { sender, wire }, self.progress.clone());
+        if let Some(to) = self.reply.take() {
+            let _ = to.send(Response::from_parts(head, reply));
+        }
+        delivered
+    }
+
+    /// Says whether an HTTP/1 connection goes on (RFC 9112 §9.3). A body that nobody read would be taken for the next request.
+    fn persist(&self, head: &mut http::response::Parts) {
+        let asked = |option| has(&self.head.headers, header::CONNECTION, option);
+        let goes_on = if self.head.version == Version::HTTP_11 {
+            !asked("close")
+        } else {
+            asked("keep-alive") && !asked("close")
+        };
+        let goes_on = goes_on && !self.shared.draining() && self.body_is_done();
+        let option = HeaderValue::from_static(if goes_on { "keep-alive" } else { "close" });
+        head.headers.insert(header::CONNECTION, option);
+    }
+
+    /// Waits until an answer has left. A client on HTTP/2 that opens no window for it loses it.
+    pub(super) async fn delivered(&self, delivered: oneshot::Receiver<()>) -> bool {
+        let Link::Http2(stream) = &self.link else { return delivered.await.is_ok() };
+        let stall = self.shared.settings.write_timeout;
+        tokio::select! {
+            biased;
+            delivered = delivered => delivered.is_ok(),
+            () = self.progress.stands_still(stall, || self.progress.is_clients_turn().then_some(stall)) => {
+                stream.cancel();
+                false
+            }
+        }
     }
 
     /// Whether an answer was given, or at least begun.
@@ -279,8 +402,8 @@ impl Exchange {
     /// Has this done if the connection turns out to have been reset with nothing heard from the client since this answer: it had
     /// gone without reading it. HTTP/1 only; elsewhere, and once something else is heard, it is dropped.
     pub fn if_reset(&self, then: impl FnOnce() + Send + 'static) {
-        if matches!(&self.state, State::Open(session) if session.req_header().version != Version::HTTP_2) {
-            self.sight.if_reset(Box::new(then));
+        if let Some(wire) = self.wire() {
+            wire.if_reset(Box::new(then));
         }
     }
 
@@ -288,17 +411,14 @@ impl Exchange {
     /// A client that closes its sending half counts as gone. What arrives of an unread body meanwhile is dropped, so read
     /// the body first. May be cancelled.
     pub async fn client_gone(&mut self) {
-        let State::Open(session) = &mut self.state else {
-            return;
-        };
-        let mut body_done = false;
-        loop {
-            match session.read_body_or_idle(body_done).await {
-                Ok(Some(_)) => {}
-                Ok(None) => body_done = true,
-                Err(_) => return,
-            }
+        if !self.body_is_done()
+            && let Some(incoming) = &mut self.incoming
+        {
+            self.progress.body_begun.set();
+            while let Some(Ok(_)) = incoming.frame().await {}
+            self.progress.body_done.set();
         }
+        self.gone().await;
     }
 
     /// Whether the client has gone already, as far as can be seen without waiting.
@@ -312,18 +432,59 @@ impl Exchange {
 
     // What relays need.
 
+    /// As [`client_gone`](Self::client_gone), once nothing is left of the body.
+    pub(super) async fn gone(&mut self) {
+        let unanswered = async {
+            match &mut self.reply {
+                Some(reply) => reply.closed().await,
+                None => std::future::pending().await,
+            }
+        };
+        match &self.link {
+            Link::Http1(wire) => tokio::select! {
+                () = wire.gone() => {}
+                () = unanswered => {}
+            },
+            Link::Http2(stream) => tokio::select! {
+                () = stream.cancelled() => {}
+                () = unanswered => {}
+            },
+        }
+    }
+
     pub(super) fn settings(&self) -> &EdgeSettings {
         &self.shared.settings
     }
 
     pub(super) fn hop(&self) -> Hop<'_> {
-        let peer = self.peer.addr().map(|addr| addr.ip());
+        let peer = self.peer().addr().map(|addr| addr.ip());
         let trusted = peer.is_some_and(|peer| self.settings().trusted_peers.contain(peer));
-        Hop { peer, tls: self.tls, host: self.host(), trusted }
+        Hop { peer, tls: self.connection.tls, host: self.host(), trusted }
     }
 
     pub(super) fn version(&self) -> Version {
-        self.head().version
+        self.head.version
+    }
+
+    /// What hyper keeps of a head beside its fields: how their names were written.
+    pub(super) fn extensions(&self) -> &http::Extensions {
+        &self.head.extensions
+    }
+
+    /// The connection, if all of it is this request's.
+    pub(super) fn wire(&self) -> Option<&Arc<Wire>> {
+        match &self.link {
+            Link::Http1(wire) => Some(wire),
+            Link::Http2(_) => None,
+        }
+    }
+
+    /// Ends the answer where it is, since it cannot be completed.
+    pub(super) fn cut(&self) {
+        match &self.link {
+            Link::Http1(wire) => wire.kill(),
+            Link::Http2(stream) => stream.cancel(),
+        }
     }
 
     /// The body, if it was read whole already.
@@ -331,83 +492,44 @@ impl Exchange {
         self.body.clone()
     }
 
-    /// `Content-Length`; pingora has refused requests whose lengths differ.
+    /// `Content-Length`; requests whose lengths differ were refused.
     pub(super) fn declared_length(&self) -> Option<u64> {
-        self.header("content-length")?.split(',').next()?.trim().parse().ok()
+        self.header("content-length")?.trim().parse().ok()
     }
 
     /// The request has no body, or nothing of it is left.
-    pub(super) fn body_is_done(&mut self) -> bool {
-        match &mut self.state {
-            State::Open(session) => session.is_body_done(),
-            State::Tunnelled(_) => true,
-        }
+    pub(super) fn body_is_done(&self) -> bool {
+        self.progress.body_done.is_set() && !self.progress.body_lost.is_set()
     }
 
-    /// `100 Continue`, if the client waits for it (RFC 9110 §10.1.1) and the body is going to be read.
-    pub(super) async fn send_continue(&mut self) {
-        let asked =
-            self.head().version == Version::HTTP_11 && has(&self.head().headers, header::EXPECT, "100-continue");
-        let State::Open(session) = &mut self.state else {
-            return;
-        };
-        if !asked || session.is_body_done() {
-            return;
-        }
-        // pingora takes the interim answer for an early final one and gives the connection up; what it held before stands.
-        let keepalive = session.get_keepalive();
-        if let Err(error) = session.write_continue_response().await {
-            tracing::debug!(peer = %self.peer, %error, "cannot write 100 Continue");
-        }
-        session.set_keepalive(keepalive);
+    /// What nobody has read of an HTTP/2 request's body. A stream is not reset at once: clients should keep an answer that was complete
+    /// before the reset (RFC 9113 §8.1), but curl before version 8 forgets it.
+    pub(super) fn take_unread(&mut self) -> Option<Incoming> {
+        if self.wire().is_some() || self.body_is_done() { None } else { self.incoming.take() }
     }
 
-    /// The session, to stream through; `None` once it is a tunnel.
-    pub(super) fn session(&mut self) -> Option<&mut ServerSession> {
-        let draining = self.shared.draining();
-        match &mut self.state {
-            State::Open(session) => {
-                if draining {
-                    session.set_keepalive(None);
-                }
-                Some(session)
-            }
-            State::Tunnelled(_) => None,
-        }
+    /// What is left of the body, to be streamed on.
+    pub(super) fn take_incoming(&mut self) -> Option<Incoming> {
+        self.incoming.take()
     }
 
-    pub(super) fn progress(&self) -> Arc<Progress> {
-        self.progress.clone()
+    pub(super) fn progress(&self) -> &Arc<Progress> {
+        &self.progress
     }
 
-    /// The connection closes after this answer.
-    pub(super) fn close_after(&mut self) {
-        match &mut self.state {
-            // An answer half written cannot be followed by anything.
-            State::Open(session) => {
-                session.set_keepalive(None);
-                if self.progress.answered.is_set() {
-                    self.progress.torn.set();
-                }
-            }
-            State::Tunnelled(_) => {}
-        }
-    }
-
-    /// Takes the connection out of HTTP: the session, and the count it is kept under from now on.
-    /// `None` if it was taken before.
-    pub(super) fn become_tunnel(&mut self) -> Option<(ServerSession, Arc<Sight>, TaskTrackerToken)> {
-        let State::Open(session) = &self.state else {
-            return None;
-        };
-        let head = Box::new(session.req_header().clone());
+    /// Takes the connection out of HTTP: hyper's promise of it, and the count it is kept under from now on.
+    /// `None` if it was answered before.
+    pub(super) fn become_tunnel(&mut self, mut head: http::response::Parts) -> Option<(OnUpgrade, TaskTrackerToken)> {
+        let reply = self.reply.take()?;
+        let upgrade = self.head.extensions.remove::<OnUpgrade>()?;
         let token = self.shared.tunnels.token();
         self.in_flight = None;
         self.progress.answered.set();
-        match std::mem::replace(&mut self.state, State::Tunnelled(head)) {
-            State::Open(session) => Some((*session, self.sight.clone(), token)),
-            State::Tunnelled(_) => None,
-        }
+        head.headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        head.headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+        let body = Reply::whole(Bytes::new(), self.progress.clone(), None);
+        reply.send(Response::from_parts(head, body)).ok()?;
+        Some((upgrade, token))
     }
 
     pub(super) fn shared(&self) -> &Shared {
@@ -417,46 +539,35 @@ impl Exchange {
     pub(super) fn tunnels_full(&self) -> bool {
         self.shared.tunnels.len() >= self.shared.settings.max_tunnels
     }
+}
 
-    /// Ends the exchange; what is left of the connection is for its loop.
-    pub(super) async fn over(self) -> Over {
-        let State::Open(mut session) = self.state else {
-            return Over::Closed;
+impl Drop for Exchange {
+    /// Nobody is left without an answer.
+    fn drop(&mut self) {
+        let panicked = std::thread::panicking();
+        if panicked {
+            // The panic hook has printed message and place already.
+            tracing::error!(peer = %self.peer(), method = %self.method(), path = self.path(), "a handler panicked");
+        }
+        let Some(reply) = self.reply.take() else {
+            // Whatever was half done, nothing follows it.
+            if panicked || self.progress.torn.is_set() {
+                self.cut();
+            }
+            return;
         };
-        if self.progress.torn.is_set() {
-            // HTTP/1: closed without the last chunk; HTTP/2: the stream is reset. Either way the client sees the cut.
-            session.shutdown().await;
-            return Over::Closed;
+        let body = Bytes::from_static(b"internal error\n");
+        let mut answer = Response::new(());
+        *answer.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+        answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        let (mut head, ()) = answer.into_parts();
+        response_head(&mut head, Some(body.len() as u64));
+        if panicked {
+            self.progress.body_lost.set();
         }
-        // A body nobody read would be taken for the next request (RFC 9112 §9.3); pingora said `Connection: close`.
-        if self.progress.body_lost.is_set() || !session.is_body_done() {
-            return Over::Unread(session);
+        if self.wire().is_some() {
+            self.persist(&mut head);
         }
-        Over::InOrder(session)
+        let _ = reply.send(Response::from_parts(head, Reply::whole(body, self.progress.clone(), None)));
     }
-}
-
-/// How an exchange left its connection.
-pub(super) enum Over {
-    /// Gone, or a tunnel that is over.
-    Closed,
-    /// Answered, with bytes of the body still to come.
-    Unread(Box<ServerSession>),
-    /// Answered, and at the end of the request.
-    InOrder(Box<ServerSession>),
-}
-
-/// A head for pingora: no hop-by-hop fields, framed for `length` bytes if that is known. 1xx and 204 have no length
-/// (RFC 9110 §8.6); for 304 (and HEAD, where the caller passes it) it is the length of what was not sent.
-pub(super) fn response_head(mut parts: http::response::Parts, length: Option<u64>) -> pingora::Result<ResponseHeader> {
-    strip_hop_by_hop(&mut parts.headers);
-    parts.version = Version::HTTP_11;
-    if parts.status.is_informational() || parts.status == http::StatusCode::NO_CONTENT {
-        parts.headers.remove(header::CONTENT_LENGTH);
-    } else if let Some(length) = length
-        && parts.status != http::StatusCode::NOT_MODIFIED
-    {
-        parts.headers.insert(header::CONTENT_LENGTH, length.into());
-    }
-    Ok(ResponseHeader::from(parts))
 }

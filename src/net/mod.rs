@@ -8,12 +8,13 @@
 //!                                                       └─ Upstream::create()   sent once, never again
 //! ```
 //!
-//! Only this module knows which engines run: pingora's sessions below [`Edge`] and [`Exchange`], hyper's client below
-//! [`Upstream`]. Nothing of either appears in a public signature; replacing one of them ends here.
+//! Only this module knows which engines run: hyper's server below [`Edge`] and [`Exchange`], hyper's client and pingora's pool of
+//! connections below [`Upstream`]. Nothing of them appears in a public signature; replacing one of them ends here.
 //!
-//! Reading order: [`edge`] (life of the listener), `crowd` (who is connected), `room` (memory of bodies), `connection` (life of one
-//! connection), `refusal` (what is not let in), [`exchange`] (one request), [`headers`] (what may cross a hop), [`relay`](mod@relay),
-//! `stream` and `tunnel` (through), [`upstream`] (out), [`callback`] (out to where tenants want it), [`local`] (in, over a Unix socket),
+//! Reading order: [`edge`] (life of the listener), [`cores`] (the threads that serve), `crowd` (who is connected), `room` (memory of
+//! bodies), `connection` (life of one connection), `wire` (its bytes, `head` and `chunks` how they are judged), `refusal` (what is not
+//! let in), [`exchange`] (one request), `reply` (its answer), [`headers`] (what may cross a hop), [`relay`](mod@relay), `stream` and
+//! `tunnel` (through), [`upstream`] and `pool` (out), [`callback`] (out to where tenants want it), [`local`] (in, over a Unix socket),
 //! [`mod@retry_after`] (when to ask again).
 
 mod body;
@@ -21,26 +22,31 @@ pub mod callback;
 mod chunks;
 mod connection;
 mod connector;
+pub mod cores;
 mod crowd;
 pub mod descriptors;
-mod downstream;
 pub mod edge;
 pub mod exchange;
+mod head;
 pub mod headers;
-mod io;
 pub mod local;
+mod pool;
 pub mod port;
 mod redirect;
 mod refusal;
 pub mod relay;
+mod reply;
 pub mod retry_after;
 mod room;
 pub mod socket;
+mod stall;
 mod stream;
 mod tap;
 pub mod tls;
+mod transport;
 mod tunnel;
 pub mod upstream;
+mod wire;
 
 pub use callback::{BadCallback, CALLBACK_MARK, CallbackRules};
 pub use edge::{Drained, Edge, EdgeSettings, Handler, RunningEdge};

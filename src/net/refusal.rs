@@ -1,15 +1,13 @@
-//! What is not let in: requests whose meaning two HTTP implementations could disagree about, and such as nobody here serves.
-//!
-//! pingora's parser refuses by itself: several `Host` fields, a `Host` that differs from an absolute target, user names in
-//! either, bad or differing lengths, `Transfer-Encoding` on HTTP/1.0 and one that does not end in `chunked`. The rest is here.
+//! What is answered to a request that is not let in: one whose meaning two HTTP implementations could disagree about, or such as
+//! nobody here serves.
 
 use bytes::Bytes;
-use http::uri::Authority;
-use http::{HeaderValue, Method, Version, header};
-use pingora::http::RequestHeader;
-use pingora::protocols::http::ServerSession;
+use http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER};
+use http::request::Parts;
+use http::{HeaderValue, Method, Response, StatusCode, header};
 
 use super::edge::EdgeSettings;
+use super::head::is_host;
 use super::headers::list;
 
 /// An answer given before any handler saw the request; the connection closes after it.
@@ -22,138 +20,70 @@ pub(super) struct Refusal {
 impl Refusal {
     pub(super) const MALFORMED: Refusal = Refusal { status: 400, why: "malformed request" };
     pub(super) const TARGET: Refusal = Refusal { status: 400, why: "illegal request target" };
+    pub(super) const NO_HOST: Refusal = Refusal { status: 400, why: "missing Host" };
+    pub(super) const HOST: Refusal = Refusal { status: 400, why: "malformed Host" };
+    pub(super) const LENGTHS: Refusal = Refusal { status: 400, why: "several Content-Length" };
+    pub(super) const LENGTH_AND_CODING: Refusal =
+        Refusal { status: 400, why: "Transfer-Encoding and Content-Length together" };
     pub(super) const HEAD_TIMEOUT: Refusal = Refusal { status: 408, why: "the request head took too long" };
+    /// RFC 9110 §10.1.1.
+    pub(super) const EXPECTATION: Refusal = Refusal { status: 417, why: "unknown expectation" };
     pub(super) const HEAD_TOO_LARGE: Refusal = Refusal { status: 431, why: "request header fields too large" };
+    /// RFC 9110 §9.3.6 and §9.3.8: no tunnels to anywhere, and no echo of credentials.
+    pub(super) const METHOD: Refusal = Refusal { status: 501, why: "method not implemented" };
+    pub(super) const CODING: Refusal = Refusal { status: 501, why: "transfer coding not implemented" };
     pub(super) const BUSY: Refusal = Refusal { status: 503, why: "too many requests in flight" };
+
+    /// The answer.
+    pub(super) fn answer(self) -> Response<Bytes> {
+        let mut answer = Response::new(Bytes::from(format!("{}\n", self.why)));
+        *answer.status_mut() = StatusCode::from_u16(self.status).unwrap_or(StatusCode::BAD_REQUEST);
+        let headers = answer.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        if self == Refusal::BUSY {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        answer
+    }
+
+    /// The answer as it is on the wire of HTTP/1, for who never came to a parser.
+    pub(super) fn bytes(self) -> Vec<u8> {
+        let (head, body) = self.answer().into_parts();
+        let mut bytes = format!("HTTP/1.1 {}\r\n", head.status).into_bytes();
+        for (name, value) in &head.headers {
+            bytes.extend_from_slice(&[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
+        }
+        bytes.extend_from_slice(format!("content-length: {}\r\n\r\n", body.len()).as_bytes());
+        bytes.extend_from_slice(&body);
+        bytes
+    }
 }
 
-/// pingora parses at most this many header fields and then fails without saying so (`MAX_HEADERS` in its v1/common.rs).
-pub(super) const PINGORA_MAX_HEADERS: usize = 256;
-
-/// Judges a request whose head was read.
-pub(super) fn judge(session: &ServerSession, settings: &EdgeSettings) -> Option<Refusal> {
-    let head = session.req_header();
+/// Judges a request of HTTP/2, whose framing is not in its head.
+pub(super) fn judge(head: &Parts, settings: &EdgeSettings) -> Result<(), Refusal> {
     if head.headers.len() > settings.max_headers {
-        return Some(Refusal::HEAD_TOO_LARGE);
-    }
-    let refused = |status, why| Some(Refusal { status, why });
-    if !session.is_http2() {
-        let raw = session.to_h1_raw();
-        if raw.len() > settings.max_header_bytes {
-            return Some(Refusal::HEAD_TOO_LARGE);
-        }
-        if let Some(refusal) = judge_http1(head, &raw) {
-            return Some(refusal);
-        }
-        // http's parser drops a fragment without a word, so the line itself is asked.
-        if raw.split(|&byte| byte == b'\n').find(|line| line.len() > 1).is_some_and(|line| line.contains(&b'#')) {
-            return Some(Refusal::TARGET);
-        }
+        return Err(Refusal::HEAD_TOO_LARGE);
     }
     if matches!(head.method, Method::CONNECT | Method::TRACE) {
-        // RFC 9110 §9.3.6 and §9.3.8: no tunnels to anywhere, and no echo of credentials.
-        return refused(501, "method not implemented");
+        return Err(Refusal::METHOD);
     }
-    if !target_is_legal(head) {
-        return Some(Refusal::TARGET);
+    let is_star = head.method == Method::OPTIONS && head.uri.path() == "*";
+    let target = head.uri.path_and_query().map_or("", |target| target.as_str());
+    let is_legal = |byte: &u8| (0x21..=0x7e).contains(byte) && !b"\"<>\\#".contains(byte);
+    if !is_star && (!target.starts_with('/') || !target.as_bytes().iter().all(is_legal)) {
+        return Err(Refusal::TARGET);
+    }
+    let mut hosts = head.headers.get_all(header::HOST).into_iter();
+    let authority = head.uri.authority().map(|authority| authority.as_str().as_bytes());
+    let host = hosts.next().map(HeaderValue::as_bytes);
+    // RFC 9113 §8.3.1: the two name one host.
+    let differ = matches!((host, authority), (Some(host), Some(authority)) if !host.eq_ignore_ascii_case(authority));
+    if hosts.next().is_some() || differ || !authority.or(host).is_none_or(is_host) {
+        return Err(Refusal::HOST);
     }
     if list(&head.headers, header::EXPECT).any(|element| !element.eq_ignore_ascii_case("100-continue")) {
-        return refused(417, "unknown expectation"); // RFC 9110 §10.1.1
+        return Err(Refusal::EXPECTATION);
     }
-    None
-}
-
-fn judge_http1(head: &RequestHeader, raw: &Bytes) -> Option<Refusal> {
-    let refused = |status, why| Some(Refusal { status, why });
-    // RFC 9112 §3.2. HTTP/1.0 had no Host.
-    let host = head.headers.get(header::HOST);
-    if host.is_none() && head.version >= Version::HTTP_11 {
-        return refused(400, "missing Host");
-    }
-    if host.is_some_and(|host| Authority::try_from(host.as_bytes()).is_err()) {
-        return refused(400, "malformed Host");
-    }
-    // RFC 9112 §6.3 allows to take equal ones for one. A list, or a sign, is what two readers could read differently.
-    let mut lengths = head.headers.get_all(header::CONTENT_LENGTH).into_iter();
-    let is_length = |length: &HeaderValue| !length.is_empty() && length.as_bytes().iter().all(u8::is_ascii_digit);
-    if lengths.next().is_some_and(|length| !is_length(length)) || lengths.next().is_some() {
-        return refused(400, "several Content-Length");
-    }
-    if head.headers.contains_key(header::TRANSFER_ENCODING) {
-        // RFC 9112 §6.1 allows to go on by ignoring the length, and pingora did (it removed it); but a sender of both is
-        // an attack or a bug, and refusing is the same paragraph's other choice.
-        if raw.split(|&byte| byte == b'\n').any(is_content_length) {
-            return refused(400, "Transfer-Encoding and Content-Length together");
-        }
-        // pingora undoes `chunked` only; a body inside another coding would lose its label on the way.
-        let mut codings = list(&head.headers, header::TRANSFER_ENCODING);
-        if !codings.next().is_some_and(|coding| coding.eq_ignore_ascii_case("chunked")) || codings.next().is_some() {
-            return refused(501, "transfer coding not implemented");
-        }
-    }
-    None
-}
-
-fn is_content_length(line: &[u8]) -> bool {
-    const NAME: &[u8] = b"content-length";
-    line.get(..NAME.len()).is_some_and(|name| name.eq_ignore_ascii_case(NAME))
-        && matches!(line.get(NAME.len()), Some(b':' | b' ' | b'\t'))
-}
-
-/// RFC 9112 §3.2: origin form, absolute form, or `*` of OPTIONS; of legal bytes, so that the target sent on is the target
-/// that was judged. `{`, `}`, `|`, `^` and `` ` `` are let through in queries because browsers send them (WHATWG URL,
-/// query percent-encode set).
-fn target_is_legal(head: &RequestHeader) -> bool {
-    let raw = head.raw_path();
-    if raw == b"*" {
-        return head.method == Method::OPTIONS;
-    }
-    if raw.iter().any(|byte| !(0x21..=0x7e).contains(byte) || b"\"<>\\#".contains(byte)) {
-        return false;
-    }
-    let Some(parsed) = head.uri.path_and_query() else {
-        return false;
-    };
-    if raw.starts_with(b"/") {
-        // If http's parser had to change anything, two readers would see two targets.
-        return parsed.as_str().as_bytes() == raw;
-    }
-    let scheme_end = raw.windows(3).position(|three| three == b"://");
-    scheme_end
-        .and_then(|end| raw.get(..end))
-        .is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"http") || scheme.eq_ignore_ascii_case(b"https"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn targets_are_legal_or_refused() {
-        let legal = |method: &str, target: &str| {
-            // Some pingora refuses by itself.
-            RequestHeader::build("GET", target.as_bytes(), None).is_ok_and(|mut head| {
-                head.set_method(method.parse().unwrap());
-                target_is_legal(&head)
-            })
-        };
-        for target in ["/", "/a?b=c&d=%20", "/a?q={x|y}", "//double", "http://host/p?q", "https://host", "/a[0]?f[x]=1"]
-        {
-            assert!(legal("GET", target), "{target}");
-        }
-        for target in ["/a b", "/a<b>", "/ü", "ftp://host/", "host:80", "*", "/a\\b", "/\"", "a/b"] {
-            assert!(!legal("GET", target), "{target}");
-        }
-        assert!(legal("OPTIONS", "*"));
-    }
-
-    #[test]
-    fn content_length_lines_are_recognised() {
-        for line in [&b"Content-Length: 3"[..], b"content-length:3", b"CONTENT-LENGTH : 3"] {
-            assert!(is_content_length(line));
-        }
-        for line in [&b"X-Content-Length: 3"[..], b"Content-Length-X: 3", b"Content"] {
-            assert!(!is_content_length(line));
-        }
-    }
+    Ok(())
 }

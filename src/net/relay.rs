@@ -4,11 +4,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;
-use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, header};
 
-use super::body::Outgoing;
 use super::exchange::Exchange;
-use super::headers::{forwarded, join_cookies, strip_hop_by_hop};
+use super::headers::{forwarded, has, join_cookies, strip_hop_by_hop};
 use super::redirect::Mount;
 use super::stream::stream;
 use super::tap::Tap;
@@ -130,23 +129,14 @@ pub async fn relay_tapped(
         let head = outgoing_head(exchange, &target)?;
         return tunnel::relay_upgrade(exchange, upstream, head, target.mount.as_ref()).await;
     }
-    if let Some(body) = exchange.body_read() {
-        let head = outgoing_head(exchange, &target)?;
-        let request = head.map(|()| Outgoing::whole(body));
-        return stream(exchange, upstream, request, None, target.mount.as_ref(), tap).await;
-    }
     let head = outgoing_head(exchange, &target)?;
-    if exchange.progress().body_begun.is_set() {
+    let body = match exchange.body_read() {
+        Some(body) => Some(body),
         // A part of it was read and is gone: what is left must not pass for the whole.
-        return Err(RelayError::BodyBroken);
-    }
-    if exchange.body_is_done() {
-        let request = head.map(|()| Outgoing::whole(Bytes::new()));
-        return stream(exchange, upstream, request, None, target.mount.as_ref(), tap).await;
-    }
-    let (feed, body) = Outgoing::stream(exchange.declared_length());
-    exchange.send_continue().await;
-    stream(exchange, upstream, head.map(|()| body), Some(feed), target.mount.as_ref(), tap).await
+        None if exchange.progress().body_begun.is_set() => return Err(RelayError::BodyBroken),
+        None => exchange.body_is_done().then(Bytes::new),
+    };
+    stream(exchange, upstream, head, body, target.mount.as_ref(), tap).await
 }
 
 /// As [`relay`], with a body that was read (and perhaps changed) before. Never upgrades.
@@ -163,7 +153,7 @@ pub async fn relay_with_body(
         return Err(RelayError::AlreadyAnswered);
     }
     let head = outgoing_head(exchange, &target)?;
-    stream(exchange, upstream, head.map(|()| Outgoing::whole(body)), None, target.mount.as_ref(), None).await
+    stream(exchange, upstream, head, Some(body), target.mount.as_ref(), None).await
 }
 
 /// As [`relay_with_body`], with an answer that is read whole within `within` instead of being passed on. Any status is an answer.
@@ -189,32 +179,44 @@ pub async fn ask_with_body(
 fn outgoing_head(exchange: &Exchange, target: &RelayTarget) -> Result<Request<()>, RelayError> {
     let uri = join(&target.base, &target.path_and_query)?;
     let mut headers = exchange.headers().clone();
+    // RFC 9110 §10.1.4: who sends TE says so in Connection.
+    let takes_trailers = has(&headers, header::TE, "trailers") && has(&headers, header::CONNECTION, "te");
     strip_hop_by_hop(&mut headers);
-    for name in [header::HOST, header::CONTENT_LENGTH, header::EXPECT] {
-        headers.remove(name);
-    }
     join_cookies(&mut headers);
     if target.mount.is_none() {
         forwarded(&mut headers, exchange.hop());
     }
     let host = match target.host {
-        HostRule::Upstream => None,
+        HostRule::Upstream => uri.authority().map(|authority| authority.as_str()),
         HostRule::Preserve => exchange.host(),
     };
-    // hyper adds the address's own authority when there is none.
     if let Some(Ok(host)) = host.map(HeaderValue::from_str) {
+        // Where it stood before.
         headers.insert(header::HOST, host);
     }
-    for name in &target.remove_headers {
-        headers.remove(name);
+    let goes = |name: &HeaderName| {
+        matches!(*name, header::CONTENT_LENGTH | header::EXPECT) || target.remove_headers.contains(name)
+    };
+    if headers.keys().any(goes) {
+        // Taking one out of a map would put the last in its place.
+        let mut kept = HeaderMap::with_capacity(headers.len());
+        for (name, value) in headers.iter().filter(|(name, _)| !goes(name)) {
+            kept.append(name.clone(), value.clone());
+        }
+        headers = kept;
     }
     for (name, value) in &target.set_headers {
         headers.insert(name, value.clone());
+    }
+    if takes_trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        headers.insert(header::CONNECTION, HeaderValue::from_static("TE"));
     }
     let mut request = Request::new(());
     *request.method_mut() = exchange.method().clone();
     *request.uri_mut() = uri;
     *request.headers_mut() = headers;
+    *request.extensions_mut() = exchange.extensions().clone();
     Ok(request)
 }
 

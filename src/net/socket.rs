@@ -4,19 +4,18 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use futures_util::FutureExt as _;
 use http::{HeaderValue, Response, StatusCode, header};
-use pingora::protocols::Stream;
-use pingora::protocols::http::ServerSession;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::exchange::{Exchange, response_head};
+use super::exchange::Exchange;
 use super::headers::has;
-use super::io::unwatched;
+use super::reply::response_head;
+use super::transport::Transport;
+use super::wire;
 
 /// Read at a time; most messages are shorter. Idle sockets are many, and each has this much.
 const READ_BYTES: usize = 512;
@@ -31,7 +30,7 @@ pub type WebSocket = WebSocketStream<Io>;
 /// The bytes below a [`WebSocket`].
 #[derive(Debug)]
 pub struct Io {
-    stream: Stream,
+    stream: Transport,
     _open: TaskTrackerToken,
 }
 
@@ -63,32 +62,23 @@ impl Exchange {
         }
         let mut response = Response::new(());
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-        let mut head = response_head(response.into_parts().0, None).map_err(|_| NoSocket::Gone)?;
-        let framed = head
-            .insert_header(header::UPGRADE, HeaderValue::from_static("websocket"))
-            .and_then(|()| head.insert_header(header::CONNECTION, HeaderValue::from_static("Upgrade")))
-            .and_then(|()| head.insert_header(header::SEC_WEBSOCKET_ACCEPT, accept))
-            .and_then(|()| match protocol {
-                Some(protocol) => head.insert_header(header::SEC_WEBSOCKET_PROTOCOL, protocol),
-                None => Ok(()),
-            });
-        framed.map_err(|_| NoSocket::Gone)?;
-        let (mut session, _, open) = self.become_tunnel().ok_or(NoSocket::Gone)?;
-        session.write_response_header(Box::new(head)).await.map_err(|_| NoSocket::Gone)?;
-        // Bytes that came with the handshake are in the session, not in the stream below it.
-        let early = match session.read_request_body().now_or_never() {
-            Some(Ok(Some(early))) => early.to_vec(),
-            _ => vec![],
-        };
-        let ServerSession::H1(session) = session else { return Err(NoSocket::Gone) };
+        let (mut head, ()) = response.into_parts();
+        response_head(&mut head, None);
+        let accept = HeaderValue::try_from(accept).map_err(|_| NoSocket::NotAsked)?;
+        head.headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+        if let Some(protocol) = protocol {
+            head.headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol));
+        }
+        let (upgrade, open) = self.become_tunnel(head).ok_or(NoSocket::Gone)?;
+        let upgraded = upgrade.await.map_err(|_| NoSocket::Gone)?;
+        let (stream, early) = wire::upgraded(upgraded).ok_or(NoSocket::Gone)?;
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BYTES)
             .write_buffer_size(WRITE_BYTES)
             .max_message_size(Some(MESSAGE_BYTES_MAX))
             .max_frame_size(Some(MESSAGE_BYTES_MAX));
-        let stream = unwatched(session.into_inner()).await.map_err(|_| NoSocket::Gone)?;
         let io = Io { stream, _open: open };
-        Ok(WebSocketStream::from_partially_read(io, early, Role::Server, Some(config)).await)
+        Ok(WebSocketStream::from_partially_read(io, early.to_vec(), Role::Server, Some(config)).await)
     }
 
     /// Serves a socket in a task of its own, that the handler can return: what HTTP needed of memory is given back. It counts among

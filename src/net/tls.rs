@@ -4,14 +4,17 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
-use pingora::listeners::tls::Acceptor;
-use pingora_rustls::{ServerConfig, load_certs_and_key_files, version};
 use ring::digest;
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::TlsAcceptor;
 
 /// Makes `ring` the process's cryptography, once; later calls do nothing. Must run before any TLS, so `main` calls it first;
 /// everything in this module that needs it calls it too.
 pub fn install_crypto_provider() {
-    pingora_rustls::install_default_crypto_provider();
+    // An error: it is installed already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
 /// Why a certificate was not taken.
@@ -47,7 +50,7 @@ pub struct ReloadingTls(Arc<Inner>);
 struct Inner {
     cert: PathBuf,
     key: PathBuf,
-    acceptor: ArcSwap<Acceptor>,
+    acceptor: ArcSwap<TlsAcceptor>,
     /// SHA-256 over the files as last tried, so that a file changed twice within one mtime tick is still seen, and a bad
     /// file is complained about once and not each time somebody looks.
     tried: Mutex<Option<Fingerprint>>,
@@ -99,7 +102,7 @@ impl ReloadingTls {
         self.reload().map(|()| true)
     }
 
-    pub(super) fn acceptor(&self) -> Arc<Acceptor> {
+    pub(super) fn acceptor(&self) -> Arc<TlsAcceptor> {
         self.0.acceptor.load_full()
     }
 }
@@ -150,24 +153,19 @@ fn fingerprint(cert: &Path, key: &Path) -> Result<Fingerprint, TlsError> {
     Ok(print)
 }
 
-fn acceptor(cert: &Path, key: &Path) -> Result<Acceptor, TlsError> {
+fn acceptor(cert: &Path, key: &Path) -> Result<TlsAcceptor, TlsError> {
     install_crypto_provider();
     let unusable = |why: String| TlsError::Unusable { cert: cert.to_owned(), key: key.to_owned(), why };
-    let text = |path: &Path| {
-        path.to_str()
-            .map(str::to_owned)
-            .ok_or_else(|| TlsError::Unreadable { path: path.to_owned(), why: "its name is not UTF-8".to_owned() })
-    };
     if let Some(why) = misplaced(cert, key) {
         return Err(unusable(why.to_owned()));
     }
-    let (chain, private) = load_certs_and_key_files(&text(cert)?, &text(key)?)
-        .map_err(|error| unusable(error.to_string()))?
-        .ok_or_else(|| unusable("no certificate in the one or no private key in the other".to_owned()))?;
-    let mut config = ServerConfig::builder_with_protocol_versions(&[&version::TLS12, &version::TLS13])
+    let pem = |error: rustls::pki_types::pem::Error| unusable(error.to_string());
+    let chain = CertificateDer::pem_file_iter(cert).and_then(Iterator::collect::<Result<Vec<_>, _>>).map_err(pem)?;
+    let private = PrivateKeyDer::from_pem_file(key).map_err(pem)?;
+    let mut config = ServerConfig::builder()
         .with_no_client_auth()
         .with_single_cert(chain, private)
         .map_err(|error| unusable(error.to_string()))?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(Acceptor::from_server_config(Arc::new(config)))
+    Ok(TlsAcceptor::from(Arc::new(config)))
 }

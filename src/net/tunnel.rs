@@ -1,20 +1,26 @@
 //! WebSocket tunnels: the handshake is relayed, and only an upstream's 101 takes the connection out of HTTP.
 
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::FutureExt;
 use http::{HeaderValue, Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
-use pingora::protocols::http::ServerSession;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::sync::Notify;
 
 use super::body::Outgoing;
-use super::exchange::{Exchange, response_head};
+use super::exchange::Exchange;
 use super::redirect::Mount;
 use super::relay::{RelayError, Relayed};
+use super::reply::response_head;
+use super::stall::Stall;
 use super::stream::stream_answer;
+use super::transport::Transport;
 use super::upstream::{Upstream, UpstreamError};
+use super::wire;
 
 /// How long the other direction may go on once one has ended. WebSocket peers close both (RFC 6455 §7.1.1); this is for
 /// those that do not.
@@ -36,8 +42,8 @@ pub(super) async fn relay_upgrade(
     // Hop-by-hop, so taken off with the rest; this hop asks anew, and for nothing else.
     let websocket = HeaderValue::from_static("websocket");
     let upgrade = HeaderValue::from_static("Upgrade");
-    request.headers_mut().insert(header::UPGRADE, websocket.clone());
-    request.headers_mut().insert(header::CONNECTION, upgrade.clone());
+    request.headers_mut().insert(header::UPGRADE, websocket);
+    request.headers_mut().insert(header::CONNECTION, upgrade);
     let request = request.map(|()| Outgoing::whole(Bytes::new()));
 
     // The client is not watched meanwhile: what it sends early belongs to the tunnel.
@@ -50,32 +56,27 @@ pub(super) async fn relay_upgrade(
     let Ok(upgraded) = hyper::upgrade::on(&mut response).await else {
         return Err(RelayError::Broken(UpstreamError::Broken("no upgrade after the 101".to_owned())));
     };
-    let mut head =
-        response_head(response.into_parts().0, None).map_err(|error| RelayError::BadTarget(error.to_string()))?;
-    let framed =
-        head.insert_header(header::UPGRADE, websocket).and_then(|()| head.insert_header(header::CONNECTION, upgrade));
-    framed.map_err(|error| RelayError::BadTarget(error.to_string()))?;
-
-    let (mut session, sight, _open) = exchange.become_tunnel().ok_or(RelayError::AlreadyAnswered)?;
+    let (mut head, _) = response.into_parts();
+    response_head(&mut head, None);
+    let (upgrade, _open) = exchange.become_tunnel(head).ok_or(RelayError::AlreadyAnswered)?;
     let cut = |response_bytes| Relayed { status: StatusCode::SWITCHING_PROTOCOLS, response_bytes, complete: false };
-    if let Err(error) = session.write_response_header(Box::new(head)).await {
-        tracing::debug!(%error, "the client did not take its 101");
-        return Ok(cut(0));
-    }
-    // Bytes that came with the handshake are in the session, not in the stream below it.
-    let early = session.read_request_body().now_or_never();
-    let ServerSession::H1(session) = session else {
-        return Ok(cut(0));
+    let client = match upgrade.await {
+        Ok(upgraded) => wire::upgraded(upgraded),
+        Err(error) => {
+            tracing::debug!(%error, "the client did not take its 101");
+            None
+        }
     };
-    let mut client = session.into_inner();
+    let Some((client, early)) = client else { return Ok(cut(0)) };
     let mut upstream = TokioIo::new(upgraded);
-    if let Some(Ok(Some(early))) = early
-        && upstream.write_all(&early).await.is_err()
-    {
+    if !early.is_empty() && upstream.write_all(&early).await.is_err() {
         return Ok(cut(0));
     }
-    let half_closed = async {
-        sight.half_closed().await;
+    let half_closed = Notify::new();
+    let stall = Stall::new(exchange.settings().write_timeout);
+    let mut client = Client { io: client, half_closed: &half_closed, stall };
+    let too_long = async {
+        half_closed.notified().await;
         tokio::time::sleep(HALF_CLOSED).await;
     };
     // Not a select loop of reads and writes: that dead-locks when both sides write before they read.
@@ -87,6 +88,46 @@ pub(super) async fn relay_upgrade(
                 Ok(cut(0))
             }
         },
-        () = half_closed => Ok(cut(0)),
+        () = too_long => Ok(cut(0)),
+    }
+}
+
+/// The client's end of a tunnel: who takes nothing for too long is given up, and it is told when one direction has ended.
+struct Client<'a> {
+    io: Transport,
+    half_closed: &'a Notify,
+    stall: Stall,
+}
+
+impl AsyncRead for Client<'_> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        let read = Pin::new(&mut this.io).poll_read(cx, buf);
+        if read.is_ready() && buf.filled().len() == before && buf.remaining() > 0 {
+            this.half_closed.notify_one();
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Client<'_> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let write = Pin::new(&mut this.io).poll_write(cx, buf);
+        this.stall.bounded(cx, write)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let flush = Pin::new(&mut this.io).poll_flush(cx);
+        this.stall.bounded(cx, flush)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        this.half_closed.notify_one();
+        let shutdown = Pin::new(&mut this.io).poll_shutdown(cx);
+        this.stall.bounded(cx, shutdown)
     }
 }

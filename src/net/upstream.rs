@@ -1,34 +1,33 @@
 //! The only client for everything that goes upstream, and what it claims about a request that failed.
 //!
-//! hyper-util's legacy client is used in two copies, because a request that creates a call must not be parked on a pooled
-//! connection that the provider has just closed: that race cannot be won (<https://github.com/hyperium/hyper/issues/2136>),
-//! only made rare by a short pool idle time, and then be reported as [`Outcome::Unknown`].
+//! Connections wait in a pool of the core that made them, so that a request and its answer stay on one thread. A request that was given
+//! to a pooled connection, and that hyper gives back because the upstream had closed it before a byte was written, goes to another; one
+//! of which anything may have been written is never sent again (that race cannot be won: <https://github.com/hyperium/hyper/issues/2136>).
 
-use std::convert::Infallible;
 use std::error::Error as StdError;
 use std::fmt::Write as _;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::uri::Scheme;
-use http::{HeaderValue, Method, Request, Response, header};
-use hyper::body::{Body, Incoming};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::Connect;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
-use tokio::io::AsyncReadExt as _;
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::client::conn::http1;
+use hyper::rt::{Read, Write};
+use tower_service::Service;
 
 use super::body::{Outgoing, SendBy, Unread, collect};
 use super::callback::{BadCallback, CALLBACK_MARK, CallbackRules, Guarded};
-use super::connector::{Connector, trust};
+use super::connector::{Connector, Patient, trust};
+use super::pool::{Connection, Lane, Pool, To};
 use crate::failpoint;
 
 /// Fields of an answer's head. hyper takes 100 unless told.
 const ANSWER_HEADERS_MAX: usize = 512;
-/// What is read of a file at once.
-const FILE_PIECE: usize = 64 * 1024;
 
 /// Limits and deadlines towards upstreams.
 #[derive(Debug, Clone)]
@@ -40,7 +39,7 @@ pub struct UpstreamSettings {
     /// The same for connections that carry creates. Default 3 s: bursts share connections, and the window in which a
     /// provider's close can meet our create stays small.
     pub create_pool_idle_timeout: Duration,
-    /// Unused connections kept per host. Default 64.
+    /// Unused connections that each core keeps. Default 256.
     pub pool_max_idle: usize,
     /// How long a create may take from its first byte to its answer's last, before it is `Unknown`. Default 60 s.
     pub create_timeout: Duration,
@@ -62,7 +61,7 @@ impl Default for UpstreamSettings {
             connect_timeout: Duration::from_secs(5),
             pool_idle_timeout: Duration::from_secs(30),
             create_pool_idle_timeout: Duration::from_secs(3),
-            pool_max_idle: 64,
+            pool_max_idle: 256,
             create_timeout: Duration::from_secs(60),
             answer_timeout: Duration::from_secs(600),
             title_case_headers: false,
@@ -125,46 +124,43 @@ pub enum Outcome {
 
 /// The upstream client. Clones share connections.
 #[derive(Clone, Debug)]
-pub struct Upstream {
-    general: Client<Connector, Outgoing>,
-    creates: Client<Connector, Outgoing>,
-    /// The only way to addresses that tenants choose.
-    callbacks: Client<Connector<Guarded>, Outgoing>,
+pub struct Upstream(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    pool: Arc<Pool>,
+    connector: Connector,
+    /// To addresses that tenants choose.
+    guarded: Connector<Guarded>,
     callback_rules: Arc<CallbackRules>,
+    http1: http1::Builder,
     create_timeout: Duration,
     answer_timeout: Duration,
 }
 
 impl Upstream {
-    /// Builds the clients. Reads the extra CA file, connects to nobody.
+    /// Builds the client. Reads the extra CA file, connects to nobody.
     ///
     /// # Errors
     /// [`UpstreamError::Settings`] when the CA file cannot be used.
     pub fn new(settings: UpstreamSettings) -> Result<Self, UpstreamError> {
         let trust = trust(settings.extra_ca.as_deref()).map_err(UpstreamError::Settings)?;
-        let connector = Connector::new(settings.connect_timeout, trust.clone());
         let callback_rules = Arc::new(settings.callbacks);
-        let guarded = Connector::guarded(Guarded::new(callback_rules.clone()), settings.connect_timeout, trust);
-        let builder = |idle: Duration| {
-            let mut builder = Client::builder(TokioExecutor::new());
-            builder
-                .pool_idle_timeout(idle)
-                // Without a timer the idle timeout does nothing.
-                .pool_timer(TokioTimer::new())
-                .timer(TokioTimer::new())
-                .pool_max_idle_per_host(settings.pool_max_idle)
-                .http1_title_case_headers(settings.title_case_headers)
-                .http1_max_headers(ANSWER_HEADERS_MAX);
-            builder
-        };
-        Ok(Upstream {
-            general: builder(settings.pool_idle_timeout).build(connector.clone()),
-            callbacks: builder(settings.pool_idle_timeout).build(guarded),
+        let guarded = Connector::guarded(Guarded::new(callback_rules.clone()), settings.connect_timeout, trust.clone());
+        let mut http1 = http1::Builder::new();
+        http1
+            .preserve_header_case(true)
+            .title_case_headers(settings.title_case_headers)
+            .max_headers(ANSWER_HEADERS_MAX);
+        Ok(Upstream(Arc::new(Inner {
+            pool: Pool::new(settings.pool_max_idle, settings.pool_idle_timeout, settings.create_pool_idle_timeout),
+            connector: Connector::new(settings.connect_timeout, trust),
+            guarded,
             callback_rules,
-            creates: builder(settings.create_pool_idle_timeout).retry_canceled_requests(false).build(connector),
+            http1,
             create_timeout: settings.create_timeout,
             answer_timeout: settings.answer_timeout,
-        })
+        })))
     }
 
     /// Sends a request that creates a call, exactly once, and reads the whole answer, at most `answer_limit` bytes of body. After
@@ -179,7 +175,7 @@ impl Upstream {
             return Outcome::NotSent(UpstreamError::Late);
         }
         let request = request.map(|body| Outgoing::due(body, by.clone()));
-        match whole(&self.creates, request, answer_limit, self.create_timeout, "create.head").await {
+        match self.whole(Lane::Creates, request, answer_limit, self.0.create_timeout, "create.head").await {
             Ok(answer) => Outcome::Answered(answer),
             // Whatever else went wrong: without its body the request was none.
             Err(_) if by.is_missed() => Outcome::NotSent(UpstreamError::Late),
@@ -199,12 +195,12 @@ impl Upstream {
         answer_limit: usize,
         timeout: Duration,
     ) -> Result<Response<Bytes>, UpstreamError> {
-        whole(&self.general, request.map(Outgoing::whole), answer_limit, timeout, "fetch.head").await
+        self.whole(Lane::General, request.map(Outgoing::whole), answer_limit, timeout, "fetch.head").await
     }
 
     /// Which addresses that tenants choose may be called.
     pub fn callback_rules(&self) -> &CallbackRules {
-        &self.callback_rules
+        &self.0.callback_rules
     }
 
     /// As [`Upstream::fetch`], to an address that a tenant chose: with GET or POST alone, marked, and only where the rules let it. A
@@ -223,7 +219,7 @@ impl Upstream {
             return Err(UpstreamError::Forbidden(BadCallback::unusable(why)));
         }
         request.headers_mut().insert(CALLBACK_MARK, HeaderValue::from_static("1"));
-        whole(&self.callbacks, request.map(Outgoing::whole), answer_limit, timeout, "fetch.head").await
+        self.whole(Lane::Callbacks, request.map(Outgoing::whole), answer_limit, timeout, "fetch.head").await
     }
 
     /// As [`Upstream::fetch`], with a body of `length` bytes that is read from a file while it is sent. What comes of a file that is
@@ -234,78 +230,118 @@ impl Upstream {
     pub async fn fetch_file(
         &self,
         request: Request<()>,
-        (mut file, length): (tokio::fs::File, u64),
+        (file, length): (tokio::fs::File, u64),
         answer_limit: usize,
         timeout: Duration,
     ) -> Result<Response<Bytes>, UpstreamError> {
-        let (feed, body) = Outgoing::stream(Some(length));
-        let feeding = async {
-            let mut left = length;
-            while left > 0 {
-                let mut piece = BytesMut::with_capacity(FILE_PIECE);
-                match file.read_buf(&mut piece).await {
-                    Ok(read) if read > 0 => left = left.saturating_sub(read as u64),
-                    // The request breaks with its feed.
-                    _ => break,
-                }
-                if !feed.chunk(piece.freeze()).await {
-                    break;
-                }
-            }
-            if left == 0 {
-                feed.end().await;
-            } else {
-                drop(feed);
-            }
-            std::future::pending::<Infallible>().await
-        };
-        tokio::select! {
-            answer = whole(&self.general, request.map(|()| body), answer_limit, timeout, "fetch.head") => answer,
-            never = feeding => match never {},
-        }
+        let request = request.map(|()| Outgoing::file(file, length));
+        self.whole(Lane::General, request, answer_limit, timeout, "fetch.head").await
     }
 
     /// Sends a relayed request and returns with the head of the answer. No deadline: the relay has its own.
-    pub(super) async fn relay(&self, request: Request<Outgoing>) -> Result<Response<Incoming>, UpstreamError> {
-        send(&self.general, request).await
+    pub(super) async fn relay(&self, request: Request<Outgoing>) -> Result<Response<Answer>, UpstreamError> {
+        self.send(Lane::General, request).await
     }
 
     pub(super) fn answer_timeout(&self) -> Duration {
-        self.answer_timeout
+        self.0.answer_timeout
     }
-}
 
-async fn whole<C: Connect + Clone + Send + Sync + 'static>(
-    client: &Client<C, Outgoing>,
-    request: Request<Outgoing>,
-    limit: usize,
-    timeout: Duration,
-    point: &'static str,
-) -> Result<Response<Bytes>, UpstreamError> {
-    let exchange = async {
-        let (head, body) = send(client, request).await?.into_parts();
-        failpoint::hit(point).await;
-        match collect(body, limit).await {
-            Ok(body) => Ok(Response::from_parts(head, body)),
-            Err(Unread::TooLarge) => Err(UpstreamError::TooLarge { limit }),
-            Err(Unread::Broken(why)) => Err(UpstreamError::Broken(why)),
+    async fn whole(
+        &self,
+        lane: Lane,
+        request: Request<Outgoing>,
+        limit: usize,
+        timeout: Duration,
+        point: &'static str,
+    ) -> Result<Response<Bytes>, UpstreamError> {
+        let exchange = async {
+            let (head, body) = self.send(lane, request).await?.into_parts();
+            failpoint::hit(point).await;
+            match collect(body, limit).await {
+                Ok(body) => Ok(Response::from_parts(head, body)),
+                Err(Unread::TooLarge) => Err(UpstreamError::TooLarge { limit }),
+                Err(Unread::Broken(why)) => Err(UpstreamError::Broken(why)),
+            }
+        };
+        tokio::time::timeout(timeout, exchange).await.unwrap_or(Err(UpstreamError::Timeout(timeout)))
+    }
+
+    async fn send(&self, lane: Lane, mut request: Request<Outgoing>) -> Result<Response<Answer>, UpstreamError> {
+        if request.method() == Method::CONNECT {
+            return Err(UpstreamError::Invalid("CONNECT is not for upstreams".to_owned()));
         }
-    };
-    tokio::time::timeout(timeout, exchange).await.unwrap_or(Err(UpstreamError::Timeout(timeout)))
+        let uri = request.uri().clone();
+        let to = To::of(lane, &uri)
+            .ok_or_else(|| UpstreamError::Invalid(format!("{uri} is not an absolute http or https address")))?;
+        frame(&mut request, &uri);
+        loop {
+            let waiting = self.0.pool.take(&to);
+            let is_new = waiting.is_none();
+            let mut connection = match waiting {
+                Some(connection) => connection,
+                None => self.connect(&to, lane, uri.clone()).await?,
+            };
+            let mut error = match connection.sender.try_send_request(request).await {
+                Ok(response) => {
+                    let is_tunnel = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+                    let back = (!is_tunnel).then(|| (connection, self.0.pool.clone()));
+                    return Ok(response.map(|incoming| Answer { incoming, has_ended: false, back }));
+                }
+                Err(error) => error,
+            };
+            match error.take_message() {
+                // Not a byte of it was written.
+                Some(unsent) if !is_new => request = unsent,
+                Some(_) => return Err(UpstreamError::Connect(chain(error.error()))),
+                None => return Err(UpstreamError::Broken(chain(error.error()))),
+            }
+        }
+    }
+
+    async fn connect(&self, to: &To, lane: Lane, uri: Uri) -> Result<Connection, UpstreamError> {
+        match lane {
+            Lane::General | Lane::Creates => self.open(to, self.0.connector.clone().call(uri)).await,
+            Lane::Callbacks => self.open(to, self.0.guarded.clone().call(uri)).await,
+        }
+    }
+
+    async fn open<T, E>(
+        &self,
+        to: &To,
+        connecting: impl Future<Output = Result<Patient<T>, E>>,
+    ) -> Result<Connection, UpstreamError>
+    where
+        T: Read + Write + Unpin + Send + 'static,
+        E: Into<Box<dyn StdError + Send + Sync>>,
+    {
+        let failed = |error: &(dyn StdError + 'static)| match forbidden(error) {
+            Some(bad) => UpstreamError::Forbidden(bad.clone()),
+            None => UpstreamError::Connect(chain(error)),
+        };
+        let io = connecting.await.map_err(|error| failed(error.into().as_ref()))?;
+        let (sender, driven) = self.0.http1.handshake(io).await.map_err(|error| failed(&error))?;
+        Ok(self.0.pool.connection(to, sender, driven.with_upgrades()))
+    }
 }
 
-async fn send<C: Connect + Clone + Send + Sync + 'static>(
-    client: &Client<C, Outgoing>,
-    mut request: Request<Outgoing>,
-) -> Result<Response<Incoming>, UpstreamError> {
-    let uri = request.uri();
-    if uri.authority().is_none() || !(uri.scheme() == Some(&Scheme::HTTP) || uri.scheme() == Some(&Scheme::HTTPS)) {
-        return Err(UpstreamError::Invalid(format!("{uri} is not an absolute http or https address")));
-    }
-    if request.method() == Method::CONNECT {
-        return Err(UpstreamError::Invalid("CONNECT is not for upstreams".to_owned()));
-    }
+/// Makes a request one that hyper can write: in origin form, with a `Host`, and framed by its body alone.
+fn frame(request: &mut Request<Outgoing>, uri: &Uri) {
     *request.version_mut() = http::Version::HTTP_11;
+    if !request.headers().contains_key(header::HOST)
+        && let Some(Ok(host)) = uri.host().map(|host| {
+            let default = if uri.scheme() == Some(&Scheme::HTTPS) { 443 } else { 80 };
+            match uri.port_u16().filter(|port| *port != default) {
+                Some(port) => HeaderValue::try_from(format!("{host}:{port}")),
+                None => HeaderValue::from_str(host),
+            }
+        })
+    {
+        request.headers_mut().insert(header::HOST, host);
+    }
+    if let Some(target) = uri.path_and_query() {
+        *request.uri_mut() = Uri::from(target.clone());
+    }
     // The body says how long it is, and nobody else.
     request.headers_mut().remove(header::TRANSFER_ENCODING);
     request.headers_mut().remove(header::CONTENT_LENGTH);
@@ -313,14 +349,57 @@ async fn send<C: Connect + Clone + Send + Sync + 'static>(
         // RFC 9110 §8.6: no content is said, too, where content is expected; hyper would say nothing, and some answer 411.
         request.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
     }
-    client.request(request).await.map_err(|error| {
-        if let Some(bad) = forbidden(&error) {
-            return UpstreamError::Forbidden(bad.clone());
+}
+
+/// The body of an upstream's answer. When it was read to its end its connection waits for the next request; dropped before, it is
+/// closed.
+#[derive(Debug)]
+pub(super) struct Answer {
+    incoming: Incoming,
+    has_ended: bool,
+    back: Option<(Connection, Arc<Pool>)>,
+}
+
+impl Answer {
+    fn give_back(&mut self) {
+        if let Some((connection, pool)) = self.back.take() {
+            pool.give_back(connection);
         }
-        let why = chain(&error);
-        // The only classification hyper-util makes public, and the only one that proves anything.
-        if error.is_connect() { UpstreamError::Connect(why) } else { UpstreamError::Broken(why) }
-    })
+    }
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
+        let frame = ready!(Pin::new(&mut self.incoming).poll_frame(cx));
+        match &frame {
+            None => self.has_ended = true,
+            Some(Ok(frame)) if frame.is_trailers() => self.has_ended = true,
+            Some(_) => {}
+        }
+        if self.is_end_stream() {
+            self.give_back();
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.has_ended || self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if self.is_end_stream() {
+            self.give_back();
+        }
+    }
 }
 
 /// The rule that stood in the way of a connection, if one did.

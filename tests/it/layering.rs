@@ -116,7 +116,7 @@ fn creates_are_sent_in_one_place() {
 fn engines_are_known_in_one_place() {
     for (module, place, code, _) in lines() {
         assert!(!code.contains("prometheus::") || module == "metrics", "{place}");
-        assert!(!(code.contains("pingora::") || code.contains("pingora_rustls::")) || module == "net", "{place}");
+        assert!(!(code.contains("pingora_pool::")) || module == "net", "{place}");
         assert!(!code.contains("hyper_util::") || module == "net", "{place}");
         assert!(!code.contains("sqlx::") || module == "store", "{place}");
     }

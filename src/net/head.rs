@@ -1,0 +1,345 @@
+//! The head of an HTTP/1 request, held to RFC 9112 before a parser sees it. Pure.
+//!
+//! Parsers are lenient in ways of their own: lines that end in LF alone, equal lengths said twice, a length beside chunks, a fragment.
+//! Who stands before or behind may read the same bytes otherwise. So what two readers could read differently is refused here.
+
+use http::uri::Authority;
+use memchr::{memchr_iter, memchr2};
+
+use super::edge::EdgeSettings;
+use super::refusal::Refusal;
+
+/// How a request's body is framed (RFC 9112 §6.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Framing {
+    /// So many bytes; 0 where nothing is said.
+    Length(u64),
+    /// In the chunked coding.
+    Chunked,
+}
+
+/// Where a head that begins with these bytes ends. Of them `scanned` were looked at before.
+pub(super) fn end(bytes: &[u8], scanned: usize) -> Option<usize> {
+    let begin = blank_lines(bytes);
+    // A line's end may have come in two pieces.
+    let from = scanned.saturating_sub(2).max(begin);
+    memchr_iter(b'\n', bytes.get(from..)?).map(|at| from + at).find_map(|at| match bytes.get(at + 1..)? {
+        [b'\n', ..] => Some(at + 2),
+        [b'\r', b'\n', ..] => Some(at + 3),
+        _ => None,
+    })
+}
+
+/// Bytes of the empty lines that stand before a request (RFC 9112 §2.2 has them skipped).
+pub(super) fn blank_lines(bytes: &[u8]) -> usize {
+    bytes.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count()
+}
+
+/// Judges a whole head.
+///
+/// # Errors
+/// What is answered instead of letting it in.
+pub(super) fn judge(head: &[u8], settings: &EdgeSettings) -> Result<Framing, Refusal> {
+    let mut lines = Lines(head);
+    let mut first = lines.next_line()?;
+    while first.is_empty() && !lines.0.is_empty() {
+        first = lines.next_line()?;
+    }
+    let (authority, is_http_11) = request_line(first)?;
+    let mut fields = Fields::default();
+    let mut count = 0;
+    loop {
+        let line = lines.next_line()?;
+        if line.is_empty() {
+            break;
+        }
+        count += 1;
+        if count > settings.max_headers {
+            return Err(Refusal::HEAD_TOO_LARGE);
+        }
+        fields.take(line)?;
+    }
+    fields.framing(authority, is_http_11)
+}
+
+/// The lines of a head, each of which has to end in CRLF and to have no CR elsewhere.
+struct Lines<'a>(&'a [u8]);
+
+impl<'a> Lines<'a> {
+    fn next_line(&mut self) -> Result<&'a [u8], Refusal> {
+        let end = memchr2(b'\r', b'\n', self.0).ok_or(Refusal::MALFORMED)?;
+        let (line, rest) = self.0.split_at(end);
+        self.0 = rest.strip_prefix(b"\r\n").ok_or(Refusal::MALFORMED)?;
+        Ok(line)
+    }
+}
+
+/// RFC 9112 §3: `method SP request-target SP version`, of visible bytes. The authority of an absolute target, and whether it is 1.1.
+fn request_line(line: &[u8]) -> Result<(Option<&[u8]>, bool), Refusal> {
+    let mut parts = line.split(|byte| *byte == b' ');
+    let (Some(method), Some(target), Some(version), None) = (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
+        return Err(Refusal::TARGET);
+    };
+    if line.iter().any(|byte| !matches!(byte, b' ' | 0x21..=0x7e)) || target.is_empty() {
+        return Err(Refusal::TARGET);
+    }
+    if method.is_empty() || !method.iter().all(|byte| is_token(*byte)) {
+        return Err(Refusal::MALFORMED);
+    }
+    let is_http_11 = match version {
+        b"HTTP/1.1" => true,
+        b"HTTP/1.0" => false,
+        _ => return Err(Refusal::MALFORMED),
+    };
+    if matches!(method, b"CONNECT" | b"TRACE") {
+        return Err(Refusal::METHOD);
+    }
+    // `{`, `}`, `|`, `^` and `` ` `` are let through because browsers send them in queries (WHATWG URL, query percent-encode set).
+    if target.iter().any(|byte| b"\"<>\\#".contains(byte)) {
+        return Err(Refusal::TARGET);
+    }
+    match target {
+        [b'/', ..] => Ok((None, is_http_11)),
+        b"*" if method == b"OPTIONS" => Ok((None, is_http_11)),
+        _ => Ok((Some(authority(target)?), is_http_11)),
+    }
+}
+
+/// The authority of a target in absolute form (RFC 9112 §3.2.2).
+fn authority(target: &[u8]) -> Result<&[u8], Refusal> {
+    let scheme = [&b"http://"[..], b"https://"]
+        .into_iter()
+        .find(|scheme| target.get(..scheme.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(scheme)));
+    let rest = scheme.and_then(|scheme| target.get(scheme.len()..)).ok_or(Refusal::TARGET)?;
+    let end = rest.iter().position(|byte| matches!(byte, b'/' | b'?')).unwrap_or(rest.len());
+    Ok(rest.get(..end).unwrap_or_default())
+}
+
+/// What the fields of a head say that matters here.
+#[derive(Default)]
+struct Fields<'a> {
+    host: Option<&'a [u8]>,
+    length: Option<&'a [u8]>,
+    lengths: usize,
+    codings: Codings,
+}
+
+/// The elements of `Transfer-Encoding`.
+#[derive(Default)]
+struct Codings {
+    is_said: bool,
+    count: usize,
+    ends_in_chunked: bool,
+}
+
+impl<'a> Fields<'a> {
+    fn take(&mut self, line: &'a [u8]) -> Result<(), Refusal> {
+        let colon = line.iter().position(|byte| *byte == b':').ok_or(Refusal::MALFORMED)?;
+        let (name, value) = (line.get(..colon).unwrap_or_default(), line.get(colon + 1..).unwrap_or_default());
+        // Blanks before the colon, and lines that go on with those before, are no token (RFC 9112 §5.1, §5.2).
+        if name.is_empty() || !name.iter().all(|byte| is_token(*byte)) || !value.iter().all(|byte| is_text(*byte)) {
+            return Err(Refusal::MALFORMED);
+        }
+        let value = value.trim_ascii();
+        match name.len() {
+            4 if name.eq_ignore_ascii_case(b"host") => {
+                // RFC 9112 §3.2.
+                let is_second = self.host.replace(value).is_some();
+                return if is_second || !is_host(value) { Err(Refusal::HOST) } else { Ok(()) };
+            }
+            6 if name.eq_ignore_ascii_case(b"expect") => {
+                let is_known = |element: &[u8]| element.eq_ignore_ascii_case(b"100-continue");
+                return if elements(value).all(is_known) { Ok(()) } else { Err(Refusal::EXPECTATION) };
+            }
+            14 if name.eq_ignore_ascii_case(b"content-length") => {
+                self.lengths += 1;
+                self.length = Some(value);
+            }
+            17 if name.eq_ignore_ascii_case(b"transfer-encoding") => {
+                self.codings.is_said = true;
+                for coding in elements(value) {
+                    self.codings.count += 1;
+                    self.codings.ends_in_chunked = coding.eq_ignore_ascii_case(b"chunked");
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn framing(&self, authority: Option<&[u8]>, is_http_11: bool) -> Result<Framing, Refusal> {
+        match (self.host, authority) {
+            // HTTP/1.0 had no Host.
+            (None, _) if is_http_11 => return Err(Refusal::NO_HOST),
+            (_, Some(authority)) if !is_host(authority) => return Err(Refusal::HOST),
+            (Some(host), Some(authority)) if !host.eq_ignore_ascii_case(authority) => return Err(Refusal::HOST),
+            _ => {}
+        }
+        // RFC 9112 §6.3 allows to take equal ones for one. A list, or a sign, is what two readers could read differently.
+        let length = self.length.map(|text| number(text).ok_or(Refusal::LENGTHS)).transpose()?;
+        if self.lengths > 1 {
+            return Err(Refusal::LENGTHS);
+        }
+        if !self.codings.is_said {
+            return Ok(Framing::Length(length.unwrap_or_default()));
+        }
+        // RFC 9112 §6.1 allows to go on by ignoring the length; but a sender of both is an attack or a bug, and refusing is the same
+        // paragraph's other choice.
+        if length.is_some() {
+            return Err(Refusal::LENGTH_AND_CODING);
+        }
+        if !is_http_11 || !self.codings.ends_in_chunked {
+            return Err(Refusal::MALFORMED);
+        }
+        // A body inside another coding would lose its label on the way.
+        if self.codings.count > 1 {
+            return Err(Refusal::CODING);
+        }
+        Ok(Framing::Chunked)
+    }
+}
+
+fn elements(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).filter(|element| !element.is_empty())
+}
+
+/// A host with or without a port, and no user (RFC 9110 §4.2.4).
+pub(super) fn is_host(text: &[u8]) -> bool {
+    let Ok(authority) = Authority::try_from(text) else { return false };
+    let port = authority.as_str().strip_prefix(authority.host()).unwrap_or("@");
+    let is_port = |port: &str| port.is_empty() || port.parse::<u16>().is_ok() && !port.starts_with('+');
+    !authority.host().is_empty() && (port.is_empty() || port.strip_prefix(':').is_some_and(is_port))
+}
+
+fn number(text: &[u8]) -> Option<u64> {
+    if text.is_empty() || !text.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+/// `tchar` of RFC 9110 §5.6.2.
+pub(super) fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+/// What a field's value or a quoted text may hold (RFC 9110 §5.5, §5.6.4): no control characters but the tab.
+pub(super) fn is_text(byte: u8) -> bool {
+    byte == b'\t' || (byte >= b' ' && byte != 0x7f)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn judged(head: &str) -> Result<Framing, u16> {
+        assert_eq!(end(head.as_bytes(), 0), Some(head.len()), "{head:?}");
+        judge(head.as_bytes(), &EdgeSettings::default()).map_err(|refusal| refusal.status)
+    }
+
+    fn with(target: &str, fields: &str) -> Result<Framing, u16> {
+        judged(&format!("GET {target} HTTP/1.1\r\nHost: a\r\n{fields}\r\n"))
+    }
+
+    #[test]
+    fn rfc9112_2_a_head_ends_with_its_first_empty_line_however_it_comes() {
+        let head = b"\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\nrest";
+        for cut in 0..=head.len() {
+            let found = end(&head[..cut], 0);
+            assert_eq!(found, (cut >= head.len() - 4).then_some(head.len() - 4), "{cut}");
+            assert_eq!(end(head, cut.min(head.len() - 5)), Some(head.len() - 4), "{cut}");
+        }
+        assert_eq!(end(b"GET / HTTP/1.1\n\n", 0), Some(16), "and is refused");
+        assert_eq!(end(b"\r\n\r\n\r\n", 0), None);
+    }
+
+    #[test]
+    fn rfc9112_3_targets_are_legal_or_refused() {
+        for target in ["/", "/a?b=c&d=%20", "/a?q={x|y}", "//double", "http://a/p?q", "HTTP://A", "/a[0]?f[x]=1"] {
+            assert_eq!(with(target, ""), Ok(Framing::Length(0)), "{target}");
+        }
+        for target in ["/a b", "/a<b>", "/ü", "ftp://a/", "a:80", "*", "/a\\b", "/\"", "a/b", "", "/a#b", "http://"] {
+            assert_eq!(with(target, ""), Err(400), "{target}");
+        }
+        assert_eq!(judged("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n"), Ok(Framing::Length(0)));
+        for method in ["CONNECT", "TRACE"] {
+            assert_eq!(judged(&format!("{method} / HTTP/1.1\r\nHost: a\r\n\r\n")), Err(501));
+        }
+        for line in [
+            "GET /",
+            "GET / HTTP/1.2",
+            "GET / HTTP/2.0",
+            "GET / http/1.1",
+            " GET / HTTP/1.1",
+            "G\tT / HTTP/1.1",
+            "G(T / HTTP/1.1",
+        ] {
+            assert_eq!(judged(&format!("{line}\r\nHost: a\r\n\r\n")), Err(400), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn rfc9112_3_2_there_is_one_host_and_it_is_one() {
+        assert_eq!(judged("GET / HTTP/1.1\r\n\r\n"), Err(400));
+        assert_eq!(judged("GET / HTTP/1.0\r\n\r\n"), Ok(Framing::Length(0)));
+        for host in ["a", "a:1", "a:", "[::1]:80", "10.0.0.1", "A.b-c_d"] {
+            assert_eq!(judged(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")), Ok(Framing::Length(0)), "{host}");
+        }
+        for host in ["", "a b", "u@a", "a:x", "a:+1", "a:99999", "a/b", "a,b", ":80"] {
+            assert_eq!(judged(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")), Err(400), "{host}");
+        }
+        assert_eq!(with("/", "Host: a\r\n"), Err(400));
+        assert_eq!(with("http://b/", ""), Err(400));
+        assert_eq!(with("http://u@a/", ""), Err(400));
+    }
+
+    #[test]
+    fn rfc9112_5_fields_are_names_colons_and_text() {
+        assert_eq!(with("/", "X:\r\nY: \tü\t \r\n"), Ok(Framing::Length(0)));
+        for field in [
+            "X : 1\r\n",
+            " X: 1\r\n",
+            "X\r\n",
+            ": 1\r\n",
+            "X: a\0\r\n",
+            "X: a\x07\r\n",
+            "X: 1\r\n folded\r\n",
+            "X: 1\n",
+            "X: 1\rY: 2\r\n",
+            "X(: 1\r\n",
+        ] {
+            assert_eq!(with("/", field), Err(400), "{field:?}");
+        }
+        assert_eq!(with("/", &"X: 1\r\n".repeat(99)), Ok(Framing::Length(0)));
+        assert_eq!(with("/", &"X: 1\r\n".repeat(100)), Err(431));
+        assert_eq!(with("/", "Expect: 100-Continue\r\n"), Ok(Framing::Length(0)));
+        assert_eq!(with("/", "Expect: 100-continue, tea\r\n"), Err(417));
+    }
+
+    #[test]
+    fn rfc9112_6_a_body_is_framed_in_one_way() {
+        assert_eq!(with("/", "content-length: 12\r\n"), Ok(Framing::Length(12)));
+        assert_eq!(with("/", "TRANSFER-ENCODING: Chunked\r\n"), Ok(Framing::Chunked));
+        for fields in [
+            "Content-Length: 3\r\nContent-Length: 3\r\n",
+            "Content-Length: 3, 3\r\n",
+            "Content-Length: +3\r\n",
+            "Content-Length:\r\n",
+            "Content-Length: 99999999999999999999\r\n",
+            "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n",
+            "Transfer-Encoding: chunked\r\nContent-Length: 3\r\n",
+            "Transfer-Encoding: gzip\r\n",
+            "Transfer-Encoding: chunked, gzip\r\n",
+            "Transfer-Encoding:\r\n",
+        ] {
+            assert_eq!(with("/", fields), Err(400), "{fields:?}");
+        }
+        for fields in
+            ["Transfer-Encoding: gzip, chunked\r\n", "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n"]
+        {
+            assert_eq!(with("/", fields), Err(501), "{fields:?}");
+        }
+        assert_eq!(judged("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n"), Err(400));
+    }
+}

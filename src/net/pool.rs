@@ -1,0 +1,173 @@
+//! Connections to upstreams that wait for their next request, each on the core that made it.
+
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use http::Uri;
+use http::uri::{Authority, Scheme};
+use hyper::client::conn::http1::SendRequest;
+use pingora_pool::{ConnectionMeta, ConnectionPool};
+
+use super::body::Outgoing;
+use super::cores;
+use crate::clock::since_boot;
+
+/// What a connection is for. Those of one lane are not used by another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Lane {
+    /// All but the following.
+    General,
+    /// Requests that create calls: their connections are given up soon, so that a provider's close seldom meets one.
+    Creates,
+    /// The only way to addresses that tenants choose.
+    Callbacks,
+}
+
+/// Where a connection leads.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct To {
+    lane: Lane,
+    is_https: bool,
+    authority: Authority,
+}
+
+impl To {
+    /// `None`: not an absolute http(s) address.
+    pub(super) fn of(lane: Lane, uri: &Uri) -> Option<Self> {
+        let is_https = match uri.scheme()? {
+            scheme if *scheme == Scheme::HTTP => false,
+            scheme if *scheme == Scheme::HTTPS => true,
+            _ => return None,
+        };
+        Some(To { lane, is_https, authority: uri.authority()?.clone() })
+    }
+}
+
+/// A connection. Dropping it closes it.
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) sender: SendRequest<Outgoing>,
+    to: To,
+    core: usize,
+    meta: ConnectionMeta,
+    /// Since when it waits, in milliseconds of [`since_boot`]; [`IN_USE`] otherwise.
+    waits_since: Arc<AtomicU64>,
+}
+
+const IN_USE: u64 = u64::MAX;
+
+fn now_ms() -> u64 {
+    u64::try_from(since_boot().as_millis()).unwrap_or(IN_USE)
+}
+
+/// The connections that wait.
+pub(super) struct Pool {
+    of_cores: Vec<ConnectionPool<Connection>>,
+    hasher: RandomState,
+    last_id: AtomicI32,
+    idle: Duration,
+    idle_of_creates: Duration,
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool").finish_non_exhaustive()
+    }
+}
+
+impl Pool {
+    /// On each core at most `max_idle` wait; beyond, the one that was used least lately is closed.
+    pub(super) fn new(max_idle: usize, idle: Duration, idle_of_creates: Duration) -> Arc<Self> {
+        let of_cores = (0..=cores::last()).map(|_| ConnectionPool::new(max_idle)).collect();
+        Arc::new(Pool { of_cores, hasher: RandomState::new(), last_id: AtomicI32::new(0), idle, idle_of_creates })
+    }
+
+    fn idle_of(&self, lane: Lane) -> Duration {
+        if lane == Lane::Creates { self.idle_of_creates } else { self.idle }
+    }
+
+    /// One that waits on this core.
+    pub(super) fn take(&self, to: &To) -> Option<Connection> {
+        let pool = self.of_cores.get(cores::here())?;
+        let key = self.hasher.hash_one(to);
+        loop {
+            let connection = pool.get(&key)?;
+            let waited = now_ms().saturating_sub(connection.waits_since.swap(IN_USE, Ordering::Relaxed));
+            // The pool knows the hash alone, and two places may have one.
+            let is_it = connection.to == *to && Duration::from_millis(waited) < self.idle_of(to.lane);
+            if is_it && connection.sender.is_ready() {
+                return Some(connection);
+            }
+        }
+    }
+
+    /// Takes a connection back whose last answer was read to its end.
+    pub(super) fn give_back(self: &Arc<Self>, mut connection: Connection) {
+        if connection.sender.is_ready() {
+            return self.keep(connection);
+        }
+        if connection.sender.is_closed() {
+            return;
+        }
+        // Its own task has something left to do.
+        let pool = self.clone();
+        tokio::spawn(async move {
+            let ready = std::future::poll_fn(|cx| connection.sender.poll_ready(cx));
+            if let Ok(Ok(())) = tokio::time::timeout(Duration::from_secs(1), ready).await {
+                pool.keep(connection);
+            }
+        });
+    }
+
+    fn keep(&self, connection: Connection) {
+        let Some(pool) = self.of_cores.get(connection.core) else { return };
+        connection.waits_since.store(now_ms(), Ordering::Relaxed);
+        let meta = connection.meta.clone();
+        // What these tell is known otherwise: see `Pool::drive`.
+        let _ = pool.put(&meta, connection);
+    }
+
+    /// A new connection, and the task that drives it until it is closed, or has waited for too long.
+    pub(super) fn connection(
+        self: &Arc<Self>,
+        to: &To,
+        sender: SendRequest<Outgoing>,
+        driven: impl Future<Output = hyper::Result<()>> + Send + 'static,
+    ) -> Connection {
+        let (core, idle) = (cores::here(), self.idle_of(to.lane));
+        let meta = ConnectionMeta::new(self.hasher.hash_one(to), self.last_id.fetch_add(1, Ordering::Relaxed));
+        let waits_since = Arc::new(AtomicU64::new(IN_USE));
+        let connection =
+            Connection { sender, to: to.clone(), core, meta: meta.clone(), waits_since: waits_since.clone() };
+        let pool = Arc::downgrade(self);
+        tokio::spawn(async move {
+            let mut driven = std::pin::pin!(driven);
+            let mut left = idle;
+            let is_closed = loop {
+                tokio::select! {
+                    biased;
+                    _ = &mut driven => break true,
+                    () = tokio::time::sleep(left) => {}
+                }
+                let waited = Duration::from_millis(now_ms().saturating_sub(waits_since.load(Ordering::Relaxed)));
+                match idle.checked_sub(waited) {
+                    Some(more) if !more.is_zero() => left = more,
+                    _ => break false,
+                }
+            };
+            if let Some(pool) = pool.upgrade()
+                && let Some(pool) = pool.of_cores.get(core)
+                && waits_since.load(Ordering::Relaxed) != IN_USE
+            {
+                pool.pop_closed(&meta);
+            }
+            if !is_closed {
+                // Its sender is gone, or has just been taken for a last request.
+                let _ = driven.await;
+            }
+        });
+        connection
+    }
+}

@@ -1,0 +1,179 @@
+//! The answer as hyper takes it: whole, or streamed from an upstream; and what becomes of it.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode, Version, header};
+use hyper::body::{Body, Frame, SizeHint};
+use tokio::sync::oneshot;
+
+use super::exchange::Progress;
+use super::headers::strip_hop_by_hop;
+use super::tap::Tap;
+use super::upstream::Answer;
+use super::wire::Wire;
+
+/// What is given to HTTP/2 at once of an answer that is there whole: it waits for the client's window between two pieces.
+const PIECE: usize = 16 * 1024;
+
+/// The body of an answer.
+pub(super) struct Reply {
+    kind: Kind,
+    /// hyper takes the length off an answer without a body, unless it takes it for one with a body; 304 may say one (RFC 9110 §8.6).
+    hides_end: bool,
+    progress: Arc<Progress>,
+    told: Option<Told>,
+}
+
+enum Kind {
+    Whole(Bytes),
+    Streamed(Box<Streamed>),
+}
+
+struct Streamed {
+    body: Answer,
+    tap: Option<Tap>,
+    /// Why it breaks off here.
+    why: Option<String>,
+}
+
+/// Who waits to hear that an answer was written whole; dropped, it was not.
+pub(super) struct Told {
+    pub(super) sender: oneshot::Sender<()>,
+    /// HTTP/1: the connection, which knows when the last byte has left. HTTP/2: none, so that it counts once h2 has taken all.
+    pub(super) wire: Option<Arc<Wire>>,
+}
+
+/// An answer that cannot be completed: only the connection's (or the stream's) end can tell the client.
+#[derive(Debug, thiserror::Error)]
+#[error("the answer was cut: {0}")]
+pub(super) struct Cut(String);
+
+impl Reply {
+    pub(super) fn whole(bytes: Bytes, progress: Arc<Progress>, told: Option<Told>) -> Self {
+        Reply { kind: Kind::Whole(bytes), hides_end: false, progress, told }
+    }
+
+    pub(super) fn streamed(body: Answer, tap: Option<Tap>, progress: Arc<Progress>, told: Told) -> Self {
+        Reply {
+            kind: Kind::Streamed(Box::new(Streamed { body, tap, why: None })),
+            hides_end: false,
+            progress,
+            told: Some(told),
+        }
+    }
+
+    /// Nothing, for an answer whose head tells of a body that is not sent.
+    pub(super) fn none(progress: Arc<Progress>, told: Option<Told>) -> Self {
+        Reply { kind: Kind::Whole(Bytes::new()), hides_end: true, progress, told }
+    }
+
+    fn is_whole(&self) -> bool {
+        match &self.kind {
+            Kind::Whole(rest) => rest.is_empty(),
+            Kind::Streamed(streamed) => streamed.why.is_none() && streamed.body.is_end_stream(),
+        }
+    }
+}
+
+impl Body for Reply {
+    type Data = Bytes;
+    type Error = Cut;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        let this = self.get_mut();
+        let of_http2 = this.told.as_ref().is_some_and(|told| told.wire.is_none());
+        match &mut this.kind {
+            Kind::Whole(rest) if rest.is_empty() => Poll::Ready(None),
+            Kind::Whole(rest) => {
+                let length = if of_http2 { rest.len().min(PIECE) } else { rest.len() };
+                this.progress.sent(length);
+                Poll::Ready(Some(Ok(Frame::data(rest.split_to(length)))))
+            }
+            Kind::Streamed(streamed) if streamed.why.is_some() => {
+                Poll::Ready(Some(Err(Cut(streamed.why.clone().unwrap_or_default()))))
+            }
+            Kind::Streamed(streamed) => match Pin::new(&mut streamed.body).poll_frame(cx) {
+                Poll::Pending => {
+                    this.progress.waits_for_upstream();
+                    Poll::Pending
+                }
+                Poll::Ready(Some(Err(error))) => {
+                    // What came before is written first: hyper forgets it when it is told at once.
+                    streamed.why = Some(error.to_string());
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
+                }
+                Poll::Ready(Some(Ok(frame))) => {
+                    if let Some(data) = frame.data_ref() {
+                        if let Some(tap) = &mut streamed.tap {
+                            tap.chunk(data);
+                        }
+                        this.progress.sent(data.len());
+                    }
+                    match frame.into_trailers() {
+                        Ok(mut trailers) => {
+                            strip_hop_by_hop(&mut trailers);
+                            Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+                        }
+                        Err(frame) => Poll::Ready(Some(Ok(frame))),
+                    }
+                }
+                Poll::Ready(None) => Poll::Ready(None),
+            },
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.is_whole() && !self.hides_end
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            _ if self.hides_end => SizeHint::default(),
+            Kind::Whole(rest) => SizeHint::with_exact(rest.len() as u64),
+            Kind::Streamed(streamed) => streamed.body.size_hint(),
+        }
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        let is_whole = self.is_whole();
+        let Some(told) = self.told.take().filter(|_| is_whole) else { return };
+        match told.wire {
+            Some(wire) => wire.when_flushed(told.sender),
+            None => drop(told.sender.send(())),
+        }
+    }
+}
+
+/// A head for the client: no hop-by-hop fields, framed for `length` bytes if that is known. 1xx and 204 have no length
+/// (RFC 9110 §8.6); for 304 (and HEAD, where the caller passes it) it is the length of what was not sent.
+pub(super) fn response_head(parts: &mut http::response::Parts, length: Option<u64>) {
+    strip_hop_by_hop(&mut parts.headers);
+    parts.version = Version::HTTP_11;
+    if parts.status.is_informational() || parts.status == StatusCode::NO_CONTENT {
+        parts.headers.remove(header::CONTENT_LENGTH);
+    } else if let Some(length) = length
+        && parts.status != StatusCode::NOT_MODIFIED
+    {
+        parts.headers.insert(header::CONTENT_LENGTH, length.into());
+    }
+}
+
+/// An interim answer (RFC 9110 §15.2) as it is on the wire of HTTP/1.1.
+pub(super) fn interim(status: StatusCode, headers: &HeaderMap) -> Vec<u8> {
+    let mut headers = headers.clone();
+    strip_hop_by_hop(&mut headers);
+    headers.remove(header::CONTENT_LENGTH);
+    let reason = status.canonical_reason().unwrap_or("Interim");
+    let mut bytes = format!("HTTP/1.1 {} {reason}\r\n", status.as_str()).into_bytes();
+    for (name, value) in &headers {
+        bytes.extend_from_slice(&[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
+    }
+    bytes.extend_from_slice(b"\r\n");
+    bytes
+}

@@ -1,0 +1,507 @@
+//! A client's connection as two sides see it: hyper, which reads requests from it and writes answers, and the one who serves it, who
+//! wants to know what hyper does not tell.
+//!
+//! Below hyper each head is judged before it is handed over, a chunked body is held to RFC 9112 as it passes, and a write may not stall
+//! for longer than a limit. Beside hyper one can see whether the client is still there, when an answer has left, and write the interim
+//! answers that hyper's server has no way to send.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Instant;
+
+use bytes::{Buf, BytesMut};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::oneshot;
+
+use super::chunks::Chunks;
+use super::edge::EdgeSettings;
+use super::head::{self, Framing};
+use super::refusal::Refusal;
+use super::stall::Stall;
+use super::transport::Transport;
+
+/// What is read ahead of hyper while somebody watches whether the client goes. Beyond it a client that sends early is not watched.
+const AHEAD_BYTES_MAX: usize = 64 * 1024;
+/// Interim answers of one request; of a flood the rest is dropped.
+const INTERIM_MAX: usize = 4;
+
+/// Where a connection stands between two requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// It waits for a request, since then.
+    Idle(Instant),
+    /// Some of a head has come, the first of it then.
+    Head(Instant),
+    /// A request is under way.
+    Busy,
+}
+
+/// What the next bytes are.
+#[derive(Debug)]
+enum Stage {
+    Head,
+    Length(u64),
+    Chunks(Chunks),
+    /// Nothing is looked at: HTTP/2, which frames itself.
+    Opaque,
+}
+
+/// Something to be done later, or dropped.
+type Then = Box<dyn FnOnce() + Send>;
+
+/// A connection, shared.
+pub(super) struct Wire {
+    state: Mutex<State>,
+    settings: EdgeSettings,
+}
+
+struct State {
+    /// `None` once it is a tunnel's.
+    transport: Option<Transport>,
+    stage: Stage,
+    phase: Phase,
+    /// Judged, and not yet taken by hyper.
+    judged: BytesMut,
+    /// Read, and not yet looked at: of a head that is not whole, or what came early.
+    ahead: BytesMut,
+    /// Of these, looked at for a head's end.
+    scanned: usize,
+    refusal: Option<Refusal>,
+    bytes_read: u64,
+    killed: bool,
+    has_ended: bool,
+    /// hyper waits for bytes, and is woken when somebody else has read them.
+    reader: Option<Waker>,
+    /// Whoever watches has registered for reads after hyper did.
+    is_watched: bool,
+    writer: Option<Waker>,
+    is_write_blocked: bool,
+    stall: Stall,
+    interim: BytesMut,
+    interims: usize,
+    flushed: Option<oneshot::Sender<()>>,
+    if_reset: Option<Then>,
+}
+
+impl std::fmt::Debug for Wire {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Wire").finish_non_exhaustive()
+    }
+}
+
+impl Wire {
+    pub(super) fn new(transport: Transport, is_http2: bool, settings: EdgeSettings) -> Arc<Self> {
+        let state = State {
+            transport: Some(transport),
+            stage: if is_http2 { Stage::Opaque } else { Stage::Head },
+            phase: Phase::Idle(Instant::now()),
+            judged: BytesMut::new(),
+            ahead: BytesMut::new(),
+            scanned: 0,
+            refusal: None,
+            bytes_read: 0,
+            killed: false,
+            has_ended: false,
+            reader: None,
+            is_watched: false,
+            writer: None,
+            is_write_blocked: false,
+            stall: Stall::new(settings.write_timeout),
+            interim: BytesMut::new(),
+            interims: 0,
+            flushed: None,
+            if_reset: None,
+        };
+        Arc::new(Wire { state: Mutex::new(state), settings })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while it is held.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn phase(&self) -> Phase {
+        self.state().phase
+    }
+
+    /// What the connection's last head is answered with, if it was not let in.
+    pub(super) fn refusal(&self) -> Option<Refusal> {
+        self.state().refusal
+    }
+
+    /// All bytes read from the client since the connection began (after TLS).
+    pub(super) fn bytes_read(&self) -> u64 {
+        self.state().bytes_read
+    }
+
+    /// Bytes of a request's body are still to come.
+    pub(super) fn is_mid_body(&self) -> bool {
+        match &self.state().stage {
+            Stage::Head | Stage::Opaque => false,
+            Stage::Length(left) => *left > 0,
+            Stage::Chunks(chunks) => !chunks.is_over(),
+        }
+    }
+
+    /// Ends the connection without another word: hyper's next step on it fails.
+    pub(super) fn kill(&self) {
+        let mut state = self.state();
+        state.killed = true;
+        let wakers = [state.reader.take(), state.writer.take()];
+        drop(state);
+        wakers.into_iter().flatten().for_each(Waker::wake);
+    }
+
+    /// hyper is done with the connection: what it has not written by now it never will.
+    pub(super) fn end(&self) {
+        self.state().flushed = None;
+    }
+
+    /// Takes the connection out of HTTP, with what was read and not yet taken.
+    pub(super) fn take(&self) -> Option<(Transport, BytesMut)> {
+        let mut state = self.state();
+        let transport = state.transport.take()?;
+        Some((transport, std::mem::take(&mut state.ahead)))
+    }
+
+    /// Has something told when all that hyper has written so far has left.
+    pub(super) fn when_flushed(&self, told: oneshot::Sender<()>) {
+        self.state().flushed = Some(told);
+    }
+
+    /// Has something done if the next that is heard of the client is that it has reset the connection.
+    pub(super) fn if_reset(&self, then: Then) {
+        self.state().if_reset = Some(then);
+    }
+
+    /// Writes an interim answer before whatever hyper writes next.
+    pub(super) fn interim(&self, bytes: &[u8]) {
+        let mut state = self.state();
+        if state.interims < INTERIM_MAX {
+            state.interims += 1;
+            state.interim.extend_from_slice(bytes);
+        }
+        let writer = state.writer.take();
+        drop(state);
+        writer.into_iter().for_each(Waker::wake);
+    }
+
+    /// Waits until the client goes away. What it sends meanwhile is kept for hyper. Not while hyper reads a body.
+    pub(super) async fn gone(&self) {
+        /// Gives hyper its turn back.
+        struct Watching<'a>(&'a Wire);
+        impl Drop for Watching<'_> {
+            fn drop(&mut self) {
+                let mut state = self.0.state();
+                if std::mem::take(&mut state.is_watched) {
+                    let reader = state.reader.take();
+                    drop(state);
+                    reader.into_iter().for_each(Waker::wake);
+                }
+            }
+        }
+        let watching = Watching(self);
+        std::future::poll_fn(|cx| watching.0.state().poll_gone(cx)).await;
+    }
+}
+
+impl State {
+    fn transport(&mut self) -> io::Result<Pin<&mut Transport>> {
+        if self.killed {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
+        self.transport.as_mut().map(Pin::new).ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+
+    /// Reads from the connection itself, and notes what that tells of the client.
+    fn poll_transport(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<usize>> {
+        let before = buf.filled().len();
+        let read = ready!(self.transport()?.poll_read(cx, buf));
+        let count = buf.filled().len() - before;
+        if let Some(then) = self.if_reset.take() {
+            let is_reset = match &read {
+                Err(error) => error.kind() == io::ErrorKind::ConnectionReset,
+                Ok(()) => count == 0 && self.transport.as_ref().is_some_and(Transport::is_gone),
+            };
+            if is_reset {
+                then();
+            }
+        }
+        read?;
+        self.bytes_read += count as u64;
+        self.has_ended |= count == 0;
+        Poll::Ready(Ok(count))
+    }
+
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut scratch = [0; 1024];
+        while self.ahead.len() < AHEAD_BYTES_MAX {
+            if self.has_ended {
+                return Poll::Ready(());
+            }
+            let mut buf = ReadBuf::new(&mut scratch);
+            match self.poll_transport(cx, &mut buf) {
+                Poll::Ready(Ok(count)) if count > 0 => {
+                    self.ahead.extend_from_slice(buf.filled());
+                    self.reader.take().into_iter().for_each(Waker::wake);
+                }
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending => break,
+            }
+        }
+        self.is_watched = true;
+        Poll::Pending
+    }
+
+    /// Hands to hyper what is judged, as much as it has room for.
+    fn hand_over(&mut self, buf: &mut ReadBuf<'_>) {
+        let count = self.judged.len().min(buf.remaining());
+        buf.put_slice(self.judged.get(..count).unwrap_or_default());
+        self.judged.advance(count);
+        if self.judged.is_empty() {
+            // An idle connection keeps no memory for what came in pieces once.
+            self.judged = BytesMut::new();
+        }
+    }
+
+    fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+        settings: &EdgeSettings,
+    ) -> Poll<io::Result<()>> {
+        if !self.judged.is_empty() {
+            self.hand_over(buf);
+            return Poll::Ready(Ok(()));
+        }
+        match self.stage {
+            Stage::Opaque => self.poll_transport(cx, buf).map_ok(drop),
+            Stage::Head => self.poll_head(cx, buf, settings),
+            Stage::Length(0) => {
+                self.stage = Stage::Head;
+                self.poll_head(cx, buf, settings)
+            }
+            Stage::Length(_) | Stage::Chunks(_) => self.poll_body(cx, buf),
+        }
+    }
+
+    fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+        settings: &EdgeSettings,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        loop {
+            if self.ahead.len() > self.scanned {
+                if let Some(end) = head::end(&self.ahead, self.scanned) {
+                    let judged = judge(self.ahead.get(..end).unwrap_or_default(), settings);
+                    self.admit(judged)?;
+                    self.judged = self.ahead.split_to(end);
+                    self.scanned = 0;
+                    if self.ahead.is_empty() {
+                        self.ahead = BytesMut::new();
+                    }
+                    self.hand_over(buf);
+                    return Poll::Ready(Ok(()));
+                }
+                self.scanned = self.ahead.len();
+            }
+            if self.ahead.len() > settings.max_header_bytes {
+                return Poll::Ready(Err(self.refuse(Refusal::HEAD_TOO_LARGE)));
+            }
+            let Poll::Ready(count) = self.poll_transport(cx, buf)? else {
+                let has_begun = self.ahead.len() > head::blank_lines(&self.ahead);
+                self.phase = match (self.phase, has_begun) {
+                    (Phase::Head(since), true) => Phase::Head(since),
+                    (_, true) => Phase::Head(Instant::now()),
+                    (Phase::Idle(since), false) => Phase::Idle(since),
+                    (_, false) => Phase::Idle(Instant::now()),
+                };
+                return Poll::Pending;
+            };
+            if count == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            let read = buf.filled().get(before..).unwrap_or_default();
+            // Mostly a head comes whole, and alone.
+            if self.ahead.is_empty() && head::end(read, 0) == Some(read.len()) {
+                return Poll::Ready(self.admit(judge(read, settings)));
+            }
+            self.ahead.extend_from_slice(read);
+            buf.set_filled(before);
+        }
+    }
+
+    fn admit(&mut self, judged: Result<Framing, Refusal>) -> io::Result<()> {
+        self.stage = match judged.map_err(|refusal| self.refuse(refusal))? {
+            Framing::Length(length) => Stage::Length(length),
+            Framing::Chunked => Stage::Chunks(Chunks::new()),
+        };
+        self.phase = Phase::Busy;
+        self.interims = 0;
+        Ok(())
+    }
+
+    fn refuse(&mut self, refusal: Refusal) -> io::Error {
+        self.refusal = Some(refusal);
+        self.phase = Phase::Busy;
+        io::Error::new(io::ErrorKind::InvalidData, refusal.why)
+    }
+
+    fn poll_body(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        if self.ahead.is_empty() {
+            if ready!(self.poll_transport(cx, buf))? == 0 {
+                return Poll::Ready(Ok(()));
+            }
+        } else {
+            let count = self.ahead.len().min(buf.remaining());
+            buf.put_slice(&self.ahead.split_to(count));
+        }
+        let read = buf.filled().get(before..).unwrap_or_default();
+        let (taken, is_over) = match &mut self.stage {
+            Stage::Length(left) => {
+                let taken = usize::try_from(*left).unwrap_or(usize::MAX).min(read.len());
+                *left -= taken as u64;
+                (taken, *left == 0)
+            }
+            Stage::Chunks(chunks) => match chunks.feed(read) {
+                Ok(taken) => (taken, chunks.is_over()),
+                Err(_) => {
+                    let why = "the body is not in the chunked coding";
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, why)));
+                }
+            },
+            Stage::Head | Stage::Opaque => (read.len(), false),
+        };
+        if taken < read.len() {
+            // The next request, sent early.
+            let rest = [read.get(taken..).unwrap_or_default(), &self.ahead].concat();
+            self.ahead = BytesMut::from(rest.as_slice());
+            buf.set_filled(before + taken);
+        }
+        if is_over {
+            self.stage = Stage::Head;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Writes the interim answers that wait.
+    fn poll_interim(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.interim.is_empty() {
+            let interim = std::mem::take(&mut self.interim);
+            let written = self.transport().map(|io| io.poll_write(cx, &interim));
+            self.interim = interim;
+            let count = ready!(written?)?;
+            self.interim.advance(count);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+fn judge(head: &[u8], settings: &EdgeSettings) -> Result<Framing, Refusal> {
+    if head.len() > settings.max_header_bytes {
+        return Err(Refusal::HEAD_TOO_LARGE);
+    }
+    head::judge(head, settings)
+}
+
+/// hyper's side of a [`Wire`].
+#[derive(Debug)]
+pub(super) struct WireIo(pub(super) Arc<Wire>);
+
+fn keep(waker: &mut Option<Waker>, cx: &Context<'_>) {
+    if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+        *waker = Some(cx.waker().clone());
+    }
+}
+
+impl AsyncRead for WireIo {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let wire = &self.get_mut().0;
+        let mut state = wire.state();
+        if state.is_write_blocked && matches!(state.stage, Stage::Head | Stage::Length(0)) {
+            // What is wrong with the next request must not end the connection before the last answer has left.
+            keep(&mut state.reader, cx);
+            return Poll::Pending;
+        }
+        let read = state.poll_read(cx, buf, &wire.settings);
+        if read.is_pending() {
+            keep(&mut state.reader, cx);
+            state.is_watched = false;
+        } else {
+            state.reader = None;
+        }
+        read
+    }
+}
+
+impl WireIo {
+    fn write<T>(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        write: impl FnOnce(&mut State, &mut Context<'_>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        let wire = &self.get_mut().0;
+        let mut state = wire.state();
+        let written = match state.poll_interim(cx) {
+            Poll::Ready(Ok(())) => write(&mut state, cx),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => Poll::Pending,
+        };
+        // Interim answers come while hyper has nothing to write, and so does the end of a connection.
+        keep(&mut state.writer, cx);
+        state.is_write_blocked = written.is_pending();
+        state.stall.bounded(cx, written)
+    }
+}
+
+impl AsyncWrite for WireIo {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.write(cx, |state, cx| state.transport()?.poll_write(cx, buf))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.write(cx, |state, cx| state.transport()?.poll_write_vectored(cx, bufs))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.state().transport.as_ref().is_some_and(Transport::is_write_vectored)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.write(cx, |state, cx| {
+            ready!(state.transport()?.poll_flush(cx))?;
+            if let Some(told) = state.flushed.take() {
+                let _ = told.send(());
+            }
+            Poll::Ready(Ok(()))
+        })
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.write(cx, |state, cx| match state.refusal {
+            // Something is still to be said, and not by hyper.
+            Some(_) => Poll::Ready(Ok(())),
+            None => state.transport()?.poll_shutdown(cx),
+        })
+    }
+}
+
+/// The connection of an upgraded request, with what the client sent early.
+pub(super) fn upgraded(upgraded: Upgraded) -> Option<(Transport, BytesMut)> {
+    let parts = upgraded.downcast::<TokioIo<WireIo>>().ok()?;
+    let (transport, ahead) = parts.io.into_inner().0.take()?;
+    let mut early = BytesMut::from(parts.read_buf.as_ref());
+    early.extend_from_slice(&ahead);
+    Some((transport, early))
+}
