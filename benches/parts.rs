@@ -15,8 +15,8 @@ use ringfence::policy::{Facts, Marks, Policy};
 use ringfence::provider::secret::Secret;
 use ringfence::provider::select::{Document, Message};
 use ringfence::provider::sign::{Keys, Request, Signature};
-use ringfence::simulate::sign;
 use ringfence::webhook::arrive::candidates;
+use ringfence_simulator::sign;
 
 const NOW_SECS: i64 = 1_760_000_000;
 const JSON: Option<&str> = Some("application/json");

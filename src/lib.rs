@@ -28,12 +28,14 @@
 //!     webhook      listen.webhooks: verify → remember → translate → apply → reply or deliver
 //!     client       listen.client: what is said in calls, to who may follow them
 //!     reconcile    leases and calls against the provider's truth
-//!     simulate     providers that behave like the real ones, with counts of their own
 //! L9  config       the TOML as written → each module's settings; every mistake at once
 //! L10 admin        listen.admin: health, status, metrics, calls, businesses, reload
 //! L11 app          builds every part, owns every task, starts, reloads, drains
 //! L12 cli          the command line, one file a command
 //! ```
+//!
+//! Beside it stands the crate `ringfence-simulator`: the providers of `ringfence simulate`, of `ringfence demo` and of the tests. It
+//! uses nothing of this one, and of this one only [`cli`] uses it.
 //!
 //! # What is always true
 //!
@@ -72,7 +74,6 @@ pub mod provider;
 pub mod proxy;
 pub mod reconcile;
 pub mod reply;
-pub mod simulate;
 pub mod store;
 pub mod token;
 pub mod webhook;

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use clap::Args;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response};
+use ringfence_simulator::{Control, Fault, FaultKind, Inbound, Millis, Provider, SimSettings, Simulator, Via};
 use serde_json::{Value, json};
 use tokio::io::AsyncBufReadExt as _;
 
@@ -18,7 +19,6 @@ use crate::clock::Clock;
 use crate::config;
 use crate::ids::CallId;
 use crate::net::{Upstream, UpstreamSettings, spare_port};
-use crate::simulate::{Control, Fault, FaultKind, Inbound, Millis, Provider, SimSettings, Simulator, Via};
 
 /// Calls at once that the demo's account bought.
 const CAP: u32 = 5;

@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use clap::Args;
+use ringfence_simulator::{Millis, SimSettings, Simulator};
 
 use super::{Outcome, stop_signal};
-use crate::simulate::{Millis, SimSettings, Simulator};
 
 /// Both providers on one port: ElevenLabs' paths under /v1, Twilio's under /2010-04-01, the control endpoint under /_sim
 #[derive(Debug, Args)]
@@ -21,16 +21,16 @@ pub(super) struct Simulate {
     #[arg(long, value_parser = millis, value_name = "MS")]
     talk_ms: Option<Millis>,
     /// Where ElevenLabs' webhooks go
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_parser = plain_http, value_name = "URL")]
     events_url: Option<String>,
     /// Also send conversation.started and conversation.ended, as systems before ringfence had them
     #[arg(long)]
     seed_events: bool,
     /// The Twilio number's voice webhook
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_parser = plain_http, value_name = "URL")]
     voice_url: Option<String>,
     /// The Twilio number's status callback
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_parser = plain_http, value_name = "URL")]
     status_url: Option<String>,
     /// Part of the webhooks that is never sent, 0 to 1
     #[arg(long, default_value_t = 0.0, value_name = "PART")]
@@ -48,9 +48,16 @@ fn millis(text: &str) -> Result<Millis, String> {
     }
 }
 
+/// The simulated providers speak no TLS: an address that they cannot call is said at once, not by webhooks that never come.
+fn plain_http(text: &str) -> Result<String, String> {
+    match text.parse::<http::Uri>() {
+        Ok(url) if url.scheme_str() == Some("http") => Ok(text.to_owned()),
+        _ => Err("not an http:// URL, and simulated webhooks go to no other".to_owned()),
+    }
+}
+
 impl Simulate {
     pub(super) async fn run(self) -> Outcome {
-        crate::net::install_crypto_provider();
         let default = SimSettings::default();
         let settings = SimSettings {
             listen: self.listen,
@@ -88,5 +95,18 @@ impl Simulate {
         stop_signal().await?;
         simulator.stop().await;
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::plain_http;
+
+    #[test]
+    fn webhooks_go_to_plain_http_alone() {
+        assert_eq!(plain_http("http://127.0.0.1:8081/el?a=b#rc=2"), Ok("http://127.0.0.1:8081/el?a=b#rc=2".to_owned()));
+        for url in ["https://example.com/el", "127.0.0.1:8081", "/el", "http://", ""] {
+            assert!(plain_http(url).is_err(), "{url}");
+        }
     }
 }

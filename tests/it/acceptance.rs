@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ringfence::simulate::{Fault, FaultKind, Inbound, Millis, Provider, SimSettings, Via};
+use ringfence_simulator::{Fault, FaultKind, Inbound, Millis, Provider, SimSettings, Via};
 
 use crate::support::child::Scene;
 use crate::support::stage::{Setup, Stage};

@@ -1,7 +1,7 @@
 //! Attacks on `listen.webhooks` and `listen.api` by what a request says beside what it is: at the wire, one for each kind.
 
 use bytes::Bytes;
-use ringfence::simulate::sign;
+use ringfence_simulator::sign;
 use serde_json::json;
 
 use crate::outbound::{basic, elevenlabs, id, order, talk};

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use http::Response;
-use ringfence::simulate::{Millis, SimSettings, sign};
+use ringfence_simulator::{Millis, SimSettings, sign};
 use serde_json::Value;
 
 use crate::outbound::{all_free, id, talk};

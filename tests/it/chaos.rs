@@ -12,7 +12,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use ringfence::simulate::{Inbound, Millis, SimSettings, Via};
+use ringfence_simulator::{Inbound, Millis, SimSettings, Via};
 use sqlx::Row as _;
 use tokio::task::block_in_place;
 

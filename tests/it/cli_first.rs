@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use ringfence::simulate::SimSettings;
+use ringfence_simulator::SimSettings;
 use serde_json::{Value, json};
 
 use crate::cli::{Folder, LISTEN, Running, command, run, start, start_command, term};

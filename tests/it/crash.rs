@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ringfence::failpoint;
-use ringfence::simulate::{Fault, FaultKind, Millis, Operation, Provider, SimSettings, Simulator};
+use ringfence_simulator::{Fault, FaultKind, Millis, Operation, Provider, SimSettings, Simulator};
 use tokio::sync::Semaphore;
 
 use crate::support::chance::{Dice, chaos};

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use ringfence::ids::CallId;
-use ringfence::simulate::{Millis, SimSettings, Simulator};
+use ringfence_simulator::{Millis, SimSettings, Simulator};
 
 use crate::chaos::{ALONE, DATABASE, REDIS};
 use crate::support::chance::Dice;

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use ringfence::simulate::{Fault, FaultKind, Provider, SimSettings};
+use ringfence_simulator::{Fault, FaultKind, Provider, SimSettings};
 use serde_json::{Value, json};
 
 use crate::outbound::{TALK, all_free, basic, elevenlabs, order, twilio};

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use ringfence::call::Phase;
-use ringfence::simulate::{Millis, SimSettings};
+use ringfence_simulator::{Millis, SimSettings};
 
 use crate::outbound::{all_free, id, once, talk};
 use crate::support::stage::{Setup, Stage};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use ringfence::call::Outcome;
-use ringfence::simulate::{Fault, FaultKind, Inbound, Provider, SimSettings, Via};
+use ringfence_simulator::{Fault, FaultKind, Inbound, Provider, SimSettings, Via};
 use serde_json::{Value, json};
 
 use crate::support::hooks::{VOICE, VoiceApp, call_form, elevenlabs, encoded, inbox, pairs, seed_event, twilio};
@@ -108,7 +108,7 @@ async fn app_mode_relays_byte_for_byte() {
         assert_eq!((answer.header("content-type"), answer.header("x-app")), (Some("text/xml; charset=odd"), Some("1")));
         let got = app.at(path).pop().unwrap();
         assert_eq!(got.body, encoded(&form));
-        let expected = ringfence::simulate::sign::twilio(
+        let expected = ringfence_simulator::sign::twilio(
             &stage.control.settings().auth_token,
             &stage.webhooks(path),
             &pairs(&form),

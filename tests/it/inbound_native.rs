@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use ringfence::call::{EndProof, Outcome, Phase};
-use ringfence::simulate::{CallView, Fault, FaultKind, Inbound, Millis, Operation, Provider, SimSettings, Via};
+use ringfence_simulator::{CallView, Fault, FaultKind, Inbound, Millis, Operation, Provider, SimSettings, Via};
 
 use crate::support::hooks::{elevenlabs, seed_event};
 use crate::support::stage::{PATIENCE, Setup, Stage};
@@ -91,7 +91,7 @@ async fn native_calls_are_met_at_their_initiation_webhook() {
     });
     let refused = native(&stage);
     let seen = is_over(&stage, &refused).await;
-    assert_eq!((seen.ended_by, seen.outcome), (Some("twilio"), Some(ringfence::simulate::Outcome::Canceled)));
+    assert_eq!((seen.ended_by, seen.outcome), (Some("twilio"), Some(ringfence_simulator::Outcome::Canceled)));
     assert!(!seen.billed, "it was never answered");
     stage
         .wait("its record reads capacity", async || {

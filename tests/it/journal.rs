@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use ringfence::simulate::sign;
+use ringfence_simulator::sign;
 use serde_json::{Value, json};
 
 use crate::support::child::Scene;

@@ -37,7 +37,11 @@ fn sources(dir: &Path, all: &mut Vec<PathBuf>) {
 
 /// (module, file:line, code without comments, whether it is a test).
 fn lines() -> Vec<(String, String, String, bool)> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    lines_below("src")
+}
+
+fn lines_below(folder: &str) -> Vec<(String, String, String, bool)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
     let (mut files, mut all) = (Vec::new(), Vec::new());
     sources(&root, &mut files);
     for file in files {
@@ -47,7 +51,7 @@ fn lines() -> Vec<(String, String, String, bool)> {
         for (n, line) in std::fs::read_to_string(&file).unwrap().lines().enumerate() {
             test |= line.contains("#[cfg(test)]");
             let code = line.split("//").next().unwrap_or_default().to_owned();
-            all.push((module.to_owned(), format!("src/{}:{}", relative.display(), n + 1), code, test));
+            all.push((module.to_owned(), format!("{folder}/{}:{}", relative.display(), n + 1), code, test));
         }
     }
     all
@@ -119,5 +123,33 @@ fn engines_are_known_in_one_place() {
         assert!(!(code.contains("pingora_pool::")) || module == "net", "{place}");
         assert!(!code.contains("hyper_util::") || module == "net", "{place}");
         assert!(!code.contains("sqlx::") || module == "store", "{place}");
+    }
+}
+
+/// What judges ringfence has no part of it: a fault that both share would hide from its own tests.
+#[test]
+fn the_simulator_uses_nothing_of_the_product() {
+    let manifest: toml::Table = toml::from_str(include_str!("../../simulator/Cargo.toml")).unwrap();
+    for (kind, packages) in manifest.iter().filter(|(kind, _)| kind.ends_with("dependencies")) {
+        for (name, package) in packages.as_table().unwrap() {
+            // A path, or another package under this name, could be ringfence.
+            let told = package.as_table().is_some_and(|told| told.contains_key("path") || told.contains_key("package"));
+            assert!(name != "ringfence" && !told, "simulator/Cargo.toml: {kind}: {name} = {package}");
+        }
+    }
+    let taken = ["ringfence::", "#[path", "include!", "../src", "../../src"];
+    let places: Vec<_> = lines_below("simulator")
+        .into_iter()
+        .filter(|(_, _, code, _)| taken.iter().any(|taken| code.contains(taken)))
+        .map(|(_, place, code, _)| format!("{place}: {code}"))
+        .collect();
+    assert!(places.is_empty(), "{}", places.join("\n"));
+}
+
+/// Of the product, only the commands `simulate` and `demo` start it.
+#[test]
+fn the_simulator_is_started_by_commands_alone() {
+    for (module, place, code, test) in lines() {
+        assert!(!code.contains("ringfence_simulator") || module == "cli" || test, "{place}");
     }
 }

@@ -49,7 +49,6 @@ mod security_admin;
 mod security_api;
 mod seeds;
 mod signatures;
-mod simulate;
 mod spool;
 mod start;
 mod store_faults;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::{SinkExt as _, StreamExt as _};
 use ringfence::config::{self, Strict};
 use ringfence::net::{EdgeSettings, TrustedPeers};
-use ringfence::simulate::sign;
+use ringfence_simulator::sign;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::net_tls::{Dir, run};

@@ -5,7 +5,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use ringfence::simulate::{Fault, FaultKind, Millis, Provider, SimSettings};
+use ringfence_simulator::{Fault, FaultKind, Millis, Provider, SimSettings};
 
 use crate::support::chance::{Dice, chaos};
 use crate::support::child::{ALL_MAX, EL_MAX, Scene, signal};

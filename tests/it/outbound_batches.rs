@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use ringfence::call::{EndProof, Origin, Outcome, Phase};
 use ringfence::ids::{AccountName, Alias};
-use ringfence::simulate::{Fault, FaultKind, Millis, Provider, SimSettings};
 use ringfence::store::CallRecord;
+use ringfence_simulator::{Fault, FaultKind, Millis, Provider, SimSettings};
 use serde_json::{Value, json};
 
 use crate::outbound::{TALK, all_free, basic, elevenlabs, id, once, order, talk};

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use http::Response;
 use ringfence::call::{EndProof, Outcome, Phase};
-use ringfence::simulate::{Fault, FaultKind, Millis, Provider, SimSettings, sign};
+use ringfence_simulator::{Fault, FaultKind, Millis, Provider, SimSettings, sign};
 use serde_json::json;
 
 use crate::outbound::{account_at, all_free, basic, blind, id, once, talk, twilio};

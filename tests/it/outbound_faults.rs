@@ -1,7 +1,7 @@
 //! Outbound calls that go wrong: what providers answer, answers that are lost or late, apps that hang up, restarts.
 
 use ringfence::call::{EndProof, Outcome, Phase};
-use ringfence::simulate::{Fault, FaultKind, Millis, Provider, SimSettings};
+use ringfence_simulator::{Fault, FaultKind, Millis, Provider, SimSettings};
 use serde_json::{Value, json};
 
 use crate::outbound::{TALK, account_at, all_free, blind, elevenlabs, id, once, order, talk};
@@ -488,7 +488,7 @@ async fn a_provider_that_says_429_to_sweeps_is_left_alone_for_longer_each_time()
     let stage = Stage::start(Setup::default()).await;
     let answer = stage.dial(None, "+15550002001").await;
     for provider in BOTH {
-        let on = ringfence::simulate::Operation::List;
+        let on = ringfence_simulator::Operation::List;
         stage.control.fault(Fault { on, n: None, ..Fault::next(provider, FaultKind::RateLimited, 1) });
     }
     tokio::time::sleep(std::time::Duration::from_secs(3)).await;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use base64::Engine as _;
-use ringfence::simulate::{Millis, SimSettings, sign};
+use ringfence_simulator::{Millis, SimSettings, sign};
 use serde_json::{Value, json};
 
 use crate::support::hooks::now_secs;
@@ -270,11 +270,11 @@ async fn a_conversation_is_fetched_on_demand() {
     for unknown in ["conv_nobody_knows", "%00", ""] {
         assert_eq!(fetch(&stage, unknown).await.status, 404, "{unknown:?}");
     }
-    use ringfence::simulate::{Fault, FaultKind, Provider};
+    use ringfence_simulator::{Fault, FaultKind, Provider};
     stage.clock.advance_ms(6_000);
     stage.control.fault(Fault {
         n: None,
-        on: ringfence::simulate::Operation::Get,
+        on: ringfence_simulator::Operation::Get,
         ..Fault::next(Provider::ElevenLabs, FaultKind::ServerError, 9)
     });
     let failed = fetch(&stage, &conversation).await;
@@ -307,7 +307,7 @@ async fn a_call_that_is_up_is_not_fetched_and_uses_up_no_try() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_conversation_is_asked_for_once_in_a_moment_and_a_limit_of_the_provider_is_passed_on() {
-    use ringfence::simulate::{Fault, FaultKind, Operation, Provider};
+    use ringfence_simulator::{Fault, FaultKind, Operation, Provider};
     let stage = Stage::start(by_hand("[records]\nwait_secs = 86400")).await;
     let conversation = dialled(&stage).await;
     stage.control.end_call(&conversation);

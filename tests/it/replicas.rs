@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use ringfence::simulate::{Fault, FaultKind, Inbound, Provider, SimSettings, Via};
+use ringfence_simulator::{Fault, FaultKind, Inbound, Provider, SimSettings, Via};
 use serde_json::Value;
 use tokio::task::block_in_place;
 

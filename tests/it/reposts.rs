@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringfence::call::{Outcome, Phase};
-use ringfence::simulate::{Fault, FaultKind, Millis, Provider, SimSettings};
+use ringfence_simulator::{Fault, FaultKind, Millis, Provider, SimSettings};
 use serde_json::json;
 
 use crate::outbound::{account_at, all_free, basic, blind, elevenlabs, id, once, order, talk};

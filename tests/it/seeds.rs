@@ -7,7 +7,7 @@ use crate::support::hooks::{EVENTS, elevenlabs, now_secs, seed_event};
 use crate::support::socket::{said, setup};
 use crate::support::stage::{Setup, Stage};
 use ringfence::call::{EndProof, Origin, Phase};
-use ringfence::simulate::sign;
+use ringfence_simulator::sign;
 
 /// What is said in a call that nobody knows, under an id that no provider knows: it is on record, and given up at its deadline.
 #[tokio::test(flavor = "multi_thread")]

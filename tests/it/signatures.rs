@@ -8,7 +8,7 @@ use ring::{digest, hmac};
 use ringfence::call::Outcome;
 use ringfence::config;
 use ringfence::ids::CallId;
-use ringfence::simulate::{Fault, FaultKind, Operation, Provider, SimSettings, Subaccount, sign};
+use ringfence_simulator::{Fault, FaultKind, Operation, Provider, SimSettings, Subaccount, sign};
 use serde_json::{Value, json};
 
 use crate::support::hooks::{FORM, STATUS, VOICE, call_form, encoded, inbox, now_secs, pairs};

@@ -1,7 +1,7 @@
 //! What is counted before anything is served: calls that live at the providers already, whoever placed them.
 
 use ringfence::call::Origin;
-use ringfence::simulate::{Fault, FaultKind, Operation, Provider};
+use ringfence_simulator::{Fault, FaultKind, Operation, Provider};
 
 use crate::outbound::{all_free, id, once, order, talk};
 use crate::support::stage::{Setup, Stage};

@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use ringfence::simulate::{Fault, FaultKind, Provider};
+use ringfence_simulator::{Fault, FaultKind, Provider};
 
 use crate::support::child::Scene;
 use crate::support::stage::Setup;

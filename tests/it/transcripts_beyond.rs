@@ -509,7 +509,7 @@ async fn a_webhook_at_one_replica_reaches_the_subscriber_at_another_over_redis()
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_that_twilio_transcribes_is_followed_to_its_end() {
     let mut setup = setup("", "record_wait_secs = 0", "");
-    setup.sim.utterance_ms = ringfence::simulate::Millis::exactly(20);
+    setup.sim.utterance_ms = ringfence_simulator::Millis::exactly(20);
     let stage = Stage::start(setup).await;
     let placed = stage.dial(None, "+15550002201").await.json();
     let sid = placed["callSid"].as_str().unwrap();

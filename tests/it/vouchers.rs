@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use ringfence::call::{Outcome, Phase};
-use ringfence::simulate::{Inbound, SimSettings, Subaccount, Via, sign};
+use ringfence_simulator::{Inbound, SimSettings, Subaccount, Via, sign};
 use serde_json::{Value, json};
 
 use crate::outbound::{id, talk};

@@ -3,7 +3,7 @@
 use crate::support::hooks::{FORM, STATUS, VOICE, call_form, elevenlabs, encoded, now_secs, pairs, seed_event, twilio};
 use crate::support::net::ask;
 use crate::support::stage::{Behind, Setup, Stage};
-use ringfence::simulate::sign;
+use ringfence_simulator::sign;
 
 fn full(app: &Behind) -> Setup {
     Setup {

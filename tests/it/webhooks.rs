@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use ringfence::call::{Outcome, Phase};
 use ringfence::provider::sign::sha256_hex;
-use ringfence::simulate::{SimSettings, sign};
 use ringfence::store::NewEvent;
+use ringfence_simulator::{SimSettings, sign};
 use serde_json::{Value, json};
 
 use crate::support::hooks::{

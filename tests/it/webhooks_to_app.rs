@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
 use ringfence::call::Outcome;
-use ringfence::simulate::{Inbound, SimSettings, Via, sign};
+use ringfence_simulator::{Inbound, SimSettings, Via, sign};
 use serde_json::json;
 use tokio_tungstenite::tungstenite::Message;
 

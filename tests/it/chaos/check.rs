@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use ringfence::simulate::CallView;
+use ringfence_simulator::CallView;
 use sqlx::Row as _;
 
 use super::{ALL_MAX, BUSINESSES, Chaos, EL_MAX, REST};
@@ -248,15 +248,15 @@ fn most_at_once<'c>(calls: &[&'c CallView]) -> Vec<&'c CallView> {
 
 #[test]
 fn the_judge_counts_what_is_live_at_once() {
-    let sim = ringfence::simulate::SimSettings::default();
+    let sim = ringfence_simulator::SimSettings::default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         ringfence::net::install_crypto_provider();
-        let simulator = ringfence::simulate::Simulator::start(sim).await.unwrap();
-        let inbound = ringfence::simulate::Inbound {
+        let simulator = ringfence_simulator::Simulator::start(sim).await.unwrap();
+        let inbound = ringfence_simulator::Inbound {
             to: "+15550001101".to_owned(),
             from: "+15550003301".to_owned(),
-            via: ringfence::simulate::Via::Twilio,
+            via: ringfence_simulator::Via::Twilio,
             agent_id: None,
         };
         let view = simulator.control().inbound(&inbound).unwrap();

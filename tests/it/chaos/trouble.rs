@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use ringfence::simulate::{Fault, FaultKind, Provider};
+use ringfence_simulator::{Fault, FaultKind, Provider};
 use tokio::task::block_in_place;
 
 use super::{Chaos, REST, ms};

@@ -22,9 +22,9 @@ use ringfence::provider::secret::Secret;
 use ringfence::provider::select::{Document, Message, Predicate, Selector};
 use ringfence::provider::sign::{BadSignature, Checked, Keys, Request, Signature};
 use ringfence::proxy::route::{may_create, operation};
-use ringfence::simulate::sign as simulated;
 use ringfence::store::AppCallback;
 use ringfence::token::Keys as TokenKeys;
+use ringfence_simulator::sign as simulated;
 use serde_json::Value;
 
 /// A target: panics where a property does not hold.

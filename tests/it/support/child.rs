@@ -14,7 +14,7 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Request};
 use ringfence::ids::CallId;
 use ringfence::net::{Upstream, UpstreamSettings, fetch_local};
-use ringfence::simulate::{CallView, Control, Inbound, SimSettings, Simulator, Via};
+use ringfence_simulator::{CallView, Control, Inbound, SimSettings, Simulator, Via};
 use serde_json::{Value, json};
 use sqlx::Row as _;
 use tokio::io::AsyncWriteExt as _;

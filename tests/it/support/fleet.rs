@@ -13,7 +13,7 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request};
 use ringfence::ids::CallId;
 use ringfence::net::{Edge, EdgeSettings, Exchange, Handler, RunningEdge, Upstream, UpstreamSettings};
-use ringfence::simulate::{Control, SimSettings, Simulator};
+use ringfence_simulator::{Control, SimSettings, Simulator};
 use serde_json::{Value, json};
 
 use super::chance::Dice;

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use http::Request;
 use ringfence::net::{Edge, EdgeSettings, Exchange, Handler, RunningEdge, Upstream, UpstreamSettings};
-use ringfence::simulate::sign;
+use ringfence_simulator::sign;
 use serde_json::{Value, json};
 
 use super::stage::{Answer, PATIENCE, Stage};

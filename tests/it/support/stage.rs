@@ -11,7 +11,7 @@ use ringfence::clock::Clock;
 use ringfence::config;
 use ringfence::ids::CallId;
 use ringfence::net::{Edge, EdgeSettings, Exchange, Handler, RunningEdge, Upstream, UpstreamSettings, fetch_local};
-use ringfence::simulate::{Control, Millis, SimSettings, Simulator};
+use ringfence_simulator::{Control, Millis, SimSettings, Simulator};
 use serde_json::{Value, json};
 
 /// How long anything may take before a test calls it "does not happen".

@@ -1,9 +1,9 @@
 //! Calls from outside, and the answers that decide what becomes of them.
 
-use super::call::{Callback, Carrier, Leg, Outcome, Phase};
-use super::twilio::leg_form;
-use super::webhooks::{Hook, Retry, signed_form};
-use super::world::{Effect, Step, World};
+use crate::call::{Callback, Carrier, Leg, Outcome, Phase};
+use crate::twilio::leg_form;
+use crate::webhooks::{Hook, Retry, signed_form};
+use crate::world::{Effect, Step, World};
 use bytes::Bytes;
 use roxmltree::{Document, Node};
 use serde::{Deserialize, Serialize};
@@ -43,14 +43,14 @@ pub struct Inbound {
 
 /// A request whose answer decides.
 #[derive(Clone, Debug)]
-pub(super) struct Question {
+pub(crate) struct Question {
     pub hook: Hook,
     pub about: About,
 }
 
 /// What is decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum About {
+pub(crate) enum About {
     /// TwiML for a call; redirected ones are live already.
     Voice { redirected: bool },
     /// Dynamic variables for a native call.
@@ -73,7 +73,7 @@ enum Verdict {
 
 impl World {
     /// Takes an inbound call in; the number of the call.
-    pub(super) fn arrive(&mut self, inbound: &Inbound, now: Instant) -> u64 {
+    pub(crate) fn arrive(&mut self, inbound: &Inbound, now: Instant) -> u64 {
         self.counts.inbound += 1;
         let leg = Leg::new(self.ids.sid("CA"), "inbound");
         match inbound.via {
@@ -140,7 +140,7 @@ impl World {
     }
 
     /// Fetches TwiML for a call.
-    pub(super) fn ask_voice(&mut self, n: u64, url: &str, get: bool, redirected: bool) {
+    pub(crate) fn ask_voice(&mut self, n: u64, url: &str, get: bool, redirected: bool) {
         let Some(call) = self.calls.get(&n) else {
             return;
         };
@@ -150,7 +150,7 @@ impl World {
     }
 
     /// The answer to a question: status and body, or none.
-    pub(super) fn answered(&mut self, n: u64, about: About, answer: Option<(u16, Bytes)>, now: Instant) {
+    pub(crate) fn answered(&mut self, n: u64, about: About, answer: Option<(u16, Bytes)>, now: Instant) {
         let Some(call) = self.calls.get_mut(&n) else {
             return;
         };
@@ -182,7 +182,7 @@ impl World {
     }
 
     /// The first TwiML of a call.
-    pub(super) fn follow_twiml(&mut self, n: u64, twiml: &str, now: Instant) {
+    pub(crate) fn follow_twiml(&mut self, n: u64, twiml: &str, now: Instant) {
         let Some(arriving) = self.calls.get(&n).map(|call| call.phase == Phase::Arriving) else {
             return;
         };
@@ -207,7 +207,7 @@ impl World {
     }
 
     /// New TwiML for a call that talks.
-    pub(super) fn redirect(&mut self, n: u64, twiml: &str, now: Instant) {
+    pub(crate) fn redirect(&mut self, n: u64, twiml: &str, now: Instant) {
         match verdict(twiml) {
             Verdict::Stream(Some(id)) if self.join(n, &id, now) => {}
             Verdict::Stream(_) | Verdict::Talk { last: false } => {}

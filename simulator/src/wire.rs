@@ -6,7 +6,7 @@ use serde_json::Value;
 
 /// A request as the providers' logic sees it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Ask<'a> {
+pub(crate) struct Ask<'a> {
     pub method: &'a str,
     pub path: &'a str,
     pub query: &'a str,
@@ -15,29 +15,29 @@ pub(super) struct Ask<'a> {
 }
 
 impl Ask<'_> {
-    pub(super) fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).and_then(|value| value.to_str().ok())
     }
 
     /// The first value of a query parameter.
-    pub(super) fn param(&self, name: &str) -> Option<String> {
+    pub(crate) fn param(&self, name: &str) -> Option<String> {
         self.params().into_iter().find(|(key, _)| key == name).map(|(_, value)| value)
     }
 
-    pub(super) fn params(&self) -> Vec<(String, String)> {
+    pub(crate) fn params(&self) -> Vec<(String, String)> {
         form_urlencoded::parse(self.query.as_bytes()).into_owned().collect()
     }
 
-    pub(super) fn json(&self) -> Option<Value> {
+    pub(crate) fn json(&self) -> Option<Value> {
         serde_json::from_slice(self.body).ok()
     }
 
-    pub(super) fn form(&self) -> Form {
+    pub(crate) fn form(&self) -> Form {
         Form(form_urlencoded::parse(self.body).into_owned().collect())
     }
 
     /// The path's segments, decoded.
-    pub(super) fn segments(&self) -> Vec<String> {
+    pub(crate) fn segments(&self) -> Vec<String> {
         self.path.split('/').filter(|part| !part.is_empty()).map(decoded).collect()
     }
 }
@@ -53,22 +53,22 @@ fn decoded(part: &str) -> String {
 
 /// A decoded form with repeated names kept.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Form(pub Vec<(String, String)>);
+pub(crate) struct Form(pub Vec<(String, String)>);
 
 impl Form {
     /// The first value that is not empty.
-    pub(super) fn get(&self, name: &str) -> Option<&str> {
+    pub(crate) fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(key, value)| key == name && !value.is_empty()).map(|(_, value)| value.as_str())
     }
 
-    pub(super) fn all(&self, name: &str) -> Vec<String> {
+    pub(crate) fn all(&self, name: &str) -> Vec<String> {
         self.0.iter().filter(|(key, _)| key == name).map(|(_, value)| value.clone()).collect()
     }
 }
 
 /// An answer, with what the server has to do besides sending it.
 #[derive(Clone, Debug)]
-pub(super) struct Reply {
+pub(crate) struct Reply {
     pub status: u16,
     pub content: &'static str,
     pub body: Bytes,
@@ -81,15 +81,15 @@ pub(super) struct Reply {
 }
 
 impl Reply {
-    pub(super) fn json(status: u16, body: &Value) -> Reply {
+    pub(crate) fn json(status: u16, body: &Value) -> Reply {
         Reply::text(status, "application/json", body.to_string())
     }
 
-    pub(super) fn text(status: u16, content: &'static str, body: String) -> Reply {
+    pub(crate) fn text(status: u16, content: &'static str, body: String) -> Reply {
         Reply { status, content, body: Bytes::from(body), wait_ms: 0, drop: false, retry_after: None }
     }
 
-    pub(super) fn empty(status: u16) -> Reply {
+    pub(crate) fn empty(status: u16) -> Reply {
         Reply::text(status, "", String::new())
     }
 }

@@ -1,13 +1,13 @@
 //! One physical telephone call: its Twilio leg, its ElevenLabs conversation, or both.
 
-use super::transcription::Transcription;
+use crate::transcription::Transcription;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
 
 /// How far a call is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Phase {
+pub(crate) enum Phase {
     /// A conversation of register-call that no telephone call has joined yet.
     Registered,
     /// Inbound, and nobody has decided yet what to do with it.
@@ -47,7 +47,7 @@ impl Outcome {
         }
     }
 
-    pub(super) fn sip_code(self) -> &'static str {
+    pub(crate) fn sip_code(self) -> &'static str {
         match self {
             Outcome::Completed => "200",
             Outcome::Busy => "486",
@@ -59,7 +59,7 @@ impl Outcome {
 
 /// What the destination will do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Destiny {
+pub(crate) enum Destiny {
     Answers,
     Busy,
     NoAnswer,
@@ -68,7 +68,7 @@ pub(super) enum Destiny {
 
 impl Destiny {
     /// Numbers that end in 0001, 0002 and 0003 are busy, silent and unreachable.
-    pub(super) fn of(number: &str) -> Destiny {
+    pub(crate) fn of(number: &str) -> Destiny {
         match number.get(number.len().saturating_sub(4)..) {
             Some("0001") => Destiny::Busy,
             Some("0002") => Destiny::NoAnswer,
@@ -80,7 +80,7 @@ impl Destiny {
 
 /// Where status callbacks go and which were asked for.
 #[derive(Clone, Debug)]
-pub(super) struct Callback {
+pub(crate) struct Callback {
     pub url: String,
     pub get: bool,
     pub events: Vec<String>,
@@ -88,7 +88,7 @@ pub(super) struct Callback {
 
 /// The call as Twilio knows it.
 #[derive(Clone, Debug)]
-pub(super) struct Leg {
+pub(crate) struct Leg {
     pub sid: String,
     pub direction: &'static str,
     /// Conference SID and the name it was asked for by.
@@ -107,7 +107,7 @@ pub(super) struct Leg {
 }
 
 impl Leg {
-    pub(super) fn new(sid: String, direction: &'static str) -> Leg {
+    pub(crate) fn new(sid: String, direction: &'static str) -> Leg {
         Leg {
             sid,
             direction,
@@ -126,7 +126,7 @@ impl Leg {
 
 /// Who carries the sound of a conversation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Carrier {
+pub(crate) enum Carrier {
     Twilio,
     Sip,
     Exotel,
@@ -135,7 +135,7 @@ pub(super) enum Carrier {
 
 impl Carrier {
     /// `conversation_initiation_source`.
-    pub(super) fn source(self) -> &'static str {
+    pub(crate) fn source(self) -> &'static str {
         match self {
             Carrier::Twilio => "twilio",
             Carrier::Sip => "sip_trunk",
@@ -145,7 +145,7 @@ impl Carrier {
     }
 
     /// `metadata.phone_call.type`.
-    pub(super) fn phone_type(self) -> Option<&'static str> {
+    pub(crate) fn phone_type(self) -> Option<&'static str> {
         match self {
             Carrier::Twilio => Some("twilio"),
             Carrier::Sip => Some("sip_trunking"),
@@ -157,7 +157,7 @@ impl Carrier {
 
 /// The call as ElevenLabs knows it.
 #[derive(Clone, Debug)]
-pub(super) struct Talk {
+pub(crate) struct Talk {
     pub id: String,
     pub agent: String,
     pub phone_number: Option<String>,
@@ -175,7 +175,7 @@ pub(super) struct Talk {
 
 /// One physical call.
 #[derive(Clone, Debug)]
-pub(super) struct Call {
+pub(crate) struct Call {
     pub n: u64,
     /// Timers set before the last unplanned turn carry an older number and do nothing.
     pub epoch: u64,
@@ -200,7 +200,7 @@ pub(super) struct Call {
 }
 
 impl Call {
-    pub(super) fn new(n: u64, from: &str, to: &str, phase: Phase) -> Call {
+    pub(crate) fn new(n: u64, from: &str, to: &str, phase: Phase) -> Call {
         Call {
             n,
             epoch: 0,
@@ -222,12 +222,12 @@ impl Call {
     }
 
     /// Holds capacity: from the accepted create, or the admitted arrival, until the line is down.
-    pub(super) fn live(&self) -> bool {
+    pub(crate) fn live(&self) -> bool {
         !self.over_limit && !matches!(self.phase, Phase::Arriving | Phase::Over)
     }
 
     /// Seconds talked, begun ones counted whole.
-    pub(super) fn talked_secs(&self) -> i64 {
+    pub(crate) fn talked_secs(&self) -> i64 {
         let Some(answered) = self.answered else {
             return 0;
         };
@@ -237,7 +237,7 @@ impl Call {
     }
 
     /// `status` of Twilio's REST resource.
-    pub(super) fn twilio_status(&self) -> &'static str {
+    pub(crate) fn twilio_status(&self) -> &'static str {
         match self.phase {
             Phase::Registered | Phase::Queued | Phase::Dialing => "queued",
             Phase::Arriving | Phase::Ringing => "ringing",
@@ -247,7 +247,7 @@ impl Call {
     }
 
     /// `status` of ElevenLabs' conversation.
-    pub(super) fn talk_status(&self) -> &'static str {
+    pub(crate) fn talk_status(&self) -> &'static str {
         match self.phase {
             Phase::Live => "in-progress",
             Phase::Over if self.outcome != Some(Outcome::Completed) => "failed",
@@ -258,7 +258,7 @@ impl Call {
     }
 
     /// What tests and people look at.
-    pub(super) fn view(&self) -> CallView {
+    pub(crate) fn view(&self) -> CallView {
         let leg = self.leg.as_ref();
         let talk = self.talk.as_ref();
         CallView {
@@ -286,7 +286,7 @@ impl Call {
     }
 }
 
-/// One call as `/_sim/state` and [`super::Control::calls`] show it.
+/// One call as `/_sim/state` and [`crate::Control::calls`] show it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct CallView {
     /// Number of the call, from 1.

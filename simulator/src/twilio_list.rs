@@ -1,16 +1,16 @@
 //! Twilio's list of calls, with its filters and pages.
 
-use super::call::{Call, Outcome};
-use super::twilio::{error, resource};
-use super::wire::{Ask, Form, Reply};
-use super::world::World;
+use crate::call::{Call, Outcome};
+use crate::twilio::{error, resource};
+use crate::wire::{Ask, Form, Reply};
+use crate::world::World;
 use jiff::Timestamp;
 use jiff::civil::{Date, DateTime};
 use jiff::tz::TimeZone;
 use serde_json::{Value, json};
 
 /// `GET /2010-04-01/Accounts/{sid}/Calls.json`.
-pub(super) fn list(world: &mut World, ask: &Ask<'_>) -> Reply {
+pub(crate) fn list(world: &mut World, ask: &Ask<'_>) -> Reply {
     world.counts.list_requests += 1;
     let params = Form(ask.params());
     if let Some(status) = params.get("Status")

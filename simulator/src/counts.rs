@@ -56,7 +56,7 @@ pub struct Counts {
 }
 
 /// Moves one live count and its maximum.
-pub(super) fn shift(now: &mut u32, max: &mut u32, was: bool, is: bool) {
+pub(crate) fn shift(now: &mut u32, max: &mut u32, was: bool, is: bool) {
     match (was, is) {
         (false, true) => {
             *now = now.saturating_add(1);

@@ -104,23 +104,23 @@ impl Fault {
 
 /// The faults that are set, oldest first.
 #[derive(Debug, Default)]
-pub(super) struct Faults(Vec<Fault>);
+pub(crate) struct Faults(Vec<Fault>);
 
 impl Faults {
-    pub(super) fn set(&mut self, fault: Fault) {
+    pub(crate) fn set(&mut self, fault: Fault) {
         self.0.push(fault);
     }
 
-    pub(super) fn clear(&mut self, provider: Option<Provider>) {
+    pub(crate) fn clear(&mut self, provider: Option<Provider>) {
         self.0.retain(|fault| provider.is_some_and(|one| one != fault.provider));
     }
 
-    pub(super) fn list(&self) -> &[Fault] {
+    pub(crate) fn list(&self) -> &[Fault] {
         &self.0
     }
 
     /// Uses up one turn of the first fault that fits.
-    pub(super) fn take(&mut self, provider: Provider, on: Operation) -> Option<Fault> {
+    pub(crate) fn take(&mut self, provider: Provider, on: Operation) -> Option<Fault> {
         let fits = |fault: &Fault| fault.provider == provider && (fault.on == on || fault.on == Operation::Any);
         self.0.retain(|fault| fault.n != Some(0));
         let place = self.0.iter().position(fits)?;

@@ -1,13 +1,13 @@
 //! Twilio's side of the API: calls made, changed and read.
 
-use super::call::{Call, Callback, Leg, Phase};
-use super::elevenlabs::disturb;
-use super::fault::{Fault, FaultKind, Operation, Provider};
-use super::subaccounts;
-use super::transcription;
-use super::twilio_list::list;
-use super::wire::{Ask, Form, Reply};
-use super::world::{Step, World};
+use crate::call::{Call, Callback, Leg, Phase};
+use crate::elevenlabs::disturb;
+use crate::fault::{Fault, FaultKind, Operation, Provider};
+use crate::subaccounts;
+use crate::transcription;
+use crate::twilio_list::list;
+use crate::wire::{Ask, Form, Reply};
+use crate::world::{Step, World};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 /// Answers a request to api.twilio.com.
-pub(super) fn respond(world: &mut World, ask: &Ask<'_>, now: Instant) -> Reply {
+pub(crate) fn respond(world: &mut World, ask: &Ask<'_>, now: Instant) -> Reply {
     let account = world.settings.account_sid.clone();
     let segments = ask.segments();
     let parts: Vec<&str> = segments.iter().map(String::as_str).collect();
@@ -131,7 +131,7 @@ fn numbers(world: &World) -> Reply {
 }
 
 /// Twilio's shape of an error.
-pub(super) fn error(status: u16, code: u32, message: &str) -> Reply {
+pub(crate) fn error(status: u16, code: u32, message: &str) -> Reply {
     let more_info = format!("https://www.twilio.com/docs/errors/{code}");
     Reply::json(status, &json!({"code": code, "message": message, "more_info": more_info, "status": status}))
 }
@@ -357,7 +357,7 @@ fn delete(world: &mut World, n: u64) -> Reply {
 }
 
 /// The resource of a call.
-pub(super) fn resource(call: &Call, account: &str) -> Value {
+pub(crate) fn resource(call: &Call, account: &str) -> Value {
     let Some(leg) = &call.leg else {
         return Value::Null;
     };
@@ -405,7 +405,7 @@ pub(super) fn resource(call: &Call, account: &str) -> Value {
 }
 
 /// The form fields that every webhook about a call has.
-pub(super) fn leg_form(call: &Call, account: &str, status: &str) -> Vec<(String, String)> {
+pub(crate) fn leg_form(call: &Call, account: &str, status: &str) -> Vec<(String, String)> {
     let (sid, direction) = call.leg.as_ref().map_or(("", ""), |leg| (leg.sid.as_str(), leg.direction));
     [
         ("CallSid", sid),
@@ -424,6 +424,6 @@ pub(super) fn leg_form(call: &Call, account: &str, status: &str) -> Vec<(String,
 }
 
 /// Twilio's way to write a time.
-pub(super) fn rfc2822(at: Timestamp) -> String {
+pub(crate) fn rfc2822(at: Timestamp) -> String {
     jiff::fmt::rfc2822::to_string(&at.to_zoned(TimeZone::UTC)).unwrap_or_default()
 }

@@ -1,6 +1,6 @@
 //! What a simulation is made of; everything can be changed while it runs.
 
-use super::subaccounts::Subaccount;
+use crate::subaccounts::Subaccount;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -160,7 +160,7 @@ impl Default for SimSettings {
 
 impl SimSettings {
     /// These settings with some members replaced by those of a JSON object.
-    pub(super) fn patched(&self, patch: &serde_json::Value) -> Result<SimSettings, String> {
+    pub(crate) fn patched(&self, patch: &serde_json::Value) -> Result<SimSettings, String> {
         let Some(patch) = patch.as_object() else {
             return Err("a JSON object is expected".to_owned());
         };

@@ -1,23 +1,52 @@
-//! The simulated providers on real sockets.
+//! The simulated providers on real sockets, met by a plain HTTP client and server.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests say what they expect by unwrapping it"
+)]
 
-use async_trait::async_trait;
 use base64::Engine as _;
 use bytes::Bytes;
 use http::{Request, Response};
-use ringfence::net::edge::{Edge, EdgeSettings, Handler, RunningEdge};
-use ringfence::net::exchange::Exchange;
-use ringfence::net::upstream::{Upstream, UpstreamError, UpstreamSettings};
-use ringfence::simulate::{
-    Control, Counts, Fault, FaultKind, Inbound, Millis, Operation, Outcome, Provider, SimSettings, Simulator, Via, sign,
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use ringfence_simulator::{
+    CallView, Control, Counts, Fault, FaultKind, Inbound, Millis, Operation, Outcome, Provider, SimSettings, Simulator,
+    Via, sign,
 };
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex};
+use std::convert::Infallible;
+use std::io::Write as _;
+use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 
 const LONG: Duration = Duration::from_secs(10);
 
 type Pairs = Vec<(String, String)>;
+
+/// A panic in a task of the simulator ends the run: the runtime would swallow it.
+fn panics_end_the_run() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            before(panic);
+            if tokio::task::try_id().is_some() {
+                // Past the capture of the test's output, which would be lost with the process.
+                _ = writeln!(std::io::stderr(), "a task panicked: {panic}");
+                std::process::abort();
+            }
+        }));
+    });
+}
 
 // === a receiver of webhooks ===
 
@@ -51,17 +80,16 @@ struct Receiver {
     answer: Box<Answerer>,
 }
 
-#[async_trait]
-impl Handler for Receiver {
-    async fn handle(&self, exchange: &mut Exchange) {
-        let body = exchange.read_body(1 << 20).await.unwrap_or_default();
+impl Receiver {
+    async fn handle(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let (head, body) = request.into_parts();
         let text = |value: &http::HeaderValue| value.to_str().unwrap_or_default().to_owned();
         let got = Got {
-            method: exchange.method().to_string(),
-            path: exchange.path().to_owned(),
-            query: exchange.query().unwrap_or_default().to_owned(),
-            headers: exchange.headers().iter().map(|(name, value)| (name.to_string(), text(value))).collect(),
-            body,
+            method: head.method.to_string(),
+            path: head.uri.path().to_owned(),
+            query: head.uri.query().unwrap_or_default().to_owned(),
+            headers: head.headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect(),
+            body: body.collect().await.expect("a whole body").to_bytes(),
         };
         let turn = {
             let mut all = self.got.lock().expect("lock");
@@ -69,23 +97,34 @@ impl Handler for Receiver {
             all.iter().filter(|one| one.path == got.path).count()
         };
         let (status, body) = (self.answer)(&got, turn);
-        let answer = Response::builder().status(status).body(Bytes::from(body)).expect("an answer");
-        exchange.respond(answer).await;
+        Response::builder().status(status).body(Full::from(body)).expect("an answer")
+    }
+
+    async fn run(self: Arc<Self>, listener: TcpListener) {
+        while let Ok((stream, _)) = listener.accept().await {
+            let receiver = Arc::clone(&self);
+            let service = service_fn(move |request| {
+                let receiver = Arc::clone(&receiver);
+                async move { Ok::<_, Infallible>(receiver.handle(request).await) }
+            });
+            let server = hyper::server::conn::http1::Builder::new();
+            tokio::spawn(server.serve_connection(TokioIo::new(stream), service));
+        }
     }
 }
 
 struct Hooks {
     receiver: Arc<Receiver>,
     base: String,
-    _edge: RunningEdge,
 }
 
 impl Hooks {
     async fn answering(answer: impl Fn(&Got, usize) -> (u16, String) + Send + Sync + 'static) -> Hooks {
         let receiver = Arc::new(Receiver { got: Mutex::default(), answer: Box::new(answer) });
-        let edge = Edge::bind(([127, 0, 0, 1], 0).into(), EdgeSettings::default(), None).await.expect("bind");
-        let edge = edge.spawn(receiver.clone());
-        Hooks { receiver, base: format!("http://{}", edge.local_addr()), _edge: edge }
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let base = format!("http://{}", listener.local_addr().expect("an address"));
+        tokio::spawn(Arc::clone(&receiver).run(listener));
+        Hooks { receiver, base }
     }
 
     async fn start() -> Hooks {
@@ -105,7 +144,7 @@ impl Hooks {
 
 struct World {
     sim: Simulator,
-    client: Upstream,
+    client: Client<HttpConnector, Full<Bytes>>,
     settings: SimSettings,
 }
 
@@ -143,9 +182,9 @@ fn endless() -> SimSettings {
 
 impl World {
     async fn start(settings: SimSettings) -> World {
-        crate::support::panics::end_the_run();
+        panics_end_the_run();
         let sim = Simulator::start(settings.clone()).await.expect("start");
-        let client = Upstream::new(UpstreamSettings::default()).expect("client");
+        let client = Client::builder(TokioExecutor::new()).build_http();
         World { sim, client, settings }
     }
 
@@ -157,12 +196,17 @@ impl World {
         self.control().counts()
     }
 
-    async fn send(&self, request: Request<Bytes>) -> Result<Answer, UpstreamError> {
-        let (head, body) = self.client.fetch(request, 1 << 22, LONG).await?.into_parts();
-        Ok(Answer { status: head.status.as_u16(), headers: head.headers, body })
+    /// The answer, unless the connection broke.
+    async fn send(&self, request: Request<Bytes>) -> Option<Answer> {
+        let exchange = async {
+            let (head, body) = self.client.request(request.map(Full::new)).await.ok()?.into_parts();
+            let body = body.collect().await.ok()?.to_bytes();
+            Some(Answer { status: head.status.as_u16(), headers: head.headers, body })
+        };
+        tokio::time::timeout(LONG, exchange).await.expect("an answer in time")
     }
 
-    async fn el_try(&self, method: &str, path: &str, body: Value) -> Result<Answer, UpstreamError> {
+    async fn el_try(&self, method: &str, path: &str, body: Value) -> Option<Answer> {
         let request = Request::builder()
             .method(method)
             .uri(format!("{}{path}", self.sim.base_url()))
@@ -209,7 +253,7 @@ impl World {
     }
 
     /// The call with this id, when it is as wanted.
-    async fn until(&self, id: &str, wanted: impl Fn(&ringfence::simulate::CallView) -> bool) {
+    async fn until(&self, id: &str, wanted: impl Fn(&CallView) -> bool) {
         assert!(self.control().wait_call(LONG, id, wanted).await, "{:?}", self.control().call(id));
     }
 
@@ -580,7 +624,7 @@ async fn a_call_can_be_accepted_without_an_answer() {
     let world = World::start(endless()).await;
     world.control().fault(Fault::next(Provider::ElevenLabs, FaultKind::AcceptThenDrop, 1));
     let lost = world.el_try("POST", "/v1/convai/twilio/outbound-call", order("+15550002222")).await;
-    assert!(matches!(lost, Err(UpstreamError::Broken(_))), "{:?}", lost.map(|answer| answer.status));
+    assert!(lost.is_none(), "{:?}", lost.map(|answer| answer.status));
     assert_eq!(world.counts().creates_el, 1);
     let slow = Fault { ms: 200, ..Fault::next(Provider::Twilio, FaultKind::Slow, 1) };
     world.control().fault(slow);
@@ -611,7 +655,7 @@ async fn a_rejected_caller_is_not_billed() {
         assert_eq!(world.sim_post("inbound", inbound).await.status, 200);
     }
     world.idle().await;
-    let outcome = |call: &ringfence::simulate::CallView| (call.outcome, call.billed);
+    let outcome = |call: &CallView| (call.outcome, call.billed);
     let mut calls = world.control().calls();
     calls.sort_by(|one, two| one.to.cmp(&two.to));
     let outcomes: Vec<_> = calls.iter().map(outcome).collect();
@@ -783,20 +827,24 @@ async fn webhooks_get_lost_doubled_and_overtaken() {
 async fn the_monitor_socket_ends_a_call() {
     use futures_util::{SinkExt, StreamExt};
     use tokio_tungstenite::tungstenite::{Message, client::IntoClientRequest};
+    let connect = async |request: http::Request<()>, world: &World| {
+        let stream = TcpStream::connect(world.sim.addr()).await.expect("a connection");
+        tokio_tungstenite::client_async(request, stream).await
+    };
     let world = World::start(endless()).await;
     let id = world.dial_el("+15550002222").await.text("conversation_id");
     world.until(&id, |call| call.answered).await;
     let url = format!("ws://{}/v1/convai/conversations/{id}/monitor", world.sim.addr());
-    assert!(tokio_tungstenite::connect_async(url.as_str()).await.is_err(), "without a key");
-    let mut request = url.as_str().into_client_request().expect("request");
+    let mut request = url.into_client_request().expect("request");
+    assert!(connect(request.clone(), &world).await.is_err(), "without a key");
     request.headers_mut().insert("xi-api-key", world.settings.el_api_key.parse().expect("key"));
-    let (mut socket, _) = tokio_tungstenite::connect_async(request.clone()).await.expect("socket");
+    let (mut socket, _) = connect(request.clone(), &world).await.expect("socket");
     let first = socket.next().await.expect("an event").expect("an event").into_text().expect("text");
     assert!(first.contains("agent_response"));
     socket.send(Message::text(r#"{"command_type":"end_call"}"#)).await.expect("sent");
     world.until(&id, |call| call.ended_by == Some("monitor")).await;
     while let Some(Ok(_)) = socket.next().await {}
-    assert!(tokio_tungstenite::connect_async(request).await.is_err(), "the call is over");
+    assert!(connect(request, &world).await.is_err(), "the call is over");
 }
 
 #[tokio::test]
@@ -911,8 +959,7 @@ async fn twilio_limits_are_its_own() {
     for _ in 0..3 {
         assert_eq!(world.dial_tw("+15550002222", &[("StatusCallback", &end)]).await.status, 201);
     }
-    let over =
-        |calls: &[ringfence::simulate::CallView]| calls.iter().filter(|call| call.ended_by == Some("limit")).count();
+    let over = |calls: &[CallView]| calls.iter().filter(|call| call.ended_by == Some("limit")).count();
     assert!(world.control().wait_counts(LONG, |counts| counts.webhooks_sent == 1).await);
     assert_eq!((over(&world.control().calls()), world.counts().tw_live_max), (1, 2));
 
@@ -949,4 +996,155 @@ async fn the_state_can_be_read_and_forgotten() {
     assert_eq!(world.sim_post("reset", json!({})).await.status, 200);
     let seen = state().await;
     assert_eq!((&seen["counts"], &seen["calls"]), (&json!(Counts::default()), &json!([])));
+}
+
+// === connections ===
+
+/// A connection of a client that writes HTTP by hand.
+struct Line(TcpStream);
+
+impl Line {
+    async fn to(world: &World) -> Line {
+        Line(TcpStream::connect(world.sim.addr()).await.expect("a connection"))
+    }
+
+    async fn write(&mut self, text: &str) {
+        self.0.write_all(text.as_bytes()).await.expect("written");
+    }
+
+    /// All that comes until there is `end`, or no more.
+    async fn read(&mut self, end: &str) -> std::io::Result<String> {
+        let reading = async {
+            let (mut read, mut piece) = (Vec::new(), [0; 4096]);
+            while !String::from_utf8_lossy(&read).contains(end) {
+                match self.0.read(&mut piece).await? {
+                    0 => break,
+                    n => read.extend_from_slice(&piece[..n]),
+                }
+            }
+            Ok(String::from_utf8_lossy(&read).into_owned())
+        };
+        tokio::time::timeout(LONG, reading).await.expect("something in time")
+    }
+}
+
+fn written(world: &World, method: &str, path: &str, body: &str) -> String {
+    let (key, length) = (&world.settings.el_api_key, body.len());
+    format!("{method} {path} HTTP/1.1\r\nhost: el\r\nxi-api-key: {key}\r\ncontent-length: {length}\r\n\r\n{body}")
+}
+
+fn is_reset(read: &std::io::Result<String>) -> bool {
+    read.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset)
+}
+
+#[tokio::test]
+async fn a_connection_serves_one_request_after_another_also_in_pieces() {
+    let world = World::start(endless()).await;
+    let mut line = Line::to(&world).await;
+    let create = written(&world, "POST", "/v1/convai/twilio/outbound-call", &order("+15550002222").to_string());
+    for (made, at) in [(1, 9), (2, create.len() - 5)] {
+        line.write(&create[..at]).await;
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        assert_eq!(world.counts().creates_el, made - 1, "half a request makes no call");
+        line.write(&create[at..]).await;
+        let answer = line.read("}").await.expect("an answer");
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains("conversation_id"), "{answer}");
+        assert_eq!(world.counts().creates_el, made);
+    }
+    // Two at once are answered in turn.
+    let known = written(&world, "GET", "/v1/convai/conversations/conv_none", "");
+    line.write(&format!("{create}{known}")).await;
+    let both = line.read("404").await.expect("two answers");
+    assert!(both.find("200 OK").expect("the first") < both.find("404").expect("the second"), "{both}");
+}
+
+/// A fault that drops the connection resets it without a byte, and that one alone.
+#[tokio::test]
+async fn a_dropped_connection_is_reset_without_a_byte() {
+    let world = World::start(endless()).await;
+    let create = written(&world, "POST", "/v1/convai/twilio/outbound-call", &order("+15550002222").to_string());
+    let (mut one, mut other) = (Line::to(&world).await, Line::to(&world).await);
+    other.write(&create).await;
+    assert!(other.read("}").await.expect("an answer").contains("200 OK"));
+    for (kind, creates) in [(FaultKind::Drop, 1), (FaultKind::AcceptThenDrop, 2)] {
+        world.control().fault(Fault::next(Provider::ElevenLabs, kind, 1));
+        one.write(&create).await;
+        let read = one.read("}").await;
+        assert!(is_reset(&read), "{read:?}");
+        assert_eq!(world.counts().creates_el, creates);
+        one = Line::to(&world).await;
+    }
+    other.write(&create).await;
+    assert!(other.read("}").await.expect("an answer").contains("200 OK"));
+}
+
+#[tokio::test]
+async fn a_body_that_is_too_long_is_refused() {
+    let world = World::start(endless()).await;
+    let mut line = Line::to(&world).await;
+    line.write("POST /v1/convai/batch-calling/submit HTTP/1.1\r\nhost: el\r\ncontent-length: 16777217\r\n\r\n").await;
+    let answer = line.read("\r\n\r\n").await.expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+}
+
+/// What is no WebSocket's beginning does not become one.
+#[tokio::test]
+async fn a_monitor_socket_needs_a_whole_handshake() {
+    let world = World::start(endless()).await;
+    let id = world.dial_el("+15550002222").await.text("conversation_id");
+    world.until(&id, |call| call.answered).await;
+    for (path, status) in
+        [(format!("conversations/{id}/monitor"), "400"), ("conversations/conv_none".to_owned(), "404")]
+    {
+        let mut line = Line::to(&world).await;
+        let key = &world.settings.el_api_key;
+        line.write(&format!("GET /v1/convai/{path} HTTP/1.1\r\nhost: el\r\nupgrade: websocket\r\nconnection: upgrade\r\nxi-api-key: {key}\r\n\r\n"))
+            .await;
+        let answer = line.read("\r\n\r\n").await.expect("an answer");
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+    }
+}
+
+/// Stopping resets who is connected, also one whose answer is due, and gives the port back.
+#[tokio::test]
+async fn a_stopped_simulator_lets_go_of_everything() {
+    let hooks = Hooks::start().await;
+    let world = World::start(SimSettings { el_events_url: Some(hooks.url("/el")), ..endless() }).await;
+    let (mut idle, mut waiting) = (Line::to(&world).await, Line::to(&world).await);
+    idle.write(&written(&world, "GET", "/_sim/state", "")).await;
+    idle.read("\"idle\":true}").await.expect("an answer");
+    world.control().fault(Fault { ms: 60_000, ..Fault::next(Provider::ElevenLabs, FaultKind::Slow, 1) });
+    let create = written(&world, "POST", "/v1/convai/twilio/outbound-call", &order("+15550002222").to_string());
+    waiting.write(&create).await;
+    assert!(world.control().wait_counts(LONG, |counts| counts.creates_el == 1).await);
+    let listen = world.sim.addr();
+    tokio::time::timeout(LONG, world.sim.stop()).await.expect("stopped");
+    for line in [&mut idle, &mut waiting] {
+        let read = line.read("}").await;
+        assert!(is_reset(&read), "{read:?}");
+    }
+    let again = World::start(SimSettings { listen, ..quick() }).await;
+    assert_eq!(again.sim.addr(), listen);
+}
+
+/// A test's runtime is all that there is of its simulator.
+#[test]
+fn the_end_of_the_runtime_is_the_end_of_the_simulator() {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let (listen, mut line) = runtime.block_on(async {
+        let world = World::start(endless()).await;
+        let mut line = Line::to(&world).await;
+        line.write(&written(&world, "GET", "/_sim/state", "")).await;
+        line.read("\"idle\":true}").await.expect("an answer");
+        (world.sim.addr(), line.0.into_std().expect("a socket"))
+    });
+    drop(runtime);
+    line.set_nonblocking(false).expect("blocking");
+    line.set_read_timeout(Some(LONG)).expect("a limit");
+    let mut rest = Vec::new();
+    let read = std::io::Read::read_to_end(&mut line, &mut rest);
+    let kind = read.as_ref().map_err(std::io::Error::kind);
+    assert!(matches!(kind, Ok(_) | Err(std::io::ErrorKind::ConnectionReset)), "{read:?}");
+    assert!(std::net::TcpStream::connect(listen).is_err(), "nobody listens");
 }

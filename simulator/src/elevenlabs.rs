@@ -1,19 +1,19 @@
 //! ElevenLabs' side of the API: creates. What is read is in `records`.
 
-use super::batch;
-use super::call::{Call, Carrier, Leg, Phase};
-use super::chance::LONGEST_MS;
-use super::fault::{Fault, FaultKind, Operation, Provider};
-use super::records;
-use super::wire::{Ask, Reply};
-use super::world::{Step, World};
+use crate::batch;
+use crate::call::{Call, Carrier, Leg, Phase};
+use crate::chance::LONGEST_MS;
+use crate::fault::{Fault, FaultKind, Operation, Provider};
+use crate::records;
+use crate::wire::{Ask, Reply};
+use crate::world::{Step, World};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-pub(super) use super::records::conversation;
+pub(crate) use crate::records::conversation;
 
 /// Answers a request to api.elevenlabs.io.
-pub(super) fn respond(world: &mut World, ask: &Ask<'_>, now: Instant) -> Reply {
+pub(crate) fn respond(world: &mut World, ask: &Ask<'_>, now: Instant) -> Reply {
     if ask.header("xi-api-key") != Some(world.settings.el_api_key.as_str()) {
         return bad_key();
     }
@@ -62,22 +62,22 @@ fn route(world: &mut World, ask: &Ask<'_>, now: Instant) -> Reply {
 }
 
 /// The general shape of an error, the older members included.
-pub(super) fn error(status: u16, kind: &str, code: &str, legacy: &str, message: &str) -> Reply {
+pub(crate) fn error(status: u16, kind: &str, code: &str, legacy: &str, message: &str) -> Reply {
     Reply::json(status, &json!({"detail": {"type": kind, "code": code, "status": legacy, "message": message}}))
 }
 
 /// No key, or a wrong one.
-pub(super) fn bad_key() -> Reply {
+pub(crate) fn bad_key() -> Reply {
     error(401, "authentication_error", "invalid_api_key", "invalid_api_key", "Invalid API key")
 }
 
 /// What a path that does not exist is answered.
-pub(super) fn not_found() -> Reply {
+pub(crate) fn not_found() -> Reply {
     Reply::json(404, &json!({"detail": "Not Found"}))
 }
 
 /// The plan's limit is reached.
-pub(super) fn too_many(world: &mut World) -> Reply {
+pub(crate) fn too_many(world: &mut World) -> Reply {
     world.counts.refused_429 += 1;
     too_many_concurrent()
 }
@@ -129,7 +129,7 @@ fn refusal(fault: &Fault) -> Option<Reply> {
 }
 
 /// What a fault does to the answer of a request that was carried out.
-pub(super) fn disturb(mut reply: Reply, fault: &Fault) -> Reply {
+pub(crate) fn disturb(mut reply: Reply, fault: &Fault) -> Reply {
     match fault.kind {
         FaultKind::AcceptThenDrop => reply.drop = true,
         FaultKind::ServerErrorAfterCreate => {
@@ -160,14 +160,14 @@ pub(super) fn disturb(mut reply: Reply, fault: &Fault) -> Reply {
 }
 
 /// 422 for fields that are required and missing.
-pub(super) fn missing(names: &[&str]) -> Reply {
+pub(crate) fn missing(names: &[&str]) -> Reply {
     let detail: Vec<Value> =
         names.iter().map(|name| json!({"loc": ["body", name], "msg": "Field required", "type": "missing"})).collect();
     Reply::json(422, &json!({"detail": detail}))
 }
 
 /// The body as an object with these strings in it, or the 422 that says what is missing.
-pub(super) fn required(ask: &Ask<'_>, names: &[&str]) -> Result<Value, Reply> {
+pub(crate) fn required(ask: &Ask<'_>, names: &[&str]) -> Result<Value, Reply> {
     let Some(body) = ask.json().filter(Value::is_object) else {
         let detail = json!([{"loc": ["body"], "msg": "JSON decode error", "type": "json_invalid"}]);
         return Err(Reply::json(422, &json!({"detail": detail})));
@@ -177,7 +177,7 @@ pub(super) fn required(ask: &Ask<'_>, names: &[&str]) -> Result<Value, Reply> {
 }
 
 /// A member as a string, empty if it is none.
-pub(super) fn text<'a>(body: &'a Value, name: &str) -> &'a str {
+pub(crate) fn text<'a>(body: &'a Value, name: &str) -> &'a str {
     body.get(name).and_then(Value::as_str).unwrap_or_default()
 }
 
@@ -226,7 +226,7 @@ fn sid(call: &Call) -> Option<&str> {
 }
 
 /// Starts one outbound call with an agent; the caller has made sure that there is room.
-pub(super) fn place(
+pub(crate) fn place(
     world: &mut World,
     body: &Value,
     carrier: Carrier,

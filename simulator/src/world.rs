@@ -4,14 +4,14 @@
 //! state, and leaves what has to be sent in the outbox; whoever holds the lock sends it after
 //! letting go.
 
-use super::batch::Batch;
-use super::call::{Call, Carrier, Destiny, Leg, Outcome, Phase, Talk};
-use super::chance::Chance;
-use super::counts::{Counts, shift};
-use super::fault::Faults;
-use super::inbound::Question;
-use super::settings::SimSettings;
-use super::webhooks::Hook;
+use crate::batch::Batch;
+use crate::call::{Call, Carrier, Destiny, Leg, Outcome, Phase, Talk};
+use crate::chance::Chance;
+use crate::counts::{Counts, shift};
+use crate::fault::Faults;
+use crate::inbound::Question;
+use crate::settings::SimSettings;
+use crate::webhooks::Hook;
 use jiff::Timestamp;
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
@@ -23,7 +23,7 @@ const REMEMBERED: usize = 100_000;
 
 /// What a timer does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(crate) enum Step {
     Dial,
     Ring,
     Answer,
@@ -35,14 +35,14 @@ pub(super) enum Step {
 
 /// What has to be sent once the lock is free.
 #[derive(Debug)]
-pub(super) enum Effect {
+pub(crate) enum Effect {
     Hook(Hook),
     Ask(Question),
 }
 
 /// The state of both providers.
 #[derive(Debug)]
-pub(super) struct World {
+pub(crate) struct World {
     pub settings: SimSettings,
     pub chance: Chance,
     /// Ids have a source of their own: two runs with one seed must not share ids.
@@ -63,7 +63,7 @@ pub(super) struct World {
 }
 
 impl World {
-    pub(super) fn new(settings: SimSettings) -> World {
+    pub(crate) fn new(settings: SimSettings) -> World {
         let boot = Timestamp::now().as_nanosecond() as u64;
         World {
             chance: Chance::new(settings.seed),
@@ -85,7 +85,7 @@ impl World {
     }
 
     /// Forgets every call, count and fault, silently; settings stay.
-    pub(super) fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         let last_call = self.last_call;
         let api_now = self.api_now;
         *self = World::new(self.settings.clone());
@@ -95,23 +95,23 @@ impl World {
 
     // === looking up ===
 
-    pub(super) fn by_sid(&self, sid: &str) -> Option<u64> {
+    pub(crate) fn by_sid(&self, sid: &str) -> Option<u64> {
         self.by_sid.get(sid).copied()
     }
 
-    pub(super) fn by_talk(&self, id: &str) -> Option<u64> {
+    pub(crate) fn by_talk(&self, id: &str) -> Option<u64> {
         self.by_talk.get(id).copied()
     }
 
     // === new calls ===
 
     /// Takes a new call in. It counts from here on if its phase says so.
-    pub(super) fn admit(&mut self, from: &str, to: &str, phase: Phase, leg: Option<Leg>, talk: Option<Talk>) -> u64 {
+    pub(crate) fn admit(&mut self, from: &str, to: &str, phase: Phase, leg: Option<Leg>, talk: Option<Talk>) -> u64 {
         self.admit_as(false, from, to, phase, leg, talk)
     }
 
     /// Takes a new call in, perhaps one that Twilio's call concurrency will refuse.
-    pub(super) fn admit_as(
+    pub(crate) fn admit_as(
         &mut self,
         over_limit: bool,
         from: &str,
@@ -149,7 +149,7 @@ impl World {
     }
 
     /// A conversation that `admit` can take.
-    pub(super) fn new_talk(&mut self, agent: &str, carrier: Carrier, inbound: bool, data: Value) -> Talk {
+    pub(crate) fn new_talk(&mut self, agent: &str, carrier: Carrier, inbound: bool, data: Value) -> Talk {
         Talk {
             id: self.ids.id("conv"),
             agent: agent.to_owned(),
@@ -165,17 +165,17 @@ impl World {
     }
 
     /// Whether one conversation more exceeds ElevenLabs' plan.
-    pub(super) fn el_full(&self) -> bool {
+    pub(crate) fn el_full(&self) -> bool {
         self.settings.el_concurrent.is_some_and(|limit| self.counts.el_live_now >= limit)
     }
 
     /// Whether one call more exceeds Twilio's call concurrency.
-    pub(super) fn tw_full(&self) -> bool {
+    pub(crate) fn tw_full(&self) -> bool {
         self.settings.tw_concurrent.is_some_and(|limit| self.counts.tw_live_now >= limit)
     }
 
     /// When Twilio dials next, at its calls per second.
-    pub(super) fn dial_turn(&mut self, now: Instant) -> Duration {
+    pub(crate) fn dial_turn(&mut self, now: Instant) -> Duration {
         let Some(cps) = self.settings.tw_cps.filter(|cps| *cps > 0.001) else {
             return Duration::ZERO;
         };
@@ -186,7 +186,7 @@ impl World {
 
     // === timers ===
 
-    pub(super) fn plan(&mut self, n: u64, at: Instant, step: Step) {
+    pub(crate) fn plan(&mut self, n: u64, at: Instant, step: Step) {
         let Some(call) = self.calls.get(&n) else {
             return;
         };
@@ -195,14 +195,14 @@ impl World {
     }
 
     /// Plans to hang up after the talk, drawn or asked for.
-    pub(super) fn plan_talk(&mut self, n: u64, now: Instant) {
+    pub(crate) fn plan_talk(&mut self, n: u64, now: Instant) {
         let drawn = self.chance.ms(self.settings.talk_ms);
         let limit = self.calls.get(&n).and_then(|call| call.talk_limit_ms).unwrap_or(u64::MAX);
         self.plan(n, now + Duration::from_millis(drawn.min(limit)), Step::HangUp);
     }
 
     /// Does what is due and says when something is due next.
-    pub(super) fn advance(&mut self, now: Instant) -> Option<Instant> {
+    pub(crate) fn advance(&mut self, now: Instant) -> Option<Instant> {
         loop {
             let (&key, &(n, epoch, step)) = self.timers.first_key_value()?;
             if key.0 > now {
@@ -225,7 +225,7 @@ impl World {
     }
 
     /// Nothing is live, nothing is waited for.
-    pub(super) fn idle(&self) -> bool {
+    pub(crate) fn idle(&self) -> bool {
         debug_assert!(self.consistent(), "the counts have drifted from the calls");
         let waiting = self.timers.values().any(|(n, epoch, _)| self.calls.get(n).is_some_and(|c| c.epoch == *epoch));
         !waiting && self.outbox.is_empty() && self.calls.values().all(|call| call.phase == Phase::Over)
@@ -303,7 +303,7 @@ impl World {
     }
 
     /// The destination answers, or an inbound call is taken.
-    pub(super) fn answer(&mut self, n: u64, now: Instant) {
+    pub(crate) fn answer(&mut self, n: u64, now: Instant) {
         let Some(call) = self.calls.get_mut(&n) else {
             return;
         };
@@ -323,7 +323,7 @@ impl World {
     }
 
     /// Puts the line down. False if it was down already.
-    pub(super) fn finish(&mut self, n: u64, outcome: Outcome, cause: &'static str, now: Instant) -> bool {
+    pub(crate) fn finish(&mut self, n: u64, outcome: Outcome, cause: &'static str, now: Instant) -> bool {
         let Some(call) = self.calls.get_mut(&n) else {
             return false;
         };
@@ -353,7 +353,7 @@ impl World {
     }
 
     /// Ends a call by request; before an answer that is a cancellation.
-    pub(super) fn hang_up(&mut self, n: u64, cause: &'static str, now: Instant) -> bool {
+    pub(crate) fn hang_up(&mut self, n: u64, cause: &'static str, now: Instant) -> bool {
         let outcome = match self.calls.get(&n) {
             Some(call) if call.answered.is_some() => Outcome::Completed,
             _ => Outcome::Canceled,
@@ -362,7 +362,7 @@ impl World {
     }
 
     /// Gives a waiting conversation of register-call to the telephone call that brought its id.
-    pub(super) fn join(&mut self, n: u64, conversation: &str, now: Instant) -> bool {
+    pub(crate) fn join(&mut self, n: u64, conversation: &str, now: Instant) -> bool {
         let Some(waiting) = self.by_talk(conversation) else {
             return false;
         };
@@ -396,7 +396,7 @@ impl World {
     }
 
     /// Brings the counts into line with one call.
-    pub(super) fn recount(&mut self, n: u64) {
+    pub(crate) fn recount(&mut self, n: u64) {
         let Some(call) = self.calls.get_mut(&n) else {
             return;
         };

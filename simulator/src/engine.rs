@@ -2,14 +2,14 @@
 //!
 //! The lock is never held across a wait.
 
-use super::control;
-use super::inbound::Question;
-use super::settings::SimSettings;
-use super::webhooks::{Attempt, Hook};
-use super::wire::{Ask, Reply};
-use super::world::{Effect, World};
-use super::{elevenlabs, sign, twilio};
-use async_trait::async_trait;
+use crate::control;
+use crate::inbound::Question;
+use crate::post::Post;
+use crate::settings::SimSettings;
+use crate::webhooks::{Attempt, Hook};
+use crate::wire::{Ask, Reply};
+use crate::world::{Effect, World};
+use crate::{elevenlabs, sign, twilio};
 use bytes::Bytes;
 use http::{Method, Request, Response};
 use jiff::Timestamp;
@@ -25,18 +25,11 @@ use tokio_util::task::TaskTracker;
 /// How long a call's next event waits for the answer to the one before.
 const IN_ORDER: Duration = Duration::from_millis(250);
 
-/// Sends webhooks.
-#[async_trait]
-pub(super) trait Post: Send + Sync + 'static {
-    /// One attempt: the answer, or what became of it.
-    async fn post(&self, request: Request<Bytes>, timeout: Duration) -> Result<Response<Bytes>, Attempt>;
-}
-
 /// Both providers, running.
-pub(super) struct Engine {
+pub(crate) struct Engine {
     world: Mutex<World>,
     wake: Notify,
-    post: Arc<dyn Post>,
+    post: Post,
     /// Events that wait for their turn, by call. A lane exists while something delivers from it.
     lanes: Mutex<HashMap<u64, VecDeque<Hook>>>,
     /// Events and questions on their way.
@@ -57,11 +50,11 @@ impl Drop for Answering<'_> {
 
 impl Engine {
     /// Builds the world and starts its clock.
-    pub(super) fn start(settings: SimSettings, post: Arc<dyn Post>) -> Arc<Engine> {
+    pub(crate) fn start(settings: SimSettings) -> Arc<Engine> {
         let engine = Arc::new(Engine {
             world: Mutex::new(World::new(settings)),
             wake: Notify::new(),
-            post,
+            post: Post::new(),
             lanes: Mutex::new(HashMap::new()),
             on_the_way: AtomicUsize::new(0),
             tasks: TaskTracker::new(),
@@ -73,7 +66,7 @@ impl Engine {
     }
 
     /// Stops the clock and every delivery.
-    pub(super) async fn stop(&self) {
+    pub(crate) async fn stop(&self) {
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;
@@ -84,12 +77,12 @@ impl Engine {
     }
 
     /// Reads the world.
-    pub(super) fn look<R>(&self, read: impl FnOnce(&World) -> R) -> R {
+    pub(crate) fn look<R>(&self, read: impl FnOnce(&World) -> R) -> R {
         read(&self.lock())
     }
 
     /// Changes the world and sends what comes of it.
-    pub(super) fn with<R>(self: &Arc<Self>, change: impl FnOnce(&mut World, Instant) -> R) -> R {
+    pub(crate) fn with<R>(self: &Arc<Self>, change: impl FnOnce(&mut World, Instant) -> R) -> R {
         let result = self.turn(change);
         self.wake.notify_one();
         result
@@ -128,13 +121,13 @@ impl Engine {
     }
 
     /// Nothing is live, nothing is waited for, nothing is on its way.
-    pub(super) fn idle(&self) -> bool {
+    pub(crate) fn idle(&self) -> bool {
         let world = self.lock();
         world.idle() && self.on_the_way.load(Ordering::SeqCst) == 0
     }
 
     /// Answers a request, after the time that the answer takes.
-    pub(super) async fn handle(self: &Arc<Self>, ask: &Ask<'_>) -> Reply {
+    pub(crate) async fn handle(self: &Arc<Self>, ask: &Ask<'_>) -> Reply {
         if ask.path.starts_with("/_sim/") {
             return control::respond(self, ask);
         }
@@ -251,7 +244,7 @@ impl Engine {
             request = request.header("elevenlabs-signature", signature);
         }
         let request = request.body(hook.body.clone()).map_err(|_| Attempt::NotConnected)?;
-        self.post.post(request, hook.timeout).await
+        self.post.send(request, hook.timeout).await
     }
 
     async fn ask(self: &Arc<Self>, question: Question) {

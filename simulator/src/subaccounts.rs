@@ -1,8 +1,8 @@
 //! Twilio's subaccounts: what the parent's credentials open below their ids.
 
-use super::twilio::error;
-use super::wire::{Ask, Reply};
-use super::world::World;
+use crate::twilio::error;
+use crate::wire::{Ask, Reply};
+use crate::world::World;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -22,7 +22,7 @@ pub struct Subaccount {
 }
 
 /// Answers a request below a subaccount's sid.
-pub(super) fn respond(world: &mut World, ask: &Ask<'_>, sid: &str, rest: &[&str]) -> Reply {
+pub(crate) fn respond(world: &mut World, ask: &Ask<'_>, sid: &str, rest: &[&str]) -> Reply {
     let Some(subaccount) = world.settings.subaccounts.get(sid).cloned() else {
         world.counts.account_requests += u64::from(rest.is_empty());
         return error(404, 20404, &format!("The requested resource {} was not found", ask.path));

@@ -1,10 +1,10 @@
 //! Twilio's real-time transcription of a running call: started, utterances in turn, stopped.
 
-use super::call::Phase;
-use super::twilio::error;
-use super::webhooks::signed_form;
-use super::wire::{Ask, Reply};
-use super::world::{Step, World};
+use crate::call::Phase;
+use crate::twilio::error;
+use crate::webhooks::signed_form;
+use crate::wire::{Ask, Reply};
+use crate::world::{Step, World};
 use jiff::Timestamp;
 use serde_json::json;
 use tokio::time::Instant;
@@ -19,7 +19,7 @@ const SAID: [(&str, &str); 4] = [
 
 /// A transcription of one call.
 #[derive(Clone, Debug)]
-pub(super) struct Transcription {
+pub(crate) struct Transcription {
     pub sid: String,
     url: String,
     get: bool,
@@ -30,7 +30,7 @@ pub(super) struct Transcription {
 }
 
 /// `POST …/Calls/{sid}/Transcriptions.json` and `…/Transcriptions/{sid}.json`.
-pub(super) fn respond(world: &mut World, ask: &Ask<'_>, n: u64, sid: Option<&str>, now: Instant) -> Reply {
+pub(crate) fn respond(world: &mut World, ask: &Ask<'_>, n: u64, sid: Option<&str>, now: Instant) -> Reply {
     if world.calls.get(&n).is_none_or(|call| call.phase != Phase::Live) {
         return error(400, 21220, "Call is not in-progress. Cannot transcribe.");
     }
@@ -82,7 +82,7 @@ fn shown(world: &World, n: u64, sid: &str, status: &str) -> Reply {
 
 impl World {
     /// Somebody says the next thing.
-    pub(super) fn utter(&mut self, n: u64, turn: usize, now: Instant) {
+    pub(crate) fn utter(&mut self, n: u64, turn: usize, now: Instant) {
         let Some((track, text)) = SAID.get(turn % SAID.len()).copied() else { return };
         let running = self.calls.get(&n).and_then(|call| call.leg.as_ref()?.transcription.as_ref());
         let Some(wanted) = running.map(|running| running.track == "both_tracks" || running.track == track) else {
@@ -98,7 +98,7 @@ impl World {
     }
 
     /// Ends a call's transcription, if there is one.
-    pub(super) fn transcription_stopped(&mut self, n: u64) {
+    pub(crate) fn transcription_stopped(&mut self, n: u64) {
         self.transcription_event(n, "transcription-stopped", &[]);
         if let Some(leg) = self.calls.get_mut(&n).and_then(|call| call.leg.as_mut()) {
             leg.transcription = None;

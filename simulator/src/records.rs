@@ -1,16 +1,16 @@
 //! ElevenLabs' records: conversations read, listed, counted and deleted.
 
-use super::batch::membership;
-use super::call::{Call, Outcome, Phase};
-use super::elevenlabs::{error, not_found};
-use super::wire::{Ask, Reply};
-use super::world::World;
+use crate::batch::membership;
+use crate::call::{Call, Outcome, Phase};
+use crate::elevenlabs::{error, not_found};
+use crate::wire::{Ask, Reply};
+use crate::world::World;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 /// Answers what does not create.
-pub(super) fn respond(world: &mut World, ask: &Ask<'_>, rest: &[&str], now: Instant) -> Reply {
+pub(crate) fn respond(world: &mut World, ask: &Ask<'_>, rest: &[&str], now: Instant) -> Reply {
     match (ask.method, rest) {
         ("GET", ["convai", "conversations"]) => list(world, ask),
         ("GET", ["convai", "conversations", id]) => get(world, id),
@@ -213,7 +213,7 @@ fn termination(call: &Call) -> &'static str {
 }
 
 /// A conversation as GET and the post-call webhook show it.
-pub(super) fn conversation(call: &Call) -> Value {
+pub(crate) fn conversation(call: &Call) -> Value {
     let Some(talk) = &call.talk else {
         return Value::Null;
     };

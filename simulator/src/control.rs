@@ -1,13 +1,13 @@
 //! The simulation's own controls: over HTTP under `/_sim/`, and in process.
 
-use super::call::CallView;
-use super::counts::Counts;
-use super::engine::Engine;
-use super::fault::{Fault, Provider};
-use super::inbound::Inbound;
-use super::settings::SimSettings;
-use super::wire::{Ask, Reply};
-use super::world::World;
+use crate::call::CallView;
+use crate::counts::Counts;
+use crate::engine::Engine;
+use crate::fault::{Fault, Provider};
+use crate::inbound::Inbound;
+use crate::settings::SimSettings;
+use crate::wire::{Ask, Reply};
+use crate::world::World;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -21,7 +21,7 @@ pub struct Control {
 }
 
 impl Control {
-    pub(super) fn new(engine: Arc<Engine>) -> Control {
+    pub(crate) fn new(engine: Arc<Engine>) -> Control {
         Control { engine }
     }
 
@@ -32,12 +32,12 @@ impl Control {
 
     /// Every call so far, oldest first.
     pub fn calls(&self) -> Vec<CallView> {
-        self.engine.look(|world| world.calls.values().map(super::call::Call::view).collect())
+        self.engine.look(|world| world.calls.values().map(crate::call::Call::view).collect())
     }
 
     /// One call by Twilio SID or conversation id.
     pub fn call(&self, id: &str) -> Option<CallView> {
-        self.engine.look(|world| world.calls.get(&find(world, id)?).map(super::call::Call::view))
+        self.engine.look(|world| world.calls.get(&find(world, id)?).map(crate::call::Call::view))
     }
 
     /// The settings now.
@@ -69,7 +69,7 @@ impl Control {
     pub fn inbound(&self, inbound: &Inbound) -> Option<CallView> {
         self.engine.with(|world, now| {
             let n = world.arrive(inbound, now);
-            world.calls.get(&n).map(super::call::Call::view)
+            world.calls.get(&n).map(crate::call::Call::view)
         })
     }
 
@@ -125,7 +125,7 @@ fn body<T: for<'de> Deserialize<'de>>(ask: &Ask<'_>) -> Result<T, Reply> {
 }
 
 /// Answers a request under `/_sim/`.
-pub(super) fn respond(engine: &Arc<Engine>, ask: &Ask<'_>) -> Reply {
+pub(crate) fn respond(engine: &Arc<Engine>, ask: &Ask<'_>) -> Reply {
     let control = Control::new(Arc::clone(engine));
     let answer = match (ask.method, ask.path) {
         ("GET", "/_sim/state") => Ok(state(&control, ask.param("all").is_some())),

@@ -1,10 +1,10 @@
 //! The events that the providers send, and whether they arrive.
 
-use super::call::Outcome;
-use super::elevenlabs::conversation;
-use super::sign::without_fragment;
-use super::twilio::leg_form;
-use super::world::{Effect, World};
+use crate::call::Outcome;
+use crate::elevenlabs::conversation;
+use crate::sign::without_fragment;
+use crate::twilio::leg_form;
+use crate::world::{Effect, World};
 use base64::Engine as _;
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -16,7 +16,7 @@ const TOTAL: Duration = Duration::from_secs(15);
 
 /// When an attempt is repeated.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Retry {
+pub(crate) struct Retry {
     /// Waits before the repetitions, in milliseconds.
     pub waits: Vec<u64>,
     pub connect: bool,
@@ -29,7 +29,7 @@ pub(super) struct Retry {
 
 /// What came of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Attempt {
+pub(crate) enum Attempt {
     Answered(u16),
     NotConnected,
     NotAnswered,
@@ -38,7 +38,7 @@ pub(super) enum Attempt {
 impl Retry {
     /// Twilio's connection overrides in a URL's fragment: one repetition after a failed
     /// connection unless they say otherwise.
-    pub(super) fn of_fragment(url: &str) -> Retry {
+    pub(crate) fn of_fragment(url: &str) -> Retry {
         let fragment = url.split_once('#').map_or("", |(_, after)| after);
         let (mut count, mut when) = (1u32, "ct".to_owned());
         for (name, value) in form_urlencoded::parse(fragment.as_bytes()) {
@@ -71,7 +71,7 @@ impl Retry {
         }
     }
 
-    pub(super) fn applies(&self, attempt: Attempt) -> bool {
+    pub(crate) fn applies(&self, attempt: Attempt) -> bool {
         match attempt {
             Attempt::NotConnected => self.connect,
             Attempt::NotAnswered => self.read,
@@ -85,7 +85,7 @@ impl Retry {
 
 /// An event webhook to deliver.
 #[derive(Clone, Debug)]
-pub(super) struct Hook {
+pub(crate) struct Hook {
     /// The call, whose events keep their order.
     pub n: u64,
     pub get: bool,
@@ -102,7 +102,7 @@ pub(super) struct Hook {
 
 impl World {
     /// Hands an event over, or loses it, or doubles it, or holds it back.
-    pub(super) fn emit(&mut self, mut hook: Hook) {
+    pub(crate) fn emit(&mut self, mut hook: Hook) {
         if self.chance.hits(self.settings.webhook_loss) {
             self.counts.webhooks_lost += 1;
             return;
@@ -117,7 +117,7 @@ impl World {
     }
 
     /// A Twilio status callback, if it was asked for.
-    pub(super) fn status_event(&mut self, n: u64, event: &str) {
+    pub(crate) fn status_event(&mut self, n: u64, event: &str) {
         let token = self.ids.uuid();
         let Some(call) = self.calls.get_mut(&n) else {
             return;
@@ -144,7 +144,7 @@ impl World {
             form.push(("Duration".to_owned(), (secs.saturating_add(59) / 60).to_string()));
             form.push(("SipResponseCode".to_owned(), outcome.sip_code().to_owned()));
         }
-        form.push(("Timestamp".to_owned(), super::twilio::rfc2822(Timestamp::now())));
+        form.push(("Timestamp".to_owned(), crate::twilio::rfc2822(Timestamp::now())));
         form.push(("CallbackSource".to_owned(), "call-progress-events".to_owned()));
         form.push(("SequenceNumber".to_owned(), sequence.to_string()));
         let mut hook = signed_form(n, &self.settings.auth_token, &callback.url, callback.get, &form);
@@ -153,7 +153,7 @@ impl World {
     }
 
     /// An event of the systems before ringfence.
-    pub(super) fn seed_event(&mut self, n: u64, kind: &str) {
+    pub(crate) fn seed_event(&mut self, n: u64, kind: &str) {
         if !self.settings.el_seed_events {
             return;
         }
@@ -179,7 +179,7 @@ impl World {
     }
 
     /// `post_call_transcription`, and `post_call_audio` if asked for. A deleted record has nothing to tell.
-    pub(super) fn post_call(&mut self, n: u64) {
+    pub(crate) fn post_call(&mut self, n: u64) {
         let Some(call) = self.calls.get(&n) else {
             return;
         };
@@ -205,7 +205,7 @@ impl World {
     }
 
     /// `call_initiation_failure`.
-    pub(super) fn initiation_failure(&mut self, n: u64) {
+    pub(crate) fn initiation_failure(&mut self, n: u64) {
         let Some(call) = self.calls.get(&n) else {
             return;
         };
@@ -268,16 +268,16 @@ impl World {
 }
 
 /// A form as Twilio sends it, signed for the URL without its fragment.
-pub(super) fn signed_form(n: u64, token: &str, url: &str, get: bool, form: &[(String, String)]) -> Hook {
+pub(crate) fn signed_form(n: u64, token: &str, url: &str, get: bool, form: &[(String, String)]) -> Hook {
     let retry = Retry::of_fragment(url);
     let mut target = without_fragment(url).to_owned();
     let encoded = form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish();
     let (signature, body) = if get {
         target.push(if target.contains('?') { '&' } else { '?' });
         target.push_str(&encoded);
-        (super::sign::twilio(token, &target, &[]), String::new())
+        (crate::sign::twilio(token, &target, &[]), String::new())
     } else {
-        (super::sign::twilio(token, &target, form), encoded)
+        (crate::sign::twilio(token, &target, form), encoded)
     };
     let mut headers = vec![("x-twilio-signature", signature)];
     if !get {

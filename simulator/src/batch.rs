@@ -1,9 +1,9 @@
 //! ElevenLabs' batch calling and outbound campaigns, in their simplest form: recipients are called as room allows.
 
-use super::call::{Call, Carrier, Outcome, Phase};
-use super::elevenlabs::{missing, not_found, place, required, text};
-use super::wire::{Ask, Reply};
-use super::world::World;
+use crate::call::{Call, Carrier, Outcome, Phase};
+use crate::elevenlabs::{missing, not_found, place, required, text};
+use crate::wire::{Ask, Reply};
+use crate::world::World;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::collections::VecDeque;
@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 /// One batch, or the calls of one campaign.
 #[derive(Clone, Debug)]
-pub(super) struct Batch {
+pub(crate) struct Batch {
     body: Value,
     created: i64,
     /// Recipients not called yet.
@@ -61,7 +61,7 @@ impl Batch {
 }
 
 /// Answers requests under `/v1/convai/batch-calling`.
-pub(super) fn respond(world: &mut World, ask: &Ask<'_>, rest: &[&str], now: Instant) -> Reply {
+pub(crate) fn respond(world: &mut World, ask: &Ask<'_>, rest: &[&str], now: Instant) -> Reply {
     match (ask.method, rest) {
         ("POST", ["submit"]) => match required(ask, &["call_name", "agent_id", "recipients"]) {
             Ok(body) => match submit(world, body, "btcal", now) {
@@ -103,7 +103,7 @@ pub(super) fn respond(world: &mut World, ask: &Ask<'_>, rest: &[&str], now: Inst
 }
 
 /// Answers requests under `/v1/convai/outbound-campaigns/campaigns`.
-pub(super) fn campaigns(world: &mut World, ask: &Ask<'_>, rest: &[&str], now: Instant) -> Reply {
+pub(crate) fn campaigns(world: &mut World, ask: &Ask<'_>, rest: &[&str], now: Instant) -> Reply {
     match (ask.method, rest) {
         ("POST", ["submit"]) => {
             let body = match required(ask, &["call_name", "agent_id", "recipients", "channel_config"]) {
@@ -165,7 +165,7 @@ fn retry(world: &mut World, id: &str) {
 
 impl World {
     /// Calls as many waiting recipients as there is room for.
-    pub(super) fn pump_batches(&mut self, now: Instant) {
+    pub(crate) fn pump_batches(&mut self, now: Instant) {
         let ids: Vec<String> = self.batches.keys().cloned().collect();
         for id in ids {
             while let Some((recipient, given, order, carrier)) = self.next_recipient(&id) {
@@ -297,7 +297,7 @@ fn recipients(world: &World, batch: &Batch) -> Value {
 }
 
 /// `metadata.batch_call` of a conversation that one of them made.
-pub(super) fn membership((batch, recipient): &(String, String)) -> Value {
+pub(crate) fn membership((batch, recipient): &(String, String)) -> Value {
     let campaign = batch.starts_with("camp").then(|| json!({"campaign_id": batch, "campaign_lead_id": recipient}));
     let batch = if campaign.is_some() { format!("btcal_of_{batch}") } else { batch.clone() };
     json!({"batch_call_id": batch, "batch_call_recipient_id": recipient, "campaign": campaign})

@@ -35,7 +35,7 @@ pub fn twilio(token: &str, url: &str, params: &[(String, String)]) -> String {
 }
 
 /// The part of a URL that goes over the wire.
-pub(super) fn without_fragment(url: &str) -> &str {
+pub(crate) fn without_fragment(url: &str) -> &str {
     url.split_once('#').map_or(url, |(before, _)| before)
 }
 

@@ -2,15 +2,15 @@
 //! formats, with calls that ring, talk and end, webhooks that arrive or do not, and counts of
 //! their own.
 //!
-//! This is the oracle of the tests and the stage of `ringfence simulate` and `ringfence demo`:
-//! what it counts is the truth that ringfence is measured by, so it shares no code with the
-//! parts that it judges (not even the signatures).
+//! This is the oracle of ringfence's tests and the stage of `ringfence simulate` and `ringfence demo`:
+//! what it counts is the truth that ringfence is measured by. So it is a crate of its own, which uses
+//! nothing of ringfence: server, client, signatures and ids are hyper's or its own.
 //!
 //! ```text
-//! door ──► server ──► engine (lock, clock, deliveries) ──► world (state machine; knows no socket, no wait)
-//!                                                            ├─ elevenlabs, records, batch   requests → answers
-//!                                                            ├─ twilio, twilio_list, subaccounts
-//!                                                            ├─ inbound                      calls from outside, TwiML
+//! server, monitor ──► engine (lock, clock, deliveries) ──► world (state machine; knows no socket, no wait)
+//! (requests in)         │                                    ├─ elevenlabs, records, batch   requests → answers
+//!                       ▼                                    ├─ twilio, twilio_list, subaccounts
+//!                     post (webhooks out)                    ├─ inbound                      calls from outside, TwiML
 //!                                                            └─ webhooks                     what is sent, and lost
 //! ```
 
@@ -19,12 +19,12 @@ mod call;
 mod chance;
 mod control;
 mod counts;
-mod door;
 mod elevenlabs;
 mod engine;
 mod fault;
 mod inbound;
 mod monitor;
+mod post;
 mod records;
 mod server;
 mod settings;
