@@ -42,16 +42,13 @@ packages() {
     rm -f "$log"
 }
 
-# build_packages TITLE: a C compiler, make and cmake (SQLite, ring, zlib-ng and zstd are C),
-# and the root certificates cargo needs.
+# build_packages TITLE: a C compiler (SQLite, ring and the allocator are C), and the root certificates cargo needs.
 build_packages() {
     local missing=()
     if ! printf '#include <stdlib.h>\nint main(void) { return 0; }\n' |
         cc -x c - -o /dev/null 2>/dev/null; then
         missing+=(gcc libc6-dev)
     fi
-    command -v make >/dev/null || missing+=(make)
-    command -v cmake >/dev/null || missing+=(cmake)
     [ -e /etc/ssl/cert.pem ] || [ -e /etc/ssl/certs/ca-certificates.crt ] ||
         [ -e /etc/pki/tls/certs/ca-bundle.crt ] || missing+=(ca-certificates)
     if [ ${#missing[@]} -eq 0 ]; then

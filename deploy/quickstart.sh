@@ -9,7 +9,7 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 rust
-build_packages "[1/3] C compiler and cmake (about 30 s)"
+build_packages "[1/3] C compiler (about 30 s)"
 say "[2/3] Build, dev profile (the first time about 2 min on two cores; for production: cargo build --release)"
 build
 say "[3/3] Demo (about 7 s, no network): $RINGFENCE_BIN demo${*:+ $*}"

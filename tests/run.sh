@@ -60,7 +60,7 @@ sdks() {
 }
 
 rust
-build_packages "C compiler and cmake"
+build_packages "C compiler"
 test_packages
 
 if [ "$part" != sdk ]; then

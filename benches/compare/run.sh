@@ -28,7 +28,7 @@ measured_packages() {
 }
 
 rust
-build_packages "C compiler and cmake"
+build_packages "C compiler"
 if [ "$part" = compare ]; then
     measured_packages
 elif ! command -v python3 >/dev/null; then

@@ -16,6 +16,15 @@ const SIZE_DIGITS_MAX: usize = 15;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Malformed;
 
+/// What [`Chunks::decode`] made of some bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Decoded {
+    /// So many of them belong to the body's coding.
+    pub(super) taken: usize,
+    /// So many are the body's own, and stand in front now.
+    pub(super) data: usize,
+}
+
 /// Where in a chunked body the next byte stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Chunks {
@@ -24,7 +33,7 @@ pub(super) struct Chunks {
     left: u64,
     digits: usize,
     line_bytes: usize,
-    trailer_bytes: usize,
+    trailers: Vec<u8>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,7 +65,7 @@ enum At {
 impl Chunks {
     /// Before the first byte of a body.
     pub(super) fn new() -> Self {
-        Self { at: At::Size, left: 0, digits: 0, line_bytes: 0, trailer_bytes: 0 }
+        Self { at: At::Size, left: 0, digits: 0, line_bytes: 0, trailers: Vec::new() }
     }
 
     /// The body is over: what follows belongs to another request.
@@ -64,35 +73,46 @@ impl Chunks {
         self.at == At::End
     }
 
-    /// Takes the next bytes, and says how many of them are the body's. What stands behind its end is not looked at.
+    /// Takes the next bytes, and puts what they hold of the body itself in front. What stands behind the body's end is not looked at.
     ///
     /// # Errors
     /// They are not a chunked body; nothing that came after is of use.
-    pub(super) fn feed(&mut self, mut bytes: &[u8]) -> Result<usize, Malformed> {
-        let all = bytes.len();
-        while !self.is_over() && !bytes.is_empty() {
+    pub(super) fn decode(&mut self, bytes: &mut [u8]) -> Result<Decoded, Malformed> {
+        let (mut taken, mut data) = (0, 0);
+        while !self.is_over() && taken < bytes.len() {
             if self.at == At::Data {
-                let taken = usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len());
-                self.left -= taken as u64;
-                bytes = bytes.get(taken..).unwrap_or_default();
+                let count = usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len() - taken);
+                bytes.copy_within(taken..taken + count, data);
+                self.left -= count as u64;
+                (taken, data) = (taken + count, data + count);
                 if self.left == 0 {
                     self.at = At::DataCr;
                 }
                 continue;
             }
-            let Some((&byte, rest)) = bytes.split_first() else { break };
+            let Some(&byte) = bytes.get(taken) else { break };
+            taken += 1;
             self.line_bytes += 1;
             if self.line_bytes > LINE_BYTES_MAX {
                 return Err(Malformed);
             }
-            self.at = self.next(byte).ok_or(Malformed)?;
-            bytes = rest;
+            let before = std::mem::replace(&mut self.at, At::End);
+            self.at = self.next(before, byte).ok_or(Malformed)?;
+            let is_trailer = matches!(before, At::TrailerStart | At::TrailerName | At::TrailerValue | At::TrailerLf);
+            if is_trailer && self.at != At::EndLf {
+                self.trailers.push(byte);
+            }
         }
-        Ok(all - bytes.len())
+        Ok(Decoded { taken, data })
     }
 
-    fn next(&mut self, byte: u8) -> Option<At> {
-        Some(match (self.at, byte) {
+    /// The end of the body as it is in the chunked coding, with the trailers that came.
+    pub(super) fn last(&self) -> Vec<u8> {
+        [&b"0\r\n"[..], &self.trailers, b"\r\n"].concat()
+    }
+
+    fn next(&mut self, at: At, byte: u8) -> Option<At> {
+        Some(match (at, byte) {
             (At::Size, byte) if byte.is_ascii_hexdigit() => {
                 self.digits += 1;
                 if self.digits > SIZE_DIGITS_MAX {
@@ -134,9 +154,8 @@ impl Chunks {
             (At::TrailerValue, b'\r') => At::TrailerLf,
             (At::TrailerValue, byte) if is_text(byte) => At::TrailerValue,
             (At::TrailerLf, b'\n') => {
-                self.trailer_bytes += self.line_bytes;
                 self.line_bytes = 0;
-                if self.trailer_bytes > TRAILER_BYTES_MAX {
+                if self.trailers.len() > TRAILER_BYTES_MAX {
                     return None;
                 }
                 At::TrailerStart
@@ -151,14 +170,30 @@ impl Chunks {
 mod tests {
     use super::*;
 
-    /// What is left behind the body's end; an error where it is not one. Fed whole and byte by byte, which must be the same.
+    /// Whether it came to the body's end; an error where it is not one. Read whole and byte by byte, which must be the same.
     fn read(body: &[u8]) -> Result<bool, Malformed> {
         let (mut whole, mut single) = (Chunks::new(), Chunks::new());
-        let all = whole.feed(body);
-        let each = body.iter().try_fold(0, |sum, byte| single.feed(&[*byte]).map(|taken| sum + taken));
+        let mut bytes = body.to_vec();
+        let all = whole.decode(&mut bytes).map(|decoded| (decoded.taken, bytes[..decoded.data].to_vec()));
+        let each = body.iter().try_fold((0, Vec::new()), |(taken, mut data), byte| {
+            let mut one = [*byte];
+            let decoded = single.decode(&mut one)?;
+            data.extend_from_slice(&one[..decoded.data]);
+            Ok((taken + decoded.taken, data))
+        });
         assert_eq!(all, each, "{:?}", body.escape_ascii().to_string());
         assert_eq!(whole, single);
         all.map(|_| whole.is_over())
+    }
+
+    #[test]
+    fn what_is_decoded_is_the_body_and_its_trailers() {
+        let mut body = *b"3;a=b\r\nabc\r\n2\r\n\r\n\r\n0\r\nX-Sum: 7\r\ny:\r\n\r\nGET /";
+        let mut chunks = Chunks::new();
+        let decoded = chunks.decode(&mut body).unwrap();
+        assert_eq!(&body[..decoded.data], b"abc\r\n");
+        assert_eq!(&body[decoded.taken..], b"GET /");
+        assert_eq!(chunks.last(), b"0\r\nX-Sum: 7\r\ny:\r\n\r\n");
     }
 
     #[test]

@@ -33,6 +33,9 @@ use super::wire::{Phase, Wire, WireIo};
 /// The HTTP/2 connection preface, RFC 9113 §3.4, in bytes.
 const H2_PREFACE: u64 = 24;
 
+/// The least that hyper's buffers may be bounded to, in bytes.
+const HYPER_BUFFER_MIN: usize = 8192;
+
 /// A closing connection goes on reading, or the reset that unread bytes cause could destroy the answer before the client
 /// reads it (RFC 9112 §9.6). Numbers of nginx's `lingering_time` and `lingering_timeout`; while draining less.
 const LINGER: Duration = Duration::from_secs(30);
@@ -185,6 +188,8 @@ impl Connection {
         let mut builder = http1::Builder::new();
         // A client that ends its side may still read; who waits for it asks the wire.
         builder.half_close(true).preserve_header_case(true);
+        // Room for a head, and no more: what a client sends faster than it is taken waits on its own side.
+        builder.max_buf_size(settings.max_header_bytes.max(HYPER_BUFFER_MIN));
         if settings.max_headers > 100 {
             builder.max_headers(settings.max_headers);
         }

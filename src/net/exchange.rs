@@ -471,6 +471,11 @@ impl Exchange {
         &self.head.extensions
     }
 
+    /// The same, for who needs it last.
+    pub(super) fn take_extensions(&mut self) -> http::Extensions {
+        std::mem::take(&mut self.head.extensions)
+    }
+
     /// The connection, if all of it is this request's.
     pub(super) fn wire(&self) -> Option<&Arc<Wire>> {
         match &self.link {

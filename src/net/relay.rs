@@ -129,7 +129,8 @@ pub async fn relay_tapped(
         let head = outgoing_head(exchange, &target)?;
         return tunnel::relay_upgrade(exchange, upstream, head, target.mount.as_ref()).await;
     }
-    let head = outgoing_head(exchange, &target)?;
+    let mut head = outgoing_head(exchange, &target)?;
+    *head.extensions_mut() = exchange.take_extensions();
     let body = match exchange.body_read() {
         Some(body) => Some(body),
         // A part of it was read and is gone: what is left must not pass for the whole.
@@ -152,7 +153,8 @@ pub async fn relay_with_body(
     if exchange.is_answered() {
         return Err(RelayError::AlreadyAnswered);
     }
-    let head = outgoing_head(exchange, &target)?;
+    let mut head = outgoing_head(exchange, &target)?;
+    *head.extensions_mut() = exchange.take_extensions();
     stream(exchange, upstream, head, Some(body), target.mount.as_ref(), None).await
 }
 
@@ -168,7 +170,8 @@ pub async fn ask_with_body(
     answer_limit: usize,
     within: Duration,
 ) -> Result<Response<Bytes>, RelayError> {
-    let request = outgoing_head(exchange, &target)?.map(|()| body);
+    let mut request = outgoing_head(exchange, &target)?.map(|()| body);
+    *request.extensions_mut() = exchange.extensions().clone();
     let mut answer = upstream.fetch(request, answer_limit, within).await?;
     strip_hop_by_hop(answer.headers_mut());
     answer.headers_mut().remove(header::CONTENT_LENGTH);
@@ -216,7 +219,6 @@ fn outgoing_head(exchange: &Exchange, target: &RelayTarget) -> Result<Request<()
     *request.method_mut() = exchange.method().clone();
     *request.uri_mut() = uri;
     *request.headers_mut() = headers;
-    *request.extensions_mut() = exchange.extensions().clone();
     Ok(request)
 }
 

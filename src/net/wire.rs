@@ -14,6 +14,7 @@ use std::time::Instant;
 use bytes::{Buf, BytesMut};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
+use memchr::memchr_iter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
 
@@ -26,6 +27,11 @@ use super::transport::Transport;
 
 /// What is read ahead of hyper while somebody watches whether the client goes. Beyond it a client that sends early is not watched.
 const AHEAD_BYTES_MAX: usize = 64 * 1024;
+const CRLF: &[u8] = b"\r\n";
+/// Bytes of a chunk's first line as it is handed to hyper: eight digits and CRLF.
+const SIZE_LINE: usize = 10;
+/// Lines of a head that are no fields: its first, and some empty ones before that.
+const LINES_BESIDE_FIELDS: usize = 16;
 /// Interim answers of one request; of a flood the rest is dropped.
 const INTERIM_MAX: usize = 4;
 
@@ -64,7 +70,7 @@ struct State {
     transport: Option<Transport>,
     stage: Stage,
     phase: Phase,
-    /// Judged, and not yet taken by hyper.
+    /// Judged, and not yet taken by hyper: a head, or the end of a chunked body.
     judged: BytesMut,
     /// Read, and not yet looked at: of a head that is not whole, or what came early.
     ahead: BytesMut,
@@ -285,7 +291,8 @@ impl State {
                 self.stage = Stage::Head;
                 self.poll_head(cx, buf, settings)
             }
-            Stage::Length(_) | Stage::Chunks(_) => self.poll_body(cx, buf),
+            Stage::Length(_) => self.poll_body(cx, buf),
+            Stage::Chunks(_) => self.poll_chunks(cx, buf),
         }
     }
 
@@ -299,7 +306,14 @@ impl State {
         loop {
             if self.ahead.len() > self.scanned {
                 if let Some(end) = head::end(&self.ahead, self.scanned) {
-                    let judged = judge(self.ahead.get(..end).unwrap_or_default(), settings);
+                    let (head, behind) = self.ahead.split_at(end);
+                    let judged = judge(head, settings).and_then(|framing| match framing {
+                        // What has come of the body already is judged before anybody answers.
+                        Framing::Chunked if Chunks::new().decode(&mut behind.to_vec()).is_err() => {
+                            Err(Refusal::MALFORMED)
+                        }
+                        framing => Ok(framing),
+                    });
                     self.admit(judged)?;
                     self.judged = self.ahead.split_to(end);
                     self.scanned = 0;
@@ -311,7 +325,8 @@ impl State {
                 }
                 self.scanned = self.ahead.len();
             }
-            if self.ahead.len() > settings.max_header_bytes {
+            let lines = memchr_iter(b'\n', &self.ahead).count();
+            if self.ahead.len() > settings.max_header_bytes || lines > settings.max_headers + LINES_BESIDE_FIELDS {
                 return Poll::Ready(Err(self.refuse(Refusal::HEAD_TOO_LARGE)));
             }
             let Poll::Ready(count) = self.poll_transport(cx, buf)? else {
@@ -355,40 +370,75 @@ impl State {
 
     fn poll_body(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        if self.ahead.is_empty() {
-            if ready!(self.poll_transport(cx, buf))? == 0 {
-                return Poll::Ready(Ok(()));
-            }
-        } else {
-            let count = self.ahead.len().min(buf.remaining());
-            buf.put_slice(&self.ahead.split_to(count));
-        }
+        ready!(self.poll_ahead(cx, buf))?;
+        let Stage::Length(left) = &mut self.stage else { return Poll::Ready(Ok(())) };
         let read = buf.filled().get(before..).unwrap_or_default();
-        let (taken, is_over) = match &mut self.stage {
-            Stage::Length(left) => {
-                let taken = usize::try_from(*left).unwrap_or(usize::MAX).min(read.len());
-                *left -= taken as u64;
-                (taken, *left == 0)
-            }
-            Stage::Chunks(chunks) => match chunks.feed(read) {
-                Ok(taken) => (taken, chunks.is_over()),
-                Err(_) => {
-                    let why = "the body is not in the chunked coding";
-                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, why)));
-                }
-            },
-            Stage::Head | Stage::Opaque => (read.len(), false),
-        };
-        if taken < read.len() {
-            // The next request, sent early.
-            let rest = [read.get(taken..).unwrap_or_default(), &self.ahead].concat();
-            self.ahead = BytesMut::from(rest.as_slice());
-            buf.set_filled(before + taken);
-        }
-        if is_over {
+        let taken = usize::try_from(*left).unwrap_or(usize::MAX).min(read.len());
+        *left -= taken as u64;
+        if *left == 0 {
             self.stage = Stage::Head;
         }
+        self.put_back(buf, before + taken);
         Poll::Ready(Ok(()))
+    }
+
+    /// Reads what was read ahead, or the connection.
+    fn poll_ahead(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<usize>> {
+        if self.ahead.is_empty() {
+            return self.poll_transport(cx, buf);
+        }
+        let count = self.ahead.len().min(buf.remaining());
+        buf.put_slice(&self.ahead.split_to(count));
+        Poll::Ready(Ok(count))
+    }
+
+    /// Keeps what stands behind a request's end for the next.
+    fn put_back(&mut self, buf: &mut ReadBuf<'_>, end: usize) {
+        let rest = buf.filled().get(end..).unwrap_or_default();
+        if !rest.is_empty() {
+            self.ahead = BytesMut::from([rest, &self.ahead].concat().as_slice());
+            buf.set_filled(end);
+        }
+    }
+
+    /// Hands a chunked body over in chunks of its own, one for each read: a client that sends single bytes, each a chunk, would
+    /// cost far more than it sends.
+    fn poll_chunks(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            // The chunk's size is written before its bytes, and as many digits as always.
+            let room = buf.initialize_unfilled();
+            let Some((size, rest)) = room.split_at_mut_checked(SIZE_LINE).filter(|(_, rest)| rest.len() > CRLF.len())
+            else {
+                return Poll::Ready(Err(io::ErrorKind::OutOfMemory.into()));
+            };
+            let most = rest.len() - CRLF.len();
+            let mut inner = ReadBuf::new(rest.get_mut(..most).unwrap_or_default());
+            if ready!(self.poll_ahead(cx, &mut inner))? == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            let read = inner.filled().len();
+            let Stage::Chunks(chunks) = &mut self.stage else { return Poll::Ready(Ok(())) };
+            let Ok(decoded) = chunks.decode(inner.filled_mut()) else {
+                let why = "the body is not in the chunked coding";
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, why)));
+            };
+            if chunks.is_over() {
+                self.judged = BytesMut::from(chunks.last().as_slice());
+                let behind = rest.get(decoded.taken..read).unwrap_or_default();
+                self.ahead = BytesMut::from([behind, &self.ahead].concat().as_slice());
+                self.stage = Stage::Head;
+            }
+            if decoded.data > 0 {
+                size.copy_from_slice(format!("{:08x}\r\n", decoded.data).as_bytes());
+                rest.get_mut(decoded.data..decoded.data + CRLF.len()).unwrap_or_default().copy_from_slice(CRLF);
+                buf.advance(SIZE_LINE + decoded.data + CRLF.len());
+                return Poll::Ready(Ok(()));
+            }
+            if !self.judged.is_empty() {
+                self.hand_over(buf);
+                return Poll::Ready(Ok(()));
+            }
+        }
     }
 
     /// Writes the interim answers that wait.

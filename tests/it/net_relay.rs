@@ -599,3 +599,90 @@ async fn a_drain_cuts_what_outlives_its_grace_and_says_so() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_keep_their_case_and_order_both_ways() {
+    bounded(async {
+        let (seen, mut seen_by_upstream) = tokio::sync::mpsc::unbounded_channel();
+        let upstream = server(move |mut wire| {
+            let seen = seen.clone();
+            async move {
+                while let Some(head) = wire.head().await {
+                    let _ = seen.send(head);
+                    wire.send(
+                        "HTTP/1.1 200 Fine With Me\r\nX-ZeBra: 1\r\ndate: yesterday\r\nCONTENT-length: 2\r\nx-Apple: 2\r\n\r\nok",
+                    )
+                    .await;
+                }
+            }
+        })
+        .await;
+        let (edge, _results) = relay_edge(settings(), upstream).await;
+        let mut wire = Wire::connect(edge.local_addr()).await;
+        for _ in 0..2 {
+            wire.send("GET / HTTP/1.1\r\nX-Zulu: 1\r\nhOsT: a\r\nx-UPPER-lower: 2\r\nConnection: keep-alive\r\nACCEPT: 3\r\n\r\n")
+                .await;
+            let sent = seen_by_upstream.recv().await.expect("a request");
+            let names: Vec<&str> = sent.lines().skip(1).filter_map(|line| Some(line.split_once(':')?.0)).collect();
+            assert_eq!(names[..4], ["X-Zulu", "hOsT", "x-UPPER-lower", "ACCEPT"], "{sent}");
+            let head = wire.head().await.expect("a head");
+            let names: Vec<&str> = head.lines().skip(1).filter_map(|line| Some(line.split_once(':')?.0)).collect();
+            assert!(head.starts_with("HTTP/1.1 200 Fine With Me\r\n"), "{head}");
+            assert_eq!(names[..4], ["X-ZeBra", "date", "CONTENT-length", "x-Apple"], "{head}");
+            assert!(head.contains("date: yesterday"), "{head}");
+            assert_eq!(std::mem::take(&mut wire.buffer), b"ok");
+        }
+    })
+    .await;
+}
+
+/// RFC 9110 §6.5: passed on where the other side takes them.
+#[tokio::test(flavor = "multi_thread")]
+async fn trailers_go_to_who_asks_for_them() {
+    bounded(async {
+        let upstream = server(|mut wire| async move {
+            while let Some(head) = wire.head().await {
+                // What the client sent after its body, as an answer's field.
+                let mut trailer = String::new();
+                if head.to_lowercase().contains("transfer-encoding: chunked") {
+                    while !wire.buffer.ends_with(b"0\r\nX-Sum: 7\r\n\r\n") && !wire.buffer.ends_with(b"0\r\nx-sum: 7\r\n\r\n") {
+                        let length = wire.buffer.len();
+                        wire.readable().await;
+                        let mut more = [0; 256];
+                        if let Ok(read) = wire.tcp.try_read(&mut more) {
+                            wire.buffer.extend_from_slice(&more[..read]);
+                        }
+                        assert!(wire.buffer.len() < 4096 && wire.buffer.len() >= length);
+                    }
+                    wire.buffer.clear();
+                    trailer = "X-Heard: 7\r\n".to_owned();
+                }
+                let asks = head.to_lowercase().contains("\nte: trailers");
+                wire.send(format!(
+                    "HTTP/1.1 200 OK\r\nTrailer: X-End\r\nX-Asked: {asks}\r\n{trailer}Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-End: 1\r\n\r\n"
+                ))
+                .await;
+            }
+        })
+        .await;
+        let (edge, _results) = relay_edge(settings(), upstream).await;
+        for (fields, asked) in [("TE: trailers\r\nConnection: TE\r\n", true), ("", false), ("TE: trailers\r\n", false)] {
+            let mut wire = Wire::connect(edge.local_addr()).await;
+            wire.send(format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n")).await;
+            let head = wire.head().await.expect("a head");
+            assert!(head.contains(&format!("X-Asked: {asked}")), "{head}");
+            let end = if fields.is_empty() { &b"0\r\n\r\n"[..] } else { b"0\r\nx-end: 1\r\n\r\n" };
+            until("the answer is whole", || wire.buffer.ends_with(b"\r\n\r\n") || wire.tcp.try_read_buf(&mut wire.buffer).is_ok_and(|read| read == 0)).await;
+            let whole = String::from_utf8_lossy(&wire.buffer).to_lowercase().into_bytes();
+            assert!(whole.ends_with(end), "{fields:?}: {:?}", String::from_utf8_lossy(&whole));
+        }
+        let mut wire = Wire::connect(edge.local_addr()).await;
+        wire.send(
+            "POST / HTTP/1.1\r\nHost: a\r\nTrailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nX-Sum: 7\r\n\r\n",
+        )
+        .await;
+        let head = wire.head().await.expect("a head");
+        assert!(head.contains("X-Heard: 7"), "{head}");
+    })
+    .await;
+}
