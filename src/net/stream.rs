@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http::header::CONTENT_LENGTH;
 use http::{Method, Request, Response, StatusCode, Version};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
@@ -155,6 +156,10 @@ async fn answer(exchange: &mut Exchange, response: Response<Answer>, mut rest: R
     // What HEAD and 304 say about a body they do not have is the upstream's to say.
     let length = if bodiless { None } else { body.size_hint().exact() };
     response_head(&mut parts, length);
+    if length.is_none() && !bodiless {
+        // One that stands beside chunks says nothing (RFC 9112 §6.3).
+        parts.headers.remove(CONTENT_LENGTH);
+    }
     let ended = bodiless || body.is_end_stream();
     let delivered = exchange.give(parts, |told, progress| {
         if status == StatusCode::NOT_MODIFIED && told.wire.is_some() {

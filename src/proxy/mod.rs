@@ -67,12 +67,26 @@ impl Proxy {
                 return ("unknown", self.refuse(exchange, &account, &what).await);
             }
         };
-        let (account, business, path) = (to.account.clone(), to.business.map(percent_decode), to.path.to_owned());
+        let business = to.business.map(|business| percent_decode(business).into_owned());
+        let (account, path) = (to.account.clone(), to.path.to_owned());
         let at = exchange.path().strip_suffix(&path).map_or_else(|| format!("/{}", account.name), str::to_owned);
         let target = self.target(exchange, &account, &path, at);
         if exchange.is_upgrade() || !may_create(&account.provider, exchange.method(), &path) {
             return ("relay", self.relay(exchange, &account, target).await);
         }
+        // Boxed: what only passes through is not to be as large as a create.
+        Box::pin(self.create(exchange, account, business, path, target)).await
+    }
+
+    /// Reads what may be a create, and places it.
+    async fn create(
+        &self,
+        exchange: &mut Exchange,
+        account: Arc<Account>,
+        business: Option<String>,
+        path: String,
+        target: RelayTarget,
+    ) -> (&'static str, u16) {
         let many = may_create_many(&account.provider, exchange.method(), &path);
         // In observe mode only memory bounds it.
         let bytes_max = if many || self.calls.observes() { CREATE_MANY_BYTES_MAX } else { CREATE_BYTES_MAX };

@@ -102,6 +102,8 @@ impl Webhooks {
             self.deliver.notify_one();
             return Ok((deliveries > 0).then_some(Replayed { event: None, deliveries }));
         };
+        // Before it is applied: a delivery that this makes is due by itself, and may be on its way already.
+        let mut deliveries = store.redeliver(id, now_ms).await?;
         // Of what waited for a reply nobody waits any more.
         let applies = event.outcome.is_none() || !self.is_answered_by_reply(&event);
         if applies
@@ -111,8 +113,8 @@ impl Webhooks {
             && event.spool.as_deref().is_none_or(|spool| spool == self.spool.name())
         {
             self.try_one(event).boxed().await?;
+            deliveries = store.deliveries_of(id).await?.len() as u64;
         }
-        let deliveries = store.redeliver(id, now_ms).await?;
         self.deliver.notify_one();
         Ok(Some(Replayed { event: store.inbox_event(id).await?, deliveries }))
     }

@@ -26,6 +26,7 @@ mod inbound;
 mod inbound_native;
 mod journal;
 mod layering;
+mod net_cost;
 mod net_hygiene;
 mod net_passing;
 mod net_proxies;

@@ -1,0 +1,60 @@
+//! What a request costs that only passes through, in something that can be counted on any machine: allocations. A change that adds ten
+//! is seen here.
+
+use ringfence::net::EdgeSettings;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::support::net::{relay_edge, server};
+
+const REQUEST: &[u8] =
+    b"GET /v1/voices HTTP/1.1\r\nHost: api.example.test\r\nUser-Agent: a\r\nAccept: */*\r\nXi-Api-Key: k\r\n\r\n";
+const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nDate: now\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}";
+
+/// Measured: 49, with the fields above.
+const ALLOCATIONS_MAX: u64 = 58;
+
+/// Asks `times` on a connection. Allocates nothing itself.
+async fn ask(client: &mut TcpStream, times: usize) {
+    let mut buffer = [0; 1024];
+    for _ in 0..times {
+        client.write_all(REQUEST).await.unwrap();
+        let mut read = 0;
+        while !buffer[..read].ends_with(b"{}") {
+            read += client.read(&mut buffer[read..]).await.unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_request_that_passes_through_allocates_no_more_than_it_did() {
+    const TIMES: usize = 200;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (mut direct, mut through, _edge, _results) = runtime.block_on(async {
+        let upstream = server(|mut wire| async move {
+            let mut buffer = [0; 1024];
+            let mut read = 0;
+            while let Ok(more @ 1..) = wire.tcp.read(&mut buffer[read..]).await {
+                read += more;
+                if buffer[..read].ends_with(b"\r\n\r\n") {
+                    read = 0;
+                    wire.tcp.write_all(ANSWER).await.unwrap();
+                }
+            }
+        })
+        .await;
+        let (edge, results) = relay_edge(EdgeSettings::default(), upstream).await;
+        let direct = TcpStream::connect(upstream).await.unwrap();
+        let through = TcpStream::connect(edge.local_addr()).await.unwrap();
+        (direct, through, edge, results)
+    });
+    let mut count = |client: &mut TcpStream| {
+        // Connections, buffers and pools are there before it counts.
+        runtime.block_on(ask(client, 20));
+        allocation_counter::measure(|| runtime.block_on(ask(client, TIMES))).count_total
+    };
+    let (own, all) = (count(&mut direct), count(&mut through));
+    let each = (all - own) / TIMES as u64;
+    assert!(each <= ALLOCATIONS_MAX, "{each} allocations a request ({own} of {TIMES} requests are the test's own)");
+    assert!(each + 25 >= ALLOCATIONS_MAX, "{each} allocations a request: the bound can come down");
+}
