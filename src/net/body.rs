@@ -143,7 +143,8 @@ impl FromClient {
         self.progress.moved();
         Poll::Ready(match frame {
             Some(Ok(frame)) => {
-                if self.incoming.as_ref().is_some_and(Body::is_end_stream) {
+                // Trailers are the last: hyper asks for nothing behind them.
+                if frame.is_trailers() || self.incoming.as_ref().is_some_and(Body::is_end_stream) {
                     self.over(Left::Nothing);
                 }
                 Some(Ok(frame))
@@ -215,7 +216,7 @@ impl Body for Outgoing {
 
 /// Bytes of a body that lie in one piece of memory while it grows; more of them are put together at its end. So a body that grows is
 /// not copied, and not twice in memory, each time that its piece is full.
-const PIECE: usize = 4 * 1024 * 1024;
+const PIECE: usize = 64 * 1024;
 /// Bytes that bodies leave to others where the process may not have more (`ulimit -v`).
 const SPARE: usize = 16 * 1024 * 1024;
 

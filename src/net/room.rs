@@ -16,6 +16,9 @@ const SMALL_BYTES_MAX: usize = 1024 * 1024;
 /// How long a body waits for room, and how many do. Beyond, they are asked to come again.
 const WAIT: Duration = Duration::from_secs(5);
 const WAITING_MAX: usize = 64;
+/// By so much less does each waiter wait that finds another. Bodies that hold all the room together, and wait for one another, would
+/// else all give up in one moment; so the last that came gives up first, and leaves its room to those before.
+const WAITS_LESS: Duration = Duration::from_millis(40);
 
 /// The room of a listener.
 #[derive(Debug)]
@@ -122,8 +125,8 @@ impl Taken {
     }
 
     async fn wait(&self, more: Sizes) -> Result<(), NoRoom> {
-        let _place = Waiting::begin(&self.room).ok_or(NoRoom)?;
-        let until = Instant::now() + WAIT;
+        let (_place, before) = Waiting::begin(&self.room).ok_or(NoRoom)?;
+        let until = Instant::now() + WAIT - WAITS_LESS * before;
         loop {
             let mut freed = std::pin::pin!(self.room.freed.notified());
             // Before it is tried: what is freed in between is not missed.
@@ -161,14 +164,16 @@ impl Drop for Taken {
 struct Waiting<'a>(&'a BodyRoom);
 
 impl<'a> Waiting<'a> {
-    fn begin(room: &'a BodyRoom) -> Option<Self> {
+    /// And how many wait already.
+    fn begin(room: &'a BodyRoom) -> Option<(Self, u32)> {
         let mut state = room.state();
         if state.waiting >= WAITING_MAX {
             return None;
         }
         state.waiting += 1;
+        let before = u32::try_from(state.waiting - 1).unwrap_or_default();
         drop(state);
-        Some(Waiting(room))
+        Some((Waiting(room), before))
     }
 }
 

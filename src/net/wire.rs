@@ -388,7 +388,11 @@ impl State {
             return self.poll_transport(cx, buf);
         }
         let count = self.ahead.len().min(buf.remaining());
-        buf.put_slice(&self.ahead.split_to(count));
+        buf.put_slice(self.ahead.get(..count).unwrap_or_default());
+        self.ahead.advance(count);
+        if self.ahead.is_empty() {
+            self.ahead = BytesMut::new();
+        }
         Poll::Ready(Ok(count))
     }
 
