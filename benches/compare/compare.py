@@ -7,176 +7,153 @@ two runs cannot.
 import argparse
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from contextlib import ExitStack
 from datetime import date
 from pathlib import Path
 
+import cases
+from loads import Target
 from programs import Program, machine
 
 HERE = Path(__file__).parent
-CREATE = "/elevenlabs/v1/convai/twilio/outbound-call"
-OTHER = "/elevenlabs/v1/convai/agents/create"
-REDIS_PORT = 19020
+TARGET = HERE.parents[1] / "target"
+
+# A certificate of its own authority; "CA:FALSE" since ringfence takes no authority's certificate for a server's.
+CERTIFICATE = """
+[req]
+prompt = no
+distinguished_name = name
+x509_extensions = server
+[name]
+CN = localhost
+[server]
+basicConstraints = critical, CA:FALSE
+subjectAltName = DNS:localhost, IP:127.0.0.1
+"""
 
 
-class Contender:
-    """One arrangement: how to start its parts, what to ask of it, and how to see that it did it."""
-
-    def __init__(self, name, group, parts, port, path, admitted=None):
-        self.name, self.group, self.parts, self.port, self.path, self.admitted = name, group, parts, port, path, admitted
-
-
-# A part is a function of a folder on the disk and one in memory; it starts a program there.
-
-
-def nginx(disk, _):
-    return nginx_with("nginx", 19010, disk)
-
-
-def nginx_with(name, port, folder):
-    # Workers of a root would be nobody's, who may not read this folder.
-    user = ["-g", "user root;"] if os.geteuid() == 0 else []
-    return Program(name, ["nginx", "-p", str(folder), "-c", str(folder / f"{name}.conf"), *user], port, folder)
-
-
-def haproxy(disk, _):
-    return Program("haproxy", ["haproxy", "-db", "-f", str(disk / "haproxy.cfg")], 19011, disk)
-
-
-def redis(*options):
-    def start(disk, _):
-        command = ["redis-server", "--port", str(REDIS_PORT), "--save", "", "--dir", str(disk), *options]
-        program = Program("redis", command, REDIS_PORT, disk)
-        (disk / "admit.sha1").write_text(redis_cli("SCRIPT", "LOAD", (HERE / "admit.lua").read_text()) + "\n")
-        return program
-
-    return start
-
-
-def ringfence(binary, in_memory):
-    def start(disk, ram):
-        config = disk / "ringfence.toml"
-        businesses = (f'\n[businesses.business_{n:03}]\nagent_ids = ["agent_{n:03}"]\n' for n in range(1, 301))
-        config.write_text((HERE / "ringfence.toml").read_text() + "".join(businesses))
-        env = {"RINGFENCE_STORE_PATH": str((ram if in_memory else disk) / "ringfence.db")}
-        return Program("ringfence", [binary, "serve", "--config", str(config)], 19012, disk, env)
-
-    return start
-
-
-def redis_cli(*command):
-    command = ["redis-cli", "-p", str(REDIS_PORT), *command]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-
-def admitted_by_redis():
-    return int(redis_cli("SCARD", "calls:all"))
-
-
-def admitted_by_ringfence():
-    with urllib.request.urlopen("http://127.0.0.1:19014/metrics", timeout=10) as answer:
-        for line in answer.read().decode().splitlines():
-            if line.startswith("platform_global_active_calls "):
-                return int(float(line.split()[1]))
-    raise RuntimeError("ringfence shows no platform_global_active_calls")
-
-
-def contenders(binary):
-    durable = redis("--appendonly", "yes", "--appendfsync", "always")
-    return [
-        Contender("nginx", "pass-through", [nginx], 19010, OTHER),
-        Contender("HAProxy", "pass-through", [haproxy], 19011, OTHER),
-        Contender("ringfence", "pass-through", [ringfence(binary, in_memory=False)], 19012, OTHER),
-        Contender("nginx + Lua + Redis", "gated create", [redis(), nginx], 19010, CREATE, admitted_by_redis),
-        Contender("nginx + Lua + Redis, fsync", "gated create", [durable, nginx], 19010, CREATE, admitted_by_redis),
-        Contender(
-            "ringfence, store in RAM", "gated create", [ringfence(binary, in_memory=True)], 19012, CREATE, admitted_by_ringfence
-        ),
-        Contender(
-            "ringfence, fsync", "gated create", [ringfence(binary, in_memory=False)], 19012, CREATE, admitted_by_ringfence
-        ),
-    ]
-
-
-def load(port, path, secs, connections):
-    command = ["wrk", "-t2", f"-c{connections}", f"-d{secs}s", "-s", str(HERE / "load.lua")]
-    done = subprocess.run([*command, f"http://127.0.0.1:{port}{path}"], check=True, capture_output=True, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def measure(contender, disk, ram, arguments):
+def measure(case, contender, run_folder, arguments):
     """One contender, once: started anew, warmed up, loaded."""
     with ExitStack() as stack:
-        on_disk, in_ram = (Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder))) for folder in (disk, ram))
-        for name in ("nginx.conf", "gate-init.lua", "gate.lua", "haproxy.cfg"):
-            shutil.copy(HERE / name, on_disk)
-        programs = [stack.enter_context(part(on_disk, in_ram)) for part in contender.parts]
-        asked = load(contender.port, contender.path, 1, arguments.connections)["requests"]
-        before_us = sum(program.cpu_us() for program in programs)
-        result = load(contender.port, contender.path, arguments.secs, arguments.connections)
-        result["cpu_us"] = (sum(program.cpu_us() for program in programs) - before_us) / result["requests"]
-        asked += result["requests"]
-        # What was not done is not measured: every answer is a success, and every create that was answered is counted.
-        if result["errors"]:
-            raise RuntimeError(f"{contender.name}: {result['errors']} requests failed")
-        if contender.admitted and contender.admitted() < asked:
-            raise RuntimeError(f"{contender.name} admitted {contender.admitted()} of {asked}")
-    return result
+        disk, ram = (
+            Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder))) for folder in (arguments.disk, arguments.ram)
+        )
+        folders = cases.Folders(disk, ram, run_folder)
+        programs = [stack.enter_context(part(folders)) for part in contender.parts]
+        target = Target(case.scheme, contender.port, lambda: sum(program.cpu_us() for program in programs))
+        result = case.load(target, arguments.secs, arguments.connections)
+        # What was not done is not measured: every create that was answered is counted, and nothing else is.
+        if contender.admitted:
+            admitted, answered = contender.admitted(), result["warm"] + result["done"] if case.creates else 0
+            if admitted < answered or (admitted and not case.creates):
+                raise RuntimeError(f"{case.name}: {contender.name} admitted {admitted} calls of {answered}")
+    return {**result, "cpu_us": result["cpu_us"] / result["done"], "per_sec": result["done"] / result["secs"]}
 
 
-def summary(runs):
-    """Medians of the rounds, and the spread of the figure that counts."""
-    middle = {key: statistics.median(run[key] for run in runs) for key in ("cpu_us", "p50_us", "p99_us")}
-    middle["per_sec"] = statistics.median(run["requests"] / run["secs"] for run in runs)
+def summary(runs, base_runs):
+    """Medians of the rounds, and the spread of what counts. Each ratio is of two figures of the same round."""
+    middle = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+    ratios = [run["cpu_us"] / base["cpu_us"] for run, base in zip(runs, base_runs)]
     middle["cpu_us_min"], middle["cpu_us_max"] = min(r["cpu_us"] for r in runs), max(r["cpu_us"] for r in runs)
+    if "p99_added_us" in middle:
+        added = [run["p99_added_us"] for run in runs]
+        middle["p99_added_us_min"], middle["p99_added_us_max"] = min(added), max(added)
+    middle["ratio"], middle["ratio_min"], middle["ratio_max"] = statistics.median(ratios), min(ratios), max(ratios)
     return middle
 
 
 def table(results):
-    lines, base = [], {}
-    for group in dict.fromkeys(one["group"] for one in results):
-        lines += ["", f"| {group} | CPU µs a request | ratio | min – max | requests/s | p50 ms | p99 ms |", "|---|--:|--:|--:|--:|--:|--:|"]
-        for one in (r for r in results if r["group"] == group):
-            base.setdefault(group, one["cpu_us"])
-            one["ratio"] = round(one["cpu_us"] / base[group], 2)
-            lines.append(
-                f"| {one['name']} | {one['cpu_us']:.1f} | {one['ratio']:.2f} | {one['cpu_us_min']:.1f} – {one['cpu_us_max']:.1f} "
-                f"| {one['per_sec']:,.0f} | {one['p50_us'] / 1000:.2f} | {one['p99_us'] / 1000:.2f} |"
-            )
-    return "\n".join(lines[1:])
+    def ms(one, *keys):
+        return " – ".join(f"{one[key] / 1000:.2f}" for key in keys if key in one)
+
+    lines = [
+        "| | | CPU µs | min – max | ratio | min – max | a second | p50 ms | p99 ms | p99 added, ms | min – max |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    last = None
+    for one in results:
+        title = "" if one["title"] == last else one["title"]
+        last = one["title"]
+        lines.append(
+            f"| {title} | {one['contender']} | {one['cpu_us']:.1f} | {one['cpu_us_min']:.1f} – {one['cpu_us_max']:.1f} "
+            f"| {one['ratio']:.2f} | {one['ratio_min']:.2f} – {one['ratio_max']:.2f} | {one['per_sec']:,.0f} "
+            f"| {ms(one, 'p50_us')} | {ms(one, 'p99_us')} | {ms(one, 'p99_added_us')} "
+            f"| {ms(one, 'p99_added_us_min', 'p99_added_us_max')} |"
+        )
+    return "\n".join(lines)
+
+
+def parsed():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--quick", action="store_true", help="2 rounds of 1 s: all cases in about two minutes")
+    parser.add_argument("--rounds", type=int, help="default: 5")
+    parser.add_argument("--secs", type=int, help="of load a contender and round; default: 3")
+    parser.add_argument("--connections", type=int, default=32)
+    parser.add_argument("--only", nargs="+", metavar="NAME", default=[""], help="cases whose name has one of these in it")
+    parser.add_argument("--disk", default=str(TARGET), help="a folder on the disk to measure")
+    parser.add_argument("--ram", default="/dev/shm", help="a folder in memory")
+    parser.add_argument("--json", default=str(TARGET / "compare.json"), help="where the JSON goes")
+    arguments = parser.parse_args()
+    arguments.rounds = arguments.rounds or (2 if arguments.quick else 5)
+    arguments.secs = arguments.secs or (1 if arguments.quick else 3)
+    return arguments
+
+
+def prepare(folder):
+    """What the whole run shares: a certificate, the files that are sent, the client with a constant rate."""
+    (folder / "certificate.conf").write_text(CERTIFICATE)
+    for command in (
+        "openssl req -x509 -config certificate.conf -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -keyout key.pem -out cert.pem",
+        f"cc -O2 -o rate {HERE / 'rate.c'}",
+    ):
+        subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
+    (folder / "files").mkdir()
+    for size in cases.SIZES.values():
+        (folder / "files" / str(size)).write_bytes(bytes(size))
+
+
+def provider(folder):
+    """The provider's programs, whose CPU time does not count."""
+    yield cases.nginx_with("upstream", cases.PROVIDER, folder)
+    yield Program("live", [sys.executable, str(HERE / "live.py"), str(cases.LIVE)], cases.LIVE, folder)
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--secs", type=int, default=5, help="of load a contender and round")
-    parser.add_argument("--connections", type=int, default=32)
-    parser.add_argument("--only", default="", help="contenders whose name or group has this in it")
-    parser.add_argument("--disk", default=str(HERE.parents[1] / "target"), help="a folder on the disk to measure")
-    parser.add_argument("--ram", default="/dev/shm", help="a folder in memory")
-    parser.add_argument("--json", default=str(HERE.parents[1] / "target" / "compare.json"), help="where the JSON goes")
-    arguments = parser.parse_args()
-    binary = os.environ["RINGFENCE_BIN"]
-    chosen = [c for c in contenders(binary) if arguments.only in f"{c.group}: {c.name}"]
-    runs = {c: [] for c in chosen}
+    arguments = parsed()
     begun_load = os.getloadavg()[0]
-    with tempfile.TemporaryDirectory(dir=arguments.disk) as folder:
-        shutil.copy(HERE / "upstream.conf", folder)
-        with nginx_with("upstream", 19001, Path(folder)):
-            for n in range(arguments.rounds):
-                for contender in chosen:
-                    result = measure(contender, arguments.disk, arguments.ram, arguments)
-                    runs[contender].append(result)
-                    print(f"round {n + 1}  {contender.name:28} {result['cpu_us']:6.1f} µs", file=sys.stderr)
-                    time.sleep(0.5)
-    results = [{"name": c.name, "group": c.group, **summary(runs[c]), "rounds": runs[c]} for c in chosen]
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=arguments.disk)))
+        everything = cases.cases(os.environ["RINGFENCE_BIN"], folder / "rate")
+        unknown = [name for name in arguments.only if not any(name in case.name for case in everything)]
+        if unknown:
+            sys.exit(f"no case has {unknown[0]!r} in its name: {', '.join(case.name for case in everything)}")
+        chosen = [case for case in everything if any(name in case.name for name in arguments.only)]
+        prepare(folder)
+        for program in provider(folder):
+            stack.enter_context(program)
+        runs = {}
+        for n in range(arguments.rounds):
+            for case in chosen:
+                for contender in case.contenders:
+                    result = measure(case, contender, folder, arguments)
+                    runs.setdefault((case.name, contender.name), []).append(result)
+                    print(f"round {n + 1}  {case.name:13} {contender.name:28} {result['cpu_us']:8.1f} µs", file=sys.stderr)
+    results = [
+        {
+            "case": case.name,
+            "title": case.title,
+            "contender": contender.name,
+            **summary(runs[case.name, contender.name], runs[case.name, case.contenders[0].name]),
+            "rounds": runs[case.name, contender.name],
+        }
+        for case in chosen
+        for contender in case.contenders
+    ]
     about = {
         "date": date.today().isoformat(),
         "machine": machine(),
