@@ -48,7 +48,7 @@ fn a_request_that_passes_through_allocates_no_more_than_it_did() {
         let through = TcpStream::connect(edge.local_addr()).await.unwrap();
         (direct, through, edge, results)
     });
-    let mut count = |client: &mut TcpStream| {
+    let count = |client: &mut TcpStream| {
         // Connections, buffers and pools are there before it counts.
         runtime.block_on(ask(client, 20));
         allocation_counter::measure(|| runtime.block_on(ask(client, TIMES))).count_total
