@@ -204,8 +204,11 @@ fn elements(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).filter(|element| !element.is_empty())
 }
 
-/// A host with or without a port, and no user (RFC 9110 §4.2.4).
+/// A host with or without a port, and no user (RFC 9110 §4.2.4). RFC 3986 knows names with commas; some would read two of them.
 pub(super) fn is_host(text: &[u8]) -> bool {
+    if text.contains(&b',') {
+        return false;
+    }
     let Ok(authority) = Authority::try_from(text) else { return false };
     let port = authority.as_str().strip_prefix(authority.host()).unwrap_or("@");
     let is_port = |port: &str| port.is_empty() || port.parse::<u16>().is_ok() && !port.starts_with('+');
