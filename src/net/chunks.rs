@@ -60,6 +60,8 @@ enum At {
     TrailerLf,
     EndLf,
     End,
+    /// It is not a chunked body.
+    Broken,
 }
 
 impl Chunks {
@@ -96,7 +98,8 @@ impl Chunks {
             if self.line_bytes > LINE_BYTES_MAX {
                 return Err(Malformed);
             }
-            let before = std::mem::replace(&mut self.at, At::End);
+            // Stays broken, and not over, when it is an error.
+            let before = std::mem::replace(&mut self.at, At::Broken);
             self.at = self.next(before, byte).ok_or(Malformed)?;
             let is_trailer = matches!(before, At::TrailerStart | At::TrailerName | At::TrailerValue | At::TrailerLf);
             if is_trailer && self.at != At::EndLf {

@@ -26,7 +26,7 @@ use super::edge::Shared;
 use super::exchange::{ConnectionFacts, Exchange, Link, Progress};
 use super::local::Peer;
 use super::refusal::{Refusal, judge};
-use super::reply::Reply;
+use super::reply::{Reply, Told};
 use super::transport::Transport;
 use super::wire::{Phase, Wire, WireIo};
 
@@ -104,9 +104,9 @@ impl Future for Answering {
     }
 }
 
-fn refused(refusal: Refusal) -> Answering {
+fn refused(refusal: Refusal, told: Option<Told>) -> Answering {
     tracing::debug!(status = refusal.status, why = refusal.why, "request refused");
-    let answer = refusal.answer().map(|body| Reply::whole(body, Arc::<Progress>::default(), None));
+    let answer = refusal.answer().map(|body| Reply::whole(body, Arc::<Progress>::default(), told));
     Answering::Now(Some(Box::new(answer)))
 }
 
@@ -120,7 +120,12 @@ impl Connection {
         before: Option<JoinHandle<()>>,
     ) -> (Option<JoinHandle<()>>, Answering) {
         if self.shared.in_flight.len() >= self.shared.settings.max_in_flight {
-            return (before, refused(Refusal::BUSY));
+            let stall = self.shared.settings.write_timeout;
+            let told = match link {
+                Link::Http1(_) => None,
+                Link::Http2(end) => Told::of_stream(stall, end),
+            };
+            return (before, refused(Refusal::BUSY, told));
         }
         let Some(busy) = self.seat.busy() else { return (before, Answering::Now(None)) };
         let (reply, answer) = oneshot::channel();
@@ -357,8 +362,9 @@ impl Service<Request<Incoming>> for Http2 {
         let (head, body) = request.into_parts();
         if let Err(refusal) = judge(&head, &self.connection.shared.settings) {
             let shared = self.connection.shared.clone();
+            let stall = shared.settings.write_timeout;
             tokio::spawn(async move { linger(&shared, discard(body)).await });
-            return refused(refusal);
+            return refused(refusal, Told::of_stream(stall, end));
         }
         self.connection.answer(Request::from_parts(head, body), Link::Http2(end), None).1
     }

@@ -368,7 +368,7 @@ impl Exchange {
         let goes_on = if self.head.version == Version::HTTP_11 {
             !asked("close")
         } else {
-            asked("keep-alive") && !asked("close")
+            asked("keep-alive") && !asked("close") && head.headers.contains_key(header::CONTENT_LENGTH)
         };
         let goes_on = goes_on && !self.shared.draining() && self.body_is_done();
         let option = HeaderValue::from_static(if goes_on { "keep-alive" } else { "close" });
@@ -573,6 +573,10 @@ impl Drop for Exchange {
         if self.wire().is_some() {
             self.persist(&mut head);
         }
-        let _ = reply.send(Response::from_parts(head, Reply::whole(body, self.progress.clone(), None)));
+        let told = match &self.link {
+            Link::Http1(_) => None,
+            Link::Http2(end) => Told::of_stream(self.shared.settings.write_timeout, end.clone()),
+        };
+        let _ = reply.send(Response::from_parts(head, Reply::whole(body, self.progress.clone(), told)));
     }
 }

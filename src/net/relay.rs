@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version, header};
 
 use super::exchange::Exchange;
 use super::headers::{forwarded, has, join_cookies, strip_hop_by_hop};
@@ -182,8 +182,9 @@ pub async fn ask_with_body(
 fn outgoing_head(exchange: &Exchange, target: &RelayTarget) -> Result<Request<()>, RelayError> {
     let uri = join(&target.base, &target.path_and_query)?;
     let mut headers = exchange.headers().clone();
-    // RFC 9110 §10.1.4: who sends TE says so in Connection.
-    let takes_trailers = has(&headers, header::TE, "trailers") && has(&headers, header::CONNECTION, "te");
+    // RFC 9110 §10.1.4: who sends TE says so in Connection, which HTTP/2 does not have.
+    let takes_trailers = has(&headers, header::TE, "trailers")
+        && (has(&headers, header::CONNECTION, "te") || exchange.version() == Version::HTTP_2);
     strip_hop_by_hop(&mut headers);
     join_cookies(&mut headers);
     if target.mount.is_none() {

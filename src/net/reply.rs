@@ -3,11 +3,13 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, Version, header};
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use super::exchange::Progress;
 use super::headers::strip_hop_by_hop;
@@ -44,6 +46,21 @@ pub(super) struct Told {
     pub(super) sender: oneshot::Sender<()>,
     /// HTTP/1: the connection, which knows when the last byte has left. HTTP/2: none, so that it counts once h2 has taken all.
     pub(super) wire: Option<Arc<Wire>>,
+}
+
+impl Told {
+    /// For an answer on HTTP/2 that nobody waits for: a client that opens no window for it loses the stream.
+    pub(super) fn of_stream(stall: Duration, end: CancellationToken) -> Option<Self> {
+        let (sender, delivered) = oneshot::channel();
+        let runtime = tokio::runtime::Handle::try_current().ok()?;
+        runtime.spawn(async move {
+            // Told, or dropped with the stream.
+            if tokio::time::timeout(stall, delivered).await.is_err() {
+                end.cancel();
+            }
+        });
+        Some(Told { sender, wire: None })
+    }
 }
 
 /// An answer that cannot be completed: only the connection's (or the stream's) end can tell the client.

@@ -46,10 +46,15 @@ pub(super) async fn relay_upgrade(
     request.headers_mut().insert(header::CONNECTION, upgrade);
     let request = request.map(|()| Outgoing::whole(Bytes::new()));
 
-    // The client is not watched meanwhile: what it sends early belongs to the tunnel.
+    // What the client sends early is kept for the tunnel while it is watched.
     let limit = upstream.answer_timeout().min(HANDSHAKE);
-    let mut response =
-        tokio::time::timeout(limit, upstream.relay(request)).await.map_err(|_| UpstreamError::Timeout(limit))??;
+    let mut response = tokio::select! {
+        biased;
+        answered = tokio::time::timeout(limit, upstream.relay(request)) => {
+            answered.map_err(|_| UpstreamError::Timeout(limit))??
+        }
+        () = exchange.gone() => return Err(RelayError::ClientGone),
+    };
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         return stream_answer(exchange, response, mount).await;
     }

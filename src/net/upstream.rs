@@ -275,6 +275,7 @@ impl Upstream {
         let to = To::of(lane, &uri)
             .ok_or_else(|| UpstreamError::Invalid(format!("{uri} is not an absolute http or https address")))?;
         frame(&mut request, &uri);
+        let is_upgrade = request.headers().contains_key(header::UPGRADE);
         loop {
             let waiting = self.0.pool.take(&to);
             let is_new = waiting.is_none();
@@ -284,6 +285,9 @@ impl Upstream {
             };
             let mut error = match connection.sender.try_send_request(request).await {
                 Ok(response) => {
+                    if let Some(why) = unfit(&response, is_upgrade) {
+                        return Err(UpstreamError::Broken(why.to_owned()));
+                    }
                     let is_tunnel = response.status() == StatusCode::SWITCHING_PROTOCOLS;
                     let back = (!is_tunnel).then(|| (connection, self.0.pool.clone()));
                     return Ok(response.map(|incoming| Answer { incoming, has_ended: false, back }));
@@ -349,6 +353,23 @@ fn frame(request: &mut Request<Outgoing>, uri: &Uri) {
         // RFC 9110 §8.6: no content is said, too, where content is expected; hyper would say nothing, and some answer 411.
         request.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
     }
+    if matches!(*request.method(), Method::GET | Method::HEAD)
+        && !request.body().is_end_stream()
+        && request.body().size_hint().exact().is_none()
+    {
+        // hyper drops a body of unknown length of these methods unless it is told.
+        request.headers_mut().insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+}
+
+/// What cannot be handed on: a protocol that nobody asked for; a body inside another coding than chunks, which would lose its label.
+fn unfit(response: &Response<Incoming>, is_upgrade: bool) -> Option<&'static str> {
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS && !is_upgrade {
+        return Some("a 101 that was not asked for");
+    }
+    let mut codings = response.headers().get_all(header::TRANSFER_ENCODING).iter();
+    let is_known = |value: &HeaderValue| value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
+    codings.any(|value| !is_known(value)).then_some("an unknown transfer coding")
 }
 
 /// The body of an upstream's answer. When it was read to its end its connection waits for the next request; dropped before, it is

@@ -91,6 +91,8 @@ struct State {
     interims: usize,
     flushed: Option<oneshot::Sender<()>>,
     if_reset: Option<Then>,
+    /// The client has reset the connection.
+    is_reset: bool,
 }
 
 impl std::fmt::Debug for Wire {
@@ -121,6 +123,7 @@ impl Wire {
             interims: 0,
             flushed: None,
             if_reset: None,
+            is_reset: false,
         };
         Arc::new(Wire { state: Mutex::new(state), settings })
     }
@@ -181,7 +184,14 @@ impl Wire {
 
     /// Has something done if the next that is heard of the client is that it has reset the connection.
     pub(super) fn if_reset(&self, then: Then) {
-        self.state().if_reset = Some(then);
+        let mut state = self.state();
+        if !state.is_reset {
+            state.if_reset = Some(then);
+            return;
+        }
+        // hyper has read it in the moment in which the answer left.
+        drop(state);
+        then();
     }
 
     /// Writes an interim answer before whatever hyper writes next.
@@ -228,14 +238,14 @@ impl State {
         let before = buf.filled().len();
         let read = ready!(self.transport()?.poll_read(cx, buf));
         let count = buf.filled().len() - before;
-        if let Some(then) = self.if_reset.take() {
-            let is_reset = match &read {
-                Err(error) => error.kind() == io::ErrorKind::ConnectionReset,
-                Ok(()) => count == 0 && self.transport.as_ref().is_some_and(Transport::is_gone),
-            };
-            if is_reset {
-                then();
-            }
+        let is_gone = || self.transport.as_ref().is_some_and(Transport::is_gone);
+        self.is_reset |= match &read {
+            Err(error) => error.kind() == io::ErrorKind::ConnectionReset,
+            Ok(()) => count == 0 && is_gone(),
+        };
+        if let Some(then) = self.if_reset.take().filter(|_| self.is_reset) {
+            // Not under this lock.
+            tokio::spawn(async move { then() });
         }
         read?;
         self.bytes_read += count as u64;
@@ -479,7 +489,8 @@ impl AsyncRead for WireIo {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let wire = &self.get_mut().0;
         let mut state = wire.state();
-        if state.is_write_blocked && matches!(state.stage, Stage::Head | Stage::Length(0)) {
+        // The end of a chunked body waits in `judged` when the stage is the next head's already: it is not held back.
+        if state.is_write_blocked && state.judged.is_empty() && matches!(state.stage, Stage::Head | Stage::Length(0)) {
             // What is wrong with the next request must not end the connection before the last answer has left.
             keep(&mut state.reader, cx);
             return Poll::Pending;
@@ -510,7 +521,11 @@ impl WireIo {
         };
         // Interim answers come while hyper has nothing to write, and so does the end of a connection.
         keep(&mut state.writer, cx);
-        state.is_write_blocked = written.is_pending();
+        let was_blocked = std::mem::replace(&mut state.is_write_blocked, written.is_pending());
+        if was_blocked && !state.is_write_blocked {
+            // A read that was held back is registered with nobody else.
+            state.reader.take().into_iter().for_each(Waker::wake);
+        }
         state.stall.bounded(cx, written)
     }
 }

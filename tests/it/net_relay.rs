@@ -10,9 +10,9 @@ use ringfence::net::{
     Drained, EdgeSettings, HostRule, Outcome, RelayError, RelayTarget, Upstream, UpstreamError, UpstreamSettings,
     relay, relay_with_body,
 };
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt};
 
-use crate::support::net::{Wire, ask, bounded, edge, pattern, relay_edge, server, soon, text, until};
+use crate::support::net::{Wire, ask, bounded, edge, mirror, pattern, relay_edge, server, soon, text, until};
 
 const MB26: usize = 26 << 20;
 
@@ -683,6 +683,105 @@ async fn trailers_go_to_who_asks_for_them() {
         .await;
         let head = wire.head().await.expect("a head");
         assert!(head.contains("X-Heard: 7"), "{head}");
+    })
+    .await;
+}
+
+/// A client that uploads while it is answered, and does not read for a while: the end of its body is not held back with its answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_an_upload_passes_while_the_answer_is_not_read() {
+    bounded(async {
+        let (ended, mut has_ended) = tokio::sync::mpsc::unbounded_channel();
+        let upstream = server(move |mut wire| {
+            let ended = ended.clone();
+            async move {
+                wire.head().await;
+                let (mut reads, mut writes) = wire.tcp.into_split();
+                tokio::spawn(async move {
+                    let _ = writes.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+                    let piece = [b"100000\r\n".as_slice(), &pattern(1 << 20), b"\r\n"].concat();
+                    for _ in 0..24 {
+                        let _ = writes.write_all(&piece).await;
+                    }
+                    let _ = writes.write_all(b"0\r\n\r\n").await;
+                    std::future::pending::<()>().await;
+                });
+                let mut seen = Vec::new();
+                while !seen.ends_with(b"0\r\n\r\n") && reads.read_buf(&mut seen).await.is_ok_and(|read| read > 0) {}
+                let _ = ended.send(());
+            }
+        })
+        .await;
+        let (edge, _results) = relay_edge(settings(), upstream).await;
+        let mut wire = Wire::connect(edge.local_addr()).await;
+        wire.send("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n").await;
+        // Until what is written to the client fills every buffer on the way.
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        wire.send("3\r\ndef\r\n0\r\n\r\n").await;
+        let soon = tokio::time::timeout(Duration::from_secs(5), has_ended.recv()).await;
+        assert!(soon.is_ok(), "the upstream waits for the body's end");
+        let answer = wire.message().await.expect("an answer");
+        assert_eq!(answer.body.len(), 24 << 20);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_of_unknown_length_pass_whatever_the_method() {
+    bounded(async {
+        let (edge, mut results) = relay_edge(settings(), edge(settings(), mirror).await.local_addr()).await;
+        for method in ["GET", "DELETE", "OPTIONS", "POST"] {
+            let request =
+                format!("{method} / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n");
+            let answer = ask(edge.local_addr(), request).await;
+            assert!(answer.text().ends_with("\n\nabc"), "{method}: {}", answer.text());
+            assert!(results.recv().await.expect("a result").is_ok());
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_cannot_be_handed_on_are_502() {
+    bounded(async {
+        for answer in [
+            "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\nxx",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n2\r\nxx\r\n0\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, identity\r\n\r\n2\r\nxx\r\n0\r\n\r\n",
+        ] {
+            let upstream = server(move |mut wire| async move {
+                wire.head().await;
+                wire.send(answer).await;
+            })
+            .await;
+            let (edge, _results) = relay_edge(settings(), upstream).await;
+            assert_eq!(ask(edge.local_addr(), "GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.status(), 502, "{answer:?}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_goes_before_its_tunnel_is_there_takes_the_handshake_with_it() {
+    bounded(async {
+        let (gone, mut is_gone) = tokio::sync::mpsc::unbounded_channel();
+        let upstream = server(move |mut wire| {
+            let gone = gone.clone();
+            async move {
+                wire.head().await;
+                wire.until_closed().await;
+                let _ = gone.send(());
+            }
+        })
+        .await;
+        let (edge, mut results) = relay_edge(settings(), upstream).await;
+        let mut wire = Wire::connect(edge.local_addr()).await;
+        wire.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nearly").await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        drop(wire);
+        assert!(tokio::time::timeout(Duration::from_secs(10), is_gone.recv()).await.is_ok());
+        assert!(matches!(results.recv().await, Some(Err(RelayError::ClientGone))));
     })
     .await;
 }
