@@ -14,7 +14,28 @@ const SPELLINGS_MAX: usize = 64;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PathPattern {
     written: String,
-    spellings: Vec<String>,
+    spellings: Vec<Spelling>,
+}
+
+/// One path that a pattern stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Spelling {
+    text: String,
+    /// It begins with `/**`, which the text does not have: any segments may stand before it.
+    is_end: bool,
+    /// Slashes of the text: most paths do not fit by their number alone.
+    slashes: usize,
+}
+
+impl Spelling {
+    fn new(written: &str) -> Self {
+        let (text, is_end) = written.strip_prefix("/**").map_or((written, false), |end| (end, true));
+        Self { text: text.to_owned(), is_end, slashes: slashes(text) }
+    }
+}
+
+fn slashes(text: &str) -> usize {
+    text.bytes().filter(|byte| *byte == b'/').count()
 }
 
 impl PathPattern {
@@ -39,6 +60,7 @@ impl PathPattern {
                 return Err(format!("path {written:?} stands for more than {SPELLINGS_MAX} paths"));
             }
         }
+        let spellings = spellings.iter().map(|one| Spelling::new(one)).collect();
         Ok(Self { written: written.to_owned(), spellings })
     }
 
@@ -53,12 +75,14 @@ impl PathPattern {
     }
 
     fn captures_where(&self, path: &str, same: fn(&str, &str) -> bool) -> Option<BTreeMap<String, String>> {
-        self.spellings.iter().find_map(|one| match one.strip_prefix("/**") {
-            None => Self::capture(one, path, same),
-            Some(end) => {
-                let (at, _) = path.rmatch_indices('/').nth(end.matches('/').count().checked_sub(1)?)?;
-                Self::capture(end, &path[at..], same)
+        let has = slashes(path);
+        self.spellings.iter().find_map(|one| match one.is_end {
+            false if one.slashes == has => Self::capture(&one.text, path, same),
+            true if one.slashes <= has => {
+                let (at, _) = path.rmatch_indices('/').nth(one.slashes.checked_sub(1)?)?;
+                Self::capture(&one.text, &path[at..], same)
             }
+            _ => None,
         })
     }
 
