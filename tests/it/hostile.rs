@@ -413,8 +413,9 @@ async fn uploads_that_stall_take_bounded_memory_and_the_rest_is_told_to_come_aga
         assert_eq!(ask(sidecar.webhooks, unsigned).await.status(), 401);
         let begun = std::time::Instant::now();
         let small = ask(sidecar.webhooks, genuine("{\"type\":\"nobody_knows\"}")).await;
+        // It does not wait for those that stall, which have 30 s. How long it takes is the machine's business.
         assert!(
-            small.status() < 500 && begun.elapsed() < Duration::from_secs(2),
+            small.status() < 500 && begun.elapsed() < Duration::from_secs(10),
             "{} {:?}",
             small.status(),
             begun.elapsed()
