@@ -24,7 +24,7 @@ pub fn start() -> io::Result<()> {
     if CORES.get().is_some() {
         return Ok(());
     }
-    let count = std::thread::available_parallelism().map_or(1, usize::from);
+    let count = last();
     let mut handles = Vec::with_capacity(count);
     for nth in 1..=count {
         let runtime = Builder::new_current_thread().enable_all().build()?;

@@ -17,7 +17,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use super::body::Gathered;
 use super::crowd::PeerKey;
 use super::edge::{EdgeSettings, Shared};
-use super::headers::{Hop, client_address, forwarded, has};
+use super::headers::{Hop, client_address, drop_fields, forwarded, has};
 use super::local::Peer;
 use super::reply::{Reply, Told, response_head};
 use super::room::Taken;
@@ -229,16 +229,7 @@ impl Exchange {
 
     /// Takes header fields off the request, as if they had not come.
     pub fn drop_headers(&mut self, unwanted: impl Fn(&HeaderName) -> bool) {
-        let headers = &mut self.head.headers;
-        if !headers.keys().any(&unwanted) {
-            return;
-        }
-        // Taking one out of a map would put the last in its place.
-        let mut kept = HeaderMap::with_capacity(headers.len());
-        for (name, value) in headers.iter().filter(|(name, _)| !unwanted(name)) {
-            kept.append(name.clone(), value.clone());
-        }
-        *headers = kept;
+        drop_fields(&mut self.head.headers, unwanted);
     }
 
     /// The fields as they go on: of `X-Forwarded-*` what was seen here, and what a trusted peer says of earlier hops.

@@ -38,10 +38,14 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
         })
         .collect();
     let goes = |name: &HeaderName| HOP_BY_HOP.contains(name) || named.contains(name);
-    if !headers.keys().any(goes) {
+    drop_fields(headers, goes);
+}
+
+/// Takes fields off, and leaves the others in their order: taking one out of a map would put the last in its place.
+pub(super) fn drop_fields(headers: &mut HeaderMap, goes: impl Fn(&HeaderName) -> bool) {
+    if !headers.keys().any(&goes) {
         return;
     }
-    // Taking one out of a map would put the last in its place.
     let mut kept = HeaderMap::with_capacity(headers.len());
     for (name, value) in headers.iter().filter(|(name, _)| !goes(name)) {
         kept.append(name.clone(), value.clone());

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version, header};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version, header};
 
 use super::exchange::Exchange;
-use super::headers::{forwarded, has, join_cookies, strip_hop_by_hop};
+use super::headers::{drop_fields, forwarded, has, join_cookies, strip_hop_by_hop};
 use super::redirect::Mount;
 use super::stream::stream;
 use super::tap::Tap;
@@ -198,17 +198,9 @@ fn outgoing_head(exchange: &Exchange, target: &RelayTarget) -> Result<Request<()
         // Where it stood before.
         headers.insert(header::HOST, host);
     }
-    let goes = |name: &HeaderName| {
+    drop_fields(&mut headers, |name| {
         matches!(*name, header::CONTENT_LENGTH | header::EXPECT) || target.remove_headers.contains(name)
-    };
-    if headers.keys().any(goes) {
-        // Taking one out of a map would put the last in its place.
-        let mut kept = HeaderMap::with_capacity(headers.len());
-        for (name, value) in headers.iter().filter(|(name, _)| !goes(name)) {
-            kept.append(name.clone(), value.clone());
-        }
-        headers = kept;
-    }
+    });
     for (name, value) in &target.set_headers {
         headers.insert(name, value.clone());
     }
