@@ -26,6 +26,8 @@ pub struct Settings {
     pub pool_max: u32,
     /// Longest statement; its transaction is taken back after it.
     pub statement_timeout: Duration,
+    /// Longest wait for a connection of the pool.
+    pub acquire_timeout: Duration,
     /// What stands between us and the server.
     pub pooler: Pooler,
     /// Decisions go by the time that the order says, not by the server's. For tests that step it.
@@ -33,7 +35,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Settings for a URL; the rest as they are by default: 16 connections, 5 s, pooler found out.
+    /// Settings for a URL; the rest as they are by default: 16 connections, 5 s a statement, 2 s for a connection, pooler found out.
     ///
     /// # Errors
     /// The URL cannot be used. Never holds it: it has a password.
@@ -42,6 +44,7 @@ impl Settings {
             url,
             pool_max: 16,
             statement_timeout: Duration::from_secs(5),
+            acquire_timeout: Duration::from_secs(2),
             pooler: Pooler::Detect,
             callers_clock: false,
         };

@@ -24,9 +24,11 @@ struct Fence {
     url: String,
 }
 
-/// The tests step the time.
+/// The tests step the time. Dozens of them share one server: one that is slow is not away.
 fn settings(url: &str) -> Settings {
     let mut settings = Settings::new(Secret::new(url)).unwrap();
+    settings.acquire_timeout = Duration::from_secs(60);
+    settings.statement_timeout = Duration::from_secs(30);
     settings.callers_clock = true;
     settings
 }

@@ -25,8 +25,6 @@ use super::{Settings, Sql, code, explain, is_outside};
 use crate::admission::GateState;
 use crate::failpoint;
 
-/// Longest wait for a connection.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a write waits to hear what became of its COMMIT.
 const SETTLE_WITHIN: Duration = Duration::from_secs(3);
 /// The pause between two questions of that kind.
@@ -137,7 +135,7 @@ impl Db {
         }
         let pool = PgPoolOptions::new()
             .max_connections(settings.pool_max)
-            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .acquire_timeout(settings.acquire_timeout)
             // A trip of its own before every use; a session that is gone is noticed at BEGIN.
             .test_before_acquire(false)
             .connect_lazy_with(options);

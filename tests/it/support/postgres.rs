@@ -90,7 +90,7 @@ impl Server {
     pub fn start_again(&mut self) {
         // A shell stands between: when its input ends, as it does when the tests end in whatever way, it ends the server.
         let script = r#"
-            "$0" -D "$1/data" -k "$1" -p "$2" -c listen_addresses=127.0.0.1 -c max_connections=400 -c fsync="$4" \
+            "$0" -D "$1/data" -k "$1" -p "$2" -c listen_addresses=127.0.0.1 -c max_connections=1000 -c fsync="$4" \
                 -c shared_buffers=32MB -c max_prepared_transactions=0 -c autovacuum=off </dev/null >"$1/log" 2>&1 &
             server=$!
             for _ in $(seq 600); do
@@ -210,7 +210,8 @@ impl Bouncer {
         let port = super::spare_port();
         let config = format!(
             "[databases]\n* = host={} port={} user=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
-             unix_socket_dir =\nauth_type = any\npool_mode = transaction\ndefault_pool_size = 8\nmax_client_conn = 1000\n",
+             unix_socket_dir =\nauth_type = any\npool_mode = transaction\ndefault_pool_size = 8\nmax_client_conn = 2000\n\
+             server_idle_timeout = 3\n",
             server.folder.display(),
             server.port,
         );
