@@ -61,8 +61,7 @@ async fn shown(stage: &Stage, id: &str) -> Value {
 #[tokio::test(flavor = "multi_thread")]
 async fn numbers_of_records_are_masked_unless_the_token_says_whole() {
     let secret = "a secret of some length, for tests alone";
-    let setup = Setup { tables: format!("[admin]\ntoken_secret = \"{secret}\"\n"), ..Setup::default() };
-    let stage = Stage::start(setup).await;
+    let stage = Stage::start(by_hand(&format!("[admin]\ntoken_secret = \"{secret}\"\n"))).await;
     let conversation = dialled(&stage).await;
     stage.control.end_call(&conversation);
     let mut told = payload(&conversation);
