@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use ringfence::admission::{GateMode, Order, Places};
+use ringfence::admission::{AdmissionRequest, GateMode, Slots};
 use ringfence::call::{Deadlines, Direction, EndProof, Event, Origin, Outcome, Phase};
 use ringfence::capacity::{Admission, Capacity, Settings};
 use ringfence::clock::Clock;
@@ -22,7 +22,7 @@ use ringfence::policy::{Facts, Policy};
 use ringfence::provider::secret::Secret;
 use ringfence::store::postgres::{PostgresStore, Settings as PostgresSettings};
 use ringfence::store::sqlite::SqliteStore;
-use ringfence::store::{Change, NewCall, Replica, Sharing, Store};
+use ringfence::store::{Change, NewCall, OwnershipMode, Replica, Store};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -134,15 +134,15 @@ impl Bench {
         let policy = self.policy.load();
         let bindings = policy.bindings(&facts);
         assert_eq!(bindings.len(), 3);
-        let order = Order { call: call.clone(), bindings, places: Places::ONE, mode: policy.mode(), at_ms };
+        let order = AdmissionRequest { call: call.clone(), bindings, slots: Slots::ONE, mode: policy.mode(), at_ms };
         let record = NewCall {
             id: call.clone(),
             facts,
             origin: Origin::Order,
             phase: Phase::Reserved,
-            overrun: false,
+            over_limit: false,
             polled: true,
-            places: 1,
+            slots: 1,
             fingerprint: None,
             keys: vec![],
             replica: Some(self.capacity.replica().to_owned()),
@@ -224,7 +224,7 @@ impl Bench {
 }
 
 async fn sqlite(folder: &std::path::Path, name: &str) -> Arc<dyn Store> {
-    Arc::new(SqliteStore::open(&folder.join(name), true, Sharing::Alone).await.unwrap())
+    Arc::new(SqliteStore::open(&folder.join(name), true, OwnershipMode::Exclusive).await.unwrap())
 }
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
@@ -241,7 +241,7 @@ async fn main() {
     let postgres = async || {
         let url = server.database_over_tcp().replace(&format!(":{}/", server.port), &format!(":{}/", pg.port));
         let settings = PostgresSettings::new(Secret::new(&url)).unwrap();
-        let store = PostgresStore::open(&settings, true, Sharing::Shared, |_| {}).await.unwrap();
+        let store = PostgresStore::open(&settings, true, OwnershipMode::Shared, |_| {}).await.unwrap();
         Arc::new(store) as Arc<dyn Store>
     };
     let memory = || -> Option<Arc<dyn Gate>> { Some(Arc::new(MemoryGate::new())) };

@@ -5,7 +5,7 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion};
 use futures_util::FutureExt;
-use ringfence::admission::{Decision, Order, Places, Waits};
+use ringfence::admission::{AdmissionRequest, Decision, RetryAfterEstimator, Slots};
 use ringfence::gate::Gate;
 use ringfence::gate::memory::MemoryGate;
 use ringfence::ids::CallId;
@@ -20,13 +20,13 @@ fn binding(limit: &str, scope: Scope, key: String, allowed: u32) -> Binding {
 }
 
 /// A call of a business, bound by its own limit, the account's and the platform's.
-fn order(business: usize, platform: u32) -> Order {
+fn order(business: usize, platform: u32) -> AdmissionRequest {
     let bindings = vec![
         binding("plan.PRO", Scope::Business, format!("plan.PRO:business_{business}"), ROOM),
         binding("account.elevenlabs", Scope::Account, "account.elevenlabs".to_owned(), ROOM),
         binding("global", Scope::Global, "global".to_owned(), platform),
     ];
-    Order { call: CallId::new(), bindings, places: Places::ONE, mode: Mode::Enforce, at_ms: 1_000 }
+    AdmissionRequest { call: CallId::new(), bindings, slots: Slots::ONE, mode: Mode::Enforce, at_ms: 1_000 }
 }
 
 /// The memory gate never waits, so its futures are done when they are first asked.
@@ -65,7 +65,7 @@ fn main() {
     // Once lengths of calls are known, a refusal also says when a place is expected.
     for holders in [10, 1_000, 50_000] {
         let gate = gate_with(holders);
-        let waits = Waits::default();
+        let waits = RetryAfterEstimator::default();
         waits.freed(&order(7, ROOM).bindings, Some(60_000));
         let full = u32::try_from(holders).unwrap();
         group.bench_function(BenchmarkId::new("refuse, with the expected wait", holders), |b| {

@@ -10,7 +10,7 @@ use ringfence::call::{Deadlines, Direction, Event, Origin, Phase, Step};
 use ringfence::ids::{AccountName, Alias, BusinessId, CallId};
 use ringfence::policy::Facts;
 use ringfence::store::sqlite::SqliteStore;
-use ringfence::store::{Change, NewCall, Opened, Sharing, Store};
+use ringfence::store::{Change, InsertOutcome, NewCall, OwnershipMode, Store};
 use tokio::task::JoinSet;
 
 fn new_call() -> NewCall {
@@ -30,9 +30,9 @@ fn new_call() -> NewCall {
         },
         origin: Origin::Order,
         phase: Phase::Reserved,
-        overrun: false,
+        over_limit: false,
         polled: true,
-        places: 1,
+        slots: 1,
         fingerprint: None,
         keys: vec![],
         replica: None,
@@ -47,7 +47,7 @@ fn new_call() -> NewCall {
 /// What a create writes: its record before it is sent, its ids when it is answered.
 async fn create(store: &SqliteStore) {
     let call = new_call();
-    assert_eq!(store.open(call.clone(), None).await.unwrap(), Opened::New(None));
+    assert_eq!(store.open(call.clone(), None).await.unwrap(), InsertOutcome::New(None));
     let ids = [("conversation_id", "conv"), ("call_sid", "CA")];
     let bind = ids.iter().filter_map(|(kind, id)| Alias::new(kind, &format!("{id}_{}", call.id))).collect();
     let created = Change {
@@ -63,7 +63,8 @@ fn main() {
     let mut criterion = Criterion::default().configure_from_args();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(CallId::new().to_string());
-    let store = runtime.block_on(SqliteStore::open(&folder.join("ringfence.db"), true, Sharing::Alone)).unwrap();
+    let store =
+        runtime.block_on(SqliteStore::open(&folder.join("ringfence.db"), true, OwnershipMode::Exclusive)).unwrap();
     let store = Arc::new(store);
     let mut group = criterion.benchmark_group("store, open and apply");
     for at_once in [1, 64] {

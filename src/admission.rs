@@ -2,10 +2,10 @@
 //!
 //! [`decide`] is what a back end in Rust runs over what it has read; the script in Redis says the same in its own language, and
 //! one reference model holds them equal. A decision knows no names of people: it says which of the order's limits was short
-//! ([`Short`]), and [`Waits`] makes of it what a caller is told ([`Full`]).
+//! ([`Shortfall`]), and [`RetryAfterEstimator`] makes of it what a caller is told ([`LimitExceeded`]).
 
 mod rate;
-mod waits;
+mod retry_after;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,21 +16,21 @@ use crate::clock::UnixMs;
 use crate::ids::CallId;
 use crate::policy::{Binding, Bound, Facts, Mode, Policy, Scope};
 pub use rate::RateLog;
-pub use waits::Waits;
+pub use retry_after::RetryAfterEstimator;
 
 /// How many of the oldest holders of a full limit an answer names: what a wait is guessed from.
 pub const OLDEST_MAX: usize = 16;
 
 /// How many calls at once an order may make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Places {
+pub struct Slots {
     /// As many as it has a use for; at least 1.
     pub wanted: u32,
     /// Fewer are of no use to it: from 1 to `wanted`.
     pub at_least: u32,
 }
 
-impl Places {
+impl Slots {
     /// Of one call.
     pub const ONE: Self = Self::exactly(1);
 
@@ -47,13 +47,13 @@ impl Places {
 
 /// What asks for admission.
 #[derive(Debug, Clone)]
-pub struct Order {
+pub struct AdmissionRequest {
     /// The call.
     pub call: CallId,
     /// The limits that bind it, the most particular first.
     pub bindings: Vec<Binding>,
     /// How many calls at once it is for.
-    pub places: Places,
+    pub slots: Slots,
     /// Whether full limits refuse. In observe mode all that is wanted is granted.
     pub mode: Mode,
     /// Now, by this process's clock. Gates that several processes share go by their store's instead.
@@ -62,17 +62,17 @@ pub struct Order {
 
 /// A lease as it is counted: one holder in the set of each of its keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Held {
+pub struct LeaseRow {
     /// The call that holds it.
     pub call: CallId,
     /// The counts it is in, see [`keys`].
     pub keys: Vec<String>,
-    /// Places that it holds in each.
-    pub places: u32,
+    /// Slots that it holds in each.
+    pub slots: u32,
     /// Since when.
     pub since_ms: UnixMs,
     /// The call exists although it was refused or ended for us.
-    pub overrun: bool,
+    pub over_limit: bool,
 }
 
 /// The counts that a call is in: one for each limit of calls at once.
@@ -83,12 +83,12 @@ pub fn keys(bindings: &[Binding]) -> Vec<String> {
 
 /// The first limit of an order that had too little.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Short {
+pub struct Shortfall {
     /// Its place among the order's bindings.
     pub binding: usize,
-    /// Places of it that are held; 0 for rates.
+    /// Slots of it that are held; 0 for rates.
     pub current: u32,
-    /// Places that are lacking; 0 for rates.
+    /// Slots that are lacking; 0 for rates.
     pub lacking: u32,
     /// Of a rate: milliseconds until it has a token.
     pub token_in_ms: Option<i64>,
@@ -96,45 +96,49 @@ pub struct Short {
     pub oldest: Vec<UnixMs>,
 }
 
-/// What a gate decides. Of a call that holds a lease already it is `Admitted` with that lease's places and without `would`.
+/// What a gate decides. Of a call that holds a lease already it is `Admitted` with that lease's slots and without `would`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use]
 pub enum Decision {
-    /// With so many places. In observe mode with what would have refused it.
+    /// With so many slots. In observe mode with what would have refused it.
     Admitted {
-        /// Places that were granted in each limit.
-        places: u32,
+        /// Slots that were granted in each limit.
+        slots: u32,
         /// What would have refused it.
-        would: Option<Short>,
+        would: Option<Shortfall>,
     },
     /// Without a trace.
-    Refused(Short),
+    Refused(Shortfall),
 }
 
 /// What a limit has, as far as a decision needs it. Asked for keys of the order's bindings alone.
-pub trait Standing {
-    /// Places that are held under a key.
+pub trait LimitUsage {
+    /// Slots that are held under a key.
     fn held(&self, key: &str) -> u32;
     /// What a rate's key has let through, if anything.
     fn rate_log(&self, key: &str) -> Option<&RateLog>;
-    /// See [`Short::oldest`]. Asked only for a limit that is short.
+    /// See [`Shortfall::oldest`]. Asked only for a limit that is short.
     fn oldest(&self, key: &str) -> Vec<UnixMs>;
 }
 
-/// Decides an order at a time. What it takes, its caller writes: the places of an admitted one under [`keys`], and the logs of
+/// Decides an order at a time. What it takes, its caller writes: the slots of an admitted one under [`keys`], and the logs of
 /// rates that come with it.
-pub fn decide(order: &Order, standing: &impl Standing, now_ms: UnixMs) -> (Decision, Vec<(String, RateLog)>) {
+pub fn decide(
+    order: &AdmissionRequest,
+    standing: &impl LimitUsage,
+    now_ms: UnixMs,
+) -> (Decision, Vec<(String, RateLog)>) {
     let short = first_short(order, standing, now_ms);
-    let places = match (short, order.mode) {
+    let slots = match (short, order.mode) {
         (Some(short), Mode::Enforce) => return (Decision::Refused(short), vec![]),
-        (would, Mode::Observe) => (order.places.wanted, would),
+        (would, Mode::Observe) => (order.slots.wanted, would),
         (None, Mode::Enforce) => {
             let free = order.bindings.iter().filter_map(|binding| match binding.bound {
                 Bound::Concurrent(allowed) => Some(allowed.saturating_sub(standing.held(&binding.key))),
                 Bound::Rate(_) => None,
             });
             let free = free.min().unwrap_or(u32::MAX);
-            (free.min(order.places.wanted).max(order.places.at_least), None)
+            (free.min(order.slots.wanted).max(order.slots.at_least), None)
         }
     };
     let mut taken = BTreeMap::<&str, RateLog>::new();
@@ -147,20 +151,21 @@ pub fn decide(order: &Order, standing: &impl Standing, now_ms: UnixMs) -> (Decis
         }
     }
     let taken = taken.into_iter().map(|(key, log)| (key.to_owned(), log)).collect();
-    (Decision::Admitted { places: places.0, would: places.1 }, taken)
+    (Decision::Admitted { slots: slots.0, would: slots.1 }, taken)
 }
 
-fn first_short(order: &Order, standing: &impl Standing, now_ms: UnixMs) -> Option<Short> {
+fn first_short(order: &AdmissionRequest, standing: &impl LimitUsage, now_ms: UnixMs) -> Option<Shortfall> {
     order.bindings.iter().enumerate().find_map(|(binding, limit)| match limit.bound {
         Bound::Concurrent(allowed) => {
             let current = standing.held(&limit.key);
-            let lacking = current.saturating_add(order.places.at_least).saturating_sub(allowed);
-            let short = || Short { binding, current, lacking, token_in_ms: None, oldest: standing.oldest(&limit.key) };
+            let lacking = current.saturating_add(order.slots.at_least).saturating_sub(allowed);
+            let short =
+                || Shortfall { binding, current, lacking, token_in_ms: None, oldest: standing.oldest(&limit.key) };
             (lacking > 0).then(short)
         }
         Bound::Rate(rate) => {
             let wait_ms = standing.rate_log(&limit.key).map_or(0, |log| log.wait_ms(rate, now_ms));
-            let short = Short { binding, current: 0, lacking: 0, token_in_ms: Some(wait_ms), oldest: vec![] };
+            let short = Shortfall { binding, current: 0, lacking: 0, token_in_ms: Some(wait_ms), oldest: vec![] };
             (wait_ms > 0).then_some(short)
         }
     })
@@ -228,13 +233,13 @@ pub struct GateState {
 #[derive(Debug)]
 pub struct Lease {
     pub(crate) call: CallId,
-    pub(crate) places: u32,
+    pub(crate) slots: u32,
 }
 
 impl Lease {
     /// Of an order that nobody could count, and that is sent all the same: in observe mode alone. It is in no limit.
     pub(crate) fn uncounted(call: CallId) -> Self {
-        Self { call, places: 0 }
+        Self { call, slots: 0 }
     }
 
     /// The call that holds it.
@@ -243,8 +248,8 @@ impl Lease {
     }
 
     /// How many places it holds in each limit: 1, or what an order for many calls was granted.
-    pub fn places(&self) -> u32 {
-        self.places
+    pub fn slots(&self) -> u32 {
+        self.slots
     }
 }
 
@@ -266,42 +271,42 @@ impl<R> Gated<R> {
 
 /// The first limit that had no place, as a caller is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Full {
+pub struct LimitExceeded {
     /// Its name.
     pub limit: Arc<str>,
     /// Whose it is.
     pub scope: Scope,
     /// What it allows.
     pub bound: Bound,
-    /// Places of it that are held; 0 for rates.
+    /// Slots of it that are held; 0 for rates.
     pub current: u32,
-    /// When enough places are expected, from the lengths of calls seen so far, or exactly for rates. `None`: nothing is known yet.
+    /// When enough slots are expected, from the lengths of calls seen so far, or exactly for rates. `None`: nothing is known yet.
     pub free_in_ms: Option<i64>,
 }
 
 /// How much of what is held.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Places that are held: one a call, several an order for many.
+    /// Slots that are held: one a call, several an order for many.
     pub calls: u32,
-    /// Of those, by overruns.
-    pub overruns: u32,
-    /// Places by limit key.
+    /// Of those, by over-limit calls.
+    pub over_limit: u32,
+    /// Slots by limit key.
     pub by_key: BTreeMap<String, u32>,
 }
 
 impl Counts {
     /// Of these leases.
-    pub fn of<'h>(held: impl IntoIterator<Item = &'h Held>) -> Self {
+    pub fn of<'h>(held: impl IntoIterator<Item = &'h LeaseRow>) -> Self {
         let mut counts = Self::default();
         for one in held {
-            counts.calls = counts.calls.saturating_add(one.places);
-            if one.overrun {
-                counts.overruns = counts.overruns.saturating_add(one.places);
+            counts.calls = counts.calls.saturating_add(one.slots);
+            if one.over_limit {
+                counts.over_limit = counts.over_limit.saturating_add(one.slots);
             }
             for key in &one.keys {
-                let places = counts.by_key.entry(key.clone()).or_default();
-                *places = places.saturating_add(one.places);
+                let slots = counts.by_key.entry(key.clone()).or_default();
+                *slots = slots.saturating_add(one.slots);
             }
         }
         counts

@@ -1,8 +1,8 @@
 //! Builds every part from a [`Config`], owns every task, starts, reloads and drains. The only module that knows all the others.
 
-mod door;
-mod live;
-mod watch;
+mod config_watcher;
+mod reload;
+mod startup_gate;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -17,33 +17,33 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::admin::auth::Access;
-use crate::admin::reload::{By, Reloaded, Running as _};
+use crate::admin::reload::{ReloadTrigger, Reloaded, Running as _};
 use crate::admin::{self, Admin};
 use crate::admission::GateMode;
 use crate::calls::Calls;
 use crate::calls::hooks::watch_hooks;
 use crate::capacity::{Capacity, LivePolicy, Role};
-use crate::client::{self, Client, Feed, Others, Sockets};
 use crate::clock::Clock;
 use crate::config::{AdminSocket, Config};
 use crate::failpoint;
 use crate::gate::memory::MemoryGate;
 use crate::gate::redis::RedisGate;
 use crate::gate::{Channel, Gate};
-use crate::hub::{self, Hub};
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::net::{Edge, EdgeSettings, LocalSocket, ReloadingTls, RunningEdge, descriptors, install_crypto_provider};
+use crate::notify::{self, Hub};
 use crate::policy::Policy;
-use crate::reconcile::{self, Sightings};
+use crate::reconcile::{self, SweepStatuses};
 use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
-use crate::store::{self, Ages, Journal, Replica, Sharing, Spool, Store, StoreError};
+use crate::store::{self, Journal, OwnershipMode, Replica, RetentionCutoffs, Spool, Store, StoreError};
 use crate::token::Keys;
+use crate::transcripts::{self, Client, Feed, Others, Sockets};
 use crate::webhook::{self, Webhooks, deliver};
-use door::Doors;
-pub use live::Written;
-use live::{Listener, Live};
+pub use reload::ConfigSource;
+use reload::{Listener, Live};
+use startup_gate::Doors;
 
 /// How often certificate files are looked at.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(10);
@@ -139,19 +139,19 @@ impl App {
     }
 
     /// The same; `written` is what the config was read from, and is read again when it changes or [`App::reload`] is called.
-    pub async fn start_from(config: Config, clock: Clock, written: Option<Written>) -> Result<Self, StartError> {
+    pub async fn start_from(config: Config, clock: Clock, written: Option<ConfigSource>) -> Result<Self, StartError> {
         // Boxed: it is large, and waited for in tests and commands that hold much themselves.
         Box::pin(Self::start_now(config, clock, written)).await
     }
 
-    async fn start_now(config: Config, clock: Clock, written: Option<Written>) -> Result<Self, StartError> {
+    async fn start_now(config: Config, clock: Clock, written: Option<ConfigSource>) -> Result<Self, StartError> {
         install_crypto_provider();
         let open_files = descriptors::raise_open_files();
         let shares = descriptors::shares(open_files);
         let listener = |connections_max: usize, share: usize| {
             let max_connections = connections_max.min(share);
             if share < FEW_CONNECTIONS {
-                warn!(open_files, max_connections, "few open files are allowed: a listener takes few connections");
+                warn!(open_files, max_connections, "open file limit is low: listeners take fewer connections");
             }
             EdgeSettings {
                 trusted_peers: config.listen.trusted_peers.clone(),
@@ -174,9 +174,9 @@ impl App {
         };
         let webhooks = bind("webhooks", config.listen.webhooks, with_audio, tls.clone()).await?.on_cores();
         let with_sockets = EdgeSettings {
-            max_tunnels: client::SOCKETS_MAX,
+            max_tunnels: transcripts::SOCKETS_MAX,
             max_body_bytes: SMALL_BODIES_BYTES_MAX,
-            ..listener(client::SOCKETS_MAX + 1000, shares.public)
+            ..listener(transcripts::SOCKETS_MAX + 1000, shares.public)
         };
         let client = bind("client", config.listen.client, with_sockets, tls.clone()).await?.on_cores();
         let for_operators = EdgeSettings {
@@ -190,11 +190,11 @@ impl App {
         let operators = (access(&config, admin_socket.clone()), clock.clone());
         let doors = Doors::new([api, webhooks, admin, client], operators);
         let store = open_store(&config, &doors).await?;
-        let patient = Patient { doors: &doors, is_remote: config.store.postgres.is_some() };
+        let patient = StartupRetry { doors: &doors, is_remote: config.store.postgres.is_some() };
         let businesses = patient.ask(|| store.businesses()).await?;
         let policy = Policy::new(config.policy.clone(), &businesses);
         let metrics = Metrics::new().map_err(start_error)?;
-        let upstream = live::upstream(&config, &own);
+        let upstream = reload::upstream(&config, &own);
         let database = patient.ask(|| store.identity()).await?;
         let (gate, channel) = open_gate(&config, database).await?;
         let live_policy: LivePolicy = Arc::new(ArcSwap::from_pointee(policy));
@@ -220,7 +220,7 @@ impl App {
         };
         let calls =
             Calls::new(lifecycle, config.accounts.clone(), upstream.map_err(start_error)?, config.calls.clone());
-        patient.ask(|| capacity.beat()).await?;
+        patient.ask(|| capacity.heartbeat()).await?;
         let rebuilt = patient.ask(|| reconcile::rebuild(&calls)).await?;
         let wake = Arc::new(Notify::new());
         let spool = Spool::new(&config.spool_dir);
@@ -248,7 +248,7 @@ impl App {
         );
         let others = match (&channel, config.gate.home) {
             (Some(channel), _) => {
-                tasks.spawn(hub::carry(calls.lifecycle.hub.clone(), channel.clone(), stop.clone()));
+                tasks.spawn(notify::carry(calls.lifecycle.hub.clone(), channel.clone(), stop.clone()));
                 Others::LookedFor
             }
             (None, GateMode::Memory) => Others::None,
@@ -265,7 +265,7 @@ impl App {
         };
         let console = |program| Admin {
             calls: calls.clone(),
-            sightings: Sightings::default(),
+            sightings: SweepStatuses::default(),
             access: access(&config, admin_socket.clone()),
             draining: draining.clone(),
             store_path: config.store.shown(),
@@ -276,7 +276,7 @@ impl App {
         let live = Live::new(config.clone(), inbox, client, console, written, (tasks.clone(), stop.clone()), own);
         let mut sweepers = live.sweepers();
         // Nothing is served yet: what lives at the providers is counted before anything is admitted.
-        reconcile::first_sight(&mut sweepers, config.calls.ask_timeout).await;
+        reconcile::initial_sweep(&mut sweepers, config.calls.ask_timeout).await;
         live.sweep(sweepers);
         tasks.spawn(follow_businesses(capacity.roles(), live.clone(), stop.clone()));
         tasks.spawn(capacity.clone().keep(stop.clone()));
@@ -293,7 +293,7 @@ impl App {
         let (newest, role) = (live.clone(), calls.lifecycle.capacity.clone());
         tasks.spawn(watch_hooks(move || newest.calls(), move || role.role().leads, stop.clone()));
         tasks.spawn(purge(live.clone(), stop.clone()));
-        tasks.spawn(watch::run(live.clone(), stop.clone()));
+        tasks.spawn(config_watcher::run(live.clone(), stop.clone()));
         if let Some(tls) = tls {
             tasks.spawn(watch_certificates(tls, metrics, stop.clone()));
         }
@@ -303,7 +303,7 @@ impl App {
     }
 
     /// Reads the config again and puts it in force, whole, or keeps the old one and says why.
-    pub async fn reload(&self, by: By) -> Reloaded {
+    pub async fn reload(&self, by: ReloadTrigger) -> Reloaded {
         self.live.clone().reload(by).await
     }
 
@@ -352,32 +352,32 @@ impl App {
         let cut = api.in_flight_cut + webhooks.in_flight_cut;
         let tunnels = api.tunnels_cut + webhooks.tunnels_cut;
         if cut + tunnels > 0 {
-            warn!(requests = cut, tunnels, "the grace was too short; what was left has been cut");
+            warn!(requests = cut, tunnels, "drain timed out; remaining connections closed");
         }
         failpoint::hit("drain.answered").await;
         // Creates that were sent must be settled: their answers bind ids to calls.
         self.calls.tasks.close();
         if tokio::time::timeout(grace, self.calls.tasks.wait()).await.is_err() {
-            warn!("creates are still without an answer; they are looked up after the next start");
+            warn!("creates still unanswered at exit; their calls are looked up after the next start");
         }
         failpoint::hit("drain.settled").await;
         self.stop.cancel();
         self.tasks.close();
         let _ = tokio::time::timeout(Duration::from_secs(5), self.tasks.wait()).await;
         self.admin.drain(Duration::from_secs(1)).await;
-        self.calls.lifecycle.capacity.leave().await;
+        self.calls.lifecycle.capacity.deregister().await;
         self.calls.lifecycle.store.close().await;
         info!("stopped");
     }
 }
 
 /// Asks the record during the start. A server that goes away meanwhile is waited for; a file does not mend itself.
-struct Patient<'a> {
+struct StartupRetry<'a> {
     doors: &'a Doors,
     is_remote: bool,
 }
 
-impl Patient<'_> {
+impl StartupRetry<'_> {
     async fn ask<T, F>(&self, ask: impl Fn() -> F) -> Result<T, StartError>
     where
         F: Future<Output = store::Result<T>>,
@@ -417,7 +417,9 @@ async fn open_gate(config: &Config, database: String) -> Result<GateAndChannel, 
                     let each: Vec<String> = problems.iter().map(ToString::to_string).collect();
                     return Err(StartError(format!("{} is no gate: {}", settings.shown(), each.join("; "))));
                 }
-                Err(error) => warn!(redis = %settings.shown(), %error, "the database decides until Redis is there"),
+                Err(error) => {
+                    warn!(redis = %settings.shown(), %error, "Redis unavailable at start; the database admits calls until it is back")
+                }
             }
             let gate = Arc::new(gate);
             (Some(gate.clone()), Some(gate))
@@ -429,7 +431,7 @@ async fn open_gate(config: &Config, database: String) -> Result<GateAndChannel, 
 /// Opens the record. While its server is away, whoever asks is told so.
 async fn open_store(config: &Config, doors: &Doors) -> Result<Arc<dyn Store>, StartError> {
     let (settings, migrate) = (&config.store, config.store.migrate_on_start);
-    let sharing = if config.gate.home == GateMode::Memory { Sharing::Alone } else { Sharing::Shared };
+    let sharing = if config.gate.home == GateMode::Memory { OwnershipMode::Exclusive } else { OwnershipMode::Shared };
     Ok(match &settings.postgres {
         Some(server) => {
             let store = PostgresStore::open(server, migrate, sharing, |why| doors.wait(why)).await;
@@ -453,7 +455,7 @@ async fn follow_businesses(mut roles: Receiver<Role>, live: Arc<Live>, stop: Can
         }
         match live.clone().take_up_businesses().await {
             Ok(()) => taken_up = version,
-            Err(error) => warn!(%error, "changed businesses could not be taken up; they are with the next change"),
+            Err(error) => warn!(%error, "failed to apply changed businesses; retried with the next change"),
         }
     }
 }
@@ -464,7 +466,7 @@ async fn purge(live: Arc<Live>, stop: CancellationToken) {
         let now_ms = calls.lifecycle.clock.now_ms();
         let before = |days: u32| now_ms - i64::from(days) * 24 * 3_600_000;
         let policy = calls.lifecycle.policy.load_full();
-        let ages = Ages {
+        let ages = RetentionCutoffs {
             before_ms: before(live.config().store.retention_days),
             of_business: policy.own_retention_days().map(|(id, days)| (id.clone(), before(days))).collect(),
             early_before_ms: now_ms - EARLY_KEPT_MS,
@@ -472,8 +474,8 @@ async fn purge(live: Arc<Live>, stop: CancellationToken) {
         };
         match calls.lifecycle.store.purge(&ages).await {
             Ok(0) => {}
-            Ok(rows) => info!(rows, "forgot what is past its retention"),
-            Err(error) => warn!(%error, "what is past its retention could not be forgotten"),
+            Ok(rows) => info!(rows, "expired data deleted"),
+            Err(error) => warn!(%error, "failed to delete expired data"),
         }
         tokio::select! {
             () = stop.cancelled() => return,
@@ -491,12 +493,12 @@ async fn watch_certificates(tls: ReloadingTls, metrics: Metrics, stop: Cancellat
         match tls.reload_if_changed() {
             Ok(true) => {
                 metrics.certificate_reload("ok");
-                info!("the changed certificate is in use for new connections");
+                info!("certificate reloaded; used for new connections");
             }
             Ok(false) => {}
             Err(error) => {
                 metrics.certificate_reload("failed");
-                warn!(%error, "the changed certificate cannot be used; the old one stays");
+                warn!(%error, "failed to load the changed certificate; the old one stays in use");
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Who decides just now, and under which epoch: this process's gate, Redis, or the database.
 //!
-//! A gate proposes, the database disposes. What a gate admits counts only once the call is on record under the epoch that the
+//! A gate proposes, the database disposes. GateOp a gate admits counts only once the call is on record under the epoch that the
 //! database holds at that moment ([`GateState`]); whoever moves the gate, by falling back, by returning or by other limits, adds
 //! one to the epoch and counts the open calls anew in the same transaction (`moves`). So nothing that is late, lost or doubled
 //! anywhere can make a call that nobody counts: it is late under an epoch that is over.
@@ -13,14 +13,14 @@
 //!
 //! [`keeper`] watches all that: it falls back, fills Redis again and returns to it.
 
-mod fleet;
-#[cfg(test)]
-mod holes;
-pub mod keeper;
+mod failover;
+mod members;
 #[cfg(test)]
 mod model;
-mod moves;
-mod undone;
+mod pending_ops;
+#[cfg(test)]
+mod races;
+pub mod supervisor;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,7 +31,10 @@ use futures_util::FutureExt as _;
 use tokio::sync::{Notify, RwLock, watch};
 use tracing::{info, warn};
 
-use crate::admission::{Counts, Decision, Full, GateMode, GateState, Held, Lease, Order, Short, Waits, keys};
+use crate::admission::{
+    AdmissionRequest, Counts, Decision, GateMode, GateState, Lease, LeaseRow, LimitExceeded, RetryAfterEstimator,
+    Shortfall, keys,
+};
 use crate::call::{Event, Outcome, Phase};
 use crate::clock::Clock;
 use crate::failpoint;
@@ -39,11 +42,11 @@ use crate::gate::{Gate, GateError};
 use crate::ids::CallId;
 use crate::metrics::Metrics;
 use crate::policy::{OnOutage, Policy};
-use crate::store::{CallRecord, Confirmed, Decided, NewCall, Opened, Replica, Result, Store, StoreError};
-pub use fleet::{Member, Sighting};
-pub use keeper::Role;
-pub use moves::Compared;
-use undone::Undone;
+use crate::store::{AdmitOutcome, CallRecord, Confirmed, InsertOutcome, NewCall, Replica, Result, Store, StoreError};
+pub use failover::Compared;
+pub use members::{Member, Sighting};
+use pending_ops::PendingOps;
+pub use supervisor::Role;
 
 /// The newest policy: what binds calls. Readers take what is there; a reload swaps it whole.
 pub type LivePolicy = Arc<ArcSwap<Policy>>;
@@ -99,8 +102,8 @@ struct Inner {
     deciding: RwLock<()>,
     /// Moves go one after the other.
     moving: tokio::sync::Mutex<()>,
-    waits: Waits,
-    undone: Mutex<Undone>,
+    waits: RetryAfterEstimator,
+    undone: Mutex<PendingOps>,
     counted: Mutex<Option<(Instant, Counts)>>,
     /// The gate lacks what it was filled with.
     unfilled: AtomicBool,
@@ -108,24 +111,24 @@ struct Inner {
     wake: Notify,
     moved_at: Mutex<Instant>,
     role: watch::Sender<Role>,
-    known: Mutex<fleet::Known>,
+    known: Mutex<members::Known>,
 }
 
-/// What became of an order.
+/// GateOp became of an order.
 #[derive(Debug)]
 #[must_use]
 pub enum Admission {
     /// It is admitted and on record. In observe mode with what would have refused it; with news that came before it.
-    Admitted(Lease, Option<Full>, Option<Event>),
+    Admitted(Lease, Option<LimitExceeded>, Option<Event>),
     /// One of its ids belongs to this call: it is the same call.
     Known(CallId),
     /// Refused, without a trace.
-    Refused(Full),
+    Refused(LimitExceeded),
 }
 
 /// Nothing was admitted, and not for want of room.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum Unadmitted {
+pub enum AdmissionError {
     /// Nobody can decide just now.
     #[error("{0}")]
     Gate(String),
@@ -137,7 +140,7 @@ pub enum Unadmitted {
 /// How it stands, for `/status` and metrics.
 #[derive(Debug, Clone, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Standing {
+pub struct GateStatus {
     /// Who decides when nothing is wrong.
     pub backend: GateMode,
     /// Who decides.
@@ -148,7 +151,7 @@ pub struct Standing {
     pub degraded: bool,
     /// Why the gate is away, where it is.
     pub away: Option<String>,
-    /// What ended or was adopted while the gate was away, and waits to be told to it.
+    /// GateOp ended or was adopted while the gate was away, and waits to be told to it.
     pub waiting: usize,
     /// This replica's id.
     pub replica: String,
@@ -185,7 +188,7 @@ impl Capacity {
             state: watch::Sender::new(state),
             deciding: RwLock::default(),
             moving: tokio::sync::Mutex::default(),
-            waits: Waits::default(),
+            waits: RetryAfterEstimator::default(),
             undone: Mutex::default(),
             counted: Mutex::default(),
             unfilled: AtomicBool::new(false),
@@ -241,7 +244,7 @@ impl Capacity {
     }
 
     /// Learns where the gate is. Never back: what is older is late.
-    fn take_up(&self, now: GateState) {
+    fn adopt_epoch(&self, now: GateState) {
         let before = self.state();
         let is_new = self.0.state.send_if_modified(|state| {
             let newer = now.epoch > state.epoch;
@@ -261,16 +264,24 @@ impl Capacity {
             return;
         }
         if now.mode == self.0.settings.home {
-            info!(epoch = now.epoch, mode = now.mode.as_str(), "the gate is where it belongs again");
+            info!(
+                epoch = now.epoch,
+                mode = now.mode.as_str(),
+                "gate recovered: the configured backend admits calls again"
+            );
         } else {
-            warn!(epoch = now.epoch, mode = now.mode.as_str(), "the gate has moved");
+            warn!(epoch = now.epoch, mode = now.mode.as_str(), "gate backend changed");
         }
     }
 
-    /// Decides about an order and puts its call on record. `call.places` and `call.keys` are filled in here.
+    /// Decides about an order and puts its call on record. `call.slots` and `call.keys` are filled in here.
     ///
     /// Whoever calls it holds [`Capacity::deciding`].
-    pub async fn admit(&self, mut order: Order, mut call: NewCall) -> std::result::Result<Admission, Unadmitted> {
+    pub async fn admit(
+        &self,
+        mut order: AdmissionRequest,
+        mut call: NewCall,
+    ) -> std::result::Result<Admission, AdmissionError> {
         call.keys = keys(&order.bindings);
         self.lower(&mut order.bindings);
         let until = Instant::now() + PATIENCE;
@@ -290,7 +301,7 @@ impl Capacity {
                 Next::Again => {}
                 Next::Wait(why) => {
                     if Instant::now() >= until {
-                        return Err(Unadmitted::Gate(why));
+                        return Err(AdmissionError::Gate(why));
                     }
                     let mut moves = self.0.state.subscribe();
                     if *moves.borrow_and_update() == state {
@@ -304,34 +315,34 @@ impl Capacity {
     async fn propose(
         &self,
         gate: &Arc<dyn Gate>,
-        order: &Order,
+        order: &AdmissionRequest,
         mut call: NewCall,
         state: GateState,
-    ) -> std::result::Result<Next, Unadmitted> {
-        let (places, would) = match gate.admit(state.epoch, order).await {
+    ) -> std::result::Result<Next, AdmissionError> {
+        let (slots, would) = match gate.admit(state.epoch, order).await {
             Ok(Decision::Refused(short)) => return Ok(Next::Done(Admission::Refused(self.full(order, &short)?))),
-            Ok(Decision::Admitted { places, would }) => (places, would),
+            Ok(Decision::Admitted { slots, would }) => (slots, would),
             Err(GateError::Away(why)) => {
-                self.undone(undone::What::Forbid(state.epoch, order.call.clone()));
+                self.undone(pending_ops::GateOp::Forbid(state.epoch, order.call.clone()));
                 return self.in_outage(order, call, state, why).boxed().await;
             }
             Err(error) => return self.is_elsewhere(state, &error).boxed().await,
         };
         failpoint::hit("gate.admitted").await;
-        call.places = places;
+        call.slots = slots;
         let claim = self.is_shared().then_some(state.epoch);
         match self.0.store.open(call, claim).await {
-            Ok(Opened::New(news)) => {
+            Ok(InsertOutcome::New(news)) => {
                 let would = would.map(|short| self.full(order, &short)).transpose()?;
-                Ok(Next::Done(Admission::Admitted(Lease { call: order.call.clone(), places }, would, news)))
+                Ok(Next::Done(Admission::Admitted(Lease { call: order.call.clone(), slots }, would, news)))
             }
-            Ok(Opened::Known(known)) => {
+            Ok(InsertOutcome::Known(known)) => {
                 self.give_back(&order.call).boxed().await;
                 Ok(Next::Done(Admission::Known(known)))
             }
-            Ok(Opened::Outdated(now)) => {
-                // What it held was held under an epoch that is over.
-                self.take_up(now);
+            Ok(InsertOutcome::Outdated(now)) => {
+                // GateOp it held was held under an epoch that is over.
+                self.adopt_epoch(now);
                 Ok(Next::Again)
             }
             Err(error) => {
@@ -343,10 +354,10 @@ impl Capacity {
 
     async fn decide_in_store(
         &self,
-        order: &Order,
+        order: &AdmissionRequest,
         call: NewCall,
         state: GateState,
-    ) -> std::result::Result<Next, Unadmitted> {
+    ) -> std::result::Result<Next, AdmissionError> {
         if self.0.settings.home != GateMode::Database {
             match self.0.policy.load().on_outage(&call.facts) {
                 OnOutage::Database => self.0.metrics.degraded("database"),
@@ -354,14 +365,14 @@ impl Capacity {
             }
         }
         match self.0.store.admit(call, order.clone(), state.epoch).await? {
-            Decided::New { places, would, news } => {
+            AdmitOutcome::New { slots, would, news } => {
                 let would = would.map(|short| self.full(order, &short)).transpose()?;
-                Ok(Next::Done(Admission::Admitted(Lease { call: order.call.clone(), places }, would, news)))
+                Ok(Next::Done(Admission::Admitted(Lease { call: order.call.clone(), slots }, would, news)))
             }
-            Decided::Known(known) => Ok(Next::Done(Admission::Known(known))),
-            Decided::Refused(short) => Ok(Next::Done(Admission::Refused(self.full(order, &short)?))),
-            Decided::Outdated(now) => {
-                self.take_up(now);
+            AdmitOutcome::Known(known) => Ok(Next::Done(Admission::Known(known))),
+            AdmitOutcome::Refused(short) => Ok(Next::Done(Admission::Refused(self.full(order, &short)?))),
+            AdmitOutcome::Outdated(now) => {
+                self.adopt_epoch(now);
                 Ok(Next::Again)
             }
         }
@@ -370,40 +381,40 @@ impl Capacity {
     /// Redis does not decide, and the database does not for this call, or not yet.
     async fn in_outage(
         &self,
-        order: &Order,
+        order: &AdmissionRequest,
         mut call: NewCall,
         state: GateState,
         why: String,
-    ) -> std::result::Result<Next, Unadmitted> {
+    ) -> std::result::Result<Next, AdmissionError> {
         let choice = self.0.policy.load().on_outage(&call.facts);
         if choice != OnOutage::Open {
             self.0.metrics.degraded("closed");
-            return Err(Unadmitted::Gate(why));
+            return Err(AdmissionError::Gate(why));
         }
         self.0.metrics.degraded("open");
-        let places = order.places.wanted;
-        call.places = places;
+        let slots = order.slots.wanted;
+        call.slots = slots;
         let held = lease_of(&call);
         match self.0.store.open(call, Some(state.epoch)).await? {
-            Opened::New(news) => {
+            InsertOutcome::New(news) => {
                 // Behind the word that takes its admission back.
-                self.undone(undone::What::Adopt(state.epoch, held));
-                Ok(Next::Done(Admission::Admitted(Lease { call: order.call.clone(), places }, None, news)))
+                self.undone(pending_ops::GateOp::Adopt(state.epoch, held));
+                Ok(Next::Done(Admission::Admitted(Lease { call: order.call.clone(), slots }, None, news)))
             }
-            Opened::Known(known) => Ok(Next::Done(Admission::Known(known))),
-            Opened::Outdated(now) => {
-                self.take_up(now);
+            InsertOutcome::Known(known) => Ok(Next::Done(Admission::Known(known))),
+            InsertOutcome::Outdated(now) => {
+                self.adopt_epoch(now);
                 Ok(Next::Again)
             }
         }
     }
 
     /// The gate is not filled for the epoch that this process knows: either that one is over, or somebody has yet to fill it.
-    async fn is_elsewhere(&self, state: GateState, error: &GateError) -> std::result::Result<Next, Unadmitted> {
+    async fn is_elsewhere(&self, state: GateState, error: &GateError) -> std::result::Result<Next, AdmissionError> {
         if self.is_shared() {
             let now = self.0.store.gate_state().await?;
             if now.epoch > state.epoch {
-                self.take_up(now);
+                self.adopt_epoch(now);
                 return Ok(Next::Again);
             }
         }
@@ -417,15 +428,15 @@ impl Capacity {
     /// Counts a call that exists anyway, over limits if need be, and puts it on record.
     ///
     /// Whoever calls it holds [`Capacity::deciding`].
-    pub async fn adopt(&self, mut call: NewCall) -> Result<Opened> {
+    pub async fn adopt(&self, mut call: NewCall) -> Result<InsertOutcome> {
         call.keys = keys(&self.0.policy.load().bindings(&call.facts));
         let held = lease_of(&call);
         if !self.is_shared() {
-            self.tell(undone::What::Adopt(self.state().epoch, held)).boxed().await;
+            self.send_op(pending_ops::GateOp::Adopt(self.state().epoch, held)).boxed().await;
             failpoint::hit("call.adopted").await;
             let id = call.id.clone();
             let opened = self.0.store.open(call, None).await;
-            if !matches!(opened, Ok(Opened::New(_))) {
+            if !matches!(opened, Ok(InsertOutcome::New(_))) {
                 self.give_back(&id).boxed().await;
             }
             return opened;
@@ -433,12 +444,12 @@ impl Capacity {
         loop {
             let state = self.state();
             match self.0.store.open(call.clone(), Some(state.epoch)).await? {
-                Opened::New(news) => {
+                InsertOutcome::New(news) => {
                     failpoint::hit("call.adopted").await;
-                    self.tell(undone::What::Adopt(state.epoch, held)).boxed().await;
-                    return Ok(Opened::New(news));
+                    self.send_op(pending_ops::GateOp::Adopt(state.epoch, held)).boxed().await;
+                    return Ok(InsertOutcome::New(news));
                 }
-                Opened::Outdated(now) => self.take_up(now),
+                InsertOutcome::Outdated(now) => self.adopt_epoch(now),
                 known => return Ok(known),
             }
         }
@@ -454,14 +465,14 @@ impl Capacity {
             let epoch = self.is_shared().then_some(state.epoch);
             match self.0.store.confirm(&record.id, keys.clone(), epoch).await? {
                 Confirmed::Now => {
-                    let held = Held {
+                    let held = LeaseRow {
                         call: record.id.clone(),
                         keys,
-                        places: record.places,
+                        slots: record.slots,
                         since_ms: record.admitted_at,
-                        overrun: record.overrun,
+                        over_limit: record.over_limit,
                     };
-                    self.tell(undone::What::Adopt(state.epoch, held)).boxed().await;
+                    self.send_op(pending_ops::GateOp::Adopt(state.epoch, held)).boxed().await;
                     // It may have ended meanwhile, and its end may have been told before.
                     if let Ok(Some(now)) = self.0.store.call(&record.id).await
                         && now.phase == Phase::Ended
@@ -471,38 +482,38 @@ impl Capacity {
                     return Ok(true);
                 }
                 Confirmed::Before => return Ok(false),
-                Confirmed::Outdated(now) => self.take_up(now),
+                Confirmed::Outdated(now) => self.adopt_epoch(now),
             }
         }
     }
 
-    /// Frees the places of a call that has just ended on record, and learns from its length. What the gate cannot be told now it is told when it is back.
+    /// Frees the slots of a call that has just ended on record, and learns from its length. GateOp the gate cannot be told now it is told when it is back.
     pub async fn release(&self, record: &CallRecord) {
         if !record.counts() {
             return;
         }
         let talked = record.outcome.is_some_and(|o| !matches!(o, Outcome::NotCreated | Outcome::Capacity));
-        let length_ms = record.ended_at.filter(|_| talked && record.places == 1).map(|at| at - record.admitted_at);
+        let length_ms = record.ended_at.filter(|_| talked && record.slots == 1).map(|at| at - record.admitted_at);
         self.0.waits.freed(&self.0.policy.load().bindings(&record.facts), length_ms);
         self.give_back(&record.id).boxed().await;
     }
 
     /// Frees what a call may hold that is not on record, or not open there.
     pub async fn give_back(&self, call: &CallId) {
-        self.tell(undone::What::Release(call.clone())).boxed().await;
+        self.send_op(pending_ops::GateOp::Release(call.clone())).boxed().await;
     }
 
     /// The lease of a call that is open.
     pub async fn lease(&self, call: &CallId) -> Result<Option<Lease>> {
         let open = self.0.store.call(call).await?.filter(|record| record.phase != Phase::Ended && record.counts());
-        Ok(open.map(|record| Lease { call: record.id, places: record.places }))
+        Ok(open.map(|record| Lease { call: record.id, slots: record.slots }))
     }
 
     /// How much is held.
-    pub async fn counts(&self) -> std::result::Result<Counts, Unadmitted> {
+    pub async fn counts(&self) -> std::result::Result<Counts, AdmissionError> {
         let state = self.state();
         if let Some(gate) = self.gate_of(state.mode) {
-            return gate.counts(state.epoch).await.map_err(|error| Unadmitted::Gate(error.to_string()));
+            return gate.counts(state.epoch).await.map_err(|error| AdmissionError::Gate(error.to_string()));
         }
         if let Some((at, counts)) = lock(&self.0.counted).as_ref()
             && at.elapsed() < COUNTS_KEPT
@@ -515,10 +526,10 @@ impl Capacity {
     }
 
     /// How it stands.
-    pub fn standing(&self) -> Standing {
+    pub fn standing(&self) -> GateStatus {
         let (state, role) = (self.state(), self.role());
         let away = self.0.gate.as_ref().and_then(|gate| gate.away()).map(|(_, why)| why);
-        Standing {
+        GateStatus {
             backend: self.0.settings.home,
             mode: state.mode,
             epoch: state.epoch,
@@ -531,24 +542,24 @@ impl Capacity {
         }
     }
 
-    fn full(&self, order: &Order, short: &Short) -> std::result::Result<Full, Unadmitted> {
+    fn full(&self, order: &AdmissionRequest, short: &Shortfall) -> std::result::Result<LimitExceeded, AdmissionError> {
         let full = self.0.waits.full(&order.bindings, short, order.at_ms);
-        full.ok_or_else(|| Unadmitted::Gate("the gate answered about a limit that was not asked for".to_owned()))
+        full.ok_or_else(|| AdmissionError::Gate("the gate answered about a limit that was not asked for".to_owned()))
     }
 }
 
 /// A call on record as the lease that it is.
-fn lease_of(call: &NewCall) -> Held {
-    Held {
+fn lease_of(call: &NewCall) -> LeaseRow {
+    LeaseRow {
         call: call.id.clone(),
         keys: call.keys.clone(),
-        places: call.places,
+        slots: call.slots,
         since_ms: call.at_ms,
-        overrun: call.overrun,
+        over_limit: call.over_limit,
     }
 }
 
-/// What an order does next.
+/// GateOp an order does next.
 enum Next {
     Done(Admission),
     /// The gate has moved: once more.

@@ -149,7 +149,7 @@ impl Alias {
 }
 
 /// A telephone number as a log line or a screen may show it: the first four and the last two digits.
-/// Short texts and SIP users are hidden whole.
+/// Shortfall texts and SIP users are hidden whole.
 pub fn mask_number(number: &str) -> String {
     let chars: Vec<char> = number.chars().collect();
     if chars.len() < 9 {

@@ -21,12 +21,12 @@
 //!     store        disposes: what survives a restart: calls, inbox, outbox, refusals, businesses
 //! L5  capacity     who decides just now, under which epoch: this process's gate, Redis or the database
 //!     reply        every refusal and failure as bytes, in the provider's own shape
-//!     hub          says that there is something new about a call, to whoever listens
+//!     notify       says that there is something new about a call, to whoever listens
 //! L6  lifecycle    the only writer of a call's state: persist → release if ended
 //! L7  calls        what is asked of providers: place, look up, end; what an inbound call meets
 //! L8  proxy        listen.api: one request from head to tail
 //!     webhook      listen.webhooks: verify → remember → translate → apply → reply or deliver
-//!     client       listen.client: what is said in calls, to who may follow them
+//!     transcripts  listen.client: what is said in calls, to who may follow them
 //!     reconcile    leases and calls against the provider's truth
 //! L9  config       the TOML as written → each module's settings; every mistake at once
 //! L10 admin        listen.admin: health, status, metrics, calls, businesses, reload
@@ -44,7 +44,7 @@
 //! 2. A refusal leaves no trace in any limit.
 //! 3. Every lease ends exactly once, with exactly one recorded proof ([`call::EndProof`]). No lease is freed by the clock, and
 //!    none by dropping a value: a client that hangs up changes nothing.
-//! 4. No lease without a record, no open record without a lease, and both say how many places: a batch has several. The record
+//! 4. No lease without a record, no open record without a lease, and both say how many slots: a batch has several. The record
 //!    is written before anything is sent.
 //! 5. An acknowledged webhook is on record, or in the journal until it can be, and is applied once.
 //! 6. A create is sent at most once an order ([`net::Upstream::create`] never repeats). Unknown outcomes are looked up, never
@@ -58,17 +58,16 @@ pub mod call;
 pub mod calls;
 pub mod capacity;
 pub mod cli;
-pub mod client;
 pub mod clock;
 pub mod config;
 pub mod failpoint;
 pub mod gate;
-pub mod hub;
 pub mod ids;
 pub mod jws;
 pub mod lifecycle;
 pub mod metrics;
 pub mod net;
+pub mod notify;
 pub mod policy;
 pub mod provider;
 pub mod proxy;
@@ -76,4 +75,5 @@ pub mod reconcile;
 pub mod reply;
 pub mod store;
 pub mod token;
+pub mod transcripts;
 pub mod webhook;

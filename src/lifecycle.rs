@@ -12,18 +12,18 @@ use futures_util::future::BoxFuture;
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
-use crate::admission::Order;
+use crate::admission::AdmissionRequest;
 use crate::call::{Deadlines, EndProof, Event, Origin, Outcome, Phase, Step};
 pub use crate::capacity::LivePolicy;
-use crate::capacity::{Admission, Capacity, Unadmitted};
+use crate::capacity::{Admission, AdmissionError, Capacity};
 use crate::clock::{Clock, UnixMs};
 use crate::failpoint;
-use crate::hub::Hub;
 use crate::ids::{Alias, CallId, mask_number};
 use crate::metrics::Metrics;
+use crate::notify::Hub;
 use crate::policy::Facts;
 use crate::provider::description::OWN_ID_KIND;
-use crate::store::{Applied, CallRecord, Change, NewCall, Opened, Result, Store, StoreError, Voucher};
+use crate::store::{ApplyOutcome, CallRecord, Change, InsertOutcome, NewCall, Result, Store, StoreError, Voucher};
 pub use finish::{Finish, Panicked, finish};
 
 /// See the module. Cloning is cheap.
@@ -83,9 +83,9 @@ impl Lifecycle {
             facts,
             origin,
             phase,
-            overrun: false,
+            over_limit: false,
             polled: false,
-            places: 1,
+            slots: 1,
             at_ms,
             deadline_at: at_ms + self.deadlines.of_ms(phase).unwrap_or_default(),
             callback: None,
@@ -99,7 +99,11 @@ impl Lifecycle {
 
     /// Decides about an order and puts its call on record. What is not on record was never admitted. News that came before the
     /// call is applied at once. Whoever calls it holds [`Capacity::deciding`].
-    pub async fn admit(&self, order: Order, call: NewCall) -> std::result::Result<Admission, Unadmitted> {
+    pub async fn admit(
+        &self,
+        order: AdmissionRequest,
+        call: NewCall,
+    ) -> std::result::Result<Admission, AdmissionError> {
         let (this, id) = (self.clone(), order.call.clone());
         let admitted = finish(async move {
             let admitted = this.capacity.admit(order, call).await;
@@ -107,8 +111,8 @@ impl Lifecycle {
             match &admitted {
                 Ok(Admission::Admitted(_, _, news)) => this.opened(&id, *news).await?,
                 Ok(Admission::Known(_) | Admission::Refused(_)) => {}
-                Err(Unadmitted::Store(error)) => this.never(&id, error),
-                Err(Unadmitted::Gate(_)) => {}
+                Err(AdmissionError::Store(error)) => this.never(&id, error),
+                Err(AdmissionError::Gate(_)) => {}
             }
             admitted
         });
@@ -135,7 +139,7 @@ impl Lifecycle {
     }
 
     /// Applies a change. `None`: there is no such call.
-    pub async fn apply(&self, change: Change) -> Result<Option<Applied>> {
+    pub async fn apply(&self, change: Change) -> Result<Option<ApplyOutcome>> {
         let this = self.clone();
         finished(async move { this.apply_now(change).await }).await
     }
@@ -147,7 +151,7 @@ impl Lifecycle {
         event: Event,
         by: Voucher,
         seen_by: &'static str,
-    ) -> Result<Option<Applied>> {
+    ) -> Result<Option<ApplyOutcome>> {
         if aliases.is_empty() {
             return Ok(None);
         }
@@ -172,22 +176,22 @@ impl Lifecycle {
         outcome: Outcome,
         proof: EndProof,
         seen_by: &'static str,
-    ) -> Result<Option<Applied>> {
+    ) -> Result<Option<ApplyOutcome>> {
         let event = Some(Event::Ended(outcome, proof));
         self.apply(Change { event, ..self.change(call, seen_by) }).await
     }
 
     /// Applies a change that nobody will bring a second time: now, or when the store is back. Until then the call's slot is held.
-    pub async fn apply_surely(&self, change: Change) {
+    pub async fn apply_with_retry(&self, change: Change) {
         let (call, later) = (change.call.clone(), change.clone());
         if let Err(error) = self.apply(change).await {
-            warn!(%call, by = later.seen_by, %error, "a change could not be recorded; the slot is held until it is");
+            warn!(%call, by = later.seen_by, %error, "failed to record a change of a call; slot held until it is recorded");
             self.apply_later(later);
         }
     }
 
     /// Counts a call that exists although no limit had room for it, or although it was taken for over.
-    pub async fn adopt(&self, call: NewCall) -> Result<Opened> {
+    pub async fn adopt(&self, call: NewCall) -> Result<InsertOutcome> {
         let this = self.clone();
         finished(async move {
             let _deciding = this.capacity.deciding().await;
@@ -195,7 +199,7 @@ impl Lifecycle {
             let adopted = this.capacity.adopt(call).await;
             failpoint::hit("call.opened").await;
             match &adopted {
-                Ok(Opened::New(news)) => this.opened(&id, *news).await?,
+                Ok(InsertOutcome::New(news)) => this.opened(&id, *news).await?,
                 Ok(_) => {}
                 Err(error) => this.never(&id, error),
             }
@@ -205,12 +209,12 @@ impl Lifecycle {
     }
 
     /// Puts a call on record that counts only once somebody who knows confirms it ([`Origin::Unconfirmed`]).
-    pub async fn note_unconfirmed(&self, call: NewCall) -> Result<Opened> {
+    pub async fn note_unconfirmed(&self, call: NewCall) -> Result<InsertOutcome> {
         let this = self.clone();
         finished(async move {
             let id = call.id.clone();
             let opened = this.store.open(call, None).await?;
-            if let Opened::New(news) = &opened {
+            if let InsertOutcome::New(news) = &opened {
                 this.opened(&id, *news).await?;
             }
             Ok(opened)
@@ -218,7 +222,7 @@ impl Lifecycle {
         .await
     }
 
-    async fn apply_now(&self, change: Change) -> Result<Option<Applied>> {
+    async fn apply_now(&self, change: Change) -> Result<Option<ApplyOutcome>> {
         match self.store.apply(change.clone()).await {
             Ok(Some(applied)) => Box::pin(self.act_on(applied, change)).await.map(Some),
             Err(StoreError::Unknown(why)) => {
@@ -247,7 +251,7 @@ impl Lifecycle {
     }
 
     /// What follows from a change that is on record.
-    async fn act_on(&self, applied: Applied, change: Change) -> Result<Applied> {
+    async fn act_on(&self, applied: ApplyOutcome, change: Change) -> Result<ApplyOutcome> {
         let call = change.call.clone();
         failpoint::hit("call.applied").await;
         if applied.contradiction.is_some() {
@@ -257,7 +261,7 @@ impl Lifecycle {
         let conflicts = applied.conflicts.iter().filter(|_| applied.record.counts());
         for (alias, other) in conflicts {
             self.metrics.alias_conflict();
-            warn!(call = %call, other = %other, kind = %alias.kind, "two calls lay claim to one id");
+            warn!(call = %call, other = %other, kind = %alias.kind, "id claimed by two calls");
         }
         if applied.step == Step::Ignore && applied.record.phase == Phase::Ended {
             // Nearly always nothing is held. But its end may be on record without anybody having been told so.
@@ -271,12 +275,12 @@ impl Lifecycle {
         {
             let _deciding = self.capacity.deciding().await;
             if self.capacity.confirm(&applied.record).await? {
-                info!(%call, by = change.seen_by, "a call that was only talked in is confirmed; it is counted");
+                info!(%call, by = change.seen_by, "unconfirmed call found at its provider; counted");
             }
         }
         let is_hearsay = change.seen_by == HEARD && !applied.record.counts();
         if applied.step == Step::Ignore && applied.record.proof == Some(EndProof::Deadline) && !is_hearsay {
-            let again = self.count_again(&applied.record, change).await?;
+            let again = self.readopt(&applied.record, change).await?;
             return Ok(again.unwrap_or(applied));
         }
         if !change.bind.is_empty() {
@@ -287,7 +291,7 @@ impl Lifecycle {
             self.capacity.release(&applied.record).await;
             failpoint::hit("call.released").await;
             self.metrics.ended(outcome.as_str(), proof.as_str());
-            self.hub.ring(&call);
+            self.hub.notify(&call);
             let record = &applied.record;
             info!(
                 call = %call,
@@ -302,9 +306,9 @@ impl Lifecycle {
         Ok(applied)
     }
 
-    /// News of a call that was given up, as look-ups found nothing, goes to its second record: an overrun, which has its ids and
+    /// News of a call that was given up, as look-ups found nothing, goes to its second record: an over-limit call, which has its ids and
     /// counts until it ends. The first news that it lives makes that record. `None`: there is none, and this is no such news.
-    fn count_again<'a>(&'a self, given_up: &'a CallRecord, change: Change) -> BoxFuture<'a, Result<Option<Applied>>> {
+    fn readopt<'a>(&'a self, given_up: &'a CallRecord, change: Change) -> BoxFuture<'a, Result<Option<ApplyOutcome>>> {
         Box::pin(async move {
             let own = own_id(&given_up.id);
             let known = self.store.resolve(std::slice::from_ref(&own)).await?;
@@ -317,17 +321,17 @@ impl Lifecycle {
                         known => known,
                     };
                     let mut again = self.new_call(&id, given_up.facts.clone(), origin, phase);
-                    (again.overrun, again.polled, again.places) = (true, given_up.polled, given_up.places);
+                    (again.over_limit, again.polled, again.slots) = (true, given_up.polled, given_up.slots);
                     // Its idempotency key passes over with its ids, and means the same order.
                     (again.callback, again.fingerprint) = (given_up.callback.clone(), given_up.fingerprint.clone());
                     again.aliases = vec![own];
                     match self.adopt(again).await? {
-                        Opened::New(_) => {
-                            warn!(call = %given_up.id, again = %id, "a call that was given up lives; it is counted again, as an overrun");
+                        InsertOutcome::New(_) => {
+                            warn!(call = %given_up.id, again = %id, "ended call is still up at its provider; counted as over-limit");
                             id
                         }
-                        Opened::Known(call) => call,
-                        Opened::Outdated(_) => return Ok(None),
+                        InsertOutcome::Known(call) => call,
+                        InsertOutcome::Outdated(_) => return Ok(None),
                     }
                 }
                 (None, _) => return Ok(None),

@@ -31,7 +31,7 @@ struct Inner {
     provider_limit: IntCounterVec,
     reposts: IntCounterVec,
     unknown: IntCounterVec,
-    overruns: IntGauge,
+    over_limit: IntGauge,
     limit_current: IntGaugeVec,
     requests: IntCounterVec,
     upstream_seconds: HistogramVec,
@@ -101,10 +101,10 @@ impl Maker<'_> {
 /// What is true at the moment of a scrape.
 #[derive(Debug, Clone, Default)]
 pub struct Gauges {
-    /// Calls that hold a slot, overruns left out.
+    /// Calls that hold a slot, over-limit calls left out.
     pub active: u32,
     /// Calls that exist although they were refused or ended for us.
-    pub overruns: u32,
+    pub over_limit: u32,
     /// Records that are not over.
     pub sessions: Option<u32>,
     /// Calls of businesses, summed over businesses.
@@ -138,7 +138,7 @@ impl Metrics {
                 &["account", "direction", "plan"],
             )?,
             would_refuse: m.counters(
-                "ringfence_would_refuse_total",
+                "ringfence_shadow_refusals_total",
                 "Calls that enforce mode would have refused; the mode was observe.",
                 &["limit"],
             )?,
@@ -158,22 +158,22 @@ impl Metrics {
                 &["account"],
             )?,
             reposts: m.counters(
-                "ringfence_reposts_total",
+                "ringfence_deduplicated_requests_total",
                 "Orders that came again and got the earlier one's answer: calls that were not dialled twice.",
                 &["account"],
             )?,
-            overruns: m.gauge(
-                "ringfence_overrun_calls",
+            over_limit: m.gauge(
+                "ringfence_over_limit_calls",
                 "Calls that exist although they were refused or ended; they block admissions.",
             )?,
-            limit_current: m.gauges("ringfence_limit_calls", "Calls that hold a limit.", &["limit"])?,
+            limit_current: m.gauges("ringfence_limit_in_use", "Calls that hold a limit.", &["limit"])?,
             requests: m.counters(
                 "ringfence_requests_total",
                 "Requests answered, by listener, kind and class of status.",
                 &["listener", "kind", "status"],
             )?,
             upstream_seconds: m.seconds(
-                "ringfence_upstream_seconds",
+                "ringfence_upstream_create_duration_seconds",
                 "Time until a provider answered a create.",
                 &["account"],
             )?,
@@ -188,13 +188,13 @@ impl Metrics {
                 &["account", "source", "flaw"],
             )?,
             unfenced: m.counters(
-                "ringfence_unfenced_calls_total",
+                "ringfence_unmatched_creates_total",
                 "Calls made by a request that no operation of the provider's description knows.",
                 &["account"],
             )?,
             unread_calls: m.gauges(
-                "ringfence_unread_calls",
-                "Open calls whose state could not be read for reconcile.unread_alarm_secs.",
+                "ringfence_unreadable_calls",
+                "Open calls whose state could not be read for reconcile.unreadable_alarm_secs.",
                 &["account"],
             )?,
             journaled: m.gauge(
@@ -208,12 +208,12 @@ impl Metrics {
                 &["account", "came"],
             )?,
             hook_missed: m.gauges(
-                "ringfence_hook_missed_calls",
+                "ringfence_webhook_missed_calls",
                 "Latest answered calls in a row that a watched webhook did not come for; 5 and more is late.",
                 &["account", "webhook"],
             )?,
             hook_last: m.gauges(
-                "ringfence_hook_last_timestamp_seconds",
+                "ringfence_webhook_last_timestamp_seconds",
                 "When a watched webhook came last, within a week.",
                 &["account", "webhook"],
             )?,
@@ -269,7 +269,7 @@ impl Metrics {
             gate_epoch: m.gauge("ringfence_gate_epoch", "Moves of the gate since there is a record.")?,
             gate_mode: m.gauges("ringfence_gate_mode", "1 for who decides: memory, redis or database.", &["mode"])?,
             gate_moves: m.counters(
-                "ringfence_gate_moves_total",
+                "ringfence_gate_transitions_total",
                 "Moves of the gate that this replica made, by where to.",
                 &["mode"],
             )?,
@@ -279,7 +279,7 @@ impl Metrics {
                 &["decided"],
             )?,
             gate_compared: m.counters(
-                "ringfence_gate_mended_total",
+                "ringfence_gate_repairs_total",
                 "Leases that differed from the record, by how: ended, orphan, uncounted.",
                 &["what"],
             )?,
@@ -290,7 +290,7 @@ impl Metrics {
                 &["type"],
             )?,
             client_slow_closes: m.counter(
-                "ringfence_client_slow_closes_total",
+                "ringfence_slow_client_disconnects_total",
                 "WebSockets that were closed since their client took nothing for too long.",
             )?,
             registry: registry.clone(),
@@ -516,7 +516,7 @@ impl Metrics {
     pub fn render(&self, gauges: &Gauges) -> String {
         let m = &self.inner;
         m.active_calls.set(gauges.active.into());
-        m.overruns.set(gauges.overruns.into());
+        m.over_limit.set(gauges.over_limit.into());
         // What cannot be read is what was read last.
         if let (Some(sessions), Some(of_businesses)) = (gauges.sessions, gauges.of_businesses) {
             m.sessions.set(sessions.into());

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::call::Direction;
 use crate::ids::{AccountName, BusinessId, number_key};
 pub use business::{
-    Business, Identified, Ignored, Marks, Privacy, RETENTION_DAYS, Rule, Unknown, UnknownBusiness, WhenFull,
+    Business, Identified, Ignored, Privacy, RETENTION_DAYS, RequestAttributes, Rule, Unknown, UnknownBusiness, WhenFull,
 };
 pub use contradiction::Contradictions;
 pub use declared::Declared;
@@ -201,7 +201,7 @@ pub struct Plan {
 pub enum Mode {
     /// Everything is counted, nothing is refused; what would have been refused is shown.
     Observe,
-    /// Full limits refuse.
+    /// LimitExceeded limits refuse.
     Enforce,
 }
 
@@ -365,7 +365,7 @@ impl Policy {
     }
 
     /// The business of a request, by the ordered rules.
-    pub fn identify(&self, marks: &Marks<'_>) -> Identified {
+    pub fn identify(&self, marks: &RequestAttributes<'_>) -> Identified {
         let parsed = |text: Option<&str>| text.and_then(|id| BusinessId::parse(id).ok());
         let (header, path) = (parsed(marks.header), parsed(marks.path));
         let reads = |rule| self.rules.contains(&rule);

@@ -9,8 +9,8 @@
 //! deadline.
 
 mod groups;
-mod missing;
-mod strangers;
+mod not_found;
+mod untracked;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -36,15 +36,15 @@ use crate::provider::description::OWN_ID_KIND;
 use crate::store::{CallRecord, Change, Result};
 
 /// How often an account is asked when nothing presses; the pace where something does is the provider description's.
-const CALM: Duration = Duration::from_secs(15);
+const IDLE_INTERVAL: Duration = Duration::from_secs(15);
 /// How often a replica that does not lead looks whether it does.
-const FOLLOW: Duration = Duration::from_secs(1);
+const FOLLOWER_POLL: Duration = Duration::from_secs(1);
 /// The pause between the two sights of a comparison on demand.
 const SECOND_SIGHT: Duration = Duration::from_millis(1_200);
 /// The longest pause of an account whose provider says 429 to sweeps.
 const LIMITED_MAX: Duration = Duration::from_secs(60);
 /// Every so many sweeps the list is read whatever the count says: one call may have ended as another began.
-const DEEP_EVERY: u32 = 5;
+const FULL_LIST_EVERY: u32 = 5;
 /// A live call's record is written at most so often only to say that it was seen.
 const SEEN_EVERY_MS: i64 = 30_000;
 /// How many of the latest calls may have been answered to nobody when the last process died.
@@ -56,7 +56,7 @@ const VOICE_WEBHOOK_MS: i64 = 15_000;
 
 /// What the sweeps of an account saw.
 #[derive(Debug, Clone, Default, serde::Serialize)]
-pub struct Seen {
+pub struct SweepStatus {
     /// What the last one saw, and when. Others are told of it, too.
     pub last: Sighting,
     /// Calls whose state could not be read for as long as raises an alarm.
@@ -88,7 +88,7 @@ fn as_rfc3339<S: serde::Serializer>(at: &i64, s: S) -> std::result::Result<S::Ok
 }
 
 /// What the sweeps saw, by account.
-pub type Sightings = Arc<std::sync::Mutex<BTreeMap<String, Seen>>>;
+pub type SweepStatuses = Arc<std::sync::Mutex<BTreeMap<String, SweepStatus>>>;
 
 /// The sweeper of one account.
 pub struct Sweeper {
@@ -96,7 +96,7 @@ pub struct Sweeper {
     account: Arc<Account>,
     /// The generations to come.
     newest: watch::Receiver<Calls>,
-    sightings: Sightings,
+    sightings: SweepStatuses,
     sweeps: u32,
     /// Nothing has been decided yet in this process: see [`Sweeper::first_sight`].
     first: bool,
@@ -116,12 +116,12 @@ pub struct Sweeper {
     /// How many sweeps in a row the provider answered with 429.
     limited: u32,
     /// What it has done.
-    did: Did,
+    did: SweepCounts,
 }
 
 /// What sweeps have done.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
-pub struct Did {
+pub struct SweepCounts {
     /// Calls whose end the provider's record told.
     pub ended: usize,
     /// Calls that ringfence did not place, counted from now on.
@@ -133,7 +133,7 @@ pub struct Did {
 /// What a comparison on demand found at one account, and what was done about it.
 #[derive(Debug, Clone, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Looked {
+pub struct SweepReport {
     /// The account.
     pub account: AccountName,
     /// It has credentials to be asked with.
@@ -146,12 +146,12 @@ pub struct Looked {
     pub error: Option<String>,
     /// What was done.
     #[serde(flatten)]
-    pub did: Did,
+    pub did: SweepCounts,
 }
 
 impl Sweeper {
     /// A sweeper that has not swept.
-    pub fn new(mut newest: watch::Receiver<Calls>, account: Arc<Account>, sightings: Sightings) -> Self {
+    pub fn new(mut newest: watch::Receiver<Calls>, account: Arc<Account>, sightings: SweepStatuses) -> Self {
         let calls = newest.borrow_and_update().clone();
         Self {
             calls,
@@ -159,7 +159,7 @@ impl Sweeper {
             newest,
             sightings,
             // The first one reads the list, whatever the count says.
-            sweeps: DEEP_EVERY - 1,
+            sweeps: FULL_LIST_EVERY - 1,
             first: false,
             strangers: HashMap::new(),
             no_phone: HashSet::new(),
@@ -169,26 +169,26 @@ impl Sweeper {
             unread: HashMap::new(),
             failing: false,
             limited: 0,
-            did: Did::default(),
+            did: SweepCounts::default(),
         }
     }
 
     /// The sweep before this process decides anything. Orders that the last process left without an answer are searched for at
     /// once, and a call that nobody knows is counted at its first sight: the first create must find the limits as full as they
     /// are. Takes at most `within`. A provider that does not answer keeps nobody from starting; the sweeps ask it again.
-    pub async fn first_sight(&mut self, within: Duration) {
+    pub async fn initial_sweep(&mut self, within: Duration) {
         if !self.account.can_ask() {
             return;
         }
         self.first = true;
-        let result = tokio::time::timeout(within, self.look_around()).await;
+        let result = tokio::time::timeout(within, self.initial_scan()).await;
         self.first = false;
         self.note(result.unwrap_or(Err(AskError::Upstream(UpstreamError::Timeout(within)))));
     }
 
-    async fn look_around(&mut self) -> std::result::Result<usize, AskError> {
+    async fn initial_scan(&mut self) -> std::result::Result<usize, AskError> {
         let name = self.account.name.clone();
-        let unread = |_| AskError::NoWay(name.clone(), "the open calls cannot be read");
+        let unread = |_| AskError::NoWay(name.clone(), "failed to read open calls");
         for call in self.mine().await.map_err(unread)?.iter().filter(|call| call.facts.account == name) {
             if call.unsettled && call.origin == Origin::Order && self.askable(call).is_empty() {
                 self.search(call).boxed().await;
@@ -225,15 +225,15 @@ impl Sweeper {
             asked.as_mut().enable();
             let wanted = looks.take(&self.account.name);
             if wanted {
-                self.sweeps = DEEP_EVERY - 1;
+                self.sweeps = FULL_LIST_EVERY - 1;
             }
             let leads = self.calls.lifecycle.capacity.role().leads;
             // Replicas that do not lead look only where somebody asks them to.
             let pause = if leads || wanted {
-                self.turn().boxed().await
+                self.sweep_once().boxed().await
             } else {
                 self.hang_up_for_others().boxed().await;
-                FOLLOW
+                FOLLOWER_POLL
             };
             if stop.is_cancelled() {
                 return;
@@ -260,7 +260,7 @@ impl Sweeper {
                 tokio::select! {
                     () = stop.cancelled() => return,
                     () = &mut slept => break,
-                    () = tokio::time::sleep(FOLLOW) => self.hang_up_for_others().boxed().await,
+                    () = tokio::time::sleep(FOLLOWER_POLL) => self.hang_up_for_others().boxed().await,
                     changed = self.newest.changed() => {
                         if changed.is_err() {
                             return;
@@ -282,15 +282,15 @@ impl Sweeper {
     }
 
     /// Compares the account's calls with ours at once, whoever leads. A call that nobody knows is counted at its second sight.
-    pub fn look(mut self) -> BoxFuture<'static, Looked> {
+    pub fn look(mut self) -> BoxFuture<'static, SweepReport> {
         async move { self.look_now().await }.boxed()
     }
 
-    async fn look_now(&mut self) -> Looked {
+    async fn look_now(&mut self) -> SweepReport {
         let open = self.mine().await.map_or(0, |mine| mine.len());
         for _ in 0..2 {
-            self.sweeps = DEEP_EVERY - 1;
-            let _ = self.turn().boxed().await;
+            self.sweeps = FULL_LIST_EVERY - 1;
+            let _ = self.sweep_once().boxed().await;
             if self.strangers.is_empty() {
                 break;
             }
@@ -298,7 +298,7 @@ impl Sweeper {
         }
         let seen = self.sightings.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let seen = seen.get(self.account.name.as_str()).cloned().unwrap_or_default();
-        Looked {
+        SweepReport {
             account: self.account.name.clone(),
             can_be_asked: self.account.can_ask(),
             open,
@@ -309,12 +309,12 @@ impl Sweeper {
     }
 
     /// One sweep; the pause until the next.
-    pub async fn turn(&mut self) -> Duration {
+    pub async fn sweep_once(&mut self) -> Duration {
         let mine = match self.mine().await {
             Ok(mine) => mine,
             Err(error) => {
-                warn!(%error, "the open calls cannot be read");
-                return CALM;
+                warn!(%error, "failed to read open calls");
+                return IDLE_INTERVAL;
             }
         };
         let name = self.account.name.clone();
@@ -331,7 +331,7 @@ impl Sweeper {
         for call in mine.iter().filter(|call| call.facts.account == name || orphan(call)) {
             match calls.group_of(call).cloned() {
                 Some(group) => self.settle_group(call, &group).boxed().await,
-                None => self.settle_if_due(call).boxed().await,
+                None => self.reconcile_if_due(call).boxed().await,
             }
             // A hang-up that failed, or that the last process did not come to: it is tried again.
             if self.is_to_be_hung_up(call) {
@@ -357,11 +357,11 @@ impl Sweeper {
         }
     }
 
-    /// Whether it was refused and is up all the same. The second record of a call that was given up is an overrun too, but nobody
+    /// Whether it was refused and is up all the same. The second record of a call that was given up is an over-limit call too, but nobody
     /// refused that one. Who refuses one just now may be about to do so by his answer.
     fn is_to_be_hung_up(&self, call: &CallRecord) -> bool {
         let is_new = call.admitted_at + ms(self.calls.settings.grace) > self.calls.lifecycle.clock.now_ms();
-        let refused = call.overrun && call.alias(OWN_ID_KIND).is_none() && !is_new;
+        let refused = call.over_limit && call.alias(OWN_ID_KIND).is_none() && !is_new;
         refused && call.facts.direction == Direction::Inbound
     }
 
@@ -404,9 +404,10 @@ impl Sweeper {
         let quick = Duration::from_secs(2);
         let own = Duration::from_secs(self.account.provider.sweep_secs.max(1));
         if mine.is_empty() {
-            return CALM;
+            return IDLE_INTERVAL;
         }
-        let presses = mine.iter().any(|c| c.polled || c.unsettled || c.overrun) || self.some_limit_is_full(mine).await;
+        let presses =
+            mine.iter().any(|c| c.polled || c.unsettled || c.over_limit) || self.some_limit_is_full(mine).await;
         if presses { own.min(quick) } else { own }
     }
 
@@ -428,7 +429,7 @@ impl Sweeper {
             Ok(live) => {
                 self.limited = 0;
                 if std::mem::take(&mut self.failing) {
-                    info!(%account, "the provider answers sweeps again");
+                    info!(%account, "provider answers live-call queries again");
                 }
                 let provider_live = Some(u32::try_from(live).unwrap_or(u32::MAX));
                 Sighting { provider_live, as_of_ms: Some(at_ms), tried_at_ms: at_ms, error: None }
@@ -437,7 +438,7 @@ impl Sweeper {
                 self.limited = if matches!(error, AskError::Status(429)) { self.limited.saturating_add(1) } else { 0 };
                 // Once a change of state, not once a sweep.
                 if !std::mem::replace(&mut self.failing, true) {
-                    warn!(%account, %error, "the provider cannot be asked for its live calls; ends come by webhook alone");
+                    warn!(%account, %error, "failed to query the provider's live calls; ends of calls come by webhook only");
                 }
                 // What it said before it said then.
                 let before = self.calls.lifecycle.capacity.sighting(account.as_str()).unwrap_or_default();
@@ -445,7 +446,7 @@ impl Sweeper {
             }
         };
         self.calls.lifecycle.capacity.saw(account.as_str(), last.clone());
-        let seen = Seen { last, ..Seen::default() };
+        let seen = SweepStatus { last, ..SweepStatus::default() };
         self.sightings.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(account.to_string(), seen);
     }
 
@@ -460,7 +461,7 @@ impl Sweeper {
         let open: HashSet<&CallId> = mine.iter().map(|call| &call.id).collect();
         self.calls.keep_members(&name, |_, order| open.contains(order));
         let members = self.calls.members_of(&name, None);
-        if !self.sweeps.is_multiple_of(DEEP_EVERY)
+        if !self.sweeps.is_multiple_of(FULL_LIST_EVERY)
             && self.over_since.is_empty()
             && let Some(live) = self.count().await?
             && live == visible.len() + members
@@ -491,7 +492,7 @@ impl Sweeper {
             !visible.contains_key(one.alias.id.as_str()) && !self.calls.is_member(&self.account.name, &one.alias)
         };
         let unknown: Vec<&Listed> = listed.iter().filter(stranger).collect();
-        self.meet_strangers(mine, &kind, &unknown).boxed().await;
+        self.handle_untracked_calls(mine, &kind, &unknown).boxed().await;
         Ok(listed.len())
     }
 
@@ -499,7 +500,7 @@ impl Sweeper {
     async fn count(&self) -> std::result::Result<Option<usize>, AskError> {
         match self.calls.count_live(&self.account).await {
             Err(error @ AskError::Unreadable(_)) => {
-                debug!(account = %self.account.name, %error, "failed to read the number of live calls");
+                debug!(account = %self.account.name, %error, "failed to read the provider's live-call count");
                 Ok(None)
             }
             counted => counted,
@@ -543,11 +544,11 @@ impl Sweeper {
 
 /// See [`Sweeper::first_sight`]: accounts at the same time, but carriers after those whose calls they carry. The record of such a
 /// call names its leg at the carrier, not the other way round.
-pub async fn first_sight(sweepers: &mut [Sweeper], within: Duration) {
+pub async fn initial_sweep(sweepers: &mut [Sweeper], within: Duration) {
     let carries = |s: &Sweeper| s.calls.accounts.values().any(|a| a.carrier.as_ref() == Some(&s.account.name));
     for round in [false, true] {
         let these = sweepers.iter_mut().filter(|sweeper| carries(sweeper) == round);
-        futures_util::future::join_all(these.map(|sweeper| sweeper.first_sight(within))).await;
+        futures_util::future::join_all(these.map(|sweeper| sweeper.initial_sweep(within))).await;
     }
     failpoint::hit("start.sighted").await;
 }
@@ -558,7 +559,7 @@ fn ms(duration: Duration) -> i64 {
 
 fn log<T>(result: Result<T>) {
     if let Err(error) = result {
-        warn!(%error, "the sweep could not record what it saw; it tries again");
+        warn!(%error, "failed to record results of the sweep; retrying");
     }
 }
 

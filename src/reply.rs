@@ -6,7 +6,7 @@ use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use http::{HeaderMap, Response, StatusCode};
 use serde_json::{Map, Value, json};
 
-use crate::admission::Full;
+use crate::admission::LimitExceeded;
 use crate::ids::RefusalId;
 use crate::policy::{Bound, Scope, WhenFull};
 use crate::provider::description::{LimitClass, RefusalShape};
@@ -167,7 +167,7 @@ impl Code {
     }
 
     /// The code for a full limit.
-    pub fn of_full(full: &Full) -> Self {
+    pub fn of_full(full: &LimitExceeded) -> Self {
         match (full.bound, full.scope) {
             (Bound::Rate(_), _) => Code::RateExceeded,
             (Bound::Concurrent(0), Scope::Business) => Code::PlanNotAllowed,

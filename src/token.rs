@@ -106,7 +106,7 @@ impl fmt::Debug for Keys {
 
 /// Who shows an app's token, and what may be seen with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Visitor {
+pub struct Principal {
     /// For the log.
     pub name: String,
     /// Until when, in seconds since 1970.
@@ -115,7 +115,7 @@ pub struct Visitor {
     pub businesses: Option<Vec<String>>,
 }
 
-impl Visitor {
+impl Principal {
     /// Whether what belongs to this business may be seen.
     pub fn sees(&self, business: &str) -> bool {
         self.businesses.as_ref().is_none_or(|own| own.iter().any(|one| one == business))
@@ -245,7 +245,7 @@ impl Keys {
     ///
     /// # Errors
     /// It does not count now or here, is not signed by one of these keys, or is for less than looking.
-    pub fn visitor(&self, token: &str, now_secs: i64, unstated: &[String]) -> Result<Visitor, BadToken> {
+    pub fn authenticate(&self, token: &str, now_secs: i64, unstated: &[String]) -> Result<Principal, BadToken> {
         let (claims, expires_at) = self.claims(token, now_secs)?;
         // An app's own words mean nothing here; of ringfence's, one that is for scrapers is not for looking.
         let scopes = scopes(&claims)?;
@@ -253,7 +253,7 @@ impl Keys {
         if ours(Scope::Metrics) && !ours(Scope::Read) && !ours(Scope::Operate) {
             return Err(bad("scope must have \"read\", where it has \"metrics\""));
         }
-        Ok(Visitor {
+        Ok(Principal {
             name: claims.get("sub").and_then(word).unwrap_or_default(),
             expires_at,
             businesses: unless_all(businesses(&claims)?.unwrap_or_else(|| unstated.to_vec())),
@@ -327,7 +327,7 @@ mod tests {
     #[test]
     fn a_token_says_what_may_be_seen_until_it_expires() {
         let keys = Keys::of_secrets(vec![Secret::new("an older one"), Secret::new(SECRET)]);
-        let of = |claims: Value| keys.visitor(&signed(&claims), 1000, &["default".to_owned()]);
+        let of = |claims: Value| keys.authenticate(&signed(&claims), 1000, &["default".to_owned()]);
         let seen = |claims: Value| of(claims).unwrap().businesses;
         assert_eq!(seen(json!({"exp": 2000})), Some(vec!["default".to_owned()]));
         assert_eq!(seen(json!({"exp": 2000, "businesses": ["a", "b"]})), Some(vec!["a".to_owned(), "b".to_owned()]));
@@ -346,9 +346,9 @@ mod tests {
             assert!(of(bad.clone()).is_err(), "{bad}");
         }
         let good = signed(&json!({"exp": 2000}));
-        assert!(Keys::of_secrets(vec![Secret::new("another")]).visitor(&good, 1000, &[]).is_err());
+        assert!(Keys::of_secrets(vec![Secret::new("another")]).authenticate(&good, 1000, &[]).is_err());
         let unsigned = format!("eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0.{}.", good.split('.').nth(1).unwrap());
-        assert!(keys.visitor(&unsigned, 1000, &[]).is_err() && keys.visitor("nonsense", 1000, &[]).is_err());
+        assert!(keys.authenticate(&unsigned, 1000, &[]).is_err() && keys.authenticate("nonsense", 1000, &[]).is_err());
     }
 
     #[test]
@@ -366,11 +366,14 @@ mod tests {
             let signature = pair.sign(&random, message.as_bytes()).unwrap();
             format!("{message}.{}", base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(signature))
         };
-        assert!(keys.visitor(&with(None), 1000, &[]).is_ok() && keys.visitor(&with(Some("one")), 1000, &[]).is_ok());
-        assert!(keys.visitor(&with(Some("two")), 1000, &[]).is_err());
+        assert!(
+            keys.authenticate(&with(None), 1000, &[]).is_ok()
+                && keys.authenticate(&with(Some("one")), 1000, &[]).is_ok()
+        );
+        assert!(keys.authenticate(&with(Some("two")), 1000, &[]).is_err());
         // A public key is no secret: whoever signs with it as if it were one is not believed.
         let forged = jws::sign(JWKS.as_bytes(), &json!({"exp": 2000})).unwrap();
-        assert!(keys.visitor(&forged, 1000, &[]).is_err());
+        assert!(keys.authenticate(&forged, 1000, &[]).is_err());
         assert!(Keys::default().with_jwks(r#"{"keys":[]}"#).is_err() && Keys::default().with_jwks("{").is_err());
     }
 
@@ -379,30 +382,31 @@ mod tests {
         let keys = Keys::of_secrets(vec![Secret::new(SECRET)]);
         let sign = |claims: Value| signed(&claims);
         let odd = json!({"sub": 7, "exp": 1_760_000_000.5, "businesses": [999_999, "acme"], "scope": ["calls"]});
-        let visitor = keys.visitor(&sign(odd), 1_759_999_999, &[]).unwrap();
+        let visitor = keys.authenticate(&sign(odd), 1_759_999_999, &[]).unwrap();
         assert!(visitor.sees("999999") && visitor.sees("acme") && !visitor.sees("other"));
         assert_eq!((visitor.name.as_str(), visitor.expires_at), ("7", 1_760_000_000));
-        let why = |claims: Value| keys.visitor(&sign(claims), 0, &[]).unwrap_err().to_string();
+        let why = |claims: Value| keys.authenticate(&sign(claims), 0, &[]).unwrap_err().to_string();
         assert!(why(json!({"exp": "soon"})).contains("exp must be a number"));
         assert!(why(json!({"businesses": ["acme"]})).contains("exp must be there"), "it has to end");
         assert!(why(json!({"exp": 2, "nbf": "now"})).contains("nbf must be a number"));
         assert!(why(json!({"exp": 2, "businesses": {"acme": true}})).contains("businesses must be"));
         assert!(why(json!({"exp": 2, "businesses": [["acme"]]})).contains("businesses must be"));
         assert!(why(json!({"exp": 2, "scope": 7})).contains("scope must be a text"));
-        let far = keys.visitor(&sign(json!({"exp": 1e16, "businesses": "acme"})), 0, &[]).unwrap();
+        let far = keys.authenticate(&sign(json!({"exp": 1e16, "businesses": "acme"})), 0, &[]).unwrap();
         assert_eq!(far.expires_at, 10_000_000_000_000_000);
         let other = jws::sign(b"another", &json!({"exp": 9e9})).unwrap();
-        assert!(keys.visitor(&other, 0, &[]).unwrap_err().to_string().contains("none of the keys"));
+        assert!(keys.authenticate(&other, 0, &[]).unwrap_err().to_string().contains("none of the keys"));
     }
 
     #[test]
     fn what_openssl_has_signed_with_rs256_counts() {
         let keys = Keys::default().with_jwks(&RSA_JWKS.replace("MODULUS", MODULUS)).unwrap();
         let of = |header: &str, claims: &str| {
-            keys.visitor(&format!("{header}.{claims}.{RSA_SIGNATURE}"), 1000, &["default".to_owned()])
+            keys.authenticate(&format!("{header}.{claims}.{RSA_SIGNATURE}"), 1000, &["default".to_owned()])
         };
         let visitor = of(RSA_HEADER, RSA_CLAIMS).unwrap();
-        let wanted = Visitor { name: "user 7".to_owned(), expires_at: 2000, businesses: Some(vec!["acme".to_owned()]) };
+        let wanted =
+            Principal { name: "user 7".to_owned(), expires_at: 2000, businesses: Some(vec!["acme".to_owned()]) };
         assert_eq!(visitor, wanted);
         // Other claims, another algorithm and another key under the same signature.
         assert!(of(RSA_HEADER, &encoded(&json!({"sub": "user 7", "exp": 2000, "businesses": ["*"]}))).is_err());
@@ -415,7 +419,7 @@ mod tests {
             assert!(of(&encoded(&header), RSA_CLAIMS).is_err(), "{header}");
         }
         let other = Keys::default().with_jwks(JWKS).unwrap();
-        assert!(other.visitor(&format!("{RSA_HEADER}.{RSA_CLAIMS}.{RSA_SIGNATURE}"), 1000, &[]).is_err());
+        assert!(other.authenticate(&format!("{RSA_HEADER}.{RSA_CLAIMS}.{RSA_SIGNATURE}"), 1000, &[]).is_err());
     }
 
     #[test]
@@ -426,7 +430,7 @@ mod tests {
             let message = format!("{}.{}", encoded(&header), encoded(&json!({"exp": 2000})));
             let tag = ring::hmac::sign(&key, message.as_bytes());
             let token = format!("{message}.{}", base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(tag));
-            keys.visitor(&token, 1000, &[]).map_err(|error| error.to_string())
+            keys.authenticate(&token, 1000, &[]).map_err(|error| error.to_string())
         };
         assert!(of(json!({"alg": "HS256", "typ": "at+jwt", "kid": "any"})).is_ok());
         for header in [
@@ -454,7 +458,7 @@ mod tests {
             claims.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
             let token = signed(&claims);
             let as_operator = keys.operator(&token, 1000).err().map(|error| error.to_string());
-            assert_eq!(as_operator.is_some(), keys.visitor(&token, 1000, &[]).is_err(), "{claims}");
+            assert_eq!(as_operator.is_some(), keys.authenticate(&token, 1000, &[]).is_err(), "{claims}");
             as_operator
         };
         for good in [json!({"iss": issuer, "aud": audience}), json!({"iss": issuer, "aud": ["other", audience]})] {

@@ -17,10 +17,10 @@ CREATE TABLE calls (
     phase         TEXT NOT NULL,
     outcome       TEXT,
     proof         TEXT,
-    overrun       BOOLEAN NOT NULL DEFAULT false,   -- exists although it was refused, or ended for us
+    over_limit       BOOLEAN NOT NULL DEFAULT false,   -- exists although it was refused, or ended for us
     unsettled     BOOLEAN NOT NULL DEFAULT false,   -- the create's outcome is unknown
     polled        BOOLEAN NOT NULL DEFAULT false,   -- no event will tell of it
-    places        BIGINT NOT NULL DEFAULT 1,       -- that its lease holds: 1, or as many calls as a batch may have at once
+    slots        BIGINT NOT NULL DEFAULT 1,       -- that its lease holds: 1, or as many calls as a batch may have at once
     admitted_at   BIGINT NOT NULL,
     phase_at      BIGINT NOT NULL,
     deadline_at   BIGINT,                          -- past it the call is due for a look-up; it frees nothing

@@ -16,10 +16,10 @@ CREATE TABLE calls (
     phase         TEXT NOT NULL,
     outcome       TEXT,
     proof         TEXT,
-    overrun       INTEGER NOT NULL DEFAULT 0,   -- exists although it was refused, or ended for us
+    over_limit       INTEGER NOT NULL DEFAULT 0,   -- exists although it was refused, or ended for us
     unsettled     INTEGER NOT NULL DEFAULT 0,   -- the create's outcome is unknown
     polled        INTEGER NOT NULL DEFAULT 0,   -- no event will tell of it
-    places        INTEGER NOT NULL DEFAULT 1,       -- that its lease holds: 1, or as many calls as a batch may have at once
+    slots        INTEGER NOT NULL DEFAULT 1,       -- that its lease holds: 1, or as many calls as a batch may have at once
     admitted_at   INTEGER NOT NULL,
     phase_at      INTEGER NOT NULL,
     deadline_at   INTEGER,                          -- past it the call is due for a look-up; it frees nothing

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use tracing::info;
 
 use super::auth::Caller;
-use super::desk::Act;
+use super::operator::Act;
 use super::{Admin, Answer, bad, ok};
 use crate::ids::{BusinessId, number_key};
 use crate::net::Exchange;
@@ -55,7 +55,7 @@ impl Admin {
         }
         let new = self.calls.lifecycle.store.put_businesses(businesses, at_ms).await?;
         self.program()?.take_up_businesses().await?;
-        info!(by = who.name, count, new, "businesses were put");
+        info!(by = who.name, count, new, "businesses updated");
         ok(&json!({"put": count, "new": new, "note": self.note_of_strangers()}))
     }
 

@@ -5,7 +5,7 @@ use http::{HeaderMap, Method, StatusCode};
 use serde_json::{Map, Value, json};
 
 use super::auth::Caller;
-use super::desk::Act;
+use super::operator::Act;
 use super::{Admin, Answer, BODY_BYTES_MAX, Problem, bad, bulk, not_found, ok};
 use crate::ids::BusinessId;
 use crate::net::Exchange;

@@ -30,15 +30,15 @@ impl Admin {
         let counts = self.calls.lifecycle.capacity.counts().await.unwrap_or_default();
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let mut by_business = BTreeMap::<&str, u32>::new();
-        for call in open.into_iter().flatten().filter(|c| !c.overrun) {
-            *by_business.entry(call.facts.business.as_str()).or_default() += call.places;
+        for call in open.into_iter().flatten().filter(|c| !c.over_limit) {
+            *by_business.entry(call.facts.business.as_str()).or_default() += call.slots;
         }
         // Only counts that are per nothing: a label a business would have no bound.
         let limits =
             counts.by_key.iter().filter_map(|(key, n)| Some((key.strip_suffix('|')?.to_owned(), *n))).collect();
         Gauges {
-            active: counts.calls.saturating_sub(counts.overruns),
-            overruns: counts.overruns,
+            active: counts.calls.saturating_sub(counts.over_limit),
+            over_limit: counts.over_limit,
             sessions: open.map(|open| count(open.len())),
             of_businesses: open.map(|_| by_business.values().sum()),
             limits,
@@ -99,7 +99,7 @@ impl Admin {
                     global["calls"] = open.iter().map(|call| shown_to(call, &who)).collect();
                     let now_ms = self.calls.lifecycle.clock.now_ms();
                     let active: Vec<Value> =
-                        open.iter().filter(|call| !call.overrun).map(|call| active_call(call, now_ms)).collect();
+                        open.iter().filter(|call| !call.over_limit).map(|call| active_call(call, now_ms)).collect();
                     global["activeCallCount"] = active.len().into();
                     global["activeCalls"] = active.into();
                 }
@@ -177,8 +177,8 @@ fn global_status(policy: &Policy, active: u32, open: &[CallRecord]) -> Value {
     let limit = policy.global_limit();
     let mut by_plan: BTreeMap<String, u32> =
         ["PAYG", "STARTER", "PRO", "ENTERPRISE"].iter().map(|p| ((*p).to_owned(), 0)).collect();
-    for call in open.iter().filter(|c| !c.overrun) {
-        *by_plan.entry(call.facts.plan.clone()).or_default() += call.places;
+    for call in open.iter().filter(|c| !c.over_limit) {
+        *by_plan.entry(call.facts.plan.clone()).or_default() += call.slots;
     }
     let percent = if limit == 0 { 0 } else { (u64::from(active) * 100).div_ceil(u64::from(limit)) };
     json!({"active": active, "limit": limit, "available": limit.saturating_sub(active), "utilizationPercent": percent, "byPlan": by_plan})

@@ -4,8 +4,8 @@
 pub mod auth;
 mod bulk;
 mod businesses;
-mod desk;
 mod figures;
+mod operator;
 pub mod reload;
 
 pub use bulk::LIST_BYTES_MAX as BUSINESSES_BYTES_MAX;
@@ -30,12 +30,12 @@ use crate::ids::{BusinessId, CallId, mask_number};
 use crate::net::{Exchange, Handler};
 use crate::policy::{Bound, Limit, Per, Policy};
 use crate::provider::path::percent_decode;
-use crate::reconcile::Sightings;
+use crate::reconcile::SweepStatuses;
 use crate::reply::{json_answer, problem};
 use crate::store::{CallRecord, Journal, StoreError};
 use auth::{Access, Caller, Denied, Scope, refuse_own};
-use desk::Act;
-use reload::{By, Running};
+use operator::Act;
+use reload::{ReloadTrigger, Running};
 
 /// The largest body that is taken: a business.
 const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -48,7 +48,7 @@ pub struct Admin {
     /// What acts on calls.
     pub calls: Calls,
     /// What the sweeps saw.
-    pub sightings: Sightings,
+    pub sightings: SweepStatuses,
     /// Who may ask.
     pub access: Access,
     /// Cancelled when the process drains.
@@ -108,7 +108,7 @@ impl Handler for Admin {
             }
             Err(Problem::Denied(denied)) => problem(StatusCode::FORBIDDEN, "FORBIDDEN", &denied.to_string()),
             Err(Problem::Store(error)) => {
-                warn!(%error, "an admin request failed");
+                warn!(%error, "failed to answer an admin request");
                 problem(StatusCode::SERVICE_UNAVAILABLE, "STORE_UNAVAILABLE", &error.to_string())
             }
             Err(Problem::Is(status, code, message)) => problem(status, code, &message),
@@ -221,7 +221,7 @@ impl Admin {
             (&Method::POST, ["api", "reload"]) => {
                 let who = may(Scope::Operate)?.sees_all()?;
                 let program = self.program()?;
-                let by = By { who: who.name, from: who.from };
+                let by = ReloadTrigger { who: who.name, from: who.from };
                 Ok(reload::answer(&program.clone().reload(by).await, &program.in_force()))
             }
             (&Method::POST, ["api", "reconcile"]) => {
@@ -294,10 +294,10 @@ impl Admin {
                 let seen = self.calls.lifecycle.capacity.sighting(account.name.as_str());
                 let seen = seen.as_ref();
                 json!({
-                    "name": account.name, "provider": account.provider.name, "inUse": known.then(|| mine.iter().map(|c| c.places).sum::<u32>()), "limit": limit,
-                    "foreign": known.then(|| mine.iter().filter(|c| c.origin == crate::call::Origin::Foreign).map(|c| c.places).sum::<u32>()),
+                    "name": account.name, "provider": account.provider.name, "inUse": known.then(|| mine.iter().map(|c| c.slots).sum::<u32>()), "limit": limit,
+                    "foreign": known.then(|| mine.iter().filter(|c| c.origin == crate::call::Origin::Foreign).map(|c| c.slots).sum::<u32>()),
                     "unsettled": known.then(|| mine.iter().filter(|c| c.unsettled).count()),
-                    "overrun": known.then(|| mine.iter().filter(|c| c.overrun).count()),
+                    "overLimit": known.then(|| mine.iter().filter(|c| c.over_limit).count()),
                     "canBeAsked": account.can_ask(), "terminate": account.terminate,
                     "providerLive": seen.map(|s| s.provider_live), "sweptAt": seen.and_then(|s| s.as_of_ms).map(rfc3339),
                     "sweepTriedAt": seen.map(|s| rfc3339(s.tried_at_ms)),
@@ -314,7 +314,7 @@ impl Admin {
             "policiesDiffer": self.calls.lifecycle.capacity.policies_differ(),
             "replicas": self.calls.lifecycle.capacity.members().iter().map(|one| self.replica_shown(one)).collect::<Vec<_>>(),
             "draining": self.draining.is_cancelled(),
-            "gate": {"standing": self.calls.lifecycle.capacity.standing(), "backend": self.calls.lifecycle.capacity.standing().backend, "calls": counts.calls, "overruns": counts.overruns, "byLimit": by_limit(&policy.settings().limits, &counts.by_key)},
+            "gate": {"standing": self.calls.lifecycle.capacity.standing(), "backend": self.calls.lifecycle.capacity.standing().backend, "calls": counts.calls, "over_limit": counts.over_limit, "byLimit": by_limit(&policy.settings().limits, &counts.by_key)},
             "store": {"backend": self.store_backend, "path": self.store_path, "ok": written.is_ok(), "error": written.err().map(|e| e.to_string()), "journaled": self.journal.waiting()},
             "accounts": accounts,
         }))
@@ -377,7 +377,7 @@ impl Admin {
         let reason = body["reason"].as_str().map(str::trim).filter(|reason| !reason.is_empty());
         let id = record.id.clone();
         let (act, before) = (Act::new("hangup", id.as_str()).because(reason), json!({"phase": record.phase}));
-        self.note_surely(who, act.changes(before.clone(), Value::Null)).await;
+        self.audit_with_retry(who, act.changes(before.clone(), Value::Null)).await;
         if record.phase == Phase::Ended {
             return ok(&json!({"result": "over", "call": shown(record)}));
         }
@@ -386,7 +386,7 @@ impl Admin {
         let hung = self.calls.tasks.spawn(async move { calls.hang_up(&record, Outcome::Canceled).await }).await;
         let now = self.calls.lifecycle.store.call(&id).await.ok().flatten();
         let after = json!({"phase": now.map(|call| call.phase), "result": hung.as_ref().ok()});
-        self.note_surely(who, Act::new("hung up", id.as_str()).because(reason).changes(before, after)).await;
+        self.audit_with_retry(who, Act::new("hung up", id.as_str()).because(reason).changes(before, after)).await;
         match hung {
             Ok(HungUp::Failed { tried }) => Err(Problem::Is(
                 StatusCode::BAD_GATEWAY,
@@ -411,7 +411,7 @@ impl Admin {
         let (before, after) = (json!({"phase": record.phase}), json!({"phase": Phase::Ended}));
         self.note(who, Act::new("release", record.id.as_str()).because(Some(reason)).changes(before, after)).await?;
         let ended = self.calls.lifecycle.end(&record.id, Outcome::Failed, EndProof::Operator, "operator").await?;
-        warn!(call = %record.id, by = who.name, reason, "a slot was released by an operator; the call may go on");
+        warn!(call = %record.id, by = who.name, reason, "slot released by an operator; the call may still be up");
         ok(&json!({"result": "released", "call": ended.map(|a| shown(&a.record))}))
     }
 }
@@ -454,9 +454,9 @@ fn shown_with(call: &CallRecord, number: fn(&str) -> String) -> Value {
         "callId": call.id, "businessId": call.facts.business, "plan": call.facts.plan,
         "direction": call.facts.direction, "status": session_status(call.phase, call.outcome),
         "provider": call.facts.provider, "account": call.facts.account, "carrier": call.facts.carrier,
-        "operation": call.facts.operation, "origin": call.origin, "places": call.places,
+        "operation": call.facts.operation, "origin": call.origin, "slots": call.slots,
         "phase": call.phase, "outcome": call.outcome, "proof": call.proof,
-        "overrun": call.overrun, "unsettled": call.unsettled,
+        "overLimit": call.over_limit, "unsettled": call.unsettled,
         "agent": call.facts.agent, "ownNumber": masked(&call.facts.own_number), "otherNumber": masked(&call.facts.other_number),
         "startedAt": rfc3339(call.admitted_at), "answeredAt": call.answered_at.map(rfc3339), "endedAt": call.ended_at.map(rfc3339),
         "lastSeenAt": rfc3339(call.seen_at), "lastSeenBy": call.seen_by, "deadlineAt": call.deadline_at.map(rfc3339),

@@ -10,22 +10,22 @@ use serde_json::{Value, json};
 
 use crate::capacity::Compared;
 use crate::clock::{UnixMs, rfc3339};
-use crate::config::report::Diagnostic;
-use crate::reconcile::Looked;
+use crate::config::diagnostics::Diagnostic;
+use crate::reconcile::SweepReport;
 use crate::reply::json_answer;
 use crate::store::StoreError;
 use crate::webhook::Replayed;
 
 /// Who asks for a reload, for the log and the audit.
 #[derive(Debug, Clone)]
-pub struct By {
+pub struct ReloadTrigger {
     /// The subject of a token, `local`, `SIGHUP`, `file`.
     pub who: String,
     /// Where they came from.
     pub from: String,
 }
 
-impl By {
+impl ReloadTrigger {
     /// This process itself: a signal, or the file that changed.
     pub fn this_process(who: &str) -> Self {
         Self { who: who.to_owned(), from: "this process".to_owned() }
@@ -36,7 +36,7 @@ impl By {
 #[async_trait]
 pub trait Running: Send + Sync + 'static {
     /// Reads the config again and puts it in force, or keeps the old one and says why.
-    async fn reload(self: Arc<Self>, by: By) -> Reloaded;
+    async fn reload(self: Arc<Self>, by: ReloadTrigger) -> Reloaded;
 
     /// Puts the businesses of the store in force, after one was put or deleted.
     async fn take_up_businesses(self: Arc<Self>) -> Result<(), StoreError>;
@@ -56,7 +56,7 @@ pub trait Running: Send + Sync + 'static {
 #[serde(rename_all = "camelCase")]
 pub struct Reconciled {
     /// At each account.
-    pub accounts: Vec<Looked>,
+    pub accounts: Vec<SweepReport>,
     /// Leases against the record.
     pub gate: Option<Compared>,
     /// Why they could not be compared.
@@ -65,7 +65,7 @@ pub struct Reconciled {
 
 /// What came of a reload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Came {
+pub enum ReloadOutcome {
     /// The new config is in force.
     Loaded,
     /// Nothing that it is read from has changed.
@@ -76,20 +76,20 @@ pub enum Came {
     Failed,
 }
 
-impl Came {
+impl ReloadOutcome {
     /// The word in answers, logs and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
-            Came::Loaded => "loaded",
-            Came::Unchanged => "unchanged",
-            Came::Kept => "kept",
-            Came::Failed => "failed",
+            ReloadOutcome::Loaded => "loaded",
+            ReloadOutcome::Unchanged => "unchanged",
+            ReloadOutcome::Kept => "kept",
+            ReloadOutcome::Failed => "failed",
         }
     }
 
     /// Whether what is written is in force now.
     pub fn is_ok(self) -> bool {
-        matches!(self, Came::Loaded | Came::Unchanged)
+        matches!(self, ReloadOutcome::Loaded | ReloadOutcome::Unchanged)
     }
 }
 
@@ -97,7 +97,7 @@ impl Came {
 #[derive(Debug, Clone)]
 pub struct Reloaded {
     /// What came of it.
-    pub came: Came,
+    pub came: ReloadOutcome,
     /// Mistakes and warnings of the config that was read.
     pub diagnostics: Vec<Diagnostic>,
     /// The same, drawn as `ringfence check` draws them.
@@ -133,9 +133,9 @@ impl InForce {
 /// The answer over HTTP: 200 when the config that is written is in force, 422 when it cannot be used, 503 when it could not be tried.
 pub(super) fn answer(reloaded: &Reloaded, now: &InForce) -> Response<Bytes> {
     let status = match reloaded.came {
-        Came::Loaded | Came::Unchanged => StatusCode::OK,
-        Came::Kept => StatusCode::UNPROCESSABLE_ENTITY,
-        Came::Failed => StatusCode::SERVICE_UNAVAILABLE,
+        ReloadOutcome::Loaded | ReloadOutcome::Unchanged => StatusCode::OK,
+        ReloadOutcome::Kept => StatusCode::UNPROCESSABLE_ENTITY,
+        ReloadOutcome::Failed => StatusCode::SERVICE_UNAVAILABLE,
     };
     let diagnostics: Vec<Value> = reloaded
         .diagnostics

@@ -37,8 +37,8 @@ impl Calls {
         key: &Alias,
     ) -> Result<Option<Earlier>, Refusal> {
         let away = |error: StoreError| {
-            warn!(%error, "an idempotency key cannot be looked up");
-            Refusal::new(Code::StoreUnavailable, "The record could not be read, so nothing was dialled.")
+            warn!(%error, "failed to look up an idempotency key");
+            Refusal::new(Code::StoreUnavailable, "The database could not be read, so nothing was dialled.")
         };
         let store = &self.lifecycle.store;
         let Some(call) = store.resolve(std::slice::from_ref(key)).await.map_err(away)? else { return Ok(None) };
@@ -47,14 +47,15 @@ impl Calls {
             return Ok(None);
         }
         if record.fingerprint.as_deref() != Some(order.fingerprint().as_str()) {
-            let message = "Not dialled: this Idempotency-Key was used for another order. Use a new key for a new call.";
+            let message =
+                "Not dialled: this Idempotency-Key was used for another request. Use a new key for a new call.";
             return Err(Refusal::new(Code::KeyReused, message));
         }
         let order = self.reposts.of_call(client, &call);
         Ok(Some(Earlier { call: Some(call), order }))
     }
 
-    /// Waits for the settlement of an earlier order, and gives its answer. `None`: it made no call, or its call is over; the
+    /// RetryAfterEstimator for the settlement of an earlier order, and gives its answer. `None`: it made no call, or its call is over; the
     /// order is a new one.
     pub(super) async fn join_earlier(
         &self,
@@ -104,11 +105,11 @@ impl Calls {
             }
             if Instant::now() >= until {
                 if let Some(one) = &earlier.order {
-                    one.told_unknown();
+                    one.mark_reported_unknown();
                 }
                 if let (Some(call), Some(me)) = (&call, self.replica()) {
                     let change = Change { untold_by: Some(me), ..self.lifecycle.change(call, "order") };
-                    self.lifecycle.apply_surely(change).await;
+                    self.lifecycle.apply_with_retry(change).await;
                 }
                 let why = "an equal order was sent before, and its outcome is still unknown";
                 let call = call.unwrap_or_else(CallId::new);
@@ -144,7 +145,7 @@ impl Calls {
         });
         name_duplicate(&mut response, &record.id);
         self.lifecycle.metrics.repost(order.account.name.as_str());
-        info!(call = %record.id, business = %order.facts.business, "an order came again; it was not dialled again");
+        info!(call = %record.id, business = %order.facts.business, "duplicate create request; not dialled again");
         response
     }
 }

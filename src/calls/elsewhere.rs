@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::Calls;
-use super::repost::{Client, Fingerprint, OrderRef, Standing, UNSURE_MS, standing_of};
+use super::repost::{Client, Fingerprint, OrderRef, Standing, UNCONFIRMED_WINDOW_MS, standing_of};
 use crate::call::Phase;
 use crate::clock::UnixMs;
 use crate::reply::{Code, Refusal};
@@ -28,7 +28,7 @@ const NOTICED_MS: i64 = 250;
 /// How far the clocks of two machines may be apart.
 const CLOCKS_MS: i64 = 1_000;
 /// How often the record is asked while another process is waited for.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// How often it is asked whether an order is on record yet whose client has gone.
 const OPENED_EVERY: Duration = Duration::from_millis(20);
 
@@ -55,7 +55,7 @@ fn choose<'a>(orders: &'a [OrderRecord], me: &str, now_ms: UnixMs, waited_ms: i6
         }
         let under_way = order.phase == Phase::Reserved;
         let Some(silent_ms) = order.silent_ms.filter(|ms| *ms <= LIVE_MS) else {
-            let unsure = order.admitted_at + UNSURE_MS >= now_ms;
+            let unsure = order.admitted_at + UNCONFIRMED_WINDOW_MS >= now_ms;
             if order.unsettled || order.undelivered || under_way || unsure {
                 return Choice::OfDead(order);
             }
@@ -84,7 +84,7 @@ impl Calls {
     ///
     /// # Errors
     /// The record cannot be read: nobody knows, so nothing is dialled.
-    pub(super) async fn came_elsewhere(
+    pub(super) async fn find_on_other_replicas(
         &self,
         fingerprint: &Fingerprint,
         client: &Client,
@@ -92,8 +92,8 @@ impl Calls {
     ) -> Result<bool, Refusal> {
         let Some(me) = self.replica() else { return Ok(false) };
         let away = |error| {
-            warn!(%error, "an order cannot be looked for among those of other replicas");
-            Refusal::new(Code::StoreUnavailable, "The record could not be read, so nothing was dialled.")
+            warn!(%error, "failed to look for a duplicate request on other replicas");
+            Refusal::new(Code::StoreUnavailable, "The database could not be read, so nothing was dialled.")
         };
         let came = Instant::now();
         loop {
@@ -108,7 +108,7 @@ impl Calls {
                 // Nobody is to be told; the caller sees to that.
                 Choice::Wait if client.has_left() => return Ok(false),
                 Choice::Wait => {
-                    tokio::time::sleep(LOOK_EVERY).await;
+                    tokio::time::sleep(POLL_INTERVAL).await;
                     continue;
                 }
             };
@@ -121,7 +121,7 @@ impl Calls {
     }
 
     /// Whether an earlier order that this process remembers is still its own: another may have joined it, and have told it.
-    pub(super) async fn is_still_here(&self, fingerprint: &Fingerprint, earlier: &OrderRef) -> bool {
+    pub(super) async fn is_still_owned(&self, fingerprint: &Fingerprint, earlier: &OrderRef) -> bool {
         let Some(me) = self.replica() else { return true };
         let Some((Some(call), _)) = earlier.look() else { return true };
         let since_ms = self.lifecycle.clock.now_ms() - LOOKED_BACK_MS;
@@ -144,7 +144,7 @@ impl Calls {
             while order.is_of(&client) {
                 if let Some((Some(call), _)) = order.look() {
                     if let Err(error) = store.undelivered(&call, &me).await {
-                        warn!(%call, %error, "it could not be noted that an answer found nobody");
+                        warn!(%call, %error, "failed to record an undelivered response");
                     }
                     return;
                 }
@@ -203,7 +203,7 @@ mod tests {
         for silent_ms in [None, Some(LIVE_MS + 1)] {
             let recent = order("a", silent_ms);
             assert_eq!(chosen(&recent, 0), Choice::OfDead(&recent));
-            let old = OrderRecord { admitted_at: NOW - UNSURE_MS - 1, ..recent };
+            let old = OrderRecord { admitted_at: NOW - UNCONFIRMED_WINDOW_MS - 1, ..recent };
             assert_eq!(chosen(&old, 0), Choice::Own);
             for one in [
                 OrderRecord { phase: Phase::Reserved, ..old.clone() },

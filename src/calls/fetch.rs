@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use super::Calls;
-use super::records::{AGAIN_SECS, Asked, Numbers, shown};
+use super::records::{Asked, Numbers, RETRY_DELAYS_SECS, shown};
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId};
 use crate::lifecycle::finish;
@@ -112,7 +112,7 @@ impl Calls {
             Turn::Ask(send, came) => {
                 let this = self.clone();
                 drop(finish(async move {
-                    let again = this.lifecycle.clock.now_ms() + AGAIN_SECS[0] * 1000;
+                    let again = this.lifecycle.clock.now_ms() + RETRY_DELAYS_SECS[0] * 1000;
                     let asked = Box::pin(this.ask_record(&record, "operator", Some(again))).await;
                     send.send_replace(Some(asked));
                 }));
@@ -132,7 +132,7 @@ impl Calls {
                 Err(error) => failed(&error),
             },
             Asked::StillUp => {
-                let message = "The call is still up, as its provider says: its record comes after its end.";
+                let message = "The call is still up at its provider: its record comes after its end.";
                 json_answer(
                     StatusCode::CONFLICT,
                     &json!({"error": "CALL_IN_PROGRESS", "message": message, "conversation_id": id, "callId": call}),
@@ -153,8 +153,8 @@ impl Calls {
 }
 
 fn failed(error: &StoreError) -> Response<Bytes> {
-    warn!(%error, "a conversation could not be fetched");
-    problem(StatusCode::SERVICE_UNAVAILABLE, "STORE_UNAVAILABLE", "The record does not answer; try again.")
+    warn!(%error, "failed to fetch a conversation");
+    problem(StatusCode::SERVICE_UNAVAILABLE, "STORE_UNAVAILABLE", "The database does not answer; try again.")
 }
 
 fn later(code: &str, message: &str, secs: u32) -> Response<Bytes> {

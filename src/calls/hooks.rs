@@ -17,7 +17,7 @@ use crate::provider::description::Webhook;
 use crate::store::{HookAsked, Result};
 
 /// How often it is looked.
-const LOOK_EVERY: Duration = Duration::from_secs(10);
+const POLL_INTERVAL: Duration = Duration::from_secs(10);
 /// The latest calls that are looked at.
 const CALLS: u32 = 200;
 /// So many in a row without the webhook are no accident: half of what it takes ElevenLabs to switch one off (facts A4.3: ten
@@ -106,12 +106,12 @@ pub async fn watch_hooks(newest: impl Fn() -> Calls, leads: impl Fn() -> bool, s
                     }
                     shown.insert(account.name.clone(), seen.into_iter().map(|hook| hook.webhook).collect());
                 }
-                Err(error) => warn!(account = %account.name, %error, "how its webhooks come cannot be read"),
+                Err(error) => warn!(account = %account.name, %error, "failed to read the webhook health of an account"),
             }
         }
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(LOOK_EVERY) => {}
+            () = tokio::time::sleep(POLL_INTERVAL) => {}
         }
     }
 }
@@ -130,9 +130,9 @@ fn tell(
     if hook.late && late.insert(key.clone()) {
         if leads {
             let (missed, last_came_at) = (hook.missed_in_a_row, hook.last_came_at.as_deref());
-            warn!(%account, webhook, missed, last_came_at, "a webhook has not come for the latest answered calls; look at {}", hook.look_at);
+            warn!(%account, webhook, missed, last_came_at, "webhook missing for the latest answered calls; see {}", hook.look_at);
         }
     } else if !hook.late && late.remove(&key) && leads {
-        info!(%account, webhook, "a webhook comes again");
+        info!(%account, webhook, "webhook received again");
     }
 }

@@ -12,17 +12,17 @@ use tracing::{info, warn};
 
 use super::Calls;
 use super::lookup::LookedUp;
-use crate::admission::{Order, Places};
+use crate::admission::{AdmissionRequest, Slots};
 use crate::call::{Direction, EndProof, Event, Origin, Outcome, Phase};
-use crate::capacity::{Admission, Unadmitted};
+use crate::capacity::{Admission, AdmissionError};
 use crate::failpoint;
 use crate::ids::{Alias, BusinessId, CallId, RefusalId, mask_number};
-use crate::policy::{Facts, Marks, WhenFull};
+use crate::policy::{Facts, RequestAttributes, WhenFull};
 use crate::provider::account::Account;
 use crate::provider::description::{CallFacts, OWN_ID_KIND};
 use crate::provider::render::fill_json;
 use crate::provider::select::{Document, Message};
-use crate::store::{CallRecord, Change, Contradiction, Opened, Result, StoreError, Voucher};
+use crate::store::{CallRecord, Change, Contradiction, InsertOutcome, Result, StoreError, Voucher};
 
 /// A hang-up that came to nothing is tried again after so long: longer than one checks its end.
 const HANG_UP_AGAIN: Duration = Duration::from_secs(10);
@@ -91,7 +91,7 @@ impl Calls {
         let call = CallId::new();
         let at_ms = self.lifecycle.clock.now_ms();
         let bindings = policy.bindings(&facts);
-        let ask = Order { call: call.clone(), bindings, places: Places::ONE, mode: policy.mode(), at_ms };
+        let ask = AdmissionRequest { call: call.clone(), bindings, slots: Slots::ONE, mode: policy.mode(), at_ms };
         let mut record = self.lifecycle.new_call(&call, facts.clone(), arrival.origin, arrival.phase);
         record.aliases = arrival.aliases.clone();
         let full = match self.lifecycle.admit(ask, record.clone()).boxed().await {
@@ -120,17 +120,17 @@ impl Calls {
                 return self.known(&other, &arrival).boxed().await;
             }
             Ok(Admission::Refused(full)) => full,
-            Err(Unadmitted::Store(error)) => return Err(error),
-            Err(Unadmitted::Gate(why)) => {
-                warn!(why, "an inbound call is refused: the gate does not answer");
+            Err(AdmissionError::Store(error)) => return Err(error),
+            Err(AdmissionError::Gate(why)) => {
+                warn!(why, "inbound call refused: the gate does not answer");
                 return Err(StoreError::Failed(why));
             }
         };
         drop(deciding);
         // It exists until it has been refused or hung up, so it is counted, apart from the admitted ones.
-        record.overrun = true;
+        record.over_limit = true;
         failpoint::hit("inbound.full").await;
-        if let Opened::Known(other) = self.lifecycle.adopt(record).await? {
+        if let InsertOutcome::Known(other) = self.lifecycle.adopt(record).await? {
             // Another webhook of the same call came first: nothing is refused.
             return self.known(&other, &arrival).boxed().await;
         }
@@ -161,7 +161,7 @@ impl Calls {
 
     /// A call that is known only by what is said in it. If its provider says so it exists, and is counted, whatever is full; if an
     /// app does, it counts once somebody confirms it.
-    pub async fn overhear(&self, arrival: Arrival) -> Result<CallId> {
+    pub async fn adopt_from_transcript(&self, arrival: Arrival) -> Result<CallId> {
         let _alone = self.alone(&arrival.aliases).boxed().await;
         if let Some(known) = self.lifecycle.store.resolve(&arrival.aliases).await? {
             return Ok(known);
@@ -181,16 +181,16 @@ impl Calls {
             false => self.lifecycle.note_unconfirmed(call).boxed().await?,
         };
         match opened {
-            Opened::New(_) => {
-                info!(call = %id, business = %facts.business, account = %facts.account, counts = is_confirmed, "a call that nobody knew is talked in");
+            InsertOutcome::New(_) => {
+                info!(call = %id, business = %facts.business, account = %facts.account, counts = is_confirmed, "transcript received for an unknown call; recorded as unconfirmed");
                 Ok(id)
             }
-            Opened::Known(call) => Ok(call),
-            Opened::Outdated(_) => Err(StoreError::Failed("the gate is being moved".to_owned())),
+            InsertOutcome::Known(call) => Ok(call),
+            InsertOutcome::Outdated(_) => Err(StoreError::Failed("the gate is being moved".to_owned())),
         }
     }
 
-    /// Waits until no other arrival of a call with one of these ids is under way. The locks are taken in one order, so that two
+    /// RetryAfterEstimator until no other arrival of a call with one of these ids is under way. The locks are taken in one order, so that two
     /// arrivals never wait for each other.
     async fn alone(&self, aliases: &[Alias]) -> Vec<tokio::sync::MutexGuard<'_, ()>> {
         let place = |alias: &Alias| {
@@ -198,9 +198,9 @@ impl Calls {
             alias.hash(&mut hasher);
             usize::try_from(hasher.finish() % self.arriving.len() as u64).unwrap_or_default()
         };
-        let places: BTreeSet<usize> = aliases.iter().map(place).collect();
-        let mut held = Vec::with_capacity(places.len());
-        for place in places {
+        let slots: BTreeSet<usize> = aliases.iter().map(place).collect();
+        let mut held = Vec::with_capacity(slots.len());
+        for place in slots {
             held.push(self.arriving[place].lock().await);
         }
         held
@@ -240,7 +240,7 @@ impl Calls {
                     this.hang_up(&record, Outcome::Capacity).await;
                 }
                 Ok(_) => {}
-                Err(error) => warn!(%call, %error, "a call over capacity could not be read; the sweep sees to it"),
+                Err(error) => warn!(%call, %error, "failed to read an over-limit call; the sweep retries"),
             }
         });
     }
@@ -261,7 +261,7 @@ impl Calls {
             return Ok(Arrived::Contradicted(what));
         }
         // A call that is over holds no slot: whoever answered it now would talk uncounted.
-        let refused = applied.filter(|a| a.record.phase == Phase::Ended || a.record.overrun);
+        let refused = applied.filter(|a| a.record.phase == Phase::Ended || a.record.over_limit);
         Ok(match refused {
             Some(applied) if arrival.refusable => {
                 let when_full = self.lifecycle.policy.load().when_full(&applied.record.facts.business).clone();
@@ -282,11 +282,11 @@ impl Calls {
                 (&arrival.account, arrival.account.carrier.clone().filter(|_| carried))
             }
         };
-        let marks = Marks {
+        let marks = RequestAttributes {
             agent: arrival.facts.agent.as_deref(),
             number: arrival.facts.own_number.as_deref(),
             account: Some(account.name.as_str()),
-            ..Marks::default()
+            ..RequestAttributes::default()
         };
         // A stranger's call still has to be counted somewhere: where nobody is known, everybody's limits bind it.
         let found = policy.identify(&marks);
@@ -357,7 +357,7 @@ impl Calls {
         let Document::Xml(twiml) = &document else { return Err("the answer is no TwiML".to_owned()) };
         let bind = front.ids.read(&message);
         if bind.is_empty() {
-            warn!(call = %record.id, "the TwiML names no conversation; the call is followed by its carrier alone");
+            warn!(call = %record.id, "TwiML names no conversation; the call is tracked by its carrier only");
         }
         failpoint::hit("inbound.fronted").await;
         let change = Change { bind, ..self.lifecycle.change(&record.id, "answer") };

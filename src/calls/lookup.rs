@@ -58,7 +58,7 @@ pub enum LookedUpGroup {
         /// Live while it may make calls, ended once it makes no more.
         event: Event,
         /// How many calls at once it makes, if the record says so.
-        places: Option<u32>,
+        slots: Option<u32>,
     },
     /// There is none.
     Absent,
@@ -179,10 +179,10 @@ impl Calls {
         let (body, none) = (self.understood(account, "lookup", &response)?, Default::default());
         let message = message(&body, &none);
         let number = |selector: &Selector| selector.text(&message)?.parse::<u32>().ok();
-        let places = group.places.iter().filter_map(number).min().map(|n| n.max(1));
+        let slots = group.slots.iter().filter_map(number).min().map(|n| n.max(1));
         let event = group.state.read(&message, EndProof::Provider);
         let event = event.ok_or_else(|| AskError::Unreadable(self.no_state(account, &group.state, &message)))?;
-        Ok(LookedUpGroup::Found { event, places })
+        Ok(LookedUpGroup::Found { event, slots })
     }
 
     async fn look_up_at(&self, account: &Account, lookup: &Lookup, record: &CallRecord) -> Result<LookedUp, AskError> {

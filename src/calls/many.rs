@@ -1,4 +1,4 @@
-//! Orders for many calls: batches, campaigns. One request makes calls that nobody sees one by one, so it holds as many places
+//! Orders for many calls: batches, campaigns. One request makes calls that nobody sees one by one, so it holds as many slots
 //! as it may have calls at once, and the provider is told to keep to them.
 
 use std::collections::{BTreeMap, HashMap};
@@ -9,7 +9,7 @@ use tracing::warn;
 use super::Calls;
 use super::lookup::LookedUpGroup;
 use super::place::CreateOrder;
-use crate::admission::Places;
+use crate::admission::Slots;
 use crate::call::Phase;
 use crate::ids::{AccountName, Alias, CallId};
 use crate::provider::description::Group;
@@ -30,8 +30,8 @@ pub(super) struct Member {
 
 /// What an order asks the gate for.
 pub(super) struct Ask {
-    /// How many places.
-    pub places: Places,
+    /// How many slots.
+    pub slots: Slots,
     /// The ids that its record has from the start.
     pub aliases: Vec<Alias>,
 }
@@ -40,7 +40,7 @@ pub(super) struct Ask {
 pub(super) enum Many {
     /// Admit it.
     Admit(Ask),
-    /// It belongs to this open order for many calls, which holds its places already.
+    /// It belongs to this open order for many calls, which holds its slots already.
     Held(Box<CallRecord>),
 }
 
@@ -52,13 +52,13 @@ impl Calls {
         by_id.or_else(|| provider.group_of(&record.facts.operation))
     }
 
-    /// How many places an order needs: one for a call, what its body says for many, what the first time took for a repetition.
+    /// How many slots an order needs: one for a call, what its body says for many, what the first time took for a repetition.
     pub(super) async fn how_many(&self, order: &CreateOrder) -> Result<Many, Refusal> {
         if let Some(id) = &order.again {
             return Box::pin(self.again(order, id)).await;
         }
-        let Some(rule) = &order.operation.places else {
-            return Ok(Many::Admit(Ask { places: Places::ONE, aliases: vec![] }));
+        let Some(rule) = &order.operation.slots else {
+            return Ok(Many::Admit(Ask { slots: Slots::ONE, aliases: vec![] }));
         };
         let none = BTreeMap::new();
         let message = Message { body: &order.body, query: &[], path: &none, headers: order.request.headers() };
@@ -66,16 +66,16 @@ impl Calls {
             let message = "Not dialled: the request does not say whom to call, or how many at once.";
             return Err(Refusal::new(Code::InvalidRequest, message));
         };
-        let places = if rule.cut.is_some() { Places::up_to(wanted) } else { Places::exactly(wanted) };
-        Ok(Many::Admit(Ask { places, aliases: vec![] }))
+        let slots = if rule.cut.is_some() { Slots::up_to(wanted) } else { Slots::exactly(wanted) };
+        Ok(Many::Admit(Ask { slots, aliases: vec![] }))
     }
 
     /// An order for many calls that is made once more. What its first request was told about calls at once stands, so it
-    /// gets that many places or none.
+    /// gets that many slots or none.
     async fn again(&self, order: &CreateOrder, id: &Alias) -> Result<Many, Refusal> {
         let away = |error: &dyn std::fmt::Display| {
-            warn!(%error, "failed to read the record of an order that is made once more");
-            Refusal::new(Code::StoreUnavailable, "The record could not be read, so nothing was dialled.")
+            warn!(%error, "failed to read the record of a repeated batch");
+            Refusal::new(Code::StoreUnavailable, "The database could not be read, so nothing was dialled.")
         };
         let store = &self.lifecycle.store;
         let known = store.resolve(std::slice::from_ref(id)).await.map_err(|e| away(&e))?;
@@ -87,7 +87,7 @@ impl Calls {
             }
             // The second record of the same order: its ids go over to it.
             let first = Alias { kind: crate::provider::description::OWN_ID_KIND.to_owned(), id: record.id.to_string() };
-            return Ok(Many::Admit(Ask { places: Places::exactly(record.places), aliases: vec![first] }));
+            return Ok(Many::Admit(Ask { slots: Slots::exactly(record.slots), aliases: vec![first] }));
         }
         let unknown = |why: String| {
             let message = format!("Not dialled: it is not known how many calls at once this makes: {why}.");
@@ -96,10 +96,10 @@ impl Calls {
         let group = order.account.provider.groups.iter().find(|g| g.needs == id.kind);
         let group = group.ok_or_else(|| unknown("its provider has no look-up for it".to_owned()))?;
         match self.look_up_group(&order.account, group, id).await {
-            Ok(LookedUpGroup::Found { places: Some(n), .. }) => {
-                Ok(Many::Admit(Ask { places: Places::exactly(n), aliases: vec![id.clone()] }))
+            Ok(LookedUpGroup::Found { slots: Some(n), .. }) => {
+                Ok(Many::Admit(Ask { slots: Slots::exactly(n), aliases: vec![id.clone()] }))
             }
-            Ok(LookedUpGroup::Found { places: None, .. }) => Err(unknown("its record does not say so".to_owned())),
+            Ok(LookedUpGroup::Found { slots: None, .. }) => Err(unknown("its record does not say so".to_owned())),
             Ok(LookedUpGroup::Absent) => Err(unknown(format!("{} has no record of it", order.account.provider.name))),
             Err(error) => Err(unknown(error.to_string())),
         }

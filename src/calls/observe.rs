@@ -44,7 +44,7 @@ impl Calls {
         self.record_refusal(&order.facts, what, order, true);
     }
 
-    /// Marks an answer with what would have refused its order, unless something does already, and with what was not read.
+    /// RequestAttributes an answer with what would have refused its order, unless something does already, and with what was not read.
     pub(super) fn mark(&self, order: &CreateOrder, response: &mut Response<Bytes>) {
         if let Some(what) = order.would.get()
             && !response.headers().contains_key(&WOULD_REFUSE)

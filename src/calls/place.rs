@@ -21,9 +21,9 @@ use super::refuse::{hung_up, redirected};
 use super::repost::{Arrived, Asker, Client, Fingerprint, NOTICED_WITHIN, OrderRef, key};
 use super::vouch::subaccount_alias;
 use super::{ANSWER_BYTES_MAX, Calls};
-use crate::admission::{Gated, Lease, Order, Places};
+use crate::admission::{AdmissionRequest, Gated, Lease, Slots};
 use crate::call::{EndProof, Event, Origin, Outcome as End, Phase};
-use crate::capacity::{Admission, Unadmitted};
+use crate::capacity::{Admission, AdmissionError};
 use crate::clock::since_boot;
 use crate::failpoint;
 use crate::ids::{Alias, CallId};
@@ -102,7 +102,7 @@ impl Drop for Joining {
 }
 
 impl Calls {
-    /// Places a call. Dropping the future drops only the answer: the order goes on. Whoever holds the client's connection tells
+    /// Slots a call. Dropping the future drops only the answer: the order goes on. Whoever holds the client's connection tells
     /// the [`Asker`] whether the answer got there.
     pub fn place(&self, order: CreateOrder) -> (Asker, impl Future<Output = Response<Bytes>> + Send + 'static) {
         let asker = self.reposts.asker(order.fingerprint());
@@ -114,7 +114,7 @@ impl Calls {
             match work.await {
                 Ok(response) => response,
                 Err(error) => {
-                    warn!(%error, "an order did not come to its end");
+                    warn!(%error, "create request failed: task panicked");
                     let lost = Refusal::new(Code::OutcomeUnknown, "ringfence failed while placing the call");
                     refusal(&lost, Manner { shape: &shape.refusal, retry_after_max_secs: manner_max })
                 }
@@ -167,7 +167,7 @@ impl Calls {
                         continue;
                     }
                     Arrived::Again(earlier) => {
-                        if !self.is_still_here(&order.fingerprint(), &earlier).boxed().await {
+                        if !self.is_still_owned(&order.fingerprint(), &earlier).boxed().await {
                             earlier.not_created();
                             continue;
                         }
@@ -177,7 +177,7 @@ impl Calls {
                     Arrived::New(mine) => {
                         self.tell_if_undelivered(&client, &mine);
                         let in_hand = mine.in_hand();
-                        match self.came_elsewhere(&order.fingerprint(), &client, &mine).boxed().await {
+                        match self.find_on_other_replicas(&order.fingerprint(), &client, &mine).boxed().await {
                             Ok(came) if came || !client.has_left() => {
                                 in_hand.done();
                                 if !came {
@@ -238,7 +238,7 @@ impl Calls {
         }
         let change = Change { bind, ..self.lifecycle.change(call, "order") };
         if let Err(error) = self.lifecycle.apply(change).await {
-            warn!(%call, %error, "the app's own id of a call could not be recorded");
+            warn!(%call, %error, "failed to record the app's own id of a call");
         }
     }
 
@@ -262,14 +262,14 @@ impl Calls {
             // Nobody can say how many calls it makes; it counts as one until they are seen.
             Err(what) if self.observes() && what.code != Code::StoreUnavailable => {
                 let _ = order.would.set(what);
-                many::Ask { places: Places::ONE, aliases: vec![] }
+                many::Ask { slots: Slots::ONE, aliases: vec![] }
             }
             Err(what) if self.only_marks(&what) => return Ok(self.send_uncounted(order, Some(mine), what).await),
             Err(what) => return Err(Some(what)),
             Ok(Many::Held(record)) => return Box::pin(self.run_held(*record, order, mine)).await.map_err(Some),
         };
         let call = CallId::new();
-        let wanted = many.places.wanted;
+        let wanted = many.slots.wanted;
         let mut prepared = self.prepare(order, &call, (wanted, wanted)).map_err(|m| Some(not_dialled(m)))?;
         let deciding = self.lifecycle.capacity.deciding().await;
         let policy = self.lifecycle.policy.load_full();
@@ -281,7 +281,7 @@ impl Calls {
         let at_ms = self.lifecycle.clock.now_ms();
         let send_by = since_boot() + self.settings.send_within;
         let bindings = policy.bindings(&order.facts);
-        let ask = Order { call: call.clone(), bindings, places: many.places, mode: policy.mode(), at_ms };
+        let ask = AdmissionRequest { call: call.clone(), bindings, slots: many.slots, mode: policy.mode(), at_ms };
         let mut record = self.lifecycle.new_call(&call, order.facts.clone(), Origin::Order, Phase::Reserved);
         record.callback = prepared.callback.take();
         record.polled = !prepared.events_will_come;
@@ -295,14 +295,14 @@ impl Calls {
             Ok(Admission::Refused(full)) => return Err(Some(self.refused_full(order, &full).boxed().await)),
             Err(unadmitted) => {
                 let what = match unadmitted {
-                    Unadmitted::Gate(why) => {
+                    AdmissionError::Gate(why) => {
                         // What it is, and where, is for operators.
                         warn!(account = %order.account.name, why, "failed to admit a create: the gate cannot decide");
-                        let message = "Calls cannot be counted just now, so nothing was dialled.";
+                        let message = "Limits cannot be checked just now, so nothing was dialled.";
                         Refusal::new(Code::GateUnavailable, message)
                     }
-                    Unadmitted::Store(_) => {
-                        let message = "The call's record could not be written, so nothing was dialled.";
+                    AdmissionError::Store(_) => {
+                        let message = "The call record could not be written, so nothing was dialled.";
                         Refusal::new(Code::StoreUnavailable, message)
                     }
                 };
@@ -316,9 +316,9 @@ impl Calls {
         mine.opened(&call);
         drop(deciding);
         failpoint::hit("create.recorded").await;
-        let places = (lease.places(), wanted);
-        if places.0 < wanted {
-            match self.prepare(order, &call, places) {
+        let slots = (lease.slots(), wanted);
+        if slots.0 < wanted {
+            match self.prepare(order, &call, slots) {
                 Ok(cut) => prepared = cut,
                 Err(message) => {
                     self.end(&call, End::NotCreated, EndProof::Provider, "order").await;
@@ -326,11 +326,11 @@ impl Calls {
                 }
             }
         }
-        self.note_admitted(order, &call, places, would_refuse.as_ref()).await;
+        self.note_admitted(order, &call, slots, would_refuse.as_ref()).await;
         if let Some(what) = order.would.get() {
             self.note_would_refuse(order, what);
         }
-        if self.replica().is_some() && mine.is_forsaken() {
+        if self.replica().is_some() && mine.is_abandoned_by_client() {
             // It may have come again at a replica that looked for this one before it was on record, and that dials for it.
             self.end(&call, End::NotCreated, EndProof::Provider, "order").await;
             return Err(Some(hung_up()));
@@ -340,15 +340,15 @@ impl Calls {
             failpoint::hit("create.stale").await;
             self.end(&call, End::NotCreated, EndProof::Deadline, "order").await;
             failpoint::hit("create.stale.ended").await;
-            let message = "Nothing was dialled: this process stood still between admission and dialling.";
+            let message = "Not dialled: the process was paused past the send deadline.";
             return Err(Some(Refusal::new(Code::StoreUnavailable, message)));
         }
         let mut response = self.exchange(lease, Gated::new(prepared.request), order, None, mine, send_by).boxed().await;
-        if places.0 < places.1
+        if slots.0 < slots.1
             && response.status().is_success()
-            && let Ok(granted) = HeaderValue::try_from(format!("{}/{}", places.0, places.1))
+            && let Ok(granted) = HeaderValue::try_from(format!("{}/{}", slots.0, slots.1))
         {
-            response.headers_mut().insert("x-ringfence-places", granted);
+            response.headers_mut().insert("x-ringfence-slots", granted);
         }
         if let Some(full) = would_refuse
             && let Ok(limit) = HeaderValue::try_from(full.limit.as_ref())
@@ -384,7 +384,7 @@ impl Calls {
                 Settled::NotCreated => mine.not_created(),
                 Settled::Unknown => {
                     mine.unknown();
-                    mine.told_unknown();
+                    mine.mark_reported_unknown();
                 }
             }
             in_hand.done();
@@ -394,13 +394,13 @@ impl Calls {
         match tokio::time::timeout(self.settings.create_timeout, &mut settling).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => {
-                warn!(%call, %error, "an exchange did not come to its end");
+                warn!(%call, %error, "upstream exchange failed: task panicked");
                 self.unknown_answer(&account, sdk_sleeps, &call, "ringfence failed while placing the call")
             }
             Err(_) => {
                 // It reads on by itself.
                 drop(settling);
-                told.told_unknown();
+                told.mark_reported_unknown();
                 self.mark_unknown(&call).await;
                 let secs = self.settings.create_timeout.as_secs();
                 let why = format!("{} did not answer within {secs} s", account.provider.name);
@@ -494,10 +494,10 @@ impl Calls {
         } else if answer.status().is_success() && !success.status.contains(&status) {
             // A success of a kind that nobody described is not a refusal: there may be a call.
             self.lifecycle.metrics.outcome_unknown(order.account.name.as_str());
-            warn!(%call, status, "an answer that the provider's description does not know; the slot is held until it was asked");
+            warn!(%call, status, "unknown provider response to a create; slot held until the provider is queried");
             let kept = self.recorded(order, &pass_on(answer.clone()));
             let change = Change { unsettled: Some(true), answer: kept, ..self.lifecycle.change(call, "order") };
-            self.lifecycle.apply_surely(change).await;
+            self.lifecycle.apply_with_retry(change).await;
         } else {
             if joined.is_none() {
                 failpoint::hit("create.rejected").await;
@@ -536,12 +536,12 @@ impl Calls {
         };
         failpoint::hit("create.unbound").await;
         // Without its ids no webhook and no sweep would find it before its deadline.
-        self.lifecycle.apply_surely(change).await;
+        self.lifecycle.apply_with_retry(change).await;
         failpoint::hit("create.bound").await;
     }
 
-    /// `places`: how many were granted, of how many that were wanted.
-    fn prepare(&self, order: &CreateOrder, call: &CallId, places: (u32, u32)) -> Result<Prepared, String> {
+    /// `slots`: how many were granted, of how many that were wanted.
+    fn prepare(&self, order: &CreateOrder, call: &CallId, slots: (u32, u32)) -> Result<Prepared, String> {
         let mut request = Request::new(order.request.body().clone());
         *request.method_mut() = order.request.method().clone();
         *request.uri_mut() = order.request.uri().clone();
@@ -549,20 +549,20 @@ impl Calls {
         request.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let (mut callback, mut events_will_come) = (None, false);
         match &order.body {
-            Document::Json(_) if !order.operation.inject.is_empty() || places.0 < places.1 => {
+            Document::Json(_) if !order.operation.inject.is_empty() || slots.0 < slots.1 => {
                 // Every byte of the app's stays as it is, whatever a parser would make of it.
                 let mut body = order.request.body().clone();
-                let cut = order.operation.places.as_ref().and_then(|rule| rule.cut.as_deref());
-                if let Some(at) = cut.filter(|_| places.0 < places.1) {
-                    let free = || format!("Not dialled: {at} cannot be set to {}, which is what is free.", places.0);
-                    body = put(&body, at, &places.0.into()).ok_or_else(free)?.into();
+                let cut = order.operation.slots.as_ref().and_then(|rule| rule.cut.as_deref());
+                if let Some(at) = cut.filter(|_| slots.0 < slots.1) {
+                    let free = || format!("Not dialled: {at} cannot be set to {}, which is what is free.", slots.0);
+                    body = put(&body, at, &slots.0.into()).ok_or_else(free)?.into();
                 }
                 for one in &order.operation.inject {
                     let value = render(&one.value, Target::Plain, |n| (n == "call_id").then(|| call.as_str().into()));
                     match put(&body, &one.at, &value.map_err(|e| e.to_string())?.into()) {
                         Some(with) => body = with.into(),
                         // The app has something else there; its body wins, the call is found by other means.
-                        None => warn!(%call, at = one.at, "the call's id could not be put into the create"),
+                        None => warn!(%call, at = one.at, "failed to add the call id to a create request"),
                     }
                 }
                 *request.body_mut() = body;
@@ -625,7 +625,7 @@ impl Calls {
                 && call.facts.direction == facts.direction
                 && call.facts.own_number == facts.own_number
                 && call.facts.other_number == facts.other_number
-                && !call.overrun
+                && !call.over_limit
                 && call.counts()
         });
         let (with, without): (Vec<_>, Vec<_>) = fitting.partition(|call| call.alias(kind).is_some());
@@ -649,23 +649,23 @@ impl Calls {
         mine: OrderRef,
     ) -> Result<Response<Bytes>, Refusal> {
         let prepared = self
-            .prepare(order, &joined.id, (lease.places(), lease.places()))
+            .prepare(order, &joined.id, (lease.slots(), lease.slots()))
             .map_err(|message| Refusal::new(Code::InvalidRequest, message))?;
-        info!(call = %joined.id, operation = order.operation.name, "joined to the open call");
+        info!(call = %joined.id, operation = order.operation.name, "create joined an open call");
         failpoint::hit("create.joined").await;
         mine.opened(&joined.id);
         let send_by = since_boot() + self.settings.send_within;
         Ok(self.exchange(lease, Gated::new(prepared.request), order, Some(joined.clone()), mine, send_by).boxed().await)
     }
 
-    /// The request makes the calls of an open order for many, which holds its places already.
+    /// The request makes the calls of an open order for many, which holds its slots already.
     async fn run_held(
         &self,
         record: CallRecord,
         order: &Arc<CreateOrder>,
         mine: OrderRef,
     ) -> Result<Response<Bytes>, Refusal> {
-        let over = || Refusal::new(Code::InitiationFailed, "Not dialled: the order ended just now; try again.");
+        let over = || Refusal::new(Code::InitiationFailed, "Not dialled: the batch has just ended; try again.");
         let joining = {
             let mut joining = self.joining.lock().unwrap_or_else(PoisonError::into_inner);
             // Two repetitions at once: the second one's drop must not let go of the first.
@@ -683,14 +683,14 @@ impl Calls {
         failpoint::hit("create.unknown").await;
         let change =
             Change { unsettled: Some(true), untold_by: self.replica(), ..self.lifecycle.change(call, "order") };
-        self.lifecycle.apply_surely(change).await;
+        self.lifecycle.apply_with_retry(change).await;
         failpoint::hit("create.unknown.recorded").await;
     }
 
     /// Ends a call. What cannot be recorded now is recorded when the store is back; until then the slot is held.
     pub(super) async fn end(&self, call: &CallId, outcome: End, proof: EndProof, seen_by: &'static str) {
         let event = Some(Event::Ended(outcome, proof));
-        self.lifecycle.apply_surely(Change { event, ..self.lifecycle.change(call, seen_by) }).await;
+        self.lifecycle.apply_with_retry(Change { event, ..self.lifecycle.change(call, seen_by) }).await;
     }
 }
 

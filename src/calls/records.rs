@@ -14,12 +14,12 @@ use crate::provider::account::Account;
 use crate::provider::description::PostCall;
 use crate::provider::secret::Secret;
 use crate::store::{
-    CallRecord, Change, NewUtterance, Place, Put, PutPostCall, Result, StoreError, StoredPostCall, record_kept,
+    CallRecord, Change, Cursor, NewUtterance, Put, PutPostCall, Result, StoreError, StoredPostCall, record_kept,
     text_kept,
 };
 
 /// Pauses between questions for one record, in seconds. After the last, what is there is all there will be.
-pub const AGAIN_SECS: [i64; 8] = [30, 60, 120, 300, 600, 1800, 3600, 3600];
+pub const RETRY_DELAYS_SECS: [i64; 8] = [30, 60, 120, 300, 600, 1800, 3600, 3600];
 /// Calls of a process that did not run for longer than this are not asked about when it starts.
 const LOOK_BACK_MS: i64 = 24 * 3_600_000;
 /// A change may be on record so long after the time that it bears.
@@ -54,7 +54,7 @@ pub struct Redacted {
     /// By what it was decided.
     by: Privacies,
     /// Of calls that ended before nothing is kept that is not to be.
-    until: Place,
+    until: Cursor,
 }
 
 impl Calls {
@@ -109,7 +109,7 @@ impl Calls {
         };
         let put = self.lifecycle.store.put_post_call(put).await?;
         if put != Put::NoCall {
-            self.lifecycle.hub.ring(&record.id);
+            self.lifecycle.hub.notify(&record.id);
         }
         Ok(put)
     }
@@ -174,7 +174,7 @@ impl Calls {
             Ok(put) => {
                 if put == Put::Complete {
                     self.lifecycle.metrics.record(account.name.as_str(), "asked");
-                    info!(call = %record.id, account = %account.name, by, "a call's record was fetched");
+                    info!(call = %record.id, account = %account.name, by, "post-call record fetched");
                 }
                 Asked::Kept
             }
@@ -205,7 +205,7 @@ impl Calls {
                 store.missed_post_call(&call, "its call is forgotten", None).await?;
                 continue;
             };
-            let again = AGAIN_SECS.get(tries as usize).map(|secs| now_ms + secs * 1000);
+            let again = RETRY_DELAYS_SECS.get(tries as usize).map(|secs| now_ms + secs * 1000);
             let (why, again) = match Box::pin(self.ask_record(&record, "poll", again)).await {
                 Asked::Kept => continue,
                 // One that cannot be written must not keep the others from their turn.
@@ -219,7 +219,7 @@ impl Calls {
             };
             if again.is_none() {
                 self.lifecycle.metrics.record(record.facts.account.as_str(), "missing");
-                warn!(%call, why, "a call's record is missing");
+                warn!(%call, why, "post-call record missing");
             }
             store.missed_post_call(&call, &why, again).await?;
         }
@@ -239,7 +239,7 @@ impl Calls {
             return Ok(());
         }
         if redacted.by != *privacies {
-            *redacted = Redacted { by: privacies.clone(), until: Place::default() };
+            *redacted = Redacted { by: privacies.clone(), until: Cursor::default() };
         }
         let until_ms = self.over_before_ms();
         let store = &self.lifecycle.store;

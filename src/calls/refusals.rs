@@ -32,7 +32,7 @@ impl Refusals {
         let mut waiting = self.lock();
         if waiting.records.len() >= WAITING_MAX {
             drop(waiting);
-            return warn!(refusal = %record.id, "a refusal is not recorded: too many wait for the store");
+            return warn!(refusal = %record.id, "refusal not recorded: write queue full");
         }
         waiting.records.push(record);
         if !std::mem::replace(&mut waiting.is_writing, true) {
@@ -51,7 +51,7 @@ impl Writing {
         while let Some(records) = self.next() {
             let count = records.len();
             if let Err(error) = store.refused(records).await {
-                warn!(%error, count, "refusals could not be recorded");
+                warn!(%error, count, "failed to record refusals");
             }
         }
     }

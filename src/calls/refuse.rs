@@ -9,7 +9,7 @@ use tracing::{info, warn};
 
 use super::Calls;
 use super::place::CreateOrder;
-use crate::admission::Full;
+use crate::admission::LimitExceeded;
 use crate::call::Direction;
 use crate::ids::{AccountName, CallId, RefusalId, mask_number};
 use crate::policy::{Bound, Facts};
@@ -23,8 +23,8 @@ impl Calls {
         &self,
         order: &CreateOrder,
         call: &CallId,
-        places: (u32, u32),
-        would_refuse: Option<&Full>,
+        slots: (u32, u32),
+        would_refuse: Option<&LimitExceeded>,
     ) {
         let facts = &order.facts;
         self.lifecycle.metrics.admitted(facts.account.as_str(), facts.direction.as_str(), &facts.plan);
@@ -34,7 +34,7 @@ impl Calls {
             plan = facts.plan,
             account = %facts.account,
             to = facts.other_number.as_deref().map(mask_number),
-            places = (places != (1, 1)).then(|| format!("{} of {}", places.0, places.1)),
+            slots = (slots != (1, 1)).then(|| format!("{} of {}", slots.0, slots.1)),
             would_refuse = would_refuse.map(|f| f.limit.as_ref()),
             "admitted"
         );
@@ -45,7 +45,7 @@ impl Calls {
         }
     }
 
-    pub(super) async fn refused_full(&self, order: &CreateOrder, full: &Full) -> Refusal {
+    pub(super) async fn refused_full(&self, order: &CreateOrder, full: &LimitExceeded) -> Refusal {
         let (id, first) = self.refusal_id(order);
         let what = self.full_refusal(&order.facts, full, id).await;
         self.count_refusal(order, &what, first);
@@ -75,10 +75,10 @@ impl Calls {
     }
 
     /// The words for a full limit.
-    pub(super) async fn full_refusal(&self, facts: &Facts, full: &Full, id: RefusalId) -> Refusal {
+    pub(super) async fn full_refusal(&self, facts: &Facts, full: &LimitExceeded, id: RefusalId) -> Refusal {
         let counts = self.lifecycle.capacity.counts().await.unwrap_or_default();
         let policy = self.lifecycle.policy.load();
-        let (used, all) = (counts.calls.saturating_sub(counts.overruns), policy.global_limit());
+        let (used, all) = (counts.calls.saturating_sub(counts.over_limit), policy.global_limit());
         let code = Code::of_full(full);
         let wait_secs = full.free_in_ms.and_then(|ms| u32::try_from((ms + 999) / 1000).ok());
         let mut what = Refusal { id, retry_after_secs: wait_secs, ..Refusal::new(code, String::new()) };
@@ -209,7 +209,7 @@ impl Calls {
         why: &str,
     ) -> Response<Bytes> {
         self.lifecycle.metrics.outcome_unknown(account.name.as_str());
-        warn!(%call, why, "it is not known whether a call was created; its slot is held until the provider was asked");
+        warn!(%call, why, "create outcome unknown; slot held until the provider is queried");
         let message = format!(
             "It is not known whether the call was dialled: {why}. Do not send it again; its slot is held until {} was asked. [{call}]",
             account.provider.name
@@ -226,7 +226,7 @@ impl Calls {
 
 /// For a client that has gone before its order was admitted: it may be waiting on another connection by now.
 pub(super) fn hung_up() -> Refusal {
-    Refusal::new(Code::ClientHungUp, "Not dialled: the client hung up before its order was admitted.")
+    Refusal::new(Code::ClientHungUp, "Not dialled: the client disconnected before the request was admitted.")
 }
 
 /// For an order that the provider answered with a redirect that says that it was not carried out.
@@ -234,7 +234,7 @@ pub(super) fn redirected(order: &CreateOrder, call: &CallId, answer: &Response<B
     let (account, status) = (&order.account, answer.status().as_u16());
     let location = answer.headers().get(LOCATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let leads_to = location.parse::<Uri>().ok().and_then(|uri| uri.host().map(str::to_owned));
-    warn!(%call, account = %account.name, status, leads_to, "a create was redirected");
+    warn!(%call, account = %account.name, status, leads_to, "create redirected by the provider; not followed");
     let message = format!(
         "Not dialled: {} redirects creates, and ringfence follows no redirect; set the account's `upstream` to where it leads.",
         account.provider.name

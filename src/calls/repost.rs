@@ -8,7 +8,7 @@
 //!
 //! What is known of an order's client is known to this process alone; what others have to know of it stands in the record, where
 //! several share that (`elsewhere`). After a restart, orders whose outcome is unknown and
-//! those answered within [`UNSURE_MS`] before it count as not delivered.
+//! those answered within [`UNCONFIRMED_WINDOW_MS`] before it count as not delivered.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -40,7 +40,7 @@ const KEPT: Duration = Duration::from_secs(600);
 /// again after twenty means a second call.
 const AFTER_END_MS: i64 = 10_000;
 /// Calls created so shortly before a restart may have been answered to nobody.
-pub const UNSURE_MS: i64 = 60_000;
+pub const UNCONFIRMED_WINDOW_MS: i64 = 60_000;
 /// How long an order waits to see whether an equal one under way has lost its client: the client of a repeat has closed its
 /// first connection, which may be noticed a moment after the repeat has come on another.
 pub(super) const NOTICED_WITHIN: Duration = Duration::from_millis(100);
@@ -143,7 +143,7 @@ impl Client {
         self.presence.has_left()
     }
 
-    /// Waits until it has gone without its answer, or has it (`false`).
+    /// RetryAfterEstimator until it has gone without its answer, or has it (`false`).
     pub(super) async fn hangs_up(&self) -> bool {
         loop {
             let mut changed = std::pin::pin!(self.presence.changed.notified());
@@ -291,7 +291,7 @@ impl OrderRef {
     }
 
     /// Its client has gone, and none has come in its place.
-    pub(super) fn is_forsaken(&self) -> bool {
+    pub(super) fn is_abandoned_by_client(&self) -> bool {
         let mut orders = self.reposts.orders();
         orders.get(&self.fingerprint, self.id).is_some_and(|o| o.asker.has_left())
     }
@@ -308,7 +308,7 @@ impl OrderRef {
     }
 
     /// Its client is told that the outcome is unknown.
-    pub(super) fn told_unknown(&self) {
+    pub(super) fn mark_reported_unknown(&self) {
         self.change(|o| o.told_unknown = true);
     }
 
@@ -537,7 +537,7 @@ impl Reposts {
                 continue;
             } else if call.unsettled {
                 Known::Unknown
-            } else if call.admitted_at + UNSURE_MS >= now_ms {
+            } else if call.admitted_at + UNCONFIRMED_WINDOW_MS >= now_ms {
                 Known::Created(None)
             } else {
                 continue;

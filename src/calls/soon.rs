@@ -40,7 +40,7 @@ impl Calls {
             Ok(LookedUp::Found(found)) => found,
             Ok(LookedUp::Absent) => return false,
             Err(error) => {
-                debug!(%call, %error, "a call cannot be looked up");
+                debug!(%call, %error, "failed to look up a call");
                 return false;
             }
         };

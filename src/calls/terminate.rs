@@ -84,7 +84,7 @@ impl Calls {
         if tried.is_empty() {
             tried.push(format!("account {} has no means to end a call", record.facts.account));
         }
-        warn!(call = %record.id, tried = tried.join("; "), "a call could not be ended");
+        warn!(call = %record.id, tried = tried.join("; "), "failed to hang up a call");
         HungUp::Failed { tried }
     }
 

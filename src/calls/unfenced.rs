@@ -15,7 +15,7 @@ use crate::provider::account::Account;
 use crate::provider::description::{CallFacts, OWN_ID_KIND};
 use crate::provider::path::percent_decode;
 use crate::provider::select::{Document, Message};
-use crate::store::{Opened, Result};
+use crate::store::{InsertOutcome, Result};
 
 impl Calls {
     /// Looks at the beginning of an answer to a request that was passed on. `path`: what was asked for, at the provider.
@@ -44,7 +44,7 @@ impl Calls {
             return;
         }
         if let Err(error) = self.count_unfenced(account, path, ids).boxed().await {
-            warn!(account = %account.name, %error, "failed to count a call that passed the fence; the sweep counts it");
+            warn!(account = %account.name, %error, "failed to count an unmatched create; the sweep counts it");
             self.looks.want(&account.name);
         }
     }
@@ -90,7 +90,7 @@ impl Calls {
     fn note_unfenced(&self, account: &Account, path: &str, call: Option<&CallId>) {
         self.lifecycle.metrics.unfenced(account.name.as_str());
         let call = call.map(CallId::as_str);
-        warn!(account = %account.name, path, call, "a request that no operation knows has made a call; it is counted, and was not fenced");
+        warn!(account = %account.name, path, call, "unmatched request made a call; counted after the fact");
         self.looks.want(&account.name);
     }
 
@@ -104,11 +104,11 @@ impl Calls {
         call.aliases = arrival.aliases;
         call.polled = true;
         match self.lifecycle.adopt(call).boxed().await? {
-            Opened::New(_) => {
-                info!(call = %id, account = %arrival.account.name, "a foreign call is counted");
+            InsertOutcome::New(_) => {
+                info!(call = %id, account = %arrival.account.name, "external call counted");
                 Ok(Some(id))
             }
-            Opened::Known(_) | Opened::Outdated(_) => Ok(None),
+            InsertOutcome::Known(_) | InsertOutcome::Outdated(_) => Ok(None),
         }
     }
 }

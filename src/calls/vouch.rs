@@ -63,7 +63,7 @@ impl Calls {
             }
             Ok(LookedUp::Absent) => Some(Contradiction::OtherSubaccount),
             Err(error) => {
-                tracing::warn!(account = %arrival.account.name, subaccount, %error, "a subaccount's call cannot be asked for; it counts");
+                tracing::warn!(account = %arrival.account.name, subaccount, %error, "failed to look up a subaccount's call; counted");
                 None
             }
         }

@@ -12,8 +12,10 @@ mod run;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::moves::{Compared, GRACE_MS};
-use crate::admission::{Full, GateMode, Held, OLDEST_MAX, Order, Short, Waits, keys};
+use super::failover::{Compared, GRACE_MS};
+use crate::admission::{
+    AdmissionRequest, GateMode, LeaseRow, LimitExceeded, OLDEST_MAX, RetryAfterEstimator, Shortfall, keys,
+};
 use crate::call::{Event, Outcome, Phase, Step, next, stronger};
 use crate::clock::UnixMs;
 use crate::ids::CallId;
@@ -25,9 +27,9 @@ pub(super) use run::new_call;
 /// What is said to an order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Answer {
-    Admitted(u32, Option<Full>, Option<Event>),
+    Admitted(u32, Option<LimitExceeded>, Option<Event>),
     Known(CallId),
-    Refused(Full),
+    Refused(LimitExceeded),
     /// Nobody decides.
     Nobody,
 }
@@ -37,13 +39,13 @@ enum Answer {
 struct Open {
     facts: Facts,
     phase: Phase,
-    held: Held,
+    held: LeaseRow,
 }
 
 /// A lease without an open record: whoever had to write the one or to free the other died.
 #[derive(Debug, Clone)]
 struct Ghost {
-    held: Held,
+    held: LeaseRow,
     /// Its record says that it is over; else it never got one.
     is_ended: bool,
 }
@@ -66,7 +68,7 @@ struct Model {
     is_filled: bool,
     now: UnixMs,
     /// Each replica's limits, and what it has learnt of lengths.
-    replicas: Vec<(Arc<Policy>, Waits)>,
+    replicas: Vec<(Arc<Policy>, RetryAfterEstimator)>,
     open: Vec<Open>,
     ghosts: Vec<Ghost>,
     /// Every call that ever was on record and took tokens: when, and of which facts.
@@ -83,7 +85,7 @@ impl Model {
             mode: home,
             is_filled: true,
             now,
-            replicas: policies.into_iter().map(|policy| (policy, Waits::default())).collect(),
+            replicas: policies.into_iter().map(|policy| (policy, RetryAfterEstimator::default())).collect(),
             open: vec![],
             ghosts: vec![],
             sent: vec![],
@@ -93,39 +95,39 @@ impl Model {
     }
 
     /// What is on record.
-    fn leases(&self) -> Vec<Held> {
+    fn leases(&self) -> Vec<LeaseRow> {
         self.open.iter().map(|open| open.held.clone()).collect()
     }
 
     /// What takes room. The database counts nothing but its record.
-    fn holding(&self) -> Vec<Held> {
+    fn holding(&self) -> Vec<LeaseRow> {
         let ghosts = self.ghosts.iter().filter(|_| self.mode != GateMode::Database).map(|ghost| ghost.held.clone());
         self.leases().into_iter().chain(ghosts).collect()
     }
 
-    fn under(&self, key: &str) -> Vec<Held> {
+    fn under(&self, key: &str) -> Vec<LeaseRow> {
         self.holding().into_iter().filter(|held| held.keys.iter().any(|one| one == key)).collect()
     }
 
-    fn places(&self, key: &str) -> u32 {
-        self.under(key).iter().map(|held| held.places).sum()
+    fn slots(&self, key: &str) -> u32 {
+        self.under(key).iter().map(|held| held.slots).sum()
     }
 
     /// The first limit that has too little.
-    fn short(&self, order: &Order) -> Option<Short> {
+    fn short(&self, order: &AdmissionRequest) -> Option<Shortfall> {
         order.bindings.iter().enumerate().find_map(|(binding, limit)| match limit.bound {
             Bound::Concurrent(allowed) => {
-                let current = self.places(&limit.key);
-                let lacking = (current + order.places.at_least).checked_sub(allowed).filter(|lacking| *lacking > 0)?;
-                let singles = self.under(&limit.key).into_iter().filter(|held| held.places == 1);
+                let current = self.slots(&limit.key);
+                let lacking = (current + order.slots.at_least).checked_sub(allowed).filter(|lacking| *lacking > 0)?;
+                let singles = self.under(&limit.key).into_iter().filter(|held| held.slots == 1);
                 let mut oldest: Vec<_> = singles.map(|held| held.since_ms).collect();
                 oldest.sort_unstable();
                 oldest.truncate(OLDEST_MAX);
-                Some(Short { binding, current, lacking, token_in_ms: None, oldest })
+                Some(Shortfall { binding, current, lacking, token_in_ms: None, oldest })
             }
             Bound::Rate(rate) => {
                 let wait_ms = self.token_in_ms(&limit.key, rate);
-                let short = Short { binding, current: 0, lacking: 0, token_in_ms: Some(wait_ms), oldest: vec![] };
+                let short = Shortfall { binding, current: 0, lacking: 0, token_in_ms: Some(wait_ms), oldest: vec![] };
                 (wait_ms > 0).then_some(short)
             }
         })
@@ -156,18 +158,25 @@ impl Model {
     }
 
     /// One place after the other, while all limits have one more.
-    fn granted(&self, order: &Order) -> u32 {
+    fn granted(&self, order: &AdmissionRequest) -> u32 {
         let has_room = |n: u32| {
             order.bindings.iter().all(|limit| match limit.bound {
-                Bound::Concurrent(allowed) => self.places(&limit.key) + n <= allowed,
+                Bound::Concurrent(allowed) => self.slots(&limit.key) + n <= allowed,
                 Bound::Rate(_) => true,
             })
         };
-        (1..=order.places.wanted).take_while(|n| order.mode == Mode::Observe || has_room(*n)).last().unwrap_or(0)
+        (1..=order.slots.wanted).take_while(|n| order.mode == Mode::Observe || has_room(*n)).last().unwrap_or(0)
     }
 
     /// An order, with one id perhaps, at a replica. Asked again, it is not told what would have refused it.
-    fn admit(&mut self, at: usize, order: &Order, facts: &Facts, alias: Option<usize>, is_again: bool) -> Answer {
+    fn admit(
+        &mut self,
+        at: usize,
+        order: &AdmissionRequest,
+        facts: &Facts,
+        alias: Option<usize>,
+        is_again: bool,
+    ) -> Answer {
         let owner = alias.and_then(|alias| self.owners.get(&alias).cloned());
         let known = match &owner {
             Some(Owner::Call(call)) => Some(call.clone()),
@@ -177,13 +186,13 @@ impl Model {
             (GateMode::Redis, GateMode::Database) => self.replicas[at].0.on_outage(facts),
             _ => OnOutage::Database,
         };
-        let (places, would) = match choice {
+        let (slots, would) = match choice {
             OnOutage::Closed => return Answer::Nobody,
             OnOutage::Open => {
                 if let Some(known) = known {
                     return Answer::Known(known);
                 }
-                (order.places.wanted, None)
+                (order.slots.wanted, None)
             }
             OnOutage::Database => {
                 // In one transaction with the record the ids come first; a gate of its own knows none.
@@ -206,27 +215,27 @@ impl Model {
             Some(Owner::News(event)) => Some(event),
             _ => None,
         };
-        self.open(order.call.clone(), facts, keys(&order.bindings), places, false, alias);
+        self.open(order.call.clone(), facts, keys(&order.bindings), slots, false, alias);
         self.sent.push((self.now, facts.clone()));
-        Answer::Admitted(places, would, news)
+        Answer::Admitted(slots, would, news)
     }
 
     /// The gate admitted it, and whoever asked died before the record was written.
-    fn orphan(&mut self, order: &Order) {
+    fn orphan(&mut self, order: &AdmissionRequest) {
         if order.mode == Mode::Enforce && self.short(order).is_some() {
             return;
         }
-        let (places, keys) = (self.granted(order), keys(&order.bindings));
+        let (slots, keys) = (self.granted(order), keys(&order.bindings));
         self.take_tokens(order);
-        let held = Held { call: order.call.clone(), keys, places, since_ms: self.now, overrun: false };
+        let held = LeaseRow { call: order.call.clone(), keys, slots, since_ms: self.now, over_limit: false };
         self.ghosts.push(Ghost { held, is_ended: false });
     }
 
-    fn told(&self, at: usize, order: &Order, short: &Short) -> Full {
+    fn told(&self, at: usize, order: &AdmissionRequest, short: &Shortfall) -> LimitExceeded {
         self.replicas[at].1.full(&order.bindings, short, self.now).unwrap()
     }
 
-    fn take_tokens(&mut self, order: &Order) {
+    fn take_tokens(&mut self, order: &AdmissionRequest) {
         for limit in &order.bindings {
             if let Bound::Rate(rate) = limit.bound {
                 self.tokens.push((limit.key.clone(), self.now, rate));
@@ -239,12 +248,12 @@ impl Model {
         call: CallId,
         facts: &Facts,
         keys: Vec<String>,
-        places: u32,
-        overrun: bool,
+        slots: u32,
+        over_limit: bool,
         alias: Option<usize>,
     ) {
         self.owners.extend(alias.map(|alias| (alias, Owner::Call(call.clone()))));
-        let held = Held { call, keys, places, since_ms: self.now, overrun };
+        let held = LeaseRow { call, keys, slots, since_ms: self.now, over_limit };
         self.open.push(Open { facts: facts.clone(), phase: Phase::Reserved, held });
     }
 
@@ -269,7 +278,7 @@ impl Model {
 
     fn freed(&self, at: usize, over: &Open, outcome: Outcome) {
         let (policy, waits) = &self.replicas[at];
-        let talked = !matches!(outcome, Outcome::NotCreated | Outcome::Capacity) && over.held.places == 1;
+        let talked = !matches!(outcome, Outcome::NotCreated | Outcome::Capacity) && over.held.slots == 1;
         waits.freed(&policy.bindings(&over.facts), talked.then(|| self.now - over.held.since_ms));
     }
 

@@ -4,7 +4,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::config::report::{Diagnostic, Report};
+use crate::config::diagnostics::{Diagnostic, Report};
 use crate::net::tls::{ReloadingTls, expiry};
 use crate::net::{Upstream, UpstreamSettings, install_crypto_provider};
 

@@ -7,7 +7,7 @@ use http::Method;
 use serde_json::{Value, json};
 
 use super::Outcome;
-use super::console::{Console, path_of};
+use super::admin_client::{Console, path_of};
 
 #[derive(Debug, Args)]
 pub(super) struct Calls {
@@ -165,14 +165,14 @@ fn table(listed: &Value, status: &Value) -> String {
     );
     for call in calls {
         let text = |key: &str| call[key].as_str().unwrap_or("-");
-        let phase = match (call["unsettled"].as_bool(), call["overrun"].as_bool(), text("phase"), text("outcome")) {
+        let phase = match (call["unsettled"].as_bool(), call["overLimit"].as_bool(), text("phase"), text("outcome")) {
             (_, _, "ended", outcome) => outcome,
             (Some(true), ..) => "unknown",
-            (_, Some(true), ..) => "overrun",
+            (_, Some(true), ..) => "over limit",
             (_, _, phase, _) => phase,
         };
-        let phase = match call["places"].as_u64() {
-            Some(places) if places > 1 => format!("{phase} ×{places}"),
+        let phase = match call["slots"].as_u64() {
+            Some(slots) if slots > 1 => format!("{phase} ×{slots}"),
             _ => phase.to_owned(),
         };
         let ids: Vec<&str> = call["ids"].as_object().into_iter().flatten().filter_map(|(_, id)| id.as_str()).collect();

@@ -4,9 +4,9 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{ConfigFile, Failure, Outcome, built, file, live, modes};
+use super::{ConfigFile, Failure, Outcome, built, check_live, file, modes};
 use crate::config::Config;
-use crate::config::report::{self, Diagnostic, without_password};
+use crate::config::diagnostics::{self, Diagnostic, without_password};
 use crate::policy::Policy;
 
 /// Every key, with its default and unit; tests keep it equal to the code.
@@ -42,13 +42,13 @@ impl Check {
         }
         // What does not come up asks nobody.
         if let Some(config) = read.loaded.config.as_ref().filter(|_| self.live && !read.loaded.has_errors()) {
-            let found = live::ask(config).await?;
+            let found = check_live::ask(config).await?;
             seen = found.lines;
             read.loaded.diagnostics.extend(found.diagnostics);
         }
         let broken = read.loaded.has_errors();
         let shown = self.file.config.display().to_string();
-        let at = |d: &Diagnostic| d.span.as_ref().map(|span| report::place(read.text(), span.start));
+        let at = |d: &Diagnostic| d.span.as_ref().map(|span| diagnostics::place(read.text(), span.start));
         if self.json {
             let mistakes: Vec<_> = read
                 .loaded

@@ -468,7 +468,7 @@ impl Child {
         let port = spare_port();
         let text = config_text(&stage.simulator.base_url(), port, &stage.control.settings());
         // Providers are not asked about calls of the last seconds, as their lists lag; here nothing lags.
-        let text = format!("{text}\n[reconcile]\ngrace_ms = 200\n");
+        let text = format!("{text}\n[reconcile]\nlist_lag_ms = 200\n");
         std::fs::write(folder.join("ringfence.toml"), text).map_err(|e| failed("no config", &e))?;
         let log = std::fs::OpenOptions::new().create(true).append(true).open(folder.join("log"));
         let own = std::env::current_exe().map_err(|e| failed("this program is not found", &e))?;

@@ -4,7 +4,7 @@ use std::io::IsTerminal as _;
 use std::path::Path;
 
 use super::{Failure, environment};
-use crate::config::{self, Loaded, report};
+use crate::config::{self, Loaded, diagnostics};
 
 /// The file with its mistakes.
 pub(super) struct ConfigText {
@@ -25,8 +25,8 @@ impl ConfigText {
             return;
         }
         let colour = std::io::stderr().is_terminal();
-        eprint!("{}", report::render(&self.loaded.diagnostics, &self.shown, &self.text, colour));
-        let summary = report::summary(&self.loaded.diagnostics);
+        eprint!("{}", diagnostics::render(&self.loaded.diagnostics, &self.shown, &self.text, colour));
+        let summary = diagnostics::summary(&self.loaded.diagnostics);
         if self.loaded.has_errors() {
             eprintln!("{summary}. {} {if_broken}.   exit 2", self.shown);
         } else {

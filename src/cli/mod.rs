@@ -2,16 +2,16 @@
 //!
 //! Exit codes: 0 done; 1 it failed; 2 the command line or the config is wrong.
 
+mod admin_client;
 mod built;
 mod calls;
 mod check;
-mod console;
+mod check_live;
 pub mod demo;
 mod environment;
 mod events;
 mod file;
 mod init;
-mod live;
 mod logs;
 mod migrate;
 mod modes;
@@ -133,7 +133,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Waits for SIGTERM or SIGINT.
+/// RetryAfterEstimator for SIGTERM or SIGINT.
 async fn stop_signal() -> std::io::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
 use crate::config::Config;
-use crate::config::report::{Diagnostic, Report};
+use crate::config::diagnostics::{Diagnostic, Report};
 
 /// The bits of a mode that let others in.
 const OTHERS: u32 = 0o077;

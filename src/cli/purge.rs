@@ -7,7 +7,7 @@ use http::Method;
 use serde_json::json;
 
 use super::Outcome;
-use super::console::{Console, path_of};
+use super::admin_client::{Console, path_of};
 
 #[derive(Debug, Args)]
 pub(super) struct Purge {

@@ -7,7 +7,7 @@ use http::Method;
 use serde_json::Value;
 
 use super::Outcome;
-use super::console::Console;
+use super::admin_client::Console;
 
 #[derive(Debug, Args)]
 pub(super) struct Reconcile {

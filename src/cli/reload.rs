@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use http::{Method, StatusCode};
 
-use super::console::{Console, refused};
+use super::admin_client::{Console, refused};
 use super::{Failure, Outcome};
 
 #[derive(Debug, Args)]

@@ -8,8 +8,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::file::ConfigText;
 use super::{CONFIG, ConfigFile, Failure, Outcome, environment, file, logs, stop_signal};
-use crate::admin::reload::By;
-use crate::app::{App, Written};
+use crate::admin::reload::ReloadTrigger;
+use crate::app::{App, ConfigSource};
 use crate::clock::Clock;
 use crate::config::File;
 use crate::net::cores;
@@ -62,7 +62,7 @@ impl Serve {
         let mut stop = tokio::spawn(stop_signal());
         let mut hangups = signal(SignalKind::hangup())?;
         // What was made of the environment alone has no file to come from again.
-        let written = self.file.config.exists().then(|| Written { file: config_file, inputs, set_log_filter });
+        let written = self.file.config.exists().then(|| ConfigSource { file: config_file, inputs, set_log_filter });
         let app = tokio::select! {
             app = App::start_from(config, Clock::system(), written) => app?,
             // Nothing was served yet: there is nothing to drain.
@@ -87,7 +87,7 @@ impl Serve {
                     break;
                 }
                 Some(()) = hangups.recv() => {
-                    app.reload(By::this_process("SIGHUP")).await;
+                    app.reload(ReloadTrigger::this_process("SIGHUP")).await;
                 }
             }
         }

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::Strict;
-use super::read::{Table, closest};
-use super::report::Report;
+use super::diagnostics::Report;
+use super::table::{Table, closest};
 use crate::ids::{AccountName, BusinessId};
 use crate::policy::AccountLimits;
 use crate::provider::Registry;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::policy::Accounts;
-use super::read::{Table, closest};
+use super::table::{Table, closest};
 use crate::call::Direction;
 use crate::ids::{BusinessId, number_key};
 use crate::policy::{DEFAULT_PLAN, Limit, Plan};

@@ -5,14 +5,14 @@
 //! `restart` knows what cannot change under a running program.
 
 mod accounts;
+pub mod diagnostics;
 mod duplicate;
 mod file;
 mod matches;
 mod policy;
-mod read;
 mod records;
-pub mod report;
 mod restart;
+mod table;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,7 +30,6 @@ use crate::calls::callback::AppAddress;
 use crate::calls::place::SEND_WITHIN;
 use crate::calls::{self};
 use crate::capacity;
-use crate::client;
 use crate::gate::redis;
 use crate::ids::{AccountName, number_key};
 use crate::jws::SECRET_BYTES_MIN;
@@ -42,11 +41,12 @@ use crate::provider::secret::Secret;
 use crate::reply::SDK_RETRY_AFTER_MAX_SECS;
 use crate::store::postgres::{self, Pooler};
 use crate::token::Keys;
+use crate::transcripts;
 use crate::webhook::{self, InboundMode};
+use diagnostics::{Diagnostic, Report, Severity};
 pub use file::{File, FileRead, Inputs};
-use read::{Env, Source, Table};
-use report::{Diagnostic, Report, Severity};
 pub use restart::needs_restart;
+use table::{Env, Source, Table};
 
 /// The keys of the root.
 const ROOT_KEYS: &[&str] = &["mode", "concurrent", "rate", "burst", "per_business", "public_url", "providers_dir"];
@@ -84,7 +84,7 @@ pub struct Config {
     /// Where Redis is, if it decides.
     pub redis: Option<redis::Settings>,
     /// Who follows what is said in calls.
-    pub client: client::Settings,
+    pub client: transcripts::Settings,
     /// The secret of HS256 tokens on `listen.admin`.
     pub token_secret: Option<Secret>,
     /// `/metrics` needs a token as everything else does.
@@ -249,7 +249,7 @@ impl Loaded {
             .map(|(name, _)| Diagnostic {
                 severity: Severity::Warning,
                 code: "W007",
-                help: Some(match read::closest(&name, &known) {
+                help: Some(match table::closest(&name, &known) {
                     Some(near) => format!("did you mean {near}?"),
                     None => {
                         "a key's variable is RINGFENCE_ and its path in capitals: ringfence check --defaults".to_owned()
@@ -381,19 +381,19 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
         Duration::from_secs(table.number(key, range).unwrap_or(default))
     };
     let create_timeout = secs(&timeouts, "create_secs", 1..=300, 60);
-    let late_answer = secs(&timeouts, "late_answer_secs", 1..=3600, 300);
+    let late_answer = secs(&timeouts, "create_read_secs", 1..=3600, 300);
     let send_within = secs(&timeouts, "send_within_secs", 1..=60, SEND_WITHIN.as_secs());
     let app_timeout = secs(&timeouts, "app_secs", 1..=60, 12);
     let pass_through = secs(&timeouts, "pass_through_secs", 1..=86_400, 600);
-    let ask_timeout = secs(&timeouts, "ask_secs", 1..=60, 10);
+    let ask_timeout = secs(&timeouts, "provider_query_secs", 1..=60, 10);
     let drain = secs(&timeouts, "drain_secs", 0..=3600, 30);
     timeouts.finish();
 
     let reconcile = root.table("reconcile");
     let sweep = reconcile.number("sweep_ms", 50..=600_000).map(Duration::from_millis);
-    let absent_twice_within = secs(&reconcile, "absent_twice_secs", 1..=3600, 60);
-    let unread_alarm = secs(&reconcile, "unread_alarm_secs", 1..=86_400, 300);
-    let grace = Duration::from_millis(reconcile.number("grace_ms", 0..=60_000).unwrap_or(3_000));
+    let absent_twice_within = secs(&reconcile, "not_found_confirm_secs", 1..=3600, 60);
+    let unread_alarm = secs(&reconcile, "unreadable_alarm_secs", 1..=86_400, 300);
+    let grace = Duration::from_millis(reconcile.number("list_lag_ms", 0..=60_000).unwrap_or(3_000));
     reconcile.finish();
 
     let deadlines = deadlines(root, create_timeout);
@@ -687,7 +687,9 @@ fn gate(root: &Table<'_>, folder: &std::path::Path) -> (capacity::Settings, Opti
         home,
         fallback_after: ms("fallback_after_ms", 100..=600_000, default.fallback_after),
         return_after: ms("return_after_ms", 100..=3_600_000, default.return_after),
-        compare_every: table.number("compare_secs", 1..=86_400).map_or(default.compare_every, Duration::from_secs),
+        compare_every: table
+            .number("audit_interval_secs", 1..=86_400)
+            .map_or(default.compare_every, Duration::from_secs),
     };
     let (url, ca_file) = (table.secret("redis_url"), table.text("redis_ca_file"));
     let (pool, timeout_ms) = (table.text("pool"), table.number("timeout_ms", 5..=5_000));
@@ -727,7 +729,7 @@ fn long_enough(table: &Table<'_>, secrets: &[Secret]) {
 }
 
 /// `[client]` and `[transcripts]`. Tokens are checked with the operators' secret unless the app has one of its own.
-fn client(root: &Table<'_>, folder: &std::path::Path, operators: Option<&Secret>) -> client::Settings {
+fn client(root: &Table<'_>, folder: &std::path::Path, operators: Option<&Secret>) -> transcripts::Settings {
     let table = root.table("client");
     let mut secrets = table.secrets("token_secret");
     long_enough(&table, &secrets);
@@ -769,9 +771,9 @@ fn client(root: &Table<'_>, folder: &std::path::Path, operators: Option<&Secret>
     let user_label = table.text("user_label").unwrap_or_else(|| "user".to_owned());
     // Who calls people drivers is a client of before ringfence.
     let transcript_list = table.flag("bare_list").unwrap_or(user_label == "driver");
-    let record_wait = secs(&table, "record_wait_secs", 0..=3600, 60);
+    let record_wait = secs(&table, "completion_wait_secs", 0..=3600, 60);
     table.finish();
-    client::Settings {
+    transcripts::Settings {
         keys,
         default_businesses,
         allowed_origins,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::matches;
-use super::read::{Table, Word};
+use super::table::{Table, Word};
 use crate::call::Direction;
 use crate::ids::{AccountName, BusinessId, number_key, prefix_key};
 use crate::policy::{

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use http::Uri;
 
-use super::read::Table;
+use super::table::Table;
 use super::url;
 use crate::calls::ForwardPaths;
 use crate::calls::records::OwnEvents;

@@ -3,7 +3,7 @@
 use toml::de::DeTable;
 
 use super::Config;
-use super::report::{Diagnostic, Report};
+use super::diagnostics::{Diagnostic, Report};
 
 /// The keys that differ and would need a restart, each as a mistake at its place in the new text. Whoever finds one takes up nothing
 /// of the new config: half of a config is one that nobody wrote.
@@ -31,7 +31,7 @@ pub fn needs_restart(old: &Config, new: &Config, text: &str) -> Vec<Diagnostic> 
         ("gate.redis_url", old.redis != new.redis),
         ("gate.fallback_after_ms", old.gate.fallback_after != new.gate.fallback_after),
         ("gate.return_after_ms", old.gate.return_after != new.gate.return_after),
-        ("gate.compare_secs", old.gate.compare_every != new.gate.compare_every),
+        ("gate.audit_interval_secs", old.gate.compare_every != new.gate.compare_every),
         ("transcripts.user_label", old.client.user_label != new.client.user_label),
         ("upstream.ca_file", old.extra_ca != new.extra_ca),
         ("log.format", old.log.json != new.log.json),

@@ -36,7 +36,7 @@ fn codes(loaded: &Loaded) -> Vec<&'static str> {
 }
 
 fn drawn(text: &str) -> String {
-    report::render(&read(text).diagnostics, "ringfence.toml", text, false)
+    diagnostics::render(&read(text).diagnostics, "ringfence.toml", text, false)
 }
 
 const ACCOUNT: &str = "[accounts.twilio]\naccount_sid = \"AC1\"\nauth_token = { env = \"TWILIO_AUTH_TOKEN\" }\n";
@@ -119,14 +119,14 @@ pool = "default"
 timeout_ms = 50
 fallback_after_ms = 2000
 return_after_ms = 30000
-compare_secs = 60
+audit_interval_secs = 60
 on_outage = "database"
 [timeouts]
 create_secs = 60
-late_answer_secs = 300
+create_read_secs = 300
 app_secs = 12
 send_within_secs = 10
-ask_secs = 10
+provider_query_secs = 10
 drain_secs = 30
 [deadlines]
 reserved_secs = 90
@@ -135,9 +135,9 @@ dialing_secs = 120
 ringing_secs = 120
 live_secs = 600
 [reconcile]
-absent_twice_secs = 60
-unread_alarm_secs = 300
-grace_ms = 3000
+not_found_confirm_secs = 60
+unreadable_alarm_secs = 300
+list_lag_ms = 3000
 [refusal]
 sdk_retry_after_max_secs = 1
 [log]
@@ -155,7 +155,7 @@ slow_secs = 10
 [transcripts]
 user_label = "user"
 bare_list = false
-record_wait_secs = 60
+completion_wait_secs = 60
 [reload]
 watch = true
 "#
@@ -263,7 +263,7 @@ fn broken_toml_names_its_place() {
         let [duplicate] = &loaded.diagnostics.iter().filter(|d| d.code == "E001").collect::<Vec<_>>()[..] else {
             panic!("{:?}", loaded.diagnostics)
         };
-        let shown = report::render(&loaded.diagnostics, "ringfence.toml", text, false);
+        let shown = diagnostics::render(&loaded.diagnostics, "ringfence.toml", text, false);
         assert!(shown.contains("it stands here first") && shown.contains("a second time"), "{shown}");
         let (first, second) = (duplicate.context.as_ref().unwrap().0.clone(), duplicate.span.clone().unwrap());
         assert_eq!((text.get(first.clone()), first.start < second.start), (text.get(second), true), "{shown}");

@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 
 use super::{Gate, GateError, Result};
-use crate::admission::{Counts, Decision, Held, OLDEST_MAX, Order, RateLog, Standing, decide, keys};
+use crate::admission::{AdmissionRequest, Counts, Decision, LeaseRow, LimitUsage, OLDEST_MAX, RateLog, decide, keys};
 use crate::clock::UnixMs;
 use crate::ids::CallId;
 
@@ -22,24 +22,24 @@ pub struct MemoryGate {
 #[derive(Debug, Default)]
 struct State {
     epoch: i64,
-    holders: HashMap<CallId, Held>,
-    overruns: u64,
-    places: u64,
+    holders: HashMap<CallId, LeaseRow>,
+    over_limit: u64,
+    slots: u64,
     sets: BTreeMap<String, Set>,
     rates: HashMap<String, RateLog>,
 }
 
 #[derive(Debug, Default)]
 struct Set {
-    /// Places by how long they are held, longest first.
+    /// Slots by how long they are held, longest first.
     holders: BTreeMap<(UnixMs, CallId), u32>,
     /// What the holders have together: changed with them and nowhere else, so that no admission has to count them.
-    places: u64,
+    slots: u64,
 }
 
-impl Standing for State {
+impl LimitUsage for State {
     fn held(&self, key: &str) -> u32 {
-        self.sets.get(key).map_or(0, |set| u32::try_from(set.places).unwrap_or(u32::MAX))
+        self.sets.get(key).map_or(0, |set| u32::try_from(set.slots).unwrap_or(u32::MAX))
     }
 
     fn rate_log(&self, key: &str) -> Option<&RateLog> {
@@ -48,7 +48,7 @@ impl Standing for State {
 
     fn oldest(&self, key: &str) -> Vec<UnixMs> {
         let Some(set) = self.sets.get(key) else { return vec![] };
-        let singles = set.holders.iter().filter(|(_, places)| **places == 1);
+        let singles = set.holders.iter().filter(|(_, slots)| **slots == 1);
         singles.map(|((since_ms, _), _)| *since_ms).take(OLDEST_MAX).collect()
     }
 }
@@ -68,26 +68,26 @@ impl MemoryGate {
 
 #[async_trait]
 impl Gate for MemoryGate {
-    async fn admit(&self, epoch: i64, order: &Order) -> Result<Decision> {
+    async fn admit(&self, epoch: i64, order: &AdmissionRequest) -> Result<Decision> {
         let mut state = self.state(epoch)?;
         if let Some(held) = state.holders.get(&order.call) {
-            return Ok(Decision::Admitted { places: held.places, would: None });
+            return Ok(Decision::Admitted { slots: held.slots, would: None });
         }
         let (decision, taken) = decide(order, &*state, order.at_ms);
-        if let Decision::Admitted { places, .. } = decision {
+        if let Decision::Admitted { slots, .. } = decision {
             state.take(taken, order.at_ms);
-            state.hold(Held {
+            state.hold(LeaseRow {
                 call: order.call.clone(),
                 keys: keys(&order.bindings),
-                places,
+                slots,
                 since_ms: order.at_ms,
-                overrun: false,
+                over_limit: false,
             });
         }
         Ok(decision)
     }
 
-    async fn adopt(&self, epoch: i64, held: &Held) -> Result<()> {
+    async fn adopt(&self, epoch: i64, held: &LeaseRow) -> Result<()> {
         self.state(epoch)?.hold(held.clone());
         Ok(())
     }
@@ -101,7 +101,7 @@ impl Gate for MemoryGate {
         self.release(epoch, call).await.map(drop)
     }
 
-    async fn rebuild(&self, epoch: i64, held: &[Held], rates: &[(String, RateLog)]) -> Result<()> {
+    async fn rebuild(&self, epoch: i64, held: &[LeaseRow], rates: &[(String, RateLog)]) -> Result<()> {
         let mut anew = State { epoch, rates: rates.iter().cloned().collect(), ..State::default() };
         for one in held {
             anew.hold(one.clone());
@@ -118,29 +118,29 @@ impl Gate for MemoryGate {
         let state = self.state(epoch)?;
         let count = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
         Ok(Counts {
-            calls: count(state.places),
-            overruns: count(state.overruns),
-            by_key: state.sets.iter().map(|(key, set)| (key.clone(), count(set.places))).collect(),
+            calls: count(state.slots),
+            over_limit: count(state.over_limit),
+            by_key: state.sets.iter().map(|(key, set)| (key.clone(), count(set.slots))).collect(),
         })
     }
 
-    async fn held(&self, epoch: i64) -> Result<Vec<Held>> {
+    async fn held(&self, epoch: i64) -> Result<Vec<LeaseRow>> {
         Ok(self.state(epoch)?.holders.values().cloned().collect())
     }
 }
 
 impl State {
-    fn hold(&mut self, held: Held) {
+    fn hold(&mut self, held: LeaseRow) {
         self.let_go(&held.call);
-        let places = u64::from(held.places);
+        let slots = u64::from(held.slots);
         for key in &held.keys {
             let set = self.sets.entry(key.clone()).or_default();
-            let before = set.holders.insert((held.since_ms, held.call.clone()), held.places);
+            let before = set.holders.insert((held.since_ms, held.call.clone()), held.slots);
             // A limit that binds a call twice counts it once.
-            set.places += places - before.map_or(0, u64::from);
+            set.slots += slots - before.map_or(0, u64::from);
         }
-        self.places += places;
-        self.overruns += if held.overrun { places } else { 0 };
+        self.slots += slots;
+        self.over_limit += if held.over_limit { slots } else { 0 };
         self.holders.insert(held.call.clone(), held);
     }
 
@@ -150,14 +150,14 @@ impl State {
         let place = (held.since_ms, held.call);
         for key in &held.keys {
             if let Some(set) = self.sets.get_mut(key) {
-                set.places -= set.holders.remove(&place).map_or(0, u64::from);
+                set.slots -= set.holders.remove(&place).map_or(0, u64::from);
                 if set.holders.is_empty() {
                     self.sets.remove(key);
                 }
             }
         }
-        self.places -= u64::from(held.places);
-        self.overruns -= if held.overrun { u64::from(held.places) } else { 0 };
+        self.slots -= u64::from(held.slots);
+        self.over_limit -= if held.over_limit { u64::from(held.slots) } else { 0 };
         true
     }
 
@@ -172,7 +172,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admission::{Places, Short};
+    use crate::admission::{Shortfall, Slots};
     use crate::policy::{Binding, Bound, Mode, Rate, Scope};
 
     fn concurrent(key: &str, allowed: u32) -> Binding {
@@ -187,28 +187,28 @@ mod tests {
     async fn batch(
         gate: &MemoryGate,
         bindings: &[Binding],
-        places: Places,
+        slots: Slots,
         mode: Mode,
         at_ms: UnixMs,
     ) -> (CallId, Decision) {
         let call = CallId::new();
-        let order = Order { call: call.clone(), bindings: bindings.to_vec(), places, mode, at_ms };
+        let order = AdmissionRequest { call: call.clone(), bindings: bindings.to_vec(), slots, mode, at_ms };
         let decision = gate.admit(0, &order).await.unwrap();
         (call, decision)
     }
 
     async fn ask(gate: &MemoryGate, bindings: &[Binding], at_ms: UnixMs) -> (CallId, Decision) {
-        batch(gate, bindings, Places::ONE, Mode::Enforce, at_ms).await
+        batch(gate, bindings, Slots::ONE, Mode::Enforce, at_ms).await
     }
 
-    fn short(decision: Decision) -> Short {
+    fn short(decision: Decision) -> Shortfall {
         match decision {
             Decision::Refused(short) => short,
             admitted => panic!("{admitted:?}"),
         }
     }
 
-    const ONE: Decision = Decision::Admitted { places: 1, would: None };
+    const ONE: Decision = Decision::Admitted { slots: 1, would: None };
 
     #[tokio::test]
     async fn a_refusal_leaves_no_trace_in_any_limit() {
@@ -231,7 +231,7 @@ mod tests {
         let gate = MemoryGate::new();
         let bindings = vec![concurrent("g", 2)];
         let call = CallId::new();
-        let order = Order { call: call.clone(), bindings, places: Places::ONE, mode: Mode::Enforce, at_ms: 0 };
+        let order = AdmissionRequest { call: call.clone(), bindings, slots: Slots::ONE, mode: Mode::Enforce, at_ms: 0 };
         for _ in 0..3 {
             assert_eq!(gate.admit(0, &order).await.unwrap(), ONE);
         }
@@ -246,8 +246,8 @@ mod tests {
         let gate = MemoryGate::new();
         let bindings = [concurrent("g", 1)];
         for would in [false, true] {
-            let (_, decision) = batch(&gate, &bindings, Places::up_to(5), Mode::Observe, 0).await;
-            let Decision::Admitted { places: 5, would: said } = decision else { panic!("{decision:?}") };
+            let (_, decision) = batch(&gate, &bindings, Slots::up_to(5), Mode::Observe, 0).await;
+            let Decision::Admitted { slots: 5, would: said } = decision else { panic!("{decision:?}") };
             assert_eq!(said.is_some(), would);
         }
         assert_eq!(gate.counts(0).await.unwrap().calls, 10);
@@ -256,12 +256,13 @@ mod tests {
     #[tokio::test]
     async fn an_overrun_blocks_admissions() {
         let gate = MemoryGate::new();
-        let held = Held { call: CallId::new(), keys: vec!["g".to_owned()], places: 1, since_ms: 0, overrun: true };
+        let held =
+            LeaseRow { call: CallId::new(), keys: vec!["g".to_owned()], slots: 1, since_ms: 0, over_limit: true };
         gate.adopt(0, &held).await.unwrap();
         assert_eq!(short(ask(&gate, &[concurrent("g", 1)], 0).await.1).current, 1);
-        assert_eq!(gate.counts(0).await.unwrap().overruns, 1);
-        gate.adopt(0, &Held { overrun: false, ..held }).await.unwrap();
-        assert_eq!((gate.counts(0).await.unwrap().calls, gate.counts(0).await.unwrap().overruns), (1, 0));
+        assert_eq!(gate.counts(0).await.unwrap().over_limit, 1);
+        gate.adopt(0, &LeaseRow { over_limit: false, ..held }).await.unwrap();
+        assert_eq!((gate.counts(0).await.unwrap().calls, gate.counts(0).await.unwrap().over_limit), (1, 0));
     }
 
     #[tokio::test]
@@ -269,12 +270,12 @@ mod tests {
         let gate = MemoryGate::new();
         let bindings = [concurrent("acme", 4), concurrent("global", 10), rate("cps", 1, 1000)];
         assert_eq!(ask(&gate, &bindings[..1], 0).await.1, ONE);
-        let (call, granted) = batch(&gate, &bindings, Places::up_to(7), Mode::Enforce, 0).await;
-        assert_eq!(granted, Decision::Admitted { places: 3, would: None }, "acme has 3 left");
+        let (call, granted) = batch(&gate, &bindings, Slots::up_to(7), Mode::Enforce, 0).await;
+        assert_eq!(granted, Decision::Admitted { slots: 3, would: None }, "acme has 3 left");
         let counts = gate.counts(0).await.unwrap();
         assert_eq!((counts.calls, counts.by_key["acme"], counts.by_key["global"]), (4, 4, 3));
         assert_eq!(short(ask(&gate, &bindings[..1], 0).await.1).current, 4);
-        let (_, full) = batch(&gate, &bindings[1..], Places::ONE, Mode::Enforce, 0).await;
+        let (_, full) = batch(&gate, &bindings[1..], Slots::ONE, Mode::Enforce, 0).await;
         assert_eq!(short(full).token_in_ms, Some(1051), "one a request");
         assert!(gate.release(0, &call).await.unwrap());
         assert_eq!(gate.counts(0).await.unwrap().calls, 1);
@@ -284,11 +285,11 @@ mod tests {
     async fn who_takes_no_less_gets_all_or_nothing() {
         let gate = MemoryGate::new();
         assert_eq!(ask(&gate, &[concurrent("g", 3)], 0).await.1, ONE);
-        let (_, refused) = batch(&gate, &[concurrent("g", 3)], Places::exactly(3), Mode::Enforce, 0).await;
+        let (_, refused) = batch(&gate, &[concurrent("g", 3)], Slots::exactly(3), Mode::Enforce, 0).await;
         assert_eq!(short(refused).lacking, 1);
         assert_eq!(gate.counts(0).await.unwrap().calls, 1, "without a trace");
-        let (_, two) = batch(&gate, &[concurrent("g", 3)], Places::exactly(2), Mode::Enforce, 0).await;
-        assert_eq!(two, Decision::Admitted { places: 2, would: None });
+        let (_, two) = batch(&gate, &[concurrent("g", 3)], Slots::exactly(2), Mode::Enforce, 0).await;
+        assert_eq!(two, Decision::Admitted { slots: 2, would: None });
     }
 
     #[tokio::test]
@@ -298,8 +299,8 @@ mod tests {
         for at_ms in [30, 10] {
             assert_eq!(ask(&gate, &bindings, at_ms).await.1, ONE);
         }
-        let (_, two) = batch(&gate, &bindings, Places::up_to(2), Mode::Enforce, 5).await;
-        assert_eq!(two, Decision::Admitted { places: 2, would: None });
+        let (_, two) = batch(&gate, &bindings, Slots::up_to(2), Mode::Enforce, 5).await;
+        assert_eq!(two, Decision::Admitted { slots: 2, would: None });
         assert_eq!(short(ask(&gate, &bindings, 50).await.1).oldest, [10, 30]);
     }
 
@@ -308,14 +309,15 @@ mod tests {
         let gate = MemoryGate::new();
         let limited = [concurrent("g", 5), rate("cps", 1, 1000)];
         let _ = ask(&gate, &limited, 0).await;
-        let held = Held { call: CallId::new(), keys: vec!["new".to_owned()], places: 2, since_ms: 1, overrun: false };
+        let held =
+            LeaseRow { call: CallId::new(), keys: vec!["new".to_owned()], slots: 2, since_ms: 1, over_limit: false };
         let log = RateLog::default().with_one(Rate { count: 1, window_ms: 1000 }, 8_500);
         gate.rebuild(1, std::slice::from_ref(&held), &[("cps".to_owned(), log)]).await.unwrap();
         assert_eq!(gate.held(1).await.unwrap(), [held]);
-        let order = |bindings: &[Binding]| Order {
+        let order = |bindings: &[Binding]| AdmissionRequest {
             call: CallId::new(),
             bindings: bindings.to_vec(),
-            places: Places::ONE,
+            slots: Slots::ONE,
             mode: Mode::Enforce,
             at_ms: 8_900,
         };

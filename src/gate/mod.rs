@@ -23,7 +23,7 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 
-use crate::admission::{Counts, Decision, Held, Order, RateLog};
+use crate::admission::{AdmissionRequest, Counts, Decision, LeaseRow, RateLog};
 use crate::ids::CallId;
 
 /// The gate did not decide. Never of the memory gate, but for an epoch that is over.
@@ -61,25 +61,25 @@ pub trait Channel: Send + Sync + 'static {
 #[async_trait]
 pub trait Gate: Send + Sync + 'static {
     /// Admits a call or refuses it.
-    async fn admit(&self, epoch: i64, order: &Order) -> Result<Decision>;
+    async fn admit(&self, epoch: i64, order: &AdmissionRequest) -> Result<Decision>;
 
     /// Counts a call that exists anyway, over limits if need be, in place of whatever it held.
-    async fn adopt(&self, epoch: i64, held: &Held) -> Result<()>;
+    async fn adopt(&self, epoch: i64, held: &LeaseRow) -> Result<()>;
 
-    /// Frees the places of a call whose end is on record. `true` if it held any.
+    /// Frees the slots of a call whose end is on record. `true` if it held any.
     async fn release(&self, epoch: i64, call: &CallId) -> Result<bool>;
 
     /// Frees what a call may hold whose admission got no answer, and refuses it if it comes to be decided yet.
     async fn forbid(&self, epoch: i64, call: &CallId) -> Result<()>;
 
     /// Takes up a new epoch: these leases and what these rates have let through, and nothing else.
-    async fn rebuild(&self, epoch: i64, held: &[Held], rates: &[(String, RateLog)]) -> Result<()>;
+    async fn rebuild(&self, epoch: i64, held: &[LeaseRow], rates: &[(String, RateLog)]) -> Result<()>;
 
     /// How much is held.
     async fn counts(&self, epoch: i64) -> Result<Counts>;
 
     /// What is held by whom, in no order: to be compared with the record.
-    async fn held(&self, epoch: i64) -> Result<Vec<Held>>;
+    async fn held(&self, epoch: i64) -> Result<Vec<LeaseRow>>;
 
     /// Since when it is away, and why; `None` while it answers.
     fn away(&self) -> Option<(Instant, String)> {

@@ -155,7 +155,7 @@ impl State {
             return;
         }
         *pressure = Pressure { said_at: Some(Instant::now()), ..Pressure::default() };
-        tracing::warn!(%listener, connections_max, of_peer_max, closed_idle, refused, "more connections than fit");
+        tracing::warn!(%listener, connections_max, of_peer_max, closed_idle, refused, "connection limit reached");
     }
 }
 
@@ -176,7 +176,7 @@ impl Seat {
         Some(Busy(self.clone()))
     }
 
-    /// Waits until the place was given to another connection.
+    /// RetryAfterEstimator until the place was given to another connection.
     pub(super) async fn left(&self) {
         self.chair.left.notified().await;
     }

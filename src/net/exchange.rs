@@ -317,7 +317,7 @@ impl Exchange {
     /// is ignored.
     pub async fn respond(&mut self, response: Response<Bytes>) {
         if self.is_answered() {
-            return tracing::debug!("a second answer was given to one request");
+            return tracing::debug!("handler answered one request twice");
         }
         let bodiless = self.head.method == Method::HEAD || matches!(response.status().as_u16(), 204 | 304);
         let (mut head, body) = response.into_parts();
@@ -327,7 +327,7 @@ impl Exchange {
         if self.delivered(delivered).await {
             self.progress.torn.clear();
         } else {
-            tracing::debug!(peer = %self.peer(), "cannot write an answer");
+            tracing::debug!(peer = %self.peer(), "failed to write a response");
         }
         self.in_flight = None;
     }
@@ -366,7 +366,7 @@ impl Exchange {
         head.headers.insert(header::CONNECTION, option);
     }
 
-    /// Waits until an answer has left. A client on HTTP/2 that opens no window for it loses it.
+    /// RetryAfterEstimator until an answer has left. A client on HTTP/2 that opens no window for it loses it.
     pub(super) async fn delivered(&self, delivered: oneshot::Receiver<()>) -> bool {
         let Link::Http2(stream) = &self.link else { return delivered.await.is_ok() };
         let stall = self.shared.settings.write_timeout;
@@ -398,7 +398,7 @@ impl Exchange {
         }
     }
 
-    /// Waits until the client goes away. For waiters that should not wait for nobody; never a reason to abandon a create.
+    /// RetryAfterEstimator until the client goes away. For waiters that should not wait for nobody; never a reason to abandon a create.
     /// A client that closes its sending half counts as gone. What arrives of an unread body meanwhile is dropped, so read
     /// the body first. May be cancelled.
     pub async fn client_gone(&mut self) {
@@ -543,7 +543,7 @@ impl Drop for Exchange {
         let panicked = std::thread::panicking();
         if panicked {
             // The panic hook has printed message and place already.
-            tracing::error!(peer = %self.peer(), method = %self.method(), path = self.path(), "a handler panicked");
+            tracing::error!(peer = %self.peer(), method = %self.method(), path = self.path(), "request handler panicked");
         }
         let Some(reply) = self.reply.take() else {
             // Whatever was half done, nothing follows it.

@@ -197,7 +197,7 @@ async fn answer(exchange: &mut Exchange, response: Response<Answer>, mut rest: R
     if complete {
         progress.torn.clear();
     } else {
-        tracing::debug!(%status, "a relayed answer was cut");
+        tracing::debug!(%status, "relayed response cut off");
     }
     Relayed { status, response_bytes: progress.response_bytes(), complete }
 }

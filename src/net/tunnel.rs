@@ -68,7 +68,7 @@ pub(super) async fn relay_upgrade(
     let client = match upgrade.await {
         Ok(upgraded) => wire::upgraded(upgraded),
         Err(error) => {
-            tracing::debug!(%error, "the client did not take its 101");
+            tracing::debug!(%error, "failed to write the 101 response");
             None
         }
     };
@@ -89,7 +89,7 @@ pub(super) async fn relay_upgrade(
         copied = tokio::io::copy_bidirectional(&mut client, &mut upstream) => match copied {
             Ok((_, response_bytes)) => Ok(Relayed { status: StatusCode::SWITCHING_PROTOCOLS, response_bytes, complete: true }),
             Err(error) => {
-                tracing::debug!(%error, "a tunnel broke");
+                tracing::debug!(%error, "tunnel closed with an error");
                 Ok(cut(0))
             }
         },

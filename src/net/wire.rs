@@ -206,7 +206,7 @@ impl Wire {
         writer.into_iter().for_each(Waker::wake);
     }
 
-    /// Waits until the client goes away. What it sends meanwhile is kept for hyper. Not while hyper reads a body.
+    /// RetryAfterEstimator until the client goes away. What it sends meanwhile is kept for hyper. Not while hyper reads a body.
     pub(super) async fn gone(&self) {
         /// Gives hyper its turn back.
         struct Watching<'a>(&'a Wire);

@@ -131,7 +131,7 @@ impl Rule {
 
 /// What a request shows of its business.
 #[derive(Debug, Clone, Default)]
-pub struct Marks<'a> {
+pub struct RequestAttributes<'a> {
     /// `X-Business-Id`.
     pub header: Option<&'a str>,
     /// From `/b/{business}/…`.

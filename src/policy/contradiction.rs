@@ -1,6 +1,6 @@
 //! Requests that name one business and show what belongs to another.
 
-use super::{Marks, Policy};
+use super::{Policy, RequestAttributes};
 use crate::ids::BusinessId;
 
 /// What becomes of a request that contradicts itself.
@@ -22,7 +22,7 @@ impl Contradictions {
 impl Policy {
     /// Why a request contradicts itself: what its header or path names is no business id, or header and path name two, or one to
     /// which its agent, number or API key does not belong. `None`: it does not, or no rule looks at it.
-    pub fn contradiction(&self, marks: &Marks<'_>) -> Option<String> {
+    pub fn contradiction(&self, marks: &RequestAttributes<'_>) -> Option<String> {
         if self.rules.is_empty() {
             return None;
         }

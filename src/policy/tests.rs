@@ -99,26 +99,26 @@ fn who_is_named_must_be_who_it_belongs_to() {
         phone_numbers: vec!["+1".to_owned()],
         ..business("acme", "PRO")
     };
-    let of = |businesses: Vec<Business>, marks: Marks<'_>| {
+    let of = |businesses: Vec<Business>, marks: RequestAttributes<'_>| {
         Policy::new(Settings { businesses, ..settings() }, &[]).contradiction(&marks)
     };
     let both = || vec![acme.clone(), business("birch", "PRO")];
-    let named = |header, path| Marks { header, path, ..Marks::default() };
+    let named = |header, path| RequestAttributes { header, path, ..RequestAttributes::default() };
     for fits in [
         named(Some("acme"), None),
         named(Some("acme"), Some("acme")),
-        Marks { agent: Some("agent_1"), number: Some("+1"), ..named(Some("acme"), Some("acme")) },
-        Marks { agent: Some("agent_2"), number: Some("+2"), ..named(Some("birch"), None) },
-        Marks { agent: Some("agent_1"), ..Marks::default() },
+        RequestAttributes { agent: Some("agent_1"), number: Some("+1"), ..named(Some("acme"), Some("acme")) },
+        RequestAttributes { agent: Some("agent_2"), number: Some("+2"), ..named(Some("birch"), None) },
+        RequestAttributes { agent: Some("agent_1"), ..RequestAttributes::default() },
     ] {
         assert_eq!(of(both(), fits.clone()), None, "{fits:?}");
     }
     for (marks, told) in [
         (named(Some("acme"), Some("birch")), "the path"),
-        (Marks { agent: Some("agent_1"), ..named(Some("birch"), None) }, "agent agent_1"),
-        (Marks { agent: Some("agent_1"), ..named(None, Some("birch")) }, "agent agent_1"),
-        (Marks { number: Some("+1"), ..named(Some("birch"), None) }, "its number"),
-        (Marks { agent: Some("agent_1"), ..named(Some("stranger"), None) }, "agent agent_1"),
+        (RequestAttributes { agent: Some("agent_1"), ..named(Some("birch"), None) }, "agent agent_1"),
+        (RequestAttributes { agent: Some("agent_1"), ..named(None, Some("birch")) }, "agent agent_1"),
+        (RequestAttributes { number: Some("+1"), ..named(Some("birch"), None) }, "its number"),
+        (RequestAttributes { agent: Some("agent_1"), ..named(Some("stranger"), None) }, "agent agent_1"),
         (named(Some("*"), None), "X-Business-Id"),
         (named(Some("acme|"), None), "X-Business-Id"),
         (named(Some(""), None), "X-Business-Id"),
@@ -135,17 +135,17 @@ fn who_is_named_must_be_who_it_belongs_to() {
 #[test]
 fn a_header_always_names_a_business_and_without_one_it_is_the_default_one() {
     let policy = Policy::new(settings(), &[]);
-    let acme = policy.identify(&Marks { header: Some("acme"), ..Marks::default() });
+    let acme = policy.identify(&RequestAttributes { header: Some("acme"), ..RequestAttributes::default() });
     assert_eq!((acme.business.as_str(), acme.stranger, acme.ignored), ("acme", None, None));
     assert_eq!(policy.plan_of(&acme.business), DEFAULT_PLAN);
-    assert_eq!(policy.identify(&Marks::default()).business, BusinessId::default_business());
+    assert_eq!(policy.identify(&RequestAttributes::default()).business, BusinessId::default_business());
 }
 
 #[test]
 fn what_is_ignored_is_said() {
     let by = |rules: Option<Vec<Rule>>, header, path| {
         let policy = Policy::new(Settings { rules, ..settings() }, &[]);
-        policy.identify(&Marks { header, path, ..Marks::default() }).ignored
+        policy.identify(&RequestAttributes { header, path, ..RequestAttributes::default() }).ignored
     };
     assert_eq!(by(None, Some("acme"), Some("birch")), None);
     assert_eq!(by(None, Some("two words"), None), Some(Ignored::BadHeader));
@@ -161,17 +161,20 @@ fn rules_are_tried_in_order_and_strangers_are_refused_where_that_is_written() {
     let acme = Business { agent_ids: vec!["agent_1".to_owned()], ..business("acme", "PRO") };
     let businesses = vec![acme, business("birch", "PAYG")];
     let policy = Policy::new(Settings { businesses, unknown: Unknown::Reject, ..settings() }, &[]);
-    let by = |marks: Marks<'_>| {
+    let by = |marks: RequestAttributes<'_>| {
         let found = policy.identify(&marks);
         (found.business.to_string(), found.stranger.map(|e| e.to_string()))
     };
-    let header = Marks { header: Some("birch"), agent: Some("agent_1"), ..Marks::default() };
+    let header = RequestAttributes { header: Some("birch"), agent: Some("agent_1"), ..RequestAttributes::default() };
     assert_eq!(by(header), ("birch".to_owned(), None));
-    assert_eq!(by(Marks { agent: Some("agent_1"), ..Marks::default() }), ("acme".to_owned(), None));
-    let (shown, why) = by(Marks { header: Some("cedar"), ..Marks::default() });
+    assert_eq!(
+        by(RequestAttributes { agent: Some("agent_1"), ..RequestAttributes::default() }),
+        ("acme".to_owned(), None)
+    );
+    let (shown, why) = by(RequestAttributes { header: Some("cedar"), ..RequestAttributes::default() });
     assert_eq!(shown, "cedar", "whoever observes counts it under the id that it shows");
     assert!(why.unwrap().contains("cedar is not configured"));
-    let (shown, why) = by(Marks::default());
+    let (shown, why) = by(RequestAttributes::default());
     assert!(shown == "default" && why.unwrap().contains("header, path, agent, number"));
 }
 
@@ -181,7 +184,7 @@ fn strangers_may_have_a_plan_instead() {
         Settings { businesses: vec![business("acme", "PRO")], unknown: Unknown::Plan("PAYG".to_owned()), ..settings() },
         &[],
     );
-    let id = policy.identify(&Marks { path: Some("cedar"), ..Marks::default() }).business;
+    let id = policy.identify(&RequestAttributes { path: Some("cedar"), ..RequestAttributes::default() }).business;
     assert_eq!((id.as_str(), policy.plan_of(&id).as_str()), ("cedar", "PAYG"));
 }
 
@@ -193,7 +196,7 @@ fn a_business_is_known_by_its_number_however_that_is_spelt() {
     };
     let policy = Policy::new(Settings { businesses: vec![acme], ..settings() }, &[]);
     for number in ["+15550001111", "15550001111", " 15550001111", "+1-555-000-1111", "0015550001111", "phnum_1"] {
-        let found = policy.identify(&Marks { number: Some(number), ..Marks::default() });
+        let found = policy.identify(&RequestAttributes { number: Some(number), ..RequestAttributes::default() });
         assert_eq!(found.business.as_str(), "acme", "{number:?}");
     }
 }

@@ -15,7 +15,7 @@ use crate::calls::place::CreateOrder;
 use crate::ids::{Alias, BusinessId};
 use crate::net::headers::strip_hop_by_hop;
 use crate::net::{BodyError, Exchange, Handler, HostRule, Mount, RelayError, RelayTarget, Tap, relay_tapped};
-use crate::policy::{Contradictions, Facts, Ignored, Marks, UnknownBusiness};
+use crate::policy::{Contradictions, Facts, Ignored, RequestAttributes, UnknownBusiness};
 use crate::provider::account::Account;
 use crate::provider::path::percent_decode;
 use crate::provider::select::{Document, Flaw, Message};
@@ -101,7 +101,7 @@ impl Proxy {
                 return ("create", self.refuse(exchange, &account, &what).await);
             }
             Err(error) => {
-                debug!(%error, "a create's body did not arrive");
+                debug!(%error, "failed to read a create's body");
                 let what = Refusal::new(Code::InvalidRequest, format!("Not dialled: {error}."));
                 return ("create", self.refuse(exchange, &account, &what).await);
             }
@@ -152,7 +152,7 @@ impl Proxy {
             }
         }
         if let Some(ignored) = ignored {
-            info!(business = %facts.business, account = %account.name, %ignored, "a mark of a business is ignored");
+            info!(business = %facts.business, account = %account.name, %ignored, "business id in the request ignored");
         }
         let mut request = Request::new(bytes);
         *request.method_mut() = exchange.method().clone();
@@ -179,8 +179,10 @@ impl Proxy {
             CreateOrder { account, operation, facts, request, body, again, subaccount, sdk_sleeps, ignored, would };
         if exchange.is_client_gone().await {
             // It may be waiting on another connection by now, and have been told that nothing was dialled.
-            let what =
-                Refusal::new(Code::ClientHungUp, "Not dialled: the client hung up before its order was admitted.");
+            let what = Refusal::new(
+                Code::ClientHungUp,
+                "Not dialled: the client disconnected before the request was admitted.",
+            );
             return ("create", self.refuse(exchange, &order.account, &what).await);
         }
         let (asker, answer) = self.calls.place(order);
@@ -209,7 +211,7 @@ impl Proxy {
         let read = Document::read(content_type, bytes, &[]);
         let Some(flaw) = read.flaw else { return read.document };
         self.calls.lifecycle.metrics.unreadable(account.name.as_str(), "create", flaw.as_str());
-        info!(account = %account.name, flaw = flaw.as_str(), bytes = bytes.len(), "a create is not JSON to the letter");
+        info!(account = %account.name, flaw = flaw.as_str(), bytes = bytes.len(), "create body is not strict JSON");
         if many && flaw == Flaw::Cut { Document::Empty } else { read.document }
     }
 
@@ -239,7 +241,7 @@ impl Proxy {
         let policy = &self.calls.policy;
         let read = operation.facts.read(message, operation.direction);
         let api_key = account.provider.api_key.as_ref().and_then(|s| s.text(message));
-        let marks = Marks {
+        let marks = RequestAttributes {
             header: None,
             path: business,
             agent: read.agent.as_deref(),
@@ -251,13 +253,13 @@ impl Proxy {
             Ok(header) => (header, None),
             Err(why) => (None, Some(why.to_owned())),
         };
-        let marks = Marks { header, ..marks };
+        let marks = RequestAttributes { header, ..marks };
         let mut contradiction = twofold;
         if let Some(why) = policy.contradiction(&marks) {
             match policy.settings().contradictions {
                 Contradictions::Refuse => contradiction = contradiction.or(Some(why)),
                 Contradictions::Log => {
-                    warn!(account = %account.name, why, "a request contradicts itself; the rules decide");
+                    warn!(account = %account.name, why, "request names two businesses; rules applied in order");
                 }
             }
         }
@@ -305,7 +307,7 @@ impl Proxy {
     async fn unreachable(&self, exchange: &mut Exchange, account: &Account, error: &RelayError) -> u16 {
         let name = &account.provider.name;
         let (code, message) = match error {
-            error if error.is_clients() => (Code::InvalidRequest, format!("Not passed on whole: {error}.")),
+            error if error.is_clients() => (Code::InvalidRequest, format!("Not forwarded completely: {error}.")),
             RelayError::LeadsPast(host) => (
                 Code::UpstreamRedirects,
                 format!(
@@ -319,7 +321,7 @@ impl Proxy {
             ),
             _ => (Code::UpstreamUnreachable, format!("{name} cannot be reached: {error}")),
         };
-        debug!(account = %account.name, %error, "failed to pass a request on");
+        debug!(account = %account.name, %error, "failed to forward a request");
         self.refuse(exchange, account, &Refusal::new(code, message)).await
     }
 

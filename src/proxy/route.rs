@@ -151,7 +151,7 @@ pub fn may_create(provider: &Description, method: &Method, path: &str) -> bool {
 
 /// Whether they are those of an operation that makes many calls, whose body may be long.
 pub fn may_create_many(provider: &Description, method: &Method, path: &str) -> bool {
-    may_be(provider, method, path).any(|o| o.places.is_some())
+    may_be(provider, method, path).any(|o| o.slots.is_some())
 }
 
 fn may_be<'a>(provider: &'a Description, method: &Method, path: &str) -> impl Iterator<Item = &'a Operation> + use<'a> {

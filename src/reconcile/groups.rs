@@ -1,10 +1,10 @@
-//! Orders for many calls against the provider's truth: a batch holds its places until its own record says that it makes no more
+//! Orders for many calls against the provider's truth: a batch holds its slots until its own record says that it makes no more
 //! calls and none of those it made is live. Neither time nor one answer alone frees them.
 
 use futures_util::FutureExt as _;
 use tracing::{info, warn};
 
-use super::{DEEP_EVERY, SEEN_EVERY_MS, Sweeper, UNBOUND_MS, log, ms};
+use super::{FULL_LIST_EVERY, SEEN_EVERY_MS, Sweeper, UNBOUND_MS, log, ms};
 use crate::call::{EndProof, Event, Outcome, Phase};
 use crate::calls::AskError;
 use crate::calls::lookup::{Found, Listed, LookedUpGroup};
@@ -54,27 +54,27 @@ impl Sweeper {
     }
 
     /// Asks for an order for many calls, every few sweeps and as soon as it may be over. Where nobody can be asked it holds
-    /// its places until an operator releases them: it may run for days, so no length proves anything.
+    /// its slots until an operator releases them: it may run for days, so no length proves anything.
     pub(super) async fn settle_group(&mut self, call: &CallRecord, group: &Group) {
         let now_ms = self.calls.lifecycle.clock.now_ms();
-        let grace_ms = ms(self.calls.settings.grace);
+        let list_lag_ms = ms(self.calls.settings.grace);
         if !self.account.can_ask() {
             return;
         }
         let Some(id) = call.alias(&group.needs) else {
             let due = call.deadline_at.is_some_and(|at| at <= now_ms);
-            if due || ((call.unsettled || call.absent_at.is_some()) && call.phase_at + grace_ms <= now_ms) {
+            if due || ((call.unsettled || call.absent_at.is_some()) && call.phase_at + list_lag_ms <= now_ms) {
                 self.search(call).boxed().await;
             }
             return;
         };
         let live = self.calls.members_of(&self.account.name, Some(&call.id));
         let presses = self.may_be_over(call, live) || self.over_since.contains_key(&call.id) || call.unsettled;
-        if !presses && !self.sweeps.is_multiple_of(DEEP_EVERY) {
+        if !presses && !self.sweeps.is_multiple_of(FULL_LIST_EVERY) {
             return;
         }
-        if u32::try_from(live).is_ok_and(|live| live > call.places) {
-            warn!(call = %call.id, live, places = call.places, "an order for many has more calls at once than its provider was told");
+        if u32::try_from(live).is_ok_and(|live| live > call.slots) {
+            warn!(call = %call.id, live, slots = call.slots, "batch has more concurrent calls than its provider was told");
         }
         let id = Alias { kind: group.needs.clone(), id: id.to_owned() };
         match self.calls.look_up_group(&self.account, group, &id).await {
@@ -122,7 +122,7 @@ impl Sweeper {
         listed && self.strangers.is_empty() && self.calls.members_of(&self.account.name, Some(&call.id)) == 0
     }
 
-    /// Frees the places, unless the order was made once more since its record was read.
+    /// Frees the slots, unless the order was made once more since its record was read.
     async fn end_group(&mut self, call: &CallRecord, outcome: Outcome, asked_ms: i64) {
         let now = self.calls.lifecycle.store.call(&call.id).await;
         let newer = |now: &CallRecord| now.seen_at >= asked_ms && now.seen_at != call.seen_at;
@@ -130,7 +130,7 @@ impl Sweeper {
             self.over_since.remove(&call.id);
             return;
         }
-        info!(call = %call.id, places = call.places, "an order for many calls makes no more");
+        info!(call = %call.id, slots = call.slots, "batch ended");
         log(self.calls.lifecycle.end(&call.id, outcome, EndProof::Provider, "poll").await);
     }
 }

@@ -24,7 +24,7 @@ pub(super) fn decide(record: &mut CallRecord, change: &Change, news: Option<Even
         Step::Renew => record.deadline_at = change.deadlines.of_ms(record.phase).map(|ms| change.at_ms + ms),
         Step::End(outcome, proof) => {
             // A call that was refused ended for want of capacity, whatever its provider calls it.
-            let refused = record.overrun && record.facts.direction == Direction::Inbound;
+            let refused = record.over_limit && record.facts.direction == Direction::Inbound;
             let outcome = if refused { Outcome::Capacity } else { outcome };
             record.phase = Phase::Ended;
             record.phase_at = change.at_ms;
@@ -40,7 +40,7 @@ pub(super) fn decide(record: &mut CallRecord, change: &Change, news: Option<Even
     // News, or ids that a provider gave, prove that the call exists: whatever was unknown of its create is known.
     let proves_create = matches!(step, Step::Move(_) | Step::End(..)) || !change.bind.is_empty();
     record.unsettled = change.unsettled.unwrap_or(record.unsettled && !proves_create);
-    record.overrun = change.overrun.unwrap_or(record.overrun);
+    record.over_limit = change.over_limit.unwrap_or(record.over_limit);
     record.absent_at = match change.absent {
         Some(true) => record.absent_at.or(Some(change.at_ms)),
         Some(false) => None,

@@ -9,8 +9,8 @@ use futures_util::future::BoxFuture;
 
 use super::row::Row;
 pub(super) use super::row::{Fault, Sql, damaged};
-use super::{Decided, NewCall, NewUtterance, Result, Ring, Said, Speech, Took};
-use crate::admission::{GateState, Order};
+use super::{AdmitOutcome, IngestOutcome, NewCall, NewUtterance, Result, Ring, UtteranceIngest, UtteranceRef};
+use crate::admission::{AdmissionRequest, GateState};
 use crate::clock::UnixMs;
 use crate::failpoint;
 use crate::ids::{Alias, CallId};
@@ -192,13 +192,13 @@ pub(super) trait Backend: Send + Sync + 'static {
     }
 
     /// See [`super::Store::admit`].
-    async fn decide(&self, call: NewCall, order: Order, epoch: i64) -> Result<Decided>;
+    async fn decide(&self, call: NewCall, order: AdmissionRequest, epoch: i64) -> Result<AdmitOutcome>;
 
     /// See [`super::Transcripts::say`].
-    async fn put_utterance(&self, call: &CallId, said: NewUtterance) -> Result<Option<Said>>;
+    async fn put_utterance(&self, call: &CallId, said: NewUtterance) -> Result<Option<UtteranceRef>>;
 
     /// See [`super::Transcripts::hear`].
-    async fn take_speech(&self, speech: Speech) -> Result<Took>;
+    async fn take_speech(&self, speech: UtteranceIngest) -> Result<IngestOutcome>;
 
     /// See [`super::Transcripts::listen`].
     async fn ring(&self, ring: Ring) {

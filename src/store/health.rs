@@ -35,8 +35,8 @@ impl Health {
             return;
         }
         match outside {
-            Some(error) => error!(%error, "the record cannot be written; calls are refused until it can"),
-            None => info!("the record can be written again"),
+            Some(error) => error!(%error, "failed to write to the database; calls are refused until it recovers"),
+            None => info!("database writes work again"),
         }
     }
 }

@@ -30,13 +30,13 @@ pub struct Journal(Arc<Inner>);
 struct Inner {
     folder: PathBuf,
     /// What this process knows to be here.
-    held: Held,
+    held: JournalSize,
     /// Who changes what is here, or counts it.
     changing: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
-struct Held {
+struct JournalSize {
     files: AtomicU64,
     bytes: AtomicU64,
 }
@@ -44,7 +44,7 @@ struct Held {
 impl Journal {
     /// The journal in this folder, which is made when the first webhook comes.
     pub fn new(folder: &Path) -> Self {
-        let inner = Inner { folder: folder.to_owned(), held: Held::default(), changing: Mutex::default() };
+        let inner = Inner { folder: folder.to_owned(), held: JournalSize::default(), changing: Mutex::default() };
         // A folder that cannot be read says so when it is to be.
         let _ = inner.list();
         Self(Arc::new(inner))
@@ -93,7 +93,7 @@ impl Journal {
         let (inner, path) = (self.0.clone(), self.0.folder.join(id));
         let aside = path.with_extension(ASIDE);
         if let Err(error) = blocking(move || fs::rename(path, aside).and_then(|()| inner.list().map(drop))).await {
-            warn!(event = id, %error, "a webhook of the journal cannot be set aside");
+            warn!(event = id, %error, "failed to move a damaged journal file");
         }
     }
 
@@ -101,7 +101,7 @@ impl Journal {
     pub async fn forget(&self, id: &str) {
         let (inner, path) = (self.0.clone(), self.0.folder.join(id));
         if let Err(error) = blocking(move || inner.remove(&path).or_else(ignore_missing)).await {
-            warn!(event = id, %error, "a webhook that is on record cannot be removed from the journal");
+            warn!(event = id, %error, "failed to delete a stored webhook from the journal");
         }
     }
 }

@@ -11,7 +11,7 @@ use sqlx::migrate::Migrator;
 use super::driver::{Driver, Fault, Sql, binds};
 
 /// What a database has: the names of migrations by number, as it noted them.
-pub(super) type Applied = BTreeMap<i64, String>;
+pub(super) type AppliedMigrations = BTreeMap<i64, String>;
 
 /// What the names of migrations begin with that only add.
 const EXPAND: &str = "expand";
@@ -39,10 +39,10 @@ impl Unfit {
 }
 
 /// What is applied, without a write.
-pub(super) async fn applied(c: &mut dyn Driver) -> Sql<Applied> {
+pub(super) async fn applied(c: &mut dyn Driver) -> Sql<AppliedMigrations> {
     let noted = "SELECT 1 FROM pg_tables WHERE schemaname = 'ringfence' AND tablename = $1";
     if c.fetch(noted, &binds!["_sqlx_migrations"]).await?.is_empty() {
-        return Ok(Applied::new());
+        return Ok(AppliedMigrations::new());
     }
     let rows = c.fetch("SELECT version, description FROM _sqlx_migrations", &[]).await?;
     rows.iter().map(|row| Ok((row.number("version")?, row.text("description")?))).collect()
@@ -93,7 +93,7 @@ pub struct Status {
 }
 
 /// Every migration that this version knows.
-pub(super) fn status(known: &Migrator, applied: &Applied) -> Vec<Status> {
+pub(super) fn status(known: &Migrator, applied: &AppliedMigrations) -> Vec<Status> {
     let ups = known.iter().filter(|m| m.migration_type.is_up_migration());
     ups.map(|m| Status {
         version: m.version,
@@ -104,12 +104,12 @@ pub(super) fn status(known: &Migrator, applied: &Applied) -> Vec<Status> {
 }
 
 /// Migrations that are missing.
-pub(super) fn missing(known: &Migrator, applied: &Applied) -> Vec<i64> {
+pub(super) fn missing(known: &Migrator, applied: &AppliedMigrations) -> Vec<i64> {
     status(known, applied).into_iter().filter(|s| !s.applied).map(|s| s.version).collect()
 }
 
 /// Refuses a schema that this version does not know.
-pub(super) fn check(known: &Migrator, applied: &Applied) -> Result<(), String> {
+pub(super) fn check(known: &Migrator, applied: &AppliedMigrations) -> Result<(), String> {
     refuse_newer(known, applied)?;
     let missing: Vec<String> = missing(known, applied).iter().map(i64::to_string).collect();
     if missing.is_empty() {
@@ -122,7 +122,7 @@ pub(super) fn check(known: &Migrator, applied: &Applied) -> Result<(), String> {
 }
 
 /// Refuses a schema of a newer version, unless all that is new only adds.
-pub(super) fn refuse_newer(known: &Migrator, applied: &Applied) -> Result<(), String> {
+pub(super) fn refuse_newer(known: &Migrator, applied: &AppliedMigrations) -> Result<(), String> {
     match newer(known, applied).find(|(_, name)| !name.starts_with(EXPAND)) {
         Some((version, _)) => Err(is_newer(known, version)),
         None => Ok(()),
@@ -130,7 +130,7 @@ pub(super) fn refuse_newer(known: &Migrator, applied: &Applied) -> Result<(), St
 }
 
 /// Refuses a schema of a newer version: this one does not know the way back.
-pub(super) fn refuse_unknown(known: &Migrator, applied: &Applied) -> Result<(), String> {
+pub(super) fn refuse_unknown(known: &Migrator, applied: &AppliedMigrations) -> Result<(), String> {
     newer(known, applied).last().map_or(Ok(()), |(version, _)| Err(is_newer(known, version)))
 }
 
@@ -138,7 +138,7 @@ fn newest(known: &Migrator) -> i64 {
     known.iter().map(|m| m.version).max().unwrap_or(0)
 }
 
-fn newer<'a>(known: &Migrator, applied: &'a Applied) -> impl Iterator<Item = (i64, &'a String)> {
+fn newer<'a>(known: &Migrator, applied: &'a AppliedMigrations) -> impl Iterator<Item = (i64, &'a String)> {
     applied.range(newest(known) + 1..).map(|(version, name)| (*version, name))
 }
 

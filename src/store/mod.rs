@@ -10,13 +10,16 @@
 //! * An open call's row is its lease: it names the counts that the call is in. What gates propose counts only once it stands here,
 //!   under the epoch that the pool has at that moment ([`GateState`]).
 
+mod app_events;
+#[cfg(test)]
+mod conformance;
 mod decide;
-mod desk;
 mod driver;
-mod fleet;
 mod health;
 mod journal;
+mod membership;
 pub mod migrations;
+mod operator;
 pub mod postgres;
 mod queries;
 mod records;
@@ -25,11 +28,8 @@ mod row;
 mod rows;
 mod spool;
 pub mod sqlite;
-mod standing;
-#[cfg(test)]
-mod suite;
-mod told;
 mod transcripts;
+mod usage;
 mod voucher;
 
 use std::sync::Arc;
@@ -37,18 +37,21 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::admission::{GateMode, GateState, Held, Order, RateLog, Short};
+use crate::admission::{AdmissionRequest, GateMode, GateState, LeaseRow, RateLog, Shortfall};
 use crate::call::{EndProof, Event, Origin, Outcome, Phase, Step};
 use crate::clock::UnixMs;
 use crate::ids::{AccountName, Alias, CallId, RefusalId};
 use crate::policy::{Business, Facts, Policy};
-pub use desk::{AuditRecord, Desk, Inbox, InboxEvent, Outbox, OutboxDelivery, Purged};
-pub use fleet::{BEAT_EVERY_MS, Fleet, LIVE_MS, Living, Replica, Sharing};
 pub use journal::Journal;
+pub use membership::{BEAT_EVERY_MS, Fleet, LIVE_MS, Living, OwnershipMode, Replica};
+pub use operator::{AuditRecord, Desk, Inbox, InboxEvent, Outbox, OutboxDelivery, Purged};
 pub use records::{HookAsked, HookCame, Put, PutPostCall, Records, StoredPostCall};
-pub use retention::{Ages, EndedCall, Place, Retention, record_kept, text_kept};
+pub use retention::{Cursor, EndedCall, Retention, RetentionCutoffs, record_kept, text_kept};
 pub use spool::{Spool, SpoolError, Spooled};
-pub use transcripts::{NewUtterance, RECORDED, Ring, Said, Speech, Standing, Took, Transcripts, Utterance, tells_more};
+pub use transcripts::{
+    IngestOutcome, NewUtterance, RECORDED, Ring, Transcripts, Utterance, UtteranceIngest, UtterancePosition,
+    UtteranceRef, tells_more,
+};
 pub use voucher::{Contradiction, Voucher};
 
 /// The alias kind of an app's own idempotency key. Unlike other ids it may pass to another call: when the order that showed it
@@ -107,13 +110,13 @@ pub struct CallRecord {
     /// Why it counts as over.
     pub proof: Option<EndProof>,
     /// It exists although it was refused or ended for us.
-    pub overrun: bool,
+    pub over_limit: bool,
     /// The outcome of its create is unknown.
     pub unsettled: bool,
     /// No event will tell of it: it is asked for from its start.
     pub polled: bool,
     /// How many places it holds: 1, or as many calls as a batch may have at once.
-    pub places: u32,
+    pub slots: u32,
     /// When it was admitted.
     pub admitted_at: UnixMs,
     /// When it came to its phase.
@@ -170,11 +173,11 @@ pub struct NewCall {
     /// Where it stands.
     pub phase: Phase,
     /// It exists although a limit is full.
-    pub overrun: bool,
+    pub over_limit: bool,
     /// No event will tell of it: it is asked for from its start.
     pub polled: bool,
     /// How many places it holds.
-    pub places: u32,
+    pub slots: u32,
     /// Now.
     pub at_ms: UnixMs,
     /// When it is due for a look-up.
@@ -196,7 +199,7 @@ pub struct NewCall {
 
 /// What became of a call to be put on record.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Opened {
+pub enum InsertOutcome {
     /// It is on record. News that came before it is given to be applied.
     New(Option<Event>),
     /// One of its ids belongs to this call: it is the same call.
@@ -207,20 +210,20 @@ pub enum Opened {
 
 /// What became of a call that the store itself decided about.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Decided {
-    /// It is on record, with so many places. News that came before it is given to be applied.
+pub enum AdmitOutcome {
+    /// It is on record, with so many slots. News that came before it is given to be applied.
     New {
-        /// Places that were granted.
-        places: u32,
+        /// Slots that were granted.
+        slots: u32,
         /// In observe mode: what would have refused it.
-        would: Option<Short>,
+        would: Option<Shortfall>,
         /// News that waited under its ids.
         news: Option<Event>,
     },
     /// One of its ids belongs to this call: it is the same call.
     Known(CallId),
     /// Some limit was short. Nothing was written.
-    Refused(Short),
+    Refused(Shortfall),
     /// The store does not decide, or no longer under that epoch. Nothing was written.
     Outdated(GateState),
 }
@@ -238,11 +241,11 @@ pub enum Confirmed {
 
 /// What a move of the gate read, in the transaction that made it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Advanced {
+pub struct EpochBump {
     /// Where the gate is now.
     pub state: GateState,
     /// Every open call, counted by the policy that was given.
-    pub held: Vec<Held>,
+    pub held: Vec<LeaseRow>,
     /// What the rates have let through, by key.
     pub rates: Vec<(String, RateLog)>,
 }
@@ -302,14 +305,14 @@ pub struct Change {
     pub at_ms: UnixMs,
     /// The time until the next look-up, for each phase that the call may come to.
     pub deadlines: crate::call::Deadlines,
-    /// Marks the create's outcome as unknown or known again.
+    /// RequestAttributes the create's outcome as unknown or known again.
     pub unsettled: Option<bool>,
     /// The replica that tells the order's client that its outcome is unknown, where several share the record. What the client
     /// waits for is not delivered by that: until somebody delivers it, the order may come again. Without effect if another
     /// replica answers for the order by now.
     pub untold_by: Option<String>,
-    /// Marks the call as one that exists although it was refused or ended for us.
-    pub overrun: Option<bool>,
+    /// RequestAttributes the call as one that exists although it was refused or ended for us.
+    pub over_limit: Option<bool>,
     /// Notes that a look-up found nothing (`true`) or found it again.
     pub absent: Option<bool>,
     /// The provider's answer to the create, where it is kept.
@@ -331,7 +334,7 @@ impl Change {
             deadlines: deadlines.clone(),
             unsettled: None,
             untold_by: None,
-            overrun: None,
+            over_limit: None,
             absent: None,
             answer: None,
             tell: false,
@@ -341,7 +344,7 @@ impl Change {
 
 /// What a change did.
 #[derive(Debug, Clone)]
-pub struct Applied {
+pub struct ApplyOutcome {
     /// The step taken; news that waited under the ids included.
     pub step: Step,
     /// The record after it.
@@ -382,7 +385,7 @@ pub struct NewEvent {
     pub spool: Option<String>,
 }
 
-/// Whose bodies a process can have.
+/// RetentionScope bodies a process can have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reach {
     /// Those in its spool, by the spool's name.
@@ -399,12 +402,12 @@ pub struct Waiting {
     /// Those that cannot, with why.
     pub damaged: Vec<(String, String)>,
     /// The place of the last of both; none: there is none of either.
-    pub last: Option<Place>,
+    pub last: Option<Cursor>,
 }
 
 /// What became of a webhook.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Received {
+pub enum ReceiveOutcome {
     /// It is new.
     New,
     /// It was taken before; with its outcome, if it was applied.
@@ -488,7 +491,7 @@ pub struct RefusalRecord {
     pub id: RefusalId,
     /// When.
     pub at: UnixMs,
-    /// Whose call.
+    /// RetentionScope call.
     pub business: String,
     /// Which account.
     pub account: String,
@@ -516,12 +519,12 @@ pub struct RefusalRecord {
 pub trait Store: Records + Desk + Transcripts + Retention + Send + Sync + 'static {
     /// Puts a call on record that a gate has admitted, or that exists anyway. With an epoch it is written only while the pool's
     /// is that one; without, this process alone admits.
-    async fn open(&self, call: NewCall, epoch: Option<i64>) -> Result<Opened>;
+    async fn open(&self, call: NewCall, epoch: Option<i64>) -> Result<InsertOutcome>;
 
     /// Decides about a call and puts it on record, in one transaction, if the pool's mode is `database` and its epoch this one.
-    /// Its places are what is granted and its keys the order's, whatever `call` says. Known ids come before full limits. Of a call
-    /// that is open already it is `New`, with its places; of one that has ended, `Known`.
-    async fn admit(&self, call: NewCall, order: Order, epoch: i64) -> Result<Decided>;
+    /// Its slots are what is granted and its keys the order's, whatever `call` says. Known ids come before full limits. Of a call
+    /// that is open already it is `New`, with its slots; of one that has ended, `Known`.
+    async fn admit(&self, call: NewCall, order: AdmissionRequest, epoch: i64) -> Result<AdmitOutcome>;
 
     /// Counts a call of [`Origin::Unconfirmed`] from now on, in these counts: its origin becomes [`Origin::Foreign`]. With an epoch only
     /// while the pool's is that one.
@@ -535,10 +538,16 @@ pub trait Store: Records + Desk + Transcripts + Retention + Send + Sync + 'stati
 
     /// Moves the pool from an epoch to the next, in a mode, and counts every open call anew by a policy: all in one transaction,
     /// after which nothing is put on record under the old epoch. `None`: it was not at that epoch any more.
-    async fn advance(&self, from: i64, to: GateMode, policy: Arc<Policy>, now_ms: UnixMs) -> Result<Option<Advanced>>;
+    async fn bump_epoch(
+        &self,
+        from: i64,
+        to: GateMode,
+        policy: Arc<Policy>,
+        now_ms: UnixMs,
+    ) -> Result<Option<EpochBump>>;
 
     /// Every open call that counts as the lease that it is.
-    async fn leases(&self) -> Result<Vec<Held>>;
+    async fn leases(&self) -> Result<Vec<LeaseRow>>;
 
     /// Orders with a fingerprint that were admitted since, the oldest first; at most [`ORDERS_MAX`], the latest.
     async fn find_orders(&self, fingerprint: &str, since_ms: UnixMs) -> Result<Vec<OrderRecord>>;
@@ -551,7 +560,7 @@ pub trait Store: Records + Desk + Transcripts + Retention + Send + Sync + 'stati
     async fn undelivered(&self, call: &CallId, me: &str) -> Result<()>;
 
     /// Changes a call. `None`: there is no such call.
-    async fn apply(&self, change: Change) -> Result<Option<Applied>>;
+    async fn apply(&self, change: Change) -> Result<Option<ApplyOutcome>>;
 
     /// Keeps news of a call that nobody knows, under its ids, with who vouches for it; or says whose ids they are.
     async fn keep_early(
@@ -584,7 +593,7 @@ pub trait Store: Records + Desk + Transcripts + Retention + Send + Sync + 'stati
     async fn admitted_since(&self, since_ms: UnixMs) -> Result<Vec<(UnixMs, Facts)>>;
 
     /// Takes a webhook into the inbox.
-    async fn receive(&self, event: NewEvent) -> Result<Received>;
+    async fn receive(&self, event: NewEvent) -> Result<ReceiveOutcome>;
 
     /// Notes what came of a webhook, and what the app has to be told of it, in one transaction. Only the first time: `false`
     /// if that was noted before (two deliveries of one event met), and then nothing is written.
@@ -599,7 +608,7 @@ pub trait Store: Records + Desk + Transcripts + Retention + Send + Sync + 'stati
 
     /// Webhooks that came before a time, or are to be tried again by then, and whose application did not come to its end; the
     /// oldest first, those after a place, at most `limit`. Not those that are parked.
-    async fn unsettled_events(&self, before_ms: UnixMs, reach: &Reach, after: &Place, limit: u32) -> Result<Waiting>;
+    async fn unsettled_events(&self, before_ms: UnixMs, reach: &Reach, after: &Cursor, limit: u32) -> Result<Waiting>;
 
     /// Takes deliveries that are due, in order: nobody else gets them for [`TAKEN_MS`] by the store's clock, and the next of a
     /// call not before this one was tried; in `strict` order, and of events of our own, not before it is done or given up. Counts no attempt. Of those whose body is in a spool, only this one's. One
@@ -633,10 +642,10 @@ pub trait Store: Records + Desk + Transcripts + Retention + Send + Sync + 'stati
     async fn delete_business(&self, id: &str) -> Result<bool>;
 
     /// Says that a replica lives, and tells which others do. Who was silent for long just beats again.
-    async fn beat(&self, me: &Replica) -> Result<Fleet>;
+    async fn heartbeat(&self, me: &Replica) -> Result<Fleet>;
 
     /// Takes a replica out: it stops.
-    async fn leave(&self, id: &str) -> Result<()>;
+    async fn deregister(&self, id: &str) -> Result<()>;
 
     /// Whether it can write, as far as the last writes tell; while they failed, by writing.
     async fn ping(&self) -> Result<()>;

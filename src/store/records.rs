@@ -120,14 +120,14 @@ pub trait Records: Send + Sync {
     async fn hook_came(&self, asked: HookAsked) -> Result<HookCame>;
 
     /// Lets a webhook wait for the call that has this id.
-    async fn wait_for(&self, event_id: &str, alias: &Alias) -> Result<()>;
+    async fn defer_until_known(&self, event_id: &str, alias: &Alias) -> Result<()>;
 
     /// Settled webhooks that came since a time and whose call is known by now.
     async fn found_events(&self, since_ms: UnixMs, limit: u32, reach: &Reach) -> Result<Waiting>;
 
     /// Lets webhooks that came before a time wait no longer; with `forget`, their bodies go too.
-    async fn stop_waiting(&self, before_ms: UnixMs, forget: bool) -> Result<()>;
+    async fn expire_deferred(&self, before_ms: UnixMs, forget: bool) -> Result<()>;
 
     /// Notes that a webhook that waited was applied to its call, or cannot be (`outcome` says so).
-    async fn event_found(&self, event_id: &str, call: Option<&CallId>, outcome: &str) -> Result<()>;
+    async fn mark_matched(&self, event_id: &str, call: Option<&CallId>, outcome: &str) -> Result<()>;
 }

@@ -14,7 +14,7 @@ use crate::provider::sign::sha256_hex;
 
 /// What is older than this is forgotten.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Ages {
+pub struct RetentionCutoffs {
     /// What ended, or came, before.
     pub before_ms: UnixMs,
     /// The same for what belongs to a business that has an age of its own.
@@ -25,23 +25,23 @@ pub struct Ages {
     pub answers_before_ms: UnixMs,
 }
 
-impl Ages {
+impl RetentionCutoffs {
     /// One age for all.
     pub fn of_all(before_ms: UnixMs, early_before_ms: UnixMs) -> Self {
         Self { before_ms, of_business: BTreeMap::new(), early_before_ms, answers_before_ms: before_ms }
     }
 
     /// The rows that each age is for: those of a business, and at last those of all others.
-    pub(super) fn each(&self) -> Vec<(UnixMs, Whose)> {
-        let own = self.of_business.iter().map(|(business, before)| (*before, Whose::Of(business.to_string())));
+    pub(super) fn each(&self) -> Vec<(UnixMs, RetentionScope)> {
+        let own = self.of_business.iter().map(|(business, before)| (*before, RetentionScope::Of(business.to_string())));
         let named = self.of_business.keys().map(ToString::to_string).collect();
-        own.chain([(self.before_ms, Whose::NotOf(named))]).collect()
+        own.chain([(self.before_ms, RetentionScope::NotOf(named))]).collect()
     }
 }
 
-/// Whose rows are looked for.
+/// RetentionScope rows are looked for.
 #[derive(Debug, Clone)]
-pub(super) enum Whose {
+pub(super) enum RetentionScope {
     /// Those of this business.
     Of(String),
     /// Those of all but these.
@@ -49,14 +49,14 @@ pub(super) enum Whose {
 }
 
 /// A place in a list that is read on from there: by time, and by id where times are equal.
-pub type Place = (UnixMs, String);
+pub type Cursor = (UnixMs, String);
 
 /// A call that is over. Its ids are as they stand: one that cannot be read keeps no other from its turn.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EndedCall {
     /// The call.
     pub id: String,
-    /// Whose.
+    /// RetentionScope.
     pub business: String,
     /// When it ended.
     pub ended_at: UnixMs,
@@ -69,10 +69,10 @@ pub trait Retention {
     /// deliveries; settled webhooks and finished deliveries of no call that is on record; refusals, the audit; news that no call
     /// claimed; and providers' answers to creates. Of a webhook whose body is in a spool an empty row stays for a while, which tells the spool that the file must go.
     /// Returns how many rows went: of calls, webhooks, deliveries, refusals, acts, news and answers.
-    async fn purge(&self, ages: &Ages) -> Result<u64>;
+    async fn purge(&self, ages: &RetentionCutoffs) -> Result<u64>;
 
     /// Calls that ended after a place in their list and until a time, the first `limit` of them.
-    async fn ended_calls(&self, after: &Place, until_ms: UnixMs, limit: u32) -> Result<Vec<EndedCall>>;
+    async fn ended_calls(&self, after: &Cursor, until_ms: UnixMs, limit: u32) -> Result<Vec<EndedCall>>;
 
     /// Takes what is not to be kept of what was said off ended calls: out of their utterances and records, and with the bodies of
     /// their webhooks that are settled and delivered; and the answers to their creates. Done again it changes nothing. Returns how many utterances and records changed.
@@ -117,12 +117,12 @@ fn is_digest(text: &str) -> bool {
 
 /// A row that may be past its age: where it stands, and whether it is kept all the same.
 pub(super) struct Old {
-    pub(super) place: Place,
+    pub(super) place: Cursor,
     pub(super) kept: bool,
 }
 
 /// A page of a list, read: what of it is forgotten, and from where the list goes on; nowhere after the last page.
-pub(super) fn page(rows: Vec<Old>, limit: u32) -> (Vec<String>, Option<Place>) {
+pub(super) fn page(rows: Vec<Old>, limit: u32) -> (Vec<String>, Option<Cursor>) {
     let next = rows.last().map(|row| row.place.clone()).filter(|_| rows.len() >= limit as usize);
     (rows.into_iter().filter(|row| !row.kept).map(|row| row.place.1).collect(), next)
 }

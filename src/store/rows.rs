@@ -2,12 +2,12 @@
 
 use super::driver::{Fault, Sql, damaged};
 use super::row::Row;
-use super::standing::OpenRow;
+use super::usage::OpenRow;
 use super::{
     AuditRecord, CallRecord, CreateAnswer, Delivery, EndedCall, InboxEvent, Living, NewEvent, OrderRecord,
-    OutboxDelivery, RefusalRecord, Replica, Standing, StoredPostCall, Utterance, Waiting,
+    OutboxDelivery, RefusalRecord, Replica, StoredPostCall, Utterance, UtterancePosition, Waiting,
 };
-use crate::admission::{GateState, Held};
+use crate::admission::{GateState, LeaseRow};
 use crate::call::Phase;
 use crate::clock::UnixMs;
 use crate::ids::{AccountName, Alias, BusinessId, CallId, RefusalId};
@@ -46,10 +46,10 @@ pub(super) fn record(row: &Row) -> Sql<CallRecord> {
         phase: row.word("phase")?,
         outcome: row.optional_word("outcome")?,
         proof: row.optional_word("proof")?,
-        overrun: row.flag("overrun")?,
+        over_limit: row.flag("over_limit")?,
         unsettled: row.flag("unsettled")?,
         polled: row.flag("polled")?,
-        places: row.count("places")?,
+        slots: row.count("slots")?,
         admitted_at: row.number("admitted_at")?,
         phase_at: row.number("phase_at")?,
         deadline_at: row.optional_number("deadline_at")?,
@@ -108,7 +108,7 @@ pub(super) fn waiting(rows: &[Row]) -> Sql<Waiting> {
 /// Calls that are over, or their facts: one that cannot be read is left out, so that it keeps nobody from starting.
 pub(super) fn readable<T, E: std::fmt::Display>(rows: impl IntoIterator<Item = Result<T, E>>) -> Vec<T> {
     let readable = rows.into_iter().filter_map(|row| {
-        row.inspect_err(|error| tracing::warn!(%error, "a call on record cannot be read; it is left out")).ok()
+        row.inspect_err(|error| tracing::warn!(%error, "failed to read a call record; skipped")).ok()
     });
     readable.collect()
 }
@@ -275,13 +275,13 @@ pub(super) fn gate_state(row: &Row) -> Sql<GateState> {
 }
 
 /// A lease, of a row that gives its keys as JSON.
-pub(super) fn held(row: &Row) -> Sql<Held> {
-    Ok(Held {
+pub(super) fn held(row: &Row) -> Sql<LeaseRow> {
+    Ok(LeaseRow {
         call: call_id(row.str("id")?)?,
         keys: row.json("keys")?.unwrap_or_default(),
-        places: row.count("places")?,
+        slots: row.count("slots")?,
         since_ms: row.number("admitted_at")?,
-        overrun: row.flag("overrun")?,
+        over_limit: row.flag("over_limit")?,
     })
 }
 
@@ -290,9 +290,9 @@ pub(super) fn open_row(row: &Row) -> Sql<OpenRow> {
     Ok(OpenRow {
         call: call_id(row.str("id")?)?,
         facts: facts(row)?,
-        places: row.count("places")?,
+        slots: row.count("slots")?,
         since_ms: row.number("admitted_at")?,
-        overrun: row.flag("overrun")?,
+        over_limit: row.flag("over_limit")?,
         keys: row.json("keys")?,
     })
 }
@@ -325,8 +325,8 @@ pub(super) fn utterance(row: &Row) -> Sql<Utterance> {
     })
 }
 
-pub(super) fn standing(row: &Row) -> Sql<Standing> {
-    Ok(Standing {
+pub(super) fn standing(row: &Row) -> Sql<UtterancePosition> {
+    Ok(UtterancePosition {
         call: call_id(row.str("id")?)?,
         last_sequence: row.number("last_sequence")?,
         seen_at: row.number("seen_at")?,

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use tracing::warn;
 use ulid::Ulid;
 
-use super::fleet::host;
+use super::membership::host;
 use crate::clock::UnixMs;
 
 /// The file with the folder's name.
@@ -129,7 +129,7 @@ impl Spool {
             Err(error) => Err(error),
         };
         if let Err(error) = removed.or_else(ignore_missing) {
-            warn!(event = event_id, %error, "a body cannot be removed from the spool; it is tried again");
+            warn!(event = event_id, %error, "failed to delete a spooled body; retrying");
         }
     }
 

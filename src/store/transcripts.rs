@@ -6,7 +6,7 @@
 
 use async_trait::async_trait;
 
-use super::{CallRecord, Delivery, NewEvent, Received, Result, Voucher};
+use super::{CallRecord, Delivery, NewEvent, ReceiveOutcome, Result, Voucher};
 use crate::call::{EndProof, Phase, Speaker};
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId};
@@ -35,7 +35,7 @@ pub struct NewUtterance {
 
 impl NewUtterance {
     /// The same on record.
-    pub fn at(self, said: Said) -> Utterance {
+    pub fn at(self, said: UtteranceRef) -> Utterance {
         Utterance {
             id: said.id,
             sequence: said.sequence,
@@ -51,7 +51,7 @@ impl NewUtterance {
 
 /// Where an utterance stands on record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Said {
+pub struct UtteranceRef {
     /// Its id among all.
     pub id: i64,
     /// Its number in its call.
@@ -60,7 +60,7 @@ pub struct Said {
 
 /// A webhook that says something in a call.
 #[derive(Debug, Clone)]
-pub struct Speech {
+pub struct UtteranceIngest {
     /// The webhook. Its id and the utterance's [`NewUtterance::event_id`] are one.
     pub event: NewEvent,
     /// The ids by which it names its call.
@@ -75,14 +75,14 @@ pub struct Speech {
 
 /// What became of a webhook that says something in a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Took {
+pub enum IngestOutcome {
     /// It is settled: what it says stands there.
-    Whole(CallId, Said),
+    Whole(CallId, UtteranceRef),
     /// It was before, and that stands there.
-    Before(CallId, Said),
+    Before(CallId, UtteranceRef),
     /// It is in the inbox and no more is done: nobody knows its call, or it tells more of it than what was said
     /// ([`tells_more`]), or it is not about the call that it points to, or it was left half-way before.
-    Inbox(Received),
+    Inbox(ReceiveOutcome),
 }
 
 /// Whether something that was said in a call is news of the call itself. Who speaks has been connected, and may be known by
@@ -118,7 +118,7 @@ pub struct Utterance {
 
 /// What tells whether there is something new about a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Standing {
+pub struct UtterancePosition {
     /// The call.
     pub call: CallId,
     /// The number of its last utterance; 0: nothing was said.
@@ -139,10 +139,10 @@ pub type Ring = Box<dyn Fn(&CallId) + Send + Sync>;
 pub trait Transcripts {
     /// Puts an utterance on record under the next number of its call. The webhook that brought it may come again: then this is
     /// what stands already. `None`: there is no such call any more.
-    async fn say(&self, call: &CallId, said: NewUtterance) -> Result<Option<Said>>;
+    async fn say(&self, call: &CallId, said: NewUtterance) -> Result<Option<UtteranceRef>>;
 
     /// Takes a webhook into the inbox, puts on record what it says, and settles it, in one transaction; or does the first alone.
-    async fn hear(&self, speech: Speech) -> Result<Took>;
+    async fn ingest(&self, speech: UtteranceIngest) -> Result<IngestOutcome>;
 
     /// Utterances of a call after a number, in order, at most `limit`.
     async fn utterances(&self, call: &CallId, after: i64, limit: u32) -> Result<Vec<Utterance>>;
@@ -165,5 +165,5 @@ pub trait Transcripts {
     ) -> Result<Vec<(String, CallId)>>;
 
     /// Where these calls stand; those that are not on record are left out.
-    async fn standings(&self, calls: &[CallId]) -> Result<Vec<Standing>>;
+    async fn standings(&self, calls: &[CallId]) -> Result<Vec<UtterancePosition>>;
 }

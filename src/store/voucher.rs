@@ -11,7 +11,7 @@ use crate::provider::description::SUBACCOUNT_KIND;
 /// News of a call that nobody knows is kept of so many who vouch for it.
 const EARLY_MAX: usize = 8;
 
-/// Whose signature news carries. It speaks only of their calls.
+/// RetentionScope signature news carries. It speaks only of their calls.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Voucher {
     /// The accounts whose signature it is: several, where they share a secret.
@@ -131,7 +131,7 @@ pub(super) fn heed(waiting: &[Early], facts: &Facts, known: &[Alias]) -> Option<
     waiting.iter().filter(about).map(|early| early.event).reduce(stronger)
 }
 
-impl super::Applied {
+impl super::ApplyOutcome {
     /// A change that is not about this call.
     pub(super) fn contradicted(record: CallRecord, what: Contradiction) -> Self {
         Self { step: Step::Ignore, record, conflicts: vec![], contradiction: Some(what), ended_a_part: false }

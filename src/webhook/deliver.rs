@@ -44,7 +44,7 @@ const AT_ONCE: u32 = 32;
 /// How long a stop waits for deliveries under way.
 const STOP_WITHIN: Duration = Duration::from_secs(2);
 /// How often the outbox is looked at without being woken: retries come due by themselves.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Where a notification goes.
 pub(super) struct To<'a> {
@@ -172,7 +172,7 @@ fn is_final(status: StatusCode) -> bool {
 /// Sends a delivery once. The app has it when it answers with 2xx.
 async fn send(calls: &Calls, delivery: &Delivery, spool: &Spool) -> Result<(), Missed> {
     let (upstream, app) = (&calls.upstream, &calls.settings.app);
-    // Decided anew: the operator may have said since where the app is.
+    // AdmitOutcome anew: the operator may have said since where the app is.
     let path = if delivery.route == Route::App { None } else { app.path_of(&delivery.url) };
     if let Some(path) = path
         && !calls.may_forward(path)
@@ -267,7 +267,7 @@ pub async fn run(newest: impl Fn() -> Calls, spool: Spool, wake: Arc<Notify>, st
                 .take_deliveries(now_ms, room, spool.name(), calls.settings.strict_order)
                 .await
                 .unwrap_or_else(|error| {
-                    warn!(%error, "the outbox cannot be read");
+                    warn!(%error, "failed to read the outbox");
                     vec![]
                 });
             for delivery in taken {
@@ -278,7 +278,7 @@ pub async fn run(newest: impl Fn() -> Calls, spool: Spool, wake: Arc<Notify>, st
         tokio::select! {
             () = stop.cancelled() => break,
             () = wake.notified() => {}
-            () = tokio::time::sleep(LOOK_EVERY) => {}
+            () = tokio::time::sleep(POLL_INTERVAL) => {}
             // The next of its call may go. One that panicked is due again when nobody has it any more.
             Some(_) = under_way.join_next() => {}
         }
@@ -324,7 +324,7 @@ async fn one(calls: &Calls, spool: &Spool, delivery: &Delivery) {
         done => done,
     };
     if let Err(error) = noted {
-        warn!(%error, "a delivery's result could not be recorded; it is sent again");
+        warn!(%error, "failed to record a delivery's result; it is sent again");
         tokio::time::sleep(Duration::from_secs(1)).await;
     } else if delivered && delivery.spool.is_some() {
         super::spool::release(spool, calls, &delivery.event_id).await;

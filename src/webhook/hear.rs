@@ -9,13 +9,15 @@ use super::{Came, Taken, Webhooks};
 use crate::call::{Origin, Phase};
 use crate::calls::inbound::Arrival;
 use crate::clock::rfc3339;
-use crate::hub::Partial;
 use crate::ids::CallId;
 use crate::lifecycle::HEARD;
+use crate::notify::Partial;
 use crate::policy::Privacy;
-use crate::provider::description::Heard;
+use crate::provider::description::UtteranceDraft;
 use crate::reply::{problem, respond};
-use crate::store::{Change, Contradiction, NewEvent, NewUtterance, RECORDED, Result, Speech, Took, tells_more};
+use crate::store::{
+    Change, Contradiction, IngestOutcome, NewEvent, NewUtterance, RECORDED, Result, UtteranceIngest, tells_more,
+};
 
 impl Webhooks {
     /// The answer to what is not taken into the inbox: what cannot be read, and what is only half said. `None`: it is taken.
@@ -38,12 +40,12 @@ impl Webhooks {
                     Partial { speaker: heard.speaker, text: heard.text.as_str().into(), source_sequence: heard.order };
                 match self.calls.lifecycle.store.resolve(&taken.aliases).await {
                     Ok(Some(call)) if self.is_theirs(taken, &call).await => {
-                        self.calls.lifecycle.hub.murmur(&call, partial);
+                        self.calls.lifecycle.hub.set_partial(&call, partial);
                     }
                     Ok(Some(_)) => {}
                     // The next one says more.
                     Ok(None) => {}
-                    Err(error) => warn!(%error, "what is half said in a call is not shown"),
+                    Err(error) => warn!(%error, "failed to show an interim utterance"),
                 }
                 Some(respond(StatusCode::NO_CONTENT, HeaderMap::new(), Bytes::new()))
             }
@@ -53,7 +55,7 @@ impl Webhooks {
 
     /// What it says, if that can be put on record with the webhook itself: it is for nobody else, tells of nothing else, and is kept
     /// whoever's it is.
-    pub(super) fn said_alone<'t>(&self, taken: &'t Taken<'_>) -> Option<&'t Heard> {
+    pub(super) fn said_alone<'t>(&self, taken: &'t Taken<'_>) -> Option<&'t UtteranceDraft> {
         let heard = taken.heard.as_ref()?.as_ref().ok()?;
         let webhook = taken.from.webhook();
         let is_alone = webhook.reply.is_none()
@@ -65,28 +67,33 @@ impl Webhooks {
     }
 
     /// Takes such a webhook into the inbox and does all that it asks for, in one commit; or takes it in and no more.
-    pub(super) async fn take_said(&self, taken: &Taken<'_>, heard: &Heard, event: NewEvent) -> Result<Took> {
+    pub(super) async fn take_said(
+        &self,
+        taken: &Taken<'_>,
+        heard: &UtteranceDraft,
+        event: NewEvent,
+    ) -> Result<IngestOutcome> {
         let said = self.utterance(heard, &event.id);
         let delivery = self.delivery(taken, None, &event.id).await?;
         let is_delivered = delivery.is_some();
         let (aliases, by) = (taken.aliases.clone(), taken.by.clone());
-        let speech = Speech { event, aliases, by, said: said.clone(), delivery };
-        let took = self.calls.lifecycle.store.hear(speech).await?;
+        let speech = UtteranceIngest { event, aliases, by, said: said.clone(), delivery };
+        let took = self.calls.lifecycle.store.ingest(speech).await?;
         match &took {
-            Took::Whole(call, stands) => {
+            IngestOutcome::Whole(call, stands) => {
                 if is_delivered {
                     self.deliver.notify_one();
                 }
-                self.calls.lifecycle.hub.say(call, said.at(*stands));
+                self.calls.lifecycle.hub.publish(call, said.at(*stands));
             }
             // Whoever put it on record may not have come to this.
-            Took::Before(call, _) => self.calls.lifecycle.hub.ring(call),
-            Took::Inbox(_) => {}
+            IngestOutcome::Before(call, _) => self.calls.lifecycle.hub.notify(call),
+            IngestOutcome::Inbox(_) => {}
         }
         Ok(took)
     }
 
-    fn utterance(&self, heard: &Heard, event_id: &str) -> NewUtterance {
+    fn utterance(&self, heard: &UtteranceDraft, event_id: &str) -> NewUtterance {
         let at_ms = self.calls.lifecycle.clock.now_ms();
         NewUtterance {
             event_id: event_id.to_owned(),
@@ -101,10 +108,10 @@ impl Webhooks {
 
     /// Puts on record what was said. Of a call that nobody knows there is a record from now on, which counts once
     /// its provider knows the call.
-    pub(super) async fn hear(
+    pub(super) async fn ingest(
         &self,
         taken: &Taken<'_>,
-        heard: &std::result::Result<Heard, String>,
+        heard: &std::result::Result<UtteranceDraft, String>,
         event_id: &str,
     ) -> Result<Came> {
         let Ok(heard) = heard else { return Ok(Came::of("unreadable")) };
@@ -115,12 +122,12 @@ impl Webhooks {
                 return Ok(Came::of(Contradiction::OtherAccount.outcome()));
             }
             Some(call) => call,
-            None => self.calls.overhear(self.overheard(taken)).boxed().await?,
+            None => self.calls.adopt_from_transcript(self.overheard(taken)).boxed().await?,
         };
         let text = self.calls.text_kept_now(&call, &heard.text).await?;
         let said = NewUtterance { text, ..self.utterance(heard, event_id) };
         let Some(stands) = lifecycle.store.say(&call, said).await? else { return Ok(Came::of("forgotten")) };
-        lifecycle.hub.ring(&call);
+        lifecycle.hub.notify(&call);
         let record = lifecycle.store.call(&call).await?;
         if record.is_some_and(|record| tells_more(&record, &taken.aliases)) {
             let bind = taken.aliases.clone();

@@ -16,12 +16,12 @@ use tracing::{debug, error, info, warn};
 use super::{Taken, Webhooks, fixed_answer, not_recorded};
 use crate::failpoint;
 use crate::ids::CallId;
-use crate::store::{NewEvent, Received, Result, StoreError};
+use crate::store::{NewEvent, ReceiveOutcome, Result, StoreError};
 
 /// How often it is tried to put on record what waits.
 const TAKE_UP_EVERY: Duration = Duration::from_secs(1);
 /// Rounds after which one that a record which is there does not take is tried in every so many only.
-const OFTEN: u32 = 60;
+const FAST_RETRIES: u32 = 60;
 /// Webhooks of the inbox that this process remembers to apply.
 const LEFT_MAX: usize = 4096;
 
@@ -38,7 +38,7 @@ impl Webhooks {
     ///
     /// # Errors
     /// That of the record, for a webhook whose answer cannot be given without it.
-    pub(super) async fn keep_aside(
+    pub(super) async fn journal_fallback(
         &self,
         taken: &Taken<'_>,
         row: NewEvent,
@@ -56,7 +56,7 @@ impl Webhooks {
         let was_empty = self.journal.waiting() == 0;
         let webhook = taken.from.webhook();
         if let Err(why) = self.journal.put(row, self.settings.spool_bytes_max).await {
-            warn!(event = id, webhook = webhook.name, %error, %why, "a webhook can neither be recorded nor be kept; its provider is asked to send it again");
+            warn!(event = id, webhook = webhook.name, %error, %why, "failed to store a webhook in the database and in the journal; provider asked to resend");
             if body_is_nobodys {
                 self.spool.forget(&id).await;
             }
@@ -65,7 +65,7 @@ impl Webhooks {
         }
         failpoint::hit("journal.kept").await;
         if was_empty {
-            warn!(%error, "the record takes no webhooks; they are kept in the journal until it does");
+            warn!(%error, "database unavailable; webhooks kept in the journal");
         }
         self.note(taken, "journaled");
         Ok(fixed_answer(webhook, None))
@@ -75,17 +75,12 @@ impl Webhooks {
     ///
     /// # Errors
     /// That of the record, for a webhook whose answer cannot be given without it.
-    pub(super) fn leave_in_inbox(
-        &self,
-        taken: &Taken<'_>,
-        event_id: &str,
-        error: StoreError,
-    ) -> Result<Response<Bytes>> {
+    pub(super) fn defer(&self, taken: &Taken<'_>, event_id: &str, error: StoreError) -> Result<Response<Bytes>> {
         if !Self::can_wait(taken) {
             return Err(error);
         }
         let webhook = taken.from.webhook();
-        warn!(event = event_id, webhook = webhook.name, %error, "a webhook is in the inbox and cannot be applied yet");
+        warn!(event = event_id, webhook = webhook.name, %error, "webhook stored; applying it is retried");
         {
             let mut left = self.left();
             // Beyond it they are found with those that other processes have left.
@@ -130,14 +125,14 @@ impl Webhooks {
     async fn take_up(&self, refused: &mut HashMap<String, u32>) {
         let ids = match self.journal.list().await {
             Ok(ids) => ids,
-            Err(error) => return warn!(%error, "the journal of webhooks cannot be read"),
+            Err(error) => return warn!(%error, "failed to read the webhook journal"),
         };
         refused.retain(|id, _| ids.binary_search(id).is_ok());
         let mut taken = 0;
         for id in ids {
-            if let Some(rounds) = refused.get_mut(&id).filter(|rounds| **rounds >= OFTEN) {
+            if let Some(rounds) = refused.get_mut(&id).filter(|rounds| **rounds >= FAST_RETRIES) {
                 *rounds += 1;
-                if !rounds.is_multiple_of(OFTEN) {
+                if !rounds.is_multiple_of(FAST_RETRIES) {
                     continue;
                 }
             }
@@ -145,24 +140,21 @@ impl Webhooks {
                 taken += 1;
                 continue;
             };
-            debug!(event = id, why, "a webhook of the journal is not on record yet");
+            debug!(event = id, why, "failed to move a webhook from the journal to the database");
             if self.calls.lifecycle.store.ping().await.is_err() {
                 break;
             }
             let rounds = refused.entry(id.clone()).or_default();
-            if *rounds < OFTEN {
+            if *rounds < FAST_RETRIES {
                 *rounds += 1;
-                if *rounds == OFTEN {
-                    error!(
-                        event = id,
-                        why, "the record does not take a webhook of the journal; it is tried once a minute"
-                    );
+                if *rounds == FAST_RETRIES {
+                    error!(event = id, why, "database rejects a webhook of the journal; retried once a minute");
                 }
             }
         }
         self.calls.lifecycle.metrics.journaled(self.journal.waiting());
         if taken > 0 {
-            info!(taken, waiting = self.journal.waiting(), "webhooks of the journal are on record");
+            info!(taken, waiting = self.journal.waiting(), "journal emptied into the database");
         }
     }
 
@@ -172,7 +164,7 @@ impl Webhooks {
             // Another process of this machine was quicker.
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             Err(error) if matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof) => {
-                error!(event = id, %error, "a file of the journal is damaged; it is set aside");
+                error!(event = id, %error, "damaged journal file set aside");
                 self.journal.set_aside(id).await;
                 return Ok(());
             }
@@ -181,7 +173,7 @@ impl Webhooks {
         let received = self.receive(event.clone()).await.map_err(|error| error.to_string())?;
         failpoint::hit("journal.received").await;
         self.journal.forget(id).await;
-        if let Received::Before { id: known, outcome: Some(_) } = &received {
+        if let ReceiveOutcome::Before { id: known, outcome: Some(_) } = &received {
             // Whoever wrote it may not have come to tell.
             let event = self.calls.lifecycle.store.inbox_event(known).await.map_err(|error| error.to_string())?;
             if let Some(call) = event.and_then(|event| CallId::parse(&event.call?)) {
@@ -190,11 +182,11 @@ impl Webhooks {
         }
         // Its first write may have come through. What another has left on record is found by who looks for such.
         let is_mine = match &received {
-            Received::New => true,
-            Received::Before { id: known, outcome } => known == id && outcome.is_none(),
+            ReceiveOutcome::New => true,
+            ReceiveOutcome::Before { id: known, outcome } => known == id && outcome.is_none(),
         };
         if is_mine && let Err(error) = self.try_one(event).boxed().await {
-            warn!(event = id, %error, "a webhook is in the inbox and cannot be applied yet");
+            warn!(event = id, %error, "webhook stored; applying it is retried");
         }
         Ok(())
     }

@@ -42,20 +42,20 @@ use crate::ids::{Alias, CallId, number_key};
 use crate::net::{BodyError, Exchange, Handler};
 use crate::policy::WhenFull;
 use crate::provider::account::Account;
-use crate::provider::description::{Heard, OWN_ID_KIND, Reply, SUBACCOUNT_KIND, Webhook, WebhookEvent};
+use crate::provider::description::{OWN_ID_KIND, Reply, SUBACCOUNT_KIND, UtteranceDraft, Webhook, WebhookEvent};
 use crate::provider::render::fill_json;
 use crate::provider::select::{Decoded, Document, Flaw, Message, is_form};
 use crate::provider::sign::{Keys, Signature, sha256_hex};
 use crate::reply::{json_answer, problem, respond, twiml, when_full_twiml};
 use crate::store::{
-    Applied, CallRecord, Change, Contradiction, Journal, NewEvent, RECORDED, Received, Result, Said, Spool, SpoolError,
-    Took, Voucher,
+    ApplyOutcome, CallRecord, Change, Contradiction, IngestOutcome, Journal, NewEvent, RECORDED, ReceiveOutcome,
+    Result, Spool, SpoolError, UtteranceRef, Voucher,
 };
 use arrive::{Candidate, ExtraPaths, Found, find};
 pub use front::AppHost;
 pub use journal::journal_loop;
 pub use records::records_loop;
-pub use replay::{AGAIN_SECS as REPLAY_AGAIN_SECS, Replayed, replay_loop};
+pub use replay::{RETRY_DELAYS_SECS as REPLAY_AGAIN_SECS, Replayed, replay_loop};
 pub use spool::spool_loop;
 use subaccounts::Subaccounts;
 
@@ -209,7 +209,7 @@ struct Taken<'a> {
     /// What it says of the call.
     news: Option<Event>,
     /// What is said in the call; or why that cannot be read.
-    heard: Option<std::result::Result<Heard, String>>,
+    heard: Option<std::result::Result<UtteranceDraft, String>>,
     /// Which delivery of which event.
     event_id: String,
 }
@@ -222,7 +222,7 @@ struct Came {
     /// The call's record after it, where it was applied to one.
     record: Option<Box<CallRecord>>,
     /// What was said, as it stands on record.
-    said: Option<Said>,
+    said: Option<UtteranceRef>,
 }
 
 impl Came {
@@ -234,7 +234,7 @@ impl Came {
         self.outcome == Contradiction::OtherAccount.outcome()
     }
 
-    fn applied(applied: Applied) -> Self {
+    fn applied(applied: ApplyOutcome) -> Self {
         let record = applied.record;
         match applied.contradiction {
             Some(what) => Self::of(what.outcome()),
@@ -281,7 +281,7 @@ impl Webhooks {
     /// Refuses a request whose path is a webhook's, and that is none.
     async fn odd(&self, exchange: &mut Exchange, code: &'static str, message: &str) -> u16 {
         let path: String = exchange.path().chars().take(LOGGED_PATH_MAX).collect();
-        warn!(path, code, "a request at a webhook's path was refused");
+        warn!(path, code, "webhook request denied");
         self.answer(exchange, problem(StatusCode::BAD_REQUEST, code, message)).await
     }
 
@@ -305,7 +305,7 @@ impl Webhooks {
                 return Some(problem(StatusCode::PAYLOAD_TOO_LARGE, "BODY_TOO_LARGE", &message));
             }
             Err(error) => {
-                debug!(%error, "a webhook's body did not arrive");
+                debug!(%error, "failed to read a webhook's body");
                 let answer = body_missing(error);
                 return Some(answer);
             }
@@ -325,14 +325,14 @@ impl Webhooks {
             || subaccounts.is_some_and(|rule| rule.id.is_doubled(&taken.message));
         if is_doubled {
             let (account, name) = (&from.account.name, taken.event.map_or("unknown", |e| e.name.as_str()));
-            warn!(%account, webhook = from.webhook().name, "a webhook says more than once what it is of; it is refused");
+            warn!(%account, webhook = from.webhook().name, "webhook denied: repeated parameter");
             self.calls.lifecycle.metrics.webhook(account.as_str(), name, "doubled");
             let message = "The request names a call, or what happened to it, more than once.";
             return Some(problem(StatusCode::BAD_REQUEST, "INVALID_PAYLOAD", message));
         }
         if from.webhook().is_foreign(&taken.message) && !taken.aliases.is_empty() {
             let (account, name) = (&from.account.name, taken.event.map_or("unknown", |e| e.name.as_str()));
-            warn!(%account, webhook = from.webhook().name, "a webhook that is about no call names one; it is refused");
+            warn!(%account, webhook = from.webhook().name, "webhook denied: not about a call, yet it names one");
             self.calls.lifecycle.metrics.webhook(account.as_str(), name, "foreign");
             let message = "The request is about something else than a call, and names a call.";
             return Some(problem(StatusCode::BAD_REQUEST, "INVALID_PAYLOAD", message));
@@ -347,7 +347,7 @@ impl Webhooks {
             };
             let answer = kept.map_or_else(
                 |error| {
-                    warn!(account = %from.account.name, %error, "failed to keep a webhook that cannot be read");
+                    warn!(account = %from.account.name, %error, "failed to store an unreadable webhook");
                     not_recorded()
                 },
                 |()| invalid,
@@ -361,7 +361,7 @@ impl Webhooks {
             Ok(Some(response)) => response,
             Ok(None) => return None,
             Err(error) => {
-                warn!(account = %from.account.name, webhook = from.webhook().name, %error, "a webhook could not be recorded");
+                warn!(account = %from.account.name, webhook = from.webhook().name, %error, "failed to store a webhook");
                 let name = taken.event.map_or("unknown", |e| e.name.as_str());
                 self.calls.lifecycle.metrics.webhook(from.account.name.as_str(), name, "failed");
                 // Whoever only observes keeps nobody from the app.
@@ -389,9 +389,9 @@ impl Webhooks {
         self.calls.lifecycle.metrics.unreadable(account, "webhook", flaw);
         let bytes = raw.body.len();
         if raw.flaw == Some(Flaw::Lenient) {
-            debug!(account, webhook, bytes, "a webhook is not JSON to the letter");
+            debug!(account, webhook, bytes, "webhook body is not strict JSON");
         } else {
-            warn!(account, webhook, flaw, bytes, "failed to read a webhook; its bytes are kept and delivered");
+            warn!(account, webhook, flaw, bytes, "failed to parse a webhook; stored and delivered as received");
         }
     }
 
@@ -408,7 +408,7 @@ impl Webhooks {
                 Ok(spool) => row.spool = Some(spool),
                 Err(error) => {
                     count(if matches!(error, SpoolError::Full(_)) { "spool_full" } else { "spool_failed" });
-                    warn!(account = %account.name, webhook = webhook.name, bytes = taken.raw.body.len(), %error, "a large webhook is not taken");
+                    warn!(account = %account.name, webhook = webhook.name, bytes = taken.raw.body.len(), %error, "large webhook not accepted: spool full");
                     let message = "There is no room for a body of this size just now; send it again.";
                     return Ok(Some(problem(StatusCode::SERVICE_UNAVAILABLE, "SPOOL_UNAVAILABLE", message)));
                 }
@@ -417,12 +417,12 @@ impl Webhooks {
         let (spool, received_at) = (row.spool.clone(), row.received_at);
         let received = match self.said_alone(taken) {
             Some(heard) => match self.take_said(taken, heard, row).boxed().await {
-                Ok(Took::Whole(_, said) | Took::Before(_, said)) => {
+                Ok(IngestOutcome::Whole(_, said) | IngestOutcome::Before(_, said)) => {
                     count(RECORDED);
                     failpoint::hit("webhook.settled").await;
                     return Ok(Some(fixed_answer(webhook, Some(said))));
                 }
-                Ok(Took::Inbox(received)) => Ok(received),
+                Ok(IngestOutcome::Inbox(received)) => Ok(received),
                 Err(error) => Err(error),
             },
             None => self.receive(row).await,
@@ -432,13 +432,13 @@ impl Webhooks {
             Err(error) => {
                 // Made anew: a copy of every body would be kept for the few that need it.
                 let row = NewEvent { spool, received_at, ..self.inbox_row(taken, name) };
-                return self.keep_aside(taken, row, error).boxed().await.map(Some);
+                return self.journal_fallback(taken, row, error).boxed().await.map(Some);
             }
         };
         failpoint::hit("webhook.received").await;
         let event_id = match &received {
-            Received::New => taken.event_id.clone(),
-            Received::Before { id, outcome } => {
+            ReceiveOutcome::New => taken.event_id.clone(),
+            ReceiveOutcome::Before { id, outcome } => {
                 // Of a call that nobody knew it may be known by now; of what was said the answer tells where it stands, which is looked
                 // up by saying it again.
                 let waits = (taken.is_exact() && outcome.as_deref() == Some("kept")) || taken.heard.is_some();
@@ -453,15 +453,15 @@ impl Webhooks {
         failpoint::hit("webhook.applied").await;
         let came = match applied {
             Ok(came) => came,
-            Err(error) => return self.leave_in_inbox(taken, &event_id, error).map(Some),
+            Err(error) => return self.defer(taken, &event_id, error).map(Some),
         };
         count(came.outcome);
         if webhook.reply.is_none() {
             if let Err(error) = self.settle(taken, &event_id, &came).await {
-                return self.leave_in_inbox(taken, &event_id, error).map(Some);
+                return self.defer(taken, &event_id, error).map(Some);
             }
-            if let (Received::Before { outcome: Some(_), .. }, Some(call)) = (&received, &came.call) {
-                store.event_found(&event_id, Some(call), came.outcome).await?;
+            if let (ReceiveOutcome::Before { outcome: Some(_), .. }, Some(call)) = (&received, &came.call) {
+                store.mark_matched(&event_id, Some(call), came.outcome).await?;
             }
             failpoint::hit("webhook.settled").await;
             if came.is_contradicted() && taken.heard.is_some() {
@@ -475,7 +475,7 @@ impl Webhooks {
         if came.is_contradicted() {
             return Ok(Some(not_yours()));
         }
-        if came.outcome == "without_id" {
+        if came.outcome == "missing_id" {
             let message = "The request names no call.";
             return Ok(Some(problem(StatusCode::BAD_REQUEST, "INVALID_PAYLOAD", message)));
         }
@@ -556,7 +556,7 @@ impl Webhooks {
             return Ok(Came::of("unreadable"));
         }
         if let Some(heard) = &taken.heard {
-            return self.hear(taken, heard, event_id).boxed().await;
+            return self.ingest(taken, heard, event_id).boxed().await;
         }
         let Some(news) = taken.news else { return Ok(Came::of("ignored")) };
         let (own, outside): (Vec<Alias>, Vec<Alias>) =
@@ -576,7 +576,7 @@ impl Webhooks {
         let admits = taken.event.is_some_and(|e| e.admits) && taken.direction == Direction::Inbound;
         if let (true, Event::Reached(phase)) = (admits, news) {
             if outside.is_empty() {
-                return Ok(Came::of("without_id"));
+                return Ok(Came::of("missing_id"));
             }
             return self.arrived(taken, outside, phase).await;
         }
@@ -587,7 +587,7 @@ impl Webhooks {
     }
 
     /// What applying it came to. What is not about the call that it points to is reported; a part that ended makes its carrier be asked.
-    fn came_of(&self, taken: &Taken<'_>, applied: Applied) -> Came {
+    fn came_of(&self, taken: &Taken<'_>, applied: ApplyOutcome) -> Came {
         if let Some(what) = applied.contradiction {
             self.report(taken, Some(&applied.record.id), what);
             if what == Contradiction::OtherCall {
@@ -604,7 +604,7 @@ impl Webhooks {
     fn report(&self, taken: &Taken<'_>, call: Option<&CallId>, what: Contradiction) {
         let (account, subaccount) = (&taken.from.account.name, taken.by.subaccount.as_deref());
         let call = call.map(CallId::as_str);
-        warn!(%account, subaccount, event = taken.event_id, call, why = what.why(), "a webhook was not applied");
+        warn!(%account, subaccount, event = taken.event_id, call, why = what.why(), "failed to apply a webhook");
     }
 
     async fn arrived(&self, taken: &Taken<'_>, aliases: Vec<Alias>, phase: Phase) -> Result<Came> {
@@ -712,7 +712,7 @@ fn not_recorded() -> Response<Bytes> {
 }
 
 /// The answer that a webhook's description gives, with where it stands what was said.
-fn fixed_answer(webhook: &Webhook, said: Option<Said>) -> Response<Bytes> {
+fn fixed_answer(webhook: &Webhook, said: Option<UtteranceRef>) -> Response<Bytes> {
     let Some(answer) = &webhook.answer else { return respond(StatusCode::NO_CONTENT, HeaderMap::new(), Bytes::new()) };
     let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::OK);
     match &answer.body {

@@ -18,7 +18,7 @@ use crate::reply::problem;
 use crate::store::{NewEvent, Result, StoreError};
 
 /// How often it is looked for records that are missing, and for calls that webhooks wait for.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// How long a webhook of a call that nobody knows stays applicable.
 const WAITS_MS: i64 = 24 * 3_600_000;
 /// How often it is looked for those that have waited too long.
@@ -26,7 +26,7 @@ const STOP_EVERY: Duration = Duration::from_secs(3600);
 /// Webhooks that are looked at in one step.
 const STEP: u32 = 100;
 /// How long a caller waits whose call is about to be known, and how often it is looked for.
-const MOMENT: (Duration, u32) = (Duration::from_millis(250), 4);
+const LATE_BIND_WAIT: (Duration, u32) = (Duration::from_millis(250), 4);
 
 impl Taken<'_> {
     /// Its caller is told by the status what is wrong.
@@ -70,7 +70,7 @@ impl Webhooks {
                 self.calls.told(record, &taken.from.account, found, complete).await?;
             }
             (None, Some(alias)) if came.outcome == "kept" => {
-                self.calls.lifecycle.store.wait_for(event_id, alias).await?;
+                self.calls.lifecycle.store.defer_until_known(event_id, alias).await?;
             }
             _ => {}
         }
@@ -80,8 +80,8 @@ impl Webhooks {
     /// The answer to the call's order may be a moment late.
     async fn apply_in_a_moment(&self, taken: &Taken<'_>, event_id: &str, mut came: Came) -> Result<Came> {
         let store = &self.calls.lifecycle.store;
-        for _ in 0..MOMENT.1 {
-            tokio::time::sleep(MOMENT.0).await;
+        for _ in 0..LATE_BIND_WAIT.1 {
+            tokio::time::sleep(LATE_BIND_WAIT.0).await;
             if store.resolve(&taken.aliases).await?.is_some() {
                 came = self.apply(taken, event_id).await?;
                 break;
@@ -102,10 +102,10 @@ impl Webhooks {
     }
 
     /// Webhooks wait no longer whose call nobody came to know.
-    async fn stop_waiting(&self) -> Result<()> {
+    async fn expire_deferred(&self) -> Result<()> {
         let before_ms = self.calls.lifecycle.clock.now_ms() - WAITS_MS;
         let forget = self.calls.forgets_bodies(None).await?;
-        self.calls.lifecycle.store.stop_waiting(before_ms, forget).await
+        self.calls.lifecycle.store.expire_deferred(before_ms, forget).await
     }
 
     /// Applies webhooks that waited, and whose call is known by now.
@@ -113,8 +113,8 @@ impl Webhooks {
         let since_ms = self.calls.lifecycle.clock.now_ms() - WAITS_MS;
         let found = self.calls.lifecycle.store.found_events(since_ms, STEP, &self.reach(leads)).await?;
         for (id, why) in found.damaged {
-            warn!(event = id, why, "a webhook that waited for its call cannot be read");
-            self.calls.lifecycle.store.event_found(&id, None, "unusable").await?;
+            warn!(event = id, why, "failed to read a deferred webhook");
+            self.calls.lifecycle.store.mark_matched(&id, None, "unusable").await?;
         }
         for event in found.events {
             let (id, spooled) = (event.id.clone(), event.spool.is_some());
@@ -123,14 +123,14 @@ impl Webhooks {
                     if spooled {
                         super::spool::release(&self.spool, &self.calls, &id).await;
                     }
-                    info!(event = id, "a webhook that waited for its call was applied");
+                    info!(event = id, "deferred webhook applied");
                 }
                 // One that cannot be written must not keep the others from their turn.
                 Err(error)
                     if matches!(error, StoreError::Damaged(_)) || self.calls.lifecycle.store.ping().await.is_ok() =>
                 {
-                    warn!(event = id, %error, "a webhook that waited for its call cannot be applied");
-                    self.calls.lifecycle.store.event_found(&id, None, "unusable").await?;
+                    warn!(event = id, %error, "failed to apply a deferred webhook");
+                    self.calls.lifecycle.store.mark_matched(&id, None, "unusable").await?;
                 }
                 Err(error) => return Err(error),
             }
@@ -141,21 +141,21 @@ impl Webhooks {
     async fn apply_one_found(&self, mut event: NewEvent) -> Result<()> {
         let store = &self.calls.lifecycle.store;
         let Some(body) = self.body_of(&mut event).await? else {
-            return store.event_found(&event.id, None, "body_lost").await;
+            return store.mark_matched(&event.id, None, "body_lost").await;
         };
         let raw = Raw::new(&event.method, &event.path, headers_of(&event.headers), body).decoded();
         let path = event.path.split('?').next().unwrap_or_default();
         let found = candidates(&self.calls.accounts, &self.settings.extra_paths, path);
         let Some(from) = found.iter().find(|c| c.account.name.as_str() == event.account) else {
-            return store.event_found(&event.id, None, "unusable").await;
+            return store.mark_matched(&event.id, None, "unusable").await;
         };
         let taken = read(&raw, from, Keys::default(), self.voucher_again(from, &raw), event.id.clone());
         let came = self.apply(&taken, &event.id).await?;
-        let Some(record) = came.record else { return store.event_found(&event.id, None, "unusable").await };
+        let Some(record) = came.record else { return store.mark_matched(&event.id, None, "unusable").await };
         if let Some((found, complete)) = taken.record() {
             self.calls.told(&record, &taken.from.account, found, complete).await?;
         }
-        store.event_found(&event.id, Some(&record.id), "applied").await?;
+        store.mark_matched(&event.id, Some(&record.id), "applied").await?;
         if self.calls.forgets_bodies(Some(&record.id)).await? {
             store.forget_body(&event.id).await?;
         }
@@ -170,7 +170,7 @@ pub async fn records_loop(inbox: impl Fn() -> Webhooks, leads: impl Fn() -> bool
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(LOOK_EVERY) => {}
+            () = tokio::time::sleep(POLL_INTERVAL) => {}
         }
         let (inbox, leads) = (inbox(), leads());
         if !leads {
@@ -185,7 +185,7 @@ pub async fn records_loop(inbox: impl Fn() -> Webhooks, leads: impl Fn() -> bool
             }
             let mut failed = None;
             if stopped.is_none_or(|at| at.elapsed() >= STOP_EVERY) {
-                match inbox.stop_waiting().await {
+                match inbox.expire_deferred().await {
                     Ok(()) => stopped = Some(Instant::now()),
                     Err(error) => failed = Some(error),
                 }
@@ -201,7 +201,7 @@ pub async fn records_loop(inbox: impl Fn() -> Webhooks, leads: impl Fn() -> bool
             failed = Box::pin(steps) => failed,
         };
         if let Some(error) = failed {
-            warn!(%error, "missing records could not be seen to");
+            warn!(%error, "failed to process missing post-call records");
         }
     }
 }

@@ -14,7 +14,7 @@ impl Webhooks {
         self.calls.lifecycle.metrics.webhook(account.as_str(), event, "app_refused");
         let url = self.settings.app_url(&taken.raw.headers, path);
         let (status, cause) = (status.as_u16(), cause(status));
-        warn!(%account, path, status, url, cause, "the app refused a voice webhook; its caller hears an error");
+        warn!(%account, path, status, url, cause, "app refused a voice webhook; the caller hears an error");
         if let Some(call) = call {
             self.calls.look_soon(call);
         }

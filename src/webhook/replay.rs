@@ -13,7 +13,7 @@ use super::{Raw, Webhooks, headers_of, read};
 use crate::failpoint;
 use crate::lifecycle::finish;
 use crate::provider::sign::Keys;
-use crate::store::{InboxEvent, NewEvent, Place, Result, Voucher};
+use crate::store::{Cursor, InboxEvent, NewEvent, Result, Voucher};
 
 /// A webhook that was taken so long ago and is not settled was left by its process, in milliseconds.
 const STALE_MS: i64 = 30_000;
@@ -22,7 +22,7 @@ const REPLAY_EVERY: Duration = Duration::from_secs(10);
 /// Webhooks that are read at once: each may have a body as large as the record takes, 1 MiB.
 const PAGE: u32 = 32;
 /// Pauses between tries, in seconds. After the last the webhook is parked with its error.
-pub const AGAIN_SECS: [i64; 9] = [10, 20, 40, 80, 160, 320, 640, 1280, 2560];
+pub const RETRY_DELAYS_SECS: [i64; 9] = [10, 20, 40, 80, 160, 320, 640, 1280, 2560];
 
 /// What an operator's replay came to.
 #[derive(Debug, Clone, Serialize)]
@@ -42,7 +42,7 @@ impl Webhooks {
     pub async fn replay(&self) -> Result<usize> {
         // What others take meanwhile is theirs.
         let began_ms = self.calls.lifecycle.clock.now_ms();
-        let (mut count, mut after) = (0, Some(Place::default()));
+        let (mut count, mut after) = (0, Some(Cursor::default()));
         while let Some(from) = after.filter(|(received_at, _)| *received_at <= began_ms) {
             let waiting = self.calls.lifecycle.store.unsettled_events(i64::MAX, &self.reach(true), &from, PAGE).await?;
             self.park(&waiting.damaged).await?;
@@ -60,21 +60,21 @@ impl Webhooks {
     async fn replay_stale(&self, leads: bool) {
         let before_ms = self.calls.lifecycle.clock.now_ms() - STALE_MS;
         let (store, reach) = (&self.calls.lifecycle.store, self.reach(leads));
-        let mut after = Some(Place::default());
+        let mut after = Some(Cursor::default());
         while let Some(from) = after {
             let waiting = match store.unsettled_events(before_ms, &reach, &from, PAGE).await {
                 Ok(waiting) => waiting,
-                Err(error) => return warn!(%error, "webhooks that nobody settled cannot be read"),
+                Err(error) => return warn!(%error, "failed to read pending webhooks"),
             };
             if let Err(error) = self.park(&waiting.damaged).await {
-                warn!(%error, "webhooks that cannot be read could not be parked");
+                warn!(%error, "failed to park unreadable webhooks");
             }
             for event in waiting.events {
                 let id = event.id.clone();
                 match self.try_one(event).boxed().await {
-                    Ok(true) => info!(event = id, "a webhook that another process had left was applied"),
+                    Ok(true) => info!(event = id, "webhook of another process applied"),
                     Ok(false) => {}
-                    Err(error) => return warn!(event = id, %error, "a webhook cannot be tried: the store fails"),
+                    Err(error) => return warn!(event = id, %error, "failed to retry a webhook: store unavailable"),
                 }
             }
             after = waiting.last;
@@ -85,7 +85,7 @@ impl Webhooks {
     async fn park(&self, damaged: &[(String, String)]) -> Result<()> {
         let now_ms = self.calls.lifecycle.clock.now_ms();
         for (id, why) in damaged {
-            warn!(event = id, why, "a webhook cannot be read; it is parked");
+            warn!(event = id, why, "failed to read a webhook; parked");
             self.calls.lifecycle.store.failed_try(id, why, None, now_ms).await?;
         }
         Ok(())
@@ -130,7 +130,7 @@ impl Webhooks {
         let (id, store) = (event.id.clone(), &self.calls.lifecycle.store);
         // Counted before: what kills the process counts too.
         let tries = store.begin_try(&id).await? as usize;
-        let why = if tries > AGAIN_SECS.len() + 1 {
+        let why = if tries > RETRY_DELAYS_SECS.len() + 1 {
             "the process died while it was applied, again and again".to_owned()
         } else {
             let this = self.clone();
@@ -141,11 +141,11 @@ impl Webhooks {
             }
         };
         let now_ms = self.calls.lifecycle.clock.now_ms();
-        let due_at = AGAIN_SECS.get(tries.saturating_sub(1)).map(|secs| now_ms + secs * 1000);
+        let due_at = RETRY_DELAYS_SECS.get(tries.saturating_sub(1)).map(|secs| now_ms + secs * 1000);
         match due_at {
-            Some(_) => warn!(event = id, tries, why, "a webhook cannot be applied yet"),
+            Some(_) => warn!(event = id, tries, why, "failed to apply a webhook; retrying"),
             None => {
-                warn!(event = id, tries, why, "a webhook cannot be applied; it is parked: `ringfence events replay`")
+                warn!(event = id, tries, why, "failed to apply a webhook; parked: see `ringfence events replay`")
             }
         }
         store.failed_try(&id, &why, due_at, now_ms).await?;
@@ -171,7 +171,7 @@ impl Webhooks {
         let at_ms = self.calls.lifecycle.clock.now_ms();
         let Some(body) = self.body_of(&mut event).await? else {
             // Its call's end is asked of the provider, the app cannot be told.
-            warn!(event = event.id, "the body of a webhook is lost");
+            warn!(event = event.id, "webhook body lost");
             return self.calls.lifecycle.store.settle(&event.id, None, "body_lost", None, at_ms).await.map(drop);
         };
         let raw = Raw::new(&event.method, &event.path, headers_of(&event.headers), body).decoded();
@@ -186,7 +186,7 @@ impl Webhooks {
                 self.settle(&taken, &event.id, &came).await?;
                 failpoint::hit("replay.settled").await;
             }
-            _ => drop(self.calls.lifecycle.store.settle(&event.id, None, "too_late_to_reply", None, at_ms).await?),
+            _ => drop(self.calls.lifecycle.store.settle(&event.id, None, "reply_expired", None, at_ms).await?),
         }
         Ok(())
     }

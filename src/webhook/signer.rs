@@ -59,7 +59,7 @@ impl Webhooks {
         self.calls.lifecycle.metrics.webhook(account.name.as_str(), "unverified", "refused");
         if let Some(left_out) = REFUSED.admits() {
             let path = shortened(path);
-            warn!(account = %account.name, path, %error, left_out, "a webhook was refused");
+            warn!(account = %account.name, path, %error, left_out, "webhook signature invalid");
         }
         problem(StatusCode::UNAUTHORIZED, "INVALID_SIGNATURE", &error.to_string())
     }
@@ -90,7 +90,7 @@ impl Webhooks {
                 metrics.webhook(account.name.as_str(), "unverified", "failed");
                 if let Some(left_out) = UNCHECKED.admits() {
                     let path = shortened(path);
-                    warn!(account = %account.name, path, left_out, "a subaccount's webhook cannot be checked");
+                    warn!(account = %account.name, path, left_out, "failed to verify a subaccount's webhook");
                 }
                 let message = "The provider could not be asked for the subaccount's token; send it again.";
                 Err(problem(StatusCode::SERVICE_UNAVAILABLE, "SIGNATURE_UNCHECKED", message))

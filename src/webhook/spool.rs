@@ -8,7 +8,7 @@ use tracing::{info, warn};
 
 use super::{KEPT_BYTES_MAX, Taken, Webhooks};
 use crate::calls::Calls;
-use crate::store::{NewEvent, Reach, Received, Result, Spool, Spooled, StoreError};
+use crate::store::{NewEvent, Reach, ReceiveOutcome, Result, Spool, Spooled, StoreError};
 
 /// How often the spool is looked through.
 const SWEEP_EVERY: Duration = Duration::from_secs(300);
@@ -23,10 +23,10 @@ pub(super) const BODY_GONE: &str = "its body is not in the spool any more";
 
 /// Lets go of a webhook's body if nobody needs it any more. What fails is done by the next sweep.
 pub(super) async fn release(spool: &Spool, calls: &Calls, event_id: &str) {
-    match calls.lifecycle.store.unspool(event_id, spool.name()).await {
+    match calls.lifecycle.store.clear_spool(event_id, spool.name()).await {
         Ok(true) => spool.forget(event_id).await,
         Ok(false) => {}
-        Err(error) => warn!(event = event_id, %error, "a body stays in the spool until the next look"),
+        Err(error) => warn!(event = event_id, %error, "failed to process a spooled body; retrying"),
     }
 }
 
@@ -42,21 +42,21 @@ impl Webhooks {
     }
 
     /// Takes a webhook into the inbox, whose body may be in the spool already.
-    pub(super) async fn receive(&self, row: NewEvent) -> Result<Received> {
+    pub(super) async fn receive(&self, row: NewEvent) -> Result<ReceiveOutcome> {
         let store = &self.calls.lifecycle.store;
         let (new, spool) = (row.id.clone(), row.spool.clone());
         let received = store.receive(row).await;
         let Some(spool) = spool else { return received };
         match &received {
             // Whether there is a row, or the journal has it, the next look will know.
-            Ok(Received::New) | Err(_) => {}
+            Ok(ReceiveOutcome::New) | Err(_) => {}
             // Whoever took it first may be gone, and its file with it.
-            Ok(Received::Before { id, outcome: None }) => {
+            Ok(ReceiveOutcome::Before { id, outcome: None }) => {
                 let given = self.spool.give(&new, id).await;
                 given.map_err(|error| StoreError::Failed(format!("the spool cannot be written: {error}")))?;
-                store.respool(id, &spool).await?;
+                store.set_spool(id, &spool).await?;
             }
-            Ok(Received::Before { .. }) => self.spool.forget(&new).await,
+            Ok(ReceiveOutcome::Before { .. }) => self.spool.forget(&new).await,
         }
         received
     }
@@ -86,12 +86,9 @@ impl Webhooks {
             self.sweep_file(&file, now_ms).await?;
         }
         if leads {
-            let stranded = store.strand(now_ms - STRANDED_MS, self.spool.name(), STRANDED, now_ms).await?;
+            let stranded = store.park_unreachable(now_ms - STRANDED_MS, self.spool.name(), STRANDED, now_ms).await?;
             if stranded > 0 {
-                warn!(
-                    stranded,
-                    "bodies are in the spool of a replica that is gone; `ringfence events list` shows them"
-                );
+                warn!(stranded, "spooled bodies belong to a dead replica: see `ringfence events list`");
             }
         }
         Ok(())
@@ -101,7 +98,7 @@ impl Webhooks {
         let (store, id) = (&self.calls.lifecycle.store, file.event_id.as_str());
         let age_ms = now_ms - file.written_at;
         if age_ms > i64::from(self.settings.spool_days) * 24 * 3_600_000 {
-            warn!(event = id, bytes = file.bytes, "a body was in the spool for too long; it is deleted");
+            warn!(event = id, bytes = file.bytes, "spooled body expired; deleted");
             self.spool.forget(id).await;
             return Ok(());
         }
@@ -110,12 +107,12 @@ impl Webhooks {
         }
         release(&self.spool, &self.calls, id).await;
         if store.inbox_event(id).await?.is_some_and(|event| event.error.as_deref() == Some(STRANDED)) {
-            info!(event = id, "the spool is back; a webhook is applied");
+            info!(event = id, "spool available again; webhook applied");
             store.reopen(id).await?;
         }
         let deliveries = store.deliveries_of(id).await?;
         if deliveries.iter().any(|one| one.done_at.is_none() && one.last_error.as_deref() == Some(STRANDED)) {
-            info!(event = id, "the spool is back; a webhook is delivered");
+            info!(event = id, "spool available again; webhook delivered");
             store.redeliver(id, now_ms).await?;
             self.deliver.notify_one();
         }
@@ -132,7 +129,7 @@ pub async fn spool_loop(inbox: impl Fn() -> Webhooks, leads: impl Fn() -> bool, 
             swept = Box::pin(inbox.sweep_spool(leads())) => swept,
         };
         if let Err(error) = swept {
-            warn!(%error, "the spool could not be seen to");
+            warn!(%error, "failed to clean the spool");
         }
         tokio::select! {
             () = stop.cancelled() => return,

@@ -191,7 +191,7 @@ impl Subaccounts {
                     let before = entry.map_or(Asked::Unknown, |entry| entry.answer(now_ms));
                     let is_known = entry.is_some_and(|entry| entry.token.is_some());
                     if !is_known && !known.may_ask(&key.0, now_ms) {
-                        warn!(account = %account.name, "too many subaccounts are to be asked for; this one is not");
+                        warn!(account = %account.name, "subaccount look-up skipped: too many pending");
                         return before;
                     }
                     known.make_room();
@@ -223,16 +223,16 @@ impl Subaccounts {
             // It may be the account's own credentials that are refused. What it signs with is believed for a day yet.
             Ok(None) if entry.token.is_some() && entry.answered_at.is_some_and(|at| now_ms - at < KEPT_MS) => {
                 entry.failed_at = Some(now_ms);
-                warn!(account = %account.name, subaccount = id, "a subaccount is not shown any more");
+                warn!(account = %account.name, subaccount = id, "subaccount no longer visible");
             }
             Ok(token) => {
-                info!(account = %account.name, subaccount = id, ours = token.is_some(), "asked for a subaccount");
+                info!(account = %account.name, subaccount = id, ours = token.is_some(), "subaccount looked up");
                 (entry.token, entry.answered_at, entry.failed_at) = (token, Some(now_ms), None);
             }
             // A token that was known stays.
             Err(error) => {
                 entry.failed_at = Some(now_ms);
-                warn!(account = %account.name, subaccount = id, %error, "a subaccount's token cannot be asked for")
+                warn!(account = %account.name, subaccount = id, %error, "failed to fetch a subaccount's token")
             }
         }
     }

@@ -50,7 +50,7 @@ impl Webhooks {
             if webhook.answer.is_some() {
                 return Ok(Some(fixed_answer(webhook, None)));
             }
-            warn!(path = exchange.path(), "nobody answers this webhook: neither app.forward_url nor front mode is set");
+            warn!(path = exchange.path(), "no app answers this webhook: neither app.forward_url nor front mode is set");
             if let Some(call) = call.filter(|_| incoming) {
                 self.calls.lifecycle.end(call, Outcome::Failed, EndProof::Webhook, "webhook").await?;
             }
@@ -68,7 +68,7 @@ impl Webhooks {
             Err(error) => Some(error.to_string()),
         };
         if let Some(why) = failed {
-            warn!(webhook = webhook.name, why, "the app does not answer a webhook that waits for its answer");
+            warn!(webhook = webhook.name, why, "app did not answer a voice webhook");
             if incoming
                 && webhook.reply == Some(Reply::Twiml)
                 && let Some(instead) = &self.settings.when_down
@@ -106,7 +106,7 @@ impl Webhooks {
         match connected {
             Ok(xml) => twiml(xml),
             Err(why) => {
-                warn!(%call, why, "an admitted inbound call could not be connected; its caller meets when_full");
+                warn!(%call, why, "failed to connect an admitted inbound call; when_full applies");
                 let policy = self.calls.lifecycle.policy.load();
                 let business = match self.calls.lifecycle.store.call(call).await {
                     Ok(Some(record)) => record.facts.business,
@@ -220,7 +220,7 @@ impl Webhooks {
                     return self.answer(exchange, answer).await;
                 }
                 Err(error) => {
-                    debug!(%error, "a passed request's body did not arrive");
+                    debug!(%error, "failed to read the body of a forwarded request");
                     let answer = body_missing(error);
                     return self.answer(exchange, answer).await;
                 }
@@ -291,12 +291,12 @@ impl Webhooks {
         match relayed {
             Ok(relayed) => relayed.status.as_u16(),
             Err(error) if error.is_clients() => {
-                debug!(%error, "a passed request did not arrive whole");
+                debug!(%error, "forwarded request incomplete");
                 self.answer(exchange, problem(StatusCode::BAD_REQUEST, "BODY_INCOMPLETE", &error.to_string())).await
             }
             Err(error) => {
                 if let Some(left_out) = AWAY.admits() {
-                    warn!(%error, left_out, "the app cannot be reached");
+                    warn!(%error, left_out, "failed to reach the app");
                 }
                 self.answer(exchange, problem(StatusCode::BAD_GATEWAY, "APP_UNREACHABLE", "The app cannot be reached."))
                     .await

@@ -33,7 +33,7 @@ impl Webhooks {
                     count("unlisted_path");
                     warn!(
                         account = %account.name, path, key = "inbound.voice_paths",
-                        "an inbound call went to the app without being admitted, since its path is no webhook's; name the path"
+                        "inbound call forwarded without admission: its path is not configured as a webhook"
                     );
                     return;
                 }
@@ -48,14 +48,14 @@ impl Webhooks {
                         Ok(None) => continue,
                         Ok(Some(applied)) => {
                             count("unlisted_path");
-                            debug!(call = %applied.record.id, "its end came at a path of the app's");
+                            debug!(call = %applied.record.id, "end of the call received at an app path");
                             self.came_of(&taken, applied);
                         }
                         Err(error) => {
-                            warn!(account = %account.name, path, %error, "the end of a call could not be recorded")
+                            warn!(account = %account.name, path, %error, "failed to record the end of a call")
                         }
                     }
-                    warn!(account = %account.name, path, "the end of a call came at a path that is no webhook's; name the path in the config");
+                    warn!(account = %account.name, path, "end of a call received at a path that is not configured as a webhook");
                     return;
                 }
                 Event::Reached(_) | Event::Ended(..) => {}

@@ -119,7 +119,7 @@ async fn acceptance_d_kill_9_with_calls_up_leaks_nothing() {
         "platform_global_active_calls 0",
         "active_call_sessions_count 0",
         "subscription_active_calls_sum 0",
-        "ringfence_overrun_calls 0",
+        "ringfence_over_limit_calls 0",
     ] {
         assert!(text.lines().any(|line| line == zero), "{zero} is not in\n{text}");
     }

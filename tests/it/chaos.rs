@@ -37,7 +37,7 @@ const INSISTS: Duration = Duration::from_secs(7);
 const REST: Duration = Duration::from_secs(90);
 /// One order, as its app saw it.
 #[derive(Debug)]
-struct Order {
+struct AdmissionRequest {
     to: String,
     business: usize,
     at_twilio: bool,
@@ -61,7 +61,7 @@ struct Chaos {
     postgres: Mutex<Server>,
     /// Servers are worked on one at a time.
     server_hands: tokio::sync::Mutex<()>,
-    orders: Mutex<Vec<Order>>,
+    orders: Mutex<Vec<AdmissionRequest>>,
     numbers: AtomicU32,
     alive: AtomicBool,
     tally: Mutex<Tally>,
@@ -114,7 +114,7 @@ impl Chaos {
         let at_twilio = dice.below(3) == 0;
         let key = (dice.below(2) == 0).then(|| format!("key-{to}"));
         let started = Instant::now();
-        let mut order = Order { to, business, at_twilio, key, tries: vec![] };
+        let mut order = AdmissionRequest { to, business, at_twilio, key, tries: vec![] };
         loop {
             let replica = dice.below(self.fleet.replicas.len() as u64) as usize;
             // Some apps give up at once, most wait longer than a create may take.
@@ -136,7 +136,7 @@ impl Chaos {
         self.orders.lock().unwrap().push(order);
     }
 
-    async fn try_order(&self, order: &Order, replica: usize, patience: Duration) -> Option<Answer> {
+    async fn try_order(&self, order: &AdmissionRequest, replica: usize, patience: Duration) -> Option<Answer> {
         let (business, key) = (BUSINESSES[order.business].0, order.key.as_deref());
         match order.at_twilio {
             true => self.fleet.talk(replica, business, &order.to, key, patience).await,
@@ -195,8 +195,8 @@ async fn run(what: &str, replicas: usize, redis: Store, tables: &str, secs: u64)
         tables: tables.to_owned(),
         limits: (EL_MAX, ALL_MAX, BUSINESSES.map(|(name, max)| (name.to_owned(), max)).to_vec()),
         reconcile: "sweep_ms = 150
-grace_ms = 300
-absent_twice_secs = 2",
+list_lag_ms = 300
+not_found_confirm_secs = 2",
     };
     let chaos = Chaos {
         fleet: Fleet::set(setup, &mut dice).await,
@@ -285,7 +285,7 @@ async fn one_process_over_postgres_stays_exact_whatever_goes_wrong() {
 }
 
 pub const DATABASE: &str = "[gate]\nbackend = \"database\"";
-pub const REDIS: &str = "[gate]\nbackend = \"redis\"\nredis_url = \"{redis}\"\ntimeout_ms = 100\nfallback_after_ms = 800\nreturn_after_ms = 1500\ncompare_secs = 5";
+pub const REDIS: &str = "[gate]\nbackend = \"redis\"\nredis_url = \"{redis}\"\ntimeout_ms = 100\nfallback_after_ms = 800\nreturn_after_ms = 1500\naudit_interval_secs = 5";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn three_processes_with_the_database_as_their_gate_stay_exact_whatever_goes_wrong() {

@@ -24,7 +24,7 @@ enum Act {
     /// It comes there by itself, at its start.
     Nothing,
     /// Orders at both providers.
-    Order,
+    AdmissionRequest,
     /// An order, and the provider's answer goes wrong.
     Fault(FaultKind),
     /// An order whose answer is lost, and no webhook either.
@@ -58,12 +58,12 @@ fn script(point: &str) -> Option<(&'static str, &'static str, Act)> {
     Some(match point {
         "create.recorded" | "create.sending" | "create.head" | "create.answered" | "create.unbound"
         | "create.bound" | "call.opened" | "store.writing" | "store.committing" | "store.committed" => {
-            ("", "", Act::Order)
+            ("", "", Act::AdmissionRequest)
         }
-        "gate.admitted" => ("", "", Act::Order),
+        "gate.admitted" => ("", "", Act::AdmissionRequest),
         "gate.advanced" | "gate.rebuilt" => ("", "", Act::Nothing),
         "gate.comparing" => ("", "", Act::Compare),
-        "create.stale" | "create.stale.ended" => ("", "create.recorded=sleep:1500", Act::Order),
+        "create.stale" | "create.stale.ended" => ("", "create.recorded=sleep:1500", Act::AdmissionRequest),
         "create.joined" => ("", "", Act::Join),
         "create.not_sent" | "create.not_sent.ended" => ("", "", Act::Away),
         "create.limit" | "create.limit.ended" => ("", "", Act::Fault(FaultKind::TooManyConcurrent)),
@@ -92,7 +92,7 @@ fn script(point: &str) -> Option<(&'static str, &'static str, Act)> {
 async fn act(scene: &mut Scene, act: Act) {
     match act {
         Act::Nothing => {}
-        Act::Order => {
+        Act::AdmissionRequest => {
             tokio::join!(scene.dial(), scene.talk());
         }
         Act::Fault(kind) => {

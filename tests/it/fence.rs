@@ -91,7 +91,7 @@ async fn every_spelling_of_a_path_that_dials_is_fenced() {
             let second = stage.send("POST", &url, &[("content-type", kind)], body.replace("0002222", "0003333")).await;
             assert_eq!((second.status, behind.got().len()), (503, 1), "{path}: {second:?}");
             let metrics = stage.ask("/metrics").await;
-            assert!(!metrics.as_str().unwrap().contains("ringfence_unfenced_calls_total{"), "{path}");
+            assert!(!metrics.as_str().unwrap().contains("ringfence_unmatched_creates_total{"), "{path}");
             stage.finish().await;
         }
     }
@@ -116,7 +116,7 @@ async fn a_call_of_a_request_that_nobody_described_is_counted_at_once() {
     assert_eq!(stage.held().await, 1);
     assert_eq!(stage.record("conv_past").await.unwrap().facts.operation, "unfenced");
     let metrics = stage.ask("/metrics").await;
-    assert!(metrics.as_str().unwrap().contains("ringfence_unfenced_calls_total{account=\"mirror\"} 1"));
+    assert!(metrics.as_str().unwrap().contains("ringfence_unmatched_creates_total{account=\"mirror\"} 1"));
     stage.finish().await;
 }
 
@@ -205,7 +205,10 @@ async fn unreadable(answer: fn() -> Response<Bytes>, listed: &'static str, count
 
 async fn dialled(behind: &Behind) -> Stage {
     let tables = format!("{}api_key = \"k\"\n", account_at("mirror", "elevenlabs", &behind.url()));
-    let replace = vec![("absent_twice_secs = 1".to_owned(), "absent_twice_secs = 1\nunread_alarm_secs = 1".to_owned())];
+    let replace = vec![(
+        "not_found_confirm_secs = 1".to_owned(),
+        "not_found_confirm_secs = 1\nunreadable_alarm_secs = 1".to_owned(),
+    )];
     let stage = Stage::start(Setup { tables, replace, ..Setup::default() }).await;
     let url = stage.api("/mirror/v1/convai/sip-trunk/outbound-call");
     let body = json!({"agent_id": "a", "to_number": "+15550002222"}).to_string();
@@ -265,7 +268,7 @@ async fn a_call_whose_state_nobody_can_read_is_held_and_raises_an_alarm() {
         })
         .await;
     let metrics = stage.ask("/metrics").await;
-    assert!(metrics.as_str().unwrap().contains("ringfence_unread_calls{account=\"mirror\"} 1"));
+    assert!(metrics.as_str().unwrap().contains("ringfence_unreadable_calls{account=\"mirror\"} 1"));
     assert_eq!(stage.held().await, 1, "nothing says that it is over");
     stage.finish().await;
 }

@@ -35,7 +35,7 @@ async fn observe_mode_sends_what_strangers_order_and_counts_it_under_their_id() 
     }
     let answer = twilio(&stage, "Calls.json", Some("cedar"), "+15550002003", &[("Twiml", TALK)]).await;
     assert_eq!((answer.status, would(&answer)), (201, Some("UNKNOWN_BUSINESS")));
-    assert!(metric(&stage, "ringfence_would_refuse_total{limit=\"UNKNOWN_BUSINESS\"} 4").await);
+    assert!(metric(&stage, "ringfence_shadow_refusals_total{limit=\"UNKNOWN_BUSINESS\"} 4").await);
     let rows = async || stage.ask("/api/refusals").await["refusals"].as_array().unwrap().clone();
     stage.wait("each has a row", async || rows().await.len() == 4).await;
     assert!(rows().await.iter().all(|row| row["observed"] == true && row["code"] == "UNKNOWN_BUSINESS"));

@@ -261,7 +261,7 @@ async fn observe_mode_refuses_no_caller() {
         sids.push(sid);
     }
     assert_eq!(stage.control.counts().hangups, 0);
-    let would_refuse = "ringfence_would_refuse_total{limit=\"global\"} 2";
+    let would_refuse = "ringfence_shadow_refusals_total{limit=\"global\"} 2";
     stage.wait("two would have been refused", async || metric(&stage, would_refuse).await).await;
     assert_eq!(stage.ask("/api/concurrent-metrics").await["totalRejections"], 0);
     for sid in &sids {

@@ -48,8 +48,8 @@ async fn is_terminated(stage: &Stage, call: &CallView) {
     stage.wait("only the admitted call holds a slot", async || stage.held().await == 1).await;
 }
 
-async fn overruns(stage: &Stage) -> u32 {
-    stage.app().calls().lifecycle.capacity.counts().await.unwrap().overruns
+async fn over_limit(stage: &Stage) -> u32 {
+    stage.app().calls().lifecycle.capacity.counts().await.unwrap().over_limit
 }
 
 /// The first means in the list that the call has what it needs for, and no other.
@@ -134,13 +134,13 @@ async fn native_calls_whose_record_was_deleted_still_count() {
         let from = Instant::now();
         // Longer than two look-ups that find nothing take to count as an end.
         while from.elapsed() < Duration::from_millis(3_000) {
-            assert_eq!(overruns(&stage).await, 1, "the call talks on and is counted");
+            assert_eq!(over_limit(&stage).await, 1, "the call talks on and is counted");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         assert!(stage.control.call(call.call_sid.as_deref().unwrap()).unwrap().live);
         stage.control.end_call(&placed);
         stage.wait("the placed call is over", async || stage.held().await == 1).await;
-        assert_eq!(stage.dial(None, "+15550002011").await.status, 503, "the overrun blocks admissions");
+        assert_eq!(stage.dial(None, "+15550002011").await.status, 503, "the over-limit call blocks admissions");
         stage.control.end_call(call.call_sid.as_deref().unwrap());
         if !carrier_can_be_asked {
             // Nobody can be asked and the simulator's webhook of a deleted conversation is only the seeds'.
@@ -153,7 +153,7 @@ async fn native_calls_whose_record_was_deleted_still_count() {
     }
 }
 
-/// No means at all: the call is shown as an overrun and blocks admissions until its end.
+/// No means at all: the call is shown as an over-limit call and blocks admissions until its end.
 #[tokio::test(flavor = "multi_thread")]
 async fn native_calls_that_cannot_be_ended_are_shown_and_block() {
     let none = "terminate = []".to_owned();
@@ -162,10 +162,10 @@ async fn native_calls_that_cannot_be_ended_are_shown_and_block() {
     let call = native(&stage);
     stage
         .wait("it is shown", async || {
-            stage.ask("/metrics").await.as_str().unwrap().lines().any(|l| l == "ringfence_overrun_calls 1")
+            stage.ask("/metrics").await.as_str().unwrap().lines().any(|l| l == "ringfence_over_limit_calls 1")
         })
         .await;
-    assert_eq!(stage.ask("/api/concurrent-metrics").await["activeCalls"], 1, "an overrun is shown apart");
+    assert_eq!(stage.ask("/api/concurrent-metrics").await["activeCalls"], 1, "an over-limit call is shown apart");
     stage.control.end_call(&placed);
     stage.wait("the placed call is over", async || stage.held().await == 1).await;
     let refused = stage.dial(None, "+15550002011").await;
@@ -197,7 +197,7 @@ async fn native_calls_over_capacity_are_hung_up_after_a_restart() {
     let fault = Fault::next(Provider::Twilio, FaultKind::ServerError, 2);
     stage.control.fault(Fault { on: Operation::End, ..fault });
     let call = native(&stage);
-    stage.wait("it is an overrun", async || overruns(&stage).await == 1).await;
+    stage.wait("it is an over-limit call", async || over_limit(&stage).await == 1).await;
     stage.stop_app().await;
     stage.start_app().await;
     assert_eq!(is_over(&stage, &call).await.ended_by, Some("twilio"));
@@ -226,7 +226,7 @@ async fn native_calls_without_webhooks_are_found_by_the_sweep() {
     assert_eq!(stage.dial(None, "+15550002010").await.status, 503);
     let third = native(&stage);
     assert_eq!(is_over(&stage, &third).await.ended_by, Some("twilio"));
-    stage.wait("two are left", async || stage.held().await == 2 && overruns(&stage).await == 0).await;
+    stage.wait("two are left", async || stage.held().await == 2 && over_limit(&stage).await == 0).await;
     for call in &calls {
         assert!(stage.control.call(call.call_sid.as_deref().unwrap()).unwrap().live);
         stage.control.end_call(call.call_sid.as_deref().unwrap());
@@ -310,7 +310,7 @@ async fn an_event_that_overtakes_the_creates_answer_is_of_our_own_call() {
     started["metadata"]["phone_call"] = serde_json::json!({"external_number": "+15550002010"});
     let overtook = !dialling.is_finished();
     assert_eq!(elevenlabs(&stage, &started).await.status, 200);
-    assert_eq!((stage.held().await, overruns(&stage).await), (1, 0));
+    assert_eq!((stage.held().await, over_limit(&stage).await), (1, 0));
     assert_eq!(dialling.await.unwrap().status, 200);
     let record = stage.record(&conversation).await.unwrap();
     assert_eq!((record.phase, record.facts.direction.as_str()), (Phase::Live, "outbound"));

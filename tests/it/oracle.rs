@@ -59,7 +59,7 @@ async fn nothing_that_goes_wrong_passes_a_limit_dials_twice_or_leaks() {
         seed: dice.below(1 << 32),
         ..Setup::default().sim
     };
-    let mut scene = Scene::set(sim, "app", "create_secs = 1\nlate_answer_secs = 4", "").await;
+    let mut scene = Scene::set(sim, "app", "create_secs = 1\ncreate_read_secs = 4", "").await;
     let (started, mut restarts) = (Instant::now(), 0);
     while started.elapsed() < chaos(10) {
         scene.start_well().await;

@@ -59,7 +59,7 @@ pub async fn once(stage: &Stage, id: &str, what: &str, wanted: impl Fn(&CallReco
     stage.record(id).await.unwrap()
 }
 
-/// Waits until no slot is held.
+/// RetryAfterEstimator until no slot is held.
 pub async fn all_free(stage: &Stage) {
     stage.wait("every slot is free", async || stage.held().await == 0).await;
 }
@@ -108,7 +108,9 @@ async fn an_elevenlabs_call_is_recorded_from_its_create_to_its_webhook() {
     );
     assert_eq!(record.facts.other_number.as_deref(), Some("+15550002001"));
     assert_eq!(record.alias("call_sid"), answer.json()["callSid"].as_str());
-    assert!(record.phase >= Phase::Dialing && record.origin == Origin::Order && !record.unsettled && !record.overrun);
+    assert!(
+        record.phase >= Phase::Dialing && record.origin == Origin::Order && !record.unsettled && !record.over_limit
+    );
     let live = once(&stage, &conversation, "the sweep sees it live", |r| r.phase == Phase::Live).await;
     assert!(live.answered_at.is_some() && live.proof.is_none() && stage.held().await == 1);
 

@@ -91,10 +91,10 @@ async fn a_batch_is_cut_to_the_free_places_and_its_calls_are_counted_once() {
     let stage = limited(4).await;
     assert_eq!(talk(&stage, "+15550003000", &[("Twiml", TALK)]).await.status, 201);
     let answer = submit(&stage, &batch(8)).await;
-    assert_eq!(answer.header("x-ringfence-places"), Some("3/8"));
+    assert_eq!(answer.header("x-ringfence-slots"), Some("3/8"));
     assert_eq!(answer.json()["target_concurrency_limit"], 3, "what the provider was told");
     let record = stage.record(&id(&answer, "id")).await.unwrap();
-    assert_eq!((record.places, record.phase, record.unsettled), (3, Phase::Live, false));
+    assert_eq!((record.slots, record.phase, record.unsettled), (3, Phase::Live, false));
     assert_eq!((record.facts.operation.as_str(), record.facts.agent.as_deref()), ("batch_submit", Some("agent_acme")));
     assert_eq!((record.alias("batch_id"), record.aliases.len()), (Some(id(&answer, "id").as_str()), 1));
 
@@ -127,7 +127,7 @@ async fn a_batch_is_cut_to_the_free_places_and_its_calls_are_counted_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_that_fits_is_sent_as_it_came() {
     let stage = limited(9).await;
-    for (body, places) in [
+    for (body, slots) in [
         (batch(3), 3),
         (
             {
@@ -139,9 +139,9 @@ async fn a_batch_that_fits_is_sent_as_it_came() {
         ),
     ] {
         let answer = submit(&stage, &body).await;
-        assert_eq!(answer.header("x-ringfence-places"), None);
+        assert_eq!(answer.header("x-ringfence-slots"), None);
         assert_eq!(answer.json()["target_concurrency_limit"], body["target_concurrency_limit"]);
-        assert_eq!(stage.record(&id(&answer, "id")).await.unwrap().places, places);
+        assert_eq!(stage.record(&id(&answer, "id")).await.unwrap().slots, slots);
     }
     assert_eq!(stage.held().await, 5);
     hang_up_all(&stage).await;
@@ -193,7 +193,7 @@ async fn observing_counts_a_batch_and_leaves_it_alone() {
     let stage = Stage::start(setup).await;
     let answer = submit(&stage, &batch(3)).await;
     assert_eq!(answer.json()["target_concurrency_limit"], Value::Null);
-    assert_eq!((answer.header("x-ringfence-places"), answer.header("x-ringfence-would-refuse")), (None, None));
+    assert_eq!((answer.header("x-ringfence-slots"), answer.header("x-ringfence-would-refuse")), (None, None));
     assert_eq!(stage.held().await, 3);
     let answer = submit(&stage, &batch(2)).await;
     assert_eq!(answer.header("x-ringfence-would-refuse"), Some("global"));
@@ -208,7 +208,7 @@ async fn batches_may_be_long_and_not_endless() {
     let mut body = batch(2);
     body["recipients"][0]["conversation_initiation_client_data"] =
         json!({"dynamic_variables": {"x": "x".repeat(2 << 20)}});
-    assert_eq!(submit(&stage, &body).await.header("x-ringfence-places"), Some("1/2"));
+    assert_eq!(submit(&stage, &body).await.header("x-ringfence-slots"), Some("1/2"));
     hang_up_all(&stage).await;
     let answer = elevenlabs(&stage, SUBMIT, &[], &json!("x".repeat(17 << 20))).await;
     assert_eq!((answer.status, answer.json()["error"].as_str()), (413, Some("BODY_TOO_LARGE")));
@@ -278,7 +278,7 @@ async fn calls_of_a_whatsapp_batch_are_its_own_though_they_look_like_text() {
             "whatsapp_call_permission_request_template_language_code": "en"},
         "recipients": [{"whatsapp_user_id": "u1"}, {"whatsapp_user_id": "u2"}, {"whatsapp_user_id": "u3"}]});
     let answer = submit(&stage, &body).await;
-    assert_eq!(answer.header("x-ringfence-places"), Some("2/3"));
+    assert_eq!(answer.header("x-ringfence-slots"), Some("2/3"));
     let record = stage.record(&id(&answer, "id")).await.unwrap();
     assert_eq!((record.facts.own_number.as_deref(), record.facts.carrier), (Some("w1"), None));
     let talks = talking(&stage, 2).await;
@@ -292,7 +292,7 @@ async fn calls_of_a_whatsapp_batch_are_its_own_though_they_look_like_text() {
     stage.finish().await;
 }
 
-/// Its places are gone, its calls are not: they are counted like any that ringfence did not place.
+/// Its slots are gone, its calls are not: they are counted like any that ringfence did not place.
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_of_a_batch_that_an_operator_released_are_counted_one_by_one() {
     let stage = limited(2).await;
@@ -303,7 +303,7 @@ async fn calls_of_a_batch_that_an_operator_released_are_counted_one_by_one() {
     assert_eq!(stage.send("POST", &release, &[], r#"{"force":true,"reason":"a test"}"#).await.status, 200);
     let foreign = async || {
         let all = records(&stage).await;
-        all.into_iter().filter(|r| r.origin == Origin::Foreign && r.places == 1).count()
+        all.into_iter().filter(|r| r.origin == Origin::Foreign && r.slots == 1).count()
     };
     // A call is in the gate a moment before it is on record.
     stage.wait("both are counted, and on record", async || stage.held().await == 2 && foreign().await == 2).await;
@@ -374,7 +374,7 @@ async fn a_retry_of_an_ended_batch_needs_as_many_places_as_before() {
     body["recipients"] = recipients([1, 10_001, 20_001]);
     let answer = submit(&stage, &body).await;
     let batch_id = id(&answer, "id");
-    assert_eq!(answer.header("x-ringfence-places"), Some("2/3"));
+    assert_eq!(answer.header("x-ringfence-slots"), Some("2/3"));
     all_free(&stage).await;
     let first = stage.record(&batch_id).await.unwrap();
     let path = format!("batch-calling/{batch_id}/retry");
@@ -386,7 +386,7 @@ async fn a_retry_of_an_ended_batch_needs_as_many_places_as_before() {
     all_free(&stage).await;
     assert_eq!(post(&stage, &path).await.status, 200);
     let second = stage.record(&batch_id).await.unwrap();
-    assert!(second.id != first.id && second.places == 2 && second.facts.operation == "batch_retry", "{second:#?}");
+    assert!(second.id != first.id && second.slots == 2 && second.facts.operation == "batch_retry", "{second:#?}");
     all_free(&stage).await;
     assert!(stage.control.counts().both_live_max <= 2);
     let ended = stage.record(&batch_id).await.unwrap();
@@ -401,11 +401,11 @@ async fn calls_of_a_batch_that_was_placed_past_us_are_counted_one_by_one() {
     body["target_concurrency_limit"] = json!(2);
     let batch_id = id(&directly(&stage, "batch-calling/submit", &body).await, "id");
     stage.wait("both are counted", async || stage.held().await == 2).await;
-    assert!(records(&stage).await.iter().all(|r| r.origin == Origin::Foreign && r.places == 1));
+    assert!(records(&stage).await.iter().all(|r| r.origin == Origin::Foreign && r.slots == 1));
     // Its record says how many calls at once it makes.
     assert_eq!(post(&stage, &format!("batch-calling/{batch_id}/retry")).await.status, 200);
     let ours = stage.record(&batch_id).await.unwrap();
-    assert_eq!((ours.origin, ours.places, stage.held().await), (Origin::Order, 2, 4));
+    assert_eq!((ours.origin, ours.slots, stage.held().await), (Origin::Order, 2, 4));
     assert_eq!(post(&stage, "batch-calling/btcal_nobody/retry").await.status, 503);
     hang_up_all(&stage).await;
     stage.finish().await;
@@ -420,7 +420,7 @@ async fn a_campaign_holds_its_places_from_its_submission_to_its_stop() {
         "channel_config": {"channel": "phone", "agent_phone_number_id": "phnum_1"}, "recipients": recipients(2000..2005)});
     let submit = async || elevenlabs(&stage, &format!("{CAMPAIGNS}/submit"), &[], &campaign).await;
     let answer = submit().await;
-    assert_eq!((answer.status, answer.header("x-ringfence-places")), (201, Some("2/5")));
+    assert_eq!((answer.status, answer.header("x-ringfence-slots")), (201, Some("2/5")));
     let campaign_id = answer.json()["campaign"]["campaign_id"].as_str().unwrap().to_owned();
     assert_eq!(answer.json()["campaign"]["target_concurrency_limit"], 2);
     let talks = talking(&stage, 2).await;

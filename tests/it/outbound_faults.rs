@@ -24,7 +24,7 @@ async fn only(stage: &Stage) -> ringfence::store::CallRecord {
     all.remove(0)
 }
 
-/// Waits until both accounts were swept a few times.
+/// RetryAfterEstimator until both accounts were swept a few times.
 async fn several_sweeps(stage: &Stage) {
     let before = stage.control.counts().list_requests;
     stage.wait("a few sweeps", async || stage.control.counts().list_requests > before + 12).await;
@@ -286,7 +286,7 @@ async fn a_call_that_its_carrier_lists_before_the_creates_answer_is_counted_once
     stage.finish().await;
 }
 
-/// The provider's list lags, so the order is given up; then its answer comes after all: an overrun, counted to its end.
+/// The provider's list lags, so the order is given up; then its answer comes after all: an over-limit call, counted to its end.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_after_the_order_was_given_up_counts_as_an_overrun() {
     let sim = SimSettings { tw_list_lag_ms: 600_000, ..Setup::default().sim };
@@ -302,9 +302,9 @@ async fn an_answer_after_the_order_was_given_up_counts_as_an_overrun() {
     stage.wait("the late answer makes it count again", async || stage.held().await == 1).await;
     let sid = stage.control.calls().remove(0).call_sid.unwrap();
     let again = once(&stage, &sid, "it is known by its id", |r| r.id != first.id).await;
-    assert!(again.overrun && again.phase != Phase::Ended, "{again:#?}");
+    assert!(again.over_limit && again.phase != Phase::Ended, "{again:#?}");
     let metrics = stage.ask("/metrics").await;
-    assert!(metrics.as_str().unwrap().contains("\nringfence_overrun_calls 1\n"), "shown apart");
+    assert!(metrics.as_str().unwrap().contains("\nringfence_over_limit_calls 1\n"), "shown apart");
     assert_eq!(stage.ask("/api/concurrent-metrics").await["activeCalls"], 0);
     assert_eq!(talk(&stage, "+15550002002", &[]).await.status, 503, "it blocks admissions");
     stage.control.end_call(&sid);

@@ -274,7 +274,7 @@ async fn observe_mode_counts_and_says_but_refuses_nothing() {
     assert_eq!((&metrics["activeCalls"], &metrics["totalRejections"]), (&json!(3), &json!(0)));
     assert_eq!(metrics["globalStatus"]["available"], 0);
     let text = stage.ask("/metrics").await;
-    assert!(text.as_str().unwrap().contains("\nringfence_would_refuse_total{limit=\"global\"} 2\n"));
+    assert!(text.as_str().unwrap().contains("\nringfence_shadow_refusals_total{limit=\"global\"} 2\n"));
     let rows = async || stage.ask("/api/refusals").await["refusals"].as_array().unwrap().clone();
     stage.wait("both have their rows", async || rows().await.len() == 2).await;
     assert!(rows().await.iter().all(|r| r["observed"] == true && r["code"] == "GLOBAL_CAPACITY_EXCEEDED"));

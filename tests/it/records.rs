@@ -380,7 +380,7 @@ async fn a_post_call_webhook_that_comes_no_longer_is_noticed_before_its_provider
         assert_eq!(hook["lastCameAt"], last_came_at);
     }
     let metric = async |wanted: &str| stage.ask("/metrics").await.as_str().unwrap().contains(wanted);
-    let missed = r#"ringfence_hook_missed_calls{account="elevenlabs",webhook="events"}"#;
+    let missed = r#"ringfence_webhook_missed_calls{account="elevenlabs",webhook="events"}"#;
     stage.wait("it is shown", async || metric(&format!("{missed} 5")).await).await;
     told().await;
     let hook = hook().await;

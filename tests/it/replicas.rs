@@ -30,7 +30,7 @@ async fn set(server: &Server, sim: SimSettings, elevenlabs: u32) -> Fleet {
         redis: Store::None,
         tables: format!("{DATABASE}\n[businesses.callers]\nmax_calls = 1"),
         limits: (elevenlabs, 5, vec![("alpha".to_owned(), 3)]),
-        reconcile: "sweep_ms = 150\ngrace_ms = 300",
+        reconcile: "sweep_ms = 150\nlist_lag_ms = 300",
     };
     Fleet::set(setup, &mut Dice::new("two processes")).await
 }

@@ -95,7 +95,7 @@ async fn a_client_that_hung_up_and_comes_again_gets_the_first_orders_answer() {
         assert!(record.aliases.iter().any(|a| a.id == sid), "the answer is the call's");
         assert_eq!((dialled(&stage), stage.held().await), (1, 1));
         let metrics = stage.ask("/metrics").await;
-        assert!(metrics.as_str().unwrap().contains("ringfence_reposts_total{account="), "it is counted");
+        assert!(metrics.as_str().unwrap().contains("ringfence_deduplicated_requests_total{account="), "it is counted");
         // Its answer has been delivered: the next equal order is a call of its own, for which there is no slot.
         let next = dial_either(&stage, provider, "+15550002001").await;
         assert_eq!((next.status, next.header(DUPLICATE)), (503, None));

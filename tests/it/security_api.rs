@@ -76,7 +76,7 @@ fn what_anybody_can_send_fills_no_log() {
     assert_eq!(cli::term(&mut serve), Some(0));
     let mut log = String::new();
     std::io::Read::read_to_string(&mut serve.0.stderr.take().unwrap(), &mut log).unwrap();
-    let told: Vec<&str> = log.lines().filter(|line| line.contains("a webhook was refused")).collect();
+    let told: Vec<&str> = log.lines().filter(|line| line.contains("webhook signature invalid")).collect();
     assert!(
         (1..=30).contains(&told.len()) && told.iter().all(|line| line.len() <= 1024),
         "{} lines:\n{log}",

@@ -108,7 +108,7 @@ async fn orders_that_wait_for_their_ids_are_not_counted_twice_at_the_start() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_provider_that_does_not_answer_keeps_nobody_from_starting() {
-    let mut stage = Stage::start(Setup { timeouts: "ask_secs = 1".to_owned(), ..five() }).await;
+    let mut stage = Stage::start(Setup { timeouts: "provider_query_secs = 1".to_owned(), ..five() }).await;
     stage.stop_app().await;
     let past = place_past(&stage, "+15550002001").await;
     let silent =

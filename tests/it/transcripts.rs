@@ -27,7 +27,7 @@ async fn live_call(stage: &Stage, conversation: &str) -> String {
 }
 
 async fn ready() -> Stage {
-    Stage::start(setup("", "record_wait_secs = 0", "")).await
+    Stage::start(setup("", "completion_wait_secs = 0", "")).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -79,7 +79,7 @@ async fn t4_5_a_call_is_subscribed_by_either_of_its_ids() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn t4_6_what_is_said_reaches_the_subscriber() {
-    let stage = Stage::start(setup("", "user_label = \"driver\"\nrecord_wait_secs = 0", "")).await;
+    let stage = Stage::start(setup("", "user_label = \"driver\"\ncompletion_wait_secs = 0", "")).await;
     let sid = live_call(&stage, "conv_1").await;
     let mut socket = Socket::open(&stage, &token()).await;
     socket.follow("conv_1").await;
@@ -101,7 +101,7 @@ async fn t4_6_what_is_said_reaches_the_subscriber() {
 #[tokio::test(flavor = "multi_thread")]
 async fn t4_7_a_completed_call_is_told_status_first_and_once() {
     // The record comes with the end, so nobody waits for it.
-    let stage = Stage::start(setup("", "record_wait_secs = 3600", "")).await;
+    let stage = Stage::start(setup("", "completion_wait_secs = 3600", "")).await;
     let sid = live_call(&stage, "conv_1").await;
     let mut socket = Socket::open(&stage, &token()).await;
     socket.follow(&sid).await;
@@ -214,7 +214,7 @@ async fn t4_10_who_disconnects_leaves_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn t4_11_a_call_from_its_dialling_to_its_record() {
-    let stage = Stage::start(setup("", "record_wait_secs = 3600", "")).await;
+    let stage = Stage::start(setup("", "completion_wait_secs = 3600", "")).await;
     let placed = stage.dial(None, "+15550002201").await.json();
     let (sid, conversation) = (placed["callSid"].as_str().unwrap(), placed["conversation_id"].as_str().unwrap());
     let token = token();
@@ -313,7 +313,7 @@ async fn t4_13_many_calls_on_one_socket_do_not_mix() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_nobody_told_live_is_told_by_the_record_and_a_lost_record_is_fetched() {
-    let stage = Stage::start(setup("", "record_wait_secs = 3600", "")).await;
+    let stage = Stage::start(setup("", "completion_wait_secs = 3600", "")).await;
     live_call(&stage, "conv_1").await;
     live_call(&stage, "conv_2").await;
     say(&stage, "conv_2", "agent", "Told live.").await;
@@ -364,7 +364,7 @@ async fn what_nobody_told_live_is_told_by_the_record_and_a_lost_record_is_fetche
 async fn what_was_said_live_is_kept_no_longer_than_its_call_where_that_is_configured() {
     for (mode, kept) in [("none", ""), ("hash", "sha256:")] {
         let tables = format!("[privacy]\ntranscripts = \"{mode}\"\n[records]\nwait_secs = 1");
-        let stage = Stage::start(setup("", "record_wait_secs = 0", &tables)).await;
+        let stage = Stage::start(setup("", "completion_wait_secs = 0", &tables)).await;
         live_call(&stage, "conv_1").await;
         let mut socket = Socket::open(&stage, &token()).await;
         socket.follow("conv_1").await;

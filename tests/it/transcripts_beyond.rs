@@ -15,7 +15,7 @@ use super::support::socket::{SECRET, SOCKET, Socket, metric, open_sockets, said,
 use super::support::stage::{Behind, Setup, Stage};
 
 async fn ready() -> Stage {
-    Stage::start(setup("", "record_wait_secs = 0", "")).await
+    Stage::start(setup("", "completion_wait_secs = 0", "")).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -65,7 +65,8 @@ async fn nothing_of_another_business_is_visible() {
     let businesses = "[businesses]\nidentify_by = [\"agent\"]\n\
                       [businesses.acme]\nplan = \"ENTERPRISE\"\nmax_calls = 9\nagent_ids = [\"agent_acme\"]\n\
                       [businesses.umbrella]\nplan = \"ENTERPRISE\"\nmax_calls = 9\nagent_ids = [\"agent_umbrella\"]\n";
-    let stage = Stage::start(setup("default_businesses = [\"umbrella\"]", "record_wait_secs = 0", businesses)).await;
+    let stage =
+        Stage::start(setup("default_businesses = [\"umbrella\"]", "completion_wait_secs = 0", businesses)).await;
     let first = async |conversation: &str, agent: &str| {
         let body = json!({"conversation_id": conversation, "agent_id": agent, "speaker": "agent", "message": "Hello.",
             "timestamp": "2026-01-02T03:04:05Z"});
@@ -232,7 +233,7 @@ async fn a_slow_client_is_told_to_come_back_and_holds_nobody_up() {
     // More than the buffers of two systems between the two.
     let text = "x".repeat(60_000);
     let mut n = 1;
-    while metric(&stage, "ringfence_client_slow_closes_total").await == 0 {
+    while metric(&stage, "ringfence_slow_client_disconnects_total").await == 0 {
         n += 1;
         assert!(n < 2_000, "120 MB are nowhere");
         say(&stage, "conv_1", "user", &format!("{n} {text}")).await;
@@ -451,7 +452,7 @@ async fn reaches_another(gate: &str, has_channel: bool) {
     let folder = std::env::temp_dir().join(format!("ringfence-it-{}", ringfence::ids::CallId::new()));
     std::fs::create_dir_all(&folder).unwrap();
     let shared = format!("[store]\npath = \"{}\"\n[gate]\n{gate}\n", folder.join("shared.db").display());
-    let one = || Setup { public: false, ..setup("", "record_wait_secs = 0", &shared) };
+    let one = || Setup { public: false, ..setup("", "completion_wait_secs = 0", &shared) };
     let (hears, shows) = (Stage::start(one()).await, Stage::start(one()).await);
     say(&hears, "conv_1", "agent", "Hello.").await;
     let mut socket = Socket::open(&shows, &token()).await;
@@ -508,7 +509,7 @@ async fn a_webhook_at_one_replica_reaches_the_subscriber_at_another_over_redis()
 /// A call that Twilio carries and transcribes, as its simulation has it, from the first word to the last.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_that_twilio_transcribes_is_followed_to_its_end() {
-    let mut setup = setup("", "record_wait_secs = 0", "");
+    let mut setup = setup("", "completion_wait_secs = 0", "");
     setup.sim.utterance_ms = ringfence_simulator::Millis::exactly(20);
     let stage = Stage::start(setup).await;
     let placed = stage.dial(None, "+15550002201").await.json();

@@ -311,7 +311,7 @@ async fn webhooks_left_behind_are_replayed_at_start() {
     assert_eq!(stage.record("conv_1").await.unwrap().outcome, Some(Outcome::Completed));
     assert_eq!(stage.held().await, 0, "an inbound call whose caller is long gone takes no slot");
     let outcomes: Vec<_> = inbox(&stage).await.into_iter().filter_map(|e| e.1).collect();
-    for outcome in ["applied", "unreadable", "body_lost", "too_late_to_reply"] {
+    for outcome in ["applied", "unreadable", "body_lost", "reply_expired"] {
         assert!(outcomes.iter().any(|o| o == outcome), "{outcome}: {outcomes:?}");
     }
     assert_eq!(outcomes.len(), 6);

@@ -68,7 +68,7 @@ fn an_unknown_outcome_stays_until_it_is_told() {
     let a = all.asker(fingerprint("x"));
     let order = new(arrive(&all, &a));
     order.unknown();
-    order.told_unknown();
+    order.mark_reported_unknown();
     drop(a.delivered());
     let (b, c) = (all.asker(fingerprint("x")), all.asker(fingerprint("x")));
     assert_eq!(again(arrive(&all, &b)).id, order.id);
@@ -83,7 +83,7 @@ fn an_answer_that_comes_after_unknown_was_told_is_not_delivered_by_that() {
     let all = Reposts::default();
     let a = all.asker(fingerprint("x"));
     let order = new(arrive(&all, &a));
-    order.told_unknown();
+    order.mark_reported_unknown();
     order.created(&answer());
     drop(a.delivered());
     let b = all.asker(fingerprint("x"));
@@ -97,7 +97,7 @@ fn an_order_beside_one_that_is_told_unknown_is_distinct() {
     let first = new(arrive(&all, &a));
     assert!(matches!(all.arrive(&b.client(), false), Arrived::Beside));
     first.unknown();
-    first.told_unknown();
+    first.mark_reported_unknown();
     drop(a.delivered());
     new(all.arrive(&b.client(), true));
     assert_eq!(again(arrive(&all, &c)).id, first.id, "one that comes after is its repeat");

@@ -18,7 +18,7 @@ use crate::ids::CallId;
 use crate::provider::secret::Secret;
 use crate::store::postgres::{self, PostgresStore};
 use crate::store::sqlite::SqliteStore;
-use crate::store::{Sharing, Store};
+use crate::store::{OwnershipMode, Store};
 
 /// Sequences that CI has time for: over a file of this machine, for one replica and for two, and where a server is asked.
 const OF_ONE: u32 = 1_500;
@@ -132,8 +132,8 @@ fn replicas(home: GateMode) -> usize {
     if home == GateMode::Memory { 1 } else { 2 }
 }
 
-fn sharing(home: GateMode) -> Sharing {
-    if home == GateMode::Memory { Sharing::Alone } else { Sharing::Shared }
+fn sharing(home: GateMode) -> OwnershipMode {
+    if home == GateMode::Memory { OwnershipMode::Exclusive } else { OwnershipMode::Shared }
 }
 
 fn runtime() -> Runtime {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use crate::admission::Places;
+use crate::admission::Slots;
 use crate::call::{Direction, Phase};
 use crate::ids::{AccountName, BusinessId};
 use crate::policy::{
@@ -17,9 +17,9 @@ use crate::policy::{
 #[derive(Debug, Clone)]
 pub(super) enum Command {
     /// An order comes to a replica.
-    Admit { at: usize, who: usize, places: Places, mode: Mode, alias: Option<usize>, how: How },
-    /// A call that exists anyway, as an overrun or a foreign one.
-    Adopt { at: usize, who: usize, places: u32, overrun: bool },
+    Admit { at: usize, who: usize, slots: Slots, mode: Mode, alias: Option<usize>, how: How },
+    /// A call that exists anyway, as an over-limit call or a foreign one.
+    Adopt { at: usize, who: usize, slots: u32, over_limit: bool },
     /// A call learns an id.
     Bind { at: usize, call: usize, alias: usize },
     /// News that a call goes on.
@@ -64,10 +64,10 @@ pub(super) enum Ending {
 pub(super) fn commands() -> impl Strategy<Value = Vec<Command>> {
     let (at, who, call, alias) = (0..2_usize, 0..4_usize, 0..32_usize, 0..5_usize);
     let mode = prop_oneof![5 => Just(Mode::Enforce), 1 => Just(Mode::Observe)];
-    let places = prop_oneof![
-        5 => Just(Places::ONE),
-        1 => (1..6_u32).prop_map(Places::up_to),
-        1 => (1..4_u32).prop_map(Places::exactly),
+    let slots = prop_oneof![
+        5 => Just(Slots::ONE),
+        1 => (1..6_u32).prop_map(Slots::up_to),
+        1 => (1..4_u32).prop_map(Slots::exactly),
     ];
     let how = prop_oneof![8 => Just(How::Plain), 1 => Just(How::Again), 1 => Just(How::Orphaned)];
     let ending = prop_oneof![4 => Just(Ending::Told), 1 => Just(Ending::ToldTwice), 1 => Just(Ending::Untold)];
@@ -75,10 +75,10 @@ pub(super) fn commands() -> impl Strategy<Value = Vec<Command>> {
     let jump = prop_oneof![6 => 0..900_i64, 2 => 1_000..30_000_i64, 1 => -3_600_000..3_600_000_i64];
     let some_alias = prop_oneof![3 => Just(None), 1 => alias.clone().prop_map(Some)];
     let one = prop_oneof![
-        12 => (at.clone(), who.clone(), places, mode, some_alias, how)
-            .prop_map(|(at, who, places, mode, alias, how)| Command::Admit { at, who, places, mode, alias, how }),
+        12 => (at.clone(), who.clone(), slots, mode, some_alias, how)
+            .prop_map(|(at, who, slots, mode, alias, how)| Command::Admit { at, who, slots, mode, alias, how }),
         1 => (at.clone(), who, 1..4_u32, any::<bool>())
-            .prop_map(|(at, who, places, overrun)| Command::Adopt { at, who, places, overrun }),
+            .prop_map(|(at, who, slots, over_limit)| Command::Adopt { at, who, slots, over_limit }),
         2 => (at.clone(), call.clone(), alias.clone()).prop_map(|(at, call, alias)| Command::Bind { at, call, alias }),
         1 => (call.clone(), phase).prop_map(|(call, phase)| Command::Reach { call, phase }),
         7 => (at.clone(), call, ending).prop_map(|(at, call, how)| Command::End { at, call, how }),

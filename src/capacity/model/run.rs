@@ -7,15 +7,15 @@ use arc_swap::ArcSwap;
 use super::back_ends::World;
 use super::commands::{Command, Ending, How, facts, policy};
 use super::{Answer, Model};
-use crate::admission::{Counts, Decision, GateMode, Held, Order, Places, keys};
+use crate::admission::{AdmissionRequest, Counts, Decision, GateMode, LeaseRow, Slots, keys};
 use crate::call::{Deadlines, EndProof, Event, Origin, Outcome, Phase, Step};
-use crate::capacity::{Admission, Capacity, Settings, Unadmitted};
+use crate::capacity::{Admission, AdmissionError, Capacity, Settings};
 use crate::clock::{Clock, UnixMs};
 use crate::gate::Gate;
 use crate::ids::{Alias, CallId};
 use crate::metrics::Metrics;
 use crate::policy::{Bound, Mode, OnOutage};
-use crate::store::{Change, Decided, NewCall, Opened, Replica};
+use crate::store::{AdmitOutcome, Change, InsertOutcome, NewCall, Replica};
 
 const END: Event = Event::Ended(Outcome::Completed, EndProof::Webhook);
 
@@ -79,9 +79,9 @@ pub(in crate::capacity) fn new_call(call: &CallId, at_ms: UnixMs) -> NewCall {
         facts: facts(0),
         origin: Origin::Order,
         phase: Phase::Reserved,
-        overrun: false,
+        over_limit: false,
         polled: false,
-        places: 1,
+        slots: 1,
         at_ms,
         deadline_at: at_ms + 90_000,
         callback: None,
@@ -93,7 +93,7 @@ pub(in crate::capacity) fn new_call(call: &CallId, at_ms: UnixMs) -> NewCall {
     }
 }
 
-fn sorted(mut held: Vec<Held>) -> Vec<Held> {
+fn sorted(mut held: Vec<LeaseRow>) -> Vec<LeaseRow> {
     held.sort_by(|a, b| a.call.cmp(&b.call));
     held
 }
@@ -146,10 +146,10 @@ impl Run<'_> {
             Command::Reach { .. } | Command::Jump { .. } | Command::Wipe => 0,
         };
         match command {
-            Command::Admit { who, places, mode, alias, how, .. } => {
-                self.admit(at, who, (places, mode), alias, how, said).await;
+            Command::Admit { who, slots, mode, alias, how, .. } => {
+                self.admit(at, who, (slots, mode), alias, how, said).await;
             }
-            Command::Adopt { who, places, overrun, .. } => self.adopt(at, who, places, overrun, said).await,
+            Command::Adopt { who, slots, over_limit, .. } => self.adopt(at, who, slots, over_limit, said).await,
             Command::Bind { call, alias, .. } => self.bind(at, call, alias, said).await,
             Command::Reach { call, phase } => self.reach(call, phase, said).await,
             Command::End { call, how, .. } => {
@@ -216,7 +216,7 @@ impl Run<'_> {
     async fn learn(&self, at: usize) {
         if self.world.home != GateMode::Memory {
             let capacity = &self.replicas[at].0;
-            capacity.take_up(self.world.stores[at].gate_state().await.unwrap());
+            capacity.adopt_epoch(self.world.stores[at].gate_state().await.unwrap());
         }
     }
 
@@ -224,7 +224,7 @@ impl Run<'_> {
         &mut self,
         at: usize,
         who: usize,
-        (places, mode): (Places, Mode),
+        (slots, mode): (Slots, Mode),
         alias: Option<usize>,
         how: How,
         said: &str,
@@ -239,7 +239,7 @@ impl Run<'_> {
         let alias = alias.filter(|_| how == How::Plain);
         let (capacity, facts, call) = (self.capacity(at), facts(who), CallId::new());
         let bindings = self.model.replicas[at].0.bindings(&facts);
-        let order = Order { call: call.clone(), bindings, places, mode, at_ms: self.model.now };
+        let order = AdmissionRequest { call: call.clone(), bindings, slots, mode, at_ms: self.model.now };
         let mut new = self.new_call(&call, who, alias);
         let mut is_again = how == How::Again;
         if how != How::Plain {
@@ -253,7 +253,7 @@ impl Run<'_> {
                 None if self.world.home == GateMode::Redis => is_again = false,
                 None => {
                     new.keys = keys(&order.bindings);
-                    let _: Decided = self.world.stores[at].admit(new.clone(), order.clone(), epoch).await.unwrap();
+                    let _: AdmitOutcome = self.world.stores[at].admit(new.clone(), order.clone(), epoch).await.unwrap();
                 }
             }
         }
@@ -266,11 +266,11 @@ impl Run<'_> {
         let answer = match capacity.admit(order.clone(), new).await {
             Ok(Admission::Admitted(lease, would, news)) => {
                 assert_eq!(*lease.call(), call, "{said}");
-                Answer::Admitted(lease.places(), would, news)
+                Answer::Admitted(lease.slots(), would, news)
             }
             Ok(Admission::Known(known)) => Answer::Known(known),
             Ok(Admission::Refused(full)) => Answer::Refused(full),
-            Err(Unadmitted::Gate(_)) => Answer::Nobody,
+            Err(AdmissionError::Gate(_)) => Answer::Nobody,
             Err(error) => panic!("{said}: {error}"),
         };
         drop(deciding);
@@ -284,7 +284,7 @@ impl Run<'_> {
         if mode == Mode::Enforce && !self.is_open(at, who) {
             for limit in &order.bindings {
                 if let Bound::Concurrent(allowed) = limit.bound {
-                    let held = self.model.places(&limit.key);
+                    let held = self.model.slots(&limit.key);
                     assert!(held <= allowed, "{said}: {held} under {}, which allows {allowed}", limit.key);
                 }
             }
@@ -305,16 +305,16 @@ impl Run<'_> {
         NewCall { facts: facts(who), aliases, ..new_call(call, self.model.now) }
     }
 
-    async fn adopt(&mut self, at: usize, who: usize, places: u32, overrun: bool, said: &str) {
+    async fn adopt(&mut self, at: usize, who: usize, slots: u32, over_limit: bool, said: &str) {
         let (capacity, call) = (self.capacity(at), CallId::new());
-        let origin = if overrun { Origin::Order } else { Origin::Foreign };
-        let new = NewCall { origin, overrun, places, ..self.new_call(&call, who, None) };
+        let origin = if over_limit { Origin::Order } else { Origin::Foreign };
+        let new = NewCall { origin, over_limit, slots, ..self.new_call(&call, who, None) };
         let deciding = capacity.deciding().await;
-        assert_eq!(capacity.adopt(new).await.unwrap(), Opened::New(None), "{said}");
+        assert_eq!(capacity.adopt(new).await.unwrap(), InsertOutcome::New(None), "{said}");
         drop(deciding);
         let facts = facts(who);
         let keys = keys(&self.model.replicas[at].0.bindings(&facts));
-        self.model.open(call.clone(), &facts, keys, places, overrun, None);
+        self.model.open(call.clone(), &facts, keys, slots, over_limit, None);
         self.calls.push(call);
     }
 
@@ -362,7 +362,7 @@ impl Run<'_> {
         if self.model.mode == GateMode::Redis {
             self.learn(0).await;
             let counts = self.capacity(0).counts().await;
-            assert!(matches!(counts, Err(Unadmitted::Gate(_))), "{said}: {counts:?}");
+            assert!(matches!(counts, Err(AdmissionError::Gate(_))), "{said}: {counts:?}");
             self.model.is_filled = false;
             // Nobody frees what is not there.
             self.model.ghosts.clear();
@@ -380,7 +380,7 @@ impl Run<'_> {
         // As the keeper does.
         self.learn(at).await;
         let capacity = self.capacity(at);
-        capacity.say_undone().await;
+        capacity.flush_pending().await;
         let (holding, state) = (self.model.holding(), capacity.state());
         assert_eq!(state.mode, self.model.mode, "{said}");
         if let Some(gate) = capacity.gate_of(state.mode).filter(|_| self.model.is_filled) {

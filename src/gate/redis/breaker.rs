@@ -9,9 +9,9 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
+use super::connection::{self, Fault, Link};
 use super::inspect::{self, Problem};
 use super::keys::Keys;
-use super::link::{self, Fault, Link};
 use super::scripts::Script;
 use super::{GateError, Settings};
 
@@ -24,7 +24,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// How often it is asked whether it is still there.
 const BEAT: Duration = Duration::from_secs(1);
 /// A server that went away sooner than this after it came is not tried again at once.
-const STEADY: Duration = Duration::from_secs(10);
+const MIN_UPTIME: Duration = Duration::from_secs(10);
 /// Beats between two questions to the sentinels where the master is.
 const SENTINELS_EVERY: u32 = 5;
 /// Beats between two inspections.
@@ -95,7 +95,7 @@ impl Shared {
         })
     }
 
-    /// Waits for a trip, and learns from how it went.
+    /// RetryAfterEstimator for a trip, and learns from how it went.
     pub(super) async fn trip(
         &self,
         link: &Arc<Link>,
@@ -125,7 +125,7 @@ impl Shared {
     fn give_up(&self, link: &Arc<Link>, why: String) {
         let mut state = self.state();
         if state.link.as_ref().is_some_and(|current| Arc::ptr_eq(current, link)) {
-            warn!(redis = %link.address, why, "the gate's Redis is away");
+            warn!(redis = %link.address, why, "Redis unavailable");
             *state = State { link: None, since: Instant::now(), error: Some(why), problems: state.problems.clone() };
             drop(state);
             self.lost.notify_one();
@@ -149,17 +149,17 @@ impl Shared {
     pub(super) async fn keep(&self) {
         let mut pause = PAUSE_MIN;
         loop {
-            match link::find(&self.settings, &self.keys, false).await {
+            match connection::find(&self.settings, &self.keys, false).await {
                 Ok(link) => {
                     let (link, since) = (Arc::new(link), Instant::now());
-                    info!(redis = %link.address, "the gate's Redis answers");
+                    info!(redis = %link.address, "Redis available again");
                     {
                         let mut state = self.state();
                         state.link = Some(Arc::clone(&link));
                         state.since = since;
                     }
                     self.watch(&link).await;
-                    if since.elapsed() >= STEADY {
+                    if since.elapsed() >= MIN_UPTIME {
                         pause = PAUSE_MIN;
                         continue;
                     }
@@ -174,7 +174,7 @@ impl Shared {
     fn note(&self, why: String) {
         let mut state = self.state();
         if state.error.as_ref() != Some(&why) {
-            warn!(redis = %self.settings.shown(), why, "the gate's Redis cannot be used");
+            warn!(redis = %self.settings.shown(), why, "Redis cannot be used");
             state.error = Some(why);
         }
     }
@@ -197,7 +197,7 @@ impl Shared {
             let probed = link.probe(&self.keys, self.settings.timeout).await;
             self.learn(link, probed);
             if beat.is_multiple_of(SENTINELS_EVERY)
-                && let Some(master) = link::master(&self.settings).await
+                && let Some(master) = connection::master(&self.settings).await
                 && master != link.address
             {
                 self.give_up(link, format!("the sentinels' master is {master}"));
@@ -208,7 +208,7 @@ impl Shared {
     fn inspected(&self, problems: Vec<Problem>) {
         let mut state = self.state();
         for problem in problems.iter().filter(|problem| !state.problems.contains(problem)) {
-            warn!(what = problem.what, hint = problem.hint, "the gate's Redis is not as it should be");
+            warn!(what = problem.what, hint = problem.hint, "Redis is misconfigured");
         }
         state.problems = problems;
     }

@@ -7,7 +7,7 @@ use futures_util::StreamExt as _;
 use tokio::time::timeout;
 
 use super::super::{Channel, Hear};
-use super::{Fault, GateError, RedisGate, Result, link};
+use super::{Fault, GateError, RedisGate, Result, connection};
 
 /// So long without a word means that the connection is none any more: whoever listens is said something every few seconds.
 const SILENT_MAX: Duration = Duration::from_secs(10);
@@ -30,8 +30,8 @@ impl Channel for RedisGate {
     async fn listen(&self, mut hear: Hear) -> GateError {
         let (settings, keys) = (&self.shared.settings, &self.shared.keys);
         let opened = async {
-            let at = link::find(settings, keys, true).await?.info;
-            link::subscribe(&at, settings, &keys.channel()).await
+            let at = connection::find(settings, keys, true).await?.info;
+            connection::subscribe(&at, settings, &keys.channel()).await
         };
         let mut heard = match opened.await {
             Ok(heard) => heard,

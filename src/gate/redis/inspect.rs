@@ -5,8 +5,8 @@ use std::time::Duration;
 use redis::Value;
 use tokio::time::timeout;
 
+use super::connection::{Fault, Link, failures};
 use super::keys::Keys;
-use super::link::{Fault, Link, failures};
 use super::scripts::Script;
 
 /// The oldest version that the scripts were tried on.

@@ -1,6 +1,6 @@
 //! How the gate's data is named in Redis. What stands in which set is said at the head of `scripts/guard.lua`.
 
-use crate::admission::Held;
+use crate::admission::LeaseRow;
 use crate::ids::CallId;
 
 /// The layout of the keys. Another layout is another gate: two of them never read each other's data.
@@ -78,34 +78,34 @@ pub(super) fn unescape(part: &str) -> String {
 }
 
 /// All members of a lease, as `members` of `scripts/guard.lua` makes them.
-pub(super) fn members(held: &Held, all: &mut Vec<String>) {
-    let Held { call, places, since_ms, overrun, .. } = held;
+pub(super) fn members(held: &LeaseRow, all: &mut Vec<String>) {
+    let LeaseRow { call, slots, since_ms, over_limit, .. } = held;
     let stamp = since_ms.max(&0);
-    let mut own = format!("h|{call}|{places}|{since_ms}|{}", u8::from(*overrun));
+    let mut own = format!("h|{call}|{slots}|{since_ms}|{}", u8::from(*over_limit));
     for key in &held.keys {
         let key = escape(key);
         own.push('|');
         own.push_str(&key);
-        match places {
+        match slots {
             1 => all.push(format!("k|{key}|1|{stamp:016}|{call}")),
-            _ => all.extend((1..=*places).map(|i| format!("k|{key}|n|{stamp:016}|{call}|{i}"))),
+            _ => all.extend((1..=*slots).map(|i| format!("k|{key}|n|{stamp:016}|{call}|{i}"))),
         }
     }
-    all.extend((2..=*places).map(|i| format!("p|{call}|{i}")));
-    if *overrun {
-        all.extend((1..=*places).map(|i| format!("o|{call}|{i}")));
+    all.extend((2..=*slots).map(|i| format!("p|{call}|{i}")));
+    if *over_limit {
+        all.extend((1..=*slots).map(|i| format!("o|{call}|{i}")));
     }
     all.push(own);
 }
 
 /// A lease, from the member that says it.
-pub(super) fn lease(member: &str) -> Option<Held> {
+pub(super) fn lease(member: &str) -> Option<LeaseRow> {
     let mut parts = member.strip_prefix("h|")?.split('|');
-    Some(Held {
+    Some(LeaseRow {
         call: CallId::parse(parts.next()?)?,
-        places: parts.next()?.parse().ok()?,
+        slots: parts.next()?.parse().ok()?,
         since_ms: parts.next()?.parse().ok()?,
-        overrun: parts.next()? == "1",
+        over_limit: parts.next()? == "1",
         keys: parts.map(unescape).collect(),
     })
 }
@@ -118,11 +118,11 @@ mod tests {
     fn a_lease_survives_its_member() {
         for keys in [vec![], vec![""], vec!["a|b", "%7C", "100%|", "plan:x}"]] {
             let keys: Vec<_> = keys.into_iter().map(str::to_owned).collect();
-            for places in [1, 3] {
-                let held = Held { call: CallId::new(), keys: keys.clone(), places, since_ms: -5, overrun: true };
+            for slots in [1, 3] {
+                let held = LeaseRow { call: CallId::new(), keys: keys.clone(), slots, since_ms: -5, over_limit: true };
                 let mut all = Vec::new();
                 members(&held, &mut all);
-                assert_eq!(all.len(), places as usize * (keys.len() + 2));
+                assert_eq!(all.len(), slots as usize * (keys.len() + 2));
                 assert_eq!(lease(all.last().unwrap()), Some(held));
             }
         }

@@ -24,9 +24,9 @@
 
 mod breaker;
 mod bus;
+mod connection;
 mod inspect;
 mod keys;
-mod link;
 mod rebuild;
 mod scripts;
 mod settings;
@@ -43,13 +43,13 @@ use redis::Value;
 use tokio::task::JoinHandle;
 
 use super::{Gate, GateError, Result};
-use crate::admission::{Counts, Decision, Held, Order, RateLog, Short};
+use crate::admission::{AdmissionRequest, Counts, Decision, LeaseRow, RateLog, Shortfall};
 use crate::ids::CallId;
 use crate::net::install_crypto_provider;
 use crate::policy::{Bound, Mode};
 use breaker::Shared;
+use connection::Fault;
 use keys::escape;
-use link::Fault;
 use scripts::Script;
 
 pub use breaker::Health;
@@ -57,7 +57,7 @@ pub use inspect::Problem;
 pub use settings::Settings;
 
 /// Longest wait for what is not a decision.
-const LONG: Duration = Duration::from_secs(5);
+const ADMIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a call is refused whose admission was taken back.
 const FORBIDDEN_FOR: Duration = Duration::from_secs(60);
 /// Leases a page.
@@ -81,11 +81,11 @@ impl std::fmt::Debug for RedisGate {
 
 #[async_trait]
 impl Gate for RedisGate {
-    async fn admit(&self, epoch: i64, order: &Order) -> Result<Decision> {
+    async fn admit(&self, epoch: i64, order: &AdmissionRequest) -> Result<Decision> {
         RedisGate::admit(self, epoch, order).await
     }
 
-    async fn adopt(&self, epoch: i64, held: &Held) -> Result<()> {
+    async fn adopt(&self, epoch: i64, held: &LeaseRow) -> Result<()> {
         RedisGate::adopt(self, epoch, held).await
     }
 
@@ -97,7 +97,7 @@ impl Gate for RedisGate {
         RedisGate::forbid(self, epoch, call).await
     }
 
-    async fn rebuild(&self, epoch: i64, held: &[Held], rates: &[(String, RateLog)]) -> Result<()> {
+    async fn rebuild(&self, epoch: i64, held: &[LeaseRow], rates: &[(String, RateLog)]) -> Result<()> {
         RedisGate::rebuild(self, epoch, held, rates).await
     }
 
@@ -105,7 +105,7 @@ impl Gate for RedisGate {
         RedisGate::counts(self, epoch).await
     }
 
-    async fn held(&self, epoch: i64) -> Result<Vec<Held>> {
+    async fn held(&self, epoch: i64) -> Result<Vec<LeaseRow>> {
         RedisGate::held(self, epoch).await
     }
 
@@ -141,11 +141,11 @@ impl RedisGate {
 
     /// Decides an order, as [`crate::admission::decide`] does, by the server's time, and takes what it grants. One trip.
     ///
-    /// A call that holds a lease already is admitted with its places. One that was [forbidden](Self::forbid) is not decided.
+    /// A call that holds a lease already is admitted with its slots. One that was [forbidden](Self::forbid) is not decided.
     ///
     /// # Errors
     /// [`GateError`]; of [`GateError::Away`] see there: a lease may have been taken nevertheless.
-    pub async fn admit(&self, epoch: i64, order: &Order) -> Result<Decision> {
+    pub async fn admit(&self, epoch: i64, order: &AdmissionRequest) -> Result<Decision> {
         self.shared.decisions.fetch_add(1, Ordering::Relaxed);
         let mut keys = self.shared.keys.of_epoch(epoch);
         keys.push(self.shared.keys.gone(&order.call));
@@ -157,8 +157,8 @@ impl RedisGate {
             epoch.to_string(),
             if self.shared.settings.callers_clock { order.at_ms.to_string() } else { "-".to_owned() },
             order.call.to_string(),
-            order.places.wanted.to_string(),
-            order.places.at_least.to_string(),
+            order.slots.wanted.to_string(),
+            order.slots.at_least.to_string(),
             mode.to_owned(),
         ];
         for binding in &order.bindings {
@@ -175,11 +175,11 @@ impl RedisGate {
         }
         let words = self.ask(Script::Admit, &keys, &args, self.shared.settings.timeout).await?;
         match words[0].as_str() {
-            "held" => Ok(Decision::Admitted { places: number(&words, 1)?, would: None }),
+            "held" => Ok(Decision::Admitted { slots: number(&words, 1)?, would: None }),
             "gone" => Err(GateError::Away("this admission was given up before".to_owned())),
             "admitted" => {
                 let would = if words.len() > 2 { Some(short(&words[2..])?) } else { None };
-                Ok(Decision::Admitted { places: number(&words, 1)?, would })
+                Ok(Decision::Admitted { slots: number(&words, 1)?, would })
             }
             "refused" => Ok(Decision::Refused(short(words.get(1..).unwrap_or_default())?)),
             other => Err(strange(other)),
@@ -190,13 +190,13 @@ impl RedisGate {
     ///
     /// # Errors
     /// [`GateError`]; may be repeated.
-    pub async fn adopt(&self, epoch: i64, held: &Held) -> Result<()> {
+    pub async fn adopt(&self, epoch: i64, held: &LeaseRow) -> Result<()> {
         let mut args = vec![
             epoch.to_string(),
             held.call.to_string(),
-            held.places.to_string(),
+            held.slots.to_string(),
             held.since_ms.to_string(),
-            u8::from(held.overrun).to_string(),
+            u8::from(held.over_limit).to_string(),
         ];
         args.extend(held.keys.iter().map(|key| escape(key)));
         let keys = self.shared.keys.of_epoch(epoch);
@@ -238,8 +238,8 @@ impl RedisGate {
         let (mut counts, mut from) = (Counts::default(), START.to_owned());
         loop {
             let args = [epoch.to_string(), from, COUNTS_PAGE.to_string()];
-            let words = self.ask(Script::Counts, &keys, &args, LONG).await?;
-            (counts.calls, counts.overruns) = (number(&words, 1)?, number(&words, 2)?);
+            let words = self.ask(Script::Counts, &keys, &args, ADMIN_TIMEOUT).await?;
+            (counts.calls, counts.over_limit) = (number(&words, 1)?, number(&words, 2)?);
             let pairs = words.get(3..).unwrap_or_default();
             for at in (0..pairs.len()).step_by(2) {
                 counts.by_key.insert(keys::unescape(&pairs[at]), number(pairs, at + 1)?);
@@ -255,12 +255,12 @@ impl RedisGate {
     ///
     /// # Errors
     /// [`GateError`].
-    pub async fn held(&self, epoch: i64) -> Result<Vec<Held>> {
+    pub async fn held(&self, epoch: i64) -> Result<Vec<LeaseRow>> {
         let keys = self.shared.keys.of_epoch(epoch);
         let (mut all, mut from) = (Vec::new(), START.to_owned());
         loop {
             let args = [epoch.to_string(), from, HELD_PAGE.to_string()];
-            let page = self.ask(Script::Held, &keys, &args, LONG).await?;
+            let page = self.ask(Script::LeaseRow, &keys, &args, ADMIN_TIMEOUT).await?;
             for member in &page[1..] {
                 all.push(keys::lease(member).ok_or_else(|| strange("a lease that is none"))?);
             }
@@ -279,12 +279,12 @@ impl RedisGate {
     pub async fn inspect(&self) -> Result<Vec<Problem>> {
         let shared = &self.shared;
         let look = async {
-            let link = link::find(&shared.settings, &shared.keys, true).await?;
+            let link = connection::find(&shared.settings, &shared.keys, true).await?;
             inspect::look(&link, &shared.keys).await
         };
-        match tokio::time::timeout(LONG, look).await {
+        match tokio::time::timeout(ADMIN_TIMEOUT, look).await {
             Ok(looked) => looked.map_err(|fault| GateError::Away(fault.to_string())),
-            Err(_) => Err(GateError::Away(format!("no answer within {} ms", LONG.as_millis()))),
+            Err(_) => Err(GateError::Away(format!("no answer within {} ms", ADMIN_TIMEOUT.as_millis()))),
         }
     }
 
@@ -326,13 +326,13 @@ fn strange(what: &str) -> GateError {
 }
 
 /// Binding, held, lacking, wait, oldest….
-fn short(words: &[String]) -> Result<Short> {
+fn short(words: &[String]) -> Result<Shortfall> {
     let token_in_ms = match words.get(3).map(String::as_str) {
         Some("") => None,
         _ => Some(number(words, 3)?),
     };
     let oldest = (4..words.len()).map(|at| number(words, at)).collect::<Result<_>>()?;
-    Ok(Short {
+    Ok(Shortfall {
         binding: number(words, 0)?,
         current: number(words, 1)?,
         lacking: number(words, 2)?,

@@ -5,8 +5,8 @@ use ulid::Ulid;
 
 use super::keys::{escape, members};
 use super::scripts::Script;
-use super::{GateError, LONG, RedisGate, Result, strange};
-use crate::admission::{Held, RateLog};
+use super::{ADMIN_TIMEOUT, GateError, RedisGate, Result, strange};
+use crate::admission::{LeaseRow, RateLog};
 
 /// Members that are sent at once: a few milliseconds of the server's time.
 const PORTION: usize = 2_000;
@@ -24,7 +24,7 @@ impl RedisGate {
     ///
     /// # Errors
     /// [`GateError::Epoch`]: a later one is published. Others: nothing was published, or it is not known; may be repeated.
-    pub async fn rebuild(&self, epoch: i64, held: &[Held], rates: &[(String, RateLog)]) -> Result<()> {
+    pub async fn rebuild(&self, epoch: i64, held: &[LeaseRow], rates: &[(String, RateLog)]) -> Result<()> {
         // Under a name of its own: what another attempt has still on its way comes to nothing.
         let [leases, filled_rates] = self.shared.keys.filling(epoch, &Ulid::new().to_string().to_lowercase());
         let (mut said, line) = self.before(epoch).await?;
@@ -38,7 +38,7 @@ impl RedisGate {
             keys.push(self.shared.keys.databases());
             let (database, prefix) = (self.shared.keys.database().to_owned(), self.shared.keys.prefix().to_owned());
             let args = [epoch.to_string(), said, line.clone(), filled.to_string(), database, prefix];
-            let words = self.ask(Script::Publish, &keys, &args, LONG).await?;
+            let words = self.ask(Script::Publish, &keys, &args, ADMIN_TIMEOUT).await?;
             match words[0].as_str() {
                 "published" => return Ok(()),
                 "again" => said = self.before(epoch).await?.0,
@@ -51,7 +51,7 @@ impl RedisGate {
     /// What is published, and the server's line of data.
     pub(super) async fn before(&self, epoch: i64) -> Result<(String, String)> {
         let keys = self.shared.keys.of_epoch(epoch);
-        let words = self.ask(Script::Before, &keys, &[epoch.to_string()], LONG).await?;
+        let words = self.ask(Script::Before, &keys, &[epoch.to_string()], ADMIN_TIMEOUT).await?;
         match <[String; 3]>::try_from(words) {
             Ok([_, said, line]) => Ok((said, line)),
             Err(_) => Err(strange("no line")),
@@ -59,7 +59,7 @@ impl RedisGate {
     }
 
     /// Returns how many members the leases have.
-    async fn fill(&self, [leases, rates]: [&str; 2], held: &[Held], logs: &[(String, RateLog)]) -> Result<usize> {
+    async fn fill(&self, [leases, rates]: [&str; 2], held: &[LeaseRow], logs: &[(String, RateLog)]) -> Result<usize> {
         let mut all = vec!["!".to_owned()];
         held.iter().for_each(|held| members(held, &mut all));
         // In their order, each finds its place at the end of the set.
@@ -89,6 +89,6 @@ impl RedisGate {
 
     async fn send(&self, command: &Cmd) -> Result<redis::Value> {
         let link = self.shared.link()?;
-        self.shared.trip(&link, LONG, link.command(command)).await
+        self.shared.trip(&link, ADMIN_TIMEOUT, link.command(command)).await
     }
 }

@@ -7,7 +7,7 @@ pub(super) enum Script {
     Admit,
     Adopt,
     Release,
-    Held,
+    LeaseRow,
     Counts,
     Before,
     Publish,

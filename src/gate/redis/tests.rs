@@ -6,7 +6,7 @@ pub(crate) mod server;
 mod topologies;
 
 use super::*;
-use crate::admission::{Places, RateLog};
+use crate::admission::{RateLog, Slots};
 use crate::gate::Channel;
 use crate::net::spare_port;
 use crate::policy::{Binding, Rate, Scope};
@@ -53,18 +53,18 @@ fn rate(key: &str, count: u32, window_ms: i64) -> Binding {
     Binding { limit: key.into(), scope: Scope::Account, key: key.to_owned(), bound }
 }
 
-fn order(bindings: &[Binding]) -> Order {
+fn order(bindings: &[Binding]) -> AdmissionRequest {
     let bindings = bindings.to_vec();
-    Order { call: CallId::new(), bindings, places: Places::ONE, mode: Mode::Enforce, at_ms: 0 }
+    AdmissionRequest { call: CallId::new(), bindings, slots: Slots::ONE, mode: Mode::Enforce, at_ms: 0 }
 }
 
-fn held(keys: &[&str], places: u32, since_ms: i64) -> Held {
+fn held(keys: &[&str], slots: u32, since_ms: i64) -> LeaseRow {
     let keys = keys.iter().map(|key| (*key).to_owned()).collect();
-    Held { call: CallId::new(), keys, places, since_ms, overrun: false }
+    LeaseRow { call: CallId::new(), keys, slots, since_ms, over_limit: false }
 }
 
-fn admitted(places: u32) -> Result<Decision> {
-    Ok(Decision::Admitted { places, would: None })
+fn admitted(slots: u32) -> Result<Decision> {
+    Ok(Decision::Admitted { slots, would: None })
 }
 
 fn is_unfilled<T: std::fmt::Debug>(result: Result<T>) -> bool {
@@ -75,7 +75,7 @@ fn is_away<T: std::fmt::Debug>(result: Result<T>) -> bool {
     matches!(result, Err(GateError::Away(_)))
 }
 
-async fn leases(gate: &RedisGate, epoch: i64) -> Vec<Held> {
+async fn leases(gate: &RedisGate, epoch: i64) -> Vec<LeaseRow> {
     let mut held = gate.held(epoch).await.unwrap();
     held.sort_by_cached_key(|held| held.call.to_string());
     held
@@ -93,10 +93,10 @@ async fn a_call_takes_its_places_once_and_gives_them_back_once() {
     let only = leases(&gate, 1).await.pop().unwrap();
     assert_eq!((short.binding, short.current, short.lacking), (1, 1, 1));
     assert_eq!(short.oldest, [only.since_ms]);
-    assert_eq!((only.call, only.places, only.overrun), (first.call.clone(), 1, false));
+    assert_eq!((only.call, only.slots, only.over_limit), (first.call.clone(), 1, false));
     assert_eq!(only.keys, ["a|b", "a"]);
     let counts = gate.counts(1).await.unwrap();
-    assert_eq!((counts.calls, counts.overruns, counts.by_key["a|b"], counts.by_key["a"]), (1, 0, 1, 1));
+    assert_eq!((counts.calls, counts.over_limit, counts.by_key["a|b"], counts.by_key["a"]), (1, 0, 1, 1));
     assert_eq!(gate.release(1, &first.call).await, Ok(true));
     assert_eq!(gate.release(1, &first.call).await, Ok(false));
     assert_eq!(gate.counts(1).await, Ok(Counts::default()));
@@ -135,10 +135,10 @@ async fn adopting_goes_over_limits_and_replaces() {
     let mut call = held(&["g", "old"], 1, 5);
     gate.adopt(1, &call).await.unwrap();
     gate.adopt(1, &held(&["g"], 3, 7)).await.unwrap();
-    call = Held { keys: vec!["g".to_owned(), "new".to_owned()], places: 2, since_ms: 4, overrun: true, ..call };
+    call = LeaseRow { keys: vec!["g".to_owned(), "new".to_owned()], slots: 2, since_ms: 4, over_limit: true, ..call };
     gate.adopt(1, &call).await.unwrap();
     let counts = gate.counts(1).await.unwrap();
-    assert_eq!((counts.calls, counts.overruns), (5, 2));
+    assert_eq!((counts.calls, counts.over_limit), (5, 2));
     assert_eq!(counts.by_key, [("g".to_owned(), 5), ("new".to_owned(), 2)].into());
     assert!(leases(&gate, 1).await.contains(&call));
 }
@@ -244,7 +244,7 @@ async fn many_at_once_through_several_gates_never_exceed_a_limit() {
             let ended = i % 3 == 0 && matches!(said, Decision::Admitted { .. });
             assert!(!ended || gate.release(1, &order.call).await.unwrap());
             let counts = gate.counts(1).await.unwrap();
-            assert!(counts.calls <= 17 && counts.by_key.values().all(|places| *places == counts.calls), "{counts:?}");
+            assert!(counts.calls <= 17 && counts.by_key.values().all(|slots| *slots == counts.calls), "{counts:?}");
             (order, said, ended)
         });
     }
@@ -259,12 +259,12 @@ async fn fifty_thousand_leases_are_filled_read_and_counted() {
     let (_server, gate) = fresh().await;
     let keys = |i: usize| vec!["global".to_owned(), format!("business:{}", i % 1200), format!("account:{}", i % 3)];
     let mut open: Vec<_> = (0..50_000)
-        .map(|i| Held {
+        .map(|i| LeaseRow {
             call: CallId::new(),
             keys: keys(i),
-            places: 1,
+            slots: 1,
             since_ms: 1_790_000_000_000,
-            overrun: i % 7 == 0,
+            over_limit: i % 7 == 0,
         })
         .collect();
     let since = std::time::Instant::now();

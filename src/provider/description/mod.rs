@@ -1,12 +1,12 @@
 //! The schema of a provider description. `config/providers/*.toml` show it in use.
 
-mod ask;
 mod mistakes;
 mod operation;
+mod queries;
 mod record;
 mod utterance;
+mod vocabulary;
 mod webhook;
-mod words;
 
 use std::collections::BTreeMap;
 
@@ -14,12 +14,12 @@ use serde::Deserialize;
 
 use super::check::Check;
 use super::select::Selector;
-pub use ask::*;
 pub use operation::*;
+pub use queries::*;
 pub use record::*;
 pub use utterance::*;
+pub use vocabulary::*;
 pub use webhook::*;
-pub use words::*;
 
 /// The kind of id that an app gives a call itself, in its create.
 pub const APP_ID_KIND: &str = "app_call_id";
@@ -243,7 +243,7 @@ mod tests {
     fn a_request_for_many_calls_says_how_many() {
         let registry = Registry::new(&[]).unwrap();
         let operations = &registry.get("elevenlabs").unwrap().operations;
-        let rule = operations.iter().find(|o| o.name == "batch_submit").unwrap().places.as_ref().unwrap();
+        let rule = operations.iter().find(|o| o.name == "batch_submit").unwrap().slots.as_ref().unwrap();
         let wanted = |body: Value| {
             let (body, path, headers) = (Document::Json(body), BTreeMap::new(), http::HeaderMap::new());
             rule.wanted(&Message { body: &body, query: &[], path: &path, headers: &headers })

@@ -57,7 +57,7 @@ pub struct Operation {
     /// The callback that ringfence takes over.
     pub callback: Option<Callback>,
     /// It makes many calls, as many at once as the request says.
-    pub places: Option<PlacesRule>,
+    pub slots: Option<SlotsRule>,
     /// It makes the calls of an order for many that the path names, by an id of this kind: a batch's retry.
     pub again: Option<String>,
 }
@@ -65,7 +65,7 @@ pub struct Operation {
 /// How many calls at once a request may make.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct PlacesRule {
+pub struct SlotsRule {
     /// The number that the app asks for.
     pub at_most: Option<Selector>,
     /// Those who will be called: more than one call each at once there is not.
@@ -74,7 +74,7 @@ pub struct PlacesRule {
     pub cut: Option<String>,
 }
 
-impl PlacesRule {
+impl SlotsRule {
     /// How many; at least 1. `None`: the request does not say, or cannot be understood.
     pub fn wanted(&self, message: &Message<'_>) -> Option<u32> {
         let items = self.items.list(message.body).map(|list| u32::try_from(list.len()).unwrap_or(u32::MAX));

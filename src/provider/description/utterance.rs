@@ -62,7 +62,7 @@ impl<'de> Deserialize<'de> for SpeakerWord {
 
 /// What was heard of a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Heard {
+pub struct UtteranceDraft {
     /// Who speaks.
     pub speaker: Speaker,
     /// What is said.
@@ -82,7 +82,7 @@ impl UtteranceRules {
     ///
     /// # Errors
     /// A sentence for whoever sent the message: something is missing or is not what it must be.
-    pub fn read(&self, message: &Message<'_>) -> Result<Heard, String> {
+    pub fn read(&self, message: &Message<'_>) -> Result<UtteranceDraft, String> {
         let word = self.speaker.from.text(message);
         let speaker = word.and_then(|word| self.speaker.map.get(word.as_ref()).copied()).ok_or_else(|| {
             let known: Vec<&str> = self.speaker.map.keys().map(String::as_str).collect();
@@ -115,7 +115,7 @@ impl UtteranceRules {
         let order_in = order_in.filter(|id| id.len() <= SOURCE_BYTES_MAX).map(|id| id.replace('\0', "\u{FFFD}"));
         let is_partial = self.partial.as_ref().is_some_and(|p| p.holds(message));
         // Postgres keeps no NUL.
-        Ok(Heard { speaker, text: text.replace('\0', "\u{FFFD}"), said_at, order, order_in, is_partial })
+        Ok(UtteranceDraft { speaker, text: text.replace('\0', "\u{FFFD}"), said_at, order, order_in, is_partial })
     }
 }
 
@@ -173,7 +173,7 @@ fn is_time(text: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn heard(rules: &str, body: &Document) -> Result<Heard, String> {
+    fn heard(rules: &str, body: &Document) -> Result<UtteranceDraft, String> {
         let rules: UtteranceRules = toml::from_str(rules).unwrap();
         rules.read(&Message { body, query: &[], path: &BTreeMap::new(), headers: &http::HeaderMap::new() })
     }
@@ -187,7 +187,7 @@ mod tests {
     fn an_utterance_is_read_or_refused_with_a_reason() {
         let of = |body: Value| heard(JSON, &Document::Json(body));
         let good = serde_json::json!({"speaker": "user", "message": "a\u{0}b", "timestamp": "2025-11-05T10:00:00.5"});
-        let wanted = Heard {
+        let wanted = UtteranceDraft {
             speaker: Speaker::User,
             text: "a\u{FFFD}b".to_owned(),
             said_at: Some("2025-11-05T10:00:00.5".to_owned()),

@@ -10,10 +10,10 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
 
-use super::super::{Decided, Result, Speech, StoreError, Took};
+use super::super::{AdmitOutcome, IngestOutcome, Result, StoreError, UtteranceIngest};
 use super::gate::{self, Ask};
-use super::speech;
-use super::transact::{Db, Gate};
+use super::transaction::{Db, Gate};
+use super::utterance_batch;
 use crate::ids::CallId;
 
 /// Writes that may wait. Beyond it, callers wait to hand theirs over.
@@ -23,9 +23,9 @@ const BATCH_MAX: usize = 256;
 
 /// Calls of which nobody knows yet whether they are on record, and the transaction that knows.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Doubts(Arc<Mutex<HashMap<CallId, i64>>>);
+pub(super) struct InDoubt(Arc<Mutex<HashMap<CallId, i64>>>);
 
-impl Doubts {
+impl InDoubt {
     /// Remembers the calls of a write that failed, if it may have been made.
     pub(super) fn note<'c>(
         &self,
@@ -106,7 +106,7 @@ async fn run_all<A, R>(db: Arc<Db>, transact: Transact<A, R>, mut waiting: mpsc:
 }
 
 /// Decisions about calls.
-pub(super) fn decisions(db: Arc<Db>, doubts: Doubts, callers_clock: bool) -> Batches<Ask, Decided> {
+pub(super) fn decisions(db: Arc<Db>, doubts: InDoubt, callers_clock: bool) -> Batches<Ask, AdmitOutcome> {
     let at = db.clone();
     let transact = move |asks: Arc<[Arc<Ask>]>| {
         let (db, doubts, batch) = (db.clone(), doubts.clone(), asks.clone());
@@ -123,14 +123,14 @@ pub(super) fn decisions(db: Arc<Db>, doubts: Doubts, callers_clock: bool) -> Bat
 }
 
 /// What is said in calls. While processes `listen`, they are told.
-pub(super) fn speeches(db: Arc<Db>, listens: Arc<AtomicBool>) -> Batches<Speech, Took> {
+pub(super) fn speeches(db: Arc<Db>, listens: Arc<AtomicBool>) -> Batches<UtteranceIngest, IngestOutcome> {
     let at = db.clone();
-    let transact = move |batch: Arc<[Arc<Speech>]>| {
+    let transact = move |batch: Arc<[Arc<UtteranceIngest>]>| {
         let (db, tell) = (db.clone(), listens.load(Ordering::Relaxed));
         let work = async move {
             let hear = db.write(move |c| {
                 let batch = batch.clone();
-                Box::pin(async move { speech::hear(c, &batch, tell).await })
+                Box::pin(async move { utterance_batch::ingest(c, &batch, tell).await })
             });
             hear.await
         };

@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, PgConnection, Postgres};
 
 use super::super::driver::{Driver, Fault, Value, Work};
 use super::super::row::Row;
-use super::transact::{QUEUE, prepared};
+use super::transaction::{ADVISORY_LOCK_KEY, prepared};
 use super::{Sql, query};
 use crate::ids::Alias;
 
@@ -109,7 +109,7 @@ impl Driver for Pg<'_> {
 
     fn queue_move(&mut self) -> Work<'_, ()> {
         async move {
-            let queue = AssertSqlSafe(format!("SELECT pg_advisory_xact_lock({QUEUE})"));
+            let queue = AssertSqlSafe(format!("SELECT pg_advisory_xact_lock({ADVISORY_LOCK_KEY})"));
             Ok(sqlx::raw_sql(queue).execute(&mut *self.0).await.map(drop)?)
         }
         .boxed()

@@ -8,16 +8,16 @@ use std::sync::Arc;
 use serde::Serialize;
 use sqlx::{PgConnection, Row as _};
 
+use super::super::app_events;
 use super::super::driver::damaged;
 use super::super::queries::bindings::{Claim, claim, claimed, is_own};
 use super::super::queries::messages::tell;
 use super::super::rows::call_id;
-use super::super::standing::Counted;
-use super::super::told;
-use super::super::{Decided, NewCall};
+use super::super::usage::Counted;
+use super::super::{AdmitOutcome, NewCall};
 use super::driver::{Pg, lock_ids};
 use super::{Sql, query, to_json};
-use crate::admission::{Decision, GateMode, GateState, OLDEST_MAX, Order, RateLog, Short, decide, keys};
+use crate::admission::{AdmissionRequest, Decision, GateMode, GateState, OLDEST_MAX, RateLog, Shortfall, decide, keys};
 use crate::call::{Event, Phase};
 use crate::clock::UnixMs;
 use crate::ids::{AccountName, Alias, CallId};
@@ -27,7 +27,7 @@ use crate::policy::{Binding, Bound};
 #[derive(Debug)]
 pub(super) struct Ask {
     pub(super) call: NewCall,
-    pub(super) order: Order,
+    pub(super) order: AdmissionRequest,
     pub(super) epoch: i64,
 }
 
@@ -35,7 +35,7 @@ pub(super) struct Ask {
 #[derive(Default)]
 struct Round {
     counted: Counted,
-    /// Calls that are on record: their places, or that they are over.
+    /// Calls that are on record: their slots, or that they are over.
     recorded: HashMap<CallId, Option<u32>>,
     /// Ids that somebody has, or for which news waits.
     taken: BTreeSet<Alias>,
@@ -46,8 +46,8 @@ struct Round {
 
 /// An order that was admitted.
 struct Granted {
-    places: u32,
-    would: Option<Short>,
+    slots: u32,
+    would: Option<Shortfall>,
     at_ms: UnixMs,
     /// Of its ids some are on record, in whatever way. Then what is to be done with each is found out one by one.
     intricate: Option<Vec<Alias>>,
@@ -58,7 +58,7 @@ enum Answer {
     Known(CallId),
     /// It is on record already.
     Again(u32),
-    Refused(Short),
+    Refused(Shortfall),
     Granted(Granted),
 }
 
@@ -68,7 +68,7 @@ pub(super) async fn admit(
     state: Option<GateState>,
     asks: &[Arc<Ask>],
     callers_clock: bool,
-) -> Sql<Vec<Decided>> {
+) -> Sql<Vec<AdmitOutcome>> {
     let state = state.ok_or_else(|| damaged("the gate was not locked"))?;
     let is_due = |ask: &Ask| state == GateState { epoch: ask.epoch, mode: GateMode::Database };
     let due: Vec<&Ask> = asks.iter().map(|ask| &**ask).filter(|ask| is_due(ask)).collect();
@@ -83,7 +83,7 @@ pub(super) async fn admit(
     name_oldest(c, asks, &mut answers).await?;
     write(c, asks, &answers, &round.rates).await?;
     let granted = asks.iter().zip(&answers).filter_map(|(ask, answer)| match answer {
-        Answer::Granted(granted) => Some(told::opened(&ask.call, granted.places, granted.at_ms)),
+        Answer::Granted(granted) => Some(app_events::opened(&ask.call, granted.slots, granted.at_ms)),
         _ => None,
     });
     let told: Vec<_> = granted.flatten().collect();
@@ -91,16 +91,16 @@ pub(super) async fn admit(
     let mut decided = Vec::with_capacity(asks.len());
     for (ask, answer) in asks.iter().zip(answers) {
         decided.push(match answer {
-            Answer::Outdated(state) => Decided::Outdated(state),
-            Answer::Known(call) => Decided::Known(call),
-            Answer::Again(places) => Decided::New { places, would: None, news: None },
-            Answer::Refused(short) => Decided::Refused(short),
+            Answer::Outdated(state) => AdmitOutcome::Outdated(state),
+            Answer::Known(call) => AdmitOutcome::Known(call),
+            Answer::Again(slots) => AdmitOutcome::New { slots, would: None, news: None },
+            Answer::Refused(short) => AdmitOutcome::Refused(short),
             Answer::Granted(granted) => {
                 let news: Option<Event> = match granted.intricate {
                     Some(freed) => claimed(&mut Pg(c), &ask.call, &freed).await?,
                     None => None,
                 };
-                Decided::New { places: granted.places, would: granted.would, news }
+                AdmitOutcome::New { slots: granted.slots, would: granted.would, news }
             }
         });
     }
@@ -117,10 +117,10 @@ async fn read(c: &mut PgConnection, asks: &[&Ask]) -> Sql<Round> {
     let counts: BTreeSet<String> = asks.iter().flat_map(|ask| keys(&ask.order.bindings)).collect();
     let rows = query(
         "SELECT 'now' AS what, NULL AS name, NULL AS id, (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS number
-         UNION ALL SELECT 'held', k, NULL, least(sum(places), 4294967295)::bigint FROM calls, unnest(keys) AS k
+         UNION ALL SELECT 'held', k, NULL, least(sum(slots), 4294967295)::bigint FROM calls, unnest(keys) AS k
              WHERE phase <> 'ended' AND k = ANY($1) GROUP BY k
          UNION ALL SELECT 'rate', key, log, NULL FROM gate_rates WHERE key = ANY($2)
-         UNION ALL SELECT 'call', phase, id, places FROM calls WHERE id = ANY($3)
+         UNION ALL SELECT 'call', phase, id, slots FROM calls WHERE id = ANY($3)
          UNION ALL SELECT 'alias', kind, id, NULL FROM call_aliases
              WHERE (kind, id) IN (SELECT * FROM unnest($4::text[], $5::text[]))",
     )
@@ -136,8 +136,8 @@ async fn read(c: &mut PgConnection, asks: &[&Ask]) -> Sql<Round> {
         let number = || row.try_get::<i64, _>("number");
         match row.try_get("what")? {
             "held" => {
-                let places = number()?.try_into().map_err(damaged)?;
-                round.counted.held.insert(row.try_get("name")?, places);
+                let slots = number()?.try_into().map_err(damaged)?;
+                round.counted.held.insert(row.try_get("name")?, slots);
             }
             "rate" => {
                 let log = row.try_get::<&str, _>("id")?.parse().map_err(damaged)?;
@@ -145,8 +145,8 @@ async fn read(c: &mut PgConnection, asks: &[&Ask]) -> Sql<Round> {
             }
             "call" => {
                 let is_over = row.try_get::<&str, _>("name")? == Phase::Ended.as_str();
-                let places = number()?.try_into().map_err(damaged)?;
-                round.recorded.insert(call_id(row.try_get("id")?)?, (!is_over).then_some(places));
+                let slots = number()?.try_into().map_err(damaged)?;
+                round.recorded.insert(call_id(row.try_get("id")?)?, (!is_over).then_some(slots));
             }
             "alias" => drop(round.taken.insert(Alias { kind: row.try_get("name")?, id: row.try_get("id")? })),
             _ => round.counted.now_ms = number()?,
@@ -159,7 +159,7 @@ impl Round {
     async fn answer(&mut self, c: &mut PgConnection, ask: &Ask, callers_clock: bool) -> Sql<Answer> {
         let (call, order) = (&ask.call, &ask.order);
         match self.recorded.get(&call.id) {
-            Some(Some(places)) => return Ok(Answer::Again(*places)),
+            Some(Some(slots)) => return Ok(Answer::Again(*slots)),
             Some(None) => return Ok(Answer::Known(call.id.clone())),
             None => {}
         }
@@ -179,22 +179,22 @@ impl Round {
         }
         let at_ms = self.counted.now_ms;
         let (decision, taken) = decide(order, &self.counted, at_ms);
-        let (places, would) = match decision {
+        let (slots, would) = match decision {
             Decision::Refused(short) => return Ok(Answer::Refused(short)),
-            Decision::Admitted { places, would } => (places, would),
+            Decision::Admitted { slots, would } => (slots, would),
         };
-        self.counted.grant(&keys(&order.bindings), places, &taken);
+        self.counted.grant(&keys(&order.bindings), slots, &taken);
         self.rates.extend(taken);
-        self.recorded.insert(call.id.clone(), Some(places));
+        self.recorded.insert(call.id.clone(), Some(slots));
         self.claimed.extend(call.aliases.iter().map(|alias| (alias.clone(), call.id.clone())));
-        Ok(Answer::Granted(Granted { places, would, at_ms, intricate }))
+        Ok(Answer::Granted(Granted { slots, would, at_ms, intricate }))
     }
 }
 
 /// Names the oldest holders of limits that are short. Before anything is written: those admitted in this round are named already,
 /// and are younger.
 async fn name_oldest(c: &mut PgConnection, asks: &[Arc<Ask>], answers: &mut [Answer]) -> Sql<()> {
-    fn short<'a>(ask: &'a Ask, answer: &'a mut Answer) -> Option<(&'a Binding, &'a mut Short)> {
+    fn short<'a>(ask: &'a Ask, answer: &'a mut Answer) -> Option<(&'a Binding, &'a mut Shortfall)> {
         let short = match answer {
             Answer::Refused(short) => short,
             Answer::Granted(Granted { would: Some(short), .. }) => short,
@@ -211,7 +211,7 @@ async fn name_oldest(c: &mut PgConnection, asks: &[Arc<Ask>], answers: &mut [Ans
     let full: BTreeSet<&str> = shorts.iter().map(|(binding, _)| binding.key.as_str()).collect();
     let rows = query(
         "SELECT k.key, oldest.admitted_at FROM unnest($1::text[]) AS k(key), LATERAL (
-             SELECT admitted_at FROM calls WHERE phase <> 'ended' AND places = 1 AND k.key = ANY(keys)
+             SELECT admitted_at FROM calls WHERE phase <> 'ended' AND slots = 1 AND k.key = ANY(keys)
              ORDER BY admitted_at LIMIT $2) AS oldest
          ORDER BY oldest.admitted_at",
     )
@@ -246,9 +246,9 @@ struct NewRow<'a> {
     other_number: Option<&'a str>,
     origin: &'a str,
     phase: &'a str,
-    overrun: bool,
+    over_limit: bool,
     polled: bool,
-    places: u32,
+    slots: u32,
     admitted_at: UnixMs,
     phase_at: UnixMs,
     deadline_at: UnixMs,
@@ -276,9 +276,9 @@ impl<'a> NewRow<'a> {
             other_number: f.other_number.as_deref(),
             origin: call.origin.as_str(),
             phase: call.phase.as_str(),
-            overrun: call.overrun,
+            over_limit: call.over_limit,
             polled: call.polled,
-            places: granted.places,
+            slots: granted.slots,
             admitted_at: granted.at_ms,
             phase_at: call.at_ms,
             deadline_at: call.deadline_at,
@@ -337,14 +337,14 @@ async fn write(
              FROM json_to_recordset($2::json) AS a(kind text, id text, call_id text, seen_at bigint)
          )
          INSERT INTO calls (id, business, plan, account, provider, carrier, direction, operation, agent, own_number,
-             other_number, origin, phase, overrun, polled, places, admitted_at, phase_at, deadline_at, answered_at, seen_at,
+             other_number, origin, phase, over_limit, polled, slots, admitted_at, phase_at, deadline_at, answered_at, seen_at,
              seen_by, callback, fingerprint, keys, replica)
          SELECT id, business, plan, account, provider, carrier, direction, operation, agent, own_number,
-             other_number, origin, phase, overrun, polled, places, admitted_at, phase_at, deadline_at, answered_at, phase_at,
+             other_number, origin, phase, over_limit, polled, slots, admitted_at, phase_at, deadline_at, answered_at, phase_at,
              origin, callback, fingerprint, keys, replica
          FROM json_to_recordset($1::json) AS c(id text, business text, plan text, account text, provider text, carrier text,
              direction text, operation text, agent text, own_number text, other_number text, origin text, phase text,
-             overrun boolean, polled boolean, places bigint, admitted_at bigint, phase_at bigint, deadline_at bigint,
+             over_limit boolean, polled boolean, slots bigint, admitted_at bigint, phase_at bigint, deadline_at bigint,
              answered_at bigint, callback text, fingerprint text, keys text[], replica text)",
     )
     .bind(to_json(&rows)?)

@@ -2,10 +2,10 @@
 
 use sqlx::{ConnectOptions as _, Connection as _, Row as _};
 
-use super::super::Sharing;
-use super::holder::{Me, Seen};
-use super::transact::Db;
-use super::{Pooler, Settings, StoreError, code, explain, holder, is_outside, is_pooled, migrate};
+use super::super::OwnershipMode;
+use super::ownership::{OwnerRow, ProcessId};
+use super::transaction::Db;
+use super::{Pooler, Settings, StoreError, code, explain, is_outside, is_pooled, migrate, ownership};
 
 /// What a server is like.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,19 +117,19 @@ pub async fn inspect(settings: &Settings) -> Result<Inspected, String> {
     }
     let db = Db::new(settings, false).map_err(|e| explain(&e, &shown))?;
     let missing = migrate::missing(&db).await.map_err(|why| format!("{shown} {why}"))?;
-    let holder = living_holder(&db, &Me::new(Sharing::Alone)).await.map_err(|e| e.to_string())?;
+    let holder = living_holder(&db, &ProcessId::new(OwnershipMode::Exclusive)).await.map_err(|e| e.to_string())?;
     db.close().await;
     Ok(Inspected { server, missing, holder: holder.map(|seen| seen.who()) })
 }
 
 /// Who has the record, as far as is known to live.
-pub(super) async fn living_holder(db: &Db, me: &Me) -> Result<Option<Seen>, StoreError> {
-    let seen: Option<Seen> = db
+pub(super) async fn living_holder(db: &Db, me: &ProcessId) -> Result<Option<OwnerRow>, StoreError> {
+    let seen: Option<OwnerRow> = db
         .read(|c| {
             Box::pin(async move {
                 let there = sqlx::query("SELECT to_regclass('holders')::text AS name").persistent(false);
                 match there.fetch_one(&mut *c).await?.try_get::<Option<String>, _>("name")? {
-                    Some(_) => holder::look(c).await,
+                    Some(_) => ownership::look(c).await,
                     None => Ok(None),
                 }
             })

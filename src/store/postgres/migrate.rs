@@ -6,9 +6,9 @@ use std::time::Duration;
 use sqlx::migrate::Migrator;
 use sqlx::{AssertSqlSafe, PgConnection, Postgres, Transaction};
 
-use super::super::migrations::{self, Applied, Status, Unfit};
+use super::super::migrations::{self, AppliedMigrations, Status, Unfit};
 use super::driver::Pg;
-use super::transact::SCHEMA;
+use super::transaction::SCHEMA;
 use super::{Db, Settings, explain};
 
 /// A migration may rewrite a table.
@@ -83,7 +83,7 @@ async fn up_in(c: &mut PgConnection) -> Result<(), String> {
     done.map_err(|unfit: Unfit| unfit.said(|fault| format!("cannot be migrated: {fault}")))
 }
 
-async fn read_applied(db: &Db) -> Result<Applied, String> {
+async fn read_applied(db: &Db) -> Result<AppliedMigrations, String> {
     db.read(|c| Box::pin(async move { Ok(migrations::applied(&mut Pg(c)).await?) }))
         .await
         .map_err(|e| format!("cannot be used: {e}"))

@@ -7,12 +7,12 @@
 mod batch;
 mod driver;
 mod gate;
-mod holder;
 pub mod inspect;
 pub mod migrate;
+mod ownership;
 mod settings;
-mod speech;
-mod transact;
+mod transaction;
+mod utterance_batch;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,16 +24,19 @@ use tracing::{info, warn};
 
 use super::driver::{Backend, Db as Connection, Work};
 use super::queries::messages;
-use super::{Decided, NewCall, NewUtterance, Result, Ring, Said, Sharing, Speech, StoreError, Took};
-use crate::admission::{GateState, Order};
+use super::{
+    AdmitOutcome, IngestOutcome, NewCall, NewUtterance, OwnershipMode, Result, Ring, StoreError, UtteranceIngest,
+    UtteranceRef,
+};
+use crate::admission::{AdmissionRequest, GateState};
 use crate::clock::UnixMs;
 use crate::ids::CallId;
-use batch::{Batches, Doubts};
+use batch::{Batches, InDoubt};
 use driver::Pg;
 use gate::Ask;
-use holder::{BEAT_EVERY, Me, SILENCE};
+use ownership::{BEAT_EVERY, OWNER_TIMEOUT, ProcessId};
 pub use settings::{Pooler, Settings};
-use transact::{Db, Fate, Gate, prepared};
+use transaction::{CommitOutcome, Db, Gate, prepared};
 
 type Sql<T> = std::result::Result<T, sqlx::Error>;
 
@@ -47,7 +50,7 @@ fn to_json(value: &impl serde::Serialize) -> Sql<String> {
 }
 
 /// The shortest and longest pause between two tries to reach the server at the start.
-const AGAIN: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+const RETRY_DELAYS: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 /// The migration that makes the table of holders.
 const FIRST_MIGRATION: i64 = 1;
 /// How often a holder is looked at whose record is wanted.
@@ -86,11 +89,11 @@ enum NotYet {
 /// See the module.
 pub struct PostgresStore {
     db: Arc<Db>,
-    me: Me,
+    me: ProcessId,
     beating: tokio::sync::Mutex<Option<tokio::task::JoinHandle<()>>>,
-    doubts: Doubts,
-    decisions: Batches<Ask, Decided>,
-    speeches: Batches<Speech, Took>,
+    doubts: InDoubt,
+    decisions: Batches<Ask, AdmitOutcome>,
+    speeches: Batches<UtteranceIngest, IngestOutcome>,
     /// Somebody here listens to other processes, so they do as well: commits that notify queue up in the server, so none does in vain.
     listens: Arc<AtomicBool>,
     callers_clock: bool,
@@ -148,10 +151,10 @@ impl PostgresStore {
     pub async fn open(
         settings: &Settings,
         migrate: bool,
-        sharing: Sharing,
+        sharing: OwnershipMode,
         waits: impl Fn(&str) + Send,
     ) -> std::result::Result<Self, OpenError> {
-        let (mut pause, mut told) = (AGAIN.0, String::new());
+        let (mut pause, mut told) = (RETRY_DELAYS.0, String::new());
         loop {
             match Self::try_open(settings, migrate, sharing, &waits).await {
                 Ok(store) => return Ok(store),
@@ -165,17 +168,17 @@ impl PostgresStore {
                 }
             }
             tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(AGAIN.1);
+            pause = (pause * 2).min(RETRY_DELAYS.1);
         }
     }
 
     async fn try_open(
         settings: &Settings,
         migrate: bool,
-        sharing: Sharing,
+        sharing: OwnershipMode,
         waits: &impl Fn(&str),
     ) -> std::result::Result<Self, NotYet> {
-        let me = Me::new(sharing);
+        let me = ProcessId::new(sharing);
         let shown = settings.shown();
         let unusable = |why: String| NotYet::Never(OpenError::Unusable { store: shown.clone(), why });
         let server = inspect::server(settings).await.map_err(|error| match error {
@@ -208,15 +211,15 @@ impl PostgresStore {
             None => take(&db, &me, waits).await?,
         };
         db.generation.store(generation, Ordering::Relaxed);
-        if sharing == Sharing::Alone {
+        if sharing == OwnershipMode::Exclusive {
             // Whoever took deliveries is gone.
             let take_back =
                 db.write(|c| Box::pin(async move { query(messages::TAKE_BACK).execute(c).await.map(drop) }));
             take_back.await.map_err(|e| NotYet::Away(e.to_string()))?;
         }
-        info!(store = %shown, version = %server.version, pooler = server.pooled, generation, ?sharing, "the record is open");
-        let beating = tokio::spawn(beat(db.clone(), me.clone()));
-        let (doubts, callers_clock) = (Doubts::default(), settings.callers_clock);
+        info!(store = %shown, version = %server.version, pooler = server.pooled, generation, ?sharing, "database opened");
+        let beating = tokio::spawn(heartbeat(db.clone(), me.clone()));
+        let (doubts, callers_clock) = (InDoubt::default(), settings.callers_clock);
         let decisions = batch::decisions(db.clone(), doubts.clone(), callers_clock);
         let listens = Arc::<AtomicBool>::default();
         let speeches = batch::speeches(db.clone(), listens.clone());
@@ -234,11 +237,11 @@ impl PostgresStore {
 }
 
 /// Takes the record, waiting for a holder that is no longer heard; or joins those who share it.
-async fn take(db: &Db, me: &Me, waits: &impl Fn(&str)) -> std::result::Result<i64, NotYet> {
+async fn take(db: &Db, me: &ProcessId, waits: &impl Fn(&str)) -> std::result::Result<i64, NotYet> {
     let away = |error: sqlx::Error| NotYet::Away(explain(&error, &db.shown));
     let (mut watched, mut since) = (None, Instant::now());
     loop {
-        let seen = db.read(|c| Box::pin(holder::look(c))).await.map_err(|e| NotYet::Away(e.to_string()))?;
+        let seen = db.read(|c| Box::pin(ownership::look(c))).await.map_err(|e| NotYet::Away(e.to_string()))?;
         let free = match &seen {
             None => true,
             Some(now) if now.is_over(me) || now.is_joined_by(me) => true,
@@ -249,11 +252,11 @@ async fn take(db: &Db, me: &Me, waits: &impl Fn(&str)) -> std::result::Result<i6
                         "{} is in use by {}; it is taken over if that is not heard for {} s",
                         db.shown,
                         now.who(),
-                        SILENCE.as_secs()
+                        OWNER_TIMEOUT.as_secs()
                     ));
                     false
                 }
-                Some(before) if before == *now => since.elapsed() >= SILENCE,
+                Some(before) if before == *now => since.elapsed() >= OWNER_TIMEOUT,
                 Some(_) => {
                     return Err(NotYet::Never(OpenError::Held {
                         store: db.shown.clone(),
@@ -265,7 +268,7 @@ async fn take(db: &Db, me: &Me, waits: &impl Fn(&str)) -> std::result::Result<i6
         };
         if free {
             let mut transaction = db.begin_unbound().await.map_err(away)?;
-            let taken = holder::take(&mut transaction, me, seen.as_ref()).await.map_err(away)?;
+            let taken = ownership::take(&mut transaction, me, seen.as_ref()).await.map_err(away)?;
             transaction.commit().await.map_err(away)?;
             if let Some(generation) = taken {
                 return Ok(generation);
@@ -276,7 +279,7 @@ async fn take(db: &Db, me: &Me, waits: &impl Fn(&str)) -> std::result::Result<i6
 }
 
 /// Says that this process lives, for as long as it has the record.
-async fn beat(db: Arc<Db>, me: Me) {
+async fn heartbeat(db: Arc<Db>, me: ProcessId) {
     while !db.lost.load(Ordering::Relaxed) {
         tokio::select! {
             () = db.closed.cancelled() => return,
@@ -284,16 +287,16 @@ async fn beat(db: Arc<Db>, me: Me) {
         }
         // What keeps it from being written is logged where writes are.
         let me = me.clone();
-        let _ = db.write(move |c| Box::pin(holder::beat(c, me.clone()))).await;
+        let _ = db.write(move |c| Box::pin(ownership::heartbeat(c, me.clone()))).await;
     }
 }
 
 /// Refuses while a process has the record and is heard.
 async fn refuse_while_held(db: &Db) -> std::result::Result<(), String> {
-    let me = Me::new(Sharing::Alone);
+    let me = ProcessId::new(OwnershipMode::Exclusive);
     let Some(first) = inspect::living_holder(db, &me).await.map_err(|e| e.to_string())? else { return Ok(()) };
     let watching = Instant::now();
-    while watching.elapsed() < SILENCE {
+    while watching.elapsed() < OWNER_TIMEOUT {
         tokio::time::sleep(WATCH_EVERY).await;
         match inspect::living_holder(db, &me).await.map_err(|e| e.to_string())? {
             None => return Ok(()),
@@ -365,8 +368,10 @@ impl Backend for PostgresStore {
     async fn settle_doubt(&self, call: &CallId) -> Result<()> {
         let Some(xid) = self.doubts.of(call) else { return Ok(()) };
         match self.db.fate(xid).await {
-            Fate::Committed | Fate::Aborted => self.doubts.settle(call),
-            Fate::Unknown => return Err(StoreError::Unknown(format!("{} has not said it yet", self.db.shown))),
+            CommitOutcome::Committed | CommitOutcome::Aborted => self.doubts.settle(call),
+            CommitOutcome::Unknown => {
+                return Err(StoreError::Unknown(format!("{} has not said it yet", self.db.shown)));
+            }
         }
         Ok(())
     }
@@ -375,20 +380,20 @@ impl Backend for PostgresStore {
         self.callers_clock.then_some(now_ms)
     }
 
-    async fn decide(&self, call: NewCall, order: Order, epoch: i64) -> Result<Decided> {
+    async fn decide(&self, call: NewCall, order: AdmissionRequest, epoch: i64) -> Result<AdmitOutcome> {
         self.decisions.run(Ask { call, order, epoch }).await
     }
 
-    async fn put_utterance(&self, call: &CallId, said: NewUtterance) -> Result<Option<Said>> {
+    async fn put_utterance(&self, call: &CallId, said: NewUtterance) -> Result<Option<UtteranceRef>> {
         let (said, tell) = (Arc::new((call.clone(), said)), self.listens.load(Ordering::Relaxed));
         let put = self.db.write(move |c| {
             let said = said.clone();
-            Box::pin(async move { speech::say_one(c, &said.0, &said.1, tell).await })
+            Box::pin(async move { utterance_batch::say_one(c, &said.0, &said.1, tell).await })
         });
         put.await
     }
 
-    async fn take_speech(&self, speech: Speech) -> Result<Took> {
+    async fn take_speech(&self, speech: UtteranceIngest) -> Result<IngestOutcome> {
         self.speeches.run(speech).await
     }
 
@@ -400,10 +405,10 @@ impl Backend for PostgresStore {
         self.listens.store(true, Ordering::Relaxed);
         let stopped = tokio::select! {
             () = self.db.closed.cancelled() => return,
-            stopped = speech::listen(&self.db.pool, ring) => stopped,
+            stopped = utterance_batch::listen(&self.db.pool, ring) => stopped,
         };
         if let Err(error) = stopped {
-            warn!(store = %self.db.shown, %error, "other replicas are not heard; what they write is looked for");
+            warn!(store = %self.db.shown, %error, "not subscribed to other replicas; polling instead");
         }
     }
 
@@ -414,7 +419,7 @@ impl Backend for PostgresStore {
         // While writes fail, nothing less than a write says that they do no longer.
         if self.db.health.is_failing() {
             let me = self.me.clone();
-            return self.db.write(move |c| Box::pin(holder::beat(c, me.clone()))).await;
+            return self.db.write(move |c| Box::pin(ownership::heartbeat(c, me.clone()))).await;
         }
         self.db.read(|c| Box::pin(async move { query("SELECT 1").execute(c).await.map(drop) })).await
     }
@@ -426,8 +431,8 @@ impl Backend for PostgresStore {
     async fn shut(&self) {
         // The next process need not wait to see whether this one still lives.
         let me = self.me.clone();
-        if let Err(error) = self.db.write(move |c| Box::pin(holder::give_up(c, me.clone()))).await {
-            warn!(%error, "the record could not be given up; the next process waits {} s for it", SILENCE.as_secs());
+        if let Err(error) = self.db.write(move |c| Box::pin(ownership::give_up(c, me.clone()))).await {
+            warn!(%error, "failed to release database ownership; the next process waits {} s for it", OWNER_TIMEOUT.as_secs());
         }
         self.db.close().await;
         if let Some(beating) = self.beating.lock().await.take() {

@@ -9,9 +9,9 @@ use super::*;
 use crate::admission::GateMode;
 use crate::net::spare_port;
 use crate::provider::secret::Secret;
+use crate::store::conformance::{self, Fresh, new_call};
 use crate::store::queries::calls;
-use crate::store::suite::{self, Fresh, new_call};
-use crate::store::{Change, NewUtterance, Opened, Replica, Store};
+use crate::store::{Change, InsertOutcome, NewUtterance, Replica, Store};
 
 #[allow(dead_code, reason = "the integration tests use the rest")]
 #[path = "../../../tests/it/support/postgres.rs"]
@@ -61,10 +61,10 @@ async fn pooled() -> Option<Fence> {
 
 impl Fence {
     async fn store(&self) -> PostgresStore {
-        PostgresStore::open(&self.settings, true, Sharing::Alone, |why| panic!("{why}")).await.unwrap()
+        PostgresStore::open(&self.settings, true, OwnershipMode::Exclusive, |why| panic!("{why}")).await.unwrap()
     }
     async fn refused(&self) -> String {
-        let Err(error) = PostgresStore::open(&self.settings, true, Sharing::Alone, |_| {}).await else {
+        let Err(error) = PostgresStore::open(&self.settings, true, OwnershipMode::Exclusive, |_| {}).await else {
             panic!("it opened")
         };
         error.to_string()
@@ -77,7 +77,7 @@ impl Fresh for Fence {
         Arc::new(self.store().await)
     }
     async fn open_shared(&self) -> Arc<dyn Store> {
-        let store = PostgresStore::open(&self.settings, true, Sharing::Shared, |why| panic!("{why}"));
+        let store = PostgresStore::open(&self.settings, true, OwnershipMode::Shared, |why| panic!("{why}"));
         Arc::new(store.await.unwrap())
     }
     async fn one_migration_back(&self) {
@@ -91,12 +91,12 @@ impl Fresh for Fence {
     }
 }
 
-suite::behaves_as_a_store!(fresh);
+conformance::behaves_as_a_store!(fresh);
 
 mod behind_pgbouncer {
     use super::pooled;
 
-    super::suite::behaves_as_a_store!(pooled);
+    super::conformance::behaves_as_a_store!(pooled);
 
     #[tokio::test]
     async fn a_pooler_is_found_out_and_no_server_is_taken_for_one() {
@@ -128,7 +128,7 @@ async fn a_schema_is_made_once_by_many_and_goes_down_again() {
         };
         assert!(!applied().await.contains(&true), "looking makes nothing");
         assert_eq!(fence.number("SELECT count(*) FROM pg_namespace WHERE nspname = 'ringfence'").await, 0);
-        let Err(error) = PostgresStore::open(&fence.settings, false, Sharing::Alone, |_| {}).await else {
+        let Err(error) = PostgresStore::open(&fence.settings, false, OwnershipMode::Exclusive, |_| {}).await else {
             panic!("it opened")
         };
         assert!(error.to_string().contains("ringfence migrate up"), "{error}");
@@ -171,7 +171,7 @@ async fn the_record_of_a_process_that_died_here_is_taken_at_once_and_of_one_else
     let Some(fence) = fresh().await else { return };
     fence.store().await.close().await;
     // A process of this machine, in this namespace, that is no more.
-    let me = holder::Me::new(Sharing::Alone);
+    let me = ownership::ProcessId::new(OwnershipMode::Exclusive);
     let mut gone = std::process::Command::new("true").spawn().unwrap();
     gone.wait().unwrap();
     let place = me.place().rsplit_once(' ').unwrap().0.to_owned();
@@ -179,13 +179,14 @@ async fn the_record_of_a_process_that_died_here_is_taken_at_once_and_of_one_else
     fence.store().await.close().await;
     fence.execute("UPDATE holders SET beat_at = 1, host = 'web-1', place = 'another boot 7 1'").await;
     let told = Mutex::new(Vec::new());
-    let store =
-        PostgresStore::open(&fence.settings, true, Sharing::Alone, |why| told.lock().unwrap().push(why.to_owned()))
-            .await
-            .unwrap();
+    let store = PostgresStore::open(&fence.settings, true, OwnershipMode::Exclusive, |why| {
+        told.lock().unwrap().push(why.to_owned())
+    })
+    .await
+    .unwrap();
     let told = told.into_inner().unwrap();
     assert!(told.len() == 1 && told[0].contains("on web-1"), "{told:?}");
-    assert_eq!(store.open(new_call(&[]), None).await.unwrap(), Opened::New(None));
+    assert_eq!(store.open(new_call(&[]), None).await.unwrap(), InsertOutcome::New(None));
 }
 
 #[tokio::test]
@@ -196,33 +197,37 @@ async fn a_record_is_one_processs_alone_or_shared_by_several() {
         error.to_string()
     };
     let alone = fence.store().await;
-    let error = refused(Sharing::Shared).await;
+    let error = refused(OwnershipMode::Shared).await;
     assert!(error.contains("shares with nobody"), "{error}");
     // It dies, and does not know it.
     alone.beating.lock().await.take().unwrap().abort();
     let mut gone = std::process::Command::new("true").spawn().unwrap();
     gone.wait().unwrap();
-    let place = holder::Me::new(Sharing::Alone).place().rsplit_once(' ').unwrap().0.to_owned();
+    let place = ownership::ProcessId::new(OwnershipMode::Exclusive).place().rsplit_once(' ').unwrap().0.to_owned();
     fence.execute(&format!("UPDATE holders SET process = {}, place = '{place} 1'", gone.id())).await;
     let one = fence.open_shared().await;
     let late = alone.open(new_call(&[]), None).await.unwrap_err();
     assert!(matches!(&late, StoreError::Failed(why) if why.contains("taken")), "{late}");
     let two = fence.open_shared().await;
     for store in [&one, &two] {
-        assert_eq!(store.open(new_call(&[]), None).await.unwrap(), Opened::New(None), "joining locks nobody out");
+        assert_eq!(
+            store.open(new_call(&[]), None).await.unwrap(),
+            InsertOutcome::New(None),
+            "joining locks nobody out"
+        );
     }
-    let error = refused(Sharing::Alone).await;
+    let error = refused(OwnershipMode::Exclusive).await;
     assert!(error.contains("and other replicas") && error.contains("belongs to one process"), "{error}");
     // Who leaves leaves it to the others; the last gives it up.
     let [a, b] = ["a", "b"].map(|id| Replica { id: id.to_owned(), ..Replica::new() });
-    one.beat(&a).await.unwrap();
-    two.beat(&b).await.unwrap();
-    one.leave(&a.id).await.unwrap();
+    one.heartbeat(&a).await.unwrap();
+    two.heartbeat(&b).await.unwrap();
+    one.deregister(&a.id).await.unwrap();
     one.close().await;
     two.open(new_call(&[]), None).await.unwrap();
     assert_eq!(fence.number("SELECT count(*) FROM holders WHERE beat_at IS NULL").await, 0);
     assert!(migrate::down(&fence.settings, None).await.unwrap_err().contains("stop it first"));
-    two.leave(&b.id).await.unwrap();
+    two.deregister(&b.id).await.unwrap();
     two.close().await;
     let again = fence.store().await;
     assert_eq!(again.open_calls().await.unwrap().len(), 3);
@@ -231,12 +236,13 @@ async fn a_record_is_one_processs_alone_or_shared_by_several() {
 #[tokio::test]
 async fn replicas_that_were_silent_are_locked_out_by_who_has_the_record_alone() {
     let Some(fence) = fresh().await else { return };
-    let asleep = PostgresStore::open(&fence.settings, true, Sharing::Shared, |why| panic!("{why}")).await.unwrap();
+    let asleep =
+        PostgresStore::open(&fence.settings, true, OwnershipMode::Shared, |why| panic!("{why}")).await.unwrap();
     asleep.beating.lock().await.take().unwrap().abort();
     let waited = Instant::now();
-    let alone = PostgresStore::open(&fence.settings, true, Sharing::Alone, |_| {}).await.unwrap();
-    assert!(waited.elapsed() >= SILENCE, "a replica cannot be seen to be dead");
-    assert!(asleep.open(new_call(&[]), None).await.is_err() && asleep.beat(&Replica::new()).await.is_err());
+    let alone = PostgresStore::open(&fence.settings, true, OwnershipMode::Exclusive, |_| {}).await.unwrap();
+    assert!(waited.elapsed() >= OWNER_TIMEOUT, "a replica cannot be seen to be dead");
+    assert!(asleep.open(new_call(&[]), None).await.is_err() && asleep.heartbeat(&Replica::new()).await.is_err());
     alone.open(new_call(&[]), None).await.unwrap();
     alone.close().await;
     let next = fence.open_shared().await;
@@ -267,20 +273,23 @@ async fn who_lost_the_record_writes_nothing_any_more_and_what_was_under_way_is_s
         tokio::task::yield_now().await;
     }
     let mut taken = store.db.begin_unbound().await.unwrap();
-    let seen = holder::look(&mut taken).await.unwrap();
+    let seen = ownership::look(&mut taken).await.unwrap();
     // A beat may come in between; then it is looked at again, as the start does.
-    let mut generation = holder::take(&mut taken, &holder::Me::new(Sharing::Alone), seen.as_ref()).await.unwrap();
+    let mut generation =
+        ownership::take(&mut taken, &ownership::ProcessId::new(OwnershipMode::Exclusive), seen.as_ref()).await.unwrap();
     while generation.is_none() {
-        let seen = holder::look(&mut taken).await.unwrap();
-        generation = holder::take(&mut taken, &holder::Me::new(Sharing::Alone), seen.as_ref()).await.unwrap();
+        let seen = ownership::look(&mut taken).await.unwrap();
+        generation = ownership::take(&mut taken, &ownership::ProcessId::new(OwnershipMode::Exclusive), seen.as_ref())
+            .await
+            .unwrap();
     }
     let open: Vec<String> = sqlx::query_scalar("SELECT id FROM calls").fetch_all(&mut *taken).await.unwrap();
     assert_eq!(open, [call.id.as_str()], "it was waited for");
     taken.commit().await.unwrap();
-    assert_eq!(slow.await.unwrap().unwrap(), Opened::New(None));
+    assert_eq!(slow.await.unwrap().unwrap(), InsertOutcome::New(None));
     let late = store.open(new_call(&[]), None).await.unwrap_err();
     assert!(matches!(&late, StoreError::Failed(why) if why.contains("taken")), "{late}");
-    let ends = Change { event: Some(suite::END), ..suite::change(&call.id, suite::END) };
+    let ends = Change { event: Some(conformance::END), ..conformance::change(&call.id, conformance::END) };
     assert!(store.apply(ends).await.is_err() && store.ping().await.is_err());
     assert_eq!(fence.number("SELECT count(*) FROM calls").await, 1);
     assert_eq!(fence.number("SELECT count(*) FROM calls WHERE phase = 'ended'").await, 0);
@@ -371,7 +380,7 @@ async fn what_became_of_a_commit_without_an_answer_is_found_out() {
     let through = proxy(port, at_commit.clone()).await;
     let mut settings = settings(&url.replace(&port.to_string(), &through.to_string()));
     settings.pooler = Pooler::None;
-    let store = PostgresStore::open(&settings, true, Sharing::Alone, |why| panic!("{why}")).await.unwrap();
+    let store = PostgresStore::open(&settings, true, OwnershipMode::Exclusive, |why| panic!("{why}")).await.unwrap();
     // No COMMIT but those of this test.
     store.beating.lock().await.take().unwrap().abort();
     for (fault, written) in [(AtCommit::LoseTheAnswer, true), (AtCommit::LoseIt, false)] {
@@ -398,7 +407,7 @@ async fn a_newer_schema_that_only_adds_is_used_beside_those_who_know_it() {
     }
     let store = fence.store().await;
     let call = new_call(&[("call_sid", "CA1")]);
-    assert!(matches!(store.open(call.clone(), None).await, Ok(Opened::New(None))));
+    assert!(matches!(store.open(call.clone(), None).await, Ok(InsertOutcome::New(None))));
     assert!(store.call(&call.id).await.unwrap().is_some());
     store.close().await;
     assert!(
@@ -414,7 +423,9 @@ async fn a_server_that_forgets_is_refused_and_a_database_that_is_not_there_is_na
     let Some(fence) = fresh().await else { return };
     let name = fence.url.split('?').next().unwrap().rsplit('/').next().unwrap().to_owned();
     let error = Settings::new(Secret::new(&fence.url.replace(&name, "nowhere"))).unwrap();
-    let Err(error) = PostgresStore::open(&error, true, Sharing::Alone, |_| {}).await else { panic!("it opened") };
+    let Err(error) = PostgresStore::open(&error, true, OwnershipMode::Exclusive, |_| {}).await else {
+        panic!("it opened")
+    };
     assert!(error.to_string().contains("\"nowhere\" does not exist"), "{error}");
     fence.execute(&format!("ALTER DATABASE {name} SET synchronous_commit = off")).await;
     assert!(fence.refused().await.contains("ALTER ROLE"));
@@ -440,9 +451,10 @@ async fn a_server_has_to_prove_its_name_where_that_is_asked_for() {
             format!("postgres://postgres@{host}:{port}/{database}?sslmode=verify-full&sslrootcert={}", ca.display());
         settings(&url)
     };
-    let store =
-        PostgresStore::open(&at("localhost", &cert), true, Sharing::Alone, |why| panic!("{why}")).await.unwrap();
-    assert!(matches!(store.open(new_call(&[]), None).await, Ok(Opened::New(None))));
+    let store = PostgresStore::open(&at("localhost", &cert), true, OwnershipMode::Exclusive, |why| panic!("{why}"))
+        .await
+        .unwrap();
+    assert!(matches!(store.open(new_call(&[]), None).await, Ok(InsertOutcome::New(None))));
     let plain = "SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid)
                  WHERE application_name = 'ringfence' AND NOT ssl";
     assert_eq!(server.psql("postgres", plain), "0", "every session is encrypted");
@@ -468,9 +480,11 @@ async fn a_server_that_is_away_is_waited_for_and_its_password_is_told_to_nobody(
     let told = Arc::new(Mutex::new(String::new()));
     let (tell, waiting) = (told.clone(), settings.clone());
     let opening = tokio::spawn(async move {
-        PostgresStore::open(&waiting, true, Sharing::Alone, move |why| why.clone_into(&mut tell.lock().unwrap()))
-            .await
-            .map(drop)
+        PostgresStore::open(&waiting, true, OwnershipMode::Exclusive, move |why| {
+            why.clone_into(&mut tell.lock().unwrap())
+        })
+        .await
+        .map(drop)
     });
     while told.lock().unwrap().is_empty() {
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -487,10 +501,10 @@ async fn a_server_that_is_away_is_waited_for_and_its_password_is_told_to_nobody(
 #[tokio::test]
 async fn a_move_that_dies_half_way_was_none() {
     const URL: &str = "RINGFENCE_TEST_MOVES";
-    let policy = suite::policy(7, None);
+    let policy = conformance::policy(7, None);
     if let Ok(url) = std::env::var(URL) {
-        let store = PostgresStore::open(&settings(&url), true, Sharing::Alone, |_| {}).await.unwrap();
-        let moved = store.advance(1, GateMode::Database, policy, 1).await;
+        let store = PostgresStore::open(&settings(&url), true, OwnershipMode::Exclusive, |_| {}).await.unwrap();
+        let moved = store.bump_epoch(1, GateMode::Database, policy, 1).await;
         panic!("it lives: {moved:?}");
     }
     let Some(fence) = fresh().await else { return };
@@ -499,11 +513,11 @@ async fn a_move_that_dies_half_way_was_none() {
     let before = store.leases().await.unwrap();
     store.close().await;
     let test = "postgres::tests::a_move_that_dies_half_way_was_none";
-    suite::dies_at("store.advancing", test, URL, &fence.url).await;
+    conformance::dies_at("store.advancing", test, URL, &fence.url).await;
     let store = fence.store().await;
     assert_eq!(store.gate_state().await.unwrap(), GateState { epoch: 1, mode: GateMode::Memory });
     assert_eq!(store.leases().await.unwrap(), before);
-    assert!(store.advance(1, GateMode::Database, policy, 1).await.unwrap().is_some());
+    assert!(store.bump_epoch(1, GateMode::Database, policy, 1).await.unwrap().is_some());
 }
 
 /// A writer's transaction that is held open, and says so.
@@ -531,7 +545,7 @@ async fn held_open(store: &Arc<PostgresStore>, call: &NewCall) -> (tokio::sync::
     (go, opening)
 }
 
-type Opening = tokio::task::JoinHandle<Opened>;
+type Opening = tokio::task::JoinHandle<InsertOutcome>;
 
 /// Sessions that wait for a lock.
 const WAITING: &str =
@@ -545,7 +559,7 @@ async fn a_move_waits_for_who_wrote_before_it_and_counts_the_call() {
     let (go, opening) = held_open(&store, &call).await;
     let moving = tokio::spawn({
         let store = store.clone();
-        async move { store.advance(1, GateMode::Database, suite::policy(7, None), 1).await.unwrap().unwrap() }
+        async move { store.bump_epoch(1, GateMode::Database, conformance::policy(7, None), 1).await.unwrap().unwrap() }
     });
     while fence.number(WAITING).await == 0 {
         tokio::task::yield_now().await;
@@ -559,10 +573,10 @@ async fn a_move_waits_for_who_wrote_before_it_and_counts_the_call() {
         tokio::task::yield_now().await;
     }
     go.send(()).unwrap();
-    assert_eq!(opening.await.unwrap(), Opened::New(None));
+    assert_eq!(opening.await.unwrap(), InsertOutcome::New(None));
     let moved = moving.await.unwrap();
     assert_eq!(moved.held.iter().map(|held| &held.call).collect::<Vec<_>>(), [&call.id]);
-    assert_eq!(late.await.unwrap(), Opened::Outdated(moved.state));
+    assert_eq!(late.await.unwrap(), InsertOutcome::Outdated(moved.state));
 }
 
 #[tokio::test]
@@ -570,9 +584,9 @@ async fn who_comes_while_a_move_is_under_way_is_told_the_new_epoch() {
     let Some(fence) = fresh().await else { return };
     let store = Arc::new(fence.store().await);
     let mut moving = store.db.begin_unbound().await.unwrap();
-    let (policy, c) = (suite::policy(1, None), &mut Pg(&mut moving));
+    let (policy, c) = (conformance::policy(1, None), &mut Pg(&mut moving));
     let moved =
-        crate::store::queries::gate::advance(c, 1, GateMode::Database, &policy, Some(1)).await.unwrap().unwrap();
+        crate::store::queries::gate::bump_epoch(c, 1, GateMode::Database, &policy, Some(1)).await.unwrap().unwrap();
     assert_eq!(moved.held, []);
     let [opens, admits] = [new_call(&[]), new_call(&[])];
     let opening = tokio::spawn({
@@ -581,15 +595,15 @@ async fn who_comes_while_a_move_is_under_way_is_told_the_new_epoch() {
     });
     let admitting = tokio::spawn({
         let store = store.clone();
-        let order = suite::order(&admits, &suite::policy(1, None));
+        let order = conformance::order(&admits, &conformance::policy(1, None));
         async move { store.admit(admits, order, 2).await.unwrap() }
     });
     while fence.number(WAITING).await < 2 {
         tokio::task::yield_now().await;
     }
     moving.commit().await.unwrap();
-    assert_eq!(opening.await.unwrap(), Opened::Outdated(moved.state));
-    assert_eq!(admitting.await.unwrap(), Decided::New { places: 1, would: None, news: None });
+    assert_eq!(opening.await.unwrap(), InsertOutcome::Outdated(moved.state));
+    assert_eq!(admitting.await.unwrap(), AdmitOutcome::New { slots: 1, would: None, news: None });
     assert_eq!(store.call(&opens.id).await.unwrap(), None);
 }
 
@@ -598,24 +612,24 @@ async fn decisions_go_by_the_servers_clock() {
     let Some(fence) = fresh().await else { return };
     let mut settings = fence.settings.clone();
     settings.callers_clock = false;
-    let store = PostgresStore::open(&settings, true, Sharing::Alone, |why| panic!("{why}")).await.unwrap();
+    let store = PostgresStore::open(&settings, true, OwnershipMode::Exclusive, |why| panic!("{why}")).await.unwrap();
     let rate = crate::policy::Rate::parse("1/h").unwrap();
-    let policy = suite::policy(9, Some(rate));
-    store.advance(1, GateMode::Database, policy.clone(), 1).await.unwrap().unwrap();
+    let policy = conformance::policy(9, Some(rate));
+    store.bump_epoch(1, GateMode::Database, policy.clone(), 1).await.unwrap().unwrap();
     let before = fence.number("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint").await;
     // A replica whose clock is years behind, and one that is years ahead.
     let ask = |at_ms| {
         let call = NewCall { at_ms, ..new_call(&[]) };
-        let order = suite::order(&call, &policy);
+        let order = conformance::order(&call, &policy);
         store.admit(call, order, 2)
     };
-    assert_eq!(ask(1000).await.unwrap(), Decided::New { places: 1, would: None, news: None });
-    let Decided::Refused(short) = ask(i64::MAX / 2000).await.unwrap() else { panic!("a second token") };
+    assert_eq!(ask(1000).await.unwrap(), AdmitOutcome::New { slots: 1, would: None, news: None });
+    let AdmitOutcome::Refused(short) = ask(i64::MAX / 2000).await.unwrap() else { panic!("a second token") };
     assert!(short.token_in_ms.is_some_and(|ms| ms > 0 && ms <= 3_600_101), "{short:?}");
     let held = store.leases().await.unwrap();
     let after = fence.number("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint").await;
     assert!(held[0].since_ms >= before && held[0].since_ms <= after, "{held:?}");
-    let moved = store.advance(2, GateMode::Database, policy.clone(), 1).await.unwrap().unwrap();
+    let moved = store.bump_epoch(2, GateMode::Database, policy.clone(), 1).await.unwrap().unwrap();
     assert_eq!(moved.rates.len(), 1, "replayed by the same clock");
 }
 
@@ -623,13 +637,13 @@ async fn decisions_go_by_the_servers_clock() {
 async fn of_decisions_that_meet_one_that_fails_stands_alone_and_none_is_dropped() {
     let Some(fence) = fresh().await else { return };
     let store = Arc::new(fence.store().await);
-    let policy = suite::policy(100, None);
-    store.advance(1, GateMode::Database, policy.clone(), 1).await.unwrap().unwrap();
+    let policy = conformance::policy(100, None);
+    store.bump_epoch(1, GateMode::Database, policy.clone(), 1).await.unwrap().unwrap();
     // As long as somebody has the row, all but the first meet.
     let mut holding = store.db.begin_unbound().await.unwrap();
     sqlx::query("SELECT 1 FROM gate_state FOR UPDATE").execute(&mut *holding).await.unwrap();
     let ask = |call: NewCall| {
-        let (store, order) = (store.clone(), suite::order(&call, &policy));
+        let (store, order) = (store.clone(), conformance::order(&call, &policy));
         tokio::spawn(async move { store.admit(call, order, 2).await })
     };
     let first = ask(new_call(&[]));
@@ -650,7 +664,7 @@ async fn of_decisions_that_meet_one_that_fails_stands_alone_and_none_is_dropped(
     }
     dropped.abort();
     holding.rollback().await.unwrap();
-    let new = Decided::New { places: 1, would: None, news: None };
+    let new = AdmitOutcome::New { slots: 1, would: None, news: None };
     assert_eq!(first.await.unwrap().unwrap(), new);
     for asked in asked.drain(..) {
         assert_eq!(asked.await.unwrap().unwrap(), new);
@@ -668,7 +682,7 @@ async fn of_decisions_that_meet_one_that_fails_stands_alone_and_none_is_dropped(
 async fn measures_decisions() {
     let Some(fence) = fresh().await else { return };
     let store = fence.open().await;
-    suite::measure(&store, &fence).await;
+    conformance::measure(&store, &fence).await;
 }
 
 /// What one process writes another hears, straight; behind a pooler it is only seen.

@@ -77,7 +77,7 @@ pub(in crate::store) fn is_own(alias: &Alias) -> bool {
     alias.kind == OWN_ID_KIND
 }
 
-/// Whose the ids of a new call are.
+/// RetentionScope the ids of a new call are.
 pub(in crate::store) enum Claim {
     /// They are this call's.
     Known(CallId),

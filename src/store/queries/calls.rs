@@ -1,10 +1,10 @@
 //! Calls.
 
+use super::super::app_events;
 use super::super::decide::decide;
 use super::super::driver::{Driver, Sql, binds};
 use super::super::rows::record;
-use super::super::told;
-use super::super::{Applied, CallRecord, Change, Confirmed, CreateAnswer, NewCall, Opened};
+use super::super::{ApplyOutcome, CallRecord, Change, Confirmed, CreateAnswer, InsertOutcome, NewCall};
 use super::bindings::{Claim, bind_all, claim, claimed};
 use super::messages::tell;
 use super::to_json;
@@ -28,13 +28,13 @@ pub(in crate::store) async fn one(c: &mut dyn Driver, id: &CallId) -> Sql<Option
     c.fetch(calls!("WHERE c.id = $1"), &binds![id.as_str()]).await?.first().map(record).transpose()
 }
 
-pub(in crate::store) async fn open(c: &mut dyn Driver, call: &NewCall) -> Sql<Opened> {
+pub(in crate::store) async fn open(c: &mut dyn Driver, call: &NewCall) -> Sql<InsertOutcome> {
     c.lock_ids(&call.aliases).await?;
     match claim(c, &call.aliases).await? {
-        Claim::Known(known) => Ok(Opened::Known(known)),
+        Claim::Known(known) => Ok(InsertOutcome::Known(known)),
         Claim::Free(freed) => {
             let news = write(c, call, &freed, call.at_ms).await?;
-            Ok(Opened::New(news))
+            Ok(InsertOutcome::New(news))
         }
     }
 }
@@ -49,7 +49,7 @@ pub(in crate::store) async fn write(
     let f = &call.facts;
     c.execute(
         "INSERT INTO calls (id, business, plan, account, provider, carrier, direction, operation, agent, own_number,
-             other_number, origin, phase, overrun, polled, places, admitted_at, phase_at, deadline_at, answered_at, seen_at,
+             other_number, origin, phase, over_limit, polled, slots, admitted_at, phase_at, deadline_at, answered_at, seen_at,
              seen_by, callback, fingerprint, keys, replica)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $18, $12, $21, $22,
              $23, $24)",
@@ -67,9 +67,9 @@ pub(in crate::store) async fn write(
             &f.other_number,
             call.origin.as_str(),
             call.phase.as_str(),
-            call.overrun,
+            call.over_limit,
             call.polled,
-            call.places,
+            call.slots,
             admitted_at,
             call.at_ms,
             call.deadline_at,
@@ -82,16 +82,16 @@ pub(in crate::store) async fn write(
     )
     .await?;
     let news = claimed(c, call, freed).await?;
-    tell(c, &told::opened(call, call.places, admitted_at)).await?;
+    tell(c, &app_events::opened(call, call.slots, admitted_at)).await?;
     Ok(news)
 }
 
-pub(super) async fn apply(c: &mut dyn Driver, change: &Change) -> Sql<Option<Applied>> {
+pub(super) async fn apply(c: &mut dyn Driver, change: &Change) -> Sql<Option<ApplyOutcome>> {
     c.lock_ids(&change.bind).await?;
     c.lock_calls(&[change.call.as_str()]).await?;
     let Some(mut record) = one(c, &change.call).await? else { return Ok(None) };
     if let Some(what) = change.contradiction(&record) {
-        return Ok(Some(Applied::contradicted(record, what)));
+        return Ok(Some(ApplyOutcome::contradicted(record, what)));
     }
     let of = (&record.facts, &record.aliases[..]);
     let (news, conflicts) = bind_all(c, &change.bind, &change.call, change.at_ms, of).await?;
@@ -107,16 +107,16 @@ pub(super) async fn apply(c: &mut dyn Driver, change: &Change) -> Sql<Option<App
     record.aliases.sort();
     record.aliases.dedup();
     if change.tell
-        && let Some(told) = told::stepped(&record, step, change.at_ms)
+        && let Some(told) = app_events::stepped(&record, step, change.at_ms)
     {
         tell(c, &[told]).await?;
     }
-    Ok(Some(Applied { step, record, conflicts, contradiction: None, ended_a_part }))
+    Ok(Some(ApplyOutcome { step, record, conflicts, contradiction: None, ended_a_part }))
 }
 
 async fn update(c: &mut dyn Driver, record: &CallRecord) -> Sql<()> {
     c.execute(
-        "UPDATE calls SET phase = $2, outcome = $3, proof = $4, overrun = $5, unsettled = $6, phase_at = $7,
+        "UPDATE calls SET phase = $2, outcome = $3, proof = $4, over_limit = $5, unsettled = $6, phase_at = $7,
              deadline_at = $8, answered_at = $9, ended_at = $10, seen_at = $11, seen_by = $12, absent_at = $13
          WHERE id = $1",
         &binds![
@@ -124,7 +124,7 @@ async fn update(c: &mut dyn Driver, record: &CallRecord) -> Sql<()> {
             record.phase.as_str(),
             record.outcome.map(|o| o.as_str()),
             record.proof.map(|p| p.as_str()),
-            record.overrun,
+            record.over_limit,
             record.unsettled,
             record.phase_at,
             record.deadline_at,

@@ -5,17 +5,17 @@ use std::sync::Arc;
 
 use super::super::driver::{Backend, Driver, Sql, binds, compute, failpoint};
 use super::super::rows::{admitted, gate_state, held, open_row, readable};
-use super::super::standing::{POOL, recount, replay_since};
-use super::super::{Advanced, Result};
+use super::super::usage::{POOL, recount, replay_since};
+use super::super::{EpochBump, Result};
 use super::first;
-use crate::admission::{GateMode, GateState, Held, RateLog, rate_logs};
+use crate::admission::{GateMode, GateState, LeaseRow, RateLog, rate_logs};
 use crate::clock::UnixMs;
 use crate::policy::Policy;
 
 /// When calls were admitted since, with their facts.
 pub(super) const ADMITTED_SINCE: &str =
     "SELECT admitted_at, business, plan, account, provider, carrier, direction, operation, agent, own_number, other_number
-     FROM calls WHERE admitted_at >= $1 AND origin NOT IN ('foreign', 'unconfirmed') AND NOT overrun ORDER BY admitted_at";
+     FROM calls WHERE admitted_at >= $1 AND origin NOT IN ('foreign', 'unconfirmed') AND NOT over_limit ORDER BY admitted_at";
 
 pub(in crate::store) async fn state(c: &mut dyn Driver) -> Sql<GateState> {
     gate_state(&first(c.fetch("SELECT epoch, mode FROM gate_state WHERE pool = $1", &binds![POOL]).await?)?)
@@ -25,28 +25,28 @@ pub(super) async fn identity(c: &mut dyn Driver) -> Sql<String> {
     first(c.fetch("SELECT database FROM gate_state WHERE pool = $1", &binds![POOL]).await?)?.text("database")
 }
 
-pub(super) async fn leases(store: &impl Backend) -> Result<Vec<Held>> {
-    let sql = "SELECT id, to_json(keys)::text AS keys, places, admitted_at, overrun
+pub(super) async fn leases(store: &impl Backend) -> Result<Vec<LeaseRow>> {
+    let sql = "SELECT id, to_json(keys)::text AS keys, slots, admitted_at, over_limit
          FROM calls /*+ INDEXED BY calls_open */ WHERE phase <> 'ended' AND origin <> 'unconfirmed' ORDER BY admitted_at, id";
     store.select(sql, vec![], held).await
 }
 
 /// `now_ms`: the caller's time instead of the server's.
-pub(in crate::store) async fn advance(
+pub(in crate::store) async fn bump_epoch(
     c: &mut dyn Driver,
     from: i64,
     to: GateMode,
     policy: &Arc<Policy>,
     now_ms: Option<UnixMs>,
-) -> Sql<Option<Advanced>> {
+) -> Sql<Option<EpochBump>> {
     c.queue_move().await?;
     let sql = "UPDATE gate_state SET epoch = epoch + 1, mode = $3,
              moved_at = coalesce($4, (extract(epoch FROM clock_timestamp()) * 1000)::bigint)
          WHERE pool = $1 AND epoch = $2 RETURNING epoch, mode, moved_at";
     let moved = c.fetch(sql, &binds![POOL, from, to.as_str(), now_ms]).await?;
     let Some(moved) = moved.first() else { return Ok(None) };
-    let sql = "SELECT id, business, plan, account, provider, carrier, direction, operation, agent, own_number, other_number, places,
-             admitted_at, overrun, to_json(keys)::text AS keys
+    let sql = "SELECT id, business, plan, account, provider, carrier, direction, operation, agent, own_number, other_number, slots,
+             admitted_at, over_limit, to_json(keys)::text AS keys
          FROM calls /*+ INDEXED BY calls_open */ WHERE phase <> 'ended' AND origin <> 'unconfirmed' ORDER BY admitted_at, id";
     let open = c.fetch(sql, &[]).await?.iter().map(open_row).collect::<Sql<Vec<_>>>()?;
     failpoint(c, "store.advancing").await;
@@ -70,7 +70,7 @@ pub(in crate::store) async fn advance(
         write_rates(c, &rates).await?;
     }
     let held = counted.into_iter().map(|(lease, _)| lease).collect();
-    Ok(Some(Advanced { state: gate_state(moved)?, held, rates }))
+    Ok(Some(EpochBump { state: gate_state(moved)?, held, rates }))
 }
 
 /// Calls whose keys one statement changes.

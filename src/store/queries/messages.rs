@@ -2,16 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::super::app_events::{self, Told};
 use super::super::driver::{Driver, Sql, binds};
 use super::super::row::Row;
 use super::super::rows::delivery;
-use super::super::told::{self, Told};
-use super::super::{Delivery, NewEvent, Received, RefusalRecord, TAKEN_MS};
+use super::super::{Delivery, NewEvent, ReceiveOutcome, RefusalRecord, TAKEN_MS};
 use super::{first, to_json};
 use crate::clock::UnixMs;
 use crate::policy::Business;
 
-pub(in crate::store) async fn receive(c: &mut dyn Driver, event: &NewEvent) -> Sql<Received> {
+pub(in crate::store) async fn receive(c: &mut dyn Driver, event: &NewEvent) -> Sql<ReceiveOutcome> {
     let inserted = c
         .execute(
             "INSERT INTO webhook_events (id, account, webhook, event, dedupe_key, received_at, method, path, headers, body,
@@ -33,12 +33,12 @@ pub(in crate::store) async fn receive(c: &mut dyn Driver, event: &NewEvent) -> S
         )
         .await?;
     if inserted == 1 {
-        return Ok(Received::New);
+        return Ok(ReceiveOutcome::New);
     }
     // By its id: one whose first write may have come through.
     let sql = "SELECT id, outcome FROM webhook_events WHERE dedupe_key = $1 OR id = $2 ORDER BY id = $2 LIMIT 1";
     let row = first(c.fetch(sql, &binds![&event.dedupe_key, &event.id]).await?)?;
-    Ok(Received::Before { id: row.text("id")?, outcome: row.optional_text("outcome")? })
+    Ok(ReceiveOutcome::Before { id: row.text("id")?, outcome: row.optional_text("outcome")? })
 }
 
 pub(in crate::store) async fn settle(
@@ -125,7 +125,7 @@ pub(super) async fn take(
 }
 
 async fn give_up(c: &mut dyn Driver, id: &str, why: &str) -> Sql<()> {
-    tracing::warn!(delivery = id, why, "a delivery cannot be read; it is given up");
+    tracing::warn!(delivery = id, why, "failed to read a delivery; given up");
     let sql = "UPDATE deliveries SET due_at = NULL, taken_until = NULL, last_error = $2 WHERE id = $1";
     c.execute(sql, &binds![id, why]).await.map(drop)
 }
@@ -140,7 +140,7 @@ pub(super) async fn refused(c: &mut dyn Driver, refusals: &[RefusalRecord]) -> S
         let rows = c.fetch("SELECT id FROM refusals WHERE id = ANY($1)", &binds![&ids]).await?;
         let mut known = rows.iter().map(|row| row.text("id")).collect::<Sql<BTreeSet<String>>>()?;
         let new = refusals.iter().filter(|refusal| known.insert(refusal.id.to_string()));
-        let told: Vec<_> = new.filter_map(told::refused).collect();
+        let told: Vec<_> = new.filter_map(app_events::refused).collect();
         tell(c, &told).await?;
     }
     // One statement changes a row once.

@@ -3,9 +3,9 @@
 
 pub(super) mod bindings;
 pub(super) mod calls;
-mod desk;
 pub(super) mod gate;
 pub(super) mod messages;
+mod operator;
 mod records;
 mod replicas;
 mod retention;

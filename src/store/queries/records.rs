@@ -3,10 +3,10 @@
 use async_trait::async_trait;
 use futures_util::FutureExt as _;
 
+use super::super::app_events::{self, WITHOUT_RECORD};
 use super::super::driver::{Backend, Driver, Sql, binds};
 use super::super::records::LATEST;
 use super::super::rows::{call_id, post_call, waiting};
-use super::super::told::{self, WITHOUT_RECORD};
 use super::super::{HookAsked, HookCame, Put, PutPostCall, Reach, Records, Result, StoredPostCall, Waiting};
 use super::messages::tell;
 use super::{calls, to_json};
@@ -68,7 +68,7 @@ async fn put(c: &mut dyn Driver, put: &PutPostCall) -> Sql<Put> {
             if put.tell
                 && let Some(record) = calls::one(c, &put.call).await?
             {
-                tell(c, &[told::recorded(&record, found, put.at_ms)]).await?;
+                tell(c, &[app_events::recorded(&record, found, put.at_ms)]).await?;
             }
             Ok(Put::Complete)
         }
@@ -131,7 +131,7 @@ impl<B: Backend> Records for B {
         Ok(HookCame::new(&self.select(sql, asked.into(), |row| row.optional_number("came")).await?))
     }
 
-    async fn wait_for(&self, event_id: &str, alias: &Alias) -> Result<()> {
+    async fn defer_until_known(&self, event_id: &str, alias: &Alias) -> Result<()> {
         let sql = "UPDATE webhook_events SET waits_kind = $2, waits_id = $3 WHERE id = $1";
         self.run(sql, binds![event_id.to_owned(), alias.kind.clone(), alias.id.clone()].into()).await.map(drop)
     }
@@ -145,14 +145,14 @@ impl<B: Backend> Records for B {
         self.read(binds, move |c, binds| async move { waiting(&c.fetch(sql, binds).await?) }.boxed()).await
     }
 
-    async fn stop_waiting(&self, before_ms: UnixMs, forget: bool) -> Result<()> {
+    async fn expire_deferred(&self, before_ms: UnixMs, forget: bool) -> Result<()> {
         let sql =
             "UPDATE webhook_events SET waits_kind = NULL, waits_id = NULL, body = CASE WHEN $2 THEN NULL ELSE body END
              WHERE waits_id IS NOT NULL AND received_at < $1";
         self.run(sql, binds![before_ms, forget].into()).await.map(drop)
     }
 
-    async fn event_found(&self, event_id: &str, call: Option<&CallId>, outcome: &str) -> Result<()> {
+    async fn mark_matched(&self, event_id: &str, call: Option<&CallId>, outcome: &str) -> Result<()> {
         let sql = "UPDATE webhook_events SET waits_kind = NULL, waits_id = NULL, outcome = $2, call_id = coalesce($3, call_id)
              WHERE id = $1";
         let call = call.map(ToString::to_string);

@@ -3,17 +3,17 @@
 use async_trait::async_trait;
 use futures_util::FutureExt as _;
 
+use super::super::app_events::EVENT;
 use super::super::driver::{Backend, Driver, Sql, binds};
-use super::super::retention::{Old, SaidParts, Whose, page, text_kept};
+use super::super::retention::{Old, RetentionScope, SaidParts, page, text_kept};
 use super::super::row::Row;
 use super::super::rows::ended_call;
-use super::super::told::EVENT;
-use super::super::{Ages, EndedCall, Place, Purged, Result, Retention};
+use super::super::{Cursor, EndedCall, Purged, Result, Retention, RetentionCutoffs};
 use crate::clock::UnixMs;
 use crate::policy::Privacy;
 
 /// Rows that one write forgets or changes: others get their turn in between.
-pub(super) const ROWS: u32 = 500;
+pub(super) const PURGE_BATCH: u32 = 500;
 
 /// Forgets calls that are over, with all that they left behind; `wholly`, or but for what the app still waits for and what nobody
 /// settled.
@@ -75,22 +75,22 @@ enum List {
 
 impl List {
     /// $5 are businesses: those whose rows are looked for, or are kept.
-    fn sql(self, whose: &Whose) -> &'static str {
+    fn sql(self, whose: &RetentionScope) -> &'static str {
         match (self, whose) {
-            (Self::Calls, Whose::Of(_)) => {
+            (Self::Calls, RetentionScope::Of(_)) => {
                 "SELECT id, ended_at AS at, false AS kept FROM calls WHERE phase = 'ended' AND ended_at < $1
                  AND ended_at >= $2 AND (ended_at, id) > ($2, $3) AND business = ANY($5) ORDER BY ended_at, id LIMIT $4"
             }
-            (Self::Calls, Whose::NotOf(_)) => {
+            (Self::Calls, RetentionScope::NotOf(_)) => {
                 "SELECT id, ended_at AS at, business = ANY($5) AS kept FROM calls /*+ INDEXED BY calls_ended */
                  WHERE phase = 'ended' AND ended_at < $1 AND ended_at >= $2 AND (ended_at, id) > ($2, $3)
                  ORDER BY ended_at, id LIMIT $4"
             }
-            (Self::Refusals, Whose::Of(_)) => {
+            (Self::Refusals, RetentionScope::Of(_)) => {
                 "SELECT id, at, false AS kept FROM refusals WHERE at < $1 AND at >= $2 AND (at, id) > ($2, $3)
                  AND business = ANY($5) ORDER BY at, id LIMIT $4"
             }
-            (Self::Refusals, Whose::NotOf(_)) => {
+            (Self::Refusals, RetentionScope::NotOf(_)) => {
                 "SELECT id, at, business = ANY($5) AS kept FROM refusals WHERE at < $1 AND at >= $2
                  AND (at, id) > ($2, $3) ORDER BY at, id LIMIT $4"
             }
@@ -133,21 +133,21 @@ impl List {
     }
 
     /// Forgets what of a list is past its age.
-    async fn purge(self, store: &impl Backend, before: UnixMs, whose: &Whose) -> Result<u64> {
+    async fn purge(self, store: &impl Backend, before: UnixMs, whose: &RetentionScope) -> Result<u64> {
         let old = |row: &Row| Ok(Old { place: (row.number("at")?, row.text("id")?), kept: row.flag("kept")? });
         let named = match whose {
-            Whose::Of(business) => vec![business.clone()],
-            Whose::NotOf(businesses) => businesses.clone(),
+            RetentionScope::Of(business) => vec![business.clone()],
+            RetentionScope::NotOf(businesses) => businesses.clone(),
         };
-        let (mut gone, mut after) = (0, Some(Place::default()));
+        let (mut gone, mut after) = (0, Some(Cursor::default()));
         while let Some(from) = after {
-            let mut binds = binds![before, from.0, from.1, ROWS].to_vec();
+            let mut binds = binds![before, from.0, from.1, PURGE_BATCH].to_vec();
             match self {
                 Self::Calls | Self::Refusals => binds.extend(binds![named.clone()]),
                 Self::Deliveries => binds.extend(binds![EVENT]),
                 Self::Events => {}
             }
-            let (ids, next) = page(store.select(self.sql(whose), binds, old).await?, ROWS);
+            let (ids, next) = page(store.select(self.sql(whose), binds, old).await?, PURGE_BATCH);
             if !ids.is_empty() {
                 gone += store.write(ids, move |c, ids| self.forget(c, ids).boxed()).await?;
             }
@@ -161,9 +161,9 @@ impl List {
 async fn purge_some(store: &impl Backend, sql: &'static str, before: UnixMs) -> Result<u64> {
     let mut gone = 0;
     loop {
-        let rows = store.run(sql, binds![before, ROWS].into()).await?;
+        let rows = store.run(sql, binds![before, PURGE_BATCH].into()).await?;
         gone += rows;
-        if rows < ROWS.into() {
+        if rows < PURGE_BATCH.into() {
             return Ok(gone);
         }
     }
@@ -181,7 +181,7 @@ async fn redact_utterances(c: &mut dyn Driver, calls: &[String], keep: Privacy) 
         }
     };
     let mut rows = Vec::new();
-    for row in c.fetch(sql, &binds![calls, ROWS]).await? {
+    for row in c.fetch(sql, &binds![calls, PURGE_BATCH]).await? {
         rows.push(Vec::from(binds![row.number("id")?, text_kept(keep, row.str("message")?)]));
     }
     let sql = "UPDATE utterances SET message = one.column2, redacted = true FROM (VALUES {rows}) AS one
@@ -220,7 +220,7 @@ async fn redact_records(c: &mut dyn Driver, calls: &[String], keep: Privacy) -> 
 
 #[async_trait]
 impl<B: Backend> Retention for B {
-    async fn purge(&self, ages: &Ages) -> Result<u64> {
+    async fn purge(&self, ages: &RetentionCutoffs) -> Result<u64> {
         let early = "DELETE FROM call_aliases WHERE (kind, id) IN
              (SELECT kind, id FROM call_aliases WHERE call_id IS NULL AND seen_at < $1 LIMIT $2)";
         let answers = "DELETE FROM create_answers WHERE (call_id, fingerprint) IN
@@ -235,12 +235,12 @@ impl<B: Backend> Retention for B {
         }
         gone += purge_some(self, audit, ages.before_ms).await?;
         for list in [List::Events, List::Deliveries] {
-            gone += list.purge(self, ages.before_ms, &Whose::NotOf(vec![])).await?;
+            gone += list.purge(self, ages.before_ms, &RetentionScope::NotOf(vec![])).await?;
         }
         Ok(gone)
     }
 
-    async fn ended_calls(&self, after: &Place, until_ms: UnixMs, limit: u32) -> Result<Vec<EndedCall>> {
+    async fn ended_calls(&self, after: &Cursor, until_ms: UnixMs, limit: u32) -> Result<Vec<EndedCall>> {
         let sql = "SELECT id, business, ended_at FROM calls /*+ INDEXED BY calls_ended */ WHERE phase = 'ended' AND ended_at <= $1
              AND ended_at >= $2 AND (ended_at, id) > ($2, $3) ORDER BY ended_at, id LIMIT $4";
         self.select(sql, binds![until_ms, after.0, after.1.clone(), limit].into(), ended_call).await
@@ -255,7 +255,7 @@ impl<B: Backend> Retention for B {
         loop {
             let some = self.write(calls.to_vec(), move |c, ids| redact_utterances(c, ids, keep).boxed()).await?;
             changed += some;
-            if some < ROWS.into() {
+            if some < PURGE_BATCH.into() {
                 return Ok(changed);
             }
         }

@@ -8,12 +8,13 @@ use futures_util::FutureExt as _;
 use super::super::driver::{Backend, binds};
 use super::super::rows::{admitted, business, create_answer, readable, record, refusal, waiting};
 use super::super::{
-    Advanced, Applied, CallRecord, Change, Confirmed, CreateAnswer, Decided, Delivery, Fleet, NewCall, NewEvent,
-    Opened, OrderRecord, Place, Reach, Received, RefusalRecord, Replica, Result, Store, Voucher, Waiting,
+    AdmitOutcome, ApplyOutcome, CallRecord, Change, Confirmed, CreateAnswer, Cursor, Delivery, EpochBump, Fleet,
+    InsertOutcome, NewCall, NewEvent, OrderRecord, Reach, ReceiveOutcome, RefusalRecord, Replica, Result, Store,
+    Voucher, Waiting,
 };
 use super::calls::calls;
 use super::{bindings, calls, gate, messages, replicas};
-use crate::admission::{GateMode, GateState, Held, Order};
+use crate::admission::{AdmissionRequest, GateMode, GateState, LeaseRow};
 use crate::call::Event;
 use crate::clock::UnixMs;
 use crate::ids::{AccountName, Alias, CallId};
@@ -21,13 +22,13 @@ use crate::policy::{Business, Facts, Policy};
 
 #[async_trait]
 impl<B: Backend> Store for B {
-    async fn open(&self, call: NewCall, epoch: Option<i64>) -> Result<Opened> {
+    async fn open(&self, call: NewCall, epoch: Option<i64>) -> Result<InsertOutcome> {
         let id = call.id.clone();
         let opened = self.write_under(epoch, &id, call, |c, call| calls::open(c, call).boxed()).await?;
-        Ok(opened.unwrap_or_else(Opened::Outdated))
+        Ok(opened.unwrap_or_else(InsertOutcome::Outdated))
     }
 
-    async fn admit(&self, call: NewCall, order: Order, epoch: i64) -> Result<Decided> {
+    async fn admit(&self, call: NewCall, order: AdmissionRequest, epoch: i64) -> Result<AdmitOutcome> {
         self.decide(call, order, epoch).await
     }
 
@@ -45,12 +46,18 @@ impl<B: Backend> Store for B {
         self.read((), |c, ()| gate::identity(c).boxed()).await
     }
 
-    async fn advance(&self, from: i64, to: GateMode, policy: Arc<Policy>, now_ms: UnixMs) -> Result<Option<Advanced>> {
+    async fn bump_epoch(
+        &self,
+        from: i64,
+        to: GateMode,
+        policy: Arc<Policy>,
+        now_ms: UnixMs,
+    ) -> Result<Option<EpochBump>> {
         let move_at = (policy, self.move_time(now_ms));
-        self.write(move_at, move |c, (policy, at_ms)| gate::advance(c, from, to, policy, *at_ms).boxed()).await
+        self.write(move_at, move |c, (policy, at_ms)| gate::bump_epoch(c, from, to, policy, *at_ms).boxed()).await
     }
 
-    async fn leases(&self) -> Result<Vec<Held>> {
+    async fn leases(&self) -> Result<Vec<LeaseRow>> {
         gate::leases(self).await
     }
 
@@ -67,7 +74,7 @@ impl<B: Backend> Store for B {
         self.write(of, |c, (call, me)| calls::undelivered(c, call, me).boxed()).await
     }
 
-    async fn apply(&self, change: Change) -> Result<Option<Applied>> {
+    async fn apply(&self, change: Change) -> Result<Option<ApplyOutcome>> {
         self.settle_doubt(&change.call).await?;
         self.write(change, |c, change| calls::apply(c, change).boxed()).await
     }
@@ -121,7 +128,7 @@ impl<B: Backend> Store for B {
         self.select(gate::ADMITTED_SINCE, binds![since_ms].into(), |row| Ok(admitted(row))).await.map(readable)
     }
 
-    async fn receive(&self, event: NewEvent) -> Result<Received> {
+    async fn receive(&self, event: NewEvent) -> Result<ReceiveOutcome> {
         self.write(event, |c, event| messages::receive(c, event).boxed()).await
     }
 
@@ -141,7 +148,7 @@ impl<B: Backend> Store for B {
         .await
     }
 
-    async fn unsettled_events(&self, before_ms: UnixMs, reach: &Reach, after: &Place, limit: u32) -> Result<Waiting> {
+    async fn unsettled_events(&self, before_ms: UnixMs, reach: &Reach, after: &Cursor, limit: u32) -> Result<Waiting> {
         let sql = "SELECT * FROM webhook_events WHERE outcome IS NULL AND parked_at IS NULL
              AND received_at >= $4 AND (received_at, id) > ($4, $5)
              AND coalesce(due_at, received_at) <= $1 AND (spool = $2 OR (spool IS NULL AND $3))
@@ -199,11 +206,11 @@ impl<B: Backend> Store for B {
         Ok(self.run("DELETE FROM businesses WHERE id = $1", binds![id.to_owned()].into()).await? > 0)
     }
 
-    async fn beat(&self, me: &Replica) -> Result<Fleet> {
-        self.write(me.clone(), |c, me| replicas::beat(c, me).boxed()).await
+    async fn heartbeat(&self, me: &Replica) -> Result<Fleet> {
+        self.write(me.clone(), |c, me| replicas::heartbeat(c, me).boxed()).await
     }
 
-    async fn leave(&self, id: &str) -> Result<()> {
+    async fn deregister(&self, id: &str) -> Result<()> {
         self.run("DELETE FROM replicas WHERE id = $1", binds![id.to_owned()].into()).await.map(drop)
     }
 

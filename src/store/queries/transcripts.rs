@@ -4,17 +4,19 @@ use async_trait::async_trait;
 
 use super::super::driver::{Backend, binds};
 use super::super::rows::{business_and_id, standing, utterance};
-use super::super::{NewUtterance, Result, Ring, Said, Speech, Standing, Took, Transcripts, Utterance};
+use super::super::{
+    IngestOutcome, NewUtterance, Result, Ring, Transcripts, Utterance, UtteranceIngest, UtterancePosition, UtteranceRef,
+};
 use crate::clock::UnixMs;
 use crate::ids::CallId;
 
 #[async_trait]
 impl<B: Backend> Transcripts for B {
-    async fn say(&self, call: &CallId, said: NewUtterance) -> Result<Option<Said>> {
+    async fn say(&self, call: &CallId, said: NewUtterance) -> Result<Option<UtteranceRef>> {
         self.put_utterance(call, said).await
     }
 
-    async fn hear(&self, speech: Speech) -> Result<Took> {
+    async fn ingest(&self, speech: UtteranceIngest) -> Result<IngestOutcome> {
         self.take_speech(speech).await
     }
 
@@ -47,7 +49,7 @@ impl<B: Backend> Transcripts for B {
         self.select(sql, binds![businesses.to_vec(), ended_since_ms, latest].into(), business_and_id).await
     }
 
-    async fn standings(&self, calls: &[CallId]) -> Result<Vec<Standing>> {
+    async fn standings(&self, calls: &[CallId]) -> Result<Vec<UtterancePosition>> {
         let sql = "SELECT c.id, coalesce(t.last_sequence, 0) AS last_sequence, c.seen_at, c.phase, r.recorded_at
              FROM calls c LEFT JOIN transcripts t ON t.call_id = c.id LEFT JOIN call_records r ON r.call_id = c.id
              WHERE c.id = ANY($1)";

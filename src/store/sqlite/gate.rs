@@ -3,50 +3,55 @@
 use super::super::driver::{Driver, Sql, binds};
 use super::super::queries::bindings::{Claim, claim};
 use super::super::queries::{calls, gate};
-use super::super::standing::Counted;
-use super::super::{Decided, NewCall};
-use crate::admission::{Decision, GateMode, GateState, OLDEST_MAX, Order, Short, decide, keys};
+use super::super::usage::Counted;
+use super::super::{AdmitOutcome, NewCall};
+use crate::admission::{AdmissionRequest, Decision, GateMode, GateState, OLDEST_MAX, Shortfall, decide, keys};
 use crate::call::Phase;
 use crate::policy::Bound;
 
-pub(super) async fn admit(c: &mut dyn Driver, call: &NewCall, order: &Order, epoch: i64) -> Sql<Decided> {
+pub(super) async fn admit(
+    c: &mut dyn Driver,
+    call: &NewCall,
+    order: &AdmissionRequest,
+    epoch: i64,
+) -> Sql<AdmitOutcome> {
     let now = gate::state(c).await?;
     if now != (GateState { epoch, mode: GateMode::Database }) {
-        return Ok(Decided::Outdated(now));
+        return Ok(AdmitOutcome::Outdated(now));
     }
-    let before = c.fetch("SELECT phase, places FROM calls WHERE id = $1", &binds![call.id.as_str()]).await?;
+    let before = c.fetch("SELECT phase, slots FROM calls WHERE id = $1", &binds![call.id.as_str()]).await?;
     if let Some(row) = before.first() {
         return Ok(match row.word("phase")? {
-            Phase::Ended => Decided::Known(call.id.clone()),
-            _ => Decided::New { places: row.count("places")?, would: None, news: None },
+            Phase::Ended => AdmitOutcome::Known(call.id.clone()),
+            _ => AdmitOutcome::New { slots: row.count("slots")?, would: None, news: None },
         });
     }
     let freed = match claim(c, &call.aliases).await? {
-        Claim::Known(known) => return Ok(Decided::Known(known)),
+        Claim::Known(known) => return Ok(AdmitOutcome::Known(known)),
         Claim::Free(freed) => freed,
     };
     let (decision, taken) = decide(order, &count(c, order).await?, order.at_ms);
-    let (places, would) = match decision {
-        Decision::Refused(short) => return oldest(c, order, short).await.map(Decided::Refused),
-        Decision::Admitted { places, would } => (places, would),
+    let (slots, would) = match decision {
+        Decision::Refused(short) => return oldest(c, order, short).await.map(AdmitOutcome::Refused),
+        Decision::Admitted { slots, would } => (slots, would),
     };
     let would = match would {
         Some(short) => Some(oldest(c, order, short).await?),
         None => None,
     };
-    let call = NewCall { places, keys: keys(&order.bindings), ..call.clone() };
+    let call = NewCall { slots, keys: keys(&order.bindings), ..call.clone() };
     let news = calls::write(c, &call, &freed, order.at_ms).await?;
     gate::write_rates(c, &taken).await?;
-    Ok(Decided::New { places, would, news })
+    Ok(AdmitOutcome::New { slots, would, news })
 }
 
 /// What the limits of an order have.
-async fn count(c: &mut dyn Driver, order: &Order) -> Sql<Counted> {
+async fn count(c: &mut dyn Driver, order: &AdmissionRequest) -> Sql<Counted> {
     let mut counted = Counted { now_ms: order.at_ms, ..Counted::default() };
-    let sql = "SELECT k.value AS key, min(sum(c.places), 4294967295) AS places FROM calls c INDEXED BY calls_open, json_each(c.keys) k
+    let sql = "SELECT k.value AS key, min(sum(c.slots), 4294967295) AS slots FROM calls c INDEXED BY calls_open, json_each(c.keys) k
          WHERE c.phase <> 'ended' AND k.value = ANY($1) GROUP BY k.value";
     for row in c.fetch(sql, &binds![keys(&order.bindings)]).await? {
-        counted.held.insert(row.text("key")?, row.count("places")?);
+        counted.held.insert(row.text("key")?, row.count("slots")?);
     }
     for rate in order.bindings.iter().filter(|b| matches!(b.bound, Bound::Rate(_))) {
         let rows = c.fetch("SELECT log FROM gate_rates WHERE key = $1", &binds![&rate.key]).await?;
@@ -58,11 +63,11 @@ async fn count(c: &mut dyn Driver, order: &Order) -> Sql<Counted> {
 }
 
 /// A limit that is short, with its oldest holders.
-async fn oldest(c: &mut dyn Driver, order: &Order, mut short: Short) -> Sql<Short> {
+async fn oldest(c: &mut dyn Driver, order: &AdmissionRequest, mut short: Shortfall) -> Sql<Shortfall> {
     let Some(binding) = order.bindings.get(short.binding).filter(|b| matches!(b.bound, Bound::Concurrent(_))) else {
         return Ok(short);
     };
-    let sql = "SELECT c.admitted_at FROM calls c INDEXED BY calls_open WHERE c.phase <> 'ended' AND c.places = 1
+    let sql = "SELECT c.admitted_at FROM calls c INDEXED BY calls_open WHERE c.phase <> 'ended' AND c.slots = 1
              AND EXISTS (SELECT 1 FROM json_each(c.keys) k WHERE k.value = $1)
          ORDER BY c.admitted_at LIMIT $2";
     let rows = c.fetch(sql, &binds![&binding.key, OLDEST_MAX as i64]).await?;

@@ -39,7 +39,7 @@ pub async fn inspect(path: &Path) -> Result<Inspected, OpenError> {
             _ => Ok(Inspected::Absent),
         };
     }
-    // Opened for writing, never written.
+    // InsertOutcome for writing, never written.
     OpenOptions::new().read(true).write(true).open(path).map_err(|e| file(explain_io(&e)))?;
     let mut reader = Sqlite::open_to_read(path).map_err(|e| file(explain(&e)))?;
     let missing = on_thread(move || migrate::missing(&mut reader)).await;

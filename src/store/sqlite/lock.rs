@@ -6,41 +6,41 @@ use std::io::{Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::super::Sharing;
+use super::super::OwnershipMode;
 
 /// The lock, held until it is dropped. The operating system frees it when the process dies, however it dies.
 #[derive(Debug)]
-pub struct Held {
+pub struct FileLock {
     _file: File,
 }
 
 pub(super) enum Refused {
-    Held(String),
+    FileLock(String),
     File(String),
 }
 
 /// How often the lock is tried for, and the pause in between: who only looks whether somebody has it holds it for a moment.
 const TRIES: (u32, Duration) = (5, Duration::from_millis(20));
 
-impl Held {
-    pub(super) async fn take(database: &Path, sharing: Sharing) -> Result<Self, Refused> {
+impl FileLock {
+    pub(super) async fn take(database: &Path, sharing: OwnershipMode) -> Result<Self, Refused> {
         let name = beside(database);
         let shown = name.display().to_string();
         let file = |e: std::io::Error| Refused::File(format!("its lock {shown}: {}", super::explain_io(&e)));
         let mut lock =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&name).map_err(file)?;
         if !try_for(|| match sharing {
-            Sharing::Alone => lock.try_lock(),
-            Sharing::Shared => lock.try_lock_shared(),
+            OwnershipMode::Exclusive => lock.try_lock(),
+            OwnershipMode::Shared => lock.try_lock_shared(),
         })
         .await
         .map_err(file)?
         {
-            return Err(Refused::Held(said(&mut lock)));
+            return Err(Refused::FileLock(said(&mut lock)));
         }
         let started = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ");
         // Of those that share, the last to start stands there; it may have gone before the others.
-        let others = if sharing == Sharing::Shared { " or another that shares it" } else { "" };
+        let others = if sharing == OwnershipMode::Shared { " or another that shares it" } else { "" };
         lock.set_len(0).and_then(|()| lock.rewind()).map_err(file)?;
         let line = format!("ringfence, process {}{others}, since {started}\n", std::process::id());
         lock.write_all(line.as_bytes()).map_err(file)?;

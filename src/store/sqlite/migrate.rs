@@ -5,8 +5,8 @@ use std::path::Path;
 
 use sqlx::migrate::Migrator;
 
-use super::super::Sharing;
-use super::super::migrations::{self, Applied, Status, Unfit};
+use super::super::OwnershipMode;
+use super::super::migrations::{self, AppliedMigrations, Status, Unfit};
 use super::driver::{Sqlite, at_once, explain};
 use super::{SqliteStore, on_thread};
 
@@ -25,7 +25,7 @@ pub async fn up(path: &Path) -> Result<(), String> {
 /// # Errors
 /// As [`up`].
 pub async fn down(path: &Path, to: Option<i64>) -> Result<(), String> {
-    let _alone = SqliteStore::lock(path, Sharing::Alone).await.map_err(|e| format!("cannot be used: {e}"))?;
+    let _alone = SqliteStore::lock(path, OwnershipMode::Exclusive).await.map_err(|e| format!("cannot be used: {e}"))?;
     with(path, move |c| down_in(c, &MIGRATIONS, to)).await
 }
 
@@ -68,6 +68,6 @@ pub(super) fn missing(c: &mut Sqlite) -> Result<Vec<i64>, String> {
     Ok(migrations::missing(&MIGRATIONS, &applied))
 }
 
-fn applied(c: &mut Sqlite) -> Result<Applied, String> {
+fn applied(c: &mut Sqlite) -> Result<AppliedMigrations, String> {
     at_once(migrations::applied(c)).map_err(|e| format!("cannot be used: {}", explain(&e)))
 }

@@ -7,7 +7,7 @@ pub mod inspect;
 mod lock;
 pub mod migrate;
 mod readers;
-mod speech;
+mod utterances;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -18,12 +18,15 @@ use futures_util::FutureExt as _;
 
 use super::driver::{Backend, Db, Driver as _, Work, binds};
 use super::queries::{gate as shared, messages};
-use super::{Decided, NewCall, NewUtterance, Result, Said, Sharing, Speech, StoreError, Took};
-use crate::admission::{GateState, Order};
+use super::{
+    AdmitOutcome, IngestOutcome, NewCall, NewUtterance, OwnershipMode, Result, StoreError, UtteranceIngest,
+    UtteranceRef,
+};
+use crate::admission::{AdmissionRequest, GateState};
 use crate::clock::UnixMs;
 use crate::ids::CallId;
 use driver::{Sqlite, at_once, explain};
-pub use lock::Held;
+pub use lock::FileLock;
 use readers::Readers;
 use writer::Writer;
 
@@ -69,7 +72,7 @@ pub struct SqliteStore {
     readers: Readers,
     path: PathBuf,
     /// Given up last, when nothing writes any more.
-    held: std::sync::Mutex<Option<Held>>,
+    held: std::sync::Mutex<Option<FileLock>>,
 }
 
 /// Runs what may wait for a disk or another process, on no thread of the runtime.
@@ -104,7 +107,7 @@ impl SqliteStore {
     ///
     /// # Errors
     /// Another process has it and does not share it; or it cannot be used.
-    pub async fn open(path: &Path, migrate: bool, sharing: Sharing) -> std::result::Result<Self, OpenError> {
+    pub async fn open(path: &Path, migrate: bool, sharing: OwnershipMode) -> std::result::Result<Self, OpenError> {
         let shown = path.display().to_string();
         let file = |why: String| OpenError::File { path: shown.clone(), why };
         if let Some(folder) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
@@ -119,16 +122,16 @@ impl SqliteStore {
             match sharing {
                 _ if missing.is_empty() => break (held, first),
                 _ if !migrate => migrate::check(&mut first).map_err(schema)?,
-                Sharing::Alone => up(first).await.map_err(schema)?,
-                Sharing::Shared => {
+                OwnershipMode::Exclusive => up(first).await.map_err(schema)?,
+                OwnershipMode::Shared => {
                     // Not under processes that run: the statements that they keep would not fit any more.
                     drop(held);
-                    match Held::take(path, Sharing::Alone).await {
+                    match FileLock::take(path, OwnershipMode::Exclusive).await {
                         Ok(_alone) => up(first).await.map_err(schema)?,
                         Err(lock::Refused::File(why)) => return Err(file(why)),
                         // Others that start just now do the same, and one of them did it.
-                        Err(lock::Refused::Held(_)) if since.elapsed() < BUSY_TIMEOUT => {}
-                        Err(lock::Refused::Held(holder)) => {
+                        Err(lock::Refused::FileLock(_)) if since.elapsed() < BUSY_TIMEOUT => {}
+                        Err(lock::Refused::FileLock(holder)) => {
                             return Err(schema(format!("has an older schema, and {holder} uses it: stop all first")));
                         }
                     }
@@ -139,7 +142,7 @@ impl SqliteStore {
         at_once(first.script(PROBE)).map_err(|e| file(explain(&e)))?;
         let writer = Writer::start(path).map_err(file)?;
         let readers = Readers::start(path).map_err(file)?;
-        if sharing == Sharing::Alone {
+        if sharing == OwnershipMode::Exclusive {
             // Whoever took deliveries is gone.
             let take_back = writer.run(|c| at_once(c.execute(messages::TAKE_BACK, &[])));
             take_back.await.map_err(|e| file(e.to_string()))?;
@@ -152,10 +155,10 @@ impl SqliteStore {
     ///
     /// # Errors
     /// Another process has it and does not share it; or the lock cannot be made.
-    pub async fn lock(path: &Path, sharing: Sharing) -> std::result::Result<Held, OpenError> {
+    pub async fn lock(path: &Path, sharing: OwnershipMode) -> std::result::Result<FileLock, OpenError> {
         let shown = path.display().to_string();
-        Held::take(path, sharing).await.map_err(|e| match e {
-            lock::Refused::Held(holder) => OpenError::Held { path: shown, holder, advice: sharing.advice() },
+        FileLock::take(path, sharing).await.map_err(|e| match e {
+            lock::Refused::FileLock(holder) => OpenError::Held { path: shown, holder, advice: sharing.advice() },
             lock::Refused::File(why) => OpenError::File { path: shown, why },
         })
     }
@@ -259,16 +262,16 @@ impl Backend for SqliteStore {
         Ok(!any.is_empty())
     }
 
-    async fn decide(&self, call: NewCall, order: Order, epoch: i64) -> Result<Decided> {
+    async fn decide(&self, call: NewCall, order: AdmissionRequest, epoch: i64) -> Result<AdmitOutcome> {
         self.write((call, order), move |c, (call, order)| gate::admit(c, call, order, epoch).boxed()).await
     }
 
-    async fn put_utterance(&self, call: &CallId, said: NewUtterance) -> Result<Option<Said>> {
-        self.write((call.clone(), said), |c, (call, said)| speech::say(c, call, said).boxed()).await
+    async fn put_utterance(&self, call: &CallId, said: NewUtterance) -> Result<Option<UtteranceRef>> {
+        self.write((call.clone(), said), |c, (call, said)| utterances::say(c, call, said).boxed()).await
     }
 
-    async fn take_speech(&self, speech: Speech) -> Result<Took> {
-        self.write(speech, |c, speech| speech::hear(c, speech).boxed()).await
+    async fn take_speech(&self, speech: UtteranceIngest) -> Result<IngestOutcome> {
+        self.write(speech, |c, speech| utterances::ingest(c, speech).boxed()).await
     }
 
     async fn probe(&self) -> Result<()> {

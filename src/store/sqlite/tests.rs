@@ -2,8 +2,8 @@ use std::sync::Arc;
 
 use super::*;
 use crate::admission::GateMode;
-use crate::store::suite::{self, Fresh};
-use crate::store::{Opened, Store};
+use crate::store::conformance::{self, Fresh};
+use crate::store::{InsertOutcome, Store};
 
 /// A folder that goes when the test ends.
 struct Folder(PathBuf);
@@ -31,10 +31,10 @@ impl Drop for Folder {
 #[async_trait]
 impl Fresh for Folder {
     async fn open(&self) -> Arc<dyn Store> {
-        Arc::new(SqliteStore::open(&self.file(), true, Sharing::Alone).await.unwrap())
+        Arc::new(SqliteStore::open(&self.file(), true, OwnershipMode::Exclusive).await.unwrap())
     }
     async fn open_shared(&self) -> Arc<dyn Store> {
-        Arc::new(SqliteStore::open(&self.file(), true, Sharing::Shared).await.unwrap())
+        Arc::new(SqliteStore::open(&self.file(), true, OwnershipMode::Shared).await.unwrap())
     }
     async fn one_migration_back(&self) {
         migrate::down(&self.file(), None).await.unwrap();
@@ -51,12 +51,12 @@ async fn fresh() -> Option<Folder> {
     Some(Folder::new())
 }
 
-crate::store::suite::behaves_as_a_store!(fresh);
+crate::store::conformance::behaves_as_a_store!(fresh);
 
 #[tokio::test]
 async fn ended_calls_are_found_by_their_index() {
     let folder = Folder::new();
-    let store = SqliteStore::open(&folder.file(), true, Sharing::Alone).await.unwrap();
+    let store = SqliteStore::open(&folder.file(), true, OwnershipMode::Exclusive).await.unwrap();
     let plan = store.select(
         "EXPLAIN QUERY PLAN SELECT id FROM calls WHERE phase = 'ended' AND ended_at < 1 ORDER BY ended_at, id LIMIT 1",
         vec![],
@@ -69,15 +69,15 @@ async fn ended_calls_are_found_by_their_index() {
 #[tokio::test]
 async fn a_second_process_is_refused_and_told_who_has_it() {
     let folder = Folder::new();
-    let store = SqliteStore::open(&folder.file(), true, Sharing::Alone).await.unwrap();
-    let Err(error) = SqliteStore::open(&folder.file(), true, Sharing::Alone).await else {
+    let store = SqliteStore::open(&folder.file(), true, OwnershipMode::Exclusive).await.unwrap();
+    let Err(error) = SqliteStore::open(&folder.file(), true, OwnershipMode::Exclusive).await else {
         panic!("two gates over one file")
     };
     let text = error.to_string();
     assert!(text.contains(&format!("process {}", std::process::id())), "{text}");
     store.close().await;
     drop(store);
-    SqliteStore::open(&folder.file(), true, Sharing::Alone).await.unwrap();
+    SqliteStore::open(&folder.file(), true, OwnershipMode::Exclusive).await.unwrap();
 }
 
 #[tokio::test]
@@ -87,18 +87,18 @@ async fn a_file_is_one_processs_alone_or_shared_by_several() {
         let Err(error) = SqliteStore::open(&folder.file(), true, sharing).await else { panic!("it opened") };
         error.to_string()
     };
-    let alone = SqliteStore::open(&folder.file(), true, Sharing::Alone).await.unwrap();
-    assert!(refused(Sharing::Shared).await.contains("shares with nobody"));
+    let alone = SqliteStore::open(&folder.file(), true, OwnershipMode::Exclusive).await.unwrap();
+    assert!(refused(OwnershipMode::Shared).await.contains("shares with nobody"));
     alone.close().await;
     let (one, two) = (folder.open_shared().await, folder.open_shared().await);
-    let error = refused(Sharing::Alone).await;
+    let error = refused(OwnershipMode::Exclusive).await;
     assert!(error.contains("or another that shares it") && error.contains("belongs to one process"), "{error}");
     assert!(inspect::holder(&folder.file()).await.is_some());
     one.close().await;
-    assert!(refused(Sharing::Alone).await.contains("in use"), "one is left");
+    assert!(refused(OwnershipMode::Exclusive).await.contains("in use"), "one is left");
     two.close().await;
     assert_eq!(inspect::holder(&folder.file()).await, None);
-    SqliteStore::open(&folder.file(), true, Sharing::Alone).await.unwrap();
+    SqliteStore::open(&folder.file(), true, OwnershipMode::Exclusive).await.unwrap();
 }
 
 #[tokio::test]
@@ -106,7 +106,7 @@ async fn a_schema_is_not_changed_under_processes_that_run() {
     let folder = Folder::new();
     let running = folder.open_shared().await;
     folder.execute("DELETE FROM _sqlx_migrations WHERE version = (SELECT max(version) FROM _sqlx_migrations)").await;
-    let refused = SqliteStore::open(&folder.file(), true, Sharing::Shared).await;
+    let refused = SqliteStore::open(&folder.file(), true, OwnershipMode::Shared).await;
     let Err(error) = refused else { panic!("it opened") };
     assert!(error.to_string().contains("older schema"), "{error}");
     running.ping().await.unwrap();
@@ -176,9 +176,9 @@ async fn a_newer_schema_that_only_adds_is_used() {
     folder.execute("ALTER TABLE calls ADD COLUMN tomorrow TEXT").await;
     folder.execute("CREATE TABLE tomorrow (call_id TEXT REFERENCES calls (id) ON DELETE CASCADE)").await;
     folder.execute("INSERT INTO _sqlx_migrations VALUES (9998, 'expand tomorrow', 0, true, '', 0)").await;
-    let store = SqliteStore::open(&folder.file(), true, Sharing::Alone).await.unwrap();
-    let call = suite::new_call(&[("call_sid", "CA1")]);
-    assert!(matches!(Store::open(&store, call.clone(), None).await, Ok(Opened::New(None))));
+    let store = SqliteStore::open(&folder.file(), true, OwnershipMode::Exclusive).await.unwrap();
+    let call = conformance::new_call(&[("call_sid", "CA1")]);
+    assert!(matches!(Store::open(&store, call.clone(), None).await, Ok(InsertOutcome::New(None))));
     assert!(store.call(&call.id).await.unwrap().is_some());
     store.close().await;
     assert!(migrate::down(&folder.file(), None).await.unwrap_err().contains("newer ringfence"), "it knows no way back");
@@ -191,7 +191,7 @@ async fn a_file_that_is_no_database_is_named_and_left_alone() {
     let folder = Folder::new();
     std::fs::create_dir_all(&folder.0).unwrap();
     std::fs::write(folder.file(), vec![b'x'; 8192]).unwrap();
-    let Err(error) = SqliteStore::open(&folder.file(), true, Sharing::Alone).await else { panic!("opened") };
+    let Err(error) = SqliteStore::open(&folder.file(), true, OwnershipMode::Exclusive).await else { panic!("opened") };
     assert!(error.to_string().contains("damaged or no SQLite file"), "{error}");
     assert_eq!(std::fs::read(folder.file()).unwrap(), vec![b'x'; 8192]);
 }
@@ -214,7 +214,7 @@ async fn a_store_is_looked_at_without_a_trace() {
     assert_eq!(inspect(&path).await.unwrap(), Inspected::Absent);
     assert!(!path.exists() && holder(&path).await.is_none());
 
-    let store = SqliteStore::open(&path, true, Sharing::Alone).await.unwrap();
+    let store = SqliteStore::open(&path, true, OwnershipMode::Exclusive).await.unwrap();
     assert_eq!(inspect(&path).await.unwrap(), Inspected::Ready);
     assert!(holder(&path).await.is_some_and(|who| who.contains(&format!("process {}", std::process::id()))));
     store.close().await;
@@ -237,23 +237,24 @@ async fn a_store_is_looked_at_without_a_trace() {
 #[tokio::test]
 async fn a_move_that_dies_half_way_was_none() {
     const FILE: &str = "RINGFENCE_TEST_MOVES";
-    let policy = suite::policy(7, None);
+    let policy = conformance::policy(7, None);
     if let Some(file) = std::env::var_os(FILE) {
-        let store = SqliteStore::open(Path::new(&file), true, Sharing::Alone).await.unwrap();
-        let moved = store.advance(1, GateMode::Database, policy, 1).await;
+        let store = SqliteStore::open(Path::new(&file), true, OwnershipMode::Exclusive).await.unwrap();
+        let moved = store.bump_epoch(1, GateMode::Database, policy, 1).await;
         panic!("it lives: {moved:?}");
     }
     let folder = Folder::new();
-    let store = SqliteStore::open(&folder.file(), true, Sharing::Alone).await.unwrap();
-    Store::open(&store, suite::new_call(&[]), Some(1)).await.unwrap();
+    let store = SqliteStore::open(&folder.file(), true, OwnershipMode::Exclusive).await.unwrap();
+    Store::open(&store, conformance::new_call(&[]), Some(1)).await.unwrap();
     let before = store.leases().await.unwrap();
     store.close().await;
     drop(store);
-    suite::dies_at("store.advancing", "sqlite::tests::a_move_that_dies_half_way_was_none", FILE, folder.file()).await;
-    let store = SqliteStore::open(&folder.file(), true, Sharing::Alone).await.unwrap();
+    conformance::dies_at("store.advancing", "sqlite::tests::a_move_that_dies_half_way_was_none", FILE, folder.file())
+        .await;
+    let store = SqliteStore::open(&folder.file(), true, OwnershipMode::Exclusive).await.unwrap();
     assert_eq!(store.gate_state().await.unwrap(), GateState { epoch: 1, mode: GateMode::Memory });
     assert_eq!(store.leases().await.unwrap(), before);
-    assert!(store.advance(1, GateMode::Database, policy, 1).await.unwrap().is_some());
+    assert!(store.bump_epoch(1, GateMode::Database, policy, 1).await.unwrap().is_some());
 }
 
 /// `cargo test --lib measures_decisions -- --ignored --nocapture`
@@ -261,6 +262,7 @@ async fn a_move_that_dies_half_way_was_none() {
 #[ignore = "measures, and asserts nothing of time"]
 async fn measures_decisions() {
     let folder = Folder::new();
-    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&folder.file(), true, Sharing::Alone).await.unwrap());
-    suite::measure(&store, &folder).await;
+    let store: Arc<dyn Store> =
+        Arc::new(SqliteStore::open(&folder.file(), true, OwnershipMode::Exclusive).await.unwrap());
+    conformance::measure(&store, &folder).await;
 }

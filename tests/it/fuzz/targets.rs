@@ -272,7 +272,7 @@ const SIGNATURE_HEADERS: [&str; 20] = [
 /// Signs a body now; with a number, one bit of the signature is changed.
 type Maker = fn(&[u8], Option<usize>) -> Vec<(&'static str, String)>;
 
-/// Written apart from the program's own code: preset, secret, how it signs.
+/// ConfigSource apart from the program's own code: preset, secret, how it signs.
 const MAKERS: [(&str, &str, Maker); 7] = [
     ("bland", SECRET, |body, flip| vec![("x-webhook-signature", hex::encode(tag(&[body], flip)))]),
     ("vapi", SECRET, |body, flip| {
@@ -343,12 +343,12 @@ pub fn config(data: &[u8]) {
         }
         assert!(!d.title.is_empty() && d.code.len() == 4, "{d:?}");
     }
-    let shown = config::report::render(&loaded.diagnostics, "a.toml", &text, false);
-    config::report::render(&loaded.diagnostics, "a.toml", &text, true);
-    let inline = loaded.diagnostics.iter().filter(|d| d.code == config::report::INLINE_SECRET);
+    let shown = config::diagnostics::render(&loaded.diagnostics, "a.toml", &text, false);
+    config::diagnostics::render(&loaded.diagnostics, "a.toml", &text, true);
+    let inline = loaded.diagnostics.iter().filter(|d| d.code == config::diagnostics::INLINE_SECRET);
     for secret in inline.filter_map(|d| text.get(d.span.clone()?)) {
         let secret = secret.trim_matches(['"', '\'', '\n']);
-        // Short texts, and such as stand elsewhere too, may be in a title or on another line by chance.
+        // Shortfall texts, and such as stand elsewhere too, may be in a title or on another line by chance.
         if secret.len() >= 16 && !secret.contains('\n') && text.matches(secret).count() == 1 {
             assert!(!shown.contains(secret), "a secret is shown:\n{shown}");
         }
@@ -465,12 +465,12 @@ pub fn template(data: &[u8]) {
 /// A pattern, then a path.
 pub fn path(data: &[u8]) {
     #[derive(serde::Deserialize)]
-    struct Written {
+    struct ConfigSource {
         p: PathPattern,
     }
     let (pattern, path) = two_parts(data);
     let path = String::from_utf8_lossy(path);
-    let Ok(Written { p }) = toml::Table::from_iter([("p".to_owned(), pattern.clone().into())]).try_into() else {
+    let Ok(ConfigSource { p }) = toml::Table::from_iter([("p".to_owned(), pattern.clone().into())]).try_into() else {
         // A parenthesis may be left open, or stand for too many paths.
         assert!(!pattern.starts_with('/') || pattern.contains('('), "{pattern:?}");
         return;
@@ -516,7 +516,10 @@ pub fn token(data: &[u8]) {
         format!("{}.", signed(SECRET.as_bytes(), hmac::HMAC_SHA256)),
     ];
     for token in forged {
-        assert!(keys.operator(&token, NOW_SECS).is_err() && keys.visitor(&token, NOW_SECS, &[]).is_err(), "{token}");
+        assert!(
+            keys.operator(&token, NOW_SECS).is_err() && keys.authenticate(&token, NOW_SECS, &[]).is_err(),
+            "{token}"
+        );
     }
     if let Ok(read) = keys.operator(&signed(SECRET.as_bytes(), hmac::HMAC_SHA256), NOW_SECS) {
         let header: Value = serde_json::from_str(&header).unwrap();

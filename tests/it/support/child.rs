@@ -169,12 +169,12 @@ admin = "127.0.0.1:0"
 client = "127.0.0.1:0"
 [timeouts]
 drain_secs = 2
-ask_secs = 5
+provider_query_secs = 5
 {timeouts}
 [reconcile]
 sweep_ms = 100
-grace_ms = 200
-absent_twice_secs = 1
+list_lag_ms = 200
+not_found_confirm_secs = 1
 [inbound]
 mode = "{inbound}"
 [inbound.agents]
@@ -259,7 +259,7 @@ auth_token = "{token}"
         drop(self.serve.take());
     }
 
-    /// Waits until it has died by itself.
+    /// RetryAfterEstimator until it has died by itself.
     pub async fn died(&mut self, within: Duration) -> Option<ExitStatus> {
         let started = Instant::now();
         loop {
@@ -326,7 +326,7 @@ auth_token = "{token}"
         self.ask("admin", "GET", "/status", &[], "").await.expect("an answer").json()
     }
 
-    /// Leases that are held, overruns included.
+    /// Leases that are held, over_limit included.
     pub async fn held(&self) -> u64 {
         self.status().await["gate"]["calls"].as_u64().unwrap()
     }
@@ -479,7 +479,7 @@ auth_token = "{token}"
         }
     }
 
-    /// Waits until something is so.
+    /// RetryAfterEstimator until something is so.
     pub async fn wait(&self, what: &str, mut so: impl AsyncFnMut() -> bool) {
         let started = Instant::now();
         while !so().await {

@@ -498,10 +498,10 @@ client = "127.0.0.1:0"
 filter = "info,ringfence=debug"
 [timeouts]
 create_secs = 2
-late_answer_secs = 5
+create_read_secs = 5
 send_within_secs = 2
 drain_secs = 2
-ask_secs = 2
+provider_query_secs = 2
 [deadlines]
 reserved_secs = 5
 [reconcile]

@@ -55,7 +55,7 @@ fn ran(command: &mut Command) {
     assert!(out.status.success(), "{command:?}: {}", String::from_utf8_lossy(&out.stderr));
 }
 
-/// A folder that the user of Postgres owns. Short: a socket's path has about a hundred bytes.
+/// A folder that the user of Postgres owns. Shortfall: a socket's path has about a hundred bytes.
 pub fn folder_of_postgres() -> PathBuf {
     static LAST: AtomicU32 = AtomicU32::new(0);
     let n = LAST.fetch_add(1, Ordering::Relaxed);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
-use ringfence::app::{App, Written};
+use ringfence::app::{App, ConfigSource};
 use ringfence::clock::Clock;
 use ringfence::config;
 use ringfence::ids::CallId;
@@ -275,7 +275,7 @@ impl Stage {
             .unwrap_or(Value::String(String::from_utf8_lossy(&answer.body).into_owned()))
     }
 
-    /// Places that are held, overruns included.
+    /// Slots that are held, over_limit included.
     pub async fn held(&self) -> u32 {
         self.app().calls().lifecycle.capacity.counts().await.unwrap().calls
     }
@@ -286,7 +286,7 @@ impl Stage {
         latest.into_iter().find(|c| c.id.as_str() == id || c.aliases.iter().any(|a| a.id == id))
     }
 
-    /// Waits until something is so.
+    /// RetryAfterEstimator until something is so.
     pub async fn wait(&self, what: &str, mut so: impl AsyncFnMut() -> bool) {
         let started = Instant::now();
         while !so().await {
@@ -303,14 +303,14 @@ impl Stage {
         format!("counts: {:?}\nopen: {:#?}", lifecycle.capacity.counts().await, lifecycle.store.open_calls().await)
     }
 
-    /// Invariant 4: no lease without a record that is open, no open record without a lease, and as many places. And no two calls laid claim to one
+    /// Invariant 4: no lease without a record that is open, no open record without a lease, and as many slots. And no two calls laid claim to one
     /// id.
     pub async fn check_invariants(&self) {
         let lifecycle = &self.app().calls().lifecycle;
         let mut last = (0, 0);
         for _ in 0..200 {
             let open = lifecycle.store.open_calls().await.unwrap();
-            let open: u32 = open.iter().filter(|call| call.counts()).map(|call| call.places).sum();
+            let open: u32 = open.iter().filter(|call| call.counts()).map(|call| call.slots).sum();
             last = (open, lifecycle.capacity.counts().await.unwrap().calls);
             if last.0 == last.1 {
                 break;
@@ -318,7 +318,7 @@ impl Stage {
             // A change between its commit and its release.
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        assert_eq!(last.0, last.1, "places of open records and of leases");
+        assert_eq!(last.0, last.1, "slots of open records and of leases");
         let metrics = self.ask("/metrics").await;
         let text = metrics.as_str().unwrap_or_default();
         assert!(text.contains("ringfence_alias_conflicts_total 0"), "two calls laid claim to one id");
@@ -351,9 +351,9 @@ async fn start(text: &str, folder: &std::path::Path, clock: &Clock) -> Result<Ap
     std::fs::write(folder.join(FILE), text).unwrap();
     let file = config::File::new(folder.join(FILE), vec![]);
     let read = file.read().unwrap();
-    let shown = config::report::render(&read.loaded.diagnostics, "test", text, false);
+    let shown = config::diagnostics::render(&read.loaded.diagnostics, "test", text, false);
     let config = read.loaded.config.unwrap_or_else(|| panic!("{shown}"));
-    let written = Written { file, inputs: read.inputs, set_log_filter: Box::new(|_| {}) };
+    let written = ConfigSource { file, inputs: read.inputs, set_log_filter: Box::new(|_| {}) };
     Box::pin(App::start_from(config, clock.clone(), Some(written))).await
 }
 
@@ -382,8 +382,8 @@ drain_secs = 3
 {timeouts}
 [reconcile]
 sweep_ms = 100
-grace_ms = 200
-absent_twice_secs = 1
+list_lag_ms = 200
+not_found_confirm_secs = 1
 [inbox]
 spool_dir = "spool"
 [accounts.elevenlabs]

@@ -130,14 +130,14 @@ local short = first_short()
 if short and enforce then
     return { 'refused', unpack(short) }
 end
-local places = wanted
+local slots = wanted
 if enforce then
     for _, limit in ipairs(limits) do
         if not limit.rate then
-            places = math.min(places, math.max(limit.allowed - limit.held, 0))
+            slots = math.min(slots, math.max(limit.allowed - limit.held, 0))
         end
     end
-    places = math.max(places, at_least)
+    slots = math.max(slots, at_least)
 end
 
 local keys, taken = {}, {}
@@ -161,5 +161,5 @@ if next(taken) and redis.call('HLEN', KEYS[3]) > RATES_MAX then
         end
     end
 end
-hold(call, places, now, '0', keys)
-return { 'admitted', text(places), unpack(short or {}) }
+hold(call, slots, now, '0', keys)
+return { 'admitted', text(slots), unpack(short or {}) }

@@ -1,4 +1,4 @@
--- Holds a call over limits if need be, in place of what it held. ARGV: 2 call, 3 places, 4 since, 5 overrun, then its keys.
+-- Holds a call over limits if need be, in place of what it held. ARGV: 2 call, 3 slots, 4 since, 5 over_limit, then its keys.
 local bad = wrong()
 if bad then
     return bad

@@ -1,4 +1,4 @@
--- Places in all, those of overruns, and a page of places by key. ARGV: 2 the last key of the page before, or `|`; 3 how many.
+-- Places in all, those of over-limit calls, and a page of slots by key. ARGV: 2 the last key of the page before, or `|`; 3 how many.
 local bad = wrong()
 if bad then
     return bad

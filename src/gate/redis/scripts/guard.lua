@@ -4,9 +4,9 @@
 --   !                                       these leases are whole
 --   h|CALL|PLACES|SINCE|OVERRUN|KEY|KEY     a lease
 --   k|KEY|1|SINCE|CALL                      its place, if it has one
---   k|KEY|n|SINCE|CALL|I                    its places, if it has several
---   p|CALL|I                                its places but the first, whatever binds it
---   o|CALL|I                                all of its places, if it is an overrun
+--   k|KEY|n|SINCE|CALL|I                    its slots, if it has several
+--   p|CALL|I                                its slots but the first, whatever binds it
+--   o|CALL|I                                all of its slots, if it is an over-limit call
 
 local function text(number)
     return string.format('%.0f', number)
@@ -41,24 +41,24 @@ local function lease(call)
     return redis.call('ZRANGEBYLEX', KEYS[2], '[h|' .. call .. '|', '(h|' .. call .. '}', 'LIMIT', 0, 1)[1]
 end
 
-local function members(call, places, since, overrun, keys)
-    local own = 'h|' .. call .. '|' .. text(places) .. '|' .. text(since) .. '|' .. overrun
+local function members(call, slots, since, over_limit, keys)
+    local own = 'h|' .. call .. '|' .. text(slots) .. '|' .. text(since) .. '|' .. over_limit
     local stamp = string.format('%016.0f', math.max(since, 0))
     local all = {}
     for _, key in ipairs(keys) do
         own = own .. '|' .. key
-        if places == 1 then
+        if slots == 1 then
             all[#all + 1] = 'k|' .. key .. '|1|' .. stamp .. '|' .. call
         else
-            for i = 1, places do
+            for i = 1, slots do
                 all[#all + 1] = 'k|' .. key .. '|n|' .. stamp .. '|' .. call .. '|' .. i
             end
         end
     end
-    for i = 2, places do
+    for i = 2, slots do
         all[#all + 1] = 'p|' .. call .. '|' .. i
     end
-    for i = 1, overrun == '1' and places or 0 do
+    for i = 1, over_limit == '1' and slots or 0 do
         all[#all + 1] = 'o|' .. call .. '|' .. i
     end
     all[#all + 1] = own
@@ -79,8 +79,8 @@ local function write(command, all)
     end
 end
 
-local function hold(call, places, since, overrun, keys)
-    write('ZADD', members(call, places, since, overrun, keys))
+local function hold(call, slots, since, over_limit, keys)
+    write('ZADD', members(call, slots, since, over_limit, keys))
 end
 
 local function let_go(call)
@@ -88,11 +88,11 @@ local function let_go(call)
     if not own then
         return '0'
     end
-    local places, since, overrun, rest = string.match(own, '^h|[^|]*|(%d+)|(-?%d+)|([01])(.*)$')
+    local slots, since, over_limit, rest = string.match(own, '^h|[^|]*|(%d+)|(-?%d+)|([01])(.*)$')
     local keys = {}
     for key in string.gmatch(rest, '|([^|]*)') do
         keys[#keys + 1] = key
     end
-    write('ZREM', members(call, tonumber(places), tonumber(since), overrun, keys))
+    write('ZREM', members(call, tonumber(slots), tonumber(since), over_limit, keys))
     return '1'
 end

@@ -78,7 +78,7 @@ async fn what_was_filled_in_on_another_line_is_not_published() {
         let others = [leases.clone(), rates.clone()].into_iter().chain(before).chain([gate.shared.keys.databases()]);
         let keys: Vec<_> = keys.iter().cloned().chain(others).collect();
         let args = ["2", said, line, members, "none", gate.shared.keys.prefix()].map(str::to_owned);
-        gate.ask(Script::Publish, &keys, &args, LONG).await
+        gate.ask(Script::Publish, &keys, &args, ADMIN_TIMEOUT).await
     };
     assert!(is_unfilled(publish(&said, "another", "1").await));
     assert!(is_unfilled(publish(&said, &line, "2").await));

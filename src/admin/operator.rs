@@ -1,0 +1,154 @@
+//! What operators see and do beside calls: the inbox and its deliveries, a business's data, who did what. What is done is noted
+//! before: nothing is done that is not on record.
+
+use http::StatusCode;
+use serde_json::{Value, json};
+use tracing::{info, warn};
+
+use super::auth::Caller;
+use super::{Admin, Answer, Problem, bad, limit_of, not_found, ok};
+use crate::clock::rfc3339;
+use crate::ids::BusinessId;
+use crate::store::{AuditRecord, Inbox, InboxEvent, Outbox, OutboxDelivery};
+
+/// The longest reason that is kept, in characters.
+const REASON_CHARS_MAX: usize = 500;
+
+/// What somebody is about to do.
+pub(super) struct Act<'a> {
+    what: &'static str,
+    target: &'a str,
+    reason: Option<&'a str>,
+    before: Value,
+    after: Value,
+}
+
+impl<'a> Act<'a> {
+    pub(super) fn new(what: &'static str, target: &'a str) -> Self {
+        Self { what, target, reason: None, before: Value::Null, after: Value::Null }
+    }
+
+    pub(super) fn because(self, reason: Option<&'a str>) -> Self {
+        Self { reason, ..self }
+    }
+
+    /// What it is before, and what it will be after; null where there is nothing to say.
+    pub(super) fn changes(self, before: Value, after: Value) -> Self {
+        Self { before, after, ..self }
+    }
+}
+
+impl Admin {
+    /// Notes what somebody is about to do.
+    pub(super) async fn note(&self, who: &Caller, act: Act<'_>) -> Result<(), Problem> {
+        let shown = |value: Value| (!value.is_null()).then(|| value.to_string());
+        let record = AuditRecord {
+            reason: act.reason.map(|reason| reason.replace('\0', "\u{FFFD}").chars().take(REASON_CHARS_MAX).collect()),
+            before: shown(act.before),
+            after: shown(act.after),
+            ..AuditRecord::new(self.calls.lifecycle.clock.now_ms(), &who.name, &who.from, act.what, act.target)
+        };
+        info!(
+            by = record.who,
+            from = record.from,
+            what = act.what,
+            target = act.target,
+            reason = act.reason,
+            "an operator acts"
+        );
+        Ok(self.calls.lifecycle.store.audit(record).await?)
+    }
+
+    /// The same of what must be done, or was done, even while the store takes no writes: the log has it then.
+    pub(super) async fn audit_with_retry(&self, who: &Caller, act: Act<'_>) {
+        let (what, target) = (act.what, act.target);
+        if let Err(Problem::Store(error)) = self.note(who, act).await {
+            warn!(what, target, by = who.name, %error, "failed to record an operation in the audit log");
+        }
+    }
+
+    pub(super) async fn audit_list(&self, query: &str) -> Answer {
+        let list = self.calls.lifecycle.store.latest_audit(limit_of(query)).await?;
+        let shown = list.iter().map(|one| {
+            let json =
+                |text: &Option<String>| text.as_deref().and_then(|text| serde_json::from_str::<Value>(text).ok());
+            json!({"id": one.id, "at": rfc3339(one.at), "who": one.who, "from": one.from, "what": one.what,
+                "target": one.target, "reason": one.reason, "before": json(&one.before), "after": json(&one.after)})
+        });
+        ok(&json!({"audit": shown.collect::<Vec<Value>>()}))
+    }
+
+    /// The inbox, and deliveries that are still to be made or were given up.
+    pub(super) async fn inbox_list(&self, query: &str) -> Answer {
+        let state = form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == "state").map(|(_, value)| value);
+        let which = match state.as_deref() {
+            None | Some("" | "all") => Inbox::All,
+            Some("unsettled") => Inbox::Unsettled,
+            Some("parked") => Inbox::Parked,
+            Some(_) => return Err(bad("state is one of all, unsettled, parked")),
+        };
+        let (store, limit) = (&self.calls.lifecycle.store, limit_of(query));
+        let events: Vec<Value> = store.inbox(which, limit).await?.iter().map(event).collect();
+        let pending: Vec<Value> = store.outbox(Outbox::Pending, limit).await?.iter().map(delivery).collect();
+        let given_up: Vec<Value> = store.outbox(Outbox::GivenUp, limit).await?.iter().map(delivery).collect();
+        ok(&json!({"events": events, "pending": pending, "givenUp": given_up}))
+    }
+
+    pub(super) async fn inbox_one(&self, id: &str) -> Answer {
+        let store = &self.calls.lifecycle.store;
+        let (found, deliveries) = (store.inbox_event(id).await?, store.deliveries_of(id).await?);
+        if found.is_none() && deliveries.is_empty() {
+            return Err(not_found("no event of this id is on record"));
+        }
+        let mut shown = found.as_ref().map_or_else(|| json!({"id": id, "own": true}), event);
+        shown["deliveries"] = deliveries.iter().map(delivery).collect();
+        ok(&shown)
+    }
+
+    pub(super) async fn inbox_replay(&self, id: &str, who: &Caller) -> Answer {
+        self.note(who, Act::new("replay", id)).await?;
+        let replayed = self.program()?.replay_event(id).await?;
+        let replayed = replayed.ok_or_else(|| not_found("no event of this id is on record"))?;
+        ok(&json!({"event": replayed.event.as_ref().map(event), "deliveries": replayed.deliveries}))
+    }
+
+    /// Deletes what a business left behind. A client that goes away changes nothing: it is done to its end.
+    pub(super) async fn purge(&self, business: &BusinessId, reason: Option<&str>, who: &Caller) -> Answer {
+        self.note(who, Act::new("purge", business.as_str()).because(reason)).await?;
+        let (store, id) = (self.calls.lifecycle.store.clone(), business.clone());
+        let purged = self.calls.tasks.spawn(async move { store.purge_business(id.as_str()).await }).await;
+        match purged {
+            Ok(purged) => {
+                let purged = purged?;
+                let before = json!({"calls": purged.calls, "events": purged.events, "deliveries": purged.deliveries, "refusals": purged.refusals});
+                let after = json!({"calls": 0, "events": 0, "deliveries": 0, "refusals": 0, "open": purged.open});
+                let act = Act::new("purged", business.as_str()).because(reason).changes(before, after);
+                self.audit_with_retry(who, act).await;
+                ok(&serde_json::to_value(purged).unwrap_or_default())
+            }
+            Err(error) => Err(Problem::Is(StatusCode::INTERNAL_SERVER_ERROR, "FAILED", error.to_string())),
+        }
+    }
+}
+
+fn event(e: &InboxEvent) -> Value {
+    json!({
+        "id": e.id, "account": e.account, "webhook": e.webhook, "event": e.event, "receivedAt": rfc3339(e.received_at),
+        "path": e.path, "bodyKept": e.has_body, "spool": e.spool, "callId": e.call, "outcome": e.outcome, "tries": e.tries,
+        "nextTryAt": e.due_at.filter(|_| e.outcome.is_none()).map(rfc3339), "parkedAt": e.parked_at.map(rfc3339),
+        "error": e.error,
+    })
+}
+
+fn delivery(d: &OutboxDelivery) -> Value {
+    let state = match (d.done_at, d.due_at) {
+        (Some(_), _) => "done",
+        (None, Some(_)) => "pending",
+        (None, None) => "given_up",
+    };
+    json!({
+        "id": d.id, "eventId": d.event_id, "callId": d.call, "url": d.url, "own": d.own, "route": d.route, "state": state,
+        "attempts": d.attempts, "nextTryAt": d.due_at.map(rfc3339), "doneAt": d.done_at.map(rfc3339),
+        "lastError": d.last_error,
+    })
+}

@@ -1,0 +1,106 @@
+//! When a full limit is expected to have room: from the lengths of the calls that ended lately.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::{LimitExceeded, Shortfall};
+use crate::clock::UnixMs;
+use crate::policy::{Binding, Bound};
+
+/// How many lengths of ended calls are remembered a limit.
+const LENGTHS_MAX: usize = 64;
+/// LimitExceeded keys of which it is remembered how often they refused; beyond, all are forgotten.
+const REFUSED_MAX: usize = 10_000;
+
+/// What this process has learnt. A guess for whoever waits; nothing is decided by it.
+#[derive(Debug, Default)]
+pub struct RetryAfterEstimator(Mutex<Learnt>);
+
+#[derive(Debug, Default)]
+struct Learnt {
+    lengths: HashMap<Arc<str>, VecDeque<i64>>,
+    /// Refusals since a place was last freed: each is told a later one, so that not all come back at once.
+    refused: HashMap<String, usize>,
+}
+
+impl RetryAfterEstimator {
+    fn learnt(&self) -> MutexGuard<'_, Learnt> {
+        // Guesses alone: nothing in it can be half done.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Slots were given back. With the length of the call that held one, it is learnt from; how long a batch took says nothing
+    /// of how long a call does, so of one there is no length.
+    pub fn freed(&self, bindings: &[Binding], length_ms: Option<i64>) {
+        let mut learnt = self.learnt();
+        for binding in bindings {
+            learnt.refused.remove(&binding.key);
+            if let Some(length_ms) = length_ms {
+                let lengths = learnt.lengths.entry(binding.limit.clone()).or_default();
+                lengths.push_back(length_ms);
+                if lengths.len() > LENGTHS_MAX {
+                    lengths.pop_front();
+                }
+            }
+        }
+    }
+
+    /// What a refusal tells. `None`: the decision was over other bindings.
+    pub fn full(&self, bindings: &[Binding], short: &Shortfall, now_ms: UnixMs) -> Option<LimitExceeded> {
+        let binding = bindings.get(short.binding)?;
+        let free_in_ms = match binding.bound {
+            Bound::Rate(_) => short.token_in_ms,
+            Bound::Concurrent(_) => self.learnt().expected_ms(binding, short, now_ms),
+        };
+        let (limit, scope, bound) = (binding.limit.clone(), binding.scope, binding.bound);
+        Some(LimitExceeded { limit, scope, bound, current: short.current, free_in_ms })
+    }
+}
+
+impl Learnt {
+    /// When so many holders are expected to have ended as slots are lacking, if calls of this limit have a known median
+    /// length. Each further refusal is told the holder after. Nobody knows when a batch ends.
+    fn expected_ms(&mut self, binding: &Binding, short: &Shortfall, now_ms: UnixMs) -> Option<i64> {
+        let mut lengths: Vec<i64> = self.lengths.get(&binding.limit)?.iter().copied().collect();
+        lengths.sort_unstable();
+        let median = *lengths.get(lengths.len() / 2)?;
+        let first = usize::try_from(short.lacking).ok()?.saturating_sub(1);
+        let last = short.oldest.len().checked_sub(1).filter(|last| first <= *last)?;
+        if self.refused.len() >= REFUSED_MAX {
+            self.refused.clear();
+        }
+        let refused = self.refused.entry(binding.key.clone()).or_default();
+        let since = short.oldest.get(first.saturating_add(*refused).min(last))?;
+        *refused += 1;
+        Some((median - (now_ms - since)).max(1_000))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Scope;
+
+    fn limit() -> Binding {
+        Binding { limit: "g".into(), scope: Scope::Named, key: "g|".to_owned(), bound: Bound::Concurrent(2) }
+    }
+
+    fn short(lacking: u32, oldest: &[UnixMs]) -> Shortfall {
+        Shortfall { binding: 0, current: 2, lacking, token_in_ms: None, oldest: oldest.to_vec() }
+    }
+
+    #[test]
+    fn the_wait_is_learnt_from_calls_and_spread() {
+        let (waits, bindings) = (RetryAfterEstimator::default(), [limit()]);
+        let told =
+            |lacking, oldest: &[UnixMs]| waits.full(&bindings, &short(lacking, oldest), 130_000).unwrap().free_in_ms;
+        assert_eq!(told(1, &[100_000, 120_000]), None, "nothing was learnt yet");
+        waits.freed(&bindings, Some(60_000));
+        assert_eq!([told(1, &[100_000, 120_000]), told(1, &[100_000, 120_000])], [Some(30_000), Some(50_000)]);
+        assert_eq!(told(1, &[100_000, 120_000]), Some(50_000), "no later than the last");
+        waits.freed(&bindings, None);
+        assert_eq!(told(1, &[100_000, 120_000]), Some(30_000), "a place came free: from the start");
+        assert_eq!(told(2, &[100_000]), None, "nobody knows when a batch ends");
+        assert_eq!(told(1, &[10_000]), Some(1_000), "longer than most: soon");
+    }
+}

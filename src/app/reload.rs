@@ -1,0 +1,516 @@
+//! What the listeners run on, and how it is swapped for another: whole, or not at all.
+//!
+//! A request takes the [`Generation`] that is there and keeps it to its end, so it never sees half of a reload. Only the limits are
+//! always the newest: a call that is decided after a swap is decided by what was swapped in, whatever its request began with.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use futures_util::future::BoxFuture;
+use http::StatusCode;
+use serde_json::json;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use crate::admin::Admin;
+use crate::admin::reload::{InForce, Reconciled, ReloadOutcome, ReloadTrigger, Reloaded, Running};
+use crate::calls::Calls;
+use crate::clock::UnixMs;
+use crate::config::diagnostics::{self, Diagnostic, Report, Severity};
+use crate::config::{Config, File, Inputs, needs_restart};
+use crate::ids::AccountName;
+use crate::net::{CALLBACK_MARK, Exchange, Handler, Upstream, UpstreamError, UpstreamSettings};
+use crate::policy::{Business, Policy, Settings};
+use crate::proxy::Proxy;
+use crate::reconcile::{SweepReport, Sweeper};
+use crate::reply::problem;
+use crate::store::{AuditRecord, StoreError};
+use crate::transcripts::Client;
+use crate::webhook::{Replayed, Webhooks};
+
+/// What headers that are ringfence's own begin with.
+const OWN_HEADERS: &str = "x-ringfence";
+/// The one that comes from outside: what webhooks show that are not signed.
+const WEBHOOK_TOKEN: &str = "x-ringfence-token";
+
+/// What the config was read from.
+pub struct ConfigSource {
+    /// The file.
+    pub file: File,
+    /// What the file and those that it names held.
+    pub inputs: Inputs,
+    /// Takes up another log filter.
+    pub set_log_filter: Box<dyn Fn(&str) + Send + Sync>,
+}
+
+/// One config as it runs. Never changed, only replaced.
+struct Generation {
+    config: Arc<Config>,
+    /// See [`File::hash`]; none where there is no file.
+    hash: Option<String>,
+    number: u64,
+    loaded_at: UnixMs,
+    proxy: Proxy,
+    webhooks: Webhooks,
+    admin: Admin,
+    client: Client,
+}
+
+/// What is known of the files.
+#[derive(Default)]
+struct ReloadState {
+    /// What the config in force was read from.
+    in_force: Inputs,
+    /// What the last try read, whatever came of it.
+    last: Inputs,
+    /// When the last try came to nothing, and why.
+    failed: Option<(UnixMs, String)>,
+}
+
+/// The running generation, and what is needed to make the next.
+pub(super) struct Live {
+    now: ArcSwap<Generation>,
+    /// For loops that outlive generations.
+    newest: watch::Sender<Calls>,
+    /// Swaps one after the other: each is made from what is there.
+    swapping: tokio::sync::Mutex<()>,
+    written: Option<ConfigSource>,
+    tried: Mutex<ReloadState>,
+    /// What stops each account's sweeper.
+    sweepers: Mutex<BTreeMap<AccountName, CancellationToken>>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    /// Where we listen.
+    own: [SocketAddr; 4],
+}
+
+/// One of the listeners: every request goes to the generation that is there when it comes.
+pub(super) enum Listener {
+    Api(Arc<Live>),
+    Webhooks(Arc<Live>),
+    Admin(Arc<Live>),
+    Client(Arc<Live>),
+}
+
+#[async_trait]
+impl Handler for Listener {
+    async fn handle(&self, exchange: &mut Exchange) {
+        let is_webhooks = matches!(self, Listener::Webhooks(_));
+        // It went out to an address that a tenant chose: whatever way it came back, it has the rights of nobody.
+        if !is_webhooks && exchange.headers().contains_key(CALLBACK_MARK) {
+            warn!(path = exchange.path(), "request denied: a callback sent by ringfence reached its own listener");
+            let message = "A callback of ringfence's own is not taken here.";
+            return exchange.respond(problem(StatusCode::FORBIDDEN, "CALLBACK_REFUSED", message)).await;
+        }
+        // What ringfence says in headers of this name is its own word. `listen.admin` answers nobody who uses one.
+        if !matches!(self, Listener::Admin(_)) {
+            exchange.drop_headers(|name| {
+                // Servers of CGI's family read an underscore as a dash, and some a dot.
+                let read = name.as_str().replace(['_', '.'], "-");
+                let is_disguised = read != name.as_str() && (read.starts_with("x-forwarded") || read == "forwarded");
+                (read.starts_with(OWN_HEADERS) && !(is_webhooks && name == WEBHOOK_TOKEN))
+                    || (is_webhooks && is_disguised)
+            });
+        }
+        match self {
+            Listener::Api(live) => live.now.load_full().proxy.handle(exchange).await,
+            Listener::Webhooks(live) => live.now.load_full().webhooks.handle(exchange).await,
+            Listener::Admin(live) => live.now.load_full().admin.handle(exchange).await,
+            Listener::Client(live) => {
+                // Sockets live long: they do not keep the rest of their generation.
+                let client = live.now.load().client.clone();
+                client.handle(exchange).await;
+            }
+        }
+    }
+}
+
+/// The way out, as a config wants it; `own` are the addresses at which we listen.
+pub(super) fn upstream(config: &Config, own: &[SocketAddr]) -> Result<Upstream, UpstreamError> {
+    Upstream::new(UpstreamSettings {
+        callbacks: config.callbacks.with_own(own),
+        create_timeout: config.late_answer,
+        answer_timeout: config.pass_through,
+        extra_ca: config.extra_ca.clone(),
+        ..UpstreamSettings::default()
+    })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Live {
+    /// The first generation: the console is made with a way back to what holds it.
+    pub(super) fn new(
+        config: Config,
+        webhooks: Webhooks,
+        client: Client,
+        console: impl FnOnce(Weak<dyn Running>) -> Admin,
+        written: Option<ConfigSource>,
+        (tasks, stop): (TaskTracker, CancellationToken),
+        own: [SocketAddr; 4],
+    ) -> Arc<Self> {
+        let inputs = written.as_ref().map(|w| w.inputs.clone()).unwrap_or_default();
+        Arc::new_cyclic(|live: &Weak<Self>| {
+            let admin = console(live.clone());
+            let calls = admin.calls.clone();
+            let hash = written.as_ref().and_then(|w| w.file.hash(&w.inputs));
+            calls.lifecycle.metrics.config_in_force(hash.as_deref(), calls.policy.hash(), true);
+            let loaded_at = calls.lifecycle.clock.now_ms();
+            let (config, proxy) = (Arc::new(config), Proxy { calls: calls.clone() });
+            Self {
+                now: ArcSwap::from_pointee(Generation {
+                    config,
+                    hash,
+                    number: 1,
+                    loaded_at,
+                    proxy,
+                    webhooks,
+                    admin,
+                    client,
+                }),
+                newest: watch::Sender::new(calls),
+                swapping: tokio::sync::Mutex::default(),
+                written,
+                tried: Mutex::new(ReloadState { in_force: inputs.clone(), last: inputs, failed: None }),
+                sweepers: Mutex::default(),
+                tasks,
+                stop,
+                own,
+            }
+        })
+    }
+
+    /// The config in force.
+    pub(super) fn config(&self) -> Arc<Config> {
+        self.now.load().config.clone()
+    }
+
+    /// What acts on calls, in the running generation.
+    pub(super) fn calls(&self) -> Calls {
+        self.newest.borrow().clone()
+    }
+
+    /// What takes webhooks, in the running generation.
+    pub(super) fn webhooks(&self) -> Webhooks {
+        self.now.load().webhooks.clone()
+    }
+
+    /// The file and what the last try read from it, where there is a file and its changes are followed.
+    pub(super) fn watched(&self) -> Option<(File, Inputs)> {
+        let written = self.written.as_ref().filter(|_| self.now.load().config.watch)?;
+        Some((written.file.clone(), lock(&self.tried).last.clone()))
+    }
+
+    /// A sweeper for every account that has none.
+    pub(super) fn sweepers(&self) -> Vec<Sweeper> {
+        let (calls, sightings) = (self.calls(), self.now.load().admin.sightings.clone());
+        let running = lock(&self.sweepers);
+        let idle = calls.accounts.values().filter(|account| !running.contains_key(&account.name));
+        idle.map(|account| Sweeper::new(self.newest.subscribe(), account.clone(), sightings.clone())).collect()
+    }
+
+    /// Runs new sweepers, and stops those whose account is gone.
+    pub(super) fn sweep(&self, new: Vec<Sweeper>) {
+        let calls = self.calls();
+        let mut sweepers = lock(&self.sweepers);
+        sweepers.retain(|name, stop| {
+            let stays = calls.accounts.contains_key(name);
+            if !stays {
+                stop.cancel();
+            }
+            stays
+        });
+        for sweeper in new {
+            let stop = self.stop.child_token();
+            sweepers.insert(sweeper.account().clone(), stop.clone());
+            self.tasks.spawn(sweeper.run(stop));
+        }
+    }
+
+    /// Puts a generation in force: open calls count against its limits before these decide anything.
+    async fn swap(&self, calls: Calls, policy: Arc<Policy>, next: Generation) -> Result<(), StoreError> {
+        let lifecycle = calls.lifecycle.clone();
+        let (hash, of_policy) = (next.hash.clone(), policy.hash().to_owned());
+        lifecycle
+            .capacity
+            .swap(policy, || {
+                lifecycle.metrics.config_in_force(hash.as_deref(), &of_policy, false);
+                self.now.store(Arc::new(next));
+                self.newest.send_replace(calls);
+            })
+            .await?;
+        // The other replicas are to know of it at once: of each limit the lower one holds.
+        if let Err(error) = lifecycle.capacity.heartbeat().await {
+            warn!(%error, "failed to send new limits to other replicas; they get them with the next heartbeat");
+        }
+        Ok(())
+    }
+
+    async fn load(&self, config: Arc<Config>, hash: Option<String>, businesses: &[Business]) -> Result<(), String> {
+        let old = self.now.load_full();
+        let before = &old.admin.calls;
+        let same = config.late_answer == old.config.late_answer && config.callbacks == old.config.callbacks;
+        let upstream = match same {
+            true => before.upstream.clone(),
+            false => upstream(&config, &self.own).map_err(|error| error.to_string())?,
+        };
+        let policy = Arc::new(Policy::new(config.policy.clone(), businesses));
+        let calls = before.next(
+            policy.clone(),
+            config.accounts.clone(),
+            upstream,
+            config.calls.clone(),
+            config.deadlines.clone(),
+        );
+        let next = Generation {
+            number: old.number + 1,
+            loaded_at: calls.lifecycle.clock.now_ms(),
+            proxy: Proxy { calls: calls.clone() },
+            webhooks: old.webhooks.next(calls.clone(), config.webhooks.clone()),
+            client: Client {
+                calls: calls.clone(),
+                lifecycle: calls.lifecycle.clone(),
+                settings: Arc::new(config.client.clone()),
+                ..old.client.clone()
+            },
+            admin: Admin {
+                calls: calls.clone(),
+                access: super::access(&config, old.admin.access.socket.clone()),
+                ..old.admin.clone()
+            },
+            hash,
+            config,
+        };
+        let client = next.client.clone();
+        Box::pin(self.swap(calls, policy, next)).await.map_err(|error| error.to_string())?;
+        client.in_force();
+        self.sweep(self.sweepers());
+        Ok(())
+    }
+
+    async fn try_file(&self, written: &ConfigSource) -> Reloaded {
+        let file = written.file.clone();
+        let shown = file.path().display().to_string();
+        let came = |came, reason: Option<String>| Reloaded { came, diagnostics: vec![], drawn: String::new(), reason };
+        let before = lock(&self.tried).last.clone();
+        let asked = file.clone();
+        let mut read =
+            match tokio::task::spawn_blocking(move || (asked.read().map(Box::new), asked.inputs_now(&before))).await {
+                Ok((Ok(read), _)) => read,
+                Ok((Err(error), inputs)) => {
+                    lock(&self.tried).last = inputs;
+                    let report = Report::default();
+                    report.error("E011", None, format!("cannot read the config {shown}: {error}"), "");
+                    return kept(report.finish(), &shown, "");
+                }
+                Err(error) => {
+                    return came(ReloadOutcome::Failed, Some(format!("the config could not be read: {error}")));
+                }
+            };
+        let unchanged = {
+            let mut tried = lock(&self.tried);
+            tried.last = read.inputs.clone();
+            tried.in_force == read.inputs
+        };
+        if unchanged {
+            return came(ReloadOutcome::Unchanged, None);
+        }
+        let diagnostics = std::mem::take(&mut read.loaded.diagnostics);
+        let Some(config) = read.loaded.config.take().map(Arc::new) else {
+            return kept(diagnostics, &shown, &read.text);
+        };
+        let businesses = match self.calls().lifecycle.store.businesses().await {
+            Ok(businesses) => businesses,
+            Err(error) => return came(ReloadOutcome::Failed, Some(error.to_string())),
+        };
+        let mut against = needs_restart(&self.now.load().config, &config, &read.text);
+        against.extend(not_fitting(&config.policy, &businesses));
+        if !against.is_empty() {
+            against.extend(diagnostics);
+            return kept(against, &shown, &read.text);
+        }
+        let filter = config.log.filter.clone();
+        if let Err(error) = Box::pin(self.load(config, written.file.hash(&read.inputs), &businesses)).await {
+            return came(ReloadOutcome::Failed, Some(error));
+        }
+        (written.set_log_filter)(&filter);
+        lock(&self.tried).in_force = read.inputs.clone();
+        let drawn = diagnostics::render(&diagnostics, &shown, &read.text, false);
+        Reloaded { came: ReloadOutcome::Loaded, diagnostics, drawn, reason: None }
+    }
+
+    async fn reload_now(&self, by: &ReloadTrigger) -> Reloaded {
+        let _one_at_a_time = self.swapping.lock().await;
+        let before = self.in_force();
+        let reloaded = match &self.written {
+            Some(written) => self.try_file(written).await,
+            None => Reloaded {
+                came: ReloadOutcome::Failed,
+                diagnostics: vec![],
+                drawn: String::new(),
+                reason: Some("this program was not started from a config file".to_owned()),
+            },
+        };
+        let calls = self.calls();
+        calls.lifecycle.metrics.config_reload(reloaded.came.as_str(), reloaded.came.is_ok());
+        {
+            let mut tried = lock(&self.tried);
+            tried.failed = reloaded.reason.clone().map(|reason| (calls.lifecycle.clock.now_ms(), reason));
+            if reloaded.came == ReloadOutcome::Failed {
+                // Not the file's fault: it is as good as not read, and tried again.
+                tried.last = tried.in_force.clone();
+            }
+        }
+        let now = self.in_force();
+        let by_whom = by;
+        let by = by_whom.who.as_str();
+        match (reloaded.came, &reloaded.reason) {
+            (ReloadOutcome::Loaded, _) => {
+                self.note_reload(by_whom, &before, &now).await;
+                info!(by, policy = now.hash.as_deref(), generation = now.generation, "config reloaded")
+            }
+            (_, None) => info!(by, policy = now.hash.as_deref(), "config unchanged"),
+            (_, Some(reason)) => {
+                warn!(by, policy = now.hash.as_deref(), reason, "config not reloaded; the old one stays in force");
+            }
+        }
+        reloaded
+    }
+
+    /// Puts a reload into the audit. It is in force already: where the store takes no writes, the log has it.
+    async fn note_reload(&self, by: &ReloadTrigger, before: &InForce, after: &InForce) {
+        let shown = |of: &InForce| Some(json!({"policy": of.hash}).to_string());
+        let lifecycle = self.calls().lifecycle;
+        let record = AuditRecord {
+            before: shown(before),
+            after: shown(after),
+            ..AuditRecord::new(lifecycle.clock.now_ms(), &by.who, &by.from, "reload", "config")
+        };
+        if let Err(error) = lifecycle.store.audit(record).await {
+            warn!(by = by.who, %error, "failed to record the reload in the audit log");
+        }
+    }
+
+    async fn take_up_now(&self) -> Result<(), StoreError> {
+        let _one_at_a_time = self.swapping.lock().await;
+        let old = self.now.load_full();
+        let businesses = old.admin.calls.lifecycle.store.businesses().await?;
+        let policy = Arc::new(Policy::new(old.config.policy.clone(), &businesses));
+        let calls = old.admin.calls.with_policy(policy.clone());
+        let next = Generation {
+            config: old.config.clone(),
+            hash: old.hash.clone(),
+            number: old.number + 1,
+            loaded_at: old.loaded_at,
+            proxy: Proxy { calls: calls.clone() },
+            webhooks: old.webhooks.next(calls.clone(), old.config.webhooks.clone()),
+            client: Client { calls: calls.clone(), lifecycle: calls.lifecycle.clone(), ..old.client.clone() },
+            admin: Admin { calls: calls.clone(), ..old.admin.clone() },
+        };
+        Box::pin(self.swap(calls, policy, next)).await
+    }
+}
+
+#[async_trait]
+impl Running for Live {
+    // In tasks of their own: whoever asked may go away, a swap is made whole all the same.
+
+    async fn reload(self: Arc<Self>, by: ReloadTrigger) -> Reloaded {
+        let this = self.clone();
+        self.tasks.spawn(async move { this.reload_now(&by).await }).await.unwrap_or_else(|error| Reloaded {
+            came: ReloadOutcome::Failed,
+            diagnostics: vec![],
+            drawn: String::new(),
+            reason: Some(format!("the reload did not come to its end: {error}")),
+        })
+    }
+
+    async fn take_up_businesses(self: Arc<Self>) -> Result<(), StoreError> {
+        let this = self.clone();
+        match self.tasks.spawn(async move { this.take_up_now().await }).await {
+            Ok(result) => result,
+            Err(error) => Err(StoreError::Unknown(format!("the swap did not come to its end: {error}"))),
+        }
+    }
+
+    async fn reconcile(self: Arc<Self>) -> Reconciled {
+        let (calls, sightings) = (self.calls(), self.now.load().admin.sightings.clone());
+        let each: Vec<BoxFuture<'static, SweepReport>> = calls
+            .accounts
+            .values()
+            .map(|account| Sweeper::new(self.newest.subscribe(), account.clone(), sightings.clone()).look())
+            .collect();
+        let looks = futures_util::future::join_all(each);
+        let compare = calls.lifecycle.capacity.clone();
+        // In a task of its own, as above.
+        let done = self.tasks.spawn(async move { (looks.await, compare.compare().await) }).await;
+        match done {
+            Ok((accounts, Ok(gate))) => Reconciled { accounts, gate: Some(gate), gate_error: None },
+            Ok((accounts, Err(error))) => Reconciled { accounts, gate: None, gate_error: Some(error.to_string()) },
+            Err(error) => Reconciled { accounts: vec![], gate: None, gate_error: Some(error.to_string()) },
+        }
+    }
+
+    async fn replay_event(self: Arc<Self>, id: &str) -> Result<Option<Replayed>, StoreError> {
+        let (inbox, id) = (self.webhooks(), id.to_owned());
+        match self.tasks.spawn(async move { inbox.replay_asked(&id).await }).await {
+            Ok(result) => result,
+            Err(error) => Err(StoreError::Unknown(format!("the replay did not come to its end: {error}"))),
+        }
+    }
+
+    fn in_force(&self) -> InForce {
+        let now = self.now.load();
+        InForce {
+            hash: now.hash.clone(),
+            generation: now.number,
+            loaded_at: now.loaded_at,
+            last_failed: lock(&self.tried).failed.clone(),
+        }
+    }
+}
+
+/// The answer to a config that cannot be used.
+fn kept(diagnostics: Vec<Diagnostic>, shown: &str, text: &str) -> Reloaded {
+    let errors = diagnostics.iter().filter(|d| d.severity == Severity::Error);
+    let each: Vec<String> = errors
+        .map(|d| match &d.span {
+            Some(span) => {
+                let line = 1 + text.bytes().take(span.start).filter(|byte| *byte == b'\n').count();
+                format!("{} {} ({shown}:{line})", d.code, d.title)
+            }
+            None => format!("{} {}", d.code, d.title),
+        })
+        .collect();
+    let drawn = diagnostics::render(&diagnostics, shown, text, false);
+    Reloaded { came: ReloadOutcome::Kept, diagnostics, drawn, reason: Some(each.join("; ")) }
+}
+
+/// Businesses that were put over HTTP survive a reload; a config in which one of them would lose its limit cannot be taken up.
+fn not_fitting(settings: &Settings, put: &[Business]) -> Vec<Diagnostic> {
+    let report = Report::default();
+    for business in put {
+        let Some(name) = &business.plan else { continue };
+        let id = &business.id;
+        let help = "keep the plan, or put the business on another one first";
+        match settings.plans.get(name) {
+            None => {
+                let title = format!("business {id}, put over HTTP, is on plan {name:?}, which is no plan any more");
+                report.error("E061", None, title, help);
+            }
+            Some(plan) if plan.concurrent.is_none() && business.max_calls.is_none() => {
+                let title = format!("business {id}, put over HTTP, has no max_calls, and plan {name:?} gives it none");
+                report.error("E061", None, title, help);
+            }
+            Some(_) => {}
+        }
+    }
+    report.finish()
+}

@@ -1,0 +1,116 @@
+//! The listeners before the record is open. While that is waited for they answer, rather than let connections hang.
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use async_trait::async_trait;
+use http::{HeaderValue, StatusCode, header::RETRY_AFTER};
+use serde_json::json;
+
+use super::StartError;
+use super::reload::Listener;
+use crate::admin::RECORD_AWAY;
+use crate::admin::auth::{Access, Scope};
+use crate::clock::Clock;
+use crate::net::{Edge, Exchange, Handler, RunningEdge};
+use crate::reply::{json_answer, problem};
+
+/// What a client is told to wait, in seconds.
+const RETRY_AFTER_SECS: &str = "5";
+
+/// A listener's door: shut until there is something behind it.
+struct Door {
+    behind: OnceLock<Listener>,
+    /// Why it is shut. Operators are told; apps and providers only that it is.
+    why: Arc<Mutex<String>>,
+    /// Who may be told, at `listen.admin`.
+    admin: Option<(Access, Clock)>,
+}
+
+#[async_trait]
+impl Handler for Door {
+    async fn handle(&self, exchange: &mut Exchange) {
+        if let Some(listener) = self.behind.get() {
+            return listener.handle(exchange).await;
+        }
+        if exchange.path() == "/health" {
+            return exchange.respond(json_answer(StatusCode::OK, &json!({"status": "ok"}))).await;
+        }
+        let mut response = if let Some((access, clock)) = &self.admin {
+            let may_read = access.caller(exchange, Scope::Read, clock.now_ms() / 1000).is_ok();
+            let why = match may_read {
+                true => self.why.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+                false => RECORD_AWAY.to_owned(),
+            };
+            problem(StatusCode::SERVICE_UNAVAILABLE, "STORE_UNAVAILABLE", &why)
+        } else {
+            let message = "Nothing was sent: ringfence waits for its record.";
+            let body = json!({"error": "CALL_STORE_UNAVAILABLE", "message": message, "called": false});
+            json_answer(StatusCode::SERVICE_UNAVAILABLE, &body)
+        };
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECS));
+        exchange.respond(response).await;
+    }
+}
+
+/// All doors: api, webhooks, admin, client. Connections wait unanswered until they are opened, or shut with a reason.
+pub(super) struct Doors {
+    why: Arc<Mutex<String>>,
+    admin: (Access, Clock),
+    state: Mutex<State>,
+}
+
+enum State {
+    Bound(Vec<Edge>),
+    Shut(Vec<(RunningEdge, Arc<Door>)>),
+}
+
+impl Doors {
+    /// `admin`: who may be told why they are shut.
+    pub(super) fn new(edges: [Edge; 4], admin: (Access, Clock)) -> Self {
+        Self { why: Arc::default(), admin, state: Mutex::new(State::Bound(edges.into())) }
+    }
+
+    /// From now on whoever asks is told why there is nothing behind the doors yet.
+    pub(super) fn wait(&self, why: &str) {
+        why.clone_into(&mut self.why.lock().unwrap_or_else(PoisonError::into_inner));
+        self.shut();
+    }
+
+    fn shut(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        *state = match std::mem::replace(&mut *state, State::Bound(vec![])) {
+            State::Bound(edges) => State::Shut(
+                edges
+                    .into_iter()
+                    .enumerate()
+                    .map(|(n, edge)| {
+                        let admin = (n == 2).then(|| self.admin.clone());
+                        let door = Door { behind: OnceLock::new(), why: self.why.clone(), admin };
+                        let door = Arc::new(door);
+                        (edge.spawn(door.clone()), door)
+                    })
+                    .collect(),
+            ),
+            other => other,
+        };
+    }
+
+    /// Opens them.
+    pub(super) fn open(self, behind: [Listener; 4]) -> Result<[RunningEdge; 4], StartError> {
+        let state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let running: Vec<RunningEdge> = match state {
+            State::Bound(edges) => {
+                edges.into_iter().zip(behind).map(|(edge, listener)| edge.spawn(Arc::new(listener))).collect()
+            }
+            State::Shut(doors) => doors
+                .into_iter()
+                .zip(behind)
+                .map(|((running, door), listener)| {
+                    let _ = door.behind.set(listener);
+                    running
+                })
+                .collect(),
+        };
+        running.try_into().map_err(|_| StartError("the listeners are gone".to_owned()))
+    }
+}

@@ -1,0 +1,162 @@
+//! What replicas say of themselves to each other, with every beat: their policy, and what they last saw at providers.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use tracing::{info, warn};
+
+use super::{Capacity, lock};
+use crate::clock::UnixMs;
+use crate::policy::{Binding, Declared};
+use crate::store::{Living, Replica};
+
+/// The longest error that others are told, in characters.
+const ERROR_CHARS_MAX: usize = 300;
+
+/// What a sweep of an account saw.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sighting {
+    /// Live calls as the provider counts or lists them. `None`: it never said.
+    pub provider_live: Option<u32>,
+    /// When it said so, in milliseconds since 1970.
+    pub as_of_ms: Option<UnixMs>,
+    /// When it was last asked, in milliseconds since 1970.
+    pub tried_at_ms: UnixMs,
+    /// Why it could not be asked then.
+    pub error: Option<String>,
+}
+
+/// What a replica says.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Says {
+    policy: Declared,
+    /// Since when that is in force there, in milliseconds since 1970.
+    policy_since_ms: UnixMs,
+    seen: BTreeMap<String, Sighting>,
+}
+
+/// A replica as any of them sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Who it is.
+    pub replica: Replica,
+    /// When it was first heard, in milliseconds since 1970. `None`: this one, which is alone.
+    pub started_at: Option<UnixMs>,
+    /// When it was last heard.
+    pub heard_at: Option<UnixMs>,
+    /// The hash of its policy, and since when that is in force. `None`: a version that does not say so.
+    pub policy: Option<(String, UnixMs)>,
+    /// It sweeps.
+    pub leads: bool,
+}
+
+/// What is known of the replicas.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    /// What this one last saw, by account.
+    seen: BTreeMap<String, Sighting>,
+    /// The hash of this one's policy, and since when.
+    policy: (String, UnixMs),
+    members: Vec<Member>,
+    /// Policies of others that are not this one's.
+    others: Vec<Declared>,
+    seen_elsewhere: BTreeMap<String, Sighting>,
+}
+
+impl Capacity {
+    /// This process, with what it says of itself.
+    pub(super) fn myself(&self) -> Replica {
+        let policy = Declared::of(&self.0.policy.load());
+        let (seen, (_, policy_since_ms)) = {
+            let mut known = lock(&self.0.known);
+            if known.policy.0 != policy.hash {
+                known.policy = (policy.hash.clone(), self.0.clock.now_ms());
+            }
+            (known.seen.clone(), known.policy.clone())
+        };
+        let state = serde_json::to_string(&Says { policy, policy_since_ms, seen }).ok();
+        Replica { state, ..self.0.replica.clone() }
+    }
+
+    /// Takes up what the others say.
+    pub(super) fn hear(&self, live: &[Living]) {
+        let mine = self.0.policy.load().hash().to_owned();
+        let (mut members, mut others, mut elsewhere) = (vec![], vec![], BTreeMap::<String, Sighting>::new());
+        for (n, one) in live.iter().enumerate() {
+            // One of another version may say something else.
+            let says = one.replica.state.as_deref().and_then(|state| serde_json::from_str::<Says>(state).ok());
+            members.push(Member {
+                replica: Replica { state: None, ..one.replica.clone() },
+                started_at: Some(one.started_at),
+                heard_at: Some(one.beat_at),
+                policy: says.as_ref().map(|says| (says.policy.hash.clone(), says.policy_since_ms)),
+                leads: n == 0,
+            });
+            let Some(says) = says.filter(|_| one.replica.id != self.0.replica.id) else { continue };
+            for (account, sighting) in says.seen {
+                let newest = elsewhere.entry(account).or_default();
+                if sighting.tried_at_ms > newest.tried_at_ms {
+                    *newest = sighting;
+                }
+            }
+            if says.policy.hash != mine {
+                others.push(says.policy);
+            }
+        }
+        let (differed, differs) = {
+            let mut known = lock(&self.0.known);
+            let differed = !known.others.is_empty();
+            let differs = !others.is_empty();
+            (known.members, known.others, known.seen_elsewhere) = (members, others, elsewhere);
+            (differed, differs)
+        };
+        self.0.metrics.policies_differ(differs);
+        match (differed, differs) {
+            (false, true) => {
+                warn!(
+                    policy = mine,
+                    "replicas have different policies; the lower value of each limit applies: see /status"
+                );
+            }
+            (true, false) => info!(policy = mine, "replicas have the same policy again"),
+            _ => {}
+        }
+    }
+
+    /// While other replicas run on other policies, of each limit the lower one holds.
+    pub(super) fn lower(&self, bindings: &mut [Binding]) {
+        let known = lock(&self.0.known);
+        known.others.iter().for_each(|other| other.lower(bindings));
+    }
+
+    /// Notes what a sweep of this process saw.
+    pub fn saw(&self, account: &str, mut sighting: Sighting) {
+        if let Some((at, _)) = sighting.error.as_ref().and_then(|error| error.char_indices().nth(ERROR_CHARS_MAX)) {
+            sighting.error.iter_mut().for_each(|error| error.truncate(at));
+        }
+        lock(&self.0.known).seen.insert(account.to_owned(), sighting);
+    }
+
+    /// What was last seen at an account, by whichever replica. `None`: nobody has asked.
+    pub fn sighting(&self, account: &str) -> Option<Sighting> {
+        let known = lock(&self.0.known);
+        let both = [known.seen.get(account), known.seen_elsewhere.get(account)];
+        both.into_iter().flatten().max_by_key(|sighting| sighting.tried_at_ms).cloned()
+    }
+
+    /// The replicas that live, this one among them, the one that leads first.
+    pub fn members(&self) -> Vec<Member> {
+        let me = self.myself();
+        let known = lock(&self.0.known);
+        if !known.members.is_empty() {
+            return known.members.clone();
+        }
+        let policy = Some(known.policy.clone());
+        vec![Member { replica: Replica { state: None, ..me }, started_at: None, heard_at: None, policy, leads: true }]
+    }
+
+    /// Whether replicas run on different policies.
+    pub fn policies_differ(&self) -> bool {
+        !lock(&self.0.known).others.is_empty()
+    }
+}

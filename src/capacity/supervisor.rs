@@ -1,0 +1,218 @@
+//! Watches the gate: tells it what it has yet to be told, falls back when it is away, fills it anew, returns to it, and compares
+//! leases with the record.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt as _;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::{Capacity, Settings, lock};
+use crate::admission::GateMode;
+use crate::store::{BEAT_EVERY_MS, Result};
+
+/// How often a replica says that it lives.
+const BEAT_EVERY: Duration = Duration::from_millis(BEAT_EVERY_MS);
+/// How often it looks when nothing presses.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// How often while the gate is away or has to be told something.
+const LOOK_OFTEN: Duration = Duration::from_millis(100);
+/// Whoever moved the gate has so long to fill it before another does.
+const REBUILD_TIMEOUT: Duration = Duration::from_secs(2);
+/// Redis answers for so long before it is trusted with decisions again.
+const MIN_UPTIME: Duration = Duration::from_secs(1);
+
+/// Where this replica stands among those that share the record. Only economy hangs on it: that one sweeps, and not all.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Role {
+    /// Ids of the replicas that live, this one's included.
+    pub live: Vec<String>,
+    /// This one sweeps, compares and replays.
+    pub leads: bool,
+    /// Another text after every change of a business, at whichever replica it was made.
+    pub businesses_version: String,
+}
+
+/// GateOp the keeper sees.
+#[derive(Debug, Clone, Copy)]
+struct View {
+    mode: GateMode,
+    /// How long the gate has been away.
+    away_for: Option<Duration>,
+    /// How long it has answered.
+    up_for: Duration,
+    since_move: Duration,
+    unfilled: bool,
+    leads: bool,
+}
+
+/// Where the gate has to go from here, if anywhere.
+fn next(settings: &Settings, view: &View) -> Option<GateMode> {
+    use GateMode::{Database, Memory, Redis};
+    match (settings.home, view.mode) {
+        (Memory, _) => view.unfilled.then_some(Memory),
+        (Database, Database) => None,
+        (Database, _) => (view.since_move >= REBUILD_TIMEOUT).then_some(Database),
+        (Redis, Redis) if view.away_for.is_some_and(|away| away >= settings.fallback_after) => Some(Database),
+        (Redis, Redis) => {
+            (view.unfilled && view.away_for.is_none() && view.since_move >= REBUILD_TIMEOUT).then_some(Redis)
+        }
+        (Redis, Database) => {
+            let steady = view.away_for.is_none() && view.up_for >= MIN_UPTIME;
+            (steady && view.since_move >= settings.return_after && view.leads).then_some(Redis)
+        }
+        // A process that is alone has taken the record over. It says so to whoever asks.
+        (Redis, Memory) => None,
+    }
+}
+
+impl Capacity {
+    /// Says that this replica lives, and learns which others do. Asked for before anything else, and then by the keeper.
+    pub async fn heartbeat(&self) -> Result<()> {
+        if !self.is_shared() {
+            // There is nobody to be told.
+            let alone = Role { live: vec![self.replica().to_owned()], leads: true, ..Role::default() };
+            self.0.role.send_replace(alone);
+            return Ok(());
+        }
+        let fleet = self.0.store.heartbeat(&self.myself()).await?;
+        self.hear(&fleet.live);
+        let role = Role {
+            leads: fleet.leads(),
+            live: fleet.live.into_iter().map(|one| one.replica.id).collect(),
+            businesses_version: fleet.businesses_version,
+        };
+        self.0.role.send_if_modified(|now| {
+            let changed = *now != role;
+            if changed && !now.live.is_empty() {
+                info!(replicas = role.live.len(), leads = role.leads, "replicas changed");
+            }
+            *now = role;
+            changed
+        });
+        self.adopt_epoch(self.0.store.gate_state().await?);
+        Ok(())
+    }
+
+    /// Says that this replica stops, so that the next one leads at once.
+    pub async fn deregister(&self) {
+        if !self.is_shared() {
+            return;
+        }
+        if let Err(error) = self.0.store.deregister(&self.0.replica.id).await {
+            debug!(%error, "failed to deregister this replica; others count it as alive for some seconds");
+        }
+    }
+
+    /// Runs until it is told to stop.
+    pub async fn keep(self, stop: CancellationToken) {
+        let (mut up_since, mut compared_at, mut beaten_at) = (Instant::now(), Instant::now(), Instant::now());
+        loop {
+            if beaten_at.elapsed() >= BEAT_EVERY {
+                beaten_at = Instant::now();
+                if let Err(error) = self.heartbeat().boxed().await {
+                    debug!(%error, "failed to write the heartbeat");
+                }
+            }
+            let waits = self.flush_pending().boxed().await;
+            let away = self.0.gate.as_ref().and_then(|gate| gate.away()).map(|(since, _)| since);
+            if away.is_some() {
+                up_since = Instant::now();
+            }
+            let unfilled = self.is_unfilled().boxed().await;
+            let since_move = lock(&self.0.moved_at).elapsed();
+            let view = View {
+                mode: self.state().mode,
+                away_for: away.map(|since| since.elapsed()),
+                up_for: up_since.elapsed(),
+                since_move,
+                unfilled,
+                leads: self.role().leads,
+            };
+            if let Some(to) = next(&self.0.settings, &view)
+                && let Err(error) = self.move_to(to).boxed().await
+            {
+                debug!(%error, to = to.as_str(), "failed to change the gate backend");
+            }
+            if view.leads && compared_at.elapsed() >= self.0.settings.compare_every {
+                compared_at = Instant::now();
+                if let Err(error) = self.compare().boxed().await {
+                    warn!(%error, "failed to compare leases with the database");
+                }
+            }
+            let presses = waits || away.is_some() || view.unfilled;
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.0.wake.notified(), if !presses => {}
+                () = tokio::time::sleep(if presses { LOOK_OFTEN } else { POLL_INTERVAL }) => {}
+            }
+        }
+    }
+
+    /// Whether the gate still lacks what somebody missed: another replica may have filled it since.
+    pub(super) async fn is_unfilled(&self) -> bool {
+        if !self.0.unfilled.load(Ordering::Relaxed) {
+            return false;
+        }
+        let state = self.state();
+        let filled = match self.gate_of(state.mode) {
+            Some(gate) => gate.counts(state.epoch).await.is_ok(),
+            None => true,
+        };
+        if filled {
+            self.0.unfilled.store(false, Ordering::Relaxed);
+        }
+        !filled
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn view(mode: GateMode) -> View {
+        View { mode, away_for: None, up_for: SECOND * 60, since_move: SECOND * 60, unfilled: false, leads: true }
+    }
+
+    #[test]
+    fn the_gate_falls_back_late_and_returns_later() {
+        let redis = Settings { home: GateMode::Redis, ..Settings::default() };
+        let calm = view(GateMode::Redis);
+        assert_eq!(next(&redis, &calm), None);
+        assert_eq!(next(&redis, &View { away_for: Some(SECOND), ..calm }), None, "a hiccup moves nobody");
+        assert_eq!(next(&redis, &View { away_for: Some(SECOND * 2), ..calm }), Some(GateMode::Database));
+        assert_eq!(next(&redis, &View { away_for: Some(SECOND * 2), leads: false, ..calm }), Some(GateMode::Database));
+
+        let fallen = view(GateMode::Database);
+        assert_eq!(next(&redis, &fallen), Some(GateMode::Redis));
+        for not_yet in [
+            View { since_move: SECOND * 29, ..fallen },
+            View { away_for: Some(SECOND), ..fallen },
+            View { up_for: SECOND / 2, ..fallen },
+            View { leads: false, ..fallen },
+        ] {
+            assert_eq!(next(&redis, &not_yet), None, "{not_yet:?}");
+        }
+    }
+
+    #[test]
+    fn whoever_moved_the_gate_has_time_to_fill_it() {
+        let redis = Settings { home: GateMode::Redis, ..Settings::default() };
+        let wiped = View { unfilled: true, ..view(GateMode::Redis) };
+        assert_eq!(next(&redis, &wiped), Some(GateMode::Redis));
+        assert_eq!(next(&redis, &View { since_move: SECOND, ..wiped }), None);
+        assert_eq!(next(&redis, &View { away_for: Some(SECOND), ..wiped }), None, "there is nobody to be filled");
+    }
+
+    #[test]
+    fn a_replica_without_redis_takes_the_gate_home() {
+        let database = Settings { home: GateMode::Database, ..Settings::default() };
+        assert_eq!(next(&database, &view(GateMode::Redis)), Some(GateMode::Database));
+        assert_eq!(next(&database, &view(GateMode::Database)), None);
+        let redis = Settings { home: GateMode::Redis, ..Settings::default() };
+        assert_eq!(next(&redis, &view(GateMode::Memory)), None, "a process that is alone has the record");
+    }
+}

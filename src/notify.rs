@@ -1,0 +1,212 @@
+//! A doorbell: it says that there is something new about a call. Whoever listens reads the record from where it was, so nothing is
+//! lost by a bell that was not heard, rung twice or rung at another replica. What was said here is told with the bell, so that
+//! nearly always there is nothing to be read.
+
+mod pubsub;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::broadcast;
+
+use crate::call::Speaker;
+use crate::ids::CallId;
+use crate::store::Utterance;
+pub use pubsub::carry;
+
+/// Bells that a slow listener may be behind. Beyond it, it is told that it missed some, and looks at everything it follows.
+const BEHIND_MAX: usize = 4096;
+
+/// Longer texts are read from the record, in bytes: bells wait in memory.
+const TOLD_BYTES_MAX: usize = 4096;
+
+/// Calls with something half said that are kept in mind. Beyond it, others' are forgotten: they are about to be said anyway.
+const PARTIALS_MAX: usize = 4096;
+
+/// There is something new about a call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notification {
+    /// The call.
+    pub call: CallId,
+    /// What it is.
+    pub news: News,
+    /// It was rung at this process first.
+    pub is_ours: bool,
+}
+
+/// What is new about a call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum News {
+    /// Something on record: an utterance, an end, an id, a post-call record.
+    Record,
+    /// This was said, and is on record.
+    Said(Arc<Utterance>),
+    /// Something is half said ([`Hub::murmured`]).
+    Partial,
+}
+
+/// What somebody is saying and has not said yet. It stands on no record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Partial {
+    /// Who speaks.
+    pub speaker: Speaker,
+    /// What, so far.
+    pub text: Arc<str>,
+    /// Its number at the provider.
+    pub source_sequence: Option<i64>,
+}
+
+/// The newest of a call, and which one since the start that is.
+type Newest = (u64, Partial);
+
+/// See the module. Cloning is cheap.
+#[derive(Debug, Clone)]
+pub struct Hub {
+    bells: broadcast::Sender<Notification>,
+    partials: Arc<Mutex<(u64, HashMap<CallId, Newest>)>>,
+}
+
+impl Default for Hub {
+    fn default() -> Self {
+        Self { bells: broadcast::Sender::new(BEHIND_MAX), partials: Arc::default() }
+    }
+}
+
+impl Hub {
+    /// There is something new about a call on record: an utterance, an end, a post-call record.
+    pub fn notify(&self, call: &CallId) {
+        self.no_more_partial(call);
+        self.bell(call, News::Record);
+    }
+
+    /// The same, where it is this that was said.
+    pub fn publish(&self, call: &CallId, said: Utterance) {
+        self.no_more_partial(call);
+        let is_short = said.text.len() <= TOLD_BYTES_MAX;
+        self.bell(call, if is_short { News::Said(Arc::new(said)) } else { News::Record });
+    }
+
+    /// There is something new about a call itself; somebody may go on speaking.
+    pub fn changed(&self, call: &CallId) {
+        self.bell(call, News::Record);
+    }
+
+    /// What was half said is on record now, or never will be.
+    fn no_more_partial(&self, call: &CallId) {
+        self.partials().1.remove(call);
+    }
+
+    /// Another replica has put something on record. `is_quiet`: nothing is half said there any more.
+    pub fn ring_of_another(&self, call: &CallId, is_quiet: bool) {
+        if is_quiet {
+            self.no_more_partial(call);
+        }
+        self.pass_on(call, News::Record, false);
+    }
+
+    fn bell(&self, call: &CallId, news: News) {
+        self.pass_on(call, news, true);
+    }
+
+    fn pass_on(&self, call: &CallId, news: News, is_ours: bool) {
+        // Nobody has to listen.
+        let _ = self.bells.send(Notification { call: call.clone(), news, is_ours });
+    }
+
+    fn partials(&self) -> MutexGuard<'_, (u64, HashMap<CallId, Newest>)> {
+        // Nothing panics while it is held.
+        self.partials.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Somebody is saying something. What was half said before it is forgotten; one that comes too late is not taken.
+    pub fn set_partial(&self, call: &CallId, partial: Partial) {
+        self.take_partial(call, partial, true);
+    }
+
+    /// The same, at another replica.
+    pub fn murmur_of_another(&self, call: &CallId, partial: Partial) {
+        self.take_partial(call, partial, false);
+    }
+
+    fn take_partial(&self, call: &CallId, partial: Partial, is_ours: bool) {
+        {
+            let (count, newest) = &mut *self.partials();
+            let before = newest.get(call).filter(|(_, before)| before.speaker == partial.speaker);
+            if before.is_some_and(|(_, before)| partial.source_sequence < before.source_sequence) {
+                return;
+            }
+            if newest.len() >= PARTIALS_MAX && !newest.contains_key(call) {
+                newest.clear();
+            }
+            *count += 1;
+            newest.insert(call.clone(), (*count, partial));
+        }
+        self.pass_on(call, News::Partial, is_ours);
+    }
+
+    /// What is being said in a call, if it is newer than `after`, and its number since the start.
+    pub fn partial_since(&self, call: &CallId, after: u64) -> Option<(u64, Partial)> {
+        self.partials().1.get(call).filter(|(number, _)| *number > after).cloned()
+    }
+
+    /// Every bell from now on.
+    pub fn listen(&self) -> broadcast::Receiver<Notification> {
+        self.bells.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_bell_is_heard_by_whoever_listens_and_needs_nobody() {
+        let (hub, call) = (Hub::default(), CallId::new());
+        hub.notify(&call);
+        let mut listening = hub.listen();
+        hub.notify(&call);
+        assert_eq!(listening.recv().await, Ok(Notification { call, news: News::Record, is_ours: true }));
+        assert!(listening.try_recv().is_err());
+    }
+
+    #[tokio::test]
+    async fn what_is_said_is_told_with_the_bell_unless_it_is_long() {
+        let (hub, call) = (Hub::default(), CallId::new());
+        let mut listening = hub.listen();
+        let said = |text: String| Utterance {
+            id: 7,
+            sequence: 3,
+            event_id: "ev_1".to_owned(),
+            speaker: Speaker::Agent,
+            text,
+            said_at: "2026-01-02T03:04:05Z".to_owned(),
+            source_sequence: None,
+            source: None,
+        };
+        hub.publish(&call, said("good morning".to_owned()));
+        hub.publish(&call, said("x".repeat(TOLD_BYTES_MAX + 1)));
+        let told = News::Said(Arc::new(said("good morning".to_owned())));
+        assert_eq!(listening.recv().await, Ok(Notification { call: call.clone(), news: told, is_ours: true }));
+        assert_eq!(listening.recv().await, Ok(Notification { call, news: News::Record, is_ours: true }));
+    }
+
+    #[tokio::test]
+    async fn what_is_half_said_is_the_newest_alone_until_it_is_said() {
+        let (hub, call) = (Hub::default(), CallId::new());
+        let partial = |text: &str, n| Partial { speaker: Speaker::User, text: text.into(), source_sequence: Some(n) };
+        let mut listening = hub.listen();
+        hub.set_partial(&call, partial("good", 2));
+        hub.set_partial(&call, partial("good mor", 4));
+        hub.set_partial(&call, partial("goo", 3));
+        let (number, newest) = hub.partial_since(&call, 0).unwrap();
+        assert_eq!(newest, partial("good mor", 4));
+        assert_eq!((hub.partial_since(&call, number), hub.partial_since(&CallId::new(), 0)), (None, None));
+        hub.changed(&call);
+        assert_eq!(hub.partial_since(&call, 0), Some((number, newest)), "somebody goes on speaking");
+        hub.notify(&call);
+        assert_eq!(hub.partial_since(&call, 0), None);
+        for news in [News::Partial, News::Partial, News::Record, News::Record] {
+            assert_eq!(listening.recv().await, Ok(Notification { call: call.clone(), news, is_ours: true }));
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! Bells from one replica to the others, and what is half said with them, over the channel of a gate that they share. What is lost
+//! on the way is found on record by whoever looks there; what was half said is not, and is said in full a moment later.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::RecvError;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+use ulid::Ulid;
+
+use super::{Hub, News, Notification, Partial};
+use crate::call::Speaker;
+use crate::gate::Channel;
+use crate::ids::CallId;
+
+/// At least so often something is said: who hears nothing for long takes the channel for broken.
+const WORD_EVERY: Duration = Duration::from_secs(3);
+/// Calls that are told of in one trip.
+const TOLD_AT_ONCE: usize = 256;
+/// The pause until it is tried again to hear.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
+
+/// What is said on the channel.
+#[derive(Debug, Serialize, Deserialize)]
+struct Message {
+    /// The process that says it.
+    from: String,
+    /// A call that has something new; none: the process lives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    call: Option<String>,
+    /// What is half said in it; none: there is something on record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    partial: Option<Interim>,
+    /// Nothing is half said in it.
+    #[serde(default)]
+    is_quiet: bool,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Interim {
+    is_agent: bool,
+    text: String,
+    source_sequence: Option<i64>,
+}
+
+impl Message {
+    fn of(from: &str, call: Option<&CallId>, partial: Option<Partial>, is_quiet: bool) -> Option<String> {
+        let partial = partial.map(|partial| Interim {
+            is_agent: partial.speaker == Speaker::Agent,
+            text: partial.text.to_string(),
+            source_sequence: partial.source_sequence,
+        });
+        serde_json::to_string(&Self { from: from.to_owned(), call: call.map(ToString::to_string), partial, is_quiet })
+            .ok()
+    }
+}
+
+/// Passes bells to the other replicas, and theirs to this hub, until stopped.
+pub fn carry(hub: Hub, channel: Arc<dyn Channel>, stop: CancellationToken) -> impl Future<Output = ()> + Send {
+    // Heard from now on, not only once it runs.
+    let (bells, me) = (hub.listen(), Ulid::new().to_string());
+    async move {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tell(&hub, bells, &*channel, &me) => {}
+            () = subscribe(&hub, &*channel, &me) => {}
+        }
+    }
+}
+
+/// Ends with the hub.
+async fn tell(hub: &Hub, mut bells: broadcast::Receiver<Notification>, channel: &dyn Channel, me: &str) {
+    loop {
+        let mut words = vec![];
+        match tokio::time::timeout(WORD_EVERY, bells.recv()).await {
+            Ok(Err(RecvError::Closed)) => return,
+            // What was missed is found on record.
+            Ok(Err(RecvError::Lagged(_))) => continue,
+            Err(_) => words.extend(Message::of(me, None, None, false)),
+            Ok(Ok(bell)) => {
+                // By call: whether there is nothing but a partial.
+                let mut rung = BTreeMap::new();
+                let mut next = Some(bell);
+                while let Some(bell) = next.take() {
+                    if bell.is_ours {
+                        *rung.entry(bell.call).or_insert(true) &= bell.news == News::Partial;
+                    }
+                    if rung.len() < TOLD_AT_ONCE {
+                        next = bells.try_recv().ok();
+                    }
+                }
+                for (call, is_partial) in rung {
+                    // One that is over by now was said in full, which has a bell of its own.
+                    let half = hub.partial_since(&call, 0).map(|(_, partial)| partial);
+                    let is_quiet = half.is_none();
+                    let partial = half.filter(|_| is_partial);
+                    if partial.is_some() || !is_partial {
+                        words.extend(Message::of(me, Some(&call), partial, is_quiet));
+                    }
+                }
+            }
+        }
+        if !words.is_empty()
+            && let Err(error) = channel.say(&words).await
+        {
+            debug!(%error, "failed to publish to other replicas; they poll instead");
+        }
+    }
+}
+
+/// Never ends.
+async fn subscribe(hub: &Hub, channel: &dyn Channel, me: &str) {
+    let mut is_lost = false;
+    loop {
+        let (hub, me, began) = (hub.clone(), me.to_owned(), Instant::now());
+        let mut is_first = true;
+        let error = channel
+            .listen(Box::new(move |word| {
+                if std::mem::take(&mut is_first) {
+                    info!("subscribed to other replicas");
+                }
+                heard(&hub, &me, word);
+            }))
+            .await;
+        // Once, and not at every try.
+        if !is_lost || began.elapsed() > 2 * WORD_EVERY {
+            warn!(%error, "not subscribed to other replicas; polling instead");
+        }
+        is_lost = true;
+        tokio::time::sleep(RETRY_DELAY).await;
+    }
+}
+
+fn heard(hub: &Hub, me: &str, word: &str) {
+    let Ok(word) = serde_json::from_str::<Message>(word) else {
+        return debug!("ignoring a message of an unknown format version");
+    };
+    let Some(call) = word.call.as_deref().and_then(CallId::parse).filter(|_| word.from != me) else { return };
+    match word.partial {
+        None => hub.ring_of_another(&call, word.is_quiet),
+        Some(half) => {
+            let speaker = if half.is_agent { Speaker::Agent } else { Speaker::User };
+            let partial = Partial { speaker, text: half.text.into(), source_sequence: half.source_sequence };
+            hub.murmur_of_another(&call, partial);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::gate::{GateError, Hear};
+
+    /// A channel within this process.
+    struct PubSub(broadcast::Sender<String>);
+
+    #[async_trait]
+    impl Channel for PubSub {
+        async fn say(&self, words: &[String]) -> crate::gate::Result<()> {
+            for word in words {
+                let _ = self.0.send(word.clone());
+            }
+            Ok(())
+        }
+
+        async fn listen(&self, mut hear: Hear) -> GateError {
+            let mut words = self.0.subscribe();
+            while let Ok(word) = words.recv().await {
+                hear(&word);
+            }
+            GateError::Away("it is quiet".to_owned())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bells_and_what_is_half_said_reach_the_others_once_and_do_not_come_back() {
+        let air: Arc<dyn Channel> = Arc::new(PubSub(broadcast::Sender::new(1000)));
+        let (a, b, stop) = (Hub::default(), Hub::default(), CancellationToken::new());
+        let (mut at_a, mut at_b) = (a.listen(), b.listen());
+        for hub in [&a, &b] {
+            tokio::spawn(carry(hub.clone(), air.clone(), stop.clone()));
+        }
+        // They listen by now.
+        tokio::time::sleep(WORD_EVERY * 2).await;
+        let (call, other) = (CallId::new(), CallId::new());
+        let partial = |text: &str| Partial { speaker: Speaker::Agent, text: text.into(), source_sequence: Some(4) };
+        a.notify(&call);
+        a.set_partial(&other, partial("good mor"));
+        b.notify(&other);
+        tokio::time::sleep(WORD_EVERY * 5).await;
+        let shown = |bells: &mut broadcast::Receiver<Notification>| {
+            let all = std::iter::from_fn(|| bells.try_recv().ok());
+            let mut all: Vec<String> =
+                all.map(|bell| format!("{} {} {:?}", bell.is_ours, bell.call, bell.news)).collect();
+            all.sort();
+            all
+        };
+        let expected = |ours: &[(&CallId, News)], others: &[(&CallId, News)]| {
+            let show = |is_ours: bool| move |(call, news): &(&CallId, News)| format!("{is_ours} {call} {news:?}");
+            let mut all: Vec<String> = ours.iter().map(show(true)).chain(others.iter().map(show(false))).collect();
+            all.sort();
+            all
+        };
+        let (of_a, of_b) = ([(&call, News::Record), (&other, News::Partial)], [(&other, News::Record)]);
+        assert_eq!(shown(&mut at_a), expected(&of_a, &of_b));
+        assert_eq!(shown(&mut at_b), expected(&of_b, &of_a));
+        assert_eq!(b.partial_since(&other, 0).map(|(_, partial)| partial), Some(partial("good mor")));
+        // It is said in full where it was half said.
+        a.notify(&other);
+        tokio::time::sleep(WORD_EVERY).await;
+        assert_eq!(b.partial_since(&other, 0), None);
+        stop.cancel();
+    }
+
+    #[test]
+    fn words_of_others_are_read_with_care() {
+        let hub = Hub::default();
+        let mut bells = hub.listen();
+        let call = CallId::new();
+        let own = format!(r#"{{"from":"me","call":"{call}"}}"#);
+        for word in ["", "{}", "[]", r#"{"from":"x"}"#, r#"{"from":"x","call":"../c"}"#, &own] {
+            heard(&hub, "me", word);
+        }
+        assert!(bells.try_recv().is_err());
+        heard(&hub, "me", &format!(r#"{{"from":"x","call":"{call}","more":1}}"#));
+        assert_eq!(bells.try_recv(), Ok(Notification { call, news: News::Record, is_ours: false }));
+    }
+}

@@ -1,0 +1,180 @@
+//! What ringfence asks a provider by itself: where calls stand, which there are, that one ends.
+
+use std::collections::BTreeMap;
+
+use http::Method;
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+
+use super::super::select::{Predicate, Selector};
+use super::operation::method;
+use super::{DirectionWord, FactSelectors, IdSelectors, PostCallRules, StateWord};
+
+/// How one call is asked for.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lookup {
+    /// The alias kind it needs.
+    pub needs: String,
+    /// The path, a template over aliases and `account.*`.
+    pub path: String,
+    /// Where the call stands.
+    pub state: StateWord,
+    /// Ids that the record brings.
+    #[serde(default)]
+    pub ids: IdSelectors,
+    /// What policy selects by.
+    #[serde(default)]
+    pub facts: FactSelectors,
+    /// Which side placed the call: outbound where it is not said.
+    pub direction: Option<DirectionWord>,
+    /// When the record is of a telephone call; the rest takes no slot.
+    #[serde(default)]
+    pub phone: Predicate,
+    /// Records of what is no call of its own, such as the leg of another. Nobody announces one as a call.
+    #[serde(default)]
+    pub skip: Predicate,
+    /// Statuses that mean "no such call".
+    pub absent: Vec<u16>,
+    /// The order for many calls that it is one of: ids of kinds that groups need.
+    #[serde(default)]
+    pub member_of: IdSelectors,
+    /// What it tells of the call after its end.
+    pub record: Option<PostCallRules>,
+}
+
+/// How an order for many calls is asked for.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Group {
+    /// The alias kind it needs.
+    pub needs: String,
+    /// The path, a template over aliases and `account.*`.
+    pub path: String,
+    /// Where it stands: `live` while it may make calls, an outcome once it makes no more.
+    pub state: StateWord,
+    /// Numbers that its calls at once do not exceed; the smallest counts.
+    #[serde(default)]
+    pub slots: Vec<Selector>,
+    /// Statuses that mean "no such order".
+    pub absent: Vec<u16>,
+    /// How one whose answer was lost is found.
+    pub find: Option<List>,
+}
+
+/// How calls are listed.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct List {
+    /// The requests that together give the list: templates over `account.*`.
+    #[serde(default)]
+    pub paths: Vec<String>,
+    /// The one request, where it depends on a call: a template over its facts and `call_id`.
+    #[serde(default)]
+    pub path: Option<String>,
+    /// Where the items stand.
+    pub items: Selector,
+    /// The id of an item.
+    pub id: ItemId,
+    /// Items that are no calls of their own.
+    #[serde(default)]
+    pub skip: Predicate,
+    /// Where an item stands.
+    pub state: StateWord,
+    /// What policy selects by.
+    #[serde(default)]
+    pub facts: FactSelectors,
+    /// Which side placed it.
+    pub direction: Option<DirectionWord>,
+    /// When the item came to be: RFC 2822, or seconds since 1970.
+    pub created_at: Option<Selector>,
+    /// How the next page is asked for.
+    pub next: Option<NextPage>,
+}
+
+/// The id of an item in a list.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ItemId {
+    /// Its alias kind.
+    pub kind: String,
+    /// Where it stands.
+    pub from: Selector,
+}
+
+/// How the next page is asked for.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged, deny_unknown_fields)]
+pub enum NextPage {
+    /// A cursor, put into the query.
+    Cursor {
+        /// Where it stands.
+        cursor: Selector,
+        /// The query's parameter.
+        param: String,
+    },
+    /// A path and query.
+    Uri {
+        /// Where it stands.
+        uri: Selector,
+    },
+}
+
+/// How live calls are counted.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Count {
+    /// The path, a template over `account.*`.
+    pub path: String,
+    /// The number.
+    pub value: Selector,
+}
+
+/// A means to end a call.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Terminate {
+    /// The alias kind it needs.
+    pub needs: String,
+    /// Means of the account that carries the call, instead of a request here.
+    pub carrier: Option<String>,
+    /// A socket to open: a path template.
+    pub socket: Option<String>,
+    /// The text frame to send on it.
+    #[serde(default)]
+    pub send: String,
+    /// The request's method.
+    #[serde(default, deserialize_with = "method_option")]
+    pub method: Option<Method>,
+    /// The request's path, a template.
+    #[serde(default)]
+    pub path: String,
+    /// The request's form.
+    #[serde(default)]
+    pub form: BTreeMap<String, String>,
+    /// Statuses that mean "done".
+    #[serde(default)]
+    pub ok: Vec<u16>,
+    /// A body that means "it was over already".
+    #[serde(default)]
+    pub over: Predicate,
+    /// The provider's record of the call goes with it, so a later "no such call" proves nothing.
+    #[serde(default)]
+    pub deletes_record: bool,
+}
+
+/// The request whose answer connects an inbound call.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Front {
+    /// The path.
+    pub path: String,
+    /// The JSON body, a template over the call's facts and `call_id`.
+    pub body: Value,
+    /// The ids that the answer brings.
+    pub ids: IdSelectors,
+}
+
+fn method_option<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Method>, D::Error> {
+    method(d).map(Some)
+}

@@ -1,0 +1,257 @@
+//! Calls of ours that a provider's list lacks, that are due, or whose outcome nobody knows: each is asked for by itself.
+
+use std::sync::Arc;
+
+use futures_util::FutureExt as _;
+use tracing::{debug, info, warn};
+
+use super::{Sweeper, Unread, log, ms};
+use crate::call::{EndProof, Event, Origin, Outcome, Phase, Step};
+use crate::calls::AskError;
+use crate::calls::lookup::{Found, Listed, LookedUp};
+use crate::clock::rfc3339;
+use crate::failpoint;
+use crate::provider::account::Account;
+use crate::provider::description::OWN_ID_KIND;
+use crate::store::{ApplyOutcome, CallRecord, Change, Result};
+
+/// Calls that are asked for in one sweep while the list of live calls cannot be read.
+const ASKED_WITHOUT_LIST: usize = 32;
+
+/// What the question for one call came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// Its record was read, or there is none.
+    Read,
+    /// The provider answered what cannot be understood.
+    Unread,
+    /// It did not answer, or not about the call.
+    Failed,
+}
+
+impl Sweeper {
+    /// A call of ours is not among the live ones: its own record decides.
+    ///
+    /// Where that record cannot be read, the list of `listed` live calls is believed that lacks it, if the provider counts as many.
+    pub(super) async fn missing(&mut self, call: &CallRecord, listed: usize) {
+        if !self.is_askable_by_age(call) {
+            return;
+        }
+        if self.ask_about(call).boxed().await == Asked::Unread
+            && let Ok(counted) = self.calls.count_live(&self.account).await
+            && counted.is_none_or(|counted| counted == listed)
+        {
+            self.absent(call).boxed().await;
+        }
+    }
+
+    /// The list of live calls cannot be read: some of those that were seen longest ago are asked for by themselves.
+    pub(super) async fn ask_without_list(&mut self, mut calls: Vec<&CallRecord>) {
+        calls.retain(|call| self.is_askable_by_age(call));
+        calls.sort_by_key(|call| call.seen_at);
+        for call in calls.into_iter().take(ASKED_WITHOUT_LIST) {
+            self.ask_about(call).boxed().await;
+        }
+    }
+
+    fn is_askable_by_age(&self, call: &CallRecord) -> bool {
+        call.phase_at + ms(self.calls.settings.grace) <= self.calls.lifecycle.clock.now_ms()
+    }
+
+    /// Asks for one call and applies what its record says.
+    pub(super) async fn ask_about(&mut self, call: &CallRecord) -> Asked {
+        match self.calls.look_up(call).await {
+            Ok(LookedUp::Found(found)) => {
+                failpoint::hit("sweep.asked").await;
+                self.unread.remove(&call.id);
+                self.found(call, found).boxed().await;
+                Asked::Read
+            }
+            Ok(LookedUp::Absent) => {
+                self.unread.remove(&call.id);
+                self.absent(call).boxed().await;
+                Asked::Read
+            }
+            Err(error) => {
+                self.cannot_read(call, &error);
+                if matches!(error, AskError::Unreadable(_)) { Asked::Unread } else { Asked::Failed }
+            }
+        }
+    }
+
+    /// Where a call stands could not be read just now. If that lasts, somebody has to know.
+    pub(super) fn cannot_read(&mut self, call: &CallRecord, error: &AskError) {
+        if matches!(error, AskError::NoWay(..) | AskError::Missing(_)) {
+            return debug!(call = %call.id, %error, "failed to look up a call");
+        }
+        let now_ms = self.calls.lifecycle.clock.now_ms();
+        let unread = self.unread.entry(call.id.clone()).or_insert_with(|| Unread::new(now_ms));
+        unread.why = error.to_string();
+        debug!(call = %call.id, %error, "failed to read the state of a call");
+        let alarm_ms = ms(self.calls.settings.unread_alarm);
+        if unread.since_ms + alarm_ms <= now_ms && !std::mem::replace(&mut unread.is_alarming, true) {
+            let account = self.account.name.as_str();
+            let since = rfc3339(unread.since_ms);
+            warn!(call = %call.id, account, since, %error, "state of a call unreadable for too long; its slot is held: `ringfence calls release` frees it");
+        }
+    }
+
+    async fn found(&mut self, call: &CallRecord, found: Found) {
+        let bind = found.aliases.into_iter().filter(|a| a.kind != OWN_ID_KIND).collect();
+        let event = found.event.map(|event| match event {
+            Event::Reached(phase) => Event::Reached(phase.max(call.phase)),
+            end => end,
+        });
+        let change = Change {
+            event,
+            bind,
+            absent: Some(false),
+            unsettled: Some(false),
+            ..self.calls.lifecycle.change(&call.id, "poll")
+        };
+        self.note_end(self.calls.lifecycle.apply(change).await);
+    }
+
+    fn note_end(&mut self, applied: Result<Option<ApplyOutcome>>) {
+        if let Ok(Some(ApplyOutcome { step: Step::End(..), .. })) = &applied {
+            self.did.ended += 1;
+        }
+        log(applied);
+    }
+
+    /// The provider has no such call. Said twice, far enough apart, it is over.
+    pub(super) async fn absent(&mut self, call: &CallRecord) {
+        let now_ms = self.calls.lifecycle.clock.now_ms();
+        let apart_ms = ms(self.calls.settings.absent_twice_within);
+        let due = call.deadline_at.is_some_and(|at| at <= now_ms);
+        if call.phase_at + ms(self.calls.settings.grace) > now_ms {
+            // Too young: its provider's lists may lag.
+            return;
+        }
+        match call.absent_at {
+            Some(first) if first + apart_ms <= now_ms && (due || self.absence_proves(call)) => {
+                let outcome =
+                    if call.unsettled || call.phase == Phase::Reserved { Outcome::NotCreated } else { Outcome::Failed };
+                self.note_end(self.calls.lifecycle.end(&call.id, outcome, EndProof::Deadline, "poll").await);
+            }
+            Some(_) => {}
+            None => {
+                let change = Change { absent: Some(true), ..self.calls.lifecycle.change(&call.id, "poll") };
+                log(self.calls.lifecycle.apply(change).await);
+                failpoint::hit("sweep.absent").await;
+            }
+        }
+    }
+
+    /// Whether "no such call" is worth anything before the deadline: an account that ends calls by deleting their record may
+    /// have deleted the one of a call that goes on.
+    fn absence_proves(&self, call: &CallRecord) -> bool {
+        let deletes =
+            |a: &Account| a.terminate.iter().any(|m| a.provider.terminate.get(m).is_some_and(|t| t.deletes_record));
+        let askable = self.askable(call);
+        askable.is_empty() || askable.into_iter().any(|a| !deletes(a))
+    }
+
+    /// The accounts that can be asked about a call by an id that it has there.
+    pub(super) fn askable(&self, call: &CallRecord) -> Vec<&Arc<Account>> {
+        let knows = |a: &Account| a.provider.lookup.as_ref().is_some_and(|l| call.alias(&l.needs).is_some());
+        self.calls.accounts_of(call).into_iter().filter(|a| a.can_ask() && knows(a)).collect()
+    }
+
+    /// An order of a replica that has died between its record and its answer: nobody knows whether it was sent.
+    async fn orphaned(&self, call: &CallRecord) -> bool {
+        let is_reserved = call.phase == Phase::Reserved && call.origin == Origin::Order && !call.unsettled;
+        if !is_reserved || !self.calls.lifecycle.capacity.is_of_the_dead(call) {
+            return false;
+        }
+        let change = Change { unsettled: Some(true), ..self.calls.lifecycle.change(&call.id, "order") };
+        log(self.calls.lifecycle.apply(change).await);
+        true
+    }
+
+    /// A call past its deadline, or one whose create is unknown, is asked for; where nobody can be asked it ends at its
+    /// deadline.
+    pub(super) async fn reconcile_if_due(&mut self, call: &CallRecord) {
+        let now_ms = self.calls.lifecycle.clock.now_ms();
+        let due = call.deadline_at.is_some_and(|at| at <= now_ms);
+        // A lost answer is asked for at once: its app may be waiting. That the provider's lists lag does not matter, as it takes
+        // two look-ups far apart to prove that there is no call.
+        if !due && !call.unsettled && call.absent_at.is_none() && !self.orphaned(call).boxed().await {
+            return;
+        }
+        if !self.askable(call).is_empty() {
+            let outlived = due && call.slots == 1 && call.admitted_at + self.longest_call_ms() <= now_ms;
+            let asked = self.ask_about(call).boxed().await;
+            if due && !call.counts() && asked != Asked::Read {
+                info!(call = %call.id, "unconfirmed call not found at any provider; closed");
+                self.note_end(self.calls.lifecycle.end(&call.id, Outcome::Failed, EndProof::Deadline, "poll").await);
+            } else if asked == Asked::Unread && outlived {
+                warn!(call = %call.id, "state of a call unreadable and past the provider's longest call; slot released");
+                self.note_end(self.calls.lifecycle.end(&call.id, Outcome::Failed, EndProof::Deadline, "poll").await);
+            }
+        } else if call.origin == Origin::Order && self.search(call).boxed().await {
+            // Found, or noted as absent, or to be tried again.
+        } else if due && matches!(call.origin, Origin::Foreign | Origin::Unconfirmed) && call.polled {
+            info!(call = %call.id, "unconfirmed call cannot be looked up; closed");
+            self.note_end(self.calls.lifecycle.end(&call.id, Outcome::Failed, EndProof::Deadline, "poll").await);
+        } else if due && call.slots == 1 && call.admitted_at + self.longest_call_ms() <= now_ms {
+            info!(call = %call.id, "call cannot be looked up and is past the provider's longest call; slot released");
+            self.note_end(self.calls.lifecycle.end(&call.id, Outcome::Failed, EndProof::Deadline, "poll").await);
+        }
+    }
+
+    fn longest_call_ms(&self) -> i64 {
+        i64::try_from(self.account.provider.longest_call_secs).unwrap_or(i64::MAX / 1000).saturating_mul(1000)
+    }
+
+    /// A create whose answer was lost: searched for at the provider. `false`: nobody can ever be asked for it.
+    pub(super) async fn search(&mut self, call: &CallRecord) -> bool {
+        let Some(account) = self.calls.account(&call.facts.account) else { return false };
+        let found = match self.calls.find(account, call).await {
+            Ok(found) => found,
+            Err(AskError::NoWay(..) | AskError::Missing(_)) => return false,
+            Err(error) => {
+                self.cannot_read(call, &error);
+                return true;
+            }
+        };
+        self.unread.remove(&call.id);
+        for one in found {
+            let known = self.calls.lifecycle.store.resolve(std::slice::from_ref(&one.alias)).await;
+            if !matches!(known, Ok(None)) {
+                continue;
+            }
+            info!(call = %call.id, "call of a lost create response found at the provider");
+            self.did.found += 1;
+            let change = Change {
+                event: one.event,
+                bind: vec![one.alias],
+                absent: Some(false),
+                unsettled: Some(false),
+                ..self.calls.lifecycle.change(&call.id, "poll")
+            };
+            failpoint::hit("sweep.found").await;
+            let applied = self.calls.lifecycle.apply(change).await;
+            failpoint::hit("sweep.bound").await;
+            match applied {
+                // Its record tells its other ids, by which it is known elsewhere.
+                Ok(Some(applied)) if applied.record.phase != Phase::Ended => {
+                    self.ask_about(&applied.record).boxed().await;
+                }
+                applied => log(applied),
+            }
+            return true;
+        }
+        self.absent(call).boxed().await;
+        true
+    }
+}
+
+/// Whether a listed call may be the one that an order made.
+pub(super) fn may_be(order: &CallRecord, one: &Listed) -> bool {
+    let (to, seen) = (&order.facts.other_number, &one.facts.other_number);
+    let elsewhere = to.is_some() && seen.is_some() && to != seen;
+    // A second is what providers' stamps are worth.
+    let older = one.created_at.is_some_and(|at| at + 1_000 < order.admitted_at);
+    order.facts.direction == one.direction && !elsewhere && !older
+}

@@ -1,0 +1,189 @@
+//! Live calls that no record of ours has: ours under an id that nobody knew, or placed past ringfence, and counted from now on.
+
+use std::collections::HashSet;
+
+use futures_util::FutureExt as _;
+use tracing::{debug, warn};
+
+use super::not_found::may_be;
+use super::{Sweeper, UNBOUND_MS, VOICE_WEBHOOK_MS, log};
+use crate::call::{Direction, Event, Origin, Phase};
+use crate::calls::AskError;
+use crate::calls::inbound::Arrival;
+use crate::calls::lookup::{Listed, LookedUp};
+use crate::failpoint;
+use crate::ids::{Alias, CallId};
+use crate::provider::description::OWN_ID_KIND;
+use crate::store::{CallRecord, Change};
+
+impl Sweeper {
+    /// Live calls that no record of ours has by this account's id: ours under another id, or foreign. They are met at once, but
+    /// not while an order of ours waits for the id that would tell it from them. `mine` is read again for that: an order may have
+    /// been put on record, and its call made, between the record's reading and the list's.
+    ///
+    /// At the first sight of a process each waiting order accounts for one of those that it may be, and the others are met.
+    pub(super) async fn handle_untracked_calls(&mut self, mine: &[CallRecord], kind: &str, unknown: &[&Listed]) {
+        if unknown.is_empty() {
+            self.no_phone.clear();
+            return self.strangers.clear();
+        }
+        let now_ms = self.calls.lifecycle.clock.now_ms();
+        let (newest, first) = (self.mine().await, self.first);
+        let is_sure = newest.is_ok();
+        let newest = newest.ok();
+        let mine = newest.as_deref().unwrap_or(mine);
+        let waits = |call: &&CallRecord| {
+            call.alias(kind).is_none()
+                && !self.is_known_group(call)
+                && (call.phase == Phase::Reserved || call.unsettled || call.phase_at + UNBOUND_MS > now_ms)
+        };
+        let mut waiting: Vec<&CallRecord> = mine.iter().filter(waits).collect();
+        // A leg that the carrier lists may be a member of an order for many: its other account tells, at its own pace.
+        let may_be_member =
+            mine.iter().any(|call| call.facts.account != self.account.name && self.is_known_group(call));
+        let before = std::mem::take(&mut self.strangers);
+        for one in unknown {
+            let id = one.alias.id.clone();
+            if self.no_phone.contains(&id) {
+                continue;
+            }
+            let since_ms = before.get(&id).copied();
+            let early = may_be_member && since_ms.is_some_and(|since| since + UNBOUND_MS > now_ms);
+            // Its voice webhook decides about it, and may be under way: met here, it could no longer be refused by a reply.
+            let rings = one.direction == Direction::Inbound
+                && matches!(one.event, Some(Event::Reached(Phase::Queued | Phase::Ringing)))
+                && since_ms.unwrap_or(now_ms) + VOICE_WEBHOOK_MS > now_ms;
+            if rings {
+                self.strangers.insert(id, since_ms.unwrap_or(now_ms));
+                continue;
+            }
+            let waits = if first {
+                let its_order = waiting.iter().position(|call| may_be(call, one));
+                match its_order {
+                    Some(place) if !self.is_ours(&one.alias).await => Some(waiting.swap_remove(place)).is_some(),
+                    Some(_) => false,
+                    None => may_be_member && !self.is_ours(&one.alias).await,
+                }
+            } else {
+                let doubtful = !waiting.is_empty() || may_be_member || !is_sure;
+                (since_ms.is_none() && doubtful) || ((!waiting.is_empty() || early) && !self.is_ours(&one.alias).await)
+            };
+            if waits {
+                self.strangers.insert(id, since_ms.unwrap_or(now_ms));
+                continue;
+            }
+            if let Err(error) = self.handle_untracked(one, since_ms.unwrap_or(now_ms)).boxed().await {
+                debug!(%error, "failed to read a listed call");
+                self.strangers.insert(id, since_ms.unwrap_or(now_ms));
+            }
+        }
+        // Ids of ended web sessions are not kept.
+        let live: HashSet<&str> = unknown.iter().map(|one| one.alias.id.as_str()).collect();
+        self.no_phone.retain(|id| live.contains(id.as_str()));
+    }
+
+    /// Whether the provider's record carries our id, or one that a call of ours is known by (its carrier's).
+    async fn is_ours(&self, alias: &Alias) -> bool {
+        let Ok(LookedUp::Found(found)) = self.calls.look_up_alias(&self.account, alias).await else { return false };
+        found.aliases.iter().any(|a| a.kind == OWN_ID_KIND)
+            || self.order_of(&found).await.is_some()
+            || matches!(self.calls.lifecycle.store.resolve(&found.aliases).await, Ok(Some(_)))
+    }
+
+    async fn handle_untracked(&mut self, one: &Listed, since_ms: i64) -> std::result::Result<(), AskError> {
+        let store = &self.calls.lifecycle.store;
+        match store.resolve(std::slice::from_ref(&one.alias)).await {
+            Ok(None) => {}
+            Ok(Some(call)) => {
+                // Ended a moment ago, or of the other account's making; the list lags. One that was given up lives.
+                if let Some(event @ Event::Reached(_)) = one.event {
+                    let change = Change { event: Some(event), ..self.calls.lifecycle.change(&call, "poll") };
+                    log(self.calls.lifecycle.apply(change).await);
+                }
+                return Ok(());
+            }
+            Err(_) => return Ok(()),
+        }
+        let found = match self.calls.look_up_alias(&self.account, &one.alias).await {
+            Ok(LookedUp::Found(found)) => found,
+            Ok(LookedUp::Absent) => return Ok(()),
+            // It is listed as live: what cannot be read about it must not keep it from being counted.
+            Err(error @ AskError::Unreadable(_)) => {
+                warn!(account = %self.account.name, %error, "failed to look up a listed call");
+                self.adopt(one, one.facts.clone(), vec![one.alias.clone()], Phase::Live).boxed().await;
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        let listed_live = Event::Reached(Phase::Live);
+        let Event::Reached(phase) = found.event.or(one.event).unwrap_or(listed_live) else { return Ok(()) };
+        if let Some(order) = self.order_of(&found).await {
+            return self.meet_member(one, &order, found, since_ms);
+        }
+        if !found.phone {
+            self.no_phone.insert(one.alias.id.clone());
+            return Ok(());
+        }
+        let (own, mut aliases): (Vec<Alias>, Vec<Alias>) =
+            found.aliases.into_iter().partition(|a| a.kind == OWN_ID_KIND);
+        aliases.push(one.alias.clone());
+        let known = match own.first().and_then(|a| CallId::parse(&a.id)) {
+            Some(call) => Some(call),
+            None => match store.resolve(&aliases).await {
+                Ok(known) => known,
+                Err(_) => return Ok(()),
+            },
+        };
+        if let Some(call) = known {
+            let change = Change {
+                event: Some(Event::Reached(phase)),
+                bind: aliases.clone(),
+                unsettled: Some(false),
+                ..self.calls.lifecycle.change(&call, "poll")
+            };
+            match self.calls.lifecycle.apply(change).await {
+                Ok(Some(_)) => return Ok(()),
+                // The id of another ringfence, or of a record that is no more.
+                Ok(None) => {}
+                // Ours, whatever the store says: it is met again at the next sweep.
+                failed @ Err(_) => {
+                    log(failed);
+                    return Ok(());
+                }
+            }
+        }
+        failpoint::hit("sweep.meeting").await;
+        self.adopt(one, found.facts, aliases, phase).boxed().await;
+        Ok(())
+    }
+
+    /// A call that ringfence did not place is counted in the account it uses.
+    async fn adopt(
+        &mut self,
+        one: &Listed,
+        facts: crate::provider::description::CallFacts,
+        aliases: Vec<Alias>,
+        phase: Phase,
+    ) {
+        let arrival = Arrival {
+            account: self.account.clone(),
+            operation: "sweep".to_owned(),
+            direction: one.direction,
+            facts,
+            aliases,
+            phase,
+            refusable: false,
+            origin: Origin::Foreign,
+            by: None,
+        };
+        if one.direction == Direction::Inbound {
+            // Nobody could be asked before it was answered: over capacity it is hung up by the account's means.
+            return log(self.calls.arrive(arrival).boxed().await);
+        }
+        match self.calls.count_foreign(arrival).boxed().await {
+            Ok(Some(_)) => self.did.adopted += 1,
+            Ok(None) => {}
+            Err(error) => warn!(%error, "failed to record an external call"),
+        }
+    }
+}

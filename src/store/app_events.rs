@@ -1,0 +1,108 @@
+//! Events of our own, one shape whatever the provider: what the app is told of a call, composed in the transaction that writes the
+//! fact. Pure.
+
+use serde_json::{Value, json};
+use ulid::Ulid;
+
+use super::{CallRecord, NewCall, RefusalRecord};
+use crate::call::{Origin, Outcome, Phase, Step};
+use crate::clock::{UnixMs, rfc3339};
+use crate::ids::{Alias, CallId};
+use crate::policy::Facts;
+use crate::provider::description::PostCall;
+
+/// An event, as it goes into the outbox.
+#[derive(Debug)]
+pub(super) struct Told {
+    /// Its id, and that of its delivery: what an app knows a repeated one by.
+    pub(super) id: String,
+    /// The call that it speaks of.
+    pub(super) call: Option<String>,
+    /// When it happened.
+    pub(super) at_ms: UnixMs,
+    /// The JSON.
+    pub(super) body: String,
+}
+
+/// What the ids of our own events begin with.
+pub(super) const EVENT: &str = "evt_";
+
+fn told(kind: &str, call: Option<&CallId>, at_ms: UnixMs, data: &Value) -> Told {
+    let id = format!("{EVENT}{}", Ulid::new().to_string().to_lowercase());
+    let body = json!({"type": kind, "timestamp": rfc3339(at_ms), "data": data}).to_string();
+    Told { id, call: call.map(ToString::to_string), at_ms, body }
+}
+
+/// What every event of a call says.
+fn of_call(call: &CallId, facts: &Facts, aliases: &[Alias], slots: u32, started_at: UnixMs) -> Value {
+    let ids: serde_json::Map<String, Value> =
+        aliases.iter().filter(|a| a.kind != super::KEY_KIND).map(|a| (a.kind.clone(), a.id.clone().into())).collect();
+    json!({
+        "callId": call, "businessId": facts.business, "plan": facts.plan, "provider": facts.provider,
+        "account": facts.account, "carrier": facts.carrier, "direction": facts.direction, "operation": facts.operation,
+        "agent": facts.agent, "ownNumber": facts.own_number, "otherNumber": facts.other_number, "slots": slots,
+        "ids": ids, "startedAt": rfc3339(started_at),
+    })
+}
+
+fn of_record(record: &CallRecord) -> Value {
+    let mut data = of_call(&record.id, &record.facts, &record.aliases, record.slots, record.admitted_at);
+    data["origin"] = json!(record.origin);
+    data["overLimit"] = json!(record.over_limit);
+    data["answeredAt"] = json!(record.answered_at.map(rfc3339));
+    data["endedAt"] = json!(record.ended_at.map(rfc3339));
+    data["outcome"] = json!(record.outcome);
+    data["proof"] = json!(record.proof);
+    data
+}
+
+/// What a call that was put on record is told of: its admission, and that it is live if it is that already. A call that counts
+/// although no limit had room for it was not admitted, nor one that does not count yet.
+pub(super) fn opened(call: &NewCall, slots: u32, admitted_at: UnixMs) -> Vec<Told> {
+    if !call.tell {
+        return vec![];
+    }
+    let mut data = of_call(&call.id, &call.facts, &call.aliases, slots, admitted_at);
+    data["origin"] = json!(call.origin);
+    data["overLimit"] = json!(call.over_limit);
+    let is_live = call.phase == Phase::Live;
+    data["answeredAt"] = json!(is_live.then(|| rfc3339(call.at_ms)));
+    let is_admitted = !call.over_limit && call.origin != Origin::Unconfirmed;
+    let kinds = [("call.admitted", is_admitted), ("call.live", is_live)];
+    kinds.iter().filter(|(_, so)| *so).map(|(kind, _)| told(kind, Some(&call.id), call.at_ms, &data)).collect()
+}
+
+/// What a step of a call is told as.
+pub(super) fn stepped(record: &CallRecord, step: Step, at_ms: UnixMs) -> Option<Told> {
+    let kind = match step {
+        Step::Move(Phase::Live) => "call.live",
+        Step::End(..) => "call.ended",
+        _ => return None,
+    };
+    Some(told(kind, Some(&record.id), at_ms, &of_record(record)))
+}
+
+/// What a refusal is told as; one that would only have been is not.
+pub(super) fn refused(refusal: &RefusalRecord) -> Option<Told> {
+    if !refusal.tell || refusal.observed {
+        return None;
+    }
+    let data = json!({
+        "refusalId": refusal.id, "businessId": refusal.business, "account": refusal.account,
+        "direction": refusal.direction, "reason": refusal.code, "limitName": refusal.limit_name,
+        "current": refusal.current, "limit": refusal.limit,
+    });
+    let one = told("call.refused", None, refusal.at, &data);
+    // By its refusal's id, so that it is found with it.
+    Some(Told { id: format!("{EVENT}{}", refusal.id), ..one })
+}
+
+/// What a complete record is told as.
+pub(super) fn recorded(record: &CallRecord, found: &PostCall, at_ms: UnixMs) -> Told {
+    let mut data = of_record(record);
+    data["record"] = json!(found);
+    told("call.recorded", Some(&record.id), at_ms, &data)
+}
+
+/// Outcomes after which no provider has a record: nothing was called, or nothing was answered.
+pub(super) const WITHOUT_RECORD: [&str; 2] = [Outcome::NotCreated.as_str(), Outcome::Capacity.as_str()];

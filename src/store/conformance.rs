@@ -1,0 +1,801 @@
+//! What every back end has to do, run on each: `behaves_as_a_store!` in its tests.
+//!
+//! A back end gives a [`Fresh`]: an empty store, a way to open it again, and a way past the trait to its tables.
+
+mod gate;
+mod operator;
+mod records;
+mod retention;
+mod transcripts;
+
+use std::sync::Arc;
+
+use super::*;
+use crate::call::{Deadlines, Direction, EndProof, Origin, Outcome, Phase, Step};
+use crate::ids::{AccountName, BusinessId};
+pub(super) use gate::*;
+pub(super) use operator::*;
+pub(super) use records::*;
+pub(super) use retention::*;
+pub(super) use transcripts::*;
+
+/// A store of a test's own, which goes when the test ends.
+#[async_trait]
+pub(super) trait Fresh {
+    /// The store. After [`Store::close`] it is opened again.
+    async fn open(&self) -> Arc<dyn Store>;
+    /// The same for one of several processes.
+    async fn open_shared(&self) -> Arc<dyn Store>;
+    /// Runs SQL past the store, in its schema.
+    async fn execute(&self, sql: &str);
+    /// Takes the latest migration back, while no store is open.
+    async fn one_migration_back(&self);
+    /// The one number that a query gives.
+    async fn number(&self, sql: &str) -> i64;
+}
+
+/// One test for each behaviour, over what `$fresh` makes; it says itself why, where it makes nothing.
+macro_rules! behaves_as_a_store {
+    ($fresh:path) => {
+        crate::store::conformance::behaves_as_a_store!(
+            $fresh,
+            a_call_is_opened_moved_and_ended_once,
+            an_end_that_comes_before_its_start_ends_the_start,
+            one_call_seen_by_two_webhooks_is_one_call,
+            an_id_of_another_call_is_a_conflict_and_stays_where_it_is,
+            a_webhook_is_taken_once,
+            news_is_applied_to_calls_of_those_alone_who_vouch_for_it,
+            what_is_past_its_retention_goes_little_by_little,
+            writes_that_meet_share_a_commit_and_one_that_fails_stands_alone,
+            what_was_written_is_there_after_a_restart,
+            what_meets_at_one_call_is_applied_one_after_the_other,
+            one_of_many_that_claim_an_id_gets_it,
+            news_and_its_call_find_each_other_however_they_meet,
+            a_key_is_free_again_when_its_order_made_no_call,
+            records_come_back_as_they_were_written,
+            the_latest_come_first,
+            the_writer_and_the_readers_read_the_same_record,
+            many_that_share_start_at_once_over_nothing_and_over_an_old_schema,
+            replicas_know_who_lives_and_who_leads,
+            a_change_of_businesses_is_noticed_elsewhere,
+            an_event_that_two_settle_is_settled_once,
+            a_delivery_is_one_senders_and_comes_back_if_that_dies,
+            deliveries_of_a_call_go_in_order_and_others_do_not_wait,
+            a_delivery_that_failed_holds_nothing_back,
+            a_call_is_put_on_record_under_the_pools_epoch_alone,
+            a_call_counts_from_when_it_is_confirmed,
+            an_answer_to_a_create_is_kept_for_a_while,
+            the_database_decides_in_its_own_mode_and_epoch,
+            a_full_limit_refuses_until_a_call_has_ended,
+            an_order_for_many_gets_what_is_free_and_holds_it,
+            a_rate_gives_out_its_tokens_whoever_asks,
+            what_is_known_comes_before_a_full_limit,
+            a_move_counts_every_open_call_by_the_new_policy,
+            of_many_at_once_as_many_are_admitted_as_there_are_places,
+            moves_under_load_lose_no_call_and_let_none_in_over_a_limit,
+            an_order_is_found_at_another_replica_and_taken_by_one,
+            a_record_is_put_together_of_what_is_told,
+            a_record_is_completed_once_whoever_tells_of_it,
+            calls_without_a_record_are_found_and_expected_once,
+            a_webhook_waits_for_its_call,
+            the_app_is_told_in_the_transaction_of_the_fact,
+            own_events_do_not_wait_for_webhooks,
+            a_webhook_that_cannot_be_applied_is_parked_and_opened_again,
+            what_was_delivered_or_given_up_is_delivered_again_under_its_id,
+            a_business_is_purged_and_its_open_calls_stay,
+            a_body_in_a_spool_is_its_replicas_alone,
+            what_is_in_the_spool_of_a_replica_that_is_gone_is_parked_and_seen,
+            a_purge_tells_spools_which_files_must_go,
+            a_damaged_row_keeps_no_other_from_its_turn,
+            who_did_what_is_kept_and_forgotten_in_time,
+            what_many_say_at_once_is_numbered_without_gaps,
+            an_utterance_that_comes_again_keeps_its_number,
+            what_is_said_is_taken_numbered_and_settled_in_one_step,
+            what_is_taken_in_one_step_twice_and_at_once_has_one_number,
+            calls_of_a_business_and_orders_without_an_answer_are_found,
+            a_transcript_is_read_from_where_it_was_and_goes_with_its_call,
+            what_changed_in_calls_is_seen_without_reading_them,
+            what_is_not_to_be_kept_is_redacted_after_its_call,
+            each_business_is_forgotten_at_its_own_age,
+            what_the_app_still_waits_for_outlives_its_call,
+            less_is_kept_of_what_was_kept_before,
+            unsettled_webhooks_are_read_page_by_page,
+            a_webhook_that_stays_away_is_noticed
+        );
+    };
+    ($fresh:path, $($behaviour:ident),+) => {
+        $(
+            #[tokio::test]
+            async fn $behaviour() {
+                let Some(fresh) = $fresh().await else { return };
+                crate::store::conformance::$behaviour(&fresh).await;
+            }
+        )+
+    };
+}
+pub(super) use behaves_as_a_store;
+
+pub(super) fn new_call(aliases: &[(&str, &str)]) -> NewCall {
+    NewCall {
+        id: CallId::new(),
+        facts: Facts {
+            business: BusinessId::default_business(),
+            plan: "default".to_owned(),
+            account: AccountName::parse("twilio").unwrap(),
+            provider: "twilio".to_owned(),
+            carrier: None,
+            direction: Direction::Outbound,
+            operation: "calls".to_owned(),
+            agent: None,
+            own_number: Some("+15550001111".to_owned()),
+            other_number: Some("+15550002222".to_owned()),
+        },
+        origin: Origin::Order,
+        phase: Phase::Reserved,
+        over_limit: false,
+        polled: false,
+        slots: 1,
+        at_ms: 1000,
+        deadline_at: 91_000,
+        callback: None,
+        fingerprint: None,
+        keys: vec![],
+        replica: None,
+        tell: false,
+        aliases: aliases.iter().filter_map(|(k, i)| Alias::new(k, i)).collect(),
+    }
+}
+
+pub(super) fn change(call: &CallId, event: Event) -> Change {
+    Change { event: Some(event), ..Change::of(call, "webhook", 2000, &Deadlines::default()) }
+}
+
+pub(super) const END: Event = Event::Ended(Outcome::Completed, EndProof::Webhook);
+
+pub(super) async fn a_call_is_opened_moved_and_ended_once(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    let call = new_call(&[]);
+    assert_eq!(store.open(call.clone(), None).await.unwrap(), InsertOutcome::New(None));
+    let bind = vec![Alias::new("call_sid", "CA1").unwrap()];
+    let created = Change { bind: bind.clone(), ..change(&call.id, Event::Reached(Phase::Dialing)) };
+    let applied = store.apply(created).await.unwrap().unwrap();
+    assert_eq!((applied.step, applied.record.phase), (Step::Move(Phase::Dialing), Phase::Dialing));
+    assert_eq!(store.resolve(&bind).await.unwrap(), Some(call.id.clone()));
+    assert_eq!(store.open_calls().await.unwrap().len(), 1);
+
+    let ended = store.apply(change(&call.id, END)).await.unwrap().unwrap();
+    assert_eq!(ended.step, Step::End(Outcome::Completed, EndProof::Webhook));
+    let again =
+        store.apply(change(&call.id, Event::Ended(Outcome::Failed, EndProof::Provider))).await.unwrap().unwrap();
+    assert_eq!(again.step, Step::Ignore);
+    assert_eq!(again.record.outcome, Some(Outcome::Completed), "the first proof stays");
+    assert_eq!(store.open_calls().await.unwrap(), []);
+    assert_eq!(store.latest_calls(10).await.unwrap()[0].aliases, bind);
+}
+
+pub(super) async fn an_end_that_comes_before_its_start_ends_the_start(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    let sid = || vec![Alias::new("call_sid", "CA1").unwrap()];
+    assert_eq!(store.keep_early(sid(), END, None, 1).await.unwrap(), None);
+    assert_eq!(store.keep_early(sid(), Event::Reached(Phase::Live), None, 2).await.unwrap(), None);
+    let call = new_call(&[]);
+    store.open(call.clone(), None).await.unwrap();
+    let created = Change { bind: sid(), ..change(&call.id, Event::Reached(Phase::Dialing)) };
+    assert_eq!(store.apply(created).await.unwrap().unwrap().step, Step::End(Outcome::Completed, EndProof::Webhook));
+    assert_eq!(store.keep_early(sid(), END, None, 3).await.unwrap(), Some(call.id), "from here on it is known");
+}
+
+pub(super) async fn one_call_seen_by_two_webhooks_is_one_call(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    let first = new_call(&[("call_sid", "CA1")]);
+    let second = new_call(&[("conversation_id", "conv_1"), ("call_sid", "CA1")]);
+    assert_eq!(store.open(first.clone(), None).await.unwrap(), InsertOutcome::New(None));
+    assert_eq!(store.open(second, None).await.unwrap(), InsertOutcome::Known(first.id));
+    assert_eq!(store.open_calls().await.unwrap().len(), 1);
+}
+
+pub(super) async fn an_id_of_another_call_is_a_conflict_and_stays_where_it_is(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    let (first, second) = (new_call(&[("call_sid", "CA1")]), new_call(&[]));
+    store.open(first.clone(), None).await.unwrap();
+    store.open(second.clone(), None).await.unwrap();
+    let sid = Alias::new("call_sid", "CA1").unwrap();
+    let stolen = Change { bind: vec![sid.clone()], ..change(&second.id, Event::Reached(Phase::Live)) };
+    let applied = store.apply(stolen).await.unwrap().unwrap();
+    assert_eq!(applied.conflicts, [(sid.clone(), first.id.clone())]);
+    assert_eq!(applied.record.aliases, []);
+    assert_eq!(store.resolve(&[sid]).await.unwrap(), Some(first.id));
+}
+
+pub(super) async fn a_webhook_is_taken_once(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    let event = |id: &str| NewEvent {
+        id: id.to_owned(),
+        account: "twilio".to_owned(),
+        webhook: "status".to_owned(),
+        event: "call_status".to_owned(),
+        dedupe_key: Some("twilio|status|CA1|completed|3".to_owned()),
+        received_at: 1,
+        method: "POST".to_owned(),
+        path: "/twilio/status".to_owned(),
+        headers: vec![],
+        body: Some(b"CallSid=CA1".to_vec()),
+        spool: None,
+    };
+    assert_eq!(store.receive(event("a")).await.unwrap(), ReceiveOutcome::New);
+    let before =
+        |outcome: Option<&str>| ReceiveOutcome::Before { id: "a".to_owned(), outcome: outcome.map(str::to_owned) };
+    assert_eq!(store.receive(event("b")).await.unwrap(), before(None));
+    // Written once more, because it was not known whether it had been: there is nothing else to know it by.
+    let bare = NewEvent { dedupe_key: None, received_at: 9, ..event("c") };
+    let same = ReceiveOutcome::Before { id: "c".to_owned(), outcome: None };
+    assert_eq!(store.receive(bare.clone()).await.unwrap(), ReceiveOutcome::New);
+    assert_eq!(store.receive(bare).await.unwrap(), same);
+    assert_eq!(store.unsettled_events(0, &in_record(), &Cursor::default(), 99).await.unwrap().events, []);
+    assert_eq!(store.unsettled_events(1, &in_record(), &Cursor::default(), 99).await.unwrap().events, [event("a")]);
+    let delivery = Delivery {
+        id: "d1".to_owned(),
+        event_id: "a".to_owned(),
+        call: None,
+        route: Route::Callback,
+        url: "http://app.test/x".to_owned(),
+        method: "POST".to_owned(),
+        headers: vec![],
+        body: b"CallSid=CA1".to_vec(),
+        spool: None,
+        attempts: 0,
+    };
+    store.settle("a", None, "applied", Some(delivery.clone()), 5).await.unwrap();
+    let again = Delivery { id: "d2".to_owned(), ..delivery.clone() };
+    store.settle("a", None, "applied", Some(again), 5).await.unwrap();
+    assert_eq!(store.receive(event("c")).await.unwrap(), before(Some("applied")));
+    assert_eq!(store.take_deliveries(4, 10, "", false).await.unwrap(), []);
+    assert_eq!(store.take_deliveries(5, 10, "", false).await.unwrap(), [delivery]);
+    store.delivered("d1", 6, Err(("refused".to_owned(), Some(50)))).await.unwrap();
+    assert_eq!(store.take_deliveries(49, 10, "", false).await.unwrap(), []);
+    assert_eq!(store.take_deliveries(50, 10, "", false).await.unwrap()[0].attempts, 1);
+    assert_eq!(
+        store.purge(&RetentionCutoffs::of_all(1000, 1000)).await.unwrap(),
+        1,
+        "the event goes, what the app waits for stays"
+    );
+    store.delivered("d1", 51, Err(("refused".to_owned(), None))).await.unwrap();
+    assert_eq!(store.take_deliveries(99, 10, "", false).await.unwrap(), []);
+    assert_eq!(
+        store.purge(&RetentionCutoffs::of_all(1000, 1000)).await.unwrap(),
+        1,
+        "what was given up is not kept for ever"
+    );
+}
+
+pub(super) async fn what_is_past_its_retention_goes_little_by_little(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    let kept = new_call(&[("call_sid", "CA_kept")]);
+    store.open(kept.clone(), None).await.unwrap();
+    let sql = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1234)";
+    let like =
+        "business, plan, account, provider, direction, operation, origin, admitted_at, phase_at, seen_at, seen_by";
+    for insert in [
+        format!(
+            "{sql} INSERT INTO calls (id, phase, ended_at, {like}) SELECT 'c' || i, 'ended', i, {like} FROM calls, n"
+        ),
+        format!(
+            "{sql} INSERT INTO call_aliases (kind, id, call_id, seen_at) SELECT 'call_sid', CAST(i AS TEXT), 'c' || i, 1 FROM n"
+        ),
+        format!(
+            "{sql} INSERT INTO refusals (id, at, business, account, direction, code) SELECT CAST(i AS TEXT), i, 'b', 'a', 'outbound', 'x' FROM n"
+        ),
+    ] {
+        fresh.execute(&insert).await;
+    }
+    assert_eq!(store.purge(&RetentionCutoffs::of_all(1_234, 0)).await.unwrap(), 2 * 1_233);
+    for (left, table) in [(2, "calls"), (2, "call_aliases"), (1, "refusals")] {
+        let rows = fresh.number(&format!("SELECT count(*) FROM {table}")).await;
+        assert_eq!(rows, left, "{table}: what is open, and what ended just now");
+    }
+}
+
+pub(super) async fn writes_that_meet_share_a_commit_and_one_that_fails_stands_alone(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    let twice = new_call(&[]);
+    let mut tasks = tokio::task::JoinSet::new();
+    for i in 0..200 {
+        let store = store.clone();
+        // Every tenth has the same primary key: all but one of those fail.
+        let call = if i % 10 == 0 { twice.clone() } else { new_call(&[]) };
+        tasks.spawn(async move { store.open(call, None).await.is_ok() });
+    }
+    let kept = tasks.join_all().await.into_iter().filter(|ok| *ok).count();
+    assert_eq!(kept, 181);
+    assert_eq!(store.open_calls().await.unwrap().len(), 181);
+}
+
+pub(super) async fn what_was_written_is_there_after_a_restart(fresh: &impl Fresh) {
+    let call = new_call(&[("call_sid", "CA1")]);
+    {
+        let store = fresh.open().await;
+        store.open(call.clone(), None).await.unwrap();
+        store.put_business(&Business::named(BusinessId::parse("acme").unwrap()), 1).await.unwrap();
+        store.close().await;
+    }
+    let store = fresh.open().await;
+    assert_eq!(store.open_calls().await.unwrap()[0].id, call.id);
+    assert_eq!(store.businesses().await.unwrap().len(), 1);
+}
+
+pub(super) async fn what_meets_at_one_call_is_applied_one_after_the_other(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    for round in 0..10 {
+        let call = new_call(&[]);
+        store.open(call.clone(), None).await.unwrap();
+        let mut tasks = tokio::task::JoinSet::new();
+        for n in 0..12 {
+            let (store, id) = (store.clone(), call.id.clone());
+            let bind = vec![Alias::new("call_sid", &format!("CA{round}_{}", n % 3)).unwrap()];
+            let event = if n % 2 == 0 { END } else { Event::Reached(Phase::Live) };
+            tasks.spawn(async move { store.apply(Change { bind, ..change(&id, event) }).await.unwrap().unwrap().step });
+        }
+        let steps = tasks.join_all().await;
+        assert_eq!(steps.iter().filter(|step| matches!(step, Step::End(..))).count(), 1, "{steps:?}");
+        let record = store.call(&call.id).await.unwrap().unwrap();
+        assert_eq!((record.phase, record.aliases.len()), (Phase::Ended, 3));
+    }
+}
+
+pub(super) async fn one_of_many_that_claim_an_id_gets_it(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    for round in 0..10 {
+        let (a, b) = (format!("CA{round}"), format!("conv_{round}"));
+        let mut tasks = tokio::task::JoinSet::new();
+        for n in 0..8 {
+            let store = store.clone();
+            // In either order: nobody may wait for one who waits.
+            let mut ids = [("call_sid", a.as_str()), ("conversation_id", b.as_str())];
+            if n % 2 == 0 {
+                ids.reverse();
+            }
+            let call = new_call(&ids);
+            tasks.spawn(async move { (call.id.clone(), store.open(call, None).await.unwrap()) });
+        }
+        let opened = tasks.join_all().await;
+        let new: Vec<&CallId> =
+            opened.iter().filter(|(_, o)| *o == InsertOutcome::New(None)).map(|(id, _)| id).collect();
+        assert_eq!(new.len(), 1, "{opened:?}");
+        assert!(opened.iter().all(|(id, o)| id == new[0] || *o == InsertOutcome::Known(new[0].clone())), "{opened:?}");
+    }
+    assert_eq!(store.open_calls().await.unwrap().len(), 10);
+}
+
+pub(super) async fn news_and_its_call_find_each_other_however_they_meet(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    for round in 0..20 {
+        let call = new_call(&[]);
+        store.open(call.clone(), None).await.unwrap();
+        let sid = vec![Alias::new("call_sid", &format!("CA{round}")).unwrap()];
+        let bind = Change { bind: sid.clone(), ..change(&call.id, Event::Reached(Phase::Dialing)) };
+        let rings = Event::Reached(Phase::Ringing);
+        let (bound, ends, rings) = tokio::join!(
+            store.apply(bind),
+            store.keep_early(sid.clone(), END, None, 1),
+            store.keep_early(sid.clone(), rings, None, 1)
+        );
+        let ended = matches!(bound.unwrap().unwrap().step, Step::End(..));
+        let known = ends.unwrap();
+        assert_eq!(ended, known.is_none(), "kept for the call, or told whose it is: never neither");
+        assert!(known.is_none_or(|known| known == call.id));
+        rings.unwrap();
+    }
+}
+
+pub(super) async fn a_key_is_free_again_when_its_order_made_no_call(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    let [first, second, third] = [(); 3].map(|()| new_call(&[(KEY_KIND, "k")]));
+    store.open(first.clone(), None).await.unwrap();
+    assert_eq!(store.open(second.clone(), None).await.unwrap(), InsertOutcome::Known(first.id.clone()));
+    let none = Event::Ended(Outcome::NotCreated, EndProof::Provider);
+    store.apply(change(&first.id, none)).await.unwrap();
+    assert_eq!(store.open(second.clone(), None).await.unwrap(), InsertOutcome::New(None));
+    store.apply(change(&second.id, END)).await.unwrap();
+    assert_eq!(store.open(third, None).await.unwrap(), InsertOutcome::Known(second.id));
+}
+
+pub(super) async fn records_come_back_as_they_were_written(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    let events = vec!["completed".to_owned()];
+    let callback = AppCallback { url: "http://app.test/x#rc=2".to_owned(), method: "POST".to_owned(), events };
+    let mut call = new_call(&[("call_sid", "CA_é_1"), ("call_sid", "CAa"), ("conversation_id", "b")]);
+    call.facts.carrier = Some(AccountName::parse("twilio").unwrap());
+    call.facts.agent = Some("agent 'x\" — ü".to_owned());
+    (call.over_limit, call.polled, call.slots) = (true, true, 4_000_000_000);
+    (call.callback, call.fingerprint) = (Some(callback.clone()), Some("f".to_owned()));
+    call.replica = Some("web-1".to_owned());
+    store.open(call.clone(), None).await.unwrap();
+    let record = store.call(&call.id).await.unwrap().unwrap();
+    assert_eq!(record.facts, call.facts);
+    assert_eq!((record.over_limit, record.polled, record.unsettled, record.slots), (true, true, false, 4_000_000_000));
+    assert_eq!((record.callback, record.fingerprint.as_deref()), (Some(callback), Some("f")));
+    assert_eq!(record.replica, call.replica);
+    assert_eq!((record.admitted_at, record.deadline_at, record.phase), (1000, Some(91_000), Phase::Reserved));
+    let mut sorted = call.aliases.clone();
+    sorted.sort();
+    assert_eq!(record.aliases, sorted, "as bytes compare");
+    // An over-limit call is no admission: no rate counts it.
+    assert_eq!(store.admitted_since(0).await.unwrap(), []);
+    let counted = new_call(&[]);
+    store.open(counted.clone(), None).await.unwrap();
+    assert_eq!(store.admitted_since(1000).await.unwrap(), [(1000, counted.facts)]);
+    assert_eq!(store.admitted_since(1001).await.unwrap(), []);
+}
+
+pub(super) async fn the_latest_come_first(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    let mut ids = Vec::new();
+    for at_ms in 0..5 {
+        let call = NewCall { at_ms, ..new_call(&[("call_sid", &format!("CA{at_ms}"))]) };
+        store.open(call.clone(), None).await.unwrap();
+        ids.insert(0, call.id);
+    }
+    let latest: Vec<CallId> = store.latest_calls(3).await.unwrap().into_iter().map(|c| c.id).collect();
+    assert_eq!(latest, ids[..3]);
+    let refusal = RefusalRecord {
+        id: RefusalId::new(),
+        at: 1,
+        business: "b".to_owned(),
+        account: "a".to_owned(),
+        direction: "outbound".to_owned(),
+        code: "X".to_owned(),
+        limit_name: Some("plan.PRO".to_owned()),
+        current: Some(3),
+        limit: Some(3),
+        observed: false,
+        attempts: 1,
+        tell: false,
+    };
+    let other = RefusalRecord { id: RefusalId::new(), at: 2, limit_name: None, ..refusal.clone() };
+    store.refused(vec![]).await.unwrap();
+    store.refused(vec![refusal.clone()]).await.unwrap();
+    store.refused(vec![refusal.clone(), other.clone(), refusal.clone()]).await.unwrap();
+    assert_eq!(store.latest_refusals(9).await.unwrap(), [other, RefusalRecord { attempts: 3, ..refusal }]);
+    let acme = Business::named(BusinessId::parse("acme").unwrap());
+    assert!(store.put_business(&acme, 1).await.unwrap());
+    assert!(!store.put_business(&acme, 2).await.unwrap());
+    let many = ["acme", "birch", "cedar"].map(|id| Business::named(BusinessId::parse(id).unwrap()));
+    assert_eq!(store.put_businesses(many.to_vec(), 3).await.unwrap(), 2, "one of them was there");
+    assert_eq!(store.businesses().await.unwrap().len(), 3);
+    assert_eq!(store.put_businesses(vec![], 4).await.unwrap(), 0);
+    assert!(store.delete_business("acme").await.unwrap());
+    assert!(!store.delete_business("acme").await.unwrap());
+}
+
+/// The writer and the readers each have a way of reading a record.
+pub(super) async fn the_writer_and_the_readers_read_the_same_record(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    let mut call = new_call(&[("call_sid", "CA1"), (KEY_KIND, "key")]);
+    call.facts.carrier = Some(AccountName::parse("carrier").unwrap());
+    call.facts.agent = Some("agent_1".to_owned());
+    (call.phase, call.over_limit, call.polled, call.slots) = (Phase::Live, true, true, 7);
+    call.fingerprint = Some("fingerprint".to_owned());
+    call.replica = Some("web-1".to_owned());
+    call.callback =
+        Some(AppCallback { url: "http://app.test/x".to_owned(), method: "POST".to_owned(), events: vec![] });
+    store.open(call.clone(), None).await.unwrap();
+    let bind = vec![Alias::new("conversation_id", "conv_1").unwrap()];
+    let unclear = Change {
+        bind,
+        unsettled: Some(true),
+        absent: Some(true),
+        ..Change::of(&call.id, "poll", 3000, &Deadlines::default())
+    };
+    let ended = change(&call.id, END);
+    for change in [unclear, ended] {
+        let applied = store.apply(change).await.unwrap().unwrap().record;
+        assert_eq!(store.call(&call.id).await.unwrap(), Some(applied.clone()));
+        assert_eq!((applied.facts, applied.callback), (call.facts.clone(), call.callback.clone()));
+        assert_eq!((applied.slots, applied.fingerprint), (7, call.fingerprint.clone()));
+    }
+}
+
+// === several processes ===
+
+pub(super) async fn many_that_share_start_at_once_over_nothing_and_over_an_old_schema(fresh: &impl Fresh) {
+    // There is one migration as yet: with it the rows go back, too.
+    for _ in 0..2 {
+        let stores = futures_util::future::join_all((0..4).map(|_| fresh.open_shared())).await;
+        let calls = futures_util::future::join_all(stores.iter().map(async |store| {
+            let mut calls = vec![];
+            for _ in 0..25 {
+                let call = new_call(&[]);
+                store.open(call.clone(), None).await.unwrap();
+                store.apply(change(&call.id, Event::Reached(Phase::Live))).await.unwrap().unwrap();
+                calls.push(call.id);
+            }
+            calls
+        }))
+        .await;
+        for store in &stores {
+            assert_eq!(store.open_calls().await.unwrap().len(), 100);
+            assert!(store.call(&calls[3][24]).await.unwrap().is_some(), "each sees what the others wrote");
+            store.ping().await.unwrap();
+        }
+        for store in &stores {
+            store.close().await;
+        }
+        drop(stores);
+        fresh.one_migration_back().await;
+    }
+}
+
+pub(super) async fn replicas_know_who_lives_and_who_leads(fresh: &impl Fresh) {
+    let (a, b) = (fresh.open_shared().await, fresh.open_shared().await);
+    let [one, two] = ["01a", "01b"].map(|id| Replica { id: id.to_owned(), ..Replica::new() });
+    assert!(a.heartbeat(&one).await.unwrap().leads(), "alone it leads");
+    let fleet = b.heartbeat(&two).await.unwrap();
+    assert_eq!(fleet.live.iter().map(|l| &l.replica).collect::<Vec<_>>(), [&one, &two]);
+    assert!(!fleet.leads() && a.heartbeat(&one).await.unwrap().leads());
+    // What one says of itself the others read, as of its last beat.
+    for says in [Some("{\"n\":1}"), Some("{\"n\":2}"), None] {
+        let state = says.map(str::to_owned);
+        a.heartbeat(&Replica { state: state.clone(), ..one.clone() }).await.unwrap();
+        assert_eq!(b.heartbeat(&two).await.unwrap().live[0].replica.state, state);
+    }
+    // Silent: the other leads. It comes back, and leads again.
+    fresh.execute(&format!("UPDATE replicas SET beat_at = beat_at - 6100 WHERE id = '{}'", one.id)).await;
+    let fleet = b.heartbeat(&two).await.unwrap();
+    assert!(fleet.leads() && fleet.live.len() == 1);
+    let started = fleet.live[0].started_at;
+    let back = a.heartbeat(&one).await.unwrap();
+    assert!(back.leads() && back.live[1].started_at == started && back.live[1].beat_at >= started, "{back:?}");
+    // Silent for longer than anybody remembers, both at once.
+    fresh.execute("UPDATE replicas SET beat_at = beat_at - 3600100").await;
+    let (first, second) = tokio::join!(a.heartbeat(&one), b.heartbeat(&two));
+    assert_eq!(first.unwrap().me, one.id);
+    second.unwrap();
+    assert_eq!(b.heartbeat(&two).await.unwrap().live.len(), 2);
+    a.deregister(&one.id).await.unwrap();
+    assert!(b.heartbeat(&two).await.unwrap().leads());
+    assert_eq!(fresh.number("SELECT count(*) FROM replicas").await, 1);
+}
+
+pub(super) async fn a_change_of_businesses_is_noticed_elsewhere(fresh: &impl Fresh) {
+    let (a, b) = (fresh.open_shared().await, fresh.open_shared().await);
+    let me = Replica::new();
+    let [acme, other] = ["acme", "other"].map(|id| Business::named(BusinessId::parse(id).unwrap()));
+    let mut seen = vec![b.heartbeat(&me).await.unwrap().businesses_version];
+    // Clocks of replicas differ: a later change may seem to be older, or of the same moment.
+    for (business, at_ms) in [(Some(&acme), 50), (Some(&acme), 50), (Some(&acme), 40), (Some(&other), 10), (None, 0)] {
+        match business {
+            Some(business) => drop(a.put_business(business, at_ms).await.unwrap()),
+            None => drop(a.delete_business("acme").await.unwrap()),
+        }
+        let version = b.heartbeat(&me).await.unwrap().businesses_version;
+        assert!(!seen.contains(&version), "{version} after {seen:?}");
+        assert_eq!(b.heartbeat(&me).await.unwrap().businesses_version, version, "nothing has changed since");
+        seen.push(version);
+    }
+}
+
+/// What a process can have that has no spool.
+fn in_record() -> Reach {
+    Reach { spool: String::new(), record: true }
+}
+
+fn event_and_delivery(n: usize, call: Option<&CallId>) -> (NewEvent, Delivery) {
+    let event = NewEvent {
+        id: format!("ev_{n:03}"),
+        account: "twilio".to_owned(),
+        webhook: "status".to_owned(),
+        event: "call_status".to_owned(),
+        dedupe_key: None,
+        received_at: 1,
+        method: "POST".to_owned(),
+        path: "/twilio/status".to_owned(),
+        headers: vec![],
+        body: None,
+        spool: None,
+    };
+    let delivery = Delivery {
+        // Ids say nothing of the order: clocks of replicas differ.
+        id: format!("dl_{:03}", 999 - n),
+        event_id: event.id.clone(),
+        call: call.map(ToString::to_string),
+        route: Route::Forwarded,
+        url: "http://app.test/x".to_owned(),
+        method: "POST".to_owned(),
+        headers: vec![("a".to_owned(), "b".to_owned())],
+        body: b"CallSid=CA1".to_vec(),
+        spool: None,
+        attempts: 0,
+    };
+    (event, delivery)
+}
+
+async fn to_deliver(store: &Arc<dyn Store>, n: usize, call: Option<&CallId>, at_ms: UnixMs) -> Delivery {
+    let (event, delivery) = event_and_delivery(n, call);
+    store.receive(event).await.unwrap();
+    assert!(store.settle(&delivery.event_id, call, "applied", Some(delivery.clone()), at_ms).await.unwrap());
+    delivery
+}
+
+pub(super) async fn an_event_that_two_settle_is_settled_once(fresh: &impl Fresh) {
+    let (a, b) = (fresh.open_shared().await, fresh.open_shared().await);
+    for n in 0..20 {
+        let (event, delivery) = event_and_delivery(n, None);
+        a.receive(event).await.unwrap();
+        let again = Delivery { id: format!("again_{n}"), ..delivery.clone() };
+        let (first, second) = tokio::join!(
+            a.settle(&delivery.event_id, None, "applied", Some(delivery.clone()), 1),
+            b.settle(&delivery.event_id, None, "applied", Some(again), 1),
+        );
+        assert!(first.unwrap() ^ second.unwrap());
+    }
+    assert_eq!(fresh.number("SELECT count(*) FROM deliveries").await, 20);
+}
+
+pub(super) async fn a_delivery_is_one_senders_and_comes_back_if_that_dies(fresh: &impl Fresh) {
+    let (a, b) = (fresh.open_shared().await, fresh.open_shared().await);
+    for n in 0..60 {
+        to_deliver(&a, n, None, 1).await;
+    }
+    let mut taken = vec![];
+    for _ in 0..20 {
+        let (one, two) = tokio::join!(a.take_deliveries(1, 2, "", false), b.take_deliveries(1, 3, "", false));
+        for delivery in one.unwrap().into_iter().chain(two.unwrap()) {
+            assert_eq!(delivery.attempts, 0);
+            taken.push(delivery.id);
+        }
+    }
+    taken.sort();
+    let all = taken.len();
+    taken.dedup();
+    assert_eq!((all, taken.len()), (60, 60), "none was taken twice, none was left");
+    // One was done, one is to be tried again, one was given up; of the rest nobody heard again.
+    a.delivered(&taken[0], 2, Ok(())).await.unwrap();
+    a.delivered(&taken[1], 2, Err(("refused".to_owned(), Some(50)))).await.unwrap();
+    b.delivered(&taken[2], 2, Err(("refused".to_owned(), None))).await.unwrap();
+    assert_eq!(b.take_deliveries(49, 100, "", false).await.unwrap(), []);
+    fresh.execute("UPDATE deliveries SET taken_until = taken_until - 30000").await;
+    let back = b.take_deliveries(49, 100, "", false).await.unwrap();
+    assert_eq!((back.len(), back.iter().any(|d| taken[..3].contains(&d.id))), (57, false));
+    let again = a.take_deliveries(50, 100, "", false).await.unwrap();
+    assert_eq!(again.iter().map(|d| (&d.id, d.attempts)).collect::<Vec<_>>(), [(&taken[1], 1)]);
+    // A sender that was stopped reports late what another has done since.
+    b.delivered(&back[0].id, 60, Ok(())).await.unwrap();
+    a.delivered(&back[0].id, 61, Err(("too late".to_owned(), Some(62)))).await.unwrap();
+    assert_eq!(a.take_deliveries(99, 100, "", false).await.unwrap(), []);
+    // A process that has the record alone knows that nobody sends any more.
+    a.close().await;
+    b.close().await;
+    let alone = fresh.open().await;
+    assert_eq!(alone.take_deliveries(99, 100, "", false).await.unwrap().len(), 57);
+}
+
+pub(super) async fn deliveries_of_a_call_go_in_order_and_others_do_not_wait(fresh: &impl Fresh) {
+    let strict = true;
+    let (a, b) = (fresh.open_shared().await, fresh.open_shared().await);
+    let (call, other) = (CallId::new(), CallId::new());
+    // The later ones are due earlier.
+    let first = to_deliver(&a, 0, Some(&call), 20).await;
+    let second = to_deliver(&b, 1, Some(&call), 10).await;
+    let third = to_deliver(&a, 2, Some(&call), 10).await;
+    let of_other = to_deliver(&a, 3, Some(&other), 15).await;
+    let free = to_deliver(&a, 4, None, 16).await;
+    assert_eq!(b.take_deliveries(14, 10, "", strict).await.unwrap(), [], "the first is not due yet");
+    assert_eq!(b.take_deliveries(20, 10, "", strict).await.unwrap(), [of_other.clone(), free.clone(), first.clone()]);
+    assert_eq!(a.take_deliveries(20, 10, "", strict).await.unwrap(), []);
+    b.delivered(&first.id, 21, Err(("refused".to_owned(), Some(50)))).await.unwrap();
+    assert_eq!(a.take_deliveries(49, 10, "", strict).await.unwrap(), [], "the second waits for the first's next try");
+    assert_eq!(a.take_deliveries(50, 10, "", strict).await.unwrap()[0].id, first.id);
+    a.delivered(&first.id, 51, Err(("refused".to_owned(), None))).await.unwrap();
+    assert_eq!(
+        a.take_deliveries(51, 10, "", strict).await.unwrap(),
+        std::slice::from_ref(&second),
+        "the first is given up"
+    );
+    a.delivered(&second.id, 52, Ok(())).await.unwrap();
+    assert_eq!(b.take_deliveries(52, 10, "", strict).await.unwrap(), [third]);
+}
+
+pub(super) async fn an_order_is_found_at_another_replica_and_taken_by_one(fresh: &impl Fresh) {
+    let (a, b) = (fresh.open_shared().await, fresh.open_shared().await);
+    let [one, two] = ["01a", "01b"].map(|id| Replica { id: id.to_owned(), ..Replica::new() });
+    a.heartbeat(&one).await.unwrap();
+    b.heartbeat(&two).await.unwrap();
+    let print = |call: NewCall| NewCall { fingerprint: Some("print".to_owned()), ..call };
+    let first = NewCall { replica: Some(one.id.clone()), ..print(new_call(&[])) };
+    let second = NewCall { at_ms: 2000, ..print(new_call(&[])) };
+    for call in [&second, &first, &new_call(&[])] {
+        a.open(call.clone(), None).await.unwrap();
+    }
+    let find = async || b.find_orders("print", 1000).await.unwrap();
+    let found = find().await;
+    assert_eq!(found.iter().map(|o| &o.id).collect::<Vec<_>>(), [&first.id, &second.id], "the oldest first");
+    assert!(found[0].silent_ms.is_some_and(|ms| ms < 60_000) && found[0].replica.as_ref() == Some(&one.id));
+    assert_eq!((found[1].silent_ms, found[1].replica.as_deref(), found[1].phase), (None, None, Phase::Reserved));
+    assert_eq!(b.find_orders("print", 1001).await.unwrap(), found[1..]);
+    a.undelivered(&first.id, &two.id).await.unwrap();
+    assert!(!find().await[0].undelivered, "only who answers for it says so");
+    a.undelivered(&first.id, &one.id).await.unwrap();
+    assert!(!b.take_order(&found[0], &two.id, false).await.unwrap(), "it was seen otherwise");
+    let found = find().await;
+    assert!(found[0].undelivered);
+    // Both take it, and of a dead one's.
+    for (order, is_dead) in [(&found[0], false), (&found[1], true)] {
+        let (at_a, at_b) = tokio::join!(a.take_order(order, "01c", is_dead), b.take_order(order, &two.id, is_dead));
+        assert!(at_a.unwrap() ^ at_b.unwrap());
+    }
+    let taken = find().await;
+    assert_eq!(taken.iter().map(|o| (o.undelivered, o.unsettled)).collect::<Vec<_>>(), [(false, false), (false, true)]);
+    a.undelivered(&first.id, &one.id).await.unwrap();
+    assert!(!find().await[0].undelivered, "it answers for it no more");
+    // Who tells a client that the outcome is unknown has not delivered what it waits for, whatever is found out later.
+    let taker = taken[1].replica.clone();
+    let told = |by: Option<String>| Change {
+        untold_by: by,
+        unsettled: Some(true),
+        ..Change::of(&second.id, "order", 3000, &Deadlines::default())
+    };
+    a.apply(told(Some(one.id.clone()))).await.unwrap();
+    assert!(!find().await[1].undelivered, "another answers for it");
+    b.apply(told(taker)).await.unwrap();
+    a.apply(change(&second.id, Event::Reached(Phase::Live))).await.unwrap();
+    assert_eq!((find().await[1].undelivered, find().await[1].unsettled), (true, false));
+    assert_eq!(a.find_orders("another", 0).await.unwrap(), []);
+}
+
+pub(super) async fn a_delivery_that_failed_holds_nothing_back(fresh: &impl Fresh) {
+    let store = fresh.open_shared().await;
+    let call = CallId::new();
+    let first = to_deliver(&store, 0, Some(&call), 10).await;
+    let second = to_deliver(&store, 1, Some(&call), 10).await;
+    let third = to_deliver(&store, 2, Some(&call), 10).await;
+    assert_eq!(store.take_deliveries(10, 10, "", false).await.unwrap(), std::slice::from_ref(&first));
+    assert_eq!(store.take_deliveries(10, 10, "", false).await.unwrap(), [], "the first is under way");
+    store.delivered(&first.id, 11, Err(("refused".to_owned(), Some(50)))).await.unwrap();
+    assert_eq!(store.take_deliveries(11, 10, "", false).await.unwrap(), std::slice::from_ref(&second));
+    assert_eq!(store.take_deliveries(11, 10, "", false).await.unwrap(), [], "the third waits for the second, in order");
+    store.delivered(&second.id, 12, Ok(())).await.unwrap();
+    // The first is tried again by itself, beside the third.
+    let ids: Vec<String> = store.take_deliveries(50, 10, "", false).await.unwrap().into_iter().map(|d| d.id).collect();
+    assert_eq!(ids, [third.id.clone(), first.id.clone()]);
+}
+
+/// Who vouches for news of calls of these accounts.
+fn voucher(accounts: &[&str], subaccount: Option<&str>) -> Voucher {
+    Voucher {
+        accounts: accounts.iter().map(|name| AccountName::parse(name).unwrap()).collect(),
+        providers: vec!["twilio".to_owned()],
+        subaccount: subaccount.map(str::to_owned),
+        kinds: vec!["call_sid".to_owned()],
+        ..Voucher::default()
+    }
+}
+
+pub(super) async fn news_is_applied_to_calls_of_those_alone_who_vouch_for_it(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    let call = new_call(&[("call_sid", "CA1")]);
+    store.open(call.clone(), None).await.unwrap();
+    let says = |by: Voucher, sid: &str| Change {
+        bind: vec![Alias::new("call_sid", sid).unwrap()],
+        by: Some(by),
+        ..change(&call.id, END)
+    };
+    for (by, sid, why) in [
+        (voucher(&["other"], None), "CA1", Contradiction::OtherAccount),
+        (voucher(&["twilio"], Some("AC2")), "CA1", Contradiction::OtherSubaccount),
+        (voucher(&["twilio"], None), "CA2", Contradiction::OtherCall),
+    ] {
+        let applied = store.apply(says(by, sid)).await.unwrap().unwrap();
+        assert_eq!((applied.contradiction, applied.step), (Some(why), Step::Ignore));
+        let record = store.call(&call.id).await.unwrap().unwrap();
+        assert_eq!((record.phase, record.aliases.len()), (Phase::Reserved, 1), "nothing is bound, either");
+    }
+    // What somebody else said before the call was known is not said of it; what its own account said is.
+    let early = |id: &str| vec![Alias::new("call_sid", id).unwrap()];
+    store.keep_early(early("CA3"), END, Some(voucher(&["other"], None)), 1).await.unwrap();
+    store.keep_early(early("CA4"), END, Some(voucher(&["other"], None)), 1).await.unwrap();
+    store.keep_early(early("CA4"), END, Some(voucher(&["twilio"], None)), 2).await.unwrap();
+    assert_eq!(store.open(new_call(&[("call_sid", "CA3")]), None).await.unwrap(), InsertOutcome::New(None));
+    assert_eq!(store.open(new_call(&[("call_sid", "CA4")]), None).await.unwrap(), InsertOutcome::New(Some(END)));
+    let applied = store.apply(says(voucher(&["other", "twilio"], None), "CA1")).await.unwrap().unwrap();
+    assert_eq!((applied.contradiction, applied.step), (None, Step::End(Outcome::Completed, EndProof::Webhook)));
+}

@@ -1,0 +1,432 @@
+//! One transaction after the other, each in a task of its own: whoever waits may be dropped, the write is finished all the same.
+//!
+//! What a transaction needs of its session is set in it, in one trip with its BEGIN, so that a pooler may give every transaction
+//! another session. That trip also locks the record for its holder, and learns the transaction's number: of a COMMIT whose answer
+//! was lost the server can say what became of it. Writes that meet share their flushes in the server (group commit).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::{Duration, Instant};
+
+use futures_util::future::BoxFuture;
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgPool, PgPoolOptions};
+use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row as _};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, warn};
+
+use super::super::driver::damaged;
+use super::super::health::Health;
+use super::super::row::Row;
+use super::super::rows::gate_state;
+use super::super::usage::POOL;
+use super::super::{Result, StoreError};
+use super::{Settings, Sql, code, explain, is_outside};
+use crate::admission::GateState;
+use crate::failpoint;
+
+/// How long a write waits to hear what became of its COMMIT.
+const SETTLE_WITHIN: Duration = Duration::from_secs(3);
+/// The pause between two questions of that kind.
+const SETTLE_AGAIN: Duration = Duration::from_millis(50);
+/// How often a transaction is run again that the server took back for another's sake.
+const TRIES_MAX: u32 = 5;
+/// The schema. The app may have tables of the same names in its own.
+pub(super) const SCHEMA: &str = "ringfence";
+
+/// Where moves of the gate queue with those who share its row's lock. Of two numbers: locks of ids are of one.
+pub(super) const ADVISORY_LOCK_KEY: &str = "1919904103, 1";
+
+tokio::task_local! {
+    /// Whether statements are prepared once and kept in the session.
+    static PREPARED: bool;
+}
+
+/// Outside of a transaction of ours nothing is kept, which is right behind every pooler.
+pub(super) fn prepared() -> bool {
+    PREPARED.try_with(|prepared| *prepared).unwrap_or(false)
+}
+
+pub(super) struct Db {
+    pub(super) pool: PgPool,
+    /// Where it is, without a password.
+    pub(super) shown: String,
+    pub(super) health: Health,
+    pub(super) closed: CancellationToken,
+    statement_timeout: Duration,
+    prepare: bool,
+    /// The generation under which this process has the record.
+    pub(super) generation: AtomicI64,
+    /// Another process has taken the record over.
+    pub(super) lost: AtomicBool,
+}
+
+/// How a write keeps the gate from being moved, from its BEGIN on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Gate {
+    /// It does not.
+    Open,
+    /// Beside others.
+    Shared,
+    /// As the only one that admits.
+    Alone,
+}
+
+/// What became of a COMMIT.
+pub(super) enum CommitOutcome {
+    Committed,
+    Aborted,
+    Unknown,
+}
+
+impl Gate {
+    /// What follows BEGIN, in the same trip. The row is locked before any other.
+    fn lock(self) -> String {
+        let (queue, lock) = match self {
+            Self::Open => return String::new(),
+            // Who shares a row's lock overtakes those who wait to change it: a move would never come to its turn.
+            Self::Shared => (format!("; SELECT pg_advisory_xact_lock_shared({ADVISORY_LOCK_KEY})"), "SHARE"),
+            Self::Alone => (String::new(), "UPDATE"),
+        };
+        format!("{queue}; SELECT epoch, mode FROM gate_state WHERE pool = '{POOL}' FOR {lock}")
+    }
+}
+
+/// A connection that goes back to the pool only when it is told to: one with half a transaction in it is closed.
+struct Session(Option<PoolConnection<Postgres>>);
+
+impl Session {
+    fn connection(&mut self) -> Sql<&mut PgConnection> {
+        self.0.as_deref_mut().ok_or(sqlx::Error::WorkerCrashed)
+    }
+
+    fn give_back(mut self) {
+        drop(self.0.take());
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if let Some(mut connection) = self.0.take() {
+            connection.close_on_drop();
+        }
+    }
+}
+
+/// How a try ended that did not come to a result.
+enum TxError {
+    /// Nothing was written, and the session was an old one that is gone: others may work.
+    Stale(sqlx::Error),
+    /// Nothing was written; the server chose this transaction to end a deadlock.
+    Again(sqlx::Error),
+    /// Nothing was written.
+    Failed(sqlx::Error),
+    /// Nothing was written: the record is another process's.
+    Lost,
+    /// See the number of the transaction.
+    Unknown(i64, sqlx::Error),
+}
+
+impl Db {
+    pub(super) fn new(settings: &Settings, prepare: bool) -> std::result::Result<Self, sqlx::Error> {
+        let mut options = settings.options()?;
+        if !prepare {
+            options = options.statement_cache_capacity(0);
+        }
+        let pool = PgPoolOptions::new()
+            .max_connections(settings.pool_max)
+            .acquire_timeout(settings.acquire_timeout)
+            // A trip of its own before every use; a session that is gone is noticed at BEGIN.
+            .test_before_acquire(false)
+            .connect_lazy_with(options);
+        Ok(Self {
+            pool,
+            shown: settings.shown(),
+            health: Health::default(),
+            closed: CancellationToken::new(),
+            statement_timeout: settings.statement_timeout,
+            prepare,
+            generation: AtomicI64::new(0),
+            lost: AtomicBool::new(false),
+        })
+    }
+
+    /// Whether what is done in a session holds for its next transaction: there is no pooler between.
+    pub(super) fn keeps_sessions(&self) -> bool {
+        self.prepare
+    }
+
+    fn settings_of_transaction(&self) -> String {
+        let ms = self.statement_timeout.as_millis();
+        // A client that vanishes may not hold its locks for long.
+        format!(
+            "SET LOCAL search_path TO {SCHEMA}, pg_temp; SET LOCAL statement_timeout = {ms}; \
+             SET LOCAL idle_in_transaction_session_timeout = {}",
+            ms * 2
+        )
+    }
+
+    /// Longer than the server lets a statement run: a server that does not answer at all.
+    fn patience(&self) -> Duration {
+        self.statement_timeout + Duration::from_secs(1)
+    }
+
+    async fn trip<T>(&self, work: impl Future<Output = Sql<T>>) -> Sql<T> {
+        match tokio::time::timeout(self.patience(), work).await {
+            Ok(done) => done,
+            Err(_) => Err(sqlx::Error::Io(std::io::Error::new(
+                std::io::ErrorKind::TimedOut,
+                format!("the server does not answer within {} s", self.patience().as_secs()),
+            ))),
+        }
+    }
+
+    /// A transaction that is bound to no holder: what makes one.
+    pub(super) async fn begin_unbound(&self) -> Sql<sqlx::Transaction<'static, Postgres>> {
+        let begin = format!("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; {}", self.settings_of_transaction());
+        self.pool.begin_with(AssertSqlSafe(begin)).await
+    }
+
+    // === reads ===
+
+    /// Runs a read in a transaction that sees one state.
+    pub(super) async fn read<T, F>(&self, work: F) -> Result<T>
+    where
+        F: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, Sql<T>>,
+    {
+        let begin = format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {}", self.settings_of_transaction());
+        let mut tries = 0;
+        loop {
+            let read = self.try_read(&begin, &work).await;
+            match read {
+                Ok(value) => return Ok(value),
+                // Sessions that the server has ended stay in the pool until they are used.
+                Err(error) if is_gone(&error) && tries <= self.pool.options().get_max_connections() => tries += 1,
+                Err(error) => return Err(self.error(&error)),
+            }
+        }
+    }
+
+    async fn try_read<T, F>(&self, begin: &str, work: &F) -> Sql<T>
+    where
+        F: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, Sql<T>>,
+    {
+        let mut session = Session(Some(self.pool.acquire().await?));
+        let c = session.connection()?;
+        self.trip(async { sqlx::raw_sql(AssertSqlSafe(begin.to_owned())).execute(&mut *c).await }).await?;
+        let value = self.trip(PREPARED.scope(self.prepare, work(&mut *c))).await?;
+        self.trip(async { sqlx::raw_sql("COMMIT").execute(&mut *c).await }).await?;
+        session.give_back();
+        Ok(value)
+    }
+
+    // === writes ===
+
+    /// Runs a write and returns when it is durable, or when it is certain that it was not made. Only while the server is away
+    /// longer than [`SETTLE_WITHIN`] after a lost COMMIT it is neither.
+    pub(super) async fn write<T, F>(self: &Arc<Self>, work: F) -> Result<T>
+    where
+        F: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, Sql<T>> + Send + Sync + 'static,
+        T: Send + 'static,
+    {
+        self.write_or_doubt(work).await.map_err(|(error, _)| error)
+    }
+
+    /// The same; an unknown outcome comes with the number of its transaction.
+    pub(super) async fn write_or_doubt<T, F>(
+        self: &Arc<Self>,
+        work: F,
+    ) -> std::result::Result<T, (StoreError, Option<i64>)>
+    where
+        F: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, Sql<T>> + Send + Sync + 'static,
+        T: Send + 'static,
+    {
+        self.write_at(Gate::Open, move |c, _| work(c)).await
+    }
+
+    /// The same while the gate stays where it is; the work is told where, unless the gate is left open.
+    pub(super) async fn write_at<T, F>(
+        self: &Arc<Self>,
+        gate: Gate,
+        work: F,
+    ) -> std::result::Result<T, (StoreError, Option<i64>)>
+    where
+        F: for<'c> Fn(&'c mut PgConnection, Option<GateState>) -> BoxFuture<'c, Sql<T>> + Send + Sync + 'static,
+        T: Send + 'static,
+    {
+        let this = self.clone();
+        let written = tokio::spawn(async move { this.write_now(gate, &work).await });
+        written.await.unwrap_or_else(|_| {
+            self.health.count(1);
+            // Its session was closed before a COMMIT was sent: all of it is taken back.
+            Err((StoreError::Failed("the write panicked".to_owned()), None))
+        })
+    }
+
+    async fn write_now<T, F>(&self, gate: Gate, work: &F) -> std::result::Result<T, (StoreError, Option<i64>)>
+    where
+        F: for<'c> Fn(&'c mut PgConnection, Option<GateState>) -> BoxFuture<'c, Sql<T>>,
+        T: Send,
+    {
+        let (mut stale, mut again) = (0, 0);
+        let failed = loop {
+            let mut value = None;
+            match self.try_write(gate, work, &mut value).await {
+                Ok(()) => match value {
+                    Some(value) => {
+                        self.health.note(None);
+                        return Ok(value);
+                    }
+                    None => break StoreError::Failed("the write was not run".to_owned()),
+                },
+                Err(TxError::Stale(_)) if stale <= self.pool.options().get_max_connections() => stale += 1,
+                Err(TxError::Again(_)) if again < TRIES_MAX => {
+                    again += 1;
+                    tokio::time::sleep(Duration::from_millis(u64::from(again) * 5)).await;
+                }
+                Err(TxError::Stale(error) | TxError::Again(error) | TxError::Failed(error)) => {
+                    let failed = self.error(&error);
+                    if is_outside(&error) {
+                        self.health.note(Some(&failed));
+                    }
+                    break failed;
+                }
+                Err(TxError::Lost) => {
+                    let lost = self.lost_error();
+                    self.health.note(Some(&lost));
+                    break lost;
+                }
+                Err(TxError::Unknown(xid, error)) => match (self.fate(xid).await, value) {
+                    (CommitOutcome::Committed, Some(value)) => {
+                        self.health.note(None);
+                        return Ok(value);
+                    }
+                    (CommitOutcome::Aborted, _) | (CommitOutcome::Committed, None) => break self.error(&error),
+                    (CommitOutcome::Unknown, _) => {
+                        let unknown = StoreError::Unknown(explain(&error, &self.shown));
+                        self.health.note(Some(&unknown));
+                        self.health.count(1);
+                        return Err((unknown, Some(xid)));
+                    }
+                },
+            }
+        };
+        self.health.count(1);
+        Err((failed, None))
+    }
+
+    async fn try_write<T, F>(&self, gate: Gate, work: &F, value: &mut Option<T>) -> std::result::Result<(), TxError>
+    where
+        F: for<'c> Fn(&'c mut PgConnection, Option<GateState>) -> BoxFuture<'c, Sql<T>>,
+    {
+        if self.lost.load(Ordering::Relaxed) {
+            return Err(TxError::Lost);
+        }
+        let mut session = Session(Some(self.pool.acquire().await.map_err(TxError::Failed)?));
+        let c = session.connection().map_err(TxError::Failed)?;
+        let begin = format!(
+            "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; {}; \
+             SELECT txid_current() AS xid FROM holders WHERE gate = 'memory' AND generation = {} FOR KEY SHARE{}",
+            self.settings_of_transaction(),
+            self.generation.load(Ordering::Relaxed),
+            gate.lock()
+        );
+        let begun = self.trip(async { sqlx::raw_sql(AssertSqlSafe(begin)).fetch_all(&mut *c).await }).await;
+        let mut rows =
+            begun.map_err(|error| if is_gone(&error) { TxError::Stale(error) } else { TxError::Failed(error) })?;
+        let Some(row) = rows.first().filter(|row| row.try_get::<i64, _>("xid").is_ok()) else {
+            if !self.lost.swap(true, Ordering::Relaxed) {
+                error!(store = %self.shown, "another ringfence process took over the database; this one admits no calls");
+            }
+            return Err(TxError::Lost);
+        };
+        let xid: i64 = row.try_get("xid").map_err(TxError::Failed)?;
+        let state = match (gate, rows.pop()) {
+            (Gate::Open, _) => None,
+            (_, Some(row)) => Some(gate_state(&Row::Postgres(row)).map_err(|fault| TxError::Failed(fault.into()))?),
+            (_, None) => return Err(TxError::Failed(damaged(format!("gate_state knows no pool {POOL}")).into())),
+        };
+        failpoint::hit("store.writing").await;
+        match self.trip(PREPARED.scope(self.prepare, work(&mut *c, state))).await {
+            Ok(done) => *value = Some(done),
+            Err(error) => {
+                if self.trip(async { sqlx::raw_sql("ROLLBACK").execute(&mut *c).await }).await.is_ok() {
+                    session.give_back();
+                }
+                // A deadlock, or a state that another has changed.
+                return Err(if matches!(&*code(&error), "40P01" | "40001") {
+                    TxError::Again(error)
+                } else {
+                    TxError::Failed(error)
+                });
+            }
+        }
+        failpoint::hit("store.committing").await;
+        match self.trip(async { sqlx::raw_sql("COMMIT").execute(&mut *c).await }).await {
+            Ok(_) => {
+                failpoint::hit("store.committed").await;
+                session.give_back();
+                Ok(())
+            }
+            Err(error) => Err(TxError::Unknown(xid, error)),
+        }
+    }
+
+    /// What became of a transaction whose COMMIT got no answer.
+    pub(super) async fn fate(&self, xid: i64) -> CommitOutcome {
+        let until = Instant::now() + SETTLE_WITHIN;
+        loop {
+            let asked = self.read(move |c| {
+                Box::pin(async move {
+                    let asked = sqlx::query("SELECT txid_status($1) AS status").persistent(false).bind(xid);
+                    match asked.fetch_one(c).await {
+                        Ok(row) => row.try_get::<Option<String>, _>("status"),
+                        // A server that took the other's place, and never heard of it.
+                        Err(error) if code(&error) == "22023" => Ok(Some("aborted".to_owned())),
+                        Err(error) => Err(error),
+                    }
+                })
+            });
+            match asked.await.as_ref().map(|status| status.as_deref()) {
+                Ok(Some("committed")) => return CommitOutcome::Committed,
+                Ok(Some("aborted")) => return CommitOutcome::Aborted,
+                // Still under way, or nobody to ask.
+                _ => {}
+            }
+            if Instant::now() >= until || self.closed.is_cancelled() {
+                return CommitOutcome::Unknown;
+            }
+            tokio::time::sleep(SETTLE_AGAIN).await;
+        }
+    }
+
+    pub(super) fn error(&self, error: &sqlx::Error) -> StoreError {
+        match error {
+            sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => StoreError::Damaged(error.to_string()),
+            other => StoreError::Failed(explain(other, &self.shown)),
+        }
+    }
+
+    pub(super) fn lost_error(&self) -> StoreError {
+        StoreError::Failed(format!(
+            "another ringfence has taken {} over; stop one of the two, and start this one again",
+            self.shown
+        ))
+    }
+
+    pub(super) async fn close(&self) {
+        self.closed.cancel();
+        if tokio::time::timeout(self.patience(), self.pool.close()).await.is_err() {
+            warn!(store = %self.shown, "database connections still in use at exit");
+        }
+    }
+}
+
+/// Whether an error says that the session is over. Nothing of its transaction stays.
+fn is_gone(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(cause) => cause.kind() != std::io::ErrorKind::TimedOut,
+        // Ended by an operator, by a crash, for idling; by a pooler, which says 08….
+        _ => matches!(&*code(error), "57P01" | "57P02" | "57P05" | "25P03" | "08P01" | "08006" | "08003"),
+    }
+}

@@ -1,0 +1,304 @@
+//! What is said in calls, taken into the inbox, numbered and settled: one transaction of a few statements, however many meet in it.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use sqlx::postgres::{PgListener, PgPool};
+use sqlx::{PgConnection, Row as _};
+
+use super::super::driver::damaged;
+use super::super::queries::calls::calls;
+use super::super::row::Row;
+use super::super::rows::{call_id, record};
+use super::super::{
+    CallRecord, Delivery, IngestOutcome, NewUtterance, RECORDED, ReceiveOutcome, Ring, UtteranceIngest, UtteranceRef,
+    tells_more,
+};
+use super::{Sql, query, to_json};
+use crate::ids::{Alias, CallId};
+
+/// Hears a batch. With `tell`, other processes listen.
+pub(super) async fn ingest(
+    c: &mut PgConnection,
+    batch: &[Arc<UtteranceIngest>],
+    tell: bool,
+) -> Sql<Vec<IngestOutcome>> {
+    let new = receive(c, batch).await?;
+    let fresh: Vec<&UtteranceIngest> =
+        batch.iter().map(|one| &**one).filter(|one| new.contains(&one.event.id)).collect();
+    let records = records(c, &fresh).await?;
+    let whole = fresh.iter().filter_map(|one| {
+        let record = one.aliases.iter().find_map(|alias| records.get(alias))?;
+        let is_about = one.by.contradicts(&record.facts, &record.aliases, &one.aliases).is_none();
+        (is_about && !tells_more(record, &one.aliases)).then_some((*one, &record.id))
+    });
+    let whole: Vec<(&UtteranceIngest, &CallId)> = whole.collect();
+    let said = say(c, &whole).await?;
+    settle(c, &whole).await?;
+    if tell {
+        let calls = whole.iter().map(|(_, call)| call.as_str()).collect::<HashSet<_>>();
+        ring_others(c, calls.into_iter().collect()).await?;
+    }
+    let mut whole: HashMap<&str, IngestOutcome> = whole
+        .iter()
+        .zip(said)
+        .map(|((one, call), said)| (one.event.id.as_str(), IngestOutcome::Whole((*call).clone(), said)))
+        .collect();
+    let before = before(c, batch, &new).await?;
+    let took = |one: &Arc<UtteranceIngest>| match whole.remove(one.event.id.as_str()) {
+        Some(took) => Ok(took),
+        None if new.contains(&one.event.id) => Ok(IngestOutcome::Inbox(ReceiveOutcome::New)),
+        None => {
+            let took = one.event.dedupe_key.as_ref().and_then(|key| before.get(key)).cloned();
+            took.ok_or_else(|| damaged("a webhook that came before is not there").into())
+        }
+    };
+    batch.iter().map(took).collect()
+}
+
+/// Takes webhooks into the inbox. The ids of those that are new.
+async fn receive(c: &mut PgConnection, batch: &[Arc<UtteranceIngest>]) -> Sql<HashSet<String>> {
+    let mut events: Vec<_> = batch.iter().map(|one| &one.event).collect();
+    // In one order, whoever takes the same: none waits for another that waits for it.
+    events.sort_by(|a, b| a.dedupe_key.cmp(&b.dedupe_key));
+    let headers = events.iter().map(|e| to_json(&e.headers)).collect::<Sql<Vec<_>>>()?;
+    let rows = query(
+        "INSERT INTO webhook_events (id, account, webhook, event, dedupe_key, received_at, method, path, headers, body, spool)
+         SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::text[], $8::text[],
+             $9::text[], $10::bytea[], $11::text[])
+         ON CONFLICT (dedupe_key) DO NOTHING RETURNING id",
+    )
+    .bind(events.iter().map(|e| e.id.as_str()).collect::<Vec<_>>())
+    .bind(events.iter().map(|e| e.account.as_str()).collect::<Vec<_>>())
+    .bind(events.iter().map(|e| e.webhook.as_str()).collect::<Vec<_>>())
+    .bind(events.iter().map(|e| e.event.as_str()).collect::<Vec<_>>())
+    .bind(events.iter().map(|e| e.dedupe_key.as_deref()).collect::<Vec<_>>())
+    .bind(events.iter().map(|e| e.received_at).collect::<Vec<_>>())
+    .bind(events.iter().map(|e| e.method.as_str()).collect::<Vec<_>>())
+    .bind(events.iter().map(|e| e.path.as_str()).collect::<Vec<_>>())
+    .bind(headers)
+    .bind(events.iter().map(|e| e.body.as_deref()).collect::<Vec<_>>())
+    .bind(events.iter().map(|e| e.spool.as_deref()).collect::<Vec<_>>())
+    .fetch_all(c)
+    .await?;
+    rows.iter().map(|row| row.try_get("id")).collect()
+}
+
+/// The records of the calls that have these ids, by each of them. They are not deleted until the transaction ends.
+async fn records(c: &mut PgConnection, batch: &[&UtteranceIngest]) -> Sql<HashMap<Alias, Arc<CallRecord>>> {
+    let ids: HashSet<&Alias> = batch.iter().flat_map(|one| &one.aliases).collect();
+    let mut found = HashMap::new();
+    if ids.is_empty() {
+        return Ok(found);
+    }
+    let rows = query(calls!(
+        "WHERE c.id IN (SELECT call_id FROM call_aliases WHERE (kind, id) IN (SELECT * FROM unnest($1::text[], $2::text[])))
+         ORDER BY c.id FOR KEY SHARE OF c"
+    ))
+    .bind(ids.iter().map(|alias| alias.kind.as_str()).collect::<Vec<_>>())
+    .bind(ids.iter().map(|alias| alias.id.as_str()).collect::<Vec<_>>())
+    .fetch_all(c)
+    .await?;
+    for row in rows {
+        let record = Arc::new(record(&Row::Postgres(row))?);
+        found.extend(record.aliases.iter().map(|alias| (alias.clone(), record.clone())));
+    }
+    Ok(found)
+}
+
+/// Puts on record what new webhooks say, under the next numbers of their calls, in this order.
+async fn say(c: &mut PgConnection, whole: &[(&UtteranceIngest, &CallId)]) -> Sql<Vec<UtteranceRef>> {
+    if whole.is_empty() {
+        return Ok(vec![]);
+    }
+    let mut counts = BTreeMap::<&str, i64>::new();
+    for (_, call) in whole {
+        *counts.entry(call.as_str()).or_default() += 1;
+    }
+    let (calls, more): (Vec<&str>, Vec<i64>) = counts.iter().unzip();
+    // In the order of the calls, for others do the same.
+    let rows = query(
+        "INSERT INTO transcripts AS t (call_id, last_sequence)
+             SELECT * FROM unnest($1::text[], $2::bigint[])
+         ON CONFLICT (call_id) DO UPDATE SET last_sequence = t.last_sequence + excluded.last_sequence
+         RETURNING call_id, last_sequence",
+    );
+    let mut last = HashMap::<String, i64>::new();
+    for row in rows.bind(calls).bind(more).fetch_all(&mut *c).await? {
+        let (call, reached): (String, i64) = (row.try_get("call_id")?, row.try_get("last_sequence")?);
+        let before = reached - counts.get(call.as_str()).copied().unwrap_or_default();
+        last.insert(call, before);
+    }
+    let number = |(_, call): &(&UtteranceIngest, &CallId)| {
+        let last = last.get_mut(call.as_str()).ok_or_else(|| damaged("a call has no last number"))?;
+        *last += 1;
+        Ok(*last)
+    };
+    let numbers = whole.iter().map(number).collect::<Sql<Vec<i64>>>()?;
+    let rows = query(
+        "INSERT INTO utterances (call_id, sequence, event_id, speaker, message, said_at, source_sequence, source, heard_at)
+         SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[], $8::text[],
+             $9::bigint[])
+         RETURNING event_id, id",
+    )
+    .bind(whole.iter().map(|(_, call)| call.as_str()).collect::<Vec<_>>())
+    .bind(&numbers)
+    .bind(whole.iter().map(|(one, _)| one.said.event_id.as_str()).collect::<Vec<_>>())
+    .bind(whole.iter().map(|(one, _)| one.said.speaker.as_str()).collect::<Vec<_>>())
+    .bind(whole.iter().map(|(one, _)| one.said.text.as_str()).collect::<Vec<_>>())
+    .bind(whole.iter().map(|(one, _)| one.said.said_at.as_str()).collect::<Vec<_>>())
+    .bind(whole.iter().map(|(one, _)| one.said.source_sequence).collect::<Vec<_>>())
+    .bind(whole.iter().map(|(one, _)| one.said.source.as_deref()).collect::<Vec<_>>())
+    .bind(whole.iter().map(|(one, _)| one.said.at_ms).collect::<Vec<_>>())
+    .fetch_all(c)
+    .await?;
+    let ids = rows.iter().map(|row| Ok((row.try_get("event_id")?, row.try_get("id")?)));
+    let ids = ids.collect::<Sql<HashMap<String, i64>>>()?;
+    let said = whole.iter().zip(numbers).map(|((one, _), sequence)| {
+        let id = ids.get(&one.said.event_id).copied().ok_or_else(|| damaged("an utterance has no id"))?;
+        Ok(UtteranceRef { id, sequence })
+    });
+    said.collect()
+}
+
+/// Notes what came of new webhooks, and what the app has to be told of them.
+async fn settle(c: &mut PgConnection, whole: &[(&UtteranceIngest, &CallId)]) -> Sql<()> {
+    if whole.is_empty() {
+        return Ok(());
+    }
+    query(
+        "UPDATE webhook_events SET outcome = $3, call_id = t.call_id
+         FROM unnest($1::text[], $2::text[]) AS t(id, call_id) WHERE webhook_events.id = t.id",
+    )
+    .bind(whole.iter().map(|(one, _)| one.event.id.as_str()).collect::<Vec<_>>())
+    .bind(whole.iter().map(|(_, call)| call.as_str()).collect::<Vec<_>>())
+    .bind(RECORDED)
+    .execute(&mut *c)
+    .await?;
+    let told: Vec<(&Delivery, &UtteranceIngest, &CallId)> =
+        whole.iter().filter_map(|(one, call)| Some((one.delivery.as_ref()?, *one, *call))).collect();
+    if told.is_empty() {
+        return Ok(());
+    }
+    let headers = told.iter().map(|(one, ..)| to_json(&one.headers)).collect::<Sql<Vec<_>>>()?;
+    query(
+        "INSERT INTO deliveries (id, event_id, url, method, headers, body, attempts, due_at, call_id, noted_at)
+         SELECT id, event_id, url, method, headers, body, 0, at, call_id, at
+         FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bytea[], $7::bigint[], $8::text[])
+             WITH ORDINALITY AS t(id, event_id, url, method, headers, body, at, call_id, n) ORDER BY n",
+    )
+    .bind(told.iter().map(|(one, ..)| one.id.as_str()).collect::<Vec<_>>())
+    .bind(told.iter().map(|(one, ..)| one.event_id.as_str()).collect::<Vec<_>>())
+    .bind(told.iter().map(|(one, ..)| one.url.as_str()).collect::<Vec<_>>())
+    .bind(told.iter().map(|(one, ..)| one.method.as_str()).collect::<Vec<_>>())
+    .bind(headers)
+    .bind(told.iter().map(|(one, ..)| one.body.as_slice()).collect::<Vec<_>>())
+    .bind(told.iter().map(|(_, one, _)| one.said.at_ms).collect::<Vec<_>>())
+    .bind(told.iter().map(|(.., call)| call.as_str()).collect::<Vec<_>>())
+    .execute(c)
+    .await
+    .map(drop)
+}
+
+/// What became of webhooks that came before, by their dedupe key; in this transaction, too.
+async fn before(
+    c: &mut PgConnection,
+    batch: &[Arc<UtteranceIngest>],
+    new: &HashSet<String>,
+) -> Sql<HashMap<String, IngestOutcome>> {
+    let events = batch.iter().map(|one| &one.event).filter(|event| !new.contains(&event.id));
+    let keys: Vec<&str> = events.filter_map(|event| event.dedupe_key.as_deref()).collect();
+    if keys.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let rows = query(
+        "SELECT e.dedupe_key, e.id, e.outcome, u.call_id, u.id AS said, u.sequence
+         FROM webhook_events e LEFT JOIN utterances u ON u.event_id = e.id WHERE e.dedupe_key = ANY($1)",
+    );
+    let mut before = HashMap::new();
+    for row in rows.bind(keys).fetch_all(c).await? {
+        let outcome: Option<String> = row.try_get("outcome")?;
+        let call: Option<String> = row.try_get("call_id")?;
+        let took = match call.filter(|_| outcome.is_some()) {
+            Some(call) => IngestOutcome::Before(
+                call_id(&call)?,
+                UtteranceRef { id: row.try_get("said")?, sequence: row.try_get("sequence")? },
+            ),
+            None => IngestOutcome::Inbox(ReceiveOutcome::Before { id: row.try_get("id")?, outcome }),
+        };
+        before.insert(row.try_get("dedupe_key")?, took);
+    }
+    Ok(before)
+}
+
+/// Where processes over one record tell each other of calls.
+const BELLS: &str = "ringfence_calls";
+
+/// Keeps others from giving out numbers of a call until the transaction ends.
+async fn lock(c: &mut PgConnection, call: &CallId) -> Sql<()> {
+    let lock = "SELECT 1 FROM transcripts WHERE call_id = $1 FOR UPDATE";
+    if query(lock).bind(call.as_str()).fetch_optional(&mut *c).await?.is_none() {
+        let first = "INSERT INTO transcripts (call_id, last_sequence) VALUES ($1, 0) ON CONFLICT DO NOTHING";
+        query(first).bind(call.as_str()).execute(&mut *c).await?;
+        query(lock).bind(call.as_str()).execute(c).await?;
+    }
+    Ok(())
+}
+
+/// Puts on record what was said in a call.
+pub(super) async fn say_one(
+    c: &mut PgConnection,
+    call: &CallId,
+    said: &NewUtterance,
+    tell: bool,
+) -> Sql<Option<UtteranceRef>> {
+    // It is not deleted meanwhile.
+    let there = query("SELECT 1 FROM calls WHERE id = $1 FOR KEY SHARE").bind(call.as_str());
+    if there.fetch_optional(&mut *c).await?.is_none() {
+        return Ok(None);
+    }
+    lock(c, call).await?;
+    // A statement of its own, so that it sees what the one before it waited for.
+    let row = query(
+        "WITH before AS (SELECT id, sequence FROM utterances WHERE event_id = $2),
+         next AS (UPDATE transcripts SET last_sequence = last_sequence + 1
+             WHERE call_id = $1 AND NOT EXISTS (SELECT 1 FROM before) RETURNING last_sequence),
+         new AS (INSERT INTO utterances (call_id, sequence, event_id, speaker, message, said_at, source_sequence, source, heard_at)
+             SELECT $1, last_sequence, $2, $3, $4, $5, $6, $7, $8 FROM next RETURNING id, sequence)
+         SELECT id, sequence FROM before UNION ALL SELECT id, sequence FROM new",
+    )
+    .bind(call.as_str())
+    .bind(&said.event_id)
+    .bind(said.speaker.as_str())
+    .bind(&said.text)
+    .bind(&said.said_at)
+    .bind(said.source_sequence)
+    .bind(&said.source)
+    .bind(said.at_ms)
+    .fetch_one(&mut *c)
+    .await?;
+    if tell {
+        ring_others(c, vec![call.as_str()]).await?;
+    }
+    Ok(Some(UtteranceRef { id: row.try_get("id")?, sequence: row.try_get("sequence")? }))
+}
+
+async fn ring_others(c: &mut PgConnection, calls: Vec<&str>) -> Sql<()> {
+    query("SELECT pg_notify($1, call) FROM unnest($2::text[]) AS call")
+        .bind(BELLS)
+        .bind(calls)
+        .execute(c)
+        .await
+        .map(drop)
+}
+
+/// Rings for the calls of which other processes tell, until that fails.
+pub(super) async fn listen(pool: &PgPool, ring: Ring) -> Sql<()> {
+    let mut listener = PgListener::connect_with(pool).await?;
+    listener.listen(BELLS).await?;
+    loop {
+        if let Some(call) = CallId::parse(listener.recv().await?.payload()) {
+            ring(&call);
+        }
+    }
+}

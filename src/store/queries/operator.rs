@@ -1,0 +1,187 @@
+//! What operators see and do.
+
+use async_trait::async_trait;
+use futures_util::FutureExt as _;
+
+use super::super::app_events::EVENT;
+use super::super::driver::{Backend, Driver, Sql, binds};
+use super::super::rows::{audit_record, call_id, event, inbox_event, outbox_delivery};
+use super::super::{AuditRecord, Desk, Inbox, InboxEvent, NewEvent, Outbox, OutboxDelivery, Purged, Result};
+use super::first;
+use super::retention::{PURGE_BATCH, forget_calls};
+use crate::clock::UnixMs;
+
+macro_rules! inbox {
+    ($rest:literal) => {
+        concat!(
+            "SELECT id, account, webhook, event, received_at, path, (body IS NOT NULL OR spool IS NOT NULL) AS has_body, spool,
+                 call_id, outcome, tries, due_at, parked_at, error FROM webhook_events ",
+            $rest
+        )
+    };
+}
+
+macro_rules! outbox {
+    ($rest:literal) => {
+        concat!(
+            "SELECT id, event_id, call_id, url, own, route, attempts, due_at, done_at, last_error FROM deliveries ",
+            $rest
+        )
+    };
+}
+
+/// Whether a file of a spool is needed no more.
+async fn clear_spool(c: &mut dyn Driver, event_id: &str, spool: &str) -> Sql<bool> {
+    let gone = "UPDATE webhook_events SET spool = NULL WHERE id = $1 AND spool = $2 AND outcome IS NOT NULL AND waits_id IS NULL
+         AND NOT EXISTS (SELECT 1 FROM deliveries WHERE event_id = $1 AND done_at IS NULL)";
+    if c.execute(gone, &binds![event_id, spool]).await? > 0 {
+        c.execute("UPDATE deliveries SET spool = NULL WHERE event_id = $1", &binds![event_id]).await?;
+    }
+    let unneeded = "SELECT 1 FROM webhook_events WHERE id = $1 AND spool IS DISTINCT FROM $2";
+    Ok(!c.fetch(unneeded, &binds![event_id, spool]).await?.is_empty())
+}
+
+async fn park_unreachable(c: &mut dyn Driver, before_ms: UnixMs, spool: &str, why: &str, now_ms: UnixMs) -> Sql<u64> {
+    let deliveries = "UPDATE deliveries SET due_at = NULL, taken_until = NULL, last_error = $3
+         WHERE spool IS NOT NULL AND spool <> $2 AND done_at IS NULL AND due_at < $1";
+    let deliveries = c.execute(deliveries, &binds![before_ms, spool, why]).await?;
+    let events = "UPDATE webhook_events SET parked_at = $4, due_at = NULL, error = $3
+         WHERE spool IS NOT NULL AND spool <> $2 AND outcome IS NULL AND parked_at IS NULL
+         AND coalesce(due_at, received_at) < $1";
+    Ok(deliveries + c.execute(events, &binds![before_ms, spool, why, now_ms]).await?)
+}
+
+async fn purge_refusals(c: &mut dyn Driver, business: &str) -> Sql<u64> {
+    let told = "DELETE FROM deliveries WHERE event_id IN
+         (SELECT $3 || id FROM refusals WHERE business = $1 ORDER BY id LIMIT $2)";
+    c.execute(told, &binds![business, PURGE_BATCH, EVENT]).await?;
+    let gone = "DELETE FROM refusals WHERE id IN (SELECT id FROM refusals WHERE business = $1 ORDER BY id LIMIT $2)";
+    c.execute(gone, &binds![business, PURGE_BATCH]).await
+}
+
+#[async_trait]
+impl<B: Backend> Desk for B {
+    async fn inbox(&self, which: Inbox, limit: u32) -> Result<Vec<InboxEvent>> {
+        let sql = match which {
+            Inbox::All => inbox!("ORDER BY received_at DESC, id DESC LIMIT $1"),
+            Inbox::Unsettled => {
+                inbox!("WHERE outcome IS NULL AND parked_at IS NULL ORDER BY received_at DESC, id DESC LIMIT $1")
+            }
+            Inbox::Parked => inbox!("WHERE parked_at IS NOT NULL ORDER BY received_at DESC, id DESC LIMIT $1"),
+        };
+        self.select(sql, binds![limit].into(), inbox_event).await
+    }
+
+    async fn inbox_event(&self, id: &str) -> Result<Option<InboxEvent>> {
+        Ok(self.select(inbox!("WHERE id = $1"), binds![id.to_owned()].into(), inbox_event).await?.pop())
+    }
+
+    async fn stored_event(&self, id: &str) -> Result<Option<NewEvent>> {
+        let sql = "SELECT * FROM webhook_events WHERE id = $1";
+        Ok(self.select(sql, binds![id.to_owned()].into(), event).await?.pop())
+    }
+
+    async fn outbox(&self, which: Outbox, limit: u32) -> Result<Vec<OutboxDelivery>> {
+        let sql = match which {
+            Outbox::Pending => outbox!("WHERE done_at IS NULL AND due_at IS NOT NULL ORDER BY seq DESC LIMIT $1"),
+            Outbox::GivenUp => outbox!("WHERE done_at IS NULL AND due_at IS NULL ORDER BY seq DESC LIMIT $1"),
+        };
+        self.select(sql, binds![limit].into(), outbox_delivery).await
+    }
+
+    async fn deliveries_of(&self, event_id: &str) -> Result<Vec<OutboxDelivery>> {
+        let sql = outbox!("WHERE event_id = $1 ORDER BY seq");
+        self.select(sql, binds![event_id.to_owned()].into(), outbox_delivery).await
+    }
+
+    async fn begin_try(&self, event_id: &str) -> Result<u32> {
+        let sql = "UPDATE webhook_events SET tries = tries + 1 WHERE id = $1 RETURNING tries";
+        let binds = binds![event_id.to_owned()];
+        self.write(binds, move |c, binds| async move { first(c.fetch(sql, binds).await?)?.count("tries") }.boxed())
+            .await
+    }
+
+    async fn failed_try(&self, event_id: &str, why: &str, due_at: Option<UnixMs>, now_ms: UnixMs) -> Result<()> {
+        let sql = "UPDATE webhook_events SET error = $2, due_at = $3, parked_at = $4 WHERE id = $1 AND outcome IS NULL";
+        let parked_at = due_at.is_none().then_some(now_ms);
+        self.run(sql, binds![event_id.to_owned(), why.to_owned(), due_at, parked_at].into()).await.map(drop)
+    }
+
+    async fn reopen(&self, event_id: &str) -> Result<bool> {
+        let sql = "UPDATE webhook_events SET outcome = NULL, tries = 0, due_at = NULL, parked_at = NULL, error = NULL
+             WHERE id = $1 AND (body IS NOT NULL OR spool IS NOT NULL)";
+        Ok(self.run(sql, binds![event_id.to_owned()].into()).await? > 0)
+    }
+
+    async fn redeliver(&self, event_id: &str, at_ms: UnixMs) -> Result<u64> {
+        let sql =
+            "UPDATE deliveries SET done_at = NULL, due_at = $2, attempts = 0, taken_until = NULL, last_error = NULL
+             WHERE event_id = $1 AND (body IS NOT NULL OR spool IS NOT NULL)";
+        self.run(sql, binds![event_id.to_owned(), at_ms].into()).await
+    }
+
+    async fn forget_body(&self, event_id: &str) -> Result<()> {
+        let event = "UPDATE webhook_events SET body = NULL WHERE id = $1 AND outcome IS NOT NULL AND waits_id IS NULL";
+        let deliveries = "UPDATE deliveries SET body = NULL WHERE event_id = $1 AND done_at IS NOT NULL";
+        let binds = binds![event_id.to_owned()];
+        let forget = self.write(binds, move |c, binds| {
+            async move {
+                c.execute(event, binds).await?;
+                c.execute(deliveries, binds).await.map(drop)
+            }
+            .boxed()
+        });
+        forget.await
+    }
+
+    async fn set_spool(&self, event_id: &str, spool: &str) -> Result<()> {
+        let sql = "UPDATE webhook_events SET spool = $2 WHERE id = $1 AND outcome IS NULL";
+        self.run(sql, binds![event_id.to_owned(), spool.to_owned()].into()).await.map(drop)
+    }
+
+    async fn clear_spool(&self, event_id: &str, spool: &str) -> Result<bool> {
+        let of = (event_id.to_owned(), spool.to_owned());
+        self.write(of, |c, (event, spool)| clear_spool(c, event, spool).boxed()).await
+    }
+
+    async fn park_unreachable(&self, before_ms: UnixMs, spool: &str, why: &str, now_ms: UnixMs) -> Result<u64> {
+        let of = (spool.to_owned(), why.to_owned());
+        self.write(of, move |c, (spool, why)| park_unreachable(c, before_ms, spool, why, now_ms).boxed()).await
+    }
+
+    async fn audit(&self, r: AuditRecord) -> Result<()> {
+        let sql = "INSERT INTO audit (id, at, who, what, target, reason, came_from, before_json, after_json)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
+        let binds = binds![r.id, r.at, r.who, r.what, r.target, r.reason, r.from, r.before, r.after];
+        self.run(sql, binds.into()).await.map(drop)
+    }
+
+    async fn latest_audit(&self, limit: u32) -> Result<Vec<AuditRecord>> {
+        self.select("SELECT * FROM audit ORDER BY at DESC, id DESC LIMIT $1", binds![limit].into(), audit_record).await
+    }
+
+    async fn purge_business(&self, business: &str) -> Result<Purged> {
+        let (of, mut all) = (business.to_owned(), Purged::default());
+        loop {
+            let sql = "SELECT id FROM calls WHERE business = $1 AND phase = 'ended' LIMIT $2";
+            let some = self.select(sql, binds![of.clone(), PURGE_BATCH].into(), |row| row.text("id")).await?;
+            if some.is_empty() {
+                break;
+            }
+            let gone = self.write(some, |c, ids| forget_calls(c, ids, true).boxed()).await?;
+            all.calls += gone.calls;
+            all.events += gone.events;
+            all.deliveries += gone.deliveries;
+        }
+        loop {
+            let rows = self.write(of.clone(), |c, business| purge_refusals(c, business).boxed()).await?;
+            all.refusals += rows;
+            if rows < PURGE_BATCH.into() {
+                break;
+            }
+        }
+        let open = "SELECT id FROM calls WHERE business = $1 AND phase <> 'ended' ORDER BY admitted_at, id";
+        all.open = self.select(open, binds![of].into(), |row| call_id(row.str("id")?)).await?;
+        Ok(all)
+    }
+}

@@ -1,0 +1,85 @@
+//! What open calls and rates come to, for a decision or a move of the gate. Pure: every back end reads the rows, asks here, and
+//! writes what came of it.
+
+use std::collections::HashMap;
+
+use crate::admission::{LeaseRow, LimitUsage, OLDEST_MAX, RateLog, keys};
+use crate::clock::UnixMs;
+use crate::ids::CallId;
+use crate::policy::{Facts, Policy};
+
+/// The pool whose limits are decided together.
+pub(super) const POOL: &str = "default";
+
+/// The longest that rates are replayed from the record.
+const REPLAY_MAX_MS: i64 = 24 * 3_600_000;
+
+/// What was read for a decision, and what the same transaction has granted since.
+#[derive(Debug, Default)]
+pub(super) struct Counted {
+    pub(super) now_ms: UnixMs,
+    pub(super) held: HashMap<String, u32>,
+    pub(super) rates: HashMap<String, RateLog>,
+    /// Since when the calls of a single place hold it that were granted since: the youngest of their limits.
+    pub(super) singles: HashMap<String, Vec<UnixMs>>,
+}
+
+impl Counted {
+    /// Takes up what a decision granted.
+    pub(super) fn grant(&mut self, keys: &[String], slots: u32, taken: &[(String, RateLog)]) {
+        for key in keys {
+            let held = self.held.entry(key.clone()).or_default();
+            *held = held.saturating_add(slots);
+            if slots == 1 {
+                self.singles.entry(key.clone()).or_default().push(self.now_ms);
+            }
+        }
+        self.rates.extend(taken.iter().cloned());
+    }
+}
+
+impl LimitUsage for Counted {
+    fn held(&self, key: &str) -> u32 {
+        self.held.get(key).copied().unwrap_or(0)
+    }
+
+    fn rate_log(&self, key: &str) -> Option<&RateLog> {
+        self.rates.get(key)
+    }
+
+    /// Those in the database are read later, only for limits that are short, and come before these.
+    fn oldest(&self, key: &str) -> Vec<UnixMs> {
+        let singles = self.singles.get(key).map_or(&[][..], Vec::as_slice);
+        singles.iter().take(OLDEST_MAX).copied().collect()
+    }
+}
+
+/// An open call, as a move of the gate reads it.
+#[derive(Debug)]
+pub(super) struct OpenRow {
+    pub(super) call: CallId,
+    pub(super) facts: Facts,
+    pub(super) slots: u32,
+    pub(super) since_ms: UnixMs,
+    pub(super) over_limit: bool,
+    pub(super) keys: Option<Vec<String>>,
+}
+
+/// Counts every open call anew. The flag says that its keys are others than before.
+pub(super) fn recount(policy: &Policy, open: Vec<OpenRow>) -> Vec<(LeaseRow, bool)> {
+    let count = |row: OpenRow| {
+        let keys = keys(&policy.bindings(&row.facts));
+        let changed = row.keys.as_ref() != Some(&keys);
+        (
+            LeaseRow { call: row.call, keys, slots: row.slots, since_ms: row.since_ms, over_limit: row.over_limit },
+            changed,
+        )
+    };
+    open.into_iter().map(count).collect()
+}
+
+/// From when on rates are replayed; `None` without rates.
+pub(super) fn replay_since(policy: &Policy, now_ms: UnixMs) -> Option<UnixMs> {
+    let window_ms = policy.longest_rate_ms().min(REPLAY_MAX_MS);
+    (window_ms > 0).then(|| now_ms.saturating_sub(window_ms))
+}

@@ -1,0 +1,130 @@
+//! Calls as clients of before ringfence read them: lists, one call, one with what was said (contract §5). What only their own
+//! database knew is null.
+
+use bytes::Bytes;
+use http::{Method, Response, StatusCode};
+use serde_json::{Value, json};
+
+use super::{Client, ConnectError, PAGE_MAX, message, number, pairs, shown};
+use crate::clock::rfc3339;
+use crate::net::Exchange;
+use crate::provider::description::APP_ID_KIND;
+use crate::provider::path::percent_decode;
+use crate::reply::json_answer;
+use crate::store::{CallRecord, StoredPostCall};
+use crate::token::Principal;
+
+/// Calls in a list unless the client says how many.
+const LISTED: i64 = 100;
+
+impl Client {
+    /// The answer at `/calls` and below it, but for the transcript; `None`: nothing is served there.
+    pub(super) async fn calls_as_before(
+        &self,
+        exchange: &Exchange,
+        segments: &[&str],
+    ) -> Option<(&'static str, Response<Bytes>)> {
+        if exchange.method() != Method::GET || segments.first() != Some(&"calls") {
+            return None;
+        }
+        let (kind, answer) = match &segments[1..] {
+            [] => ("calls", self.listed(exchange, false).await),
+            ["active"] => ("calls", self.listed(exchange, true).await),
+            [id] if !id.is_empty() => ("call", self.one(exchange, &percent_decode(id), false).await),
+            [id, "full"] => ("call", self.one(exchange, &percent_decode(id), true).await),
+            _ => return None,
+        };
+        Some((kind, answer.map_or_else(ConnectError::answer, |shown| json_answer(StatusCode::OK, &shown))))
+    }
+
+    pub(super) fn asks(&self, exchange: &Exchange) -> Result<Principal, ConnectError> {
+        let (token, _) = shown(exchange).map_err(ConnectError::Denied)?;
+        self.authenticate(&token).map_err(|error| ConnectError::Denied(error.to_string()))
+    }
+
+    async fn listed(&self, exchange: &Exchange, only_active: bool) -> Result<Value, ConnectError> {
+        let visitor = self.asks(exchange)?;
+        let limit = number(exchange, "limit")?.unwrap_or(LISTED);
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX).clamp(1, PAGE_MAX as usize);
+        let wanted = pairs(exchange).find(|(key, _)| key == "status").map(|(_, status)| status.into_owned());
+        let driver = pairs(exchange).find(|(key, _)| key == "driver_id").map(|(_, driver)| driver.into_owned());
+        let all = self.lifecycle.store.latest_calls(PAGE_MAX * 10).await?;
+        let is_wanted = |call: &&CallRecord| {
+            let status = message::status(call);
+            visitor.sees(call.facts.business.as_str())
+                && (!only_active || status == "in_progress")
+                && wanted.as_deref().is_none_or(|wanted| wanted == status)
+                && driver.as_deref().is_none_or(|driver| driver_id(call) == Some(driver))
+        };
+        let mut list = Vec::new();
+        for call in all.iter().filter(is_wanted).take(limit) {
+            let told = self.lifecycle.store.post_call(&call.id).await?;
+            list.push(of(call, told.as_ref()));
+        }
+        Ok(list.into())
+    }
+
+    async fn one(&self, exchange: &Exchange, id: &str, full: bool) -> Result<Value, ConnectError> {
+        let visitor = self.asks(exchange)?;
+        let call = self.find(id, &visitor).await?.ok_or(ConnectError::NotFound)?;
+        let told = self.lifecycle.store.post_call(&call.id).await?;
+        let mut shown = of(&call, told.as_ref());
+        if full {
+            let said = self.said(&call, PAGE_MAX).await?;
+            shown["transcript_count"] = said.len().into();
+            shown["transcript"] = said.into();
+        }
+        Ok(shown)
+    }
+
+    /// What was said in a call, as a bare list.
+    pub(super) async fn said(&self, call: &CallRecord, limit: u32) -> Result<Vec<Value>, ConnectError> {
+        let utterances = self.lifecycle.store.utterances(&call.id, 0, limit).await?;
+        let label = &self.settings.user_label;
+        let spoken = message::in_spoken_order(&utterances).into_iter().map(|one| {
+            json!({
+                "role": message::speaker_type(one.speaker, label),
+                "text": one.text,
+                "timestamp": one.said_at,
+                "sequence_number": one.sequence,
+            })
+        });
+        Ok(spoken.collect())
+    }
+}
+
+/// Whose call it is: the app's own id is `EL_{driver}_{unix time}` (contract §5).
+fn driver_id(call: &CallRecord) -> Option<&str> {
+    let (driver, at) = call.alias(APP_ID_KIND)?.strip_prefix("EL_")?.rsplit_once('_')?;
+    let is_time = !at.is_empty() && at.bytes().all(|byte| byte.is_ascii_digit());
+    (is_time && !driver.is_empty()).then_some(driver)
+}
+
+fn of(call: &CallRecord, told: Option<&StoredPostCall>) -> Value {
+    let told = told.map(|told| &told.found);
+    let seconds = call.ended_at.map(|ended| (ended - call.answered_at.unwrap_or(call.admitted_at)).max(0) / 1000);
+    let talked = told.and_then(|told| told.call_duration_seconds).or(seconds);
+    json!({
+        "call_sid": message::call_sid(call),
+        "conversation_id": call.alias("conversation_id"),
+        "driver_id": driver_id(call),
+        "trip_id": null,
+        "status": message::status(call),
+        "call_start_time": rfc3339(call.admitted_at),
+        "call_end_time": call.ended_at.map(rfc3339),
+        "duration_seconds": talked,
+        "transcript_summary": told.and_then(|told| told.transcript_summary.as_deref()),
+        "call_duration_seconds": talked,
+        "cost": told.and_then(|told| told.cost),
+        "call_successful": told.and_then(|told| told.call_successful),
+        "created_at": rfc3339(call.admitted_at),
+        "updated_at": rfc3339(call.ended_at.or(call.answered_at).unwrap_or(call.admitted_at)),
+        "retry_count": 0,
+        "max_retries": 0,
+        "retry_status": null,
+        "next_retry_at": null,
+        "parent_call_sid": null,
+        "driver_name": null,
+        "phone_number": call.facts.other_number.as_deref().map(crate::ids::mask_number),
+    })
+}

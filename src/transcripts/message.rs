@@ -1,0 +1,286 @@
+//! What the socket says, byte by byte as its clients of before ringfence know it (contract §2), and what is beyond that. Pure.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+
+use crate::call::{Outcome, Phase, Speaker, stream_status};
+use crate::clock::{UnixMs, rfc3339};
+use crate::notify::Partial;
+use crate::provider::description::APP_ID_KIND;
+use crate::store::{CallRecord, StoredPostCall, Utterance};
+
+/// The code of an error message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorCode {
+    /// Nobody knows such a call; or it is not this client's to see.
+    CallNotFound,
+    /// It cannot be an id.
+    InvalidIdentifier,
+    /// The token does not count.
+    AuthenticationFailed,
+    /// The record does not answer, or too much is followed.
+    SubscriptionFailed,
+    /// It is not one of the messages that a client may send.
+    InvalidMessageFormat,
+}
+
+impl ErrorCode {
+    const fn as_str(self) -> &'static str {
+        match self {
+            ErrorCode::CallNotFound => "CALL_NOT_FOUND",
+            ErrorCode::InvalidIdentifier => "INVALID_IDENTIFIER",
+            ErrorCode::AuthenticationFailed => "AUTHENTICATION_FAILED",
+            ErrorCode::SubscriptionFailed => "SUBSCRIPTION_FAILED",
+            ErrorCode::InvalidMessageFormat => "INVALID_MESSAGE_FORMAT",
+        }
+    }
+}
+
+/// How the speakers are called.
+pub fn speaker_type(speaker: Speaker, user_label: &str) -> &str {
+    match speaker {
+        Speaker::Agent => speaker.as_str(),
+        Speaker::User => user_label,
+    }
+}
+
+/// `error`.
+pub fn error(code: ErrorCode, message: &str) -> Value {
+    json!({"type": "error", "message": message, "code": code.as_str()})
+}
+
+/// `subscription_confirmed`. `resumed`: the client can resume, and is told what it needs for it the next time.
+pub fn confirmed(identifier: &str, call: &CallRecord, resumed: Option<i64>) -> Value {
+    let mut message = json!({
+        "type": "subscription_confirmed",
+        "identifier": identifier,
+        "call_sid": call_sid(call),
+        "conversation_id": call.alias("conversation_id"),
+        "status": status(call),
+        "message": format!("Subscribed to call {identifier}"),
+    });
+    if let Some(sequence) = resumed {
+        message["epoch"] = call.id.as_str().into();
+        message["sequence_number"] = sequence.into();
+    }
+    message
+}
+
+/// `cannot_resume`: what the client has is not of this transcript. Everything follows from its beginning.
+pub fn cannot_resume(identifier: &str, call: &CallRecord, last: i64) -> Value {
+    json!({
+        "type": "cannot_resume",
+        "identifier": identifier,
+        "epoch": call.id,
+        "sequence_number": last,
+        "message": "This is another transcript than the one to resume; it follows from its beginning",
+    })
+}
+
+/// `unsubscribe_confirmed`.
+pub fn unsubscribed(identifier: &str) -> Value {
+    json!({
+        "type": "unsubscribe_confirmed",
+        "identifier": identifier,
+        "message": format!("Unsubscribed from call {identifier}"),
+    })
+}
+
+/// `transcription`.
+pub fn transcription(call: &CallRecord, utterance: &Utterance, user_label: &str) -> Value {
+    let mut message = json!({
+        "type": "transcription",
+        "conversation_id": call.alias("conversation_id"),
+        "call_sid": call_sid(call),
+        "transcription_id": utterance.id,
+        "sequence_number": utterance.sequence,
+        "speaker_type": speaker_type(utterance.speaker, user_label),
+        "message_text": utterance.text,
+        "timestamp": utterance.said_at,
+    });
+    if let Some(number) = utterance.source_sequence {
+        message["source_sequence"] = number.into();
+    }
+    message
+}
+
+/// Utterances in the order that they were spoken in, as far as their provider's numbers tell: those that are counted in one thing
+/// take the slots that they have among all in the order of their numbers. All others stay where they are.
+pub fn in_spoken_order(utterances: &[Utterance]) -> Vec<&Utterance> {
+    let mut counted = BTreeMap::<&str, Vec<usize>>::new();
+    for (place, one) in utterances.iter().enumerate() {
+        if let (Some(source), Some(_)) = (&one.source, one.source_sequence) {
+            counted.entry(source).or_default().push(place);
+        }
+    }
+    let mut order: Vec<&Utterance> = utterances.iter().collect();
+    for slots in counted.into_values() {
+        let mut spoken: Vec<&Utterance> = slots.iter().filter_map(|place| utterances.get(*place)).collect();
+        spoken.sort_by_key(|one| (one.source_sequence, one.sequence));
+        for (place, one) in slots.into_iter().zip(spoken) {
+            order[place] = one;
+        }
+    }
+    order
+}
+
+/// `partial`: what may still change.
+pub fn partial(call: &CallRecord, partial: &Partial, user_label: &str) -> Value {
+    json!({
+        "type": "partial",
+        "conversation_id": call.alias("conversation_id"),
+        "call_sid": call_sid(call),
+        "speaker_type": speaker_type(partial.speaker, user_label),
+        "message_text": &*partial.text,
+        "source_sequence": partial.source_sequence,
+    })
+}
+
+/// `call_status`, of a call that is over.
+pub fn call_status(call: &CallRecord) -> Value {
+    json!({
+        "type": "call_status",
+        "conversation_id": call.alias("conversation_id"),
+        "call_sid": call_sid(call),
+        "status": status(call),
+        "call_end_time": call.ended_at.map(rfc3339),
+    })
+}
+
+/// `call_completed`, with whatever is on record.
+pub fn call_completed(call: &CallRecord, told: Option<&StoredPostCall>) -> Value {
+    let told = told.map(|told| &told.found);
+    let (call_sid, conversation_id) = (call_sid(call), call.alias("conversation_id"));
+    let seconds = call.ended_at.map(|ended| (ended - call.answered_at.unwrap_or(call.admitted_at)).max(0) / 1000);
+    json!({
+        "type": "call_completed",
+        "conversation_id": conversation_id,
+        "call_sid": call_sid,
+        "call_data": {
+            "status": status(call),
+            "call_sid": call_sid,
+            "conversation_id": conversation_id,
+            "call_start_time": rfc3339(call.admitted_at),
+            "call_end_time": call.ended_at.map(rfc3339),
+            "duration_seconds": told.and_then(|told| told.call_duration_seconds).or(seconds),
+            "transcript_summary": told.and_then(|told| told.transcript_summary.as_deref()),
+            "cost": told.and_then(|told| told.cost),
+            "call_successful": told.and_then(|told| told.call_successful),
+            "analysis_data": told.and_then(|told| told.analysis_data.as_ref()),
+            "metadata": told.and_then(|told| told.metadata_json.as_ref()),
+        },
+    })
+}
+
+/// What a call's `call_sid` is: the app's own id where its create named one, for that is the one its clients know.
+pub fn call_sid(call: &CallRecord) -> Option<&str> {
+    call.alias(APP_ID_KIND).or_else(|| call.alias("call_sid"))
+}
+
+/// The status of a call in these messages.
+pub fn status(call: &CallRecord) -> &'static str {
+    stream_status(call.phase, call.outcome)
+}
+
+/// When `call_completed` is due for a call: `None` while it is not over. A call that nobody answered gets no record, and of one
+/// whose provider has told all there is none to come, so nothing is waited for.
+pub fn complete_at(call: &CallRecord, told: Option<&StoredPostCall>, record_wait_ms: i64) -> Option<UnixMs> {
+    let ended_at = call.ended_at.filter(|_| call.phase == Phase::Ended)?;
+    let may_come = matches!(call.outcome, Some(Outcome::Completed | Outcome::Failed));
+    let is_told = told.is_some_and(|told| told.recorded_at.is_some());
+    Some(if may_come && !is_told { ended_at + record_wait_ms } else { ended_at })
+}
+
+/// What a client may say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// `{"subscribe": ID}`
+    Subscribe {
+        /// A call sid, a conversation id, or ours.
+        identifier: String,
+        /// The last number that it has; `None`: what is said from now on.
+        after: Option<i64>,
+        /// Of which transcript that is.
+        epoch: Option<String>,
+    },
+    /// `{"unsubscribe": ID}`
+    Unsubscribe(String),
+    /// `{"subscribe_business": ID}`
+    SubscribeBusiness(String),
+    /// `{"unsubscribe_business": ID}`
+    UnsubscribeBusiness(String),
+    /// `{"token": JWT}`
+    Renew(String),
+}
+
+/// Reads what a client says.
+///
+/// # Errors
+/// What it is told.
+pub fn command(text: &str) -> Result<Command, (ErrorCode, &'static str)> {
+    const WORDS: &str = "Send {\"subscribe\": \"ID\"} or {\"unsubscribe\": \"ID\"}";
+    let malformed = (ErrorCode::InvalidMessageFormat, WORDS);
+    let Ok(Value::Object(said)) = serde_json::from_str::<Value>(text) else { return Err(malformed) };
+    let (key, value) = ["subscribe", "unsubscribe", "subscribe_business", "unsubscribe_business", "token"]
+        .iter()
+        .find_map(|key| said.get(*key).map(|value| (*key, value)))
+        .ok_or(malformed)?;
+    let id = value.as_str().map(str::trim).filter(|id| !id.is_empty());
+    let Some(id) = id.map(str::to_owned) else {
+        return Err((ErrorCode::InvalidIdentifier, "The identifier must be a text that is not empty"));
+    };
+    Ok(match key {
+        "subscribe" => Command::Subscribe { identifier: id, after: after(&said)?, epoch: epoch(&said) },
+        "unsubscribe" => Command::Unsubscribe(id),
+        "subscribe_business" => Command::SubscribeBusiness(id),
+        "unsubscribe_business" => Command::UnsubscribeBusiness(id),
+        _ => Command::Renew(id),
+    })
+}
+
+fn after(said: &Map<String, Value>) -> Result<Option<i64>, (ErrorCode, &'static str)> {
+    match said.get("after") {
+        None | Some(Value::Null) => Ok(None),
+        Some(number) => match number.as_i64().filter(|n| *n >= 0) {
+            Some(number) => Ok(Some(number)),
+            None => Err((ErrorCode::InvalidMessageFormat, "after must be the last sequence_number that arrived, or 0")),
+        },
+    }
+}
+
+fn epoch(said: &Map<String, Value>) -> Option<String> {
+    said.get("epoch").and_then(Value::as_str).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_client_may_say_is_read_and_all_else_is_told_apart() {
+        let subscribe = |after, epoch: Option<&str>| Command::Subscribe {
+            identifier: "CA1".to_owned(),
+            after,
+            epoch: epoch.map(str::to_owned),
+        };
+        assert_eq!(command(r#"{"subscribe":"CA1"}"#), Ok(subscribe(None, None)));
+        assert_eq!(command(r#"{"subscribe":" CA1 ","after":7,"epoch":"c_1"}"#), Ok(subscribe(Some(7), Some("c_1"))));
+        assert_eq!(command(r#"{"unsubscribe":"CA1","x":1}"#), Ok(Command::Unsubscribe("CA1".to_owned())));
+        assert_eq!(command(r#"{"subscribe_business":"a"}"#), Ok(Command::SubscribeBusiness("a".to_owned())));
+        assert_eq!(command(r#"{"token":"e.e.e"}"#), Ok(Command::Renew("e.e.e".to_owned())));
+        for (text, code) in [
+            ("", ErrorCode::InvalidMessageFormat),
+            ("nonsense", ErrorCode::InvalidMessageFormat),
+            ("[]", ErrorCode::InvalidMessageFormat),
+            ("{}", ErrorCode::InvalidMessageFormat),
+            (r#"{"subscribe":"CA1","after":-1}"#, ErrorCode::InvalidMessageFormat),
+            (r#"{"subscribe":"CA1","after":"7"}"#, ErrorCode::InvalidMessageFormat),
+            (r#"{"subscribe":""}"#, ErrorCode::InvalidIdentifier),
+            (r#"{"subscribe":7}"#, ErrorCode::InvalidIdentifier),
+            (r#"{"unsubscribe":null}"#, ErrorCode::InvalidIdentifier),
+        ] {
+            assert_eq!(command(text).map_err(|(code, _)| code), Err(code), "{text}");
+        }
+    }
+}

@@ -1,0 +1,374 @@
+//! `listen.client`: what is said in calls, to who may follow them: `/ws/calls/transcriptions`, `/calls/{id}/transcript` and
+//! `/conversations/{id}/fetch` (contract §2); and calls as clients of before ringfence read them (§5).
+
+mod calls;
+mod feed;
+mod message;
+mod socket;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use http::header::{HeaderName, HeaderValue};
+use http::{Method, Response, StatusCode};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::calls::Calls;
+use crate::calls::records::Numbers;
+use crate::ids::{Alias, CallId};
+use crate::lifecycle::Lifecycle;
+use crate::net::{Exchange, Handler, NoSocket};
+use crate::provider::description::APP_ID_KIND;
+use crate::provider::path::percent_decode;
+use crate::provider::sign::sha256_hex;
+use crate::reply::{json_answer, problem, respond};
+use crate::store::{self, CallRecord, StoreError};
+use crate::token::{BadToken, Keys, Principal, bearer};
+pub use feed::{Feed, Others};
+
+use socket::Connection;
+
+/// Calls that a connection follows at most.
+const FOLLOWED_MAX: usize = 1000;
+/// Utterances in a page of a transcript at most.
+const PAGE_MAX: u32 = 1000;
+/// The subprotocol of who shows its token as one: `Sec-WebSocket-Protocol: ringfence, bearer.<jwt>`.
+const PROTOCOL: &str = "ringfence";
+/// Sockets at once.
+pub const SOCKETS_MAX: usize = 20_000;
+
+/// How clients are served.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// What their tokens are checked with.
+    pub keys: Keys,
+    /// Businesses that a token may see that does not say which.
+    pub default_businesses: Vec<String>,
+    /// Pages that may ask, as in `https://app.example.com`; `*` is all. Empty: no CORS headers, and sockets of all pages.
+    pub allowed_origins: Vec<String>,
+    /// Sockets at once with one token.
+    pub sockets_per_token: u32,
+    /// A client of which nothing is heard for so long is gone.
+    pub idle: Duration,
+    /// How long a client may take nothing of what it is sent.
+    pub slow: Duration,
+    /// How people are called in messages.
+    pub user_label: String,
+    /// `/calls/{id}/transcript` is a bare list, as clients of before ringfence know it, unless it is asked for with `after`.
+    pub transcript_list: bool,
+    /// How long the end of a call waits for its post-call record.
+    pub record_wait: Duration,
+}
+
+/// The handler of `listen.client`. Cloning is cheap.
+#[derive(Clone)]
+pub struct Client {
+    /// What providers are asked.
+    pub calls: Calls,
+    /// Calls and their record.
+    pub lifecycle: Lifecycle,
+    /// How it serves.
+    pub settings: Arc<Settings>,
+    /// What is new; one for all generations.
+    pub feed: Feed,
+    /// Open sockets; one for all generations.
+    pub sockets: Sockets,
+    /// Cancelled when the process drains.
+    pub draining: CancellationToken,
+}
+
+/// Open sockets by the hash of their token. Cloning is cheap.
+#[derive(Clone, Default)]
+pub struct Sockets {
+    by_token: Arc<Mutex<HashMap<String, u32>>>,
+    number: Arc<AtomicU64>,
+    /// The newest settings: a key that is taken out of the config lets nobody stay.
+    newest: Newest,
+}
+
+/// Settings that came in force after those of the start.
+type Newest = Arc<watch::Sender<Option<Arc<Settings>>>>;
+
+/// One of a token's sockets.
+struct Counted {
+    sockets: Sockets,
+    token: String,
+}
+
+impl Sockets {
+    fn count(&self, token: &str, max: u32) -> Option<Counted> {
+        let token = sha256_hex(token.as_bytes());
+        let mut by_token = self.by_token.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = by_token.entry(token.clone()).or_default();
+        if *count >= max {
+            return None;
+        }
+        *count += 1;
+        Some(Counted { sockets: self.clone(), token })
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut by_token = self.sockets.by_token.lock().unwrap_or_else(PoisonError::into_inner);
+        match by_token.get_mut(&self.token) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => drop(by_token.remove(&self.token)),
+        }
+    }
+}
+
+/// Why a transcript is not shown.
+enum ConnectError {
+    Denied(String),
+    NotFound,
+    BadNumber(&'static str),
+    Store(StoreError),
+}
+
+impl From<StoreError> for ConnectError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl ConnectError {
+    fn answer(self) -> Response<Bytes> {
+        match self {
+            Self::Denied(why) => problem(StatusCode::FORBIDDEN, "AUTHENTICATION_FAILED", &why),
+            Self::NotFound => problem(StatusCode::NOT_FOUND, "CALL_NOT_FOUND", "No call is known by this id."),
+            Self::BadNumber(name) => {
+                let why = format!("{name} must be a number, 0 or more");
+                problem(StatusCode::BAD_REQUEST, "INVALID_REQUEST", &why)
+            }
+            Self::Store(error) => {
+                warn!(%error, "failed to read a transcript");
+                let why = "The database does not answer; try again.";
+                problem(StatusCode::SERVICE_UNAVAILABLE, "STORE_UNAVAILABLE", why)
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Handler for Client {
+    async fn handle(&self, exchange: &mut Exchange) {
+        let path = exchange.path().to_owned();
+        let segments: Vec<&str> = path.split('/').skip(1).collect();
+        let (kind, answer) = match (exchange.method().clone(), segments.as_slice()) {
+            (Method::GET, ["health"]) => ("health", Some(json_answer(StatusCode::OK, &json!({"status": "ok"})))),
+            (Method::GET, ["ws", "calls", "transcriptions"]) => ("socket", self.socket(exchange).boxed().await),
+            (Method::GET, ["calls", id, "transcript"]) => {
+                let answer = self.transcript(exchange, &percent_decode(id)).boxed().await;
+                let answer = answer.map_or_else(ConnectError::answer, |shown| json_answer(StatusCode::OK, &shown));
+                ("transcript", Some(answer))
+            }
+            (Method::POST, ["conversations", id, "fetch"] | ["driver_data", "conversations", id, "fetch"]) => {
+                ("fetch", Some(self.fetch(exchange, &percent_decode(id)).boxed().await))
+            }
+            (
+                Method::OPTIONS,
+                ["calls", ..] | ["conversations", _, "fetch"] | ["driver_data", "conversations", _, "fetch"],
+            ) => ("preflight", Some(respond(StatusCode::NO_CONTENT, Default::default(), Bytes::new()))),
+            _ => match self.calls_as_before(exchange, &segments).boxed().await {
+                Some((kind, answer)) => (kind, Some(answer)),
+                None => {
+                    let message = "nothing is served at this path and method";
+                    ("unknown", Some(problem(StatusCode::NOT_FOUND, "NOT_FOUND", message)))
+                }
+            },
+        };
+        let metrics = &self.lifecycle.metrics;
+        match answer {
+            Some(answer) => {
+                metrics.request("client", kind, answer.status().as_u16());
+                let answer = self.shared_with(exchange.header("origin"), answer);
+                exchange.respond(answer).await;
+            }
+            None => metrics.request("client", kind, 101),
+        }
+    }
+}
+
+impl Client {
+    /// Puts these settings in force for who shows a token from now on, and for sockets that are open: those whose token counts no
+    /// longer are closed.
+    pub fn in_force(&self) {
+        self.sockets.newest.send_replace(Some(self.settings.clone()));
+    }
+
+    /// Who shows this token.
+    ///
+    /// # Errors
+    /// It does not count.
+    fn authenticate(&self, token: &str) -> Result<Principal, BadToken> {
+        let now_secs = self.lifecycle.clock.now_ms() / 1000;
+        let newest = self.sockets.newest.borrow().clone().unwrap_or_else(|| self.settings.clone());
+        newest.keys.authenticate(token, now_secs, &newest.default_businesses)
+    }
+
+    /// A call by one of its ids, if it is this visitor's to see.
+    async fn find(&self, identifier: &str, visitor: &Principal) -> store::Result<Option<CallRecord>> {
+        let call = match CallId::parse(identifier) {
+            Some(call) => Some(call),
+            None => {
+                let kinds = [APP_ID_KIND, "call_sid", "conversation_id"];
+                let aliases: Vec<Alias> = kinds.iter().filter_map(|kind| Alias::new(kind, identifier)).collect();
+                self.lifecycle.store.resolve(&aliases).await?
+            }
+        };
+        let Some(call) = call else { return Ok(None) };
+        let record = self.lifecycle.newest_record(&call).await?;
+        Ok(record.filter(|record| visitor.sees(record.facts.business.as_str())))
+    }
+
+    /// `None`: it has become a socket, or nobody is there.
+    async fn socket(&self, exchange: &mut Exchange) -> Option<Response<Bytes>> {
+        let denied = |why: &str| Some(problem(StatusCode::FORBIDDEN, "AUTHENTICATION_FAILED", why));
+        if !self.may_connect(exchange.header("origin")) {
+            return denied("client.allowed_origins does not name the page that asks");
+        }
+        let (token, protocol) = match shown(exchange) {
+            Ok(shown) => shown,
+            Err(why) => return denied(&why),
+        };
+        // Followed before the token is checked, so that no change falls between the two.
+        let newest = self.sockets.newest.subscribe();
+        let visitor = match self.authenticate(&token) {
+            Ok(visitor) => visitor,
+            Err(error) => return denied(&error.to_string()),
+        };
+        if self.draining.is_cancelled() {
+            return Some(problem(StatusCode::SERVICE_UNAVAILABLE, "DRAINING", "this process is stopping"));
+        }
+        let Some(counted) = self.sockets.count(&token, self.settings.sockets_per_token) else {
+            let why = "this token has as many sockets open as it may (client.sockets_per_token)";
+            return Some(problem(StatusCode::TOO_MANY_REQUESTS, "TOO_MANY_SOCKETS", why));
+        };
+        let socket = match exchange.accept_socket(protocol).await {
+            Ok(socket) => socket,
+            Err(error @ NoSocket::NotAsked) => {
+                let mut answer = problem(StatusCode::UPGRADE_REQUIRED, "UPGRADE_REQUIRED", &error.to_string());
+                answer.headers_mut().insert("sec-websocket-version", HeaderValue::from_static("13"));
+                return Some(answer);
+            }
+            Err(error @ NoSocket::TooMany) => {
+                return Some(problem(StatusCode::SERVICE_UNAVAILABLE, "TOO_MANY_SOCKETS", &error.to_string()));
+            }
+            Err(NoSocket::Gone) => return None,
+        };
+        let number = self.sockets.number.fetch_add(1, Ordering::Relaxed);
+        let mine = Connection::new(self.clone(), socket, (token, visitor), newest, (number, counted));
+        exchange.serve_socket(mine.run());
+        None
+    }
+
+    /// What the socket would have sent of a call: for a client that polls.
+    async fn transcript(&self, exchange: &Exchange, id: &str) -> Result<Value, ConnectError> {
+        let visitor = self.asks(exchange)?;
+        let call = self.find(id, &visitor).await?.ok_or(ConnectError::NotFound)?;
+        let after = number(exchange, "after")?;
+        let limit =
+            number(exchange, "limit")?.and_then(|n| u32::try_from(n).ok()).unwrap_or(PAGE_MAX).clamp(1, PAGE_MAX);
+        if after.is_none() && self.settings.transcript_list {
+            return Ok(self.said(&call, limit).await?.into());
+        }
+        let after = after.unwrap_or(0);
+        // Before what was said: a record that is whole comes after the last of that.
+        let post_call = self.lifecycle.store.post_call(&call.id).await?;
+        let last = self.lifecycle.store.last_sequence(&call.id).await?;
+        let utterances = self.lifecycle.store.utterances(&call.id, after, limit).await?;
+        let label = &self.settings.user_label;
+        let spoken = message::in_spoken_order(&utterances).into_iter();
+        let mut messages: Vec<Value> = spoken.map(|one| message::transcription(&call, one, label)).collect();
+        let reached = utterances.last().map_or(after, |one| one.sequence);
+        let wait_ms = i64::try_from(self.settings.record_wait.as_millis()).unwrap_or(i64::MAX);
+        let post_call = post_call.as_ref();
+        if let Some(complete_at) = message::complete_at(&call, post_call, wait_ms).filter(|_| reached >= last) {
+            messages.push(message::call_status(&call));
+            if complete_at <= self.lifecycle.clock.now_ms() {
+                messages.push(message::call_completed(&call, post_call));
+            }
+        }
+        Ok(json!({
+            "call_sid": message::call_sid(&call),
+            "conversation_id": call.alias("conversation_id"),
+            "status": message::status(&call),
+            "epoch": call.id,
+            "sequence_number": last,
+            "next_after": reached,
+            "messages": messages,
+        }))
+    }
+
+    /// Fetches from its provider what a lost webhook would have brought of a conversation.
+    async fn fetch(&self, exchange: &Exchange, id: &str) -> Response<Bytes> {
+        let visitor = match shown(exchange) {
+            Ok((token, _)) => self.authenticate(&token).map_err(|error| error.to_string()),
+            Err(why) => Err(why),
+        };
+        match visitor {
+            Ok(visitor) => self.calls.fetch_conversation(id, |business| visitor.sees(business), Numbers::Whole).await,
+            Err(why) => ConnectError::Denied(why).answer(),
+        }
+    }
+
+    fn allows(&self, origin: &str) -> bool {
+        self.settings.allowed_origins.iter().any(|one| one == "*" || one.eq_ignore_ascii_case(origin))
+    }
+
+    /// Tokens are not sent by browsers on their own, so a page that shows one may connect unless a list says which.
+    fn may_connect(&self, origin: Option<&str>) -> bool {
+        self.settings.allowed_origins.is_empty() || origin.is_none_or(|origin| self.allows(origin))
+    }
+
+    /// The answer with what lets a page of an allowed origin read it.
+    fn shared_with(&self, origin: Option<&str>, mut answer: Response<Bytes>) -> Response<Bytes> {
+        let headers = answer.headers_mut();
+        for (name, value) in [("x-content-type-options", "nosniff"), ("cache-control", "no-store"), ("vary", "origin")]
+        {
+            headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        let allowed = origin.filter(|origin| self.allows(origin)).and_then(|origin| HeaderValue::from_str(origin).ok());
+        if let Some(origin) = allowed {
+            headers.insert("access-control-allow-origin", origin);
+            headers.insert("access-control-allow-headers", HeaderValue::from_static("authorization"));
+            headers.insert("access-control-max-age", HeaderValue::from_static("600"));
+        }
+        answer
+    }
+}
+
+fn pairs(exchange: &Exchange) -> form_urlencoded::Parse<'_> {
+    form_urlencoded::parse(exchange.query().unwrap_or_default().as_bytes())
+}
+
+fn number(exchange: &Exchange, name: &'static str) -> Result<Option<i64>, ConnectError> {
+    let Some((_, given)) = pairs(exchange).find(|(key, _)| key == name) else { return Ok(None) };
+    given.parse().ok().filter(|n| *n >= 0).map(Some).ok_or(ConnectError::BadNumber(name))
+}
+
+/// The token that a client shows, in one of three slots, and the subprotocol that it is answered with.
+fn shown(exchange: &Exchange) -> Result<(String, Option<&'static str>), String> {
+    let offered = exchange.header("sec-websocket-protocol").unwrap_or_default();
+    let offered: Vec<&str> = offered.split(',').map(str::trim).collect();
+    let protocol = offered.contains(&PROTOCOL).then_some(PROTOCOL);
+    let bearer = bearer(exchange.headers()).map_err(|error| error.to_string())?;
+    let in_protocol = || offered.iter().find_map(|one| one.strip_prefix("bearer."));
+    if let Some(token) = bearer.or_else(in_protocol) {
+        return Ok((token.trim().to_owned(), protocol));
+    }
+    let in_query = pairs(exchange).find(|(key, _)| key == "token").map(|(_, value)| value.into_owned());
+    in_query
+        .filter(|token| !token.is_empty())
+        .map(|token| (token, protocol))
+        .ok_or_else(|| "a token is needed: ?token=JWT".to_owned())
+}

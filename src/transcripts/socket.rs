@@ -1,0 +1,527 @@
+//! One connection of `/ws/calls/transcriptions`: what its client asks for, and what it is sent.
+//!
+//! Nothing waits in memory for a slow client: how far it is, is a number, and the rest is read when it has taken what was before.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message};
+use tokio_tungstenite::tungstenite::{Bytes, Error, Utf8Bytes};
+use tracing::{info, warn};
+
+use super::feed::{Following, LATEST_MAX, News, Wake};
+use super::message::{self, Command, ErrorCode};
+use super::{Client, Counted, FOLLOWED_MAX, Settings};
+use crate::call::Phase;
+use crate::clock::UnixMs;
+use crate::ids::CallId;
+use crate::net::WebSocket;
+use crate::store::{CallRecord, StoredPostCall};
+use crate::token::Principal;
+
+/// How long a client that is told to go may take to hear it.
+const GOODBYE: Duration = Duration::from_secs(5);
+/// After how long a record is read again that did not answer, in milliseconds.
+const LOOK_AGAIN_MS: i64 = 1000;
+
+/// Why a connection is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum CloseReason {
+    /// The client closed it, or has gone.
+    Left,
+    /// It sent what is no WebSocket, or more than it may.
+    Broken,
+    /// Its token has expired: 4401.
+    Expired,
+    /// Its token counts no longer, as the config has changed: 4401, too.
+    Revoked,
+    /// It took nothing for too long: 4008, "come back and resume".
+    Slow,
+    /// Nothing was heard of it: 4408.
+    Idle,
+    /// This process stops: 1012.
+    Stopping,
+}
+
+impl CloseReason {
+    fn frame(self) -> Option<CloseFrame> {
+        let (code, reason) = match self {
+            CloseReason::Left | CloseReason::Broken => return None,
+            CloseReason::Expired => (4401, "the token has expired"),
+            CloseReason::Revoked => (4401, "the token is not accepted any more"),
+            CloseReason::Slow => (4008, "too slow: come back and resume"),
+            CloseReason::Idle => (4408, "nothing was heard"),
+            CloseReason::Stopping => (1012, "stopping: come back and resume"),
+        };
+        Some(CloseFrame { code: CloseCode::from(code), reason: Utf8Bytes::from_static(reason) })
+    }
+}
+
+/// A call that the client follows.
+struct Followed {
+    following: Following,
+    /// The number that was sent last.
+    sent: i64,
+    /// The half said that was sent last.
+    murmured: u64,
+    /// `call_status` was sent.
+    is_over: bool,
+    /// When it is looked at without a bell: `call_completed` is due, or the record did not answer.
+    look_at: Option<UnixMs>,
+}
+
+pub(super) struct Connection {
+    client: Client,
+    socket: WebSocket,
+    /// What it showed last, and who that makes it.
+    token: String,
+    visitor: Principal,
+    /// Told of settings that come in force.
+    newest: watch::Receiver<Option<Arc<Settings>>>,
+    number: u64,
+    wake: Arc<Wake>,
+    calls: HashMap<CallId, Followed>,
+    businesses: HashSet<String>,
+    /// Calls of followed businesses that were sent to their end.
+    done: BTreeSet<CallId>,
+    _counted: Counted,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.client.feed.follow_businesses(self.number, &HashSet::new(), &self.wake);
+        self.client.lifecycle.metrics.client_sockets(-1);
+        info!(connection = self.number, "WebSocket connection disconnected");
+    }
+}
+
+type Going = Result<(), CloseReason>;
+
+/// What becomes of sending; a client that takes nothing for too long is slow.
+async fn taken(slow: Duration, sent: impl Future<Output = Result<(), Error>>) -> Going {
+    match tokio::time::timeout(slow, sent).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(CloseReason::Left),
+        Err(_) => Err(CloseReason::Slow),
+    }
+}
+
+impl Connection {
+    pub(super) fn new(
+        client: Client,
+        socket: WebSocket,
+        (token, visitor): (String, Principal),
+        newest: watch::Receiver<Option<Arc<Settings>>>,
+        (number, counted): (u64, Counted),
+    ) -> Self {
+        client.lifecycle.metrics.client_sockets(1);
+        info!(connection = number, client = visitor.name, "WebSocket connection established");
+        Self {
+            client,
+            socket,
+            token,
+            visitor,
+            newest,
+            number,
+            wake: Arc::default(),
+            calls: HashMap::new(),
+            businesses: HashSet::new(),
+            done: BTreeSet::new(),
+            _counted: counted,
+        }
+    }
+
+    /// Serves it to its end.
+    pub(super) async fn run(mut self) {
+        let Err(over) = self.serve().await else { return };
+        if over == CloseReason::Slow {
+            self.client.lifecycle.metrics.client_slow_close();
+        }
+        if let Some(frame) = over.frame() {
+            info!(connection = self.number, code = u16::from(frame.code), "WebSocket closed");
+            let goodbye = async {
+                self.socket.close(Some(frame)).await?;
+                // What the client still says is not heard; its own goodbye ends the stream.
+                while self.socket.next().await.transpose()?.is_some() {}
+                Ok::<(), Error>(())
+            };
+            let _ = tokio::time::timeout(GOODBYE, goodbye).await;
+        }
+    }
+
+    async fn serve(&mut self) -> Going {
+        let idle = self.client.settings.idle;
+        let wake = self.wake.clone();
+        let mut newest = self.newest.clone();
+        let mut draining = pin!(self.client.draining.clone().cancelled_owned());
+        // One for all times; it is set anew only where it would come too late. One that comes early is of no consequence.
+        let mut alarm = pin!(tokio::time::sleep(idle / 2));
+        let (mut heard_at, mut pinged) = (Instant::now(), false);
+        loop {
+            let now_ms = self.client.lifecycle.clock.now_ms();
+            let expires_in = self.visitor.expires_at.saturating_mul(1000).saturating_sub(now_ms);
+            if expires_in <= 0 {
+                return Err(CloseReason::Expired);
+            }
+            let looks_in = self.calls.values().filter_map(|call| call.look_at).min().map(|at| at - now_ms);
+            let next_ms = looks_in.map_or(expires_in, |ms| ms.min(expires_in));
+            let next = Duration::from_millis(u64::try_from(next_ms).unwrap_or(0)).min(idle);
+            // A pong has its own time: what was sent meanwhile may have taken long.
+            let listen_until = heard_at + idle / 2;
+            let due_at = listen_until.min(Instant::now() + next);
+            if alarm.is_elapsed() || due_at < alarm.deadline() {
+                alarm.as_mut().reset(due_at);
+            }
+            tokio::select! {
+                () = &mut draining => return Err(CloseReason::Stopping),
+                said = self.socket.next() => {
+                    (heard_at, pinged) = (Instant::now(), false);
+                    match said {
+                        Some(Ok(Message::Text(text))) => self.obey(&text).boxed().await?,
+                        Some(Ok(Message::Binary(_))) => {
+                            self.error(ErrorCode::InvalidMessageFormat, "Messages are JSON, as text").boxed().await?;
+                        }
+                        Some(Ok(Message::Close(_))) | None => return Err(CloseReason::Left),
+                        Some(Ok(_)) => {}
+                        Some(Err(_)) => return Err(CloseReason::Broken),
+                    }
+                }
+                () = wake.rung() => self.tell().boxed().await?,
+                Ok(()) = newest.changed() => {
+                    let Ok(visitor) = self.client.authenticate(&self.token) else { return Err(CloseReason::Revoked) };
+                    self.see_as(visitor).boxed().await;
+                }
+                () = &mut alarm => {
+                    if Instant::now() >= listen_until {
+                        if pinged {
+                            return Err(CloseReason::Idle);
+                        }
+                        (heard_at, pinged) = (Instant::now(), true);
+                        self.write(Message::Ping(Bytes::new())).boxed().await?;
+                    }
+                    self.look().boxed().await?;
+                }
+            }
+        }
+    }
+
+    // === sending ===
+
+    /// Sends a message.
+    async fn write(&mut self, message: Message) -> Going {
+        self.hand_over(message).await?;
+        self.flush().await
+    }
+
+    /// Hands a message over, which is sent with the next flush at the latest.
+    async fn hand_over(&mut self, message: Message) -> Going {
+        taken(self.client.settings.slow, self.socket.feed(message)).await
+    }
+
+    async fn flush(&mut self) -> Going {
+        taken(self.client.settings.slow, self.socket.flush()).await
+    }
+
+    async fn send(&mut self, message: &Value) -> Going {
+        let kind = message["type"].as_str().unwrap_or_default();
+        self.client.lifecycle.metrics.client_messages(kind, 1);
+        self.write(Message::text(message.to_string())).await
+    }
+
+    async fn error(&mut self, code: ErrorCode, text: &str) -> Going {
+        self.send(&message::error(code, text)).await
+    }
+
+    /// Sends what is new in the calls whose bell has rung.
+    async fn tell(&mut self) -> Going {
+        let (due, found) = self.wake.take();
+        for call in due {
+            if self.calls.contains_key(&call) {
+                self.deliver(&call).await?;
+            }
+        }
+        for call in found {
+            if !self.calls.contains_key(&call) && !self.done.contains(&call) {
+                self.take_up(&call).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends what a client has not got of a call: what was said, then what is being said, then that it is over.
+    async fn deliver(&mut self, call: &CallId) -> Going {
+        let Some(followed) = self.calls.get(call) else { return Ok(()) };
+        let channel = followed.following.channel.clone();
+        let feed = self.client.feed.clone();
+        loop {
+            let Some(followed) = self.calls.get(call) else { return Ok(()) };
+            let news = match feed.news(&channel, followed.sent).await {
+                Ok(Some(news)) => news,
+                Ok(None) => {
+                    // Past its retention.
+                    self.calls.remove(call);
+                    return Ok(());
+                }
+                Err(error) => {
+                    warn!(%call, %error, "failed to read utterances; retrying");
+                    self.look_later(call);
+                    return Ok(());
+                }
+            };
+            let News { record, told, last, messages } = news;
+            let (count, reached) = (messages.len(), messages.last().map(|(number, _)| *number));
+            // They are flushed together. What is handed over and not flushed is lost with the connection alone.
+            for (_, text) in messages {
+                self.hand_over(Message::Text(text)).await?;
+            }
+            if let Some(reached) = reached {
+                self.flush().await?;
+                if let Some(followed) = self.calls.get_mut(call) {
+                    followed.sent = reached;
+                }
+            }
+            self.client.lifecycle.metrics.client_messages("transcription", count as u64);
+            let is_behind = self.calls.get(call).is_some_and(|followed| followed.sent < last);
+            if is_behind && count > 0 {
+                continue;
+            }
+            return self.finish(&record, told.as_deref()).await;
+        }
+    }
+
+    /// What follows once everything that was said was sent.
+    async fn finish(&mut self, record: &CallRecord, told: Option<&StoredPostCall>) -> Going {
+        let Some(followed) = self.calls.get_mut(&record.id) else { return Ok(()) };
+        if record.phase != Phase::Ended {
+            followed.look_at = None;
+            if let Some((number, partial)) = self.client.lifecycle.hub.partial_since(&record.id, followed.murmured) {
+                followed.murmured = number;
+                let label = self.client.feed.user_label();
+                let message = message::partial(record, &partial, label);
+                self.send(&message).await?;
+            }
+            return Ok(());
+        }
+        if !followed.is_over {
+            followed.is_over = true;
+            self.send(&message::call_status(record)).await?;
+        }
+        let wait_ms = i64::try_from(self.client.settings.record_wait.as_millis()).unwrap_or(i64::MAX);
+        let complete_at = message::complete_at(record, told, wait_ms);
+        let is_due = complete_at.is_none_or(|at| at <= self.client.lifecycle.clock.now_ms());
+        if is_due {
+            self.send(&message::call_completed(record, told)).await?;
+            self.calls.remove(&record.id);
+            if !self.businesses.is_empty() {
+                self.is_done(&record.id);
+            }
+        } else if let Some(followed) = self.calls.get_mut(&record.id) {
+            followed.look_at = complete_at;
+        }
+        Ok(())
+    }
+
+    /// It is not taken up again with its business.
+    fn is_done(&mut self, call: &CallId) {
+        self.done.insert(call.clone());
+        // Ids are in the order of time; what is older is not looked at.
+        while self.done.len() > 4 * LATEST_MAX as usize {
+            self.done.pop_first();
+        }
+    }
+
+    fn look_later(&mut self, call: &CallId) {
+        let at = self.client.lifecycle.clock.now_ms() + LOOK_AGAIN_MS;
+        if let Some(followed) = self.calls.get_mut(call) {
+            followed.look_at = Some(at);
+        }
+    }
+
+    /// Looks at the calls that are to be looked at by now.
+    async fn look(&mut self) -> Going {
+        let now_ms = self.client.lifecycle.clock.now_ms();
+        let due: Vec<CallId> = self
+            .calls
+            .iter()
+            .filter(|(_, followed)| followed.look_at.is_some_and(|at| at <= now_ms))
+            .map(|(call, _)| call.clone())
+            .collect();
+        for call in due {
+            self.look_later(&call);
+            self.deliver(&call).await?;
+        }
+        Ok(())
+    }
+
+    // === what the client says ===
+
+    async fn obey(&mut self, text: &str) -> Going {
+        match message::command(text) {
+            Err((code, why)) => self.error(code, why).await,
+            Ok(Command::Subscribe { identifier, after, epoch }) => {
+                self.subscribe(&identifier, after, epoch.as_deref()).await
+            }
+            Ok(Command::Unsubscribe(identifier)) => self.unsubscribe(&identifier).await,
+            Ok(Command::SubscribeBusiness(business)) => self.subscribe_business(business).await,
+            Ok(Command::UnsubscribeBusiness(business)) => {
+                self.businesses.remove(&business);
+                self.client.feed.follow_businesses(self.number, &self.businesses, &self.wake);
+                self.send(&json!({"type": "business_unsubscribed", "business": business})).await
+            }
+            Ok(Command::Renew(token)) => self.renew(&token).await,
+        }
+    }
+
+    async fn subscribe(&mut self, identifier: &str, after: Option<i64>, epoch: Option<&str>) -> Going {
+        let record = match self.client.find(identifier, &self.visitor).await {
+            Ok(Some(record)) => record,
+            Ok(None) => {
+                return self.error(ErrorCode::CallNotFound, &format!("No call is known as {identifier}")).await;
+            }
+            Err(error) => {
+                warn!(%error, "failed to subscribe");
+                return self.error(ErrorCode::SubscriptionFailed, "The database does not answer; try again").await;
+            }
+        };
+        if self.calls.len() >= FOLLOWED_MAX && !self.calls.contains_key(&record.id) {
+            let why = format!("A connection follows at most {FOLLOWED_MAX} calls");
+            return self.error(ErrorCode::SubscriptionFailed, &why).await;
+        }
+        self.follow(identifier, &record.id, after, epoch).await
+    }
+
+    /// Follows a call from a number on; without one, from what is said from now on.
+    async fn follow(&mut self, identifier: &str, call: &CallId, after: Option<i64>, epoch: Option<&str>) -> Going {
+        // Followed before it is read, so that nothing falls between the two.
+        let following = match self.calls.remove(call) {
+            Some(followed) => followed,
+            None => Followed {
+                following: self.client.feed.follow(call, self.number, &self.wake),
+                sent: i64::MAX,
+                murmured: 0,
+                is_over: false,
+                look_at: None,
+            },
+        };
+        let (feed, channel) = (&self.client.feed, &following.following.channel);
+        let news = match feed.news(channel, i64::MAX).await {
+            // It has heard of more at another replica.
+            Ok(Some(news)) if after.is_some_and(|n| n > news.last) => feed.newest(channel, i64::MAX).await,
+            news => news,
+        };
+        let news = match news {
+            Ok(Some(news)) => news,
+            Ok(None) => {
+                return self.error(ErrorCode::CallNotFound, &format!("No call is known as {identifier}")).await;
+            }
+            Err(error) => {
+                warn!(%error, "failed to subscribe");
+                // What was followed before still is.
+                if following.sent != i64::MAX {
+                    let look_at = Some(self.client.lifecycle.clock.now_ms() + LOOK_AGAIN_MS);
+                    self.calls.insert(call.clone(), Followed { look_at, ..following });
+                }
+                return self.error(ErrorCode::SubscriptionFailed, "The database does not answer; try again").await;
+            }
+        };
+        let resumes = after.is_some() || epoch.is_some();
+        let is_other = after.is_some_and(|n| n > news.last) || epoch.is_some_and(|epoch| epoch != call.as_str());
+        let sent = match after {
+            _ if is_other => 0,
+            Some(after) => after,
+            // Asked for again by another id: it goes on where it is.
+            None => following.sent.min(news.last),
+        };
+        self.calls.insert(call.clone(), Followed { sent, ..following });
+        self.send(&message::confirmed(identifier, &news.record, resumes.then_some(news.last))).await?;
+        if is_other {
+            self.send(&message::cannot_resume(identifier, &news.record, news.last)).await?;
+        }
+        self.deliver(call).await
+    }
+
+    async fn unsubscribe(&mut self, identifier: &str) -> Going {
+        match self.client.find(identifier, &self.visitor).await {
+            Ok(Some(record)) => {
+                if self.calls.remove(&record.id).is_some() && !self.businesses.is_empty() {
+                    self.is_done(&record.id);
+                }
+                self.send(&message::unsubscribed(identifier)).await
+            }
+            Ok(None) => self.error(ErrorCode::CallNotFound, &format!("No call is known as {identifier}")).await,
+            Err(error) => {
+                warn!(%error, "failed to unsubscribe");
+                self.error(ErrorCode::SubscriptionFailed, "The database does not answer; try again").await
+            }
+        }
+    }
+
+    async fn subscribe_business(&mut self, business: String) -> Going {
+        // One that is not this client's looks like one that is not there.
+        if !self.visitor.sees(&business) {
+            return self.error(ErrorCode::CallNotFound, &format!("No business is known as {business}")).await;
+        }
+        if self.businesses.len() >= FOLLOWED_MAX {
+            return self.error(ErrorCode::SubscriptionFailed, "Too many businesses are followed").await;
+        }
+        self.send(&json!({"type": "business_subscribed", "business": business})).await?;
+        self.businesses.insert(business);
+        self.client.feed.follow_businesses(self.number, &self.businesses, &self.wake);
+        Ok(())
+    }
+
+    /// A call of a followed business: all of it.
+    async fn take_up(&mut self, call: &CallId) -> Going {
+        if self.calls.len() >= FOLLOWED_MAX {
+            return Ok(());
+        }
+        let Ok(Some(record)) = self.client.lifecycle.store.call(call).await else { return Ok(()) };
+        let business = record.facts.business.as_str();
+        if !self.businesses.contains(business) || !self.visitor.sees(business) {
+            return Ok(());
+        }
+        let identifier =
+            message::call_sid(&record).or(record.alias("conversation_id")).unwrap_or(call.as_str()).to_owned();
+        self.follow(&identifier, call, Some(0), None).await
+    }
+
+    async fn renew(&mut self, token: &str) -> Going {
+        let visitor = match self.client.authenticate(token) {
+            Ok(visitor) => visitor,
+            Err(error) => return self.error(ErrorCode::AuthenticationFailed, &error.to_string()).await,
+        };
+        self.see_as(visitor).await;
+        token.clone_into(&mut self.token);
+        let expires_at = crate::clock::rfc3339(self.visitor.expires_at.saturating_mul(1000));
+        self.send(&json!({"type": "token_renewed", "expires_at": expires_at})).await
+    }
+
+    /// From now on it sees what this visitor may see.
+    async fn see_as(&mut self, visitor: Principal) {
+        if visitor.businesses == self.visitor.businesses {
+            self.visitor = visitor;
+            return;
+        }
+        let mut gone = vec![];
+        for call in self.calls.keys() {
+            match self.client.lifecycle.store.call(call).await {
+                Ok(Some(record)) if visitor.sees(record.facts.business.as_str()) => {}
+                // What cannot be read is not shown.
+                _ => gone.push(call.clone()),
+            }
+        }
+        for call in gone {
+            self.calls.remove(&call);
+        }
+        self.businesses.retain(|business| visitor.sees(business));
+        self.client.feed.follow_businesses(self.number, &self.businesses, &self.wake);
+        self.visitor = visitor;
+    }
+}
