@@ -3,6 +3,7 @@
 //! A request takes the [`Generation`] that is there and keeps it to its end, so it never sees half of a reload. Only the limits are
 //! always the newest: a call that is decided after a swap is decided by what was swapped in, whatever its request began with.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -111,8 +112,10 @@ impl Handler for Listener {
         if !matches!(self, Listener::Admin(_)) {
             exchange.drop_headers(|name| {
                 // Servers of CGI's family read an underscore as a dash, and some a dot.
-                let read = name.as_str().replace(['_', '.'], "-");
-                let is_disguised = read != name.as_str() && (read.starts_with("x-forwarded") || read == "forwarded");
+                let name = name.as_str();
+                let is_odd = name.contains(['_', '.']);
+                let read = if is_odd { Cow::Owned(name.replace(['_', '.'], "-")) } else { Cow::Borrowed(name) };
+                let is_disguised = is_odd && (read.starts_with("x-forwarded") || read == "forwarded");
                 (read.starts_with(OWN_HEADERS) && !(is_webhooks && name == WEBHOOK_TOKEN))
                     || (is_webhooks && is_disguised)
             });
@@ -163,7 +166,7 @@ impl Live {
             let hash = written.as_ref().and_then(|w| w.file.hash(&w.inputs));
             calls.lifecycle.metrics.config_in_force(hash.as_deref(), calls.policy.hash(), true);
             let loaded_at = calls.lifecycle.clock.now_ms();
-            let (config, proxy) = (Arc::new(config), Proxy { calls: calls.clone() });
+            let (config, proxy) = (Arc::new(config), Proxy { calls: Arc::new(calls.clone()) });
             Self {
                 now: ArcSwap::from_pointee(Generation {
                     config,
@@ -272,7 +275,7 @@ impl Live {
         let next = Generation {
             number: old.number + 1,
             loaded_at: calls.lifecycle.clock.now_ms(),
-            proxy: Proxy { calls: calls.clone() },
+            proxy: Proxy { calls: Arc::new(calls.clone()) },
             webhooks: old.webhooks.next(calls.clone(), config.webhooks.clone()),
             client: Client {
                 calls: calls.clone(),
@@ -409,7 +412,7 @@ impl Live {
             hash: old.hash.clone(),
             number: old.number + 1,
             loaded_at: old.loaded_at,
-            proxy: Proxy { calls: calls.clone() },
+            proxy: Proxy { calls: Arc::new(calls.clone()) },
             webhooks: old.webhooks.next(calls.clone(), old.config.webhooks.clone()),
             client: Client { calls: calls.clone(), lifecycle: calls.lifecycle.clone(), ..old.client.clone() },
             admin: Admin { calls: calls.clone(), ..old.admin.clone() },

@@ -20,22 +20,59 @@ pub struct PathPattern {
 /// One path that a pattern stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Spelling {
-    text: String,
-    /// It begins with `/**`, which the text does not have: any segments may stand before it.
+    segments: Vec<Segment>,
+    /// It begins with `/**`, which the segments do not have: any may stand before them.
     is_end: bool,
-    /// Slashes of the text: most paths do not fit by their number alone.
-    slashes: usize,
+}
+
+/// What stands between two slashes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Segment {
+    before: String,
+    /// What is captured after that, and what follows it.
+    capture: Option<(String, String)>,
 }
 
 impl Spelling {
     fn new(written: &str) -> Self {
         let (text, is_end) = written.strip_prefix("/**").map_or((written, false), |end| (end, true));
-        Self { text: text.to_owned(), is_end, slashes: slashes(text) }
+        let segments = text.split('/').skip(1).map(|segment| match segment.split_once('{') {
+            Some((before, rest)) => {
+                let (name, after) = rest.split_once('}').unwrap_or((rest, ""));
+                Segment { before: before.to_owned(), capture: Some((name.to_owned(), after.to_owned())) }
+            }
+            None => Segment { before: segment.to_owned(), capture: None },
+        });
+        Self { segments: segments.collect(), is_end }
     }
-}
 
-fn slashes(text: &str) -> usize {
-    text.bytes().filter(|byte| *byte == b'/').count()
+    /// From the path's end: most paths differ there. Each capture is shown to `found`.
+    fn fits(&self, path: &str, same: fn(&str, &str) -> bool, mut found: impl FnMut(&str, &str)) -> bool {
+        let mut left = path;
+        for segment in self.segments.iter().rev() {
+            let Some((before, written)) = left.rsplit_once('/') else { return false };
+            left = before;
+            let got = percent_decode(written);
+            let Some((name, after)) = &segment.capture else {
+                if !same(&segment.before, &got) {
+                    return false;
+                }
+                continue;
+            };
+            let parts = got.split_at_checked(segment.before.len()).and_then(|(head, tail)| {
+                let (value, tail) = tail.split_at_checked(tail.len().checked_sub(after.len())?)?;
+                Some((head, value, tail))
+            });
+            match parts {
+                // `Calls/CA1.json` must not be taken for a conference named `CA1.json`, nor an empty one.
+                Some((head, value, tail)) if !value.is_empty() && same(&segment.before, head) && same(after, tail) => {
+                    found(name, value);
+                }
+                _ => return false,
+            }
+        }
+        self.is_end || left.is_empty()
+    }
 }
 
 impl PathPattern {
@@ -74,41 +111,16 @@ impl PathPattern {
         self.captures_where(path, str::eq_ignore_ascii_case)
     }
 
-    fn captures_where(&self, path: &str, same: fn(&str, &str) -> bool) -> Option<BTreeMap<String, String>> {
-        let has = slashes(path);
-        self.spellings.iter().find_map(|one| match one.is_end {
-            false if one.slashes == has => Self::capture(&one.text, path, same),
-            true if one.slashes <= has => {
-                let (at, _) = path.rmatch_indices('/').nth(one.slashes.checked_sub(1)?)?;
-                Self::capture(&one.text, &path[at..], same)
-            }
-            _ => None,
-        })
+    /// Whether a path fits, whatever the case of its letters.
+    pub fn fits_any_case(&self, path: &str) -> bool {
+        self.spellings.iter().any(|one| one.fits(path, str::eq_ignore_ascii_case, |_, _| {}))
     }
 
-    fn capture(spelling: &str, path: &str, same: fn(&str, &str) -> bool) -> Option<BTreeMap<String, String>> {
-        let mut found = BTreeMap::new();
-        let (mut pattern, mut actual) = (spelling.split('/'), path.split('/'));
-        loop {
-            match (pattern.next(), actual.next()) {
-                (None, None) => return Some(found),
-                (Some(wanted), Some(got)) => match (wanted.split_once('{'), percent_decode(got)) {
-                    (None, got) if same(wanted, &got) => {}
-                    (Some((before, rest)), got) => {
-                        let (name, after) = rest.split_once('}')?;
-                        let (head, tail) = got.split_at_checked(before.len())?;
-                        let (value, tail) = tail.split_at_checked(tail.len().checked_sub(after.len())?)?;
-                        // `Calls/CA1.json` must not be taken for a conference named `CA1.json`, nor an empty one.
-                        if value.is_empty() || !same(before, head) || !same(after, tail) {
-                            return None;
-                        }
-                        found.insert(name.to_owned(), value.to_owned());
-                    }
-                    (None, _) => return None,
-                },
-                _ => return None,
-            }
-        }
+    fn captures_where(&self, path: &str, same: fn(&str, &str) -> bool) -> Option<BTreeMap<String, String>> {
+        self.spellings.iter().find_map(|one| {
+            let mut found = BTreeMap::new();
+            one.fits(path, same, |name, value| drop(found.insert(name.to_owned(), value.to_owned()))).then_some(found)
+        })
     }
 }
 
@@ -143,6 +155,9 @@ pub fn normal(path: &str) -> String {
 /// The same, and then what more lenient servers may read: an escaped slash, or a backslash, as one that parts segments, an escape of an
 /// escape undone, and the path as ended by an escaped `?`, `#` or NUL. The first is what most read.
 pub fn readings(path: &str) -> Vec<String> {
+    if is_plain(path) {
+        return vec![path.to_owned()];
+    }
     let mut readings = vec![normal(path)];
     let mut add = |path: &str| {
         let reading = normal(path);
@@ -169,6 +184,18 @@ pub fn readings(path: &str) -> Vec<String> {
         add(&written.replace('\\', "/"));
     }
     readings
+}
+
+/// Whether nobody can read it in another way: no escapes, parameters, backslashes, and no empty or dot segment.
+fn is_plain(path: &str) -> bool {
+    let mut before = b'/';
+    path.starts_with('/')
+        && path.bytes().chain([b'/']).skip(1).all(|byte| {
+            // Of segments that begin with a dot none is looked at further.
+            let is_plain = !matches!(byte, b'%' | b'\\' | b';') && !(matches!(before, b'/') && matches!(byte, b'/' | b'.'));
+            before = byte;
+            is_plain
+        })
 }
 
 /// Whether a path, in whichever way it is read, leaves the place where it begins; or is escaped more often than anybody reads.

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
+use futures_util::FutureExt as _;
 use http::header::HOST;
 use http::{HeaderName, Request, StatusCode};
 use tracing::{debug, info, warn};
@@ -36,7 +37,7 @@ pub const BUSINESS_HEADER: HeaderName = HeaderName::from_static("x-business-id")
 /// The handler of `listen.api`.
 pub struct Proxy {
     /// What places calls.
-    pub calls: Calls,
+    pub calls: Arc<Calls>,
 }
 
 #[async_trait]
@@ -300,7 +301,11 @@ impl Proxy {
         Some(Tap::new(move |answer| {
             let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
             let tasks = calls.tasks.clone();
-            runtime.spawn(tasks.track_future(async move { calls.passed_by(&account, &path, &answer).await }));
+            let mut look = Box::pin(tasks.track_future(async move { calls.passed_by(&account, &path, &answer).await }));
+            // Mostly there is nothing to be waited for.
+            if look.as_mut().now_or_never().is_none() {
+                runtime.spawn(look);
+            }
         }))
     }
 

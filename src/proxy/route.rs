@@ -60,7 +60,9 @@ pub fn route<'a>(
     for account in by_name {
         let Some(rest) = below(path, &format!("/{}", account.name)) else { continue };
         let same: Vec<_> = accounts.values().filter(|a| a.provider.name == account.provider.name).collect();
-        return match shown(&same, Some(account), rest, headers) {
+        // One that has no other beside it needs to show nothing.
+        let shown = if same.len() > 1 { shown(&same, Some(account), rest, headers) } else { None };
+        return match shown {
             // Of an account whose key nobody told, no key says that it is another's.
             Some((other, shown))
                 if other.name != account.name
@@ -75,7 +77,8 @@ pub fn route<'a>(
     let of_provider = |fits: &dyn Fn(&Description) -> bool, path: &'a str| {
         let fitting: Vec<_> = accounts.values().filter(|a| fits(&a.provider)).collect();
         let default = fitting.iter().find(|a| is_mount(&a.name)).or(fitting.first()).copied();
-        let account = shown(&fitting, default, path, headers).map(|(account, _)| account).or(default);
+        let shown = if fitting.len() > 1 { shown(&fitting, default, path, headers) } else { None };
+        let account = shown.map(|(account, _)| account).or(default);
         account.map(|account| Route { account, business, path }).ok_or(NoAccount::Unknown)
     };
     let mounted = accounts.values().find_map(|a| below(path, &a.provider.mount).map(|rest| (&a.provider.mount, rest)));
@@ -141,7 +144,7 @@ fn below<'a>(path: &'a str, mount: &str) -> Option<&'a str> {
 
 fn fits(operation: &Operation, method: &Method, paths: &[String]) -> bool {
     operation.method.as_str().eq_ignore_ascii_case(method.as_str())
-        && paths.iter().any(|path| operation.path.captures_any_case(path).is_some())
+        && paths.iter().any(|path| operation.path.fits_any_case(path))
 }
 
 /// Whether a path and method are those of an operation, whatever its body says: only then is the body read.

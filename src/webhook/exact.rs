@@ -17,7 +17,7 @@ impl Candidate {
     /// Whether it is at a path whose caller is told by the status what is wrong.
     pub(super) fn is_exact_at(&self, path: &str) -> bool {
         let path = normal(path);
-        self.webhook().exact.iter().any(|one| one.captures_any_case(&path).is_some())
+        self.webhook().exact.iter().any(|one| one.fits_any_case(&path))
     }
 }
 

@@ -111,7 +111,7 @@ impl Unfenced {
 
     /// Whether something that is made below this path is a call.
     pub fn makes_a_call(&self, path: &str) -> bool {
-        self.paths.iter().any(|one| one.captures_any_case(path).is_some())
+        self.paths.iter().any(|one| one.fits_any_case(path))
     }
 }
 
