@@ -2,11 +2,13 @@
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::Poll;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt as _;
 use http::{Request, Response};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -18,17 +20,18 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{oneshot, watch};
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::crowd::Seat;
-use super::edge::Shared;
+use super::crowd::{Busy, Seat};
+use super::edge::{EdgeSettings, Shared};
 use super::exchange::{ConnectionFacts, Exchange, Link, Progress};
 use super::local::Peer;
 use super::refusal::{Refusal, judge};
 use super::reply::{Reply, Told};
 use super::transport::Transport;
+use super::turns::Turns;
 use super::wire::{Phase, Wire, WireIo};
+use crate::clock::ticks_ms;
 
 /// The HTTP/2 connection preface, RFC 9113 §3.4, in bytes.
 const H2_PREFACE: u64 = 24;
@@ -41,6 +44,9 @@ const HYPER_BUFFER_MIN: usize = 8192;
 const LINGER: Duration = Duration::from_secs(30);
 const LINGER_IDLE: Duration = Duration::from_secs(5);
 const LINGER_DRAINING: Duration = Duration::from_secs(1);
+
+/// How long a connection waits before it gives hyper's buffers back, in milliseconds.
+const LET_GO_MS: u64 = 250;
 
 /// Serves a connection to its end.
 pub(super) async fn serve(tcp: TcpStream, peer: SocketAddr, shared: Arc<Shared>, seat: Arc<Seat>) {
@@ -70,15 +76,15 @@ async fn run(transport: Transport, facts: ConnectionFacts, shared: Arc<Shared>, 
         Transport::Tls(tls) => tls.get_ref().1.alpn_protocol() == Some(b"h2"),
         Transport::Tcp(_) | Transport::Unix(_) => false,
     };
-    let wire = Wire::new(transport, is_http2, shared.settings.clone());
-    let connection = Connection { shared, facts, seat };
+    let wire = Wire::new(transport, is_http2, shared.clone());
+    let connection = Arc::new(Connection { shared, facts, seat });
     if is_http2 { connection.serve_http2(wire).await } else { connection.serve_http1(wire).await }
 }
 
-#[derive(Clone)]
-struct Connection {
-    shared: Arc<Shared>,
-    facts: ConnectionFacts,
+/// A connection, as its requests share it.
+pub(super) struct Connection {
+    pub(super) shared: Arc<Shared>,
+    pub(super) facts: ConnectionFacts,
     seat: Arc<Seat>,
 }
 
@@ -111,58 +117,25 @@ fn refused(refusal: Refusal, told: Option<Told>) -> Answering {
 }
 
 impl Connection {
-    /// Has a request answered by the handler, in a task of its own: hyper drops what it waits for when a client goes, and a handler is
-    /// not dropped. On HTTP/1 it begins when the handler `before` has ended.
-    fn answer(
-        &self,
-        request: Request<Incoming>,
-        link: Link,
-        before: Option<JoinHandle<()>>,
-    ) -> (Option<JoinHandle<()>>, Answering) {
+    /// Makes an exchange of a request, or the answer to one that has no place.
+    fn begin(self: &Arc<Self>, request: Request<Incoming>, link: Link) -> Result<(Begun, Answering), Answering> {
         if self.shared.in_flight.len() >= self.shared.settings.max_in_flight {
-            let stall = self.shared.settings.write_timeout;
             let told = match link {
                 Link::Http1(_) => None,
-                Link::Http2(end) => Told::of_stream(stall, end),
+                Link::Http2(end) => Told::of_stream(self.shared.settings.write_timeout, end),
             };
-            return (before, refused(Refusal::BUSY, told));
+            return Err(refused(Refusal::BUSY, told));
         }
-        let Some(busy) = self.seat.busy() else { return (before, Answering::Now(None)) };
+        let busy = self.seat.busy().ok_or(Answering::Now(None))?;
         let (reply, answer) = oneshot::channel();
-        let shared = self.shared.clone();
-        let mut exchange = Exchange::new(request, reply, self.facts, link, shared.clone());
-        let task = tokio::spawn(async move {
-            let handled = async {
-                if let Some(before) = before {
-                    let _ = before.await;
-                }
-                shared.handler.handle(&mut exchange).await;
-            };
-            tokio::select! {
-                biased;
-                () = shared.cut.cancelled() => return,
-                () = handled => {}
-            }
-            let unread = exchange.take_unread();
-            drop((exchange, busy));
-            if let Some(unread) = unread {
-                linger(&shared, discard(unread)).await;
-            }
-        });
-        (Some(task), Answering::Later(answer))
+        let exchange = Box::new(Exchange::new(request, reply, self.clone(), link));
+        Ok((Begun { exchange, busy }, Answering::Later(answer)))
     }
 
-    async fn serve_http1(self, wire: Arc<Wire>) {
-        let last = Last::default();
-        let timed_out = self.drive_http1(&wire, last.clone()).await;
-        wire.end();
+    async fn serve_http1(self: Arc<Self>, wire: Arc<Wire>) {
+        let timed_out = self.drive_http1(&wire).await;
         if let Some(Phase::Idle(_)) = timed_out {
             return;
-        }
-        // Its connection may have become a tunnel, which is open for as long.
-        let task = last.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(task) = task {
-            let _ = task.await;
         }
         let refusal = timed_out.map(|_| Refusal::HEAD_TIMEOUT).or(wire.refusal());
         let is_mid_body = wire.is_mid_body();
@@ -187,64 +160,128 @@ impl Connection {
         }
     }
 
-    /// Serves until hyper is done with the connection, or until the client has let it wait for too long: for what, is returned.
-    async fn drive_http1(&self, wire: &Arc<Wire>, last: Last) -> Option<Phase> {
+    /// Serves until hyper is done with the connection and the last handler has returned. What a client that has let it wait for too long
+    /// was to send is returned.
+    ///
+    /// Handlers run in this task, beside hyper: hyper drops what it waits for when a client goes, and a handler is not dropped.
+    async fn drive_http1(self: &Arc<Self>, wire: &Arc<Wire>) -> Option<Phase> {
         let settings = &self.shared.settings;
-        let mut builder = http1::Builder::new();
-        // A client that ends its side may still read; who waits for it asks the wire.
-        builder.half_close(true).preserve_header_case(true);
-        // Room for a head, and no more: what a client sends faster than it is taken waits on its own side.
-        builder.max_buf_size(settings.max_header_bytes.max(HYPER_BUFFER_MIN));
-        if settings.max_headers > 100 {
-            builder.max_headers(settings.max_headers);
-        }
-        let service = Http1 { connection: self.clone(), wire: wire.clone(), last };
-        let mut hyper = pin!(builder.serve_connection(TokioIo::new(WireIo(wire.clone())), service).with_upgrades());
+        let turns = Turns::default();
+        let [of_io, of_handler, of_stop, of_timer] = std::array::from_fn(|_| turns.turn());
+        let requests = Arc::new(Requests::default());
+        // The panic hook has said what there is to say; the exchange has answered.
+        let mut handling = pin!(AssertUnwindSafe(self.handle_all(&requests)).catch_unwind());
         let mut stop = self.shared.stop.subscribe();
         let mut stopping = pin!(stopped(&mut stop));
-        let (mut is_stopping, mut is_shut, mut is_new) = (false, false, true);
         let mut timer = pin!(tokio::time::sleep(settings.header_timeout));
-        poll_fn(|cx| {
-            loop {
-                if let Poll::Ready(ended) = hyper.as_mut().poll(cx) {
-                    if let Err(error) = ended {
-                        tracing::debug!(peer = %self.facts.peer, %error, "connection ended");
+        let mut timer_ms = ticks_ms() + ms(settings.header_timeout);
+        // There while a request is: it has buffers that a connection which waits is not to keep.
+        let mut hyper = None;
+        let (mut is_stopping, mut is_shut, mut is_new, mut is_handled) = (false, false, true, false);
+        let mut ended: Option<Option<Phase>> = None;
+        let mut round = || {
+            if hyper.is_none() && ended.is_none() {
+                match of_io.poll(pin!(poll_fn(|cx| wire.poll_begun(cx)))) {
+                    Poll::Ready(true) => {
+                        of_io.wake();
+                        let service = Http1 {
+                            connection: self.clone(),
+                            wire: wire.clone(),
+                            requests: requests.clone(),
+                            handler: of_handler.waker(),
+                        };
+                        let io = TokioIo::new(WireIo(wire.clone()));
+                        hyper = Some(Box::pin(http1(settings).serve_connection(io, service).with_upgrades()));
                     }
-                    return Poll::Ready(None);
+                    Poll::Ready(false) => ended = Some(None),
+                    Poll::Pending => {}
                 }
-                let phase = wire.phase();
-                is_stopping = is_stopping || stopping.as_mut().poll(cx).is_ready();
-                if is_stopping && !is_shut && !matches!(phase, Phase::Head(_)) {
-                    is_shut = true;
-                    hyper.as_mut().graceful_shutdown();
-                    continue;
-                }
-                let due = match phase {
-                    Phase::Busy => {
-                        is_new = false;
-                        return Poll::Pending;
-                    }
-                    Phase::Head(since) => since + settings.header_timeout,
-                    // A new one may wait only as long as a head may take.
-                    Phase::Idle(since) => since + if is_new { settings.header_timeout } else { settings.keepalive },
-                };
-                // The timer runs on from request to request: it is set anew when it has run out, and when it would come too late.
-                if timer.deadline().into_std() > due {
-                    timer.as_mut().reset(due.into());
-                }
-                if timer.as_mut().poll(cx).is_pending() {
-                    return Poll::Pending;
-                }
-                if Instant::now() >= due {
-                    return Poll::Ready(Some(phase));
-                }
-                timer.as_mut().reset(due.into());
             }
-        })
-        .await
+            if ended.is_none()
+                && let Some(hyper) = &mut hyper
+                && let Poll::Ready(result) = of_io.poll(hyper.as_mut())
+            {
+                if let Err(error) = result {
+                    tracing::debug!(peer = %self.facts.peer, %error, "connection ended");
+                }
+                ended = Some(None);
+            }
+            if ended.is_some() {
+                of_io.rest();
+                if !requests.end() {
+                    hyper = None;
+                    wire.end();
+                    of_handler.wake();
+                }
+            }
+            is_handled = is_handled || of_handler.poll(handling.as_mut()).is_ready();
+            if is_handled {
+                of_handler.rest();
+                if let Some(timed_out) = ended {
+                    return Poll::Ready(timed_out);
+                }
+            }
+            is_stopping = is_stopping || of_stop.poll(stopping.as_mut()).is_ready();
+            let phase = wire.phase();
+            if is_stopping && !is_shut && !matches!(phase, Phase::Head(_)) {
+                is_shut = true;
+                match &mut hyper {
+                    Some(hyper) => hyper.as_mut().graceful_shutdown(),
+                    None => ended = ended.or(Some(None)),
+                }
+                of_io.wake();
+            }
+            // How long the phase may last; and of an idle one, how long hyper is kept.
+            let (due_ms, let_go_ms) = match phase {
+                _ if ended.is_some() => (u64::MAX, u64::MAX),
+                Phase::Busy => {
+                    is_new = false;
+                    (u64::MAX, u64::MAX)
+                }
+                Phase::Head(since) => (since + ms(settings.header_timeout), u64::MAX),
+                // A new one may wait only as long as a head may take.
+                Phase::Idle(since) => {
+                    let limit = if is_new { settings.header_timeout } else { settings.keepalive };
+                    (since + ms(limit), if hyper.is_some() { since + LET_GO_MS } else { u64::MAX })
+                }
+            };
+            if of_timer.poll(timer.as_mut()).is_ready() {
+                timer_ms = u64::MAX;
+                let now = ticks_ms();
+                if wire.next_look() <= now {
+                    wire.looked();
+                    of_handler.wake();
+                }
+                if due_ms <= now {
+                    ended = Some(Some(phase));
+                    of_io.wake();
+                } else if let_go_ms <= now {
+                    hyper = None;
+                    of_io.wake();
+                }
+            }
+            // The timer runs on from request to request: it is set anew when it has run out, and when it would come too late.
+            let next_ms = due_ms.min(let_go_ms).min(wire.next_look());
+            if next_ms < timer_ms {
+                timer_ms = next_ms;
+                let left = Duration::from_millis(next_ms.saturating_sub(ticks_ms()));
+                timer.as_mut().reset(tokio::time::Instant::now() + left);
+                of_timer.wake();
+            }
+            Poll::Pending
+        };
+        poll_fn(|cx| turns.poll(cx, &[&of_io, &of_handler, &of_stop, &of_timer], &mut round)).await
     }
 
-    async fn serve_http2(self, wire: Arc<Wire>) {
+    /// Has the requests of an HTTP/1 connection answered by the handler, one after another.
+    async fn handle_all(&self, requests: &Requests) {
+        while let Some(Begun { mut exchange, busy }) = poll_fn(|_| requests.poll_next()).await {
+            self.shared.handler.handle(&mut exchange).await;
+            drop((exchange, busy));
+        }
+    }
+
+    async fn serve_http2(self: Arc<Self>, wire: Arc<Wire>) {
         let settings = self.shared.settings.clone();
         let streams = Streams::default();
         let mut builder = http2::Builder::new(streams.clone());
@@ -322,14 +359,56 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-/// The handler of a connection's last request.
-type Last = Arc<Mutex<Option<JoinHandle<()>>>>;
+/// A request that has its place.
+struct Begun {
+    exchange: Box<Exchange>,
+    busy: Busy,
+}
+
+/// The next request of an HTTP/1 connection, between hyper and the handler. hyper gives none before the last was answered.
+#[derive(Default)]
+struct Requests(Mutex<(Option<Begun>, bool)>);
+
+impl Requests {
+    fn state(&self) -> MutexGuard<'_, (Option<Begun>, bool)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// There will be no more. Whether that was said before.
+    fn end(&self) -> bool {
+        std::mem::replace(&mut self.state().1, true)
+    }
+
+    fn poll_next(&self) -> Poll<Option<Begun>> {
+        match &mut *self.state() {
+            (None, false) => Poll::Pending,
+            (next, _) => Poll::Ready(next.take()),
+        }
+    }
+}
+
+fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX / 2)
+}
+
+fn http1(settings: &EdgeSettings) -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    // A client that ends its side may still read; who waits for it asks the wire.
+    builder.half_close(true).preserve_header_case(true);
+    // Room for a head, and no more: what a client sends faster than it is taken waits on its own side.
+    builder.max_buf_size(settings.max_header_bytes.max(HYPER_BUFFER_MIN));
+    if settings.max_headers > 100 {
+        builder.max_headers(settings.max_headers);
+    }
+    builder
+}
 
 /// What hyper calls for each request of an HTTP/1 connection.
 struct Http1 {
-    connection: Connection,
+    connection: Arc<Connection>,
     wire: Arc<Wire>,
-    last: Last,
+    requests: Arc<Requests>,
+    handler: Waker,
 }
 
 impl Service<Request<Incoming>> for Http1 {
@@ -338,17 +417,20 @@ impl Service<Request<Incoming>> for Http1 {
     type Future = Answering;
 
     fn call(&self, request: Request<Incoming>) -> Answering {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = last.take().filter(|before| !before.is_finished());
-        let (task, answering) = self.connection.answer(request, Link::Http1(self.wire.clone()), before);
-        *last = task;
-        answering
+        match self.connection.begin(request, Link::Http1(self.wire.clone())) {
+            Ok((begun, answering)) => {
+                self.requests.state().0 = Some(begun);
+                self.handler.wake_by_ref();
+                answering
+            }
+            Err(answer) => answer,
+        }
     }
 }
 
 /// What hyper calls for each stream of an HTTP/2 connection.
 struct Http2 {
-    connection: Connection,
+    connection: Arc<Connection>,
     streams: Streams,
 }
 
@@ -366,7 +448,26 @@ impl Service<Request<Incoming>> for Http2 {
             tokio::spawn(async move { linger(&shared, discard(body)).await });
             return refused(refusal, Told::of_stream(stall, end));
         }
-        self.connection.answer(Request::from_parts(head, body), Link::Http2(end), None).1
+        let begun = self.connection.begin(Request::from_parts(head, body), Link::Http2(end));
+        let (Begun { mut exchange, busy }, answering) = match begun {
+            Ok(begun) => begun,
+            Err(answer) => return answer,
+        };
+        // In a task of its own: hyper drops what it waits for when a client goes, and a handler is not dropped.
+        let shared = self.connection.shared.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                biased;
+                () = shared.cut.cancelled() => return,
+                () = shared.handler.handle(&mut exchange) => {}
+            }
+            let unread = exchange.take_unread();
+            drop((exchange, busy));
+            if let Some(unread) = unread {
+                linger(&shared, discard(unread)).await;
+            }
+        });
+        answering
     }
 }
 

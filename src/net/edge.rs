@@ -1,8 +1,12 @@
 //! The listener: bind, accept within bounds, drain.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -20,6 +24,7 @@ use super::headers::TrustedPeers;
 use super::local::{LocalSocket, Peer, SocketFile};
 use super::room::{BodyRoom, Sizes};
 use super::tls::ReloadingTls;
+use super::turns::Turns;
 
 /// Answers requests. One value serves every connection of an [`Edge`].
 #[async_trait]
@@ -143,6 +148,7 @@ impl Edge {
             in_flight: TaskTracker::new(),
             tunnels: TaskTracker::new(),
             stop,
+            draining: AtomicBool::new(false),
             cut: CancellationToken::new(),
             on_cores: self.on_cores,
         });
@@ -168,6 +174,8 @@ pub(super) struct Shared {
     pub(super) tunnels: TaskTracker,
     /// True once draining: accept nothing, let idle connections go.
     pub(super) stop: watch::Sender<bool>,
+    /// The same, for who looks at each request.
+    draining: AtomicBool,
     /// Cancelled when the grace is over.
     pub(super) cut: CancellationToken,
     on_cores: bool,
@@ -175,7 +183,7 @@ pub(super) struct Shared {
 
 impl Shared {
     pub(super) fn draining(&self) -> bool {
-        *self.stop.borrow()
+        self.draining.load(Ordering::Relaxed)
     }
 }
 
@@ -248,12 +256,20 @@ where
     let cut = shared.cut.clone();
     let connection = serve(seat.clone());
     let served = async move {
-        tokio::select! {
-            biased;
-            () = cut.cancelled() => {}
-            () = seat.left() => {}
-            () = connection => {}
-        }
+        let mut connection = pin!(connection);
+        let mut closed = pin!(async {
+            tokio::select! {
+                () = cut.cancelled() => {}
+                () = seat.left() => {}
+            }
+        });
+        let turns = Turns::default();
+        let (first, second) = (turns.turn(), turns.turn());
+        let mut round = || match first.poll(closed.as_mut()) {
+            Poll::Ready(()) => Poll::Ready(()),
+            Poll::Pending => second.poll(connection.as_mut()),
+        };
+        poll_fn(|cx| turns.poll(cx, &[&first, &second], &mut round)).await;
     };
     match core {
         Some(core) => drop(shared.connections.spawn_on(served, core)),
@@ -302,6 +318,7 @@ impl RunningEdge {
     /// tunnels included. Returns as soon as nothing is left, with what had to be cut.
     pub async fn drain(&self, grace: Duration) -> Drained {
         let shared = &self.shared;
+        shared.draining.store(true, Ordering::Relaxed);
         shared.stop.send_replace(true);
         if let Some(file) = &self.local {
             file.remove();

@@ -1,7 +1,9 @@
 //! One HTTP request being answered at the edge.
 
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::body::Gathered;
+use super::connection::Connection;
 use super::crowd::PeerKey;
 use super::edge::{EdgeSettings, Shared};
 use super::headers::{Hop, client_address, drop_fields, forwarded, has};
@@ -22,7 +25,7 @@ use super::local::Peer;
 use super::reply::{Reply, Told, response_head};
 use super::room::Taken;
 use super::wire::Wire;
-use crate::clock::since_boot;
+use crate::clock::ticks_ms;
 
 /// One HTTP request being answered at the edge (HTTP/1.1 or HTTP/2).
 ///
@@ -34,9 +37,8 @@ pub struct Exchange {
     incoming: Option<Incoming>,
     /// Where the answer goes; `None` once it was given.
     reply: Option<oneshot::Sender<Response<Reply>>>,
-    connection: ConnectionFacts,
+    connection: Arc<Connection>,
     link: Link,
-    shared: Arc<Shared>,
     /// Counts the request as in flight until it is answered or becomes a tunnel.
     in_flight: Option<TaskTrackerToken>,
     body: Option<Bytes>,
@@ -80,33 +82,43 @@ pub(super) struct Progress {
     /// The next piece of the answer is the upstream's to send, and not the client's to take.
     waits_for_upstream: Flag,
     response_bytes: AtomicU64,
-    /// When anything moved last, in milliseconds of [`since_boot`].
+    /// When anything moved last, by [`ticks_ms`].
     moved_ms: AtomicU64,
 }
 
 impl Progress {
     /// Something moved.
     pub(super) fn moved(&self) {
-        let now = u64::try_from(since_boot().as_millis()).unwrap_or(u64::MAX);
-        self.moved_ms.store(now, Ordering::Relaxed);
+        self.moved_ms.store(ticks_ms(), Ordering::Relaxed);
     }
 
-    /// How long ago anything moved.
-    fn still(&self) -> Duration {
-        since_boot().saturating_sub(Duration::from_millis(self.moved_ms.load(Ordering::Relaxed)))
-    }
-
-    /// Returns when nothing has moved for as long as `limit` says at that time; looks at least every `tick`.
-    pub(super) async fn stands_still(&self, tick: Duration, limit: impl Fn() -> Option<Duration>) {
-        loop {
+    /// Returns when nothing has moved for as long as `limit` says at that time; looks at least every `tick`. On HTTP/1 it needs no
+    /// timer but its connection's.
+    pub(super) async fn stands_still(&self, wire: Option<&Wire>, tick: Duration, limit: impl Fn() -> Option<Duration>) {
+        let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        // When to look again.
+        let next = || {
+            let now = ticks_ms();
             let left = match limit() {
-                Some(limit) if self.still() >= limit => return,
-                Some(limit) => limit.saturating_sub(self.still()).min(tick),
-                None => tick,
+                Some(limit) => ms(limit).saturating_sub(now.saturating_sub(self.moved_ms.load(Ordering::Relaxed))),
+                None => u64::MAX,
             };
-            // Milliseconds are what is counted.
-            tokio::time::sleep(left + Duration::from_millis(1)).await;
-        }
+            (left > 0).then(|| (now, left.min(ms(tick)) + 1))
+        };
+        let Some(wire) = wire else {
+            while let Some((_, left_ms)) = next() {
+                tokio::time::sleep(Duration::from_millis(left_ms)).await;
+            }
+            return;
+        };
+        poll_fn(|_| match next() {
+            Some((now, left_ms)) => {
+                wire.look_at(now + left_ms);
+                Poll::Pending
+            }
+            None => Poll::Ready(()),
+        })
+        .await;
     }
 
     pub(super) fn sent(&self, bytes: usize) {
@@ -171,11 +183,10 @@ impl Exchange {
     pub(super) fn new(
         request: http::Request<Incoming>,
         reply: oneshot::Sender<Response<Reply>>,
-        connection: ConnectionFacts,
+        connection: Arc<Connection>,
         link: Link,
-        shared: Arc<Shared>,
     ) -> Self {
-        let in_flight = Some(shared.in_flight.token());
+        let in_flight = Some(connection.shared.in_flight.token());
         let (head, incoming) = request.into_parts();
         let progress = Progress::default();
         if incoming.is_end_stream() {
@@ -187,7 +198,6 @@ impl Exchange {
             reply: Some(reply),
             connection,
             link,
-            shared,
             in_flight,
             body: None,
             body_room: None,
@@ -246,7 +256,7 @@ impl Exchange {
 
     /// Who is at the other end of the connection; not necessarily who asks (see [`TrustedPeers`](super::TrustedPeers)).
     pub fn peer(&self) -> Peer {
-        self.connection.peer
+        self.connection.facts.peer
     }
 
     /// A real upgrade to WebSocket (RFC 6455 §4.1): HTTP/1.1 GET without a body, `Upgrade: websocket`, `Connection: upgrade`.
@@ -277,10 +287,10 @@ impl Exchange {
             return Err(BodyError::Broken);
         }
         self.progress.body_begun.set();
-        let deadline = self.shared.settings.body_timeout;
-        let trusted = &self.shared.settings.trusted_peers;
+        let deadline = self.connection.shared.settings.body_timeout;
+        let trusted = &self.connection.shared.settings.trusted_peers;
         let client = self.peer().addr().and_then(|peer| client_address(self.headers(), peer.ip(), trusted));
-        let room = self.body_room.insert(self.shared.body_room.body(client.map(PeerKey::of)));
+        let room = self.body_room.insert(self.connection.shared.body_room.body(client.map(PeerKey::of)));
         let Some(incoming) = &mut self.incoming else {
             return Err(BodyError::Broken);
         };
@@ -342,9 +352,7 @@ impl Exchange {
         self.progress.torn.set();
         self.progress.moved();
         let wire = self.wire().cloned();
-        if wire.is_some() {
-            self.persist(&mut head);
-        }
+        self.persist(&mut head);
         let (sender, delivered) = oneshot::channel();
         let reply = reply(Told { sender, wire }, self.progress.clone());
         if let Some(to) = self.reply.take() {
@@ -355,13 +363,17 @@ impl Exchange {
 
     /// Says whether an HTTP/1 connection goes on (RFC 9112 §9.3). A body that nobody read would be taken for the next request.
     fn persist(&self, head: &mut http::response::Parts) {
-        let asked = |option| has(&self.head.headers, header::CONNECTION, option);
+        if self.wire().is_none() {
+            return drop_fields(&mut head.headers, |name| *name == header::CONNECTION);
+        }
+        let has_options = self.head.headers.contains_key(header::CONNECTION);
+        let asked = |option| has_options && has(&self.head.headers, header::CONNECTION, option);
         let goes_on = if self.head.version == Version::HTTP_11 {
             !asked("close")
         } else {
             asked("keep-alive") && !asked("close") && head.headers.contains_key(header::CONTENT_LENGTH)
         };
-        let goes_on = goes_on && !self.shared.draining() && self.body_is_done();
+        let goes_on = goes_on && !self.connection.shared.draining() && self.body_is_done();
         let option = HeaderValue::from_static(if goes_on { "keep-alive" } else { "close" });
         head.headers.insert(header::CONNECTION, option);
     }
@@ -369,11 +381,11 @@ impl Exchange {
     /// RetryAfterEstimator until an answer has left. A client on HTTP/2 that opens no window for it loses it.
     pub(super) async fn delivered(&self, delivered: oneshot::Receiver<()>) -> bool {
         let Link::Http2(stream) = &self.link else { return delivered.await.is_ok() };
-        let stall = self.shared.settings.write_timeout;
+        let stall = self.connection.shared.settings.write_timeout;
         tokio::select! {
             biased;
             delivered = delivered => delivered.is_ok(),
-            () = self.progress.stands_still(stall, || self.progress.is_clients_turn().then_some(stall)) => {
+            () = self.progress.stands_still(None, stall, || self.progress.is_clients_turn().then_some(stall)) => {
                 stream.cancel();
                 false
             }
@@ -444,13 +456,13 @@ impl Exchange {
     }
 
     pub(super) fn settings(&self) -> &EdgeSettings {
-        &self.shared.settings
+        &self.connection.shared.settings
     }
 
     pub(super) fn hop(&self) -> Hop<'_> {
         let peer = self.peer().addr().map(|addr| addr.ip());
         let trusted = peer.is_some_and(|peer| self.settings().trusted_peers.contain(peer));
-        Hop { peer, tls: self.connection.tls, host: self.host(), trusted }
+        Hop { peer, tls: self.connection.facts.tls, host: self.host(), trusted }
     }
 
     pub(super) fn version(&self) -> Version {
@@ -518,7 +530,7 @@ impl Exchange {
     pub(super) fn become_tunnel(&mut self, mut head: http::response::Parts) -> Option<(OnUpgrade, TaskTrackerToken)> {
         let reply = self.reply.take()?;
         let upgrade = self.head.extensions.remove::<OnUpgrade>()?;
-        let token = self.shared.tunnels.token();
+        let token = self.connection.shared.tunnels.token();
         self.in_flight = None;
         self.progress.answered.set();
         head.headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
@@ -529,11 +541,11 @@ impl Exchange {
     }
 
     pub(super) fn shared(&self) -> &Shared {
-        &self.shared
+        &self.connection.shared
     }
 
     pub(super) fn tunnels_full(&self) -> bool {
-        self.shared.tunnels.len() >= self.shared.settings.max_tunnels
+        self.connection.shared.tunnels.len() >= self.connection.shared.settings.max_tunnels
     }
 }
 
@@ -561,12 +573,10 @@ impl Drop for Exchange {
         if panicked {
             self.progress.body_lost.set();
         }
-        if self.wire().is_some() {
-            self.persist(&mut head);
-        }
+        self.persist(&mut head);
         let told = match &self.link {
             Link::Http1(_) => None,
-            Link::Http2(end) => Told::of_stream(self.shared.settings.write_timeout, end.clone()),
+            Link::Http2(end) => Told::of_stream(self.connection.shared.settings.write_timeout, end.clone()),
         };
         let _ = reply.send(Response::from_parts(head, Reply::whole(body, self.progress.clone(), told)));
     }

@@ -4,7 +4,7 @@
 //! Who stands before or behind may read the same bytes otherwise. So what two readers could read differently is refused here.
 
 use http::uri::Authority;
-use memchr::{memchr_iter, memchr2};
+use memchr::{memchr, memchr_iter, memchr2};
 
 use super::edge::EdgeSettings;
 use super::refusal::Refusal;
@@ -81,10 +81,10 @@ fn request_line(line: &[u8]) -> Result<(Option<&[u8]>, bool), Refusal> {
     else {
         return Err(Refusal::TARGET);
     };
-    if line.iter().any(|byte| !matches!(byte, b' ' | 0x21..=0x7e)) || target.is_empty() {
+    if !all(line, LINE) || target.is_empty() {
         return Err(Refusal::TARGET);
     }
-    if method.is_empty() || !method.iter().all(|byte| is_token(*byte)) {
+    if method.is_empty() || !all(method, TOKEN) {
         return Err(Refusal::MALFORMED);
     }
     let is_http_11 = match version {
@@ -95,8 +95,7 @@ fn request_line(line: &[u8]) -> Result<(Option<&[u8]>, bool), Refusal> {
     if matches!(method, b"CONNECT" | b"TRACE") {
         return Err(Refusal::METHOD);
     }
-    // `{`, `}`, `|`, `^` and `` ` `` are let through because browsers send them in queries (WHATWG URL, query percent-encode set).
-    if target.iter().any(|byte| b"\"<>\\#".contains(byte)) {
+    if !all(target, TARGET) {
         return Err(Refusal::TARGET);
     }
     match target {
@@ -135,10 +134,10 @@ struct Codings {
 
 impl<'a> Fields<'a> {
     fn take(&mut self, line: &'a [u8]) -> Result<(), Refusal> {
-        let colon = line.iter().position(|byte| *byte == b':').ok_or(Refusal::MALFORMED)?;
+        let colon = memchr(b':', line).ok_or(Refusal::MALFORMED)?;
         let (name, value) = (line.get(..colon).unwrap_or_default(), line.get(colon + 1..).unwrap_or_default());
         // Blanks before the colon, and lines that go on with those before, are no token (RFC 9112 §5.1, §5.2).
-        if name.is_empty() || !name.iter().all(|byte| is_token(*byte)) || !value.iter().all(|byte| is_text(*byte)) {
+        if name.is_empty() || !all(name, TOKEN) || !all(value, TEXT) {
             return Err(Refusal::MALFORMED);
         }
         let value = value.trim_ascii();
@@ -206,12 +205,16 @@ fn elements(value: &[u8]) -> impl Iterator<Item = &[u8]> {
 
 /// A host with or without a port, and no user (RFC 9110 §4.2.4). RFC 3986 knows names with commas; some would read two of them.
 pub(super) fn is_host(text: &[u8]) -> bool {
-    if text.contains(&b',') {
-        return false;
+    let name = text.iter().take_while(|byte| is(**byte, PLAIN_HOST)).count();
+    let is_port = |port: &str| port.is_empty() || port.parse::<u16>().is_ok() && !port.starts_with('+');
+    match text.get(name..) {
+        Some([]) if name > 0 => return true,
+        Some([b':', port @ ..]) if name > 0 => return str::from_utf8(port).is_ok_and(is_port),
+        _ if text.contains(&b',') => return false,
+        _ => {}
     }
     let Ok(authority) = Authority::try_from(text) else { return false };
     let port = authority.as_str().strip_prefix(authority.host()).unwrap_or("@");
-    let is_port = |port: &str| port.is_empty() || port.parse::<u16>().is_ok() && !port.starts_with('+');
     !authority.host().is_empty() && (port.is_empty() || port.strip_prefix(':').is_some_and(is_port))
 }
 
@@ -225,12 +228,60 @@ fn number(text: &[u8]) -> Option<u64> {
 
 /// `tchar` of RFC 9110 §5.6.2.
 pub(super) fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+    is(byte, TOKEN)
 }
 
 /// What a field's value or a quoted text may hold (RFC 9110 §5.5, §5.6.4): no control characters but the tab.
 pub(super) fn is_text(byte: u8) -> bool {
-    byte == b'\t' || (byte >= b' ' && byte != 0x7f)
+    is(byte, TEXT)
+}
+
+const TOKEN: u8 = 1;
+const TEXT: u8 = 2;
+/// A byte of a request's first line.
+const LINE: u8 = 4;
+/// A byte of a target.
+const TARGET: u8 = 8;
+/// A byte of the hosts that nearly all requests name: names and IPv4 addresses.
+const PLAIN_HOST: u8 = 16;
+
+/// What each byte may stand in: one look for each byte of a head.
+static KINDS: [u8; 256] = kinds();
+
+fn is(byte: u8, kind: u8) -> bool {
+    KINDS.get(usize::from(byte)).is_some_and(|kinds| kinds & kind != 0)
+}
+
+/// Whether all of these bytes may stand there: it is not asked after each.
+fn all(bytes: &[u8], kind: u8) -> bool {
+    bytes.iter().fold(kind, |kind, byte| kind & KINDS.get(usize::from(*byte)).copied().unwrap_or_default()) != 0
+}
+
+const fn kinds() -> [u8; 256] {
+    let mut kinds = [0; 256];
+    let mut at = 0;
+    while at < 256 {
+        let byte = at as u8;
+        let alphanumeric = byte.is_ascii_alphanumeric();
+        if alphanumeric || matches!(byte, b'!' | b'#'..=b'\'' | b'*' | b'+' | b'-' | b'.' | b'^'..=b'`' | b'|' | b'~') {
+            kinds[at] |= TOKEN;
+        }
+        if byte == b'\t' || (byte >= b' ' && byte != 0x7f) {
+            kinds[at] |= TEXT;
+        }
+        if matches!(byte, b' '..=b'~') {
+            kinds[at] |= LINE;
+        }
+        // `{`, `}`, `|`, `^` and `` ` `` are let through because browsers send them in queries (WHATWG URL, query percent-encode set).
+        if !matches!(byte, b'"' | b'<' | b'>' | b'\\' | b'#') {
+            kinds[at] |= TARGET;
+        }
+        if alphanumeric || matches!(byte, b'-' | b'.' | b'_') {
+            kinds[at] |= PLAIN_HOST;
+        }
+        at += 1;
+    }
+    kinds
 }
 
 #[cfg(test)]

@@ -31,26 +31,60 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 /// `Host`, `Content-Length` and the like cannot be smuggled away by naming them in `Connection`: framing and routing fields
 /// are never dropped on a sender's word (the attack is old: <https://nathandavison.com/blog/abusing-http-hop-by-hop-request-headers>).
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = list(headers, header::CONNECTION)
-        .filter_map(|name| HeaderName::from_str(name).ok())
-        .filter(|name| {
-            !matches!(*name, header::HOST | header::CONTENT_LENGTH | header::AUTHORIZATION | header::CONTENT_TYPE)
-        })
-        .collect();
-    let goes = |name: &HeaderName| HOP_BY_HOP.contains(name) || named.contains(name);
-    drop_fields(headers, goes);
+    let hop = HopByHop::of(headers);
+    drop_fields(headers, |name| hop.has(name));
+}
+
+/// The fields of a message that concern only the connection it came over.
+pub(super) struct HopByHop(Vec<HeaderName>);
+
+impl HopByHop {
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        let named = list(headers, header::CONNECTION)
+            // What nearly all say names no field that is not known anyway.
+            .filter(|name| !["keep-alive", "te", "upgrade"].iter().any(|one| one.eq_ignore_ascii_case(name)))
+            .filter_map(|name| HeaderName::from_str(name).ok())
+            .filter(|name| {
+                !matches!(*name, header::HOST | header::CONTENT_LENGTH | header::AUTHORIZATION | header::CONTENT_TYPE)
+            });
+        HopByHop(named.collect())
+    }
+
+    pub(super) fn has(&self, name: &HeaderName) -> bool {
+        HOP_BY_HOP.contains(name) || self.0.contains(name)
+    }
 }
 
 /// Takes fields off, and leaves the others in their order: taking one out of a map would put the last in its place.
 pub(super) fn drop_fields(headers: &mut HeaderMap, goes: impl Fn(&HeaderName) -> bool) {
-    if !headers.keys().any(&goes) {
-        return;
+    if headers.keys().any(&goes) {
+        *headers = without(headers, goes);
     }
+}
+
+/// The other fields, in their order.
+pub(super) fn without(headers: &HeaderMap, goes: impl Fn(&HeaderName) -> bool) -> HeaderMap {
     let mut kept = HeaderMap::with_capacity(headers.len());
-    for (name, value) in headers.iter().filter(|(name, _)| !goes(name)) {
-        kept.append(name.clone(), value.clone());
+    let mut last: Option<(&HeaderName, bool)> = None;
+    for (name, value) in headers {
+        // The lines of one field come together.
+        let goes = match last {
+            Some((before, goes)) if std::ptr::eq(before, name) => goes,
+            _ => goes(name),
+        };
+        last = Some((name, goes));
+        if !goes {
+            kept.append(name.clone(), value.clone());
+        }
     }
-    *headers = kept;
+    kept
+}
+
+/// Whether `Content-Length` stands there once, and says this.
+pub(super) fn says_length(headers: &HeaderMap, length: u64) -> bool {
+    let mut said = headers.get_all(header::CONTENT_LENGTH).iter();
+    let first = said.next().and_then(|said| said.to_str().ok()?.parse().ok());
+    first == Some(length) && said.next().is_none()
 }
 
 /// Makes one field of several `Cookie`: HTTP/2 may split it, HTTP/1.1 may not (RFC 9113 §8.2.3, RFC 6265 §5.4).

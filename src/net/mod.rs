@@ -45,6 +45,7 @@ mod tap;
 pub mod tls;
 mod transport;
 mod tunnel;
+mod turns;
 pub mod upstream;
 mod wire;
 

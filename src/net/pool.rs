@@ -26,7 +26,7 @@ pub(super) enum Lane {
 }
 
 /// Where a connection leads.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct To {
     lane: Lane,
     is_https: bool,
@@ -88,10 +88,15 @@ impl Pool {
         if lane == Lane::Creates { self.idle_of_creates } else { self.idle }
     }
 
+    fn key(&self, to: &To) -> u64 {
+        // At once: an authority hashes itself byte by byte.
+        self.hasher.hash_one((to.lane, to.is_https, to.authority.as_str()))
+    }
+
     /// One that waits on this core.
     pub(super) fn take(&self, to: &To) -> Option<Connection> {
         let pool = self.of_cores.get(cores::here())?;
-        let key = self.hasher.hash_one(to);
+        let key = self.key(to);
         loop {
             let connection = pool.get(&key)?;
             let waited = now_ms().saturating_sub(connection.waits_since.swap(IN_USE, Ordering::Relaxed));
@@ -137,7 +142,7 @@ impl Pool {
         driven: impl Future<Output = hyper::Result<()>> + Send + 'static,
     ) -> Connection {
         let (core, idle) = (cores::here(), self.idle_of(to.lane));
-        let meta = ConnectionMeta::new(self.hasher.hash_one(to), self.last_id.fetch_add(1, Ordering::Relaxed));
+        let meta = ConnectionMeta::new(self.key(to), self.last_id.fetch_add(1, Ordering::Relaxed));
         let waits_since = Arc::new(AtomicU64::new(IN_USE));
         let connection =
             Connection { sender, to: to.clone(), core, meta: meta.clone(), waits_since: waits_since.clone() };

@@ -7,7 +7,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version, header};
 
 use super::exchange::Exchange;
-use super::headers::{drop_fields, forwarded, has, join_cookies, strip_hop_by_hop};
+use super::headers::{HopByHop, forwarded, has, join_cookies, strip_hop_by_hop, without};
 use super::redirect::Mount;
 use super::stream::stream;
 use super::tap::Tap;
@@ -178,14 +178,17 @@ pub async fn ask_with_body(
     Ok(answer)
 }
 
-/// The request as the upstream shall see it, without a body and without framing (the body brings its own).
+/// The request as the upstream shall see it, without a body; its length is what the client said (the body brings its own).
 fn outgoing_head(exchange: &Exchange, target: &RelayTarget) -> Result<Request<()>, RelayError> {
     let uri = join(&target.base, &target.path_and_query)?;
-    let mut headers = exchange.headers().clone();
+    let headers = exchange.headers();
     // RFC 9110 §10.1.4: who sends TE says so in Connection, which HTTP/2 does not have.
-    let takes_trailers = has(&headers, header::TE, "trailers")
-        && (has(&headers, header::CONNECTION, "te") || exchange.version() == Version::HTTP_2);
-    strip_hop_by_hop(&mut headers);
+    let takes_trailers = headers.contains_key(header::TE)
+        && has(headers, header::TE, "trailers")
+        && (has(headers, header::CONNECTION, "te") || exchange.version() == Version::HTTP_2);
+    let hop = HopByHop::of(headers);
+    let goes = |name: &HeaderName| *name == header::EXPECT || hop.has(name) || target.remove_headers.contains(name);
+    let mut headers = if headers.keys().any(goes) { without(headers, goes) } else { headers.clone() };
     join_cookies(&mut headers);
     if target.mount.is_none() {
         forwarded(&mut headers, exchange.hop());
@@ -198,9 +201,6 @@ fn outgoing_head(exchange: &Exchange, target: &RelayTarget) -> Result<Request<()
         // Where it stood before.
         headers.insert(header::HOST, host);
     }
-    drop_fields(&mut headers, |name| {
-        matches!(*name, header::CONTENT_LENGTH | header::EXPECT) || target.remove_headers.contains(name)
-    });
     for (name, value) in &target.set_headers {
         headers.insert(name, value.clone());
     }
@@ -217,7 +217,10 @@ fn outgoing_head(exchange: &Exchange, target: &RelayTarget) -> Result<Request<()
 
 fn join(base: &Uri, path_and_query: &str) -> Result<Uri, RelayError> {
     let prefix = base.path().trim_end_matches('/');
-    let target = PathAndQuery::try_from(format!("{prefix}{path_and_query}"));
+    let target = match prefix {
+        "" => PathAndQuery::try_from(path_and_query),
+        prefix => PathAndQuery::try_from(format!("{prefix}{path_and_query}")),
+    };
     let mut parts = base.clone().into_parts();
     match target {
         Ok(target) if path_and_query.starts_with('/') => parts.path_and_query = Some(target),

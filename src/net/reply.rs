@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::exchange::Progress;
-use super::headers::strip_hop_by_hop;
+use super::headers::{HopByHop, drop_fields, says_length, strip_hop_by_hop};
 use super::tap::Tap;
 use super::upstream::Answer;
 use super::wire::Wire;
@@ -167,15 +167,18 @@ impl Drop for Reply {
     }
 }
 
-/// A head for the client: no hop-by-hop fields, framed for `length` bytes if that is known. 1xx and 204 have no length
-/// (RFC 9110 §8.6); for 304 (and HEAD, where the caller passes it) it is the length of what was not sent.
+/// A head for the client: no hop-by-hop fields but `Connection`, which [`Exchange::give`](super::Exchange) writes anew or takes off;
+/// framed for `length` bytes if that is known. 1xx and 204 have no length (RFC 9110 §8.6); for 304 (and HEAD, where the caller passes
+/// it) it is the length of what was not sent.
 pub(super) fn response_head(parts: &mut http::response::Parts, length: Option<u64>) {
-    strip_hop_by_hop(&mut parts.headers);
+    let hop = HopByHop::of(&parts.headers);
+    drop_fields(&mut parts.headers, |name| hop.has(name) && *name != header::CONNECTION);
     parts.version = Version::HTTP_11;
     if parts.status.is_informational() || parts.status == StatusCode::NO_CONTENT {
         parts.headers.remove(header::CONTENT_LENGTH);
     } else if let Some(length) = length
         && parts.status != StatusCode::NOT_MODIFIED
+        && !says_length(&parts.headers, length)
     {
         parts.headers.insert(header::CONTENT_LENGTH, length.into());
     }

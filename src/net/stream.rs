@@ -39,7 +39,7 @@ pub(super) async fn stream(
     tap: Option<Tap>,
 ) -> Result<Relayed, RelayError> {
     let (pause, patience) = (exchange.settings().body_timeout, upstream.answer_timeout());
-    let progress = exchange.progress().clone();
+    let (progress, wire) = (exchange.progress().clone(), exchange.wire().cloned());
     let (outgoing, mut rest) = match body {
         Some(body) => (Outgoing::whole(body), Rest::Over),
         None => {
@@ -71,7 +71,7 @@ pub(super) async fn stream(
                 response => response?,
             },
             error = client => return Err(error),
-            () = progress.stands_still(pause.min(patience), || Some(limit())) => {
+            () = progress.stands_still(wire.as_deref(), pause.min(patience), || Some(limit())) => {
                 return Err(if progress.waits_for_client.is_set() {
                     RelayError::BodyTooSlow
                 } else {
@@ -178,7 +178,7 @@ async fn answer(exchange: &mut Exchange, response: Response<Answer>, mut rest: R
         tokio::select! {
             biased;
             _ = drained(&mut rest, &progress) => {}
-            () = progress.stands_still(pause, limit) => rest = Rest::Over,
+            () = progress.stands_still(wire.as_deref(), pause, limit) => rest = Rest::Over,
         }
         match &wire {
             Some(wire) => wire.gone().await,

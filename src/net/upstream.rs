@@ -23,6 +23,7 @@ use tower_service::Service;
 use super::body::{Outgoing, SendBy, Unread, collect};
 use super::callback::{BadCallback, CALLBACK_MARK, CallbackRules, Guarded};
 use super::connector::{Connector, Patient, trust};
+use super::headers::says_length;
 use super::pool::{Connection, Lane, Pool, To};
 use crate::failpoint;
 
@@ -271,7 +272,7 @@ impl Upstream {
         if request.method() == Method::CONNECT {
             return Err(UpstreamError::Invalid("CONNECT is not for upstreams".to_owned()));
         }
-        let uri = request.uri().clone();
+        let uri = std::mem::take(request.uri_mut());
         let to = To::of(lane, &uri)
             .ok_or_else(|| UpstreamError::Invalid(format!("{uri} is not an absolute http or https address")))?;
         frame(&mut request, &uri);
@@ -348,7 +349,9 @@ fn frame(request: &mut Request<Outgoing>, uri: &Uri) {
     }
     // The body says how long it is, and nobody else.
     request.headers_mut().remove(header::TRANSFER_ENCODING);
-    request.headers_mut().remove(header::CONTENT_LENGTH);
+    if !request.body().size_hint().exact().is_some_and(|length| says_length(request.headers(), length)) {
+        request.headers_mut().remove(header::CONTENT_LENGTH);
+    }
     if request.body().is_end_stream() && matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH) {
         // RFC 9110 §8.6: no content is said, too, where content is expected; hyper would say nothing, and some answer 411.
         request.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));

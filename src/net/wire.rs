@@ -7,9 +7,9 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
-use std::time::Instant;
 
 use bytes::{Buf, BytesMut};
 use hyper::upgrade::Upgraded;
@@ -19,11 +19,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
 
 use super::chunks::Chunks;
-use super::edge::EdgeSettings;
+use super::edge::{EdgeSettings, Shared};
 use super::head::{self, Framing};
 use super::refusal::Refusal;
 use super::stall::Stall;
 use super::transport::Transport;
+use crate::clock::ticks_ms;
 
 /// What is read ahead of hyper while somebody watches whether the client goes. Beyond it a client that sends early is not watched.
 const AHEAD_BYTES_MAX: usize = 64 * 1024;
@@ -35,13 +36,13 @@ const LINES_BESIDE_FIELDS: usize = 16;
 /// Interim answers of one request; of a flood the rest is dropped.
 const INTERIM_MAX: usize = 4;
 
-/// Where a connection stands between two requests.
+/// Where a connection stands between two requests; the times are of [`ticks_ms`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
     /// It waits for a request, since then.
-    Idle(Instant),
+    Idle(u64),
     /// Some of a head has come, the first of it then.
-    Head(Instant),
+    Head(u64),
     /// A request is under way.
     Busy,
 }
@@ -62,7 +63,9 @@ type Then = Box<dyn FnOnce() + Send>;
 /// A connection, shared.
 pub(super) struct Wire {
     state: Mutex<State>,
-    settings: EdgeSettings,
+    shared: Arc<Shared>,
+    /// When the handler is to be polled all the same, by [`ticks_ms`].
+    look_at_ms: AtomicU64,
 }
 
 struct State {
@@ -102,11 +105,11 @@ impl std::fmt::Debug for Wire {
 }
 
 impl Wire {
-    pub(super) fn new(transport: Transport, is_http2: bool, settings: EdgeSettings) -> Arc<Self> {
+    pub(super) fn new(transport: Transport, is_http2: bool, shared: Arc<Shared>) -> Arc<Self> {
         let state = State {
             transport: Some(transport),
             stage: if is_http2 { Stage::Opaque } else { Stage::Head },
-            phase: Phase::Idle(Instant::now()),
+            phase: Phase::Idle(ticks_ms()),
             judged: BytesMut::new(),
             ahead: BytesMut::new(),
             scanned: 0,
@@ -118,14 +121,14 @@ impl Wire {
             is_watched: false,
             writer: None,
             is_write_blocked: false,
-            stall: Stall::new(settings.write_timeout),
+            stall: Stall::new(shared.settings.write_timeout),
             interim: BytesMut::new(),
             interims: 0,
             flushed: None,
             if_reset: None,
             is_reset: false,
         };
-        Arc::new(Wire { state: Mutex::new(state), settings })
+        Arc::new(Wire { state: Mutex::new(state), shared, look_at_ms: AtomicU64::new(u64::MAX) })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -135,6 +138,31 @@ impl Wire {
 
     pub(super) fn phase(&self) -> Phase {
         self.state().phase
+    }
+
+    /// Has the handler polled at that time, by [`ticks_ms`], if nothing wakes it before.
+    pub(super) fn look_at(&self, at_ms: u64) {
+        self.look_at_ms.fetch_min(at_ms, Ordering::Relaxed);
+    }
+
+    /// When the handler is to be polled; what has passed is forgotten.
+    pub(super) fn next_look(&self) -> u64 {
+        self.look_at_ms.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn looked(&self) {
+        self.look_at_ms.store(u64::MAX, Ordering::Relaxed);
+    }
+
+    /// RetryAfterEstimator for the first byte of a request, for a connection that has no hyper. False: the client has ended it without one.
+    pub(super) fn poll_begun(&self, cx: &mut Context<'_>) -> Poll<bool> {
+        let mut state = self.state();
+        let begun = state.poll_begun(cx);
+        if begun.is_pending() {
+            keep(&mut state.reader, cx);
+            state.is_watched = false;
+        }
+        begun
     }
 
     /// What the connection's last head is answered with, if it was not let in.
@@ -253,6 +281,17 @@ impl State {
         Poll::Ready(Ok(count))
     }
 
+    fn poll_begun(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        if self.ahead.is_empty() && !self.has_ended {
+            let mut scratch = [0; 1024];
+            let mut buf = ReadBuf::new(&mut scratch);
+            // hyper meets an error again.
+            let _ = ready!(self.poll_transport(cx, &mut buf));
+            self.ahead.extend_from_slice(buf.filled());
+        }
+        Poll::Ready(!(self.ahead.is_empty() && self.has_ended))
+    }
+
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut scratch = [0; 1024];
         while self.ahead.len() < AHEAD_BYTES_MAX {
@@ -343,9 +382,9 @@ impl State {
                 let has_begun = self.ahead.len() > head::blank_lines(&self.ahead);
                 self.phase = match (self.phase, has_begun) {
                     (Phase::Head(since), true) => Phase::Head(since),
-                    (_, true) => Phase::Head(Instant::now()),
+                    (_, true) => Phase::Head(ticks_ms()),
                     (Phase::Idle(since), false) => Phase::Idle(since),
-                    (_, false) => Phase::Idle(Instant::now()),
+                    (_, false) => Phase::Idle(ticks_ms()),
                 };
                 return Poll::Pending;
             };
@@ -353,9 +392,19 @@ impl State {
                 return Poll::Ready(Ok(()));
             }
             let read = buf.filled().get(before..).unwrap_or_default();
-            // Mostly a head comes whole, and alone.
-            if self.ahead.is_empty() && head::end(read, 0) == Some(read.len()) {
-                return Poll::Ready(self.admit(judge(read, settings)));
+            // Mostly a head comes whole, with nothing behind it that is to be looked at.
+            if self.ahead.is_empty()
+                && let Some((head, behind)) = head::end(read, 0).and_then(|end| read.split_at_checked(end))
+            {
+                let judged = judge(head, settings);
+                match judged {
+                    Ok(Framing::Length(length)) if behind.len() as u64 <= length => {
+                        self.admit(Ok(Framing::Length(length - behind.len() as u64)))?;
+                        return Poll::Ready(Ok(()));
+                    }
+                    Err(_) => self.admit(judged)?,
+                    Ok(_) => {}
+                }
             }
             self.ahead.extend_from_slice(read);
             buf.set_filled(before);
@@ -495,7 +544,7 @@ impl AsyncRead for WireIo {
             keep(&mut state.reader, cx);
             return Poll::Pending;
         }
-        let read = state.poll_read(cx, buf, &wire.settings);
+        let read = state.poll_read(cx, buf, &wire.shared.settings);
         if read.is_pending() {
             keep(&mut state.reader, cx);
             state.is_watched = false;
