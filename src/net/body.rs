@@ -31,7 +31,7 @@ pub(super) enum Outgoing {
     /// Arriving while it is sent.
     FromClient(FromClient),
     /// Read from a file while it is sent.
-    File(OfFile),
+    File(Box<OfFile>),
 }
 
 /// Until when a body may be handed to its connection, by [`since_boot`]. It is asked as late as can be: when the bytes are taken.
@@ -81,7 +81,8 @@ impl Outgoing {
 
     /// The first `length` bytes of a file. One that is shorter breaks the request.
     pub(super) fn file(file: tokio::fs::File, length: u64) -> Self {
-        Outgoing::File(OfFile { stream: ReaderStream::with_capacity(file.take(length), FILE_PIECE), left: length })
+        let stream = ReaderStream::with_capacity(file.take(length), FILE_PIECE);
+        Outgoing::File(Box::new(OfFile { stream, left: length }))
     }
 }
 

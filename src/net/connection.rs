@@ -57,11 +57,20 @@ pub(super) async fn serve(tcp: TcpStream, peer: SocketAddr, shared: Arc<Shared>,
     let _ = SockRef::from(&tcp).set_tcp_keepalive(&keepalive);
     let (transport, tls) = match shared.tls.as_ref().map(|tls| tls.acceptor()) {
         None => (Transport::Tcp(tcp), false),
-        Some(acceptor) => match tokio::time::timeout(shared.settings.header_timeout, acceptor.accept(tcp)).await {
-            Ok(Ok(io)) => (Transport::Tls(Box::new(io)), true),
-            Ok(Err(error)) => return tracing::debug!(%peer, %error, "TLS handshake failed"),
-            Err(_) => return tracing::debug!(%peer, "TLS handshake took too long"),
-        },
+        Some(acceptor) => {
+            // In a box: what it needs is not to stay with the connection.
+            let handshake = Box::pin(tokio::time::timeout(shared.settings.header_timeout, acceptor.accept(tcp)));
+            let shaken = tokio::select! {
+                biased;
+                () = closed(&shared, &seat) => return,
+                shaken = handshake => shaken,
+            };
+            match shaken {
+                Ok(Ok(io)) => (Transport::Tls(Box::new(io)), true),
+                Ok(Err(error)) => return tracing::debug!(%peer, %error, "TLS handshake failed"),
+                Err(_) => return tracing::debug!(%peer, "TLS handshake took too long"),
+            }
+        }
     };
     run(transport, ConnectionFacts { peer: Peer::Net(peer), tls }, shared, seat).await;
 }
@@ -78,7 +87,24 @@ async fn run(transport: Transport, facts: ConnectionFacts, shared: Arc<Shared>, 
     };
     let wire = Wire::new(transport, is_http2, shared.clone());
     let connection = Arc::new(Connection { shared, facts, seat });
-    if is_http2 { connection.serve_http2(wire).await } else { connection.serve_http1(wire).await }
+    if is_http2 {
+        let served = Box::pin(connection.serve_http2(wire));
+        tokio::select! {
+            biased;
+            () = closed(&connection.shared, &connection.seat) => {}
+            () = served => {}
+        }
+    } else {
+        connection.serve_http1(wire).await;
+    }
+}
+
+/// Returns when a connection is to end whatever it does: a drain's grace is over, or its place was given to another.
+async fn closed(shared: &Shared, seat: &Seat) {
+    tokio::select! {
+        () = shared.cut.cancelled() => {}
+        () = seat.left() => {}
+    }
 }
 
 /// A connection, as its requests share it.
@@ -86,6 +112,17 @@ pub(super) struct Connection {
     pub(super) shared: Arc<Shared>,
     pub(super) facts: ConnectionFacts,
     seat: Arc<Seat>,
+}
+
+/// How HTTP on a connection came to its end.
+#[derive(Clone, Copy)]
+enum Ended {
+    /// hyper is done with it.
+    Hyper,
+    /// The client has let it wait for too long.
+    TimedOut(Phase),
+    /// See [`closed`].
+    Closed,
 }
 
 /// The connection was given up just before the request came.
@@ -132,12 +169,21 @@ impl Connection {
         Ok((Begun { exchange, busy }, Answering::Later(answer)))
     }
 
-    async fn serve_http1(self: Arc<Self>, wire: Arc<Wire>) {
-        let timed_out = self.drive_http1(&wire).await;
-        if let Some(Phase::Idle(_)) = timed_out {
-            return;
+    async fn serve_http1(self: &Arc<Self>, wire: Arc<Wire>) {
+        let mut closing = pin!(closed(&self.shared, &self.seat));
+        match self.drive_http1(&wire, closing.as_mut()).await {
+            Ended::Closed | Ended::TimedOut(Phase::Idle(_)) => {}
+            ended => tokio::select! {
+                biased;
+                () = closing => {}
+                () = self.leave_http1(&wire, matches!(ended, Ended::TimedOut(_))) => {}
+            },
         }
-        let refusal = timed_out.map(|_| Refusal::HEAD_TIMEOUT).or(wire.refusal());
+    }
+
+    /// Says the last word, if there is one, and waits for the client to hear it.
+    async fn leave_http1(&self, wire: &Wire, timed_out: bool) {
+        let refusal = timed_out.then_some(Refusal::HEAD_TIMEOUT).or(wire.refusal());
         let is_mid_body = wire.is_mid_body();
         let Some((mut transport, _)) = wire.take() else { return };
         if let Some(refusal) = refusal {
@@ -160,11 +206,14 @@ impl Connection {
         }
     }
 
-    /// Serves until hyper is done with the connection and the last handler has returned. What a client that has let it wait for too long
-    /// was to send is returned.
+    /// Serves until hyper is done with the connection and the last handler has returned.
     ///
     /// Handlers run in this task, beside hyper: hyper drops what it waits for when a client goes, and a handler is not dropped.
-    async fn drive_http1(self: &Arc<Self>, wire: &Arc<Wire>) -> Option<Phase> {
+    async fn drive_http1(
+        self: &Arc<Self>,
+        wire: &Arc<Wire>,
+        mut closing: Pin<&mut impl Future<Output = ()>>,
+    ) -> Ended {
         let settings = &self.shared.settings;
         let turns = Turns::default();
         let [of_io, of_handler, of_stop, of_timer] = std::array::from_fn(|_| turns.turn());
@@ -178,8 +227,15 @@ impl Connection {
         // There while a request is: it has buffers that a connection which waits is not to keep.
         let mut hyper = None;
         let (mut is_stopping, mut is_shut, mut is_new, mut is_handled) = (false, false, true, false);
-        let mut ended: Option<Option<Phase>> = None;
+        let mut ended = None;
         let mut round = || {
+            let stop = poll_fn(|cx| {
+                is_stopping = is_stopping || stopping.as_mut().poll(cx).is_ready();
+                closing.as_mut().poll(cx)
+            });
+            if of_stop.poll(pin!(stop)).is_ready() {
+                return Poll::Ready(Ended::Closed);
+            }
             if hyper.is_none() && ended.is_none() {
                 match of_io.poll(pin!(poll_fn(|cx| wire.poll_begun(cx)))) {
                     Poll::Ready(true) => {
@@ -193,7 +249,7 @@ impl Connection {
                         let io = TokioIo::new(WireIo(wire.clone()));
                         hyper = Some(Box::pin(http1(settings).serve_connection(io, service).with_upgrades()));
                     }
-                    Poll::Ready(false) => ended = Some(None),
+                    Poll::Ready(false) => ended = Some(Ended::Hyper),
                     Poll::Pending => {}
                 }
             }
@@ -204,7 +260,7 @@ impl Connection {
                 if let Err(error) = result {
                     tracing::debug!(peer = %self.facts.peer, %error, "connection ended");
                 }
-                ended = Some(None);
+                ended = Some(Ended::Hyper);
             }
             if ended.is_some() {
                 of_io.rest();
@@ -217,17 +273,16 @@ impl Connection {
             is_handled = is_handled || of_handler.poll(handling.as_mut()).is_ready();
             if is_handled {
                 of_handler.rest();
-                if let Some(timed_out) = ended {
-                    return Poll::Ready(timed_out);
+                if let Some(ended) = ended {
+                    return Poll::Ready(ended);
                 }
             }
-            is_stopping = is_stopping || of_stop.poll(stopping.as_mut()).is_ready();
             let phase = wire.phase();
             if is_stopping && !is_shut && !matches!(phase, Phase::Head(_)) {
                 is_shut = true;
                 match &mut hyper {
                     Some(hyper) => hyper.as_mut().graceful_shutdown(),
-                    None => ended = ended.or(Some(None)),
+                    None => ended = ended.or(Some(Ended::Hyper)),
                 }
                 of_io.wake();
             }
@@ -253,7 +308,7 @@ impl Connection {
                     of_handler.wake();
                 }
                 if due_ms <= now {
-                    ended = Some(Some(phase));
+                    ended = Some(Ended::TimedOut(phase));
                     of_io.wake();
                 } else if let_go_ms <= now {
                     hyper = None;
@@ -281,7 +336,7 @@ impl Connection {
         }
     }
 
-    async fn serve_http2(self: Arc<Self>, wire: Arc<Wire>) {
+    async fn serve_http2(self: &Arc<Self>, wire: Arc<Wire>) {
         let settings = self.shared.settings.clone();
         let streams = Streams::default();
         let mut builder = http2::Builder::new(streams.clone());

@@ -1,12 +1,9 @@
 //! The listener: bind, accept within bounds, drain.
 
-use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -24,7 +21,6 @@ use super::headers::TrustedPeers;
 use super::local::{LocalSocket, Peer, SocketFile};
 use super::room::{BodyRoom, Sizes};
 use super::tls::ReloadingTls;
-use super::turns::Turns;
 
 /// Answers requests. One value serves every connection of an [`Edge`].
 #[async_trait]
@@ -253,24 +249,7 @@ where
     let bounded = peer.addr().map(|addr| addr.ip()).filter(|ip| !shared.settings.trusted_peers.contain(*ip));
     // Without a place it is closed without a word: at this point memory matters more than manners.
     let Some(seat) = shared.crowd.seat(bounded.map(PeerKey::of)) else { return };
-    let cut = shared.cut.clone();
-    let connection = serve(seat.clone());
-    let served = async move {
-        let mut connection = pin!(connection);
-        let mut closed = pin!(async {
-            tokio::select! {
-                () = cut.cancelled() => {}
-                () = seat.left() => {}
-            }
-        });
-        let turns = Turns::default();
-        let (first, second) = (turns.turn(), turns.turn());
-        let mut round = || match first.poll(closed.as_mut()) {
-            Poll::Ready(()) => Poll::Ready(()),
-            Poll::Pending => second.poll(connection.as_mut()),
-        };
-        poll_fn(|cx| turns.poll(cx, &[&first, &second], &mut round)).await;
-    };
+    let served = serve(seat);
     match core {
         Some(core) => drop(shared.connections.spawn_on(served, core)),
         None => drop(shared.connections.spawn(served)),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, header};
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt as _, Collected};
 use hyper::body::{Body as _, Incoming};
 use hyper::upgrade::OnUpgrade;
 use tokio::sync::oneshot;
@@ -437,20 +437,16 @@ impl Exchange {
 
     /// As [`client_gone`](Self::client_gone), once nothing is left of the body.
     pub(super) async fn gone(&mut self) {
-        let unanswered = async {
-            match &mut self.reply {
-                Some(reply) => reply.closed().await,
-                None => std::future::pending().await,
-            }
-        };
         match &self.link {
-            Link::Http1(wire) => tokio::select! {
-                () = wire.gone() => {}
-                () = unanswered => {}
-            },
+            Link::Http1(wire) => wire.gone().await,
             Link::Http2(stream) => tokio::select! {
                 () = stream.cancelled() => {}
-                () = unanswered => {}
+                () = async {
+                    match &mut self.reply {
+                        Some(reply) => reply.closed().await,
+                        None => std::future::pending().await,
+                    }
+                } => {}
             },
         }
     }
@@ -503,6 +499,23 @@ impl Exchange {
     /// `Content-Length`; requests whose lengths differ were refused.
     pub(super) fn declared_length(&self) -> Option<u64> {
         self.header("content-length")?.trim().parse().ok()
+    }
+
+    /// The whole body, of a length that was said, has come with what hyper has read.
+    pub(super) fn has_all_come(&self, at_most: usize) -> bool {
+        let is_short = self.declared_length().is_some_and(|length| length <= at_most as u64);
+        is_short && self.wire().is_some_and(|wire| !wire.is_mid_body())
+    }
+
+    /// Such a body: there is nothing to wait for but hyper's turn.
+    pub(super) async fn take_come(&mut self) -> Option<Bytes> {
+        self.progress.body_begun.set();
+        let body = self.incoming.take()?.collect().await.ok();
+        match body {
+            Some(_) => self.progress.body_done.set(),
+            None => self.progress.body_lost.set(),
+        }
+        body.map(Collected::to_bytes)
     }
 
     /// The request has no body, or nothing of it is left.

@@ -147,8 +147,9 @@ impl Pool {
         let connection =
             Connection { sender, to: to.clone(), core, meta: meta.clone(), waits_since: waits_since.clone() };
         let pool = Arc::downgrade(self);
+        // In a box: pinned where it lies, it would be there twice.
+        let mut driven = Box::pin(driven);
         tokio::spawn(async move {
-            let mut driven = std::pin::pin!(driven);
             let mut left = idle;
             let is_closed = loop {
                 tokio::select! {

@@ -6,13 +6,17 @@ use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version, header};
 
+use super::body::Outgoing;
 use super::exchange::Exchange;
 use super::headers::{HopByHop, forwarded, has, join_cookies, strip_hop_by_hop, without};
 use super::redirect::Mount;
-use super::stream::stream;
+use super::stream::{Rest, passing, stream};
 use super::tap::Tap;
 use super::tunnel;
 use super::upstream::{Upstream, UpstreamError};
+
+/// Bytes of a body that is not streamed where all of it has come with its head.
+const AT_ONCE_BYTES_MAX: usize = 64 * 1024;
 
 /// Where a request goes, and what is changed on the way.
 #[derive(Debug, Clone)]
@@ -125,19 +129,25 @@ pub async fn relay_tapped(
     if exchange.is_answered() {
         return Err(RelayError::AlreadyAnswered);
     }
-    if exchange.is_upgrade() {
-        let head = outgoing_head(exchange, &target)?;
-        return tunnel::relay_upgrade(exchange, upstream, head, target.mount.as_ref()).await;
-    }
     let mut head = outgoing_head(exchange, &target)?;
-    *head.extensions_mut() = exchange.take_extensions();
-    let body = match exchange.body_read() {
-        Some(body) => Some(body),
+    if exchange.is_upgrade() {
+        return Box::pin(tunnel::relay_upgrade(exchange, upstream, head, target.mount.as_ref())).await;
+    }
+    let (body, rest) = match exchange.body_read() {
+        Some(body) => (Outgoing::whole(body), Rest::Over),
         // A part of it was read and is gone: what is left must not pass for the whole.
         None if exchange.progress().body_begun.is_set() => return Err(RelayError::BodyBroken),
-        None => exchange.body_is_done().then(Bytes::new),
+        None if exchange.body_is_done() => (Outgoing::whole(Bytes::new()), Rest::Over),
+        // What has come already is sent on at once.
+        None if exchange.has_all_come(AT_ONCE_BYTES_MAX) => {
+            let body = exchange.take_come().await.ok_or(RelayError::BodyBroken)?;
+            (Outgoing::whole(body), Rest::Over)
+        }
+        None => passing(exchange)?,
     };
-    stream(exchange, upstream, head, body, target.mount.as_ref(), tap).await
+    *head.extensions_mut() = exchange.take_extensions();
+    let mut request = Some(head.map(|()| body));
+    stream(exchange, upstream, &mut request, rest, target.mount.as_ref(), tap).await
 }
 
 /// As [`relay`], with a body that was read (and perhaps changed) before. Never upgrades.
@@ -155,7 +165,8 @@ pub async fn relay_with_body(
     }
     let mut head = outgoing_head(exchange, &target)?;
     *head.extensions_mut() = exchange.take_extensions();
-    stream(exchange, upstream, head, Some(body), target.mount.as_ref(), None).await
+    let mut request = Some(head.map(|()| Outgoing::whole(body)));
+    stream(exchange, upstream, &mut request, Rest::Over, target.mount.as_ref(), None).await
 }
 
 /// As [`relay_with_body`], with an answer that is read whole within `within` instead of being passed on. Any status is an answer.

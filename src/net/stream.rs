@@ -18,7 +18,7 @@ use super::tap::Tap;
 use super::upstream::{Answer, Upstream, UpstreamError};
 
 /// A client's body while, and after, it is sent on.
-enum Rest {
+pub(super) enum Rest {
     Sending {
         left: oneshot::Receiver<Left>,
         _go_on: oneshot::Sender<Never>,
@@ -29,28 +29,27 @@ enum Rest {
     Over,
 }
 
-/// Sends a request, and streams both ways until the answer is written. Without a body of its own it sends the client's as it comes.
+/// A client's body on its way, as it comes.
+pub(super) fn passing(exchange: &mut Exchange) -> Result<(Outgoing, Rest), RelayError> {
+    let progress = exchange.progress().clone();
+    progress.body_begun.set();
+    let incoming = exchange.take_incoming().ok_or(RelayError::BodyBroken)?;
+    let (outgoing, left, go_on) = Outgoing::from_client(incoming, progress);
+    Ok((outgoing, Rest::Sending { left, _go_on: go_on }))
+}
+
+/// Sends a request, and streams both ways until the answer is written.
 pub(super) async fn stream(
     exchange: &mut Exchange,
     upstream: &Upstream,
-    head: Request<()>,
-    body: Option<Bytes>,
+    request: &mut Option<Request<Outgoing>>,
+    mut rest: Rest,
     mount: Option<&Mount>,
     tap: Option<Tap>,
 ) -> Result<Relayed, RelayError> {
     let (pause, patience) = (exchange.settings().body_timeout, upstream.answer_timeout());
     let (progress, wire) = (exchange.progress().clone(), exchange.wire().cloned());
-    let (outgoing, mut rest) = match body {
-        Some(body) => (Outgoing::whole(body), Rest::Over),
-        None => {
-            progress.body_begun.set();
-            let incoming = exchange.take_incoming().ok_or(RelayError::BodyBroken)?;
-            let (outgoing, left, go_on) = Outgoing::from_client(incoming, progress.clone());
-            (outgoing, Rest::Sending { left, _go_on: go_on })
-        }
-    };
-    let mut request = head.map(|()| outgoing);
-    pass_interim_answers(exchange, &mut request);
+    request.as_mut().into_iter().for_each(|request| pass_interim_answers(exchange, request));
     progress.moved();
     let mut response = {
         let client = async {

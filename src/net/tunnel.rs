@@ -44,13 +44,13 @@ pub(super) async fn relay_upgrade(
     let upgrade = HeaderValue::from_static("Upgrade");
     request.headers_mut().insert(header::UPGRADE, websocket);
     request.headers_mut().insert(header::CONNECTION, upgrade);
-    let request = request.map(|()| Outgoing::whole(Bytes::new()));
+    let mut request = Some(request.map(|()| Outgoing::whole(Bytes::new())));
 
     // What the client sends early is kept for the tunnel while it is watched.
     let limit = upstream.answer_timeout().min(HANDSHAKE);
     let mut response = tokio::select! {
         biased;
-        answered = tokio::time::timeout(limit, upstream.relay(request)) => {
+        answered = tokio::time::timeout(limit, upstream.relay(&mut request)) => {
             answered.map_err(|_| UpstreamError::Timeout(limit))??
         }
         () = exchange.gone() => return Err(RelayError::ClientGone),

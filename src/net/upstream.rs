@@ -240,8 +240,12 @@ impl Upstream {
     }
 
     /// Sends a relayed request and returns with the head of the answer. No deadline: the relay has its own.
-    pub(super) async fn relay(&self, request: Request<Outgoing>) -> Result<Response<Answer>, UpstreamError> {
-        self.send(Lane::General, request).await
+    /// The request is taken when a connection has it.
+    pub(super) fn relay(
+        &self,
+        request: &mut Option<Request<Outgoing>>,
+    ) -> impl Future<Output = Result<Response<Answer>, UpstreamError>> {
+        self.send(Lane::General, request)
     }
 
     pub(super) fn answer_timeout(&self) -> Duration {
@@ -256,8 +260,9 @@ impl Upstream {
         timeout: Duration,
         point: &'static str,
     ) -> Result<Response<Bytes>, UpstreamError> {
+        let mut request = Some(request);
         let exchange = async {
-            let (head, body) = self.send(lane, request).await?.into_parts();
+            let (head, body) = self.send(lane, &mut request).await?.into_parts();
             failpoint::hit(point).await;
             match collect(body, limit).await {
                 Ok(body) => Ok(Response::from_parts(head, body)),
@@ -268,23 +273,27 @@ impl Upstream {
         tokio::time::timeout(timeout, exchange).await.unwrap_or(Err(UpstreamError::Timeout(timeout)))
     }
 
-    async fn send(&self, lane: Lane, mut request: Request<Outgoing>) -> Result<Response<Answer>, UpstreamError> {
+    /// By reference, since a request is large: it would be moved at each step.
+    async fn send(&self, lane: Lane, unsent: &mut Option<Request<Outgoing>>) -> Result<Response<Answer>, UpstreamError> {
+        let missing = || UpstreamError::Invalid("there is no request".to_owned());
+        let request = unsent.as_mut().ok_or_else(missing)?;
         if request.method() == Method::CONNECT {
             return Err(UpstreamError::Invalid("CONNECT is not for upstreams".to_owned()));
         }
         let uri = std::mem::take(request.uri_mut());
         let to = To::of(lane, &uri)
             .ok_or_else(|| UpstreamError::Invalid(format!("{uri} is not an absolute http or https address")))?;
-        frame(&mut request, &uri);
+        frame(request, &uri);
         let is_upgrade = request.headers().contains_key(header::UPGRADE);
         loop {
             let waiting = self.0.pool.take(&to);
             let is_new = waiting.is_none();
             let mut connection = match waiting {
                 Some(connection) => connection,
-                None => self.connect(&to, lane, uri.clone()).await?,
+                None => Box::pin(self.connect(&to, lane, uri.clone())).await?,
             };
-            let mut error = match connection.sender.try_send_request(request).await {
+            let sent = connection.sender.try_send_request(unsent.take().ok_or_else(missing)?);
+            let mut error = match sent.await {
                 Ok(response) => {
                     if let Some(why) = unfit(&response, is_upgrade) {
                         return Err(UpstreamError::Broken(why.to_owned()));
@@ -297,7 +306,7 @@ impl Upstream {
             };
             match error.take_message() {
                 // Not a byte of it was written.
-                Some(unsent) if !is_new => request = unsent,
+                Some(again) if !is_new => *unsent = Some(again),
                 Some(_) => return Err(UpstreamError::Connect(chain(error.error()))),
                 None => return Err(UpstreamError::Broken(chain(error.error()))),
             }

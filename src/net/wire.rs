@@ -83,6 +83,8 @@ struct State {
     bytes_read: u64,
     killed: bool,
     has_ended: bool,
+    /// hyper is done with it.
+    is_over: bool,
     /// hyper waits for bytes, and is woken when somebody else has read them.
     reader: Option<Waker>,
     /// Whoever watches has registered for reads after hyper did.
@@ -117,6 +119,7 @@ impl Wire {
             bytes_read: 0,
             killed: false,
             has_ended: false,
+            is_over: false,
             reader: None,
             is_watched: false,
             writer: None,
@@ -195,7 +198,8 @@ impl Wire {
 
     /// hyper is done with the connection: what it has not written by now it never will.
     pub(super) fn end(&self) {
-        self.state().flushed = None;
+        let mut state = self.state();
+        (state.flushed, state.is_over) = (None, true);
     }
 
     /// Takes the connection out of HTTP, with what was read and not yet taken.
@@ -295,7 +299,7 @@ impl State {
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut scratch = [0; 1024];
         while self.ahead.len() < AHEAD_BYTES_MAX {
-            if self.has_ended {
+            if self.has_ended || self.is_over {
                 return Poll::Ready(());
             }
             let mut buf = ReadBuf::new(&mut scratch);
