@@ -218,8 +218,10 @@ impl Body for Outgoing {
 /// Bytes of a body that lie in one piece of memory while it grows; more of them are put together at its end. So a body that grows is
 /// not copied, and not twice in memory, each time that its piece is full.
 const PIECE: usize = 64 * 1024;
-/// Bytes that bodies leave to others where the process may not have more (`ulimit -v`).
+/// Bytes that bodies leave to others where the process may not have more (`ulimit -v`): whether they are there is asked before a body's
+/// first piece, and once for each further MiB of it.
 const SPARE: usize = 16 * 1024 * 1024;
+const ASK_EACH: usize = 1024 * 1024;
 
 /// A body that is gathered whole.
 #[derive(Debug, Default)]
@@ -228,6 +230,8 @@ pub(super) struct Gathered {
     only: Option<Bytes>,
     pieces: Vec<Vec<u8>>,
     len: usize,
+    /// Its length when the memory was asked about.
+    asked_at: Option<usize>,
 }
 
 impl Gathered {
@@ -248,7 +252,11 @@ impl Gathered {
             }
             if let Some(piece) = self.pieces.last_mut() {
                 if piece.capacity() - piece.len() < part.len() {
-                    reserve(piece, part.len())?;
+                    if self.asked_at.is_none_or(|at| self.len - at >= ASK_EACH) {
+                        self.asked_at = Some(self.len);
+                        ask_for_spare()?;
+                    }
+                    piece.try_reserve(part.len())?;
                 }
                 piece.extend_from_slice(&part);
             }
@@ -265,7 +273,8 @@ impl Gathered {
             return Ok(self.pieces.pop().unwrap_or_default().into());
         }
         let mut whole = Vec::new();
-        reserve(&mut whole, self.len)?;
+        ask_for_spare()?;
+        whole.try_reserve(self.len)?;
         for piece in self.pieces {
             whole.extend_from_slice(&piece);
         }
@@ -273,14 +282,13 @@ impl Gathered {
     }
 }
 
-/// Takes memory for a body only where there is some left for the rest of the program, which ends when it gets none.
-fn reserve(buffer: &mut Vec<u8>, more: usize) -> Result<(), TryReserveError> {
+/// Whether some memory is left for the rest of the program, which ends when it gets none.
+fn ask_for_spare() -> Result<(), TryReserveError> {
     let mut spare = Vec::<u8>::new();
     spare.try_reserve_exact(SPARE)?;
     // Or the compiler sees that nobody uses it, and does not ask.
     std::hint::black_box(&mut spare);
-    drop(spare);
-    buffer.try_reserve(more)
+    Ok(())
 }
 
 /// Why an answer could not be read whole.

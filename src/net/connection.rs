@@ -38,6 +38,8 @@ const H2_PREFACE: u64 = 24;
 
 /// The least that hyper's buffers may be bounded to, in bytes.
 const HYPER_BUFFER_MIN: usize = 8192;
+/// Beside a head of the longest: with one that is short, a body of 64 KiB is read at once.
+const SMALL_BYTES: usize = 16 * 1024;
 
 /// A closing connection goes on reading, or the reset that unread bytes cause could destroy the answer before the client
 /// reads it (RFC 9112 §9.6). Numbers of nginx's `lingering_time` and `lingering_timeout`; while draining less.
@@ -450,8 +452,8 @@ fn http1(settings: &EdgeSettings) -> http1::Builder {
     let mut builder = http1::Builder::new();
     // A client that ends its side may still read; who waits for it asks the wire.
     builder.half_close(true).preserve_header_case(true);
-    // Room for a head, and no more: what a client sends faster than it is taken waits on its own side.
-    builder.max_buf_size(settings.max_header_bytes.max(HYPER_BUFFER_MIN));
+    // Room for a head and a small body, and no more: what a client sends faster than it is taken waits on its own side.
+    builder.max_buf_size(settings.max_header_bytes.max(HYPER_BUFFER_MIN) + SMALL_BYTES);
     if settings.max_headers > 100 {
         builder.max_headers(settings.max_headers);
     }
