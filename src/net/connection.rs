@@ -211,11 +211,7 @@ impl Connection {
     /// Serves until hyper is done with the connection and the last handler has returned.
     ///
     /// Handlers run in this task, beside hyper: hyper drops what it waits for when a client goes, and a handler is not dropped.
-    async fn drive_http1(
-        self: &Arc<Self>,
-        wire: &Arc<Wire>,
-        mut closing: Pin<&mut impl Future<Output = ()>>,
-    ) -> Ended {
+    async fn drive_http1(self: &Arc<Self>, wire: &Arc<Wire>, mut closing: Pin<&mut impl Future<Output = ()>>) -> Ended {
         let settings = &self.shared.settings;
         let turns = Turns::default();
         let [of_io, of_handler, of_stop, of_timer] = std::array::from_fn(|_| turns.turn());

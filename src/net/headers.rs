@@ -1,5 +1,6 @@
 //! What may cross a hop: hop-by-hop headers and `X-Forwarded-*`. Pure.
 
+use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::str::FromStr;
 
@@ -129,18 +130,20 @@ pub struct Hop<'a> {
 /// Writes `X-Forwarded-For`, `-Proto` and `-Host`. From a trusted peer the chain is continued (`For` is appended, `Proto`
 /// and `Host` of the first hop stay); from anyone else every `X-Forwarded-*` field, and `Forwarded`, goes, and what was seen here stands instead.
 pub fn forwarded(headers: &mut HeaderMap, hop: Hop<'_>) {
-    let mut chain: Vec<String> = Vec::new();
+    let mut chain = String::new();
     if hop.trusted {
-        chain.extend(list(headers, FORWARDED_FOR).map(str::to_owned));
+        list(headers, FORWARDED_FOR).for_each(|earlier| chain.extend([earlier, ", "]));
+        drop_fields(headers, |name| *name == FORWARDED_FOR);
     } else {
-        let said = |name: &HeaderName| name.as_str().starts_with("x-forwarded-") || *name == FORWARDED;
-        let gone: Vec<HeaderName> = headers.keys().filter(|name| said(name)).cloned().collect();
-        gone.iter().for_each(|name| drop(headers.remove(name)));
+        drop_fields(headers, |name| name.as_str().starts_with("x-forwarded-") || *name == FORWARDED);
     }
-    headers.remove(FORWARDED_FOR);
-    chain.extend(hop.peer.map(|peer| peer.to_canonical().to_string()));
-    if let Ok(value) = HeaderValue::from_str(&chain.join(", "))
-        && !chain.is_empty()
+    if let Some(peer) = hop.peer {
+        let _ = write!(chain, "{}", peer.to_canonical());
+    }
+    chain.truncate(chain.trim_end_matches(", ").len());
+    headers.reserve(3);
+    if let Ok(value) = HeaderValue::try_from(chain)
+        && !value.is_empty()
     {
         headers.insert(FORWARDED_FOR, value);
     }

@@ -12,7 +12,7 @@
 //! connections below [`Upstream`]. Nothing of them appears in a public signature; replacing one of them ends here.
 //!
 //! Reading order: [`edge`] (life of the listener), [`cores`] (the threads that serve), `crowd` (who is connected), `room` (memory of
-//! bodies), `connection` (life of one connection), `wire` (its bytes, `head` and `chunks` how they are judged), `refusal` (what is not
+//! bodies), `connection` (life of one connection; `turns`: its futures), `wire` (its bytes, `head` and `chunks` how they are judged), `refusal` (what is not
 //! let in), [`exchange`] (one request), `reply` (its answer), [`headers`] (what may cross a hop), [`relay`](mod@relay), `stream` and
 //! `tunnel` (through), [`upstream`] and `pool` (out), [`callback`] (out to where tenants want it), [`local`] (in, over a Unix socket),
 //! [`mod@retry_after`] (when to ask again).

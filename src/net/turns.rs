@@ -22,12 +22,7 @@ impl Turns {
     }
 
     /// Polls `round` until it is ready, or none of these is due.
-    pub(super) fn poll<T>(
-        &self,
-        cx: &mut Context<'_>,
-        turns: &[&Turn],
-        mut round: impl FnMut() -> Poll<T>,
-    ) -> Poll<T> {
+    pub(super) fn poll<T>(&self, cx: &mut Context<'_>, turns: &[&Turn], mut round: impl FnMut() -> Poll<T>) -> Poll<T> {
         // Who is woken meanwhile is seen below, and the task is not run for it once more.
         self.0.take();
         for _ in 0..ROUNDS_MAX {

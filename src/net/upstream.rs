@@ -274,7 +274,11 @@ impl Upstream {
     }
 
     /// By reference, since a request is large: it would be moved at each step.
-    async fn send(&self, lane: Lane, unsent: &mut Option<Request<Outgoing>>) -> Result<Response<Answer>, UpstreamError> {
+    async fn send(
+        &self,
+        lane: Lane,
+        unsent: &mut Option<Request<Outgoing>>,
+    ) -> Result<Response<Answer>, UpstreamError> {
         let missing = || UpstreamError::Invalid("there is no request".to_owned());
         let request = unsent.as_mut().ok_or_else(missing)?;
         if request.method() == Method::CONNECT {
