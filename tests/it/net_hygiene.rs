@@ -678,6 +678,36 @@ async fn connections_and_requests_at_once_are_bounded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn connections_that_have_waited_go_on_and_a_drain_ends_them_at_once() {
+    bounded(async {
+        let edge = edge(settings(), mirror).await;
+        let (mut wire, mut other) = (Wire::connect(edge.local_addr()).await, Wire::connect(edge.local_addr()).await);
+        let post = "POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc";
+        for cut in [0, 1, 20, post.len() - 1] {
+            // By then it has given back what only requests need.
+            tokio::time::sleep(Duration::from_millis(600)).await;
+            let (first, second) = post.split_at(cut);
+            wire.send(first).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            assert_eq!(wire.ask(second).await.status(), 200, "cut at {cut}");
+            assert_eq!(wire.ask(post).await.status(), 200, "and again at once");
+        }
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        wire.send([post, post].concat()).await;
+        assert_eq!(wire.message().await.expect("the first of two").status(), 200);
+        assert_eq!(wire.message().await.expect("the second of two").status(), 200);
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        assert_eq!(wire.ask("GET / HTTP/1.1\r\n\r\n").await.status(), 400, "what is judged is judged as ever");
+        assert_eq!(other.ask(post).await.status(), 200);
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        let drained = edge.drain(Duration::from_secs(60)).await;
+        assert_eq!((drained.in_flight_cut, drained.tunnels_cut), (0, 0));
+        assert!(other.is_closed().await);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn clients_that_do_not_read_are_given_up() {
     bounded(async {
         let limits = EdgeSettings { write_timeout: Duration::from_millis(500), ..settings() };
