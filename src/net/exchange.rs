@@ -498,7 +498,7 @@ impl Exchange {
 
     /// `Content-Length`; requests whose lengths differ were refused.
     pub(super) fn declared_length(&self) -> Option<u64> {
-        self.header("content-length")?.trim().parse().ok()
+        self.head.headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
     }
 
     /// The whole body, of a length that was said, has come with what hyper has read.

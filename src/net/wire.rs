@@ -5,6 +5,8 @@
 //! for longer than a limit. Beside hyper one can see whether the client is still there, when an answer has left, and write the interim
 //! answers that hyper's server has no way to send.
 
+mod adapter;
+
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,8 +14,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, BytesMut};
-use hyper::upgrade::Upgraded;
-use hyper_util::rt::TokioIo;
 use memchr::memchr_iter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
@@ -25,6 +25,8 @@ use super::refusal::Refusal;
 use super::stall::Stall;
 use super::transport::Transport;
 use crate::clock::ticks_ms;
+
+pub(super) use adapter::{WireIo, upgraded};
 
 /// What is read ahead of hyper while somebody watches whether the client goes. Beyond it a client that sends early is not watched.
 const AHEAD_BYTES_MAX: usize = 64 * 1024;
@@ -528,102 +530,8 @@ fn judge(head: &[u8], settings: &EdgeSettings) -> Result<Framing, Refusal> {
     head::judge(head, settings)
 }
 
-/// hyper's side of a [`Wire`].
-#[derive(Debug)]
-pub(super) struct WireIo(pub(super) Arc<Wire>);
-
 fn keep(waker: &mut Option<Waker>, cx: &Context<'_>) {
     if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
         *waker = Some(cx.waker().clone());
     }
-}
-
-impl AsyncRead for WireIo {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let wire = &self.get_mut().0;
-        let mut state = wire.state();
-        // The end of a chunked body waits in `judged` when the stage is the next head's already: it is not held back.
-        if state.is_write_blocked && state.judged.is_empty() && matches!(state.stage, Stage::Head | Stage::Length(0)) {
-            // What is wrong with the next request must not end the connection before the last answer has left.
-            keep(&mut state.reader, cx);
-            return Poll::Pending;
-        }
-        let read = state.poll_read(cx, buf, &wire.shared.settings);
-        if read.is_pending() {
-            keep(&mut state.reader, cx);
-            state.is_watched = false;
-        } else {
-            state.reader = None;
-        }
-        read
-    }
-}
-
-impl WireIo {
-    fn write<T>(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        write: impl FnOnce(&mut State, &mut Context<'_>) -> Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>> {
-        let wire = &self.get_mut().0;
-        let mut state = wire.state();
-        let written = match state.poll_interim(cx) {
-            Poll::Ready(Ok(())) => write(&mut state, cx),
-            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-            Poll::Pending => Poll::Pending,
-        };
-        // Interim answers come while hyper has nothing to write, and so does the end of a connection.
-        keep(&mut state.writer, cx);
-        let was_blocked = std::mem::replace(&mut state.is_write_blocked, written.is_pending());
-        if was_blocked && !state.is_write_blocked {
-            // A read that was held back is registered with nobody else.
-            state.reader.take().into_iter().for_each(Waker::wake);
-        }
-        state.stall.bounded(cx, written)
-    }
-}
-
-impl AsyncWrite for WireIo {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.write(cx, |state, cx| state.transport()?.poll_write(cx, buf))
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.write(cx, |state, cx| state.transport()?.poll_write_vectored(cx, bufs))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.0.state().transport.as_ref().is_some_and(Transport::is_write_vectored)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.write(cx, |state, cx| {
-            ready!(state.transport()?.poll_flush(cx))?;
-            if let Some(told) = state.flushed.take() {
-                let _ = told.send(());
-            }
-            Poll::Ready(Ok(()))
-        })
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.write(cx, |state, cx| match state.refusal {
-            // Something is still to be said, and not by hyper.
-            Some(_) => Poll::Ready(Ok(())),
-            None => state.transport()?.poll_shutdown(cx),
-        })
-    }
-}
-
-/// The connection of an upgraded request, with what the client sent early.
-pub(super) fn upgraded(upgraded: Upgraded) -> Option<(Transport, BytesMut)> {
-    let parts = upgraded.downcast::<TokioIo<WireIo>>().ok()?;
-    let (transport, ahead) = parts.io.into_inner().0.take()?;
-    let mut early = BytesMut::from(parts.read_buf.as_ref());
-    early.extend_from_slice(&ahead);
-    Some((transport, early))
 }

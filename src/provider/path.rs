@@ -194,10 +194,9 @@ fn is_plain(path: &str) -> bool {
     path.starts_with('/')
         && path.bytes().chain([b'/']).skip(1).all(|byte| {
             // Of segments that begin with a dot none is looked at further.
-            let is_plain =
-                !matches!(byte, b'%' | b'\\' | b';') && !(matches!(before, b'/') && matches!(byte, b'/' | b'.'));
+            let is_odd = matches!(byte, b'%' | b'\\' | b';') || (before == b'/' && matches!(byte, b'/' | b'.'));
             before = byte;
-            is_plain
+            !is_odd
         })
 }
 
