@@ -1,0 +1,123 @@
+{{- define "ringfence.name" -}}
+{{- if contains "ringfence" .Release.Name }}{{ .Release.Name | trunc 52 | trimSuffix "-" }}{{ else }}{{ printf "%s-ringfence" (.Release.Name | trunc 42 | trimSuffix "-") }}{{ end }}
+{{- end }}
+
+{{- define "ringfence.labels" -}}
+{{ include "ringfence.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end }}
+
+{{- define "ringfence.selector" -}}
+app.kubernetes.io/name: ringfence
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "ringfence.image" -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end }}
+
+{{- define "ringfence.securityContext" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+readOnlyRootFilesystem: true
+allowPrivilegeEscalation: false
+capabilities:
+  drop: [ALL]
+seccompProfile:
+  type: RuntimeDefault
+{{- end }}
+
+{{/* What both the pods and the migration need to read the config. */}}
+{{- define "ringfence.env" -}}
+- name: RINGFENCE_CONFIG
+  value: /etc/ringfence/ringfence.toml
+- name: RINGFENCE_INBOX_SPOOL_DIR
+  value: /var/lib/ringfence/spool
+- name: RINGFENCE_LISTEN_ADMIN_SOCKET
+  value: /run/ringfence/admin.sock
+- name: RINGFENCE_LISTEN_ADMIN
+  value: 0.0.0.0:9900
+- name: RINGFENCE_LISTEN_WEBHOOKS
+  value: 0.0.0.0:8081
+- name: RINGFENCE_LISTEN_CLIENT
+  value: 0.0.0.0:8082
+- name: RINGFENCE_LISTEN_API
+  {{- /* Whoever reaches it may place calls: in the app's own pod nobody else does. */}}
+  value: {{ eq .Values.mode "sidecar" | ternary "127.0.0.1:8080" "0.0.0.0:8080" }}
+{{- with .Values.env }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "ringfence.container" -}}
+name: ringfence
+image: {{ include "ringfence.image" . }}
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+args: [serve]
+workingDir: /var/lib/ringfence
+env:
+  {{- include "ringfence.env" . | nindent 2 }}
+  {{- if .Values.migrate.enabled }}
+  - name: RINGFENCE_STORE_MIGRATE_ON_START
+    value: "false"
+  {{- end }}
+envFrom:
+  - secretRef:
+      name: {{ .Values.secretName }}
+ports:
+  - { name: api, containerPort: 8080 }
+  - { name: webhooks, containerPort: 8081 }
+  - { name: client, containerPort: 8082 }
+  - { name: admin, containerPort: 9900 }
+# It answers /health as soon as it listens, and /ready once the record can be written.
+startupProbe:
+  httpGet: { path: /health, port: admin }
+  periodSeconds: 2
+  failureThreshold: 60
+livenessProbe:
+  httpGet: { path: /health, port: admin }
+  periodSeconds: 10
+  timeoutSeconds: 5
+readinessProbe:
+  httpGet: { path: /ready, port: admin }
+  periodSeconds: 5
+  timeoutSeconds: 6
+{{- if gt (int .Values.preStopSleepSeconds) 0 }}
+lifecycle:
+  preStop:
+    sleep:
+      seconds: {{ .Values.preStopSleepSeconds }}
+{{- end }}
+resources:
+  {{- toYaml .Values.resources | nindent 2 }}
+securityContext:
+  {{- include "ringfence.securityContext" . | nindent 2 }}
+volumeMounts:
+  # The folder, not the file: so that a change of the ConfigMap is seen.
+  - { name: ringfence-config, mountPath: /etc/ringfence, readOnly: true }
+  - { name: ringfence-spool, mountPath: /var/lib/ringfence }
+  - { name: ringfence-run, mountPath: /run/ringfence }
+{{- end }}
+
+{{/* For the app's own chart: one of its pods' `initContainers`. With restartPolicy Always it starts before the app, and ends after it. */}}
+{{- define "ringfence.sidecar" -}}
+- restartPolicy: Always
+  {{- include "ringfence.container" . | nindent 2 }}
+{{- end }}
+
+{{/* The pods' `volumes` that go with it. */}}
+{{- define "ringfence.volumes" -}}
+- name: ringfence-config
+  configMap:
+    name: {{ include "ringfence.name" . }}
+- name: ringfence-run
+  emptyDir: {}
+{{- if not (and .Values.persistence.enabled (eq .Values.mode "deployment")) }}
+- name: ringfence-spool
+  emptyDir:
+    sizeLimit: {{ .Values.persistence.size }}
+{{- end }}
+{{- end }}

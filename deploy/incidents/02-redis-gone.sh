@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Redis goes away, and comes back empty.
+# shellcheck source=deploy/incidents/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+title "Redis gone"
+
+simulator --talk-ms 60000
+postgres
+redis
+config a <<<'[store]
+url = { env = "DATABASE_URL" }
+[gate]
+backend         = "redis"
+redis_url       = { env = "REDIS_URL" }
+return_after_ms = 3000'
+sidecar a
+place acme 1
+happens "Redis is killed"
+crash "$redis_pid"
+place birch 1
+sleep 4
+place birch 1
+
+operator "curl -s --unix-socket \$SOCKET http://localhost/status | jq -c .gate.standing"
+operator "curl -s http://$admin/metrics | grep -E '^ringfence_gate_(mode|degraded)'"
+cause '"mode":"database"' "Redis does not answer; the database decides. Limits hold. Creates were refused for about 2 s (decided=\"closed\")"
+
+happens "Redis is started again, empty"
+start "$folder/redis" redis redis-server --port "$redis_port" --bind 127.0.0.1 --save '' --maxmemory-policy noeviction --dir "$folder/redis"
+within 60 bash -c "curl -s --unix-socket $SOCKET http://localhost/status | grep -q '\"mode\":\"redis\"'"
+operator "curl -s --unix-socket \$SOCKET http://localhost/status | jq -c '.gate | {standing, calls}'"
+cause '"mode":"redis".*"calls":[23]' "Redis decides again; it was filled from the database first, so no open call is forgotten"

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# The disk of the database is full.
+# shellcheck source=deploy/incidents/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+title "full disk"
+
+mkdir "$folder/disk"
+mount -t tmpfs -o size=3m tmpfs "$folder/disk" 2>/dev/null || skip "a small disk needs mount: run it as root, or as unshare -rm bash $0"
+simulator --talk-ms 60000
+config disk <<<'[inbox]
+spool_max_mb = 1'
+sidecar disk
+place acme 1
+happens "something else fills the disk"
+dd if=/dev/zero of="$folder/disk/filler" bs=4k 2>/dev/null || true
+place birch 2
+
+operator "curl -s --unix-socket \$SOCKET http://localhost/status | jq -c .store"
+operator "df -h . | tail -n 1"
+cause '"ok":false.*(full|disk|I/O)' "the disk of store.path is full; creates are refused before anything is sent"
+
+happens "room is made"
+rm "$folder/disk/filler"
+within 30 curl -sf "http://$admin/ready"
+place birch 1
+operator "curl -s http://$admin/ready"
+cause 'ready' "it goes on by itself"
+cd "$folder"

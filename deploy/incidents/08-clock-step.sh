@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# This machine's clock jumps two hours ahead while calls are up.
+# shellcheck source=deploy/incidents/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+title "clock step"
+
+preload=$(compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' | head -n 1) || true
+[ -n "$preload" ] || skip "a clock that steps needs libfaketime (Debian: faketime)"
+simulator --talk-ms 8000
+config a <<<''
+echo +0 >"$folder/clock"
+sidecar a env LD_PRELOAD="$preload" FAKETIME_TIMESTAMP_FILE="$folder/clock" FAKETIME_NO_CACHE=1 FAKETIME_DONT_FAKE_MONOTONIC=1
+settings "{\"el_events_url\":\"http://127.0.0.1:$webhooks/webhooks/elevenlabs\"}"
+place acme 2
+sleep 1
+happens "the clock steps"
+echo +2h >"$folder/clock.new"
+mv "$folder/clock.new" "$folder/clock"
+sleep 4
+operator 'ringfence calls list'
+cause '^c_.*acme' "no call is given up for its age: what is past its deadline is looked up first"
+
+within 60 grep -q 'a webhook was refused' serve.log
+operator "date -u; curl -sI http://$admin/health | grep -i ^date"
+operator "grep -o 'WARN.*webhook.*' serve.log | tail -n 1"
+cause 'stamp.*old|old|clock' "webhooks are refused as too old: this machine's clock differs from the provider's"

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# A key is misspelt in a config that is reloaded.
+# shellcheck source=deploy/incidents/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+title "policy typo"
+
+simulator --talk-ms 60000
+config a <<<'[plans]
+PRO = { concurrent = 2 }'
+sidecar a
+happens "PRO is to have 5: somebody writes concurent"
+sed -i 's/PRO = { concurrent = 2 }/PRO = { concurent = 5 }/' ringfence.toml
+sleep 3
+place acme 3
+
+operator "curl -s --unix-socket \$SOCKET http://localhost/status | jq -c .policy"
+operator 'ringfence check'
+cause 'E014|concurent' "the file has an unknown key; the limits of before are in force"
+
+happens "the typo is mended"
+sed -i 's/concurent/concurrent/' ringfence.toml
+operator 'ringfence reload'
+place acme 3
+operator "curl -s --unix-socket \$SOCKET http://localhost/status | jq -c '.limits[] | select(.name == \"plan.PRO\")'"
+cause '5 calls at once' "the new limit is in force"

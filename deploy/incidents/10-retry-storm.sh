@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Answers are lost on the way, and an app repeats its orders without a pause.
+# shellcheck source=deploy/incidents/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+title "retry storm"
+
+simulator --talk-ms 60000
+config a <<<''
+sidecar a
+happens "the provider's answer is lost; the app asks for the same call 20 times, with an Idempotency-Key"
+fault '{"provider":"elevenlabs","kind":"accept_then_drop","n":1}'
+printf '   acme asks for one call, 20 times: '
+for _ in $(seq 20); do order acme +15550009999 "Idempotency-Key: order-1"; done | sort | uniq -c | sed 's/^ *//; s/ / × /; s/ $//' | paste -sd ,
+happens "another app ignores Retry-After: 40 orders where 3 fit"
+place birch 40
+
+operator 'ringfence calls list'
+operator "curl -s http://$admin/metrics | grep -E '^(ringfence_deduplicated_requests_total|concurrent_rejected_total|ringfence_calls_admitted_total)'"
+operator "curl -s http://$admin/api/refusals | jq -r '.refusals[] | [.business, .code, .limit_name] | @tsv' | sort | uniq -c | sort -rn"
+cause 'reposts_total\{account="elevenlabs"\} 19' "19 repetitions of one order, none of them dialled; and birch, whose app does not wait for Retry-After"
+[ "$(curl -s "$sim/_sim/state" | jq '[.calls[] | select(.live)] | length')" -le 4 ] || fail "the provider dialled more than 4"
