@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Breaks ringfence in twelve ways and shows what an operator sees. docs/runbook.md explains each.
+# Breaks ringfence in twelve ways and shows what an operator sees (docs/runbook.md); restores it from a backup (docs/backup.md).
 #
 #     bash deploy/incidents/run.sh                   # all
 #     bash deploy/incidents/run.sh redis postgres    # those whose name has one of these words
@@ -8,7 +8,7 @@
 set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 passed=0 failed=0 skipped=0
-for script in "$here"/[01][0-9]-*.sh; do
+for script in "$here"/[01][0-9]-*.sh "$here"/restore-*.sh; do
     wanted=$([ $# -gt 0 ] || echo all)
     for word in "$@"; do case $(basename "$script") in *"$word"*) wanted=yes ;; esac; done
     [ -n "$wanted" ] || continue
