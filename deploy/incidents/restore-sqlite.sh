@@ -6,8 +6,12 @@ title "restore, SQLite"
 command -v sqlite3 >/dev/null || skip "there is no sqlite3 here"
 
 simulator --talk-ms 60000
-config a <<<''
+app_port=$(spare_port)
+config a <<<"[app]
+forward_url = \"http://127.0.0.1:$app_port\""
 sidecar a
+happens "the app is down; a webhook of 2 MiB waits for it in the spool"
+[ "$(webhook 2097152)" = 200 ] || fail "it was not taken"
 happens "two calls of acme are up; a backup is taken; then one of birch is placed, which the backup does not have"
 place acme 2
 operator "bash $root/deploy/backup.sh save ../backup.tar --sqlite ringfence.db --spool ringfence.db-spool"
@@ -23,3 +27,7 @@ sidecar a
 operator 'ringfence calls list'
 cause 'elevenlabs +3 of 10 in use: 2 ours, 1 foreign' "the calls of the backup are known by business; what was placed since is counted as the provider shows it"
 place acme 3
+happens "the app is back"
+app "$app_port"
+within 60 grep -Eq '^2097[0-9]{3}$' "$folder/app/app.out"
+happens "it has the webhook that waited when the backup was taken"

