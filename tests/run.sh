@@ -41,6 +41,7 @@ test_packages() {
         command -v sqlite3 >/dev/null || missing+=(sqlite3)
         command -v shellcheck >/dev/null || missing+=(shellcheck)
         command -v systemd-analyze >/dev/null || missing+=(systemd)
+        command -v systemd-nspawn >/dev/null || missing+=(systemd-container)
         compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || missing+=(faketime)
     fi
     [ ${#missing[@]} -eq 0 ] || packages "tools of the tests" "${missing[@]}"

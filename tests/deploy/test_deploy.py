@@ -308,31 +308,63 @@ class Packages(Case):
             self.assertIn("#DEBHELPER#", text)
             self.succeeds("sh", "-n", "-c", text)
 
-    def test_the_debian_package_installs_and_goes(self):
-        cargo_deb = tool("cargo-deb", required=False)
-        if os.geteuid() != 0:
-            raise unittest.SkipTest("root alone may install into an overlay")
-        out = self.folder / "target/release"
-        out.mkdir(parents=True)
-        shutil.copy(BINARY, out / "ringfence")
+    def package(self):
+        """The Debian package: by cargo-deb, or put together as its table in Cargo.toml says where there is none."""
         package = self.folder / "ringfence.deb"
-        env = {**os.environ, "CARGO_TARGET_DIR": str(self.folder / "target")}
-        self.succeeds(cargo_deb, "deb", "--no-build", "--no-strip", "--fast", "--output", package, cwd=ROOT, env=env)
-        # This machine as it is, and nothing of it changes: what is written goes to a layer in memory.
-        script = f"""
+        if shutil.which("cargo-deb"):
+            out = self.folder / "target/release"
+            out.mkdir(parents=True)
+            shutil.copy(BINARY, out / "ringfence")
+            env = {**os.environ, "CARGO_TARGET_DIR": str(self.folder / "target")}
+            self.succeeds("cargo-deb", "deb", "--no-build", "--no-strip", "--fast", "--output", package, cwd=ROOT, env=env)
+            return package
+        manifest = tomllib.loads((ROOT / "Cargo.toml").read_text())["package"]["metadata"]["deb"]
+        tree = self.folder / "package"
+        unit = ["deploy/systemd/ringfence.service", "usr/lib/systemd/system/", "644"]
+        for source, target, mode in [*manifest["assets"], unit]:
+            files = [Path(BINARY)] if source.startswith("target/") else ROOT.glob(source)
+            for file in files:
+                to = tree / target / file.name
+                to.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, to)
+                to.chmod(int(mode, 8))
+        (tree / "DEBIAN").mkdir()
+        (tree / "DEBIAN/control").write_text(
+            "Package: ringfence\nVersion: 0.1.0\nArchitecture: all\nMaintainer: test <test@localhost>\nDescription: test\n"
+        )
+        (tree / "DEBIAN/conffiles").write_text("".join(f"{file}\n" for file in manifest["conf-files"]))
+        for script in ("postinst", "postrm"):
+            shutil.copy(ROOT / manifest["maintainer-scripts"] / script, tree / "DEBIAN")
+        self.succeeds(tool("dpkg-deb"), "-Znone", "--root-owner-group", "--build", tree, package)
+        return package
+
+    def inside(self, script):
+        """Runs a script where / is this machine as it is and /mnt/all the same with the package beside it, of which nothing stays:
+        what is written goes to a layer in memory."""
+        if os.geteuid() != 0:
+            raise unittest.SkipTest("root alone may mount an overlay")
+        package = self.package()
+        layer = f"""
             set -e
-            mount -t tmpfs tmpfs /mnt
+            mount -t tmpfs -o size=2g tmpfs /mnt
             mkdir /mnt/up /mnt/work /mnt/all
-            mount -t overlay overlay -o lowerdir=/,upperdir=/mnt/up,workdir=/mnt/work /mnt/all
+            mount -t overlay overlay -o lowerdir=/,upperdir=/mnt/up,workdir=/mnt/work /mnt/all || {{ echo no overlay; exit; }}
             cp {package} /mnt/all/ringfence.deb
-            mount --bind /dev /mnt/all/dev
-            mount -t proc proc /mnt/all/proc
+        """
+        done = run("unshare", "--mount", "sh", "-c", layer + script)
+        if "no overlay" in done.stdout:
+            raise unittest.SkipTest(f"no overlay here: {done.stderr.strip()}")
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        return done.stdout
+
+    def test_the_debian_package_installs_and_goes(self):
+        said = self.inside("""
             chroot /mnt/all sh -ec '
                 dpkg -i --force-depends /ringfence.deb
                 getent passwd ringfence
                 stat -c "%U:%G %a %n" /etc/ringfence /etc/ringfence/ringfence.toml /etc/ringfence/ringfence.env
-                test -f /usr/lib/systemd/system/ringfence.service -o -f /lib/systemd/system/ringfence.service
-                ELEVENLABS_API_KEY=k setpriv --reuid=ringfence --regid=ringfence --clear-groups ringfence check --config /etc/ringfence/ringfence.toml
+                ELEVENLABS_API_KEY=k setpriv --reuid=ringfence --regid=ringfence --clear-groups \\
+                    ringfence check --config /etc/ringfence/ringfence.toml
                 echo changed=1 >> /etc/ringfence/ringfence.env
                 dpkg -i --force-depends --force-confold /ringfence.deb
                 grep -q changed=1 /etc/ringfence/ringfence.env
@@ -343,14 +375,58 @@ class Packages(Case):
                 test ! -e /var/lib/ringfence && test ! -e /etc/ringfence
                 echo gone
             '
-        """
-        done = run("unshare", "--mount", "--pid", "--fork", "sh", "-c", script)
-        if "overlay" in done.stderr and "mount" in done.stderr:
-            raise unittest.SkipTest(f"no overlay here: {done.stderr.strip()}")
-        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        """)
         for line in ("root:ringfence 750 /etc/ringfence", "root:ringfence 640 /etc/ringfence/ringfence.toml",
                      "root:ringfence 640 /etc/ringfence/ringfence.env", "gone"):
-            self.assertIn(line, done.stdout)
+            self.assertIn(line, said)
+
+    def test_the_service_under_systemd(self):
+        tool("systemd-nspawn")
+        (self.folder / "try.sh").write_text("""
+            export RINGFENCE_CONFIG=/etc/ringfence/ringfence.toml
+            say() { echo "$1: $(systemctl show --property "$2" --value ringfence)"; }
+            serves() { for _ in $(seq 100); do ringfence calls list >/dev/null 2>&1 && return; sleep 0.1; done; false; }
+            systemctl start ringfence && serves && echo "started: $(systemctl is-active ringfence)"
+            grep -E "^(Uid|NoNewPrivs|Seccomp|CapEff):" "/proc/$(systemctl show --property MainPID --value ringfence)/status" | tr -s "\t" " "
+            systemctl reload ringfence && echo reloaded
+            sed -i s/concurrent/concurent/ $RINGFENCE_CONFIG
+            systemctl reload ringfence || echo "not reloaded: $(systemctl is-active ringfence)"
+            systemctl restart ringfence; sleep 3
+            say "a config that cannot be used" Result; say "its tries" NRestarts
+            sed -i s/concurent/concurrent/ $RINGFENCE_CONFIG
+            systemctl start ringfence && serves
+            systemctl kill --signal=KILL ringfence; sleep 2; serves
+            say "killed, started again" NRestarts
+            systemctl stop ringfence
+            say "stopped" Result
+            poweroff -f
+        """)
+        said = self.inside(f"""
+            cp {self.folder}/try.sh /mnt/all/try.sh
+            chroot /mnt/all dpkg -i --force-depends /ringfence.deb
+            printf 'ELEVENLABS_API_KEY=k\\nRINGFENCE_ACCOUNTS_ELEVENLABS_UPSTREAM=http://127.0.0.1:9\\n' >/mnt/all/etc/ringfence/ringfence.env
+            rm -f /mnt/all/etc/machine-id && : >/mnt/all/etc/machine-id
+            # Nothing else of this machine is started.
+            cat >/mnt/all/etc/systemd/system/try.service <<UNIT
+[Unit]
+DefaultDependencies=no
+[Service]
+Type=oneshot
+ExecStart=/bin/bash /try.sh
+StandardOutput=file:/try.log
+StandardError=file:/try.log
+UNIT
+            printf '[Unit]\\nDefaultDependencies=no\\nWants=try.service\\n' >/mnt/all/etc/systemd/system/try.target
+            timeout 120 systemd-nspawn --quiet --directory=/mnt/all --register=no --keep-unit --private-network --boot -- --unit=try.target \\
+                </dev/null >/mnt/console 2>&1 || true
+            if [ -e /mnt/all/try.log ]; then cat /mnt/all/try.log; else echo no systemd; tail -n 5 /mnt/console; fi
+        """)
+        if "no systemd" in said:
+            raise unittest.SkipTest(f"systemd does not boot here: {said[-500:]}")
+        for line in ("started: active", "NoNewPrivs: 1", "Seccomp: 2", "CapEff: 0000000000000000", "reloaded", "not reloaded: active",
+                     "a config that cannot be used: exit-code", "its tries: 0", "killed, started again: 1", "stopped: success"):
+            self.assertIn(line, said.splitlines())
+        self.assertNotIn("Uid: 0", said)
 
     def test_dockerfiles_are_clean(self):
         hadolint = tool("hadolint", required=False)
