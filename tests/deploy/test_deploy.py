@@ -508,6 +508,32 @@ class Chart(Case):
             self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
             self.assertNotIn("W007", done.stdout)
 
+    def test_an_app_takes_it_as_a_sidecar_as_the_docs_say(self):
+        helm, page = tool("helm", required=False), (ROOT / "docs/deploy.md").read_text()
+        dependencies, values, pod = (
+            re.search(rf"```yaml\n# {title}\n(.*?)```", page, re.S)[1]
+            for title in (r"Chart\.yaml of the app", r"values\.yaml of the app", "its Deployment")
+        )
+        app = self.folder / "app"
+        (app / "templates").mkdir(parents=True)
+        shutil.copytree(DEPLOY / "helm/ringfence", self.folder / "ringfence")
+        (app / "Chart.yaml").write_text(f"apiVersion: v2\nname: app\nversion: 0.1.0\n{dependencies}")
+        (app / "values.yaml").write_text(values)
+        pod = pod.replace("labels:\n", "labels:\n        app: app\n").replace("- name: app\n", "- name: app\n          image: app\n")
+        head = "apiVersion: apps/v1\nkind: Deployment\nmetadata:\n  name: app\n"
+        pod = pod.replace("spec:\n", "spec:\n  selector:\n    matchLabels:\n      app: app\n", 1)
+        (app / "templates/app.yaml").write_text(head + pod)
+        env = {**os.environ, **{f"HELM_{what}_HOME": str(self.folder / what) for what in ("CACHE", "CONFIG", "DATA")}}
+        self.succeeds(helm, "dependency", "build", app, env=env)
+        done = run(helm, "template", "prod", app, env=env)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertNotIn("kind: StatefulSet", done.stdout)
+        for line in ("- restartPolicy: Always", 'value: 127.0.0.1:8080', "name: prod-ringfence", "image: registry.example.com/ringfence:0.1.0"):
+            self.assertIn(line, done.stdout)
+        validate = tool("kubernetes-validate", required=False)
+        (self.folder / "app.yaml").write_text(done.stdout)
+        self.succeeds(validate, "--strict", "--no-warn", "-k", "1.30.0", self.folder / "app.yaml")
+
     def test_its_alert_rules_are_rules(self):
         promtool = tool("promtool")
         text = self.rendered(*self.VARIANTS[3])
