@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Backs the record of calls up while ringfence runs, and restores it while none runs. docs/backup.md explains.
+# Backs ringfence's database up while ringfence runs, and restores it while none runs. docs/backup.md explains.
 #
 #     bash deploy/backup.sh save    FILE.tar --sqlite /var/lib/ringfence/ringfence.db [--spool FOLDER]
 #     bash deploy/backup.sh restore FILE.tar --sqlite /var/lib/ringfence/ringfence.db [--spool FOLDER]

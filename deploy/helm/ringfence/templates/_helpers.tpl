@@ -72,7 +72,7 @@ ports:
   - { name: webhooks, containerPort: 8081 }
   - { name: client, containerPort: 8082 }
   - { name: admin, containerPort: 9900 }
-# It answers /health as soon as it listens, and /ready once the record can be written.
+# It answers /health as soon as it listens, and /ready once the database can be written.
 startupProbe:
   httpGet: { path: /health, port: admin }
   periodSeconds: 2
