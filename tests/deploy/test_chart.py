@@ -1,0 +1,86 @@
+"""The Helm chart, rendered and held to Kubernetes' schemas."""
+
+import os
+import re
+import shutil
+
+from support import BINARY, Case, DEPLOY, environment, ROOT, rules_text, run, tool
+
+
+class Chart(Case):
+    VARIANTS = (
+        (),
+        ("mode=sidecar", "serviceMonitor.enabled=true"),
+        ("persistence.enabled=false", "migrate.enabled=false", "preStopSleepSeconds=0", "networkPolicy.enabled=false"),
+        ("serviceMonitor.enabled=true", "serviceMonitor.tokenSecret.name=t", "prometheusRule.enabled=true",
+         "grafanaDashboard.enabled=true", "ingress.enabled=true", "ingress.tlsSecretName=t", "ingress.className=nginx"),
+    )
+
+    def rendered(self, *settings):
+        helm = tool("helm", required=False)
+        flags = [part for setting in settings for part in ("--set", setting)]
+        done = run(helm, "template", "prod", DEPLOY / "helm/ringfence", *flags)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return done.stdout
+
+    def test_lint(self):
+        helm = tool("helm", required=False)
+        self.assertIn("0 chart(s) failed", self.succeeds(helm, "lint", "--strict", DEPLOY / "helm/ringfence"))
+
+    def test_objects_are_what_kubernetes_takes(self):
+        validate = tool("kubernetes-validate", required=False)
+        for n, settings in enumerate(self.VARIANTS):
+            for version in ("1.30.0", "1.37.0"):
+                file = self.folder / f"{n}.yaml"
+                file.write_text(self.rendered(*settings))
+                self.succeeds(validate, "--strict", "--no-warn", "-k", version, file)
+
+    def test_values_that_mean_nothing_are_refused(self):
+        helm = tool("helm", required=False)
+        for setting in ("mode=daemon", "replicsa=3", "replicas=0"):
+            self.assertNotEqual(run(helm, "template", "x", DEPLOY / "helm/ringfence", "--set", setting).returncode, 0, setting)
+
+    def test_its_config_with_its_variables_can_be_used(self):
+        for settings in self.VARIANTS[:3]:
+            text = self.rendered(*settings)
+            toml = re.search(r"ringfence\.toml: \|\n((?:    .*\n|\s*\n)+)", text)[1]
+            (self.folder / "ringfence.toml").write_text(re.sub(r"(?m)^ {4}", "", toml))
+            env = dict(re.findall(r'- name: (RINGFENCE_\w+)\s+value: "?([^"\n]+)"?', text))
+            env["RINGFENCE_CONFIG"] = str(self.folder / "ringfence.toml")
+            done = run(BINARY, "check", "--json", env=environment(**env))
+            self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+            self.assertNotIn("W007", done.stdout)
+
+    def test_an_app_takes_it_as_a_sidecar_as_the_docs_say(self):
+        helm, page = tool("helm", required=False), (ROOT / "docs/deploy.md").read_text()
+        dependencies, values, pod = (
+            re.search(rf"```yaml\n# {title}\n(.*?)```", page, re.S)[1]
+            for title in (r"Chart\.yaml of the app", r"values\.yaml of the app", "its Deployment")
+        )
+        app = self.folder / "app"
+        (app / "templates").mkdir(parents=True)
+        shutil.copytree(DEPLOY / "helm/ringfence", self.folder / "ringfence")
+        (app / "Chart.yaml").write_text(f"apiVersion: v2\nname: app\nversion: 0.1.0\n{dependencies}")
+        (app / "values.yaml").write_text(values)
+        pod = pod.replace("labels:\n", "labels:\n        app: app\n").replace("- name: app\n", "- name: app\n          image: app\n")
+        head = "apiVersion: apps/v1\nkind: Deployment\nmetadata:\n  name: app\n"
+        pod = pod.replace("spec:\n", "spec:\n  selector:\n    matchLabels:\n      app: app\n", 1)
+        (app / "templates/app.yaml").write_text(head + pod)
+        env = {**os.environ, **{f"HELM_{what}_HOME": str(self.folder / what) for what in ("CACHE", "CONFIG", "DATA")}}
+        self.succeeds(helm, "dependency", "build", app, env=env)
+        done = run(helm, "template", "prod", app, env=env)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertNotIn("kind: StatefulSet", done.stdout)
+        for line in ("- restartPolicy: Always", 'value: 127.0.0.1:8080', "name: prod-ringfence", "image: registry.example.com/ringfence:0.1.0"):
+            self.assertIn(line, done.stdout)
+        validate = tool("kubernetes-validate", required=False)
+        (self.folder / "app.yaml").write_text(done.stdout)
+        self.succeeds(validate, "--strict", "--no-warn", "-k", "1.30.0", self.folder / "app.yaml")
+
+    def test_its_alert_rules_are_rules(self):
+        promtool = tool("promtool")
+        text = self.rendered(*self.VARIANTS[3])
+        spec = re.search(r"kind: PrometheusRule\n(?:.*\n)*?spec:\n((?:  .*\n|\n)+)", text)[1]
+        (self.folder / "rules.yml").write_text(re.sub(r"(?m)^  ", "", spec))
+        said = self.succeeds(promtool, "check", "rules", self.folder / "rules.yml")
+        self.assertIn(f"{rules_text().count('- alert:') + rules_text().count('- record:')} rules", said)
