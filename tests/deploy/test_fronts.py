@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 
-from support import Case, DEPLOY, PATIENCE_SECS, run, SECRETS, spare_port, tool
+from support import Case, DEPLOY, PATIENCE_SECS, SECRETS, spare_port, tool
 
 
 class Fronts(Case):
