@@ -2,6 +2,7 @@
 //!
 //! The five names without a prefix are those of the systems that ringfence replaces (contract §1); their alerts keep working.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use prometheus::{
@@ -20,6 +21,7 @@ pub struct Metrics {
 
 struct Inner {
     registry: Registry,
+    descriptions: Vec<MetricDescription>,
     active_calls: IntGauge,
     rejected: IntCounterVec,
     elevenlabs_429: IntCounter,
@@ -70,31 +72,54 @@ struct Inner {
 #[error("metrics: {0}")]
 pub struct BadMetric(#[from] prometheus::Error);
 
-struct Maker<'a>(&'a Registry);
+/// What a metric is, whether it has a value yet or not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MetricDescription {
+    /// Its name.
+    pub name: String,
+    /// `counter`, `gauge` or `histogram`.
+    pub kind: &'static str,
+    /// The names of its labels.
+    pub labels: Vec<String>,
+    /// What it says.
+    pub help: String,
+}
+
+struct Maker<'a> {
+    registry: &'a Registry,
+    descriptions: RefCell<Vec<MetricDescription>>,
+}
 
 impl Maker<'_> {
     fn add<C: prometheus::core::Collector + Clone + 'static>(
         &self,
+        kind: &'static str,
         made: prometheus::Result<C>,
     ) -> Result<C, BadMetric> {
         let collector = made?;
-        self.0.register(Box::new(collector.clone()))?;
+        self.registry.register(Box::new(collector.clone()))?;
+        self.descriptions.borrow_mut().extend(collector.desc().into_iter().map(|of| MetricDescription {
+            name: of.fq_name.clone(),
+            kind,
+            labels: of.variable_labels.clone(),
+            help: of.help.clone(),
+        }));
         Ok(collector)
     }
     fn counter(&self, name: &str, help: &str) -> Result<IntCounter, BadMetric> {
-        self.add(IntCounter::new(name, help))
+        self.add("counter", IntCounter::new(name, help))
     }
     fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, BadMetric> {
-        self.add(IntCounterVec::new(Opts::new(name, help), labels))
+        self.add("counter", IntCounterVec::new(Opts::new(name, help), labels))
     }
     fn gauge(&self, name: &str, help: &str) -> Result<IntGauge, BadMetric> {
-        self.add(IntGauge::new(name, help))
+        self.add("gauge", IntGauge::new(name, help))
     }
     fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, BadMetric> {
-        self.add(IntGaugeVec::new(Opts::new(name, help), labels))
+        self.add("gauge", IntGaugeVec::new(Opts::new(name, help), labels))
     }
     fn seconds(&self, name: &str, help: &str, labels: &[&str]) -> Result<HistogramVec, BadMetric> {
-        self.add(HistogramVec::new(HistogramOpts::new(name, help).buckets(SECONDS.to_vec()), labels))
+        self.add("histogram", HistogramVec::new(HistogramOpts::new(name, help).buckets(SECONDS.to_vec()), labels))
     }
 }
 
@@ -121,17 +146,17 @@ impl Metrics {
     /// A fresh registry with every metric in it.
     pub fn new() -> Result<Self, BadMetric> {
         let registry = Registry::new();
-        let m = Maker(&registry);
+        let m = Maker { registry: &registry, descriptions: RefCell::default() };
         let inner = Inner {
             active_calls: m.gauge("platform_global_active_calls", "Calls that hold a slot.")?,
             rejected: m.counters(
                 "concurrent_rejected_total",
-                "Calls refused, by reason and plan.",
+                "Rejections, by reason and plan.",
                 &["reason", "plan"],
             )?,
             elevenlabs_429: m.counter("elevenlabs_429_total", "Creates that ElevenLabs answered with 429.")?,
-            sessions: m.gauge("active_call_sessions_count", "Call records that are not over.")?,
-            subscriptions: m.gauge("subscription_active_calls_sum", "Calls in use, summed over businesses.")?,
+            sessions: m.gauge("active_call_sessions_count", "Open call records.")?,
+            subscriptions: m.gauge("subscription_active_calls_sum", "Slots in use, summed over businesses.")?,
             admitted: m.counters(
                 "ringfence_calls_admitted_total",
                 "Calls admitted.",
@@ -149,24 +174,24 @@ impl Metrics {
             )?,
             provider_limit: m.counters(
                 "ringfence_provider_limit_total",
-                "Creates that a provider refused since a limit of its own was full.",
+                "Creates that a provider rejected because a limit of its own was full.",
                 &["account", "class"],
             )?,
             unknown: m.counters(
                 "ringfence_create_outcome_unknown_total",
-                "Creates whose answer was lost; their slot is held until the provider was asked.",
+                "Creates whose answer was lost; their slot is held until reconciled.",
                 &["account"],
             )?,
             reposts: m.counters(
                 "ringfence_deduplicated_requests_total",
-                "Orders that came again and got the earlier one's answer: calls that were not dialled twice.",
+                "Duplicate creates that got the original's answer and were not sent again.",
                 &["account"],
             )?,
             over_limit: m.gauge(
                 "ringfence_over_limit_calls",
-                "Calls that exist although they were refused or ended; they block admissions.",
+                "Over-limit calls: they exist although they were rejected or ended, and block admissions.",
             )?,
-            limit_current: m.gauges("ringfence_limit_in_use", "Calls that hold a limit.", &["limit"])?,
+            limit_current: m.gauges("ringfence_limit_in_use", "Slots in use, of each limit that is counted per nothing.", &["limit"])?,
             requests: m.counters(
                 "ringfence_requests_total",
                 "Requests answered, by listener, kind and class of status.",
@@ -174,52 +199,52 @@ impl Metrics {
             )?,
             upstream_seconds: m.seconds(
                 "ringfence_upstream_create_duration_seconds",
-                "Time until a provider answered a create.",
+                "Seconds until a provider answered a create.",
                 &["account"],
             )?,
             webhooks: m.counters(
                 "ringfence_webhooks_total",
-                "Webhooks, by what came of them.",
+                "Webhooks, by outcome.",
                 &["account", "event", "outcome"],
             )?,
             unreadable: m.counters(
                 "ringfence_unreadable_total",
-                "Messages that are not read as their sender may have meant them: webhooks, creates, answers.",
+                "Messages that could not be read, or not strictly: webhooks, creates, answers.",
                 &["account", "source", "flaw"],
             )?,
             unfenced: m.counters(
                 "ringfence_unmatched_creates_total",
-                "Calls made by a request that no operation of the provider's description knows.",
+                "Calls placed by a request that no operation of the provider's file matches.",
                 &["account"],
             )?,
             unread_calls: m.gauges(
                 "ringfence_unreadable_calls",
-                "Open calls whose state could not be read for reconcile.unreadable_alarm_secs.",
+                "Open calls whose state could not be read for reconcile.unreadable_alarm_secs. Alert on 1.",
                 &["account"],
             )?,
             journaled: m.gauge(
                 "ringfence_webhooks_journaled",
-                "Webhooks that wait in the journal until the record takes them.",
+                "Webhooks that wait in the journal until the database is back.",
             )?,
             deliveries: m.counters("ringfence_deliveries_total", "Deliveries to the app, by result.", &["result"])?,
             records: m.counters(
                 "ringfence_post_call_records_total",
-                "Post-call records, by how they came: webhook, asked, or missing.",
+                "Post-call records, by source: webhook, asked (fetched), or missing.",
                 &["account", "came"],
             )?,
             hook_missed: m.gauges(
                 "ringfence_webhook_missed_calls",
-                "Latest answered calls in a row that a watched webhook did not come for; 5 and more is late.",
+                "Latest answered calls in a row for which a watched webhook did not come. Alert on 5.",
                 &["account", "webhook"],
             )?,
             hook_last: m.gauges(
                 "ringfence_webhook_last_timestamp_seconds",
-                "When a watched webhook came last, within a week.",
+                "When a watched webhook last came, within a week.",
                 &["account", "webhook"],
             )?,
             sweeps: m.counters(
                 "ringfence_sweeps_total",
-                "Times an account was asked for its live calls.",
+                "Polls of an account for its live calls, by result.",
                 &["account", "result"],
             )?,
             provider_live: m.gauges(
@@ -228,24 +253,24 @@ impl Metrics {
                 &["account"],
             )?,
             alias_conflicts: m
-                .counter("ringfence_alias_conflicts_total", "Ids that two calls laid claim to. Should stay 0.")?,
+                .counter("ringfence_alias_conflicts_total", "Ids that two calls claimed. Should stay 0.")?,
             callbacks_refused: m.counters(
                 "ringfence_callbacks_refused_total",
-                "Callback URLs of apps that were not called: refused at the create, or given up at the delivery; private, own or unusable.",
+                "Callback URLs of apps that were not called: rejected at the create, or given up at the delivery; private, own or unusable.",
                 &["at", "reason"],
             )?,
             certificate_reloads: m.counters(
                 "ringfence_certificate_reloads_total",
-                "Times a changed certificate was read.",
+                "Reloads of a changed certificate, by result.",
                 &["result"],
             )?,
             store_failures: m.counter(
                 "ringfence_store_failed_writes_total",
-                "Writes to the record that failed: a full disk, a file that is gone.",
+                "Failed writes to the database: full disk, missing file.",
             )?,
             config_reloads: m.counters(
                 "ringfence_config_reloads_total",
-                "Times the config was read again: loaded, unchanged, or kept as the new one cannot be used.",
+                "Reloads of the config: loaded, unchanged, or kept because the new one cannot be used.",
                 &["result"],
             )?,
             config_reload_ok: m.gauge(
@@ -264,23 +289,23 @@ impl Metrics {
             )?,
             policies_differ: m.gauge(
                 "ringfence_policies_differ",
-                "1: replicas that share the record run on different policies; of each limit the lower one holds.",
+                "1: replicas run different policies; of each limit the lower number holds.",
             )?,
-            gate_epoch: m.gauge("ringfence_gate_epoch", "Moves of the gate since there is a record.")?,
-            gate_mode: m.gauges("ringfence_gate_mode", "1 for who decides: memory, redis or database.", &["mode"])?,
+            gate_epoch: m.gauge("ringfence_gate_epoch", "Fencing number of the limiter's state; each transition adds one.")?,
+            gate_mode: m.gauges("ringfence_gate_mode", "1 for the back end that decides: memory, redis or database.", &["mode"])?,
             gate_moves: m.counters(
                 "ringfence_gate_transitions_total",
-                "Moves of the gate that this replica made, by where to.",
+                "Transitions of the limiter that this replica made, by target.",
                 &["mode"],
             )?,
             gate_degraded: m.counters(
                 "ringfence_gate_degraded_total",
-                "Decisions while Redis was away: by the database, open without a look, or closed.",
+                "Decisions while Redis was away: by the database, open without a check, or closed.",
                 &["decided"],
             )?,
             gate_compared: m.counters(
                 "ringfence_gate_repairs_total",
-                "Leases that differed from the record, by how: ended, orphan, uncounted.",
+                "Leases that differed from the call records and were repaired: ended, orphan, uncounted.",
                 &["what"],
             )?,
             client_sockets: m.gauge("ringfence_client_sockets", "Open WebSockets of listen.client.")?,
@@ -291,11 +316,17 @@ impl Metrics {
             )?,
             client_slow_closes: m.counter(
                 "ringfence_slow_client_disconnects_total",
-                "WebSockets that were closed since their client took nothing for too long.",
+                "WebSockets that were closed because their client read nothing for too long.",
             )?,
+            descriptions: m.descriptions.take(),
             registry: registry.clone(),
         };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// What there is, in the order of its registration.
+    pub fn descriptions(&self) -> &[MetricDescription] {
+        &self.inner.descriptions
     }
 
     /// An order came again, and was not dialled again.

@@ -213,7 +213,8 @@ impl Code {
         }
     }
 
-    fn status(self, shape: &RefusalShape) -> StatusCode {
+    /// The status of the answer.
+    pub fn status(self, shape: &RefusalShape) -> StatusCode {
         match self {
             Code::PlanNotAllowed | Code::UnknownBusiness => StatusCode::FORBIDDEN,
             // Statuses that no SDK of the provider's repeats by itself.
@@ -484,23 +485,14 @@ mod tests {
         assert_eq!(answer("twilio", &rate, None).1["code"], 20429);
     }
 
-    /// A new code has no decision yet: this fails until it is in the list, and in the docs.
+    /// The reference page is made of this list.
     #[test]
-    fn every_code_has_its_row_in_the_docs() {
+    fn the_list_of_codes_is_complete() {
         let source = include_str!("reply.rs");
         let declared = source.split("pub enum Code {").nth(1).unwrap().split("\n}").next().unwrap();
         let declared: Vec<_> =
             declared.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('/')).collect();
         assert_eq!(declared, Code::ALL.map(|code| format!("{code:?},")), "Code::ALL has every code, in order");
-        let page = include_str!("../docs/observe.md");
-        let registry = Registry::new(&[]).unwrap();
-        for code in Code::ALL {
-            let word = code.as_str(&registry.get("twilio").unwrap().refusal);
-            let row = page.lines().find(|line| line.starts_with('|') && line.contains(&format!("`{word}`")));
-            let row = row.unwrap_or_else(|| panic!("docs/observe.md has no row for {word}"));
-            let decision = row.split('|').nth(2).unwrap().trim();
-            assert!(decision.starts_with(code.observed().as_str()), "{word}: {decision}");
-        }
     }
 
     #[test]

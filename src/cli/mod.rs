@@ -25,7 +25,7 @@ mod token;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use nix::sys::stat::{Mode, umask};
 
 /// A sidecar that fences the calls of voice products inside the capacity they bought.
@@ -62,6 +62,11 @@ enum Command {
     Simulate(simulate::Simulate),
     /// Show what ringfence does, against simulated providers, in a few seconds
     Demo(demo::Demo),
+}
+
+/// Every command with its options, as clap knows them: what the reference page is made of.
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// Where the config is unless said otherwise.

@@ -19,7 +19,7 @@ pub enum Severity {
 pub struct Diagnostic {
     /// Whether it stops the program.
     pub severity: Severity,
-    /// Its code, as in `E014`; stands in the README.
+    /// Its code, as in `E014`: one of [`super::codes::CODES`].
     pub code: &'static str,
     /// What is wrong, naming the key path.
     pub title: String,

@@ -5,6 +5,7 @@
 //! `restart` knows what cannot change under a running program.
 
 mod accounts;
+pub mod codes;
 pub mod diagnostics;
 mod duplicate;
 mod file;

@@ -21,12 +21,12 @@ pub struct Check {
     pub denied: Vec<u16>,
     /// The provider's own words in an error.
     pub message: Option<Selector>,
-    /// When the answer is that of an account that can be used.
+    /// When the answer means that the account can be used.
     #[serde(default)]
     pub usable: Predicate,
     /// What the answer calls the account's state.
     pub state: Option<Selector>,
-    /// Lists of what posts webhooks.
+    /// Lists of what posts webhooks: the webhooks themselves, numbers.
     #[serde(default, rename = "hook")]
     pub hooks: Vec<Hooks>,
 }
@@ -47,10 +47,10 @@ pub struct Hooks {
     pub name: Selector,
     /// Its telephone number, shown masked.
     pub number: Option<Selector>,
-    /// Every item should post to us; else one of them is enough, and the others are not our business.
+    /// Every item should post to ringfence. Default: one of them is enough.
     #[serde(default)]
     pub every: bool,
-    /// What makes the provider pass an item's URLs by.
+    /// What makes the provider ignore an item's URLs.
     #[serde(default)]
     pub instead: Vec<Instead>,
     /// Where an item posts to.
@@ -65,9 +65,9 @@ pub struct Hooks {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Instead {
-    /// There, and not empty.
+    /// It applies if this is there and not empty.
     pub at: Selector,
-    /// What it is.
+    /// What to tell the operator.
     pub says: String,
 }
 
@@ -83,7 +83,7 @@ pub struct HookUrl {
     pub webhook: String,
     /// The one of its paths that is shown to people.
     pub path: String,
-    /// What follows if it is not.
+    /// What it means if the URL leads elsewhere.
     pub without: String,
 }
 
@@ -91,13 +91,13 @@ pub struct HookUrl {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Fault {
-    /// When it is so.
+    /// When it applies.
     pub when: Predicate,
-    /// What it is.
+    /// What to tell the operator.
     pub says: String,
-    /// A detail.
+    /// A detail to add.
     pub detail: Option<Selector>,
-    /// When it came to be, in Unix seconds.
+    /// Since when, in Unix seconds.
     pub since: Option<Selector>,
 }
 

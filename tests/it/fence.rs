@@ -276,7 +276,7 @@ async fn a_call_whose_state_nobody_can_read_is_held_and_raises_an_alarm() {
 /// The page of the docs names every operation with its path, and no path that is not fenced.
 #[test]
 fn the_docs_name_every_path_that_dials() {
-    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/what-ringfence-sees.md")).unwrap();
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/coverage.md")).unwrap();
     let registry = ringfence::provider::Registry::new(&[]).unwrap();
     let mut rows = 0;
     for operation in registry.all().flat_map(|provider| &provider.operations) {

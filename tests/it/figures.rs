@@ -1,5 +1,5 @@
 //! Figures of the whole program, printed: from a hang-up to a slot that can be used again, and the start over many open calls.
-//! Nothing is asserted of time. `RINGFENCE_FIGURES` makes the samples larger; in a release build they are what the README says.
+//! Nothing is asserted of time. `RINGFENCE_FIGURES` makes the samples larger; in a release build they are what benches/README.md says.
 
 use std::path::Path;
 use std::sync::Mutex;

@@ -34,7 +34,7 @@ fn ipv6() -> bool {
     present("IPv6 on loopback", std::net::TcpListener::bind("[::1]:0").is_ok())
 }
 
-/// An nginx of its own, configured as README.md says.
+/// An nginx of its own, configured as docs/configuration.md says.
 struct Nginx {
     process: Child,
     at: SocketAddr,
@@ -91,13 +91,13 @@ impl Nginx {
     }
 }
 
-/// What README.md shows, without TLS, between these two addresses.
+/// What docs/configuration.md shows, without TLS, between these two addresses.
 fn shown(at: SocketAddr, upstream: SocketAddr) -> String {
-    let (_, rest) = include_str!("../../README.md").split_once("```nginx\n").expect("a configuration");
+    let (_, rest) = include_str!("../../docs/configuration.md").split_once("```nginx\n").expect("a configuration");
     let (shown, _) = rest.split_once("```").expect("its end");
     let replaced = [("443 ssl", at.to_string()), ("127.0.0.1:8081", upstream.to_string())];
     replaced.into_iter().fold(shown.to_owned(), |shown, (old, new)| {
-        assert!(shown.contains(old), "{old} is not in README.md's configuration");
+        assert!(shown.contains(old), "{old} is not in the configuration of docs/configuration.md");
         shown.replace(old, &new)
     })
 }
@@ -205,7 +205,7 @@ async fn webhooks_signed_for_the_public_url_hold_behind_nginx() {
     let root = "public_url = \"https://hooks.example.com/calls\"\nconcurrent = 1".to_owned();
     let setup = Setup { public: false, root, app: Some(app.url()), replace: vec![trusting], ..Setup::default() };
     let stage = Stage::start(setup).await;
-    // nginx speaks TLS in the README, and takes a prefix away here.
+    // nginx speaks TLS in the docs, and takes a prefix away here.
     let https = [("$scheme", "https"), ("location /", "location /calls/"), ("http://ringfence", "http://ringfence/")];
     if let Some(nginx) = Nginx::start("nginx-webhooks", stage.app().webhooks(), &https).await {
         let token = stage.control.settings().auth_token;

@@ -554,16 +554,16 @@ fn chromium() -> Option<&'static str> {
     found
 }
 
-/// The page of the README in a real browser.
+/// The page of docs/live-transcripts.md in a real browser.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_readmes_page_follows_a_call_in_a_real_browser() {
+async fn the_documented_page_follows_a_call_in_a_real_browser() {
     let Some(chromium) = chromium() else { return };
     let stage = ready().await;
     for n in 1..=3 {
         say(&stage, "conv_1", "agent", &format!("line {n}")).await;
     }
-    let readme = include_str!("../../README.md");
-    let (_, rest) = readme.split_once("<script>\n").expect("a page");
+    let page = include_str!("../../docs/live-transcripts.md");
+    let (_, rest) = page.split_once("<script>\n").expect("a page");
     let script = rest.split_once("</script>").expect("its end").0;
     let socket = stage.client(SOCKET).replace("http://", "ws://");
     let script = script.replace("`wss://calls.example.com/ws/calls/transcriptions`", &format!("{socket:?}"));

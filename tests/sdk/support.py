@@ -120,10 +120,10 @@ class App:
         self.server.server_close()
 
 
-def readme(language):
-    """The code that README.md shows under "Point your SDK at it": the class, then its use."""
-    text = (ROOT / "README.md").read_text()
-    section = text.split("\n## Point your SDK at it\n")[1].split("\n## ")[0]
+def documented(language):
+    """The code that docs/sdks.md shows under "One Twilio client for many businesses": the class, then its use."""
+    text = (ROOT / "docs/sdks.md").read_text()
+    section = text.split("\n## One Twilio client for many businesses\n")[1].split("\n## ")[0]
     return re.findall(rf"^```{language}\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
 
 

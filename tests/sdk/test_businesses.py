@@ -1,4 +1,4 @@
-"""One client for many businesses: the classes that README.md shows, and the header per request of ElevenLabs' SDKs."""
+"""One client for many businesses: the classes that docs/sdks.md shows, and the header per request of ElevenLabs' SDKs."""
 
 import asyncio
 import re
@@ -10,7 +10,7 @@ from twilio.base.exceptions import TwilioRestException
 from twilio.http.async_http_client import AsyncTwilioHttpClient
 from twilio.rest import Client
 
-from support import Fenced, readme
+from support import Fenced, documented
 
 CALL = {"from_": "+15550001111", "to": "+15550002222", "twiml": '<Response><Pause length="60"/></Response>'}
 ELEVENLABS_CALL = {"agent_id": "agent_1", "agent_phone_number_id": "phnum_1", "to_number": "+15550002222"}
@@ -49,7 +49,7 @@ max_calls = 5
 
 
     def as_shown(self, code):
-        """Code of the README for the addresses of this test. Its call rings on: its voice URL is nobody's."""
+        """Code of the docs for the addresses of this test. Its call rings on: its voice URL is nobody's."""
         self.simulate("config", ring_ms=[60_000, 60_000])
         return code.replace("http://127.0.0.1:8080", self.api).replace("https://app.example.com", self.app.url)
 
@@ -57,7 +57,7 @@ max_calls = 5
 class PythonTwilio(Businesses):
     def setUp(self):
         super().setUp()
-        self.code, self.use = readme("python")
+        self.code, self.use = documented("python")
         self.shown = {"Client": Client, "account_sid": self.keys["account_sid"], "auth_token": self.keys["auth_token"]}
         exec(self.code, self.shown)
 
@@ -65,7 +65,7 @@ class PythonTwilio(Businesses):
         http_client = self.shown["Ringfence"](f"{self.api}/twilio", timeout=10)
         return Client(self.keys["account_sid"], self.keys["auth_token"], http_client=http_client)
 
-    def test_the_lines_of_the_readme(self):
+    def test_the_documented_lines(self):
         exec(self.as_shown(self.use), self.shown)
         self.assertEqual([call["businessId"] for call in self.calls()], ["acme"])
 
@@ -95,7 +95,7 @@ class PythonTwilio(Businesses):
                     return name, error.details["limitName"]
 
         async def orders():
-            # The other base that the README speaks of.
+            # The other base that the docs speak of.
             code = self.code.replace("http.http_client", "http.async_http_client")
             exec(re.sub(r"\bTwilioHttpClient", "AsyncTwilioHttpClient", code), self.shown)
             self.assertTrue(issubclass(self.shown["Ringfence"], AsyncTwilioHttpClient))
@@ -141,14 +141,14 @@ class PythonTwilio(Businesses):
 
 
 class NodeTwilio(Businesses):
-    def test_the_lines_of_the_readme(self):
-        code, use = readme("js")
+    def test_the_documented_lines(self):
+        code, use = documented("js")
         self.assertIsNone(self.node(code + self.as_shown(use)))
         self.assertEqual([call["businessId"] for call in self.calls()], ["acme"])
 
     def test_many_promises(self):
         answers = self.node(
-            readme("js")[0]
+            documented("js")[0]
             + """
             const client = twilio(accountSid, authToken, { httpClient: new Ringfence(`${api}/twilio/`) });
             const order = { from: "+15550001111", to: "+15550002222", twiml: '<Response><Pause length="60"/></Response>' };
@@ -161,7 +161,7 @@ class NodeTwilio(Businesses):
 
     def test_nobody_is_somebody_else_and_edges_are_taken_out(self):
         answers = self.node(
-            readme("js")[0]
+            documented("js")[0]
             + """
             const httpClient = new Ringfence(`${api}/twilio`);
             const client = twilio(accountSid, authToken, { httpClient, region: "ie1", edge: "dublin" });

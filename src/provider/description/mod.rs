@@ -37,9 +37,9 @@ pub struct Description {
     pub name: String,
     /// Where it is mounted on `listen.api`, as in `/twilio`.
     pub mount: String,
-    /// Where requests go on to, unless the account says otherwise.
+    /// The URL that requests are sent to, unless the account has an `upstream` of its own.
     pub upstream: String,
-    /// Paths that another host serves, unless the account names an upstream of its own.
+    /// Paths that another host serves, unless the account has an `upstream` of its own.
     #[serde(default)]
     pub upstreams: Vec<OtherHost>,
     /// `Host` headers that are routed to it.
@@ -50,27 +50,27 @@ pub struct Description {
     pub secrets: Vec<String>,
     /// Where the app shows its own key.
     pub api_key: Option<Selector>,
-    /// How often live calls are asked for while calls are up, in seconds.
+    /// How often live calls are polled while calls are open. Seconds; default 15.
     #[serde(default = "sweep_default")]
     pub sweep_secs: u64,
-    /// The longest that a call can take, in seconds, waiting and ringing included: where nobody can be asked, a call ends then.
+    /// The longest a call can last, queueing and ringing included, in seconds. A call that nobody can look up ends after it.
     pub longest_call_secs: u64,
-    /// What ringfence shows on its own requests.
+    /// The credentials of ringfence's own requests.
     pub credentials: Credentials,
     /// Requests that create calls.
     #[serde(default, rename = "operation")]
     pub operations: Vec<Operation>,
-    /// Answers that say that a limit of the provider is full.
+    /// Answers that mean that a limit of the provider is full.
     #[serde(default, rename = "limit")]
     pub limits: Vec<LimitAnswer>,
-    /// The shape of our answers.
+    /// The shape of ringfence's own answers.
     pub refusal: RefusalShape,
-    /// What it posts to us.
+    /// What the provider posts.
     #[serde(default, rename = "webhook")]
     pub webhooks: Vec<Webhook>,
-    /// How one call is asked for.
+    /// How one call is looked up.
     pub lookup: Option<Lookup>,
-    /// How an order for many calls is asked for: batches, campaigns.
+    /// How a batch or campaign is looked up.
     #[serde(default, rename = "group")]
     pub groups: Vec<Group>,
     /// How its live calls are listed.
@@ -79,16 +79,16 @@ pub struct Description {
     pub count: Option<Count>,
     /// How a create whose answer was lost is found.
     pub find: Option<List>,
-    /// What a turn of the transcript in a record after the call looks like.
+    /// How one turn of the transcript in a post-call record is read.
     pub turns: Option<TurnRules>,
     /// Means to end a call, by name.
     #[serde(default)]
     pub terminate: BTreeMap<String, Terminate>,
-    /// What in an answer shows that a request has made a call which no operation knows.
+    /// How a response shows that a request without an operation has placed a call.
     pub unfenced: Option<Unfenced>,
-    /// How ringfence itself gets the TwiML that connects an inbound call.
+    /// The request that gets the TwiML which connects an inbound call.
     pub front: Option<Front>,
-    /// Accounts below an account, which sign with tokens of their own.
+    /// Subaccounts, which sign webhooks with tokens of their own.
     pub subaccounts: Option<Subaccounts>,
     /// What `check --live` asks.
     pub check: Option<Check>,
@@ -108,40 +108,40 @@ pub struct OtherHost {
     pub url: String,
 }
 
-/// Accounts below an account. Its credentials open their paths too.
+/// Subaccounts. The account's credentials open their paths too.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Subaccounts {
     /// Where a webhook says whose it is.
     pub id: Selector,
-    /// The account's key that has its own id. In paths about a call of a subaccount it is the subaccount's.
+    /// The account's key that holds its own id. In paths about a call of a subaccount, the subaccount's id takes its place.
     pub own: String,
-    /// How one is asked for: a template over `account.*` and `subaccount`.
+    /// The look-up's path: a template over `account.*` and `subaccount`.
     pub path: String,
-    /// Where the answer says below which account it is.
+    /// Where the answer names the parent account.
     pub owner: Selector,
-    /// What its webhooks are signed with.
+    /// Where the answer has the token that signs its webhooks.
     pub token: Selector,
-    /// Statuses that mean that it is none of the account's.
+    /// Statuses that mean that it does not belong to the account.
     pub absent: Vec<u16>,
 }
 
-/// What ringfence's own requests carry.
+/// How ringfence authenticates its own requests.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged, deny_unknown_fields)]
 pub enum Credentials {
     /// One header.
     Header {
-        /// Its name.
+        /// The header's name.
         header: String,
-        /// Its value, a template over `account.*`.
+        /// The header's value: a template over `account.*`.
         value: String,
     },
     /// HTTP Basic.
     Basic {
-        /// A template over `account.*`.
+        /// Of HTTP Basic: a template over `account.*`.
         username: String,
-        /// A template over `account.*`.
+        /// Of HTTP Basic: a template over `account.*`.
         password: String,
     },
 }

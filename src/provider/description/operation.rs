@@ -16,61 +16,61 @@ use crate::ids::Alias;
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Operation {
-    /// Its name in records, limits and metrics.
+    /// Its name in call records, limits and metrics.
     pub name: String,
     /// Its method.
     #[serde(deserialize_with = "method")]
     pub method: Method,
     /// Its path.
     pub path: PathPattern,
-    /// What else must hold.
+    /// What else must hold of the request.
     #[serde(default)]
     pub when: Predicate,
     /// Which side places the call.
     pub direction: Direction,
-    /// Where the call stands once the provider has answered.
+    /// The call's phase once the provider has answered.
     pub phase: StateWord,
-    /// It may belong to a call that is open already: the one open call of the same business and numbers that has no id of
-    /// the kinds that the answer brings.
+    /// It may join a call that is already open: the one open call of the same business and numbers that has no id of
+    /// the kinds in `ids` yet.
     #[serde(default)]
     pub join: bool,
-    /// The account's carrier carries the call.
+    /// The account's carrier carries the call, so the carrier's limits bind it too.
     #[serde(default)]
     pub carried: bool,
-    /// What policy selects by.
+    /// What limits and rules can match.
     #[serde(default)]
     pub facts: FactSelectors,
     /// When an answer means that there is a call.
     pub success: Success,
-    /// Ids that the app gives the call itself, in its request.
+    /// Ids that the app itself gives the call, in its request.
     #[serde(default)]
     pub own_ids: IdSelectors,
     /// The ids that the answer brings.
     #[serde(default)]
     pub ids: IdSelectors,
-    /// The provider's answer to a create as it can be made from the call's record, for an order that is sent again after its
-    /// own answer is gone: a template over the call's ids and facts and `account.*`. A value that is not known is `null`.
+    /// The answer to a duplicate create whose original answer is no longer kept: a template over the call's ids and facts and
+    /// `account.*`. An unknown value is `null`.
     pub answer: Option<FixedAnswer>,
     /// Values put into a JSON body, so that the call can be found again.
     #[serde(default)]
     pub inject: Vec<Inject>,
-    /// The callback that ringfence takes over.
+    /// The status callback that ringfence takes over.
     pub callback: Option<Callback>,
-    /// It makes many calls, as many at once as the request says.
+    /// The request makes several calls: how many at once.
     pub slots: Option<SlotsRule>,
-    /// It makes the calls of an order for many that the path names, by an id of this kind: a batch's retry.
+    /// The request continues the batch that its path names by an id of this kind, such as a retry.
     pub again: Option<String>,
 }
 
-/// How many calls at once a request may make.
+/// How many concurrent calls a request may make.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SlotsRule {
-    /// The number that the app asks for.
+    /// The concurrency that the app asks for.
     pub at_most: Option<Selector>,
-    /// Those who will be called: more than one call each at once there is not.
+    /// The list of recipients: each has one call at most.
     pub items: Selector,
-    /// Where the number that is granted is written if it is less, a JSON pointer. None: all or nothing.
+    /// Where a smaller granted number is written: a JSON pointer. Without it, all slots are granted or none.
     pub cut: Option<String>,
 }
 
@@ -87,13 +87,13 @@ impl SlotsRule {
     }
 }
 
-/// What in an answer shows that a request has made a call which no operation knows.
+/// How a response shows that a request without an operation has placed a call.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Unfenced {
     /// Ids of the call, by kind.
     ids: IdSelectors,
-    /// What an id of a kind begins with; any text, where nothing is said.
+    /// What an id of a kind begins with. Default: anything.
     #[serde(default)]
     prefixes: BTreeMap<String, String>,
     /// Paths whose 201 means a call even where the answer names none.
@@ -121,7 +121,7 @@ impl Unfenced {
 pub struct Success {
     /// Statuses.
     pub status: Vec<u16>,
-    /// Unless this holds of the answer's body.
+    /// Except when this holds of the answer's body.
     #[serde(default)]
     pub unless: Predicate,
 }
@@ -130,7 +130,7 @@ pub struct Success {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Inject {
-    /// A JSON pointer; objects on the way are made.
+    /// A JSON pointer. Missing objects on the way are created.
     pub at: String,
     /// A template over `call_id`.
     pub value: String,
@@ -148,12 +148,12 @@ pub struct Callback {
     pub events_field: String,
     /// Every event.
     pub events: Vec<String>,
-    /// Where it would be ignored.
+    /// When the provider would ignore it.
     #[serde(default)]
     pub unless: Predicate,
 }
 
-/// An answer that says that a limit of the provider is full.
+/// An answer that means that a limit of the provider is full. Creates with such an answer become 503.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LimitAnswer {
@@ -164,7 +164,7 @@ pub struct LimitAnswer {
     pub when: Predicate,
     /// Which limit.
     pub class: LimitClass,
-    /// Seconds to wait where the provider names none.
+    /// `Retry-After` in seconds where the provider names none.
     pub wait_secs: u32,
 }
 
@@ -172,9 +172,9 @@ pub struct LimitAnswer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LimitClass {
-    /// The account's calls at once.
+    /// Concurrent calls of the account.
     Concurrency,
-    /// The account's requests in a time.
+    /// Requests per interval of the account.
     Rate,
     /// The provider's own load.
     Busy,
@@ -191,21 +191,21 @@ impl LimitClass {
     }
 }
 
-/// The shape of our answers.
+/// The shape of ringfence's own answers.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RefusalShape {
-    /// The code where the provider said 429.
+    /// The `error` code for a 429 of the provider.
     pub provider_429_code: String,
-    /// The status for "may have been created": one that the provider's SDKs do not repeat.
+    /// The status for "the call may exist": one that the provider's SDKs do not retry.
     pub unknown_status: u16,
-    /// A header that shows an SDK which sleeps on `Retry-After` inside the app's request.
+    /// A request header that marks an SDK which sleeps on `Retry-After` inside the app's request.
     pub sdk_sleeps_header: Option<String>,
     /// The content type.
     pub content_type: String,
-    /// The provider's own words by what happened.
+    /// The provider's own words for `concurrency`, `rate`, `denied`, `invalid` and `unavailable`: values for `body`.
     pub words: BTreeMap<String, BTreeMap<String, Value>>,
-    /// The body; `{name}` stands for a value. The fields of the contract are merged into it.
+    /// The body: a template over `words` and ringfence's own fields, which are added where it does not have them.
     pub body: Value,
 }
 

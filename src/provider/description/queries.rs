@@ -10,7 +10,7 @@ use super::super::select::{Predicate, Selector};
 use super::operation::method;
 use super::{DirectionWord, FactSelectors, IdSelectors, PostCallRules, StateWord};
 
-/// How one call is asked for.
+/// How one call is looked up.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Lookup {
@@ -18,32 +18,32 @@ pub struct Lookup {
     pub needs: String,
     /// The path, a template over aliases and `account.*`.
     pub path: String,
-    /// Where the call stands.
+    /// The call's state.
     pub state: StateWord,
-    /// Ids that the record brings.
+    /// Further ids of the call in the answer.
     #[serde(default)]
     pub ids: IdSelectors,
-    /// What policy selects by.
+    /// What limits and rules can match.
     #[serde(default)]
     pub facts: FactSelectors,
-    /// Which side placed the call: outbound where it is not said.
+    /// Which side placed the call. Default: outbound.
     pub direction: Option<DirectionWord>,
-    /// When the record is of a telephone call; the rest takes no slot.
+    /// When the answer is about a telephone call. Anything else takes no slot.
     #[serde(default)]
     pub phone: Predicate,
-    /// Records of what is no call of its own, such as the leg of another. Nobody announces one as a call.
+    /// When the answer is about something that is not a call of its own, such as a leg of another call.
     #[serde(default)]
     pub skip: Predicate,
     /// Statuses that mean "no such call".
     pub absent: Vec<u16>,
-    /// The order for many calls that it is one of: ids of kinds that groups need.
+    /// The batch or campaign that the call belongs to: ids of kinds that groups need.
     #[serde(default)]
     pub member_of: IdSelectors,
-    /// What it tells of the call after its end.
+    /// The post-call record in the answer.
     pub record: Option<PostCallRules>,
 }
 
-/// How an order for many calls is asked for.
+/// How a batch or campaign is looked up.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Group {
@@ -51,14 +51,14 @@ pub struct Group {
     pub needs: String,
     /// The path, a template over aliases and `account.*`.
     pub path: String,
-    /// Where it stands: `live` while it may make calls, an outcome once it makes no more.
+    /// Its state: `live` while it may make calls, an outcome once it makes no more.
     pub state: StateWord,
-    /// Numbers that its calls at once do not exceed; the smallest counts.
+    /// Numbers that its concurrent calls do not exceed. The smallest counts.
     #[serde(default)]
     pub slots: Vec<Selector>,
-    /// Statuses that mean "no such order".
+    /// Statuses that mean "no such batch".
     pub absent: Vec<u16>,
-    /// How one whose answer was lost is found.
+    /// How a batch is found whose submit lost its answer.
     pub find: Option<List>,
 }
 
@@ -66,27 +66,27 @@ pub struct Group {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct List {
-    /// The requests that together give the list: templates over `account.*`.
+    /// The requests that together make the list: templates over `account.*`.
     #[serde(default)]
     pub paths: Vec<String>,
-    /// The one request, where it depends on a call: a template over its facts and `call_id`.
+    /// Of a search, instead of `paths`: a template over the call's facts and `call_id`.
     #[serde(default)]
     pub path: Option<String>,
     /// Where the items stand.
     pub items: Selector,
     /// The id of an item.
     pub id: ItemId,
-    /// Items that are no calls of their own.
+    /// Items that are not calls of their own.
     #[serde(default)]
     pub skip: Predicate,
-    /// Where an item stands.
+    /// The item's state.
     pub state: StateWord,
-    /// What policy selects by.
+    /// What limits and rules can match.
     #[serde(default)]
     pub facts: FactSelectors,
     /// Which side placed it.
     pub direction: Option<DirectionWord>,
-    /// When the item came to be: RFC 2822, or seconds since 1970.
+    /// When the item was created: RFC 2822, or seconds since 1970.
     pub created_at: Option<Selector>,
     /// How the next page is asked for.
     pub next: Option<NextPage>,
@@ -136,7 +136,7 @@ pub struct Count {
 pub struct Terminate {
     /// The alias kind it needs.
     pub needs: String,
-    /// Means of the account that carries the call, instead of a request here.
+    /// A means of the carrier's account, used instead of a request here.
     pub carrier: Option<String>,
     /// A socket to open: a path template.
     pub socket: Option<String>,
@@ -155,10 +155,10 @@ pub struct Terminate {
     /// Statuses that mean "done".
     #[serde(default)]
     pub ok: Vec<u16>,
-    /// A body that means "it was over already".
+    /// An answer that means that the call was already over.
     #[serde(default)]
     pub over: Predicate,
-    /// The provider's record of the call goes with it, so a later "no such call" proves nothing.
+    /// It also deletes the provider's record of the call, so a later "no such call" proves nothing.
     #[serde(default)]
     pub deletes_record: bool,
 }
@@ -171,7 +171,7 @@ pub struct Front {
     pub path: String,
     /// The JSON body, a template over the call's facts and `call_id`.
     pub body: Value,
-    /// The ids that the answer brings.
+    /// The ids in the answer.
     pub ids: IdSelectors,
 }
 

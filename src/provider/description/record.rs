@@ -46,17 +46,27 @@ fn as_rfc3339<S: serde::Serializer>(at: &Option<UnixMs>, s: S) -> Result<S::Ok, 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PostCallRules {
+    /// The summary.
     transcript_summary: Option<Selector>,
+    /// The duration in seconds.
     call_duration_seconds: Option<Selector>,
+    /// The cost. A sign is dropped.
     cost: Option<Selector>,
+    /// The currency of `cost`. Without it, `cost` is in the provider's credits.
     cost_unit: Option<Selector>,
+    /// The cost in money, beside `cost` in credits.
     cost_fiat: Option<Selector>,
+    /// Whether the call reached its goal, as the provider judges.
     call_successful: Option<Judgement>,
+    /// The analysis, as JSON.
     analysis_data: Option<Selector>,
+    /// Anything else that is worth keeping, as JSON.
     metadata_json: Option<Selector>,
+    /// When the call ended.
     call_end_time: Option<TimeRule>,
+    /// The transcript, as JSON.
     transcript_json: Option<Selector>,
-    /// When the provider has told all; until then it is asked again.
+    /// When the record is complete. Until then the provider is asked again.
     #[serde(default)]
     complete: Predicate,
 }
@@ -65,18 +75,21 @@ pub struct PostCallRules {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Judgement {
+    /// Where the provider's word stands.
     from: Selector,
+    /// Words that mean yes.
     yes: Vec<String>,
+    /// Words that mean no.
     no: Vec<String>,
 }
 
-/// A time.
+/// When a call ended: a selector, or a table.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged, deny_unknown_fields)]
 enum TimeRule {
     /// As it stands there.
     At(Selector),
-    /// So many seconds after another.
+    /// A time, and a number of seconds to add to it.
     After { after: Selector, secs: Selector },
 }
 

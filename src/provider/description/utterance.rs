@@ -25,15 +25,15 @@ pub struct UtteranceRules {
     pub speaker: SpeakerWord,
     /// What is said.
     pub text: Selector,
-    /// The text is JSON itself, and this is its member.
+    /// The text is itself a JSON object: the member to read.
     pub text_member: Option<String>,
-    /// When, in ISO 8601. What does not say it was said when it came.
+    /// When it was said, in ISO 8601. Default: when the webhook arrived.
     pub said_at: Option<Selector>,
-    /// Its number at the provider, where messages may overtake each other.
+    /// The provider's sequence number, where messages may arrive out of order.
     pub order: Option<Selector>,
-    /// What that number is counted in: it begins anew with each. None: messages are read in the order that they came in.
+    /// What `order` is counted per: the numbers start again with each. Without it, utterances keep their order of arrival.
     pub order_in: Option<Selector>,
-    /// What is said may still change: it is shown, and not kept.
+    /// When the utterance may still change: it is shown, and not kept.
     pub partial: Option<Predicate>,
 }
 
@@ -46,10 +46,13 @@ pub struct SpeakerWord {
 
 impl<'de> Deserialize<'de> for SpeakerWord {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        /// Who speaks.
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Written {
+            /// Where the provider's word stands.
             from: Selector,
+            /// The provider's words, each with ours.
             map: BTreeMap<String, Speaker>,
         }
         let Written { from, map } = Written::deserialize(d)?;

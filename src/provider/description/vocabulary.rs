@@ -72,11 +72,15 @@ enum IdSelector {
     Beginning(Beginning),
 }
 
+/// An id that is told from others by how it begins.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Beginning {
+    /// Where it stands.
     from: Selector,
+    /// It is an id of this kind only if it begins with this.
     prefix: Option<String>,
+    /// It is no id of this kind if it begins with this.
     not_prefix: Option<String>,
 }
 
@@ -129,12 +133,17 @@ enum Word {
     Mapped(Mapped),
 }
 
+/// A word of the provider's and what it means. A constant word may stand instead of the table.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Mapped {
+    /// Where the provider's word stands.
     from: Option<Selector>,
+    /// The provider's words, each with ours: a phase (`queued`, `dialing`, `ringing`, `live`) or an outcome (`completed`, `busy`,
+    /// `no_answer`, `canceled`, `failed`); `inbound` or `outbound` for a direction.
     #[serde(default)]
     map: BTreeMap<String, String>,
+    /// Our word where the message has none, or one that is not in `map`.
     default: Option<String>,
 }
 

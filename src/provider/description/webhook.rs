@@ -14,37 +14,37 @@ use super::{DirectionWord, FactSelectors, IdSelectors, PostCallRules, StateWord,
 pub struct Webhook {
     /// Its name.
     pub name: String,
-    /// Where it arrives.
+    /// The paths on `listen.webhooks` where it arrives.
     pub paths: Vec<PathPattern>,
-    /// The URL that creates are given: path and fragment, a template over `call_id`.
+    /// The callback URL that creates are given: path and fragment, a template over `call_id`.
     pub callback: Option<String>,
     /// How it is signed.
     pub signature: Signature,
-    /// The provider takes its answer from the reply.
+    /// The provider acts on the response, so the app's own is relayed.
     pub reply: Option<Reply>,
-    /// The answer to a notification, and to a reply webhook where there is no app.
+    /// The response to a notification, and to a webhook with `reply` where there is no app.
     pub answer: Option<FixedAnswer>,
-    /// What makes two deliveries one event; all parts together. None: every delivery is an event.
+    /// The parts that together identify an event, so that a repeated delivery is recognised. Without it, every delivery is an event.
     #[serde(default)]
     pub dedupe: Vec<Selector>,
     /// Ids of the call.
     #[serde(default)]
     pub ids: IdSelectors,
-    /// What policy selects by.
+    /// What limits and rules can match.
     #[serde(default)]
     pub facts: FactSelectors,
     /// Which side placed the call.
     pub direction: Option<DirectionWord>,
-    /// Paths whose caller is told by the status that a payload cannot be used, or speaks of a call that nobody knows.
+    /// Paths that report by their status: 400 for an unusable payload, 404 for an unknown call.
     #[serde(default)]
     pub exact: Vec<PathPattern>,
-    /// What stands in requests about something else than calls, such as text messages, that come signed in the same way.
+    /// RequestAttributes of requests that are not about calls, such as text messages, and are signed in the same way.
     #[serde(default)]
     pub foreign: Vec<Selector>,
-    /// Its provider switches it off by itself once it failed for long: it is watched whether its records still come. Where an
-    /// operator looks if they do not.
+    /// The provider switches this webhook off after failures, so ringfence watches whether it still comes. The text says where an
+    /// operator looks if it does not.
     pub watched: Option<String>,
-    /// What it may tell of; the first that holds.
+    /// The events it may carry. The first whose `when` holds is taken.
     #[serde(default, rename = "event")]
     pub events: Vec<WebhookEvent>,
 }
@@ -71,41 +71,41 @@ impl Webhook {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reply {
-    /// TwiML: the call can be refused by it, before it is answered.
+    /// TwiML: it can reject the call before it is answered.
     Twiml,
-    /// JSON that cannot refuse.
+    /// JSON, which cannot reject the call.
     Json,
 }
 
-/// An answer that is always the same.
+/// An answer from a template.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FixedAnswer {
     /// The status.
     pub status: u16,
-    /// The JSON body, if any. Where something is said, a template over `transcription_id` and `sequence_number`.
+    /// The JSON body, if any: a template. In the answer to an utterance over `transcription_id` and `sequence_number`.
     pub body: Option<Value>,
 }
 
-/// One thing a webhook may tell of.
+/// One event that a webhook may carry.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WebhookEvent {
     /// Its name.
     pub name: String,
-    /// When it is this.
+    /// When the webhook carries this event.
     #[serde(default)]
     pub when: Predicate,
-    /// What it says of the call. None: nothing.
+    /// The call's new state. Without it, none.
     pub state: Option<StateWord>,
-    /// An inbound call that nobody knows yet is a new one, to be admitted.
+    /// An unknown inbound call is a new one, to be admitted.
     #[serde(default)]
     pub admits: bool,
-    /// It holds what was said.
+    /// The body holds what was said, so `privacy.transcripts` applies to it.
     #[serde(default)]
     pub said: bool,
-    /// What it tells of the call after its end.
+    /// The post-call record in the body.
     pub record: Option<PostCallRules>,
-    /// Something is said in the call. One that nobody knows yet exists, and is counted.
+    /// The body is an utterance of a live call.
     pub utterance: Option<UtteranceRules>,
 }

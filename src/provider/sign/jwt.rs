@@ -17,16 +17,20 @@ use super::{BadSignature, Encoding, Keys, Request, equal, sha256, without_prefix
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Jwt {
+    /// The header's name.
     header: String,
+    /// Text before the token, such as `Bearer `.
     #[serde(default)]
     prefix: String,
     /// The claim that says by which of the named keys it is signed.
     key_claim: Option<String>,
     /// What `iss` has to be.
     issuer: Option<String>,
+    /// How the token vouches for the body.
     body_hash: BodyHash,
+    /// What limits the token's age.
     age: Age,
-    /// How long after `iat` it counts; or how far clocks may differ, by `exp`. In seconds.
+    /// With `iat`: how long the token is accepted after it. With `exp`: how far clocks may differ. Seconds; default 300.
     #[serde(default = "super::message::tolerance_default")]
     tolerance_secs: u32,
 }
@@ -35,7 +39,9 @@ pub(super) struct Jwt {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct BodyHash {
+    /// The claim's name.
     claim: String,
+    /// How the hash is written.
     encoding: Encoding,
     /// A request without a body may have a token without it.
     #[serde(default)]
@@ -46,7 +52,9 @@ struct BodyHash {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Age {
+    /// The claim `exp`.
     Exp,
+    /// The claim `iat`.
     Iat,
 }
 

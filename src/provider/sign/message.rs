@@ -19,14 +19,20 @@ const SHOWN_MAX: usize = 16;
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct MessageSignature {
+    /// The hash of the HMAC. Not given with `ed25519`.
     pub(super) algorithm: Algorithm,
+    /// What the text of a secret means.
     #[serde(default)]
     key: KeyForm,
+    /// What is signed: text with the parts `{body}`, `{timestamp}`, `{id}`, `{nonce}`, `{method}`, `{url}`, `{twilio_params}` and
+    /// `{plivo_v3_base}`.
     pub(super) message: Template,
+    /// How the signature is written. Not given with `ed25519`, which is base64.
     #[serde(default)]
     pub(super) encoding: Encoding,
-    /// Where it stands; any of these.
+    /// Where the signature stands. Any of several may be valid.
     pub(super) signature: Vec<Shown>,
+    /// Where the timestamp stands, if the message has one.
     pub(super) timestamp: Option<Stamp>,
     /// The header that has the message's id.
     id: Option<String>,
@@ -34,7 +40,7 @@ pub(super) struct MessageSignature {
     nonce: Option<String>,
     /// The header that names a key, and HMAC-SHA256: `key=NAME,algorithm=HMAC_SHA256`.
     settings: Option<String>,
-    /// How old, or how far in the future, a stamp may be, in seconds.
+    /// How old, or how far in the future, the timestamp may be. Seconds; default 300.
     #[serde(default = "tolerance_default")]
     tolerance_secs: u32,
 }
@@ -47,9 +53,13 @@ pub(super) fn tolerance_default() -> u32 {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Algorithm {
+    /// HMAC-SHA1.
     Sha1,
+    /// HMAC-SHA256.
     Sha256,
+    /// HMAC-SHA512.
     Sha512,
+    /// Only by `scheme = "ed25519"`.
     Ed25519,
 }
 
@@ -93,9 +103,12 @@ impl Algorithm {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum KeyForm {
+    /// The text itself; the default.
     #[default]
     Text,
+    /// Base64 of the key.
     Base64,
+    /// `whsec_` and base64 of the key, as Standard Webhooks has it.
     Whsec,
 }
 
@@ -103,15 +116,16 @@ enum KeyForm {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Shown {
+    /// The header's name.
     pub(super) header: String,
-    /// The header is a list of `name=value` with commas; this one's.
+    /// The header is a comma-separated list of `name=value`: the name to read.
     pub(super) field: Option<String>,
-    /// What parts the signatures of a list.
+    /// The header is a list of signatures: the separator.
     list: Option<String>,
-    /// What stands before each.
+    /// Text before each signature, such as `v1,`.
     #[serde(default)]
     pub(super) prefix: String,
-    /// Another one than the scheme's.
+    /// The hash, if it is not the scheme's.
     algorithm: Option<Algorithm>,
 }
 
@@ -136,9 +150,11 @@ fn fields<'h>(line: &'h str, name: &str) -> impl Iterator<Item = &'h str> {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Stamp {
+    /// The header's name.
     pub(super) header: String,
-    /// The header is a list of `name=value` with commas; this one's.
+    /// The header is a comma-separated list of `name=value`: the name to read.
     pub(super) field: Option<String>,
+    /// The unit of the timestamp.
     #[serde(default)]
     unit: Unit,
 }
@@ -146,10 +162,12 @@ pub(super) struct Stamp {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Unit {
+    /// Seconds; the default.
     #[default]
     S,
+    /// Milliseconds.
     Ms,
-    /// Told apart by their size.
+    /// Seconds or milliseconds, told apart by size.
     Either,
 }
 

@@ -50,9 +50,12 @@ enum Scheme {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Mode {
+    /// A webhook without a valid signature is rejected, once signatures are required.
     #[default]
     Require,
+    /// A signature that is there must be valid; one that is missing is accepted.
     IfPresent,
+    /// No signature is checked.
     Off,
 }
 
@@ -257,8 +260,9 @@ impl Signature {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Place {
+    /// The header's name.
     header: String,
-    /// What stands before it.
+    /// Text before it, such as `Bearer `; its case does not matter.
     #[serde(default)]
     prefix: String,
 }
@@ -280,8 +284,10 @@ fn without_prefix<'t>(text: &'t str, prefix: &str) -> Option<&'t str> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Encoding {
+    /// Hexadecimal; the default.
     #[default]
     Hex,
+    /// Base64.
     Base64,
 }
 

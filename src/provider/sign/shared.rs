@@ -10,9 +10,9 @@ use super::{BadSignature, Encoding, Place, equal};
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct SharedSecret {
-    /// Any of these.
+    /// The headers that may show it.
     headers: Vec<Place>,
-    /// `user:password` in base64.
+    /// The header has `user:password` in base64, as HTTP Basic does.
     #[serde(default)]
     basic: bool,
 }
