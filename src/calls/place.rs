@@ -254,7 +254,7 @@ impl Calls {
         {
             // A call that ended since it was read holds no lease, and must not get one: nobody would ever give it back.
             if let Ok(Some(lease)) = self.lifecycle.capacity.lease(&joined.record.id).await {
-                return self.run_joined(lease, &joined.record, order, mine).boxed().await.map_err(Some);
+                return self.run_joined(lease, joined, order, mine).boxed().await.map_err(Some);
             }
         }
         let many = match self.how_many(order).boxed().await {
@@ -364,7 +364,7 @@ impl Calls {
         lease: Lease,
         request: Gated<Request<Bytes>>,
         order: &Arc<CreateOrder>,
-        joined: Option<CallRecord>,
+        joined: Option<Joining>,
         mine: OrderRef,
         send_by: Duration,
     ) -> Response<Bytes> {
@@ -378,7 +378,8 @@ impl Calls {
             let (lease, outcome) = this.send(request, lease, send_by).await;
             this.lifecycle.metrics.upstream_seconds(order.account.name.as_str(), started.elapsed().as_secs_f64());
             failpoint::hit("create.answered").await;
-            let (settled, response) = this.settle(lease.call(), outcome, &order, joined.as_ref()).boxed().await;
+            let (settled, response) =
+                this.settle(lease.call(), outcome, &order, joined.as_ref().map(|j| &j.record)).boxed().await;
             match settled {
                 Settled::Created => mine.created(&response),
                 Settled::NotCreated => mine.not_created(),
@@ -388,6 +389,8 @@ impl Calls {
                 }
             }
             in_hand.done();
+            // Only now may another request join the call, whenever the app was answered.
+            drop(joined);
             response
         };
         let mut settling = finish(self.tasks.track_future(settling));
@@ -644,18 +647,19 @@ impl Calls {
     async fn run_joined(
         &self,
         lease: Lease,
-        joined: &CallRecord,
+        joined: Joining,
         order: &Arc<CreateOrder>,
         mine: OrderRef,
     ) -> Result<Response<Bytes>, Refusal> {
+        let call = joined.record.id.clone();
         let prepared = self
-            .prepare(order, &joined.id, (lease.slots(), lease.slots()))
+            .prepare(order, &call, (lease.slots(), lease.slots()))
             .map_err(|message| Refusal::new(Code::InvalidRequest, message))?;
-        info!(call = %joined.id, operation = order.operation.name, "create joined an open call");
+        info!(%call, operation = order.operation.name, "create joined an open call");
         failpoint::hit("create.joined").await;
-        mine.opened(&joined.id);
+        mine.opened(&call);
         let send_by = since_boot() + self.settings.send_within;
-        Ok(self.exchange(lease, Gated::new(prepared.request), order, Some(joined.clone()), mine, send_by).boxed().await)
+        Ok(self.exchange(lease, Gated::new(prepared.request), order, Some(joined), mine, send_by).boxed().await)
     }
 
     /// The request makes the calls of an open order for many, which holds its slots already.
@@ -673,7 +677,7 @@ impl Calls {
         };
         let joining = joining.ok_or_else(over)?;
         match self.lifecycle.capacity.lease(&joining.record.id).await {
-            Ok(Some(lease)) => self.run_joined(lease, &joining.record, order, mine).boxed().await,
+            Ok(Some(lease)) => self.run_joined(lease, joining, order, mine).boxed().await,
             _ => Err(over()),
         }
     }

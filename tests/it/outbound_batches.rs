@@ -367,6 +367,26 @@ async fn a_retry_of_an_open_batch_uses_the_places_it_has() {
     stage.finish().await;
 }
 
+/// The app is answered at its time-out; the batch is not over while the answer to its retry is still on its way.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_with_a_late_retry_under_way_is_not_ended() {
+    let stage = Stage::start(Setup {
+        root: "concurrent = 2".to_owned(),
+        timeouts: "create_secs = 1".to_owned(),
+        ..Setup::default()
+    })
+    .await;
+    let batch_id = id(&submit(&stage, &batch(2)).await, "id");
+    let call = stage.record(&batch_id).await.unwrap().id;
+    stage.control.fault(Fault { ms: 3_000, ..Fault::next(Provider::ElevenLabs, FaultKind::Slow, 1) });
+    let answer = post(&stage, &format!("batch-calling/{batch_id}/retry")).await;
+    assert_eq!(answer.json()["error"], "CALL_OUTCOME_UNKNOWN", "{answer:?}");
+    assert!(stage.app().calls().is_joined(&call), "its retry is under way");
+    stage.wait("the late answer has come", async || !stage.app().calls().is_joined(&call)).await;
+    hang_up_all(&stage).await;
+    stage.finish().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_retry_of_an_ended_batch_needs_as_many_places_as_before() {
     let stage = limited(2).await;

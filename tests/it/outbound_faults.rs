@@ -5,6 +5,7 @@ use ringfence_simulator::{Fault, FaultKind, Millis, Provider, SimSettings};
 use serde_json::{Value, json};
 
 use crate::outbound::{TALK, account_at, all_free, blind, elevenlabs, id, once, order, talk};
+use crate::support::hooks::{VOICE, call_form, twilio};
 use crate::support::net::Wire;
 use crate::support::stage::{Answer, Behind, Setup, Stage};
 
@@ -267,6 +268,38 @@ async fn the_app_is_answered_at_its_timeout_and_the_late_answer_still_binds_the_
         assert!(!bound.unsettled && bound.seen_by == "answer");
     }
     assert_eq!(stage.held().await, 2);
+    stage.control.clear_faults(None);
+    stage.finish().await;
+}
+
+/// An inbound call waits for its conversation. The app's request for one is answered at the time-out while the provider's answer is
+/// still on its way: until then the call belongs to that request, and another one for the same numbers is a call of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_is_joined_by_one_request_alone_until_the_late_answer_has_come() {
+    let app = Behind::replying(Box::new(|_| {
+        let response = http::Response::builder().header("content-type", "text/xml");
+        response.body("<Response><Pause length=\"60\"/></Response>".into()).unwrap()
+    }))
+    .await;
+    let setup = Setup { timeouts: "create_secs = 1".to_owned(), app: Some(app.url()), ..Setup::default() };
+    let stage = Stage::start(setup).await;
+    blind(&stage.control);
+    let answer = twilio(&stage, VOICE, &call_form("CA1", "inbound", "ringing")).await;
+    assert_eq!((answer.status, stage.held().await), (200, 1));
+    let join = async |agent: &str| {
+        let body = json!({"agent_id": agent, "from_number": "+15550003301", "to_number": "+15550001101"});
+        elevenlabs(&stage, "/elevenlabs/v1/convai/twilio/register-call", &[], &body).await
+    };
+    slow(&stage, Provider::ElevenLabs, 3_000).await;
+    assert_unknown(&join("agent_acme").await, Provider::ElevenLabs);
+    assert_eq!(stage.held().await, 1, "it joined the caller's call");
+    let second = join("agent_other").await;
+    assert_eq!((second.status, stage.held().await), (200, 2), "{second:?}");
+    let first = once(&stage, &stage.record("CA1").await.unwrap().id.to_string(), "the late answer binds", |r| {
+        r.alias("conversation_id").is_some()
+    })
+    .await;
+    assert_eq!(first.aliases.iter().filter(|a| a.kind == "conversation_id").count(), 1, "{first:#?}");
     stage.control.clear_faults(None);
     stage.finish().await;
 }
