@@ -228,47 +228,6 @@ pub struct GateState {
     pub mode: GateMode,
 }
 
-/// A call's place in the limits that bind it. Dropping it frees nothing: drop runs when a client hangs up, the call does not.
-#[must_use = "a lease is held until its call has ended"]
-#[derive(Debug)]
-pub struct Lease {
-    pub(crate) call: CallId,
-    pub(crate) slots: u32,
-}
-
-impl Lease {
-    /// Of an order that nobody could count, and that is sent all the same: in observe mode alone. It is in no limit.
-    pub(crate) fn uncounted(call: CallId) -> Self {
-        Self { call, slots: 0 }
-    }
-
-    /// The call that holds it.
-    pub fn call(&self) -> &CallId {
-        &self.call
-    }
-
-    /// How many places it holds in each limit: 1, or what an order for many calls was granted.
-    pub fn slots(&self) -> u32 {
-        self.slots
-    }
-}
-
-/// A request that creates a call. Only a lease opens it, so that sending one ungated does not type-check.
-#[derive(Debug)]
-pub struct Gated<R>(R);
-
-impl<R> Gated<R> {
-    /// Locks a request away.
-    pub fn new(request: R) -> Self {
-        Self(request)
-    }
-
-    /// Opens it.
-    pub fn open(self, _lease: &Lease) -> R {
-        self.0
-    }
-}
-
 /// The first limit that had no place, as a caller is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LimitExceeded {

@@ -21,7 +21,7 @@ use crate::admin::reload::{ReloadTrigger, Reloaded, Running as _};
 use crate::admin::{self, Admin};
 use crate::admission::GateMode;
 use crate::calls::Calls;
-use crate::calls::hooks::watch_hooks;
+use crate::calls::post_call::webhook_health::watch_hooks;
 use crate::capacity::{Capacity, LivePolicy, Role};
 use crate::clock::Clock;
 use crate::config::{AdminSocket, Config};
@@ -291,7 +291,7 @@ impl App {
         let (newest, role) = (live.clone(), calls.lifecycle.capacity.clone());
         tasks.spawn(webhook::records_loop(move || newest.webhooks(), move || role.role().leads, stop.clone()));
         let (newest, role) = (live.clone(), calls.lifecycle.capacity.clone());
-        tasks.spawn(watch_hooks(move || newest.calls(), move || role.role().leads, stop.clone()));
+        tasks.spawn(watch_hooks(move || newest.calls().post_call, move || role.role().leads, stop.clone()));
         tasks.spawn(purge(live.clone(), stop.clone()));
         tasks.spawn(config_watcher::run(live.clone(), stop.clone()));
         if let Some(tls) = tls {

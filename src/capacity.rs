@@ -14,6 +14,7 @@
 //! [`keeper`] watches all that: it falls back, fills Redis again and returns to it.
 
 mod failover;
+mod lease;
 mod members;
 #[cfg(test)]
 mod model;
@@ -32,8 +33,8 @@ use tokio::sync::{Notify, RwLock, watch};
 use tracing::{info, warn};
 
 use crate::admission::{
-    AdmissionRequest, Counts, Decision, GateMode, GateState, Lease, LeaseRow, LimitExceeded, RetryAfterEstimator,
-    Shortfall, keys,
+    AdmissionRequest, Counts, Decision, GateMode, GateState, LeaseRow, LimitExceeded, RetryAfterEstimator, Shortfall,
+    keys,
 };
 use crate::call::{Event, Outcome, Phase};
 use crate::clock::Clock;
@@ -41,9 +42,10 @@ use crate::failpoint;
 use crate::gate::{Gate, GateError};
 use crate::ids::CallId;
 use crate::metrics::Metrics;
-use crate::policy::{OnOutage, Policy};
+use crate::policy::{Mode, OnOutage, Policy};
 use crate::store::{AdmitOutcome, CallRecord, Confirmed, InsertOutcome, NewCall, Replica, Result, Store, StoreError};
 pub use failover::Compared;
+pub use lease::Lease;
 pub use members::{Member, Sighting};
 use pending_ops::PendingOps;
 pub use supervisor::Role;
@@ -334,7 +336,7 @@ impl Capacity {
         match self.0.store.open(call, claim).await {
             Ok(InsertOutcome::New(news)) => {
                 let would = would.map(|short| self.full(order, &short)).transpose()?;
-                Ok(Next::Done(Admission::Admitted(Lease { call: order.call.clone(), slots }, would, news)))
+                Ok(Next::Done(Admission::Admitted(Lease::new(order.call.clone(), slots), would, news)))
             }
             Ok(InsertOutcome::Known(known)) => {
                 self.give_back(&order.call).boxed().await;
@@ -367,7 +369,7 @@ impl Capacity {
         match self.0.store.admit(call, order.clone(), state.epoch).await? {
             AdmitOutcome::New { slots, would, news } => {
                 let would = would.map(|short| self.full(order, &short)).transpose()?;
-                Ok(Next::Done(Admission::Admitted(Lease { call: order.call.clone(), slots }, would, news)))
+                Ok(Next::Done(Admission::Admitted(Lease::new(order.call.clone(), slots), would, news)))
             }
             AdmitOutcome::Known(known) => Ok(Next::Done(Admission::Known(known))),
             AdmitOutcome::Refused(short) => Ok(Next::Done(Admission::Refused(self.full(order, &short)?))),
@@ -399,7 +401,7 @@ impl Capacity {
             InsertOutcome::New(news) => {
                 // Behind the word that takes its admission back.
                 self.undone(pending_ops::GateOp::Adopt(state.epoch, held));
-                Ok(Next::Done(Admission::Admitted(Lease { call: order.call.clone(), slots }, None, news)))
+                Ok(Next::Done(Admission::Admitted(Lease::new(order.call.clone(), slots), None, news)))
             }
             InsertOutcome::Known(known) => Ok(Next::Done(Admission::Known(known))),
             InsertOutcome::Outdated(now) => {
@@ -506,7 +508,12 @@ impl Capacity {
     /// The lease of a call that is open.
     pub async fn lease(&self, call: &CallId) -> Result<Option<Lease>> {
         let open = self.0.store.call(call).await?.filter(|record| record.phase != Phase::Ended && record.counts());
-        Ok(open.map(|record| Lease { call: record.id, slots: record.slots }))
+        Ok(open.map(|record| Lease::new(record.id, record.slots)))
+    }
+
+    /// The right to send a create that nobody can count, in no limit and not on record: in observe mode alone.
+    pub fn uncounted(&self, call: CallId) -> Option<Lease> {
+        (self.0.policy.load().mode() == Mode::Observe).then(|| Lease::new(call, 0))
     }
 
     /// How much is held.

@@ -48,7 +48,8 @@
 //!    is written before anything is sent.
 //! 5. An acknowledged webhook is on record, or in the journal until it can be, and is applied once.
 //! 6. A create is sent at most once an order ([`net::Upstream::create`] never repeats). Unknown outcomes are looked up, never
-//!    dialled again. Only an [`admission::Lease`] opens an [`admission::Gated`] request.
+//!    dialled again. Only what was admitted can be sent: it has a
+//!    [`capacity::Lease`], which is given for a call that is on record.
 //! 7. No secret and no full telephone number in a log line, an error or a metric.
 
 pub mod admin;

@@ -190,6 +190,12 @@ impl Lifecycle {
         }
     }
 
+    /// Ends a call. What cannot be recorded now is recorded when the store is back; until then the slot is held.
+    pub async fn end_surely(&self, call: &CallId, outcome: Outcome, proof: EndProof, seen_by: &'static str) {
+        let event = Some(Event::Ended(outcome, proof));
+        self.apply_with_retry(Change { event, ..self.change(call, seen_by) }).await;
+    }
+
     /// Counts a call that exists although no limit had room for it, or although it was taken for over.
     pub async fn adopt(&self, call: NewCall) -> Result<InsertOutcome> {
         let this = self.clone();

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::call::{Direction, Event, Origin, Phase};
-use crate::calls::lookup::Listed;
+use crate::calls::provider_client::lookup::Listed;
 use crate::calls::{AskError, Calls};
 use crate::capacity::Sighting;
 use crate::clock::rfc3339;
@@ -220,10 +220,10 @@ impl Sweeper {
             // Listened for before the sweep reads what is open: a call put on record meanwhile must not wait for the next.
             let mut opening = std::pin::pin!(opened.notified());
             opening.as_mut().enable();
-            let looks = self.calls.looks.clone();
-            let mut asked = std::pin::pin!(looks.asked());
+            let requests = self.calls.sweep_requests.clone();
+            let mut asked = std::pin::pin!(requests.requested());
             asked.as_mut().enable();
-            let wanted = looks.take(&self.account.name);
+            let wanted = requests.take(&self.account.name);
             if wanted {
                 self.sweeps = FULL_LIST_EVERY - 1;
             }
@@ -335,7 +335,7 @@ impl Sweeper {
             }
             // A hang-up that failed, or that the last process did not come to: it is tried again.
             if self.is_to_be_hung_up(call) {
-                self.calls.hang_up_later(&call.id);
+                self.calls.provider.hang_up_later(&call.id);
             }
         }
         self.note_unread();
@@ -376,7 +376,7 @@ impl Sweeper {
         let Ok(mine) = self.mine().await else { return };
         for call in mine.iter().filter(|call| call.facts.account == self.account.name && self.is_to_be_hung_up(call)) {
             if leads || capacity.is_of_the_dead(call) {
-                self.calls.hang_up_later(&call.id);
+                self.calls.provider.hang_up_later(&call.id);
             }
         }
     }
@@ -459,8 +459,8 @@ impl Sweeper {
         self.sweeps = self.sweeps.wrapping_add(1);
         let name = self.account.name.clone();
         let open: HashSet<&CallId> = mine.iter().map(|call| &call.id).collect();
-        self.calls.keep_members(&name, |_, order| open.contains(order));
-        let members = self.calls.members_of(&name, None);
+        self.calls.batch_members.retain(&name, |_, order| open.contains(order));
+        let members = self.calls.batch_members.count(&name, None);
         if !self.sweeps.is_multiple_of(FULL_LIST_EVERY)
             && self.over_since.is_empty()
             && let Some(live) = self.count().await?
@@ -469,7 +469,7 @@ impl Sweeper {
             return Ok(live);
         }
         let asked_at = self.calls.lifecycle.clock.now_ms();
-        let listed = match self.calls.list_live(&self.account).await {
+        let listed = match self.calls.provider.list_live(&self.account).await {
             Ok(listed) => listed,
             Err(error) => {
                 if matches!(error, AskError::Unreadable(_) | AskError::Status(..=428 | 430..)) {
@@ -487,9 +487,10 @@ impl Sweeper {
                 None => self.missing(call, listed.len()).boxed().await,
             }
         }
-        self.calls.keep_members(&name, |id, _| live.contains_key(id));
+        self.calls.batch_members.retain(&name, |id, _| live.contains_key(id));
         let stranger = |one: &&Listed| {
-            !visible.contains_key(one.alias.id.as_str()) && !self.calls.is_member(&self.account.name, &one.alias)
+            !visible.contains_key(one.alias.id.as_str())
+                && !self.calls.batch_members.contains(&self.account.name, &one.alias)
         };
         let unknown: Vec<&Listed> = listed.iter().filter(stranger).collect();
         self.handle_untracked_calls(mine, &kind, &unknown).boxed().await;
@@ -498,7 +499,7 @@ impl Sweeper {
 
     /// How many live calls the provider counts. What cannot be read is as good as none: the list is read instead.
     async fn count(&self) -> std::result::Result<Option<usize>, AskError> {
-        match self.calls.count_live(&self.account).await {
+        match self.calls.provider.count_live(&self.account).await {
             Err(error @ AskError::Unreadable(_)) => {
                 debug!(account = %self.account.name, %error, "failed to read the provider's live-call count");
                 Ok(None)
@@ -581,7 +582,7 @@ pub async fn rebuild(calls: &Calls) -> Result<usize> {
     if !capacity.is_shared() {
         // Where several share the record, earlier orders are looked for there: what others have told is not sent again.
         let latest = lifecycle.store.latest_calls(LATEST).await?;
-        calls.reposts.restore(open.iter().chain(&latest), lifecycle.clock.now_ms());
+        calls.outbound.restore(open.iter().chain(&latest), lifecycle.clock.now_ms());
     }
     let count = lifecycle.capacity.start().await?;
     failpoint::hit("start.rebuilt").await;

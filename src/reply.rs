@@ -17,7 +17,7 @@ pub const SDK_RETRY_AFTER_MAX_SECS: u32 = 1;
 
 /// What went wrong. The words are the contract's (§1), and those that ringfence adds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Code {
+pub enum RejectionCode {
     /// The platform, or what was bought, is full.
     GlobalCapacityExceeded,
     /// The business's own limit is full.
@@ -34,6 +34,16 @@ pub enum Code {
     ProviderLimit,
     /// The provider could not be reached.
     InitiationFailed,
+    /// The create's account was taken out of the config.
+    AccountRemoved,
+    /// The batch that is to be retried has just ended.
+    BatchEnded,
+    /// Nobody knows how many calls at once the batch makes that is to be retried.
+    BatchSizeUnknown,
+    /// This process stood still between admission and send.
+    ProcessPaused,
+    /// There is no memory for the request's body.
+    Overloaded,
     /// The create may have made a call.
     OutcomeUnknown,
     /// The order was sent before, and has made a call.
@@ -86,6 +96,17 @@ impl Observed {
     }
 }
 
+/// Whether a request that is answered with a code has made a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disposition {
+    /// It has not.
+    NotCalled,
+    /// Nobody knows.
+    Unknown,
+    /// It has, when it was sent before.
+    Called,
+}
+
 /// Which of the provider's own words fit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -108,107 +129,125 @@ impl Kind {
     }
 }
 
-impl Code {
+impl RejectionCode {
     /// Every code.
-    pub const ALL: [Self; 22] = [
-        Code::GlobalCapacityExceeded,
-        Code::BusinessLimitExceeded,
-        Code::LimitExceeded,
-        Code::RateExceeded,
-        Code::PlanNotAllowed,
-        Code::UnknownBusiness,
-        Code::ProviderLimit,
-        Code::InitiationFailed,
-        Code::OutcomeUnknown,
-        Code::AlreadyPlaced,
-        Code::KeyReused,
-        Code::ClientHungUp,
-        Code::StoreUnavailable,
-        Code::GateUnavailable,
-        Code::BodyTooLarge,
-        Code::InvalidRequest,
-        Code::EncodedBody,
-        Code::AccountMismatch,
-        Code::UpstreamUnreachable,
-        Code::UpstreamSilent,
-        Code::UpstreamRedirects,
-        Code::UnknownRoute,
+    pub const ALL: [Self; 27] = [
+        RejectionCode::GlobalCapacityExceeded,
+        RejectionCode::BusinessLimitExceeded,
+        RejectionCode::LimitExceeded,
+        RejectionCode::RateExceeded,
+        RejectionCode::PlanNotAllowed,
+        RejectionCode::UnknownBusiness,
+        RejectionCode::ProviderLimit,
+        RejectionCode::InitiationFailed,
+        RejectionCode::AccountRemoved,
+        RejectionCode::BatchEnded,
+        RejectionCode::BatchSizeUnknown,
+        RejectionCode::ProcessPaused,
+        RejectionCode::Overloaded,
+        RejectionCode::OutcomeUnknown,
+        RejectionCode::AlreadyPlaced,
+        RejectionCode::KeyReused,
+        RejectionCode::ClientHungUp,
+        RejectionCode::StoreUnavailable,
+        RejectionCode::GateUnavailable,
+        RejectionCode::BodyTooLarge,
+        RejectionCode::InvalidRequest,
+        RejectionCode::EncodedBody,
+        RejectionCode::AccountMismatch,
+        RejectionCode::UpstreamUnreachable,
+        RejectionCode::UpstreamSilent,
+        RejectionCode::UpstreamRedirects,
+        RejectionCode::UnknownRoute,
     ];
 
     /// What observe mode does instead: only what cannot be sent at all is refused.
     pub const fn observed(self) -> Observed {
         match self {
             // Limits, and what is known of who asks.
-            Code::GlobalCapacityExceeded
-            | Code::BusinessLimitExceeded
-            | Code::LimitExceeded
-            | Code::RateExceeded
-            | Code::PlanNotAllowed
-            | Code::UnknownBusiness
-            | Code::KeyReused => Observed::Sent,
+            RejectionCode::GlobalCapacityExceeded
+            | RejectionCode::BusinessLimitExceeded
+            | RejectionCode::LimitExceeded
+            | RejectionCode::RateExceeded
+            | RejectionCode::PlanNotAllowed
+            | RejectionCode::UnknownBusiness
+            | RejectionCode::KeyReused => Observed::Sent,
+            // It counts as one call until its calls are seen.
+            RejectionCode::BatchSizeUnknown => Observed::Sent,
             // Nobody can count it, or read it; the provider takes it all the same.
-            Code::StoreUnavailable | Code::GateUnavailable | Code::EncodedBody => Observed::Sent,
-            // The provider's refusal, not ours.
-            Code::ProviderLimit => Observed::PassedOn,
-            // There is no way to the provider, none that is the only one, or no whole request.
-            Code::InitiationFailed
-            | Code::UpstreamUnreachable
-            | Code::UnknownRoute
-            | Code::AccountMismatch
-            | Code::BodyTooLarge
-            | Code::InvalidRequest => Observed::Answered,
-            // Nobody waits for the call any more.
-            Code::ClientHungUp => Observed::Answered,
-            // It was sent: these say what came of it.
-            Code::OutcomeUnknown | Code::AlreadyPlaced | Code::UpstreamSilent | Code::UpstreamRedirects => {
-                Observed::Answered
+            RejectionCode::StoreUnavailable | RejectionCode::GateUnavailable | RejectionCode::EncodedBody => {
+                Observed::Sent
             }
+            // The provider's refusal, not ours.
+            RejectionCode::ProviderLimit => Observed::PassedOn,
+            // There is no way to the provider, none that is the only one, or no whole request.
+            RejectionCode::InitiationFailed
+            | RejectionCode::AccountRemoved
+            | RejectionCode::BatchEnded
+            | RejectionCode::Overloaded
+            | RejectionCode::UpstreamUnreachable
+            | RejectionCode::UnknownRoute
+            | RejectionCode::AccountMismatch
+            | RejectionCode::BodyTooLarge
+            | RejectionCode::InvalidRequest => Observed::Answered,
+            // Nobody waits for the call any more, or it may have come again elsewhere.
+            RejectionCode::ClientHungUp | RejectionCode::ProcessPaused => Observed::Answered,
+            // It was sent: these say what came of it.
+            RejectionCode::OutcomeUnknown
+            | RejectionCode::AlreadyPlaced
+            | RejectionCode::UpstreamSilent
+            | RejectionCode::UpstreamRedirects => Observed::Answered,
         }
     }
 
     /// The code for a full limit.
     pub fn of_full(full: &LimitExceeded) -> Self {
         match (full.bound, full.scope) {
-            (Bound::Rate(_), _) => Code::RateExceeded,
-            (Bound::Concurrent(0), Scope::Business) => Code::PlanNotAllowed,
-            (_, Scope::Business) => Code::BusinessLimitExceeded,
-            (_, Scope::Named) => Code::LimitExceeded,
-            (_, Scope::Account | Scope::Global) => Code::GlobalCapacityExceeded,
+            (Bound::Rate(_), _) => RejectionCode::RateExceeded,
+            (Bound::Concurrent(0), Scope::Business) => RejectionCode::PlanNotAllowed,
+            (_, Scope::Business) => RejectionCode::BusinessLimitExceeded,
+            (_, Scope::Named) => RejectionCode::LimitExceeded,
+            (_, Scope::Account | Scope::Global) => RejectionCode::GlobalCapacityExceeded,
         }
     }
 
     /// The word in the body's `error`.
     pub fn as_str(self, shape: &RefusalShape) -> &str {
         match self {
-            Code::GlobalCapacityExceeded => "GLOBAL_CAPACITY_EXCEEDED",
-            Code::BusinessLimitExceeded => "BUSINESS_CONCURRENT_LIMIT_EXCEEDED",
-            Code::LimitExceeded => "CONCURRENT_LIMIT_EXCEEDED",
-            Code::RateExceeded => "REQUEST_RATE_EXCEEDED",
-            Code::PlanNotAllowed => "PLAN_NOT_ALLOWED",
-            Code::UnknownBusiness => "UNKNOWN_BUSINESS",
-            Code::ProviderLimit => &shape.provider_429_code,
-            Code::InitiationFailed => "CALL_INITIATION_FAILED",
-            Code::OutcomeUnknown => "CALL_OUTCOME_UNKNOWN",
-            Code::AlreadyPlaced => "CALL_ALREADY_PLACED",
-            Code::KeyReused => "IDEMPOTENCY_KEY_REUSED",
-            Code::ClientHungUp => "CLIENT_HUNG_UP",
-            Code::StoreUnavailable => "CALL_STORE_UNAVAILABLE",
-            Code::GateUnavailable => "GATE_REBUILDING",
-            Code::BodyTooLarge => "BODY_TOO_LARGE",
-            Code::InvalidRequest => "INVALID_REQUEST",
-            Code::EncodedBody => "UNSUPPORTED_CONTENT_ENCODING",
-            Code::AccountMismatch => "ACCOUNT_MISMATCH",
-            Code::UpstreamUnreachable => "UPSTREAM_UNREACHABLE",
-            Code::UpstreamSilent => "UPSTREAM_OUTCOME_UNKNOWN",
-            Code::UpstreamRedirects => "UPSTREAM_REDIRECTS",
-            Code::UnknownRoute => "UNKNOWN_ROUTE",
+            RejectionCode::GlobalCapacityExceeded => "GLOBAL_CAPACITY_EXCEEDED",
+            RejectionCode::BusinessLimitExceeded => "BUSINESS_CONCURRENT_LIMIT_EXCEEDED",
+            RejectionCode::LimitExceeded => "CONCURRENT_LIMIT_EXCEEDED",
+            RejectionCode::RateExceeded => "REQUEST_RATE_EXCEEDED",
+            RejectionCode::PlanNotAllowed => "PLAN_NOT_ALLOWED",
+            RejectionCode::UnknownBusiness => "UNKNOWN_BUSINESS",
+            RejectionCode::ProviderLimit => &shape.provider_429_code,
+            RejectionCode::InitiationFailed => "CALL_INITIATION_FAILED",
+            RejectionCode::AccountRemoved => "ACCOUNT_REMOVED",
+            RejectionCode::BatchEnded => "BATCH_ENDED",
+            RejectionCode::BatchSizeUnknown => "BATCH_SIZE_UNKNOWN",
+            RejectionCode::ProcessPaused => "PROCESS_PAUSED",
+            RejectionCode::Overloaded => "OVERLOADED",
+            RejectionCode::OutcomeUnknown => "CALL_OUTCOME_UNKNOWN",
+            RejectionCode::AlreadyPlaced => "CALL_ALREADY_PLACED",
+            RejectionCode::KeyReused => "IDEMPOTENCY_KEY_REUSED",
+            RejectionCode::ClientHungUp => "CLIENT_HUNG_UP",
+            RejectionCode::StoreUnavailable => "CALL_STORE_UNAVAILABLE",
+            RejectionCode::GateUnavailable => "GATE_REBUILDING",
+            RejectionCode::BodyTooLarge => "BODY_TOO_LARGE",
+            RejectionCode::InvalidRequest => "INVALID_REQUEST",
+            RejectionCode::EncodedBody => "UNSUPPORTED_CONTENT_ENCODING",
+            RejectionCode::AccountMismatch => "ACCOUNT_MISMATCH",
+            RejectionCode::UpstreamUnreachable => "UPSTREAM_UNREACHABLE",
+            RejectionCode::UpstreamSilent => "UPSTREAM_OUTCOME_UNKNOWN",
+            RejectionCode::UpstreamRedirects => "UPSTREAM_REDIRECTS",
+            RejectionCode::UnknownRoute => "UNKNOWN_ROUTE",
         }
     }
 
     /// The label `reason` of `concurrent_rejected_total` (contract §1).
     pub fn metric_reason(self, shape: &RefusalShape) -> &str {
         match self {
-            Code::BusinessLimitExceeded => "BUSINESS_LIMIT",
+            RejectionCode::BusinessLimitExceeded => "BUSINESS_LIMIT",
             other => other.as_str(shape),
         }
     }
@@ -216,53 +255,92 @@ impl Code {
     /// The status of the answer.
     pub fn status(self, shape: &RefusalShape) -> StatusCode {
         match self {
-            Code::PlanNotAllowed | Code::UnknownBusiness => StatusCode::FORBIDDEN,
+            RejectionCode::PlanNotAllowed | RejectionCode::UnknownBusiness => StatusCode::FORBIDDEN,
             // Statuses that no SDK of the provider's repeats by itself.
-            Code::OutcomeUnknown | Code::AlreadyPlaced | Code::UpstreamSilent | Code::UpstreamRedirects => {
+            RejectionCode::OutcomeUnknown
+            | RejectionCode::AlreadyPlaced
+            | RejectionCode::UpstreamSilent
+            | RejectionCode::UpstreamRedirects => {
                 StatusCode::from_u16(shape.unknown_status).unwrap_or(StatusCode::GATEWAY_TIMEOUT)
             }
-            Code::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
-            Code::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Code::InvalidRequest | Code::ClientHungUp | Code::AccountMismatch => StatusCode::BAD_REQUEST,
-            Code::EncodedBody => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Code::UnknownRoute => StatusCode::NOT_FOUND,
-            Code::UpstreamUnreachable => StatusCode::BAD_GATEWAY,
+            RejectionCode::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
+            RejectionCode::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            RejectionCode::InvalidRequest | RejectionCode::ClientHungUp | RejectionCode::AccountMismatch => {
+                StatusCode::BAD_REQUEST
+            }
+            RejectionCode::EncodedBody => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            RejectionCode::UnknownRoute => StatusCode::NOT_FOUND,
+            RejectionCode::UpstreamUnreachable => StatusCode::BAD_GATEWAY,
             _ => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
     fn kind(self) -> Kind {
         match self {
-            Code::GlobalCapacityExceeded | Code::BusinessLimitExceeded | Code::LimitExceeded | Code::ProviderLimit => {
-                Kind::Concurrency
-            }
-            Code::RateExceeded => Kind::Rate,
-            Code::PlanNotAllowed | Code::UnknownBusiness => Kind::Denied,
-            Code::BodyTooLarge
-            | Code::InvalidRequest
-            | Code::EncodedBody
-            | Code::AccountMismatch
-            | Code::KeyReused
-            | Code::ClientHungUp
-            | Code::UnknownRoute => Kind::Invalid,
-            Code::InitiationFailed
-            | Code::OutcomeUnknown
-            | Code::AlreadyPlaced
-            | Code::StoreUnavailable
-            | Code::GateUnavailable
-            | Code::UpstreamUnreachable
-            | Code::UpstreamSilent
-            | Code::UpstreamRedirects => Kind::Unavailable,
+            RejectionCode::GlobalCapacityExceeded
+            | RejectionCode::BusinessLimitExceeded
+            | RejectionCode::LimitExceeded
+            | RejectionCode::ProviderLimit => Kind::Concurrency,
+            RejectionCode::RateExceeded => Kind::Rate,
+            RejectionCode::PlanNotAllowed | RejectionCode::UnknownBusiness => Kind::Denied,
+            RejectionCode::BodyTooLarge
+            | RejectionCode::InvalidRequest
+            | RejectionCode::EncodedBody
+            | RejectionCode::AccountMismatch
+            | RejectionCode::KeyReused
+            | RejectionCode::ClientHungUp
+            | RejectionCode::UnknownRoute => Kind::Invalid,
+            RejectionCode::InitiationFailed
+            | RejectionCode::AccountRemoved
+            | RejectionCode::BatchEnded
+            | RejectionCode::BatchSizeUnknown
+            | RejectionCode::ProcessPaused
+            | RejectionCode::Overloaded
+            | RejectionCode::OutcomeUnknown
+            | RejectionCode::AlreadyPlaced
+            | RejectionCode::StoreUnavailable
+            | RejectionCode::GateUnavailable
+            | RejectionCode::UpstreamUnreachable
+            | RejectionCode::UpstreamSilent
+            | RejectionCode::UpstreamRedirects => Kind::Unavailable,
         }
+    }
+
+    /// Whether the request has made a call.
+    pub const fn disposition(self) -> Disposition {
+        match self {
+            RejectionCode::OutcomeUnknown => Disposition::Unknown,
+            RejectionCode::AlreadyPlaced => Disposition::Called,
+            _ => Disposition::NotCalled,
+        }
+    }
+
+    /// Whether its message ends with its id, by which `GET /api/refusals` knows it.
+    pub const fn names_its_id(self) -> bool {
+        matches!(
+            self,
+            RejectionCode::GlobalCapacityExceeded
+                | RejectionCode::BusinessLimitExceeded
+                | RejectionCode::LimitExceeded
+                | RejectionCode::RateExceeded
+                | RejectionCode::PlanNotAllowed
+                | RejectionCode::ProviderLimit
+        )
     }
 
     /// Seconds to wait where nothing better is known (contract §1); `None`: no `Retry-After`.
     pub const fn default_wait_secs(self) -> Option<u32> {
         match self {
-            Code::GlobalCapacityExceeded | Code::ProviderLimit => Some(60),
-            Code::BusinessLimitExceeded | Code::LimitExceeded => Some(30),
-            Code::RateExceeded | Code::GateUnavailable => Some(1),
-            Code::StoreUnavailable | Code::InitiationFailed => Some(5),
+            RejectionCode::GlobalCapacityExceeded | RejectionCode::ProviderLimit => Some(60),
+            RejectionCode::BusinessLimitExceeded | RejectionCode::LimitExceeded => Some(30),
+            RejectionCode::RateExceeded | RejectionCode::GateUnavailable => Some(1),
+            RejectionCode::StoreUnavailable
+            | RejectionCode::InitiationFailed
+            | RejectionCode::AccountRemoved
+            | RejectionCode::BatchEnded
+            | RejectionCode::BatchSizeUnknown
+            | RejectionCode::ProcessPaused
+            | RejectionCode::Overloaded => Some(5),
             _ => None,
         }
     }
@@ -270,11 +348,11 @@ impl Code {
 
 /// Everything that an answer says.
 #[derive(Debug, Clone)]
-pub struct Refusal {
+pub struct Rejection {
     /// Its id.
     pub id: RefusalId,
     /// What went wrong.
-    pub code: Code,
+    pub code: RejectionCode,
     /// A sentence for people.
     pub message: String,
     /// Seconds until a try makes sense; the code's default if `None`.
@@ -287,9 +365,9 @@ pub struct Refusal {
     pub provider_class: Option<LimitClass>,
 }
 
-impl Refusal {
+impl Rejection {
     /// An answer that names no limit.
-    pub fn new(code: Code, message: impl Into<String>) -> Self {
+    pub fn new(code: RejectionCode, message: impl Into<String>) -> Self {
         Self {
             id: RefusalId::new(),
             code,
@@ -301,6 +379,12 @@ impl Refusal {
         }
     }
 
+    /// The response, once `by` has noted it. There is no other way to have it: nothing can be answered and not noted.
+    pub fn into_response(self, style: ResponseStyle<'_>, by: &impl NoteRejection) -> Response<Bytes> {
+        by.note(&self);
+        rejection_response(&self, style)
+    }
+
     /// Seconds until a try makes sense; never 0, which invites an immediate one.
     pub fn wait_secs(&self) -> Option<u32> {
         self.retry_after_secs.or(self.code.default_wait_secs()).map(|secs| secs.max(1))
@@ -309,22 +393,27 @@ impl Refusal {
 
 /// How an answer is to be shaped.
 #[derive(Debug, Clone, Copy)]
-pub struct Manner<'a> {
+pub struct ResponseStyle<'a> {
     /// The provider's shape.
     pub shape: &'a RefusalShape,
     /// The client sleeps on `Retry-After` inside the app's request: at most so many seconds.
     pub retry_after_max_secs: Option<u32>,
 }
 
-/// The answer.
-pub fn refusal(refusal: &Refusal, manner: Manner<'_>) -> Response<Bytes> {
-    let shape = manner.shape;
-    let status = refusal.code.status(shape);
-    let fields = contract_fields(refusal, shape);
-    let kind = match refusal.provider_class {
+/// Who logs, counts and records rejections.
+pub trait NoteRejection {
+    /// Does so with one that is about to be answered.
+    fn note(&self, rejection: &Rejection);
+}
+
+fn rejection_response(rejection: &Rejection, style: ResponseStyle<'_>) -> Response<Bytes> {
+    let shape = style.shape;
+    let status = rejection.code.status(shape);
+    let fields = contract_fields(rejection, shape);
+    let kind = match rejection.provider_class {
         Some(LimitClass::Rate) => Kind::Rate,
         Some(LimitClass::Busy) => Kind::Unavailable,
-        _ => refusal.code.kind(),
+        _ => rejection.code.kind(),
     };
     let words = shape.words.get(kind.key());
     let value = |name: &str| match name {
@@ -340,43 +429,43 @@ pub fn refusal(refusal: &Refusal, manner: Manner<'_>) -> Response<Bytes> {
         body.entry(name.clone()).or_insert_with(|| value.clone());
     }
     let mut headers = HeaderMap::new();
-    if let Some(secs) = refusal.wait_secs() {
-        let shown = manner.retry_after_max_secs.map_or(secs, |max| secs.min(max));
+    if let Some(secs) = rejection.wait_secs() {
+        let shown = style.retry_after_max_secs.map_or(secs, |max| secs.min(max));
         headers.insert(RETRY_AFTER, shown.into());
     }
     let content_type = HeaderValue::try_from(&shape.content_type);
     headers.insert(CONTENT_TYPE, content_type.unwrap_or(HeaderValue::from_static("application/json")));
-    if let Ok(id) = HeaderValue::try_from(refusal.id.as_str()) {
+    if let Ok(id) = HeaderValue::try_from(rejection.id.as_str()) {
         headers.insert("x-ringfence-refusal", id);
     }
-    if let Some(limit) = refusal.limit.as_ref().and_then(|(name, ..)| HeaderValue::try_from(name.as_str()).ok()) {
+    if let Some(limit) = rejection.limit.as_ref().and_then(|(name, ..)| HeaderValue::try_from(name.as_str()).ok()) {
         headers.insert("x-ringfence-limit", limit);
     }
     respond(status, headers, Value::Object(body).to_string().into())
 }
 
 /// The fields that clients of the systems that ringfence replaces read (contract §1), and ours.
-fn contract_fields(refusal: &Refusal, shape: &RefusalShape) -> Map<String, Value> {
+fn contract_fields(rejection: &Rejection, shape: &RefusalShape) -> Map<String, Value> {
     let mut fields = Map::new();
-    fields.insert("error".to_owned(), refusal.code.as_str(shape).into());
-    fields.insert("message".to_owned(), refusal.message.clone().into());
-    if let Some(secs) = refusal.wait_secs() {
+    fields.insert("error".to_owned(), rejection.code.as_str(shape).into());
+    fields.insert("message".to_owned(), rejection.message.clone().into());
+    if let Some(secs) = rejection.wait_secs() {
         fields.insert("retryAfter".to_owned(), secs.into());
     }
-    if let Some((name, current, limit)) = &refusal.limit {
+    if let Some((name, current, limit)) = &rejection.limit {
         fields.insert("currentActive".to_owned(), (*current).into());
         fields.insert("limit".to_owned(), (*limit).into());
         fields.insert("limitName".to_owned(), name.clone().into());
     }
-    if let Some((current, limit)) = refusal.global {
+    if let Some((current, limit)) = rejection.global {
         fields.insert("globalCurrent".to_owned(), current.into());
         fields.insert("globalLimit".to_owned(), limit.into());
     }
-    fields.insert("refusalId".to_owned(), refusal.id.as_str().into());
-    let called = match refusal.code {
-        Code::OutcomeUnknown => json!("unknown"),
-        Code::AlreadyPlaced => json!(true),
-        _ => json!(false),
+    fields.insert("refusalId".to_owned(), rejection.id.as_str().into());
+    let called = match rejection.code.disposition() {
+        Disposition::Unknown => json!("unknown"),
+        Disposition::Called => json!(true),
+        Disposition::NotCalled => json!(false),
     };
     fields.insert("called".to_owned(), called);
     fields
@@ -430,19 +519,19 @@ mod tests {
     use super::*;
     use crate::provider::Registry;
 
-    fn full_business() -> Refusal {
-        Refusal {
+    fn full_business() -> Rejection {
+        Rejection {
             retry_after_secs: Some(7),
             limit: Some(("plan.PRO".to_owned(), 3, 3)),
             global: Some((22, 30)),
-            ..Refusal::new(Code::BusinessLimitExceeded, "acme has 3 of 3 calls in use")
+            ..Rejection::new(RejectionCode::BusinessLimitExceeded, "acme has 3 of 3 calls in use")
         }
     }
 
-    fn answer(provider: &str, what: &Refusal, max: Option<u32>) -> (Response<Bytes>, Value) {
+    fn answer(provider: &str, what: &Rejection, max: Option<u32>) -> (Response<Bytes>, Value) {
         let registry = Registry::new(&[]).unwrap();
         let shape = &registry.get(provider).unwrap().refusal;
-        let response = refusal(what, Manner { shape, retry_after_max_secs: max });
+        let response = rejection_response(what, ResponseStyle { shape, retry_after_max_secs: max });
         let body = serde_json::from_slice(response.body()).unwrap();
         (response, body)
     }
@@ -481,7 +570,7 @@ mod tests {
         assert_eq!(body["details"]["retryAfter"], 7);
         assert_eq!(body["details"]["called"], false);
         assert_eq!(body["globalLimit"], 30);
-        let rate = Refusal::new(Code::RateExceeded, "too fast");
+        let rate = Rejection::new(RejectionCode::RateExceeded, "too fast");
         assert_eq!(answer("twilio", &rate, None).1["code"], 20429);
     }
 
@@ -489,15 +578,19 @@ mod tests {
     #[test]
     fn the_list_of_codes_is_complete() {
         let source = include_str!("reply.rs");
-        let declared = source.split("pub enum Code {").nth(1).unwrap().split("\n}").next().unwrap();
+        let declared = source.split("pub enum RejectionCode {").nth(1).unwrap().split("\n}").next().unwrap();
         let declared: Vec<_> =
             declared.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('/')).collect();
-        assert_eq!(declared, Code::ALL.map(|code| format!("{code:?},")), "Code::ALL has every code, in order");
+        assert_eq!(
+            declared,
+            RejectionCode::ALL.map(|code| format!("{code:?},")),
+            "RejectionCode::ALL has every code, in order"
+        );
     }
 
     #[test]
     fn an_unknown_outcome_is_never_a_status_that_the_sdk_repeats() {
-        let unknown = Refusal::new(Code::OutcomeUnknown, "it may have been dialled");
+        let unknown = Rejection::new(RejectionCode::OutcomeUnknown, "it may have been dialled");
         let (response, body) = answer("elevenlabs", &unknown, Some(1));
         assert_eq!(response.status(), 424);
         assert_eq!(body["called"], "unknown");
@@ -507,12 +600,12 @@ mod tests {
 
     #[test]
     fn waits_are_the_contracts_where_nothing_is_known_and_never_zero() {
-        let wait = |code| Refusal::new(code, "").wait_secs();
-        assert_eq!(wait(Code::GlobalCapacityExceeded), Some(60));
-        assert_eq!(wait(Code::BusinessLimitExceeded), Some(30));
-        assert_eq!(wait(Code::StoreUnavailable), Some(5));
-        assert_eq!(wait(Code::UnknownBusiness), None);
-        let zero = Refusal { retry_after_secs: Some(0), ..Refusal::new(Code::RateExceeded, "") };
+        let wait = |code| Rejection::new(code, "").wait_secs();
+        assert_eq!(wait(RejectionCode::GlobalCapacityExceeded), Some(60));
+        assert_eq!(wait(RejectionCode::BusinessLimitExceeded), Some(30));
+        assert_eq!(wait(RejectionCode::StoreUnavailable), Some(5));
+        assert_eq!(wait(RejectionCode::UnknownBusiness), None);
+        let zero = Rejection { retry_after_secs: Some(0), ..Rejection::new(RejectionCode::RateExceeded, "") };
         assert_eq!(zero.wait_secs(), Some(1));
     }
 

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use crate::calls::records::Numbers;
+use crate::calls::post_call::shown::Numbers;
 use crate::net::{Exchange, Peer};
 use crate::provider::secret::Secret;
 use crate::provider::sign::equal;

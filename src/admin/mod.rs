@@ -23,7 +23,7 @@ use tracing::warn;
 
 use crate::call::{EndProof, Outcome, Phase, session_status};
 use crate::calls::Calls;
-use crate::calls::terminate::HungUp;
+use crate::calls::provider_client::terminate::HungUp;
 use crate::capacity::Member;
 use crate::clock::rfc3339;
 use crate::ids::{BusinessId, CallId, mask_number};
@@ -178,13 +178,14 @@ impl Admin {
                 let record = self.find(&percent_decode(&id.join("/")), &who).await?;
                 let kept = self.calls.lifecycle.store.post_call(&record.id).await?;
                 let mut shown = shown_to(&record, &who);
-                shown["record"] = json!(kept.as_ref().map(|kept| crate::calls::records::shown(kept, who.numbers())));
+                shown["record"] =
+                    json!(kept.as_ref().map(|kept| crate::calls::post_call::shown::shown(kept, who.numbers())));
                 ok(&shown)
             }
             (&Method::POST, ["conversations", id, "fetch"]) => {
                 let (who, id) = (may(Scope::Operate)?, percent_decode(id));
                 self.note(&who, Act::new("fetch", &id)).await?;
-                Ok(self.calls.fetch_conversation(&id, |business| who.sees(business), who.numbers()).await)
+                Ok(self.calls.post_call.fetch_conversation(&id, |business| who.sees(business), who.numbers()).await)
             }
             (&Method::POST, ["api", "calls", id @ .., act @ ("hangup" | "release")]) => {
                 let who = may(Scope::Operate)?;
@@ -275,7 +276,7 @@ impl Admin {
         let sightings = self.sightings.lock().map(|s| s.clone()).unwrap_or_default();
         let mut hooks = BTreeMap::new();
         for account in self.calls.accounts.values() {
-            if let Ok(seen) = self.calls.hooks_seen(account).await {
+            if let Ok(seen) = self.calls.post_call.hooks_seen(account).await {
                 hooks.insert(&account.name, seen);
             }
         }
@@ -383,7 +384,8 @@ impl Admin {
         }
         let (calls, record) = (self.calls.clone(), record.clone());
         // A client that goes away must not leave the check half done.
-        let hung = self.calls.tasks.spawn(async move { calls.hang_up(&record, Outcome::Canceled).await }).await;
+        let hung =
+            self.calls.tasks.spawn(async move { calls.provider.hang_up(&record, Outcome::Canceled).await }).await;
         let now = self.calls.lifecycle.store.call(&id).await.ok().flatten();
         let after = json!({"phase": now.map(|call| call.phase), "result": hung.as_ref().ok()});
         self.audit_with_retry(who, Act::new("hung up", id.as_str()).because(reason).changes(before, after)).await;

@@ -390,7 +390,7 @@ impl Live {
     /// Puts a reload into the audit. It is in force already: where the store takes no writes, the log has it.
     async fn note_reload(&self, by: &ReloadTrigger, before: &InForce, after: &InForce) {
         let shown = |of: &InForce| Some(json!({"policy": of.hash}).to_string());
-        let lifecycle = self.calls().lifecycle;
+        let lifecycle = self.calls().lifecycle.clone();
         let record = AuditRecord {
             before: shown(before),
             after: shown(after),

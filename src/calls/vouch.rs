@@ -1,16 +1,12 @@
 //! Whose word counts for which call.
 
-use super::Calls;
-use super::lookup::LookedUp;
-use crate::call::Event;
+use super::context::Context;
 use crate::ids::AccountName;
 use crate::provider::account::Account;
 use crate::provider::description::{Reply, SUBACCOUNT_KIND};
-use crate::store::{CallRecord, Contradiction, Voucher};
+use crate::store::{CallRecord, Voucher};
 
-use super::inbound::Arrival;
-
-impl Calls {
+impl Context {
     /// Who vouches for news that these accounts have signed, or a subaccount of theirs.
     pub fn voucher(&self, accounts: &[AccountName], subaccount: Option<String>) -> Voucher {
         let of: Vec<&Account> = accounts.iter().filter_map(|name| self.account(name)).map(|a| &**a).collect();
@@ -41,32 +37,6 @@ impl Calls {
             self.account(carrier).filter(|_| self.brings(carrier).any(|name| name == record.facts.operation))?;
         let lookup = account.provider.lookup.as_ref()?;
         record.alias(&lookup.needs).map(|_| &**account)
-    }
-
-    /// A subaccount can sign what it likes. Whether a call that it announces is there, goes on, and is of the numbers that it names, its provider
-    /// knows. If that cannot be asked just now the call counts, and the sweep finds out.
-    pub(super) async fn doubt(&self, arrival: &Arrival) -> Option<Contradiction> {
-        let subaccount = arrival.by.as_ref()?.subaccount.as_deref()?;
-        let lookup = arrival.account.provider.lookup.as_ref()?;
-        let alias = arrival.aliases.iter().find(|alias| alias.kind == lookup.needs)?;
-        match Box::pin(self.look_up_alias_of(&arrival.account, alias, Some(subaccount))).await {
-            Ok(LookedUp::Found(found)) => {
-                let other = |a: &Option<String>, b: &Option<String>| a.is_some() && b.is_some() && a != b;
-                let lacks = |a: &Option<String>, b: &Option<String>| a.is_some() && b.is_none();
-                let differs = found.is_part
-                    || matches!(found.event, Some(Event::Ended(..)))
-                    || found.direction.is_some_and(|direction| direction != arrival.direction)
-                    || lacks(&found.facts.own_number, &arrival.facts.own_number)
-                    || other(&found.facts.own_number, &arrival.facts.own_number)
-                    || other(&found.facts.other_number, &arrival.facts.other_number);
-                differs.then_some(Contradiction::OtherSubaccount)
-            }
-            Ok(LookedUp::Absent) => Some(Contradiction::OtherSubaccount),
-            Err(error) => {
-                tracing::warn!(account = %arrival.account.name, subaccount, %error, "failed to look up a subaccount's call; counted");
-                None
-            }
-        }
     }
 }
 

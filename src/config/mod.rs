@@ -27,8 +27,8 @@ use toml::de::DeTable;
 
 use crate::admission::GateMode;
 use crate::call::Deadlines;
-use crate::calls::callback::AppAddress;
-use crate::calls::place::SEND_WITHIN;
+use crate::calls::AppAddress;
+use crate::calls::SEND_WITHIN;
 use crate::calls::{self};
 use crate::capacity;
 use crate::gate::redis;

@@ -9,7 +9,7 @@ use http::Uri;
 use super::table::Table;
 use super::url;
 use crate::calls::ForwardPaths;
-use crate::calls::records::OwnEvents;
+use crate::calls::OwnEvents;
 use crate::net::CallbackRules;
 use crate::policy::Privacy;
 use crate::provider::sign::standard_key;

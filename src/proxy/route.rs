@@ -6,7 +6,7 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use http::header::AUTHORIZATION;
-use http::{HeaderMap, Method};
+use http::{HeaderMap, HeaderName, Method};
 
 use crate::ids::AccountName;
 use crate::provider::account::Account;
@@ -14,6 +14,19 @@ use crate::provider::description::{Description, Operation};
 use crate::provider::path::{percent_decode, readings};
 use crate::provider::select::Message;
 use crate::provider::sign::equal;
+
+/// The header by which an app names the business; never sent on.
+pub const BUSINESS_HEADER: HeaderName = HeaderName::from_static("x-business-id");
+
+/// Where a request goes, apart from the request.
+#[derive(Debug)]
+pub(super) struct Destination {
+    pub(super) account: Arc<Account>,
+    /// From `/b/{business}/…`.
+    pub(super) business: Option<String>,
+    /// The path at the provider, mount and business taken off.
+    pub(super) path: String,
+}
 
 /// Where a request goes.
 #[derive(Debug)]
@@ -175,6 +188,12 @@ pub fn operation<'a>(
     message: &Message<'_>,
 ) -> Option<&'a Operation> {
     may_be(provider, method, path).find(|o| o.when.is_empty() || o.when.holds(message))
+}
+
+/// Whether the client is an SDK that sleeps on `Retry-After` inside the app's request.
+pub(super) fn sdk_sleeps(headers: &HeaderMap, account: &Account) -> bool {
+    let shown = account.provider.refusal.sdk_sleeps_header.as_deref();
+    shown.is_some_and(|name| headers.contains_key(name))
 }
 
 #[cfg(test)]

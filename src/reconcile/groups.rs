@@ -7,7 +7,7 @@ use tracing::{info, warn};
 use super::{FULL_LIST_EVERY, SEEN_EVERY_MS, Sweeper, UNBOUND_MS, log, ms};
 use crate::call::{EndProof, Event, Outcome, Phase};
 use crate::calls::AskError;
-use crate::calls::lookup::{Found, Listed, LookedUpGroup};
+use crate::calls::provider_client::lookup::{Found, Listed, LookedUpGroup};
 use crate::ids::Alias;
 use crate::provider::account::Account;
 use crate::provider::description::Group;
@@ -49,7 +49,7 @@ impl Sweeper {
         if unbound && since_ms + UNBOUND_MS > self.calls.lifecycle.clock.now_ms() {
             return Err(AskError::NoWay(self.account.name.clone(), "its carrier's id of the call is not known yet"));
         }
-        self.calls.note_member(&self.account.name, &one.alias.id, &order.id, found.aliases);
+        self.calls.batch_members.note(&self.account.name, &one.alias.id, &order.id, found.aliases);
         Ok(())
     }
 
@@ -68,7 +68,7 @@ impl Sweeper {
             }
             return;
         };
-        let live = self.calls.members_of(&self.account.name, Some(&call.id));
+        let live = self.calls.batch_members.count(&self.account.name, Some(&call.id));
         let presses = self.may_be_over(call, live) || self.over_since.contains_key(&call.id) || call.unsettled;
         if !presses && !self.sweeps.is_multiple_of(FULL_LIST_EVERY) {
             return;
@@ -77,7 +77,7 @@ impl Sweeper {
             warn!(call = %call.id, live, slots = call.slots, "batch has more concurrent calls than its provider was told");
         }
         let id = Alias { kind: group.needs.clone(), id: id.to_owned() };
-        match self.calls.look_up_group(&self.account, group, &id).await {
+        match self.calls.provider.look_up_group(&self.account, group, &id).await {
             Ok(LookedUpGroup::Found { event: Event::Ended(outcome, _), .. }) => {
                 self.unread.remove(&call.id);
                 if self.is_quiet(call, now_ms) {
@@ -119,7 +119,7 @@ impl Sweeper {
     fn is_quiet(&mut self, call: &CallRecord, now_ms: i64) -> bool {
         let since = *self.over_since.entry(call.id.clone()).or_insert(now_ms);
         let listed = self.account.provider.list.is_none() || self.listed_at >= since + ms(self.calls.settings.grace);
-        listed && self.strangers.is_empty() && self.calls.members_of(&self.account.name, Some(&call.id)) == 0
+        listed && self.strangers.is_empty() && self.calls.batch_members.count(&self.account.name, Some(&call.id)) == 0
     }
 
     /// Frees the slots, unless the order was made once more since its record was read.

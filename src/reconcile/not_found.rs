@@ -8,7 +8,7 @@ use tracing::{debug, info, warn};
 use super::{Sweeper, Unread, log, ms};
 use crate::call::{EndProof, Event, Origin, Outcome, Phase, Step};
 use crate::calls::AskError;
-use crate::calls::lookup::{Found, Listed, LookedUp};
+use crate::calls::provider_client::lookup::{Found, Listed, LookedUp};
 use crate::clock::rfc3339;
 use crate::failpoint;
 use crate::provider::account::Account;
@@ -38,7 +38,7 @@ impl Sweeper {
             return;
         }
         if self.ask_about(call).boxed().await == Asked::Unread
-            && let Ok(counted) = self.calls.count_live(&self.account).await
+            && let Ok(counted) = self.calls.provider.count_live(&self.account).await
             && counted.is_none_or(|counted| counted == listed)
         {
             self.absent(call).boxed().await;
@@ -60,7 +60,7 @@ impl Sweeper {
 
     /// Asks for one call and applies what its record says.
     pub(super) async fn ask_about(&mut self, call: &CallRecord) -> Asked {
-        match self.calls.look_up(call).await {
+        match self.calls.provider.look_up(call).await {
             Ok(LookedUp::Found(found)) => {
                 failpoint::hit("sweep.asked").await;
                 self.unread.remove(&call.id);
@@ -207,7 +207,7 @@ impl Sweeper {
     /// A create whose answer was lost: searched for at the provider. `false`: nobody can ever be asked for it.
     pub(super) async fn search(&mut self, call: &CallRecord) -> bool {
         let Some(account) = self.calls.account(&call.facts.account) else { return false };
-        let found = match self.calls.find(account, call).await {
+        let found = match self.calls.provider.find(account, call).await {
             Ok(found) => found,
             Err(AskError::NoWay(..) | AskError::Missing(_)) => return false,
             Err(error) => {

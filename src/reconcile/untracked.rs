@@ -9,8 +9,8 @@ use super::not_found::may_be;
 use super::{Sweeper, UNBOUND_MS, VOICE_WEBHOOK_MS, log};
 use crate::call::{Direction, Event, Origin, Phase};
 use crate::calls::AskError;
-use crate::calls::inbound::Arrival;
-use crate::calls::lookup::{Listed, LookedUp};
+use crate::calls::arrival::Arrival;
+use crate::calls::provider_client::lookup::{Listed, LookedUp};
 use crate::failpoint;
 use crate::ids::{Alias, CallId};
 use crate::provider::description::OWN_ID_KIND;
@@ -84,7 +84,9 @@ impl Sweeper {
 
     /// Whether the provider's record carries our id, or one that a call of ours is known by (its carrier's).
     async fn is_ours(&self, alias: &Alias) -> bool {
-        let Ok(LookedUp::Found(found)) = self.calls.look_up_alias(&self.account, alias).await else { return false };
+        let Ok(LookedUp::Found(found)) = self.calls.provider.look_up_alias(&self.account, alias).await else {
+            return false;
+        };
         found.aliases.iter().any(|a| a.kind == OWN_ID_KIND)
             || self.order_of(&found).await.is_some()
             || matches!(self.calls.lifecycle.store.resolve(&found.aliases).await, Ok(Some(_)))
@@ -104,7 +106,7 @@ impl Sweeper {
             }
             Err(_) => return Ok(()),
         }
-        let found = match self.calls.look_up_alias(&self.account, &one.alias).await {
+        let found = match self.calls.provider.look_up_alias(&self.account, &one.alias).await {
             Ok(LookedUp::Found(found)) => found,
             Ok(LookedUp::Absent) => return Ok(()),
             // It is listed as live: what cannot be read about it must not keep it from being counted.
@@ -178,9 +180,9 @@ impl Sweeper {
         };
         if one.direction == Direction::Inbound {
             // Nobody could be asked before it was answered: over capacity it is hung up by the account's means.
-            return log(self.calls.arrive(arrival).boxed().await);
+            return log(self.calls.inbound.arrive(arrival).boxed().await);
         }
-        match self.calls.count_foreign(arrival).boxed().await {
+        match self.calls.inbound.count_foreign(arrival).boxed().await {
             Ok(Some(_)) => self.did.adopted += 1,
             Ok(None) => {}
             Err(error) => warn!(%error, "failed to record an external call"),

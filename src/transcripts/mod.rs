@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::calls::Calls;
-use crate::calls::records::Numbers;
+use crate::calls::post_call::shown::Numbers;
 use crate::ids::{Alias, CallId};
 use crate::lifecycle::Lifecycle;
 use crate::net::{Exchange, Handler, NoSocket};
@@ -316,7 +316,9 @@ impl Client {
             Err(why) => Err(why),
         };
         match visitor {
-            Ok(visitor) => self.calls.fetch_conversation(id, |business| visitor.sees(business), Numbers::Whole).await,
+            Ok(visitor) => {
+                self.calls.post_call.fetch_conversation(id, |business| visitor.sees(business), Numbers::Whole).await
+            }
             Err(why) => ConnectError::Denied(why).answer(),
         }
     }

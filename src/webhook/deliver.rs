@@ -334,7 +334,7 @@ async fn one(calls: &Calls, spool: &Spool, delivery: &Delivery) {
 
 async fn forget_body(calls: &Calls, delivery: &Delivery) -> Result<(), StoreError> {
     let call = delivery.call.as_deref().and_then(CallId::parse);
-    match calls.forgets_bodies(call.as_ref()).await? {
+    match calls.post_call.forgets_bodies(call.as_ref()).await? {
         true => calls.lifecycle.store.forget_body(&delivery.event_id).await,
         false => Ok(()),
     }

@@ -7,7 +7,7 @@ use tracing::warn;
 
 use super::{Came, Taken, Webhooks};
 use crate::call::{Origin, Phase};
-use crate::calls::inbound::Arrival;
+use crate::calls::arrival::Arrival;
 use crate::clock::rfc3339;
 use crate::ids::CallId;
 use crate::lifecycle::HEARD;
@@ -122,9 +122,9 @@ impl Webhooks {
                 return Ok(Came::of(Contradiction::OtherAccount.outcome()));
             }
             Some(call) => call,
-            None => self.calls.adopt_from_transcript(self.overheard(taken)).boxed().await?,
+            None => self.calls.inbound.adopt_from_transcript(self.overheard(taken)).boxed().await?,
         };
-        let text = self.calls.text_kept_now(&call, &heard.text).await?;
+        let text = self.calls.post_call.text_kept_now(&call, &heard.text).await?;
         let said = NewUtterance { text, ..self.utterance(heard, event_id) };
         let Some(stands) = lifecycle.store.say(&call, said).await? else { return Ok(Came::of("forgotten")) };
         lifecycle.hub.notify(&call);

@@ -35,7 +35,7 @@ use tracing::{debug, warn};
 use ulid::Ulid;
 
 use crate::call::{Direction, EndProof, Event, Origin, Phase};
-use crate::calls::inbound::{Arrival, Arrived};
+use crate::calls::arrival::{Arrival, ArrivalOutcome};
 use crate::calls::{Calls, ForwardPaths};
 use crate::failpoint;
 use crate::ids::{Alias, CallId, number_key};
@@ -492,7 +492,7 @@ impl Webhooks {
         let may_say = || taken.raw.is_unreadable() && taken.from.webhook().events.iter().any(|event| event.said);
         let said = taken.event.is_some_and(|event| event.said) || may_say();
         let waits = came.outcome == "kept" && taken.event.is_some_and(|event| event.record.is_some());
-        if said && !waits && self.calls.forgets_bodies(came.call.as_ref()).await? {
+        if said && !waits && self.calls.post_call.forgets_bodies(came.call.as_ref()).await? {
             self.calls.lifecycle.store.forget_body(event_id).await?;
         }
         if self.is_for_spool(taken) {
@@ -552,7 +552,7 @@ impl Webhooks {
     async fn apply(&self, taken: &Taken<'_>, event_id: &str) -> Result<Came> {
         if taken.raw.is_unreadable() && taken.aliases.is_empty() {
             // It may have told of an end: the provider's own list says so, too.
-            self.calls.looks.want(&taken.from.account.name);
+            self.calls.sweep_requests.request(&taken.from.account.name);
             return Ok(Came::of("unreadable"));
         }
         if let Some(heard) = &taken.heard {
@@ -591,12 +591,12 @@ impl Webhooks {
         if let Some(what) = applied.contradiction {
             self.report(taken, Some(&applied.record.id), what);
             if what == Contradiction::OtherCall {
-                self.calls.looks.want(&applied.record.facts.account);
+                self.calls.sweep_requests.request(&applied.record.facts.account);
             }
         }
         if applied.ended_a_part {
             let facts = &applied.record.facts;
-            self.calls.looks.want(facts.carrier.as_ref().unwrap_or(&facts.account));
+            self.calls.sweep_requests.request(facts.carrier.as_ref().unwrap_or(&facts.account));
         }
         Came::applied(applied)
     }
@@ -625,13 +625,13 @@ impl Webhooks {
             origin: Origin::Webhook,
             by: Some(taken.by.clone()),
         };
-        Ok(match self.calls.arrive(arrival).await? {
-            Arrived::Admitted(call) => Came { call: Some(call), ..Came::of("admitted") },
-            Arrived::Contradicted(what) => {
+        Ok(match self.calls.inbound.arrive(arrival).await? {
+            ArrivalOutcome::Admitted(call) => Came { call: Some(call), ..Came::of("admitted") },
+            ArrivalOutcome::Contradicted(what) => {
                 self.report(taken, None, what);
                 Came::of(what.outcome())
             }
-            Arrived::Refused(call, full) => {
+            ArrivalOutcome::Refused(call, full) => {
                 Came { call: Some(call), refused: Some(full), ..Came::of("capacity_inbound") }
             }
         })

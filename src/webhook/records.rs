@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use super::arrive::candidates;
 use super::{Came, Raw, Taken, Webhooks, headers_of, read};
 use crate::call::Event;
-use crate::calls::records::{Redacted, Searched};
+use crate::calls::post_call::records::{Redacted, Searched};
 use crate::ids::Alias;
 use crate::provider::description::{OWN_ID_KIND, PostCall};
 use crate::provider::sign::Keys;
@@ -67,7 +67,7 @@ impl Webhooks {
         let Some((found, complete)) = taken.record() else { return Ok(came) };
         match (&came.record, taken.main_alias()) {
             (Some(record), _) => {
-                self.calls.told(record, &taken.from.account, found, complete).await?;
+                self.calls.post_call.told(record, &taken.from.account, found, complete).await?;
             }
             (None, Some(alias)) if came.outcome == "kept" => {
                 self.calls.lifecycle.store.defer_until_known(event_id, alias).await?;
@@ -104,7 +104,7 @@ impl Webhooks {
     /// Webhooks wait no longer whose call nobody came to know.
     async fn expire_deferred(&self) -> Result<()> {
         let before_ms = self.calls.lifecycle.clock.now_ms() - WAITS_MS;
-        let forget = self.calls.forgets_bodies(None).await?;
+        let forget = self.calls.post_call.forgets_bodies(None).await?;
         self.calls.lifecycle.store.expire_deferred(before_ms, forget).await
     }
 
@@ -153,10 +153,10 @@ impl Webhooks {
         let came = self.apply(&taken, &event.id).await?;
         let Some(record) = came.record else { return store.mark_matched(&event.id, None, "unusable").await };
         if let Some((found, complete)) = taken.record() {
-            self.calls.told(&record, &taken.from.account, found, complete).await?;
+            self.calls.post_call.told(&record, &taken.from.account, found, complete).await?;
         }
         store.mark_matched(&event.id, Some(&record.id), "applied").await?;
-        if self.calls.forgets_bodies(Some(&record.id)).await? {
+        if self.calls.post_call.forgets_bodies(Some(&record.id)).await? {
             store.forget_body(&event.id).await?;
         }
         Ok(())
@@ -192,8 +192,8 @@ pub async fn records_loop(inbox: impl Fn() -> Webhooks, leads: impl Fn() -> bool
             }
             // None keeps the others from their turn.
             failed = inbox.apply_found(true).await.err().or(failed);
-            failed = inbox.calls.redact(&mut redacted).await.err().or(failed);
-            Box::pin(inbox.calls.seek_records(&mut searched)).await.err().or(failed)
+            failed = inbox.calls.post_call.redact(&mut redacted).await.err().or(failed);
+            Box::pin(inbox.calls.post_call.seek_records(&mut searched)).await.err().or(failed)
         };
         // What is cut off here is due again.
         let failed = tokio::select! {

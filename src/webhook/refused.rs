@@ -16,7 +16,7 @@ impl Webhooks {
         let (status, cause) = (status.as_u16(), cause(status));
         warn!(%account, path, status, url, cause, "app refused a voice webhook; the caller hears an error");
         if let Some(call) = call {
-            self.calls.look_soon(call);
+            self.calls.provider.look_soon(call);
         }
     }
 }

@@ -214,7 +214,7 @@ impl Subaccounts {
 
     /// Asks, whoever still waits for it.
     async fn learn(&self, calls: &Calls, account: &Account, id: &str, key: (String, String)) {
-        let answer = calls.subaccount_token(account, id).await;
+        let answer = calls.provider.subaccount_token(account, id).await;
         let now_ms = calls.lifecycle.clock.now_ms();
         let mut known = self.lock();
         let Some(entry) = known.of.get_mut(&key) else { return };

@@ -97,7 +97,7 @@ impl Webhooks {
     async fn front(&self, call: &CallId, taken: &Taken<'_>) -> Response<Bytes> {
         let number = taken.from.webhook().facts.read(&taken.message, taken.direction).own_number;
         let connected = match self.agent_of(number.as_deref()) {
-            Some(agent) => self.calls.front(call, &agent).await,
+            Some(agent) => self.calls.inbound.front(call, &agent).await,
             None => {
                 let _ = self.calls.lifecycle.end(call, Outcome::Failed, EndProof::Webhook, "webhook").await;
                 Err("no agent answers this number: set [inbound] agents, or the business's agent_ids".to_owned())

@@ -409,7 +409,7 @@ async fn a_process_that_stood_still_sends_nothing_late() {
     };
     let (answer, ()) = tokio::join!(order, stop);
     let answer = answer.unwrap();
-    assert_eq!((answer.status, &answer.json()["error"]), (503, &"CALL_STORE_UNAVAILABLE".into()));
+    assert_eq!((answer.status, &answer.json()["error"]), (503, &"PROCESS_PAUSED".into()));
     assert_eq!(answer.json()["called"], false);
     assert_eq!((scene.control.counts().creates_el, scene.held().await), (0, 0));
     scene.finish().await;

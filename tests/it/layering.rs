@@ -103,16 +103,22 @@ fn the_decision_core_is_pure() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// A create goes out in one place, and that place opens it with a lease.
+/// A create goes out in one place, and only what is admitted there: an `Admitted` cannot be made elsewhere.
 #[test]
 fn creates_are_sent_in_one_place() {
     let sends: Vec<_> = lines()
         .into_iter()
         .filter(|(module, _, code, test)| code.contains("upstream.create(") && module != "net" && !test)
-        .map(|(_, place, code, _)| (place, code))
+        .map(|(_, place, ..)| place)
         .collect();
-    assert_eq!(sends.len(), 1, "{sends:?}");
-    assert!(sends[0].0.starts_with("src/calls/place.rs") && sends[0].1.contains(".open(&lease)"), "{sends:?}");
+    assert!(matches!(&sends[..], [one] if one.starts_with("src/calls/outbound/admit.rs")), "{sends:?}");
+    let made: Vec<_> = lines()
+        .into_iter()
+        .filter(|(_, _, code, test)| (code.contains("Lease::new(") || code.contains("Admitted {")) && !test)
+        .map(|(_, place, ..)| place)
+        .collect();
+    let may = ["src/capacity.rs", "src/calls/outbound/admit.rs", "src/admission.rs", "src/gate/", "src/store/"];
+    assert!(made.iter().all(|place| may.iter().any(|may| place.starts_with(may))), "{made:?}");
 }
 
 /// One caller of prometheus, one of pingora.

@@ -46,6 +46,7 @@ mod records;
 mod redis;
 mod reference;
 mod reload;
+mod rejections;
 mod replicas;
 mod reposts;
 mod security_admin;

@@ -105,7 +105,7 @@ async fn a_batch_is_cut_to_the_free_places_and_its_calls_are_counted_once() {
     let (carrier, known) = (AccountName::parse("twilio").unwrap(), stage.app().calls());
     let legs = stage.control.calls().into_iter().filter(|c| c.live && c.conversation_id.is_some());
     let legs: Vec<Alias> = legs.filter_map(|c| Alias::new("call_sid", &c.call_sid?)).collect();
-    assert_eq!(legs.iter().filter(|leg| known.is_member(&carrier, leg)).count(), 3, "{legs:?}");
+    assert_eq!(legs.iter().filter(|leg| known.batch_members.contains(&carrier, leg)).count(), 3, "{legs:?}");
     let refused = stage.dial(None, "+15550003001").await;
     assert_eq!((refused.status, &refused.json()["currentActive"]), (503, &json!(4)));
     let refused = elevenlabs(&stage, SUBMIT, &[], &batch(2)).await;
@@ -118,7 +118,10 @@ async fn a_batch_is_cut_to_the_free_places_and_its_calls_are_counted_once() {
     assert_eq!((ended.outcome, ended.proof), (Some(Outcome::Completed), Some(EndProof::Provider)));
     let counts = stage.control.counts();
     assert_eq!(counts.creates_el, 8, "everybody was called");
-    assert!(!legs.iter().any(|leg| stage.app().calls().is_member(&carrier, leg)), "who is over is forgotten");
+    assert!(
+        !legs.iter().any(|leg| stage.app().calls().batch_members.contains(&carrier, leg)),
+        "who is over is forgotten"
+    );
     assert!(counts.both_live_max <= 4, "{counts:?}");
     assert!(records(&stage).await.iter().all(|r| r.origin == Origin::Order), "nobody was taken for a stranger");
     stage.finish().await;

@@ -1,0 +1,138 @@
+//! What every part of this module works with: one generation of the configuration, and the handles on what outlives it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::task::TaskTracker;
+
+use super::app_address::AppAddress;
+use super::sweep_requests::SweepRequests;
+use crate::ids::AccountName;
+use crate::lifecycle::Lifecycle;
+use crate::net::Upstream;
+use crate::policy::{Mode, Policy};
+use crate::provider::account::Account;
+use crate::provider::description::Group;
+use crate::provider::path::normal;
+use crate::provider::secret::Secret;
+use crate::store::CallRecord;
+
+/// The longest answer of a provider that is read, in bytes: a list of 1,000 calls is about 1 MiB.
+pub const ANSWER_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// How long a create may be sent after its admission.
+pub const SEND_WITHIN: Duration = Duration::from_secs(10);
+
+/// Times and addresses of this layer.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// How long the app waits for a create. The exchange reads on.
+    pub create_timeout: Duration,
+    /// A create is not sent if admission was longer ago: the process may have been stopped in between.
+    pub send_within: Duration,
+    /// How long ringfence's own requests may take.
+    pub ask_timeout: Duration,
+    /// Two look-ups that find nothing prove an end only if they lie so far apart.
+    pub absent_twice_within: Duration,
+    /// A call whose state could not be read for so long is named in the log and in the status.
+    pub unread_alarm: Duration,
+    /// Calls younger than this are not looked up: providers' lists lag.
+    pub grace: Duration,
+    /// Where the app is, and what providers call, if they can call us.
+    pub app: Arc<AppAddress>,
+    /// The largest `Retry-After` for SDKs that sleep on it.
+    pub sdk_retry_after_max_secs: u32,
+    /// The account whose capacity inbound calls of a carrier use, where one is configured.
+    pub inbound_account: Option<AccountName>,
+    /// How often every account is asked; the description's pace unless given.
+    pub sweep: Option<Duration>,
+    /// How long after a call's end its record may be missing before it is asked for.
+    pub record_wait: Duration,
+    /// A delivery that fails holds back the later ones of its call.
+    pub strict_order: bool,
+    /// Where events of our own go, if the app wants them.
+    pub events: Option<Arc<OwnEvents>>,
+}
+
+/// Where events of our own go.
+#[derive(Debug, Clone)]
+pub struct OwnEvents {
+    /// The app's URL.
+    pub url: http::Uri,
+    /// What they are signed with (see [`crate::provider::sign::sign_standard`]).
+    pub secret: Secret,
+}
+
+/// See the module. Who has one sees the same accounts and settings to the end of what it does; a reload makes another, with the
+/// same `tasks` and `sweep_requests`.
+#[derive(Clone)]
+pub struct Context {
+    /// The only writer of a call's state.
+    pub lifecycle: Lifecycle,
+    /// Tells whose a request is. What binds a call is decided by the newest policy instead, [`Lifecycle::policy`].
+    pub policy: Arc<Policy>,
+    /// Every account by name.
+    pub accounts: Arc<BTreeMap<AccountName, Arc<Account>>>,
+    /// The client for everything that goes upstream.
+    pub upstream: Upstream,
+    /// Times and addresses.
+    pub settings: Arc<Settings>,
+    /// Exchanges under way: a drain waits for them.
+    pub tasks: TaskTracker,
+    /// Accounts that are to be swept at once.
+    pub sweep_requests: SweepRequests,
+}
+
+impl Context {
+    /// The account of this name.
+    pub fn account(&self, name: &AccountName) -> Option<&Arc<Account>> {
+        self.accounts.get(name)
+    }
+
+    /// The accounts that know a call: the one whose capacity it uses, then its carrier.
+    pub fn accounts_of(&self, record: &CallRecord) -> Vec<&Arc<Account>> {
+        let names = [Some(&record.facts.account), record.facts.carrier.as_ref()];
+        names.into_iter().flatten().filter_map(|name| self.account(name)).collect()
+    }
+
+    /// The account that uses a carrier's calls: the configured one, else the only one that names it as its carrier.
+    pub fn agent_account(&self, carrier: &AccountName) -> Option<&Arc<Account>> {
+        if let Some(name) = &self.settings.inbound_account {
+            return self.account(name).filter(|a| a.name != *carrier);
+        }
+        let mut users = self.accounts.values().filter(|a| a.carrier.as_ref() == Some(carrier));
+        users.next().filter(|_| users.next().is_none())
+    }
+
+    /// The kind of batch that a record is of; `None` for a single call.
+    pub fn group_of(&self, record: &CallRecord) -> Option<&Group> {
+        let provider = &self.accounts.get(&record.facts.account)?.provider;
+        let by_id = provider.groups.iter().find(|g| record.alias(&g.needs).is_some());
+        by_id.or_else(|| provider.group_of(&record.facts.operation))
+    }
+
+    /// Whether nothing is rejected that can be sent.
+    pub fn observes(&self) -> bool {
+        self.lifecycle.policy.load().mode() == Mode::Observe
+    }
+
+    /// This replica's id, where several share the store.
+    pub(super) fn replica(&self) -> Option<String> {
+        let capacity = &self.lifecycle.capacity;
+        capacity.is_shared().then(|| capacity.replica().to_owned())
+    }
+
+    /// Whether a tenant's address may lead to this path of the app: to where webhooks go, and what else the operator lets pass.
+    pub fn may_forward(&self, path_and_query: &str) -> bool {
+        let path = path_and_query.split('?').next().unwrap_or_default();
+        let app = &self.settings.app;
+        let read = normal(path);
+        let is_webhook = || {
+            let mut described = self.accounts.values().flat_map(|account| &account.provider.webhooks);
+            described.any(|webhook| webhook.paths.iter().any(|one| one.captures_any_case(&read).is_some()))
+                || app.webhook_paths.iter().any(|one| normal(one).eq_ignore_ascii_case(&read))
+        };
+        app.forward_paths.contain(if path.is_empty() { "/" } else { path }) || is_webhook()
+    }
+}

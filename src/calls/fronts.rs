@@ -1,0 +1,31 @@
+//! What front mode answered lately.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::OnceCell;
+
+use crate::ids::CallId;
+
+/// A voice webhook is repeated at most so long after its first delivery: Twilio's 5 times 15 s.
+const REPEATED_WITHIN: Duration = Duration::from_secs(120);
+
+struct Front {
+    begun: Instant,
+    twiml: Arc<OnceCell<String>>,
+}
+
+/// What front mode answered lately, by call: a voice webhook that is repeated gets the same conversation. Cloning is cheap.
+#[derive(Clone, Default)]
+pub(super) struct Fronts(Arc<Mutex<HashMap<CallId, Front>>>);
+
+impl Fronts {
+    /// The answer to a call's webhook; whoever is the first asks for it.
+    pub(super) fn of(&self, call: &CallId) -> Arc<OnceCell<String>> {
+        let mut fronts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        fronts.retain(|_, one| one.begun.elapsed() < REPEATED_WITHIN);
+        let fresh = || Front { begun: Instant::now(), twiml: Arc::default() };
+        fronts.entry(call.clone()).or_insert_with(fresh).twiml.clone()
+    }
+}

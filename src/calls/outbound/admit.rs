@@ -1,0 +1,341 @@
+//! Admission of a create: a decision over all limits that bind it, and its call on record, or neither. [`Admitted`] can be had from
+//! here alone, and is the only thing that can be sent.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use http::{HeaderValue, Request, Response};
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::batch::{self, Sizing, SlotRequest};
+use super::dedupe::in_flight::Claim;
+use super::joining::{Joining, Joins};
+use super::not_sent::NotSent;
+use super::observe::WOULD_REFUSE;
+use super::prepare::{Slots, prepare};
+use super::request::CreateRequest;
+use crate::admission::{AdmissionRequest, LimitExceeded};
+use crate::call::{EndProof, Origin, Outcome as End, Phase};
+use crate::calls::context::{ANSWER_BYTES_MAX, Context};
+use crate::calls::provider_client::ProviderClient;
+use crate::calls::rejection::{Rejections, hung_up};
+use crate::calls::vouch::subaccount_alias;
+use crate::capacity::{Admission, AdmissionError, Lease};
+use crate::clock::since_boot;
+use crate::failpoint;
+use crate::ids::{Alias, CallId, mask_number};
+use crate::net::Outcome;
+use crate::provider::select::Message;
+use crate::reply::{Rejection, RejectionCode};
+use crate::store::Change;
+
+/// The header that says how many of a batch's calls at once were granted, of how many that it asked for.
+const PLACES: &str = "x-ringfence-slots";
+
+/// The right to send one request once: its lease, and its record, which is written before the lease is given.
+#[must_use]
+pub(super) struct Admitted {
+    lease: Lease,
+    request: Request<Bytes>,
+    /// It is not sent later than this, see [`since_boot`].
+    send_by: Duration,
+    claim: Option<Claim>,
+    joining: Option<Joining>,
+    marks: RequestAttributes,
+}
+
+/// What the answer says of the admission.
+#[derive(Debug, Clone)]
+pub(super) struct RequestAttributes {
+    slots: Slots,
+    would_reject: Option<Arc<str>>,
+}
+
+/// A request that was sent, and what came of that.
+#[must_use]
+pub(super) struct Sent {
+    pub(super) call: CallId,
+    pub(super) outcome: Outcome,
+    /// None where it was sent uncounted.
+    pub(super) claim: Option<Claim>,
+    /// The open call that it belongs to, where it is no call of its own.
+    pub(super) joining: Option<Joining>,
+}
+
+impl Admitted {
+    /// The call.
+    pub(super) fn call(&self) -> &CallId {
+        self.lease.call()
+    }
+
+    /// The request, as others that are sent again see it.
+    pub(super) fn claim(&self) -> Option<&Claim> {
+        self.claim.as_ref()
+    }
+
+    /// What the answer says of the admission.
+    pub(super) fn marks(&self) -> RequestAttributes {
+        self.marks.clone()
+    }
+
+    /// Sends it: the only way in which a create goes out, and once.
+    pub(super) async fn send(self, context: &Context, account: &str) -> Sent {
+        failpoint::hit("create.sending").await;
+        let started = Instant::now();
+        let outcome = context.upstream.create(self.request, ANSWER_BYTES_MAX, self.send_by).await;
+        context.lifecycle.metrics.upstream_seconds(account, started.elapsed().as_secs_f64());
+        failpoint::hit("create.answered").await;
+        Sent { call: self.lease.call().clone(), outcome, claim: self.claim, joining: self.joining }
+    }
+}
+
+impl RequestAttributes {
+    /// Puts them on the answer.
+    pub(super) fn put_on(&self, response: &mut Response<Bytes>) {
+        let slots = self.slots;
+        if slots.is_cut()
+            && response.status().is_success()
+            && let Ok(granted) = HeaderValue::try_from(format!("{}/{}", slots.granted, slots.wanted))
+        {
+            response.headers_mut().insert(PLACES, granted);
+        }
+        if let Some(limit) = self.would_reject.as_ref().and_then(|limit| HeaderValue::try_from(limit.as_ref()).ok()) {
+            response.headers_mut().insert(WOULD_REFUSE, limit);
+        }
+    }
+}
+
+/// What became of a new request.
+pub(super) enum AdmitOutcome {
+    /// It may be sent.
+    Admitted(Admitted),
+    /// Another request with one of its ids was put on record first: what this one is, is to be looked at anew.
+    Overtaken,
+}
+
+/// See the module.
+pub(super) struct Admitter {
+    context: Arc<Context>,
+    provider: Arc<ProviderClient>,
+    rejections: Arc<Rejections>,
+    joins: Joins,
+}
+
+impl Admitter {
+    pub(super) fn new(
+        context: Arc<Context>,
+        provider: Arc<ProviderClient>,
+        rejections: Arc<Rejections>,
+        joins: Joins,
+    ) -> Self {
+        Self { context, provider, rejections, joins }
+    }
+
+    /// Admits a new request, with this idempotency key, and puts its call on record; or joins it to the open call that it belongs to.
+    ///
+    /// # Errors
+    /// Nothing was sent, and nothing is held.
+    pub(super) async fn admit(
+        &self,
+        request: &CreateRequest,
+        claim: Claim,
+        key: Option<Alias>,
+    ) -> Result<AdmitOutcome, NotSent> {
+        if request.operation.join
+            && let Some(joining) = self.joins.join_open(&self.context, request).boxed().await
+            // A call that ended since it was read holds no lease, and must not get one: nobody would ever release it.
+            && let Ok(Some(lease)) = self.context.lifecycle.capacity.lease(&joining.record().id).await
+        {
+            return self.join(request, claim, joining, lease).await;
+        }
+        match batch::size(&self.context, &self.provider, request).boxed().await? {
+            Sizing::Admit(slots) => self.admit_new(request, claim, key, slots).boxed().await,
+            Sizing::Held(record) => {
+                let ended = || {
+                    let message = "Not dialled: the batch has just ended; try again.";
+                    NotSent::Rejected(Rejection::new(RejectionCode::BatchEnded, message))
+                };
+                let joining = self.joins.join(*record).ok_or_else(ended)?;
+                match self.context.lifecycle.capacity.lease(&joining.record().id).await {
+                    Ok(Some(lease)) => self.join(request, claim, joining, lease).await,
+                    _ => Err(ended()),
+                }
+            }
+        }
+    }
+
+    /// The request belongs to a call that holds its slot already.
+    async fn join(
+        &self,
+        request: &CreateRequest,
+        claim: Claim,
+        joining: Joining,
+        lease: Lease,
+    ) -> Result<AdmitOutcome, NotSent> {
+        let slots = Slots::all(lease.slots());
+        let prepared = prepare(&self.context, request, lease.call(), slots)?;
+        info!(call = %lease.call(), operation = request.operation.name, "create joined an open call");
+        failpoint::hit("create.joined").await;
+        claim.recorded(lease.call());
+        Ok(AdmitOutcome::Admitted(Admitted {
+            lease,
+            request: prepared.request,
+            send_by: since_boot() + self.context.settings.send_within,
+            claim: Some(claim),
+            joining: Some(joining),
+            marks: RequestAttributes { slots, would_reject: None },
+        }))
+    }
+
+    async fn admit_new(
+        &self,
+        request: &CreateRequest,
+        claim: Claim,
+        key: Option<Alias>,
+        asked: SlotRequest,
+    ) -> Result<AdmitOutcome, NotSent> {
+        let lifecycle = &self.context.lifecycle;
+        let call = CallId::new();
+        let wanted = asked.slots.wanted;
+        let mut prepared = prepare(&self.context, request, &call, Slots::all(wanted))?;
+        let deciding = lifecycle.capacity.deciding().await;
+        let policy = lifecycle.policy.load_full();
+        if !policy.has_account(&request.facts.account) {
+            let account = &request.facts.account;
+            let message = format!("Not dialled: account {account} has just been taken out of the config.");
+            return Err(Rejection::new(RejectionCode::AccountRemoved, message).into());
+        }
+        let at_ms = lifecycle.clock.now_ms();
+        let send_by = since_boot() + self.context.settings.send_within;
+        let bindings = policy.bindings(&request.facts);
+        let ask = AdmissionRequest { call: call.clone(), bindings, slots: asked.slots, mode: policy.mode(), at_ms };
+        let mut record = lifecycle.new_call(&call, request.facts.clone(), Origin::Order, Phase::Reserved);
+        record.callback = prepared.callback.take();
+        record.polled = !prepared.events_will_come;
+        record.fingerprint = Some(request.fingerprint().as_str().to_owned());
+        record.aliases = asked.aliases;
+        record.aliases.extend(key);
+        record.aliases.extend(request.subaccount.as_ref().and_then(|id| subaccount_alias(id, call.as_str())));
+        let (lease, would_reject) = match lifecycle.admit(ask, record).boxed().await {
+            Ok(Admission::Admitted(lease, would_reject, _)) => (lease, would_reject),
+            Ok(Admission::Known(_)) => return Ok(AdmitOutcome::Overtaken),
+            Ok(Admission::Refused(full)) => return Err(NotSent::LimitExceeded(full)),
+            Err(unadmitted) => return Err(self.undecided(request, &unadmitted)),
+        };
+        claim.recorded(&call);
+        drop(deciding);
+        failpoint::hit("create.recorded").await;
+        let slots = Slots { granted: lease.slots(), wanted };
+        if slots.is_cut() {
+            match prepare(&self.context, request, &call, slots) {
+                Ok(cut) => prepared = cut,
+                Err(rejection) => return self.take_back(claim, &call, EndProof::Provider, rejection).await,
+            }
+        }
+        self.note_admitted(request, &call, slots, would_reject.as_ref()).await;
+        if self.context.replica().is_some() && claim.request().is_abandoned_by_client() {
+            // It may have come again at a replica that looked for this one before it was on record, and that dials for it.
+            return self.take_back(claim, &call, EndProof::Provider, hung_up()).await;
+        }
+        self.bind_own_ids(request, &call).await;
+        if since_boot() > send_by {
+            failpoint::hit("create.stale").await;
+            let message = "Not dialled: the process was paused past the send deadline.";
+            let rejection = Rejection::new(RejectionCode::ProcessPaused, message);
+            let taken_back = self.take_back(claim, &call, EndProof::Deadline, rejection).await;
+            failpoint::hit("create.stale.ended").await;
+            return taken_back;
+        }
+        let marks = RequestAttributes { slots, would_reject: would_reject.map(|full| full.limit) };
+        let request = prepared.request;
+        Ok(AdmitOutcome::Admitted(Admitted { lease, request, send_by, claim: Some(claim), joining: None, marks }))
+    }
+
+    /// Ends a call that is on record and will not be sent.
+    async fn take_back(
+        &self,
+        claim: Claim,
+        call: &CallId,
+        proof: EndProof,
+        rejection: Rejection,
+    ) -> Result<AdmitOutcome, NotSent> {
+        self.context.lifecycle.end_surely(call, End::NotCreated, proof, "order").await;
+        claim.not_created();
+        Err(rejection.into())
+    }
+
+    /// Nobody can decide, or the record cannot be written.
+    fn undecided(&self, request: &CreateRequest, why: &AdmissionError) -> NotSent {
+        NotSent::Undecided(match why {
+            AdmissionError::Gate(why) => {
+                // What it is, and where, is for operators.
+                warn!(account = %request.account.name, why, "failed to admit a create: the gate cannot decide");
+                let message = "Limits cannot be checked just now, so nothing was dialled.";
+                Rejection::new(RejectionCode::GateUnavailable, message)
+            }
+            AdmissionError::Store(_) => {
+                let message = "The call record could not be written, so nothing was dialled.";
+                Rejection::new(RejectionCode::StoreUnavailable, message)
+            }
+        })
+    }
+
+    async fn note_admitted(
+        &self,
+        request: &CreateRequest,
+        call: &CallId,
+        slots: Slots,
+        would_reject: Option<&LimitExceeded>,
+    ) {
+        let facts = &request.facts;
+        self.context.lifecycle.metrics.admitted(facts.account.as_str(), facts.direction.as_str(), &facts.plan);
+        info!(
+            %call,
+            business = %facts.business,
+            plan = facts.plan,
+            account = %facts.account,
+            to = facts.other_number.as_deref().map(mask_number),
+            slots = (slots != Slots::all(1)).then(|| format!("{} of {}", slots.granted, slots.wanted)),
+            would_refuse = would_reject.map(|full| full.limit.as_ref()),
+            "admitted"
+        );
+        if let Some(full) = would_reject {
+            self.rejections.observed_full_limit(&request.account, facts, full).await;
+        }
+        if let Some(rejection) = request.would_reject.get() {
+            self.rejections.observed(rejection, &request.rejected());
+        }
+    }
+
+    /// The app may speak of the call by an id of its own from now on. No request is recognised by it: another create may have it too.
+    async fn bind_own_ids(&self, request: &CreateRequest, call: &CallId) {
+        let none = BTreeMap::new();
+        let message = Message { body: &request.body, query: &[], path: &none, headers: request.upstream.headers() };
+        let bind = request.operation.own_ids.read(&message);
+        if bind.is_empty() {
+            return;
+        }
+        let change = Change { bind, ..self.context.lifecycle.change(call, "order") };
+        if let Err(error) = self.context.lifecycle.apply(change).await {
+            warn!(%call, %error, "failed to record the app's own id of a call");
+        }
+    }
+
+    /// In observe mode, lets a request be sent that nobody could count: whoever only observes must not stop calls because a store is
+    /// away. The sweep counts the call when it sees it. `None` in enforce mode.
+    pub(super) fn admit_uncounted(&self, request: &CreateRequest) -> Option<Admitted> {
+        let lease = self.context.lifecycle.capacity.uncounted(CallId::new())?;
+        Some(Admitted {
+            lease,
+            request: request.to_send(),
+            send_by: since_boot() + self.context.settings.send_within,
+            claim: None,
+            joining: None,
+            marks: RequestAttributes { slots: Slots::all(0), would_reject: None },
+        })
+    }
+}

@@ -1,0 +1,116 @@
+//! Batches and campaigns. One request makes calls that nobody sees one by one, so it holds as many slots as it may have calls at
+//! once, and the provider is told to keep to them.
+
+use std::collections::BTreeMap;
+
+use tracing::warn;
+
+use super::not_sent::NotSent;
+use super::request::CreateRequest;
+use crate::admission::Slots;
+use crate::call::Phase;
+use crate::calls::context::Context;
+use crate::calls::provider_client::ProviderClient;
+use crate::calls::provider_client::lookup::LookedUpGroup;
+use crate::ids::Alias;
+use crate::provider::description::OWN_ID_KIND;
+use crate::provider::select::Message;
+use crate::reply::{Rejection, RejectionCode};
+use crate::store::CallRecord;
+
+/// What a request asks admission for.
+pub(super) struct SlotRequest {
+    /// How many slots.
+    pub(super) slots: Slots,
+    /// The ids that its record has from the start.
+    pub(super) aliases: Vec<Alias>,
+}
+
+impl SlotRequest {
+    fn new(slots: Slots) -> Self {
+        Self { slots, aliases: vec![] }
+    }
+}
+
+/// What a request takes.
+pub(super) enum Sizing {
+    /// Slots of its own.
+    Admit(SlotRequest),
+    /// None: it belongs to this open batch, which holds its slots already.
+    Held(Box<CallRecord>),
+}
+
+/// How many places a request needs: one for a call, what its body says for a batch, what the first time took for a retry of one.
+///
+/// # Errors
+/// Nobody knows. In observe mode it counts as one then, until its calls are seen.
+pub(super) async fn size(
+    context: &Context,
+    provider: &ProviderClient,
+    request: &CreateRequest,
+) -> Result<Sizing, NotSent> {
+    match requested(context, provider, request).await {
+        Err(NotSent::Rejected(rejection)) if context.observes() => {
+            let _ = request.would_reject.set(rejection);
+            Ok(Sizing::Admit(SlotRequest::new(Slots::ONE)))
+        }
+        sizing => sizing,
+    }
+}
+
+async fn requested(context: &Context, provider: &ProviderClient, request: &CreateRequest) -> Result<Sizing, NotSent> {
+    if let Some(id) = &request.batch {
+        return Box::pin(retried(context, provider, request, id)).await;
+    }
+    let Some(rule) = &request.operation.slots else { return Ok(Sizing::Admit(SlotRequest::new(Slots::ONE))) };
+    let none = BTreeMap::new();
+    let message = Message { body: &request.body, query: &[], path: &none, headers: request.upstream.headers() };
+    let Some(wanted) = rule.wanted(&message) else {
+        let message = "Not dialled: the request does not say whom to call, or how many at once.";
+        return Err(Rejection::new(RejectionCode::InvalidRequest, message).into());
+    };
+    let slots = if rule.cut.is_some() { Slots::up_to(wanted) } else { Slots::exactly(wanted) };
+    Ok(Sizing::Admit(SlotRequest::new(slots)))
+}
+
+/// A batch that is made once more. What its first request was told about calls at once stands, so it gets that many slots or none.
+async fn retried(
+    context: &Context,
+    provider: &ProviderClient,
+    request: &CreateRequest,
+    id: &Alias,
+) -> Result<Sizing, NotSent> {
+    let unavailable = |error: &dyn std::fmt::Display| {
+        warn!(%error, "failed to read the record of a batch that is retried");
+        let message = "The database could not be read, so nothing was dialled.";
+        NotSent::Undecided(Rejection::new(RejectionCode::StoreUnavailable, message))
+    };
+    let store = &context.lifecycle.store;
+    let known = store.resolve(std::slice::from_ref(id)).await.map_err(|e| unavailable(&e))?;
+    if let Some(call) = known
+        && let Some(record) = store.call(&call).await.map_err(|e| unavailable(&e))?
+    {
+        if record.phase != Phase::Ended {
+            return Ok(Sizing::Held(Box::new(record)));
+        }
+        // The second record of the same batch: its ids go over to it.
+        let first = Alias { kind: OWN_ID_KIND.to_owned(), id: record.id.to_string() };
+        return Ok(Sizing::Admit(SlotRequest { slots: Slots::exactly(record.slots), aliases: vec![first] }));
+    }
+    let unknown = |why: String| {
+        let message = format!("Not dialled: it is not known how many calls at once this makes: {why}.");
+        Rejection::new(RejectionCode::BatchSizeUnknown, message)
+    };
+    let group = request.account.provider.groups.iter().find(|g| g.needs == id.kind);
+    let group = group.ok_or_else(|| unknown("its provider has no look-up for it".to_owned()))?;
+    match provider.look_up_group(&request.account, group, id).await {
+        Ok(LookedUpGroup::Found { slots: Some(n), .. }) => {
+            Ok(Sizing::Admit(SlotRequest { slots: Slots::exactly(n), aliases: vec![id.clone()] }))
+        }
+        Ok(LookedUpGroup::Found { slots: None, .. }) => Err(unknown("its record does not say so".to_owned()).into()),
+        Ok(LookedUpGroup::Absent) => {
+            Err(unknown(format!("{} has no record of it", request.account.provider.name)).into())
+        }
+        Err(error) => Err(unknown(error.to_string()).into()),
+    }
+}

@@ -1,0 +1,244 @@
+//! Requests that are retried at another replica than the first: its process died, or a load balancer sent the retry elsewhere. What
+//! processes know of a request's client they say in the store.
+//!
+//! A request that this process knows no equal of is looked for there before it is admitted. An equal one of another process is
+//! the earlier one if its outcome is unknown, if its client had gone before it was answered, or if its process is dead and may
+//! not have told it. Who joins it answers for it from then on: whatever the first still remembers of it is no longer valid.
+//!
+//! A process that died a moment ago still counts as living, and so does one that has not noticed yet that its client has gone.
+//! So a request that was answered after its process was last heard, or is under way there, is waited for: until that process is
+//! heard again, or is dead. Equal requests that are sent to several processes at once pay that wait.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::warn;
+
+use super::fingerprint::Fingerprint;
+use super::in_flight::{Claim, ClientState, InFlightRef, UNCONFIRMED_WINDOW_MS};
+use super::state::{IdempotencyState, state_of};
+use crate::call::Phase;
+use crate::calls::context::Context;
+use crate::clock::UnixMs;
+use crate::store::{LIVE_MS, OrderRecord, StoreError};
+
+/// Requests older than this are not retried.
+const LOOKED_BACK_MS: i64 = 3_600_000;
+/// The least time until a process has noticed, and said in the store, that a client has gone.
+const NOTICED_MS: i64 = 250;
+/// How far the clocks of two machines may be apart.
+const CLOCKS_MS: i64 = 1_000;
+/// How often the store is asked while another process is waited for.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// How often it is asked whether a request is on record yet whose client has gone.
+const OPENED_EVERY: Duration = Duration::from_millis(20);
+
+/// What a request is to those on record.
+#[derive(Debug, PartialEq, Eq)]
+enum Choice<'a> {
+    /// One of its own.
+    Own,
+    /// This one, sent again; its process is dead.
+    OfDead(&'a OrderRecord),
+    /// This one, sent again.
+    Earlier(&'a OrderRecord),
+    /// Another process may be dead, or not have noticed.
+    Wait,
+}
+
+/// `waited_ms`: since the request came.
+fn choose<'a>(orders: &'a [OrderRecord], me: &str, now_ms: UnixMs, waited_ms: i64) -> Choice<'a> {
+    let mut choice = Choice::Own;
+    for order in orders {
+        let over =
+            state_of(order.phase, order.outcome, order.ended_at, order.unsettled, now_ms) == IdempotencyState::Over;
+        if over || order.replica.as_deref() == Some(me) {
+            continue;
+        }
+        let under_way = order.phase == Phase::Reserved;
+        let Some(silent_ms) = order.silent_ms.filter(|ms| *ms <= LIVE_MS) else {
+            let unsure = order.admitted_at + UNCONFIRMED_WINDOW_MS >= now_ms;
+            if order.unsettled || order.undelivered || under_way || unsure {
+                return Choice::OfDead(order);
+            }
+            continue;
+        };
+        if order.unsettled || order.undelivered {
+            return Choice::Earlier(order);
+        }
+        let heard_since_it_came = waited_ms >= NOTICED_MS && silent_ms < waited_ms;
+        let heard_since_its_answer = !under_way && now_ms - order.phase_at > silent_ms + CLOCKS_MS;
+        if !heard_since_it_came && !heard_since_its_answer {
+            choice = Choice::Wait;
+        }
+    }
+    choice
+}
+
+/// What a new request is to those of other replicas.
+pub(super) enum ClusterLookup {
+    /// One of its own.
+    New(Claim),
+    /// This earlier one, sent again.
+    Duplicate(InFlightRef),
+}
+
+/// See the module.
+pub(super) struct Cluster {
+    context: Arc<Context>,
+}
+
+impl Cluster {
+    pub(super) fn new(context: Arc<Context>) -> Self {
+        Self { context }
+    }
+
+    /// Whether a request that this process knows no equal of is one that came to another replica. If so, it is that one from now on.
+    ///
+    /// # Errors
+    /// The store cannot be read: nobody knows, so nothing is dialled.
+    pub(super) async fn find(
+        &self,
+        fingerprint: &Fingerprint,
+        client: &ClientState,
+        claim: Claim,
+    ) -> Result<ClusterLookup, StoreError> {
+        let Some(me) = self.context.replica() else { return Ok(ClusterLookup::New(claim)) };
+        let came = Instant::now();
+        loop {
+            let now_ms = self.context.lifecycle.clock.now_ms();
+            let store = &self.context.lifecycle.store;
+            let rows = store.find_orders(fingerprint.as_str(), now_ms - LOOKED_BACK_MS).await?;
+            let waited_ms = i64::try_from(came.elapsed().as_millis()).unwrap_or(i64::MAX);
+            let (row, is_dead) = match choose(&rows, &me, now_ms, waited_ms) {
+                Choice::Own => return Ok(ClusterLookup::New(claim)),
+                Choice::Earlier(row) => (row, false),
+                Choice::OfDead(row) => (row, true),
+                // Nobody is to be told; the caller sees to that.
+                Choice::Wait if client.has_left() => return Ok(ClusterLookup::New(claim)),
+                Choice::Wait => {
+                    tokio::time::sleep(POLL_INTERVAL).await;
+                    continue;
+                }
+            };
+            // Another repeat may be quicker; then the store has changed.
+            if store.take_order(row, &me, is_dead).await? {
+                let unknown = row.unsettled || row.phase == Phase::Reserved;
+                return Ok(ClusterLookup::Duplicate(claim.is_earlier(&row.id, unknown)));
+            }
+        }
+    }
+
+    /// Whether an earlier request that this process remembers is still its own: another may have joined it, and have told it.
+    pub(super) async fn still_owned(&self, fingerprint: &Fingerprint, earlier: &InFlightRef) -> bool {
+        let Some(me) = self.context.replica() else { return true };
+        let Some((Some(call), _)) = earlier.look() else { return true };
+        let store = &self.context.lifecycle.store;
+        let since_ms = self.context.lifecycle.clock.now_ms() - LOOKED_BACK_MS;
+        let Ok(rows) = store.find_orders(fingerprint.as_str(), since_ms).await else { return true };
+        // What was joined to another request's call is not found under its own fingerprint.
+        let Some(row) = rows.iter().find(|row| row.id == call) else { return true };
+        let mine = row.replica.as_deref() == Some(&*me);
+        mine && (!row.undelivered || store.take_order(row, &me, false).await.unwrap_or(true))
+    }
+
+    /// Records it if a request's client goes without its answer, as soon as it does.
+    pub(super) fn record_if_undelivered(&self, client: &Arc<ClientState>, request: &InFlightRef) {
+        let Some(me) = self.context.replica() else { return };
+        let (store, client, request) = (self.context.lifecycle.store.clone(), client.clone(), request.clone());
+        tokio::spawn(async move {
+            if !client.hangs_up().await {
+                return;
+            }
+            // Another client may have come in its place, or the request may have made no call.
+            while request.is_of(&client) {
+                if let Some((Some(call), _)) = request.look() {
+                    if let Err(error) = store.undelivered(&call, &me).await {
+                        warn!(%call, %error, "failed to record undelivered response");
+                    }
+                    return;
+                }
+                tokio::time::sleep(OPENED_EVERY).await;
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::call::Outcome;
+    use crate::ids::CallId;
+
+    const NOW: UnixMs = 1_000_000;
+
+    fn order(replica: &str, silent_ms: Option<i64>) -> OrderRecord {
+        OrderRecord {
+            id: CallId::new(),
+            phase: Phase::Live,
+            outcome: None,
+            unsettled: false,
+            undelivered: false,
+            replica: Some(replica.to_owned()),
+            admitted_at: NOW - 10_000,
+            phase_at: NOW - 10_000,
+            ended_at: None,
+            silent_ms,
+        }
+    }
+
+    fn chosen(order: &OrderRecord, waited_ms: i64) -> Choice<'_> {
+        choose(std::slice::from_ref(order), "me", NOW, waited_ms)
+    }
+
+    #[test]
+    fn a_request_of_a_living_replica_is_the_earlier_one_only_if_it_says_so() {
+        let told = order("a", Some(500));
+        assert_eq!(chosen(&told, 0), Choice::Own);
+        for one in [
+            OrderRecord { unsettled: true, ..told.clone() },
+            OrderRecord { undelivered: true, ..told.clone() },
+            OrderRecord { undelivered: true, phase: Phase::Reserved, ..told.clone() },
+        ] {
+            assert_eq!(chosen(&one, 0), Choice::Earlier(&one));
+        }
+        let over = OrderRecord { phase: Phase::Ended, outcome: Some(Outcome::NotCreated), undelivered: true, ..told };
+        assert_eq!(chosen(&over, 0), Choice::Own);
+        let mine = OrderRecord { unsettled: true, ..order("me", Some(0)) };
+        assert_eq!(chosen(&mine, 0), Choice::Own, "this process remembers its own");
+    }
+
+    #[test]
+    fn a_dead_replicas_request_is_the_earlier_one_while_it_may_not_have_been_told() {
+        for silent_ms in [None, Some(LIVE_MS + 1)] {
+            let recent = order("a", silent_ms);
+            assert_eq!(chosen(&recent, 0), Choice::OfDead(&recent));
+            let old = OrderRecord { admitted_at: NOW - UNCONFIRMED_WINDOW_MS - 1, ..recent };
+            assert_eq!(chosen(&old, 0), Choice::Own);
+            for one in [
+                OrderRecord { phase: Phase::Reserved, ..old.clone() },
+                OrderRecord { unsettled: true, ..old.clone() },
+                OrderRecord { undelivered: true, ..old.clone() },
+            ] {
+                assert_eq!(chosen(&one, 0), Choice::OfDead(&one));
+            }
+        }
+    }
+
+    #[test]
+    fn a_replica_that_may_have_died_a_moment_ago_is_waited_for() {
+        let under_way = |silent_ms| OrderRecord { phase: Phase::Reserved, ..order("a", Some(silent_ms)) };
+        assert_eq!(chosen(&under_way(1_900), 0), Choice::Wait);
+        assert_eq!(chosen(&under_way(100), 150), Choice::Wait, "it may not have noticed yet");
+        assert_eq!(chosen(&under_way(100), 300), Choice::Own, "it was heard since");
+        assert_eq!(chosen(&under_way(5_000), 3_500), Choice::Wait);
+        assert!(matches!(chosen(&under_way(6_100), 4_500), Choice::OfDead(_)));
+        let answered = |ago_ms, silent_ms| OrderRecord { phase_at: NOW - ago_ms, ..order("a", Some(silent_ms)) };
+        assert_eq!(chosen(&answered(1_500, 1_900), 0), Choice::Wait);
+        assert_eq!(chosen(&answered(4_000, 1_900), 0), Choice::Own, "it was heard since its answer");
+        let (waits, joins) = (answered(1_500, 1_900), OrderRecord { undelivered: true, ..answered(1_000, 100) });
+        let both = [waits, joins.clone()];
+        assert_eq!(choose(&both, "me", NOW, 0), Choice::Earlier(&joins));
+    }
+}

@@ -1,0 +1,211 @@
+//! The answer to a request that is sent again: that of the first, once it is settled.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use http::{HeaderName, HeaderValue, Response, StatusCode};
+use serde_json::Value;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::in_flight::{ANSWER_BYTES_MAX, ClientState, InFlightRef, Progress, size};
+use super::state::{IdempotencyState, state};
+use crate::call::Outcome;
+use crate::calls::context::Context;
+use crate::calls::outbound::request::CreateRequest;
+use crate::calls::provider_client::of_record;
+use crate::calls::rejection::{Rejections, hung_up};
+use crate::ids::CallId;
+use crate::policy::Privacy;
+use crate::provider::render::fill_json;
+use crate::reply::{Rejection, RejectionCode, json_answer};
+use crate::store::{CallRecord, Change, CreateAnswer};
+
+/// The header that names the earlier request's call.
+const DUPLICATE_HEADER: &str = "x-ringfence-duplicate-of";
+
+/// A request that was sent before.
+pub(super) struct Duplicate {
+    /// Its call, where its key named it.
+    pub(super) call: Option<CallId>,
+    /// The earlier request itself, while its answer is not delivered.
+    pub(super) request: Option<InFlightRef>,
+}
+
+/// What a duplicate request is answered.
+pub(super) enum Replayed {
+    /// What the first was.
+    Answer(Response<Bytes>),
+    /// Nothing yet: the first made no call, or its call is over. The request is a new one.
+    NoCall,
+}
+
+/// See the module.
+pub(super) struct Replay {
+    context: Arc<Context>,
+    rejections: Arc<Rejections>,
+}
+
+impl Replay {
+    pub(super) fn new(context: Arc<Context>, rejections: Arc<Rejections>) -> Self {
+        Self { context, rejections }
+    }
+
+    /// RetryAfterEstimator for the settlement of the earlier request, at most until `until`, and gives its answer.
+    ///
+    /// # Errors
+    /// The client has gone.
+    pub(super) async fn answer(
+        &self,
+        request: &CreateRequest,
+        duplicate: &Duplicate,
+        client: &ClientState,
+        until: Instant,
+    ) -> Result<Replayed, Rejection> {
+        let lifecycle = &self.context.lifecycle;
+        let mut pause = Duration::from_millis(20);
+        let mut its_call = duplicate.call.clone();
+        loop {
+            let looked = duplicate.request.as_ref().and_then(InFlightRef::look);
+            let (call, progress) = match looked {
+                Some((call, progress)) => {
+                    its_call = call.clone();
+                    (call, progress)
+                }
+                // It made no call; or another client, who sent it again too, has its answer by now: the store tells.
+                None => match &its_call {
+                    Some(call) => (Some(call.clone()), Progress::Unknown),
+                    None => return Ok(Replayed::NoCall),
+                },
+            };
+            if let Some(call) = &call
+                && !matches!(progress, Progress::UnderWay)
+                && let Ok(Some(record)) = lifecycle.newest_record(call).await
+            {
+                let (keyed, no_call) = (duplicate.call.is_some(), record.outcome == Some(Outcome::NotCreated));
+                match (state(&record, lifecycle.clock.now_ms()), progress) {
+                    // A key names its request for as long as that is on record.
+                    (IdempotencyState::Over, progress) if keyed && !no_call => {
+                        return Ok(Replayed::Answer(self.of_call(request, call, &record, progress).boxed().await));
+                    }
+                    (IdempotencyState::Over, _) => {
+                        if let Some(one) = &duplicate.request {
+                            one.not_created();
+                        }
+                        return Ok(Replayed::NoCall);
+                    }
+                    (IdempotencyState::Called, progress) | (_, progress @ Progress::Created(_)) => {
+                        return Ok(Replayed::Answer(self.of_call(request, call, &record, progress).boxed().await));
+                    }
+                    (IdempotencyState::Unknown, _) => {}
+                }
+            }
+            if client.has_left() {
+                // Nobody is to be told, and the request's body would be kept all the while.
+                return Err(hung_up());
+            }
+            if Instant::now() >= until {
+                if let Some(one) = &duplicate.request {
+                    one.mark_reported_unknown();
+                }
+                if let (Some(call), Some(me)) = (&call, self.context.replica()) {
+                    let change = Change { untold_by: Some(me), ..lifecycle.change(call, "order") };
+                    lifecycle.apply_with_retry(change).await;
+                }
+                let why = "an equal order was sent before, and its outcome is still unknown";
+                let call = call.unwrap_or_else(CallId::new);
+                let mut response = self.rejections.outcome_unknown(&request.rejected(), &call, why);
+                name_duplicate(&mut response, &call);
+                return Ok(Replayed::Answer(response));
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(500));
+        }
+    }
+
+    /// The answer of an earlier request, which made this call: the provider's own where it is kept, in memory or in the store, else
+    /// one made of what the record knows.
+    async fn of_call(
+        &self,
+        request: &CreateRequest,
+        call: &CallId,
+        record: &CallRecord,
+        progress: Progress,
+    ) -> Response<Bytes> {
+        let kept = match progress {
+            Progress::Created(Some(kept)) => Some(kept.answer.clone()),
+            Progress::Created(None) | Progress::UnderWay | Progress::Unknown => {
+                self.kept_answer(request, call).boxed().await
+            }
+        };
+        let mut response = kept.or_else(|| made_answer(request, record)).unwrap_or_else(|| {
+            let message = format!(
+                "This order was sent before and made a call [{}]; its answer is not kept. Nothing was dialled again.",
+                record.id
+            );
+            self.rejections.respond(Rejection::new(RejectionCode::AlreadyPlaced, message), &request.rejected())
+        });
+        name_duplicate(&mut response, &record.id);
+        self.context.lifecycle.metrics.repost(request.account.name.as_str());
+        info!(call = %record.id, business = %request.facts.business, "duplicate request; no second call was placed");
+        response
+    }
+
+    async fn kept_answer(&self, request: &CreateRequest, call: &CallId) -> Option<Response<Bytes>> {
+        match self.context.lifecycle.store.create_answer(call, request.fingerprint().as_str()).await {
+            Ok(kept) => kept.and_then(restored),
+            Err(error) => {
+                warn!(%call, %error, "failed to read the answer to a create");
+                None
+            }
+        }
+    }
+}
+
+/// An answer as it went on record.
+fn restored(kept: CreateAnswer) -> Option<Response<Bytes>> {
+    let mut answer = Response::new(Bytes::from(kept.body));
+    *answer.status_mut() = StatusCode::from_u16(kept.status).ok()?;
+    for (name, value) in &kept.headers {
+        let bytes: Vec<u8> = value.chars().map(|c| u8::try_from(c).unwrap_or(b'?')).collect();
+        answer.headers_mut().append(HeaderName::try_from(name).ok()?, HeaderValue::from_bytes(&bytes).ok()?);
+    }
+    Some(answer)
+}
+
+/// An answer made from the record, in the shape that the provider's own had. `None`: its description has no such shape.
+fn made_answer(request: &CreateRequest, record: &CallRecord) -> Option<Response<Bytes>> {
+    let shape = request.operation.answer.as_ref()?;
+    let value = |name: &str| {
+        let own = request.account.value(name).or_else(|| of_record(record, name));
+        own.map_or(Value::Null, |text| Value::String(text.into_owned()))
+    };
+    Some(json_answer(StatusCode::from_u16(shape.status).ok()?, &fill_json(shape.body.as_ref()?, &value)))
+}
+
+fn name_duplicate(response: &mut Response<Bytes>, earlier: &CallId) {
+    if let Ok(id) = HeaderValue::try_from(earlier.as_str()) {
+        response.headers_mut().insert(DUPLICATE_HEADER, id);
+    }
+}
+
+/// A provider's answer as it goes on record; `None` where its business has less kept of its calls, or if it is too long.
+pub(in crate::calls::outbound) fn to_record(
+    context: &Context,
+    request: &CreateRequest,
+    answer: &Response<Bytes>,
+) -> Option<CreateAnswer> {
+    let is_kept = context.policy.privacies().of(&request.facts.business) == Privacy::Keep;
+    if !is_kept || size(answer) > ANSWER_BYTES_MAX {
+        return None;
+    }
+    let value = |value: &HeaderValue| value.as_bytes().iter().map(|byte| char::from(*byte)).collect();
+    Some(CreateAnswer {
+        fingerprint: request.fingerprint().as_str().to_owned(),
+        status: answer.status().as_u16(),
+        headers: answer.headers().iter().map(|(name, v)| (name.as_str().to_owned(), value(v))).collect(),
+        body: answer.body().to_vec(),
+    })
+}

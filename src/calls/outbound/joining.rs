@@ -1,0 +1,78 @@
+//! Requests that belong to a call that is open already, and holds its slot: the conversation of a call that its carrier brought, the
+//! retry of a batch.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::request::CreateRequest;
+use crate::calls::context::Context;
+use crate::ids::CallId;
+use crate::store::CallRecord;
+
+/// Open calls that a request is joining just now. Cloning is cheap.
+#[derive(Debug, Clone, Default)]
+pub(in crate::calls) struct Joins(Arc<Mutex<HashSet<CallId>>>);
+
+/// A call that one request is joining; no other may, and a batch is not ended, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Joining {
+    record: CallRecord,
+    joins: Joins,
+}
+
+impl Joining {
+    /// The call.
+    pub(super) fn record(&self) -> &CallRecord {
+        &self.record
+    }
+}
+
+impl Drop for Joining {
+    fn drop(&mut self) {
+        self.joins.lock().remove(&self.record.id);
+    }
+}
+
+impl Joins {
+    fn lock(&self) -> MutexGuard<'_, HashSet<CallId>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a request is joining this open call just now: it must not be ended meanwhile.
+    pub(in crate::calls) fn contains(&self, call: &CallId) -> bool {
+        self.lock().contains(call)
+    }
+
+    /// Joins this call, unless another request is doing so.
+    pub(super) fn join(&self, record: CallRecord) -> Option<Joining> {
+        let is_new = self.lock().insert(record.id.clone());
+        is_new.then(|| Joining { record, joins: self.clone() })
+    }
+
+    /// Joins the one open call of the same business and numbers that lacks the ids which the answer brings; else the one that its
+    /// carrier brought, whatever it was connected to before.
+    pub(super) async fn join_open(&self, context: &Context, request: &CreateRequest) -> Option<Joining> {
+        let open = context.lifecycle.store.open_calls().await.ok()?;
+        let kind = request.account.provider.lookup.as_ref().map(|lookup| lookup.needs.as_str())?;
+        let facts = &request.facts;
+        let fitting = open.into_iter().filter(|call| {
+            call.facts.business == facts.business
+                && call.facts.direction == facts.direction
+                && call.facts.own_number == facts.own_number
+                && call.facts.other_number == facts.other_number
+                && !call.over_limit
+                && call.counts()
+        });
+        let (with, without): (Vec<_>, Vec<_>) = fitting.partition(|call| call.alias(kind).is_some());
+        // A call that its carrier brought, and that is connected to one conversation after the other, is one call.
+        let again = with.into_iter().filter(|call| context.holder_of(call).is_some());
+        let mut fitting: Vec<_> = if without.is_empty() { again.collect() } else { without };
+        let mut joining = self.lock();
+        fitting.retain(|call| !joining.contains(&call.id));
+        let [_] = &fitting[..] else { return None };
+        let record = fitting.pop()?;
+        joining.insert(record.id.clone());
+        drop(joining);
+        Some(Joining { record, joins: self.clone() })
+    }
+}

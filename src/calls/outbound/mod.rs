@@ -1,0 +1,241 @@
+//! The life of a create, from top to bottom:
+//!
+//! | phase | what it makes | where |
+//! |---|---|---|
+//! | parse | a [`CreateRequest`], of what an app sent | `proxy/create.rs` |
+//! | deduplicate | a claim to a new request, or the answer of the earlier one | [`dedupe`] |
+//! | admit | an `Admitted`: a lease and a record, or neither | `admit` |
+//! | send | a `Sent`; only what is admitted can be sent, and once | `admit` |
+//! | settle | the call's ids on record, or the end of its lease, or "nobody knows" | `settle` |
+//! | respond | the provider's answer, or a rejection that is logged, counted and recorded | `rejection` |
+//!
+//! An app that hangs up changes nothing: the request goes on ([`finish`]), the call is counted, its ids are learnt. The app is answered
+//! at its time-out; the exchange reads on.
+
+mod admit;
+mod batch;
+mod callback;
+pub mod dedupe;
+mod joining;
+mod not_sent;
+mod observe;
+mod prepare;
+mod request;
+mod settle;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use http::Response;
+use tokio::time::Instant;
+use tracing::warn;
+
+use super::context::Context;
+use super::provider_client::ProviderClient;
+use super::rejection::Rejections;
+use crate::clock::UnixMs;
+use crate::lifecycle::finish;
+use crate::net::Outcome;
+use crate::reply::{Rejection, RejectionCode};
+use crate::store::CallRecord;
+use admit::{AdmitOutcome, Admitted, Admitter};
+use dedupe::fingerprint::key;
+use dedupe::in_flight::{ClientHandle, ClientState, InFlightRequests};
+use dedupe::{Claimed, Deduplication, Identity};
+pub(super) use joining::Joins;
+use not_sent::NotSent;
+pub use request::CreateRequest;
+use settle::{Settlement, pass_on};
+
+/// What outlives a reload.
+#[derive(Clone, Default)]
+pub(super) struct OutboundState {
+    in_flight: InFlightRequests,
+    pub(super) joins: Joins,
+}
+
+/// Slots calls. See the module.
+pub struct Outbound {
+    context: Arc<Context>,
+    rejections: Arc<Rejections>,
+    in_flight: InFlightRequests,
+    dedupe: Deduplication,
+    admitter: Admitter,
+    settlement: Settlement,
+}
+
+impl Outbound {
+    pub(super) fn new(
+        context: Arc<Context>,
+        provider: Arc<ProviderClient>,
+        rejections: Arc<Rejections>,
+        state: OutboundState,
+    ) -> Self {
+        let OutboundState { in_flight, joins } = state;
+        Self {
+            dedupe: Deduplication::new(context.clone(), rejections.clone(), in_flight.clone()),
+            admitter: Admitter::new(context.clone(), provider, rejections.clone(), joins),
+            settlement: Settlement::new(context.clone(), rejections.clone()),
+            context,
+            rejections,
+            in_flight,
+        }
+    }
+
+    /// Takes over the requests of the last process that may be sent again.
+    pub fn restore<'a>(&self, calls: impl IntoIterator<Item = &'a CallRecord>, now_ms: UnixMs) {
+        self.in_flight.restore(calls, now_ms);
+    }
+
+    /// Slots a call. Dropping the future drops only the answer: the request goes on. Whoever holds the client's connection tells
+    /// the [`ClientHandle`] whether the answer got there.
+    pub fn place(
+        self: &Arc<Self>,
+        request: CreateRequest,
+    ) -> (ClientHandle, impl Future<Output = Response<Bytes>> + Send + 'static) {
+        let handle = self.in_flight.client(request.fingerprint());
+        let (client, request) = (handle.client(), Arc::new(request));
+        let (this, of) = (self.clone(), request.clone());
+        let work = async move { this.respond(&of, &client).await };
+        let (this, work) = (self.clone(), finish(self.context.tasks.track_future(work)));
+        let answer = async move {
+            work.await.unwrap_or_else(|error| {
+                warn!(%error, "failed to finish a create");
+                let lost = Rejection::new(RejectionCode::OutcomeUnknown, "ringfence failed while placing the call");
+                this.rejections.respond(lost, &request.rejected())
+            })
+        };
+        (handle, answer)
+    }
+
+    /// Respond: with what the phases came to.
+    async fn respond(self: &Arc<Self>, request: &Arc<CreateRequest>, client: &Arc<ClientState>) -> Response<Bytes> {
+        let mut response = match self.run(request, client).boxed().await {
+            Ok(response) => response,
+            Err(NotSent::Undecided(rejection)) if self.rejections.only_marks(&rejection) => {
+                self.send_uncounted(request, rejection).boxed().await
+            }
+            Err(NotSent::Rejected(rejection) | NotSent::Undecided(rejection)) => {
+                self.rejections.respond(rejection, &request.rejected())
+            }
+            Err(NotSent::LimitExceeded(full)) => {
+                let rejection = self.rejections.of_full_limit(&request.facts, &full).boxed().await;
+                self.rejections.respond(rejection, &request.rejected())
+            }
+        };
+        observe::mark(request, &mut response);
+        response
+    }
+
+    /// Deduplicate → admit → send → settle.
+    ///
+    /// What is to keep a new request from being sent, beside its limits, is asked between the claim and the admission: a request that
+    /// is sent again gets the answer of the first, whatever has changed since.
+    async fn run(
+        self: &Arc<Self>,
+        request: &Arc<CreateRequest>,
+        client: &Arc<ClientState>,
+    ) -> Result<Response<Bytes>, NotSent> {
+        let mut identity = self.identify(request)?;
+        let until = Instant::now() + self.context.settings.create_timeout;
+        loop {
+            let claim = match self.dedupe.claim(request, client, &mut identity, until).boxed().await? {
+                Claimed::Duplicate(answer) => return Ok(answer),
+                Claimed::New(claim) => claim,
+            };
+            match self.admitter.admit(request, claim, identity.key.clone()).boxed().await? {
+                AdmitOutcome::Admitted(admitted) => return Ok(self.send_and_settle(admitted, request).boxed().await),
+                // Now it is a duplicate of the one that was quicker, or joins its call.
+                AdmitOutcome::Overtaken => {}
+            }
+        }
+    }
+
+    /// By what a request is recognised, if nothing in it is wrong that its provider would not see.
+    fn identify(&self, request: &CreateRequest) -> Result<Identity, NotSent> {
+        let observes = self.context.observes();
+        if let Err(bad) = callback::check_callbacks(&self.context, request) {
+            self.context.lifecycle.metrics.callback_refused("create", bad.reason);
+            let message = format!("Not dialled: the callback URL is not one that is called: {bad}.");
+            let rejection = Rejection::new(RejectionCode::InvalidRequest, message);
+            if !observes {
+                return Err(rejection.into());
+            }
+            // Its provider calls it.
+            let _ = request.would_reject.set(rejection);
+        }
+        match key(&request.facts, request.upstream.headers()) {
+            Ok(key) => Ok(Identity::new(key)),
+            Err(why) if observes => {
+                let _ = request.would_reject.set(Rejection::new(RejectionCode::InvalidRequest, why));
+                Ok(Identity::new(None))
+            }
+            Err(why) => Err(Rejection::new(RejectionCode::InvalidRequest, why).into()),
+        }
+    }
+
+    /// Sends, and settles by the answer, whenever it comes. The app is answered at its time-out.
+    async fn send_and_settle(self: &Arc<Self>, admitted: Admitted, request: &Arc<CreateRequest>) -> Response<Bytes> {
+        let (call, marks) = (admitted.call().clone(), admitted.marks());
+        let in_flight = admitted.claim().map(|claim| claim.request().clone());
+        let (this, of) = (self.clone(), request.clone());
+        let settling = async move {
+            let sent = admitted.send(&this.context, of.account.name.as_str()).await;
+            this.settlement.settle(sent, &of).boxed().await
+        };
+        let mut settling = finish(self.context.tasks.track_future(settling));
+        let create_timeout = self.context.settings.create_timeout;
+        let mut response = match tokio::time::timeout(create_timeout, &mut settling).await {
+            Ok(Ok(response)) => response,
+            Ok(Err(error)) => {
+                warn!(%call, %error, "failed to finish an exchange");
+                let why = "ringfence failed while placing the call";
+                self.rejections.outcome_unknown(&request.rejected(), &call, why)
+            }
+            Err(_) => {
+                // It reads on by itself.
+                drop(settling);
+                if let Some(in_flight) = in_flight {
+                    in_flight.mark_reported_unknown();
+                }
+                let secs = create_timeout.as_secs();
+                let why = format!("{} did not answer within {secs} s", request.account.provider.name);
+                self.settlement.unknown(&call, request, &why).await
+            }
+        };
+        marks.put_on(&mut response);
+        response
+    }
+
+    /// In observe mode, sends a request that nobody could count.
+    async fn send_uncounted(self: &Arc<Self>, request: &Arc<CreateRequest>, rejection: Rejection) -> Response<Bytes> {
+        let Some(admitted) = self.admitter.admit_uncounted(request) else {
+            // It is no observe mode any more.
+            return self.rejections.respond(rejection, &request.rejected());
+        };
+        self.rejections.observed(&rejection, &request.rejected());
+        let _ = request.would_reject.set(rejection);
+        let (this, of) = (self.clone(), request.clone());
+        let sending = async move { admitted.send(&this.context, of.account.name.as_str()).await.outcome }.boxed();
+        // A client that goes away, or is answered at its time-out, cuts no create off.
+        let sending = finish(self.context.tasks.track_future(sending));
+        let sent = tokio::time::timeout(self.context.settings.create_timeout, sending).await;
+        self.context.sweep_requests.request(&request.account.name);
+        let why = match sent {
+            Ok(Ok(Outcome::Answered(answer))) => return pass_on(answer),
+            Ok(Ok(Outcome::NotSent(error))) => {
+                let message = format!("Not dialled: {} cannot be reached: {error}", request.account.provider.name);
+                let rejection = Rejection::new(RejectionCode::InitiationFailed, message);
+                return self.rejections.respond(rejection, &request.rejected());
+            }
+            Ok(Ok(Outcome::Unknown(error))) => format!("the answer was lost: {error}"),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no answer within {} s", self.context.settings.create_timeout.as_secs()),
+        };
+        let message = format!(
+            "It is not known whether the call was dialled: {why}. Do not send it again; it is not counted, as the record was away."
+        );
+        self.rejections.respond(Rejection::new(RejectionCode::OutcomeUnknown, message), &request.rejected())
+    }
+}

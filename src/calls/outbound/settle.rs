@@ -1,0 +1,207 @@
+//! What a provider's answer makes of a call: it exists, it does not, or nobody knows yet.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
+use http::{Response, Uri};
+use tracing::warn;
+
+use super::admit::Sent;
+use super::dedupe::in_flight::SendOutcome;
+use super::dedupe::replay::to_record;
+use super::request::CreateRequest;
+use crate::call::{EndProof, Event, Outcome as End, Phase};
+use crate::calls::context::Context;
+use crate::calls::rejection::Rejections;
+use crate::failpoint;
+use crate::ids::{Alias, CallId};
+use crate::net::headers::strip_hop_by_hop;
+use crate::net::{Outcome, retry_after_secs};
+use crate::provider::description::LimitAnswer;
+use crate::provider::select::{Document, Message};
+use crate::reply::{Rejection, RejectionCode};
+use crate::store::{Change, CreateAnswer};
+
+/// See the module.
+pub(super) struct Settlement {
+    context: Arc<Context>,
+    rejections: Arc<Rejections>,
+}
+
+impl Settlement {
+    pub(super) fn new(context: Arc<Context>, rejections: Arc<Rejections>) -> Self {
+        Self { context, rejections }
+    }
+
+    /// Settles a call by what came of its request, and makes the app's answer.
+    pub(super) async fn settle(&self, sent: Sent, request: &CreateRequest) -> Response<Bytes> {
+        let Sent { call, outcome, claim, joining } = sent;
+        // A call that was joined is not this request's to end.
+        let is_own = joining.is_none();
+        let (outcome, response) = match outcome {
+            Outcome::Answered(answer) => self.answered(&call, answer, request, is_own).boxed().await,
+            Outcome::NotSent(error) => {
+                failpoint::hit("create.not_sent").await;
+                self.not_created(&call, is_own).await;
+                failpoint::hit("create.not_sent.ended").await;
+                let message = format!("Not dialled: {} cannot be reached: {error}", request.account.provider.name);
+                let rejection = Rejection::new(RejectionCode::InitiationFailed, message);
+                (SendOutcome::NotCreated, self.rejections.respond(rejection, &request.rejected()))
+            }
+            Outcome::Unknown(error) => {
+                let why = format!("the answer of {} was lost: {error}", request.account.provider.name);
+                (SendOutcome::Unknown, self.unknown(&call, request, &why).await)
+            }
+        };
+        if let Some(claim) = claim {
+            claim.settle(outcome, &response);
+        }
+        // Only now may another request join the call, whenever the app was answered.
+        drop(joining);
+        response
+    }
+
+    async fn answered(
+        &self,
+        call: &CallId,
+        answer: Response<Bytes>,
+        request: &CreateRequest,
+        is_own: bool,
+    ) -> (SendOutcome, Response<Bytes>) {
+        let provider = &request.account.provider;
+        let status = answer.status().as_u16();
+        let content_type = answer.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
+        let body = Document::decode(content_type, answer.body());
+        let message = Message { body: &body, query: &[], path: &Default::default(), headers: answer.headers() };
+        let success = &request.operation.success;
+        if success.status.contains(&status) && (success.unless.is_empty() || !success.unless.holds(&message)) {
+            let ids = request.operation.ids.read(&message);
+            let state = request.operation.phase.read(&message, EndProof::Provider);
+            let answer = pass_on(answer);
+            let kept = to_record(&self.context, request, &answer);
+            self.created(call, ids, state, kept, request).boxed().await;
+            return (SendOutcome::Created, answer);
+        }
+        let limit =
+            provider.limits.iter().find(|l| l.status == status && (l.when.is_empty() || l.when.holds(&message)));
+        if let Some(limit) = limit {
+            failpoint::hit("create.limit").await;
+            self.not_created(call, is_own).await;
+            failpoint::hit("create.limit.ended").await;
+            return (SendOutcome::NotCreated, self.limited(answer, limit, request));
+        }
+        if matches!(status, 307 | 308) {
+            // The request is to be sent elsewhere (RFC 9110 §15.4.8), so it was not carried out here.
+            self.not_created(call, is_own).await;
+            let rejection = redirected(request, call, &answer);
+            return (SendOutcome::NotCreated, self.rejections.respond(rejection, &request.rejected()));
+        }
+        if status >= 500 || (300..400).contains(&status) {
+            // The other redirects may answer a request that was carried out (RFC 9110 §15.4.4).
+            let why = format!("{} answered {status}", provider.name);
+            return (SendOutcome::Unknown, self.unknown(call, request, &why).await);
+        }
+        if answer.status().is_success() && !success.status.contains(&status) {
+            // A success of a kind that nobody described is no rejection: there may be a call.
+            self.context.lifecycle.metrics.outcome_unknown(request.account.name.as_str());
+            warn!(%call, status, "create answered with a status that the provider's description does not know; the slot is held until it was asked");
+            let answer = pass_on(answer);
+            let kept = to_record(&self.context, request, &answer);
+            let lifecycle = &self.context.lifecycle;
+            let change = Change { unsettled: Some(true), answer: kept, ..lifecycle.change(call, "order") };
+            lifecycle.apply_with_retry(change).await;
+            return (SendOutcome::Created, answer);
+        }
+        if is_own {
+            failpoint::hit("create.rejected").await;
+            self.not_created(call, is_own).await;
+            failpoint::hit("create.rejected.ended").await;
+        }
+        (SendOutcome::NotCreated, pass_on(answer))
+    }
+
+    /// The provider has the call.
+    async fn created(
+        &self,
+        call: &CallId,
+        ids: Vec<Alias>,
+        state: Option<Event>,
+        answer: Option<CreateAnswer>,
+        request: &CreateRequest,
+    ) {
+        let lifecycle = &self.context.lifecycle;
+        // Success without an id that a look-up takes: the call can only be found by searching. Some answers never have one.
+        let carrier = request.facts.carrier.as_ref().and_then(|name| self.context.account(name));
+        let looks_up = |kind: &str| {
+            request.account.provider.looks_up(kind) || carrier.is_some_and(|carrier| carrier.provider.looks_up(kind))
+        };
+        let unsettled = !ids.iter().any(|id| looks_up(&id.kind));
+        if unsettled && request.operation.ids.kinds().any(looks_up) {
+            lifecycle.metrics.outcome_unknown(request.account.name.as_str());
+        }
+        let change = Change {
+            event: Some(state.unwrap_or(Event::Reached(Phase::Dialing))),
+            bind: ids,
+            unsettled: Some(unsettled),
+            answer,
+            ..lifecycle.change(call, "answer")
+        };
+        failpoint::hit("create.unbound").await;
+        // Without its ids no webhook and no sweep would find it before its deadline.
+        lifecycle.apply_with_retry(change).await;
+        failpoint::hit("create.bound").await;
+    }
+
+    /// There is no call: its slot is free, unless it belongs to the call that was joined.
+    async fn not_created(&self, call: &CallId, is_own: bool) {
+        if is_own {
+            self.context.lifecycle.end_surely(call, End::NotCreated, EndProof::Provider, "answer").await;
+        }
+    }
+
+    /// A limit of the provider's own is full. In observe mode its answer is passed on.
+    fn limited(&self, answer: Response<Bytes>, limit: &LimitAnswer, request: &CreateRequest) -> Response<Bytes> {
+        let now_ms = self.context.lifecycle.clock.now_ms();
+        let wait_secs = retry_after_secs(answer.headers(), now_ms).unwrap_or(limit.wait_secs);
+        let rejection = self.rejections.of_provider_limit(&request.account, limit.class, wait_secs);
+        if !self.context.observes() {
+            return self.rejections.respond(rejection, &request.rejected());
+        }
+        self.rejections.observed(&rejection, &request.rejected());
+        let _ = request.would_reject.set(rejection);
+        pass_on(answer)
+    }
+
+    /// The outcome is unknown, and the request's client is told so.
+    pub(super) async fn unknown(&self, call: &CallId, request: &CreateRequest, why: &str) -> Response<Bytes> {
+        failpoint::hit("create.unknown").await;
+        let lifecycle = &self.context.lifecycle;
+        let untold_by = self.context.replica();
+        let change = Change { unsettled: Some(true), untold_by, ..lifecycle.change(call, "order") };
+        lifecycle.apply_with_retry(change).await;
+        failpoint::hit("create.unknown.recorded").await;
+        self.rejections.outcome_unknown(&request.rejected(), call, why)
+    }
+}
+
+/// The provider's answer as the app gets it.
+pub(super) fn pass_on(mut answer: Response<Bytes>) -> Response<Bytes> {
+    strip_hop_by_hop(answer.headers_mut());
+    answer.headers_mut().remove(CONTENT_LENGTH);
+    answer
+}
+
+/// For a request that the provider answered with a redirect that says that it was not carried out.
+fn redirected(request: &CreateRequest, call: &CallId, answer: &Response<Bytes>) -> Rejection {
+    let (account, status) = (&request.account, answer.status().as_u16());
+    let location = answer.headers().get(LOCATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let leads_to = location.parse::<Uri>().ok().and_then(|uri| uri.host().map(str::to_owned));
+    warn!(%call, account = %account.name, status, leads_to, "create redirected");
+    let message = format!(
+        "Not dialled: {} redirects creates, and ringfence follows no redirect; set the account's `upstream` to where it leads.",
+        account.provider.name
+    );
+    Rejection::new(RejectionCode::UpstreamRedirects, message)
+}

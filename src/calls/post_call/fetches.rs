@@ -1,0 +1,75 @@
+//! Which records are being asked for, and which were a moment ago.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+
+use crate::clock::UnixMs;
+use crate::ids::CallId;
+use crate::store::StoreError;
+
+/// How long one answer of the provider serves all who ask, in milliseconds.
+const FRESH_MS: i64 = 5_000;
+/// Questions under way at once, of all accounts.
+const AT_ONCE: usize = 20;
+/// Answers that are remembered.
+const KNOWN_MAX: usize = 1_000;
+/// What came of a question.
+#[derive(Debug, Clone)]
+pub(in crate::calls) enum Asked {
+    Kept,
+    StillUp,
+    Absent,
+    NoWay,
+    Limited { code: String, retry_after_secs: Option<u32> },
+    Failed(String),
+    Store(StoreError),
+}
+
+/// What is asked just now, and what was a moment ago. Cloning is cheap.
+#[derive(Debug, Clone, Default)]
+pub(in crate::calls) struct Fetches(Arc<Mutex<HashMap<CallId, Fetch>>>);
+
+#[derive(Debug)]
+struct Fetch {
+    since_ms: UnixMs,
+    came: watch::Receiver<Option<Asked>>,
+}
+
+impl Fetch {
+    /// Nobody sends any more without having sent anything: it panicked.
+    fn is_under_way(&self) -> bool {
+        self.came.borrow().is_none() && self.came.has_changed().is_ok()
+    }
+}
+
+/// Whether somebody is to ask.
+pub(super) enum Turn {
+    /// The caller is, and tells the others.
+    Ask(watch::Sender<Option<Asked>>, watch::Receiver<Option<Asked>>),
+    /// Somebody does, or did.
+    Wait(watch::Receiver<Option<Asked>>),
+    /// There are too many.
+    Later,
+}
+
+impl Fetches {
+    fn known(&self) -> MutexGuard<'_, HashMap<CallId, Fetch>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn turn(&self, call: &CallId, now_ms: UnixMs) -> Turn {
+        let mut known = self.known();
+        known.retain(|_, fetch| fetch.is_under_way() || (0..FRESH_MS).contains(&(now_ms - fetch.since_ms)));
+        if let Some(fetch) = known.get(call) {
+            return Turn::Wait(fetch.came.clone());
+        }
+        if known.len() >= KNOWN_MAX || known.values().filter(|fetch| fetch.is_under_way()).count() >= AT_ONCE {
+            return Turn::Later;
+        }
+        let (send, came) = watch::channel(None);
+        known.insert(call.clone(), Fetch { since_ms: now_ms, came: came.clone() });
+        Turn::Ask(send, came)
+    }
+}

@@ -1,0 +1,312 @@
+//! Post-call records: what a provider tells of a call after its end, taken from its webhook, or asked for where that did not come.
+
+use std::sync::Arc;
+
+use futures_util::FutureExt as _;
+use tracing::{info, warn};
+
+use super::fetches::{Asked, Fetches};
+use crate::call::{Event, Phase};
+use crate::calls::context::Context;
+use crate::calls::provider_client::lookup::LookedUpRecord;
+use crate::calls::provider_client::{AskError, ProviderClient};
+use crate::clock::{UnixMs, rfc3339};
+use crate::ids::{BusinessId, CallId};
+use crate::policy::{Privacies, Privacy};
+use crate::provider::account::Account;
+use crate::provider::description::PostCall;
+use crate::store::{CallRecord, Change, NewUtterance, Place, Put, PutPostCall, Result, record_kept, text_kept};
+
+/// Pauses between questions for one record, in seconds. After the last, what is there is all there will be.
+pub const RETRY_DELAYS_SECS: [i64; 8] = [30, 60, 120, 300, 600, 1800, 3600, 3600];
+/// Calls of a process that did not run for longer than this are not asked about when it starts.
+const LOOK_BACK_MS: i64 = 24 * 3_600_000;
+/// A change may be on record so long after the time that it bears.
+const LATE_MS: i64 = 60_000;
+/// Ended calls that are looked through in one step.
+const STEP: u32 = 500;
+/// Records that are asked for in one step.
+const ASKED_AT_ONCE: u32 = 20;
+/// Ended calls that are redacted in one write, at most; and how often that is done in one step.
+const PAGE: u32 = 100;
+const PAGES: u32 = 50;
+
+/// How far the search for calls without a record has come.
+#[derive(Debug, Default)]
+pub struct Searched {
+    /// Of those that ended until then all have a record, or one is expected.
+    until_ms: Option<UnixMs>,
+}
+
+/// How far the search for what is not to be kept has come.
+#[derive(Debug, Default)]
+pub struct Redacted {
+    /// By what it was decided.
+    by: Privacies,
+    /// Of calls that ended before nothing is kept that is not to be.
+    until: Place,
+}
+
+/// Post-call records: see the module. `fetches` outlives a reload.
+pub struct PostCallRecords {
+    pub(super) context: Arc<Context>,
+    provider: Arc<ProviderClient>,
+    pub(super) fetches: Fetches,
+}
+
+impl PostCallRecords {
+    pub(in crate::calls) fn new(context: Arc<Context>, provider: Arc<ProviderClient>, fetches: Fetches) -> Self {
+        Self { context, provider, fetches }
+    }
+
+    /// The account that a call's record is asked of: the first that knows it by an id that it has.
+    fn record_account<'a>(&'a self, record: &CallRecord) -> Option<&'a Account> {
+        let tells = |account: &Account| {
+            let lookup = account.provider.lookup.as_ref().filter(|lookup| lookup.record.is_some());
+            lookup.is_some_and(|lookup| record.alias(&lookup.needs).is_some())
+        };
+        self.context.accounts_of(record).into_iter().map(|account| &**account).find(|account| tells(account))
+    }
+
+    /// Takes up what an account's webhook told of a call that is over. Where another account is to be asked for its record, that
+    /// one's word counts.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn told(&self, record: &CallRecord, by: &Account, found: PostCall, complete: bool) -> Result<()> {
+        if self.record_account(record).is_some_and(|account| account.name != by.name) {
+            return Ok(());
+        }
+        let wait_ms = i64::try_from(self.context.settings.record_wait.as_millis()).unwrap_or(i64::MAX);
+        let due_at = self.context.lifecycle.clock.now_ms().saturating_add(wait_ms);
+        let put = self.put_record(record, by, found, complete, "webhook", Some(due_at)).await?;
+        if put == Put::Complete {
+            self.context.lifecycle.metrics.record(by.name.as_str(), "webhook");
+        }
+        Ok(())
+    }
+
+    async fn put_record(
+        &self,
+        record: &CallRecord,
+        account: &Account,
+        found: PostCall,
+        complete: bool,
+        by: &'static str,
+        due_at: Option<UnixMs>,
+    ) -> Result<Put> {
+        let keep = self.context.policy.privacies().of(&record.facts.business);
+        if complete && keep == Privacy::Keep {
+            self.fill_transcript(record, account, &found).boxed().await?;
+        }
+        let put = PutPostCall {
+            call: record.id.clone(),
+            found: record_kept(keep, found),
+            complete,
+            by,
+            at_ms: self.context.lifecycle.clock.now_ms(),
+            due_at,
+            tell: self.context.lifecycle.tell,
+        };
+        let put = self.context.lifecycle.store.put_post_call(put).await?;
+        if put != Put::NoCall {
+            self.context.lifecycle.hub.notify(&record.id);
+        }
+        Ok(put)
+    }
+
+    /// Puts what was said on record turn by turn, if nobody told it while the call was up. Done again it changes nothing.
+    async fn fill_transcript(&self, record: &CallRecord, account: &Account, found: &PostCall) -> Result<()> {
+        let (store, id) = (&self.context.lifecycle.store, &record.id);
+        let (Some(rules), Some(list)) = (&account.provider.turns, &found.transcript_json) else { return Ok(()) };
+        let first = format!("{id}:turn:1");
+        let has = store.utterances(id, 0, 1).await?;
+        if has.iter().any(|one| one.event_id != first) {
+            return Ok(());
+        }
+        let length_ms = found.call_duration_seconds.map(|secs| secs.saturating_mul(1000));
+        let began_at = found.call_end_time.zip(length_ms).map(|(end, length)| end.saturating_sub(length));
+        let began_at = began_at.or(record.answered_at).unwrap_or(record.admitted_at);
+        for (n, turn) in (1..).zip(rules.read(list)) {
+            // Within bounds that it fits.
+            let after_ms = turn.secs.map_or(0, |secs| (secs * 1000.0) as i64);
+            let said = NewUtterance {
+                event_id: format!("{id}:turn:{n}"),
+                speaker: turn.speaker,
+                text: turn.text,
+                said_at: rfc3339(began_at.saturating_add(after_ms)),
+                source_sequence: None,
+                source: None,
+                at_ms: self.context.lifecycle.clock.now_ms(),
+            };
+            store.say(id, said).await?;
+        }
+        Ok(())
+    }
+
+    /// Asks for a call's record and takes it up. Of a call that is up, as far as we know, its end too, if that is what its provider
+    /// says; while it says that the call is up, nothing changes.
+    pub(super) async fn ask_record(&self, record: &CallRecord, by: &'static str, due_at: Option<UnixMs>) -> Asked {
+        let Some(account) = self.record_account(record) else { return Asked::NoWay };
+        let (found, complete, event) = match self.provider.look_up_record(account, record).await {
+            Ok(LookedUpRecord::Found { record, complete, event }) => (record, complete, event),
+            Ok(LookedUpRecord::Absent) => return Asked::Absent,
+            Err(AskError::NoWay(..)) => return Asked::NoWay,
+            Err(AskError::Limited { retry_after_secs }) => {
+                let code = account.provider.refusal.provider_429_code.clone();
+                return Asked::Limited { code, retry_after_secs };
+            }
+            Err(error) => return Asked::Failed(error.to_string()),
+        };
+        if record.phase != Phase::Ended {
+            if !matches!(event, Some(Event::Ended(..))) {
+                return Asked::StillUp;
+            }
+            // A conversation that is over is no end of a call that its carrier still has.
+            let by = Some(self.context.voucher(std::slice::from_ref(&account.name), None));
+            let change = Change { event, by, ..self.context.lifecycle.change(&record.id, "poll") };
+            match self.context.lifecycle.apply(change).boxed().await {
+                Err(error) => return Asked::Store(error),
+                Ok(Some(applied)) if applied.ended_a_part => return Asked::StillUp,
+                Ok(_) => {}
+            }
+        }
+        match self.put_record(record, account, *found, complete, by, due_at).await {
+            Ok(put) => {
+                if put == Put::Complete {
+                    self.context.lifecycle.metrics.record(account.name.as_str(), "asked");
+                    info!(call = %record.id, account = %account.name, by, "post-call record fetched");
+                }
+                Asked::Kept
+            }
+            Err(error) => Asked::Store(error),
+        }
+    }
+
+    /// Looks for calls whose record is missing [`Settings::record_wait`](crate::calls::Settings::record_wait) after their end, and asks for those that are due:
+    /// some at a time, each a few times. For one process at a time; that two do it harms nothing.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn seek_records(&self, searched: &mut Searched) -> Result<()> {
+        let store = &self.context.lifecycle.store;
+        let now_ms = self.context.lifecycle.clock.now_ms();
+        let wait_ms = i64::try_from(self.context.settings.record_wait.as_millis()).unwrap_or(i64::MAX);
+        let until_ms = now_ms.saturating_sub(wait_ms);
+        let from_ms = searched.until_ms.unwrap_or(until_ms - LOOK_BACK_MS);
+        let missing = store.unrecorded(from_ms - LATE_MS, until_ms, STEP).await?;
+        let is_step = missing.len() >= STEP as usize;
+        let last_ms = missing.last().map_or(until_ms, |(_, ended_at)| *ended_at);
+        if !missing.is_empty() {
+            store.expect_post_calls(missing.into_iter().map(|(call, _)| call).collect(), now_ms).await?;
+        }
+        searched.until_ms = Some(if is_step { last_ms } else { until_ms });
+        for (call, tries) in store.due_post_calls(now_ms, ASKED_AT_ONCE).await? {
+            let Some(record) = store.call(&call).await? else {
+                store.missed_post_call(&call, "its call is forgotten", None).await?;
+                continue;
+            };
+            let again = RETRY_DELAYS_SECS.get(tries as usize).map(|secs| now_ms + secs * 1000);
+            let (why, again) = match Box::pin(self.ask_record(&record, "poll", again)).await {
+                Asked::Kept => continue,
+                // One that cannot be written must not keep the others from their turn.
+                Asked::Store(error) if store.ping().await.is_ok() => (error.to_string(), again),
+                Asked::Store(error) => return Err(error),
+                Asked::NoWay => ("nobody can be asked for it".to_owned(), None),
+                Asked::Absent => ("the provider has no record of it".to_owned(), again),
+                Asked::Failed(why) => (why, again),
+                Asked::Limited { .. } => ("the provider was asked too often".to_owned(), again),
+                Asked::StillUp => ("the call is up".to_owned(), again),
+            };
+            if again.is_none() {
+                self.context.lifecycle.metrics.record(record.facts.account.as_str(), "missing");
+                warn!(%call, why, "post-call record missing");
+            }
+            store.missed_post_call(&call, &why, again).await?;
+        }
+        Ok(())
+    }
+
+    /// Where what was said is not to be kept, takes it off the record [`Settings::record_wait`](crate::calls::Settings::record_wait) after its call's end: until
+    /// then who follows the call can read it. What was kept before less was to be kept goes, too: after a start and after each such
+    /// change all ended calls are looked through once, some in each step. For one process at a time; that two do it harms nothing.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn redact(&self, redacted: &mut Redacted) -> Result<()> {
+        let privacies = self.context.policy.privacies();
+        if privacies.of_all() == Some(Privacy::Keep) {
+            *redacted = Redacted::default();
+            return Ok(());
+        }
+        if redacted.by != *privacies {
+            *redacted = Redacted { by: privacies.clone(), until: Place::default() };
+        }
+        let until_ms = self.over_before_ms();
+        let store = &self.context.lifecycle.store;
+        // Those that ended a moment ago are looked at again: their ends may be on record late.
+        let mut after = redacted.until.clone();
+        for _ in 0..PAGES {
+            let page = store.ended_calls(&after, until_ms, PAGE).await?;
+            for keep in [Privacy::Hash, Privacy::None] {
+                let kept = |business: &str| match BusinessId::parse(business) {
+                    Ok(business) => redacted.by.of(&business),
+                    Err(_) => redacted.by.strictest(),
+                };
+                let of = page.iter().filter(|call| kept(&call.business) == keep);
+                let calls: Vec<String> = of.map(|call| call.id.clone()).collect();
+                if !calls.is_empty() {
+                    store.redact(&calls, keep).await?;
+                }
+            }
+            let Some(last) = page.last() else { break };
+            after = (last.ended_at, last.id.clone());
+            redacted.until = after.clone().min((until_ms - LATE_MS, String::new()));
+            if page.len() < PAGE as usize {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Calls that ended by then are over for good: of what was said in them only that is kept which is to be kept.
+    pub(super) fn over_before_ms(&self) -> UnixMs {
+        let wait_ms = i64::try_from(self.context.settings.record_wait.as_millis()).unwrap_or(i64::MAX);
+        self.context.lifecycle.clock.now_ms().saturating_sub(wait_ms)
+    }
+
+    /// What is kept of a text that was said in a call and is heard only now.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn text_kept_now(&self, call: &CallId, text: &str) -> Result<String> {
+        let privacies = self.context.policy.privacies();
+        let is_over = |record: &CallRecord| record.ended_at.is_some_and(|at| at <= self.over_before_ms());
+        let keep = match privacies.of_all() {
+            Some(Privacy::Keep) => Privacy::Keep,
+            _ => match self.context.lifecycle.store.call(call).await? {
+                Some(record) if is_over(&record) => privacies.of(&record.facts.business),
+                _ => Privacy::Keep,
+            },
+        };
+        Ok(text_kept(keep, text))
+    }
+
+    /// Whether bodies that hold what was said in a call are forgotten once they are not needed any more. Of a call that nobody
+    /// knows: if they are of any.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn forgets_bodies(&self, call: Option<&CallId>) -> Result<bool> {
+        let privacies = self.context.policy.privacies();
+        let keep = match (privacies.of_all(), call) {
+            (Some(same), _) => same,
+            (None, None) => privacies.strictest(),
+            (None, Some(call)) => match self.context.lifecycle.store.call(call).await? {
+                Some(record) => privacies.of(&record.facts.business),
+                None => privacies.strictest(),
+            },
+        };
+        Ok(keep != Privacy::Keep)
+    }
+}

@@ -1,0 +1,141 @@
+//! Webhooks that their provider switches off by itself once it could not deliver them for long: whether they still come. They are
+//! watched by what the record says of the latest calls, so that it matters not which replica a webhook came to.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::records::PostCallRecords;
+use crate::calls::context::Context;
+use crate::clock::{UnixMs, rfc3339};
+use crate::ids::AccountName;
+use crate::provider::account::Account;
+use crate::provider::description::Webhook;
+use crate::store::{HookAsked, Result};
+
+/// How often it is looked.
+const POLL_INTERVAL: Duration = Duration::from_secs(10);
+/// The latest calls that are looked at.
+const CALLS: u32 = 200;
+/// So many in a row without the webhook are no accident: half of what it takes ElevenLabs to switch one off (facts A4.3: ten
+/// failures in a row).
+const LATE_CALLS: u32 = 5;
+/// Calls and webhooks of before are not looked at. ElevenLabs switches no webhook off whose last success is younger (facts A4.3).
+const LOOK_BACK_MS: i64 = 7 * 24 * 3_600_000;
+
+/// How a webhook that brings records has come lately.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HookSeen {
+    /// Its name in the description.
+    pub webhook: String,
+    /// When it came last, for one of the latest calls of a week.
+    pub last_came_at: Option<String>,
+    /// For how many of the latest answered calls in a row it did not come, of 200 at most.
+    pub missed_in_a_row: u32,
+    /// These are too many.
+    pub late: bool,
+    #[serde(skip)]
+    last_ms: Option<UnixMs>,
+    #[serde(skip)]
+    look_at: String,
+}
+
+impl PostCallRecords {
+    /// How the watched webhooks of an account have come lately.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn hooks_seen(&self, account: &Account) -> Result<Vec<HookSeen>> {
+        let now_ms = self.context.lifecycle.clock.now_ms();
+        let watched = account.provider.webhooks.iter().filter_map(|hook| Some((hook, hook.watched.as_ref()?)));
+        let mut all = vec![];
+        for (hook, look_at) in watched {
+            let asked = HookAsked {
+                account: account.name.to_string(),
+                events: events_of(hook),
+                since_ms: now_ms - LOOK_BACK_MS,
+                until_ms: self.over_before_ms(),
+                calls: CALLS,
+            };
+            let came = self.context.lifecycle.store.hook_came(asked).await?;
+            // Without a public URL none is expected, unless it came all the same.
+            let expected = self.context.settings.app.public_url.is_some() || came.last_at.is_some();
+            all.push(HookSeen {
+                webhook: hook.name.clone(),
+                last_came_at: came.last_at.map(rfc3339),
+                missed_in_a_row: came.missed_in_a_row,
+                late: expected && came.missed_in_a_row >= LATE_CALLS,
+                last_ms: came.last_at,
+                look_at: look_at.clone(),
+            });
+        }
+        Ok(all)
+    }
+}
+
+/// What of a webhook brings records.
+fn events_of(hook: &Webhook) -> Vec<String> {
+    hook.events.iter().filter(|event| event.record.is_some()).map(|event| event.name.clone()).collect()
+}
+
+/// Sees to the metrics of watched webhooks, and says once when one comes no longer, and when it comes again; `leads` says whether
+/// this process does. `newest` gives the newest generation.
+pub async fn watch_hooks(newest: impl Fn() -> Arc<PostCallRecords>, leads: impl Fn() -> bool, stop: CancellationToken) {
+    let (mut shown, mut late) = (BTreeMap::<AccountName, Vec<String>>::new(), BTreeSet::new());
+    loop {
+        let post_call = newest();
+        let context = &post_call.context;
+        let gone: Vec<AccountName> =
+            shown.keys().filter(|name| !context.accounts.contains_key(*name)).cloned().collect();
+        for name in gone {
+            for hook in shown.remove(&name).unwrap_or_default() {
+                context.lifecycle.metrics.hook_gone(name.as_str(), &hook);
+            }
+        }
+        for account in context.accounts.values() {
+            let seen = tokio::select! {
+                () = stop.cancelled() => return,
+                seen = Box::pin(post_call.hooks_seen(account)) => seen,
+            };
+            match seen {
+                Ok(seen) => {
+                    for hook in &seen {
+                        tell(context, account, hook, leads(), &mut late);
+                    }
+                    shown.insert(account.name.clone(), seen.into_iter().map(|hook| hook.webhook).collect());
+                }
+                Err(error) => warn!(account = %account.name, %error, "failed to read the webhook health of an account"),
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(POLL_INTERVAL) => {}
+        }
+    }
+}
+
+fn tell(
+    context: &Context,
+    account: &Arc<Account>,
+    hook: &HookSeen,
+    leads: bool,
+    late: &mut BTreeSet<(AccountName, String)>,
+) {
+    let last_secs = hook.last_ms.map(|ms| ms / 1000);
+    context.lifecycle.metrics.hook(account.name.as_str(), &hook.webhook, hook.missed_in_a_row, last_secs);
+    let key = (account.name.clone(), hook.webhook.clone());
+    let (account, webhook) = (&account.name, &hook.webhook);
+    if hook.late && late.insert(key.clone()) {
+        if leads {
+            let (missed, last_came_at) = (hook.missed_in_a_row, hook.last_came_at.as_deref());
+            warn!(%account, webhook, missed, last_came_at, "webhook missing for the latest answered calls; see {}", hook.look_at);
+        }
+    } else if !hook.late && late.remove(&key) && leads {
+        info!(%account, webhook, "webhook received again");
+    }
+}

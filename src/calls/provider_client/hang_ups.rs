@@ -1,0 +1,27 @@
+//! Calls that are being hung up, so that none is twice at once.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::ids::CallId;
+
+/// A hang-up that came to nothing is tried again after so long: longer than one checks its end.
+const HANG_UP_AGAIN: Duration = Duration::from_secs(10);
+
+/// See the module. Cloning is cheap.
+#[derive(Debug, Clone, Default)]
+pub(in crate::calls) struct HangUps(Arc<Mutex<HashMap<CallId, Instant>>>);
+
+impl HangUps {
+    /// Whether a hang-up of this call is to begin: none began a moment ago.
+    pub(super) fn begin(&self, call: &CallId) -> bool {
+        let mut begun = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        begun.retain(|_, at| at.elapsed() < HANG_UP_AGAIN);
+        if begun.contains_key(call) {
+            return false;
+        }
+        begun.insert(call.clone(), Instant::now());
+        true
+    }
+}

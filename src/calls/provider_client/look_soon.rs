@@ -1,0 +1,59 @@
+//! A call that may be over at once: it is asked for before the sweep comes to it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::debug;
+
+use super::ask::ProviderClient;
+use super::lookup::LookedUp;
+use crate::call::{Event, Phase};
+use crate::ids::CallId;
+use crate::provider::description::OWN_ID_KIND;
+use crate::store::Change;
+
+/// Pauses before it is asked for.
+const PAUSES: [Duration; 4] =
+    [Duration::from_millis(300), Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4)];
+
+impl ProviderClient {
+    /// Asks for a call a few times within seconds, until it is over or talks. What is not answered then is left to the sweep.
+    pub fn look_soon(self: &Arc<Self>, call: &CallId) {
+        let (this, call) = (self.clone(), call.clone());
+        self.context.tasks.spawn(async move {
+            for pause in PAUSES {
+                tokio::time::sleep(pause).await;
+                if Box::pin(this.look_once(&call)).await {
+                    return;
+                }
+            }
+        });
+    }
+
+    /// `true`: nothing more is to be learnt.
+    async fn look_once(&self, call: &CallId) -> bool {
+        let record = match self.context.lifecycle.store.call(call).await {
+            Ok(Some(record)) if record.phase != Phase::Ended => record,
+            Ok(_) => return true,
+            Err(_) => return false,
+        };
+        let found = match self.look_up(&record).await {
+            Ok(LookedUp::Found(found)) => found,
+            Ok(LookedUp::Absent) => return false,
+            Err(error) => {
+                debug!(%call, %error, "failed to look up a call");
+                return false;
+            }
+        };
+        let event = found.event.map(|event| match event {
+            Event::Reached(phase) => Event::Reached(phase.max(record.phase)),
+            end => end,
+        });
+        let bind = found.aliases.into_iter().filter(|alias| alias.kind != OWN_ID_KIND).collect();
+        let change = Change { event, bind, absent: Some(false), ..self.context.lifecycle.change(call, "poll") };
+        match self.context.lifecycle.apply(change).await {
+            Ok(_) => matches!(event, Some(Event::Ended(..) | Event::Reached(Phase::Live))),
+            Err(_) => false,
+        }
+    }
+}

@@ -1,0 +1,412 @@
+//! Where calls stand, as their provider knows.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, Method, Response};
+
+use super::ask::{AskError, ProviderClient, Unreadable};
+use crate::call::{Direction, EndProof, Event};
+use crate::clock::UnixMs;
+use crate::ids::Alias;
+use crate::net::retry_after_secs;
+use crate::provider::account::Account;
+use crate::provider::description::{CallFacts, DirectionWord, Group, List, Lookup, NextPage, PostCall, StateWord};
+use crate::provider::render::{Target, render};
+use crate::provider::select::{Document, Flaw, Message, Selector};
+use crate::store::CallRecord;
+
+/// Pages of a list that are read at most: 100 pages of 100 conversations are more than any account may hold at once.
+const PAGES_MAX: usize = 100;
+
+/// What a provider was asked for, as metrics name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Question {
+    /// One call or batch.
+    Lookup,
+    /// The live calls.
+    List,
+    /// How many live calls there are.
+    Count,
+    /// A subaccount.
+    Subaccount,
+}
+
+impl Question {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Question::Lookup => "lookup",
+            Question::List => "list",
+            Question::Count => "count",
+            Question::Subaccount => "subaccount",
+        }
+    }
+}
+
+/// What a provider's record says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Where the call stands.
+    pub event: Option<Event>,
+    /// Why that cannot be read.
+    pub unread: Option<Unreadable>,
+    /// Its ids.
+    pub aliases: Vec<Alias>,
+    /// What policy selects by.
+    pub facts: CallFacts,
+    /// Who called, where its record says so.
+    pub direction: Option<Direction>,
+    /// It is a telephone call.
+    pub phone: bool,
+    /// It is a part of another call.
+    pub is_part: bool,
+    /// The order for many calls that it is one of.
+    pub member_of: Vec<Alias>,
+}
+
+/// The answer to a look-up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LookedUp {
+    /// The provider has a record.
+    Found(Found),
+    /// It has none.
+    Absent,
+}
+
+/// What a provider's record of an order for many calls says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LookedUpGroup {
+    /// There is one.
+    Found {
+        /// Live while it may make calls, ended once it makes no more.
+        event: Event,
+        /// How many calls at once it makes, if the record says so.
+        slots: Option<u32>,
+    },
+    /// There is none.
+    Absent,
+}
+
+/// The answer to the question for a call's record after its end.
+#[derive(Debug, Clone, PartialEq)]
+pub enum LookedUpRecord {
+    /// It has one.
+    Found {
+        /// What it tells.
+        record: Box<PostCall>,
+        /// Whether that is all.
+        complete: bool,
+        /// Where the call stands.
+        event: Option<Event>,
+    },
+    /// It has no record.
+    Absent,
+}
+
+/// One call of a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Its id.
+    pub alias: Alias,
+    /// Where it stands.
+    pub event: Option<Event>,
+    /// What policy selects by.
+    pub facts: CallFacts,
+    /// Which side placed it.
+    pub direction: Direction,
+    /// When it came to be.
+    pub created_at: Option<UnixMs>,
+}
+
+pub(super) fn message<'a>(body: &'a Document, none: &'a (BTreeMap<String, String>, HeaderMap)) -> Message<'a> {
+    Message { body, query: &[], path: &none.0, headers: &none.1 }
+}
+
+impl ProviderClient {
+    /// The body of an answer; what of it cannot be read is counted, and the whole of it is an error.
+    pub(super) fn understood(
+        &self,
+        account: &Account,
+        source: Question,
+        response: &Response<bytes::Bytes>,
+    ) -> Result<Document, AskError> {
+        let content_type = response.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
+        let read = Document::read(content_type, response.body(), &[]);
+        let flaw = match read.document {
+            Document::Json(_) => read.flaw,
+            // A page of HTML is none.
+            _ => Some(Flaw::Unreadable),
+        };
+        if let Some(flaw) = flaw {
+            self.context.lifecycle.metrics.unreadable(account.name.as_str(), source.as_str(), flaw.as_str());
+        }
+        match flaw {
+            Some(Flaw::Unreadable) => Err(AskError::Unreadable(Unreadable::NoDocument("JSON"))),
+            _ => Ok(read.document),
+        }
+    }
+
+    fn no_state(&self, account: &Account, state: &StateWord, message: &Message<'_>) -> Unreadable {
+        self.context.lifecycle.metrics.unreadable(account.name.as_str(), "lookup", "unknown_state");
+        state.word(message).map_or(Unreadable::NoState, Unreadable::UnknownState)
+    }
+
+    /// Asks for one call, at its accounts that can be asked with an id that it has. The first record that can be read decides;
+    /// the call is absent only if all of them say so. Of a call that its carrier brought, only the carrier is asked.
+    pub async fn look_up(&self, record: &CallRecord) -> Result<LookedUp, AskError> {
+        if let Some(holder) = self.context.holder_of(record)
+            && let Some(lookup) = &holder.provider.lookup
+        {
+            return match self.look_up_at(holder, lookup, record).await? {
+                LookedUp::Found(Found { unread: Some(why), .. }) => Err(AskError::Unreadable(why)),
+                looked => Ok(looked),
+            };
+        }
+        let (mut failed, mut absent, mut record) = (None, false, Cow::Borrowed(record));
+        for account in self.context.accounts_of(&record) {
+            let Some(lookup) = &account.provider.lookup else { continue };
+            if record.alias(&lookup.needs).is_none() {
+                continue;
+            }
+            match self.look_up_at(account, lookup, &record).await {
+                Ok(LookedUp::Found(Found { unread: Some(why), aliases, .. })) => {
+                    // It may tell by which id its carrier knows the call.
+                    record.to_mut().aliases.extend(aliases);
+                    failed = Some(AskError::Unreadable(why));
+                }
+                Ok(found @ LookedUp::Found(_)) => return Ok(found),
+                // Its record may have been deleted while the carrier's says that the call goes on.
+                Ok(LookedUp::Absent) => absent = true,
+                Err(error) => failed = Some(error),
+            }
+        }
+        match failed {
+            Some(error) => Err(error),
+            None if absent => Ok(LookedUp::Absent),
+            None => Err(AskError::NoWay(record.facts.account.clone(), "the call has no id that it knows")),
+        }
+    }
+
+    /// Asks for an order for many calls.
+    pub async fn look_up_group(&self, account: &Account, group: &Group, id: &Alias) -> Result<LookedUpGroup, AskError> {
+        let value = |name: &str| account.value(name).or_else(|| (name == id.kind).then(|| id.id.as_str().into()));
+        let path = render(&group.path, Target::Url, value)?;
+        let response = self.ask(account, Method::GET, &path, None).await?;
+        let status = response.status().as_u16();
+        if group.absent.contains(&status) {
+            return Ok(LookedUpGroup::Absent);
+        }
+        if !response.status().is_success() {
+            return Err(AskError::Status(status));
+        }
+        let (body, none) = (self.understood(account, Question::Lookup, &response)?, Default::default());
+        let message = message(&body, &none);
+        let number = |selector: &Selector| selector.text(&message)?.parse::<u32>().ok();
+        let slots = group.slots.iter().filter_map(number).min().map(|n| n.max(1));
+        let event = group.state.read(&message, EndProof::Provider);
+        let event = event.ok_or_else(|| AskError::Unreadable(self.no_state(account, &group.state, &message)))?;
+        Ok(LookedUpGroup::Found { event, slots })
+    }
+
+    async fn look_up_at(&self, account: &Account, lookup: &Lookup, record: &CallRecord) -> Result<LookedUp, AskError> {
+        let path = self.path(account, Some(record), &lookup.path)?;
+        self.read_record(account, lookup, &path).await
+    }
+
+    /// Asks for a call that is known by an id alone.
+    pub async fn look_up_alias(&self, account: &Account, alias: &Alias) -> Result<LookedUp, AskError> {
+        self.look_up_alias_of(account, alias, None).await
+    }
+
+    /// The same, of a call of a subaccount.
+    pub(in crate::calls) async fn look_up_alias_of(
+        &self,
+        account: &Account,
+        alias: &Alias,
+        subaccount: Option<&str>,
+    ) -> Result<LookedUp, AskError> {
+        let no_way = || AskError::NoWay(account.name.clone(), "its provider has no look-up by this id");
+        let lookup = account.provider.lookup.as_ref().filter(|l| l.needs == alias.kind).ok_or_else(no_way)?;
+        let own = account.provider.subaccounts.as_ref().map(|rule| format!("account.{}", rule.own));
+        let value = |name: &str| {
+            let other = subaccount.filter(|_| own.as_deref() == Some(name)).map(Into::into);
+            other.or_else(|| account.value(name)).or_else(|| (name == alias.kind).then(|| alias.id.as_str().into()))
+        };
+        let path = render(&lookup.path, Target::Url, value)?;
+        self.read_record(account, lookup, &path).await
+    }
+
+    /// Asks an account for what it tells of a call after its end.
+    pub async fn look_up_record(&self, account: &Account, record: &CallRecord) -> Result<LookedUpRecord, AskError> {
+        let no_way = || AskError::NoWay(account.name.clone(), "its provider tells nothing of ended calls");
+        let lookup = account.provider.lookup.as_ref().ok_or_else(no_way)?;
+        let rules = lookup.record.as_ref().ok_or_else(no_way)?;
+        let path = self.path(account, Some(record), &lookup.path)?;
+        let response = self.ask(account, Method::GET, &path, None).await?;
+        let status = response.status().as_u16();
+        if lookup.absent.contains(&status) {
+            return Ok(LookedUpRecord::Absent);
+        }
+        if status == 429 {
+            let retry_after_secs = retry_after_secs(response.headers(), self.context.lifecycle.clock.now_ms());
+            return Err(AskError::Limited { retry_after_secs });
+        }
+        if !response.status().is_success() {
+            return Err(AskError::Status(status));
+        }
+        let (body, none) = (self.understood(account, Question::Lookup, &response)?, Default::default());
+        let message = message(&body, &none);
+        let (record, complete) = rules.read(&message);
+        let event = lookup.state.read(&message, EndProof::Provider);
+        Ok(LookedUpRecord::Found { record: Box::new(record), complete, event })
+    }
+
+    async fn read_record(&self, account: &Account, lookup: &Lookup, path: &str) -> Result<LookedUp, AskError> {
+        let response = self.ask(account, Method::GET, path, None).await?;
+        let status = response.status().as_u16();
+        if lookup.absent.contains(&status) {
+            return Ok(LookedUp::Absent);
+        }
+        if !response.status().is_success() {
+            return Err(AskError::Status(status));
+        }
+        let (body, none) = (self.understood(account, Question::Lookup, &response)?, Default::default());
+        let message = message(&body, &none);
+        let event = lookup.state.read(&message, EndProof::Provider);
+        Ok(LookedUp::Found(Found {
+            event,
+            unread: event.is_none().then(|| self.no_state(account, &lookup.state, &message)),
+            aliases: lookup.ids.read(&message),
+            facts: lookup.facts.read(&message, direction_of(lookup.direction.as_ref(), &message)),
+            direction: lookup.direction.as_ref().map(|word| direction_of(Some(word), &message)),
+            phone: lookup.phone.is_empty() || lookup.phone.holds(&message),
+            is_part: !lookup.skip.is_empty() && lookup.skip.holds(&message),
+            member_of: lookup.member_of.read(&message),
+        }))
+    }
+
+    /// The account's live calls.
+    pub async fn list_live(&self, account: &Account) -> Result<Vec<Listed>, AskError> {
+        let list = account.provider.list.as_ref();
+        let list = list.ok_or_else(|| AskError::NoWay(account.name.clone(), "its provider lists no calls"))?;
+        let mut all = Vec::new();
+        for template in &list.paths {
+            let path = self.path(account, None, template)?;
+            all.extend(self.pages(account, list, path).await?);
+        }
+        Ok(all)
+    }
+
+    /// How many live calls the account counts; `None` where its provider does not say.
+    pub async fn count_live(&self, account: &Account) -> Result<Option<usize>, AskError> {
+        let Some(count) = &account.provider.count else { return Ok(None) };
+        let path = self.path(account, None, &count.path)?;
+        let response = self.ask(account, Method::GET, &path, None).await?;
+        if !response.status().is_success() {
+            return Err(AskError::Status(response.status().as_u16()));
+        }
+        let (body, none) = (self.understood(account, Question::Count, &response)?, Default::default());
+        let text = count.value.text(&message(&body, &none));
+        let number = text.and_then(|t| t.parse().ok());
+        number.map(Some).ok_or(AskError::Unreadable(Unreadable::NoDocument("number of calls")))
+    }
+
+    /// Calls that an order whose answer was lost may have made.
+    pub async fn find(&self, account: &Account, record: &CallRecord) -> Result<Vec<Listed>, AskError> {
+        let no_way = || AskError::NoWay(account.name.clone(), "its provider cannot search for lost creates");
+        let group = self.context.group_of(record);
+        let find = if group.is_some() { group.and_then(|g| g.find.as_ref()) } else { account.provider.find.as_ref() };
+        let find = find.ok_or_else(no_way)?;
+        let path = self.path(account, Some(record), find.path.as_deref().ok_or_else(no_way)?)?;
+        let listed = self.pages(account, find, path).await?;
+        // A second is what providers' stamps are worth.
+        let since_ms = record.admitted_at - 1_000;
+        let fits = |one: &Listed| one.facts.agent.is_none() || one.facts.agent == record.facts.agent;
+        Ok(listed.into_iter().filter(|one| one.created_at.is_none_or(|at| at >= since_ms) && fits(one)).collect())
+    }
+
+    async fn pages(&self, account: &Account, list: &List, first: String) -> Result<Vec<Listed>, AskError> {
+        let (mut all, mut path) = (Vec::new(), first.clone());
+        for _ in 0..PAGES_MAX {
+            let response = self.ask(account, Method::GET, &path, None).await?;
+            if !response.status().is_success() {
+                return Err(AskError::Status(response.status().as_u16()));
+            }
+            let body = self.understood(account, Question::List, &response)?;
+            let no_list = AskError::Unreadable(Unreadable::NoDocument("list of calls"));
+            let items = list.items.list(&body).ok_or(no_list)?;
+            all.extend(items.iter().filter_map(|item| listed(list, item)));
+            let none = Default::default();
+            let whole = message(&body, &none);
+            let next = match &list.next {
+                Some(NextPage::Uri { uri }) => uri.text(&whole).map(|uri| path_of(&uri)),
+                Some(NextPage::Cursor { cursor, param }) => cursor.text(&whole).map(|cursor| {
+                    let escaped: String = form_urlencoded::byte_serialize(cursor.as_bytes()).collect();
+                    format!("{first}&{param}={escaped}")
+                }),
+                None => None,
+            };
+            match next {
+                Some(next) if !next.is_empty() && next != path => path = next,
+                _ => return Ok(all),
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// The path and query of a next-page link. Only these: a link must not send our credentials to another host.
+fn path_of(uri: &str) -> String {
+    match uri.parse::<http::Uri>() {
+        Ok(parsed) => parsed.path_and_query().map(|p| p.as_str().to_owned()).unwrap_or_default(),
+        Err(_) => String::new(),
+    }
+}
+
+fn direction_of(word: Option<&DirectionWord>, message: &Message<'_>) -> Direction {
+    word.and_then(|word| word.read(message)).unwrap_or(Direction::Outbound)
+}
+
+fn listed(list: &List, item: &serde_json::Value) -> Option<Listed> {
+    let (body, none) = (Document::Json(item.clone()), Default::default());
+    let message = message(&body, &none);
+    if !list.skip.is_empty() && list.skip.holds(&message) {
+        return None;
+    }
+    let created_at = list.created_at.as_ref().and_then(|s| s.text(&message)).and_then(|text| {
+        if let Ok(secs) = text.parse::<i64>() {
+            return secs.checked_mul(1000);
+        }
+        let time = jiff::fmt::rfc2822::parse(&text).ok()?;
+        Some(time.timestamp().as_millisecond())
+    });
+    let direction = direction_of(list.direction.as_ref(), &message);
+    Some(Listed {
+        alias: Alias::new(&list.id.kind, &list.id.from.text(&message)?)?,
+        event: list.state.read(&message, EndProof::Provider),
+        facts: list.facts.read(&message, direction),
+        direction,
+        created_at,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::provider::Registry;
+
+    #[test]
+    fn whose_a_number_is_follows_from_who_placed_the_call() {
+        let registry = Registry::new(&[]).unwrap();
+        let list = registry.get("twilio").unwrap().list.as_ref().unwrap();
+        let item = |direction| {
+            serde_json::json!({
+                "sid": "CA1", "status": "ringing", "from": "+15550000001", "to": "+15550000002", "direction": direction,
+            })
+        };
+        let own = |direction| listed(list, &item(direction)).unwrap().facts.own_number.unwrap();
+        assert_eq!(own("outbound-api"), "+15550000001");
+        assert_eq!(own("inbound"), "+15550000002", "the caller's number is nobody's business");
+    }
+}

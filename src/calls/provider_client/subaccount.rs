@@ -1,0 +1,37 @@
+//! Subaccounts: what an account's credentials can also ask for.
+
+use http::Method;
+
+use super::ask::{AskError, ProviderClient};
+use super::lookup::{Question, message};
+use crate::provider::account::Account;
+use crate::provider::render::{Target, render};
+use crate::provider::secret::Secret;
+
+impl ProviderClient {
+    /// What a subaccount signs with; `None` if it is none of this account's.
+    ///
+    /// # Errors
+    /// The provider cannot be asked, or has none.
+    pub async fn subaccount_token(&self, account: &Account, id: &str) -> Result<Option<Secret>, AskError> {
+        let no_way = || AskError::NoWay(account.name.clone(), "its provider has no subaccounts");
+        let rule = account.provider.subaccounts.as_ref().ok_or_else(no_way)?;
+        let own = account.secrets.get(&rule.own).ok_or_else(no_way)?;
+        let value = |name: &str| account.value(name).or_else(|| (name == "subaccount").then(|| id.into()));
+        let path = render(&rule.path, Target::Url, value)?;
+        let response = self.ask(account, Method::GET, &path, None).await?;
+        let status = response.status().as_u16();
+        if rule.absent.contains(&status) {
+            return Ok(None);
+        }
+        if !response.status().is_success() {
+            return Err(AskError::Status(status));
+        }
+        let (body, none) = (self.understood(account, Question::Subaccount, &response)?, Default::default());
+        let message = message(&body, &none);
+        if rule.owner.text(&message).as_deref() != Some(own.expose()) {
+            return Ok(None);
+        }
+        Ok(rule.token.text(&message).filter(|token| !token.is_empty()).map(|token| Secret::new(&token)))
+    }
+}

@@ -1,0 +1,284 @@
+//! The one place that turns a rejection into a response. [`Rejections::respond`] logs it, counts it, records it and writes it; the
+//! bytes of a rejection cannot be had without it ([`NoteRejection`]).
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::Response;
+use tracing::{info, warn};
+
+use super::context::Context;
+use super::rejection_log::RejectionLog;
+use super::sdk_retries::SdkRetries;
+use crate::admission::LimitExceeded;
+use crate::call::Direction;
+use crate::ids::{AccountName, CallId, mask_number};
+use crate::policy::{Bound, Facts};
+use crate::provider::account::Account;
+use crate::provider::description::LimitClass;
+use crate::reply::{Disposition, NoteRejection, Observed, Rejection, RejectionCode, ResponseStyle};
+use crate::store::RefusalRecord;
+
+/// The code of an inbound call that a limit had no slot for (contract §1).
+const CAPACITY_INBOUND: &str = "capacity_inbound";
+
+/// Which requests are rejected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RequestKind {
+    /// It creates calls: its rejection is logged, counted and recorded.
+    Create,
+    /// It does not, as far as is known: it is only answered.
+    Other,
+}
+
+/// What of a request its rejection is logged, counted and recorded with.
+#[derive(Debug, Clone, Copy)]
+pub struct RejectedRequest<'a> {
+    /// Whether it would create calls.
+    pub kind: RequestKind,
+    /// Whose capacity it would have used.
+    pub account: &'a Account,
+    /// The business, or what names itself so.
+    pub business: &'a str,
+    /// Its plan.
+    pub plan: &'a str,
+    /// Which side places the call.
+    pub direction: Direction,
+    /// Who is called.
+    pub to: Option<&'a str>,
+    /// The client sleeps on `Retry-After` inside the app's request.
+    pub sdk_sleeps: bool,
+    /// What the tries of one request have in common: they are one rejection.
+    pub retry_key: Option<&'a str>,
+}
+
+/// What outlives a reload.
+#[derive(Debug, Clone, Default)]
+pub(super) struct RejectionState {
+    log: RejectionLog,
+    retries: SdkRetries,
+}
+
+/// See the module.
+pub struct Rejections {
+    context: Arc<Context>,
+    state: RejectionState,
+}
+
+/// One rejection of one request, about to be answered.
+struct Noted<'a> {
+    by: &'a Rejections,
+    of: &'a RejectedRequest<'a>,
+    is_retry: bool,
+}
+
+impl NoteRejection for Noted<'_> {
+    fn note(&self, rejection: &Rejection) {
+        let (of, context) = (self.of, &self.by.context);
+        match (of.kind, rejection.code.disposition()) {
+            (RequestKind::Create, Disposition::NotCalled) => {}
+            (RequestKind::Create, Disposition::Unknown) => {
+                return context.lifecycle.metrics.outcome_unknown(of.account.name.as_str());
+            }
+            (RequestKind::Create, Disposition::Called) | (RequestKind::Other, _) => return,
+        }
+        let code = rejection.code.as_str(&of.account.provider.refusal);
+        info!(
+            refusal = %rejection.id,
+            business = of.business,
+            plan = of.plan,
+            account = %of.account.name,
+            code,
+            limit = rejection.limit.as_ref().map(|(name, ..)| name.as_str()),
+            retry_after_secs = rejection.wait_secs(),
+            to = of.to.map(mask_number),
+            "refused"
+        );
+        if !self.is_retry {
+            let reason = rejection.code.metric_reason(&of.account.provider.refusal);
+            context.lifecycle.metrics.refused(reason, of.plan);
+        }
+        self.by.record(of.business, &of.account.name, of.direction, rejection, code, Recorded::Rejected);
+    }
+}
+
+/// Why a rejection is on record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Recorded {
+    /// It was given.
+    Rejected,
+    /// It would have been, were not everything only observed.
+    Observed,
+}
+
+impl Rejections {
+    pub(super) fn new(context: Arc<Context>, state: RejectionState) -> Self {
+        Self { context, state }
+    }
+
+    /// The response to a request that is rejected, or of which nobody knows what came of it.
+    ///
+    /// An SDK's tries of one request are one rejection: they have one id, and are counted once.
+    pub fn respond(&self, mut rejection: Rejection, of: &RejectedRequest<'_>) -> Response<Bytes> {
+        let told_secs = of.sdk_sleeps.then_some(self.context.settings.sdk_retry_after_max_secs);
+        let retried = rejection.code.disposition() == Disposition::NotCalled && rejection.wait_secs().is_some();
+        let key = of.retry_key.filter(|_| retried);
+        let is_retry = match told_secs.zip(key) {
+            Some((told_secs, key)) => {
+                let (id, is_retry) = self.state.retries.id_of(key, told_secs, rejection.id);
+                rejection.id = id;
+                is_retry
+            }
+            None => false,
+        };
+        if rejection.code.names_its_id() {
+            rejection.message = format!("{} [{}]", rejection.message, rejection.id);
+        }
+        let style = ResponseStyle { shape: &of.account.provider.refusal, retry_after_max_secs: told_secs };
+        rejection.into_response(style, &Noted { by: self, of, is_retry })
+    }
+
+    /// The response to a create of which nobody knows whether it made a call. Its slot is held.
+    pub(super) fn outcome_unknown(&self, of: &RejectedRequest<'_>, call: &CallId, why: &str) -> Response<Bytes> {
+        warn!(%call, why, "create outcome unknown; the slot is held until the provider was asked");
+        let message = format!(
+            "It is not known whether the call was dialled: {why}. Do not send it again; its slot is held until {} was asked. [{call}]",
+            of.account.provider.name
+        );
+        self.respond(Rejection::new(RejectionCode::OutcomeUnknown, message), of)
+    }
+
+    /// What a provider's own limit makes of a create. A limit of concurrent calls says that our view is stale: it is swept.
+    pub(super) fn of_provider_limit(&self, account: &Account, class: LimitClass, wait_secs: u32) -> Rejection {
+        let provider = &account.provider.name;
+        self.context.lifecycle.metrics.provider_limit(provider, account.name.as_str(), class.as_str());
+        if class == LimitClass::Concurrency {
+            self.context.sweep_requests.request(&account.name);
+        }
+        let why = match class {
+            LimitClass::Concurrency => "says that the account's calls at once are used up",
+            LimitClass::Rate => "takes no more requests just now",
+            LimitClass::Busy => "is overloaded",
+        };
+        let message = format!("Not dialled: {provider} {why}; try again in about {} s.", wait_secs.max(1));
+        Rejection {
+            retry_after_secs: Some(wait_secs),
+            provider_class: Some(class),
+            ..Rejection::new(RejectionCode::ProviderLimit, message)
+        }
+    }
+
+    /// What a full limit makes of a create or an inbound call.
+    pub(super) async fn of_full_limit(&self, facts: &Facts, full: &LimitExceeded) -> Rejection {
+        let lifecycle = &self.context.lifecycle;
+        let counts = lifecycle.capacity.counts().await.unwrap_or_default();
+        let (used, all) = (counts.calls.saturating_sub(counts.over_limit), lifecycle.policy.load().global_limit());
+        let retry_after_secs = full.free_in_ms.and_then(|ms| u32::try_from((ms + 999) / 1000).ok());
+        let rejection = Rejection { retry_after_secs, ..Rejection::new(RejectionCode::of_full(full), String::new()) };
+        let about = match (rejection.wait_secs(), full.free_in_ms) {
+            (Some(secs), Some(_)) => format!("; one is expected to end in about {secs} s"),
+            (Some(secs), None) => format!("; try again in about {secs} s"),
+            (None, _) => String::new(),
+        };
+        let who = &facts.business;
+        let message = match full.bound {
+            Bound::Rate(rate) => format!(
+                "Not dialled: limit {} allows {} creates in {} s{about}.",
+                full.limit,
+                rate.count,
+                rate.window_ms as f64 / 1000.0,
+            ),
+            Bound::Concurrent(0) => {
+                format!("Not dialled: calls are not available to {who} (limit {} is 0).", full.limit)
+            }
+            Bound::Concurrent(n) => format!(
+                "Not dialled: {who} meets limit {}, {} of {n} calls in use{about}. In all {used} of {all}.",
+                full.limit, full.current
+            ),
+        };
+        let bound = match full.bound {
+            Bound::Concurrent(n) => n,
+            Bound::Rate(rate) => rate.count,
+        };
+        let limit = Some((full.limit.to_string(), full.current, bound));
+        Rejection { message, limit, global: Some((used, all)), ..rejection }
+    }
+
+    /// Notes an inbound call that a limit had no slot for. What its caller meets is no response of this kind.
+    pub(super) async fn inbound(&self, call: &CallId, facts: &Facts, full: &LimitExceeded) {
+        let rejection = self.of_full_limit(facts, full).await;
+        self.context.lifecycle.metrics.refused(CAPACITY_INBOUND, "inbound");
+        info!(
+            %call,
+            refusal = %rejection.id,
+            business = %facts.business,
+            plan = facts.plan,
+            account = %facts.account,
+            limit = %full.limit,
+            from = facts.other_number.as_deref().map(mask_number),
+            "inbound refused"
+        );
+        let business = facts.business.as_str();
+        self.record(business, &facts.account, facts.direction, &rejection, CAPACITY_INBOUND, Recorded::Rejected);
+    }
+
+    // === observe mode ===
+
+    /// Whether a rejection only marks its request.
+    pub(super) fn only_marks(&self, rejection: &Rejection) -> bool {
+        self.context.observes() && rejection.code.observed() == Observed::Sent
+    }
+
+    /// Notes what would have rejected a request that is sent.
+    pub(super) fn observed(&self, rejection: &Rejection, of: &RejectedRequest<'_>) {
+        let code = rejection.code.as_str(&of.account.provider.refusal);
+        self.context.lifecycle.metrics.would_refuse(code);
+        info!(refusal = %rejection.id, business = of.business, account = %of.account.name, code, why = rejection.message, "would refuse");
+        self.record(of.business, &of.account.name, of.direction, rejection, code, Recorded::Observed);
+    }
+
+    /// Notes the limit that would have rejected a call that is admitted.
+    pub(super) async fn observed_full_limit(&self, account: &Account, facts: &Facts, full: &LimitExceeded) {
+        self.context.lifecycle.metrics.would_refuse(&full.limit);
+        let rejection = self.of_full_limit(facts, full).await;
+        let code = match facts.direction {
+            Direction::Inbound => CAPACITY_INBOUND,
+            Direction::Outbound => rejection.code.as_str(&account.provider.refusal),
+        };
+        let business = facts.business.as_str();
+        self.record(business, &facts.account, facts.direction, &rejection, code, Recorded::Observed);
+    }
+
+    /// Records beside the way of the request: a rejection must not wait for a disk.
+    fn record(
+        &self,
+        business: &str,
+        account: &AccountName,
+        direction: Direction,
+        rejection: &Rejection,
+        code: &str,
+        why: Recorded,
+    ) {
+        let lifecycle = &self.context.lifecycle;
+        let record = RefusalRecord {
+            id: rejection.id.clone(),
+            at: lifecycle.clock.now_ms(),
+            business: business.to_owned(),
+            account: account.to_string(),
+            direction: direction.to_string(),
+            code: code.to_owned(),
+            limit_name: rejection.limit.as_ref().map(|(name, ..)| name.clone()),
+            current: rejection.limit.as_ref().map(|(_, current, _)| *current),
+            limit: rejection.limit.as_ref().map(|(.., limit)| *limit),
+            observed: why == Recorded::Observed,
+            attempts: 1,
+            tell: lifecycle.tell,
+        };
+        self.state.log.record(record, &lifecycle.store, &self.context.tasks);
+    }
+}
+
+/// For a client that has gone before its request was admitted: it may be waiting on another connection by now.
+pub fn hung_up() -> Rejection {
+    Rejection::new(RejectionCode::ClientHungUp, "Not dialled: the client disconnected before the request was admitted.")
+}

@@ -1,0 +1,74 @@
+//! Rejections on their way to the store. They are written beside the way of the request, all that wait in one write: a burst of
+//! rejections must not take the store from the calls that are admitted.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio_util::task::TaskTracker;
+use tracing::warn;
+
+use crate::store::{RefusalRecord, Store};
+
+/// Rejections that may wait for the store. More are not recorded.
+const WAITING_MAX: usize = 1024;
+
+/// See the module. Cloning is cheap.
+#[derive(Debug, Clone, Default)]
+pub(super) struct RejectionLog(Arc<Mutex<Waiting>>);
+
+#[derive(Debug, Default)]
+struct Waiting {
+    records: Vec<RefusalRecord>,
+    /// A task writes, and looks here again when it is done.
+    is_writing: bool,
+}
+
+impl RejectionLog {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Records a rejection. One task at most writes; `tasks` waits for it.
+    pub(super) fn record(&self, record: RefusalRecord, store: &Arc<dyn Store>, tasks: &TaskTracker) {
+        let mut waiting = self.lock();
+        if waiting.records.len() >= WAITING_MAX {
+            drop(waiting);
+            return warn!(refusal = %record.id, "rejection not recorded: too many wait for the store");
+        }
+        waiting.records.push(record);
+        if !std::mem::replace(&mut waiting.is_writing, true) {
+            let writing = Writing(self.clone());
+            let store = store.clone();
+            tasks.spawn(async move { writing.write_all(&*store).await });
+        }
+    }
+}
+
+/// The task that writes.
+struct Writing(RejectionLog);
+
+impl Writing {
+    async fn write_all(self, store: &dyn Store) {
+        while let Some(records) = self.next() {
+            let count = records.len();
+            if let Err(error) = store.refused(records).await {
+                warn!(%error, count, "failed to record rejections");
+            }
+        }
+    }
+
+    /// What waits; without any, the next rejection starts a task of its own.
+    fn next(&self) -> Option<Vec<RefusalRecord>> {
+        let mut waiting = self.0.lock();
+        let records = std::mem::take(&mut waiting.records);
+        waiting.is_writing = !records.is_empty();
+        (!records.is_empty()).then_some(records)
+    }
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.lock().is_writing = false;
+        }
+    }
+}

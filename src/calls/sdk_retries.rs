@@ -1,0 +1,111 @@
+//! Rejections that an SDK may come back from: its tries of one request are one rejection.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::ids::RefusalId;
+
+/// Requests that are remembered. More are not.
+const REMEMBERED_MAX: usize = 50_000;
+/// An SDK that sleeps on `Retry-After` comes again no sooner than this; what comes sooner was sent beside it.
+const SDK_SLEEPS: Duration = Duration::from_millis(300);
+/// It comes again within this at most, however long it is told to wait.
+const SDK_GIVES_UP: Duration = Duration::from_secs(90);
+/// What it may take beyond the wait that it is told: jitter (a tenth of the wait in ElevenLabs' SDKs), the way, another connection.
+const SDK_DELAY: Duration = Duration::from_secs(2);
+/// It tries so often in all: two retries.
+const SDK_TRIES: u32 = 3;
+
+#[derive(Debug)]
+struct Rejected {
+    id: RefusalId,
+    at: Instant,
+    tries: u32,
+}
+
+/// See the module. Cloning is cheap.
+#[derive(Debug, Clone, Default)]
+pub(super) struct SdkRetries(Arc<Mutex<HashMap<String, Rejected>>>);
+
+impl SdkRetries {
+    fn rejected(&self) -> MutexGuard<'_, HashMap<String, Rejected>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The id of a rejection, and whether it is one that an SDK's earlier try of this request has met already; `fresh`, where it is
+    /// not. `told_secs`: the longest wait that the SDK is told; what comes later is another request.
+    pub(super) fn id_of(&self, key: &str, told_secs: u32, fresh: RefusalId) -> (RefusalId, bool) {
+        let told = Duration::from_secs(told_secs.into());
+        let mut all = self.rejected();
+        if let Some(before) = all.get_mut(key) {
+            let since = before.at.elapsed();
+            let is_retry = since >= SDK_SLEEPS
+                && since <= (told * 6 / 5 + SDK_DELAY).min(SDK_GIVES_UP)
+                && before.tries < SDK_TRIES;
+            if is_retry {
+                (before.tries, before.at) = (before.tries + 1, Instant::now());
+                return (before.id.clone(), true);
+            }
+        }
+        if all.len() >= REMEMBERED_MAX {
+            all.retain(|_, one| one.at.elapsed() < SDK_GIVES_UP);
+        }
+        if all.len() < REMEMBERED_MAX {
+            all.insert(key.to_owned(), Rejected { id: fresh.clone(), at: Instant::now(), tries: 1 });
+        }
+        (fresh, false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Moves what is remembered into the past.
+    fn pass(all: &SdkRetries, ms: u64) {
+        let mut rejected = all.rejected();
+        let one = rejected.get_mut("x").unwrap();
+        one.at = one.at.checked_sub(Duration::from_millis(ms)).unwrap();
+    }
+
+    #[test]
+    fn tries_of_an_sdk_are_one_rejection_and_parallel_ones_are_not() {
+        let all = SdkRetries::default();
+        let ask = || all.id_of("x", 1, RefusalId::new());
+        let (_, is_retry) = ask();
+        assert!(!is_retry);
+        let (id, is_retry) = ask();
+        assert!(!is_retry, "it was sent beside the first");
+        pass(&all, 1_000);
+        assert_eq!(ask(), (id.clone(), true));
+        pass(&all, 3_000);
+        assert_eq!(ask(), (id.clone(), true));
+        pass(&all, 1_000);
+        let (other, is_retry) = ask();
+        assert!(!is_retry && other != id, "an SDK tries three times");
+    }
+
+    #[test]
+    fn equal_requests_further_apart_than_an_sdk_waits_are_two_rejections() {
+        // How long the rejected are told to wait, how much later an equal request comes, and whether it is the same one.
+        for (told_secs, later_ms, same) in [
+            (1, 3_100, true),
+            (1, 3_300, false),
+            (1, 8_000, false),
+            (1, 16_000, false),
+            (10, 13_900, true),
+            (10, 14_200, false),
+            (600, 89_000, true),
+            (600, 91_000, false),
+            (0, 1_900, true),
+            (0, 2_100, false),
+        ] {
+            let all = SdkRetries::default();
+            all.id_of("x", told_secs, RefusalId::new());
+            pass(&all, later_ms);
+            let (_, is_retry) = all.id_of("x", told_secs, RefusalId::new());
+            assert_eq!(is_retry, same, "told {told_secs} s, {later_ms} ms later");
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! Accounts that are to be swept at once, as when a provider says that its limit is full where ours is not.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
+
+use crate::ids::AccountName;
+
+/// See the module. Cloning is cheap.
+#[derive(Debug, Clone, Default)]
+pub struct SweepRequests {
+    accounts: Arc<Mutex<BTreeSet<AccountName>>>,
+    notify: Arc<Notify>,
+}
+
+impl SweepRequests {
+    fn accounts(&self) -> MutexGuard<'_, BTreeSet<AccountName>> {
+        self.accounts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks for a sweep of this account.
+    pub fn request(&self, account: &AccountName) {
+        self.accounts().insert(account.clone());
+        self.notify.notify_waiters();
+    }
+
+    /// Whether a sweep of this account was asked for. The request is taken.
+    pub fn take(&self, account: &AccountName) -> bool {
+        self.accounts().remove(account)
+    }
+
+    /// Done at the next request, from the moment that it is enabled.
+    pub fn requested(&self) -> Notified<'_> {
+        self.notify.notified()
+    }
+}

@@ -1,0 +1,249 @@
+//! Parses what may be a create: read → which operation? → whose? → a [`CreateRequest`].
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use http::header::{CONTENT_ENCODING, HOST};
+use http::{HeaderMap, Request};
+use tracing::{debug, info, warn};
+
+use super::route::{BUSINESS_HEADER, Destination, captures, may_create_many, operation, sdk_sleeps};
+use crate::call::Direction;
+use crate::calls::Calls;
+use crate::calls::outbound::CreateRequest;
+use crate::calls::rejection::{RejectedRequest, RequestKind};
+use crate::ids::{Alias, BusinessId};
+use crate::net::headers::strip_hop_by_hop;
+use crate::net::{BodyError, Exchange, RelayTarget};
+use crate::policy::{Contradictions, Facts, Ignored, RequestAttributes, UnknownBusiness};
+use crate::provider::account::{Account, join};
+use crate::provider::description::Operation;
+use crate::provider::select::{Document, Flaw, Message};
+use crate::provider::sign::sha256_hex;
+use crate::reply::{Rejection, RejectionCode};
+
+/// The largest body of a create, in bytes. ElevenLabs' carry overrides and dynamic variables, Twilio's at most 4,000
+/// characters of TwiML: a megabyte is generous.
+pub const CREATE_BYTES_MAX: usize = 1024 * 1024;
+
+/// The largest body of a create that makes many calls, in bytes: 10,000 recipients with 1.6 KiB of variables each.
+pub const CREATE_MANY_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// What a request at the path of a create is.
+pub(super) enum Parsed {
+    /// It creates calls.
+    Create(Box<CreateRequest>),
+    /// It creates none, or is passed through as it is.
+    Other,
+}
+
+/// A create that is rejected before its facts are known.
+pub(super) struct Unparsed {
+    pub(super) rejection: Rejection,
+    direction: Direction,
+    /// The business that it shows, known or not.
+    business: String,
+    sdk_sleeps: bool,
+}
+
+impl Unparsed {
+    /// What is logged, counted and recorded of it.
+    pub(super) fn of<'a>(&'a self, account: &'a Account) -> RejectedRequest<'a> {
+        RejectedRequest {
+            kind: RequestKind::Create,
+            account,
+            business: &self.business,
+            plan: "unknown",
+            direction: self.direction,
+            to: None,
+            sdk_sleeps: self.sdk_sleeps,
+            retry_key: None,
+        }
+    }
+}
+
+/// Parses what may be a create; `target` is where it would be passed through to.
+///
+/// # Errors
+/// It is rejected.
+pub(super) async fn parse(
+    calls: &Calls,
+    exchange: &mut Exchange,
+    to: &Destination,
+    target: &RelayTarget,
+) -> Result<Parsed, Unparsed> {
+    let (account, path) = (&to.account, &to.path);
+    let is_sleeping = sdk_sleeps(exchange.headers(), account);
+    let headers = exchange.headers().clone();
+    let reject = |code: RejectionCode, message: String, direction: Direction| Unparsed {
+        rejection: Rejection::new(code, message),
+        direction,
+        business: shown_business(to.business.as_deref(), &headers),
+        sdk_sleeps: is_sleeping,
+    };
+    let unread = |code: RejectionCode, message: String| reject(code, message, Direction::Outbound);
+    let many = may_create_many(&account.provider, exchange.method(), path);
+    // In observe mode only memory bounds it.
+    let bytes_max = if many || calls.observes() { CREATE_MANY_BYTES_MAX } else { CREATE_BYTES_MAX };
+    let bytes = exchange.read_body(bytes_max).await.map_err(|error| match error {
+        BodyError::TooLarge { limit } => {
+            unread(RejectionCode::BodyTooLarge, format!("A create has at most {limit} bytes."))
+        }
+        BodyError::NoRoom => unread(RejectionCode::Overloaded, format!("Not dialled: {error}.")),
+        error => {
+            debug!(%error, "failed to read the body of a create");
+            unread(RejectionCode::InvalidRequest, format!("Not dialled: {error}."))
+        }
+    })?;
+    let codings = headers.get_all(CONTENT_ENCODING);
+    if codings.iter().any(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity")) {
+        if calls.observes() {
+            let code = RejectionCode::EncodedBody.as_str(&account.provider.refusal);
+            calls.lifecycle.metrics.would_refuse(code);
+            info!(account = %account.name, path, code, "would refuse");
+            return Ok(Parsed::Other);
+        }
+        let message = "Not dialled: a create's body must not be compressed.";
+        return Err(unread(RejectionCode::EncodedBody, message.to_owned()));
+    }
+    let body = read(calls, account, exchange.header("content-type"), &bytes, many);
+    let query: Vec<(String, String)> =
+        form_urlencoded::parse(exchange.query().unwrap_or_default().as_bytes()).into_owned().collect();
+    let message = Message { body: &body, query: &query, path: &BTreeMap::new(), headers: &headers };
+    let Some(operation) = operation(&account.provider, exchange.method(), path, &message).cloned() else {
+        return Ok(Parsed::Other);
+    };
+    let captured = captures(&operation, path).unwrap_or_default();
+    let message = Message { path: &captured, ..message };
+    let (facts, stranger, ignored) = identify(calls, account, &operation, to.business.as_deref(), &message);
+    let mut would_reject = None;
+    if operation.facts.selectors().any(|selector| selector.is_doubled(&message)) {
+        // Its provider may read the one, and we the other: its limits would be those of another call.
+        let message = "Not dialled: the request says more than once who calls, or who is called.";
+        let rejected = reject(RejectionCode::InvalidRequest, message.to_owned(), operation.direction);
+        if !calls.observes() {
+            return Err(rejected);
+        }
+        would_reject = Some(rejected.rejection);
+    }
+    if let Some(stranger) = stranger {
+        let message = format!("Not dialled: {stranger}.");
+        let rejected = reject(RejectionCode::UnknownBusiness, message, operation.direction);
+        if !calls.observes() {
+            return Err(rejected);
+        }
+        would_reject = would_reject.or(Some(rejected.rejection));
+    }
+    if let Some(ignored) = ignored {
+        info!(business = %facts.business, account = %account.name, %ignored, "business id in the request ignored");
+    }
+    let upstream = upstream_request(exchange, target, bytes, headers.clone()).ok_or_else(|| {
+        reject(RejectionCode::InvalidRequest, "The request's path cannot be sent on.".to_owned(), operation.direction)
+    })?;
+    let batch = operation.again.as_ref().and_then(|kind| Alias::new(kind, captured.get(kind)?));
+    let own = account.provider.subaccounts.as_ref().map(|rule| rule.own.as_str());
+    let subaccount = own.and_then(|own| {
+        let (named, main) = (captured.get(own)?, account.secrets.get(own)?);
+        (named != main.expose()).then(|| named.clone())
+    });
+    let mut request = CreateRequest::new(account.clone(), operation, facts, upstream, body);
+    (request.batch, request.subaccount, request.sdk_sleeps, request.ignored) =
+        (batch, subaccount, is_sleeping, ignored);
+    if let Some(rejection) = would_reject {
+        let _ = request.would_reject.set(rejection);
+    }
+    Ok(Parsed::Create(Box::new(request)))
+}
+
+/// The request as it will be sent. `None`: its path cannot be.
+fn upstream_request(
+    exchange: &Exchange,
+    target: &RelayTarget,
+    body: Bytes,
+    mut headers: HeaderMap,
+) -> Option<Request<Bytes>> {
+    strip_hop_by_hop(&mut headers);
+    for removed in [HOST, BUSINESS_HEADER] {
+        headers.remove(removed);
+    }
+    let mut request = Request::new(body);
+    *request.method_mut() = exchange.method().clone();
+    *request.uri_mut() = join(&target.base, &target.path_and_query).parse().ok()?;
+    *request.headers_mut() = headers;
+    Some(request)
+}
+
+/// A create's body. Of one that makes many calls, nothing is better than a part: how many there are would be counted wrong.
+fn read(calls: &Calls, account: &Account, content_type: Option<&str>, bytes: &[u8], many: bool) -> Document {
+    let read = Document::read(content_type, bytes, &[]);
+    let Some(flaw) = read.flaw else { return read.document };
+    calls.lifecycle.metrics.unreadable(account.name.as_str(), "create", flaw.as_str());
+    info!(account = %account.name, flaw = flaw.as_str(), bytes = bytes.len(), "create body is not strict JSON");
+    if many && flaw == Flaw::Cut { Document::Empty } else { read.document }
+}
+
+/// Whose a create is, and what policy selects by.
+fn identify(
+    calls: &Calls,
+    account: &Account,
+    operation: &Operation,
+    business: Option<&str>,
+    message: &Message<'_>,
+) -> (Facts, Option<UnknownBusiness>, Option<Ignored>) {
+    let policy = &calls.policy;
+    let read = operation.facts.read(message, operation.direction);
+    let api_key = account.provider.api_key.as_ref().and_then(|s| s.text(message));
+    let (header, twofold) = match one_header(message.headers) {
+        Ok(header) => (header, None),
+        Err(why) => (None, Some(why.to_owned())),
+    };
+    let marks = RequestAttributes {
+        header,
+        path: business,
+        agent: read.agent.as_deref(),
+        number: read.own_number.as_deref(),
+        account: Some(account.name.as_str()),
+        api_key_sha256: api_key.map(|key| sha256_hex(key.as_bytes())),
+    };
+    let mut contradiction = twofold;
+    if let Some(why) = policy.contradiction(&marks) {
+        match policy.settings().contradictions {
+            Contradictions::Refuse => contradiction = contradiction.or(Some(why)),
+            Contradictions::Log => {
+                warn!(account = %account.name, why, "request names two businesses; rules applied in order");
+            }
+        }
+    }
+    let found = policy.identify(&marks);
+    let stranger = contradiction.map(UnknownBusiness).or(found.stranger);
+    let facts = Facts {
+        plan: policy.plan_of(&found.business),
+        business: found.business,
+        account: account.name.clone(),
+        provider: account.provider.name.clone(),
+        carrier: account.carrier.clone().filter(|_| operation.carried),
+        direction: operation.direction,
+        operation: operation.name.clone(),
+        agent: read.agent,
+        own_number: read.own_number,
+        other_number: read.other_number,
+    };
+    (facts, stranger, found.ignored)
+}
+
+/// What the header names. One that cannot be read names nobody, and two name two.
+fn one_header(headers: &HeaderMap) -> Result<Option<&str>, &'static str> {
+    let mut shown = headers.get_all(BUSINESS_HEADER).iter();
+    let Some(first) = shown.next() else { return Ok(None) };
+    if shown.any(|other| other != first) {
+        return Err("X-Business-Id stands there twice and names two businesses");
+    }
+    first.to_str().map(Some).map_err(|_| "X-Business-Id must be visible ASCII characters")
+}
+
+/// The business that a request shows, known or not; `unknown` where it shows none that could be one.
+fn shown_business(path: Option<&str>, headers: &HeaderMap) -> String {
+    let header = headers.get(BUSINESS_HEADER).and_then(|v| v.to_str().ok());
+    let shown = header.into_iter().chain(path).find_map(|id| BusinessId::parse(id).ok());
+    shown.map_or_else(|| "unknown".to_owned(), |id| id.to_string())
+}
