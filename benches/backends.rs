@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use ringfence::admission::{AdmissionRequest, GateMode, Slots};
-use ringfence::call::{Deadlines, Direction, EndProof, Event, Origin, Outcome, Phase};
+use ringfence::call::{Deadlines, Direction, EndProof, Event, Origin, Outcome, Phase, Source};
 use ringfence::capacity::{Admission, Capacity, Settings};
 use ringfence::clock::Clock;
 use ringfence::gate::Gate;
@@ -160,7 +160,7 @@ impl Bench {
         let ended = Event::Ended(Outcome::Completed, EndProof::Webhook);
         let change = Change {
             event: Some(ended),
-            ..Change::of(call, "webhook", Clock::system().now_ms(), &Deadlines::default())
+            ..Change::of(call, Source::Webhook, Clock::system().now_ms(), &Deadlines::default())
         };
         let applied = self.store.apply(change).await.unwrap().unwrap();
         self.capacity.release(&applied.record).await;

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use criterion::{Criterion, Throughput};
-use ringfence::call::{Deadlines, Direction, Event, Origin, Phase, Step};
+use ringfence::call::{Deadlines, Direction, Event, Origin, Phase, Source, Step};
 use ringfence::ids::{AccountName, Alias, BusinessId, CallId};
 use ringfence::policy::Facts;
 use ringfence::store::sqlite::SqliteStore;
@@ -53,7 +53,7 @@ async fn create(store: &SqliteStore) {
     let created = Change {
         event: Some(Event::Reached(Phase::Dialing)),
         bind,
-        ..Change::of(&call.id, "answer", 2_000, &Deadlines::default())
+        ..Change::of(&call.id, Source::Answer, 2_000, &Deadlines::default())
     };
     let applied = store.apply(created).await.unwrap().unwrap();
     assert_eq!(applied.step, Step::Move(Phase::Dialing));

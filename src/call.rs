@@ -76,6 +76,28 @@ words!(
 );
 
 words!(
+    /// Who saw a call last: who brought it to our knowledge ([`Origin`]), or told of a change.
+    Source {
+        /// The request that created it.
+        Order = "order",
+        /// The provider's answer to a request of ours or of the app's.
+        Answer = "answer",
+        /// A webhook.
+        Webhook = "webhook",
+        /// The provider, which was asked.
+        Poll = "poll",
+        /// What is said in it, which proves nothing.
+        Transcript = "transcript",
+        /// An operator.
+        Operator = "operator",
+        /// The provider's list, of a call that was placed past ringfence.
+        Foreign = "foreign",
+        /// An app that says what is said in it.
+        Unconfirmed = "unconfirmed",
+    }
+);
+
+words!(
     /// Where a call stands. Each but the last has a deadline, after which the call is due for a look-up.
     /// Ordered: a call never moves to a smaller phase.
     Phase {

@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use tracing::{info, warn};
 
 use crate::admission::AdmissionRequest;
-use crate::call::{Deadlines, EndProof, Event, Origin, Outcome, Phase, Step};
+use crate::call::{Deadlines, EndProof, Event, Origin, Outcome, Phase, Source, Step};
 pub use crate::capacity::LivePolicy;
 use crate::capacity::{Admission, AdmissionError, Capacity};
 use crate::clock::{Clock, UnixMs};
@@ -49,9 +49,6 @@ pub struct Lifecycle {
     pub tell: bool,
 }
 
-/// Who tells of a call by what is said in it, where that proves nothing: what a change is seen by then.
-pub const HEARD: &str = "transcript";
-
 /// How often a change is applied again that the store may have written.
 const STORE_AGAIN: Duration = Duration::from_secs(1);
 
@@ -71,7 +68,7 @@ fn finished<T: Send + 'static>(
 
 impl Lifecycle {
     /// A change of a call, to be filled in.
-    pub fn change(&self, call: &CallId, seen_by: &'static str) -> Change {
+    pub fn change(&self, call: &CallId, seen_by: Source) -> Change {
         Change { tell: self.tell, ..Change::of(call, seen_by, self.clock.now_ms(), &self.deadlines) }
     }
 
@@ -124,7 +121,7 @@ impl Lifecycle {
     async fn opened(&self, call: &CallId, news: Option<Event>) -> Result<()> {
         self.opened.notify_waiters();
         if let Some(news) = news {
-            self.apply_now(Change { event: Some(news), ..self.change(call, "webhook") }).await?;
+            self.apply_now(Change { event: Some(news), ..self.change(call, Source::Webhook) }).await?;
         }
         Ok(())
     }
@@ -134,7 +131,7 @@ impl Lifecycle {
         if let StoreError::Unknown(_) = error {
             // If it is on record after all, nobody holds its slot. News of it makes it count again.
             let never = Some(Event::Ended(Outcome::NotCreated, EndProof::Deadline));
-            self.apply_later(Change { event: never, ..self.change(call, "order") });
+            self.apply_later(Change { event: never, ..self.change(call, Source::AdmissionRequest) });
         }
     }
 
@@ -150,7 +147,7 @@ impl Lifecycle {
         aliases: Vec<Alias>,
         event: Event,
         by: Voucher,
-        seen_by: &'static str,
+        seen_by: Source,
     ) -> Result<Option<ApplyOutcome>> {
         if aliases.is_empty() {
             return Ok(None);
@@ -175,7 +172,7 @@ impl Lifecycle {
         call: &CallId,
         outcome: Outcome,
         proof: EndProof,
-        seen_by: &'static str,
+        seen_by: Source,
     ) -> Result<Option<ApplyOutcome>> {
         let event = Some(Event::Ended(outcome, proof));
         self.apply(Change { event, ..self.change(call, seen_by) }).await
@@ -185,13 +182,13 @@ impl Lifecycle {
     pub async fn apply_with_retry(&self, change: Change) {
         let (call, later) = (change.call.clone(), change.clone());
         if let Err(error) = self.apply(change).await {
-            warn!(%call, by = later.seen_by, %error, "failed to record a change of a call; slot held until it is recorded");
+            warn!(%call, by = %later.seen_by, %error, "failed to record a change of a call; slot held until it is recorded");
             self.apply_later(later);
         }
     }
 
     /// Ends a call. What cannot be recorded now is recorded when the store is back; until then the slot is held.
-    pub async fn end_surely(&self, call: &CallId, outcome: Outcome, proof: EndProof, seen_by: &'static str) {
+    pub async fn end_surely(&self, call: &CallId, outcome: Outcome, proof: EndProof, seen_by: Source) {
         let event = Some(Event::Ended(outcome, proof));
         self.apply_with_retry(Change { event, ..self.change(call, seen_by) }).await;
     }
@@ -275,16 +272,16 @@ impl Lifecycle {
         }
         if !applied.record.counts()
             && applied.record.phase != Phase::Ended
-            && change.seen_by != HEARD
+            && change.seen_by != Source::Transcript
             && change.absent != Some(true)
             && applied.conflicts.is_empty()
         {
             let _deciding = self.capacity.deciding().await;
             if self.capacity.confirm(&applied.record).await? {
-                info!(%call, by = change.seen_by, "unconfirmed call found at its provider; counted");
+                info!(%call, by = %change.seen_by, "unconfirmed call found at its provider; counted");
             }
         }
-        let is_hearsay = change.seen_by == HEARD && !applied.record.counts();
+        let is_hearsay = change.seen_by == Source::Transcript && !applied.record.counts();
         if applied.step == Step::Ignore && applied.record.proof == Some(EndProof::Deadline) && !is_hearsay {
             let again = self.readopt(&applied.record, change).await?;
             return Ok(again.unwrap_or(applied));

@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::call::{Direction, Event, Origin, Phase};
+use crate::call::{Direction, Event, Origin, Phase, Source};
 use crate::calls::provider_client::lookup::Listed;
 use crate::calls::{AskError, Calls};
 use crate::capacity::Sighting;
@@ -511,7 +511,7 @@ impl Sweeper {
     /// The provider lists a call of ours as live.
     async fn seen(&mut self, call: &CallRecord, event: Option<Event>) {
         let now_ms = self.calls.lifecycle.clock.now_ms();
-        let is_hearsay = !call.counts() && call.seen_by != "poll";
+        let is_hearsay = !call.counts() && call.seen_by != Source::Poll;
         if self.lacks_the_carriers_id(call) || is_hearsay {
             // The carrier lists it too: without its id there, it would be met as a stranger and counted twice.
             self.ask_about(call).boxed().await;
@@ -531,7 +531,7 @@ impl Sweeper {
             event: Some(Event::Reached(phase.max(call.phase))),
             absent: Some(false),
             unsettled: Some(false),
-            ..self.calls.lifecycle.change(&call.id, "poll")
+            ..self.calls.lifecycle.change(&call.id, Source::Poll)
         };
         log(self.calls.lifecycle.apply(change).await);
     }
@@ -573,7 +573,7 @@ pub async fn rebuild(calls: &Calls) -> Result<usize> {
     let lost = |c: &&mut CallRecord| c.origin == Origin::Order && c.phase == Phase::Reserved && !c.unsettled;
     for call in open.iter_mut().filter(lost).filter(|call| capacity.is_of_the_dead(call)) {
         // The process died between the record and the answer: nobody knows whether it was sent.
-        let change = Change { unsettled: Some(true), ..lifecycle.change(&call.id, "order") };
+        let change = Change { unsettled: Some(true), ..lifecycle.change(&call.id, Source::Order) };
         lifecycle.apply(change).await?;
         // Those who send it again must learn so, too.
         call.unsettled = true;

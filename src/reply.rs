@@ -1,6 +1,8 @@
 //! Every refusal and failure as bytes: status, headers, and a body in the provider's own error shape, so that its SDK raises
 //! its normal exception. The only place where an error of a call becomes an answer. Pure.
 
+mod twiml;
+
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use http::{HeaderMap, Response, StatusCode};
@@ -8,9 +10,10 @@ use serde_json::{Map, Value, json};
 
 use crate::admission::LimitExceeded;
 use crate::ids::RefusalId;
-use crate::policy::{Bound, Scope, WhenFull};
+use crate::policy::{Bound, Scope};
 use crate::provider::description::{LimitClass, RefusalShape};
-use crate::provider::render::{Target, fill_json, render};
+use crate::provider::render::fill_json;
+pub use twiml::{twiml, when_full_twiml};
 
 /// The largest `Retry-After` that an SDK which sleeps on it inside the app's request is told, unless configured.
 pub const SDK_RETRY_AFTER_MAX_SECS: u32 = 1;
@@ -490,30 +493,6 @@ pub fn problem(status: StatusCode, error: &str, message: &str) -> Response<Bytes
     json_answer(status, &json!({"error": error, "message": message}))
 }
 
-/// A TwiML answer.
-pub fn twiml(body: String) -> Response<Bytes> {
-    let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("text/xml; charset=utf-8"))]);
-    respond(StatusCode::OK, headers, body.into())
-}
-
-/// What an inbound caller meets when a limit is full. `<Reject>` must be the first verb: any verb before it answers the call
-/// and is billed (facts B6).
-pub fn when_full_twiml(when_full: &WhenFull) -> String {
-    const HEAD: &str = r#"<?xml version="1.0" encoding="UTF-8"?>"#;
-    let put = |template: &str, values: &[(&str, &str)]| {
-        let value = |name: &str| values.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).into());
-        render(template, Target::Xml, value).unwrap_or_default()
-    };
-    let verbs = match when_full {
-        WhenFull::Busy => r#"<Reject reason="busy"/>"#.to_owned(),
-        WhenFull::Say { text, language } => {
-            put(r#"<Say language="{language}">{text}</Say><Hangup/>"#, &[("text", text), ("language", language)])
-        }
-        WhenFull::Forward { number } => put("<Dial>{number}</Dial>", &[("number", number)]),
-    };
-    format!("{HEAD}<Response>{verbs}</Response>")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -607,16 +586,5 @@ mod tests {
         assert_eq!(wait(RejectionCode::UnknownBusiness), None);
         let zero = Rejection { retry_after_secs: Some(0), ..Rejection::new(RejectionCode::RateExceeded, "") };
         assert_eq!(zero.wait_secs(), Some(1));
-    }
-
-    #[test]
-    fn callers_meet_what_was_configured_and_nothing_is_injected() {
-        let busy = when_full_twiml(&WhenFull::Busy);
-        assert!(busy.contains(r#"<Response><Reject reason="busy"/></Response>"#), "{busy}");
-        let say = WhenFull::Say { text: "</Say><Dial>+1900</Dial>".to_owned(), language: "en-US".to_owned() };
-        let said = when_full_twiml(&say);
-        assert!(!said.contains("<Dial>"), "{said}");
-        let forward = when_full_twiml(&WhenFull::Forward { number: "+15550009999".to_owned() });
-        assert!(forward.contains("<Dial>+15550009999</Dial>"), "{forward}");
     }
 }

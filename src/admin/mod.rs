@@ -21,7 +21,7 @@ use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::call::{EndProof, Outcome, Phase, session_status};
+use crate::call::{EndProof, Outcome, Phase, Source, session_status};
 use crate::calls::Calls;
 use crate::calls::provider_client::terminate::HungUp;
 use crate::capacity::Member;
@@ -412,7 +412,7 @@ impl Admin {
         }
         let (before, after) = (json!({"phase": record.phase}), json!({"phase": Phase::Ended}));
         self.note(who, Act::new("release", record.id.as_str()).because(Some(reason)).changes(before, after)).await?;
-        let ended = self.calls.lifecycle.end(&record.id, Outcome::Failed, EndProof::Operator, "operator").await?;
+        let ended = self.calls.lifecycle.end(&record.id, Outcome::Failed, EndProof::Operator, Source::Operator).await?;
         warn!(call = %record.id, by = who.name, reason, "slot released by an operator; the call may still be up");
         ok(&json!({"result": "released", "call": ended.map(|a| shown(&a.record))}))
     }

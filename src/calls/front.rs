@@ -6,7 +6,7 @@ use tracing::warn;
 
 use super::inbound::Inbound;
 use super::provider_client::of_record;
-use crate::call::{EndProof, Outcome, Phase};
+use crate::call::{EndProof, Outcome, Phase, Source};
 use crate::failpoint;
 use crate::ids::CallId;
 use crate::provider::render::fill_json;
@@ -33,7 +33,7 @@ impl Inbound {
         match asked.await {
             Ok(twiml) => Ok(twiml.clone()),
             Err(why) => {
-                self.context.lifecycle.end_surely(call, Outcome::Failed, EndProof::Provider, "answer").await;
+                self.context.lifecycle.end_surely(call, Outcome::Failed, EndProof::Provider, Source::Answer).await;
                 Err(why)
             }
         }
@@ -65,7 +65,7 @@ impl Inbound {
             warn!(call = %record.id, "TwiML names no conversation; the call is tracked by its carrier only");
         }
         failpoint::hit("inbound.fronted").await;
-        let change = Change { bind, ..self.context.lifecycle.change(&record.id, "answer") };
+        let change = Change { bind, ..self.context.lifecycle.change(&record.id, Source::Answer) };
         self.context.lifecycle.apply(change).await.map_err(|e| e.to_string())?;
         Ok(twiml.clone())
     }

@@ -14,7 +14,7 @@ use super::provider_client::ProviderClient;
 use super::provider_client::lookup::LookedUp;
 use super::rejection::Rejections;
 use crate::admission::{AdmissionRequest, Slots};
-use crate::call::{EndProof, Event, Origin, Outcome, Phase};
+use crate::call::{EndProof, Event, Origin, Outcome, Phase, Source};
 use crate::capacity::{Admission, AdmissionError};
 use crate::failpoint;
 use crate::ids::{Alias, BusinessId, CallId, mask_number};
@@ -125,7 +125,7 @@ impl Inbound {
         let when_full = policy.when_full(&facts.business).clone();
         if arrival.refusable {
             // Our reply to this webhook ends it.
-            self.context.lifecycle.end_surely(&call, Outcome::Capacity, EndProof::Webhook, "webhook").await;
+            self.context.lifecycle.end_surely(&call, Outcome::Capacity, EndProof::Webhook, Source::Webhook).await;
             failpoint::hit("inbound.refused").await;
         } else {
             self.provider.hang_up_later(&call);
@@ -204,7 +204,7 @@ impl Inbound {
             event: Some(Event::Reached(arrival.phase)),
             bind: arrival.aliases.clone(),
             by: arrival.by.clone(),
-            ..self.context.lifecycle.change(call, "webhook")
+            ..self.context.lifecycle.change(call, Source::Webhook)
         };
         let applied = self.context.lifecycle.apply(change).await?;
         if let Some(what) = applied.as_ref().and_then(|applied| applied.contradiction) {

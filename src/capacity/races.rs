@@ -13,7 +13,7 @@ use super::failover::GRACE_MS;
 use super::model::World;
 use super::*;
 use crate::admission::RateLog;
-use crate::call::{Deadlines, EndProof, Origin};
+use crate::call::{Deadlines, EndProof, Origin, Source};
 use crate::gate::Result as GateResult;
 use crate::gate::redis::tests::server::until;
 use crate::policy::{Bound, Mode, Rate};
@@ -179,8 +179,10 @@ impl Two {
     }
 
     async fn apply(&self, replica: &Capacity, call: &CallId, event: Event) {
-        let change =
-            Change { event: Some(event), ..Change::of(call, "webhook", self.clock.now_ms(), &Deadlines::default()) };
+        let change = Change {
+            event: Some(event),
+            ..Change::of(call, Source::Webhook, self.clock.now_ms(), &Deadlines::default())
+        };
         let applied = self.world.stores[1].apply(change).await.unwrap().unwrap();
         if applied.record.phase == Phase::Ended {
             replica.release(&applied.record).await;

@@ -371,7 +371,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
     }
     let agents = inbound.table("agents").named_texts();
     let agents = agents.into_iter().map(|(number, agent)| (number_key(&number).into_owned(), agent)).collect();
-    let extra_paths: webhook::arrive::ExtraPaths =
+    let extra_paths: webhook::ExtraPaths =
         EXTRA_PATHS.into_iter().filter_map(|(webhook, key)| Some((webhook.to_owned(), inbound.texts(key)?))).collect();
     let when_full = policy::instead(&inbound, "when_full");
     let when_down = policy::instead(&inbound, "when_down");

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, HOST};
-use http::{HeaderMap, Request};
+use http::{HeaderMap, Method, Request, Uri};
 use tracing::{debug, info, warn};
 
 use super::route::{BUSINESS_HEADER, Destination, captures, may_create_many, operation, sdk_sleeps};
@@ -71,15 +71,17 @@ pub(super) async fn parse(
     exchange: &mut Exchange,
     to: &Destination,
     target: &RelayTarget,
-) -> Result<Parsed, Unparsed> {
+) -> Result<Parsed, Box<Unparsed>> {
     let (account, path) = (&to.account, &to.path);
     let is_sleeping = sdk_sleeps(exchange.headers(), account);
     let headers = exchange.headers().clone();
-    let reject = |code: RejectionCode, message: String, direction: Direction| Unparsed {
-        rejection: Rejection::new(code, message),
-        direction,
-        business: shown_business(to.business.as_deref(), &headers),
-        sdk_sleeps: is_sleeping,
+    let reject = |code: RejectionCode, message: String, direction: Direction| {
+        Box::new(Unparsed {
+            rejection: Rejection::new(code, message),
+            direction,
+            business: shown_business(to.business.as_deref(), &headers),
+            sdk_sleeps: is_sleeping,
+        })
     };
     let unread = |code: RejectionCode, message: String| reject(code, message, Direction::Outbound);
     let many = may_create_many(&account.provider, exchange.method(), path);
@@ -137,9 +139,10 @@ pub(super) async fn parse(
     if let Some(ignored) = ignored {
         info!(business = %facts.business, account = %account.name, %ignored, "business id in the request ignored");
     }
-    let upstream = upstream_request(exchange, target, bytes, headers.clone()).ok_or_else(|| {
+    let uri = join(&target.base, &target.path_and_query).parse().map_err(|_| {
         reject(RejectionCode::InvalidRequest, "The request's path cannot be sent on.".to_owned(), operation.direction)
     })?;
+    let upstream = upstream_request(exchange.method().clone(), uri, headers, bytes);
     let batch = operation.again.as_ref().and_then(|kind| Alias::new(kind, captured.get(kind)?));
     let own = account.provider.subaccounts.as_ref().map(|rule| rule.own.as_str());
     let subaccount = own.and_then(|own| {
@@ -155,22 +158,17 @@ pub(super) async fn parse(
     Ok(Parsed::Create(Box::new(request)))
 }
 
-/// The request as it will be sent. `None`: its path cannot be.
-fn upstream_request(
-    exchange: &Exchange,
-    target: &RelayTarget,
-    body: Bytes,
-    mut headers: HeaderMap,
-) -> Option<Request<Bytes>> {
+/// The request as it will be sent.
+fn upstream_request(method: Method, uri: Uri, mut headers: HeaderMap, body: Bytes) -> Request<Bytes> {
     strip_hop_by_hop(&mut headers);
     for removed in [HOST, BUSINESS_HEADER] {
         headers.remove(removed);
     }
     let mut request = Request::new(body);
-    *request.method_mut() = exchange.method().clone();
-    *request.uri_mut() = join(&target.base, &target.path_and_query).parse().ok()?;
+    *request.method_mut() = method;
+    *request.uri_mut() = uri;
     *request.headers_mut() = headers;
-    Some(request)
+    request
 }
 
 /// A create's body. Of one that makes many calls, nothing is better than a part: how many there are would be counted wrong.

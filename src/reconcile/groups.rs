@@ -5,7 +5,7 @@ use futures_util::FutureExt as _;
 use tracing::{info, warn};
 
 use super::{FULL_LIST_EVERY, SEEN_EVERY_MS, Sweeper, UNBOUND_MS, log, ms};
-use crate::call::{EndProof, Event, Outcome, Phase};
+use crate::call::{EndProof, Event, Outcome, Phase, Source};
 use crate::calls::AskError;
 use crate::calls::provider_client::lookup::{Found, Listed, LookedUpGroup};
 use crate::ids::Alias;
@@ -90,7 +90,8 @@ impl Sweeper {
                 if call.unsettled || call.absent_at.is_some() || call.seen_at + SEEN_EVERY_MS <= now_ms {
                     let (absent, unsettled) = (Some(false), Some(false));
                     let event = Some(event);
-                    let change = Change { event, absent, unsettled, ..self.calls.lifecycle.change(&call.id, "poll") };
+                    let change =
+                        Change { event, absent, unsettled, ..self.calls.lifecycle.change(&call.id, Source::Poll) };
                     log(self.calls.lifecycle.apply(change).await);
                 }
             }
@@ -131,6 +132,6 @@ impl Sweeper {
             return;
         }
         info!(call = %call.id, slots = call.slots, "batch ended");
-        log(self.calls.lifecycle.end(&call.id, outcome, EndProof::Provider, "poll").await);
+        log(self.calls.lifecycle.end(&call.id, outcome, EndProof::Provider, Source::Poll).await);
     }
 }

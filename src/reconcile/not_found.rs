@@ -6,7 +6,7 @@ use futures_util::FutureExt as _;
 use tracing::{debug, info, warn};
 
 use super::{Sweeper, Unread, log, ms};
-use crate::call::{EndProof, Event, Origin, Outcome, Phase, Step};
+use crate::call::{EndProof, Event, Origin, Outcome, Phase, Source, Step};
 use crate::calls::AskError;
 use crate::calls::provider_client::lookup::{Found, Listed, LookedUp};
 use crate::clock::rfc3339;
@@ -107,7 +107,7 @@ impl Sweeper {
             bind,
             absent: Some(false),
             unsettled: Some(false),
-            ..self.calls.lifecycle.change(&call.id, "poll")
+            ..self.calls.lifecycle.change(&call.id, Source::Poll)
         };
         self.note_end(self.calls.lifecycle.apply(change).await);
     }
@@ -132,11 +132,11 @@ impl Sweeper {
             Some(first) if first + apart_ms <= now_ms && (due || self.absence_proves(call)) => {
                 let outcome =
                     if call.unsettled || call.phase == Phase::Reserved { Outcome::NotCreated } else { Outcome::Failed };
-                self.note_end(self.calls.lifecycle.end(&call.id, outcome, EndProof::Deadline, "poll").await);
+                self.note_end(self.calls.lifecycle.end(&call.id, outcome, EndProof::Deadline, Source::Poll).await);
             }
             Some(_) => {}
             None => {
-                let change = Change { absent: Some(true), ..self.calls.lifecycle.change(&call.id, "poll") };
+                let change = Change { absent: Some(true), ..self.calls.lifecycle.change(&call.id, Source::Poll) };
                 log(self.calls.lifecycle.apply(change).await);
                 failpoint::hit("sweep.absent").await;
             }
@@ -164,7 +164,7 @@ impl Sweeper {
         if !is_reserved || !self.calls.lifecycle.capacity.is_of_the_dead(call) {
             return false;
         }
-        let change = Change { unsettled: Some(true), ..self.calls.lifecycle.change(&call.id, "order") };
+        let change = Change { unsettled: Some(true), ..self.calls.lifecycle.change(&call.id, Source::Order) };
         log(self.calls.lifecycle.apply(change).await);
         true
     }
@@ -184,19 +184,23 @@ impl Sweeper {
             let asked = self.ask_about(call).boxed().await;
             if due && !call.counts() && asked != Asked::Read {
                 info!(call = %call.id, "unconfirmed call not found at any provider; closed");
-                self.note_end(self.calls.lifecycle.end(&call.id, Outcome::Failed, EndProof::Deadline, "poll").await);
+                self.note_end(
+                    self.calls.lifecycle.end(&call.id, Outcome::Failed, EndProof::Deadline, Source::Poll).await,
+                );
             } else if asked == Asked::Unread && outlived {
                 warn!(call = %call.id, "state of a call unreadable and past the provider's longest call; slot released");
-                self.note_end(self.calls.lifecycle.end(&call.id, Outcome::Failed, EndProof::Deadline, "poll").await);
+                self.note_end(
+                    self.calls.lifecycle.end(&call.id, Outcome::Failed, EndProof::Deadline, Source::Poll).await,
+                );
             }
         } else if call.origin == Origin::Order && self.search(call).boxed().await {
             // Found, or noted as absent, or to be tried again.
         } else if due && matches!(call.origin, Origin::Foreign | Origin::Unconfirmed) && call.polled {
             info!(call = %call.id, "unconfirmed call cannot be looked up; closed");
-            self.note_end(self.calls.lifecycle.end(&call.id, Outcome::Failed, EndProof::Deadline, "poll").await);
+            self.note_end(self.calls.lifecycle.end(&call.id, Outcome::Failed, EndProof::Deadline, Source::Poll).await);
         } else if due && call.slots == 1 && call.admitted_at + self.longest_call_ms() <= now_ms {
             info!(call = %call.id, "call cannot be looked up and is past the provider's longest call; slot released");
-            self.note_end(self.calls.lifecycle.end(&call.id, Outcome::Failed, EndProof::Deadline, "poll").await);
+            self.note_end(self.calls.lifecycle.end(&call.id, Outcome::Failed, EndProof::Deadline, Source::Poll).await);
         }
     }
 
@@ -228,7 +232,7 @@ impl Sweeper {
                 bind: vec![one.alias],
                 absent: Some(false),
                 unsettled: Some(false),
-                ..self.calls.lifecycle.change(&call.id, "poll")
+                ..self.calls.lifecycle.change(&call.id, Source::Poll)
             };
             failpoint::hit("sweep.found").await;
             let applied = self.calls.lifecycle.apply(change).await;

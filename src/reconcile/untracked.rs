@@ -7,7 +7,7 @@ use tracing::{debug, warn};
 
 use super::not_found::may_be;
 use super::{Sweeper, UNBOUND_MS, VOICE_WEBHOOK_MS, log};
-use crate::call::{Direction, Event, Origin, Phase};
+use crate::call::{Direction, Event, Origin, Phase, Source};
 use crate::calls::AskError;
 use crate::calls::arrival::Arrival;
 use crate::calls::provider_client::lookup::{Listed, LookedUp};
@@ -99,7 +99,7 @@ impl Sweeper {
             Ok(Some(call)) => {
                 // Ended a moment ago, or of the other account's making; the list lags. One that was given up lives.
                 if let Some(event @ Event::Reached(_)) = one.event {
-                    let change = Change { event: Some(event), ..self.calls.lifecycle.change(&call, "poll") };
+                    let change = Change { event: Some(event), ..self.calls.lifecycle.change(&call, Source::Poll) };
                     log(self.calls.lifecycle.apply(change).await);
                 }
                 return Ok(());
@@ -141,7 +141,7 @@ impl Sweeper {
                 event: Some(Event::Reached(phase)),
                 bind: aliases.clone(),
                 unsettled: Some(false),
-                ..self.calls.lifecycle.change(&call, "poll")
+                ..self.calls.lifecycle.change(&call, Source::Poll)
             };
             match self.calls.lifecycle.apply(change).await {
                 Ok(Some(_)) => return Ok(()),

@@ -11,7 +11,7 @@ mod transcripts;
 use std::sync::Arc;
 
 use super::*;
-use crate::call::{Deadlines, Direction, EndProof, Origin, Outcome, Phase, Step};
+use crate::call::{Deadlines, Direction, EndProof, Origin, Outcome, Phase, Source, Step};
 use crate::ids::{AccountName, BusinessId};
 pub(super) use gate::*;
 pub(super) use operator::*;
@@ -147,7 +147,7 @@ pub(super) fn new_call(aliases: &[(&str, &str)]) -> NewCall {
 }
 
 pub(super) fn change(call: &CallId, event: Event) -> Change {
-    Change { event: Some(event), ..Change::of(call, "webhook", 2000, &Deadlines::default()) }
+    Change { event: Some(event), ..Change::of(call, Source::Webhook, 2000, &Deadlines::default()) }
 }
 
 pub(super) const END: Event = Event::Ended(Outcome::Completed, EndProof::Webhook);
@@ -484,7 +484,7 @@ pub(super) async fn the_writer_and_the_readers_read_the_same_record(fresh: &impl
         bind,
         unsettled: Some(true),
         absent: Some(true),
-        ..Change::of(&call.id, "poll", 3000, &Deadlines::default())
+        ..Change::of(&call.id, Source::Poll, 3000, &Deadlines::default())
     };
     let ended = change(&call.id, END);
     for change in [unclear, ended] {
@@ -732,7 +732,7 @@ pub(super) async fn an_order_is_found_at_another_replica_and_taken_by_one(fresh:
     let told = |by: Option<String>| Change {
         untold_by: by,
         unsettled: Some(true),
-        ..Change::of(&second.id, "order", 3000, &Deadlines::default())
+        ..Change::of(&second.id, Source::AdmissionRequest, 3000, &Deadlines::default())
     };
     a.apply(told(Some(one.id.clone()))).await.unwrap();
     assert!(!find().await[1].undelivered, "another answers for it");

@@ -49,7 +49,7 @@ pub(super) fn decide(record: &mut CallRecord, change: &Change, news: Option<Even
     };
     if record.ended_at.is_none() || matches!(step, Step::End(..)) {
         record.seen_at = change.at_ms;
-        record.seen_by = change.seen_by.to_owned();
+        record.seen_by = change.seen_by;
     }
     (step, ended_a_part)
 }

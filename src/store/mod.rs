@@ -38,7 +38,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::admission::{AdmissionRequest, GateMode, GateState, LeaseRow, RateLog, Shortfall};
-use crate::call::{EndProof, Event, Origin, Outcome, Phase, Step};
+use crate::call::{EndProof, Event, Origin, Outcome, Phase, Source, Step};
 use crate::clock::UnixMs;
 use crate::ids::{AccountName, Alias, CallId, RefusalId};
 use crate::policy::{Business, Facts, Policy};
@@ -130,7 +130,7 @@ pub struct CallRecord {
     /// The last news of it.
     pub seen_at: UnixMs,
     /// Where the last news came from: its origin, or `answer`, `webhook`, `transcript`, `poll`, `operator`.
-    pub seen_by: String,
+    pub seen_by: Source,
     /// When a look-up first found nothing.
     pub absent_at: Option<UnixMs>,
     /// The app's own status callback.
@@ -300,7 +300,7 @@ pub struct Change {
     /// Who vouches for it; none: ringfence itself, which asked.
     pub by: Option<Voucher>,
     /// Where the news came from.
-    pub seen_by: &'static str,
+    pub seen_by: Source,
     /// Now.
     pub at_ms: UnixMs,
     /// The time until the next look-up, for each phase that the call may come to.
@@ -323,7 +323,7 @@ pub struct Change {
 
 impl Change {
     /// A change that says nothing yet.
-    pub fn of(call: &CallId, seen_by: &'static str, at_ms: UnixMs, deadlines: &crate::call::Deadlines) -> Self {
+    pub fn of(call: &CallId, seen_by: Source, at_ms: UnixMs, deadlines: &crate::call::Deadlines) -> Self {
         Self {
             call: call.clone(),
             event: None,

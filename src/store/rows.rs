@@ -56,7 +56,7 @@ pub(super) fn record(row: &Row) -> Sql<CallRecord> {
         answered_at: row.optional_number("answered_at")?,
         ended_at: row.optional_number("ended_at")?,
         seen_at: row.number("seen_at")?,
-        seen_by: row.text("seen_by")?,
+        seen_by: row.word("seen_by")?,
         absent_at: row.optional_number("absent_at")?,
         callback: row.json("callback")?,
         fingerprint: row.optional_text("fingerprint")?,

@@ -13,10 +13,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use ulid::Ulid;
 
-use super::front::REPLACED;
+use super::app_view::REPLACED;
+use super::raw::kept_headers;
 use super::renew::renewed;
-use super::spool::BODY_GONE;
-use super::to_app::Resign;
+use super::resign::Resign;
+use super::spool::{BODY_GONE, release};
 use crate::calls::Calls;
 use crate::failpoint;
 use crate::ids::CallId;
@@ -99,7 +100,7 @@ pub(super) fn compose(event_id: &str, to: To<'_>, signed: &Resign<'_>, spool: Op
         route,
         url,
         method: method.to_ascii_uppercase(),
-        headers: super::kept_headers(&kept, signed.signature),
+        headers: kept_headers(&kept, signed.signature),
         body,
         spool: spool.map(str::to_owned),
         attempts: 0,
@@ -327,7 +328,7 @@ async fn one(calls: &Calls, spool: &Spool, delivery: &Delivery) {
         warn!(%error, "failed to record a delivery's result; it is sent again");
         tokio::time::sleep(Duration::from_secs(1)).await;
     } else if delivered && delivery.spool.is_some() {
-        super::spool::release(spool, calls, &delivery.event_id).await;
+        release(spool, calls, &delivery.event_id).await;
     }
     failpoint::hit("delivery.noted").await;
 }

@@ -6,20 +6,10 @@ use http::Response;
 use http::header::CONTENT_LENGTH;
 use serde_json::{Map, Value};
 
-use super::Webhooks;
-use super::arrive::Candidate;
+use super::context::Webhooks;
 use crate::call::stream_status;
 use crate::ids::Alias;
 use crate::provider::description::APP_ID_KIND;
-use crate::provider::path::normal;
-
-impl Candidate {
-    /// Whether it is at a path whose caller is told by the status what is wrong.
-    pub(super) fn is_exact_at(&self, path: &str) -> bool {
-        let path = normal(path);
-        self.webhook().exact.iter().any(|one| one.fits_any_case(&path))
-    }
-}
 
 impl Webhooks {
     /// A success with the call that it is about, if that is known.

@@ -13,7 +13,9 @@ use http::Response;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use super::{Taken, Webhooks, fixed_answer, not_recorded};
+use super::answers::{fixed_answer, not_recorded};
+use super::context::Webhooks;
+use super::parsed::ParsedWebhook;
 use crate::failpoint;
 use crate::ids::CallId;
 use crate::store::{NewEvent, ReceiveOutcome, Result, StoreError};
@@ -27,7 +29,7 @@ const LEFT_MAX: usize = 4096;
 
 impl Webhooks {
     /// Whether it can be answered before it is known what comes of it.
-    fn can_wait(taken: &Taken<'_>) -> bool {
+    fn can_wait(taken: &ParsedWebhook<'_>) -> bool {
         let webhook = taken.from.webhook();
         // What was said is answered with where it stands on record.
         let says = taken.heard.is_some() && webhook.answer.as_ref().is_some_and(|answer| answer.body.is_some());
@@ -40,7 +42,7 @@ impl Webhooks {
     /// That of the record, for a webhook whose answer cannot be given without it.
     pub(super) async fn journal_fallback(
         &self,
-        taken: &Taken<'_>,
+        taken: &ParsedWebhook<'_>,
         row: NewEvent,
         error: StoreError,
     ) -> Result<Response<Bytes>> {
@@ -75,7 +77,12 @@ impl Webhooks {
     ///
     /// # Errors
     /// That of the record, for a webhook whose answer cannot be given without it.
-    pub(super) fn defer(&self, taken: &Taken<'_>, event_id: &str, error: StoreError) -> Result<Response<Bytes>> {
+    pub(super) fn defer(
+        &self,
+        taken: &ParsedWebhook<'_>,
+        event_id: &str,
+        error: StoreError,
+    ) -> Result<Response<Bytes>> {
         if !Self::can_wait(taken) {
             return Err(error);
         }
@@ -113,8 +120,8 @@ impl Webhooks {
         }
     }
 
-    fn note(&self, taken: &Taken<'_>, outcome: &str) {
-        let event = taken.event.map_or("unknown", |event| event.name.as_str());
+    fn note(&self, taken: &ParsedWebhook<'_>, outcome: &str) {
+        let event = taken.event_name();
         let metrics = &self.calls.lifecycle.metrics;
         metrics.webhook(taken.from.account.name.as_str(), event, outcome);
         metrics.journaled(self.journal.waiting());
@@ -170,7 +177,7 @@ impl Webhooks {
             }
             Err(error) => return Err(error.to_string()),
         };
-        let received = self.receive(event.clone()).await.map_err(|error| error.to_string())?;
+        let received = self.take_in(event.clone()).await.map_err(|error| error.to_string())?;
         failpoint::hit("journal.received").await;
         self.journal.forget(id).await;
         if let ReceiveOutcome::Before { id: known, outcome: Some(_) } = &received {

@@ -8,6 +8,8 @@ use tokio::time::Instant;
 /// Lines of one kind in a minute.
 const LINES_A_MINUTE: u32 = 30;
 const MINUTE: Duration = Duration::from_secs(60);
+/// What of a stranger's path is logged, in characters.
+pub(super) const LOGGED_PATH_MAX: usize = 256;
 /// The longest part of a path that is logged, in characters.
 const PATH_CHARS_MAX: usize = 200;
 

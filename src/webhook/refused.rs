@@ -3,14 +3,15 @@
 use http::StatusCode;
 use tracing::warn;
 
-use super::{Taken, Webhooks};
+use super::context::Webhooks;
+use super::parsed::ParsedWebhook;
 use crate::ids::CallId;
 
 impl Webhooks {
     /// Tells of the app's refusal, and looks whether the provider has dropped the call for it: its slot is for the next then.
-    pub(super) fn app_refused(&self, taken: &Taken<'_>, call: Option<&CallId>, status: StatusCode) {
+    pub(super) fn app_refused(&self, taken: &ParsedWebhook<'_>, call: Option<&CallId>, status: StatusCode) {
         let (account, path) = (&taken.from.account.name, taken.raw.path());
-        let event = taken.event.map_or("unknown", |event| event.name.as_str());
+        let event = taken.event_name();
         self.calls.lifecycle.metrics.webhook(account.as_str(), event, "app_refused");
         let url = self.settings.app_url(&taken.raw.headers, path);
         let (status, cause) = (status.as_u16(), cause(status));

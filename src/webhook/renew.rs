@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use http::HeaderMap;
 use tokio::io::AsyncReadExt as _;
 
-use super::headers_of;
+use super::raw::headers_of;
 use crate::calls::Calls;
 use crate::provider::sign::{Keys, Renewal, Signature};
 use crate::store::{Delivery, Spool};

@@ -8,12 +8,15 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::arrive::{Candidate, candidates};
-use super::{Raw, Webhooks, headers_of, read};
+use super::context::Webhooks;
+use super::outcome::Disposition;
+use super::parsed::parse;
+use super::raw::{RawWebhook, headers_of};
+use super::route::{Candidate, candidates};
 use crate::failpoint;
 use crate::lifecycle::finish;
 use crate::provider::sign::Keys;
-use crate::store::{Cursor, InboxEvent, NewEvent, Result, Voucher};
+use crate::store::{Cursor, InboxEvent, NewEvent, Result};
 
 /// A webhook that was taken so long ago and is not settled was left by its process, in milliseconds.
 const STALE_MS: i64 = 30_000;
@@ -153,7 +156,7 @@ impl Webhooks {
     }
 
     /// What a webhook that was checked once is signed with, as far as that is still known.
-    async fn keys_again(&self, from: &Candidate, raw: &Raw) -> Keys {
+    async fn keys_again(&self, from: &Candidate, raw: &RawWebhook) -> Keys {
         if let Some(id) = raw.subaccount(from)
             && let Some(keys) = self.subaccounts.keys_of(&self.calls, &from.account, &id).await
         {
@@ -162,31 +165,38 @@ impl Webhooks {
         from.account.keys(&from.webhook().signature)
     }
 
-    /// Who vouched for a webhook that was checked once. What names a subaccount is that one's word, though its parent may have signed it.
-    pub(super) fn voucher_again(&self, from: &Candidate, raw: &Raw) -> Voucher {
-        self.calls.voucher(std::slice::from_ref(&from.account.name), raw.subaccount(from))
-    }
-
     async fn replay_one(&self, mut event: NewEvent) -> Result<()> {
         let at_ms = self.calls.lifecycle.clock.now_ms();
         let Some(body) = self.body_of(&mut event).await? else {
             // Its call's end is asked of the provider, the app cannot be told.
             warn!(event = event.id, "webhook body lost");
-            return self.calls.lifecycle.store.settle(&event.id, None, "body_lost", None, at_ms).await.map(drop);
+            return self
+                .calls
+                .lifecycle
+                .store
+                .settle(&event.id, None, Disposition::BodyLost.as_str(), None, at_ms)
+                .await
+                .map(drop);
         };
-        let raw = Raw::new(&event.method, &event.path, headers_of(&event.headers), body).decoded();
+        let raw = RawWebhook::new(&event.method, &event.path, headers_of(&event.headers), body).decoded();
         let path = event.path.split('?').next().unwrap_or_default();
         let found = candidates(&self.calls.accounts, &self.settings.extra_paths, path);
         match found.iter().find(|c| c.account.name.as_str() == event.account) {
             Some(from) if from.webhook().reply.is_none() => {
                 let keys = self.keys_again(from, &raw).boxed().await;
-                let taken = read(&raw, from, keys, self.voucher_again(from, &raw), event.id.clone());
+                let taken = parse(&raw, from, keys, self.voucher_again(from, &raw), event.id.clone());
                 let came = self.apply_all(&taken, &event.id).boxed().await?;
                 failpoint::hit("replay.applied").await;
                 self.settle(&taken, &event.id, &came).await?;
                 failpoint::hit("replay.settled").await;
             }
-            _ => drop(self.calls.lifecycle.store.settle(&event.id, None, "reply_expired", None, at_ms).await?),
+            _ => drop(
+                self.calls
+                    .lifecycle
+                    .store
+                    .settle(&event.id, None, Disposition::ReplyExpired.as_str(), None, at_ms)
+                    .await?,
+            ),
         }
         Ok(())
     }

@@ -6,9 +6,9 @@ use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{KEPT_BYTES_MAX, Taken, Webhooks};
+use super::context::Webhooks;
 use crate::calls::Calls;
-use crate::store::{NewEvent, Reach, ReceiveOutcome, Result, Spool, Spooled, StoreError};
+use crate::store::{NewEvent, Reach, Result, Spool, Spooled, StoreError};
 
 /// How often the spool is looked through.
 const SWEEP_EVERY: Duration = Duration::from_secs(300);
@@ -31,34 +31,9 @@ pub(super) async fn release(spool: &Spool, calls: &Calls, event_id: &str) {
 }
 
 impl Webhooks {
-    /// Its body is too large for the record. Of what waits for a reply nothing is needed after it.
-    pub(super) fn is_for_spool(&self, taken: &Taken<'_>) -> bool {
-        taken.raw.body.len() > KEPT_BYTES_MAX && taken.from.webhook().reply.is_none()
-    }
-
     /// Whose bodies this process can have.
     pub(super) fn reach(&self, record: bool) -> Reach {
         Reach { spool: self.spool.name().to_owned(), record }
-    }
-
-    /// Takes a webhook into the inbox, whose body may be in the spool already.
-    pub(super) async fn receive(&self, row: NewEvent) -> Result<ReceiveOutcome> {
-        let store = &self.calls.lifecycle.store;
-        let (new, spool) = (row.id.clone(), row.spool.clone());
-        let received = store.receive(row).await;
-        let Some(spool) = spool else { return received };
-        match &received {
-            // Whether there is a row, or the journal has it, the next look will know.
-            Ok(ReceiveOutcome::New) | Err(_) => {}
-            // Whoever took it first may be gone, and its file with it.
-            Ok(ReceiveOutcome::Before { id, outcome: None }) => {
-                let given = self.spool.give(&new, id).await;
-                given.map_err(|error| StoreError::Failed(format!("the spool cannot be written: {error}")))?;
-                store.set_spool(id, &spool).await?;
-            }
-            Ok(ReceiveOutcome::Before { .. }) => self.spool.forget(&new).await,
-        }
-        received
     }
 
     /// The body of a webhook of the inbox. `None`: it is lost.

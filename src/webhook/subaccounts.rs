@@ -11,13 +11,12 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::Raw;
-use super::arrive::{Candidate, Signed, verify_with};
+use super::raw::RawWebhook;
+use super::route::{Candidate, Signed, verify_with};
 use crate::calls::Calls;
 use crate::clock::UnixMs;
 use crate::provider::account::Account;
 use crate::provider::secret::Secret;
-use crate::provider::select::Message;
 use crate::provider::sign::Keys;
 
 /// How long a token counts before it is asked for again.
@@ -58,12 +57,12 @@ struct Entry {
 }
 
 impl Entry {
-    fn is_due(&self, now_ms: UnixMs, again: bool) -> bool {
+    fn is_due(&self, now_ms: UnixMs, how: Look) -> bool {
         if self.failed_at.is_some_and(|at| now_ms - at < FAILED_MS) {
             return false;
         }
         let Some(at) = self.answered_at else { return true };
-        let fresh_ms = if again || self.token.is_none() { AGAIN_MS } else { FRESH_MS };
+        let fresh_ms = if how == Look::Anew || self.token.is_none() { AGAIN_MS } else { FRESH_MS };
         now_ms - at >= fresh_ms
     }
 
@@ -74,6 +73,15 @@ impl Entry {
             _ => Asked::Unknown,
         }
     }
+}
+
+/// How a token is looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// One that is known will do.
+    Known,
+    /// One that is known does not fit: it may have been changed since.
+    Anew,
 }
 
 /// What is known of a subaccount.
@@ -95,25 +103,6 @@ pub(super) enum Signer<'c> {
     Nobody,
 }
 
-/// The subaccount that a message says it is of.
-pub(super) fn named_in(account: &Account, message: &Message<'_>) -> Option<String> {
-    let rule = account.provider.subaccounts.as_ref()?;
-    let own = account.secrets.get(&rule.own)?;
-    let id = rule.id.text(message)?;
-    let plausible = (1..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric());
-    (plausible && id != own.expose()).then(|| id.into_owned())
-}
-
-impl Raw {
-    /// The subaccount that it says it is of.
-    pub(super) fn subaccount(&self, from: &Candidate) -> Option<String> {
-        named_in(
-            &from.account,
-            &Message { body: &self.document, query: &self.query, path: &from.captures, headers: &self.headers },
-        )
-    }
-}
-
 impl Subaccounts {
     fn lock(&self) -> MutexGuard<'_, Known> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -124,7 +113,7 @@ impl Subaccounts {
         &self,
         calls: &Calls,
         found: &'c [Candidate],
-        raw: &Raw,
+        raw: &RawWebhook,
         signed: &Signed<'_>,
     ) -> Signer<'c> {
         tokio::time::timeout(WITHIN, self.signer_in_time(calls, found, raw, signed)).await.unwrap_or(Signer::Unknown)
@@ -134,7 +123,7 @@ impl Subaccounts {
         &self,
         calls: &Calls,
         found: &'c [Candidate],
-        raw: &Raw,
+        raw: &RawWebhook,
         signed: &Signed<'_>,
     ) -> Signer<'c> {
         let mut nobody = Signer::Nobody;
@@ -142,8 +131,8 @@ impl Subaccounts {
             let is_shown = from.webhook().signature.is_shown(&raw.headers);
             let Some(id) = raw.subaccount(from).filter(|_| is_shown && from.account.can_ask()) else { continue };
             // A token that does not fit may have been changed since.
-            for again in [false, true] {
-                match self.ask(calls, &from.account, &id, again).await {
+            for how in [Look::Known, Look::Anew] {
+                match self.ask(calls, &from.account, &id, how).await {
                     Asked::Token(token) => {
                         let keys = keys(&from.account, token);
                         if verify_with(from, &keys, signed) == Ok(true) {
@@ -171,13 +160,13 @@ impl Subaccounts {
 
     /// The keys of a subaccount, as far as they are known or can be had.
     pub(super) async fn keys_of(&self, calls: &Calls, account: &Arc<Account>, id: &str) -> Option<Keys> {
-        match tokio::time::timeout(WITHIN, self.ask(calls, account, id, false)).await {
+        match tokio::time::timeout(WITHIN, self.ask(calls, account, id, Look::Known)).await {
             Ok(Asked::Token(token)) => Some(keys(account, token)),
             _ => None,
         }
     }
 
-    async fn ask(&self, calls: &Calls, account: &Arc<Account>, id: &str, again: bool) -> Asked {
+    async fn ask(&self, calls: &Calls, account: &Arc<Account>, id: &str, how: Look) -> Asked {
         let Some(own) = owner(account) else { return Asked::Nobody };
         let (key, now_ms) = ((own, id.to_owned()), calls.lifecycle.clock.now_ms());
         let mut under_way = {
@@ -186,7 +175,7 @@ impl Subaccounts {
             let running = entry.and_then(|entry| entry.under_way.clone()).filter(|one| one.has_changed().is_ok());
             match (running, entry) {
                 (Some(running), _) => running,
-                (None, Some(entry)) if !entry.is_due(now_ms, again) => return entry.answer(now_ms),
+                (None, Some(entry)) if !entry.is_due(now_ms, how) => return entry.answer(now_ms),
                 (None, entry) => {
                     let before = entry.map_or(Asked::Unknown, |entry| entry.answer(now_ms));
                     let is_known = entry.is_some_and(|entry| entry.token.is_some());

@@ -4,16 +4,19 @@ use std::collections::BTreeMap;
 
 use tracing::{debug, warn};
 
-use super::arrive::Candidate;
-use super::{LOGGED_PATH_MAX, Raw, Webhooks, read};
-use crate::call::{Direction, Event};
+use super::context::Webhooks;
+use super::noise::LOGGED_PATH_MAX;
+use super::parsed::parse;
+use super::raw::RawWebhook;
+use super::route::Candidate;
+use crate::call::{Direction, Event, Source};
 use crate::provider::description::OWN_ID_KIND;
 use crate::provider::sign::Keys;
 
 impl Webhooks {
     /// Sees to what a request says that passes to the app, and whose signature holds. The end of a call that we know is an end; a call that
     /// rings in cannot be admitted here, as the app answers it, and is reported.
-    pub(super) async fn unlisted(&self, from: &Candidate, raw: Raw) {
+    pub(super) async fn unlisted(&self, from: &Candidate, raw: RawWebhook) {
         let raw = raw.decoded();
         let path: String = raw.path().chars().take(LOGGED_PATH_MAX).collect();
         let account = &from.account;
@@ -22,7 +25,7 @@ impl Webhooks {
             if one.webhook().signature != from.webhook().signature {
                 continue;
             }
-            let taken = read(&raw, &one, Keys::default(), self.voucher_again(&one, &raw), String::new());
+            let taken = parse(&raw, &one, Keys::default(), self.voucher_again(&one, &raw), String::new());
             if one.webhook().is_foreign(&taken.message) {
                 continue;
             }
@@ -41,7 +44,9 @@ impl Webhooks {
                     let mut aliases = taken.aliases.clone();
                     aliases.retain(|alias| alias.kind != OWN_ID_KIND);
                     let applied = match self.calls.lifecycle.store.resolve(&aliases).await {
-                        Ok(Some(_)) => self.calls.lifecycle.news(aliases, news, taken.by.clone(), "webhook").await,
+                        Ok(Some(_)) => {
+                            self.calls.lifecycle.news(aliases, news, taken.by.clone(), Source::Webhook).await
+                        }
                         other => other.map(|_| None),
                     };
                     match applied {

@@ -1,7 +1,8 @@
 //! The layers of the house (`src/lib.rs`): a module imports only from layers below its own, and the pure ones stay pure.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+
+use crate::support::source::files;
 
 /// Module → layer, as the crate's documentation draws it.
 fn layers() -> BTreeMap<String, u32> {
@@ -24,31 +25,17 @@ fn layers() -> BTreeMap<String, u32> {
     found
 }
 
-fn sources(dir: &Path, all: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            sources(&path, all);
-        } else if path.extension().is_some_and(|e| e == "rs") {
-            all.push(path);
-        }
-    }
-}
-
 /// (module, file:line, code without comments, whether it is a test).
 fn lines() -> Vec<(String, String, String, bool)> {
     lines_below("src")
 }
 
 fn lines_below(folder: &str) -> Vec<(String, String, String, bool)> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
-    let (mut files, mut all) = (Vec::new(), Vec::new());
-    sources(&root, &mut files);
-    for file in files {
-        let relative = file.strip_prefix(&root).unwrap().to_owned();
+    let mut all = Vec::new();
+    for (relative, text) in files(folder) {
         let module = relative.components().next().unwrap().as_os_str().to_str().unwrap().trim_end_matches(".rs");
         let mut test = relative.ends_with("tests.rs");
-        for (n, line) in std::fs::read_to_string(&file).unwrap().lines().enumerate() {
+        for (n, line) in text.lines().enumerate() {
             test |= line.contains("#[cfg(test)]");
             let code = line.split("//").next().unwrap_or_default().to_owned();
             all.push((module.to_owned(), format!("{folder}/{}:{}", relative.display(), n + 1), code, test));

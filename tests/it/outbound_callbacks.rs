@@ -185,7 +185,7 @@ async fn calls_of_an_application_are_left_alone_and_polled() {
     let sid = id(&answer, "sid");
     let record = stage.record(&sid).await.unwrap();
     assert!(record.polled && record.callback.is_none() && record.facts.agent.as_deref() == Some("AP1"), "{record:#?}");
-    once(&stage, &sid, "the sweep sees it live", |r| r.phase == Phase::Live && r.seen_by == "poll").await;
+    once(&stage, &sid, "the sweep sees it live", |r| r.phase == Phase::Live && r.seen_by.as_str() == "poll").await;
     stage.control.end_call(&sid);
     let ended = once(&stage, &sid, "it ends", |r| r.phase == Phase::Ended).await;
     assert_eq!((ended.outcome, ended.proof), (Some(Outcome::Completed), Some(EndProof::Provider)));
@@ -258,7 +258,7 @@ async fn a_callback_settles_a_create_whose_answer_was_lost() {
     assert_eq!(talk(&stage, "+15550002001", &[]).await.status, 504);
     let sid = stage.control.calls().remove(0).call_sid.unwrap();
     let record = once(&stage, &sid, "it is bound", |r| r.phase == Phase::Live).await;
-    assert!(!record.unsettled && record.seen_by == "webhook");
+    assert!(!record.unsettled && record.seen_by.as_str() == "webhook");
     stage.control.end_call(&sid);
     all_free(&stage).await;
     stage.control.clear_faults(None);

@@ -265,7 +265,7 @@ async fn the_app_is_answered_at_its_timeout_and_the_late_answer_still_binds_the_
         let record = records.remove(0);
         assert!(record.unsettled && record.aliases.is_empty(), "{record:#?}");
         let bound = once(&stage, record.id.as_str(), "the late answer binds", |r| r.alias(kind).is_some()).await;
-        assert!(!bound.unsettled && bound.seen_by == "answer");
+        assert!(!bound.unsettled && bound.seen_by.as_str() == "answer");
     }
     assert_eq!(stage.held().await, 2);
     stage.control.clear_faults(None);

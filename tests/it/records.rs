@@ -191,7 +191,10 @@ async fn a_post_call_webhook_of_an_unknown_conversation_is_applied_when_its_call
     let own = answer["conversation_id"].as_str().unwrap();
     let call = stage.app().calls().lifecycle.store.resolve(&[alias(own)]).await.unwrap().unwrap();
     let lifecycle = &stage.app().calls().lifecycle;
-    let bind = ringfence::store::Change { bind: vec![alias(conversation)], ..lifecycle.change(&call, "answer") };
+    let bind = ringfence::store::Change {
+        bind: vec![alias(conversation)],
+        ..lifecycle.change(&call, ringfence::call::Source::Answer)
+    };
     lifecycle.apply(bind).await.unwrap();
     stage
         .wait("the record is taken out of the inbox", async || {

@@ -483,7 +483,7 @@ async fn reaches_another(gate: &str, has_channel: bool) {
     let record = hears.record("conv_1").await.unwrap();
     let lifecycle = &hears.app().calls().lifecycle;
     let (outcome, proof) = (ringfence::call::Outcome::Completed, ringfence::call::EndProof::Operator);
-    lifecycle.end(&record.id, outcome, proof, "operator").await.unwrap();
+    lifecycle.end(&record.id, outcome, proof, ringfence::call::Source::Operator).await.unwrap();
     socket.hear_a("call_status").await;
     socket.hear_a("call_completed").await;
     hears.finish().await;

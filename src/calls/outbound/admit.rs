@@ -19,7 +19,7 @@ use super::observe::WOULD_REFUSE;
 use super::prepare::{Slots, prepare};
 use super::request::CreateRequest;
 use crate::admission::{AdmissionRequest, LimitExceeded};
-use crate::call::{EndProof, Origin, Outcome as End, Phase};
+use crate::call::{EndProof, Origin, Outcome as End, Phase, Source};
 use crate::calls::context::{ANSWER_BYTES_MAX, Context};
 use crate::calls::provider_client::ProviderClient;
 use crate::calls::rejection::{Rejections, hung_up};
@@ -112,7 +112,7 @@ impl RequestAttributes {
 /// What became of a new request.
 pub(super) enum AdmitOutcome {
     /// It may be sent.
-    Admitted(Admitted),
+    Admitted(Box<Admitted>),
     /// Another request with one of its ids was put on record first: what this one is, is to be looked at anew.
     Overtaken,
 }
@@ -181,14 +181,15 @@ impl Admitter {
         info!(call = %lease.call(), operation = request.operation.name, "create joined an open call");
         failpoint::hit("create.joined").await;
         claim.recorded(lease.call());
-        Ok(AdmitOutcome::Admitted(Admitted {
+        let admitted = Admitted {
             lease,
             request: prepared.request,
             send_by: since_boot() + self.context.settings.send_within,
             claim: Some(claim),
             joining: Some(joining),
             marks: RequestAttributes { slots, would_reject: None },
-        }))
+        };
+        Ok(AdmitOutcome::Admitted(Box::new(admitted)))
     }
 
     async fn admit_new(
@@ -252,7 +253,8 @@ impl Admitter {
         }
         let marks = RequestAttributes { slots, would_reject: would_reject.map(|full| full.limit) };
         let request = prepared.request;
-        Ok(AdmitOutcome::Admitted(Admitted { lease, request, send_by, claim: Some(claim), joining: None, marks }))
+        let admitted = Admitted { lease, request, send_by, claim: Some(claim), joining: None, marks };
+        Ok(AdmitOutcome::Admitted(Box::new(admitted)))
     }
 
     /// Ends a call that is on record and will not be sent.
@@ -263,7 +265,7 @@ impl Admitter {
         proof: EndProof,
         rejection: Rejection,
     ) -> Result<AdmitOutcome, NotSent> {
-        self.context.lifecycle.end_surely(call, End::NotCreated, proof, "order").await;
+        self.context.lifecycle.end_surely(call, End::NotCreated, proof, Source::AdmissionRequest).await;
         claim.not_created();
         Err(rejection.into())
     }
@@ -319,7 +321,7 @@ impl Admitter {
         if bind.is_empty() {
             return;
         }
-        let change = Change { bind, ..self.context.lifecycle.change(call, "order") };
+        let change = Change { bind, ..self.context.lifecycle.change(call, Source::AdmissionRequest) };
         if let Err(error) = self.context.lifecycle.apply(change).await {
             warn!(%call, %error, "failed to record the app's own id of a call");
         }

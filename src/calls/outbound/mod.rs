@@ -145,7 +145,7 @@ impl Outbound {
                 Claimed::New(claim) => claim,
             };
             match self.admitter.admit(request, claim, identity.key.clone()).boxed().await? {
-                AdmitOutcome::Admitted(admitted) => return Ok(self.send_and_settle(admitted, request).boxed().await),
+                AdmitOutcome::Admitted(admitted) => return Ok(self.send_and_settle(*admitted, request).boxed().await),
                 // Now it is a duplicate of the one that was quicker, or joins its call.
                 AdmitOutcome::Overtaken => {}
             }

@@ -12,7 +12,7 @@ use super::admit::Sent;
 use super::dedupe::in_flight::SendOutcome;
 use super::dedupe::replay::to_record;
 use super::request::CreateRequest;
-use crate::call::{EndProof, Event, Outcome as End, Phase};
+use crate::call::{EndProof, Event, Outcome as End, Phase, Source};
 use crate::calls::context::Context;
 use crate::calls::rejection::Rejections;
 use crate::failpoint;
@@ -23,6 +23,15 @@ use crate::provider::description::LimitAnswer;
 use crate::provider::select::{Document, Message};
 use crate::reply::{Rejection, RejectionCode};
 use crate::store::{Change, CreateAnswer};
+
+/// Whose call a request was sent for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum CallOf {
+    /// Its own: it ends with the request.
+    Request,
+    /// One that was open before, and goes on.
+    Joined,
+}
 
 /// See the module.
 pub(super) struct Settlement {
@@ -38,13 +47,12 @@ impl Settlement {
     /// Settles a call by what came of its request, and makes the app's answer.
     pub(super) async fn settle(&self, sent: Sent, request: &CreateRequest) -> Response<Bytes> {
         let Sent { call, outcome, claim, joining } = sent;
-        // A call that was joined is not this request's to end.
-        let is_own = joining.is_none();
+        let call_of = if joining.is_none() { CallOf::Request } else { CallOf::Joined };
         let (outcome, response) = match outcome {
-            Outcome::Answered(answer) => self.answered(&call, answer, request, is_own).boxed().await,
+            Outcome::Answered(answer) => self.answered(&call, answer, request, call_of).boxed().await,
             Outcome::NotSent(error) => {
                 failpoint::hit("create.not_sent").await;
-                self.not_created(&call, is_own).await;
+                self.not_created(&call, call_of).await;
                 failpoint::hit("create.not_sent.ended").await;
                 let message = format!("Not dialled: {} cannot be reached: {error}", request.account.provider.name);
                 let rejection = Rejection::new(RejectionCode::InitiationFailed, message);
@@ -68,7 +76,7 @@ impl Settlement {
         call: &CallId,
         answer: Response<Bytes>,
         request: &CreateRequest,
-        is_own: bool,
+        call_of: CallOf,
     ) -> (SendOutcome, Response<Bytes>) {
         let provider = &request.account.provider;
         let status = answer.status().as_u16();
@@ -88,13 +96,13 @@ impl Settlement {
             provider.limits.iter().find(|l| l.status == status && (l.when.is_empty() || l.when.holds(&message)));
         if let Some(limit) = limit {
             failpoint::hit("create.limit").await;
-            self.not_created(call, is_own).await;
+            self.not_created(call, call_of).await;
             failpoint::hit("create.limit.ended").await;
             return (SendOutcome::NotCreated, self.limited(answer, limit, request));
         }
         if matches!(status, 307 | 308) {
             // The request is to be sent elsewhere (RFC 9110 §15.4.8), so it was not carried out here.
-            self.not_created(call, is_own).await;
+            self.not_created(call, call_of).await;
             let rejection = redirected(request, call, &answer);
             return (SendOutcome::NotCreated, self.rejections.respond(rejection, &request.rejected()));
         }
@@ -110,13 +118,14 @@ impl Settlement {
             let answer = pass_on(answer);
             let kept = to_record(&self.context, request, &answer);
             let lifecycle = &self.context.lifecycle;
-            let change = Change { unsettled: Some(true), answer: kept, ..lifecycle.change(call, "order") };
+            let change =
+                Change { unsettled: Some(true), answer: kept, ..lifecycle.change(call, Source::AdmissionRequest) };
             lifecycle.apply_with_retry(change).await;
             return (SendOutcome::Created, answer);
         }
-        if is_own {
+        if call_of == CallOf::Request {
             failpoint::hit("create.rejected").await;
-            self.not_created(call, is_own).await;
+            self.not_created(call, call_of).await;
             failpoint::hit("create.rejected.ended").await;
         }
         (SendOutcome::NotCreated, pass_on(answer))
@@ -146,7 +155,7 @@ impl Settlement {
             bind: ids,
             unsettled: Some(unsettled),
             answer,
-            ..lifecycle.change(call, "answer")
+            ..lifecycle.change(call, Source::Answer)
         };
         failpoint::hit("create.unbound").await;
         // Without its ids no webhook and no sweep would find it before its deadline.
@@ -155,9 +164,9 @@ impl Settlement {
     }
 
     /// There is no call: its slot is free, unless it belongs to the call that was joined.
-    async fn not_created(&self, call: &CallId, is_own: bool) {
-        if is_own {
-            self.context.lifecycle.end_surely(call, End::NotCreated, EndProof::Provider, "answer").await;
+    async fn not_created(&self, call: &CallId, call_of: CallOf) {
+        if call_of == CallOf::Request {
+            self.context.lifecycle.end_surely(call, End::NotCreated, EndProof::Provider, Source::Answer).await;
         }
     }
 
@@ -179,7 +188,7 @@ impl Settlement {
         failpoint::hit("create.unknown").await;
         let lifecycle = &self.context.lifecycle;
         let untold_by = self.context.replica();
-        let change = Change { unsettled: Some(true), untold_by, ..lifecycle.change(call, "order") };
+        let change = Change { unsettled: Some(true), untold_by, ..lifecycle.change(call, Source::AdmissionRequest) };
         lifecycle.apply_with_retry(change).await;
         failpoint::hit("create.unknown.recorded").await;
         self.rejections.outcome_unknown(&request.rejected(), call, why)

@@ -12,6 +12,7 @@ use tracing::warn;
 use super::fetches::{Asked, Turn};
 use super::records::{PostCallRecords, RETRY_DELAYS_SECS};
 use super::shown::{Numbers, shown};
+use crate::call::Source;
 use crate::ids::Alias;
 use crate::lifecycle::finish;
 use crate::reply::{json_answer, problem};
@@ -58,7 +59,7 @@ impl PostCallRecords {
                 let this = self.clone();
                 drop(finish(async move {
                     let again = this.context.lifecycle.clock.now_ms() + RETRY_DELAYS_SECS[0] * 1000;
-                    let asked = Box::pin(this.ask_record(&record, "operator", Some(again))).await;
+                    let asked = Box::pin(this.ask_record(&record, Source::Operator, Some(again))).await;
                     send.send_replace(Some(asked));
                 }));
                 came

@@ -6,7 +6,7 @@ use futures_util::FutureExt as _;
 use tracing::{info, warn};
 
 use super::fetches::{Asked, Fetches};
-use crate::call::{Event, Phase};
+use crate::call::{Event, Phase, Source};
 use crate::calls::context::Context;
 use crate::calls::provider_client::lookup::LookedUpRecord;
 use crate::calls::provider_client::{AskError, ProviderClient};
@@ -79,7 +79,7 @@ impl PostCallRecords {
         }
         let wait_ms = i64::try_from(self.context.settings.record_wait.as_millis()).unwrap_or(i64::MAX);
         let due_at = self.context.lifecycle.clock.now_ms().saturating_add(wait_ms);
-        let put = self.put_record(record, by, found, complete, "webhook", Some(due_at)).await?;
+        let put = self.put_record(record, by, found, complete, Source::Webhook, Some(due_at)).await?;
         if put == Put::Complete {
             self.context.lifecycle.metrics.record(by.name.as_str(), "webhook");
         }
@@ -92,7 +92,7 @@ impl PostCallRecords {
         account: &Account,
         found: PostCall,
         complete: bool,
-        by: &'static str,
+        by: Source,
         due_at: Option<UnixMs>,
     ) -> Result<Put> {
         let keep = self.context.policy.privacies().of(&record.facts.business);
@@ -103,7 +103,7 @@ impl PostCallRecords {
             call: record.id.clone(),
             found: record_kept(keep, found),
             complete,
-            by,
+            by: by.as_str(),
             at_ms: self.context.lifecycle.clock.now_ms(),
             due_at,
             tell: self.context.lifecycle.tell,
@@ -146,7 +146,7 @@ impl PostCallRecords {
 
     /// Asks for a call's record and takes it up. Of a call that is up, as far as we know, its end too, if that is what its provider
     /// says; while it says that the call is up, nothing changes.
-    pub(super) async fn ask_record(&self, record: &CallRecord, by: &'static str, due_at: Option<UnixMs>) -> Asked {
+    pub(super) async fn ask_record(&self, record: &CallRecord, by: Source, due_at: Option<UnixMs>) -> Asked {
         let Some(account) = self.record_account(record) else { return Asked::NoWay };
         let (found, complete, event) = match self.provider.look_up_record(account, record).await {
             Ok(LookedUpRecord::Found { record, complete, event }) => (record, complete, event),
@@ -164,7 +164,7 @@ impl PostCallRecords {
             }
             // A conversation that is over is no end of a call that its carrier still has.
             let by = Some(self.context.voucher(std::slice::from_ref(&account.name), None));
-            let change = Change { event, by, ..self.context.lifecycle.change(&record.id, "poll") };
+            let change = Change { event, by, ..self.context.lifecycle.change(&record.id, Source::Poll) };
             match self.context.lifecycle.apply(change).boxed().await {
                 Err(error) => return Asked::Store(error),
                 Ok(Some(applied)) if applied.ended_a_part => return Asked::StillUp,
@@ -175,7 +175,7 @@ impl PostCallRecords {
             Ok(put) => {
                 if put == Put::Complete {
                     self.context.lifecycle.metrics.record(account.name.as_str(), "asked");
-                    info!(call = %record.id, account = %account.name, by, "post-call record fetched");
+                    info!(call = %record.id, account = %account.name, %by, "post-call record fetched");
                 }
                 Asked::Kept
             }
@@ -207,7 +207,7 @@ impl PostCallRecords {
                 continue;
             };
             let again = RETRY_DELAYS_SECS.get(tries as usize).map(|secs| now_ms + secs * 1000);
-            let (why, again) = match Box::pin(self.ask_record(&record, "poll", again)).await {
+            let (why, again) = match Box::pin(self.ask_record(&record, Source::Poll, again)).await {
                 Asked::Kept => continue,
                 // One that cannot be written must not keep the others from their turn.
                 Asked::Store(error) if store.ping().await.is_ok() => (error.to_string(), again),

@@ -7,7 +7,7 @@ use tracing::debug;
 
 use super::ask::ProviderClient;
 use super::lookup::LookedUp;
-use crate::call::{Event, Phase};
+use crate::call::{Event, Phase, Source};
 use crate::ids::CallId;
 use crate::provider::description::OWN_ID_KIND;
 use crate::store::Change;
@@ -50,7 +50,7 @@ impl ProviderClient {
             end => end,
         });
         let bind = found.aliases.into_iter().filter(|alias| alias.kind != OWN_ID_KIND).collect();
-        let change = Change { event, bind, absent: Some(false), ..self.context.lifecycle.change(call, "poll") };
+        let change = Change { event, bind, absent: Some(false), ..self.context.lifecycle.change(call, Source::Poll) };
         match self.context.lifecycle.apply(change).await {
             Ok(_) => matches!(event, Some(Event::Ended(..) | Event::Reached(Phase::Live))),
             Err(_) => false,

@@ -14,7 +14,7 @@ use tracing::{info, warn};
 
 use super::ask::{AskError, ProviderClient};
 use super::lookup::LookedUp;
-use crate::call::{EndProof, Event, Outcome, Phase};
+use crate::call::{EndProof, Event, Outcome, Phase, Source};
 use crate::failpoint;
 use crate::ids::CallId;
 use crate::provider::account::Account;
@@ -191,8 +191,11 @@ impl ProviderClient {
                 Ok(LookedUp::Found(found)) if matches!(found.event, Some(Event::Ended(..))) => {
                     failpoint::hit("hangup.over").await;
                     let event = Some(Event::Ended(outcome, EndProof::Provider));
-                    let change =
-                        Change { event, bind: found.aliases, ..self.context.lifecycle.change(&record.id, "poll") };
+                    let change = Change {
+                        event,
+                        bind: found.aliases,
+                        ..self.context.lifecycle.change(&record.id, Source::Poll)
+                    };
                     return self.context.lifecycle.apply(change).await.is_ok();
                 }
                 Ok(LookedUp::Absent) if matches!(acted, Acted::RecordGone) => return false,

@@ -8,7 +8,7 @@ use super::back_ends::World;
 use super::commands::{Command, Ending, How, facts, policy};
 use super::{Answer, Model};
 use crate::admission::{AdmissionRequest, Counts, Decision, GateMode, LeaseRow, Slots, keys};
-use crate::call::{Deadlines, EndProof, Event, Origin, Outcome, Phase, Step};
+use crate::call::{Deadlines, EndProof, Event, Origin, Outcome, Phase, Source, Step};
 use crate::capacity::{Admission, AdmissionError, Capacity, Settings};
 use crate::clock::{Clock, UnixMs};
 use crate::gate::Gate;
@@ -69,7 +69,7 @@ pub(super) async fn run(world: &World, commands: Vec<Command>) {
 }
 
 fn change(call: &CallId, at_ms: UnixMs, event: Option<Event>) -> Change {
-    Change { event, ..Change::of(call, "webhook", at_ms, &Deadlines::default()) }
+    Change { event, ..Change::of(call, Source::Webhook, at_ms, &Deadlines::default()) }
 }
 
 /// A call as it comes to be admitted.

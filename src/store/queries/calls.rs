@@ -131,7 +131,7 @@ async fn update(c: &mut dyn Driver, record: &CallRecord) -> Sql<()> {
             record.answered_at,
             record.ended_at,
             record.seen_at,
-            &record.seen_by,
+            record.seen_by.as_str(),
             record.absent_at,
         ],
     )

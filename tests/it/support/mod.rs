@@ -11,6 +11,7 @@ pub mod panics;
 pub mod postgres;
 pub mod redis;
 pub mod socket;
+pub mod source;
 pub mod stage;
 
 pub use ringfence::net::spare_port;

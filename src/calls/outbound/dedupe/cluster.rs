@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::fingerprint::Fingerprint;
-use super::in_flight::{Claim, ClientState, InFlightRef, UNCONFIRMED_WINDOW_MS};
+use super::in_flight::{Claim, ClientState, InFlightRef, Progress, UNCONFIRMED_WINDOW_MS};
 use super::state::{IdempotencyState, state_of};
 use crate::call::Phase;
 use crate::calls::context::Context;
@@ -124,8 +124,9 @@ impl Cluster {
             };
             // Another repeat may be quicker; then the store has changed.
             if store.take_order(row, &me, is_dead).await? {
-                let unknown = row.unsettled || row.phase == Phase::Reserved;
-                return Ok(ClusterLookup::Duplicate(claim.is_earlier(&row.id, unknown)));
+                let is_unknown = row.unsettled || row.phase == Phase::Reserved;
+                let progress = if is_unknown { Progress::Unknown } else { Progress::Created(None) };
+                return Ok(ClusterLookup::Duplicate(claim.become_earlier(&row.id, progress)));
             }
         }
     }

@@ -288,10 +288,9 @@ impl Claim {
         self.request.not_created();
     }
 
-    /// It came to another replica before, and is this call.
-    pub(super) fn is_earlier(mut self, call: &CallId, unknown: bool) -> InFlightRef {
+    /// It came to another replica before, is this call, and has come so far.
+    pub(super) fn become_earlier(mut self, call: &CallId, progress: Progress) -> InFlightRef {
         self.is_settled = true;
-        let progress = if unknown { Progress::Unknown } else { Progress::Created(None) };
         self.request.change(|o| (o.call, o.progress) = (Some(call.clone()), progress));
         self.request.clone()
     }

@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 use super::in_flight::{ANSWER_BYTES_MAX, ClientState, InFlightRef, Progress, size};
 use super::state::{IdempotencyState, state};
-use crate::call::Outcome;
+use crate::call::{Outcome, Source};
 use crate::calls::context::Context;
 use crate::calls::outbound::request::CreateRequest;
 use crate::calls::provider_client::of_record;
@@ -111,7 +111,7 @@ impl Replay {
                     one.mark_reported_unknown();
                 }
                 if let (Some(call), Some(me)) = (&call, self.context.replica()) {
-                    let change = Change { untold_by: Some(me), ..lifecycle.change(call, "order") };
+                    let change = Change { untold_by: Some(me), ..lifecycle.change(call, Source::AdmissionRequest) };
                     lifecycle.apply_with_retry(change).await;
                 }
                 let why = "an equal order was sent before, and its outcome is still unknown";

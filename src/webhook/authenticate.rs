@@ -6,10 +6,11 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 use tracing::warn;
 
-use super::arrive::{Candidate, Signed, verify};
+use super::context::Webhooks;
 use super::noise::{Noise, shortened};
+use super::raw::RawWebhook;
+use super::route::{Candidate, Signed, verify};
 use super::subaccounts::Signer;
-use super::{Raw, Webhooks};
 use crate::ids::AccountName;
 use crate::net::Exchange;
 use crate::provider::account::Account;
@@ -23,7 +24,7 @@ static UNCHECKED: Noise = Noise::new();
 
 impl Webhooks {
     /// A request as its signature sees it.
-    pub(super) fn signed<'r>(&'r self, raw: &'r Raw) -> Signed<'r> {
+    pub(super) fn signed<'r>(&'r self, raw: &'r RawWebhook) -> Signed<'r> {
         Signed {
             method: &raw.method,
             path_and_query: &raw.path_and_query,
@@ -68,7 +69,7 @@ impl Webhooks {
     /// checked just now.
     pub(super) async fn signer<'c>(
         &self,
-        raw: &Raw,
+        raw: &RawWebhook,
         found: &'c [Candidate],
     ) -> std::result::Result<(&'c Candidate, Keys, Voucher), Response<Bytes>> {
         let (account, error) = match self.verified(raw, found) {
@@ -101,7 +102,7 @@ impl Webhooks {
 
     fn verified<'c>(
         &self,
-        raw: &Raw,
+        raw: &RawWebhook,
         found: &'c [Candidate],
     ) -> std::result::Result<Vec<&'c Candidate>, (Arc<Account>, BadSignature)> {
         let signed = self.signed(raw);

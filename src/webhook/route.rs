@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use http::HeaderMap;
 
-use super::front::seen;
+use super::app_view::seen;
+use super::settings::ExtraPaths;
 use crate::ids::AccountName;
 use crate::provider::account::{Account, join};
 use crate::provider::description::Webhook;
@@ -29,10 +30,13 @@ impl Candidate {
     pub fn webhook(&self) -> &Webhook {
         &self.account.provider.webhooks[self.index]
     }
-}
 
-/// Paths that the operator added, by `provider.webhook`.
-pub type ExtraPaths = BTreeMap<String, Vec<String>>;
+    /// Whether it is at a path whose caller is told by the status what is wrong.
+    pub(super) fn is_exact_at(&self, path: &str) -> bool {
+        let path = normal(path);
+        self.webhook().exact.iter().any(|one| one.fits_any_case(&path))
+    }
+}
 
 /// What a path may be.
 #[derive(Debug, Clone)]

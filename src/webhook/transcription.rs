@@ -5,24 +5,23 @@ use futures_util::FutureExt as _;
 use http::{HeaderMap, Response, StatusCode};
 use tracing::warn;
 
-use super::{Came, Taken, Webhooks};
-use crate::call::{Origin, Phase};
+use super::context::Webhooks;
+use super::outcome::{ApplyOutcome, Disposition};
+use super::parsed::ParsedWebhook;
+use crate::call::{Origin, Phase, Source};
 use crate::calls::arrival::Arrival;
 use crate::clock::rfc3339;
 use crate::ids::CallId;
-use crate::lifecycle::HEARD;
 use crate::notify::Partial;
 use crate::policy::Privacy;
-use crate::provider::description::UtteranceDraft;
+use crate::provider::description::Heard;
 use crate::reply::{problem, respond};
-use crate::store::{
-    Change, Contradiction, IngestOutcome, NewEvent, NewUtterance, RECORDED, Result, UtteranceIngest, tells_more,
-};
+use crate::store::{Change, Contradiction, IngestOutcome, NewEvent, NewUtterance, Result, UtteranceIngest, tells_more};
 
 impl Webhooks {
     /// The answer to what is not taken into the inbox: what cannot be read, and what is only half said. `None`: it is taken.
-    pub(super) async fn unheard(&self, taken: &Taken<'_>) -> Option<Response<Bytes>> {
-        let name = taken.event.map_or("unknown", |event| event.name.as_str());
+    pub(super) async fn unheard(&self, taken: &ParsedWebhook<'_>) -> Option<Response<Bytes>> {
+        let name = taken.event_name();
         let count =
             |outcome: &str| self.calls.lifecycle.metrics.webhook(taken.from.account.name.as_str(), name, outcome);
         let invalid = |why: &str| {
@@ -55,7 +54,7 @@ impl Webhooks {
 
     /// What it says, if that can be put on record with the webhook itself: it is for nobody else, tells of nothing else, and is kept
     /// whoever's it is.
-    pub(super) fn said_alone<'t>(&self, taken: &'t Taken<'_>) -> Option<&'t UtteranceDraft> {
+    pub(super) fn said_alone<'t>(&self, taken: &'t ParsedWebhook<'_>) -> Option<&'t Heard> {
         let heard = taken.heard.as_ref()?.as_ref().ok()?;
         let webhook = taken.from.webhook();
         let is_alone = webhook.reply.is_none()
@@ -69,8 +68,8 @@ impl Webhooks {
     /// Takes such a webhook into the inbox and does all that it asks for, in one commit; or takes it in and no more.
     pub(super) async fn take_said(
         &self,
-        taken: &Taken<'_>,
-        heard: &UtteranceDraft,
+        taken: &ParsedWebhook<'_>,
+        heard: &Heard,
         event: NewEvent,
     ) -> Result<IngestOutcome> {
         let said = self.utterance(heard, &event.id);
@@ -93,7 +92,7 @@ impl Webhooks {
         Ok(took)
     }
 
-    fn utterance(&self, heard: &UtteranceDraft, event_id: &str) -> NewUtterance {
+    fn utterance(&self, heard: &Heard, event_id: &str) -> NewUtterance {
         let at_ms = self.calls.lifecycle.clock.now_ms();
         NewUtterance {
             event_id: event_id.to_owned(),
@@ -110,40 +109,37 @@ impl Webhooks {
     /// its provider knows the call.
     pub(super) async fn ingest(
         &self,
-        taken: &Taken<'_>,
-        heard: &std::result::Result<UtteranceDraft, String>,
+        taken: &ParsedWebhook<'_>,
+        heard: &std::result::Result<Heard, String>,
         event_id: &str,
-    ) -> Result<Came> {
-        let Ok(heard) = heard else { return Ok(Came::of("unreadable")) };
+    ) -> Result<ApplyOutcome> {
+        let Ok(heard) = heard else { return Ok(ApplyOutcome::new(Disposition::Unreadable)) };
         let lifecycle = &self.calls.lifecycle;
         let call = match lifecycle.store.resolve(&taken.aliases).await? {
             Some(call) if !self.is_theirs(taken, &call).await => {
                 self.report(taken, Some(&call), Contradiction::OtherAccount);
-                return Ok(Came::of(Contradiction::OtherAccount.outcome()));
+                return Ok(ApplyOutcome::new(Disposition::Contradicted(Contradiction::OtherAccount)));
             }
             Some(call) => call,
             None => self.calls.inbound.adopt_from_transcript(self.overheard(taken)).boxed().await?,
         };
         let text = self.calls.post_call.text_kept_now(&call, &heard.text).await?;
         let said = NewUtterance { text, ..self.utterance(heard, event_id) };
-        let Some(stands) = lifecycle.store.say(&call, said).await? else { return Ok(Came::of("forgotten")) };
+        let Some(stands) = lifecycle.store.say(&call, said).await? else {
+            return Ok(ApplyOutcome::new(Disposition::Forgotten));
+        };
         lifecycle.hub.notify(&call);
         let record = lifecycle.store.call(&call).await?;
         if record.is_some_and(|record| tells_more(&record, &taken.aliases)) {
             let bind = taken.aliases.clone();
             let by = Some(taken.by.clone());
-            let seen_by = if self.is_hearsay(taken) { HEARD } else { "webhook" };
+            let seen_by = if taken.is_hearsay() { Source::Transcript } else { Source::Webhook };
             lifecycle.apply(Change { event: taken.news, bind, by, ..lifecycle.change(&call, seen_by) }).await?;
         }
-        Ok(Came { call: Some(call), said: Some(stands), ..Came::of(RECORDED) })
+        Ok(ApplyOutcome { call: Some(call), said: Some(stands), ..ApplyOutcome::new(Disposition::Recorded) })
     }
 
-    /// Whether it is an app that says so, and not the provider: a token proves no call.
-    fn is_hearsay(&self, taken: &Taken<'_>) -> bool {
-        !taken.from.webhook().signature.is_over_message()
-    }
-
-    fn overheard(&self, taken: &Taken<'_>) -> Arrival {
+    fn overheard(&self, taken: &ParsedWebhook<'_>) -> Arrival {
         Arrival {
             account: taken.from.account.clone(),
             operation: taken.event.map_or_else(String::new, |e| e.name.clone()),
@@ -152,13 +148,13 @@ impl Webhooks {
             aliases: taken.aliases.clone(),
             phase: Phase::Live,
             refusable: false,
-            origin: if self.is_hearsay(taken) { Origin::Unconfirmed } else { Origin::Foreign },
+            origin: if taken.is_hearsay() { Origin::Unconfirmed } else { Origin::Foreign },
             by: Some(taken.by.clone()),
         }
     }
 
     /// Whether who says something has a part in the call. What is said in another conversation of the same call is said in the call.
-    async fn is_theirs(&self, taken: &Taken<'_>, call: &CallId) -> bool {
+    async fn is_theirs(&self, taken: &ParsedWebhook<'_>, call: &CallId) -> bool {
         match self.calls.lifecycle.store.call(call).await {
             Ok(Some(record)) => {
                 let what = taken.by.contradicts(&record.facts, &record.aliases, &taken.aliases);

@@ -4,7 +4,7 @@
 use http::header::{FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue};
 use http::uri::Authority;
 
-use super::Settings;
+use super::settings::{AppHost, Settings};
 use crate::provider::account::join;
 
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -24,37 +24,6 @@ pub(super) const REPLACED: [HeaderName; 9] = [
     HeaderName::from_static("x-forwarded-server"),
     HeaderName::from_static("x-forwarded-ssl"),
 ];
-
-/// Which `Host` the app sees.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum AppHost {
-    /// That of `app.public_url`, else of `public_url`, else of the request as it came.
-    #[default]
-    Public,
-    /// That of `app.forward_url`.
-    Forward,
-    /// This one, with its port if it has one.
-    Name(Authority),
-}
-
-impl AppHost {
-    /// Reads `public`, `forward` or a host.
-    ///
-    /// # Errors
-    /// It is none of them.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        match text {
-            "public" => Ok(Self::Public),
-            "forward" => Ok(Self::Forward),
-            name => match name.parse::<Authority>() {
-                Ok(host) if !name.contains('@') && !host.host().is_empty() => Ok(Self::Name(host)),
-                _ => Err(format!(
-                    "{name:?} is neither \"public\" nor \"forward\" nor a host such as \"app.example.com\""
-                )),
-            },
-        }
-    }
-}
 
 /// Scheme and host of a request as it came. `headers` are those of [`crate::net::Exchange::arrived`], which hold what was seen.
 pub(super) fn seen(headers: &HeaderMap) -> (&str, Option<&str>) {
@@ -107,7 +76,7 @@ fn without_user(authority: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::webhook::tests::settings;
+    use crate::webhook::settings::tests::settings;
 
     fn came(fields: &[(&'static str, &str)]) -> HeaderMap {
         fields.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap())).collect()
@@ -173,12 +142,5 @@ mod tests {
             assert!(forward.front_headers(url).iter().all(|(name, _)| *name != HOST), "the address's own");
         }
         assert!(settings().front_headers("no url").is_empty());
-    }
-
-    #[test]
-    fn a_host_is_a_name_and_perhaps_a_port() {
-        for wrong in ["", "a b", "https://a", "user@a", "a/b", ":80"] {
-            assert!(AppHost::parse(wrong).is_err(), "{wrong}");
-        }
     }
 }

@@ -1,0 +1,54 @@
+//! Answers to webhooks.
+
+use bytes::Bytes;
+use http::header::{HeaderValue, RETRY_AFTER};
+use http::{HeaderMap, Response, StatusCode};
+use serde_json::Value;
+
+use crate::net::BodyError;
+use crate::provider::description::Webhook;
+use crate::provider::render::fill_json;
+use crate::reply::{json_answer, problem, respond};
+use crate::store::Said;
+
+/// The answer where a body could not be had; one that there was no room for may come again.
+pub(super) fn body_missing(error: BodyError) -> Response<Bytes> {
+    let status = match error {
+        BodyError::NoRoom => StatusCode::SERVICE_UNAVAILABLE,
+        BodyError::TooLarge { .. } | BodyError::Timeout | BodyError::Broken => StatusCode::BAD_REQUEST,
+    };
+    let mut answer = problem(status, "BODY_INCOMPLETE", &error.to_string());
+    if error == BodyError::NoRoom {
+        answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("5"));
+    }
+    answer
+}
+
+/// The answer about a call of somebody else.
+pub(super) fn not_yours() -> Response<Bytes> {
+    let message = "The call is not one of those that the signature vouches for.";
+    problem(StatusCode::FORBIDDEN, "CALL_NOT_YOURS", message)
+}
+
+/// What its provider is asked to send again.
+pub(super) fn not_recorded() -> Response<Bytes> {
+    let message = "The event could not be recorded; send it again.";
+    problem(StatusCode::SERVICE_UNAVAILABLE, "STORE_UNAVAILABLE", message)
+}
+
+/// The answer that a webhook's description gives, with where it stands what was said.
+pub(super) fn fixed_answer(webhook: &Webhook, said: Option<Said>) -> Response<Bytes> {
+    let Some(answer) = &webhook.answer else { return respond(StatusCode::NO_CONTENT, HeaderMap::new(), Bytes::new()) };
+    let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::OK);
+    match &answer.body {
+        Some(body) => {
+            let number = |name: &str| match (name, said) {
+                ("transcription_id", Some(said)) => said.id.into(),
+                ("sequence_number", Some(said)) => said.sequence.into(),
+                _ => Value::Null,
+            };
+            json_answer(status, &fill_json(body, &number))
+        }
+        None => respond(status, HeaderMap::new(), Bytes::new()),
+    }
+}

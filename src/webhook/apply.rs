@@ -1,0 +1,177 @@
+//! Translates webhooks into changes of calls, applies them, and notes what came of them.
+
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+
+use super::context::Webhooks;
+use super::outcome::{ApplyOutcome, Disposition};
+use super::parsed::ParsedWebhook;
+use super::settings::InboundMode;
+use super::spool;
+use crate::call::{Direction, Event, Origin, Phase, Source};
+use crate::calls::arrival::{Arrival, ArrivalOutcome};
+use crate::ids::{Alias, CallId};
+use crate::provider::description::{OWN_ID_KIND, Reply};
+use crate::store::{ApplyOutcome, Change, Contradiction, Result};
+
+/// How long a caller waits whose call is about to be known, and how often it is looked for.
+const MOMENT: (Duration, u32) = (Duration::from_millis(250), 4);
+
+impl Webhooks {
+    /// Applies a webhook to its call, and takes up what it tells of it after its end. Where nobody knows the call it waits for
+    /// one, if it was kept.
+    pub(super) async fn apply_all(&self, taken: &ParsedWebhook<'_>, event_id: &str) -> Result<ApplyOutcome> {
+        let mut came = self.apply(taken, event_id).await?;
+        if taken.is_exact() && came.is_deferred() {
+            came = self.apply_in_a_moment(taken, event_id, came).await?;
+        }
+        let Some((found, complete)) = taken.record() else { return Ok(came) };
+        match (&came.record, taken.main_alias()) {
+            (Some(record), _) => {
+                self.calls.post_call.told(record, &taken.from.account, found, complete).await?;
+            }
+            (None, Some(alias)) if came.is_deferred() => {
+                self.calls.lifecycle.store.defer_until_known(event_id, alias).await?;
+            }
+            _ => {}
+        }
+        Ok(came)
+    }
+
+    /// The answer to the call's order may be a moment late.
+    async fn apply_in_a_moment(
+        &self,
+        taken: &ParsedWebhook<'_>,
+        event_id: &str,
+        mut came: ApplyOutcome,
+    ) -> Result<ApplyOutcome> {
+        let store = &self.calls.lifecycle.store;
+        for _ in 0..MOMENT.1 {
+            tokio::time::sleep(MOMENT.0).await;
+            if store.resolve(&taken.aliases).await?.is_some() {
+                came = self.apply(taken, event_id).await?;
+                break;
+            }
+        }
+        Ok(came)
+    }
+
+    /// Translates the event into a transition of a call. An event of an unknown call whose direction is outbound never
+    /// admits and never ends anything: it waits under its ids.
+    pub(super) async fn apply(&self, taken: &ParsedWebhook<'_>, event_id: &str) -> Result<ApplyOutcome> {
+        if taken.raw.is_unreadable() && taken.aliases.is_empty() {
+            // It may have told of an end: the provider's own list says so, too.
+            self.calls.sweep_requests.request(&taken.from.account.name);
+            return Ok(ApplyOutcome::new(Disposition::Unreadable));
+        }
+        if let Some(heard) = &taken.heard {
+            return self.ingest(taken, heard, event_id).boxed().await;
+        }
+        let Some(news) = taken.news else { return Ok(ApplyOutcome::new(Disposition::Ignored)) };
+        let (own, outside): (Vec<Alias>, Vec<Alias>) =
+            taken.aliases.iter().cloned().partition(|a| a.kind == OWN_ID_KIND);
+        // Our own id came back through the provider: exact, and a proof that the call exists.
+        if let Some(call) = own.first().and_then(|a| CallId::parse(&a.id)) {
+            let change = Change {
+                event: Some(news),
+                bind: outside.clone(),
+                by: Some(taken.by.clone()),
+                ..self.calls.lifecycle.change(&call, Source::Webhook)
+            };
+            if let Some(applied) = self.calls.lifecycle.apply(change).await? {
+                return Ok(self.came_of(taken, applied));
+            }
+        }
+        let admits = taken.event.is_some_and(|e| e.admits) && taken.direction == Direction::Inbound;
+        if let (true, Event::Reached(phase)) = (admits, news) {
+            if outside.is_empty() {
+                return Ok(ApplyOutcome::new(Disposition::MissingId));
+            }
+            return self.arrived(taken, outside, phase).await;
+        }
+        Ok(match self.calls.lifecycle.news(outside, news, taken.by.clone(), Source::Webhook).await? {
+            Some(applied) => self.came_of(taken, applied),
+            None => ApplyOutcome::new(Disposition::Deferred),
+        })
+    }
+
+    /// What applying it came to. What is not about the call that it points to is reported; a part that ended makes its carrier be asked.
+    pub(super) fn came_of(&self, taken: &ParsedWebhook<'_>, applied: ApplyOutcome) -> ApplyOutcome {
+        if let Some(what) = applied.contradiction {
+            self.report(taken, Some(&applied.record.id), what);
+            if what == Contradiction::OtherCall {
+                self.calls.sweep_requests.request(&applied.record.facts.account);
+            }
+        }
+        if applied.ended_a_part {
+            let facts = &applied.record.facts;
+            self.calls.sweep_requests.request(facts.carrier.as_ref().unwrap_or(&facts.account));
+        }
+        ApplyOutcome::applied(applied)
+    }
+
+    async fn arrived(&self, taken: &ParsedWebhook<'_>, aliases: Vec<Alias>, phase: Phase) -> Result<ApplyOutcome> {
+        let webhook = taken.from.webhook();
+        let mut facts = webhook.facts.read(&taken.message, taken.direction);
+        let front = self.settings.inbound_mode == InboundMode::Front && webhook.reply == Some(Reply::Twiml);
+        if front && facts.agent.is_none() {
+            facts.agent = self.agent_of(facts.own_number.as_deref());
+        }
+        let arrival = Arrival {
+            account: taken.from.account.clone(),
+            operation: taken.event.map_or_else(String::new, |e| e.name.clone()),
+            direction: taken.direction,
+            facts,
+            aliases,
+            phase,
+            refusable: webhook.reply == Some(Reply::Twiml),
+            origin: Origin::Webhook,
+            by: Some(taken.by.clone()),
+        };
+        Ok(match self.calls.inbound.arrive(arrival).await? {
+            ArrivalOutcome::Admitted(call) => {
+                ApplyOutcome { call: Some(call), ..ApplyOutcome::new(Disposition::Admitted) }
+            }
+            ArrivalOutcome::Contradicted(what) => {
+                self.report(taken, None, what);
+                ApplyOutcome::new(Disposition::Contradicted(what))
+            }
+            ArrivalOutcome::Refused(call, full) => ApplyOutcome {
+                call: Some(call),
+                refused: Some(full),
+                ..ApplyOutcome::new(Disposition::CapacityInbound)
+            },
+        })
+    }
+
+    /// Notes what came of a notification, and what the app has to be told of it; and forgets what was said, where nothing of it
+    /// is to be kept.
+    pub(super) async fn settle(&self, taken: &ParsedWebhook<'_>, event_id: &str, came: &ApplyOutcome) -> Result<()> {
+        self.note_settled(taken, event_id, came).await?;
+        let may_say = || taken.raw.is_unreadable() && taken.from.webhook().events.iter().any(|event| event.said);
+        let said = taken.event.is_some_and(|event| event.said) || may_say();
+        let waits = came.is_deferred() && taken.event.is_some_and(|event| event.record.is_some());
+        if said && !waits && self.calls.post_call.forgets_bodies(came.call.as_ref()).await? {
+            self.calls.lifecycle.store.forget_body(event_id).await?;
+        }
+        if self.is_for_spool(taken) {
+            spool::release(&self.spool, &self.calls, event_id).await;
+        }
+        Ok(())
+    }
+
+    async fn note_settled(&self, taken: &ParsedWebhook<'_>, event_id: &str, came: &ApplyOutcome) -> Result<()> {
+        let (store, at_ms) = (&self.calls.lifecycle.store, self.calls.lifecycle.clock.now_ms());
+        // The app takes what it gets for its own.
+        let delivery = match came.is_contradicted() {
+            true => None,
+            false => self.delivery(taken, came.call.as_ref(), event_id).await?,
+        };
+        let something = delivery.is_some();
+        if store.settle(event_id, came.call.as_ref(), came.disposition.as_str(), delivery, at_ms).await? && something {
+            self.deliver.notify_one();
+        }
+        Ok(())
+    }
+}

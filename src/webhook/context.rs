@@ -1,0 +1,77 @@
+//! What every part of this layer works with.
+
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use http::Response;
+use tokio::sync::Notify;
+use tracing::warn;
+
+use super::parsed::ParsedWebhook;
+use super::raw::RawWebhook;
+use super::route::Candidate;
+use super::settings::Settings;
+use super::subaccounts::Subaccounts;
+use crate::calls::Calls;
+use crate::failpoint;
+use crate::ids::{CallId, number_key};
+use crate::net::Exchange;
+use crate::store::{Contradiction, Journal, Spool, Voucher};
+
+/// The handler of `listen.webhooks`. Cloning is cheap.
+#[derive(Clone)]
+pub struct Webhooks {
+    pub(super) calls: Calls,
+    pub(super) settings: Arc<Settings>,
+    /// Woken when there is something to deliver.
+    pub(super) deliver: Arc<Notify>,
+    /// Has large bodies.
+    pub(super) spool: Spool,
+    /// What subaccounts sign with.
+    pub(super) subaccounts: Subaccounts,
+    /// Has what came while the record could not be written.
+    pub(super) journal: Journal,
+    /// What is in the inbox and could not be applied.
+    pub(super) left: Arc<Mutex<Vec<String>>>,
+}
+
+impl Webhooks {
+    /// Puts the handler together.
+    pub fn new(calls: Calls, settings: Settings, deliver: Arc<Notify>, spool: Spool, journal: Journal) -> Self {
+        let subaccounts = Subaccounts::default();
+        Self { calls, settings: Arc::new(settings), deliver, spool, subaccounts, journal, left: Arc::default() }
+    }
+
+    /// The same handler on the next generation of calls and settings.
+    pub fn next(&self, calls: Calls, settings: Settings) -> Self {
+        Self { calls, settings: Arc::new(settings), ..self.clone() }
+    }
+
+    pub(super) async fn answer(&self, exchange: &mut Exchange, response: Response<Bytes>) -> u16 {
+        let status = response.status().as_u16();
+        exchange.respond(response).await;
+        failpoint::hit("webhook.answered").await;
+        status
+    }
+
+    /// The agent that answers a number: as configured, else the first of the business that the number belongs to.
+    pub(super) fn agent_of(&self, number: Option<&str>) -> Option<String> {
+        let number = number?;
+        self.settings.agents.get(number_key(number).as_ref()).cloned().or_else(|| {
+            let policy = &self.calls.policy;
+            policy.business(policy.owner_of_number(number)?)?.agent_ids.first().cloned()
+        })
+    }
+
+    /// Says that a webhook was not applied to the call that it points to.
+    pub(super) fn report(&self, taken: &ParsedWebhook<'_>, call: Option<&CallId>, what: Contradiction) {
+        let (account, subaccount) = (&taken.from.account.name, taken.by.subaccount.as_deref());
+        let call = call.map(CallId::as_str);
+        warn!(%account, subaccount, event = taken.event_id, call, why = what.why(), "failed to apply a webhook");
+    }
+
+    /// Who vouched for a webhook that was checked once. What names a subaccount is that one's word, though its parent may have signed it.
+    pub(super) fn voucher_again(&self, from: &Candidate, raw: &RawWebhook) -> Voucher {
+        self.calls.voucher(std::slice::from_ref(&from.account.name), raw.subaccount(from))
+    }
+}

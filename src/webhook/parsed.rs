@@ -1,0 +1,107 @@
+//! A webhook that has been read as its description says, and whose signature was checked.
+
+use super::raw::{RawWebhook, named_in};
+use super::route::Candidate;
+use crate::call::{Direction, EndProof, Event};
+use crate::ids::Alias;
+use crate::provider::account::Account;
+use crate::provider::description::{Heard, OWN_ID_KIND, PostCall, SUBACCOUNT_KIND, WebhookEvent};
+use crate::provider::select::Message;
+use crate::provider::sign::Keys;
+use crate::store::Voucher;
+
+/// A webhook that has been read and verified.
+pub(super) struct ParsedWebhook<'a> {
+    pub(super) raw: &'a RawWebhook,
+    pub(super) from: &'a Candidate,
+    /// What its signature is checked with.
+    pub(super) keys: Keys,
+    /// Who vouches for it.
+    pub(super) by: Voucher,
+    pub(super) event: Option<&'a WebhookEvent>,
+    pub(super) message: Message<'a>,
+    pub(super) aliases: Vec<Alias>,
+    pub(super) direction: Direction,
+    /// What it says of the call.
+    pub(super) news: Option<Event>,
+    /// What is said in the call; or why that cannot be read.
+    pub(super) heard: Option<std::result::Result<Heard, String>>,
+    /// Which delivery of which event.
+    pub(super) event_id: String,
+}
+
+impl ParsedWebhook<'_> {
+    /// The name of its event; `unknown` where its description knows none.
+    pub(super) fn event_name(&self) -> &str {
+        self.event.map_or("unknown", |event| event.name.as_str())
+    }
+
+    /// Whether it is an app that says so, and not the provider: a token proves no call.
+    pub(super) fn is_hearsay(&self) -> bool {
+        !self.from.webhook().signature.is_over_message()
+    }
+
+    /// Its caller is told by the status what is wrong.
+    pub(super) fn is_exact(&self) -> bool {
+        self.from.is_exact_at(self.raw.path())
+    }
+
+    /// Nothing in it says what it is, or which call it is of.
+    pub(super) fn is_unusable(&self) -> bool {
+        let kind = self.from.webhook().dedupe.first().and_then(|selector| selector.text(&self.message));
+        let is_named = kind.is_some_and(|kind| !kind.is_empty());
+        !is_named || (self.event.is_some_and(|event| event.state.is_some()) && self.aliases.is_empty())
+    }
+
+    /// What it tells of a call after its end, and whether that is all.
+    pub(super) fn record(&self) -> Option<(PostCall, bool)> {
+        let rules = self.event?.record.as_ref().filter(|_| matches!(self.news, Some(Event::Ended(..))))?;
+        let (found, complete) = rules.read(&self.message);
+        (complete || found != PostCall::default()).then_some((found, complete))
+    }
+
+    /// The outside id that a call is known by most surely: the one that its record is asked with.
+    pub(super) fn main_alias(&self) -> Option<&Alias> {
+        let needs = self.from.account.provider.lookup.as_ref().map(|lookup| lookup.needs.as_str());
+        let outside = || self.aliases.iter().filter(|alias| alias.kind != OWN_ID_KIND);
+        outside().find(|alias| Some(alias.kind.as_str()) == needs).or_else(|| outside().next())
+    }
+}
+
+/// Reads a webhook as its description says.
+pub(super) fn parse<'a>(
+    raw: &'a RawWebhook,
+    from: &'a Candidate,
+    keys: Keys,
+    by: Voucher,
+    event_id: String,
+) -> ParsedWebhook<'a> {
+    let webhook = from.webhook();
+    let message = Message { body: &raw.document, query: &raw.query, path: &from.captures, headers: &raw.headers };
+    let event = webhook.events.iter().find(|e| e.when.is_empty() || e.when.holds(&message));
+    let mut aliases = webhook.ids.read(&message);
+    aliases.extend(subaccount_alias(&from.account, &message, &aliases));
+    // The id that tells calls apart goes before those that several may share.
+    let needs = from.account.provider.lookup.as_ref().map(|lookup| lookup.needs.as_str());
+    aliases.sort_by_key(|alias| Some(alias.kind.as_str()) != needs);
+    ParsedWebhook {
+        raw,
+        from,
+        keys,
+        by,
+        event,
+        message,
+        aliases,
+        direction: webhook.direction.as_ref().and_then(|d| d.read(&message)).unwrap_or(Direction::Outbound),
+        news: event.and_then(|e| e.state.as_ref()).and_then(|s| s.read(&message, EndProof::Webhook)),
+        heard: event.and_then(|e| e.utterance.as_ref()).map(|rules| rules.read(&message)),
+        event_id,
+    }
+}
+
+/// Which subaccount has the call, if one has.
+fn subaccount_alias(account: &Account, message: &Message<'_>, aliases: &[Alias]) -> Option<Alias> {
+    let needs = &account.provider.lookup.as_ref()?.needs;
+    let call = aliases.iter().find(|alias| alias.kind == *needs)?;
+    Alias::new(SUBACCOUNT_KIND, &format!("{}/{}", named_in(account, message)?, call.id))
+}

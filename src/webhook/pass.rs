@@ -1,0 +1,146 @@
+//! What no description knows passes to the app: its own paths and sockets.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use http::{HeaderMap, StatusCode};
+use tracing::{debug, warn};
+
+use super::answers::body_missing;
+use super::app_view::REPLACED;
+use super::context::Webhooks;
+use super::noise::Noise;
+use super::raw::RawWebhook;
+use super::resign::Resign;
+use super::route::Candidate;
+use super::settings::KEPT_BYTES_MAX;
+use super::subaccounts::Signer;
+use crate::net::{BodyError, Exchange, HostRule, RelayTarget, relay, relay_with_body};
+use crate::provider::sign::{Checked, Keys};
+use crate::reply::problem;
+
+/// That the app is away, said of requests that anybody can send.
+static AWAY: Noise = Noise::new();
+
+impl Webhooks {
+    /// What no description knows: paths and sockets of the app.
+    pub(super) async fn pass(&self, exchange: &mut Exchange) -> u16 {
+        let Some(base) = self.settings.forward_url.clone() else {
+            let message = "Nothing is known at this path, and app.forward_url is not set.";
+            return self.answer(exchange, problem(StatusCode::NOT_FOUND, "UNKNOWN_ROUTE", message)).await;
+        };
+        if !self.settings.forward_paths.contain(exchange.path()) {
+            let message = "Nothing is known at this path, and app.forward_paths does not let it pass to the app.";
+            return self.answer(exchange, problem(StatusCode::NOT_FOUND, "UNKNOWN_ROUTE", message)).await;
+        }
+        let (path_and_query, headers) = (exchange.path_and_query().to_owned(), exchange.arrived());
+        let app_url = self.settings.app_url(&headers, &path_and_query);
+        let mut target = RelayTarget {
+            base,
+            path_and_query: path_and_query.clone(),
+            set_headers: self.settings.front_headers(&app_url),
+            remove_headers: REPLACED.to_vec(),
+            host: HostRule::Upstream,
+            mount: None,
+        };
+        let length = exchange.header("content-length").and_then(|length| length.parse::<usize>().ok());
+        let signatures = self.shown(exchange.headers(), length.is_some_and(|length| length <= KEPT_BYTES_MAX));
+        if signatures.is_empty() {
+            return self.relayed(relay(exchange, &self.calls.upstream, target).await, exchange).await;
+        }
+        // Signed for our URL: sign it for the app's, but only if it was genuine. And whatever it tells of calls is seen.
+        let body = match exchange.is_upgrade() {
+            true => Bytes::new(),
+            false => match exchange.read_body(KEPT_BYTES_MAX).await {
+                Ok(body) => body,
+                Err(BodyError::TooLarge { limit }) => {
+                    let message = format!("A signed request has at most {limit} bytes.");
+                    let answer = problem(StatusCode::PAYLOAD_TOO_LARGE, "BODY_TOO_LARGE", &message);
+                    return self.answer(exchange, answer).await;
+                }
+                Err(error) => {
+                    debug!(%error, "failed to read the body of a forwarded request");
+                    let answer = body_missing(error);
+                    return self.answer(exchange, answer).await;
+                }
+            },
+        };
+        let raw = RawWebhook::new(exchange.method().as_str(), &path_and_query, headers, body.clone());
+        if let Some((from, keys)) = self.passing_signer(&raw, &signatures).boxed().await {
+            let signature = &from.webhook().signature;
+            let signed = self.signed(&raw);
+            let came_to = signed.url();
+            let resign = Resign { signature, keys: &keys, came: signed.request(&came_to) };
+            target.set_headers.extend(resign.headers(&raw.method, &app_url, &raw.body, raw.form()));
+            self.unlisted(from, raw).boxed().await;
+        }
+        let relayed = match exchange.is_upgrade() {
+            true => relay(exchange, &self.calls.upstream, target).await,
+            false => relay_with_body(exchange, &self.calls.upstream, target, body).await,
+        };
+        self.relayed(relayed, exchange).await
+    }
+
+    /// The signatures that these headers may be: any account may be the signer. Those that are not over the URL only if the body is `small`
+    /// enough to be read.
+    fn shown(&self, headers: &HeaderMap, small: bool) -> Vec<Candidate> {
+        let mut found: Vec<Candidate> = Vec::new();
+        for account in self.calls.accounts.values() {
+            for (index, webhook) in account.provider.webhooks.iter().enumerate() {
+                let signature = &webhook.signature;
+                let known = |c: &Candidate| c.account.name == account.name && c.webhook().signature == *signature;
+                let is_read = signature.is_over_url() || (small && signature.needs_key());
+                if is_read && signature.is_shown(headers) && !found.iter().any(known) {
+                    found.push(Candidate { account: account.clone(), index, captures: BTreeMap::new() });
+                }
+            }
+        }
+        found
+    }
+
+    /// Whose signature a request has that passes through, and its keys.
+    async fn passing_signer<'c>(&self, raw: &RawWebhook, found: &'c [Candidate]) -> Option<(&'c Candidate, Keys)> {
+        let signed = self.signed(raw);
+        let url = signed.url();
+        let holds = |from: &Candidate, keys: &Keys| {
+            let checked = from.webhook().signature.verify(keys, &signed.request(&url), signed.now_secs);
+            checked == Ok(Checked::Holds)
+        };
+        for from in found {
+            let mut all = vec![from.account.keys(&from.webhook().signature)];
+            // Media Streams name no account. Their handshakes have no body, which would be hashed once a key.
+            if raw.body.is_empty() && raw.subaccount(from).is_none() {
+                all.extend(self.subaccounts.known_keys(&from.account));
+            }
+            if let Some(keys) = all.into_iter().find(|keys| holds(from, keys)) {
+                return Some((from, keys));
+            }
+        }
+        match self.subaccounts.signer(&self.calls, found, raw, &signed).await {
+            Signer::Subaccount(from, keys) => Some((from, keys)),
+            Signer::Unknown | Signer::Nobody => None,
+        }
+    }
+
+    async fn relayed(
+        &self,
+        relayed: std::result::Result<crate::net::Relayed, crate::net::RelayError>,
+        exchange: &mut Exchange,
+    ) -> u16 {
+        match relayed {
+            Ok(relayed) => relayed.status.as_u16(),
+            Err(error) if error.is_clients() => {
+                debug!(%error, "forwarded request incomplete");
+                self.answer(exchange, problem(StatusCode::BAD_REQUEST, "BODY_INCOMPLETE", &error.to_string())).await
+            }
+            Err(error) => {
+                if let Some(left_out) = AWAY.admits() {
+                    warn!(%error, left_out, "failed to reach the app");
+                }
+                self.answer(exchange, problem(StatusCode::BAD_GATEWAY, "APP_UNREACHABLE", "The app cannot be reached."))
+                    .await
+            }
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Times, addresses and limits of this layer.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use http::Uri;
+use http::uri::Authority;
+
+use crate::calls::ForwardPaths;
+use crate::policy::WhenFull;
+
+/// Bodies up to here are kept in the record, larger ones in the spool.
+pub const KEPT_BYTES_MAX: usize = 1024 * 1024;
+/// The largest body that is taken: base64 audio of an hour-long call (facts A4.3: "many MB").
+pub const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Bytes of all bodies at once, up to a MiB of each. They are counted as they arrive: were room promised to who only names a length,
+/// a few that send nothing would keep every call waiting.
+pub const BODIES_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// The same of what large bodies have beyond it: one of the largest, and a little.
+pub const LARGE_BODIES_BYTES_MAX: usize = 72 * 1024 * 1024;
+
+/// Paths that the operator added, by `provider.webhook`.
+pub type ExtraPaths = BTreeMap<String, Vec<String>>;
+
+/// Which `Host` the app sees.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum AppHost {
+    /// That of `app.public_url`, else of `public_url`, else of the request as it came.
+    #[default]
+    Public,
+    /// That of `app.forward_url`.
+    Forward,
+    /// This one, with its port if it has one.
+    Name(Authority),
+}
+
+impl AppHost {
+    /// Reads `public`, `forward` or a host.
+    ///
+    /// # Errors
+    /// It is none of them.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "public" => Ok(Self::Public),
+            "forward" => Ok(Self::Forward),
+            name => match name.parse::<Authority>() {
+                Ok(host) if !name.contains('@') && !host.host().is_empty() => Ok(Self::Name(host)),
+                _ => Err(format!(
+                    "{name:?} is neither \"public\" nor \"forward\" nor a host such as \"app.example.com\""
+                )),
+            },
+        }
+    }
+}
+
+/// How an inbound call is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InboundMode {
+    /// ringfence answers the voice webhook with the TwiML of the agent's provider.
+    Front,
+    /// The app answers it.
+    App,
+}
+
+/// Times and addresses of this layer.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// What providers call.
+    pub public_url: Option<Uri>,
+    /// Where webhooks go on to.
+    pub forward_url: Option<Uri>,
+    /// The app's own public address, where that is not [`Settings::public_url`].
+    pub app_public_url: Option<Uri>,
+    /// Which `Host` the app sees.
+    pub app_host: AppHost,
+    /// A webhook that nothing can be checked with is refused.
+    pub strict: bool,
+    /// How an inbound call is answered.
+    pub inbound_mode: InboundMode,
+    /// How long the app may take to answer a webhook that waits for its answer. Carriers wait 15 s (facts B4.2).
+    pub app_timeout: Duration,
+    /// What a caller meets whose webhook the app does not answer; none: its provider is told, and takes its own way out.
+    pub when_down: Option<WhenFull>,
+    /// The agent that answers a number, by its key (`ids::number_key`), in front mode.
+    pub agents: BTreeMap<String, String>,
+    /// Paths that the operator added.
+    pub extra_paths: ExtraPaths,
+    /// Paths that pass to the app although no description knows them.
+    pub forward_paths: ForwardPaths,
+    /// The answer about a call that nobody knows, where the caller is told.
+    pub unknown_status: u16,
+    /// What the spool holds at most, in bytes.
+    pub spool_bytes_max: u64,
+    /// How long a body stays in the spool at most, in days.
+    pub spool_days: u32,
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// Settings of nothing in particular.
+    pub(in crate::webhook) fn settings() -> Settings {
+        Settings {
+            public_url: None,
+            forward_url: None,
+            app_public_url: None,
+            app_host: AppHost::Public,
+            forward_paths: ForwardPaths::default(),
+            strict: false,
+            inbound_mode: InboundMode::App,
+            app_timeout: Duration::from_secs(1),
+            when_down: None,
+            agents: BTreeMap::new(),
+            extra_paths: ExtraPaths::new(),
+            unknown_status: 404,
+            spool_bytes_max: 0,
+            spool_days: 1,
+        }
+    }
+
+    #[test]
+    fn a_host_is_a_name_and_perhaps_a_port() {
+        for wrong in ["", "a b", "https://a", "user@a", "a/b", ":80"] {
+            assert!(AppHost::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+}
