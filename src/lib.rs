@@ -9,6 +9,7 @@
 //! L0  ids          identifiers, checked once, where they enter
 //!     clock        the time, as a handle
 //!     failpoint    where a debug build fails when a test asks for it
+//!     schedule     time zones of numbers, hours of the week, recurring times. Pure
 //! L1  call         what a call is: phases, events, next(phase, event), proofs of an end. Pure
 //!     jws          signed tokens: taken apart, checked, made. Pure
 //!     metrics      every metric; the only caller of prometheus
@@ -74,6 +75,7 @@ pub mod provider;
 pub mod proxy;
 pub mod reconcile;
 pub mod reply;
+pub mod schedule;
 pub mod store;
 pub mod token;
 pub mod transcripts;

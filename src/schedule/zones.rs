@@ -1,0 +1,127 @@
+//! In which time zones a telephone number lies, by the table of libphonenumber.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::LazyLock;
+
+use jiff::tz::TimeZone;
+
+/// The table: `beginning|Zone&Zone` a line.
+const TABLE: &str = include_str!("zones.txt");
+
+/// A time zone of the IANA database, as in `Europe/Istanbul`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Zone(TimeZone);
+
+impl Zone {
+    /// The zone of this name.
+    ///
+    /// # Errors
+    /// A sentence for an operator: there is no such zone.
+    pub fn parse(name: &str) -> Result<Self, String> {
+        // A name of the machine's own, or one that the bundled data does not know, would differ from replica to replica.
+        let zone = TimeZone::get(name.trim()).map_err(|_| unknown(name))?;
+        zone.iana_name().map(|_| ()).ok_or_else(|| unknown(name))?;
+        Ok(Self(zone))
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        self.0.iana_name().unwrap_or("UTC")
+    }
+
+    pub(super) fn rules(&self) -> &TimeZone {
+        &self.0
+    }
+}
+
+fn unknown(name: &str) -> String {
+    format!("{name:?} is no time zone; write one of the IANA database, as in \"Europe/Istanbul\"")
+}
+
+impl fmt::Debug for Zone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The table, read once.
+struct Table {
+    /// Beginnings, as numbers, and the place of their zones in `lists`.
+    by_beginning: HashMap<u64, usize>,
+    lists: Vec<Vec<Zone>>,
+    digits_max: usize,
+}
+
+static READ: LazyLock<Table> = LazyLock::new(|| {
+    let (mut by_beginning, mut lists, mut digits_max) = (HashMap::new(), Vec::new(), 0);
+    let mut slots = HashMap::<&str, usize>::new();
+    for line in TABLE.lines() {
+        let Some((beginning, names)) = line.split_once('|') else { continue };
+        let Ok(key) = beginning.parse::<u64>() else { continue };
+        let place = *slots.entry(names).or_insert_with(|| {
+            lists.push(names.split('&').filter_map(|name| Zone::parse(name).ok()).collect());
+            lists.len() - 1
+        });
+        digits_max = digits_max.max(beginning.len());
+        by_beginning.insert(key, place);
+    }
+    Table { by_beginning, lists, digits_max }
+});
+
+/// The zones in which a number may lie, in E.164 without its plus (`905321234567`): those of the longest beginning that the table of
+/// libphonenumber knows. Several where the beginning says no more: of `+1800…` all zones of the numbering plan. None: the table does
+/// not know where it lies, as of satellite telephones.
+///
+/// A mobile number, or one that was ported, may be elsewhere than where its beginning says.
+pub fn zones_of(digits: &str) -> &'static [Zone] {
+    let table = &*READ;
+    let longest = digits.len().min(table.digits_max);
+    let place = (1..=longest).rev().find_map(|len| table.by_beginning.get(&digits.get(..len)?.parse::<u64>().ok()?));
+    place.and_then(|place| table.lists.get(*place)).map(Vec::as_slice).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(digits: &str) -> Vec<&'static str> {
+        zones_of(digits).iter().map(Zone::name).collect()
+    }
+
+    #[test]
+    fn the_longest_beginning_counts() {
+        for (digits, zones) in [
+            ("905321234567", &["Europe/Istanbul"][..]),
+            ("12125550100", &["America/New_York"]),
+            ("13105550100", &["America/Los_Angeles"]),
+            ("12082415550", &["America/Denver"]),
+            ("4930123456", &["Europe/Berlin"]),
+            ("390212345678", &["Europe/Rome"]),
+            ("819012345678", &["Asia/Tokyo"]),
+            ("88213000", &[]),
+            ("", &[]),
+            ("x", &[]),
+        ] {
+            assert_eq!(names(digits), zones, "{digits}");
+        }
+        assert!(names("18005550100").len() > 30, "a toll-free number may ring anywhere in the plan");
+        assert!(names("74951234567").contains(&"Europe/Moscow"));
+    }
+
+    #[test]
+    fn every_zone_of_the_table_is_known() {
+        let lines = TABLE.lines().filter_map(|line| line.split_once('|'));
+        for (beginning, wanted) in lines {
+            assert_eq!(zones_of(beginning).len(), wanted.split('&').count(), "{beginning}: {wanted}");
+        }
+    }
+
+    #[test]
+    fn zones_have_names_of_the_database() {
+        assert_eq!(Zone::parse("Europe/Istanbul").unwrap().name(), "Europe/Istanbul");
+        for bad in ["", "Mars/Olympus", "+03:00", "Local", "../etc/passwd"] {
+            assert!(Zone::parse(bad).is_err(), "{bad}");
+        }
+    }
+}
