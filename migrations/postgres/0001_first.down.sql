@@ -6,6 +6,8 @@ DROP TABLE holders;
 DROP TABLE replicas;
 DROP TABLE gate_rates;
 DROP TABLE gate_state;
+DROP TABLE do_not_call_changes;
+DROP TABLE do_not_call;
 DROP TABLE businesses;
 DROP TABLE refusals;
 DROP TABLE deliveries;

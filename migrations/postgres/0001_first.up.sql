@@ -147,6 +147,27 @@ CREATE TABLE businesses (
     updated_at  BIGINT NOT NULL
 );
 
+-- Numbers that are not called. Changes are counted over all lists, and every row has the number of its own last one, so that a
+-- replica reads what it has not seen yet. A number that is taken off a list stays for a while, for the same reason.
+CREATE TABLE do_not_call (
+    list        TEXT COLLATE "C" NOT NULL,                -- a business; '' is everybody's
+    number      BIGINT NOT NULL,                 -- the digits of its E.164 form
+    change      BIGINT NOT NULL UNIQUE,
+    listed      BOOLEAN NOT NULL,
+    reason      TEXT,
+    changed_at  BIGINT NOT NULL,
+    PRIMARY KEY (list, number)
+);
+CREATE INDEX do_not_call_lists ON do_not_call (list, change) WHERE listed;
+CREATE INDEX do_not_call_gone ON do_not_call (changed_at) WHERE NOT listed;
+
+-- How many changes there were: one row, which every change locks first, so that nobody sees a later one before an earlier one.
+CREATE TABLE do_not_call_changes (
+    pool  TEXT COLLATE "C" PRIMARY KEY,
+    last  BIGINT NOT NULL
+);
+INSERT INTO do_not_call_changes (pool, last) VALUES ('default', 0);
+
 -- Who decides, under which epoch. Every write that admits a call locks its pool's row; a move changes it, and so waits for those
 -- under way and makes all later ones of the old epoch fail.
 CREATE TABLE gate_state (

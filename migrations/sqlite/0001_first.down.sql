@@ -5,6 +5,8 @@ DROP TABLE transcripts;
 DROP TABLE replicas;
 DROP TABLE gate_rates;
 DROP TABLE gate_state;
+DROP TABLE do_not_call_changes;
+DROP TABLE do_not_call;
 DROP TABLE businesses;
 DROP TABLE refusals;
 DROP TABLE deliveries;

@@ -146,6 +146,27 @@ CREATE TABLE businesses (
     updated_at  INTEGER NOT NULL
 ) STRICT;
 
+-- Numbers that are not called. Changes are counted over all lists, and every row has the number of its own last one, so that a
+-- replica reads what it has not seen yet. A number that is taken off a list stays for a while, for the same reason.
+CREATE TABLE do_not_call (
+    list        TEXT NOT NULL,                -- a business; '' is everybody's
+    number      INTEGER NOT NULL,                 -- the digits of its E.164 form
+    change      INTEGER NOT NULL UNIQUE,
+    listed      INTEGER NOT NULL,
+    reason      TEXT,
+    changed_at  INTEGER NOT NULL,
+    PRIMARY KEY (list, number)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX do_not_call_lists ON do_not_call (list, change) WHERE listed;
+CREATE INDEX do_not_call_gone ON do_not_call (changed_at) WHERE NOT listed;
+
+-- How many changes there were: one row, which every change locks first, so that nobody sees a later one before an earlier one.
+CREATE TABLE do_not_call_changes (
+    pool  TEXT PRIMARY KEY,
+    last  INTEGER NOT NULL
+) STRICT;
+INSERT INTO do_not_call_changes (pool, last) VALUES ('default', 0);
+
 -- Who decides, under which epoch. A call is put on record only under the epoch that stands here.
 CREATE TABLE gate_state (
     pool      TEXT PRIMARY KEY,

@@ -32,6 +32,8 @@ pub struct Role {
     pub leads: bool,
     /// Another text after every change of a business, at whichever replica it was made.
     pub businesses_version: String,
+    /// The last change of a do-not-call list, at whichever replica it was made.
+    pub do_not_call_change: i64,
 }
 
 /// GateOp the keeper sees.
@@ -82,6 +84,7 @@ impl Capacity {
             leads: fleet.leads(),
             live: fleet.live.into_iter().map(|one| one.replica.id).collect(),
             businesses_version: fleet.businesses_version,
+            do_not_call_change: fleet.do_not_call_change,
         };
         self.0.role.send_if_modified(|now| {
             let changed = *now != role;

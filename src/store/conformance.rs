@@ -2,6 +2,7 @@
 //!
 //! A back end gives a [`Fresh`]: an empty store, a way to open it again, and a way past the trait to its tables.
 
+mod do_not_call;
 mod gate;
 mod operator;
 mod records;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use super::*;
 use crate::call::{Deadlines, Direction, EndProof, Origin, Outcome, Phase, Source, Step};
 use crate::ids::{AccountName, BusinessId};
+pub(super) use do_not_call::*;
 pub(super) use gate::*;
 pub(super) use operator::*;
 pub(super) use records::*;
@@ -58,6 +60,9 @@ macro_rules! behaves_as_a_store {
             many_that_share_start_at_once_over_nothing_and_over_an_old_schema,
             replicas_know_who_lives_and_who_leads,
             a_change_of_businesses_is_noticed_elsewhere,
+            a_number_is_put_on_a_list_and_taken_off,
+            changes_of_lists_are_read_from_where_one_stands,
+            no_change_of_a_list_is_passed_over,
             an_event_that_two_settle_is_settled_once,
             a_delivery_is_one_senders_and_comes_back_if_that_dies,
             deliveries_of_a_call_go_in_order_and_others_do_not_wait,

@@ -86,6 +86,8 @@ pub struct Fleet {
     pub live: Vec<Living>,
     /// Another text after every change of a business, wherever it was made.
     pub businesses_version: String,
+    /// The last change of a do-not-call list, wherever it was made.
+    pub do_not_call_change: i64,
 }
 
 impl Fleet {
@@ -94,9 +96,14 @@ impl Fleet {
         self.live.first().is_some_and(|first| first.replica.id == self.me)
     }
 
-    pub(super) fn new(me: &Replica, mut live: Vec<Living>, businesses_version: String) -> Self {
+    pub(super) fn new(
+        me: &Replica,
+        mut live: Vec<Living>,
+        businesses_version: String,
+        do_not_call_change: i64,
+    ) -> Self {
         live.sort_by(|a, b| a.replica.id.cmp(&b.replica.id));
-        Self { me: me.id.clone(), live, businesses_version }
+        Self { me: me.id.clone(), live, businesses_version, do_not_call_change }
     }
 }
 

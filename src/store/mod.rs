@@ -1,4 +1,4 @@
-//! What survives a restart: calls and their ids, the inbox of webhooks, the outbox to the app, refusals, businesses.
+//! What survives a restart: calls and their ids, the inbox of webhooks, the outbox to the app, refusals, businesses, do-not-call lists.
 //!
 //! # The contract, which every back end keeps
 //!
@@ -14,6 +14,7 @@ mod app_events;
 #[cfg(test)]
 mod conformance;
 mod decide;
+mod do_not_call;
 mod driver;
 mod health;
 mod journal;
@@ -42,6 +43,7 @@ use crate::call::{EndProof, Event, Origin, Outcome, Phase, Source, Step};
 use crate::clock::UnixMs;
 use crate::ids::{AccountName, Alias, CallId, RefusalId};
 use crate::policy::{Business, Facts, Policy};
+pub use do_not_call::{DoNotCallLists, EVERYBODY, ListChange, ListChanges, ListedNumber, NUMBERS_AT_ONCE};
 pub use journal::Journal;
 pub use membership::{BEAT_EVERY_MS, Fleet, LIVE_MS, Living, OwnershipMode, Replica};
 pub use operator::{AuditRecord, Desk, Inbox, InboxEvent, Outbox, OutboxDelivery, Purged};
@@ -516,7 +518,7 @@ pub struct RefusalRecord {
 
 /// See the module's contract.
 #[async_trait]
-pub trait Store: Records + Desk + Transcripts + Retention + Send + Sync + 'static {
+pub trait Store: Records + Desk + DoNotCallLists + Transcripts + Retention + Send + Sync + 'static {
     /// Puts a call on record that a gate has admitted, or that exists anyway. With an epoch it is written only while the pool's
     /// is that one; without, this process alone admits.
     async fn open(&self, call: NewCall, epoch: Option<i64>) -> Result<InsertOutcome>;

@@ -96,9 +96,9 @@ pub struct AuditRecord {
     pub who: String,
     /// Where they came from: an address, the Unix socket and its user, or this process.
     pub from: String,
-    /// What: `put business`, `delete business`, `reload`, `hangup`, `release`, `fetch`, `replay`, `purge`, `reconcile`.
+    /// What: `put business`, `delete business`, `put do-not-call`, `delete do-not-call`, `reload`, `hangup`, `release`, `fetch`, `replay`, `purge`, `reconcile`.
     pub what: String,
-    /// Of which call, business or event.
+    /// Of which call, business or event; of whose list.
     pub target: String,
     /// Why, where that was asked.
     pub reason: Option<String>,

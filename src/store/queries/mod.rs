@@ -3,6 +3,7 @@
 
 pub(super) mod bindings;
 pub(super) mod calls;
+mod do_not_call;
 pub(super) mod gate;
 pub(super) mod messages;
 mod operator;

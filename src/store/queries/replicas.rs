@@ -15,12 +15,13 @@ pub(super) async fn heartbeat(c: &mut dyn Driver, me: &Replica) -> Sql<Fleet> {
          SELECT $1, $2, $3, $4, at, at, $5 FROM (SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS at) AS now WHERE true
          ON CONFLICT (id) DO UPDATE SET beat_at = excluded.beat_at, state = excluded.state";
     c.execute(mine, &binds![&me.id, &me.host, me.process, &me.version, &me.state]).await?;
-    let live =
-        "SELECT *, (SELECT count(*) || '.' || coalesce(sum(updated_at), 0) FROM businesses) AS businesses FROM replicas
+    let live = "SELECT *, (SELECT count(*) || '.' || coalesce(sum(updated_at), 0) FROM businesses) AS businesses,
+             (SELECT last FROM do_not_call_changes WHERE pool = 'default') AS do_not_call FROM replicas
          WHERE id = $1 OR beat_at > (extract(epoch FROM clock_timestamp()) * 1000)::bigint - $2";
     let rows = c.fetch(live, &binds![&me.id, LIVE_MS]).await?;
     let businesses = rows.first().map(|row| row.text("businesses")).transpose()?.unwrap_or_default();
-    Ok(Fleet::new(me, rows.iter().map(living).collect::<Sql<_>>()?, businesses))
+    let do_not_call = rows.first().map(|row| row.number("do_not_call")).transpose()?.unwrap_or_default();
+    Ok(Fleet::new(me, rows.iter().map(living).collect::<Sql<_>>()?, businesses, do_not_call))
 }
 
 pub(super) async fn find_orders(store: &impl Backend, fingerprint: &str, since_ms: UnixMs) -> Result<Vec<OrderRecord>> {

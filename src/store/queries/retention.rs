@@ -226,7 +226,10 @@ impl<B: Backend> Retention for B {
         let answers = "DELETE FROM create_answers WHERE (call_id, fingerprint) IN
              (SELECT call_id, fingerprint FROM create_answers WHERE at < $1 LIMIT $2)";
         let audit = "DELETE FROM audit WHERE id IN (SELECT id FROM audit WHERE at < $1 LIMIT $2)";
+        let unlisted = "DELETE FROM do_not_call WHERE (list, number) IN
+             (SELECT list, number FROM do_not_call WHERE NOT listed AND changed_at < $1 LIMIT $2)";
         let mut gone = purge_some(self, early, ages.early_before_ms).await?;
+        gone += purge_some(self, unlisted, ages.before_ms).await?;
         gone += purge_some(self, answers, ages.answers_before_ms).await?;
         for list in [List::Calls, List::Refusals] {
             for (before, whose) in ages.each() {
