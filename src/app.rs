@@ -221,6 +221,8 @@ impl App {
         let calls =
             Calls::new(lifecycle, config.accounts.clone(), upstream.map_err(start_error)?, config.calls.clone());
         patient.ask(|| capacity.heartbeat()).await?;
+        // Nobody is called before it is known who must not be.
+        patient.ask(|| calls.destinations.take_up_do_not_call()).await?;
         let rebuilt = patient.ask(|| reconcile::rebuild(&calls)).await?;
         let wake = Arc::new(Notify::new());
         let spool = Spool::new(&config.spool_dir);
@@ -279,6 +281,7 @@ impl App {
         reconcile::initial_sweep(&mut sweepers, config.calls.ask_timeout).await;
         live.sweep(sweepers);
         tasks.spawn(follow_businesses(capacity.roles(), live.clone(), stop.clone()));
+        tasks.spawn(follow_do_not_call(capacity.roles(), live.clone(), stop.clone()));
         tasks.spawn(capacity.clone().keep(stop.clone()));
         let (newest, leads) = (live.clone(), move || capacity.role().leads);
         tasks.spawn(webhook::replay_loop(move || newest.webhooks(), leads, stop.clone()));
@@ -456,6 +459,24 @@ async fn follow_businesses(mut roles: Receiver<Role>, live: Arc<Live>, stop: Can
         match live.clone().take_up_businesses().await {
             Ok(()) => taken_up = version,
             Err(error) => warn!(%error, "failed to apply changed businesses; retried with the next change"),
+        }
+    }
+}
+
+/// Takes up numbers that were put on a do-not-call list, or taken off one, at another replica; and again what could not be read.
+async fn follow_do_not_call(mut roles: Receiver<Role>, live: Arc<Live>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = roles.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(ASK_AGAIN) => {}
+        }
+        let calls = live.calls();
+        let change = roles.borrow_and_update().do_not_call_change;
+        if !calls.destinations.knows_do_not_call(change)
+            && let Err(error) = calls.destinations.take_up_do_not_call().await
+        {
+            warn!(%error, "failed to read the do-not-call lists; nobody is called whom they may name");
         }
     }
 }

@@ -11,6 +11,7 @@
 //!     failpoint    where a debug build fails when a test asks for it
 //!     schedule     time zones of numbers, hours of the week, recurring times. Pure
 //! L1  call         what a call is: phases, events, next(phase, event), proofs of an end. Pure
+//!     destinations whom the app may call: numbers, lists, hours. Pure
 //!     jws          signed tokens: taken apart, checked, made. Pure
 //!     metrics      every metric; the only caller of prometheus
 //! L2  policy       which limits bind a call; which business a request belongs to. Pure
@@ -62,6 +63,7 @@ pub mod capacity;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod destinations;
 pub mod failpoint;
 pub mod gate;
 pub mod ids;

@@ -50,6 +50,9 @@ struct Inner {
     provider_live: IntGaugeVec,
     alias_conflicts: IntCounter,
     callbacks_refused: IntCounterVec,
+    destinations_refused: IntCounterVec,
+    do_not_call: IntGaugeVec,
+    do_not_call_readable: IntGauge,
     certificate_reloads: IntCounterVec,
     store_failures: IntCounter,
     config_reloads: IntCounterVec,
@@ -258,6 +261,20 @@ impl Metrics {
                 "ringfence_callbacks_refused_total",
                 "Callback URLs of apps that were not called: rejected at the create, or given up at the delivery; private, own or unusable.",
                 &["at", "reason"],
+            )?,
+            destinations_refused: m.counters(
+                "ringfence_destinations_refused_total",
+                "Creates whose destination may not be called, by rule; in observe mode those that would have been refused.",
+                &["rule"],
+            )?,
+            do_not_call: m.gauges(
+                "ringfence_do_not_call_numbers",
+                "Numbers on do-not-call lists, by where they stand: file, table.",
+                &["source"],
+            )?,
+            do_not_call_readable: m.gauge(
+                "ringfence_do_not_call_readable",
+                "1 while the do-not-call lists of the table are known as they are.",
             )?,
             certificate_reloads: m.counters(
                 "ringfence_certificate_reloads_total",
@@ -469,6 +486,21 @@ impl Metrics {
     /// Two calls laid claim to one id.
     pub fn alias_conflict(&self) {
         self.inner.alias_conflicts.inc();
+    }
+
+    /// The destination of a create may not be called.
+    pub fn destination_refused(&self, rule: &str) {
+        self.inner.destinations_refused.with_label_values(&[rule]).inc();
+    }
+
+    /// How many numbers stand on do-not-call lists: in the file, and in the table. `None`: the table cannot be read.
+    pub fn do_not_call(&self, in_file: Option<u64>, in_table: u64) {
+        let count = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        self.inner.do_not_call_readable.set(in_file.is_some().into());
+        if let Some(in_file) = in_file {
+            self.inner.do_not_call.with_label_values(&["file"]).set(count(in_file));
+        }
+        self.inner.do_not_call.with_label_values(&["table"]).set(count(in_table));
     }
 
     /// A changed certificate was read, or could not be.

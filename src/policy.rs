@@ -14,6 +14,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::call::Direction;
+use crate::destinations;
 use crate::ids::{AccountName, BusinessId, number_key};
 pub use business::{
     Business, Identified, Ignored, Privacy, RETENTION_DAYS, RequestAttributes, Rule, Unknown, UnknownBusiness, WhenFull,
@@ -194,6 +195,8 @@ pub struct Plan {
     pub rate: Option<Rate>,
     /// What an inbound caller meets when its business is full.
     pub when_full: Option<WhenFull>,
+    /// Whom its businesses may call, beside what holds for everybody.
+    pub destinations: destinations::Rules,
 }
 
 /// Whether full limits refuse.
@@ -259,6 +262,8 @@ pub struct Settings {
     pub when_full: WhenFull,
     /// What is kept of what is said in calls, unless their business says otherwise.
     pub transcripts: Privacy,
+    /// Whom everybody may call.
+    pub destinations: Arc<destinations::Settings>,
 }
 
 /// The plans of the contract (§1): PAYG 1, STARTER 1, PRO 3, ENTERPRISE as each business states.
@@ -410,6 +415,13 @@ impl Policy {
         };
         let business = shown.unwrap_or_else(BusinessId::default_business);
         Identified { business, stranger: stranger.map(UnknownBusiness), ignored }
+    }
+
+    /// Whom a business on a plan may call, beside what holds for everybody: the plan's rules and its own.
+    pub fn destination_rules(&self, business: &BusinessId, plan: &str) -> Vec<&destinations::Rules> {
+        let of_plan = self.settings.plans.get(plan).map(|plan| &plan.destinations);
+        let own = self.businesses.get(business).and_then(|business| business.destinations.as_ref());
+        of_plan.into_iter().chain(own).filter(|rules| !rules.is_empty()).collect()
     }
 
     /// The plan of a business.

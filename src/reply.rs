@@ -53,6 +53,10 @@ pub enum RejectionCode {
     AlreadyPlaced,
     /// The idempotency key belongs to another order.
     KeyReused,
+    /// The destination is no telephone number that can be called.
+    InvalidDestination,
+    /// The destination must not be called: a do-not-call list, or the operator's rules.
+    DoNotCall,
     /// The client had gone before its order was admitted.
     ClientHungUp,
     /// The record could not be written, so nothing was sent.
@@ -134,7 +138,7 @@ impl Kind {
 
 impl RejectionCode {
     /// Every code.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 29] = [
         RejectionCode::GlobalCapacityExceeded,
         RejectionCode::BusinessLimitExceeded,
         RejectionCode::LimitExceeded,
@@ -151,6 +155,8 @@ impl RejectionCode {
         RejectionCode::OutcomeUnknown,
         RejectionCode::AlreadyPlaced,
         RejectionCode::KeyReused,
+        RejectionCode::InvalidDestination,
+        RejectionCode::DoNotCall,
         RejectionCode::ClientHungUp,
         RejectionCode::StoreUnavailable,
         RejectionCode::GateUnavailable,
@@ -174,6 +180,8 @@ impl RejectionCode {
             | RejectionCode::RateExceeded
             | RejectionCode::PlanNotAllowed
             | RejectionCode::UnknownBusiness
+            | RejectionCode::InvalidDestination
+            | RejectionCode::DoNotCall
             | RejectionCode::KeyReused => Observed::Sent,
             // It counts as one call until its calls are seen.
             RejectionCode::BatchSizeUnknown => Observed::Sent,
@@ -233,6 +241,8 @@ impl RejectionCode {
             RejectionCode::OutcomeUnknown => "CALL_OUTCOME_UNKNOWN",
             RejectionCode::AlreadyPlaced => "CALL_ALREADY_PLACED",
             RejectionCode::KeyReused => "IDEMPOTENCY_KEY_REUSED",
+            RejectionCode::InvalidDestination => "INVALID_DESTINATION_PHONE",
+            RejectionCode::DoNotCall => "DO_NOT_CALL_BLOCKED",
             RejectionCode::ClientHungUp => "CLIENT_HUNG_UP",
             RejectionCode::StoreUnavailable => "CALL_STORE_UNAVAILABLE",
             RejectionCode::GateUnavailable => "GATE_REBUILDING",
@@ -285,12 +295,13 @@ impl RejectionCode {
             | RejectionCode::LimitExceeded
             | RejectionCode::ProviderLimit => Kind::Concurrency,
             RejectionCode::RateExceeded => Kind::Rate,
-            RejectionCode::PlanNotAllowed | RejectionCode::UnknownBusiness => Kind::Denied,
+            RejectionCode::PlanNotAllowed | RejectionCode::UnknownBusiness | RejectionCode::DoNotCall => Kind::Denied,
             RejectionCode::BodyTooLarge
             | RejectionCode::InvalidRequest
             | RejectionCode::EncodedBody
             | RejectionCode::AccountMismatch
             | RejectionCode::KeyReused
+            | RejectionCode::InvalidDestination
             | RejectionCode::ClientHungUp
             | RejectionCode::UnknownRoute => Kind::Invalid,
             RejectionCode::InitiationFailed
@@ -328,6 +339,8 @@ impl RejectionCode {
                 | RejectionCode::RateExceeded
                 | RejectionCode::PlanNotAllowed
                 | RejectionCode::ProviderLimit
+                | RejectionCode::InvalidDestination
+                | RejectionCode::DoNotCall
         )
     }
 
@@ -366,6 +379,8 @@ pub struct Rejection {
     pub global: Option<(u32, u32)>,
     /// Which limit of the provider was full.
     pub provider_class: Option<LimitClass>,
+    /// Which rule of the operator's the destination does not pass.
+    pub blocked_by: Option<&'static str>,
 }
 
 impl Rejection {
@@ -379,6 +394,7 @@ impl Rejection {
             limit: None,
             global: None,
             provider_class: None,
+            blocked_by: None,
         }
     }
 
@@ -463,6 +479,9 @@ fn contract_fields(rejection: &Rejection, shape: &RefusalShape) -> Map<String, V
     if let Some((current, limit)) = rejection.global {
         fields.insert("globalCurrent".to_owned(), current.into());
         fields.insert("globalLimit".to_owned(), limit.into());
+    }
+    if let Some(rule) = rejection.blocked_by {
+        fields.insert("blockedBy".to_owned(), rule.into());
     }
     fields.insert("refusalId".to_owned(), rejection.id.as_str().into());
     let called = match rejection.code.disposition() {

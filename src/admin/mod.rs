@@ -1,9 +1,10 @@
-//! `listen.admin`: health, status, metrics, calls, businesses. The paths under `/api/concurrent-metrics` are those of the systems
+//! `listen.admin`: health, status, metrics, calls, businesses, do-not-call lists. The paths under `/api/concurrent-metrics` are those of the systems
 //! that ringfence replaces (contract §1).
 
 pub mod auth;
 mod bulk;
 mod businesses;
+mod do_not_call;
 mod figures;
 mod operator;
 pub mod reload;
@@ -168,6 +169,11 @@ impl Admin {
                 let who = may(needs).and_then(|who| if needs == Scope::Read { Ok(who) } else { who.sees_all() })?;
                 let id = BusinessId::parse(&percent_decode(id)).map_err(|e| bad(e.to_string()))?;
                 self.business(exchange, &method, id, &who).await
+            }
+            (_, ["api", "do-not-call", number @ ..]) if number.len() <= 1 => {
+                let who = may(if method == Method::GET { Scope::Read } else { Scope::Operate })?;
+                let number = number.first().map(|number| percent_decode(number));
+                self.do_not_call(exchange, &method, number.as_deref(), &who).await
             }
             (&Method::GET, ["api", "calls"]) => {
                 let who = may(Scope::Read)?;

@@ -294,6 +294,7 @@ impl Live {
         let client = next.client.clone();
         Box::pin(self.swap(calls, policy, next)).await.map_err(|error| error.to_string())?;
         client.in_force();
+        client.calls.destinations.show_do_not_call();
         self.sweep(self.sweepers());
         Ok(())
     }

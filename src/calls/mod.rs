@@ -3,12 +3,13 @@
 //! Each part owns one concern and works with one small [`Context`]. [`outbound`] is the life of a create, [`inbound`] admits a call
 //! that a provider brings ([`front`] connects it, [`external`] counts one that was placed outside ringfence), [`provider_client`] asks
 //! providers where calls stand and ends them, [`post_call`] keeps what is told of calls after their end, [`rejection`] turns a
-//! rejection into a response. [`vouch`] says whose word counts for which call.
+//! rejection into a response, [`destination`] knows who may be called. [`vouch`] says whose word counts for which call.
 
 pub mod app_address;
 pub mod arrival;
 pub mod batch_members;
 pub mod context;
+pub mod destination;
 mod external;
 mod front;
 mod fronts;
@@ -36,6 +37,8 @@ use crate::policy::Policy;
 use crate::provider::account::Account;
 pub use app_address::{AppAddress, ForwardPaths};
 pub use batch_members::BatchMembers;
+use destination::Lists;
+pub use destination::Destinations;
 pub use context::{Context, OwnEvents, SEND_WITHIN, Settings};
 pub use inbound::Inbound;
 use inbound::InboundState;
@@ -57,7 +60,7 @@ pub struct Calls {
     context: Arc<Context>,
     /// What ringfence asks of providers by itself.
     pub provider: Arc<ProviderClient>,
-    /// Slots calls.
+    /// Places calls.
     pub outbound: Arc<Outbound>,
     /// Calls that providers bring, and external ones.
     pub inbound: Arc<Inbound>,
@@ -65,6 +68,8 @@ pub struct Calls {
     pub post_call: Arc<PostCallRecords>,
     /// Turns rejections into responses.
     pub rejections: Arc<Rejections>,
+    /// Who may be called.
+    pub destinations: Arc<Destinations>,
     /// Live calls of open batches.
     pub batch_members: BatchMembers,
     state: State,
@@ -78,6 +83,7 @@ struct State {
     rejections: RejectionState,
     outbound: OutboundState,
     inbound: InboundState,
+    do_not_call: Arc<Lists>,
     batch_members: BatchMembers,
     hang_ups: HangUps,
     fetches: Fetches,
@@ -117,7 +123,9 @@ impl Calls {
         let context = Arc::new(context);
         let provider = Arc::new(ProviderClient::new(context.clone(), state.hang_ups.clone()));
         let rejections = Arc::new(Rejections::new(context.clone(), state.rejections.clone()));
-        let outbound = Outbound::new(context.clone(), provider.clone(), rejections.clone(), state.outbound.clone());
+        let destinations = Arc::new(Destinations::new(context.clone(), state.do_not_call.clone()));
+        let (to, of) = (destinations.clone(), state.outbound.clone());
+        let outbound = Outbound::new(context.clone(), provider.clone(), rejections.clone(), to, of);
         let inbound = Inbound::new(context.clone(), provider.clone(), rejections.clone(), state.inbound.clone());
         let post_call = PostCallRecords::new(context.clone(), provider.clone(), state.fetches.clone());
         Self {
@@ -127,6 +135,7 @@ impl Calls {
             inbound: Arc::new(inbound),
             post_call: Arc::new(post_call),
             rejections,
+            destinations,
             batch_members: state.batch_members.clone(),
             state,
         }

@@ -121,7 +121,8 @@ impl Rejections {
     /// An SDK's tries of one request are one rejection: they have one id, and are counted once.
     pub fn respond(&self, mut rejection: Rejection, of: &RejectedRequest<'_>) -> Response<Bytes> {
         let told_secs = of.sdk_sleeps.then_some(self.context.settings.sdk_retry_after_max_secs);
-        let retried = rejection.code.disposition() == Disposition::NotCalled && rejection.wait_secs().is_some();
+        let retried = rejection.code.disposition() == Disposition::NotCalled
+            && (rejection.wait_secs().is_some() || rejection.blocked_by.is_some());
         let key = of.retry_key.filter(|_| retried);
         let is_retry = match told_secs.zip(key) {
             Some((told_secs, key)) => {

@@ -1,7 +1,7 @@
 //! The config file, read once and again, and whether anything that it was read from has changed since.
 //!
 //! Files are compared by what they hold, not by inode or time: an editor's rename, a ConfigMap's `..data` link that points elsewhere
-//! and a file that is written anew all come down to the same.
+//! and a file that is written anew all come down to the same. Only of a large one that would take too long: it is looked at every second.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -79,7 +79,16 @@ impl File {
     }
 }
 
-fn held_by(path: &Path) -> std::io::Result<String> {
+/// The largest file that is compared by what it holds, in bytes.
+const COMPARED_BYTES_MAX: u64 = 1024 * 1024;
+
+/// A digest of what a file or a folder holds; of a large file, of where it is and when it was written.
+pub(super) fn held_by(path: &Path) -> std::io::Result<String> {
+    let about = std::fs::metadata(path)?;
+    if about.is_file() && about.len() > COMPARED_BYTES_MAX {
+        use std::os::unix::fs::MetadataExt as _;
+        return Ok(format!("{}:{}:{}.{}", about.ino(), about.len(), about.mtime(), about.mtime_nsec()));
+    }
     if path.is_dir() { Ok(digest_of_files(&read_dir(path)?)) } else { Ok(digest(&std::fs::read(path)?)) }
 }
 

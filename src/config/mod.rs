@@ -6,6 +6,7 @@
 
 mod accounts;
 pub mod codes;
+mod destinations;
 pub mod diagnostics;
 mod duplicate;
 mod file;
@@ -360,6 +361,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
     let store = store(root, folder);
     let listen = listen(root, folder, &store);
     let records = records::read(root);
+    let destinations = destinations::read(root, folder);
 
     let inbound = root.table("inbound");
     let modes = [("front", InboundMode::Front), ("app", InboundMode::App)];
@@ -444,6 +446,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
     let mut policy = policy?;
     policy.on_outage = on_outage;
     policy.transcripts = records.transcripts;
+    policy.destinations = Arc::new(destinations);
     if let Some(when_full) = when_full {
         policy.when_full = when_full;
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::matches;
 use super::table::{Table, Word};
 use crate::call::Direction;
+use crate::destinations::Rules;
 use crate::ids::{AccountName, BusinessId, number_key, prefix_key};
 use crate::policy::{
     AccountLimits, Bound, Business, Contradictions, DEFAULT_PLAN, DEMO_BUSINESS, Limit, Mode, OnOutage, Per, Plan,
@@ -51,6 +52,7 @@ pub(super) fn read(root: &Table<'_>, limits_of: Vec<AccountLimits>, accounts: &A
         when_full: WhenFull::Busy,
         on_outage: OnOutage::default(),
         transcripts: Privacy::default(),
+        destinations: Arc::default(),
     })
 }
 
@@ -62,12 +64,24 @@ fn plans(root: &Table<'_>) -> BTreeMap<String, Plan> {
             concurrent: one.count("concurrent", 0..=CALLS_MAX),
             rate: one.rate(),
             when_full: instead(&one, "when_full"),
+            destinations: destinations(&one),
         };
         one.finish();
         plans.insert(name, plan);
     }
     table.finish();
     plans
+}
+
+/// `[plans.NAME.destinations]` and the like. Where the file has no such table nobody is asked: there may be very many businesses.
+fn destinations(one: &Table<'_>) -> Rules {
+    let table = one.table("destinations");
+    if table.is_absent() {
+        return Rules::default();
+    }
+    let rules = super::destinations::rules(&table);
+    table.finish();
+    rules
 }
 
 /// `[businesses]`.
@@ -128,6 +142,7 @@ fn businesses(root: &Table<'_>, plans: &BTreeMap<String, Plan>) -> Named {
             when_full: instead(&one, "when_full"),
             retention_days: one.count("retention_days", RETENTION_DAYS),
             transcripts: one.word("transcripts", &Privacy::WORDS),
+            destinations: Some(destinations(&one)).filter(|rules| !rules.is_empty()),
             id: match BusinessId::parse(&name) {
                 Ok(id) => id,
                 Err(error) => {

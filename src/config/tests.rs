@@ -75,6 +75,7 @@ fn a_part_of_a_provider_has_a_host_of_its_own_unless_the_account_names_one() {
 fn the_reference_names_every_key_and_no_other() {
     let text = include_str!("../../config/reference.toml").replace("providers_dir = \"providers\"", "");
     let text = text.replace("jwks_file          = \"jwks.json\"", "#       jwks_file  =");
+    let text = text.replace("do_not_call_file = \"do-not-call.txt\"", "#        do_not_call_file =");
     let loaded = read(&text);
     let errors: Vec<_> = loaded.diagnostics.iter().filter(|d| d.severity == Severity::Error).collect();
     assert!(errors.is_empty(), "{errors:#?}");
@@ -515,4 +516,56 @@ fn strangers_are_taken_unless_it_is_written_otherwise() {
         "{ACCOUNT}[businesses.a]\nphone_numbers = [\"+1 555 000 1111\"]\n[businesses.b]\nphone_numbers = [\"15550001111\"]\n"
     );
     assert_eq!(codes(&read(&text)), ["E023"], "one number of two businesses");
+}
+
+#[test]
+fn whom_the_app_may_call_is_read_and_nothing_is_asked_without_a_word() {
+    use crate::destinations::{Kind, Validate};
+    let of = |text: &str| read(&format!("{ACCOUNT}{text}")).config.expect("sound").policy;
+    let bare = of("").destinations;
+    assert!(bare.validate == Validate::Off && bare.rules.is_empty() && bare.only.is_none() && bare.file.is_empty());
+    assert_eq!(of("[destinations]\n").destinations.validate, Validate::Possible);
+    assert_eq!(
+        of("[destinations]\nvalidate = \"off\"\ndenied_prefixes = [\"+1900\"]\n").destinations.validate,
+        Validate::Off
+    );
+    let written = of(
+        "[plans.SMALL]\nconcurrent = 1\n[plans.SMALL.destinations]\nallowed_prefixes = [\"90\"]\n[businesses.acme]\nplan = \"SMALL\"\n\
+         [businesses.acme.destinations]\ndenied_types = [\"premium_rate\"]\n[businesses.other]\nplan = \"SMALL\"\n",
+    );
+    let policy = crate::policy::Policy::new(written, &[]);
+    let rules = |id: &str| policy.destination_rules(&crate::ids::BusinessId::parse(id).unwrap(), "SMALL");
+    assert_eq!((rules("acme").len(), rules("other").len()), (2, 1));
+    assert_eq!(rules("acme")[1].denied_types, [Kind::PremiumRate]);
+}
+
+#[test]
+fn mistakes_in_destinations_are_told_with_their_codes() {
+    let folder = std::env::temp_dir().join(format!("ringfence-destinations-{}", crate::ids::CallId::new()));
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("bad.txt"), "+905321234567\nalice\n").unwrap();
+    std::fs::write(folder.join("good.txt"), "+905321234567\n").unwrap();
+    let codes = |section: &str| -> Vec<&'static str> {
+        let text = format!("public_url = \"https://hooks.example.com\"\n{ACCOUNT}[destinations]\n{section}\n");
+        let found = load(&text, &folder, &env).diagnostics;
+        found.iter().filter(|d| !["W002", "W003", "W004", "W005"].contains(&d.code)).map(|d| d.code).collect()
+    };
+    for (section, code) in [
+        ("validate = \"sometimes\"", "E005"),
+        ("default_country = \"Turkey\"", "E003"),
+        ("default_timezone = \"Mars\"", "E003"),
+        ("allowed_prefixes = [\"abc\"]", "E003"),
+        ("allowed_prefixes = []", "E004"),
+        ("denied_types = [\"dear\"]", "E005"),
+        ("quiet_hours = [\"at night\"]", "E003"),
+        ("only_numbers = [\"alice\"]", "E003"),
+        ("do_not_call_file = \"missing.txt\"", "E011"),
+        ("do_not_call_file = \"bad.txt\"", "E011"),
+        ("forbidden_prefixes = [\"+1\"]", "E014"),
+        ("only_numbers = [\"+905321234567\"]", "W024"),
+    ] {
+        assert!(codes(section).contains(&code), "{section}: {:?}", codes(section));
+    }
+    assert_eq!(codes("do_not_call_file = \"good.txt\"\nquiet_hours = [\"daily 21:00-08:00\"]"), Vec::<&str>::new());
+    std::fs::remove_dir_all(folder).unwrap();
 }

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::destinations;
 use crate::ids::BusinessId;
 
 /// What an inbound caller meets when a limit is full.
@@ -78,6 +79,9 @@ pub struct Business {
     /// What is kept of what is said in its calls; overrides the platform's. Left out likewise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transcripts: Option<Privacy>,
+    /// Whom it may call, beside what holds for everybody and for its plan. Left out likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destinations: Option<destinations::Rules>,
 }
 
 impl Business {
@@ -93,6 +97,7 @@ impl Business {
             when_full: None,
             retention_days: None,
             transcripts: None,
+            destinations: None,
         }
     }
 }

@@ -15,6 +15,7 @@ fn settings() -> Settings {
         limits: vec![],
         on_outage: OnOutage::default(),
         transcripts: Default::default(),
+        destinations: Default::default(),
         businesses: vec![],
         rules: None,
         unknown: Unknown::default(),

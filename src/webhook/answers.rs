@@ -9,7 +9,7 @@ use crate::net::BodyError;
 use crate::provider::description::Webhook;
 use crate::provider::render::fill_json;
 use crate::reply::{json_answer, problem, respond};
-use crate::store::Said;
+use crate::store::UtteranceRef;
 
 /// The answer where a body could not be had; one that there was no room for may come again.
 pub(super) fn body_missing(error: BodyError) -> Response<Bytes> {
@@ -37,7 +37,7 @@ pub(super) fn not_recorded() -> Response<Bytes> {
 }
 
 /// The answer that a webhook's description gives, with where it stands what was said.
-pub(super) fn fixed_answer(webhook: &Webhook, said: Option<Said>) -> Response<Bytes> {
+pub(super) fn fixed_answer(webhook: &Webhook, said: Option<UtteranceRef>) -> Response<Bytes> {
     let Some(answer) = &webhook.answer else { return respond(StatusCode::NO_CONTENT, HeaderMap::new(), Bytes::new()) };
     let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::OK);
     match &answer.body {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 
 use super::context::Webhooks;
-use super::outcome::{ApplyOutcome, Disposition};
+use super::outcome::{Disposition, WebhookOutcome};
 use super::parsed::ParsedWebhook;
 use super::settings::InboundMode;
 use super::spool;
@@ -21,7 +21,7 @@ const MOMENT: (Duration, u32) = (Duration::from_millis(250), 4);
 impl Webhooks {
     /// Applies a webhook to its call, and takes up what it tells of it after its end. Where nobody knows the call it waits for
     /// one, if it was kept.
-    pub(super) async fn apply_all(&self, taken: &ParsedWebhook<'_>, event_id: &str) -> Result<ApplyOutcome> {
+    pub(super) async fn apply_all(&self, taken: &ParsedWebhook<'_>, event_id: &str) -> Result<WebhookOutcome> {
         let mut came = self.apply(taken, event_id).await?;
         if taken.is_exact() && came.is_deferred() {
             came = self.apply_in_a_moment(taken, event_id, came).await?;
@@ -44,8 +44,8 @@ impl Webhooks {
         &self,
         taken: &ParsedWebhook<'_>,
         event_id: &str,
-        mut came: ApplyOutcome,
-    ) -> Result<ApplyOutcome> {
+        mut came: WebhookOutcome,
+    ) -> Result<WebhookOutcome> {
         let store = &self.calls.lifecycle.store;
         for _ in 0..MOMENT.1 {
             tokio::time::sleep(MOMENT.0).await;
@@ -59,16 +59,16 @@ impl Webhooks {
 
     /// Translates the event into a transition of a call. An event of an unknown call whose direction is outbound never
     /// admits and never ends anything: it waits under its ids.
-    pub(super) async fn apply(&self, taken: &ParsedWebhook<'_>, event_id: &str) -> Result<ApplyOutcome> {
+    pub(super) async fn apply(&self, taken: &ParsedWebhook<'_>, event_id: &str) -> Result<WebhookOutcome> {
         if taken.raw.is_unreadable() && taken.aliases.is_empty() {
             // It may have told of an end: the provider's own list says so, too.
             self.calls.sweep_requests.request(&taken.from.account.name);
-            return Ok(ApplyOutcome::new(Disposition::Unreadable));
+            return Ok(WebhookOutcome::new(Disposition::Unreadable));
         }
         if let Some(heard) = &taken.heard {
             return self.ingest(taken, heard, event_id).boxed().await;
         }
-        let Some(news) = taken.news else { return Ok(ApplyOutcome::new(Disposition::Ignored)) };
+        let Some(news) = taken.news else { return Ok(WebhookOutcome::new(Disposition::Ignored)) };
         let (own, outside): (Vec<Alias>, Vec<Alias>) =
             taken.aliases.iter().cloned().partition(|a| a.kind == OWN_ID_KIND);
         // Our own id came back through the provider: exact, and a proof that the call exists.
@@ -86,18 +86,18 @@ impl Webhooks {
         let admits = taken.event.is_some_and(|e| e.admits) && taken.direction == Direction::Inbound;
         if let (true, Event::Reached(phase)) = (admits, news) {
             if outside.is_empty() {
-                return Ok(ApplyOutcome::new(Disposition::MissingId));
+                return Ok(WebhookOutcome::new(Disposition::MissingId));
             }
             return self.arrived(taken, outside, phase).await;
         }
         Ok(match self.calls.lifecycle.news(outside, news, taken.by.clone(), Source::Webhook).await? {
             Some(applied) => self.came_of(taken, applied),
-            None => ApplyOutcome::new(Disposition::Deferred),
+            None => WebhookOutcome::new(Disposition::Deferred),
         })
     }
 
     /// What applying it came to. What is not about the call that it points to is reported; a part that ended makes its carrier be asked.
-    pub(super) fn came_of(&self, taken: &ParsedWebhook<'_>, applied: ApplyOutcome) -> ApplyOutcome {
+    pub(super) fn came_of(&self, taken: &ParsedWebhook<'_>, applied: ApplyOutcome) -> WebhookOutcome {
         if let Some(what) = applied.contradiction {
             self.report(taken, Some(&applied.record.id), what);
             if what == Contradiction::OtherCall {
@@ -108,10 +108,10 @@ impl Webhooks {
             let facts = &applied.record.facts;
             self.calls.sweep_requests.request(facts.carrier.as_ref().unwrap_or(&facts.account));
         }
-        ApplyOutcome::applied(applied)
+        WebhookOutcome::applied(applied)
     }
 
-    async fn arrived(&self, taken: &ParsedWebhook<'_>, aliases: Vec<Alias>, phase: Phase) -> Result<ApplyOutcome> {
+    async fn arrived(&self, taken: &ParsedWebhook<'_>, aliases: Vec<Alias>, phase: Phase) -> Result<WebhookOutcome> {
         let webhook = taken.from.webhook();
         let mut facts = webhook.facts.read(&taken.message, taken.direction);
         let front = self.settings.inbound_mode == InboundMode::Front && webhook.reply == Some(Reply::Twiml);
@@ -131,23 +131,23 @@ impl Webhooks {
         };
         Ok(match self.calls.inbound.arrive(arrival).await? {
             ArrivalOutcome::Admitted(call) => {
-                ApplyOutcome { call: Some(call), ..ApplyOutcome::new(Disposition::Admitted) }
+                WebhookOutcome { call: Some(call), ..WebhookOutcome::new(Disposition::Admitted) }
             }
             ArrivalOutcome::Contradicted(what) => {
                 self.report(taken, None, what);
-                ApplyOutcome::new(Disposition::Contradicted(what))
+                WebhookOutcome::new(Disposition::Contradicted(what))
             }
-            ArrivalOutcome::Refused(call, full) => ApplyOutcome {
+            ArrivalOutcome::Refused(call, full) => WebhookOutcome {
                 call: Some(call),
                 refused: Some(full),
-                ..ApplyOutcome::new(Disposition::CapacityInbound)
+                ..WebhookOutcome::new(Disposition::CapacityInbound)
             },
         })
     }
 
     /// Notes what came of a notification, and what the app has to be told of it; and forgets what was said, where nothing of it
     /// is to be kept.
-    pub(super) async fn settle(&self, taken: &ParsedWebhook<'_>, event_id: &str, came: &ApplyOutcome) -> Result<()> {
+    pub(super) async fn settle(&self, taken: &ParsedWebhook<'_>, event_id: &str, came: &WebhookOutcome) -> Result<()> {
         self.note_settled(taken, event_id, came).await?;
         let may_say = || taken.raw.is_unreadable() && taken.from.webhook().events.iter().any(|event| event.said);
         let said = taken.event.is_some_and(|event| event.said) || may_say();
@@ -161,7 +161,7 @@ impl Webhooks {
         Ok(())
     }
 
-    async fn note_settled(&self, taken: &ParsedWebhook<'_>, event_id: &str, came: &ApplyOutcome) -> Result<()> {
+    async fn note_settled(&self, taken: &ParsedWebhook<'_>, event_id: &str, came: &WebhookOutcome) -> Result<()> {
         let (store, at_ms) = (&self.calls.lifecycle.store, self.calls.lifecycle.clock.now_ms());
         // The app takes what it gets for its own.
         let delivery = match came.is_contradicted() {

@@ -2,7 +2,7 @@
 
 use crate::ids::CallId;
 use crate::policy::WhenFull;
-use crate::store::{ApplyOutcome, CallRecord, Contradiction, RECORDED, Said};
+use crate::store::{ApplyOutcome, CallRecord, Contradiction, RECORDED, UtteranceRef};
 
 /// In one word, as it stands in the inbox and in metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,7 +57,7 @@ impl Disposition {
 }
 
 /// See the module.
-pub(super) struct ApplyOutcome {
+pub(super) struct WebhookOutcome {
     pub(super) call: Option<CallId>,
     pub(super) disposition: Disposition,
     /// What the caller of a call without a slot meets.
@@ -65,10 +65,10 @@ pub(super) struct ApplyOutcome {
     /// The call's record after it, where it was applied to one.
     pub(super) record: Option<Box<CallRecord>>,
     /// What was said, as it stands on record.
-    pub(super) said: Option<Said>,
+    pub(super) said: Option<UtteranceRef>,
 }
 
-impl ApplyOutcome {
+impl WebhookOutcome {
     /// With nothing but this.
     pub(super) fn new(disposition: Disposition) -> Self {
         Self { call: None, disposition, refused: None, record: None, said: None }

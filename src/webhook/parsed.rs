@@ -5,7 +5,7 @@ use super::route::Candidate;
 use crate::call::{Direction, EndProof, Event};
 use crate::ids::Alias;
 use crate::provider::account::Account;
-use crate::provider::description::{Heard, OWN_ID_KIND, PostCall, SUBACCOUNT_KIND, WebhookEvent};
+use crate::provider::description::{OWN_ID_KIND, PostCall, SUBACCOUNT_KIND, UtteranceDraft, WebhookEvent};
 use crate::provider::select::Message;
 use crate::provider::sign::Keys;
 use crate::store::Voucher;
@@ -25,7 +25,7 @@ pub(super) struct ParsedWebhook<'a> {
     /// What it says of the call.
     pub(super) news: Option<Event>,
     /// What is said in the call; or why that cannot be read.
-    pub(super) heard: Option<std::result::Result<Heard, String>>,
+    pub(super) heard: Option<std::result::Result<UtteranceDraft, String>>,
     /// Which delivery of which event.
     pub(super) event_id: String,
 }

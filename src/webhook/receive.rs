@@ -16,7 +16,7 @@ use ulid::Ulid;
 
 use super::answers::{body_missing, fixed_answer, not_recorded, not_yours};
 use super::context::Webhooks;
-use super::outcome::{ApplyOutcome, Disposition};
+use super::outcome::{Disposition, WebhookOutcome};
 use super::parsed::{ParsedWebhook, parse};
 use super::raw::RawWebhook;
 use super::route::Candidate;
@@ -192,7 +192,7 @@ impl Webhooks {
                 Err(error) => {
                     self.count(
                         parsed,
-                        if matches!(error, SpoolError::LimitExceeded(_)) { "spool_full" } else { "spool_failed" },
+                        if matches!(error, SpoolError::Full(_)) { "spool_full" } else { "spool_failed" },
                     );
                     warn!(account = %parsed.from.account.name, webhook = webhook.name, bytes, %error, "failed to keep a large webhook");
                     let message = "There is no room for a body of this size just now; send it again.";
@@ -247,7 +247,7 @@ impl Webhooks {
         parsed: &ParsedWebhook<'_>,
         event_id: &str,
         was_settled: bool,
-        applied: ApplyOutcome,
+        applied: WebhookOutcome,
     ) -> Result<Response<Bytes>> {
         if let Err(error) = self.settle(parsed, event_id, &applied).await {
             return self.defer(parsed, event_id, error);
@@ -273,7 +273,7 @@ impl Webhooks {
         parsed: &ParsedWebhook<'_>,
         event_id: &str,
         reply: Reply,
-        applied: ApplyOutcome,
+        applied: WebhookOutcome,
     ) -> Result<Option<Response<Bytes>>> {
         let (store, at_ms) = (&self.calls.lifecycle.store, self.calls.lifecycle.clock.now_ms());
         store.settle(event_id, applied.call.as_ref(), applied.disposition.as_str(), None, at_ms).await?;

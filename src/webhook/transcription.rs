@@ -6,7 +6,7 @@ use http::{HeaderMap, Response, StatusCode};
 use tracing::warn;
 
 use super::context::Webhooks;
-use super::outcome::{ApplyOutcome, Disposition};
+use super::outcome::{Disposition, WebhookOutcome};
 use super::parsed::ParsedWebhook;
 use crate::call::{Origin, Phase, Source};
 use crate::calls::arrival::Arrival;
@@ -14,7 +14,7 @@ use crate::clock::rfc3339;
 use crate::ids::CallId;
 use crate::notify::Partial;
 use crate::policy::Privacy;
-use crate::provider::description::Heard;
+use crate::provider::description::UtteranceDraft;
 use crate::reply::{problem, respond};
 use crate::store::{Change, Contradiction, IngestOutcome, NewEvent, NewUtterance, Result, UtteranceIngest, tells_more};
 
@@ -54,7 +54,7 @@ impl Webhooks {
 
     /// What it says, if that can be put on record with the webhook itself: it is for nobody else, tells of nothing else, and is kept
     /// whoever's it is.
-    pub(super) fn said_alone<'t>(&self, taken: &'t ParsedWebhook<'_>) -> Option<&'t Heard> {
+    pub(super) fn said_alone<'t>(&self, taken: &'t ParsedWebhook<'_>) -> Option<&'t UtteranceDraft> {
         let heard = taken.heard.as_ref()?.as_ref().ok()?;
         let webhook = taken.from.webhook();
         let is_alone = webhook.reply.is_none()
@@ -69,7 +69,7 @@ impl Webhooks {
     pub(super) async fn take_said(
         &self,
         taken: &ParsedWebhook<'_>,
-        heard: &Heard,
+        heard: &UtteranceDraft,
         event: NewEvent,
     ) -> Result<IngestOutcome> {
         let said = self.utterance(heard, &event.id);
@@ -92,7 +92,7 @@ impl Webhooks {
         Ok(took)
     }
 
-    fn utterance(&self, heard: &Heard, event_id: &str) -> NewUtterance {
+    fn utterance(&self, heard: &UtteranceDraft, event_id: &str) -> NewUtterance {
         let at_ms = self.calls.lifecycle.clock.now_ms();
         NewUtterance {
             event_id: event_id.to_owned(),
@@ -110,15 +110,15 @@ impl Webhooks {
     pub(super) async fn ingest(
         &self,
         taken: &ParsedWebhook<'_>,
-        heard: &std::result::Result<Heard, String>,
+        heard: &std::result::Result<UtteranceDraft, String>,
         event_id: &str,
-    ) -> Result<ApplyOutcome> {
-        let Ok(heard) = heard else { return Ok(ApplyOutcome::new(Disposition::Unreadable)) };
+    ) -> Result<WebhookOutcome> {
+        let Ok(heard) = heard else { return Ok(WebhookOutcome::new(Disposition::Unreadable)) };
         let lifecycle = &self.calls.lifecycle;
         let call = match lifecycle.store.resolve(&taken.aliases).await? {
             Some(call) if !self.is_theirs(taken, &call).await => {
                 self.report(taken, Some(&call), Contradiction::OtherAccount);
-                return Ok(ApplyOutcome::new(Disposition::Contradicted(Contradiction::OtherAccount)));
+                return Ok(WebhookOutcome::new(Disposition::Contradicted(Contradiction::OtherAccount)));
             }
             Some(call) => call,
             None => self.calls.inbound.adopt_from_transcript(self.overheard(taken)).boxed().await?,
@@ -126,7 +126,7 @@ impl Webhooks {
         let text = self.calls.post_call.text_kept_now(&call, &heard.text).await?;
         let said = NewUtterance { text, ..self.utterance(heard, event_id) };
         let Some(stands) = lifecycle.store.say(&call, said).await? else {
-            return Ok(ApplyOutcome::new(Disposition::Forgotten));
+            return Ok(WebhookOutcome::new(Disposition::Forgotten));
         };
         lifecycle.hub.notify(&call);
         let record = lifecycle.store.call(&call).await?;
@@ -136,7 +136,7 @@ impl Webhooks {
             let seen_by = if taken.is_hearsay() { Source::Transcript } else { Source::Webhook };
             lifecycle.apply(Change { event: taken.news, bind, by, ..lifecycle.change(&call, seen_by) }).await?;
         }
-        Ok(ApplyOutcome { call: Some(call), said: Some(stands), ..ApplyOutcome::new(Disposition::Recorded) })
+        Ok(WebhookOutcome { call: Some(call), said: Some(stands), ..WebhookOutcome::new(Disposition::Recorded) })
     }
 
     fn overheard(&self, taken: &ParsedWebhook<'_>) -> Arrival {

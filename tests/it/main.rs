@@ -17,6 +17,7 @@ mod cli_check;
 mod cli_first;
 mod crash;
 mod docs;
+mod destinations;
 mod fence;
 mod figures;
 mod first_contact;

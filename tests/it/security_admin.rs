@@ -27,7 +27,7 @@ async fn tcp(stage: &Stage, method: &str, path: &str, headers: &[(&str, &str)], 
 }
 
 /// Every route with what each credential is answered. `ID` is a call of business `pro`, which the token of some businesses names.
-const ROUTES: [(&str, &str, [u16; 7]); 25] = [
+const ROUTES: [(&str, &str, [u16; 7]); 31] = [
     //                                              none metrics read operate one  expired forged
     ("GET", "/health", [200, 200, 200, 200, 200, 200, 200]),
     ("GET", "/ready", [200, 200, 200, 200, 200, 200, 200]),
@@ -49,6 +49,13 @@ const ROUTES: [(&str, &str, [u16; 7]); 25] = [
     ("PUT", "/api/businesses", [401, 403, 403, 400, 403, 401, 401]),
     ("PUT", "/api/businesses/pro", [401, 403, 403, 200, 403, 401, 401]),
     ("DELETE", "/api/businesses/pro", [401, 403, 403, 204, 403, 401, 401]),
+    // The body is no list of numbers.
+    ("PUT", "/api/do-not-call", [401, 403, 403, 400, 403, 401, 401]),
+    ("PUT", "/api/do-not-call/+905321234567", [401, 403, 403, 200, 403, 401, 401]),
+    ("PUT", "/api/do-not-call/+905321234567?business=pro", [401, 403, 403, 200, 200, 401, 401]),
+    ("GET", "/api/do-not-call", [401, 403, 200, 200, 403, 401, 401]),
+    ("GET", "/api/do-not-call/+905321234567?business=pro", [401, 403, 200, 200, 200, 401, 401]),
+    ("DELETE", "/api/do-not-call/+905321234567", [401, 403, 403, 204, 403, 401, 401]),
     ("POST", "/api/businesses/pro/purge", [401, 403, 403, 200, 403, 401, 401]),
     ("POST", "/api/events/nobody/replay", [401, 403, 403, 404, 403, 401, 401]),
     ("POST", "/api/reload", [401, 403, 403, 200, 403, 401, 401]),

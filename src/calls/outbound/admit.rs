@@ -45,12 +45,12 @@ pub(super) struct Admitted {
     send_by: Duration,
     claim: Option<Claim>,
     joining: Option<Joining>,
-    marks: RequestAttributes,
+    marks: Marks,
 }
 
 /// What the answer says of the admission.
 #[derive(Debug, Clone)]
-pub(super) struct RequestAttributes {
+pub(super) struct Marks {
     slots: Slots,
     would_reject: Option<Arc<str>>,
 }
@@ -78,7 +78,7 @@ impl Admitted {
     }
 
     /// What the answer says of the admission.
-    pub(super) fn marks(&self) -> RequestAttributes {
+    pub(super) fn marks(&self) -> Marks {
         self.marks.clone()
     }
 
@@ -93,7 +93,7 @@ impl Admitted {
     }
 }
 
-impl RequestAttributes {
+impl Marks {
     /// Puts them on the answer.
     pub(super) fn put_on(&self, response: &mut Response<Bytes>) {
         let slots = self.slots;
@@ -187,7 +187,7 @@ impl Admitter {
             send_by: since_boot() + self.context.settings.send_within,
             claim: Some(claim),
             joining: Some(joining),
-            marks: RequestAttributes { slots, would_reject: None },
+            marks: Marks { slots, would_reject: None },
         };
         Ok(AdmitOutcome::Admitted(Box::new(admitted)))
     }
@@ -251,7 +251,7 @@ impl Admitter {
             failpoint::hit("create.stale.ended").await;
             return taken_back;
         }
-        let marks = RequestAttributes { slots, would_reject: would_reject.map(|full| full.limit) };
+        let marks = Marks { slots, would_reject: would_reject.map(|full| full.limit) };
         let request = prepared.request;
         let admitted = Admitted { lease, request, send_by, claim: Some(claim), joining: None, marks };
         Ok(AdmitOutcome::Admitted(Box::new(admitted)))
@@ -337,7 +337,7 @@ impl Admitter {
             send_by: since_boot() + self.context.settings.send_within,
             claim: None,
             joining: None,
-            marks: RequestAttributes { slots: Slots::all(0), would_reject: None },
+            marks: Marks { slots: Slots::all(0), would_reject: None },
         })
     }
 }

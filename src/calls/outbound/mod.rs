@@ -32,6 +32,7 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::context::Context;
+use super::destination::Destinations;
 use super::provider_client::ProviderClient;
 use super::rejection::Rejections;
 use crate::clock::UnixMs;
@@ -55,7 +56,7 @@ pub(super) struct OutboundState {
     pub(super) joins: Joins,
 }
 
-/// Slots calls. See the module.
+/// Places calls. See the module.
 pub struct Outbound {
     context: Arc<Context>,
     rejections: Arc<Rejections>,
@@ -63,6 +64,7 @@ pub struct Outbound {
     dedupe: Deduplication,
     admitter: Admitter,
     settlement: Settlement,
+    destinations: Arc<Destinations>,
 }
 
 impl Outbound {
@@ -70,6 +72,7 @@ impl Outbound {
         context: Arc<Context>,
         provider: Arc<ProviderClient>,
         rejections: Arc<Rejections>,
+        destinations: Arc<Destinations>,
         state: OutboundState,
     ) -> Self {
         let OutboundState { in_flight, joins } = state;
@@ -79,6 +82,7 @@ impl Outbound {
             settlement: Settlement::new(context.clone(), rejections.clone()),
             context,
             rejections,
+            destinations,
             in_flight,
         }
     }
@@ -88,7 +92,7 @@ impl Outbound {
         self.in_flight.restore(calls, now_ms);
     }
 
-    /// Slots a call. Dropping the future drops only the answer: the request goes on. Whoever holds the client's connection tells
+    /// Places a call. Dropping the future drops only the answer: the request goes on. Whoever holds the client's connection tells
     /// the [`ClientHandle`] whether the answer got there.
     pub fn place(
         self: &Arc<Self>,
@@ -144,6 +148,9 @@ impl Outbound {
                 Claimed::Duplicate(answer) => return Ok(answer),
                 Claimed::New(claim) => claim,
             };
+            if let Some(rejection) = self.destinations.rejection(request).boxed().await {
+                return Err(rejection.into());
+            }
             match self.admitter.admit(request, claim, identity.key.clone()).boxed().await? {
                 AdmitOutcome::Admitted(admitted) => return Ok(self.send_and_settle(*admitted, request).boxed().await),
                 // Now it is a duplicate of the one that was quicker, or joins its call.

@@ -12,7 +12,7 @@ pub(super) const WOULD_REFUSE: HeaderName = HeaderName::from_static("x-ringfence
 /// The header that says what of a create named a business and was not read.
 const IGNORED: HeaderName = HeaderName::from_static("x-ringfence-ignored");
 
-/// RequestAttributes an answer with what would have rejected its request, unless something does already, and with what was not read.
+/// Marks an answer with what would have rejected its request, unless something does already, and with what was not read.
 pub(super) fn mark(request: &CreateRequest, response: &mut Response<Bytes>) {
     if let Some(rejection) = request.would_reject.get()
         && !response.headers().contains_key(&WOULD_REFUSE)

@@ -15,7 +15,7 @@ use crate::ids::{BusinessId, CallId};
 use crate::policy::{Privacies, Privacy};
 use crate::provider::account::Account;
 use crate::provider::description::PostCall;
-use crate::store::{CallRecord, Change, NewUtterance, Place, Put, PutPostCall, Result, record_kept, text_kept};
+use crate::store::{CallRecord, Change, Cursor, NewUtterance, Put, PutPostCall, Result, record_kept, text_kept};
 
 /// Pauses between questions for one record, in seconds. After the last, what is there is all there will be.
 pub const RETRY_DELAYS_SECS: [i64; 8] = [30, 60, 120, 300, 600, 1800, 3600, 3600];
@@ -44,7 +44,7 @@ pub struct Redacted {
     /// By what it was decided.
     by: Privacies,
     /// Of calls that ended before nothing is kept that is not to be.
-    until: Place,
+    until: Cursor,
 }
 
 /// Post-call records: see the module. `fetches` outlives a reload.
@@ -240,7 +240,7 @@ impl PostCallRecords {
             return Ok(());
         }
         if redacted.by != *privacies {
-            *redacted = Redacted { by: privacies.clone(), until: Place::default() };
+            *redacted = Redacted { by: privacies.clone(), until: Cursor::default() };
         }
         let until_ms = self.over_before_ms();
         let store = &self.context.lifecycle.store;

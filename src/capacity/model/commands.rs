@@ -130,6 +130,7 @@ fn global(concurrent: u32, rate: Option<Rate>, on_outage: OnOutage) -> Settings 
         demo: false,
         when_full: WhenFull::Busy,
         transcripts: Default::default(),
+        destinations: Default::default(),
     }
 }
 

@@ -56,6 +56,9 @@ pub struct Operation {
     pub inject: Vec<Inject>,
     /// The status callback that ringfence takes over.
     pub callback: Option<Callback>,
+    /// The destination is written with its country code, but without a plus.
+    #[serde(default)]
+    pub international: bool,
     /// The request makes several calls: how many at once.
     pub slots: Option<SlotsRule>,
     /// The request continues the batch that its path names by an id of this kind, such as a retry.
@@ -72,9 +75,19 @@ pub struct SlotsRule {
     pub items: Selector,
     /// Where a smaller granted number is written: a JSON pointer. Without it, all slots are granted or none.
     pub cut: Option<String>,
+    /// Names of fields of an item, the first of which that is there says whom it calls.
+    #[serde(default)]
+    pub destination: Vec<String>,
 }
 
 impl SlotsRule {
+    /// Whom a request calls, item by item; `None` stands for an item that does not say it in a way that is known.
+    pub fn destinations<'m>(&self, message: &Message<'m>) -> Vec<Option<&'m str>> {
+        let items = self.items.list(message.body).map(Vec::as_slice).unwrap_or_default();
+        let named = |item: &'m Value| self.destination.iter().find_map(|field| item.get(field)?.as_str());
+        items.iter().map(named).collect()
+    }
+
     /// How many; at least 1. `None`: the request does not say, or cannot be understood.
     pub fn wanted(&self, message: &Message<'_>) -> Option<u32> {
         let items = self.items.list(message.body).map(|list| u32::try_from(list.len()).unwrap_or(u32::MAX));

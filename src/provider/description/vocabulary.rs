@@ -64,6 +64,13 @@ impl FactSelectors {
     }
 }
 
+impl FactSelectors {
+    /// Whom an outbound message calls, as it is written there.
+    pub fn destination<'m>(&'m self, message: &'m Message<'_>) -> Option<Cow<'m, str>> {
+        [&self.other_number, &self.to].into_iter().flatten().find_map(|selector| selector.text(message))
+    }
+}
+
 /// Where an id stands: a selector, or one whose text must, or must not, begin in some way to be an id of this kind.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]

@@ -23,6 +23,7 @@ pub(in crate::store) fn policy(concurrent: u32, rate: Option<Rate>) -> Arc<Polic
         demo: false,
         on_outage: OnOutage::default(),
         transcripts: Default::default(),
+        destinations: Default::default(),
         when_full: WhenFull::Busy,
     };
     Arc::new(Policy::new(settings, &[]))

@@ -1,0 +1,201 @@
+//! Do-not-call lists: everybody's, and with `?business=` a business's own.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Response, StatusCode};
+use serde_json::{Value, json};
+use tracing::info;
+
+use super::auth::{Caller, Denied};
+use super::bulk::LIST_BYTES_MAX;
+use super::operator::Act;
+use super::{Admin, Answer, BODY_BYTES_MAX, Problem, bad, limit_of, not_found, ok};
+use crate::clock::rfc3339;
+use crate::destinations::{Listed, key_of};
+use crate::ids::{BusinessId, mask_number};
+use crate::net::Exchange;
+use crate::reply::{json_answer, respond};
+use crate::store::{EVERYBODY, ListedNumber, NUMBERS_AT_ONCE};
+
+/// Bad rows that an answer names; of more, how many there are.
+const BAD_ROWS_MAX: usize = 1000;
+/// The longest reason that is kept, in characters.
+const REASON_CHARS_MAX: usize = 500;
+
+/// Numbers that are put or taken off, and why.
+struct Numbers {
+    keys: Vec<u64>,
+    reason: Option<String>,
+}
+
+fn shown(number: u64, who: &Caller) -> String {
+    let e164 = format!("+{number}");
+    if who.whole_numbers { e164 } else { mask_number(&e164) }
+}
+
+fn entry(one: &ListedNumber, who: &Caller) -> Value {
+    json!({"number": shown(one.number, who), "reason": one.reason, "addedAt": rfc3339(one.at)})
+}
+
+/// Whose list a request is about.
+fn list_of(query: &str, who: &Caller) -> Result<String, Problem> {
+    let named = form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == "business").map(|(_, id)| id);
+    match named {
+        None if who.businesses.is_some() => Err(Denied::SomeBusinesses.into()),
+        None => Ok(EVERYBODY.to_owned()),
+        Some(id) => {
+            let id = BusinessId::parse(&id).map_err(|e| bad(e.to_string()))?;
+            if who.sees(id.as_str()) { Ok(id.to_string()) } else { Err(Denied::SomeBusinesses.into()) }
+        }
+    }
+}
+
+fn key(number: &str) -> Result<u64, Problem> {
+    let why = "no telephone number with its country code, as in +905321234567";
+    key_of(number).ok_or_else(|| Problem::Is(StatusCode::UNPROCESSABLE_ENTITY, "INVALID_NUMBERS", why.to_owned()))
+}
+
+impl Admin {
+    /// `/api/do-not-call` and, with a number, `/api/do-not-call/{number}`.
+    pub(super) async fn do_not_call(
+        &self,
+        exchange: &mut Exchange,
+        method: &Method,
+        number: Option<&str>,
+        who: &Caller,
+    ) -> Answer {
+        let query = exchange.query().unwrap_or_default().to_owned();
+        let list = list_of(&query, who)?;
+        match (method, number) {
+            (&Method::GET, None) => self.do_not_call_page(&list, &query, who).await,
+            (&Method::GET, Some(number)) => self.do_not_call_one(&list, key(number)?, who).await,
+            (&Method::PUT | &Method::DELETE, number) => {
+                let numbers = match number {
+                    Some(number) => {
+                        let key = key(number)?;
+                        let body = exchange.read_body(BODY_BYTES_MAX).await.map_err(|e| bad(e.to_string()))?;
+                        let body = if body.is_empty() { Ok(Value::Null) } else { serde_json::from_slice(&body) };
+                        let body = body.map_err(|e| bad(format!("no object with a reason: {e}")))?;
+                        Numbers { keys: vec![key], reason: reason(&body) }
+                    }
+                    None => {
+                        let body = exchange.read_body(LIST_BYTES_MAX).await.map_err(|e| bad(e.to_string()))?;
+                        let (numbers, wrong) = read_numbers(&body)?;
+                        if !wrong.is_empty() {
+                            return Ok(bad_rows(wrong));
+                        }
+                        numbers
+                    }
+                };
+                self.change_do_not_call(&list, numbers, method == Method::PUT, number.is_some(), who).await
+            }
+            _ => Err(Problem::Is(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "METHOD_NOT_ALLOWED",
+                "use GET, PUT or DELETE".to_owned(),
+            )),
+        }
+    }
+
+    async fn do_not_call_page(&self, list: &str, query: &str, who: &Caller) -> Answer {
+        let limit = limit_of(query);
+        let after = form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == "after").map(|(_, value)| value);
+        let after =
+            after.map_or(Ok(0), |text| text.parse::<i64>().map_err(|_| bad("after is the next of a page before")))?;
+        let page = self.calls.lifecycle.store.do_not_call(list, after, limit).await?;
+        let is_full = page.len() >= usize::try_from(limit).unwrap_or(usize::MAX);
+        let next = page.last().filter(|_| is_full).map(|last| last.change);
+        let numbers: Vec<Value> = page.iter().map(|one| entry(one, who)).collect();
+        ok(&json!({"numbers": numbers, "next": next}))
+    }
+
+    /// Where a number stands: in the file, in everybody's list, in the business's.
+    async fn do_not_call_one(&self, list: &str, number: u64, who: &Caller) -> Answer {
+        let store = &self.calls.lifecycle.store;
+        let mut lists = Vec::new();
+        if self.calls.lifecycle.policy.load().settings().destinations.file.contains(number) {
+            lists.push(Listed::File);
+        }
+        let all = store.do_not_call_number(EVERYBODY, number).await?;
+        lists.extend(all.as_ref().map(|_| Listed::All));
+        let own = if list == EVERYBODY { None } else { store.do_not_call_number(list, number).await? };
+        lists.extend(own.as_ref().map(|_| Listed::Business));
+        let names: Vec<&str> = lists.iter().map(|list| list.as_str()).collect();
+        let mut body =
+            own.or(all).as_ref().map_or_else(|| json!({"number": shown(number, who)}), |one| entry(one, who));
+        body["listed"] = (!names.is_empty()).into();
+        body["lists"] = names.into();
+        ok(&body)
+    }
+
+    /// All rows of a list that are good, in turns; done again it changes nothing. This process takes them up before it answers, the others with
+    /// their next heartbeat.
+    async fn change_do_not_call(&self, list: &str, numbers: Numbers, puts: bool, one: bool, who: &Caller) -> Answer {
+        let Numbers { keys, reason } = numbers;
+        let (what, whose) =
+            (if puts { "put do-not-call" } else { "delete do-not-call" }, if list == EVERYBODY { "*" } else { list });
+        let masked: Vec<String> = keys.iter().take(10).map(|key| mask_number(&format!("+{key}"))).collect();
+        let after = json!({"numbers": keys.len(), "first": masked});
+        self.note(who, Act::new(what, whose).because(reason.as_deref()).changes(Value::Null, after)).await?;
+        let (store, at_ms) = (&self.calls.lifecycle.store, self.calls.lifecycle.clock.now_ms());
+        let (mut changed, mut written) = (0, Ok(()));
+        for some in keys.chunks(NUMBERS_AT_ONCE) {
+            let done = match puts {
+                true => store.put_do_not_call(list, some.to_vec(), reason.clone(), at_ms).await,
+                false => store.delete_do_not_call(list, some.to_vec(), at_ms).await,
+            };
+            match done {
+                Ok(n) => changed += n,
+                Err(error) => {
+                    written = Err(error);
+                    break;
+                }
+            }
+        }
+        // What was written holds, whatever came after it.
+        self.calls.destinations.take_up_do_not_call().await?;
+        written?;
+        info!(by = who.name, list = whose, numbers = keys.len(), changed, what, "a do-not-call list was changed");
+        match (puts, one) {
+            (true, true) => {
+                let status = if changed > 0 { StatusCode::CREATED } else { StatusCode::OK };
+                let number = keys.first().map(|key| shown(*key, who));
+                Ok(json_answer(status, &json!({"number": number, "listed": true, "new": changed > 0})))
+            }
+            (true, false) => ok(&json!({"put": keys.len(), "new": changed})),
+            (false, true) if changed == 0 => Err(not_found("the number is not in this list")),
+            (false, true) => Ok(respond(StatusCode::NO_CONTENT, HeaderMap::new(), Bytes::new())),
+            (false, false) => ok(&json!({"deleted": changed})),
+        }
+    }
+}
+
+fn reason(body: &Value) -> Option<String> {
+    let text = body["reason"].as_str()?.trim().replace('\0', "\u{FFFD}");
+    (!text.is_empty()).then(|| text.chars().take(REASON_CHARS_MAX).collect())
+}
+
+/// Reads `{"numbers": ["+90…", …], "reason": "…"}`, and names the rows that are bad.
+fn read_numbers(body: &[u8]) -> Result<(Numbers, Vec<Value>), Problem> {
+    let body: Value = serde_json::from_slice(body).map_err(|e| bad(format!("no list of numbers: {e}")))?;
+    let Some(rows) = body["numbers"].as_array() else {
+        return Err(bad("send {\"numbers\": [\"+905321234567\", …], \"reason\": \"…\"}"));
+    };
+    let (mut keys, mut wrong) = (BTreeSet::new(), Vec::new());
+    for (at, row) in rows.iter().enumerate() {
+        match row.as_str().and_then(key_of) {
+            Some(key) => drop(keys.insert(key)),
+            None => wrong.push(json!({"row": at + 1, "message": "no telephone number with its country code"})),
+        }
+    }
+    Ok((Numbers { keys: keys.into_iter().collect(), reason: reason(&body) }, wrong))
+}
+
+/// One bad row, and none is taken.
+fn bad_rows(mut wrong: Vec<Value>) -> Response<Bytes> {
+    let message = format!("{} bad rows; nothing was changed", wrong.len());
+    wrong.truncate(BAD_ROWS_MAX);
+    let body = json!({"error": "INVALID_NUMBERS", "message": message, "rows": wrong});
+    json_answer(StatusCode::UNPROCESSABLE_ENTITY, &body)
+}

@@ -1,0 +1,197 @@
+//! Whom a create calls: whether that may be called now, and the do-not-call lists that are asked.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tracing::warn;
+
+use super::context::Context;
+use super::outbound::CreateRequest;
+use crate::call::Direction;
+use crate::destinations::{Blocked, DoNotCall, When};
+use crate::ids::{BusinessId, mask_number};
+use crate::provider::select::Message;
+use crate::reply::{Rejection, RejectionCode};
+use crate::schedule::{Hours, Zone};
+use crate::store;
+
+/// Changes of the lists that are read at once: others get their turn in between.
+const CHANGES_AT_ONCE: u32 = 10_000;
+/// Recipients of a batch that are judged at once.
+const JUDGED_AT_ONCE: usize = 64;
+
+/// The do-not-call lists of the database, as this process knows them. They outlive a reload.
+#[derive(Debug, Default)]
+pub(super) struct Lists {
+    known: DoNotCall,
+    /// One reads at a time: each goes on from where the last one came to.
+    reading: tokio::sync::Mutex<()>,
+}
+
+/// A destination that is not called.
+struct Found {
+    why: Blocked,
+    masked: String,
+    /// Its place among so many recipients of a batch.
+    at: Option<(usize, usize)>,
+}
+
+/// See the module.
+pub struct Destinations {
+    context: Arc<Context>,
+    lists: Arc<Lists>,
+}
+
+impl Destinations {
+    pub(super) fn new(context: Arc<Context>, lists: Arc<Lists>) -> Self {
+        Self { context, lists }
+    }
+
+    /// Why a create is not sent: whom it calls must not be called. In observe mode it only marks the request.
+    pub(super) async fn rejection(&self, request: &CreateRequest) -> Option<Rejection> {
+        let found = self.blocked(request).await?;
+        self.context.lifecycle.metrics.destination_refused(found.why.as_str());
+        let code = match found.why {
+            Blocked::Invalid => RejectionCode::InvalidDestination,
+            _ => RejectionCode::DoNotCall,
+        };
+        let message = format!("Not dialled: {}.", found.sentence());
+        let rejection = Rejection { blocked_by: Some(found.why.as_str()), ..Rejection::new(code, message) };
+        if self.context.observes() {
+            let _ = request.would_reject.set(rejection);
+            return None;
+        }
+        Some(rejection)
+    }
+
+    async fn blocked(&self, request: &CreateRequest) -> Option<Found> {
+        if request.facts.direction != Direction::Outbound {
+            return None;
+        }
+        let none = BTreeMap::new();
+        let message = Message { body: &request.body, query: &[], path: &none, headers: request.upstream.headers() };
+        let operation = &request.operation;
+        if let Some(rule) = operation.slots.as_ref().filter(|rule| !rule.destination.is_empty()) {
+            let all = rule.destinations(&message);
+            for (at, one) in all.iter().enumerate() {
+                if at % JUDGED_AT_ONCE == JUDGED_AT_ONCE - 1 {
+                    tokio::task::yield_now().await;
+                }
+                // What does not say whom it calls is no number.
+                if let Err(found) = self.judge(request, one.unwrap_or_default()) {
+                    return Some(Found { at: Some((at + 1, all.len())), ..found });
+                }
+            }
+        }
+        let written = operation.facts.destination(&message);
+        let called = written.or_else(|| request.facts.other_number.as_deref().map(Cow::Borrowed))?;
+        self.judge(request, &called).err()
+    }
+
+    fn judge(&self, request: &CreateRequest, called: &str) -> Result<(), Found> {
+        let called = match request.operation.international && !called.starts_with('+') {
+            true => Cow::Owned(format!("+{called}")),
+            false => Cow::Borrowed(called),
+        };
+        let facts = &request.facts;
+        let judged = self.judge_number(&facts.business, &facts.plan, &called, None, None);
+        judged.map_err(|why| Found { why, masked: mask_number(&called), at: None })
+    }
+
+    fn judge_number(
+        &self,
+        business: &BusinessId,
+        plan: &str,
+        called: &str,
+        open: Option<&Hours>,
+        zone: Option<&Zone>,
+    ) -> Result<(), Blocked> {
+        let policy = self.context.lifecycle.policy.load();
+        let rules = policy.destination_rules(business, plan);
+        let when = When { now_ms: self.context.lifecycle.clock.now_ms(), open, zone };
+        let lists = &self.lists.known;
+        policy.settings().destinations.judge(called, business.as_str(), &rules, lists, when)
+    }
+
+    /// Whether a business may call somebody now, whatever limits say: within the hours of a run, `open`, and by the clock of a `zone`
+    /// that is known better than the number says.
+    ///
+    /// # Errors
+    /// Why not; of hours, until when.
+    pub fn may_call(
+        &self,
+        business: &BusinessId,
+        called: &str,
+        open: Option<&Hours>,
+        zone: Option<&Zone>,
+    ) -> Result<(), Blocked> {
+        let plan = self.context.lifecycle.policy.load().plan_of(business);
+        self.judge_number(business, &plan, called, open, zone)
+    }
+
+    /// The E.164 form of a number that could be called. `None`: it is none, or an address.
+    pub fn normalise(&self, called: &str) -> Option<String> {
+        self.context.lifecycle.policy.load().settings().destinations.normalise(called)
+    }
+
+    /// Takes up what changed in the do-not-call lists of the table. Until it could, whoever is not known to be listed counts as
+    /// somebody of whom nobody knows.
+    ///
+    /// # Errors
+    /// The table cannot be read.
+    pub async fn take_up_do_not_call(&self) -> store::Result<()> {
+        let Lists { known, reading } = &*self.lists;
+        let _one_at_a_time = reading.lock().await;
+        loop {
+            let page = match self.context.lifecycle.store.do_not_call_changes(known.change(), CHANGES_AT_ONCE).await {
+                Ok(page) => page,
+                Err(error) => {
+                    known.set_readable(false);
+                    self.show_do_not_call();
+                    return Err(error);
+                }
+            };
+            known.take_up(page.changes.iter().map(|one| (one.list.as_str(), one.number, one.listed)), page.until);
+            if !page.more {
+                break;
+            }
+        }
+        if !known.is_readable() {
+            warn!("the do-not-call lists can be read again");
+        }
+        known.set_readable(true);
+        self.show_do_not_call();
+        Ok(())
+    }
+
+    /// Shows how many numbers are on do-not-call lists.
+    pub fn show_do_not_call(&self) {
+        let (known, policy) = (&self.lists.known, self.context.lifecycle.policy.load());
+        let in_file = known.is_readable().then(|| policy.settings().destinations.file.len());
+        self.context.lifecycle.metrics.do_not_call(in_file, known.len());
+    }
+
+    /// Whether the do-not-call lists are those of a change, or of a later one.
+    pub fn knows_do_not_call(&self, change: i64) -> bool {
+        self.lists.known.change() >= change && self.lists.known.is_readable()
+    }
+
+    /// The do-not-call lists of the table, as this process knows them.
+    pub fn do_not_call(&self) -> &DoNotCall {
+        &self.lists.known
+    }
+}
+
+impl Found {
+    fn sentence(&self) -> String {
+        let who = match (self.at, self.masked.as_str()) {
+            (Some((at, of)), masked) => format!("recipient {at} of {of} ({masked})"),
+            (None, "") => "the destination".to_owned(),
+            (None, masked) => masked.to_owned(),
+        };
+        let all = if self.at.is_some() { "; nobody of the batch was called" } else { "" };
+        let why = self.why;
+        format!("{who} {why}{all}")
+    }
+}

@@ -1,0 +1,348 @@
+//! Do-not-call lists, as they are looked into: sets of numbers in memory, eight bytes a number.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::io::BufRead;
+use std::sync::{PoisonError, RwLock};
+
+/// Bad lines of a file that are named.
+const BAD_LINES_NAMED: usize = 5;
+/// Numbers between two marks: a look reads the marks, which stay in the processor's cache, and then a few lines of memory.
+const BETWEEN_MARKS: usize = 256;
+/// Changes that stand beside a set at least before they are merged into it.
+const RECENT_MIN: usize = 4_096;
+/// A set is merged with its changes when they are this part of it: so a number is moved that many times at most until the set is twice
+/// as large, and the changes take little beside it.
+const RECENT_PART: usize = 64;
+
+/// A set of numbers (see [`key_of`](super::key_of)): sorted, with its latest changes beside it.
+#[derive(Clone, Default)]
+pub struct NumberSet {
+    sorted: Vec<u64>,
+    /// Every so many of them.
+    marks: Vec<u64>,
+    /// What changed since: in the set, or not any more. None of these is so in `sorted` already.
+    recent: BTreeMap<u64, bool>,
+    len: usize,
+    /// A digest of which they are, in whatever order they came.
+    mixed: u64,
+}
+
+impl PartialEq for NumberSet {
+    fn eq(&self, other: &Self) -> bool {
+        (self.len, self.mixed) == (other.len, other.mixed)
+    }
+}
+
+impl fmt::Debug for NumberSet {
+    /// How many there are, and the digest: two that differ are shown differently.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "NumberSet({} numbers, {:016x})", self.len, self.mixed)
+    }
+}
+
+/// Spreads a number over 64 bits (the finalizer of MurmurHash3).
+fn mixed(key: u64) -> u64 {
+    let key = (key ^ (key >> 33)).wrapping_mul(0xFF51_AFD7_ED55_8CCD);
+    let key = (key ^ (key >> 33)).wrapping_mul(0xC4CE_B9FE_1A85_EC53);
+    key ^ (key >> 33)
+}
+
+impl NumberSet {
+    /// Reads a file: a number with its country code a line, in any spelling; what follows `#` is a comment.
+    ///
+    /// # Errors
+    /// A sentence that names the first lines that are no number, or why it cannot be read: a list that is read in part would let calls
+    /// through.
+    pub fn read(from: impl BufRead) -> Result<Self, String> {
+        let (mut sorted, mut bad, mut bad_count) = (Vec::new(), Vec::new(), 0_usize);
+        for (at, line) in from.lines().enumerate() {
+            let line = line.map_err(|error| format!("line {}: {error}", at + 1))?;
+            let line = line.trim_start_matches('\u{feff}').split('#').next().unwrap_or_default().trim();
+            if line.is_empty() {
+                continue;
+            }
+            match super::key_of(line) {
+                Some(key) => sorted.push(key),
+                None => {
+                    bad_count += 1;
+                    if bad.len() < BAD_LINES_NAMED {
+                        bad.push((at + 1).to_string());
+                    }
+                }
+            }
+        }
+        if bad.is_empty() {
+            sorted.sort_unstable();
+            sorted.dedup();
+            sorted.shrink_to_fit();
+            let mixed = sorted.iter().fold(0_u64, |all, key| all.wrapping_add(mixed(*key)));
+            let mut set = Self { len: sorted.len(), sorted, mixed, ..Self::default() };
+            set.mark();
+            return Ok(set);
+        }
+        let more = bad_count - bad.len();
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        Err(format!("no number with its country code in line {}{more}", bad.join(", ")))
+    }
+
+    /// Puts a number in. `false`: it was there.
+    pub fn insert(&mut self, key: u64) -> bool {
+        let new = !self.contains(key);
+        if new {
+            self.change(key, true);
+            (self.len, self.mixed) = (self.len + 1, self.mixed.wrapping_add(mixed(key)));
+        }
+        new
+    }
+
+    /// Takes a number out. `false`: it was not there.
+    pub fn remove(&mut self, key: u64) -> bool {
+        let gone = self.contains(key);
+        if gone {
+            self.change(key, false);
+            (self.len, self.mixed) = (self.len.saturating_sub(1), self.mixed.wrapping_sub(mixed(key)));
+        }
+        gone
+    }
+
+    /// Notes that a number is in the set from now on, or not, which was otherwise before.
+    fn change(&mut self, key: u64, is_in: bool) {
+        if self.recent.remove(&key).is_none() {
+            self.recent.insert(key, is_in);
+        }
+        if self.recent.len() > RECENT_MIN.max(self.sorted.len() / RECENT_PART) {
+            self.merge();
+        }
+    }
+
+    /// Merges the changes in place: the numbers are never there twice.
+    fn merge(&mut self) {
+        let recent = std::mem::take(&mut self.recent);
+        let mut gone = recent.iter().filter(|(_, is_in)| !**is_in).map(|(key, _)| *key).peekable();
+        if gone.peek().is_some() {
+            self.sorted.retain(|key| {
+                while gone.next_if(|gone| gone < key).is_some() {}
+                gone.next_if_eq(key).is_none()
+            });
+        }
+        let new: Vec<u64> = recent.into_iter().filter(|(_, is_in)| *is_in).map(|(key, _)| key).collect();
+        // From the end: what is greater than a new number moves up by as many slots as new ones are still to come.
+        let mut end = self.sorted.len();
+        self.sorted.resize(end + new.len(), 0);
+        for (before, key) in new.iter().enumerate().rev() {
+            let start = self.sorted.get(..end).map_or(0, |old| old.partition_point(|old| old < key));
+            self.sorted.copy_within(start..end, start + before + 1);
+            if let Some(place) = self.sorted.get_mut(start + before) {
+                *place = *key;
+            }
+            end = start;
+        }
+        self.mark();
+    }
+
+    fn mark(&mut self) {
+        self.marks = self.sorted.iter().step_by(BETWEEN_MARKS).copied().collect();
+    }
+
+    /// Whether a number is in it.
+    pub fn contains(&self, key: u64) -> bool {
+        let in_sorted = || {
+            let start = self.marks.partition_point(|mark| *mark <= key).checked_sub(1)? * BETWEEN_MARKS;
+            let end = self.sorted.len().min(start + BETWEEN_MARKS);
+            self.sorted.get(start..end)?.binary_search(&key).ok()
+        };
+        self.recent.get(&key).copied().unwrap_or_else(|| in_sorted().is_some())
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> u64 {
+        self.len as u64
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+/// Where a number is listed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listed {
+    /// In the operator's file.
+    File,
+    /// In the table, for everybody.
+    All,
+    /// In the table, for the business.
+    Business,
+}
+
+impl Listed {
+    /// The word in answers.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Listed::File => "file",
+            Listed::All => "all",
+            Listed::Business => "business",
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Lists {
+    all: NumberSet,
+    of_business: HashMap<String, NumberSet>,
+    /// The last change of the table that is in them.
+    change: i64,
+    /// The table could not be read since it changed.
+    unreadable: bool,
+}
+
+/// The lists of the table, as this process knows them. Shared by all who ask; a change of the table is taken up row by row.
+#[derive(Debug, Default)]
+pub struct DoNotCall(RwLock<Lists>);
+
+impl DoNotCall {
+    /// In which list of the table a number is. An error: the table could not be read, so nobody knows.
+    ///
+    /// # Errors
+    /// The lists are older than the table.
+    pub fn find(&self, business: &str, key: u64) -> Result<Option<Listed>, Unreadable> {
+        let lists = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        if lists.all.contains(key) {
+            return Ok(Some(Listed::All));
+        }
+        if lists.of_business.get(business).is_some_and(|list| list.contains(key)) {
+            return Ok(Some(Listed::Business));
+        }
+        if lists.unreadable { Err(Unreadable) } else { Ok(None) }
+    }
+
+    /// Takes changes up, in their order: whose list (empty: everybody's), the number, and whether it is in it from now on. `change` is the last one.
+    pub fn take_up<'a>(&self, changes: impl IntoIterator<Item = (&'a str, u64, bool)>, change: i64) {
+        let mut lists = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        for (business, key, listed) in changes {
+            let list = match business {
+                "" => &mut lists.all,
+                business if lists.of_business.contains_key(business) || listed => {
+                    lists.of_business.entry(business.to_owned()).or_default()
+                }
+                _ => continue,
+            };
+            if listed {
+                list.insert(key)
+            } else {
+                list.remove(key)
+            };
+        }
+        lists.of_business.retain(|_, list| !list.is_empty());
+        lists.change = lists.change.max(change);
+    }
+
+    /// The last change that was taken up.
+    pub fn change(&self) -> i64 {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).change
+    }
+
+    /// Notes whether the table could be read when it had changed.
+    pub fn set_readable(&self, readable: bool) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).unreadable = !readable;
+    }
+
+    /// Whether it could be read.
+    pub fn is_readable(&self) -> bool {
+        !self.0.read().unwrap_or_else(PoisonError::into_inner).unreadable
+    }
+
+    /// How many numbers are in all lists of the table.
+    pub fn len(&self) -> u64 {
+        let lists = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        lists.all.len() + lists.of_business.values().map(NumberSet::len).sum::<u64>()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        let lists = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        lists.all.is_empty() && lists.of_business.is_empty()
+    }
+}
+
+/// The lists are older than the table, and that cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unreadable;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_has_a_number_a_line_and_comments() {
+        let text = "\u{feff}# ours\n+905321234567\n\n 1 (212) 555-0100 # asked on 2026-01-02\r\n+44 (0)20 7946 0018\n+905321234567\n";
+        let set = NumberSet::read(text.as_bytes()).unwrap();
+        assert_eq!(set.len(), 3);
+        for key in [905_321_234_567, 12_125_550_100, 442_079_460_018] {
+            assert!(set.contains(key) && !set.contains(key + 1), "{key}");
+        }
+        assert!(NumberSet::read("".as_bytes()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_file_with_a_bad_line_is_no_list() {
+        let error = NumberSet::read("+905321234567\nalice\n\n0532 123 45 67\n".as_bytes()).unwrap_err();
+        assert_eq!(error, "no number with its country code in line 2, 4");
+        let many = "x\n".repeat(9);
+        assert!(NumberSet::read(many.as_bytes()).unwrap_err().ends_with("line 1, 2, 3, 4, 5 and 4 more"));
+    }
+
+    #[test]
+    fn sets_that_differ_are_shown_differently() {
+        let of = |text: &str| format!("{:?}", NumberSet::read(text.as_bytes()).unwrap());
+        assert_eq!(of("+905321234567\n+905321234568"), of("+905321234568\n+905321234567"));
+        assert_ne!(of("+905321234567"), of("+905321234568"));
+        assert!(!of("+905321234567").contains("905321234567"));
+    }
+
+    #[test]
+    fn a_set_is_what_was_put_into_it_however_often_it_was_merged() {
+        // A sequence of numbers without a pattern, the same each time (Marsaglia's xorshift).
+        let mut seed = 88_172_645_463_325_252_u64;
+        let mut next = move |below: u64| {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            seed % below
+        };
+        let (mut set, mut wanted) = (NumberSet::default(), std::collections::BTreeSet::new());
+        for step in 0..60_000 {
+            let key = next(20_000);
+            match next(3) {
+                0 => assert_eq!(set.remove(key), wanted.remove(&key), "{step}"),
+                _ => assert_eq!(set.insert(key), wanted.insert(key), "{step}"),
+            }
+        }
+        let merged = set.sorted.len();
+        assert!(merged > RECENT_MIN && set.sorted.is_sorted() && set.recent.len() <= RECENT_MIN, "{merged}");
+        assert_eq!(set.len(), wanted.len() as u64);
+        assert!((0..20_001).all(|key| set.contains(key) == wanted.contains(&key)));
+        set.merge();
+        assert!(set.sorted.iter().eq(wanted.iter()));
+        let text: String = wanted.iter().map(|key| format!("+1212{key:07}\n")).collect();
+        assert_eq!(NumberSet::read(text.as_bytes()).unwrap().len(), wanted.len() as u64);
+    }
+
+    #[test]
+    fn changes_are_taken_up_and_what_cannot_be_read_is_told() {
+        let lists = DoNotCall::default();
+        lists
+            .take_up([("", 1, true), ("acme", 2, true), ("acme", 3, true), ("acme", 3, false), ("other", 2, false)], 5);
+        assert_eq!((lists.len(), lists.change()), (2, 5));
+        assert_eq!(lists.find("acme", 1), Ok(Some(Listed::All)));
+        assert_eq!(lists.find("acme", 2), Ok(Some(Listed::Business)));
+        assert_eq!((lists.find("other", 2), lists.find("acme", 3)), (Ok(None), Ok(None)));
+        lists.set_readable(false);
+        assert_eq!((lists.find("acme", 1), lists.find("acme", 3)), (Ok(Some(Listed::All)), Err(Unreadable)));
+        lists.take_up([("acme", 2, false), ("", 1, false)], 7);
+        lists.set_readable(true);
+        assert!(lists.is_empty() && lists.find("acme", 2) == Ok(None));
+    }
+}

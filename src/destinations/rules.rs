@@ -1,0 +1,475 @@
+//! What the operator allows, and the decision.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::lists::{DoNotCall, Listed, NumberSet, Unreadable};
+use super::number::{Country, Destination, Kind, Number, Validate};
+use crate::clock::rfc3339;
+use crate::ids::prefix_key;
+use crate::schedule::{Allowed, Hours, Windows, Zone, next_allowed, zones_of};
+
+/// What numbers begin with, as in `+90`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Prefix(String);
+
+impl Prefix {
+    /// Reads one, in any spelling.
+    ///
+    /// # Errors
+    /// A sentence for an operator.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let bad =
+            || format!("no number begins with {text:?}; write the beginning of an international number, as in \"+90\"");
+        prefix_key(text).map(Self).ok_or_else(bad)
+    }
+
+    fn begins(&self, number: &Number) -> bool {
+        self.0.strip_prefix('+').is_some_and(|prefix| number.digits().starts_with(prefix))
+    }
+}
+
+impl TryFrom<String> for Prefix {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        Self::parse(&text)
+    }
+}
+
+impl From<Prefix> for String {
+    fn from(prefix: Prefix) -> Self {
+        prefix.0
+    }
+}
+
+/// What may be called: of everybody, of a plan, or of a business. Where several are for a call, it must stand all of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Rules {
+    /// Only numbers that begin with one of these; empty: all.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub allowed_prefixes: Vec<Prefix>,
+    /// No number that begins with one of these.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub denied_prefixes: Vec<Prefix>,
+    /// Only numbers of these kinds; empty: all.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub allowed_types: Vec<Kind>,
+    /// No number of these kinds.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub denied_types: Vec<Kind>,
+    /// When nobody is called, by the destination's clock.
+    #[serde(skip_serializing_if = "Hours::is_empty")]
+    pub quiet_hours: Hours,
+}
+
+impl Rules {
+    /// Whether they say nothing.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    fn judge(&self, number: &Number) -> Result<(), Blocked> {
+        let begins = |prefixes: &[Prefix]| prefixes.iter().any(|prefix| prefix.begins(number));
+        if begins(&self.denied_prefixes) || !(self.allowed_prefixes.is_empty() || begins(&self.allowed_prefixes)) {
+            return Err(Blocked::Prefix);
+        }
+        if !(self.denied_types.is_empty() && self.allowed_types.is_empty()) {
+            let kind = number.kind();
+            let allowed = self.allowed_types.is_empty() || self.allowed_types.contains(&kind);
+            if !allowed || self.denied_types.contains(&kind) {
+                return Err(Blocked::Kind(kind));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether something may only be called if it is a number that is allowed.
+    fn need_a_number(&self) -> bool {
+        !(self.allowed_prefixes.is_empty() && self.allowed_types.is_empty())
+    }
+}
+
+/// The few destinations that may be called in a trial.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Test {
+    numbers: BTreeSet<u64>,
+    addresses: BTreeSet<String>,
+}
+
+impl Test {
+    /// Adds a number, or an address as apps write it.
+    ///
+    /// # Errors
+    /// A sentence for an operator: it is neither.
+    pub fn add(&mut self, text: &str, country: Option<Country>) -> Result<(), String> {
+        match Destination::read(text, country) {
+            Destination::Number(number) => drop(self.numbers.insert(number.key())),
+            Destination::Address(address, _) => drop(self.addresses.insert(address.to_owned())),
+            Destination::Bad { .. } => {
+                return Err(format!("{text:?} is no number with its country code, and no address"));
+            }
+        }
+        Ok(())
+    }
+
+    fn has(&self, destination: &Destination<'_>) -> bool {
+        match destination {
+            Destination::Number(number) => self.numbers.contains(&number.key()),
+            Destination::Address(address, _) => self.addresses.contains(*address),
+            Destination::Bad { .. } => false,
+        }
+    }
+}
+
+/// `[destinations]`.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Settings {
+    /// How much of a number is checked.
+    pub validate: Validate,
+    /// Whose a number is that has no country code.
+    pub country: Option<Country>,
+    /// What holds for everybody.
+    pub rules: Rules,
+    /// Nothing else may be called.
+    pub only: Option<Test>,
+    /// The clock of numbers whose place is not known.
+    pub zone: Option<Zone>,
+    /// The operator's file.
+    pub file: Arc<NumberSet>,
+}
+
+/// What time it is for a call.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct When<'a> {
+    /// Now, in milliseconds since 1970-01-01 UTC.
+    pub now_ms: i64,
+    /// The hours in which its run calls; none: at any time.
+    pub open: Option<&'a Hours>,
+    /// Where the one who is called is, if that is known better than the number says.
+    pub zone: Option<&'a Zone>,
+}
+
+/// Why a destination is not called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blocked {
+    /// It is no telephone number that could be called.
+    Invalid,
+    /// It is on a do-not-call list.
+    Listed(Listed),
+    /// A do-not-call list could not be read.
+    Unreadable,
+    /// It does not begin as it must, or as it must not.
+    Prefix,
+    /// It is not of a kind that may be called.
+    Kind(Kind),
+    /// It is quiet there, or outside the hours of its run, until this time, in milliseconds since 1970-01-01 UTC.
+    Quiet(i64),
+    /// It is always quiet there, or nobody knows what time it is there.
+    Never,
+    /// It is none of those that may be called in a trial.
+    Only,
+}
+
+impl Blocked {
+    /// The word in answers and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Blocked::Invalid => "invalid",
+            Blocked::Listed(_) => "do_not_call",
+            Blocked::Unreadable => "list_unreadable",
+            Blocked::Prefix => "prefix",
+            Blocked::Kind(_) => "type",
+            Blocked::Quiet(_) | Blocked::Never => "quiet_hours",
+            Blocked::Only => "only_numbers",
+        }
+    }
+}
+
+impl fmt::Display for Blocked {
+    /// What follows the number in a sentence.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Blocked::Invalid => f.write_str(
+                "is no telephone number that can be called: write it with its country code, as in +905321234567",
+            ),
+            Blocked::Listed(list) => write!(f, "is on a do-not-call list ({})", list.as_str()),
+            Blocked::Unreadable => f.write_str("may be on a do-not-call list, which cannot be read just now"),
+            Blocked::Prefix => f.write_str("begins as no number may that is called from here"),
+            Blocked::Kind(kind) => write!(f, "is a number of type {}, which is not called from here", kind.as_str()),
+            Blocked::Quiet(until) => write!(f, "is in its quiet hours until {}", rfc3339(*until)),
+            Blocked::Never => f.write_str("has quiet hours, and it is not known when they end there"),
+            Blocked::Only => f.write_str("is none of the numbers that may be called (destinations.only_numbers)"),
+        }
+    }
+}
+
+impl Settings {
+    /// The E.164 form of a number that could be called, whatever else is asked of it. `None`: it is none, or an address.
+    pub fn normalise(&self, text: &str) -> Option<String> {
+        match Destination::read(text, self.country) {
+            Destination::Number(number) if number.stands(self.validate.max(Validate::Possible)) => Some(number.e164()),
+            _ => None,
+        }
+    }
+
+    /// Whether everything may be called, as far as this and the rules of plan and business say.
+    fn asks_nothing(&self, more: &[&Rules]) -> bool {
+        self.validate == Validate::Off
+            && self.only.is_none()
+            && self.file.is_empty()
+            && self.rules.is_empty()
+            && more.iter().all(|rules| rules.is_empty())
+    }
+
+    /// Whether a business may call this now. `more` are the rules of its plan and its own.
+    ///
+    /// # Errors
+    /// Why not. Of several reasons the first: what is no number, a trial, lists, prefixes, kinds, hours.
+    pub fn judge(
+        &self,
+        text: &str,
+        business: &str,
+        more: &[&Rules],
+        lists: &DoNotCall,
+        when: When<'_>,
+    ) -> Result<(), Blocked> {
+        if self.asks_nothing(more) && when.open.is_none() && lists.is_empty() && lists.is_readable() {
+            return Ok(());
+        }
+        let rules = || [&self.rules].into_iter().chain(more.iter().copied());
+        let destination = Destination::read(text, self.country);
+        let checked = match &destination {
+            Destination::Number(number) => number.stands(self.validate),
+            Destination::Address(..) => true,
+            // What may be a number must be one, as soon as anything is asked of numbers: lists and clocks go by it.
+            Destination::Bad { may_be_number } => {
+                self.validate == Validate::Off && !may_be_number && !rules().any(Rules::need_a_number)
+            }
+        };
+        if !checked {
+            return Err(Blocked::Invalid);
+        }
+        if self.only.as_ref().is_some_and(|only| !only.has(&destination)) {
+            return Err(Blocked::Only);
+        }
+        if let Some(number) = destination.number() {
+            let listed = if self.file.contains(number.key()) {
+                Ok(Some(Listed::File))
+            } else {
+                lists.find(business, number.key())
+            };
+            match listed {
+                Ok(None) => {}
+                Ok(Some(listed)) => return Err(Blocked::Listed(listed)),
+                Err(Unreadable) => return Err(Blocked::Unreadable),
+            }
+        }
+        match &destination {
+            Destination::Number(number) => {
+                rules().try_for_each(|rules| rules.judge(number))?;
+                let quiet: Vec<&Hours> = rules().map(|rules| &rules.quiet_hours).collect();
+                let usual = self.zone.as_ref().filter(|_| zones_of(number.digits()).is_empty());
+                let windows = Windows { open: when.open, quiet: &quiet };
+                match next_allowed(when.now_ms, number.digits(), windows, when.zone.or(usual)) {
+                    Allowed::Now => Ok(()),
+                    Allowed::NotBefore(at_ms) => Err(Blocked::Quiet(at_ms)),
+                    Allowed::Never => Err(Blocked::Never),
+                }
+            }
+            // What is no number has no country, no kind and no clock; a number in it must not begin as none may.
+            Destination::Address(_, Some(number)) => rules()
+                .all(|rules| !rules.denied_prefixes.iter().any(|prefix| prefix.begins(number)))
+                .then_some(())
+                .ok_or(Blocked::Prefix),
+            Destination::Address(_, None) | Destination::Bad { .. } => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOON: &str = "2026-11-27T12:00:00Z";
+
+    fn rules(json: serde_json::Value) -> Rules {
+        serde_json::from_value(json).unwrap()
+    }
+
+    struct Asked {
+        settings: Settings,
+        more: Vec<Rules>,
+        lists: DoNotCall,
+    }
+
+    impl Asked {
+        fn of(settings: Settings) -> Self {
+            Self { settings, more: vec![], lists: DoNotCall::default() }
+        }
+        fn global(json: serde_json::Value) -> Self {
+            Self::of(Settings { rules: rules(json), ..Settings::default() })
+        }
+        fn at(&self, text: &str, at: &str) -> Result<(), Blocked> {
+            let more: Vec<&Rules> = self.more.iter().collect();
+            let now_ms = at.parse::<jiff::Timestamp>().unwrap().as_millisecond();
+            self.settings.judge(text, "acme", &more, &self.lists, When { now_ms, ..When::default() })
+        }
+        fn call(&self, text: &str) -> Result<(), Blocked> {
+            self.at(text, NOON)
+        }
+    }
+
+    #[test]
+    fn without_a_word_of_the_operator_everything_goes() {
+        let asked = Asked::of(Settings::default());
+        for text in ["+905321234567", "100", "", "client:alice", "sip:x@y", "anonymous", "020 7946 0018"] {
+            assert_eq!(asked.call(text), Ok(()), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_is_refused_and_addresses_are_not() {
+        let asked = Asked::of(Settings { validate: Validate::Possible, ..Settings::default() });
+        for text in ["100", "", "alice", "+90532", "0532 123 45 67"] {
+            assert_eq!(asked.call(text), Err(Blocked::Invalid), "{text}");
+        }
+        for text in ["+905321234567", "client:alice", "sip:100@pbx.example", "whatsapp:+905321234567"] {
+            assert_eq!(asked.call(text), Ok(()), "{text}");
+        }
+        let turkish = Settings { country: Country::parse("TR").ok(), ..asked.settings };
+        assert_eq!(Asked::of(turkish).call("0532 123 45 67"), Ok(()));
+    }
+
+    #[test]
+    fn prefixes_of_everybody_of_the_plan_and_of_the_business_all_hold() {
+        let mut asked =
+            Asked::global(serde_json::json!({"allowed_prefixes": ["+90", "1"], "denied_prefixes": ["+1 900"]}));
+        assert_eq!(asked.call("+905321234567"), Ok(()));
+        assert_eq!(asked.call("+12125550100"), Ok(()));
+        for text in ["+19002345678", "+442079460018", "sip:+19002345678@x"] {
+            assert_eq!(asked.call(text), Err(Blocked::Prefix), "{text}");
+        }
+        assert_eq!(asked.call("100"), Err(Blocked::Invalid), "where it leads is not known");
+        asked.more = vec![rules(serde_json::json!({"allowed_prefixes": ["+90"]}))];
+        assert_eq!(asked.call("+12125550100"), Err(Blocked::Prefix));
+        asked.more.push(rules(serde_json::json!({"denied_prefixes": ["+90532"]})));
+        assert_eq!(asked.call("+905321234567"), Err(Blocked::Prefix));
+        assert_eq!(asked.call("+902121234567"), Ok(()));
+    }
+
+    #[test]
+    fn kinds_are_allowed_or_denied() {
+        let asked = Asked::global(serde_json::json!({"denied_types": ["premium_rate", "toll_free"]}));
+        assert_eq!(asked.call("+19002345678"), Err(Blocked::Kind(Kind::PremiumRate)));
+        assert_eq!(asked.call("+905321234567"), Ok(()));
+        let asked = Asked::global(serde_json::json!({"allowed_types": ["mobile"]}));
+        assert_eq!(asked.call("+905321234567"), Ok(()));
+        assert_eq!(asked.call("+902121234567"), Err(Blocked::Kind(Kind::FixedLine)));
+    }
+
+    #[test]
+    fn lists_block_numbers_and_addresses_that_hold_them() {
+        let mut asked = Asked::of(Settings::default());
+        asked.lists.take_up([("acme", 905_321_234_567, true), ("other", 12_125_550_100, true)], 1);
+        for text in
+            ["+90 532 123 45 67", "905321234567", "sip:+905321234567@x", "whatsapp:+905321234567", "tel:+905321234567"]
+        {
+            assert_eq!(asked.call(text), Err(Blocked::Listed(Listed::Business)), "{text}");
+        }
+        assert_eq!(asked.call("+12125550100"), Ok(()), "another's list");
+        asked.settings.file = Arc::new(NumberSet::read("+12125550100".as_bytes()).unwrap());
+        assert_eq!(asked.call("+12125550100"), Err(Blocked::Listed(Listed::File)));
+        asked.lists.set_readable(false);
+        assert_eq!(asked.call("+13105550100"), Err(Blocked::Unreadable));
+        for text in ["client:alice", "100"] {
+            assert_eq!(asked.call(text), Ok(()), "{text} is on no list of numbers");
+        }
+        assert_eq!(asked.call("0532 123 45 67"), Err(Blocked::Invalid), "which number it is, is not known");
+        assert_eq!(
+            Asked { lists: asked.lists, ..Asked::of(Settings::default()) }.call("+13105550100"),
+            Err(Blocked::Unreadable)
+        );
+    }
+
+    #[test]
+    fn quiet_hours_are_the_destinations() {
+        let mut asked = Asked::global(serde_json::json!({"quiet_hours": ["daily 21:00-08:00"]}));
+        assert_eq!(asked.at("+905321234567", "2026-11-27T17:59:00Z"), Ok(()));
+        let until = "2026-11-28T05:00:00Z".parse::<jiff::Timestamp>().unwrap().as_millisecond();
+        assert_eq!(asked.at("+905321234567", "2026-11-27T18:00:00Z"), Err(Blocked::Quiet(until)));
+        assert_eq!(asked.at("sip:x@y", "2026-11-27T18:00:00Z"), Ok(()));
+        assert_eq!(asked.call("+88213000000"), Err(Blocked::Never), "nobody knows where it is");
+        asked.settings.zone = Zone::parse("Europe/Istanbul").ok();
+        assert_eq!(asked.call("+88213000000"), Ok(()));
+        asked.more = vec![rules(serde_json::json!({"quiet_hours": ["fri 00:00-24:00"]}))];
+        assert!(matches!(asked.call("+905321234567"), Err(Blocked::Quiet(_))));
+    }
+
+    #[test]
+    fn the_hours_of_a_run_and_a_known_zone_hold_too() {
+        let asked = Asked::global(serde_json::json!({"quiet_hours": ["daily 21:00-08:00"]}));
+        let open = Hours::try_from(vec!["daily 10:00-24:00".to_owned()]).unwrap();
+        let berlin = Zone::parse("Europe/Berlin").unwrap();
+        let ms = |at: &str| at.parse::<jiff::Timestamp>().unwrap().as_millisecond();
+        let judge = |at: &str, zone| {
+            let when = When { now_ms: ms(at), open: Some(&open), zone };
+            asked.settings.judge("+905321234567", "acme", &[], &asked.lists, when)
+        };
+        assert_eq!(judge("2026-11-27T06:30:00Z", None), Err(Blocked::Quiet(ms("2026-11-27T07:00:00Z"))));
+        assert_eq!(judge("2026-11-27T07:00:00Z", None), Ok(()));
+        assert_eq!(judge("2026-11-27T07:00:00Z", Some(&berlin)), Err(Blocked::Quiet(ms("2026-11-27T09:00:00Z"))));
+        assert_eq!(judge("2026-11-27T18:30:00Z", None), Err(Blocked::Quiet(ms("2026-11-28T07:00:00Z"))));
+        assert_eq!(judge("2026-11-27T18:30:00Z", Some(&berlin)), Ok(()));
+        let windows = When { now_ms: ms("2026-11-27T06:30:00Z"), open: Some(&open), zone: None };
+        let nothing = Settings::default().judge("+905321234567", "acme", &[], &asked.lists, windows);
+        assert!(matches!(nothing, Err(Blocked::Quiet(_))), "also where the operator says nothing");
+    }
+
+    #[test]
+    fn numbers_of_a_list_are_normalised_once() {
+        let settings = Settings { country: Country::parse("TR").ok(), ..Settings::default() };
+        assert_eq!(settings.normalise("0532 123 45 67").as_deref(), Some("+905321234567"));
+        assert_eq!(settings.normalise("+1 555 000 1101").as_deref(), Some("+15550001101"));
+        for bad in ["100", "client:alice", "sip:+905321234567@x", "+90532", ""] {
+            assert_eq!(settings.normalise(bad), None, "{bad}");
+        }
+        let strict = Settings { validate: Validate::Valid, ..Settings::default() };
+        assert_eq!(strict.normalise("+15550001101"), None);
+    }
+
+    #[test]
+    fn a_trial_calls_nobody_else() {
+        let mut only = Test::default();
+        for text in ["+90 532 123 45 67", "client:alice"] {
+            only.add(text, None).unwrap();
+        }
+        assert!(only.add("alice", None).is_err());
+        let asked = Asked::of(Settings { only: Some(only), ..Settings::default() });
+        for text in ["905321234567", "whatsapp:+905321234567", "client:alice"] {
+            assert_eq!(asked.call(text), Ok(()), "{text}");
+        }
+        for text in ["+905321234568", "client:bob", "sip:+905321234567@elsewhere.example", "100", ""] {
+            assert_eq!(asked.call(text), Err(Blocked::Only), "{text}");
+        }
+    }
+
+    #[test]
+    fn rules_of_a_business_are_read_and_written_alike() {
+        let json = serde_json::json!({"allowed_prefixes": ["+90"], "denied_types": ["premium_rate"], "quiet_hours": ["daily 21:00-08:00"]});
+        assert_eq!(serde_json::to_value(rules(json.clone())).unwrap(), json);
+        for bad in [
+            serde_json::json!({"allowed_prefixes": ["abc"]}),
+            serde_json::json!({"denied_types": ["dear"]}),
+            serde_json::json!({"quiet_hours": ["at night"]}),
+            serde_json::json!({"allowed": ["+90"]}),
+        ] {
+            assert!(serde_json::from_value::<Rules>(bad.clone()).is_err(), "{bad}");
+        }
+    }
+}
