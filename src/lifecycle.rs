@@ -131,7 +131,7 @@ impl Lifecycle {
         if let StoreError::Unknown(_) = error {
             // If it is on record after all, nobody holds its slot. News of it makes it count again.
             let never = Some(Event::Ended(Outcome::NotCreated, EndProof::Deadline));
-            self.apply_later(Change { event: never, ..self.change(call, Source::AdmissionRequest) });
+            self.apply_later(Change { event: never, ..self.change(call, Source::Order) });
         }
     }
 

@@ -737,7 +737,7 @@ pub(super) async fn an_order_is_found_at_another_replica_and_taken_by_one(fresh:
     let told = |by: Option<String>| Change {
         untold_by: by,
         unsettled: Some(true),
-        ..Change::of(&second.id, Source::AdmissionRequest, 3000, &Deadlines::default())
+        ..Change::of(&second.id, Source::Order, 3000, &Deadlines::default())
     };
     a.apply(told(Some(one.id.clone()))).await.unwrap();
     assert!(!find().await[1].undelivered, "another answers for it");

@@ -265,7 +265,7 @@ impl Admitter {
         proof: EndProof,
         rejection: Rejection,
     ) -> Result<AdmitOutcome, NotSent> {
-        self.context.lifecycle.end_surely(call, End::NotCreated, proof, Source::AdmissionRequest).await;
+        self.context.lifecycle.end_surely(call, End::NotCreated, proof, Source::Order).await;
         claim.not_created();
         Err(rejection.into())
     }
@@ -321,7 +321,7 @@ impl Admitter {
         if bind.is_empty() {
             return;
         }
-        let change = Change { bind, ..self.context.lifecycle.change(call, Source::AdmissionRequest) };
+        let change = Change { bind, ..self.context.lifecycle.change(call, Source::Order) };
         if let Err(error) = self.context.lifecycle.apply(change).await {
             warn!(%call, %error, "failed to record the app's own id of a call");
         }

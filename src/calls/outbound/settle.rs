@@ -119,7 +119,7 @@ impl Settlement {
             let kept = to_record(&self.context, request, &answer);
             let lifecycle = &self.context.lifecycle;
             let change =
-                Change { unsettled: Some(true), answer: kept, ..lifecycle.change(call, Source::AdmissionRequest) };
+                Change { unsettled: Some(true), answer: kept, ..lifecycle.change(call, Source::Order) };
             lifecycle.apply_with_retry(change).await;
             return (SendOutcome::Created, answer);
         }
@@ -188,7 +188,7 @@ impl Settlement {
         failpoint::hit("create.unknown").await;
         let lifecycle = &self.context.lifecycle;
         let untold_by = self.context.replica();
-        let change = Change { unsettled: Some(true), untold_by, ..lifecycle.change(call, Source::AdmissionRequest) };
+        let change = Change { unsettled: Some(true), untold_by, ..lifecycle.change(call, Source::Order) };
         lifecycle.apply_with_retry(change).await;
         failpoint::hit("create.unknown.recorded").await;
         self.rejections.outcome_unknown(&request.rejected(), call, why)
