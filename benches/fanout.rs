@@ -188,7 +188,7 @@ impl Tally {
         (step as u64 + 1) as f64 * STEP_US as f64 / 1000.0
     }
 
-    /// RetryAfterEstimator until so many were delivered.
+    /// Waits until so many were delivered.
     async fn reaches(&self, wanted: u64) {
         let since = Instant::now();
         while self.delivered() < wanted {

@@ -35,6 +35,7 @@ use crate::net::{Edge, EdgeSettings, LocalSocket, ReloadingTls, RunningEdge, des
 use crate::notify::{self, Hub};
 use crate::policy::Policy;
 use crate::reconcile::{self, SweepStatuses};
+use crate::runs::{Runs, dialler};
 use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
 use crate::store::{self, Journal, OwnershipMode, Replica, RetentionCutoffs, Spool, Store, StoreError};
@@ -267,6 +268,7 @@ impl App {
         };
         let console = |program| Admin {
             calls: calls.clone(),
+            runs: Runs::new(config.runs.clone()),
             sightings: SweepStatuses::default(),
             access: access(&config, admin_socket.clone()),
             draining: draining.clone(),
@@ -295,6 +297,8 @@ impl App {
         tasks.spawn(webhook::records_loop(move || newest.webhooks(), move || role.role().leads, stop.clone()));
         let (newest, role) = (live.clone(), calls.lifecycle.capacity.clone());
         tasks.spawn(watch_hooks(move || newest.calls().post_call, move || role.role().leads, stop.clone()));
+        let newest = live.clone();
+        tasks.spawn(dialler::run(move || (newest.calls(), newest.runs()), draining.clone()));
         tasks.spawn(purge(live.clone(), stop.clone()));
         tasks.spawn(config_watcher::run(live.clone(), stop.clone()));
         if let Some(tls) = tls {

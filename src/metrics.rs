@@ -54,6 +54,10 @@ struct Inner {
     do_not_call: IntGaugeVec,
     do_not_call_readable: IntGauge,
     certificate_reloads: IntCounterVec,
+    runs_running: IntGauge,
+    run_calls: IntCounterVec,
+    run_dials: IntCounterVec,
+    run_breakers: IntCounter,
     store_failures: IntCounter,
     config_reloads: IntCounterVec,
     config_reload_ok: IntGauge,
@@ -281,6 +285,18 @@ impl Metrics {
                 "Reloads of a changed certificate, by result.",
                 &["result"],
             )?,
+            runs_running: m.gauge("ringfence_runs_running", "Bulk runs that are running.")?,
+            run_calls: m.counters(
+                "ringfence_run_calls_total",
+                "Calls of bulk runs that are over, as this replica saw them end.",
+                &["outcome"],
+            )?,
+            run_dials: m.counters(
+                "ringfence_run_dials_total",
+                "Jobs of bulk runs that were to be dialled here: called, known (its try was made before), full (a limit was; it waits), provider_limit, not_sent, rejected, away.",
+                &["result"],
+            )?,
+            run_breakers: m.counter("ringfence_run_breaker_trips_total", "Bulk runs paused since their calls failed.")?,
             store_failures: m.counter(
                 "ringfence_store_failed_writes_total",
                 "Failed writes to the database: full disk, missing file.",
@@ -501,6 +517,26 @@ impl Metrics {
             self.inner.do_not_call.with_label_values(&["file"]).set(count(in_file));
         }
         self.inner.do_not_call.with_label_values(&["table"]).set(count(in_table));
+    }
+
+    /// Bulk runs that are running.
+    pub fn runs_running(&self, runs: usize) {
+        self.inner.runs_running.set(i64::try_from(runs).unwrap_or(i64::MAX));
+    }
+
+    /// A call of a bulk run is over.
+    pub fn run_call(&self, outcome: &str) {
+        self.inner.run_calls.with_label_values(&[outcome]).inc();
+    }
+
+    /// A job of a bulk run was to be dialled.
+    pub fn run_dial(&self, result: &str) {
+        self.inner.run_dials.with_label_values(&[result]).inc();
+    }
+
+    /// A bulk run was paused for its failures.
+    pub fn run_breaker(&self) {
+        self.inner.run_breakers.inc();
     }
 
     /// A changed certificate was read, or could not be.

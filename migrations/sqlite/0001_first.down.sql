@@ -1,3 +1,5 @@
+DROP TABLE run_jobs;
+DROP TABLE runs;
 DROP TABLE audit;
 DROP TABLE call_records;
 DROP TABLE utterances;

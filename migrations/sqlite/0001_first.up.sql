@@ -251,3 +251,51 @@ CREATE TABLE audit (
     after_json   TEXT
 ) STRICT;
 CREATE INDEX audit_at ON audit (at);
+
+-- Bulk dialling orders. What a run asks for stands in spec, as JSON.
+CREATE TABLE runs (
+    id               TEXT PRIMARY KEY,
+    business         TEXT NOT NULL,
+    account          TEXT NOT NULL,
+    name             TEXT,
+    idempotency_key  TEXT,                          -- of a business: the same key is the same run
+    digest           TEXT NOT NULL,                 -- of what was asked for: tells a repeated create from another one
+    state            TEXT NOT NULL,                 -- loading, ready, running, paused, done, canceled, failed
+    spec             TEXT NOT NULL,
+    total            INTEGER NOT NULL DEFAULT 0,
+    start_at         INTEGER NOT NULL,
+    created_at       INTEGER NOT NULL,
+    updated_at       INTEGER NOT NULL,
+    finished_at      INTEGER,
+    resume_at        INTEGER,                       -- of one that a breaker paused
+    reason           TEXT,                          -- why it is paused or failed
+    replica          TEXT                           -- the one that takes its leads in
+) STRICT;
+CREATE UNIQUE INDEX runs_key ON runs (business, idempotency_key) WHERE idempotency_key IS NOT NULL;
+CREATE INDEX runs_open ON runs (state) WHERE finished_at IS NULL;
+CREATE INDEX runs_finished ON runs (finished_at) WHERE finished_at IS NOT NULL;
+CREATE INDEX runs_of ON runs (business, id);
+
+-- The calls of a run, one a lead: queued, dialing (claimed; its call may not be on record yet), calling (it has a call), done.
+CREATE TABLE run_jobs (
+    run_id           TEXT NOT NULL,
+    seq              INTEGER NOT NULL,              -- its lead's place in the list, from 1
+    number           TEXT NOT NULL,
+    lead             TEXT NOT NULL,                 -- JSON
+    state            TEXT NOT NULL DEFAULT 'queued',
+    outcome          TEXT,                          -- of the last attempt; the final one of a job that is done
+    attempts         INTEGER NOT NULL DEFAULT 0,    -- calls that the provider took
+    tries            INTEGER NOT NULL DEFAULT 0,    -- calls on record, those included that the provider refused: names the next one
+    due_at           INTEGER NOT NULL,
+    dial_lock_token  TEXT,
+    replica          TEXT,                          -- the one that has claimed it
+    claimed_at       INTEGER,
+    call_id          TEXT,                          -- while it is calling, and of the last call of one that is done
+    error            TEXT,
+    settled_at       INTEGER,
+    PRIMARY KEY (run_id, seq)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX run_jobs_due ON run_jobs (run_id, due_at, seq) WHERE state = 'queued';
+CREATE INDEX run_jobs_open ON run_jobs (state, run_id) WHERE state IN ('dialing', 'calling');
+CREATE INDEX run_jobs_counts ON run_jobs (run_id, state, outcome);
+CREATE INDEX run_jobs_call ON run_jobs (call_id) WHERE call_id IS NOT NULL;

@@ -1,4 +1,4 @@
-//! `listen.admin`: health, status, metrics, calls, businesses, do-not-call lists. The paths under `/api/concurrent-metrics` are those of the systems
+//! `listen.admin`: health, status, metrics, calls, businesses, bulk runs, do-not-call lists. The paths under `/api/concurrent-metrics` are those of the systems
 //! that ringfence replaces (contract §1).
 
 pub mod auth;
@@ -8,6 +8,7 @@ mod do_not_call;
 mod figures;
 mod operator;
 pub mod reload;
+mod runs;
 
 pub use bulk::LIST_BYTES_MAX as BUSINESSES_BYTES_MAX;
 
@@ -33,6 +34,7 @@ use crate::policy::{Bound, Limit, Per, Policy};
 use crate::provider::path::percent_decode;
 use crate::reconcile::SweepStatuses;
 use crate::reply::{json_answer, problem};
+use crate::runs::Runs;
 use crate::store::{CallRecord, Journal, StoreError};
 use auth::{Access, Caller, Denied, Scope, refuse_own};
 use operator::Act;
@@ -48,6 +50,8 @@ const LIST_MAX: u32 = 1000;
 pub struct Admin {
     /// What acts on calls.
     pub calls: Calls,
+    /// Bulk runs.
+    pub runs: Runs,
     /// What the sweeps saw.
     pub sightings: SweepStatuses,
     /// Who may ask.
@@ -236,6 +240,11 @@ impl Admin {
                 self.note(&who, Act::new("reconcile", "all")).await?;
                 let done = self.program()?.reconcile().await;
                 ok(&serde_json::to_value(done).unwrap_or_default())
+            }
+            (_, ["api", "runs", rest @ ..]) => {
+                let needs = if method == Method::GET { Scope::Read } else { Scope::Operate };
+                let who = may(needs)?;
+                self.route_runs(exchange, &method, rest, &who).await
             }
             (&Method::GET, ["api", "refusals"]) => {
                 let who = may(Scope::Read)?;

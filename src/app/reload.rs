@@ -30,6 +30,7 @@ use crate::policy::{Business, Policy, Settings};
 use crate::proxy::Proxy;
 use crate::reconcile::{SweepReport, Sweeper};
 use crate::reply::problem;
+use crate::runs::Runs;
 use crate::store::{AuditRecord, StoreError};
 use crate::transcripts::Client;
 use crate::webhook::{Replayed, Webhooks};
@@ -200,6 +201,11 @@ impl Live {
         self.newest.borrow().clone()
     }
 
+    /// How bulk runs are dialled, in the running generation.
+    pub(super) fn runs(&self) -> Runs {
+        self.now.load().admin.runs.clone()
+    }
+
     /// What takes webhooks, in the running generation.
     pub(super) fn webhooks(&self) -> Webhooks {
         self.now.load().webhooks.clone()
@@ -285,6 +291,7 @@ impl Live {
             },
             admin: Admin {
                 calls: calls.clone(),
+                runs: Runs { settings: config.runs.clone(), ..old.admin.runs.clone() },
                 access: super::access(&config, old.admin.access.socket.clone()),
                 ..old.admin.clone()
             },

@@ -164,7 +164,7 @@ impl Inbound {
         }
     }
 
-    /// RetryAfterEstimator until no other arrival of a call with one of these ids is under way. The locks are taken in one order, so that two
+    /// Waits until no other arrival of a call with one of these ids is under way. The locks are taken in one order, so that two
     /// arrivals never wait for each other.
     async fn alone(&self, aliases: &[Alias]) -> Vec<tokio::sync::MutexGuard<'_, ()>> {
         let place = |alias: &Alias| {

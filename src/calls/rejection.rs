@@ -27,6 +27,8 @@ const CAPACITY_INBOUND: &str = "capacity_inbound";
 pub enum RequestKind {
     /// It creates calls: its rejection is logged, counted and recorded.
     Create,
+    /// It is a job of a bulk run: its dialler is told, nobody else.
+    Job,
     /// It does not, as far as is known: it is only answered.
     Other,
 }
@@ -77,10 +79,10 @@ impl NoteRejection for Noted<'_> {
         let (of, context) = (self.of, &self.by.context);
         match (of.kind, rejection.code.disposition()) {
             (RequestKind::Create, Disposition::NotCalled) => {}
-            (RequestKind::Create, Disposition::Unknown) => {
+            (RequestKind::Create | RequestKind::Job, Disposition::Unknown) => {
                 return context.lifecycle.metrics.outcome_unknown(of.account.name.as_str());
             }
-            (RequestKind::Create, Disposition::Called) | (RequestKind::Other, _) => return,
+            (RequestKind::Create, Disposition::Called) | (RequestKind::Job | RequestKind::Other, _) => return,
         }
         let code = rejection.code.as_str(&of.account.provider.refusal);
         info!(
@@ -136,7 +138,17 @@ impl Rejections {
             rejection.message = format!("{} [{}]", rejection.message, rejection.id);
         }
         let style = ResponseStyle { shape: &of.account.provider.refusal, retry_after_max_secs: told_secs };
-        rejection.into_response(style, &Noted { by: self, of, is_retry })
+        let told = (of.kind == RequestKind::Job).then(|| rejection.clone());
+        let mut response = rejection.into_response(style, &Noted { by: self, of, is_retry });
+        response.extensions_mut().extend(
+            told.map(|told| {
+                let mut one = http::Extensions::new();
+                one.insert(told);
+                one
+            })
+            .unwrap_or_default(),
+        );
+        response
     }
 
     /// The response to a create of which nobody knows whether it made a call. Its slot is held.

@@ -138,7 +138,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// RetryAfterEstimator for SIGTERM or SIGINT.
+/// Waits for SIGTERM or SIGINT.
 async fn stop_signal() -> std::io::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);

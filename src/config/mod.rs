@@ -41,6 +41,7 @@ use crate::provider::Registry;
 use crate::provider::account::Account;
 use crate::provider::secret::Secret;
 use crate::reply::SDK_RETRY_AFTER_MAX_SECS;
+use crate::runs;
 use crate::store::postgres::{self, Pooler};
 use crate::token::Keys;
 use crate::transcripts;
@@ -101,6 +102,8 @@ pub struct Config {
     pub extra_ca: Option<PathBuf>,
     /// Which addresses that tenants choose may be called.
     pub callbacks: crate::net::CallbackRules,
+    /// How bulk runs are dialled.
+    pub runs: runs::Settings,
     /// The config file is read again when it changes.
     pub watch: bool,
 }
@@ -427,6 +430,14 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
     let watch = reload.flag("watch").unwrap_or(true);
     reload.finish();
 
+    let table = root.table("runs");
+    let runs = runs::Settings {
+        dials: table.flag("dials").unwrap_or(true),
+        reserve_for_direct: table.count("reserve_for_direct", 0..=1_000_000).unwrap_or(0),
+        leads_max: table.count("leads_max", 1..=10_000_000).unwrap_or(runs::LEADS_MAX),
+    };
+    table.finish();
+
     let listen = listen?;
     let outside = [listen.api, listen.webhooks, listen.admin, listen.client].iter().any(|a| !a.ip().is_loopback());
     let strict = match (&public_url, outside) {
@@ -507,6 +518,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
         log,
         extra_ca,
         callbacks: records.callbacks,
+        runs,
         watch,
     })
 }

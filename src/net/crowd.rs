@@ -176,7 +176,7 @@ impl Seat {
         Some(Busy(self.clone()))
     }
 
-    /// RetryAfterEstimator until the place was given to another connection.
+    /// Waits until the place was given to another connection.
     pub(super) async fn left(&self) {
         self.chair.left.notified().await;
     }

@@ -322,6 +322,36 @@ impl Exchange {
         }
     }
 
+    /// The next piece of the body, for bodies that are not held whole; `None` at its end. Each comes within the edge's `body_timeout`.
+    ///
+    /// # Errors
+    /// [`BodyError`]; an answer may still be given, after which the connection closes.
+    pub async fn next_piece(&mut self) -> Result<Option<Bytes>, BodyError> {
+        self.progress.body_begun.set();
+        let deadline = self.shared.settings.body_timeout;
+        let Some(incoming) = &mut self.incoming else { return Err(BodyError::Broken) };
+        loop {
+            match tokio::time::timeout(deadline, incoming.frame()).await {
+                Ok(None) => {
+                    self.progress.body_done.set();
+                    return Ok(None);
+                }
+                Ok(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(piece) => return Ok(Some(piece)),
+                    Err(_) => continue,
+                },
+                Ok(Some(Err(_))) => {
+                    self.progress.body_lost.set();
+                    return Err(BodyError::Broken);
+                }
+                Err(_) => {
+                    self.progress.body_lost.set();
+                    return Err(BodyError::Timeout);
+                }
+            }
+        }
+    }
+
     /// Answers. Sets `Content-Length`; drops hop-by-hop fields. If the body was not read to its end the connection closes
     /// afterwards (RFC 9112 §9.3). Failing to write is logged at debug, never returned: the client is gone. A second answer
     /// is ignored.
@@ -378,7 +408,7 @@ impl Exchange {
         head.headers.insert(header::CONNECTION, option);
     }
 
-    /// RetryAfterEstimator until an answer has left. A client on HTTP/2 that opens no window for it loses it.
+    /// Waits until an answer has left. A client on HTTP/2 that opens no window for it loses it.
     pub(super) async fn delivered(&self, delivered: oneshot::Receiver<()>) -> bool {
         let Link::Http2(stream) = &self.link else { return delivered.await.is_ok() };
         let stall = self.connection.shared.settings.write_timeout;
@@ -410,7 +440,7 @@ impl Exchange {
         }
     }
 
-    /// RetryAfterEstimator until the client goes away. For waiters that should not wait for nobody; never a reason to abandon a create.
+    /// Waits until the client goes away. For waiters that should not wait for nobody; never a reason to abandon a create.
     /// A client that closes its sending half counts as gone. What arrives of an unread body meanwhile is dropped, so read
     /// the body first. May be cancelled.
     pub async fn client_gone(&mut self) {

@@ -159,7 +159,7 @@ impl Wire {
         self.look_at_ms.store(u64::MAX, Ordering::Relaxed);
     }
 
-    /// RetryAfterEstimator for the first byte of a request, for a connection that has no hyper. False: the client has ended it without one.
+    /// Waits for the first byte of a request, for a connection that has no hyper. False: the client has ended it without one.
     pub(super) fn poll_begun(&self, cx: &mut Context<'_>) -> Poll<bool> {
         let mut state = self.state();
         let begun = state.poll_begun(cx);
@@ -240,7 +240,7 @@ impl Wire {
         writer.into_iter().for_each(Waker::wake);
     }
 
-    /// RetryAfterEstimator until the client goes away. What it sends meanwhile is kept for hyper. Not while hyper reads a body.
+    /// Waits until the client goes away. What it sends meanwhile is kept for hyper. Not while hyper reads a body.
     pub(super) async fn gone(&self) {
         /// Gives hyper its turn back.
         struct Watching<'a>(&'a Wire);

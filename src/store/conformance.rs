@@ -7,6 +7,7 @@ mod gate;
 mod operator;
 mod records;
 mod retention;
+mod runs;
 mod transcripts;
 
 use std::sync::Arc;
@@ -19,6 +20,7 @@ pub(super) use gate::*;
 pub(super) use operator::*;
 pub(super) use records::*;
 pub(super) use retention::*;
+pub(super) use runs::*;
 pub(super) use transcripts::*;
 
 /// A store of a test's own, which goes when the test ends.
@@ -105,7 +107,13 @@ macro_rules! behaves_as_a_store {
             what_the_app_still_waits_for_outlives_its_call,
             less_is_kept_of_what_was_kept_before,
             unsettled_webhooks_are_read_page_by_page,
-            a_webhook_that_stays_away_is_noticed
+            a_webhook_that_stays_away_is_noticed,
+            a_run_is_made_once_for_a_key_and_loaded_by_one,
+            a_job_is_claimed_by_one_of_many,
+            a_run_has_no_more_open_jobs_than_its_bound,
+            a_job_is_settled_with_its_call_and_once,
+            claims_of_the_dead_come_back_after_their_calls_were_looked_for,
+            a_run_is_done_with_its_last_job_and_forgotten_in_time
         );
     };
     ($fresh:path, $($behaviour:ident),+) => {

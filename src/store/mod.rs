@@ -1,4 +1,5 @@
-//! What survives a restart: calls and their ids, the inbox of webhooks, the outbox to the app, refusals, businesses, do-not-call lists.
+//! What survives a restart: calls and their ids, the inbox of webhooks, the outbox to the app, refusals, businesses, bulk runs, do-not-call
+//! lists.
 //!
 //! # The contract, which every back end keeps
 //!
@@ -27,6 +28,7 @@ mod records;
 mod retention;
 mod row;
 mod rows;
+pub mod runs;
 mod spool;
 pub mod sqlite;
 mod transcripts;
@@ -49,6 +51,7 @@ pub use membership::{BEAT_EVERY_MS, Fleet, LIVE_MS, Living, OwnershipMode, Repli
 pub use operator::{AuditRecord, Desk, Inbox, InboxEvent, Outbox, OutboxDelivery, Purged};
 pub use records::{HookAsked, HookCame, Put, PutPostCall, Records, StoredPostCall};
 pub use retention::{Cursor, EndedCall, Retention, RetentionCutoffs, record_kept, text_kept};
+pub use runs::Runs;
 pub use spool::{Spool, SpoolError, Spooled};
 pub use transcripts::{
     IngestOutcome, NewUtterance, RECORDED, Ring, Transcripts, Utterance, UtteranceIngest, UtterancePosition,
@@ -518,7 +521,7 @@ pub struct RefusalRecord {
 
 /// See the module's contract.
 #[async_trait]
-pub trait Store: Records + Desk + DoNotCallLists + Transcripts + Retention + Send + Sync + 'static {
+pub trait Store: Records + Desk + DoNotCallLists + Transcripts + Retention + Runs + Send + Sync + 'static {
     /// Puts a call on record that a gate has admitted, or that exists anyway. With an epoch it is written only while the pool's
     /// is that one; without, this process alone admits.
     async fn open(&self, call: NewCall, epoch: Option<i64>) -> Result<InsertOutcome>;

@@ -96,9 +96,10 @@ pub struct AuditRecord {
     pub who: String,
     /// Where they came from: an address, the Unix socket and its user, or this process.
     pub from: String,
-    /// What: `put business`, `delete business`, `put do-not-call`, `delete do-not-call`, `reload`, `hangup`, `release`, `fetch`, `replay`, `purge`, `reconcile`.
+    /// What: `put business`, `delete business`, `reload`, `hangup`, `release`, `fetch`, `replay`, `purge`, `reconcile`, `put do-not-call`, `delete do-not-call`, `create run`,
+    /// `load run`, `pause run`, `resume run`, `cancel run`, `retry run`.
     pub what: String,
-    /// Of which call, business or event; of whose list.
+    /// Of which call, business, event or run; of whose list.
     pub target: String,
     /// Why, where that was asked.
     pub reason: Option<String>,
@@ -138,6 +139,8 @@ pub struct Purged {
     pub deliveries: u64,
     /// Refusals.
     pub refusals: u64,
+    /// Runs that are over, with their leads.
+    pub runs: u64,
     /// Calls that are up, which stay.
     pub open: Vec<CallId>,
 }

@@ -66,7 +66,8 @@ pub struct EndedCall {
 #[async_trait]
 pub trait Retention {
     /// Forgets what is older than its age: ended calls with their ids, records, transcripts, settled webhooks and finished
-    /// deliveries; settled webhooks and finished deliveries of no call that is on record; refusals, the audit; numbers that were taken off a do-not-call list; news that no call
+    /// deliveries; settled webhooks and finished deliveries of no call that is on record; refusals, runs that are over, the audit; numbers that were
+    /// taken off a do-not-call list; news that no call
     /// claimed; and providers' answers to creates. Of a webhook whose body is in a spool an empty row stays for a while, which tells the spool that the file must go.
     /// Returns how many rows went: of calls, webhooks, deliveries, refusals, acts, news and answers.
     async fn purge(&self, ages: &RetentionCutoffs) -> Result<u64>;

@@ -149,7 +149,7 @@ impl Wake {
         self.rung.notify_one();
     }
 
-    /// RetryAfterEstimator until some call has something new. May be cancelled.
+    /// Waits until some call has something new. May be cancelled.
     pub(super) async fn rung(&self) {
         self.rung.notified().await;
     }

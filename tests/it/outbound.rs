@@ -59,7 +59,7 @@ pub async fn once(stage: &Stage, id: &str, what: &str, wanted: impl Fn(&CallReco
     stage.record(id).await.unwrap()
 }
 
-/// RetryAfterEstimator until no slot is held.
+/// Waits until no slot is held.
 pub async fn all_free(stage: &Stage) {
     stage.wait("every slot is free", async || stage.held().await == 0).await;
 }

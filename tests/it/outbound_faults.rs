@@ -25,7 +25,7 @@ async fn only(stage: &Stage) -> ringfence::store::CallRecord {
     all.remove(0)
 }
 
-/// RetryAfterEstimator until both accounts were swept a few times.
+/// Waits until both accounts were swept a few times.
 async fn several_sweeps(stage: &Stage) {
     let before = stage.control.counts().list_requests;
     stage.wait("a few sweeps", async || stage.control.counts().list_requests > before + 12).await;

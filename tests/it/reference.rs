@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use ringfence::reply::Code;
+use ringfence::reply::RejectionCode as Code;
 
 const BEGIN: &str = "<!-- generated: RINGFENCE_UPDATE_DOCS=1 cargo test --test it reference:: -->\n";
 const END: &str = "<!-- end -->";

@@ -13,6 +13,7 @@ use tracing::{info, warn};
 
 use super::batch::{self, Sizing, SlotRequest};
 use super::dedupe::in_flight::Claim;
+use super::job::{JobPlaced, JobTerms, reserve};
 use super::joining::{Joining, Joins};
 use super::not_sent::NotSent;
 use super::observe::WOULD_REFUSE;
@@ -29,6 +30,7 @@ use crate::clock::since_boot;
 use crate::failpoint;
 use crate::ids::{Alias, CallId, mask_number};
 use crate::net::Outcome;
+use crate::policy::Mode;
 use crate::provider::select::Message;
 use crate::reply::{Rejection, RejectionCode};
 use crate::store::Change;
@@ -255,6 +257,53 @@ impl Admitter {
         let request = prepared.request;
         let admitted = Admitted { lease, request, send_by, claim: Some(claim), joining: None, marks };
         Ok(AdmitOutcome::Admitted(Box::new(admitted)))
+    }
+
+    /// Admits a job of a bulk run, on its terms, and puts its call on record.
+    ///
+    /// # Errors
+    /// What became of it instead; nothing was sent, and nothing is held.
+    pub(super) async fn admit_job(&self, request: &CreateRequest, terms: JobTerms) -> Result<Admitted, JobPlaced> {
+        let lifecycle = &self.context.lifecycle;
+        let call = CallId::new();
+        let slots = Slots::all(1);
+        let mut prepared = prepare(&self.context, request, &call, slots)
+            .map_err(|rejection| JobPlaced::Rejected(rejection.message))?;
+        let deciding = lifecycle.capacity.deciding().await;
+        let policy = lifecycle.policy.load_full();
+        if !policy.has_account(&request.facts.account) {
+            return Err(JobPlaced::Away(format!("account {} is no longer in the config", request.facts.account)));
+        }
+        let mut bindings = policy.bindings(&request.facts);
+        reserve(&mut bindings, terms.reserve);
+        bindings.extend(terms.bindings);
+        let send_by = since_boot() + self.context.settings.send_within;
+        // Runs keep to the limits in either mode: who observes sees what apps do, and this is ringfence itself.
+        let (mode, at_ms) = (Mode::Enforce, lifecycle.clock.now_ms());
+        let ask = AdmissionRequest { call: call.clone(), bindings, slots: crate::admission::Slots::ONE, mode, at_ms };
+        let mut record = lifecycle.new_call(&call, request.facts.clone(), Origin::Order, Phase::Reserved);
+        record.callback = prepared.callback.take();
+        record.polled = !prepared.events_will_come;
+        record.aliases = vec![terms.alias];
+        let lease = match lifecycle.admit(ask, record).boxed().await {
+            Ok(Admission::Admitted(lease, ..)) => lease,
+            Ok(Admission::Known(known)) => return Err(JobPlaced::Known(known)),
+            Ok(Admission::Refused(full)) => return Err(JobPlaced::LimitExceeded(full)),
+            Err(unadmitted) => return Err(JobPlaced::Away(unadmitted.to_string())),
+        };
+        drop(deciding);
+        failpoint::hit("run.recorded").await;
+        // Who claimed it may have gone; the call goes on.
+        let _ = terms.admitted.send(call.clone());
+        self.note_admitted(request, &call, slots, None).boxed().await;
+        self.bind_own_ids(request, &call).boxed().await;
+        if since_boot() > send_by {
+            lifecycle.end_surely(&call, End::NotCreated, EndProof::Deadline, Source::Order).await;
+            warn!(%call, "process paused past the send deadline; a job was not sent");
+            return Err(JobPlaced::NotSent("the process was paused between admission and dialling".to_owned()));
+        }
+        let marks = Marks { slots, would_reject: None };
+        Ok(Admitted { lease, request: prepared.request, send_by, claim: None, joining: None, marks })
     }
 
     /// Ends a call that is on record and will not be sent.

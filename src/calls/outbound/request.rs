@@ -35,6 +35,8 @@ pub struct CreateRequest {
     pub sdk_sleeps: bool,
     /// What of it named a business and was not read.
     pub ignored: Option<Ignored>,
+    /// It is a job of a bulk run: no app waits for its answer.
+    pub is_job: bool,
     /// What would have rejected it, beside its limits, where nothing is rejected.
     pub would_reject: OnceLock<Rejection>,
     fingerprint: Fingerprint,
@@ -60,6 +62,7 @@ impl CreateRequest {
             subaccount: None,
             sdk_sleeps: false,
             ignored: None,
+            is_job: false,
             would_reject: OnceLock::new(),
         }
     }
@@ -72,7 +75,7 @@ impl CreateRequest {
     /// What a rejection of it says, and what of it is logged, counted and recorded.
     pub fn rejected(&self) -> RejectedRequest<'_> {
         RejectedRequest {
-            kind: RequestKind::Create,
+            kind: if self.is_job { RequestKind::Job } else { RequestKind::Create },
             account: &self.account,
             business: self.facts.business.as_str(),
             plan: &self.facts.plan,

@@ -46,6 +46,15 @@ impl Settlement {
 
     /// Settles a call by what came of its request, and makes the app's answer.
     pub(super) async fn settle(&self, sent: Sent, request: &CreateRequest) -> Response<Bytes> {
+        self.settle_with_outcome(sent, request).await.1
+    }
+
+    /// The same, with what the answer says of the call.
+    pub(super) async fn settle_with_outcome(
+        &self,
+        sent: Sent,
+        request: &CreateRequest,
+    ) -> (SendOutcome, Response<Bytes>) {
         let Sent { call, outcome, claim, joining } = sent;
         let call_of = if joining.is_none() { CallOf::Request } else { CallOf::Joined };
         let (outcome, response) = match outcome {
@@ -68,7 +77,7 @@ impl Settlement {
         }
         // Only now may another request join the call, whenever the app was answered.
         drop(joining);
-        response
+        (outcome, response)
     }
 
     async fn answered(
@@ -118,8 +127,7 @@ impl Settlement {
             let answer = pass_on(answer);
             let kept = to_record(&self.context, request, &answer);
             let lifecycle = &self.context.lifecycle;
-            let change =
-                Change { unsettled: Some(true), answer: kept, ..lifecycle.change(call, Source::Order) };
+            let change = Change { unsettled: Some(true), answer: kept, ..lifecycle.change(call, Source::Order) };
             lifecycle.apply_with_retry(change).await;
             return (SendOutcome::Created, answer);
         }

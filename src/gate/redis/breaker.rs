@@ -95,7 +95,7 @@ impl Shared {
         })
     }
 
-    /// RetryAfterEstimator for a trip, and learns from how it went.
+    /// Waits for a trip, and learns from how it went.
     pub(super) async fn trip(
         &self,
         link: &Arc<Link>,

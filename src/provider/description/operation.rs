@@ -54,6 +54,8 @@ pub struct Operation {
     /// Values put into a JSON body, so that the call can be found again.
     #[serde(default)]
     pub inject: Vec<Inject>,
+    /// How a bulk run makes it.
+    pub dial: Option<Dial>,
     /// The status callback that ringfence takes over.
     pub callback: Option<Callback>,
     /// The destination is written with its country code, but without a plus.
@@ -126,6 +128,21 @@ impl Unfenced {
     pub fn makes_a_call(&self, path: &str) -> bool {
         self.paths.iter().any(|one| one.fits_any_case(path))
     }
+}
+
+/// How a bulk run makes a request of an operation.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dial {
+    /// Its path, a template over `account.*`.
+    pub path: String,
+    /// The field of the body that has the number to be called.
+    pub to: String,
+    /// The field that has our number, or its id.
+    pub from: String,
+    /// The body is a form; else it is JSON.
+    #[serde(default)]
+    pub form: bool,
 }
 
 /// When an answer means that there is a call.

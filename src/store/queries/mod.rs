@@ -10,6 +10,7 @@ mod operator;
 mod records;
 mod replicas;
 mod retention;
+mod runs;
 mod store;
 mod transcripts;
 

@@ -6,6 +6,7 @@ use futures_util::FutureExt as _;
 use super::super::app_events::EVENT;
 use super::super::driver::{Backend, Driver, Sql, binds};
 use super::super::rows::{audit_record, call_id, event, inbox_event, outbox_delivery};
+use super::super::runs::Runs as _;
 use super::super::{AuditRecord, Desk, Inbox, InboxEvent, NewEvent, Outbox, OutboxDelivery, Purged, Result};
 use super::first;
 use super::retention::{PURGE_BATCH, forget_calls};
@@ -179,6 +180,11 @@ impl<B: Backend> Desk for B {
             if rows < PURGE_BATCH.into() {
                 break;
             }
+        }
+        let runs = "SELECT id FROM runs WHERE business = $1 AND finished_at IS NOT NULL";
+        for run in self.select(runs, binds![of.clone()].into(), |row| row.text("id")).await? {
+            self.forget_run(&run).await?;
+            all.runs += 1;
         }
         let open = "SELECT id FROM calls WHERE business = $1 AND phase <> 'ended' ORDER BY admitted_at, id";
         all.open = self.select(open, binds![of].into(), |row| call_id(row.str("id")?)).await?;

@@ -1,5 +1,7 @@
 //! What is forgotten in time, and what becomes of what was said.
 
+use std::collections::BTreeSet;
+
 use async_trait::async_trait;
 use futures_util::FutureExt as _;
 
@@ -8,6 +10,7 @@ use super::super::driver::{Backend, Driver, Sql, binds};
 use super::super::retention::{Old, RetentionScope, SaidParts, page, text_kept};
 use super::super::row::Row;
 use super::super::rows::ended_call;
+use super::super::runs::Runs as _;
 use super::super::{Cursor, EndedCall, Purged, Result, Retention, RetentionCutoffs};
 use crate::clock::UnixMs;
 use crate::policy::Privacy;
@@ -169,6 +172,26 @@ async fn purge_some(store: &impl Backend, sql: &'static str, before: UnixMs) -> 
     }
 }
 
+/// Runs that are looked at in one purge.
+const RUNS: u32 = 10_000;
+
+/// Forgets runs that were over before their business's age, and those that nobody finished loading.
+async fn purge_runs(store: &impl Backend, ages: &RetentionCutoffs) -> Result<u64> {
+    let age = |business: &str| {
+        let own = ages.of_business.iter().find(|(id, _)| id.as_str() == business);
+        own.map_or(ages.before_ms, |(_, before)| *before)
+    };
+    let mut gone = 0;
+    for before in ages.of_business.values().chain([&ages.before_ms]).collect::<BTreeSet<_>>() {
+        for (run, business) in store.old_runs(*before, RUNS).await? {
+            if age(&business) == *before {
+                gone += store.forget_run(&run).await?;
+            }
+        }
+    }
+    Ok(gone)
+}
+
 /// Redacts some utterances; returns how many there were.
 async fn redact_utterances(c: &mut dyn Driver, calls: &[String], keep: Privacy) -> Sql<u64> {
     let sql = match keep {
@@ -237,6 +260,7 @@ impl<B: Backend> Retention for B {
             }
         }
         gone += purge_some(self, audit, ages.before_ms).await?;
+        gone += purge_runs(self, ages).await?;
         for list in [List::Events, List::Deliveries] {
             gone += list.purge(self, ages.before_ms, &RetentionScope::NotOf(vec![])).await?;
         }

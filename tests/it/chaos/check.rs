@@ -18,7 +18,7 @@ impl Chaos {
     /// Webhooks that are on record, and nothing more has been done about them.
     pub(super) const UNSETTLED: &str = "SELECT count(*) FROM webhook_events WHERE outcome IS NULL";
 
-    /// RetryAfterEstimator until every process says that nothing is held.
+    /// Waits until every process says that nothing is held.
     pub(super) async fn rest(&self) -> Vec<String> {
         let fleet = &self.fleet;
         fleet.control.clear_faults(None);

@@ -259,7 +259,7 @@ auth_token = "{token}"
         drop(self.serve.take());
     }
 
-    /// RetryAfterEstimator until it has died by itself.
+    /// Waits until it has died by itself.
     pub async fn died(&mut self, within: Duration) -> Option<ExitStatus> {
         let started = Instant::now();
         loop {
@@ -479,7 +479,7 @@ auth_token = "{token}"
         }
     }
 
-    /// RetryAfterEstimator until something is so.
+    /// Waits until something is so.
     pub async fn wait(&self, what: &str, mut so: impl AsyncFnMut() -> bool) {
         let started = Instant::now();
         while !so().await {

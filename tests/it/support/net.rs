@@ -194,7 +194,7 @@ impl Wire {
         self.tcp.write_all(bytes.as_ref()).await.expect("send");
     }
 
-    /// RetryAfterEstimator until something can be read: bytes, or the end.
+    /// Waits until something can be read: bytes, or the end.
     pub async fn readable(&self) {
         self.tcp.readable().await.expect("readable");
     }
@@ -307,7 +307,7 @@ pub fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(|at| (at / 7 + at % 251) as u8).collect()
 }
 
-/// RetryAfterEstimator until something holds, at most 10 s.
+/// Waits until something holds, at most 10 s.
 pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     for _ in 0..1000 {
         if holds() {

@@ -62,7 +62,7 @@ fn folder() -> PathBuf {
     folder
 }
 
-/// RetryAfterEstimator until something is so.
+/// Waits until something is so.
 #[allow(clippy::disallowed_methods, reason = "whoever starts a server is blocked anyhow")]
 fn until(what: &str, mut so: impl FnMut() -> bool) {
     let started = Instant::now();
@@ -408,7 +408,7 @@ impl Group {
         dead
     }
 
-    /// RetryAfterEstimator until another server is the master.
+    /// Waits until another server is the master.
     pub fn settled(&self, dead: usize) -> bool {
         let port = self.servers[dead].port;
         let now = self.master_port().filter(|now| *now != port);

@@ -286,7 +286,7 @@ impl Stage {
         latest.into_iter().find(|c| c.id.as_str() == id || c.aliases.iter().any(|a| a.id == id))
     }
 
-    /// RetryAfterEstimator until something is so.
+    /// Waits until something is so.
     pub async fn wait(&self, what: &str, mut so: impl AsyncFnMut() -> bool) {
         let started = Instant::now();
         while !so().await {

@@ -48,7 +48,7 @@ impl ClientState {
         self.left.get().is_some()
     }
 
-    /// RetryAfterEstimator until it has gone without its answer, or has it (`false`).
+    /// Waits until it has gone without its answer, or has it (`false`).
     pub(super) async fn hangs_up(&self) -> bool {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());

@@ -53,7 +53,7 @@ impl Replay {
         Self { context, rejections }
     }
 
-    /// RetryAfterEstimator for the settlement of the earlier request, at most until `until`, and gives its answer.
+    /// Waits for the settlement of the earlier request, at most until `until`, and gives its answer.
     ///
     /// # Errors
     /// The client has gone.
@@ -198,7 +198,7 @@ pub(in crate::calls::outbound) fn to_record(
     answer: &Response<Bytes>,
 ) -> Option<CreateAnswer> {
     let is_kept = context.policy.privacies().of(&request.facts.business) == Privacy::Keep;
-    if !is_kept || size(answer) > ANSWER_BYTES_MAX {
+    if request.is_job || !is_kept || size(answer) > ANSWER_BYTES_MAX {
         return None;
     }
     let value = |value: &HeaderValue| value.as_bytes().iter().map(|byte| char::from(*byte)).collect();

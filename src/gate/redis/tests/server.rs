@@ -152,7 +152,7 @@ impl Drop for Server {
     }
 }
 
-/// RetryAfterEstimator until something is so.
+/// Waits until something is so.
 pub(crate) async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
     let since = Instant::now();
     while !is_so().await {

@@ -1,0 +1,427 @@
+//! Bulk runs: made, shown, paused, resumed, canceled, retried, exported.
+
+use std::io::Read;
+
+use bytes::{Buf as _, Bytes};
+use http::header::{CONTENT_TYPE, HeaderValue};
+use http::{Method, Response, StatusCode};
+use serde_json::{Map, Value, json};
+use tokio::sync::mpsc;
+
+use super::auth::Caller;
+use super::operator::Act;
+use super::{Admin, Answer, BODY_BYTES_MAX, Problem, bad, limit_of, not_found, ok};
+use crate::call::Outcome;
+use crate::clock::{UnixMs, rfc3339};
+use crate::ids::mask_number;
+use crate::net::Exchange;
+use crate::reply::json_answer;
+use crate::runs::leads::{self, Enough, Format, Row};
+use crate::runs::load::{LoadError, Loaded, Loading};
+use crate::runs::spec::Spec;
+use crate::store::runs::{JobResult, Run, RunChange, RunCounts, RunState};
+
+/// The longest body with leads, in bytes: it is read piece by piece.
+const LEADS_BYTES_MAX: usize = 512 * 1024 * 1024;
+/// Rows that go from the reader to the store at once, pieces of a body that wait for the reader, and rows that wait for the store.
+const ROWS: usize = 500;
+const PIECES: usize = 8;
+const WAITING: usize = 4;
+/// Results of a page, unless asked otherwise; and at most.
+const PAGE: u32 = 1_000;
+const PAGE_MAX: u32 = 10_000;
+
+/// What the reader of a body hands over.
+enum ReloadOutcome {
+    /// The run, and whether leads follow.
+    Head(Map<String, Value>, bool),
+    Rows(Vec<Row>),
+}
+
+/// A body as a reader on a thread of its own has it.
+struct Pieces {
+    from: mpsc::Receiver<Bytes>,
+    piece: Bytes,
+}
+
+impl Read for Pieces {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        while self.piece.is_empty() {
+            match self.from.blocking_recv() {
+                Some(piece) => self.piece = piece,
+                None => return Ok(0),
+            }
+        }
+        let n = self.piece.len().min(buffer.len());
+        self.piece.copy_to_slice(&mut buffer[..n]);
+        Ok(n)
+    }
+}
+
+impl From<LoadError> for Problem {
+    fn from(error: LoadError) -> Self {
+        let message = error.to_string();
+        match error {
+            LoadError::Invalid(_) => bad(message),
+            LoadError::Leads { .. } => Problem::Is(StatusCode::UNPROCESSABLE_ENTITY, "INVALID_LEADS", message),
+            LoadError::Conflict(_) => Problem::Is(StatusCode::CONFLICT, "RUN_CONFLICT", message),
+            LoadError::Unknown => not_found("no run of this id is on record"),
+            LoadError::Store(error) => Problem::Store(error),
+        }
+    }
+}
+
+/// An answer to a list of leads: every mistake by its line.
+fn answered(loaded: Result<Loaded, LoadError>) -> Answer {
+    match loaded {
+        Ok(loaded) => {
+            let status = if loaded.known { StatusCode::OK } else { StatusCode::CREATED };
+            Ok(json_answer(status, &shown(&loaded.run, None)))
+        }
+        Err(LoadError::Leads { count, mistakes }) => {
+            let message = LoadError::Leads { count, mistakes: vec![] }.to_string();
+            let body = json!({"error": "INVALID_LEADS", "message": message, "count": count, "mistakes": mistakes});
+            Ok(json_answer(StatusCode::UNPROCESSABLE_ENTITY, &body))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Where what comes in goes.
+struct Intake<'a> {
+    admin: &'a Admin,
+    who: &'a Caller,
+    key: Option<String>,
+    loading: Option<Loading>,
+    leads_follow: bool,
+}
+
+impl Intake<'_> {
+    /// Whether more is wanted.
+    async fn take(&mut self, came: ReloadOutcome) -> Result<bool, Problem> {
+        let Admin { calls, runs, .. } = self.admin;
+        match (came, &mut self.loading) {
+            (ReloadOutcome::Head(mut head, more), None) => {
+                if let Some(key) = &self.key {
+                    head.entry("idempotency_key").or_insert_with(|| key.as_str().into());
+                }
+                let spec =
+                    serde_json::from_value::<Spec>(Value::Object(head)).map_err(|e| bad(format!("the run: {e}")))?;
+                if !self.who.sees(spec.business.as_str()) {
+                    return Err(not_found("no such business"));
+                }
+                let begun = runs.begin(calls, spec, more).await?;
+                let run = begun.run();
+                let act = Act::new("create run", &run.id);
+                let after = json!({"business": run.business, "account": run.account, "operation": begun.operation()});
+                self.admin.note(self.who, act.changes(Value::Null, after)).await?;
+                let wants = begun.wants_leads();
+                (self.loading, self.leads_follow) = (Some(begun), more && wants);
+                Ok(wants)
+            }
+            (ReloadOutcome::Rows(rows), Some(loading)) => Ok(loading.take(rows).await.map(|()| true)?),
+            // What is no run has no leads either.
+            (ReloadOutcome::Rows(rows), None) => {
+                Err(bad(rows.into_iter().find_map(|row| row.lead.err()).unwrap_or_default()))
+            }
+            (ReloadOutcome::Head(..), Some(_)) => Ok(true),
+        }
+    }
+}
+
+impl Admin {
+    pub(super) async fn route_runs(
+        &self,
+        exchange: &mut Exchange,
+        method: &Method,
+        rest: &[&str],
+        who: &Caller,
+    ) -> Answer {
+        match (method, rest) {
+            (&Method::GET, []) => self.list_runs(exchange.query().unwrap_or_default(), who).await,
+            (&Method::POST, []) => self.create_run(exchange, who).await,
+            (&Method::GET, [id]) => {
+                let run = self.run_of(id, who).await?;
+                let counts = self.calls.lifecycle.store.run_counts(&run.id).await?;
+                let mut shown = shown(&run, Some(counts));
+                shown["now"] = rfc3339(self.calls.lifecycle.clock.now_ms()).into();
+                ok(&shown)
+            }
+            (&Method::POST, [id, "leads"]) => self.load_run(exchange, id, who).await,
+            (&Method::GET, [id, "results"]) => {
+                let run = self.run_of(id, who).await?;
+                self.run_results(&run, exchange.query().unwrap_or_default(), who).await
+            }
+            (&Method::POST, [id, act @ ("pause" | "resume" | "cancel" | "retry")]) => {
+                let run = self.run_of(id, who).await?;
+                let body = exchange.read_body(BODY_BYTES_MAX).await.map_err(|e| bad(e.to_string()))?;
+                let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+                self.act_on_run(&run, act, &body, who).await
+            }
+            _ => Err(not_found("nothing is served at this path and method")),
+        }
+    }
+
+    /// A run that this caller may see.
+    async fn run_of(&self, id: &str, who: &Caller) -> Result<Run, Problem> {
+        let run = self.calls.lifecycle.store.run_of(id).await?;
+        run.filter(|run| who.sees(&run.business)).ok_or_else(|| not_found("no run of this id is on record"))
+    }
+
+    async fn list_runs(&self, query: &str, who: &Caller) -> Answer {
+        let asked = form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == "business");
+        let businesses = match asked {
+            Some((_, business)) if who.sees(&business) => Some(vec![business.into_owned()]),
+            Some(_) => return Err(not_found("no such business")),
+            None => who.businesses.clone(),
+        };
+        let runs = self.calls.lifecycle.store.latest_runs(businesses, limit_of(query)).await?;
+        ok(&json!({"runs": runs.iter().map(|run| shown(run, None)).collect::<Vec<_>>()}))
+    }
+
+    async fn create_run(&self, exchange: &mut Exchange, who: &Caller) -> Answer {
+        let key = exchange.header("idempotency-key").map(str::to_owned);
+        let mut intake = Intake { admin: self, who, key, loading: None, leads_follow: false };
+        let read = self.read_leads(exchange, None, &mut intake).await;
+        match (read, intake.loading) {
+            (Ok(()), Some(loading)) if intake.leads_follow => answered(loading.finish().await),
+            (Ok(()), Some(loading)) => answered(Ok(loading.without_leads())),
+            (Ok(()), None) => Err(bad("the body must be a run")),
+            (Err(problem), loading) => {
+                if let Some(loading) = loading {
+                    loading.give_up().await;
+                }
+                Err(problem)
+            }
+        }
+    }
+
+    async fn load_run(&self, exchange: &mut Exchange, id: &str, who: &Caller) -> Answer {
+        let run = self.run_of(id, who).await?;
+        let kind = exchange.header("content-type").unwrap_or_default();
+        let format =
+            Format::of(kind).ok_or_else(|| bad("leads are text/csv, application/x-ndjson or application/json"))?;
+        self.note(who, Act::new("load run", &run.id)).await?;
+        let loading = Some(self.runs.begin_leads(&self.calls, run).await?);
+        let mut intake = Intake { admin: self, who, key: None, loading, leads_follow: true };
+        let read = self.read_leads(exchange, Some(format), &mut intake).await;
+        let Some(loading) = intake.loading else { return Err(bad("the body must be a list of leads")) };
+        match read {
+            Ok(()) => answered(loading.finish().await),
+            Err(problem) => {
+                loading.give_up().await;
+                Err(problem)
+            }
+        }
+    }
+
+    /// Reads a body piece by piece on a thread of its own, and hands over what is in it, until no more is wanted.
+    async fn read_leads(
+        &self,
+        exchange: &mut Exchange,
+        format: Option<Format>,
+        intake: &mut Intake<'_>,
+    ) -> Result<(), Problem> {
+        let (feed, from) = mpsc::channel(PIECES);
+        let (hand, mut came) = mpsc::channel(WAITING);
+        let pieces = Pieces { from, piece: Bytes::new() };
+        let reading = tokio::task::spawn_blocking(move || read_all(format, pieces, &hand));
+        let feeding = async {
+            let mut bytes = 0;
+            while let Some(piece) = exchange.next_piece().await.map_err(|e| bad(e.to_string()))? {
+                bytes += piece.len();
+                if bytes > LEADS_BYTES_MAX {
+                    return Err(bad(format!("a list of leads has at most {LEADS_BYTES_MAX} bytes")));
+                }
+                if feed.send(piece).await.is_err() {
+                    // The reader wants no more; the rest of the body is of no use.
+                    break;
+                }
+            }
+            drop(feed);
+            Ok(())
+        };
+        let taking = async {
+            let mut taken = Ok(true);
+            while let (Ok(true), Some(one)) = (&taken, came.recv().await) {
+                taken = intake.take(one).await;
+            }
+            // Else the reader waits for ever.
+            came.close();
+            while came.recv().await.is_some() {}
+            taken.map(drop)
+        };
+        let (fed, taken) = tokio::join!(feeding, taking);
+        let read = reading.await;
+        taken?;
+        fed?;
+        read.map_err(|error| Problem::Is(StatusCode::INTERNAL_SERVER_ERROR, "FAILED", error.to_string()))
+    }
+
+    async fn run_results(&self, run: &Run, query: &str, who: &Caller) -> Answer {
+        let asked = |name: &str| {
+            form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == name).map(|(_, v)| v.into_owned())
+        };
+        let after = asked("after").and_then(|text| text.parse().ok()).unwrap_or(0);
+        let limit = asked("limit").and_then(|text| text.parse().ok()).unwrap_or(PAGE).clamp(1, PAGE_MAX);
+        let results = self.calls.lifecycle.store.job_results(&run.id, after, limit).await?;
+        let next = (results.len() == limit as usize).then(|| results.last().map(|one| one.job.seq)).flatten();
+        let rows: Vec<Value> = results.iter().map(|one| result(one, who.whole_numbers)).collect();
+        let (kind, body) = match asked("format").as_deref() {
+            None | Some("json") => return ok(&json!({"results": rows, "next": next})),
+            Some("ndjson") => ("application/x-ndjson", rows.iter().map(|row| format!("{row}\n")).collect::<String>()),
+            Some("csv") => ("text/csv", csv(&rows, after == 0).map_err(bad)?),
+            Some(_) => return Err(bad("format is one of json, ndjson, csv")),
+        };
+        let mut answer = Response::new(Bytes::from(body));
+        answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+        if let Some(next) = next {
+            answer.headers_mut().insert("x-next-after", HeaderValue::from(next));
+        }
+        Ok(answer)
+    }
+
+    async fn act_on_run(&self, run: &Run, act: &str, body: &Value, who: &Caller) -> Answer {
+        let (store, now_ms) = (&self.calls.lifecycle.store, self.calls.lifecycle.clock.now_ms());
+        let reason = body["reason"].as_str();
+        let (what, from, to): (_, &[RunState], _) = match act {
+            "pause" => ("pause run", &[RunState::Running], RunState::Paused),
+            "resume" => ("resume run", &[RunState::Paused], RunState::Running),
+            "cancel" => {
+                let open = &[RunState::Ready, RunState::Running, RunState::Paused];
+                ("cancel run", open, RunState::Canceled)
+            }
+            _ => (
+                "retry run",
+                &[RunState::Running, RunState::Paused, RunState::Done, RunState::Canceled],
+                RunState::Running,
+            ),
+        };
+        let outcomes = if act == "retry" { retried(&body["outcomes"])? } else { vec![] };
+        let (before, after) = (json!({"state": run.state}), json!({"state": to}));
+        self.note(who, Act::new(what, &run.id).because(reason).changes(before, after)).await?;
+        let mut jobs = None;
+        if act == "retry" {
+            if !from.contains(&run.state) {
+                return Err(conflict(run, act));
+            }
+            jobs = Some(store.retry_jobs(&run.id, outcomes, now_ms).await?);
+        }
+        let paused = (act == "pause").then(|| reason.unwrap_or("an operator paused it").to_owned());
+        let change = RunChange { reason: paused, ..RunChange::of(&run.id, from, to, now_ms) };
+        if !store.move_run(change).await? {
+            return Err(conflict(run, act));
+        }
+        if act == "cancel" {
+            jobs = Some(store.cancel_jobs(&run.id, now_ms).await?);
+        }
+        self.runs.wake.notify_one();
+        let run = store.run_of(&run.id).await?.ok_or_else(|| not_found("no run of this id is on record"))?;
+        let mut shown = shown(&run, Some(store.run_counts(&run.id).await?));
+        shown["jobs"] = json!(jobs);
+        ok(&shown)
+    }
+}
+
+fn conflict(run: &Run, act: &str) -> Problem {
+    let message = format!("a run that is {} cannot {act}", run.state.as_str());
+    Problem::Is(StatusCode::CONFLICT, "RUN_STATE", message)
+}
+
+/// The outcomes whose leads are called again; all that were not reached, unless said otherwise.
+fn retried(outcomes: &Value) -> Result<Vec<Outcome>, Problem> {
+    let Some(list) = outcomes.as_array() else {
+        return Ok(vec![Outcome::Busy, Outcome::NoAnswer, Outcome::Failed, Outcome::Capacity, Outcome::Canceled]);
+    };
+    let one = |word: &Value| word.as_str().unwrap_or_default().parse::<Outcome>();
+    list.iter().map(one).collect::<Result<_, _>>().map_err(|e| bad(e.to_string()))
+}
+
+/// Reads a body to its end.
+fn read_all(format: Option<Format>, pieces: Pieces, hand: &mpsc::Sender<ReloadOutcome>) {
+    let mut rows = Vec::with_capacity(ROWS);
+    let give = |came: ReloadOutcome| hand.blocking_send(came).map_err(|_| Enough);
+    let mut take = |row: Row| {
+        rows.push(row);
+        if rows.len() < ROWS { Ok(()) } else { give(ReloadOutcome::Rows(std::mem::take(&mut rows))) }
+    };
+    let read = match format {
+        Some(format) => leads::read(format, pieces, &mut take),
+        None => leads::read_with_head(pieces, |head, more| give(ReloadOutcome::Head(head, more)), &mut take),
+    };
+    if read.is_ok() && !rows.is_empty() {
+        // Whoever takes them may have gone.
+        let _ = give(ReloadOutcome::Rows(rows));
+    }
+}
+
+/// A run as its operators see it.
+fn shown(run: &Run, counts: Option<RunCounts>) -> Value {
+    let spec: Value = serde_json::from_str(&run.spec).unwrap_or_default();
+    let time = |at: Option<UnixMs>| at.map(rfc3339);
+    let mut shown = json!({
+        "runId": run.id, "businessId": run.business, "account": run.account, "operation": spec["operation"], "name": run.name,
+        "state": run.state, "reason": run.reason, "leads": run.total, "startAt": rfc3339(run.start_at),
+        "createdAt": rfc3339(run.created_at), "updatedAt": rfc3339(run.updated_at), "finishedAt": time(run.finished_at),
+        "resumeAt": time(run.resume_at), "idempotencyKey": run.key,
+    });
+    if let Some(counts) = counts {
+        shown["counts"] = serde_json::to_value(counts).unwrap_or_default();
+        shown["done"] = counts.done().into();
+    }
+    shown
+}
+
+/// A job's result. The names are the columns of the CSV.
+fn result(one: &JobResult, whole: bool) -> Value {
+    let job = &one.job;
+    let time = |at: Option<UnixMs>| at.map(rfc3339);
+    let id = |kind: &str| one.ids.get(kind);
+    let talked = one.answered_at.zip(one.ended_at).map(|(from, to)| (to - from) / 1000);
+    let lead: Value = if whole { serde_json::from_str(&job.lead).unwrap_or_default() } else { Value::Null };
+    json!({
+        "lead": job.seq, "number": if whole { job.number.clone() } else { mask_number(&job.number) },
+        "state": job.state, "outcome": job.outcome, "attempts": job.attempts, "call_id": job.call,
+        "call_sid": id("call_sid"), "conversation_id": id("conversation_id"), "sip_call_id": id("sip_call_id"),
+        "started_at": time(one.started_at), "answered_at": time(one.answered_at), "ended_at": time(one.ended_at),
+        "duration_secs": one.duration_secs.or(talked), "cost": one.cost, "cost_unit": one.cost_unit,
+        "error": job.error, "fields": lead,
+    })
+}
+
+fn csv(rows: &[Value], with_header: bool) -> Result<String, String> {
+    let mut writer = ::csv::Writer::from_writer(vec![]);
+    let fields = |row: &Value| row.as_object().cloned().unwrap_or_default();
+    if with_header && let Some(first) = rows.first() {
+        writer.write_record(fields(first).keys()).map_err(|e| e.to_string())?;
+    }
+    for row in rows {
+        let cells = fields(row).into_iter().map(|(_, value)| match value {
+            Value::Null => String::new(),
+            Value::String(text) => inert(text),
+            other => other.to_string(),
+        });
+        writer.write_record(cells).map_err(|e| e.to_string())?;
+    }
+    let bytes = writer.into_inner().map_err(|e| e.to_string())?;
+    String::from_utf8(bytes).map_err(|e| e.to_string())
+}
+
+/// A text that no spreadsheet takes for a formula. A telephone number is none.
+fn inert(text: String) -> String {
+    let is_number = text.strip_prefix('+').is_some_and(|rest| rest.chars().all(|c| c.is_ascii_digit() || c == '•'));
+    if text.starts_with(['=', '+', '-', '@', '\t', '\r']) && !is_number { format!("'{text}") } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_csv_has_one_header_and_no_formulas() {
+        let rows = [json!({"a": "=1+1", "b": null, "c": 2.5}), json!({"a": "+155••••••01", "b": "x,\"y\"", "c": null})];
+        assert_eq!(csv(&rows, true).unwrap(), "a,b,c\n'=1+1,,2.5\n+155••••••01,\"x,\"\"y\"\"\",\n");
+        assert_eq!(csv(&rows[1..], false).unwrap(), "+155••••••01,\"x,\"\"y\"\"\",\n");
+        assert_eq!(csv(&[], true).unwrap(), "");
+    }
+}

@@ -1,0 +1,148 @@
+//! What follows from the end of a job's call, and when a run is paused for its failures. Pure.
+
+use std::collections::VecDeque;
+
+use super::spec::{Breaker, Spec};
+use crate::call::{EndProof, Outcome};
+use crate::clock::UnixMs;
+use crate::store::runs::{EndedJob, JobState, RunState, Settle};
+
+/// Calls of one try after another that were never made, after which a job is given up.
+const TRIES_MAX: u32 = 50;
+
+/// What becomes of a job whose call is over.
+pub fn after(ended: &EndedJob, spec: &Spec, run: RunState, now_ms: UnixMs) -> Settle {
+    let job = &ended.job;
+    let next = Settle { tries: job.tries + 1, ..Settle::of(job) };
+    let again = |due_at: UnixMs, settle: Settle| match run {
+        RunState::Canceled => Settle { state: JobState::Done, outcome: Some(Outcome::Canceled), ..settle },
+        _ => Settle { state: JobState::Queued, new_call: None, due_at, ..settle },
+    };
+    let done = |outcome, error: Option<&str>, settle: Settle| Settle {
+        state: JobState::Done,
+        outcome: Some(outcome),
+        error: error.map(str::to_owned),
+        ..settle
+    };
+    match (ended.outcome, ended.proof) {
+        // Proven not to have been made: it costs no attempt.
+        (Outcome::NotCreated, EndProof::Provider | EndProof::Deadline) if job.tries < TRIES_MAX => again(now_ms, next),
+        (Outcome::NotCreated, _) => done(Outcome::Failed, Some("no call could be made"), next),
+        (outcome, proof) => {
+            let next = Settle { attempts: job.attempts + 1, outcome: Some(outcome), ..next };
+            // There was a call, and nobody knows how it ended: never dialled again on doubt.
+            let is_lost = proof == EndProof::Deadline && outcome == Outcome::Failed;
+            match spec.retry.get(&outcome) {
+                Some(rule) if !is_lost && job.attempts + 1 < rule.attempts => {
+                    again(ended.ended_at + i64::from(rule.after_secs) * 1000, next)
+                }
+                _ if is_lost => done(outcome, Some("its provider no longer knows the call"), next),
+                _ => done(outcome, None, next),
+            }
+        }
+    }
+}
+
+/// The last calls of a run, as one replica saw them end.
+#[derive(Debug, Default)]
+pub struct Recent(VecDeque<bool>);
+
+impl Recent {
+    /// Notes a call. `Some`: so many of the last calls failed that the run is to be paused.
+    pub fn note(&mut self, failed: bool, breaker: &Breaker) -> Option<u32> {
+        self.0.push_back(failed);
+        while self.0.len() > breaker.window as usize {
+            self.0.pop_front();
+        }
+        let failures = self.0.iter().filter(|failed| **failed).count() as u32;
+        let trips = failed && breaker.failures > 0 && failures >= breaker.failures;
+        if trips {
+            // When it goes on it has another chance.
+            self.0.clear();
+        }
+        trips.then_some(failures)
+    }
+}
+
+/// Whether a call counts as failed for the breaker: a busy line and nobody at home are no failures.
+pub fn is_failure(outcome: Outcome) -> bool {
+    matches!(outcome, Outcome::Failed | Outcome::NotCreated)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::CallId;
+    use crate::store::runs::Job;
+
+    fn ended(outcome: Outcome, proof: EndProof, attempts: u32) -> EndedJob {
+        let job = Job {
+            run: "run_1".to_owned(),
+            seq: 1,
+            number: "+15550001101".to_owned(),
+            lead: "{}".to_owned(),
+            state: JobState::Calling,
+            outcome: None,
+            attempts,
+            tries: 4,
+            due_at: 0,
+            token: Some("t".to_owned()),
+            call: Some(CallId::new()),
+            error: None,
+            settled_at: None,
+        };
+        EndedJob { job, outcome, proof, ended_at: 1_000 }
+    }
+
+    fn spec() -> Spec {
+        let spec = serde_json::json!({
+            "business": "acme", "account": "twilio", "operation": "calls", "request": {},
+            "retry": {"busy": {"attempts": 3, "after_secs": 60}, "failed": {"attempts": 2, "after_secs": 5}},
+        });
+        serde_json::from_value(spec).unwrap()
+    }
+
+    #[test]
+    fn retries_are_capped_and_spaced() {
+        let run = RunState::Running;
+        let busy = after(&ended(Outcome::Busy, EndProof::Webhook, 0), &spec(), run, 1_500);
+        assert_eq!((busy.state, busy.due_at, busy.attempts, busy.tries), (JobState::Queued, 61_000, 1, 5));
+        assert_eq!(busy.new_call, None);
+        let last = after(&ended(Outcome::Busy, EndProof::Webhook, 2), &spec(), run, 1_500);
+        assert_eq!((last.state, last.outcome, last.attempts), (JobState::Done, Some(Outcome::Busy), 3));
+        assert!(last.new_call.is_some(), "its last call stays known");
+        let none = after(&ended(Outcome::NoAnswer, EndProof::Webhook, 0), &spec(), run, 1_500);
+        assert_eq!((none.state, none.outcome), (JobState::Done, Some(Outcome::NoAnswer)));
+        let canceled = after(&ended(Outcome::Busy, EndProof::Webhook, 0), &spec(), RunState::Canceled, 1_500);
+        assert_eq!((canceled.state, canceled.outcome), (JobState::Done, Some(Outcome::Canceled)));
+    }
+
+    #[test]
+    fn what_was_never_made_costs_no_attempt_and_what_is_lost_is_never_dialled_again() {
+        for proof in [EndProof::Provider, EndProof::Deadline] {
+            let never = after(&ended(Outcome::NotCreated, proof, 1), &spec(), RunState::Running, 1_500);
+            assert_eq!((never.state, never.due_at, never.attempts, never.tries), (JobState::Queued, 1_500, 1, 5));
+        }
+        let released = after(&ended(Outcome::NotCreated, EndProof::Operator, 0), &spec(), RunState::Running, 1_500);
+        assert_eq!((released.state, released.outcome), (JobState::Done, Some(Outcome::Failed)));
+        let lost = after(&ended(Outcome::Failed, EndProof::Deadline, 0), &spec(), RunState::Running, 1_500);
+        assert_eq!((lost.state, lost.outcome), (JobState::Done, Some(Outcome::Failed)));
+        let failed = after(&ended(Outcome::Failed, EndProof::Webhook, 0), &spec(), RunState::Running, 1_500);
+        assert_eq!((failed.state, failed.due_at), (JobState::Queued, 6_000));
+    }
+
+    #[test]
+    fn a_breaker_looks_at_the_last_calls_alone() {
+        let breaker = Breaker { window: 4, failures: 3, resume_after_secs: None };
+        let mut recent = Recent::default();
+        for failed in [true, false, true, false, false] {
+            assert_eq!(recent.note(failed, &breaker), None);
+        }
+        assert_eq!(recent.note(true, &breaker), None);
+        assert_eq!(recent.note(true, &breaker), None);
+        assert_eq!(recent.note(true, &breaker), Some(3));
+        assert_eq!(recent.note(true, &breaker), None, "it begins anew");
+        let off = Breaker { failures: 0, ..breaker };
+        assert!((0..9).all(|_| recent.note(true, &off).is_none()));
+    }
+}

@@ -1,0 +1,354 @@
+//! Lists of leads, read row by row: a JSON array, JSON lines, or CSV with a header row. Nothing but one row is held.
+
+use std::cell::Cell;
+use std::io::{BufRead, BufReader, Read};
+use std::rc::Rc;
+
+use serde::de::{DeserializeSeed, Deserializer as _, Error as _, IgnoredAny, MapAccess, Principal, SeqAccess};
+use serde_json::{Map, Value};
+
+/// A lead is no longer than this, in bytes.
+pub const LEAD_BYTES_MAX: usize = 16 * 1024;
+
+/// How a list is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// A JSON array of objects.
+    Json,
+    /// An object a line.
+    Ndjson,
+    /// RFC 4180, with a header row.
+    Csv,
+}
+
+impl Format {
+    /// The format of a content type.
+    pub fn of(content_type: &str) -> Option<Self> {
+        match content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase().as_str() {
+            "application/json" => Some(Self::Json),
+            "application/x-ndjson" | "application/jsonl" | "application/ndjson" => Some(Self::Ndjson),
+            "text/csv" => Some(Self::Csv),
+            _ => None,
+        }
+    }
+}
+
+/// A row of a list: the line where it begins or, of a JSON array, ends; and the lead, or what is wrong with it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Row {
+    /// From 1.
+    pub line: u64,
+    /// What it holds.
+    pub lead: Result<Map<String, Value>, String>,
+}
+
+/// Whoever takes rows wants no more of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Enough;
+
+type Taking = Result<(), Enough>;
+
+/// Reads a list.
+///
+/// # Errors
+/// [`Enough`], as the taker said it.
+pub fn read(format: Format, from: impl Read, mut take: impl FnMut(Row) -> Taking) -> Taking {
+    match format {
+        Format::Csv => csv(from, &mut take),
+        Format::Ndjson => lines(from, &mut take),
+        Format::Json => {
+            let (reader, line) = Lines::new(from);
+            let mut json = serde_json::Deserializer::from_reader(reader);
+            let mut stopped = false;
+            let leads = Leads { line: line.clone(), take: &mut take, stopped: &mut stopped };
+            let read = leads.deserialize(&mut json).and_then(|()| json.end());
+            broken(read, stopped, &line, &mut take)
+        }
+    }
+}
+
+/// Reads an object whose field `leads` is a list of them. The fields before it are handed over first.
+///
+/// # Errors
+/// [`Enough`], as the taker said it.
+pub fn read_with_head(
+    from: impl Read,
+    mut head: impl FnMut(Map<String, Value>, bool) -> Taking,
+    mut take: impl FnMut(Row) -> Taking,
+) -> Taking {
+    let (reader, line) = Lines::new(from);
+    let mut json = serde_json::Deserializer::from_reader(reader);
+    let mut stopped = false;
+    let whole = Whole { line: line.clone(), head: &mut head, take: &mut take, stopped: &mut stopped };
+    let read = json.deserialize_map(whole).and_then(|()| json.end());
+    broken(read, stopped, &line, &mut take)
+}
+
+fn broken(
+    read: serde_json::Result<()>,
+    stopped: bool,
+    line: &Cell<u64>,
+    take: &mut impl FnMut(Row) -> Taking,
+) -> Taking {
+    match read {
+        _ if stopped => Err(Enough),
+        Ok(()) => Ok(()),
+        Err(error) => {
+            let line = if error.line() > 0 { error.line() as u64 } else { line.get() };
+            take(Row { line, lead: Err(format!("not JSON: {error}")) })
+        }
+    }
+}
+
+/// Counts lines as they are read.
+struct Lines<R> {
+    from: BufReader<R>,
+    line: Rc<Cell<u64>>,
+}
+
+impl<R: Read> Lines<R> {
+    fn new(from: R) -> (Self, Rc<Cell<u64>>) {
+        let line = Rc::new(Cell::new(1));
+        (Self { from: BufReader::new(from), line: line.clone() }, line)
+    }
+}
+
+impl<R: Read> Read for Lines<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.from.read(buffer)?;
+        let ends = buffer[..read].iter().filter(|byte| **byte == b'\n').count() as u64;
+        self.line.set(self.line.get() + ends);
+        Ok(read)
+    }
+}
+
+fn lead_of(value: Value) -> Result<Map<String, Value>, String> {
+    let Value::Object(lead) = value else { return Err("a lead must be an object".to_owned()) };
+    let length = Value::Object(lead.clone()).to_string().len();
+    if length > LEAD_BYTES_MAX { Err(too_long()) } else { Ok(lead) }
+}
+
+fn too_long() -> String {
+    format!("a lead must not be longer than {LEAD_BYTES_MAX} bytes")
+}
+
+struct Leads<'t, T> {
+    line: Rc<Cell<u64>>,
+    take: &'t mut T,
+    stopped: &'t mut bool,
+}
+
+impl<'de, T: FnMut(Row) -> Taking> DeserializeSeed<'de> for Leads<'_, T> {
+    type Value = ();
+    fn deserialize<D: serde::Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
+        json.deserialize_seq(self)
+    }
+}
+
+impl<'de, T: FnMut(Row) -> Taking> Principal<'de> for Leads<'_, T> {
+    type Value = ();
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a list of leads")
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+        while let Some(value) = list.next_element::<Value>()? {
+            if (self.take)(Row { line: self.line.get(), lead: lead_of(value) }).is_err() {
+                *self.stopped = true;
+                return Err(A::Error::custom("enough"));
+            }
+        }
+        Ok(())
+    }
+}
+
+struct Whole<'t, H, T> {
+    line: Rc<Cell<u64>>,
+    head: &'t mut H,
+    take: &'t mut T,
+    stopped: &'t mut bool,
+}
+
+impl<'de, H, T> Principal<'de> for Whole<'_, H, T>
+where
+    H: FnMut(Map<String, Value>, bool) -> Taking,
+    T: FnMut(Row) -> Taking,
+{
+    type Value = ();
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a run")
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let mut fields = Map::new();
+        let stop = |stopped: &mut bool| {
+            *stopped = true;
+            A::Error::custom("enough")
+        };
+        while let Some(key) = map.next_key::<String>()? {
+            if key != "leads" {
+                fields.insert(key, map.next_value()?);
+                continue;
+            }
+            (self.head)(std::mem::take(&mut fields), true).map_err(|Enough| stop(self.stopped))?;
+            map.next_value_seed(Leads { line: self.line.clone(), take: &mut *self.take, stopped: &mut *self.stopped })?;
+            if let Some(late) = map.next_key::<String>()? {
+                map.next_value::<IgnoredAny>()?;
+                return Err(A::Error::custom(format!("leads must be the last field; {late} stands after it")));
+            }
+            return Ok(());
+        }
+        (self.head)(fields, false).map_err(|Enough| stop(self.stopped))
+    }
+}
+
+fn lines(from: impl Read, take: &mut impl FnMut(Row) -> Taking) -> Taking {
+    let (mut from, mut line, mut number) = (BufReader::new(from), Vec::new(), 0);
+    loop {
+        line.clear();
+        number += 1;
+        let mut one = (&mut from).take(LEAD_BYTES_MAX as u64 + 2);
+        match one.read_until(b'\n', &mut line) {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            Err(error) => return take(Row { line: number, lead: Err(format!("failed to read the list: {error}")) }),
+        }
+        if line.last() != Some(&b'\n') && line.len() > LEAD_BYTES_MAX {
+            take(Row { line: number, lead: Err(too_long()) })?;
+            let mut rest = Vec::new();
+            // The rest of it, piece by piece.
+            while (&mut from).take(LEAD_BYTES_MAX as u64).read_until(b'\n', &mut rest).is_ok_and(|read| read > 0) {
+                if rest.last() == Some(&b'\n') {
+                    break;
+                }
+                rest.clear();
+            }
+            continue;
+        }
+        if line.trim_ascii().is_empty() {
+            continue;
+        }
+        let lead =
+            serde_json::from_slice::<Value>(&line).map_err(|error| format!("not JSON: {error}")).and_then(lead_of);
+        take(Row { line: number, lead })?;
+    }
+}
+
+fn csv(from: impl Read, take: &mut impl FnMut(Row) -> Taking) -> Taking {
+    let mut reader = ::csv::ReaderBuilder::new().flexible(true).from_reader(from);
+    let names: Vec<String> = match reader.headers() {
+        Ok(names) => names.iter().map(|name| name.trim().to_owned()).collect(),
+        Err(error) => return take(Row { line: 1, lead: Err(format!("the header row cannot be read: {error}")) }),
+    };
+    let mut seen = std::collections::BTreeSet::new();
+    if let Some(name) = names.iter().find(|name| name.is_empty() || !seen.insert(name.as_str())) {
+        let why =
+            if name.is_empty() { "a column has no name".to_owned() } else { format!("two columns are called {name}") };
+        return take(Row { line: 1, lead: Err(why) });
+    }
+    let mut record = ::csv::ByteRecord::new();
+    loop {
+        let line = reader.position().line();
+        match reader.read_byte_record(&mut record) {
+            Ok(true) => {}
+            Ok(false) => return Ok(()),
+            Err(error) => return take(Row { line, lead: Err(format!("failed to read the list: {error}")) }),
+        }
+        let line = record.position().map_or(line, ::csv::Position::line);
+        take(Row { line, lead: of_record(&names, &record) })?;
+    }
+}
+
+fn of_record(names: &[String], record: &::csv::ByteRecord) -> Result<Map<String, Value>, String> {
+    if record.len() != names.len() {
+        return Err(format!("{} fields under {} columns", record.len(), names.len()));
+    }
+    if record.as_slice().len() > LEAD_BYTES_MAX {
+        return Err(too_long());
+    }
+    let field = |(name, bytes): (&String, &[u8])| {
+        let text = std::str::from_utf8(bytes).map_err(|_| format!("{name} is not UTF-8"))?;
+        Ok((name.clone(), Value::from(text.trim())))
+    };
+    names.iter().zip(record.iter()).map(field).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all(format: Format, text: &[u8]) -> Vec<(u64, String)> {
+        let mut rows = vec![];
+        let taken = read(format, text, |row| {
+            rows.push((row.line, row.lead.map_or_else(|why| why, |lead| Value::Object(lead).to_string())));
+            Ok(())
+        });
+        assert_eq!(taken, Ok(()));
+        rows
+    }
+
+    fn texts(rows: &[(u64, &str)]) -> Vec<(u64, String)> {
+        rows.iter().map(|(line, text)| (*line, (*text).to_owned())).collect()
+    }
+
+    #[test]
+    fn csv_rows_have_their_lines() {
+        let list = b"\xef\xbb\xbfnumber, name\r\n+15550001101,\"Anna, \"\"A\"\"\"\r\n+15550001102\r\n+15550001103,\"two\nlines\"\r\n+15550001104,\xff\r\n+15550001105,e\r\n";
+        let rows = all(Format::Csv, list);
+        assert_eq!(
+            rows,
+            texts(&[
+                (2, r#"{"number":"+15550001101","name":"Anna, \"A\""}"#),
+                (3, "1 fields under 2 columns"),
+                (4, r#"{"number":"+15550001103","name":"two\nlines"}"#),
+                (6, "name is not UTF-8"),
+                (7, r#"{"number":"+15550001105","name":"e"}"#),
+            ])
+        );
+        assert_eq!(all(Format::Csv, b"a,a\n1,2\n"), texts(&[(1, "two columns are called a")]));
+        assert_eq!(all(Format::Csv, b""), []);
+    }
+
+    #[test]
+    fn json_lines_have_their_lines_however_wrong_the_others_are() {
+        let long = format!("{{\"a\":\"{}\"}}\n", "x".repeat(3 * LEAD_BYTES_MAX));
+        let list = format!("{{\"a\":1}}\n\n[1]\n{{\"a\":\n{long}{{\"a\":2}}");
+        let rows = all(Format::Ndjson, list.as_bytes());
+        assert_eq!(rows.iter().map(|row| row.0).collect::<Vec<_>>(), [1, 3, 4, 5, 6]);
+        assert_eq!((rows[0].1.as_str(), rows[4].1.as_str()), (r#"{"a":1}"#, r#"{"a":2}"#));
+        assert!(
+            rows[1].1.contains("must be an object") && rows[2].1.contains("not JSON") && rows[3].1.contains("longer")
+        );
+    }
+
+    #[test]
+    fn a_json_list_is_read_lead_by_lead_up_to_what_is_broken() {
+        let rows = all(Format::Json, b"[{\"a\":1},\n{\"a\":2}\n, 3, {\"a\":");
+        assert_eq!(rows[..2], texts(&[(1, r#"{"a":1}"#), (2, r#"{"a":2}"#)]));
+        assert!(rows[2].1.contains("must be an object") && rows[3].1.contains("not JSON"), "{rows:?}");
+        assert_eq!(rows.len(), 4);
+        assert_eq!(read(Format::Json, &b"[{},{}]"[..], |_| Err(Enough)), Err(Enough));
+        assert!(all(Format::Json, b"{}")[0].1.contains("not JSON"));
+    }
+
+    #[test]
+    fn a_run_with_its_leads_hands_over_its_fields_first() {
+        let read = |text: &str| {
+            let told = std::cell::RefCell::new(vec![]);
+            let _ = read_with_head(
+                text.as_bytes(),
+                |head, more| {
+                    told.borrow_mut().push(format!("{} {more}", Value::Object(head)));
+                    Ok(())
+                },
+                |row| {
+                    told.borrow_mut().push(row.lead.map_or_else(|why| why, |lead| Value::Object(lead).to_string()));
+                    Ok(())
+                },
+            );
+            told.into_inner()
+        };
+        assert_eq!(read(r#"{"a":1,"leads":[{"b":2}]}"#), [r#"{"a":1} true"#, r#"{"b":2}"#]);
+        assert_eq!(read(r#"{"a":1}"#), [r#"{"a":1} false"#]);
+        assert!(read(r#"{"leads":[],"a":1}"#)[1].contains("leads must be the last field"));
+        assert!(read("[]")[0].contains("not JSON"));
+    }
+}

@@ -1,0 +1,354 @@
+//! How a run comes into the store: all of its leads, or none and every mistake by its line.
+
+use std::collections::HashMap;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher as _;
+
+use ring::digest::{Context, SHA256};
+use serde_json::{Map, Value};
+use tracing::{error, info};
+use ulid::Ulid;
+
+use super::leads::Row;
+use super::spec::{Duplicates, Plan, Spec};
+use super::{Runs, not_a_number};
+use crate::calls::Calls;
+use crate::clock::UnixMs;
+use crate::store::StoreError;
+use crate::store::runs::{NewJob, Run, RunChange, RunMade, RunState};
+
+/// Mistakes that are told one by one; beyond, they are counted.
+pub const MISTAKES_MAX: usize = 1_000;
+/// Leads that are written at once.
+const WRITTEN: usize = 1_000;
+
+/// Why a run of an operation that needs callbacks cannot be dialled (contract §3).
+pub const NO_PUBLIC_HOST: &str = "No public host configured";
+
+/// A row that cannot be called.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Mistake {
+    /// Its line in the list.
+    pub line: u64,
+    /// What is wrong.
+    pub error: String,
+}
+
+/// Why a run was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// What it asks for is wrong.
+    #[error("{0}")]
+    Invalid(String),
+    /// Some leads are wrong; nothing was taken in.
+    #[error("{count} leads cannot be called; nothing was taken in")]
+    Leads {
+        /// How many.
+        count: u64,
+        /// The first [`MISTAKES_MAX`] of them.
+        mistakes: Vec<Mistake>,
+    },
+    /// It is there, and something else was asked for.
+    #[error("{0}")]
+    Conflict(String),
+    /// There is no such run.
+    #[error("no such run")]
+    Unknown,
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// A run whose leads come in.
+pub struct Loading {
+    runs: Runs,
+    calls: Calls,
+    run: Run,
+    plan: Plan,
+    /// It is there already: its leads are compared with those that come.
+    known: bool,
+    /// It was made by this request, and goes if its leads are wrong.
+    fresh: bool,
+    digest: Context,
+    /// By a hash of the number: the line where it came first. Not the number: a list may be long.
+    seen: HashMap<u64, u64>,
+    hasher: RandomState,
+    waiting: Vec<NewJob>,
+    total: i64,
+    mistakes: Vec<Mistake>,
+    wrong: u64,
+}
+
+/// What became of a run that was asked for.
+#[derive(Debug)]
+pub struct Loaded {
+    /// It.
+    pub run: Run,
+    /// It was there before, and the same was asked for.
+    pub known: bool,
+}
+
+impl Runs {
+    /// Begins a run, and takes its leads in if any `follow`.
+    ///
+    /// # Errors
+    /// [`LoadError`].
+    pub async fn begin(&self, calls: &Calls, spec: Spec, follow: bool) -> Result<Loading, LoadError> {
+        let plan = Plan::new(spec, calls).map_err(LoadError::Invalid)?;
+        if plan.spec.idempotency_key.as_ref().is_some_and(|key| key.is_empty() || key.len() > 255) {
+            return Err(LoadError::Invalid("idempotency_key must have 1 to 255 bytes".to_owned()));
+        }
+        let now_ms = calls.lifecycle.clock.now_ms();
+        let start_at = plan.spec.start_at.as_deref().map_or(Ok(now_ms), start_at)?;
+        let text = serde_json::to_string(&plan.spec).map_err(|e| LoadError::Invalid(e.to_string()))?;
+        let id = format!("run_{}", Ulid::new().to_string().to_lowercase());
+        let mut run = Run {
+            id,
+            business: plan.spec.business.to_string(),
+            account: plan.spec.account.to_string(),
+            name: plan.spec.name.clone(),
+            key: plan.spec.idempotency_key.clone(),
+            digest: String::new(),
+            state: if follow { RunState::Loading } else { RunState::Ready },
+            spec: text,
+            total: 0,
+            start_at,
+            created_at: now_ms,
+            updated_at: now_ms,
+            finished_at: None,
+            resume_at: None,
+            reason: None,
+            replica: Some(calls.lifecycle.capacity.replica().to_owned()),
+        };
+        if let Some(why) = no_public_host(&plan, calls) {
+            (run.state, run.reason, run.finished_at) = (RunState::Failed, Some(why.to_owned()), Some(now_ms));
+        }
+        loop {
+            match calls.lifecycle.store.create_run(&run).await? {
+                RunMade::New => break,
+                RunMade::Known(known) if is_abandoned_by_client(&known, calls) => {
+                    calls.lifecycle.store.forget_run(&known.id).await?;
+                }
+                RunMade::Known(known) => {
+                    if known.spec != run.spec {
+                        return Err(LoadError::Conflict(format!(
+                            "this idempotency key belongs to {}, which asks for something else",
+                            known.id
+                        )));
+                    }
+                    return Ok(self.loading(calls, *known, plan, true, false));
+                }
+            }
+        }
+        if run.state == RunState::Failed {
+            error!(run = run.id, "[BulkCall] Run {} FAILED: {NO_PUBLIC_HOST}", run.id);
+        } else {
+            let host = calls.settings.app.public_url.as_ref().and_then(|url| url.host().map(str::to_owned));
+            info!(
+                run = run.id,
+                business = run.business,
+                "[BulkCall] Run {}: public_host={}",
+                run.id,
+                host.unwrap_or_default()
+            );
+        }
+        Ok(self.loading(calls, run, plan, false, true))
+    }
+
+    /// Begins to take the leads of a run in that waits for them.
+    ///
+    /// # Errors
+    /// [`LoadError`].
+    pub async fn begin_leads(&self, calls: &Calls, run: Run) -> Result<Loading, LoadError> {
+        let spec = serde_json::from_str(&run.spec).map_err(|e| LoadError::Invalid(e.to_string()))?;
+        let plan = Plan::new(spec, calls).map_err(LoadError::Invalid)?;
+        let store = &calls.lifecycle.store;
+        if run.state != RunState::Ready && !is_forsaken(&run, calls) {
+            return Ok(self.loading(calls, run, plan, true, false));
+        }
+        store.forget_jobs(&run.id).await?;
+        let me = calls.lifecycle.capacity.replica().to_owned();
+        let now_ms = calls.lifecycle.clock.now_ms();
+        let change = RunChange { replica: Some(me), ..RunChange::of(&run.id, &[run.state], RunState::Loading, now_ms) };
+        if !store.move_run(change).await? {
+            return Err(LoadError::Conflict("somebody else sends leads for this run just now".to_owned()));
+        }
+        Ok(self.loading(calls, Run { state: RunState::Loading, ..run }, plan, false, false))
+    }
+
+    fn loading(&self, calls: &Calls, run: Run, plan: Plan, known: bool, fresh: bool) -> Loading {
+        Loading {
+            runs: self.clone(),
+            calls: calls.clone(),
+            run,
+            plan,
+            known,
+            fresh,
+            digest: Context::new(&SHA256),
+            seen: HashMap::new(),
+            hasher: RandomState::new(),
+            waiting: vec![],
+            total: 0,
+            mistakes: vec![],
+            wrong: 0,
+        }
+    }
+}
+
+/// Why a run's calls cannot be told of, if its provider has to call us.
+pub fn no_public_host(plan: &Plan, calls: &Calls) -> Option<&'static str> {
+    (plan.needs_public_url && calls.settings.app.public_url.is_none()).then_some(NO_PUBLIC_HOST)
+}
+
+/// The replica that took its leads in is no more.
+fn is_abandoned_by_client(run: &Run, calls: &Calls) -> bool {
+    let capacity = &calls.lifecycle.capacity;
+    let me = capacity.replica();
+    let lives = |replica: &str| {
+        replica == me || (capacity.is_shared() && capacity.role().live.iter().any(|one| one == replica))
+    };
+    run.state == RunState::Loading && !run.replica.as_deref().is_some_and(lives)
+}
+
+fn start_at(text: &str) -> Result<UnixMs, LoadError> {
+    let at = text.parse::<jiff::Timestamp>().map_err(|_| format!("start_at: {text:?} is no time of RFC 3339"));
+    at.map(jiff::Timestamp::as_millisecond).map_err(LoadError::Invalid)
+}
+
+impl Loading {
+    /// The run.
+    pub fn run(&self) -> &Run {
+        &self.run
+    }
+
+    /// What makes its calls.
+    pub fn operation(&self) -> &str {
+        &self.plan.operation.name
+    }
+
+    /// Whether leads are of any use.
+    pub fn wants_leads(&self) -> bool {
+        self.run.state != RunState::Failed
+    }
+
+    /// Takes rows.
+    ///
+    /// # Errors
+    /// [`LoadError::Store`].
+    pub async fn take(&mut self, rows: Vec<Row>) -> Result<(), LoadError> {
+        for row in rows {
+            if let Err(why) = row.lead.and_then(|lead| self.one(row.line, lead)) {
+                self.wrong += 1;
+                if self.mistakes.len() < MISTAKES_MAX {
+                    self.mistakes.push(Mistake { line: row.line, error: why });
+                }
+            }
+        }
+        if self.waiting.len() >= WRITTEN { self.write().await } else { Ok(()) }
+    }
+
+    fn one(&mut self, line: u64, lead: Map<String, Value>) -> Result<(), String> {
+        let max = i64::from(self.runs.settings.leads_max);
+        if self.total >= max {
+            return Err(format!("a run has at most {max} leads"));
+        }
+        let number = self.plan.number(&lead).ok_or_else(|| format!("{} is missing", self.plan.spec.number_field))?;
+        let number = self.calls.destinations.normalise(&number).ok_or_else(not_a_number)?;
+        let missing = self.plan.missing(&lead);
+        if !missing.is_empty() {
+            return Err(format!("missing: {}", missing.join(", ")));
+        }
+        if self.plan.spec.duplicates == Duplicates::Reject {
+            let first = *self.seen.entry(self.hasher.hash_one(&number)).or_insert(line);
+            if first != line {
+                return Err(format!("the same number as in line {first}"));
+            }
+        }
+        // What cannot be filled in is told now, and not when it is dialled.
+        self.plan.body(&self.run.id, 0, &number, &lead, self.calls.settings.app.public_url.as_ref())?;
+        self.total += 1;
+        let lead = Value::Object(lead).to_string();
+        for part in [number.as_bytes(), lead.as_bytes()] {
+            self.digest.update(&(part.len() as u64).to_be_bytes());
+            self.digest.update(part);
+        }
+        if !self.known && self.wrong == 0 {
+            self.waiting.push(NewJob { seq: self.total, number, lead });
+        }
+        Ok(())
+    }
+
+    async fn write(&mut self) -> Result<(), LoadError> {
+        let (store, me) = (&self.calls.lifecycle.store, self.calls.lifecycle.capacity.replica());
+        if store.add_jobs(&self.run.id, me, std::mem::take(&mut self.waiting)).await? {
+            return Ok(());
+        }
+        Err(LoadError::Conflict("the run was taken away while its leads came in".to_owned()))
+    }
+
+    /// What was sent is not whole: nothing is kept of it.
+    pub async fn give_up(self) {
+        if self.known || self.run.state != RunState::Loading {
+            return;
+        }
+        let store = &self.calls.lifecycle.store;
+        let now_ms = self.calls.lifecycle.clock.now_ms();
+        let gone = match self.fresh {
+            true => store.forget_run(&self.run.id).await.map(drop),
+            false => match store.forget_jobs(&self.run.id).await {
+                Ok(_) => {
+                    let back = RunChange::of(&self.run.id, &[RunState::Loading], RunState::Ready, now_ms);
+                    store.move_run(back).await.map(drop)
+                }
+                Err(error) => Err(error),
+            },
+        };
+        if let Err(error) = gone {
+            tracing::warn!(run = self.run.id, %error, "failed to forget a run that did not come in whole; retention forgets it");
+        }
+    }
+
+    /// Ends a run without leads, for now.
+    pub fn without_leads(self) -> Loaded {
+        Loaded { run: self.run, known: self.known }
+    }
+
+    /// Starts the run, if all of its leads can be called.
+    ///
+    /// # Errors
+    /// [`LoadError`].
+    pub async fn finish(mut self) -> Result<Loaded, LoadError> {
+        if self.total == 0 && self.wrong == 0 {
+            self.mistakes.push(Mistake { line: 1, error: "there are no leads".to_owned() });
+            self.wrong = 1;
+        }
+        if self.wrong > 0 {
+            let (count, mistakes) = (self.wrong, std::mem::take(&mut self.mistakes));
+            self.give_up().await;
+            return Err(LoadError::Leads { count, mistakes });
+        }
+        let digest = hex::encode(std::mem::replace(&mut self.digest, Context::new(&SHA256)).finish());
+        if self.known {
+            if self.run.digest != digest {
+                let why = format!("{} has other leads, and is {}", self.run.id, self.run.state.as_str());
+                return Err(LoadError::Conflict(why));
+            }
+            return Ok(Loaded { run: self.run, known: true });
+        }
+        if !self.waiting.is_empty() {
+            self.write().await?;
+        }
+        let store = self.calls.lifecycle.store.clone();
+        let now_ms = self.calls.lifecycle.clock.now_ms();
+        let loaded = Some((self.total, digest));
+        let change =
+            RunChange { loaded, ..RunChange::of(&self.run.id, &[RunState::Loading], RunState::Running, now_ms) };
+        if !store.move_run(change).await? {
+            return Err(LoadError::Conflict("the run was taken away while its leads came in".to_owned()));
+        }
+        self.runs.wake.notify_one();
+        info!(run = self.run.id, business = self.run.business, leads = self.total, "a run starts");
+        let run = store.run_of(&self.run.id).await?.ok_or(LoadError::Unknown)?;
+        Ok(Loaded { run, known: false })
+    }
+}

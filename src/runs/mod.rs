@@ -1,0 +1,112 @@
+//! Bulk runs: an app hands over a list of leads, and ringfence dials it inside the same limits as every other call.
+//!
+//! [`spec`] is what a run asks for, [`leads`] reads the list row by row, [`load`] takes it into the store, all or nothing,
+//! [`fair`] shares free slots among runs, [`decide`] says what follows from the end of a call, [`dialler`] claims and dials.
+//!
+//! What is always true:
+//!
+//! 1. A try of a job is dialled at most once, whatever crashes: its call is put on record under the name of the try, which no
+//!    second call can have ([`crate::store::runs::JOB_KIND`]), before anything is sent.
+//! 2. A job whose call's outcome is unknown is parked with that call, until look-ups have settled it.
+//! 3. Calls of runs are admitted by the limiter that admits all calls. One that finds a limit full costs no attempt, and leaves no
+//!    rejection.
+
+pub mod decide;
+pub mod dialler;
+pub mod fair;
+pub mod leads;
+pub mod load;
+pub mod spec;
+
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+use tokio::sync::Notify;
+
+use crate::calls::Destinations;
+use crate::clock::UnixMs;
+use crate::destinations::Blocked;
+use crate::ids::BusinessId;
+use crate::schedule::Zone;
+
+/// Leads of a run at most, unless configured.
+pub const LEADS_MAX: u32 = 100_000;
+
+/// How runs are dialled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// This replica dials.
+    pub dials: bool,
+    /// Slots that each limit of concurrent calls keeps free of bulk calls, unless a run says otherwise.
+    pub reserve_for_direct: u32,
+    /// Leads of a run at most.
+    pub leads_max: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { dials: true, reserve_for_direct: 0, leads_max: LEADS_MAX }
+    }
+}
+
+/// Whether a number may be called.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MayDial {
+    /// At once.
+    Now,
+    /// Not before.
+    NotBefore(UnixMs),
+    /// Never.
+    Never {
+        /// The contract's code, as in `DO_NOT_CALL_BLOCKED`.
+        code: &'static str,
+        /// A sentence for people.
+        why: String,
+    },
+}
+
+/// Pause before a list that cannot be read is asked again, in milliseconds.
+const LIST_AGAIN_MS: i64 = 5_000;
+
+/// Whether a lead may be dialled now. Its field `timezone`, an IANA name, wins over what its number says.
+pub fn may_dial(
+    destinations: &Destinations,
+    business: &BusinessId,
+    number: &str,
+    lead: &Map<String, Value>,
+    now_ms: UnixMs,
+) -> MayDial {
+    let zone = match lead.get("timezone").and_then(Value::as_str).map(Zone::parse).transpose() {
+        Ok(zone) => zone,
+        Err(why) => return MayDial::Never { code: "INVALID_TIMEZONE", why },
+    };
+    let never = |code, blocked: Blocked| MayDial::Never { code, why: format!("it {blocked}") };
+    match destinations.may_call(business, number, None, zone.as_ref()) {
+        Ok(()) => MayDial::Now,
+        Err(Blocked::Quiet(until)) => MayDial::NotBefore(until),
+        Err(Blocked::Unreadable) => MayDial::NotBefore(now_ms + LIST_AGAIN_MS),
+        Err(blocked @ Blocked::Invalid) => never("INVALID_DESTINATION_PHONE", blocked),
+        Err(blocked) => never("DO_NOT_CALL_BLOCKED", blocked),
+    }
+}
+
+/// What is said of a lead that holds no number.
+pub(crate) fn not_a_number() -> String {
+    "not a telephone number that can be called: write it with its country code, as in +15550001101".to_owned()
+}
+
+/// What the parts of this module share. Cloning is cheap.
+#[derive(Clone)]
+pub struct Runs {
+    /// Wakes the dialler of this replica.
+    pub wake: Arc<Notify>,
+    /// How runs are dialled.
+    pub settings: Settings,
+}
+
+impl Runs {
+    /// Runs with these settings.
+    pub fn new(settings: Settings) -> Self {
+        Self { wake: Arc::default(), settings }
+    }
+}

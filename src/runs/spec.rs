@@ -1,0 +1,480 @@
+//! What a run asks for, and the requests that are made of it. Pure.
+//!
+//! A request is a template: in its values `{{lead.name}}` stands for a field of the lead, `{{own_number}}` for the number that is
+//! chosen from the run's pool, `{{public_url}}`, `{{business}}` and `{{run}}` for what they say. Values are filled before the body is
+//! written, so whatever a lead holds stays one value, of JSON and of forms alike. A value that is one placeholder and nothing else
+//! keeps the type that the lead gives it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use http::header::{ACCEPT, CONTENT_TYPE, HeaderValue, USER_AGENT};
+use http::{Request, Uri};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::call::Outcome;
+use crate::calls::Calls;
+use crate::calls::outbound::CreateRequest;
+use crate::ids::{AccountName, BusinessId};
+use crate::policy::{Facts, Rate};
+use crate::provider::account::{Account, join};
+use crate::provider::description::{Dial, Operation};
+use crate::provider::render::{Target, render};
+use crate::provider::select::{Document, Message};
+
+/// Numbers in a pool at most.
+const POOL_MAX: usize = 1_000;
+
+/// What a run asks for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Spec {
+    /// Whose capacity it uses.
+    pub business: BusinessId,
+    /// At which account.
+    pub account: AccountName,
+    /// The operation of the provider's description that makes its calls.
+    pub operation: String,
+    /// The request's body, as a template: an object; of a form its fields.
+    pub request: Map<String, Value>,
+    /// What its maker calls it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// A second create of its business with this key is the same run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idempotency_key: Option<String>,
+    /// The field of a lead that has its number.
+    #[serde(default = "number_field")]
+    pub number_field: String,
+    /// Our numbers, or the provider's ids of them: each call takes the next.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub own_numbers: Vec<String>,
+    /// What becomes of two leads with one number.
+    #[serde(default)]
+    pub duplicates: Duplicates,
+    /// It is not dialled before, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_at: Option<String>,
+    /// Calls of it at once; none: as many as the limits allow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<u32>,
+    /// Calls in a time, as in `5/s`; none: as fast as slots are free.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<String>,
+    /// Its share of free slots beside other runs', from 1 to 1000.
+    #[serde(default = "weight")]
+    pub weight: u32,
+    /// Slots that each limit of concurrent calls keeps free of its calls; none: as configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reserve_for_direct: Option<u32>,
+    /// Outcomes after which a lead is called again: `busy`, `no_answer`, `failed`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub retry: BTreeMap<Outcome, Again>,
+    /// When it is paused for its failures.
+    #[serde(default)]
+    pub breaker: Breaker,
+}
+
+/// How often a lead is called.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Again {
+    /// Calls in all.
+    pub attempts: u32,
+    /// Seconds from the end of a call to the next.
+    pub after_secs: u32,
+}
+
+/// When a run is paused for its failures.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Breaker {
+    /// So many of the last calls are looked at.
+    pub window: u32,
+    /// So many of them must have failed; 0: never.
+    pub failures: u32,
+    /// Seconds until it goes on by itself; none: until somebody resumes it.
+    pub resume_after_secs: Option<u32>,
+}
+
+impl Default for Breaker {
+    fn default() -> Self {
+        Self { window: 20, failures: 15, resume_after_secs: None }
+    }
+}
+
+/// What becomes of two leads with one number.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Duplicates {
+    /// The list is wrong.
+    #[default]
+    Reject,
+    /// Each of them is called.
+    Keep,
+}
+
+fn number_field() -> String {
+    "number".to_owned()
+}
+
+fn weight() -> u32 {
+    1
+}
+
+/// A part of a text of a template.
+enum Part<'t> {
+    Text(&'t str),
+    Value(&'t str),
+}
+
+/// # Errors
+/// A sentence: braces that do not match, or a name that nothing has.
+fn parts(text: &str) -> Result<Vec<Part<'_>>, String> {
+    let (mut parts, mut rest) = (Vec::new(), text);
+    while let Some((before, after)) = rest.split_once("{{") {
+        let (name, after) = after.split_once("}}").ok_or_else(|| format!("{text:?} has {{{{ without }}}}"))?;
+        let name = name.trim();
+        let known = matches!(name, "own_number" | "public_url" | "business" | "run")
+            || name.strip_prefix("lead.").is_some_and(|field| !field.is_empty());
+        if !known {
+            return Err(format!("{{{{{name}}}}} is none of lead.…, own_number, public_url, business, run"));
+        }
+        if !before.is_empty() {
+            parts.push(Part::Text(before));
+        }
+        parts.push(Part::Value(name));
+        rest = after;
+    }
+    if !rest.is_empty() {
+        parts.push(Part::Text(rest));
+    }
+    Ok(parts)
+}
+
+/// Every name in a template.
+fn names(value: &Value, found: &mut BTreeSet<String>) -> Result<(), String> {
+    match value {
+        Value::String(text) => {
+            let names = parts(text)?.into_iter().filter_map(|part| match part {
+                Part::Value(name) => Some(name.to_owned()),
+                Part::Text(_) => None,
+            });
+            found.extend(names);
+            Ok(())
+        }
+        Value::Array(list) => list.iter().try_for_each(|one| names(one, found)),
+        Value::Object(object) => object.values().try_for_each(|one| names(one, found)),
+        _ => Ok(()),
+    }
+}
+
+/// A template with its values.
+fn fill<'v>(template: &Value, value: &impl Fn(&str) -> Option<&'v Value>) -> Result<Value, String> {
+    let missing = |name: &str| format!("{name} is missing");
+    Ok(match template {
+        Value::String(text) => match parts(text)?.as_slice() {
+            [Part::Value(name)] => value(name).cloned().ok_or_else(|| missing(name))?,
+            parts => {
+                let mut filled = String::new();
+                for part in parts {
+                    match part {
+                        Part::Text(text) => filled.push_str(text),
+                        Part::Value(name) => match value(name).ok_or_else(|| missing(name))? {
+                            Value::String(text) => filled.push_str(text),
+                            one @ (Value::Number(_) | Value::Bool(_)) => filled.push_str(&one.to_string()),
+                            _ => return Err(format!("{name} is no text, number or truth value")),
+                        },
+                    }
+                }
+                Value::String(filled)
+            }
+        },
+        Value::Array(list) => Value::Array(list.iter().map(|one| fill(one, value)).collect::<Result<_, _>>()?),
+        Value::Object(object) => {
+            let filled = object.iter().map(|(key, one)| Ok((key.clone(), fill(one, value)?)));
+            Value::Object(filled.collect::<Result<_, String>>()?)
+        }
+        other => other.clone(),
+    })
+}
+
+/// A field of a lead, by its path.
+fn field<'l>(lead: &'l Map<String, Value>, path: &str) -> Option<&'l Value> {
+    // A column of a CSV may have a dot in its name.
+    let found = lead.get(path).or_else(|| {
+        let mut steps = path.split('.');
+        let first = lead.get(steps.next()?)?;
+        steps.try_fold(first, |value, step| value.get(step))
+    });
+    found.filter(|value| !value.is_null() && value.as_str() != Some(""))
+}
+
+/// A form's fields.
+fn form(fields: &Map<String, Value>) -> Result<Vec<(String, String)>, String> {
+    let text = |name: &str, value: &Value| match value {
+        Value::String(text) => Ok(text.clone()),
+        Value::Number(_) | Value::Bool(_) => Ok(value.to_string()),
+        _ => Err(format!("{name} is no text, number or truth value, and the request is a form")),
+    };
+    let mut pairs = Vec::with_capacity(fields.len());
+    for (name, value) in fields {
+        match value {
+            Value::Array(list) => {
+                for one in list {
+                    pairs.push((name.clone(), text(name, one)?));
+                }
+            }
+            one => pairs.push((name.clone(), text(name, one)?)),
+        }
+    }
+    Ok(pairs)
+}
+
+/// A run as it is dialled: what it asks for, joined with the account and the operation that it names.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// What it asks for.
+    pub spec: Spec,
+    /// Its account.
+    pub account: Arc<Account>,
+    /// Its operation.
+    pub operation: Operation,
+    /// How that is requested.
+    pub dial: Dial,
+    /// Its pace.
+    pub rate: Option<Rate>,
+    /// Fields that every lead must have.
+    pub fields: BTreeSet<String>,
+    /// Its provider has to be able to call us.
+    pub needs_public_url: bool,
+}
+
+impl Plan {
+    /// Joins and checks it.
+    ///
+    /// # Errors
+    /// A sentence about the first mistake.
+    pub fn new(spec: Spec, calls: &Calls) -> Result<Self, String> {
+        let account =
+            calls.account(&spec.account).ok_or_else(|| format!("there is no account {}", spec.account))?.clone();
+        let can = || {
+            let can = account.provider.operations.iter().filter(|o| o.dial.is_some()).map(|o| o.name.as_str());
+            can.collect::<Vec<_>>().join(", ")
+        };
+        let operation = account.provider.operations.iter().find(|o| o.name == spec.operation && o.dial.is_some());
+        let operation = operation
+            .ok_or_else(|| {
+                format!("operation must be one of those that {} has for runs: {}", account.provider.name, can())
+            })?
+            .clone();
+        let Some(dial) = operation.dial.clone() else { return Err("the operation makes no single calls".to_owned()) };
+        let mut found = BTreeSet::new();
+        names(&Value::Object(spec.request.clone()), &mut found)?;
+        let fields: BTreeSet<String> =
+            found.iter().filter_map(|name| name.strip_prefix("lead.")).map(str::to_owned).collect();
+        if spec.request.contains_key(&dial.to) {
+            return Err(format!("request must not have {}: it is the lead's {}", dial.to, spec.number_field));
+        }
+        if !spec.own_numbers.is_empty() && spec.request.contains_key(&dial.from) {
+            return Err(format!("request must not have {}: it comes from own_numbers", dial.from));
+        }
+        if spec.own_numbers.is_empty() && found.contains("own_number") {
+            return Err("{{own_number}} needs own_numbers".to_owned());
+        }
+        if spec.own_numbers.len() > POOL_MAX || spec.own_numbers.iter().any(String::is_empty) {
+            return Err(format!("own_numbers must be at most {POOL_MAX}, none of them empty"));
+        }
+        if dial.form {
+            form(&spec.request)?;
+        }
+        if !(1..=1000).contains(&spec.weight) {
+            return Err("weight must be 1 to 1000".to_owned());
+        }
+        if spec.concurrency == Some(0) {
+            return Err("concurrency must be 1 or more".to_owned());
+        }
+        if let Some(outcome) =
+            spec.retry.keys().find(|o| !matches!(o, Outcome::Busy | Outcome::NoAnswer | Outcome::Failed))
+        {
+            return Err(format!("retry has {outcome}; it may have busy, no_answer, failed"));
+        }
+        if spec.retry.values().any(|again| !(1..=20).contains(&again.attempts) || again.after_secs > 30 * 86_400) {
+            return Err("retry: attempts must be 1 to 20, after_secs at most 30 days".to_owned());
+        }
+        if !(1..=1000).contains(&spec.breaker.window) || spec.breaker.failures > spec.breaker.window {
+            return Err("breaker: window must be 1 to 1000, failures at most window".to_owned());
+        }
+        let rate = spec.rate.as_deref().map(Rate::parse).transpose().map_err(|why| format!("rate: {why}"))?;
+        let needs_public_url = operation.callback.is_some() || found.contains("public_url");
+        Ok(Self { spec, account, operation, dial, rate, fields, needs_public_url })
+    }
+
+    /// The fields of a lead that its requests need and that it lacks.
+    pub fn missing(&self, lead: &Map<String, Value>) -> Vec<&str> {
+        self.fields.iter().map(String::as_str).filter(|path| field(lead, path).is_none()).collect()
+    }
+
+    /// The number of a lead, as it stands there.
+    pub fn number<'l>(&self, lead: &'l Map<String, Value>) -> Option<std::borrow::Cow<'l, str>> {
+        match field(lead, &self.spec.number_field)? {
+            Value::String(text) => Some(text.into()),
+            Value::Number(number) => Some(number.to_string().into()),
+            _ => None,
+        }
+    }
+
+    /// The body of a job's request, as a document and as bytes.
+    ///
+    /// # Errors
+    /// A sentence.
+    pub fn body(
+        &self,
+        run: &str,
+        turn: u64,
+        number: &str,
+        lead: &Map<String, Value>,
+        public_url: Option<&Uri>,
+    ) -> Result<(Document, Bytes), String> {
+        let pool = &self.spec.own_numbers;
+        let own_number =
+            pool.get(usize::try_from(turn).unwrap_or(0) % pool.len().max(1)).map(|own| Value::from(own.as_str()));
+        let public = public_url.map(|url| Value::from(url.to_string().trim_end_matches('/')));
+        let (business, run) = (Value::from(self.spec.business.as_str()), Value::from(run));
+        let value = |name: &str| match name {
+            "own_number" => own_number.as_ref(),
+            "public_url" => public.as_ref(),
+            "business" => Some(&business),
+            "run" => Some(&run),
+            other => field(lead, other.strip_prefix("lead.")?),
+        };
+        let Value::Object(mut body) = fill(&Value::Object(self.spec.request.clone()), &value)? else {
+            return Err("the request is no object".to_owned());
+        };
+        body.insert(self.dial.to.clone(), number.into());
+        if let Some(own) = &own_number {
+            body.insert(self.dial.from.clone(), own.clone());
+        }
+        if self.dial.form {
+            let pairs = form(&body)?;
+            let bytes = form_urlencoded::Serializer::new(String::new()).extend_pairs(&pairs).finish();
+            return Ok((Document::Form(pairs), bytes.into()));
+        }
+        let body = Value::Object(body);
+        let bytes = Bytes::from(body.to_string());
+        Ok((Document::Json(body), bytes))
+    }
+
+    /// What policy selects by, as far as it is the same for every job.
+    pub fn facts(&self, calls: &Calls) -> Facts {
+        let policy = calls.lifecycle.policy.load();
+        Facts {
+            plan: policy.plan_of(&self.spec.business),
+            business: self.spec.business.clone(),
+            account: self.account.name.clone(),
+            provider: self.account.provider.name.clone(),
+            carrier: self.account.carrier.clone().filter(|_| self.operation.carried),
+            direction: self.operation.direction,
+            operation: self.operation.name.clone(),
+            agent: None,
+            own_number: None,
+            other_number: None,
+        }
+    }
+
+    /// The create of a job.
+    ///
+    /// # Errors
+    /// A sentence.
+    pub fn order(
+        &self,
+        calls: &Calls,
+        run: &str,
+        turn: u64,
+        number: &str,
+        lead: &Map<String, Value>,
+    ) -> Result<CreateRequest, String> {
+        let (body, bytes) = self.body(run, turn, number, lead, calls.settings.app.public_url.as_ref())?;
+        let path = render(&self.dial.path, Target::Url, |name| self.account.value(name)).map_err(|e| e.to_string())?;
+        let mut request = Request::new(bytes);
+        *request.method_mut() = self.operation.method.clone();
+        let uri = join(self.account.upstream_of(&path), &path).parse();
+        *request.uri_mut() = uri.map_err(|_| "the operation's URL cannot be read".to_owned())?;
+        let (name, value) = self.account.credentials().map_err(|e| e.to_string())?;
+        let kind = if self.dial.form { "application/x-www-form-urlencoded" } else { "application/json" };
+        let headers = request.headers_mut();
+        headers.insert(name, value);
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        headers.insert(USER_AGENT, HeaderValue::from_static(concat!("ringfence/", env!("CARGO_PKG_VERSION"))));
+        let message = Message { body: &body, query: &[], path: &BTreeMap::new(), headers: request.headers() };
+        let read = self.operation.facts.read(&message, self.operation.direction);
+        let facts = Facts {
+            agent: read.agent,
+            own_number: read.own_number,
+            other_number: read.other_number,
+            ..self.facts(calls)
+        };
+        let request = CreateRequest::new(self.account.clone(), self.operation.clone(), facts, request, body);
+        Ok(CreateRequest { is_job: true, ..request })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn filled(template: Value, lead: Value) -> Result<Value, String> {
+        let Value::Object(lead) = lead else { panic!("no object") };
+        fill(&template, &|name| field(&lead, name.strip_prefix("lead.")?))
+    }
+
+    #[test]
+    fn what_a_lead_holds_stays_one_value() {
+        let template = json!({"a": "{{lead.name}}", "b": ["Hello {{lead.name}}, {{ lead.age }}"], "c": 1, "d": {"e": "{{lead.more.x}}"}});
+        let nasty = "\"}, {\"to_number\": \"+1\" & To=+2 {{lead.age}}";
+        let lead = json!({"name": nasty, "age": 42, "more": {"x": [1, true]}});
+        let wanted = json!({"a": nasty, "b": [format!("Hello {nasty}, 42")], "c": 1, "d": {"e": [1, true]}});
+        assert_eq!(filled(template, lead), Ok(wanted));
+        assert_eq!(filled(json!("{{lead.age}}"), json!({"age": 42})), Ok(json!(42)), "its type is kept");
+        assert_eq!(filled(json!("{{lead.a.b}}"), json!({"a.b": "column"})), Ok(json!("column")));
+        for (template, lead) in [
+            (json!("{{lead.name}}"), json!({})),
+            (json!("{{lead.name}}"), json!({"name": ""})),
+            (json!("{{lead.name}}"), json!({"name": null})),
+            (json!("x{{lead.name}}"), json!({"name": {}})),
+        ] {
+            assert!(filled(template.clone(), lead).is_err(), "{template}");
+        }
+    }
+
+    #[test]
+    fn placeholders_are_checked_when_the_run_is_made() {
+        let found = |value: Value| {
+            let mut found = BTreeSet::new();
+            names(&value, &mut found).map(|()| found.into_iter().collect::<Vec<_>>())
+        };
+        assert_eq!(
+            found(json!([{"a": "{{lead.b}} {{run}}"}, "{{own_number}}", "}} {"])),
+            Ok(vec!["lead.b".to_owned(), "own_number".to_owned(), "run".to_owned()])
+        );
+        for bad in ["{{lead.b", "{{leads.b}}", "{{}}", "{{lead.}}", "{{account.api_key}}"] {
+            assert!(found(json!(bad)).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_form_has_a_pair_for_each_value() {
+        let fields = json!({"Twiml": "<Response/>", "StatusCallbackEvent": ["initiated", "completed"], "Timeout": 20});
+        let Value::Object(fields) = fields else { panic!("no object") };
+        let pairs = form(&fields).unwrap();
+        assert_eq!(pairs.len(), 4);
+        assert_eq!(pairs[3], ("Timeout".to_owned(), "20".to_owned()));
+        let Value::Object(nested) = json!({"a": {"b": 1}}) else { panic!("no object") };
+        assert!(form(&nested).is_err());
+    }
+}

@@ -1,0 +1,216 @@
+//! Bulk runs.
+
+use std::collections::BTreeSet;
+
+use super::*;
+use crate::store::runs::{Claim, Job, JobState, NewJob, Run, RunChange, RunCounts, RunMade, RunState, Settle};
+
+fn run(id: &str, key: Option<&str>) -> Run {
+    Run {
+        id: id.to_owned(),
+        business: "acme".to_owned(),
+        account: "twilio".to_owned(),
+        name: None,
+        key: key.map(str::to_owned),
+        digest: "d".to_owned(),
+        state: RunState::Loading,
+        spec: "{}".to_owned(),
+        total: 0,
+        start_at: 0,
+        created_at: 1,
+        updated_at: 1,
+        finished_at: None,
+        resume_at: None,
+        reason: None,
+        replica: Some("me".to_owned()),
+    }
+}
+
+fn leads(from: i64, n: i64) -> Vec<NewJob> {
+    let lead = |seq| NewJob { seq, number: format!("+1555{seq:07}"), lead: format!("{{\"n\":{seq}}}") };
+    (from..from + n).map(lead).collect()
+}
+
+fn change(from: RunState, to: RunState) -> RunChange {
+    RunChange::of("run_1", &[from], to, 5)
+}
+
+/// A run with so many jobs, which is running.
+async fn running(store: &Arc<dyn Store>, n: i64) {
+    assert_eq!(store.create_run(&run("run_1", None)).await.unwrap(), RunMade::New);
+    assert!(store.add_jobs("run_1", "me", leads(1, n)).await.unwrap());
+    let loaded = RunChange { loaded: Some((n, "all".to_owned())), ..change(RunState::Loading, RunState::Running) };
+    assert!(store.move_run(loaded).await.unwrap());
+}
+
+fn claim_of(limit: u32, token: &str, replica: &str) -> Claim {
+    let (run, token, replica) = ("run_1".to_owned(), token.to_owned(), replica.to_owned());
+    Claim { run, limit, open_max: u32::MAX, token, replica, now_ms: 10 }
+}
+
+/// Puts the call of a job's try on record.
+async fn placed(store: &Arc<dyn Store>, job: &Job) -> NewCall {
+    let call = NewCall { aliases: vec![job.alias()], ..new_call(&[]) };
+    assert!(matches!(store.open(call.clone(), None).await.unwrap(), InsertOutcome::New(_)));
+    call
+}
+
+fn calling(job: &Job, call: &CallId) -> Settle {
+    Settle { state: JobState::Calling, new_call: Some(call.clone()), ..Settle::of(job) }
+}
+
+pub(in crate::store) async fn a_run_is_made_once_for_a_key_and_loaded_by_one(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    assert_eq!(store.create_run(&run("run_1", Some("k"))).await.unwrap(), RunMade::New);
+    let RunMade::Known(known) = store.create_run(&run("run_2", Some("k"))).await.unwrap() else { panic!("two") };
+    assert_eq!(*known, run("run_1", Some("k")));
+    let other = Run { business: "beta".to_owned(), ..run("run_3", Some("k")) };
+    assert_eq!(store.create_run(&other).await.unwrap(), RunMade::New, "of another business");
+    assert!(!store.add_jobs("run_1", "another", leads(1, 1)).await.unwrap());
+    assert!(store.add_jobs("run_1", "me", leads(1, 1_203)).await.unwrap());
+    assert_eq!(store.due_runs().await.unwrap(), [], "it is not whole");
+    assert_eq!(store.claim_jobs(claim_of(9, "t", "me")).await.unwrap(), [], "it is not whole");
+    let loaded = RunChange { loaded: Some((1_203, "all".to_owned())), ..change(RunState::Loading, RunState::Running) };
+    assert!(store.move_run(loaded.clone()).await.unwrap());
+    assert!(!store.move_run(loaded).await.unwrap(), "once");
+    assert!(!store.add_jobs("run_1", "me", leads(2_000, 1)).await.unwrap());
+    let due = store.due_runs().await.unwrap();
+    assert_eq!((due.len(), due[0].open, due[0].next_due), (1, 0, Some(0)));
+    assert_eq!((due[0].run.total, due[0].run.digest.as_str()), (1_203, "all"));
+    assert_eq!(store.latest_runs(None, 9).await.unwrap().len(), 2);
+    let of = |business: &str| Some(vec![business.to_owned()]);
+    assert_eq!(store.latest_runs(of("beta"), 9).await.unwrap()[0].id, "run_3");
+    assert_eq!(store.latest_runs(of("gamma"), 9).await.unwrap(), []);
+    let page = store.job_results("run_1", 1_200, 2).await.unwrap();
+    assert_eq!(page.iter().map(|one| one.job.seq).collect::<Vec<_>>(), [1_201, 1_202]);
+}
+
+pub(in crate::store) async fn a_job_is_claimed_by_one_of_many(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    running(&store, 200).await;
+    let mut tasks = tokio::task::JoinSet::new();
+    for n in 0..8 {
+        let store = store.clone();
+        tasks.spawn(async move {
+            let mut mine = vec![];
+            for round in 0.. {
+                let token = format!("t{n}-{round}");
+                let some = store.claim_jobs(claim_of(7, &token, "me")).await.unwrap();
+                if some.is_empty() {
+                    return mine;
+                }
+                assert!(some.iter().all(|job| job.token.as_deref() == Some(token.as_str())));
+                mine.extend(some.into_iter().map(|job| job.seq));
+            }
+            mine
+        });
+    }
+    let all: Vec<i64> = tasks.join_all().await.into_iter().flatten().collect();
+    assert_eq!((all.len(), all.iter().collect::<BTreeSet<_>>().len()), (200, 200));
+    assert_eq!(store.run_counts("run_1").await.unwrap(), RunCounts { dialing: 200, ..RunCounts::default() });
+}
+
+pub(in crate::store) async fn a_run_has_no_more_open_jobs_than_its_bound(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    running(&store, 50).await;
+    let mut tasks = tokio::task::JoinSet::new();
+    for n in 0..6 {
+        let store = store.clone();
+        let claim = Claim { open_max: 5, ..claim_of(3, &format!("t{n}"), "me") };
+        tasks.spawn(async move { store.claim_jobs(claim).await.unwrap() });
+    }
+    let all: Vec<Job> = tasks.join_all().await.into_iter().flatten().collect();
+    assert_eq!(all.len(), 5);
+    let back = Settle { state: JobState::Queued, due_at: 20, ..Settle::of(&all[0]) };
+    assert_eq!(store.settle_jobs(vec![back.clone()], 10).await.unwrap(), 1);
+    assert_eq!(store.settle_jobs(vec![back], 10).await.unwrap(), 0, "its claim is over");
+    let again = Claim { open_max: 5, ..claim_of(3, "again", "me") };
+    let again = store.claim_jobs(again).await.unwrap();
+    assert_eq!(again.len(), 1);
+    assert_ne!(again[0].seq, all[0].seq, "that one is not due yet");
+}
+
+pub(in crate::store) async fn a_job_is_settled_with_its_call_and_once(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    running(&store, 3).await;
+    let jobs = store.claim_jobs(claim_of(3, "t", "me")).await.unwrap();
+    let call = placed(&store, &jobs[0]).await;
+    assert_eq!(store.settle_jobs(vec![calling(&jobs[0], &call.id)], 10).await.unwrap(), 1);
+    assert_eq!(store.ended_jobs(i64::MAX, 9).await.unwrap(), [], "it is up");
+    store.apply(super::change(&call.id, END)).await.unwrap();
+    let ended = store.ended_jobs(i64::MAX, 9).await.unwrap();
+    assert_eq!((ended.len(), ended[0].outcome, ended[0].ended_at), (1, Outcome::Completed, 2_000));
+    let job = &ended[0].job;
+    assert_eq!((job.seq, job.call.as_ref()), (1, Some(&call.id)));
+    let done =
+        Settle { state: JobState::Done, outcome: Some(Outcome::Completed), attempts: 1, tries: 1, ..Settle::of(job) };
+    assert_eq!(store.settle_jobs(vec![done.clone(), done], 11).await.unwrap(), 1);
+    let other = placed(&store, &jobs[1]).await;
+    store.settle_jobs(vec![calling(&jobs[1], &other.id)], 10).await.unwrap();
+    let never =
+        Change { event: Some(Event::Ended(Outcome::NotCreated, EndProof::Provider)), ..super::change(&other.id, END) };
+    store.apply(never).await.unwrap();
+    assert_eq!(store.ended_jobs(2_000, 9).await.unwrap(), [], "who placed it says why");
+    assert_eq!(store.ended_jobs(2_001, 9).await.unwrap().len(), 1);
+    let results = store.job_results("run_1", 0, 9).await.unwrap();
+    assert_eq!((results[0].job.attempts, results[0].ended_at, results[2].ended_at), (1, Some(2_000), None));
+    assert!(results[0].ids.contains_key(crate::store::runs::JOB_KIND));
+    assert_eq!(store.finish_runs(12).await.unwrap(), Vec::<String>::new());
+    assert_eq!(store.retry_jobs("run_1", vec![Outcome::Busy], 12).await.unwrap(), 0);
+    assert_eq!(store.retry_jobs("run_1", vec![Outcome::Completed], 12).await.unwrap(), 1);
+    let again = store.claim_jobs(Claim { now_ms: 12, ..claim_of(3, "t2", "me") }).await.unwrap();
+    assert_eq!((again[0].seq, again[0].attempts, again[0].tries), (1, 0, 1), "its next call has another name");
+}
+
+pub(in crate::store) async fn claims_of_the_dead_come_back_after_their_calls_were_looked_for(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    running(&store, 5).await;
+    let jobs = store.claim_jobs(claim_of(2, "t", "dead")).await.unwrap();
+    store.claim_jobs(claim_of(2, "u", "me")).await.unwrap();
+    // It died between the record of the call and that of the job.
+    let call = placed(&store, &jobs[0]).await;
+    let live = vec!["me".to_owned()];
+    assert_eq!(store.recover_jobs(live.clone(), 10, 30).await.unwrap(), 0, "they are too young");
+    assert_eq!(store.recover_jobs(live.clone(), 11, 30).await.unwrap(), 2);
+    let results = store.job_results("run_1", 0, 9).await.unwrap();
+    assert_eq!((results[0].job.state, results[0].job.call.as_ref()), (JobState::Calling, Some(&call.id)));
+    assert_eq!((results[1].job.state, results[1].job.due_at, &results[1].job.token), (JobState::Queued, 30, &None));
+    assert_eq!(results[2].job.state, JobState::Dialing);
+    // Of a run that was canceled meanwhile nothing is queued again.
+    assert!(store.move_run(change(RunState::Running, RunState::Canceled)).await.unwrap());
+    assert_eq!(store.cancel_jobs("run_1", 31).await.unwrap(), 2);
+    assert_eq!(store.recover_jobs(vec![], 11, 32).await.unwrap(), 2);
+    let counts = store.run_counts("run_1").await.unwrap();
+    assert_eq!(counts, RunCounts { calling: 1, canceled: 4, ..RunCounts::default() });
+}
+
+pub(in crate::store) async fn a_run_is_done_with_its_last_job_and_forgotten_in_time(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    running(&store, 1_500).await;
+    assert!(store.move_run(change(RunState::Running, RunState::Paused)).await.unwrap());
+    assert_eq!(store.claim_jobs(claim_of(3, "t", "me")).await.unwrap(), [], "it is paused");
+    assert_eq!(store.finish_runs(20).await.unwrap(), Vec::<String>::new());
+    assert!(store.move_run(change(RunState::Paused, RunState::Running)).await.unwrap());
+    assert_eq!(store.cancel_jobs("run_1", 21).await.unwrap(), 1_500);
+    assert_eq!(store.finish_runs(22).await.unwrap(), ["run_1"]);
+    let over = store.run_of("run_1").await.unwrap().unwrap();
+    assert_eq!((over.state, over.finished_at), (RunState::Done, Some(22)));
+    // Nobody has finished loading this one.
+    store.create_run(&run("run_2", None)).await.unwrap();
+    store.purge(&RetentionCutoffs::of_all(22, 0)).await.unwrap();
+    assert_eq!(store.run_of("run_2").await.unwrap(), None);
+    assert!(store.run_of("run_1").await.unwrap().is_some());
+    let later = RetentionCutoffs {
+        of_business: [(BusinessId::parse("acme").unwrap(), 22)].into(),
+        ..RetentionCutoffs::of_all(23, 0)
+    };
+    store.purge(&later).await.unwrap();
+    assert!(store.run_of("run_1").await.unwrap().is_some(), "its business keeps it longer");
+    assert_eq!(store.purge(&RetentionCutoffs::of_all(23, 0)).await.unwrap(), 1_501);
+    assert_eq!(fresh.number("SELECT count(*) FROM run_jobs").await, 0);
+    running(&store, 2).await;
+    assert_eq!(store.purge_business("acme").await.unwrap().runs, 0, "it is running");
+    store.cancel_jobs("run_1", 21).await.unwrap();
+    store.finish_runs(22).await.unwrap();
+    assert_eq!(store.purge_business("acme").await.unwrap().runs, 1);
+}

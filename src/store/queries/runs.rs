@@ -1,0 +1,384 @@
+//! Bulk runs.
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use futures_util::FutureExt as _;
+
+use super::super::Result;
+use super::super::driver::{Backend, Driver, Sql, binds, damaged};
+use super::super::row::Row;
+use super::super::rows::call_id;
+use super::super::runs::{
+    Claim, DueRun, EndedJob, Job, JobResult, JobState, NewJob, Run, RunChange, RunCounts, RunMade, RunState, Runs,
+    Settle,
+};
+use super::bindings::resolve;
+use crate::call::Outcome;
+use crate::clock::UnixMs;
+use crate::ids::CallId;
+
+/// Jobs that one write changes or forgets: others get their turn in between.
+const SOME: u32 = 1_000;
+/// Leads that one statement inserts: Postgres takes 65,535 parameters.
+const INSERTED: usize = 500;
+
+fn run(row: &Row) -> Sql<Run> {
+    Ok(Run {
+        id: row.text("id")?,
+        business: row.text("business")?,
+        account: row.text("account")?,
+        name: row.optional_text("name")?,
+        key: row.optional_text("idempotency_key")?,
+        digest: row.text("digest")?,
+        state: row.word("state")?,
+        spec: row.text("spec")?,
+        total: row.number("total")?,
+        start_at: row.number("start_at")?,
+        created_at: row.number("created_at")?,
+        updated_at: row.number("updated_at")?,
+        finished_at: row.optional_number("finished_at")?,
+        resume_at: row.optional_number("resume_at")?,
+        reason: row.optional_text("reason")?,
+        replica: row.optional_text("replica")?,
+    })
+}
+
+fn job(row: &Row) -> Sql<Job> {
+    Ok(Job {
+        run: row.text("run_id")?,
+        seq: row.number("seq")?,
+        number: row.text("number")?,
+        lead: row.text("lead")?,
+        state: row.word("state")?,
+        outcome: row.optional_word("outcome")?,
+        attempts: row.count("attempts")?,
+        tries: row.count("tries")?,
+        due_at: row.number("due_at")?,
+        token: row.optional_text("dial_lock_token")?,
+        call: row.optional_str("call_id")?.map(call_id).transpose()?,
+        error: row.optional_text("error")?,
+        settled_at: row.optional_number("settled_at")?,
+    })
+}
+
+fn due(row: &Row) -> Sql<DueRun> {
+    Ok(DueRun { run: run(row)?, open: row.count("open_jobs")?, next_due: row.optional_number("next_due")? })
+}
+
+fn ended(row: &Row) -> Sql<EndedJob> {
+    let outcome = row.word("call_outcome")?;
+    Ok(EndedJob { job: job(row)?, outcome, proof: row.word("proof")?, ended_at: row.number("ended_at")? })
+}
+
+fn result(row: &Row) -> Sql<JobResult> {
+    let ids = row.json::<Vec<(String, String)>>("aliases")?.unwrap_or_default();
+    Ok(JobResult {
+        job: job(row)?,
+        ids: ids.into_iter().collect::<BTreeMap<_, _>>(),
+        started_at: row.optional_number("admitted_at")?,
+        answered_at: row.optional_number("answered_at")?,
+        ended_at: row.optional_number("ended_at")?,
+        duration_secs: row.optional_number("call_duration_seconds")?,
+        cost: row.optional_float("cost")?,
+        cost_unit: row.optional_text("cost_unit")?,
+    })
+}
+
+async fn create(c: &mut dyn Driver, new: &Run) -> Sql<RunMade> {
+    let sql = "INSERT INTO runs (id, business, account, name, idempotency_key, digest, state, spec, total, start_at, created_at,
+             updated_at, reason, replica, finished_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11, $12, $13, $14) ON CONFLICT DO NOTHING";
+    let binds = binds![
+        &new.id,
+        &new.business,
+        &new.account,
+        &new.name,
+        &new.key,
+        &new.digest,
+        new.state.as_str(),
+        &new.spec,
+        new.total,
+        new.start_at,
+        new.created_at,
+        &new.reason,
+        &new.replica,
+        new.finished_at,
+    ];
+    if c.execute(sql, &binds).await? == 1 {
+        return Ok(RunMade::New);
+    }
+    let sql = "SELECT * FROM runs WHERE business = $1 AND idempotency_key = $2";
+    let known = c.fetch(sql, &binds![&new.business, &new.key]).await?;
+    let known = known.first().ok_or_else(|| damaged("a run of this id is there, with another key"))?;
+    Ok(RunMade::Known(Box::new(run(known)?)))
+}
+
+async fn add(c: &mut dyn Driver, run: &str, replica: &str, jobs: &[NewJob]) -> Sql<bool> {
+    let sql = "SELECT 1 FROM runs WHERE id = $1 AND state = 'loading' AND replica = $2 FOR UPDATE";
+    if c.fetch(sql, &binds![run, replica]).await?.is_empty() {
+        return Ok(false);
+    }
+    for some in jobs.chunks(INSERTED) {
+        // What is queued of a run that is not loaded yet is nobody's: only running ones are looked at.
+        let sql = "INSERT INTO run_jobs (run_id, seq, number, lead, due_at) VALUES {rows}";
+        let rows = some.iter().map(|job| Vec::from(binds![run, job.seq, &job.number, &job.lead, 0_i64]));
+        c.execute_all(sql, rows.collect()).await?;
+    }
+    Ok(true)
+}
+
+async fn step(c: &mut dyn Driver, change: &RunChange) -> Sql<bool> {
+    let from: Vec<String> = change.from.iter().map(|state| state.as_str().to_owned()).collect();
+    let finished = change.to.is_finished().then_some(change.now_ms);
+    let (total, digest) =
+        change.loaded.as_ref().map_or((None, None), |(total, digest)| (Some(*total), Some(digest.as_str())));
+    let sql = "UPDATE runs SET state = $3, reason = $4, resume_at = $5, updated_at = $6, finished_at = $7,
+             total = coalesce($8, total), digest = coalesce($9, digest), replica = coalesce($10, replica)
+         WHERE id = $1 AND state = ANY($2)";
+    let binds = binds![
+        &change.run,
+        from,
+        change.to.as_str(),
+        &change.reason,
+        change.resume_at,
+        change.now_ms,
+        finished,
+        total,
+        digest,
+        &change.replica,
+    ];
+    Ok(c.execute(sql, &binds).await? == 1)
+}
+
+/// Claims: where the run has a bound of its own, with the run locked, so that no two claims count its open jobs at once.
+async fn claim(c: &mut dyn Driver, claim: &Claim) -> Sql<Vec<Job>> {
+    let mut limit = claim.limit;
+    if claim.open_max < u32::MAX {
+        let locked = c.fetch("SELECT 1 FROM runs WHERE id = $1 FOR UPDATE", &binds![&claim.run]).await?;
+        if locked.is_empty() {
+            return Ok(vec![]);
+        }
+        let sql = "SELECT count(*) AS n FROM run_jobs WHERE run_id = $1 AND state IN ('dialing', 'calling')";
+        let open = super::first(c.fetch(sql, &binds![&claim.run]).await?)?.count("n")?;
+        limit = limit.min(claim.open_max.saturating_sub(open));
+    }
+    if limit == 0 {
+        return Ok(vec![]);
+    }
+    let sql = "WITH due AS (
+             SELECT d.run_id, d.seq FROM run_jobs d WHERE d.run_id = $1 AND d.state = 'queued' AND d.due_at <= $3
+             AND d.call_id IS NULL AND d.dial_lock_token IS NULL
+             AND EXISTS (SELECT 1 FROM runs WHERE id = $1 AND state = 'running')
+             ORDER BY d.due_at, d.seq LIMIT $2 FOR UPDATE OF d SKIP LOCKED)
+         UPDATE run_jobs SET state = 'dialing', dial_lock_token = $4, replica = $5, claimed_at = $3
+         WHERE (run_id, seq) IN (SELECT run_id, seq FROM due)
+         AND state = 'queued' AND call_id IS NULL AND dial_lock_token IS NULL RETURNING *";
+    let binds = binds![&claim.run, limit, claim.now_ms, &claim.token, &claim.replica];
+    let mut jobs = c.fetch(sql, &binds).await?.iter().map(job).collect::<Sql<Vec<_>>>()?;
+    jobs.sort_by_key(|job| (job.due_at, job.seq));
+    Ok(jobs)
+}
+
+async fn settle(c: &mut dyn Driver, settles: &[Settle], now_ms: UnixMs) -> Sql<u64> {
+    let mut settled = 0;
+    for one in settles {
+        let is_done = one.state == JobState::Done;
+        let sql = "UPDATE run_jobs SET state = $3, outcome = $4, attempts = $5, tries = $6, due_at = $7, error = $8, settled_at = $9,
+                 call_id = $10, dial_lock_token = CASE WHEN $3 IN ('dialing', 'calling') THEN dial_lock_token END
+             WHERE run_id = $1 AND seq = $2 AND state IN ('dialing', 'calling')
+             AND (call_id = $11 OR (call_id IS NULL AND $11 IS NULL AND dial_lock_token = $12))";
+        let binds = binds![
+            &one.run,
+            one.seq,
+            one.state.as_str(),
+            one.outcome.map(|o| o.as_str()),
+            one.attempts,
+            one.tries,
+            one.due_at,
+            &one.error,
+            is_done.then_some(now_ms),
+            one.new_call.as_ref().map(CallId::as_str),
+            one.call.as_ref().map(CallId::as_str),
+            &one.token,
+        ];
+        settled += c.execute(sql, &binds).await?;
+    }
+    Ok(settled)
+}
+
+async fn recover(c: &mut dyn Driver, live: &[String], before: UnixMs, now_ms: UnixMs) -> Sql<u64> {
+    let sql = "SELECT d.*, (SELECT r.state FROM runs r WHERE r.id = d.run_id) AS run_state
+         FROM run_jobs d WHERE d.state IN ('dialing', 'calling') AND d.state = 'dialing'
+         AND d.claimed_at < $2 AND d.replica <> ALL($1) LIMIT $3 FOR UPDATE OF d SKIP LOCKED";
+    let rows = c.fetch(sql, &binds![live, before, SOME]).await?;
+    let mut settles = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let job = job(row)?;
+        let canceled = row.optional_str("run_state")?.is_none_or(|state| state == RunState::Canceled.as_str());
+        let found = resolve(c, &[job.alias()]).await?;
+        let same = Settle::of(&job);
+        settles.push(match (found, canceled) {
+            (Some(call), _) => Settle { state: JobState::Calling, new_call: Some(call), ..same },
+            (None, true) => Settle { state: JobState::Done, outcome: Some(Outcome::Canceled), ..same },
+            (None, false) => Settle { state: JobState::Queued, due_at: now_ms, ..same },
+        });
+    }
+    settle(c, &settles, now_ms).await
+}
+
+async fn finish(c: &mut dyn Driver, now_ms: UnixMs) -> Sql<Vec<String>> {
+    let sql = "UPDATE runs SET state = 'done', finished_at = $1, updated_at = $1, reason = NULL
+         WHERE state = 'running' AND finished_at IS NULL
+         AND NOT EXISTS (SELECT 1 FROM run_jobs j WHERE j.run_id = runs.id AND j.state = 'queued')
+         AND NOT EXISTS (SELECT 1 FROM run_jobs j WHERE j.run_id = runs.id AND j.state IN ('dialing', 'calling')) RETURNING id";
+    c.fetch(sql, &binds![now_ms]).await?.iter().map(|row| row.text("id")).collect()
+}
+
+/// Runs a statement that changes at most `$1` rows until it changes fewer.
+async fn little_by_little(store: &impl Backend, sql: &'static str, binds: super::super::driver::Owned) -> Result<u64> {
+    let mut all = 0;
+    loop {
+        let rows = store.run(sql, binds.clone()).await?;
+        all += rows;
+        if rows < SOME.into() {
+            return Ok(all);
+        }
+    }
+}
+
+#[async_trait]
+impl<B: Backend> Runs for B {
+    async fn create_run(&self, run: &Run) -> Result<RunMade> {
+        self.write(run.clone(), |c, run| create(c, run).boxed()).await
+    }
+
+    async fn add_jobs(&self, run: &str, replica: &str, jobs: Vec<NewJob>) -> Result<bool> {
+        let args = (run.to_owned(), replica.to_owned(), jobs);
+        self.write(args, |c, (run, replica, jobs)| add(c, run, replica, jobs).boxed()).await
+    }
+
+    async fn move_run(&self, change: RunChange) -> Result<bool> {
+        self.write(change, |c, change| step(c, change).boxed()).await
+    }
+
+    async fn forget_jobs(&self, run: &str) -> Result<u64> {
+        let jobs = "DELETE FROM run_jobs WHERE run_id = $2 AND seq IN (SELECT seq FROM run_jobs WHERE run_id = $2 ORDER BY seq LIMIT $1)";
+        little_by_little(self, jobs, binds![SOME, run.to_owned()].into()).await
+    }
+
+    async fn resume_runs(&self, now_ms: UnixMs) -> Result<Vec<String>> {
+        let sql = "UPDATE runs SET state = 'running', reason = NULL, resume_at = NULL, updated_at = $1
+             WHERE finished_at IS NULL AND state = 'paused' AND resume_at <= $1 RETURNING id";
+        let resumed = self.write((), move |c, ()| {
+            async move { c.fetch(sql, &binds![now_ms]).await?.iter().map(|row| row.text("id")).collect() }.boxed()
+        });
+        resumed.await
+    }
+
+    async fn forget_run(&self, run: &str) -> Result<u64> {
+        let gone = self.forget_jobs(run).await?;
+        Ok(gone + self.run("DELETE FROM runs WHERE id = $1", binds![run.to_owned()].into()).await?)
+    }
+
+    async fn run_of(&self, id: &str) -> Result<Option<Run>> {
+        let found = self.select("SELECT * FROM runs WHERE id = $1", binds![id.to_owned()].into(), run).await;
+        found.map(|mut found| found.pop())
+    }
+
+    async fn latest_runs(&self, businesses: Option<Vec<String>>, limit: u32) -> Result<Vec<Run>> {
+        let sql = "SELECT * FROM runs WHERE ($2 OR business = ANY($3)) ORDER BY id DESC LIMIT $1";
+        let all = businesses.is_none();
+        self.select(sql, binds![limit, all, businesses.unwrap_or_default()].into(), run).await
+    }
+
+    async fn run_counts(&self, run: &str) -> Result<RunCounts> {
+        let sql = "SELECT state, outcome, count(*) AS n FROM run_jobs WHERE run_id = $1 GROUP BY state, outcome";
+        let rows = self.select(sql, binds![run.to_owned()].into(), |row| {
+            Ok((
+                row.word::<JobState>("state")?,
+                row.optional_word::<Outcome>("outcome")?,
+                row.number("n")?.unsigned_abs(),
+            ))
+        });
+        let mut counts = RunCounts::default();
+        for (state, outcome, n) in rows.await? {
+            *match (state, outcome) {
+                (JobState::Queued, _) => &mut counts.queued,
+                (JobState::Dialing, _) => &mut counts.dialing,
+                (JobState::Calling, _) => &mut counts.calling,
+                (JobState::Done, Some(Outcome::Completed)) => &mut counts.completed,
+                (JobState::Done, Some(Outcome::Busy)) => &mut counts.busy,
+                (JobState::Done, Some(Outcome::NoAnswer)) => &mut counts.no_answer,
+                (JobState::Done, Some(Outcome::Canceled)) => &mut counts.canceled,
+                (JobState::Done, _) => &mut counts.failed,
+            } += n;
+        }
+        Ok(counts)
+    }
+
+    async fn due_runs(&self) -> Result<Vec<DueRun>> {
+        let sql = "SELECT r.*, (SELECT count(*) FROM run_jobs j WHERE j.run_id = r.id AND j.state IN ('dialing', 'calling')) AS open_jobs,
+                 (SELECT j.due_at FROM run_jobs j WHERE j.run_id = r.id AND j.state = 'queued' ORDER BY j.due_at LIMIT 1) AS next_due
+             FROM runs r WHERE r.finished_at IS NULL AND r.state = 'running' ORDER BY r.created_at, r.id";
+        self.select(sql, vec![], due).await
+    }
+
+    async fn claim_jobs(&self, of: Claim) -> Result<Vec<Job>> {
+        self.write(of, |c, of| claim(c, of).boxed()).await
+    }
+
+    async fn settle_jobs(&self, settles: Vec<Settle>, now_ms: UnixMs) -> Result<u64> {
+        if settles.is_empty() {
+            return Ok(0);
+        }
+        self.write(settles, move |c, settles| settle(c, settles, now_ms).boxed()).await
+    }
+
+    async fn ended_jobs(&self, not_created_before: UnixMs, limit: u32) -> Result<Vec<EndedJob>> {
+        let sql = "SELECT d.*, c.outcome AS call_outcome, c.proof, c.ended_at FROM run_jobs d JOIN calls c ON c.id = d.call_id
+             WHERE d.state IN ('dialing', 'calling') AND d.state = 'calling' AND c.phase = 'ended'
+             AND (c.outcome <> 'not_created' OR c.ended_at < $1) LIMIT $2";
+        self.select(sql, binds![not_created_before, limit].into(), ended).await
+    }
+
+    async fn recover_jobs(&self, live: Vec<String>, before: UnixMs, now_ms: UnixMs) -> Result<u64> {
+        self.write(live, move |c, live| recover(c, live, before, now_ms).boxed()).await
+    }
+
+    async fn finish_runs(&self, now_ms: UnixMs) -> Result<Vec<String>> {
+        self.write((), move |c, ()| finish(c, now_ms).boxed()).await
+    }
+
+    async fn cancel_jobs(&self, run: &str, now_ms: UnixMs) -> Result<u64> {
+        let sql =
+            "UPDATE run_jobs SET state = 'done', outcome = 'canceled', settled_at = $3 WHERE run_id = $2 AND seq IN
+             (SELECT seq FROM run_jobs WHERE run_id = $2 AND state = 'queued' LIMIT $1) AND state = 'queued'";
+        little_by_little(self, sql, binds![SOME, run.to_owned(), now_ms].into()).await
+    }
+
+    async fn retry_jobs(&self, run: &str, outcomes: Vec<Outcome>, now_ms: UnixMs) -> Result<u64> {
+        let outcomes: Vec<String> = outcomes.iter().map(|one| one.as_str().to_owned()).collect();
+        // The outcome goes, so that no job is found a second time.
+        let sql = "UPDATE run_jobs SET state = 'queued', outcome = NULL, attempts = 0, call_id = NULL, error = NULL, settled_at = NULL,
+                 due_at = $3
+             WHERE run_id = $2 AND seq IN (SELECT seq FROM run_jobs WHERE run_id = $2 AND state = 'done' AND outcome = ANY($4) LIMIT $1)
+             AND state = 'done'";
+        little_by_little(self, sql, binds![SOME, run.to_owned(), now_ms, outcomes].into()).await
+    }
+
+    async fn job_results(&self, run: &str, after: i64, limit: u32) -> Result<Vec<JobResult>> {
+        let sql = "SELECT j.*, c.admitted_at, c.answered_at, c.ended_at, p.call_duration_seconds, p.cost, p.cost_unit,
+                 (SELECT json_agg(json_build_array(kind, id))::text FROM call_aliases WHERE call_id = j.call_id) AS aliases
+             FROM run_jobs j LEFT JOIN calls c ON c.id = j.call_id LEFT JOIN call_records p ON p.call_id = j.call_id
+             WHERE j.run_id = $1 AND j.seq > $2 ORDER BY j.seq LIMIT $3";
+        self.select(sql, binds![run.to_owned(), after, limit].into(), result).await
+    }
+
+    async fn old_runs(&self, before: UnixMs, limit: u32) -> Result<Vec<(String, String)>> {
+        let sql = "SELECT id, business FROM runs WHERE finished_at < $1
+             UNION ALL SELECT id, business FROM runs WHERE finished_at IS NULL AND state IN ('loading', 'ready') AND updated_at < $1
+             LIMIT $2";
+        self.select(sql, binds![before, limit].into(), |row| Ok((row.text("id")?, row.text("business")?))).await
+    }
+}
