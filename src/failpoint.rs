@@ -37,6 +37,11 @@ pub const ALL: &[&str] = &[
     "create.rejected.ended",
     "create.unknown",
     "create.unknown.recorded",
+    // A job of a bulk run: claimed, its call on record, sent, answered.
+    "run.claimed",
+    "run.recorded",
+    "run.sending",
+    "run.answered",
     // A call that a provider brings.
     "inbound.opened",
     "inbound.full",

@@ -309,7 +309,7 @@ impl Admin {
         }
         let paused = (act == "pause").then(|| reason.unwrap_or("an operator paused it").to_owned());
         let change = RunChange { reason: paused, ..RunChange::of(&run.id, from, to, now_ms) };
-        if !store.move_run(change).await? {
+        if !store.move_run(change, self.calls.lifecycle.tell).await? {
             return Err(conflict(run, act));
         }
         if act == "cancel" {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use clap::Args;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
-use http::{Method, Request, StatusCode};
+use http::{HeaderMap, Method, Request, StatusCode};
 use serde_json::Value;
 
 use super::ConfigFile;
@@ -97,10 +97,23 @@ impl Console {
         path: &str,
         body: Option<Value>,
     ) -> anyhow::Result<(StatusCode, Value)> {
+        let body = body.map(|b| Bytes::from(b.to_string())).unwrap_or_default();
+        let (status, _, answer) = self.exchange(method, path, "application/json", body).await?;
+        Ok((status, serde_json::from_slice(&answer).unwrap_or_default()))
+    }
+
+    /// The same with a body of any kind; the answer with its headers, as it came.
+    pub(super) async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        content_type: &'static str,
+        body: Bytes,
+    ) -> anyhow::Result<(StatusCode, HeaderMap, Bytes)> {
         let place = self.place()?;
-        let mut request = Request::new(body.map(|b| Bytes::from(b.to_string())).unwrap_or_default());
+        let mut request = Request::new(body);
         *request.method_mut() = method;
-        request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
         if let Some(token) = &self.token {
             request.headers_mut().insert(AUTHORIZATION, HeaderValue::try_from(format!("Bearer {token}"))?);
         }
@@ -119,7 +132,8 @@ impl Console {
         let response = answer.map_err(|error| {
             anyhow::anyhow!("no sidecar answers at {shown}: {error}\nName its config with --config FILE, or where it is with --admin URL")
         })?;
-        Ok((response.status(), serde_json::from_slice(response.body()).unwrap_or_default()))
+        let (head, answer) = response.into_parts();
+        Ok((head.status, head.headers, answer))
     }
 
     /// Asks, and gives the answer if it is a success.

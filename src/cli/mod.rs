@@ -18,6 +18,7 @@ mod modes;
 mod purge;
 mod reconcile;
 mod reload;
+mod runs;
 mod serve;
 mod simulate;
 mod token;
@@ -54,6 +55,8 @@ enum Command {
     Token(token::Token),
     /// Show, hang up or release calls of a running sidecar
     Calls(calls::Calls),
+    /// Make, show, pause, resume, cancel, retry and export bulk runs
+    Runs(runs::Runs),
     /// Show webhooks and their deliveries, and apply or deliver them again
     Events(events::Events),
     /// Delete what a business left behind: ended calls, records, webhooks, deliveries, refusals
@@ -120,6 +123,7 @@ pub fn main() -> ExitCode {
             Command::Migrate(command) => command.run().await,
             Command::Token(command) => command.run(),
             Command::Calls(command) => command.run().await,
+            Command::Runs(command) => command.run().await,
             Command::Events(command) => command.run().await,
             Command::Purge(command) => command.run().await,
             Command::Simulate(command) => command.run().await,

@@ -34,12 +34,13 @@ impl Purge {
         }
         let n = |key: &str| gone[key].as_u64().unwrap_or(0);
         println!(
-            "{}: {} calls, {} webhooks, {} deliveries and {} refusals are deleted.",
+            "{}: {} calls, {} webhooks, {} deliveries, {} refusals and {} runs are deleted.",
             self.business,
             n("calls"),
             n("events"),
             n("deliveries"),
-            n("refusals")
+            n("refusals"),
+            n("runs")
         );
         let open: Vec<&str> = gone["open"].as_array().into_iter().flatten().filter_map(|id| id.as_str()).collect();
         if !open.is_empty() {

@@ -4,7 +4,7 @@
 //! A replica dials when the end of a call comes to it: the slot goes from hand to hand without a word to the others. Whoever misses an
 //! end, or has died, is made up for by [`RECHECK`].
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -62,6 +62,8 @@ struct Shared {
     recent: HashMap<String, Recent>,
     /// Runs whose provider takes no calls until then.
     held: HashMap<String, UnixMs>,
+    /// Runs that a rate has held back: they try one job at a time.
+    paced: HashSet<String>,
 }
 
 struct Dialler {
@@ -156,9 +158,10 @@ impl Dialler {
             let mut shared = lock(&self.shared);
             shared.held.retain(|_, until| *until > now_ms);
             shared.recent.retain(|run, _| all.iter().any(|one| one.run.id == *run));
+            shared.paced.retain(|run| all.iter().any(|one| one.run.id == *run));
         }
         for run in if all.iter().any(|one| one.next_due.is_none() && one.open == 0) {
-            store.finish_runs(now_ms).await?
+            store.finish_runs(now_ms, calls.lifecycle.tell).await?
         } else {
             vec![]
         } {
@@ -259,11 +262,13 @@ impl Dialler {
             return Ok(());
         }
         live.push(capacity.replica().to_owned());
-        let recovered = store.recover_jobs(live, now_ms - CLAIM_YOUNG_MS, now_ms).await?;
+        // A process that has the store alone knows that whoever claimed before it is gone.
+        let before = if capacity.is_shared() { now_ms - CLAIM_YOUNG_MS } else { now_ms };
+        let recovered = store.recover_jobs(live, before, now_ms).await?;
         if recovered > 0 {
             info!(jobs = recovered, "claims of replicas that are no more were settled");
         }
-        for run in store.resume_runs(now_ms).await? {
+        for run in store.resume_runs(now_ms, calls.lifecycle.tell).await? {
             info!(run, "a run that was paused for its failures goes on");
         }
         Ok(())
@@ -297,13 +302,19 @@ impl Dialler {
     }
 
     fn lane(&self, due: &Due) -> Lane {
+        let open_max = due.plan.spec.concurrency.unwrap_or(u32::MAX);
+        let at_once = match due.plan.rate {
+            _ if lock(&self.shared).paced.contains(&due.one.run.id) => 1,
+            Some(rate) => rate.count.max(1),
+            None => u32::MAX,
+        };
         let concurrent = due.bindings.iter().filter(|b| matches!(b.bound, Bound::Concurrent(_)));
         Lane {
             business: due.one.run.business.clone(),
             weight: due.plan.spec.weight,
             open: due.one.open,
             served: self.served.get(&due.one.run.id).copied().unwrap_or(0),
-            open_max: due.plan.spec.concurrency.unwrap_or(u32::MAX),
+            open_max: open_max.min(due.one.open.saturating_add(at_once)),
             keys: concurrent.map(|b| b.key.clone()).collect(),
         }
     }
@@ -398,7 +409,7 @@ async fn fail(calls: &Calls, run: &str, why: &str, now_ms: UnixMs) -> Result<()>
         reason: Some(why.to_owned()),
         ..RunChange::of(run, &[RunState::Running, RunState::Paused], RunState::Failed, now_ms)
     };
-    if calls.lifecycle.store.move_run(change).await? {
+    if calls.lifecycle.store.move_run(change, calls.lifecycle.tell).await? {
         error!(run, why, "[BulkCall] Run {run} FAILED: {why}");
     }
     Ok(())
@@ -422,7 +433,7 @@ async fn note(
         resume_at: breaker.resume_after_secs.map(|secs| now_ms + i64::from(secs) * 1000),
         ..RunChange::of(run, &[RunState::Running], RunState::Paused, now_ms)
     };
-    match calls.lifecycle.store.move_run(change).await {
+    match calls.lifecycle.store.move_run(change, calls.lifecycle.tell).await {
         Ok(true) => {
             calls.lifecycle.metrics.run_breaker();
             warn!(run, reason, "a run is paused: its calls fail");
@@ -487,14 +498,10 @@ impl Place {
             }
             JobPlaced::LimitExceeded(full) => {
                 // A rate says when it has a token; a slot is told of when it is free.
-                let due_at = match full.bound {
-                    Bound::Rate(_) => now_ms + full.free_in_ms.unwrap_or(1).max(1),
-                    Bound::Concurrent(_) => bound.due_at,
-                };
-                if let Bound::Rate(_) = full.bound
-                    && *full.limit == *"run.rate"
-                {
-                    lock(&self.shared).held.insert(bound.run.clone(), due_at);
+                if let Bound::Rate(_) = full.bound {
+                    let mut shared = lock(&self.shared);
+                    shared.held.insert(bound.run.clone(), now_ms + full.free_in_ms.unwrap_or(1).max(1));
+                    shared.paced.insert(bound.run.clone());
                 }
                 told = Signal::LimitExceeded(full.clone());
                 self.settle(queued(&bound)).await;

@@ -233,7 +233,9 @@ fn lines(from: impl Read, take: &mut impl FnMut(Row) -> Taking) -> Taking {
 }
 
 fn csv(from: impl Read, take: &mut impl FnMut(Row) -> Taking) -> Taking {
-    let mut reader = ::csv::ReaderBuilder::new().flexible(true).from_reader(from);
+    // A carriage return before it is trimmed with the field. Of CRLF the reader would count the line too late.
+    let line_feed = ::csv::Terminator::Any(b'\n');
+    let mut reader = ::csv::ReaderBuilder::new().flexible(true).terminator(line_feed).from_reader(from);
     let names: Vec<String> = match reader.headers() {
         Ok(names) => names.iter().map(|name| name.trim().to_owned()).collect(),
         Err(error) => return take(Row { line: 1, lead: Err(format!("the header row cannot be read: {error}")) }),
@@ -253,6 +255,9 @@ fn csv(from: impl Read, take: &mut impl FnMut(Row) -> Taking) -> Taking {
             Err(error) => return take(Row { line, lead: Err(format!("failed to read the list: {error}")) }),
         }
         let line = record.position().map_or(line, ::csv::Position::line);
+        if record.as_slice().trim_ascii().is_empty() && record.len() == 1 {
+            continue;
+        }
         take(Row { line, lead: of_record(&names, &record) })?;
     }
 }
@@ -291,7 +296,7 @@ mod tests {
 
     #[test]
     fn csv_rows_have_their_lines() {
-        let list = b"\xef\xbb\xbfnumber, name\r\n+15550001101,\"Anna, \"\"A\"\"\"\r\n+15550001102\r\n+15550001103,\"two\nlines\"\r\n+15550001104,\xff\r\n+15550001105,e\r\n";
+        let list = b"\xef\xbb\xbfnumber, name\r\n+15550001101,\"Anna, \"\"A\"\"\"\r\n+15550001102\r\n+15550001103,\"two\nlines\"\r\n+15550001104,\xff\r\n\r\n+15550001105,e\r\n";
         let rows = all(Format::Csv, list);
         assert_eq!(
             rows,
@@ -300,7 +305,7 @@ mod tests {
                 (3, "1 fields under 2 columns"),
                 (4, r#"{"number":"+15550001103","name":"two\nlines"}"#),
                 (6, "name is not UTF-8"),
-                (7, r#"{"number":"+15550001105","name":"e"}"#),
+                (8, r#"{"number":"+15550001105","name":"e"}"#),
             ])
         );
         assert_eq!(all(Format::Csv, b"a,a\n1,2\n"), texts(&[(1, "two columns are called a")]));

@@ -170,7 +170,7 @@ impl Runs {
         let me = calls.lifecycle.capacity.replica().to_owned();
         let now_ms = calls.lifecycle.clock.now_ms();
         let change = RunChange { replica: Some(me), ..RunChange::of(&run.id, &[run.state], RunState::Loading, now_ms) };
-        if !store.move_run(change).await? {
+        if !store.move_run(change, false).await? {
             return Err(LoadError::Conflict("somebody else sends leads for this run just now".to_owned()));
         }
         Ok(self.loading(calls, Run { state: RunState::Loading, ..run }, plan, false, false))
@@ -298,7 +298,7 @@ impl Loading {
             false => match store.forget_jobs(&self.run.id).await {
                 Ok(_) => {
                     let back = RunChange::of(&self.run.id, &[RunState::Loading], RunState::Ready, now_ms);
-                    store.move_run(back).await.map(drop)
+                    store.move_run(back, false).await.map(drop)
                 }
                 Err(error) => Err(error),
             },
@@ -343,7 +343,7 @@ impl Loading {
         let loaded = Some((self.total, digest));
         let change =
             RunChange { loaded, ..RunChange::of(&self.run.id, &[RunState::Loading], RunState::Running, now_ms) };
-        if !store.move_run(change).await? {
+        if !store.move_run(change, self.calls.lifecycle.tell).await? {
             return Err(LoadError::Conflict("the run was taken away while its leads came in".to_owned()));
         }
         self.runs.wake.notify_one();

@@ -3,14 +3,16 @@
 //! A request is a template: in its values `{{lead.name}}` stands for a field of the lead, `{{own_number}}` for the number that is
 //! chosen from the run's pool, `{{public_url}}`, `{{business}}` and `{{run}}` for what they say. Values are filled before the body is
 //! written, so whatever a lead holds stays one value, of JSON and of forms alike. A value that is one placeholder and nothing else
-//! keeps the type that the lead gives it.
+//! keeps the type that the lead gives it. `{{lead.name|url}}` is percent-encoded, for a part of a URL.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE, HeaderValue, USER_AGENT};
 use http::{Request, Uri};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -127,7 +129,7 @@ fn weight() -> u32 {
 /// A part of a text of a template.
 enum Part<'t> {
     Text(&'t str),
-    Value(&'t str),
+    Value { name: &'t str, in_url: bool },
 }
 
 /// # Errors
@@ -136,7 +138,7 @@ fn parts(text: &str) -> Result<Vec<Part<'_>>, String> {
     let (mut parts, mut rest) = (Vec::new(), text);
     while let Some((before, after)) = rest.split_once("{{") {
         let (name, after) = after.split_once("}}").ok_or_else(|| format!("{text:?} has {{{{ without }}}}"))?;
-        let name = name.trim();
+        let (name, in_url) = name.trim().strip_suffix("|url").map_or((name.trim(), false), |name| (name.trim(), true));
         let known = matches!(name, "own_number" | "public_url" | "business" | "run")
             || name.strip_prefix("lead.").is_some_and(|field| !field.is_empty());
         if !known {
@@ -145,7 +147,7 @@ fn parts(text: &str) -> Result<Vec<Part<'_>>, String> {
         if !before.is_empty() {
             parts.push(Part::Text(before));
         }
-        parts.push(Part::Value(name));
+        parts.push(Part::Value { name, in_url });
         rest = after;
     }
     if !rest.is_empty() {
@@ -159,7 +161,7 @@ fn names(value: &Value, found: &mut BTreeSet<String>) -> Result<(), String> {
     match value {
         Value::String(text) => {
             let names = parts(text)?.into_iter().filter_map(|part| match part {
-                Part::Value(name) => Some(name.to_owned()),
+                Part::Value { name, .. } => Some(name.to_owned()),
                 Part::Text(_) => None,
             });
             found.extend(names);
@@ -176,17 +178,23 @@ fn fill<'v>(template: &Value, value: &impl Fn(&str) -> Option<&'v Value>) -> Res
     let missing = |name: &str| format!("{name} is missing");
     Ok(match template {
         Value::String(text) => match parts(text)?.as_slice() {
-            [Part::Value(name)] => value(name).cloned().ok_or_else(|| missing(name))?,
+            [Part::Value { name, in_url: false }] => value(name).cloned().ok_or_else(|| missing(name))?,
             parts => {
                 let mut filled = String::new();
                 for part in parts {
                     match part {
                         Part::Text(text) => filled.push_str(text),
-                        Part::Value(name) => match value(name).ok_or_else(|| missing(name))? {
-                            Value::String(text) => filled.push_str(text),
-                            one @ (Value::Number(_) | Value::Bool(_)) => filled.push_str(&one.to_string()),
-                            _ => return Err(format!("{name} is no text, number or truth value")),
-                        },
+                        Part::Value { name, in_url } => {
+                            let text = match value(name).ok_or_else(|| missing(name))? {
+                                Value::String(text) => Cow::Borrowed(text.as_str()),
+                                one @ (Value::Number(_) | Value::Bool(_)) => one.to_string().into(),
+                                _ => return Err(format!("{name} is no text, number or truth value")),
+                            };
+                            match in_url {
+                                true => filled.extend(utf8_percent_encode(&text, NON_ALPHANUMERIC)),
+                                false => filled.push_str(&text),
+                            }
+                        }
                     }
                 }
                 Value::String(filled)
@@ -318,7 +326,7 @@ impl Plan {
     }
 
     /// The number of a lead, as it stands there.
-    pub fn number<'l>(&self, lead: &'l Map<String, Value>) -> Option<std::borrow::Cow<'l, str>> {
+    pub fn number<'l>(&self, lead: &'l Map<String, Value>) -> Option<Cow<'l, str>> {
         match field(lead, &self.spec.number_field)? {
             Value::String(text) => Some(text.into()),
             Value::Number(number) => Some(number.to_string().into()),
@@ -442,6 +450,7 @@ mod tests {
         assert_eq!(filled(template, lead), Ok(wanted));
         assert_eq!(filled(json!("{{lead.age}}"), json!({"age": 42})), Ok(json!(42)), "its type is kept");
         assert_eq!(filled(json!("{{lead.a.b}}"), json!({"a.b": "column"})), Ok(json!("column")));
+        assert_eq!(filled(json!("/x?n={{lead.n|url}}"), json!({"n": "a&b=ü"})), Ok(json!("/x?n=a%26b%3D%C3%BC")));
         for (template, lead) in [
             (json!("{{lead.name}}"), json!({})),
             (json!("{{lead.name}}"), json!({"name": ""})),

@@ -4,6 +4,7 @@
 use serde_json::{Value, json};
 use ulid::Ulid;
 
+use super::runs::Run;
 use super::{CallRecord, NewCall, RefusalRecord};
 use crate::call::{Origin, Outcome, Phase, Step};
 use crate::clock::{UnixMs, rfc3339};
@@ -95,6 +96,16 @@ pub(super) fn refused(refusal: &RefusalRecord) -> Option<Told> {
     let one = told("call.refused", None, refusal.at, &data);
     // By its refusal's id, so that it is found with it.
     Some(Told { id: format!("{EVENT}{}", refusal.id), ..one })
+}
+
+/// What a step of a bulk run is told as: `run.running`, `run.paused`, `run.done`, …
+pub(super) fn run(run: &Run, at_ms: UnixMs) -> Told {
+    let data = json!({
+        "runId": run.id, "businessId": run.business, "account": run.account, "name": run.name, "state": run.state,
+        "reason": run.reason, "leads": run.total, "createdAt": rfc3339(run.created_at),
+        "finishedAt": run.finished_at.map(rfc3339),
+    });
+    told(&format!("run.{}", run.state.as_str()), None, at_ms, &data)
 }
 
 /// What a complete record is told as.

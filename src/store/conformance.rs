@@ -110,6 +110,7 @@ macro_rules! behaves_as_a_store {
             a_webhook_that_stays_away_is_noticed,
             a_run_is_made_once_for_a_key_and_loaded_by_one,
             a_job_is_claimed_by_one_of_many,
+            a_long_queue_is_claimed_batch_by_batch,
             a_run_has_no_more_open_jobs_than_its_bound,
             a_job_is_settled_with_its_call_and_once,
             claims_of_the_dead_come_back_after_their_calls_were_looked_for,

@@ -303,14 +303,15 @@ pub trait Runs: Send + Sync {
     /// Adds leads to a run that is being loaded by this replica. `false`: it is not, any more.
     async fn add_jobs(&self, run: &str, replica: &str, jobs: Vec<NewJob>) -> Result<bool>;
 
-    /// Moves a run that is in one of these states to another. `false`: it is in none of them.
-    async fn move_run(&self, change: RunChange) -> Result<bool>;
+    /// Moves a run that is in one of these states to another, and tells the app of it if that wants to know. `false`: it is in none
+    /// of them.
+    async fn move_run(&self, change: RunChange, tell: bool) -> Result<bool>;
 
     /// Forgets the jobs of a run, little by little. Their calls stay.
     async fn forget_jobs(&self, run: &str) -> Result<u64>;
 
     /// Resumes runs that a breaker paused, if their time has come. Their ids.
-    async fn resume_runs(&self, now_ms: UnixMs) -> Result<Vec<String>>;
+    async fn resume_runs(&self, now_ms: UnixMs, tell: bool) -> Result<Vec<String>>;
 
     /// Forgets a run and its jobs, little by little. Its calls stay.
     async fn forget_run(&self, run: &str) -> Result<u64>;
@@ -343,7 +344,7 @@ pub trait Runs: Send + Sync {
     async fn recover_jobs(&self, live: Vec<String>, before: UnixMs, now_ms: UnixMs) -> Result<u64>;
 
     /// Runs that are running and have no job left to be done are done from now on. Their ids.
-    async fn finish_runs(&self, now_ms: UnixMs) -> Result<Vec<String>>;
+    async fn finish_runs(&self, now_ms: UnixMs, tell: bool) -> Result<Vec<String>>;
 
     /// Ends what is queued of a run that was canceled. How many jobs.
     async fn cancel_jobs(&self, run: &str, now_ms: UnixMs) -> Result<u64>;

@@ -51,6 +51,7 @@ mod rejections;
 mod reload;
 mod replicas;
 mod reposts;
+mod runs;
 mod security_admin;
 mod security_api;
 mod seeds;

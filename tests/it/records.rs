@@ -575,7 +575,10 @@ async fn a_business_is_purged_by_an_operator_and_that_is_on_record() {
         assert_eq!(post(&stage, &payload(conversation)).await.status, 200);
     }
     let (done, text) = cli(&stage, &["purge", "--business", "acme", "--reason", "they left"]);
-    assert!(done && text.contains("acme: 1 calls, 1 webhooks, 0 deliveries and 0 refusals are deleted."), "{text}");
+    assert!(
+        done && text.contains("acme: 1 calls, 1 webhooks, 0 deliveries, 0 refusals and 0 runs are deleted."),
+        "{text}"
+    );
     let up_id = shown(&stage, &up).await["callId"].as_str().unwrap().to_owned();
     assert!(text.contains(&format!("These calls are up and stay: {up_id}.")), "{text}");
     let gone = stage.send("GET", &stage.admin(&format!("/api/calls/{ended}")), &[], "").await;

@@ -40,7 +40,7 @@ async fn running(store: &Arc<dyn Store>, n: i64) {
     assert_eq!(store.create_run(&run("run_1", None)).await.unwrap(), RunMade::New);
     assert!(store.add_jobs("run_1", "me", leads(1, n)).await.unwrap());
     let loaded = RunChange { loaded: Some((n, "all".to_owned())), ..change(RunState::Loading, RunState::Running) };
-    assert!(store.move_run(loaded).await.unwrap());
+    assert!(store.move_run(loaded, false).await.unwrap());
 }
 
 fn claim_of(limit: u32, token: &str, replica: &str) -> Claim {
@@ -71,8 +71,8 @@ pub(in crate::store) async fn a_run_is_made_once_for_a_key_and_loaded_by_one(fre
     assert_eq!(store.due_runs().await.unwrap(), [], "it is not whole");
     assert_eq!(store.claim_jobs(claim_of(9, "t", "me")).await.unwrap(), [], "it is not whole");
     let loaded = RunChange { loaded: Some((1_203, "all".to_owned())), ..change(RunState::Loading, RunState::Running) };
-    assert!(store.move_run(loaded.clone()).await.unwrap());
-    assert!(!store.move_run(loaded).await.unwrap(), "once");
+    assert!(store.move_run(loaded.clone(), false).await.unwrap());
+    assert!(!store.move_run(loaded, false).await.unwrap(), "once");
     assert!(!store.add_jobs("run_1", "me", leads(2_000, 1)).await.unwrap());
     let due = store.due_runs().await.unwrap();
     assert_eq!((due.len(), due[0].open, due[0].next_due), (1, 0, Some(0)));
@@ -108,6 +108,30 @@ pub(in crate::store) async fn a_job_is_claimed_by_one_of_many(fresh: &impl Fresh
     let all: Vec<i64> = tasks.join_all().await.into_iter().flatten().collect();
     assert_eq!((all.len(), all.iter().collect::<BTreeSet<_>>().len()), (200, 200));
     assert_eq!(store.run_counts("run_1").await.unwrap(), RunCounts { dialing: 200, ..RunCounts::default() });
+}
+
+/// A long queue is claimed batch by batch, by several at once; the rate is printed.
+pub(in crate::store) async fn a_long_queue_is_claimed_batch_by_batch(fresh: &impl Fresh) {
+    const JOBS: usize = 10_000;
+    let store = fresh.open().await;
+    running(&store, JOBS as i64).await;
+    let (started, mut tasks) = (std::time::Instant::now(), tokio::task::JoinSet::new());
+    for n in 0..4 {
+        let store = store.clone();
+        tasks.spawn(async move {
+            let mut mine = 0;
+            for round in 0.. {
+                match store.claim_jobs(claim_of(100, &format!("t{n}-{round}"), "me")).await.unwrap().len() {
+                    0 => break,
+                    claimed => mine += claimed,
+                }
+            }
+            mine
+        });
+    }
+    let claimed: usize = tasks.join_all().await.into_iter().sum();
+    println!("{:.0} claims/s, 100 at a time, by 4 at once", JOBS as f64 / started.elapsed().as_secs_f64());
+    assert_eq!(claimed, JOBS);
 }
 
 pub(in crate::store) async fn a_run_has_no_more_open_jobs_than_its_bound(fresh: &impl Fresh) {
@@ -155,7 +179,7 @@ pub(in crate::store) async fn a_job_is_settled_with_its_call_and_once(fresh: &im
     let results = store.job_results("run_1", 0, 9).await.unwrap();
     assert_eq!((results[0].job.attempts, results[0].ended_at, results[2].ended_at), (1, Some(2_000), None));
     assert!(results[0].ids.contains_key(crate::store::runs::JOB_KIND));
-    assert_eq!(store.finish_runs(12).await.unwrap(), Vec::<String>::new());
+    assert_eq!(store.finish_runs(12, false).await.unwrap(), Vec::<String>::new());
     assert_eq!(store.retry_jobs("run_1", vec![Outcome::Busy], 12).await.unwrap(), 0);
     assert_eq!(store.retry_jobs("run_1", vec![Outcome::Completed], 12).await.unwrap(), 1);
     let again = store.claim_jobs(Claim { now_ms: 12, ..claim_of(3, "t2", "me") }).await.unwrap();
@@ -177,7 +201,7 @@ pub(in crate::store) async fn claims_of_the_dead_come_back_after_their_calls_wer
     assert_eq!((results[1].job.state, results[1].job.due_at, &results[1].job.token), (JobState::Queued, 30, &None));
     assert_eq!(results[2].job.state, JobState::Dialing);
     // Of a run that was canceled meanwhile nothing is queued again.
-    assert!(store.move_run(change(RunState::Running, RunState::Canceled)).await.unwrap());
+    assert!(store.move_run(change(RunState::Running, RunState::Canceled), false).await.unwrap());
     assert_eq!(store.cancel_jobs("run_1", 31).await.unwrap(), 2);
     assert_eq!(store.recover_jobs(vec![], 11, 32).await.unwrap(), 2);
     let counts = store.run_counts("run_1").await.unwrap();
@@ -187,12 +211,20 @@ pub(in crate::store) async fn claims_of_the_dead_come_back_after_their_calls_wer
 pub(in crate::store) async fn a_run_is_done_with_its_last_job_and_forgotten_in_time(fresh: &impl Fresh) {
     let store = fresh.open().await;
     running(&store, 1_500).await;
-    assert!(store.move_run(change(RunState::Running, RunState::Paused)).await.unwrap());
+    assert!(store.move_run(change(RunState::Running, RunState::Paused), false).await.unwrap());
     assert_eq!(store.claim_jobs(claim_of(3, "t", "me")).await.unwrap(), [], "it is paused");
-    assert_eq!(store.finish_runs(20).await.unwrap(), Vec::<String>::new());
-    assert!(store.move_run(change(RunState::Paused, RunState::Running)).await.unwrap());
+    assert_eq!(store.finish_runs(20, false).await.unwrap(), Vec::<String>::new());
+    let resumable = RunChange { resume_at: Some(9), ..change(RunState::Paused, RunState::Paused) };
+    assert!(store.move_run(resumable, false).await.unwrap());
+    assert_eq!(store.resume_runs(8, false).await.unwrap(), Vec::<String>::new());
+    assert_eq!(store.resume_runs(9, false).await.unwrap(), ["run_1"]);
+    assert!(store.move_run(change(RunState::Running, RunState::Paused), false).await.unwrap());
+    assert!(store.move_run(change(RunState::Paused, RunState::Running), false).await.unwrap());
     assert_eq!(store.cancel_jobs("run_1", 21).await.unwrap(), 1_500);
-    assert_eq!(store.finish_runs(22).await.unwrap(), ["run_1"]);
+    assert_eq!(store.finish_runs(22, true).await.unwrap(), ["run_1"]);
+    let told = store.take_deliveries(22, 9, "", false).await.unwrap();
+    let body: serde_json::Value = serde_json::from_slice(&told[0].body).unwrap();
+    assert_eq!((told.len(), &body["type"], &body["data"]["runId"]), (1, &"run.done".into(), &"run_1".into()));
     let over = store.run_of("run_1").await.unwrap().unwrap();
     assert_eq!((over.state, over.finished_at), (RunState::Done, Some(22)));
     // Nobody has finished loading this one.
@@ -211,6 +243,6 @@ pub(in crate::store) async fn a_run_is_done_with_its_last_job_and_forgotten_in_t
     running(&store, 2).await;
     assert_eq!(store.purge_business("acme").await.unwrap().runs, 0, "it is running");
     store.cancel_jobs("run_1", 21).await.unwrap();
-    store.finish_runs(22).await.unwrap();
+    store.finish_runs(22, false).await.unwrap();
     assert_eq!(store.purge_business("acme").await.unwrap().runs, 1);
 }

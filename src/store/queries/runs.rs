@@ -5,15 +5,16 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 use futures_util::FutureExt as _;
 
-use super::super::Result;
-use super::super::driver::{Backend, Driver, Sql, binds, damaged};
+use super::super::driver::{Backend, Driver, Owned, Sql, Value, binds, damaged};
 use super::super::row::Row;
 use super::super::rows::call_id;
 use super::super::runs::{
     Claim, DueRun, EndedJob, Job, JobResult, JobState, NewJob, Run, RunChange, RunCounts, RunMade, RunState, Runs,
     Settle,
 };
+use super::super::{Result, told};
 use super::bindings::resolve;
+use super::messages::tell;
 use crate::call::Outcome;
 use crate::clock::UnixMs;
 use crate::ids::CallId;
@@ -128,14 +129,29 @@ async fn add(c: &mut dyn Driver, run: &str, replica: &str, jobs: &[NewJob]) -> S
     Ok(true)
 }
 
-async fn step(c: &mut dyn Driver, change: &RunChange) -> Sql<bool> {
+/// Runs a statement that moves runs, and tells the app of them: since when, if it wants to know. Their ids.
+async fn stepped(
+    c: &mut dyn Driver,
+    sql: &'static str,
+    binds: &[Value<'_>],
+    tell_at: Option<UnixMs>,
+) -> Sql<Vec<String>> {
+    let moved = c.fetch(sql, binds).await?.iter().map(run).collect::<Sql<Vec<_>>>()?;
+    if let Some(at_ms) = tell_at {
+        let shown = moved.iter().filter(|run| !matches!(run.state, RunState::Loading | RunState::Ready));
+        tell(c, &shown.map(|run| app_events::run(run, at_ms)).collect::<Vec<_>>()).await?;
+    }
+    Ok(moved.into_iter().map(|run| run.id).collect())
+}
+
+async fn step(c: &mut dyn Driver, change: &RunChange, tell: bool) -> Sql<bool> {
     let from: Vec<String> = change.from.iter().map(|state| state.as_str().to_owned()).collect();
     let finished = change.to.is_finished().then_some(change.now_ms);
     let (total, digest) =
         change.loaded.as_ref().map_or((None, None), |(total, digest)| (Some(*total), Some(digest.as_str())));
     let sql = "UPDATE runs SET state = $3, reason = $4, resume_at = $5, updated_at = $6, finished_at = $7,
              total = coalesce($8, total), digest = coalesce($9, digest), replica = coalesce($10, replica)
-         WHERE id = $1 AND state = ANY($2)";
+         WHERE id = $1 AND state = ANY($2) RETURNING *";
     let binds = binds![
         &change.run,
         from,
@@ -148,7 +164,7 @@ async fn step(c: &mut dyn Driver, change: &RunChange) -> Sql<bool> {
         digest,
         &change.replica,
     ];
-    Ok(c.execute(sql, &binds).await? == 1)
+    Ok(!stepped(c, sql, &binds, tell.then_some(change.now_ms)).await?.is_empty())
 }
 
 /// Claims: where the run has a bound of its own, with the run locked, so that no two claims count its open jobs at once.
@@ -227,16 +243,16 @@ async fn recover(c: &mut dyn Driver, live: &[String], before: UnixMs, now_ms: Un
     settle(c, &settles, now_ms).await
 }
 
-async fn finish(c: &mut dyn Driver, now_ms: UnixMs) -> Sql<Vec<String>> {
-    let sql = "UPDATE runs SET state = 'done', finished_at = $1, updated_at = $1, reason = NULL
-         WHERE state = 'running' AND finished_at IS NULL
-         AND NOT EXISTS (SELECT 1 FROM run_jobs j WHERE j.run_id = runs.id AND j.state = 'queued')
-         AND NOT EXISTS (SELECT 1 FROM run_jobs j WHERE j.run_id = runs.id AND j.state IN ('dialing', 'calling')) RETURNING id";
-    c.fetch(sql, &binds![now_ms]).await?.iter().map(|row| row.text("id")).collect()
-}
+const FINISH: &str = "UPDATE runs SET state = 'done', finished_at = $1, updated_at = $1, reason = NULL
+     WHERE state = 'running' AND finished_at IS NULL
+     AND NOT EXISTS (SELECT 1 FROM run_jobs j WHERE j.run_id = runs.id AND j.state = 'queued')
+     AND NOT EXISTS (SELECT 1 FROM run_jobs j WHERE j.run_id = runs.id AND j.state IN ('dialing', 'calling')) RETURNING *";
+
+const RESUME: &str = "UPDATE runs SET state = 'running', reason = NULL, resume_at = NULL, updated_at = $1
+     WHERE finished_at IS NULL AND state = 'paused' AND resume_at <= $1 RETURNING *";
 
 /// Runs a statement that changes at most `$1` rows until it changes fewer.
-async fn little_by_little(store: &impl Backend, sql: &'static str, binds: super::super::driver::Owned) -> Result<u64> {
+async fn little_by_little(store: &impl Backend, sql: &'static str, binds: Owned) -> Result<u64> {
     let mut all = 0;
     loop {
         let rows = store.run(sql, binds.clone()).await?;
@@ -258,8 +274,8 @@ impl<B: Backend> Runs for B {
         self.write(args, |c, (run, replica, jobs)| add(c, run, replica, jobs).boxed()).await
     }
 
-    async fn move_run(&self, change: RunChange) -> Result<bool> {
-        self.write(change, |c, change| step(c, change).boxed()).await
+    async fn move_run(&self, change: RunChange, tell: bool) -> Result<bool> {
+        self.write(change, move |c, change| step(c, change, tell).boxed()).await
     }
 
     async fn forget_jobs(&self, run: &str) -> Result<u64> {
@@ -267,13 +283,9 @@ impl<B: Backend> Runs for B {
         little_by_little(self, jobs, binds![SOME, run.to_owned()].into()).await
     }
 
-    async fn resume_runs(&self, now_ms: UnixMs) -> Result<Vec<String>> {
-        let sql = "UPDATE runs SET state = 'running', reason = NULL, resume_at = NULL, updated_at = $1
-             WHERE finished_at IS NULL AND state = 'paused' AND resume_at <= $1 RETURNING id";
-        let resumed = self.write((), move |c, ()| {
-            async move { c.fetch(sql, &binds![now_ms]).await?.iter().map(|row| row.text("id")).collect() }.boxed()
-        });
-        resumed.await
+    async fn resume_runs(&self, now_ms: UnixMs, tell: bool) -> Result<Vec<String>> {
+        let binds: Owned = binds![now_ms].into();
+        self.write(binds, move |c, binds| stepped(c, RESUME, binds, tell.then_some(now_ms)).boxed()).await
     }
 
     async fn forget_run(&self, run: &str) -> Result<u64> {
@@ -346,8 +358,9 @@ impl<B: Backend> Runs for B {
         self.write(live, move |c, live| recover(c, live, before, now_ms).boxed()).await
     }
 
-    async fn finish_runs(&self, now_ms: UnixMs) -> Result<Vec<String>> {
-        self.write((), move |c, ()| finish(c, now_ms).boxed()).await
+    async fn finish_runs(&self, now_ms: UnixMs, tell: bool) -> Result<Vec<String>> {
+        let binds: Owned = binds![now_ms].into();
+        self.write(binds, move |c, binds| stepped(c, FINISH, binds, tell.then_some(now_ms)).boxed()).await
     }
 
     async fn cancel_jobs(&self, run: &str, now_ms: UnixMs) -> Result<u64> {

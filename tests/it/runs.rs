@@ -1,0 +1,610 @@
+//! Bulk runs, with the simulated providers as judge: nobody is called twice, nobody is forgotten, no limit is exceeded. Tests 1 to 5 are
+//! those of the system whose dialler ringfence replaces (contract §3), by their numbers.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{Method, Request};
+use ringfence::failpoint;
+use ringfence::net::fetch_local;
+use ringfence::provider::secret::Secret;
+use ringfence::token::{Claims, mint};
+use ringfence_simulator::{CallView, Fault, FaultKind, Millis, Provider, SimSettings};
+use serde_json::{Value, json};
+use tokio::task::block_in_place;
+
+use crate::chaos::DATABASE;
+use crate::support::chance::Dice;
+use crate::support::child::Scene;
+use crate::support::fleet::{self, Fleet, Store};
+use crate::support::postgres::{self, Server};
+use crate::support::stage::{Answer, PATIENCE, Setup, Stage};
+
+/// The limits of business 1: 3 calls at once.
+const THREE: &str = "[businesses.1]\nmax_calls = 3\n[businesses.2]\nmax_calls = 3";
+
+fn sim(talk_ms: u64) -> SimSettings {
+    SimSettings { talk_ms: Millis::exactly(talk_ms), ..Setup::default().sim }
+}
+
+/// A Twilio run of business 1.
+fn twilio() -> Value {
+    json!({
+        "business": "1", "account": "twilio", "operation": "calls",
+        "request": {"Twiml": "<Response><Say>Hello {{lead.name}}</Say></Response>"}, "own_numbers": ["+15550001111"],
+    })
+}
+
+/// An ElevenLabs run of business 1.
+fn elevenlabs() -> Value {
+    json!({
+        "business": "1", "account": "elevenlabs", "operation": "twilio_outbound_call",
+        "request": {
+            "agent_id": "agent_acme", "agent_phone_number_id": "phnum_1",
+            "conversation_initiation_client_data": {"dynamic_variables": {"name": "{{lead.name}}"}},
+        },
+    })
+}
+
+fn leads(n: usize) -> Vec<Value> {
+    (0..n).map(|i| json!({"number": format!("+1555100{:04}", i + 10), "name": format!("Lead {i}")})).collect()
+}
+
+fn with(mut run: Value, more: Value) -> Value {
+    for (key, value) in more.as_object().unwrap() {
+        run[key] = value.clone();
+    }
+    run
+}
+
+async fn post(stage: &Stage, path: &str, kind: &str, body: impl Into<Bytes>) -> Answer {
+    stage.send("POST", &stage.admin(path), &[("content-type", kind)], body).await
+}
+
+/// Makes a run that has its leads in its body.
+async fn make(stage: &Stage, run: Value, leads: Vec<Value>) -> Answer {
+    let run = with(run, json!({"leads": leads}));
+    post(stage, "/api/runs", "application/json", run.to_string()).await
+}
+
+async fn start(stage: &Stage, run: Value, leads: Vec<Value>) -> String {
+    let made = make(stage, run, leads).await;
+    assert_eq!(made.status, 201, "{made:?}");
+    made.json()["runId"].as_str().unwrap().to_owned()
+}
+
+async fn act(stage: &Stage, id: &str, act: &str, body: Value) -> Answer {
+    post(stage, &format!("/api/runs/{id}/{act}"), "application/json", body.to_string()).await
+}
+
+async fn show(stage: &Stage, id: &str) -> Value {
+    stage.ask(&format!("/api/runs/{id}")).await
+}
+
+async fn until_state(stage: &Stage, id: &str, state: &str) -> Value {
+    stage.wait(&format!("the run is {state}"), async || show(stage, id).await["state"] == state).await;
+    show(stage, id).await
+}
+
+/// How often each number was called, by the provider's word.
+fn called(calls: &[CallView]) -> BTreeMap<String, u32> {
+    let mut called = BTreeMap::new();
+    for call in calls.iter().filter(|call| !call.inbound) {
+        *called.entry(call.to.clone()).or_default() += 1;
+    }
+    called
+}
+
+/// Nobody was called twice, nobody was forgotten.
+fn check_once(calls: &[CallView], n: usize) {
+    let called = called(calls);
+    let twice: Vec<_> = called.iter().filter(|(_, times)| **times != 1).collect();
+    assert_eq!((called.len(), twice.len()), (n, 0), "{twice:?}");
+}
+
+// === the tests of the system that is replaced ===
+
+/// Test 1: single business, 20 leads, both providers.
+#[tokio::test(flavor = "multi_thread")]
+async fn test_1_single_business_twenty_leads() {
+    for run in [twilio(), elevenlabs()] {
+        let stage = Stage::start(Setup { sim: sim(120), tables: THREE.to_owned(), ..Setup::default() }).await;
+        let id = start(&stage, run, leads(20)).await;
+        let done = until_state(&stage, &id, "done").await;
+        assert_eq!((&done["counts"]["completed"], &done["done"]), (&20.into(), &20.into()), "{done}");
+        let calls = stage.control.calls();
+        check_once(&calls, 20);
+        let results = stage.ask(&format!("/api/runs/{id}/results")).await;
+        let results = results["results"].as_array().unwrap();
+        assert_eq!(results.len(), 20);
+        for (n, one) in results.iter().enumerate() {
+            assert_eq!(
+                (&one["lead"], &one["outcome"], &one["attempts"]),
+                (&(n + 1).into(), &"completed".into(), &1.into())
+            );
+            let sid = one["call_sid"].as_str().unwrap();
+            let call = calls.iter().find(|call| call.call_sid.as_deref() == Some(sid)).unwrap();
+            assert_eq!(call.to, format!("+1555100{:04}", n + 10), "the lead's own call");
+            assert!(one["number"].as_str().unwrap().contains('•'), "masked: {one}");
+        }
+        // Runs leave no rejections, and their limits were met all the time.
+        assert_eq!(stage.ask("/api/refusals").await["refusals"], json!([]));
+        stage.finish().await;
+    }
+}
+
+/// Test 2: never more than 3 at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn test_2_never_more_than_three_at_once() {
+    let stage = Stage::start(Setup { sim: sim(80), tables: THREE.to_owned(), ..Setup::default() }).await;
+    let one = start(&stage, twilio(), leads(25)).await;
+    let other = start(&stage, with(twilio(), json!({"duplicates": "keep"})), leads(10)).await;
+    let mut most = 0;
+    stage
+        .wait("both are done", async || {
+            most = most.max(stage.held().await);
+            show(&stage, &one).await["state"] == "done" && show(&stage, &other).await["state"] == "done"
+        })
+        .await;
+    let counts = stage.control.counts();
+    assert_eq!((counts.tw_live_max, most), (3, 3), "it used what there is, and no more");
+    assert_eq!(stage.control.calls().len(), 35);
+    stage.finish().await;
+}
+
+/// Test 3: direct and bulk calls share the limit; and what is kept for direct ones, bulk calls do not take.
+#[tokio::test(flavor = "multi_thread")]
+async fn test_3_mixed_direct_and_bulk_calls() {
+    let stage = Stage::start(Setup { tables: THREE.to_owned(), ..Setup::default() }).await;
+    assert_eq!(stage.dial_twilio(Some("1"), "+15552000010", &[]).await.status, 201);
+    let id = start(&stage, twilio(), leads(50)).await;
+    stage.wait("the limit is met", async || stage.held().await == 3).await;
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert_eq!(
+        (stage.control.counts().tw_live_now, show(&stage, &id).await["counts"]["calling"].clone()),
+        (3, 2.into())
+    );
+    assert_eq!(stage.dial_twilio(Some("1"), "+15552000011", &[]).await.status, 503, "it is full for everybody");
+    act(&stage, &id, "cancel", json!({})).await;
+    for call in stage.control.calls() {
+        stage.control.end_call(call.call_sid.as_ref().unwrap());
+    }
+    stage.wait("all is free", async || stage.held().await == 0).await;
+    let reserved = start(&stage, with(twilio(), json!({"reserve_for_direct": 1})), leads(50)).await;
+    stage.wait("bulk calls have what they may", async || stage.held().await == 2).await;
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert_eq!(stage.held().await, 2, "one is kept free");
+    assert_eq!(stage.dial_twilio(Some("1"), "+15552000012", &[]).await.status, 201, "for direct calls");
+    act(&stage, &reserved, "cancel", json!({})).await;
+    stage.finish().await;
+}
+
+/// Test 5: without a public host the run fails at once, and nobody is called.
+#[tokio::test(flavor = "multi_thread")]
+async fn test_5_missing_host_fails_at_once() {
+    let stage = Stage::start(Setup { public: false, tables: THREE.to_owned(), ..Setup::default() }).await;
+    let made = make(&stage, twilio(), leads(5)).await;
+    let run = made.json();
+    assert_eq!(
+        (made.status, &run["state"], &run["reason"]),
+        (201, &"failed".into(), &"No public host configured".into())
+    );
+    let reminder = with(
+        elevenlabs(),
+        json!({"request": {"agent_id": "a", "x": "{{public_url}}/api/v1/webhooks/outbound-reminder"}}),
+    );
+    assert_eq!(make(&stage, reminder, leads(5)).await.json()["state"], "failed");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(stage.control.calls().is_empty());
+    // ElevenLabs needs no callback: ends are polled.
+    let id = start(&stage, elevenlabs(), leads(1)).await;
+    stage.wait("it is dialled", async || stage.control.calls().len() == 1).await;
+    act(&stage, &id, "cancel", json!({})).await;
+    stage.finish().await;
+}
+
+// === several processes ===
+
+async fn ask_at(fleet: &Fleet, n: usize, method: &str, path: &str, body: impl Into<Bytes>) -> Option<Value> {
+    let mut request = Request::new(body.into());
+    *request.method_mut() = method.parse::<Method>().unwrap();
+    *request.uri_mut() = path.parse().unwrap();
+    let socket = fleet.replicas[n].folder.join("ringfence-admin.sock");
+    let answer = fetch_local(&socket, request, 64 << 20, Duration::from_secs(10)).await.ok()?;
+    serde_json::from_slice(answer.body()).ok()
+}
+
+async fn three(server: &Server, sim: SimSettings, limits: (u32, u32, u32)) -> Fleet {
+    let setup = fleet::Setup {
+        replicas: 3,
+        sim,
+        postgres: (server.port, server.database_over_tcp().rsplit('/').next().unwrap().to_owned()),
+        redis: Store::None,
+        tables: DATABASE.to_owned(),
+        limits: (limits.0, limits.1, vec![("1".to_owned(), limits.2)]),
+        reconcile: "sweep_ms = 150\nlist_lag_ms = 300\nnot_found_confirm_secs = 2",
+    };
+    let fleet = Fleet::set(setup, &mut Dice::new("runs")).await;
+    fleet.start().await;
+    fleet
+}
+
+/// Asks whichever replica answers.
+async fn run_at(fleet: &Fleet, id: &str) -> Value {
+    for n in [0, 1, 2].into_iter().cycle().take(30) {
+        if let Some(run) =
+            ask_at(fleet, n, "GET", &format!("/api/runs/{id}"), "").await.filter(|run| !run["counts"].is_null())
+        {
+            return run;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("nobody answers")
+}
+
+async fn done_at(fleet: &Fleet, id: &str, patience: Duration) -> Value {
+    let started = Instant::now();
+    loop {
+        let run = run_at(fleet, id).await;
+        if run["state"] == "done" {
+            return run;
+        }
+        let logs = || fleet.replicas.iter().map(fleet::Replica::last_lines).collect::<Vec<_>>().join("\n");
+        assert!(started.elapsed() < patience, "{run}\n{}", logs());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Test 4: several workers over one queue, killed at random moments: nobody is called twice, nobody is forgotten, and there are never more
+/// than 3 at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn test_4_several_workers_that_are_killed() {
+    if postgres::is_missing() {
+        return;
+    }
+    let server = block_in_place(Server::start);
+    let fleet = three(&server, sim(250), (10, 10, 3)).await;
+    let run = with(twilio(), json!({"leads": leads(100)}));
+    let made = ask_at(&fleet, 0, "POST", "/api/runs", run.to_string()).await.unwrap();
+    let id = made["runId"].as_str().unwrap_or_else(|| panic!("{made}")).to_owned();
+    let mut dice = Dice::new("kills");
+    let mut kills = 0;
+    while run_at(&fleet, &id).await["counts"]["queued"].as_u64().unwrap() > 10 {
+        tokio::time::sleep(Duration::from_millis(300 + dice.below(900))).await;
+        let victim = &fleet.replicas[dice.below(3) as usize];
+        victim.kill();
+        kills += 1;
+        tokio::time::sleep(Duration::from_millis(100 + dice.below(900))).await;
+        assert!(victim.start("").await, "{}", victim.last_lines());
+    }
+    let done = done_at(&fleet, &id, Duration::from_secs(120)).await;
+    check_once(&fleet.control.calls(), 100);
+    assert_eq!(done["counts"]["completed"], 100, "{done}");
+    let counts = fleet.control.counts();
+    assert!(counts.tw_live_max <= 3, "{counts:?}");
+    assert!(kills >= 3, "{kills} kills");
+    println!("{kills} kills, at most {} at once", counts.tw_live_max);
+    let logs: String = fleet.replicas.iter().map(fleet::Replica::log).collect();
+    for line in [
+        "public_host=127.0.0.1",
+        "Started call for lead=",
+        "Business 1 at max (3/3), waiting...",
+        "Call completed for lead=",
+    ] {
+        assert!(logs.contains(line), "{line}");
+    }
+    fleet.end_all();
+    fleet.stop().await;
+    fleet.done().await;
+}
+
+/// The process dies at every point of a job's way, at its first pass and later: the next one dials the rest, and nobody twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_death_on_the_way_of_a_job_costs_nothing() {
+    let points = failpoint::ALL.iter().filter(|point| point.starts_with("run."));
+    for (point, pass) in points.flat_map(|point| [(point, 1), (point, 3)]) {
+        for run in [twilio(), elevenlabs()] {
+            let mut scene = Scene::set(sim(100), "front", "", "[businesses.1]\nmax_calls = 2").await;
+            scene.start(&format!("{point}=abort:{pass}")).await;
+            let run = with(run, json!({"leads": leads(8), "idempotency_key": "once"})).to_string();
+            let made = scene.ask("admin", "POST", "/api/runs", &[], run.clone()).await;
+            let died = scene.died(PATIENCE).await;
+            assert!(died.is_some(), "nobody came to {point}: {made:?}\n{}", scene.log());
+            scene.start_well().await;
+            let again = scene.ask("admin", "POST", "/api/runs", &[], run).await.unwrap();
+            let id = again.json()["runId"].as_str().unwrap_or_else(|| panic!("{again:?}")).to_owned();
+            let show = async || scene.ask("admin", "GET", &format!("/api/runs/{id}"), &[], "").await.unwrap().json();
+            scene.wait("the run is done", async || show().await["state"] == "done").await;
+            let done = show().await;
+            check_once(&scene.control.calls(), 8);
+            assert_eq!(done["counts"]["completed"], 8, "{point}, pass {pass}: {done}");
+            assert!(scene.control.counts().both_live_max <= 2);
+            scene.finish().await;
+        }
+    }
+}
+
+// === figures ===
+
+/// How well slots were used while work waited, and how long one stayed empty: milliseconds at the median and the 99th percentile.
+fn figures(calls: &[CallView], slots: usize) -> (f64, i64, i64) {
+    let mut starts: Vec<i64> = calls.iter().map(|call| call.created_ms).collect();
+    let mut ends: Vec<i64> = calls.iter().filter_map(|call| call.ended_ms).collect();
+    starts.sort_unstable();
+    ends.sort_unstable();
+    let (from, to) = (starts[slots - 1], starts[starts.len() - 1]);
+    let busy: i64 = calls.iter().map(|c| (c.ended_ms.unwrap_or(to).min(to) - c.created_ms.max(from)).max(0)).sum();
+    let mut gaps: Vec<i64> = starts[slots..].iter().zip(&ends).map(|(start, end)| (start - end).max(0)).collect();
+    gaps.sort_unstable();
+    let at = |part: usize| gaps[(gaps.len() * part / 100).min(gaps.len() - 1)];
+    (busy as f64 / (slots as i64 * (to - from)) as f64, at(50), at(99))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn slots_are_full_while_work_waits() {
+    let all = "concurrent = 50\n".to_owned();
+    let tables = "[businesses.1]\nmax_calls = 50".to_owned();
+    let stage = Stage::start(Setup { sim: sim(2_000), root: all, tables, ..Setup::default() }).await;
+    let id = start(&stage, twilio(), leads(350)).await;
+    until_state(&stage, &id, "done").await;
+    let (used, p50, p99) = figures(&stage.control.calls(), 50);
+    println!("one process: {:.2} % of 50 slots used; hang-up to next dial {p50} ms p50, {p99} ms p99", used * 100.0);
+    check_once(&stage.control.calls(), 350);
+    assert_eq!(stage.control.counts().tw_live_max, 50);
+    assert!(used > 0.9, "{used}");
+    stage.finish().await;
+    if postgres::is_missing() {
+        return;
+    }
+    let server = block_in_place(Server::start);
+    let fleet = three(&server, sim(2_000), (50, 50, 50)).await;
+    let run = with(twilio(), json!({"leads": leads(350)}));
+    let made = ask_at(&fleet, 0, "POST", "/api/runs", run.to_string()).await.unwrap();
+    done_at(&fleet, made["runId"].as_str().unwrap(), Duration::from_secs(90)).await;
+    let (used, p50, p99) = figures(&fleet.control.calls(), 50);
+    println!(
+        "three processes: {:.2} % of 50 slots used; hang-up to next dial {p50} ms p50, {p99} ms p99",
+        used * 100.0
+    );
+    check_once(&fleet.control.calls(), 350);
+    assert!(fleet.control.counts().tw_live_max <= 50 && used > 0.8, "{used}");
+    fleet.stop().await;
+    fleet.done().await;
+}
+
+// === what else must hold ===
+
+/// A large run of one business and a small one of another over one limit: the small one is done in about its fair time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_small_run_is_not_behind_a_large_one() {
+    let tables = "[businesses.1]\nmax_calls = 9\n[businesses.2]\nmax_calls = 9".to_owned();
+    let stage =
+        Stage::start(Setup { sim: sim(60), root: "concurrent = 4\n".to_owned(), tables, ..Setup::default() }).await;
+    let large = start(&stage, twilio(), leads(600)).await;
+    stage.wait("the large one has all slots", async || stage.control.counts().tw_live_now == 4).await;
+    let before = stage.control.calls().len();
+    let others: Vec<Value> =
+        (0..30).map(|i| json!({"number": format!("+1555300{:04}", i + 10), "name": "x"})).collect();
+    let small = start(&stage, with(twilio(), json!({"business": "2"})), others).await;
+    until_state(&stage, &small, "done").await;
+    let calls = stage.control.calls();
+    let of_large = calls.iter().skip(before).filter(|call| call.to.starts_with("+1555100")).count();
+    println!("beside 30 calls of the small run the large one made {of_large}");
+    assert!((15..=50).contains(&of_large), "{of_large} calls of the large run while 30 of the small one were made");
+    act(&stage, &large, "cancel", json!({})).await;
+    stage.wait("all is free", async || stage.held().await == 0).await;
+    stage.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_is_taken_whole_or_every_mistake_is_told_by_its_line() {
+    let stage = Stage::start(Setup { tables: THREE.to_owned(), ..Setup::default() }).await;
+    let made = post(&stage, "/api/runs", "application/json", twilio().to_string()).await;
+    assert_eq!((made.status, &made.json()["state"]), (201, &"ready".into()), "{made:?}");
+    let id = made.json()["runId"].as_str().unwrap().to_owned();
+    let path = format!("/api/runs/{id}/leads");
+    let list = "number,name\n+15551000010,Anna\n12,Ben\n+15551000011,\n+1 555 100 0010,Cleo\n+15551000012,Dora,more\n";
+    let wrong = post(&stage, &path, "text/csv", list).await;
+    let told = wrong.json();
+    assert_eq!((wrong.status, &told["error"], &told["count"]), (422, &"INVALID_LEADS".into(), &4.into()));
+    let lines: Vec<u64> =
+        told["mistakes"].as_array().unwrap().iter().map(|one| one["line"].as_u64().unwrap()).collect();
+    assert_eq!(lines, [3, 4, 5, 6]);
+    let texts = told["mistakes"].to_string();
+    for part in ["E.164", "missing: name", "the same number as in line 2", "3 fields under 2 columns"] {
+        assert!(texts.contains(part), "{part}: {texts}");
+    }
+    assert_eq!(show(&stage, &id).await["state"], "ready", "nothing was taken in");
+    assert!(stage.control.calls().is_empty());
+    let list = "number,name\n+15551000010,Anna\n+15551000011,\"Ben, \"\"B\"\"\"\n";
+    let right = post(&stage, &path, "text/csv", list).await;
+    assert_eq!((right.status, &right.json()["leads"]), (201, &2.into()), "{right:?}");
+    assert_eq!(post(&stage, &path, "text/csv", list).await.status, 200, "the same list is the same run");
+    assert_eq!(post(&stage, &path, "text/csv", "number,name\n+15551000010,X\n").await.status, 409);
+    stage.wait("both are called", async || stage.control.calls().len() == 2).await;
+    // What is no run, or none that can be dialled.
+    for (more, part) in [
+        (json!({"account": "nobody"}), "no account nobody"),
+        (json!({"operation": "register_call"}), "operation must be one of"),
+        (json!({"request": {"To": "+1"}}), "must not have To"),
+        (json!({"request": {"Twiml": "{{leads.name}}"}}), "none of lead"),
+        (json!({"retry": {"completed": {"attempts": 2, "after_secs": 1}}}), "retry has completed"),
+        (json!({"rate": "fast"}), "rate"),
+        (json!({"colour": "red"}), "colour"),
+    ] {
+        let answer = make(&stage, with(twilio(), more.clone()), leads(1)).await;
+        assert_eq!(answer.status, 400, "{more}: {answer:?}");
+        assert!(answer.json()["message"].as_str().unwrap().contains(part), "{more}: {answer:?}");
+    }
+    assert_eq!(post(&stage, "/api/runs", "application/json", "[1, 2").await.status, 400);
+    let listed = stage.ask("/api/runs").await;
+    assert_eq!(listed["runs"].as_array().unwrap().len(), 1, "what was refused is not there: {listed}");
+    stage.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_is_made_once_for_its_key() {
+    let stage = Stage::start(Setup { tables: THREE.to_owned(), ..Setup::default() }).await;
+    let keyed = || with(elevenlabs(), json!({"idempotency_key": "monday", "concurrency": 2}));
+    let first = make(&stage, keyed(), leads(5)).await;
+    let again = make(&stage, keyed(), leads(5)).await;
+    assert_eq!((first.status, again.status), (201, 200), "{again:?}");
+    assert_eq!(first.json()["runId"], again.json()["runId"]);
+    assert_eq!(make(&stage, keyed(), leads(4)).await.status, 409, "other leads");
+    assert_eq!(make(&stage, with(keyed(), json!({"concurrency": 1})), leads(5)).await.status, 409, "another run");
+    assert_eq!(make(&stage, with(keyed(), json!({"business": "2"})), leads(5)).await.status, 201, "another business");
+    stage.wait("two of each are up", async || stage.control.counts().el_live_now == 4).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(stage.control.counts().el_live_max, 4, "each keeps to its own bound");
+    stage.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leads_are_called_again_by_their_outcome_and_results_are_exported() {
+    let stage = Stage::start(Setup { sim: sim(50), tables: THREE.to_owned(), ..Setup::default() }).await;
+    let list: Vec<Value> = ["+15551000001", "+15551000002", "+15551000003", "+15551000010"]
+        .map(|number| json!({"number": number, "name": "=1+1"}))
+        .into();
+    let retry =
+        json!({"retry": {"busy": {"attempts": 3, "after_secs": 0}, "no_answer": {"attempts": 2, "after_secs": 0}}});
+    let id = start(&stage, with(twilio(), retry), list).await;
+    let done = until_state(&stage, &id, "done").await;
+    let counts = &done["counts"];
+    let each = ["busy", "noAnswer", "failed", "completed"].map(|name| counts[name].as_u64().unwrap());
+    assert_eq!(each, [1, 1, 1, 1], "{done}");
+    let calls = called(&stage.control.calls());
+    assert_eq!(calls.values().copied().collect::<Vec<_>>(), [3, 2, 1, 1], "{calls:?}");
+    let get = async |path: &str| stage.send("GET", &stage.admin(path), &[], Bytes::new()).await;
+    let csv = get(&format!("/api/runs/{id}/results?format=csv&limit=3")).await;
+    assert_eq!((csv.header("content-type"), csv.header("x-next-after")), (Some("text/csv"), Some("3")));
+    let text = String::from_utf8(csv.body.to_vec()).unwrap();
+    assert!(text.starts_with("lead,number,state,outcome,attempts,call_id,call_sid,"), "{text}");
+    assert_eq!(text.lines().count(), 4);
+    assert!(text.lines().nth(1).unwrap().starts_with("1,+155••••••01,done,busy,3,c_"), "{text}");
+    let rest = get(&format!("/api/runs/{id}/results?format=ndjson&after=3")).await;
+    let rest = String::from_utf8(rest.body.to_vec()).unwrap();
+    assert_eq!(rest.lines().count(), 1);
+    assert_eq!(serde_json::from_str::<Value>(&rest).unwrap()["attempts"], 1);
+    // Those that were not reached are called once more.
+    let again = act(&stage, &id, "retry", json!({"outcomes": ["failed"]})).await;
+    assert_eq!((again.status, &again.json()["jobs"]), (200, &1.into()), "{again:?}");
+    until_state(&stage, &id, "done").await;
+    assert_eq!(called(&stage.control.calls())["+15551000003"], 2);
+    stage.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_of_unknown_outcome_is_looked_up_and_not_dialled_again() {
+    for (provider, run) in [(Provider::ElevenLabs, elevenlabs()), (Provider::Twilio, twilio())] {
+        let stage = Stage::start(Setup { sim: sim(300), tables: THREE.to_owned(), ..Setup::default() }).await;
+        stage.control.fault(Fault::next(provider, FaultKind::AcceptThenDrop, 2));
+        let id = start(&stage, run, leads(6)).await;
+        let done = until_state(&stage, &id, "done").await;
+        check_once(&stage.control.calls(), 6);
+        assert_eq!(done["counts"]["completed"], 6, "{provider:?}: {done}");
+        stage.finish().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_provider_costs_no_attempt_and_a_breaker_pauses_a_run() {
+    let stage = Stage::start(Setup { sim: sim(50), tables: THREE.to_owned(), ..Setup::default() }).await;
+    let mut fault = Fault::next(Provider::ElevenLabs, FaultKind::TooManyConcurrent, 2);
+    fault.retry_after = Some(1);
+    stage.control.fault(fault);
+    let id = start(&stage, elevenlabs(), leads(4)).await;
+    let done = until_state(&stage, &id, "done").await;
+    assert_eq!(done["counts"]["completed"], 4, "{done}");
+    let results = stage.ask(&format!("/api/runs/{id}/results")).await;
+    assert!(results["results"].as_array().unwrap().iter().all(|one| one["attempts"] == 1), "{results}");
+    assert_eq!(stage.ask("/api/refusals").await["refusals"], json!([]), "nobody's request was rejected");
+    // Numbers that end in 0003 cannot be reached.
+    let list: Vec<Value> = (0..30).map(|i| json!({"number": format!("+15551{i:02}0003"), "name": "x"})).collect();
+    let breaker = json!({"breaker": {"window": 6, "failures": 4}});
+    let id = start(&stage, with(twilio(), breaker), list).await;
+    let paused = until_state(&stage, &id, "paused").await;
+    assert!(paused["reason"].as_str().unwrap().starts_with("4 of the last 6 calls failed"), "{paused}");
+    assert!(paused["counts"]["queued"].as_u64().unwrap() >= 20, "{paused}");
+    assert!(stage.ask("/metrics").await.as_str().unwrap().contains("ringfence_run_breaker_trips_total 1"));
+    assert_eq!(act(&stage, &id, "pause", json!({})).await.status, 409);
+    assert_eq!(act(&stage, &id, "resume", json!({})).await.json()["state"], "running");
+    until_state(&stage, &id, "paused").await;
+    let canceled = act(&stage, &id, "cancel", json!({"reason": "enough"})).await.json();
+    assert_eq!((&canceled["state"], &canceled["counts"]["queued"]), (&"canceled".into(), &0.into()));
+    let audit = stage.ask("/api/audit").await;
+    let what: Vec<&str> = audit["audit"].as_array().unwrap().iter().filter_map(|one| one["what"].as_str()).collect();
+    assert!(["create run", "resume run", "cancel run"].iter().all(|act| what.contains(act)), "{what:?}");
+    stage.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_keeps_its_pace_rotates_its_numbers_and_survives_a_restart() {
+    let mut stage =
+        Stage::start(Setup { sim: sim(50), root: "concurrent = 20\n".to_owned(), ..Setup::default() }).await;
+    let pool = json!({"own_numbers": ["+15550001111", "+15550001112", "+15550001113"], "rate": "10/s"});
+    let started = Instant::now();
+    let id = start(&stage, with(twilio(), pool), leads(40)).await;
+    stage.wait("some are called", async || stage.control.calls().len() >= 12).await;
+    stage.stop_app().await;
+    stage.start_app().await;
+    until_state(&stage, &id, "done").await;
+    // Ten at once, after the restart once more.
+    assert!(started.elapsed() >= Duration::from_millis(1_700), "{:?} for 40 calls at 10/s", started.elapsed());
+    let calls = stage.control.calls();
+    check_once(&calls, 40);
+    let mut from = BTreeMap::new();
+    calls.iter().for_each(|call| *from.entry(call.from.clone()).or_insert(0) += 1);
+    assert_eq!(from.len(), 3);
+    assert!(from.values().all(|n| (13..=14).contains(n)), "{from:?}");
+    stage.finish().await;
+}
+
+/// Who has a token of one business makes and sees its runs alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn runs_are_of_their_business() {
+    let secret = "a secret of thirty-two bytes, or more";
+    let root = "concurrent = 5\n".to_owned();
+    let tables = format!("{THREE}\n[admin]\ntoken_secret = \"{secret}\"");
+    let stage = Stage::start(Setup { root, tables, ..Setup::default() }).await;
+    let id = start(&stage, twilio(), leads(2)).await;
+    let token = |scope: &str, business: &str| {
+        let (sub, exp) = ("t".to_owned(), jiff::Timestamp::now().as_second() + 60);
+        let claims = Claims { sub, exp, businesses: vec![business.to_owned()], scope: scope.to_owned() };
+        mint(&Secret::new(secret), &claims).unwrap()
+    };
+    for (business, status) in [("1", 200), ("2", 404)] {
+        let bearer = format!("Bearer {}", token("read", business));
+        let headers = [("authorization", bearer.as_str())];
+        for path in [format!("/api/runs/{id}"), format!("/api/runs/{id}/results")] {
+            assert_eq!(stage.send("GET", &stage.admin(&path), &headers, "").await.status, status, "{business} {path}");
+        }
+        let listed = stage.send("GET", &stage.admin("/api/runs"), &headers, "").await.json();
+        assert_eq!(listed["runs"].as_array().unwrap().len(), usize::from(status == 200));
+        let cancel = stage.admin(&format!("/api/runs/{id}/cancel"));
+        assert_eq!(stage.send("POST", &cancel, &headers, "{}").await.status, 403, "reading is not operating");
+    }
+    let bearer = format!("Bearer {}", token("operate", "2"));
+    let headers = [("authorization", bearer.as_str())];
+    let run = with(twilio(), json!({"leads": leads(1)})).to_string();
+    assert_eq!(stage.send("POST", &stage.admin("/api/runs"), &headers, run).await.status, 404);
+    assert_eq!(stage.send("POST", &stage.admin(&format!("/api/runs/{id}/cancel")), &headers, "{}").await.status, 404);
+    stage.finish().await;
+}
+
+/// A list of 20,000 is taken in piece by piece, and can be canceled while its first calls are up.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_list_is_taken_in_and_canceled() {
+    let stage = Stage::start(Setup { tables: THREE.to_owned(), ..Setup::default() }).await;
+    let made = post(&stage, "/api/runs", "application/json", twilio().to_string()).await.json();
+    let id = made["runId"].as_str().unwrap();
+    let list: String = (0..20_000).map(|i| format!("{{\"number\":\"+1555{i:07}\",\"name\":\"Lead {i}\"}}\n")).collect();
+    let started = Instant::now();
+    let loaded = post(&stage, &format!("/api/runs/{id}/leads"), "application/x-ndjson", list).await;
+    assert_eq!((loaded.status, &loaded.json()["leads"]), (201, &20_000.into()));
+    println!("20,000 leads in {:?}", started.elapsed());
+    stage.wait("three are called", async || stage.control.counts().tw_live_now == 3).await;
+    let canceled = act(&stage, id, "cancel", json!({})).await.json();
+    assert!((19_990..=19_997).contains(&canceled["jobs"].as_u64().unwrap()), "{canceled}");
+    stage.finish().await;
+}
