@@ -328,7 +328,7 @@ impl Exchange {
     /// [`BodyError`]; an answer may still be given, after which the connection closes.
     pub async fn next_piece(&mut self) -> Result<Option<Bytes>, BodyError> {
         self.progress.body_begun.set();
-        let deadline = self.shared.settings.body_timeout;
+        let deadline = self.shared().settings.body_timeout;
         let Some(incoming) = &mut self.incoming else { return Err(BodyError::Broken) };
         loop {
             match tokio::time::timeout(deadline, incoming.frame()).await {

@@ -191,7 +191,7 @@ impl Dialler {
         }
         let lanes: Vec<Lane> = dues.iter().map(|due| self.lane(due)).collect();
         let mut shares = share(&lanes, ROUND, &mut room);
-        if freed > 0 && shares.iter().all(|share| *share == 0) {
+        if shares.iter().sum::<u32>() < freed {
             // The counts may be a moment old; that a call has ended is sure.
             shares = share(&lanes, freed, &mut HashMap::new());
         }

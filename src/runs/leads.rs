@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::io::{BufRead, BufReader, Read};
 use std::rc::Rc;
 
-use serde::de::{DeserializeSeed, Deserializer as _, Error as _, IgnoredAny, MapAccess, Principal, SeqAccess};
+use serde::de::{DeserializeSeed, Deserializer as _, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
 /// A lead is no longer than this, in bytes.
@@ -145,7 +145,7 @@ impl<'de, T: FnMut(Row) -> Taking> DeserializeSeed<'de> for Leads<'_, T> {
     }
 }
 
-impl<'de, T: FnMut(Row) -> Taking> Principal<'de> for Leads<'_, T> {
+impl<'de, T: FnMut(Row) -> Taking> Visitor<'de> for Leads<'_, T> {
     type Value = ();
     fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("a list of leads")
@@ -168,7 +168,7 @@ struct Whole<'t, H, T> {
     stopped: &'t mut bool,
 }
 
-impl<'de, H, T> Principal<'de> for Whole<'_, H, T>
+impl<'de, H, T> Visitor<'de> for Whole<'_, H, T>
 where
     H: FnMut(Map<String, Value>, bool) -> Taking,
     T: FnMut(Row) -> Taking,

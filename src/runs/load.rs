@@ -126,7 +126,7 @@ impl Runs {
         loop {
             match calls.lifecycle.store.create_run(&run).await? {
                 RunMade::New => break,
-                RunMade::Known(known) if is_abandoned_by_client(&known, calls) => {
+                RunMade::Known(known) if is_abandoned(&known, calls) => {
                     calls.lifecycle.store.forget_run(&known.id).await?;
                 }
                 RunMade::Known(known) => {
@@ -163,7 +163,7 @@ impl Runs {
         let spec = serde_json::from_str(&run.spec).map_err(|e| LoadError::Invalid(e.to_string()))?;
         let plan = Plan::new(spec, calls).map_err(LoadError::Invalid)?;
         let store = &calls.lifecycle.store;
-        if run.state != RunState::Ready && !is_forsaken(&run, calls) {
+        if run.state != RunState::Ready && !is_abandoned(&run, calls) {
             return Ok(self.loading(calls, run, plan, true, false));
         }
         store.forget_jobs(&run.id).await?;
@@ -201,7 +201,7 @@ pub fn no_public_host(plan: &Plan, calls: &Calls) -> Option<&'static str> {
 }
 
 /// The replica that took its leads in is no more.
-fn is_abandoned_by_client(run: &Run, calls: &Calls) -> bool {
+fn is_abandoned(run: &Run, calls: &Calls) -> bool {
     let capacity = &calls.lifecycle.capacity;
     let me = capacity.replica();
     let lives = |replica: &str| {

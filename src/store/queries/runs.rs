@@ -12,7 +12,7 @@ use super::super::runs::{
     Claim, DueRun, EndedJob, Job, JobResult, JobState, NewJob, Run, RunChange, RunCounts, RunMade, RunState, Runs,
     Settle,
 };
-use super::super::{Result, told};
+use super::super::{Result, app_events};
 use super::bindings::resolve;
 use super::messages::tell;
 use crate::call::Outcome;
