@@ -18,7 +18,7 @@ use tracing::{info, warn};
 
 use crate::admin::auth::Access;
 use crate::admin::reload::{ReloadTrigger, Reloaded, Running as _};
-use crate::admin::{self, Admin};
+use crate::admin::{self, Admin, Board};
 use crate::admission::GateMode;
 use crate::calls::Calls;
 use crate::calls::post_call::webhook_health::watch_hooks;
@@ -276,6 +276,7 @@ impl App {
             store_backend: config.store.backend(),
             journal: journal.clone(),
             program,
+            board: Board::default(),
         };
         let live = Live::new(config.clone(), inbox, client, console, written, (tasks.clone(), stop.clone()), own);
         let mut sweepers = live.sweepers();

@@ -11,7 +11,7 @@
 //! | redis | one script call | the record is written while the database still says this epoch |
 //! | database | one transaction that locks the epoch, counts the open rows and writes the record | it is committed |
 //!
-//! [`keeper`] watches all that: it falls back, fills Redis again and returns to it.
+//! [`supervisor`] watches all that: it falls back, fills Redis again and returns to it.
 
 mod failover;
 mod lease;

@@ -32,7 +32,7 @@
 //!     reconcile    leases and calls against the provider's truth
 //!     runs         bulk runs: a list of leads, dialled inside the same limits as every other call
 //! L9  config       the TOML as written → each module's settings; every mistake at once
-//! L10 admin        listen.admin: health, status, metrics, calls, businesses, reload
+//! L10 admin        listen.admin: the operator's page, health, status, metrics, calls, businesses, reload
 //! L11 app          builds every part, owns every task, starts, reloads, drains
 //! L12 cli          the command line, one file a command
 //! ```

@@ -41,7 +41,7 @@ pub enum News {
     Record,
     /// This was said, and is on record.
     Said(Arc<Utterance>),
-    /// Something is half said ([`Hub::murmured`]).
+    /// Something is half said ([`Hub::partial_since`]).
     Partial,
 }
 

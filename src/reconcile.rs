@@ -543,7 +543,7 @@ impl Sweeper {
     }
 }
 
-/// See [`Sweeper::first_sight`]: accounts at the same time, but carriers after those whose calls they carry. The record of such a
+/// See `Sweeper::first_sight`: accounts at the same time, but carriers after those whose calls they carry. The record of such a
 /// call names its leg at the carrier, not the other way round.
 pub async fn initial_sweep(sweepers: &mut [Sweeper], within: Duration) {
     let carries = |s: &Sweeper| s.calls.accounts.values().any(|a| a.carrier.as_ref() == Some(&s.account.name));

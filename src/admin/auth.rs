@@ -40,6 +40,8 @@ pub struct Caller {
     pub whole_numbers: bool,
     /// The businesses that may be seen; `None` is all.
     pub businesses: Option<Vec<String>>,
+    /// When what they show expires, in seconds since 1970.
+    pub expires_at: Option<i64>,
 }
 
 impl Caller {
@@ -96,9 +98,17 @@ impl Access {
             let who = self.keys.operator(token, now_secs)?;
             let scope = who.scope.filter(|scope| *scope >= needs).ok_or(Denied::TooLittle(needs))?;
             let (whole_numbers, businesses) = (who.whole_numbers, who.businesses);
-            return Ok(Caller { name: who.name, from, scope, whole_numbers, businesses });
+            let expires_at = Some(who.expires_at);
+            return Ok(Caller { name: who.name, from, scope, whole_numbers, businesses, expires_at });
         }
-        let local = |scope| Caller { name: "local".to_owned(), from, scope, whole_numbers: false, businesses: None };
+        let local = |scope| Caller {
+            name: "local".to_owned(),
+            from,
+            scope,
+            whole_numbers: false,
+            businesses: None,
+            expires_at: None,
+        };
         match exchange.peer() {
             Peer::Local { .. } => Ok(local(Scope::Operate)),
             Peer::Net(_) if !self.keys.is_empty() => {

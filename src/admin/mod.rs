@@ -2,14 +2,19 @@
 //! that ringfence replaces (contract §1).
 
 pub mod auth;
+mod board;
 mod bulk;
 mod businesses;
 mod do_not_call;
 mod figures;
+mod history;
 mod operator;
+mod page;
 pub mod reload;
 mod runs;
+mod stream;
 
+pub use board::Board;
 pub use bulk::LIST_BYTES_MAX as BUSINESSES_BYTES_MAX;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -66,6 +71,8 @@ pub struct Admin {
     pub journal: Journal,
     /// The program that it shows. Weak: the program has the console, not the other way round.
     pub program: Weak<dyn Running>,
+    /// What viewers of the page watch.
+    pub board: Board,
 }
 
 type Answer = Result<Response<Bytes>, Problem>;
@@ -104,7 +111,12 @@ fn ok(body: &Value) -> Answer {
 #[async_trait]
 impl Handler for Admin {
     async fn handle(&self, exchange: &mut Exchange) {
-        let response = match self.route(exchange).await {
+        let routed = match self.stream(exchange).await {
+            Ok(true) => return,
+            Ok(false) => self.route(exchange).await,
+            Err(problem) => Err(problem),
+        };
+        let response = match routed {
             Ok(response) => response,
             Err(Problem::Denied(denied @ Denied::NoToken(_))) => {
                 let mut answer = problem(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", &denied.to_string());
@@ -123,11 +135,21 @@ impl Handler for Admin {
     }
 }
 
+/// Scripts and styles come from the program's own files alone, and nobody frames them.
+const CONTENT_POLICY: &str =
+    "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'";
+
 /// What a browser should not do with these pages (seed 004).
-fn secured(mut response: Response<Bytes>) -> Response<Bytes> {
-    for (name, value) in
-        [("x-content-type-options", "nosniff"), ("x-frame-options", "DENY"), ("cache-control", "no-store")]
-    {
+fn secured<B>(mut response: Response<B>) -> Response<B> {
+    for (name, value) in [
+        ("content-security-policy", CONTENT_POLICY),
+        ("x-content-type-options", "nosniff"),
+        ("x-frame-options", "DENY"),
+        ("referrer-policy", "no-referrer"),
+        ("cross-origin-resource-policy", "same-origin"),
+        ("cross-origin-opener-policy", "same-origin"),
+        ("cache-control", "no-store"),
+    ] {
         response.headers_mut().insert(name, HeaderValue::from_static(value));
     }
     response
@@ -143,6 +165,11 @@ impl Admin {
         let method = exchange.method().clone();
         refuse_own(exchange)?;
         let now_secs = self.calls.lifecycle.clock.now_ms() / 1000;
+        if matches!(method, Method::GET | Method::HEAD)
+            && let Some(file) = page::file(&path)
+        {
+            return Ok(file);
+        }
         let may = |needs| self.access.caller(exchange, needs, now_secs);
         match (&method, segments.as_slice()) {
             (&Method::GET, ["health"]) => ok(&json!({"status": "ok"})),
@@ -153,7 +180,8 @@ impl Admin {
             }
             (&Method::GET, ["status"]) => {
                 may(Scope::Read)?.sees_all()?;
-                self.status().await
+                let open = self.calls.lifecycle.store.open_calls().await.ok();
+                ok(&self.status_of(open.as_deref()).await?)
             }
             (&Method::GET, ["api", "concurrent-metrics", "prometheus"]) => {
                 self.access.scraper_of_before(exchange, now_secs)?;
@@ -281,10 +309,9 @@ impl Admin {
         ok(&json!({"status": "ready"}))
     }
 
-    async fn status(&self) -> Answer {
+    /// How everything stands. While the record cannot be read (`None`), what stands in it is null, and `store` says why.
+    async fn status_of(&self, open: Option<&[CallRecord]>) -> Result<Value, Problem> {
         let policy = self.calls.lifecycle.policy.load_full();
-        // While the record cannot be read, what stands in it is null, and `store` says why.
-        let open = self.calls.lifecycle.store.open_calls().await.ok();
         let known = open.is_some();
         let open = open.unwrap_or_default();
         let counts = self.calls.lifecycle.capacity.counts().await.unwrap_or_default();
@@ -322,7 +349,7 @@ impl Admin {
             })
             .collect();
         let written = self.calls.lifecycle.store.ping().await;
-        ok(&json!({
+        Ok(json!({
             "version": env!("CARGO_PKG_VERSION"),
             "mode": policy.mode().as_str(),
             "limits": policy.in_force(), "unknownBusinesses": policy.settings().unknown.means(),

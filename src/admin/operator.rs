@@ -131,7 +131,7 @@ impl Admin {
     }
 }
 
-fn event(e: &InboxEvent) -> Value {
+pub(super) fn event(e: &InboxEvent) -> Value {
     json!({
         "id": e.id, "account": e.account, "webhook": e.webhook, "event": e.event, "receivedAt": rfc3339(e.received_at),
         "path": e.path, "bodyKept": e.has_body, "spool": e.spool, "callId": e.call, "outcome": e.outcome, "tries": e.tries,
@@ -140,7 +140,7 @@ fn event(e: &InboxEvent) -> Value {
     })
 }
 
-fn delivery(d: &OutboxDelivery) -> Value {
+pub(super) fn delivery(d: &OutboxDelivery) -> Value {
     let state = match (d.done_at, d.due_at) {
         (Some(_), _) => "done",
         (None, Some(_)) => "pending",

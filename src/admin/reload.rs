@@ -8,6 +8,7 @@ use http::{Response, StatusCode};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::Admin;
 use crate::capacity::Compared;
 use crate::clock::{UnixMs, rfc3339};
 use crate::config::diagnostics::Diagnostic;
@@ -46,6 +47,9 @@ pub trait Running: Send + Sync + 'static {
 
     /// Applies a webhook once more and delivers it again; or delivers an event of our own again. `None`: there is none.
     async fn replay_event(self: Arc<Self>, id: &str) -> Result<Option<Replayed>, StoreError>;
+
+    /// The console in force: what outlives a reload asks for it anew.
+    fn console(&self) -> Admin;
 
     /// Which config is in force.
     fn in_force(&self) -> InForce;

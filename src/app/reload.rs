@@ -124,9 +124,12 @@ impl Handler for Listener {
         match self {
             Listener::Api(live) => live.now.load_full().proxy.handle(exchange).await,
             Listener::Webhooks(live) => live.now.load_full().webhooks.handle(exchange).await,
-            Listener::Admin(live) => live.now.load_full().admin.handle(exchange).await,
+            // Streams and sockets live long: they do not keep the rest of their generation.
+            Listener::Admin(live) => {
+                let admin = live.console();
+                admin.handle(exchange).await;
+            }
             Listener::Client(live) => {
-                // Sockets live long: they do not keep the rest of their generation.
                 let client = live.now.load().client.clone();
                 client.handle(exchange).await;
             }
@@ -475,6 +478,10 @@ impl Running for Live {
             Ok(result) => result,
             Err(error) => Err(StoreError::Unknown(format!("the replay did not come to its end: {error}"))),
         }
+    }
+
+    fn console(&self) -> Admin {
+        self.now.load().admin.clone()
     }
 
     fn in_force(&self) -> InForce {

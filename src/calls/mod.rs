@@ -1,9 +1,9 @@
 //! What is asked of providers: place a call, look calls up, end one; and what an inbound call meets.
 //!
 //! Each part owns one concern and works with one small [`Context`]. [`outbound`] is the life of a create, [`inbound`] admits a call
-//! that a provider brings ([`front`] connects it, [`external`] counts one that was placed outside ringfence), [`provider_client`] asks
+//! that a provider brings (`front` connects it, `external` counts one that was placed outside ringfence), [`provider_client`] asks
 //! providers where calls stand and ends them, [`post_call`] keeps what is told of calls after their end, [`rejection`] turns a
-//! rejection into a response, [`destination`] knows who may be called. [`vouch`] says whose word counts for which call.
+//! rejection into a response, [`destination`] knows who may be called. `vouch` says whose word counts for which call.
 
 pub mod app_address;
 pub mod arrival;
@@ -54,7 +54,7 @@ use sweep_requests::SweepRequests;
 
 /// The parts, over one generation of the configuration, which it derefs to. Cloning is cheap.
 ///
-/// A reload makes the [`next`](Calls::next), with the same [`State`].
+/// A reload makes the [`next`](Calls::next), with the same `State`.
 #[derive(Clone)]
 pub struct Calls {
     context: Arc<Context>,

@@ -68,4 +68,5 @@ pub const CODES: &[(&str, &str)] = &[
     ("W021", "Unknown businesses are refused, and the file names no business."),
     ("W022", "A limit matches a business that is not in the file."),
     ("W023", "The TLS certificate expires within 14 days."),
+    ("W024", "`destinations.only_numbers` is set together with `public_url`."),
 ];

@@ -1,6 +1,6 @@
 //! The config as written → each module's own settings. Unknown keys are errors; every mistake is listed at once.
 //!
-//! `read` walks the TOML, [`report`] draws mistakes, `policy` and `accounts` read the larger sections. Every key has an
+//! `table` walks the TOML, [`diagnostics`] draws mistakes, `policy` and `accounts` read the larger sections. Every key has an
 //! environment name: `RINGFENCE_` and its path in capitals (`RINGFENCE_LISTEN_API`). [`File`] reads a config again, and
 //! `restart` knows what cannot change under a running program.
 

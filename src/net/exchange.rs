@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Ver
 use http_body_util::{BodyExt as _, Collected};
 use hyper::body::{Body as _, Incoming};
 use hyper::upgrade::OnUpgrade;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
@@ -368,6 +368,30 @@ impl Exchange {
             self.progress.torn.clear();
         } else {
             tracing::debug!(peer = %self.peer(), "failed to write a response");
+        }
+        self.in_flight = None;
+    }
+
+    /// Answers with a body that comes piece by piece, until the sender of the pieces is dropped or the client goes away.
+    pub async fn respond_live(&mut self, response: Response<()>, pieces: mpsc::Receiver<Bytes>) {
+        if self.is_answered() {
+            return tracing::debug!("handler answered one request twice");
+        }
+        let (mut head, ()) = response.into_parts();
+        response_head(&mut head, None);
+        let delivered = self.give(head, |told, progress| Reply::live(pieces, progress, told));
+        let wire = self.wire().cloned();
+        let client_gone = async {
+            match &wire {
+                Some(wire) => wire.gone().await,
+                // HTTP/2: it is told of by the answer that is dropped.
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            whole = self.delivered(delivered) => if whole { self.progress.torn.clear() },
+            () = client_gone => self.cut(),
         }
         self.in_flight = None;
     }

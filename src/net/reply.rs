@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, Version, header};
 use hyper::body::{Body, Frame, SizeHint};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::exchange::Progress;
@@ -32,6 +32,8 @@ pub(super) struct Reply {
 enum Kind {
     Whole(Bytes),
     Streamed(Box<Streamed>),
+    /// Pieces of our own, as they come.
+    Live(mpsc::Receiver<Bytes>),
 }
 
 struct Streamed {
@@ -82,6 +84,10 @@ impl Reply {
         }
     }
 
+    pub(super) fn live(pieces: mpsc::Receiver<Bytes>, progress: Arc<Progress>, told: Told) -> Self {
+        Reply { kind: Kind::Live(pieces), hides_end: false, progress, told: Some(told) }
+    }
+
     /// Nothing, for an answer whose head tells of a body that is not sent.
     pub(super) fn none(progress: Arc<Progress>, told: Option<Told>) -> Self {
         Reply { kind: Kind::Whole(Bytes::new()), hides_end: true, progress, told }
@@ -91,6 +97,7 @@ impl Reply {
         match &self.kind {
             Kind::Whole(rest) => rest.is_empty(),
             Kind::Streamed(streamed) => streamed.why.is_none() && streamed.body.is_end_stream(),
+            Kind::Live(pieces) => pieces.is_closed() && pieces.is_empty(),
         }
     }
 }
@@ -109,6 +116,16 @@ impl Body for Reply {
                 this.progress.sent(length);
                 Poll::Ready(Some(Ok(Frame::data(rest.split_to(length)))))
             }
+            Kind::Live(pieces) => match pieces.poll_recv(cx) {
+                Poll::Pending => {
+                    this.progress.waits_for_upstream();
+                    Poll::Pending
+                }
+                Poll::Ready(piece) => Poll::Ready(piece.map(|piece| {
+                    this.progress.sent(piece.len());
+                    Ok(Frame::data(piece))
+                })),
+            },
             Kind::Streamed(streamed) if streamed.why.is_some() => {
                 Poll::Ready(Some(Err(Cut(streamed.why.clone().unwrap_or_default()))))
             }
@@ -152,6 +169,7 @@ impl Body for Reply {
             _ if self.hides_end => SizeHint::default(),
             Kind::Whole(rest) => SizeHint::with_exact(rest.len() as u64),
             Kind::Streamed(streamed) => streamed.body.size_hint(),
+            Kind::Live(_) => SizeHint::default(),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `listen.api`: one request from head to tail. Route → is it a create? → parse and place ([`create`]), or pass through ([`relay`]).
+//! `listen.api`: one request from head to tail. Route → is it a create? → parse and place (`create`), or pass through (`relay`).
 
 mod create;
 mod relay;

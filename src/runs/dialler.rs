@@ -1,8 +1,8 @@
-//! The dialler of a replica: it settles jobs whose calls are over, shares free slots among the runs that wait, claims jobs and slots
+//! The dialler of a replica: it settles jobs whose calls are over, shares free slots among the runs that wait, claims jobs and places
 //! their calls. It sleeps until a call ends, a job is due or somebody changes a run.
 //!
 //! A replica dials when the end of a call comes to it: the slot goes from hand to hand without a word to the others. Whoever misses an
-//! end, or has died, is made up for by [`RECHECK`].
+//! end, or has died, is made up for by `RECHECK`.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

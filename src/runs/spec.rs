@@ -425,8 +425,9 @@ impl Plan {
             other_number: read.other_number,
             ..self.facts(calls)
         };
-        let request = CreateRequest::new(self.account.clone(), self.operation.clone(), facts, request, body);
-        Ok(CreateRequest { is_job: true, ..request })
+        let mut request = CreateRequest::new(self.account.clone(), self.operation.clone(), facts, request, body);
+        request.is_job = true;
+        Ok(request)
     }
 }
 

@@ -1,5 +1,5 @@
-//! `listen.webhooks`: authenticate → persist → translate → apply → reply or deliver ([`receive`]). What no description knows passes to
-//! the app ([`pass`]).
+//! `listen.webhooks`: authenticate → persist → translate → apply → reply or deliver (`receive`). What no description knows passes to
+//! the app (`pass`).
 //!
 //! A webhook is on record before it is answered; the answer tells its provider that it need not be sent again.
 

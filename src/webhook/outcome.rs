@@ -8,7 +8,7 @@ use crate::store::{ApplyOutcome, CallRecord, Contradiction, RECORDED, UtteranceR
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Disposition {
     /// It changed a call, or told what was known.
-    ApplyOutcome,
+    Applied,
     /// Its call took a slot, or has one.
     Admitted,
     /// What was said in it is on record.
@@ -39,7 +39,7 @@ impl Disposition {
     /// The word.
     pub(super) fn as_str(self) -> &'static str {
         match self {
-            Disposition::ApplyOutcome => "applied",
+            Disposition::Applied => "applied",
             Disposition::Admitted => "admitted",
             Disposition::Recorded => RECORDED,
             Disposition::Deferred => "kept",
@@ -82,7 +82,7 @@ impl WebhookOutcome {
             None => Self {
                 call: Some(record.id.clone()),
                 record: Some(Box::new(record)),
-                ..Self::new(Disposition::ApplyOutcome)
+                ..Self::new(Disposition::Applied)
             },
         }
     }

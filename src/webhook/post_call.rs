@@ -81,7 +81,7 @@ impl Webhooks {
         if let Some((found, complete)) = taken.record() {
             self.calls.post_call.told(&record, &taken.from.account, found, complete).await?;
         }
-        store.mark_matched(&event.id, Some(&record.id), Disposition::ApplyOutcome.as_str()).await?;
+        store.mark_matched(&event.id, Some(&record.id), Disposition::Applied.as_str()).await?;
         if self.calls.post_call.forgets_bodies(Some(&record.id)).await? {
             store.forget_body(&event.id).await?;
         }

@@ -14,7 +14,6 @@ const KNOWN: [(&str, &str); 12] = [
     ("app", "the generation that is live builds the listeners that serve it"),
     ("capacity", "mod.rs has the state that its parts implement"),
     ("cli", "mod.rs lists the commands, and has what they share"),
-    ("client", "mod.rs has the handler that its parts implement"),
     ("config", "mod.rs has the settings that its parts fill in"),
     ("gate", "the breaker is part of the back end that it guards"),
     ("net", "a connection, its exchange and its reply are one state machine in several files"),
@@ -22,6 +21,7 @@ const KNOWN: [(&str, &str); 12] = [
     ("provider", "a scheme of signatures is a case of the type in mod.rs"),
     ("store/postgres", "mod.rs has the connection pool that its parts implement"),
     ("store/sqlite", "mod.rs has the database that its parts implement"),
+    ("transcripts", "mod.rs has the handler that its parts implement"),
 ];
 
 /// A file's code, as far as imports are concerned.

@@ -43,6 +43,7 @@ mod outbound_batches;
 mod outbound_callbacks;
 mod outbound_faults;
 mod outbound_limits;
+mod page;
 mod postgres;
 mod records;
 mod redis;

@@ -20,6 +20,9 @@ async fn counted(stage: &Stage) -> BTreeMap<(String, String), u64> {
     lines.map(|l| ((label(l, "reason"), label(l, "plan")), l.rsplit(' ').next().unwrap().parse().unwrap())).collect()
 }
 
+/// Path, headers, body; status, code, what it is counted as.
+type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], Value, u16, &'a str, &'a str);
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_rejection_of_a_create_is_counted_and_recorded() {
     let closed = std::net::SocketAddr::from(([127, 0, 0, 1], ringfence::net::spare_port()));
@@ -27,7 +30,7 @@ async fn every_rejection_of_a_create_is_counted_and_recorded() {
     let stage = Stage::start(Setup { tables, ..Setup::default() }).await;
     let long = json!({"to_number": "x".repeat(2 * 1024 * 1024)});
     let key = "k".repeat(256);
-    let rejected: [(&str, &[(&str, &str)], Value, u16, &str, &str); 4] = [
+    let rejected: [Case<'_>; 4] = [
         (CREATE, &[], long, 413, "BODY_TOO_LARGE", "unknown"),
         (
             CREATE,

@@ -37,6 +37,7 @@ use super::destination::Destinations;
 use super::provider_client::ProviderClient;
 use super::rejection::Rejections;
 use crate::clock::UnixMs;
+use crate::failpoint;
 use crate::lifecycle::finish;
 use crate::net::Outcome;
 use crate::reply::{Rejection, RejectionCode};
@@ -45,6 +46,7 @@ use admit::{AdmitOutcome, Admitted, Admitter};
 use dedupe::fingerprint::key;
 use dedupe::in_flight::{ClientHandle, ClientState, InFlightRequests, SendOutcome};
 use dedupe::{Claimed, Deduplication, Identity};
+use job::{JobPlaced, JobTerms};
 pub(super) use joining::Joins;
 use not_sent::NotSent;
 pub use request::CreateRequest;
@@ -245,5 +247,33 @@ impl Outbound {
             "It is not known whether the call was dialled: {why}. Do not send it again; it is not counted, as the record was away."
         );
         self.rejections.respond(Rejection::new(RejectionCode::OutcomeUnknown, message), &request.rejected())
+    }
+
+    /// Places a job of a bulk run: admitted, recorded, sent and settled as every other, by the same phases. Nobody waits for its
+    /// answer, each try has an alias of its own, and what rejects it is told to the dialler alone: no rejection record, no metric of
+    /// the app's. It must be awaited to its end.
+    pub async fn place_job(&self, request: Arc<CreateRequest>, terms: JobTerms) -> JobPlaced {
+        if let Err(bad) = callback::check_callbacks(&self.context, &request) {
+            return JobPlaced::Rejected(format!("the callback URL is not one that is called: {bad}"));
+        }
+        let admitted = match self.admitter.admit_job(&request, terms).boxed().await {
+            Ok(admitted) => admitted,
+            Err(placed) => return placed,
+        };
+        let call = admitted.call().clone();
+        failpoint::hit("run.sending").await;
+        let sent = admitted.send(&self.context, request.account.name.as_str()).boxed().await;
+        failpoint::hit("run.answered").await;
+        let (outcome, response) = self.settlement.settle_with_outcome(sent, &request).boxed().await;
+        match (outcome, response.extensions().get::<Rejection>()) {
+            (SendOutcome::Created | SendOutcome::Unknown, _) => JobPlaced::Called(call),
+            (SendOutcome::NotCreated, Some(rejection)) if rejection.code == RejectionCode::ProviderLimit => {
+                JobPlaced::ProviderLimit { wait_secs: rejection.wait_secs().unwrap_or(1) }
+            }
+            (SendOutcome::NotCreated, Some(rejection)) => JobPlaced::NotSent(rejection.message.clone()),
+            (SendOutcome::NotCreated, None) => {
+                JobPlaced::Rejected(format!("the provider answered {}", response.status().as_u16()))
+            }
+        }
     }
 }

@@ -272,7 +272,7 @@ const SIGNATURE_HEADERS: [&str; 20] = [
 /// Signs a body now; with a number, one bit of the signature is changed.
 type Maker = fn(&[u8], Option<usize>) -> Vec<(&'static str, String)>;
 
-/// ConfigSource apart from the program's own code: preset, secret, how it signs.
+/// Written apart from the program's own code: preset, secret, how it signs.
 const MAKERS: [(&str, &str, Maker); 7] = [
     ("bland", SECRET, |body, flip| vec![("x-webhook-signature", hex::encode(tag(&[body], flip)))]),
     ("vapi", SECRET, |body, flip| {
@@ -465,12 +465,12 @@ pub fn template(data: &[u8]) {
 /// A pattern, then a path.
 pub fn path(data: &[u8]) {
     #[derive(serde::Deserialize)]
-    struct ConfigSource {
+    struct Written {
         p: PathPattern,
     }
     let (pattern, path) = two_parts(data);
     let path = String::from_utf8_lossy(path);
-    let Ok(ConfigSource { p }) = toml::Table::from_iter([("p".to_owned(), pattern.clone().into())]).try_into() else {
+    let Ok(Written { p }) = toml::Table::from_iter([("p".to_owned(), pattern.clone().into())]).try_into() else {
         // A parenthesis may be left open, or stand for too many paths.
         assert!(!pattern.starts_with('/') || pattern.contains('('), "{pattern:?}");
         return;

@@ -16,7 +16,7 @@ pub fn end_the_run() {
             before(panic);
             let on_purpose = panic.payload_as_str().is_some_and(|text| text.starts_with(ON_PURPOSE));
             if tokio::task::try_id().is_some() && !on_purpose {
-                // ConfigSource past the capture of the test's output, which would be lost with the process.
+                // Written past the capture of the test's output, which would be lost with the process.
                 let trace = std::backtrace::Backtrace::force_capture();
                 let _ = writeln!(std::io::stderr(), "\nA task panicked, so the run fails: {panic}\n{trace}");
                 std::process::abort();

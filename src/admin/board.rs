@@ -1,0 +1,337 @@
+//! What the operator's page shows. It is read once for everybody who watches, at most once a second, and only while somebody does; each
+//! reading is written once for all viewers of the same rights. So what a viewer costs is the bytes that are sent.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use serde_json::{Map, Value, json};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::history::History;
+use super::reload::Running;
+use super::{Admin, shown};
+use crate::clock::{UnixMs, rfc3339};
+use crate::ids::BusinessId;
+use crate::policy::Policy;
+use crate::store::{CallRecord, Inbox, Outbox, RefusalRecord};
+
+/// The shortest pause between two readings.
+const PAUSE: Duration = Duration::from_secs(1);
+/// A reading takes at most this part of the time: a slow store is asked more seldom.
+const PART: u32 = 10;
+/// Viewers at once.
+const VIEWERS_MAX: usize = 200;
+/// Calls that are shown; of more, how many there are.
+const CALLS_MAX: usize = 10_000;
+/// Refusals, webhooks and deliveries that are shown.
+const LATEST_MAX: u32 = 100;
+/// Refusals that are read: a viewer of some businesses is shown theirs alone.
+const REFUSALS_READ: u32 = 500;
+/// Businesses that are shown with what they hold.
+const BUSINESSES_MAX: usize = 500;
+
+/// Whose calls a viewer sees; `None` is all, and what belongs to nobody alone.
+pub(super) type Rights = Option<BTreeSet<String>>;
+
+/// See the module. Cloning is cheap.
+#[derive(Clone, Default)]
+pub struct Board(Arc<Mutex<Watched>>);
+
+#[derive(Default)]
+struct Watched {
+    views: BTreeMap<Rights, watch::Sender<Arc<Frame>>>,
+    /// A task reads for them.
+    is_read: bool,
+}
+
+impl Board {
+    fn lock(&self) -> MutexGuard<'_, Watched> {
+        // Nothing panics while it is held.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Watches from now on. `None`: too many do.
+    pub(super) fn join(&self, admin: &Admin, rights: Rights) -> Option<watch::Receiver<Arc<Frame>>> {
+        let mut watched = self.lock();
+        let viewers: usize = watched.views.values().map(watch::Sender::receiver_count).sum();
+        if viewers >= VIEWERS_MAX {
+            return None;
+        }
+        let view = watched.views.entry(rights).or_insert_with(|| watch::Sender::new(Arc::default())).subscribe();
+        if !std::mem::replace(&mut watched.is_read, true) {
+            let reading = self.clone().keep_reading(admin.program.clone(), admin.draining.clone());
+            admin.calls.tasks.spawn(reading);
+        }
+        Some(view)
+    }
+
+    /// What each view shows. `None`: nobody watches any more, and nobody reads from now on.
+    fn views(&self) -> Option<Vec<(Rights, Arc<Frame>)>> {
+        let mut watched = self.lock();
+        watched.views.retain(|_, view| view.receiver_count() > 0);
+        watched.is_read = !watched.views.is_empty();
+        let views = watched.views.iter().map(|(rights, view)| (rights.clone(), view.borrow().clone()));
+        watched.is_read.then(|| views.collect())
+    }
+
+    fn show(&self, frames: Vec<(Rights, Arc<Frame>)>) {
+        let watched = self.lock();
+        for (rights, frame) in frames {
+            if let Some(view) = watched.views.get(&rights) {
+                view.send_replace(frame);
+            }
+        }
+    }
+
+    /// Until nobody watches any more, or the process stops: then nobody comes.
+    async fn keep_reading(self, program: Weak<dyn Running>, draining: CancellationToken) {
+        let mut history = History::default();
+        while let Some(views) = self.views() {
+            let Some(program) = program.upgrade() else { break };
+            let admin = program.console();
+            drop(program);
+            let began = Instant::now();
+            let reading = Box::pin(admin.reading(&mut history)).await;
+            drop(admin);
+            // With thousands of calls that is work of its own.
+            let written = tokio::task::spawn_blocking(move || reading.frames(views)).await;
+            self.show(written.unwrap_or_default());
+            tokio::select! {
+                biased;
+                () = draining.cancelled() => break,
+                () = tokio::time::sleep(PAUSE.max(began.elapsed() * (PART - 1))) => {}
+            }
+        }
+    }
+}
+
+/// What viewers of the same rights see.
+#[derive(Default)]
+pub(super) struct Frame {
+    /// Counts from 1; 0 is nothing yet.
+    pub(super) version: u64,
+    at: String,
+    parts: BTreeMap<&'static str, String>,
+    calls: BTreeMap<String, Arc<str>>,
+    /// What is new since the version before.
+    change: Bytes,
+    /// All of it, written when somebody comes.
+    whole: OnceLock<Bytes>,
+}
+
+impl Frame {
+    /// What comes after this one; `None`: nothing has changed.
+    fn next(
+        &self,
+        at: String,
+        parts: BTreeMap<&'static str, String>,
+        calls: BTreeMap<String, Arc<str>>,
+    ) -> Option<Self> {
+        let new_parts: Vec<_> = parts.iter().filter(|(name, part)| self.parts.get(*name) != Some(part)).collect();
+        let put: Vec<&Arc<str>> =
+            calls.iter().filter(|(id, call)| self.calls.get(*id) != Some(call)).map(|(_, call)| call).collect();
+        let gone: Vec<&String> = self.calls.keys().filter(|id| !calls.contains_key(*id)).collect();
+        if self.version > 0 && new_parts.is_empty() && put.is_empty() && gone.is_empty() {
+            return None;
+        }
+        let change = event("change", &body(&at, &new_parts, &put, Some(&gone)));
+        Some(Self { version: self.version + 1, at, parts, calls, change, whole: OnceLock::new() })
+    }
+
+    /// What who has seen this version is sent.
+    pub(super) fn since(&self, version: u64) -> Option<Bytes> {
+        match self.version.checked_sub(version) {
+            Some(0) => None,
+            Some(1) if version > 0 => Some(self.change.clone()),
+            _ => {
+                let whole = || {
+                    let parts: Vec<_> = self.parts.iter().collect();
+                    event("whole", &body(&self.at, &parts, &self.calls.values().collect::<Vec<_>>(), None))
+                };
+                Some(self.whole.get_or_init(whole).clone())
+            }
+        }
+    }
+}
+
+/// An event as it is on the wire. JSON has no line ends of its own.
+pub(super) fn event(name: &str, data: &str) -> Bytes {
+    format!("event: {name}\ndata: {data}\n\n").into()
+}
+
+fn body(at: &str, parts: &[(&&'static str, &String)], put: &[&Arc<str>], gone: Option<&[&String]>) -> String {
+    let mut text = format!("{{\"at\":{},\"parts\":{{", json!(at));
+    for (n, (name, part)) in parts.iter().enumerate() {
+        let comma = if n > 0 { "," } else { "" };
+        text.extend([comma, "\"", name, "\":", part]);
+    }
+    text.push_str("},\"put\":[");
+    for (n, call) in put.iter().enumerate() {
+        text.extend([if n > 0 { "," } else { "" }, call]);
+    }
+    text.push(']');
+    if let Some(gone) = gone {
+        text.extend([",\"gone\":", &json!(gone).to_string()]);
+    }
+    text.push('}');
+    text
+}
+
+/// Everything, read once.
+struct Reading {
+    at_ms: UnixMs,
+    /// `None`: the record does not answer.
+    open: Option<Vec<CallRecord>>,
+    refusals: Vec<RefusalRecord>,
+    policy: Arc<Policy>,
+    history: History,
+    /// For who sees all.
+    status: Value,
+    webhooks: Value,
+}
+
+impl Admin {
+    async fn reading(&self, history: &mut History) -> Reading {
+        let (lifecycle, store) = (&self.calls.lifecycle, &self.calls.lifecycle.store);
+        let at_ms = lifecycle.clock.now_ms();
+        let open = store.open_calls().await.ok();
+        let status = self.status_of(open.as_deref()).await.unwrap_or_default();
+        let refusals = store.latest_refusals(REFUSALS_READ).await.unwrap_or_default();
+        if history.is_due(at_ms)
+            && let Some(open) = &open
+            && let Ok(latest) = store.latest_calls(super::LIST_MAX).await
+        {
+            *history = History::of(open, &latest, at_ms, super::LIST_MAX as usize);
+        }
+        let webhooks = json!({
+            "parked": store.inbox(Inbox::Parked, LATEST_MAX).await.map(|all| all.iter().map(super::operator::event).collect::<Vec<_>>()).ok(),
+            "unsettled": store.inbox(Inbox::Unsettled, LATEST_MAX).await.map(|all| all.iter().map(super::operator::event).collect::<Vec<_>>()).ok(),
+            "pending": store.outbox(Outbox::Pending, LATEST_MAX).await.map(|all| all.iter().map(super::operator::delivery).collect::<Vec<_>>()).ok(),
+            "givenUp": store.outbox(Outbox::GivenUp, LATEST_MAX).await.map(|all| all.iter().map(super::operator::delivery).collect::<Vec<_>>()).ok(),
+        });
+        let policy = lifecycle.policy.load_full();
+        Reading { at_ms, open, refusals, policy, history: history.clone(), status, webhooks }
+    }
+}
+
+impl Reading {
+    /// What each view shows next, where that is something new.
+    fn frames(self, views: Vec<(Rights, Arc<Frame>)>) -> Vec<(Rights, Arc<Frame>)> {
+        let at = rfc3339(self.at_ms);
+        let rows: Option<Vec<(&CallRecord, Arc<str>)>> =
+            self.open.as_ref().map(|open| open.iter().map(|call| (call, row(call))).collect());
+        let next = |(rights, before): (Rights, Arc<Frame>)| {
+            let sees = |business: &str| rights.as_ref().is_none_or(|own| own.contains(business));
+            let mine = rows.iter().flatten().filter(|(call, _)| sees(call.facts.business.as_str()));
+            let calls: BTreeMap<String, Arc<str>> = match &rows {
+                Some(_) => mine.take(CALLS_MAX).map(|(call, row)| (call.id.to_string(), row.clone())).collect(),
+                // What was there is shown on, and that it cannot be read.
+                None => before.calls.clone(),
+            };
+            let frame = before.next(at.clone(), self.parts(&rights, sees), calls)?;
+            Some((rights, Arc::new(frame)))
+        };
+        views.into_iter().filter_map(next).collect()
+    }
+
+    fn parts(&self, rights: &Rights, sees: impl Fn(&str) -> bool) -> BTreeMap<&'static str, String> {
+        let mut held = BTreeMap::<&str, u32>::new();
+        let mut open = 0_usize;
+        for call in self.open.iter().flatten().filter(|call| sees(call.facts.business.as_str())) {
+            open += 1;
+            if call.counts() && !call.over_limit {
+                *held.entry(call.facts.business.as_str()).or_default() += call.slots;
+            }
+        }
+        for own in rights.iter().flatten() {
+            held.entry(own).or_default();
+        }
+        let mut held: Vec<(&str, u32)> = held.into_iter().collect();
+        held.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
+        let businesses: Vec<Value> = held.iter().take(BUSINESSES_MAX).map(|(id, n)| self.business(id, *n)).collect();
+        let refusals = self.refusals.iter().filter(|refusal| sees(&refusal.business)).take(LATEST_MAX as usize);
+        let refusals: Vec<Value> = refusals
+            .map(|refusal| {
+                let mut shown = serde_json::to_value(refusal).unwrap_or_default();
+                shown["at"] = rfc3339(refusal.at).into();
+                lean(shown)
+            })
+            .collect();
+        let open = json!({
+            "open": open, "shown": open.min(CALLS_MAX), "known": self.open.is_some(), "mode": self.policy.mode().as_str(),
+            "holding": held.iter().filter(|(_, n)| *n > 0).count(),
+        });
+        let mut parts = BTreeMap::from([
+            ("calls", open.to_string()),
+            ("businesses", json!(businesses).to_string()),
+            ("refusals", json!(refusals).to_string()),
+            ("history", self.history.shown(rights.is_none(), sees).to_string()),
+        ]);
+        if rights.is_none() {
+            parts.insert("status", self.status.to_string());
+            parts.insert("webhooks", self.webhooks.to_string());
+        }
+        parts
+    }
+
+    fn business(&self, id: &str, held: u32) -> Value {
+        let known = BusinessId::parse(id).ok();
+        let plan = known.as_ref().map(|id| self.policy.plan_of(id));
+        let own = known.as_ref().and_then(|id| self.policy.business(id)?.max_calls);
+        let of_plan = plan.as_ref().and_then(|plan| self.policy.settings().plans.get(plan)?.concurrent);
+        lean(json!({"id": id, "plan": plan, "inUse": held, "limit": own.or(of_plan)}))
+    }
+}
+
+/// A call, as short as it goes: there may be thousands.
+fn row(call: &CallRecord) -> Arc<str> {
+    lean(shown(call)).to_string().into()
+}
+
+fn lean(value: Value) -> Value {
+    match value {
+        Value::Object(fields) => fields.into_iter().filter(|(_, value)| !value.is_null()).collect::<Map<_, _>>().into(),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(before: &Frame, status: &str, calls: &[(&str, &str)]) -> Option<Frame> {
+        let calls = calls.iter().map(|(id, call)| ((*id).to_owned(), Arc::from(*call))).collect();
+        before.next("now".to_owned(), BTreeMap::from([("status", status.to_owned())]), calls)
+    }
+
+    fn read(bytes: &Bytes) -> (String, Value) {
+        let text = std::str::from_utf8(bytes).unwrap();
+        let (name, data) = text.strip_prefix("event: ").unwrap().split_once("\ndata: ").unwrap();
+        (name.to_owned(), serde_json::from_str(data.strip_suffix("\n\n").unwrap()).unwrap())
+    }
+
+    #[test]
+    fn who_comes_sees_all_who_stays_what_is_new_and_who_is_slow_all_again() {
+        let first = frame(&Frame::default(), "1", &[("a", "{\"n\":1}"), ("b", "{}")]).unwrap();
+        let (name, seen) = read(&first.since(0).unwrap());
+        assert_eq!(
+            (name.as_str(), &seen["put"], &seen["parts"]),
+            ("whole", &json!([{"n": 1}, {}]), &json!({"status": 1}))
+        );
+        assert!(first.since(1).is_none());
+        assert!(frame(&first, "1", &[("a", "{\"n\":1}"), ("b", "{}")]).is_none(), "nothing new is nothing sent");
+        let second = frame(&first, "1", &[("a", "{\"n\":2}"), ("c", "{}")]).unwrap();
+        let (name, seen) = read(&second.since(1).unwrap());
+        assert_eq!(name, "change");
+        assert_eq!(seen, json!({"at": "now", "parts": {}, "put": [{"n": 2}, {}], "gone": ["b"]}));
+        let third = frame(&second, "2", &[]).unwrap();
+        assert_eq!(
+            read(&third.since(2).unwrap()).1,
+            json!({"at": "now", "parts": {"status": 2}, "put": [], "gone": ["a", "c"]})
+        );
+        assert_eq!(read(&third.since(1).unwrap()).0, "whole");
+    }
+}

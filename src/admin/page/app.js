@@ -1,0 +1,261 @@
+// The operator's page: what it knows, how it learns of news, and what it does. What it looks like is in views.js.
+import { byId, say, show } from "/page/dom.js";
+import { draw, drawCall, initial } from "/page/views.js";
+
+const TOKEN = "ringfence-token";
+const state = { parts: {}, calls: new Map(), you: null, offset: 0 };
+
+// === the server ===
+
+function headers() {
+  const token = sessionStorage.getItem(TOKEN);
+  return token ? { authorization: `Bearer ${token}` } : {};
+}
+
+/** Why a request was refused, in the server's words. */
+async function reason(answer) {
+  try {
+    const told = await answer.json();
+    return told.message ?? told.error ?? `HTTP ${answer.status}`;
+  } catch {
+    return `HTTP ${answer.status}`;
+  }
+}
+
+/** Reads server-sent events; `EventSource` cannot show a token. Returns when the stream is over. */
+async function events(path, take, stop) {
+  const answer = await fetch(path, { headers: { ...headers(), accept: "text/event-stream" }, cache: "no-store", signal: stop });
+  if (!answer.ok) throw Object.assign(new Error(await reason(answer)), { status: answer.status });
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  let [text, from] = ["", 0];
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    text += value;
+    for (let end; (end = text.indexOf("\n\n", from)) >= 0; text = text.slice(end + 2), from = 0) {
+      const lines = text.slice(0, end).split("\n");
+      const of = (name) => lines.find((one) => one.startsWith(name))?.slice(name.length);
+      const data = of("data: ");
+      if (data !== undefined) take(of("event: "), JSON.parse(data));
+    }
+    from = Math.max(0, text.length - 1);
+  }
+}
+
+/** Asks for a change. Returns the answer, or throws with the server's reason. */
+export async function act(path, body) {
+  const answer = await fetch(path, {
+    method: "POST", headers: { ...headers(), "content-type": "application/json" }, body: JSON.stringify(body ?? {}),
+  });
+  if (!answer.ok) throw new Error(await reason(answer));
+  return answer.json();
+}
+
+// === everything ===
+
+let due = false;
+function redraw() {
+  if (due) return;
+  due = true;
+  requestAnimationFrame(() => {
+    due = false;
+    draw(state);
+  });
+}
+
+function take(name, data) {
+  if (name === "you") state.you = data;
+  if (name === "whole") state.calls = new Map();
+  if (name === "whole" || name === "change") {
+    state.parts = name === "whole" ? data.parts : { ...state.parts, ...data.parts };
+    for (const call of data.put) state.calls.set(call.callId, call);
+    for (const id of data.gone ?? []) state.calls.delete(id);
+    state.offset = Date.parse(data.at) - Date.now();
+    state.at = data.at;
+  }
+  link("Live", "live");
+  redraw();
+}
+
+function link(text, tone) {
+  say(byId("link"), text);
+  byId("link").dataset.tone = tone;
+}
+
+async function watch() {
+  for (let failures = 0; ;) {
+    try {
+      await events("/api/stream", (name, data) => {
+        failures = 0;
+        take(name, data);
+      });
+    } catch (error) {
+      if (error.status === 401 || error.status === 403) {
+        link("No access", "off");
+        // A token begins the page anew.
+        return askToken(error.message);
+      }
+      failures += 1;
+    }
+    link("Connection lost, trying again. What is shown may be old.", "off");
+    redraw();
+    await new Promise((done) => setTimeout(done, Math.min(500 * 2 ** failures, 10_000) * (0.5 + Math.random() / 2)));
+  }
+}
+
+// === the token ===
+
+function askToken(why) {
+  say(byId("token-error"), why ?? "");
+  if (!byId("token").open) byId("token").showModal();
+  byId("token-text").focus();
+}
+
+/** Begins anew: nothing of what the old one showed stays. */
+function useToken(token) {
+  if (token) sessionStorage.setItem(TOKEN, token);
+  else sessionStorage.removeItem(TOKEN);
+  location.reload();
+}
+
+byId("token-open").addEventListener("click", () => askToken());
+byId("token-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const token = byId("token-text").value.trim().replace(/^Bearer\s+/i, "");
+  if (/^[\w.\-]+$/.test(token)) useToken(token);
+  else say(byId("token-error"), "That is no token: it has letters, digits, dots, dashes and underscores alone.");
+});
+byId("token-forget").addEventListener("click", () => useToken(""));
+
+// === one call ===
+
+const call = { stop: null, id: null, shown: null };
+
+export function openCall(id) {
+  closeCall();
+  call.stop = new AbortController();
+  Object.assign(call, { id, shown: { said: [], partial: null, call: state.calls.get(id) ?? { callId: id } } });
+  drawCall(call.shown, state);
+  byId("call-dialog").showModal();
+  byId("call-title").focus();
+  follow(id, call.shown, call.stop.signal);
+}
+
+async function follow(id, shown, stop) {
+  while (!stop.aborted) {
+    try {
+      shown.said = [];
+      await events(`/api/calls/${encodeURIComponent(id)}/stream`, (name, data) => {
+        if (name === "call") shown.call = data;
+        if (name === "said") {
+          shown.said.push(...data);
+          shown.partial = null;
+        }
+        if (name === "partial") shown.partial = data;
+        if (!stop.aborted) drawCall(shown, state);
+      }, stop);
+    } catch (error) {
+      if (stop.aborted) return;
+      shown.error = error.message;
+      drawCall(shown, state);
+      if (error.status) return;
+    }
+    await new Promise((done) => setTimeout(done, 2000));
+  }
+}
+
+function closeCall() {
+  call.stop?.abort();
+  call.stop = null;
+  if (byId("call-dialog").open) byId("call-dialog").close();
+}
+byId("call-dialog").addEventListener("close", () => call.stop?.abort());
+
+// === acts, each after a question ===
+
+let confirmed = async () => {};
+/** Asks; `run(reason)` does it, its text is told. `needsReason`: nothing happens without one. */
+export function confirmAct({ title, text, yes, reason, needsReason, run }) {
+  say(byId("confirm-title"), title);
+  say(byId("confirm-text"), text);
+  say(byId("confirm-yes"), yes);
+  say(byId("confirm-error"), "");
+  show(byId("confirm-reason-part"), Boolean(reason || needsReason));
+  const field = byId("confirm-reason");
+  field.value = "";
+  field.required = Boolean(needsReason);
+  confirmed = run;
+  byId("confirm").showModal();
+  (reason || needsReason ? field : byId("confirm-no")).focus();
+}
+
+byId("confirm-form").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const button = byId("confirm-yes");
+  // A disabled button would lose the focus.
+  if (button.getAttribute("aria-disabled") === "true") return;
+  button.setAttribute("aria-disabled", "true");
+  try {
+    const done = await confirmed(byId("confirm-reason").value.trim());
+    byId("confirm").close();
+    // What stands behind an open dialog is neither seen nor heard.
+    (document.querySelector("dialog[open]") ?? document.body).append(byId("done"));
+    say(byId("done"), done);
+    setTimeout(() => say(byId("done"), ""), 8000);
+  } catch (error) {
+    say(byId("confirm-error"), error.message);
+  }
+  button.removeAttribute("aria-disabled");
+});
+
+byId("call-hangup").addEventListener("click", () => {
+  const { id, shown } = call;
+  confirmAct({
+    title: "Hang up this call?", yes: "Hang up", reason: true,
+    text: `The provider is told to end ${id} of ${shown.call.businessId ?? "?"}. Both sides hear it end. Its place is freed once the provider says that it is over.`,
+    run: async (reason) => {
+      const done = await act(`/api/calls/${encodeURIComponent(id)}/hangup`, reason ? { reason } : {});
+      return `Hang up ${id}: ${typeof done === "string" ? done : done.result ?? "asked"}`;
+    },
+  });
+});
+
+byId("call-release").addEventListener("click", () => {
+  const { id } = call;
+  confirmAct({
+    title: "Release the place of this call?", yes: "Release", needsReason: true,
+    text: `The place of ${id} is freed without the provider. If the call goes on, more calls are up than were bought. Use it for calls that are surely over.`,
+    run: async (reason) => {
+      await act(`/api/calls/${encodeURIComponent(id)}/release`, { force: true, reason });
+      return `The place of ${id} was released`;
+    },
+  });
+});
+
+for (const button of document.querySelectorAll("[data-close]")) {
+  button.addEventListener("click", () => button.closest("dialog").close());
+}
+
+// === views ===
+
+function route() {
+  const known = [...document.querySelectorAll("main > section")].map((section) => section.id.slice(5));
+  const wanted = location.hash.slice(1);
+  if (wanted === "main") return byId("main").focus();
+  const view = known.includes(wanted) ? wanted : "overview";
+  for (const name of known) show(byId(`view-${name}`), name === view);
+  for (const item of document.querySelectorAll("nav a")) {
+    if (item.hash === `#${view}`) item.setAttribute("aria-current", "page");
+    else item.removeAttribute("aria-current");
+  }
+  if (state.view && state.view !== view) scrollTo(0, 0);
+  state.view = view;
+  document.title = `${byId(`h-${view}`).textContent} · ringfence`;
+  draw(state);
+}
+addEventListener("hashchange", route);
+initial(state, redraw, { act, confirmAct, openCall });
+route();
+// Ages grow without news.
+setInterval(redraw, 1000);
+watch();

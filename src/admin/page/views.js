@@ -1,0 +1,435 @@
+// What the page looks like: each view out of what app.js knows. All data goes through dom.js as text.
+import { byId, facts, h, keep, line, meter, say, setMeter, show, span, table } from "/page/dom.js";
+
+/** Calls that are drawn at once. */
+const ROWS = 100;
+/** A look-up that is nearer than this is "near", in milliseconds. */
+const NEAR_MS = 60_000;
+
+let tables = {};
+let rows = ROWS;
+let now = Date.now();
+
+const age = (at) => (at ? span(now - Date.parse(at)) : null);
+const ago = (at) => (at ? `${span(now - Date.parse(at))} ago` : null);
+const clock = (at) => (at ? new Date(at).toLocaleTimeString([], { hour12: false }) : null);
+const filter = (form, name) => byId(form).elements[name].value.trim();
+const number = new Intl.NumberFormat("en");
+
+/** Whether every word that is sought stands in one of the texts. */
+function fits(words, texts) {
+  if (!words.length) return true;
+  const all = texts.filter(Boolean).join(" ").toLowerCase();
+  return words.every((word) => all.includes(word));
+}
+const wordsOf = (form) => filter(form, "text").toLowerCase().split(/\s+/).filter(Boolean);
+const mayChange = (state) => state.you?.scope === "operate";
+
+function callTexts(call) {
+  return [call.callId, call.businessId, call.agent, call.ownNumber, call.otherNumber, call.plan, call.phase, call.account,
+    call.carrier, ...Object.values(call.ids ?? {})];
+}
+
+// === made once ===
+
+export function initial(state, redraw, { act, confirmAct, openCall }) {
+  const button = (text, label, click) => (item) => h("button", { type: "button", "aria-label": label?.(item()), click: () => click(item()) }, text);
+  const relabel = (label) => (element, item) => element.setAttribute("aria-label", label(item));
+  const used = { name: "In use", cell: () => h("div", { class: "use" }, h("span"), meter("In use")), update: (cell, item) => {
+    say(cell.firstElementChild, item.limit ? `${item.inUse} of ${item.limit}` : `${item.inUse}`);
+    setMeter(cell.lastElementChild, item.inUse, item.limit);
+    cell.lastElementChild.setAttribute("aria-label", `In use of ${item.id ?? item.name}`);
+  } };
+  tables.businesses = table(byId("businesses"), "h-businesses", [
+    { name: "Business", class: "name", cell: (item) => h("button", { type: "button", class: "plain", click: () => {
+      byId("call-filters").elements.text.value = item().id;
+      location.hash = "#calls";
+      redraw();
+    } }), update: (cell, item) => say(cell, item.id) },
+    { name: "Plan", of: (item) => item.plan },
+    used,
+    { name: "Last 15 minutes", class: "spark", cell: () => h("div"), update: drawLine },
+  ], (item) => item.id, "No business has a call up.");
+  tables.limits = table(byId("limits"), "h-limits", [
+    { name: "Limit", of: (item) => item.name },
+    { name: "Counted per", of: (item) => item.per },
+    { name: "Allows", of: (item) => item.allows },
+    { name: "In use", of: (item) => item.held },
+    { name: "Comes from", class: "long", of: (item) => item.from },
+  ], (item) => `${item.name} ${item.allows}`, "No limit is in force.");
+
+  const openLabel = (call) => `Open call ${call.callId} of ${call.businessId}`;
+  tables.calls = table(byId("calls-list"), "h-calls", [
+    { name: "Call", class: "id", cell: (item) => h("button", { type: "button", class: "plain", click: () => openCall(item().callId) }),
+      update: (cell, call) => { say(cell, call.callId); relabel(openLabel)(cell, call); } },
+    { name: "Business", class: "name", of: (call) => call.businessId },
+    { name: "Direction", of: (call) => call.direction },
+    { name: "Phase", of: phase, tone: (call) => (call.overLimit || call.unsettled ? "bad" : call.phase === "live" ? "good" : "") },
+    { name: "Age", of: (call) => age(call.startedAt) },
+    { name: "Last proof of life", of: (call) => `${ago(call.lastSeenAt) ?? "none"}, ${call.lastSeenBy ?? "?"}` },
+    { name: "Look-up", of: (call) => lookUp(call), tone: (call) => (isNear(call) ? "warn" : "") },
+    { name: "Origin", of: (call) => call.origin },
+    { name: "To or from", of: (call) => call.otherNumber },
+    { name: "Account", of: (call) => [call.account, call.carrier].filter(Boolean).join(" + ") },
+  ], (call) => call.callId, "No call holds a place, or none that you look for.");
+
+  tables.refusals = table(byId("refusals-list"), "h-refusals", [
+    { name: "When", of: (one) => clock(one.at) },
+    { name: "Business", class: "name", of: (one) => one.business },
+    { name: "Reason", of: (one) => words(one.code) },
+    { name: "Limit", of: (one) => one.limit_name && `${one.limit_name}: ${one.current ?? "?"} of ${one.limit ?? "?"}` },
+    { name: "What happened", of: (one) => (one.observed ? "let through (observe)" : "refused"), tone: (one) => (one.observed ? "" : "warn") },
+    { name: "Direction", of: (one) => one.direction },
+    { name: "Account", of: (one) => one.account },
+    { name: "Times sent", of: (one) => String(one.attempts ?? 1) },
+    { name: "Refusal", class: "id", of: (one) => one.id },
+  ], (one) => one.id, "Nothing was refused, or nothing that you look for.");
+
+  const replay = (id, what) => confirmAct({
+    title: `${what} again?`, yes: "Replay",
+    text: `Webhook ${id} is applied once more, and its deliveries to your app are sent again. Your app may see it twice.`,
+    run: async () => {
+      const done = await act(`/api/events/${encodeURIComponent(id)}/replay`);
+      return `${id} was replayed: ${done.event?.outcome ?? "no outcome"}, ${done.deliveries ?? 0} deliveries`;
+    },
+  });
+  const again = (id, what) => ({ name: "Act", hidden: true, class: "act",
+    cell: button("Replay", (item) => `Replay ${id(item)}`, (item) => replay(id(item), what)),
+    update: (element, item) => { show(element, mayChange(state)); element.setAttribute("aria-label", `Replay ${id(item)}`); } });
+  const events = (place, label, when, empty) => table(byId(place), label, [
+    { name: "Webhook", class: "id", of: (one) => one.id },
+    { name: "Event", of: (one) => `${one.webhook}: ${one.event}` },
+    { name: "Account", of: (one) => one.account },
+    { name: "Came", of: (one) => ago(one.receivedAt) },
+    { name: "Call", class: "id", of: (one) => one.callId },
+    { name: "Tries", of: (one) => String(one.tries) },
+    { name: when, of: (one) => (one.parkedAt ? ago(one.parkedAt) : clock(one.nextTryAt)) },
+    { name: "Error", class: "long", of: (one) => one.error },
+    again((one) => one.id, "Apply this webhook"),
+  ], (one) => one.id, empty);
+  const deliveries = (place, label, empty) => table(byId(place), label, [
+    { name: "Delivery", class: "id", of: (one) => one.id },
+    { name: "To", class: "long", of: (one) => one.url || "your app's events" },
+    { name: "Route", of: (one) => one.route },
+    { name: "Call", class: "id", of: (one) => one.callId },
+    { name: "Tries", of: (one) => String(one.attempts) },
+    { name: "Next try", of: (one) => clock(one.nextTryAt) },
+    { name: "Error", class: "long", of: (one) => one.lastError },
+    again((one) => one.eventId, "Deliver this"),
+  ], (one) => one.id, empty);
+  tables.parked = events("parked", "h-parked", "Parked", "No webhook failed.");
+  tables.unsettled = events("unsettled", "h-unsettled", "Next try", "No webhook waits.");
+  tables.givenUp = deliveries("given-up", "h-given-up", "No delivery was given up.");
+  tables.pending = deliveries("pending", "h-pending", "No delivery is under way.");
+  byId("replay-all").addEventListener("click", () => {
+    const ids = failed(state);
+    confirmAct({
+      title: `Replay ${ids.length} webhooks?`, yes: `Replay ${ids.length}`,
+      text: "Each of those that are shown as failed, parked or given up is applied once more, and its deliveries are sent again, one after the other.",
+      run: async () => {
+        let [done, errors] = [0, []];
+        for (const id of ids) {
+          try {
+            await act(`/api/events/${encodeURIComponent(id)}/replay`);
+            done += 1;
+          } catch (error) {
+            errors.push(`${id}: ${error.message}`);
+          }
+        }
+        if (errors.length) throw new Error(`${done} of ${ids.length} were replayed. ${errors.slice(0, 3).join("; ")}`);
+        return `${done} webhooks were replayed`;
+      },
+    });
+  });
+
+  tables.replicas = table(byId("replicas-list"), "h-replicas", [
+    { name: "Replica", class: "id", of: (one) => one.id },
+    { name: "Host", of: (one) => `${one.host ?? "?"}, process ${one.process ?? "?"}` },
+    { name: "Role", of: (one) => [one.leads ? "leader" : "follower", one.self ? "this one" : null].filter(Boolean).join(", ") },
+    { name: "Version", of: (one) => one.version },
+    { name: "Policy", of: (one) => one.policy && `${short(one.policy)} since ${clock(one.policySince)}`,
+      tone: (one) => (state.parts.status?.policiesDiffer ? "warn" : "") },
+    { name: "Up", of: (one) => age(one.startedAt) },
+    { name: "Heard", of: (one) => ago(one.heardAt) },
+  ], (one) => one.id, "This process has not told of itself yet.");
+
+  byId("calls-more").addEventListener("click", () => { rows += ROWS; redraw(); });
+  for (const id of ["call-filters", "refusal-filters", "webhook-filters"]) {
+    byId(id).addEventListener("submit", (event) => event.preventDefault());
+    byId(id).addEventListener("input", () => { rows = ROWS; redraw(); });
+  }
+}
+
+// === words ===
+
+const words = (code) => (code ?? "").toLowerCase().replaceAll("_", " ");
+const short = (hash) => String(hash ?? "").slice(0, 12);
+
+function phase(call) {
+  const marks = [call.overLimit && "over the limit", call.unsettled && "outcome unknown", call.slots > 1 && `${call.slots} slots`];
+  return [call.phase, ...marks.filter(Boolean)].join(", ");
+}
+
+const isNear = (call) => Boolean(call.deadlineAt) && Date.parse(call.deadlineAt) - now < NEAR_MS;
+
+function lookUp(call) {
+  if (!call.deadlineAt) return null;
+  const left = Date.parse(call.deadlineAt) - now;
+  return left > 0 ? `in ${span(left)}` : `due for ${span(-left)}`;
+}
+
+// === each time ===
+
+export function draw(state) {
+  now = Date.now() + state.offset;
+  const { parts, you } = state;
+  const open = parts.calls;
+  byId("main").toggleAttribute("data-known", Boolean(open));
+  say(byId("mode"), open?.mode === "observe" ? "observe: refuses nothing" : open?.mode ?? "");
+  byId("mode").dataset.tone = open?.mode === "observe" ? "warn" : "good";
+  show(byId("mode"), Boolean(open));
+  for (const badge of document.querySelectorAll("[data-count]")) {
+    const counts = { calls: open?.open, refusals: parts.refusals?.length, webhooks: failed(state).length };
+    const count = counts[badge.dataset.count];
+    say(badge, count ? number.format(count) : "");
+  }
+  const own = you?.businesses;
+  const note = !you ? "" : [
+    own ? `This token shows ${own.length === 1 ? "one business" : `${own.length} businesses`}: ${own.join(", ")}. Figures of all, webhooks and replicas are not for it.` : "",
+    mayChange(state) ? "" : you.name === "local"
+      ? "You may look. To change something from here set admin.token_secret and use a token with scope operate, or use ringfence's commands."
+      : "You may look. To hang up, release or replay, use a token with scope operate.",
+  ].filter(Boolean).join(" ");
+  say(byId("note"), note);
+  show(byId("note"), Boolean(note));
+  for (const part of ["limits-part", "webhooks-part", "state-part"]) show(byId(part), Boolean(parts.status));
+  const views = { overview, calls: drawCalls, refusals: drawRefusals, webhooks: drawWebhooks, replicas: drawReplicas };
+  views[state.view]?.(state);
+}
+
+function troubles({ parts, calls }) {
+  const found = [];
+  const add = (tone, text, view) => found.push({ tone, text, view });
+  const { status, webhooks } = parts;
+  if (parts.calls && !parts.calls.known) add("bad", "The record does not answer. The calls shown are those of before.", "replicas");
+  if (status) {
+    if (!status.store.ok) add("bad", `The store takes no writes: ${status.store.error ?? "no reason given"}`, "replicas");
+    if (status.store.journaled) add("warn", `${status.store.journaled} webhooks wait in the journal until the store takes writes.`, "replicas");
+    const { standing } = status.gate;
+    if (standing.degraded) add("warn", `The gate is degraded: ${standing.away ?? `it is decided by ${standing.mode}`}.`, "replicas");
+    if (status.policiesDiffer) add("warn", "Replicas run different policies.", "replicas");
+    if (status.draining) add("warn", "This process is stopping.", "replicas");
+    const failedReload = status.policy?.lastFailedReload;
+    if (failedReload) add("warn", `The config was not loaded at ${clock(failedReload.at)}: ${failedReload.reason}`, "replicas");
+    for (const one of status.accounts) {
+      if (one.sweepError) add("warn", `${one.name} cannot be asked about its calls: ${one.sweepError}`);
+      if (one.limit && one.inUse >= one.limit) add("bad", `${one.name} is full: ${number.format(one.inUse)} of ${number.format(one.limit)}.`, "calls");
+      else if (one.limit && one.inUse >= 0.8 * one.limit) add("warn", `${one.name} is nearly full: ${number.format(one.inUse)} of ${number.format(one.limit)}.`, "calls");
+      if (one.overLimit) add("warn", `${one.overLimit} calls of ${one.name} are up over the limit.`, "calls");
+      if (one.providerLive !== null && one.providerLive !== undefined && one.providerLive > one.inUse) {
+        add("warn", `${one.name} says ${one.providerLive} calls are up, ${one.inUse} are known here.`, "calls");
+      }
+    }
+  }
+  if (webhooks?.parked?.length) add("warn", `${webhooks.parked.length} webhooks could not be applied.`, "webhooks");
+  if (webhooks?.givenUp?.length) add("warn", `${webhooks.givenUp.length} deliveries to your app were given up.`, "webhooks");
+  let [unsettled, overdue] = [0, 0];
+  for (const call of calls.values()) {
+    if (call.unsettled) unsettled += 1;
+    if (call.deadlineAt && now - Date.parse(call.deadlineAt) > NEAR_MS) overdue += 1;
+  }
+  if (unsettled) add("warn", `Of ${unsettled} calls it is not known whether they were dialled. They are looked up.`, "calls");
+  if (overdue) add("warn", `${overdue} calls are due for a look-up for more than a minute.`, "calls");
+  return found;
+}
+
+function overview(state) {
+  const { parts } = state;
+  const found = parts.calls ? troubles(state) : [];
+  const fine = parts.calls && !found.length ? [{ tone: "good", text: "Nothing needs attention." }] : [];
+  keep(byId("troubles"), [...found, ...fine], (one) => one.text, () => h("li", {}, h("span"), h("a", {}, "Show")), (item, one) => {
+    item.dataset.tone = one.tone;
+    say(item.firstElementChild, one.text);
+    show(item.lastElementChild, Boolean(one.view));
+    item.lastElementChild.setAttribute("href", `#${one.view ?? "overview"}`);
+    item.lastElementChild.setAttribute("aria-label", `Show ${one.view ?? "overview"}: ${one.text}`);
+  });
+  const history = parts.history;
+  const cards = [];
+  if (parts.calls) {
+    const global = globalLimit(parts.status);
+    cards.push({ key: "all", name: parts.status ? "All calls" : "Your calls", inUse: parts.status?.gate.calls ?? parts.calls.open, limit: global,
+      values: history?.all, more: parts.calls.holding === 1 ? "1 business with calls now" : `${number.format(parts.calls.holding)} businesses with calls now` });
+  }
+  for (const one of parts.status?.accounts ?? []) {
+    const told = [
+      one.provider !== one.name ? one.provider : null,
+      one.providerLive !== null && one.providerLive !== undefined ? `provider says ${number.format(one.providerLive)}` : null,
+      one.foreign ? `${one.foreign} not placed here` : null,
+      one.sweptAt ? `asked ${ago(one.sweptAt)}` : one.canBeAsked ? "not asked yet" : "cannot be asked",
+    ];
+    cards.push({ key: `account ${one.name}`, name: one.name, inUse: one.inUse, limit: one.limit, values: history?.accounts?.[one.name],
+      more: told.filter(Boolean).join(" · ") });
+  }
+  keep(byId("cards"), cards, (one) => one.key, () => h("li", { class: "card" },
+    h("h2"), h("p", { class: "figure" }, h("span"), h("small")), meter("In use"), h("div", { class: "spark" }), h("p", { class: "more" })),
+  (card, one) => {
+    const [name, figure, bar, spark, more] = card.children;
+    say(name, one.name);
+    say(figure.firstElementChild, one.inUse === null || one.inUse === undefined ? "?" : number.format(one.inUse));
+    say(figure.lastElementChild, one.limit ? ` of ${number.format(one.limit)} in use` : " in use, no limit");
+    bar.setAttribute("aria-label", `In use: ${one.name}`);
+    setMeter(bar, one.inUse ?? 0, one.limit);
+    drawLine(spark, one);
+    const most = Math.max(0, ...(one.values ?? []).map((value) => value ?? 0));
+    say(more, [one.more, one.values ? `at most ${number.format(most)} in 15 minutes` : null].filter(Boolean).join(" · "));
+  });
+  tables.businesses((parts.businesses ?? []).slice(0, ROWS).map((one) => ({ ...one, values: history?.businesses?.[one.id] })));
+  if (parts.status) tables.limits(limits(parts));
+}
+
+function drawLine(place, { values, limit }) {
+  const drawn = JSON.stringify([values, limit]);
+  if (place.drawn === drawn) return;
+  place.drawn = drawn;
+  place.replaceChildren(...(values ? [line(values, limit)] : []));
+}
+
+function globalLimit(status) {
+  const all = status?.limits.find((one) => one.name === "global" && /at once$/.test(one.allows));
+  return all ? Number.parseInt(all.allows, 10) : null;
+}
+
+/** Each limit with how much of it is held: for one that is counted per something, by whoever holds most. */
+function limits({ status, businesses }) {
+  const counted = Object.entries(status.gate.byLimit ?? {}).map(([key, count]) => [...key.split(/\|(.*)/s), count]);
+  const own = new Set(status.limits.map((limit) => limit.name));
+  return status.limits.map((limit) => {
+    const of = limit.name.startsWith("plan.")
+      ? (businesses ?? []).filter((one) => `plan.${one.plan}` === limit.name && !own.has(`business.${one.id}`)).map((one) => [one.id, one.inUse])
+      : counted.filter(([name, whose]) => name === limit.name || `${name}.${whose}` === limit.name)
+        .map(([name, whose, , count]) => [name === limit.name ? whose : "", count]);
+    const [whose, count] = of.reduce((most, one) => (one[1] > most[1] ? one : most), ["", 0]);
+    const isRate = !/at once$/.test(limit.allows);
+    return { ...limit, held: isRate ? null : whose ? `${count} at most, by ${whose}` : String(count) };
+  });
+}
+
+// === calls ===
+
+function drawCalls({ calls, parts }) {
+  const all = [...calls.values()];
+  const form = "call-filters";
+  for (const name of ["phase", "direction", "origin", "account"]) choices(byId(form).elements[name], all, name);
+  const sought = wordsOf(form);
+  const wanted = ["phase", "direction", "origin", "account"].map((name) => [name, filter(form, name)]).filter(([, value]) => value);
+  const found = all.filter((call) => wanted.every(([name, value]) => call[name] === value || (name === "account" && call.carrier === value))
+    && fits(sought, callTexts(call)));
+  const by = (key) => (a, b) => ((a[key] ?? "\uffff") < (b[key] ?? "\uffff") ? -1 : 1);
+  const orders = { oldest: by("startedAt"), newest: (a, b) => by("startedAt")(b, a), silent: by("lastSeenAt"), deadline: by("deadlineAt"),
+    business: (a, b) => a.businessId.localeCompare(b.businessId) || by("startedAt")(a, b) };
+  found.sort(orders[filter(form, "sort")]);
+  const hidden = (parts.calls?.open ?? 0) - (parts.calls?.shown ?? 0);
+  say(byId("calls-said"), `${number.format(Math.min(rows, found.length))} of ${number.format(found.length)} shown${
+    found.length < all.length ? `, ${number.format(all.length)} open` : ""}${hidden > 0 ? `; ${number.format(hidden)} more are open: use the API` : ""}.`);
+  tables.calls(found.slice(0, rows));
+  show(byId("calls-more"), found.length > rows);
+}
+
+function choices(select, calls, name) {
+  const values = new Set(calls.flatMap((call) => (name === "account" ? [call.account, call.carrier] : [call[name]])).filter(Boolean));
+  if (select.value) values.add(select.value);
+  const wanted = [...values].sort();
+  const there = [...select.options].slice(1).map((option) => option.value);
+  if (wanted.join("\n") === there.join("\n")) return;
+  const chosen = select.value;
+  select.replaceChildren(select.options[0], ...wanted.map((value) => h("option", { value }, value)));
+  select.value = chosen;
+}
+
+export function drawCall(shown, state) {
+  now = Date.now() + state.offset;
+  const { call } = shown;
+  say(byId("call-title"), `Call ${call.callId}`);
+  const isOver = call.phase === "ended";
+  show(byId("call-acts"), mayChange(state) && !isOver);
+  facts(byId("call-facts"), [
+    ["Problem", shown.error],
+    ["Business", call.businessId], ["Plan", call.plan], ["Phase", phase(call)], ["Outcome", call.outcome], ["Proof of its end", call.proof],
+    ["Direction", call.direction], ["Origin", call.origin], ["Agent", call.agent], ["Own number", call.ownNumber],
+    ["Other number", call.otherNumber], ["Account", [call.account, call.carrier].filter(Boolean).join(" + ")],
+    ["Began", call.startedAt && `${clock(call.startedAt)}, ${ago(call.startedAt)}`], ["Answered", clock(call.answeredAt)],
+    ["Ended", call.endedAt && `${clock(call.endedAt)}, ${ago(call.endedAt)}`],
+    ["Last proof of life", call.lastSeenAt && `${ago(call.lastSeenAt)}, ${call.lastSeenBy}`], ["Look-up", isOver ? null : lookUp(call)],
+    ...Object.entries(call.ids ?? {}),
+  ]);
+  const log = byId("said-log");
+  const isAtEnd = log.scrollTop + log.clientHeight >= log.scrollHeight - 8;
+  keep(byId("said"), shown.said, (one) => one.sequence, () => h("li", {}, h("b"), h("span")), (item, one) => {
+    item.dataset.speaker = one.speaker;
+    say(item.firstElementChild, one.speaker);
+    say(item.lastElementChild, one.text);
+  });
+  if (isAtEnd) log.scrollTop = log.scrollHeight;
+  show(log, shown.said.length > 0);
+  show(byId("said-none"), shown.said.length === 0);
+  say(byId("partial"), shown.partial ? `${shown.partial.speaker}: ${shown.partial.text} …` : "");
+  show(byId("partial"), Boolean(shown.partial));
+  const record = call.record;
+  show(byId("record-part"), Boolean(record));
+  if (record) {
+    facts(byId("record"), [
+      ["Summary", record.transcript_summary], ["Length", record.call_duration_seconds !== null && record.call_duration_seconds !== undefined
+        ? span(record.call_duration_seconds * 1000) : null],
+      ["Cost", record.cost], ["Successful", record.call_successful], ["Recorded by", record.recorded_by], ["Problem", record.last_error],
+    ]);
+  }
+}
+
+// === refusals, webhooks, replicas ===
+
+function drawRefusals({ parts }) {
+  const sought = wordsOf("refusal-filters");
+  const all = parts.refusals ?? [];
+  const found = all.filter((one) => fits(sought, [one.id, one.business, one.code, words(one.code), one.limit_name, one.account, one.direction]));
+  say(byId("refusals-said"), `${found.length} of the latest ${all.length} shown.`);
+  tables.refusals(found);
+}
+
+const webhookTexts = (one) => [one.id, one.eventId, one.event, one.webhook, one.account, one.callId, one.path, one.url, one.route, one.error, one.lastError];
+
+function failed({ parts }) {
+  const sought = wordsOf("webhook-filters");
+  const { parked, givenUp } = parts.webhooks ?? {};
+  const ids = [...(parked ?? []).filter((one) => fits(sought, webhookTexts(one))).map((one) => one.id),
+    ...(givenUp ?? []).filter((one) => fits(sought, webhookTexts(one))).map((one) => one.eventId)];
+  return [...new Set(ids)];
+}
+
+function drawWebhooks(state) {
+  const sought = wordsOf("webhook-filters");
+  const waiting = state.parts.webhooks ?? {};
+  for (const name of ["parked", "givenUp", "unsettled", "pending"]) {
+    const parkedToo = name === "unsettled" ? new Set((waiting.parked ?? []).map((one) => one.id)) : new Set();
+    tables[name]((waiting[name] ?? []).filter((one) => !parkedToo.has(one.id) && fits(sought, webhookTexts(one))));
+  }
+  const count = failed(state).length;
+  say(byId("replay-all"), `Replay the ${count} that failed`);
+  show(byId("replay-all"), count > 1 && mayChange(state));
+}
+
+function drawReplicas({ parts, you }) {
+  const { status } = parts;
+  if (!status) return;
+  const { gate, store, policy } = status;
+  facts(byId("state"), [
+    ["Version", you?.version ?? status.version], ["Mode", status.mode],
+    ["Policy", `${short(policy.hash) || "none"}, generation ${policy.generation}, loaded ${ago(policy.loadedAt)}`],
+    ["Last failed reload", policy.lastFailedReload && `${clock(policy.lastFailedReload.at)}: ${policy.lastFailedReload.reason}`],
+    ["Store", `${store.backend}, ${store.ok ? "takes writes" : `does not answer: ${store.error}`}`], ["Store is at", store.path],
+    ["Webhooks in the journal", store.journaled], ["Gate", `${gate.backend}, decided by ${gate.standing.mode}, epoch ${gate.standing.epoch}`],
+    ["Gate is degraded", gate.standing.degraded ? gate.standing.away ?? "yes" : "no"], ["Releases that wait", gate.standing.waiting],
+    ["Unknown businesses", status.unknownBusinesses],
+  ]);
+  tables.replicas(status.replicas);
+}
