@@ -17,15 +17,15 @@ const HOLES: [(&str, &str, &[&str]); 18] = [
         &[
             "src/store/postgres/tests.rs::a_move_waits_for_who_wrote_before_it_and_counts_the_call",
             "src/store/postgres/tests.rs::who_comes_while_a_move_is_under_way_is_told_the_new_epoch",
-            "src/store/suite/gate.rs::a_call_is_put_on_record_under_the_pools_epoch_alone",
-            "src/store/suite/gate.rs::moves_under_load_lose_no_call_and_let_none_in_over_a_limit",
+            "src/store/conformance/gate.rs::a_call_is_put_on_record_under_the_pools_epoch_alone",
+            "src/store/conformance/gate.rs::moves_under_load_lose_no_call_and_let_none_in_over_a_limit",
         ],
     ),
     (
         "3.2",
         "who stood still while he filled the gate wakes, and it was filled for a later epoch",
         &[
-            "src/capacity/holes.rs::hole_3_02_a_stale_rebuilder_wakes",
+            "src/capacity/races.rs::hole_3_02_a_stale_rebuilder_wakes",
             "src/gate/redis/tests.rs::epochs_go_upward_and_take_the_one_before_with_them",
             "src/gate/redis/tests/outages.rs::what_was_filled_in_on_another_line_is_not_published",
         ],
@@ -51,16 +51,16 @@ const HOLES: [(&str, &str, &[&str]); 18] = [
         "3.5",
         "one replica falls back to the database, another still sees Redis",
         &[
-            "src/capacity/holes.rs::hole_3_05_one_falls_back_and_another_still_sees_redis",
-            "src/capacity/keeper.rs::the_gate_falls_back_late_and_returns_later",
-            "src/store/suite/gate.rs::the_database_decides_in_its_own_mode_and_epoch",
+            "src/capacity/races.rs::hole_3_05_one_falls_back_and_another_still_sees_redis",
+            "src/capacity/supervisor.rs::the_gate_falls_back_late_and_returns_later",
+            "src/store/conformance/gate.rs::the_database_decides_in_its_own_mode_and_epoch",
         ],
     ),
     (
         "3.6",
         "a process stands still between admission, record and dialling",
         &[
-            "src/capacity/holes.rs::hole_3_06_an_admission_wakes_after_its_place_was_freed",
+            "src/capacity/races.rs::hole_3_06_an_admission_wakes_after_its_place_was_freed",
             "tests/it/crash.rs::a_process_that_stood_still_sends_nothing_late",
         ],
     ),
@@ -86,9 +86,9 @@ const HOLES: [(&str, &str, &[&str]); 18] = [
         "3.9",
         "an admission gets no answer",
         &[
-            "src/capacity/holes.rs::hole_3_09_an_admission_whose_answer_is_lost",
-            "src/capacity/holes.rs::hole_3_09_a_call_that_was_let_through_is_counted",
-            "src/capacity/holes.rs::hole_3_09_what_is_taken_back_late_is_the_lost_admission_alone",
+            "src/capacity/races.rs::hole_3_09_an_admission_whose_answer_is_lost",
+            "src/capacity/races.rs::hole_3_09_a_call_that_was_let_through_is_counted",
+            "src/capacity/races.rs::hole_3_09_what_is_taken_back_late_is_the_lost_admission_alone",
             "src/gate/redis/tests.rs::a_forbidden_call_is_not_admitted_late",
             "src/gate/redis/tests/outages.rs::a_stalled_server_is_waited_for_three_times_and_then_not",
         ],
@@ -96,14 +96,14 @@ const HOLES: [(&str, &str, &[&str]); 18] = [
     (
         "3.10",
         "a call ends while the gate is being filled",
-        &["src/capacity/holes.rs::hole_3_10_a_call_ends_during_the_rebuild"],
+        &["src/capacity/races.rs::hole_3_10_a_call_ends_during_the_rebuild"],
     ),
     (
         "3.11",
         "what is known of a call is lost with Redis",
         &[
-            "src/capacity/holes.rs::hole_3_11_a_live_call_outlives_a_wipe_as_a_live_call",
-            "src/store/suite.rs::what_was_written_is_there_after_a_restart",
+            "src/capacity/races.rs::hole_3_11_a_live_call_outlives_a_wipe_as_a_live_call",
+            "src/store/conformance.rs::what_was_written_is_there_after_a_restart",
         ],
     ),
     (
@@ -121,8 +121,8 @@ const HOLES: [(&str, &str, &[&str]); 18] = [
         "3.13",
         "rates start anew after a wipe",
         &[
-            "src/capacity/holes.rs::hole_3_13_a_wipe_gives_no_tokens_back",
-            "src/store/suite/gate.rs::a_rate_gives_out_its_tokens_whoever_asks",
+            "src/capacity/races.rs::hole_3_13_a_wipe_gives_no_tokens_back",
+            "src/store/conformance/gate.rs::a_rate_gives_out_its_tokens_whoever_asks",
             "tests/it/outbound_limits.rs::rates_refuse_until_their_token_is_there_also_after_a_restart",
         ],
     ),
@@ -130,8 +130,8 @@ const HOLES: [(&str, &str, &[&str]); 18] = [
         "3.14",
         "limits change under calls that are open",
         &[
-            "src/capacity/holes.rs::hole_3_14_what_redis_has_yet_to_be_told_counts_by_the_limits_of_today",
-            "src/store/suite/gate.rs::a_move_counts_every_open_call_by_the_new_policy",
+            "src/capacity/races.rs::hole_3_14_what_redis_has_yet_to_be_told_counts_by_the_limits_of_today",
+            "src/store/conformance/gate.rs::a_move_counts_every_open_call_by_the_new_policy",
             "tests/it/reload.rs::lowered_limits_only_drain_and_raised_ones_are_in_force_at_once",
             "tests/it/reload.rs::creates_that_race_with_reloads_never_exceed_the_limit_in_force",
             "tests/it/reload.rs::a_create_that_began_before_a_reload_is_decided_by_the_limits_after_it",
@@ -141,9 +141,9 @@ const HOLES: [(&str, &str, &[&str]); 18] = [
         "3.15",
         "a call ends before it is known",
         &[
-            "src/store/suite.rs::news_and_its_call_find_each_other_however_they_meet",
-            "src/store/suite.rs::an_end_that_comes_before_its_start_ends_the_start",
-            "src/store/suite.rs::what_is_past_its_retention_goes_little_by_little",
+            "src/store/conformance.rs::news_and_its_call_find_each_other_however_they_meet",
+            "src/store/conformance.rs::an_end_that_comes_before_its_start_ends_the_start",
+            "src/store/conformance.rs::what_is_past_its_retention_goes_little_by_little",
             "tests/it/outbound_faults.rs::an_end_before_the_creates_answer_frees_the_slot_for_good",
         ],
     ),
@@ -156,7 +156,7 @@ const HOLES: [(&str, &str, &[&str]); 18] = [
         "3.17",
         "one bad write among those that share a commit; a waiter that goes away",
         &[
-            "src/store/suite.rs::writes_that_meet_share_a_commit_and_one_that_fails_stands_alone",
+            "src/store/conformance.rs::writes_that_meet_share_a_commit_and_one_that_fails_stands_alone",
             "src/store/postgres/tests.rs::of_decisions_that_meet_one_that_fails_stands_alone_and_none_is_dropped",
             "tests/it/store_faults.rs::a_write_that_panics_fails_alone",
         ],
@@ -186,7 +186,7 @@ fn read(path: impl AsRef<Path>) -> String {
 fn is_tested(file: &str, name: &str) -> bool {
     if file.starts_with("src/store/suite") {
         let runs = |text: &str| text.split([',', '\n']).any(|word| word.trim() == name);
-        return read(file).contains(&format!("async fn {name}(")) && runs(&read("src/store/suite.rs"));
+        return read(file).contains(&format!("async fn {name}(")) && runs(&read("src/store/conformance.rs"));
     }
     let text = read(file);
     let lines: Vec<&str> = text.lines().map(str::trim).collect();
