@@ -20,7 +20,7 @@ sleep 4
 operator 'ringfence calls list'
 cause '^c_.*acme' "no call is given up for its age: what is past its deadline is looked up first"
 
-within 60 grep -q 'a webhook was refused' serve.log
+within 60 grep -q 'webhook signature invalid' serve.log
 operator "date -u; curl -sI http://$admin/health | grep -i ^date"
 operator "grep -o 'WARN.*webhook.*' serve.log | tail -n 1"
 cause 'stamp.*old|old|clock' "webhooks are refused as too old: this machine's clock differs from the provider's"

@@ -92,7 +92,7 @@ pub fn may_dial(
 
 /// What is said of a lead that holds no number.
 pub(crate) fn not_a_number() -> String {
-    "not a telephone number that can be called: write it with its country code, as in +15550001101".to_owned()
+    "not a telephone number in E.164 form that can be called, as in +15550001101".to_owned()
 }
 
 /// What the parts of this module share. Cloning is cheap.

@@ -433,7 +433,7 @@ fn a_config_map_that_is_swapped_is_followed() {
     assert_eq!(cli::term(&mut serve), Some(0));
     let mut log = String::new();
     std::io::Read::read_to_string(&mut serve.0.stderr.take().unwrap(), &mut log).unwrap();
-    let told = log.lines().filter(|l| l.contains("was not reloaded")).count();
+    let told = log.lines().filter(|l| l.contains("config not reloaded")).count();
     assert_eq!(told, 2, "once a mistake, not once a look:\n{log}");
     assert!(!log.contains("sk_one") && !log.contains("sk_two"), "{log}");
 }

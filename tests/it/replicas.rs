@@ -131,7 +131,7 @@ async fn replicas_on_different_policies_say_so_and_hold_the_lower_limit() {
     let metrics = fleet.send("GET", &metrics, &[], "", PATIENCE).await.unwrap();
     let metrics = String::from_utf8_lossy(&metrics.body).into_owned();
     assert!(metrics.contains("\nringfence_policies_differ 1\n"), "{metrics}");
-    assert!(fleet.replicas[0].log().contains("replicas run on different policies"));
+    assert!(fleet.replicas[0].log().contains("replicas have different policies"));
     assert_eq!(dial("+15550002001").await.status, 200);
     let refused = dial("+15550002002").await;
     assert_eq!((refused.status, refused.header("x-ringfence-limit")), (503, Some("business.alpha")), "{refused:?}");

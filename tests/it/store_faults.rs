@@ -164,7 +164,7 @@ async fn an_end_that_is_on_record_without_anybody_knowing_frees_its_slot() {
     };
     scene.wait("the end is committed", ended).await;
     std::fs::rename(&file, &aside).unwrap();
-    scene.wait("it is noticed", async || scene.log().contains("the record cannot be written")).await;
+    scene.wait("it is noticed", async || scene.log().contains("failed to write to the database")).await;
     assert_eq!(scene.held().await, 1, "nobody was told of the end");
     std::fs::rename(&aside, &file).unwrap();
     scene.wait("the slot is free", async || scene.held().await == 0).await;
