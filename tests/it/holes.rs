@@ -184,7 +184,7 @@ fn read(path: impl AsRef<Path>) -> String {
 
 /// Whether a file has a test of this name; of the store's suite, whether its back ends run it.
 fn is_tested(file: &str, name: &str) -> bool {
-    if file.starts_with("src/store/suite") {
+    if file.starts_with("src/store/conformance") {
         let runs = |text: &str| text.split([',', '\n']).any(|word| word.trim() == name);
         return read(file).contains(&format!("async fn {name}(")) && runs(&read("src/store/conformance.rs"));
     }

@@ -568,6 +568,13 @@ auth_token = "{token}"
     /// Ends everything, stops it, checks it.
     pub async fn finish(mut self) {
         self.quiet().await;
+        // What was acknowledged a moment ago may still be in the inbox; the next process would apply it.
+        let (record, started) = (self.record().await, Instant::now());
+        let waiting = "SELECT count(*) FROM webhook_events WHERE outcome IS NULL";
+        while record.number(waiting, &[]).await > 0 && started.elapsed() < PATIENCE {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        drop(record);
         self.stop().await;
         self.check().await;
         if let Some(simulator) = self.simulator.take() {
