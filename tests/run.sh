@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Runs the tests, and installs first what they need:
 #
-#     bash tests/run.sh                     # everything
+#     bash tests/run.sh                     # rust and sdk: what a change to the program has to pass
 #     bash tests/run.sh rust                # cargo test
 #     bash tests/run.sh rust NAME           # cargo test NAME: arguments go to cargo test
 #     bash tests/run.sh rust -- --nocapture
 #     bash tests/run.sh sdk                 # the providers' own SDKs against the built program
 #     bash tests/run.sh sdk -k twilio       # arguments go to python's unittest
-#     bash tests/run.sh deploy              # what is in deploy/, with the programs that read it
+#     bash tests/run.sh deploy              # what is in deploy/, with the programs that read it; needs root for some
 #     bash tests/run.sh deploy -k nginx     # arguments go to python's unittest
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../deploy/common.sh"
@@ -36,7 +36,7 @@ test_packages() {
         command -v node >/dev/null || missing+=(nodejs)
         command -v npm >/dev/null || missing+=(npm)
     fi
-    if [ "$part" = deploy ] || [ "$part" = all ]; then
+    if [ "$part" = deploy ]; then
         command -v jq >/dev/null || missing+=(jq)
         command -v sqlite3 >/dev/null || missing+=(sqlite3)
         command -v shellcheck >/dev/null || missing+=(shellcheck)
@@ -126,7 +126,7 @@ if [ "$part" = sdk ] || [ "$part" = all ]; then
     say "SDK tests"
     (cd "$root/tests/sdk" && "$python" -W ignore::DeprecationWarning -m unittest "$@" </dev/null)
 fi
-if [ "$part" = deploy ] || [ "$part" = all ]; then
+if [ "$part" = deploy ]; then
     deploy_tools
     build
     say "tests of deploy/"
