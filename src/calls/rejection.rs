@@ -140,14 +140,9 @@ impl Rejections {
         let style = ResponseStyle { shape: &of.account.provider.refusal, retry_after_max_secs: told_secs };
         let told = (of.kind == RequestKind::Job).then(|| rejection.clone());
         let mut response = rejection.into_response(style, &Noted { by: self, of, is_retry });
-        response.extensions_mut().extend(
-            told.map(|told| {
-                let mut one = http::Extensions::new();
-                one.insert(told);
-                one
-            })
-            .unwrap_or_default(),
-        );
+        if let Some(told) = told {
+            response.extensions_mut().insert(told);
+        }
         response
     }
 

@@ -36,7 +36,7 @@ use crate::reply::{Rejection, RejectionCode};
 use crate::store::Change;
 
 /// The header that says how many of a batch's calls at once were granted, of how many that it asked for.
-const PLACES: &str = "x-ringfence-slots";
+const SLOTS_HEADER: &str = "x-ringfence-slots";
 
 /// The right to send one request once: its lease, and its record, which is written before the lease is given.
 #[must_use]
@@ -103,7 +103,7 @@ impl Marks {
             && response.status().is_success()
             && let Ok(granted) = HeaderValue::try_from(format!("{}/{}", slots.granted, slots.wanted))
         {
-            response.headers_mut().insert(PLACES, granted);
+            response.headers_mut().insert(SLOTS_HEADER, granted);
         }
         if let Some(limit) = self.would_reject.as_ref().and_then(|limit| HeaderValue::try_from(limit.as_ref()).ok()) {
             response.headers_mut().insert(WOULD_REFUSE, limit);
