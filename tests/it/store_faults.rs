@@ -3,6 +3,9 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use ringfence_simulator::{Fault, FaultKind, Provider};
 
@@ -25,13 +28,21 @@ pub async fn outage(mut scene: Scene, breaks: impl FnOnce(&Scene), says: &str, k
             assert_eq!((&body["error"], &body["called"]), (&"CALL_STORE_UNAVAILABLE".into(), &false.into()));
         })
     };
-    // What is in SQLite's hands already may still be written.
-    scene.wait("creates are refused", async || refused().await.is_some()).await;
-    let (creates, held) = (scene.control.counts().creates_el, scene.held().await);
-    for _ in 0..3 {
-        refused().await.expect("it stays so");
-    }
-    assert_eq!((scene.control.counts().creates_el, scene.held().await), (creates, held), "nothing sent, nothing held");
+    // What is in SQLite's hands already may still be written, and a small write may find room where a larger one did not.
+    let mut before = (0, 0);
+    scene
+        .wait("creates are refused, one after another", async || {
+            before = (scene.control.counts().creates_el, scene.held().await);
+            for _ in 0..4 {
+                if refused().await.is_none() {
+                    return false;
+                }
+            }
+            true
+        })
+        .await;
+    let held = before.1;
+    assert_eq!((scene.control.counts().creates_el, scene.held().await), before, "nothing sent, nothing held");
     let ready = scene.ask("admin", "GET", "/ready", &[], "").await.unwrap();
     assert_eq!((ready.status, &ready.json()["error"]), (503, &"STORE_UNAVAILABLE".into()));
     let store = scene.status().await["store"].clone();
@@ -95,12 +106,28 @@ async fn a_full_disk_refuses_creates_until_there_is_room() {
         return eprintln!("skipped: this user may not mount a small file system to fill");
     };
     let filler = disk.0.join("filler");
+    // A file that the program removes makes room again, which is filled at once.
+    let (full, stop) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (is_full, told) = (full.clone(), stop.clone());
+    let mut file = std::fs::File::create(&filler).unwrap();
+    let fills = std::thread::spawn(move || {
+        while !told.load(Ordering::Relaxed) {
+            while file.write_all(&[0; 1024]).is_ok() {}
+            is_full.store(true, Ordering::Relaxed);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
     let fill = |_: &Scene| {
-        let mut file = std::fs::File::create(&filler).unwrap();
-        let piece = [0; 1024];
-        while file.write_all(&piece).is_ok() {}
+        while !full.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     };
-    outage(scene, fill, "the disk is full", false, |_| std::fs::remove_file(&filler).unwrap()).await;
+    let empty = |_: &Scene| {
+        stop.store(true, Ordering::Relaxed);
+        fills.join().unwrap();
+        std::fs::remove_file(&filler).unwrap();
+    };
+    outage(scene, fill, "the disk is full", false, empty).await;
 }
 
 /// The disk fails: here at the size of file that the process may write.
