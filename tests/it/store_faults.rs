@@ -1,5 +1,6 @@
 //! The record cannot be written while calls are up: nothing is sent, nothing leaks, and it goes on by itself.
 
+use std::cell::Cell;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -106,25 +107,22 @@ async fn a_full_disk_refuses_creates_until_there_is_room() {
         return eprintln!("skipped: this user may not mount a small file system to fill");
     };
     let filler = disk.0.join("filler");
-    // A file that the program removes makes room again, which is filled at once.
-    let (full, stop) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-    let (is_full, told) = (full.clone(), stop.clone());
-    let mut file = std::fs::File::create(&filler).unwrap();
-    let fills = std::thread::spawn(move || {
-        while !told.load(Ordering::Relaxed) {
-            while file.write_all(&[0; 1024]).is_ok() {}
-            is_full.store(true, Ordering::Relaxed);
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    });
+    let (stop, filling) = (Arc::new(AtomicBool::new(false)), Cell::new(None));
     let fill = |_: &Scene| {
-        while !full.load(Ordering::Relaxed) {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        let mut file = std::fs::File::create(&filler).unwrap();
+        while file.write_all(&[0; 1024]).is_ok() {}
+        // A file that the program removes makes room again, which is filled at once.
+        let stop = stop.clone();
+        filling.set(Some(std::thread::spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                let _ = file.write_all(&[0; 1024]);
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        })));
     };
     let empty = |_: &Scene| {
         stop.store(true, Ordering::Relaxed);
-        fills.join().unwrap();
+        filling.take().unwrap().join().unwrap();
         std::fs::remove_file(&filler).unwrap();
     };
     outage(scene, fill, "the disk is full", false, empty).await;
