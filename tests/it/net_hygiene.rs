@@ -1,9 +1,11 @@
 //! What the edge lets in, what it refuses, and what it says then. Names carry the section that asks for it.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ringfence::net::{EdgeSettings, TrustedPeers};
 use tokio::io::AsyncWriteExt;
+use tokio::sync::Semaphore;
 
 use crate::support::net::{Wire, ask, bounded, edge, mirror, pattern, relay_edge, server, text};
 use crate::support::panics::ON_PURPOSE;
@@ -355,7 +357,7 @@ async fn rfc9110_15_5_9_slow_heads_are_ended_in_total_time() {
             // A byte each 100 ms: no single read is ever late.
             while wire.stays_silent(Duration::from_millis(100)).await {
                 let _ = wire.tcp.write_all(b"a").await;
-                assert!(begun.elapsed() < Duration::from_secs(5), "still open");
+                assert!(begun.elapsed() < Duration::from_secs(20), "still open");
             }
             assert!(begun.elapsed() >= Duration::from_millis(900), "ended after {:?}", begun.elapsed());
             assert_eq!(wire.message().await.expect("an answer").status(), 408);
@@ -372,7 +374,7 @@ async fn rfc9110_15_5_9_slow_heads_are_ended_in_total_time() {
 async fn idle_connections_are_closed_after_keepalive() {
     bounded(async {
         let limits = EdgeSettings {
-            keepalive: Duration::from_millis(700),
+            keepalive: Duration::from_secs(3),
             header_timeout: Duration::from_millis(300),
             ..settings()
         };
@@ -380,11 +382,11 @@ async fn idle_connections_are_closed_after_keepalive() {
         let mut wire = Wire::connect(edge.local_addr()).await;
         assert_eq!(wire.ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.status(), 200);
         // Longer than a head may take, shorter than keep-alive: the two are told apart.
-        tokio::time::sleep(Duration::from_millis(450)).await;
+        tokio::time::sleep(Duration::from_millis(600)).await;
         assert_eq!(wire.ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.status(), 200);
         let idle = Instant::now();
         assert!(wire.is_closed().await);
-        assert!(idle.elapsed() >= Duration::from_millis(600), "{:?}", idle.elapsed());
+        assert!(idle.elapsed() >= Duration::from_millis(2_900), "{:?}", idle.elapsed());
     })
     .await;
 }
@@ -438,7 +440,7 @@ async fn slow_bodies_end_in_total_time() {
         wire.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n").await;
         while wire.stays_silent(Duration::from_millis(100)).await {
             let _ = wire.tcp.write_all(b"a").await;
-            assert!(begun.elapsed() < Duration::from_secs(5), "still open");
+            assert!(begun.elapsed() < Duration::from_secs(20), "still open");
         }
         let answer = wire.message().await.expect("an answer");
         assert_eq!((answer.status(), answer.text().as_str()), (400, "the body took too long"));
@@ -643,10 +645,13 @@ async fn handlers_that_panic_or_say_nothing_become_500() {
 async fn connections_and_requests_at_once_are_bounded() {
     bounded(async {
         let limits = EdgeSettings { max_connections: 3, max_in_flight: 1, ..settings() };
-        let edge = edge(limits, |exchange| {
+        let gate = Arc::new(Semaphore::new(0));
+        let held = gate.clone();
+        let edge = edge(limits, move |exchange| {
+            let held = held.clone();
             Box::pin(async move {
                 if exchange.path() == "/slow" {
-                    tokio::time::sleep(Duration::from_millis(400)).await;
+                    held.acquire().await.expect("a permit").forget();
                 }
                 let peer = exchange.peer().to_string();
                 exchange.respond(text(200, peer)).await;
@@ -658,6 +663,7 @@ async fn connections_and_requests_at_once_are_bounded() {
         crate::support::net::until("one in flight", || edge.in_flight() == 1).await;
         let shed = b.ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
         assert_eq!((shed.status(), shed.field("retry-after")), (503, Some("1")));
+        gate.add_permits(1);
         let answer = a.message().await.expect("an answer");
         assert_eq!(answer.text(), a.tcp.local_addr().expect("addr").to_string());
         // A fourth one takes the place of that which is idle for longest.
@@ -666,6 +672,7 @@ async fn connections_and_requests_at_once_are_bounded() {
         let (mut c, mut d) = (Wire::connect(edge.local_addr()).await, Wire::connect(edge.local_addr()).await);
         let mut e = Wire::connect(edge.local_addr()).await;
         assert!(c.is_closed().await, "the one that waits for longest is kept");
+        gate.add_permits(1);
         assert_eq!(a.message().await.expect("an answer").status(), 200, "a request was cut for a new connection");
         crate::support::net::until("three connections", || edge.connections() == 3).await;
         assert_eq!(e.ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.status(), 200);

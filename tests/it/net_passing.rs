@@ -224,18 +224,18 @@ async fn what_moves_is_not_cut_however_long_it_takes() {
                 let body = format!("{} bytes", message.body.len());
                 wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len())).await;
                 for byte in body.bytes() {
-                    tokio::time::sleep(Duration::from_millis(400)).await;
+                    tokio::time::sleep(Duration::from_millis(500)).await;
                     wire.send([byte]).await;
                 }
             }
         })
         .await;
-        let setup = Setup { timeouts: "pass_through_secs = 1".to_owned(), ..Setup::default() };
+        let setup = Setup { timeouts: "pass_through_secs = 3".to_owned(), ..Setup::default() };
         let stage = stage_at(upstream, setup).await;
         let mut wire = Wire::connect(api(&stage)).await;
         wire.send("POST /far/v1/files HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n").await;
         for _ in 0..10 {
-            tokio::time::sleep(Duration::from_millis(300)).await;
+            tokio::time::sleep(Duration::from_millis(400)).await;
             wire.send("x").await;
         }
         let answer = wire.message().await.expect("an answer");

@@ -11,6 +11,7 @@ use ringfence::net::{
     relay, relay_with_body,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt};
+use tokio::sync::Semaphore;
 
 use crate::support::net::{Wire, ask, bounded, edge, mirror, pattern, relay_edge, server, soon, text, until};
 
@@ -117,27 +118,33 @@ async fn bodies_of_26_mb_are_echoed_while_they_are_sent() {
 #[tokio::test(flavor = "multi_thread")]
 async fn server_sent_events_are_not_delayed() {
     bounded(async {
-        let upstream = server(|mut wire| async move {
-            wire.head().await;
-            wire.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n").await;
-            for n in 0..5 {
-                let event = format!("data: {n}\n\n");
-                wire.send(format!("{:x}\r\n{event}\r\n", event.len())).await;
-                tokio::time::sleep(Duration::from_millis(200)).await;
+        // The next event is sent once the client has this one, so one that is kept back ends the test.
+        let received = Arc::new(Semaphore::new(0));
+        let events = received.clone();
+        let upstream = server(move |mut wire| {
+            let events = events.clone();
+            async move {
+                wire.head().await;
+                wire.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+                    .await;
+                for n in 0..5 {
+                    let event = format!("data: {n}\n\n");
+                    wire.send(format!("{:x}\r\n{event}\r\n", event.len())).await;
+                    events.acquire().await.expect("a permit").forget();
+                }
+                wire.send("0\r\n\r\n").await;
             }
-            wire.send("0\r\n\r\n").await;
         })
         .await;
         let (edge, _results) = relay_edge(settings(), upstream).await;
         let mut wire = Wire::connect(edge.local_addr()).await;
-        let begun = Instant::now();
         wire.send("GET /events HTTP/1.1\r\nHost: a\r\n\r\n").await;
         let head = wire.head().await.expect("a head");
         assert!(head.to_lowercase().contains("content-type: text/event-stream"), "{head}");
         for n in 0..5u32 {
-            assert_eq!(wire.chunk().await.expect("an event"), format!("data: {n}\n\n").as_bytes());
-            let late = begun.elapsed().saturating_sub(Duration::from_millis(200) * n);
-            assert!(late < Duration::from_millis(150), "event {n} was {late:?} late");
+            let event = tokio::time::timeout(Duration::from_secs(20), wire.chunk()).await;
+            assert_eq!(event.expect("it is kept back").expect("an event"), format!("data: {n}\n\n").as_bytes());
+            received.add_permits(1);
         }
         assert_eq!(wire.chunk().await.as_deref(), Some(&b""[..]));
     })
@@ -544,41 +551,42 @@ async fn creates_that_never_left_are_proven_so() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drain_finishes_what_is_in_flight_and_closes_what_is_idle() {
     bounded(async {
-        let edge = edge(settings(), |exchange| {
+        let gate = Arc::new(Semaphore::new(0));
+        let held = gate.clone();
+        let edge = edge(settings(), move |exchange| {
+            let held = held.clone();
             Box::pin(async move {
-                let time = exchange.path()[1..].parse().unwrap_or(0);
-                tokio::time::sleep(Duration::from_millis(time)).await;
+                if exchange.path() == "/slow" {
+                    held.acquire().await.expect("a permit").forget();
+                }
                 exchange.respond(text(200, "done")).await;
             })
         })
         .await;
         let mut idle = Wire::connect(edge.local_addr()).await;
-        assert_eq!(idle.ask("GET /0 HTTP/1.1\r\nHost: a\r\n\r\n").await.status(), 200);
+        assert_eq!(idle.ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.status(), 200);
         let mut fresh = Wire::connect(edge.local_addr()).await;
         let mut slow = Vec::new();
         for _ in 0..5 {
             let mut wire = Wire::connect(edge.local_addr()).await;
-            wire.send("GET /800 HTTP/1.1\r\nHost: a\r\n\r\n").await;
+            wire.send("GET /slow HTTP/1.1\r\nHost: a\r\n\r\n").await;
             slow.push(wire);
         }
         until("five in flight", || edge.in_flight() == 5).await;
         until("all connected", || edge.connections() == 7).await;
-        let begun = Instant::now();
+        // Idle connections are closed while requests are in flight, which end only after that.
         let clients = tokio::spawn(async move {
             assert!(idle.is_closed().await && fresh.is_closed().await);
-            assert!(begun.elapsed() < Duration::from_millis(400), "idle connections took {:?}", begun.elapsed());
+            gate.add_permits(slow.len());
             for mut wire in slow {
                 let answer = wire.message().await.expect("an answer");
                 assert_eq!((answer.status(), answer.field("connection")), (200, Some("close")));
             }
         });
-        let drained = edge.drain(Duration::from_secs(10)).await;
-        let took = begun.elapsed();
+        let drained = edge.drain(Duration::from_secs(60)).await;
         assert_eq!(drained, Drained { in_flight_cut: 0, tunnels_cut: 0 });
-        assert!(took > Duration::from_millis(500) && took < Duration::from_secs(3), "{took:?}");
-        println!("drained 5 slow requests and 2 idle connections in {took:?}");
         clients.await.expect("clients");
-        assert!(tokio::net::TcpStream::connect(edge.local_addr()).await.is_err(), "still accepting");
+        until("nobody accepts", || std::net::TcpStream::connect(edge.local_addr()).is_err()).await;
     })
     .await;
 }
@@ -593,7 +601,7 @@ async fn a_drain_cuts_what_outlives_its_grace_and_says_so() {
         let begun = Instant::now();
         let drained = edge.drain(Duration::from_millis(300)).await;
         assert_eq!(drained, Drained { in_flight_cut: 1, tunnels_cut: 0 });
-        assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
         assert!(wire.is_closed().await);
         assert_eq!(edge.connections(), 0);
     })
@@ -718,7 +726,7 @@ async fn the_end_of_an_upload_passes_while_the_answer_is_not_read() {
         // Until what is written to the client fills every buffer on the way.
         tokio::time::sleep(Duration::from_millis(700)).await;
         wire.send("3\r\ndef\r\n0\r\n\r\n").await;
-        let soon = tokio::time::timeout(Duration::from_secs(5), has_ended.recv()).await;
+        let soon = tokio::time::timeout(Duration::from_secs(20), has_ended.recv()).await;
         assert!(soon.is_ok(), "the upstream waits for the body's end");
         let answer = wire.message().await.expect("an answer");
         assert_eq!(answer.body.len(), 24 << 20);

@@ -161,7 +161,7 @@ async fn http2_clients_that_stop_sending_a_body_are_given_up() {
         let curl = tokio::spawn(async move { run("timeout", &["10", "sh", "-c", &script]).await.1 });
         until("a request", || edge.in_flight() == 1).await;
         until("given up", || edge.in_flight() == 0).await;
-        assert!(begun.elapsed() < Duration::from_secs(5));
+        assert!(begun.elapsed() < Duration::from_secs(9), "curl gave up before");
         curl.abort();
     })
     .await;
@@ -320,9 +320,9 @@ async fn a_drain_finishes_http2_requests() {
             });
             until("in flight", || edge.in_flight() == 1).await;
             let begun = Instant::now();
-            let drained = edge.drain(Duration::from_millis(1500)).await;
+            let drained = edge.drain(Duration::from_secs(4)).await;
             assert_eq!(drained, Drained { in_flight_cut: cut, tunnels_cut: 0 });
-            assert!(begun.elapsed() < Duration::from_millis(2500), "{:?}", begun.elapsed());
+            assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
             let (ok, said) = curl.await.expect("curl");
             assert_eq!((ok, said.starts_with("done")), (cut == 0, cut == 0), "{said}");
         }

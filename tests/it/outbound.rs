@@ -1,7 +1,6 @@
 //! Outbound calls that go well: what is recorded, what the provider gets, how requests are routed, what passes untouched.
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _};
@@ -365,7 +364,7 @@ async fn websockets_pass_through_the_mount() {
     let first = tokio::time::timeout(PATIENCE, socket.next()).await.unwrap().unwrap().unwrap();
     assert!(first.to_text().unwrap().contains("agent_response"), "{first:?}");
     socket.send(Frame::text(r#"{"command_type":"end_call"}"#)).await.unwrap();
-    assert!(stage.control.wait_call(Duration::from_secs(5), &conversation, |c| c.ended_by == Some("monitor")).await);
+    assert!(stage.control.wait_call(PATIENCE, &conversation, |c| c.ended_by == Some("monitor")).await);
     all_free(&stage).await;
     drop(socket);
     stage.finish().await;

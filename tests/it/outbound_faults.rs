@@ -257,10 +257,10 @@ async fn the_app_is_answered_at_its_timeout_and_the_late_answer_still_binds_the_
     blind(&stage.control);
     stage.control.set_webhook_loss(1.0);
     for (provider, kind) in [(Provider::ElevenLabs, "conversation_id"), (Provider::Twilio, "call_sid")] {
-        slow(&stage, provider, 1_800).await;
+        slow(&stage, provider, 6_000).await;
         let started = std::time::Instant::now();
         assert_unknown(&dial_either(&stage, provider, "+15550002001").await, provider);
-        assert!(started.elapsed().as_millis() < 1_700, "{:?}", started.elapsed());
+        assert!(started.elapsed().as_millis() < 5_000, "{:?}", started.elapsed());
         let mut records = stage.app().calls().lifecycle.store.latest_calls(10).await.unwrap();
         let record = records.remove(0);
         assert!(record.unsettled && record.aliases.is_empty(), "{record:#?}");

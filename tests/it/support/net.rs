@@ -307,9 +307,9 @@ pub fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(|at| (at / 7 + at % 251) as u8).collect()
 }
 
-/// Waits until something holds, at most 10 s.
+/// Waits until something holds, at most a minute.
 pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    for _ in 0..1000 {
+    for _ in 0..6000 {
         if holds() {
             return;
         }

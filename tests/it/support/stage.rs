@@ -15,7 +15,7 @@ use ringfence_simulator::{Control, Millis, SimSettings, Simulator};
 use serde_json::{Value, json};
 
 /// How long anything may take before a test calls it "does not happen".
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a test wants to differ.
 pub struct Setup {
