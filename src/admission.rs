@@ -1,8 +1,8 @@
-//! What is asked of a gate and what it answers; and the decision itself, which every back end makes alike. Pure.
+//! The admission request and its outcome; and the decision itself, which every limiter makes alike. Pure.
 //!
-//! [`decide`] is what a back end in Rust runs over what it has read; the script in Redis says the same in its own language, and
-//! one reference model holds them equal. A decision knows no names of people: it says which of the order's limits was short
-//! ([`Shortfall`]), and [`RetryAfterEstimator`] makes of it what a caller is told ([`LimitExceeded`]).
+//! [`decide`] is the decision of the Rust back ends over the usage that they read; the Redis script implements the same, and one
+//! reference model keeps them equal. A decision knows no names of people: it says which of the request's limits was short
+//! ([`Shortfall`]), and [`RetryAfterEstimator`] turns that into what a caller is told ([`LimitExceeded`]).
 
 mod rate;
 mod retry_after;
@@ -18,20 +18,20 @@ use crate::policy::{Binding, Bound, Facts, Mode, Policy, Scope};
 pub use rate::RateLog;
 pub use retry_after::RetryAfterEstimator;
 
-/// How many of the oldest holders of a full limit an answer names: what a wait is guessed from.
+/// The number of oldest holders that a shortfall includes: a wait is estimated from them.
 pub const OLDEST_MAX: usize = 16;
 
-/// How many calls at once an order may make.
+/// The concurrent calls that a request may make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Slots {
-    /// As many as it has a use for; at least 1.
+    /// The most that it can use; at least 1.
     pub wanted: u32,
-    /// Fewer are of no use to it: from 1 to `wanted`.
+    /// The least that it can use: from 1 to `wanted`.
     pub at_least: u32,
 }
 
 impl Slots {
-    /// Of one call.
+    /// One call.
     pub const ONE: Self = Self::exactly(1);
 
     /// All of them or none.
@@ -39,90 +39,91 @@ impl Slots {
         Self { wanted: n, at_least: n }
     }
 
-    /// As many as there are, but one.
+    /// As many as are free, at least one.
     pub const fn up_to(n: u32) -> Self {
         Self { wanted: n, at_least: 1 }
     }
 }
 
-/// What asks for admission.
+/// A request for admission.
 #[derive(Debug, Clone)]
 pub struct AdmissionRequest {
     /// The call.
     pub call: CallId,
-    /// The limits that bind it, the most particular first.
+    /// The limits that bind it, the most specific first.
     pub bindings: Vec<Binding>,
-    /// How many calls at once it is for.
+    /// Its concurrent calls.
     pub slots: Slots,
-    /// Whether full limits refuse. In observe mode all that is wanted is granted.
+    /// Whether full limits reject. In observe mode all wanted slots are granted.
     pub mode: Mode,
-    /// Now, by this process's clock. Gates that several processes share go by their store's instead.
+    /// Now, by this process's clock, in milliseconds since 1970. Limiters that several processes share use their server's clock
+    /// instead.
     pub at_ms: UnixMs,
 }
 
-/// A lease as it is counted: one holder in the set of each of its keys.
+/// A lease: one holder in the set of each of its keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeaseRow {
     /// The call that holds it.
     pub call: CallId,
-    /// The counts it is in, see [`keys`].
+    /// The limit keys that it is counted under, see [`keys`].
     pub keys: Vec<String>,
-    /// Slots that it holds in each.
+    /// Slots that it holds under each.
     pub slots: u32,
-    /// Since when.
+    /// Since when, in milliseconds since 1970.
     pub since_ms: UnixMs,
-    /// The call exists although it was refused or ended for us.
+    /// The call exists although it was rejected or had ended for us.
     pub over_limit: bool,
 }
 
-/// The counts that a call is in: one for each limit of calls at once.
+/// The limit keys of a call: one for each concurrency limit.
 pub fn keys(bindings: &[Binding]) -> Vec<String> {
     let concurrent = bindings.iter().filter(|b| matches!(b.bound, Bound::Concurrent(_)));
     concurrent.map(|b| b.key.clone()).collect()
 }
 
-/// The first limit of an order that had too little.
+/// The first limit of a request that had too few free slots.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shortfall {
-    /// Its place among the order's bindings.
+    /// Its index among the request's bindings.
     pub binding: usize,
-    /// Slots of it that are held; 0 for rates.
+    /// Slots that are held; 0 for rates.
     pub current: u32,
-    /// Slots that are lacking; 0 for rates.
+    /// Slots that are missing; 0 for rates.
     pub lacking: u32,
-    /// Of a rate: milliseconds until it has a token.
+    /// For a rate: milliseconds until it has a token.
     pub token_in_ms: Option<i64>,
-    /// Since when its oldest holders of a single place hold it, oldest first; at most [`OLDEST_MAX`].
+    /// Since when its oldest single-slot holders hold it, oldest first; at most [`OLDEST_MAX`].
     pub oldest: Vec<UnixMs>,
 }
 
-/// What a gate decides. Of a call that holds a lease already it is `Admitted` with that lease's slots and without `would`.
+/// A limiter's decision. For a call that holds a lease already it is `Admitted` with that lease's slots and without `would`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use]
 pub enum Decision {
-    /// With so many slots. In observe mode with what would have refused it.
+    /// Admitted.
     Admitted {
         /// Slots that were granted in each limit.
         slots: u32,
-        /// What would have refused it.
+        /// In observe mode: what would have rejected it.
         would: Option<Shortfall>,
     },
-    /// Without a trace.
+    /// Rejected, without a trace.
     Refused(Shortfall),
 }
 
-/// What a limit has, as far as a decision needs it. Asked for keys of the order's bindings alone.
+/// Usage of limits, as far as a decision needs it. Queried only for keys of the request's bindings.
 pub trait LimitUsage {
     /// Slots that are held under a key.
     fn held(&self, key: &str) -> u32;
-    /// What a rate's key has let through, if anything.
+    /// The log of a rate's key, if it has one.
     fn rate_log(&self, key: &str) -> Option<&RateLog>;
-    /// See [`Shortfall::oldest`]. Asked only for a limit that is short.
+    /// See [`Shortfall::oldest`]. Queried only for a limit that is short.
     fn oldest(&self, key: &str) -> Vec<UnixMs>;
 }
 
-/// Decides an order at a time. What it takes, its caller writes: the slots of an admitted one under [`keys`], and the logs of
-/// rates that come with it.
+/// Decides a request at a time. The caller writes the result: the slots of an admitted request under [`keys`], and the returned
+/// logs of its rates.
 pub fn decide(
     order: &AdmissionRequest,
     standing: &impl LimitUsage,
@@ -171,7 +172,7 @@ fn first_short(order: &AdmissionRequest, standing: &impl LimitUsage, now_ms: Uni
     })
 }
 
-/// What rates know after these creates, earliest first, where their state was lost.
+/// Rebuilds the logs of rates from these creates, earliest first.
 pub fn rate_logs(policy: &Policy, sent: &[(UnixMs, Facts)]) -> Vec<(String, RateLog)> {
     let mut logs = BTreeMap::<String, RateLog>::new();
     for (at_ms, facts) in sent {
@@ -185,20 +186,20 @@ pub fn rate_logs(policy: &Policy, sent: &[(UnixMs, Facts)]) -> Vec<(String, Rate
     logs.into_iter().collect()
 }
 
-/// Who decides.
+/// The back end that decides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GateMode {
-    /// The gate in one process's memory.
+    /// One process's memory.
     Memory,
-    /// The record's database.
+    /// The store's database.
     Database,
     /// Redis.
     Redis,
 }
 
 impl GateMode {
-    /// The word in database, config, metrics and answers.
+    /// The word in the database, config, metrics and answers.
     pub const fn as_str(self) -> &'static str {
         match self {
             GateMode::Memory => "memory",
@@ -219,34 +220,35 @@ impl std::str::FromStr for GateMode {
     }
 }
 
-/// Under what admissions are put on record just now: one row in the database, so that it is a fact and no replica's opinion.
+/// The state under which admissions are recorded: one row in the database, so that all replicas agree on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct GateState {
-    /// One more with every move: what was admitted under an earlier one and is not on record yet never will be.
+    /// Incremented by every transition: an admission under an earlier epoch that is not recorded yet never will be.
     pub epoch: i64,
-    /// Who decides.
+    /// The back end that decides.
     pub mode: GateMode,
 }
 
-/// The first limit that had no place, as a caller is told.
+/// The first full limit, as a caller is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LimitExceeded {
     /// Its name.
     pub limit: Arc<str>,
-    /// Whose it is.
+    /// Its scope.
     pub scope: Scope,
-    /// What it allows.
+    /// Its bound.
     pub bound: Bound,
-    /// Slots of it that are held; 0 for rates.
+    /// Slots that are held; 0 for rates.
     pub current: u32,
-    /// When enough slots are expected, from the lengths of calls seen so far, or exactly for rates. `None`: nothing is known yet.
+    /// Milliseconds until enough slots are expected to be free, estimated from lengths of calls, or exact for rates. `None`:
+    /// unknown.
     pub free_in_ms: Option<i64>,
 }
 
-/// How much of what is held.
+/// Held slots.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Slots that are held: one a call, several an order for many.
+    /// Held slots: one per call, several per batch.
     pub calls: u32,
     /// Of those, by over-limit calls.
     pub over_limit: u32,
@@ -255,7 +257,7 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// Of these leases.
+    /// Counts these leases.
     pub fn of<'h>(held: impl IntoIterator<Item = &'h LeaseRow>) -> Self {
         let mut counts = Self::default();
         for one in held {

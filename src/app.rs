@@ -1,4 +1,4 @@
-//! Builds every part from a [`Config`], owns every task, starts, reloads and drains. The only module that knows all the others.
+//! Builds all parts from a [`Config`], owns all tasks; starts, reloads and drains. The only module that knows all others.
 
 mod config_watcher;
 mod reload;
@@ -46,23 +46,23 @@ pub use reload::ConfigSource;
 use reload::{Listener, Live};
 use startup_gate::Doors;
 
-/// How often certificate files are looked at.
+/// How often certificate files are checked.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(10);
-/// The pause between two tries to reach the record during the start.
+/// The pause between two attempts to reach the database at the start.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 /// How long a start waits for Redis.
 const REDIS_WITHIN: Duration = Duration::from_secs(3);
-/// How long sockets may take to say goodbye.
+/// How long WebSockets may take to close.
 const SOCKETS_WITHIN: Duration = Duration::from_secs(2);
-/// How often what is past its retention is forgotten.
+/// How often expired data is deleted.
 const PURGE_EVERY: Duration = Duration::from_secs(3600);
-/// How long news of calls that nobody claims is kept: the longest time a create may be under way, many times over.
+/// How long news of unknown calls is kept, in milliseconds: many times the longest create.
 const EARLY_KEPT_MS: i64 = 24 * 3_600_000;
-/// How long a provider's answer to a create is kept for whoever sends the order again: as long as Stripe keeps that to a key
-/// (<https://docs.stripe.com/api/idempotent_requests>).
+/// How long a provider's response to a create is kept for retries, in milliseconds: as long as Stripe keeps responses to
+/// idempotency keys (<https://docs.stripe.com/api/idempotent_requests>).
 const ANSWER_KEPT_MS: i64 = 24 * 3_600_000;
 
-/// The program cannot start. A sentence for an operator.
+/// Why the program cannot start. A sentence for an operator.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct StartError(String);
@@ -83,17 +83,17 @@ pub struct App {
     draining: CancellationToken,
     tasks: TaskTracker,
     live: Arc<Live>,
-    /// Open calls that were found on record.
+    /// Open calls that were found in the store.
     pub rebuilt: usize,
 }
 
-/// A listener that takes fewer connections than this is worth a word.
+/// A listener with fewer connections than this is logged.
 const FEW_CONNECTIONS: usize = 500;
 
-/// Bytes of all bodies at once where each has 64 KiB at most: `listen.client`.
+/// Bytes of all bodies in memory, each 64 KiB at most: `listen.client`.
 const SMALL_BODIES_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// The same of `listen.admin`: a peer has three quarters of it, in which the largest list of businesses fits.
+/// The same for `listen.admin`: a peer may use three quarters of it, which the largest list of businesses fits.
 const OPERATORS_BODIES_BYTES_MAX: usize = admin::BUSINESSES_BYTES_MAX * 3 / 2;
 
 async fn bind(
@@ -111,14 +111,14 @@ async fn bind(
     })
 }
 
-/// Who may ask at `listen.admin`.
+/// Access rules of `listen.admin`.
 fn access(config: &Config, socket: Option<PathBuf>) -> Access {
     let keys = Keys::of_secrets(config.token_secret.iter().cloned().collect());
     Access { keys, metrics_token: config.metrics_token, cron_secret: config.cron_secret.clone(), socket }
 }
 
-/// The admin listener with its Unix socket, and where that is. One that the config does not name is done without where it cannot be:
-/// another process has it, or whatever else is wrong there is told by the store beside which it stands.
+/// Adds the Unix socket to the admin listener; returns its path. A default socket that cannot be created is omitted: another
+/// process has it, or the store beside it will report the cause.
 fn with_socket(admin: Edge, socket: &AdminSocket) -> Result<(Edge, Option<PathBuf>), StartError> {
     let path = socket.path.display();
     match LocalSocket::bind(&socket.path) {
@@ -134,14 +134,14 @@ fn with_socket(admin: Edge, socket: &AdminSocket) -> Result<(Edge, Option<PathBu
 }
 
 impl App {
-    /// Binds, opens the record, rebuilds the gate from it, and serves. There is no file that could be reloaded.
+    /// Binds the listeners, opens the store, rebuilds the limiter, and serves. There is no file to reload.
     pub async fn start(config: Config, clock: Clock) -> Result<Self, StartError> {
         Self::start_from(config, clock, None).await
     }
 
-    /// The same; `written` is what the config was read from, and is read again when it changes or [`App::reload`] is called.
+    /// The same; `written` is the source of the config, which is read again when it changes or [`App::reload`] is called.
     pub async fn start_from(config: Config, clock: Clock, written: Option<ConfigSource>) -> Result<Self, StartError> {
-        // Boxed: it is large, and waited for in tests and commands that hold much themselves.
+        // Boxed: it is large, and awaited in tests and commands that are large themselves.
         Box::pin(Self::start_now(config, clock, written)).await
     }
 
@@ -222,7 +222,7 @@ impl App {
         let calls =
             Calls::new(lifecycle, config.accounts.clone(), upstream.map_err(start_error)?, config.calls.clone());
         patient.ask(|| capacity.heartbeat()).await?;
-        // Nobody is called before it is known who must not be.
+        // No call is placed before the do-not-call lists are known.
         patient.ask(|| calls.destinations.take_up_do_not_call()).await?;
         let rebuilt = patient.ask(|| reconcile::rebuild(&calls)).await?;
         let wake = Arc::new(Notify::new());
@@ -280,7 +280,7 @@ impl App {
         };
         let live = Live::new(config.clone(), inbox, client, console, written, (tasks.clone(), stop.clone()), own);
         let mut sweepers = live.sweepers();
-        // Nothing is served yet: what lives at the providers is counted before anything is admitted.
+        // Nothing is served yet: calls that are live at providers are counted before any is admitted.
         reconcile::initial_sweep(&mut sweepers, config.calls.ask_timeout).await;
         live.sweep(sweepers);
         tasks.spawn(follow_businesses(capacity.roles(), live.clone(), stop.clone()));
@@ -310,48 +310,48 @@ impl App {
         Ok(Self { api, webhooks, admin, admin_socket, client, calls, stop, draining, tasks, live, rebuilt })
     }
 
-    /// Reads the config again and puts it in force, whole, or keeps the old one and says why.
+    /// Reads the config again and applies it as a whole, or keeps the old one and returns why.
     pub async fn reload(&self, by: ReloadTrigger) -> Reloaded {
         self.live.clone().reload(by).await
     }
 
-    /// Where apps connect.
+    /// The address for apps.
     pub fn api(&self) -> SocketAddr {
         self.api.local_addr()
     }
 
-    /// Where providers connect.
+    /// The address for providers.
     pub fn webhooks(&self) -> SocketAddr {
         self.webhooks.local_addr()
     }
 
-    /// Where operators connect.
+    /// The address for operators.
     pub fn admin(&self) -> SocketAddr {
         self.admin.local_addr()
     }
 
-    /// Where programs of this process's user connect as operators.
+    /// The Unix socket for operators' programs of this process's user.
     pub fn admin_socket(&self) -> Option<&Path> {
         self.admin_socket.as_deref()
     }
 
-    /// Where clients connect that follow what is said in calls.
+    /// The address for clients of live transcripts.
     pub fn client(&self) -> SocketAddr {
         self.client.local_addr()
     }
 
-    /// What acts on calls, for `demo` and tests: the accounts and settings of the start, and what all generations share.
+    /// The calls layer, for `demo` and tests: accounts and settings of the start, and the shared state.
     pub fn calls(&self) -> &Calls {
         &self.calls
     }
 
-    /// Stops accepting, finishes what is under way within the grace, writes what waits, lets go of the record.
+    /// Stops accepting, finishes requests in progress within the grace period, flushes queued writes, releases the store.
     pub async fn drain(self) {
         self.draining.cancel();
         let grace = self.live.config().drain;
         info!(grace_secs = grace.as_secs(), in_flight = self.api.in_flight(), "draining");
         failpoint::hit("drain.begun").await;
-        // Sockets are told to come back; they do not keep a drain waiting for long.
+        // WebSocket clients are told to reconnect; they do not delay the drain for long.
         let (api, webhooks, _) = tokio::join!(
             self.api.drain(grace),
             self.webhooks.drain(grace),
@@ -363,7 +363,7 @@ impl App {
             warn!(requests = cut, tunnels, "drain timed out; remaining connections closed");
         }
         failpoint::hit("drain.answered").await;
-        // Creates that were sent must be settled: their answers bind ids to calls.
+        // Sent creates must be settled: their responses bind ids to calls.
         self.calls.tasks.close();
         if tokio::time::timeout(grace, self.calls.tasks.wait()).await.is_err() {
             warn!("creates still unanswered at exit; their calls are looked up after the next start");
@@ -379,7 +379,7 @@ impl App {
     }
 }
 
-/// Asks the record during the start. A server that goes away meanwhile is waited for; a file does not mend itself.
+/// Queries the store during the start. An unavailable server is waited for; a broken file is not.
 struct StartupRetry<'a> {
     doors: &'a Doors,
     is_remote: bool,
@@ -403,11 +403,11 @@ impl StartupRetry<'_> {
     }
 }
 
-/// A gate, and what replicas that share it tell each other of news by.
+/// A limiter, and the channel of replicas that share it.
 type GateAndChannel = (Option<Arc<dyn Gate>>, Option<Arc<dyn Channel>>);
 
-/// What proposes, where it is not the record itself. A Redis that would lose leases is refused; one that is away is waited for
-/// a moment, and then the database decides until it comes.
+/// Opens the limiter, unless it is the database. A Redis that would lose leases is rejected; an unavailable one is waited for a
+/// moment, and then the database decides until it is back.
 async fn open_gate(config: &Config, database: String) -> Result<GateAndChannel, StartError> {
     Ok(match (config.gate.home, &config.redis) {
         (GateMode::Memory, _) => (Some(Arc::new(MemoryGate::new())), None),
@@ -436,7 +436,7 @@ async fn open_gate(config: &Config, database: String) -> Result<GateAndChannel, 
     })
 }
 
-/// Opens the record. While its server is away, whoever asks is told so.
+/// Opens the store. While its server is unavailable, clients are told so.
 async fn open_store(config: &Config, doors: &Doors) -> Result<Arc<dyn Store>, StartError> {
     let (settings, migrate) = (&config.store, config.store.migrate_on_start);
     let sharing = if config.gate.home == GateMode::Memory { OwnershipMode::Exclusive } else { OwnershipMode::Shared };
@@ -449,7 +449,7 @@ async fn open_store(config: &Config, doors: &Doors) -> Result<Arc<dyn Store>, St
     })
 }
 
-/// Takes up businesses that were put or deleted at another replica.
+/// Applies businesses that were changed at another replica.
 async fn follow_businesses(mut roles: Receiver<Role>, live: Arc<Live>, stop: CancellationToken) {
     let mut taken_up = roles.borrow_and_update().businesses_version.clone();
     loop {
@@ -468,7 +468,7 @@ async fn follow_businesses(mut roles: Receiver<Role>, live: Arc<Live>, stop: Can
     }
 }
 
-/// Takes up numbers that were put on a do-not-call list, or taken off one, at another replica; and again what could not be read.
+/// Refreshes do-not-call lists that were changed at another replica, and retries failed reads.
 async fn follow_do_not_call(mut roles: Receiver<Role>, live: Arc<Live>, stop: CancellationToken) {
     loop {
         tokio::select! {

@@ -1,7 +1,7 @@
-//! What a call is: its phases, the events that move it, and the proof that it is over. Pure.
+//! The state machine of a call: its phases, events, and proofs of its end. Pure.
 //!
-//! A call only ever moves forward. [`next`] is total: every pair of phase and event has an answer, so events may come late,
-//! twice or out of order, and an ended call stays ended.
+//! A call only moves forward. [`next`] is total: every pair of phase and event has a result, so events may arrive late, twice or
+//! out of order, and an ended call stays ended.
 
 use std::fmt;
 use std::str::FromStr;
@@ -22,7 +22,7 @@ macro_rules! words {
         impl $name {
             /// Every value, in order.
             pub const ALL: &'static [Self] = &[$(Self::$variant),+];
-            /// The word used in config, records, metrics and answers.
+            /// The word in config, the database, metrics and answers.
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $word),+ }
             }
@@ -44,74 +44,73 @@ macro_rules! words {
 words!(
     /// Which side placed the call.
     Direction {
-        /// Somebody called us.
+        /// The other side called.
         Inbound = "inbound",
-        /// We called somebody.
+        /// We called the other side.
         Outbound = "outbound",
     }
 );
 
 words!(
-    /// Who says something in a call.
+    /// The speaker of an utterance.
     Speaker {
         /// The product's side.
         Agent = "agent",
-        /// The person's side, whoever called whom.
+        /// The person's side, whichever side called.
         User = "user",
     }
 );
 
 words!(
-    /// Who brought the call to our knowledge.
+    /// How ringfence learnt of the call.
     Origin {
-        /// Admitted here before anything was sent.
+        /// A create request that was admitted here.
         Order = "order",
-        /// A provider's webhook told of it.
+        /// A provider's webhook announced it.
         Webhook = "webhook",
-        /// Found at the provider: placed past ringfence.
+        /// Found at the provider: placed outside ringfence.
         Foreign = "foreign",
-        /// What an app says is said in it is all that tells of it. It counts once its provider, or a webhook of that, confirms it.
+        /// Known only from an app's transcript. It counts once its provider, or a webhook of it, confirms it.
         Unconfirmed = "unconfirmed",
     }
 );
 
 words!(
-    /// Who saw a call last: who brought it to our knowledge ([`Origin`]), or told of a change.
+    /// Source of the last news of a call: how ringfence learnt of it ([`Origin`]), or of a change.
     Source {
-        /// The request that created it.
+        /// The create request.
         Order = "order",
-        /// The provider's answer to a request of ours or of the app's.
+        /// The provider's response to a request of ours or of the app's.
         Answer = "answer",
         /// A webhook.
         Webhook = "webhook",
-        /// The provider, which was asked.
+        /// A look-up or list of the provider.
         Poll = "poll",
-        /// What is said in it, which proves nothing.
+        /// A transcript, which proves nothing.
         Transcript = "transcript",
         /// An operator.
         Operator = "operator",
-        /// The provider's list, of a call that was placed past ringfence.
+        /// The provider's list, for an external call.
         Foreign = "foreign",
-        /// An app that says what is said in it.
+        /// A transcript from an app.
         Unconfirmed = "unconfirmed",
     }
 );
 
 words!(
-    /// Where a call stands. Each but the last has a deadline, after which the call is due for a look-up.
-    /// Ordered: a call never moves to a smaller phase.
+    /// The phase of a call. Each but the last has a deadline, after which the call is looked up.
     Phase {
-        /// Holds a slot; the provider may not know of it yet.
+        /// Holds a slot; the provider may not have it yet.
         Reserved = "reserved",
-        /// The provider has it and waits.
+        /// Queued at the provider.
         Queued = "queued",
         /// The provider is dialling.
         Dialing = "dialing",
         /// The other side rings.
         Ringing = "ringing",
-        /// Somebody talks.
+        /// Answered.
         Live = "live",
-        /// Over. Nothing leads out of here.
+        /// Ended. Final.
         Ended = "ended",
     }
 );
@@ -119,19 +118,19 @@ words!(
 words!(
     /// How an ended call ended.
     Outcome {
-        /// It was answered and is over.
+        /// It was answered, and has ended.
         Completed = "completed",
-        /// The other side was busy, or we refused an inbound call with busy.
+        /// The other side was busy, or we rejected an inbound call as busy.
         Busy = "busy",
         /// Nobody answered.
         NoAnswer = "no_answer",
-        /// Given up before answer.
+        /// Cancelled before it was answered.
         Canceled = "canceled",
         /// The provider could not place or carry it.
         Failed = "failed",
-        /// We ended it, or refused it, since a limit was full.
+        /// We ended or rejected it because a limit was full.
         Capacity = "capacity",
-        /// The provider refused the create: no call came of it.
+        /// The provider rejected the create: there was no call.
         NotCreated = "not_created",
     }
 );
@@ -141,38 +140,38 @@ words!(
     EndProof {
         /// A verified terminal event.
         Webhook = "webhook",
-        /// The provider's own record or answer says so.
+        /// The provider's own record or response.
         Provider = "provider",
         /// Look-ups after the deadline found nothing.
         Deadline = "deadline",
-        /// A person said so.
+        /// An operator's decision.
         Operator = "operator",
     }
 );
 
-/// What can happen to a call.
+/// An event of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
     /// The call reached this phase, or a later one. Never [`Phase::Ended`].
     Reached(Phase),
-    /// The call is over.
+    /// The call has ended.
     Ended(Outcome, EndProof),
 }
 
-/// What an event does to a call.
+/// The effect of an event on a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     /// It moves to this later phase.
     Move(Phase),
     /// It ends.
     End(Outcome, EndProof),
-    /// News of a call that is where it was: its deadline starts anew.
+    /// It stays in its phase: its deadline is renewed.
     Renew,
-    /// Nothing: the event is late, or the call is over.
+    /// None: the event is late, or the call has ended.
     Ignore,
 }
 
-/// The state machine, whole.
+/// The whole state machine.
 pub fn next(phase: Phase, event: Event) -> Step {
     match (phase, event) {
         (Phase::Ended, _) => Step::Ignore,
@@ -184,7 +183,7 @@ pub fn next(phase: Phase, event: Event) -> Step {
     }
 }
 
-/// Of two events about a call that nobody knows yet, the one that says more.
+/// The stronger of two events of an unknown call.
 pub fn stronger(a: Event, b: Event) -> Event {
     match (a, b) {
         (Event::Ended(..), _) => a,
@@ -193,7 +192,7 @@ pub fn stronger(a: Event, b: Event) -> Event {
     }
 }
 
-/// The session status that the clients of seed 001 know.
+/// The session status in the answers of `/sessions` (contract §4).
 pub fn session_status(phase: Phase, outcome: Option<Outcome>) -> &'static str {
     match (phase, outcome) {
         (Phase::Ended, Some(Outcome::Completed)) => "ended",
@@ -203,7 +202,7 @@ pub fn session_status(phase: Phase, outcome: Option<Outcome>) -> &'static str {
     }
 }
 
-/// The status that the clients of seed 002 know.
+/// The call status in live transcripts (contract §5).
 pub fn stream_status(phase: Phase, outcome: Option<Outcome>) -> &'static str {
     match (phase, outcome) {
         (Phase::Ended, Some(Outcome::Completed)) => "completed",
@@ -215,15 +214,15 @@ pub fn stream_status(phase: Phase, outcome: Option<Outcome>) -> &'static str {
 /// How long a call may stay in a phase without news before it is looked up, in seconds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Deadlines {
-    /// From admission to the provider's answer.
+    /// From admission to the provider's response.
     pub reserved_secs: u32,
-    /// ElevenLabs queues for up to 1,800 s (facts A2).
+    /// ElevenLabs queues calls for up to 1,800 s.
     pub queued_secs: u32,
-    /// From the provider's answer to a first ring.
+    /// From the provider's response to the first ring.
     pub dialing_secs: u32,
-    /// Twilio's ringing time-out is at most 600 s, 60 s unless asked (facts B2.1).
+    /// Twilio's ringing time-out is at most 600 s, by default 60 s.
     pub ringing_secs: u32,
-    /// ElevenLabs ends a conversation after 600 s unless told otherwise (facts A2).
+    /// ElevenLabs ends a conversation after 600 s by default.
     pub live_secs: u32,
 }
 
@@ -234,7 +233,7 @@ impl Default for Deadlines {
 }
 
 impl Deadlines {
-    /// Milliseconds for a phase; none for [`Phase::Ended`].
+    /// The deadline of a phase in milliseconds; `None` for [`Phase::Ended`].
     pub fn of_ms(&self, phase: Phase) -> Option<i64> {
         let secs = match phase {
             Phase::Reserved => self.reserved_secs,
@@ -260,7 +259,7 @@ mod tests {
         all
     }
 
-    /// Every pair of phase and event, checked against the three sentences that define the machine.
+    /// Every pair of phase and event, checked against the sentences that define the machine.
     #[test]
     fn every_pair_has_an_answer() {
         for &phase in Phase::ALL {
@@ -281,7 +280,7 @@ mod tests {
         }
     }
 
-    /// Whatever the order in which events arrive, and however often, the last state is the same.
+    /// The final state is independent of the order and repetition of events.
     #[test]
     fn order_and_repetition_do_not_matter() {
         let end = Event::Ended(Outcome::Completed, EndProof::Webhook);

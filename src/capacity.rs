@@ -1,17 +1,17 @@
-//! Who decides just now, and under which epoch: this process's gate, Redis, or the database.
+//! Which limiter decides at present, and under which epoch: this process's memory, Redis, or the database.
 //!
-//! A gate proposes, the database disposes. GateOp a gate admits counts only once the call is on record under the epoch that the
-//! database holds at that moment ([`GateState`]); whoever moves the gate, by falling back, by returning or by other limits, adds
-//! one to the epoch and counts the open calls anew in the same transaction (`moves`). So nothing that is late, lost or doubled
-//! anywhere can make a call that nobody counts: it is late under an epoch that is over.
+//! An admission by a limiter counts only once the call is recorded under the epoch that the database holds at that moment
+//! ([`GateState`]). Each transition (fail-over, return, new limits) increments the epoch and recounts the open calls in the same
+//! transaction (`failover`). So nothing that is late, lost or duplicated can leave a call uncounted: it arrives under an epoch
+//! that is over.
 //!
-//! | mode | decides | its yes counts when |
+//! | mode | decides | an admission counts when |
 //! |---|---|---|
-//! | memory | this process, alone over its record | the record is written |
-//! | redis | one script call | the record is written while the database still says this epoch |
-//! | database | one transaction that locks the epoch, counts the open rows and writes the record | it is committed |
+//! | memory | this process, which owns its store | the call record is written |
+//! | redis | one script call | the call record is written while the database still has this epoch |
+//! | database | one transaction that locks the epoch, counts the open rows and writes the call record | it is committed |
 //!
-//! [`supervisor`] watches all that: it falls back, fills Redis again and returns to it.
+//! [`supervisor`] fails over, rebuilds Redis and returns to it.
 
 mod failover;
 mod lease;
@@ -50,26 +50,26 @@ pub use members::{Member, Sighting};
 use pending_ops::PendingOps;
 pub use supervisor::Role;
 
-/// The newest policy: what binds calls. Readers take what is there; a reload swaps it whole.
+/// The newest policy. A reload swaps it as a whole.
 pub type LivePolicy = Arc<ArcSwap<Policy>>;
 
-/// How long an order waits for a gate that is being filled.
+/// How long a request waits while the limiter is being rebuilt.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How often it asks meanwhile.
+/// How often it retries meanwhile.
 const ASK_AGAIN: Duration = Duration::from_millis(25);
-/// For so long counts of the database are as good as new: they are shown, nothing is decided by them.
+/// How long counts of the database are cached: for display, not for decisions.
 const COUNTS_KEPT: Duration = Duration::from_millis(250);
 
-/// Who decides, and how patiently.
+/// The configured limiter and its time-outs.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Who decides when nothing is wrong.
+    /// The configured limiter.
     pub home: GateMode,
-    /// How long Redis is away before the database decides in its place.
+    /// How long Redis is unavailable before the database takes over.
     pub fallback_after: Duration,
-    /// How long the database decides at least before Redis does again.
+    /// The least time that the database decides before Redis does again.
     pub return_after: Duration,
-    /// How often leases are compared with the record.
+    /// How often leases are compared with the call records.
     pub compare_every: Duration,
 }
 
@@ -90,76 +90,76 @@ pub struct Capacity(Arc<Inner>);
 
 struct Inner {
     store: Arc<dyn Store>,
-    /// None where the database alone decides.
+    /// `None` where only the database decides.
     gate: Option<Arc<dyn Gate>>,
     settings: Settings,
     policy: LivePolicy,
     clock: Clock,
     metrics: Metrics,
-    /// This process among those that share the record.
+    /// This process among those that share the store.
     replica: Replica,
     state: watch::Sender<GateState>,
-    /// Read from before a policy decides about a call until the call is on record, written while the gate moves for this process:
-    /// no call falls between two policies. Whoever reads must not read again before it has let go.
+    /// Held for reading from before a policy decides about a call until the call is recorded, for writing during a transition in
+    /// this process: no call is decided by two policies. A reader must not lock it again before it has released it.
     deciding: RwLock<()>,
-    /// Moves go one after the other.
+    /// Serialises transitions.
     moving: tokio::sync::Mutex<()>,
     waits: RetryAfterEstimator,
     undone: Mutex<PendingOps>,
     counted: Mutex<Option<(Instant, Counts)>>,
-    /// The gate lacks what it was filled with.
+    /// The limiter has lost data and has to be rebuilt.
     unfilled: AtomicBool,
-    /// Something for the keeper to do.
+    /// Wakes the supervisor.
     wake: Notify,
     moved_at: Mutex<Instant>,
     role: watch::Sender<Role>,
     known: Mutex<members::Known>,
 }
 
-/// GateOp became of an order.
+/// The outcome of an admission.
 #[derive(Debug)]
 #[must_use]
 pub enum Admission {
-    /// It is admitted and on record. In observe mode with what would have refused it; with news that came before it.
+    /// Admitted and recorded. In observe mode with what would have rejected it; with news that arrived before it.
     Admitted(Lease, Option<LimitExceeded>, Option<Event>),
     /// One of its ids belongs to this call: it is the same call.
     Known(CallId),
-    /// Refused, without a trace.
+    /// Rejected, without a trace.
     Refused(LimitExceeded),
 }
 
-/// Nothing was admitted, and not for want of room.
+/// No decision: nothing was admitted, though not because a limit was full.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum AdmissionError {
-    /// Nobody can decide just now.
+    /// No limiter can decide at present.
     #[error("{0}")]
     Gate(String),
-    /// Its record could not be written.
+    /// The call record could not be written.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// How it stands, for `/status` and metrics.
+/// The limiter's status, for `/status` and metrics.
 #[derive(Debug, Clone, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct GateStatus {
-    /// Who decides when nothing is wrong.
+    /// The configured limiter.
     pub backend: GateMode,
-    /// Who decides.
+    /// The limiter that decides.
     pub mode: GateMode,
-    /// Under which epoch.
+    /// The epoch.
     pub epoch: i64,
-    /// The database decides in Redis's place, or nobody can.
+    /// The database decides instead of Redis, or no limiter can.
     pub degraded: bool,
-    /// Why the gate is away, where it is.
+    /// Why the limiter is unavailable, if it is.
     pub away: Option<String>,
-    /// GateOp ended or was adopted while the gate was away, and waits to be told to it.
+    /// Releases and adoptions that wait until the limiter is available again.
     pub waiting: usize,
     /// This replica's id.
     pub replica: String,
-    /// Replicas that live.
+    /// Live replicas.
     pub replicas: usize,
-    /// This one sweeps.
+    /// This one is the leader.
     pub leads: bool,
 }
 
@@ -168,7 +168,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Capacity {
-    /// Puts it together. Nothing is decided before [`Capacity::start`].
+    /// Builds it. No decision is made before [`Capacity::start`].
     pub fn new(
         store: Arc<dyn Store>,
         gate: Option<Arc<dyn Gate>>,
@@ -201,37 +201,37 @@ impl Capacity {
         }))
     }
 
-    /// The id of this process among those that share the record.
+    /// The id of this process among those that share the store.
     pub fn replica(&self) -> &str {
         &self.0.replica.id
     }
 
-    /// Where this replica stands among the others.
+    /// This replica's role.
     pub fn role(&self) -> Role {
         self.0.role.borrow().clone()
     }
 
-    /// The same, and what becomes of it.
+    /// The same, with its changes.
     pub fn roles(&self) -> watch::Receiver<Role> {
         self.0.role.subscribe()
     }
 
-    /// Whether the replica that put a call on record lives no more, and is not this one.
+    /// Whether a call was recorded by a replica that is dead, and is not this one.
     pub fn is_of_the_dead(&self, record: &CallRecord) -> bool {
         let role = self.0.role.borrow();
         if !self.is_shared() {
-            // Whoever had the record before is gone, however lately it was heard.
+            // This process owns the store alone: any earlier owner is gone, however recent its heartbeat.
             return record.replica.as_deref() != Some(self.replica());
         }
         record.replica.as_ref().is_none_or(|replica| *replica != self.0.replica.id && !role.live.contains(replica))
     }
 
-    /// Keeps policies from being swapped until it is dropped: from before one decides about a call until the call is on record.
+    /// Blocks swaps of the policy until it is dropped: held from before a call is decided until it is recorded.
     pub async fn deciding(&self) -> tokio::sync::RwLockReadGuard<'_, ()> {
         self.0.deciding.read().await
     }
 
-    /// Several processes share the record.
+    /// Whether several processes share the store.
     pub fn is_shared(&self) -> bool {
         self.0.settings.home != GateMode::Memory
     }
@@ -240,12 +240,12 @@ impl Capacity {
         *self.0.state.borrow()
     }
 
-    /// Whether the gate of this mode is asked, and which.
+    /// The limiter of this mode, if it is one of this process's.
     fn gate_of(&self, mode: GateMode) -> Option<&Arc<dyn Gate>> {
         self.0.gate.as_ref().filter(|_| mode == self.0.settings.home && mode != GateMode::Database)
     }
 
-    /// Learns where the gate is. Never back: what is older is late.
+    /// Switches to a later epoch. An earlier one is stale.
     fn adopt_epoch(&self, now: GateState) {
         let before = self.state();
         let is_new = self.0.state.send_if_modified(|state| {
@@ -276,9 +276,9 @@ impl Capacity {
         }
     }
 
-    /// Decides about an order and puts its call on record. `call.slots` and `call.keys` are filled in here.
+    /// Decides about a request and writes its call record. `call.slots` and `call.keys` are filled in here.
     ///
-    /// Whoever calls it holds [`Capacity::deciding`].
+    /// The caller holds [`Capacity::deciding`].
     pub async fn admit(
         &self,
         mut order: AdmissionRequest,
@@ -343,7 +343,7 @@ impl Capacity {
                 Ok(Next::Done(Admission::Known(known)))
             }
             Ok(InsertOutcome::Outdated(now)) => {
-                // GateOp it held was held under an epoch that is over.
+                // Its lease belonged to an epoch that is over.
                 self.adopt_epoch(now);
                 Ok(Next::Again)
             }
@@ -380,7 +380,7 @@ impl Capacity {
         }
     }
 
-    /// Redis does not decide, and the database does not for this call, or not yet.
+    /// Decides while Redis is unavailable and the database does not decide for this call, or not yet.
     async fn in_outage(
         &self,
         order: &AdmissionRequest,
@@ -399,7 +399,7 @@ impl Capacity {
         let held = lease_of(&call);
         match self.0.store.open(call, Some(state.epoch)).await? {
             InsertOutcome::New(news) => {
-                // Behind the word that takes its admission back.
+                // Queued after the operation that revokes its admission.
                 self.undone(pending_ops::GateOp::Adopt(state.epoch, held));
                 Ok(Next::Done(Admission::Admitted(Lease::new(order.call.clone(), slots), None, news)))
             }
@@ -411,7 +411,8 @@ impl Capacity {
         }
     }
 
-    /// The gate is not filled for the epoch that this process knows: either that one is over, or somebody has yet to fill it.
+    /// The limiter is not filled for the epoch that this process has: either that epoch is over, or the limiter has yet to be
+    /// rebuilt.
     async fn is_elsewhere(&self, state: GateState, error: &GateError) -> std::result::Result<Next, AdmissionError> {
         if self.is_shared() {
             let now = self.0.store.gate_state().await?;
@@ -427,9 +428,9 @@ impl Capacity {
         Ok(Next::Wait(error.to_string()))
     }
 
-    /// Counts a call that exists anyway, over limits if need be, and puts it on record.
+    /// Counts a call that exists already, over limits if necessary, and records it.
     ///
-    /// Whoever calls it holds [`Capacity::deciding`].
+    /// The caller holds [`Capacity::deciding`].
     pub async fn adopt(&self, mut call: NewCall) -> Result<InsertOutcome> {
         call.keys = keys(&self.0.policy.load().bindings(&call.facts));
         let held = lease_of(&call);
@@ -457,9 +458,9 @@ impl Capacity {
         }
     }
 
-    /// Counts a call that was not confirmed before, over limits if need be. `false`: it counts already, or is over.
+    /// Counts an unconfirmed call from now on, over limits if necessary. `false`: it counts already, or has ended.
     ///
-    /// Whoever calls it holds [`Capacity::deciding`].
+    /// The caller holds [`Capacity::deciding`].
     pub async fn confirm(&self, record: &CallRecord) -> Result<bool> {
         let keys = keys(&self.0.policy.load().bindings(&record.facts));
         loop {
@@ -475,7 +476,7 @@ impl Capacity {
                         over_limit: record.over_limit,
                     };
                     self.send_op(pending_ops::GateOp::Adopt(state.epoch, held)).boxed().await;
-                    // It may have ended meanwhile, and its end may have been told before.
+                    // It may have ended meanwhile, and its release may have come first.
                     if let Ok(Some(now)) = self.0.store.call(&record.id).await
                         && now.phase == Phase::Ended
                     {
@@ -489,7 +490,8 @@ impl Capacity {
         }
     }
 
-    /// Frees the slots of a call that has just ended on record, and learns from its length. GateOp the gate cannot be told now it is told when it is back.
+    /// Releases the slots of a call whose end is recorded, and learns from its length. While the limiter is unavailable the
+    /// release waits.
     pub async fn release(&self, record: &CallRecord) {
         if !record.counts() {
             return;
@@ -500,23 +502,23 @@ impl Capacity {
         self.give_back(&record.id).boxed().await;
     }
 
-    /// Frees what a call may hold that is not on record, or not open there.
+    /// Releases what a call may hold that is not recorded, or has ended.
     pub async fn give_back(&self, call: &CallId) {
         self.send_op(pending_ops::GateOp::Release(call.clone())).boxed().await;
     }
 
-    /// The lease of a call that is open.
+    /// The lease of an open call.
     pub async fn lease(&self, call: &CallId) -> Result<Option<Lease>> {
         let open = self.0.store.call(call).await?.filter(|record| record.phase != Phase::Ended && record.counts());
         Ok(open.map(|record| Lease::new(record.id, record.slots)))
     }
 
-    /// The right to send a create that nobody can count, in no limit and not on record: in observe mode alone.
+    /// The right to send an uncounted create, in no limit and without a record: only in observe mode.
     pub fn uncounted(&self, call: CallId) -> Option<Lease> {
         (self.0.policy.load().mode() == Mode::Observe).then(|| Lease::new(call, 0))
     }
 
-    /// How much is held.
+    /// Held slots.
     pub async fn counts(&self) -> std::result::Result<Counts, AdmissionError> {
         let state = self.state();
         if let Some(gate) = self.gate_of(state.mode) {
@@ -532,7 +534,7 @@ impl Capacity {
         Ok(counts)
     }
 
-    /// How it stands.
+    /// The limiter's status.
     pub fn standing(&self) -> GateStatus {
         let (state, role) = (self.state(), self.role());
         let away = self.0.gate.as_ref().and_then(|gate| gate.away()).map(|(_, why)| why);
@@ -551,11 +553,11 @@ impl Capacity {
 
     fn full(&self, order: &AdmissionRequest, short: &Shortfall) -> std::result::Result<LimitExceeded, AdmissionError> {
         let full = self.0.waits.full(&order.bindings, short, order.at_ms);
-        full.ok_or_else(|| AdmissionError::Gate("the gate answered about a limit that was not asked for".to_owned()))
+        full.ok_or_else(|| AdmissionError::Gate("the gate answered for a limit that is not in the request".to_owned()))
     }
 }
 
-/// A call on record as the lease that it is.
+/// The lease of a recorded call.
 fn lease_of(call: &NewCall) -> LeaseRow {
     LeaseRow {
         call: call.id.clone(),
@@ -566,11 +568,11 @@ fn lease_of(call: &NewCall) -> LeaseRow {
     }
 }
 
-/// GateOp an order does next.
+/// The next step of an admission.
 enum Next {
     Done(Admission),
-    /// The gate has moved: once more.
+    /// The epoch has changed: retry.
     Again,
-    /// Somebody is about to fill the gate.
+    /// The limiter is being rebuilt: wait.
     Wait(String),
 }

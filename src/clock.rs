@@ -1,4 +1,4 @@
-//! The time, as a handle. Deadlines, rates and records read it here and nowhere else, so that a test can step it.
+//! The clock, as a handle. Deadlines, rates and records read the time here only, so that tests can step it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -13,7 +13,7 @@ pub type UnixMs = i64;
 #[derive(Debug, Clone, Default)]
 pub struct Clock {
     offset_ms: Arc<AtomicI64>,
-    /// The offset alone is the time.
+    /// The offset alone is the time: the clock is stopped.
     stands: bool,
 }
 
@@ -23,7 +23,7 @@ impl Clock {
         Self::default()
     }
 
-    /// A clock that stands until it is moved. For tests.
+    /// A stopped clock, for tests.
     pub fn standing_at(now_ms: UnixMs) -> Self {
         Self { offset_ms: Arc::new(AtomicI64::new(now_ms)), stands: true }
     }
@@ -44,7 +44,7 @@ impl Clock {
     }
 }
 
-/// Time since the machine started. It goes on while the machine sleeps or this process stands still, and nobody sets it.
+/// Time since boot. It includes suspended time and cannot be set.
 pub fn since_boot() -> Duration {
     #[cfg(target_os = "linux")]
     const ALWAYS: ClockId = ClockId::CLOCK_BOOTTIME;
@@ -53,7 +53,7 @@ pub fn since_boot() -> Duration {
     clock_gettime(ALWAYS).map(Duration::from).unwrap_or_default()
 }
 
-/// Milliseconds of a clock that nobody sets, some behind: for what is looked at several times a request, since it costs the least.
+/// Milliseconds of a coarse monotonic clock: the cheapest, for repeated use within a request.
 pub fn ticks_ms() -> u64 {
     #[cfg(target_os = "linux")]
     const COARSE: ClockId = ClockId::CLOCK_MONOTONIC_COARSE;

@@ -1,9 +1,9 @@
-//! Points at which a debug build fails when it is told to, so that tests see what a crash leaves behind.
+//! Points at which a debug build fails on request, so that tests see what a crash leaves behind.
 //!
-//! `RINGFENCE_FAIL="create.recorded=abort"` kills the process, as `kill -9` does, when an order has just been put on record.
-//! Several are separated by commas. What a point may do:
+//! `RINGFENCE_FAIL="create.recorded=abort"` kills the process, as `kill -9` does, when a create has just been recorded. Several
+//! are separated by commas. Actions:
 //!
-//! | action | |
+//! | action | effect |
 //! |---|---|
 //! | `abort`, `abort:N` | the process dies, at its first pass or its Nth |
 //! | `panic`, `panic:N` | the task panics |
@@ -13,9 +13,9 @@
 
 /// Every point, by place. `tests/it/crash.rs` kills the process at each of them.
 pub const ALL: &[&str] = &[
-    // A question to a provider, or a delivery to the app: the head of its answer is here.
+    // A request to a provider, or a delivery to the app: the head of the response has arrived.
     "fetch.head",
-    // An order: admitted, on record, sent, answered, settled.
+    // A create: admitted, recorded, sent, answered, settled.
     "gate.admitted",
     "gate.advanced",
     "gate.rebuilt",
@@ -37,12 +37,12 @@ pub const ALL: &[&str] = &[
     "create.rejected.ended",
     "create.unknown",
     "create.unknown.recorded",
-    // A job of a bulk run: claimed, its call on record, sent, answered.
+    // A job of a bulk run: claimed, its call recorded, sent, answered.
     "run.claimed",
     "run.recorded",
     "run.sending",
     "run.answered",
-    // A call that a provider brings.
+    // An inbound call.
     "inbound.opened",
     "inbound.full",
     "inbound.adopted",
@@ -78,11 +78,11 @@ pub const ALL: &[&str] = &[
     "sweep.bound",
     "sweep.absent",
     "sweep.meeting",
-    // The record's one writer.
+    // The store's writer.
     "store.writing",
     "store.committing",
     "store.committed",
-    // A move of the gate: the open calls are read, and not yet counted anew.
+    // A transition of the limiter: the open calls are read, and not recounted yet.
     "store.advancing",
     // Start and stop.
     "start.read",
@@ -109,27 +109,27 @@ mod armed {
     struct Armed {
         point: &'static str,
         action: Action,
-        /// The pass at which it acts; 0 is every pass.
+        /// The pass at which it acts; 0: every pass.
         at: u32,
         passes: AtomicU32,
     }
 
     static ARMED: OnceLock<Vec<Armed>> = OnceLock::new();
 
-    /// Does what the environment asks for at this point.
+    /// Executes the requested action at this point.
     pub async fn hit(point: &'static str) {
         for time in act(point) {
             tokio::time::sleep(time).await;
         }
     }
 
-    /// The same on a thread of its own, which may wait.
+    /// The same on a separate thread, which may block.
     #[expect(clippy::disallowed_methods, reason = "no runtime's thread")]
     pub fn hit_in_thread(point: &'static str) {
         act(point).for_each(std::thread::sleep);
     }
 
-    /// How long to wait, where that is asked for.
+    /// The requested wait, if any.
     fn act(point: &'static str) -> impl Iterator<Item = Duration> {
         let armed = ARMED.get_or_init(read).iter().filter(move |armed| armed.point == point);
         armed.filter_map(move |armed| {

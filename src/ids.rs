@@ -1,4 +1,4 @@
-//! Identifiers, checked once, where they enter. Everything behind this line may trust them.
+//! Identifiers, validated once at the boundary.
 
 mod number;
 
@@ -10,10 +10,10 @@ use ulid::Ulid;
 
 pub use number::{number_key, prefix_key};
 
-/// The longest identifier that is taken from outside, in bytes.
+/// The longest external identifier, in bytes.
 pub const ID_BYTES_MAX: usize = 128;
 
-/// What separates ids from what stands beside them, in paths, in keys of limits and in lists; and what means all of them.
+/// Separators of ids in paths, limit keys and lists; and the wildcard.
 const RESERVED: &[u8] = b"/\\|,*";
 
 /// Why a text is not an identifier. The sentence is fit to be shown to a caller.
@@ -28,7 +28,7 @@ pub struct BadId {
 fn checked(what: &'static str, text: &str) -> Result<Arc<str>, BadId> {
     let fits = !text.is_empty()
         && text.len() <= ID_BYTES_MAX
-        // A client that reads paths would take these away.
+        // A client that normalises paths would remove these.
         && !matches!(text, "." | "..")
         && text.bytes().all(|b| b.is_ascii_graphic() && !RESERVED.contains(&b));
     if fits { Ok(Arc::from(text)) } else { Err(BadId { what }) }
@@ -95,7 +95,7 @@ macro_rules! own_id {
             pub fn new() -> Self {
                 Self(Arc::from(format!(concat!($prefix, "{}"), Ulid::new().to_string().to_lowercase())))
             }
-            /// Takes back an id that this program made; `None` for any other text.
+            /// Parses an id that this program made; `None` for any other text.
             pub fn parse(text: &str) -> Option<Self> {
                 let ulid = text.strip_prefix($prefix)?;
                 Ulid::from_string(ulid).ok()?;
@@ -120,18 +120,18 @@ macro_rules! own_id {
 }
 
 own_id!(
-    /// A call, from admission to end. Also the id of its lease in the gate and the primary key of its record.
+    /// A call's id. Also the id of its lease and the primary key of its record.
     CallId,
     "c_"
 );
 own_id!(
-    /// One refusal; stands in the answer's body and header, in the log and in the database.
+    /// A rejection's id; in the response, the log and the database.
     RefusalId,
     "rf_"
 );
 
-/// The kind of an id by which a call is known outside. Kinds are global: ElevenLabs' `callSid` and Twilio's `CallSid` are
-/// the same kind, which is what makes one call of the two.
+/// An external id of a call, with its kind. Kinds are global: ElevenLabs' `callSid` and Twilio's `CallSid` are the same kind,
+/// which is how one call is recognised at both.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Alias {
     /// `call_sid`, `conversation_id`, `sip_call_id`, … as the provider descriptions name them.
@@ -141,15 +141,15 @@ pub struct Alias {
 }
 
 impl Alias {
-    /// An alias, if the id is one that can be kept: not empty, at most [`ID_BYTES_MAX`] bytes, no control characters.
+    /// An alias, if the id is valid: not empty, at most [`ID_BYTES_MAX`] bytes, no control characters.
     pub fn new(kind: &str, id: &str) -> Option<Self> {
         let fits = !id.is_empty() && id.len() <= ID_BYTES_MAX && !id.chars().any(char::is_control);
         fits.then(|| Self { kind: kind.to_owned(), id: id.to_owned() })
     }
 }
 
-/// A telephone number as a log line or a screen may show it: the first four and the last two digits.
-/// Shortfall texts and SIP users are hidden whole.
+/// A telephone number masked for logs and screens: the first four and the last two digits. Short numbers and SIP users are hidden
+/// completely.
 pub fn mask_number(number: &str) -> String {
     let chars: Vec<char> = number.chars().collect();
     if chars.len() < 9 {
@@ -160,8 +160,8 @@ pub fn mask_number(number: &str) -> String {
     format!("{}{hidden}{}", head.iter().collect::<String>(), tail.iter().collect::<String>())
 }
 
-/// A text with every telephone number in it masked that is written with a plus: `+` (or `%2B`) and seven digits at least, with what
-/// people put between digits.
+/// A text with every telephone number masked that is written with a plus: `+` (or `%2B`) and at least seven digits, with the
+/// usual separators.
 pub fn mask_numbers_in(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     let mut rest = text;

@@ -10,12 +10,12 @@ use ring::signature::{ECDSA_P256_SHA256_FIXED, RSA_PKCS1_2048_8192_SHA256, RsaPu
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-/// The shortest secret that operators and apps may sign with, in bytes: RFC 7518 §3.2 asks for as many as the hash has.
+/// The shortest secret, in bytes: RFC 7518 §3.2 requires the length of the hash.
 pub const SECRET_BYTES_MIN: usize = 32;
 /// The shortest RSA modulus, in bytes (RFC 7518 §3.3).
 const MODULUS_BYTES_MIN: usize = 256;
 
-/// How a token is signed.
+/// A signature algorithm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Algorithm {
     /// HMAC with SHA-256, by a shared secret.
@@ -26,7 +26,7 @@ pub enum Algorithm {
     Es256,
 }
 
-/// Why a text is no token that could be checked. It holds nothing of the text.
+/// Why a token cannot be parsed. It contains nothing of the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Unreadable {
     /// Not three parts in base64url, or no JSON object where one has to be.
@@ -35,16 +35,16 @@ pub enum Unreadable {
     /// `alg` is none of [`Algorithm`].
     #[error("alg must be HS256, RS256 or ES256")]
     Algorithm,
-    /// It says that something has to be understood that is not (RFC 7515 §4.1.11, RFC 7797).
+    /// It requires an unsupported extension (RFC 7515 §4.1.11, RFC 7797).
     #[error("crit and b64 must not be in its header")]
     Critical,
 }
 
-/// A token taken apart; nobody has checked its signature yet.
+/// A parsed token, with an unverified signature.
 pub struct Token<'a> {
-    /// How it says that it is signed.
+    /// Its algorithm.
     pub algorithm: Algorithm,
-    /// The key that it names.
+    /// Its key id.
     pub key_id: Option<String>,
     signed: &'a str,
     payload: Vec<u8>,
@@ -59,15 +59,15 @@ struct Header {
 }
 
 impl<'a> Token<'a> {
-    /// Takes a token apart.
+    /// Parses a token.
     ///
     /// # Errors
-    /// It is none, or one that nothing here can check.
+    /// It is no token, or an unsupported one.
     pub fn parse(text: &'a str) -> Result<Self, Unreadable> {
         let decoded = |part: &str| BASE64_URL.decode(part).map_err(|_| Unreadable::Malformed);
         let (signed, signature) = text.rsplit_once('.').ok_or(Unreadable::Malformed)?;
         let (header, payload) = signed.split_once('.').ok_or(Unreadable::Malformed)?;
-        // Through a map: serde reads a struct from an array, too.
+        // Via a map: serde also accepts a struct as an array.
         let header: Map<String, Value> =
             serde_json::from_slice(&decoded(header)?).map_err(|_| Unreadable::Malformed)?;
         if header.contains_key("crit") || header.contains_key("b64") {
@@ -84,13 +84,13 @@ impl<'a> Token<'a> {
         Ok(Self { algorithm, key_id: header.kid, signed, payload, signature })
     }
 
-    /// Whether this secret has signed it; compared in constant time.
+    /// Whether this secret signed it; compared in constant time.
     pub fn is_signed_by_secret(&self, secret: &[u8]) -> bool {
         let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
         self.algorithm == Algorithm::Hs256 && hmac::verify(&key, self.signed.as_bytes(), &self.signature).is_ok()
     }
 
-    /// Whether the private half of this key has signed it. A token that names another key is not looked at.
+    /// Whether this key's private half signed it. `false` for a token with another key id.
     pub fn is_signed_by(&self, key: &PublicKey) -> bool {
         let is_named = self.key_id.is_none() || key.id.is_none() || self.key_id == key.id;
         let message = self.signed.as_bytes();
@@ -107,7 +107,7 @@ impl<'a> Token<'a> {
             }
     }
 
-    /// What it claims. Believe it only once its signature holds.
+    /// Its claims. Trust them only after verifying the signature.
     ///
     /// # Errors
     /// It is no JSON object.

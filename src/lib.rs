@@ -1,7 +1,7 @@
-//! ringfence: a sidecar between a voice product and its telephony providers. It fences the calls of each business, and of all
-//! together, inside the capacity that was bought.
+//! ringfence: a sidecar between a voice product and its telephony providers. It keeps each business, and all of them together,
+//! within the concurrent calls that were bought.
 //!
-//! # The house, in reading order
+//! # Modules, in reading order
 //!
 //! A module imports only from layers below its own; `tests/it/layering.rs` fails with file and line when one does not.
 //!
@@ -16,43 +16,42 @@
 //!     metrics      every metric; the only caller of prometheus
 //! L2  policy       which limits bind a call; which business a request belongs to. Pure
 //!     provider     a provider as data: select, sign, render, account. Pure
-//! L3  admission    what is asked of a gate, and the decision that every back end makes alike. Pure
-//!     token        JWT: who shows one, and what it allows
-//!     net          the edge (hyper's server) and the way out (hyper's client, pingora's pool); only it knows which engines run
-//! L4  gate         proposes: admits or refuses, over all limits, in one atomic step
-//!     store        disposes: what survives a restart: calls, inbox, outbox, refusals, businesses, runs
-//! L5  capacity     who decides just now, under which epoch: this process's gate, Redis or the database
-//!     reply        every refusal and failure as bytes, in the provider's own shape
-//!     notify       says that there is something new about a call, to whoever listens
+//! L3  admission    the admission request, and the decision that every back end makes alike. Pure
+//!     token        JWT: the client that shows one, and what it allows
+//!     net          HTTP server (hyper) and client (hyper, pingora's pool); no other module depends on an HTTP engine
+//! L4  gate         the limiter back ends: admit or reject, over all limits, in one atomic step
+//!     store        durable state: calls, inbox, outbox, rejections, businesses, runs
+//! L5  capacity     which limiter decides at present, and under which epoch: memory, Redis or the database
+//!     reply        rejections and errors as response bytes, in the provider's own shape
+//!     notify       notifications between tasks and replicas that a call has changed
 //! L6  lifecycle    the only writer of a call's state: persist → release if ended
-//! L7  calls        what is asked of providers: place, look up, end; what an inbound call meets
-//! L8  proxy        listen.api: one request from head to tail
-//!     webhook      listen.webhooks: verify → remember → translate → apply → reply or deliver
-//!     transcripts  listen.client: what is said in calls, to who may follow them
-//!     reconcile    leases and calls against the provider's truth
-//!     runs         bulk runs: a list of leads, dialled inside the same limits as every other call
-//! L9  config       the TOML as written → each module's settings; every mistake at once
+//! L7  calls        placing, looking up and ending calls at providers; admission of inbound calls
+//! L8  proxy        listen.api: routes, parses and answers one request
+//!     webhook      listen.webhooks: authenticate → persist → translate → apply → reply or deliver
+//!     transcripts  listen.client: live transcripts for clients with a token
+//!     reconcile    compares our calls with the providers' lists and look-ups
+//!     runs         bulk runs: a list of leads, dialled within the same limits as every other call
+//! L9  config       TOML → each module's settings; reports all mistakes at once
 //! L10 admin        listen.admin: the operator's page, health, status, metrics, calls, businesses, reload
-//! L11 app          builds every part, owns every task, starts, reloads, drains
+//! L11 app          wiring: builds all parts, owns all tasks; start, reload, drain
 //! L12 cli          the command line, one file a command
 //! ```
 //!
-//! Beside it stands the crate `ringfence-simulator`: the providers of `ringfence simulate`, of `ringfence demo` and of the tests. It
-//! uses nothing of this one, and of this one only [`cli`] uses it.
+//! The crate `ringfence-simulator` has the providers of `ringfence simulate`, of `ringfence demo` and of the tests. It uses
+//! nothing of this crate, and only [`cli`] uses it.
 //!
-//! # What is always true
+//! # Invariants
 //!
-//! 1. Admitted calls never exceed a limit. [`gate`] decides over all limits of a call at once; [`gate::Gate::adopt`] alone may go
-//!    over one, for calls that exist anyway.
-//! 2. A refusal leaves no trace in any limit.
-//! 3. Every lease ends exactly once, with exactly one recorded proof ([`call::EndProof`]). No lease is freed by the clock, and
+//! 1. Admitted calls never exceed a limit. [`gate`] decides over all limits of a call at once; only [`gate::Gate::adopt`] may go
+//!    over a limit, for calls that exist already.
+//! 2. A rejection leaves no trace in any limit.
+//! 3. Every lease ends exactly once, with exactly one recorded proof ([`call::EndProof`]). No lease is released by a timer, and
 //!    none by dropping a value: a client that hangs up changes nothing.
-//! 4. No lease without a record, no open record without a lease, and both say how many slots: a batch has several. The record
-//!    is written before anything is sent.
-//! 5. An acknowledged webhook is on record, or in the journal until it can be, and is applied once.
-//! 6. A create is sent at most once an order ([`net::Upstream::create`] never repeats). Unknown outcomes are looked up, never
-//!    dialled again. Only what was admitted can be sent: it has a
-//!    [`capacity::Lease`], which is given for a call that is on record.
+//! 4. There is no lease without a call record, and no open record without a lease; both have the same number of slots (a batch
+//!    has several). The record is written before anything is sent.
+//! 5. An acknowledged webhook is in the store, or in the journal until the store is back, and is applied once.
+//! 6. A create request is sent at most once ([`net::Upstream::create`] never retries). Unknown outcomes are looked up, never
+//!    dialled again. Only an admitted request can be sent: it has a [`capacity::Lease`], which only a recorded call is given.
 //! 7. No secret and no full telephone number in a log line, an error or a metric.
 
 pub mod admin;

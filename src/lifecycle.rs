@@ -1,7 +1,7 @@
-//! The only writer of a call's state: persist, then release if it ended, then tell.
+//! The only writer of a call's state: persist, then release the lease if the call ended, then notify.
 //!
-//! Whoever waits for a change may be dropped (a client that hangs up, a listener that drains); the change is finished all the
-//! same ([`finish`]).
+//! The caller of a change may be dropped (a client hangs up, a listener drains); the change is completed nevertheless
+//! ([`finish`]).
 
 mod finish;
 
@@ -29,31 +29,30 @@ pub use finish::{Finish, Panicked, finish};
 /// See the module. Cloning is cheap.
 #[derive(Clone)]
 pub struct Lifecycle {
-    /// What survives a restart.
+    /// The durable state.
     pub store: Arc<dyn Store>,
-    /// Who decides.
+    /// Admission of calls.
     pub capacity: Capacity,
-    /// The newest policy, whatever generation a request belongs to: no call is admitted by limits that are no more.
+    /// The newest policy, whatever generation a request belongs to: no call is admitted under outdated limits.
     pub policy: LivePolicy,
     /// Counters.
     pub metrics: Metrics,
     /// The time.
     pub clock: Clock,
-    /// How long a call may stay in a phase without news.
+    /// How long a call may stay in a phase without news, in seconds.
     pub deadlines: Deadlines,
-    /// Told of every call that is put on record: who sleeps for want of calls wakes.
+    /// Notified of every recorded call: wakes sweepers that sleep while there are no calls.
     pub opened: Arc<Notify>,
-    /// Told of every call that ends.
+    /// Notified of every call that ends.
     pub hub: Hub,
-    /// The app is told of calls by events of our own.
+    /// Whether ringfence sends the app its own events about calls.
     pub tell: bool,
 }
 
-/// How often a change is applied again that the store may have written.
+/// The pause before a change that the store may have written is applied again.
 const STORE_AGAIN: Duration = Duration::from_secs(1);
 
-/// Boxed, so that the proof that it may go to another thread is made once and not for everybody who waits for it: the compiler
-/// needs minutes for that.
+/// Boxed: otherwise the compiler proves `Send` of this future anew for each caller, which takes minutes.
 fn finished<T: Send + 'static>(
     work: impl Future<Output = Result<T>> + Send + 'static,
 ) -> BoxFuture<'static, Result<T>> {
@@ -61,18 +60,18 @@ fn finished<T: Send + 'static>(
     Box::pin(async move {
         match work.await {
             Ok(result) => result,
-            Err(error) => Err(StoreError::Unknown(format!("a change did not come to its end: {error}"))),
+            Err(error) => Err(StoreError::Unknown(format!("a change did not finish: {error}"))),
         }
     })
 }
 
 impl Lifecycle {
-    /// A change of a call, to be filled in.
+    /// An empty change of a call.
     pub fn change(&self, call: &CallId, seen_by: Source) -> Change {
         Change { tell: self.tell, ..Change::of(call, seen_by, self.clock.now_ms(), &self.deadlines) }
     }
 
-    /// A call to be put on record; its deadline is that of its phase.
+    /// A new call record; its deadline is that of its phase.
     pub fn new_call(&self, id: &CallId, facts: Facts, origin: Origin, phase: Phase) -> NewCall {
         let at_ms = self.clock.now_ms();
         NewCall {
@@ -94,8 +93,8 @@ impl Lifecycle {
         }
     }
 
-    /// Decides about an order and puts its call on record. What is not on record was never admitted. News that came before the
-    /// call is applied at once. Whoever calls it holds [`Capacity::deciding`].
+    /// Decides about a request and writes its call record. A call without a record was never admitted. News that arrived before
+    /// the call is applied at once. The caller holds [`Capacity::deciding`].
     pub async fn admit(
         &self,
         order: AdmissionRequest,
@@ -113,9 +112,9 @@ impl Lifecycle {
             }
             admitted
         });
-        admitted.await.unwrap_or_else(|error| {
-            Err(StoreError::Unknown(format!("an admission did not come to its end: {error}")).into())
-        })
+        admitted
+            .await
+            .unwrap_or_else(|error| Err(StoreError::Unknown(format!("an admission did not finish: {error}")).into()))
     }
 
     async fn opened(&self, call: &CallId, news: Option<Event>) -> Result<()> {
@@ -126,22 +125,22 @@ impl Lifecycle {
         Ok(())
     }
 
-    /// A record that may or may not have been written, of a call that nobody will place.
+    /// Ends a record that may or may not have been written, of a call that will not be placed.
     fn never(&self, call: &CallId, error: &StoreError) {
         if let StoreError::Unknown(_) = error {
-            // If it is on record after all, nobody holds its slot. News of it makes it count again.
+            // If it was recorded after all, nothing holds its slot. News of the call would count it again.
             let never = Some(Event::Ended(Outcome::NotCreated, EndProof::Deadline));
             self.apply_later(Change { event: never, ..self.change(call, Source::Order) });
         }
     }
 
-    /// Applies a change. `None`: there is no such call.
+    /// Applies a change. `None`: no such call.
     pub async fn apply(&self, change: Change) -> Result<Option<ApplyOutcome>> {
         let this = self.clone();
         finished(async move { this.apply_now(change).await }).await
     }
 
-    /// Applies news that a provider's ids point to, of those who vouch for it. News of a call that nobody knows waits under its ids.
+    /// Applies news of the call with these ids, if the signer may report on it. News of an unknown call is stored under its ids.
     pub async fn news(
         &self,
         aliases: Vec<Alias>,
@@ -178,7 +177,7 @@ impl Lifecycle {
         self.apply(Change { event, ..self.change(call, seen_by) }).await
     }
 
-    /// Applies a change that nobody will bring a second time: now, or when the store is back. Until then the call's slot is held.
+    /// Applies a change that will not be reported again: now, or when the store is back. Until then the call's slot is held.
     pub async fn apply_with_retry(&self, change: Change) {
         let (call, later) = (change.call.clone(), change.clone());
         if let Err(error) = self.apply(change).await {
@@ -187,13 +186,13 @@ impl Lifecycle {
         }
     }
 
-    /// Ends a call. What cannot be recorded now is recorded when the store is back; until then the slot is held.
+    /// Ends a call, now or when the store is back. Until then the slot is held.
     pub async fn end_surely(&self, call: &CallId, outcome: Outcome, proof: EndProof, seen_by: Source) {
         let event = Some(Event::Ended(outcome, proof));
         self.apply_with_retry(Change { event, ..self.change(call, seen_by) }).await;
     }
 
-    /// Counts a call that exists although no limit had room for it, or although it was taken for over.
+    /// Counts a call that exists although its limit was full, or although it had been given up.
     pub async fn adopt(&self, call: NewCall) -> Result<InsertOutcome> {
         let this = self.clone();
         finished(async move {
@@ -211,7 +210,7 @@ impl Lifecycle {
         .await
     }
 
-    /// Puts a call on record that counts only once somebody who knows confirms it ([`Origin::Unconfirmed`]).
+    /// Records a call that counts only once it is confirmed ([`Origin::Unconfirmed`]).
     pub async fn note_unconfirmed(&self, call: NewCall) -> Result<InsertOutcome> {
         let this = self.clone();
         finished(async move {
@@ -236,11 +235,11 @@ impl Lifecycle {
         }
     }
 
-    /// Applies a change once more when the store is back: it may have written it, and the slot of a call that ended by it is
-    /// still held. A change that was written changes nothing a second time.
+    /// Applies a change again when the store is back: the store may have written it, and the slot of a call that it ended is
+    /// still held. Applying a change twice has no effect.
     fn apply_later(&self, change: Change) {
         let this = self.clone();
-        // Not among the tasks that a drain waits for: the next process reads the record.
+        // A drain does not wait for this task: the next process reads the record.
         tokio::spawn(async move {
             loop {
                 tokio::time::sleep(STORE_AGAIN).await;
@@ -253,21 +252,21 @@ impl Lifecycle {
         });
     }
 
-    /// What follows from a change that is on record.
+    /// Acts on a recorded change.
     async fn act_on(&self, applied: ApplyOutcome, change: Change) -> Result<ApplyOutcome> {
         let call = change.call.clone();
         failpoint::hit("call.applied").await;
         if applied.contradiction.is_some() {
             return Ok(applied);
         }
-        // What an app only talks of may count already, as the call that its carrier brought.
+        // A call known from an app's transcript may be counted already, as the call that its carrier brought.
         let conflicts = applied.conflicts.iter().filter(|_| applied.record.counts());
         for (alias, other) in conflicts {
             self.metrics.alias_conflict();
             warn!(call = %call, other = %other, kind = %alias.kind, "id claimed by two calls");
         }
         if applied.step == Step::Ignore && applied.record.phase == Phase::Ended {
-            // Nearly always nothing is held. But its end may be on record without anybody having been told so.
+            // Nearly always no slot is held. But its end may be recorded without a notification.
             self.capacity.give_back(&call).await;
         }
         if !applied.record.counts()
@@ -309,8 +308,9 @@ impl Lifecycle {
         Ok(applied)
     }
 
-    /// News of a call that was given up, as look-ups found nothing, goes to its second record: an over-limit call, which has its ids and
-    /// counts until it ends. The first news that it lives makes that record. `None`: there is none, and this is no such news.
+    /// News of a call that was given up after look-ups found nothing goes to its second record: an over-limit call with its ids,
+    /// which counts until it ends. The first news that the call is up makes that record. `None`: there is none, and this is no
+    /// such news.
     fn readopt<'a>(&'a self, given_up: &'a CallRecord, change: Change) -> BoxFuture<'a, Result<Option<ApplyOutcome>>> {
         Box::pin(async move {
             let own = own_id(&given_up.id);
@@ -325,7 +325,7 @@ impl Lifecycle {
                     };
                     let mut again = self.new_call(&id, given_up.facts.clone(), origin, phase);
                     (again.over_limit, again.polled, again.slots) = (true, given_up.polled, given_up.slots);
-                    // Its idempotency key passes over with its ids, and means the same order.
+                    // Its idempotency key moves with its ids, and identifies the same request.
                     (again.callback, again.fingerprint) = (given_up.callback.clone(), given_up.fingerprint.clone());
                     again.aliases = vec![own];
                     match self.adopt(again).await? {
@@ -343,7 +343,7 @@ impl Lifecycle {
         })
     }
 
-    /// The record of a call; of one that was given up and lives, its second. `None`: there is no such call.
+    /// The record of a call; for one that was given up and is up, its second record. `None`: no such call.
     pub async fn newest_record(&self, call: &CallId) -> Result<Option<CallRecord>> {
         let first = self.store.call(call).await?;
         if !matches!(&first, Some(first) if first.proof == Some(EndProof::Deadline)) {
@@ -356,7 +356,7 @@ impl Lifecycle {
     }
 }
 
-/// The alias by which the second record of a call has the first.
+/// The alias that links the second record of a call to the first.
 fn own_id(first: &CallId) -> Alias {
     Alias { kind: OWN_ID_KIND.to_owned(), id: first.to_string() }
 }

@@ -1,6 +1,5 @@
-//! A doorbell: it says that there is something new about a call. Whoever listens reads the record from where it was, so nothing is
-//! lost by a bell that was not heard, rung twice or rung at another replica. What was said here is told with the bell, so that
-//! nearly always there is nothing to be read.
+//! Notifications that a call has changed. A subscriber reads the store from its last position, so a lost, repeated or remote
+//! notification does no harm. A local utterance is sent with the notification, so that the store rarely has to be read.
 
 mod pubsub;
 
@@ -14,49 +13,49 @@ use crate::ids::CallId;
 use crate::store::Utterance;
 pub use pubsub::carry;
 
-/// Bells that a slow listener may be behind. Beyond it, it is told that it missed some, and looks at everything it follows.
+/// Notifications that a slow subscriber may lag behind. Beyond that it is told so, and checks everything it follows.
 const BEHIND_MAX: usize = 4096;
 
-/// Longer texts are read from the record, in bytes: bells wait in memory.
+/// The longest text in a notification, in bytes; longer ones are read from the store.
 const TOLD_BYTES_MAX: usize = 4096;
 
-/// Calls with something half said that are kept in mind. Beyond it, others' are forgotten: they are about to be said anyway.
+/// Calls with an interim utterance that are kept. Beyond that, older ones are dropped: final utterances follow soon.
 const PARTIALS_MAX: usize = 4096;
 
-/// There is something new about a call.
+/// A call has changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notification {
     /// The call.
     pub call: CallId,
-    /// What it is.
+    /// The change.
     pub news: News,
-    /// It was rung at this process first.
+    /// Whether this process is its origin.
     pub is_ours: bool,
 }
 
-/// What is new about a call.
+/// A change of a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum News {
-    /// Something on record: an utterance, an end, an id, a post-call record.
+    /// Something was stored: an utterance, an end, an id, a post-call record.
     Record,
-    /// This was said, and is on record.
+    /// This utterance was stored.
     Said(Arc<Utterance>),
-    /// Something is half said ([`Hub::partial_since`]).
+    /// An interim utterance ([`Hub::partial_since`]).
     Partial,
 }
 
-/// What somebody is saying and has not said yet. It stands on no record.
+/// An interim utterance. It is not stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Partial {
-    /// Who speaks.
+    /// The speaker.
     pub speaker: Speaker,
-    /// What, so far.
+    /// The text so far.
     pub text: Arc<str>,
-    /// Its number at the provider.
+    /// The provider's number of it.
     pub source_sequence: Option<i64>,
 }
 
-/// The newest of a call, and which one since the start that is.
+/// The newest interim utterance of a call, with its number since the start.
 type Newest = (u64, Partial);
 
 /// See the module. Cloning is cheap.
@@ -73,30 +72,30 @@ impl Default for Hub {
 }
 
 impl Hub {
-    /// There is something new about a call on record: an utterance, an end, a post-call record.
+    /// Notifies that something of a call was stored: an utterance, an end, a post-call record.
     pub fn notify(&self, call: &CallId) {
         self.no_more_partial(call);
         self.bell(call, News::Record);
     }
 
-    /// The same, where it is this that was said.
+    /// The same, with the stored utterance.
     pub fn publish(&self, call: &CallId, said: Utterance) {
         self.no_more_partial(call);
         let is_short = said.text.len() <= TOLD_BYTES_MAX;
         self.bell(call, if is_short { News::Said(Arc::new(said)) } else { News::Record });
     }
 
-    /// There is something new about a call itself; somebody may go on speaking.
+    /// Notifies that the call itself changed; an interim utterance stays valid.
     pub fn changed(&self, call: &CallId) {
         self.bell(call, News::Record);
     }
 
-    /// What was half said is on record now, or never will be.
+    /// Drops the interim utterance: it was stored, or never will be.
     fn no_more_partial(&self, call: &CallId) {
         self.partials().1.remove(call);
     }
 
-    /// Another replica has put something on record. `is_quiet`: nothing is half said there any more.
+    /// Notifies that another replica stored something. `is_quiet`: it has no interim utterance there.
     pub fn ring_of_another(&self, call: &CallId, is_quiet: bool) {
         if is_quiet {
             self.no_more_partial(call);
@@ -109,21 +108,21 @@ impl Hub {
     }
 
     fn pass_on(&self, call: &CallId, news: News, is_ours: bool) {
-        // Nobody has to listen.
+        // There may be no subscribers.
         let _ = self.bells.send(Notification { call: call.clone(), news, is_ours });
     }
 
     fn partials(&self) -> MutexGuard<'_, (u64, HashMap<CallId, Newest>)> {
-        // Nothing panics while it is held.
+        // No code panics while it is held.
         self.partials.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Somebody is saying something. What was half said before it is forgotten; one that comes too late is not taken.
+    /// Sets the interim utterance of a call, in place of the previous one; a late one is ignored.
     pub fn set_partial(&self, call: &CallId, partial: Partial) {
         self.take_partial(call, partial, true);
     }
 
-    /// The same, at another replica.
+    /// The same, from another replica.
     pub fn murmur_of_another(&self, call: &CallId, partial: Partial) {
         self.take_partial(call, partial, false);
     }
@@ -144,12 +143,12 @@ impl Hub {
         self.pass_on(call, News::Partial, is_ours);
     }
 
-    /// What is being said in a call, if it is newer than `after`, and its number since the start.
+    /// The interim utterance of a call, if it is newer than `after`, and its number since the start.
     pub fn partial_since(&self, call: &CallId, after: u64) -> Option<(u64, Partial)> {
         self.partials().1.get(call).filter(|(number, _)| *number > after).cloned()
     }
 
-    /// Every bell from now on.
+    /// Subscribes to notifications.
     pub fn listen(&self) -> broadcast::Receiver<Notification> {
         self.bells.subscribe()
     }

@@ -1,12 +1,12 @@
-//! Leases and calls against the provider's truth.
+//! The reconciler: compares leases and calls with the providers' records.
 //!
-//! One loop an account. It asks for the account's live calls: often where the provider sends no timely end, where an event was
-//! never promised or where a limit is full; seldom otherwise. It settles ends that no webhook told, orders whose outcome is
-//! unknown and calls that are past their deadline, and it counts calls that ringfence did not place.
+//! One loop per account polls the account's live calls: often where the provider sends no timely end, where no event was promised
+//! or where a limit is full; seldom otherwise. It settles ends that no webhook reported, creates with an unknown outcome and
+//! calls past their deadline, and counts external calls.
 //!
-//! Nothing is freed by the clock alone: a call that is due is asked for. "No such call" proves an end only if it is said twice,
-//! [`Settings::absent_twice_within`](crate::calls::Settings) apart. Only an account that cannot be asked ends its calls at their
-//! deadline.
+//! No slot is released by a timer alone: a call that is due is looked up. "No such call" proves an end only if the provider says
+//! so twice, [`Settings::absent_twice_within`](crate::calls::Settings) apart. Only an account that cannot be queried ends its
+//! calls at their deadline.
 
 mod groups;
 mod not_found;
@@ -35,35 +35,35 @@ use crate::provider::account::Account;
 use crate::provider::description::OWN_ID_KIND;
 use crate::store::{CallRecord, Change, Result};
 
-/// How often an account is asked when nothing presses; the pace where something does is the provider description's.
+/// The interval of sweeps when nothing is urgent; the urgent interval is in the provider's description.
 const IDLE_INTERVAL: Duration = Duration::from_secs(15);
-/// How often a replica that does not lead looks whether it does.
+/// How often a follower checks whether it is the leader.
 const FOLLOWER_POLL: Duration = Duration::from_secs(1);
-/// The pause between the two sights of a comparison on demand.
+/// The pause between the two sweeps of a comparison on demand.
 const SECOND_SIGHT: Duration = Duration::from_millis(1_200);
-/// The longest pause of an account whose provider says 429 to sweeps.
+/// The longest pause of an account whose provider answers sweeps with 429.
 const LIMITED_MAX: Duration = Duration::from_secs(60);
-/// Every so many sweeps the list is read whatever the count says: one call may have ended as another began.
+/// Every nth sweep reads the list even if the count is unchanged: one call may have ended as another began.
 const FULL_LIST_EVERY: u32 = 5;
-/// A live call's record is written at most so often only to say that it was seen.
+/// The least time between two writes of a live call's record that only update when it was seen, in milliseconds.
 const SEEN_EVERY_MS: i64 = 30_000;
-/// How many of the latest calls may have been answered to nobody when the last process died.
+/// The number of latest calls whose response may be undelivered after a crash.
 const LATEST: u32 = 1_000;
-/// How long an inbound call may wait for the id that its account knows it by before a foreign call may be told from it.
+/// How long an inbound call may lack its account's id before a foreign call can be distinguished from it, in milliseconds.
 const UNBOUND_MS: i64 = 30_000;
-/// So long a carrier waits at most for the reply that says what becomes of a ringing call (Twilio: 15 s).
+/// How long a carrier waits for the reply that decides about a ringing call, in milliseconds (Twilio: 15 s).
 const VOICE_WEBHOOK_MS: i64 = 15_000;
 
-/// What the sweeps of an account saw.
+/// The status of an account's sweeps.
 #[derive(Debug, Clone, Default, serde::Serialize)]
 pub struct SweepStatus {
-    /// What the last one saw, and when. Others are told of it, too.
+    /// The result and time of the last one. Other replicas are told of it.
     pub last: Sighting,
-    /// Calls whose state could not be read for as long as raises an alarm.
+    /// Calls whose state has been unreadable for long enough to raise an alarm.
     pub unread: BTreeMap<CallId, Unread>,
 }
 
-/// A call whose state could not be read.
+/// A call whose state cannot be read.
 #[derive(Debug, Clone, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Unread {
@@ -72,7 +72,7 @@ pub struct Unread {
     pub since_ms: i64,
     /// Why, as of the last try.
     pub why: String,
-    /// It has been so for as long as raises an alarm.
+    /// It has been unreadable for long enough to raise an alarm.
     #[serde(skip)]
     is_alarming: bool,
 }
@@ -87,70 +87,70 @@ fn as_rfc3339<S: serde::Serializer>(at: &i64, s: S) -> std::result::Result<S::Ok
     s.serialize_str(&rfc3339(*at))
 }
 
-/// What the sweeps saw, by account.
+/// Sweep status by account.
 pub type SweepStatuses = Arc<std::sync::Mutex<BTreeMap<String, SweepStatus>>>;
 
 /// The sweeper of one account.
 pub struct Sweeper {
     calls: Calls,
     account: Arc<Account>,
-    /// The generations to come.
+    /// Receives new generations of the configuration.
     newest: watch::Receiver<Calls>,
     sightings: SweepStatuses,
     sweeps: u32,
-    /// Nothing has been decided yet in this process: see [`Sweeper::first_sight`].
+    /// Nothing has been admitted yet in this process: see [`Sweeper::initial_sweep`].
     first: bool,
-    /// Live calls that nobody knew at the last sweep, with when they were first seen.
+    /// Untracked live calls of the last sweep, with when they were first seen.
     strangers: HashMap<String, i64>,
-    /// Ids that were looked at and take no slot (web sessions).
+    /// Ids that take no slot (web sessions).
     no_phone: HashSet<String>,
-    /// When the last list that was read was asked for.
+    /// When the last list was requested.
     listed_at: i64,
-    /// Orders for many calls that make no more, with when that was first said.
+    /// Batches that make no more calls, with when their provider first said so.
     over_since: HashMap<CallId, i64>,
-    /// Orders for many calls of which one was live a moment ago, with how often they are still asked for at once.
+    /// Batches that had a live call a moment ago, with the number of look-ups left for them.
     busy: HashMap<CallId, u32>,
-    /// Calls whose state could not be read.
+    /// Calls whose state cannot be read.
     unread: HashMap<CallId, Unread>,
     failing: bool,
     /// How many sweeps in a row the provider answered with 429.
     limited: u32,
-    /// What it has done.
+    /// Counts of its actions.
     did: SweepCounts,
 }
 
-/// What sweeps have done.
+/// Counts of sweeps' actions.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct SweepCounts {
-    /// Calls whose end the provider's record told.
+    /// Calls whose end the provider's record showed.
     pub ended: usize,
-    /// Calls that ringfence did not place, counted from now on.
+    /// External calls that are counted now.
     pub adopted: usize,
-    /// Calls of lost answers that were found.
+    /// Calls of lost responses that were found.
     pub found: usize,
 }
 
-/// What a comparison on demand found at one account, and what was done about it.
+/// The result of a comparison on demand at one account.
 #[derive(Debug, Clone, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SweepReport {
     /// The account.
     pub account: AccountName,
-    /// It has credentials to be asked with.
+    /// It has credentials.
     pub can_be_asked: bool,
-    /// Open calls of it on record before.
+    /// Its open calls in the store, before the comparison.
     pub open: usize,
-    /// Live calls as the provider says; nothing if it has not said.
+    /// The provider's number of live calls, if it answered.
     pub provider_live: Option<u32>,
-    /// The provider did not answer.
+    /// Why the provider did not answer.
     pub error: Option<String>,
-    /// What was done.
+    /// The actions taken.
     #[serde(flatten)]
     pub did: SweepCounts,
 }
 
 impl Sweeper {
-    /// A sweeper that has not swept.
+    /// A new sweeper.
     pub fn new(mut newest: watch::Receiver<Calls>, account: Arc<Account>, sightings: SweepStatuses) -> Self {
         let calls = newest.borrow_and_update().clone();
         Self {
@@ -158,7 +158,7 @@ impl Sweeper {
             account,
             newest,
             sightings,
-            // The first one reads the list, whatever the count says.
+            // The first sweep reads the list, whatever the count is.
             sweeps: FULL_LIST_EVERY - 1,
             first: false,
             strangers: HashMap::new(),
@@ -173,9 +173,9 @@ impl Sweeper {
         }
     }
 
-    /// The sweep before this process decides anything. Orders that the last process left without an answer are searched for at
-    /// once, and a call that nobody knows is counted at its first sight: the first create must find the limits as full as they
-    /// are. Takes at most `within`. A provider that does not answer keeps nobody from starting; the sweeps ask it again.
+    /// The sweep before this process admits calls. Creates that the previous process left without a response are searched for at
+    /// once, and untracked calls are counted when first seen: the first create must find the limits as full as they are. Takes at
+    /// most `within`. A provider that does not answer does not delay the start; later sweeps query it again.
     pub async fn initial_sweep(&mut self, within: Duration) {
         if !self.account.can_ask() {
             return;
@@ -198,17 +198,17 @@ impl Sweeper {
         self.sweep(&mine).boxed().await
     }
 
-    /// Whose sweeper it is.
+    /// The account that it sweeps.
     pub fn account(&self) -> &AccountName {
         &self.account.name
     }
 
-    /// Sweeps until it is told to stop. After a reload that touched the account it sweeps at once.
+    /// Sweeps until `stop`. After a reload that changed the account it sweeps at once.
     pub async fn run(mut self, stop: CancellationToken) {
         self.sweep_until(&stop).await;
         let name = self.account.name.as_str();
         if self.newest.borrow().account(&self.account.name).is_none() {
-            // A reload took the account out; what was seen of it is news no more.
+            // A reload removed the account; its metrics are stale.
             self.calls.lifecycle.metrics.provider_gone(name);
             self.sightings.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(name);
         }
@@ -217,7 +217,7 @@ impl Sweeper {
     async fn sweep_until(&mut self, stop: &CancellationToken) {
         let opened = self.calls.lifecycle.opened.clone();
         loop {
-            // Listened for before the sweep reads what is open: a call put on record meanwhile must not wait for the next.
+            // Registered before the sweep reads the open calls: a call recorded meanwhile must not wait for the next sweep.
             let mut opening = std::pin::pin!(opened.notified());
             opening.as_mut().enable();
             let requests = self.calls.sweep_requests.clone();
@@ -228,7 +228,7 @@ impl Sweeper {
                 self.sweeps = FULL_LIST_EVERY - 1;
             }
             let leads = self.calls.lifecycle.capacity.role().leads;
-            // Replicas that do not lead look only where somebody asks them to.
+            // Followers sweep only on request.
             let pause = if leads || wanted {
                 self.sweep_once().boxed().await
             } else {
@@ -245,11 +245,11 @@ impl Sweeper {
             let slept = async {
                 tokio::select! {
                     () = tokio::time::sleep_until(until) => {}
-                    // A first call after a silence: from now on the account's pace is kept.
+                    // The first call after an idle time: the account's own interval applies from now on.
                     () = opening, if leads => {
                         tokio::time::sleep_until(until.min(tokio::time::Instant::now() + pace)).await;
                     }
-                    // However often it is asked for.
+                    // Bounds the rate of requested sweeps.
                     () = asked => {
                         tokio::time::sleep_until(until.min(tokio::time::Instant::now() + pace)).await;
                     }
@@ -274,14 +274,14 @@ impl Sweeper {
         }
     }
 
-    /// Takes up the newest generation. Whether it is another one to this account, too.
+    /// Switches to the newest generation. Returns whether it changed this account.
     fn renewed(&mut self) -> bool {
         self.calls = self.newest.borrow_and_update().clone();
         let Some(account) = self.calls.account(&self.account.name).cloned() else { return false };
         !Arc::ptr_eq(&std::mem::replace(&mut self.account, account.clone()), &account)
     }
 
-    /// Compares the account's calls with ours at once, whoever leads. A call that nobody knows is counted at its second sight.
+    /// Compares the account's calls with ours at once, on any replica. An untracked call is counted when it is seen twice.
     pub fn look(mut self) -> BoxFuture<'static, SweepReport> {
         async move { self.look_now().await }.boxed()
     }
@@ -308,7 +308,7 @@ impl Sweeper {
         }
     }
 
-    /// One sweep; the pause until the next.
+    /// Sweeps once. Returns the pause until the next sweep.
     pub async fn sweep_once(&mut self) -> Duration {
         let mine = match self.mine().await {
             Ok(mine) => mine,
@@ -333,7 +333,7 @@ impl Sweeper {
                 Some(group) => self.settle_group(call, &group).boxed().await,
                 None => self.reconcile_if_due(call).boxed().await,
             }
-            // A hang-up that failed, or that the last process did not come to: it is tried again.
+            // A hang-up that failed, or that the previous process did not do, is retried.
             if self.is_to_be_hung_up(call) {
                 self.calls.provider.hang_up_later(&call.id);
             }
@@ -342,7 +342,7 @@ impl Sweeper {
         self.pause(&mine).await
     }
 
-    /// Shows the calls whose state cannot be read: any of them as the sweep's error, and by name once that has lasted.
+    /// Reports calls whose state cannot be read: in the sweep's error at once, by name once it has lasted.
     fn note_unread(&self) {
         let alarming: BTreeMap<CallId, Unread> =
             self.unread.iter().filter(|(_, one)| one.is_alarming).map(|(id, one)| (id.clone(), one.clone())).collect();
@@ -357,16 +357,16 @@ impl Sweeper {
         }
     }
 
-    /// Whether it was refused and is up all the same. The second record of a call that was given up is an over-limit call too, but nobody
-    /// refused that one. Who refuses one just now may be about to do so by his answer.
+    /// Whether the call was rejected and is up nevertheless. The second record of a call that was given up is an over-limit call
+    /// too, but was not rejected. A replica that is rejecting a call just now may still end it by its reply.
     fn is_to_be_hung_up(&self, call: &CallRecord) -> bool {
         let is_new = call.admitted_at + ms(self.calls.settings.grace) > self.calls.lifecycle.clock.now_ms();
         let refused = call.over_limit && call.alias(OWN_ID_KIND).is_none() && !is_new;
         refused && call.facts.direction == Direction::Inbound
     }
 
-    /// Ends calls that another replica refused and did not come to hang up: the one that leads takes over all of them, any other those
-    /// of the dead. Between sweeps, which may be far apart: the record alone tells a process of what another has refused.
+    /// Ends calls that another replica rejected and did not hang up: the leader handles all of them, a follower those of dead
+    /// replicas. Runs between sweeps, which may be far apart.
     async fn hang_up_for_others(&self) {
         let capacity = &self.calls.lifecycle.capacity;
         if !capacity.is_shared() {
@@ -381,22 +381,22 @@ impl Sweeper {
         }
     }
 
-    /// The open calls that this account knows, or that nobody does.
+    /// The open calls of this account, and those without an account.
     async fn mine(&self) -> Result<Vec<CallRecord>> {
         let (open, name) = (self.calls.lifecycle.store.open_calls().await?, &self.account.name);
-        // Calls of an account that the config lost are everybody's: nobody else would ever end them.
+        // Every account's sweeper handles calls of accounts removed from the config: nothing else would end them.
         let orphan = |call: &CallRecord| self.calls.account(&call.facts.account).is_none();
         let of = |call: &CallRecord| call.facts.account == *name || call.facts.carrier.as_ref() == Some(name);
         Ok(open.into_iter().filter(|call| of(call) || orphan(call)).collect())
     }
 
-    /// How long to wait: longer each time that the provider says 429, which is the app's rate, too.
+    /// The pause until the next sweep. It grows with each 429, because the app shares the provider's rate limit.
     async fn pause(&self, mine: &[CallRecord]) -> Duration {
         let pace = self.pace(mine).await;
         if self.limited == 0 { pace } else { (pace * 2_u32.pow(self.limited.min(10))).min(LIMITED_MAX) }
     }
 
-    /// The description's pace while something presses.
+    /// The description's interval while something is urgent.
     async fn pace(&self, mine: &[CallRecord]) -> Duration {
         if let Some(fixed) = self.calls.settings.sweep {
             return fixed;
@@ -436,11 +436,11 @@ impl Sweeper {
             }
             Err(error) => {
                 self.limited = if matches!(error, AskError::Status(429)) { self.limited.saturating_add(1) } else { 0 };
-                // Once a change of state, not once a sweep.
+                // Logged on a change of state, not at every sweep.
                 if !std::mem::replace(&mut self.failing, true) {
                     warn!(%account, %error, "failed to query the provider's live calls; ends of calls come by webhook only");
                 }
-                // What it said before it said then.
+                // The last answer keeps its time.
                 let before = self.calls.lifecycle.capacity.sighting(account.as_str()).unwrap_or_default();
                 Sighting { tried_at_ms: at_ms, error: Some(error.to_string()), ..before }
             }
@@ -450,7 +450,7 @@ impl Sweeper {
         self.sightings.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(account.to_string(), seen);
     }
 
-    /// Compares the account's live calls with ours. Returns how many the provider has.
+    /// Compares the account's live calls with ours. Returns the provider's number.
     async fn sweep(&mut self, mine: &[CallRecord]) -> std::result::Result<usize, AskError> {
         let Some(list) = &self.account.provider.list else { return Ok(0) };
         let kind = list.id.kind.clone();
@@ -497,7 +497,7 @@ impl Sweeper {
         Ok(listed.len())
     }
 
-    /// How many live calls the provider counts. What cannot be read is as good as none: the list is read instead.
+    /// The provider's count of live calls. If it cannot be read, the list is read instead.
     async fn count(&self) -> std::result::Result<Option<usize>, AskError> {
         match self.calls.provider.count_live(&self.account).await {
             Err(error @ AskError::Unreadable(_)) => {
@@ -508,17 +508,17 @@ impl Sweeper {
         }
     }
 
-    /// The provider lists a call of ours as live.
+    /// Handles a call of ours that the provider lists as live.
     async fn seen(&mut self, call: &CallRecord, event: Option<Event>) {
         let now_ms = self.calls.lifecycle.clock.now_ms();
         let is_hearsay = !call.counts() && call.seen_by != Source::Poll;
         if self.lacks_the_carriers_id(call) || is_hearsay {
-            // The carrier lists it too: without its id there, it would be met as a stranger and counted twice.
+            // The carrier lists it too: without its id there, it would be taken for untracked and counted twice.
             self.ask_about(call).boxed().await;
             return;
         }
         let Some(Event::Reached(phase)) = event else {
-            // A word that nobody knows: it may be one for an end.
+            // An unknown state may mean an end.
             self.ask_about(call).boxed().await;
             return;
         };
@@ -526,7 +526,7 @@ impl Sweeper {
         if fresh && phase <= call.phase {
             return;
         }
-        // A list may lag behind a webhook; what it says can renew a phase, never take one back.
+        // A list may lag behind a webhook: it can renew a phase, but never revert one.
         let change = Change {
             event: Some(Event::Reached(phase.max(call.phase))),
             absent: Some(false),
@@ -543,8 +543,8 @@ impl Sweeper {
     }
 }
 
-/// See `Sweeper::first_sight`: accounts at the same time, but carriers after those whose calls they carry. The record of such a
-/// call names its leg at the carrier, not the other way round.
+/// Runs [`Sweeper::initial_sweep`] of all accounts in parallel, but carriers after the accounts whose calls they carry: the
+/// record of such a call names its leg at the carrier, not vice versa.
 pub async fn initial_sweep(sweepers: &mut [Sweeper], within: Duration) {
     let carries = |s: &Sweeper| s.calls.accounts.values().any(|a| a.carrier.as_ref() == Some(&s.account.name));
     for round in [false, true] {
@@ -564,7 +564,8 @@ fn log<T>(result: Result<T>) {
     }
 }
 
-/// Rebuilds the gate from the record: every open call holds its slot again, every recent create its token.
+/// Rebuilds the gate from the store: every open call holds its slots again, every recent create its token. Returns the number of
+/// open calls.
 pub async fn rebuild(calls: &Calls) -> Result<usize> {
     let lifecycle = &calls.lifecycle;
     let mut open = lifecycle.store.open_calls().await?;
@@ -572,15 +573,15 @@ pub async fn rebuild(calls: &Calls) -> Result<usize> {
     let capacity = &lifecycle.capacity;
     let lost = |c: &&mut CallRecord| c.origin == Origin::Order && c.phase == Phase::Reserved && !c.unsettled;
     for call in open.iter_mut().filter(lost).filter(|call| capacity.is_of_the_dead(call)) {
-        // The process died between the record and the answer: nobody knows whether it was sent.
+        // The process died between the record and the response: it is unknown whether the request was sent.
         let change = Change { unsettled: Some(true), ..lifecycle.change(&call.id, Source::Order) };
         lifecycle.apply(change).await?;
-        // Those who send it again must learn so, too.
+        // Retries must see that too.
         call.unsettled = true;
         failpoint::hit("start.marked").await;
     }
     if !capacity.is_shared() {
-        // Where several share the record, earlier orders are looked for there: what others have told is not sent again.
+        // Where replicas share the store, deduplication looks there: a response that another replica delivered is final.
         let latest = lifecycle.store.latest_calls(LATEST).await?;
         calls.outbound.restore(open.iter().chain(&latest), lifecycle.clock.now_ms());
     }

@@ -1,5 +1,5 @@
-//! Who asks at `listen.admin`: a program of the same user over the Unix socket, or who shows a token of ringfence's own (HS256).
-//! Without a secret programs on this machine may look, too.
+//! Authentication at `listen.admin`: a program of the same user over the Unix socket, or a client with one of ringfence's own
+//! tokens (HS256). Without a configured secret, programs on this machine may read.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -11,69 +11,69 @@ use crate::provider::sign::equal;
 use crate::token::{BadToken, Keys, bearer};
 pub use crate::token::{Claims, NotSigned, Scope, mint};
 
-/// Where clients of before ringfence show their secret.
+/// The header in which older clients send their secret.
 const CRON_SECRET: &str = "x-cron-secret";
 
-/// What decides who may ask.
+/// Access rules.
 #[derive(Debug, Clone)]
 pub struct Access {
-    /// What tokens are checked with; empty without `admin.token_secret`.
+    /// Keys that verify tokens; empty without `admin.token_secret`.
     pub keys: Keys,
     /// `/metrics` needs a token, too.
     pub metrics_token: bool,
-    /// What `X-Cron-Secret` must be, where figures are read as before ringfence.
+    /// The required `X-Cron-Secret` of older clients of the metrics.
     pub cron_secret: Option<Secret>,
-    /// Where the Unix socket is, for who is sent there.
+    /// The path of the Unix socket, for error messages.
     pub socket: Option<PathBuf>,
 }
 
-/// Who asks.
+/// An authenticated client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
     /// For the audit log.
     pub name: String,
-    /// Where they came from, for the audit log: an address, or the socket's user.
+    /// Its origin, for the audit log: an address, or the socket's user.
     pub from: String,
-    /// What is allowed.
+    /// Its scope.
     pub scope: Scope,
-    /// Telephone numbers are shown whole.
+    /// It may see whole telephone numbers.
     pub whole_numbers: bool,
-    /// The businesses that may be seen; `None` is all.
+    /// The businesses that it may see; `None`: all.
     pub businesses: Option<Vec<String>>,
-    /// When what they show expires, in seconds since 1970.
+    /// When its token expires, in seconds since 1970.
     pub expires_at: Option<i64>,
 }
 
 impl Caller {
-    /// Whether what belongs to this business may be seen.
+    /// Whether it may see this business.
     pub fn sees(&self, business: &str) -> bool {
         self.businesses.as_ref().is_none_or(|own| own.iter().any(|one| one == business))
     }
 
-    /// How telephone numbers are shown.
+    /// How it sees telephone numbers.
     pub fn numbers(&self) -> Numbers {
         if self.whole_numbers { Numbers::Whole } else { Numbers::Masked }
     }
 
-    /// For what belongs to nobody alone: a token of some businesses is not enough.
+    /// Requires access to all businesses.
     pub fn sees_all(self) -> Result<Self, Denied> {
         if self.businesses.is_some() { Err(Denied::SomeBusinesses) } else { Ok(self) }
     }
 }
 
-/// Why somebody may not.
+/// Why a request is denied.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Denied {
-    /// No credential, or none that counts.
+    /// No valid credential.
     #[error("{0}")]
     NoToken(String),
-    /// A token that allows less.
+    /// The token's scope is too small.
     #[error("scope must have {:?} for this, or a word that allows more", .0.as_str())]
     TooLittle(Scope),
-    /// A token of some businesses, where all are concerned.
+    /// The token is for some businesses, and all are needed.
     #[error("the token is for some businesses; this concerns all of them")]
     SomeBusinesses,
-    /// A request that ringfence itself has sent on for somebody else.
+    /// A request that ringfence itself sent on behalf of a tenant.
     #[error("requests of ringfence's own are not answered here")]
     OwnRequest,
 }
@@ -85,7 +85,7 @@ impl From<BadToken> for Denied {
 }
 
 impl Access {
-    /// Who asks, if they may.
+    /// Authenticates and authorises a request.
     ///
     /// # Errors
     /// [`Denied`].
@@ -120,8 +120,8 @@ impl Access {
         }
     }
 
-    /// Who scrapes `/metrics`. Unless it needs a token, whoever calls this listener by an address may: a page in a browser that
-    /// was led here calls it by the page's own name.
+    /// Authorises a scrape of `/metrics`. Unless a token is required, requests must name this listener by address: a page in a
+    /// browser that was led here uses its own host name.
     ///
     /// # Errors
     /// [`Denied`].
@@ -133,8 +133,8 @@ impl Access {
         Ok(())
     }
 
-    /// The same for `/api/concurrent-metrics/prometheus`, whose clients of before ringfence show `X-Cron-Secret` (contract §5). Where none
-    /// is configured the header means nothing.
+    /// The same for `/api/concurrent-metrics/prometheus`, whose older clients send `X-Cron-Secret` (contract §5). Where no secret
+    /// is configured the header is ignored.
     ///
     /// # Errors
     /// [`Denied`].
@@ -161,7 +161,7 @@ impl Access {
     }
 }
 
-/// A request that carries what ringfence writes into its own: it must not be led here by an address that somebody else chose.
+/// Denies a request with ringfence's own callback mark: a tenant's URL must not lead here.
 ///
 /// # Errors
 /// [`Denied::OwnRequest`].
@@ -172,8 +172,8 @@ pub fn refuse_own(exchange: &Exchange) -> Result<(), Denied> {
     }
 }
 
-/// A program on this machine asks. Not a proxy; not a page in a browser here, which sends `Origin` with whatever changes
-/// something, and another `Host` where its name was rebound to loopback.
+/// Whether a program on this machine sent it: not a proxy, and not a page in a browser, which sends `Origin` with changing
+/// requests, and another `Host` after DNS rebinding.
 fn is_on_loopback(exchange: &Exchange) -> bool {
     let is_of_others = |name: &str| {
         let name = name.replace('_', "-");
@@ -196,7 +196,7 @@ fn bare(host: &str) -> &str {
     host.rsplit_once(':').filter(digits).map_or(host, |(host, _)| host)
 }
 
-/// The address that a host names.
+/// The IP address in a host.
 fn address(host: &str) -> Option<IpAddr> {
     let bare = bare(host);
     bare.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(bare).parse().ok()

@@ -1,5 +1,5 @@
-//! What the operator's page shows. It is read once for everybody who watches, at most once a second, and only while somebody does; each
-//! reading is written once for all viewers of the same rights. So what a viewer costs is the bytes that are sent.
+//! Data of the operator's page. It is read once for all viewers, at most once a second, and only while there are viewers; each
+//! reading is serialised once for all viewers of the same rights. A viewer costs only the bytes that are sent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -20,20 +20,20 @@ use crate::store::{CallRecord, Inbox, Outbox, RefusalRecord};
 
 /// The shortest pause between two readings.
 const PAUSE: Duration = Duration::from_secs(1);
-/// A reading takes at most this part of the time: a slow store is asked more seldom.
+/// A reading takes at most this fraction of the time: a slow store is read less often.
 const PART: u32 = 10;
-/// Viewers at once.
+/// Concurrent viewers.
 const VIEWERS_MAX: usize = 200;
-/// Calls that are shown; of more, how many there are.
+/// Calls that are shown; of further ones, their number.
 const CALLS_MAX: usize = 10_000;
 /// Refusals, webhooks and deliveries that are shown.
 const LATEST_MAX: u32 = 100;
-/// Refusals that are read: a viewer of some businesses is shown theirs alone.
+/// Rejections that are read: a viewer of some businesses sees only theirs.
 const REFUSALS_READ: u32 = 500;
 /// Businesses that are shown with what they hold.
 const BUSINESSES_MAX: usize = 500;
 
-/// Whose calls a viewer sees; `None` is all, and what belongs to nobody alone.
+/// The businesses that a viewer may see; `None`: all, and shared data.
 pub(super) type Rights = Option<BTreeSet<String>>;
 
 /// See the module. Cloning is cheap.
@@ -43,17 +43,17 @@ pub struct Board(Arc<Mutex<Watched>>);
 #[derive(Default)]
 struct Watched {
     views: BTreeMap<Rights, watch::Sender<Arc<Frame>>>,
-    /// A task reads for them.
+    /// A task is reading.
     is_read: bool,
 }
 
 impl Board {
     fn lock(&self) -> MutexGuard<'_, Watched> {
-        // Nothing panics while it is held.
+        // No code panics while it is held.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Watches from now on. `None`: too many do.
+    /// Adds a viewer. `None`: too many.
     pub(super) fn join(&self, admin: &Admin, rights: Rights) -> Option<watch::Receiver<Arc<Frame>>> {
         let mut watched = self.lock();
         let viewers: usize = watched.views.values().map(watch::Sender::receiver_count).sum();
@@ -68,7 +68,7 @@ impl Board {
         Some(view)
     }
 
-    /// What each view shows. `None`: nobody watches any more, and nobody reads from now on.
+    /// The current frame of each view. `None`: no viewers are left, and reading stops.
     fn views(&self) -> Option<Vec<(Rights, Arc<Frame>)>> {
         let mut watched = self.lock();
         watched.views.retain(|_, view| view.receiver_count() > 0);
@@ -86,7 +86,7 @@ impl Board {
         }
     }
 
-    /// Until nobody watches any more, or the process stops: then nobody comes.
+    /// Reads until no viewers are left, or the process stops.
     async fn keep_reading(self, program: Weak<dyn Running>, draining: CancellationToken) {
         let mut history = History::default();
         while let Some(views) = self.views() {
@@ -96,7 +96,7 @@ impl Board {
             let began = Instant::now();
             let reading = Box::pin(admin.reading(&mut history)).await;
             drop(admin);
-            // With thousands of calls that is work of its own.
+            // With thousands of calls this takes a while.
             let written = tokio::task::spawn_blocking(move || reading.frames(views)).await;
             self.show(written.unwrap_or_default());
             tokio::select! {
@@ -108,22 +108,22 @@ impl Board {
     }
 }
 
-/// What viewers of the same rights see.
+/// The data for viewers of the same rights.
 #[derive(Default)]
 pub(super) struct Frame {
-    /// Counts from 1; 0 is nothing yet.
+    /// Counts from 1; 0: no data yet.
     pub(super) version: u64,
     at: String,
     parts: BTreeMap<&'static str, String>,
     calls: BTreeMap<String, Arc<str>>,
-    /// What is new since the version before.
+    /// The difference to the previous version.
     change: Bytes,
-    /// All of it, written when somebody comes.
+    /// The whole data, serialised when a viewer joins.
     whole: OnceLock<Bytes>,
 }
 
 impl Frame {
-    /// What comes after this one; `None`: nothing has changed.
+    /// The next frame; `None`: nothing changed.
     fn next(
         &self,
         at: String,
@@ -141,7 +141,7 @@ impl Frame {
         Some(Self { version: self.version + 1, at, parts, calls, change, whole: OnceLock::new() })
     }
 
-    /// What who has seen this version is sent.
+    /// The event for a viewer that has this version.
     pub(super) fn since(&self, version: u64) -> Option<Bytes> {
         match self.version.checked_sub(version) {
             Some(0) => None,
@@ -157,7 +157,7 @@ impl Frame {
     }
 }
 
-/// An event as it is on the wire. JSON has no line ends of its own.
+/// The bytes of an event. JSON has no raw line breaks.
 pub(super) fn event(name: &str, data: &str) -> Bytes {
     format!("event: {name}\ndata: {data}\n\n").into()
 }
@@ -180,15 +180,15 @@ fn body(at: &str, parts: &[(&&'static str, &String)], put: &[&Arc<str>], gone: O
     text
 }
 
-/// Everything, read once.
+/// One reading.
 struct Reading {
     at_ms: UnixMs,
-    /// `None`: the record does not answer.
+    /// `None`: the database is unavailable.
     open: Option<Vec<CallRecord>>,
     refusals: Vec<RefusalRecord>,
     policy: Arc<Policy>,
     history: History,
-    /// For who sees all.
+    /// For viewers of all businesses.
     status: Value,
     webhooks: Value,
 }
@@ -218,7 +218,7 @@ impl Admin {
 }
 
 impl Reading {
-    /// What each view shows next, where that is something new.
+    /// The next frame of each view that changed.
     fn frames(self, views: Vec<(Rights, Arc<Frame>)>) -> Vec<(Rights, Arc<Frame>)> {
         let at = rfc3339(self.at_ms);
         let rows: Option<Vec<(&CallRecord, Arc<str>)>> =
@@ -228,7 +228,7 @@ impl Reading {
             let mine = rows.iter().flatten().filter(|(call, _)| sees(call.facts.business.as_str()));
             let calls: BTreeMap<String, Arc<str>> = match &rows {
                 Some(_) => mine.take(CALLS_MAX).map(|(call, row)| (call.id.to_string(), row.clone())).collect(),
-                // What was there is shown on, and that it cannot be read.
+                // The old data stays, marked as outdated.
                 None => before.calls.clone(),
             };
             let frame = before.next(at.clone(), self.parts(&rights, sees), calls)?;
@@ -286,7 +286,7 @@ impl Reading {
     }
 }
 
-/// A call, as short as it goes: there may be thousands.
+/// A call, as short as possible: there may be thousands.
 fn row(call: &CallRecord) -> Arc<str> {
     lean(shown(call)).to_string().into()
 }

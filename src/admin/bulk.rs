@@ -1,4 +1,4 @@
-//! Many businesses in one request, all or none; and what makes one invalid.
+//! Creates or replaces many businesses in one request, all or none; validation of businesses.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -14,15 +14,15 @@ use crate::net::Exchange;
 use crate::policy::{Business, DEFAULT_PLAN, Policy, RETENTION_DAYS};
 use crate::reply::json_answer;
 
-/// The largest list that is taken, in bytes: 100,000 businesses with an agent and a number.
+/// The largest accepted list, in bytes: 100,000 businesses with an agent and a number.
 pub const LIST_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// Bad rows that an answer names; of more, how many there are.
+/// Invalid rows that a response lists; of further ones, their number.
 const BAD_ROWS_MAX: usize = 1000;
-/// Businesses of a list in one entry of the audit: a row of the store stays small.
+/// Businesses per audit entry: a row of the store stays small.
 const NOTED_AT_ONCE: usize = 500;
 
 impl Admin {
-    /// Puts a list of businesses: `{"businesses": [{"id": …}, …]}`, or the list alone. One bad row, and none of them is put.
+    /// Handles `PUT` of `{"businesses": [{"id": …}, …]}`, or of the list alone. One invalid row rejects all.
     pub(super) async fn put_businesses(&self, exchange: &mut Exchange, who: &Caller) -> Answer {
         let body = exchange.read_body(LIST_BYTES_MAX).await.map_err(|e| bad(e.to_string()))?;
         let body: Value = serde_json::from_slice(&body).map_err(|e| bad(format!("no list of businesses: {e}")))?;
@@ -59,13 +59,13 @@ impl Admin {
         ok(&json!({"put": count, "new": new, "note": self.note_of_strangers()}))
     }
 
-    /// What follows for everybody who is not known, once somebody is.
+    /// The consequence for unknown businesses, once any is known.
     pub(super) fn note_of_strangers(&self) -> String {
         self.calls.lifecycle.policy.load().settings().unknown.means()
     }
 }
 
-/// Reads the rows of a list; and what is wrong with each that is bad.
+/// Parses the rows of a list; returns the valid ones, and the errors of the others.
 fn read_rows(rows: Vec<Value>, policy: &Policy) -> (Vec<Business>, Vec<Value>) {
     let (mut businesses, mut wrong) = (Vec::with_capacity(rows.len()), Vec::new());
     let (mut ids, mut owners) = (BTreeSet::new(), HashMap::<String, BusinessId>::new());
@@ -73,7 +73,7 @@ fn read_rows(rows: Vec<Value>, policy: &Policy) -> (Vec<Business>, Vec<Value>) {
     for (row, value) in rows.into_iter().enumerate() {
         let id = value.get("id").cloned().unwrap_or_default();
         let mut say = |message: String| wrong.push(json!({"row": row + 1, "id": id, "message": message}));
-        // Through a map: serde reads a struct from an array, too.
+        // Via a map: serde also accepts a struct as an array.
         let business = match serde_json::from_value::<Map<String, Value>>(value) {
             Ok(fields) if !fields.contains_key("id") => Err("it has no id".to_owned()),
             Ok(fields) => serde_json::from_value::<Business>(fields.into()).map_err(|error| error.to_string()),
@@ -86,7 +86,7 @@ fn read_rows(rows: Vec<Value>, policy: &Policy) -> (Vec<Business>, Vec<Value>) {
                 continue;
             }
         };
-        // An owner that is in the list itself is put anew by it.
+        // An owner that is in the list itself is replaced by it.
         let mut messages = invalid(&business, policy, |owner| listed.contains(owner.as_str()));
         if !ids.insert(business.id.clone()) {
             messages.push("another row has the same id".to_owned());
@@ -107,7 +107,7 @@ fn keys_of(business: &Business) -> impl Iterator<Item = String> + '_ {
     business.agent_ids.iter().cloned().chain(numbers)
 }
 
-/// Everything that is wrong with a business under a policy. `yields`: this owner gives up what it has.
+/// All errors of a business under a policy. `yields`: this owner gives up what it has.
 pub(super) fn invalid(business: &Business, policy: &Policy, yields: impl Fn(&BusinessId) -> bool) -> Vec<String> {
     let mut wrong = Vec::new();
     let plans = &policy.settings().plans;

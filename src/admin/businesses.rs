@@ -1,4 +1,4 @@
-//! Businesses: shown, put and deleted at run time.
+//! Lists, creates and deletes businesses at run time.
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
@@ -13,7 +13,7 @@ use crate::policy::Business;
 use crate::reply::{json_answer, respond};
 
 impl Admin {
-    /// Every business that is known: of the config, or put over HTTP (`put`).
+    /// Every known business: from the config, or created by the API (`put`).
     pub(super) async fn businesses(&self, who: &Caller) -> Answer {
         let put = self.calls.lifecycle.store.businesses().await?;
         let policy = self.calls.lifecycle.policy.load();
@@ -87,7 +87,7 @@ impl Admin {
 
     async fn read_business(&self, exchange: &mut Exchange, id: BusinessId) -> Result<Business, Problem> {
         let body = exchange.read_body(BODY_BYTES_MAX).await.map_err(|e| bad(e.to_string()))?;
-        // Through a map: serde reads a struct from an array, too, and an empty one would be a business without limits.
+        // Via a map: serde also accepts a struct as an array, and an empty one would be a business without limits.
         let fields: Map<String, Value> = serde_json::from_slice(&body).map_err(|e| bad(format!("no business: {e}")))?;
         let mut business: Business =
             serde_json::from_value(fields.into()).map_err(|e| bad(format!("no business: {e}")))?;

@@ -1,4 +1,4 @@
-//! Do-not-call lists: everybody's, and with `?business=` a business's own.
+//! Do-not-call lists: the global one, and with `?business=` a business's own.
 
 use std::collections::BTreeSet;
 
@@ -18,12 +18,12 @@ use crate::net::Exchange;
 use crate::reply::{json_answer, respond};
 use crate::store::{EVERYBODY, ListedNumber, NUMBERS_AT_ONCE};
 
-/// Bad rows that an answer names; of more, how many there are.
+/// Invalid rows that a response lists; of further ones, their number.
 const BAD_ROWS_MAX: usize = 1000;
-/// The longest reason that is kept, in characters.
+/// The longest stored reason, in characters.
 const REASON_CHARS_MAX: usize = 500;
 
-/// Numbers that are put or taken off, and why.
+/// Numbers to add or remove, with the reason.
 struct Numbers {
     keys: Vec<u64>,
     reason: Option<String>,
@@ -38,7 +38,7 @@ fn entry(one: &ListedNumber, who: &Caller) -> Value {
     json!({"number": shown(one.number, who), "reason": one.reason, "addedAt": rfc3339(one.at)})
 }
 
-/// Whose list a request is about.
+/// The list of a request.
 fn list_of(query: &str, who: &Caller) -> Result<String, Problem> {
     let named = form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == "business").map(|(_, id)| id);
     match named {
@@ -110,7 +110,7 @@ impl Admin {
         ok(&json!({"numbers": numbers, "next": next}))
     }
 
-    /// Where a number stands: in the file, in everybody's list, in the business's.
+    /// The lists that contain a number: the file, the global list, the business's.
     async fn do_not_call_one(&self, list: &str, number: u64, who: &Caller) -> Answer {
         let store = &self.calls.lifecycle.store;
         let mut lists = Vec::new();
@@ -129,8 +129,8 @@ impl Admin {
         ok(&body)
     }
 
-    /// All rows of a list that are good, in turns; done again it changes nothing. This process takes them up before it answers, the others with
-    /// their next heartbeat.
+    /// Adds or removes all numbers, in batches; idempotent. This process refreshes its copy before it answers, others with their
+    /// next heartbeat.
     async fn change_do_not_call(&self, list: &str, numbers: Numbers, puts: bool, one: bool, who: &Caller) -> Answer {
         let Numbers { keys, reason } = numbers;
         let (what, whose) =
@@ -153,10 +153,10 @@ impl Admin {
                 }
             }
         }
-        // What was written holds, whatever came after it.
+        // Written batches stand, even if a later one fails.
         self.calls.destinations.take_up_do_not_call().await?;
         written?;
-        info!(by = who.name, list = whose, numbers = keys.len(), changed, what, "a do-not-call list was changed");
+        info!(by = who.name, list = whose, numbers = keys.len(), changed, what, "do-not-call list changed");
         match (puts, one) {
             (true, true) => {
                 let status = if changed > 0 { StatusCode::CREATED } else { StatusCode::OK };
@@ -176,7 +176,7 @@ fn reason(body: &Value) -> Option<String> {
     (!text.is_empty()).then(|| text.chars().take(REASON_CHARS_MAX).collect())
 }
 
-/// Reads `{"numbers": ["+90…", …], "reason": "…"}`, and names the rows that are bad.
+/// Parses `{"numbers": ["+90…", …], "reason": "…"}`; returns invalid rows apart.
 fn read_numbers(body: &[u8]) -> Result<(Numbers, Vec<Value>), Problem> {
     let body: Value = serde_json::from_slice(body).map_err(|e| bad(format!("no list of numbers: {e}")))?;
     let Some(rows) = body["numbers"].as_array() else {
@@ -192,7 +192,7 @@ fn read_numbers(body: &[u8]) -> Result<(Numbers, Vec<Value>), Problem> {
     Ok((Numbers { keys: keys.into_iter().collect(), reason: reason(&body) }, wrong))
 }
 
-/// One bad row, and none is taken.
+/// The response for invalid rows: nothing was changed.
 fn bad_rows(mut wrong: Vec<Value>) -> Response<Bytes> {
     let message = format!("{} bad rows; nothing was changed", wrong.len());
     wrong.truncate(BAD_ROWS_MAX);

@@ -1,4 +1,4 @@
-//! Figures: `/metrics`, and the paths of the systems that ringfence replaces.
+//! Metrics: `/metrics`, and the paths of the systems that ringfence replaces.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use crate::policy::Policy;
 use crate::reply::respond;
 use crate::store::{CallRecord, StoreError};
 
-/// What a provider said longer ago is no metric any more, in milliseconds: sweeps of a quiet account are half a minute apart.
+/// The oldest provider's count that is a metric, in milliseconds: sweeps of an idle account are half a minute apart.
 const SEEN_LATELY_MS: i64 = 120_000;
 
 impl Admin {
@@ -25,7 +25,7 @@ impl Admin {
         Ok((self.gauges_of(Some(&open)).await, open))
     }
 
-    /// `None`: the record cannot be read.
+    /// `None`: the database cannot be read.
     async fn gauges_of(&self, open: Option<&[CallRecord]>) -> Gauges {
         let counts = self.calls.lifecycle.capacity.counts().await.unwrap_or_default();
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
@@ -33,7 +33,7 @@ impl Admin {
         for call in open.into_iter().flatten().filter(|c| !c.over_limit) {
             *by_business.entry(call.facts.business.as_str()).or_default() += call.slots;
         }
-        // Only counts that are per nothing: a label a business would have no bound.
+        // Only limits that are counted per nothing: a label per business would be unbounded.
         let limits =
             counts.by_key.iter().filter_map(|(key, n)| Some((key.strip_suffix('|')?.to_owned(), *n))).collect();
         Gauges {
@@ -47,7 +47,7 @@ impl Admin {
         }
     }
 
-    /// What a provider said of late: an older figure may be another by now.
+    /// A provider's recent count: an older one may be wrong by now.
     fn seen_lately(&self, account: &str) -> Option<(String, u32)> {
         let seen = self.calls.lifecycle.capacity.sighting(account)?;
         let is_late = seen.as_of_ms? + SEEN_LATELY_MS >= self.calls.lifecycle.clock.now_ms();
@@ -55,7 +55,7 @@ impl Admin {
     }
 
     pub(super) async fn prometheus(&self) -> Answer {
-        // While the record cannot be read the rest is told all the same.
+        // If the database cannot be read, the other metrics are returned nevertheless.
         let mut open = self.calls.lifecycle.store.open_calls().await.ok();
         open.iter_mut().for_each(|open| open.retain(CallRecord::counts));
         let gauges = self.gauges_of(open.as_deref()).await;
@@ -64,8 +64,8 @@ impl Admin {
         Ok(respond(StatusCode::OK, HeaderMap::from_iter([(CONTENT_TYPE, kind)]), text.into()))
     }
 
-    /// The paths of the contract. `may` says whether who asks has a scope: figures of all are for who sees all, calls and their
-    /// ids for who may read.
+    /// The paths of the contract. `may` checks a scope: totals need access to all businesses, calls and their ids the scope
+    /// `read`.
     pub(super) async fn concurrent_metrics(
         &self,
         rest: &[&str],
@@ -112,8 +112,8 @@ impl Admin {
         }
     }
 
-    /// The latest admissions, refusals and releases, newest first; with `?limit=N` so many of them, oldest first, as clients of
-    /// before ringfence ask.
+    /// The latest admissions, rejections and releases, newest first; with `?limit=N` the latest N, oldest first, as older clients
+    /// expect.
     async fn events(&self, who: &Caller, query: Option<&str>) -> Answer {
         let limit = form_urlencoded::parse(query.unwrap_or_default().as_bytes())
             .find(|(key, _)| key == "limit")
@@ -150,7 +150,7 @@ impl Admin {
     }
 }
 
-/// A call as clients of before ringfence list them; its age in milliseconds.
+/// A call in the shape of older clients; its age in milliseconds.
 fn active_call(call: &CallRecord, now_ms: i64) -> Value {
     json!({
         "callId": call.id, "plan": call.facts.plan, "businessId": call.facts.business,
@@ -158,7 +158,7 @@ fn active_call(call: &CallRecord, now_ms: i64) -> Value {
     })
 }
 
-/// An event with what clients of before ringfence read of it: all but its kind and time under `data`.
+/// An event in the shape of older clients: all but its kind and time under `data`.
 fn with_data(mut event: Value) -> Value {
     let Some(fields) = event.as_object_mut() else { return event };
     let data: Map<String, Value> = fields

@@ -1,4 +1,4 @@
-//! How many slots were held over the last minutes, out of the record: it is the same after a restart, and at every replica.
+//! History of held slots over the last minutes, from the store: it is the same after a restart, and at every replica.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -7,13 +7,13 @@ use serde_json::{Value, json};
 use crate::clock::{UnixMs, rfc3339};
 use crate::store::CallRecord;
 
-/// Between two points, in milliseconds.
+/// The distance of two points, in milliseconds.
 const STEP_MS: i64 = 30_000;
-/// How far it goes back, in milliseconds.
+/// The covered period, in milliseconds.
 const SPAN_MS: i64 = 30 * STEP_MS;
-/// Points of a line.
+/// Points per line.
 const POINTS: usize = 31;
-/// Accounts and businesses that are shown, those that hold most.
+/// Accounts and businesses that are shown: those with the most slots.
 const LINES_MAX: usize = 50;
 
 /// See the module.
@@ -21,11 +21,11 @@ const LINES_MAX: usize = 50;
 pub(super) struct History {
     spans: Vec<Span>,
     until: UnixMs,
-    /// Before this not every call is known.
+    /// Before this time not all calls are known.
     known_since: UnixMs,
 }
 
-/// A call that held slots for a while.
+/// The period in which a call held slots.
 #[derive(Debug, Clone)]
 struct Span {
     accounts: Vec<String>,
@@ -36,12 +36,12 @@ struct Span {
 }
 
 impl History {
-    /// Whether it is old.
+    /// Whether it has to be renewed.
     pub(super) fn is_due(&self, now_ms: UnixMs) -> bool {
         now_ms - self.until >= STEP_MS || now_ms < self.until
     }
 
-    /// Of the calls that are open and the latest of all, of which `asked` were asked for.
+    /// Builds it from the open calls and the latest ones, of which `asked` were requested.
     pub(super) fn of(open: &[CallRecord], latest: &[CallRecord], now_ms: UnixMs, asked: usize) -> Self {
         let since = now_ms - SPAN_MS;
         let oldest = latest.iter().map(|call| call.admitted_at).min();
@@ -64,7 +64,7 @@ impl History {
         Self { spans, until: now_ms, known_since }
     }
 
-    /// What who sees these businesses is shown; accounts are of nobody alone. A point at which not every call is known is null.
+    /// The lines for a viewer of these businesses. A point at which not all calls are known is null.
     pub(super) fn shown(&self, with_accounts: bool, sees: impl Fn(&str) -> bool) -> Value {
         let times: Vec<UnixMs> =
             std::iter::successors(Some(self.until - SPAN_MS), |at| Some(at + STEP_MS)).take(POINTS).collect();

@@ -1,5 +1,5 @@
-//! `listen.admin`: health, status, metrics, calls, businesses, bulk runs, do-not-call lists. The paths under `/api/concurrent-metrics` are those of the systems
-//! that ringfence replaces (contract §1).
+//! `listen.admin`: health, status, metrics, calls, businesses, bulk runs, do-not-call lists. The paths under
+//! `/api/concurrent-metrics` are those of the systems that ringfence replaces (contract §1).
 
 pub mod auth;
 mod board;
@@ -45,39 +45,39 @@ use auth::{Access, Caller, Denied, Scope, refuse_own};
 use operator::Act;
 use reload::{ReloadTrigger, Running};
 
-/// The largest body that is taken: a business.
+/// The largest body of a single business, in bytes.
 const BODY_BYTES_MAX: usize = 64 * 1024;
-/// Calls and refusals in a list at most.
+/// Calls and rejections per list.
 const LIST_MAX: u32 = 1000;
 
 /// The handler of `listen.admin`.
 #[derive(Clone)]
 pub struct Admin {
-    /// What acts on calls.
+    /// The calls layer.
     pub calls: Calls,
     /// Bulk runs.
     pub runs: Runs,
-    /// What the sweeps saw.
+    /// Status of the sweeps.
     pub sightings: SweepStatuses,
-    /// Who may ask.
+    /// Access rules.
     pub access: Access,
     /// Cancelled when the process drains.
     pub draining: CancellationToken,
-    /// Where the record is, for `/status`.
+    /// The store's path or URL, for `/status`.
     pub store_path: String,
     /// `sqlite` or `postgres`.
     pub store_backend: &'static str,
-    /// Webhooks that wait until the record can be written.
+    /// Webhooks that wait until the database can be written.
     pub journal: Journal,
-    /// The program that it shows. Weak: the program has the console, not the other way round.
+    /// The running program. Weak: the program owns this console.
     pub program: Weak<dyn Running>,
-    /// What viewers of the page watch.
+    /// The data of the operator's page.
     pub board: Board,
 }
 
 type Answer = Result<Response<Bytes>, Problem>;
 
-/// An error as its caller sees it.
+/// An error response.
 enum Problem {
     Denied(Denied),
     Store(StoreError),
@@ -135,11 +135,11 @@ impl Handler for Admin {
     }
 }
 
-/// Scripts and styles come from the program's own files alone, and nobody frames them.
+/// Scripts and styles only from the program's own files; no framing.
 const CONTENT_POLICY: &str =
     "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'";
 
-/// What a browser should not do with these pages (seed 004).
+/// Security headers for browsers.
 fn secured<B>(mut response: Response<B>) -> Response<B> {
     for (name, value) in [
         ("content-security-policy", CONTENT_POLICY),
@@ -155,7 +155,7 @@ fn secured<B>(mut response: Response<B>) -> Response<B> {
     response
 }
 
-/// What whoever may not read is told while the record does not answer.
+/// The message for clients without read access while the database is unavailable.
 pub const RECORD_AWAY: &str = "The record does not answer; /status says why.";
 
 impl Admin {
@@ -197,7 +197,7 @@ impl Admin {
             }
             (_, ["api", "businesses", id]) => {
                 let needs = if method == Method::GET { Scope::Read } else { Scope::Operate };
-                // What a business may do is not for its own token to change.
+                // A business's own token must not change the business.
                 let who = may(needs).and_then(|who| if needs == Scope::Read { Ok(who) } else { who.sees_all() })?;
                 let id = BusinessId::parse(&percent_decode(id)).map_err(|e| bad(e.to_string()))?;
                 self.business(exchange, &method, id, &who).await
@@ -292,7 +292,7 @@ impl Admin {
 
     // === health ===
 
-    /// "Can serve": never a provider's health, never one dependency's.
+    /// Whether it can serve: independent of a provider's health, and of a single dependency's.
     async fn ready(&self, may_read: bool) -> Answer {
         if self.draining.is_cancelled() {
             return Err(Problem::Is(
@@ -302,14 +302,14 @@ impl Admin {
             ));
         }
         if let Err(error) = self.calls.lifecycle.store.ping().await {
-            // Addresses and the system's words are not for strangers.
+            // Addresses and system errors are not for unauthenticated clients.
             let message = if may_read { error.to_string() } else { RECORD_AWAY.to_owned() };
             return Err(Problem::Is(StatusCode::SERVICE_UNAVAILABLE, "STORE_UNAVAILABLE", message));
         }
         ok(&json!({"status": "ready"}))
     }
 
-    /// How everything stands. While the record cannot be read (`None`), what stands in it is null, and `store` says why.
+    /// The whole status. While the database cannot be read (`None`), its parts are null, and `store` has the reason.
     async fn status_of(&self, open: Option<&[CallRecord]>) -> Result<Value, Problem> {
         let policy = self.calls.lifecycle.policy.load_full();
         let known = open.is_some();
@@ -394,7 +394,7 @@ impl Admin {
         ok(&json!({"calls": calls, "open": records.iter().filter(|c| c.phase != Phase::Ended).count(), "now": now}))
     }
 
-    /// A call by our id, or by one of a provider's. What its caller may not see is not there.
+    /// A call by our id, or by a provider's. A call that its caller may not see does not exist.
     async fn find(&self, id: &str, who: &Caller) -> Result<CallRecord, Problem> {
         let store = &self.calls.lifecycle.store;
         let call = match CallId::parse(id) {
@@ -413,7 +413,7 @@ impl Admin {
         record.ok_or_else(|| not_found("no call of this id is on record"))
     }
 
-    /// Ends a call; a reason may be given as `{"reason": "…"}`.
+    /// Ends a call; the optional reason is `{"reason": "…"}`.
     async fn hang_up(&self, exchange: &mut Exchange, record: &CallRecord, who: &Caller) -> Answer {
         let body = exchange.read_body(BODY_BYTES_MAX).await.map_err(|e| bad(e.to_string()))?;
         let body: Value = serde_json::from_slice(&body).unwrap_or_default();
@@ -425,7 +425,7 @@ impl Admin {
             return ok(&json!({"result": "over", "call": shown(record)}));
         }
         let (calls, record) = (self.calls.clone(), record.clone());
-        // A client that goes away must not leave the check half done.
+        // A client that disconnects must not interrupt the check.
         let hung =
             self.calls.tasks.spawn(async move { calls.provider.hang_up(&record, Outcome::Canceled).await }).await;
         let now = self.calls.lifecycle.store.call(&id).await.ok().flatten();
@@ -435,14 +435,14 @@ impl Admin {
             Ok(HungUp::Failed { tried }) => Err(Problem::Is(
                 StatusCode::BAD_GATEWAY,
                 "NOT_HUNG_UP",
-                format!("no means worked: {}", tried.join("; ")),
+                format!("no hang-up method worked: {}", tried.join("; ")),
             )),
             Ok(done) => ok(&serde_json::to_value(done).unwrap_or_default()),
             Err(error) => Err(Problem::Is(StatusCode::INTERNAL_SERVER_ERROR, "FAILED", error.to_string())),
         }
     }
 
-    /// Frees the slot only. The call may go on; that is why it takes `force` and a reason.
+    /// Releases the slot only. The call may continue; that is why it needs `force` and a reason.
     async fn release(&self, exchange: &mut Exchange, record: &CallRecord, who: &Caller) -> Answer {
         let body = exchange.read_body(BODY_BYTES_MAX).await.map_err(|e| bad(e.to_string()))?;
         let body: Value = serde_json::from_slice(&body).unwrap_or_default();
@@ -460,7 +460,7 @@ impl Admin {
     }
 }
 
-/// Counts by limit. What a limit is counted per may be a telephone number; those are masked.
+/// Held slots by limit. A limit may be counted per telephone number; those are masked.
 fn by_limit(limits: &[Limit], by_key: &BTreeMap<String, u32>) -> BTreeMap<String, u32> {
     let per_number = |name: &str| {
         limits.iter().any(|l| l.name.as_ref() == name && matches!(l.per, Per::OwnNumber | Per::Destination))
@@ -481,12 +481,12 @@ fn limit_of(query: &str) -> u32 {
     given.unwrap_or(100).clamp(1, LIST_MAX)
 }
 
-/// A call as an operator sees it: numbers masked.
+/// A call for operators: numbers masked.
 fn shown(call: &CallRecord) -> Value {
     shown_with(call, mask_number)
 }
 
-/// The same with whole numbers for who may see those.
+/// The same, with whole numbers for callers with that right.
 fn shown_to(call: &CallRecord, who: &Caller) -> Value {
     if who.whole_numbers { shown_with(call, str::to_owned) } else { shown(call) }
 }
@@ -508,7 +508,7 @@ fn shown_with(call: &CallRecord, number: fn(&str) -> String) -> Value {
     })
 }
 
-/// Names of limits that bind calls at once, for the log at start.
+/// A summary of the concurrency limits, for the log at start.
 pub fn bounds(policy: &Policy) -> String {
     let named = policy.settings().limits.iter().filter(|l| matches!(l.bound, Bound::Concurrent(_))).count();
     format!("{} in all, {named} named limits", policy.global_limit())

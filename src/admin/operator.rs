@@ -1,5 +1,5 @@
-//! What operators see and do beside calls: the inbox and its deliveries, a business's data, who did what. What is done is noted
-//! before: nothing is done that is not on record.
+//! Operators' queries and actions apart from calls: the inbox and its deliveries, a business's data, the audit log. Actions are
+//! recorded before they are carried out.
 
 use http::StatusCode;
 use serde_json::{Value, json};
@@ -11,10 +11,10 @@ use crate::clock::rfc3339;
 use crate::ids::BusinessId;
 use crate::store::{AuditRecord, Inbox, InboxEvent, Outbox, OutboxDelivery};
 
-/// The longest reason that is kept, in characters.
+/// The longest stored reason, in characters.
 const REASON_CHARS_MAX: usize = 500;
 
-/// What somebody is about to do.
+/// An action for the audit log.
 pub(super) struct Act<'a> {
     what: &'static str,
     target: &'a str,
@@ -32,14 +32,14 @@ impl<'a> Act<'a> {
         Self { reason, ..self }
     }
 
-    /// What it is before, and what it will be after; null where there is nothing to say.
+    /// Adds the state before and after; null if there is none.
     pub(super) fn changes(self, before: Value, after: Value) -> Self {
         Self { before, after, ..self }
     }
 }
 
 impl Admin {
-    /// Notes what somebody is about to do.
+    /// Records an action before it is carried out.
     pub(super) async fn note(&self, who: &Caller, act: Act<'_>) -> Result<(), Problem> {
         let shown = |value: Value| (!value.is_null()).then(|| value.to_string());
         let record = AuditRecord {
@@ -54,12 +54,12 @@ impl Admin {
             what = act.what,
             target = act.target,
             reason = act.reason,
-            "an operator acts"
+            "operator action"
         );
         Ok(self.calls.lifecycle.store.audit(record).await?)
     }
 
-    /// The same of what must be done, or was done, even while the store takes no writes: the log has it then.
+    /// The same for an action that must not depend on the store; if the store takes no writes, the log has it.
     pub(super) async fn audit_with_retry(&self, who: &Caller, act: Act<'_>) {
         let (what, target) = (act.what, act.target);
         if let Err(Problem::Store(error)) = self.note(who, act).await {
@@ -78,7 +78,7 @@ impl Admin {
         ok(&json!({"audit": shown.collect::<Vec<Value>>()}))
     }
 
-    /// The inbox, and deliveries that are still to be made or were given up.
+    /// The inbox, and deliveries that are pending or were given up.
     pub(super) async fn inbox_list(&self, query: &str) -> Answer {
         let state = form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == "state").map(|(_, value)| value);
         let which = match state.as_deref() {
@@ -112,7 +112,7 @@ impl Admin {
         ok(&json!({"event": replayed.event.as_ref().map(event), "deliveries": replayed.deliveries}))
     }
 
-    /// Deletes what a business left behind. A client that goes away changes nothing: it is done to its end.
+    /// Deletes a business's data. It is completed even if the client disconnects.
     pub(super) async fn purge(&self, business: &BusinessId, reason: Option<&str>, who: &Caller) -> Answer {
         self.note(who, Act::new("purge", business.as_str()).because(reason)).await?;
         let (store, id) = (self.calls.lifecycle.store.clone(), business.clone());

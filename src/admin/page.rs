@@ -1,4 +1,4 @@
-//! The operator's page: a few files in the program. They hold no data; what they show they ask for with the reader's token.
+//! The operator's page: a few embedded files. They contain no data; they fetch it with the reader's token.
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue};

@@ -1,4 +1,4 @@
-//! `POST /api/reload`: the config is read again, whole or not at all. The program that can do it stands above this layer.
+//! `POST /api/reload`: the config is read again, as a whole or not at all. The program that does it is in a layer above.
 
 use std::sync::Arc;
 
@@ -17,66 +17,67 @@ use crate::reply::json_answer;
 use crate::store::StoreError;
 use crate::webhook::Replayed;
 
-/// Who asks for a reload, for the log and the audit.
+/// The trigger of a reload, for the log and the audit.
 #[derive(Debug, Clone)]
 pub struct ReloadTrigger {
     /// The subject of a token, `local`, `SIGHUP`, `file`.
     pub who: String,
-    /// Where they came from.
+    /// The origin.
     pub from: String,
 }
 
 impl ReloadTrigger {
-    /// This process itself: a signal, or the file that changed.
+    /// This process: a signal, or a changed file.
     pub fn this_process(who: &str) -> Self {
         Self { who: who.to_owned(), from: "this process".to_owned() }
     }
 }
 
-/// The running program, as the console may steer it.
+/// The running program's interface to the console.
 #[async_trait]
 pub trait Running: Send + Sync + 'static {
-    /// Reads the config again and puts it in force, or keeps the old one and says why.
+    /// Reads the config again and applies it, or keeps the old one and returns why.
     async fn reload(self: Arc<Self>, by: ReloadTrigger) -> Reloaded;
 
-    /// Puts the businesses of the store in force, after one was put or deleted.
+    /// Applies the businesses in the store, after one was created, replaced or deleted.
     async fn take_up_businesses(self: Arc<Self>) -> Result<(), StoreError>;
 
-    /// Compares leases, records and providers now, and mends what differs.
+    /// Compares leases, call records and providers now, and repairs differences.
     async fn reconcile(self: Arc<Self>) -> Reconciled;
 
-    /// Applies a webhook once more and delivers it again; or delivers an event of our own again. `None`: there is none.
+    /// Applies a webhook again and repeats its deliveries; or repeats one of ringfence's own events. `None`: there is none.
     async fn replay_event(self: Arc<Self>, id: &str) -> Result<Option<Replayed>, StoreError>;
 
-    /// The console in force: what outlives a reload asks for it anew.
+    /// The current console, for tasks that outlive a reload.
     fn console(&self) -> Admin;
 
     /// Which config is in force.
     fn in_force(&self) -> InForce;
 }
 
-/// What a comparison on demand found and did.
+/// The result of a comparison on demand.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Reconciled {
     /// At each account.
     pub accounts: Vec<SweepReport>,
-    /// Leases against the record.
+    /// The comparison of leases with call records.
     pub gate: Option<Compared>,
     /// Why they could not be compared.
     pub gate_error: Option<String>,
 }
 
-/// What came of a reload.
+/// The outcome of a reload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReloadOutcome {
     /// The new config is in force.
     Loaded,
-    /// Nothing that it is read from has changed.
+    /// No file has changed.
     Unchanged,
-    /// The new one cannot be used; the old one stays.
+    /// The new config is invalid; the old one stays in force.
     Kept,
-    /// It could not be tried: the store does not answer, or the program was not started from a file. The old one stays.
+    /// It could not be attempted: the store is unavailable, or the program was not started from a file. The old one stays in
+    /// force.
     Failed,
 }
 
@@ -91,7 +92,7 @@ impl ReloadOutcome {
         }
     }
 
-    /// Whether what is written is in force now.
+    /// Whether the config in the file is in force.
     pub fn is_ok(self) -> bool {
         matches!(self, ReloadOutcome::Loaded | ReloadOutcome::Unchanged)
     }
@@ -100,13 +101,13 @@ impl ReloadOutcome {
 /// The answer to a reload.
 #[derive(Debug, Clone)]
 pub struct Reloaded {
-    /// What came of it.
+    /// The outcome.
     pub came: ReloadOutcome,
     /// Mistakes and warnings of the config that was read.
     pub diagnostics: Vec<Diagnostic>,
     /// The same, drawn as `ringfence check` draws them.
     pub drawn: String,
-    /// Why the old one stays, in a line.
+    /// Why the old one stays, in one line.
     pub reason: Option<String>,
 }
 
@@ -119,7 +120,7 @@ pub struct InForce {
     pub generation: u64,
     /// When it was loaded.
     pub loaded_at: UnixMs,
-    /// When the last reload that came to nothing was, and why. Forgotten at the next that succeeds.
+    /// Time and reason of the last failed reload. Cleared by the next success.
     pub last_failed: Option<(UnixMs, String)>,
 }
 
@@ -134,7 +135,8 @@ impl InForce {
     }
 }
 
-/// The answer over HTTP: 200 when the config that is written is in force, 422 when it cannot be used, 503 when it could not be tried.
+/// The HTTP response: 200 when the config in the file is in force, 422 when it is invalid, 503 when the reload could not be
+/// attempted.
 pub(super) fn answer(reloaded: &Reloaded, now: &InForce) -> Response<Bytes> {
     let status = match reloaded.came {
         ReloadOutcome::Loaded | ReloadOutcome::Unchanged => StatusCode::OK,

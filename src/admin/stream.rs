@@ -1,4 +1,4 @@
-//! Server-sent events (WHATWG HTML, "Server-sent events") for the operator's page: everything, and one call with what is said in it.
+//! Server-sent events (WHATWG HTML, "Server-sent events") for the operator's page: all data, or one call with its transcript.
 
 use std::time::Duration;
 
@@ -16,15 +16,15 @@ use crate::ids::CallId;
 use crate::net::Exchange;
 use crate::provider::path::percent_decode;
 
-/// A stream on which nothing happens says that it is there, so that proxies keep it and a client that has gone is noticed.
+/// The keep-alive interval of an idle stream: proxies keep it open, and disconnected clients are noticed.
 const PING: Duration = Duration::from_secs(15);
-/// The shortest pause between two looks at one call.
+/// The shortest pause between two reads of one call.
 const PAUSE: Duration = Duration::from_millis(500);
 /// Utterances in one event.
 const SAID_MAX: u32 = 500;
 
 impl Admin {
-    /// Serves a stream, until it is over, if the request is for one.
+    /// Serves a stream until it ends, if the request is for one.
     pub(super) async fn stream(&self, exchange: &mut Exchange) -> Result<bool, Problem> {
         let path = exchange.path().to_owned();
         let call = path.strip_prefix("/api/calls/").and_then(|rest| rest.strip_suffix("/stream"));
@@ -44,7 +44,7 @@ impl Admin {
         let mut head = Response::new(());
         let kind = HeaderValue::from_static("text/event-stream; charset=utf-8");
         head.headers_mut().insert(CONTENT_TYPE, kind);
-        // nginx gathers answers unless it is told otherwise.
+        // nginx buffers responses unless told otherwise.
         head.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
         let head = secured(head);
         let over = self.over(&who);
@@ -55,7 +55,7 @@ impl Admin {
                     return Err(Problem::Is(
                         StatusCode::SERVICE_UNAVAILABLE,
                         "TOO_MANY_VIEWERS",
-                        "too many look at this page".to_owned(),
+                        "too many viewers of this page".to_owned(),
                     ));
                 };
                 let feed = async move {
@@ -87,7 +87,7 @@ impl Admin {
         Ok(true)
     }
 
-    /// Returns when a stream may not go on: the token has expired, or the process stops.
+    /// Completes when a stream has to end: the token expires, or the process stops.
     fn over(&self, who: &Caller) -> impl Future<Output = ()> + Send + 'static {
         let (draining, clock, until) = (self.draining.clone(), self.calls.lifecycle.clock.clone(), who.expires_at);
         async move {
@@ -104,14 +104,14 @@ impl Admin {
         }
     }
 
-    /// Sends a call as it is, and what is said in it, as it changes. `None`: the client has gone.
+    /// Sends a call and its transcript, as they change. `None`: the client disconnected.
     async fn follow(&self, id: CallId, who: &Caller, to: mpsc::Sender<Bytes>) -> Option<()> {
         let (store, hub) = (&self.calls.lifecycle.store, &self.calls.lifecycle.hub);
         let mut bells = hub.listen();
         let (mut before, mut after, mut murmured) = (Value::Null, 0, 0);
         loop {
             let found = store.call(&id).await.ok().flatten().filter(|call| who.sees(call.facts.business.as_str()));
-            // Purged, or not to be read just now: the client asks again.
+            // Purged, or unreadable at present: the client reconnects.
             let record = found?;
             let mut shown = shown_to(&record, who);
             let kept = store.post_call(&id).await.ok().flatten();
@@ -155,7 +155,7 @@ impl Admin {
     }
 }
 
-/// Streams what `feed` sends, until it has nothing more to say, `over` returns or the client has gone.
+/// Streams what `feed` sends, until it ends, `over` completes or the client disconnects.
 async fn serve(
     exchange: &mut Exchange,
     head: Response<()>,
@@ -165,7 +165,7 @@ async fn serve(
 ) {
     let answer = Box::pin(exchange.respond_live(head, pieces));
     let fed = async {
-        // Its end drops the sender, which ends the answer.
+        // Its end drops the sender, which ends the response.
         let (feed, over) = (Box::pin(feed), Box::pin(over));
         tokio::select! {
             _ = feed => {}
@@ -179,7 +179,7 @@ async fn send(to: &mpsc::Sender<Bytes>, piece: Bytes) -> Option<()> {
     to.send(piece).await.ok()
 }
 
-/// A comment.
+/// A keep-alive comment.
 fn ping() -> Bytes {
     Bytes::from_static(b": still here\n\n")
 }

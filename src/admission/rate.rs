@@ -1,7 +1,7 @@
-//! What a rate has let through: a log of the window that slides with the time.
+//! The log of a rate: the creates in its sliding window.
 //!
-//! `rate = "N/t"` means what was bought: no window of `t` holds more than N creates, wherever it begins. So a create counts for
-//! `t` after its admission, and a little longer: two creates do not take the same time to their provider, and the window is its.
+//! `rate = "N/t"` means that no window of `t` holds more than N creates, wherever it begins. So a create counts for `t` after its
+//! admission, and a little longer: creates do not take the same time to reach their provider, whose window it is.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,20 +12,21 @@ use crate::policy::Rate;
 /// Creates by the time of their admission, oldest first. Its text is `HELD;AT:CREATES,AT:CREATES`, in milliseconds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RateLog {
-    /// For how long the newest counts.
+    /// How long the newest entry counts, in milliseconds.
     held_ms: i64,
     entries: Vec<(UnixMs, u32)>,
 }
 
 impl RateLog {
-    /// What counts now. What a clock that jumped back left further ahead than a window is none of it.
+    /// The entries that count now. Entries further in the future than a window come from a clock that jumped back, and do not
+    /// count.
     fn counting(&self, rate: Rate, now_ms: UnixMs) -> impl Iterator<Item = (UnixMs, u32)> + '_ {
         let held = rate.held_ms();
         let counts = move |at: UnixMs| at.saturating_add(held) > now_ms && at <= now_ms.saturating_add(held);
         self.entries.iter().copied().filter(move |(at, _)| counts(*at))
     }
 
-    /// Milliseconds until one more may go; 0 is now.
+    /// Milliseconds until one more create is allowed; 0: now.
     pub fn wait_ms(&self, rate: Rate, now_ms: UnixMs) -> i64 {
         let total: u64 = self.counting(rate, now_ms).map(|(_, n)| u64::from(n)).sum();
         let Some(mut too_many) = (total + 1).checked_sub(u64::from(rate.count)).filter(|n| *n > 0) else { return 0 };
@@ -38,7 +39,8 @@ impl RateLog {
         rate.held_ms()
     }
 
-    /// The log after one more went. It forgets what no longer counts, and of what observe mode let through all but the last window.
+    /// The log after one more create. It drops entries that no longer count, and of those that observe mode let through all but
+    /// the last window.
     #[must_use]
     pub fn with_one(&self, rate: Rate, now_ms: UnixMs) -> Self {
         let mut entries: Vec<_> = self.counting(rate, now_ms).collect();
@@ -59,7 +61,7 @@ impl RateLog {
         Self { held_ms: rate.held_ms(), entries }
     }
 
-    /// Whether nothing in it counts any more.
+    /// Whether no entry counts any more.
     pub fn is_over(&self, now_ms: UnixMs) -> bool {
         self.entries.last().is_none_or(|(at, _)| at.saturating_add(self.held_ms) <= now_ms)
     }
@@ -96,7 +98,7 @@ mod tests {
 
     use super::*;
 
-    /// Asks at these times, and says which were let through.
+    /// Requests at these times; returns the log and the admitted ones.
     fn run(rate: Rate, asked: &[UnixMs], observe: bool) -> (RateLog, Vec<UnixMs>) {
         let (mut log, mut sent) = (RateLog::default(), Vec::new());
         for now in asked {
@@ -113,7 +115,7 @@ mod tests {
     }
 
     proptest! {
-        /// The oracle: every window, wherever it begins, counted anew.
+        /// The oracle: counts every window anew, wherever it begins.
         #[test]
         fn no_window_holds_more_than_the_rate(
             count in 1..400_u32,
@@ -130,7 +132,7 @@ mod tests {
                 let within = sent[first..].iter().take_while(|at| **at < from + window_ms).count();
                 prop_assert!(within <= count as usize, "{within} of {count} from {from}");
             }
-            // And nobody is kept waiting for more than that: where fewer are in what counts, one more goes.
+            // And no create waits longer than needed: where fewer are in what counts, one more is admitted.
             for at in asked {
                 let reach = rate.held_ms() + rate.slice_ms();
                 let before = sent.iter().filter(|one| **one <= at && **one > at - reach).count();
@@ -138,7 +140,7 @@ mod tests {
             }
         }
 
-        /// The wait that is told is enough, and not a millisecond less is.
+        /// The returned wait is exact, to the millisecond.
         #[test]
         fn the_wait_is_exact(count in 1..300_u32, window_ms in 1..10_000_i64, gaps in prop::collection::vec(0..90_i64, 1..400)) {
             let (rate, mut now) = (Rate { count, window_ms }, 5_000);

@@ -1,4 +1,4 @@
-//! When a full limit is expected to have room: from the lengths of the calls that ended lately.
+//! Estimates when a full limit will have room, from the lengths of recently ended calls.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,30 +7,30 @@ use super::{LimitExceeded, Shortfall};
 use crate::clock::UnixMs;
 use crate::policy::{Binding, Bound};
 
-/// How many lengths of ended calls are remembered a limit.
+/// Remembered lengths of ended calls per limit.
 const LENGTHS_MAX: usize = 64;
-/// LimitExceeded keys of which it is remembered how often they refused; beyond, all are forgotten.
+/// Limit keys whose rejections are counted; beyond that, all counts are dropped.
 const REFUSED_MAX: usize = 10_000;
 
-/// What this process has learnt. A guess for whoever waits; nothing is decided by it.
+/// See the module. Local to the process, and only an estimate: no decision depends on it.
 #[derive(Debug, Default)]
 pub struct RetryAfterEstimator(Mutex<Learnt>);
 
 #[derive(Debug, Default)]
 struct Learnt {
     lengths: HashMap<Arc<str>, VecDeque<i64>>,
-    /// Refusals since a place was last freed: each is told a later one, so that not all come back at once.
+    /// Rejections since a slot was last released: each gets a later estimate, so that clients do not all retry at once.
     refused: HashMap<String, usize>,
 }
 
 impl RetryAfterEstimator {
     fn learnt(&self) -> MutexGuard<'_, Learnt> {
-        // Guesses alone: nothing in it can be half done.
+        // Only estimates: a panic elsewhere leaves nothing inconsistent.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Slots were given back. With the length of the call that held one, it is learnt from; how long a batch took says nothing
-    /// of how long a call does, so of one there is no length.
+    /// Learns from released slots. `length_ms` is the length of the call that held one; a batch has none, since its length says
+    /// nothing about the length of a call.
     pub fn freed(&self, bindings: &[Binding], length_ms: Option<i64>) {
         let mut learnt = self.learnt();
         for binding in bindings {
@@ -45,7 +45,7 @@ impl RetryAfterEstimator {
         }
     }
 
-    /// What a refusal tells. `None`: the decision was over other bindings.
+    /// The rejection for a shortfall. `None`: the decision was made over other bindings.
     pub fn full(&self, bindings: &[Binding], short: &Shortfall, now_ms: UnixMs) -> Option<LimitExceeded> {
         let binding = bindings.get(short.binding)?;
         let free_in_ms = match binding.bound {
@@ -58,8 +58,8 @@ impl RetryAfterEstimator {
 }
 
 impl Learnt {
-    /// When so many holders are expected to have ended as slots are lacking, if calls of this limit have a known median
-    /// length. Each further refusal is told the holder after. Nobody knows when a batch ends.
+    /// When enough holders are expected to end, if calls of this limit have a known median length. Each further rejection gets
+    /// the next holder. The end of a batch cannot be estimated.
     fn expected_ms(&mut self, binding: &Binding, short: &Shortfall, now_ms: UnixMs) -> Option<i64> {
         let mut lengths: Vec<i64> = self.lengths.get(&binding.limit)?.iter().copied().collect();
         lengths.sort_unstable();

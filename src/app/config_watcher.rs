@@ -1,5 +1,5 @@
-//! Follows the config file: it is looked at, and what it holds is compared. No notifications of the file system are asked for: they
-//! break at editors' renames, at links that are swapped and on network file systems.
+//! Watches the config file by polling and comparing its contents. File-system notifications are not used: they break with
+//! editors' renames, swapped symlinks and network file systems.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,11 +11,11 @@ use super::reload::Live;
 use crate::admin::reload::{ReloadTrigger, Running as _};
 use crate::config::Inputs;
 
-/// How often the files are looked at.
+/// How often the files are checked.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Reloads when the files have changed, until it is told to stop. What changed must be seen twice: a file that is being written is
-/// left alone until it rests. A config that cannot be used is tried once, and again when it changes.
+/// Reloads when the files have changed, until `stop`. A change must be seen twice, so that a file that is being written is left
+/// alone. An invalid config is tried once, and again when it changes.
 pub(super) async fn run(live: Arc<Live>, stop: CancellationToken) {
     let mut resting: Option<Inputs> = None;
     loop {

@@ -1,7 +1,7 @@
-//! What the listeners run on, and how it is swapped for another: whole, or not at all.
+//! The running generation of the configuration, and its replacement: as a whole, or not at all.
 //!
-//! A request takes the [`Generation`] that is there and keeps it to its end, so it never sees half of a reload. Only the limits are
-//! always the newest: a call that is decided after a swap is decided by what was swapped in, whatever its request began with.
+//! A request uses the current [`Generation`] to its end, so it never sees a partial reload. Only the limits are always the
+//! newest: a call that is decided after a swap is decided by the new limits, whichever generation its request began with.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -35,25 +35,25 @@ use crate::store::{AuditRecord, StoreError};
 use crate::transcripts::Client;
 use crate::webhook::{Replayed, Webhooks};
 
-/// What headers that are ringfence's own begin with.
+/// The prefix of ringfence's own headers.
 const OWN_HEADERS: &str = "x-ringfence";
-/// The one that comes from outside: what webhooks show that are not signed.
+/// The only such header that is received from outside: the token of unsigned webhooks.
 const WEBHOOK_TOKEN: &str = "x-ringfence-token";
 
-/// What the config was read from.
+/// The source of the config.
 pub struct ConfigSource {
     /// The file.
     pub file: File,
-    /// What the file and those that it names held.
+    /// The contents of the file and of those that it names.
     pub inputs: Inputs,
-    /// Takes up another log filter.
+    /// Applies a new log filter.
     pub set_log_filter: Box<dyn Fn(&str) + Send + Sync>,
 }
 
-/// One config as it runs. Never changed, only replaced.
+/// One running config. Immutable.
 struct Generation {
     config: Arc<Config>,
-    /// See [`File::hash`]; none where there is no file.
+    /// See [`File::hash`]; `None` without a file.
     hash: Option<String>,
     number: u64,
     loaded_at: UnixMs,
@@ -63,35 +63,35 @@ struct Generation {
     client: Client,
 }
 
-/// What is known of the files.
+/// The state of the files.
 #[derive(Default)]
 struct ReloadState {
-    /// What the config in force was read from.
+    /// The contents in force.
     in_force: Inputs,
-    /// What the last try read, whatever came of it.
+    /// The contents of the last attempt, successful or not.
     last: Inputs,
-    /// When the last try came to nothing, and why.
+    /// Time and reason of the last failed attempt.
     failed: Option<(UnixMs, String)>,
 }
 
-/// The running generation, and what is needed to make the next.
+/// The running generation, and what the next one needs.
 pub(super) struct Live {
     now: ArcSwap<Generation>,
-    /// For loops that outlive generations.
+    /// Newest generation, for loops that outlive generations.
     newest: watch::Sender<Calls>,
-    /// Swaps one after the other: each is made from what is there.
+    /// Serialises swaps: each is made from the current generation.
     swapping: tokio::sync::Mutex<()>,
     written: Option<ConfigSource>,
     tried: Mutex<ReloadState>,
-    /// What stops each account's sweeper.
+    /// Stops each account's sweeper.
     sweepers: Mutex<BTreeMap<AccountName, CancellationToken>>,
     tasks: TaskTracker,
     stop: CancellationToken,
-    /// Where we listen.
+    /// Our listeners' addresses.
     own: [SocketAddr; 4],
 }
 
-/// One of the listeners: every request goes to the generation that is there when it comes.
+/// A listener's handler: every request goes to the generation that is current when it arrives.
 pub(super) enum Listener {
     Api(Arc<Live>),
     Webhooks(Arc<Live>),
@@ -103,16 +103,16 @@ pub(super) enum Listener {
 impl Handler for Listener {
     async fn handle(&self, exchange: &mut Exchange) {
         let is_webhooks = matches!(self, Listener::Webhooks(_));
-        // It went out to an address that a tenant chose: whatever way it came back, it has the rights of nobody.
+        // ringfence sent it to a tenant's URL: whatever way it came back, it has no rights.
         if !is_webhooks && exchange.headers().contains_key(CALLBACK_MARK) {
             warn!(path = exchange.path(), "request denied: a callback sent by ringfence reached its own listener");
             let message = "A callback of ringfence's own is not taken here.";
             return exchange.respond(problem(StatusCode::FORBIDDEN, "CALLBACK_REFUSED", message)).await;
         }
-        // What ringfence says in headers of this name is its own word. `listen.admin` answers nobody who uses one.
+        // Headers of this prefix are ringfence's own. `listen.admin` rejects requests with one.
         if !matches!(self, Listener::Admin(_)) {
             exchange.drop_headers(|name| {
-                // Servers of CGI's family read an underscore as a dash, and some a dot.
+                // CGI-style servers read an underscore as a dash, and some a dot.
                 let name = name.as_str();
                 let is_odd = name.contains(['_', '.']);
                 let read = if is_odd { Cow::Owned(name.replace(['_', '.'], "-")) } else { Cow::Borrowed(name) };
@@ -124,7 +124,7 @@ impl Handler for Listener {
         match self {
             Listener::Api(live) => live.now.load_full().proxy.handle(exchange).await,
             Listener::Webhooks(live) => live.now.load_full().webhooks.handle(exchange).await,
-            // Streams and sockets live long: they do not keep the rest of their generation.
+            // Streams and sockets live long: they must not keep the rest of their generation.
             Listener::Admin(live) => {
                 let admin = live.console();
                 admin.handle(exchange).await;
@@ -137,7 +137,7 @@ impl Handler for Listener {
     }
 }
 
-/// The way out, as a config wants it; `own` are the addresses at which we listen.
+/// Builds the HTTP client of a config; `own` are our listeners' addresses.
 pub(super) fn upstream(config: &Config, own: &[SocketAddr]) -> Result<Upstream, UpstreamError> {
     Upstream::new(UpstreamSettings {
         callbacks: config.callbacks.with_own(own),
@@ -153,7 +153,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Live {
-    /// The first generation: the console is made with a way back to what holds it.
+    /// Builds the first generation. The console has a weak reference to its owner.
     pub(super) fn new(
         config: Config,
         webhooks: Webhooks,
@@ -199,28 +199,28 @@ impl Live {
         self.now.load().config.clone()
     }
 
-    /// What acts on calls, in the running generation.
+    /// The calls layer of the running generation.
     pub(super) fn calls(&self) -> Calls {
         self.newest.borrow().clone()
     }
 
-    /// How bulk runs are dialled, in the running generation.
+    /// The runs of the running generation.
     pub(super) fn runs(&self) -> Runs {
         self.now.load().admin.runs.clone()
     }
 
-    /// What takes webhooks, in the running generation.
+    /// The webhook handler of the running generation.
     pub(super) fn webhooks(&self) -> Webhooks {
         self.now.load().webhooks.clone()
     }
 
-    /// The file and what the last try read from it, where there is a file and its changes are followed.
+    /// The file and the contents of the last attempt, if there is a file and it is watched.
     pub(super) fn watched(&self) -> Option<(File, Inputs)> {
         let written = self.written.as_ref().filter(|_| self.now.load().config.watch)?;
         Some((written.file.clone(), lock(&self.tried).last.clone()))
     }
 
-    /// A sweeper for every account that has none.
+    /// New sweepers for accounts that have none.
     pub(super) fn sweepers(&self) -> Vec<Sweeper> {
         let (calls, sightings) = (self.calls(), self.now.load().admin.sightings.clone());
         let running = lock(&self.sweepers);
@@ -228,7 +228,7 @@ impl Live {
         idle.map(|account| Sweeper::new(self.newest.subscribe(), account.clone(), sightings.clone())).collect()
     }
 
-    /// Runs new sweepers, and stops those whose account is gone.
+    /// Starts new sweepers, and stops those of removed accounts.
     pub(super) fn sweep(&self, new: Vec<Sweeper>) {
         let calls = self.calls();
         let mut sweepers = lock(&self.sweepers);
@@ -246,7 +246,7 @@ impl Live {
         }
     }
 
-    /// Puts a generation in force: open calls count against its limits before these decide anything.
+    /// Applies a generation: open calls count against its limits before these decide.
     async fn swap(&self, calls: Calls, policy: Arc<Policy>, next: Generation) -> Result<(), StoreError> {
         let lifecycle = calls.lifecycle.clone();
         let (hash, of_policy) = (next.hash.clone(), policy.hash().to_owned());
@@ -258,7 +258,7 @@ impl Live {
                 self.newest.send_replace(calls);
             })
             .await?;
-        // The other replicas are to know of it at once: of each limit the lower one holds.
+        // Other replicas learn of it at once: the lower value of each limit applies.
         if let Err(error) = lifecycle.capacity.heartbeat().await {
             warn!(%error, "failed to send new limits to other replicas; they get them with the next heartbeat");
         }
@@ -378,7 +378,7 @@ impl Live {
             let mut tried = lock(&self.tried);
             tried.failed = reloaded.reason.clone().map(|reason| (calls.lifecycle.clock.now_ms(), reason));
             if reloaded.came == ReloadOutcome::Failed {
-                // Not the file's fault: it is as good as not read, and tried again.
+                // Not the file's fault: treated as unread, and retried.
                 tried.last = tried.in_force.clone();
             }
         }
@@ -398,7 +398,7 @@ impl Live {
         reloaded
     }
 
-    /// Puts a reload into the audit. It is in force already: where the store takes no writes, the log has it.
+    /// Records a reload in the audit log. It is in force already: if the store takes no writes, the log has it.
     async fn note_reload(&self, by: &ReloadTrigger, before: &InForce, after: &InForce) {
         let shown = |of: &InForce| Some(json!({"policy": of.hash}).to_string());
         let lifecycle = self.calls().lifecycle.clone();
@@ -434,7 +434,7 @@ impl Live {
 
 #[async_trait]
 impl Running for Live {
-    // In tasks of their own: whoever asked may go away, a swap is made whole all the same.
+    // In separate tasks: a swap is completed even if its caller is dropped.
 
     async fn reload(self: Arc<Self>, by: ReloadTrigger) -> Reloaded {
         let this = self.clone();
@@ -442,7 +442,7 @@ impl Running for Live {
             came: ReloadOutcome::Failed,
             diagnostics: vec![],
             drawn: String::new(),
-            reason: Some(format!("the reload did not come to its end: {error}")),
+            reason: Some(format!("the reload did not finish: {error}")),
         })
     }
 
@@ -450,7 +450,7 @@ impl Running for Live {
         let this = self.clone();
         match self.tasks.spawn(async move { this.take_up_now().await }).await {
             Ok(result) => result,
-            Err(error) => Err(StoreError::Unknown(format!("the swap did not come to its end: {error}"))),
+            Err(error) => Err(StoreError::Unknown(format!("the swap did not finish: {error}"))),
         }
     }
 
@@ -463,7 +463,7 @@ impl Running for Live {
             .collect();
         let looks = futures_util::future::join_all(each);
         let compare = calls.lifecycle.capacity.clone();
-        // In a task of its own, as above.
+        // In a separate task, as above.
         let done = self.tasks.spawn(async move { (looks.await, compare.compare().await) }).await;
         match done {
             Ok((accounts, Ok(gate))) => Reconciled { accounts, gate: Some(gate), gate_error: None },
@@ -476,7 +476,7 @@ impl Running for Live {
         let (inbox, id) = (self.webhooks(), id.to_owned());
         match self.tasks.spawn(async move { inbox.replay_asked(&id).await }).await {
             Ok(result) => result,
-            Err(error) => Err(StoreError::Unknown(format!("the replay did not come to its end: {error}"))),
+            Err(error) => Err(StoreError::Unknown(format!("the replay did not finish: {error}"))),
         }
     }
 
@@ -495,7 +495,7 @@ impl Running for Live {
     }
 }
 
-/// The answer to a config that cannot be used.
+/// The result for an invalid config.
 fn kept(diagnostics: Vec<Diagnostic>, shown: &str, text: &str) -> Reloaded {
     let errors = diagnostics.iter().filter(|d| d.severity == Severity::Error);
     let each: Vec<String> = errors
@@ -511,7 +511,7 @@ fn kept(diagnostics: Vec<Diagnostic>, shown: &str, text: &str) -> Reloaded {
     Reloaded { came: ReloadOutcome::Kept, diagnostics, drawn, reason: Some(each.join("; ")) }
 }
 
-/// Businesses that were put over HTTP survive a reload; a config in which one of them would lose its limit cannot be taken up.
+/// Businesses created by the API survive a reload; a config in which one of them would lose its limit is rejected.
 fn not_fitting(settings: &Settings, put: &[Business]) -> Vec<Diagnostic> {
     let report = Report::default();
     for business in put {

@@ -1,4 +1,4 @@
-//! The listeners before the record is open. While that is waited for they answer, rather than let connections hang.
+//! The listeners before the store is open. Meanwhile they answer with an error instead of letting connections hang.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -14,15 +14,15 @@ use crate::clock::Clock;
 use crate::net::{Edge, Exchange, Handler, RunningEdge};
 use crate::reply::{json_answer, problem};
 
-/// What a client is told to wait, in seconds.
+/// `Retry-After`, in seconds.
 const RETRY_AFTER_SECS: &str = "5";
 
-/// A listener's door: shut until there is something behind it.
+/// A listener's handler until the program is ready.
 struct Door {
     behind: OnceLock<Listener>,
-    /// Why it is shut. Operators are told; apps and providers only that it is.
+    /// The reason. Only operators see it.
     why: Arc<Mutex<String>>,
-    /// Who may be told, at `listen.admin`.
+    /// The access rules of `listen.admin`, for who may see the reason.
     admin: Option<(Access, Clock)>,
 }
 
@@ -43,7 +43,7 @@ impl Handler for Door {
             };
             problem(StatusCode::SERVICE_UNAVAILABLE, "STORE_UNAVAILABLE", &why)
         } else {
-            let message = "Nothing was sent: ringfence waits for its record.";
+            let message = "Nothing was sent: ringfence waits for its database.";
             let body = json!({"error": "CALL_STORE_UNAVAILABLE", "message": message, "called": false});
             json_answer(StatusCode::SERVICE_UNAVAILABLE, &body)
         };
@@ -52,7 +52,7 @@ impl Handler for Door {
     }
 }
 
-/// All doors: api, webhooks, admin, client. Connections wait unanswered until they are opened, or shut with a reason.
+/// All listeners: api, webhooks, admin, client. Connections wait unanswered until the program is ready, or waits with a reason.
 pub(super) struct Doors {
     why: Arc<Mutex<String>>,
     admin: (Access, Clock),
@@ -65,12 +65,12 @@ enum State {
 }
 
 impl Doors {
-    /// `admin`: who may be told why they are shut.
+    /// `admin`: who may see the reason.
     pub(super) fn new(edges: [Edge; 4], admin: (Access, Clock)) -> Self {
         Self { why: Arc::default(), admin, state: Mutex::new(State::Bound(edges.into())) }
     }
 
-    /// From now on whoever asks is told why there is nothing behind the doors yet.
+    /// Answers all requests with an error from now on.
     pub(super) fn wait(&self, why: &str) {
         why.clone_into(&mut self.why.lock().unwrap_or_else(PoisonError::into_inner));
         self.shut();
@@ -95,7 +95,7 @@ impl Doors {
         };
     }
 
-    /// Opens them.
+    /// Hands the listeners to the program.
     pub(super) fn open(self, behind: [Listener; 4]) -> Result<[RunningEdge; 4], StartError> {
         let state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
         let running: Vec<RunningEdge> = match state {

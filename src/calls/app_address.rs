@@ -1,32 +1,32 @@
-//! Where the app is, and which of its paths webhooks and tenants' addresses may lead to.
+//! The app's addresses, and which of its paths webhooks and tenants' URLs may lead to.
 
 use http::Uri;
 
 use crate::provider::path::{normal, readings};
 
-/// Where the app is, by the names that the world knows it by and by the operator's own.
+/// The app's addresses: its public ones and the operator's internal one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AppAddress {
-    /// What providers call: it leads to ringfence, and behind it to the app.
+    /// The URL that providers call. It leads to ringfence, and through it to the app.
     pub public_url: Option<Uri>,
-    /// The app's own.
+    /// The app's own public URL.
     pub app_public_url: Option<Uri>,
-    /// Where webhooks go on to.
+    /// The URL that webhooks are forwarded to.
     pub forward_url: Option<Uri>,
-    /// The paths behind it that pass although they are no webhooks'.
+    /// Paths behind `forward_url` that are forwarded although they are no webhook paths.
     pub forward_paths: ForwardPaths,
-    /// Paths of webhooks that the operator added.
+    /// Webhook paths that the operator configured.
     pub webhook_paths: Vec<String>,
 }
 
 impl AppAddress {
-    /// The path and query behind `app.forward_url` of an address that is the app's or our own; `None` for any other.
+    /// The path and query behind `app.forward_url` for a URL of the app or of ringfence; `None` for any other URL.
     pub fn path_of<'u>(&self, url: &'u str) -> Option<&'u str> {
         let url = url.split('#').next().unwrap_or_default();
         let asked: Uri = url.parse().ok()?;
         let bases = [&self.public_url, &self.app_public_url].into_iter().flatten();
         let base = bases.filter(|base| is_one_host(base, &asked)).max_by_key(|base| shared(base, &asked))?;
-        // From the path on, as it was written.
+        // The path as written: parsing would normalise it.
         let after_host = url.find("://").map_or(0, |at| at + 3);
         let begin = url[after_host..].find(['/', '?']).map_or(url.len(), |at| at + after_host);
         let path = &url[begin..];
@@ -40,36 +40,36 @@ impl AppAddress {
     }
 }
 
-/// How much of a path is the base's own.
+/// The length of the base path that both share.
 fn shared(base: &Uri, asked: &Uri) -> usize {
     let prefix = base.path().trim_end_matches('/');
     let below = asked.path().strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/'));
     if below { prefix.len() } else { 0 }
 }
 
-/// One host and port. `http` and `https` of a host are one place.
+/// Whether both have the same host and port. The schemes `http` and `https` of one host count as equal.
 fn is_one_host(a: &Uri, b: &Uri) -> bool {
     let host = |uri: &Uri| uri.host().unwrap_or_default().trim_end_matches('.').to_ascii_lowercase();
     let port = |uri: &Uri| uri.port_u16().filter(|port| !matches!(port, 80 | 443));
     !host(a).is_empty() && host(a) == host(b) && port(a) == port(b)
 }
 
-/// Paths of the app's own: all, or those that the operator named.
+/// Paths of the app: all, or those that the operator listed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ForwardPaths(Option<Vec<Forward>>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Forward {
     path: String,
-    /// And all below it.
+    /// All paths below it match too.
     below: bool,
 }
 
 impl ForwardPaths {
-    /// Reads paths as `/media` (that one) and `/media/*` (that one and those below it).
+    /// Parses paths: `/media` matches that path, `/media/*` that path and all below it.
     ///
     /// # Errors
-    /// The first that is none.
+    /// The first entry that is not such a path.
     pub fn parse<S: AsRef<str>>(paths: &[S]) -> Result<Self, String> {
         let parse = |text: &str| {
             let (path, below) = text.strip_suffix("/*").map_or((text, false), |path| (path, true));
@@ -81,12 +81,12 @@ impl ForwardPaths {
         paths.iter().map(|text| parse(text.as_ref())).collect::<Result<_, _>>().map(Some).map(Self)
     }
 
-    /// Whether every path passes that no description knows.
+    /// Whether every path is forwarded that no description knows.
     pub fn are_all(&self) -> bool {
         self.0.is_none()
     }
 
-    /// Whether a path passes: however it is read, it is one of those.
+    /// Whether a path is forwarded. Every reading of an escaped path has to match.
     pub fn contain(&self, path: &str) -> bool {
         let Some(allowed) = &self.0 else { return true };
         readings(path).iter().all(|reading| {

@@ -1,4 +1,4 @@
-//! A call that a provider brings, and what it meets.
+//! An inbound call as a provider announces it, and the outcome of its admission.
 
 use std::sync::Arc;
 
@@ -22,23 +22,23 @@ pub struct Arrival {
     pub facts: CallFacts,
     /// Its ids.
     pub aliases: Vec<Alias>,
-    /// Where it stands.
+    /// Its phase.
     pub phase: Phase,
-    /// The provider takes its answer from our reply, so the call can be refused before it is answered.
+    /// The provider waits for our reply, so the call can be rejected before it is answered.
     pub refusable: bool,
-    /// Who brought it to our knowledge.
+    /// How ringfence learnt of it.
     pub origin: Origin,
-    /// Who vouches for it; none: its provider, which was asked.
+    /// The accounts that signed the news of it; `None`: its provider was asked.
     pub by: Option<Voucher>,
 }
 
-/// What an arriving call meets.
+/// The outcome of an inbound call's admission.
 #[derive(Debug, Clone)]
 pub enum ArrivalOutcome {
-    /// It has a slot, from now on or already.
+    /// It has a slot, new or from before.
     Admitted(CallId),
-    /// There is none. Where it could not be refused, it is being hung up.
+    /// No slot is free. Where the call could not be rejected by a reply, it is being hung up.
     Refused(CallId, WhenFull),
-    /// It is not one of those that vouch for it. Nothing was done.
+    /// The signer does not own the call. Nothing was done.
     Contradicted(Contradiction),
 }

@@ -5,13 +5,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::ids::{AccountName, Alias, CallId};
 
-/// By the account that lists them, by their id there.
+/// By the account that lists them, then by their id at it.
 type Members = BTreeMap<AccountName, HashMap<String, Member>>;
 
 struct Member {
-    /// The batch's record.
+    /// The batch's call record.
     batch: CallId,
-    /// Its other ids; by its carrier's it is known there.
+    /// Its other ids. Its carrier knows it by one of them.
     also: Vec<Alias>,
 }
 
@@ -24,20 +24,20 @@ impl BatchMembers {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that a live call, known at an account by this id, is one of an open batch.
+    /// Records that a live call, known to an account by this id, belongs to an open batch.
     pub fn note(&self, account: &AccountName, id: &str, batch: &CallId, also: Vec<Alias>) {
         let mut members = self.lock();
         members.entry(account.clone()).or_default().insert(id.to_owned(), Member { batch: batch.clone(), also });
     }
 
-    /// Whether a live call is one of an open batch, by any account's id.
+    /// Whether a live call belongs to an open batch, by an id at any account.
     pub fn contains(&self, account: &AccountName, alias: &Alias) -> bool {
         let members = self.lock();
         let here = members.get(account).is_some_and(|m| m.contains_key(&alias.id));
         here || members.values().flat_map(HashMap::values).any(|m| m.also.contains(alias))
     }
 
-    /// Forgets members of an account that are over, and those whose batch is: they are untracked again.
+    /// Removes an account's members that have ended, and those whose batch has; they count as untracked again.
     pub fn retain(&self, account: &AccountName, keep: impl Fn(&str, &CallId) -> bool) {
         let mut members = self.lock();
         if let Some(here) = members.get_mut(account) {
@@ -45,7 +45,7 @@ impl BatchMembers {
         }
     }
 
-    /// How many live calls of open batches an account lists: of one batch, or of all.
+    /// The number of live calls of open batches that an account lists: of one batch, or of all.
     pub fn count(&self, account: &AccountName, batch: Option<&CallId>) -> usize {
         let members = self.lock();
         let here = members.get(account).into_iter().flat_map(HashMap::values);

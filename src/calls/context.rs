@@ -1,4 +1,4 @@
-//! What every part of this module works with: one generation of the configuration, and the handles on what outlives it.
+//! The shared context of this layer: one generation of the configuration, and handles to what outlives it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,66 +21,67 @@ use crate::store::CallRecord;
 /// The longest answer of a provider that is read, in bytes: a list of 1,000 calls is about 1 MiB.
 pub const ANSWER_BYTES_MAX: usize = 8 * 1024 * 1024;
 
-/// How long a create may be sent after its admission.
+/// How long after its admission a create may still be sent.
 pub const SEND_WITHIN: Duration = Duration::from_secs(10);
 
 /// Times and addresses of this layer.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// How long the app waits for a create. The exchange reads on.
+    /// The app's time-out for a create. The exchange with the provider is read to its end.
     pub create_timeout: Duration,
-    /// A create is not sent if admission was longer ago: the process may have been stopped in between.
+    /// A create is not sent if its admission is older: the process may have been suspended in between.
     pub send_within: Duration,
     /// How long ringfence's own requests may take.
     pub ask_timeout: Duration,
-    /// Two look-ups that find nothing prove an end only if they lie so far apart.
+    /// The least time between two not-founds that together prove an end.
     pub absent_twice_within: Duration,
-    /// A call whose state could not be read for so long is named in the log and in the status.
+    /// How long a call's state may be unreadable before the log and the status name it.
     pub unread_alarm: Duration,
     /// Calls younger than this are not looked up: providers' lists lag.
     pub grace: Duration,
-    /// Where the app is, and what providers call, if they can call us.
+    /// The app's addresses, and the URL that providers call, if they can call us.
     pub app: Arc<AppAddress>,
     /// The largest `Retry-After` for SDKs that sleep on it.
     pub sdk_retry_after_max_secs: u32,
     /// The account whose capacity inbound calls of a carrier use, where one is configured.
     pub inbound_account: Option<AccountName>,
-    /// How often every account is asked; the description's pace unless given.
+    /// The interval of sweeps; `None`: the interval of the provider's description.
     pub sweep: Option<Duration>,
-    /// How long after a call's end its record may be missing before it is asked for.
+    /// How long after a call's end its post-call record may be missing before it is fetched.
     pub record_wait: Duration,
-    /// A delivery that fails holds back the later ones of its call.
+    /// A failing delivery holds back later ones of the same call.
     pub strict_order: bool,
-    /// Where events of our own go, if the app wants them.
+    /// Where ringfence's own events are delivered, if the app wants them.
     pub events: Option<Arc<OwnEvents>>,
 }
 
-/// Where events of our own go.
+/// Where ringfence's own events are delivered.
 #[derive(Debug, Clone)]
 pub struct OwnEvents {
     /// The app's URL.
     pub url: http::Uri,
-    /// What they are signed with (see [`crate::provider::sign::sign_standard`]).
+    /// Their signing secret (see [`crate::provider::sign::sign_standard`]).
     pub secret: Secret,
 }
 
-/// See the module. Who has one sees the same accounts and settings to the end of what it does; a reload makes another, with the
-/// same `tasks` and `sweep_requests`.
+/// See the module. A holder sees the same accounts and settings until it is done; a reload makes another context, with the same
+/// `tasks` and `sweep_requests`.
 #[derive(Clone)]
 pub struct Context {
     /// The only writer of a call's state.
     pub lifecycle: Lifecycle,
-    /// Tells whose a request is. What binds a call is decided by the newest policy instead, [`Lifecycle::policy`].
+    /// Identifies the business of a request. Which limits bind a call is decided by the newest policy instead,
+    /// [`Lifecycle::policy`].
     pub policy: Arc<Policy>,
     /// Every account by name.
     pub accounts: Arc<BTreeMap<AccountName, Arc<Account>>>,
-    /// The client for everything that goes upstream.
+    /// The client for all upstream requests.
     pub upstream: Upstream,
     /// Times and addresses.
     pub settings: Arc<Settings>,
-    /// Exchanges under way: a drain waits for them.
+    /// Exchanges in progress; a drain waits for them.
     pub tasks: TaskTracker,
-    /// Accounts that are to be swept at once.
+    /// Accounts that are to be swept without delay.
     pub sweep_requests: SweepRequests,
 }
 
@@ -90,7 +91,7 @@ impl Context {
         self.accounts.get(name)
     }
 
-    /// The accounts that know a call: the one whose capacity it uses, then its carrier.
+    /// The accounts that know a call: the one whose capacity it uses first, then its carrier.
     pub fn accounts_of(&self, record: &CallRecord) -> Vec<&Arc<Account>> {
         let names = [Some(&record.facts.account), record.facts.carrier.as_ref()];
         names.into_iter().flatten().filter_map(|name| self.account(name)).collect()
@@ -105,25 +106,25 @@ impl Context {
         users.next().filter(|_| users.next().is_none())
     }
 
-    /// The kind of batch that a record is of; `None` for a single call.
+    /// The kind of batch that a record describes; `None` for a single call.
     pub fn group_of(&self, record: &CallRecord) -> Option<&Group> {
         let provider = &self.accounts.get(&record.facts.account)?.provider;
         let by_id = provider.groups.iter().find(|g| record.alias(&g.needs).is_some());
         by_id.or_else(|| provider.group_of(&record.facts.operation))
     }
 
-    /// Whether nothing is rejected that can be sent.
+    /// Whether observe mode is on: nothing is rejected that can be sent.
     pub fn observes(&self) -> bool {
         self.lifecycle.policy.load().mode() == Mode::Observe
     }
 
-    /// This replica's id, where several share the store.
+    /// This replica's id, where several replicas share the store.
     pub(super) fn replica(&self) -> Option<String> {
         let capacity = &self.lifecycle.capacity;
         capacity.is_shared().then(|| capacity.replica().to_owned())
     }
 
-    /// Whether a tenant's address may lead to this path of the app: to where webhooks go, and what else the operator lets pass.
+    /// Whether a tenant's URL may lead to this path of the app: webhook paths, and others that the operator allowed.
     pub fn may_forward(&self, path_and_query: &str) -> bool {
         let path = path_and_query.split('?').next().unwrap_or_default();
         let app = &self.settings.app;

@@ -1,4 +1,4 @@
-//! Whom a create calls: whether that may be called now, and the do-not-call lists that are asked.
+//! Destination checks of a create: may this number be called now; and the cached do-not-call lists.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -16,24 +16,24 @@ use crate::reply::{Rejection, RejectionCode};
 use crate::schedule::{Hours, Zone};
 use crate::store;
 
-/// Changes of the lists that are read at once: others get their turn in between.
+/// Changes of the lists that are read in one batch, so that other queries get their turn.
 const CHANGES_AT_ONCE: u32 = 10_000;
-/// Recipients of a batch that are judged at once.
+/// Recipients of a batch that are checked before the task yields.
 const JUDGED_AT_ONCE: usize = 64;
 
-/// The do-not-call lists of the database, as this process knows them. They outlive a reload.
+/// This process's copy of the do-not-call lists in the database. It outlives a reload.
 #[derive(Debug, Default)]
 pub(super) struct Lists {
     known: DoNotCall,
-    /// One reads at a time: each goes on from where the last one came to.
+    /// One reader at a time: each continues where the last one stopped.
     reading: tokio::sync::Mutex<()>,
 }
 
-/// A destination that is not called.
+/// A destination that must not be called.
 struct Found {
     why: Blocked,
     masked: String,
-    /// Its place among so many recipients of a batch.
+    /// Its position among the recipients of a batch, and their number.
     at: Option<(usize, usize)>,
 }
 
@@ -48,7 +48,7 @@ impl Destinations {
         Self { context, lists }
     }
 
-    /// Why a create is not sent: whom it calls must not be called. In observe mode it only marks the request.
+    /// Why a create's destination must not be called, if so. In observe mode it only marks the request.
     pub(super) async fn rejection(&self, request: &CreateRequest) -> Option<Rejection> {
         let found = self.blocked(request).await?;
         self.context.lifecycle.metrics.destination_refused(found.why.as_str());
@@ -78,7 +78,7 @@ impl Destinations {
                 if at % JUDGED_AT_ONCE == JUDGED_AT_ONCE - 1 {
                     tokio::task::yield_now().await;
                 }
-                // What does not say whom it calls is no number.
+                // A request without a destination is judged like an invalid number.
                 if let Err(found) = self.judge(request, one.unwrap_or_default()) {
                     return Some(Found { at: Some((at + 1, all.len())), ..found });
                 }
@@ -114,11 +114,11 @@ impl Destinations {
         policy.settings().destinations.judge(called, business.as_str(), &rules, lists, when)
     }
 
-    /// Whether a business may call somebody now, whatever limits say: within the hours of a run, `open`, and by the clock of a `zone`
-    /// that is known better than the number says.
+    /// Checks whether a business may call a number now, apart from limits: within the hours of a run, `open`, and in the time
+    /// zone `zone` where it is known better than from the number.
     ///
     /// # Errors
-    /// Why not; of hours, until when.
+    /// The reason; for hours, with the time from which it is allowed.
     pub fn may_call(
         &self,
         business: &BusinessId,
@@ -130,13 +130,12 @@ impl Destinations {
         self.judge_number(business, &plan, called, open, zone)
     }
 
-    /// The E.164 form of a number that could be called. `None`: it is none, or an address.
+    /// The E.164 form of a number that could be called. `None`: it is not a number, or it is an address.
     pub fn normalise(&self, called: &str) -> Option<String> {
         self.context.lifecycle.policy.load().settings().destinations.normalise(called)
     }
 
-    /// Takes up what changed in the do-not-call lists of the table. Until it could, whoever is not known to be listed counts as
-    /// somebody of whom nobody knows.
+    /// Loads changes of the do-not-call table. Until that succeeds, a number that is not known to be listed counts as unknown.
     ///
     /// # Errors
     /// The table cannot be read.
@@ -165,19 +164,19 @@ impl Destinations {
         Ok(())
     }
 
-    /// Shows how many numbers are on do-not-call lists.
+    /// Sets the metric of numbers on do-not-call lists.
     pub fn show_do_not_call(&self) {
         let (known, policy) = (&self.lists.known, self.context.lifecycle.policy.load());
         let in_file = known.is_readable().then(|| policy.settings().destinations.file.len());
         self.context.lifecycle.metrics.do_not_call(in_file, known.len());
     }
 
-    /// Whether the do-not-call lists are those of a change, or of a later one.
+    /// Whether this process has the lists of this change, or of a later one.
     pub fn knows_do_not_call(&self, change: i64) -> bool {
         self.lists.known.change() >= change && self.lists.known.is_readable()
     }
 
-    /// The do-not-call lists of the table, as this process knows them.
+    /// This process's copy of the do-not-call lists.
     pub fn do_not_call(&self) -> &DoNotCall {
         &self.lists.known
     }

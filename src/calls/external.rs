@@ -1,4 +1,5 @@
-//! Calls that a request made which no operation of the provider's description knows: the answer tells, and they are counted at once.
+//! Calls made by requests that no operation of the provider's description matches. They are recognised by the response and
+//! counted at once.
 
 use std::sync::Arc;
 
@@ -18,13 +19,13 @@ use crate::provider::select::{Document, Message};
 use crate::store::{InsertOutcome, Result};
 
 impl Inbound {
-    /// Looks at the beginning of an answer to a request that was passed on. `path`: what was asked for, at the provider.
+    /// Inspects the beginning of the response to a request that was passed on. `path`: the requested path at the provider.
     pub async fn passed_by(&self, account: &Arc<Account>, path: &str, answer: &Tapped) {
         let Some(rule) = &account.provider.unfenced else { return };
         let read = answer.plain().map(|body| Document::read(answer.content_type.as_deref(), &body, &[]));
         let Some(read) = read.filter(|read| read.document != Document::Empty) else {
             if !answer.body.is_empty() {
-                // Longer than what is looked at, or packed as nobody here unpacks it: the provider's list tells.
+                // Longer than the inspected part, or in an unknown encoding: the provider's list will show the call.
                 self.context.sweep_requests.request(&account.name);
             }
             return;
@@ -32,7 +33,7 @@ impl Inbound {
         let (none, headers) = Default::default();
         let message = Message { body: &read.document, query: &[], path: &none, headers: &headers };
         let asked_for = percent_decode(path);
-        // What the path names was there before.
+        // An id that the path names is not new.
         let ids: Vec<Alias> = rule.read(&message).into_iter().filter(|id| !asked_for.contains(&id.id)).collect();
         if ids.is_empty() {
             if answer.status == 201 && rule.makes_a_call(path) {
@@ -66,7 +67,7 @@ impl Inbound {
                         phase = reached;
                     }
                 }
-                // A record may be a moment late, or not be read: the answer alone says that there is a call.
+                // The provider's record may be late or unreadable: the response alone proves that there is a call.
                 Ok(LookedUp::Absent) | Err(_) => {}
             }
         }
@@ -94,10 +95,10 @@ impl Inbound {
         self.context.sweep_requests.request(&account.name);
     }
 
-    /// Counts a call that ringfence did not place, in the account it uses, whatever is full. `None`: it is counted already.
+    /// Counts an external call at the account that it uses, even over a limit. `None`: it is counted already.
     ///
     /// # Errors
-    /// It could not be recorded.
+    /// The store failed.
     pub async fn count_foreign(&self, arrival: Arrival) -> Result<Option<CallId>> {
         let id = CallId::new();
         let mut call = self.context.lifecycle.new_call(&id, self.facts_of(&arrival), arrival.origin, arrival.phase);

@@ -14,9 +14,9 @@ use crate::provider::select::{Document, Message};
 use crate::store::{CallRecord, Change};
 
 impl Inbound {
-    /// Front mode: the TwiML that connects an admitted call to its agent, asked of the agent's provider. `Err` is a sentence
-    /// for the log; the call has been ended. Asked again for the same call, it gives the same conversation: a second one would
-    /// never be joined, and its end would pass for the call's.
+    /// The TwiML that connects an admitted call to its agent, requested from the agent's provider. `Err` is a sentence for the
+    /// log; the call has been ended. Repeated for one call, it returns the same conversation: a second conversation would never
+    /// be joined, and its end would be taken for the call's.
     pub async fn front(&self, call: &CallId, agent: &str) -> std::result::Result<String, String> {
         let twiml = self.state.fronts.of(call);
         let asked = twiml.get_or_try_init(async || {

@@ -1,4 +1,4 @@
-//! What front mode answered lately.
+//! Cache of front mode's recent answers.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,7 +8,7 @@ use tokio::sync::OnceCell;
 
 use crate::ids::CallId;
 
-/// A voice webhook is repeated at most so long after its first delivery: Twilio's 5 times 15 s.
+/// How long after its first delivery a voice webhook may be retried: Twilio retries 5 times, 15 s apart.
 const REPEATED_WITHIN: Duration = Duration::from_secs(120);
 
 struct Front {
@@ -16,12 +16,12 @@ struct Front {
     twiml: Arc<OnceCell<String>>,
 }
 
-/// What front mode answered lately, by call: a voice webhook that is repeated gets the same conversation. Cloning is cheap.
+/// Front mode's recent answers, by call: a retried voice webhook gets the same conversation. Cloning is cheap.
 #[derive(Clone, Default)]
 pub(super) struct Fronts(Arc<Mutex<HashMap<CallId, Front>>>);
 
 impl Fronts {
-    /// The answer to a call's webhook; whoever is the first asks for it.
+    /// The answer to a call's webhook; the first caller fills it in.
     pub(super) fn of(&self, call: &CallId) -> Arc<OnceCell<String>> {
         let mut fronts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         fronts.retain(|_, one| one.begun.elapsed() < REPEATED_WITHIN);

@@ -1,4 +1,4 @@
-//! A call that a provider brings: admitted like any other, or met with what the business chose for "full".
+//! Inbound calls: admitted like any other call, or handled as the business configured for a full limit.
 
 use std::collections::BTreeSet;
 use std::hash::{Hash as _, Hasher as _};
@@ -22,13 +22,13 @@ use crate::policy::{Facts, RequestAttributes};
 use crate::provider::description::OWN_ID_KIND;
 use crate::store::{Change, Contradiction, InsertOutcome, Result, StoreError};
 
-/// How many locks the ids of arriving calls share. Two calls that meet at one wait a store write for one another.
+/// Number of locks that the ids of arriving calls share. Two calls that share a lock wait one store write for each other.
 const ARRIVALS: usize = 64;
 
 /// What outlives a reload.
 #[derive(Clone)]
 pub(super) struct InboundState {
-    /// Arrivals of one call go one after the other: by its ids, each of which falls to one of these.
+    /// Serialises arrivals of one call: each of its ids maps to one of these locks.
     arriving: Arc<[tokio::sync::Mutex<()>; ARRIVALS]>,
     pub(super) fronts: Fronts,
 }
@@ -40,7 +40,7 @@ impl Default for InboundState {
     }
 }
 
-/// Calls that providers bring, and those that were placed outside ringfence.
+/// Inbound calls, and external calls.
 pub struct Inbound {
     pub(super) context: Arc<Context>,
     pub(super) provider: Arc<ProviderClient>,
@@ -58,10 +58,11 @@ impl Inbound {
         Self { context, provider, rejections, state }
     }
 
-    /// Admits an inbound call, or says what it meets instead. A call that is known by one of its ids keeps its slot, however
-    /// many webhooks speak of it.
+    /// Admits an inbound call, or returns how it is rejected. A call that is known by one of its ids keeps its slot, however many
+    /// webhooks report it.
     pub async fn arrive(&self, arrival: Arrival) -> Result<ArrivalOutcome> {
-        // Two webhooks of one new call at the same moment: the second would find the limit taken by the first, and refuse it.
+        // Two webhooks of one new call may arrive at the same moment: the second would find the limit filled by the first, and
+        // reject the call.
         let _alone = self.alone(&arrival.aliases).boxed().await;
         let store = &self.context.lifecycle.store;
         if let Some(known) = store.resolve(&arrival.aliases).await? {
@@ -113,11 +114,11 @@ impl Inbound {
             }
         };
         drop(deciding);
-        // It exists until it has been refused or hung up, so it is counted, apart from the admitted ones.
+        // The call exists until it is rejected or hung up, so it is counted, apart from admitted calls.
         record.over_limit = true;
         failpoint::hit("inbound.full").await;
         if let InsertOutcome::Known(other) = self.context.lifecycle.adopt(record).await? {
-            // Another webhook of the same call came first: nothing is refused.
+            // Another webhook of the same call was first: the call is not rejected.
             return self.known(&other, &arrival).boxed().await;
         }
         failpoint::hit("inbound.adopted").await;
@@ -133,8 +134,8 @@ impl Inbound {
         Ok(ArrivalOutcome::Refused(call, when_full))
     }
 
-    /// A call that is known only by what is said in it. If its provider says so it exists, and is counted, whatever is full; if an
-    /// app does, it counts once somebody confirms it.
+    /// Records a call that is known only from its transcript. If its provider sent that, the call exists and is counted even over
+    /// a limit; if an app did, it counts once it is confirmed.
     pub async fn adopt_from_transcript(&self, arrival: Arrival) -> Result<CallId> {
         let _alone = self.alone(&arrival.aliases).boxed().await;
         if let Some(known) = self.context.lifecycle.store.resolve(&arrival.aliases).await? {
@@ -164,8 +165,8 @@ impl Inbound {
         }
     }
 
-    /// Waits until no other arrival of a call with one of these ids is under way. The locks are taken in one order, so that two
-    /// arrivals never wait for each other.
+    /// Waits until no other arrival of a call with one of these ids is in progress. The locks are acquired in a fixed order,
+    /// which prevents deadlock.
     async fn alone(&self, aliases: &[Alias]) -> Vec<tokio::sync::MutexGuard<'_, ()>> {
         let place = |alias: &Alias| {
             let mut hasher = std::hash::DefaultHasher::new();
@@ -180,9 +181,9 @@ impl Inbound {
         held
     }
 
-    /// The order of ours whose call this is, though its answer has not come yet: an event may overtake it, and not every event
-    /// says which side placed the call. The provider is asked only while such an order is under way, and never for a call that
-    /// waits for our reply.
+    /// The create of ours that this call belongs to, where its response is still outstanding: an event may overtake the response,
+    /// and not every event has the direction. The provider is queried only while such a create is outstanding, and never for a
+    /// call that waits for our reply.
     async fn order_of(&self, arrival: &Arrival) -> Result<Option<CallId>> {
         let account = &arrival.account;
         let Some(lookup) = account.provider.lookup.as_ref().filter(|_| !arrival.refusable) else { return Ok(None) };
@@ -210,7 +211,7 @@ impl Inbound {
         if let Some(what) = applied.as_ref().and_then(|applied| applied.contradiction) {
             return Ok(ArrivalOutcome::Contradicted(what));
         }
-        // A call that is over holds no slot: whoever answered it now would talk uncounted.
+        // A call that has ended holds no slot: answering it now would leave it uncounted.
         let refused = applied.filter(|a| a.record.phase == Phase::Ended || a.record.over_limit);
         Ok(match refused {
             Some(applied) if arrival.refusable => {
@@ -221,7 +222,7 @@ impl Inbound {
         })
     }
 
-    /// The facts of an arriving call. A call that a carrier brings uses the capacity of the account whose agents answer it.
+    /// The attributes of an arriving call for policy. A carrier's call uses the capacity of the account whose agents answer it.
     pub fn facts_of(&self, arrival: &Arrival) -> Facts {
         let policy = &self.context.policy;
         let agent_account = self.context.agent_account(&arrival.account.name);
@@ -238,7 +239,7 @@ impl Inbound {
             account: Some(account.name.as_str()),
             ..RequestAttributes::default()
         };
-        // A stranger's call still has to be counted somewhere: where nobody is known, everybody's limits bind it.
+        // A call of an unknown business has to be counted too: the limits for everybody bind it.
         let found = policy.identify(&marks);
         let business = if found.stranger.is_some() { BusinessId::default_business() } else { found.business };
         Facts {
@@ -255,8 +256,8 @@ impl Inbound {
         }
     }
 
-    /// A subaccount can sign what it likes. Whether a call that it announces is there, goes on, and is of the numbers that it names, its provider
-    /// knows. If that cannot be asked just now the call counts, and the sweep finds out.
+    /// Checks a subaccount's announcement with its provider: the call exists, is not over, and has the stated numbers. A
+    /// subaccount can sign anything. If the provider cannot be queried, the call counts, and the next sweep checks it.
     async fn doubt(&self, arrival: &Arrival) -> Option<Contradiction> {
         let subaccount = arrival.by.as_ref()?.subaccount.as_deref()?;
         let lookup = arrival.account.provider.lookup.as_ref()?;

@@ -1,9 +1,9 @@
-//! What is asked of providers: place a call, look calls up, end one; and what an inbound call meets.
+//! Calls at providers: placing, looking up and ending them; admission of inbound calls.
 //!
-//! Each part owns one concern and works with one small [`Context`]. [`outbound`] is the life of a create, [`inbound`] admits a call
-//! that a provider brings (`front` connects it, `external` counts one that was placed outside ringfence), [`provider_client`] asks
-//! providers where calls stand and ends them, [`post_call`] keeps what is told of calls after their end, [`rejection`] turns a
-//! rejection into a response, [`destination`] knows who may be called. `vouch` says whose word counts for which call.
+//! Each part owns one concern and works with one small [`Context`]. [`outbound`] is the life of a create, [`inbound`] admits a
+//! provider's inbound call (`front` connects it, `external` counts calls that were placed outside ringfence), [`provider_client`]
+//! queries calls at providers and ends them, [`post_call`] keeps post-call records, [`rejection`] turns a rejection into a
+//! response, [`destination`] checks who may be called. `vouch` decides which account's signature is valid for which call.
 
 pub mod app_address;
 pub mod arrival;
@@ -52,19 +52,19 @@ use rejection::RejectionState;
 pub use rejection::Rejections;
 use sweep_requests::SweepRequests;
 
-/// The parts, over one generation of the configuration, which it derefs to. Cloning is cheap.
+/// The parts of this layer over one generation of the configuration, to which it dereferences. Cloning is cheap.
 ///
-/// A reload makes the [`next`](Calls::next), with the same `State`.
+/// A reload makes the [`next`](Calls::next) generation, with the same `State`.
 #[derive(Clone)]
 pub struct Calls {
     context: Arc<Context>,
-    /// What ringfence asks of providers by itself.
+    /// ringfence's own requests to providers.
     pub provider: Arc<ProviderClient>,
     /// Places calls.
     pub outbound: Arc<Outbound>,
-    /// Calls that providers bring, and external ones.
+    /// Inbound and external calls.
     pub inbound: Arc<Inbound>,
-    /// What is told of calls after their end.
+    /// Post-call records.
     pub post_call: Arc<PostCallRecords>,
     /// Turns rejections into responses.
     pub rejections: Arc<Rejections>,
@@ -75,7 +75,7 @@ pub struct Calls {
     state: State,
 }
 
-/// What outlives a reload: all that is under way.
+/// State that outlives a reload: everything in progress.
 #[derive(Clone, Default)]
 struct State {
     tasks: TaskTracker,
@@ -98,7 +98,7 @@ impl Deref for Calls {
 }
 
 impl Calls {
-    /// Puts the layer together.
+    /// Builds the layer.
     pub fn new(
         lifecycle: Lifecycle,
         accounts: BTreeMap<AccountName, Arc<Account>>,
@@ -118,7 +118,7 @@ impl Calls {
         Self::over(context, state)
     }
 
-    /// The parts over a generation.
+    /// Builds the parts for one generation.
     fn over(context: Context, state: State) -> Self {
         let context = Arc::new(context);
         let provider = Arc::new(ProviderClient::new(context.clone(), state.hang_ups.clone()));
@@ -141,7 +141,7 @@ impl Calls {
         }
     }
 
-    /// The next generation, after a reload. What is under way is shared with this one.
+    /// The next generation, after a reload. It shares the state of this one.
     pub fn next(
         &self,
         policy: Arc<Policy>,
@@ -161,7 +161,7 @@ impl Calls {
         Self::over(Context { policy, ..Context::clone(&self.context) }, self.state.clone())
     }
 
-    /// Whether a request is joining this open call just now: it must not be ended meanwhile.
+    /// Whether a request is joining this open call: the call must not be ended meanwhile.
     pub fn is_joined(&self, call: &CallId) -> bool {
         self.state.outbound.joins.contains(call)
     }

@@ -1,5 +1,5 @@
-//! The one place that turns a rejection into a response. [`Rejections::respond`] logs it, counts it, records it and writes it; the
-//! bytes of a rejection cannot be had without it ([`NoteRejection`]).
+//! The only place that turns a rejection into a response. [`Rejections::respond`] logs, counts, records and writes it; the
+//! response bytes cannot be obtained without it ([`NoteRejection`]).
 
 use std::sync::Arc;
 
@@ -19,42 +19,42 @@ use crate::provider::description::LimitClass;
 use crate::reply::{Disposition, NoteRejection, Observed, Rejection, RejectionCode, ResponseStyle};
 use crate::store::RefusalRecord;
 
-/// The code of an inbound call that a limit had no slot for (contract §1).
+/// The code of an inbound call that a full limit rejected (contract §1).
 const CAPACITY_INBOUND: &str = "capacity_inbound";
 
-/// Which requests are rejected.
+/// The kind of a rejected request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RequestKind {
     /// It creates calls: its rejection is logged, counted and recorded.
     Create,
-    /// It is a job of a bulk run: its dialler is told, nobody else.
+    /// It is a job of a bulk run: its rejection is reported to the dialler only.
     Job,
-    /// It does not, as far as is known: it is only answered.
+    /// It is not known to create calls: its rejection is only answered.
     Other,
 }
 
-/// What of a request its rejection is logged, counted and recorded with.
+/// The attributes of a request that its rejection is logged, counted and recorded with.
 #[derive(Debug, Clone, Copy)]
 pub struct RejectedRequest<'a> {
-    /// Whether it would create calls.
+    /// The kind of request.
     pub kind: RequestKind,
-    /// Whose capacity it would have used.
+    /// The account whose capacity it would have used.
     pub account: &'a Account,
-    /// The business, or what names itself so.
+    /// The business, or the unknown name that the request gave.
     pub business: &'a str,
     /// Its plan.
     pub plan: &'a str,
     /// Which side places the call.
     pub direction: Direction,
-    /// Who is called.
+    /// The called number.
     pub to: Option<&'a str>,
-    /// The client sleeps on `Retry-After` inside the app's request.
+    /// The client is an SDK that sleeps for `Retry-After` within the app's request.
     pub sdk_sleeps: bool,
-    /// What the tries of one request have in common: they are one rejection.
+    /// The key that all attempts of one request share: they count as one rejection.
     pub retry_key: Option<&'a str>,
 }
 
-/// What outlives a reload.
+/// State that outlives a reload.
 #[derive(Debug, Clone, Default)]
 pub(super) struct RejectionState {
     log: RejectionLog,
@@ -67,7 +67,7 @@ pub struct Rejections {
     state: RejectionState,
 }
 
-/// One rejection of one request, about to be answered.
+/// A rejection of one request that is about to be answered.
 struct Noted<'a> {
     by: &'a Rejections,
     of: &'a RejectedRequest<'a>,
@@ -104,12 +104,12 @@ impl NoteRejection for Noted<'_> {
     }
 }
 
-/// Why a rejection is on record.
+/// Why a rejection is recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Recorded {
-    /// It was given.
+    /// The request was rejected.
     Rejected,
-    /// It would have been, were not everything only observed.
+    /// Observe mode: it would have been rejected.
     Observed,
 }
 
@@ -118,9 +118,9 @@ impl Rejections {
         Self { context, state }
     }
 
-    /// The response to a request that is rejected, or of which nobody knows what came of it.
+    /// The response to a rejected request, or to one with an unknown outcome.
     ///
-    /// An SDK's tries of one request are one rejection: they have one id, and are counted once.
+    /// An SDK's attempts of one request are one rejection: they have one id, and are counted once.
     pub fn respond(&self, mut rejection: Rejection, of: &RejectedRequest<'_>) -> Response<Bytes> {
         let told_secs = of.sdk_sleeps.then_some(self.context.settings.sdk_retry_after_max_secs);
         let retried = rejection.code.disposition() == Disposition::NotCalled
@@ -146,9 +146,9 @@ impl Rejections {
         response
     }
 
-    /// The response to a create of which nobody knows whether it made a call. Its slot is held.
+    /// The response to a create with an unknown outcome. Its slot is held.
     pub(super) fn outcome_unknown(&self, of: &RejectedRequest<'_>, call: &CallId, why: &str) -> Response<Bytes> {
-        warn!(%call, why, "create outcome unknown; the slot is held until the provider was asked");
+        warn!(%call, why, "create outcome unknown; slot held until the call is looked up");
         let message = format!(
             "It is not known whether the call was dialled: {why}. Do not send it again; its slot is held until {} was asked. [{call}]",
             of.account.provider.name
@@ -156,7 +156,7 @@ impl Rejections {
         self.respond(Rejection::new(RejectionCode::OutcomeUnknown, message), of)
     }
 
-    /// What a provider's own limit makes of a create. A limit of concurrent calls says that our view is stale: it is swept.
+    /// The rejection for a provider's own limit. A full concurrency limit means that our view is stale: the account is swept.
     pub(super) fn of_provider_limit(&self, account: &Account, class: LimitClass, wait_secs: u32) -> Rejection {
         let provider = &account.provider.name;
         self.context.lifecycle.metrics.provider_limit(provider, account.name.as_str(), class.as_str());
@@ -164,7 +164,7 @@ impl Rejections {
             self.context.sweep_requests.request(&account.name);
         }
         let why = match class {
-            LimitClass::Concurrency => "says that the account's calls at once are used up",
+            LimitClass::Concurrency => "says that the account's concurrent calls are used up",
             LimitClass::Rate => "takes no more requests just now",
             LimitClass::Busy => "is overloaded",
         };
@@ -176,7 +176,7 @@ impl Rejections {
         }
     }
 
-    /// What a full limit makes of a create or an inbound call.
+    /// The rejection for a full limit.
     pub(super) async fn of_full_limit(&self, facts: &Facts, full: &LimitExceeded) -> Rejection {
         let lifecycle = &self.context.lifecycle;
         let counts = lifecycle.capacity.counts().await.unwrap_or_default();
@@ -212,7 +212,7 @@ impl Rejections {
         Rejection { message, limit, global: Some((used, all)), ..rejection }
     }
 
-    /// Notes an inbound call that a limit had no slot for. What its caller meets is no response of this kind.
+    /// Logs, counts and records an inbound call that a full limit rejected. Its caller gets no response of this kind.
     pub(super) async fn inbound(&self, call: &CallId, facts: &Facts, full: &LimitExceeded) {
         let rejection = self.of_full_limit(facts, full).await;
         self.context.lifecycle.metrics.refused(CAPACITY_INBOUND, "inbound");
@@ -237,7 +237,7 @@ impl Rejections {
         self.context.observes() && rejection.code.observed() == Observed::Sent
     }
 
-    /// Notes what would have rejected a request that is sent.
+    /// Logs, counts and records what would have rejected a request that is sent.
     pub(super) fn observed(&self, rejection: &Rejection, of: &RejectedRequest<'_>) {
         let code = rejection.code.as_str(&of.account.provider.refusal);
         self.context.lifecycle.metrics.would_refuse(code);
@@ -245,7 +245,7 @@ impl Rejections {
         self.record(of.business, &of.account.name, of.direction, rejection, code, Recorded::Observed);
     }
 
-    /// Notes the limit that would have rejected a call that is admitted.
+    /// The same, for a full limit and a call that is admitted.
     pub(super) async fn observed_full_limit(&self, account: &Account, facts: &Facts, full: &LimitExceeded) {
         self.context.lifecycle.metrics.would_refuse(&full.limit);
         let rejection = self.of_full_limit(facts, full).await;
@@ -257,7 +257,7 @@ impl Rejections {
         self.record(business, &facts.account, facts.direction, &rejection, code, Recorded::Observed);
     }
 
-    /// Records beside the way of the request: a rejection must not wait for a disk.
+    /// Records in the background: a rejection must not wait for a disk.
     fn record(
         &self,
         business: &str,
@@ -286,7 +286,8 @@ impl Rejections {
     }
 }
 
-/// For a client that has gone before its request was admitted: it may be waiting on another connection by now.
+/// The rejection for a client that disconnected before its request was admitted: it may be retrying on another connection
+/// already.
 pub fn hung_up() -> Rejection {
     Rejection::new(RejectionCode::ClientHungUp, "Not dialled: the client disconnected before the request was admitted.")
 }

@@ -1,5 +1,5 @@
-//! Rejections on their way to the store. They are written beside the way of the request, all that wait in one write: a burst of
-//! rejections must not take the store from the calls that are admitted.
+//! Queue of rejections to be stored. They are written in the background, all queued ones in one write: a burst of rejections must
+//! not take the store's capacity from admitted calls.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -8,7 +8,7 @@ use tracing::warn;
 
 use crate::store::{RefusalRecord, Store};
 
-/// Rejections that may wait for the store. More are not recorded.
+/// Rejections that may be queued. Further ones are not recorded.
 const WAITING_MAX: usize = 1024;
 
 /// See the module. Cloning is cheap.
@@ -18,7 +18,7 @@ pub(super) struct RejectionLog(Arc<Mutex<Waiting>>);
 #[derive(Debug, Default)]
 struct Waiting {
     records: Vec<RefusalRecord>,
-    /// A task writes, and looks here again when it is done.
+    /// A task is writing, and checks the queue again when it is done.
     is_writing: bool,
 }
 
@@ -27,7 +27,7 @@ impl RejectionLog {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Records a rejection. One task at most writes; `tasks` waits for it.
+    /// Queues a rejection. At most one task writes; `tasks` tracks it.
     pub(super) fn record(&self, record: RefusalRecord, store: &Arc<dyn Store>, tasks: &TaskTracker) {
         let mut waiting = self.lock();
         if waiting.records.len() >= WAITING_MAX {
@@ -43,7 +43,7 @@ impl RejectionLog {
     }
 }
 
-/// The task that writes.
+/// The writing task.
 struct Writing(RejectionLog);
 
 impl Writing {
@@ -56,7 +56,7 @@ impl Writing {
         }
     }
 
-    /// What waits; without any, the next rejection starts a task of its own.
+    /// The queued rejections. If there are none, the next rejection starts a new task.
     fn next(&self) -> Option<Vec<RefusalRecord>> {
         let mut waiting = self.0.lock();
         let records = std::mem::take(&mut waiting.records);

@@ -1,4 +1,4 @@
-//! Rejections that an SDK may come back from: its tries of one request are one rejection.
+//! Recognises an SDK's retries of a rejected request: its attempts of one request are one rejection.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,15 +6,15 @@ use std::time::{Duration, Instant};
 
 use crate::ids::RefusalId;
 
-/// Requests that are remembered. More are not.
+/// Requests that are remembered at most.
 const REMEMBERED_MAX: usize = 50_000;
-/// An SDK that sleeps on `Retry-After` comes again no sooner than this; what comes sooner was sent beside it.
+/// An SDK that sleeps for `Retry-After` retries no sooner than this; an earlier equal request was sent in parallel.
 const SDK_SLEEPS: Duration = Duration::from_millis(300);
-/// It comes again within this at most, however long it is told to wait.
+/// It retries within this time at most, whatever `Retry-After` says.
 const SDK_GIVES_UP: Duration = Duration::from_secs(90);
-/// What it may take beyond the wait that it is told: jitter (a tenth of the wait in ElevenLabs' SDKs), the way, another connection.
+/// The delay that it may add to `Retry-After`: jitter (a tenth of the wait in ElevenLabs' SDKs), network, a new connection.
 const SDK_DELAY: Duration = Duration::from_secs(2);
-/// It tries so often in all: two retries.
+/// Attempts in all: two retries.
 const SDK_TRIES: u32 = 3;
 
 #[derive(Debug)]
@@ -33,8 +33,8 @@ impl SdkRetries {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The id of a rejection, and whether it is one that an SDK's earlier try of this request has met already; `fresh`, where it is
-    /// not. `told_secs`: the longest wait that the SDK is told; what comes later is another request.
+    /// The id of a rejection, and whether an SDK's earlier attempt of this request had it already; `fresh` otherwise.
+    /// `told_secs`: the longest `Retry-After` that the SDK is told; a later request is a new one.
     pub(super) fn id_of(&self, key: &str, told_secs: u32, fresh: RefusalId) -> (RefusalId, bool) {
         let told = Duration::from_secs(told_secs.into());
         let mut all = self.rejected();
@@ -62,7 +62,7 @@ impl SdkRetries {
 mod tests {
     use super::*;
 
-    /// Moves what is remembered into the past.
+    /// Moves remembered times into the past.
     fn pass(all: &SdkRetries, ms: u64) {
         let mut rejected = all.rejected();
         let one = rejected.get_mut("x").unwrap();
@@ -88,7 +88,7 @@ mod tests {
 
     #[test]
     fn equal_requests_further_apart_than_an_sdk_waits_are_two_rejections() {
-        // How long the rejected are told to wait, how much later an equal request comes, and whether it is the same one.
+        // `Retry-After`, delay of an equal request, and whether it is a retry.
         for (told_secs, later_ms, same) in [
             (1, 3_100, true),
             (1, 3_300, false),

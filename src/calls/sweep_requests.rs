@@ -1,4 +1,4 @@
-//! Accounts that are to be swept at once, as when a provider says that its limit is full where ours is not.
+//! Accounts to be swept without delay, such as when a provider's limit is full and ours is not.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,18 +20,18 @@ impl SweepRequests {
         self.accounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks for a sweep of this account.
+    /// Requests a sweep of this account.
     pub fn request(&self, account: &AccountName) {
         self.accounts().insert(account.clone());
         self.notify.notify_waiters();
     }
 
-    /// Whether a sweep of this account was asked for. The request is taken.
+    /// Whether a sweep of this account was requested. Clears the request.
     pub fn take(&self, account: &AccountName) -> bool {
         self.accounts().remove(account)
     }
 
-    /// Done at the next request, from the moment that it is enabled.
+    /// Completes at the next request, from the moment that it is enabled.
     pub fn requested(&self) -> Notified<'_> {
         self.notify.notified()
     }

@@ -1,4 +1,4 @@
-//! Whose word counts for which call.
+//! Which account's signature is valid for news of which call.
 
 use super::context::Context;
 use crate::ids::AccountName;
@@ -7,7 +7,7 @@ use crate::provider::description::{Reply, SUBACCOUNT_KIND};
 use crate::store::{CallRecord, Voucher};
 
 impl Context {
-    /// Who vouches for news that these accounts have signed, or a subaccount of theirs.
+    /// The voucher for news signed by these accounts, or by a subaccount of theirs.
     pub fn voucher(&self, accounts: &[AccountName], subaccount: Option<String>) -> Voucher {
         let of: Vec<&Account> = accounts.iter().filter_map(|name| self.account(name)).map(|a| &**a).collect();
         let carriers: Vec<AccountName> = of.iter().filter_map(|account| account.carrier.clone()).collect();
@@ -22,7 +22,7 @@ impl Context {
         }
     }
 
-    /// The operations under which a carrier brings calls before they are answered, and of which it can be asked whether they go on.
+    /// The operations by which a carrier announces inbound calls before they are answered, and whose calls it can be queried for.
     fn brings(&self, carrier: &AccountName) -> impl Iterator<Item = &str> {
         let account = self.account(carrier).filter(|account| account.can_ask() && account.provider.lookup.is_some());
         let webhooks = account.into_iter().flat_map(|account| &account.provider.webhooks);
@@ -30,7 +30,7 @@ impl Context {
         events.filter(|event| event.admits).map(|event| event.name.as_str())
     }
 
-    /// The carrier that brought a call, and that says how long it lasts: whatever is connected to it may come and go.
+    /// The carrier that brought a call, and decides how long it lasts: agents connected to it may come and go.
     pub fn holder_of(&self, record: &CallRecord) -> Option<&Account> {
         let carrier = record.facts.carrier.as_ref()?;
         let account =
@@ -40,7 +40,7 @@ impl Context {
     }
 }
 
-/// The id by which a call is known to be a subaccount's, before its provider's own is known.
+/// The alias that marks a call as a subaccount's, before the provider's own id is known.
 pub(super) fn subaccount_alias(subaccount: &str, id: &str) -> Option<crate::ids::Alias> {
     crate::ids::Alias::new(SUBACCOUNT_KIND, &format!("{subaccount}/{id}"))
 }

@@ -1,5 +1,5 @@
-//! Moves of the gate: at the start, when it falls back or returns, when it has to be filled anew, when limits change. Each is one
-//! epoch more, in one transaction that counts the open calls; and the comparison that finds what no move has caught.
+//! Transitions of the limiter: start, fail-over, return, rebuild, new limits. Each increments the epoch in one transaction that
+//! recounts the open calls; and the comparison of leases with records that repairs what no transition caught.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -17,34 +17,34 @@ use crate::ids::CallId;
 use crate::policy::Policy;
 use crate::store::{Result, StoreError};
 
-/// A lease without a record, or a record without a lease, is looked at only after so long: the one is written before the other,
-/// and a process may have been held up in between.
+/// A lease without a record, or a record without a lease, counts as a difference only after this time, in milliseconds: the lease
+/// is written first, and its process may have been suspended in between.
 pub(super) const GRACE_MS: i64 = 15_000;
-/// The pause after a move that another replica made first.
+/// The pause after another replica made the transition first.
 const MOVED_BY_ANOTHER: Duration = Duration::from_millis(5);
 
-/// GateOp a comparison of leases with the record found, and what was done about it.
+/// The result of comparing leases with call records.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Compared {
     /// Leases and open records that agree.
     pub agree: usize,
-    /// Leases of calls that have ended: given back.
+    /// Leases of ended calls: released.
     pub ended: usize,
-    /// Leases that never got a record: freed by filling the gate anew.
+    /// Leases without a record: released by rebuilding the limiter.
     pub orphans: usize,
     /// Open records without a lease: counted again.
     pub uncounted: usize,
 }
 
 impl Compared {
-    /// Whether there was anything to do.
+    /// Whether no difference was found.
     pub fn is_clean(&self) -> bool {
         self.ended + self.orphans + self.uncounted == 0
     }
 }
 
 impl Capacity {
-    /// Takes the gate up at the start: the open calls are counted by the policy of this process. Returns how many there are.
+    /// Starts: counts the open calls by this process's policy. Returns their number.
     pub async fn start(&self) -> Result<usize> {
         let home = self.0.settings.home;
         let to = if self.is_away() { GateMode::Database } else { home };
@@ -58,7 +58,7 @@ impl Capacity {
         }
     }
 
-    /// Before the start nothing was decided under any epoch.
+    /// Adopts the first epoch: nothing was decided before.
     fn adopt_epoch_as(&self, now: crate::admission::GateState) {
         self.0.state.send_replace(now);
     }
@@ -67,8 +67,8 @@ impl Capacity {
         self.0.gate.as_ref().is_some_and(|gate| gate.away().is_some())
     }
 
-    /// Swaps the policy: every open call counts against the new limits before they decide anything. `publish` brings whatever
-    /// goes with it, before the first call is decided by it.
+    /// Swaps the policy: every open call is counted under the new limits before they decide. `publish` makes whatever belongs to
+    /// the policy visible before the first decision by it.
     pub async fn swap(&self, policy: Arc<Policy>, publish: impl FnOnce()) -> Result<()> {
         let _alone = self.0.deciding.write().await;
         let _one = self.0.moving.lock().await;
@@ -83,9 +83,10 @@ impl Capacity {
         Ok(())
     }
 
-    /// Moves the gate, unless another replica has.
+    /// Makes a transition, unless another replica has.
     pub(super) async fn move_to(&self, to: GateMode) -> Result<Option<usize>> {
-        // Where replicas share the record the epoch outdates what is under way; whoever waits for this move must not keep it.
+        // In a shared store the epoch invalidates what is in progress; an admission that waits for this transition must not block
+        // it.
         let _alone = match self.is_shared() {
             true => None,
             false => Some(self.0.deciding.write().await),
@@ -95,7 +96,7 @@ impl Capacity {
         self.bump_epoch(to, &policy).boxed().await
     }
 
-    /// One epoch more. `None`: the gate was at another by then, which is taken up.
+    /// Increments the epoch. `None`: it had changed, and the new state is adopted.
     async fn bump_epoch(&self, to: GateMode, policy: &Arc<Policy>) -> Result<Option<usize>> {
         let from = self.state().epoch;
         let advanced = self.0.store.bump_epoch(from, to, policy.clone(), self.0.clock.now_ms()).await?;
@@ -126,7 +127,7 @@ impl Capacity {
         Ok(Some(open))
     }
 
-    /// Gives back what ended between the count and the filling: whoever ended it told an epoch that is over.
+    /// Releases what ended between the count and the rebuild: those releases went to an epoch that is over.
     async fn release_ended(&self, held: &[LeaseRow]) -> Result<()> {
         let open: HashSet<CallId> = self.0.store.leases().await?.into_iter().map(|one| one.call).collect();
         for one in held.iter().filter(|one| !open.contains(&one.call)) {
@@ -135,7 +136,7 @@ impl Capacity {
         Ok(())
     }
 
-    /// Compares what is held with what is on record, and mends what differs: asks the record of each before it frees anything.
+    /// Compares leases with call records, and repairs differences: reads the record of each before it releases anything.
     pub async fn compare(&self) -> Result<Compared> {
         let state = self.state();
         let Some(gate) = self.gate_of(state.mode) else {
@@ -143,7 +144,7 @@ impl Capacity {
             let agree = self.0.store.leases().await?.len();
             return Ok(Compared { agree, ..Compared::default() });
         };
-        // In this order: what ends between the two is found ended, not uncounted.
+        // Leases are read first: a call that ends between the two reads counts as ended, not as uncounted.
         let held = gate.held(state.epoch).await.map_err(|error| StoreError::Failed(error.to_string()))?;
         failpoint::hit("gate.comparing").await;
         let mut open: HashMap<CallId, LeaseRow> =
@@ -168,13 +169,13 @@ impl Capacity {
         for one in open.into_values().filter(old) {
             found.uncounted += 1;
             self.send_op(pending_ops::GateOp::Adopt(state.epoch, one.clone())).boxed().await;
-            // It may have ended since the record was read.
+            // It may have ended since its record was read.
             if self.lease(&one.call).boxed().await?.is_none() {
                 self.send_op(pending_ops::GateOp::Release(one.call)).boxed().await;
             }
         }
         if found.orphans > 0 {
-            // Whoever was admitted and never came to its record is outdated by this, however late it wakes.
+            // This invalidates an admission that was never recorded, however late its process resumes.
             self.move_to(state.mode).boxed().await?;
         }
         if !found.is_clean() {

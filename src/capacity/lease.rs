@@ -1,9 +1,9 @@
-//! Leases. They are given by this module alone, to calls that are on record.
+//! Leases. Only this layer makes them, for recorded calls.
 
 use crate::ids::CallId;
 
-/// A call's place in the limits that bind it, and so the right to send its create. Dropping it frees nothing: drop runs when a client
-/// hangs up, the call does not.
+/// A call's slots in the limits that bind it, and so the right to send its create. Dropping it releases nothing: a client that
+/// hangs up does not end the call.
 #[must_use = "a lease is held until its call has ended"]
 #[derive(Debug)]
 pub struct Lease {
@@ -21,7 +21,7 @@ impl Lease {
         &self.call
     }
 
-    /// How many places it holds in each limit: 1, or what a batch was granted. 0 of a call that nobody could count.
+    /// The slots that it holds in each limit: 1, or those granted to a batch. 0 for an uncounted call.
     pub fn slots(&self) -> u32 {
         self.slots
     }

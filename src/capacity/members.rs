@@ -1,4 +1,4 @@
-//! What replicas say of themselves to each other, with every beat: their policy, and what they last saw at providers.
+//! State that replicas share in their heartbeats: their policy, and what they last saw at providers.
 
 use std::collections::BTreeMap;
 
@@ -10,61 +10,61 @@ use crate::clock::UnixMs;
 use crate::policy::{Binding, Declared};
 use crate::store::{Living, Replica};
 
-/// The longest error that others are told, in characters.
+/// The longest error that is shared, in characters.
 const ERROR_CHARS_MAX: usize = 300;
 
-/// What a sweep of an account saw.
+/// The result of an account's sweep.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sighting {
-    /// Live calls as the provider counts or lists them. `None`: it never said.
+    /// The provider's number of live calls. `None`: never known.
     pub provider_live: Option<u32>,
-    /// When it said so, in milliseconds since 1970.
+    /// When the provider said so, in milliseconds since 1970.
     pub as_of_ms: Option<UnixMs>,
-    /// When it was last asked, in milliseconds since 1970.
+    /// When it was last queried, in milliseconds since 1970.
     pub tried_at_ms: UnixMs,
-    /// Why it could not be asked then.
+    /// Why that query failed.
     pub error: Option<String>,
 }
 
-/// What a replica says.
+/// The state in a heartbeat.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Says {
     policy: Declared,
-    /// Since when that is in force there, in milliseconds since 1970.
+    /// Since when its policy is in force, in milliseconds since 1970.
     policy_since_ms: UnixMs,
     seen: BTreeMap<String, Sighting>,
 }
 
-/// A replica as any of them sees it.
+/// A replica, as all replicas see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
-    /// Who it is.
+    /// Its identity.
     pub replica: Replica,
-    /// When it was first heard, in milliseconds since 1970. `None`: this one, which is alone.
+    /// Its first heartbeat, in milliseconds since 1970. `None`: this one, without others.
     pub started_at: Option<UnixMs>,
-    /// When it was last heard.
+    /// Its last heartbeat.
     pub heard_at: Option<UnixMs>,
-    /// The hash of its policy, and since when that is in force. `None`: a version that does not say so.
+    /// The hash of its policy, and since when that is in force. `None`: a version that does not share it.
     pub policy: Option<(String, UnixMs)>,
-    /// It sweeps.
+    /// It is the leader.
     pub leads: bool,
 }
 
-/// What is known of the replicas.
+/// Known replicas.
 #[derive(Debug, Default)]
 pub(super) struct Known {
-    /// What this one last saw, by account.
+    /// This replica's latest sightings, by account.
     seen: BTreeMap<String, Sighting>,
     /// The hash of this one's policy, and since when.
     policy: (String, UnixMs),
     members: Vec<Member>,
-    /// Policies of others that are not this one's.
+    /// Other replicas' policies that differ from this one's.
     others: Vec<Declared>,
     seen_elsewhere: BTreeMap<String, Sighting>,
 }
 
 impl Capacity {
-    /// This process, with what it says of itself.
+    /// This process, with its shared state.
     pub(super) fn myself(&self) -> Replica {
         let policy = Declared::of(&self.0.policy.load());
         let (seen, (_, policy_since_ms)) = {
@@ -78,12 +78,12 @@ impl Capacity {
         Replica { state, ..self.0.replica.clone() }
     }
 
-    /// Takes up what the others say.
+    /// Takes over the others' state.
     pub(super) fn hear(&self, live: &[Living]) {
         let mine = self.0.policy.load().hash().to_owned();
         let (mut members, mut others, mut elsewhere) = (vec![], vec![], BTreeMap::<String, Sighting>::new());
         for (n, one) in live.iter().enumerate() {
-            // One of another version may say something else.
+            // Another version may share other state.
             let says = one.replica.state.as_deref().and_then(|state| serde_json::from_str::<Says>(state).ok());
             members.push(Member {
                 replica: Replica { state: None, ..one.replica.clone() },
@@ -123,13 +123,13 @@ impl Capacity {
         }
     }
 
-    /// While other replicas run on other policies, of each limit the lower one holds.
+    /// While replicas have different policies, applies the lower value of each limit.
     pub(super) fn lower(&self, bindings: &mut [Binding]) {
         let known = lock(&self.0.known);
         known.others.iter().for_each(|other| other.lower(bindings));
     }
 
-    /// Notes what a sweep of this process saw.
+    /// Records the result of a sweep of this process.
     pub fn saw(&self, account: &str, mut sighting: Sighting) {
         if let Some((at, _)) = sighting.error.as_ref().and_then(|error| error.char_indices().nth(ERROR_CHARS_MAX)) {
             sighting.error.iter_mut().for_each(|error| error.truncate(at));
@@ -137,14 +137,14 @@ impl Capacity {
         lock(&self.0.known).seen.insert(account.to_owned(), sighting);
     }
 
-    /// What was last seen at an account, by whichever replica. `None`: nobody has asked.
+    /// The latest sighting of an account by any replica. `None`: there is none.
     pub fn sighting(&self, account: &str) -> Option<Sighting> {
         let known = lock(&self.0.known);
         let both = [known.seen.get(account), known.seen_elsewhere.get(account)];
         both.into_iter().flatten().max_by_key(|sighting| sighting.tried_at_ms).cloned()
     }
 
-    /// The replicas that live, this one among them, the one that leads first.
+    /// The live replicas, including this one; the leader first.
     pub fn members(&self) -> Vec<Member> {
         let me = self.myself();
         let known = lock(&self.0.known);
@@ -155,7 +155,7 @@ impl Capacity {
         vec![Member { replica: Replica { state: None, ..me }, started_at: None, heard_at: None, policy, leads: true }]
     }
 
-    /// Whether replicas run on different policies.
+    /// Whether replicas have different policies.
     pub fn policies_differ(&self) -> bool {
         !lock(&self.0.known).others.is_empty()
     }

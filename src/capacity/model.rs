@@ -1,9 +1,9 @@
-//! The reference model of capacity: plain lists, no cleverness. Random commands run against it and against every back end, and
-//! after each of them everything has to be the same: who was admitted, what refused whom and for how long, what is on record,
-//! what the gate holds.
+//! The reference model of admission: plain lists, no optimisation. Random commands run against it and against every limiter, and
+//! after each of them both must agree: who was admitted, what rejected whom and for how long, what is recorded, which leases are
+//! held.
 //!
-//! `RINGFENCE_MODEL_SEQUENCES` says how many sequences each back end gets instead of what CI has time for, `RINGFENCE_SEED`
-//! repeats a run. A failure shrinks to the shortest sequence that fails.
+//! `RINGFENCE_MODEL_SEQUENCES` sets the number of sequences for each back end, `RINGFENCE_SEED` repeats a run. A failure shrinks
+//! to the shortest failing sequence.
 
 mod back_ends;
 mod commands;
@@ -24,17 +24,17 @@ pub(super) use back_ends::World;
 pub(super) use commands::{limits, policy};
 pub(super) use run::new_call;
 
-/// What is said to an order.
+/// The answer to a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Answer {
     Admitted(u32, Option<LimitExceeded>, Option<Event>),
     Known(CallId),
     Refused(LimitExceeded),
-    /// Nobody decides.
+    /// No limiter decides.
     Nobody,
 }
 
-/// A call on record that is open.
+/// An open recorded call.
 #[derive(Debug, Clone)]
 struct Open {
     facts: Facts,
@@ -42,15 +42,15 @@ struct Open {
     held: LeaseRow,
 }
 
-/// A lease without an open record: whoever had to write the one or to free the other died.
+/// A lease without an open record: the process that had to write the record or to release the lease died.
 #[derive(Debug, Clone)]
 struct Ghost {
     held: LeaseRow,
-    /// Its record says that it is over; else it never got one.
+    /// Its record has ended; else it never got one.
     is_ended: bool,
 }
 
-/// Whose an id is.
+/// The owner of an id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Owner {
     Call(CallId),
@@ -58,22 +58,22 @@ enum Owner {
     News(Event),
 }
 
-/// Everything there is to know.
+/// The whole state.
 struct Model {
-    /// Who decides when nothing is wrong.
+    /// The configured limiter.
     home: GateMode,
-    /// Who decides.
+    /// The limiter that decides.
     mode: GateMode,
-    /// The gate has what it was filled with.
+    /// The limiter still has its data.
     is_filled: bool,
     now: UnixMs,
-    /// Each replica's limits, and what it has learnt of lengths.
+    /// Each replica's limits, and its estimator.
     replicas: Vec<(Arc<Policy>, RetryAfterEstimator)>,
     open: Vec<Open>,
     ghosts: Vec<Ghost>,
-    /// Every call that ever was on record and took tokens: when, and of which facts.
+    /// Every recorded call that took tokens: when, and its attributes.
     sent: Vec<(UnixMs, Facts)>,
-    /// What the rates have given out, in its order.
+    /// The tokens taken from rates, in order.
     tokens: Vec<(String, UnixMs, Rate)>,
     owners: BTreeMap<usize, Owner>,
 }
@@ -94,12 +94,12 @@ impl Model {
         }
     }
 
-    /// What is on record.
+    /// Leases by the call records.
     fn leases(&self) -> Vec<LeaseRow> {
         self.open.iter().map(|open| open.held.clone()).collect()
     }
 
-    /// What takes room. The database counts nothing but its record.
+    /// Leases that take slots. The database counts only its records.
     fn holding(&self) -> Vec<LeaseRow> {
         let ghosts = self.ghosts.iter().filter(|_| self.mode != GateMode::Database).map(|ghost| ghost.held.clone());
         self.leases().into_iter().chain(ghosts).collect()
@@ -113,7 +113,7 @@ impl Model {
         self.under(key).iter().map(|held| held.slots).sum()
     }
 
-    /// The first limit that has too little.
+    /// The first limit that is short.
     fn short(&self, order: &AdmissionRequest) -> Option<Shortfall> {
         order.bindings.iter().enumerate().find_map(|(binding, limit)| match limit.bound {
             Bound::Concurrent(allowed) => {
@@ -133,9 +133,9 @@ impl Model {
         })
     }
 
-    /// How long until one more may go. A create counts for a little longer than the window, from the end of its slice; one that
-    /// lies further ahead than that came from a clock that jumped, and counts no more. Of what observe mode let through, the
-    /// newest count.
+    /// Milliseconds until one more create is allowed. A create counts for a little longer than the window, from the end of its
+    /// slice; one further in the future than that came from a clock that jumped, and does not count. Of those that observe mode
+    /// let through, the newest count.
     fn token_in_ms(&self, key: &str, rate: Rate) -> i64 {
         let counts =
             |at: UnixMs, rate: Rate, now: UnixMs| (at - now).abs() <= rate.held_ms() && at + rate.held_ms() > now;
@@ -144,7 +144,7 @@ impl Model {
             kept.retain(|at| counts(*at, *rate, *now));
             kept.push((now + rate.slice_ms() - 1) / rate.slice_ms() * rate.slice_ms());
             kept.sort_unstable();
-            // Those of one slice go together.
+            // Those of one slice expire together.
             while kept.iter().filter(|at| **at > kept[0]).count() >= rate.count as usize {
                 let oldest = kept[0];
                 kept.retain(|at| *at > oldest);
@@ -157,7 +157,7 @@ impl Model {
         }
     }
 
-    /// One place after the other, while all limits have one more.
+    /// One slot after the other, while all limits have a free one.
     fn granted(&self, order: &AdmissionRequest) -> u32 {
         let has_room = |n: u32| {
             order.bindings.iter().all(|limit| match limit.bound {
@@ -168,7 +168,7 @@ impl Model {
         (1..=order.slots.wanted).take_while(|n| order.mode == Mode::Observe || has_room(*n)).last().unwrap_or(0)
     }
 
-    /// An order, with one id perhaps, at a replica. Asked again, it is not told what would have refused it.
+    /// A request, with one id perhaps, at a replica. Repeated, it does not return what would have rejected it.
     fn admit(
         &mut self,
         at: usize,
@@ -195,7 +195,7 @@ impl Model {
                 (order.slots.wanted, None)
             }
             OnOutage::Database => {
-                // In one transaction with the record the ids come first; a gate of its own knows none.
+                // In one transaction with the record the ids are checked first; a limiter knows no ids.
                 if let (GateMode::Database, Some(known)) = (self.mode, &known) {
                     return Answer::Known(known.clone());
                 }
@@ -220,7 +220,7 @@ impl Model {
         Answer::Admitted(slots, would, news)
     }
 
-    /// The gate admitted it, and whoever asked died before the record was written.
+    /// The limiter admitted it, and its process died before the record was written.
     fn orphan(&mut self, order: &AdmissionRequest) {
         if order.mode == Mode::Enforce && self.short(order).is_some() {
             return;
@@ -257,7 +257,7 @@ impl Model {
         self.open.push(Open { facts: facts.clone(), phase: Phase::Reserved, held });
     }
 
-    /// What an event does to a call, and to whom it was told.
+    /// Applies an event to a call.
     fn apply(&mut self, at: usize, call: &CallId, event: Event, is_told: bool) -> Step {
         let Some(place) = self.open.iter().position(|open| open.held.call == *call) else { return Step::Ignore };
         let step = next(self.open[place].phase, event);
@@ -282,7 +282,8 @@ impl Model {
         waits.freed(&policy.bindings(&over.facts), talked.then(|| self.now - over.held.since_ms));
     }
 
-    /// A call learns an id, with an event; news that waited under the id comes with it. The call that has the id already, if one has.
+    /// Binds an id to a call, with an event; news that waited under the id is applied. Returns the call that has the id already,
+    /// if any.
     fn bind(&mut self, at: usize, call: &CallId, alias: usize, event: Event) -> (Step, Option<CallId>) {
         let (event, conflict) = match self.owners.get(&alias) {
             Some(Owner::Call(other)) if other != call => (event, Some(other.clone())),
@@ -295,7 +296,7 @@ impl Model {
         (self.apply(at, call, event, true), conflict)
     }
 
-    /// News of an id. The call that has it, if one has.
+    /// News for an id. Returns the call that has it, if any.
     fn news(&mut self, alias: usize, event: Event) -> Option<CallId> {
         match self.owners.get(&alias) {
             Some(Owner::Call(call)) => return Some(call.clone()),
@@ -305,7 +306,7 @@ impl Model {
         None
     }
 
-    /// A replica moved the gate: everything that is open is counted by its limits, and nothing else.
+    /// A replica made a transition: all open calls are counted under its limits, and nothing else.
     fn moved(&mut self, by: usize, to: GateMode) {
         let policy = self.replicas[by].0.clone();
         (self.mode, self.is_filled) = (to, true);
@@ -326,7 +327,7 @@ impl Model {
         }
     }
 
-    /// What a comparison finds and mends.
+    /// The differences that a comparison finds and repairs.
     fn compared(&mut self, by: usize) -> Compared {
         let mut found = Compared { agree: self.open.len(), ..Compared::default() };
         if self.mode == GateMode::Database {

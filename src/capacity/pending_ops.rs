@@ -1,4 +1,4 @@
-//! GateOp the gate has yet to be told: it was away, or is being filled.
+//! Operations that wait for the limiter: it was unavailable, or is being rebuilt.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -10,26 +10,26 @@ use crate::gate::GateError;
 use crate::ids::CallId;
 use futures_util::FutureExt as _;
 
-/// So much is remembered. GateOp is forgotten the comparison with the record finds.
+/// Operations that are queued. The comparison with the call records finds those that were dropped.
 const UNDONE_MAX: usize = 10_000;
-/// While the database decides nobody has to be told of an end, except that Redis may have been filled a moment ago with what
-/// was open before it. How long a replica may not know that the gate has moved.
+/// How long a replica may not have noticed a new epoch. While the database decides releases need not be sent, unless Redis was
+/// filled a moment ago with calls that were open before.
 const EPOCH_PROPAGATION: Duration = Duration::from_secs(10);
 
-/// A word to the gate. Said twice it means the same.
+/// An operation on the limiter. Idempotent.
 #[derive(Debug, Clone)]
 pub(super) enum GateOp {
-    /// The call has ended, or was never put on record.
+    /// The call has ended, or was never recorded.
     Release(CallId),
     /// Its admission under this epoch got no answer.
     Forbid(i64, CallId),
-    /// It was put on record under this epoch and has to be counted.
+    /// It was recorded under this epoch and has to be counted.
     Adopt(i64, LeaseRow),
 }
 
 impl GateOp {
-    /// Whether a move has done it since: what was asked under an epoch that is over comes to nothing, and what was on record is
-    /// counted, perhaps by other limits.
+    /// Whether a transition has made it unnecessary: an admission under an epoch that is over has no effect, and recorded calls
+    /// were recounted, perhaps under other limits.
     fn is_over(&self, epoch: i64) -> bool {
         match self {
             GateOp::Release(_) => false,
@@ -41,7 +41,7 @@ impl GateOp {
 #[derive(Debug, Default)]
 pub(super) struct PendingOps {
     waiting: VecDeque<GateOp>,
-    /// Ends while the database decided.
+    /// Calls that ended while the database decided.
     lately: VecDeque<(Instant, CallId)>,
 }
 
@@ -66,7 +66,7 @@ impl PendingOps {
         self.lately.push_back((Instant::now(), call));
     }
 
-    /// The gate has moved. The database needs to be told nothing: it reads the record.
+    /// Handles a transition. The database needs no operations: it reads the call records.
     pub(super) fn moved(&mut self, to: GateMode) {
         if to == GateMode::Database {
             self.waiting.clear();
@@ -84,7 +84,7 @@ impl Capacity {
         self.0.wake.notify_one();
     }
 
-    /// Tells the gate, now or when it is there.
+    /// Sends an operation, now or when the limiter is available.
     pub(super) async fn send_op(&self, what: GateOp) {
         let state = self.state();
         if state.mode == GateMode::Database {
@@ -108,7 +108,7 @@ impl Capacity {
         }
     }
 
-    /// Says what waits, in its order, until the gate does not listen. Returns whether anything is left.
+    /// Sends queued operations in order, until one fails. Returns whether any is left.
     pub(super) async fn flush_pending(&self) -> bool {
         loop {
             let Some(what) = lock(&self.0.undone).waiting.pop_front() else { return false };
@@ -116,7 +116,7 @@ impl Capacity {
                 lock(&self.0.undone).waiting.push_front(what);
                 return true;
             }
-            // It waited, and may have ended meanwhile: its end may have been told before.
+            // The call may have ended meanwhile, and its release may have been sent first.
             if let GateOp::Adopt(_, held) = what
                 && let Ok(Some(record)) = self.0.store.call(&held.call).await
                 && record.phase == Phase::Ended

@@ -1,5 +1,5 @@
-//! Holes between two replicas, a Redis and a record, each opened on purpose at the moment that matters. The numbers are those of
-//! the list in `tests/it/holes.rs`.
+//! Races between two replicas, a Redis and a store, each provoked at the critical moment. The numbers are those of the list in
+//! `tests/it/holes.rs`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,7 +21,7 @@ use crate::store::Change;
 
 const END: Event = Event::Ended(Outcome::Completed, EndProof::Webhook);
 
-/// Where somebody stands until the test lets him go.
+/// A point at which a task waits until the test releases it.
 struct Stop {
     is_closed: AtomicBool,
     came: Semaphore,
@@ -33,7 +33,7 @@ impl Stop {
         Self { is_closed: AtomicBool::new(false), came: Semaphore::new(0), go: Semaphore::new(0) }
     }
 
-    /// The next who comes has to stand.
+    /// Makes the next task wait.
     fn close(&self) {
         self.is_closed.store(true, Ordering::Relaxed);
     }
@@ -54,7 +54,7 @@ impl Stop {
     }
 }
 
-/// Redis, as one replica meets it that stands still at the wrong moments.
+/// Redis, through a replica that is suspended at critical moments.
 struct Between {
     redis: Arc<dyn Gate>,
     before_filling: Stop,
@@ -97,7 +97,7 @@ impl Gate for Between {
     }
 }
 
-/// Replica A stands still where the test wants, replica B never does.
+/// Replica A is suspended where the test wants, replica B never is.
 struct Two {
     world: World,
     between: Arc<Between>,
@@ -107,7 +107,7 @@ struct Two {
 }
 
 impl Two {
-    /// With so many calls at once, and a rate perhaps.
+    /// With a concurrency limit, and perhaps a rate.
     async fn with(concurrent: u32, rate: Option<Rate>) -> Self {
         Self::under(model::limits(concurrent, rate, OnOutage::Database)).await
     }
@@ -141,7 +141,7 @@ impl Two {
         two
     }
 
-    /// A replica hears where the gate is.
+    /// A replica learns the current epoch.
     async fn hear(&self, replica: &Capacity) {
         replica.adopt_epoch(self.world.stores[0].gate_state().await.unwrap());
     }
@@ -189,7 +189,7 @@ impl Two {
         }
     }
 
-    /// Both hear where the gate is, and say what they had to tell it. Then as much is held as is on record.
+    /// Both learn the current epoch, and send their pending operations. Then leases and records agree.
     async fn agree_on(&self, calls: u32) {
         for replica in [&self.a, &self.b] {
             self.hear(replica).await;
@@ -202,14 +202,14 @@ impl Two {
     }
 }
 
-/// A stands still between its move and the filling, and B moves meanwhile: what A fills in counts for nothing.
+/// A is suspended between its transition and the rebuild, and B makes another: what A fills in is discarded.
 #[tokio::test]
 async fn hole_3_02_a_stale_rebuilder_wakes() {
     let two = Two::with(2, None).await;
     two.between.before_filling.close();
     let (moved, ()) = tokio::join!(two.a.move_to(GateMode::Redis), async {
         two.between.before_filling.somebody_stands().await;
-        // Nothing is admitted on the strength of an epoch that nobody has filled.
+        // Nothing is admitted under an epoch that was never filled.
         two.hear(&two.b).await;
         assert!(matches!(two.b.counts().await, Err(AdmissionError::Gate(_))));
         two.b.move_to(GateMode::Redis).await.unwrap().unwrap();
@@ -224,7 +224,7 @@ async fn hole_3_02_a_stale_rebuilder_wakes() {
     two.agree_on(2).await;
 }
 
-/// A has fallen back to the database, B still sees Redis, which knows of fewer calls.
+/// A has failed over to the database, B still sees Redis, which has fewer calls.
 #[tokio::test]
 async fn hole_3_05_one_falls_back_and_another_still_sees_redis() {
     let two = Two::with(5, None).await;
@@ -239,15 +239,15 @@ async fn hole_3_05_one_falls_back_and_another_still_sees_redis() {
     assert!(two.is_admitted(&two.b).await, "the fifth");
     assert_eq!(two.b.standing().mode, GateMode::Database, "its record told it");
     assert!(!two.is_admitted(&two.b).await && !two.is_admitted(&two.a).await);
-    // And the other way round: A returns, B still asks the database.
+    // And vice versa: A returns, B still uses the database.
     two.a.move_to(GateMode::Redis).await.unwrap().unwrap();
     assert!(!two.is_admitted(&two.b).await);
     assert_eq!(two.b.standing().mode, GateMode::Redis);
     two.agree_on(5).await;
 }
 
-/// A stands still between the gate's yes and the record, so long that its lease is taken for an orphan and the place is given to
-/// another. When it wakes, its yes is over.
+/// A is suspended between the admission and the record, for so long that its lease is taken for an orphan and its slot is given
+/// to another call. When it resumes, its admission is over.
 #[tokio::test]
 async fn hole_3_06_an_admission_wakes_after_its_place_was_freed() {
     let two = Two::with(1, None).await;
@@ -265,7 +265,7 @@ async fn hole_3_06_an_admission_wakes_after_its_place_was_freed() {
     two.agree_on(1).await;
 }
 
-/// Redis admitted, and its answer was lost: nobody dials, and the place is free again.
+/// Redis admitted, and its answer was lost: nothing is dialled, and the slot is free again.
 #[tokio::test]
 async fn hole_3_09_an_admission_whose_answer_is_lost() {
     let two = Two::with(1, None).await;
@@ -277,7 +277,7 @@ async fn hole_3_09_an_admission_whose_answer_is_lost() {
     assert!(two.is_admitted(&two.b).await);
 }
 
-/// The same where calls go through in an outage: this one is dialled, so it counts.
+/// The same where calls are allowed in an outage: this one is dialled, so it counts.
 #[tokio::test]
 async fn hole_3_09_a_call_that_was_let_through_is_counted() {
     let two = Two::under(model::limits(1, None, OnOutage::Open)).await;
@@ -287,7 +287,7 @@ async fn hole_3_09_a_call_that_was_let_through_is_counted() {
     assert!(!two.is_admitted(&two.b).await);
 }
 
-/// The gate moves before A gives up its lost admission, and A's next one is made: it is not taken back with the first.
+/// A transition happens before A revokes its lost admission, and A's next one is made: only the lost one is revoked.
 #[tokio::test]
 async fn hole_3_09_what_is_taken_back_late_is_the_lost_admission_alone() {
     let two = Two::under(model::limits(1, None, OnOutage::Open)).await;
@@ -303,7 +303,8 @@ async fn hole_3_09_what_is_taken_back_late_is_the_lost_admission_alone() {
     assert!(!two.is_admitted(&two.b).await);
 }
 
-/// A call ends while A, which has read it as open, fills the gate: in the key space before, of which nobody takes note any more.
+/// A call ends while A, which read it as open, fills the limiter: the release went to the previous key space, which nobody reads
+/// any more.
 #[tokio::test]
 async fn hole_3_10_a_call_ends_during_the_rebuild() {
     let two = Two::with(2, None).await;
@@ -316,12 +317,12 @@ async fn hole_3_10_a_call_ends_during_the_rebuild() {
     });
     assert_eq!(moved.unwrap(), Some(2), "it was read as open");
     assert_eq!(two.a.counts().await.unwrap().calls, 1);
-    // And one that ends when it is filled already, at a replica that does not know it.
+    // And one that ends after the rebuild, at a replica that does not know of it.
     two.apply(&two.b, &second, END).await;
     two.agree_on(0).await;
 }
 
-/// What a call has come to is on record, not in Redis.
+/// A call's state is in the store, not in Redis.
 #[tokio::test]
 async fn hole_3_11_a_live_call_outlives_a_wipe_as_a_live_call() {
     let two = Two::with(2, None).await;
@@ -335,7 +336,7 @@ async fn hole_3_11_a_live_call_outlives_a_wipe_as_a_live_call() {
     two.agree_on(1).await;
 }
 
-/// A wipe refills no rate, and whoever finds it wiped waits until it is filled.
+/// A wipe refills no rate, and requests wait until the limiter is rebuilt.
 #[tokio::test]
 async fn hole_3_13_a_wipe_gives_no_tokens_back() {
     let rate = Rate { count: 3, window_ms: 60_000 };
@@ -356,7 +357,7 @@ async fn hole_3_13_a_wipe_gives_no_tokens_back() {
     two.agree_on(1).await;
 }
 
-/// A call is on record, but Redis could not be told of it before another replica filled it by other limits: by those it counts.
+/// A call is recorded, but Redis was not told before another replica rebuilt it under other limits: those apply.
 #[tokio::test]
 async fn hole_3_14_what_redis_has_yet_to_be_told_counts_by_the_limits_of_today() {
     let two = Two::with(3, None).await;

@@ -1,5 +1,5 @@
-//! Watches the gate: tells it what it has yet to be told, falls back when it is away, fills it anew, returns to it, and compares
-//! leases with the record.
+//! Supervises the limiter: sends pending operations, fails over when it is unavailable, rebuilds it, returns to it, and compares
+//! leases with call records.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -12,44 +12,44 @@ use super::{Capacity, Settings, lock};
 use crate::admission::GateMode;
 use crate::store::{BEAT_EVERY_MS, Result};
 
-/// How often a replica says that it lives.
+/// The interval of heartbeats.
 const BEAT_EVERY: Duration = Duration::from_millis(BEAT_EVERY_MS);
-/// How often it looks when nothing presses.
+/// The interval of checks when nothing is urgent.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// How often while the gate is away or has to be told something.
+/// The interval while the limiter is unavailable or operations are pending.
 const LOOK_OFTEN: Duration = Duration::from_millis(100);
-/// Whoever moved the gate has so long to fill it before another does.
+/// How long the replica that made a transition has to rebuild the limiter before another replica does.
 const REBUILD_TIMEOUT: Duration = Duration::from_secs(2);
-/// Redis answers for so long before it is trusted with decisions again.
+/// How long Redis has to answer before it is used for decisions again.
 const MIN_UPTIME: Duration = Duration::from_secs(1);
 
-/// Where this replica stands among those that share the record. Only economy hangs on it: that one sweeps, and not all.
+/// A replica's role among those that share the store. It only saves work: one sweeps instead of all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Role {
-    /// Ids of the replicas that live, this one's included.
+    /// Ids of the live replicas, including this one.
     pub live: Vec<String>,
-    /// This one sweeps, compares and replays.
+    /// This one is the leader: it sweeps, compares and replays.
     pub leads: bool,
-    /// Another text after every change of a business, at whichever replica it was made.
+    /// Changes with every change of a business, on any replica.
     pub businesses_version: String,
-    /// The last change of a do-not-call list, at whichever replica it was made.
+    /// The number of the last change of a do-not-call list, on any replica.
     pub do_not_call_change: i64,
 }
 
-/// GateOp the keeper sees.
+/// The supervisor's view.
 #[derive(Debug, Clone, Copy)]
 struct View {
     mode: GateMode,
-    /// How long the gate has been away.
+    /// How long the limiter has been unavailable.
     away_for: Option<Duration>,
-    /// How long it has answered.
+    /// How long it has been available.
     up_for: Duration,
     since_move: Duration,
     unfilled: bool,
     leads: bool,
 }
 
-/// Where the gate has to go from here, if anywhere.
+/// The next transition, if any.
 fn next(settings: &Settings, view: &View) -> Option<GateMode> {
     use GateMode::{Database, Memory, Redis};
     match (settings.home, view.mode) {
@@ -64,16 +64,16 @@ fn next(settings: &Settings, view: &View) -> Option<GateMode> {
             let steady = view.away_for.is_none() && view.up_for >= MIN_UPTIME;
             (steady && view.since_move >= settings.return_after && view.leads).then_some(Redis)
         }
-        // A process that is alone has taken the record over. It says so to whoever asks.
+        // A process with the memory limiter owns the store. It says so in `/status`.
         (Redis, Memory) => None,
     }
 }
 
 impl Capacity {
-    /// Says that this replica lives, and learns which others do. Asked for before anything else, and then by the keeper.
+    /// Sends a heartbeat, and reads the other live replicas. Called once before anything else, then by the supervisor.
     pub async fn heartbeat(&self) -> Result<()> {
         if !self.is_shared() {
-            // There is nobody to be told.
+            // There are no other replicas.
             let alone = Role { live: vec![self.replica().to_owned()], leads: true, ..Role::default() };
             self.0.role.send_replace(alone);
             return Ok(());
@@ -98,7 +98,7 @@ impl Capacity {
         Ok(())
     }
 
-    /// Says that this replica stops, so that the next one leads at once.
+    /// Deregisters this replica at its stop, so that another becomes the leader at once.
     pub async fn deregister(&self) {
         if !self.is_shared() {
             return;
@@ -108,7 +108,7 @@ impl Capacity {
         }
     }
 
-    /// Runs until it is told to stop.
+    /// Runs until `stop`.
     pub async fn keep(self, stop: CancellationToken) {
         let (mut up_since, mut compared_at, mut beaten_at) = (Instant::now(), Instant::now(), Instant::now());
         loop {
@@ -153,7 +153,7 @@ impl Capacity {
         }
     }
 
-    /// Whether the gate still lacks what somebody missed: another replica may have filled it since.
+    /// Whether the limiter still has to be rebuilt: another replica may have done so.
     pub(super) async fn is_unfilled(&self) -> bool {
         if !self.0.unfilled.load(Ordering::Relaxed) {
             return false;

@@ -1,4 +1,4 @@
-//! The gate in this process's memory: the embedded default. Its record is the store; it is rebuilt from it at start.
+//! The limiter in this process's memory: the default. It is rebuilt from the store at start.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,10 +10,10 @@ use crate::admission::{AdmissionRequest, Counts, Decision, LeaseRow, LimitUsage,
 use crate::clock::UnixMs;
 use crate::ids::CallId;
 
-/// Rates that have drained are forgotten when there are more than this.
+/// Expired rates are dropped when there are more than this.
 const RATES_MAX: usize = 10_000;
 
-/// One mutex around plain maps. No decision awaits, so it is held for microseconds.
+/// See the module. One mutex around plain maps: no decision awaits, so it is held for microseconds.
 #[derive(Debug, Default)]
 pub struct MemoryGate {
     state: Mutex<State>,
@@ -31,9 +31,9 @@ struct State {
 
 #[derive(Debug, Default)]
 struct Set {
-    /// Slots by how long they are held, longest first.
+    /// Slots by holder, oldest first.
     holders: BTreeMap<(UnixMs, CallId), u32>,
-    /// What the holders have together: changed with them and nowhere else, so that no admission has to count them.
+    /// Sum of the holders' slots, kept so that no admission has to count them.
     slots: u64,
 }
 
@@ -54,13 +54,13 @@ impl LimitUsage for State {
 }
 
 impl MemoryGate {
-    /// An empty gate, at epoch 0.
+    /// An empty limiter, at epoch 0.
     pub fn new() -> Self {
         Self::default()
     }
 
     fn state(&self, epoch: i64) -> Result<MutexGuard<'_, State>> {
-        // Every change below is made in one go after its checks, so a panic elsewhere leaves nothing half done.
+        // Every change below is made after all checks, so a panic elsewhere leaves no partial change.
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.epoch == epoch { Ok(state) } else { Err(GateError::Epoch(state.epoch)) }
     }
@@ -97,7 +97,7 @@ impl Gate for MemoryGate {
     }
 
     async fn forbid(&self, epoch: i64, call: &CallId) -> Result<()> {
-        // Every admission got its answer: nothing can come late.
+        // Every admission got its answer: nothing can arrive late.
         self.release(epoch, call).await.map(drop)
     }
 

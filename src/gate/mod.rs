@@ -1,20 +1,20 @@
-//! The gate proposes: it admits a call or refuses it, over all limits that bind it, in one atomic step.
+//! The limiter: admits or rejects a call over all limits that bind it, in one atomic step.
 //!
 //! # The contract, which every back end keeps
 //!
-//! * A lease is a holder id (the call's) in the sets of all concurrent limits that bind the call. There are no counters.
-//! * A call holds one place in each set. An order for many calls (a batch) is one holder with several: it is granted as many as
-//!   are free in all of them, at most those it wants, or refused if that is less than it takes.
-//! * [`Gate::admit`] takes a place in every set and a token of every rate, or nothing of any: a refusal leaves no trace.
-//!   It is idempotent by call id.
-//! * A lease ends by [`Gate::release`] and by nothing else, above all not by time and not by dropping a value. Whoever calls
-//!   it has first committed the end of the call's record.
-//! * A token of a rate is not given back: the request was sent.
-//! * [`Gate::adopt`] is the only operation that may go over a limit. It is for calls that exist anyway.
-//! * In observe mode the decision says what would have been refused, and the call is admitted.
-//! * Everything is asked under an epoch. A gate that was not filled for it ([`Gate::rebuild`]) decides nothing.
+//! * A lease is a holder (the call's id) in the sets of all concurrency limits that bind the call. There are no counters.
+//! * A call holds one slot in each set. A batch is one holder with several: it is granted as many as are free in all sets, at
+//!   most those it wants, or is rejected if that is less than it needs.
+//! * [`Gate::admit`] takes a slot in every set and a token of every rate, or nothing of any: a rejection leaves no trace. It is
+//!   idempotent by call id.
+//! * A lease ends by [`Gate::release`] only: not by time, and not by dropping a value. Its caller has first committed the end of
+//!   the call record.
+//! * A token of a rate is not returned: the request was sent.
+//! * [`Gate::adopt`] is the only operation that may exceed a limit. It is for calls that exist already.
+//! * In observe mode the decision has what would have rejected the call, and admits it.
+//! * Every operation names an epoch. A limiter that was not filled for it ([`Gate::rebuild`]) decides nothing.
 //!
-//! A gate's no is final. Its yes counts once the call is on record under the same epoch: see [`crate::capacity`].
+//! A rejection is final. An admission counts once the call is recorded under the same epoch: see [`crate::capacity`].
 
 pub mod memory;
 pub mod redis;
@@ -26,62 +26,61 @@ use async_trait::async_trait;
 use crate::admission::{AdmissionRequest, Counts, Decision, LeaseRow, RateLog};
 use crate::ids::CallId;
 
-/// The gate did not decide. Never of the memory gate, but for an epoch that is over.
+/// The limiter did not decide. The memory limiter fails only for an epoch that is over.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GateError {
-    /// No answer. Unless it was known to be away before, what was asked may have happened, or may happen yet.
+    /// No answer. Unless it was known to be unavailable before, the operation may have happened, or may still happen.
     #[error("the gate does not answer: {0}")]
     Away(String),
-    /// It is filled for this epoch instead. Nothing was done.
+    /// It is filled for this other epoch. Nothing was done.
     #[error("the gate is at epoch {0}")]
     Epoch(i64),
-    /// It was never filled for the epoch, or has lost some of it. Nothing was done.
+    /// It was never filled for the epoch, or has lost data. Nothing was done.
     #[error("the gate has to be filled anew: {0}")]
     Unfilled(String),
 }
 
-/// What a gate answers.
+/// A result of a limiter.
 pub type Result<T> = std::result::Result<T, GateError>;
 
-/// Told of each word that is said on a [`Channel`].
+/// Called with each message of a [`Channel`].
 pub type Hear = Box<dyn FnMut(&str) + Send>;
 
-/// Where replicas that share a gate tell each other of what is new, at most once. Nothing relies on it; whoever missed something
-/// finds it on record.
+/// A channel between replicas that share a limiter, at-most-once. Nothing relies on it: the store has what a message missed.
 #[async_trait]
 pub trait Channel: Send + Sync + 'static {
-    /// Says words to everybody who listens, this process as well.
+    /// Publishes messages to all subscribers, including this process.
     async fn say(&self, words: &[String]) -> Result<()>;
 
-    /// Hears what anybody says from now on. Returns why it hears nothing any more; also if nothing was said for 10 s.
+    /// Subscribes. Returns the reason why the subscription ended; also after 10 s without a message.
     async fn listen(&self, hear: Hear) -> GateError;
 }
 
 /// See the module's contract.
 #[async_trait]
 pub trait Gate: Send + Sync + 'static {
-    /// Admits a call or refuses it.
+    /// Admits or rejects a call.
     async fn admit(&self, epoch: i64, order: &AdmissionRequest) -> Result<Decision>;
 
-    /// Counts a call that exists anyway, over limits if need be, in place of whatever it held.
+    /// Counts a call that exists already, over limits if necessary, in place of what it held.
     async fn adopt(&self, epoch: i64, held: &LeaseRow) -> Result<()>;
 
-    /// Frees the slots of a call whose end is on record. `true` if it held any.
+    /// Releases the slots of a call whose end is recorded. `true` if it held any.
     async fn release(&self, epoch: i64, call: &CallId) -> Result<bool>;
 
-    /// Frees what a call may hold whose admission got no answer, and refuses it if it comes to be decided yet.
+    /// Releases what a call may hold whose admission got no answer, and rejects that admission should it still arrive.
     async fn forbid(&self, epoch: i64, call: &CallId) -> Result<()>;
 
-    /// Takes up a new epoch: these leases and what these rates have let through, and nothing else.
+    /// Starts a new epoch with these leases and rate logs, and nothing else.
     async fn rebuild(&self, epoch: i64, held: &[LeaseRow], rates: &[(String, RateLog)]) -> Result<()>;
 
-    /// How much is held.
+    /// Held slots.
     async fn counts(&self, epoch: i64) -> Result<Counts>;
 
-    /// What is held by whom, in no order: to be compared with the record.
+    /// All leases, in no order: to be compared with the call records.
     async fn held(&self, epoch: i64) -> Result<Vec<LeaseRow>>;
 
-    /// Since when it is away, and why; `None` while it answers.
+    /// Since when it is unavailable, and why; `None` while it is available.
     fn away(&self) -> Option<(Instant, String)> {
         None
     }

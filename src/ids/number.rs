@@ -2,11 +2,11 @@
 
 use std::borrow::Cow;
 
-/// The fewest digits that are taken for a number with its country code; shorter ones are extensions and short codes.
+/// The fewest digits of a number with its country code; shorter ones are extensions and short codes.
 const DIGITS_MIN: usize = 7;
 /// The most digits of a number (ITU-T E.164 §6).
 const DIGITS_MAX: usize = 15;
-/// What people write between digits.
+/// Separators between digits.
 const SEPARATORS: &[char] =
     &[' ', '\u{a0}', '\u{2009}', '\u{202f}', '\t', '-', '\u{2010}', '\u{2011}', '.', '(', ')', '/'];
 /// Country codes of one and two digits; all others have three (ITU-T E.164, list of assigned codes).
@@ -16,14 +16,14 @@ const SHORT_CODES: &[&str] = &[
     "86", "90", "91", "92", "93", "94", "95", "98",
 ];
 
-/// A number as E.164 has it (`+15550001111`), whatever its spelling: `15550001111`, `+1 (555) 000-1111`, `001…`, `tel:…`, or with the
-/// space that a form makes of a raw plus. A number has to have its country code: in which country one without it was dialled is
-/// not known. What is no such number, as a provider's id of one or a SIP address, stays as it is.
+/// The E.164 form of a number (`+15550001111`), from any spelling: `15550001111`, `+1 (555) 000-1111`, `001…`, `tel:…`, or with
+/// the space that form decoding makes of a raw plus. A number needs its country code: otherwise its country is unknown. Other
+/// texts, such as a provider's id of a number or a SIP address, are returned unchanged.
 pub fn number_key(text: &str) -> Cow<'_, str> {
     if is_plain(text) { Cow::Borrowed(text) } else { Cow::Owned(read(text).unwrap_or_else(|| text.to_owned())) }
 }
 
-/// What numbers begin with (`+90`), whatever its spelling. `None`: it is no beginning of a number.
+/// A prefix of numbers (`+90`), from any spelling. `None`: it is not a prefix of numbers.
 pub fn prefix_key(text: &str) -> Option<String> {
     let bare: String = text.trim().chars().filter(|c| !SEPARATORS.contains(c)).collect();
     let digits = bare.strip_prefix('+').or_else(|| bare.strip_prefix("00")).unwrap_or(&bare);
@@ -40,7 +40,7 @@ fn is_plain(text: &str) -> bool {
     })
 }
 
-/// Whether a zero follows the country code: one that is dialled inside the country alone, or a part of the number, as in Italy.
+/// Whether a zero follows the country code: a trunk prefix, or a part of the number, as in Italy.
 fn may_have_trunk_zero(digits: &str) -> bool {
     let code = SHORT_CODES.iter().find(|code| digits.starts_with(**code)).map_or(3, |code| code.len());
     digits.get(code..).is_some_and(|rest| rest.starts_with('0'))
@@ -66,7 +66,7 @@ fn read(text: &str) -> Option<String> {
             return None;
         }
         let spelt = format!("+{digits}");
-        // The library knows each country's rules, and takes its time: it is asked where they matter.
+        // The library knows each country's rules, but is slow: it is used only where they matter.
         return Some(if may_have_trunk_zero(digits) { by_rules(&spelt).unwrap_or(spelt) } else { spelt });
     }
     // An extension, digits of another script.

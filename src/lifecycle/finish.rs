@@ -1,4 +1,4 @@
-//! Work that is finished, whatever becomes of its waiter.
+//! Work that is finished even if its waiter is dropped.
 
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
@@ -7,18 +7,18 @@ use std::task::{Context, Poll, ready};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
-/// The work panicked. The panic hook has printed message and place already.
+/// The work panicked. The panic hook has printed the message and place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("it panicked")]
 pub struct Panicked;
 
-/// Work that runs where it is awaited, and goes on in a task of its own if its waiter is dropped before: as safe as a task from
-/// the start, without a task and its wake-ups where the waiter stays. Made by [`finish`].
+/// Work that runs where it is awaited, and continues in a task of its own if its waiter is dropped. Cheaper than a task from the
+/// start: no wake-ups while the waiter stays. Made by [`finish`].
 pub struct Finish<T: Send + 'static> {
     work: Option<BoxFuture<'static, std::thread::Result<T>>>,
 }
 
-/// See [`Finish`]. Work that is dropped outside of a runtime, or with it, ends there.
+/// See [`Finish`]. Work that is dropped outside a runtime, or with it, is lost.
 pub fn finish<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Finish<T> {
     Finish { work: Some(AssertUnwindSafe(work).catch_unwind().boxed()) }
 }
@@ -27,7 +27,7 @@ impl<T: Send + 'static> Future for Finish<T> {
     type Output = Result<T, Panicked>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        // Polled after its end, it has nothing more to say.
+        // Polled after its end.
         let Some(work) = &mut self.work else { return Poll::Pending };
         let done = ready!(work.poll_unpin(cx));
         self.work = None;

@@ -1,5 +1,5 @@
-//! Bells from one replica to the others, and what is half said with them, over the channel of a gate that they share. What is lost
-//! on the way is found on record by whoever looks there; what was half said is not, and is said in full a moment later.
+//! Notifications between replicas, with interim utterances, over the channel of a shared limiter. A lost notification is made up
+//! for by polling the store; a lost interim utterance is followed by its final one.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,25 +17,25 @@ use crate::call::Speaker;
 use crate::gate::Channel;
 use crate::ids::CallId;
 
-/// At least so often something is said: who hears nothing for long takes the channel for broken.
+/// The longest pause between messages: a longer silence means that the channel is broken.
 const WORD_EVERY: Duration = Duration::from_secs(3);
-/// Calls that are told of in one trip.
+/// Calls per round trip.
 const TOLD_AT_ONCE: usize = 256;
-/// The pause until it is tried again to hear.
+/// The pause before resubscribing.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// What is said on the channel.
+/// A message on the channel.
 #[derive(Debug, Serialize, Deserialize)]
 struct Message {
-    /// The process that says it.
+    /// The sending process.
     from: String,
-    /// A call that has something new; none: the process lives.
+    /// The changed call; `None`: a keep-alive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     call: Option<String>,
-    /// What is half said in it; none: there is something on record.
+    /// Its interim utterance; `None`: something was stored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     partial: Option<Interim>,
-    /// Nothing is half said in it.
+    /// It has no interim utterance.
     #[serde(default)]
     is_quiet: bool,
 }
@@ -59,9 +59,9 @@ impl Message {
     }
 }
 
-/// Passes bells to the other replicas, and theirs to this hub, until stopped.
+/// Exchanges notifications with other replicas, until `stop`.
 pub fn carry(hub: Hub, channel: Arc<dyn Channel>, stop: CancellationToken) -> impl Future<Output = ()> + Send {
-    // Heard from now on, not only once it runs.
+    // Subscribed now, not only once the future runs.
     let (bells, me) = (hub.listen(), Ulid::new().to_string());
     async move {
         tokio::select! {
@@ -72,17 +72,17 @@ pub fn carry(hub: Hub, channel: Arc<dyn Channel>, stop: CancellationToken) -> im
     }
 }
 
-/// Ends with the hub.
+/// Publishes; ends with the hub.
 async fn tell(hub: &Hub, mut bells: broadcast::Receiver<Notification>, channel: &dyn Channel, me: &str) {
     loop {
         let mut words = vec![];
         match tokio::time::timeout(WORD_EVERY, bells.recv()).await {
             Ok(Err(RecvError::Closed)) => return,
-            // What was missed is found on record.
+            // The store has what was missed.
             Ok(Err(RecvError::Lagged(_))) => continue,
             Err(_) => words.extend(Message::of(me, None, None, false)),
             Ok(Ok(bell)) => {
-                // By call: whether there is nothing but a partial.
+                // By call: whether there is only an interim utterance.
                 let mut rung = BTreeMap::new();
                 let mut next = Some(bell);
                 while let Some(bell) = next.take() {
@@ -94,7 +94,7 @@ async fn tell(hub: &Hub, mut bells: broadcast::Receiver<Notification>, channel: 
                     }
                 }
                 for (call, is_partial) in rung {
-                    // One that is over by now was said in full, which has a bell of its own.
+                    // One that is gone became final, which has its own notification.
                     let half = hub.partial_since(&call, 0).map(|(_, partial)| partial);
                     let is_quiet = half.is_none();
                     let partial = half.filter(|_| is_partial);
@@ -112,7 +112,7 @@ async fn tell(hub: &Hub, mut bells: broadcast::Receiver<Notification>, channel: 
     }
 }
 
-/// Never ends.
+/// Subscribes; never ends.
 async fn subscribe(hub: &Hub, channel: &dyn Channel, me: &str) {
     let mut is_lost = false;
     loop {
@@ -126,7 +126,7 @@ async fn subscribe(hub: &Hub, channel: &dyn Channel, me: &str) {
                 heard(&hub, &me, word);
             }))
             .await;
-        // Once, and not at every try.
+        // Logged once, not at every attempt.
         if !is_lost || began.elapsed() > 2 * WORD_EVERY {
             warn!(%error, "not subscribed to other replicas; polling instead");
         }

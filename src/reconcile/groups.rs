@@ -1,5 +1,5 @@
-//! Orders for many calls against the provider's truth: a batch holds its slots until its own record says that it makes no more
-//! calls and none of those it made is live. Neither time nor one answer alone frees them.
+//! Batches: a batch holds its slots until its provider's record says that it makes no more calls and none of its calls is live.
+//! Neither time nor one answer alone releases them.
 
 use futures_util::FutureExt as _;
 use tracing::{info, warn};
@@ -13,17 +13,16 @@ use crate::provider::account::Account;
 use crate::provider::description::Group;
 use crate::store::{CallRecord, Change};
 
-/// How often an order for many calls is asked for at once after the last of its calls ended.
+/// The number of extra look-ups of a batch after the last of its calls ended.
 const ASKED_AT_ONCE: u32 = 10;
 
 impl Sweeper {
-    /// Whether a record is of an order for many calls that its provider has given an id. One without may still turn out to
-    /// be what a stranger belongs to.
+    /// Whether a record is of a batch with a provider's id. A batch without one may still turn out to own an untracked call.
     pub(super) fn is_known_group(&self, call: &CallRecord) -> bool {
         self.calls.group_of(call).is_some_and(|group| call.alias(&group.needs).is_some())
     }
 
-    /// The open order for many that made this call, if it is one of ours.
+    /// The open batch of ours that made this call.
     pub(super) async fn order_of(&self, found: &Found) -> Option<CallRecord> {
         let store = &self.calls.lifecycle.store;
         let order = store.resolve(&found.member_of).await.ok()??;
@@ -31,8 +30,8 @@ impl Sweeper {
         (record.phase != Phase::Ended).then_some(record)
     }
 
-    /// A live call that an order of ours made takes no slot of its own. Its carrier lists it too, so it is kept as a stranger
-    /// for a while, until its record tells by which id.
+    /// Handles a live call of our batch: it takes no slot of its own. Its carrier lists it too, so it stays untracked for a
+    /// while, until its record has the carrier's id.
     pub(super) fn meet_member(
         &self,
         one: &Listed,
@@ -53,8 +52,8 @@ impl Sweeper {
         Ok(())
     }
 
-    /// Asks for an order for many calls, every few sweeps and as soon as it may be over. Where nobody can be asked it holds
-    /// its slots until an operator releases them: it may run for days, so no length proves anything.
+    /// Looks a batch up, every few sweeps and as soon as it may have ended. Where it cannot be looked up it holds its slots until
+    /// an operator releases them: it may run for days, so its age proves nothing.
     pub(super) async fn settle_group(&mut self, call: &CallRecord, group: &Group) {
         let now_ms = self.calls.lifecycle.clock.now_ms();
         let list_lag_ms = ms(self.calls.settings.grace);
@@ -104,7 +103,7 @@ impl Sweeper {
         }
     }
 
-    /// Whether the last of its calls ended a moment ago. Only for a few sweeps: a campaign may wait for its next day.
+    /// Whether the last of its calls ended a moment ago. Only for a few sweeps: a campaign may pause until the next day.
     fn may_be_over(&mut self, call: &CallRecord, live: usize) -> bool {
         if live > 0 {
             self.busy.insert(call.id.clone(), ASKED_AT_ONCE);
@@ -115,15 +114,15 @@ impl Sweeper {
         true
     }
 
-    /// Whether, since it was first said that it makes no more calls, a list was read in which none of its calls is live, nor
-    /// one that nobody knows. The list may lag, so it must be younger than that by the grace.
+    /// Whether a list without any of its calls, and without an untracked one, was read after the provider first said that it
+    /// makes no more calls. The list may lag, so it must be younger than that by the grace period.
     fn is_quiet(&mut self, call: &CallRecord, now_ms: i64) -> bool {
         let since = *self.over_since.entry(call.id.clone()).or_insert(now_ms);
         let listed = self.account.provider.list.is_none() || self.listed_at >= since + ms(self.calls.settings.grace);
         listed && self.strangers.is_empty() && self.calls.batch_members.count(&self.account.name, Some(&call.id)) == 0
     }
 
-    /// Frees the slots, unless the order was made once more since its record was read.
+    /// Releases the slots, unless the batch was retried since its record was read.
     async fn end_group(&mut self, call: &CallRecord, outcome: Outcome, asked_ms: i64) {
         let now = self.calls.lifecycle.store.call(&call.id).await;
         let newer = |now: &CallRecord| now.seen_at >= asked_ms && now.seen_at != call.seen_at;

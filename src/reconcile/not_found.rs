@@ -1,4 +1,4 @@
-//! Calls of ours that a provider's list lacks, that are due, or whose outcome nobody knows: each is asked for by itself.
+//! Our calls that are missing from a provider's list, that are due, or whose outcome is unknown: each is looked up.
 
 use std::sync::Arc;
 
@@ -15,24 +15,24 @@ use crate::provider::account::Account;
 use crate::provider::description::OWN_ID_KIND;
 use crate::store::{ApplyOutcome, CallRecord, Change, Result};
 
-/// Calls that are asked for in one sweep while the list of live calls cannot be read.
+/// Calls that are looked up in one sweep while the list of live calls cannot be read.
 const ASKED_WITHOUT_LIST: usize = 32;
 
-/// What the question for one call came to.
+/// The outcome of looking up one call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Asked {
-    /// Its record was read, or there is none.
+    /// The record was read, or there is none.
     Read,
-    /// The provider answered what cannot be understood.
+    /// The provider's answer cannot be parsed.
     Unread,
-    /// It did not answer, or not about the call.
+    /// The provider did not answer, or returned an error.
     Failed,
 }
 
 impl Sweeper {
-    /// A call of ours is not among the live ones: its own record decides.
+    /// Handles a call of ours that the list lacks: its own record decides.
     ///
-    /// Where that record cannot be read, the list of `listed` live calls is believed that lacks it, if the provider counts as many.
+    /// Where that record cannot be read, the list decides, if the provider's count equals the `listed` calls.
     pub(super) async fn missing(&mut self, call: &CallRecord, listed: usize) {
         if !self.is_askable_by_age(call) {
             return;
@@ -45,7 +45,7 @@ impl Sweeper {
         }
     }
 
-    /// The list of live calls cannot be read: some of those that were seen longest ago are asked for by themselves.
+    /// Without a list: looks up some of the calls that were seen longest ago.
     pub(super) async fn ask_without_list(&mut self, mut calls: Vec<&CallRecord>) {
         calls.retain(|call| self.is_askable_by_age(call));
         calls.sort_by_key(|call| call.seen_at);
@@ -58,7 +58,7 @@ impl Sweeper {
         call.phase_at + ms(self.calls.settings.grace) <= self.calls.lifecycle.clock.now_ms()
     }
 
-    /// Asks for one call and applies what its record says.
+    /// Looks up one call and applies its record.
     pub(super) async fn ask_about(&mut self, call: &CallRecord) -> Asked {
         match self.calls.provider.look_up(call).await {
             Ok(LookedUp::Found(found)) => {
@@ -79,7 +79,7 @@ impl Sweeper {
         }
     }
 
-    /// Where a call stands could not be read just now. If that lasts, somebody has to know.
+    /// Notes that a call's state could not be read. If that lasts, an operator has to know.
     pub(super) fn cannot_read(&mut self, call: &CallRecord, error: &AskError) {
         if matches!(error, AskError::NoWay(..) | AskError::Missing(_)) {
             return debug!(call = %call.id, %error, "failed to look up a call");
@@ -119,13 +119,13 @@ impl Sweeper {
         log(applied);
     }
 
-    /// The provider has no such call. Said twice, far enough apart, it is over.
+    /// Handles a provider's "no such call". Twice, far enough apart, it proves the end.
     pub(super) async fn absent(&mut self, call: &CallRecord) {
         let now_ms = self.calls.lifecycle.clock.now_ms();
         let apart_ms = ms(self.calls.settings.absent_twice_within);
         let due = call.deadline_at.is_some_and(|at| at <= now_ms);
         if call.phase_at + ms(self.calls.settings.grace) > now_ms {
-            // Too young: its provider's lists may lag.
+            // Too young: the provider's records may lag.
             return;
         }
         match call.absent_at {
@@ -143,8 +143,8 @@ impl Sweeper {
         }
     }
 
-    /// Whether "no such call" is worth anything before the deadline: an account that ends calls by deleting their record may
-    /// have deleted the one of a call that goes on.
+    /// Whether "no such call" proves anything before the deadline: an account that ends calls by deleting their record may have
+    /// deleted the record of a call that continues.
     fn absence_proves(&self, call: &CallRecord) -> bool {
         let deletes =
             |a: &Account| a.terminate.iter().any(|m| a.provider.terminate.get(m).is_some_and(|t| t.deletes_record));
@@ -152,13 +152,13 @@ impl Sweeper {
         askable.is_empty() || askable.into_iter().any(|a| !deletes(a))
     }
 
-    /// The accounts that can be asked about a call by an id that it has there.
+    /// The accounts that can look the call up by an id that it has there.
     pub(super) fn askable(&self, call: &CallRecord) -> Vec<&Arc<Account>> {
         let knows = |a: &Account| a.provider.lookup.as_ref().is_some_and(|l| call.alias(&l.needs).is_some());
         self.calls.accounts_of(call).into_iter().filter(|a| a.can_ask() && knows(a)).collect()
     }
 
-    /// An order of a replica that has died between its record and its answer: nobody knows whether it was sent.
+    /// Whether the call's replica died between its record and its response: it is unknown whether the request was sent.
     async fn orphaned(&self, call: &CallRecord) -> bool {
         let is_reserved = call.phase == Phase::Reserved && call.origin == Origin::Order && !call.unsettled;
         if !is_reserved || !self.calls.lifecycle.capacity.is_of_the_dead(call) {
@@ -169,13 +169,13 @@ impl Sweeper {
         true
     }
 
-    /// A call past its deadline, or one whose create is unknown, is asked for; where nobody can be asked it ends at its
+    /// Looks up a call that is past its deadline, or whose create is unknown; where it cannot be looked up it ends at its
     /// deadline.
     pub(super) async fn reconcile_if_due(&mut self, call: &CallRecord) {
         let now_ms = self.calls.lifecycle.clock.now_ms();
         let due = call.deadline_at.is_some_and(|at| at <= now_ms);
-        // A lost answer is asked for at once: its app may be waiting. That the provider's lists lag does not matter, as it takes
-        // two look-ups far apart to prove that there is no call.
+        // A lost response is looked up at once: the app may be waiting. That the provider's lists lag does not matter, as two
+        // look-ups far apart are needed to prove that there is no call.
         if !due && !call.unsettled && call.absent_at.is_none() && !self.orphaned(call).boxed().await {
             return;
         }
@@ -194,7 +194,7 @@ impl Sweeper {
                 );
             }
         } else if call.origin == Origin::Order && self.search(call).boxed().await {
-            // Found, or noted as absent, or to be tried again.
+            // Found, noted as absent, or to be retried.
         } else if due && matches!(call.origin, Origin::Foreign | Origin::Unconfirmed) && call.polled {
             info!(call = %call.id, "unconfirmed call cannot be looked up; closed");
             self.note_end(self.calls.lifecycle.end(&call.id, Outcome::Failed, EndProof::Deadline, Source::Poll).await);
@@ -208,7 +208,7 @@ impl Sweeper {
         i64::try_from(self.account.provider.longest_call_secs).unwrap_or(i64::MAX / 1000).saturating_mul(1000)
     }
 
-    /// A create whose answer was lost: searched for at the provider. `false`: nobody can ever be asked for it.
+    /// Searches the provider for the call of a lost response. `false`: it can never be searched for.
     pub(super) async fn search(&mut self, call: &CallRecord) -> bool {
         let Some(account) = self.calls.account(&call.facts.account) else { return false };
         let found = match self.calls.provider.find(account, call).await {
@@ -238,7 +238,7 @@ impl Sweeper {
             let applied = self.calls.lifecycle.apply(change).await;
             failpoint::hit("sweep.bound").await;
             match applied {
-                // Its record tells its other ids, by which it is known elsewhere.
+                // Its record has its other ids, by which it is known elsewhere.
                 Ok(Some(applied)) if applied.record.phase != Phase::Ended => {
                     self.ask_about(&applied.record).boxed().await;
                 }
@@ -251,11 +251,11 @@ impl Sweeper {
     }
 }
 
-/// Whether a listed call may be the one that an order made.
+/// Whether a listed call may be the one that a create made.
 pub(super) fn may_be(order: &CallRecord, one: &Listed) -> bool {
     let (to, seen) = (&order.facts.other_number, &one.facts.other_number);
     let elsewhere = to.is_some() && seen.is_some() && to != seen;
-    // A second is what providers' stamps are worth.
+    // Providers' time stamps have a resolution of one second.
     let older = one.created_at.is_some_and(|at| at + 1_000 < order.admitted_at);
     order.facts.direction == one.direction && !elsewhere && !older
 }

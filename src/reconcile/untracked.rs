@@ -1,4 +1,4 @@
-//! Live calls that no record of ours has: ours under an id that nobody knew, or placed past ringfence, and counted from now on.
+//! Live calls without a record: ours under an unknown id, or placed outside ringfence, and counted from now on.
 
 use std::collections::HashSet;
 
@@ -17,11 +17,12 @@ use crate::provider::description::OWN_ID_KIND;
 use crate::store::{CallRecord, Change};
 
 impl Sweeper {
-    /// Live calls that no record of ours has by this account's id: ours under another id, or foreign. They are met at once, but
-    /// not while an order of ours waits for the id that would tell it from them. `mine` is read again for that: an order may have
-    /// been put on record, and its call made, between the record's reading and the list's.
+    /// Handles live calls without a record by this account's id: ours under another id, or foreign. They are counted at once, but
+    /// not while a create of ours waits for the id that would distinguish them. `mine` is read again for that: a create may have
+    /// been recorded, and its call made, between reading the store and the list.
     ///
-    /// At the first sight of a process each waiting order accounts for one of those that it may be, and the others are met.
+    /// In a process's first sweep each waiting create accounts for one of the calls that it may have made; the others are
+    /// counted.
     pub(super) async fn handle_untracked_calls(&mut self, mine: &[CallRecord], kind: &str, unknown: &[&Listed]) {
         if unknown.is_empty() {
             self.no_phone.clear();
@@ -38,7 +39,7 @@ impl Sweeper {
                 && (call.phase == Phase::Reserved || call.unsettled || call.phase_at + UNBOUND_MS > now_ms)
         };
         let mut waiting: Vec<&CallRecord> = mine.iter().filter(waits).collect();
-        // A leg that the carrier lists may be a member of an order for many: its other account tells, at its own pace.
+        // A leg that the carrier lists may belong to a batch: its other account decides, at its own interval.
         let may_be_member =
             mine.iter().any(|call| call.facts.account != self.account.name && self.is_known_group(call));
         let before = std::mem::take(&mut self.strangers);
@@ -49,7 +50,8 @@ impl Sweeper {
             }
             let since_ms = before.get(&id).copied();
             let early = may_be_member && since_ms.is_some_and(|since| since + UNBOUND_MS > now_ms);
-            // Its voice webhook decides about it, and may be under way: met here, it could no longer be refused by a reply.
+            // Its voice webhook decides about it, and may be in progress: counted here, it could no longer be rejected by a
+            // reply.
             let rings = one.direction == Direction::Inbound
                 && matches!(one.event, Some(Event::Reached(Phase::Queued | Phase::Ringing)))
                 && since_ms.unwrap_or(now_ms) + VOICE_WEBHOOK_MS > now_ms;
@@ -82,7 +84,7 @@ impl Sweeper {
         self.no_phone.retain(|id| live.contains(id.as_str()));
     }
 
-    /// Whether the provider's record carries our id, or one that a call of ours is known by (its carrier's).
+    /// Whether the provider's record has our id, or one that a call of ours is known by (its carrier's).
     async fn is_ours(&self, alias: &Alias) -> bool {
         let Ok(LookedUp::Found(found)) = self.calls.provider.look_up_alias(&self.account, alias).await else {
             return false;
@@ -97,7 +99,7 @@ impl Sweeper {
         match store.resolve(std::slice::from_ref(&one.alias)).await {
             Ok(None) => {}
             Ok(Some(call)) => {
-                // Ended a moment ago, or of the other account's making; the list lags. One that was given up lives.
+                // Ended a moment ago, or known at the other account; the list lags. A call that was given up is up.
                 if let Some(event @ Event::Reached(_)) = one.event {
                     let change = Change { event: Some(event), ..self.calls.lifecycle.change(&call, Source::Poll) };
                     log(self.calls.lifecycle.apply(change).await);
@@ -109,7 +111,7 @@ impl Sweeper {
         let found = match self.calls.provider.look_up_alias(&self.account, &one.alias).await {
             Ok(LookedUp::Found(found)) => found,
             Ok(LookedUp::Absent) => return Ok(()),
-            // It is listed as live: what cannot be read about it must not keep it from being counted.
+            // It is listed as live: an unreadable record must not keep it from being counted.
             Err(error @ AskError::Unreadable(_)) => {
                 warn!(account = %self.account.name, %error, "failed to look up a listed call");
                 self.adopt(one, one.facts.clone(), vec![one.alias.clone()], Phase::Live).boxed().await;
@@ -145,9 +147,9 @@ impl Sweeper {
             };
             match self.calls.lifecycle.apply(change).await {
                 Ok(Some(_)) => return Ok(()),
-                // The id of another ringfence, or of a record that is no more.
+                // The id of another ringfence installation, or of a deleted record.
                 Ok(None) => {}
-                // Ours, whatever the store says: it is met again at the next sweep.
+                // It is ours, whatever the store answers; the next sweep handles it again.
                 failed @ Err(_) => {
                     log(failed);
                     return Ok(());
@@ -159,7 +161,7 @@ impl Sweeper {
         Ok(())
     }
 
-    /// A call that ringfence did not place is counted in the account it uses.
+    /// Counts an external call in the account that it uses.
     async fn adopt(
         &mut self,
         one: &Listed,
@@ -179,7 +181,7 @@ impl Sweeper {
             by: None,
         };
         if one.direction == Direction::Inbound {
-            // Nobody could be asked before it was answered: over capacity it is hung up by the account's means.
+            // It was answered without an admission: over a limit it is hung up.
             return log(self.calls.inbound.arrive(arrival).boxed().await);
         }
         match self.calls.inbound.count_foreign(arrival).boxed().await {

@@ -1,5 +1,4 @@
-//! Events of our own, one shape whatever the provider: what the app is told of a call, composed in the transaction that writes the
-//! fact. Pure.
+//! ringfence's own events for the app, of one shape for all providers; composed in the transaction that writes the fact. Pure.
 
 use serde_json::{Value, json};
 use ulid::Ulid;
@@ -12,12 +11,12 @@ use crate::ids::{Alias, CallId};
 use crate::policy::Facts;
 use crate::provider::description::PostCall;
 
-/// An event, as it goes into the outbox.
+/// An event for the outbox.
 #[derive(Debug)]
 pub(super) struct Told {
-    /// Its id, and that of its delivery: what an app knows a repeated one by.
+    /// Its id, and that of its delivery. The app recognises repetitions by it.
     pub(super) id: String,
-    /// The call that it speaks of.
+    /// Its call.
     pub(super) call: Option<String>,
     /// When it happened.
     pub(super) at_ms: UnixMs,
@@ -25,7 +24,7 @@ pub(super) struct Told {
     pub(super) body: String,
 }
 
-/// What the ids of our own events begin with.
+/// The prefix of ids of ringfence's own events.
 pub(super) const EVENT: &str = "evt_";
 
 fn told(kind: &str, call: Option<&CallId>, at_ms: UnixMs, data: &Value) -> Told {
@@ -34,7 +33,7 @@ fn told(kind: &str, call: Option<&CallId>, at_ms: UnixMs, data: &Value) -> Told 
     Told { id, call: call.map(ToString::to_string), at_ms, body }
 }
 
-/// What every event of a call says.
+/// The fields of every event of a call.
 fn of_call(call: &CallId, facts: &Facts, aliases: &[Alias], slots: u32, started_at: UnixMs) -> Value {
     let ids: serde_json::Map<String, Value> =
         aliases.iter().filter(|a| a.kind != super::KEY_KIND).map(|a| (a.kind.clone(), a.id.clone().into())).collect();
@@ -57,8 +56,8 @@ fn of_record(record: &CallRecord) -> Value {
     data
 }
 
-/// What a call that was put on record is told of: its admission, and that it is live if it is that already. A call that counts
-/// although no limit had room for it was not admitted, nor one that does not count yet.
+/// The events of a recorded call: its admission, and that it is live if it is. A call that counts over a limit was not admitted,
+/// nor one that does not count yet.
 pub(super) fn opened(call: &NewCall, slots: u32, admitted_at: UnixMs) -> Vec<Told> {
     if !call.tell {
         return vec![];
@@ -73,7 +72,7 @@ pub(super) fn opened(call: &NewCall, slots: u32, admitted_at: UnixMs) -> Vec<Tol
     kinds.iter().filter(|(_, so)| *so).map(|(kind, _)| told(kind, Some(&call.id), call.at_ms, &data)).collect()
 }
 
-/// What a step of a call is told as.
+/// The event of a step of a call.
 pub(super) fn stepped(record: &CallRecord, step: Step, at_ms: UnixMs) -> Option<Told> {
     let kind = match step {
         Step::Move(Phase::Live) => "call.live",
@@ -83,7 +82,7 @@ pub(super) fn stepped(record: &CallRecord, step: Step, at_ms: UnixMs) -> Option<
     Some(told(kind, Some(&record.id), at_ms, &of_record(record)))
 }
 
-/// What a refusal is told as; one that would only have been is not.
+/// The event of a rejection; none in observe mode.
 pub(super) fn refused(refusal: &RefusalRecord) -> Option<Told> {
     if !refusal.tell || refusal.observed {
         return None;
@@ -94,11 +93,11 @@ pub(super) fn refused(refusal: &RefusalRecord) -> Option<Told> {
         "current": refusal.current, "limit": refusal.limit,
     });
     let one = told("call.refused", None, refusal.at, &data);
-    // By its refusal's id, so that it is found with it.
+    // Named by the rejection's id, so that it is found with it.
     Some(Told { id: format!("{EVENT}{}", refusal.id), ..one })
 }
 
-/// What a step of a bulk run is told as: `run.running`, `run.paused`, `run.done`, …
+/// The event of a step of a bulk run: `run.running`, `run.paused`, `run.done`, …
 pub(super) fn run(run: &Run, at_ms: UnixMs) -> Told {
     let data = json!({
         "runId": run.id, "businessId": run.business, "account": run.account, "name": run.name, "state": run.state,
@@ -108,12 +107,12 @@ pub(super) fn run(run: &Run, at_ms: UnixMs) -> Told {
     told(&format!("run.{}", run.state.as_str()), None, at_ms, &data)
 }
 
-/// What a complete record is told as.
+/// The event of a complete post-call record.
 pub(super) fn recorded(record: &CallRecord, found: &PostCall, at_ms: UnixMs) -> Told {
     let mut data = of_record(record);
     data["record"] = json!(found);
     told("call.recorded", Some(&record.id), at_ms, &data)
 }
 
-/// Outcomes after which no provider has a record: nothing was called, or nothing was answered.
+/// Outcomes without a post-call record: nothing was called, or nothing was answered.
 pub(super) const WITHOUT_RECORD: [&str; 2] = [Outcome::NotCreated.as_str(), Outcome::Capacity.as_str()];

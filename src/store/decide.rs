@@ -1,9 +1,9 @@
-//! What a change makes of a record. Pure: every back end reads the record, asks here, and writes what came of it.
+//! Applies a change to a call record. Pure: every back end reads the record, applies the change here, and writes the result.
 
 use super::{CallRecord, Change};
 use crate::call::{Direction, Event, Outcome, Phase, Step, next, stronger};
 
-/// Takes a change up into a record, together with news that waited under the change's ids.
+/// Applies a change to a record, together with news that waited under the change's ids.
 pub(super) fn decide(record: &mut CallRecord, change: &Change, news: Option<Event>) -> (Step, bool) {
     let ends = |event: Event| change.by.as_ref().is_some_and(|by| by.ends_a_part(&record.facts, event));
     let ended_a_part = record.phase != Phase::Ended && change.event.is_some_and(ends);
@@ -23,7 +23,7 @@ pub(super) fn decide(record: &mut CallRecord, change: &Change, news: Option<Even
         }
         Step::Renew => record.deadline_at = change.deadlines.of_ms(record.phase).map(|ms| change.at_ms + ms),
         Step::End(outcome, proof) => {
-            // A call that was refused ended for want of capacity, whatever its provider calls it.
+            // A rejected call ended because a limit was full, whatever its provider reports.
             let refused = record.over_limit && record.facts.direction == Direction::Inbound;
             let outcome = if refused { Outcome::Capacity } else { outcome };
             record.phase = Phase::Ended;
@@ -33,11 +33,11 @@ pub(super) fn decide(record: &mut CallRecord, change: &Change, news: Option<Even
             record.proof = Some(proof);
             record.ended_at = Some(change.at_ms);
         }
-        // Its carrier is asked at once.
+        // Its carrier is queried at once.
         Step::Ignore if ended_a_part => record.deadline_at = Some(change.at_ms),
         Step::Ignore => {}
     }
-    // News, or ids that a provider gave, prove that the call exists: whatever was unknown of its create is known.
+    // News, or a provider's ids, prove that the call exists: the outcome of its create is known.
     let proves_create = matches!(step, Step::Move(_) | Step::End(..)) || !change.bind.is_empty();
     record.unsettled = change.unsettled.unwrap_or(record.unsettled && !proves_create);
     record.over_limit = change.over_limit.unwrap_or(record.over_limit);

@@ -1,5 +1,5 @@
-//! What a back end is to the queries: a connection inside a transaction ([`Driver`]), and who begins and ends transactions
-//! ([`Backend`]). Values that go in, rows that come out.
+//! The interface between queries and back ends: a connection inside a transaction ([`Driver`]), and the transactions themselves
+//! ([`Backend`]).
 
 use std::borrow::Cow;
 
@@ -15,13 +15,13 @@ use crate::clock::UnixMs;
 use crate::failpoint;
 use crate::ids::{Alias, CallId};
 
-/// A step of a transaction. On SQLite it never waits: it runs on a thread of the store.
+/// A step of a transaction. On SQLite it never awaits: it runs on a thread of the store.
 pub(super) type Work<'c, T> = BoxFuture<'c, Sql<T>>;
 
-/// A connection in a transaction, as queries have it.
+/// A connection in a transaction, as queries use it.
 pub(super) type Db<'c> = &'c mut (dyn Driver + 'c);
 
-/// What a parameter is given. Each has its type, null or not: Postgres asks for it.
+/// A parameter's value. Each has a type, null or not: Postgres needs it.
 #[derive(Debug, Clone)]
 pub(super) enum Value<'a> {
     Flag(Option<bool>),
@@ -33,7 +33,7 @@ pub(super) enum Value<'a> {
     Texts(Cow<'a, [String]>),
 }
 
-/// Parameters that are made before the transaction is.
+/// Parameters that are made before the transaction begins.
 pub(super) type Owned = Vec<Value<'static>>;
 
 macro_rules! values {
@@ -74,36 +74,36 @@ macro_rules! binds {
 }
 pub(super) use binds;
 
-/// A connection inside a transaction. Statements are written for Postgres; what SQLite calls otherwise is replaced by its driver
-/// (`sqlite/dialect.rs`). They are texts of the program: a driver keeps what it made of one by where it stands.
+/// A connection inside a transaction. Statements are written for Postgres; SQLite's driver replaces what differs
+/// (`sqlite/dialect.rs`). They are constants of the program: a driver caches a statement by its address.
 pub(super) trait Driver: Send {
-    /// Runs a statement; its rows.
+    /// Runs a statement; returns its rows.
     fn fetch<'c>(&'c mut self, sql: &'static str, binds: &'c [Value<'c>]) -> Work<'c, Vec<Row>>;
 
-    /// Runs a statement; how many rows it wrote.
+    /// Runs a statement; returns the number of written rows.
     fn execute<'c>(&'c mut self, sql: &'static str, binds: &'c [Value<'c>]) -> Work<'c, u64>;
 
-    /// Runs a statement for many rows of parameters, which stand where it says `{rows}`; how many it wrote: of none, none. Postgres takes them all
-    /// at once, so one row may not be written twice.
+    /// Runs a statement for many rows of parameters, which replace `{rows}`; returns the number of written rows, 0 for no rows.
+    /// Postgres inserts them in one statement, so a row must not be written twice.
     fn execute_all<'c>(&'c mut self, sql: &'static str, rows: Vec<Vec<Value<'c>>>) -> Work<'c, u64>;
 
     /// Runs statements without parameters.
     fn script<'c>(&'c mut self, sql: &'c str) -> Work<'c, ()>;
 
-    /// Whether a step may wait for something else than its statements: not on the thread that SQLite's writes share.
+    /// Whether a step may await something other than its statements: not on SQLite's writer thread.
     fn may_wait(&self) -> bool;
 
-    /// Keeps others from these ids until the transaction ends, before any row is locked. One writer needs no locks.
+    /// Locks these ids until the transaction ends, before any row is locked. SQLite's single writer needs no locks.
     fn lock_ids<'c>(&'c mut self, _aliases: &'c [Alias]) -> Work<'c, ()> {
         std::future::ready(Ok(())).boxed()
     }
 
-    /// Keeps others from calls until the transaction ends.
+    /// Locks calls until the transaction ends.
     fn lock_calls<'c>(&'c mut self, _calls: &'c [&'c str]) -> Work<'c, ()> {
         std::future::ready(Ok(())).boxed()
     }
 
-    /// Goes to the head of those who move the gate.
+    /// Waits for other transitions of the limiter.
     fn queue_move(&mut self) -> Work<'_, ()> {
         std::future::ready(Ok(())).boxed()
     }
@@ -114,7 +114,7 @@ pub(super) async fn failpoint(c: &mut dyn Driver, name: &'static str) {
     if c.may_wait() { failpoint::hit(name).await } else { failpoint::hit_in_thread(name) }
 }
 
-/// Computes what takes its time, on no thread of the runtime.
+/// Runs a long computation outside the runtime's threads.
 pub(super) async fn compute<T: Send + 'static>(
     c: &mut dyn Driver,
     work: impl FnOnce() -> T + Send + 'static,
@@ -125,10 +125,10 @@ pub(super) async fn compute<T: Send + 'static>(
     }
 }
 
-/// Who begins and ends transactions, and does what the two databases do in their own ways. Every one is a store: see `queries`.
+/// A back end: it begins and ends transactions, and does what the two databases do differently. Each is a store: see `queries`.
 #[async_trait]
 pub(super) trait Backend: Send + Sync + 'static {
-    /// Runs a read, which sees one state.
+    /// Runs a read in one snapshot.
     async fn read<A, T, F>(&self, args: A, work: F) -> Result<T>
     where
         A: Send + Sync + 'static,
@@ -142,8 +142,8 @@ pub(super) trait Backend: Send + Sync + 'static {
         T: Send + 'static,
         F: for<'c> Fn(Db<'c>, &'c A) -> Work<'c, T> + Send + Sync + 'static;
 
-    /// The same of a call, while the pool's epoch is the one that is given, if any: otherwise nothing is written, and the inner error is
-    /// where the gate is.
+    /// The same for a call, while the pool has the given epoch, if any: otherwise nothing is written, and the inner error is the
+    /// pool's current state.
     async fn write_under<A, T, F>(
         &self,
         epoch: Option<i64>,
@@ -156,12 +156,12 @@ pub(super) trait Backend: Send + Sync + 'static {
         T: Send + 'static,
         F: for<'c> Fn(Db<'c>, &'c A) -> Work<'c, T> + Send + Sync + 'static;
 
-    /// A statement that writes; how many rows.
+    /// Runs a writing statement; returns the number of rows.
     async fn run(&self, sql: &'static str, binds: Owned) -> Result<u64> {
         self.write(binds, move |c, binds| c.execute(sql, binds)).await
     }
 
-    /// What a statement finds.
+    /// Runs a reading statement.
     async fn select<T: Send + 'static>(
         &self,
         sql: &'static str,
@@ -178,15 +178,15 @@ pub(super) trait Backend: Send + Sync + 'static {
         select.await
     }
 
-    /// Makes certain whether a call is on record, if its write got no answer.
+    /// Settles whether a call is recorded, if its write got no answer.
     async fn settle_doubt(&self, _call: &CallId) -> Result<()> {
         Ok(())
     }
 
-    /// The time of moves of the gate, if they go by the caller's.
+    /// The time of transitions, if the caller's is used.
     fn move_time(&self, now_ms: UnixMs) -> Option<UnixMs>;
 
-    /// Whether any delivery may be due: asked where a take would wait for other writes.
+    /// Whether any delivery may be due: checked before a claim that would wait for other writes.
     async fn any_due(&self, _at_ms: UnixMs, _spool: &str) -> Result<bool> {
         Ok(true)
     }

@@ -1,4 +1,4 @@
-//! How writing goes: what a log line, `/ready` and a metric say of it.
+//! Health of writes, for the log, `/ready` and a metric.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -6,7 +6,7 @@ use tracing::{error, info};
 
 use super::StoreError;
 
-/// How writing goes.
+/// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Health {
     failing: AtomicBool,
@@ -14,22 +14,22 @@ pub(super) struct Health {
 }
 
 impl Health {
-    /// The last write met a cause outside of it: a full disk, a server that is away.
+    /// Whether the last write failed for an external cause: a full disk, an unavailable server.
     pub(super) fn is_failing(&self) -> bool {
         self.failing.load(Ordering::Relaxed)
     }
 
-    /// Writes that failed for such a cause, or panicked, since the start.
+    /// Writes that failed for an external cause, or panicked, since the start.
     pub(super) fn failed(&self) -> u64 {
         self.failed.load(Ordering::Relaxed)
     }
 
-    /// Writes that failed or panicked, whatever the cause.
+    /// Counts writes that failed or panicked, for any cause.
     pub(super) fn count(&self, failed: u64) {
         self.failed.fetch_add(failed, Ordering::Relaxed);
     }
 
-    /// Notes how a write went: the cause outside of it, if one kept it from being written. Says so when that changes.
+    /// Records the result of a write: the external cause, if it failed for one. Logs a change.
     pub(super) fn note(&self, outside: Option<&StoreError>) {
         if outside.is_some() == self.failing.swap(outside.is_some(), Ordering::Relaxed) {
             return;

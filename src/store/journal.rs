@@ -1,7 +1,7 @@
-//! Webhooks that came while the record could not be written: files in a folder of this machine, until they are on record.
+//! Webhooks received while the database could not be written: files in a local folder, until they are stored.
 //!
-//! A file is whole and on the disk before its webhook is answered, and goes when its row is written. It has the webhook's id as its
-//! name, so that files in the order of their names are webhooks in the order in which they came.
+//! A file is complete and synced before its webhook is answered, and is deleted when its row is written. Its name is the
+//! webhook's id, so files sorted by name are in the order of receipt.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -15,23 +15,23 @@ use tracing::warn;
 use super::NewEvent;
 use super::spool::{SpoolError, blocking, failed_in, ignore_missing, is_event_id, make_folder, sync, write_new};
 
-/// What a file is called until it is whole.
+/// The extension of an incomplete file.
 const PART: &str = "part";
-/// What a file is called that cannot be read.
+/// The extension of an unreadable file.
 const ASIDE: &str = "damaged";
-/// A part that is older was left by a crash.
+/// An older incomplete file was left by a crash.
 const PART_AGE_MAX: Duration = Duration::from_secs(600);
 
-/// A folder of webhooks. Cloning is cheap. Processes of one machine may share a folder, if they share a record.
+/// A folder of webhooks. Cloning is cheap. Processes of one machine may share a folder, if they share a database.
 #[derive(Debug, Clone)]
 pub struct Journal(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
     folder: PathBuf,
-    /// What this process knows to be here.
+    /// The known contents.
     held: JournalSize,
-    /// Who changes what is here, or counts it.
+    /// Serialises changes and counts.
     changing: Mutex<()>,
 }
 
@@ -42,21 +42,21 @@ struct JournalSize {
 }
 
 impl Journal {
-    /// The journal in this folder, which is made when the first webhook comes.
+    /// The journal in this folder, which is created with the first webhook.
     pub fn new(folder: &Path) -> Self {
         let inner = Inner { folder: folder.to_owned(), held: JournalSize::default(), changing: Mutex::default() };
-        // A folder that cannot be read says so when it is to be.
+        // An unreadable folder is reported when it is used.
         let _ = inner.list();
         Self(Arc::new(inner))
     }
 
-    /// How many webhooks wait here.
+    /// The number of journaled webhooks.
     pub fn waiting(&self) -> u64 {
         self.0.held.files.load(Ordering::Relaxed)
     }
 
-    /// Puts a webhook here, if with it no more than `bytes_max` are. When it returns, the webhook survives a crash. It is put to
-    /// its end even if nobody waits for it.
+    /// Adds a webhook, within a quota of `bytes_max`. When it returns, the webhook survives a crash. It is completed even if its
+    /// caller is dropped.
     ///
     /// # Errors
     /// There is no room, or the folder cannot be written; nothing is left then.
@@ -66,7 +66,7 @@ impl Journal {
         done.unwrap_or_else(|_| Err(failed_in(&self.0.folder, &io::Error::other("the write was cut off"))))
     }
 
-    /// The ids of the webhooks that are here, the oldest first.
+    /// The ids of the journaled webhooks, oldest first.
     ///
     /// # Errors
     /// The folder cannot be read.
@@ -75,7 +75,7 @@ impl Journal {
         blocking(move || inner.list().map(|files| files.into_iter().map(|(id, _)| id).collect())).await
     }
 
-    /// One of them.
+    /// Reads one.
     ///
     /// # Errors
     /// It is not there, or cannot be read.
@@ -83,12 +83,12 @@ impl Journal {
         decode(&tokio::fs::read(self.0.folder.join(id)).await?)
     }
 
-    /// Whether it is here.
+    /// Whether it is journaled.
     pub async fn has(&self, id: &str) -> bool {
         tokio::fs::try_exists(self.0.folder.join(id)).await.unwrap_or(false)
     }
 
-    /// Sets one aside that cannot be read, for somebody to look at. It is not listed any more.
+    /// Sets an unreadable one aside for an operator. It is no longer listed.
     pub async fn set_aside(&self, id: &str) {
         let (inner, path) = (self.0.clone(), self.0.folder.join(id));
         let aside = path.with_extension(ASIDE);
@@ -97,7 +97,7 @@ impl Journal {
         }
     }
 
-    /// Forgets one that is on record. What cannot be removed is found to be on record when it is read again.
+    /// Deletes one that is stored. If that fails it is found to be stored when it is read again.
     pub async fn forget(&self, id: &str) {
         let (inner, path) = (self.0.clone(), self.0.folder.join(id));
         if let Err(error) = blocking(move || inner.remove(&path).or_else(ignore_missing)).await {
@@ -117,7 +117,7 @@ fn encode(event: &NewEvent) -> io::Result<Vec<u8>> {
 fn decode(bytes: &[u8]) -> io::Result<NewEvent> {
     let end = bytes.iter().position(|b| *b == b'\n').ok_or(ErrorKind::UnexpectedEof)?;
     let event: NewEvent = serde_json::from_slice(&bytes[..end])?;
-    // What is in the spool has none here.
+    // A spooled body is not in the file.
     let body = event.spool.is_none().then(|| bytes[end + 1..].to_vec());
     Ok(NewEvent { body, ..event })
 }
@@ -147,7 +147,7 @@ impl Inner {
             return Err(failed(ErrorKind::InvalidInput.into()));
         }
         let bytes = encode(event).map_err(failed)?;
-        // One after the other: two that measure at once would both find the same room.
+        // Serialised: two concurrent measurements would both find the same room.
         let _changing = self.changing();
         make_folder(&self.folder).map_err(failed)?;
         let (files, used) = (self.held.files.load(Ordering::Relaxed), self.held.bytes.load(Ordering::Relaxed));
@@ -158,7 +158,7 @@ impl Inner {
         let (part, path) = (self.folder.join(&event.id).with_extension(PART), self.folder.join(&event.id));
         let put = write_new(&part, &bytes).and_then(|()| fs::rename(&part, &path)).and_then(|()| sync(&self.folder));
         if let Err(error) = put {
-            // What was not answered for must not come up as if it had been.
+            // A webhook that was not acknowledged must not reappear as if it had been.
             let _ = (fs::remove_file(&part), fs::remove_file(&path));
             return Err(failed(error));
         }
@@ -243,7 +243,7 @@ mod tests {
         journal.put(large, 2000).await.unwrap();
         assert!(journal.put(event("ev_2", Some(&[b'x'; 1000])), 2000).await.is_err());
         assert!(journal.put(event("../ev_2", Some(b"")), 2000).await.is_err());
-        // Half a file, of a crash.
+        // An incomplete file of a crash.
         fs::write(folder.join("ev_3.part"), "{").unwrap();
         assert_eq!(journal.list().await.unwrap(), ["ev_1"]);
         journal.set_aside("ev_1").await;

@@ -1,21 +1,21 @@
-//! The processes over one record, as each says of itself.
+//! Processes that share a database.
 
 use serde::Serialize;
 use ulid::Ulid;
 
 use crate::clock::UnixMs;
 
-/// Whether the record is this process's own.
+/// Whether this process owns the database alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OwnershipMode {
-    /// It has the memory gate: no other process may have the record.
+    /// Exclusive: it has the memory limiter.
     Exclusive,
-    /// Its calls are admitted in the record or in Redis: others may do the same beside it.
+    /// Shared: its calls are admitted in the database or in Redis.
     Shared,
 }
 
 impl OwnershipMode {
-    /// Why a record that somebody else has cannot be had, and what mends it.
+    /// The advice when another process has the database.
     pub(super) fn advice(self) -> &'static str {
         match self {
             Self::Exclusive => "The memory gate belongs to one process: stop that one",
@@ -24,24 +24,24 @@ impl OwnershipMode {
     }
 }
 
-/// A process over the record, as it says of itself.
+/// A process that shares the database, as it describes itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Replica {
-    /// Made at its start, so that ids sort by age.
+    /// Created at its start, so that ids sort by age.
     pub id: String,
-    /// Its machine.
+    /// Its host.
     pub host: String,
-    /// Its number there.
+    /// Its process id.
     pub process: u32,
-    /// Its ringfence.
+    /// Its version.
     pub version: String,
-    /// What else it says of itself, as JSON.
+    /// Further state, as JSON.
     #[serde(skip)]
     pub state: Option<String>,
 }
 
 impl Replica {
-    /// This process, from now on.
+    /// This process, with a new id.
     pub fn new() -> Self {
         Self {
             id: Ulid::new().to_string().to_lowercase(),
@@ -65,33 +65,33 @@ pub(super) fn host() -> String {
     if host.trim().is_empty() { "an unknown host".to_owned() } else { host.trim().to_owned() }
 }
 
-/// A replica that was heard of lately.
+/// A live replica.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Living {
-    /// Who it is.
+    /// Its identity.
     #[serde(flatten)]
     pub replica: Replica,
-    /// When it was first heard, by the store's clock.
+    /// Its first heartbeat, by the store's clock.
     pub started_at: UnixMs,
-    /// When it was last heard, by the store's clock.
+    /// Its last heartbeat, by the store's clock.
     pub beat_at: UnixMs,
 }
 
-/// What a beat brings back.
+/// The result of a heartbeat.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Fleet {
-    /// Who asked.
+    /// The id of this replica.
     pub me: String,
-    /// Every replica that was heard within [`LIVE_MS`], the oldest first; this one among them.
+    /// Every replica with a heartbeat within [`LIVE_MS`], oldest first; including this one.
     pub live: Vec<Living>,
-    /// Another text after every change of a business, wherever it was made.
+    /// Changes with every change of a business, on any replica.
     pub businesses_version: String,
-    /// The last change of a do-not-call list, wherever it was made.
+    /// The number of the last change of a do-not-call list, on any replica.
     pub do_not_call_change: i64,
 }
 
 impl Fleet {
-    /// This replica leads: it is the oldest that lives. Two may think so for a moment; what a leader does must bear that.
+    /// Whether this replica is the leader: the oldest live one. Two may think so for a moment; leaders' work must tolerate that.
     pub fn leads(&self) -> bool {
         self.live.first().is_some_and(|first| first.replica.id == self.me)
     }
@@ -107,9 +107,9 @@ impl Fleet {
     }
 }
 
-/// How often a replica says that it lives, in milliseconds.
+/// The interval of heartbeats, in milliseconds.
 pub const BEAT_EVERY_MS: u64 = 2_000;
-/// A replica that was not heard for so long counts as dead.
+/// A replica counts as dead after this time without a heartbeat.
 pub const LIVE_MS: i64 = 6_000;
-/// One that was not heard for so long is forgotten.
+/// A replica is deleted after this time without a heartbeat.
 pub(super) const FORGOTTEN_MS: i64 = 3_600_000;

@@ -1,8 +1,8 @@
-//! What migrations of every back end have in common: which are known, which are applied, which schema is refused.
+//! Migrations, common to all back ends: which are known, which are applied, which schema is rejected.
 //!
-//! A migration whose name begins with `expand` only adds: tables, columns that may be empty, indices. A version that does not know
-//! it works beside those that do, so that versions N and N-1 run side by side, and N is rolled back without touching the schema.
-//! What takes away or means something else by what is there goes into a migration of another name, one version later.
+//! A migration whose name begins with `expand` only adds: tables, nullable columns, indices. A version that does not know it
+//! works beside versions that do, so versions N and N-1 run side by side, and N is rolled back without touching the schema. A
+//! migration that removes something or changes its meaning has another name, and comes one version later.
 
 use std::collections::BTreeMap;
 
@@ -10,13 +10,13 @@ use sqlx::migrate::Migrator;
 
 use super::driver::{Driver, Fault, Sql, binds};
 
-/// What a database has: the names of migrations by number, as it noted them.
+/// Applied migrations: their names by number.
 pub(super) type AppliedMigrations = BTreeMap<i64, String>;
 
-/// What the names of migrations begin with that only add.
+/// The prefix of migrations that only add.
 const EXPAND: &str = "expand";
 
-/// Why a schema is not brought to where it should be.
+/// Why a migration failed.
 pub(super) enum Unfit {
     Fault(Fault),
     /// A sentence for an operator.
@@ -38,7 +38,7 @@ impl Unfit {
     }
 }
 
-/// What is applied, without a write.
+/// Reads the applied migrations, without a write.
 pub(super) async fn applied(c: &mut dyn Driver) -> Sql<AppliedMigrations> {
     let noted = "SELECT 1 FROM pg_tables WHERE schemaname = 'ringfence' AND tablename = $1";
     if c.fetch(noted, &binds!["_sqlx_migrations"]).await?.is_empty() {
@@ -48,7 +48,7 @@ pub(super) async fn applied(c: &mut dyn Driver) -> Sql<AppliedMigrations> {
     rows.iter().map(|row| Ok((row.number("version")?, row.text("description")?))).collect()
 }
 
-/// Brings a schema up to date, in the transaction that is given. What is noted is what sqlx's own migrator notes.
+/// Applies missing migrations, in the given transaction. The bookkeeping is that of sqlx's own migrator.
 pub(super) async fn up(c: &mut dyn Driver, known: &Migrator) -> Result<(), Unfit> {
     let table = "CREATE TABLE IF NOT EXISTS _sqlx_migrations (version BIGINT PRIMARY KEY, description TEXT NOT NULL,
              installed_on TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP, success BOOLEAN NOT NULL, checksum BYTEA NOT NULL,
@@ -65,7 +65,7 @@ pub(super) async fn up(c: &mut dyn Driver, known: &Migrator) -> Result<(), Unfit
     Ok(())
 }
 
-/// Takes back the latest migration, or all that are newer than `to`, in the transaction that is given.
+/// Reverts the latest migration, or all that are newer than `to`, in the given transaction.
 pub(super) async fn down(c: &mut dyn Driver, known: &Migrator, to: Option<i64>) -> Result<(), Unfit> {
     let applied = applied(c).await?;
     refuse_unknown(known, &applied).map_err(Unfit::Refused)?;
@@ -108,7 +108,7 @@ pub(super) fn missing(known: &Migrator, applied: &AppliedMigrations) -> Vec<i64>
     status(known, applied).into_iter().filter(|s| !s.applied).map(|s| s.version).collect()
 }
 
-/// Refuses a schema that this version does not know.
+/// Rejects a schema that this version does not know.
 pub(super) fn check(known: &Migrator, applied: &AppliedMigrations) -> Result<(), String> {
     refuse_newer(known, applied)?;
     let missing: Vec<String> = missing(known, applied).iter().map(i64::to_string).collect();
@@ -121,7 +121,7 @@ pub(super) fn check(known: &Migrator, applied: &AppliedMigrations) -> Result<(),
     ))
 }
 
-/// Refuses a schema of a newer version, unless all that is new only adds.
+/// Rejects a schema of a newer version, unless its new migrations only add.
 pub(super) fn refuse_newer(known: &Migrator, applied: &AppliedMigrations) -> Result<(), String> {
     match newer(known, applied).find(|(_, name)| !name.starts_with(EXPAND)) {
         Some((version, _)) => Err(is_newer(known, version)),
@@ -129,7 +129,7 @@ pub(super) fn refuse_newer(known: &Migrator, applied: &AppliedMigrations) -> Res
     }
 }
 
-/// Refuses a schema of a newer version: this one does not know the way back.
+/// Rejects a schema of a newer version: this version cannot revert it.
 pub(super) fn refuse_unknown(known: &Migrator, applied: &AppliedMigrations) -> Result<(), String> {
     newer(known, applied).last().map_or(Ok(()), |(version, _)| Err(is_newer(known, version)))
 }

@@ -1,15 +1,15 @@
-//! What survives a restart: calls and their ids, the inbox of webhooks, the outbox to the app, refusals, businesses, bulk runs, do-not-call
-//! lists.
+//! Durable state: calls and their ids, the inbox of webhooks, the outbox to the app, rejections, businesses, bulk runs,
+//! do-not-call lists.
 //!
 //! # The contract, which every back end keeps
 //!
 //! * A write that returned `Ok` is durable.
 //! * [`Store::apply`] is one transaction: it reads the call, asks [`crate::call::next`], binds ids and writes. Two events of one call
 //!   never interleave.
-//! * News of a call that nobody knows yet is kept under its ids. Whoever comes second, the news or the call, finds the other.
-//! * [`Store::receive`] takes each event once, by its dedupe key.
-//! * An open call's row is its lease: it names the counts that the call is in. What gates propose counts only once it stands here,
-//!   under the epoch that the pool has at that moment ([`GateState`]).
+//! * News of an unknown call is stored under its ids. Whichever comes second, the news or the call, finds the other.
+//! * [`Store::receive`] stores each event once, by its deduplication key.
+//! * An open call's row is its lease: it has the limit keys that the call is counted under. An admission by a limiter counts only
+//!   once it is recorded here, under the epoch that the pool has at that moment ([`GateState`]).
 
 mod app_events;
 #[cfg(test)]
@@ -59,72 +59,72 @@ pub use transcripts::{
 };
 pub use voucher::{Contradiction, Voucher};
 
-/// The alias kind of an app's own idempotency key. Unlike other ids it may pass to another call: when the order that showed it
-/// was proven not to have made one.
+/// The alias kind of an app's own idempotency key. Unlike other ids it may move to another call, if its request provably made
+/// none.
 pub const KEY_KIND: &str = "idempotency_key";
 
-/// The store failed. The texts name what to look at and hold nothing of a caller.
+/// An error of the store. Its texts name what to look at and contain no caller's data.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
     /// Nothing was written.
     #[error("the store failed: {0}")]
     Failed(String),
-    /// It is not known whether it was written: the connection went away in the commit, or the file after it.
+    /// It is unknown whether it was written: the connection was lost in the commit, or the file after it.
     #[error("the store may or may not have written: {0}")]
     Unknown(String),
-    /// A record cannot be read: written by another version, or damaged.
+    /// A row cannot be read: written by another version, or damaged.
     #[error("a record of the store cannot be read: {0}")]
     Damaged(String),
 }
 
-/// Equal orders that are looked at: an app that sends more of them within an hour means a call each.
+/// Equal requests that are considered for deduplication: an app that sends more of them within an hour wants a call for each.
 pub const ORDERS_MAX: u32 = 200;
 
-/// How long a delivery that was taken is nobody else's, in milliseconds: longer than it may take to send it. Who died with it never
-/// reports, and then it is due again.
+/// How long a claimed delivery is reserved, in milliseconds: longer than sending it may take. If its process dies, it is due
+/// again afterwards.
 pub const TAKEN_MS: i64 = 30_000;
 
 /// A result of the store.
 pub type Result<T> = std::result::Result<T, StoreError>;
 
-/// The app's own status callback, remembered while ringfence stands in its place.
+/// The app's own status callback, which ringfence's own replaced.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AppCallback {
-    /// Where the app wants it, fragment included.
+    /// Its URL, including the fragment.
     pub url: String,
     /// GET or POST.
     pub method: String,
-    /// The events it asked for; empty: the provider's default, the end alone.
+    /// The requested events; empty: the provider's default, the end alone.
     pub events: Vec<String>,
 }
 
-/// A call's record.
+/// A call record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct CallRecord {
-    /// Its id, also its lease's.
+    /// Its id, also that of its lease.
     pub id: CallId,
-    /// What policy selects by.
+    /// The attributes that policy selects by.
     #[serde(flatten)]
     pub facts: Facts,
-    /// Who brought it to our knowledge.
+    /// How ringfence learnt of it.
     pub origin: Origin,
-    /// Where it stands.
+    /// Its phase.
     pub phase: Phase,
     /// How it ended.
     pub outcome: Option<Outcome>,
     /// Why it counts as over.
     pub proof: Option<EndProof>,
-    /// It exists although it was refused or ended for us.
+    /// It exists although it was rejected or had ended for us.
     pub over_limit: bool,
     /// The outcome of its create is unknown.
     pub unsettled: bool,
-    /// No event will tell of it: it is asked for from its start.
+    /// No events will arrive for it: it is polled from its start.
     pub polled: bool,
-    /// How many places it holds: 1, or as many calls as a batch may have at once.
+    /// The slots that it holds: 1, or a batch's concurrent calls.
     pub slots: u32,
     /// When it was admitted.
     pub admitted_at: UnixMs,
-    /// When it came to its phase.
+    /// When it entered its phase.
     pub phase_at: UnixMs,
     /// When it is due for a look-up.
     pub deadline_at: Option<UnixMs>,
@@ -134,23 +134,23 @@ pub struct CallRecord {
     pub ended_at: Option<UnixMs>,
     /// The last news of it.
     pub seen_at: UnixMs,
-    /// Where the last news came from: its origin, or `answer`, `webhook`, `transcript`, `poll`, `operator`.
+    /// The source of the last news.
     pub seen_by: Source,
-    /// When a look-up first found nothing.
+    /// When a look-up first did not find it.
     pub absent_at: Option<UnixMs>,
     /// The app's own status callback.
     pub callback: Option<AppCallback>,
-    /// What makes an order equal to the one that made this call.
+    /// The fingerprint of its create request.
     #[serde(skip)]
     pub fingerprint: Option<String>,
-    /// The replica that put it on record; or the one that answers for its order since, which came there again.
+    /// The replica that recorded it; or the one that owns its request since a duplicate arrived there.
     pub replica: Option<String>,
-    /// Its ids outside.
+    /// Its external ids.
     pub aliases: Vec<Alias>,
 }
 
 impl CallRecord {
-    /// Whether it is in the counts of its limits: all are that exist for sure.
+    /// Whether it counts against its limits: all calls that are known to exist do.
     pub fn counts(&self) -> bool {
         self.origin != Origin::Unconfirmed
     }
@@ -160,28 +160,28 @@ impl CallRecord {
         self.aliases.iter().find(|a| a.kind == kind).map(|a| a.id.as_str())
     }
 
-    /// All its ids of a kind: a call may be connected to one conversation after another.
+    /// All its ids of a kind: a call may be connected to several conversations in turn.
     pub fn ids_of<'r>(&'r self, kind: &'r str) -> impl Iterator<Item = &'r str> {
         self.aliases.iter().filter(move |a| a.kind == kind).map(|a| a.id.as_str())
     }
 }
 
-/// A call to be put on record.
+/// A call to be recorded.
 #[derive(Debug, Clone)]
 pub struct NewCall {
     /// Its id.
     pub id: CallId,
-    /// What policy selects by.
+    /// The attributes that policy selects by.
     pub facts: Facts,
-    /// Who brought it.
+    /// How ringfence learnt of it.
     pub origin: Origin,
-    /// Where it stands.
+    /// Its phase.
     pub phase: Phase,
     /// It exists although a limit is full.
     pub over_limit: bool,
-    /// No event will tell of it: it is asked for from its start.
+    /// No events will arrive for it: it is polled from its start.
     pub polled: bool,
-    /// How many places it holds.
+    /// The slots that it holds.
     pub slots: u32,
     /// Now.
     pub at_ms: UnixMs,
@@ -189,105 +189,105 @@ pub struct NewCall {
     pub deadline_at: UnixMs,
     /// The app's own status callback.
     pub callback: Option<AppCallback>,
-    /// What makes an order equal to the one that makes this call.
+    /// The fingerprint of its create request.
     pub fingerprint: Option<String>,
-    /// The counts that it is in (see [`crate::admission::keys`]): with these its open row is its lease.
+    /// The limit keys that it is counted under (see [`crate::admission::keys`]): they make its open row a lease.
     pub keys: Vec<String>,
-    /// The replica that puts it on record.
+    /// The replica that records it.
     pub replica: Option<String>,
-    /// The app is told by an event of our own.
+    /// Sends the app an event.
     pub tell: bool,
-    /// Ids that are known already. Where one of them belongs to another call, nothing is written. An id of our own kind names the
-    /// first record of the same call, which was given up: its ids become this one's.
+    /// Ids that are known already. If one of them belongs to another call, nothing is written. An id of ringfence's own kind
+    /// names the first record of the same call, which was given up: its ids move to this one.
     pub aliases: Vec<Alias>,
 }
 
-/// What became of a call to be put on record.
+/// The outcome of recording a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum InsertOutcome {
-    /// It is on record. News that came before it is given to be applied.
+    /// It is recorded. News that arrived before it is returned, to be applied.
     New(Option<Event>),
     /// One of its ids belongs to this call: it is the same call.
     Known(CallId),
-    /// The pool's epoch is not the one that it was admitted under; nothing was written.
+    /// The pool's epoch is not the one of its admission; nothing was written.
     Outdated(GateState),
 }
 
-/// What became of a call that the store itself decided about.
+/// The outcome of an admission by the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AdmitOutcome {
-    /// It is on record, with so many slots. News that came before it is given to be applied.
+    /// It is recorded.
     New {
         /// Slots that were granted.
         slots: u32,
-        /// In observe mode: what would have refused it.
+        /// In observe mode: what would have rejected it.
         would: Option<Shortfall>,
-        /// News that waited under its ids.
+        /// News that waited under its ids, to be applied.
         news: Option<Event>,
     },
     /// One of its ids belongs to this call: it is the same call.
     Known(CallId),
-    /// Some limit was short. Nothing was written.
+    /// A limit was short. Nothing was written.
     Refused(Shortfall),
-    /// The store does not decide, or no longer under that epoch. Nothing was written.
+    /// The store does not decide, or not under that epoch any more. Nothing was written.
     Outdated(GateState),
 }
 
-/// What became of a call that is to be counted from now on.
+/// The outcome of counting an unconfirmed call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Confirmed {
-    /// It counts.
+    /// It counts now.
     Now,
-    /// It did before, or is over, or is not on record.
+    /// It counted before, has ended, or is not recorded.
     Before,
     /// The pool's epoch is not the given one; nothing was written.
     Outdated(GateState),
 }
 
-/// What a move of the gate read, in the transaction that made it.
+/// The result of incrementing the epoch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EpochBump {
-    /// Where the gate is now.
+    /// The new state.
     pub state: GateState,
-    /// Every open call, counted by the policy that was given.
+    /// Every open call, counted by the given policy.
     pub held: Vec<LeaseRow>,
-    /// What the rates have let through, by key.
+    /// The logs of rates, by key.
     pub rates: Vec<(String, RateLog)>,
 }
 
-/// What a record says of an order to another replica, where an equal one came.
+/// A recorded create request, as deduplication at another replica sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OrderRecord {
     /// Its call.
     pub id: CallId,
-    /// Where that stands.
+    /// Its call's phase.
     pub phase: Phase,
     /// How it ended.
     pub outcome: Option<Outcome>,
     /// Its outcome is unknown.
     pub unsettled: bool,
-    /// Its client had gone before it was answered.
+    /// Its client disconnected before the response.
     pub undelivered: bool,
-    /// The replica that answers for it.
+    /// The replica that owns it.
     pub replica: Option<String>,
     /// When it was admitted.
     pub admitted_at: UnixMs,
-    /// When it came to its phase.
+    /// When it entered its phase.
     pub phase_at: UnixMs,
     /// When it ended.
     pub ended_at: Option<UnixMs>,
-    /// For how many milliseconds its replica was not heard, by the store's clock. `None`: it has left, or is long gone.
+    /// Milliseconds since its replica's last heartbeat, by the store's clock. `None`: the replica deregistered, or is long gone.
     pub silent_ms: Option<i64>,
 }
 
-/// A provider's answer to a create, for whoever sends the order again.
+/// A provider's response to a create, kept for duplicates.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CreateAnswer {
-    /// What makes an order equal to the one that was answered.
+    /// The fingerprint of its create request.
     pub fingerprint: String,
     /// Its status.
     pub status: u16,
-    /// Its headers, each byte of a value as the character of that number.
+    /// Its headers, each byte of a value as a Latin-1 character.
     pub headers: Vec<(String, String)>,
     /// Its body.
     pub body: Vec<u8>,
@@ -302,32 +302,32 @@ pub struct Change {
     pub event: Option<Event>,
     /// Ids learnt.
     pub bind: Vec<Alias>,
-    /// Who vouches for it; none: ringfence itself, which asked.
+    /// The voucher; `None`: ringfence itself queried the provider.
     pub by: Option<Voucher>,
-    /// Where the news came from.
+    /// The source of the news.
     pub seen_by: Source,
     /// Now.
     pub at_ms: UnixMs,
-    /// The time until the next look-up, for each phase that the call may come to.
+    /// The time until the next look-up, for each phase that the call may enter.
     pub deadlines: crate::call::Deadlines,
-    /// RequestAttributes the create's outcome as unknown or known again.
+    /// Marks the create's outcome as unknown, or as known again.
     pub unsettled: Option<bool>,
-    /// The replica that tells the order's client that its outcome is unknown, where several share the record. What the client
-    /// waits for is not delivered by that: until somebody delivers it, the order may come again. Without effect if another
-    /// replica answers for the order by now.
+    /// The replica that answers the request's client with "unknown", where several share the store. The real outcome is
+    /// undelivered by that: until it is delivered, the request may be retried. No effect if another replica owns the request by
+    /// now.
     pub untold_by: Option<String>,
-    /// RequestAttributes the call as one that exists although it was refused or ended for us.
+    /// Marks the call as one that exists although it was rejected or had ended for us.
     pub over_limit: Option<bool>,
-    /// Notes that a look-up found nothing (`true`) or found it again.
+    /// Records that a look-up did not find it (`true`) or found it again.
     pub absent: Option<bool>,
-    /// The provider's answer to the create, where it is kept.
+    /// The provider's response to the create, if it is kept.
     pub answer: Option<CreateAnswer>,
-    /// The app is told by an event of our own.
+    /// Sends the app an event.
     pub tell: bool,
 }
 
 impl Change {
-    /// A change that says nothing yet.
+    /// An empty change.
     pub fn of(call: &CallId, seen_by: Source, at_ms: UnixMs, deadlines: &crate::call::Deadlines) -> Self {
         Self {
             call: call.clone(),
@@ -347,35 +347,35 @@ impl Change {
     }
 }
 
-/// What a change did.
+/// The outcome of a change.
 #[derive(Debug, Clone)]
 pub struct ApplyOutcome {
-    /// The step taken; news that waited under the ids included.
+    /// The step, including news that waited under the ids.
     pub step: Step,
     /// The record after it.
     pub record: CallRecord,
-    /// Ids that belong to another call already: two records of one call, or a forged id.
+    /// Ids that belong to another call: two records of one call, or a forged id.
     pub conflicts: Vec<(Alias, CallId)>,
-    /// It was not applied: it is not about this call.
+    /// Why it was not applied: it is not about this call.
     pub contradiction: Option<Contradiction>,
-    /// It told of an end that is not the call's: its carrier still has it, and is to be asked.
+    /// It reported the end of a leg: the carrier still has the call, and has to be queried.
     pub ended_a_part: bool,
 }
 
-/// A webhook, as it came.
+/// A webhook as received.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewEvent {
     /// A fresh id.
     pub id: String,
     /// The account that it came from.
     pub account: String,
-    /// The webhook of the description.
+    /// The webhook's name in the description.
     pub webhook: String,
-    /// The event of the description.
+    /// The event's name in the description.
     pub event: String,
     /// Two deliveries with one key are one event.
     pub dedupe_key: Option<String>,
-    /// When it came.
+    /// When it was received.
     pub received_at: UnixMs,
     /// Its method.
     pub method: String,
@@ -383,62 +383,62 @@ pub struct NewEvent {
     pub path: String,
     /// Its headers, credentials left out.
     pub headers: Vec<(String, String)>,
-    /// Its body; `None` for bodies too large for the record.
+    /// Its body; `None` if it is too large for the database.
     #[serde(skip)]
     pub body: Option<Vec<u8>>,
     /// The spool that has its body.
     pub spool: Option<String>,
 }
 
-/// RetentionScope bodies a process can have.
+/// The bodies that a process can read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reach {
     /// Those in its spool, by the spool's name.
     pub spool: String,
-    /// And those in the record.
+    /// And those in the database.
     pub record: bool,
 }
 
-/// Webhooks that are to be applied.
+/// Webhooks to be applied.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Waiting {
-    /// Those that can be read.
+    /// Readable ones.
     pub events: Vec<NewEvent>,
-    /// Those that cannot, with why.
+    /// Unreadable ones, with the reason.
     pub damaged: Vec<(String, String)>,
-    /// The place of the last of both; none: there is none of either.
+    /// The position of the last of both; `None`: there are none.
     pub last: Option<Cursor>,
 }
 
-/// What became of a webhook.
+/// The outcome of storing a webhook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReceiveOutcome {
     /// It is new.
     New,
-    /// It was taken before; with its outcome, if it was applied.
+    /// It was stored before; with its outcome, if it was applied.
     Before {
-        /// The id under which it was taken.
+        /// The id under which it was stored.
         id: String,
-        /// What came of it.
+        /// Its outcome.
         outcome: Option<String>,
     },
 }
 
-/// How a delivery goes.
+/// How a delivery is routed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Route {
-    /// To where the operator's config says.
+    /// To the app's configured address.
     #[default]
     App,
-    /// To an address that an app chose, over the network.
+    /// To a URL that an app chose, over the network.
     Callback,
-    /// To such an address that is the app's own: it goes to where the operator's config says that the app is.
+    /// To such a URL of the app itself: it goes to the app's configured address.
     Forwarded,
 }
 
 impl Route {
-    /// The word on record.
+    /// The word in the database.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::App => "app",
@@ -457,64 +457,64 @@ impl std::str::FromStr for Route {
     }
 }
 
-/// Something the app has to be told.
+/// A notification for the app.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delivery {
     /// A fresh id; the app sees it in `X-Ringfence-Delivery`.
     pub id: String,
     /// The webhook that it came from.
     pub event_id: String,
-    /// The call that it speaks of: its deliveries go one after the other, as long as none fails.
+    /// Its call: deliveries of one call are sent in order, as long as none fails.
     pub call: Option<String>,
-    /// How it goes.
+    /// Its route.
     pub route: Route,
-    /// Where; of a callback, as the app wrote it.
+    /// Its URL; of a callback, as the app wrote it.
     pub url: String,
-    /// How.
+    /// Its method.
     pub method: String,
-    /// With which headers.
+    /// Its headers.
     pub headers: Vec<(String, String)>,
-    /// With which body; empty if a spool has it.
+    /// Its body; empty if a spool has it.
     pub body: Vec<u8>,
     /// The spool that has its body.
     pub spool: Option<String>,
-    /// How often it was tried.
+    /// Attempts so far.
     pub attempts: u32,
 }
 
 impl Delivery {
-    /// It is an event of our own: it goes to where the config has it now, signed when it is sent.
+    /// Whether it is one of ringfence's own events: its URL and signature are set when it is sent.
     pub fn is_own(&self) -> bool {
         self.url.is_empty()
     }
 }
 
-/// A refusal, for the record.
+/// A recorded rejection.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RefusalRecord {
     /// Its id.
     pub id: RefusalId,
-    /// When.
+    /// When it happened.
     pub at: UnixMs,
-    /// RetentionScope call.
+    /// The business.
     pub business: String,
-    /// Which account.
+    /// The account.
     pub account: String,
-    /// Which direction.
+    /// The direction.
     pub direction: String,
-    /// The code of the answer.
+    /// The code of the response.
     pub code: String,
     /// The limit.
     pub limit_name: Option<String>,
-    /// How many held it.
+    /// Slots of it that were held.
     pub current: Option<u32>,
-    /// What it allows.
+    /// Slots that it allows.
     pub limit: Option<u32>,
-    /// It would have been refused; the mode was observe.
+    /// It would have been rejected: the mode was observe.
     pub observed: bool,
-    /// How often the order was sent: the tries of an SDK are one refusal.
+    /// Attempts of the request: an SDK's attempts are one rejection.
     pub attempts: u32,
-    /// The app is told by an event of our own.
+    /// Sends the app an event.
     #[serde(skip)]
     pub tell: bool,
 }
@@ -522,27 +522,27 @@ pub struct RefusalRecord {
 /// See the module's contract.
 #[async_trait]
 pub trait Store: Records + Desk + DoNotCallLists + Transcripts + Retention + Runs + Send + Sync + 'static {
-    /// Puts a call on record that a gate has admitted, or that exists anyway. With an epoch it is written only while the pool's
-    /// is that one; without, this process alone admits.
+    /// Records a call that a limiter has admitted, or that exists already. With an epoch it is written only while the pool has
+    /// that one; without, this process is the only limiter.
     async fn open(&self, call: NewCall, epoch: Option<i64>) -> Result<InsertOutcome>;
 
-    /// Decides about a call and puts it on record, in one transaction, if the pool's mode is `database` and its epoch this one.
-    /// Its slots are what is granted and its keys the order's, whatever `call` says. Known ids come before full limits. Of a call
-    /// that is open already it is `New`, with its slots; of one that has ended, `Known`.
+    /// Decides about a call and records it, in one transaction, if the pool's mode is `database` and its epoch this one. Its
+    /// slots and keys are those that are granted, whatever `call` has. Known ids take precedence over full limits. For a call
+    /// that is open already it returns `New`, with its slots; for one that has ended, `Known`.
     async fn admit(&self, call: NewCall, order: AdmissionRequest, epoch: i64) -> Result<AdmitOutcome>;
 
-    /// Counts a call of [`Origin::Unconfirmed`] from now on, in these counts: its origin becomes [`Origin::Foreign`]. With an epoch only
-    /// while the pool's is that one.
+    /// Counts a call of [`Origin::Unconfirmed`] from now on, under these keys: its origin becomes [`Origin::Foreign`]. With an
+    /// epoch only while the pool has that one.
     async fn confirm(&self, call: &CallId, keys: Vec<String>, epoch: Option<i64>) -> Result<Confirmed>;
 
-    /// Under what admissions are put on record.
+    /// The state under which admissions are recorded.
     async fn gate_state(&self) -> Result<GateState>;
 
-    /// What tells this record from every other, for whoever counts for it elsewhere.
+    /// The identity of this database, for limiters outside it.
     async fn identity(&self) -> Result<String>;
 
-    /// Moves the pool from an epoch to the next, in a mode, and counts every open call anew by a policy: all in one transaction,
-    /// after which nothing is put on record under the old epoch. `None`: it was not at that epoch any more.
+    /// Increments the pool's epoch, sets its mode, and recounts every open call by a policy: all in one transaction, after which
+    /// nothing is recorded under the old epoch. `None`: the pool was not at that epoch any more.
     async fn bump_epoch(
         &self,
         from: i64,
@@ -551,23 +551,23 @@ pub trait Store: Records + Desk + DoNotCallLists + Transcripts + Retention + Run
         now_ms: UnixMs,
     ) -> Result<Option<EpochBump>>;
 
-    /// Every open call that counts as the lease that it is.
+    /// The leases of all open calls that count.
     async fn leases(&self) -> Result<Vec<LeaseRow>>;
 
-    /// Orders with a fingerprint that were admitted since, the oldest first; at most [`ORDERS_MAX`], the latest.
+    /// Requests with a fingerprint that were admitted since, oldest first; at most the latest [`ORDERS_MAX`].
     async fn find_orders(&self, fingerprint: &str, since_ms: UnixMs) -> Result<Vec<OrderRecord>>;
 
-    /// Takes an order over that was found so: from now on this replica answers for it. Of a dead replica's it is not known whether
-    /// it was sent, if no answer is on record. `false`: another was quicker.
+    /// Takes ownership of a request that was found in this state. For a dead replica's request the outcome becomes unknown,
+    /// unless a response is recorded. `false`: another replica was faster.
     async fn take_order(&self, order: &OrderRecord, me: &str, is_dead: bool) -> Result<bool>;
 
-    /// Notes that an order's client had gone before it was answered, if this replica still answers for it.
+    /// Records that a request's client disconnected before the response, if this replica still owns it.
     async fn undelivered(&self, call: &CallId, me: &str) -> Result<()>;
 
-    /// Changes a call. `None`: there is no such call.
+    /// Changes a call. `None`: no such call.
     async fn apply(&self, change: Change) -> Result<Option<ApplyOutcome>>;
 
-    /// Keeps news of a call that nobody knows, under its ids, with who vouches for it; or says whose ids they are.
+    /// Stores news of an unknown call under its ids, with its voucher; or returns the call that has an id.
     async fn keep_early(
         &self,
         aliases: Vec<Alias>,
@@ -579,29 +579,29 @@ pub trait Store: Records + Desk + DoNotCallLists + Transcripts + Retention + Run
     /// The call that has one of these ids.
     async fn resolve(&self, aliases: &[Alias]) -> Result<Option<CallId>>;
 
-    /// The answer to an order of a call, if it is kept.
+    /// The response to a call's create request, if it is kept.
     async fn create_answer(&self, call: &CallId, fingerprint: &str) -> Result<Option<CreateAnswer>>;
 
     /// A call.
     async fn call(&self, id: &CallId) -> Result<Option<CallRecord>>;
 
-    /// Every call that is not over.
+    /// All open calls.
     async fn open_calls(&self) -> Result<Vec<CallRecord>>;
 
-    /// Outbound orders of an account that are open and have no id of a kind: the answer to them has not come.
+    /// Open outbound calls of an account without an id of a kind: their response is outstanding.
     async fn unanswered_orders(&self, account: &AccountName, kind: &str) -> Result<Vec<CallRecord>>;
 
-    /// The latest calls, ended ones included. One that cannot be read is left out.
+    /// The latest calls, including ended ones. Unreadable ones are left out.
     async fn latest_calls(&self, limit: u32) -> Result<Vec<CallRecord>>;
 
-    /// When calls were admitted since, with their facts: what rates are replayed from.
+    /// Times and attributes of calls admitted since: the logs of rates are rebuilt from them.
     async fn admitted_since(&self, since_ms: UnixMs) -> Result<Vec<(UnixMs, Facts)>>;
 
-    /// Takes a webhook into the inbox.
+    /// Stores a webhook in the inbox.
     async fn receive(&self, event: NewEvent) -> Result<ReceiveOutcome>;
 
-    /// Notes what came of a webhook, and what the app has to be told of it, in one transaction. Only the first time: `false`
-    /// if that was noted before (two deliveries of one event met), and then nothing is written.
+    /// Records the outcome of a webhook, and the deliveries to the app, in one transaction. Only the first time: `false` if an
+    /// outcome was recorded before (two deliveries of one event met), and then nothing is written.
     async fn settle(
         &self,
         event_id: &str,
@@ -611,16 +611,16 @@ pub trait Store: Records + Desk + DoNotCallLists + Transcripts + Retention + Run
         at_ms: UnixMs,
     ) -> Result<bool>;
 
-    /// Webhooks that came before a time, or are to be tried again by then, and whose application did not come to its end; the
-    /// oldest first, those after a place, at most `limit`. Not those that are parked.
+    /// Unsettled webhooks that were received before a time, or are to be retried by then; oldest first, after a position, at most
+    /// `limit`. Without parked ones.
     async fn unsettled_events(&self, before_ms: UnixMs, reach: &Reach, after: &Cursor, limit: u32) -> Result<Waiting>;
 
-    /// Takes deliveries that are due, in order: nobody else gets them for [`TAKEN_MS`] by the store's clock, and the next of a
-    /// call not before this one was tried; in `strict` order, and of events of our own, not before it is done or given up. Counts no attempt. Of those whose body is in a spool, only this one's. One
-    /// that cannot be read is given up.
+    /// Claims due deliveries, in order: they are reserved for [`TAKEN_MS`] by the store's clock, and the next one of a call is
+    /// not claimed before this one was attempted; in `strict` order, and for ringfence's own events, not before it is done or
+    /// given up. Counts no attempt. Of spooled ones, only those in this spool. An unreadable one is given up.
     async fn take_deliveries(&self, at_ms: UnixMs, limit: u32, spool: &str, strict: bool) -> Result<Vec<Delivery>>;
 
-    /// Notes the result of a delivery that was taken: done, or due again, or given up (`None`). One that is done stays done.
+    /// Records the result of a claimed delivery: done, due again, or given up (`None`). A done one stays done.
     async fn delivered(
         &self,
         id: &str,
@@ -628,36 +628,36 @@ pub trait Store: Records + Desk + DoNotCallLists + Transcripts + Retention + Run
         result: std::result::Result<(), (String, Option<UnixMs>)>,
     ) -> Result<()>;
 
-    /// Notes refusals. Of one that is on record, only its attempts, which are added.
+    /// Records rejections. For a recorded one, adds its attempts.
     async fn refused(&self, refusals: Vec<RefusalRecord>) -> Result<()>;
 
-    /// The latest refusals.
+    /// The latest rejections.
     async fn latest_refusals(&self, limit: u32) -> Result<Vec<RefusalRecord>>;
 
-    /// Businesses that were put.
+    /// Businesses created by the API.
     async fn businesses(&self) -> Result<Vec<Business>>;
 
-    /// Puts a business. `true` if it is new.
+    /// Creates or replaces a business. `true` if it is new.
     async fn put_business(&self, business: &Business, at_ms: UnixMs) -> Result<bool>;
 
-    /// Puts businesses, all or none. How many are new.
+    /// Creates or replaces businesses, all or none. Returns how many are new.
     async fn put_businesses(&self, businesses: Vec<Business>, at_ms: UnixMs) -> Result<usize>;
 
-    /// Forgets a business. `true` if it was there.
+    /// Deletes a business. `true` if it existed.
     async fn delete_business(&self, id: &str) -> Result<bool>;
 
-    /// Says that a replica lives, and tells which others do. Who was silent for long just beats again.
+    /// Records a replica's heartbeat, and returns the live ones.
     async fn heartbeat(&self, me: &Replica) -> Result<Fleet>;
 
-    /// Takes a replica out: it stops.
+    /// Deregisters a replica that stops.
     async fn deregister(&self, id: &str) -> Result<()>;
 
-    /// Whether it can write, as far as the last writes tell; while they failed, by writing.
+    /// Checks whether it can write: by the last writes, or, if they failed, by a write.
     async fn ping(&self) -> Result<()>;
 
     /// Writes that failed since the start.
     fn failed_writes(&self) -> u64;
 
-    /// Finishes what was handed over, and lets go of the files.
+    /// Finishes queued writes, and closes the files.
     async fn close(&self);
 }

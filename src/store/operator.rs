@@ -1,4 +1,4 @@
-//! What operators see and do: the inbox and its deliveries, what is parked, what a business left behind, and who did what.
+//! Queries and actions of operators: the inbox and its deliveries, parked webhooks, data of a business, and the audit log.
 
 use async_trait::async_trait;
 use serde::Serialize;
@@ -7,23 +7,23 @@ use super::{NewEvent, Result, Route};
 use crate::clock::UnixMs;
 use crate::ids::CallId;
 
-/// Which webhooks of the inbox.
+/// A filter of the inbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Inbox {
     /// All.
     All,
-    /// Those that are not applied yet.
+    /// Not applied yet.
     Unsettled,
-    /// Those that are not tried any more.
+    /// Not retried any more.
     Parked,
 }
 
-/// Which deliveries of the outbox.
+/// A filter of the outbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outbox {
-    /// Those that are still to be made.
+    /// Not delivered yet.
     Pending,
-    /// Those that are not tried any more.
+    /// Not retried any more.
     GivenUp,
 }
 
@@ -34,27 +34,27 @@ pub struct InboxEvent {
     pub id: String,
     /// The account that it came from.
     pub account: String,
-    /// The webhook of the description.
+    /// The webhook's name in the description.
     pub webhook: String,
-    /// The event of the description.
+    /// The event's name in the description.
     pub event: String,
-    /// When it came.
+    /// When it was received.
     pub received_at: UnixMs,
     /// Its path, without the query.
     pub path: String,
-    /// Its body is there.
+    /// Whether its body is stored.
     pub has_body: bool,
     /// The spool that has its body.
     pub spool: Option<String>,
     /// Its call.
     pub call: Option<String>,
-    /// What came of it.
+    /// Its outcome.
     pub outcome: Option<String>,
-    /// How often it was applied again.
+    /// Attempts to apply it again.
     pub tries: u32,
-    /// When it is applied again.
+    /// When it is retried.
     pub due_at: Option<UnixMs>,
-    /// Since when it is not tried any more.
+    /// Since when it is parked.
     pub parked_at: Option<UnixMs>,
     /// Why it could not be applied.
     pub error: Option<String>,
@@ -65,54 +65,54 @@ pub struct InboxEvent {
 pub struct OutboxDelivery {
     /// Its id.
     pub id: String,
-    /// The webhook that it came from; of an event of our own, its id.
+    /// Its webhook; of one of ringfence's own events, that event's id.
     pub event_id: String,
-    /// The call that it speaks of.
+    /// Its call.
     pub call: Option<String>,
-    /// Where, without the query; empty: to where events of our own go.
+    /// Its URL, without the query; empty for ringfence's own events.
     pub url: String,
-    /// It is an event of our own.
+    /// Whether it is one of ringfence's own events.
     pub own: bool,
-    /// How it goes.
+    /// Its route.
     pub route: Route,
-    /// How often it was tried.
+    /// Attempts so far.
     pub attempts: u32,
-    /// When it is tried next.
+    /// When it is attempted next.
     pub due_at: Option<UnixMs>,
-    /// When the app took it.
+    /// When the app accepted it.
     pub done_at: Option<UnixMs>,
-    /// Why the last try failed.
+    /// Why the last attempt failed.
     pub last_error: Option<String>,
 }
 
-/// Something that an operator did.
+/// An entry of the audit log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct AuditRecord {
     /// A fresh id.
     pub id: String,
-    /// When.
+    /// When it happened.
     pub at: UnixMs,
-    /// Who: the subject of the token, or `local`.
+    /// The operator: the subject of the token, or `local`.
     pub who: String,
-    /// Where they came from: an address, the Unix socket and its user, or this process.
+    /// The origin: an address, the Unix socket and its user, or this process.
     pub from: String,
-    /// What: `put business`, `delete business`, `reload`, `hangup`, `release`, `fetch`, `replay`, `purge`, `reconcile`, `put do-not-call`, `delete do-not-call`, `create run`,
-    /// `load run`, `pause run`, `resume run`, `cancel run`, `retry run`.
+    /// The action: `put business`, `delete business`, `reload`, `hangup`, `release`, `fetch`, `replay`, `purge`, `reconcile`,
+    /// `put do-not-call`, `delete do-not-call`, `create run`, `load run`, `pause run`, `resume run`, `cancel run`, `retry run`.
     pub what: String,
-    /// Of which call, business, event or run; of whose list.
+    /// The call, business, event, run or list.
     pub target: String,
-    /// Why, where that was asked.
+    /// The given reason, if any.
     pub reason: Option<String>,
-    /// What was there before, as JSON, where that is known.
+    /// The state before, as JSON, if known.
     pub before: Option<String>,
-    /// What is there after, as JSON.
+    /// The state after, as JSON.
     pub after: Option<String>,
 }
 
 impl AuditRecord {
-    /// A record with a fresh id.
+    /// An entry with a fresh id.
     pub fn new(at: UnixMs, who: &str, from: &str, what: &str, target: &str) -> Self {
-        // Postgres keeps no NUL in a text.
+        // Postgres allows no NUL in a text.
         let kept = |text: &str| text.replace('\0', "\u{FFFD}");
         Self {
             id: format!("au_{}", ulid::Ulid::new().to_string().to_lowercase()),
@@ -128,7 +128,7 @@ impl AuditRecord {
     }
 }
 
-/// What of a business was deleted.
+/// The deleted data of a business.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Purged {
     /// Calls, with their ids, records and transcripts.
@@ -137,11 +137,11 @@ pub struct Purged {
     pub events: u64,
     /// Deliveries of these calls and webhooks.
     pub deliveries: u64,
-    /// Refusals.
+    /// Rejections.
     pub refusals: u64,
-    /// Runs that are over, with their leads.
+    /// Finished runs, with their leads.
     pub runs: u64,
-    /// Calls that are up, which stay.
+    /// Open calls, which are kept.
     pub open: Vec<CallId>,
 }
 
@@ -154,48 +154,49 @@ pub trait Desk: Send + Sync {
     /// A webhook.
     async fn inbox_event(&self, id: &str) -> Result<Option<InboxEvent>>;
 
-    /// A webhook as it came.
+    /// A webhook as received.
     async fn stored_event(&self, id: &str) -> Result<Option<NewEvent>>;
 
     /// The latest deliveries.
     async fn outbox(&self, which: Outbox, limit: u32) -> Result<Vec<OutboxDelivery>>;
 
-    /// What the app is told of a webhook, or as an event of our own.
+    /// The deliveries of a webhook, or of one of ringfence's own events.
     async fn deliveries_of(&self, event_id: &str) -> Result<Vec<OutboxDelivery>>;
 
-    /// Counts that a webhook is about to be applied again; how often it was, this time included.
+    /// Counts an attempt to apply a webhook; returns the number, including this one.
     async fn begin_try(&self, event_id: &str) -> Result<u32>;
 
-    /// Notes why a webhook could not be applied. Without a time for the next try it is parked.
+    /// Records why a webhook could not be applied. Without a time for the next attempt it is parked.
     async fn failed_try(&self, event_id: &str, why: &str, due_at: Option<UnixMs>, now_ms: UnixMs) -> Result<()>;
 
-    /// Makes a webhook as if it had not been applied, however often it was tried. `false`: there is none with a body.
+    /// Resets a webhook to unapplied, whatever its attempts. `false`: there is none with a body.
     async fn reopen(&self, event_id: &str) -> Result<bool>;
 
-    /// Makes every delivery of a webhook due once more, under its old id, whatever came of it. How many there are.
+    /// Makes every delivery of a webhook due again, under its id, whatever its result was. Returns their number.
     async fn redeliver(&self, event_id: &str, at_ms: UnixMs) -> Result<u64>;
 
-    /// Forgets a webhook's body, once it is applied, and those of its deliveries that are done.
+    /// Deletes the body of an applied webhook, and those of its finished deliveries.
     async fn forget_body(&self, event_id: &str) -> Result<()>;
 
-    /// The body of a webhook that came again is in this spool now, if it was not applied yet.
+    /// Records that the body of a repeated webhook is in this spool, if it was not applied yet.
     async fn set_spool(&self, event_id: &str, spool: &str) -> Result<()>;
 
-    /// Forgets that a webhook's body is in this spool, if nobody needs it any more: it is applied, waits for no call, and the app has
-    /// it. `true`: nobody needs the file there.
+    /// Removes the reference to a body in this spool, if it is no longer needed: it is applied, waits for no call, and was
+    /// delivered. `true`: the file is not needed.
     async fn clear_spool(&self, event_id: &str, spool: &str) -> Result<bool>;
 
-    /// Parks webhooks and gives deliveries up that were due before a time and whose body is in another spool than this: who has it
-    /// is gone. How many there were.
+    /// Parks webhooks and gives up deliveries that were due before a time and whose body is in another spool, whose process is
+    /// gone. Returns their number.
     async fn park_unreachable(&self, before_ms: UnixMs, spool: &str, why: &str, now_ms: UnixMs) -> Result<u64>;
 
-    /// Notes what an operator is about to do.
+    /// Records what an operator is about to do.
     async fn audit(&self, record: AuditRecord) -> Result<()>;
 
-    /// The latest of what operators did.
+    /// The latest audit entries.
     async fn latest_audit(&self, limit: u32) -> Result<Vec<AuditRecord>>;
 
-    /// Deletes what a business left behind: ended calls with their ids, records, webhooks and deliveries; refusals. Of a webhook
-    /// whose body is in a spool an empty row stays, which tells the spool that the file must go. Little by little: other writes get their turn. Where it fails in between it can be done again.
+    /// Deletes the data of a business: ended calls with their ids, records, webhooks and deliveries; rejections. Of a webhook
+    /// with a spooled body an empty row stays, so that the spool deletes the file. Works in small steps, so that other writes get
+    /// their turn; may be repeated after a failure.
     async fn purge_business(&self, business: &str) -> Result<Purged>;
 }

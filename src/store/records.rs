@@ -1,4 +1,4 @@
-//! What a provider tells of a call after its end, and webhooks that wait for the call they tell of.
+//! Post-call records, and deferred webhooks.
 
 use async_trait::async_trait;
 use serde::Serialize;
@@ -8,83 +8,83 @@ use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId};
 use crate::provider::description::PostCall;
 
-/// A part of a call's record, or all of it.
+/// A part of a post-call record, or all of it.
 #[derive(Debug, Clone)]
 pub struct PutPostCall {
     /// The call.
     pub call: CallId,
-    /// What was told. What is missing here stays as it was.
+    /// The fields. Missing ones stay unchanged.
     pub found: PostCall,
-    /// The provider has told all.
+    /// The record is complete.
     pub complete: bool,
-    /// Where it came from: `webhook`, `poll`, `operator`.
+    /// Its source: `webhook`, `poll`, `operator`.
     pub by: &'static str,
     /// Now.
     pub at_ms: UnixMs,
-    /// When the provider is asked for the rest, unless all is told. `None`: it is not.
+    /// When the rest is fetched, if it is incomplete. `None`: never.
     pub due_at: Option<UnixMs>,
-    /// The app is told by an event of our own when all is told.
+    /// Sends the app an event when it is complete.
     pub tell: bool,
 }
 
-/// What became of it.
+/// The outcome of storing it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Put {
-    /// There is no such call.
+    /// No such call.
     NoCall,
-    /// It is kept; there is more to come, or all was told before.
+    /// Stored; still incomplete, or complete before.
     Kept,
-    /// With this all is told, for the first time.
+    /// Complete, for the first time.
     Complete,
 }
 
-/// A call's record as it is kept.
+/// A stored post-call record.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct StoredPostCall {
-    /// What was told.
+    /// The fields.
     #[serde(flatten)]
     pub found: PostCall,
-    /// When all was told.
+    /// When it was complete.
     pub recorded_at: Option<UnixMs>,
-    /// Where the last of it came from.
+    /// The source of its last part.
     pub recorded_by: Option<String>,
-    /// How often the provider was asked of our own accord without telling all.
+    /// Unsuccessful fetches so far, without operators'.
     pub tries: u32,
-    /// When it is asked again.
+    /// When it is fetched again.
     pub due_at: Option<UnixMs>,
-    /// Why the last try came to nothing.
+    /// Why the last fetch failed.
     pub last_error: Option<String>,
 }
 
-/// Calls of all accounts that are passed over for those of one, at most.
+/// Calls of other accounts that are skipped to find those of one, at most.
 pub(super) const LATEST: u32 = 2_000;
 
-/// Which webhook is looked for, and at which calls.
+/// A query of a webhook's health.
 #[derive(Debug, Clone)]
 pub struct HookAsked {
     /// Its account.
     pub account: String,
-    /// Its events that bring records, as the inbox calls them.
+    /// Its events that bring records, as named in the inbox.
     pub events: Vec<String>,
-    /// What came or ended before is not looked at.
+    /// Earlier webhooks and calls are ignored.
     pub since_ms: UnixMs,
-    /// Calls that ended later are not looked at.
+    /// Calls that ended later are ignored.
     pub until_ms: UnixMs,
-    /// The latest calls, so many of them.
+    /// The number of latest calls.
     pub calls: u32,
 }
 
-/// How a webhook came.
+/// The result of that query.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct HookCame {
-    /// When it came last, for one of these calls.
+    /// When it last arrived for one of these calls.
     pub last_at: Option<UnixMs>,
-    /// For how many of the latest calls in a row it did not.
+    /// The number of latest calls in a row without it.
     pub missed_in_a_row: u32,
 }
 
 impl HookCame {
-    /// `came` says of the latest calls, the last one first, when it came for them.
+    /// `came`: for the latest calls, last one first, when it arrived.
     pub(super) fn new(came: &[Option<UnixMs>]) -> Self {
         let missed = came.iter().take_while(|came| came.is_none()).count();
         Self {
@@ -97,37 +97,37 @@ impl HookCame {
 /// The part of a [`super::Store`] that keeps post-call records.
 #[async_trait]
 pub trait Records: Send + Sync {
-    /// Takes up what was told of a call. Without a time of its own a record's end is the call's.
+    /// Stores a part of a post-call record. Without a time of its own a record's end is the call's.
     async fn put_post_call(&self, put: PutPostCall) -> Result<Put>;
 
-    /// What is kept of a call.
+    /// The stored record of a call.
     async fn post_call(&self, call: &CallId) -> Result<Option<StoredPostCall>>;
 
-    /// Calls that ended after a time and until another, of which nothing was told and nothing is expected yet; with when they
-    /// ended, the oldest first. Orders that made no call and calls that were refused have no record.
+    /// Calls that ended within a period, without a record and without a scheduled fetch; with the time of their end, oldest
+    /// first. Rejected calls and creates that made no call have no record.
     async fn unrecorded(&self, after_ms: UnixMs, until_ms: UnixMs, limit: u32) -> Result<Vec<(CallId, UnixMs)>>;
 
-    /// Expects records of these calls: their providers are asked from `due_at` on.
+    /// Schedules fetches of these calls' records from `due_at` on.
     async fn expect_post_calls(&self, calls: Vec<CallId>, due_at: UnixMs) -> Result<()>;
 
-    /// Calls whose provider is to be asked by now, with how often it was; the longest due first.
+    /// Calls whose fetch is due, with its number of attempts; longest due first.
     async fn due_post_calls(&self, now_ms: UnixMs, limit: u32) -> Result<Vec<(CallId, u32)>>;
 
-    /// Notes that a provider could not be asked, and when it is asked again; `None`: no more.
+    /// Records a failed fetch, and the time of the next; `None`: no more.
     async fn missed_post_call(&self, call: &CallId, why: &str, due_at: Option<UnixMs>) -> Result<()>;
 
-    /// How a webhook has come lately, and for which calls of its account that were answered and are over.
+    /// The health of a webhook, by the answered and ended calls of its account.
     async fn hook_came(&self, asked: HookAsked) -> Result<HookCame>;
 
-    /// Lets a webhook wait for the call that has this id.
+    /// Defers a webhook until the call with this id is known.
     async fn defer_until_known(&self, event_id: &str, alias: &Alias) -> Result<()>;
 
-    /// Settled webhooks that came since a time and whose call is known by now.
+    /// Deferred webhooks received since a time whose call is known by now.
     async fn found_events(&self, since_ms: UnixMs, limit: u32, reach: &Reach) -> Result<Waiting>;
 
-    /// Lets webhooks that came before a time wait no longer; with `forget`, their bodies go too.
+    /// Closes deferred webhooks received before a time; with `forget`, deletes their bodies.
     async fn expire_deferred(&self, before_ms: UnixMs, forget: bool) -> Result<()>;
 
-    /// Notes that a webhook that waited was applied to its call, or cannot be (`outcome` says so).
+    /// Records that a deferred webhook was applied to its call, or cannot be (`outcome`).
     async fn mark_matched(&self, event_id: &str, call: Option<&CallId>, outcome: &str) -> Result<()>;
 }

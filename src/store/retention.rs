@@ -1,4 +1,4 @@
-//! What is kept, and for how long: what is forgotten in time, and what becomes of what was said.
+//! Retention and privacy: deletion by age, and redaction of transcripts.
 
 use std::collections::BTreeMap;
 
@@ -12,26 +12,26 @@ use crate::policy::Privacy;
 use crate::provider::description::PostCall;
 use crate::provider::sign::sha256_hex;
 
-/// What is older than this is forgotten.
+/// Cut-off times; older data is deleted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RetentionCutoffs {
-    /// What ended, or came, before.
+    /// For ended calls and received webhooks, in milliseconds since 1970.
     pub before_ms: UnixMs,
-    /// The same for what belongs to a business that has an age of its own.
+    /// The same for businesses with their own retention.
     pub of_business: BTreeMap<BusinessId, UnixMs>,
-    /// News that no call claimed and that came before.
+    /// For news of calls that never became known.
     pub early_before_ms: UnixMs,
-    /// Providers' answers to creates that came before.
+    /// For providers' responses to creates.
     pub answers_before_ms: UnixMs,
 }
 
 impl RetentionCutoffs {
-    /// One age for all.
+    /// One cut-off for all businesses.
     pub fn of_all(before_ms: UnixMs, early_before_ms: UnixMs) -> Self {
         Self { before_ms, of_business: BTreeMap::new(), early_before_ms, answers_before_ms: before_ms }
     }
 
-    /// The rows that each age is for: those of a business, and at last those of all others.
+    /// Each cut-off with the rows it applies to: those of a business, and finally those of all others.
     pub(super) fn each(&self) -> Vec<(UnixMs, RetentionScope)> {
         let own = self.of_business.iter().map(|(business, before)| (*before, RetentionScope::Of(business.to_string())));
         let named = self.of_business.keys().map(ToString::to_string).collect();
@@ -39,50 +39,50 @@ impl RetentionCutoffs {
     }
 }
 
-/// RetentionScope rows are looked for.
+/// The businesses whose rows are selected.
 #[derive(Debug, Clone)]
 pub(super) enum RetentionScope {
-    /// Those of this business.
+    /// This business.
     Of(String),
-    /// Those of all but these.
+    /// All but these.
     NotOf(Vec<String>),
 }
 
-/// A place in a list that is read on from there: by time, and by id where times are equal.
+/// A position in a list that is read in pages: by time, and by id for equal times.
 pub type Cursor = (UnixMs, String);
 
-/// A call that is over. Its ids are as they stand: one that cannot be read keeps no other from its turn.
+/// An ended call. Its ids are unparsed: an invalid one must not block the others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EndedCall {
     /// The call.
     pub id: String,
-    /// RetentionScope.
+    /// The business.
     pub business: String,
     /// When it ended.
     pub ended_at: UnixMs,
 }
 
-/// The part of a [`super::Store`] that forgets. All goes little by little: other writes get their turn.
+/// The part of a [`super::Store`] that deletes. It works in small steps, so that other writes get their turn.
 #[async_trait]
 pub trait Retention {
-    /// Forgets what is older than its age: ended calls with their ids, records, transcripts, settled webhooks and finished
-    /// deliveries; settled webhooks and finished deliveries of no call that is on record; refusals, runs that are over, the audit; numbers that were
-    /// taken off a do-not-call list; news that no call
-    /// claimed; and providers' answers to creates. Of a webhook whose body is in a spool an empty row stays for a while, which tells the spool that the file must go.
-    /// Returns how many rows went: of calls, webhooks, deliveries, refusals, acts, news and answers.
+    /// Deletes expired data: ended calls with their ids, records, transcripts, settled webhooks and finished deliveries; settled
+    /// webhooks and finished deliveries without a recorded call; rejections, finished runs, the audit log; numbers that were
+    /// removed from a do-not-call list; news of calls that never became known; and providers' responses to creates. Of a webhook
+    /// with a spooled body an empty row stays for a while, so that the spool deletes the file. Returns the number of deleted
+    /// calls, webhooks, deliveries, rejections, audit entries, news and responses.
     async fn purge(&self, ages: &RetentionCutoffs) -> Result<u64>;
 
-    /// Calls that ended after a place in their list and until a time, the first `limit` of them.
+    /// Calls that ended after a position and until a time, at most `limit`.
     async fn ended_calls(&self, after: &Cursor, until_ms: UnixMs, limit: u32) -> Result<Vec<EndedCall>>;
 
-    /// Takes what is not to be kept of what was said off ended calls: out of their utterances and records, and with the bodies of
-    /// their webhooks that are settled and delivered; and the answers to their creates. Done again it changes nothing. Returns how many utterances and records changed.
+    /// Redacts transcripts of ended calls: in utterances and records, with the bodies of settled and delivered webhooks, and the
+    /// responses to their creates. Idempotent. Returns the number of changed utterances and records.
     async fn redact(&self, calls: &[String], keep: Privacy) -> Result<u64>;
 }
 
 const DIGEST: &str = "sha256:";
 
-/// What is kept of a text.
+/// The part of a text that is kept.
 pub fn text_kept(keep: Privacy, text: &str) -> String {
     match keep {
         Privacy::Keep => text.to_owned(),
@@ -92,7 +92,7 @@ pub fn text_kept(keep: Privacy, text: &str) -> String {
     }
 }
 
-/// What is kept of a record.
+/// The part of a record that is kept.
 pub fn record_kept(keep: Privacy, found: PostCall) -> PostCall {
     let of_json = |value: Value| match value["digest"].as_str().is_some_and(is_digest) {
         true => value,
@@ -110,25 +110,25 @@ pub fn record_kept(keep: Privacy, found: PostCall) -> PostCall {
     }
 }
 
-/// It was redacted before.
+/// Whether it was redacted before.
 fn is_digest(text: &str) -> bool {
     let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
     text.strip_prefix(DIGEST).is_some_and(|rest| rest.len() == 64 && rest.bytes().all(hex))
 }
 
-/// A row that may be past its age: where it stands, and whether it is kept all the same.
+/// A row that may be expired: its position, and whether it is kept.
 pub(super) struct Old {
     pub(super) place: Cursor,
     pub(super) kept: bool,
 }
 
-/// A page of a list, read: what of it is forgotten, and from where the list goes on; nowhere after the last page.
+/// The expired rows of a page, and the position of the next page; none after the last.
 pub(super) fn page(rows: Vec<Old>, limit: u32) -> (Vec<String>, Option<Cursor>) {
     let next = rows.last().map(|row| row.place.clone()).filter(|_| rows.len() >= limit as usize);
     (rows.into_iter().filter(|row| !row.kept).map(|row| row.place.1).collect(), next)
 }
 
-/// The parts of a record that say what was said.
+/// The parts of a record with the transcript.
 pub(super) struct SaidParts {
     pub(super) call: String,
     pub(super) summary: Option<String>,
@@ -137,9 +137,9 @@ pub(super) struct SaidParts {
 }
 
 impl SaidParts {
-    /// What is kept of them; `None`: they are as they should be.
+    /// The redacted parts; `None`: no change.
     pub(super) fn kept(&self, keep: Privacy) -> Option<Self> {
-        // What is no JSON is a text like any other.
+        // A value that is not JSON is treated as text.
         let value = |text: &Option<String>| {
             text.as_ref().map(|text| serde_json::from_str(text).unwrap_or_else(|_| Value::from(text.as_str())))
         };

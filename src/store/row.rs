@@ -1,4 +1,4 @@
-//! Rows that come out of the database, and why it fails.
+//! Rows of results, and errors of statements.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,7 +7,7 @@ use rusqlite::types::Value as Cell;
 use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 
-/// What a statement comes to.
+/// The result of a statement.
 pub(super) type Sql<T> = std::result::Result<T, Fault>;
 
 /// Why a statement, or the reading of its rows, failed.
@@ -25,12 +25,12 @@ pub(super) enum Fault {
     Waited,
 }
 
-/// What is on record cannot be read.
+/// An error for unreadable data.
 pub(super) fn damaged(what: impl std::fmt::Display) -> Fault {
     Fault::Damaged(what.to_string())
 }
 
-/// A row. Columns are asked for by name; in the order of the table each is found at once.
+/// A row. Columns are read by name; in the order of the table each is found at once.
 #[derive(Debug)]
 pub(super) enum Row {
     Sqlite(SqliteRow),
@@ -71,7 +71,7 @@ impl Row {
     pub(super) fn optional_text(&self, column: &str) -> Sql<Option<String>> {
         Ok(self.optional_str(column)?.map(str::to_owned))
     }
-    /// A number that is none or more, which is kept as a wide one: Postgres has no other without a sign.
+    /// A count, stored as a signed 64-bit number: Postgres has no unsigned type.
     pub(super) fn optional_count(&self, column: &str) -> Sql<Option<u32>> {
         self.optional_number(column)?.map(|n| n.try_into().map_err(damaged)).transpose()
     }
@@ -90,7 +90,7 @@ impl Row {
     pub(super) fn flag(&self, column: &str) -> Sql<bool> {
         self.optional_flag(column)?.ok_or_else(|| missing(column))
     }
-    /// A word that stands for something.
+    /// A word of an enum.
     pub(super) fn word<T: std::str::FromStr<Err: std::fmt::Display>>(&self, column: &str) -> Sql<T> {
         self.str(column)?.parse().map_err(damaged)
     }
@@ -106,7 +106,7 @@ fn missing(column: &str) -> Fault {
     damaged(format!("{column} is missing"))
 }
 
-/// A row that was read. Columns are looked for from the last one that was asked for on.
+/// A row that was read. The search for a column starts after the last one read.
 #[derive(Debug)]
 pub(super) struct SqliteRow {
     names: Arc<[String]>,

@@ -1,4 +1,4 @@
-//! What rows say.
+//! Parsing of rows.
 
 use super::driver::{Fault, Sql, damaged};
 use super::row::Row;
@@ -37,7 +37,7 @@ pub(super) fn facts(row: &Row) -> Sql<Facts> {
     })
 }
 
-/// A call, of a row of [`call!`](super::queries::calls).
+/// Parses a row of [`call!`](super::queries::calls).
 pub(super) fn record(row: &Row) -> Sql<CallRecord> {
     let mut record = CallRecord {
         id: call_id(row.str("id")?)?,
@@ -92,7 +92,7 @@ pub(super) fn event(row: &Row) -> Sql<NewEvent> {
     })
 }
 
-/// Webhooks, and apart from them those that cannot be read: one must not keep the others from their turn.
+/// Webhooks, with unreadable ones apart: one must not block the others.
 pub(super) fn waiting(rows: &[Row]) -> Sql<Waiting> {
     let mut waiting = Waiting::default();
     for row in rows {
@@ -105,7 +105,7 @@ pub(super) fn waiting(rows: &[Row]) -> Sql<Waiting> {
     Ok(waiting)
 }
 
-/// Calls that are over, or their facts: one that cannot be read is left out, so that it keeps nobody from starting.
+/// Readable rows of ended calls: an unreadable one is left out, so that it does not prevent a start.
 pub(super) fn readable<T, E: std::fmt::Display>(rows: impl IntoIterator<Item = Result<T, E>>) -> Vec<T> {
     let readable = rows.into_iter().filter_map(|row| {
         row.inspect_err(|error| tracing::warn!(%error, "failed to read a call record; skipped")).ok()
@@ -113,7 +113,7 @@ pub(super) fn readable<T, E: std::fmt::Display>(rows: impl IntoIterator<Item = R
     readable.collect()
 }
 
-/// A URL as it may be shown: its query may hold anything, and who signs in with it stands before its host.
+/// A URL that is safe to show: without its query and credentials.
 fn without_query(url: &str) -> String {
     let url = url.split(['?', '#']).next().unwrap_or_default();
     match url.split_once("://") {
@@ -161,7 +161,7 @@ pub(super) fn outbox_delivery(row: &Row) -> Sql<OutboxDelivery> {
     })
 }
 
-/// A provider's answer to a create.
+/// A provider's response to a create.
 pub(super) fn create_answer(row: &Row) -> Sql<CreateAnswer> {
     Ok(CreateAnswer {
         fingerprint: row.text("fingerprint")?,
@@ -171,7 +171,7 @@ pub(super) fn create_answer(row: &Row) -> Sql<CreateAnswer> {
     })
 }
 
-/// Something that an operator did.
+/// An entry of the audit log.
 pub(super) fn audit_record(row: &Row) -> Sql<AuditRecord> {
     Ok(AuditRecord {
         id: row.text("id")?,
@@ -265,7 +265,7 @@ pub(super) fn ended_call(row: &Row) -> Sql<EndedCall> {
     Ok(EndedCall { id: row.text("id")?, business: row.text("business")?, ended_at: row.number("ended_at")? })
 }
 
-/// When a call was admitted, with its facts; a fault of it apart.
+/// The time and attributes of an admitted call.
 pub(super) fn admitted(row: &Row) -> Sql<(UnixMs, Facts)> {
     Ok((row.number("admitted_at")?, facts(row)?))
 }
@@ -274,7 +274,7 @@ pub(super) fn gate_state(row: &Row) -> Sql<GateState> {
     Ok(GateState { epoch: row.number("epoch")?, mode: row.word("mode")? })
 }
 
-/// A lease, of a row that gives its keys as JSON.
+/// A lease, from a row with its keys as JSON.
 pub(super) fn held(row: &Row) -> Sql<LeaseRow> {
     Ok(LeaseRow {
         call: call_id(row.str("id")?)?,
@@ -285,7 +285,7 @@ pub(super) fn held(row: &Row) -> Sql<LeaseRow> {
     })
 }
 
-/// The same with its facts.
+/// The same with the call's attributes.
 pub(super) fn open_row(row: &Row) -> Sql<OpenRow> {
     Ok(OpenRow {
         call: call_id(row.str("id")?)?,

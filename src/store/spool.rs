@@ -1,8 +1,8 @@
-//! Bodies that are too large for the record: files in a folder of this machine. The folder has a name of its own, which stands in
-//! the row of a webhook; the file has the webhook's id as its name.
+//! Bodies that are too large for the database: files in a local folder. The folder has a name, which is stored in the webhook's
+//! row; a file's name is the webhook's id.
 //!
-//! A file is whole and on the disk before its row is written, so a row never names half of one. A file without a row that needs it
-//! is nobody's: whoever sweeps the folder takes it away.
+//! A file is complete and synced before its row is written, so a row never names a partial file. A file without a row that needs
+//! it is an orphan: the next scan deletes it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write as _};
@@ -24,7 +24,7 @@ const NAME_FILE: &str = "name";
 /// A body could not be put into the spool.
 #[derive(Debug, thiserror::Error)]
 pub enum SpoolError {
-    /// There is no room for it: by the quota, or on the disk.
+    /// The quota or the disk is full.
     #[error("the spool has no room: {0}")]
     Full(String),
     /// The folder cannot be written.
@@ -48,7 +48,7 @@ pub struct Spooled {
     pub written_at: UnixMs,
 }
 
-/// A folder of bodies. Cloning is cheap. Processes of one machine may share a folder, if they share a record.
+/// A folder of bodies. Cloning is cheap. Processes of one machine may share a folder, if they share a database.
 #[derive(Debug, Clone)]
 pub struct Spool(Arc<Inner>);
 
@@ -56,12 +56,12 @@ pub struct Spool(Arc<Inner>);
 struct Inner {
     folder: PathBuf,
     name: OnceLock<String>,
-    /// Who measures the room and takes some of it.
+    /// Serialises checks of the quota.
     measuring: Mutex<()>,
 }
 
 impl Spool {
-    /// The spool in this folder. It is made when the first body comes.
+    /// The spool in this folder, which is created with the first body.
     pub fn new(folder: &Path) -> Self {
         let name = OnceLock::new();
         if let Ok(known) = read_name(folder) {
@@ -70,13 +70,13 @@ impl Spool {
         Self(Arc::new(Inner { folder: folder.to_owned(), name, measuring: Mutex::default() }))
     }
 
-    /// The name that stands in rows; empty as long as no body was ever put here.
+    /// The name in rows; empty until the first body.
     pub fn name(&self) -> &str {
         self.0.name.get().map_or("", String::as_str)
     }
 
-    /// Puts a webhook's body here, if with it no more than `bytes_max` are. When it returns, the body survives a crash. It is put
-    /// to its end even if nobody waits for it.
+    /// Adds a webhook's body, within a quota of `bytes_max`. When it returns, the body survives a crash. It is completed even if
+    /// its caller is dropped.
     ///
     /// # Errors
     /// There is no room, or the folder cannot be written; nothing is left then.
@@ -86,7 +86,7 @@ impl Spool {
         done.unwrap_or_else(|_| Err(self.0.failed(&io::Error::other("the write was cut off"))))
     }
 
-    /// Gives a body to a webhook that was on record before: it came again. May be repeated.
+    /// Moves a repeated webhook's body to the stored webhook. Idempotent.
     ///
     /// # Errors
     /// The folder cannot be written.
@@ -112,7 +112,7 @@ impl Spool {
         tokio::fs::read(self.0.path(event_id)?).await.map(Bytes::from)
     }
 
-    /// A webhook's body to be read little by little, and how long it is.
+    /// Opens a webhook's body to be read in parts; returns its size.
     ///
     /// # Errors
     /// It is not there, or cannot be read.
@@ -122,7 +122,7 @@ impl Spool {
         Ok((file, bytes))
     }
 
-    /// Forgets a body. One that is gone already is none's concern.
+    /// Deletes a body. A missing one is no error.
     pub async fn forget(&self, event_id: &str) {
         let removed = match self.0.path(event_id) {
             Ok(path) => tokio::fs::remove_file(path).await,
@@ -133,7 +133,7 @@ impl Spool {
         }
     }
 
-    /// Every body that is here.
+    /// All bodies in the spool.
     ///
     /// # Errors
     /// The folder cannot be read.
@@ -153,7 +153,7 @@ pub(super) fn ignore_missing(error: io::Error) -> io::Result<()> {
     if error.kind() == ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }
 
-/// What is in a folder has come there, and what was taken is gone: also after a crash.
+/// Syncs a folder, so that created and deleted files stay so after a crash.
 pub(super) fn sync(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
@@ -164,7 +164,7 @@ fn read_name(folder: &Path) -> io::Result<String> {
 }
 
 pub(super) fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    // What was said in calls is nobody else's to read.
+    // Transcripts must not be readable by others.
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     let written = file.write_all(bytes).and_then(|()| file.sync_all());
     if written.is_err() {
@@ -178,7 +178,7 @@ pub(super) fn is_event_id(name: &str) -> bool {
     name.starts_with("ev_") && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
 }
 
-/// Makes a folder that only this user reads.
+/// Creates a folder that only this user can read.
 pub(super) fn make_folder(folder: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
@@ -205,20 +205,20 @@ impl Inner {
         let failed = |error: io::Error| self.failed(&error);
         let name = self.named().map_err(failed)?;
         let path = self.path(event_id).map_err(failed)?;
-        // One after the other: two that measure at once would both find the same room.
+        // Serialised: two concurrent measurements would both find the same room.
         let _measuring = self.measuring.lock().unwrap_or_else(PoisonError::into_inner);
         let used: u64 = self.list().map_err(failed)?.iter().map(|file| file.bytes).sum();
         if used.saturating_add(body.len() as u64) > bytes_max {
             return Err(SpoolError::Full(format!("{used} of {bytes_max} bytes are in use, {} came", body.len())));
         }
-        // Half a file is none. One whose folder could not be synced has no row, and is nobody's.
+        // A partial file is deleted. One whose folder could not be synced has no row, and is an orphan.
         write_new(&path, body).and_then(|()| sync(&self.folder)).map(|()| name).map_err(failed)
     }
 
-    /// The folder's name; the folder is made if it is not there.
+    /// The folder's name; creates the folder if necessary.
     fn named(&self) -> io::Result<String> {
         if let Some(name) = self.name.get() {
-            // Somebody may have tidied it away.
+            // It may have been deleted.
             if self.folder.is_dir() {
                 return Ok(name.clone());
             }
@@ -229,7 +229,7 @@ impl Inner {
             .get()
             .cloned()
             .unwrap_or_else(|| format!("{}-{}", host(), Ulid::new().to_string().to_lowercase()));
-        // Whoever links first names it, for all who share it.
+        // The first process to link it names it for all.
         let draft = self.folder.join(format!("{NAME_FILE}.{}", Ulid::new()));
         write_new(&draft, new.as_bytes())?;
         let linked = fs::hard_link(&draft, self.folder.join(NAME_FILE));
@@ -259,7 +259,7 @@ impl Inner {
             if self.path(&event_id).is_err() {
                 continue;
             }
-            // Gone since: delivered.
+            // Deleted since: delivered.
             let Ok(about) = entry.metadata() else { continue };
             let written = about.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
             let written_at = UnixMs::try_from(written.as_millis()).unwrap_or(UnixMs::MAX);

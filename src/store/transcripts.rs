@@ -1,8 +1,8 @@
-//! What was said in calls.
+//! Transcripts: the utterances of calls.
 //!
-//! * The numbers of a call's utterances start at 1 and have no gaps, whoever writes at the same time: what can be read of a call are
-//!   the numbers from 1 to the last, always.
-//! * An utterance is put on record once for each webhook that brought it.
+//! * The numbers of a call's utterances start at 1 and have no gaps, with any number of writers: the readable utterances of a
+//!   call are always those from 1 to the last.
+//! * An utterance is stored once for each webhook that brought it.
 
 use async_trait::async_trait;
 
@@ -11,30 +11,30 @@ use crate::call::{EndProof, Phase, Speaker};
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId};
 
-/// The outcome of a webhook whose utterance stands on record.
+/// The outcome of a webhook whose utterance is stored.
 pub const RECORDED: &str = "recorded";
 
-/// Something that was said.
+/// An utterance to be stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewUtterance {
-    /// The webhook that brought it, by the id under which the inbox took it first.
+    /// The webhook that brought it, by its first id in the inbox.
     pub event_id: String,
-    /// Who said it.
+    /// The speaker.
     pub speaker: Speaker,
-    /// What.
+    /// The text.
     pub text: String,
-    /// When, as its sender wrote it.
+    /// The time, as its sender wrote it.
     pub said_at: String,
-    /// Its number at the provider.
+    /// The provider's number of it.
     pub source_sequence: Option<i64>,
-    /// What that number is counted in.
+    /// The sequence of that number.
     pub source: Option<String>,
     /// Now.
     pub at_ms: UnixMs,
 }
 
 impl NewUtterance {
-    /// The same on record.
+    /// The stored utterance.
     pub fn at(self, said: UtteranceRef) -> Utterance {
         Utterance {
             id: said.id,
@@ -49,7 +49,7 @@ impl NewUtterance {
     }
 }
 
-/// Where an utterance stands on record.
+/// The position of a stored utterance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UtteranceRef {
     /// Its id among all.
@@ -58,105 +58,104 @@ pub struct UtteranceRef {
     pub sequence: i64,
 }
 
-/// A webhook that says something in a call.
+/// A webhook with an utterance.
 #[derive(Debug, Clone)]
 pub struct UtteranceIngest {
     /// The webhook. Its id and the utterance's [`NewUtterance::event_id`] are one.
     pub event: NewEvent,
-    /// The ids by which it names its call.
+    /// The ids of its call.
     pub aliases: Vec<Alias>,
-    /// Who vouches for it.
+    /// Its voucher.
     pub by: Voucher,
-    /// What it says.
+    /// Its utterance.
     pub said: NewUtterance,
-    /// What the app has to be told of it.
+    /// Its delivery to the app.
     pub delivery: Option<Delivery>,
 }
 
-/// What became of a webhook that says something in a call.
+/// The outcome of ingesting a webhook with an utterance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum IngestOutcome {
-    /// It is settled: what it says stands there.
+    /// It is settled, with its utterance stored there.
     Whole(CallId, UtteranceRef),
-    /// It was before, and that stands there.
+    /// It was settled before, with its utterance stored there.
     Before(CallId, UtteranceRef),
-    /// It is in the inbox and no more is done: nobody knows its call, or it tells more of it than what was said
-    /// ([`tells_more`]), or it is not about the call that it points to, or it was left half-way before.
+    /// It is only in the inbox: its call is unknown, or it has other news of the call ([`tells_more`]), or it is not about the
+    /// call that it points to, or it was left unfinished before.
     Inbox(ReceiveOutcome),
 }
 
-/// Whether something that was said in a call is news of the call itself. Who speaks has been connected, and may be known by
-/// another id from now on.
+/// Whether an utterance is also news of the call: a speaker is connected, and may introduce a new id.
 pub fn tells_more(record: &CallRecord, aliases: &[Alias]) -> bool {
     record.phase < Phase::Live
-        // It was taken for over, or is about to be.
+        // It was given up, or is about to be.
         || record.proof == Some(EndProof::Deadline)
         || record.absent_at.is_some()
         || aliases.iter().any(|alias| !record.aliases.contains(alias))
 }
 
-/// An utterance on record.
+/// A stored utterance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Utterance {
     /// Its id among all.
     pub id: i64,
     /// Its number in its call.
     pub sequence: i64,
-    /// What brought it.
+    /// The webhook that brought it.
     pub event_id: String,
-    /// Who said it.
+    /// The speaker.
     pub speaker: Speaker,
-    /// What.
+    /// The text.
     pub text: String,
-    /// When, as its sender wrote it.
+    /// The time, as its sender wrote it.
     pub said_at: String,
-    /// Its number at the provider.
+    /// The provider's number of it.
     pub source_sequence: Option<i64>,
-    /// What that number is counted in.
+    /// The sequence of that number.
     pub source: Option<String>,
 }
 
-/// What tells whether there is something new about a call.
+/// The position of a call: shows whether anything is new.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UtterancePosition {
     /// The call.
     pub call: CallId,
-    /// The number of its last utterance; 0: nothing was said.
+    /// The number of its last utterance; 0: none.
     pub last_sequence: i64,
-    /// When there was the last news of the call itself.
+    /// When the last news of the call arrived.
     pub seen_at: UnixMs,
-    /// It is over.
+    /// Whether it has ended.
     pub ended: bool,
-    /// When its provider had told all of it.
+    /// When its post-call record was complete.
     pub recorded_at: Option<UnixMs>,
 }
 
-/// Told of a call that has something new.
+/// Called with a call that has news.
 pub type Ring = Box<dyn Fn(&CallId) + Send + Sync>;
 
 /// See the module. A part of [`super::Store`].
 #[async_trait]
 pub trait Transcripts {
-    /// Puts an utterance on record under the next number of its call. The webhook that brought it may come again: then this is
-    /// what stands already. `None`: there is no such call any more.
+    /// Stores an utterance under the next number of its call. If its webhook is repeated, returns the stored one. `None`: no such
+    /// call.
     async fn say(&self, call: &CallId, said: NewUtterance) -> Result<Option<UtteranceRef>>;
 
-    /// Takes a webhook into the inbox, puts on record what it says, and settles it, in one transaction; or does the first alone.
+    /// Stores a webhook and its utterance, and settles it, in one transaction; or only stores the webhook.
     async fn ingest(&self, speech: UtteranceIngest) -> Result<IngestOutcome>;
 
     /// Utterances of a call after a number, in order, at most `limit`.
     async fn utterances(&self, call: &CallId, after: i64, limit: u32) -> Result<Vec<Utterance>>;
 
-    /// The number of a call's last utterance; 0: nothing was said.
+    /// The number of a call's last utterance; 0: none.
     async fn last_sequence(&self, call: &CallId) -> Result<i64>;
 
-    /// Listens to other processes over this record: `ring` is told of each call in which one of them put something on record. Returns
-    /// when that cannot be heard, or not any more. What is not heard is seen by [`Transcripts::standings`].
+    /// Listens to other processes that share the database: `ring` is called with each call in which one of them stored something.
+    /// Returns when listening fails. [`Transcripts::standings`] finds what was missed.
     async fn listen(&self, ring: Ring) {
         drop(ring);
     }
 
-    /// The calls of these businesses that are open; and of the `latest` of all those that ended since. Each with its business.
+    /// The open calls of these businesses; and of the `latest` of all calls those that ended since. Each with its business.
     async fn calls_of(
         &self,
         businesses: &[String],
@@ -164,6 +163,6 @@ pub trait Transcripts {
         latest: u32,
     ) -> Result<Vec<(String, CallId)>>;
 
-    /// Where these calls stand; those that are not on record are left out.
+    /// The positions of these calls; unrecorded ones are left out.
     async fn standings(&self, calls: &[CallId]) -> Result<Vec<UtterancePosition>>;
 }

@@ -1,5 +1,5 @@
-//! What open calls and rates come to, for a decision or a move of the gate. Pure: every back end reads the rows, asks here, and
-//! writes what came of it.
+//! Usage of limits by open calls and rates, for a decision or a transition. Pure: every back end reads the rows, decides here,
+//! and writes the result.
 
 use std::collections::HashMap;
 
@@ -11,21 +11,21 @@ use crate::policy::{Facts, Policy};
 /// The pool whose limits are decided together.
 pub(super) const POOL: &str = "default";
 
-/// The longest that rates are replayed from the record.
+/// The longest period from which rates are rebuilt, in milliseconds.
 const REPLAY_MAX_MS: i64 = 24 * 3_600_000;
 
-/// What was read for a decision, and what the same transaction has granted since.
+/// Usage that was read for a decision, and grants of the same transaction since.
 #[derive(Debug, Default)]
 pub(super) struct Counted {
     pub(super) now_ms: UnixMs,
     pub(super) held: HashMap<String, u32>,
     pub(super) rates: HashMap<String, RateLog>,
-    /// Since when the calls of a single place hold it that were granted since: the youngest of their limits.
+    /// Start times of single-slot grants since: the youngest of their limits.
     pub(super) singles: HashMap<String, Vec<UnixMs>>,
 }
 
 impl Counted {
-    /// Takes up what a decision granted.
+    /// Adds a grant.
     pub(super) fn grant(&mut self, keys: &[String], slots: u32, taken: &[(String, RateLog)]) {
         for key in keys {
             let held = self.held.entry(key.clone()).or_default();
@@ -47,14 +47,14 @@ impl LimitUsage for Counted {
         self.rates.get(key)
     }
 
-    /// Those in the database are read later, only for limits that are short, and come before these.
+    /// Those in the database are read later, only for short limits, and precede these.
     fn oldest(&self, key: &str) -> Vec<UnixMs> {
         let singles = self.singles.get(key).map_or(&[][..], Vec::as_slice);
         singles.iter().take(OLDEST_MAX).copied().collect()
     }
 }
 
-/// An open call, as a move of the gate reads it.
+/// An open call, as a transition reads it.
 #[derive(Debug)]
 pub(super) struct OpenRow {
     pub(super) call: CallId,
@@ -65,7 +65,7 @@ pub(super) struct OpenRow {
     pub(super) keys: Option<Vec<String>>,
 }
 
-/// Counts every open call anew. The flag says that its keys are others than before.
+/// Counts every open call anew. The flag marks changed keys.
 pub(super) fn recount(policy: &Policy, open: Vec<OpenRow>) -> Vec<(LeaseRow, bool)> {
     let count = |row: OpenRow| {
         let keys = keys(&policy.bindings(&row.facts));
@@ -78,7 +78,7 @@ pub(super) fn recount(policy: &Policy, open: Vec<OpenRow>) -> Vec<(LeaseRow, boo
     open.into_iter().map(count).collect()
 }
 
-/// From when on rates are replayed; `None` without rates.
+/// The start of the period from which rates are rebuilt; `None` without rates.
 pub(super) fn replay_since(policy: &Policy, now_ms: UnixMs) -> Option<UnixMs> {
     let window_ms = policy.longest_rate_ms().min(REPLAY_MAX_MS);
     (window_ms > 0).then(|| now_ms.saturating_sub(window_ms))

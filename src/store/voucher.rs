@@ -1,4 +1,5 @@
-//! Who vouches for news of a call, and whether the call is theirs. Pure: every back end asks here, in the transaction that would apply it.
+//! Vouchers: which accounts signed news of a call, and whether the call is theirs. Pure: every back end checks here, in the
+//! transaction that would apply the news.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,34 +9,34 @@ use crate::ids::{AccountName, Alias};
 use crate::policy::Facts;
 use crate::provider::description::SUBACCOUNT_KIND;
 
-/// News of a call that nobody knows is kept of so many who vouch for it.
+/// Vouchers whose news of an unknown call is stored, at most.
 const EARLY_MAX: usize = 8;
 
-/// RetentionScope signature news carries. It speaks only of their calls.
+/// The signers of news. They may report only on their own calls.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Voucher {
-    /// The accounts whose signature it is: several, where they share a secret.
+    /// The accounts whose signature it is: several, if they share a secret.
     pub accounts: Vec<AccountName>,
     /// Their providers.
     pub providers: Vec<String>,
-    /// The accounts that carry their calls.
+    /// Their carrier accounts.
     pub carriers: Vec<AccountName>,
-    /// The subaccount whose own signature it is.
+    /// The subaccount that signed it.
     pub subaccount: Option<String>,
-    /// The kinds of id by which their providers tell one call from another.
+    /// The kinds of id that distinguish calls at their providers.
     pub kinds: Vec<String>,
-    /// The operations under which a carrier of theirs brings calls. Such a call lasts as long as the carrier says.
+    /// The operations by which their carrier announces inbound calls. Such a call ends when the carrier says so.
     pub brought_by: Vec<String>,
 }
 
-/// Why news is not applied to the call that it points to.
+/// Why news was not applied to the call that it points to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Contradiction {
-    /// The call is another account's.
+    /// The call belongs to another account.
     OtherAccount,
-    /// The call is not this subaccount's.
+    /// The call does not belong to this subaccount.
     OtherSubaccount,
-    /// The call is known by another id of the kind that tells calls apart: it is news of another one.
+    /// The call has another id of the distinguishing kind: the news is about another call.
     OtherCall,
 }
 
@@ -59,7 +60,7 @@ impl Contradiction {
 }
 
 impl Voucher {
-    /// Whether news that names these ids is not about the call with these facts, which is known by those.
+    /// Whether news with these ids contradicts the call with these attributes and known ids.
     pub fn contradicts(&self, facts: &Facts, known: &[Alias], named: &[Alias]) -> Option<Contradiction> {
         let of_kind = |list: &[Alias], kind: &String| {
             list.iter().filter(|a| a.kind == *kind).map(|a| a.id.clone()).collect::<Vec<_>>()
@@ -76,7 +77,7 @@ impl Voucher {
         let is_theirs = self.accounts.contains(&facts.account)
             || carrier.is_some_and(|carrier| self.accounts.contains(carrier))
             || self.carriers.contains(&facts.account)
-            // Nobody said which account of that provider has a part in it; one has, for it is known by an id of theirs.
+            // Which account of that provider has a part in it is unknown; one has, as it is known by an id of theirs.
             || (carrier.is_none() && one && !self.providers.contains(&facts.provider));
         if !is_theirs {
             return Some(Contradiction::OtherAccount);
@@ -91,11 +92,11 @@ impl Voucher {
         (other && !one).then_some(Contradiction::OtherCall)
     }
 
-    /// Whether an end that this tells of is no end of the call: its carrier brought it, and still has it.
+    /// Whether the reported end is that of a leg only: the carrier brought the call, and still has it.
     pub fn ends_a_part(&self, facts: &Facts, event: Event) -> bool {
         let brought = facts.carrier.as_ref().is_some_and(|carrier| !self.accounts.contains(carrier))
             && self.brought_by.contains(&facts.operation);
-        // Placed at their carrier itself, which can be asked: what was connected to it has ended.
+        // Placed at their carrier itself, which can be queried: only its connection has ended.
         let placed = !self.brought_by.is_empty()
             && !self.accounts.contains(&facts.account)
             && self.carriers.contains(&facts.account);
@@ -110,7 +111,7 @@ pub(super) struct Early {
     by: Option<Voucher>,
 }
 
-/// News that waits, with more of it: of each who vouches for it the strongest.
+/// Adds news to waiting news: keeps the strongest of each voucher.
 pub(super) fn remember(mut waiting: Vec<Early>, event: Event, by: Option<&Voucher>) -> Vec<Early> {
     if let Some(early) = waiting.iter_mut().find(|early| early.by.as_ref() == by) {
         early.event = stronger(early.event, event);
@@ -120,7 +121,7 @@ pub(super) fn remember(mut waiting: Vec<Early>, event: Event, by: Option<&Vouche
     waiting
 }
 
-/// What of it is about a call.
+/// The waiting news that may be applied to a call.
 pub(super) fn heed(waiting: &[Early], facts: &Facts, known: &[Alias]) -> Option<Event> {
     let about = |early: &&Early| {
         early
@@ -132,14 +133,14 @@ pub(super) fn heed(waiting: &[Early], facts: &Facts, known: &[Alias]) -> Option<
 }
 
 impl super::ApplyOutcome {
-    /// A change that is not about this call.
+    /// The outcome of a contradicted change.
     pub(super) fn contradicted(record: CallRecord, what: Contradiction) -> Self {
         Self { step: Step::Ignore, record, conflicts: vec![], contradiction: Some(what), ended_a_part: false }
     }
 }
 
 impl super::Change {
-    /// Why it is not applied to a call, if it is not.
+    /// Why it must not be applied to a call, if so.
     pub(super) fn contradiction(&self, record: &CallRecord) -> Option<Contradiction> {
         self.by.as_ref()?.contradicts(&record.facts, &record.aliases, &self.bind)
     }
@@ -211,7 +212,7 @@ mod tests {
             (tw("tw"), &both, ids(&[("call_sid", "CA1")]), None),
             (tw("tw2"), &both, ids(&[("call_sid", "CA1")]), other_account),
             (tw("tw"), &both, ids(&[("call_sid", "CA2")]), other_call),
-            // A call that is counted at its carrier: of those that use it, and of who has connected it.
+            // A call that is counted at its carrier: news of accounts that use it, and of the one connected.
             (elevenlabs("el", Some("tw")), &at_carrier, ids(&[("call_sid", "CA1")]), None),
             (elevenlabs("el", None), &at_carrier, ids(&[("conversation_id", "conv_1")]), None),
             (elevenlabs("el", None), &at_carrier, ids(&[("call_sid", "CA1")]), other_account),

@@ -1,4 +1,4 @@
-//! Answers to webhooks.
+//! Responses to webhooks.
 
 use bytes::Bytes;
 use http::header::{HeaderValue, RETRY_AFTER};
@@ -11,7 +11,7 @@ use crate::provider::render::fill_json;
 use crate::reply::{json_answer, problem, respond};
 use crate::store::UtteranceRef;
 
-/// The answer where a body could not be had; one that there was no room for may come again.
+/// The response when a body could not be read; one without room may be sent again.
 pub(super) fn body_missing(error: BodyError) -> Response<Bytes> {
     let status = match error {
         BodyError::NoRoom => StatusCode::SERVICE_UNAVAILABLE,
@@ -24,19 +24,19 @@ pub(super) fn body_missing(error: BodyError) -> Response<Bytes> {
     answer
 }
 
-/// The answer about a call of somebody else.
+/// The response for a call of another account.
 pub(super) fn not_yours() -> Response<Bytes> {
     let message = "The call is not one of those that the signature vouches for.";
     problem(StatusCode::FORBIDDEN, "CALL_NOT_YOURS", message)
 }
 
-/// What its provider is asked to send again.
+/// The response that makes the provider send the webhook again.
 pub(super) fn not_recorded() -> Response<Bytes> {
     let message = "The event could not be recorded; send it again.";
     problem(StatusCode::SERVICE_UNAVAILABLE, "STORE_UNAVAILABLE", message)
 }
 
-/// The answer that a webhook's description gives, with where it stands what was said.
+/// The response in a webhook's description, with the position of its utterance.
 pub(super) fn fixed_answer(webhook: &Webhook, said: Option<UtteranceRef>) -> Response<Bytes> {
     let Some(answer) = &webhook.answer else { return respond(StatusCode::NO_CONTENT, HeaderMap::new(), Bytes::new()) };
     let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::OK);

@@ -1,5 +1,5 @@
-//! What the app sees of where it was called: `Host`, `X-Forwarded-*`, and the URL that signatures are over. It is what the app would
-//! see behind a TLS front of its own, so that one that builds URLs from `Host`, or checks signatures by it, works unchanged. Pure.
+//! The URL as the app sees it: `Host`, `X-Forwarded-*`, and the URL that signatures cover. The app sees what it would see behind
+//! its own TLS proxy, so that apps that build URLs from `Host`, or check signatures with it, work unchanged. Pure.
 
 use http::header::{FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue};
 use http::uri::Authority;
@@ -11,8 +11,8 @@ const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 
-/// What an app may take for scheme, host or path of its own URL, and would contradict what is said here. A sender's are never
-/// passed on, not even those of a trusted proxy: what they say is in `public_url`.
+/// Headers from which an app may derive scheme, host or path of its own URL, and that could contradict ours. A sender's are never
+/// passed on, not even a trusted proxy's: `public_url` has what they would say.
 pub(super) const REPLACED: [HeaderName; 9] = [
     FORWARDED,
     FORWARDED_HOST,
@@ -25,7 +25,7 @@ pub(super) const REPLACED: [HeaderName; 9] = [
     HeaderName::from_static("x-forwarded-ssl"),
 ];
 
-/// Scheme and host of a request as it came. `headers` are those of [`crate::net::Exchange::arrived`], which hold what was seen.
+/// Scheme and host of a request as received. `headers` are those of [`crate::net::Exchange::arrived`].
 pub(super) fn seen(headers: &HeaderMap) -> (&str, Option<&str>) {
     let first = |name: &HeaderName| headers.get(name)?.to_str().ok()?.split(',').next().map(str::trim);
     let scheme = if first(&FORWARDED_PROTO) == Some("https") { "https" } else { "http" };
@@ -33,7 +33,7 @@ pub(super) fn seen(headers: &HeaderMap) -> (&str, Option<&str>) {
 }
 
 impl Settings {
-    /// The URL that the app takes a request to be for, which came with these headers.
+    /// The URL by which the app knows a request that was received with these headers.
     pub(super) fn app_url(&self, headers: &HeaderMap, path_and_query: &str) -> String {
         let forward = self.forward_url.as_ref();
         let base_path =
@@ -53,7 +53,7 @@ impl Settings {
         format!("{scheme}://{host}{}{path_and_query}", base_path(self.app_public_url.as_ref()))
     }
 
-    /// The headers by which the app sees that it was called by this URL. Without `Host` where that is the forward address's own.
+    /// The headers that tell the app that it was called by this URL. Without `Host` where that is the forward URL's own.
     pub(super) fn front_headers(&self, url: &str) -> Vec<(HeaderName, HeaderValue)> {
         let Some((scheme, rest)) = url.split_once("://") else { return vec![] };
         let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
@@ -89,7 +89,7 @@ mod tests {
         let proxied: &[_] = &[("x-forwarded-proto", "https, http"), ("x-forwarded-host", "a.example, b")];
         let hooks = Some("https://hooks.example/calls");
         for (app_public, public, forward, host, headers, url) in [
-            // What providers call, without the path that only concerns a proxy before ringfence.
+            // The URL that providers call, without a path that only concerns a proxy before ringfence.
             (None, hooks, forward, "public", local, "https://hooks.example/v?x=1"),
             (None, hooks, based, "public", local, "https://hooks.example/base/v?x=1"),
             (None, Some("http://hooks.example:81"), forward, "public", proxied, "http://hooks.example:81/v?x=1"),

@@ -1,4 +1,4 @@
-//! Translates webhooks into changes of calls, applies them, and notes what came of them.
+//! Translates webhooks into changes of calls, applies them, and records the outcome.
 
 use std::time::Duration;
 
@@ -15,12 +15,12 @@ use crate::ids::{Alias, CallId};
 use crate::provider::description::{OWN_ID_KIND, Reply};
 use crate::store::{ApplyOutcome, Change, Contradiction, Result};
 
-/// How long a caller waits whose call is about to be known, and how often it is looked for.
+/// Pause and number of look-ups for a call that is about to be recorded.
 const MOMENT: (Duration, u32) = (Duration::from_millis(250), 4);
 
 impl Webhooks {
-    /// Applies a webhook to its call, and takes up what it tells of it after its end. Where nobody knows the call it waits for
-    /// one, if it was kept.
+    /// Applies a webhook to its call, and stores its post-call record, if it has one. If the call is unknown, a stored webhook
+    /// waits for it.
     pub(super) async fn apply_all(&self, taken: &ParsedWebhook<'_>, event_id: &str) -> Result<WebhookOutcome> {
         let mut came = self.apply(taken, event_id).await?;
         if taken.is_exact() && came.is_deferred() {
@@ -39,7 +39,7 @@ impl Webhooks {
         Ok(came)
     }
 
-    /// The answer to the call's order may be a moment late.
+    /// The call's id may be recorded a moment later.
     async fn apply_in_a_moment(
         &self,
         taken: &ParsedWebhook<'_>,
@@ -57,11 +57,11 @@ impl Webhooks {
         Ok(came)
     }
 
-    /// Translates the event into a transition of a call. An event of an unknown call whose direction is outbound never
-    /// admits and never ends anything: it waits under its ids.
+    /// Translates the event into a transition of a call. An event of an unknown outbound call never admits or ends a call: it is
+    /// stored under its ids.
     pub(super) async fn apply(&self, taken: &ParsedWebhook<'_>, event_id: &str) -> Result<WebhookOutcome> {
         if taken.raw.is_unreadable() && taken.aliases.is_empty() {
-            // It may have told of an end: the provider's own list says so, too.
+            // It may have reported an end: the provider's own list has that too.
             self.calls.sweep_requests.request(&taken.from.account.name);
             return Ok(WebhookOutcome::new(Disposition::Unreadable));
         }
@@ -71,7 +71,7 @@ impl Webhooks {
         let Some(news) = taken.news else { return Ok(WebhookOutcome::new(Disposition::Ignored)) };
         let (own, outside): (Vec<Alias>, Vec<Alias>) =
             taken.aliases.iter().cloned().partition(|a| a.kind == OWN_ID_KIND);
-        // Our own id came back through the provider: exact, and a proof that the call exists.
+        // The provider returned our own id: it is exact, and proves that the call exists.
         if let Some(call) = own.first().and_then(|a| CallId::parse(&a.id)) {
             let change = Change {
                 event: Some(news),
@@ -96,7 +96,7 @@ impl Webhooks {
         })
     }
 
-    /// What applying it came to. What is not about the call that it points to is reported; a part that ended makes its carrier be asked.
+    /// The outcome of applying it. A contradiction is reported; the end of a leg makes its carrier be queried.
     pub(super) fn came_of(&self, taken: &ParsedWebhook<'_>, applied: ApplyOutcome) -> WebhookOutcome {
         if let Some(what) = applied.contradiction {
             self.report(taken, Some(&applied.record.id), what);
@@ -145,8 +145,7 @@ impl Webhooks {
         })
     }
 
-    /// Notes what came of a notification, and what the app has to be told of it; and forgets what was said, where nothing of it
-    /// is to be kept.
+    /// Records the outcome of a notification and the delivery to the app, and deletes the transcript where it must not be kept.
     pub(super) async fn settle(&self, taken: &ParsedWebhook<'_>, event_id: &str, came: &WebhookOutcome) -> Result<()> {
         self.note_settled(taken, event_id, came).await?;
         let may_say = || taken.raw.is_unreadable() && taken.from.webhook().events.iter().any(|event| event.said);
@@ -163,7 +162,7 @@ impl Webhooks {
 
     async fn note_settled(&self, taken: &ParsedWebhook<'_>, event_id: &str, came: &WebhookOutcome) -> Result<()> {
         let (store, at_ms) = (&self.calls.lifecycle.store, self.calls.lifecycle.clock.now_ms());
-        // The app takes what it gets for its own.
+        // The app trusts what is delivered, so a contradicted webhook is not.
         let delivery = match came.is_contradicted() {
             true => None,
             false => self.delivery(taken, came.call.as_ref(), event_id).await?,

@@ -1,4 +1,4 @@
-//! Whose a webhook is: the account, or the subaccount, whose signature holds.
+//! The signer of a webhook: the account, or the subaccount, whose signature is valid.
 
 use std::sync::Arc;
 
@@ -18,12 +18,12 @@ use crate::provider::sign::{BadSignature, Keys};
 use crate::reply::problem;
 use crate::store::Voucher;
 
-/// Anybody can send what is refused.
+/// Anybody can send unsigned requests: bounds the log lines.
 static REFUSED: Noise = Noise::new();
 static UNCHECKED: Noise = Noise::new();
 
 impl Webhooks {
-    /// A request as its signature sees it.
+    /// The parts of a request that signatures cover.
     pub(super) fn signed<'r>(&'r self, raw: &'r RawWebhook) -> Signed<'r> {
         Signed {
             method: &raw.method,
@@ -37,7 +37,7 @@ impl Webhooks {
         }
     }
 
-    /// The answer to a webhook that cannot be genuine, whatever its body is: no signature, none that could be one, or one that is too
+    /// The response to a webhook that cannot be genuine, whatever its body is: no signature, a malformed one, or one that is too
     /// old. Its body is not read.
     pub(super) fn refused_by_head(&self, exchange: &Exchange, found: &[Candidate]) -> Option<Response<Bytes>> {
         let now_secs = self.calls.lifecycle.clock.now_ms() / 1000;
@@ -46,7 +46,7 @@ impl Webhooks {
             let signature = &from.webhook().signature;
             match signature.judge_head(&from.account.keys(signature), exchange.headers(), now_secs) {
                 Ok(()) => return None,
-                // A subaccount may have signed it, with a key of its own.
+                // A subaccount may have signed it with its own key.
                 Err(BadSignature::NoSecret) if !self.settings.strict || signature.is_shown(exchange.headers()) => {
                     return None;
                 }
@@ -65,8 +65,8 @@ impl Webhooks {
         problem(StatusCode::UNAUTHORIZED, "INVALID_SIGNATURE", &error.to_string())
     }
 
-    /// Whose a webhook is, what it is signed with, and who vouches for it; or the answer to one whose signature does not hold, or cannot be
-    /// checked just now.
+    /// The signer of a webhook, its keys and voucher; or the response when its signature is invalid, or cannot be checked at
+    /// present.
     pub(super) async fn signer<'c>(
         &self,
         raw: &RawWebhook,
@@ -106,12 +106,12 @@ impl Webhooks {
         found: &'c [Candidate],
     ) -> std::result::Result<Vec<&'c Candidate>, (Arc<Account>, BadSignature)> {
         let signed = self.signed(raw);
-        // Accounts may share a secret: then it is the word of each of them.
+        // Accounts may share a secret: then all of them vouch for it.
         let (mut holds, mut unchecked, mut last) = (vec![], vec![], None);
         for candidate in found {
             match verify(candidate, &signed) {
                 Ok(true) => holds.push(candidate),
-                // Nothing to check with; an account whose secret fits goes before.
+                // No key to check with; an account whose secret matches takes precedence.
                 Ok(false) => unchecked.push(candidate),
                 Err(error) => last = last.or(Some((candidate.account.clone(), error))),
             }

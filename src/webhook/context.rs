@@ -1,4 +1,4 @@
-//! What every part of this layer works with.
+//! The shared context of this layer.
 
 use std::sync::{Arc, Mutex};
 
@@ -23,26 +23,26 @@ use crate::store::{Contradiction, Journal, Spool, Voucher};
 pub struct Webhooks {
     pub(super) calls: Calls,
     pub(super) settings: Arc<Settings>,
-    /// Woken when there is something to deliver.
+    /// Wakes the delivery loop.
     pub(super) deliver: Arc<Notify>,
-    /// Has large bodies.
+    /// Stores large bodies.
     pub(super) spool: Spool,
-    /// What subaccounts sign with.
+    /// Tokens of subaccounts.
     pub(super) subaccounts: Subaccounts,
-    /// Has what came while the record could not be written.
+    /// Stores webhooks while the database is unavailable.
     pub(super) journal: Journal,
-    /// What is in the inbox and could not be applied.
+    /// Ids of stored webhooks that could not be applied.
     pub(super) left: Arc<Mutex<Vec<String>>>,
 }
 
 impl Webhooks {
-    /// Puts the handler together.
+    /// Builds the handler.
     pub fn new(calls: Calls, settings: Settings, deliver: Arc<Notify>, spool: Spool, journal: Journal) -> Self {
         let subaccounts = Subaccounts::default();
         Self { calls, settings: Arc::new(settings), deliver, spool, subaccounts, journal, left: Arc::default() }
     }
 
-    /// The same handler on the next generation of calls and settings.
+    /// The same handler over the next generation of calls and settings.
     pub fn next(&self, calls: Calls, settings: Settings) -> Self {
         Self { calls, settings: Arc::new(settings), ..self.clone() }
     }
@@ -63,14 +63,15 @@ impl Webhooks {
         })
     }
 
-    /// Says that a webhook was not applied to the call that it points to.
+    /// Logs and counts that a webhook was not applied to the call that it points to.
     pub(super) fn report(&self, taken: &ParsedWebhook<'_>, call: Option<&CallId>, what: Contradiction) {
         let (account, subaccount) = (&taken.from.account.name, taken.by.subaccount.as_deref());
         let call = call.map(CallId::as_str);
         warn!(%account, subaccount, event = taken.event_id, call, why = what.why(), "failed to apply a webhook");
     }
 
-    /// Who vouched for a webhook that was checked once. What names a subaccount is that one's word, though its parent may have signed it.
+    /// The voucher of a webhook that was authenticated before. If it names a subaccount, the subaccount vouches for it, though
+    /// the parent account may have signed it.
     pub(super) fn voucher_again(&self, from: &Candidate, raw: &RawWebhook) -> Voucher {
         self.calls.voucher(std::slice::from_ref(&from.account.name), raw.subaccount(from))
     }

@@ -1,4 +1,4 @@
-//! Telling the app: durable, retried, in the provider's own bytes.
+//! Delivery to the app: durable, retried, with the provider's own bytes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,37 +28,37 @@ use crate::provider::path::percent_decode;
 use crate::provider::sign::{Request as Signed, sign_standard, standard_key, without_fragment};
 use crate::store::{Delivery, Route, Spool, StoreError};
 
-/// Pauses between tries, in seconds. After the last the delivery is given up and stays on record with its error.
+/// Pauses between attempts, in seconds. After the last attempt the delivery is given up and stays in the store with its error.
 pub const BACKOFF_SECS: [i64; 8] = [1, 5, 15, 60, 300, 900, 3600, 3 * 3600];
-/// How many of these there are where the app has answered that it does not want a delivery.
+/// The number of these pauses that apply where the app has rejected a delivery.
 const SHORT: usize = 3;
-/// Tells the app at which address of its own a callback was wanted that came by `app.forward_url`.
+/// Header with the app's own callback URL, for a callback that is delivered through `app.forward_url`.
 const ASKED_URL: HeaderName = HeaderName::from_static("x-ringfence-callback-url");
-/// How long the app may take.
+/// The time-out of the app's response.
 const TIMEOUT: Duration = Duration::from_secs(15);
-/// The same for large bodies: less than a delivery is this process's ([`crate::store::TAKEN_MS`]).
+/// The same for large bodies: less than a delivery is reserved for this process ([`crate::store::TAKEN_MS`]).
 const LARGE_TIMEOUT: Duration = Duration::from_secs(25);
-/// What is read of the app's answer.
+/// The part of the app's response that is read, in bytes.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
-/// Deliveries under way at once.
+/// Concurrent deliveries.
 const AT_ONCE: u32 = 32;
-/// How long a stop waits for deliveries under way.
+/// How long a stop waits for deliveries in progress.
 const STOP_WITHIN: Duration = Duration::from_secs(2);
-/// How often the outbox is looked at without being woken: retries come due by themselves.
+/// How often the outbox is polled without a notification: retries become due by time.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Where a notification goes.
+/// The destination of a notification.
 pub(super) struct To<'a> {
     pub(super) route: Route,
     pub(super) url: &'a str,
-    /// What the app takes its address for.
+    /// The URL by which the app knows itself.
     pub(super) signed_url: &'a str,
     pub(super) method: &'a str,
-    /// By which headers it sees that.
+    /// The headers that show the app that URL.
     pub(super) front: Vec<(HeaderName, HeaderValue)>,
 }
 
-/// A notification as the app gets it: bytes and provider headers untouched, a URL-bound signature made anew.
+/// Composes a notification for the app: the body and the provider's headers unchanged, a URL-bound signature made anew.
 pub(super) fn compose(event_id: &str, to: To<'_>, signed: &Resign<'_>, spool: Option<&str>) -> Delivery {
     let Signed { headers, body, form, .. } = signed.came;
     let To { route, url, signed_url, method, front } = to;
@@ -69,7 +69,7 @@ pub(super) fn compose(event_id: &str, to: To<'_>, signed: &Resign<'_>, spool: Op
     if method.eq_ignore_ascii_case("GET")
         && let Some(pairs) = form
     {
-        // The app asked for GET: what came as a form goes as a query.
+        // The app asked for GET: the form becomes the query.
         let query = form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs).finish();
         for one in [&mut url, &mut signed_url] {
             one.push(if one.contains('?') { '&' } else { '?' });
@@ -85,7 +85,7 @@ pub(super) fn compose(event_id: &str, to: To<'_>, signed: &Resign<'_>, spool: Op
     if body.is_empty() && spool.is_none() {
         kept.remove(CONTENT_TYPE);
     }
-    // What is in the spool is signed as it is there.
+    // A spooled body is signed as it is stored.
     let whole = if spool.is_some() { signed.came.body } else { &body };
     for (name, value) in front.into_iter().chain(signed.headers(method, &signed_url, whole, form)) {
         kept.insert(name, value);
@@ -107,7 +107,7 @@ pub(super) fn compose(event_id: &str, to: To<'_>, signed: &Resign<'_>, spool: Op
     }
 }
 
-/// An event of our own as it is sent now: signed as Standard Webhooks has it, with its id, which stays the same at every try.
+/// One of ringfence's own events, signed by Standard Webhooks with its id, which stays the same at every attempt.
 fn signed(calls: &Calls, delivery: &Delivery) -> Result<Delivery, String> {
     let events = calls.settings.events.as_ref().ok_or("app.events_url is not set any more")?;
     let (key, at_secs) = (standard_key(&events.secret)?, calls.lifecycle.clock.now_ms() / 1000);
@@ -121,26 +121,26 @@ fn signed(calls: &Calls, delivery: &Delivery) -> Result<Delivery, String> {
     Ok(Delivery { url: events.url.to_string(), headers, ..delivery.clone() })
 }
 
-/// Why the app does not have a delivery.
+/// Why a delivery failed.
 struct Missed {
     why: String,
-    /// How often trying again may help.
+    /// How often it is retried.
     again: Again,
 }
 
-/// How often a delivery is tried again.
+/// How often a delivery is retried.
 #[derive(Clone, Copy)]
 enum Again {
     /// For hours: the app may be down.
     Long,
-    /// For seconds: the app has answered that it does not want it.
+    /// For seconds: the app has rejected it.
     Short,
-    /// Not at all: it would not help.
+    /// Not at all.
     Never,
 }
 
 impl Again {
-    /// The pauses between tries, in seconds.
+    /// The pauses between attempts, in seconds.
     fn pauses_secs(self) -> &'static [i64] {
         match self {
             Self::Long => &BACKOFF_SECS,
@@ -162,7 +162,7 @@ impl From<String> for Missed {
     }
 }
 
-/// Whether an answer is about the delivery and not about the moment: the same request will hardly be answered otherwise. A redirect is not
+/// Whether a response rejects the delivery for good: the same request would hardly get another response. Redirects are not
 /// followed.
 fn is_final(status: StatusCode) -> bool {
     let of_the_moment =
@@ -170,10 +170,10 @@ fn is_final(status: StatusCode) -> bool {
     (status.is_client_error() || status.is_redirection()) && !of_the_moment
 }
 
-/// Sends a delivery once. The app has it when it answers with 2xx.
+/// Sends a delivery once. A 2xx response means that the app has it.
 async fn send(calls: &Calls, delivery: &Delivery, spool: &Spool) -> Result<(), Missed> {
     let (upstream, app) = (&calls.upstream, &calls.settings.app);
-    // AdmitOutcome anew: the operator may have said since where the app is.
+    // Resolved anew: the operator may have changed the app's address.
     let path = if delivery.route == Route::App { None } else { app.path_of(&delivery.url) };
     if let Some(path) = path
         && !calls.may_forward(path)
@@ -236,13 +236,13 @@ async fn send(calls: &Calls, delivery: &Delivery, spool: &Spool) -> Result<(), M
     }
 }
 
-/// An address that a tenant chose, and that is not called. It will not be called later either.
+/// A tenant's URL that must not be called. It will not be called later either.
 fn forbidden(calls: &Calls, bad: &BadCallback) -> Missed {
     calls.lifecycle.metrics.callback_refused("delivery", bad.reason);
     Missed::never(format!("not called: {bad}"))
 }
 
-/// The credentials that a URL holds, as a request shows them.
+/// The credentials in a URL, as an `Authorization` header.
 fn credentials(url: &Uri) -> Option<HeaderValue> {
     let (pair, _) = url.authority()?.as_str().rsplit_once('@')?;
     let pair = percent_decode(if pair.contains(':') { pair.into() } else { format!("{pair}:") }.as_str()).into_owned();
@@ -251,8 +251,8 @@ fn credentials(url: &Uri) -> Option<HeaderValue> {
     Some(value)
 }
 
-/// Delivers what is due until it is told to stop. Those of one call go one after the other, whichever process sends them, as long as
-/// none fails: one that does is tried again by itself. One that is slow holds up no other call's. What is left is due again after a restart.
+/// Delivers what is due until `stop`. Deliveries of one call are sent one after the other, by whichever process, as long as none
+/// fails; a failed one is retried by itself. A slow one delays no other call's. Unfinished ones are due again after a restart.
 ///
 /// `newest` gives the newest generation of calls; `spool` has large bodies.
 pub async fn run(newest: impl Fn() -> Calls, spool: Spool, wake: Arc<Notify>, stop: CancellationToken) {
@@ -280,11 +280,11 @@ pub async fn run(newest: impl Fn() -> Calls, spool: Spool, wake: Arc<Notify>, st
             () = stop.cancelled() => break,
             () = wake.notified() => {}
             () = tokio::time::sleep(POLL_INTERVAL) => {}
-            // The next of its call may go. One that panicked is due again when nobody has it any more.
+            // The next delivery of its call may be sent. One that panicked is due again when its reservation ends.
             Some(_) = under_way.join_next() => {}
         }
     }
-    // What is not done in time is sent again: by another process after a while, by the next one at its start.
+    // Unfinished deliveries are sent again: by another process after a while, or by the next one at its start.
     let done = async { while under_way.join_next().await.is_some() {} };
     let _ = tokio::time::timeout(STOP_WITHIN, done).await;
 }
@@ -320,7 +320,7 @@ async fn one(calls: &Calls, spool: &Spool, delivery: &Delivery) {
     let store = &calls.lifecycle.store;
     let delivered = noted.is_ok();
     let noted = match store.delivered(&delivery.id, now_ms, noted).await {
-        // What was said is not kept longer than it is needed.
+        // Transcripts are not kept longer than needed.
         Ok(()) if delivered => forget_body(calls, delivery).await,
         done => done,
     };

@@ -1,5 +1,5 @@
-//! Answers at paths whose caller is told by the status what is wrong, in the shape that systems of before ringfence gave them
-//! (contract §5), beside ringfence's own fields.
+//! Responses at paths whose caller learns by the status what is wrong, in the shape of the older systems (contract §5), beside
+//! ringfence's own fields.
 
 use bytes::Bytes;
 use http::Response;
@@ -12,7 +12,7 @@ use crate::ids::Alias;
 use crate::provider::description::APP_ID_KIND;
 
 impl Webhooks {
-    /// A success with the call that it is about, if that is known.
+    /// A success response with its call, if known.
     pub(super) async fn with_call(&self, answer: Response<Bytes>, aliases: &[Alias]) -> Response<Bytes> {
         let store = &self.calls.lifecycle.store;
         let call = match store.resolve(aliases).await {
@@ -29,7 +29,7 @@ impl Webhooks {
     }
 }
 
-/// An answer with what clients of before read: `status`, `message`, and of an error `details`.
+/// A response with the fields that older clients read: `status`, `message`, and for an error `details`.
 pub(super) fn shaped(answer: Response<Bytes>) -> Response<Bytes> {
     let is_success = answer.status().is_success();
     with_fields(answer, |fields| {
@@ -43,7 +43,7 @@ pub(super) fn shaped(answer: Response<Bytes>) -> Response<Bytes> {
     })
 }
 
-/// An answer that is a JSON object, with more in it; any other as it is.
+/// Adds fields to a response that is a JSON object; leaves others unchanged.
 fn with_fields(answer: Response<Bytes>, add: impl FnOnce(&mut Map<String, Value>)) -> Response<Bytes> {
     let Ok(Value::Object(mut fields)) = serde_json::from_slice(answer.body()) else { return answer };
     add(&mut fields);

@@ -1,4 +1,4 @@
-//! What goes on to the app: the replies that a provider waits for, and notifications.
+//! Forwarding to the app: replies that a provider waits for, and notifications.
 
 use bytes::Bytes;
 use http::{Response, StatusCode};
@@ -19,13 +19,13 @@ use crate::provider::description::{OWN_ID_KIND, Reply};
 use crate::reply::{problem, twiml, when_full_twiml};
 use crate::store::{Delivery, Result, Route};
 
-/// The largest answer of the app to a webhook, in bytes.
+/// The largest response of the app to a webhook, in bytes.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 
 impl Webhooks {
     // === replies ===
 
-    /// The answer that the provider acts on: front mode's TwiML, or the app's.
+    /// The reply that the provider acts on: front mode's TwiML, or the app's.
     pub(super) async fn reply(
         &self,
         exchange: &mut Exchange,
@@ -53,9 +53,7 @@ impl Webhooks {
         let within = self.settings.app_timeout;
         let asked = ask_with_body(exchange, &self.calls.upstream, target, body, ANSWER_BYTES_MAX, within).await;
         let failed = match &asked {
-            Ok(answer) if answer.status().is_server_error() => {
-                Some(format!("it answered {}", answer.status().as_u16()))
-            }
+            Ok(answer) if answer.status().is_server_error() => Some(format!("status {}", answer.status().as_u16())),
             Ok(_) => None,
             Err(error) => Some(error.to_string()),
         };
@@ -74,7 +72,8 @@ impl Webhooks {
         {
             self.app_refused(taken, call.filter(|_| incoming), answer.status());
         }
-        // Without another way out the provider is told: its fallback takes a call, and the carrier tells of its end.
+        // Without a configured fallback the provider gets the error: its own fallback takes the call, and the carrier reports its
+        // end.
         Ok(Some(match asked {
             Ok(answer) => answer,
             Err(_) if webhook.answer.is_some() => fixed_answer(webhook, None),
@@ -111,7 +110,7 @@ impl Webhooks {
 
     // === to the app ===
 
-    /// The request to the app: same path, same bytes; a signature bound to the URL is made anew for the app's.
+    /// The request to the app: same path, same bytes; a URL-bound signature is made anew for the app's URL.
     fn app_target(&self, taken: &ParsedWebhook<'_>) -> RelayTarget {
         let base = self.settings.forward_url.clone().unwrap_or_default();
         let path_and_query = taken.raw.path_and_query.clone();
@@ -130,7 +129,7 @@ impl Webhooks {
         }
     }
 
-    /// What the app has to be told of a notification, if anything.
+    /// The delivery of a notification to the app, if any.
     pub(super) async fn delivery(
         &self,
         taken: &ParsedWebhook<'_>,
@@ -149,7 +148,7 @@ impl Webhooks {
             if !asked_for(&callback.events, form) {
                 return Ok(None);
             }
-            // An address of the app's, or our own, is where the operator says that the app is; any other is the tenant's word.
+            // A URL of the app, or our own, leads to the address that the operator configured; any other is the tenant's.
             match self.calls.settings.app.path_of(&callback.url).and_then(|path| self.app_urls(raw, path)) {
                 Some((_, signed_url)) => (callback.url, signed_url, callback.method, Route::Forwarded),
                 None => (callback.url.clone(), callback.url, callback.method, Route::Callback),
@@ -170,15 +169,15 @@ impl Webhooks {
         Ok(Some(deliver::compose(event_id, to, &taken.resign(&came_to), spool)))
     }
 
-    /// Where a path is at the app, and what the app takes its address for; `None` where there is no app.
+    /// The app's internal URL of a path, and the URL that the app knows it by; `None` without an app.
     fn app_urls(&self, raw: &RawWebhook, path_and_query: &str) -> Option<(String, String)> {
         let base = self.settings.forward_url.as_ref()?;
         Some((join(base, path_and_query), self.settings.app_url(&raw.headers, path_and_query)))
     }
 }
 
-/// Whether the app asked for this event of a call. Twilio's default is the end alone (facts B2.1), and the event `answered`
-/// arrives as `in-progress` (facts B3).
+/// Whether the app asked for this event of a call. Twilio's default is the end alone, and its event `answered` arrives as
+/// `in-progress`.
 fn asked_for(events: &[String], form: Option<&[(String, String)]>) -> bool {
     let status = form.and_then(|f| f.iter().find(|(k, _)| k == "CallStatus")).map_or("", |(_, v)| v.as_str());
     let event = match status {
@@ -187,7 +186,7 @@ fn asked_for(events: &[String], form: Option<&[(String, String)]>) -> bool {
         "in-progress" => "answered",
         _ => "completed",
     };
-    // Some clients write one value with spaces (facts B10).
+    // Some clients write one value with spaces.
     let mut asked = events.iter().flat_map(|e| e.split_whitespace()).peekable();
     if asked.peek().is_none() { event == "completed" } else { asked.any(|e| e == event) }
 }

@@ -1,6 +1,6 @@
-//! Webhooks that the record cannot take just now. Providers send most of them once, and some switch a hook off that fails; so one
-//! whose answer says nothing of what came of it is kept in the journal, answered, and put on record when that is back. Nothing of
-//! it is applied before.
+//! Webhooks received while the database is unavailable. Providers send most webhooks once, and some disable a webhook that fails.
+//! So a webhook whose response does not depend on its outcome is kept in the journal, answered, and moved to the database when
+//! that is back. It is not applied before.
 
 use std::collections::HashMap;
 use std::io::ErrorKind;
@@ -20,26 +20,26 @@ use crate::failpoint;
 use crate::ids::CallId;
 use crate::store::{NewEvent, ReceiveOutcome, Result, StoreError};
 
-/// How often it is tried to put on record what waits.
+/// How often journaled webhooks are moved to the database.
 const TAKE_UP_EVERY: Duration = Duration::from_secs(1);
-/// Rounds after which one that a record which is there does not take is tried in every so many only.
+/// Rounds after which a webhook that an available database keeps rejecting is retried only once every so many rounds.
 const FAST_RETRIES: u32 = 60;
-/// Webhooks of the inbox that this process remembers to apply.
+/// Stored webhooks that this process remembers to apply.
 const LEFT_MAX: usize = 4096;
 
 impl Webhooks {
-    /// Whether it can be answered before it is known what comes of it.
+    /// Whether it can be answered before its outcome is known.
     fn can_wait(taken: &ParsedWebhook<'_>) -> bool {
         let webhook = taken.from.webhook();
-        // What was said is answered with where it stands on record.
+        // The response to an utterance has its position in the store.
         let says = taken.heard.is_some() && webhook.answer.as_ref().is_some_and(|answer| answer.body.is_some());
         webhook.reply.is_none() && !says
     }
 
-    /// Keeps a webhook that the record did not take, and answers it.
+    /// Puts a webhook that could not be stored into the journal, and answers it.
     ///
     /// # Errors
-    /// That of the record, for a webhook whose answer cannot be given without it.
+    /// The store's error, for a webhook whose response depends on its outcome.
     pub(super) async fn journal_fallback(
         &self,
         taken: &ParsedWebhook<'_>,
@@ -47,7 +47,7 @@ impl Webhooks {
         error: StoreError,
     ) -> Result<Response<Bytes>> {
         let id = row.id.clone();
-        // Nobody's, if it is not answered for; whether there is a row may not be known, then the next look will be.
+        // The body is unowned if the webhook was not stored. If that is unknown, the next sweep of the spool decides.
         let body_is_nobodys = row.spool.is_some() && !matches!(error, StoreError::Unknown(_));
         if !Self::can_wait(taken) {
             if body_is_nobodys {
@@ -73,10 +73,10 @@ impl Webhooks {
         Ok(fixed_answer(webhook, None))
     }
 
-    /// Answers a webhook that is in the inbox and could not be applied: it will be from there, as soon as that can be.
+    /// Answers a stored webhook that could not be applied: it is applied from the inbox later.
     ///
     /// # Errors
-    /// That of the record, for a webhook whose answer cannot be given without it.
+    /// The store's error, for a webhook whose response depends on its outcome.
     pub(super) fn defer(
         &self,
         taken: &ParsedWebhook<'_>,
@@ -90,7 +90,7 @@ impl Webhooks {
         warn!(event = event_id, webhook = webhook.name, %error, "webhook stored; applying it is retried");
         {
             let mut left = self.left();
-            // Beyond it they are found with those that other processes have left.
+            // Beyond that they are found with those that other processes left.
             if left.len() < LEFT_MAX {
                 left.push(event_id.to_owned());
             }
@@ -100,11 +100,11 @@ impl Webhooks {
     }
 
     fn left(&self) -> MutexGuard<'_, Vec<String>> {
-        // Nothing panics while it is held.
+        // No code panics while it is held.
         self.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Applies what is in the inbox since the record was away.
+    /// Applies webhooks that were stored while the database failed.
     async fn apply_left(&self) {
         let left = std::mem::take(&mut *self.left());
         for (n, id) in left.iter().enumerate() {
@@ -127,8 +127,9 @@ impl Webhooks {
         metrics.journaled(self.journal.waiting());
     }
 
-    /// Puts on record, and applies, what waits in the journal. `refused`: in how many rounds the record did not take which, though it
-    /// was there otherwise. It may be out of room, or locked: nothing is given up, but such are tried less often.
+    /// Moves journaled webhooks to the database, and applies them. `refused`: for each webhook the rounds in which an available
+    /// database rejected it. The database may be out of space, or locked: nothing is given up, but such webhooks are retried less
+    /// often.
     async fn take_up(&self, refused: &mut HashMap<String, u32>) {
         let ids = match self.journal.list().await {
             Ok(ids) => ids,
@@ -168,7 +169,7 @@ impl Webhooks {
     async fn take_up_one(&self, id: &str) -> std::result::Result<(), String> {
         let event = match self.journal.read(id).await {
             Ok(event) => event,
-            // Another process of this machine was quicker.
+            // Another process of this machine was faster.
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             Err(error) if matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof) => {
                 error!(event = id, %error, "damaged journal file set aside");
@@ -181,13 +182,13 @@ impl Webhooks {
         failpoint::hit("journal.received").await;
         self.journal.forget(id).await;
         if let ReceiveOutcome::Before { id: known, outcome: Some(_) } = &received {
-            // Whoever wrote it may not have come to tell.
+            // The process that wrote it may have died before applying it.
             let event = self.calls.lifecycle.store.inbox_event(known).await.map_err(|error| error.to_string())?;
             if let Some(call) = event.and_then(|event| CallId::parse(&event.call?)) {
                 self.calls.lifecycle.hub.changed(&call);
             }
         }
-        // Its first write may have come through. What another has left on record is found by who looks for such.
+        // Its first write may have succeeded. One that another process left is found by the replay loop.
         let is_mine = match &received {
             ReceiveOutcome::New => true,
             ReceiveOutcome::Before { id: known, outcome } => known == id && outcome.is_none(),
@@ -199,7 +200,7 @@ impl Webhooks {
     }
 }
 
-/// Puts on record what waits in the journal, as soon as that can be. `inbox` is the newest generation's.
+/// Moves journaled webhooks to the database as soon as possible. `inbox` is the newest generation's.
 pub async fn journal_loop(inbox: impl Fn() -> Webhooks, stop: CancellationToken) {
     let mut refused = HashMap::new();
     loop {
@@ -211,7 +212,7 @@ pub async fn journal_loop(inbox: impl Fn() -> Webhooks, stop: CancellationToken)
             Box::pin(inbox.apply_left()).await;
             tokio::time::sleep(TAKE_UP_EVERY).await;
         };
-        // One that is cut off half-way is found on record by the next process.
+        // One that is interrupted is found in the store by the next process.
         tokio::select! {
             () = stop.cancelled() => return,
             () = round => {}

@@ -1,7 +1,7 @@
-//! `listen.webhooks`: authenticate → persist → translate → apply → reply or deliver (`receive`). What no description knows passes to
-//! the app (`pass`).
+//! `listen.webhooks`: authenticate → persist → translate → apply → reply or deliver (`receive`). Requests that no description
+//! matches are forwarded to the app (`pass`).
 //!
-//! A webhook is on record before it is answered; the answer tells its provider that it need not be sent again.
+//! A webhook is stored before it is answered: the response tells its provider not to send it again.
 
 mod answers;
 mod app_view;
@@ -63,7 +63,7 @@ impl Handler for Webhooks {
                 let message = "This path can be read as a webhook's and as another: write it without escapes.";
                 ("refused", self.odd(exchange, "AMBIGUOUS_PATH", message).await)
             }
-            // Providers post webhooks. A socket at their paths would reach the app unseen.
+            // Providers POST webhooks. A socket at a webhook path would reach the app unchecked.
             Found::Webhooks(_) if exchange.is_upgrade() => {
                 let message = "No upgrade is expected at the path of a webhook.";
                 ("refused", self.odd(exchange, "UPGRADE_NOT_EXPECTED", message).await)
@@ -75,7 +75,7 @@ impl Handler for Webhooks {
 }
 
 impl Webhooks {
-    /// Refuses a request whose path is a webhook's, and that is none.
+    /// Rejects a request at a webhook path that is not a webhook.
     async fn odd(&self, exchange: &mut Exchange, code: &'static str, message: &str) -> u16 {
         let path: String = exchange.path().chars().take(LOGGED_PATH_MAX).collect();
         warn!(path, code, "webhook request denied");

@@ -1,19 +1,19 @@
-//! Log lines about requests that anybody can send: so many in a minute, and short ones. What was left out is counted in the next line.
+//! Rate limit of log lines about unauthenticated requests. The next line has the number of suppressed ones.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Lines of one kind in a minute.
+/// Lines of one kind per minute.
 const LINES_A_MINUTE: u32 = 30;
 const MINUTE: Duration = Duration::from_secs(60);
-/// What of a stranger's path is logged, in characters.
+/// The part of an unauthenticated request's path that is logged, in characters.
 pub(super) const LOGGED_PATH_MAX: usize = 256;
-/// The longest part of a path that is logged, in characters.
+/// The longest path segment that is logged, in characters.
 const PATH_CHARS_MAX: usize = 200;
 
-/// The lines of one kind.
+/// The rate limit of one kind of line.
 pub(super) struct Noise(Mutex<Option<Window>>);
 
 struct Window {
@@ -27,7 +27,7 @@ impl Noise {
         Self(Mutex::new(None))
     }
 
-    /// Whether one more line may be written; if so, how many were left out before it.
+    /// Whether another line may be written; if so, the number of lines suppressed before it.
     pub(super) fn admits(&self) -> Option<u64> {
         let now = Instant::now();
         let mut window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -44,7 +44,7 @@ impl Noise {
     }
 }
 
-/// The start of a path, as it may be logged.
+/// The beginning of a path, safe to log.
 pub(super) fn shortened(path: &str) -> String {
     match path.char_indices().nth(PATH_CHARS_MAX) {
         Some((end, _)) => format!("{}… ({} bytes)", &path[..end], path.len()),

@@ -1,42 +1,42 @@
-//! What applying a webhook came to.
+//! The outcome of applying a webhook.
 
 use crate::ids::CallId;
 use crate::policy::WhenFull;
 use crate::store::{ApplyOutcome, CallRecord, Contradiction, RECORDED, UtteranceRef};
 
-/// In one word, as it stands in the inbox and in metrics.
+/// The outcome in one word, as in the inbox and in metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Disposition {
-    /// It changed a call, or told what was known.
+    /// It changed a call, or reported what was known.
     Applied,
-    /// Its call took a slot, or has one.
+    /// Its call was given a slot, or has one.
     Admitted,
-    /// What was said in it is on record.
+    /// Its utterance is stored.
     Recorded,
-    /// Nobody knows its call yet: it waits under its ids.
+    /// Its call is unknown: it waits under its ids.
     Deferred,
-    /// It tells nothing of a call.
+    /// It has no news of a call.
     Ignored,
-    /// Its call had no slot.
+    /// No slot was free for its call.
     CapacityInbound,
-    /// It announces a call and names none.
+    /// It announces a call without an id.
     MissingId,
-    /// It cannot be read.
+    /// It cannot be parsed.
     Unreadable,
-    /// Its call is not on record any more.
+    /// Its call has been deleted from the store.
     Forgotten,
-    /// It was taken by a process that died, and whoever waited for the reply does no more.
+    /// The process that received it died, and its sender does not wait for the reply any more.
     ReplyExpired,
     /// Its body is lost.
     BodyLost,
-    /// What has waited for its call cannot be applied to it.
+    /// It waited for its call, and cannot be applied to it.
     Unusable,
-    /// It is of a call that who signed it does not vouch for.
+    /// Its signer does not own the call.
     Contradicted(Contradiction),
 }
 
 impl Disposition {
-    /// The word.
+    /// The word in the inbox and in metrics.
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Disposition::Applied => "applied",
@@ -60,21 +60,21 @@ impl Disposition {
 pub(super) struct WebhookOutcome {
     pub(super) call: Option<CallId>,
     pub(super) disposition: Disposition,
-    /// What the caller of a call without a slot meets.
+    /// How a call without a slot is rejected.
     pub(super) refused: Option<WhenFull>,
-    /// The call's record after it, where it was applied to one.
+    /// The call's record after it was applied, if it was.
     pub(super) record: Option<Box<CallRecord>>,
-    /// What was said, as it stands on record.
+    /// The position of its utterance in the store.
     pub(super) said: Option<UtteranceRef>,
 }
 
 impl WebhookOutcome {
-    /// With nothing but this.
+    /// An outcome without details.
     pub(super) fn new(disposition: Disposition) -> Self {
         Self { call: None, disposition, refused: None, record: None, said: None }
     }
 
-    /// Of a change of a call.
+    /// The outcome of a change of a call.
     pub(super) fn applied(applied: ApplyOutcome) -> Self {
         let record = applied.record;
         match applied.contradiction {
@@ -87,12 +87,12 @@ impl WebhookOutcome {
         }
     }
 
-    /// Nobody knows its call yet.
+    /// Whether its call is unknown.
     pub(super) fn is_deferred(&self) -> bool {
         self.disposition == Disposition::Deferred
     }
 
-    /// It is of a call of another account.
+    /// Whether its signer does not own the call.
     pub(super) fn is_contradicted(&self) -> bool {
         matches!(self.disposition, Disposition::Contradicted(what) if what.outcome() == Contradiction::OtherAccount.outcome())
     }

@@ -1,4 +1,4 @@
-//! A webhook that has been read as its description says, and whose signature was checked.
+//! An authenticated webhook, parsed by its description.
 
 use super::raw::{RawWebhook, named_in};
 use super::route::Candidate;
@@ -10,57 +10,57 @@ use crate::provider::select::Message;
 use crate::provider::sign::Keys;
 use crate::store::Voucher;
 
-/// A webhook that has been read and verified.
+/// See the module.
 pub(super) struct ParsedWebhook<'a> {
     pub(super) raw: &'a RawWebhook,
     pub(super) from: &'a Candidate,
-    /// What its signature is checked with.
+    /// The keys of its signature.
     pub(super) keys: Keys,
-    /// Who vouches for it.
+    /// The accounts that vouch for it.
     pub(super) by: Voucher,
     pub(super) event: Option<&'a WebhookEvent>,
     pub(super) message: Message<'a>,
     pub(super) aliases: Vec<Alias>,
     pub(super) direction: Direction,
-    /// What it says of the call.
+    /// The news of the call.
     pub(super) news: Option<Event>,
-    /// What is said in the call; or why that cannot be read.
+    /// The utterance in it; or why that cannot be parsed.
     pub(super) heard: Option<std::result::Result<UtteranceDraft, String>>,
-    /// Which delivery of which event.
+    /// The id of its row in the inbox.
     pub(super) event_id: String,
 }
 
 impl ParsedWebhook<'_> {
-    /// The name of its event; `unknown` where its description knows none.
+    /// The name of its event; `unknown` where its description has none.
     pub(super) fn event_name(&self) -> &str {
         self.event.map_or("unknown", |event| event.name.as_str())
     }
 
-    /// Whether it is an app that says so, and not the provider: a token proves no call.
+    /// Whether an app sent it, and not the provider: a token does not prove a call.
     pub(super) fn is_hearsay(&self) -> bool {
         !self.from.webhook().signature.is_over_message()
     }
 
-    /// Its caller is told by the status what is wrong.
+    /// Whether its sender learns from the status what is wrong.
     pub(super) fn is_exact(&self) -> bool {
         self.from.is_exact_at(self.raw.path())
     }
 
-    /// Nothing in it says what it is, or which call it is of.
+    /// Whether it has neither a type nor a call id.
     pub(super) fn is_unusable(&self) -> bool {
         let kind = self.from.webhook().dedupe.first().and_then(|selector| selector.text(&self.message));
         let is_named = kind.is_some_and(|kind| !kind.is_empty());
         !is_named || (self.event.is_some_and(|event| event.state.is_some()) && self.aliases.is_empty())
     }
 
-    /// What it tells of a call after its end, and whether that is all.
+    /// Its post-call record, and whether that is complete.
     pub(super) fn record(&self) -> Option<(PostCall, bool)> {
         let rules = self.event?.record.as_ref().filter(|_| matches!(self.news, Some(Event::Ended(..))))?;
         let (found, complete) = rules.read(&self.message);
         (complete || found != PostCall::default()).then_some((found, complete))
     }
 
-    /// The outside id that a call is known by most surely: the one that its record is asked with.
+    /// The most reliable external id: the one that the call is looked up by.
     pub(super) fn main_alias(&self) -> Option<&Alias> {
         let needs = self.from.account.provider.lookup.as_ref().map(|lookup| lookup.needs.as_str());
         let outside = || self.aliases.iter().filter(|alias| alias.kind != OWN_ID_KIND);
@@ -68,7 +68,7 @@ impl ParsedWebhook<'_> {
     }
 }
 
-/// Reads a webhook as its description says.
+/// Parses a webhook by its description.
 pub(super) fn parse<'a>(
     raw: &'a RawWebhook,
     from: &'a Candidate,
@@ -81,7 +81,7 @@ pub(super) fn parse<'a>(
     let event = webhook.events.iter().find(|e| e.when.is_empty() || e.when.holds(&message));
     let mut aliases = webhook.ids.read(&message);
     aliases.extend(subaccount_alias(&from.account, &message, &aliases));
-    // The id that tells calls apart goes before those that several may share.
+    // The id that distinguishes calls precedes those that several calls may share.
     let needs = from.account.provider.lookup.as_ref().map(|lookup| lookup.needs.as_str());
     aliases.sort_by_key(|alias| Some(alias.kind.as_str()) != needs);
     ParsedWebhook {
@@ -99,7 +99,7 @@ pub(super) fn parse<'a>(
     }
 }
 
-/// Which subaccount has the call, if one has.
+/// The alias of the call's subaccount, if it has one.
 fn subaccount_alias(account: &Account, message: &Message<'_>, aliases: &[Alias]) -> Option<Alias> {
     let needs = &account.provider.lookup.as_ref()?.needs;
     let call = aliases.iter().find(|alias| alias.kind == *needs)?;

@@ -1,4 +1,4 @@
-//! What no description knows passes to the app: its own paths and sockets.
+//! Forwards requests that no description matches to the app: its own paths and sockets.
 
 use std::collections::BTreeMap;
 
@@ -20,11 +20,11 @@ use crate::net::{BodyError, Exchange, HostRule, RelayTarget, relay, relay_with_b
 use crate::provider::sign::{Checked, Keys};
 use crate::reply::problem;
 
-/// That the app is away, said of requests that anybody can send.
+/// Bounds the log lines about an unreachable app: anybody can send such requests.
 static AWAY: Noise = Noise::new();
 
 impl Webhooks {
-    /// What no description knows: paths and sockets of the app.
+    /// Forwards a request that no description matches.
     pub(super) async fn pass(&self, exchange: &mut Exchange) -> u16 {
         let Some(base) = self.settings.forward_url.clone() else {
             let message = "Nothing is known at this path, and app.forward_url is not set.";
@@ -49,7 +49,7 @@ impl Webhooks {
         if signatures.is_empty() {
             return self.relayed(relay(exchange, &self.calls.upstream, target).await, exchange).await;
         }
-        // Signed for our URL: sign it for the app's, but only if it was genuine. And whatever it tells of calls is seen.
+        // A request signed for our URL is signed anew for the app's, but only if it was genuine. News of calls in it is applied.
         let body = match exchange.is_upgrade() {
             true => Bytes::new(),
             false => match exchange.read_body(KEPT_BYTES_MAX).await {
@@ -82,8 +82,8 @@ impl Webhooks {
         self.relayed(relayed, exchange).await
     }
 
-    /// The signatures that these headers may be: any account may be the signer. Those that are not over the URL only if the body is `small`
-    /// enough to be read.
+    /// The candidates whose signature these headers may have: any account may be the signer. Signatures that do not cover the URL
+    /// only if the body is `small` enough to be read.
     fn shown(&self, headers: &HeaderMap, small: bool) -> Vec<Candidate> {
         let mut found: Vec<Candidate> = Vec::new();
         for account in self.calls.accounts.values() {
@@ -99,7 +99,7 @@ impl Webhooks {
         found
     }
 
-    /// Whose signature a request has that passes through, and its keys.
+    /// The signer of a forwarded request, and its keys.
     async fn passing_signer<'c>(&self, raw: &RawWebhook, found: &'c [Candidate]) -> Option<(&'c Candidate, Keys)> {
         let signed = self.signed(raw);
         let url = signed.url();
@@ -109,7 +109,7 @@ impl Webhooks {
         };
         for from in found {
             let mut all = vec![from.account.keys(&from.webhook().signature)];
-            // Media Streams name no account. Their handshakes have no body, which would be hashed once a key.
+            // Media Streams name no account. Their handshakes have no body, which would have to be hashed for each key.
             if raw.body.is_empty() && raw.subaccount(from).is_none() {
                 all.extend(self.subaccounts.known_keys(&from.account));
             }

@@ -1,4 +1,4 @@
-//! Takes webhooks into the inbox, before they are answered.
+//! Stores webhooks in the inbox, before they are answered.
 
 use std::borrow::Cow;
 
@@ -9,23 +9,23 @@ use super::settings::KEPT_BYTES_MAX;
 use crate::provider::sign::sha256_hex;
 use crate::store::{NewEvent, ReceiveOutcome, Result, StoreError};
 
-/// Longer dedupe keys are hashed, in bytes.
+/// The longest deduplication key, in bytes; a longer one is hashed.
 const KEY_BYTES_MAX: usize = 512;
 
 impl Webhooks {
-    /// Its row of the inbox, without a body that is too large for it.
+    /// Its inbox row, without a body that is too large for it.
     pub(super) fn inbox_row(&self, taken: &ParsedWebhook<'_>) -> NewEvent {
         let raw = taken.raw;
         let account = &taken.from.account;
         let webhook = taken.from.webhook();
         let parts: Vec<Cow<'_, str>> = webhook.dedupe.iter().filter_map(|s| s.text(&taken.message)).collect();
         let complete = !parts.is_empty() && parts.len() == webhook.dedupe.len();
-        // Postgres keeps no NUL in a text, and no long one in an index.
+        // Postgres allows no NUL in a text, and no long text in an index.
         let of = |key: String| {
             let key = format!("{}|{}|{key}", account.name, webhook.name).replace('\0', "\u{FFFD}");
             if key.len() > KEY_BYTES_MAX { sha256_hex(key.as_bytes()) } else { key }
         };
-        // A notification that lacks what would tell its deliveries apart: the same bytes are the same event.
+        // A notification without a distinguishing id: equal bytes are the same event.
         let same_bytes = || {
             let tells = taken.news.is_some() || taken.heard.is_some() || raw.is_unread();
             let notifies = webhook.reply.is_none() && tells && !raw.body.is_empty();
@@ -46,21 +46,21 @@ impl Webhooks {
         }
     }
 
-    /// Its body is too large for the record. Of what waits for a reply nothing is needed after it.
+    /// Whether its body is too large for the database. A webhook that waits for a reply is not needed after it.
     pub(super) fn is_for_spool(&self, taken: &ParsedWebhook<'_>) -> bool {
         taken.raw.body.len() > KEPT_BYTES_MAX && taken.from.webhook().reply.is_none()
     }
 
-    /// Takes a webhook into the inbox, whose body may be in the spool already.
+    /// Stores a webhook in the inbox; its body may be in the spool already.
     pub(super) async fn take_in(&self, row: NewEvent) -> Result<ReceiveOutcome> {
         let store = &self.calls.lifecycle.store;
         let (new, spool) = (row.id.clone(), row.spool.clone());
         let received = store.receive(row).await;
         let Some(spool) = spool else { return received };
         match &received {
-            // Whether there is a row, or the journal has it, the next look will know.
+            // The next sweep of the spool will see whether there is a row, or a journal file.
             Ok(ReceiveOutcome::New) | Err(_) => {}
-            // Whoever took it first may be gone, and its file with it.
+            // The process that stored it first may be gone, and its file with it.
             Ok(ReceiveOutcome::Before { id, outcome: None }) => {
                 let given = self.spool.give(&new, id).await;
                 given.map_err(|error| StoreError::Failed(format!("the spool cannot be written: {error}")))?;

@@ -1,4 +1,4 @@
-//! Webhooks that come before anybody knows their call; and, while this process leads, records that are missing.
+//! Deferred webhooks, whose call is still unknown; and, on the leader, missing post-call records.
 
 use std::time::{Duration, Instant};
 
@@ -15,24 +15,24 @@ use crate::calls::post_call::records::{Redacted, Searched};
 use crate::provider::sign::Keys;
 use crate::store::{NewEvent, Result, StoreError};
 
-/// How often it is looked for records that are missing, and for calls that webhooks wait for.
+/// How often missing records, and calls of deferred webhooks, are looked for.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// How long a webhook of a call that nobody knows stays applicable.
+/// How long a deferred webhook can be applied, in milliseconds.
 const WAITS_MS: i64 = 24 * 3_600_000;
-/// How often it is looked for those that have waited too long.
+/// How often expired deferred webhooks are closed.
 const STOP_EVERY: Duration = Duration::from_secs(3600);
-/// Webhooks that are looked at in one step.
+/// Webhooks that are processed in one step.
 const STEP: u32 = 100;
 
 impl Webhooks {
-    /// Webhooks wait no longer whose call nobody came to know.
+    /// Closes deferred webhooks that expired.
     async fn expire_deferred(&self) -> Result<()> {
         let before_ms = self.calls.lifecycle.clock.now_ms() - WAITS_MS;
         let forget = self.calls.post_call.forgets_bodies(None).await?;
         self.calls.lifecycle.store.expire_deferred(before_ms, forget).await
     }
 
-    /// Applies webhooks that waited, and whose call is known by now.
+    /// Applies deferred webhooks whose call is known by now.
     async fn apply_found(&self, leads: bool) -> Result<()> {
         let since_ms = self.calls.lifecycle.clock.now_ms() - WAITS_MS;
         let found = self.calls.lifecycle.store.found_events(since_ms, STEP, &self.reach(leads)).await?;
@@ -49,7 +49,7 @@ impl Webhooks {
                     }
                     info!(event = id, "deferred webhook applied");
                 }
-                // One that cannot be written must not keep the others from their turn.
+                // A webhook that cannot be written must not block the others.
                 Err(error)
                     if matches!(error, StoreError::Damaged(_)) || self.calls.lifecycle.store.ping().await.is_ok() =>
                 {
@@ -89,8 +89,8 @@ impl Webhooks {
     }
 }
 
-/// Sees to webhooks whose call has come to be known and whose body is in the spool of this process; while it leads to all others,
-/// and to records that are missing. `inbox` is the newest generation's.
+/// Applies deferred webhooks whose call is known by now and whose body is in this process's spool; on the leader, all others too,
+/// and missing records. `inbox` is the newest generation's.
 pub async fn records_loop(inbox: impl Fn() -> Webhooks, leads: impl Fn() -> bool, stop: CancellationToken) {
     let (mut searched, mut redacted, mut stopped) = (Searched::default(), Redacted::default(), None::<Instant>);
     loop {
@@ -116,12 +116,12 @@ pub async fn records_loop(inbox: impl Fn() -> Webhooks, leads: impl Fn() -> bool
                     Err(error) => failed = Some(error),
                 }
             }
-            // None keeps the others from their turn.
+            // A failure must not block the others.
             failed = inbox.apply_found(true).await.err().or(failed);
             failed = inbox.calls.post_call.redact(&mut redacted).await.err().or(failed);
             Box::pin(inbox.calls.post_call.seek_records(&mut searched)).await.err().or(failed)
         };
-        // What is cut off here is due again.
+        // Interrupted work is due again.
         let failed = tokio::select! {
             () = stop.cancelled() => return,
             failed = Box::pin(steps) => failed,

@@ -1,4 +1,4 @@
-//! A webhook as it came: from the edge, or out of the inbox.
+//! A webhook as received: from the listener, or from the inbox.
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -10,23 +10,23 @@ use crate::provider::account::Account;
 use crate::provider::select::{Decoded, Document, Flaw, Message, is_form};
 use crate::provider::sign::Signature;
 
-/// A webhook as it came; from the edge, or out of the inbox after a crash.
+/// See the module.
 pub(super) struct RawWebhook {
     pub(super) method: String,
     pub(super) path_and_query: String,
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
     pub(super) document: Document,
-    /// What of the body could not be read.
+    /// The part of the body that could not be parsed.
     pub(super) flaw: Option<Flaw>,
     pub(super) query: Vec<(String, String)>,
 }
 
 impl RawWebhook {
-    /// Only a form is taken apart yet, since a signature may be over its pairs: what nobody vouches for is not worth more.
+    /// Parses only a form yet, since a signature may cover its pairs: an unauthenticated body is not worth more work.
     pub(super) fn new(method: &str, path_and_query: &str, headers: HeaderMap, body: Bytes) -> Self {
         let query = path_and_query.split_once('?').map_or("", |(_, query)| query);
-        // What is posted without a body says nothing: its query is part of the address.
+        // A POST without a body has no fields: its query is part of the address.
         let no_body = body.is_empty() && method != "GET";
         Self {
             document: if no_body { Document::Form(vec![]) } else { form(&headers, &body) },
@@ -39,25 +39,25 @@ impl RawWebhook {
         }
     }
 
-    /// Takes the body apart, whatever it is.
+    /// Parses the body, of whatever type.
     pub(super) fn decoded(mut self) -> Self {
         if self.form().is_none() {
             let content_type = self.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
             Decoded { document: self.document, flaw: self.flaw } = decode(content_type, &self.body);
         }
-        // A body that says nothing is a body: the query beside it is part of the address.
+        // An empty document is a body too: the query beside it is part of the address.
         if !self.body.is_empty() && matches!(self.document, Document::Empty) {
             self.query.clear();
         }
         self
     }
 
-    /// Nothing of the body can be read: what it is, nobody knows.
+    /// Whether nothing of the body can be parsed.
     pub(super) fn is_unreadable(&self) -> bool {
         self.flaw == Some(Flaw::Unreadable)
     }
 
-    /// The body is nothing that can be read as news, or a part of it was left out.
+    /// Whether the body has no readable news, or a part of it was left out.
     pub(super) fn is_unread(&self) -> bool {
         let is_odd = !matches!(self.document, Document::Json(_) | Document::Form(_));
         is_odd || self.flaw.is_some_and(|flaw| flaw != Flaw::Lenient)
@@ -72,7 +72,7 @@ impl RawWebhook {
     }
 }
 
-/// The subaccount that a message says it is of.
+/// The subaccount that a message names.
 pub(super) fn named_in(account: &Account, message: &Message<'_>) -> Option<String> {
     let rule = account.provider.subaccounts.as_ref()?;
     let own = account.secrets.get(&rule.own)?;
@@ -82,7 +82,7 @@ pub(super) fn named_in(account: &Account, message: &Message<'_>) -> Option<Strin
 }
 
 impl RawWebhook {
-    /// The subaccount that it says it is of.
+    /// The subaccount that it names.
     pub(super) fn subaccount(&self, from: &Candidate) -> Option<String> {
         named_in(
             &from.account,
@@ -91,7 +91,7 @@ impl RawWebhook {
     }
 }
 
-/// Headers that were kept.
+/// Restores stored headers.
 pub(super) fn headers_of(kept: &[(String, String)]) -> HeaderMap {
     let headers = kept
         .iter()
@@ -102,7 +102,7 @@ pub(super) fn headers_of(kept: &[(String, String)]) -> HeaderMap {
     })
 }
 
-/// Headers worth keeping: no credentials, none of the connection. A token that is a signature over the body is none.
+/// The headers to store: no credentials, no connection headers. A token that signs the body is not a credential.
 pub(super) fn kept_headers(headers: &HeaderMap, signature: &Signature) -> Vec<(String, String)> {
     let kept = headers.iter().filter(|(name, _)| {
         (**name != AUTHORIZATION || signature.is_signature(name))
@@ -114,7 +114,7 @@ pub(super) fn kept_headers(headers: &HeaderMap, signature: &Signature) -> Vec<(S
     kept.filter_map(|(name, value)| Some((name.to_string(), value.to_str().ok()?.to_owned()))).collect()
 }
 
-/// A body as a document. Texts that no selector reads (base64 audio) are left out.
+/// Parses a body. Texts that no selector reads (base64 audio) are left out.
 fn decode(content_type: Option<&str>, body: &Bytes) -> Decoded {
     match is_form(content_type) && body.len() > KEPT_BYTES_MAX {
         true => Decoded { document: Document::Empty, flaw: Some(Flaw::Unreadable) },
@@ -122,7 +122,7 @@ fn decode(content_type: Option<&str>, body: &Bytes) -> Decoded {
     }
 }
 
-/// A body as a form, if it is one.
+/// Parses a body as a form, if it is one.
 fn form(headers: &HeaderMap, body: &Bytes) -> Document {
     let content_type = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
     match is_form(content_type) && body.len() <= KEPT_BYTES_MAX {

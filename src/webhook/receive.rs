@@ -2,11 +2,11 @@
 //!
 //! | phase | what it makes | where |
 //! |---|---|---|
-//! | authenticate | whose it is, and who vouches for it | `authenticate` |
-//! | parse | which event of which call it is | `parsed` |
-//! | persist | its row of the inbox, before it is answered; in the journal where the store is away | `persist`, `journal` |
+//! | authenticate | its signer and voucher | `authenticate` |
+//! | parse | its event and call | `parsed` |
+//! | persist | its inbox row, before it is answered; in the journal while the store is unavailable | `persist`, `journal` |
 //! | translate, apply | a change of a call, in one transaction | `apply`, `transcription` |
-//! | reply or deliver | the answer that the provider acts on, or an entry of the outbox | `forward`, `deliver` |
+//! | reply or deliver | the reply that the provider acts on, or an outbox entry | `forward`, `deliver` |
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -29,29 +29,29 @@ use crate::provider::sign::Keys;
 use crate::reply::{problem, twiml, when_full_twiml};
 use crate::store::{IngestOutcome, NewEvent, ReceiveOutcome, Result, SpoolError, Voucher};
 
-/// Whose a webhook is, what it is signed with, and who vouches for it.
+/// The signer of a webhook, its keys and voucher.
 type Signer<'c> = (&'c Candidate, Keys, Voucher);
 
-/// Where a webhook is after it was persisted.
+/// The outcome of persisting a webhook.
 enum Persisted {
     /// In the inbox, to be applied.
     Inbox {
         event_id: String,
-        /// It was there before, and settled.
+        /// It was stored before, and settled.
         is_settled: bool,
     },
-    /// Where nothing more is to be done with it now; with its answer.
+    /// Nothing more is to be done with it now; with its response.
     Done(Response<Bytes>),
 }
 
 impl Webhooks {
-    /// The answer to a webhook. `None`: it has been written already (the app's, relayed).
+    /// Handles a webhook and returns the response. `None`: it has been written already (the app's, relayed).
     pub(super) async fn receive(&self, exchange: &mut Exchange, found: &[Candidate]) -> Option<Response<Bytes>> {
         let (raw, (from, keys, by)) = match self.authenticate(exchange, found).boxed().await {
             Ok(authenticated) => authenticated,
             Err(answer) => return Some(answer),
         };
-        // Whoever signed it is told that it has arrived, whether it can be read or not: it is kept, and the app gets it.
+        // An authenticated webhook is acknowledged even if it cannot be parsed: it is stored, and delivered to the app.
         let raw = raw.decoded();
         self.note_flaw(&raw, from);
         let event_id = format!("ev_{}", Ulid::new().to_string().to_lowercase());
@@ -70,7 +70,7 @@ impl Webhooks {
             Err(error) => {
                 warn!(account = %from.account.name, webhook = from.webhook().name, %error, "failed to record a webhook");
                 self.count(&parsed, "failed");
-                // Whoever only observes keeps nobody from the app.
+                // In observe mode the app is reached in any case.
                 let asks = self.calls.observes() && from.webhook().reply.is_some();
                 match asks {
                     true => self.reply(exchange, &parsed, None).await.unwrap_or_else(|_| Some(not_recorded()))?,
@@ -131,7 +131,7 @@ impl Webhooks {
 
     // === parse ===
 
-    /// Says what of a webhook could not be read.
+    /// Logs the part of a webhook that could not be parsed.
     fn note_flaw(&self, raw: &RawWebhook, from: &Candidate) {
         let Some(flaw) = raw.flaw else { return };
         let (account, webhook) = (from.account.name.as_str(), from.webhook().name.as_str());
@@ -145,7 +145,7 @@ impl Webhooks {
         }
     }
 
-    /// The answer to a webhook that another reader may understand otherwise.
+    /// The response to a webhook that another parser may read differently.
     fn contradictory(&self, parsed: &ParsedWebhook<'_>) -> Option<Response<Bytes>> {
         let (from, webhook) = (parsed.from, parsed.from.webhook());
         let subaccounts = from.account.provider.subaccounts.as_ref();
@@ -163,7 +163,7 @@ impl Webhooks {
         Some(problem(StatusCode::BAD_REQUEST, "INVALID_PAYLOAD", message))
     }
 
-    /// Whoever signed it is told that it cannot be used. What it may have told of is not lost for that: its bytes are kept.
+    /// Tells the sender that the webhook cannot be used, but stores its bytes: its news is not lost.
     async fn keep_unusable(&self, exchange: &mut Exchange, parsed: &ParsedWebhook<'_>) -> Response<Bytes> {
         if parsed.raw.is_unread()
             && let Err(error) = self.process(exchange, parsed).boxed().await
@@ -217,7 +217,7 @@ impl Webhooks {
         let received = match received {
             Ok(received) => received,
             Err(error) => {
-                // Made anew: a copy of every body would be kept for the few that need it.
+                // Built again: otherwise every body would be copied for the few that need it.
                 let row = NewEvent { spool, received_at, ..self.inbox_row(parsed) };
                 return self.journal_fallback(parsed, row, error).boxed().await.map(Persisted::Done);
             }
@@ -226,8 +226,7 @@ impl Webhooks {
         Ok(match received {
             ReceiveOutcome::New => Persisted::Inbox { event_id: parsed.event_id.clone(), is_settled: false },
             ReceiveOutcome::Before { id, outcome } => {
-                // Of a call that nobody knew it may be known by now; of what was said the answer tells where it stands, which is
-                // looked up by saying it again.
+                // Its unknown call may be known by now; the position of its utterance is looked up by storing it again.
                 let is_deferred = outcome.as_deref() == Some(Disposition::Deferred.as_str());
                 let may_be_known = (parsed.is_exact() && is_deferred) || parsed.heard.is_some();
                 if outcome.is_some() && webhook.reply.is_none() && !may_be_known {
@@ -241,7 +240,7 @@ impl Webhooks {
 
     // === reply or deliver ===
 
-    /// Puts what the app has to be told into the outbox, and answers a notification.
+    /// Puts a delivery to the app into the outbox, and answers a notification.
     async fn deliver_and_answer(
         &self,
         parsed: &ParsedWebhook<'_>,
@@ -290,7 +289,7 @@ impl Webhooks {
         }
     }
 
-    /// The answer about a call that nobody knows.
+    /// The response for an unknown call.
     fn unknown_call(&self, parsed: &ParsedWebhook<'_>) -> Response<Bytes> {
         let status = StatusCode::from_u16(self.settings.unknown_status).unwrap_or(StatusCode::NOT_FOUND);
         if status.is_success() {

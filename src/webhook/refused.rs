@@ -1,4 +1,4 @@
-//! An app that refuses a voice webhook: its caller hears an error, so it is told why that may be.
+//! Handles an app that rejects a voice webhook: its caller hears an error, and the operator learns the probable cause.
 
 use http::StatusCode;
 use tracing::warn;
@@ -8,7 +8,7 @@ use super::parsed::ParsedWebhook;
 use crate::ids::CallId;
 
 impl Webhooks {
-    /// Tells of the app's refusal, and looks whether the provider has dropped the call for it: its slot is for the next then.
+    /// Logs the app's rejection, and checks whether the provider dropped the call: then its slot is free.
     pub(super) fn app_refused(&self, taken: &ParsedWebhook<'_>, call: Option<&CallId>, status: StatusCode) {
         let (account, path) = (&taken.from.account.name, taken.raw.path());
         let event = taken.event_name();
@@ -22,7 +22,7 @@ impl Webhooks {
     }
 }
 
-/// What is probably the matter.
+/// The probable cause.
 fn cause(status: StatusCode) -> &'static str {
     match status.as_u16() {
         401 | 403 => {
@@ -33,7 +33,7 @@ fn cause(status: StatusCode) -> &'static str {
             "it serves nothing at this path: set the number's Voice URL to a path that it serves, \
              and name that path in inbound.voice_paths"
         }
-        _ => "its own log tells",
+        _ => "see the app's own log",
     }
 }
 

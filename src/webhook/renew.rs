@@ -1,4 +1,5 @@
-//! A delivery as it is sent now: a signature with a stamp is made anew where the app's own check would find it too old.
+//! Renews a delivery before it is sent: a time-stamped signature is made anew where the app's own check would reject it as too
+//! old.
 
 use std::borrow::Cow;
 
@@ -10,10 +11,10 @@ use crate::calls::Calls;
 use crate::provider::sign::{Keys, Renewal, Signature};
 use crate::store::{Delivery, Spool};
 
-/// What is read of a body at once, in bytes.
+/// The part of a body that is read at once, in bytes.
 const PIECE: usize = 64 * 1024;
 
-/// The delivery with headers of the present time, if it needs some: by the key of an account that fits it as it came.
+/// The delivery with renewed signature headers, if it needs any: by the key of the account that matches the original signature.
 pub(super) async fn renewed<'d>(calls: &Calls, spool: &Spool, delivery: &'d Delivery) -> Cow<'d, Delivery> {
     let headers = headers_of(&delivery.headers);
     let signatures = signatures(calls, &headers);
@@ -32,7 +33,7 @@ pub(super) async fn renewed<'d>(calls: &Calls, spool: &Spool, delivery: &'d Deli
     Cow::Owned(Delivery { headers: texts.collect(), ..delivery.clone() })
 }
 
-/// How it may be signed, by which keys.
+/// The possible signature schemes and keys.
 fn signatures<'c>(calls: &'c Calls, headers: &HeaderMap) -> Vec<(&'c Signature, Keys)> {
     let mut found: Vec<(&Signature, Keys)> = Vec::new();
     for account in calls.accounts.values() {
@@ -47,7 +48,7 @@ fn signatures<'c>(calls: &'c Calls, headers: &HeaderMap) -> Vec<(&'c Signature, 
     found
 }
 
-/// `false`: the body cannot be read.
+/// Feeds the body to the renewals. `false`: it cannot be read.
 async fn feed(renewals: &mut [Renewal<'_>], spool: &Spool, delivery: &Delivery) -> bool {
     let mut update = |piece: &[u8]| renewals.iter_mut().for_each(|one| one.update(piece));
     if delivery.spool.is_none() {

@@ -1,5 +1,5 @@
-//! Webhooks that are applied again: those that a process left behind, and those that an operator wants applied once more. One that
-//! cannot be applied is tried a few times, and then parked: it must not keep the others, or a start, from their turn.
+//! Webhooks that are applied again: those that a process left behind, and those that an operator replays. A webhook that cannot
+//! be applied is retried a few times, and then parked, so that it does not block the others, or a start.
 
 use std::time::Duration;
 
@@ -18,32 +18,32 @@ use crate::lifecycle::finish;
 use crate::provider::sign::Keys;
 use crate::store::{Cursor, InboxEvent, NewEvent, Result};
 
-/// A webhook that was taken so long ago and is not settled was left by its process, in milliseconds.
+/// An unsettled webhook of this age was left by its process, in milliseconds.
 const STALE_MS: i64 = 30_000;
-/// How often it is looked for such.
+/// How often such webhooks are looked for.
 const REPLAY_EVERY: Duration = Duration::from_secs(10);
-/// Webhooks that are read at once: each may have a body as large as the record takes, 1 MiB.
+/// Webhooks that are read at once: each may have a body of the largest stored size, 1 MiB.
 const PAGE: u32 = 32;
-/// Pauses between tries, in seconds. After the last the webhook is parked with its error.
+/// Pauses between attempts, in seconds. After the last the webhook is parked with its error.
 pub const RETRY_DELAYS_SECS: [i64; 9] = [10, 20, 40, 80, 160, 320, 640, 1280, 2560];
 
-/// What an operator's replay came to.
+/// The outcome of an operator's replay.
 #[derive(Debug, Clone, Serialize)]
 pub struct Replayed {
-    /// The webhook after it; none for an event of our own.
+    /// The webhook after it; `None` for one of ringfence's own events.
     pub event: Option<InboxEvent>,
-    /// Deliveries that are made once more.
+    /// Deliveries that are repeated.
     pub deliveries: u64,
 }
 
 impl Webhooks {
-    /// Applies webhooks that were on record when the last process died. Replies that nobody waits for any more are only
-    /// noted. Returns how many there were.
+    /// Applies webhooks that the previous process left unsettled. Replies that no sender waits for are only recorded. Returns
+    /// their number.
     ///
     /// # Errors
     /// The store cannot be read or written.
     pub async fn replay(&self) -> Result<usize> {
-        // What others take meanwhile is theirs.
+        // Webhooks that others store meanwhile are theirs.
         let began_ms = self.calls.lifecycle.clock.now_ms();
         let (mut count, mut after) = (0, Some(Cursor::default()));
         while let Some(from) = after.filter(|(received_at, _)| *received_at <= began_ms) {
@@ -58,8 +58,8 @@ impl Webhooks {
         Ok(count)
     }
 
-    /// Applies webhooks that their replica took a while ago and did not settle: it died, or could not apply them. Of one that it
-    /// is still about to settle, only who comes first tells the app.
+    /// Applies webhooks that their replica stored a while ago and did not settle: it died, or could not apply them. If it is
+    /// still about to settle one, only the first of the two notifies the app.
     async fn replay_stale(&self, leads: bool) {
         let before_ms = self.calls.lifecycle.clock.now_ms() - STALE_MS;
         let (store, reach) = (&self.calls.lifecycle.store, self.reach(leads));
@@ -84,7 +84,7 @@ impl Webhooks {
         }
     }
 
-    /// Webhooks that cannot be read will not be by reading them again.
+    /// Parks webhooks that cannot be read: reading them again would not help.
     async fn park(&self, damaged: &[(String, String)]) -> Result<()> {
         let now_ms = self.calls.lifecycle.clock.now_ms();
         for (id, why) in damaged {
@@ -94,7 +94,7 @@ impl Webhooks {
         Ok(())
     }
 
-    /// Applies a webhook once more, and delivers it again under the ids that its deliveries had. `None`: there is none.
+    /// Applies a webhook again, and repeats its deliveries under their ids. `None`: there is none.
     ///
     /// # Errors
     /// The store cannot be read or written.
@@ -105,14 +105,14 @@ impl Webhooks {
             self.deliver.notify_one();
             return Ok((deliveries > 0).then_some(Replayed { event: None, deliveries }));
         };
-        // Before it is applied: a delivery that this makes is due by itself, and may be on its way already.
+        // Before it is applied: a new delivery is due by itself, and may be sent already.
         let mut deliveries = store.redeliver(id, now_ms).await?;
-        // Of what waited for a reply nobody waits any more.
+        // A webhook that waited for a reply is not applied: its sender is gone.
         let applies = event.outcome.is_none() || !self.is_answered_by_reply(&event);
         if applies
             && store.reopen(id).await?
             && let Some(event) = store.stored_event(id).await?
-            // What another has in its spool only that one can apply; it looks for such.
+            // A body in another process's spool can only be applied there; that process looks for it.
             && event.spool.as_deref().is_none_or(|spool| spool == self.spool.name())
         {
             self.try_one(event).boxed().await?;
@@ -128,10 +128,10 @@ impl Webhooks {
         webhook.is_none_or(|webhook| webhook.reply.is_some())
     }
 
-    /// Applies a webhook, and notes it if that fails: when it is tried again, or that it is parked. `false`: it failed.
+    /// Applies a webhook. Records a failure, with the time of the next attempt, or that it is parked. `false`: it failed.
     pub(super) async fn try_one(&self, event: NewEvent) -> Result<bool> {
         let (id, store) = (event.id.clone(), &self.calls.lifecycle.store);
-        // Counted before: what kills the process counts too.
+        // Counted before, so that an attempt that kills the process counts too.
         let tries = store.begin_try(&id).await? as usize;
         let why = if tries > RETRY_DELAYS_SECS.len() + 1 {
             "the process died while it was applied, again and again".to_owned()
@@ -155,7 +155,7 @@ impl Webhooks {
         Ok(false)
     }
 
-    /// What a webhook that was checked once is signed with, as far as that is still known.
+    /// The keys of a webhook that was authenticated before, as far as they are still known.
     async fn keys_again(&self, from: &Candidate, raw: &RawWebhook) -> Keys {
         if let Some(id) = raw.subaccount(from)
             && let Some(keys) = self.subaccounts.keys_of(&self.calls, &from.account, &id).await
@@ -168,7 +168,7 @@ impl Webhooks {
     async fn replay_one(&self, mut event: NewEvent) -> Result<()> {
         let at_ms = self.calls.lifecycle.clock.now_ms();
         let Some(body) = self.body_of(&mut event).await? else {
-            // Its call's end is asked of the provider, the app cannot be told.
+            // The sweep finds its call's end; the app cannot be notified.
             warn!(event = event.id, "webhook body lost");
             return self
                 .calls
@@ -202,8 +202,8 @@ impl Webhooks {
     }
 }
 
-/// Applies, every `REPLAY_EVERY`, webhooks whose body is in the spool of this process; and while it leads those that another has
-/// taken and left. `inbox` is the newest generation's. That two think they lead harms nothing.
+/// Applies, every `REPLAY_EVERY`, webhooks whose body is in this process's spool; on the leader also those that another process
+/// stored and left. `inbox` is the newest generation's. Two leaders at a time do no harm.
 pub async fn replay_loop(inbox: impl Fn() -> Webhooks, leads: impl Fn() -> bool, stop: CancellationToken) {
     loop {
         tokio::select! {

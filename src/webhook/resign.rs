@@ -1,20 +1,20 @@
-//! Signatures that are bound to a URL are made anew for the app's.
+//! Makes URL-bound signatures anew for the app's URL.
 
 use http::{HeaderName, HeaderValue};
 
 use super::parsed::ParsedWebhook;
 use crate::provider::sign::{Keys, Request, Signature};
 
-/// What a signature over the URL is made anew with, for the app's.
+/// The keys and request for a signature over the app's URL.
 pub(super) struct Resign<'a> {
     pub(super) signature: &'a Signature,
     pub(super) keys: &'a Keys,
-    /// The request as it came.
+    /// The request as received.
     pub(super) came: Request<'a>,
 }
 
 impl Resign<'_> {
-    /// The headers of the request as it goes on; none where the URL is not signed.
+    /// The headers of the forwarded request; `None` where the URL is not signed.
     pub(super) fn headers(
         &self,
         method: &str,

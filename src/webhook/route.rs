@@ -1,4 +1,4 @@
-//! What a webhook is: which account and webhook of a description, and whether its signature holds. Pure but for the clock
+//! Routing of webhooks: the account and the webhook of a description, and whether the signature is valid. Pure but for the clock
 //! that is passed in.
 
 use std::collections::BTreeMap;
@@ -14,12 +14,12 @@ use crate::provider::description::Webhook;
 use crate::provider::path::{climbs, normal, readings, trimmed};
 use crate::provider::sign::{BadSignature, Checked, Keys, Request};
 
-/// A webhook of an account that a path may be.
+/// A webhook that a path matches.
 #[derive(Debug, Clone)]
 pub struct Candidate {
     /// The account.
     pub account: Arc<Account>,
-    /// Which of the provider's webhooks, by position.
+    /// The index among the provider's webhooks.
     pub index: usize,
     /// What the path captured.
     pub captures: BTreeMap<String, String>,
@@ -31,25 +31,25 @@ impl Candidate {
         &self.account.provider.webhooks[self.index]
     }
 
-    /// Whether it is at a path whose caller is told by the status what is wrong.
+    /// Whether its sender learns by the status what is wrong.
     pub(super) fn is_exact_at(&self, path: &str) -> bool {
         let path = normal(path);
         self.webhook().exact.iter().any(|one| one.fits_any_case(&path))
     }
 }
 
-/// What a path may be.
+/// The result of routing a path.
 #[derive(Debug, Clone)]
 pub enum Found {
-    /// No webhook's.
+    /// No webhook matches.
     Nothing,
-    /// A webhook's for a server that reads it more leniently than others: nobody can tell.
+    /// Only a lenient parser would match a webhook: ambiguous.
     Ambiguous,
-    /// One of these. Several accounts of one provider share its paths.
+    /// One of these matches. Accounts of one provider share its paths.
     Webhooks(Vec<Candidate>),
 }
 
-/// What a path may be, however it is written: see [`normal`].
+/// Routes a path, in all its escaped forms: see [`normal`].
 pub fn find(accounts: &BTreeMap<AccountName, Arc<Account>>, extra: &ExtraPaths, path: &str) -> Found {
     let found = candidates(accounts, extra, path);
     if !found.is_empty() {
@@ -65,7 +65,7 @@ pub fn find(accounts: &BTreeMap<AccountName, Arc<Account>>, extra: &ExtraPaths, 
     }
 }
 
-/// Every webhook that a path may be, as it is read by most.
+/// Every webhook that a path matches in its usual reading.
 pub fn candidates(accounts: &BTreeMap<AccountName, Arc<Account>>, extra: &ExtraPaths, path: &str) -> Vec<Candidate> {
     let path = normal(path);
     let mut found = Vec::new();
@@ -84,12 +84,12 @@ pub fn candidates(accounts: &BTreeMap<AccountName, Arc<Account>>, extra: &ExtraP
     found
 }
 
-/// A webhook as its signature sees it.
+/// The parts of a webhook that signatures cover.
 #[derive(Debug, Clone, Copy)]
 pub struct Signed<'a> {
     /// The method.
     pub method: &'a str,
-    /// The path and query that were asked for.
+    /// The requested path and query.
     pub path_and_query: &'a str,
     /// The headers.
     pub headers: &'a HeaderMap,
@@ -97,16 +97,16 @@ pub struct Signed<'a> {
     pub body: &'a [u8],
     /// The pairs of a form body.
     pub form: Option<&'a [(String, String)]>,
-    /// What providers call us by; without it, the host of the request has to do.
+    /// The URL that providers call; without it, the request's host is used.
     pub public_url: Option<&'a http::Uri>,
     /// Now, in seconds.
     pub now_secs: i64,
-    /// Without a secret: `true` refuses, `false` takes it.
+    /// Without a secret: `true` rejects, `false` accepts.
     pub strict: bool,
 }
 
 impl Signed<'_> {
-    /// The URL that the provider called, as far as that can be known.
+    /// The URL that the provider called, as far as it can be known.
     pub fn url(&self) -> String {
         match (self.public_url, seen(self.headers)) {
             (Some(public), _) => join(public, self.path_and_query),
@@ -115,14 +115,14 @@ impl Signed<'_> {
         }
     }
 
-    /// The same for its signature, under the URL that was called.
+    /// The request for the signature check, under the URL that was called.
     pub fn request<'s>(&'s self, url: &'s str) -> Request<'s> {
         Request { method: self.method, url, headers: self.headers, body: self.body, form: self.form }
     }
 }
 
-/// Checks the signature as the webhook's scheme asks, with the keys of its account. `Ok(false)`: nothing was there to check with, and
-/// that is allowed.
+/// Checks the signature by the webhook's scheme, with the account's keys. `Ok(false)`: there was no key to check with, and that
+/// is allowed.
 pub fn verify(candidate: &Candidate, signed: &Signed<'_>) -> Result<bool, BadSignature> {
     verify_with(candidate, &candidate.account.keys(&candidate.webhook().signature), signed)
 }

@@ -9,20 +9,20 @@ use http::uri::Authority;
 use crate::calls::ForwardPaths;
 use crate::policy::WhenFull;
 
-/// Bodies up to here are kept in the record, larger ones in the spool.
+/// The largest body that is stored in the database, in bytes; larger ones are stored in the spool.
 pub const KEPT_BYTES_MAX: usize = 1024 * 1024;
-/// The largest body that is taken: base64 audio of an hour-long call (facts A4.3: "many MB").
+/// The largest body that is accepted, in bytes: base64 audio of an hour-long call (ElevenLabs: "many MB").
 pub const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// Bytes of all bodies at once, up to a MiB of each. They are counted as they arrive: were room promised to who only names a length,
-/// a few that send nothing would keep every call waiting.
+/// All bodies in memory together, in bytes, up to 1 MiB of each. Counted as they arrive: if room were reserved by
+/// `Content-Length`, a few clients that send nothing could block every call.
 pub const BODIES_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// The same of what large bodies have beyond it: one of the largest, and a little.
+/// The same for the parts of large bodies beyond 1 MiB: one of the largest, and some room.
 pub const LARGE_BODIES_BYTES_MAX: usize = 72 * 1024 * 1024;
 
-/// Paths that the operator added, by `provider.webhook`.
+/// Webhook paths that the operator added, by `provider.webhook`.
 pub type ExtraPaths = BTreeMap<String, Vec<String>>;
 
-/// Which `Host` the app sees.
+/// The `Host` header that the app receives.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum AppHost {
     /// That of `app.public_url`, else of `public_url`, else of the request as it came.
@@ -35,7 +35,7 @@ pub enum AppHost {
 }
 
 impl AppHost {
-    /// Reads `public`, `forward` or a host.
+    /// Parses `public`, `forward` or a host.
     ///
     /// # Errors
     /// It is none of them.
@@ -65,31 +65,32 @@ pub enum InboundMode {
 /// Times and addresses of this layer.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// What providers call.
+    /// The URL that providers call.
     pub public_url: Option<Uri>,
-    /// Where webhooks go on to.
+    /// The URL that webhooks are forwarded to.
     pub forward_url: Option<Uri>,
     /// The app's own public address, where that is not [`Settings::public_url`].
     pub app_public_url: Option<Uri>,
-    /// Which `Host` the app sees.
+    /// The `Host` header that the app receives.
     pub app_host: AppHost,
-    /// A webhook that nothing can be checked with is refused.
+    /// Rejects webhooks of accounts without a secret.
     pub strict: bool,
     /// How an inbound call is answered.
     pub inbound_mode: InboundMode,
-    /// How long the app may take to answer a webhook that waits for its answer. Carriers wait 15 s (facts B4.2).
+    /// How long the app may take to answer a webhook that waits for its reply. Carriers wait 15 s.
     pub app_timeout: Duration,
-    /// What a caller meets whose webhook the app does not answer; none: its provider is told, and takes its own way out.
+    /// How a call is answered when the app does not answer its webhook; `None`: the provider gets the error, and uses its own
+    /// fallback.
     pub when_down: Option<WhenFull>,
     /// The agent that answers a number, by its key (`ids::number_key`), in front mode.
     pub agents: BTreeMap<String, String>,
-    /// Paths that the operator added.
+    /// Webhook paths that the operator added, by `provider.webhook`.
     pub extra_paths: ExtraPaths,
-    /// Paths that pass to the app although no description knows them.
+    /// Paths that are forwarded to the app although no description matches.
     pub forward_paths: ForwardPaths,
-    /// The answer about a call that nobody knows, where the caller is told.
+    /// The status for an unknown call, where the sender is told.
     pub unknown_status: u16,
-    /// What the spool holds at most, in bytes.
+    /// The spool's quota, in bytes.
     pub spool_bytes_max: u64,
     /// How long a body stays in the spool at most, in days.
     pub spool_days: u32,
@@ -99,7 +100,7 @@ pub struct Settings {
 pub(super) mod tests {
     use super::*;
 
-    /// Settings of nothing in particular.
+    /// Default settings.
     pub(in crate::webhook) fn settings() -> Settings {
         Settings {
             public_url: None,

@@ -1,4 +1,4 @@
-//! Large bodies: in the spool before their webhook is answered, from there to the app, and gone when nobody needs them any more.
+//! Large bodies: spooled before their webhook is answered, delivered to the app from the spool, deleted when no longer needed.
 
 use std::time::Duration;
 
@@ -10,18 +10,18 @@ use super::context::Webhooks;
 use crate::calls::Calls;
 use crate::store::{NewEvent, Reach, Result, Spool, Spooled, StoreError};
 
-/// How often the spool is looked through.
+/// How often the spool is scanned.
 const SWEEP_EVERY: Duration = Duration::from_secs(300);
 /// Files that are younger may have no row yet, in milliseconds.
 const YOUNG_MS: i64 = 10 * 60_000;
-/// What was due for so long and is in another's spool is not looked for any more, in milliseconds.
+/// How long past its due time a body in another process's spool is waited for, in milliseconds.
 const STRANDED_MS: i64 = 3_600_000;
-/// Why a body that is in another's spool is not looked for.
+/// The reason for giving up a body in another process's spool.
 const STRANDED: &str = "the replica that has its body was not there for an hour; it delivers it when it comes back";
-/// Why a webhook has no body any more.
+/// The reason for a missing body.
 pub(super) const BODY_GONE: &str = "its body is not in the spool any more";
 
-/// Lets go of a webhook's body if nobody needs it any more. What fails is done by the next sweep.
+/// Deletes a webhook's body if it is no longer needed. The next scan retries a failure.
 pub(super) async fn release(spool: &Spool, calls: &Calls, event_id: &str) {
     match calls.lifecycle.store.clear_spool(event_id, spool.name()).await {
         Ok(true) => spool.forget(event_id).await,
@@ -31,12 +31,12 @@ pub(super) async fn release(spool: &Spool, calls: &Calls, event_id: &str) {
 }
 
 impl Webhooks {
-    /// Whose bodies this process can have.
+    /// The bodies that this process can read.
     pub(super) fn reach(&self, record: bool) -> Reach {
         Reach { spool: self.spool.name().to_owned(), record }
     }
 
-    /// The body of a webhook of the inbox. `None`: it is lost.
+    /// The body of a stored webhook. `None`: it is lost.
     pub(super) async fn body_of(&self, event: &mut NewEvent) -> Result<Option<Bytes>> {
         if let Some(body) = event.body.take() {
             return Ok(Some(body.into()));
@@ -51,8 +51,8 @@ impl Webhooks {
         }
     }
 
-    /// Lets go of bodies that nobody needs or that are too old, and takes up what was given up while this spool was away. The one
-    /// that leads gives up what is in the spool of one that is gone.
+    /// Deletes bodies that are unneeded or too old, and resumes what was given up while this spool was unavailable. The leader
+    /// gives up webhooks whose spool is gone.
     async fn sweep_spool(&self, leads: bool) -> Result<()> {
         let (store, now_ms) = (&self.calls.lifecycle.store, self.calls.lifecycle.clock.now_ms());
         let files = self.spool.list().await;
@@ -95,7 +95,7 @@ impl Webhooks {
     }
 }
 
-/// Sees to the spool from time to time. `inbox` is the newest generation's.
+/// Scans the spool regularly.
 pub async fn spool_loop(inbox: impl Fn() -> Webhooks, leads: impl Fn() -> bool, stop: CancellationToken) {
     loop {
         let inbox = inbox();

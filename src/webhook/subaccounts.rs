@@ -1,8 +1,8 @@
-//! Webhooks of subaccounts are signed with the subaccount's own token. It is asked of the provider with the credentials of the
-//! account that has it, and kept in memory alone.
+//! Webhooks of subaccounts are signed with the subaccount's own token. It is fetched from the provider with the parent account's
+//! credentials, and kept in memory only.
 //!
-//! Anybody can name a subaccount: who is none is not asked for again for a while, an account is asked so often a minute at most, and
-//! once at a time for each.
+//! Anybody can name a subaccount, so fetches are bounded: an unknown one is not fetched again for a while, an account has a
+//! number of fetches per minute, and each token is fetched once at a time.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,40 +19,40 @@ use crate::provider::account::Account;
 use crate::provider::secret::Secret;
 use crate::provider::sign::Keys;
 
-/// How long a token counts before it is asked for again.
+/// How long a token is valid before it is fetched again, in milliseconds.
 const FRESH_MS: i64 = 3_600_000;
-/// How soon a token that does not fit, and one who is no subaccount, may be asked for again.
+/// How soon a mismatching token, or an unknown subaccount, may be fetched again, in milliseconds.
 const AGAIN_MS: i64 = 60_000;
-/// How soon it is asked again after it could not be asked.
+/// The pause after a failed fetch, in milliseconds.
 const FAILED_MS: i64 = 5_000;
-/// How long a webhook waits for it. Twilio waits 15 s for an answer, of which the app may have 12.
+/// How long a webhook waits for the token. Twilio waits 15 s for a response, of which the app may use 12.
 const WITHIN: Duration = Duration::from_secs(2);
-/// How long a token counts that could not be confirmed since.
+/// How long a token stays valid while it cannot be confirmed, in milliseconds.
 const KEPT_MS: i64 = 24 * 3_600_000;
-/// How many of an account that nobody knows may be asked for in a minute. Those that are known are asked for once a minute each at most.
+/// Fetches of unknown subaccounts per account and minute. Known ones are fetched once a minute each at most.
 const ASKS_A_MINUTE: usize = 300;
-/// How many are remembered.
+/// Subaccounts that are remembered.
 const KNOWN_MAX: usize = 1_000;
 
-/// What is known of subaccounts. Clones share it.
+/// Known subaccounts. Clones share them.
 #[derive(Clone, Default)]
 pub(super) struct Subaccounts(Arc<Mutex<Known>>);
 
 #[derive(Default)]
 struct Known {
-    /// By the account that was asked, and its own id.
+    /// By the parent account, and the subaccount's id.
     of: HashMap<(String, String), Entry>,
-    /// When an account was asked in the last minute for one that nobody knew.
+    /// Times of the last minute's fetches of unknown subaccounts, by account.
     asked: HashMap<String, VecDeque<UnixMs>>,
 }
 
 #[derive(Default)]
 struct Entry {
-    /// The token; none: it is no subaccount.
+    /// The token; `None`: it is no subaccount.
     token: Option<Secret>,
     answered_at: Option<UnixMs>,
     failed_at: Option<UnixMs>,
-    /// Ends when the answer is there.
+    /// Closed when the fetch has finished.
     under_way: Option<watch::Receiver<()>>,
 }
 
@@ -75,31 +75,31 @@ impl Entry {
     }
 }
 
-/// How a token is looked for.
+/// How a token is obtained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Look {
-    /// One that is known will do.
+    /// A known one is sufficient.
     Known,
-    /// One that is known does not fit: it may have been changed since.
+    /// The known one does not match: it may have been rotated.
     Anew,
 }
 
-/// What is known of a subaccount.
+/// The result of obtaining a token.
 enum Asked {
     Token(Secret),
-    /// It is none of the account's.
+    /// It is no subaccount of this account.
     Nobody,
-    /// The provider could not be asked.
+    /// The provider could not be queried.
     Unknown,
 }
 
-/// Whose signature it is.
+/// The signer of a request.
 pub(super) enum Signer<'c> {
-    /// This subaccount's of the candidate's account: its keys.
+    /// A subaccount of the candidate's account, with its keys.
     Subaccount(&'c Candidate, Keys),
-    /// That cannot be told just now.
+    /// It cannot be determined at present.
     Unknown,
-    /// Nobody's.
+    /// No subaccount.
     Nobody,
 }
 
@@ -108,7 +108,7 @@ impl Subaccounts {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Who of the candidates' subaccounts has signed a request that none of the accounts has.
+    /// Finds the candidates' subaccount that signed a request which none of the accounts signed.
     pub(super) async fn signer<'c>(
         &self,
         calls: &Calls,
@@ -130,7 +130,7 @@ impl Subaccounts {
         for from in found {
             let is_shown = from.webhook().signature.is_shown(&raw.headers);
             let Some(id) = raw.subaccount(from).filter(|_| is_shown && from.account.can_ask()) else { continue };
-            // A token that does not fit may have been changed since.
+            // A mismatching token may have been rotated.
             for how in [Look::Known, Look::Anew] {
                 match self.ask(calls, &from.account, &id, how).await {
                     Asked::Token(token) => {
@@ -150,7 +150,7 @@ impl Subaccounts {
         nobody
     }
 
-    /// What the account's subaccounts that are known sign with: of a request that names none.
+    /// Keys of the account's known subaccounts, for a request that names none.
     pub(super) fn known_keys(&self, account: &Account) -> Vec<Keys> {
         let Some(own) = owner(account) else { return vec![] };
         let known = self.lock();
@@ -158,7 +158,7 @@ impl Subaccounts {
         of_account.filter_map(|(_, entry)| Some(keys(account, entry.token.clone()?))).collect()
     }
 
-    /// The keys of a subaccount, as far as they are known or can be had.
+    /// The keys of a subaccount, if they are known or can be fetched.
     pub(super) async fn keys_of(&self, calls: &Calls, account: &Arc<Account>, id: &str) -> Option<Keys> {
         match tokio::time::timeout(WITHIN, self.ask(calls, account, id, Look::Known)).await {
             Ok(Asked::Token(token)) => Some(keys(account, token)),
@@ -196,12 +196,12 @@ impl Subaccounts {
                 }
             }
         };
-        // It ends without a word.
+        // The channel closes without a value.
         let _ = under_way.changed().await;
         self.lock().of.get(&key).map_or(Asked::Unknown, |entry| entry.answer(calls.lifecycle.clock.now_ms()))
     }
 
-    /// Asks, whoever still waits for it.
+    /// Fetches the token, even if its waiter is gone.
     async fn learn(&self, calls: &Calls, account: &Account, id: &str, key: (String, String)) {
         let answer = calls.provider.subaccount_token(account, id).await;
         let now_ms = calls.lifecycle.clock.now_ms();
@@ -209,7 +209,7 @@ impl Subaccounts {
         let Some(entry) = known.of.get_mut(&key) else { return };
         entry.under_way = None;
         match answer {
-            // It may be the account's own credentials that are refused. What it signs with is believed for a day yet.
+            // The account's own credentials may be the cause. The known token stays valid for a day.
             Ok(None) if entry.token.is_some() && entry.answered_at.is_some_and(|at| now_ms - at < KEPT_MS) => {
                 entry.failed_at = Some(now_ms);
                 warn!(account = %account.name, subaccount = id, "subaccount no longer visible");
@@ -218,7 +218,7 @@ impl Subaccounts {
                 info!(account = %account.name, subaccount = id, ours = token.is_some(), "subaccount looked up");
                 (entry.token, entry.answered_at, entry.failed_at) = (token, Some(now_ms), None);
             }
-            // A token that was known stays.
+            // A known token stays valid.
             Err(error) => {
                 entry.failed_at = Some(now_ms);
                 warn!(account = %account.name, subaccount = id, %error, "failed to fetch a subaccount's token")
@@ -227,7 +227,7 @@ impl Subaccounts {
     }
 }
 
-/// Whose subaccounts they are.
+/// The id of the parent account.
 fn owner(account: &Account) -> Option<String> {
     let own = account.provider.subaccounts.as_ref().and_then(|rule| account.secrets.get(&rule.own))?;
     Some(format!("{}/{}", account.name, own.expose()))
@@ -251,7 +251,7 @@ impl Known {
         at_rest.min_by_key(|(_, entry)| entry.answered_at).map(|(key, _)| key.clone())
     }
 
-    /// Forgets those who are none, then the one that was asked for longest ago.
+    /// Drops unknown ones first, then the one that was fetched longest ago.
     fn make_room(&mut self) {
         if self.of.len() < KNOWN_MAX {
             return;

@@ -1,4 +1,4 @@
-//! What is said in calls: finals go on record under the next number of their call, what is half said is only shown.
+//! Live transcripts: final utterances are stored under the next number of their call, interim ones are only shown.
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -19,7 +19,7 @@ use crate::reply::{problem, respond};
 use crate::store::{Change, Contradiction, IngestOutcome, NewEvent, NewUtterance, Result, UtteranceIngest, tells_more};
 
 impl Webhooks {
-    /// The answer to what is not taken into the inbox: what cannot be read, and what is only half said. `None`: it is taken.
+    /// The response to a webhook that is not stored: an unparsable one, or an interim utterance. `None`: it is stored.
     pub(super) async fn unheard(&self, taken: &ParsedWebhook<'_>) -> Option<Response<Bytes>> {
         let name = taken.event_name();
         let count =
@@ -29,7 +29,7 @@ impl Webhooks {
             Some(problem(StatusCode::UNPROCESSABLE_ENTITY, "INVALID_PAYLOAD", why))
         };
         match taken.heard.as_ref()? {
-            // A provider would send it again and again; the app that has a token to show is told.
+            // A provider would retry for ever; an app with a token is told.
             Err(_) if taken.from.webhook().signature.is_over_message() => None,
             Err(why) => invalid(why),
             Ok(_) if taken.aliases.is_empty() => invalid("It does not say in which call: conversation_id or call_sid."),
@@ -42,7 +42,7 @@ impl Webhooks {
                         self.calls.lifecycle.hub.set_partial(&call, partial);
                     }
                     Ok(Some(_)) => {}
-                    // The next one says more.
+                    // The next one has more.
                     Ok(None) => {}
                     Err(error) => warn!(%error, "failed to show an interim utterance"),
                 }
@@ -52,8 +52,7 @@ impl Webhooks {
         }
     }
 
-    /// What it says, if that can be put on record with the webhook itself: it is for nobody else, tells of nothing else, and is kept
-    /// whoever's it is.
+    /// Its utterance, if it can be stored together with the webhook in one commit: it has no other news and no reply.
     pub(super) fn said_alone<'t>(&self, taken: &'t ParsedWebhook<'_>) -> Option<&'t UtteranceDraft> {
         let heard = taken.heard.as_ref()?.as_ref().ok()?;
         let webhook = taken.from.webhook();
@@ -65,7 +64,7 @@ impl Webhooks {
         is_alone.then_some(heard)
     }
 
-    /// Takes such a webhook into the inbox and does all that it asks for, in one commit; or takes it in and no more.
+    /// Stores such a webhook with its utterance in one commit; or only the webhook.
     pub(super) async fn take_said(
         &self,
         taken: &ParsedWebhook<'_>,
@@ -85,7 +84,7 @@ impl Webhooks {
                 }
                 self.calls.lifecycle.hub.publish(call, said.at(*stands));
             }
-            // Whoever put it on record may not have come to this.
+            // The process that stored it may have died before notifying.
             IngestOutcome::Before(call, _) => self.calls.lifecycle.hub.notify(call),
             IngestOutcome::Inbox(_) => {}
         }
@@ -105,8 +104,7 @@ impl Webhooks {
         }
     }
 
-    /// Puts on record what was said. Of a call that nobody knows there is a record from now on, which counts once
-    /// its provider knows the call.
+    /// Stores an utterance. An unknown call is recorded as unconfirmed, and counts once its provider confirms it.
     pub(super) async fn ingest(
         &self,
         taken: &ParsedWebhook<'_>,
@@ -153,14 +151,14 @@ impl Webhooks {
         }
     }
 
-    /// Whether who says something has a part in the call. What is said in another conversation of the same call is said in the call.
+    /// Whether the signer of an utterance has a part in the call. Another conversation of the same call is part of it.
     async fn is_theirs(&self, taken: &ParsedWebhook<'_>, call: &CallId) -> bool {
         match self.calls.lifecycle.store.call(call).await {
             Ok(Some(record)) => {
                 let what = taken.by.contradicts(&record.facts, &record.aliases, &taken.aliases);
                 what.is_none_or(|what| what == Contradiction::OtherCall)
             }
-            // It is found out by the write.
+            // The write will find out.
             Ok(None) | Err(_) => true,
         }
     }

@@ -1,4 +1,4 @@
-//! Genuine news of calls at paths that are no webhook's: the app gets it, and it is not overlooked for that.
+//! Genuine news of calls at paths that are not webhook paths: the app gets it, and ringfence applies it too.
 
 use std::collections::BTreeMap;
 
@@ -14,8 +14,8 @@ use crate::provider::description::OWN_ID_KIND;
 use crate::provider::sign::Keys;
 
 impl Webhooks {
-    /// Sees to what a request says that passes to the app, and whose signature holds. The end of a call that we know is an end; a call that
-    /// rings in cannot be admitted here, as the app answers it, and is reported.
+    /// Applies the news in an authenticated request that is forwarded. An end of a known call is applied; an inbound call cannot
+    /// be admitted here, as the app answers it, and is reported.
     pub(super) async fn unlisted(&self, from: &Candidate, raw: RawWebhook) {
         let raw = raw.decoded();
         let path: String = raw.path().chars().take(LOGGED_PATH_MAX).collect();

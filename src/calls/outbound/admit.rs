@@ -1,5 +1,5 @@
-//! Admission of a create: a decision over all limits that bind it, and its call on record, or neither. [`Admitted`] can be had from
-//! here alone, and is the only thing that can be sent.
+//! Admission of a create: one decision over all limits that bind it, and its call record, or neither. Only this module makes an
+//! [`Admitted`], and only an [`Admitted`] can be sent.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -35,36 +35,36 @@ use crate::provider::select::Message;
 use crate::reply::{Rejection, RejectionCode};
 use crate::store::Change;
 
-/// The header that says how many of a batch's calls at once were granted, of how many that it asked for.
+/// Response header: the concurrent calls that a batch was granted, and how many it asked for (`3/10`).
 const SLOTS_HEADER: &str = "x-ringfence-slots";
 
-/// The right to send one request once: its lease, and its record, which is written before the lease is given.
+/// The right to send one request once: its lease, and its call record, which is written before the lease is given.
 #[must_use]
 pub(super) struct Admitted {
     lease: Lease,
     request: Request<Bytes>,
-    /// It is not sent later than this, see [`since_boot`].
+    /// The send deadline, see [`since_boot`].
     send_by: Duration,
     claim: Option<Claim>,
     joining: Option<Joining>,
     marks: Marks,
 }
 
-/// What the answer says of the admission.
+/// Facts of the admission that the response reports.
 #[derive(Debug, Clone)]
 pub(super) struct Marks {
     slots: Slots,
     would_reject: Option<Arc<str>>,
 }
 
-/// A request that was sent, and what came of that.
+/// A sent request with its outcome.
 #[must_use]
 pub(super) struct Sent {
     pub(super) call: CallId,
     pub(super) outcome: Outcome,
-    /// None where it was sent uncounted.
+    /// `None` where the request was sent uncounted.
     pub(super) claim: Option<Claim>,
-    /// The open call that it belongs to, where it is no call of its own.
+    /// The open call that it joined, if it has no call of its own.
     pub(super) joining: Option<Joining>,
 }
 
@@ -74,17 +74,17 @@ impl Admitted {
         self.lease.call()
     }
 
-    /// The request, as others that are sent again see it.
+    /// The claim that duplicates of the request wait for.
     pub(super) fn claim(&self) -> Option<&Claim> {
         self.claim.as_ref()
     }
 
-    /// What the answer says of the admission.
+    /// Facts of the admission that the response reports.
     pub(super) fn marks(&self) -> Marks {
         self.marks.clone()
     }
 
-    /// Sends it: the only way in which a create goes out, and once.
+    /// Sends the request. Nothing else sends a create, and each is sent once.
     pub(super) async fn send(self, context: &Context, account: &str) -> Sent {
         failpoint::hit("create.sending").await;
         let started = Instant::now();
@@ -96,7 +96,7 @@ impl Admitted {
 }
 
 impl Marks {
-    /// Puts them on the answer.
+    /// Adds the headers to a response.
     pub(super) fn put_on(&self, response: &mut Response<Bytes>) {
         let slots = self.slots;
         if slots.is_cut()
@@ -111,11 +111,11 @@ impl Marks {
     }
 }
 
-/// What became of a new request.
+/// The outcome of admitting a new request.
 pub(super) enum AdmitOutcome {
     /// It may be sent.
     Admitted(Box<Admitted>),
-    /// Another request with one of its ids was put on record first: what this one is, is to be looked at anew.
+    /// Another request with one of its ids was recorded first: deduplication has to run again.
     Overtaken,
 }
 
@@ -137,10 +137,11 @@ impl Admitter {
         Self { context, provider, rejections, joins }
     }
 
-    /// Admits a new request, with this idempotency key, and puts its call on record; or joins it to the open call that it belongs to.
+    /// Admits a new request, with this idempotency key, and writes its call record; or joins it to the open call that it belongs
+    /// to.
     ///
     /// # Errors
-    /// Nothing was sent, and nothing is held.
+    /// Nothing was sent, and no slot is held.
     pub(super) async fn admit(
         &self,
         request: &CreateRequest,
@@ -149,7 +150,7 @@ impl Admitter {
     ) -> Result<AdmitOutcome, NotSent> {
         if request.operation.join
             && let Some(joining) = self.joins.join_open(&self.context, request).boxed().await
-            // A call that ended since it was read holds no lease, and must not get one: nobody would ever release it.
+            // A call that has ended since it was read holds no lease, and must not get one: nothing would ever release it.
             && let Ok(Some(lease)) = self.context.lifecycle.capacity.lease(&joining.record().id).await
         {
             return self.join(request, claim, joining, lease).await;
@@ -170,7 +171,7 @@ impl Admitter {
         }
     }
 
-    /// The request belongs to a call that holds its slot already.
+    /// Joins the request to a call that holds its slot already.
     async fn join(
         &self,
         request: &CreateRequest,
@@ -241,7 +242,8 @@ impl Admitter {
         }
         self.note_admitted(request, &call, slots, would_reject.as_ref()).await;
         if self.context.replica().is_some() && claim.request().is_abandoned_by_client() {
-            // It may have come again at a replica that looked for this one before it was on record, and that dials for it.
+            // The client may have retried at a replica that looked for this request before it was recorded, and that now dials
+            // for it.
             return self.take_back(claim, &call, EndProof::Provider, hung_up()).await;
         }
         self.bind_own_ids(request, &call).await;
@@ -259,10 +261,10 @@ impl Admitter {
         Ok(AdmitOutcome::Admitted(Box::new(admitted)))
     }
 
-    /// Admits a job of a bulk run, on its terms, and puts its call on record.
+    /// Admits a job of a bulk run, on its terms, and writes its call record.
     ///
     /// # Errors
-    /// What became of it instead; nothing was sent, and nothing is held.
+    /// The job's outcome; nothing was sent, and no slot is held.
     pub(super) async fn admit_job(&self, request: &CreateRequest, terms: JobTerms) -> Result<Admitted, JobPlaced> {
         let lifecycle = &self.context.lifecycle;
         let call = CallId::new();
@@ -278,7 +280,7 @@ impl Admitter {
         reserve(&mut bindings, terms.reserve);
         bindings.extend(terms.bindings);
         let send_by = since_boot() + self.context.settings.send_within;
-        // Runs keep to the limits in either mode: who observes sees what apps do, and this is ringfence itself.
+        // Runs are limited in observe mode too: that mode observes apps, and a run is ringfence's own traffic.
         let (mode, at_ms) = (Mode::Enforce, lifecycle.clock.now_ms());
         let ask = AdmissionRequest { call: call.clone(), bindings, slots: crate::admission::Slots::ONE, mode, at_ms };
         let mut record = lifecycle.new_call(&call, request.facts.clone(), Origin::Order, Phase::Reserved);
@@ -293,7 +295,7 @@ impl Admitter {
         };
         drop(deciding);
         failpoint::hit("run.recorded").await;
-        // Who claimed it may have gone; the call goes on.
+        // The receiver may be gone; the call is placed nevertheless.
         let _ = terms.admitted.send(call.clone());
         self.note_admitted(request, &call, slots, None).boxed().await;
         self.bind_own_ids(request, &call).boxed().await;
@@ -306,7 +308,7 @@ impl Admitter {
         Ok(Admitted { lease, request: prepared.request, send_by, claim: None, joining: None, marks })
     }
 
-    /// Ends a call that is on record and will not be sent.
+    /// Ends a recorded call that will not be sent.
     async fn take_back(
         &self,
         claim: Claim,
@@ -319,11 +321,11 @@ impl Admitter {
         Err(rejection.into())
     }
 
-    /// Nobody can decide, or the record cannot be written.
+    /// The rejection where no limiter can decide, or the record cannot be written.
     fn undecided(&self, request: &CreateRequest, why: &AdmissionError) -> NotSent {
         NotSent::Undecided(match why {
             AdmissionError::Gate(why) => {
-                // What it is, and where, is for operators.
+                // The cause is for operators, not for the client.
                 warn!(account = %request.account.name, why, "failed to admit a create: the gate cannot decide");
                 let message = "Limits cannot be checked just now, so nothing was dialled.";
                 Rejection::new(RejectionCode::GateUnavailable, message)
@@ -362,7 +364,8 @@ impl Admitter {
         }
     }
 
-    /// The app may speak of the call by an id of its own from now on. No request is recognised by it: another create may have it too.
+    /// Records the app's own id of the call, which it may use from now on. It does not identify duplicates: another create may
+    /// have the same one.
     async fn bind_own_ids(&self, request: &CreateRequest, call: &CallId) {
         let none = BTreeMap::new();
         let message = Message { body: &request.body, query: &[], path: &none, headers: request.upstream.headers() };
@@ -376,8 +379,8 @@ impl Admitter {
         }
     }
 
-    /// In observe mode, lets a request be sent that nobody could count: whoever only observes must not stop calls because a store is
-    /// away. The sweep counts the call when it sees it. `None` in enforce mode.
+    /// In observe mode, allows a request that no limiter could count: observing must not stop calls because a store is down. The
+    /// next sweep counts the call. `None` in enforce mode.
     pub(super) fn admit_uncounted(&self, request: &CreateRequest) -> Option<Admitted> {
         let lease = self.context.lifecycle.capacity.uncounted(CallId::new())?;
         Some(Admitted {

@@ -1,5 +1,5 @@
-//! Batches and campaigns. One request makes calls that nobody sees one by one, so it holds as many slots as it may have calls at
-//! once, and the provider is told to keep to them.
+//! Batches and campaigns: one request makes many calls that ringfence cannot see one by one. It holds as many slots as it may
+//! have concurrent calls, and tells the provider to stay within them.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ use crate::provider::select::Message;
 use crate::reply::{Rejection, RejectionCode};
 use crate::store::CallRecord;
 
-/// What a request asks admission for.
+/// The slots that a request asks for.
 pub(super) struct SlotRequest {
     /// How many slots.
     pub(super) slots: Slots,
@@ -32,18 +32,19 @@ impl SlotRequest {
     }
 }
 
-/// What a request takes.
+/// How a request gets its slots.
 pub(super) enum Sizing {
     /// Slots of its own.
     Admit(SlotRequest),
-    /// None: it belongs to this open batch, which holds its slots already.
+    /// No slots: it belongs to this open batch, which holds them.
     Held(Box<CallRecord>),
 }
 
-/// How many places a request needs: one for a call, what its body says for a batch, what the first time took for a retry of one.
+/// The number of slots that a request needs: one for a call, the number in its body for a batch, the earlier number for a retried
+/// batch.
 ///
 /// # Errors
-/// Nobody knows. In observe mode it counts as one then, until its calls are seen.
+/// The number is unknown. In observe mode the request counts as one call until its calls are seen.
 pub(super) async fn size(
     context: &Context,
     provider: &ProviderClient,
@@ -73,7 +74,7 @@ async fn requested(context: &Context, provider: &ProviderClient, request: &Creat
     Ok(Sizing::Admit(SlotRequest::new(slots)))
 }
 
-/// A batch that is made once more. What its first request was told about calls at once stands, so it gets that many slots or none.
+/// The slots of a retried batch. The provider still has the concurrency of its first request, so it gets that many slots or none.
 async fn retried(
     context: &Context,
     provider: &ProviderClient,
@@ -93,7 +94,7 @@ async fn retried(
         if record.phase != Phase::Ended {
             return Ok(Sizing::Held(Box::new(record)));
         }
-        // The second record of the same batch: its ids go over to it.
+        // This is the second record of the same batch: the ids move to it.
         let first = Alias { kind: OWN_ID_KIND.to_owned(), id: record.id.to_string() };
         return Ok(Sizing::Admit(SlotRequest { slots: Slots::exactly(record.slots), aliases: vec![first] }));
     }

@@ -1,4 +1,4 @@
-//! Callbacks: addresses that an app gives with a create, and that ringfence calls in the provider's place.
+//! Callbacks: URLs in a create that ringfence registers its own for, and calls in the provider's place.
 
 use super::request::CreateRequest;
 use crate::calls::context::Context;
@@ -7,11 +7,10 @@ use crate::provider::description::Callback;
 use crate::provider::path::climbs;
 use crate::provider::select::{Document, Message, Selector};
 
-/// Checks the callback that a create asks ringfence to take over. An address of the app's goes to `app.forward_url`, which is
-/// the operator's word.
+/// Checks the callback URL of a create. A URL of the app itself is delivered to `app.forward_url`, which the operator configured.
 ///
 /// # Errors
-/// Why it is not called.
+/// Why the URL will not be called.
 pub(super) fn check_callbacks(context: &Context, request: &CreateRequest) -> Result<(), BadCallback> {
     let Some(rule) = callback_rule(context, request) else { return Ok(()) };
     for method in values(&request.body, &rule.method_field) {
@@ -44,7 +43,7 @@ fn check_callback(context: &Context, url: &str) -> Result<(), BadCallback> {
     context.upstream.callback_rules().check_url(url)
 }
 
-/// The rule by which a create's callback is taken over, if it is.
+/// The rule that replaces a create's callback, if one applies.
 pub(super) fn callback_rule<'r>(context: &Context, request: &'r CreateRequest) -> Option<&'r Callback> {
     let rule: &Callback = request.operation.callback.as_ref()?;
     context.settings.app.public_url.as_ref()?;
@@ -53,7 +52,7 @@ pub(super) fn callback_rule<'r>(context: &Context, request: &'r CreateRequest) -
     (rule.unless.is_empty() || !rule.unless.holds(&message)).then_some(rule)
 }
 
-/// Everything that a body gives as this field: in a form it may stand more than once, in JSON it may be a list.
+/// All values of a field: a form may repeat it, JSON may have a list.
 fn values(body: &Document, field: &str) -> Vec<String> {
     match body {
         Document::Form(pairs) => pairs.iter().filter(|(name, _)| name == field).map(|(_, v)| v.clone()).collect(),

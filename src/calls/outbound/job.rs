@@ -1,4 +1,4 @@
-//! On what terms a job of a bulk run is placed, and what becomes of it.
+//! Terms and outcome of a job of a bulk run.
 
 use tokio::sync::oneshot;
 
@@ -6,28 +6,28 @@ use crate::admission::LimitExceeded;
 use crate::ids::{Alias, CallId};
 use crate::policy::{Binding, Bound};
 
-/// On what terms a job is placed.
+/// Terms of a job.
 pub struct JobTerms {
-    /// The name of this try.
+    /// The alias of this attempt.
     pub alias: Alias,
-    /// Slots that each limit of concurrent calls keeps free of bulk calls.
+    /// Slots that each concurrency limit keeps free of bulk calls.
     pub reserve: u32,
-    /// Limits of the run's own.
+    /// The run's own limits.
     pub bindings: Vec<Binding>,
-    /// Told of the call as soon as it is admitted and on record.
+    /// Receives the call as soon as it is admitted and recorded.
     pub admitted: oneshot::Sender<CallId>,
 }
 
-/// What became of a job.
+/// The outcome of a job.
 #[derive(Debug)]
 pub enum JobPlaced {
-    /// Its provider has it, or nobody knows whether it has: its call's end settles it.
+    /// The provider has the call, or its outcome is unknown: the call's end settles the job.
     Called(CallId),
-    /// This try was made before, by whomever: its call's end settles it.
+    /// This attempt was made before, by any process: the call's end settles the job.
     Known(CallId),
-    /// A limit is full. Without a trace.
+    /// A limit is full. It left no trace.
     LimitExceeded(LimitExceeded),
-    /// Its provider takes no more calls just now.
+    /// The provider's own limit is full.
     ProviderLimit {
         /// Seconds to wait.
         wait_secs: u32,
@@ -36,11 +36,11 @@ pub enum JobPlaced {
     NotSent(String),
     /// Its provider rejected it.
     Rejected(String),
-    /// Nobody can admit just now.
+    /// No limiter can decide at present.
     Away(String),
 }
 
-/// Keeps slots free of bulk calls.
+/// Keeps slots of each concurrency limit free of bulk calls.
 pub fn reserve(bindings: &mut [Binding], slots: u32) {
     for binding in bindings {
         if let Bound::Concurrent(n) = &mut binding.bound {

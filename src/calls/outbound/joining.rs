@@ -1,5 +1,5 @@
-//! Requests that belong to a call that is open already, and holds its slot: the conversation of a call that its carrier brought, the
-//! retry of a batch.
+//! Requests that belong to an open call and use its slot: a conversation for a call that its carrier brought, or the retry of a
+//! batch.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,11 +9,11 @@ use crate::calls::context::Context;
 use crate::ids::CallId;
 use crate::store::CallRecord;
 
-/// Open calls that a request is joining just now. Cloning is cheap.
+/// Open calls that a request is joining. Cloning is cheap.
 #[derive(Debug, Clone, Default)]
 pub(in crate::calls) struct Joins(Arc<Mutex<HashSet<CallId>>>);
 
-/// A call that one request is joining; no other may, and a batch is not ended, until this is dropped.
+/// A call that one request is joining. Until this is dropped no other request may join it, and a batch is not ended.
 #[derive(Debug)]
 pub(super) struct Joining {
     record: CallRecord,
@@ -38,19 +38,19 @@ impl Joins {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether a request is joining this open call just now: it must not be ended meanwhile.
+    /// Whether a request is joining this open call: the call must not be ended meanwhile.
     pub(in crate::calls) fn contains(&self, call: &CallId) -> bool {
         self.lock().contains(call)
     }
 
-    /// Joins this call, unless another request is doing so.
+    /// Joins this call, unless another request is joining it.
     pub(super) fn join(&self, record: CallRecord) -> Option<Joining> {
         let is_new = self.lock().insert(record.id.clone());
         is_new.then(|| Joining { record, joins: self.clone() })
     }
 
-    /// Joins the one open call of the same business and numbers that lacks the ids which the answer brings; else the one that its
-    /// carrier brought, whatever it was connected to before.
+    /// Joins the one open call of the same business and numbers that lacks the ids which the response will bring; else the one
+    /// that its carrier brought, whatever it was connected to before.
     pub(super) async fn join_open(&self, context: &Context, request: &CreateRequest) -> Option<Joining> {
         let open = context.lifecycle.store.open_calls().await.ok()?;
         let kind = request.account.provider.lookup.as_ref().map(|lookup| lookup.needs.as_str())?;

@@ -2,15 +2,15 @@
 //!
 //! | phase | what it makes | where |
 //! |---|---|---|
-//! | parse | a [`CreateRequest`], of what an app sent | `proxy/create.rs` |
-//! | deduplicate | a claim to a new request, or the answer of the earlier one | [`dedupe`] |
-//! | admit | an `Admitted`: a lease and a record, or neither | `admit` |
-//! | send | a `Sent`; only what is admitted can be sent, and once | `admit` |
-//! | settle | the call's ids on record, or the end of its lease, or "nobody knows" | `settle` |
-//! | respond | the provider's answer, or a rejection that is logged, counted and recorded | `rejection` |
+//! | parse | a [`CreateRequest`] | `proxy/create.rs` |
+//! | deduplicate | a claim to a new request, or the response of the earlier one | [`dedupe`] |
+//! | admit | an `Admitted`: a lease and a call record, or neither | `admit` |
+//! | send | a `Sent`; only an `Admitted` can be sent, and once | `admit` |
+//! | settle | the call's ids recorded, or its lease released, or the outcome unknown | `settle` |
+//! | respond | the provider's response, or a rejection that is logged, counted and recorded | `rejection` |
 //!
-//! An app that hangs up changes nothing: the request goes on ([`finish`]), the call is counted, its ids are learnt. The app is answered
-//! at its time-out; the exchange reads on.
+//! An app that hangs up changes nothing: the request is finished ([`finish`]), its call is counted, its ids are recorded. The app
+//! is answered at its time-out; the exchange with the provider is read to its end.
 
 mod admit;
 mod batch;
@@ -52,7 +52,7 @@ use not_sent::NotSent;
 pub use request::CreateRequest;
 use settle::{Settlement, pass_on};
 
-/// What outlives a reload.
+/// State that outlives a reload.
 #[derive(Clone, Default)]
 pub(super) struct OutboundState {
     in_flight: InFlightRequests,
@@ -90,13 +90,13 @@ impl Outbound {
         }
     }
 
-    /// Takes over the requests of the last process that may be sent again.
+    /// Restores the requests of the previous process that may be retried.
     pub fn restore<'a>(&self, calls: impl IntoIterator<Item = &'a CallRecord>, now_ms: UnixMs) {
         self.in_flight.restore(calls, now_ms);
     }
 
-    /// Places a call. Dropping the future drops only the answer: the request goes on. Whoever holds the client's connection tells
-    /// the [`ClientHandle`] whether the answer got there.
+    /// Places a call. Dropping the future drops only the response: the request is finished. The owner of the client's connection
+    /// reports to the [`ClientHandle`] whether the response was delivered.
     pub fn place(
         self: &Arc<Self>,
         request: CreateRequest,
@@ -116,7 +116,7 @@ impl Outbound {
         (handle, answer)
     }
 
-    /// Respond: with what the phases came to.
+    /// The last phase: the response.
     async fn respond(self: &Arc<Self>, request: &Arc<CreateRequest>, client: &Arc<ClientState>) -> Response<Bytes> {
         let mut response = match self.run(request, client).boxed().await {
             Ok(response) => response,
@@ -137,8 +137,8 @@ impl Outbound {
 
     /// Deduplicate → admit → send → settle.
     ///
-    /// What is to keep a new request from being sent, beside its limits, is asked between the claim and the admission: a request that
-    /// is sent again gets the answer of the first, whatever has changed since.
+    /// Checks of a new request other than its limits belong between the claim and the admission: a duplicate gets the response of
+    /// the first request, whatever has changed since.
     async fn run(
         self: &Arc<Self>,
         request: &Arc<CreateRequest>,
@@ -156,13 +156,13 @@ impl Outbound {
             }
             match self.admitter.admit(request, claim, identity.key.clone()).boxed().await? {
                 AdmitOutcome::Admitted(admitted) => return Ok(self.send_and_settle(*admitted, request).boxed().await),
-                // Now it is a duplicate of the one that was quicker, or joins its call.
+                // It is now a duplicate of the faster request, or joins its call.
                 AdmitOutcome::Overtaken => {}
             }
         }
     }
 
-    /// By what a request is recognised, if nothing in it is wrong that its provider would not see.
+    /// How duplicates of the request are recognised; rejects what the provider would not notice.
     fn identify(&self, request: &CreateRequest) -> Result<Identity, NotSent> {
         let observes = self.context.observes();
         if let Err(bad) = callback::check_callbacks(&self.context, request) {
@@ -172,7 +172,7 @@ impl Outbound {
             if !observes {
                 return Err(rejection.into());
             }
-            // Its provider calls it.
+            // The provider will call the URL itself.
             let _ = request.would_reject.set(rejection);
         }
         match key(&request.facts, request.upstream.headers()) {
@@ -185,7 +185,7 @@ impl Outbound {
         }
     }
 
-    /// Sends, and settles by the answer, whenever it comes. The app is answered at its time-out.
+    /// Sends, and settles by the provider's response, whenever it comes. The app is answered at its time-out.
     async fn send_and_settle(self: &Arc<Self>, admitted: Admitted, request: &Arc<CreateRequest>) -> Response<Bytes> {
         let (call, marks) = (admitted.call().clone(), admitted.marks());
         let in_flight = admitted.claim().map(|claim| claim.request().clone());
@@ -204,7 +204,7 @@ impl Outbound {
                 self.rejections.outcome_unknown(&request.rejected(), &call, why)
             }
             Err(_) => {
-                // It reads on by itself.
+                // The task continues by itself.
                 drop(settling);
                 if let Some(in_flight) = in_flight {
                     in_flight.mark_reported_unknown();
@@ -218,17 +218,17 @@ impl Outbound {
         response
     }
 
-    /// In observe mode, sends a request that nobody could count.
+    /// In observe mode, sends a request that no limiter could count.
     async fn send_uncounted(self: &Arc<Self>, request: &Arc<CreateRequest>, rejection: Rejection) -> Response<Bytes> {
         let Some(admitted) = self.admitter.admit_uncounted(request) else {
-            // It is no observe mode any more.
+            // Observe mode has just been switched off.
             return self.rejections.respond(rejection, &request.rejected());
         };
         self.rejections.observed(&rejection, &request.rejected());
         let _ = request.would_reject.set(rejection);
         let (this, of) = (self.clone(), request.clone());
         let sending = async move { admitted.send(&this.context, of.account.name.as_str()).await.outcome }.boxed();
-        // A client that goes away, or is answered at its time-out, cuts no create off.
+        // A client that disconnects, or is answered at its time-out, does not cancel the create.
         let sending = finish(self.context.tasks.track_future(sending));
         let sent = tokio::time::timeout(self.context.settings.create_timeout, sending).await;
         self.context.sweep_requests.request(&request.account.name);
@@ -249,9 +249,9 @@ impl Outbound {
         self.rejections.respond(Rejection::new(RejectionCode::OutcomeUnknown, message), &request.rejected())
     }
 
-    /// Places a job of a bulk run: admitted, recorded, sent and settled as every other, by the same phases. Nobody waits for its
-    /// answer, each try has an alias of its own, and what rejects it is told to the dialler alone: no rejection record, no metric of
-    /// the app's. It must be awaited to its end.
+    /// Places a job of a bulk run through the same phases. No client waits for its response, each attempt has its own alias, and
+    /// a rejection is reported to the dialler alone: no rejection record, none of the app's metrics. It must be awaited to its
+    /// end.
     pub async fn place_job(&self, request: Arc<CreateRequest>, terms: JobTerms) -> JobPlaced {
         if let Err(bad) = callback::check_callbacks(&self.context, &request) {
             return JobPlaced::Rejected(format!("the callback URL is not one that is called: {bad}"));

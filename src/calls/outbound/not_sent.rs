@@ -3,14 +3,14 @@
 use crate::admission::LimitExceeded;
 use crate::reply::Rejection;
 
-/// What a step before the send ends with where nothing is to be sent.
+/// The error of a phase before the send.
 pub(super) enum NotSent {
-    /// It is rejected.
+    /// The request is rejected.
     Rejected(Rejection),
     /// A limit is full.
     LimitExceeded(LimitExceeded),
-    /// Nobody can say just now whether there is room for it, or whether it was sent before. In observe mode it is sent all the same,
-    /// and counted in no limit.
+    /// It cannot be decided at present whether there is room for it, or whether it is a duplicate. In observe mode it is sent
+    /// nevertheless, and counted in no limit.
     Undecided(Rejection),
 }
 

@@ -1,5 +1,5 @@
-//! Observe mode: what enforce mode would have rejected is sent and marked. What it marks, and what not even this mode can send, is
-//! decided for every code in [`RejectionCode::observed`](crate::reply::RejectionCode::observed).
+//! Observe mode: requests that enforce mode would reject are sent and marked.
+//! [`RejectionCode::observed`](crate::reply::RejectionCode::observed) decides for each code whether it only marks.
 
 use bytes::Bytes;
 use http::header::HeaderName;
@@ -7,12 +7,12 @@ use http::{HeaderValue, Response};
 
 use super::request::CreateRequest;
 
-/// The header that names what would have rejected a create: a limit, or the code of another rejection.
+/// Response header: the limit, or the code of another rejection, that would have rejected a create.
 pub(super) const WOULD_REFUSE: HeaderName = HeaderName::from_static("x-ringfence-would-refuse");
-/// The header that says what of a create named a business and was not read.
+/// Response header: the part of a create that named a business and was not read.
 const IGNORED: HeaderName = HeaderName::from_static("x-ringfence-ignored");
 
-/// Marks an answer with what would have rejected its request, unless something does already, and with what was not read.
+/// Marks a response with what would have rejected its request, unless it is marked already, and with what was not read.
 pub(super) fn mark(request: &CreateRequest, response: &mut Response<Bytes>) {
     if let Some(rejection) = request.would_reject.get()
         && !response.headers().contains_key(&WOULD_REFUSE)

@@ -1,4 +1,5 @@
-//! A create as the provider gets it: with the call's id in it, our callback in place of the app's, and a batch cut to what is free.
+//! The create as it is sent to the provider: with the call's id, our callback in place of the app's, and a batch reduced to the
+//! free slots.
 
 use bytes::Bytes;
 use http::header::ACCEPT_ENCODING;
@@ -19,13 +20,13 @@ use crate::store::AppCallback;
 /// See the module.
 pub(super) struct Prepared {
     pub(super) request: Request<Bytes>,
-    /// The app's own status callback, where ours stands in its place.
+    /// The app's own status callback, where ours replaces it.
     pub(super) callback: Option<AppCallback>,
-    /// The provider will tell of the call; else it is asked from the start.
+    /// The provider will send events of the call; else the call is polled from the start.
     pub(super) events_will_come: bool,
 }
 
-/// How many slots a request has of those that it wants.
+/// Granted and wanted slots of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Slots {
     pub(super) granted: u32,
@@ -33,21 +34,21 @@ pub(super) struct Slots {
 }
 
 impl Slots {
-    /// As many as it wants.
+    /// All wanted slots are granted.
     pub(super) fn all(n: u32) -> Self {
         Self { granted: n, wanted: n }
     }
 
-    /// Fewer than it wants.
+    /// Fewer are granted than wanted.
     pub(super) fn is_cut(self) -> bool {
         self.granted < self.wanted
     }
 }
 
-/// Makes the provider's request for a call.
+/// Builds the provider's request for a call.
 ///
 /// # Errors
-/// It cannot be made, and is rejected.
+/// It cannot be built, and is rejected.
 pub(super) fn prepare(
     context: &Context,
     request: &CreateRequest,
@@ -59,7 +60,7 @@ pub(super) fn prepare(
     prepared.request.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     match &request.body {
         Document::Json(_) if !request.operation.inject.is_empty() || slots.is_cut() => {
-            // Every byte of the app's stays as it is, whatever a parser would make of it.
+            // The app's bytes stay unchanged, whatever a parser makes of them.
             let mut body = request.upstream.body().clone();
             let cut = request.operation.slots.as_ref().and_then(|rule| rule.cut.as_deref());
             if let Some(at) = cut.filter(|_| slots.is_cut()) {
@@ -71,7 +72,7 @@ pub(super) fn prepare(
                 let value = render(&one.value, Target::Plain, |n| (n == "call_id").then(|| call.as_str().into()));
                 match put(&body, &one.at, &value.map_err(|error| rejected(error.to_string()))?.into()) {
                     Some(with) => body = with.into(),
-                    // The app has something else there; its body wins, the call is found by other means.
+                    // The app has another value there, which wins; the call is found by other means.
                     None => warn!(%call, at = one.at, "failed to put the call's id into the create"),
                 }
             }
@@ -89,7 +90,7 @@ pub(super) fn prepare(
     Ok(prepared)
 }
 
-/// The form with our callback in place of the app's.
+/// The form body with our callback in place of the app's.
 fn take_over_callback(
     context: &Context,
     request: &CreateRequest,

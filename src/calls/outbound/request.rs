@@ -17,33 +17,33 @@ use crate::reply::Rejection;
 /// A request that would create a call.
 #[derive(Debug)]
 pub struct CreateRequest {
-    /// Whose capacity it uses.
+    /// The account whose capacity it uses.
     pub account: Arc<Account>,
-    /// Which operation of the provider it is.
+    /// The provider's operation.
     pub operation: Operation,
-    /// What policy selects by.
+    /// The attributes that policy selects by.
     pub facts: Facts,
-    /// The request as it will be sent: upstream URI, the app's headers. The body is the app's.
+    /// The request to be sent: upstream URI, the app's headers and body.
     pub upstream: Request<Bytes>,
     /// The body, decoded.
     pub body: Document,
-    /// The batch that the path names, where it is to be retried.
+    /// The batch that the path names, if it is to be retried.
     pub batch: Option<Alias>,
-    /// The subaccount that it is made in, by its path.
+    /// The subaccount that its path names.
     pub subaccount: Option<String>,
-    /// The client sleeps on `Retry-After` inside the app's request.
+    /// The client is an SDK that sleeps for `Retry-After` within the app's request.
     pub sdk_sleeps: bool,
-    /// What of it named a business and was not read.
+    /// The part of it that named a business and was not read.
     pub ignored: Option<Ignored>,
-    /// It is a job of a bulk run: no app waits for its answer.
+    /// It is a job of a bulk run: no app waits for its response.
     pub is_job: bool,
-    /// What would have rejected it, beside its limits, where nothing is rejected.
+    /// In observe mode, what other than a limit would have rejected it.
     pub would_reject: OnceLock<Rejection>,
     fingerprint: Fingerprint,
 }
 
 impl CreateRequest {
-    /// A request without anything optional.
+    /// A request with no optional fields.
     pub fn new(
         account: Arc<Account>,
         operation: Operation,
@@ -67,12 +67,12 @@ impl CreateRequest {
         }
     }
 
-    /// What makes it equal to another.
+    /// Its fingerprint: equal requests have equal ones.
     pub(in crate::calls) fn fingerprint(&self) -> &Fingerprint {
         &self.fingerprint
     }
 
-    /// What a rejection of it says, and what of it is logged, counted and recorded.
+    /// The attributes that its rejection is logged, counted and recorded with.
     pub fn rejected(&self) -> RejectedRequest<'_> {
         RejectedRequest {
             kind: if self.is_job { RequestKind::Job } else { RequestKind::Create },
@@ -86,13 +86,13 @@ impl CreateRequest {
         }
     }
 
-    /// The request as the app sent it, to be sent on.
+    /// The app's request, ready to be sent.
     pub(super) fn to_send(&self) -> Request<Bytes> {
         let mut request = Request::new(self.upstream.body().clone());
         *request.method_mut() = self.upstream.method().clone();
         *request.uri_mut() = self.upstream.uri().clone();
         *request.headers_mut() = self.upstream.headers().clone();
-        // The body is here, whole: nobody has to be asked to go on, and its length is our own.
+        // The body is complete: `Expect: 100-continue` does not apply, and the client library sets the length.
         for removed in [http::header::CONTENT_LENGTH, http::header::EXPECT] {
             request.headers_mut().remove(removed);
         }

@@ -1,4 +1,4 @@
-//! What a provider's answer makes of a call: it exists, it does not, or nobody knows yet.
+//! Settles a sent create by the provider's response: the call exists, it does not, or the outcome is unknown.
 
 use std::sync::Arc;
 
@@ -24,12 +24,12 @@ use crate::provider::select::{Document, Message};
 use crate::reply::{Rejection, RejectionCode};
 use crate::store::{Change, CreateAnswer};
 
-/// Whose call a request was sent for.
+/// Which call a request was sent for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum CallOf {
-    /// Its own: it ends with the request.
+    /// Its own call: it ends with the request.
     Request,
-    /// One that was open before, and goes on.
+    /// An open call that it joined, and that continues.
     Joined,
 }
 
@@ -44,12 +44,12 @@ impl Settlement {
         Self { context, rejections }
     }
 
-    /// Settles a call by what came of its request, and makes the app's answer.
+    /// Settles a call by the outcome of its request, and builds the app's response.
     pub(super) async fn settle(&self, sent: Sent, request: &CreateRequest) -> Response<Bytes> {
         self.settle_with_outcome(sent, request).await.1
     }
 
-    /// The same, with what the answer says of the call.
+    /// The same, with the outcome.
     pub(super) async fn settle_with_outcome(
         &self,
         sent: Sent,
@@ -75,7 +75,7 @@ impl Settlement {
         if let Some(claim) = claim {
             claim.settle(outcome, &response);
         }
-        // Only now may another request join the call, whenever the app was answered.
+        // Released only now: another request may join the call from here on, even if the app was answered before.
         drop(joining);
         (outcome, response)
     }
@@ -110,7 +110,7 @@ impl Settlement {
             return (SendOutcome::NotCreated, self.limited(answer, limit, request));
         }
         if matches!(status, 307 | 308) {
-            // The request is to be sent elsewhere (RFC 9110 §15.4.8), so it was not carried out here.
+            // The redirect asks to repeat the request elsewhere (RFC 9110 §15.4.8), so it was not carried out here.
             self.not_created(call, call_of).await;
             let rejection = redirected(request, call, &answer);
             return (SendOutcome::NotCreated, self.rejections.respond(rejection, &request.rejected()));
@@ -121,9 +121,9 @@ impl Settlement {
             return (SendOutcome::Unknown, self.unknown(call, request, &why).await);
         }
         if answer.status().is_success() && !success.status.contains(&status) {
-            // A success of a kind that nobody described is no rejection: there may be a call.
+            // A success status that the description does not list is no rejection: there may be a call.
             self.context.lifecycle.metrics.outcome_unknown(request.account.name.as_str());
-            warn!(%call, status, "create answered with a status that the provider's description does not know; the slot is held until it was asked");
+            warn!(%call, status, "create response has a status unknown to the provider's description; slot held until the call is looked up");
             let answer = pass_on(answer);
             let kept = to_record(&self.context, request, &answer);
             let lifecycle = &self.context.lifecycle;
@@ -139,7 +139,7 @@ impl Settlement {
         (SendOutcome::NotCreated, pass_on(answer))
     }
 
-    /// The provider has the call.
+    /// Records that the provider has the call.
     async fn created(
         &self,
         call: &CallId,
@@ -149,7 +149,7 @@ impl Settlement {
         request: &CreateRequest,
     ) {
         let lifecycle = &self.context.lifecycle;
-        // Success without an id that a look-up takes: the call can only be found by searching. Some answers never have one.
+        // Without an id that a look-up accepts, the call can only be found by searching. Some responses never have one.
         let carrier = request.facts.carrier.as_ref().and_then(|name| self.context.account(name));
         let looks_up = |kind: &str| {
             request.account.provider.looks_up(kind) || carrier.is_some_and(|carrier| carrier.provider.looks_up(kind))
@@ -166,19 +166,19 @@ impl Settlement {
             ..lifecycle.change(call, Source::Answer)
         };
         failpoint::hit("create.unbound").await;
-        // Without its ids no webhook and no sweep would find it before its deadline.
+        // Without its ids no webhook or sweep would find the call before its deadline.
         lifecycle.apply_with_retry(change).await;
         failpoint::hit("create.bound").await;
     }
 
-    /// There is no call: its slot is free, unless it belongs to the call that was joined.
+    /// Records that there is no call: releases its slot, unless it belongs to a joined call.
     async fn not_created(&self, call: &CallId, call_of: CallOf) {
         if call_of == CallOf::Request {
             self.context.lifecycle.end_surely(call, End::NotCreated, EndProof::Provider, Source::Answer).await;
         }
     }
 
-    /// A limit of the provider's own is full. In observe mode its answer is passed on.
+    /// Handles the provider's own limit. In observe mode its response is passed on.
     fn limited(&self, answer: Response<Bytes>, limit: &LimitAnswer, request: &CreateRequest) -> Response<Bytes> {
         let now_ms = self.context.lifecycle.clock.now_ms();
         let wait_secs = retry_after_secs(answer.headers(), now_ms).unwrap_or(limit.wait_secs);
@@ -191,7 +191,7 @@ impl Settlement {
         pass_on(answer)
     }
 
-    /// The outcome is unknown, and the request's client is told so.
+    /// Records that the outcome is unknown, and tells the client so.
     pub(super) async fn unknown(&self, call: &CallId, request: &CreateRequest, why: &str) -> Response<Bytes> {
         failpoint::hit("create.unknown").await;
         let lifecycle = &self.context.lifecycle;
@@ -203,14 +203,14 @@ impl Settlement {
     }
 }
 
-/// The provider's answer as the app gets it.
+/// The provider's response as the app receives it.
 pub(super) fn pass_on(mut answer: Response<Bytes>) -> Response<Bytes> {
     strip_hop_by_hop(answer.headers_mut());
     answer.headers_mut().remove(CONTENT_LENGTH);
     answer
 }
 
-/// For a request that the provider answered with a redirect that says that it was not carried out.
+/// The rejection for a redirect which means that the request was not carried out.
 fn redirected(request: &CreateRequest, call: &CallId, answer: &Response<Bytes>) -> Rejection {
     let (account, status) = (&request.account, answer.status().as_u16());
     let location = answer.headers().get(LOCATION).and_then(|value| value.to_str().ok()).unwrap_or_default();

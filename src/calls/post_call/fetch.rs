@@ -1,5 +1,5 @@
-//! Records that are asked for on demand: `POST /conversations/{id}/fetch`. Whoever asks for the same one within a moment gets the
-//! answer that the first one gets, so that nobody's impatience uses up what the provider grants us.
+//! Post-call records fetched on demand: `POST /conversations/{id}/fetch`. Concurrent requests for one record share one request to
+//! the provider, so that clients cannot use up its rate limit.
 
 use std::sync::Arc;
 
@@ -18,15 +18,16 @@ use crate::lifecycle::finish;
 use crate::reply::{json_answer, problem};
 use crate::store::{CallRecord, StoreError};
 
-/// When to come again where there are too many, in seconds.
+/// `Retry-After` when too many fetches are in progress, in seconds.
 const AGAIN_SOON_SECS: u32 = 1;
-/// When to come again where the provider does not say (contract §1), in seconds.
+/// `Retry-After` when the provider limits us without naming a time (contract §1), in seconds.
 const LIMITED_SECS: u32 = 60;
 
 impl PostCallRecords {
-    /// The answer to `POST /conversations/{conversation_id}/fetch`: fetches what a lost webhook would have brought. `sees` says
-    /// whether the caller may see a business. A client that goes away changes nothing. Of a call that is up nothing is kept, and no
-    /// try of ours is used up. Within a few seconds the provider is asked once for one conversation, whoever asks here.
+    /// Answers `POST /conversations/{conversation_id}/fetch`: fetches what a lost webhook would have brought. `sees` says whether
+    /// the caller may see a business. A client that disconnects changes nothing. For a call that is still up nothing is stored,
+    /// and no retry of ours is used. The provider is queried once within a few seconds for one conversation, by all callers
+    /// together.
     pub async fn fetch_conversation(
         self: &Arc<Self>,
         id: &str,

@@ -1,4 +1,4 @@
-//! Which records are being asked for, and which were a moment ago.
+//! Fetches in progress, and recent ones.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,13 +9,13 @@ use crate::clock::UnixMs;
 use crate::ids::CallId;
 use crate::store::StoreError;
 
-/// How long one answer of the provider serves all who ask, in milliseconds.
+/// How long one response of the provider serves all callers, in milliseconds.
 const FRESH_MS: i64 = 5_000;
-/// Questions under way at once, of all accounts.
+/// Concurrent fetches, of all accounts.
 const AT_ONCE: usize = 20;
-/// Answers that are remembered.
+/// Responses that are kept.
 const KNOWN_MAX: usize = 1_000;
-/// What came of a question.
+/// The outcome of a fetch.
 #[derive(Debug, Clone)]
 pub(in crate::calls) enum Asked {
     Kept,
@@ -27,7 +27,7 @@ pub(in crate::calls) enum Asked {
     Store(StoreError),
 }
 
-/// What is asked just now, and what was a moment ago. Cloning is cheap.
+/// See the module. Cloning is cheap.
 #[derive(Debug, Clone, Default)]
 pub(in crate::calls) struct Fetches(Arc<Mutex<HashMap<CallId, Fetch>>>);
 
@@ -38,19 +38,19 @@ struct Fetch {
 }
 
 impl Fetch {
-    /// Nobody sends any more without having sent anything: it panicked.
+    /// The sender is gone without a result: its task panicked.
     fn is_under_way(&self) -> bool {
         self.came.borrow().is_none() && self.came.has_changed().is_ok()
     }
 }
 
-/// Whether somebody is to ask.
+/// A caller's part in a fetch.
 pub(super) enum Turn {
-    /// The caller is, and tells the others.
+    /// The caller fetches, and shares the result.
     Ask(watch::Sender<Option<Asked>>, watch::Receiver<Option<Asked>>),
-    /// Somebody does, or did.
+    /// Another caller fetches, or did so recently.
     Wait(watch::Receiver<Option<Asked>>),
-    /// There are too many.
+    /// Too many fetches are in progress.
     Later,
 }
 

@@ -1,5 +1,5 @@
-//! Post-call records: [`records`] takes them from webhooks, or asks for them where none came, and takes off what is not to be kept;
-//! `fetch` asks on demand; [`webhook_health`] sees whether the webhooks that bring them still come.
+//! Post-call records: [`records`] stores them from webhooks, fetches missing ones, and redacts what must not be kept; `fetch`
+//! fetches on demand; [`webhook_health`] checks that the webhooks that bring them still arrive.
 
 mod fetch;
 mod fetches;

@@ -1,4 +1,4 @@
-//! Post-call records: what a provider tells of a call after its end, taken from its webhook, or asked for where that did not come.
+//! Post-call records: what a provider reports after a call's end, by its webhook, or fetched where the webhook did not arrive.
 
 use std::sync::Arc;
 
@@ -17,33 +17,33 @@ use crate::provider::account::Account;
 use crate::provider::description::PostCall;
 use crate::store::{CallRecord, Change, Cursor, NewUtterance, Put, PutPostCall, Result, record_kept, text_kept};
 
-/// Pauses between questions for one record, in seconds. After the last, what is there is all there will be.
+/// Pauses between fetches of one record, in seconds. After the last one the record counts as complete.
 pub const RETRY_DELAYS_SECS: [i64; 8] = [30, 60, 120, 300, 600, 1800, 3600, 3600];
-/// Calls of a process that did not run for longer than this are not asked about when it starts.
+/// Calls that ended longer ago than this, while no process ran, are not fetched at the start, in milliseconds.
 const LOOK_BACK_MS: i64 = 24 * 3_600_000;
-/// A change may be on record so long after the time that it bears.
+/// How long after its own time stamp a change may be recorded, in milliseconds.
 const LATE_MS: i64 = 60_000;
-/// Ended calls that are looked through in one step.
+/// Ended calls that are searched in one step.
 const STEP: u32 = 500;
-/// Records that are asked for in one step.
+/// Records that are fetched in one step.
 const ASKED_AT_ONCE: u32 = 20;
-/// Ended calls that are redacted in one write, at most; and how often that is done in one step.
+/// Ended calls that are redacted in one write, and writes in one step.
 const PAGE: u32 = 100;
 const PAGES: u32 = 50;
 
-/// How far the search for calls without a record has come.
+/// Progress of the search for calls without a record.
 #[derive(Debug, Default)]
 pub struct Searched {
-    /// Of those that ended until then all have a record, or one is expected.
+    /// All calls that ended before have a record, or one is scheduled.
     until_ms: Option<UnixMs>,
 }
 
-/// How far the search for what is not to be kept has come.
+/// Progress of redaction.
 #[derive(Debug, Default)]
 pub struct Redacted {
-    /// By what it was decided.
+    /// The privacy settings that it was done by.
     by: Privacies,
-    /// Of calls that ended before nothing is kept that is not to be.
+    /// All calls that ended before are redacted.
     until: Cursor,
 }
 
@@ -59,7 +59,7 @@ impl PostCallRecords {
         Self { context, provider, fetches }
     }
 
-    /// The account that a call's record is asked of: the first that knows it by an id that it has.
+    /// The account that a call's record is fetched from: the first that knows the call by an id.
     fn record_account<'a>(&'a self, record: &CallRecord) -> Option<&'a Account> {
         let tells = |account: &Account| {
             let lookup = account.provider.lookup.as_ref().filter(|lookup| lookup.record.is_some());
@@ -68,8 +68,8 @@ impl PostCallRecords {
         self.context.accounts_of(record).into_iter().map(|account| &**account).find(|account| tells(account))
     }
 
-    /// Takes up what an account's webhook told of a call that is over. Where another account is to be asked for its record, that
-    /// one's word counts.
+    /// Stores what an account's webhook reported of an ended call. If its record has to be fetched from another account, that
+    /// account's record wins.
     ///
     /// # Errors
     /// The store failed.
@@ -115,7 +115,7 @@ impl PostCallRecords {
         Ok(put)
     }
 
-    /// Puts what was said on record turn by turn, if nobody told it while the call was up. Done again it changes nothing.
+    /// Stores the transcript turn by turn, unless it was reported while the call was up. Idempotent.
     async fn fill_transcript(&self, record: &CallRecord, account: &Account, found: &PostCall) -> Result<()> {
         let (store, id) = (&self.context.lifecycle.store, &record.id);
         let (Some(rules), Some(list)) = (&account.provider.turns, &found.transcript_json) else { return Ok(()) };
@@ -128,7 +128,7 @@ impl PostCallRecords {
         let began_at = found.call_end_time.zip(length_ms).map(|(end, length)| end.saturating_sub(length));
         let began_at = began_at.or(record.answered_at).unwrap_or(record.admitted_at);
         for (n, turn) in (1..).zip(rules.read(list)) {
-            // Within bounds that it fits.
+            // The cast saturates.
             let after_ms = turn.secs.map_or(0, |secs| (secs * 1000.0) as i64);
             let said = NewUtterance {
                 event_id: format!("{id}:turn:{n}"),
@@ -144,8 +144,8 @@ impl PostCallRecords {
         Ok(())
     }
 
-    /// Asks for a call's record and takes it up. Of a call that is up, as far as we know, its end too, if that is what its provider
-    /// says; while it says that the call is up, nothing changes.
+    /// Fetches a call's record and stores it. Of a call that is open for us it also applies the end, if the provider reports one;
+    /// while the provider says that the call is up, nothing changes.
     pub(super) async fn ask_record(&self, record: &CallRecord, by: Source, due_at: Option<UnixMs>) -> Asked {
         let Some(account) = self.record_account(record) else { return Asked::NoWay };
         let (found, complete, event) = match self.provider.look_up_record(account, record).await {
@@ -162,7 +162,7 @@ impl PostCallRecords {
             if !matches!(event, Some(Event::Ended(..))) {
                 return Asked::StillUp;
             }
-            // A conversation that is over is no end of a call that its carrier still has.
+            // The end of a conversation is not the end of a call that its carrier still has.
             let by = Some(self.context.voucher(std::slice::from_ref(&account.name), None));
             let change = Change { event, by, ..self.context.lifecycle.change(&record.id, Source::Poll) };
             match self.context.lifecycle.apply(change).boxed().await {
@@ -183,8 +183,8 @@ impl PostCallRecords {
         }
     }
 
-    /// Looks for calls whose record is missing [`Settings::record_wait`](crate::calls::Settings::record_wait) after their end, and asks for those that are due:
-    /// some at a time, each a few times. For one process at a time; that two do it harms nothing.
+    /// Schedules calls whose record is missing [`Settings::record_wait`](crate::calls::Settings::record_wait) after their end,
+    /// and fetches those that are due, some at a time, each a few times. Meant for one process at a time; two do no harm.
     ///
     /// # Errors
     /// The store failed.
@@ -209,7 +209,7 @@ impl PostCallRecords {
             let again = RETRY_DELAYS_SECS.get(tries as usize).map(|secs| now_ms + secs * 1000);
             let (why, again) = match Box::pin(self.ask_record(&record, Source::Poll, again)).await {
                 Asked::Kept => continue,
-                // One that cannot be written must not keep the others from their turn.
+                // A record that cannot be written must not block the others.
                 Asked::Store(error) if store.ping().await.is_ok() => (error.to_string(), again),
                 Asked::Store(error) => return Err(error),
                 Asked::NoWay => ("nobody can be asked for it".to_owned(), None),
@@ -227,9 +227,10 @@ impl PostCallRecords {
         Ok(())
     }
 
-    /// Where what was said is not to be kept, takes it off the record [`Settings::record_wait`](crate::calls::Settings::record_wait) after its call's end: until
-    /// then who follows the call can read it. What was kept before less was to be kept goes, too: after a start and after each such
-    /// change all ended calls are looked through once, some in each step. For one process at a time; that two do it harms nothing.
+    /// Redacts transcripts that must not be kept, [`Settings::record_wait`](crate::calls::Settings::record_wait) after their
+    /// call's end; until then clients that follow the call can read them. Transcripts stored under an earlier, laxer setting are
+    /// redacted too: after a start and after each such change all ended calls are scanned once, in steps. Meant for one process
+    /// at a time; two do no harm.
     ///
     /// # Errors
     /// The store failed.
@@ -244,7 +245,7 @@ impl PostCallRecords {
         }
         let until_ms = self.over_before_ms();
         let store = &self.context.lifecycle.store;
-        // Those that ended a moment ago are looked at again: their ends may be on record late.
+        // Recently ended calls are scanned again: their ends may be recorded late.
         let mut after = redacted.until.clone();
         for _ in 0..PAGES {
             let page = store.ended_calls(&after, until_ms, PAGE).await?;
@@ -269,13 +270,13 @@ impl PostCallRecords {
         Ok(())
     }
 
-    /// Calls that ended by then are over for good: of what was said in them only that is kept which is to be kept.
+    /// Calls that ended before this time are final: redaction applies to their transcripts.
     pub(super) fn over_before_ms(&self) -> UnixMs {
         let wait_ms = i64::try_from(self.context.settings.record_wait.as_millis()).unwrap_or(i64::MAX);
         self.context.lifecycle.clock.now_ms().saturating_sub(wait_ms)
     }
 
-    /// What is kept of a text that was said in a call and is heard only now.
+    /// The part that may be kept of an utterance received after its call's end.
     ///
     /// # Errors
     /// The store failed.
@@ -292,8 +293,8 @@ impl PostCallRecords {
         Ok(text_kept(keep, text))
     }
 
-    /// Whether bodies that hold what was said in a call are forgotten once they are not needed any more. Of a call that nobody
-    /// knows: if they are of any.
+    /// Whether bodies that contain a call's transcript are deleted once they are not needed. For an unknown call: whether they
+    /// are for any call.
     ///
     /// # Errors
     /// The store failed.

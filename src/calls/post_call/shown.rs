@@ -1,4 +1,4 @@
-//! A post-call record as its reader sees it.
+//! A post-call record as it is shown to a reader.
 
 use serde_json::{Value, json};
 
@@ -8,13 +8,13 @@ use crate::store::StoredPostCall;
 /// How telephone numbers are shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Numbers {
-    /// The first and last digits.
+    /// Only the first and last digits.
     Masked,
     /// All digits.
     Whole,
 }
 
-/// Masks telephone numbers wherever they stand in what a provider told.
+/// Masks telephone numbers anywhere in a provider's report.
 fn mask_numbers(value: &mut Value) {
     match value {
         Value::String(text) => *text = mask_numbers_in(text),
@@ -30,7 +30,7 @@ fn mask_numbers(value: &mut Value) {
     }
 }
 
-/// A field of this name may hold a number without a plus.
+/// Whether a field of this name may hold a number without a plus.
 fn names_a_number(key: &str) -> bool {
     let key = key.to_ascii_lowercase();
     let is_word = ["from", "to", "caller", "called"].contains(&key.as_str());
@@ -41,7 +41,7 @@ fn has_number(text: &str) -> bool {
     text.bytes().filter(u8::is_ascii_digit).count() >= 7
 }
 
-/// A record as its reader sees it.
+/// A record as it is shown to a reader.
 pub fn shown(kept: &StoredPostCall, numbers: Numbers) -> Value {
     let mut shown = serde_json::to_value(&kept.found).unwrap_or_default();
     if numbers == Numbers::Masked {

@@ -1,5 +1,5 @@
-//! Webhooks that their provider switches off by itself once it could not deliver them for long: whether they still come. They are
-//! watched by what the record says of the latest calls, so that it matters not which replica a webhook came to.
+//! Health of webhooks that a provider disables after repeated failures. It is derived from the records of the latest calls, so it
+//! does not matter which replica received a webhook.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,27 +17,27 @@ use crate::provider::account::Account;
 use crate::provider::description::Webhook;
 use crate::store::{HookAsked, Result};
 
-/// How often it is looked.
+/// How often the health is checked.
 const POLL_INTERVAL: Duration = Duration::from_secs(10);
-/// The latest calls that are looked at.
+/// The number of latest calls that are checked.
 const CALLS: u32 = 200;
-/// So many in a row without the webhook are no accident: half of what it takes ElevenLabs to switch one off (facts A4.3: ten
-/// failures in a row).
+/// This many calls in a row without the webhook raise the alarm: half of what makes ElevenLabs disable a webhook (ten failures in
+/// a row).
 const LATE_CALLS: u32 = 5;
-/// Calls and webhooks of before are not looked at. ElevenLabs switches no webhook off whose last success is younger (facts A4.3).
+/// How far back calls and webhooks are checked, in milliseconds. ElevenLabs disables no webhook whose last success is younger.
 const LOOK_BACK_MS: i64 = 7 * 24 * 3_600_000;
 
-/// How a webhook that brings records has come lately.
+/// The health of a webhook that brings records.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HookSeen {
     /// Its name in the description.
     pub webhook: String,
-    /// When it came last, for one of the latest calls of a week.
+    /// When it last arrived, for one of the latest calls of a week.
     pub last_came_at: Option<String>,
-    /// For how many of the latest answered calls in a row it did not come, of 200 at most.
+    /// The number of latest answered calls in a row for which it did not arrive, 200 at most.
     pub missed_in_a_row: u32,
-    /// These are too many.
+    /// The number is high enough to raise the alarm.
     pub late: bool,
     #[serde(skip)]
     last_ms: Option<UnixMs>,
@@ -46,7 +46,7 @@ pub struct HookSeen {
 }
 
 impl PostCallRecords {
-    /// How the watched webhooks of an account have come lately.
+    /// The health of an account's watched webhooks.
     ///
     /// # Errors
     /// The store failed.
@@ -63,7 +63,7 @@ impl PostCallRecords {
                 calls: CALLS,
             };
             let came = self.context.lifecycle.store.hook_came(asked).await?;
-            // Without a public URL none is expected, unless it came all the same.
+            // Without a public URL no webhook is expected, unless one arrived.
             let expected = self.context.settings.app.public_url.is_some() || came.last_at.is_some();
             all.push(HookSeen {
                 webhook: hook.name.clone(),
@@ -78,13 +78,13 @@ impl PostCallRecords {
     }
 }
 
-/// What of a webhook brings records.
+/// The events of a webhook that bring records.
 fn events_of(hook: &Webhook) -> Vec<String> {
     hook.events.iter().filter(|event| event.record.is_some()).map(|event| event.name.clone()).collect()
 }
 
-/// Sees to the metrics of watched webhooks, and says once when one comes no longer, and when it comes again; `leads` says whether
-/// this process does. `newest` gives the newest generation.
+/// Updates the metrics of watched webhooks, and logs once when one stops and when it arrives again; `leads` says whether this
+/// process is the leader. `newest` gives the newest generation.
 pub async fn watch_hooks(newest: impl Fn() -> Arc<PostCallRecords>, leads: impl Fn() -> bool, stop: CancellationToken) {
     let (mut shown, mut late) = (BTreeMap::<AccountName, Vec<String>>::new(), BTreeSet::new());
     loop {

@@ -1,4 +1,4 @@
-//! One of ringfence's own requests to a provider, with the account's credentials.
+//! ringfence's own requests to a provider, with the account's credentials.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -16,51 +16,50 @@ use crate::provider::description::SUBACCOUNT_KIND;
 use crate::provider::render::{MissingValue, Target, render};
 use crate::store::CallRecord;
 
-/// What ringfence asks of providers by itself: where calls stand, that they end, what was said in them. [`ask`](Self::ask) is the
-/// one way in which it does.
+/// ringfence's own requests to providers: looking up, ending and fetching calls. All go through [`ask`](Self::ask).
 pub struct ProviderClient {
     pub(super) context: Arc<Context>,
     /// Outlives a reload.
     pub(super) hang_ups: HangUps,
 }
 
-/// A provider could not be asked.
+/// A request to a provider failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum AskError {
-    /// The account has no credentials for it, or the provider no way.
+    /// The account has no credentials, or the provider has no such operation.
     #[error("{0} cannot be asked: {1}")]
     NoWay(AccountName, &'static str),
-    /// A template names what is not there.
+    /// A template names a missing value.
     #[error(transparent)]
     Missing(#[from] MissingValue),
-    /// It did not answer.
+    /// The provider did not answer.
     #[error(transparent)]
     Upstream(#[from] UpstreamError),
-    /// It was asked too often: 429.
+    /// The provider answered 429: too many requests.
     #[error("the provider answered 429: it was asked too often")]
     Limited {
-        /// When it may be asked again, as it says.
+        /// Seconds until it accepts another request, if it says so.
         retry_after_secs: Option<u32>,
     },
-    /// It answered with a status that says nothing of the call.
+    /// It answered with a status that does not tell the call's state.
     #[error("the provider answered {0}")]
     Status(u16),
-    /// It answered, and what it said cannot be understood.
+    /// Its answer cannot be parsed.
     #[error("the provider's answer cannot be read: {0}")]
     Unreadable(Unreadable),
 }
 
-/// Why an answer cannot be understood.
+/// Why an answer cannot be parsed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unreadable {
-    /// It is neither JSON nor XML: an HTML page of a proxy, or cut off in the middle.
+    /// It is neither JSON nor XML: a proxy's HTML page, or truncated.
     #[error("no {0} in it")]
     NoDocument(&'static str),
-    /// It says where the call stands in a word that the provider's description does not know.
-    #[error("its state is {0:?}, which the provider's description does not know")]
+    /// It has a state that the provider's description does not list.
+    #[error("unknown state {0:?}: the provider's description does not list it")]
     UnknownState(String),
-    /// It does not say where the call stands.
-    #[error("it does not say where the call stands")]
+    /// It has no state of the call.
+    #[error("no call state in it")]
     NoState,
 }
 
@@ -70,8 +69,8 @@ impl ProviderClient {
         Self { context, hang_ups }
     }
 
-    /// Fills a path: `account.*` (of the subaccount that has the call, where one has), the call's aliases and facts, `call_id`.
-    /// Values are percent-encoded.
+    /// Fills a path template: `account.*` (of the subaccount that has the call, if any), the call's aliases and attributes,
+    /// `call_id`. Values are percent-encoded.
     pub(super) fn path(
         &self,
         account: &Account,
@@ -84,7 +83,7 @@ impl ProviderClient {
         })
     }
 
-    /// One of ringfence's own requests, with the account's credentials.
+    /// Sends one of ringfence's own requests, with the account's credentials.
     pub async fn ask(
         &self,
         account: &Account,
@@ -112,7 +111,7 @@ impl ProviderClient {
     }
 }
 
-/// A value of a call in a template.
+/// The value of a call's attribute in a template.
 pub(in crate::calls) fn of_record<'a>(record: &'a CallRecord, name: &str) -> Option<Cow<'a, str>> {
     let facts = &record.facts;
     let value = match name {
@@ -125,7 +124,7 @@ pub(in crate::calls) fn of_record<'a>(record: &'a CallRecord, name: &str) -> Opt
     value.map(Cow::Borrowed)
 }
 
-/// The value of `account.…` in a path about a call that a subaccount has: its own id instead of the account's.
+/// The value of `account.id` in a path about a subaccount's call: the subaccount's id.
 fn subaccount_id<'r>(account: &Account, record: Option<&'r CallRecord>, name: &str) -> Option<Cow<'r, str>> {
     let rule = account.provider.subaccounts.as_ref()?;
     let (id, _) =

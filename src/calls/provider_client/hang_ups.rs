@@ -1,4 +1,4 @@
-//! Calls that are being hung up, so that none is twice at once.
+//! Calls that are being hung up, so that no two hang-ups of one call overlap.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::ids::CallId;
 
-/// A hang-up that came to nothing is tried again after so long: longer than one checks its end.
+/// A failed hang-up is retried after this: longer than its checks take.
 const HANG_UP_AGAIN: Duration = Duration::from_secs(10);
 
 /// See the module. Cloning is cheap.
@@ -14,7 +14,7 @@ const HANG_UP_AGAIN: Duration = Duration::from_secs(10);
 pub(in crate::calls) struct HangUps(Arc<Mutex<HashMap<CallId, Instant>>>);
 
 impl HangUps {
-    /// Whether a hang-up of this call is to begin: none began a moment ago.
+    /// Whether to start a hang-up of this call: none started a moment ago.
     pub(super) fn begin(&self, call: &CallId) -> bool {
         let mut begun = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         begun.retain(|_, at| at.elapsed() < HANG_UP_AGAIN);

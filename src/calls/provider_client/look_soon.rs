@@ -1,4 +1,4 @@
-//! A call that may be over at once: it is asked for before the sweep comes to it.
+//! Early look-ups of a call that may end within seconds, before the next sweep.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,12 +12,12 @@ use crate::ids::CallId;
 use crate::provider::description::OWN_ID_KIND;
 use crate::store::Change;
 
-/// Pauses before it is asked for.
+/// Pauses before each look-up.
 const PAUSES: [Duration; 4] =
     [Duration::from_millis(300), Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4)];
 
 impl ProviderClient {
-    /// Asks for a call a few times within seconds, until it is over or talks. What is not answered then is left to the sweep.
+    /// Looks a call up a few times within seconds, until it has ended or is live. After that the sweep takes over.
     pub fn look_soon(self: &Arc<Self>, call: &CallId) {
         let (this, call) = (self.clone(), call.clone());
         self.context.tasks.spawn(async move {
@@ -30,7 +30,7 @@ impl ProviderClient {
         });
     }
 
-    /// `true`: nothing more is to be learnt.
+    /// Looks a call up once. `true`: no further look-up is needed.
     async fn look_once(&self, call: &CallId) -> bool {
         let record = match self.context.lifecycle.store.call(call).await {
             Ok(Some(record)) if record.phase != Phase::Ended => record,

@@ -1,4 +1,4 @@
-//! Where calls stand, as their provider knows.
+//! Look-ups and lists: the state of calls at their provider.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -17,10 +17,10 @@ use crate::provider::render::{Target, render};
 use crate::provider::select::{Document, Flaw, Message, Selector};
 use crate::store::CallRecord;
 
-/// Pages of a list that are read at most: 100 pages of 100 conversations are more than any account may hold at once.
+/// Pages of a list that are read at most: 100 pages of 100 conversations are more than any account can hold concurrently.
 const PAGES_MAX: usize = 100;
 
-/// What a provider was asked for, as metrics name it.
+/// The kind of a query, as metrics name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Question {
     /// One call or batch.
@@ -44,28 +44,28 @@ impl Question {
     }
 }
 
-/// What a provider's record says.
+/// A call in a provider's record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
-    /// Where the call stands.
+    /// The state of the call.
     pub event: Option<Event>,
-    /// Why that cannot be read.
+    /// Why the state cannot be read.
     pub unread: Option<Unreadable>,
     /// Its ids.
     pub aliases: Vec<Alias>,
-    /// What policy selects by.
+    /// The attributes that policy selects by.
     pub facts: CallFacts,
-    /// Who called, where its record says so.
+    /// Which side placed it, if the record says so.
     pub direction: Option<Direction>,
     /// It is a telephone call.
     pub phone: bool,
-    /// It is a part of another call.
+    /// It is a leg of another call.
     pub is_part: bool,
-    /// The order for many calls that it is one of.
+    /// The batch that it belongs to.
     pub member_of: Vec<Alias>,
 }
 
-/// The answer to a look-up.
+/// The outcome of a look-up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LookedUp {
     /// The provider has a record.
@@ -74,30 +74,30 @@ pub enum LookedUp {
     Absent,
 }
 
-/// What a provider's record of an order for many calls says.
+/// The outcome of looking up a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LookedUpGroup {
     /// There is one.
     Found {
-        /// Live while it may make calls, ended once it makes no more.
+        /// Live while the batch may make calls, ended once it makes no more.
         event: Event,
-        /// How many calls at once it makes, if the record says so.
+        /// Its concurrent calls, if the record has them.
         slots: Option<u32>,
     },
     /// There is none.
     Absent,
 }
 
-/// The answer to the question for a call's record after its end.
+/// The outcome of fetching a post-call record.
 #[derive(Debug, Clone, PartialEq)]
 pub enum LookedUpRecord {
     /// It has one.
     Found {
-        /// What it tells.
+        /// The record.
         record: Box<PostCall>,
-        /// Whether that is all.
+        /// Whether it is complete.
         complete: bool,
-        /// Where the call stands.
+        /// The state of the call.
         event: Option<Event>,
     },
     /// It has no record.
@@ -109,13 +109,13 @@ pub enum LookedUpRecord {
 pub struct Listed {
     /// Its id.
     pub alias: Alias,
-    /// Where it stands.
+    /// Its state.
     pub event: Option<Event>,
-    /// What policy selects by.
+    /// The attributes that policy selects by.
     pub facts: CallFacts,
     /// Which side placed it.
     pub direction: Direction,
-    /// When it came to be.
+    /// When it was created.
     pub created_at: Option<UnixMs>,
 }
 
@@ -124,7 +124,7 @@ pub(super) fn message<'a>(body: &'a Document, none: &'a (BTreeMap<String, String
 }
 
 impl ProviderClient {
-    /// The body of an answer; what of it cannot be read is counted, and the whole of it is an error.
+    /// The parsed body of a response. Unreadable parts are counted; a wholly unreadable body is an error.
     pub(super) fn understood(
         &self,
         account: &Account,
@@ -135,7 +135,7 @@ impl ProviderClient {
         let read = Document::read(content_type, response.body(), &[]);
         let flaw = match read.document {
             Document::Json(_) => read.flaw,
-            // A page of HTML is none.
+            // An HTML page is not a provider's XML.
             _ => Some(Flaw::Unreadable),
         };
         if let Some(flaw) = flaw {
@@ -152,8 +152,8 @@ impl ProviderClient {
         state.word(message).map_or(Unreadable::NoState, Unreadable::UnknownState)
     }
 
-    /// Asks for one call, at its accounts that can be asked with an id that it has. The first record that can be read decides;
-    /// the call is absent only if all of them say so. Of a call that its carrier brought, only the carrier is asked.
+    /// Looks one call up, at each of its accounts that knows it by an id. The first readable record decides; the call is absent
+    /// only if all accounts say so. A call that its carrier brought is looked up only there.
     pub async fn look_up(&self, record: &CallRecord) -> Result<LookedUp, AskError> {
         if let Some(holder) = self.context.holder_of(record)
             && let Some(lookup) = &holder.provider.lookup
@@ -171,12 +171,12 @@ impl ProviderClient {
             }
             match self.look_up_at(account, lookup, &record).await {
                 Ok(LookedUp::Found(Found { unread: Some(why), aliases, .. })) => {
-                    // It may tell by which id its carrier knows the call.
+                    // The record may have the carrier's id of the call.
                     record.to_mut().aliases.extend(aliases);
                     failed = Some(AskError::Unreadable(why));
                 }
                 Ok(found @ LookedUp::Found(_)) => return Ok(found),
-                // Its record may have been deleted while the carrier's says that the call goes on.
+                // This account's record may be deleted while the carrier's call continues.
                 Ok(LookedUp::Absent) => absent = true,
                 Err(error) => failed = Some(error),
             }
@@ -188,7 +188,7 @@ impl ProviderClient {
         }
     }
 
-    /// Asks for an order for many calls.
+    /// Looks a batch up.
     pub async fn look_up_group(&self, account: &Account, group: &Group, id: &Alias) -> Result<LookedUpGroup, AskError> {
         let value = |name: &str| account.value(name).or_else(|| (name == id.kind).then(|| id.id.as_str().into()));
         let path = render(&group.path, Target::Url, value)?;
@@ -214,12 +214,12 @@ impl ProviderClient {
         self.read_record(account, lookup, &path).await
     }
 
-    /// Asks for a call that is known by an id alone.
+    /// Looks up a call that is known by an id alone.
     pub async fn look_up_alias(&self, account: &Account, alias: &Alias) -> Result<LookedUp, AskError> {
         self.look_up_alias_of(account, alias, None).await
     }
 
-    /// The same, of a call of a subaccount.
+    /// The same, for a subaccount's call.
     pub(in crate::calls) async fn look_up_alias_of(
         &self,
         account: &Account,
@@ -237,7 +237,7 @@ impl ProviderClient {
         self.read_record(account, lookup, &path).await
     }
 
-    /// Asks an account for what it tells of a call after its end.
+    /// Fetches a post-call record from an account.
     pub async fn look_up_record(&self, account: &Account, record: &CallRecord) -> Result<LookedUpRecord, AskError> {
         let no_way = || AskError::NoWay(account.name.clone(), "its provider tells nothing of ended calls");
         let lookup = account.provider.lookup.as_ref().ok_or_else(no_way)?;
@@ -286,7 +286,7 @@ impl ProviderClient {
         }))
     }
 
-    /// The account's live calls.
+    /// Lists the account's live calls.
     pub async fn list_live(&self, account: &Account) -> Result<Vec<Listed>, AskError> {
         let list = account.provider.list.as_ref();
         let list = list.ok_or_else(|| AskError::NoWay(account.name.clone(), "its provider lists no calls"))?;
@@ -298,7 +298,7 @@ impl ProviderClient {
         Ok(all)
     }
 
-    /// How many live calls the account counts; `None` where its provider does not say.
+    /// The account's number of live calls; `None` where its provider has no such query.
     pub async fn count_live(&self, account: &Account) -> Result<Option<usize>, AskError> {
         let Some(count) = &account.provider.count else { return Ok(None) };
         let path = self.path(account, None, &count.path)?;
@@ -312,7 +312,7 @@ impl ProviderClient {
         number.map(Some).ok_or(AskError::Unreadable(Unreadable::NoDocument("number of calls")))
     }
 
-    /// Calls that an order whose answer was lost may have made.
+    /// Calls that a create with a lost response may have made.
     pub async fn find(&self, account: &Account, record: &CallRecord) -> Result<Vec<Listed>, AskError> {
         let no_way = || AskError::NoWay(account.name.clone(), "its provider cannot search for lost creates");
         let group = self.context.group_of(record);
@@ -320,7 +320,7 @@ impl ProviderClient {
         let find = find.ok_or_else(no_way)?;
         let path = self.path(account, Some(record), find.path.as_deref().ok_or_else(no_way)?)?;
         let listed = self.pages(account, find, path).await?;
-        // A second is what providers' stamps are worth.
+        // Providers' time stamps have a resolution of one second.
         let since_ms = record.admitted_at - 1_000;
         let fits = |one: &Listed| one.facts.agent.is_none() || one.facts.agent == record.facts.agent;
         Ok(listed.into_iter().filter(|one| one.created_at.is_none_or(|at| at >= since_ms) && fits(one)).collect())

@@ -1,6 +1,6 @@
-//! What ringfence asks of providers by itself, with an account's credentials: [`ask`] is the request, [`lookup`] asks where calls
-//! stand, `look_soon` does so within seconds, [`terminate`] ends one and checks that it is over, `subaccount` asks for what a
-//! subaccount signs with.
+//! ringfence's own requests to providers, with an account's credentials: [`ask`] sends a request, [`lookup`] queries the state of
+//! calls, `look_soon` does so within seconds, [`terminate`] ends a call and checks that it has ended, `subaccount` fetches a
+//! subaccount's signing token.
 
 pub mod ask;
 mod hang_ups;

@@ -1,4 +1,4 @@
-//! Subaccounts: what an account's credentials can also ask for.
+//! Subaccounts of an account.
 
 use http::Method;
 
@@ -9,10 +9,10 @@ use crate::provider::render::{Target, render};
 use crate::provider::secret::Secret;
 
 impl ProviderClient {
-    /// What a subaccount signs with; `None` if it is none of this account's.
+    /// Fetches the token that a subaccount signs with; `None` if it is no subaccount of this account.
     ///
     /// # Errors
-    /// The provider cannot be asked, or has none.
+    /// The provider cannot be queried, or has no subaccounts.
     pub async fn subaccount_token(&self, account: &Account, id: &str) -> Result<Option<Secret>, AskError> {
         let no_way = || AskError::NoWay(account.name.clone(), "its provider has no subaccounts");
         let rule = account.provider.subaccounts.as_ref().ok_or_else(no_way)?;

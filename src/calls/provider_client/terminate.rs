@@ -1,7 +1,7 @@
-//! Ends a call at its provider, by the account's means in their order, and checks that it is over.
+//! Ends a call at its provider, by the account's hang-up methods in order, and checks that it has ended.
 //!
-//! A means that answers "done" proves nothing: the call is looked up until its record says that it is over. Where a means
-//! destroys the record, "no such call" is no proof either.
+//! A method's success response proves nothing: the call is looked up until its record says that it has ended. Where a method
+//! destroys the record, "no such call" proves nothing either.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +22,7 @@ use crate::provider::description::Terminate;
 use crate::provider::select::{Document, Message};
 use crate::store::{CallRecord, Change};
 
-/// Pauses between an act and the look-ups that check it. Twilio's records are eventually consistent (facts B3).
+/// Pauses before the look-ups that check a hang-up. Twilio's records are eventually consistent.
 const CHECKS: [Duration; 5] = [
     Duration::from_millis(150),
     Duration::from_millis(500),
@@ -31,23 +31,23 @@ const CHECKS: [Duration; 5] = [
     Duration::from_secs(4),
 ];
 
-/// What became of a hang-up.
+/// The outcome of a hang-up.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[serde(tag = "result", rename_all = "snake_case")]
 pub enum HungUp {
-    /// It is over, and its provider's record says so.
+    /// The call has ended, and its provider's record says so.
     Over {
-        /// The means that did it.
+        /// The method that ended it.
         means: String,
     },
-    /// A means said "done", but the record does not say so yet. The sweep goes on asking.
+    /// A method succeeded, but the record does not show the end yet. The sweep keeps checking.
     Unproven {
-        /// The means.
+        /// The method.
         means: String,
     },
-    /// No means worked.
+    /// No method worked.
     Failed {
-        /// Each means with its error.
+        /// Each method with its error.
         tried: Vec<String>,
     },
 }
@@ -58,7 +58,7 @@ enum Acted {
 }
 
 impl ProviderClient {
-    /// Ends a call. `outcome` is what its record will say.
+    /// Ends a call. `outcome` is recorded as its outcome.
     pub async fn hang_up(&self, record: &CallRecord, outcome: Outcome) -> HungUp {
         let mut tried = Vec::new();
         for account in self.context.accounts_of(record) {
@@ -73,8 +73,8 @@ impl ProviderClient {
                             return HungUp::Over { means: name.clone() };
                         }
                         if matches!(acted, Acted::RecordGone) {
-                            // Nobody is left to ask; the means' word is all there is, and the carrier may know more.
-                            tried.push(format!("{name}: the record is gone, the end cannot be checked"));
+                            // The record is gone; only the method's response is left, and the carrier may know more.
+                            tried.push(format!("{name}: the provider's record is gone, so the end cannot be checked"));
                             continue;
                         }
                         return HungUp::Unproven { means: name.clone() };
@@ -84,13 +84,13 @@ impl ProviderClient {
             }
         }
         if tried.is_empty() {
-            tried.push(format!("account {} has no means to end a call", record.facts.account));
+            tried.push(format!("account {} has no hang-up method", record.facts.account));
         }
         warn!(call = %record.id, tried = tried.join("; "), "failed to hang up a call");
         HungUp::Failed { tried }
     }
 
-    /// Ends a call over capacity in the background, unless that was begun a moment ago.
+    /// Ends an over-limit call in the background, unless that was started a moment ago.
     pub fn hang_up_later(self: &Arc<Self>, call: &CallId) {
         if !self.hang_ups.begin(call) {
             return;
@@ -102,7 +102,7 @@ impl ProviderClient {
                     this.hang_up(&record, Outcome::Capacity).await;
                 }
                 Ok(_) => {}
-                Err(error) => warn!(%call, %error, "failed to read a call over capacity; the sweep sees to it"),
+                Err(error) => warn!(%call, %error, "failed to read an over-limit call; the sweep retries"),
             }
         });
     }
@@ -113,7 +113,7 @@ impl ProviderClient {
 
     async fn act(&self, account: &Account, means: &Terminate, record: &CallRecord) -> Result<Acted, AskError> {
         if record.alias(&means.needs).is_none() {
-            return Err(AskError::NoWay(account.name.clone(), "the call has no id of the kind this means needs"));
+            return Err(AskError::NoWay(account.name.clone(), "the call has no id of the kind that this method needs"));
         }
         if let Some(of_carrier) = &means.carrier {
             let no_carrier = || AskError::NoWay(account.name.clone(), "it names no carrier account");
@@ -163,7 +163,7 @@ impl ProviderClient {
         let talk = async {
             let (mut socket, _) = tokio_tungstenite::connect_async(request).await?;
             socket.send(Frame::text(send)).await?;
-            // The provider closes the socket when the conversation ends; a moment is enough, the look-up decides.
+            // The provider closes the socket when the conversation ends. A short wait is enough: the look-up decides.
             let _ = tokio::time::timeout(Duration::from_millis(500), socket.next()).await;
             socket.close(None).await
         };
@@ -178,11 +178,11 @@ impl ProviderClient {
         }
     }
 
-    /// Looks the call up until its record says that it is over.
+    /// Looks the call up until its record shows the end.
     async fn check_over(&self, record: &CallRecord, outcome: Outcome, acted: &Acted) -> bool {
         for pause in CHECKS {
             tokio::time::sleep(pause).await;
-            // A webhook may have told us meanwhile.
+            // A webhook may have reported the end meanwhile.
             let Ok(Some(now)) = self.context.lifecycle.store.call(&record.id).await else { continue };
             if now.phase == Phase::Ended {
                 return true;

@@ -1,4 +1,4 @@
-//! Every gate over every store that it may stand over, each against the model.
+//! Every limiter over every store, each against the model.
 
 use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
@@ -20,26 +20,26 @@ use crate::store::postgres::{self, PostgresStore};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{OwnershipMode, Store};
 
-/// Sequences that CI has time for: over a file of this machine, for one replica and for two, and where a server is asked.
+/// Sequences for CI: over a local file, for one replica and for two, and with a server.
 const OF_ONE: u32 = 1_500;
 const OF_TWO: u32 = 800;
 const WITH_A_SERVER: u32 = 150;
-/// The time between two sequences: what rates gave out in the one before is long forgotten.
+/// The time between two sequences: rates of the previous one have expired.
 const BETWEEN_MS: UnixMs = 72 * 3_600_000;
 
-/// A record, and how each replica comes to it.
+/// A store, with each replica's connection.
 pub(in crate::capacity) struct World {
     pub home: GateMode,
     pub stores: Vec<Arc<dyn Store>>,
     pub redis: Option<Server>,
-    /// Connections of replicas that lived, to be used again.
+    /// Connections of earlier replicas, to be reused.
     gates: RefCell<Vec<Arc<dyn Gate>>>,
     now: Cell<UnixMs>,
     sequence: Cell<u32>,
     _folder: Option<Folder>,
 }
 
-/// A folder that goes with the test. In memory, where there is such a place: nobody pulls a plug here.
+/// A folder that is deleted with the test; in memory where possible.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -96,14 +96,14 @@ impl World {
         }
     }
 
-    /// The start of a sequence, and its number.
+    /// The start time of a sequence, and its number.
     pub fn begin(&self) -> (UnixMs, u32) {
         self.now.set(self.now.get() + BETWEEN_MS);
         self.sequence.set(self.sequence.get() + 1);
         (self.now.get(), self.sequence.get())
     }
 
-    /// A gate as a new process has it.
+    /// A new process's limiter.
     pub async fn gate(&self) -> Option<Arc<dyn Gate>> {
         let Some(server) = &self.redis else {
             return (self.home == GateMode::Memory).then(|| Arc::new(MemoryGate::new()) as Arc<dyn Gate>);
@@ -121,13 +121,13 @@ impl World {
         Some(Arc::new(gate))
     }
 
-    /// A replica's gate at the end of a sequence: it knows nothing, but for its connection.
+    /// Keeps a replica's limiter at the end of a sequence, for its connection.
     pub fn keep(&self, gate: Option<Arc<dyn Gate>>) {
         self.gates.borrow_mut().extend(gate.filter(|_| self.redis.is_some()));
     }
 }
 
-/// The memory gate is one process's.
+/// The memory limiter belongs to one process.
 fn replicas(home: GateMode) -> usize {
     if home == GateMode::Memory { 1 } else { 2 }
 }

@@ -1,4 +1,4 @@
-//! What may happen, and the limits that it happens under.
+//! Commands, and the limits under which they run.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,20 +13,20 @@ use crate::policy::{
     Unknown, WhenFull,
 };
 
-/// Numbers of replicas, calls and ids are taken by their rest.
+/// Numbers of replicas, calls and ids are taken modulo their count.
 #[derive(Debug, Clone)]
 pub(super) enum Command {
-    /// An order comes to a replica.
+    /// A request at a replica.
     Admit { at: usize, who: usize, slots: Slots, mode: Mode, alias: Option<usize>, how: How },
-    /// A call that exists anyway, as an over-limit call or a foreign one.
+    /// An existing call: over-limit or foreign.
     Adopt { at: usize, who: usize, slots: u32, over_limit: bool },
-    /// A call learns an id.
+    /// A call gets an id.
     Bind { at: usize, call: usize, alias: usize },
-    /// News that a call goes on.
+    /// News that a call is up.
     Reach { call: usize, phase: Phase },
     /// A call ends, perhaps for the second time.
     End { at: usize, call: usize, how: Ending },
-    /// The end of whoever has an id, or will have it.
+    /// The end of the call that has an id, or will have it.
     EndOf { at: usize, alias: usize },
     /// A process dies, and another takes its place.
     Crash { at: usize },
@@ -36,28 +36,28 @@ pub(super) enum Command {
     Wipe,
     /// A replica gets other limits.
     Reload { at: usize, limits: usize },
-    /// A replica moves the gate, or fills it anew where it is.
+    /// A replica makes a transition, or rebuilds the limiter.
     Move { at: usize, to_database: bool },
-    /// A replica compares leases with the record.
+    /// A replica compares leases with the call records.
     Compare { at: usize },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum How {
     Plain,
-    /// It was asked for before, and the answer was lost.
+    /// A repeated request: the first answer was lost.
     Again,
-    /// Whoever asked dies between the gate's answer and the record.
+    /// The process dies between the limiter's answer and the record.
     Orphaned,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ending {
-    /// It is put on record, and told to the gate.
+    /// Recorded, and released.
     Told,
-    /// The same, and told once more.
+    /// The same, and released twice.
     ToldTwice,
-    /// Whoever put it on record died before the gate was told.
+    /// Recorded by a process that died before it released the lease.
     Untold,
 }
 

@@ -24,17 +24,17 @@ struct Run<'w> {
     model: Model,
     clock: Clock,
     metrics: Metrics,
-    /// Each with its gate.
+    /// Each with its limiter.
     replicas: Vec<(Capacity, Option<Arc<dyn Gate>>)>,
-    /// Every call there ever was on record.
+    /// Every call that was ever recorded.
     calls: Vec<CallId>,
     sequence: u32,
 }
 
-/// Runs a sequence over what the one before left.
+/// Runs a sequence after the previous one.
 pub(super) async fn run(world: &World, commands: Vec<Command>) {
     let (now, sequence) = world.begin();
-    // One that failed leaves open calls.
+    // A failed one leaves open calls.
     for left in world.stores[0].leases().await.unwrap() {
         let end = change(&left.call, now, Some(END));
         world.stores[0].apply(end).await.unwrap();
@@ -72,7 +72,7 @@ fn change(call: &CallId, at_ms: UnixMs, event: Option<Event>) -> Change {
     Change { event, ..Change::of(call, Source::Webhook, at_ms, &Deadlines::default()) }
 }
 
-/// A call as it comes to be admitted.
+/// A new call.
 pub(in crate::capacity) fn new_call(call: &CallId, at_ms: UnixMs) -> NewCall {
     NewCall {
         id: call.clone(),
@@ -125,13 +125,13 @@ impl Run<'_> {
         Alias::new("call_sid", &format!("CA{}-{n}", self.sequence)).unwrap()
     }
 
-    /// Where the call at a number stands; `None` before the first.
+    /// The call of a number; `None` before the first.
     fn call(&self, n: usize) -> Option<CallId> {
         let rest = n.checked_rem(self.calls.len())?;
         Some(self.calls[rest].clone())
     }
 
-    /// Does it, and returns the replica that did.
+    /// Runs a command, and returns the replica that ran it.
     async fn step(&mut self, command: Command, said: &str) -> usize {
         let at = match command {
             Command::Admit { at, .. }
@@ -196,7 +196,7 @@ impl Run<'_> {
         at
     }
 
-    /// A replica moves the gate, though it may have to hear first where that is.
+    /// A replica makes a transition, after learning the current epoch if necessary.
     async fn go(&mut self, at: usize, to: GateMode) {
         let capacity = self.capacity(at);
         if capacity.move_to(to).await.unwrap().is_none() {
@@ -205,14 +205,14 @@ impl Run<'_> {
         self.model.moved(at, to);
     }
 
-    /// Fills a gate that has lost what it had, as the keeper does when somebody misses it.
+    /// Rebuilds a limiter that lost its data, as the supervisor does.
     async fn fill(&mut self, at: usize) {
         if !self.model.is_filled {
             self.go(at, self.world.home).await;
         }
     }
 
-    /// A replica hears where the gate is, as it does with every beat.
+    /// A replica learns the current epoch, as with every heartbeat.
     async fn learn(&self, at: usize) {
         if self.world.home != GateMode::Memory {
             let capacity = &self.replicas[at].0;
@@ -232,10 +232,10 @@ impl Run<'_> {
         self.fill(at).await;
         let is_and_was = [self.model.mode, self.capacity(at).state().mode];
         if self.world.home == GateMode::Redis && is_and_was.contains(&GateMode::Database) || how != How::Plain {
-            // Whoever has not heard that the gate has moved away from Redis, or back, says no by what was so before, until it does.
+            // A replica that has not noticed a transition rejects by stale counts until it does.
             self.learn(at).await;
         }
-        // Of ids and news the first answer tells, and it alone.
+        // Only the first answer has ids and news.
         let alias = alias.filter(|_| how == How::Plain);
         let (capacity, facts, call) = (self.capacity(at), facts(who), CallId::new());
         let bindings = self.model.replicas[at].0.bindings(&facts);
@@ -294,7 +294,7 @@ impl Run<'_> {
         }
     }
 
-    /// Nobody looks at limits.
+    /// Whether no limit is checked.
     fn is_open(&self, at: usize, who: usize) -> bool {
         let is_outage = self.world.home == GateMode::Redis && self.model.mode == GateMode::Database;
         is_outage && self.model.replicas[at].0.on_outage(&facts(who)) == OnOutage::Open
@@ -364,12 +364,12 @@ impl Run<'_> {
             let counts = self.capacity(0).counts().await;
             assert!(matches!(counts, Err(AdmissionError::Gate(_))), "{said}: {counts:?}");
             self.model.is_filled = false;
-            // Nobody frees what is not there.
+            // Nothing releases what is not held.
             self.model.ghosts.clear();
         }
     }
 
-    /// Everything that can be seen is as the model has it.
+    /// Compares all visible state with the model.
     async fn compare(&mut self, at: usize, said: &str) {
         let leases = self.world.stores[at].leases().await.unwrap();
         assert_eq!(sorted(leases), sorted(self.model.leases()), "{said}: the record");

@@ -1,4 +1,4 @@
-//! Whether the server can be asked. While it cannot, decisions are answered at once, and one task looks for it.
+//! Circuit breaker of the server. While it is open, decisions fail at once, and one task reconnects.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,46 +15,46 @@ use super::keys::Keys;
 use super::scripts::Script;
 use super::{GateError, Settings};
 
-/// Answers in a row that do not come in time, before the server counts as away.
+/// Late answers in a row after which the server counts as unavailable.
 const LATE_MAX: u32 = 3;
-/// Pauses between attempts to reach it grow from this…
+/// The shortest pause between connection attempts; it grows…
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 /// …to this.
 const PAUSE_MAX: Duration = Duration::from_secs(2);
-/// How often it is asked whether it is still there.
+/// The interval of health checks.
 const BEAT: Duration = Duration::from_secs(1);
-/// A server that went away sooner than this after it came is not tried again at once.
+/// A server that was lost sooner than this after it was connected is not retried at once.
 const MIN_UPTIME: Duration = Duration::from_secs(10);
-/// Beats between two questions to the sentinels where the master is.
+/// Health checks between two queries of the sentinels for the master.
 const SENTINELS_EVERY: u32 = 5;
-/// Beats between two inspections.
+/// Health checks between two inspections.
 const INSPECT_EVERY: u32 = 60;
 
-/// How the server is, for `/status`, metrics and whoever decides to do without it.
+/// Health of the server, for `/status`, metrics and fail-over.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Health {
-    /// Decisions are asked of it.
+    /// It is used for decisions.
     pub up: bool,
-    /// For how long it has been so.
+    /// How long `up` has had its value.
     pub lasting: Duration,
-    /// Why it was last given up, if it ever was.
+    /// Why it was last disconnected, if ever.
     pub last_error: Option<String>,
-    /// What an inspection last found.
+    /// Problems found by the last inspection.
     pub problems: Vec<Problem>,
-    /// Decisions that were asked for.
+    /// Requested decisions.
     pub decisions: u64,
-    /// Trips to the server for decisions and everything else that was asked of the gate.
+    /// Round trips to the server, for all operations.
     pub trips: u64,
-    /// What was answered without a trip because it was away.
+    /// Operations that failed without a round trip because the breaker was open.
     pub spared: u64,
 }
 
-/// What the gate and its task share.
+/// State shared by the limiter and its task.
 pub(super) struct Shared {
     pub settings: Settings,
     pub keys: Keys,
     state: Mutex<State>,
-    /// Wakes the task: the link was given up.
+    /// Wakes the task: the connection was dropped.
     lost: Notify,
     pub decisions: AtomicU64,
     pub trips: AtomicU64,
@@ -82,11 +82,11 @@ impl Shared {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Every change is made in one go, so a panic elsewhere leaves nothing half done.
+        // Every change is atomic, so a panic elsewhere leaves no partial change.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The link, if the server can be asked.
+    /// The connection, if the breaker is closed.
     pub(super) fn link(&self) -> Result<Arc<Link>, GateError> {
         let state = self.state();
         state.link.clone().ok_or_else(|| {
@@ -95,7 +95,7 @@ impl Shared {
         })
     }
 
-    /// Waits for a trip, and learns from how it went.
+    /// Waits for a round trip, and updates the breaker by its result.
     pub(super) async fn trip(
         &self,
         link: &Arc<Link>,
@@ -121,7 +121,7 @@ impl Shared {
         }
     }
 
-    /// From now on decisions are answered at once, until the task has found the server again.
+    /// Opens the breaker, until the task has reconnected.
     fn give_up(&self, link: &Arc<Link>, why: String) {
         let mut state = self.state();
         if state.link.as_ref().is_some_and(|current| Arc::ptr_eq(current, link)) {
@@ -145,7 +145,7 @@ impl Shared {
         }
     }
 
-    /// Finds the server, watches it, and finds it again, for ever.
+    /// Connects, watches the connection, and reconnects, for ever.
     pub(super) async fn keep(&self) {
         let mut pause = PAUSE_MIN;
         loop {
@@ -179,7 +179,7 @@ impl Shared {
         }
     }
 
-    /// Returns when the link was given up.
+    /// Returns when the connection was dropped.
     async fn watch(&self, link: &Arc<Link>) {
         let is_ours = || self.state().link.as_ref().is_some_and(|current| Arc::ptr_eq(current, link));
         let mut beat = 0_u32;
@@ -213,7 +213,7 @@ impl Shared {
         state.problems = problems;
     }
 
-    /// Runs a script over the current link.
+    /// Runs a script over the current connection.
     pub(super) async fn run(
         &self,
         script: Script,

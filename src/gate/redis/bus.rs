@@ -9,14 +9,14 @@ use tokio::time::timeout;
 use super::super::{Channel, Hear};
 use super::{Fault, GateError, RedisGate, Result, connection};
 
-/// So long without a word means that the connection is none any more: whoever listens is said something every few seconds.
+/// The longest silence before the connection counts as lost: a message is published every few seconds.
 const SILENT_MAX: Duration = Duration::from_secs(10);
-/// Longest wait until words are with the server.
+/// The longest wait until the server has the messages.
 const SAY_WITHIN: Duration = Duration::from_secs(1);
 
 #[async_trait]
 impl Channel for RedisGate {
-    /// One trip, beside decisions. [`GateError::Away`]: it may have been heard nevertheless.
+    /// One round trip, beside decisions. After [`GateError::Away`] the messages may have been delivered nevertheless.
     async fn say(&self, words: &[String]) -> Result<()> {
         let link = self.shared.link()?;
         let channel = self.shared.keys.channel();
@@ -26,7 +26,7 @@ impl Channel for RedisGate {
         }
     }
 
-    /// Over a connection of its own.
+    /// Uses a connection of its own.
     async fn listen(&self, mut hear: Hear) -> GateError {
         let (settings, keys) = (&self.shared.settings, &self.shared.keys);
         let opened = async {

@@ -1,7 +1,7 @@
-//! Finds the server that has the pool's keys, and speaks to it over one connection that all decisions share.
+//! Finds the server that has the pool's keys, and uses one connection for all decisions.
 //!
-//! The driver follows nothing and repeats nothing: a pool's keys are in one hash slot, so one connection to the master of that
-//! slot is enough, and whoever answers `MOVED` names it.
+//! The driver follows no redirections and retries nothing: a pool's keys are in one hash slot, so one connection to the master of
+//! that slot is sufficient, and `MOVED` names it.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -15,19 +15,19 @@ use super::keys::Keys;
 use super::scripts::{SCRIPTS, SOURCES, Script};
 use super::settings::Finding;
 
-/// Longest wait for a connection, and for what it is made ready with.
+/// The longest wait for a connection and its preparation.
 const READY_WITHIN: Duration = Duration::from_secs(1);
-/// Redirections that are followed one after the other.
+/// Redirections that are followed in a row.
 const HOPS_MAX: usize = 5;
 
-/// Why a server gave no answer that can be used.
+/// Why a server gave no usable answer.
 #[derive(Debug)]
 pub(super) enum Fault {
-    /// It did not answer in time. What was asked may still happen.
+    /// It did not answer in time. The operation may still happen.
     Late(Duration),
-    /// The connection, or the server as a whole: it is of no use until somebody has looked.
+    /// The connection or the server failed: it is unusable until it was checked.
     Away(String),
-    /// This one answer.
+    /// Only this answer failed.
     Answer(String),
     /// Another node has the keys.
     Moved(String),
@@ -43,7 +43,7 @@ impl std::fmt::Display for Fault {
     }
 }
 
-/// What a server says when nothing that is asked of it will go well.
+/// Error codes of a server that cannot serve any request.
 const OUT_OF_SERVICE: [&str; 13] = [
     "LOADING",
     "READONLY",
@@ -71,7 +71,7 @@ impl From<RedisError> for Fault {
     }
 }
 
-/// What a server said, in its own words; or what became of the connection.
+/// The server's error message, or the connection's error.
 fn sentence(error: &RedisError) -> String {
     match (error.code(), error.detail()) {
         (Some(code), Some(detail)) => format!("{code} {detail}"),
@@ -80,20 +80,20 @@ fn sentence(error: &RedisError) -> String {
     }
 }
 
-/// A connection to the server, with all scripts loaded there.
+/// A connection to the server, with all scripts loaded.
 pub(super) struct Link {
     connection: MultiplexedConnection,
     hashes: [String; SCRIPTS],
-    /// Where it leads.
+    /// Its address.
     pub address: String,
-    /// How it got there.
+    /// How it was opened.
     pub info: ConnectionInfo,
-    /// Answers in a row that did not come in time.
+    /// Late answers in a row.
     pub late: AtomicU32,
 }
 
 impl Link {
-    /// Runs a script, which is loaded again if the server has forgotten it.
+    /// Runs a script, and loads it again if the server has dropped it.
     pub(super) async fn run(&self, script: Script, keys: &[String], args: &[String]) -> Result<Value, Fault> {
         let run = || {
             let mut command = redis::cmd("EVALSHA");
@@ -115,7 +115,7 @@ impl Link {
         Ok(command.query_async(&mut self.connection.clone()).await?)
     }
 
-    /// Says words on a channel, in one trip.
+    /// Publishes messages on a channel, in one round trip.
     pub(super) async fn publish(&self, channel: &str, words: &[String]) -> Result<(), Fault> {
         let mut all = redis::pipe();
         for word in words {
@@ -124,7 +124,7 @@ impl Link {
         Ok(all.query_async(&mut self.connection.clone()).await?)
     }
 
-    /// Whether this server does all that the gate needs, within a bound.
+    /// Checks that this server can do all that the limiter needs, within a time.
     pub(super) async fn probe(&self, keys: &Keys, bound: Duration) -> Result<(), Fault> {
         let probed = match timeout(bound, self.run(Script::Probe, &keys.probe(), &[])).await {
             Ok(said) => said?,
@@ -136,7 +136,7 @@ impl Link {
         }
     }
 
-    /// Notes whether an answer came in time. True if too many in a row did not.
+    /// Records whether an answer was in time. `true` if too many in a row were late.
     pub(super) fn is_stalled(&self, late: bool, allowed: u32) -> bool {
         if late {
             return self.late.fetch_add(1, Ordering::Relaxed) + 1 >= allowed;
@@ -146,12 +146,12 @@ impl Link {
     }
 }
 
-/// What the probe found: commands that did not work, and why.
+/// The commands that failed in the probe, and why.
 pub(super) fn failures(probed: Value) -> Result<Vec<(String, String)>, Fault> {
     let words: Vec<String> = redis::from_redis_value(probed).map_err(|error| Fault::Answer(error.to_string()))?;
     let failed: Vec<_> =
         words[1.min(words.len())..].chunks_exact(2).map(|two| (two[0].clone(), two[1].clone())).collect();
-    // What fails because a command before it did is no news.
+    // A failure that follows from an earlier one is omitted.
     Ok(failed.into_iter().filter(|(_, why)| !why.contains("no such key")).collect())
 }
 
@@ -170,7 +170,7 @@ async fn client(info: &ConnectionInfo, settings: &Settings) -> Result<Client, Fa
     })
 }
 
-/// What is said on a channel from now on.
+/// Subscribes to a channel.
 pub(super) async fn subscribe(
     info: &ConnectionInfo,
     settings: &Settings,
@@ -188,7 +188,7 @@ pub(super) async fn subscribe(
 /// Opens a bare connection.
 async fn open(info: &ConnectionInfo, settings: &Settings) -> Result<MultiplexedConnection, Fault> {
     let client = client(info, settings).await?;
-    // Every wait is bounded by whoever waits: here, and in what runs the scripts.
+    // Every wait is bounded by its caller: here, and where scripts run.
     let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
     match timeout(READY_WITHIN, client.get_multiplexed_async_connection_with_config(&config)).await {
         Ok(opened) => opened.map_err(|error| Fault::Away(format!("{}: {}", info.addr(), sentence(&error)))),
@@ -196,8 +196,7 @@ async fn open(info: &ConnectionInfo, settings: &Settings) -> Result<MultiplexedC
     }
 }
 
-/// A connection to one server, made ready: the scripts are there, and it does what the gate needs within the bound of a
-/// decision.
+/// A prepared connection to one server: the scripts are loaded, and it answers within a decision's time.
 async fn ready(info: &ConnectionInfo, settings: &Settings, keys: &Keys) -> Result<Link, Fault> {
     let link = bare(info, settings).await?;
     link.probe(keys, READY_WITHIN).await?;
@@ -212,7 +211,7 @@ async fn ready(info: &ConnectionInfo, settings: &Settings, keys: &Keys) -> Resul
     Ok(link)
 }
 
-/// A connection to one server as it is.
+/// An unprepared connection to one server.
 async fn bare(info: &ConnectionInfo, settings: &Settings) -> Result<Link, Fault> {
     let connection = open(info, settings).await?;
     let hashes = SOURCES.map(hash);
@@ -227,20 +226,19 @@ async fn connect(info: &ConnectionInfo, settings: &Settings, keys: &Keys, as_it_
     }
 }
 
-/// The name that a server gives a script.
+/// The name of a script at the server.
 fn hash(source: &str) -> String {
     hex::encode(ring::digest::digest(&ring::digest::SHA1_FOR_LEGACY_USE_ONLY, source.as_bytes()))
 }
 
-/// Opens a link to the server that has the pool's keys: ready for decisions, or as it is, for somebody who wants to know what is
-/// wrong with it.
+/// Connects to the server that has the pool's keys: prepared for decisions, or unprepared for an inspection.
 pub(super) async fn find(settings: &Settings, keys: &Keys, as_it_is: bool) -> Result<Link, Fault> {
     let mut last = Fault::Away("no address".to_owned());
     match settings.finding().map_err(Fault::Away)? {
         Finding::Named(info) => return connect(&info, settings, keys, as_it_is).await,
         Finding::Sentinels { sentinels, name, master } => {
             for sentinel in &sentinels {
-                // A sentinel that was cut off may name a master of yesterday, so each is asked until one names a good one.
+                // A partitioned sentinel may name an old master, so each is queried until one names a good one.
                 let tried = match ask_sentinel(sentinel, &master, &name, settings).await {
                     Ok(info) => connect(&info, settings, keys, as_it_is).await,
                     Err(fault) => Err(fault),
@@ -263,11 +261,11 @@ pub(super) async fn find(settings: &Settings, keys: &Keys, as_it_is: bool) -> Re
     Err(last)
 }
 
-/// Asks a node of a cluster, and goes where it sends us.
+/// Queries a node of a cluster, and follows its redirection.
 async fn follow(mut node: ConnectionInfo, settings: &Settings, keys: &Keys, as_it_is: bool) -> Result<Link, Fault> {
     for _ in 0..HOPS_MAX {
         let there = match connect(&node, settings, keys, as_it_is).await {
-            // One that was not made ready was not asked yet.
+            // An unprepared node was not queried yet.
             Ok(link) => match timeout(READY_WITHIN, link.command(redis::cmd("GET").arg(keys.epoch()))).await {
                 Ok(Err(Fault::Moved(to))) => Err(Fault::Moved(to)),
                 _ => Ok(link),
@@ -284,7 +282,7 @@ async fn follow(mut node: ConnectionInfo, settings: &Settings, keys: &Keys, as_i
 
 fn moved(from: &ConnectionInfo, to: &str) -> Result<ConnectionInfo, Fault> {
     let (host, port) = to.rsplit_once(':').ok_or_else(|| Fault::Away(format!("sent on to {to}")))?;
-    // A node that does not know its own name sends to a port of the host that was asked.
+    // A node that does not know its own name redirects to a port of the queried host.
     let host = match (host, from.addr()) {
         ("", ConnectionAddr::Tcp(host, _) | ConnectionAddr::TcpTls { host, .. }) => host,
         (host, _) => host,
@@ -338,7 +336,7 @@ async fn named_by(
     }
 }
 
-/// Where sentinels say the master is now, if that is how it is found and one of them answers.
+/// The master's address by the sentinels, if sentinels are configured and one answers.
 pub(super) async fn master(settings: &Settings) -> Option<String> {
     let Ok(Finding::Sentinels { sentinels, name, master }) = settings.finding() else { return None };
     for sentinel in &sentinels {

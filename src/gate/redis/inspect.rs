@@ -1,4 +1,4 @@
-//! Looks at a server: whether a gate may rely on it.
+//! Inspects a server: whether a limiter can rely on it.
 
 use std::time::Duration;
 
@@ -9,16 +9,16 @@ use super::connection::{Fault, Link, failures};
 use super::keys::Keys;
 use super::scripts::Script;
 
-/// The oldest version that the scripts were tried on.
+/// The oldest version that the scripts were tested on.
 const VERSION_MIN: u32 = 7;
 const LOOK_WITHIN: Duration = Duration::from_secs(2);
 
-/// What an operator has to change at a server before a gate can rely on it.
+/// A setting that an operator has to change before a limiter can rely on the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// What is wrong.
+    /// The problem.
     pub what: String,
-    /// What to do.
+    /// The remedy.
     pub hint: String,
 }
 
@@ -34,7 +34,7 @@ impl Problem {
     }
 }
 
-/// The rights that the user needs, as `ACL SETUSER` takes them.
+/// The rights that the user needs, in the form of `ACL SETUSER`.
 fn rights(keys: &Keys) -> String {
     format!(
         "ACL SETUSER ringfence on >PASSWORD resetchannels &{0}:* ~{0}:* -@all +evalsha +script|load +info +time +get +set \
@@ -44,7 +44,7 @@ fn rights(keys: &Keys) -> String {
     )
 }
 
-/// What is wrong with a server.
+/// The problems of a server.
 pub(super) async fn look(link: &Link, keys: &Keys) -> Result<Vec<Problem>, Fault> {
     timeout(LOOK_WITHIN, asked(link, keys)).await.map_err(|_| Fault::Late(LOOK_WITHIN))?
 }
@@ -69,7 +69,7 @@ async fn asked(link: &Link, keys: &Keys) -> Result<Vec<Problem>, Fault> {
                 match is_lacking {
                     true if command == "INFO" && info.is_empty() => {}
                     true => problems.push(lacks(&command)),
-                    // Said once already.
+                    // Reported already.
                     false if is_replica && why.contains("READONLY") => {}
                     false => {
                         problems
@@ -88,7 +88,7 @@ async fn asked(link: &Link, keys: &Keys) -> Result<Vec<Problem>, Fault> {
     Ok(problems)
 }
 
-/// What `INFO` shows to be wrong.
+/// The problems that `INFO` shows.
 fn of_info(info: &str) -> Vec<Problem> {
     let mut problems = Vec::new();
     if let Some(policy) = field(info, "maxmemory_policy").filter(|policy| *policy != "noeviction") {
@@ -116,7 +116,7 @@ fn field<'i>(info: &'i str, name: &str) -> Option<&'i str> {
     info.lines().find_map(|line| line.trim_end().strip_prefix(name)?.strip_prefix(':'))
 }
 
-/// The words of an answer.
+/// The strings of an answer.
 pub(super) fn words(said: Value) -> Result<Vec<String>, String> {
     redis::from_redis_value(said).map_err(|error| format!("an answer that is none: {error}"))
 }

@@ -1,13 +1,13 @@
-//! How the gate's data is named in Redis. What stands in which set is said at the head of `scripts/guard.lua`.
+//! Names of the limiter's keys in Redis. `scripts/guard.lua` describes the sets.
 
 use crate::admission::LeaseRow;
 use crate::ids::CallId;
 
-/// The layout of the keys. Another layout is another gate: two of them never read each other's data.
+/// The version of the key layout. Limiters with different layouts never read each other's data.
 const LAYOUT: &str = "ringfence:1";
 
-/// The keys of a pool: one hash slot, and one prefix for access rights. What is counted is named by the record's database, too: an
-/// epoch of another one says nothing of this one's.
+/// The keys of a pool: one hash slot, and one prefix for access rights. They include the database's identity, as an epoch of one
+/// database means nothing in another.
 #[derive(Debug, Clone)]
 pub(super) struct Keys {
     prefix: String,
@@ -19,7 +19,7 @@ impl Keys {
         Self { prefix: format!("{LAYOUT}:{{{pool}}}"), database: database.to_owned() }
     }
 
-    /// The record's database.
+    /// The identity of the database.
     pub(super) fn database(&self) -> &str {
         &self.database
     }
@@ -28,12 +28,12 @@ impl Keys {
         format!("{}:{}:{name}", self.prefix, self.database)
     }
 
-    /// Which databases have something in this pool.
+    /// The key with the databases that use this pool.
     pub(super) fn databases(&self) -> String {
         format!("{}:databases", self.prefix)
     }
 
-    /// What all of them begin with.
+    /// The common prefix.
     pub(super) fn prefix(&self) -> &str {
         &self.prefix
     }
@@ -42,33 +42,33 @@ impl Keys {
         self.own("epoch")
     }
 
-    /// Epoch, leases, rates.
+    /// The keys of an epoch: epoch, leases, rates.
     pub(super) fn of_epoch(&self, epoch: i64) -> Vec<String> {
         vec![self.epoch(), self.own(format_args!("{epoch}:leases")), self.own(format_args!("{epoch}:rates"))]
     }
 
-    /// Leases and rates that a rebuild fills in before anybody reads them.
+    /// Leases and rates that a rebuild fills before they are published.
     pub(super) fn filling(&self, epoch: i64, nonce: &str) -> [String; 2] {
         ["leases", "rates"].map(|what| self.own(format_args!("{epoch}:filling:{nonce}:{what}")))
     }
 
-    /// What refuses a late admission of a call.
+    /// The key that rejects a late admission of a call.
     pub(super) fn gone(&self, call: &CallId) -> String {
         self.own(format_args!("gone:{call}"))
     }
 
-    /// The channel on which replicas tell each other of what is new.
+    /// The channel between replicas.
     pub(super) fn channel(&self) -> String {
         self.own("news")
     }
 
-    /// Two keys that whoever looks whether all is well writes to.
+    /// Two keys that probes write to.
     pub(super) fn probe(&self) -> Vec<String> {
         ["a", "b"].map(|which| format!("{}:probe:{which}", self.prefix)).to_vec()
     }
 }
 
-/// A limit's key as a part of a member: without `|`, which stands between parts.
+/// A limit's key as a part of a member: without `|`, which separates parts.
 pub(super) fn escape(key: &str) -> String {
     key.replace('%', "%25").replace('|', "%7C")
 }
@@ -77,7 +77,7 @@ pub(super) fn unescape(part: &str) -> String {
     part.replace("%7C", "|").replace("%25", "%")
 }
 
-/// All members of a lease, as `members` of `scripts/guard.lua` makes them.
+/// All members of a lease, as `members` in `scripts/guard.lua` makes them.
 pub(super) fn members(held: &LeaseRow, all: &mut Vec<String>) {
     let LeaseRow { call, slots, since_ms, over_limit, .. } = held;
     let stamp = since_ms.max(&0);
@@ -98,7 +98,7 @@ pub(super) fn members(held: &LeaseRow, all: &mut Vec<String>) {
     all.push(own);
 }
 
-/// A lease, from the member that says it.
+/// Parses the member that describes a lease.
 pub(super) fn lease(member: &str) -> Option<LeaseRow> {
     let mut parts = member.strip_prefix("h|")?.split('|');
     Some(LeaseRow {

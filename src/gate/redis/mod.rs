@@ -1,15 +1,15 @@
-//! The gate in a Redis that replicas share. It proposes: its no is final, its yes counts when the record is written under the
-//! same epoch.
+//! The limiter in a Redis that replicas share. A rejection is final, an admission counts when the call is recorded under the same
+//! epoch.
 //!
 //! # What keeps it exact
 //!
-//! * Every call names an epoch. The server answers for the epoch that was published last, and for no other.
-//! * What is published names the line of data it was filled into (`master_replid`). A server that restarted, was promoted or
-//!   took over another's data is another line, so leases that such a change lost are noticed before the first decision.
-//! * Leases are one sorted set an epoch, rates another, each with a mark: a part that was flushed or evicted is noticed.
-//! * A decision is one script, so is an end. Time is the server's.
-//! * A decision waits for `timeout` at most, and is asked once. One whose answer was lost is taken back by
-//!   [`RedisGate::forbid`], which also refuses it should it come late.
+//! * Every operation names an epoch. The server answers only for the epoch that was published last.
+//! * The published epoch names the data set it was filled into (`master_replid`). A server that restarted, was promoted or took
+//!   over another's data has another one, so a loss of leases is noticed before the first decision.
+//! * Leases are one sorted set per epoch, rates another, each with a marker: a set that was flushed or evicted is noticed.
+//! * A decision is one script, and so is a release. The time is the server's.
+//! * A decision waits for `timeout` at most, and is requested once. One whose answer was lost is revoked by
+//!   [`RedisGate::forbid`], which also rejects it should it arrive late.
 //!
 //! # Access
 //!
@@ -56,18 +56,18 @@ pub use breaker::Health;
 pub use inspect::Problem;
 pub use settings::Settings;
 
-/// Longest wait for what is not a decision.
+/// The longest wait for an operation other than a decision.
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a call is refused whose admission was taken back.
+/// How long a revoked admission is rejected.
 const FORBIDDEN_FOR: Duration = Duration::from_secs(60);
-/// Leases a page.
+/// Leases per page.
 const HELD_PAGE: usize = 2_000;
-/// Keys of limits a page.
+/// Limit keys per page.
 const COUNTS_PAGE: usize = 500;
-/// Before the first page. No key of a limit and no lease looks like it.
+/// The cursor before the first page. No limit key and no lease equals it.
 const START: &str = "|";
 
-/// The gate in Redis. Dropping it ends its connection and its task.
+/// The limiter in Redis. Dropping it ends its connection and its task.
 pub struct RedisGate {
     shared: Arc<Shared>,
     keeper: JoinHandle<()>,
@@ -123,10 +123,10 @@ impl Drop for RedisGate {
 }
 
 impl RedisGate {
-    /// A gate that looks for its server in the background, for ever. Until it has found it, it is [`GateError::Away`].
+    /// A limiter that connects in the background, and retries for ever. Until it is connected, it is [`GateError::Away`].
     ///
     /// # Errors
-    /// The settings cannot be used, or this is no place for background tasks (no runtime).
+    /// The settings cannot be used, or there is no runtime.
     pub fn new(settings: Settings) -> std::result::Result<Self, String> {
         let runtime = tokio::runtime::Handle::try_current().map_err(|error| error.to_string())?;
         settings.usable()?;
@@ -139,12 +139,12 @@ impl RedisGate {
         Ok(Self { shared, keeper })
     }
 
-    /// Decides an order, as [`crate::admission::decide`] does, by the server's time, and takes what it grants. One trip.
+    /// Decides a request, as [`crate::admission::decide`] does, by the server's time, and takes what it grants. One round trip.
     ///
-    /// A call that holds a lease already is admitted with its slots. One that was [forbidden](Self::forbid) is not decided.
+    /// A call that holds a lease already is admitted with its slots. A call that was [forbidden](Self::forbid) is not decided.
     ///
     /// # Errors
-    /// [`GateError`]; of [`GateError::Away`] see there: a lease may have been taken nevertheless.
+    /// [`GateError`]; after [`GateError::Away`] a lease may have been taken nevertheless.
     pub async fn admit(&self, epoch: i64, order: &AdmissionRequest) -> Result<Decision> {
         self.shared.decisions.fetch_add(1, Ordering::Relaxed);
         let mut keys = self.shared.keys.of_epoch(epoch);
@@ -186,7 +186,7 @@ impl RedisGate {
         }
     }
 
-    /// Holds a call, over limits if need be, in place of what it held before.
+    /// Counts a call, over limits if necessary, in place of what it held before.
     ///
     /// # Errors
     /// [`GateError`]; may be repeated.
@@ -203,7 +203,7 @@ impl RedisGate {
         self.ask(Script::Adopt, &keys, &args, self.shared.settings.timeout).await.map(drop)
     }
 
-    /// Ends a lease. True if the call held one.
+    /// Ends a lease. `true` if the call held one.
     ///
     /// # Errors
     /// [`GateError`]; may be repeated.
@@ -211,7 +211,7 @@ impl RedisGate {
         self.let_go(epoch, call, false).await
     }
 
-    /// Ends the lease that an admission may have taken whose answer was lost, and refuses it for a minute, should it come late.
+    /// Ends the lease of an admission whose answer was lost, and rejects that admission for a minute, should it arrive late.
     ///
     /// # Errors
     /// [`GateError`]; may be repeated.
@@ -229,7 +229,7 @@ impl RedisGate {
         Ok(words.get(1).is_some_and(|freed| freed == "1"))
     }
 
-    /// What is held. Read in pages: with thousands of limits, not all of one moment.
+    /// Held slots. Read in pages: with thousands of limits, not from one moment.
     ///
     /// # Errors
     /// [`GateError`].
@@ -251,7 +251,7 @@ impl RedisGate {
         }
     }
 
-    /// All leases, for a comparison with the record. Read in pages: a lease that comes or goes meanwhile may be there or not.
+    /// All leases, for a comparison with the call records. Read in pages: a lease that begins or ends meanwhile may be missing.
     ///
     /// # Errors
     /// [`GateError`].
@@ -271,8 +271,8 @@ impl RedisGate {
         }
     }
 
-    /// What an operator has to change at the server before the gate can rely on it. Over a connection of its own, so that it
-    /// also tells why the gate has none.
+    /// Problems that an operator has to solve before the limiter can rely on the server. Uses a connection of its own, so that it
+    /// also reports why the limiter has none.
     ///
     /// # Errors
     /// [`GateError::Away`]: there is no server to ask.
@@ -288,7 +288,7 @@ impl RedisGate {
         }
     }
 
-    /// Whether a decision could be asked for now: one trip that does all that decisions do.
+    /// Checks whether decisions are possible now: one round trip that does all that decisions do.
     ///
     /// # Errors
     /// [`GateError::Away`].
@@ -299,12 +299,12 @@ impl RedisGate {
         self.shared.trip(&link, bound, probe).await.map(drop)
     }
 
-    /// How the server is. No trip.
+    /// Health of the server. No round trip.
     pub fn health(&self) -> Health {
         self.shared.health()
     }
 
-    /// Runs a script of an epoch.
+    /// Runs a script for an epoch.
     async fn ask(&self, script: Script, keys: &[String], args: &[String], bound: Duration) -> Result<Vec<String>> {
         let said = self.shared.run(script, keys, args, bound).await?;
         let words = inspect::words(said).map_err(GateError::Away)?;
@@ -325,7 +325,7 @@ fn strange(what: &str) -> GateError {
     GateError::Away(format!("an answer that is none: {what}"))
 }
 
-/// Binding, held, lacking, wait, oldest….
+/// Parses binding, held, missing, wait, oldest….
 fn short(words: &[String]) -> Result<Shortfall> {
     let token_in_ms = match words.get(3).map(String::as_str) {
         Some("") => None,

@@ -1,4 +1,4 @@
-//! Fills a server from the record, and publishes what was filled in.
+//! Fills a server from the store, and publishes the result.
 
 use redis::Cmd;
 use ulid::Ulid;
@@ -8,24 +8,23 @@ use super::scripts::Script;
 use super::{ADMIN_TIMEOUT, GateError, RedisGate, Result, strange};
 use crate::admission::{LeaseRow, RateLog};
 
-/// Members that are sent at once: a few milliseconds of the server's time.
+/// Members per command: a few milliseconds of the server's time.
 const PORTION: usize = 2_000;
-/// What nobody publishes is forgotten after this.
+/// Unpublished data expires after this time, in milliseconds.
 const UNPUBLISHED_MS: u64 = 600_000;
-/// How often what is published may change under a rebuild before it gives up.
+/// How often the published epoch may change during a rebuild before it gives up.
 const TRIES: usize = 5;
 
 impl RedisGate {
-    /// Fills the server with what an epoch starts from, and makes that epoch the one that counts there: only upward, unless what
-    /// is published is from another line of data. What the epoch before had is deleted.
+    /// Fills the server with the data of an epoch, and publishes that epoch: only upward, unless the published one is from
+    /// another data set. The previous epoch's data is deleted.
     ///
-    /// Nobody reads what is filled in before it is published, in one step and whole. Of two rebuilds of one epoch the first
-    /// counts.
+    /// The data is not read before it is published, in one step. Of two rebuilds of one epoch the first counts.
     ///
     /// # Errors
-    /// [`GateError::Epoch`]: a later one is published. Others: nothing was published, or it is not known; may be repeated.
+    /// [`GateError::Epoch`]: a later one is published. Others: nothing was published, or that is unknown; may be repeated.
     pub async fn rebuild(&self, epoch: i64, held: &[LeaseRow], rates: &[(String, RateLog)]) -> Result<()> {
-        // Under a name of its own: what another attempt has still on its way comes to nothing.
+        // Under a unique name: commands of another attempt that are still in flight have no effect.
         let [leases, filled_rates] = self.shared.keys.filling(epoch, &Ulid::new().to_string().to_lowercase());
         let (mut said, line) = self.before(epoch).await?;
         let filled = self.fill([&leases, &filled_rates], held, rates).await?;
@@ -33,7 +32,7 @@ impl RedisGate {
             let before = said.split(' ').next().and_then(|word| word.parse().ok()).unwrap_or(0);
             let mut keys = self.shared.keys.of_epoch(epoch);
             keys.extend([leases.clone(), filled_rates.clone()]);
-            // Of an epoch that is filled once more, nothing else is deleted: these keys do not exist.
+            // For a repeated rebuild of one epoch nothing else is deleted: these keys do not exist.
             keys.extend(self.shared.keys.of_epoch(if before == epoch { 0 } else { before }).into_iter().skip(1));
             keys.push(self.shared.keys.databases());
             let (database, prefix) = (self.shared.keys.database().to_owned(), self.shared.keys.prefix().to_owned());
@@ -48,7 +47,7 @@ impl RedisGate {
         Err(GateError::Away("what is published there changes all the time".to_owned()))
     }
 
-    /// What is published, and the server's line of data.
+    /// The published epoch, and the server's data set.
     pub(super) async fn before(&self, epoch: i64) -> Result<(String, String)> {
         let keys = self.shared.keys.of_epoch(epoch);
         let words = self.ask(Script::Before, &keys, &[epoch.to_string()], ADMIN_TIMEOUT).await?;
@@ -58,11 +57,11 @@ impl RedisGate {
         }
     }
 
-    /// Returns how many members the leases have.
+    /// Returns the number of members of the leases.
     async fn fill(&self, [leases, rates]: [&str; 2], held: &[LeaseRow], logs: &[(String, RateLog)]) -> Result<usize> {
         let mut all = vec!["!".to_owned()];
         held.iter().for_each(|held| members(held, &mut all));
-        // In their order, each finds its place at the end of the set.
+        // Sorted, each is appended at the end of the set.
         all.sort_unstable();
         let mut filled = 0;
         for part in all.chunks(PORTION) {

@@ -1,6 +1,6 @@
-//! What runs inside the server: each script is one atomic step.
+//! Scripts that run in the server, each one atomic step.
 
-/// A script. Its number is its place in [`SOURCES`].
+/// A script. Its number is its index in [`SOURCES`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Script {
     Probe,
@@ -13,7 +13,7 @@ pub(super) enum Script {
     Publish,
 }
 
-/// How many there are.
+/// The number of scripts.
 pub(super) const SCRIPTS: usize = 8;
 
 macro_rules! guarded {

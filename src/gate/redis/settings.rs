@@ -1,4 +1,4 @@
-//! Where the server is, and how it is found.
+//! Settings: the server's address, and how it is found.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,50 +8,50 @@ use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo as _, ProtocolVer
 
 use crate::provider::secret::Secret;
 
-/// The forms that a URL may have.
+/// The supported forms of a URL.
 const FORMS: &str = "must be a URL as in redis://user:password@host:6379, rediss://… (TLS), unix:///path, \
                      redis+sentinel://host1:26379,host2:26379/master or redis+cluster://host1:6379,host2:6379 \
                      (rediss+… with TLS)";
 
-/// The gate's settings.
+/// The limiter's settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     url: Secret,
-    /// The authorities whose certificates are taken, as PEM; the system's if there is none.
+    /// Trusted certificate authorities, as PEM; the system's if not set.
     pub ca_file: Option<PathBuf>,
-    /// The limits that are decided together: all keys of a pool are in one hash slot.
+    /// The pool of limits that are decided together: its keys are in one hash slot.
     pub pool: String,
-    /// Which record it counts for; its keys are named by it.
+    /// The identity of the database it counts for; part of its keys.
     pub database: String,
-    /// Longest wait for a decision.
+    /// The longest wait for a decision.
     pub timeout: Duration,
-    /// Decisions go by the time that the order says, not by the server's. For tests that step it.
+    /// Decisions use the request's time, not the server's. For tests that step the clock.
     pub callers_clock: bool,
 }
 
-/// How the server is found that has the pool's keys.
+/// How the server with the pool's keys is found.
 #[derive(Debug, Clone)]
 pub(super) enum Finding {
-    /// It is the one of the URL.
+    /// It is the server in the URL.
     Named(ConnectionInfo),
     /// Sentinels know the master of this name.
     Sentinels {
-        /// Where they are, without credentials.
+        /// Their addresses, without credentials.
         sentinels: Vec<ConnectionInfo>,
-        /// What they call the group.
+        /// The name of the master's group.
         name: String,
-        /// The master, but for its address.
+        /// The master's connection settings, without its address.
         master: ConnectionInfo,
     },
-    /// Any node of a cluster knows.
+    /// Any node of a cluster knows it.
     Cluster(Vec<ConnectionInfo>),
 }
 
 impl Settings {
-    /// Settings for a URL; the rest as it is by default: the pool `default`, 50 ms, the system's authorities.
+    /// Settings for a URL; the rest are defaults: the pool `default`, 50 ms, the system's authorities.
     ///
     /// # Errors
-    /// The URL cannot be used. Never holds it: it has a password.
+    /// The URL cannot be used. Never contains the URL: it has a password.
     pub fn new(url: Secret) -> Result<Self, String> {
         let timeout = Duration::from_millis(50);
         let settings = Self {
@@ -66,10 +66,10 @@ impl Settings {
         Ok(settings)
     }
 
-    /// Whether a gate can be made of them: the URL and the pool's name can be used.
+    /// Checks the URL and the pool's name.
     ///
     /// # Errors
-    /// Why not. Never holds the URL.
+    /// Why not. Never contains the URL.
     pub(super) fn usable(&self) -> Result<(), String> {
         self.finding()?;
         if self.pool.is_empty() || self.pool.contains(['{', '}', '|']) {
@@ -78,10 +78,10 @@ impl Settings {
         Ok(())
     }
 
-    /// The same, and whether the file of authorities is there.
+    /// The same, and the file of authorities.
     ///
     /// # Errors
-    /// Why not. Never holds the URL.
+    /// Why not. Never contains the URL.
     pub fn check(&self) -> Result<(), String> {
         self.usable()?;
         let Some(file) = &self.ca_file else { return Ok(()) };
@@ -131,7 +131,7 @@ impl Settings {
         }
     }
 
-    /// `redis://user@host:6379`: no password, no parameters.
+    /// The URL to show, `redis://user@host:6379`: no password, no parameters.
     pub fn shown(&self) -> String {
         let Ok(finding) = self.finding() else { return "redis".to_owned() };
         let scheme = self.url.expose().split("://").next().unwrap_or("redis");
@@ -145,7 +145,7 @@ impl Settings {
         format!("{scheme}://{}{}{after}", user.unwrap_or_default(), addresses.join(","))
     }
 
-    /// Why others on the way could read or answer what is sent, if they could.
+    /// A warning if the connection is not encrypted and leaves this machine.
     pub fn exposed(&self) -> Option<String> {
         let finding = self.finding().ok()?;
         let infos = match &finding {
@@ -164,7 +164,7 @@ impl Settings {
 }
 
 fn info(url: &str) -> Result<ConnectionInfo, String> {
-    // What the parser says names a part of the URL at most, but which part is not known.
+    // The parser's error may contain a part of the URL.
     let info = url.into_connection_info().map_err(|_| FORMS)?;
     let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP2);
     Ok(info.set_redis_settings(settings).set_tcp_settings(TcpSettings::default().set_nodelay(true)))

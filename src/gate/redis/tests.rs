@@ -1,4 +1,4 @@
-//! The gate on real servers. What each method does; outages and topologies in their own files.
+//! The limiter on real servers: each method. Outages and topologies have their own files.
 
 mod bus;
 mod outages;

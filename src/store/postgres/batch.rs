@@ -1,6 +1,6 @@
-//! Writes that meet (group commit): decisions, and what is said in calls. They have to go one after the other, so one task owns those
-//! of a kind: what came while the last transaction was under way goes into the next one, with a few statements and one commit. No
-//! timer. Dropping the waiter drops only the notification.
+//! Group commit of decisions and of utterances. They have to be serial, so one task owns each kind: those that arrive during a
+//! transaction go into the next one, with a few statements and one commit. No timer. Dropping the waiter drops only the
+//! notification.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,17 +16,17 @@ use super::transaction::{Db, Gate};
 use super::utterance_batch;
 use crate::ids::CallId;
 
-/// Writes that may wait. Beyond it, callers wait to hand theirs over.
+/// Queued writes. Beyond that, callers wait to enqueue.
 const WAITING_MAX: usize = 4096;
 /// Writes in one transaction.
 const BATCH_MAX: usize = 256;
 
-/// Calls of which nobody knows yet whether they are on record, and the transaction that knows.
+/// Calls whose commit has an unknown outcome, and their transaction's number.
 #[derive(Debug, Clone, Default)]
 pub(super) struct InDoubt(Arc<Mutex<HashMap<CallId, i64>>>);
 
 impl InDoubt {
-    /// Remembers the calls of a write that failed, if it may have been made.
+    /// Remembers the calls of a failed write, if it may have been committed.
     pub(super) fn note<'c>(
         &self,
         calls: impl Iterator<Item = &'c CallId>,
@@ -48,7 +48,7 @@ impl InDoubt {
     }
 }
 
-/// Does what a batch asks for, in one transaction: an answer to each.
+/// Runs a batch in one transaction; an answer to each.
 type Transact<A, R> = Box<dyn Fn(Arc<[Arc<A>]>) -> BoxFuture<'static, Result<Vec<R>>> + Send + Sync>;
 
 struct Waiting<A, R> {
@@ -56,7 +56,7 @@ struct Waiting<A, R> {
     reply: oneshot::Sender<Result<R>>,
 }
 
-/// Where they are handed over.
+/// The queue.
 pub(super) struct Batches<A, R>(mpsc::Sender<Waiting<A, R>>);
 
 impl<A: Send + Sync + 'static, R: Send + 'static> Batches<A, R> {
@@ -67,7 +67,7 @@ impl<A: Send + Sync + 'static, R: Send + 'static> Batches<A, R> {
         Self(handed)
     }
 
-    /// Hands one over, and returns when it is durable.
+    /// Enqueues one, and returns when it is durable.
     pub(super) async fn run(&self, ask: A) -> Result<R> {
         let (reply, told) = oneshot::channel();
         let gone = || StoreError::Failed("the store is closed".to_owned());
@@ -83,11 +83,11 @@ async fn run_all<A, R>(db: Arc<Db>, transact: Transact<A, R>, mut waiting: mpsc:
         match transact(asks.clone().into()).await {
             Ok(answers) => {
                 for (reply, answer) in replies.into_iter().zip(answers) {
-                    // The waiter may have gone; what was written stands all the same.
+                    // The waiter may be gone; the write stands nevertheless.
                     let _ = reply.send(Ok(answer));
                 }
             }
-            // One that cannot be written must not take its neighbours along.
+            // One that fails must not make the others fail.
             Err(StoreError::Failed(_) | StoreError::Damaged(_)) if asks.len() > 1 && !db.health.is_failing() => {
                 for (ask, reply) in asks.into_iter().zip(replies) {
                     let answer = transact([ask].into()).await.and_then(|mut one| {
@@ -105,7 +105,7 @@ async fn run_all<A, R>(db: Arc<Db>, transact: Transact<A, R>, mut waiting: mpsc:
     }
 }
 
-/// Decisions about calls.
+/// The task of decisions.
 pub(super) fn decisions(db: Arc<Db>, doubts: InDoubt, callers_clock: bool) -> Batches<Ask, AdmitOutcome> {
     let at = db.clone();
     let transact = move |asks: Arc<[Arc<Ask>]>| {
@@ -122,7 +122,7 @@ pub(super) fn decisions(db: Arc<Db>, doubts: InDoubt, callers_clock: bool) -> Ba
     Batches::start(at, Box::new(transact))
 }
 
-/// What is said in calls. While processes `listen`, they are told.
+/// The task of utterances. While processes `listen`, they are notified.
 pub(super) fn speeches(db: Arc<Db>, listens: Arc<AtomicBool>) -> Batches<UtteranceIngest, IngestOutcome> {
     let at = db.clone();
     let transact = move |batch: Arc<[Arc<UtteranceIngest>]>| {

@@ -1,4 +1,4 @@
-//! A connection to the server, as the queries have it.
+//! A connection to the server, for the queries.
 
 use futures_util::FutureExt as _;
 use sqlx::postgres::PgArguments;
@@ -11,7 +11,7 @@ use super::transaction::{ADVISORY_LOCK_KEY, prepared};
 use super::{Sql, query};
 use crate::ids::Alias;
 
-/// Rows of parameters up to which a statement is worth keeping: its text is another with every number of them.
+/// The most rows of parameters whose statement is cached: its text depends on their number.
 const KEPT_ROWS: usize = 4;
 
 /// See the module.
@@ -50,7 +50,7 @@ fn places(rows: usize, columns: usize) -> String {
     (0..rows).map(row).collect::<Vec<_>>().join(", ")
 }
 
-/// Keeps others from these ids until the transaction ends, all of them in one order. Before any row is locked.
+/// Locks these ids until the transaction ends, in a fixed order, before any row is locked.
 pub(super) async fn lock_ids(c: &mut PgConnection, aliases: &[Alias]) -> Sql<()> {
     if aliases.is_empty() {
         return Ok(());

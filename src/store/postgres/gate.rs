@@ -1,6 +1,6 @@
-//! The database as arbiter. A decision locks the pool's row in the trip of its BEGIN, and so is alone; a record that another gate
-//! admitted shares it. A move changes the row, and reads the open calls in a statement after that, which sees every record that
-//! was under way before it. The row is locked before ids, and ids before calls.
+//! The database as limiter. A decision locks the pool's row in the round trip of its BEGIN, and so is alone; a record that
+//! another limiter admitted locks it shared. A transition changes the row, and reads the open calls in a later statement, which
+//! sees every record that was in progress before. The row is locked before ids, and ids before calls.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -31,38 +31,38 @@ pub(super) struct Ask {
     pub(super) epoch: i64,
 }
 
-/// What a transaction decides, one order after the other.
+/// The decisions of one transaction, in order.
 #[derive(Default)]
 struct Round {
     counted: Counted,
-    /// Calls that are on record: their slots, or that they are over.
+    /// Recorded calls: their slots; `None` if ended.
     recorded: HashMap<CallId, Option<u32>>,
-    /// Ids that somebody has, or for which news waits.
+    /// Ids that belong to a call, or under which news waits.
     taken: BTreeSet<Alias>,
-    /// Ids of calls that were admitted before in this round.
+    /// Ids of calls admitted earlier in this transaction.
     claimed: HashMap<Alias, CallId>,
     rates: HashMap<String, RateLog>,
 }
 
-/// An order that was admitted.
+/// An admitted request.
 struct Granted {
     slots: u32,
     would: Option<Shortfall>,
     at_ms: UnixMs,
-    /// Of its ids some are on record, in whatever way. Then what is to be done with each is found out one by one.
+    /// Ids of it that are recorded already: each is handled by itself.
     intricate: Option<Vec<Alias>>,
 }
 
 enum Answer {
     Outdated(GateState),
     Known(CallId),
-    /// It is on record already.
+    /// It is recorded already.
     Again(u32),
     Refused(Shortfall),
     Granted(Granted),
 }
 
-/// Decides about orders, one after the other, with the pool's row locked for this transaction alone.
+/// Decides about requests, one after the other, with the pool's row locked exclusively.
 pub(super) async fn admit(
     c: &mut PgConnection,
     state: Option<GateState>,
@@ -107,7 +107,7 @@ pub(super) async fn admit(
     Ok(decided)
 }
 
-/// Locks the ids of these orders, and reads what their limits have and who has their ids: one statement.
+/// Locks the ids of these requests, and reads their limits' usage and their ids' owners, in one statement.
 async fn read(c: &mut PgConnection, asks: &[&Ask]) -> Sql<Round> {
     let aliases: Vec<Alias> = asks.iter().flat_map(|ask| ask.call.aliases.iter().cloned()).collect();
     lock_ids(c, &aliases).await?;
@@ -191,8 +191,8 @@ impl Round {
     }
 }
 
-/// Names the oldest holders of limits that are short. Before anything is written: those admitted in this round are named already,
-/// and are younger.
+/// Reads the oldest holders of short limits. Before anything is written: holders admitted in this transaction are included
+/// already, and are younger.
 async fn name_oldest(c: &mut PgConnection, asks: &[Arc<Ask>], answers: &mut [Answer]) -> Sql<()> {
     fn short<'a>(ask: &'a Ask, answer: &'a mut Answer) -> Option<(&'a Binding, &'a mut Shortfall)> {
         let short = match answer {
@@ -230,7 +230,7 @@ async fn name_oldest(c: &mut PgConnection, asks: &[Arc<Ask>], answers: &mut [Ans
     Ok(())
 }
 
-/// A row of `calls`, as JSON: so one statement writes any number of them.
+/// A row of `calls`, as JSON: one statement writes any number of them.
 #[derive(Serialize)]
 struct NewRow<'a> {
     id: &'a str,
@@ -305,7 +305,7 @@ struct NewRate<'a> {
     log: String,
 }
 
-/// Writes what was granted: calls, ids that nobody had, and what their rates have given out.
+/// Writes the granted calls, their new ids, and the logs of their rates.
 async fn write(
     c: &mut PgConnection,
     asks: &[Arc<Ask>],

@@ -1,4 +1,4 @@
-//! Looks at a server and a store in it without changing them: for the start, and for `ringfence check --live`.
+//! Inspects a server and its store without changing them: at the start, and for `ringfence check --live`.
 
 use sqlx::{ConnectOptions as _, Connection as _, Row as _};
 
@@ -7,21 +7,21 @@ use super::ownership::{OwnerRow, ProcessId};
 use super::transaction::Db;
 use super::{Pooler, Settings, StoreError, code, explain, is_outside, is_pooled, migrate, ownership};
 
-/// What a server is like.
+/// A server's properties.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Server {
-    /// Its version, as it says it.
+    /// Its version.
     pub version: String,
-    /// Every transaction may run in another session.
+    /// It is behind a pooler: every transaction may run in another session.
     pub pooled: bool,
-    /// `synchronous_commit`, as it is for our role in our database.
+    /// `synchronous_commit` for our role in our database.
     pub synchronous_commit: String,
     /// `fsync`.
     pub fsync: String,
 }
 
 impl Server {
-    /// Why what it has acknowledged may be lost, if it may.
+    /// Why acknowledged writes may be lost, if they may.
     pub fn unsafe_because(&self) -> Option<String> {
         (self.synchronous_commit == "off").then(|| {
             "has synchronous_commit = off: a call that was admitted could be forgotten in a crash of the server. \
@@ -34,24 +34,24 @@ impl Server {
 /// Why a server cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Unfit {
-    /// It is not there, or not ready: it may come by itself.
+    /// It is unavailable: waiting may help.
     Away(String),
-    /// An operator has to do something.
+    /// An operator has to act.
     Unusable(String),
 }
 
-/// What stands in a store.
+/// The state of a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inspected {
     /// The server.
     pub server: Server,
     /// Migrations that are missing.
     pub missing: Vec<i64>,
-    /// Who has the record, as it says itself; not whether it still lives.
+    /// The recorded owner, live or not.
     pub holder: Option<String>,
 }
 
-/// Looks at a server.
+/// Inspects a server.
 ///
 /// # Errors
 /// It does not answer, or cannot be used; sentences for an operator, without a password.
@@ -63,7 +63,7 @@ pub async fn server(settings: &Settings) -> Result<Server, Unfit> {
         Ok(Ok((_, true))) => Err(Unfit::Away(format!("{shown} is a standby: it takes no writes"))),
         Ok(Err(error)) => {
             let code = code(&error);
-            // A wrong password, a database that is not there, a file that the URL names: no waiting mends these.
+            // A wrong password, a missing database, a missing file in the URL: waiting does not help.
             let ours =
                 code.starts_with("28") || code.starts_with("3D") || matches!(error, sqlx::Error::Configuration(_));
             let why = explain(&error, &shown);
@@ -102,10 +102,10 @@ async fn look(settings: &Settings) -> Result<(Server, bool), sqlx::Error> {
     Ok((server, standby))
 }
 
-/// Looks at a store.
+/// Inspects a store.
 ///
 /// # Errors
-/// What would keep a start from using it, or waiting: sentences for an operator.
+/// What would make a start fail, or wait: sentences for an operator.
 pub async fn inspect(settings: &Settings) -> Result<Inspected, String> {
     let server = server(settings).await.map_err(|unfit| match unfit {
         Unfit::Away(why) => why,
@@ -122,7 +122,7 @@ pub async fn inspect(settings: &Settings) -> Result<Inspected, String> {
     Ok(Inspected { server, missing, holder: holder.map(|seen| seen.who()) })
 }
 
-/// Who has the record, as far as is known to live.
+/// The owner, if it is alive.
 pub(super) async fn living_holder(db: &Db, me: &ProcessId) -> Result<Option<OwnerRow>, StoreError> {
     let seen: Option<OwnerRow> = db
         .read(|c| {

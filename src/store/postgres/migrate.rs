@@ -1,5 +1,5 @@
-//! Migrations of the Postgres store, in its own schema. The files are built in. All of a way up or down is one transaction
-//! under a lock of that transaction: several processes may begin at once, through any pooler.
+//! Migrations of the Postgres store, in its own schema. The files are built in. One command runs in one transaction under a
+//! transaction lock: several processes may start at once, through any pooler.
 
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ use super::{Db, Settings, explain};
 
 /// A migration may rewrite a table.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(3600);
-/// The key of the lock: any number that nobody else takes.
+/// The key of the lock: an arbitrary number.
 const LOCK: i64 = 0x7269_6e67_6665_6e63;
 
-/// sqlx's own migrator is not run: its lock, and the statements that it prepares, belong to a session, which a pooler gives to others.
+/// sqlx's own migrator is not used: its lock and prepared statements belong to a session, which a pooler may change.
 fn known() -> Migrator {
     sqlx::migrate!("migrations/postgres")
 }
@@ -24,12 +24,12 @@ fn known() -> Migrator {
 /// Brings the schema up to date.
 ///
 /// # Errors
-/// A sentence for an operator: the server is away, the schema is of a newer version, the role may not.
+/// A sentence for an operator: the server is unavailable, the schema is of a newer version, the role has no right.
 pub async fn up(settings: &Settings) -> Result<(), String> {
     up_all(&connect(settings)?).await
 }
 
-/// Takes back the latest migration, or all that are newer than `to`. Refuses while a process has the record.
+/// Reverts the latest migration, or all that are newer than `to`. Fails while a process uses the database.
 ///
 /// # Errors
 /// As [`up`].
@@ -53,7 +53,7 @@ pub async fn status(settings: &Settings) -> Result<Vec<Status>, String> {
     Ok(migrations::status(&known(), &applied))
 }
 
-/// Migrations that are missing, without a write. Refuses a schema of a newer version.
+/// Missing migrations, without a write. Rejects a schema of a newer version.
 pub(super) async fn missing(db: &Db) -> Result<Vec<i64>, String> {
     let applied = read_applied(db).await?;
     migrations::refuse_newer(&known(), &applied)?;
@@ -66,14 +66,14 @@ pub(super) async fn up_all(db: &Db) -> Result<(), String> {
     commit(db, transaction).await
 }
 
-/// Refuses a schema that this version does not know.
+/// Rejects a schema that this version does not know.
 pub(super) async fn check(db: &Db) -> Result<(), String> {
     migrations::check(&known(), &read_applied(db).await?)
 }
 
 async fn up_in(c: &mut PgConnection) -> Result<(), String> {
     let cannot = |e: sqlx::Error| format!("cannot be migrated: {e}");
-    // Asked first: making one takes a right that an operator may have kept, having made it.
+    // Checked first: creating one needs a right that an operator who created it may have withheld.
     let there = sqlx::query("SELECT 1 FROM pg_namespace WHERE nspname = $1").persistent(false).bind(SCHEMA);
     if there.fetch_optional(&mut *c).await.map_err(cannot)?.is_none() {
         let create = sqlx::raw_sql(AssertSqlSafe(format!("CREATE SCHEMA {SCHEMA}")));

@@ -1,8 +1,8 @@
 //! The store for production: Postgres, in a schema of its own.
 //!
-//! What SQLite has from its one writer, transactions have here from locks: one for the ids that a change touches, one for its
-//! call. One process has the record at a time (`holder.rs`), and every write is bound
-//! to that (`transact.rs`).
+//! Where SQLite has a single writer, transactions here use locks: one for the ids that a change touches, one for its call. One
+//! process owns the database at a time, or several share it (`ownership.rs`), and every write is bound to that ownership
+//! (`transaction.rs`).
 
 mod batch;
 mod driver;
@@ -40,7 +40,7 @@ use transaction::{CommitOutcome, Db, Gate, prepared};
 
 type Sql<T> = std::result::Result<T, sqlx::Error>;
 
-/// A statement, which is kept in the session only where that stays ours.
+/// A statement, which is prepared once per session unless a pooler changes sessions.
 fn query<'q>(sql: &'static str) -> sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments> {
     sqlx::query(sql).persistent(prepared())
 }
@@ -49,39 +49,39 @@ fn to_json(value: &impl serde::Serialize) -> Sql<String> {
     serde_json::to_string(value).map_err(|e| sqlx::Error::Encode(e.into()))
 }
 
-/// The shortest and longest pause between two tries to reach the server at the start.
+/// The shortest and longest pause between two connection attempts at the start.
 const RETRY_DELAYS: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
-/// The migration that makes the table of holders.
+/// The migration that creates the table of owners.
 const FIRST_MIGRATION: i64 = 1;
-/// How often a holder is looked at whose record is wanted.
+/// How often an owner is checked while this process waits for the database.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
 
 /// The store cannot be used. Sentences for an operator.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// Another process has it.
+    /// Another process owns it.
     #[error("{store} is in use by {holder}. {advice}, or give this one another [store] url")]
     Held {
         /// The database.
         store: String,
-        /// Who has it.
+        /// The owner.
         holder: String,
-        /// What mends it.
+        /// What to do.
         advice: &'static str,
     },
-    /// Waiting does not mend it.
+    /// Waiting does not help.
     #[error("{store} {why}")]
     Unusable {
         /// The database.
         store: String,
-        /// What does not fit, and what mends it.
+        /// What is wrong, and what to do.
         why: String,
     },
 }
 
 /// Why it is not open yet.
 enum NotYet {
-    /// It may come by itself.
+    /// Waiting may help.
     Away(String),
     Never(OpenError),
 }
@@ -94,7 +94,8 @@ pub struct PostgresStore {
     doubts: InDoubt,
     decisions: Batches<Ask, AdmitOutcome>,
     speeches: Batches<UtteranceIngest, IngestOutcome>,
-    /// Somebody here listens to other processes, so they do as well: commits that notify queue up in the server, so none does in vain.
+    /// A task here listens to other processes, and so they do: commits that notify are serialised in the server, so they notify
+    /// only if needed.
     listens: Arc<AtomicBool>,
     callers_clock: bool,
 }
@@ -104,7 +105,7 @@ fn code(error: &sqlx::Error) -> String {
     error.as_database_error().and_then(|e| e.code()).unwrap_or_default().into_owned()
 }
 
-/// What an operator can do about an error. Values of callers stand in no message of the server, only in its details.
+/// What an operator can do about an error. The server's messages contain no values, only its details do.
 fn explain(error: &sqlx::Error, shown: &str) -> String {
     match error {
         sqlx::Error::PoolTimedOut => {
@@ -122,7 +123,7 @@ fn explain(error: &sqlx::Error, shown: &str) -> String {
     }
 }
 
-/// Whether an error says something of the server or the way to it, not of the write: others would fail as well.
+/// Whether an error concerns the server or the connection, not the write: other writes would fail too.
 fn is_outside(error: &sqlx::Error) -> bool {
     let code = code(error);
     match error {
@@ -142,12 +143,11 @@ fn is_outside(error: &sqlx::Error) -> bool {
 }
 
 impl PostgresStore {
-    /// Opens the record, for this process alone or beside others that share it, however long its server is away: `waits` is told
-    /// why, whenever that changes.
-    /// With `migrate`, a missing or older schema is brought up to date; without, it is refused.
+    /// Opens the database, exclusively or shared, however long its server is unavailable: `waits` gets the reason whenever it
+    /// changes. With `migrate`, a missing or older schema is migrated; without, it is rejected.
     ///
     /// # Errors
-    /// Another process has it, does not share it and lives; or waiting does not mend what is wrong.
+    /// A live process owns it and does not share it; or waiting does not help.
     pub async fn open(
         settings: &Settings,
         migrate: bool,
@@ -190,7 +190,7 @@ impl PostgresStore {
         }
         let db = Arc::new(Db::new(settings, !server.pooled).map_err(|e| unusable(explain(&e, &shown)))?);
         let missing = migrate::missing(&db).await;
-        // A schema that somebody uses is left alone: it is migrated by whoever has it. The first one makes what is taken.
+        // A schema in use is not migrated: its user does that. The first migration creates the table of owners.
         let is_made = matches!(&missing, Ok(missing) if !missing.contains(&FIRST_MIGRATION));
         let taken = if is_made { Some(take(&db, &me, waits).await?) } else { None };
         let fits = match (missing, migrate) {
@@ -199,7 +199,7 @@ impl PostgresStore {
             (Ok(_), false) => migrate::check(&db).await,
             (Err(why), _) => Err(why),
         };
-        // The server may have gone away meanwhile; then it is asked again.
+        // The server may have become unavailable meanwhile; then it is retried.
         if let Err(why) = fits {
             return match inspect::server(settings).await {
                 Err(inspect::Unfit::Away(away)) => Err(NotYet::Away(away)),
@@ -212,7 +212,7 @@ impl PostgresStore {
         };
         db.generation.store(generation, Ordering::Relaxed);
         if sharing == OwnershipMode::Exclusive {
-            // Whoever took deliveries is gone.
+            // The process that claimed deliveries is gone.
             let take_back =
                 db.write(|c| Box::pin(async move { query(messages::TAKE_BACK).execute(c).await.map(drop) }));
             take_back.await.map_err(|e| NotYet::Away(e.to_string()))?;
@@ -236,7 +236,7 @@ impl PostgresStore {
     }
 }
 
-/// Takes the record, waiting for a holder that is no longer heard; or joins those who share it.
+/// Takes ownership, waiting for an owner without heartbeats; or joins those who share it.
 async fn take(db: &Db, me: &ProcessId, waits: &impl Fn(&str)) -> std::result::Result<i64, NotYet> {
     let away = |error: sqlx::Error| NotYet::Away(explain(&error, &db.shown));
     let (mut watched, mut since) = (None, Instant::now());
@@ -278,20 +278,20 @@ async fn take(db: &Db, me: &ProcessId, waits: &impl Fn(&str)) -> std::result::Re
     }
 }
 
-/// Says that this process lives, for as long as it has the record.
+/// Sends heartbeats, as long as this process has ownership.
 async fn heartbeat(db: Arc<Db>, me: ProcessId) {
     while !db.lost.load(Ordering::Relaxed) {
         tokio::select! {
             () = db.closed.cancelled() => return,
             () = tokio::time::sleep(BEAT_EVERY) => {}
         }
-        // What keeps it from being written is logged where writes are.
+        // Failed writes are logged where writes are.
         let me = me.clone();
         let _ = db.write(move |c| Box::pin(ownership::heartbeat(c, me.clone()))).await;
     }
 }
 
-/// Refuses while a process has the record and is heard.
+/// Fails while a live process owns the database.
 async fn refuse_while_held(db: &Db) -> std::result::Result<(), String> {
     let me = ProcessId::new(OwnershipMode::Exclusive);
     let Some(first) = inspect::living_holder(db, &me).await.map_err(|e| e.to_string())? else { return Ok(()) };
@@ -337,7 +337,7 @@ impl Backend for PostgresStore {
         write.await
     }
 
-    /// With an epoch, the pool's row is locked from the beginning on.
+    /// With an epoch, the pool's row is locked from the beginning.
     async fn write_under<A, T, F>(
         &self,
         epoch: Option<i64>,
@@ -364,7 +364,7 @@ impl Backend for PostgresStore {
         written.await.map_err(|failed| self.doubts.note([call].into_iter(), failed))
     }
 
-    /// Of a record whose COMMIT got no answer: only then is it certain that it is there, or never will be.
+    /// Settles a COMMIT without an answer: until then it is unknown whether the record exists.
     async fn settle_doubt(&self, call: &CallId) -> Result<()> {
         let Some(xid) = self.doubts.of(call) else { return Ok(()) };
         match self.db.fate(xid).await {
@@ -398,7 +398,7 @@ impl Backend for PostgresStore {
     }
 
     async fn ring(&self, ring: Ring) {
-        // Behind a pooler no session is ours to listen in.
+        // Behind a pooler there is no session to listen in.
         if !self.db.keeps_sessions() {
             return;
         }
@@ -416,7 +416,7 @@ impl Backend for PostgresStore {
         if self.db.lost.load(Ordering::Relaxed) {
             return Err(self.db.lost_error());
         }
-        // While writes fail, nothing less than a write says that they do no longer.
+        // While writes fail, only a write can show that they work again.
         if self.db.health.is_failing() {
             let me = self.me.clone();
             return self.db.write(move |c| Box::pin(ownership::heartbeat(c, me.clone()))).await;
@@ -429,7 +429,7 @@ impl Backend for PostgresStore {
     }
 
     async fn shut(&self) {
-        // The next process need not wait to see whether this one still lives.
+        // Spares the next process the wait for this one's heartbeats.
         let me = self.me.clone();
         if let Err(error) = self.db.write(move |c| Box::pin(ownership::give_up(c, me.clone()))).await {
             warn!(%error, "failed to release database ownership; the next process waits {} s for it", OWNER_TIMEOUT.as_secs());
@@ -445,7 +445,7 @@ async fn session(c: &mut PgConnection) -> Sql<i32> {
     sqlx::raw_sql("SELECT pg_backend_pid() AS pid").fetch_one(c).await?.try_get("pid")
 }
 
-/// Whether two transactions of two connections ran in one session, or two of one connection in two: only a pooler does that.
+/// Whether two connections shared a session, or one connection used two: only a pooler does that.
 async fn is_pooled(settings: &Settings) -> Sql<bool> {
     use sqlx::ConnectOptions as _;
     let options = settings.options()?.statement_cache_capacity(0);

@@ -1,8 +1,8 @@
-//! Which process has the record: the memory gate belongs to one. Or which processes share it: they are one holder, of one
-//! generation, and each says for all of them that it is heard. A process that joins them changes no generation. Who has it says so every [`BEAT_EVERY`]; who wants it watches, and
-//! takes it over only if nothing was heard for [`OWNER_TIMEOUT`], by a change that is conditional on what was seen. No two clocks are
-//! compared, and an outage of the server makes nobody look dead. That the old holder may only sleep is why every write is
-//! bound to a generation (`transact.rs`).
+//! Ownership of the database. The memory limiter needs one owner; processes that share the database are one owner, of one
+//! generation, and each sends heartbeats for all. The owner sends one every [`BEAT_EVERY`]; another process takes over only after
+//! [`OWNER_TIMEOUT`] without one, by an update that is conditional on what it saw. No two clocks are compared, and an outage of
+//! the server makes no process look dead. The old owner may only be suspended, so every write is bound to a generation
+//! (`transaction.rs`).
 
 use std::fs;
 use std::time::Duration;
@@ -14,16 +14,16 @@ use super::super::membership::{LIVE_MS, host};
 use super::Sql;
 use crate::store::OwnershipMode;
 
-/// How often the holder is heard.
+/// The interval of heartbeats.
 pub(super) const BEAT_EVERY: Duration = Duration::from_secs(2);
-/// How long a holder must not have been heard before another takes the record over.
+/// How long an owner must be silent before another process takes over.
 pub(super) const OWNER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Where a record is that several share: no place where anybody could see one of them dead.
+/// The place of shared owners: none, as no process can see one of them dead.
 const SHARED: &str = "shared by replicas";
 /// The database's time in milliseconds.
 const NOW: &str = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint";
 
-/// A holder, as it was seen.
+/// An owner, as it was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct OwnerRow {
     generation: i64,
@@ -35,12 +35,12 @@ pub(super) struct OwnerRow {
 }
 
 impl OwnerRow {
-    /// Several processes share it.
+    /// Whether several processes share it.
     pub(super) fn is_shared(&self) -> bool {
         self.place == SHARED
     }
 
-    /// It is shared, and so is what this process wants of it.
+    /// Whether it is shared, and this process wants to share it.
     pub(super) fn is_joined_by(&self, me: &ProcessId) -> bool {
         self.is_shared() && me.sharing == OwnershipMode::Shared
     }
@@ -52,14 +52,14 @@ impl OwnerRow {
         format!("ringfence, process {} on {}, since {since}", self.process, self.host)
     }
 
-    /// It gave the record up, or died where we can see it.
+    /// Whether it gave up ownership, or is dead by this machine's process table.
     pub(super) fn is_over(&self, me: &ProcessId) -> bool {
         if self.beat_at.is_none() {
             return true;
         }
         let same_place =
             self.place.rsplit_once(' ').map(|(place, _)| place) == me.place.rsplit_once(' ').map(|(p, _)| p);
-        // Another process may have its number by now: then it started at another time.
+        // Another process may have its id by now: then its start time differs.
         same_place && Some(self.place.as_str()) != place(self.process).as_deref()
     }
 }
@@ -83,7 +83,7 @@ impl ProcessId {
         self.sharing
     }
 
-    /// As the holder's row says it; older versions show the host, too.
+    /// The text in the owner's row; older versions show the host, too.
     fn shown_host(&self) -> String {
         match self.sharing {
             OwnershipMode::Exclusive => self.host.clone(),
@@ -111,7 +111,7 @@ fn place(process: i64) -> Option<String> {
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     let namespace = fs::read_link("/proc/self/ns/pid").ok()?;
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    // The name, in parentheses, may hold spaces; the start time is field 22, the 20th behind it. A zombie writes nothing.
+    // The name, in parentheses, may contain spaces; the start time is field 22, the 20th after it. A zombie writes nothing.
     let mut behind = stat.rsplit_once(") ")?.1.split(' ');
     if behind.next()? == "Z" {
         return None;
@@ -130,14 +130,14 @@ fn seen(row: &PgRow) -> Sql<OwnerRow> {
     })
 }
 
-/// Who has it.
+/// Reads the owner.
 pub(super) async fn look(c: &mut PgConnection) -> Sql<Option<OwnerRow>> {
     let row = sqlx::query("SELECT * FROM holders WHERE gate = 'memory'").persistent(false).fetch_optional(c).await?;
     row.as_ref().map(seen).transpose()
 }
 
-/// Takes it over from a holder that was seen so, or from nobody; or joins those who share it. The generation, if nothing has
-/// changed since.
+/// Takes ownership from the owner that was seen, or from none; or joins those who share it. Returns the generation, if nothing
+/// has changed since.
 pub(super) async fn take(c: &mut PgConnection, me: &ProcessId, from: Option<&OwnerRow>) -> Sql<Option<i64>> {
     let joins = me.sharing == OwnershipMode::Shared && from.is_some_and(OwnerRow::is_shared);
     let sql = match from {
@@ -147,7 +147,7 @@ pub(super) async fn take(c: &mut PgConnection, me: &ProcessId, from: Option<&Own
                  VALUES ('memory', 1, $1, $2, $3, {NOW}, {NOW}) ON CONFLICT DO NOTHING RETURNING generation"
             )
         }
-        // Others beat all the while; and whoever takes the record over meanwhile changes the generation.
+        // Other sharers send heartbeats meanwhile; a takeover changes the generation.
         Some(_) if joins => {
             format!(
                 "UPDATE holders SET process = $1, host = $2, place = $3, beat_at = {NOW}
@@ -170,15 +170,15 @@ pub(super) async fn take(c: &mut PgConnection, me: &ProcessId, from: Option<&Own
     query.fetch_optional(c).await?.map(|row| row.try_get("generation")).transpose()
 }
 
-/// In a write, which is bound to the generation already. Of those who share it, the last that was heard is named.
+/// Runs in a write, which is bound to the generation. For shared ownership the last sender is named.
 pub(super) async fn heartbeat(c: &mut PgConnection, me: ProcessId) -> Sql<()> {
     let sql = format!("UPDATE holders SET beat_at = {NOW}, process = $1, host = $2 WHERE gate = 'memory'");
     let query = sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(false);
     query.bind(me.process).bind(me.shown_host()).execute(c).await.map(drop)
 }
 
-/// In a write, which is bound to the generation already. Where several share it, only the last of them: if others were heard
-/// since this one, or are known to live, it stays theirs.
+/// Runs in a write, which is bound to the generation. With shared ownership only the last process gives up: if others sent
+/// heartbeats since, or are known to live, it stays theirs.
 pub(super) async fn give_up(c: &mut PgConnection, me: ProcessId) -> Sql<()> {
     let sql = match me.sharing {
         OwnershipMode::Exclusive => "UPDATE holders SET beat_at = NULL WHERE gate = 'memory'".to_owned(),

@@ -1,4 +1,4 @@
-//! Where the server is, and how it is spoken to.
+//! Settings: the server's address and connections.
 
 use std::str::FromStr as _;
 use std::time::Duration;
@@ -7,14 +7,14 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
 use crate::provider::secret::Secret;
 
-/// What stands between us and the server.
+/// The kind of pooler before the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pooler {
-    /// It is found out at the start.
+    /// Detected at the start.
     Detect,
     /// Every transaction may run in another session, as behind PgBouncer's `pool_mode = transaction`.
     Transaction,
-    /// Nothing, or what keeps sessions.
+    /// None, or one that keeps sessions.
     None,
 }
 
@@ -24,21 +24,21 @@ pub struct Settings {
     url: Secret,
     /// Connections at most.
     pub pool_max: u32,
-    /// Longest statement; its transaction is taken back after it.
+    /// The longest statement; then its transaction is rolled back.
     pub statement_timeout: Duration,
-    /// Longest wait for a connection of the pool.
+    /// The longest wait for a connection of the pool.
     pub acquire_timeout: Duration,
-    /// What stands between us and the server.
+    /// The kind of pooler before the server.
     pub pooler: Pooler,
-    /// Decisions go by the time that the order says, not by the server's. For tests that step it.
+    /// Decisions use the request's time, not the server's. For tests that step the clock.
     pub callers_clock: bool,
 }
 
 impl Settings {
-    /// Settings for a URL; the rest as they are by default: 16 connections, 5 s a statement, 2 s for a connection, pooler found out.
+    /// Settings for a URL; the rest are defaults: 16 connections, 5 s per statement, 2 s for a connection, pooler detected.
     ///
     /// # Errors
-    /// The URL cannot be used. Never holds it: it has a password.
+    /// The URL cannot be used. Never contains the URL: it has a password.
     pub fn new(url: Secret) -> Result<Self, String> {
         let settings = Self {
             url,
@@ -49,7 +49,7 @@ impl Settings {
             callers_clock: false,
         };
         settings.options().map_err(|error| match error {
-            // Errors of parsing name a part of the URL at most, but which part is not known.
+            // Parse errors may contain a part of the URL.
             sqlx::Error::Configuration(_) => {
                 "must be a URL as in postgres://user:password@host:5432/database?sslmode=verify-full".to_owned()
             }
@@ -67,11 +67,11 @@ impl Settings {
         if options.get_application_name().is_none() {
             options = options.application_name("ringfence");
         }
-        // Poolers refuse parameters that they do not know; this one is not needed.
+        // Poolers reject unknown parameters; this one is not needed.
         Ok(options.extra_float_digits(None))
     }
 
-    /// `postgres://user@host:5432/database`: no password, no parameters.
+    /// The URL to show, `postgres://user@host:5432/database`: no password, no parameters.
     pub fn shown(&self) -> String {
         let Ok(options) = self.options() else { return "postgres".to_owned() };
         let host = match options.get_socket() {
@@ -82,7 +82,7 @@ impl Settings {
         format!("postgres://{}@{host}/{database}", options.get_username())
     }
 
-    /// Why others on the way could read or answer what is sent, if they could.
+    /// A warning if the connection is not verified TLS and leaves this machine.
     pub fn exposed(&self) -> Option<String> {
         let options = self.options().ok()?;
         let host = options.get_host();

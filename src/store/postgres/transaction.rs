@@ -1,8 +1,8 @@
-//! One transaction after the other, each in a task of its own: whoever waits may be dropped, the write is finished all the same.
+//! Transactions, each in a task of its own: if the waiter is dropped, the write is finished nevertheless.
 //!
-//! What a transaction needs of its session is set in it, in one trip with its BEGIN, so that a pooler may give every transaction
-//! another session. That trip also locks the record for its holder, and learns the transaction's number: of a COMMIT whose answer
-//! was lost the server can say what became of it. Writes that meet share their flushes in the server (group commit).
+//! Session settings are set within each transaction, in one round trip with its BEGIN, so that a pooler may give every
+//! transaction another session. That round trip also locks the ownership, and reads the transaction's number: if the answer to a
+//! COMMIT is lost, the server can tell its outcome. Concurrent writes share flushes in the server (group commit).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -25,54 +25,54 @@ use super::{Settings, Sql, code, explain, is_outside};
 use crate::admission::GateState;
 use crate::failpoint;
 
-/// How long a write waits to hear what became of its COMMIT.
+/// How long a write waits for the outcome of its COMMIT.
 const SETTLE_WITHIN: Duration = Duration::from_secs(3);
-/// The pause between two questions of that kind.
+/// The pause between two such queries.
 const SETTLE_AGAIN: Duration = Duration::from_millis(50);
-/// How often a transaction is run again that the server took back for another's sake.
+/// How often a transaction is retried after a deadlock or a serialisation failure.
 const TRIES_MAX: u32 = 5;
 /// The schema. The app may have tables of the same names in its own.
 pub(super) const SCHEMA: &str = "ringfence";
 
-/// Where moves of the gate queue with those who share its row's lock. Of two numbers: locks of ids are of one.
+/// The advisory lock that queues transitions with those who share the lock of the pool's row. Two numbers: locks of ids use one.
 pub(super) const ADVISORY_LOCK_KEY: &str = "1919904103, 1";
 
 tokio::task_local! {
-    /// Whether statements are prepared once and kept in the session.
+    /// Whether statements are prepared once per session.
     static PREPARED: bool;
 }
 
-/// Outside of a transaction of ours nothing is kept, which is right behind every pooler.
+/// Outside our transactions nothing is prepared, which works behind every pooler.
 pub(super) fn prepared() -> bool {
     PREPARED.try_with(|prepared| *prepared).unwrap_or(false)
 }
 
 pub(super) struct Db {
     pub(super) pool: PgPool,
-    /// Where it is, without a password.
+    /// The URL, without a password.
     pub(super) shown: String,
     pub(super) health: Health,
     pub(super) closed: CancellationToken,
     statement_timeout: Duration,
     prepare: bool,
-    /// The generation under which this process has the record.
+    /// The generation of this process's ownership.
     pub(super) generation: AtomicI64,
-    /// Another process has taken the record over.
+    /// Another process has taken ownership.
     pub(super) lost: AtomicBool,
 }
 
-/// How a write keeps the gate from being moved, from its BEGIN on.
+/// How a write blocks transitions of the limiter, from its BEGIN on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Gate {
-    /// It does not.
+    /// Not at all.
     Open,
-    /// Beside others.
+    /// Together with others.
     Shared,
-    /// As the only one that admits.
+    /// Exclusively, as the limiter.
     Alone,
 }
 
-/// What became of a COMMIT.
+/// The outcome of a COMMIT.
 pub(super) enum CommitOutcome {
     Committed,
     Aborted,
@@ -80,11 +80,11 @@ pub(super) enum CommitOutcome {
 }
 
 impl Gate {
-    /// What follows BEGIN, in the same trip. The row is locked before any other.
+    /// The statements after BEGIN, in the same round trip. The row is locked before any other.
     fn lock(self) -> String {
         let (queue, lock) = match self {
             Self::Open => return String::new(),
-            // Who shares a row's lock overtakes those who wait to change it: a move would never come to its turn.
+            // Shared lockers of a row overtake waiting exclusive ones: a transition would starve.
             Self::Shared => (format!("; SELECT pg_advisory_xact_lock_shared({ADVISORY_LOCK_KEY})"), "SHARE"),
             Self::Alone => (String::new(), "UPDATE"),
         };
@@ -92,7 +92,7 @@ impl Gate {
     }
 }
 
-/// A connection that goes back to the pool only when it is told to: one with half a transaction in it is closed.
+/// A connection that returns to the pool only explicitly: one within a transaction is closed.
 struct Session(Option<PoolConnection<Postgres>>);
 
 impl Session {
@@ -113,17 +113,17 @@ impl Drop for Session {
     }
 }
 
-/// How a try ended that did not come to a result.
+/// How an attempt without a result ended.
 enum TxError {
-    /// Nothing was written, and the session was an old one that is gone: others may work.
+    /// Nothing was written, and the session was stale: others may work.
     Stale(sqlx::Error),
-    /// Nothing was written; the server chose this transaction to end a deadlock.
+    /// Nothing was written; the server aborted this transaction to end a deadlock.
     Again(sqlx::Error),
     /// Nothing was written.
     Failed(sqlx::Error),
-    /// Nothing was written: the record is another process's.
+    /// Nothing was written: another process has ownership.
     Lost,
-    /// See the number of the transaction.
+    /// Unknown; with the transaction's number.
     Unknown(i64, sqlx::Error),
 }
 
@@ -136,7 +136,7 @@ impl Db {
         let pool = PgPoolOptions::new()
             .max_connections(settings.pool_max)
             .acquire_timeout(settings.acquire_timeout)
-            // A trip of its own before every use; a session that is gone is noticed at BEGIN.
+            // It would cost a round trip per use; a stale session is noticed at BEGIN.
             .test_before_acquire(false)
             .connect_lazy_with(options);
         Ok(Self {
@@ -151,14 +151,14 @@ impl Db {
         })
     }
 
-    /// Whether what is done in a session holds for its next transaction: there is no pooler between.
+    /// Whether session state survives to the next transaction: there is no pooler.
     pub(super) fn keeps_sessions(&self) -> bool {
         self.prepare
     }
 
     fn settings_of_transaction(&self) -> String {
         let ms = self.statement_timeout.as_millis();
-        // A client that vanishes may not hold its locks for long.
+        // A client that vanishes must not hold its locks for long.
         format!(
             "SET LOCAL search_path TO {SCHEMA}, pg_temp; SET LOCAL statement_timeout = {ms}; \
              SET LOCAL idle_in_transaction_session_timeout = {}",
@@ -166,7 +166,7 @@ impl Db {
         )
     }
 
-    /// Longer than the server lets a statement run: a server that does not answer at all.
+    /// Longer than the server's statement time-out: bounds the wait for a dead server.
     fn patience(&self) -> Duration {
         self.statement_timeout + Duration::from_secs(1)
     }
@@ -181,7 +181,7 @@ impl Db {
         }
     }
 
-    /// A transaction that is bound to no holder: what makes one.
+    /// Begins a transaction that is not bound to an owner: the one that makes an owner.
     pub(super) async fn begin_unbound(&self) -> Sql<sqlx::Transaction<'static, Postgres>> {
         let begin = format!("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; {}", self.settings_of_transaction());
         self.pool.begin_with(AssertSqlSafe(begin)).await
@@ -189,7 +189,7 @@ impl Db {
 
     // === reads ===
 
-    /// Runs a read in a transaction that sees one state.
+    /// Runs a read in one snapshot.
     pub(super) async fn read<T, F>(&self, work: F) -> Result<T>
     where
         F: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, Sql<T>>,
@@ -200,7 +200,7 @@ impl Db {
             let read = self.try_read(&begin, &work).await;
             match read {
                 Ok(value) => return Ok(value),
-                // Sessions that the server has ended stay in the pool until they are used.
+                // Sessions that the server has closed stay in the pool until they are used.
                 Err(error) if is_gone(&error) && tries <= self.pool.options().get_max_connections() => tries += 1,
                 Err(error) => return Err(self.error(&error)),
             }
@@ -222,8 +222,8 @@ impl Db {
 
     // === writes ===
 
-    /// Runs a write and returns when it is durable, or when it is certain that it was not made. Only while the server is away
-    /// longer than [`SETTLE_WITHIN`] after a lost COMMIT it is neither.
+    /// Runs a write and returns when it is durable, or certainly not made. Only if the server is unavailable for longer than
+    /// [`SETTLE_WITHIN`] after a lost COMMIT the outcome is unknown.
     pub(super) async fn write<T, F>(self: &Arc<Self>, work: F) -> Result<T>
     where
         F: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, Sql<T>> + Send + Sync + 'static,
@@ -244,7 +244,7 @@ impl Db {
         self.write_at(Gate::Open, move |c, _| work(c)).await
     }
 
-    /// The same while the gate stays where it is; the work is told where, unless the gate is left open.
+    /// The same while transitions are blocked; the work gets the pool's state, unless they are not.
     pub(super) async fn write_at<T, F>(
         self: &Arc<Self>,
         gate: Gate,
@@ -258,7 +258,7 @@ impl Db {
         let written = tokio::spawn(async move { this.write_now(gate, &work).await });
         written.await.unwrap_or_else(|_| {
             self.health.count(1);
-            // Its session was closed before a COMMIT was sent: all of it is taken back.
+            // Its session was closed before a COMMIT was sent: it was rolled back.
             Err((StoreError::Failed("the write panicked".to_owned()), None))
         })
     }
@@ -353,7 +353,7 @@ impl Db {
                 if self.trip(async { sqlx::raw_sql("ROLLBACK").execute(&mut *c).await }).await.is_ok() {
                     session.give_back();
                 }
-                // A deadlock, or a state that another has changed.
+                // A deadlock, or a serialisation failure.
                 return Err(if matches!(&*code(&error), "40P01" | "40001") {
                     TxError::Again(error)
                 } else {
@@ -372,7 +372,7 @@ impl Db {
         }
     }
 
-    /// What became of a transaction whose COMMIT got no answer.
+    /// The outcome of a transaction whose COMMIT got no answer.
     pub(super) async fn fate(&self, xid: i64) -> CommitOutcome {
         let until = Instant::now() + SETTLE_WITHIN;
         loop {
@@ -381,7 +381,7 @@ impl Db {
                     let asked = sqlx::query("SELECT txid_status($1) AS status").persistent(false).bind(xid);
                     match asked.fetch_one(c).await {
                         Ok(row) => row.try_get::<Option<String>, _>("status"),
-                        // A server that took the other's place, and never heard of it.
+                        // A promoted server that never received it.
                         Err(error) if code(&error) == "22023" => Ok(Some("aborted".to_owned())),
                         Err(error) => Err(error),
                     }
@@ -390,7 +390,7 @@ impl Db {
             match asked.await.as_ref().map(|status| status.as_deref()) {
                 Ok(Some("committed")) => return CommitOutcome::Committed,
                 Ok(Some("aborted")) => return CommitOutcome::Aborted,
-                // Still under way, or nobody to ask.
+                // Still in progress, or the server is unavailable.
                 _ => {}
             }
             if Instant::now() >= until || self.closed.is_cancelled() {
@@ -422,11 +422,11 @@ impl Db {
     }
 }
 
-/// Whether an error says that the session is over. Nothing of its transaction stays.
+/// Whether an error means that the session is closed. Its transaction is rolled back.
 fn is_gone(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(cause) => cause.kind() != std::io::ErrorKind::TimedOut,
-        // Ended by an operator, by a crash, for idling; by a pooler, which says 08….
+        // Closed by an operator, a crash, a time-out; by a pooler, which reports 08….
         _ => matches!(&*code(error), "57P01" | "57P02" | "57P05" | "25P03" | "08P01" | "08006" | "08003"),
     }
 }

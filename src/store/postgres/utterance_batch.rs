@@ -1,4 +1,4 @@
-//! What is said in calls, taken into the inbox, numbered and settled: one transaction of a few statements, however many meet in it.
+//! Utterances: stored in the inbox, numbered and settled in one transaction of a few statements, however many are batched.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use super::super::{
 use super::{Sql, query, to_json};
 use crate::ids::{Alias, CallId};
 
-/// Hears a batch. With `tell`, other processes listen.
+/// Ingests a batch. With `tell`, other processes are notified.
 pub(super) async fn ingest(
     c: &mut PgConnection,
     batch: &[Arc<UtteranceIngest>],
@@ -56,10 +56,10 @@ pub(super) async fn ingest(
     batch.iter().map(took).collect()
 }
 
-/// Takes webhooks into the inbox. The ids of those that are new.
+/// Stores webhooks in the inbox. Returns the ids of new ones.
 async fn receive(c: &mut PgConnection, batch: &[Arc<UtteranceIngest>]) -> Sql<HashSet<String>> {
     let mut events: Vec<_> = batch.iter().map(|one| &one.event).collect();
-    // In one order, whoever takes the same: none waits for another that waits for it.
+    // In a fixed order, to prevent deadlocks.
     events.sort_by(|a, b| a.dedupe_key.cmp(&b.dedupe_key));
     let headers = events.iter().map(|e| to_json(&e.headers)).collect::<Sql<Vec<_>>>()?;
     let rows = query(
@@ -84,7 +84,7 @@ async fn receive(c: &mut PgConnection, batch: &[Arc<UtteranceIngest>]) -> Sql<Ha
     rows.iter().map(|row| row.try_get("id")).collect()
 }
 
-/// The records of the calls that have these ids, by each of them. They are not deleted until the transaction ends.
+/// The records of the calls that have these ids, by id. They cannot be deleted until the transaction ends.
 async fn records(c: &mut PgConnection, batch: &[&UtteranceIngest]) -> Sql<HashMap<Alias, Arc<CallRecord>>> {
     let ids: HashSet<&Alias> = batch.iter().flat_map(|one| &one.aliases).collect();
     let mut found = HashMap::new();
@@ -106,7 +106,7 @@ async fn records(c: &mut PgConnection, batch: &[&UtteranceIngest]) -> Sql<HashMa
     Ok(found)
 }
 
-/// Puts on record what new webhooks say, under the next numbers of their calls, in this order.
+/// Stores the utterances of new webhooks, under the next numbers of their calls, in this order.
 async fn say(c: &mut PgConnection, whole: &[(&UtteranceIngest, &CallId)]) -> Sql<Vec<UtteranceRef>> {
     if whole.is_empty() {
         return Ok(vec![]);
@@ -116,7 +116,7 @@ async fn say(c: &mut PgConnection, whole: &[(&UtteranceIngest, &CallId)]) -> Sql
         *counts.entry(call.as_str()).or_default() += 1;
     }
     let (calls, more): (Vec<&str>, Vec<i64>) = counts.iter().unzip();
-    // In the order of the calls, for others do the same.
+    // In the order of the calls, as others do.
     let rows = query(
         "INSERT INTO transcripts AS t (call_id, last_sequence)
              SELECT * FROM unnest($1::text[], $2::bigint[])
@@ -161,7 +161,7 @@ async fn say(c: &mut PgConnection, whole: &[(&UtteranceIngest, &CallId)]) -> Sql
     said.collect()
 }
 
-/// Notes what came of new webhooks, and what the app has to be told of them.
+/// Records the outcome of new webhooks, and their deliveries.
 async fn settle(c: &mut PgConnection, whole: &[(&UtteranceIngest, &CallId)]) -> Sql<()> {
     if whole.is_empty() {
         return Ok(());
@@ -200,7 +200,7 @@ async fn settle(c: &mut PgConnection, whole: &[(&UtteranceIngest, &CallId)]) -> 
     .map(drop)
 }
 
-/// What became of webhooks that came before, by their dedupe key; in this transaction, too.
+/// The outcome of webhooks that were stored before, by their deduplication key; also in this transaction.
 async fn before(
     c: &mut PgConnection,
     batch: &[Arc<UtteranceIngest>],
@@ -231,10 +231,10 @@ async fn before(
     Ok(before)
 }
 
-/// Where processes over one record tell each other of calls.
+/// The channel on which processes notify each other of calls.
 const BELLS: &str = "ringfence_calls";
 
-/// Keeps others from giving out numbers of a call until the transaction ends.
+/// Locks the numbering of a call until the transaction ends.
 async fn lock(c: &mut PgConnection, call: &CallId) -> Sql<()> {
     let lock = "SELECT 1 FROM transcripts WHERE call_id = $1 FOR UPDATE";
     if query(lock).bind(call.as_str()).fetch_optional(&mut *c).await?.is_none() {
@@ -245,20 +245,20 @@ async fn lock(c: &mut PgConnection, call: &CallId) -> Sql<()> {
     Ok(())
 }
 
-/// Puts on record what was said in a call.
+/// Stores an utterance.
 pub(super) async fn say_one(
     c: &mut PgConnection,
     call: &CallId,
     said: &NewUtterance,
     tell: bool,
 ) -> Sql<Option<UtteranceRef>> {
-    // It is not deleted meanwhile.
+    // The lock prevents its deletion meanwhile.
     let there = query("SELECT 1 FROM calls WHERE id = $1 FOR KEY SHARE").bind(call.as_str());
     if there.fetch_optional(&mut *c).await?.is_none() {
         return Ok(None);
     }
     lock(c, call).await?;
-    // A statement of its own, so that it sees what the one before it waited for.
+    // A separate statement, so that it sees what the previous one waited for.
     let row = query(
         "WITH before AS (SELECT id, sequence FROM utterances WHERE event_id = $2),
          next AS (UPDATE transcripts SET last_sequence = last_sequence + 1
@@ -292,7 +292,7 @@ async fn ring_others(c: &mut PgConnection, calls: Vec<&str>) -> Sql<()> {
         .map(drop)
 }
 
-/// Rings for the calls of which other processes tell, until that fails.
+/// Calls `ring` for the calls of which other processes notify, until that fails.
 pub(super) async fn listen(pool: &PgPool, ring: Ring) -> Sql<()> {
     let mut listener = PgListener::connect_with(pool).await?;
     listener.listen(BELLS).await?;

@@ -1,4 +1,4 @@
-//! The ids by which calls are known outside: whose they are, and news that waits under them.
+//! External ids of calls: their owner, and news that waits under them.
 
 use super::super::driver::{Driver, Sql, binds};
 use super::super::rows::call_id;
@@ -11,7 +11,7 @@ use crate::ids::{Alias, CallId};
 use crate::policy::Facts;
 use crate::provider::description::OWN_ID_KIND;
 
-/// Who has an alias: a call, or news that waits.
+/// The owner of an alias: a call, or waiting news.
 enum Holder {
     Nobody,
     Call(CallId),
@@ -31,8 +31,8 @@ async fn holder(c: &mut dyn Driver, alias: &Alias) -> Sql<Holder> {
 /// Ids that belong to another call.
 pub(super) type Conflicts = Vec<(Alias, CallId)>;
 
-/// Binds ids to a call. Returns the news that waited under them, as far as it is about a call with these facts and ids; and ids that
-/// another call has.
+/// Binds ids to a call. Returns the news that waited under them, as far as it may be applied to a call with these attributes and
+/// ids; and ids that another call has.
 pub(super) async fn bind_all(
     c: &mut dyn Driver,
     aliases: &[Alias],
@@ -44,7 +44,7 @@ pub(super) async fn bind_all(
     let sql = "INSERT INTO call_aliases (kind, id, call_id, seen_at) VALUES {rows} ON CONFLICT DO NOTHING";
     let rows = aliases.iter().map(|alias| Vec::from(binds![&alias.kind, &alias.id, call.as_str(), at_ms]));
     if c.execute_all(sql, rows.collect()).await? == aliases.len() as u64 {
-        // As nearly always, nobody had any of them.
+        // Nearly always none of them was bound.
         return Ok((news, conflicts));
     }
     for alias in aliases {
@@ -64,33 +64,33 @@ pub(super) async fn bind_all(
     Ok((news, conflicts))
 }
 
-/// Whether a call's order was proven to have made none.
+/// Whether a call's create request provably made no call.
 async fn never_called(c: &mut dyn Driver, call: &CallId) -> Sql<bool> {
     let rows = c.fetch("SELECT outcome FROM calls WHERE id = $1", &binds![call.as_str()]).await?;
-    // A call whose record is past its retention is as good as none.
+    // A call whose record was purged counts the same.
     let Some(row) = rows.first() else { return Ok(true) };
     Ok(row.optional_str("outcome")? == Some(Outcome::NotCreated.as_str()))
 }
 
-/// An id of our own kind: that of the first record of the same call.
+/// Whether an id is of ringfence's own kind: that of the first record of the same call.
 pub(in crate::store) fn is_own(alias: &Alias) -> bool {
     alias.kind == OWN_ID_KIND
 }
 
-/// RetentionScope the ids of a new call are.
+/// The owner of a new call's ids.
 pub(in crate::store) enum Claim {
-    /// They are this call's.
+    /// They belong to this call.
     Known(CallId),
-    /// They may be the new one's. These keys are still bound to orders that made no call.
+    /// They are free. These keys are still bound to requests that made no call.
     Free(Vec<Alias>),
 }
 
-/// With the ids locked.
+/// Determines the owner, with the ids locked.
 pub(in crate::store) async fn claim(c: &mut dyn Driver, aliases: &[Alias]) -> Sql<Claim> {
     let mut freed = Vec::new();
     for alias in aliases {
         if let Holder::Call(known) = holder(c, alias).await? {
-            // The key of an order that made no call is free again.
+            // The key of a request that made no call is free again.
             if alias.kind != KEY_KIND || !never_called(c, &known).await? {
                 return Ok(Claim::Known(known));
             }
@@ -106,7 +106,7 @@ pub(in crate::store) async fn claimed(c: &mut dyn Driver, call: &NewCall, freed:
         let sql = "DELETE FROM call_aliases WHERE kind = $1 AND id = $2";
         c.execute(sql, &binds![&alias.kind, &alias.id]).await?;
     }
-    // The second record of a call: from now on the outside ids lead to it.
+    // The second record of a call: the external ids move to it.
     for first in call.aliases.iter().filter(|a| is_own(a)) {
         let sql = "UPDATE call_aliases SET call_id = $1 WHERE call_id = $2";
         c.execute(sql, &binds![call.id.as_str(), &first.id]).await?;

@@ -12,7 +12,7 @@ use crate::call::{Event, Phase};
 use crate::clock::UnixMs;
 use crate::ids::{AccountName, CallId};
 
-/// Calls with their ids: one statement, which sees one state.
+/// Calls with their ids, in one statement and so in one snapshot.
 macro_rules! calls {
     ($rest:literal) => {
         concat!(
@@ -139,7 +139,7 @@ async fn update(c: &mut dyn Driver, record: &CallRecord) -> Sql<()> {
     .map(drop)
 }
 
-/// Keeps the latest answer to an order.
+/// Stores the latest response to a create request.
 async fn keep_answer(c: &mut dyn Driver, call: &CallId, answer: &CreateAnswer, at_ms: UnixMs) -> Sql<()> {
     let sql =
         "INSERT INTO create_answers (call_id, fingerprint, status, headers, body, at) VALUES ($1, $2, $3, $4, $5, $6)

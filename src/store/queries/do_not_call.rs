@@ -10,7 +10,7 @@ use super::super::row::Row;
 use super::first;
 use crate::clock::UnixMs;
 
-/// Takes numbers for so many changes; the one before the first. Whoever changes a list waits here for those before.
+/// Reserves numbers of changes; returns the one before the first. Serialises changes of lists.
 async fn count_changes(c: &mut dyn Driver, changes: usize) -> Sql<i64> {
     let changes = i64::try_from(changes).map_err(damaged)?;
     let count = "UPDATE do_not_call_changes SET last = last + $1 WHERE pool = 'default'";
@@ -23,7 +23,7 @@ async fn last_change(c: &mut dyn Driver) -> Sql<i64> {
     first(c.fetch(last, &[]).await?)?.number("last")
 }
 
-/// What is put: into which list, which numbers, and why.
+/// List, numbers and reason of an addition.
 type Putting = (String, Vec<u64>, Option<String>);
 
 async fn put(c: &mut dyn Driver, (list, numbers, reason): &Putting, at_ms: UnixMs) -> Sql<u64> {

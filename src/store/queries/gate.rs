@@ -1,5 +1,5 @@
-//! The gate's state, and its moves. A move changes the pool's row, and reads the open calls in a statement after that, which sees
-//! every record that was under way before it.
+//! The limiter's state and transitions. A transition changes the pool's row, and reads the open calls in a later statement, which
+//! sees every record that was in progress before.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::admission::{GateMode, GateState, LeaseRow, RateLog, rate_logs};
 use crate::clock::UnixMs;
 use crate::policy::Policy;
 
-/// When calls were admitted since, with their facts.
+/// Times and attributes of calls admitted since a time.
 pub(super) const ADMITTED_SINCE: &str =
     "SELECT admitted_at, business, plan, account, provider, carrier, direction, operation, agent, own_number, other_number
      FROM calls WHERE admitted_at >= $1 AND origin NOT IN ('foreign', 'unconfirmed') AND NOT over_limit ORDER BY admitted_at";
@@ -54,7 +54,7 @@ pub(in crate::store) async fn bump_epoch(
         Some(since_ms) => readable(c.fetch(ADMITTED_SINCE, &binds![since_ms]).await?.iter().map(admitted)),
         None => vec![],
     };
-    // Tens of thousands of calls take their time.
+    // Tens of thousands of calls take a while.
     let policy = policy.clone();
     let counted = compute(c, move || (recount(&policy, open), rate_logs(&policy, &sent)));
     let (counted, rates) = counted.await?;
@@ -73,10 +73,10 @@ pub(in crate::store) async fn bump_epoch(
     Ok(Some(EpochBump { state: gate_state(moved)?, held, rates }))
 }
 
-/// Calls whose keys one statement changes.
+/// Calls per statement that changes keys.
 const CHANGED_MAX: usize = 1_000;
 
-/// Writes what rates have let through.
+/// Writes the logs of rates.
 pub(in crate::store) async fn write_rates(c: &mut dyn Driver, rates: &[(String, RateLog)]) -> Sql<()> {
     let sql = "INSERT INTO gate_rates (key, log) VALUES {rows} ON CONFLICT (key) DO UPDATE SET log = excluded.log";
     let rows = rates.iter().map(|(key, log)| Vec::from(binds![key, log.to_string()]));

@@ -1,4 +1,4 @@
-//! The inbox, the outbox, refusals and businesses.
+//! The inbox, the outbox, rejections and businesses.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -35,7 +35,7 @@ pub(in crate::store) async fn receive(c: &mut dyn Driver, event: &NewEvent) -> S
     if inserted == 1 {
         return Ok(ReceiveOutcome::New);
     }
-    // By its id: one whose first write may have come through.
+    // Also by its id: its first write may have succeeded.
     let sql = "SELECT id, outcome FROM webhook_events WHERE dedupe_key = $1 OR id = $2 ORDER BY id = $2 LIMIT 1";
     let row = first(c.fetch(sql, &binds![&event.dedupe_key, &event.id]).await?)?;
     Ok(ReceiveOutcome::Before { id: row.text("id")?, outcome: row.optional_text("outcome")? })
@@ -55,7 +55,7 @@ pub(in crate::store) async fn settle(
         return Ok(false);
     }
     let Some(delivery) = delivery else { return Ok(true) };
-    // Of an event that is applied once more the app is told already.
+    // A repeated event was delivered to the app already.
     c.execute(
         "INSERT INTO deliveries (id, event_id, url, method, headers, body, attempts, due_at, call_id, noted_at, spool, route)
          SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $8, $10, $11 WHERE NOT EXISTS (SELECT 1 FROM deliveries WHERE event_id = $2)",
@@ -77,7 +77,7 @@ pub(in crate::store) async fn settle(
     Ok(true)
 }
 
-/// Puts events of our own into the outbox, in the transaction of what they tell of.
+/// Adds ringfence's own events to the outbox, in the transaction of their fact.
 pub(in crate::store) async fn tell(c: &mut dyn Driver, all: &[Told]) -> Sql<()> {
     let sql = "INSERT INTO deliveries (id, event_id, url, method, headers, body, due_at, call_id, own, noted_at) VALUES {rows}";
     let rows = all.iter().map(|told| {
@@ -88,7 +88,7 @@ pub(in crate::store) async fn tell(c: &mut dyn Driver, all: &[Told]) -> Sql<()> 
     c.execute_all(sql, rows.collect()).await.map(drop)
 }
 
-/// Takes deliveries that are due. Of those who look at once each gets others: rows that are locked are passed over.
+/// Claims due deliveries. Concurrent claims get different ones: locked rows are skipped.
 pub(super) async fn take(
     c: &mut dyn Driver,
     at_ms: UnixMs,
@@ -117,7 +117,7 @@ pub(super) async fn take(
     for row in &rows {
         match delivery(row) {
             Ok(delivery) => readable.push(delivery),
-            // One that cannot be read must not keep the others from their turn.
+            // One that cannot be read must not block the others.
             Err(error) => give_up(c, row.str("id")?, &error.to_string()).await?,
         }
     }
@@ -130,7 +130,7 @@ async fn give_up(c: &mut dyn Driver, id: &str, why: &str) -> Sql<()> {
     c.execute(sql, &binds![id, why]).await.map(drop)
 }
 
-/// Whoever took deliveries is gone.
+/// Releases claims of a process that is gone.
 pub(in crate::store) const TAKE_BACK: &str = "UPDATE deliveries SET taken_until = NULL
      WHERE done_at IS NULL AND due_at IS NOT NULL AND taken_until IS NOT NULL";
 
@@ -143,7 +143,7 @@ pub(super) async fn refused(c: &mut dyn Driver, refusals: &[RefusalRecord]) -> S
         let told: Vec<_> = new.filter_map(app_events::refused).collect();
         tell(c, &told).await?;
     }
-    // One statement changes a row once.
+    // One statement changes a row only once.
     let mut attempts = BTreeMap::<&str, (&RefusalRecord, i64)>::new();
     for refusal in refusals {
         attempts.entry(refusal.id.as_str()).or_insert((refusal, 0)).1 += i64::from(refusal.attempts);
@@ -169,7 +169,7 @@ pub(super) async fn refused(c: &mut dyn Driver, refusals: &[RefusalRecord]) -> S
     c.execute_all(sql, rows.collect()).await.map(drop)
 }
 
-/// Puts businesses. How many are new. Every change has a time of its own, so that a replica can tell that there was one.
+/// Creates or replaces businesses; returns how many are new. Every change has a unique time, by which replicas notice it.
 pub(super) async fn put_businesses(c: &mut dyn Driver, businesses: &[Business], at_ms: UnixMs) -> Sql<usize> {
     let ids: Vec<String> = businesses.iter().map(|business| business.id.to_string()).collect();
     let known = c.fetch("SELECT 1 FROM businesses WHERE id = ANY($1)", &binds![&ids]).await?.len();

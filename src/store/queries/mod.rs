@@ -1,5 +1,5 @@
-//! What is asked of the database, each query and each transaction once: every [`Backend`](super::driver::Backend) is a store by them.
-//! Written in Postgres's words; `sqlite/dialect.rs` replaces the few that SQLite has not.
+//! Every query and transaction, once for all back ends: they make each [`Backend`](super::driver::Backend) a store. Written in
+//! Postgres's dialect; `sqlite/dialect.rs` replaces what SQLite lacks.
 
 pub(super) mod bindings;
 pub(super) mod calls;

@@ -1,4 +1,4 @@
-//! What operators see and do.
+//! Queries and actions of operators.
 
 use async_trait::async_trait;
 use futures_util::FutureExt as _;
@@ -31,7 +31,7 @@ macro_rules! outbox {
     };
 }
 
-/// Whether a file of a spool is needed no more.
+/// Whether a spooled file is no longer needed.
 async fn clear_spool(c: &mut dyn Driver, event_id: &str, spool: &str) -> Sql<bool> {
     let gone = "UPDATE webhook_events SET spool = NULL WHERE id = $1 AND spool = $2 AND outcome IS NOT NULL AND waits_id IS NULL
          AND NOT EXISTS (SELECT 1 FROM deliveries WHERE event_id = $1 AND done_at IS NULL)";

@@ -15,7 +15,7 @@ use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId};
 
 async fn put(c: &mut dyn Driver, put: &PutPostCall) -> Sql<Put> {
-    // Two that tell of one call at once: only one of them completes it.
+    // Of two concurrent reports of one call only one completes it.
     c.lock_calls(&[put.call.as_str()]).await?;
     let before = "SELECT 1 FROM call_records WHERE call_id = $1 AND recorded_at IS NOT NULL";
     let was_complete = !c.fetch(before, &binds![put.call.as_str()]).await?.is_empty();

@@ -1,4 +1,4 @@
-//! Which processes are over the record, and what one says to another of an order.
+//! Replicas, and what they share about create requests.
 
 use super::super::driver::{Backend, Driver, Sql, binds};
 use super::super::membership::{FORGOTTEN_MS, LIVE_MS};
@@ -6,7 +6,7 @@ use super::super::rows::{living, order};
 use super::super::{Fleet, ORDERS_MAX, OrderRecord, Replica, Result};
 use crate::clock::UnixMs;
 
-/// Says that this one lives, forgets who is long gone, and tells who lives, by the store's time.
+/// Records a heartbeat, deletes replicas that are long gone, and returns the live ones, by the store's time.
 pub(super) async fn heartbeat(c: &mut dyn Driver, me: &Replica) -> Sql<Fleet> {
     let gone = "DELETE FROM replicas WHERE id <> $1
          AND beat_at < (extract(epoch FROM clock_timestamp()) * 1000)::bigint - $2";

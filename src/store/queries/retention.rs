@@ -1,4 +1,4 @@
-//! What is forgotten in time, and what becomes of what was said.
+//! Retention: deletion by age, and redaction of transcripts.
 
 use std::collections::BTreeSet;
 
@@ -15,13 +15,12 @@ use super::super::{Cursor, EndedCall, Purged, Result, Retention, RetentionCutoff
 use crate::clock::UnixMs;
 use crate::policy::Privacy;
 
-/// Rows that one write forgets or changes: others get their turn in between.
+/// Rows that one write deletes or changes, so that other writes get their turn.
 pub(super) const PURGE_BATCH: u32 = 500;
 
-/// Forgets calls that are over, with all that they left behind; `wholly`, or but for what the app still waits for and what nobody
-/// settled.
+/// Deletes ended calls with all their data; unless `wholly`, keeps undelivered notifications and unsettled webhooks.
 pub(super) async fn forget_calls(c: &mut dyn Driver, ids: &[String], wholly: bool) -> Sql<Purged> {
-    // Who says something in one of them just now holds it: what he says goes with it, or comes too late.
+    // The lock serialises with utterances of these calls: they are deleted too, or come too late.
     c.lock_calls(&ids.iter().map(String::as_str).collect::<Vec<_>>()).await?;
     let [mut deliveries, mut spooled, mut events, mut calls] = [0; 4];
     for (gone, sql) in [
@@ -30,7 +29,7 @@ pub(super) async fn forget_calls(c: &mut dyn Driver, ids: &[String], wholly: boo
             "DELETE FROM deliveries WHERE ($2 OR due_at IS NULL) AND (call_id = ANY($1) OR event_id IN
                  (SELECT id FROM webhook_events WHERE call_id = ANY($1)))",
         ),
-        // Of a body in a spool a row stays that tells so.
+        // A row with a spooled body stays, so that the file is deleted.
         (
             &mut spooled,
             "UPDATE webhook_events SET spool = NULL, call_id = NULL, dedupe_key = NULL, path = '', headers = '[]',
@@ -62,22 +61,22 @@ pub(super) async fn forget_calls(c: &mut dyn Driver, ids: &[String], wholly: boo
     Ok(Purged { calls, events: events + spooled, deliveries, ..Purged::default() })
 }
 
-/// Rows that may be past their age, read page by page, so that what is kept longer is passed over in small steps: from the place $2,
-/// $3 on, before $1, at most $4.
+/// Lists of rows that may be expired, read in pages so that rows that are kept longer are skipped in small steps: from the
+/// position $2, $3 on, before $1, at most $4.
 #[derive(Debug, Clone, Copy)]
 enum List {
     Calls,
     Refusals,
-    /// Those of calls on record go with them: they have no business but that of their call. A row that names a file is needed until
-    /// the app has that.
+    /// Webhooks of recorded calls are deleted with them: their business is that of the call. A row that names a file is kept
+    /// until the file was delivered.
     Events,
-    /// The same by their ids alone: they have no time that an index knows. What the app was told of a refusal goes with that; $5 is
-    /// what the ids of our own events begin with.
+    /// Deliveries, by id: no index has their time. The delivery of a rejection is deleted with that; $5 is the prefix of ids of
+    /// ringfence's own events.
     Deliveries,
 }
 
 impl List {
-    /// $5 are businesses: those whose rows are looked for, or are kept.
+    /// $5 are businesses: those to select, or to skip.
     fn sql(self, whose: &RetentionScope) -> &'static str {
         match (self, whose) {
             (Self::Calls, RetentionScope::Of(_)) => {
@@ -121,7 +120,7 @@ impl List {
                 return Ok(gone.calls + gone.events + gone.deliveries);
             }
             Self::Refusals => {
-                // What the app was told of them.
+                // Their deliveries to the app.
                 let told: Vec<String> = ids.iter().map(|id| format!("{EVENT}{id}")).collect();
                 let sql = "DELETE FROM deliveries WHERE due_at IS NULL AND event_id = ANY($1)";
                 c.execute(sql, &binds![told]).await?;
@@ -135,7 +134,7 @@ impl List {
         c.execute(sql, &binds![ids]).await
     }
 
-    /// Forgets what of a list is past its age.
+    /// Deletes the expired rows of a list.
     async fn purge(self, store: &impl Backend, before: UnixMs, whose: &RetentionScope) -> Result<u64> {
         let old = |row: &Row| Ok(Old { place: (row.number("at")?, row.text("id")?), kept: row.flag("kept")? });
         let named = match whose {
@@ -172,10 +171,10 @@ async fn purge_some(store: &impl Backend, sql: &'static str, before: UnixMs) -> 
     }
 }
 
-/// Runs that are looked at in one purge.
+/// Runs that are checked in one purge.
 const RUNS: u32 = 10_000;
 
-/// Forgets runs that were over before their business's age, and those that nobody finished loading.
+/// Deletes expired runs, and those whose loading was abandoned.
 async fn purge_runs(store: &impl Backend, ages: &RetentionCutoffs) -> Result<u64> {
     let age = |business: &str| {
         let own = ages.of_business.iter().find(|(id, _)| id.as_str() == business);

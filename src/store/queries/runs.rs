@@ -19,9 +19,9 @@ use crate::call::Outcome;
 use crate::clock::UnixMs;
 use crate::ids::CallId;
 
-/// Jobs that one write changes or forgets: others get their turn in between.
+/// Jobs that one write changes or deletes, so that other writes get their turn.
 const SOME: u32 = 1_000;
-/// Leads that one statement inserts: Postgres takes 65,535 parameters.
+/// Leads per INSERT: Postgres allows 65,535 parameters.
 const INSERTED: usize = 500;
 
 fn run(row: &Row) -> Sql<Run> {
@@ -121,7 +121,7 @@ async fn add(c: &mut dyn Driver, run: &str, replica: &str, jobs: &[NewJob]) -> S
         return Ok(false);
     }
     for some in jobs.chunks(INSERTED) {
-        // What is queued of a run that is not loaded yet is nobody's: only running ones are looked at.
+        // Jobs of a run that is being loaded are not claimed: only running ones are.
         let sql = "INSERT INTO run_jobs (run_id, seq, number, lead, due_at) VALUES {rows}";
         let rows = some.iter().map(|job| Vec::from(binds![run, job.seq, &job.number, &job.lead, 0_i64]));
         c.execute_all(sql, rows.collect()).await?;
@@ -129,7 +129,7 @@ async fn add(c: &mut dyn Driver, run: &str, replica: &str, jobs: &[NewJob]) -> S
     Ok(true)
 }
 
-/// Runs a statement that moves runs, and tells the app of them: since when, if it wants to know. Their ids.
+/// Runs a statement that changes runs, and notifies the app with the time, if it wants that. Returns their ids.
 async fn stepped(
     c: &mut dyn Driver,
     sql: &'static str,
@@ -167,7 +167,7 @@ async fn step(c: &mut dyn Driver, change: &RunChange, tell: bool) -> Sql<bool> {
     Ok(!stepped(c, sql, &binds, tell.then_some(change.now_ms)).await?.is_empty())
 }
 
-/// Claims: where the run has a bound of its own, with the run locked, so that no two claims count its open jobs at once.
+/// Claims jobs. If the run has its own bound, the run is locked, so that no two claims count its open jobs at the same time.
 async fn claim(c: &mut dyn Driver, claim: &Claim) -> Sql<Vec<Job>> {
     let mut limit = claim.limit;
     if claim.open_max < u32::MAX {
@@ -372,7 +372,7 @@ impl<B: Backend> Runs for B {
 
     async fn retry_jobs(&self, run: &str, outcomes: Vec<Outcome>, now_ms: UnixMs) -> Result<u64> {
         let outcomes: Vec<String> = outcomes.iter().map(|one| one.as_str().to_owned()).collect();
-        // The outcome goes, so that no job is found a second time.
+        // The outcome is cleared, so that no job is found twice.
         let sql = "UPDATE run_jobs SET state = 'queued', outcome = NULL, attempts = 0, call_id = NULL, error = NULL, settled_at = NULL,
                  due_at = $3
              WHERE run_id = $2 AND seq IN (SELECT seq FROM run_jobs WHERE run_id = $2 AND state = 'done' AND outcome = ANY($4) LIMIT $1)

@@ -1,4 +1,4 @@
-//! Calls, the inbox, the outbox, refusals and businesses, of every back end.
+//! Calls, the inbox, the outbox, rejections and businesses, for every back end.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! What was said in calls.
+//! Transcripts.
 
 use async_trait::async_trait;
 

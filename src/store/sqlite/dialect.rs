@@ -1,8 +1,8 @@
-//! What SQLite calls otherwise than Postgres, whose words the queries are written in.
+//! Translation of Postgres's dialect, in which queries are written, to SQLite's.
 
-/// One for the other, from the first to the last.
+/// Replacements, applied in order.
 const WORDS: &[(&str, &str)] = &[
-    // The index to use: left to itself SQLite walks through every call there ever was, in their order, to spare itself a sort.
+    // The index to use: SQLite's planner would scan all calls in order, to avoid a sort.
     ("/*+ ", ""),
     (" */", ""),
     ("(extract(epoch FROM clock_timestamp()) * 1000)", "CAST(unixepoch('subsec') * 1000 AS INTEGER)"),
@@ -18,7 +18,7 @@ const WORDS: &[(&str, &str)] = &[
     ("pg_tables WHERE schemaname = 'ringfence' AND tablename", "sqlite_master WHERE type = 'table' AND name"),
 ];
 
-/// A statement as SQLite has it, for so many columns where it says `{rows}`. Lists are given as JSON.
+/// Translates a statement, with this number of columns in `{rows}`. Lists are passed as JSON.
 pub(super) fn translate(sql: &str, columns: usize) -> String {
     let mut sql = WORDS.iter().fold(sql.to_owned(), |sql, (theirs, ours)| sql.replace(theirs, ours));
     for (theirs, ours) in [("= ANY(", "IN "), ("<> ALL(", "NOT IN ")] {
@@ -28,7 +28,7 @@ pub(super) fn translate(sql: &str, columns: usize) -> String {
         }
     }
     let row = (1..=columns).map(|n| format!("${n}")).collect::<Vec<_>>().join(", ");
-    // `$1` would be a name, numbered in the order of appearance.
+    // SQLite would treat `$1` as a name, numbered in order of appearance.
     sql.replace("{rows}", &format!("({row})")).replace('$', "?")
 }
 

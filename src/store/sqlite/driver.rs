@@ -1,4 +1,4 @@
-//! A connection to the file. A statement is a function call: what is asked of it is done before anybody waits for it.
+//! A connection to the file. A statement is a function call: it is done before its future is awaited.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -13,7 +13,7 @@ use super::super::row::{Row, SqliteRow};
 use super::dialect::translate;
 use super::{BUSY_TIMEOUT, StoreError};
 
-/// Statements kept compiled: more than there are.
+/// The size of the cache of compiled statements: more than there are.
 const STATEMENTS_MAX: usize = 256;
 
 impl ToSql for Value<'_> {
@@ -34,7 +34,7 @@ impl ToSql for Value<'_> {
     }
 }
 
-/// What was made of a statement's text.
+/// A translated statement.
 struct Known {
     sql: String,
     names: Option<Arc<[String]>>,
@@ -43,12 +43,12 @@ struct Known {
 /// See the module.
 pub(super) struct Sqlite {
     pub(super) connection: Connection,
-    /// By where the text stands, and for how many columns.
+    /// By the address of the text, and the number of columns.
     known: HashMap<(usize, usize, usize), Known>,
 }
 
 impl Sqlite {
-    /// Opens a file to be read and written; with `create`, also one that is not there.
+    /// Opens a file for reading and writing; with `create`, creates a missing one.
     pub(super) fn open(path: &Path, create: bool) -> Sql<Self> {
         let create = if create { OpenFlags::SQLITE_OPEN_CREATE } else { OpenFlags::empty() };
         let this = Self::open_with(path, OpenFlags::SQLITE_OPEN_READ_WRITE | create)?;
@@ -57,7 +57,7 @@ impl Sqlite {
         Ok(this)
     }
 
-    /// Opens a file that is there, to be read.
+    /// Opens an existing file for reading.
     pub(super) fn open_to_read(path: &Path) -> Sql<Self> {
         Self::open_with(path, OpenFlags::SQLITE_OPEN_READ_ONLY)
     }
@@ -74,7 +74,7 @@ impl Sqlite {
         self.connection.prepare_cached(sql)?.execute([]).map(drop).map_err(Fault::from)
     }
 
-    /// Runs work between two statements; if it fails, nothing of it stays.
+    /// Runs work within a transaction; a failure rolls it back.
     pub(super) fn between<T, E: From<Fault>>(
         &mut self,
         begin: &'static str,
@@ -88,8 +88,8 @@ impl Sqlite {
         done
     }
 
-    /// No transaction may stay open: the next BEGIN would fail, and every one after it. Errors such as a full disk roll back by
-    /// themselves; SQLite's COMMIT either happened or can be rolled back, it has no third state while the file is ours.
+    /// Ends any open transaction: otherwise every later BEGIN would fail. Errors such as a full disk roll back by themselves;
+    /// SQLite's COMMIT either happened or can be rolled back: there is no third state while the file is ours.
     pub(super) fn roll_back(&mut self) {
         if !self.connection.is_autocommit() {
             let _ = self.simply("ROLLBACK");
@@ -162,7 +162,7 @@ impl Driver for Sqlite {
     }
 }
 
-/// What a step came to, which has not waited.
+/// The result of a step that did not await.
 pub(super) fn at_once<T, E: From<Fault>>(work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
     work.now_or_never().unwrap_or_else(|| Err(Fault::Waited.into()))
 }
@@ -175,7 +175,7 @@ pub(super) fn code(error: &Fault) -> u32 {
     }
 }
 
-/// Whether an error says something of the file, not of what was done: busy, read-only, I/O, corrupt, full, cannot open, no database.
+/// Whether an error concerns the file, not the write: busy, read-only, I/O, corrupt, full, cannot open, no database.
 pub(super) fn is_outside(error: &Fault) -> bool {
     [5, 8, 10, 11, 13, 14, 26].contains(&(code(error) & 0xff))
 }

@@ -1,4 +1,4 @@
-//! The database as arbiter: one order after the other. What a decision rests on is that the one writer runs nothing in between.
+//! The database as limiter: one request after the other. The single writer runs nothing in between.
 
 use super::super::driver::{Driver, Sql, binds};
 use super::super::queries::bindings::{Claim, claim};
@@ -45,7 +45,7 @@ pub(super) async fn admit(
     Ok(AdmitOutcome::New { slots, would, news })
 }
 
-/// What the limits of an order have.
+/// Reads the usage of a request's limits.
 async fn count(c: &mut dyn Driver, order: &AdmissionRequest) -> Sql<Counted> {
     let mut counted = Counted { now_ms: order.at_ms, ..Counted::default() };
     let sql = "SELECT k.value AS key, min(sum(c.slots), 4294967295) AS slots FROM calls c INDEXED BY calls_open, json_each(c.keys) k
@@ -62,7 +62,7 @@ async fn count(c: &mut dyn Driver, order: &AdmissionRequest) -> Sql<Counted> {
     Ok(counted)
 }
 
-/// A limit that is short, with its oldest holders.
+/// Adds a short limit's oldest holders.
 async fn oldest(c: &mut dyn Driver, order: &AdmissionRequest, mut short: Shortfall) -> Sql<Shortfall> {
     let Some(binding) = order.bindings.get(short.binding).filter(|b| matches!(b.bound, Bound::Concurrent(_))) else {
         return Ok(short);

@@ -1,4 +1,4 @@
-//! Looks at a store without changing it, for `ringfence check --live`.
+//! Inspects a store without changing it, for `ringfence check --live`.
 
 use std::fs::OpenOptions;
 use std::path::Path;
@@ -6,31 +6,31 @@ use std::path::Path;
 use super::driver::{Sqlite, explain};
 use super::{OpenError, explain_io, lock, migrate, on_thread};
 
-/// What stands at a store's path.
+/// The state of a store's path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Inspected {
-    /// Nothing: the first start makes it.
+    /// No file: the first start creates it.
     Absent,
-    /// A schema that this version uses.
+    /// The schema of this version.
     Ready,
-    /// Migrations that are missing.
+    /// Missing migrations.
     Behind(Vec<i64>),
 }
 
-/// Who holds a store now, as its lock says.
+/// The process that has the store open, according to its lock.
 pub async fn holder(path: &Path) -> Option<String> {
     lock::holder(path).await
 }
 
-/// Looks at a store.
+/// Inspects a store.
 ///
 /// # Errors
-/// What would keep a start from using it: it cannot be written, is damaged, is of a newer version.
+/// What would make a start fail: it cannot be written, is damaged, is of a newer version.
 pub async fn inspect(path: &Path) -> Result<Inspected, OpenError> {
     let shown = path.display().to_string();
     let file = |why: String| OpenError::File { path: shown.clone(), why };
     if !path.exists() {
-        // Its folder is made by the first start, as far as the nearest that is there allows.
+        // The first start creates its folder, as far as the nearest existing one allows.
         let above = path.ancestors().skip(1).find(|a| a.as_os_str().is_empty() || a.exists());
         return match above {
             Some(above) if !above.as_os_str().is_empty() && !above.is_dir() => {
@@ -39,7 +39,7 @@ pub async fn inspect(path: &Path) -> Result<Inspected, OpenError> {
             _ => Ok(Inspected::Absent),
         };
     }
-    // InsertOutcome for writing, never written.
+    // Opened for writing, but never written.
     OpenOptions::new().read(true).write(true).open(path).map_err(|e| file(explain_io(&e)))?;
     let mut reader = Sqlite::open_to_read(path).map_err(|e| file(explain(&e)))?;
     let missing = on_thread(move || migrate::missing(&mut reader)).await;

@@ -1,5 +1,5 @@
-//! The lock that makes a memory gate the only one: a file beside the database, held for the life of the process. Processes that
-//! share the database hold it shared.
+//! The lock that makes a memory limiter exclusive: a file beside the database, locked for the life of the process. Processes that
+//! share the database lock it shared.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read as _, Seek as _, Write as _};
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::super::OwnershipMode;
 
-/// The lock, held until it is dropped. The operating system frees it when the process dies, however it dies.
+/// The lock, held until it is dropped. The operating system releases it when the process dies.
 #[derive(Debug)]
 pub struct FileLock {
     _file: File,
@@ -19,7 +19,7 @@ pub(super) enum Refused {
     File(String),
 }
 
-/// How often the lock is tried for, and the pause in between: who only looks whether somebody has it holds it for a moment.
+/// Attempts to lock, and the pause between them: an inspection holds the lock for a moment.
 const TRIES: (u32, Duration) = (5, Duration::from_millis(20));
 
 impl FileLock {
@@ -39,7 +39,7 @@ impl FileLock {
             return Err(Refused::FileLock(said(&mut lock)));
         }
         let started = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ");
-        // Of those that share, the last to start stands there; it may have gone before the others.
+        // It names the last sharer to start, which may have stopped before the others.
         let others = if sharing == OwnershipMode::Shared { " or another that shares it" } else { "" };
         lock.set_len(0).and_then(|()| lock.rewind()).map_err(file)?;
         let line = format!("ringfence, process {}{others}, since {started}\n", std::process::id());
@@ -48,7 +48,7 @@ impl FileLock {
     }
 }
 
-/// Whether the lock was got.
+/// Whether the lock was acquired.
 async fn try_for(mut lock: impl FnMut() -> Result<(), TryLockError>) -> std::io::Result<bool> {
     for _ in 0..TRIES.0 {
         match lock() {
@@ -73,10 +73,10 @@ fn beside(database: &Path) -> PathBuf {
     name.into()
 }
 
-/// Who has a database now, alone or shared, if anybody has.
+/// The process that has a database open, exclusively or shared.
 pub(super) async fn holder(database: &Path) -> Option<String> {
     let mut lock = File::open(beside(database)).ok()?;
-    // Two who look see each other for a moment, and neither in the end.
+    // Two concurrent inspections see each other only briefly.
     match try_for(|| lock.try_lock()).await {
         Ok(false) => Some(said(&mut lock)),
         Ok(true) | Err(_) => None,

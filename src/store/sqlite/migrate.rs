@@ -1,5 +1,5 @@
-//! Migrations of the embedded store. The files are built in. All of a way is one transaction that writes from its beginning: of several
-//! processes that start at once one goes first.
+//! Migrations of the embedded store. The files are built in. One command is one write transaction: of several processes that
+//! start at once one goes first.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use super::{SqliteStore, on_thread};
 
 pub(super) static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
-/// Brings the schema up to date.
+/// Applies missing migrations.
 ///
 /// # Errors
 /// A sentence for an operator: the file cannot be used, its schema is of a newer version.
@@ -20,7 +20,7 @@ pub async fn up(path: &Path) -> Result<(), String> {
     with(path, |c| up_in(c, &MIGRATIONS)).await
 }
 
-/// Takes back the latest migration, or all that are newer than `to`. Refuses while a process has the file.
+/// Reverts the latest migration, or all that are newer than `to`. Fails while a process has the file open.
 ///
 /// # Errors
 /// As [`up`].
@@ -56,12 +56,12 @@ pub(super) fn down_in(c: &mut Sqlite, known: &Migrator, to: Option<i64>) -> Resu
     done.map_err(|unfit: Unfit| unfit.said(|fault| format!("cannot be migrated down: {}", explain(fault))))
 }
 
-/// Refuses a schema that this version does not know.
+/// Rejects a schema that this version does not know.
 pub(super) fn check(c: &mut Sqlite) -> Result<(), String> {
     migrations::check(&MIGRATIONS, &applied(c)?)
 }
 
-/// Migrations that are missing, without a write. Refuses a schema of a newer version.
+/// Missing migrations, without a write. Rejects a schema of a newer version.
 pub(super) fn missing(c: &mut Sqlite) -> Result<Vec<i64>, String> {
     let applied = applied(c)?;
     migrations::refuse_newer(&MIGRATIONS, &applied)?;

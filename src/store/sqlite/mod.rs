@@ -30,22 +30,22 @@ pub use lock::FileLock;
 use readers::Readers;
 use writer::Writer;
 
-/// How long a connection waits for another's lock: a backup's, or that of a person's shell.
+/// How long a connection waits for another's lock: that of a backup, or of an operator's shell.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// A write that leaves nothing. A write that only begins would not do: of a file that may only be read SQLite makes it a read.
+/// A write without an effect. BEGIN alone would not do: in a read-only file SQLite makes it a read.
 const PROBE: &str = "BEGIN IMMEDIATE; CREATE TABLE ringfence_probe (x); ROLLBACK";
 
 /// The store could not be opened. Sentences for an operator.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// Another process has it.
+    /// Another process has it open.
     #[error("{path} is in use by {holder}. {advice}, or give this one another [store] path")]
     Held {
         /// The database.
         path: String,
-        /// Who has it.
+        /// That process.
         holder: String,
-        /// What mends it.
+        /// What to do.
         advice: &'static str,
     },
     /// The file cannot be opened.
@@ -61,7 +61,7 @@ pub enum OpenError {
     Schema {
         /// The database.
         path: String,
-        /// What does not fit, and the command that mends it.
+        /// What is wrong, and the command to run.
         why: String,
     },
 }
@@ -71,11 +71,11 @@ pub struct SqliteStore {
     writer: Writer,
     readers: Readers,
     path: PathBuf,
-    /// Given up last, when nothing writes any more.
+    /// Released last, after all writes.
     held: std::sync::Mutex<Option<FileLock>>,
 }
 
-/// Runs what may wait for a disk or another process, on no thread of the runtime.
+/// Runs work that may block on a disk or another process, outside the runtime's threads.
 async fn on_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
@@ -87,7 +87,7 @@ async fn up(mut first: Sqlite) -> std::result::Result<(), String> {
     on_thread(move || migrate::up_in(&mut first, &migrate::MIGRATIONS)).await
 }
 
-/// Opens a file, new or not. A new one is put into its mode by whoever comes first; SQLite does not make the others wait for that.
+/// Opens or creates a file. The first process sets a new file's mode; SQLite does not make others wait for that.
 async fn connect(path: &Path) -> std::result::Result<Sqlite, String> {
     let since = Instant::now();
     loop {
@@ -102,11 +102,10 @@ async fn connect(path: &Path) -> std::result::Result<Sqlite, String> {
 }
 
 impl SqliteStore {
-    /// Opens the file, for this process alone or beside others that share it. With `migrate`, a missing or older schema is
-    /// brought up to date; without, it is refused.
+    /// Opens the file, exclusively or shared. With `migrate`, a missing or older schema is migrated; without, it is rejected.
     ///
     /// # Errors
-    /// Another process has it and does not share it; or it cannot be used.
+    /// Another process has it open and does not share it; or it cannot be used.
     pub async fn open(path: &Path, migrate: bool, sharing: OwnershipMode) -> std::result::Result<Self, OpenError> {
         let shown = path.display().to_string();
         let file = |why: String| OpenError::File { path: shown.clone(), why };
@@ -124,12 +123,12 @@ impl SqliteStore {
                 _ if !migrate => migrate::check(&mut first).map_err(schema)?,
                 OwnershipMode::Exclusive => up(first).await.map_err(schema)?,
                 OwnershipMode::Shared => {
-                    // Not under processes that run: the statements that they keep would not fit any more.
+                    // Not while other processes run: their compiled statements would not match any more.
                     drop(held);
                     match FileLock::take(path, OwnershipMode::Exclusive).await {
                         Ok(_alone) => up(first).await.map_err(schema)?,
                         Err(lock::Refused::File(why)) => return Err(file(why)),
-                        // Others that start just now do the same, and one of them did it.
+                        // Other processes that are starting do the same, and one of them succeeded.
                         Err(lock::Refused::FileLock(_)) if since.elapsed() < BUSY_TIMEOUT => {}
                         Err(lock::Refused::FileLock(holder)) => {
                             return Err(schema(format!("has an older schema, and {holder} uses it: stop all first")));
@@ -138,23 +137,23 @@ impl SqliteStore {
                 }
             }
         };
-        // SQLite opens a file that it may only read without a word; every call would then meet the error.
+        // SQLite opens a read-only file without an error; every write would then fail.
         at_once(first.script(PROBE)).map_err(|e| file(explain(&e)))?;
         let writer = Writer::start(path).map_err(file)?;
         let readers = Readers::start(path).map_err(file)?;
         if sharing == OwnershipMode::Exclusive {
-            // Whoever took deliveries is gone.
+            // The process that claimed deliveries is gone.
             let take_back = writer.run(|c| at_once(c.execute(messages::TAKE_BACK, &[])));
             take_back.await.map_err(|e| file(e.to_string()))?;
         }
         Ok(Self { writer, readers, path: path.to_owned(), held: std::sync::Mutex::new(Some(held)) })
     }
 
-    /// Takes the file for this process, alone or shared, for as long as the lock is held. `migrate down`, which drops tables,
-    /// needs it alone.
+    /// Locks the file for this process, exclusively or shared, until the lock is dropped. `migrate down`, which drops tables,
+    /// needs it exclusively.
     ///
     /// # Errors
-    /// Another process has it and does not share it; or the lock cannot be made.
+    /// Another process has it open and does not share it; or it cannot be used.
     pub async fn lock(path: &Path, sharing: OwnershipMode) -> std::result::Result<FileLock, OpenError> {
         let shown = path.display().to_string();
         FileLock::take(path, sharing).await.map_err(|e| match e {
@@ -163,7 +162,7 @@ impl SqliteStore {
         })
     }
 
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -212,7 +211,7 @@ impl Backend for SqliteStore {
     {
         let read = self.readers.run(move |c| at_once(work(c, &args))).await;
         if read.is_err() {
-            // A file that is damaged is noticed by readers: the writer's cache hides it.
+            // Readers notice a damaged file: the writer's cache hides it.
             self.writer.doubt();
         }
         read
@@ -275,7 +274,7 @@ impl Backend for SqliteStore {
     }
 
     async fn probe(&self) -> Result<()> {
-        // While writes fail, nothing less than a write says that they do no longer: this one changes nothing.
+        // While writes fail, only a write can show that they work again: this one changes nothing.
         let sql = if self.writer.is_failing() { "PRAGMA user_version = 0" } else { "SELECT 1" };
         self.writer.run(move |c| at_once(c.script(sql))).await
     }
@@ -285,7 +284,7 @@ impl Backend for SqliteStore {
     }
 
     async fn shut(&self) {
-        // The writer goes last: it takes its log into the file.
+        // The writer is closed last: it merges its log into the file.
         self.readers.close().await;
         self.writer.close().await;
         drop(self.held.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take());

@@ -1,4 +1,4 @@
-//! Readers beside the writer: threads with a connection each that only reads. What takes long stands before no decision.
+//! Readers: threads with a read-only connection each, so that a long read does not delay decisions.
 
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
@@ -10,25 +10,25 @@ use super::super::driver::Sql;
 use super::super::{Result, StoreError};
 use super::driver::{Sqlite, failed, is_outside};
 
-/// How many. WAL lets them read while the writer writes.
+/// The number of readers. With WAL they read while the writer writes.
 const READERS: usize = 4;
-/// Reads that may wait. Beyond it, callers wait to hand theirs over.
+/// Queued reads. Beyond that, callers wait to enqueue.
 const WAITING_MAX: usize = 4096;
 
-/// A read, given where its connection is.
+/// A read, called with its connection.
 type Read = Box<dyn FnOnce(&mut Reader) + Send>;
-/// `None` is the last.
+/// `None` ends the thread.
 type Waiting = mpsc::Receiver<Option<Read>>;
 
 pub(super) struct Readers {
     reads: mpsc::Sender<Option<Read>>,
-    /// Ends when no thread is left.
+    /// Closed when no thread is left.
     ended: tokio::sync::Mutex<mpsc::Receiver<()>>,
 }
 
 struct Reader {
     path: PathBuf,
-    /// `None` before the first read, and after a failure: a file that is gone is missed, not made anew.
+    /// `None` before the first read, and after a failure: a missing file is reported, not recreated.
     connection: Option<Sqlite>,
 }
 
@@ -47,7 +47,7 @@ impl Reader {
 }
 
 impl Readers {
-    /// Starts the threads; the file must be there when they read.
+    /// Starts the threads; the file must exist when they read.
     pub(super) fn start(path: &Path) -> std::result::Result<Self, String> {
         let (reads, waiting) = mpsc::channel(WAITING_MAX);
         let waiting = Arc::new(Mutex::new(waiting));
@@ -71,7 +71,7 @@ impl Readers {
     ) -> Result<T> {
         let (reply, told) = oneshot::channel();
         let read = move |reader: &mut Reader| {
-            // Nobody waits for it any more.
+            // Its waiter is gone.
             if reply.is_closed() {
                 return;
             }
@@ -87,7 +87,7 @@ impl Readers {
         told.await.map_err(|_| closed())?
     }
 
-    /// Reads what waits, then lets go.
+    /// Finishes queued reads, then closes.
     pub(super) async fn close(&self) {
         let _ = self.reads.send(None).await;
         let _ = self.ended.lock().await.recv().await;
@@ -102,7 +102,7 @@ fn read_all(mut reader: Reader, waiting: &Mutex<Waiting>) {
                 drop(next);
                 read(&mut reader);
             }
-            // What was handed over before is still there to be taken.
+            // Reads enqueued before are still received.
             Some(None) => next.close(),
             None => return,
         }

@@ -1,4 +1,4 @@
-//! What is said in calls. The writer is one: nothing comes between these statements.
+//! Utterances. The single writer runs nothing between these statements.
 
 use super::super::driver::{Driver, Sql, binds, damaged};
 use super::super::queries::{bindings, calls, messages};

@@ -1,8 +1,8 @@
-//! The one writer: a thread that owns the only connection that writes and puts what waits into one commit (group commit): no
-//! timer, it flushes when the previous commit has returned. Dropping the waiter drops only the notification, never the write.
+//! The writer: a thread that owns the only writing connection and batches queued writes into one commit (group commit). No timer:
+//! it commits when the previous commit has returned. Dropping the waiter drops only the notification, never the write.
 //!
-//! A write that fails tells its waiter, and nothing is held back: the next one is tried. After a panic, a full or failing disk or
-//! the like the connection is made anew, so that writing goes on by itself when the cause is gone.
+//! A failed write is reported to its waiter, and the next one is attempted. After a panic, a full or failing disk or the like the
+//! connection is reopened, so that writes resume when the cause is gone.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::panic::AssertUnwindSafe;
@@ -18,24 +18,24 @@ use super::super::{Result, StoreError};
 use super::driver::{Sqlite, explain, failed, is_outside};
 use crate::failpoint;
 
-/// Writes that may wait. Beyond it, callers wait to hand theirs over.
+/// Queued writes. Beyond that, callers wait to enqueue.
 const WAITING_MAX: usize = 4096;
 /// Writes in one commit.
 const BATCH_MAX: usize = 256;
 
 pub(super) struct Writer {
-    /// `None` is the last.
+    /// `None` ends the thread.
     jobs: mpsc::Sender<Option<Box<dyn Job>>>,
     ended: tokio::sync::Mutex<Option<oneshot::Receiver<()>>>,
     health: Arc<Health>,
-    /// A reader failed: what the writer's connection has in its cache may be all that is left.
+    /// A reader failed: the writer's cache may hold data that the file has lost.
     doubted: Arc<AtomicBool>,
 }
 
-/// A write, and whom to tell.
+/// A write with its waiter.
 trait Job: Send {
     fn run(&mut self, connection: &mut Sqlite) -> Sql<()>;
-    /// It panicked.
+    /// Records that it panicked.
     fn panicked(&mut self);
     fn finish(self: Box<Self>, commit: Result<()>);
 }
@@ -77,13 +77,13 @@ where
             (Some(Ok(value)), Ok(())) => Ok(value),
             (None, Ok(())) => Err(StoreError::Failed("the write was not run".to_owned())),
         };
-        // The waiter may have gone; the write stands all the same.
+        // The waiter may be gone; the write stands nevertheless.
         let _ = self.reply.send(outcome);
     }
 }
 
 impl Writer {
-    /// Opens the file, which must be there.
+    /// Opens the file, which must exist.
     pub(super) fn start(path: &Path) -> std::result::Result<Self, String> {
         let connection = Some(Sqlite::open(path, false).map_err(|e| explain(&e))?);
         let (file, health, doubted) = (FileId::of(path), Arc::<Health>::default(), Arc::<AtomicBool>::default());
@@ -101,17 +101,17 @@ impl Writer {
         Ok(Self { jobs, ended: tokio::sync::Mutex::new(Some(ended)), health, doubted })
     }
 
-    /// The last write failed for a cause outside of it.
+    /// Whether the last write failed for an external cause.
     pub(super) fn is_failing(&self) -> bool {
         self.health.is_failing()
     }
 
-    /// A reader failed. The next write looks at the file with new eyes.
+    /// Reports a reader's failure. The next write reopens the file.
     pub(super) fn doubt(&self) {
         self.doubted.store(true, Ordering::Relaxed);
     }
 
-    /// Writes that failed for such a cause, or panicked, since the start.
+    /// Writes that failed for an external cause, or panicked, since the start.
     pub(super) fn failed(&self) -> u64 {
         self.health.failed()
     }
@@ -129,7 +129,7 @@ impl Writer {
         told.await.map_err(|_| StoreError::Unknown("the store's thread ended before it answered".to_owned()))?
     }
 
-    /// Writes what waits, then lets go.
+    /// Finishes queued writes, then closes.
     pub(super) async fn close(&self) {
         let _ = self.jobs.send(None).await;
         if let Some(ended) = self.ended.lock().await.take() {
@@ -144,7 +144,7 @@ fn write_all(mut file: OpenFile, mut waiting: mpsc::Receiver<Option<Box<dyn Job>
         for job in taken.drain(..) {
             match job {
                 Some(job) => batch.push(job),
-                // What was handed over before is still there to be taken.
+                // Writes enqueued before are still received.
                 None => waiting.close(),
             }
         }
@@ -159,7 +159,7 @@ fn write_all(mut file: OpenFile, mut waiting: mpsc::Receiver<Option<Box<dyn Job>
     file.disconnect();
 }
 
-/// Which file a path leads to.
+/// The identity of the file at a path.
 #[derive(Debug, PartialEq, Eq)]
 struct FileId(Option<(u64, u64)>);
 
@@ -169,21 +169,21 @@ impl FileId {
     }
 }
 
-/// The database, as the writer has it.
+/// The writer's database.
 struct OpenFile {
     /// `None` after a failure: the next write connects again.
     connection: Option<Sqlite>,
     path: PathBuf,
-    /// The file that was opened at the start.
+    /// The identity of the file that was opened at the start.
     file: FileId,
     health: Arc<Health>,
-    /// A reader failed: what the writer's connection has in its cache may be all that is left.
+    /// A reader failed: the writer's cache may hold data that the file has lost.
     doubted: Arc<AtomicBool>,
 }
 
-/// Why a batch is not written.
+/// Why a batch was not written.
 enum Failure {
-    /// The file, the disk or the connection: others would fail as well.
+    /// The file, the disk or the connection: other writes would fail too.
     Outside(StoreError),
     /// The write itself.
     Own(StoreError),
@@ -217,7 +217,7 @@ impl OpenFile {
         })
     }
 
-    /// Writes a batch, and counts the writes in it that panicked.
+    /// Writes a batch, and returns the number of writes that panicked.
     fn try_write(&mut self, batch: &mut [Box<dyn Job>]) -> (std::result::Result<(), Failure>, u64) {
         if let Err(failure) = self.is_there() {
             return (Err(failure), 0);
@@ -233,7 +233,7 @@ impl OpenFile {
             },
         };
         let (written, panics) = write_batch(connection, batch);
-        // What was written to a file that nobody finds again is not written; but the file may come back.
+        // A write to a deleted file is not durable; but the file may come back.
         let found = || {
             self.is_there().map_err(|failure| match failure {
                 Failure::Outside(StoreError::Failed(why)) => Failure::Outside(StoreError::Unknown(why)),
@@ -243,7 +243,7 @@ impl OpenFile {
         (written.and_then(|()| found()), panics)
     }
 
-    /// The path still leads to the file that was opened. SQLite itself goes on writing to one that was deleted.
+    /// Checks that the path still leads to the opened file. SQLite itself keeps writing to a deleted one.
     fn is_there(&self) -> std::result::Result<(), Failure> {
         if FileId::of(&self.path) == self.file {
             return Ok(());
@@ -278,7 +278,7 @@ fn write_jobs(
         if !alone {
             connection.simply("SAVEPOINT job")?;
         }
-        // One that fails must not take its neighbours along.
+        // One that fails must not make the others fail.
         match std::panic::catch_unwind(AssertUnwindSafe(|| job.run(connection))) {
             Ok(Ok(())) => {}
             Ok(Err(error)) if alone || is_outside(&error) => return Err(error.into()),

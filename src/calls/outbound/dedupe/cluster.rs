@@ -1,13 +1,14 @@
-//! Requests that are retried at another replica than the first: its process died, or a load balancer sent the retry elsewhere. What
-//! processes know of a request's client they say in the store.
+//! Requests that are retried at another replica than the first: its process died, or a load balancer sent the retry elsewhere.
+//! Processes share what they know of a request's client through the store.
 //!
-//! A request that this process knows no equal of is looked for there before it is admitted. An equal one of another process is
-//! the earlier one if its outcome is unknown, if its client had gone before it was answered, or if its process is dead and may
-//! not have told it. Who joins it answers for it from then on: whatever the first still remembers of it is no longer valid.
+//! A request without an equal one in this process is looked up in the store before it is admitted. An equal request of another
+//! process is the earlier one if its outcome is unknown, if its client disconnected before the response, or if its process died
+//! and may not have responded. The process that joins it owns it from then on; what the first process remembers of it is no
+//! longer valid.
 //!
-//! A process that died a moment ago still counts as living, and so does one that has not noticed yet that its client has gone.
-//! So a request that was answered after its process was last heard, or is under way there, is waited for: until that process is
-//! heard again, or is dead. Equal requests that are sent to several processes at once pay that wait.
+//! A process that died a moment ago still counts as alive, and a live one may not have noticed yet that its client disconnected.
+//! So a request that was answered after its process's last heartbeat, or is in progress there, is waited for until that process
+//! sends a heartbeat or is dead. Equal requests sent to several processes at the same time incur that wait.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,31 +24,31 @@ use crate::calls::context::Context;
 use crate::clock::UnixMs;
 use crate::store::{LIVE_MS, OrderRecord, StoreError};
 
-/// Requests older than this are not retried.
+/// Requests older than this are not retried, in milliseconds.
 const LOOKED_BACK_MS: i64 = 3_600_000;
-/// The least time until a process has noticed, and said in the store, that a client has gone.
+/// The least time in which a process notices, and records in the store, that a client disconnected, in milliseconds.
 const NOTICED_MS: i64 = 250;
-/// How far the clocks of two machines may be apart.
+/// The largest clock difference between two machines, in milliseconds.
 const CLOCKS_MS: i64 = 1_000;
-/// How often the store is asked while another process is waited for.
+/// How often the store is polled while another process is waited for.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
-/// How often it is asked whether a request is on record yet whose client has gone.
+/// How often the store is polled for the record of a request whose client disconnected.
 const OPENED_EVERY: Duration = Duration::from_millis(20);
 
-/// What a request is to those on record.
+/// How a request relates to the recorded ones.
 #[derive(Debug, PartialEq, Eq)]
 enum Choice<'a> {
-    /// One of its own.
+    /// A new request.
     Own,
-    /// This one, sent again; its process is dead.
+    /// A duplicate of this one, whose process is dead.
     OfDead(&'a OrderRecord),
-    /// This one, sent again.
+    /// A duplicate of this one.
     Earlier(&'a OrderRecord),
-    /// Another process may be dead, or not have noticed.
+    /// Undecided: another process may be dead, or may not have noticed that its client disconnected.
     Wait,
 }
 
-/// `waited_ms`: since the request came.
+/// `waited_ms`: milliseconds since the request arrived.
 fn choose<'a>(orders: &'a [OrderRecord], me: &str, now_ms: UnixMs, waited_ms: i64) -> Choice<'a> {
     let mut choice = Choice::Own;
     for order in orders {
@@ -76,9 +77,9 @@ fn choose<'a>(orders: &'a [OrderRecord], me: &str, now_ms: UnixMs, waited_ms: i6
     choice
 }
 
-/// What a new request is to those of other replicas.
+/// How a new request relates to those of other replicas.
 pub(super) enum ClusterLookup {
-    /// One of its own.
+    /// A new request.
     New(Claim),
     /// This earlier one, sent again.
     Duplicate(InFlightRef),
@@ -94,10 +95,10 @@ impl Cluster {
         Self { context }
     }
 
-    /// Whether a request that this process knows no equal of is one that came to another replica. If so, it is that one from now on.
+    /// Looks for an equal request at other replicas. If there is one, the claim becomes that earlier request.
     ///
     /// # Errors
-    /// The store cannot be read: nobody knows, so nothing is dialled.
+    /// The store cannot be read: the answer is unknown, so nothing is dialled.
     pub(super) async fn find(
         &self,
         fingerprint: &Fingerprint,
@@ -115,14 +116,14 @@ impl Cluster {
                 Choice::Own => return Ok(ClusterLookup::New(claim)),
                 Choice::Earlier(row) => (row, false),
                 Choice::OfDead(row) => (row, true),
-                // Nobody is to be told; the caller sees to that.
+                // The client is gone; the caller handles that.
                 Choice::Wait if client.has_left() => return Ok(ClusterLookup::New(claim)),
                 Choice::Wait => {
                     tokio::time::sleep(POLL_INTERVAL).await;
                     continue;
                 }
             };
-            // Another repeat may be quicker; then the store has changed.
+            // Another duplicate may have been faster; then the store has changed.
             if store.take_order(row, &me, is_dead).await? {
                 let is_unknown = row.unsettled || row.phase == Phase::Reserved;
                 let progress = if is_unknown { Progress::Unknown } else { Progress::Created(None) };
@@ -131,20 +132,20 @@ impl Cluster {
         }
     }
 
-    /// Whether an earlier request that this process remembers is still its own: another may have joined it, and have told it.
+    /// Whether this process still owns an earlier request that it remembers: another process may have joined and answered it.
     pub(super) async fn still_owned(&self, fingerprint: &Fingerprint, earlier: &InFlightRef) -> bool {
         let Some(me) = self.context.replica() else { return true };
         let Some((Some(call), _)) = earlier.look() else { return true };
         let store = &self.context.lifecycle.store;
         let since_ms = self.context.lifecycle.clock.now_ms() - LOOKED_BACK_MS;
         let Ok(rows) = store.find_orders(fingerprint.as_str(), since_ms).await else { return true };
-        // What was joined to another request's call is not found under its own fingerprint.
+        // A request that joined another request's call is not found under its own fingerprint.
         let Some(row) = rows.iter().find(|row| row.id == call) else { return true };
         let mine = row.replica.as_deref() == Some(&*me);
         mine && (!row.undelivered || store.take_order(row, &me, false).await.unwrap_or(true))
     }
 
-    /// Records it if a request's client goes without its answer, as soon as it does.
+    /// Records that a request's client disconnected without its response, as soon as it does.
     pub(super) fn record_if_undelivered(&self, client: &Arc<ClientState>, request: &InFlightRef) {
         let Some(me) = self.context.replica() else { return };
         let (store, client, request) = (self.context.lifecycle.store.clone(), client.clone(), request.clone());
@@ -152,7 +153,7 @@ impl Cluster {
             if !client.hangs_up().await {
                 return;
             }
-            // Another client may have come in its place, or the request may have made no call.
+            // Another client may have taken its place, or the request may have made no call.
             while request.is_of(&client) {
                 if let Some((Some(call), _)) = request.look() {
                     if let Err(error) = store.undelivered(&call, &me).await {

@@ -1,4 +1,4 @@
-//! What makes two create requests equal.
+//! Equality of create requests.
 
 use bytes::Bytes;
 use http::{HeaderMap, Request};
@@ -8,17 +8,17 @@ use crate::ids::Alias;
 use crate::policy::Facts;
 use crate::store::KEY_KIND;
 
-/// The header of an app's own key (draft-ietf-httpapi-idempotency-key-header).
+/// The header of an idempotency key (draft-ietf-httpapi-idempotency-key-header).
 const KEY_HEADER: &str = "idempotency-key";
 /// The longest key, in bytes.
 const KEY_BYTES_MAX: usize = 255;
 
-/// What makes two requests equal: a hash of account, operation, business, method, path, query and body.
+/// Equal requests have equal fingerprints: a hash of account, operation, business, method, path, query and body.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Fingerprint(pub(super) String);
 
 impl Fingerprint {
-    /// Of a request as the app sent it.
+    /// The fingerprint of a request as the app sent it.
     pub fn new(facts: &Facts, request: &Request<Bytes>) -> Self {
         let uri = request.uri();
         let parts = [
@@ -32,7 +32,7 @@ impl Fingerprint {
         Self(hash(&parts))
     }
 
-    /// As it is stored.
+    /// The stored form.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -52,7 +52,7 @@ pub(in crate::calls) fn key(facts: &Facts, headers: &HeaderMap) -> Result<Option
     Ok(Some(Alias { kind: KEY_KIND.to_owned(), id }))
 }
 
-/// A hash over parts, each with its length before it: no two lists of parts run together.
+/// A hash over length-prefixed parts: different lists of parts never hash the same bytes.
 fn hash(parts: &[&[u8]]) -> String {
     let mut context = Context::new(&SHA256);
     for part in parts {

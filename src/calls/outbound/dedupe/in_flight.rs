@@ -1,4 +1,4 @@
-//! The create requests that this process knows: those under way, and those whose answer may not have reached the app.
+//! Create requests known to this process: those in progress, and those whose response may not have reached the app.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,40 +15,40 @@ use crate::clock::UnixMs;
 use crate::ids::CallId;
 use crate::store::CallRecord;
 
-/// Calls created so shortly before a restart may have been answered to nobody.
+/// The response to a call created this shortly before a restart counts as not delivered, in milliseconds.
 pub(super) const UNCONFIRMED_WINDOW_MS: i64 = 60_000;
 
-/// How long an answer that nobody took waits for its request to come again: SDKs give up within two minutes, workers retry
-/// within ten.
+/// How long an undelivered response is kept for a retry of its request: SDKs give up within two minutes, job queues retry within
+/// ten.
 const KEPT: Duration = Duration::from_secs(600);
-/// How long a request waits to see whether an equal one under way has lost its client: the client of a repeat has closed its
-/// first connection, which may be noticed a moment after the repeat has come on another.
+/// How long a request waits to see whether the client of an equal one in progress has disconnected. A retrying client has closed
+/// its first connection, which may be noticed a moment after the retry arrives on another.
 pub(super) const NOTICED_WITHIN: Duration = Duration::from_millis(100);
-/// Requests that are remembered. Those beyond are forgotten, those that nobody waits for first.
+/// Requests that are remembered. Beyond that, those without a waiting client are dropped first.
 const REQUESTS_MAX: usize = 50_000;
-/// The largest answer that is kept, in bytes; a larger one is made anew from the record.
+/// The largest response that is kept, in bytes; a larger one is rebuilt from the call record.
 pub(super) const ANSWER_BYTES_MAX: usize = 64 * 1024;
-/// All answers that are kept in memory, in bytes. What has no room is read from the record.
+/// All responses that are kept in memory, in bytes. Others are read from the call record.
 const ANSWERS_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// Whether a client still waits for its answer.
+/// The state of a client that waits for its response.
 #[derive(Debug, Default)]
 pub(in crate::calls) struct ClientState {
     left: OnceLock<Instant>,
-    /// It was written an answer.
+    /// A response was written to it.
     told: AtomicBool,
-    /// It has its answer.
+    /// It has received its response.
     heard: AtomicBool,
     changed: Notify,
 }
 
 impl ClientState {
-    /// It has gone, or has its answer.
+    /// It has disconnected, or has its response.
     pub(in crate::calls) fn has_left(&self) -> bool {
         self.left.get().is_some()
     }
 
-    /// Waits until it has gone without its answer, or has it (`false`).
+    /// Waits until it disconnects without its response (`true`), or has received it (`false`).
     pub(super) async fn hangs_up(&self) -> bool {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
@@ -68,7 +68,7 @@ impl ClientState {
     }
 }
 
-/// The client of a request, as its connection sees it. Dropping it says that the client has gone without its answer.
+/// The connection's side of a request's client. Dropping it means that the client disconnected without its response.
 #[derive(Debug)]
 pub struct ClientHandle {
     requests: InFlightRequests,
@@ -77,19 +77,19 @@ pub struct ClientHandle {
 }
 
 impl ClientHandle {
-    /// The client, as its request sees it.
+    /// The request's side of the client.
     pub(in crate::calls) fn client(&self) -> Arc<ClientState> {
         self.client.clone()
     }
 
-    /// The client has gone.
+    /// Reports that the client disconnected.
     pub fn gone(&self) {
         let _ = self.client.left.set(Instant::now());
         self.client.changed.notify_waiters();
     }
 
-    /// The answer was written to the client. If it said what became of the request, the request is over for this module, unless it
-    /// turns out that the client never read it.
+    /// Reports that the response was written to the client. If it had a known outcome, the request is finished for this module,
+    /// unless it turns out that the client never read it.
     pub fn delivered(self) -> DeliveryGuard {
         self.client.told.store(true, Ordering::Relaxed);
         let mut all = self.requests.lock();
@@ -97,18 +97,19 @@ impl ClientHandle {
             one.delivered = Arc::ptr_eq(&one.client, &self.client) && !one.told_unknown || one.delivered;
         }
         drop(all);
-        // Nobody waits on this connection any more.
+        // No client waits on this connection any more.
         self.gone();
         DeliveryGuard(self)
     }
 }
 
-/// A client that was written an answer, and of which nothing has been heard since. Dropping it says that it has it.
+/// A client that was written a response which it has not acknowledged yet. Dropping the guard means that it received the
+/// response.
 #[derive(Debug)]
 pub struct DeliveryGuard(ClientHandle);
 
 impl DeliveryGuard {
-    /// Its connection was reset: it had gone before the answer came.
+    /// Reports that its connection was reset: it disconnected before the response arrived.
     pub fn lost(self) {
         let handle = &self.0;
         handle.client.told.store(false, Ordering::Relaxed);
@@ -136,25 +137,25 @@ impl Drop for ClientHandle {
     }
 }
 
-/// What is known of a request's outcome.
+/// The progress of a request.
 #[derive(Debug, Clone)]
 pub(in crate::calls) enum Progress {
-    /// It is under way.
+    /// In progress.
     UnderWay,
-    /// Its answer was lost; its record will tell.
+    /// The provider's response was lost; the call record will show the outcome.
     Unknown,
-    /// There is a call; with the provider's answer, where it is kept.
+    /// It made a call; with the provider's response, where it is kept.
     Created(Option<Arc<Kept>>),
 }
 
-/// A provider's answer, and its part of [`ANSWERS_BYTES_MAX`].
+/// A provider's response, and its share of [`ANSWERS_BYTES_MAX`].
 #[derive(Debug)]
 pub(in crate::calls) struct Kept {
     pub(super) answer: Response<Bytes>,
     _room: OwnedSemaphorePermit,
 }
 
-/// What an answer takes, in bytes.
+/// The size of a response, in bytes.
 pub(super) fn size(answer: &Response<Bytes>) -> usize {
     let head: usize = answer.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
     head + answer.body().len()
@@ -166,13 +167,13 @@ struct InFlight {
     client: Arc<ClientState>,
     call: Option<CallId>,
     progress: Progress,
-    /// The client was told that the outcome is unknown: what it waits for has not been delivered.
+    /// The client was told that the outcome is unknown: the real outcome is undelivered.
     told_unknown: bool,
-    /// Its answer was written, and nothing has been heard of its client since.
+    /// Its response was written, and its client has not acknowledged it.
     delivered: bool,
 }
 
-/// One request under this module's care.
+/// One tracked request.
 #[derive(Debug, Clone)]
 pub(in crate::calls) struct InFlightRef {
     requests: InFlightRequests,
@@ -188,25 +189,25 @@ impl InFlightRef {
         }
     }
 
-    /// Whether it is this client that waits for it, or has gone from it last.
+    /// Whether this client waits for it, or was the last to do so.
     pub(super) fn is_of(&self, client: &Arc<ClientState>) -> bool {
         let mut all = self.requests.lock();
         all.get(&self.fingerprint, self.id).is_some_and(|o| Arc::ptr_eq(&o.client, client))
     }
 
-    /// Its client has gone, and none has come in its place.
+    /// Its client disconnected, and no other has taken its place.
     pub(in crate::calls) fn is_abandoned_by_client(&self) -> bool {
         let mut all = self.requests.lock();
         all.get(&self.fingerprint, self.id).is_some_and(|o| o.client.has_left())
     }
 
-    /// There is a call.
+    /// It made a call.
     fn created(&self, answer: &Response<Bytes>) {
         let kept = self.requests.keep(answer).map(Arc::new);
         self.change(|o| o.progress = Progress::Created(kept));
     }
 
-    /// Its answer was lost.
+    /// The provider's response was lost.
     fn unknown(&self) {
         self.change(|o| o.progress = Progress::Unknown);
     }
@@ -216,12 +217,12 @@ impl InFlightRef {
         self.change(|o| o.told_unknown = true);
     }
 
-    /// It made no call: who sends it again starts anew.
+    /// It made no call: a retry is a new request.
     pub(super) fn not_created(&self) {
         self.requests.lock().remove_if(&self.fingerprint, |o| o.id == self.id);
     }
 
-    /// Whoever was to settle it came to grief. What is on record may have been sent; what is not was not.
+    /// The task that had to settle it failed. If it was recorded it may have been sent; otherwise it was not.
     fn abandoned(&self) {
         let mut all = self.requests.lock();
         all.remove_if(&self.fingerprint, |o| o.id == self.id && o.call.is_none());
@@ -232,26 +233,26 @@ impl InFlightRef {
         }
     }
 
-    /// Its call, once it is on record, and what is known. `None`: it is over.
+    /// Its call, once recorded, and its progress. `None`: it is finished.
     pub(super) fn look(&self) -> Option<(Option<CallId>, Progress)> {
         let mut all = self.requests.lock();
         all.get(&self.fingerprint, self.id).map(|o| (o.call.clone(), o.progress.clone()))
     }
 }
 
-/// What a provider's answer, or the want of one, says about a create.
+/// The outcome of sending a create.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::calls) enum SendOutcome {
-    /// There is a call.
+    /// It made a call.
     Created,
-    /// There is none.
+    /// It made no call.
     NotCreated,
-    /// Nobody knows yet.
+    /// The outcome is unknown.
     Unknown,
 }
 
-/// The right to admit and send a new request, and the duty to settle it: dropped before that, as with a rejection or by a panic, it
-/// must not stay under way for ever. Who sends it again would wait for nobody.
+/// The right to admit and send a new request, and the duty to settle it. Dropped unsettled, by a rejection or a panic, it settles
+/// itself: duplicates must not wait for ever.
 #[must_use]
 pub(in crate::calls) struct Claim {
     request: InFlightRef,
@@ -259,17 +260,17 @@ pub(in crate::calls) struct Claim {
 }
 
 impl Claim {
-    /// The request itself.
+    /// The tracked request.
     pub(in crate::calls) fn request(&self) -> &InFlightRef {
         &self.request
     }
 
-    /// It is on record as this call.
+    /// Its call is recorded.
     pub(in crate::calls) fn recorded(&self, call: &CallId) {
         self.request.change(|o| o.call = Some(call.clone()));
     }
 
-    /// It was settled, with this outcome.
+    /// Settles it with this outcome.
     pub(in crate::calls) fn settle(mut self, outcome: SendOutcome, answer: &Response<Bytes>) {
         self.is_settled = true;
         match outcome {
@@ -282,13 +283,13 @@ impl Claim {
         }
     }
 
-    /// It made no call: who sends it again starts anew.
+    /// It made no call: a retry is a new request.
     pub(in crate::calls) fn not_created(mut self) {
         self.is_settled = true;
         self.request.not_created();
     }
 
-    /// It came to another replica before, is this call, and has come so far.
+    /// Merges it into an earlier request of another replica, with its call and progress.
     pub(super) fn become_earlier(mut self, call: &CallId, progress: Progress) -> InFlightRef {
         self.is_settled = true;
         self.request.change(|o| (o.call, o.progress) = (Some(call.clone()), progress));
@@ -304,17 +305,17 @@ impl Drop for Claim {
     }
 }
 
-/// What a request is to those before it.
+/// How a request relates to earlier ones.
 pub(super) enum Lookup {
-    /// It is one of its own.
+    /// A new request.
     New(Claim),
-    /// It is this earlier one, sent again.
+    /// A duplicate of this one.
     Duplicate(InFlightRef),
-    /// An equal one is under way, whose client may have gone unnoticed: look again in [`NOTICED_WITHIN`].
+    /// An equal one is in progress, and its client may have disconnected unnoticed: look again after [`NOTICED_WITHIN`].
     Concurrent,
 }
 
-/// Which look at the requests before it this is.
+/// The number of the look-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Look {
     /// The first.
@@ -352,8 +353,8 @@ impl Table {
         }
     }
 
-    /// Forgets what nobody can come again for; if that is not enough, what nobody waits for: calls that were made first, then
-    /// the older half of those whose outcome is not known, then all.
+    /// Removes what can no longer be retried. If that is not enough, removes requests without a waiting client: those that made
+    /// calls first, then the older half of those with an unknown outcome, then all.
     fn forget(&mut self, newest: u64) {
         let half = newest.saturating_sub(REQUESTS_MAX as u64 / 2);
         self.keep(|o| !o.is_stale());
@@ -380,18 +381,18 @@ impl InFlight {
         !self.delivered && !self.is_stale()
     }
 
-    /// Its answer waited too long for somebody to come again.
+    /// Its response was kept too long without a retry.
     fn is_stale(&self) -> bool {
         matches!(self.progress, Progress::Created(_)) && self.client.left.get().is_some_and(|at| at.elapsed() > KEPT)
     }
 }
 
-/// Every request that may come again. Cloning is cheap.
+/// All requests that may be retried. Cloning is cheap.
 #[derive(Debug, Clone)]
 pub struct InFlightRequests {
     table: Arc<Mutex<Table>>,
     ids: Arc<AtomicU64>,
-    /// Room for answers that are kept, in bytes.
+    /// Room for kept responses, in bytes.
     room: Arc<Semaphore>,
 }
 
@@ -402,7 +403,7 @@ impl Default for InFlightRequests {
 }
 
 impl InFlightRequests {
-    /// Keeps an answer, if there is room for it.
+    /// Keeps a response, if there is room for it.
     fn keep(&self, answer: &Response<Bytes>) -> Option<Kept> {
         let bytes = size(answer);
         if bytes > ANSWER_BYTES_MAX {
@@ -417,23 +418,23 @@ impl InFlightRequests {
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
-        // Every change is one push, one removal or one assignment: a panic elsewhere leaves nothing half done.
+        // Every change is one push, removal or assignment: a panic elsewhere leaves no partial change.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The client of a request that came in.
+    /// Creates the client of an incoming request.
     pub(in crate::calls) fn client(&self, fingerprint: &Fingerprint) -> ClientHandle {
         ClientHandle { requests: self.clone(), fingerprint: fingerprint.clone(), client: Arc::default() }
     }
 
-    /// Whether the request that this client sends is an earlier one. If so, the client waits in the earlier one's place.
+    /// Looks up whether this client's request is a duplicate. If it is, the client takes the earlier client's place.
     ///
-    /// The second look sees only clients that have hung up since: an equal request that was told its outcome meanwhile, known or
-    /// not, was sent beside this one.
+    /// The second look-up considers only clients that disconnected since the first: an equal request that was answered meanwhile
+    /// was sent in parallel.
     pub(super) fn find(&self, fingerprint: &Fingerprint, client: &Arc<ClientState>, look: Look) -> Lookup {
         let mut all = self.lock();
         let same = all.by_fingerprint.get_mut(fingerprint).map(Vec::as_mut_slice).unwrap_or_default();
-        // Each client takes a request that nobody waits for; one that is unknown answers all who ask.
+        // Each client takes one abandoned request; one with an unknown outcome answers all duplicates.
         let earlier = if look == Look::Second {
             same.iter().position(|o| o.client.has_hung_up() && o.may_come_again())
         } else {
@@ -457,7 +458,7 @@ impl InFlightRequests {
         Lookup::New(Claim { request: self.refer(fingerprint, id), is_settled: false })
     }
 
-    /// The request of a call, if it is still under this module's care.
+    /// The request that made a call, if it is still tracked.
     pub(super) fn of_call(
         &self,
         fingerprint: &Fingerprint,
@@ -477,7 +478,7 @@ impl InFlightRequests {
         InFlightRef { requests: self.clone(), fingerprint: fingerprint.clone(), id }
     }
 
-    /// Takes over the requests of the last process that may come again: those of open calls, and of the latest.
+    /// Restores the requests of the previous process that may be retried: those of open calls, and the latest ones.
     pub fn restore<'a>(&self, calls: impl IntoIterator<Item = &'a CallRecord>, now_ms: UnixMs) {
         let mut all = self.lock();
         let mut seen = HashSet::new();

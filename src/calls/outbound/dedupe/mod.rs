@@ -1,13 +1,14 @@
-//! Deduplication: an SDK repeats what it got no answer to, and must not place a second call by it.
+//! Deduplication: an SDK retries a request without a response, and the retry must not place a second call.
 //!
-//! A request is an earlier one sent again if it shows the same idempotency key, or if it is equal to it in business, operation,
-//! destination and body, and the app cannot know what became of the earlier one: its outcome is unknown, or its answer was never
-//! delivered (the client had gone). It then waits for the earlier request's settlement, and gets its answer; it places a call only if
-//! the earlier one was proven not to have made one. Equal requests in parallel, or after a delivered answer, are distinct calls.
+//! A request is a duplicate if it has the same idempotency key as an earlier one, or if it is equal in business, operation,
+//! destination and body and the app cannot know the outcome of the earlier one: the outcome is unknown, or the response was not
+//! delivered (the client disconnected). A duplicate waits for the earlier request's outcome and gets its response; it places a
+//! call only if the earlier one provably made none. Equal requests in parallel, or after a delivered response, are distinct
+//! calls.
 //!
-//! What is known of a request's client is known to this process alone ([`in_flight`]); what others have to know of it stands in the
-//! store, where several share that (`cluster`). After a restart, requests whose outcome is unknown and those answered within a
-//! minute before it count as not delivered.
+//! Knowledge about a request's client is local to the process ([`in_flight`]); what other replicas need of it is in the store,
+//! where they share one (`cluster`). After a restart, requests with an unknown outcome and those answered within the last minute
+//! count as not delivered.
 
 mod cluster;
 pub(in crate::calls) mod fingerprint;
@@ -35,25 +36,25 @@ use cluster::{Cluster, ClusterLookup};
 use in_flight::{Claim, ClientState, InFlightRequests, Look, Lookup, NOTICED_WITHIN};
 use replay::{Duplicate, Replay, Replayed};
 
-/// How a request is recognised.
+/// How duplicates of a request are recognised.
 pub(super) struct Identity {
-    /// Its idempotency key, unless it belongs to another request and nothing is rejected.
+    /// Its idempotency key, unless another request has the key and observe mode is on.
     pub(super) key: Option<Alias>,
     look: Look,
 }
 
 impl Identity {
-    /// By its key, if it has one.
+    /// An identity with this key, if the request has one.
     pub(super) fn new(key: Option<Alias>) -> Self {
         Self { key, look: Look::First }
     }
 }
 
-/// What a request is to those before it.
+/// How a request relates to earlier ones.
 pub(super) enum Claimed {
-    /// A new one: whoever has the claim settles it.
+    /// A new one: the holder of the claim settles it.
     New(Claim),
-    /// One sent again, with the answer of the first.
+    /// A duplicate, with the response to the first.
     Duplicate(Response<Bytes>),
 }
 
@@ -76,10 +77,10 @@ impl Deduplication {
         }
     }
 
-    /// Claims a request as a new one, or answers it as the earlier one that it is, at most until `until`.
+    /// Claims a request as new, or answers it as the duplicate that it is, waiting until `until` at most.
     ///
     /// # Errors
-    /// It is neither, or nobody can say which; see [`NotSent`].
+    /// It is neither, or that cannot be decided; see [`NotSent`].
     pub(super) async fn claim(
         &self,
         request: &CreateRequest,
@@ -116,13 +117,13 @@ impl Deduplication {
             };
             match self.replay.answer(request, &duplicate, client, until).boxed().await? {
                 Replayed::Answer(answer) => return Ok(Claimed::Duplicate(answer)),
-                // The earlier one is over: what this one is now, a new look tells.
+                // The earlier one is finished: look again.
                 Replayed::NoCall => {}
             }
         }
     }
 
-    /// Looks for an equal request of another replica.
+    /// Looks for an equal request at other replicas.
     async fn claim_in_cluster(
         &self,
         request: &CreateRequest,
@@ -140,7 +141,7 @@ impl Deduplication {
         }
     }
 
-    /// The request that has this key already.
+    /// Looks up the request that has this key.
     async fn by_key(
         &self,
         request: &CreateRequest,
@@ -165,7 +166,7 @@ impl Deduplication {
                 "Not dialled: this Idempotency-Key was used for another request. Use a new key for a new call.";
             let rejection = Rejection::new(RejectionCode::KeyReused, message);
             if self.context.observes() {
-                // As if it had none: a request of its own.
+                // Treated as if it had no key.
                 let _ = request.would_reject.set(rejection);
                 identity.key = None;
                 return Ok(None);

@@ -1,4 +1,4 @@
-//! The answer to a request that is sent again: that of the first, once it is settled.
+//! The response to a duplicate: that of the first request, once it is settled.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,22 +23,22 @@ use crate::provider::render::fill_json;
 use crate::reply::{Rejection, RejectionCode, json_answer};
 use crate::store::{CallRecord, Change, CreateAnswer};
 
-/// The header that names the earlier request's call.
+/// Response header: the earlier request's call.
 const DUPLICATE_HEADER: &str = "x-ringfence-duplicate-of";
 
-/// A request that was sent before.
+/// The earlier request of a duplicate.
 pub(super) struct Duplicate {
-    /// Its call, where its key named it.
+    /// Its call, where the idempotency key identified it.
     pub(super) call: Option<CallId>,
-    /// The earlier request itself, while its answer is not delivered.
+    /// The tracked request, while its response is not delivered.
     pub(super) request: Option<InFlightRef>,
 }
 
-/// What a duplicate request is answered.
+/// The outcome of a replay.
 pub(super) enum Replayed {
-    /// What the first was.
+    /// The response to the first request.
     Answer(Response<Bytes>),
-    /// Nothing yet: the first made no call, or its call is over. The request is a new one.
+    /// The first made no call, or its call has ended: the duplicate is a new request.
     NoCall,
 }
 
@@ -53,10 +53,10 @@ impl Replay {
         Self { context, rejections }
     }
 
-    /// Waits for the settlement of the earlier request, at most until `until`, and gives its answer.
+    /// Waits until the earlier request is settled, until `until` at most, and returns its response.
     ///
     /// # Errors
-    /// The client has gone.
+    /// The client disconnected.
     pub(super) async fn answer(
         &self,
         request: &CreateRequest,
@@ -74,7 +74,7 @@ impl Replay {
                     its_call = call.clone();
                     (call, progress)
                 }
-                // It made no call; or another client, who sent it again too, has its answer by now: the store tells.
+                // It made no call, or another duplicate has received its response: the store has the answer.
                 None => match &its_call {
                     Some(call) => (Some(call.clone()), Progress::Unknown),
                     None => return Ok(Replayed::NoCall),
@@ -86,7 +86,7 @@ impl Replay {
             {
                 let (keyed, no_call) = (duplicate.call.is_some(), record.outcome == Some(Outcome::NotCreated));
                 match (state(&record, lifecycle.clock.now_ms()), progress) {
-                    // A key names its request for as long as that is on record.
+                    // An idempotency key identifies its request as long as its record exists.
                     (IdempotencyState::Over, progress) if keyed && !no_call => {
                         return Ok(Replayed::Answer(self.of_call(request, call, &record, progress).boxed().await));
                     }
@@ -103,7 +103,7 @@ impl Replay {
                 }
             }
             if client.has_left() {
-                // Nobody is to be told, and the request's body would be kept all the while.
+                // No client waits, and the request's body would be held meanwhile.
                 return Err(hung_up());
             }
             if Instant::now() >= until {
@@ -114,7 +114,7 @@ impl Replay {
                     let change = Change { untold_by: Some(me), ..lifecycle.change(call, Source::Order) };
                     lifecycle.apply_with_retry(change).await;
                 }
-                let why = "an equal order was sent before, and its outcome is still unknown";
+                let why = "an equal request was sent before, and its outcome is still unknown";
                 let call = call.unwrap_or_else(CallId::new);
                 let mut response = self.rejections.outcome_unknown(&request.rejected(), &call, why);
                 name_duplicate(&mut response, &call);
@@ -125,8 +125,8 @@ impl Replay {
         }
     }
 
-    /// The answer of an earlier request, which made this call: the provider's own where it is kept, in memory or in the store, else
-    /// one made of what the record knows.
+    /// The response of an earlier request, which made this call: the provider's own where it is kept in memory or in the store,
+    /// else one built from the call record.
     async fn of_call(
         &self,
         request: &CreateRequest,
@@ -142,7 +142,7 @@ impl Replay {
         };
         let mut response = kept.or_else(|| made_answer(request, record)).unwrap_or_else(|| {
             let message = format!(
-                "This order was sent before and made a call [{}]; its answer is not kept. Nothing was dialled again.",
+                "This request was sent before and made a call [{}]; its response is not kept. Nothing was dialled again.",
                 record.id
             );
             self.rejections.respond(Rejection::new(RejectionCode::AlreadyPlaced, message), &request.rejected())
@@ -164,7 +164,7 @@ impl Replay {
     }
 }
 
-/// An answer as it went on record.
+/// A recorded response.
 fn restored(kept: CreateAnswer) -> Option<Response<Bytes>> {
     let mut answer = Response::new(Bytes::from(kept.body));
     *answer.status_mut() = StatusCode::from_u16(kept.status).ok()?;
@@ -175,7 +175,7 @@ fn restored(kept: CreateAnswer) -> Option<Response<Bytes>> {
     Some(answer)
 }
 
-/// An answer made from the record, in the shape that the provider's own had. `None`: its description has no such shape.
+/// A response built from the call record, in the shape of the provider's own. `None`: its description has no such shape.
 fn made_answer(request: &CreateRequest, record: &CallRecord) -> Option<Response<Bytes>> {
     let shape = request.operation.answer.as_ref()?;
     let value = |name: &str| {
@@ -191,7 +191,7 @@ fn name_duplicate(response: &mut Response<Bytes>, earlier: &CallId) {
     }
 }
 
-/// A provider's answer as it goes on record; `None` where its business has less kept of its calls, or if it is too long.
+/// A provider's response as it is recorded; `None` where the privacy of its business forbids it, or if it is too long.
 pub(in crate::calls::outbound) fn to_record(
     context: &Context,
     request: &CreateRequest,

@@ -1,30 +1,30 @@
-//! Where the call of an earlier request stands.
+//! The state of an earlier request's call.
 
 use crate::call::{Outcome, Phase};
 use crate::clock::UnixMs;
 use crate::store::CallRecord;
 
-/// How long after its call has ended a request may still be retried. A retry comes within seconds; who dials a busy number
-/// again after twenty means a second call.
+/// How long after its call has ended a request may still be retried, in milliseconds. A retry comes within seconds; an app that
+/// redials a busy number after twenty seconds wants a second call.
 const AFTER_END_MS: i64 = 10_000;
 
-/// Where the call of an earlier request stands for who sends the request again.
+/// The state of an earlier request's call, as far as it matters to a duplicate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum IdempotencyState {
-    /// Nobody knows yet whether there is a call.
+    /// It is unknown whether there is a call.
     Unknown,
-    /// There is one, or was until a moment ago.
+    /// There is a call, or was until a moment ago.
     Called,
-    /// There never was one, or it is over: the request is a new one.
+    /// There never was one, or it has ended: the duplicate is a new request.
     Over,
 }
 
-/// Reads it off a call's record.
+/// The state of a recorded call.
 pub(super) fn state(call: &CallRecord, now_ms: UnixMs) -> IdempotencyState {
     state_of(call.phase, call.outcome, call.ended_at, call.unsettled, now_ms)
 }
 
-/// The same, of the parts of a record that tell it.
+/// The same, from the fields that decide it.
 pub(super) fn state_of(
     phase: Phase,
     outcome: Option<Outcome>,

@@ -1,4 +1,4 @@
-//! Which requests are taken for which.
+//! Which requests are recognised as duplicates.
 
 use super::*;
 
@@ -13,7 +13,7 @@ fn claim(found: Lookup) -> Claim {
     }
 }
 
-/// A new request that somebody settles by hand.
+/// A new request, settled by the test.
 fn new(found: Lookup) -> InFlightRef {
     let mut claim = claim(found);
     claim.is_settled = true;
@@ -31,7 +31,7 @@ fn look(all: &InFlightRequests, client: &ClientHandle, look: Look) -> Lookup {
     all.find(&client.fingerprint, &client.client(), look)
 }
 
-/// As a request arrives that looks twice.
+/// Looks twice, as an arriving request does.
 fn arrive(all: &InFlightRequests, client: &ClientHandle) -> Lookup {
     match look(all, client, Look::First) {
         Lookup::Concurrent => look(all, client, Look::Second),
@@ -107,7 +107,7 @@ fn a_client_that_was_told_unknown_may_come_again_at_once() {
     let (a, b) = (all.client(&fingerprint("x")), all.client(&fingerprint("x")));
     let request = new(arrive(&all, &a));
     request.mark_reported_unknown();
-    // Whether its answer was read is not known yet.
+    // It is not known yet whether its response was read.
     let unheard = a.delivered();
     assert_eq!(again(look(&all, &b, Look::First)).id, request.id);
     drop(unheard);
