@@ -204,7 +204,7 @@ pub struct Plan {
 pub enum Mode {
     /// Everything is counted, nothing is refused; what would have been refused is shown.
     Observe,
-    /// LimitExceeded limits refuse.
+    /// Full limits reject.
     Enforce,
 }
 

@@ -84,7 +84,7 @@ words!(
 pub struct Run {
     /// Its id.
     pub id: String,
-    /// RetentionScope capacity it uses.
+    /// The business whose capacity it uses.
     pub business: String,
     /// At which account.
     pub account: String,

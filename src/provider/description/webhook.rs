@@ -38,7 +38,7 @@ pub struct Webhook {
     /// Paths that report by their status: 400 for an unusable payload, 404 for an unknown call.
     #[serde(default)]
     pub exact: Vec<PathPattern>,
-    /// RequestAttributes of requests that are not about calls, such as text messages, and are signed in the same way.
+    /// Fields that mark requests that are not about calls, such as text messages, and are signed in the same way.
     #[serde(default)]
     pub foreign: Vec<Selector>,
     /// The provider switches this webhook off after failures, so ringfence watches whether it still comes. The text says where an
