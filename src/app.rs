@@ -35,6 +35,7 @@ use crate::net::{Edge, EdgeSettings, LocalSocket, ReloadingTls, RunningEdge, des
 use crate::notify::{self, Hub};
 use crate::policy::Policy;
 use crate::reconcile::{self, SweepStatuses};
+use crate::runs::recurring::keeper;
 use crate::runs::{Runs, dialler};
 use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
@@ -300,6 +301,8 @@ impl App {
         tasks.spawn(watch_hooks(move || newest.calls().post_call, move || role.role().leads, stop.clone()));
         let newest = live.clone();
         tasks.spawn(dialler::run(move || (newest.calls(), newest.runs()), draining.clone()));
+        let (newest, role) = (live.clone(), calls.lifecycle.capacity.clone());
+        tasks.spawn(keeper::run(move || (newest.calls(), newest.runs()), move || role.role().leads, draining.clone()));
         tasks.spawn(purge(live.clone(), stop.clone()));
         tasks.spawn(config_watcher::run(live.clone(), stop.clone()));
         if let Some(tls) = tls {

@@ -20,7 +20,7 @@
 //!     token        JWT: who shows one, and what it allows
 //!     net          the edge (hyper's server) and the way out (hyper's client, pingora's pool); only it knows which engines run
 //! L4  gate         proposes: admits or refuses, over all limits, in one atomic step
-//!     store        disposes: what survives a restart: calls, inbox, outbox, refusals, businesses, runs
+//!     store        disposes: what survives a restart: calls, inbox, outbox, refusals, businesses, runs, schedules
 //! L5  capacity     who decides just now, under which epoch: this process's gate, Redis or the database
 //!     reply        every refusal and failure as bytes, in the provider's own shape
 //!     notify       says that there is something new about a call, to whoever listens
@@ -30,7 +30,7 @@
 //!     webhook      listen.webhooks: verify → remember → translate → apply → reply or deliver
 //!     transcripts  listen.client: what is said in calls, to who may follow them
 //!     reconcile    leases and calls against the provider's truth
-//!     runs         bulk runs: a list of leads, dialled inside the same limits as every other call
+//!     runs         bulk runs: a list of leads, dialled inside the same limits as every other call, once or by a schedule
 //! L9  config       the TOML as written → each module's settings; every mistake at once
 //! L10 admin        listen.admin: the operator's page, health, status, metrics, calls, businesses, reload
 //! L11 app          builds every part, owns every task, starts, reloads, drains

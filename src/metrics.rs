@@ -58,6 +58,8 @@ struct Inner {
     run_calls: IntCounterVec,
     run_dials: IntCounterVec,
     run_breakers: IntCounter,
+    schedule_firings: IntCounterVec,
+    schedules_failing: IntGauge,
     store_failures: IntCounter,
     config_reloads: IntCounterVec,
     config_reload_ok: IntGauge,
@@ -297,6 +299,15 @@ impl Metrics {
                 &["result"],
             )?,
             run_breakers: m.counter("ringfence_run_breaker_trips_total", "Bulk runs paused since their calls failed.")?,
+            schedule_firings: m.counters(
+                "ringfence_schedule_firings_total",
+                "Firings of schedules: fired (a run was made), no_leads, failed (once for each try), given_up (the next firing came first), missed (nobody was there).",
+                &["result"],
+            )?,
+            schedules_failing: m.gauge(
+                "ringfence_schedules_failing",
+                "Active schedules whose firing is tried again, as their leads cannot be had; 0 where another replica leads.",
+            )?,
             store_failures: m.counter(
                 "ringfence_store_failed_writes_total",
                 "Failed writes to the database: full disk, missing file.",
@@ -537,6 +548,16 @@ impl Metrics {
     /// A bulk run was paused for its failures.
     pub fn run_breaker(&self) {
         self.inner.run_breakers.inc();
+    }
+
+    /// A firing of a schedule was made, or was not.
+    pub fn schedule_firing(&self, result: &str) {
+        self.inner.schedule_firings.with_label_values(&[result]).inc();
+    }
+
+    /// Schedules whose firing is tried again.
+    pub fn schedules_failing(&self, schedules: u64) {
+        self.inner.schedules_failing.set(i64::try_from(schedules).unwrap_or(i64::MAX));
     }
 
     /// A changed certificate was read, or could not be.

@@ -1,3 +1,4 @@
+DROP TABLE schedules;
 DROP TABLE run_jobs;
 DROP TABLE runs;
 DROP TABLE audit;

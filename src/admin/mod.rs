@@ -1,4 +1,4 @@
-//! `listen.admin`: health, status, metrics, calls, businesses, bulk runs, do-not-call lists. The paths under `/api/concurrent-metrics` are those of the systems
+//! `listen.admin`: health, status, metrics, calls, businesses, bulk runs and their schedules, do-not-call lists. The paths under `/api/concurrent-metrics` are those of the systems
 //! that ringfence replaces (contract §1).
 
 pub mod auth;
@@ -12,6 +12,7 @@ mod operator;
 mod page;
 pub mod reload;
 mod runs;
+mod schedules;
 mod stream;
 
 pub use board::Board;
@@ -273,6 +274,11 @@ impl Admin {
                 let needs = if method == Method::GET { Scope::Read } else { Scope::Operate };
                 let who = may(needs)?;
                 self.route_runs(exchange, &method, rest, &who).await
+            }
+            (_, ["api", "schedules", rest @ ..]) => {
+                let needs = if method == Method::GET { Scope::Read } else { Scope::Operate };
+                let who = may(needs)?;
+                self.route_schedules(exchange, &method, rest, &who).await
             }
             (&Method::GET, ["api", "refusals"]) => {
                 let who = may(Scope::Read)?;

@@ -19,6 +19,7 @@ mod purge;
 mod reconcile;
 mod reload;
 mod runs;
+mod schedules;
 mod serve;
 mod simulate;
 mod token;
@@ -57,6 +58,8 @@ enum Command {
     Calls(calls::Calls),
     /// Make, show, pause, resume, cancel, retry and export bulk runs
     Runs(runs::Runs),
+    /// Make, show, pause, resume, fire and delete schedules: recurring runs
+    Schedules(schedules::Schedules),
     /// Show webhooks and their deliveries, and apply or deliver them again
     Events(events::Events),
     /// Delete what a business left behind: ended calls, records, webhooks, deliveries, refusals
@@ -124,6 +127,7 @@ pub fn main() -> ExitCode {
             Command::Token(command) => command.run(),
             Command::Calls(command) => command.run().await,
             Command::Runs(command) => command.run().await,
+            Command::Schedules(command) => command.run().await,
             Command::Events(command) => command.run().await,
             Command::Purge(command) => command.run().await,
             Command::Simulate(command) => command.run().await,

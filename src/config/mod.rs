@@ -10,6 +10,7 @@ mod destinations;
 pub mod diagnostics;
 mod duplicate;
 mod file;
+mod lead_sources;
 mod matches;
 mod policy;
 mod records;
@@ -430,8 +431,10 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
     let watch = reload.flag("watch").unwrap_or(true);
     reload.finish();
 
+    let sources = lead_sources::read(root, records.forward_url.is_some());
     let table = root.table("runs");
     let runs = runs::Settings {
+        sources,
         dials: table.flag("dials").unwrap_or(true),
         reserve_for_direct: table.count("reserve_for_direct", 0..=1_000_000).unwrap_or(0),
         leads_max: table.count("leads_max", 1..=10_000_000).unwrap_or(runs::LEADS_MAX),

@@ -8,6 +8,7 @@ mod operator;
 mod records;
 mod retention;
 mod runs;
+mod schedules;
 mod transcripts;
 
 use std::sync::Arc;
@@ -21,6 +22,7 @@ pub(super) use operator::*;
 pub(super) use records::*;
 pub(super) use retention::*;
 pub(super) use runs::*;
+pub(super) use schedules::*;
 pub(super) use transcripts::*;
 
 /// A store of a test's own, which goes when the test ends.
@@ -114,7 +116,10 @@ macro_rules! behaves_as_a_store {
             a_run_has_no_more_open_jobs_than_its_bound,
             a_job_is_settled_with_its_call_and_once,
             claims_of_the_dead_come_back_after_their_calls_were_looked_for,
-            a_run_is_done_with_its_last_job_and_forgotten_in_time
+            a_run_is_done_with_its_last_job_and_forgotten_in_time,
+            what_may_not_be_called_yet_is_put_off_unless_somebody_has_it,
+            a_schedule_is_made_once_for_a_name_and_found_when_it_is_due,
+            a_schedule_is_changed_by_who_has_read_it_as_it_is
         );
     };
     ($fresh:path, $($behaviour:ident),+) => {

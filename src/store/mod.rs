@@ -29,6 +29,7 @@ mod retention;
 mod row;
 mod rows;
 pub mod runs;
+pub mod schedules;
 mod spool;
 pub mod sqlite;
 mod transcripts;
@@ -52,6 +53,7 @@ pub use operator::{AuditRecord, Desk, Inbox, InboxEvent, Outbox, OutboxDelivery,
 pub use records::{HookAsked, HookCame, Put, PutPostCall, Records, StoredPostCall};
 pub use retention::{Cursor, EndedCall, Retention, RetentionCutoffs, record_kept, text_kept};
 pub use runs::Runs;
+pub use schedules::Schedules;
 pub use spool::{Spool, SpoolError, Spooled};
 pub use transcripts::{
     IngestOutcome, NewUtterance, RECORDED, Ring, Transcripts, Utterance, UtteranceIngest, UtterancePosition,
@@ -521,7 +523,9 @@ pub struct RefusalRecord {
 
 /// See the module's contract.
 #[async_trait]
-pub trait Store: Records + Desk + DoNotCallLists + Transcripts + Retention + Runs + Send + Sync + 'static {
+pub trait Store:
+    Records + Desk + DoNotCallLists + Transcripts + Retention + Runs + Schedules + Send + Sync + 'static
+{
     /// Puts a call on record that a gate has admitted, or that exists anyway. With an epoch it is written only while the pool's
     /// is that one; without, this process alone admits.
     async fn open(&self, call: NewCall, epoch: Option<i64>) -> Result<InsertOutcome>;

@@ -141,6 +141,8 @@ pub struct Purged {
     pub refusals: u64,
     /// Runs that are over, with their leads.
     pub runs: u64,
+    /// Schedules.
+    pub schedules: u64,
     /// Calls that are up, which stay.
     pub open: Vec<CallId>,
 }
@@ -195,7 +197,7 @@ pub trait Desk: Send + Sync {
     /// The latest of what operators did.
     async fn latest_audit(&self, limit: u32) -> Result<Vec<AuditRecord>>;
 
-    /// Deletes what a business left behind: ended calls with their ids, records, webhooks and deliveries; refusals. Of a webhook
+    /// Deletes what a business left behind: ended calls with their ids, records, webhooks and deliveries; refusals; runs that are over, and schedules. Of a webhook
     /// whose body is in a spool an empty row stays, which tells the spool that the file must go. Little by little: other writes get their turn. Where it fails in between it can be done again.
     async fn purge_business(&self, business: &str) -> Result<Purged>;
 }

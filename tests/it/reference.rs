@@ -124,7 +124,7 @@ fn config_keys_are_those_of_the_reference_file() {
             let _ = write!(about, "{}{}. ", first.to_uppercase(), &note[first.len_utf8()..]);
         }
         let variable = header.trim_matches(['[', ']']).replace(['.', '-'], "_").to_uppercase();
-        match header.contains("limits") {
+        match header.starts_with("[[") || header.contains("limits") {
             true => about.push_str("Only in the file: a list of tables has no environment names."),
             false => {
                 let between = if variable.is_empty() { "" } else { "_" };

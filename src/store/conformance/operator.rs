@@ -88,7 +88,8 @@ pub(in crate::store) async fn a_business_is_purged_and_its_open_calls_stay(fresh
     store.refused(vec![refusal("acme"), refusal("other")]).await.unwrap();
     let purged = store.purge_business("acme").await.unwrap();
     // Its webhook's delivery, and the event of our own that told of its admission.
-    let expected = Purged { calls: 1, events: 1, deliveries: 2, refusals: 1, runs: 0, open: vec![up.id.clone()] };
+    let expected =
+        Purged { calls: 1, events: 1, deliveries: 2, refusals: 1, runs: 0, schedules: 0, open: vec![up.id.clone()] };
     assert_eq!(purged, expected);
     assert_eq!(store.call(&gone.id).await.unwrap(), None);
     assert_eq!(store.resolve(&gone.aliases).await.unwrap(), None);

@@ -186,6 +186,8 @@ impl<B: Backend> Desk for B {
             self.forget_run(&run).await?;
             all.runs += 1;
         }
+        let schedules = "DELETE FROM schedules WHERE business = $1";
+        all.schedules = self.run(schedules, binds![of.clone()].into()).await?;
         let open = "SELECT id FROM calls WHERE business = $1 AND phase <> 'ended' ORDER BY admitted_at, id";
         all.open = self.select(open, binds![of].into(), |row| call_id(row.str("id")?)).await?;
         Ok(all)
