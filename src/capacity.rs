@@ -259,7 +259,7 @@ impl Capacity {
             return;
         }
         *lock(&self.0.moved_at) = Instant::now();
-        self.0.metrics.gate_state(now.epoch, now.mode.as_str());
+        self.0.metrics.gate_state(now.epoch, now.mode.as_str(), now.mode != self.0.settings.home);
         lock(&self.0.undone).moved(now.mode);
         self.0.wake.notify_one();
         if before.epoch == 0 || before.mode == now.mode {

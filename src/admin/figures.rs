@@ -33,15 +33,23 @@ impl Admin {
         for call in open.into_iter().flatten().filter(|c| !c.over_limit) {
             *by_business.entry(call.facts.business.as_str()).or_default() += call.slots;
         }
-        // Only counts that are per nothing: a label a business would have no bound.
-        let limits =
-            counts.by_key.iter().filter_map(|(key, n)| Some((key.strip_suffix('|')?.to_owned(), *n))).collect();
+        // Only counts that are per nothing: a label a business would have no bound. A limit that nobody holds a slot of is one, too.
+        let limits_max = self.calls.lifecycle.policy.load().slots_per_nothing();
+        let mut limits: BTreeMap<String, u32> = limits_max.iter().map(|(name, _)| (name.clone(), 0)).collect();
+        limits.extend(counts.by_key.iter().filter_map(|(key, n)| Some((key.strip_suffix('|')?.to_owned(), *n))));
         Gauges {
+            now_ms: self.calls.lifecycle.clock.now_ms(),
             active: counts.calls.saturating_sub(counts.over_limit),
             over_limit: counts.over_limit,
             sessions: open.map(|open| count(open.len())),
             of_businesses: open.map(|_| by_business.values().sum()),
-            limits,
+            limits: limits.into_iter().collect(),
+            limits_max,
+            businesses: open.map(|_| by_business.iter().map(|(id, slots)| ((*id).to_owned(), *slots)).collect()),
+            parked: match open {
+                Some(_) => self.calls.lifecycle.store.parked().await.ok(),
+                None => None,
+            },
             store_failures: self.calls.lifecycle.store.failed_writes(),
             provider_live: self.calls.accounts.keys().filter_map(|name| self.seen_lately(name.as_str())).collect(),
         }

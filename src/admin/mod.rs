@@ -1,6 +1,7 @@
 //! `listen.admin`: health, status, metrics, calls, businesses, bulk runs and their schedules, do-not-call lists. The paths under `/api/concurrent-metrics` are those of the systems
 //! that ringfence replaces (contract §1).
 
+pub mod api;
 pub mod auth;
 mod board;
 mod bulk;
@@ -8,6 +9,7 @@ mod businesses;
 mod do_not_call;
 mod figures;
 mod history;
+pub mod openapi;
 mod operator;
 mod page;
 pub mod reload;
@@ -23,7 +25,7 @@ use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{HeaderValue, WWW_AUTHENTICATE};
+use http::header::{ALLOW, HeaderValue, WWW_AUTHENTICATE};
 use http::{Method, Response, StatusCode};
 use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
@@ -39,7 +41,7 @@ use crate::net::{Exchange, Handler};
 use crate::policy::{Bound, Limit, Per, Policy};
 use crate::provider::path::percent_decode;
 use crate::reconcile::SweepStatuses;
-use crate::reply::{json_answer, problem};
+use crate::reply::{for_browsers, json_answer, problem};
 use crate::runs::Runs;
 use crate::store::{CallRecord, Journal, StoreError};
 use auth::{Access, Caller, Denied, Scope, refuse_own};
@@ -97,6 +99,33 @@ impl From<Denied> for Problem {
     }
 }
 
+impl Problem {
+    fn into_response(self) -> Response<Bytes> {
+        match self {
+            Self::Denied(denied @ Denied::NoToken(_)) => {
+                let mut answer = problem(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", &denied.to_string());
+                answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+                answer
+            }
+            Self::Denied(denied) => problem(StatusCode::FORBIDDEN, "FORBIDDEN", &denied.to_string()),
+            Self::Store(error) => {
+                warn!(%error, "failed to answer an admin request");
+                problem(StatusCode::SERVICE_UNAVAILABLE, "STORE_UNAVAILABLE", &error.to_string())
+            }
+            Self::Is(status, code, message) => problem(status, code, &message),
+        }
+    }
+}
+
+fn not_allowed(methods: &str) -> Response<Bytes> {
+    let message = format!("this path takes {methods}");
+    let mut answer = problem(StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", &message);
+    if let Ok(methods) = HeaderValue::from_str(methods) {
+        answer.headers_mut().insert(ALLOW, methods);
+    }
+    answer
+}
+
 fn not_found(what: &str) -> Problem {
     Problem::Is(StatusCode::NOT_FOUND, "NOT_FOUND", what.to_owned())
 }
@@ -117,22 +146,9 @@ impl Handler for Admin {
             Ok(false) => self.route(exchange).await,
             Err(problem) => Err(problem),
         };
-        let response = match routed {
-            Ok(response) => response,
-            Err(Problem::Denied(denied @ Denied::NoToken(_))) => {
-                let mut answer = problem(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", &denied.to_string());
-                answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-                answer
-            }
-            Err(Problem::Denied(denied)) => problem(StatusCode::FORBIDDEN, "FORBIDDEN", &denied.to_string()),
-            Err(Problem::Store(error)) => {
-                warn!(%error, "failed to answer an admin request");
-                problem(StatusCode::SERVICE_UNAVAILABLE, "STORE_UNAVAILABLE", &error.to_string())
-            }
-            Err(Problem::Is(status, code, message)) => problem(status, code, &message),
-        };
+        let response = routed.unwrap_or_else(Problem::into_response);
         self.calls.lifecycle.metrics.request("admin", "admin", response.status().as_u16());
-        exchange.respond(secured(response)).await;
+        exchange.respond(secured(exchange, response)).await;
     }
 }
 
@@ -140,18 +156,11 @@ impl Handler for Admin {
 const CONTENT_POLICY: &str =
     "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'";
 
-/// What a browser should not do with these pages (seed 004).
-fn secured<B>(mut response: Response<B>) -> Response<B> {
-    for (name, value) in [
-        ("content-security-policy", CONTENT_POLICY),
-        ("x-content-type-options", "nosniff"),
-        ("x-frame-options", "DENY"),
-        ("referrer-policy", "no-referrer"),
-        ("cross-origin-resource-policy", "same-origin"),
-        ("cross-origin-opener-policy", "same-origin"),
-        ("cache-control", "no-store"),
-    ] {
-        response.headers_mut().insert(name, HeaderValue::from_static(value));
+/// An answer of this listener, as a browser may have it.
+pub fn secured<B>(exchange: &Exchange, mut response: Response<B>) -> Response<B> {
+    for_browsers(&mut response, CONTENT_POLICY, exchange.is_tls());
+    for name in ["cross-origin-resource-policy", "cross-origin-opener-policy"] {
+        response.headers_mut().insert(name, HeaderValue::from_static("same-origin"));
     }
     response
 }
@@ -171,10 +180,15 @@ impl Admin {
         {
             return Ok(file);
         }
+        match api::find(&method, &segments) {
+            api::Found::Served => {}
+            api::Found::Others(methods) => return Ok(not_allowed(&methods)),
+            api::Found::Nothing => return Err(not_found("nothing is served at this path")),
+        }
         let may = |needs| self.access.caller(exchange, needs, now_secs);
         match (&method, segments.as_slice()) {
             (&Method::GET, ["health"]) => ok(&json!({"status": "ok"})),
-            (&Method::GET, ["ready"]) => self.ready(may(Scope::Read).is_ok()).await,
+            (&Method::GET, ["openapi.json"]) => ok(&openapi::document()),
             (&Method::GET, ["metrics"]) => {
                 self.access.scraper(exchange, now_secs)?;
                 self.prometheus().await
@@ -297,6 +311,14 @@ impl Admin {
     }
 
     // === health ===
+
+    /// Answers `/ready`, on any listener. Why it is not is for operators alone.
+    pub async fn answer_ready(&self, exchange: &mut Exchange, is_admin: bool) {
+        let now_secs = self.calls.lifecycle.clock.now_ms() / 1000;
+        let may_read = is_admin && self.access.caller(exchange, Scope::Read, now_secs).is_ok();
+        let answer = self.ready(may_read).await.unwrap_or_else(Problem::into_response);
+        exchange.respond(secured(exchange, answer)).await;
+    }
 
     /// "Can serve": never a provider's health, never one dependency's.
     async fn ready(&self, may_read: bool) -> Answer {

@@ -86,7 +86,12 @@ impl Inbound {
             Ok(Admission::Admitted(_, would_refuse, _)) => {
                 drop(deciding);
                 failpoint::hit("inbound.opened").await;
-                self.context.lifecycle.metrics.admitted(facts.account.as_str(), facts.direction.as_str(), &facts.plan);
+                self.context.lifecycle.metrics.admitted(
+                    facts.account.as_str(),
+                    facts.direction.as_str(),
+                    &facts.plan,
+                    facts.business.as_str(),
+                );
                 info!(
                     %call,
                     business = %facts.business,

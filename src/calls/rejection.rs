@@ -20,7 +20,7 @@ use crate::reply::{Disposition, NoteRejection, Observed, Rejection, RejectionCod
 use crate::store::RefusalRecord;
 
 /// The code of an inbound call that a limit had no slot for (contract §1).
-const CAPACITY_INBOUND: &str = "capacity_inbound";
+pub const CAPACITY_INBOUND: &str = "capacity_inbound";
 
 /// Which requests are rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,7 +98,7 @@ impl NoteRejection for Noted<'_> {
         );
         if !self.is_retry {
             let reason = rejection.code.metric_reason(&of.account.provider.refusal);
-            context.lifecycle.metrics.refused(reason, of.plan);
+            context.lifecycle.metrics.refused(reason, of.plan, of.business);
         }
         self.by.record(of.business, &of.account.name, of.direction, rejection, code, Recorded::Rejected);
     }
@@ -215,7 +215,7 @@ impl Rejections {
     /// Notes an inbound call that a limit had no slot for. What its caller meets is no response of this kind.
     pub(super) async fn inbound(&self, call: &CallId, facts: &Facts, full: &LimitExceeded) {
         let rejection = self.of_full_limit(facts, full).await;
-        self.context.lifecycle.metrics.refused(CAPACITY_INBOUND, "inbound");
+        self.context.lifecycle.metrics.refused(CAPACITY_INBOUND, "inbound", facts.business.as_str());
         info!(
             %call,
             refusal = %rejection.id,

@@ -70,6 +70,11 @@ impl Place {
 }
 
 impl Console {
+    /// The config that says where it is.
+    pub(super) fn config(&self) -> &Path {
+        &self.file.config
+    }
+
     fn place(&self) -> anyhow::Result<Place> {
         if let Some(named) = &self.admin {
             return Ok(Place::named(named));

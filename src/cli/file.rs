@@ -52,8 +52,9 @@ pub(super) fn read(path: &Path, flags: &[(&str, String)]) -> Result<ConfigText, 
 
 /// The config of a start without a file: the accounts whose keys are in the environment. `None`: no key is.
 pub(super) fn from_environment(path: &Path, flags: &[(&str, String)]) -> Option<(ConfigText, Vec<String>)> {
-    let made = environment::accounts(false);
+    let mut made = environment::accounts(false);
     let any = !made.providers.is_empty();
+    made.on_platform();
     any.then(|| (parse(made.toml, path, "the environment", flags), made.lines))
 }
 

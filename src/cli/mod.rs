@@ -22,6 +22,7 @@ mod runs;
 mod schedules;
 mod serve;
 mod simulate;
+mod support_bundle;
 mod token;
 
 use std::path::PathBuf;
@@ -64,6 +65,8 @@ enum Command {
     Events(events::Events),
     /// Delete what a business left behind: ended calls, records, webhooks, deliveries, refusals
     Purge(purge::Purge),
+    /// Write one file for whoever helps: no secret and no whole telephone number is in it
+    SupportBundle(support_bundle::SupportBundle),
     /// Simulate ElevenLabs and Twilio on this machine
     Simulate(simulate::Simulate),
     /// Show what ringfence does, against simulated providers, in a few seconds
@@ -130,6 +133,7 @@ pub fn main() -> ExitCode {
             Command::Schedules(command) => command.run().await,
             Command::Events(command) => command.run().await,
             Command::Purge(command) => command.run().await,
+            Command::SupportBundle(command) => command.run().await,
             Command::Simulate(command) => command.run().await,
             Command::Demo(command) => command.run().await,
         }

@@ -69,4 +69,5 @@ pub const CODES: &[(&str, &str)] = &[
     ("W022", "A limit matches a business that is not in the file."),
     ("W023", "The TLS certificate expires within 14 days."),
     ("W024", "`destinations.only_numbers` is set together with `public_url`."),
+    ("W025", "The SQLite file is on a disk that goes with the machine: a platform's, with no volume mounted."),
 ];

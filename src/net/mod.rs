@@ -50,6 +50,7 @@ pub mod upstream;
 mod wire;
 
 pub use callback::{BadCallback, CALLBACK_MARK, CallbackRules};
+pub use crowd::PeerKey;
 pub use edge::{Drained, Edge, EdgeSettings, Handler, RunningEdge};
 pub use exchange::{BodyError, Exchange};
 pub use headers::TrustedPeers;

@@ -153,6 +153,9 @@ pub trait Desk: Send + Sync {
     /// The latest webhooks.
     async fn inbox(&self, which: Inbox, limit: u32) -> Result<Vec<InboxEvent>>;
 
+    /// How many webhooks are parked.
+    async fn parked(&self) -> Result<u64>;
+
     /// A webhook.
     async fn inbox_event(&self, id: &str) -> Result<Option<InboxEvent>>;
 

@@ -224,6 +224,25 @@ fn metrics_are_those_of_the_program() {
 }
 
 #[test]
+fn the_admin_api_is_that_of_the_program() {
+    use ringfence::admin::api::{Needs, ROUTES};
+    let mut table = "| route | scope | what it does |\n|---|---|---|\n".to_owned();
+    for route in ROUTES {
+        let scope = match route.needs {
+            Needs::Nothing => String::new(),
+            Needs::Scrape => "`metrics`, where it is asked for".to_owned(),
+            Needs::Scope(scope) => format!("`{}`", scope.as_str()),
+            Needs::AllBusinesses(scope) => format!("`{}`, of all", scope.as_str()),
+        };
+        let query: Vec<String> = route.query.iter().map(|(name, ..)| format!("`{name}`")).collect();
+        let query = if query.is_empty() { String::new() } else { format!(" Query: {}.", query.join(", ")) };
+        let path = route.path.replace("+}", "}");
+        let _ = writeln!(table, "| `{} {path}` | {scope} | {}{query} |", route.method, cell(route.about));
+    }
+    page("admin-api", &table);
+}
+
+#[test]
 fn check_codes_are_those_of_the_program() {
     let mut table = "| code | meaning |\n|---|---|\n".to_owned();
     let mut known = BTreeSet::new();

@@ -62,6 +62,8 @@ pub(super) struct Marks {
 pub(super) struct Sent {
     pub(super) call: CallId,
     pub(super) outcome: Outcome,
+    /// How long its provider took.
+    pub(super) took: Duration,
     /// None where it was sent uncounted.
     pub(super) claim: Option<Claim>,
     /// The open call that it belongs to, where it is no call of its own.
@@ -89,9 +91,10 @@ impl Admitted {
         failpoint::hit("create.sending").await;
         let started = Instant::now();
         let outcome = context.upstream.create(self.request, ANSWER_BYTES_MAX, self.send_by).await;
-        context.lifecycle.metrics.upstream_seconds(account, started.elapsed().as_secs_f64());
+        let took = started.elapsed();
+        context.lifecycle.metrics.upstream_seconds(account, took.as_secs_f64());
         failpoint::hit("create.answered").await;
-        Sent { call: self.lease.call().clone(), outcome, claim: self.claim, joining: self.joining }
+        Sent { call: self.lease.call().clone(), outcome, took, claim: self.claim, joining: self.joining }
     }
 }
 
@@ -343,7 +346,9 @@ impl Admitter {
         would_reject: Option<&LimitExceeded>,
     ) {
         let facts = &request.facts;
-        self.context.lifecycle.metrics.admitted(facts.account.as_str(), facts.direction.as_str(), &facts.plan);
+        let (account, direction, business) =
+            (facts.account.as_str(), facts.direction.as_str(), facts.business.as_str());
+        self.context.lifecycle.metrics.admitted(account, direction, &facts.plan, business);
         info!(
             %call,
             business = %facts.business,

@@ -24,9 +24,11 @@ pub(in crate::store) async fn a_webhook_that_cannot_be_applied_is_parked_and_ope
     let parked = store.inbox(Inbox::Parked, 9).await.unwrap();
     assert_eq!(parked, [one().await]);
     assert_eq!((parked[0].parked_at, parked[0].error.as_deref()), (Some(600), Some("never")));
+    assert_eq!(store.parked().await.unwrap(), 1);
     assert_eq!(store.inbox(Inbox::Unsettled, 9).await.unwrap(), []);
     assert!(store.reopen(&event.id).await.unwrap());
     assert_eq!(store.inbox(Inbox::Unsettled, 9).await.unwrap(), [one().await]);
+    assert_eq!(store.parked().await.unwrap(), 0);
     assert_eq!(store.stored_event(&event.id).await.unwrap(), Some(event.clone()));
     // Parked, and then applied since its provider sent it again.
     store.failed_try(&event.id, "never", None, 600).await.unwrap();

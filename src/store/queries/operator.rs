@@ -73,6 +73,12 @@ impl<B: Backend> Desk for B {
         self.select(sql, binds![limit].into(), inbox_event).await
     }
 
+    async fn parked(&self) -> Result<u64> {
+        let sql = "SELECT count(*) AS parked FROM webhook_events WHERE parked_at IS NOT NULL";
+        let counted = self.select(sql, vec![], |row| row.number("parked")).await?;
+        Ok(counted.first().and_then(|n| u64::try_from(*n).ok()).unwrap_or_default())
+    }
+
     async fn inbox_event(&self, id: &str) -> Result<Option<InboxEvent>> {
         Ok(self.select(inbox!("WHERE id = $1"), binds![id.to_owned()].into(), inbox_event).await?.pop())
     }
