@@ -535,6 +535,7 @@ impl Metrics {
         for (counter, values) in [
             (&m.deliveries, &["done", "retry", "given_up"][..]),
             (&m.gate_degraded, &["database", "open", "closed"]),
+            (&m.schedule_firings, &["fired", "no_leads", "failed", "given_up", "missed"]),
             (&m.gate_compared, &["ended", "orphan", "uncounted"]),
             (&m.certificate_reloads, &["ok", "failed"]),
             (&m.config_reloads, &["loaded", "unchanged", "kept", "failed"]),

@@ -1,5 +1,6 @@
-//! Every route of `listen.admin`: one table, by which requests are let through to their handlers, and of which the OpenAPI document
-//! ([`openapi`](super::openapi)) and the page in `docs/reference` are made. What stands here nowhere is not served.
+//! Every route of `listen.admin`: one table, of which the OpenAPI document ([`openapi`](super::openapi)) and the page in `docs/reference`
+//! are made, and by which a request at a known path with another method is answered. `tests/it/openapi.rs` fails where a handler has a
+//! route that stands here nowhere, and where one answers otherwise than it says here.
 
 use http::Method;
 
@@ -116,29 +117,18 @@ fn same(own: &str, part: &str) -> bool {
     own.starts_with('{') || own == part
 }
 
-/// What there is at a path.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Found {
-    /// A route of this method.
-    Served,
-    /// Routes of these methods alone.
-    Others(String),
-    /// Nothing.
-    Nothing,
-}
-
-/// Looks a request up.
-pub(super) fn find(method: &Method, segments: &[&str]) -> Found {
+/// The methods that a path takes, where a request has another one. `None`: it has a route, or the path is unknown.
+pub(super) fn other_methods(method: &Method, segments: &[&str]) -> Option<String> {
     let mut others = Vec::new();
     for route in ROUTES.iter().filter(|route| route.fits(segments)) {
         if route.method == method.as_str() {
-            return Found::Served;
+            return None;
         }
         if !others.contains(&route.method) {
             others.push(route.method);
         }
     }
-    if others.is_empty() { Found::Nothing } else { Found::Others(others.join(", ")) }
+    (!others.is_empty()).then(|| others.join(", "))
 }
 
 /// Every route.
@@ -346,6 +336,42 @@ pub const ROUTES: &[Route] = &[
         schema: "outcomes~:string[], reason~:string",
         required: false,
     })),
+    // === schedules ===
+    get("/api/schedules", Of(Read), "Recurring runs.", &[(200, Json("Schedules"))]).asked(&[BUSINESS, LIMIT]),
+    post(
+        "/api/schedules",
+        Of(Operate),
+        "Makes a recurring run.",
+        &[(200, Json("ScheduleWithRun")), (201, Json("ScheduleWithRun")), (409, Json("Error"))],
+    )
+    .with(json(
+        "name:string, schedule:string, timezone:string, source:string, missed~:any, bad_leads~:string, run:#RunToMake",
+    )),
+    get("/api/schedules/{id}", Of(Read), "A recurring run.", &[(200, Json("ScheduleWithRun"))]),
+    delete(
+        "/api/schedules/{id}",
+        Of(Operate),
+        "Forgets a recurring run. Runs that it made stay.",
+        &[(200, Json("ScheduleDeleted"))],
+    ),
+    post(
+        "/api/schedules/{id}/fire",
+        Of(Operate),
+        "Makes the next run now.",
+        &[(200, Json("Fired")), (201, Json("Fired")), (409, Json("Error")), (502, Json("Error"))],
+    ),
+    post(
+        "/api/schedules/{id}/pause",
+        Of(Operate),
+        "Makes no runs, until it is resumed.",
+        &[(200, Json("ScheduleWithRun")), (409, Json("Error"))],
+    ),
+    post(
+        "/api/schedules/{id}/resume",
+        Of(Operate),
+        "Goes on with its runs.",
+        &[(200, Json("ScheduleWithRun")), (409, Json("Error"))],
+    ),
     // === webhooks, audit, config ===
     get(
         "/api/events",
@@ -431,7 +457,7 @@ pub const SCHEMAS: &[(&str, &str, &str)] = &[
     (
         "Purged",
         "What was deleted, and the calls that are up.",
-        "calls:integer, events:integer, deliveries:integer, refusals:integer, runs~:integer, open:string[]",
+        "calls:integer, events:integer, deliveries:integer, refusals:integer, runs~:integer, schedules~:integer, open:string[]",
     ),
     ("Number", "A number on a list.", "number:string, reason:string?, addedAt:time"),
     ("Numbers", "A page of a list.", "numbers:#Number[], next:integer?"),
@@ -446,7 +472,7 @@ pub const SCHEMAS: &[(&str, &str, &str)] = &[
     (
         "RunToMake",
         "A bulk run: docs/runs.md.",
-        "business:string, account:string, operation:string, request:object, leads~:object[], name~:string?, idempotency_key~:string?, number_field~:string, own_numbers~:string[], duplicates~:string, start_at~:string?, concurrency~:integer?, rate~:string?, weight~:integer, reserve_for_direct~:integer?, retry~:object, breaker~:object",
+        "business:string, account:string, operation:string, request:object, leads~:object[], name~:string?, idempotency_key~:string?, number_field~:string, own_numbers~:string[], duplicates~:string, start_at~:string?, windows~:any, concurrency~:integer?, rate~:string?, weight~:integer, reserve_for_direct~:integer?, retry~:object, breaker~:object",
     ),
     (
         "Run",
@@ -456,8 +482,17 @@ pub const SCHEMAS: &[(&str, &str, &str)] = &[
     (
         "RunWithCounts",
         "A bulk run with what became of its leads.",
-        "+Run, counts:integer{}, done:integer, now~:time, jobs~:integer?",
+        "+Run, counts:integer{}, done:integer, now~:time, nextDialAt~:time?, jobs~:integer?",
     ),
+    (
+        "Schedule",
+        "A recurring run.",
+        "scheduleId:string, businessId:string, name:string, schedule:string, timezone:string, source:string, missed:any, badLeads:any, state:string, nextAt:time?, lastFiringAt:time?, lastRunId:string?, note:string?, failingFiringAt:time?, tries:integer, error:string?, createdAt:time, updatedAt:time",
+    ),
+    ("ScheduleWithRun", "A recurring run with what its runs ask for.", "+Schedule, run:object"),
+    ("Schedules", "Recurring runs.", "schedules:#Schedule[]"),
+    ("ScheduleDeleted", "It is gone.", "scheduleId:string, deleted:boolean"),
+    ("Fired", "The run that was made, or why none was.", "scheduleId:string, run:#Run?, note:string?"),
     ("Runs", "Bulk runs.", "runs:#Run[]"),
     (
         "BadLeads",
@@ -496,27 +531,27 @@ pub const SCHEMAS: &[(&str, &str, &str)] = &[
 mod tests {
     use super::*;
 
-    fn found(method: Method, path: &str) -> Found {
-        find(&method, &path.split('/').skip(1).collect::<Vec<_>>())
+    fn others(method: Method, path: &str) -> Option<String> {
+        other_methods(&method, &path.split('/').skip(1).collect::<Vec<_>>())
     }
 
     #[test]
-    fn a_request_finds_its_route_or_the_methods_that_are_there() {
+    fn a_known_path_says_which_methods_it_takes() {
         for (method, path) in [
             (Method::GET, "/health"),
             (Method::GET, "/api/calls/abc"),
             (Method::GET, "/api/calls/a/b/c"),
             (Method::POST, "/api/calls/a/b/hangup"),
             (Method::DELETE, "/api/do-not-call/+905321234567"),
+            // Nothing is known of these.
+            (Method::POST, "/api"),
+            (Method::POST, "/api/businesses/acme/more"),
+            (Method::POST, "//status"),
         ] {
-            assert_eq!(found(method, path), Found::Served, "{path}");
+            assert_eq!(others(method, path), None, "{path}");
         }
-        assert_eq!(found(Method::POST, "/api/audit"), Found::Others("GET".to_owned()));
-        assert_eq!(found(Method::PATCH, "/api/businesses/acme"), Found::Others("GET, PUT, DELETE".to_owned()));
-        for path in ["/", "/api", "/api/calls/", "/api/businesses/acme/more", "/status/", "//status"] {
-            let is_a_call_without_a_name = path == "/api/calls/";
-            assert_eq!(found(Method::GET, path) == Found::Nothing, !is_a_call_without_a_name, "{path}");
-        }
+        assert_eq!(others(Method::POST, "/api/audit").as_deref(), Some("GET"));
+        assert_eq!(others(Method::PATCH, "/api/businesses/acme").as_deref(), Some("GET, PUT, DELETE"));
     }
 
     #[test]

@@ -180,10 +180,8 @@ impl Admin {
         {
             return Ok(file);
         }
-        match api::find(&method, &segments) {
-            api::Found::Served => {}
-            api::Found::Others(methods) => return Ok(not_allowed(&methods)),
-            api::Found::Nothing => return Err(not_found("nothing is served at this path")),
+        if let Some(methods) = api::other_methods(&method, &segments) {
+            return Ok(not_allowed(&methods));
         }
         let may = |needs| self.access.caller(exchange, needs, now_secs);
         match (&method, segments.as_slice()) {

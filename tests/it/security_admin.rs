@@ -28,7 +28,7 @@ async fn tcp(stage: &Stage, method: &str, path: &str, headers: &[(&str, &str)], 
 }
 
 /// Every route with what each credential is answered. `ID` is a call of business `pro`, which the token of some businesses names.
-const ROUTES: [(&str, &str, [u16; 7]); 43] = [
+const ROUTES: [(&str, &str, [u16; 7]); 50] = [
     //                                              none metrics read operate one  expired forged
     ("GET", "/health", [200, 200, 200, 200, 200, 200, 200]),
     ("GET", "/ready", [200, 200, 200, 200, 200, 200, 200]),
@@ -75,6 +75,14 @@ const ROUTES: [(&str, &str, [u16; 7]); 43] = [
     ("POST", "/api/runs/nobody/pause", [401, 403, 403, 404, 404, 401, 401]),
     ("POST", "/api/runs/nobody/resume", [401, 403, 403, 404, 404, 401, 401]),
     ("POST", "/api/runs/nobody/cancel", [401, 403, 403, 404, 404, 401, 401]),
+    // The body is no schedule.
+    ("GET", "/api/schedules", [401, 403, 200, 200, 200, 401, 401]),
+    ("POST", "/api/schedules", [401, 403, 403, 400, 400, 401, 401]),
+    ("GET", "/api/schedules/nobody", [401, 403, 404, 404, 404, 401, 401]),
+    ("DELETE", "/api/schedules/nobody", [401, 403, 403, 404, 404, 401, 401]),
+    ("POST", "/api/schedules/nobody/fire", [401, 403, 403, 404, 404, 401, 401]),
+    ("POST", "/api/schedules/nobody/pause", [401, 403, 403, 404, 404, 401, 401]),
+    ("POST", "/api/schedules/nobody/resume", [401, 403, 403, 404, 404, 401, 401]),
     ("POST", "/api/runs/nobody/retry", [401, 403, 403, 404, 404, 401, 401]),
 ];
 
