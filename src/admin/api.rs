@@ -119,16 +119,14 @@ fn same(own: &str, part: &str) -> bool {
 
 /// The methods that a path takes, where a request has another one. `None`: it has a route, or the path is unknown.
 pub(super) fn other_methods(method: &Method, segments: &[&str]) -> Option<String> {
-    let mut others = Vec::new();
-    for route in ROUTES.iter().filter(|route| route.fits(segments)) {
-        if route.method == method.as_str() {
-            return None;
-        }
-        if !others.contains(&route.method) {
-            others.push(route.method);
-        }
+    let fitting: Vec<&Route> = ROUTES.iter().filter(|route| route.fits(segments)).collect();
+    if fitting.iter().any(|route| route.method == method.as_str()) {
+        return None;
     }
-    (!others.is_empty()).then(|| others.join(", "))
+    // An id of several parts fits more: the path that says most is meant.
+    let nearest = fitting.iter().max_by_key(|route| route.path.len())?.path;
+    let methods: Vec<&str> = fitting.iter().filter(|route| route.path == nearest).map(|route| route.method).collect();
+    Some(methods.join(", "))
 }
 
 /// Every route.

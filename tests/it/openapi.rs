@@ -171,7 +171,7 @@ async fn what_is_not_described_is_not_served() {
         ("GET", "/api/nothing", 404, None),
         ("POST", "/status", 405, Some("GET")),
         ("PATCH", "/api/businesses/acme", 405, Some("GET, PUT, DELETE")),
-        ("DELETE", "/api/calls/x/hangup", 405, Some("GET, POST")),
+        ("DELETE", "/api/calls/x/hangup", 405, Some("POST")),
         ("GET", "/openapi.json", 200, None),
         ("GET", "/page/api.html", 200, None),
     ] {

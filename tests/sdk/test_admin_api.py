@@ -44,15 +44,18 @@ plan = "PRO"
             cwd=self.folder, capture_output=True, text=True,
         )
         self.assertEqual(made.returncode, 0, made.stderr)
+        # TRACE is answered 501 on every listener, before a handler sees it.
+        methods = '["GET", "PUT", "POST", "PATCH", "DELETE", "OPTIONS"]'
+        (self.folder / "schemathesis.toml").write_text(f"[phases.coverage]\nunexpected-methods = {methods}\n")
         done = subprocess.run(
             [
-                sys.executable, "-m", "schemathesis.cli", "run", f"http://{self.fence.ready['admin']}/openapi.json",
+                sys.executable, "-m", "schemathesis.cli", "--config-file", "schemathesis.toml", "run", f"http://{self.fence.ready['admin']}/openapi.json",
                 "--header", f"Authorization: Bearer {made.stdout.strip()}",
                 "--phases", "examples,coverage,fuzzing", "--checks", ",".join(CHECKS), "--max-examples", "12", "--seed", "1",
-                "--max-time", "60", "--exclude-path-regex", "stream$", "--suppress-health-check", "all", "--continue-on-failure", "--warnings", "off",
-                "--generation-database", "none", "--generation-deterministic", "--no-color",
+                "--max-time", "45", "--exclude-path-regex", "stream$", "--suppress-health-check", "all", "--continue-on-failure", "--warnings", "off",
+                "--generation-deterministic", "--no-color",
             ],
             cwd=self.folder, capture_output=True, text=True,
         )
-        self.assertEqual(done.returncode, 0, done.stdout[-12000:] + done.stderr[-2000:])
-        self.assertIn("cases generated", done.stdout, "it tried something")
+        self.assertEqual(done.returncode, 0, done.stdout[-30000:] + done.stderr[-2000:])
+        self.assertRegex(done.stdout, r"\d{3,} generated", "it tried something")
