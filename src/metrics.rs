@@ -3,10 +3,10 @@
 //! The five names without a prefix are those of the systems that ringfence replaces (contract §1); their alerts keep working.
 
 mod busiest;
+mod by_business;
 
-use std::borrow::Cow;
 use std::cell::RefCell;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use prometheus::{
@@ -14,9 +14,8 @@ use prometheus::{
     TextEncoder,
 };
 
-use busiest::{Busiest, OTHERS};
-
-use crate::ids::mask_number;
+use busiest::Busiest;
+use by_business::BusinessMetrics;
 
 /// Upper bounds of buckets, in seconds, of how long providers take: from one near by to the slowest create.
 const PROVIDER_SECONDS: [f64; 18] =
@@ -100,45 +99,6 @@ struct Inner {
     client_sockets: IntGauge,
     client_messages: IntCounterVec,
     client_slow_closes: IntCounter,
-}
-
-/// What is told by business: of the busiest, and of all others together.
-struct BusinessMetrics {
-    busiest: Mutex<Busiest>,
-    admitted: IntCounterVec,
-    rejected: IntCounterVec,
-    in_use: IntGaugeVec,
-}
-
-impl BusinessMetrics {
-    fn busiest(&self) -> MutexGuard<'_, Busiest> {
-        self.busiest.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Counts under the lock: a label that is taken away meanwhile would come back.
-    fn count(&self, counter: &IntCounterVec, business: &str) {
-        let business = shown(business);
-        let mut busiest = self.busiest();
-        counter.with_label_values(&[busiest.label(&business)]).inc();
-    }
-
-    /// Those that lost their label are told no more.
-    fn forget(&self, gone: &[String]) {
-        for (counter, business) in
-            [&self.admitted, &self.rejected].iter().flat_map(|c| gone.iter().map(move |id| (c, id)))
-        {
-            // One that was never shown cannot be taken away.
-            let _ = counter.remove_label_values(&[business.as_str()]);
-        }
-    }
-}
-
-/// A business as a label shows it: one whose id is a telephone number is no exception to what is shown of those.
-fn shown(business: &str) -> Cow<'_, str> {
-    let is_number = business.len() >= 7
-        && business.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'+' | b'-' | b'.' | b'(' | b')'))
-        && business.bytes().filter(u8::is_ascii_digit).count() >= 7;
-    if is_number { mask_number(business).into() } else { business.into() }
 }
 
 /// What may be counted, so that every counter is there, at 0, before its first event: what is counted from the first on is a rise,
@@ -550,16 +510,13 @@ impl Metrics {
             }
         }
         ["sent", "rejected"].iter().for_each(|outcome| drop(m.added_seconds.with_label_values(&[outcome])));
-        let of_business = &m.of_business;
-        [&of_business.admitted, &of_business.rejected].iter().for_each(|counter| zero(counter, &[OTHERS]));
-        let gone = of_business.busiest().set_max(may.business_labels as usize);
-        of_business.forget(&gone);
+        m.of_business.expect(may.business_labels as usize);
     }
 
     /// A call was refused. `reason` is the contract's label, not the code of the answer.
     pub fn refused(&self, reason: &str, plan: &str, business: &str) {
         self.inner.rejected.with_label_values(&[reason, plan]).inc();
-        self.inner.of_business.count(&self.inner.of_business.rejected, business);
+        self.inner.of_business.rejected(business);
     }
 
     /// Refusals so far by (reason, plan).
@@ -588,7 +545,7 @@ impl Metrics {
     /// A call was admitted.
     pub fn admitted(&self, account: &str, direction: &str, plan: &str, business: &str) {
         self.inner.admitted.with_label_values(&[account, direction, plan]).inc();
-        self.inner.of_business.count(&self.inner.of_business.admitted, business);
+        self.inner.of_business.admitted(business);
     }
 
     /// A call would have been refused.
@@ -834,22 +791,6 @@ impl Metrics {
         self.inner.client_slow_closes.inc();
     }
 
-    fn show_businesses(&self, gauges: &Gauges) {
-        let of_business = &self.inner.of_business;
-        let mut busiest = of_business.busiest();
-        let gone = busiest.rank_when_due(gauges.now_ms);
-        of_business.forget(&gone);
-        let Some(all) = &gauges.businesses else { return };
-        let (most, others) = busiest::split(all.clone(), busiest.labels_max());
-        drop(busiest);
-        of_business.in_use.reset();
-        for (business, slots) in &most {
-            // Two numbers may look alike once they are masked.
-            of_business.in_use.with_label_values(&[shown(business).as_ref()]).add((*slots).into());
-        }
-        of_business.in_use.with_label_values(&[OTHERS]).add(others.into());
-    }
-
     /// The text exposition (Prometheus format 0.0.4).
     pub fn render(&self, gauges: &Gauges) -> String {
         let m = &self.inner;
@@ -873,7 +814,7 @@ impl Metrics {
         if let Some(parked) = gauges.parked {
             m.parked.set(i64::try_from(parked).unwrap_or(i64::MAX));
         }
-        self.show_businesses(gauges);
+        m.of_business.show(gauges.businesses.as_deref(), gauges.now_ms);
         m.provider_live.reset();
         for (account, live) in &gauges.provider_live {
             m.provider_live.with_label_values(&[account.as_str()]).set((*live).into());
@@ -886,84 +827,4 @@ impl Metrics {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_names_of_the_contract_are_there_exactly() {
-        let metrics = Metrics::new().unwrap();
-        metrics.refused("BUSINESS_LIMIT", "PAYG", "acme");
-        metrics.provider_limit("elevenlabs", "main", "concurrency");
-        let gauges = Gauges { active: 3, sessions: Some(4), of_businesses: Some(3), ..Gauges::default() };
-        let text = metrics.render(&gauges);
-        for line in [
-            "platform_global_active_calls 3",
-            "concurrent_rejected_total{plan=\"PAYG\",reason=\"BUSINESS_LIMIT\"} 1",
-            "elevenlabs_429_total 1",
-            "active_call_sessions_count 4",
-            "subscription_active_calls_sum 3",
-        ] {
-            assert!(text.lines().any(|l| l == line), "{line}\nnot in\n{text}");
-        }
-        assert_eq!(metrics.refusals(), [("BUSINESS_LIMIT".to_owned(), "PAYG".to_owned(), 1)]);
-    }
-    #[test]
-    fn every_counter_is_there_before_its_first_event() {
-        let metrics = Metrics::new().unwrap();
-        metrics.expect(&Counted {
-            accounts: vec!["eleven", "twilio"],
-            asked: vec!["eleven"],
-            plans: vec!["PAYG"],
-            reasons: vec!["BUSINESS_LIMIT"],
-            business_labels: 2,
-        });
-        let text = metrics.render(&Gauges::default());
-        for line in [
-            "concurrent_rejected_total{plan=\"PAYG\",reason=\"BUSINESS_LIMIT\"} 0",
-            "concurrent_rejected_total{plan=\"inbound\",reason=\"BUSINESS_LIMIT\"} 0",
-            "ringfence_provider_limit_total{account=\"twilio\",class=\"rate\"} 0",
-            "ringfence_deliveries_total{result=\"given_up\"} 0",
-            "ringfence_sweeps_total{account=\"eleven\",result=\"failed\"} 0",
-            "ringfence_business_rejected_total{business=\"other\"} 0",
-            "ringfence_create_added_duration_seconds_count{outcome=\"sent\"} 0",
-        ] {
-            assert!(text.lines().any(|l| l == line), "{line}\nnot in\n{text}");
-        }
-        assert!(
-            !text.contains("ringfence_sweeps_total{account=\"twilio\""),
-            "nobody asks it, so nobody waits for that"
-        );
-        assert_eq!(metrics.refusals(), [], "none was given");
-        metrics.provider_gone("eleven");
-        assert!(!metrics.render(&Gauges::default()).contains("ringfence_sweeps_total{"));
-    }
-
-    #[test]
-    fn businesses_have_a_bound_and_no_whole_number() {
-        let metrics = Metrics::new().unwrap();
-        metrics.expect(&Counted { business_labels: 2, ..Counted::default() });
-        for business in ["acme", "+15550001101", "globex", "initech"] {
-            metrics.admitted("eleven", "outbound", "PAYG", business);
-            metrics.refused("BUSINESS_LIMIT", "PAYG", business);
-        }
-        let in_use = [("acme", 1), ("+15550001101", 5), ("globex", 3), ("initech", 1)];
-        let businesses = Some(in_use.map(|(id, slots)| (id.to_owned(), slots)).to_vec());
-        let text = metrics.render(&Gauges { businesses, ..Gauges::default() });
-        for line in [
-            "ringfence_business_admitted_total{business=\"acme\"} 1",
-            "ringfence_business_admitted_total{business=\"+155••••••01\"} 1",
-            "ringfence_business_admitted_total{business=\"other\"} 2",
-            "ringfence_business_rejected_total{business=\"other\"} 2",
-            "ringfence_business_in_use{business=\"+155••••••01\"} 5",
-            "ringfence_business_in_use{business=\"globex\"} 3",
-            "ringfence_business_in_use{business=\"other\"} 2",
-        ] {
-            assert!(text.lines().any(|l| l == line), "{line}\nnot in\n{text}");
-        }
-        assert!(!text.contains("15550001101"), "{text}");
-        metrics.expect(&Counted { business_labels: 0, ..Counted::default() });
-        metrics.admitted("eleven", "outbound", "PAYG", "acme");
-        let text = metrics.render(&Gauges::default());
-        assert!(!text.contains("business=\"acme\""), "{text}");
-    }
-}
+mod tests;

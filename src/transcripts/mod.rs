@@ -204,11 +204,13 @@ impl Handler for Client {
 impl Client {
     /// Whether a path is one of those that this listener serves, `/health` apart.
     pub fn serves(path: &str) -> bool {
-        match path.split('/').skip(1).collect::<Vec<_>>().as_slice() {
-            ["ws", "calls", "transcriptions"] | ["calls", ..] => true,
-            ["conversations", _, "fetch"] | ["driver_data", "conversations", _, "fetch"] => true,
-            _ => false,
-        }
+        matches!(
+            path.split('/').skip(1).collect::<Vec<_>>().as_slice(),
+            ["ws", "calls", "transcriptions"]
+                | ["calls", ..]
+                | ["conversations", _, "fetch"]
+                | ["driver_data", "conversations", _, "fetch"]
+        )
     }
 
     /// Puts these settings in force for who shows a token from now on, and for sockets that are open: those whose token counts no

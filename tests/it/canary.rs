@@ -29,7 +29,7 @@ async fn no_secret_and_no_whole_number_gets_out() {
     let mut scene = Scene::set(Setup::default().sim, "front", "", &tables).await;
     scene.start_well().await;
     let settings = scene.control.settings();
-    let secrets = vec![
+    let secrets = [
         settings.el_api_key.clone(),
         settings.el_webhook_secret.clone(),
         settings.auth_token.clone(),
