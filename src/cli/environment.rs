@@ -61,10 +61,10 @@ const PLATFORM: [(&str, &str); 3] = [
 
 impl Accounts {
     /// Adds what a platform's variables say: they start a new process before they stop the old one, so a database decides, or
-    /// the Redis beside it.
-    pub(super) fn on_platform(&mut self) {
+    /// the Redis beside it. `says_where`: somebody has said where the public is.
+    pub(super) fn on_platform(&mut self, says_where: bool) {
         let [port, database, redis] = PLATFORM;
-        if is_set(port.0) {
+        if is_set(port.0) && !says_where {
             self.say(port.1, "listen", "PORT: webhooks and the paths of listen.client on one port, for all addresses");
         }
         let is_postgres = std::env::var(database.0).is_ok_and(|url| url.starts_with("postgres"));
@@ -128,6 +128,6 @@ pub(super) fn variables() -> String {
     all.join(", or ")
 }
 
-fn is_set(name: &str) -> bool {
+pub(super) fn is_set(name: &str) -> bool {
     std::env::var(name).is_ok_and(|value| !value.trim().is_empty())
 }

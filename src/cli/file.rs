@@ -54,7 +54,9 @@ pub(super) fn read(path: &Path, flags: &[(&str, String)]) -> Result<ConfigText, 
 pub(super) fn from_environment(path: &Path, flags: &[(&str, String)]) -> Option<(ConfigText, Vec<String>)> {
     let mut made = environment::accounts(false);
     let any = !made.providers.is_empty();
-    made.on_platform();
+    // Whoever says where webhooks come to means that, whatever PORT a shell has.
+    let says = |name: &str| flags.iter().any(|(flag, _)| *flag == name) || environment::is_set(name);
+    made.on_platform(["RINGFENCE_LISTEN_WEBHOOKS", "RINGFENCE_LISTEN_PUBLIC"].iter().any(|name| says(name)));
     any.then(|| (parse(made.toml, path, "the environment", flags), made.lines))
 }
 
