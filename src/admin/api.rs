@@ -415,7 +415,7 @@ pub const SCHEMAS: &[(&str, &str, &str)] = &[
     (
         "Status",
         "How everything stands.",
-        "version:string, mode:string, limits:#Limit[], unknownBusinesses:string, policy:object, policiesDiffer:boolean, replicas:object[], draining:boolean, gate:object, store:object, accounts:object[]",
+        "version:string, mode:string, bypass~:any, limits:#Limit[], unknownBusinesses:string, policy:object, policiesDiffer:boolean, replicas:object[], draining:boolean, gate:object, store:object, accounts:object[]",
     ),
     ("Limit", "A limit in force.", "name:string, per:string, allows:string, from:string"),
     (
@@ -443,7 +443,7 @@ pub const SCHEMAS: &[(&str, &str, &str)] = &[
         "A create or an inbound call that was not admitted.",
         "id:string, at:time, business:string, account:string, direction:string, code:string, limit_name:string?, current:integer?, limit:integer?, observed:boolean, attempts:integer",
     ),
-    ("Refusals", "Refusals.", "refusals:#Refusal[]"),
+    ("Refusals", "Refusals.", "refusals:#Refusal[], now~:time"),
     (
         "BusinessToPut",
         "A business.",
