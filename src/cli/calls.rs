@@ -228,8 +228,8 @@ fn written(listed: &Value, status: &Value, wide: bool) -> String {
         ("PHASE", 10),
         ("AGE", 6),
         ("LAST SEEN", 10),
-        ("DEADLINE", 8),
-        ("OTHER END", 14),
+        ("DEADLINE", 9),
+        ("OTHER END", 13),
     ];
     let more = [("PLAN", usize::MAX), ("ACCOUNT", usize::MAX), ("PROVIDER IDS", usize::MAX)];
     let columns: Vec<(&str, usize)> = match wide {
