@@ -89,6 +89,9 @@ fn why_of(code: &str) -> &'static str {
             "signatures with a time stamp are refused as too old, and ages, rates and quiet hours are off by as much"
         }
         "W033" => "webhooks do not arrive",
+        "W001" | "W017" => "whoever may read the file, or a copy of it, may use the secret",
+        "W002" => "a slot stays held for some seconds after its call is over",
+        "W003" => "a call over a limit, or one that nobody wants any more, goes on until somebody hangs up",
         "W034" => "it says so itself",
         code => CODES.iter().find(|(one, _)| *one == code).map_or("", |(_, means)| means),
     }
@@ -335,7 +338,7 @@ fn written(findings: &[Finding], good: &[String], consoles: &[(&Account, Vec<Str
     }
     for (account, steps) in consoles.iter().filter(|(_, steps)| !steps.is_empty()) {
         say("", "");
-        say("", &format!("At {}'s console, for account {}:", account.provider.name, account.name));
+        say("", &format!("At the console of {}, for account {}:", account.provider.name, account.name));
         for step in steps {
             say("  [ ]    ", step);
         }

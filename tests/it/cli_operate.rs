@@ -59,7 +59,7 @@ impl Sidecar {
         let body = format!(r#"{{"agent_id":"a","agent_phone_number_id":"p","to_number":"{to}"}}"#);
         let dialled = Command::new("curl")
             .args(["-s", "-H", "xi-api-key: sk_simulated", "-H", "content-type: application/json"])
-            .args(["-H", "idempotency-key: k", "-H", &format!("x-business-id: {business}"), "-d", &body])
+            .args(["-H", &format!("idempotency-key: {to}"), "-H", &format!("x-business-id: {business}"), "-d", &body])
             .arg(format!("http://{api}/elevenlabs/v1/convai/twilio/outbound-call"))
             .output()
             .unwrap();
@@ -336,7 +336,7 @@ fn doctor_says_what_why_and_how() {
         "the clock is that of 127.0.0.1",
         "disk of ",
         "no calls are up that were placed outside ringfence",
-        "At elevenlabs's console, for account elevenlabs:",
+        "At the console of elevenlabs, for account elevenlabs:",
         "[ ]    ElevenLabs Agents > Settings > Post-call webhook",
         "0 errors, ",
     ] {
