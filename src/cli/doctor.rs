@@ -319,7 +319,7 @@ fn as_json(findings: &[Finding], good: &[String], consoles: &[(&Account, Vec<Str
 fn written(findings: &[Finding], good: &[String], consoles: &[(&Account, Vec<String>)]) -> String {
     let mut out = String::new();
     let mut say = |head: &str, text: &str| {
-        out.push_str(&wrap(&format!("{head}{text}"), WIDTH, &" ".repeat(9)));
+        out.push_str(&wrap(head, text, WIDTH));
         out.push('\n');
     };
     for one in good {

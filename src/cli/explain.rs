@@ -89,7 +89,7 @@ pub(super) fn written(answer: &Value) -> String {
         out.push('\n');
     };
     let said = |say: &mut dyn FnMut(&str), head: &str, text: &str| {
-        wrap(&format!("{head}{text}"), WIDTH, &" ".repeat(10)).lines().for_each(say);
+        wrap(head, text, WIDTH).lines().for_each(say);
     };
     let refusal = &answer["refusal"];
     if refusal.is_object() {

@@ -130,7 +130,7 @@ mod tests {
         });
         let text = written(&json!({"refusals": [one], "now": "2026-01-01T00:01:00Z"}));
         assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
-        assert!(text.contains("rf_01m8ja41r898gzy0p74wnf828t  1m00s") && text.contains("let through"), "{text}");
+        assert!(text.contains("rf_01m8ja41r898gzy0p74wnf828t 1m00s") && text.contains("let through"), "{text}");
         assert_eq!(written(&json!({"refusals": []})), "no refusals\n");
     }
 }

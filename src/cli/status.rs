@@ -79,8 +79,8 @@ fn written(status: &Value, refused: &Value) -> String {
         say("Nothing needs attention.".to_owned());
     }
     for alarm in &found {
-        let line = format!("{:<4} {} ({})", alarm.level.as_str(), alarm.what, alarm.fix);
-        wrap(&line, WIDTH, "     ").lines().for_each(|line| say(line.to_owned()));
+        let head = format!("{:<4} ", alarm.level.as_str());
+        wrap(&head, &format!("{} ({})", alarm.what, alarm.fix), WIDTH).lines().for_each(|line| say(line.to_owned()));
     }
     say(String::new());
     for account in list(status, "accounts") {

@@ -76,19 +76,23 @@ pub(super) fn table(columns: &[(&str, usize)], rows: &[Vec<String>]) -> String {
     out
 }
 
-/// Lines of a text, each at most so many columns wide, broken between words; those after the first begin with `indent`.
-pub(super) fn wrap(text: &str, width: usize, indent: &str) -> String {
-    let mut lines = vec![String::new()];
+/// Lines of a text behind a head, each at most so many columns wide, broken between words; those after the first stand below the text.
+pub(super) fn wrap(head: &str, text: &str, width: usize) -> String {
+    let indent = " ".repeat(head.chars().count());
+    let mut lines = vec![head.to_owned()];
+    let mut is_begun = false;
     for word in text.split_whitespace() {
         let now = lines.last().map_or(0, |line| line.chars().count());
-        if now > 0 && now + 1 + word.chars().count() > width {
-            lines.push(indent.to_owned());
+        if is_begun && now + 1 + word.chars().count() > width {
+            lines.push(indent.clone());
+            is_begun = false;
         }
         if let Some(line) = lines.last_mut() {
-            if !line.trim().is_empty() {
+            if is_begun {
                 line.push(' ');
             }
             line.push_str(word);
+            is_begun = true;
         }
     }
     lines.join("\n")
@@ -115,6 +119,6 @@ mod tests {
             [vec!["a".to_owned(), "an error\nof two lines".to_owned()], vec!["ünïcode".to_owned(), String::new()]];
         let text = table(&[("ID", 5), ("WHY", 12)], &rows);
         assert_eq!(text, "ID    WHY\na     an error of…\nünïc…\n");
-        assert_eq!(wrap("one two three", 8, "  "), "one two\n  three");
+        assert_eq!(wrap("a  ", "one two three", 10), "a  one two\n   three");
     }
 }
