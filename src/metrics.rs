@@ -90,6 +90,8 @@ struct Inner {
     config_info: IntGaugeVec,
     policy_info: IntGaugeVec,
     policies_differ: IntGauge,
+    bypass_active: IntGauge,
+    bypassed: IntCounterVec,
     gate_epoch: IntGauge,
     gate_mode: IntGaugeVec,
     gate_fallback: IntGauge,
@@ -423,6 +425,15 @@ impl Metrics {
                 "ringfence_policies_differ",
                 "1: replicas run different policies; of each limit the lower number holds.",
             )?,
+            bypass_active: m.gauge(
+                "ringfence_bypass_active",
+                "1: limits refuse nothing, because an operator said so for a while. Alert on 1.",
+            )?,
+            bypassed: m.counters(
+                "ringfence_bypassed_total",
+                "Creates and inbound calls that were let through only because of the bypass, by limit or code.",
+                &["limit"],
+            )?,
             gate_epoch: m.gauge("ringfence_gate_epoch", "Fencing number of the limiter's state; each transition adds one.")?,
             gate_mode: m.gauges("ringfence_gate_mode", "1 for the back end that decides: memory, redis or database.", &["mode"])?,
             gate_fallback: m.gauge(
@@ -749,6 +760,16 @@ impl Metrics {
     /// Whether replicas run on different policies.
     pub fn policies_differ(&self, differ: bool) {
         self.inner.policies_differ.set(differ.into());
+    }
+
+    /// Whether limits are bypassed.
+    pub fn bypass_active(&self, active: bool) {
+        self.inner.bypass_active.set(active.into());
+    }
+
+    /// A create or an inbound call was let through because of the bypass.
+    pub fn bypassed(&self, limit: &str) {
+        self.inner.bypassed.with_label_values(&[limit]).inc();
     }
 
     /// Where the gate is, and whether that is not where the config has it.

@@ -180,6 +180,15 @@ CREATE TABLE gate_state (
 INSERT INTO gate_state (pool, epoch, mode, moved_at, database)
     VALUES ('default', 1, 'memory', 0, left(replace(gen_random_uuid()::text, '-', ''), 16));
 
+-- While it lasts limits refuse nothing, at every replica. No row: it is off.
+CREATE TABLE bypass (
+    pool      TEXT COLLATE "C" PRIMARY KEY,
+    since_ms  BIGINT NOT NULL,
+    until_ms  BIGINT NOT NULL,
+    who       TEXT NOT NULL,
+    reason    TEXT NOT NULL
+);
+
 -- What rates have let through, while the database decides: `HELD;AT:CREATES,AT:CREATES`, in milliseconds.
 CREATE TABLE gate_rates (
     key  TEXT COLLATE "C" PRIMARY KEY,

@@ -178,6 +178,15 @@ CREATE TABLE gate_state (
 INSERT INTO gate_state (pool, epoch, mode, moved_at, database)
     VALUES ('default', 1, 'memory', 0, lower(hex(randomblob(8))));
 
+-- While it lasts limits refuse nothing, at every replica. No row: it is off.
+CREATE TABLE bypass (
+    pool      TEXT PRIMARY KEY,
+    since_ms  INTEGER NOT NULL,
+    until_ms  INTEGER NOT NULL,
+    who       TEXT NOT NULL,
+    reason    TEXT NOT NULL
+) STRICT;
+
 -- What rates have let through, while the database decides: `HELD;AT:CREATES,AT:CREATES`, in milliseconds.
 CREATE TABLE gate_rates (
     key  TEXT PRIMARY KEY,

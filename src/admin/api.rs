@@ -68,6 +68,9 @@ const PLAIN: &[&str] = &["text/plain"];
 const EVENTS: &[&str] = &["text/event-stream"];
 const LEADS: &[&str] = &["application/json", "text/csv", "application/x-ndjson"];
 const LIMIT: (&str, &str, &str) = ("limit", "integer", "how many at most, 1 to 1000; default 100");
+const ACCOUNT: (&str, &str, &str) = ("account", "string", "of this account");
+const SINCE: (&str, &str, &str) = ("since_secs", "integer", "begun within so many seconds");
+const OLDER: (&str, &str, &str) = ("older_secs", "integer", "begun before so many seconds");
 const BUSINESS: (&str, &str, &str) = ("business", "string", "of this business");
 const REASON: Body = Body { kinds: &["application/json"], schema: "#Reason", required: false };
 
@@ -171,6 +174,10 @@ pub const ROUTES: &[Route] = &[
     // === calls ===
     get("/api/calls", Of(Read), "Open calls; with `all=true` the latest of all.", &[(200, Json("Calls"))]).asked(&[
         BUSINESS,
+        ACCOUNT,
+        ("phase", "string", "in one of these phases, with commas between"),
+        SINCE,
+        OLDER,
         ("all", "boolean", "those that are over, too"),
         LIMIT,
     ]),
@@ -202,7 +209,23 @@ pub const ROUTES: &[Route] = &[
         &[(200, Json("Any")), (202, Json("Any")), (429, Json("Error")), (502, Json("Error"))],
     ),
     // === refusals ===
-    get("/api/refusals", Of(Read), "The latest refusals.", &[(200, Json("Refusals"))]).asked(&[LIMIT]),
+    get("/api/refusals", Of(Read), "The latest refusals.", &[(200, Json("Refusals"))])
+        .asked(&[BUSINESS, ACCOUNT, SINCE, OLDER, LIMIT]),
+    get("/api/refusals/{id}", Of(Read), "A refusal.", &[(200, Json("Refusal"))]),
+    get("/api/explain", Of(Read), "Why a create was refused, or would be.", &[(200, Json("Any"))]).asked(&[
+        ("id", "string", "of a refusal or a call; else a create is described by the rest"),
+        ("business", "string", "whose create it is"),
+        ("account", "string", "at which account"),
+        ("to", "string", "the number that is called"),
+        ("number", "string", "the own number"),
+        ("agent", "string", "the agent"),
+        ("direction", "string", "`outbound` or `inbound`"),
+    ]),
+    // === bypass ===
+    get("/api/bypass", AllBusinesses(Read), "The bypass that is in force.", &[(200, Json("Bypass"))]),
+    put("/api/bypass", AllBusinesses(Operate), "Lets limits refuse nothing for a while.", &[(200, Json("Bypass"))])
+        .with(json("#BypassToPut")),
+    delete("/api/bypass", AllBusinesses(Operate), "Ends the bypass.", &[(200, Json("Bypass"))]),
     // === businesses ===
     get(
         "/api/businesses",
@@ -443,6 +466,8 @@ pub const SCHEMAS: &[(&str, &str, &str)] = &[
         "A create or an inbound call that was not admitted.",
         "id:string, at:time, business:string, account:string, direction:string, code:string, limit_name:string?, current:integer?, limit:integer?, observed:boolean, attempts:integer",
     ),
+    ("Bypass", "The bypass that is in force; null: none is.", "bypass:any, note~:string?"),
+    ("BypassToPut", "For how long limits are bypassed, and why.", "for_secs:integer, reason:string"),
     ("Refusals", "Refusals.", "refusals:#Refusal[], now~:time"),
     (
         "BusinessToPut",

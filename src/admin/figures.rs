@@ -13,7 +13,7 @@ use crate::clock::rfc3339;
 use crate::metrics::Gauges;
 use crate::policy::Policy;
 use crate::reply::respond;
-use crate::store::{CallRecord, StoreError};
+use crate::store::{CallRecord, ListFilter, StoreError};
 
 /// What a provider said longer ago is no metric any more, in milliseconds: sweeps of a quiet account are half a minute apart.
 const SEEN_LATELY_MS: i64 = 120_000;
@@ -126,10 +126,9 @@ impl Admin {
         let limit = form_urlencoded::parse(query.unwrap_or_default().as_bytes())
             .find(|(key, _)| key == "limit")
             .and_then(|(_, limit)| limit.parse::<usize>().ok());
-        let mut calls = self.calls.lifecycle.store.latest_calls(100).await?;
-        calls.retain(|call| who.sees(call.facts.business.as_str()));
-        let mut refusals = self.calls.lifecycle.store.latest_refusals(100).await?;
-        refusals.retain(|refusal| who.sees(&refusal.business));
+        let seen = ListFilter { businesses: who.businesses.clone(), ..ListFilter::default() };
+        let calls = self.calls.lifecycle.store.list_calls(&seen, 100).await?;
+        let refusals = self.calls.lifecycle.store.list_refusals(&seen, 100).await?;
         let mut events: Vec<(i64, Value)> = Vec::new();
         for call in &calls {
             let business = call.facts.business.as_str();

@@ -6,9 +6,12 @@ pub mod auth;
 mod board;
 mod bulk;
 mod businesses;
+mod bypass;
 mod do_not_call;
+mod explain;
 mod figures;
 mod history;
+mod listing;
 pub mod openapi;
 mod operator;
 mod page;
@@ -43,7 +46,7 @@ use crate::provider::path::percent_decode;
 use crate::reconcile::SweepStatuses;
 use crate::reply::{for_browsers, json_answer, problem};
 use crate::runs::Runs;
-use crate::store::{CallRecord, Journal, StoreError};
+use crate::store::{CallRecord, Journal, KEY_KIND, StoreError};
 use auth::{Access, Caller, Denied, Scope, refuse_own};
 use operator::Act;
 use reload::{ReloadTrigger, Running};
@@ -294,15 +297,20 @@ impl Admin {
             }
             (&Method::GET, ["api", "refusals"]) => {
                 let who = may(Scope::Read)?;
-                let limit = limit_of(exchange.query().unwrap_or_default());
-                let mut refusals = self.calls.lifecycle.store.latest_refusals(limit).await?;
-                refusals.retain(|refusal| who.sees(&refusal.business));
-                let shown = refusals.iter().map(|refusal| {
-                    let mut shown = serde_json::to_value(refusal).unwrap_or_default();
-                    shown["at"] = rfc3339(refusal.at).into();
-                    shown
-                });
-                ok(&json!({"refusals": shown.collect::<Vec<Value>>()}))
+                self.list_refusals(exchange.query().unwrap_or_default(), &who).await
+            }
+            (&Method::GET, ["api", "refusals", id]) => {
+                let who = may(Scope::Read)?;
+                let refusal = self.find_refusal(&percent_decode(id), &who).await?;
+                ok(&listing::refusal(&refusal))
+            }
+            (&Method::GET, ["api", "explain"]) => {
+                let who = may(Scope::Read)?;
+                self.explain(exchange.query().unwrap_or_default(), &who).await
+            }
+            (_, ["api", "bypass"]) => {
+                let who = may(if method == Method::GET { Scope::Read } else { Scope::Operate })?.sees_all()?;
+                self.bypass(exchange, &method, &who).await
             }
             _ => Err(not_found("nothing is served at this path and method")),
         }
@@ -377,7 +385,7 @@ impl Admin {
         let written = self.calls.lifecycle.store.ping().await;
         Ok(json!({
             "version": env!("CARGO_PKG_VERSION"),
-            "mode": policy.mode().as_str(),
+            "mode": policy.mode().as_str(), "bypass": self.bypass_shown(),
             "limits": policy.in_force(), "unknownBusinesses": policy.settings().unknown.means(),
             "policy": self.program()?.in_force().shown(),
             "policiesDiffer": self.calls.lifecycle.capacity.policies_differ(),
@@ -405,20 +413,6 @@ impl Admin {
     }
 
     // === calls ===
-
-    async fn list(&self, query: &str, who: &Caller) -> Answer {
-        let wanted =
-            |name: &str| form_urlencoded::parse(query.as_bytes()).find(|(k, _)| k == name).map(|(_, v)| v.into_owned());
-        let business = wanted("business");
-        let all = wanted("all").is_some_and(|v| v == "true" || v == "1");
-        let store = &self.calls.lifecycle.store;
-        let mut records = if all { store.latest_calls(limit_of(query)).await? } else { store.open_calls().await? };
-        records.retain(|call| who.sees(call.facts.business.as_str()));
-        let fitting = records.iter().filter(|c| business.as_deref().is_none_or(|b| c.facts.business.as_str() == b));
-        let calls: Vec<Value> = fitting.take(LIST_MAX as usize).map(shown).collect();
-        let now = rfc3339(self.calls.lifecycle.clock.now_ms());
-        ok(&json!({"calls": calls, "open": records.iter().filter(|c| c.phase != Phase::Ended).count(), "now": now}))
-    }
 
     /// A call by our id, or by one of a provider's. What its caller may not see is not there.
     async fn find(&self, id: &str, who: &Caller) -> Result<CallRecord, Problem> {
@@ -519,7 +513,9 @@ fn shown_to(call: &CallRecord, who: &Caller) -> Value {
 
 fn shown_with(call: &CallRecord, number: fn(&str) -> String) -> Value {
     let masked = |n: &Option<String>| n.as_deref().map(number);
-    let aliases: Map<String, Value> = call.aliases.iter().map(|a| (a.kind.clone(), a.id.clone().into())).collect();
+    // By a key's hash nobody finds anything.
+    let ids = call.aliases.iter().filter(|alias| alias.kind != KEY_KIND);
+    let aliases: Map<String, Value> = ids.map(|a| (a.kind.clone(), a.id.clone().into())).collect();
     json!({
         "callId": call.id, "businessId": call.facts.business, "plan": call.facts.plan,
         "direction": call.facts.direction, "status": session_status(call.phase, call.outcome),

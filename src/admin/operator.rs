@@ -147,7 +147,7 @@ pub(super) fn delivery(d: &OutboxDelivery) -> Value {
         (None, None) => "given_up",
     };
     json!({
-        "id": d.id, "eventId": d.event_id, "callId": d.call, "url": d.url, "own": d.own, "route": d.route, "state": state,
+        "id": d.id, "eventId": d.event_id, "account": d.account, "receivedAt": d.received_at.map(rfc3339), "callId": d.call, "url": d.url, "own": d.own, "route": d.route, "state": state,
         "attempts": d.attempts, "nextTryAt": d.due_at.map(rfc3339), "doneAt": d.done_at.map(rfc3339),
         "lastError": d.last_error,
     })

@@ -112,9 +112,9 @@ impl Context {
         by_id.or_else(|| provider.group_of(&record.facts.operation))
     }
 
-    /// Whether nothing is rejected that can be sent.
+    /// Whether nothing is rejected that can be sent: in observe mode, and while limits are bypassed.
     pub fn observes(&self) -> bool {
-        self.lifecycle.policy.load().mode() == Mode::Observe
+        self.lifecycle.capacity.mode() == Mode::Observe
     }
 
     /// This replica's id, where several share the store.

@@ -11,6 +11,7 @@ use super::outbound::CreateRequest;
 use crate::call::Direction;
 use crate::destinations::{Blocked, DoNotCall, When};
 use crate::ids::{BusinessId, mask_number};
+use crate::policy::Mode;
 use crate::provider::select::Message;
 use crate::reply::{Rejection, RejectionCode};
 use crate::schedule::{Hours, Zone};
@@ -48,7 +49,8 @@ impl Destinations {
         Self { context, lists }
     }
 
-    /// Why a create is not sent: whom it calls must not be called. In observe mode it only marks the request.
+    /// Why a create is not sent: whom it calls must not be called. In observe mode it only marks the request. A bypass is of limits, not of
+    /// these rules; but with the store away nobody waits for lists that cannot be read.
     pub(super) async fn rejection(&self, request: &CreateRequest) -> Option<Rejection> {
         let found = self.blocked(request).await?;
         self.context.lifecycle.metrics.destination_refused(found.why.as_str());
@@ -58,7 +60,8 @@ impl Destinations {
         };
         let message = format!("Not dialled: {}.", found.sentence());
         let rejection = Rejection { blocked_by: Some(found.why.as_str()), ..Rejection::new(code, message) };
-        if self.context.observes() {
+        let written = self.context.lifecycle.policy.load().mode();
+        if written == Mode::Observe || (matches!(found.why, Blocked::Unreadable) && self.context.observes()) {
             let _ = request.would_reject.set(rejection);
             return None;
         }

@@ -79,7 +79,8 @@ impl Inbound {
         let call = CallId::new();
         let at_ms = self.context.lifecycle.clock.now_ms();
         let bindings = policy.bindings(&facts);
-        let ask = AdmissionRequest { call: call.clone(), bindings, slots: Slots::ONE, mode: policy.mode(), at_ms };
+        let mode = self.context.lifecycle.capacity.mode();
+        let ask = AdmissionRequest { call: call.clone(), bindings, slots: Slots::ONE, mode, at_ms };
         let mut record = self.context.lifecycle.new_call(&call, facts.clone(), arrival.origin, arrival.phase);
         record.aliases = arrival.aliases.clone();
         let full = match self.context.lifecycle.admit(ask, record.clone()).boxed().await {

@@ -237,17 +237,25 @@ impl Rejections {
         self.context.observes() && rejection.code.observed() == Observed::Sent
     }
 
+    fn count_observed(&self, what: &str) {
+        let lifecycle = &self.context.lifecycle;
+        lifecycle.metrics.would_refuse(what);
+        if lifecycle.capacity.bypass().is_some() {
+            lifecycle.metrics.bypassed(what);
+        }
+    }
+
     /// Notes what would have rejected a request that is sent.
     pub(super) fn observed(&self, rejection: &Rejection, of: &RejectedRequest<'_>) {
         let code = rejection.code.as_str(&of.account.provider.refusal);
-        self.context.lifecycle.metrics.would_refuse(code);
+        self.count_observed(code);
         info!(refusal = %rejection.id, business = of.business, account = %of.account.name, code, why = rejection.message, "would refuse");
         self.record(of.business, &of.account.name, of.direction, rejection, code, Recorded::Observed);
     }
 
     /// Notes the limit that would have rejected a call that is admitted.
     pub(super) async fn observed_full_limit(&self, account: &Account, facts: &Facts, full: &LimitExceeded) {
-        self.context.lifecycle.metrics.would_refuse(&full.limit);
+        self.count_observed(&full.limit);
         let rejection = self.of_full_limit(facts, full).await;
         let code = match facts.direction {
             Direction::Inbound => CAPACITY_INBOUND,

@@ -472,6 +472,16 @@ fn businesses_may_not_share_an_agent_and_enterprise_states_its_number() {
 }
 
 #[test]
+fn one_mistake_is_one_error() {
+    let businesses = "[businesses.a]\nplan = \"PRO\"\n[businesses.b]\nplan = \"PRO\"\n";
+    let of = |more: &str| codes(&read(&format!("{ACCOUNT}{businesses}{more}")));
+    assert_eq!(of("[plans.PRO]\nconcurent = 3\n"), ["E014"]);
+    assert_eq!(of("[plans.PRO]\nconcurrent = \"many\"\n"), ["E002"]);
+    assert_eq!(of("[plans.PRO]\nrate = \"3/s\"\n"), ["E004", "E004"], "each of them must say its number");
+    assert_eq!(of("[businesses.c]\nplan = \"ENTERPRISE\"\nmax_cals = 3\n"), ["E014"]);
+}
+
+#[test]
 fn no_config_at_all_says_what_is_missing() {
     let loaded = read("");
     assert_eq!(codes(&loaded), ["E004"]);

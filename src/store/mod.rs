@@ -12,6 +12,7 @@
 //!   under the epoch that the pool has at that moment ([`GateState`]).
 
 mod app_events;
+mod bypass;
 #[cfg(test)]
 mod conformance;
 mod decide;
@@ -19,6 +20,7 @@ mod do_not_call;
 mod driver;
 mod health;
 mod journal;
+mod listing;
 mod membership;
 pub mod migrations;
 mod operator;
@@ -46,8 +48,10 @@ use crate::call::{EndProof, Event, Origin, Outcome, Phase, Source, Step};
 use crate::clock::UnixMs;
 use crate::ids::{AccountName, Alias, CallId, RefusalId};
 use crate::policy::{Business, Facts, Policy};
+pub use bypass::Bypass;
 pub use do_not_call::{DoNotCallLists, EVERYBODY, ListChange, ListChanges, ListedNumber, NUMBERS_AT_ONCE};
 pub use journal::Journal;
+pub use listing::ListFilter;
 pub use membership::{BEAT_EVERY_MS, Fleet, LIVE_MS, Living, OwnershipMode, Replica};
 pub use operator::{AuditRecord, Desk, Inbox, InboxEvent, Outbox, OutboxDelivery, Purged};
 pub use records::{HookAsked, HookCame, Put, PutPostCall, Records, StoredPostCall};
@@ -596,7 +600,15 @@ pub trait Store:
     async fn unanswered_orders(&self, account: &AccountName, kind: &str) -> Result<Vec<CallRecord>>;
 
     /// The latest calls, ended ones included. One that cannot be read is left out.
-    async fn latest_calls(&self, limit: u32) -> Result<Vec<CallRecord>>;
+    async fn latest_calls(&self, limit: u32) -> Result<Vec<CallRecord>> {
+        self.list_calls(&ListFilter::default(), limit).await
+    }
+
+    /// The latest calls that a filter lets through, the latest first.
+    async fn list_calls(&self, filter: &ListFilter, limit: u32) -> Result<Vec<CallRecord>>;
+
+    /// Calls that were up at a time, the oldest first; those that began more than a day before are not looked for.
+    async fn calls_at(&self, at_ms: UnixMs, limit: u32) -> Result<Vec<CallRecord>>;
 
     /// When calls were admitted since, with their facts: what rates are replayed from.
     async fn admitted_since(&self, since_ms: UnixMs) -> Result<Vec<(UnixMs, Facts)>>;
@@ -636,7 +648,15 @@ pub trait Store:
     async fn refused(&self, refusals: Vec<RefusalRecord>) -> Result<()>;
 
     /// The latest refusals.
-    async fn latest_refusals(&self, limit: u32) -> Result<Vec<RefusalRecord>>;
+    async fn latest_refusals(&self, limit: u32) -> Result<Vec<RefusalRecord>> {
+        self.list_refusals(&ListFilter::default(), limit).await
+    }
+
+    /// The latest refusals that a filter lets through, the latest first.
+    async fn list_refusals(&self, filter: &ListFilter, limit: u32) -> Result<Vec<RefusalRecord>>;
+
+    /// A refusal.
+    async fn refusal(&self, id: &RefusalId) -> Result<Option<RefusalRecord>>;
 
     /// Businesses that were put.
     async fn businesses(&self) -> Result<Vec<Business>>;

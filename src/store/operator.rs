@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use serde::Serialize;
 
-use super::{NewEvent, Result, Route};
+use super::{Bypass, NewEvent, Result, Route};
 use crate::clock::UnixMs;
 use crate::ids::CallId;
 
@@ -67,6 +67,10 @@ pub struct OutboxDelivery {
     pub id: String,
     /// The webhook that it came from; of an event of our own, its id.
     pub event_id: String,
+    /// The account that its webhook came from; none for an event of our own.
+    pub account: Option<String>,
+    /// When its webhook came; of an event of our own, when its id was made.
+    pub received_at: Option<UnixMs>,
     /// The call that it speaks of.
     pub call: Option<String>,
     /// Where, without the query; empty: to where events of our own go.
@@ -97,7 +101,7 @@ pub struct AuditRecord {
     /// Where they came from: an address, the Unix socket and its user, or this process.
     pub from: String,
     /// What: `put business`, `delete business`, `reload`, `hangup`, `release`, `fetch`, `replay`, `purge`, `reconcile`, `put do-not-call`, `delete do-not-call`, `create run`,
-    /// `load run`, `pause run`, `resume run`, `cancel run`, `retry run`.
+    /// `bypass on`, `bypass off`, `load run`, `pause run`, `resume run`, `cancel run`, `retry run`.
     pub what: String,
     /// Of which call, business, event or run; of whose list.
     pub target: String,
@@ -196,6 +200,12 @@ pub trait Desk: Send + Sync {
 
     /// Notes what an operator is about to do.
     async fn audit(&self, record: AuditRecord) -> Result<()>;
+
+    /// Switches the bypass on, or off.
+    async fn set_bypass(&self, bypass: Option<Bypass>) -> Result<()>;
+
+    /// The bypass that was last switched on and not off, over or not.
+    async fn bypass(&self) -> Result<Option<Bypass>>;
 
     /// The latest of what operators did.
     async fn latest_audit(&self, limit: u32) -> Result<Vec<AuditRecord>>;

@@ -236,6 +236,8 @@ fn the_defaults_are_a_config_that_can_be_read() {
             ("CRON_SECRET", "a secret of some length, for tests"),
             ("DATABASE_URL", "postgres://localhost/x"),
             ("REDIS_URL", "redis://localhost"),
+            ("APP_DATABASE_URL", "postgres://localhost/x"),
+            ("LEADS_TOKEN", "x"),
         ],
     ]
     .concat();

@@ -16,6 +16,7 @@ mod circles;
 mod cli;
 mod cli_check;
 mod cli_first;
+mod cli_operate;
 mod crash;
 mod destinations;
 mod docs;

@@ -89,6 +89,7 @@ fn body_of(method: &str, path: &str) -> Value {
         ("put", "/api/businesses/{id}") => json!({"plan": "PRO"}),
         ("put", "/api/businesses") => json!({"businesses": [{"id": "pro", "plan": "PRO"}]}),
         ("put" | "delete", "/api/do-not-call") => json!({"numbers": ["+905321234567"], "reason": "asked"}),
+        ("put", "/api/bypass") => json!({"for_secs": 60, "reason": "test"}),
         ("post", "/api/calls/{id}/release") => json!({"force": true, "reason": "test"}),
         ("post", "/api/runs") => json!({
             "business": "starter", "account": "twilio", "operation": "calls", "request": {"Twiml": "<Response/>"},

@@ -28,7 +28,7 @@ async fn tcp(stage: &Stage, method: &str, path: &str, headers: &[(&str, &str)], 
 }
 
 /// Every route with what each credential is answered. `ID` is a call of business `pro`, which the token of some businesses names.
-const ROUTES: [(&str, &str, [u16; 7]); 50] = [
+const ROUTES: [(&str, &str, [u16; 7]); 55] = [
     //                                              none metrics read operate one  expired forged
     ("GET", "/health", [200, 200, 200, 200, 200, 200, 200]),
     ("GET", "/ready", [200, 200, 200, 200, 200, 200, 200]),
@@ -42,6 +42,11 @@ const ROUTES: [(&str, &str, [u16; 7]); 50] = [
     ("GET", "/api/calls", [401, 403, 200, 200, 200, 401, 401]),
     ("GET", "/api/calls/ID", [401, 403, 200, 200, 200, 401, 401]),
     ("GET", "/api/refusals", [401, 403, 200, 200, 200, 401, 401]),
+    ("GET", "/api/refusals/nobody", [401, 403, 404, 404, 404, 401, 401]),
+    ("GET", "/api/explain", [401, 403, 400, 400, 400, 401, 401]),
+    ("GET", "/api/bypass", [401, 403, 200, 200, 403, 401, 401]),
+    ("PUT", "/api/bypass", [401, 403, 403, 400, 403, 401, 401]),
+    ("DELETE", "/api/bypass", [401, 403, 403, 200, 403, 401, 401]),
     ("GET", "/api/businesses", [401, 403, 200, 200, 200, 401, 401]),
     ("GET", "/api/businesses/pro", [401, 403, 200, 200, 200, 401, 401]),
     ("GET", "/api/events", [401, 403, 200, 200, 403, 401, 401]),

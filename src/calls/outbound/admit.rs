@@ -218,7 +218,13 @@ impl Admitter {
         let at_ms = lifecycle.clock.now_ms();
         let send_by = since_boot() + self.context.settings.send_within;
         let bindings = policy.bindings(&request.facts);
-        let ask = AdmissionRequest { call: call.clone(), bindings, slots: asked.slots, mode: policy.mode(), at_ms };
+        let ask = AdmissionRequest {
+            call: call.clone(),
+            bindings,
+            slots: asked.slots,
+            mode: lifecycle.capacity.mode(),
+            at_ms,
+        };
         let mut record = lifecycle.new_call(&call, request.facts.clone(), Origin::Order, Phase::Reserved);
         record.callback = prepared.callback.take();
         record.polled = !prepared.events_will_come;

@@ -5,9 +5,9 @@ use futures_util::FutureExt as _;
 
 use super::super::app_events::EVENT;
 use super::super::driver::{Backend, Driver, Sql, binds};
-use super::super::rows::{audit_record, call_id, event, inbox_event, outbox_delivery};
+use super::super::rows::{audit_record, bypass, call_id, event, inbox_event, outbox_delivery};
 use super::super::runs::Runs as _;
-use super::super::{AuditRecord, Desk, Inbox, InboxEvent, NewEvent, Outbox, OutboxDelivery, Purged, Result};
+use super::super::{AuditRecord, Bypass, Desk, Inbox, InboxEvent, NewEvent, Outbox, OutboxDelivery, Purged, Result};
 use super::first;
 use super::retention::{PURGE_BATCH, forget_calls};
 use crate::clock::UnixMs;
@@ -25,7 +25,10 @@ macro_rules! inbox {
 macro_rules! outbox {
     ($rest:literal) => {
         concat!(
-            "SELECT id, event_id, call_id, url, own, route, attempts, due_at, done_at, last_error FROM deliveries ",
+            "SELECT id, event_id, call_id, url, own, route, attempts, due_at, done_at, last_error,
+                 (SELECT account FROM webhook_events e WHERE e.id = deliveries.event_id) AS account,
+                 coalesce((SELECT received_at FROM webhook_events e WHERE e.id = deliveries.event_id), noted_at) AS received_at
+             FROM deliveries ",
             $rest
         )
     };
@@ -161,6 +164,21 @@ impl<B: Backend> Desk for B {
             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
         let binds = binds![r.id, r.at, r.who, r.what, r.target, r.reason, r.from, r.before, r.after];
         self.run(sql, binds.into()).await.map(drop)
+    }
+
+    async fn set_bypass(&self, bypass: Option<Bypass>) -> Result<()> {
+        let Some(bypass) = bypass else {
+            return self.run("DELETE FROM bypass WHERE pool = 'default'", vec![]).await.map(drop);
+        };
+        let sql = "INSERT INTO bypass (pool, since_ms, until_ms, who, reason) VALUES ('default', $1, $2, $3, $4)
+             ON CONFLICT (pool) DO UPDATE SET since_ms = excluded.since_ms, until_ms = excluded.until_ms,
+                 who = excluded.who, reason = excluded.reason";
+        let binds = binds![bypass.since_ms, bypass.until_ms, bypass.who, bypass.reason];
+        self.run(sql, binds.into()).await.map(drop)
+    }
+
+    async fn bypass(&self) -> Result<Option<Bypass>> {
+        Ok(self.select("SELECT * FROM bypass WHERE pool = 'default'", vec![], bypass).await?.pop())
     }
 
     async fn latest_audit(&self, limit: u32) -> Result<Vec<AuditRecord>> {
