@@ -73,13 +73,15 @@ async fn furnish(stage: &Stage) -> Map<String, Value> {
     stage.control.end_call(&id(&stage.dial(Some("enterprise"), "+15550002006").await, "conversation_id"));
     stage.wait("a webhook is on record", async || stage.ask("/api/events").await["events"][0]["id"].is_string()).await;
     let event = stage.ask("/api/events").await["events"][0]["id"].clone();
+    stage.wait("a refusal is on record", async || stage.ask("/api/refusals").await["refusals"][0].is_object()).await;
+    let refusal = stage.ask("/api/refusals").await["refusals"][0]["id"].clone();
     let schedule = json!({
         "name": "daily", "schedule": "0 9 * * *", "timezone": "UTC", "source": "reminders",
         "run": {"business": "starter", "account": "twilio", "operation": "calls", "request": {"Twiml": "<Response/>"}, "own_numbers": ["+15550001111"]},
     });
     let scheduled = stage.send("POST", &stage.admin("/api/schedules"), &kind, schedule.to_string()).await;
     assert_eq!(scheduled.status, 201, "{scheduled:?}");
-    let all = json!({"calls": call, "schedules": scheduled.json()["scheduleId"], "businesses": "pro", "events": event, "runs": made.json()["runId"], "conversations": call, "do-not-call": "+905321234567"});
+    let all = json!({"calls": call, "schedules": scheduled.json()["scheduleId"], "businesses": "pro", "events": event, "runs": made.json()["runId"], "conversations": call, "do-not-call": "+905321234567", "refusals": refusal, "explain": refusal});
     all.as_object().unwrap().clone()
 }
 
@@ -138,7 +140,10 @@ async fn every_route_answers_as_it_is_described() {
                 continue;
             }
             let target = if missing { "nobody" } else { named.as_str() };
-            let url = path.replace("{id}", target).replace("{number}", target);
+            let mut url = path.replace("{id}", target).replace("{number}", target);
+            if path == "/api/explain" {
+                url = format!("{url}?id={target}");
+            }
             let body =
                 if operation["requestBody"].is_null() { String::new() } else { body_of(method, path).to_string() };
             let kind = [("content-type", "application/json")];
