@@ -1,7 +1,9 @@
 //! Builds all parts from a [`Config`], owns all tasks; starts, reloads and drains. The only module that knows all others.
 
 mod config_watcher;
+mod listener_tls;
 mod reload;
+pub mod service_manager;
 mod startup_gate;
 
 use std::net::SocketAddr;
@@ -24,7 +26,7 @@ use crate::calls::Calls;
 use crate::calls::post_call::webhook_health::watch_hooks;
 use crate::capacity::{Capacity, LivePolicy, Role};
 use crate::clock::Clock;
-use crate::config::{AdminSocket, Config};
+use crate::config::{AdminSocket, Config, ListenerName};
 use crate::failpoint;
 use crate::gate::memory::MemoryGate;
 use crate::gate::redis::RedisGate;
@@ -35,6 +37,7 @@ use crate::net::{Edge, EdgeSettings, LocalSocket, ReloadingTls, RunningEdge, des
 use crate::notify::{self, Hub};
 use crate::policy::Policy;
 use crate::reconcile::{self, SweepStatuses};
+use crate::runs::recurring::keeper;
 use crate::runs::{Runs, dialler};
 use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
@@ -42,13 +45,12 @@ use crate::store::{self, Journal, OwnershipMode, Replica, RetentionCutoffs, Spoo
 use crate::token::Keys;
 use crate::transcripts::{self, Client, Feed, Others, Sockets};
 use crate::webhook::{self, Webhooks, deliver};
+use listener_tls::ListenerTls;
 pub use reload::ConfigSource;
 use reload::{Listener, Live};
 use startup_gate::Doors;
 
-/// How often certificate files are checked.
-const CERTIFICATE_CHECK: Duration = Duration::from_secs(10);
-/// The pause between two attempts to reach the database at the start.
+/// The pause between two tries to reach the record during the start.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 /// How long a start waits for Redis.
 const REDIS_WITHIN: Duration = Duration::from_secs(3);
@@ -162,29 +164,27 @@ impl App {
             }
         };
         let edge = listener(EdgeSettings::default().max_connections, shares.public);
-        let tls = match &config.listen.tls {
-            Some((cert, key)) => Some(ReloadingTls::load(cert, key).map_err(start_error)?),
-            None => None,
-        };
-        let api = bind("api", config.listen.api, edge.clone(), tls.clone()).await?.on_cores();
+        let tls = ListenerTls::load(config.listen.tls.as_ref()).map_err(start_error)?;
+        let api = bind("api", config.listen.api, edge.clone(), tls.of(ListenerName::Api)).await?.on_cores();
         let with_audio = EdgeSettings {
             max_body_bytes: webhook::BODIES_BYTES_MAX,
             max_large_body_bytes: webhook::LARGE_BODIES_BYTES_MAX,
             max_large_body_bytes_of_peer: webhook::BODY_BYTES_MAX,
             ..edge.clone()
         };
-        let webhooks = bind("webhooks", config.listen.webhooks, with_audio, tls.clone()).await?.on_cores();
+        let name = if config.listen.is_public { "public" } else { "webhooks" };
+        let webhooks = bind(name, config.listen.webhooks, with_audio, tls.of(ListenerName::Webhooks)).await?.on_cores();
         let with_sockets = EdgeSettings {
             max_tunnels: transcripts::SOCKETS_MAX,
             max_body_bytes: SMALL_BODIES_BYTES_MAX,
             ..listener(transcripts::SOCKETS_MAX + 1000, shares.public)
         };
-        let client = bind("client", config.listen.client, with_sockets, tls.clone()).await?.on_cores();
+        let client = bind("client", config.listen.client, with_sockets, tls.of(ListenerName::Client)).await?.on_cores();
         let for_operators = EdgeSettings {
             max_body_bytes: OPERATORS_BODIES_BYTES_MAX,
             ..listener(EdgeSettings::default().max_connections, shares.admin)
         };
-        let admin = bind("admin", config.listen.admin, for_operators, None).await?;
+        let admin = bind("admin", config.listen.admin, for_operators, tls.of(ListenerName::Admin)).await?;
         let (admin, admin_socket) = with_socket(admin, &config.listen.admin_socket)?;
 
         let own = [&api, &webhooks, &admin, &client].map(Edge::local_addr);
@@ -300,11 +300,12 @@ impl App {
         tasks.spawn(watch_hooks(move || newest.calls().post_call, move || role.role().leads, stop.clone()));
         let newest = live.clone();
         tasks.spawn(dialler::run(move || (newest.calls(), newest.runs()), draining.clone()));
+        let (newest, role) = (live.clone(), calls.lifecycle.capacity.clone());
+        tasks.spawn(keeper::run(move || (newest.calls(), newest.runs()), move || role.role().leads, draining.clone()));
         tasks.spawn(purge(live.clone(), stop.clone()));
         tasks.spawn(config_watcher::run(live.clone(), stop.clone()));
-        if let Some(tls) = tls {
-            tasks.spawn(watch_certificates(tls, metrics, stop.clone()));
-        }
+        tls.show_expiries(&metrics);
+        tasks.spawn(tls.follow(metrics, stop.clone()));
         let listeners = [Listener::Api, Listener::Webhooks, Listener::Admin, Listener::Client];
         let [api, webhooks, admin, client] = doors.open(listeners.map(|of| of(live.clone())))?;
         Ok(Self { api, webhooks, admin, admin_socket, client, calls, stop, draining, tasks, live, rebuilt })
@@ -506,26 +507,6 @@ async fn purge(live: Arc<Live>, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(PURGE_EVERY) => {}
-        }
-    }
-}
-
-async fn watch_certificates(tls: ReloadingTls, metrics: Metrics, stop: CancellationToken) {
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(CERTIFICATE_CHECK) => {}
-        }
-        match tls.reload_if_changed() {
-            Ok(true) => {
-                metrics.certificate_reload("ok");
-                info!("certificate reloaded; used for new connections");
-            }
-            Ok(false) => {}
-            Err(error) => {
-                metrics.certificate_reload("failed");
-                warn!(%error, "failed to load the changed certificate; the old one stays in use");
-            }
         }
     }
 }

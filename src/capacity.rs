@@ -13,6 +13,7 @@
 //!
 //! [`supervisor`] fails over, rebuilds Redis and returns to it.
 
+mod bypass;
 mod failover;
 mod lease;
 mod members;
@@ -42,7 +43,7 @@ use crate::failpoint;
 use crate::gate::{Gate, GateError};
 use crate::ids::CallId;
 use crate::metrics::Metrics;
-use crate::policy::{Mode, OnOutage, Policy};
+use crate::policy::{Binding, Facts, Mode, OnOutage, Policy};
 use crate::store::{AdmitOutcome, CallRecord, Confirmed, InsertOutcome, NewCall, Replica, Result, Store, StoreError};
 pub use failover::Compared;
 pub use lease::Lease;
@@ -114,6 +115,7 @@ struct Inner {
     moved_at: Mutex<Instant>,
     role: watch::Sender<Role>,
     known: Mutex<members::Known>,
+    bypass: bypass::BypassState,
 }
 
 /// The outcome of an admission.
@@ -198,6 +200,7 @@ impl Capacity {
             moved_at: Mutex::new(Instant::now()),
             role: watch::Sender::new(Role::default()),
             known: Mutex::default(),
+            bypass: bypass::BypassState::default(),
         }))
     }
 
@@ -259,7 +262,7 @@ impl Capacity {
             return;
         }
         *lock(&self.0.moved_at) = Instant::now();
-        self.0.metrics.gate_state(now.epoch, now.mode.as_str());
+        self.0.metrics.gate_state(now.epoch, now.mode.as_str(), now.mode != self.0.settings.home);
         lock(&self.0.undone).moved(now.mode);
         self.0.wake.notify_one();
         if before.epoch == 0 || before.mode == now.mode {
@@ -513,9 +516,16 @@ impl Capacity {
         Ok(open.map(|record| Lease::new(record.id, record.slots)))
     }
 
-    /// The right to send an uncounted create, in no limit and without a record: only in observe mode.
+    /// The limits that would bind a call now, with what they allow here: while policies differ, the lower number.
+    pub fn bindings(&self, facts: &Facts) -> Vec<Binding> {
+        let mut bindings = self.0.policy.load().bindings(facts);
+        self.lower(&mut bindings);
+        bindings
+    }
+
+    /// The right to send a create that nobody can count, in no limit and not on record: in observe mode alone.
     pub fn uncounted(&self, call: CallId) -> Option<Lease> {
-        (self.0.policy.load().mode() == Mode::Observe).then(|| Lease::new(call, 0))
+        (self.mode() == Mode::Observe).then(|| Lease::new(call, 0))
     }
 
     /// Held slots.

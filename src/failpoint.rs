@@ -42,7 +42,10 @@ pub const ALL: &[&str] = &[
     "run.recorded",
     "run.sending",
     "run.answered",
-    // An inbound call.
+    // A firing of a schedule: its run begun, its leads taken in and the run started.
+    "schedule.begun",
+    "schedule.fired",
+    // A call that a provider brings.
     "inbound.opened",
     "inbound.full",
     "inbound.adopted",

@@ -20,7 +20,7 @@
 //!     token        JWT: the client that shows one, and what it allows
 //!     net          HTTP server (hyper) and client (hyper, pingora's pool); no other module depends on an HTTP engine
 //! L4  gate         the limiter back ends: admit or reject, over all limits, in one atomic step
-//!     store        durable state: calls, inbox, outbox, rejections, businesses, runs
+//!     store        durable state: calls, inbox, outbox, rejections, businesses, runs, schedules
 //! L5  capacity     which limiter decides at present, and under which epoch: memory, Redis or the database
 //!     reply        rejections and errors as response bytes, in the provider's own shape
 //!     notify       notifications between tasks and replicas that a call has changed
@@ -30,7 +30,7 @@
 //!     webhook      listen.webhooks: authenticate → persist → translate → apply → reply or deliver
 //!     transcripts  listen.client: live transcripts for clients with a token
 //!     reconcile    compares our calls with the providers' lists and look-ups
-//!     runs         bulk runs: a list of leads, dialled within the same limits as every other call
+//!     runs         bulk runs: a list of leads, dialled within the same limits as every other call, once or by a schedule
 //! L9  config       TOML → each module's settings; reports all mistakes at once
 //! L10 admin        listen.admin: the operator's page, health, status, metrics, calls, businesses, reload
 //! L11 app          wiring: builds all parts, owns all tasks; start, reload, drain

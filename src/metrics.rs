@@ -2,16 +2,35 @@
 //!
 //! The five names without a prefix are those of the systems that ringfence replaces (contract §1); their alerts keep working.
 
+mod busiest;
+mod by_business;
+
 use std::cell::RefCell;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use prometheus::{
     Encoder as _, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
 };
 
-/// Upper bounds of latency buckets, in seconds: from a loopback answer to a provider's slowest create.
-const SECONDS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
+use busiest::Busiest;
+use by_business::BusinessMetrics;
+
+/// Upper bounds of buckets, in seconds, of how long providers take: from one near by to the slowest create.
+const PROVIDER_SECONDS: [f64; 18] =
+    [0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 20.0, 30.0, 60.0];
+/// The same of what ringfence takes itself: from a decision in memory to a database that hangs.
+const OWN_SECONDS: [f64; 15] =
+    [0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
+
+/// Businesses that have a label of their own, unless the config says otherwise.
+pub const BUSINESS_LABELS: u32 = 20;
+
+/// The rejections of creates whose business is not known, and of inbound calls, by `plan`.
+const PLANS_OF_NO_BUSINESS: [&str; 2] = ["unknown", "inbound"];
+/// What comes of asking an account for its live calls.
+const SWEEP_RESULTS: [&str; 2] = ["ok", "failed"];
 
 /// Handles to every metric. Cloning is cheap.
 #[derive(Clone)]
@@ -35,13 +54,17 @@ struct Inner {
     unknown: IntCounterVec,
     over_limit: IntGauge,
     limit_current: IntGaugeVec,
+    limit_max: IntGaugeVec,
     requests: IntCounterVec,
     upstream_seconds: HistogramVec,
+    added_seconds: HistogramVec,
+    of_business: BusinessMetrics,
     webhooks: IntCounterVec,
     unreadable: IntCounterVec,
     unfenced: IntCounterVec,
     unread_calls: IntGaugeVec,
     journaled: IntGauge,
+    parked: IntGauge,
     deliveries: IntCounterVec,
     records: IntCounterVec,
     hook_missed: IntGaugeVec,
@@ -54,24 +77,46 @@ struct Inner {
     do_not_call: IntGaugeVec,
     do_not_call_readable: IntGauge,
     certificate_reloads: IntCounterVec,
+    certificate_expiry: IntGaugeVec,
     runs_running: IntGauge,
     run_calls: IntCounterVec,
     run_dials: IntCounterVec,
     run_breakers: IntCounter,
+    schedule_firings: IntCounterVec,
+    schedules_failing: IntGauge,
     store_failures: IntCounter,
     config_reloads: IntCounterVec,
     config_reload_ok: IntGauge,
     config_info: IntGaugeVec,
     policy_info: IntGaugeVec,
     policies_differ: IntGauge,
+    bypass_active: IntGauge,
+    bypassed: IntCounterVec,
     gate_epoch: IntGauge,
     gate_mode: IntGaugeVec,
+    gate_fallback: IntGauge,
     gate_moves: IntCounterVec,
     gate_degraded: IntCounterVec,
     gate_compared: IntCounterVec,
     client_sockets: IntGauge,
     client_messages: IntCounterVec,
     client_slow_closes: IntCounter,
+}
+
+/// What may be counted, so that every counter is there, at 0, before its first event: what is counted from the first on is a rise,
+/// and one that appears with it is none.
+#[derive(Debug, Clone, Default)]
+pub struct Counted<'a> {
+    /// Every account.
+    pub accounts: Vec<&'a str>,
+    /// Those of them that are asked for their live calls.
+    pub asked: Vec<&'a str>,
+    /// Every plan.
+    pub plans: Vec<&'a str>,
+    /// Every reason of rejections.
+    pub reasons: Vec<&'a str>,
+    /// Businesses that have a label of their own, at most.
+    pub business_labels: u32,
 }
 
 /// Two registrations of one name, or a malformed one: a mistake in this file, caught by its test.
@@ -125,14 +170,16 @@ impl Maker<'_> {
     fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, BadMetric> {
         self.add("gauge", IntGaugeVec::new(Opts::new(name, help), labels))
     }
-    fn seconds(&self, name: &str, help: &str, labels: &[&str]) -> Result<HistogramVec, BadMetric> {
-        self.add("histogram", HistogramVec::new(HistogramOpts::new(name, help).buckets(SECONDS.to_vec()), labels))
+    fn seconds(&self, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> Result<HistogramVec, BadMetric> {
+        self.add("histogram", HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels))
     }
 }
 
 /// What is true at the moment of a scrape.
 #[derive(Debug, Clone, Default)]
 pub struct Gauges {
+    /// The moment, in milliseconds since 1970.
+    pub now_ms: i64,
     /// Calls that hold a slot, over-limit calls left out.
     pub active: u32,
     /// Calls that exist although they were refused or ended for us.
@@ -143,6 +190,12 @@ pub struct Gauges {
     pub of_businesses: Option<u32>,
     /// Holders by the name of the limit, where it is counted per nothing.
     pub limits: Vec<(String, u32)>,
+    /// How many these limits allow.
+    pub limits_max: Vec<(String, u32)>,
+    /// Slots in use by business.
+    pub businesses: Option<Vec<(String, u32)>>,
+    /// Webhooks that are parked. `None`: the record cannot be read.
+    pub parked: Option<u64>,
     /// Writes to the record that failed since the start.
     pub store_failures: u64,
     /// Live calls as providers said of late, by account.
@@ -199,6 +252,11 @@ impl Metrics {
                 "Over-limit calls: they exist although they were rejected or ended, and block admissions.",
             )?,
             limit_current: m.gauges("ringfence_limit_in_use", "Slots in use, of each limit that is counted per nothing.", &["limit"])?,
+            limit_max: m.gauges(
+                "ringfence_limit_max",
+                "Slots that each limit allows that is counted per nothing, by this replica's config.",
+                &["limit"],
+            )?,
             requests: m.counters(
                 "ringfence_requests_total",
                 "Requests answered, by listener, kind and class of status.",
@@ -208,7 +266,32 @@ impl Metrics {
                 "ringfence_upstream_create_duration_seconds",
                 "Seconds until a provider answered a create.",
                 &["account"],
+                &PROVIDER_SECONDS,
             )?,
+            added_seconds: m.seconds(
+                "ringfence_create_added_duration_seconds",
+                "Seconds that ringfence itself adds to a create: before it is sent and after its answer (sent), or until a limit rejects it (rejected).",
+                &["outcome"],
+                &OWN_SECONDS,
+            )?,
+            of_business: BusinessMetrics {
+                busiest: Mutex::new(Busiest::new(BUSINESS_LABELS as usize)),
+                admitted: m.counters(
+                    "ringfence_business_admitted_total",
+                    "Calls admitted, of the busiest businesses (admin.metrics_businesses); all others together are `other`.",
+                    &["business"],
+                )?,
+                rejected: m.counters(
+                    "ringfence_business_rejected_total",
+                    "Rejections, of the busiest businesses; all others together are `other`.",
+                    &["business"],
+                )?,
+                in_use: m.gauges(
+                    "ringfence_business_in_use",
+                    "Slots in use, of the businesses with most of them; all others together are `other`.",
+                    &["business"],
+                )?,
+            },
             webhooks: m.counters(
                 "ringfence_webhooks_total",
                 "Webhooks, by outcome.",
@@ -232,6 +315,10 @@ impl Metrics {
             journaled: m.gauge(
                 "ringfence_webhooks_journaled",
                 "Webhooks that wait in the journal until the database is back.",
+            )?,
+            parked: m.gauge(
+                "ringfence_webhooks_parked",
+                "Webhooks that could not be applied and wait for an operator: ringfence events list --state parked.",
             )?,
             deliveries: m.counters("ringfence_deliveries_total", "Deliveries to the app, by result.", &["result"])?,
             records: m.counters(
@@ -285,6 +372,11 @@ impl Metrics {
                 "Reloads of a changed certificate, by result.",
                 &["result"],
             )?,
+            certificate_expiry: m.gauges(
+                "ringfence_certificate_expiry_timestamp_seconds",
+                "When the certificate in use expires: of the listeners (server), and of the authority of their clients (client_ca).",
+                &["certificate"],
+            )?,
             runs_running: m.gauge("ringfence_runs_running", "Bulk runs that are running.")?,
             run_calls: m.counters(
                 "ringfence_run_calls_total",
@@ -297,6 +389,15 @@ impl Metrics {
                 &["result"],
             )?,
             run_breakers: m.counter("ringfence_run_breaker_trips_total", "Bulk runs paused since their calls failed.")?,
+            schedule_firings: m.counters(
+                "ringfence_schedule_firings_total",
+                "Firings of schedules: fired (a run was made), no_leads, failed (once for each try), given_up (the next firing came first), missed (nobody was there).",
+                &["result"],
+            )?,
+            schedules_failing: m.gauge(
+                "ringfence_schedules_failing",
+                "Active schedules whose firing is tried again, as their leads cannot be had; 0 where another replica leads.",
+            )?,
             store_failures: m.counter(
                 "ringfence_store_failed_writes_total",
                 "Failed writes to the database: full disk, missing file.",
@@ -324,8 +425,21 @@ impl Metrics {
                 "ringfence_policies_differ",
                 "1: replicas run different policies; of each limit the lower number holds.",
             )?,
+            bypass_active: m.gauge(
+                "ringfence_bypass_active",
+                "1: limits refuse nothing, because an operator said so for a while. Alert on 1.",
+            )?,
+            bypassed: m.counters(
+                "ringfence_bypassed_total",
+                "Creates and inbound calls that were let through only because of the bypass, by limit or code.",
+                &["limit"],
+            )?,
             gate_epoch: m.gauge("ringfence_gate_epoch", "Fencing number of the limiter's state; each transition adds one.")?,
             gate_mode: m.gauges("ringfence_gate_mode", "1 for the back end that decides: memory, redis or database.", &["mode"])?,
+            gate_fallback: m.gauge(
+                "ringfence_gate_fallback_active",
+                "1 while another back end decides than gate.backend names.",
+            )?,
             gate_moves: m.counters(
                 "ringfence_gate_transitions_total",
                 "Transitions of the limiter that this replica made, by target.",
@@ -367,9 +481,53 @@ impl Metrics {
         self.inner.reposts.with_label_values(&[account]).inc();
     }
 
+    /// Puts every counter there before its first event.
+    pub fn expect(&self, may: &Counted<'_>) {
+        let m = &self.inner;
+        let zero = |counter: &IntCounterVec, labels: &[&str]| drop(counter.with_label_values(labels));
+        for &account in &may.accounts {
+            for counter in [&m.reposts, &m.unknown, &m.unfenced] {
+                zero(counter, &[account]);
+            }
+            m.upstream_seconds.with_label_values(&[account]);
+            ["concurrency", "rate", "busy"].iter().for_each(|class| zero(&m.provider_limit, &[account, class]));
+            ["webhook", "asked", "missing"].iter().for_each(|came| zero(&m.records, &[account, came]));
+            zero(&m.webhooks, &[account, "unverified", "refused"]);
+            for plan in &may.plans {
+                ["outbound", "inbound"].iter().for_each(|direction| zero(&m.admitted, &[account, direction, plan]));
+            }
+        }
+        for account in &may.asked {
+            SWEEP_RESULTS.iter().for_each(|result| zero(&m.sweeps, &[account, result]));
+        }
+        for plan in may.plans.iter().chain(&PLANS_OF_NO_BUSINESS) {
+            may.reasons.iter().for_each(|reason| zero(&m.rejected, &[reason, plan]));
+        }
+        for (counter, values) in [
+            (&m.deliveries, &["done", "retry", "given_up"][..]),
+            (&m.gate_degraded, &["database", "open", "closed"]),
+            (&m.schedule_firings, &["fired", "no_leads", "failed", "given_up", "missed"]),
+            (&m.gate_compared, &["ended", "orphan", "uncounted"]),
+            (&m.certificate_reloads, &["ok", "failed"]),
+            (&m.config_reloads, &["loaded", "unchanged", "kept", "failed"]),
+        ] {
+            values.iter().for_each(|value| zero(counter, &[value]));
+        }
+        for status in ["2xx", "4xx", "5xx"] {
+            for (listener, kind) in
+                [("api", "create"), ("api", "relay"), ("webhooks", "webhook"), ("webhooks", "passed")]
+            {
+                zero(&m.requests, &[listener, kind, status]);
+            }
+        }
+        ["sent", "rejected"].iter().for_each(|outcome| drop(m.added_seconds.with_label_values(&[outcome])));
+        m.of_business.expect(may.business_labels as usize);
+    }
+
     /// A call was refused. `reason` is the contract's label, not the code of the answer.
-    pub fn refused(&self, reason: &str, plan: &str) {
+    pub fn refused(&self, reason: &str, plan: &str, business: &str) {
         self.inner.rejected.with_label_values(&[reason, plan]).inc();
+        self.inner.of_business.rejected(business);
     }
 
     /// Refusals so far by (reason, plan).
@@ -381,7 +539,10 @@ impl Metrics {
                     metric.get_label().iter().find(|l| l.name() == name).map_or("", |l| l.value()).to_owned()
                 };
                 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an integer counter")]
-                all.push((label("reason"), label("plan"), metric.get_counter().get_value() as u64));
+                let count = metric.get_counter().get_value() as u64;
+                if count > 0 {
+                    all.push((label("reason"), label("plan"), count));
+                }
             }
         }
         all
@@ -393,8 +554,9 @@ impl Metrics {
     }
 
     /// A call was admitted.
-    pub fn admitted(&self, account: &str, direction: &str, plan: &str) {
+    pub fn admitted(&self, account: &str, direction: &str, plan: &str, business: &str) {
         self.inner.admitted.with_label_values(&[account, direction, plan]).inc();
+        self.inner.of_business.admitted(business);
     }
 
     /// A call would have been refused.
@@ -440,6 +602,16 @@ impl Metrics {
     /// A provider answered a create.
     pub fn upstream_seconds(&self, account: &str, seconds: f64) {
         self.inner.upstream_seconds.with_label_values(&[account]).observe(seconds);
+    }
+
+    /// A create was sent, and took so long here beside what its provider took.
+    pub fn added_to_sent(&self, own: Duration) {
+        self.inner.added_seconds.with_label_values(&["sent"]).observe(own.as_secs_f64());
+    }
+
+    /// A create was rejected by a limit after so long.
+    pub fn added_to_rejected(&self, own: Duration) {
+        self.inner.added_seconds.with_label_values(&["rejected"]).observe(own.as_secs_f64());
     }
 
     /// A webhook came.
@@ -539,14 +711,32 @@ impl Metrics {
         self.inner.run_breakers.inc();
     }
 
+    /// A firing of a schedule was made, or was not.
+    pub fn schedule_firing(&self, result: &str) {
+        self.inner.schedule_firings.with_label_values(&[result]).inc();
+    }
+
+    /// Schedules whose firing is tried again.
+    pub fn schedules_failing(&self, schedules: u64) {
+        self.inner.schedules_failing.set(i64::try_from(schedules).unwrap_or(i64::MAX));
+    }
+
     /// A changed certificate was read, or could not be.
     pub fn certificate_reload(&self, result: &str) {
         self.inner.certificate_reloads.with_label_values(&[result]).inc();
     }
 
-    /// An account was taken out.
+    /// When a certificate in use expires, in seconds since 1970.
+    pub fn certificate_expires(&self, certificate: &str, at_secs: i64) {
+        self.inner.certificate_expiry.with_label_values(&[certificate]).set(at_secs);
+    }
+
+    /// An account was taken out: nobody is to wait for what it does next.
     pub fn provider_gone(&self, account: &str) {
         let _ = self.inner.unread_calls.remove_label_values(&[account]);
+        for result in SWEEP_RESULTS {
+            let _ = self.inner.sweeps.remove_label_values(&[account, result]);
+        }
     }
 
     /// The config was read again.
@@ -572,8 +762,19 @@ impl Metrics {
         self.inner.policies_differ.set(differ.into());
     }
 
-    /// Where the gate is.
-    pub fn gate_state(&self, epoch: i64, mode: &str) {
+    /// Whether limits are bypassed.
+    pub fn bypass_active(&self, active: bool) {
+        self.inner.bypass_active.set(active.into());
+    }
+
+    /// A create or an inbound call was let through because of the bypass.
+    pub fn bypassed(&self, limit: &str) {
+        self.inner.bypassed.with_label_values(&[limit]).inc();
+    }
+
+    /// Where the gate is, and whether that is not where the config has it.
+    pub fn gate_state(&self, epoch: i64, mode: &str, is_fallback: bool) {
+        self.inner.gate_fallback.set(is_fallback.into());
         self.inner.gate_epoch.set(epoch);
         self.inner.gate_mode.reset();
         self.inner.gate_mode.with_label_values(&[mode]).set(1);
@@ -627,6 +828,14 @@ impl Metrics {
         for (limit, calls) in &gauges.limits {
             m.limit_current.with_label_values(&[limit.as_str()]).set((*calls).into());
         }
+        m.limit_max.reset();
+        for (limit, calls) in &gauges.limits_max {
+            m.limit_max.with_label_values(&[limit.as_str()]).set((*calls).into());
+        }
+        if let Some(parked) = gauges.parked {
+            m.parked.set(i64::try_from(parked).unwrap_or(i64::MAX));
+        }
+        m.of_business.show(gauges.businesses.as_deref(), gauges.now_ms);
         m.provider_live.reset();
         for (account, live) in &gauges.provider_live {
             m.provider_live.with_label_values(&[account.as_str()]).set((*live).into());
@@ -639,25 +848,4 @@ impl Metrics {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_names_of_the_contract_are_there_exactly() {
-        let metrics = Metrics::new().unwrap();
-        metrics.refused("BUSINESS_LIMIT", "PAYG");
-        metrics.provider_limit("elevenlabs", "main", "concurrency");
-        let gauges = Gauges { active: 3, sessions: Some(4), of_businesses: Some(3), ..Gauges::default() };
-        let text = metrics.render(&gauges);
-        for line in [
-            "platform_global_active_calls 3",
-            "concurrent_rejected_total{plan=\"PAYG\",reason=\"BUSINESS_LIMIT\"} 1",
-            "elevenlabs_429_total 1",
-            "active_call_sessions_count 4",
-            "subscription_active_calls_sum 3",
-        ] {
-            assert!(text.lines().any(|l| l == line), "{line}\nnot in\n{text}");
-        }
-        assert_eq!(metrics.refusals(), [("BUSINESS_LIMIT".to_owned(), "PAYG".to_owned(), 1)]);
-    }
-}
+mod tests;

@@ -472,6 +472,18 @@ impl Policy {
         bindings
     }
 
+    /// What limits allow that are counted per nothing, by name: the lower number where two have one.
+    pub fn slots_per_nothing(&self) -> Vec<(String, u32)> {
+        let mut slots = BTreeMap::<String, u32>::new();
+        for limit in self.settings.limits.iter().chain(&self.global).filter(|limit| limit.per == Per::All) {
+            if let Bound::Concurrent(n) = limit.bound {
+                let least = slots.entry(limit.name.to_string()).or_insert(n);
+                *least = (*least).min(n);
+            }
+        }
+        slots.into_iter().collect()
+    }
+
     /// Who decides about a call while Redis is away: the strictest of the limits that bind it.
     pub fn on_outage(&self, facts: &Facts) -> OnOutage {
         let own = self.settings.limits.iter().filter(|limit| limit.selects.matches(facts));

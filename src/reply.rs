@@ -4,7 +4,7 @@
 mod twiml;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER, STRICT_TRANSPORT_SECURITY};
 use http::{HeaderMap, Response, StatusCode};
 use serde_json::{Map, Value, json};
 
@@ -505,6 +505,25 @@ pub fn respond(status: StatusCode, headers: HeaderMap, body: Bytes) -> Response<
 pub fn json_answer(status: StatusCode, body: &Value) -> Response<Bytes> {
     let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
     respond(status, headers, body.to_string().into())
+}
+
+/// What a browser must not do with an answer (seed 004): `policy` is its Content-Security-Policy. Over TLS it asks this host over TLS
+/// alone from now on, for a year.
+pub fn for_browsers<B>(response: &mut Response<B>, policy: &'static str, is_tls: bool) {
+    let headers = response.headers_mut();
+    for (name, value) in [
+        ("content-security-policy", policy),
+        ("x-content-type-options", "nosniff"),
+        ("x-frame-options", "DENY"),
+        ("x-xss-protection", "1; mode=block"),
+        ("referrer-policy", "no-referrer"),
+        ("cache-control", "no-store"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    if is_tls {
+        headers.insert(STRICT_TRANSPORT_SECURITY, HeaderValue::from_static("max-age=31536000"));
+    }
 }
 
 /// A plain error of ringfence's own endpoints: `{"error": …, "message": …}`.

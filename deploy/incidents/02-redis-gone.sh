@@ -22,7 +22,7 @@ sleep 4
 place birch 1
 
 operator "curl -s --unix-socket \$SOCKET http://localhost/status | jq -c .gate.standing"
-operator "curl -s http://$admin/metrics | grep -E '^ringfence_gate_(mode|degraded)'"
+operator "curl -s http://$admin/metrics | grep -E '^ringfence_gate_(mode|fallback|degraded)' | grep -v ' 0\$'"
 cause '"mode":"database"' "Redis does not answer; the database decides. Limits hold. Creates were refused for about 2 s (decided=\"closed\")"
 
 happens "Redis is started again, empty"

@@ -1,3 +1,4 @@
+DROP TABLE schedules;
 DROP TABLE run_jobs;
 DROP TABLE runs;
 DROP TABLE audit;
@@ -7,6 +8,7 @@ DROP TABLE transcripts;
 DROP TABLE holders;
 DROP TABLE replicas;
 DROP TABLE gate_rates;
+DROP TABLE bypass;
 DROP TABLE gate_state;
 DROP TABLE do_not_call_changes;
 DROP TABLE do_not_call;

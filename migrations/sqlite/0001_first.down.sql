@@ -1,3 +1,4 @@
+DROP TABLE schedules;
 DROP TABLE run_jobs;
 DROP TABLE runs;
 DROP TABLE audit;
@@ -6,6 +7,7 @@ DROP TABLE utterances;
 DROP TABLE transcripts;
 DROP TABLE replicas;
 DROP TABLE gate_rates;
+DROP TABLE bypass;
 DROP TABLE gate_state;
 DROP TABLE do_not_call_changes;
 DROP TABLE do_not_call;

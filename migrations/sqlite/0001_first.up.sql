@@ -178,6 +178,15 @@ CREATE TABLE gate_state (
 INSERT INTO gate_state (pool, epoch, mode, moved_at, database)
     VALUES ('default', 1, 'memory', 0, lower(hex(randomblob(8))));
 
+-- While it lasts limits refuse nothing, at every replica. No row: it is off.
+CREATE TABLE bypass (
+    pool      TEXT PRIMARY KEY,
+    since_ms  INTEGER NOT NULL,
+    until_ms  INTEGER NOT NULL,
+    who       TEXT NOT NULL,
+    reason    TEXT NOT NULL
+) STRICT;
+
 -- What rates have let through, while the database decides: `HELD;AT:CREATES,AT:CREATES`, in milliseconds.
 CREATE TABLE gate_rates (
     key  TEXT PRIMARY KEY,
@@ -299,3 +308,25 @@ CREATE INDEX run_jobs_due ON run_jobs (run_id, due_at, seq) WHERE state = 'queue
 CREATE INDEX run_jobs_open ON run_jobs (state, run_id) WHERE state IN ('dialing', 'calling');
 CREATE INDEX run_jobs_counts ON run_jobs (run_id, state, outcome);
 CREATE INDEX run_jobs_call ON run_jobs (call_id) WHERE call_id IS NOT NULL;
+
+-- Recurring runs. What a schedule asks for stands in spec, as JSON; each firing makes a run whose key names it.
+CREATE TABLE schedules (
+    id               TEXT PRIMARY KEY,
+    business         TEXT NOT NULL,
+    name             TEXT NOT NULL,
+    spec             TEXT NOT NULL,
+    state            TEXT NOT NULL,                 -- active, paused
+    done_at          INTEGER NOT NULL,              -- all firings up to this time were made, or left out
+    next_at          INTEGER,                       -- when there is something to do; null: nothing ever again
+    failing_at       INTEGER,                       -- the firing that is tried again
+    tries            INTEGER NOT NULL DEFAULT 0,    -- of that
+    error            TEXT,                          -- why it failed last
+    fired_at         INTEGER,                       -- the last firing that was made
+    run_id           TEXT,                          -- its run; null: there were no leads
+    note             TEXT,                          -- leads that were left out of it
+    created_at       INTEGER NOT NULL,
+    updated_at       INTEGER NOT NULL,
+    version          INTEGER NOT NULL DEFAULT 0     -- goes up with every change
+) STRICT;
+CREATE UNIQUE INDEX schedules_name ON schedules (business, name);
+CREATE INDEX schedules_due ON schedules (next_at) WHERE state = 'active';

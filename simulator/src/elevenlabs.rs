@@ -54,9 +54,8 @@ fn route(world: &mut World, ask: &Ask<'_>, now: Instant) -> Reply {
         ("POST", ["convai", "twilio", "register-call"]) => register(world, ask, now),
         (_, ["convai", "batch-calling", rest @ ..]) => batch::respond(world, ask, rest, now),
         (_, ["convai", "outbound-campaigns", "campaigns", rest @ ..]) => batch::campaigns(world, ask, rest, now),
-        (_, ["convai", "conversations" | "conversation" | "analytics", ..]) | ("GET", ["user" | "workspace", ..]) => {
-            records::respond(world, ask, rest, now)
-        }
+        (_, ["convai", "conversations" | "conversation" | "analytics" | "agents", ..])
+        | ("GET", ["user" | "workspace", ..]) => records::respond(world, ask, rest, now),
         _ => not_found(),
     }
 }

@@ -21,6 +21,11 @@ pub(crate) fn respond(world: &mut World, ask: &Ask<'_>, rest: &[&str], now: Inst
             Some(_) => Reply::json(200, &json!({"token": world.ids.id("token")})),
             None => missing_query("agent_id"),
         },
+        ("GET", ["convai", "agents"]) => Reply::json(
+            200,
+            &json!({"agents": [{"agent_id": AGENT, "name": "Simulated agent"}], "has_more": false, "next_cursor": null}),
+        ),
+        ("GET", ["convai", "agents", AGENT]) => Reply::json(200, &agent()),
         ("GET", ["workspace", "webhooks"]) => Reply::json(200, &json!({"webhooks": webhooks(world)})),
         ("GET", ["user"]) => Reply::json(
             200,
@@ -29,6 +34,21 @@ pub(crate) fn respond(world: &mut World, ask: &Ask<'_>, rest: &[&str], now: Inst
         ("GET", ["user", "subscription"]) => Reply::json(200, &json!({"tier": "creator", "status": "active"})),
         _ => not_found(),
     }
+}
+
+/// The agent that lists name.
+const AGENT: &str = "agent_simulated";
+
+/// An agent as it is unless somebody changes it: it may burst.
+fn agent() -> Value {
+    json!({
+        "agent_id": AGENT, "name": "Simulated agent",
+        "conversation_config": {"conversation": {"max_duration_seconds": 600}},
+        "platform_settings": {
+            "call_limits": {"agent_concurrency_limit": -1, "daily_limit": 100_000, "bursting_enabled": true},
+            "queueing_config": {"enabled": false},
+        },
+    })
 }
 
 /// The workspace's webhooks: the one that events go to.

@@ -119,7 +119,7 @@ fn numbers(world: &World) -> Reply {
         "sid": sid, "account_sid": settings.account_sid, "phone_number": settings.number, "friendly_name": "Simulated number",
         "voice_url": settings.number_voice_url.as_deref().unwrap_or_default(), "voice_method": "POST",
         "status_callback": settings.number_status_url.as_deref().unwrap_or_default(), "status_callback_method": "POST",
-        "voice_application_sid": "", "trunk_sid": null, "status": "in-use", "uri": format!("{base}/{sid}.json"),
+        "voice_fallback_url": "", "voice_application_sid": "", "trunk_sid": null, "status": "in-use", "uri": format!("{base}/{sid}.json"),
     });
     Reply::json(
         200,

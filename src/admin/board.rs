@@ -16,7 +16,7 @@ use super::{Admin, shown};
 use crate::clock::{UnixMs, rfc3339};
 use crate::ids::BusinessId;
 use crate::policy::Policy;
-use crate::store::{CallRecord, Inbox, Outbox, RefusalRecord};
+use crate::store::{CallRecord, Inbox, ListFilter, Outbox, RefusalRecord};
 
 /// The shortest pause between two readings.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -28,8 +28,6 @@ const VIEWERS_MAX: usize = 200;
 const CALLS_MAX: usize = 10_000;
 /// Refusals, webhooks and deliveries that are shown.
 const LATEST_MAX: u32 = 100;
-/// Rejections that are read: a viewer of some businesses sees only theirs.
-const REFUSALS_READ: u32 = 500;
 /// Businesses that are shown with what they hold.
 const BUSINESSES_MAX: usize = 500;
 
@@ -94,7 +92,7 @@ impl Board {
             let admin = program.console();
             drop(program);
             let began = Instant::now();
-            let reading = Box::pin(admin.reading(&mut history)).await;
+            let reading = Box::pin(admin.reading(&mut history, &views)).await;
             drop(admin);
             // With thousands of calls this takes a while.
             let written = tokio::task::spawn_blocking(move || reading.frames(views)).await;
@@ -185,7 +183,7 @@ struct Reading {
     at_ms: UnixMs,
     /// `None`: the database is unavailable.
     open: Option<Vec<CallRecord>>,
-    refusals: Vec<RefusalRecord>,
+    refusals: BTreeMap<Rights, Vec<RefusalRecord>>,
     policy: Arc<Policy>,
     history: History,
     /// For viewers of all businesses.
@@ -194,12 +192,17 @@ struct Reading {
 }
 
 impl Admin {
-    async fn reading(&self, history: &mut History) -> Reading {
+    async fn reading(&self, history: &mut History, views: &[(Rights, Arc<Frame>)]) -> Reading {
         let (lifecycle, store) = (&self.calls.lifecycle, &self.calls.lifecycle.store);
         let at_ms = lifecycle.clock.now_ms();
         let open = store.open_calls().await.ok();
         let status = self.status_of(open.as_deref()).await.unwrap_or_default();
-        let refusals = store.latest_refusals(REFUSALS_READ).await.unwrap_or_default();
+        let mut refusals = BTreeMap::new();
+        for (rights, _) in views {
+            let businesses = rights.as_ref().map(|own| own.iter().cloned().collect());
+            let filter = ListFilter { businesses, ..ListFilter::default() };
+            refusals.insert(rights.clone(), store.list_refusals(&filter, LATEST_MAX).await.unwrap_or_default());
+        }
         if history.is_due(at_ms)
             && let Some(open) = &open
             && let Ok(latest) = store.latest_calls(super::LIST_MAX).await
@@ -252,14 +255,8 @@ impl Reading {
         let mut held: Vec<(&str, u32)> = held.into_iter().collect();
         held.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
         let businesses: Vec<Value> = held.iter().take(BUSINESSES_MAX).map(|(id, n)| self.business(id, *n)).collect();
-        let refusals = self.refusals.iter().filter(|refusal| sees(&refusal.business)).take(LATEST_MAX as usize);
-        let refusals: Vec<Value> = refusals
-            .map(|refusal| {
-                let mut shown = serde_json::to_value(refusal).unwrap_or_default();
-                shown["at"] = rfc3339(refusal.at).into();
-                lean(shown)
-            })
-            .collect();
+        let refusals = self.refusals.get(rights).into_iter().flatten();
+        let refusals: Vec<Value> = refusals.map(|one| lean(super::listing::refusal(one))).collect();
         let open = json!({
             "open": open, "shown": open.min(CALLS_MAX), "known": self.open.is_some(), "mode": self.policy.mode().as_str(),
             "holding": held.iter().filter(|(_, n)| *n > 0).count(),

@@ -13,7 +13,7 @@ use crate::clock::rfc3339;
 use crate::metrics::Gauges;
 use crate::policy::Policy;
 use crate::reply::respond;
-use crate::store::{CallRecord, StoreError};
+use crate::store::{CallRecord, ListFilter, StoreError};
 
 /// The oldest provider's count that is a metric, in milliseconds: sweeps of an idle account are half a minute apart.
 const SEEN_LATELY_MS: i64 = 120_000;
@@ -33,15 +33,23 @@ impl Admin {
         for call in open.into_iter().flatten().filter(|c| !c.over_limit) {
             *by_business.entry(call.facts.business.as_str()).or_default() += call.slots;
         }
-        // Only limits that are counted per nothing: a label per business would be unbounded.
-        let limits =
-            counts.by_key.iter().filter_map(|(key, n)| Some((key.strip_suffix('|')?.to_owned(), *n))).collect();
+        // Only counts that are per nothing: a label a business would have no bound. A limit that nobody holds a slot of is one, too.
+        let limits_max = self.calls.lifecycle.policy.load().slots_per_nothing();
+        let mut limits: BTreeMap<String, u32> = limits_max.iter().map(|(name, _)| (name.clone(), 0)).collect();
+        limits.extend(counts.by_key.iter().filter_map(|(key, n)| Some((key.strip_suffix('|')?.to_owned(), *n))));
         Gauges {
+            now_ms: self.calls.lifecycle.clock.now_ms(),
             active: counts.calls.saturating_sub(counts.over_limit),
             over_limit: counts.over_limit,
             sessions: open.map(|open| count(open.len())),
             of_businesses: open.map(|_| by_business.values().sum()),
-            limits,
+            limits: limits.into_iter().collect(),
+            limits_max,
+            businesses: open.map(|_| by_business.iter().map(|(id, slots)| ((*id).to_owned(), *slots)).collect()),
+            parked: match open {
+                Some(_) => self.calls.lifecycle.store.parked().await.ok(),
+                None => None,
+            },
             store_failures: self.calls.lifecycle.store.failed_writes(),
             provider_live: self.calls.accounts.keys().filter_map(|name| self.seen_lately(name.as_str())).collect(),
         }
@@ -118,10 +126,9 @@ impl Admin {
         let limit = form_urlencoded::parse(query.unwrap_or_default().as_bytes())
             .find(|(key, _)| key == "limit")
             .and_then(|(_, limit)| limit.parse::<usize>().ok());
-        let mut calls = self.calls.lifecycle.store.latest_calls(100).await?;
-        calls.retain(|call| who.sees(call.facts.business.as_str()));
-        let mut refusals = self.calls.lifecycle.store.latest_refusals(100).await?;
-        refusals.retain(|refusal| who.sees(&refusal.business));
+        let seen = ListFilter { businesses: who.businesses.clone(), ..ListFilter::default() };
+        let calls = self.calls.lifecycle.store.list_calls(&seen, 100).await?;
+        let refusals = self.calls.lifecycle.store.list_refusals(&seen, 100).await?;
         let mut events: Vec<(i64, Value)> = Vec::new();
         for call in &calls {
             let business = call.facts.business.as_str();

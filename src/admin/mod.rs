@@ -1,17 +1,23 @@
-//! `listen.admin`: health, status, metrics, calls, businesses, bulk runs, do-not-call lists. The paths under
+//! `listen.admin`: health, status, metrics, calls, businesses, bulk runs and their schedules, do-not-call lists. The paths under
 //! `/api/concurrent-metrics` are those of the systems that ringfence replaces (contract §1).
 
+pub mod api;
 pub mod auth;
 mod board;
 mod bulk;
 mod businesses;
+mod bypass;
 mod do_not_call;
+mod explain;
 mod figures;
 mod history;
+mod listing;
+pub mod openapi;
 mod operator;
 mod page;
 pub mod reload;
 mod runs;
+mod schedules;
 mod stream;
 
 pub use board::Board;
@@ -22,7 +28,7 @@ use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{HeaderValue, WWW_AUTHENTICATE};
+use http::header::{ALLOW, HeaderValue, WWW_AUTHENTICATE};
 use http::{Method, Response, StatusCode};
 use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
@@ -38,9 +44,9 @@ use crate::net::{Exchange, Handler};
 use crate::policy::{Bound, Limit, Per, Policy};
 use crate::provider::path::percent_decode;
 use crate::reconcile::SweepStatuses;
-use crate::reply::{json_answer, problem};
+use crate::reply::{for_browsers, json_answer, problem};
 use crate::runs::Runs;
-use crate::store::{CallRecord, Journal, StoreError};
+use crate::store::{CallRecord, Journal, KEY_KIND, StoreError};
 use auth::{Access, Caller, Denied, Scope, refuse_own};
 use operator::Act;
 use reload::{ReloadTrigger, Running};
@@ -96,6 +102,33 @@ impl From<Denied> for Problem {
     }
 }
 
+impl Problem {
+    fn into_response(self) -> Response<Bytes> {
+        match self {
+            Self::Denied(denied @ Denied::NoToken(_)) => {
+                let mut answer = problem(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", &denied.to_string());
+                answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+                answer
+            }
+            Self::Denied(denied) => problem(StatusCode::FORBIDDEN, "FORBIDDEN", &denied.to_string()),
+            Self::Store(error) => {
+                warn!(%error, "failed to answer an admin request");
+                problem(StatusCode::SERVICE_UNAVAILABLE, "STORE_UNAVAILABLE", &error.to_string())
+            }
+            Self::Is(status, code, message) => problem(status, code, &message),
+        }
+    }
+}
+
+fn not_allowed(methods: &str) -> Response<Bytes> {
+    let message = format!("this path takes {methods}");
+    let mut answer = problem(StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", &message);
+    if let Ok(methods) = HeaderValue::from_str(methods) {
+        answer.headers_mut().insert(ALLOW, methods);
+    }
+    answer
+}
+
 fn not_found(what: &str) -> Problem {
     Problem::Is(StatusCode::NOT_FOUND, "NOT_FOUND", what.to_owned())
 }
@@ -116,22 +149,9 @@ impl Handler for Admin {
             Ok(false) => self.route(exchange).await,
             Err(problem) => Err(problem),
         };
-        let response = match routed {
-            Ok(response) => response,
-            Err(Problem::Denied(denied @ Denied::NoToken(_))) => {
-                let mut answer = problem(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", &denied.to_string());
-                answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-                answer
-            }
-            Err(Problem::Denied(denied)) => problem(StatusCode::FORBIDDEN, "FORBIDDEN", &denied.to_string()),
-            Err(Problem::Store(error)) => {
-                warn!(%error, "failed to answer an admin request");
-                problem(StatusCode::SERVICE_UNAVAILABLE, "STORE_UNAVAILABLE", &error.to_string())
-            }
-            Err(Problem::Is(status, code, message)) => problem(status, code, &message),
-        };
+        let response = routed.unwrap_or_else(Problem::into_response);
         self.calls.lifecycle.metrics.request("admin", "admin", response.status().as_u16());
-        exchange.respond(secured(response)).await;
+        exchange.respond(secured(exchange, response)).await;
     }
 }
 
@@ -139,18 +159,11 @@ impl Handler for Admin {
 const CONTENT_POLICY: &str =
     "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'";
 
-/// Security headers for browsers.
-fn secured<B>(mut response: Response<B>) -> Response<B> {
-    for (name, value) in [
-        ("content-security-policy", CONTENT_POLICY),
-        ("x-content-type-options", "nosniff"),
-        ("x-frame-options", "DENY"),
-        ("referrer-policy", "no-referrer"),
-        ("cross-origin-resource-policy", "same-origin"),
-        ("cross-origin-opener-policy", "same-origin"),
-        ("cache-control", "no-store"),
-    ] {
-        response.headers_mut().insert(name, HeaderValue::from_static(value));
+/// An answer of this listener, as a browser may have it.
+pub fn secured<B>(exchange: &Exchange, mut response: Response<B>) -> Response<B> {
+    for_browsers(&mut response, CONTENT_POLICY, exchange.is_tls());
+    for name in ["cross-origin-resource-policy", "cross-origin-opener-policy"] {
+        response.headers_mut().insert(name, HeaderValue::from_static("same-origin"));
     }
     response
 }
@@ -170,10 +183,13 @@ impl Admin {
         {
             return Ok(file);
         }
+        if let Some(methods) = api::other_methods(&method, &segments) {
+            return Ok(not_allowed(&methods));
+        }
         let may = |needs| self.access.caller(exchange, needs, now_secs);
         match (&method, segments.as_slice()) {
             (&Method::GET, ["health"]) => ok(&json!({"status": "ok"})),
-            (&Method::GET, ["ready"]) => self.ready(may(Scope::Read).is_ok()).await,
+            (&Method::GET, ["openapi.json"]) => ok(&openapi::document()),
             (&Method::GET, ["metrics"]) => {
                 self.access.scraper(exchange, now_secs)?;
                 self.prometheus().await
@@ -274,17 +290,27 @@ impl Admin {
                 let who = may(needs)?;
                 self.route_runs(exchange, &method, rest, &who).await
             }
+            (_, ["api", "schedules", rest @ ..]) => {
+                let needs = if method == Method::GET { Scope::Read } else { Scope::Operate };
+                let who = may(needs)?;
+                self.route_schedules(exchange, &method, rest, &who).await
+            }
             (&Method::GET, ["api", "refusals"]) => {
                 let who = may(Scope::Read)?;
-                let limit = limit_of(exchange.query().unwrap_or_default());
-                let mut refusals = self.calls.lifecycle.store.latest_refusals(limit).await?;
-                refusals.retain(|refusal| who.sees(&refusal.business));
-                let shown = refusals.iter().map(|refusal| {
-                    let mut shown = serde_json::to_value(refusal).unwrap_or_default();
-                    shown["at"] = rfc3339(refusal.at).into();
-                    shown
-                });
-                ok(&json!({"refusals": shown.collect::<Vec<Value>>()}))
+                self.list_refusals(exchange.query().unwrap_or_default(), &who).await
+            }
+            (&Method::GET, ["api", "refusals", id]) => {
+                let who = may(Scope::Read)?;
+                let refusal = self.find_refusal(&percent_decode(id), &who).await?;
+                ok(&listing::refusal(&refusal))
+            }
+            (&Method::GET, ["api", "explain"]) => {
+                let who = may(Scope::Read)?;
+                self.explain(exchange.query().unwrap_or_default(), &who).await
+            }
+            (_, ["api", "bypass"]) => {
+                let who = may(if method == Method::GET { Scope::Read } else { Scope::Operate })?.sees_all()?;
+                self.bypass(exchange, &method, &who).await
             }
             _ => Err(not_found("nothing is served at this path and method")),
         }
@@ -292,7 +318,15 @@ impl Admin {
 
     // === health ===
 
-    /// Whether it can serve: independent of a provider's health, and of a single dependency's.
+    /// Answers `/ready`, on any listener. Why it is not is for operators alone.
+    pub async fn answer_ready(&self, exchange: &mut Exchange, is_admin: bool) {
+        let now_secs = self.calls.lifecycle.clock.now_ms() / 1000;
+        let may_read = is_admin && self.access.caller(exchange, Scope::Read, now_secs).is_ok();
+        let answer = self.ready(may_read).await.unwrap_or_else(Problem::into_response);
+        exchange.respond(secured(exchange, answer)).await;
+    }
+
+    /// "Can serve": never a provider's health, never one dependency's.
     async fn ready(&self, may_read: bool) -> Answer {
         if self.draining.is_cancelled() {
             return Err(Problem::Is(
@@ -351,7 +385,7 @@ impl Admin {
         let written = self.calls.lifecycle.store.ping().await;
         Ok(json!({
             "version": env!("CARGO_PKG_VERSION"),
-            "mode": policy.mode().as_str(),
+            "mode": policy.mode().as_str(), "bypass": self.bypass_shown(),
             "limits": policy.in_force(), "unknownBusinesses": policy.settings().unknown.means(),
             "policy": self.program()?.in_force().shown(),
             "policiesDiffer": self.calls.lifecycle.capacity.policies_differ(),
@@ -380,21 +414,7 @@ impl Admin {
 
     // === calls ===
 
-    async fn list(&self, query: &str, who: &Caller) -> Answer {
-        let wanted =
-            |name: &str| form_urlencoded::parse(query.as_bytes()).find(|(k, _)| k == name).map(|(_, v)| v.into_owned());
-        let business = wanted("business");
-        let all = wanted("all").is_some_and(|v| v == "true" || v == "1");
-        let store = &self.calls.lifecycle.store;
-        let mut records = if all { store.latest_calls(limit_of(query)).await? } else { store.open_calls().await? };
-        records.retain(|call| who.sees(call.facts.business.as_str()));
-        let fitting = records.iter().filter(|c| business.as_deref().is_none_or(|b| c.facts.business.as_str() == b));
-        let calls: Vec<Value> = fitting.take(LIST_MAX as usize).map(shown).collect();
-        let now = rfc3339(self.calls.lifecycle.clock.now_ms());
-        ok(&json!({"calls": calls, "open": records.iter().filter(|c| c.phase != Phase::Ended).count(), "now": now}))
-    }
-
-    /// A call by our id, or by a provider's. A call that its caller may not see does not exist.
+    /// A call by our id, or by one of a provider's. What its caller may not see is not there.
     async fn find(&self, id: &str, who: &Caller) -> Result<CallRecord, Problem> {
         let store = &self.calls.lifecycle.store;
         let call = match CallId::parse(id) {
@@ -493,7 +513,9 @@ fn shown_to(call: &CallRecord, who: &Caller) -> Value {
 
 fn shown_with(call: &CallRecord, number: fn(&str) -> String) -> Value {
     let masked = |n: &Option<String>| n.as_deref().map(number);
-    let aliases: Map<String, Value> = call.aliases.iter().map(|a| (a.kind.clone(), a.id.clone().into())).collect();
+    // By a key's hash nobody finds anything.
+    let ids = call.aliases.iter().filter(|alias| alias.kind != KEY_KIND);
+    let aliases: Map<String, Value> = ids.map(|a| (a.kind.clone(), a.id.clone().into())).collect();
     json!({
         "callId": call.id, "businessId": call.facts.business, "plan": call.facts.plan,
         "direction": call.facts.direction, "status": session_status(call.phase, call.outcome),

@@ -120,7 +120,7 @@ impl Admin {
         match purged {
             Ok(purged) => {
                 let purged = purged?;
-                let before = json!({"calls": purged.calls, "events": purged.events, "deliveries": purged.deliveries, "refusals": purged.refusals});
+                let before = json!({"calls": purged.calls, "events": purged.events, "deliveries": purged.deliveries, "refusals": purged.refusals, "runs": purged.runs, "schedules": purged.schedules});
                 let after = json!({"calls": 0, "events": 0, "deliveries": 0, "refusals": 0, "open": purged.open});
                 let act = Act::new("purged", business.as_str()).because(reason).changes(before, after);
                 self.audit_with_retry(who, act).await;
@@ -147,7 +147,7 @@ pub(super) fn delivery(d: &OutboxDelivery) -> Value {
         (None, None) => "given_up",
     };
     json!({
-        "id": d.id, "eventId": d.event_id, "callId": d.call, "url": d.url, "own": d.own, "route": d.route, "state": state,
+        "id": d.id, "eventId": d.event_id, "account": d.account, "receivedAt": d.received_at.map(rfc3339), "callId": d.call, "url": d.url, "own": d.own, "route": d.route, "state": state,
         "attempts": d.attempts, "nextTryAt": d.due_at.map(rfc3339), "doneAt": d.done_at.map(rfc3339),
         "lastError": d.last_error,
     })

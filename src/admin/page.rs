@@ -7,11 +7,13 @@ use http::{HeaderMap, Response, StatusCode};
 use crate::reply::respond;
 
 /// Its files: path, media type, content.
-const FILES: [(&str, &str, &str); 6] = [
+const FILES: [(&str, &str, &str); 8] = [
     ("/", "text/html; charset=utf-8", include_str!("page/index.html")),
     ("/page/app.js", "text/javascript; charset=utf-8", include_str!("page/app.js")),
     ("/page/dom.js", "text/javascript; charset=utf-8", include_str!("page/dom.js")),
     ("/page/views.js", "text/javascript; charset=utf-8", include_str!("page/views.js")),
+    ("/page/api.html", "text/html; charset=utf-8", include_str!("page/api.html")),
+    ("/page/api.js", "text/javascript; charset=utf-8", include_str!("page/api.js")),
     ("/page/style.css", "text/css; charset=utf-8", include_str!("page/style.css")),
     ("/page/icon.svg", "image/svg+xml", include_str!("page/icon.svg")),
 ];

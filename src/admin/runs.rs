@@ -144,7 +144,11 @@ impl Admin {
                 let run = self.run_of(id, who).await?;
                 let counts = self.calls.lifecycle.store.run_counts(&run.id).await?;
                 let mut shown = shown(&run, Some(counts));
-                shown["now"] = rfc3339(self.calls.lifecycle.clock.now_ms()).into();
+                let now_ms = self.calls.lifecycle.clock.now_ms();
+                shown["now"] = rfc3339(now_ms).into();
+                // Null where somebody is due: it waits for a slot alone.
+                let next_dial = counts.next_due.map(|at| at.max(run.start_at)).filter(|at| *at > now_ms);
+                shown["nextDialAt"] = next_dial.map(rfc3339).into();
                 ok(&shown)
             }
             (&Method::POST, [id, "leads"]) => self.load_run(exchange, id, who).await,
@@ -356,7 +360,7 @@ fn read_all(format: Option<Format>, pieces: Pieces, hand: &mpsc::Sender<ReloadOu
 }
 
 /// A run as its operators see it.
-fn shown(run: &Run, counts: Option<RunCounts>) -> Value {
+pub(super) fn shown(run: &Run, counts: Option<RunCounts>) -> Value {
     let spec: Value = serde_json::from_str(&run.spec).unwrap_or_default();
     let time = |at: Option<UnixMs>| at.map(rfc3339);
     let mut shown = json!({

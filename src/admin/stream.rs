@@ -46,7 +46,7 @@ impl Admin {
         head.headers_mut().insert(CONTENT_TYPE, kind);
         // nginx buffers responses unless told otherwise.
         head.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
-        let head = secured(head);
+        let head = secured(exchange, head);
         let over = self.over(&who);
         match call {
             None => {

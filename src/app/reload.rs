@@ -4,14 +4,14 @@
 //! newest: a call that is decided after a swap is decided by the new limits, whichever generation its request began with.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
-use http::StatusCode;
+use http::{Method, StatusCode};
 use serde_json::json;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -21,15 +21,17 @@ use tracing::{info, warn};
 use crate::admin::Admin;
 use crate::admin::reload::{InForce, Reconciled, ReloadOutcome, ReloadTrigger, Reloaded, Running};
 use crate::calls::Calls;
+use crate::calls::rejection::CAPACITY_INBOUND;
 use crate::clock::UnixMs;
 use crate::config::diagnostics::{self, Diagnostic, Report, Severity};
 use crate::config::{Config, File, Inputs, needs_restart};
 use crate::ids::AccountName;
+use crate::metrics::Counted;
 use crate::net::{CALLBACK_MARK, Exchange, Handler, Upstream, UpstreamError, UpstreamSettings};
 use crate::policy::{Business, Policy, Settings};
 use crate::proxy::Proxy;
 use crate::reconcile::{SweepReport, Sweeper};
-use crate::reply::problem;
+use crate::reply::{Disposition, RejectionCode, problem};
 use crate::runs::Runs;
 use crate::store::{AuditRecord, StoreError};
 use crate::transcripts::Client;
@@ -99,9 +101,26 @@ pub(super) enum Listener {
     Client(Arc<Live>),
 }
 
+impl Listener {
+    fn live(&self) -> &Arc<Live> {
+        match self {
+            Self::Api(live) | Self::Webhooks(live) | Self::Admin(live) | Self::Client(live) => live,
+        }
+    }
+}
+
 #[async_trait]
 impl Handler for Listener {
     async fn handle(&self, exchange: &mut Exchange) {
+        if exchange.path() == "/ready" && matches!(*exchange.method(), Method::GET | Method::HEAD) {
+            return self.live().console().answer_ready(exchange, matches!(self, Listener::Admin(_))).await;
+        }
+        if let Listener::Webhooks(live) = self
+            && live.config().listen.is_public
+            && Client::serves(exchange.path())
+        {
+            return Box::pin(Listener::Client(live.clone()).handle(exchange)).await;
+        }
         let is_webhooks = matches!(self, Listener::Webhooks(_));
         // ringfence sent it to a tenant's URL: whatever way it came back, it has no rights.
         if !is_webhooks && exchange.headers().contains_key(CALLBACK_MARK) {
@@ -148,6 +167,22 @@ pub(super) fn upstream(config: &Config, own: &[SocketAddr]) -> Result<Upstream, 
     })
 }
 
+/// Puts what may be counted from now on into the metrics, before its first event.
+fn expect(calls: &Calls, config: &Config) {
+    let accounts = || calls.accounts.values();
+    let codes = RejectionCode::ALL.into_iter().filter(|code| code.disposition() == Disposition::NotCalled);
+    let mut reasons: BTreeSet<&str> =
+        codes.flat_map(|code| accounts().map(move |account| code.metric_reason(&account.provider.refusal))).collect();
+    reasons.insert(CAPACITY_INBOUND);
+    calls.lifecycle.metrics.expect(&Counted {
+        accounts: accounts().map(|account| account.name.as_str()).collect(),
+        asked: accounts().filter(|account| account.can_ask()).map(|account| account.name.as_str()).collect(),
+        plans: calls.policy.settings().plans.keys().map(String::as_str).collect(),
+        reasons: reasons.into_iter().collect(),
+        business_labels: config.metrics_businesses,
+    });
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -169,6 +204,7 @@ impl Live {
             let calls = admin.calls.clone();
             let hash = written.as_ref().and_then(|w| w.file.hash(&w.inputs));
             calls.lifecycle.metrics.config_in_force(hash.as_deref(), calls.policy.hash(), true);
+            expect(&calls, &config);
             let loaded_at = calls.lifecycle.clock.now_ms();
             let (config, proxy) = (Arc::new(config), Proxy { calls: Arc::new(calls.clone()) });
             Self {
@@ -302,6 +338,7 @@ impl Live {
             config,
         };
         let client = next.client.clone();
+        expect(&calls, &next.config);
         Box::pin(self.swap(calls, policy, next)).await.map_err(|error| error.to_string())?;
         client.in_force();
         client.calls.destinations.show_do_not_call();

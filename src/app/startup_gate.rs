@@ -8,8 +8,8 @@ use serde_json::json;
 
 use super::StartError;
 use super::reload::Listener;
-use crate::admin::RECORD_AWAY;
 use crate::admin::auth::{Access, Scope};
+use crate::admin::{RECORD_AWAY, secured};
 use crate::clock::Clock;
 use crate::net::{Edge, Exchange, Handler, RunningEdge};
 use crate::reply::{json_answer, problem};
@@ -48,7 +48,7 @@ impl Handler for Door {
             json_answer(StatusCode::SERVICE_UNAVAILABLE, &body)
         };
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECS));
-        exchange.respond(response).await;
+        exchange.respond(secured(exchange, response)).await;
     }
 }
 

@@ -115,7 +115,7 @@ impl Context {
 
     /// Whether observe mode is on: nothing is rejected that can be sent.
     pub fn observes(&self) -> bool {
-        self.lifecycle.policy.load().mode() == Mode::Observe
+        self.lifecycle.capacity.mode() == Mode::Observe
     }
 
     /// This replica's id, where several replicas share the store.

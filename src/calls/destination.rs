@@ -11,6 +11,7 @@ use super::outbound::CreateRequest;
 use crate::call::Direction;
 use crate::destinations::{Blocked, DoNotCall, When};
 use crate::ids::{BusinessId, mask_number};
+use crate::policy::Mode;
 use crate::provider::select::Message;
 use crate::reply::{Rejection, RejectionCode};
 use crate::schedule::{Hours, Zone};
@@ -58,7 +59,8 @@ impl Destinations {
         };
         let message = format!("Not dialled: {}.", found.sentence());
         let rejection = Rejection { blocked_by: Some(found.why.as_str()), ..Rejection::new(code, message) };
-        if self.context.observes() {
+        let written = self.context.lifecycle.policy.load().mode();
+        if written == Mode::Observe || (matches!(found.why, Blocked::Unreadable) && self.context.observes()) {
             let _ = request.would_reject.set(rejection);
             return None;
         }

@@ -80,14 +80,20 @@ impl Inbound {
         let call = CallId::new();
         let at_ms = self.context.lifecycle.clock.now_ms();
         let bindings = policy.bindings(&facts);
-        let ask = AdmissionRequest { call: call.clone(), bindings, slots: Slots::ONE, mode: policy.mode(), at_ms };
+        let mode = self.context.lifecycle.capacity.mode();
+        let ask = AdmissionRequest { call: call.clone(), bindings, slots: Slots::ONE, mode, at_ms };
         let mut record = self.context.lifecycle.new_call(&call, facts.clone(), arrival.origin, arrival.phase);
         record.aliases = arrival.aliases.clone();
         let full = match self.context.lifecycle.admit(ask, record.clone()).boxed().await {
             Ok(Admission::Admitted(_, would_refuse, _)) => {
                 drop(deciding);
                 failpoint::hit("inbound.opened").await;
-                self.context.lifecycle.metrics.admitted(facts.account.as_str(), facts.direction.as_str(), &facts.plan);
+                self.context.lifecycle.metrics.admitted(
+                    facts.account.as_str(),
+                    facts.direction.as_str(),
+                    &facts.plan,
+                    facts.business.as_str(),
+                );
                 info!(
                     %call,
                     business = %facts.business,

@@ -19,8 +19,8 @@ use crate::provider::description::LimitClass;
 use crate::reply::{Disposition, NoteRejection, Observed, Rejection, RejectionCode, ResponseStyle};
 use crate::store::RefusalRecord;
 
-/// The code of an inbound call that a full limit rejected (contract §1).
-const CAPACITY_INBOUND: &str = "capacity_inbound";
+/// The code of an inbound call that a limit had no slot for (contract §1).
+pub const CAPACITY_INBOUND: &str = "capacity_inbound";
 
 /// The kind of a rejected request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,7 +98,7 @@ impl NoteRejection for Noted<'_> {
         );
         if !self.is_retry {
             let reason = rejection.code.metric_reason(&of.account.provider.refusal);
-            context.lifecycle.metrics.refused(reason, of.plan);
+            context.lifecycle.metrics.refused(reason, of.plan, of.business);
         }
         self.by.record(of.business, &of.account.name, of.direction, rejection, code, Recorded::Rejected);
     }
@@ -215,7 +215,7 @@ impl Rejections {
     /// Logs, counts and records an inbound call that a full limit rejected. Its caller gets no response of this kind.
     pub(super) async fn inbound(&self, call: &CallId, facts: &Facts, full: &LimitExceeded) {
         let rejection = self.of_full_limit(facts, full).await;
-        self.context.lifecycle.metrics.refused(CAPACITY_INBOUND, "inbound");
+        self.context.lifecycle.metrics.refused(CAPACITY_INBOUND, "inbound", facts.business.as_str());
         info!(
             %call,
             refusal = %rejection.id,
@@ -237,17 +237,25 @@ impl Rejections {
         self.context.observes() && rejection.code.observed() == Observed::Sent
     }
 
-    /// Logs, counts and records what would have rejected a request that is sent.
+    fn count_observed(&self, what: &str) {
+        let lifecycle = &self.context.lifecycle;
+        lifecycle.metrics.would_refuse(what);
+        if lifecycle.capacity.bypass().is_some() {
+            lifecycle.metrics.bypassed(what);
+        }
+    }
+
+    /// Notes what would have rejected a request that is sent.
     pub(super) fn observed(&self, rejection: &Rejection, of: &RejectedRequest<'_>) {
         let code = rejection.code.as_str(&of.account.provider.refusal);
-        self.context.lifecycle.metrics.would_refuse(code);
+        self.count_observed(code);
         info!(refusal = %rejection.id, business = of.business, account = %of.account.name, code, why = rejection.message, "would refuse");
         self.record(of.business, &of.account.name, of.direction, rejection, code, Recorded::Observed);
     }
 
     /// The same, for a full limit and a call that is admitted.
     pub(super) async fn observed_full_limit(&self, account: &Account, facts: &Facts, full: &LimitExceeded) {
-        self.context.lifecycle.metrics.would_refuse(&full.limit);
+        self.count_observed(&full.limit);
         let rejection = self.of_full_limit(facts, full).await;
         let code = match facts.direction {
             Direction::Inbound => CAPACITY_INBOUND,

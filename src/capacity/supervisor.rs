@@ -73,13 +73,15 @@ impl Capacity {
     /// Sends a heartbeat, and reads the other live replicas. Called once before anything else, then by the supervisor.
     pub async fn heartbeat(&self) -> Result<()> {
         if !self.is_shared() {
-            // There are no other replicas.
+            // There is nobody to be told.
+            self.hear_bypass(self.0.store.bypass().await?).boxed().await;
             let alone = Role { live: vec![self.replica().to_owned()], leads: true, ..Role::default() };
             self.0.role.send_replace(alone);
             return Ok(());
         }
         let fleet = self.0.store.heartbeat(&self.myself()).await?;
         self.hear(&fleet.live);
+        self.hear_bypass(fleet.bypass.clone()).boxed().await;
         let role = Role {
             leads: fleet.leads(),
             live: fleet.live.into_iter().map(|one| one.replica.id).collect(),
@@ -118,6 +120,7 @@ impl Capacity {
                     debug!(%error, "failed to write the heartbeat");
                 }
             }
+            self.note_bypass();
             let waits = self.flush_pending().boxed().await;
             let away = self.0.gate.as_ref().and_then(|gate| gate.away()).map(|(since, _)| since);
             if away.is_some() {

@@ -12,11 +12,14 @@ use serde_json::Value;
 
 use super::ConfigFile;
 use crate::config::{self, AdminAddress};
-use crate::net::{Upstream, UpstreamSettings, fetch_local};
+use crate::net::{Following, Upstream, UpstreamError, UpstreamSettings, fetch_local, follow_local};
 
 /// The largest answer that is read, in bytes, and how long it may take.
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+
+/// The longest reason of an answer that was to go on, in bytes.
+const WHY_BYTES_MAX: usize = 64 * 1024;
 
 /// Where to ask.
 #[derive(Debug, Args)]
@@ -69,7 +72,29 @@ impl Place {
     }
 }
 
+impl Place {
+    fn silent(&self, error: &UpstreamError) -> anyhow::Error {
+        let shown = match self {
+            Self::Socket(socket) => socket.display().to_string(),
+            Self::Url(url) => url.clone(),
+        };
+        anyhow::anyhow!(
+            "no sidecar answers at {shown}: {error}\nName its config with --config FILE, or where it is with --admin URL"
+        )
+    }
+}
+
+fn upstream() -> anyhow::Result<Upstream> {
+    crate::net::install_crypto_provider();
+    Ok(Upstream::new(UpstreamSettings::default())?)
+}
+
 impl Console {
+    /// The config that says where it is.
+    pub(super) fn config(&self) -> &Path {
+        &self.file.config
+    }
+
     fn place(&self) -> anyhow::Result<Place> {
         if let Some(named) = &self.admin {
             return Ok(Place::named(named));
@@ -102,6 +127,19 @@ impl Console {
         Ok((status, serde_json::from_slice(&answer).unwrap_or_default()))
     }
 
+    fn request(&self, place: &Place, method: Method, path: &str, body: Bytes) -> anyhow::Result<Request<Bytes>> {
+        let mut request = Request::new(body);
+        *request.method_mut() = method;
+        if let Some(token) = &self.token {
+            request.headers_mut().insert(AUTHORIZATION, HeaderValue::try_from(format!("Bearer {token}"))?);
+        }
+        *request.uri_mut() = match place {
+            Place::Socket(_) => path.parse()?,
+            Place::Url(url) => format!("{url}{path}").parse()?,
+        };
+        Ok(request)
+    }
+
     /// The same with a body of any kind; the answer with its headers, as it came.
     pub(super) async fn exchange(
         &self,
@@ -111,29 +149,38 @@ impl Console {
         body: Bytes,
     ) -> anyhow::Result<(StatusCode, HeaderMap, Bytes)> {
         let place = self.place()?;
-        let mut request = Request::new(body);
-        *request.method_mut() = method;
+        let mut request = self.request(&place, method, path, body)?;
         request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-        if let Some(token) = &self.token {
-            request.headers_mut().insert(AUTHORIZATION, HeaderValue::try_from(format!("Bearer {token}"))?);
-        }
-        let (shown, answer) = match &place {
-            Place::Socket(socket) => {
-                *request.uri_mut() = path.parse()?;
-                (socket.display().to_string(), fetch_local(socket, request, ANSWER_BYTES_MAX, ANSWER_WITHIN).await)
-            }
-            Place::Url(url) => {
-                crate::net::install_crypto_provider();
-                let upstream = Upstream::new(UpstreamSettings::default())?;
-                *request.uri_mut() = format!("{url}{path}").parse()?;
-                (url.clone(), upstream.fetch(request, ANSWER_BYTES_MAX, ANSWER_WITHIN).await)
+        let answer = match &place {
+            Place::Socket(socket) => fetch_local(socket, request, ANSWER_BYTES_MAX, ANSWER_WITHIN).await,
+            Place::Url(_) => upstream()?.fetch(request, ANSWER_BYTES_MAX, ANSWER_WITHIN).await,
+        };
+        let (head, answer) = answer.map_err(|error| place.silent(&error))?.into_parts();
+        Ok((head.status, head.headers, answer))
+    }
+
+    /// Asks for an answer that goes on.
+    pub(super) async fn follow(&self, path: &str) -> anyhow::Result<Following> {
+        let place = self.place()?;
+        let request = self.request(&place, Method::GET, path, Bytes::new())?;
+        let answer = async {
+            match &place {
+                Place::Socket(socket) => Ok(follow_local(socket, request).await),
+                Place::Url(_) => Ok(upstream()?.follow(request).await),
             }
         };
-        let response = answer.map_err(|error| {
-            anyhow::anyhow!("no sidecar answers at {shown}: {error}\nName its config with --config FILE, or where it is with --admin URL")
-        })?;
-        let (head, answer) = response.into_parts();
-        Ok((head.status, head.headers, answer))
+        let answer: anyhow::Result<_> = tokio::time::timeout(ANSWER_WITHIN, answer).await?;
+        let (head, mut pieces) = answer?.map_err(|error| place.silent(&error))?.into_parts();
+        if head.status.is_success() {
+            return Ok(pieces);
+        }
+        let mut why = Vec::new();
+        while let Ok(Ok(Some(piece))) = tokio::time::timeout(ANSWER_WITHIN, pieces.piece()).await
+            && why.len() < WHY_BYTES_MAX
+        {
+            why.extend_from_slice(&piece);
+        }
+        Err(refused(head.status, &serde_json::from_slice(&why).unwrap_or_default()))
     }
 
     /// Asks, and gives the answer if it is a success.

@@ -5,7 +5,7 @@ use tracing_subscriber::EnvFilter;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::config::diagnostics::{Diagnostic, Report};
-use crate::net::tls::{ReloadingTls, expiry};
+use crate::net::tls::{ReloadingTls, TlsError, expiry};
 use crate::net::{Upstream, UpstreamSettings, install_crypto_provider};
 
 /// Days before a certificate's end in which that is said.
@@ -16,14 +16,25 @@ const DAY_SECS: i64 = 86_400;
 pub(super) fn built(config: &Config) -> Vec<Diagnostic> {
     install_crypto_provider();
     let report = Report::default();
-    if let Some((cert, key)) = &config.listen.tls {
-        match ReloadingTls::load(cert, key) {
+    if let Some(tls) = &config.listen.tls {
+        match ReloadingTls::load(&tls.cert, &tls.key) {
             Err(error) => {
                 let help =
                     "tls_cert is a PEM file with the chain, the leaf first; tls_key one with its key, not encrypted";
                 report.error("E044", None, format!("`listen.tls_cert` and `listen.tls_key`: {error}"), help);
             }
-            Ok(_) => certificate(&report, cert),
+            Ok(_) => certificate(&report, "tls_cert", &tls.cert),
+        }
+        if let Some((client_ca, _)) = &tls.clients {
+            match ReloadingTls::load_mutual(&tls.cert, &tls.key, client_ca) {
+                Err(error @ TlsError::Unreadable { .. }) => {
+                    let help = "it is a PEM file with the certificates of the authorities";
+                    report.error("E044", None, format!("`listen.tls_client_ca`: {error}"), help);
+                }
+                // What is wrong with the certificate is told above.
+                Err(_) => {}
+                Ok(_) => certificate(&report, "tls_client_ca", client_ca),
+            }
         }
     }
     if let Some(file) = &config.extra_ca
@@ -46,22 +57,22 @@ pub(super) fn built(config: &Config) -> Vec<Diagnostic> {
     report.finish()
 }
 
-fn certificate(report: &Report, cert: &std::path::Path) {
+fn certificate(report: &Report, key: &str, cert: &std::path::Path) {
     let now_secs = Clock::system().now_ms() / 1000;
     let (from_secs, until_secs) = match expiry(cert) {
         Ok(span) => span,
-        Err(error) => return report.error("E044", None, format!("`listen.tls_cert`: {error}"), ""),
+        Err(error) => return report.error("E044", None, format!("`listen.{key}`: {error}"), ""),
     };
     let day = |secs: i64| crate::clock::rfc3339(secs.saturating_mul(1000)).chars().take(10).collect::<String>();
     let shown = cert.display();
     if now_secs >= until_secs {
-        let title = format!("`listen.tls_cert`: the certificate of {shown} expired on {}", day(until_secs));
+        let title = format!("`listen.{key}`: the certificate of {shown} expired on {}", day(until_secs));
         report.error("E045", None, title, "clients refuse it: get a new one; it is read again when the file changes");
     } else if now_secs < from_secs {
-        let title = format!("`listen.tls_cert`: the certificate of {shown} is not valid before {}", day(from_secs));
+        let title = format!("`listen.{key}`: the certificate of {shown} is not valid before {}", day(from_secs));
         report.error("E045", None, title, "clients refuse it: look at the clock, or wait");
     } else if until_secs - now_secs < EXPIRES_SOON_DAYS * DAY_SECS {
-        let title = format!("`listen.tls_cert`: the certificate of {shown} expires on {}", day(until_secs));
+        let title = format!("`listen.{key}`: the certificate of {shown} expires on {}", day(until_secs));
         report.warning("W023", None, title, "");
     }
 }

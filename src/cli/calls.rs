@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 
 use super::Outcome;
 use super::admin_client::{Console, path_of};
+use super::text::{WIDTH, cut, field, list, read_span, span, table, time};
+use super::watch::watch;
 
 #[derive(Debug, Args)]
 pub(super) struct Calls {
@@ -20,17 +22,64 @@ pub(super) struct Calls {
     act: Act,
 }
 
+/// Which calls, and how they are shown.
+#[derive(Debug, Args)]
+struct List {
+    /// Ended ones too, the latest first
+    #[arg(long)]
+    all: bool,
+    /// Of this business alone
+    #[arg(long)]
+    business: Option<String>,
+    /// Of this account alone; its carrier's calls are its own too
+    #[arg(long)]
+    account: Option<String>,
+    /// In these phases alone, with commas between
+    #[arg(long, value_delimiter = ',')]
+    phase: Vec<String>,
+    /// That have been up for so long at least, as in 90s, 15m, 2h
+    #[arg(long, value_name = "AGE", value_parser = read_span)]
+    older: Option<u32>,
+    /// That began within this time
+    #[arg(long, value_name = "AGE", value_parser = read_span)]
+    since: Option<u32>,
+    /// How many at most, with --all
+    #[arg(long, default_value_t = 100)]
+    limit: u32,
+    /// With plan, account and the providers' ids, whatever the terminal's width
+    #[arg(long)]
+    wide: bool,
+    /// Again every two seconds, until it is stopped
+    #[arg(long)]
+    watch: bool,
+}
+
+impl List {
+    fn query(&self) -> String {
+        let mut query = form_urlencoded::Serializer::new(String::new());
+        query.append_pair("all", if self.all { "true" } else { "false" });
+        query.append_pair("limit", &self.limit.to_string());
+        for (name, value) in [("business", &self.business), ("account", &self.account)] {
+            if let Some(value) = value {
+                query.append_pair(name, value);
+            }
+        }
+        if !self.phase.is_empty() {
+            query.append_pair("phase", &self.phase.join(","));
+        }
+        for (name, secs) in [("older_secs", self.older), ("since_secs", self.since)] {
+            if let Some(secs) = secs {
+                query.append_pair(name, &secs.to_string());
+            }
+        }
+        query.finish()
+    }
+}
+
 #[derive(Debug, Subcommand)]
 enum Act {
     /// Calls that are up
-    List {
-        /// Ended ones too, the latest first
-        #[arg(long)]
-        all: bool,
-        /// Of this business alone
-        #[arg(long)]
-        business: Option<String>,
-    },
+    List(List),
     /// One call; by our id, a call sid or a conversation id
     Show {
         /// The call
@@ -61,19 +110,19 @@ impl Calls {
     pub(super) async fn run(self) -> Outcome {
         let of = |id: &str| path_of("/api/calls", id);
         match &self.act {
-            Act::List { all, business } => {
-                let mut query = form_urlencoded::Serializer::new(String::new());
-                query.append_pair("all", if *all { "true" } else { "false" });
-                if let Some(business) = business {
-                    query.append_pair("business", business);
-                }
-                let listed = self.console.ask(Method::GET, &format!("/api/calls?{}", query.finish()), None).await?;
-                if self.json {
-                    println!("{listed}");
-                } else {
-                    let status = self.console.ask(Method::GET, "/status", None).await?;
-                    print!("{}", table(&listed, &status));
-                }
+            Act::List(list) => {
+                let query = list.query();
+                watch(list.watch, self.json, async || {
+                    let listed = self.console.ask(Method::GET, &format!("/api/calls?{query}"), None).await?;
+                    if self.json {
+                        return Ok(format!("{listed}\n"));
+                    }
+                    // A token of some businesses may not see it.
+                    let (status, answer) = self.console.send(Method::GET, "/status", None).await?;
+                    let about = if status.is_success() { answer } else { Value::Null };
+                    Ok(written(&listed, &about, list.wide))
+                })
+                .await?;
             }
             Act::Show { id } => {
                 let call = self.console.ask(Method::GET, &of(id), None).await?;
@@ -112,102 +161,152 @@ impl Calls {
 /// A figure of a provider's that is older is shown with its age, in seconds.
 const FRESH_SECS: i64 = 60;
 
-/// The calls as an operator reads them (experience.md §4).
-fn table(listed: &Value, status: &Value) -> String {
-    use std::fmt::Write as _;
+/// An account's use in a line.
+pub(super) fn account_line(account: &Value, now: Option<i64>) -> String {
+    let limit = account["limit"].as_u64().map_or(String::new(), |n| format!(" of {n}"));
+    let foreign = account["foreign"].as_u64().unwrap_or(0);
+    let in_use = account["inUse"].as_u64().unwrap_or(0);
+    let ago = time(&account["sweptAt"]).zip(now).map(|(at, now)| now - at);
+    let said = match (account["providerLive"].as_u64(), ago) {
+        (Some(live), Some(secs)) if secs > FRESH_SECS => format!("   (provider said {live} {} ago)", span(secs)),
+        (Some(live), _) => format!("   (provider says {live})"),
+        (None, _) => String::new(),
+    };
+    let provider = match account["sweepError"].as_str() {
+        Some(error) => format!("   provider cannot be asked: {error}{said}"),
+        None => said,
+    };
+    let name = field(account, "name");
+    let ours = in_use.saturating_sub(foreign);
+    format!("account {name:<12} {in_use}{limit} in use: {ours} ours, {foreign} foreign{provider}")
+}
+
+/// The policy in a line.
+pub(super) fn policy_line(status: &Value) -> String {
+    let hash = status["policy"]["hash"].as_str().map_or(String::new(), |hash| format!("policy {hash} "));
+    let bypass = if status["bypass"].is_object() { ", bypassed: limits refuse nothing" } else { "" };
+    format!("{hash}{}{bypass}", status["mode"].as_str().unwrap_or_default())
+}
+
+/// The calls as an operator reads them.
+fn written(listed: &Value, status: &Value, wide: bool) -> String {
     let mut out = String::new();
     let now = time(&listed["now"]);
+    let mut say = |line: &str| {
+        out.push_str(&if wide { line.to_owned() } else { cut(line, WIDTH) });
+        out.push('\n');
+    };
+    if status.is_object() {
+        say(&policy_line(status));
+    }
     if status["policiesDiffer"] == true {
-        out.push_str("the replicas run on different policies; of each limit the lower one holds: see /status\n");
+        say("the replicas run on different policies; of each limit the lower one holds: ringfence status");
     }
-    let policy = status["policy"]["hash"].as_str().map_or(String::new(), |hash| format!("policy {hash} "));
-    for account in status["accounts"].as_array().into_iter().flatten() {
-        let limit = account["limit"].as_u64().map_or(String::new(), |n| format!(" of {n}"));
-        let foreign = account["foreign"].as_u64().unwrap_or(0);
-        let in_use = account["inUse"].as_u64().unwrap_or(0);
-        let ago = time(&account["sweptAt"]).zip(now).map(|(at, now)| now - at);
-        let said = match (account["providerLive"].as_u64(), ago) {
-            (Some(live), Some(secs)) if secs > FRESH_SECS => format!("   (provider said {live} {} ago)", span(secs)),
-            (Some(live), _) => format!("   (provider says {live})"),
-            (None, _) => String::new(),
-        };
-        let provider = match account["sweepError"].as_str() {
-            Some(error) => format!("   provider cannot be asked: {error}{said}"),
-            None => said,
-        };
-        let _ = writeln!(
-            out,
-            "account {:<12} {in_use}{limit} in use: {} ours, {foreign} foreign{provider}   {policy}{}",
-            account["name"].as_str().unwrap_or_default(),
-            in_use.saturating_sub(foreign),
-            status["mode"].as_str().unwrap_or_default(),
-        );
+    for account in list(status, "accounts") {
+        say(&account_line(account, now));
     }
-    for limit in status["limits"].as_array().into_iter().flatten() {
+    for limit in list(status, "limits") {
         let text = |key: &str| limit[key].as_str().unwrap_or_default();
         // What nobody wrote surprises; what is built in and binds nobody does not.
         if matches!(text("from"), "built in") || text("from").starts_with("built in,") {
             continue;
         }
         let per = if text("per") == "all" { String::new() } else { format!(" per {}", text("per")) };
-        let _ = writeln!(out, "limit   {:<18} {}{per}   ({})", text("name"), text("allows"), text("from"));
+        say(&format!("limit   {:<18} {}{per}   ({})", text("name"), text("allows"), text("from")));
     }
-    let calls = listed["calls"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let calls = list(listed, "calls");
     if calls.is_empty() {
-        out.push_str("\nno calls\n");
+        let open = listed["open"].as_u64().filter(|open| *open > 0);
+        out.push_str(&open.map_or("\nno calls\n".to_owned(), |open| format!("\nno such calls; {open} are up\n")));
         return out;
     }
-    let since = |at: &Value| time(at).zip(now).map_or("-".to_owned(), |(at, now)| span(now - at));
-    let _ = writeln!(
-        out,
-        "\n{:<29} {:<14} {:<10} {:<4} {:<9} {:<7} {:<16} {:<9} {:<14} PROVIDER IDS",
-        "CALL", "BUSINESS", "PLAN", "DIR", "PHASE", "AGE", "LAST SEEN", "DEADLINE", "OTHER END"
-    );
-    for call in calls {
-        let text = |key: &str| call[key].as_str().unwrap_or("-");
-        let phase = match (call["unsettled"].as_bool(), call["overLimit"].as_bool(), text("phase"), text("outcome")) {
-            (_, _, "ended", outcome) => outcome,
-            (Some(true), ..) => "unknown",
-            (_, Some(true), ..) => "over limit",
-            (_, _, phase, _) => phase,
-        };
-        let phase = match call["slots"].as_u64() {
-            Some(slots) if slots > 1 => format!("{phase} ×{slots}"),
-            _ => phase.to_owned(),
-        };
-        let ids: Vec<&str> = call["ids"].as_object().into_iter().flatten().filter_map(|(_, id)| id.as_str()).collect();
-        let seen = format!("{} {}", since(&call["lastSeenAt"]), text("lastSeenBy"));
-        let deadline = time(&call["deadlineAt"]).zip(now).map_or("-".to_owned(), |(at, now)| {
-            if at > now { format!("in {}", span(at - now)) } else { "due".to_owned() }
-        });
-        let business = match text("origin") {
-            origin @ ("foreign" | "unconfirmed") => format!("{} ({origin})", text("businessId")),
-            _ => text("businessId").to_owned(),
-        };
-        let direction = if text("direction") == "inbound" { "in" } else { "out" };
-        let _ = writeln!(
-            out,
-            "{:<29} {:<14} {:<10} {direction:<4} {phase:<9} {:<7} {seen:<16} {deadline:<9} {:<14} {}",
-            text("callId"),
-            business,
-            text("plan"),
-            since(&call["startedAt"]),
-            text("otherNumber"),
-            ids.join(" "),
-        );
-    }
+    let rows: Vec<Vec<String>> = calls.iter().map(|call| row(call, now, wide)).collect();
+    let narrow = [
+        ("CALL", 29),
+        ("BUSINESS", 13),
+        ("DIR", 3),
+        ("PHASE", 10),
+        ("AGE", 6),
+        ("LAST SEEN", 10),
+        ("DEADLINE", 9),
+        ("OTHER END", 13),
+    ];
+    let more = [("PLAN", usize::MAX), ("ACCOUNT", usize::MAX), ("PROVIDER IDS", usize::MAX)];
+    let columns: Vec<(&str, usize)> = match wide {
+        true => narrow.map(|(title, _)| (title, usize::MAX)).into_iter().chain(more).collect(),
+        false => narrow.to_vec(),
+    };
+    out.push('\n');
+    out.push_str(&table(&columns, &rows));
     out
 }
 
-fn time(value: &Value) -> Option<i64> {
-    value.as_str()?.parse::<jiff::Timestamp>().ok().map(|t| t.as_second())
+fn row(call: &Value, now: Option<i64>, wide: bool) -> Vec<String> {
+    let since = |at: &Value| time(at).zip(now).map_or("-".to_owned(), |(at, now)| span(now - at));
+    let text = |key: &str| field(call, key);
+    let phase = match (call["unsettled"].as_bool(), call["overLimit"].as_bool(), text("phase"), text("outcome")) {
+        (_, _, "ended", outcome) => outcome,
+        (Some(true), ..) => "unknown",
+        (_, Some(true), ..) => "over limit",
+        (_, _, phase, _) => phase,
+    };
+    let phase = match call["slots"].as_u64() {
+        Some(slots) if slots > 1 => format!("{phase} ×{slots}"),
+        _ => phase.to_owned(),
+    };
+    let deadline = time(&call["deadlineAt"])
+        .zip(now)
+        .map_or("-".to_owned(), |(at, now)| if at > now { format!("in {}", span(at - now)) } else { "due".to_owned() });
+    let business = match text("origin") {
+        origin @ ("foreign" | "unconfirmed") => format!("({origin})"),
+        _ => text("businessId").to_owned(),
+    };
+    let mut row = vec![
+        text("callId").to_owned(),
+        business,
+        if text("direction") == "inbound" { "in" } else { "out" }.to_owned(),
+        phase,
+        since(&call["startedAt"]),
+        format!("{} {}", since(&call["lastSeenAt"]), text("lastSeenBy")),
+        deadline,
+        text("otherNumber").to_owned(),
+    ];
+    if wide {
+        let ids: Vec<&str> = call["ids"].as_object().into_iter().flatten().filter_map(|(_, id)| id.as_str()).collect();
+        row.extend([text("plan").to_owned(), text("account").to_owned(), ids.join(" ")]);
+    }
+    row
 }
 
-fn span(secs: i64) -> String {
-    let secs = secs.max(0);
-    match secs {
-        0..60 => format!("{secs}s"),
-        60..3600 => format!("{}m{:02}s", secs / 60, secs % 60),
-        _ => format!("{}h{:02}m", secs / 3600, secs % 3600 / 60),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_fits_a_hundred_columns_whatever_stands_in_it() {
+        let long = "a-business-with-a-name-that-is-much-too-long-for-any-column-of-a-table";
+        let call = json!({
+            "callId": "c_01m8ja41r898gzy0p74wnf828t", "businessId": long, "plan": "PRO", "direction": "outbound",
+            "phase": "reserved", "unsettled": false, "overLimit": true, "slots": 120, "startedAt": "2026-01-01T00:00:00Z",
+            "lastSeenAt": "2026-01-01T00:00:00Z", "lastSeenBy": "a source of some length", "deadlineAt": "2026-03-01T00:00:00Z",
+            "otherNumber": "sip:somebody-with-a-long-name@a-host.example.com", "account": "elevenlabs",
+            "ids": {"call_sid": "CA92811ee1a5d509abbd420e8c140403e6", "conversation_id": "conv_c0y2gyjbg1bahv9ckpnv7kcrfk"},
+        });
+        let listed = json!({"calls": [call], "open": 1, "now": "2026-02-01T00:00:00Z"});
+        let error =
+            "the provider answered 500 to a question that was asked as it always is, and so on, and so on, and so on";
+        let status = json!({
+            "mode": "enforce", "policy": {"hash": "7f3a91c04be2"}, "policiesDiffer": true, "bypass": {"until": "x"},
+            "accounts": [{"name": "elevenlabs", "inUse": 3, "limit": 10, "foreign": 1, "sweepError": error}],
+            "limits": [{"name": "x".repeat(200), "per": "business", "allows": "5 calls at once", "from": "[[limits]]"}],
+        });
+        let text = written(&listed, &status, false);
+        for line in text.lines() {
+            assert!(line.chars().count() <= WIDTH, "{} columns: {line}", line.chars().count());
+        }
+        assert!(text.contains("c_01m8ja41r898gzy0p74wnf828t a-business-w…"), "{text}");
+        assert!(!text.contains("conv_"), "{text}");
+        let wide = written(&listed, &status, true);
+        assert!(wide.contains(long) && wide.contains("conv_c0y2gyjbg1bahv9ckpnv7kcrfk"), "{wide}");
     }
 }

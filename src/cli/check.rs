@@ -42,7 +42,7 @@ impl Check {
         }
         // What does not come up asks nobody.
         if let Some(config) = read.loaded.config.as_ref().filter(|_| self.live && !read.loaded.has_errors()) {
-            let found = check_live::ask(config).await?;
+            let found = check_live::ask(config, check_live::Depth::Check).await?;
             seen = found.lines;
             read.loaded.diagnostics.extend(found.diagnostics);
         }

@@ -1,24 +1,28 @@
 //! `ringfence check --live`: what a config meets. Everything is read, nothing is changed; in Redis what the gate does is tried under
 //! names of its own, and nothing of it stays.
 
+use std::borrow::Cow;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
-use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, HeaderValue, USER_AGENT};
+use futures_util::stream::{self, StreamExt as _};
+use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, DATE, HeaderValue, USER_AGENT};
 use http::{HeaderMap, Request, Response};
 use serde_json::Value;
 
+use crate::clock::Clock;
 use crate::config::diagnostics::{Diagnostic, Report};
 use crate::config::{Config, extra_paths_key};
 use crate::gate::redis::{self, RedisGate};
 use crate::net::{Upstream, UpstreamSettings, install_crypto_provider, port_owner};
 use crate::provider::account::Account;
-use crate::provider::check::{Check, Finding, Here, Hooks, plain};
+use crate::provider::check::{Check, Finding, Here, Hooks, Listed, Setting, plain};
 use crate::provider::description::NextPage;
 use crate::provider::render::{Target, render};
-use crate::provider::select::{Document, Message};
+use crate::provider::select::{Document, Message, Selector};
 use crate::store::postgres;
 use crate::store::sqlite::inspect::{Inspected, holder, inspect};
 
@@ -26,25 +30,44 @@ use crate::store::sqlite::inspect::{Inspected, holder, inspect};
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 /// Pages of a list that are read at most.
 const PAGES_MAX: usize = 50;
+/// Items that are looked at one by one, and at once.
+const EACH_MAX: usize = 200;
+const AT_ONCE: usize = 8;
 /// Names of items that a diagnostic lists; more are counted.
 const NAMES_MAX: usize = 10;
+
+/// How much is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Depth {
+    /// What a start needs.
+    Check,
+    /// What a call may meet, too: each number and agent.
+    Doctor,
+}
 
 /// What was found.
 pub(super) struct Found {
     pub diagnostics: Vec<Diagnostic>,
+    /// Why some of them matter, by their titles.
+    pub whys: BTreeMap<String, String>,
     /// What is as it should be.
     pub lines: Vec<String>,
+    /// How far the clock of each host is ahead of ours, in seconds, as its answers say.
+    pub ahead_secs: BTreeMap<String, i64>,
 }
 
 /// Asks every account that has credentials, the store, the gate's Redis and the ports.
-pub(super) async fn ask(config: &Config) -> anyhow::Result<Found> {
+pub(super) async fn ask(config: &Config, depth: Depth) -> anyhow::Result<Found> {
     install_crypto_provider();
     let settings = UpstreamSettings { extra_ca: config.extra_ca.clone(), ..UpstreamSettings::default() };
     let live = Live {
         config,
+        depth,
         upstream: Upstream::new(settings)?,
         timeout: config.calls.ask_timeout,
         report: Report::default(),
+        whys: RefCell::default(),
+        ahead_secs: RefCell::default(),
     };
     let mut lines = Vec::new();
     for account in config.accounts.values() {
@@ -58,14 +81,18 @@ pub(super) async fn ask(config: &Config) -> anyhow::Result<Found> {
         lines.extend(live.redis(settings).await);
     }
     lines.extend(live.ports(running.as_deref()));
-    Ok(Found { diagnostics: live.report.finish(), lines })
+    let (whys, ahead_secs) = (live.whys.into_inner(), live.ahead_secs.into_inner());
+    Ok(Found { diagnostics: live.report.finish(), whys, lines, ahead_secs })
 }
 
 struct Live<'a> {
     config: &'a Config,
+    depth: Depth,
     upstream: Upstream,
     timeout: Duration,
     report: Report,
+    whys: RefCell<BTreeMap<String, String>>,
+    ahead_secs: RefCell<BTreeMap<String, i64>>,
 }
 
 impl Live<'_> {
@@ -123,27 +150,27 @@ impl Live<'_> {
                 webhooks: &account.provider.webhooks,
                 provider: &account.provider.name,
                 extra_paths: &self.config.webhooks.extra_paths,
+                doctor: self.depth == Depth::Doctor,
             };
             for hooks in &check.hooks {
                 lines.extend(self.hooks(account, hooks, here).await);
             }
         }
+        if self.depth == Depth::Doctor {
+            for listed in &check.lists {
+                lines.extend(self.listed(account, listed).await);
+            }
+        }
         lines
     }
 
-    async fn hooks(&self, account: &Account, hooks: &Hooks, here: Here<'_>) -> Option<String> {
+    async fn hooks(&self, account: &Account, hooks: &Hooks, here: Here<'_>) -> Vec<String> {
         let (name, what) = (&account.name, &hooks.what);
-        let items = match self.list(account, hooks).await {
+        let items = match self.list(account, &hooks.path, &hooks.items, hooks.next.as_ref()).await {
             Ok(items) => items,
             Err(why) => {
-                let title = format!("account {name}: its {what}s cannot be looked at: {why}");
-                self.report.warning(
-                    "W013",
-                    None,
-                    title,
-                    "the key may lack the right to list them: look at them by hand",
-                );
-                return None;
+                self.unlisted(account, what, &why);
+                return vec![];
             }
         };
         let found = hooks.judge(&items, here);
@@ -151,20 +178,107 @@ impl Live<'_> {
         for (finding, names) in found {
             self.hook(account, hooks, finding, &names);
         }
-        good.then(|| match (hooks.every, items.len()) {
+        if self.depth == Depth::Doctor && hooks.every {
+            return super::doctor::numbers(self.config, account, &hooks.places(&items, here));
+        }
+        let line = match (hooks.every, items.len()) {
             (_, 1) => format!("account {name}: its {what} comes here"),
             (true, n) => format!("account {name}: its {n} {what}s come here"),
             (false, n) => format!("account {name}: of its {n} {what}s at least one comes here"),
-        })
+        };
+        good.then_some(line).into_iter().collect()
+    }
+
+    fn unlisted(&self, account: &Account, what: &str, why: &str) {
+        let title = format!("account {}: its {what}s cannot be looked at: {why}", account.name);
+        let help = "the key may lack the right to list them: look at them by hand";
+        self.report.warning("W013", None, title, help);
+    }
+
+    /// Settings of things at the provider, one by one.
+    async fn listed(&self, account: &Account, listed: &Listed) -> Vec<String> {
+        let (name, what) = (&account.name, &listed.what);
+        let items = match self.list(account, &listed.path, &listed.items, listed.next.as_ref()).await {
+            Ok(items) => items,
+            Err(why) => {
+                self.unlisted(account, what, &why);
+                return vec![];
+            }
+        };
+        let looked = items.iter().take(EACH_MAX).map(|item| self.each(account, listed, item));
+        let looked: Vec<Result<Value, String>> = stream::iter(looked).buffered(AT_ONCE).collect().await;
+        let (mut found, mut longest_secs) = (BTreeMap::<_, Vec<String>>::new(), 0);
+        for item in &looked {
+            match item {
+                Ok(item) => {
+                    let judged = listed.judge(item);
+                    for setting in judged.found {
+                        found.entry(setting).or_default().push(format!("{:?}", judged.name));
+                    }
+                    longest_secs = longest_secs.max(judged.longest_secs.unwrap_or(0));
+                }
+                Err(why) => self.unlisted(account, what, why),
+            }
+        }
+        for (fault, names) in found {
+            self.fault(account, what, "W032", &names, fault);
+        }
+        let counted_secs = account.provider.longest_call_secs;
+        if longest_secs > counted_secs {
+            let title = format!(
+                "account {name}: an {what} lets a call last {longest_secs} s, and ringfence counts on {counted_secs} s at most"
+            );
+            self.why(&title, "a call that nobody can look up is given up after that time, though it may still be up");
+            let help = "lower it there, or raise longest_call_secs in a provider file of your own";
+            self.report.warning("W032", None, title, help);
+        }
+        let more = items.len().saturating_sub(EACH_MAX);
+        let more = if more > 0 { format!("; {more} more were not looked at") } else { String::new() };
+        let most = if longest_secs > 0 { format!("; a call lasts {longest_secs} s at most") } else { String::new() };
+        vec![format!("account {name}: {} {what}s looked at{most}{more}", items.len().min(EACH_MAX))]
+    }
+
+    /// An item as it is by itself.
+    async fn each(&self, account: &Account, listed: &Listed, item: &Value) -> Result<Value, String> {
+        let Some((each, id)) = listed.each.as_ref().zip(listed.id_of(item)) else { return Ok(item.clone()) };
+        let path = render(each, Target::Url, |name| match name {
+            "item" => Some(Cow::Borrowed(id.as_str())),
+            name => account.value(name),
+        });
+        let answer = self.get_path(account, &path.map_err(|e| e.to_string())?).await?;
+        if !answer.status().is_success() {
+            return Err(format!("the provider answers {} for {id}", answer.status()));
+        }
+        serde_json::from_slice(answer.body()).map_err(|_| format!("the provider's answer for {id} is no JSON"))
+    }
+
+    fn why(&self, title: &str, why: &str) {
+        self.whys.borrow_mut().insert(title.to_owned(), why.to_owned());
+    }
+
+    fn fault(
+        &self,
+        account: &Account,
+        what: &str,
+        code: &'static str,
+        names: &[String],
+        Setting { says, why, fix }: Setting,
+    ) {
+        let list = short(names);
+        let title = match names.len() {
+            1 => format!("account {}: {what} {list} {says}", account.name),
+            _ => format!("account {}: {what}s {list}: each {says}", account.name),
+        };
+        if let Some(why) = &why {
+            self.why(&title, why);
+        }
+        let fix = fix.unwrap_or_else(|| format!("look at it in the console of {}", account.provider.name));
+        self.report.warning(code, None, title, &fix);
     }
 
     fn hook(&self, account: &Account, hooks: &Hooks, finding: Finding, names: &[String]) {
         let (name, what) = (&account.name, &hooks.what);
-        let more = names.len().saturating_sub(NAMES_MAX);
-        let mut list = names.iter().take(NAMES_MAX).cloned().collect::<Vec<_>>().join(", ");
-        if more > 0 {
-            list.push_str(&format!(" and {more} more"));
-        }
+        let list = short(names);
         let plural = if names.len() == 1 { "" } else { "s" };
         match finding {
             Finding::NoneHere { of, what, path, webhook, url, without } => {
@@ -188,33 +302,32 @@ impl Live<'_> {
                 };
                 self.report.warning("W012", None, title, &help);
             }
-            Finding::Fault { says } => {
-                let title = match names.len() {
-                    1 => format!("account {name}: {what} {list} {says}"),
-                    _ => format!("account {name}: {what}s {list}: each {says}"),
-                };
-                self.report.warning(
-                    "W011",
-                    None,
-                    title,
-                    &format!("look at it in the console of {}", account.provider.name),
-                );
+            Finding::Fault(setting) => {
+                // A webhook that does not post is one thing, a setting that bears on calls another.
+                let code = if setting.why.is_some() { "W032" } else { "W011" };
+                self.fault(account, what, code, names, setting);
             }
         }
     }
 
-    async fn list(&self, account: &Account, hooks: &Hooks) -> Result<Vec<Value>, String> {
-        let (mut all, mut path) = (Vec::new(), fill(account, &hooks.path)?);
+    async fn list(
+        &self,
+        account: &Account,
+        first: &str,
+        items_at: &Selector,
+        next_page: Option<&NextPage>,
+    ) -> Result<Vec<Value>, String> {
+        let (mut all, mut path) = (Vec::new(), fill(account, first)?);
         for _ in 0..PAGES_MAX {
             let answer = self.get(account, &path).await?;
             let body = decode(&answer);
-            let items = hooks.items.list(&body).filter(|_| answer.status().is_success());
+            let items = items_at.list(&body).filter(|_| answer.status().is_success());
             all.extend(items.ok_or_else(|| format!("the provider answers {}", answer.status()))?.iter().cloned());
-            let next = match &hooks.next {
+            let next = match next_page {
                 Some(NextPage::Uri { uri }) => said(&body, |message| uri.text(message).map(|t| t.into_owned())),
                 Some(NextPage::Cursor { cursor, param }) => said(&body, |message| {
                     let escaped: String = form_urlencoded::byte_serialize(cursor.text(message)?.as_bytes()).collect();
-                    Some(format!("{}&{param}={escaped}", hooks.path))
+                    Some(format!("{first}&{param}={escaped}"))
                 }),
                 None => None,
             };
@@ -230,15 +343,27 @@ impl Live<'_> {
 
     async fn get(&self, account: &Account, template: &str) -> Result<Response<Bytes>, String> {
         let path = fill(account, template)?;
+        self.get_path(account, &path).await
+    }
+
+    async fn get_path(&self, account: &Account, path: &str) -> Result<Response<Bytes>, String> {
         let (name, value) = account.credentials().map_err(|e| e.to_string())?;
         let mut request = Request::new(Bytes::new());
-        *request.uri_mut() = account.url(&path).map_err(|e| e.to_string())?;
+        *request.uri_mut() = account.url(path).map_err(|e| e.to_string())?;
+        let host = request.uri().host().unwrap_or_default().to_owned();
         let headers = request.headers_mut();
         headers.insert(name, value);
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         headers.insert(USER_AGENT, HeaderValue::from_static(concat!("ringfence/", env!("CARGO_PKG_VERSION"))));
-        self.upstream.fetch(request, ANSWER_BYTES_MAX, self.timeout).await.map_err(|e| e.to_string())
+        let answer = self.upstream.fetch(request, ANSWER_BYTES_MAX, self.timeout).await.map_err(|e| e.to_string())?;
+        let date = answer.headers().get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
+        if let Some(theirs) = date.and_then(|date| date.duration_since(UNIX_EPOCH).ok()) {
+            let ours_secs = Clock::system().now_ms() / 1000;
+            let ahead_secs = i64::try_from(theirs.as_secs()).unwrap_or(i64::MAX).saturating_sub(ours_secs);
+            self.ahead_secs.borrow_mut().insert(host, ahead_secs);
+        }
+        Ok(answer)
     }
 
     /// A line of the store, and who has it.
@@ -366,6 +491,13 @@ fn is_the_same(lock: &str, port: &str) -> bool {
         Some(digits.chars().take_while(char::is_ascii_digit).collect::<String>())
     };
     id(lock).is_some_and(|one| Some(one) == id(port))
+}
+
+/// Names in a sentence.
+fn short(names: &[String]) -> String {
+    let more = names.len().saturating_sub(NAMES_MAX);
+    let list = names.iter().take(NAMES_MAX).cloned().collect::<Vec<_>>().join(", ");
+    if more > 0 { format!("{list} and {more} more") } else { list }
 }
 
 fn join(versions: &[i64]) -> String {

@@ -52,7 +52,47 @@ pub(super) fn accounts(bought: bool) -> Accounts {
     made
 }
 
+/// What platforms set, and what it becomes: where the public is, and the stores.
+const PLATFORM: [(&str, &str); 3] = [
+    ("PORT", "[listen]\npublic = \"0.0.0.0:$PORT\""),
+    ("DATABASE_URL", "[store]\nurl = { env = \"DATABASE_URL\" }"),
+    ("REDIS_URL", "redis_url = { env = \"REDIS_URL\" }"),
+];
+
 impl Accounts {
+    /// Adds what a platform's variables say: they start a new process before they stop the old one, so a database decides, or
+    /// the Redis beside it. `says_where`: somebody has said where the public is.
+    pub(super) fn on_platform(&mut self, says_where: bool) {
+        let [port, database, redis] = PLATFORM;
+        if is_set(port.0) && !says_where {
+            self.say(port.1, "listen", "PORT: webhooks and the paths of listen.client on one port, for all addresses");
+        }
+        let is_postgres = std::env::var(database.0).is_ok_and(|url| url.starts_with("postgres"));
+        if is_postgres {
+            self.say(database.1, "store", "DATABASE_URL");
+            let gate = if is_set(redis.0) {
+                format!("[gate]\nbackend = \"redis\"\n{}", redis.1)
+            } else {
+                "[gate]\nbackend = \"database\"".to_owned()
+            };
+            self.say(
+                &gate,
+                "gate",
+                if is_set(redis.0) { "REDIS_URL" } else { "the database, as several processes may share it" },
+            );
+        } else if is_set(database.0) {
+            self.lines.push("store   DATABASE_URL left out: it is no URL of Postgres".to_owned());
+        } else if is_set(redis.0) {
+            self.lines
+                .push("gate    REDIS_URL left out: replicas share a Postgres, and there is no DATABASE_URL".to_owned());
+        }
+    }
+
+    fn say(&mut self, toml: &str, what: &str, from: &str) {
+        let _ = writeln!(self.toml, "\n{toml}");
+        self.lines.push(format!("{what:<7} {from}"));
+    }
+
     /// With no key set at all, a file still has to show where one goes.
     pub(super) fn or_elevenlabs(mut self) -> Self {
         if let (true, Some(first)) = (self.providers.is_empty(), KNOWN.first()) {
@@ -88,6 +128,6 @@ pub(super) fn variables() -> String {
     all.join(", or ")
 }
 
-fn is_set(name: &str) -> bool {
+pub(super) fn is_set(name: &str) -> bool {
     std::env::var(name).is_ok_and(|value| !value.trim().is_empty())
 }

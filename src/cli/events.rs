@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::Outcome;
 use super::admin_client::{Console, path_of};
+use super::text::{list, read_span, time};
 
 #[derive(Debug, Args)]
 pub(super) struct Events {
@@ -37,6 +38,14 @@ impl State {
     }
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Failed {
+    #[value(name = "failed")]
+    Any,
+    Parked,
+    GivenUp,
+}
+
 #[derive(Debug, Subcommand)]
 enum Act {
     /// Webhooks, the latest first, and deliveries that the app does not have yet
@@ -53,10 +62,23 @@ enum Act {
         /// Its id
         id: String,
     },
-    /// Apply a webhook again, and deliver it to the app again under the same id
+    /// Apply a webhook again, and deliver it to the app again under the same id; or all that failed
     Replay {
         /// Its id
-        id: String,
+        #[arg(required_unless_present = "status", conflicts_with = "status")]
+        id: Option<String>,
+        /// All that failed: webhooks that could not be applied (parked), deliveries that were given up, or both (failed)
+        #[arg(long, value_enum)]
+        status: Option<Failed>,
+        /// Those alone that came within this time, as in 90s, 15m, 2h, 3d
+        #[arg(long, requires = "status", value_name = "AGE", value_parser = read_span)]
+        since: Option<u32>,
+        /// Those of this account alone
+        #[arg(long, requires = "status")]
+        account: Option<String>,
+        /// Only show which
+        #[arg(long, requires = "status")]
+        dry_run: bool,
     },
 }
 
@@ -77,16 +99,94 @@ impl Events {
                 let event = self.console.ask(Method::GET, &of(id), None).await?;
                 println!("{}", if self.json { event.to_string() } else { serde_json::to_string_pretty(&event)? });
             }
-            Act::Replay { id } => {
-                let done = self.console.ask(Method::POST, &format!("{}/replay", of(id)), None).await?;
-                if self.json {
-                    println!("{done}");
-                } else {
-                    println!("{}", replayed(id, &done));
-                }
+            Act::Replay { id: Some(id), .. } => {
+                let done = self.replay(id).await?;
+                println!("{}", if self.json { done.to_string() } else { replayed(id, &done) });
+            }
+            Act::Replay { id: None, status, since, account, dry_run } => {
+                let wanted =
+                    Wanted { status: status.unwrap_or(Failed::Any), since: *since, account: account.as_deref() };
+                return self.replay_all(&wanted, *dry_run).await;
             }
         }
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Webhooks that one look brings.
+const PAGE: u32 = 1000;
+
+/// Which webhooks are replayed.
+struct Wanted<'a> {
+    status: Failed,
+    since: Option<u32>,
+    account: Option<&'a str>,
+}
+
+impl Wanted<'_> {
+    /// Ids of webhooks in a list, the oldest first.
+    fn of(&self, listed: &Value, now_secs: i64) -> Vec<String> {
+        let from = self.since.map(|secs| now_secs - i64::from(secs));
+        let fits = |one: &&Value| {
+            self.account.is_none_or(|account| one["account"] == account)
+                && from.is_none_or(|from| time(&one["receivedAt"]).is_some_and(|at| at >= from))
+        };
+        let mut found: Vec<String> = Vec::new();
+        if self.status != Failed::GivenUp {
+            let parked = list(listed, "events").iter().filter(fits).filter_map(|event| event["id"].as_str());
+            found.extend(parked.map(str::to_owned));
+        }
+        if self.status != Failed::Parked {
+            let given_up = list(listed, "givenUp").iter().filter(fits).filter_map(|one| one["eventId"].as_str());
+            found.extend(given_up.map(str::to_owned));
+        }
+        found.reverse();
+        let mut seen = std::collections::BTreeSet::new();
+        found.retain(|id| seen.insert(id.clone()));
+        found
+    }
+}
+
+impl Events {
+    async fn replay(&self, id: &str) -> anyhow::Result<Value> {
+        self.console.ask(Method::POST, &format!("{}/replay", path_of("/api/events", id)), None).await
+    }
+
+    /// Replays all that is wanted; what fails again is not tried again.
+    async fn replay_all(&self, wanted: &Wanted<'_>, dry_run: bool) -> Outcome {
+        let (mut done, mut failed, mut seen) = (0_u32, 0_u32, std::collections::BTreeSet::new());
+        loop {
+            let listed = self.console.ask(Method::GET, &format!("/api/events?state=parked&limit={PAGE}"), None).await?;
+            let now_secs = jiff::Timestamp::now().as_second();
+            let new: Vec<String> =
+                wanted.of(&listed, now_secs).into_iter().filter(|id| seen.insert(id.clone())).collect();
+            if new.is_empty() {
+                break;
+            }
+            for id in &new {
+                if dry_run {
+                    println!("{id}");
+                    continue;
+                }
+                match self.replay(id).await {
+                    Ok(answer) => {
+                        done += 1;
+                        println!("{}", if self.json { answer.to_string() } else { replayed(id, &answer) });
+                    }
+                    Err(error) => {
+                        failed += 1;
+                        eprintln!("{id}: {error:#}");
+                    }
+                }
+            }
+            if dry_run {
+                return Ok(ExitCode::SUCCESS);
+            }
+        }
+        if !self.json {
+            println!("{done} replayed, {failed} could not be.");
+        }
+        Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 }
 
@@ -108,7 +208,7 @@ fn replayed(id: &str, done: &Value) -> String {
 fn table(listed: &Value) -> String {
     use std::fmt::Write as _;
     let mut out = String::new();
-    let list = |key: &str| listed[key].as_array().map(Vec::as_slice).unwrap_or_default();
+    let list = |key: &str| list(listed, key);
     let _ = writeln!(out, "{:<30} {:<24} {:<12} {:<24} {:<18} CALL", "EVENT", "RECEIVED", "ACCOUNT", "WHAT", "OUTCOME");
     for event in list("events") {
         let text = |key: &str| event[key].as_str().unwrap_or("-");

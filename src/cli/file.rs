@@ -52,8 +52,11 @@ pub(super) fn read(path: &Path, flags: &[(&str, String)]) -> Result<ConfigText, 
 
 /// The config of a start without a file: the accounts whose keys are in the environment. `None`: no key is.
 pub(super) fn from_environment(path: &Path, flags: &[(&str, String)]) -> Option<(ConfigText, Vec<String>)> {
-    let made = environment::accounts(false);
+    let mut made = environment::accounts(false);
     let any = !made.providers.is_empty();
+    // Whoever says where webhooks come to means that, whatever PORT a shell has.
+    let says = |name: &str| flags.iter().any(|(flag, _)| *flag == name) || environment::is_set(name);
+    made.on_platform(["RINGFENCE_LISTEN_WEBHOOKS", "RINGFENCE_LISTEN_PUBLIC"].iter().any(|name| says(name)));
     any.then(|| (parse(made.toml, path, "the environment", flags), made.lines))
 }
 

@@ -3,25 +3,40 @@
 //! Exit codes: 0 done; 1 it failed; 2 the command line or the config is wrong.
 
 mod admin_client;
+mod alarms;
 mod built;
+mod businesses;
+mod bypass;
 mod calls;
 mod check;
 mod check_live;
 pub mod demo;
+mod doctor;
 mod environment;
 mod events;
+mod explain;
 mod file;
+mod health;
 mod init;
 mod logs;
 mod migrate;
 mod modes;
 mod purge;
 mod reconcile;
+mod refusals;
 mod reload;
 mod runs;
+mod schedules;
 mod serve;
+mod shell;
 mod simulate;
+mod status;
+mod support_bundle;
+mod text;
 mod token;
+mod top;
+mod watch;
+mod webhooks;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -45,6 +60,14 @@ enum Command {
     Serve(serve::Serve),
     /// Look for mistakes in the config, all at once
     Check(check::Check),
+    /// Look at keys, webhooks, numbers, agents, store and limits, live, and say what to mend. Changes nothing
+    Doctor(doctor::Doctor),
+    /// How a running sidecar stands, on one screen
+    Status(status::Status),
+    /// Watch the calls of a running sidecar live
+    Top(top::Top),
+    /// Whether a running sidecar is up, or ready: by the exit code
+    Health(health::Health),
     /// Let a running sidecar read its config again, whole or not at all
     Reload(reload::Reload),
     /// Compare leases, records and providers now, and mend what differs
@@ -55,16 +78,34 @@ enum Command {
     Token(token::Token),
     /// Show, hang up or release calls of a running sidecar
     Calls(calls::Calls),
+    /// Show what was refused, and why
+    Refusals(refusals::Refusals),
+    /// Say why a call was refused, or would be: which limits bind it, who holds their slots, what to do
+    Explain(explain::Explain),
+    /// Show, import and export businesses
+    Businesses(businesses::Businesses),
+    /// For a while let everything through, counted and recorded
+    Bypass(bypass::Bypass),
     /// Make, show, pause, resume, cancel, retry and export bulk runs
     Runs(runs::Runs),
+    /// Make, show, pause, resume, fire and delete schedules: recurring runs
+    Schedules(schedules::Schedules),
     /// Show webhooks and their deliveries, and apply or deliver them again
     Events(events::Events),
+    /// Send a signed test webhook to a running sidecar
+    Webhooks(webhooks::Webhooks),
     /// Delete what a business left behind: ended calls, records, webhooks, deliveries, refusals
     Purge(purge::Purge),
+    /// Write one file for whoever helps: no secret and no whole telephone number is in it
+    SupportBundle(support_bundle::SupportBundle),
     /// Simulate ElevenLabs and Twilio on this machine
     Simulate(simulate::Simulate),
     /// Show what ringfence does, against simulated providers, in a few seconds
     Demo(demo::Demo),
+    /// Write the completions of a shell to standard output
+    Completions(shell::Completions),
+    /// Write man pages
+    Man(shell::Man),
 }
 
 /// Every command with its options, as clap knows them: what the reference page is made of.
@@ -79,7 +120,7 @@ const CONFIG: &str = "ringfence.toml";
 #[derive(Debug, Clone, Args)]
 struct ConfigFile {
     /// The config file
-    #[arg(short, long, env = "RINGFENCE_CONFIG", default_value = CONFIG, value_name = "FILE")]
+    #[arg(short, long, env = "RINGFENCE_CONFIG", default_value = CONFIG, value_name = "FILE", global = true)]
     config: PathBuf,
 }
 
@@ -118,14 +159,27 @@ pub fn main() -> ExitCode {
             Command::Init(command) => command.run().await,
             Command::Serve(command) => command.run().await,
             Command::Check(command) => command.run().await,
+            Command::Doctor(command) => command.run().await,
+            Command::Status(command) => command.run().await,
+            Command::Top(command) => command.run().await,
+            Command::Health(command) => command.run().await,
+            Command::Refusals(command) => command.run().await,
+            Command::Explain(command) => command.run().await,
+            Command::Businesses(command) => command.run().await,
+            Command::Bypass(command) => command.run().await,
+            Command::Webhooks(command) => command.run().await,
+            Command::Completions(command) => command.run(),
+            Command::Man(command) => command.run(),
             Command::Reload(command) => command.run().await,
             Command::Reconcile(command) => command.run().await,
             Command::Migrate(command) => command.run().await,
             Command::Token(command) => command.run(),
             Command::Calls(command) => command.run().await,
             Command::Runs(command) => command.run().await,
+            Command::Schedules(command) => command.run().await,
             Command::Events(command) => command.run().await,
             Command::Purge(command) => command.run().await,
+            Command::SupportBundle(command) => command.run().await,
             Command::Simulate(command) => command.run().await,
             Command::Demo(command) => command.run().await,
         }

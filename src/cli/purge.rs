@@ -34,13 +34,14 @@ impl Purge {
         }
         let n = |key: &str| gone[key].as_u64().unwrap_or(0);
         println!(
-            "{}: {} calls, {} webhooks, {} deliveries, {} refusals and {} runs are deleted.",
+            "{}: {} calls, {} webhooks, {} deliveries, {} refusals, {} runs and {} schedules are deleted.",
             self.business,
             n("calls"),
             n("events"),
             n("deliveries"),
             n("refusals"),
-            n("runs")
+            n("runs"),
+            n("schedules")
         );
         let open: Vec<&str> = gone["open"].as_array().into_iter().flatten().filter_map(|id| id.as_str()).collect();
         if !open.is_empty() {

@@ -303,7 +303,8 @@ fn described(run: &Value) -> String {
     }
     let counts = ["queued", "dialing", "calling", "completed", "busy", "noAnswer", "failed", "canceled"];
     let counts = counts.map(|name| format!("{} {name}", number(run, name))).join(", ");
-    format!("{head}\n{counts}")
+    let next = run["nextDialAt"].as_str().map_or(String::new(), |at| format!("\nnobody is due before {at}"));
+    format!("{head}\n{counts}{next}")
 }
 
 fn table(listed: &Value) -> String {

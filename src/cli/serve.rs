@@ -9,6 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::file::ConfigText;
 use super::{CONFIG, ConfigFile, Failure, Outcome, environment, file, logs, stop_signal};
 use crate::admin::reload::ReloadTrigger;
+use crate::app::service_manager::ServiceManager;
 use crate::app::{App, ConfigSource};
 use crate::clock::Clock;
 use crate::config::File;
@@ -28,6 +29,9 @@ pub(super) struct Serve {
     /// Where providers connect, instead of listen.webhooks
     #[arg(long, value_name = "ADDRESS")]
     listen_webhooks: Option<String>,
+    /// Where providers and clients connect, on one port, instead of listen.public
+    #[arg(long, value_name = "ADDRESS")]
+    listen_public: Option<String>,
     /// Where operators connect, instead of listen.admin
     #[arg(long, value_name = "ADDRESS")]
     listen_admin: Option<String>,
@@ -45,6 +49,7 @@ impl Serve {
             ("RINGFENCE_CONCURRENT", self.concurrent.map(|calls| calls.to_string())),
             ("RINGFENCE_LISTEN_API", self.listen_api),
             ("RINGFENCE_LISTEN_WEBHOOKS", self.listen_webhooks),
+            ("RINGFENCE_LISTEN_PUBLIC", self.listen_public),
             ("RINGFENCE_LISTEN_ADMIN", self.listen_admin),
             ("RINGFENCE_LISTEN_CLIENT", self.listen_client),
         ]
@@ -80,8 +85,19 @@ impl Serve {
         } else {
             tracing::info!(api = %app.api(), webhooks = %app.webhooks(), admin = %app.admin(), socket = ?app.admin_socket(), client = %app.client(), "ready");
         }
+        let manager = ServiceManager::from_environment();
+        if let Some(manager) = &manager {
+            manager.ready();
+        }
+        let mut lives = std::pin::pin!(async {
+            if let Some(manager) = &manager {
+                manager.live().await;
+            }
+            std::future::pending::<()>().await;
+        });
         loop {
             tokio::select! {
+                () = &mut lives => {}
                 stopped = &mut stop => {
                     stopped??;
                     break;
@@ -90,6 +106,9 @@ impl Serve {
                     app.reload(ReloadTrigger::this_process("SIGHUP")).await;
                 }
             }
+        }
+        if let Some(manager) = &manager {
+            manager.stopping();
         }
         app.drain().await;
         Ok(ExitCode::SUCCESS)

@@ -69,4 +69,10 @@ pub const CODES: &[(&str, &str)] = &[
     ("W022", "A limit matches a business that is not in the file."),
     ("W023", "The TLS certificate expires within 14 days."),
     ("W024", "`destinations.only_numbers` is set together with `public_url`."),
+    ("W025", "The SQLite file is on a disk that goes with the machine: a platform's, with no volume mounted."),
+    ("W030", "With `doctor`: a disk that ringfence writes to is nearly full."),
+    ("W031", "With `doctor`: this machine's clock differs from a provider's."),
+    ("W032", "With `doctor`: a setting of an agent or a number at a provider bears on calls."),
+    ("W033", "With `doctor`: `public_url` does not lead to a ringfence, as far as can be seen from here."),
+    ("W034", "With `doctor`: the running sidecar has something that needs attention."),
 ];

@@ -61,6 +61,11 @@ impl Report {
         self.add(Diagnostic { severity, code, title, span, label: String::new(), context: None, help });
     }
 
+    /// How many errors there are.
+    pub fn errors(&self) -> usize {
+        self.items.borrow().iter().filter(|d| d.severity == Severity::Error).count()
+    }
+
     /// Whether there is one of this code.
     pub fn has(&self, code: &str) -> bool {
         self.items.borrow().iter().any(|d| d.code == code)

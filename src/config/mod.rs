@@ -9,7 +9,10 @@ pub mod codes;
 mod destinations;
 pub mod diagnostics;
 mod duplicate;
+mod ephemeral;
 mod file;
+mod lead_sources;
+mod listen;
 mod matches;
 mod policy;
 mod records;
@@ -35,7 +38,7 @@ use crate::capacity;
 use crate::gate::redis;
 use crate::ids::{AccountName, number_key};
 use crate::jws::SECRET_BYTES_MIN;
-use crate::net::local::PATH_BYTES_MAX as SOCKET_PATH_BYTES_MAX;
+use crate::metrics::BUSINESS_LABELS;
 use crate::policy::{OnOutage, RETENTION_DAYS, Settings as PolicySettings};
 use crate::provider::Registry;
 use crate::provider::account::Account;
@@ -48,6 +51,7 @@ use crate::transcripts;
 use crate::webhook::{self, InboundMode};
 use diagnostics::{Diagnostic, Report, Severity};
 pub use file::{File, FileRead, Inputs};
+pub use listen::{AdminSocket, Listen, ListenerName, TlsSettings};
 pub use restart::needs_restart;
 use table::{Env, Source, Table};
 
@@ -92,6 +96,8 @@ pub struct Config {
     pub token_secret: Option<Secret>,
     /// `/metrics` needs a token as everything else does.
     pub metrics_token: bool,
+    /// Businesses that have a label of their own in metrics, at most.
+    pub metrics_businesses: u32,
     /// What clients of before ringfence show to read figures.
     pub cron_secret: Option<Secret>,
     /// Tokens and signatures are required.
@@ -106,36 +112,6 @@ pub struct Config {
     pub runs: runs::Settings,
     /// The config file is read again when it changes.
     pub watch: bool,
-}
-
-/// Addresses of the listeners.
-#[derive(Debug, Clone)]
-pub struct Listen {
-    /// Apps.
-    pub api: SocketAddr,
-    /// Providers.
-    pub webhooks: SocketAddr,
-    /// Operators.
-    pub admin: SocketAddr,
-    /// Operators of this machine's user: a Unix socket.
-    pub admin_socket: AdminSocket,
-    /// Who follows what is said in calls.
-    pub client: SocketAddr,
-    /// Certificate and key, for `api`, `webhooks` and `client`.
-    pub tls: Option<(PathBuf, PathBuf)>,
-    /// Whose `X-Forwarded-*` headers are believed.
-    pub trusted_peers: crate::net::TrustedPeers,
-    /// Connections of one peer at once, on each listener. Default: half of what the listener takes.
-    pub connections_per_peer: Option<usize>,
-}
-
-/// The Unix socket of `listen.admin`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AdminSocket {
-    /// Where it is.
-    pub path: PathBuf,
-    /// The config names it: it must be there. The default goes without where another process has it.
-    pub is_named: bool,
 }
 
 /// Why signatures and tokens are required, or not.
@@ -308,7 +284,7 @@ pub fn admin_address(text: &str, folder: &std::path::Path, env: Env<'_>) -> Opti
     let root = Table::root(source, parsed.get_ref());
     let in_postgres = root.table("store").has("url");
     let store = store(&root, folder);
-    let listen = listen(&root, folder, &store)?;
+    let listen = listen::read(&root, folder, &store)?;
     let socket = match listen.admin_socket {
         socket if socket.is_named => socket.path,
         // The URL may be a secret that is not here.
@@ -362,7 +338,9 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
     let (accounts, account_limits) = accounts::read(root, registry.as_ref());
     let policy = policy::read(root, account_limits, &accounts);
     let store = store(root, folder);
-    let listen = listen(root, folder, &store);
+    ephemeral::warn(root, &store);
+    let listen = listen::read(root, folder, &store);
+    let (allow_from, rate_per_address) = listen::webhooks(root, registry.as_ref());
     let records = records::read(root);
     let destinations = destinations::read(root, folder);
 
@@ -415,6 +393,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
     let token_secret = admin.secret("token_secret");
     long_enough(&admin, token_secret.as_slice());
     let metrics_token = admin.flag("metrics_token").unwrap_or(false);
+    let metrics_businesses = admin.count("metrics_businesses", 0..=1000).unwrap_or(BUSINESS_LABELS);
     let cron_secret = admin.secret("cron_secret");
     if let Some(short) = cron_secret.as_ref().map(|s| s.expose().len()).filter(|n| *n < CRON_SECRET_BYTES_MIN) {
         let title = format!("`admin.cron_secret` has {short} bytes; it needs {CRON_SECRET_BYTES_MIN} at least");
@@ -430,8 +409,10 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
     let watch = reload.flag("watch").unwrap_or(true);
     reload.finish();
 
+    let sources = lead_sources::read(root, records.forward_url.is_some());
     let table = root.table("runs");
     let runs = runs::Settings {
+        sources,
         dials: table.flag("dials").unwrap_or(true),
         reserve_for_direct: table.count("reserve_for_direct", 0..=1_000_000).unwrap_or(0),
         leads_max: table.count("leads_max", 1..=10_000_000).unwrap_or(runs::LEADS_MAX),
@@ -501,6 +482,8 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
             agents,
             extra_paths,
             forward_paths: records.forward_paths,
+            allow_from,
+            rate_per_address,
         },
         deadlines,
         late_answer: late_answer.max(create_timeout),
@@ -513,6 +496,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
         client,
         token_secret,
         metrics_token,
+        metrics_businesses,
         cron_secret,
         strict,
         log,
@@ -575,66 +559,6 @@ fn registry(root: &Table<'_>, folder: &std::path::Path) -> Option<Registry> {
         root.report().error("E020", root.span("providers_dir"), one.to_string(), "");
     }
     Some(registry)
-}
-
-fn listen(root: &Table<'_>, folder: &std::path::Path, store: &StoreSettings) -> Option<Listen> {
-    let table = root.table("listen");
-    let address = |key: &str, default: &str| {
-        let parse = |text: &str| {
-            let full = if text.starts_with(':') { format!("127.0.0.1{text}") } else { text.to_owned() };
-            full.parse::<SocketAddr>()
-                .map_err(|_| format!("{text:?} is no address: write 127.0.0.1:8080 or [::1]:8080"))
-        };
-        if table.has(key) {
-            table.parsed(key, parse)
-        } else {
-            table.text(key).or(Some(default.to_owned())).and_then(|t| parse(&t).ok())
-        }
-    };
-    let (api, webhooks) = (address("api", "127.0.0.1:8080"), address("webhooks", "127.0.0.1:8081"));
-    let (admin, client) = (address("admin", "127.0.0.1:9900"), address("client", "127.0.0.1:8082"));
-    let named = table.text("admin_socket").map(|path| folder.join(path));
-    let admin_socket =
-        AdminSocket { is_named: named.is_some(), path: named.unwrap_or_else(|| store.default_socket(folder)) };
-    let length = admin_socket.path.as_os_str().len();
-    if length > SOCKET_PATH_BYTES_MAX {
-        let title = format!(
-            "the path of `listen.admin_socket` has {length} bytes; a Unix socket's may have {SOCKET_PATH_BYTES_MAX}"
-        );
-        let help = format!(
-            "name a shorter one: listen.admin_socket = \"/run/ringfence/admin.sock\"; it is {}",
-            admin_socket.path.display()
-        );
-        root.report().error("E003", table.span("admin_socket"), title, &help);
-    }
-    let (cert, key) = (table.text("tls_cert"), table.text("tls_key"));
-    let tls = match (cert, key) {
-        (Some(cert), Some(key)) => Some((folder.join(cert), folder.join(key))),
-        (None, None) => None,
-        (Some(_), None) | (None, Some(_)) => {
-            let title = "listen.tls_cert and listen.tls_key belong together";
-            root.report().error("E004", table.span("tls_cert").or(table.span("tls_key")), title, "");
-            None
-        }
-    };
-    let peers = table.texts("trusted_peers").unwrap_or_default();
-    let trusted_peers = crate::net::TrustedPeers::parse(&peers).unwrap_or_else(|error| {
-        root.report().error("E003", table.span("trusted_peers"), format!("`listen.trusted_peers`: {error}"), "");
-        crate::net::TrustedPeers::default()
-    });
-    let connections_per_peer = table.count("connections_per_peer", 1..=1_000_000).map(|count| count as usize);
-    table.finish();
-    let all = [("api", api), ("webhooks", webhooks), ("admin", admin), ("client", client)];
-    for (n, (name, address)) in all.iter().enumerate() {
-        // Port 0 takes a free one each time.
-        let same = |other: &&(&str, Option<SocketAddr>)| other.1 == *address && address.is_some_and(|a| a.port() != 0);
-        if let (Some((first, _)), Some(address)) = (all[..n].iter().find(same), address) {
-            let title = format!("listen.{first} and listen.{name} are both {address}");
-            root.report().error("E043", table.span(name), title, "each listener needs an address of its own");
-        }
-    }
-    let (api, webhooks, admin, client) = (api?, webhooks?, admin?, client?);
-    Some(Listen { api, webhooks, admin, admin_socket, client, tls, trusted_peers, connections_per_peer })
 }
 
 fn deadlines(root: &Table<'_>, create_timeout: Duration) -> Deadlines {

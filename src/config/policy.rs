@@ -1,6 +1,6 @@
 //! `[plans]`, `[businesses]`, `[[limits]]` and the numbers at the top.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::matches;
@@ -25,7 +25,7 @@ pub(super) fn read(root: &Table<'_>, limits_of: Vec<AccountLimits>, accounts: &A
     let concurrent = root.count("concurrent", 0..=CALLS_MAX);
     let rate = root.rate();
     let per_business = root.count("per_business", 0..=CALLS_MAX);
-    let mut plans = plans(root);
+    let (mut plans, mistaken) = plans(root);
     if let Some(n) = per_business {
         let default = plans.entry(DEFAULT_PLAN.to_owned()).or_default();
         if default.concurrent.is_some() {
@@ -34,7 +34,7 @@ pub(super) fn read(root: &Table<'_>, limits_of: Vec<AccountLimits>, accounts: &A
         }
         default.concurrent = Some(n);
     }
-    let named = businesses(root, &plans);
+    let named = businesses(root, &plans, &mistaken);
     let limits = limits(root, accounts, &plans);
     warn(root, named.rules.as_deref(), &named.unknown, &named.list, &limits);
     Some(Settings {
@@ -56,10 +56,12 @@ pub(super) fn read(root: &Table<'_>, limits_of: Vec<AccountLimits>, accounts: &A
     })
 }
 
-fn plans(root: &Table<'_>) -> BTreeMap<String, Plan> {
+/// The plans, and the names of those in which something is wrong: nothing is concluded from what these do not say.
+fn plans(root: &Table<'_>) -> (BTreeMap<String, Plan>, BTreeSet<String>) {
     let table = root.table("plans");
-    let mut plans = default_plans();
+    let (mut plans, mut mistaken) = (default_plans(), BTreeSet::new());
     for (name, one) in table.named_tables(&[]) {
+        let before = root.report().errors();
         let plan = Plan {
             concurrent: one.count("concurrent", 0..=CALLS_MAX),
             rate: one.rate(),
@@ -67,10 +69,13 @@ fn plans(root: &Table<'_>) -> BTreeMap<String, Plan> {
             destinations: destinations(&one),
         };
         one.finish();
+        if root.report().errors() > before {
+            mistaken.insert(name.clone());
+        }
         plans.insert(name, plan);
     }
     table.finish();
-    plans
+    (plans, mistaken)
 }
 
 /// `[plans.NAME.destinations]` and the like. Where the file has no such table nobody is asked: there may be very many businesses.
@@ -93,7 +98,7 @@ struct Named {
     demo: bool,
 }
 
-fn businesses(root: &Table<'_>, plans: &BTreeMap<String, Plan>) -> Named {
+fn businesses(root: &Table<'_>, plans: &BTreeMap<String, Plan>, mistaken: &BTreeSet<String>) -> Named {
     let table = root.table("businesses");
     let contradictions = table.word("contradictions", &Contradictions::WORDS).unwrap_or_default();
     let demo = table.flag("demo").unwrap_or(false);
@@ -133,6 +138,7 @@ fn businesses(root: &Table<'_>, plans: &BTreeMap<String, Plan>) -> Named {
     };
     let (mut list, mut owners) = (Vec::new(), BTreeMap::<String, String>::new());
     for (name, one) in table.named_tables(&["identify_by", "unknown", "contradictions", "demo"]) {
+        let before = root.report().errors();
         let business = Business {
             plan: one.text("plan"),
             max_calls: one.count("max_calls", 0..=CALLS_MAX),
@@ -158,13 +164,9 @@ fn businesses(root: &Table<'_>, plans: &BTreeMap<String, Plan>) -> Named {
             && business
                 .plan
                 .as_ref()
-                .filter(|plan| *plan != DEFAULT_PLAN)
+                .filter(|plan| *plan != DEFAULT_PLAN && !mistaken.contains(*plan))
                 .and_then(|p| plans.get(p))
                 .is_some_and(|p| p.concurrent.is_none());
-        if unlimited {
-            let title = format!("business {name} needs max_calls: its plan leaves the number to each business");
-            root.report().error("E004", one.span("plan"), title, "");
-        }
         for key in business.agent_ids.iter().chain(&business.phone_numbers) {
             if let Some(other) =
                 owners.insert(number_key(key).into_owned(), name.clone()).filter(|other| *other != name)
@@ -174,6 +176,11 @@ fn businesses(root: &Table<'_>, plans: &BTreeMap<String, Plan>) -> Named {
             }
         }
         one.finish();
+        // A key that is misspelt is told of once, not a second time by what is missing.
+        if unlimited && root.report().errors() == before {
+            let title = format!("business {name} needs max_calls: its plan leaves the number to each business");
+            root.report().error("E004", one.span("plan"), title, "");
+        }
         list.push(business);
     }
     table.finish();

@@ -2,18 +2,28 @@
 
 use toml::de::DeTable;
 
-use super::Config;
 use super::diagnostics::{Diagnostic, Report};
+use super::{Config, Listen};
 
 /// The keys that differ and would need a restart, each as a mistake at its place in the new text. Whoever finds one takes up nothing
 /// of the new config: half of a config is one that nobody wrote.
 pub fn needs_restart(old: &Config, new: &Config, text: &str) -> Vec<Diagnostic> {
     let (was, is) = (&old.listen, &new.listen);
-    let files = |config: &Config| config.listen.tls.clone().unzip();
-    let ((was_cert, was_key), (is_cert, is_key)) = (files(old), files(new));
+    let tls = |listen: &Listen| {
+        let tls = listen.tls.clone();
+        let clients = tls.as_ref().and_then(|tls| tls.clients.clone()).unzip();
+        (
+            tls.as_ref().map(|tls| tls.cert.clone()),
+            tls.as_ref().map(|tls| tls.key.clone()),
+            tls.map(|tls| tls.listeners),
+            clients,
+        )
+    };
+    let ((was_cert, was_key, was_tls, was_clients), (is_cert, is_key, is_tls, is_clients)) = (tls(was), tls(is));
     let changed = [
         ("listen.api", was.api != is.api),
-        ("listen.webhooks", was.webhooks != is.webhooks),
+        ("listen.webhooks", was.webhooks != is.webhooks && !was.is_public && !is.is_public),
+        ("listen.public", was.is_public != is.is_public || (is.is_public && was.webhooks != is.webhooks)),
         ("listen.admin", was.admin != is.admin),
         (
             "listen.admin_socket",
@@ -22,6 +32,12 @@ pub fn needs_restart(old: &Config, new: &Config, text: &str) -> Vec<Diagnostic> 
         ("listen.client", was.client != is.client),
         ("listen.tls_cert", was_cert != is_cert),
         ("listen.tls_key", was_key != is_key),
+        ("listen.tls_listeners", was_tls != is_tls && was_cert.is_some() && is_cert.is_some()),
+        ("listen.tls_client_ca", was_clients.0 != is_clients.0),
+        (
+            "listen.tls_client_listeners",
+            was_clients.1 != is_clients.1 && was_clients.0.is_some() && is_clients.0.is_some(),
+        ),
         ("listen.trusted_peers", was.trusted_peers != is.trusted_peers),
         ("listen.connections_per_peer", was.connections_per_peer != is.connections_per_peer),
         ("store.path", old.store.path != new.store.path),

@@ -140,7 +140,7 @@ impl<'a> Table<'a> {
 
     /// A variable that is empty counts as not set: what writes `NAME=${OTHER}` with no OTHER means that. A secret that is
     /// empty would be worse than none: anybody can sign with it.
-    fn variable(&self, name: &str) -> Option<String> {
+    pub fn variable(&self, name: &str) -> Option<String> {
         self.source.variables.borrow_mut().insert(name.to_owned());
         (self.source.env)(name).filter(|value| !value.trim().is_empty())
     }

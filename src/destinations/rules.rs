@@ -203,7 +203,9 @@ impl fmt::Display for Blocked {
             Blocked::Prefix => f.write_str("begins as no number may that is called from here"),
             Blocked::Kind(kind) => write!(f, "is a number of type {}, which is not called from here", kind.as_str()),
             Blocked::Quiet(until) => write!(f, "is in its quiet hours until {}", rfc3339(*until)),
-            Blocked::Never => f.write_str("has quiet hours, and it is not known when they end there"),
+            Blocked::Never => f.write_str(
+                "may be called at some hours only, and it is not known what time it is there, or they never come",
+            ),
             Blocked::Only => f.write_str("is none of the numbers that may be called (destinations.only_numbers)"),
         }
     }

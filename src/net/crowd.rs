@@ -15,10 +15,11 @@ pub(super) const SAY_EVERY: Duration = Duration::from_secs(60);
 
 /// Who shares a bound: an IPv4 address, or the first 64 bits of an IPv6 one, since a single host has those to itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct PeerKey(IpAddr);
+pub struct PeerKey(IpAddr);
 
 impl PeerKey {
-    pub(super) fn of(address: IpAddr) -> Self {
+    /// The key of an address.
+    pub fn of(address: IpAddr) -> Self {
         PeerKey(match address.to_canonical() {
             IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() >> 64 << 64).into()),
             v4 => v4,

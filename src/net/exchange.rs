@@ -1,6 +1,7 @@
 //! One HTTP request being answered at the edge.
 
 use std::future::poll_fn;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Poll;
@@ -259,6 +260,17 @@ impl Exchange {
         self.connection.facts.peer
     }
 
+    /// Who asks: the peer, or whom a trusted one forwards. `None`: over the Unix socket, or nobody but trusted peers.
+    pub fn client_address(&self) -> Option<IpAddr> {
+        let trusted = &self.connection.shared.settings.trusted_peers;
+        self.peer().addr().and_then(|peer| client_address(self.headers(), peer.ip(), trusted))
+    }
+
+    /// Whether the connection speaks TLS.
+    pub fn is_tls(&self) -> bool {
+        self.connection.facts.tls
+    }
+
     /// A real upgrade to WebSocket (RFC 6455 §4.1): HTTP/1.1 GET without a body, `Upgrade: websocket`, `Connection: upgrade`.
     pub fn is_upgrade(&self) -> bool {
         let head = &self.head;
@@ -288,9 +300,8 @@ impl Exchange {
         }
         self.progress.body_begun.set();
         let deadline = self.connection.shared.settings.body_timeout;
-        let trusted = &self.connection.shared.settings.trusted_peers;
-        let client = self.peer().addr().and_then(|peer| client_address(self.headers(), peer.ip(), trusted));
-        let room = self.body_room.insert(self.connection.shared.body_room.body(client.map(PeerKey::of)));
+        let client = self.client_address().map(PeerKey::of);
+        let room = self.body_room.insert(self.connection.shared.body_room.body(client));
         let Some(incoming) = &mut self.incoming else {
             return Err(BodyError::Broken);
         };

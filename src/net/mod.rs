@@ -14,7 +14,7 @@
 //! Reading order: [`edge`] (life of the listener), [`cores`] (the threads that serve), `crowd` (who is connected), `room` (memory of
 //! bodies), `connection` (life of one connection; `turns`: its futures), `wire` (its bytes, `head` and `chunks` how they are judged), `refusal` (what is not
 //! let in), [`exchange`] (one request), `reply` (its answer), [`headers`] (what may cross a hop), [`relay`](mod@relay), `stream` and
-//! `tunnel` (through), [`upstream`] and `pool` (out), [`callback`] (out to where tenants want it), [`local`] (in, over a Unix socket),
+//! `tunnel` (through), [`upstream`] and `pool` (out), [`callback`] (out to where tenants want it), [`local`] (in, over a Unix socket), `follow` (answers that go on),
 //! [`mod@retry_after`] (when to ask again).
 
 mod body;
@@ -27,6 +27,7 @@ mod crowd;
 pub mod descriptors;
 pub mod edge;
 pub mod exchange;
+mod follow;
 mod head;
 pub mod headers;
 pub mod local;
@@ -50,8 +51,10 @@ pub mod upstream;
 mod wire;
 
 pub use callback::{BadCallback, CALLBACK_MARK, CallbackRules};
+pub use crowd::PeerKey;
 pub use edge::{Drained, Edge, EdgeSettings, Handler, RunningEdge};
 pub use exchange::{BodyError, Exchange};
+pub use follow::{Following, follow_local};
 pub use headers::TrustedPeers;
 pub use local::{LocalSocket, Peer, fetch_local};
 pub use port::{PortOwner, port_owner, spare_port};

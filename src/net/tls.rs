@@ -5,9 +5,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use ring::digest;
-use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::TlsAcceptor;
 
 /// Makes `ring` the process's cryptography, once; later calls do nothing. Must run before any TLS, so `main` calls it first;
@@ -50,6 +52,7 @@ pub struct ReloadingTls(Arc<Inner>);
 struct Inner {
     cert: PathBuf,
     key: PathBuf,
+    client_ca: Option<PathBuf>,
     acceptor: ArcSwap<TlsAcceptor>,
     /// SHA-256 over the files as last tried, so that a file changed twice within one mtime tick is still seen, and a bad
     /// file is complained about once and not each time somebody looks.
@@ -57,6 +60,12 @@ struct Inner {
 }
 
 type Fingerprint = [u8; digest::SHA256_OUTPUT_LEN];
+
+impl Inner {
+    fn fingerprint(&self) -> Result<Fingerprint, TlsError> {
+        fingerprint(&self.cert, &self.key, self.client_ca.as_deref())
+    }
+}
 
 impl std::fmt::Debug for ReloadingTls {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -70,10 +79,27 @@ impl ReloadingTls {
     /// # Errors
     /// [`TlsError`], naming the file.
     pub fn load(cert: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Result<Self, TlsError> {
-        let (cert, key) = (cert.into(), key.into());
-        let seen = fingerprint(&cert, &key)?;
-        let acceptor = ArcSwap::from_pointee(acceptor(&cert, &key)?);
-        Ok(ReloadingTls(Arc::new(Inner { cert, key, acceptor, tried: Mutex::new(Some(seen)) })))
+        Self::load_for(cert.into(), key.into(), None)
+    }
+
+    /// The same for clients that must show a certificate of one of the authorities in `client_ca` (PEM): mutual TLS.
+    ///
+    /// # Errors
+    /// [`TlsError`], naming the file.
+    pub fn load_mutual(cert: &Path, key: &Path, client_ca: &Path) -> Result<Self, TlsError> {
+        Self::load_for(cert.to_owned(), key.to_owned(), Some(client_ca.to_owned()))
+    }
+
+    fn load_for(cert: PathBuf, key: PathBuf, client_ca: Option<PathBuf>) -> Result<Self, TlsError> {
+        let seen = fingerprint(&cert, &key, client_ca.as_deref())?;
+        let acceptor = ArcSwap::from_pointee(acceptor(&cert, &key, client_ca.as_deref())?);
+        Ok(ReloadingTls(Arc::new(Inner { cert, key, client_ca, acceptor, tried: Mutex::new(Some(seen)) })))
+    }
+
+    /// When what is in use expires, in seconds since 1970: the certificate, and the first of the authorities of clients.
+    pub fn expiries(&self) -> Vec<(&'static str, i64)> {
+        let of = |name, path: Option<&PathBuf>| Some((name, expiry(path?).ok()?.1));
+        [of("server", Some(&self.0.cert)), of("client_ca", self.0.client_ca.as_ref())].into_iter().flatten().collect()
     }
 
     /// Reads both files again and uses them for new connections from now on.
@@ -82,10 +108,10 @@ impl ReloadingTls {
     /// [`TlsError`]; the certificate in use stays in use.
     pub fn reload(&self) -> Result<(), TlsError> {
         // Taken before the files are loaded: if they change in between, the next look sees a difference.
-        let seen = fingerprint(&self.0.cert, &self.0.key);
+        let seen = self.0.fingerprint();
         *self.0.tried.lock().unwrap_or_else(PoisonError::into_inner) = seen.as_ref().ok().copied();
         seen?;
-        self.0.acceptor.store(Arc::new(acceptor(&self.0.cert, &self.0.key)?));
+        self.0.acceptor.store(Arc::new(acceptor(&self.0.cert, &self.0.key, self.0.client_ca.as_deref())?));
         Ok(())
     }
 
@@ -95,7 +121,7 @@ impl ReloadingTls {
     /// # Errors
     /// [`TlsError`], once for each change; the certificate in use stays in use.
     pub fn reload_if_changed(&self) -> Result<bool, TlsError> {
-        let seen = fingerprint(&self.0.cert, &self.0.key)?;
+        let seen = self.0.fingerprint()?;
         if *self.0.tried.lock().unwrap_or_else(PoisonError::into_inner) == Some(seen) {
             return Ok(false);
         }
@@ -140,9 +166,9 @@ fn misplaced(cert: &Path, key: &Path) -> Option<&'static str> {
     }
 }
 
-fn fingerprint(cert: &Path, key: &Path) -> Result<Fingerprint, TlsError> {
+fn fingerprint(cert: &Path, key: &Path, client_ca: Option<&Path>) -> Result<Fingerprint, TlsError> {
     let mut hash = digest::Context::new(&digest::SHA256);
-    for path in [cert, key] {
+    for path in [cert, key].into_iter().chain(client_ca) {
         let bytes = std::fs::read(path)
             .map_err(|error| TlsError::Unreadable { path: path.to_owned(), why: error.to_string() })?;
         hash.update(&(bytes.len() as u64).to_be_bytes());
@@ -153,7 +179,22 @@ fn fingerprint(cert: &Path, key: &Path) -> Result<Fingerprint, TlsError> {
     Ok(print)
 }
 
-fn acceptor(cert: &Path, key: &Path) -> Result<TlsAcceptor, TlsError> {
+/// Who decides whether a client's certificate is good: one of the authorities in a PEM file has signed it.
+fn verifier(client_ca: &Path) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    let unreadable = |why: String| TlsError::Unreadable { path: client_ca.to_owned(), why };
+    let read = CertificateDer::pem_file_iter(client_ca).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let authorities = read.map_err(|error| unreadable(error.to_string()))?;
+    if authorities.is_empty() {
+        return Err(unreadable("it has no certificate in PEM".to_owned()));
+    }
+    let mut roots = RootCertStore::empty();
+    for authority in authorities {
+        roots.add(authority).map_err(|error| unreadable(error.to_string()))?;
+    }
+    WebPkiClientVerifier::builder(roots.into()).build().map_err(|error| unreadable(error.to_string()))
+}
+
+fn acceptor(cert: &Path, key: &Path, client_ca: Option<&Path>) -> Result<TlsAcceptor, TlsError> {
     install_crypto_provider();
     let unusable = |why: String| TlsError::Unusable { cert: cert.to_owned(), key: key.to_owned(), why };
     if let Some(why) = misplaced(cert, key) {
@@ -162,10 +203,11 @@ fn acceptor(cert: &Path, key: &Path) -> Result<TlsAcceptor, TlsError> {
     let pem = |error: rustls::pki_types::pem::Error| unusable(error.to_string());
     let chain = CertificateDer::pem_file_iter(cert).and_then(Iterator::collect::<Result<Vec<_>, _>>).map_err(pem)?;
     let private = PrivateKeyDer::from_pem_file(key).map_err(pem)?;
-    let mut config = ServerConfig::builder()
-        .with_no_client_auth()
-        .with_single_cert(chain, private)
-        .map_err(|error| unusable(error.to_string()))?;
+    let config = match client_ca {
+        None => ServerConfig::builder().with_no_client_auth(),
+        Some(client_ca) => ServerConfig::builder().with_client_cert_verifier(verifier(client_ca)?),
+    };
+    let mut config = config.with_single_cert(chain, private).map_err(|error| unusable(error.to_string()))?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(config)))
 }

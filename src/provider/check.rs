@@ -1,5 +1,5 @@
-//! What `ringfence check --live` asks a provider, as data, and what an answer says about our webhooks. Pure; nothing that is
-//! asked changes anything.
+//! What `ringfence check --live` and `ringfence doctor` ask a provider, as data, and what an answer says about our webhooks and about
+//! settings that bear on calls. Pure; nothing that is asked changes anything.
 
 use std::collections::BTreeMap;
 
@@ -29,6 +29,40 @@ pub struct Check {
     /// Lists of what posts webhooks: the webhooks themselves, numbers.
     #[serde(default, rename = "hook")]
     pub hooks: Vec<Hooks>,
+    /// Lists of what has settings that bear on calls: agents. Asked by `ringfence doctor` alone.
+    #[serde(default, rename = "list")]
+    pub lists: Vec<Listed>,
+    /// What a person sets in the provider's console, step by step; `{public_url}` is filled in.
+    #[serde(default)]
+    pub console: Vec<String>,
+    /// What the provider does not tell over its API, so that a person must compare it.
+    #[serde(default)]
+    pub untold: Vec<String>,
+}
+
+/// A list of things at the provider whose settings bear on calls.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Listed {
+    /// What one is called.
+    pub what: String,
+    /// The request: a template over `account.*`.
+    pub path: String,
+    /// Where the items stand.
+    pub items: Selector,
+    /// How the next page is asked for.
+    pub next: Option<NextPage>,
+    /// What an item is told from others by.
+    pub name: Selector,
+    /// An item's id, for `each`.
+    pub id: Option<Selector>,
+    /// The request for one item, whose answer is judged in its place: a template over `account.*` and `item`.
+    pub each: Option<String>,
+    /// The longest that one of its calls may last, in seconds: compared with `longest_call_secs`.
+    pub longest: Option<Selector>,
+    /// Settings that bear on calls.
+    #[serde(default, rename = "fault")]
+    pub faults: Vec<Fault>,
 }
 
 /// A list of things at the provider that post to a URL: its webhooks, its numbers.
@@ -99,6 +133,25 @@ pub struct Fault {
     pub detail: Option<Selector>,
     /// Since when, in Unix seconds.
     pub since: Option<Selector>,
+    /// Why it matters.
+    pub why: Option<String>,
+    /// What to do.
+    pub fix: Option<String>,
+    /// `ringfence doctor` alone tells of it.
+    #[serde(default)]
+    pub doctor: bool,
+}
+
+impl Fault {
+    /// What it says of an item.
+    fn says(&self, message: &Message<'_>) -> String {
+        let detail = self.detail.as_ref().and_then(|d| d.text(message));
+        let since = self.since.as_ref().and_then(|s| s.text(message)?.parse().ok());
+        let since = since.and_then(|secs| jiff::Timestamp::from_second(secs).ok());
+        self.says.clone()
+            + &detail.map(|d| format!(" {}", plain(&d))).unwrap_or_default()
+            + &since.map(|s| format!(", at {}", s.strftime("%Y-%m-%dT%H:%M:%SZ"))).unwrap_or_default()
+    }
 }
 
 /// Something that is wrong with webhooks.
@@ -134,11 +187,8 @@ pub enum Finding {
         /// What follows.
         without: String,
     },
-    /// The provider uses something else than its URLs, or it does not post.
-    Fault {
-        /// What it is.
-        says: String,
-    },
+    /// The provider uses something else than its URLs, or it does not post, or one of its settings bears on calls.
+    Fault(Setting),
 }
 
 /// Where our webhooks are reached, and by which paths.
@@ -152,6 +202,8 @@ pub struct Here<'a> {
     pub provider: &'a str,
     /// More paths by `provider.webhook`.
     pub extra_paths: &'a BTreeMap<String, Vec<String>>,
+    /// What only `ringfence doctor` tells of is told, too.
+    pub doctor: bool,
 }
 
 impl Here<'_> {
@@ -184,6 +236,48 @@ fn port(uri: &Uri) -> u16 {
     uri.port_u16().unwrap_or(if uri.scheme_str() == Some("http") { 80 } else { 443 })
 }
 
+/// Where an item's URLs lead.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// What the item is told from others by.
+    pub name: String,
+    /// Its URLs, in the order of the description.
+    pub urls: Vec<Leads>,
+}
+
+/// Where a URL leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leads {
+    /// What the provider calls the URL.
+    pub called: String,
+    /// To ringfence.
+    pub here: bool,
+    /// `comes here`, `is empty`, `goes to example.com`.
+    pub is: String,
+}
+
+/// A setting that bears on calls.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Setting {
+    /// What it is.
+    pub says: String,
+    /// Why it matters.
+    pub why: Option<String>,
+    /// What to do.
+    pub fix: Option<String>,
+}
+
+/// What is known of an item by its settings.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Judged {
+    /// What it is told from others by.
+    pub name: String,
+    /// Settings that bear on calls.
+    pub found: Vec<Setting>,
+    /// The longest that one of its calls may last, in seconds.
+    pub longest_secs: Option<u64>,
+}
+
 impl Hooks {
     /// What is wrong, with the names of the items that it is so of.
     pub fn judge(&self, items: &[Value], here: Here<'_>) -> BTreeMap<Finding, Vec<String>> {
@@ -194,7 +288,7 @@ impl Hooks {
             let mut add = |finding| found.entry(finding).or_default().push(self.name_of(&message));
             let used = |one: &&Instead| one.at.text(&message).is_some_and(|text| !text.is_empty());
             if let Some(instead) = self.instead.iter().find(used) {
-                add(Finding::Fault { says: instead.says.clone() });
+                add(Finding::Fault(Setting { says: instead.says.clone(), why: None, fix: None }));
                 continue;
             }
             let mut posts_here = false;
@@ -213,14 +307,10 @@ impl Hooks {
                 }
             }
             any_here |= posts_here;
-            if let Some(fault) = self.faults.iter().find(|f| posts_here && f.when.holds(&message)) {
-                let detail = fault.detail.as_ref().and_then(|d| d.text(&message));
-                let since = fault.since.as_ref().and_then(|s| s.text(&message)?.parse().ok());
-                let since = since.and_then(|secs| jiff::Timestamp::from_second(secs).ok());
-                let says = fault.says.clone()
-                    + &detail.map(|d| format!(" {}", plain(&d))).unwrap_or_default()
-                    + &since.map(|s| format!(", at {}", s.strftime("%Y-%m-%dT%H:%M:%SZ"))).unwrap_or_default();
-                add(Finding::Fault { says });
+            let told = |fault: &&Fault| (here.doctor || !fault.doctor) && fault.when.holds(&message);
+            if let Some(fault) = self.faults.iter().filter(|_| posts_here).find(told) {
+                let (why, fix) = (fault.why.clone(), fault.fix.clone());
+                add(Finding::Fault(Setting { says: fault.says(&message), why, fix }));
             }
         }
         if let (false, false, Some(url)) = (self.every, any_here, self.urls.first()) {
@@ -237,6 +327,21 @@ impl Hooks {
         found
     }
 
+    /// Where each URL of each item leads.
+    pub fn places(&self, items: &[Value], here: Here<'_>) -> Vec<Place> {
+        let place = |item: &Value| {
+            let (body, path, headers) = (Document::Json(item.clone()), BTreeMap::new(), HeaderMap::new());
+            let message = Message { body: &body, query: &[], path: &path, headers: &headers };
+            let urls = self.urls.iter().map(|url| {
+                let misses = here.misses(&url.at.text(&message).unwrap_or_default(), &url.webhook);
+                let is = misses.as_ref().map_or("comes here".to_owned(), |(is, _)| is.clone());
+                Leads { called: url.called.clone(), here: misses.is_none(), is }
+            });
+            Place { name: self.name_of(&message), urls: urls.collect() }
+        };
+        items.iter().map(place).collect()
+    }
+
     fn name_of(&self, message: &Message<'_>) -> String {
         let name = self.name.text(message).map(|n| plain(&n)).unwrap_or_default();
         match self.number.as_ref().and_then(|n| n.text(message)) {
@@ -244,6 +349,32 @@ impl Hooks {
             None => format!("\"{name}\""),
         }
     }
+}
+
+impl Listed {
+    /// An item's id.
+    pub fn id_of(&self, item: &Value) -> Option<String> {
+        read(item, |message| self.id.as_ref()?.text(message).map(|id| id.into_owned()))
+    }
+
+    /// What is known of an item by its settings.
+    pub fn judge(&self, item: &Value) -> Judged {
+        let judged = read(item, |message| {
+            let faults = self.faults.iter().filter(|fault| fault.when.holds(message));
+            let setting = |f: &Fault| Setting { says: f.says(message), why: f.why.clone(), fix: f.fix.clone() };
+            Some(Judged {
+                name: self.name.text(message).map(|name| plain(&name)).unwrap_or_default(),
+                found: faults.map(setting).collect(),
+                longest_secs: self.longest.as_ref().and_then(|longest| longest.text(message)?.parse().ok()),
+            })
+        });
+        judged.unwrap_or_default()
+    }
+}
+
+fn read<T>(item: &Value, read: impl FnOnce(&Message<'_>) -> Option<T>) -> Option<T> {
+    let (body, path, headers) = (Document::Json(item.clone()), BTreeMap::new(), HeaderMap::new());
+    read(&Message { body: &body, query: &[], path: &path, headers: &headers })
 }
 
 /// A text of a provider as a terminal may show it: one line, of bounded length.
@@ -262,13 +393,13 @@ mod tests {
         let description = registry.get(provider).unwrap();
         let base: Uri = base.parse().unwrap();
         let extra = BTreeMap::from([("twilio.voice".to_owned(), vec!["/ours/voice".to_owned()])]);
-        let here = Here { base: &base, webhooks: &description.webhooks, provider, extra_paths: &extra };
+        let here = Here { base: &base, webhooks: &description.webhooks, provider, extra_paths: &extra, doctor: true };
         description.check.as_ref().unwrap().hooks[0].judge(items, here).into_iter().collect()
     }
 
     fn number(voice: &str, status: &str) -> Value {
         json!({"sid": "PN1", "phone_number": "+15550001111", "voice_url": voice, "status_callback": status,
-               "voice_application_sid": "", "trunk_sid": null})
+               "voice_application_sid": "", "trunk_sid": null, "voice_fallback_url": "https://app.example.com/busy"})
     }
 
     #[test]
@@ -303,12 +434,41 @@ mod tests {
     }
 
     #[test]
+    fn a_number_without_a_fallback_is_told_of_by_doctor() {
+        let mut without = number("https://h.example.com/twilio/voice", "https://h.example.com/twilio/status");
+        for empty in [json!(""), Value::Null] {
+            without["voice_fallback_url"] = empty;
+            let found = judged("twilio", "https://h.example.com", std::slice::from_ref(&without));
+            let [(Finding::Fault(Setting { says, why: Some(_), fix: Some(_) }), _)] = &found[..] else {
+                panic!("{found:?}")
+            };
+            assert!(says.contains("VoiceFallbackUrl"), "{says}");
+        }
+    }
+
+    #[test]
+    fn an_agent_that_may_burst_is_found() {
+        let registry = Registry::new(&[]).unwrap();
+        let agents = &registry.get("elevenlabs").unwrap().check.as_ref().unwrap().lists[0];
+        let agent = |bursting: Value, queueing: Value| {
+            json!({"agent_id": "agent_1", "name": "Front desk",
+                "conversation_config": {"conversation": {"max_duration_seconds": 600}},
+                "platform_settings": {"call_limits": {"bursting_enabled": bursting}, "queueing_config": {"enabled": queueing}}})
+        };
+        assert_eq!(agents.id_of(&agent(json!(true), json!(false))).as_deref(), Some("agent_1"));
+        let Judged { name, found, longest_secs } = agents.judge(&agent(json!(true), json!(true)));
+        assert_eq!((name.as_str(), found.len(), longest_secs), ("Front desk", 2, Some(600)), "{found:?}");
+        assert!(found[0].says.contains("burst") && found[1].says.contains("queue"), "{found:?}");
+        assert_eq!(agents.judge(&agent(json!(false), json!(false))).found, []);
+    }
+
+    #[test]
     fn a_number_with_an_application_is_told_apart() {
         let mut with = number("https://h.example.com/twilio/voice", "");
         with["voice_application_sid"] = json!("AP1");
         let found = judged("twilio", "https://h.example.com", &[with]);
         assert!(
-            matches!(&found[..], [(Finding::Fault { says }, _)] if says.contains("TwiML application")),
+            matches!(&found[..], [(Finding::Fault(Setting { says, .. }), _)] if says.contains("TwiML application")),
             "{found:?}"
         );
     }
@@ -328,7 +488,10 @@ mod tests {
             [(true, json!(500), "switched off"), (false, json!(401), "401, at 2025-10-09T08:53:20Z")]
         {
             let found = judged(&[hook(ours, disabled, failed)]);
-            assert!(matches!(&found[..], [(Finding::Fault { says }, _)] if says.contains(expected)), "{found:?}");
+            assert!(
+                matches!(&found[..], [(Finding::Fault(Setting { says, .. }), _)] if says.contains(expected)),
+                "{found:?}"
+            );
         }
     }
 }

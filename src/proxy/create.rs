@@ -1,6 +1,7 @@
 //! Parses what may be a create: read → which operation? → whose? → a [`CreateRequest`].
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, HOST};
@@ -97,6 +98,7 @@ pub(super) async fn parse(
             unread(RejectionCode::InvalidRequest, format!("Not dialled: {error}."))
         }
     })?;
+    let read_at = Instant::now();
     let codings = headers.get_all(CONTENT_ENCODING);
     if codings.iter().any(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity")) {
         if calls.observes() {
@@ -152,6 +154,7 @@ pub(super) async fn parse(
     let mut request = CreateRequest::new(account.clone(), operation, facts, upstream, body);
     (request.batch, request.subaccount, request.sdk_sleeps, request.ignored) =
         (batch, subaccount, is_sleeping, ignored);
+    request.read_at = read_at;
     if let Some(rejection) = would_reject {
         let _ = request.would_reject.set(rejection);
     }

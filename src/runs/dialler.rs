@@ -21,6 +21,7 @@ use ulid::Ulid;
 use super::decide::{Recent, after, is_failure};
 use super::fair::{Lane, share};
 use super::load::no_public_host;
+use super::sift::sift;
 use super::spec::Plan;
 use super::{MayDial, Runs, may_dial};
 use crate::admission::LimitExceeded;
@@ -90,6 +91,8 @@ struct Due {
 enum Signal {
     Admitted,
     LimitExceeded(LimitExceeded),
+    /// It may not be called yet.
+    Postponed,
     Other,
 }
 
@@ -199,9 +202,12 @@ impl Dialler {
         let dials = dues.iter().zip(&shares).filter(|(_, share)| **share > 0);
         let dialled = join_all(dials.map(|(due, share)| self.dial(calls, due, *share, now_ms))).await;
         let (mut admitted, mut short) = (0, false);
-        let mut full = vec![];
+        let (mut full, mut closed) = (vec![], vec![]);
         for one in dialled {
-            let (run, n, of) = one?;
+            let (run, n, of, is_postponed) = one?;
+            if is_postponed {
+                closed.push(run.clone());
+            }
             if n > 0 {
                 self.turns += 1;
                 self.served.insert(run.clone(), self.turns);
@@ -216,7 +222,14 @@ impl Dialler {
                 self.say_waiting(due, &full.limit, full.scope, full.current, full.bound);
             }
         }
-        Ok(if admitted > 0 && !short { Duration::ZERO } else { RECHECK.min(until_next.max(Duration::from_millis(1))) })
+        for due in dues.iter().filter(|due| closed.contains(&due.one.run.id)) {
+            sift(calls, &due.plan.spec, &due.one.run.id, now_ms).await?;
+        }
+        Ok(if (admitted > 0 && !short) || !closed.is_empty() {
+            Duration::ZERO
+        } else {
+            RECHECK.min(until_next.max(Duration::from_millis(1)))
+        })
     }
 
     /// Settles jobs whose calls are over; how many.
@@ -353,14 +366,14 @@ impl Dialler {
         }
     }
 
-    /// Claims jobs of a run and slots them; how many were admitted, and what refused one.
+    /// Claims jobs of a run and slots them; how many were admitted, what refused one, and whether one may not be called yet.
     async fn dial(
         &self,
         calls: &Calls,
         due: &Due,
         share: u32,
         now_ms: UnixMs,
-    ) -> Result<(String, u32, Option<LimitExceeded>)> {
+    ) -> Result<(String, u32, Option<LimitExceeded>, bool)> {
         let run = &due.one.run.id;
         let claim = Claim {
             run: run.clone(),
@@ -387,15 +400,16 @@ impl Dialler {
                 told
             })
             .collect();
-        let (mut admitted, mut full) = (0, None);
+        let (mut admitted, mut full, mut postponed) = (0, None, false);
         for told in join_all(placing).await {
             match told {
                 Ok(Signal::Admitted) => admitted += 1,
                 Ok(Signal::LimitExceeded(of)) => full = full.or(Some(of)),
+                Ok(Signal::Postponed) => postponed = true,
                 Ok(Signal::Other) | Err(_) => {}
             }
         }
-        Ok((run.clone(), admitted, full))
+        Ok((run.clone(), admitted, full, postponed))
     }
 }
 
@@ -456,9 +470,13 @@ impl Place {
     async fn job(self, job: Job, signal: oneshot::Sender<Signal>) {
         let lead = serde_json::from_str::<Map<String, Value>>(&job.lead).unwrap_or_default();
         let now_ms = self.calls.lifecycle.clock.now_ms();
-        match may_dial(&self.calls.destinations, &self.plan.spec.business, &job.number, &lead, now_ms) {
+        match may_dial(&self.calls.destinations, &self.plan.spec, &job.number, &lead, now_ms) {
             MayDial::Now => {}
-            MayDial::NotBefore(at) => return self.settle(Settle { due_at: at, ..queued(&job) }).await,
+            MayDial::NotBefore(at) => {
+                self.settle(Settle { due_at: at, ..queued(&job) }).await;
+                let _ = signal.send(Signal::Postponed);
+                return;
+            }
             MayDial::Never { code, why } => {
                 return self.settle(failed(&job, format!("{code}: {why}"))).await;
             }

@@ -1,7 +1,7 @@
 //! How a run comes into the store: all of its leads, or none and every mistake by its line.
 
 use std::collections::HashMap;
-use std::collections::hash_map::RandomState;
+use std::collections::hash_map::{Entry, RandomState};
 use std::hash::BuildHasher as _;
 
 use ring::digest::{Context, SHA256};
@@ -11,7 +11,7 @@ use ulid::Ulid;
 
 use super::leads::Row;
 use super::spec::{Duplicates, Plan, Spec};
-use super::{Runs, not_a_number};
+use super::{Runs, not_a_number, zone_of};
 use crate::calls::Calls;
 use crate::clock::UnixMs;
 use crate::store::StoreError;
@@ -77,6 +77,8 @@ pub struct Loading {
     total: i64,
     mistakes: Vec<Mistake>,
     wrong: u64,
+    /// Leads that cannot be called are left out, so many so far.
+    left_out: Option<u64>,
 }
 
 /// What became of a run that was asked for.
@@ -191,6 +193,7 @@ impl Runs {
             total: 0,
             mistakes: vec![],
             wrong: 0,
+            left_out: None,
         }
     }
 }
@@ -226,6 +229,26 @@ impl Loading {
         &self.plan.operation.name
     }
 
+    /// Whether it was there already.
+    pub fn is_known(&self) -> bool {
+        self.known
+    }
+
+    /// Whether nobody is to be called, and nothing is wrong.
+    pub fn is_empty(&self) -> bool {
+        self.total == 0 && self.wrong == 0
+    }
+
+    /// Leaves out leads that cannot be called, instead of taking none.
+    pub fn leave_out(&mut self) {
+        self.left_out = Some(0);
+    }
+
+    /// How many were left out, and what is wrong with the first ones.
+    pub fn left_out(&self) -> (u64, &[Mistake]) {
+        (self.left_out.unwrap_or(0), &self.mistakes)
+    }
+
     /// Whether leads are of any use.
     pub fn wants_leads(&self) -> bool {
         self.run.state != RunState::Failed
@@ -237,8 +260,14 @@ impl Loading {
     /// [`LoadError::Store`].
     pub async fn take(&mut self, rows: Vec<Row>) -> Result<(), LoadError> {
         for row in rows {
+            // A row that cannot be read, or one too many, is no lead that could be left out.
+            let is_full = self.total >= i64::from(self.runs.settings.leads_max);
+            let is_readable = row.lead.is_ok();
             if let Err(why) = row.lead.and_then(|lead| self.one(row.line, lead)) {
-                self.wrong += 1;
+                match &mut self.left_out {
+                    Some(left_out) if is_readable && !is_full => *left_out += 1,
+                    _ => self.wrong += 1,
+                }
                 if self.mistakes.len() < MISTAKES_MAX {
                     self.mistakes.push(Mistake { line: row.line, error: why });
                 }
@@ -254,14 +283,16 @@ impl Loading {
         }
         let number = self.plan.number(&lead).ok_or_else(|| format!("{} is missing", self.plan.spec.number_field))?;
         let number = self.calls.destinations.normalise(&number).ok_or_else(not_a_number)?;
+        zone_of(&lead)?;
         let missing = self.plan.missing(&lead);
         if !missing.is_empty() {
             return Err(format!("missing: {}", missing.join(", ")));
         }
         if self.plan.spec.duplicates == Duplicates::Reject {
-            let first = *self.seen.entry(self.hasher.hash_one(&number)).or_insert(line);
-            if first != line {
-                return Err(format!("the same number as in line {first}"));
+            // Of a JSON array that is one line, all rows have the same.
+            match self.seen.entry(self.hasher.hash_one(&number)) {
+                Entry::Occupied(first) => return Err(format!("the same number as in line {}", first.get())),
+                Entry::Vacant(place) => drop(place.insert(line)),
             }
         }
         // What cannot be filled in is told now, and not when it is dialled.

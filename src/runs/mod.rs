@@ -1,7 +1,8 @@
 //! Bulk runs: an app hands over a list of leads, and ringfence dials it inside the same limits as every other call.
 //!
 //! [`spec`] is what a run asks for, [`leads`] reads the list row by row, [`load`] takes it into the store, all or nothing,
-//! [`fair`] shares free slots among runs, [`decide`] says what follows from the end of a call, [`dialler`] claims and dials.
+//! [`fair`] shares free slots among runs, [`decide`] says what follows from the end of a call, [`dialler`] claims and dials,
+//! [`recurring`] makes runs by a schedule.
 //!
 //! What is always true:
 //!
@@ -16,6 +17,8 @@ pub mod dialler;
 pub mod fair;
 pub mod leads;
 pub mod load;
+pub mod recurring;
+mod sift;
 pub mod spec;
 
 use std::sync::Arc;
@@ -26,8 +29,9 @@ use tokio::sync::Notify;
 use crate::calls::Destinations;
 use crate::clock::UnixMs;
 use crate::destinations::Blocked;
-use crate::ids::BusinessId;
 use crate::schedule::Zone;
+use recurring::source::Sources;
+use spec::Spec;
 
 /// Leads of a run at most, unless configured.
 pub const LEADS_MAX: u32 = 100_000;
@@ -35,6 +39,8 @@ pub const LEADS_MAX: u32 = 100_000;
 /// How runs are dialled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
+    /// Where recurring runs have their leads from.
+    pub sources: Sources,
     /// This replica dials.
     pub dials: bool,
     /// Slots that each limit of concurrent calls keeps free of bulk calls, unless a run says otherwise.
@@ -45,7 +51,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { dials: true, reserve_for_direct: 0, leads_max: LEADS_MAX }
+        Self { sources: Sources::new(), dials: true, reserve_for_direct: 0, leads_max: LEADS_MAX }
     }
 }
 
@@ -68,20 +74,35 @@ pub enum MayDial {
 /// Pause before a list that cannot be read is asked again, in milliseconds.
 const LIST_AGAIN_MS: i64 = 5_000;
 
-/// Whether a lead may be dialled now. Its field `timezone`, an IANA name, wins over what its number says.
+/// The time zone of a lead: its field `timezone`, an IANA name, which wins over what its number says. One that is empty is none.
+///
+/// # Errors
+/// A sentence: there is no such zone.
+pub(crate) fn zone_of(lead: &Map<String, Value>) -> Result<Option<Zone>, String> {
+    match lead.get("timezone") {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(name)) if name.trim().is_empty() => Ok(None),
+        Some(Value::String(name)) => Zone::parse(name).map(Some),
+        Some(other) => {
+            Err(format!("{other} is no time zone; write one of the IANA database, as in \"Europe/Istanbul\""))
+        }
+    }
+}
+
+/// Whether a lead may be dialled now: inside the windows of its run, outside of quiet hours, and on no do-not-call list.
 pub fn may_dial(
     destinations: &Destinations,
-    business: &BusinessId,
+    spec: &Spec,
     number: &str,
     lead: &Map<String, Value>,
     now_ms: UnixMs,
 ) -> MayDial {
-    let zone = match lead.get("timezone").and_then(Value::as_str).map(Zone::parse).transpose() {
+    let zone = match zone_of(lead) {
         Ok(zone) => zone,
         Err(why) => return MayDial::Never { code: "INVALID_TIMEZONE", why },
     };
     let never = |code, blocked: Blocked| MayDial::Never { code, why: format!("it {blocked}") };
-    match destinations.may_call(business, number, None, zone.as_ref()) {
+    match destinations.may_call(&spec.business, number, spec.windows.as_ref(), zone.as_ref()) {
         Ok(()) => MayDial::Now,
         Err(Blocked::Quiet(until)) => MayDial::NotBefore(until),
         Err(Blocked::Unreadable) => MayDial::NotBefore(now_ms + LIST_AGAIN_MS),

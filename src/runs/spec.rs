@@ -25,6 +25,7 @@ use crate::provider::account::{Account, join};
 use crate::provider::description::{Dial, Operation};
 use crate::provider::render::{Target, render};
 use crate::provider::select::{Document, Message};
+use crate::schedule::Hours;
 
 /// Numbers in a pool at most.
 const POOL_MAX: usize = 1_000;
@@ -59,6 +60,9 @@ pub struct Spec {
     /// It is not dialled before, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_at: Option<String>,
+    /// Hours of the week, by the clock of whom it calls, within which alone it calls; none: at any time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub windows: Option<Hours>,
     /// Calls of it at once; none: as many as the limits allow.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub concurrency: Option<u32>,
@@ -314,6 +318,9 @@ impl Plan {
         }
         if !(1..=1000).contains(&spec.breaker.window) || spec.breaker.failures > spec.breaker.window {
             return Err("breaker: window must be 1 to 1000, failures at most window".to_owned());
+        }
+        if spec.windows.as_ref().is_some_and(Hours::is_empty) {
+            return Err("windows must have at least one, as in \"mon-fri 09:00-20:00\"".to_owned());
         }
         let rate = spec.rate.as_deref().map(Rate::parse).transpose().map_err(|why| format!("rate: {why}"))?;
         let needs_public_url = operation.callback.is_some() || found.contains("public_url");

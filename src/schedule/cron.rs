@@ -5,30 +5,19 @@ use std::fmt;
 use croner::parser::{CronParser, Seconds, Year};
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, Zoned};
+use serde::{Deserialize, Serialize};
 
 use super::zones::Zone;
 
 /// What becomes of firings that nobody was there for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Missed {
     /// They are left out.
     #[default]
     Skip,
     /// The last one is made up for, once, however many there were.
     RunOnce,
-}
-
-impl Missed {
-    /// Every one with its word in configs and requests.
-    pub const WORDS: [(&'static str, Missed); 2] = [("skip", Missed::Skip), ("run_once", Missed::RunOnce)];
-
-    /// The word.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Missed::Skip => "skip",
-            Missed::RunOnce => "run_once",
-        }
-    }
 }
 
 /// What a schedule has to do now.
@@ -38,6 +27,8 @@ pub enum Due {
     NotBefore(i64),
     /// Fire for this time, which has come.
     Fire(i64),
+    /// Leave out what has come up to this time: nobody was there for it.
+    LeaveOut(i64),
     /// Nothing ever again.
     Never,
 }
@@ -97,9 +88,8 @@ impl Cron {
     }
 
     /// What is to be done now, where all firings up to `done_ms` (the start of the schedule, if there was none) were made or left out. A firing that
-    /// is late by at most `list_lag_ms` is no missed one.
-    pub fn due(&self, done_ms: i64, now_ms: i64, list_lag_ms: i64, missed: Missed) -> Due {
-        let later = |after_ms| self.next_firing(after_ms).map_or(Due::Never, Due::NotBefore);
+    /// is late by at most `late_ms` is no missed one.
+    pub fn due(&self, done_ms: i64, now_ms: i64, late_ms: i64, missed: Missed) -> Due {
         let Some(first) = self.next_firing(done_ms) else { return Due::Never };
         if first > now_ms {
             return Due::NotBefore(first);
@@ -108,8 +98,8 @@ impl Cron {
         let last = self.last_firing(now_ms).unwrap_or(first).max(first);
         match missed {
             Missed::RunOnce => Due::Fire(last),
-            Missed::Skip if now_ms.saturating_sub(last) <= list_lag_ms => Due::Fire(last),
-            Missed::Skip => later(now_ms),
+            Missed::Skip if now_ms.saturating_sub(last) <= late_ms => Due::Fire(last),
+            Missed::Skip => Due::LeaveOut(last),
         }
     }
 
@@ -180,12 +170,13 @@ mod tests {
         let daily = cron("0 9 * * *", "UTC");
         let (done, now) = (ms("2026-11-20T09:00:00Z"), ms("2026-11-28T10:00:00Z"));
         let (last, next) = (ms("2026-11-28T09:00:00Z"), ms("2026-11-29T09:00:00Z"));
-        assert_eq!(daily.due(done, now, 60_000, Missed::Skip), Due::NotBefore(next));
+        assert_eq!(daily.due(done, now, 60_000, Missed::Skip), Due::LeaveOut(last));
+        assert_eq!(daily.due(last, now, 60_000, Missed::Skip), Due::NotBefore(next), "left out once");
         assert_eq!(daily.due(done, now, 60_000, Missed::RunOnce), Due::Fire(last));
         assert_eq!(daily.due(last, now, 60_000, Missed::RunOnce), Due::NotBefore(next), "not a second time");
         // A little late is not missed, and what is still to come waits.
         assert_eq!(daily.due(done, last + 60_000, 60_000, Missed::Skip), Due::Fire(last));
-        assert_eq!(daily.due(done, last + 60_001, 60_000, Missed::Skip), Due::NotBefore(next));
+        assert_eq!(daily.due(done, last + 60_001, 60_000, Missed::Skip), Due::LeaveOut(last));
         assert_eq!(daily.due(last, last, 60_000, Missed::Skip), Due::NotBefore(next));
     }
 

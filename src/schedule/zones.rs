@@ -30,6 +30,12 @@ impl Zone {
         self.0.iana_name().unwrap_or("UTC")
     }
 
+    /// The date on its clocks at a time, in milliseconds since 1970-01-01 UTC, as in `2026-11-30`.
+    pub fn date_of(&self, at_ms: i64) -> String {
+        let at = jiff::Timestamp::from_millisecond(at_ms);
+        at.map(|at| self.0.to_datetime(at).date().to_string()).unwrap_or_default()
+    }
+
     pub(super) fn rules(&self) -> &TimeZone {
         &self.0
     }
@@ -119,7 +125,10 @@ mod tests {
 
     #[test]
     fn zones_have_names_of_the_database() {
-        assert_eq!(Zone::parse("Europe/Istanbul").unwrap().name(), "Europe/Istanbul");
+        let istanbul = Zone::parse("Europe/Istanbul").unwrap();
+        assert_eq!(istanbul.name(), "Europe/Istanbul");
+        let at = "2026-11-29T21:30:00Z".parse::<jiff::Timestamp>().unwrap();
+        assert_eq!(istanbul.date_of(at.as_millisecond()), "2026-11-30");
         for bad in ["", "Mars/Olympus", "+03:00", "Local", "../etc/passwd"] {
             assert!(Zone::parse(bad).is_err(), "{bad}");
         }

@@ -8,6 +8,7 @@ mod operator;
 mod records;
 mod retention;
 mod runs;
+mod schedules;
 mod transcripts;
 
 use std::sync::Arc;
@@ -21,6 +22,7 @@ pub(super) use operator::*;
 pub(super) use records::*;
 pub(super) use retention::*;
 pub(super) use runs::*;
+pub(super) use schedules::*;
 pub(super) use transcripts::*;
 
 /// A store of a test's own, which goes when the test ends.
@@ -88,6 +90,8 @@ macro_rules! behaves_as_a_store {
             the_app_is_told_in_the_transaction_of_the_fact,
             own_events_do_not_wait_for_webhooks,
             a_webhook_that_cannot_be_applied_is_parked_and_opened_again,
+            lists_are_narrowed_before_they_are_cut,
+            a_bypass_is_known_to_all_until_it_is_off,
             what_was_delivered_or_given_up_is_delivered_again_under_its_id,
             a_business_is_purged_and_its_open_calls_stay,
             a_body_in_a_spool_is_its_replicas_alone,
@@ -114,7 +118,10 @@ macro_rules! behaves_as_a_store {
             a_run_has_no_more_open_jobs_than_its_bound,
             a_job_is_settled_with_its_call_and_once,
             claims_of_the_dead_come_back_after_their_calls_were_looked_for,
-            a_run_is_done_with_its_last_job_and_forgotten_in_time
+            a_run_is_done_with_its_last_job_and_forgotten_in_time,
+            what_may_not_be_called_yet_is_put_off_unless_somebody_has_it,
+            a_schedule_is_made_once_for_a_name_and_found_when_it_is_due,
+            a_schedule_is_changed_by_who_has_read_it_as_it_is
         );
     };
     ($fresh:path, $($behaviour:ident),+) => {

@@ -3,6 +3,7 @@
 use serde::Serialize;
 use ulid::Ulid;
 
+use super::Bypass;
 use crate::clock::UnixMs;
 
 /// Whether this process owns the database alone.
@@ -88,6 +89,8 @@ pub struct Fleet {
     pub businesses_version: String,
     /// The number of the last change of a do-not-call list, on any replica.
     pub do_not_call_change: i64,
+    /// The bypass that was last switched on and not off, over or not.
+    pub bypass: Option<Bypass>,
 }
 
 impl Fleet {
@@ -96,14 +99,9 @@ impl Fleet {
         self.live.first().is_some_and(|first| first.replica.id == self.me)
     }
 
-    pub(super) fn new(
-        me: &Replica,
-        mut live: Vec<Living>,
-        businesses_version: String,
-        do_not_call_change: i64,
-    ) -> Self {
+    pub(super) fn new(me: &Replica, mut live: Vec<Living>) -> Self {
         live.sort_by(|a, b| a.replica.id.cmp(&b.replica.id));
-        Self { me: me.id.clone(), live, businesses_version, do_not_call_change }
+        Self { me: me.id.clone(), live, businesses_version: String::new(), do_not_call_change: 0, bypass: None }
     }
 }
 

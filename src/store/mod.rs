@@ -12,6 +12,7 @@
 //!   once it is recorded here, under the epoch that the pool has at that moment ([`GateState`]).
 
 mod app_events;
+mod bypass;
 #[cfg(test)]
 mod conformance;
 mod decide;
@@ -19,6 +20,7 @@ mod do_not_call;
 mod driver;
 mod health;
 mod journal;
+mod listing;
 mod membership;
 pub mod migrations;
 mod operator;
@@ -29,6 +31,7 @@ mod retention;
 mod row;
 mod rows;
 pub mod runs;
+pub mod schedules;
 mod spool;
 pub mod sqlite;
 mod transcripts;
@@ -45,13 +48,16 @@ use crate::call::{EndProof, Event, Origin, Outcome, Phase, Source, Step};
 use crate::clock::UnixMs;
 use crate::ids::{AccountName, Alias, CallId, RefusalId};
 use crate::policy::{Business, Facts, Policy};
+pub use bypass::Bypass;
 pub use do_not_call::{DoNotCallLists, EVERYBODY, ListChange, ListChanges, ListedNumber, NUMBERS_AT_ONCE};
 pub use journal::Journal;
+pub use listing::ListFilter;
 pub use membership::{BEAT_EVERY_MS, Fleet, LIVE_MS, Living, OwnershipMode, Replica};
 pub use operator::{AuditRecord, Desk, Inbox, InboxEvent, Outbox, OutboxDelivery, Purged};
 pub use records::{HookAsked, HookCame, Put, PutPostCall, Records, StoredPostCall};
 pub use retention::{Cursor, EndedCall, Retention, RetentionCutoffs, record_kept, text_kept};
 pub use runs::Runs;
+pub use schedules::Schedules;
 pub use spool::{Spool, SpoolError, Spooled};
 pub use transcripts::{
     IngestOutcome, NewUtterance, RECORDED, Ring, Transcripts, Utterance, UtteranceIngest, UtterancePosition,
@@ -521,9 +527,11 @@ pub struct RefusalRecord {
 
 /// See the module's contract.
 #[async_trait]
-pub trait Store: Records + Desk + DoNotCallLists + Transcripts + Retention + Runs + Send + Sync + 'static {
-    /// Records a call that a limiter has admitted, or that exists already. With an epoch it is written only while the pool has
-    /// that one; without, this process is the only limiter.
+pub trait Store:
+    Records + Desk + DoNotCallLists + Transcripts + Retention + Runs + Schedules + Send + Sync + 'static
+{
+    /// Puts a call on record that a gate has admitted, or that exists anyway. With an epoch it is written only while the pool's
+    /// is that one; without, this process alone admits.
     async fn open(&self, call: NewCall, epoch: Option<i64>) -> Result<InsertOutcome>;
 
     /// Decides about a call and records it, in one transaction, if the pool's mode is `database` and its epoch this one. Its
@@ -591,8 +599,16 @@ pub trait Store: Records + Desk + DoNotCallLists + Transcripts + Retention + Run
     /// Open outbound calls of an account without an id of a kind: their response is outstanding.
     async fn unanswered_orders(&self, account: &AccountName, kind: &str) -> Result<Vec<CallRecord>>;
 
-    /// The latest calls, including ended ones. Unreadable ones are left out.
-    async fn latest_calls(&self, limit: u32) -> Result<Vec<CallRecord>>;
+    /// The latest calls, ended ones included. One that cannot be read is left out.
+    async fn latest_calls(&self, limit: u32) -> Result<Vec<CallRecord>> {
+        self.list_calls(&ListFilter::default(), limit).await
+    }
+
+    /// The latest calls that a filter lets through, the latest first.
+    async fn list_calls(&self, filter: &ListFilter, limit: u32) -> Result<Vec<CallRecord>>;
+
+    /// Calls that were up at a time, the oldest first; those that began more than a day before are not looked for.
+    async fn calls_at(&self, at_ms: UnixMs, limit: u32) -> Result<Vec<CallRecord>>;
 
     /// Times and attributes of calls admitted since: the logs of rates are rebuilt from them.
     async fn admitted_since(&self, since_ms: UnixMs) -> Result<Vec<(UnixMs, Facts)>>;
@@ -631,8 +647,16 @@ pub trait Store: Records + Desk + DoNotCallLists + Transcripts + Retention + Run
     /// Records rejections. For a recorded one, adds its attempts.
     async fn refused(&self, refusals: Vec<RefusalRecord>) -> Result<()>;
 
-    /// The latest rejections.
-    async fn latest_refusals(&self, limit: u32) -> Result<Vec<RefusalRecord>>;
+    /// The latest refusals.
+    async fn latest_refusals(&self, limit: u32) -> Result<Vec<RefusalRecord>> {
+        self.list_refusals(&ListFilter::default(), limit).await
+    }
+
+    /// The latest refusals that a filter lets through, the latest first.
+    async fn list_refusals(&self, filter: &ListFilter, limit: u32) -> Result<Vec<RefusalRecord>>;
+
+    /// A refusal.
+    async fn refusal(&self, id: &RefusalId) -> Result<Option<RefusalRecord>>;
 
     /// Businesses created by the API.
     async fn businesses(&self) -> Result<Vec<Business>>;

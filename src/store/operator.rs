@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use serde::Serialize;
 
-use super::{NewEvent, Result, Route};
+use super::{Bypass, NewEvent, Result, Route};
 use crate::clock::UnixMs;
 use crate::ids::CallId;
 
@@ -67,7 +67,11 @@ pub struct OutboxDelivery {
     pub id: String,
     /// Its webhook; of one of ringfence's own events, that event's id.
     pub event_id: String,
-    /// Its call.
+    /// The account that its webhook came from; none for an event of our own.
+    pub account: Option<String>,
+    /// When its webhook came; of an event of our own, when its id was made.
+    pub received_at: Option<UnixMs>,
+    /// The call that it speaks of.
     pub call: Option<String>,
     /// Its URL, without the query; empty for ringfence's own events.
     pub url: String,
@@ -141,6 +145,8 @@ pub struct Purged {
     pub refusals: u64,
     /// Finished runs, with their leads.
     pub runs: u64,
+    /// Schedules.
+    pub schedules: u64,
     /// Open calls, which are kept.
     pub open: Vec<CallId>,
 }
@@ -150,6 +156,9 @@ pub struct Purged {
 pub trait Desk: Send + Sync {
     /// The latest webhooks.
     async fn inbox(&self, which: Inbox, limit: u32) -> Result<Vec<InboxEvent>>;
+
+    /// How many webhooks are parked.
+    async fn parked(&self) -> Result<u64>;
 
     /// A webhook.
     async fn inbox_event(&self, id: &str) -> Result<Option<InboxEvent>>;
@@ -192,11 +201,17 @@ pub trait Desk: Send + Sync {
     /// Records what an operator is about to do.
     async fn audit(&self, record: AuditRecord) -> Result<()>;
 
-    /// The latest audit entries.
+    /// Switches the bypass on, or off.
+    async fn set_bypass(&self, bypass: Option<Bypass>) -> Result<()>;
+
+    /// The bypass that was last switched on and not off, over or not.
+    async fn bypass(&self) -> Result<Option<Bypass>>;
+
+    /// The latest of what operators did.
     async fn latest_audit(&self, limit: u32) -> Result<Vec<AuditRecord>>;
 
-    /// Deletes the data of a business: ended calls with their ids, records, webhooks and deliveries; rejections. Of a webhook
-    /// with a spooled body an empty row stays, so that the spool deletes the file. Works in small steps, so that other writes get
-    /// their turn; may be repeated after a failure.
+    /// Deletes the data of a business: ended calls with their ids, records, webhooks and deliveries; rejections; finished runs,
+    /// and schedules. Of a webhook with a spooled body an empty row stays, so that the spool deletes the file. Works in small
+    /// steps, so that other writes get their turn; may be repeated after a failure.
     async fn purge_business(&self, business: &str) -> Result<Purged>;
 }

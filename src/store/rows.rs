@@ -4,7 +4,7 @@ use super::driver::{Fault, Sql, damaged};
 use super::row::Row;
 use super::usage::OpenRow;
 use super::{
-    AuditRecord, CallRecord, CreateAnswer, Delivery, EndedCall, InboxEvent, Living, NewEvent, OrderRecord,
+    AuditRecord, Bypass, CallRecord, CreateAnswer, Delivery, EndedCall, InboxEvent, Living, NewEvent, OrderRecord,
     OutboxDelivery, RefusalRecord, Replica, StoredPostCall, Utterance, UtterancePosition, Waiting,
 };
 use crate::admission::{GateState, LeaseRow};
@@ -150,6 +150,8 @@ pub(super) fn outbox_delivery(row: &Row) -> Sql<OutboxDelivery> {
     Ok(OutboxDelivery {
         id: row.text("id")?,
         event_id: row.text("event_id")?,
+        account: row.optional_text("account")?,
+        received_at: row.optional_number("received_at")?,
         call: row.optional_text("call_id")?,
         url: without_query(row.str("url")?),
         own: row.flag("own")?,
@@ -240,6 +242,15 @@ pub(super) fn refusal(row: &Row) -> Sql<RefusalRecord> {
         observed: row.flag("observed")?,
         attempts: row.count("attempts")?,
         tell: false,
+    })
+}
+
+pub(super) fn bypass(row: &Row) -> Sql<Bypass> {
+    Ok(Bypass {
+        since_ms: row.number("since_ms")?,
+        until_ms: row.number("until_ms")?,
+        who: row.text("who")?,
+        reason: row.text("reason")?,
     })
 }
 

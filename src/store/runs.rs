@@ -260,6 +260,9 @@ pub struct JobResult {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RunCounts {
+    /// When the first of those that wait is due.
+    #[serde(skip)]
+    pub next_due: Option<UnixMs>,
     /// Wait.
     pub queued: u64,
     /// Are claimed.
@@ -331,6 +334,12 @@ pub trait Runs: Send + Sync {
     /// Claims jobs of a run that are due, at most `limit`, in order, for a replica, under a fresh token: one statement, which takes
     /// only what is queued, has no call and no token.
     async fn claim_jobs(&self, claim: Claim) -> Result<Vec<Job>>;
+
+    /// Jobs of a run that are due, in the order in which they are claimed. They are not claimed.
+    async fn due_jobs(&self, run: &str, now_ms: UnixMs, limit: u32) -> Result<Vec<Job>>;
+
+    /// Puts jobs off that are still queued: by their place, until when at least.
+    async fn postpone_jobs(&self, run: &str, later: Vec<(i64, UnixMs)>) -> Result<u64>;
 
     /// Settles jobs. How many of them still were as they are said to have been.
     async fn settle_jobs(&self, settles: Vec<Settle>, now_ms: UnixMs) -> Result<u64>;

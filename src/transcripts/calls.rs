@@ -11,7 +11,7 @@ use crate::net::Exchange;
 use crate::provider::description::APP_ID_KIND;
 use crate::provider::path::percent_decode;
 use crate::reply::json_answer;
-use crate::store::{CallRecord, StoredPostCall};
+use crate::store::{CallRecord, ListFilter, StoredPostCall};
 use crate::token::Principal;
 
 /// Calls in a list unless the client says how many.
@@ -48,11 +48,11 @@ impl Client {
         let limit = usize::try_from(limit).unwrap_or(usize::MAX).clamp(1, PAGE_MAX as usize);
         let wanted = pairs(exchange).find(|(key, _)| key == "status").map(|(_, status)| status.into_owned());
         let driver = pairs(exchange).find(|(key, _)| key == "driver_id").map(|(_, driver)| driver.into_owned());
-        let all = self.lifecycle.store.latest_calls(PAGE_MAX * 10).await?;
+        let seen = ListFilter { businesses: visitor.businesses.clone(), ..ListFilter::default() };
+        let all = self.lifecycle.store.list_calls(&seen, PAGE_MAX * 10).await?;
         let is_wanted = |call: &&CallRecord| {
             let status = message::status(call);
-            visitor.sees(call.facts.business.as_str())
-                && (!only_active || status == "in_progress")
+            (!only_active || status == "in_progress")
                 && wanted.as_deref().is_none_or(|wanted| wanted == status)
                 && driver.as_deref().is_none_or(|driver| driver_id(call) == Some(driver))
         };

@@ -14,7 +14,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use http::header::{HeaderName, HeaderValue};
+use http::header::{HeaderValue, VARY};
 use http::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -29,7 +29,7 @@ use crate::net::{Exchange, Handler, NoSocket};
 use crate::provider::description::APP_ID_KIND;
 use crate::provider::path::percent_decode;
 use crate::provider::sign::sha256_hex;
-use crate::reply::{json_answer, problem, respond};
+use crate::reply::{for_browsers, json_answer, problem, respond};
 use crate::store::{self, CallRecord, StoreError};
 use crate::token::{BadToken, Keys, Principal, bearer};
 pub use feed::{Feed, Others};
@@ -42,6 +42,8 @@ const FOLLOWED_MAX: usize = 1000;
 const PAGE_MAX: u32 = 1000;
 /// The subprotocol of who shows its token as one: `Sec-WebSocket-Protocol: ringfence, bearer.<jwt>`.
 const PROTOCOL: &str = "ringfence";
+/// Nothing here is a page.
+const CONTENT_POLICY: &str = "default-src 'none'; frame-ancestors 'none'";
 /// Sockets at once.
 pub const SOCKETS_MAX: usize = 20_000;
 
@@ -190,7 +192,8 @@ impl Handler for Client {
         match answer {
             Some(answer) => {
                 metrics.request("client", kind, answer.status().as_u16());
-                let answer = self.shared_with(exchange.header("origin"), answer);
+                let mut answer = self.shared_with(exchange.header("origin"), answer);
+                for_browsers(&mut answer, CONTENT_POLICY, exchange.is_tls());
                 exchange.respond(answer).await;
             }
             None => metrics.request("client", kind, 101),
@@ -199,6 +202,17 @@ impl Handler for Client {
 }
 
 impl Client {
+    /// Whether a path is one of those that this listener serves, `/health` apart.
+    pub fn serves(path: &str) -> bool {
+        matches!(
+            path.split('/').skip(1).collect::<Vec<_>>().as_slice(),
+            ["ws", "calls", "transcriptions"]
+                | ["calls", ..]
+                | ["conversations", _, "fetch"]
+                | ["driver_data", "conversations", _, "fetch"]
+        )
+    }
+
     /// Puts these settings in force for who shows a token from now on, and for sockets that are open: those whose token counts no
     /// longer are closed.
     pub fn in_force(&self) {
@@ -335,10 +349,7 @@ impl Client {
     /// The answer with what lets a page of an allowed origin read it.
     fn shared_with(&self, origin: Option<&str>, mut answer: Response<Bytes>) -> Response<Bytes> {
         let headers = answer.headers_mut();
-        for (name, value) in [("x-content-type-options", "nosniff"), ("cache-control", "no-store"), ("vary", "origin")]
-        {
-            headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
-        }
+        headers.insert(VARY, HeaderValue::from_static("origin"));
         let allowed = origin.filter(|origin| self.allows(origin)).and_then(|origin| HeaderValue::from_str(origin).ok());
         if let Some(origin) = allowed {
             headers.insert("access-control-allow-origin", origin);

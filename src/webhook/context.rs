@@ -7,6 +7,7 @@ use http::Response;
 use tokio::sync::Notify;
 use tracing::warn;
 
+use super::arrivals::Arrivals;
 use super::parsed::ParsedWebhook;
 use super::raw::RawWebhook;
 use super::route::Candidate;
@@ -33,13 +34,24 @@ pub struct Webhooks {
     pub(super) journal: Journal,
     /// Ids of stored webhooks that could not be applied.
     pub(super) left: Arc<Mutex<Vec<String>>>,
+    /// How many requests came from where.
+    pub(super) arrivals: Arc<Arrivals>,
 }
 
 impl Webhooks {
     /// Builds the handler.
     pub fn new(calls: Calls, settings: Settings, deliver: Arc<Notify>, spool: Spool, journal: Journal) -> Self {
         let subaccounts = Subaccounts::default();
-        Self { calls, settings: Arc::new(settings), deliver, spool, subaccounts, journal, left: Arc::default() }
+        Self {
+            calls,
+            settings: Arc::new(settings),
+            deliver,
+            spool,
+            subaccounts,
+            journal,
+            left: Arc::default(),
+            arrivals: Arc::default(),
+        }
     }
 
     /// The same handler over the next generation of calls and settings.

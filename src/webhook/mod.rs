@@ -6,11 +6,13 @@
 mod answers;
 mod app_view;
 mod apply;
+mod arrivals;
 mod authenticate;
 mod context;
 pub mod deliver;
 mod exact;
 mod forward;
+mod guard;
 mod journal;
 mod noise;
 mod outcome;
@@ -56,6 +58,10 @@ impl Handler for Webhooks {
     async fn handle(&self, exchange: &mut Exchange) {
         if exchange.path() == "/health" {
             return exchange.respond(json_answer(StatusCode::OK, &json!({"status": "ok"}))).await;
+        }
+        if let Some(answer) = self.turned_away(exchange) {
+            let status = self.answer(exchange, answer).await;
+            return self.calls.lifecycle.metrics.request("webhooks", "refused", status);
         }
         let (kind, status) = match find(&self.calls.accounts, &self.settings.extra_paths, exchange.path()) {
             Found::Nothing => ("passed", self.pass(exchange).await),

@@ -7,7 +7,8 @@ use http::Uri;
 use http::uri::Authority;
 
 use crate::calls::ForwardPaths;
-use crate::policy::WhenFull;
+use crate::net::TrustedPeers;
+use crate::policy::{Rate, WhenFull};
 
 /// The largest body that is stored in the database, in bytes; larger ones are stored in the spool.
 pub const KEPT_BYTES_MAX: usize = 1024 * 1024;
@@ -94,6 +95,10 @@ pub struct Settings {
     pub spool_bytes_max: u64,
     /// How long a body stays in the spool at most, in days.
     pub spool_days: u32,
+    /// From where webhooks may come. `None`: from anywhere.
+    pub allow_from: Option<TrustedPeers>,
+    /// Requests of one address.
+    pub rate_per_address: Option<Rate>,
 }
 
 #[cfg(test)]
@@ -117,6 +122,8 @@ pub(super) mod tests {
             unknown_status: 404,
             spool_bytes_max: 0,
             spool_days: 1,
+            allow_from: None,
+            rate_per_address: None,
         }
     }
 

@@ -26,7 +26,7 @@ class Packages(Case):
     def test_configs_can_be_used_and_say_nothing_odd(self):
         for name in ("debian", "docker", "platforms"):
             with self.subTest(name):
-                env = environment(RINGFENCE_PUBLIC_URL="https://hooks.example.com")
+                env = environment(RINGFENCE_PUBLIC_URL="https://hooks.example.com", PORT="8081")
                 if name == "debian":
                     del env["RINGFENCE_TOKEN_SECRET"]
                 done = run(BINARY, "check", "--json", "--config", DEPLOY / name / "ringfence.toml", env=env)
@@ -198,11 +198,12 @@ UNIT
 
     def test_platform_files_parse_and_agree_on_the_port(self):
         config = tomllib.loads((DEPLOY / "platforms/ringfence.toml").read_text())
-        port = config["listen"]["webhooks"].rsplit(":", 1)[1]
         fly = tomllib.loads((DEPLOY / "platforms/fly.toml").read_text())
+        port = fly["env"]["PORT"]
+        self.assertEqual(config["listen"]["public"].rsplit(":", 1)[1], "$PORT")
         self.assertEqual(str(fly["http_service"]["internal_port"]), port)
         self.assertEqual(config["listen"]["admin"].rsplit(":", 1)[1], str(fly["metrics"]["port"]))
-        self.assertIn(f'- key: PORT # where Render sends requests: listen.webhooks\n        value: "{port}"',
+        self.assertIn(f'- key: PORT # where Render sends requests: listen.public\n        value: "{port}"',
                       (DEPLOY / "platforms/render.yaml").read_text())
         railway = json.loads((DEPLOY / "platforms/railway.json").read_text())
         self.assertTrue((ROOT / railway["build"]["dockerfilePath"]).exists())

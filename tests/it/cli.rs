@@ -156,7 +156,11 @@ fn a_sidecar_serves_is_asked_and_drains() {
     let created: Value = serde_json::from_slice(&dialled.stdout).unwrap();
     let sid = created["callSid"].as_str().unwrap();
 
+    // The providers' ids have no room in 100 columns.
     let (code, out, _) = run(&["calls", "--admin", &admin, "list"]);
+    assert!(code == Some(0) && !out.contains(sid), "{out}");
+    assert!(out.lines().all(|line| line.chars().count() <= 100), "{out}");
+    let (code, out, _) = run(&["calls", "--admin", &admin, "list", "--wide"]);
     assert_eq!(code, Some(0));
     assert!(out.contains("account elevenlabs") && out.contains("of 1 in use") && out.contains(sid), "{out}");
     assert!(!out.contains("+15550002222"), "numbers are masked: {out}");

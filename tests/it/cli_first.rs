@@ -5,10 +5,12 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use ringfence::net::spare_port;
 use ringfence_simulator::SimSettings;
 use serde_json::{Value, json};
 
 use crate::cli::{Folder, LISTEN, Running, command, run, start, start_command, term};
+use crate::support::postgres;
 
 const KEYS: [(&str, &str); 4] = [
     ("ELEVENLABS_API_KEY", "sk_simulated"),
@@ -159,6 +161,51 @@ fn a_sidecar_starts_without_a_file_once_the_calls_at_once_are_stated() {
     assert!(log.contains("1 in all"), "{log}");
 }
 
+/// As platforms start a program: with a port, and the address of a database.
+#[test]
+fn a_platforms_variables_say_where_the_public_is_and_where_the_record() {
+    if postgres::is_missing() {
+        return;
+    }
+    let (folder, server) = (Folder::new(), postgres::Server::start());
+    let (port, database) = (spare_port().to_string(), server.database_over_tcp());
+    let args = [
+        "serve",
+        "--concurrent",
+        "1",
+        "--ready-json",
+        "--listen-api",
+        ":0",
+        "--listen-admin",
+        ":0",
+        "--listen-client",
+        ":0",
+    ];
+    let variables = [KEYS[0], ("PORT", port.as_str()), ("DATABASE_URL", database.as_str())];
+    let (mut serve, ready) = start_command(within(&folder, &args, &variables), &args);
+    assert_eq!(ready["webhooks"], format!("0.0.0.0:{port}"));
+    let get = |at: String| Command::new("curl").args(["-s", "-w", " %{http_code}", &at]).output().unwrap().stdout;
+    let get = |at: String| String::from_utf8(get(at)).unwrap();
+    assert!(get(format!("http://127.0.0.1:{port}/ready")).ends_with(" 200"));
+    assert!(get(format!("http://127.0.0.1:{port}/calls/x/transcript")).ends_with(" 403"), "clients are served there");
+    let status = get(format!("http://{}/status", ready["admin"].as_str().unwrap()));
+    assert!(status.contains(r#""backend":"postgres""#) && status.contains(r#""backend":"database""#), "{status}");
+    assert_eq!(term(&mut serve), Some(0));
+    let mut log = String::new();
+    serve.0.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+    assert!(log.contains("DATABASE_URL") && log.contains("PORT") && !log.contains("sk_simulated"), "{log}");
+
+    // What is no Postgres is left out, and whoever says where webhooks come to means that.
+    let args = [&args[..], &["--listen-webhooks", ":0"]].concat();
+    let variables = [KEYS[0], ("PORT", port.as_str()), ("DATABASE_URL", "mysql://db/app"), ("REDIS_URL", "redis://r")];
+    let (mut serve, ready) = start_command(within(&folder, &args, &variables), &args);
+    assert!(ready["webhooks"].as_str().unwrap().starts_with("127.0.0.1:"), "{ready}");
+    assert_eq!(term(&mut serve), Some(0));
+    let mut log = String::new();
+    serve.0.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+    assert!(log.contains("it is no URL of Postgres"), "{log}");
+}
+
 #[test]
 fn a_start_with_nothing_says_what_is_missing() {
     let folder = Folder::new();
@@ -189,6 +236,8 @@ fn the_defaults_are_a_config_that_can_be_read() {
             ("CRON_SECRET", "a secret of some length, for tests"),
             ("DATABASE_URL", "postgres://localhost/x"),
             ("REDIS_URL", "redis://localhost"),
+            ("APP_DATABASE_URL", "postgres://localhost/x"),
+            ("LEADS_TOKEN", "x"),
         ],
     ]
     .concat();

@@ -246,8 +246,8 @@ const IN_THE_STORE: &[&str] = &["store.advancing"];
 const OF_ORDERS: &[&str] = &["create"];
 const OF_WEBHOOKS: &[&str] = &["inbound", "webhook", "journal", "replay", "delivery"];
 const OF_CALLS: &[&str] = &["call", "hangup", "store", "fetch"];
-/// Taken by the tests of `runs`, which know whom a run calls.
-const OF_RUNS: &[&str] = &["run"];
+/// Taken by the tests of `runs` and `schedules`, which know whom a run calls.
+const OF_RUNS: &[&str] = &["run", "schedule"];
 const OF_PROCESSES: &[&str] = &["sweep", "start", "drain", "gate"];
 
 #[tokio::test(flavor = "multi_thread")]

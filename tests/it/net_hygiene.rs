@@ -666,6 +666,7 @@ async fn connections_and_requests_at_once_are_bounded() {
         gate.add_permits(1);
         let answer = a.message().await.expect("an answer");
         assert_eq!(answer.text(), a.tcp.local_addr().expect("addr").to_string());
+        crate::support::net::until("none in flight", || edge.in_flight() == 0).await;
         // A fourth one takes the place of that which is idle for longest.
         a.send("GET /slow HTTP/1.1\r\nHost: a\r\n\r\n").await;
         crate::support::net::until("one in flight", || edge.in_flight() == 1).await;

@@ -576,7 +576,8 @@ async fn a_business_is_purged_by_an_operator_and_that_is_on_record() {
     }
     let (done, text) = cli(&stage, &["purge", "--business", "acme", "--reason", "they left"]);
     assert!(
-        done && text.contains("acme: 1 calls, 1 webhooks, 0 deliveries, 0 refusals and 0 runs are deleted."),
+        done && text
+            .contains("acme: 1 calls, 1 webhooks, 0 deliveries, 0 refusals, 0 runs and 0 schedules are deleted."),
         "{text}"
     );
     let up_id = shown(&stage, &up).await["callId"].as_str().unwrap().to_owned();

@@ -124,7 +124,7 @@ fn config_keys_are_those_of_the_reference_file() {
             let _ = write!(about, "{}{}. ", first.to_uppercase(), &note[first.len_utf8()..]);
         }
         let variable = header.trim_matches(['[', ']']).replace(['.', '-'], "_").to_uppercase();
-        match header.contains("limits") {
+        match header.starts_with("[[") || header.contains("limits") {
             true => about.push_str("Only in the file: a list of tables has no environment names."),
             false => {
                 let between = if variable.is_empty() { "" } else { "_" };
@@ -221,6 +221,25 @@ fn metrics_are_those_of_the_program() {
     }
     assert!(all.len() > 40);
     page("metrics", &table);
+}
+
+#[test]
+fn the_admin_api_is_that_of_the_program() {
+    use ringfence::admin::api::{Needs, ROUTES};
+    let mut table = "| route | scope | what it does |\n|---|---|---|\n".to_owned();
+    for route in ROUTES {
+        let scope = match route.needs {
+            Needs::Nothing => String::new(),
+            Needs::Scrape => "`metrics`, where it is asked for".to_owned(),
+            Needs::Scope(scope) => format!("`{}`", scope.as_str()),
+            Needs::AllBusinesses(scope) => format!("`{}`, of all", scope.as_str()),
+        };
+        let query: Vec<String> = route.query.iter().map(|(name, ..)| format!("`{name}`")).collect();
+        let query = if query.is_empty() { String::new() } else { format!(" Query: {}.", query.join(", ")) };
+        let path = route.path.replace("+}", "}");
+        let _ = writeln!(table, "| `{} {path}` | {scope} | {}{query} |", route.method, cell(route.about));
+    }
+    page("admin-api", &table);
 }
 
 #[test]
@@ -353,11 +372,12 @@ const TABLES: &[(&str, &str, &str)] = &[
     ("Terminate", "Means to end a call", "`[terminate.NAME]`"),
     ("Front", "Front mode", "`[front]`"),
     ("Subaccounts", "Subaccounts", "`[subaccounts]`"),
-    ("Check", "Live check", "`[check]`: what `ringfence check --live` asks"),
+    ("Check", "Live check", "`[check]`: what `ringfence check --live` and `ringfence doctor` ask"),
     ("Hooks", "Webhooks at the provider", "`[[check.hook]]`"),
     ("Instead", "Used instead", "`[[check.hook.instead]]`"),
     ("HookUrl", "URL", "`[[check.hook.url]]`"),
-    ("Fault", "Fault", "`[[check.hook.fault]]`"),
+    ("Fault", "Fault", "`[[check.hook.fault]]`, `[[check.list.fault]]`"),
+    ("Listed", "Settings at the provider", "`[[check.list]]`"),
     ("SharedSecret", "Signature: shared secret", "`signature` with `scheme = \"shared_secret\"`"),
     ("Place", "Header", "an entry of `headers`"),
     ("MessageSignature", "Signature: HMAC or Ed25519", "`signature` with `scheme = \"hmac\"` or `\"ed25519\"`"),

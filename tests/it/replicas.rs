@@ -196,3 +196,34 @@ async fn a_refused_caller_is_hung_up_by_another_replica_if_the_first_dies() {
         fleet.done().await;
     }
 }
+
+/// Whichever replica is asked, all of them let calls through, and refuse again when it is off.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bypass_holds_at_every_replica() {
+    if postgres::is_missing() {
+        return;
+    }
+    let server = block_in_place(Server::start);
+    let fleet = two(&server).await;
+    let dial = async |to: &str| fleet.dial(1, "alpha", to, None, PATIENCE).await.unwrap().status;
+    for to in ["+15550002001", "+15550002002", "+15550002003"] {
+        assert_eq!(dial(to).await, 200);
+    }
+    assert_eq!(dial("+15550002004").await, 503, "the limit of alpha is three");
+    let config = fleet.replicas[0].folder.join("ringfence.toml").display().to_string();
+    let bypass = async |args: &[&str]| {
+        let mut all = vec!["bypass", "-c", &config];
+        all.extend(args);
+        let (code, out, err) = block_in_place(|| crate::cli::run(&all));
+        assert_eq!(code, Some(0), "{out}{err}");
+    };
+    bypass(&["on", "--for", "1h", "--reason", "test"]).await;
+    statuses(&fleet, "both know of it", |status| status["bypass"]["reason"] == "test").await;
+    assert_eq!(dial("+15550002005").await, 200);
+    bypass(&["off"]).await;
+    statuses(&fleet, "both know of its end", |status| status["bypass"].is_null()).await;
+    assert_eq!(dial("+15550002006").await, 503);
+    fleet.end_all();
+    fleet.stop().await;
+    fleet.done().await;
+}

@@ -116,7 +116,7 @@ async fn a_full_disk_refuses_creates_until_there_is_room() {
         filling.set(Some(std::thread::spawn(move || {
             while !stop.load(Ordering::Relaxed) {
                 let _ = file.write_all(&[0; 1024]);
-                std::thread::sleep(Duration::from_millis(1));
+                std::thread::park_timeout(Duration::from_millis(1));
             }
         })));
     };

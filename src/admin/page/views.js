@@ -194,7 +194,9 @@ export function draw(state) {
     say(badge, count ? number.format(count) : "");
   }
   const own = you?.businesses;
+  const bypass = parts.status?.bypass;
   const note = !you ? "" : [
+    bypass ? `Bypass on until ${clock(bypass.until)}, by ${bypass.by}: ${bypass.reason}. Limits refuse nothing; every call is counted and recorded.` : "",
     own ? `This token shows ${own.length === 1 ? "one business" : `${own.length} businesses`}: ${own.join(", ")}. Figures of all, webhooks and replicas are not for it.` : "",
     mayChange(state) ? "" : you.name === "local"
       ? "You may look. To change something from here set admin.token_secret and use a token with scope operate, or use ringfence's commands."
@@ -213,6 +215,7 @@ function troubles({ parts, calls }) {
   const { status, webhooks } = parts;
   if (parts.calls && !parts.calls.known) add("bad", "The record does not answer. The calls shown are those of before.", "replicas");
   if (status) {
+    if (status.bypass) add("bad", `Limits are bypassed until ${clock(status.bypass.until)} by ${status.bypass.by}: ${status.bypass.reason}`);
     if (!status.store.ok) add("bad", `The store takes no writes: ${status.store.error ?? "no reason given"}`, "replicas");
     if (status.store.journaled) add("warn", `${status.store.journaled} webhooks wait in the journal until the store takes writes.`, "replicas");
     const { standing } = status.gate;

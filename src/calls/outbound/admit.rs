@@ -62,7 +62,9 @@ pub(super) struct Marks {
 pub(super) struct Sent {
     pub(super) call: CallId,
     pub(super) outcome: Outcome,
-    /// `None` where the request was sent uncounted.
+    /// How long its provider took.
+    pub(super) took: Duration,
+    /// None where it was sent uncounted.
     pub(super) claim: Option<Claim>,
     /// The open call that it joined, if it has no call of its own.
     pub(super) joining: Option<Joining>,
@@ -89,9 +91,10 @@ impl Admitted {
         failpoint::hit("create.sending").await;
         let started = Instant::now();
         let outcome = context.upstream.create(self.request, ANSWER_BYTES_MAX, self.send_by).await;
-        context.lifecycle.metrics.upstream_seconds(account, started.elapsed().as_secs_f64());
+        let took = started.elapsed();
+        context.lifecycle.metrics.upstream_seconds(account, took.as_secs_f64());
         failpoint::hit("create.answered").await;
-        Sent { call: self.lease.call().clone(), outcome, claim: self.claim, joining: self.joining }
+        Sent { call: self.lease.call().clone(), outcome, took, claim: self.claim, joining: self.joining }
     }
 }
 
@@ -216,7 +219,13 @@ impl Admitter {
         let at_ms = lifecycle.clock.now_ms();
         let send_by = since_boot() + self.context.settings.send_within;
         let bindings = policy.bindings(&request.facts);
-        let ask = AdmissionRequest { call: call.clone(), bindings, slots: asked.slots, mode: policy.mode(), at_ms };
+        let ask = AdmissionRequest {
+            call: call.clone(),
+            bindings,
+            slots: asked.slots,
+            mode: lifecycle.capacity.mode(),
+            at_ms,
+        };
         let mut record = lifecycle.new_call(&call, request.facts.clone(), Origin::Order, Phase::Reserved);
         record.callback = prepared.callback.take();
         record.polled = !prepared.events_will_come;
@@ -345,7 +354,9 @@ impl Admitter {
         would_reject: Option<&LimitExceeded>,
     ) {
         let facts = &request.facts;
-        self.context.lifecycle.metrics.admitted(facts.account.as_str(), facts.direction.as_str(), &facts.plan);
+        let (account, direction, business) =
+            (facts.account.as_str(), facts.direction.as_str(), facts.business.as_str());
+        self.context.lifecycle.metrics.admitted(account, direction, &facts.plan, business);
         info!(
             %call,
             business = %facts.business,

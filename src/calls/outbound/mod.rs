@@ -127,6 +127,7 @@ impl Outbound {
                 self.rejections.respond(rejection, &request.rejected())
             }
             Err(NotSent::LimitExceeded(full)) => {
+                self.context.lifecycle.metrics.added_to_rejected(request.read_at.elapsed());
                 let rejection = self.rejections.of_full_limit(&request.facts, &full).boxed().await;
                 self.rejections.respond(rejection, &request.rejected())
             }
@@ -192,7 +193,10 @@ impl Outbound {
         let (this, of) = (self.clone(), request.clone());
         let settling = async move {
             let sent = admitted.send(&this.context, of.account.name.as_str()).await;
-            this.settlement.settle(sent, &of).boxed().await
+            let took = sent.took;
+            let response = this.settlement.settle(sent, &of).boxed().await;
+            this.context.lifecycle.metrics.added_to_sent(of.read_at.elapsed().saturating_sub(took));
+            response
         };
         let mut settling = finish(self.context.tasks.track_future(settling));
         let create_timeout = self.context.settings.create_timeout;

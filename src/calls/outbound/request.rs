@@ -1,6 +1,7 @@
 //! A create request as an app sent it, parsed.
 
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::Request;
@@ -39,6 +40,8 @@ pub struct CreateRequest {
     pub is_job: bool,
     /// In observe mode, what other than a limit would have rejected it.
     pub would_reject: OnceLock<Rejection>,
+    /// When it had been read whole.
+    pub read_at: Instant,
     fingerprint: Fingerprint,
 }
 
@@ -64,6 +67,7 @@ impl CreateRequest {
             ignored: None,
             is_job: false,
             would_reject: OnceLock::new(),
+            read_at: Instant::now(),
         }
     }
 

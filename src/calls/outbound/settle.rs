@@ -55,7 +55,7 @@ impl Settlement {
         sent: Sent,
         request: &CreateRequest,
     ) -> (SendOutcome, Response<Bytes>) {
-        let Sent { call, outcome, claim, joining } = sent;
+        let Sent { call, outcome, claim, joining, took: _ } = sent;
         let call_of = if joining.is_none() { CallOf::Request } else { CallOf::Joined };
         let (outcome, response) = match outcome {
             Outcome::Answered(answer) => self.answered(&call, answer, request, call_of).boxed().await,

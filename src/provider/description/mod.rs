@@ -68,6 +68,9 @@ pub struct Description {
     /// What the provider posts.
     #[serde(default, rename = "webhook")]
     pub webhooks: Vec<Webhook>,
+    /// Addresses and blocks that its webhooks come from, where it publishes them: what its name means in `webhooks.allow_from`.
+    #[serde(default)]
+    pub webhook_addresses: Vec<String>,
     /// How one call is looked up.
     pub lookup: Option<Lookup>,
     /// How a batch or campaign is looked up.

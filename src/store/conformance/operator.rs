@@ -24,9 +24,11 @@ pub(in crate::store) async fn a_webhook_that_cannot_be_applied_is_parked_and_ope
     let parked = store.inbox(Inbox::Parked, 9).await.unwrap();
     assert_eq!(parked, [one().await]);
     assert_eq!((parked[0].parked_at, parked[0].error.as_deref()), (Some(600), Some("never")));
+    assert_eq!(store.parked().await.unwrap(), 1);
     assert_eq!(store.inbox(Inbox::Unsettled, 9).await.unwrap(), []);
     assert!(store.reopen(&event.id).await.unwrap());
     assert_eq!(store.inbox(Inbox::Unsettled, 9).await.unwrap(), [one().await]);
+    assert_eq!(store.parked().await.unwrap(), 0);
     assert_eq!(store.stored_event(&event.id).await.unwrap(), Some(event.clone()));
     // Parked, and then applied since its provider sent it again.
     store.failed_try(&event.id, "never", None, 600).await.unwrap();
@@ -88,7 +90,8 @@ pub(in crate::store) async fn a_business_is_purged_and_its_open_calls_stay(fresh
     store.refused(vec![refusal("acme"), refusal("other")]).await.unwrap();
     let purged = store.purge_business("acme").await.unwrap();
     // Its webhook's delivery, and the event of our own that told of its admission.
-    let expected = Purged { calls: 1, events: 1, deliveries: 2, refusals: 1, runs: 0, open: vec![up.id.clone()] };
+    let expected =
+        Purged { calls: 1, events: 1, deliveries: 2, refusals: 1, runs: 0, schedules: 0, open: vec![up.id.clone()] };
     assert_eq!(purged, expected);
     assert_eq!(store.call(&gone.id).await.unwrap(), None);
     assert_eq!(store.resolve(&gone.aliases).await.unwrap(), None);
@@ -272,4 +275,72 @@ pub(in crate::store) async fn unsettled_webhooks_are_read_page_by_page(fresh: &i
     }
     let wanted = (1..=ALL).filter(|i| i % 10 > 2).map(|i| format!("ev_{}", 100_000 + i));
     assert_eq!((ids, damaged, pages), (wanted.collect::<Vec<_>>(), 140, 2_100 / 64 + 2));
+}
+
+pub(in crate::store) async fn lists_are_narrowed_before_they_are_cut(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    let call = |n: i64, business: &str, account: &str| {
+        let mut call = NewCall { at_ms: n, ..new_call(&[("call_sid", &format!("CA{n}"))]) };
+        call.facts.business = BusinessId::parse(business).unwrap();
+        call.facts.account = AccountName::parse(account).unwrap();
+        call
+    };
+    // The ones that are wanted are older than a hundred others.
+    let quiet = call(1, "quiet", "e");
+    let mut carried = call(2, "quiet", "f");
+    carried.facts.carrier = Some(AccountName::parse("t").unwrap());
+    store.open(quiet.clone(), None).await.unwrap();
+    store.open(carried.clone(), None).await.unwrap();
+    for n in 10..110 {
+        store.open(call(n, "loud", "e"), None).await.unwrap();
+    }
+    let found = async |filter: ListFilter| {
+        let found = store.list_calls(&filter, 3).await.unwrap();
+        found.into_iter().map(|call| call.id).collect::<Vec<CallId>>()
+    };
+    let of = |businesses: &[&str]| Some(businesses.iter().map(|one| (*one).to_owned()).collect::<Vec<_>>());
+    let quietly = ListFilter { businesses: of(&["quiet", "nobody"]), ..ListFilter::default() };
+    assert_eq!(found(quietly.clone()).await, [carried.id.clone(), quiet.id.clone()]);
+    assert_eq!(found(ListFilter { businesses: of(&[]), ..ListFilter::default() }).await, []);
+    let account = |name: &str| ListFilter { account: Some(name.to_owned()), ..ListFilter::default() };
+    assert_eq!(found(account("f")).await, [carried.id.clone()]);
+    assert_eq!(found(account("t")).await, [carried.id.clone()], "its carrier's calls are an account's own");
+    let early = ListFilter { from_ms: Some(2), before_ms: Some(10), ..ListFilter::default() };
+    assert_eq!(found(early).await, [carried.id.clone()]);
+    let phases = |phase| ListFilter { phases: Some(vec![phase]), ..quietly.clone() };
+    assert_eq!(found(phases(quiet.phase)).await.len(), 2);
+    assert_eq!(found(phases(Phase::Ended)).await, []);
+    assert_eq!(found(ListFilter::default()).await.len(), 3);
+
+    let now: Vec<CallId> = store.calls_at(2, 9).await.unwrap().into_iter().map(|call| call.id).collect();
+    assert_eq!(now, [quiet.id, carried.id], "those that were up then, the oldest first");
+    assert_eq!(store.calls_at(0, 9).await.unwrap(), []);
+
+    let mut wanted = refusal("quiet", false);
+    wanted.at = 1;
+    let loud: Vec<RefusalRecord> = (0..100).map(|_| refusal("loud", false)).collect();
+    store.refused(vec![wanted.clone()]).await.unwrap();
+    store.refused(loud).await.unwrap();
+    let refusals = async |filter: ListFilter| store.list_refusals(&filter, 3).await.unwrap();
+    assert_eq!(refusals(quietly).await, [wanted.clone()]);
+    assert_eq!(refusals(ListFilter { before_ms: Some(2), ..account("a") }).await, [wanted.clone()]);
+    assert_eq!(refusals(account("b")).await, []);
+    assert_eq!(store.refusal(&wanted.id).await.unwrap(), Some(wanted));
+    assert_eq!(store.refusal(&RefusalId::new()).await.unwrap(), None);
+}
+
+pub(in crate::store) async fn a_bypass_is_known_to_all_until_it_is_off(fresh: &impl Fresh) {
+    let (a, b) = (fresh.open_shared().await, fresh.open_shared().await);
+    let me = Replica::new();
+    assert_eq!((b.bypass().await.unwrap(), b.heartbeat(&me).await.unwrap().bypass), (None, None));
+    let first = Bypass { since_ms: 1, until_ms: 9, who: "ops \"x\"".to_owned(), reason: "a, b\nc".to_owned() };
+    let second = Bypass { until_ms: 20, ..first.clone() };
+    for bypass in [first, second] {
+        a.set_bypass(Some(bypass.clone())).await.unwrap();
+        assert_eq!(b.bypass().await.unwrap().as_ref(), Some(&bypass));
+        assert_eq!(b.heartbeat(&me).await.unwrap().bypass, Some(bypass), "the latest counts");
+    }
+    b.set_bypass(None).await.unwrap();
+    b.set_bypass(None).await.unwrap();
+    assert_eq!((a.bypass().await.unwrap(), a.heartbeat(&me).await.unwrap().bypass), (None, None));
 }

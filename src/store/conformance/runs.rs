@@ -246,3 +246,20 @@ pub(in crate::store) async fn a_run_is_done_with_its_last_job_and_forgotten_in_t
     store.finish_runs(22, false).await.unwrap();
     assert_eq!(store.purge_business("acme").await.unwrap().runs, 1);
 }
+
+pub(in crate::store) async fn what_may_not_be_called_yet_is_put_off_unless_somebody_has_it(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    running(&store, 4).await;
+    let claimed = store.claim_jobs(claim_of(1, "t", "me")).await.unwrap();
+    let due = store.due_jobs("run_1", 10, 2).await.unwrap();
+    assert_eq!(due.iter().map(|job| job.seq).collect::<Vec<_>>(), [2, 3], "what is claimed is not due");
+    let later = vec![(claimed[0].seq, 50), (2, 50), (3, 40)];
+    assert_eq!(store.postpone_jobs("run_1", later).await.unwrap(), 2);
+    assert_eq!(store.postpone_jobs("run_1", vec![(2, 30)]).await.unwrap(), 1, "it is not brought forward");
+    let left = store.due_jobs("run_1", 49, 9).await.unwrap();
+    assert_eq!(left.iter().map(|job| (job.seq, job.due_at)).collect::<Vec<_>>(), [(4, 0), (3, 40)]);
+    assert_eq!(store.run_counts("run_1").await.unwrap().next_due, Some(0));
+    assert_eq!(store.postpone_jobs("run_1", vec![(4, 60)]).await.unwrap(), 1);
+    assert_eq!(store.due_runs().await.unwrap()[0].next_due, Some(40));
+    assert_eq!(store.claim_jobs(claim_of(9, "u", "me")).await.unwrap(), [], "nothing is due");
+}

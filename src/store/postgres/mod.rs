@@ -8,6 +8,7 @@ mod batch;
 mod driver;
 mod gate;
 pub mod inspect;
+pub mod leads;
 pub mod migrate;
 mod ownership;
 mod settings;

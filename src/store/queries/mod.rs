@@ -11,6 +11,7 @@ mod records;
 mod replicas;
 mod retention;
 mod runs;
+mod schedules;
 mod store;
 mod transcripts;
 

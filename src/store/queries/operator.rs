@@ -5,9 +5,9 @@ use futures_util::FutureExt as _;
 
 use super::super::app_events::EVENT;
 use super::super::driver::{Backend, Driver, Sql, binds};
-use super::super::rows::{audit_record, call_id, event, inbox_event, outbox_delivery};
+use super::super::rows::{audit_record, bypass, call_id, event, inbox_event, outbox_delivery};
 use super::super::runs::Runs as _;
-use super::super::{AuditRecord, Desk, Inbox, InboxEvent, NewEvent, Outbox, OutboxDelivery, Purged, Result};
+use super::super::{AuditRecord, Bypass, Desk, Inbox, InboxEvent, NewEvent, Outbox, OutboxDelivery, Purged, Result};
 use super::first;
 use super::retention::{PURGE_BATCH, forget_calls};
 use crate::clock::UnixMs;
@@ -25,7 +25,10 @@ macro_rules! inbox {
 macro_rules! outbox {
     ($rest:literal) => {
         concat!(
-            "SELECT id, event_id, call_id, url, own, route, attempts, due_at, done_at, last_error FROM deliveries ",
+            "SELECT id, event_id, call_id, url, own, route, attempts, due_at, done_at, last_error,
+                 (SELECT account FROM webhook_events e WHERE e.id = deliveries.event_id) AS account,
+                 coalesce((SELECT received_at FROM webhook_events e WHERE e.id = deliveries.event_id), noted_at) AS received_at
+             FROM deliveries ",
             $rest
         )
     };
@@ -71,6 +74,12 @@ impl<B: Backend> Desk for B {
             Inbox::Parked => inbox!("WHERE parked_at IS NOT NULL ORDER BY received_at DESC, id DESC LIMIT $1"),
         };
         self.select(sql, binds![limit].into(), inbox_event).await
+    }
+
+    async fn parked(&self) -> Result<u64> {
+        let sql = "SELECT count(*) AS parked FROM webhook_events WHERE parked_at IS NOT NULL";
+        let counted = self.select(sql, vec![], |row| row.number("parked")).await?;
+        Ok(counted.first().and_then(|n| u64::try_from(*n).ok()).unwrap_or_default())
     }
 
     async fn inbox_event(&self, id: &str) -> Result<Option<InboxEvent>> {
@@ -157,6 +166,21 @@ impl<B: Backend> Desk for B {
         self.run(sql, binds.into()).await.map(drop)
     }
 
+    async fn set_bypass(&self, bypass: Option<Bypass>) -> Result<()> {
+        let Some(bypass) = bypass else {
+            return self.run("DELETE FROM bypass WHERE pool = 'default'", vec![]).await.map(drop);
+        };
+        let sql = "INSERT INTO bypass (pool, since_ms, until_ms, who, reason) VALUES ('default', $1, $2, $3, $4)
+             ON CONFLICT (pool) DO UPDATE SET since_ms = excluded.since_ms, until_ms = excluded.until_ms,
+                 who = excluded.who, reason = excluded.reason";
+        let binds = binds![bypass.since_ms, bypass.until_ms, bypass.who, bypass.reason];
+        self.run(sql, binds.into()).await.map(drop)
+    }
+
+    async fn bypass(&self) -> Result<Option<Bypass>> {
+        Ok(self.select("SELECT * FROM bypass WHERE pool = 'default'", vec![], bypass).await?.pop())
+    }
+
     async fn latest_audit(&self, limit: u32) -> Result<Vec<AuditRecord>> {
         self.select("SELECT * FROM audit ORDER BY at DESC, id DESC LIMIT $1", binds![limit].into(), audit_record).await
     }
@@ -186,6 +210,8 @@ impl<B: Backend> Desk for B {
             self.forget_run(&run).await?;
             all.runs += 1;
         }
+        let schedules = "DELETE FROM schedules WHERE business = $1";
+        all.schedules = self.run(schedules, binds![of.clone()].into()).await?;
         let open = "SELECT id FROM calls WHERE business = $1 AND phase <> 'ended' ORDER BY admitted_at, id";
         all.open = self.select(open, binds![of].into(), |row| call_id(row.str("id")?)).await?;
         Ok(all)

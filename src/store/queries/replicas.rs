@@ -1,6 +1,6 @@
 //! Replicas, and what they share about create requests.
 
-use super::super::driver::{Backend, Driver, Sql, binds};
+use super::super::driver::{Backend, Driver, Sql, binds, damaged};
 use super::super::membership::{FORGOTTEN_MS, LIVE_MS};
 use super::super::rows::{living, order};
 use super::super::{Fleet, ORDERS_MAX, OrderRecord, Replica, Result};
@@ -16,12 +16,17 @@ pub(super) async fn heartbeat(c: &mut dyn Driver, me: &Replica) -> Sql<Fleet> {
          ON CONFLICT (id) DO UPDATE SET beat_at = excluded.beat_at, state = excluded.state";
     c.execute(mine, &binds![&me.id, &me.host, me.process, &me.version, &me.state]).await?;
     let live = "SELECT *, (SELECT count(*) || '.' || coalesce(sum(updated_at), 0) FROM businesses) AS businesses,
-             (SELECT last FROM do_not_call_changes WHERE pool = 'default') AS do_not_call FROM replicas
+             (SELECT last FROM do_not_call_changes WHERE pool = 'default') AS do_not_call,
+             (SELECT json_build_array(since_ms, until_ms, who, reason)::text FROM bypass WHERE pool = 'default') AS bypass
+         FROM replicas
          WHERE id = $1 OR beat_at > (extract(epoch FROM clock_timestamp()) * 1000)::bigint - $2";
     let rows = c.fetch(live, &binds![&me.id, LIVE_MS]).await?;
     let businesses = rows.first().map(|row| row.text("businesses")).transpose()?.unwrap_or_default();
     let do_not_call = rows.first().map(|row| row.number("do_not_call")).transpose()?.unwrap_or_default();
-    Ok(Fleet::new(me, rows.iter().map(living).collect::<Sql<_>>()?, businesses, do_not_call))
+    let bypass = rows.first().map(|row| row.optional_text("bypass")).transpose()?.flatten();
+    let bypass = bypass.map(|body| serde_json::from_str(&body).map_err(damaged)).transpose()?;
+    let live = rows.iter().map(living).collect::<Sql<_>>()?;
+    Ok(Fleet { businesses_version: businesses, do_not_call_change: do_not_call, bypass, ..Fleet::new(me, live) })
 }
 
 pub(super) async fn find_orders(store: &impl Backend, fingerprint: &str, since_ms: UnixMs) -> Result<Vec<OrderRecord>> {

@@ -223,6 +223,18 @@ async fn settle(c: &mut dyn Driver, settles: &[Settle], now_ms: UnixMs) -> Sql<u
     Ok(settled)
 }
 
+async fn postpone(c: &mut dyn Driver, run: &str, later: &[(i64, UnixMs)]) -> Sql<u64> {
+    let mut put_off = 0;
+    for some in later.chunks(INSERTED) {
+        let sql = "UPDATE run_jobs SET due_at = greatest(run_jobs.due_at, one.column3) FROM (VALUES {rows}) AS one
+             WHERE run_jobs.run_id = one.column1 AND run_jobs.seq = one.column2
+             AND run_jobs.state = 'queued' AND run_jobs.dial_lock_token IS NULL";
+        let rows = some.iter().map(|(seq, due_at)| Vec::from(binds![run, *seq, *due_at]));
+        put_off += c.execute_all(sql, rows.collect()).await?;
+    }
+    Ok(put_off)
+}
+
 async fn recover(c: &mut dyn Driver, live: &[String], before: UnixMs, now_ms: UnixMs) -> Sql<u64> {
     let sql = "SELECT d.*, (SELECT r.state FROM runs r WHERE r.id = d.run_id) AS run_state
          FROM run_jobs d WHERE d.state IN ('dialing', 'calling') AND d.state = 'dialing'
@@ -313,7 +325,9 @@ impl<B: Backend> Runs for B {
                 row.number("n")?.unsigned_abs(),
             ))
         });
-        let mut counts = RunCounts::default();
+        let next = "SELECT due_at FROM run_jobs WHERE run_id = $1 AND state = 'queued' ORDER BY due_at, seq LIMIT 1";
+        let next = self.select(next, binds![run.to_owned()].into(), |row| row.number("due_at")).await?.pop();
+        let mut counts = RunCounts { next_due: next, ..RunCounts::default() };
         for (state, outcome, n) in rows.await? {
             *match (state, outcome) {
                 (JobState::Queued, _) => &mut counts.queued,
@@ -338,6 +352,16 @@ impl<B: Backend> Runs for B {
 
     async fn claim_jobs(&self, of: Claim) -> Result<Vec<Job>> {
         self.write(of, |c, of| claim(c, of).boxed()).await
+    }
+
+    async fn due_jobs(&self, run: &str, now_ms: UnixMs, limit: u32) -> Result<Vec<Job>> {
+        let sql = "SELECT * FROM run_jobs WHERE run_id = $1 AND state = 'queued' AND due_at <= $2
+             AND call_id IS NULL AND dial_lock_token IS NULL ORDER BY due_at, seq LIMIT $3";
+        self.select(sql, binds![run.to_owned(), now_ms, limit].into(), job).await
+    }
+
+    async fn postpone_jobs(&self, run: &str, later: Vec<(i64, UnixMs)>) -> Result<u64> {
+        self.write((run.to_owned(), later), |c, (run, later)| postpone(c, run, later).boxed()).await
     }
 
     async fn settle_jobs(&self, settles: Vec<Settle>, now_ms: UnixMs) -> Result<u64> {

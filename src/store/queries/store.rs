@@ -9,16 +9,19 @@ use super::super::driver::{Backend, binds};
 use super::super::rows::{admitted, business, create_answer, readable, record, refusal, waiting};
 use super::super::{
     AdmitOutcome, ApplyOutcome, CallRecord, Change, Confirmed, CreateAnswer, Cursor, Delivery, EpochBump, Fleet,
-    InsertOutcome, NewCall, NewEvent, OrderRecord, Reach, ReceiveOutcome, RefusalRecord, Replica, Result, Store,
-    Voucher, Waiting,
+    InsertOutcome, ListFilter, NewCall, NewEvent, OrderRecord, Reach, ReceiveOutcome, RefusalRecord, Replica, Result,
+    Store, Voucher, Waiting,
 };
 use super::calls::calls;
 use super::{bindings, calls, gate, messages, replicas};
 use crate::admission::{AdmissionRequest, GateMode, GateState, LeaseRow};
 use crate::call::Event;
 use crate::clock::UnixMs;
-use crate::ids::{AccountName, Alias, CallId};
+use crate::ids::{AccountName, Alias, CallId, RefusalId};
 use crate::policy::{Business, Facts, Policy};
+
+/// A call that began longer before is not looked for among those that were up at a time.
+const UP_AT_MOST_MS: i64 = 24 * 3_600_000;
 
 #[async_trait]
 impl<B: Backend> Store for B {
@@ -119,9 +122,28 @@ impl<B: Backend> Store for B {
         self.select(sql, binds![account.to_string(), kind.to_owned()].into(), record).await
     }
 
-    async fn latest_calls(&self, limit: u32) -> Result<Vec<CallRecord>> {
-        let sql = calls!("ORDER BY c.admitted_at DESC, c.id DESC LIMIT $1");
-        self.select(sql, binds![limit].into(), |row| Ok(record(row))).await.map(readable)
+    async fn list_calls(&self, filter: &ListFilter, limit: u32) -> Result<Vec<CallRecord>> {
+        let sql = calls!(
+            "WHERE ($2 OR c.business = ANY($3)) AND ($4 = '' OR c.account = $4 OR c.carrier = $4)
+             AND ($5 OR c.phase = ANY($6)) AND c.admitted_at >= $7 AND c.admitted_at < $8
+             ORDER BY c.admitted_at DESC, c.id DESC LIMIT $1"
+        );
+        let f = filter.clone();
+        let (any_phase, phases) = f.phase_words();
+        let (from, before) = (f.from_ms.unwrap_or(UnixMs::MIN), f.before_ms.unwrap_or(UnixMs::MAX));
+        let (any, businesses) = (f.businesses.is_none(), f.businesses.unwrap_or_default());
+        let account = f.account.unwrap_or_default();
+        let binds = binds![limit, any, businesses, account, any_phase, phases, from, before];
+        self.select(sql, binds.into(), |row| Ok(record(row))).await.map(readable)
+    }
+
+    async fn calls_at(&self, at_ms: UnixMs, limit: u32) -> Result<Vec<CallRecord>> {
+        let sql = calls!(
+            "WHERE c.admitted_at <= $1 AND c.admitted_at > $2 AND (c.ended_at IS NULL OR c.ended_at > $1)
+             ORDER BY c.admitted_at, c.id LIMIT $3"
+        );
+        let binds = binds![at_ms, at_ms - UP_AT_MOST_MS, limit];
+        self.select(sql, binds.into(), |row| Ok(record(row))).await.map(readable)
     }
 
     async fn admitted_since(&self, since_ms: UnixMs) -> Result<Vec<(UnixMs, Facts)>> {
@@ -186,8 +208,19 @@ impl<B: Backend> Store for B {
         self.write(refusals, |c, refusals| messages::refused(c, refusals).boxed()).await
     }
 
-    async fn latest_refusals(&self, limit: u32) -> Result<Vec<RefusalRecord>> {
-        self.select("SELECT * FROM refusals ORDER BY at DESC, id DESC LIMIT $1", binds![limit].into(), refusal).await
+    async fn list_refusals(&self, filter: &ListFilter, limit: u32) -> Result<Vec<RefusalRecord>> {
+        let sql = "SELECT * FROM refusals WHERE ($2 OR business = ANY($3)) AND ($4 = '' OR account = $4)
+             AND at >= $5 AND at < $6 ORDER BY at DESC, id DESC LIMIT $1";
+        let f = filter.clone();
+        let (from, before) = (f.from_ms.unwrap_or(UnixMs::MIN), f.before_ms.unwrap_or(UnixMs::MAX));
+        let (any, businesses) = (f.businesses.is_none(), f.businesses.unwrap_or_default());
+        let binds = binds![limit, any, businesses, f.account.unwrap_or_default(), from, before];
+        self.select(sql, binds.into(), refusal).await
+    }
+
+    async fn refusal(&self, id: &RefusalId) -> Result<Option<RefusalRecord>> {
+        let sql = "SELECT * FROM refusals WHERE id = $1";
+        Ok(self.select(sql, binds![id.to_string()].into(), refusal).await?.pop())
     }
 
     async fn businesses(&self) -> Result<Vec<Business>> {

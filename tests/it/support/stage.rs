@@ -449,7 +449,8 @@ struct Keep {
 #[async_trait::async_trait]
 impl Handler for Keep {
     async fn handle(&self, exchange: &mut Exchange) {
-        let body = exchange.read_body(80 << 20).await.unwrap_or_default();
+        // A request that is cut, as by a process that dies, is none.
+        let Ok(body) = exchange.read_body(80 << 20).await else { return };
         let got = Got {
             method: exchange.method().to_string(),
             path_and_query: exchange.path_and_query().to_owned(),

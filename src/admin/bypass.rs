@@ -1,0 +1,67 @@
+//! The bypass: for a while limits refuse nothing, at every replica.
+
+use http::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use super::auth::Caller;
+use super::operator::Act;
+use super::{Admin, Answer, BODY_BYTES_MAX, Problem, bad, ok};
+use crate::clock::rfc3339;
+use crate::net::Exchange;
+use crate::store::Bypass;
+
+/// The longest bypass, in seconds: a day.
+const SECS_MAX: u64 = 86_400;
+/// The longest reason that is kept, in characters.
+const REASON_CHARS_MAX: usize = 500;
+
+impl Admin {
+    /// The bypass that is in force; null: none is.
+    pub(super) fn bypass_shown(&self) -> Value {
+        let capacity = &self.calls.lifecycle.capacity;
+        let Some(bypass) = capacity.bypass() else { return Value::Null };
+        let left_ms = (bypass.until_ms - self.calls.lifecycle.clock.now_ms()).max(0);
+        json!({
+            "since": rfc3339(bypass.since_ms), "until": rfc3339(bypass.until_ms), "leftSecs": (left_ms + 999) / 1000,
+            "by": bypass.who, "reason": bypass.reason, "everywhere": capacity.bypass_is_shared(),
+        })
+    }
+
+    /// Shows it, switches it on (`{"for_secs": 900, "reason": "…"}`), or off. It is switched even where the store takes no writes: that
+    /// may be why it is needed. Then it holds in this process, and the answer says so.
+    pub(super) async fn bypass(&self, exchange: &mut Exchange, method: &Method, who: &Caller) -> Answer {
+        let capacity = &self.calls.lifecycle.capacity;
+        let (act, after, new) = match *method {
+            Method::GET => return ok(&json!({"bypass": self.bypass_shown()})),
+            Method::DELETE => ("bypass off", Value::Null, None),
+            Method::PUT => {
+                let body = exchange.read_body(BODY_BYTES_MAX).await.map_err(|e| bad(e.to_string()))?;
+                let body: Value = serde_json::from_slice(&body).map_err(|e| bad(format!("no bypass: {e}")))?;
+                let secs = body["for_secs"].as_u64().filter(|secs| (1..=SECS_MAX).contains(secs));
+                let secs = secs.ok_or_else(|| bad(format!("for_secs is a number from 1 to {SECS_MAX}")))?;
+                let reason = body["reason"].as_str().map(str::trim).filter(|reason| !reason.is_empty());
+                let reason = reason.ok_or_else(|| bad("a bypass needs a reason, which stands in the audit"))?;
+                let now_ms = self.calls.lifecycle.clock.now_ms();
+                let bypass = Bypass {
+                    since_ms: now_ms,
+                    until_ms: now_ms.saturating_add(i64::try_from(secs).unwrap_or(0) * 1000),
+                    who: who.name.replace('\0', "\u{FFFD}"),
+                    reason: reason.replace('\0', "\u{FFFD}").chars().take(REASON_CHARS_MAX).collect(),
+                };
+                ("bypass on", json!({"until": rfc3339(bypass.until_ms)}), Some(bypass))
+            }
+            _ => {
+                let message = "use GET, PUT or DELETE".to_owned();
+                return Err(Problem::Is(StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", message));
+            }
+        };
+        let before = self.bypass_shown();
+        let before = json!({"until": before["until"]});
+        let reason = new.as_ref().map(|bypass| bypass.reason.clone());
+        let changes = Act::new(act, "*").because(reason.as_deref()).changes(before, after);
+        self.audit_with_retry(who, changes).await;
+        let told = capacity.set_bypass(new).await;
+        let note = told.err().map(|error| format!("in this process alone, until the store can be told: {error}"));
+        ok(&json!({"bypass": self.bypass_shown(), "note": note}))
+    }
+}

@@ -1,0 +1,406 @@
+//! Why a create was refused, or would be: which limits bind it, who holds their slots, what is decided, what to do.
+
+mod meaning;
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use super::auth::Caller;
+use super::listing::{asked, refusal};
+use super::{Admin, Answer, Problem, bad, not_found, ok, shown};
+use crate::admission::LimitExceeded;
+use crate::call::{Direction, Phase};
+use crate::clock::{UnixMs, rfc3339};
+use crate::ids::{AccountName, BusinessId, mask_number};
+use crate::policy::{Binding, Bound, Facts, Mode, Policy, RequestAttributes, Scope};
+use crate::provider::account::Account;
+use crate::reply::RejectionCode;
+use crate::store::{CallRecord, RefusalRecord};
+use meaning::meaning;
+
+/// Holders of a limit that are shown; of more, how many there are.
+const HOLDERS_MAX: usize = 20;
+/// Calls that are looked through for those that held a slot at a time.
+const CALLS_MAX: u32 = 10_000;
+
+/// What stands now, read once.
+struct Now {
+    at_ms: UnixMs,
+    policy: std::sync::Arc<Policy>,
+    open: Vec<CallRecord>,
+    by_key: BTreeMap<String, u32>,
+    /// What was admitted within the longest window of a rate.
+    recent: Vec<(UnixMs, Facts)>,
+}
+
+/// A limit that binds, and how much of it is used.
+struct Standing {
+    binding: Binding,
+    used: u32,
+    allows: u32,
+}
+
+impl Standing {
+    fn is_full(&self) -> bool {
+        self.used >= self.allows
+    }
+}
+
+impl Now {
+    fn holds(&self, call: &CallRecord, key: &str) -> bool {
+        call.counts() && !call.over_limit && self.policy.bindings(&call.facts).iter().any(|b| b.key == key)
+    }
+
+    fn standing(&self, binding: Binding) -> Standing {
+        let (used, allows) = match binding.bound {
+            Bound::Concurrent(n) => (self.by_key.get(&binding.key).copied().unwrap_or(0), n),
+            Bound::Rate(rate) => {
+                let counts = |(at, facts): &&(UnixMs, Facts)| {
+                    at.saturating_add(rate.held_ms()) > self.at_ms
+                        && self.policy.bindings(facts).iter().any(|one| one.key == binding.key)
+                };
+                (u32::try_from(self.recent.iter().filter(counts).count()).unwrap_or(u32::MAX), rate.count)
+            }
+        };
+        Standing { binding, used, allows }
+    }
+
+    /// The key of the config, or the request, that a limit comes from; and how much it allows.
+    fn written(&self, binding: &Binding) -> (String, String) {
+        let is_rate = matches!(binding.bound, Bound::Rate(_));
+        let all = self.policy.in_force();
+        let found = all.iter().find(|one| *one.name == *binding.limit && one.allows.contains("at once") != is_rate);
+        match found {
+            Some(found) => (found.from.clone(), found.allows.clone()),
+            None => (format!("max_calls of {}", binding.limit.trim_start_matches("business.")), String::new()),
+        }
+    }
+
+    fn shown(&self, standing: &Standing, who: &Caller) -> Value {
+        let binding = &standing.binding;
+        let (from, allows) = self.written(binding);
+        let holding: Vec<&CallRecord> = match binding.bound {
+            Bound::Concurrent(_) => self.open.iter().filter(|call| self.holds(call, &binding.key)).collect(),
+            Bound::Rate(_) => vec![],
+        };
+        let mine: Vec<&&CallRecord> = holding.iter().filter(|call| who.sees(call.facts.business.as_str())).collect();
+        let holders: Vec<Value> = mine.iter().take(HOLDERS_MAX).map(|call| holder(call, self.at_ms)).collect();
+        json!({
+            "name": binding.limit, "kind": if matches!(binding.bound, Bound::Rate(_)) { "rate" } else { "concurrent" },
+            "scope": scope_word(binding.scope), "allows": allows, "from": from, "used": standing.used, "limit": standing.allows,
+            "full": standing.is_full(), "holders": holders, "moreHolders": holding.len().saturating_sub(mine.len().min(HOLDERS_MAX)),
+        })
+    }
+}
+
+fn scope_word(scope: Scope) -> &'static str {
+    match scope {
+        Scope::Business => "business",
+        Scope::Named => "limit",
+        Scope::Account => "account",
+        Scope::Global => "global",
+    }
+}
+
+fn holder(call: &CallRecord, at_ms: UnixMs) -> Value {
+    json!({
+        "callId": call.id, "businessId": call.facts.business, "account": call.facts.account, "phase": call.phase,
+        "direction": call.facts.direction, "slots": call.slots, "origin": call.origin, "unsettled": call.unsettled,
+        "ageSecs": ((at_ms - call.admitted_at) / 1000).max(0), "silentSecs": ((at_ms - call.seen_at) / 1000).max(0),
+        "otherNumber": call.facts.other_number.as_deref().map(mask_number),
+    })
+}
+
+/// A create that might be sent.
+struct WouldBe {
+    facts: Facts,
+    /// Why nobody knows its business, where that refuses.
+    stranger: Option<String>,
+    /// Why whom it calls is not called.
+    blocked: Option<String>,
+}
+
+/// What is decided, and what to do.
+struct Decision {
+    /// `admitted`, `refused`, or `admitted and marked`.
+    outcome: &'static str,
+    code: Option<&'static str>,
+    limit: Option<String>,
+    because: String,
+    advice: Vec<String>,
+}
+
+impl Decision {
+    fn shown(&self) -> Value {
+        json!({
+            "outcome": self.outcome, "code": self.code, "limit": self.limit, "because": self.because, "advice": self.advice,
+        })
+    }
+}
+
+/// What would become of a create now.
+fn decide(now: &Now, create: &WouldBe, standings: &[Standing], observes: bool, bypassed: bool) -> Decision {
+    let outcome = if observes { "admitted and marked" } else { "refused" };
+    let refused = |code, limit, because: String, advice| Decision { outcome, code: Some(code), limit, because, advice };
+    let business = &create.facts.business;
+    let mut decision = if let Some(why) = &create.stranger {
+        let advice = vec![
+            format!(
+                "make it known: `ringfence businesses import`, PUT /api/businesses/{business}, or [[businesses]] in the config"
+            ),
+            "or take strangers on a plan: businesses.unknown = \"PLAN\"".to_owned(),
+        ];
+        refused("UNKNOWN_BUSINESS", None, format!("nobody knows the business: {why}"), advice)
+    } else if let Some(why) = &create.blocked {
+        let advice = vec!["look at [destinations], and at the lists: GET /api/do-not-call".to_owned()];
+        refused("DO_NOT_CALL_BLOCKED", None, why.clone(), advice)
+    } else if let Some(full) = standings.iter().find(|one| one.is_full()) {
+        let exceeded = LimitExceeded {
+            limit: full.binding.limit.clone(),
+            scope: full.binding.scope,
+            bound: full.binding.bound,
+            current: full.used,
+            free_in_ms: None,
+        };
+        let code = code_of(&exceeded);
+        let what = if code == "REQUEST_RATE_EXCEEDED" { "creates in its window" } else { "calls in use" };
+        let because = format!("limit {} is full: {} of {} {what}", full.binding.limit, full.used, full.allows);
+        refused(code, Some(full.binding.limit.to_string()), because, advice(now, full))
+    } else {
+        let because = match standings.iter().min_by_key(|one| one.allows.saturating_sub(one.used)) {
+            Some(next) => {
+                let free = next.allows.saturating_sub(next.used);
+                format!(
+                    "every limit has room; the nearest is {} with {free} of {} left",
+                    next.binding.limit, next.allows
+                )
+            }
+            None => "no limit binds it".to_owned(),
+        };
+        return Decision { outcome: "admitted", code: None, limit: None, because, advice: vec![] };
+    };
+    if observes {
+        let why = if bypassed { "limits are bypassed" } else { "mode is observe" };
+        decision.because.push_str(&format!(" ({why}: it is sent all the same, and marked)"));
+    }
+    decision
+}
+
+fn code_of(full: &LimitExceeded) -> &'static str {
+    match RejectionCode::of_full(full) {
+        RejectionCode::BusinessLimitExceeded => "BUSINESS_CONCURRENT_LIMIT_EXCEEDED",
+        RejectionCode::LimitExceeded => "CONCURRENT_LIMIT_EXCEEDED",
+        RejectionCode::RateExceeded => "REQUEST_RATE_EXCEEDED",
+        RejectionCode::PlanNotAllowed => "PLAN_NOT_ALLOWED",
+        _ => "GLOBAL_CAPACITY_EXCEEDED",
+    }
+}
+
+/// What to do about a limit that is full.
+fn advice(now: &Now, full: &Standing) -> Vec<String> {
+    let binding = &full.binding;
+    let (from, _) = now.written(binding);
+    let mut advice = Vec::new();
+    if let Bound::Rate(rate) = binding.bound {
+        advice.push(format!("wait: a create counts for {} s", rate.window_ms as f64 / 1000.0));
+    } else {
+        let holding: Vec<&CallRecord> = now.open.iter().filter(|call| now.holds(call, &binding.key)).collect();
+        let oldest = holding.iter().min_by_key(|call| call.admitted_at);
+        if let Some(oldest) = oldest {
+            let age = (now.at_ms - oldest.admitted_at).max(0) / 1000;
+            let id = &oldest.id;
+            advice.push(format!(
+                "wait for a call to end; the oldest has been up for {age} s (ringfence calls show {id})"
+            ));
+        }
+        let doubtful = holding.iter().filter(|call| call.unsettled || call.phase == Phase::Reserved).count();
+        if doubtful > 0 {
+            advice.push(format!("of {doubtful} holders it is not known that they are up: ringfence reconcile"));
+        }
+    }
+    advice.push(match binding.scope {
+        Scope::Account => {
+            format!("if more was bought at the provider, raise {from}; calls of others count too (ringfence status: external)")
+        }
+        _ => format!("if it should allow more, raise it: {from}"),
+    });
+    advice
+}
+
+impl Admin {
+    /// `?id=` of a refusal or a call; or `?business=&account=&to=&direction=&agent=&number=` of a create that might be sent.
+    pub(super) async fn explain(&self, query: &str, who: &Caller) -> Answer {
+        let store = &self.calls.lifecycle.store;
+        let at_ms = self.calls.lifecycle.clock.now_ms();
+        let policy = self.calls.lifecycle.policy.load_full();
+        let counts = self.calls.lifecycle.capacity.counts().await;
+        let counts = counts.map_err(|error| {
+            Problem::Is(http::StatusCode::SERVICE_UNAVAILABLE, "GATE_REBUILDING", error.to_string())
+        })?;
+        let recent = match policy.longest_rate_ms() {
+            0 => vec![],
+            window_ms => store.admitted_since(at_ms - window_ms).await?,
+        };
+        let now = Now { at_ms, open: store.open_calls().await?, by_key: counts.by_key, recent, policy };
+        match asked(query, "id") {
+            Some(id) if id.starts_with("rf_") => {
+                let record = self.find_refusal(&id, who).await?;
+                self.explain_refusal(&now, &record, who).await
+            }
+            Some(id) => {
+                let record = self.find(&id, who).await?;
+                self.explain_call(&now, &record, who)
+            }
+            None => {
+                let create = self.would_be(&now, query, who)?;
+                ok(&self.explained(&now, "create", &create, who))
+            }
+        }
+    }
+
+    fn explained(&self, now: &Now, about: &str, create: &WouldBe, who: &Caller) -> Value {
+        let capacity = &self.calls.lifecycle.capacity;
+        let facts = &create.facts;
+        let standings: Vec<Standing> =
+            capacity.bindings(facts).into_iter().map(|binding| now.standing(binding)).collect();
+        let (observes, bypassed) = (capacity.mode() == Mode::Observe, capacity.bypass().is_some());
+        let decision = decide(now, create, &standings, observes, bypassed);
+        json!({
+            "about": about, "now": rfc3339(now.at_ms), "mode": now.policy.mode().as_str(), "bypass": self.bypass_shown(),
+            "create": {
+                "businessId": facts.business, "plan": facts.plan, "account": facts.account, "carrier": facts.carrier,
+                "direction": facts.direction, "to": facts.other_number.as_deref().map(mask_number), "agent": facts.agent,
+                "known": now.policy.business(&facts.business).is_some(),
+            },
+            "limits": standings.iter().map(|one| now.shown(one, who)).collect::<Vec<_>>(),
+            "decision": decision.shown(),
+        })
+    }
+
+    /// The account that is named; or the only one that places calls.
+    fn account_asked(&self, name: Option<&str>) -> Result<&Account, Problem> {
+        if let Some(name) = name {
+            let found = AccountName::parse(name).ok().and_then(|name| self.calls.accounts.get(&name));
+            return found.map(|account| &**account).ok_or_else(|| not_found("no account of this name is configured"));
+        }
+        let all: Vec<_> = self.calls.accounts.values().filter(|one| !one.provider.operations.is_empty()).collect();
+        match all.as_slice() {
+            [one] => Ok(one),
+            _ => {
+                let names: Vec<&str> = all.iter().map(|account| account.name.as_str()).collect();
+                Err(bad(format!("say which account: {}", names.join(", "))))
+            }
+        }
+    }
+
+    fn would_be(&self, now: &Now, query: &str, who: &Caller) -> Result<WouldBe, Problem> {
+        let business = asked(query, "business").ok_or_else(|| bad("give id, or business"))?;
+        let business = BusinessId::parse(&business).map_err(|error| bad(error.to_string()))?;
+        if !who.sees(business.as_str()) {
+            return Err(not_found("no such business"));
+        }
+        let account = self.account_asked(asked(query, "account").as_deref())?;
+        let direction = match asked(query, "direction").as_deref() {
+            None | Some("outbound") => Direction::Outbound,
+            Some("inbound") => Direction::Inbound,
+            Some(_) => return Err(bad("direction is outbound or inbound")),
+        };
+        let facts = facts(now, business, account, direction);
+        let facts = Facts {
+            agent: asked(query, "agent"),
+            own_number: asked(query, "number"),
+            other_number: asked(query, "to"),
+            ..facts
+        };
+        let marks = RequestAttributes {
+            header: Some(facts.business.as_str()),
+            path: Some(facts.business.as_str()),
+            agent: facts.agent.as_deref(),
+            number: facts.own_number.as_deref(),
+            account: Some(account.name.as_str()),
+            api_key_sha256: None,
+        };
+        let is_known = now.policy.business(&facts.business).is_some();
+        let identified = (!is_known).then(|| now.policy.identify(&marks));
+        let stranger = identified.and_then(|found| found.stranger).map(|stranger| stranger.0);
+        let blocked = facts.other_number.as_deref().filter(|_| direction == Direction::Outbound).and_then(|to| {
+            let judged = self.calls.destinations.may_call(&facts.business, to, None, None);
+            judged.err().map(|why| format!("{} {why}", mask_number(to)))
+        });
+        Ok(WouldBe { facts, stranger, blocked })
+    }
+
+    async fn explain_refusal(&self, now: &Now, record: &RefusalRecord, who: &Caller) -> Answer {
+        let (means, fix) = meaning(&record.code);
+        let mut answer = json!({"about": "refusal", "now": rfc3339(now.at_ms)});
+        let business = BusinessId::parse(&record.business).ok();
+        let account = self.account_asked(Some(&record.account)).ok();
+        let direction = if record.direction == "inbound" { Direction::Inbound } else { Direction::Outbound };
+        if let (Some(business), Some(account)) = (business, account) {
+            let create = WouldBe { facts: facts(now, business, account, direction), stranger: None, blocked: None };
+            answer = self.explained(now, "refusal", &create, who);
+        }
+        answer["refusal"] = refusal(record);
+        answer["refusal"]["means"] = means.into();
+        answer["refusal"]["fix"] = fix.into();
+        if let Some(limit) = record.limit_name.as_deref() {
+            let then = self.calls.lifecycle.store.calls_at(record.at, CALLS_MAX).await?;
+            let held = |call: &&CallRecord| {
+                !call.over_limit
+                    && now.policy.bindings(&call.facts).iter().any(|binding| {
+                        *binding.limit == *limit
+                            && (binding.scope != Scope::Business || call.facts.business.as_str() == record.business)
+                    })
+            };
+            let held: Vec<&CallRecord> = then.iter().filter(held).collect();
+            let mine = held.iter().filter(|call| who.sees(call.facts.business.as_str())).take(HOLDERS_MAX);
+            let mine: Vec<Value> = mine.map(|call| holder(call, record.at)).collect();
+            answer["moreHeldThen"] = (held.len() - mine.len()).into();
+            answer["heldThen"] = mine.into();
+        }
+        ok(&answer)
+    }
+
+    fn explain_call(&self, now: &Now, record: &CallRecord, who: &Caller) -> Answer {
+        let create = WouldBe { facts: record.facts.clone(), stranger: None, blocked: None };
+        let mut answer = self.explained(now, "call", &create, who);
+        answer["call"] = shown(record);
+        let age = |at: UnixMs| (now.at_ms - at).max(0) / 1000;
+        let holds = record.phase != Phase::Ended && record.counts();
+        let state = match (record.phase, record.unsettled) {
+            (Phase::Ended, _) => {
+                let proof = record.proof.map_or("nobody's", |proof| proof.as_str());
+                format!("it is over (proof: {proof}) and holds nothing")
+            }
+            (_, true) => {
+                "nobody knows whether it was dialled; its slot is held until the provider was asked".to_owned()
+            }
+            (phase, false) => {
+                let (by, secs) = (record.seen_by.as_str(), age(record.seen_at));
+                format!("it is {}, last heard of {secs} s ago by {by}", phase.as_str())
+            }
+        };
+        answer["call"]["explained"] = state.into();
+        answer["call"]["holds"] = holds.into();
+        ok(&answer)
+    }
+}
+
+/// What a create of a business at an account would be, where nothing else is known of it.
+fn facts(now: &Now, business: BusinessId, account: &Account, direction: Direction) -> Facts {
+    let operations = &account.provider.operations;
+    let operation = operations.iter().find(|one| one.direction == direction).or(operations.first());
+    Facts {
+        plan: now.policy.plan_of(&business),
+        business,
+        account: account.name.clone(),
+        provider: account.provider.name.clone(),
+        carrier: account.carrier.clone().filter(|_| operation.is_some_and(|one| one.carried)),
+        direction,
+        operation: operation.map(|one| one.name.clone()).unwrap_or_default(),
+        agent: None,
+        own_number: None,
+        other_number: None,
+    }
+}

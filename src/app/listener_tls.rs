@@ -1,0 +1,76 @@
+//! TLS of the listeners: who speaks it, whose clients show a certificate, and how a changed file is taken up.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::config::{ListenerName, TlsSettings};
+use crate::metrics::Metrics;
+use crate::net::{ReloadingTls, TlsError};
+
+/// How often certificate files are looked at.
+const CERTIFICATE_CHECK: Duration = Duration::from_secs(10);
+
+/// The certificates in use.
+#[derive(Default)]
+pub(super) struct ListenerTls {
+    listeners: BTreeSet<ListenerName>,
+    plain: Option<ReloadingTls>,
+    mutual: Option<(ReloadingTls, BTreeSet<ListenerName>)>,
+}
+
+impl ListenerTls {
+    /// Reads the files.
+    pub(super) fn load(settings: Option<&TlsSettings>) -> Result<Self, TlsError> {
+        let Some(settings) = settings else { return Ok(Self::default()) };
+        let mutual = match &settings.clients {
+            Some((ca, of)) => Some((ReloadingTls::load_mutual(&settings.cert, &settings.key, ca)?, of.clone())),
+            None => None,
+        };
+        let plain = ReloadingTls::load(&settings.cert, &settings.key)?;
+        Ok(Self { listeners: settings.listeners.clone(), plain: Some(plain), mutual })
+    }
+
+    /// What a listener speaks.
+    pub(super) fn of(&self, listener: ListenerName) -> Option<ReloadingTls> {
+        let mutual = self.mutual.as_ref().filter(|(_, of)| of.contains(&listener)).map(|(tls, _)| tls);
+        mutual.or(self.plain.as_ref()).filter(|_| self.listeners.contains(&listener)).cloned()
+    }
+
+    fn all(&self) -> impl Iterator<Item = &ReloadingTls> {
+        self.plain.iter().chain(self.mutual.iter().map(|(tls, _)| tls))
+    }
+
+    /// Puts into the metrics when what is in use expires.
+    pub(super) fn show_expiries(&self, metrics: &Metrics) {
+        for (certificate, at_secs) in self.all().flat_map(ReloadingTls::expiries) {
+            metrics.certificate_expires(certificate, at_secs);
+        }
+    }
+
+    /// Takes up changed files until it is told to stop.
+    pub(super) async fn follow(self, metrics: Metrics, stop: CancellationToken) {
+        while self.plain.is_some() {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(CERTIFICATE_CHECK) => {}
+            }
+            for tls in self.all() {
+                match tls.reload_if_changed() {
+                    Ok(true) => {
+                        metrics.certificate_reload("ok");
+                        self.show_expiries(&metrics);
+                        info!("certificate reloaded; used for new connections");
+                    }
+                    Ok(false) => {}
+                    Err(error) => {
+                        metrics.certificate_reload("failed");
+                        warn!(%error, "failed to load the changed certificate; the old one stays in use");
+                    }
+                }
+            }
+        }
+    }
+}

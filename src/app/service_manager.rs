@@ -1,0 +1,68 @@
+//! Tells the service manager how the program stands, in systemd's words (sd_notify(3), sd_watchdog_enabled(3)): that it serves, that
+//! it stops, and every so often that it lives.
+
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
+
+use tracing::warn;
+
+use crate::net::cores;
+
+/// Where the service manager listens, where there is one.
+#[derive(Debug)]
+pub struct ServiceManager {
+    socket: UnixDatagram,
+    at: SocketAddr,
+    watchdog: Option<Duration>,
+}
+
+impl ServiceManager {
+    /// The one that the environment names.
+    pub fn from_environment() -> Option<Self> {
+        let path = std::env::var_os("NOTIFY_SOCKET").filter(|path| !path.is_empty())?;
+        let found = match path.as_bytes().strip_prefix(b"@") {
+            Some(name) => SocketAddr::from_abstract_name(name),
+            None => SocketAddr::from_pathname(&path),
+        };
+        let opened = found.and_then(|at| {
+            let socket = UnixDatagram::unbound()?;
+            // Nobody waits for a service manager that reads nothing.
+            socket.set_nonblocking(true)?;
+            Ok((socket, at))
+        });
+        let (socket, at) = opened.map_err(|error| warn!(%error, "failed to open NOTIFY_SOCKET")).ok()?;
+        let of_us = std::env::var("WATCHDOG_PID").map_or(true, |pid| pid == std::process::id().to_string());
+        let every = std::env::var("WATCHDOG_USEC").ok().and_then(|usec| usec.parse().ok());
+        let watchdog = every.filter(|usec| of_us && *usec > 0).map(Duration::from_micros);
+        Some(Self { socket, at, watchdog })
+    }
+
+    /// It serves.
+    pub fn ready(&self) {
+        self.say("READY=1");
+    }
+
+    /// It stops.
+    pub fn stopping(&self) {
+        self.say("STOPPING=1");
+    }
+
+    /// Says that the program lives, three times in the time that it has for it, for as long as every thread that serves answers. Returns
+    /// at once where nobody asks for it.
+    pub async fn live(&self) {
+        let Some(every) = self.watchdog.map(|within| within / 3) else { return };
+        loop {
+            cores::answer().await;
+            self.say("WATCHDOG=1");
+            tokio::time::sleep(every).await;
+        }
+    }
+
+    fn say(&self, state: &str) {
+        if let Err(error) = self.socket.send_to_addr(state.as_bytes(), &self.at) {
+            warn!(state, %error, "failed to tell the service manager");
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! `ringfence bypass`: for a while limits refuse nothing, at every replica.
+
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+use http::Method;
+use serde_json::{Value, json};
+
+use super::Outcome;
+use super::admin_client::Console;
+use super::text::{field, read_span, span};
+
+#[derive(Debug, Args)]
+pub(super) struct Bypass {
+    #[command(flatten)]
+    console: Console,
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    act: Act,
+}
+
+#[derive(Debug, Subcommand)]
+enum Act {
+    /// Let every create and every inbound call through, counted and recorded. It ends by itself
+    On {
+        /// For how long, as in 90s, 15m, 2h; a day at most
+        #[arg(long = "for", value_name = "TIME", value_parser = read_span)]
+        time: u32,
+        /// Why; stands in the audit, the status and on the page
+        #[arg(long)]
+        reason: String,
+    },
+    /// End it now
+    Off,
+    /// Whether it is on, since when, until when, by whom and why
+    Show,
+}
+
+impl Bypass {
+    pub(super) async fn run(self) -> Outcome {
+        let (method, body) = match &self.act {
+            Act::On { time, reason } => (Method::PUT, Some(json!({"for_secs": time, "reason": reason}))),
+            Act::Off => (Method::DELETE, None),
+            Act::Show => (Method::GET, None),
+        };
+        let answer = self.console.ask(method, "/api/bypass", body).await?;
+        match self.json {
+            true => println!("{answer}"),
+            false => println!("{}", written(&answer)),
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn written(answer: &Value) -> String {
+    let bypass = &answer["bypass"];
+    let state = match bypass["leftSecs"].as_i64() {
+        Some(left) => format!(
+            "The bypass is on for {} more, until {}, by {}: {}\nEvery call is let through, counted and recorded. To end it: ringfence bypass off",
+            span(left),
+            field(bypass, "until"),
+            field(bypass, "by"),
+            field(bypass, "reason")
+        ),
+        None => "The bypass is off: limits refuse as the policy says.".to_owned(),
+    };
+    match answer["note"].as_str() {
+        Some(note) => format!("{state}\nIt is so {note}"),
+        None => state,
+    }
+}

@@ -1,0 +1,31 @@
+//! `ringfence health`: for images that have no curl.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use http::Method;
+
+use super::Outcome;
+use super::admin_client::{Console, refused};
+
+/// Asks a running sidecar whether it is up: exit code 0, else 1.
+#[derive(Debug, Args)]
+pub(super) struct Health {
+    #[command(flatten)]
+    console: Console,
+    /// Whether it can serve, not only whether it runs
+    #[arg(long)]
+    ready: bool,
+}
+
+impl Health {
+    pub(super) async fn run(self) -> Outcome {
+        let path = if self.ready { "/ready" } else { "/health" };
+        let (status, answer) = self.console.send(Method::GET, path, None).await?;
+        if !status.is_success() {
+            return Err(refused(status, &answer).into());
+        }
+        println!("{}", answer["status"].as_str().unwrap_or("ok"));
+        Ok(ExitCode::SUCCESS)
+    }
+}

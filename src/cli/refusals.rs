@@ -1,0 +1,136 @@
+//! `ringfence refusals`: creates and inbound calls that were refused, and why.
+
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+use http::Method;
+use serde_json::Value;
+
+use super::Outcome;
+use super::admin_client::{Console, path_of};
+use super::explain;
+use super::text::{field, list, read_span, span, table, time};
+use super::watch::watch;
+
+#[derive(Debug, Args)]
+pub(super) struct Refusals {
+    #[command(flatten)]
+    console: Console,
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    act: Act,
+}
+
+#[derive(Debug, Subcommand)]
+enum Act {
+    /// The latest refusals
+    List {
+        /// Of this business alone
+        #[arg(long)]
+        business: Option<String>,
+        /// Of this account alone
+        #[arg(long)]
+        account: Option<String>,
+        /// Within this time, as in 90s, 15m, 2h
+        #[arg(long, value_name = "AGE", value_parser = read_span)]
+        since: Option<u32>,
+        /// How many
+        #[arg(long, default_value_t = 50)]
+        limit: u32,
+        /// Again every two seconds, until it is stopped
+        #[arg(long)]
+        watch: bool,
+    },
+    /// One refusal: what refused, who held its slots then, how it stands now, what to do
+    Show {
+        /// Its id, as in rf_…
+        id: String,
+    },
+}
+
+impl Refusals {
+    pub(super) async fn run(self) -> Outcome {
+        match &self.act {
+            Act::List { business, account, since, limit, watch: again } => {
+                let mut query = form_urlencoded::Serializer::new(String::new());
+                query.append_pair("limit", &limit.to_string());
+                for (name, value) in [("business", business), ("account", account)] {
+                    if let Some(value) = value {
+                        query.append_pair(name, value);
+                    }
+                }
+                if let Some(secs) = since {
+                    query.append_pair("since_secs", &secs.to_string());
+                }
+                let path = format!("/api/refusals?{}", query.finish());
+                watch(*again, self.json, async || {
+                    let listed = self.console.ask(Method::GET, &path, None).await?;
+                    Ok(if self.json { format!("{listed}\n") } else { written(&listed) })
+                })
+                .await?;
+            }
+            Act::Show { id } if self.json => {
+                let shown = self.console.ask(Method::GET, &path_of("/api/refusals", id), None).await?;
+                println!("{shown}");
+            }
+            Act::Show { id } => {
+                let asked = explain::query(&[("id", Some(id))]);
+                let answer = self.console.ask(Method::GET, &asked, None).await?;
+                print!("{}", explain::written(&answer));
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn written(listed: &Value) -> String {
+    let refusals = list(listed, "refusals");
+    if refusals.is_empty() {
+        return "no refusals\n".to_owned();
+    }
+    let now = time(&listed["now"]);
+    let rows: Vec<Vec<String>> = refusals
+        .iter()
+        .map(|one| {
+            let text = |key: &str| field(one, key).to_owned();
+            let age = time(&one["at"]).zip(now).map_or("-".to_owned(), |(at, now)| span(now - at));
+            let used = match (one["current"].as_u64(), one["limit"].as_u64()) {
+                (Some(current), Some(limit)) => format!("{current}/{limit}"),
+                _ => "-".to_owned(),
+            };
+            let limit = match one["limit_name"].as_str() {
+                Some(limit) => limit.to_owned(),
+                None => text("code"),
+            };
+            let way = if one["direction"] == "inbound" { "in" } else { "out" };
+            let became = if one["observed"] == true { "let through" } else { "refused" };
+            vec![text("id"), age, text("business"), way.to_owned(), limit, used, became.to_owned()]
+        })
+        .collect();
+    let columns =
+        [("REFUSAL", 30), ("AGE", 6), ("BUSINESS", 13), ("DIR", 3), ("LIMIT OR CODE", 22), ("USED", 8), ("", 11)];
+    let mut out = table(&columns, &rows);
+    out.push_str("\nringfence explain ID says why, and who holds the slots\n");
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::text::WIDTH;
+    use serde_json::json;
+
+    #[test]
+    fn refusals_fit_a_hundred_columns() {
+        let one = json!({
+            "id": "rf_01m8ja41r898gzy0p74wnf828t", "at": "2026-01-01T00:00:00Z", "business": "x".repeat(64), "direction": "outbound",
+            "code": "BUSINESS_CONCURRENT_LIMIT_EXCEEDED", "limit_name": null, "current": 4_000_000, "limit": 4_000_000, "observed": true,
+        });
+        let text = written(&json!({"refusals": [one], "now": "2026-01-01T00:01:00Z"}));
+        assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
+        assert!(text.contains("rf_01m8ja41r898gzy0p74wnf828t 1m00s") && text.contains("let through"), "{text}");
+        assert_eq!(written(&json!({"refusals": []})), "no refusals\n");
+    }
+}

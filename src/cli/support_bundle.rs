@@ -1,0 +1,264 @@
+//! `ringfence support-bundle`: what somebody needs who is to help, in one file that can be read before it is sent. No secret and no
+//! whole telephone number is in it; what was said in calls is not, either.
+
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use http::{HeaderMap, Method};
+use serde_json::{Map, Value, json};
+
+use super::admin_client::Console;
+use super::{Outcome, file};
+use crate::clock::{Clock, rfc3339};
+use crate::ids::{mask_number, mask_numbers_in};
+
+/// What a running sidecar is asked.
+const PATHS: [&str; 9] = [
+    "/ready",
+    "/status",
+    "/metrics",
+    "/api/calls?all=true&limit=200",
+    "/api/refusals?limit=200",
+    "/api/events?limit=100",
+    "/api/events?state=parked&limit=100",
+    "/api/runs?limit=50",
+    "/api/audit?limit=200",
+];
+/// Files of the system that say what a process may have.
+const SYSTEM: [&str; 5] =
+    ["/proc/version", "/proc/meminfo", "/proc/loadavg", "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/cpu.max"];
+/// What stands where something was.
+const REDACTED: &str = "[redacted]";
+/// Parts of names of what is secret.
+const SECRET_WORDS: [&str; 7] = ["secret", "token", "password", "passwd", "key", "auth", "credential"];
+/// A shorter secret is not looked for everywhere: it would be found in words.
+const SECRET_CHARS_MIN: usize = 6;
+/// Digits of telephone numbers that stand in a text without a plus: fewer are dates, ports and counts.
+const RUN_DIGITS: std::ops::RangeInclusive<usize> = 9..=15;
+/// Digits of the shortest telephone number.
+const NUMBER_DIGITS_MIN: usize = 7;
+
+#[derive(Debug, Args)]
+pub(super) struct SupportBundle {
+    #[command(flatten)]
+    console: Console,
+    /// Where it is written; "-" is stdout. Default: ringfence-support-TIME.json
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+impl SupportBundle {
+    pub(super) async fn run(self) -> Outcome {
+        let made_at = rfc3339(Clock::system().now_ms());
+        let mut sidecar = Map::new();
+        for path in PATHS {
+            let asked = self.console.exchange(Method::GET, path, "application/json", bytes::Bytes::new()).await;
+            sidecar.insert(path.to_owned(), answered(asked));
+        }
+        let config = self.console.config();
+        let text = std::fs::read_to_string(config).unwrap_or_default();
+        let written = toml::from_str::<toml::Table>(&text).ok();
+        let mistakes = match file::read(config, &[]) {
+            Ok(read) => read.loaded.diagnostics.iter().map(|d| json!({"code": d.code, "title": d.title})).collect(),
+            Err(_) => vec![json!({"title": format!("there is no config at {}", config.display())})],
+        };
+        let variables: Map<String, Value> = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .filter(|(name, _)| name.starts_with("RINGFENCE_") || text.contains(name.as_str()))
+            .map(|(name, value)| (name, format!("set, {} characters", value.chars().count()).into()))
+            .collect();
+        let system = SYSTEM.iter().map(|path| {
+            let read = std::fs::read_to_string(path).map_or(Value::Null, |text| text.lines().take(8).collect());
+            ((*path).to_owned(), read)
+        });
+        let mut bundle = json!({
+            "madeAt": made_at,
+            "version": env!("CARGO_PKG_VERSION"),
+            "processors": std::thread::available_parallelism().map_or(0, usize::from),
+            "system": system.collect::<Map<String, Value>>(),
+            "config": written.as_ref().and_then(|table| serde_json::to_value(table).ok()),
+            "mistakes": mistakes,
+            "variables": variables,
+            "sidecar": sidecar,
+        });
+        let secrets = written.as_ref().map(secrets_of).unwrap_or_default();
+        redact(&mut bundle, &secrets, false);
+        let shown = serde_json::to_string_pretty(&bundle)?;
+        match self.output {
+            Some(path) if path.as_os_str() == "-" => println!("{shown}"),
+            path => {
+                let path =
+                    path.unwrap_or_else(|| format!("ringfence-support-{}.json", made_at.replace(':', "")).into());
+                let mut out = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+                out.write_all(shown.as_bytes())?;
+                println!(
+                    "{}: {} KiB. Read it before you send it: secrets and numbers are taken out, names of businesses are not.",
+                    path.display(),
+                    shown.len() / 1024 + 1
+                );
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// An answer as the bundle has it. That nobody answers is worth knowing, too.
+fn answered(asked: anyhow::Result<(http::StatusCode, HeaderMap, bytes::Bytes)>) -> Value {
+    match asked {
+        Ok((status, _, body)) => {
+            let text = String::from_utf8_lossy(&body);
+            let lines = || text.lines().filter(|line| !line.starts_with('#')).collect();
+            let body: Value = serde_json::from_str(&text).unwrap_or_else(|_| lines());
+            json!({"status": status.as_u16(), "body": body})
+        }
+        Err(error) => json!({"error": format!("{error:#}")}),
+    }
+}
+
+/// Every secret that a config names: those in the file, in variables and in other files.
+fn secrets_of(config: &toml::Table) -> Vec<String> {
+    fn look(value: &toml::Value, is_secret: bool, found: &mut Vec<String>) {
+        match value {
+            toml::Value::String(text) if is_secret => found.push(text.clone()),
+            toml::Value::Array(list) => list.iter().for_each(|one| look(one, is_secret, found)),
+            toml::Value::Table(table) => {
+                let named = |key: &str| table.get(key).and_then(toml::Value::as_str);
+                found.extend(named("env").and_then(|name| std::env::var(name).ok()));
+                found.extend(named("file").and_then(|path| std::fs::read_to_string(path).ok()));
+                table.iter().for_each(|(key, value)| look(value, names_a_secret(key), found));
+            }
+            _ => {}
+        }
+    }
+    let mut found = Vec::new();
+    config.iter().for_each(|(key, value)| look(value, names_a_secret(key), &mut found));
+    let variables =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    found.extend(variables.filter(|(name, _)| names_a_secret(name)).map(|(_, value)| value));
+    // A URL with a password is one, and the password alone, too.
+    let passwords: Vec<String> =
+        found.iter().filter_map(|text| url::Url::parse(text).ok()?.password().map(str::to_owned)).collect();
+    found.extend(passwords);
+    let mut found: Vec<String> = found
+        .iter()
+        .map(|secret| secret.trim().to_owned())
+        .filter(|secret| secret.chars().count() >= SECRET_CHARS_MIN)
+        .collect();
+    // The longest first: one may be a part of another.
+    found.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+    found.dedup();
+    found
+}
+
+fn names_a_secret(key: &str) -> bool {
+    let key = key.to_ascii_lowercase();
+    SECRET_WORDS.iter().any(|word| key.contains(word))
+        && !key.ends_with("_sha256")
+        && key != "metrics_token"
+        && key != "sockets_per_token"
+}
+
+/// Takes secrets and telephone numbers out, wherever they stand. `is_secret`: what is here belongs to a name of something secret; where the
+/// secret comes from may stay.
+fn redact(value: &mut Value, secrets: &[String], is_secret: bool) {
+    match value {
+        Value::String(text) if is_secret => REDACTED.clone_into(text),
+        Value::String(text) => *text = redacted(text, secrets),
+        Value::Array(list) => list.iter_mut().for_each(|one| redact(one, secrets, is_secret)),
+        Value::Object(fields) => {
+            let source = |key: &str| is_secret && (key == "env" || key == "file");
+            *fields = std::mem::take(fields)
+                .into_iter()
+                .map(|(key, mut value)| {
+                    let is_secret = !source(&key) && (is_secret || names_a_secret(&key)) && !value.is_object();
+                    let below = names_a_secret(&key) && value.is_object();
+                    redact(&mut value, secrets, is_secret || below);
+                    (redacted(&key, secrets), value)
+                })
+                .collect();
+        }
+        _ => {}
+    }
+}
+
+fn redacted(text: &str, secrets: &[String]) -> String {
+    let mut shown = text.to_owned();
+    for secret in secrets.iter().filter(|secret| text.contains(secret.as_str())) {
+        shown = shown.replace(secret.as_str(), REDACTED);
+    }
+    let shown = crate::config::diagnostics::without_password(&mask_numbers_in(&shown));
+    // Times in the metrics look like numbers, and are none.
+    if shown.contains("_timestamp_seconds") {
+        shown
+    } else if is_number(&shown) {
+        mask_number(&shown)
+    } else {
+        masked_runs(&shown)
+    }
+}
+
+/// Masks runs of digits that stand for themselves and are as long as telephone numbers with their country code.
+fn masked_runs(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find(|c: char| c.is_ascii_digit()) {
+        let (before, from) = rest.split_at(at);
+        let (run, after) = from.split_at(from.find(|c: char| !c.is_ascii_digit()).unwrap_or(from.len()));
+        let is_part = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '•'));
+        let is_alone = !is_part(before.chars().last().or(shown.chars().last())) && !is_part(after.chars().next());
+        shown.push_str(before);
+        shown.push_str(&if is_alone && RUN_DIGITS.contains(&run.len()) { mask_number(run) } else { run.to_owned() });
+        rest = after;
+    }
+    shown + rest
+}
+
+/// Whether a text is a telephone number and nothing else, plus or not.
+fn is_number(text: &str) -> bool {
+    text.chars().all(|c| c.is_ascii_digit() || matches!(c, '+' | '-' | '(' | ')' | ' ' | '.'))
+        && text.bytes().filter(u8::is_ascii_digit).count() >= NUMBER_DIGITS_MIN
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_and_numbers_go_wherever_they_stand() {
+        let config: toml::Table = toml::from_str(
+            "[accounts.eleven]\napi_key = \"sk_planted_1\"\nwebhook_secrets = [\"wsec_planted_2\", { file = \"/nowhere\" }]\n\
+             [accounts.eleven.shared_keys]\none = \"shared_planted_3\"\n[store]\nurl = { env = \"NO_SUCH_VARIABLE\" }\n\
+             [gate]\nredis_url = \"redis://u:planted_4@host\"\n[inbound.agents]\n\"+15550001111\" = \"agent_1\"\n\
+             [businesses.acme]\nphone_numbers = [\"15550002222\", \"+1 (555) 000-3333\"]\nmax_calls = 3\n",
+        )
+        .unwrap();
+        let secrets = secrets_of(&config);
+        let mut bundle = json!({
+            "config": serde_json::to_value(&config).unwrap(),
+            "sidecar": {"/status": {"body": {"store": {"error": "cannot reach postgres://me:hunter2@db with sk_planted_1"}}},
+                        "/api/calls": {"body": {"calls": [{"otherNumber": "+15550004444", "startedAt": "2026-01-01T00:00:00Z"}]}},
+                        "/api/businesses": {"body": {"from": "businesses.15550006666.max_calls", "agent": "agent_1234567890"}},
+                        "/metrics": {"body": "x{business=\"+15550005555\"} 1 wsec_planted_2"}},
+        });
+        redact(&mut bundle, &secrets, false);
+        let shown = bundle.to_string();
+        for planted in ["planted", "hunter2", "0001111", "0002222", "000-3333", "0004444", "0005555", "0006666"] {
+            assert!(!shown.contains(planted), "{planted} is in {shown}");
+        }
+        for kept in [
+            "agent_1",
+            "/nowhere",
+            "NO_SUCH_VARIABLE",
+            "2026-01-01T00:00:00Z",
+            "max_calls",
+            "redis://",
+            "agent_1234567890",
+        ] {
+            assert!(shown.contains(kept), "{kept} is not in {shown}");
+        }
+    }
+}

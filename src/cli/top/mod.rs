@@ -1,0 +1,233 @@
+//! `ringfence top`: the calls of a running sidecar, live. It is fed by the same stream as the operator's page (docs/page.md).
+
+mod draw;
+mod feed;
+
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use ratatui::Terminal;
+use ratatui::backend::TestBackend;
+use ratatui::buffer::Buffer;
+use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
+use tokio::sync::mpsc;
+
+use super::Outcome;
+use super::admin_client::Console;
+use draw::View;
+use feed::{Feed, State};
+
+/// How often ages are drawn anew while nothing happens.
+const REDRAW: Duration = Duration::from_secs(1);
+/// How often keys are looked for.
+const KEYS: Duration = Duration::from_millis(200);
+/// The first state comes within this time.
+const FIRST_WITHIN: Duration = Duration::from_secs(15);
+/// The pause before a sidecar that has gone is asked again.
+const AGAIN: Duration = Duration::from_secs(2);
+/// The frame that is printed where there is no terminal.
+const SIZE: (u16, u16) = (80, 24);
+
+#[derive(Debug, Args)]
+pub(super) struct Top {
+    #[command(flatten)]
+    console: Console,
+    /// Print one frame and end
+    #[arg(long)]
+    once: bool,
+    /// Calls of this business alone
+    #[arg(long)]
+    business: Option<String>,
+}
+
+impl Top {
+    pub(super) async fn run(self) -> Outcome {
+        let view = View { business: self.business.clone(), ..View::default() };
+        if self.once {
+            let mut feed = Feed::new(self.console.follow("/api/stream").await?);
+            let mut state = State::default();
+            let first = async {
+                while !state.is_whole() {
+                    if !feed.next(&mut state).await? {
+                        bail!("the stream ended before it said anything");
+                    }
+                }
+                anyhow::Ok(())
+            };
+            tokio::time::timeout(FIRST_WITHIN, first).await.context("the sidecar says nothing")??;
+            let (width, height) =
+                ratatui::crossterm::terminal::size().ok().filter(|_| std::io::stdout().is_terminal()).unwrap_or(SIZE);
+            print!("{}", frame(&state, &view, width, height)?);
+            return Ok(ExitCode::SUCCESS);
+        }
+        if !std::io::stdout().is_terminal() || !std::io::stdin().is_terminal() {
+            return Err(anyhow::anyhow!("top needs a terminal; --once prints one frame").into());
+        }
+        // It is asked before the screen is taken: what is wrong stays to be read.
+        let first = self.console.follow("/api/stream").await?;
+        let mut terminal = ratatui::try_init()?;
+        let shown = self.show(&mut terminal, first, view).await;
+        ratatui::restore();
+        shown?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    async fn show(
+        &self,
+        terminal: &mut ratatui::DefaultTerminal,
+        first: crate::net::Following,
+        mut view: View,
+    ) -> anyhow::Result<()> {
+        let (mut state, mut feed) = (State::default(), Some(Feed::new(first)));
+        let (pressed, mut keys) = mpsc::channel(16);
+        // It ends with the receiver, or with the program.
+        std::thread::spawn(move || {
+            while !pressed.is_closed() {
+                match event::poll(KEYS) {
+                    Ok(false) => {}
+                    Ok(true) => match event::read() {
+                        Ok(event) => {
+                            if pressed.blocking_send(event).is_err() {
+                                return;
+                            }
+                        }
+                        Err(_) => return,
+                    },
+                    Err(_) => return,
+                }
+            }
+        });
+        loop {
+            terminal.draw(|frame| draw::draw(frame, &state, &view))?;
+            let news = async {
+                match &mut feed {
+                    Some(feed) => feed.next(&mut state).await,
+                    None => {
+                        tokio::time::sleep(AGAIN).await;
+                        Ok(false)
+                    }
+                }
+            };
+            tokio::select! {
+                more = news => match more {
+                    Ok(true) => {}
+                    Ok(false) | Err(_) => {
+                        feed = self.console.follow("/api/stream").await.ok().map(Feed::new);
+                        view.is_lost = feed.is_none();
+                    }
+                },
+                key = keys.recv() => match key {
+                    Some(Event::Key(key)) if key.kind == KeyEventKind::Press => {
+                        let is_interrupt = key.modifiers.contains(KeyModifiers::CONTROL) && key.code == KeyCode::Char('c');
+                        match key.code {
+                            KeyCode::Char('q') | KeyCode::Esc => return Ok(()),
+                            _ if is_interrupt => return Ok(()),
+                            KeyCode::Down | KeyCode::Char('j') => view.from = view.from.saturating_add(1),
+                            KeyCode::Up | KeyCode::Char('k') => view.from = view.from.saturating_sub(1),
+                            KeyCode::PageDown => view.from = view.from.saturating_add(10),
+                            KeyCode::PageUp => view.from = view.from.saturating_sub(10),
+                            KeyCode::Char('s') => view.sort = view.sort.next(),
+                            _ => {}
+                        }
+                    }
+                    Some(_) => {}
+                    None => return Ok(()),
+                },
+                () = tokio::time::sleep(REDRAW) => {}
+            }
+        }
+    }
+}
+
+/// A frame as text.
+fn frame(state: &State, view: &View, width: u16, height: u16) -> anyhow::Result<String> {
+    let mut terminal = Terminal::new(TestBackend::new(width, height))?;
+    terminal.draw(|frame| draw::draw(frame, state, view))?;
+    Ok(text(terminal.backend().buffer()))
+}
+
+fn text(buffer: &Buffer) -> String {
+    let area = buffer.area;
+    let mut out = String::new();
+    for y in area.top()..area.bottom() {
+        let line: String =
+            (area.left()..area.right()).filter_map(|x| buffer.cell((x, y))).map(|c| c.symbol()).collect();
+        out.push_str(line.trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn state() -> State {
+        let call = |id: &str, business: &str, phase: &str, at: &str| {
+            json!({"callId": id, "businessId": business, "phase": phase, "direction": "outbound", "account": "elevenlabs",
+                "startedAt": at, "lastSeenAt": at, "lastSeenBy": "poll", "otherNumber": "+155••••••01", "slots": 1})
+        };
+        let mut state = State::default();
+        state.apply("whole", &json!({
+            "at": "2026-01-01T00:10:00Z",
+            "parts": {
+                "calls": {"open": 2, "mode": "enforce"},
+                "businesses": [{"id": "acme", "plan": "PRO", "inUse": 2, "limit": 3}],
+                "refusals": [{"id": "rf_1", "at": "2026-01-01T00:09:00Z", "business": "acme", "limit_name": "plan.PRO", "current": 3, "limit": 3}],
+                "status": {"version": "0.1.0", "mode": "enforce", "policy": {"hash": "7f3a"}, "store": {"ok": true, "backend": "sqlite"},
+                    "gate": {"calls": 9, "standing": {"mode": "memory"}},
+                    "accounts": [{"name": "elevenlabs", "inUse": 9, "limit": 10, "foreign": 0, "providerLive": 9}]},
+            },
+            "put": [call("c_old", "acme", "live", "2026-01-01T00:00:00Z"), call("c_new", "birch", "ringing", "2026-01-01T00:09:50Z")],
+        }));
+        state
+    }
+
+    #[test]
+    fn a_frame_of_80_by_24_says_what_matters() {
+        let text = frame(&state(), &View::default(), 80, 24).unwrap();
+        assert_eq!(text.lines().count(), 24, "{text}");
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+        for part in [
+            "ringfence 0.1.0",
+            "policy 7f3a enforce",
+            "elevenlabs",
+            "9 of 10",
+            "acme",
+            "c_old",
+            "10m00s",
+            "c_new",
+            "plan.PRO",
+            "q quit",
+        ] {
+            assert!(text.contains(part), "{part} is not in\n{text}");
+        }
+        let (old, new) = (text.find("c_old").unwrap(), text.find("c_new").unwrap());
+        assert!(old < new, "the oldest first: {text}");
+    }
+
+    #[test]
+    fn frames_of_any_size_are_drawn() {
+        for (width, height) in [(1, 1), (20, 5), (40, 10), (200, 60)] {
+            let text = frame(&state(), &View { from: 1000, ..View::default() }, width, height).unwrap();
+            assert_eq!(text.lines().count(), usize::from(height));
+        }
+        let empty = frame(&State::default(), &View::default(), 80, 24).unwrap();
+        assert!(empty.contains("no calls"), "{empty}");
+    }
+
+    #[test]
+    fn changes_are_taken_up() {
+        let mut state = state();
+        state.apply(
+            "change",
+            &json!({"at": "2026-01-01T00:11:00Z", "parts": {"refusals": []}, "put": [], "gone": ["c_old"]}),
+        );
+        let text = frame(&state, &View { business: Some("birch".to_owned()), ..View::default() }, 80, 24).unwrap();
+        assert!(!text.contains("c_old") && text.contains("c_new") && !text.contains("plan.PRO"), "{text}");
+    }
+}

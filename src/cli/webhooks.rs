@@ -1,0 +1,275 @@
+//! `ringfence webhooks`: a test webhook for a running sidecar, signed as its provider signs it.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use bytes::Bytes;
+use clap::{Args, Subcommand, ValueEnum};
+use http::header::{CONTENT_TYPE, HeaderValue};
+use http::{Method, Request, Uri};
+use ringfence_simulator::sign;
+use serde_json::{Value, json};
+
+use super::admin_client::{Console, path_of};
+use super::{Failure, Outcome, file};
+use crate::config::Config;
+use crate::net::{Upstream, UpstreamSettings, install_crypto_provider};
+use crate::provider::account::Account;
+
+/// The longest answer that is read, in bytes, and how long it may take.
+const ANSWER_BYTES_MAX: usize = 1 << 20;
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+
+#[derive(Debug, Args)]
+pub(super) struct Webhooks {
+    #[command(flatten)]
+    console: Console,
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    act: Act,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Event {
+    /// ElevenLabs: a conversation is over, with its transcript
+    #[value(name = "elevenlabs.post_call_transcription")]
+    PostCallTranscription,
+    /// ElevenLabs: a call was not answered
+    #[value(name = "elevenlabs.call_initiation_failure")]
+    CallInitiationFailure,
+    /// Twilio: where a call stands; see --status
+    #[value(name = "twilio.call_status")]
+    CallStatus,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Status {
+    Initiated,
+    Ringing,
+    InProgress,
+    Completed,
+    Busy,
+    NoAnswer,
+    Canceled,
+    Failed,
+}
+
+impl Status {
+    /// Twilio's word.
+    fn as_str(self) -> &'static str {
+        match self {
+            Status::Initiated => "initiated",
+            Status::Ringing => "ringing",
+            Status::InProgress => "in-progress",
+            Status::Completed => "completed",
+            Status::Busy => "busy",
+            Status::NoAnswer => "no-answer",
+            Status::Canceled => "canceled",
+            Status::Failed => "failed",
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Act {
+    /// Send a signed test webhook to the sidecar of the config, and show its answer
+    Trigger {
+        /// Which
+        #[arg(value_enum)]
+        event: Event,
+        /// It speaks of this call, and ringfence takes it at its word: an end frees the call's slot. Default: a call that nobody knows
+        #[arg(long, value_name = "ID")]
+        call: Option<String>,
+        /// The account that it comes from; default: the only one of its provider
+        #[arg(long)]
+        account: Option<String>,
+        /// The state of a twilio.call_status
+        #[arg(long, value_enum, default_value_t = Status::Completed)]
+        status: Status,
+        /// Where it goes, as in https://hooks.example.com: that tries the way from outside, too. Default: listen.webhooks
+        #[arg(long, value_name = "URL")]
+        to: Option<String>,
+    },
+}
+
+/// A webhook, ready to be sent.
+struct Signed {
+    path: &'static str,
+    content_type: &'static str,
+    header: &'static str,
+    signature: String,
+    body: String,
+}
+
+impl Webhooks {
+    pub(super) async fn run(self) -> Outcome {
+        let Act::Trigger { event, call, account, status, to } = &self.act;
+        let read = file::read(self.console.config(), &[])?;
+        let Some(config) = read.loaded.config.as_ref() else {
+            read.print("cannot be used, so nothing is sent");
+            return Err(Failure::Config);
+        };
+        let account = account_of(config, *event, account.as_deref())?;
+        let ids = match call {
+            Some(call) => {
+                let found = self.console.ask(Method::GET, &path_of("/api/calls", call), None).await?;
+                let ids = found["ids"].as_object().cloned().unwrap_or_default();
+                ids.into_iter().filter_map(|(kind, id)| Some((kind, id.as_str()?.to_owned()))).collect()
+            }
+            None => BTreeMap::new(),
+        };
+        let base = match to {
+            Some(to) => to.trim_end_matches('/').to_owned(),
+            None => listener(config)?,
+        };
+        let public = config.webhooks.public_url.as_ref().map(|url| url.to_string().trim_end_matches('/').to_owned());
+        let id_of = |kind: &str| match (ids.get(kind), call) {
+            (Some(id), _) => Ok(id.clone()),
+            (None, None) => Ok(unknown(kind)),
+            (None, Some(call)) => Err(anyhow!("the call {call} has no {kind}, so this webhook cannot speak of it")),
+        };
+        let signed = match event {
+            Event::CallStatus => {
+                call_status(account, *status, &id_of("call_sid")?, public.as_deref().unwrap_or(&base))?
+            }
+            _ => elevenlabs(account, *event, &id_of("conversation_id")?)?,
+        };
+        self.send(config, &base, signed).await
+    }
+
+    async fn send(&self, config: &Config, base: &str, signed: Signed) -> Outcome {
+        install_crypto_provider();
+        let settings = UpstreamSettings { extra_ca: config.extra_ca.clone(), ..UpstreamSettings::default() };
+        let mut request = Request::new(Bytes::from(signed.body));
+        *request.method_mut() = Method::POST;
+        let url = format!("{base}{}", signed.path);
+        *request.uri_mut() = url.parse::<Uri>().with_context(|| url.clone())?;
+        request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(signed.content_type));
+        request.headers_mut().insert(signed.header, HeaderValue::try_from(signed.signature)?);
+        let answer = Upstream::new(settings)?.fetch(request, ANSWER_BYTES_MAX, ANSWER_WITHIN).await;
+        let answer = answer.map_err(|error| anyhow!("{url} does not answer: {error}"))?;
+        let (status, body) = (answer.status(), String::from_utf8_lossy(answer.body()).into_owned());
+        if self.json {
+            let body = serde_json::from_str(&body).unwrap_or(Value::from(body));
+            println!("{}", json!({"url": url, "status": status.as_u16(), "body": body}));
+        } else {
+            println!("POST {url}\n{status}\n{body}");
+            match status.as_u16() {
+                401 => println!(
+                    "Its signature does not hold there: that sidecar has another secret, or another public_url."
+                ),
+                404 => println!(
+                    "It is genuine, and speaks of a call that ringfence does not know: as it should for a test."
+                ),
+                200..300 => println!("It was taken: ringfence events list"),
+                _ => {}
+            }
+        }
+        let taken = status.is_success() || status.as_u16() == 404;
+        Ok(if taken { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}
+
+fn account_of<'c>(config: &'c Config, event: Event, name: Option<&str>) -> anyhow::Result<&'c Account> {
+    let provider = if event == Event::CallStatus { "twilio" } else { "elevenlabs" };
+    let all: Vec<&Account> =
+        config.accounts.values().map(|one| &**one).filter(|one| one.provider.name == provider).collect();
+    match (name, all.as_slice()) {
+        (Some(name), all) => all
+            .iter()
+            .find(|account| account.name.as_str() == name)
+            .copied()
+            .ok_or_else(|| anyhow!("no account {name:?} of {provider} is in the config")),
+        (None, [one]) => Ok(one),
+        (None, []) => Err(anyhow!("no account of {provider} is in the config")),
+        (None, many) => {
+            let names: Vec<&str> = many.iter().map(|account| account.name.as_str()).collect();
+            Err(anyhow!("say which account: --account {}", names.join(" or ")))
+        }
+    }
+}
+
+/// Where the sidecar of the config takes webhooks. An address that is every address is asked on loopback.
+fn listener(config: &Config) -> anyhow::Result<String> {
+    let mut at: SocketAddr = config.listen.webhooks;
+    if at.port() == 0 {
+        return Err(anyhow!("listen.webhooks takes any free port: say with --to where it is"));
+    }
+    if at.ip().is_unspecified() {
+        at.set_ip(if at.is_ipv4() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { IpAddr::V6(Ipv6Addr::LOCALHOST) });
+    }
+    let scheme = if config.listen.tls.is_some() { "https" } else { "http" };
+    Ok(format!("{scheme}://{at}"))
+}
+
+/// An id of its kind that no call has.
+fn unknown(kind: &str) -> String {
+    let id = ulid::Ulid::new().to_string().to_lowercase();
+    match kind {
+        "call_sid" => format!("CA{:0>32}", id),
+        _ => format!("conv_{id}"),
+    }
+}
+
+fn elevenlabs(account: &Account, event: Event, conversation: &str) -> anyhow::Result<Signed> {
+    let secret = account.webhook_secrets.first().ok_or_else(|| {
+        anyhow!("account {} has no webhook_secrets: nothing can be signed as ElevenLabs does", account.name)
+    })?;
+    let now_secs = jiff::Timestamp::now().as_second();
+    let data = match event {
+        Event::CallInitiationFailure => json!({
+            "agent_id": "agent_test", "conversation_id": conversation, "failure_reason": "busy",
+            "metadata": {"type": "sip", "body": {}},
+        }),
+        _ => json!({
+            "agent_id": "agent_test", "conversation_id": conversation, "status": "done",
+            "transcript": [{"role": "agent", "message": "This is a test.", "time_in_call_secs": 0}],
+            "metadata": {"start_time_unix_secs": now_secs - 10, "call_duration_secs": 10},
+        }),
+    };
+    let kind = match event {
+        Event::CallInitiationFailure => "call_initiation_failure",
+        _ => "post_call_transcription",
+    };
+    let body = json!({"type": kind, "event_timestamp": now_secs, "data": data}).to_string();
+    Ok(Signed {
+        path: "/webhooks/elevenlabs/post-call",
+        content_type: "application/json",
+        header: "elevenlabs-signature",
+        signature: sign::elevenlabs(secret.expose(), now_secs, body.as_bytes()),
+        body,
+    })
+}
+
+fn call_status(account: &Account, status: Status, sid: &str, base: &str) -> anyhow::Result<Signed> {
+    let token = account.webhook_secrets.first().or(account.secrets.get("auth_token"));
+    let token = token
+        .ok_or_else(|| anyhow!("account {} has no auth_token: nothing can be signed as Twilio does", account.name))?;
+    let own = account.secrets.get("account_sid").map(|sid| sid.expose().to_owned()).unwrap_or_default();
+    let form: Vec<(String, String)> = [
+        ("CallSid", sid),
+        ("AccountSid", &own),
+        ("CallStatus", status.as_str()),
+        ("Direction", "outbound-api"),
+        ("From", "+15550001111"),
+        ("To", "+15550002222"),
+        ("CallbackSource", "call-progress-events"),
+        ("SequenceNumber", "9"),
+    ]
+    .into_iter()
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .collect();
+    let path = "/webhooks/twilio/status";
+    Ok(Signed {
+        path,
+        content_type: "application/x-www-form-urlencoded; charset=utf-8",
+        header: "x-twilio-signature",
+        signature: sign::twilio(token.expose(), &format!("{base}{path}"), &form),
+        body: form_urlencoded::Serializer::new(String::new()).extend_pairs(&form).finish(),
+    })
+}

@@ -1,0 +1,85 @@
+//! What is told by business: of the busiest by their id, and of all others together.
+
+use std::borrow::Cow;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use prometheus::{IntCounterVec, IntGaugeVec};
+
+use super::busiest::{Busiest, OTHERS, split};
+use crate::ids::mask_number;
+
+/// What is told by business: of the busiest, and of all others together.
+pub(super) struct BusinessMetrics {
+    pub(super) busiest: Mutex<Busiest>,
+    pub(super) admitted: IntCounterVec,
+    pub(super) rejected: IntCounterVec,
+    pub(super) in_use: IntGaugeVec,
+}
+
+impl BusinessMetrics {
+    fn busiest(&self) -> MutexGuard<'_, Busiest> {
+        self.busiest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts the counters there before their first event, and allows so many labels.
+    pub(super) fn expect(&self, labels_max: usize) {
+        for counter in [&self.admitted, &self.rejected] {
+            counter.with_label_values(&[OTHERS]);
+        }
+        let gone = self.busiest().set_max(labels_max);
+        self.forget(&gone);
+    }
+
+    /// A call was admitted.
+    pub(super) fn admitted(&self, business: &str) {
+        self.count(&self.admitted, business);
+    }
+
+    /// A call was rejected.
+    pub(super) fn rejected(&self, business: &str) {
+        self.count(&self.rejected, business);
+    }
+
+    /// Shows who holds how many slots. `None`: it cannot be read.
+    pub(super) fn show(&self, slots: Option<&[(String, u32)]>, now_ms: i64) {
+        let labels_max = {
+            let mut busiest = self.busiest();
+            let gone = busiest.rank_when_due(now_ms);
+            self.forget(&gone);
+            busiest.labels_max()
+        };
+        let Some(slots) = slots else { return };
+        let (most, others) = split(slots.to_vec(), labels_max);
+        self.in_use.reset();
+        for (business, slots) in &most {
+            // Two numbers may look alike once they are masked.
+            self.in_use.with_label_values(&[shown(business).as_ref()]).add((*slots).into());
+        }
+        self.in_use.with_label_values(&[OTHERS]).add(others.into());
+    }
+
+    /// Counts under the lock: a label that is taken away meanwhile would come back.
+    fn count(&self, counter: &IntCounterVec, business: &str) {
+        let business = shown(business);
+        let mut busiest = self.busiest();
+        counter.with_label_values(&[busiest.label(&business)]).inc();
+    }
+
+    /// Those that lost their label are told no more.
+    fn forget(&self, gone: &[String]) {
+        for (counter, business) in
+            [&self.admitted, &self.rejected].iter().flat_map(|c| gone.iter().map(move |id| (c, id)))
+        {
+            // One that was never shown cannot be taken away.
+            let _ = counter.remove_label_values(&[business.as_str()]);
+        }
+    }
+}
+
+/// A business as a label shows it: one whose id is a telephone number is no exception to what is shown of those.
+fn shown(business: &str) -> Cow<'_, str> {
+    let is_number = business.len() >= 7
+        && business.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'+' | b'-' | b'.' | b'(' | b')'))
+        && business.bytes().filter(u8::is_ascii_digit).count() >= 7;
+    if is_number { mask_number(business).into() } else { business.into() }
+}

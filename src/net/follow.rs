@@ -1,0 +1,61 @@
+//! An answer that goes on: read piece by piece, for as long as it is sent.
+
+use std::path::Path;
+
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response, header};
+use http_body_util::BodyExt as _;
+use http_body_util::combinators::UnsyncBoxBody;
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+
+use super::body::Outgoing;
+use super::upstream::{Upstream, UpstreamError};
+
+/// The body of such an answer.
+pub struct Following(UnsyncBoxBody<Bytes, String>);
+
+impl Following {
+    /// The next piece; `None`: it is over.
+    ///
+    /// # Errors
+    /// Why the connection broke.
+    pub async fn piece(&mut self) -> Result<Option<Bytes>, String> {
+        loop {
+            match self.0.frame().await {
+                None => return Ok(None),
+                Some(Err(why)) => return Err(why),
+                Some(Ok(frame)) => {
+                    if let Ok(piece) = frame.into_data() {
+                        return Ok(Some(piece));
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Upstream {
+    /// Sends a request and returns with the head of its answer.
+    ///
+    /// # Errors
+    /// [`UpstreamError`]; any status is an answer.
+    pub async fn follow(&self, request: Request<Bytes>) -> Result<Response<Following>, UpstreamError> {
+        let answer = self.relay(&mut Some(request.map(Outgoing::whole))).await?;
+        Ok(answer.map(|body| Following(body.map_err(|error| error.to_string()).boxed_unsync())))
+    }
+}
+
+/// The same over a Unix socket.
+///
+/// # Errors
+/// [`UpstreamError`]; any status is an answer.
+pub async fn follow_local(socket: &Path, mut request: Request<Bytes>) -> Result<Response<Following>, UpstreamError> {
+    let broken = |error: hyper::Error| UpstreamError::Broken(error.to_string());
+    request.headers_mut().entry(header::HOST).or_insert(HeaderValue::from_static("localhost"));
+    let stream = UnixStream::connect(socket).await.map_err(|error| UpstreamError::Connect(error.to_string()))?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+    tokio::spawn(connection);
+    let answer = sender.send_request(request.map(Outgoing::whole)).await.map_err(broken)?;
+    Ok(answer.map(|body| Following(body.map_err(|error| error.to_string()).boxed_unsync())))
+}

@@ -1,0 +1,139 @@
+//! The run of a firing: made once, of the leads that a source has at that moment.
+
+use futures_util::FutureExt as _;
+use tokio::sync::mpsc;
+use tracing::info;
+
+use super::super::Runs;
+use super::super::load::{LoadError, Loading};
+use super::source::{Asked, LeadSource};
+use super::spec::{BadLeads, Recurring};
+use crate::calls::Calls;
+use crate::clock::UnixMs;
+use crate::failpoint;
+use crate::store::StoreError;
+use crate::store::runs::{Run, RunState};
+use crate::store::schedules::Schedule;
+
+/// Batches of rows that wait for the store.
+const WAITING: usize = 4;
+/// Mistakes that are told.
+const MISTAKES: usize = 5;
+
+/// What came of a firing.
+#[derive(Debug)]
+pub struct Fired {
+    /// Its run; none: there was nobody to be called.
+    pub run: Option<Run>,
+    /// Leads that were left out, in a sentence.
+    pub note: Option<String>,
+}
+
+/// Why a firing made no run.
+#[derive(Debug, thiserror::Error)]
+pub enum FiringError {
+    /// Another replica is taking its leads in.
+    #[error("another replica takes the leads of this firing in")]
+    Busy,
+    /// Its leads cannot be had, or cannot be called.
+    #[error("{0}")]
+    Failed(String),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<LoadError> for FiringError {
+    fn from(error: LoadError) -> Self {
+        match error {
+            LoadError::Store(error) => Self::Store(error),
+            LoadError::Leads { count, mistakes } => {
+                let first = mistakes.first().map_or(String::new(), |one| format!("; row {}: {}", one.line, one.error));
+                Self::Failed(format!("{count} leads cannot be called{first}"))
+            }
+            other => Self::Failed(other.to_string()),
+        }
+    }
+}
+
+/// The idempotency key of a firing's run: no second run of the business has it.
+pub fn key(schedule: &str, at_ms: UnixMs) -> String {
+    format!("schedule:{schedule}:{at_ms}")
+}
+
+/// Makes the run of a firing, unless it is there.
+///
+/// # Errors
+/// [`FiringError`]; nothing is left of the run then, and it may be tried again.
+pub async fn fire(
+    calls: &Calls,
+    runs: &Runs,
+    schedule: &Schedule,
+    spec: &Recurring,
+    at_ms: UnixMs,
+) -> Result<Fired, FiringError> {
+    let source = runs.settings.sources.get(&spec.source);
+    let source = source.filter(|source| source.is_for(&spec.run.business, false));
+    let source = source.ok_or_else(|| {
+        FiringError::Failed(format!("there is no source {} for its business in [[lead_sources]]", spec.source))
+    })?;
+    let mut loading = runs.begin(calls, spec.run_of(key(&schedule.id, at_ms)), true).boxed().await?;
+    failpoint::hit("schedule.begun").await;
+    let run = loading.run();
+    if loading.is_known() && run.state == RunState::Loading {
+        return Err(FiringError::Busy);
+    }
+    if loading.is_known() || !loading.wants_leads() {
+        return Ok(Fired { run: Some(run.clone()), note: None });
+    }
+    if spec.bad_leads == BadLeads::Skip {
+        loading.leave_out();
+    }
+    let asked = Asked {
+        business: spec.run.business.to_string(),
+        schedule: schedule.name.clone(),
+        firing_at: at_ms,
+        date: spec.date_of(at_ms),
+    };
+    if let Err(error) = take_in(calls, source, &asked, &mut loading).boxed().await {
+        loading.give_up().await;
+        return Err(error);
+    }
+    let note = note_of(&loading);
+    if loading.is_empty() {
+        loading.give_up().await;
+        info!(
+            schedule = schedule.id,
+            business = schedule.business,
+            "a schedule fired, and there was nobody to be called"
+        );
+        return Ok(Fired { run: None, note });
+    }
+    let run = loading.finish().boxed().await?.run;
+    info!(schedule = schedule.id, run = run.id, leads = run.total, "a schedule fired");
+    Ok(Fired { run: Some(run), note })
+}
+
+async fn take_in(calls: &Calls, source: &LeadSource, asked: &Asked, loading: &mut Loading) -> Result<(), FiringError> {
+    let (rows, mut came) = mpsc::channel(WAITING);
+    let take = async {
+        while let Some(some) = came.recv().await {
+            if let Err(error) = loading.take(some).await {
+                // Whoever reads is told so by that.
+                came.close();
+                return Err(error);
+            }
+        }
+        Ok(())
+    };
+    let (read, taken) = tokio::join!(source.read(calls, asked, rows), take);
+    taken?;
+    read.map_err(|why| FiringError::Failed(format!("source {}: {why}", source.name)))
+}
+
+fn note_of(loading: &Loading) -> Option<String> {
+    let (left_out, mistakes) = loading.left_out();
+    let first = mistakes.iter().take(MISTAKES).map(|one| format!("row {}: {}", one.line, one.error));
+    let more = if mistakes.len() > MISTAKES { "; …" } else { "" };
+    (left_out > 0).then(|| format!("{left_out} leads left out: {}{more}", first.collect::<Vec<_>>().join("; ")))
+}

@@ -1,0 +1,164 @@
+//! Looks after all schedules: fires what is due, tries again what failed.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use tokio::task::{Id, JoinSet};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use super::super::Runs;
+use super::decide::{Step, done, failed, step};
+use super::firing::{Fired, FiringError, fire};
+use super::spec::Recurring;
+use crate::calls::Calls;
+use crate::clock::{UnixMs, rfc3339};
+use crate::failpoint;
+use crate::store::Result;
+use crate::store::schedules::Schedule;
+
+/// How often schedules are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Schedules that are looked at in one look, and that fire at once.
+const LOOKED_AT: u32 = 200;
+const AT_ONCE: usize = 8;
+/// How often a change is written anew over another one.
+const WRITES: usize = 5;
+
+/// Fires schedules until stopped, where this replica leads. `newest` is the running generation.
+pub async fn run(newest: impl Fn() -> (Calls, Runs) + Send, leads: impl Fn() -> bool + Send, stop: CancellationToken) {
+    let (mut firing, mut busy) = (JoinSet::new(), HashMap::<Id, String>::new());
+    loop {
+        let (calls, runs) = newest();
+        let due = match leads() {
+            true => look(&calls).boxed().await.unwrap_or_else(|error| {
+                debug!(%error, "failed to look after schedules");
+                vec![]
+            }),
+            false => {
+                calls.lifecycle.metrics.schedules_failing(0);
+                vec![]
+            }
+        };
+        for schedule in due {
+            if firing.len() < AT_ONCE && !busy.values().any(|id| *id == schedule.id) {
+                let (calls, runs, id) = (calls.clone(), runs.clone(), schedule.id.clone());
+                let one = async move { one(&calls, &runs, schedule).boxed().await };
+                busy.insert(firing.spawn(one).id(), id);
+            }
+        }
+        let looked = tokio::time::sleep(LOOK_EVERY);
+        tokio::pin!(looked);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = &mut looked => break,
+                Some(ended) = firing.join_next_with_id() => {
+                    busy.remove(&ended.map_or_else(|error| error.id(), |(id, ())| id));
+                }
+            }
+        }
+    }
+}
+
+async fn look(calls: &Calls) -> Result<Vec<Schedule>> {
+    let (store, now_ms) = (&calls.lifecycle.store, calls.lifecycle.clock.now_ms());
+    let due = store.due_schedules(now_ms, LOOKED_AT).await?;
+    calls.lifecycle.metrics.schedules_failing(store.failing_schedules().await?);
+    Ok(due)
+}
+
+async fn one(calls: &Calls, runs: &Runs, schedule: Schedule) {
+    if let Err(error) = stepped(calls, runs, &schedule).await {
+        warn!(schedule = schedule.id, %error, "failed to look after a schedule; it is tried again");
+    }
+}
+
+/// Does what there is to do about a schedule.
+async fn stepped(calls: &Calls, runs: &Runs, schedule: &Schedule) -> Result<()> {
+    let (store, metrics) = (&calls.lifecycle.store, &calls.lifecycle.metrics);
+    let now_ms = calls.lifecycle.clock.now_ms();
+    let read = serde_json::from_str::<Recurring>(&schedule.spec).map_err(|error| error.to_string());
+    let (spec, cron) = match read.and_then(|spec| spec.cron().map(|cron| (spec, cron))) {
+        Ok(read) => read,
+        Err(why) => {
+            error!(schedule = schedule.id, why, "a schedule cannot be read");
+            let unreadable = Schedule { next_at: None, error: Some(why), updated_at: now_ms, ..schedule.clone() };
+            return store.change_schedule(&unreadable).await.map(drop);
+        }
+    };
+    let after = match step(schedule, &cron, spec.missed, now_ms) {
+        Step::Wait(next_at) => Schedule { next_at, ..schedule.clone() },
+        Step::LeaveOut(until) => {
+            metrics.schedule_firing("missed");
+            warn!(
+                schedule = schedule.id,
+                until = rfc3339(until),
+                "firings of a schedule were missed, and are left out"
+            );
+            let note = Some(format!("what should have fired up to {} was missed", rfc3339(until)));
+            Schedule { note, ..done(schedule, &cron, until, now_ms) }
+        }
+        Step::GiveUp(at) => {
+            let why = schedule.error.clone().unwrap_or_default();
+            metrics.schedule_firing("given_up");
+            error!(schedule = schedule.id, firing = rfc3339(at), why, "a firing of a schedule was given up");
+            let note = Some(format!("the firing of {} was given up: {why}", rfc3339(at)));
+            Schedule { note, ..done(schedule, &cron, at, now_ms) }
+        }
+        Step::Fire(at) => match fire(calls, runs, schedule, &spec, at).await {
+            Ok(fired) => {
+                failpoint::hit("schedule.fired").await;
+                metrics.schedule_firing(result_of(&fired));
+                noted(done(schedule, &cron, at, now_ms), at, &fired)
+            }
+            Err(FiringError::Busy) => return Ok(()),
+            Err(FiringError::Store(error)) => return Err(error),
+            Err(FiringError::Failed(why)) => {
+                metrics.schedule_firing("failed");
+                warn!(
+                    schedule = schedule.id,
+                    firing = rfc3339(at),
+                    why,
+                    "a firing of a schedule failed; it is tried again"
+                );
+                failed(schedule, &cron, at, why, calls.lifecycle.clock.now_ms())
+            }
+        },
+    };
+    if !store.change_schedule(&after).await? {
+        debug!(schedule = schedule.id, "a schedule was changed meanwhile; it is looked at again");
+    }
+    Ok(())
+}
+
+fn result_of(fired: &Fired) -> &'static str {
+    if fired.run.is_some() { "fired" } else { "no_leads" }
+}
+
+fn noted(schedule: Schedule, at: UnixMs, fired: &Fired) -> Schedule {
+    let run = fired.run.as_ref().map(|run| run.id.clone());
+    Schedule { fired_at: Some(at), run, note: fired.note.clone(), ..schedule }
+}
+
+/// Fires a schedule now, whatever its times are: they stay as they are.
+///
+/// # Errors
+/// [`FiringError`].
+pub async fn fire_now(calls: &Calls, runs: &Runs, schedule: &Schedule) -> std::result::Result<Fired, FiringError> {
+    let now_ms = calls.lifecycle.clock.now_ms();
+    let spec = serde_json::from_str::<Recurring>(&schedule.spec).map_err(|e| FiringError::Failed(e.to_string()))?;
+    let fired = fire(calls, runs, schedule, &spec, now_ms).await?;
+    calls.lifecycle.metrics.schedule_firing(result_of(&fired));
+    let store = &calls.lifecycle.store;
+    for _ in 0..WRITES {
+        let Some(as_it_is) = store.schedule(&schedule.id).await? else { break };
+        let after = noted(Schedule { updated_at: now_ms, ..as_it_is }, now_ms, &fired);
+        if store.change_schedule(&after).await? {
+            break;
+        }
+    }
+    info!(schedule = schedule.id, run = fired.run.as_ref().map(|run| run.id.as_str()), "a schedule was fired by hand");
+    Ok(fired)
+}

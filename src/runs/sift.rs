@@ -1,0 +1,46 @@
+//! Puts off what may not be called yet, page by page, without claiming it: a run whose windows have closed does not come back with each of
+//! its jobs.
+
+use serde_json::{Map, Value};
+
+use super::spec::Spec;
+use super::{MayDial, may_dial};
+use crate::calls::Calls;
+use crate::clock::UnixMs;
+use crate::store::Result;
+use crate::store::runs::Job;
+
+/// Jobs that are judged at once.
+const PAGE: u32 = 1_000;
+/// Pages of one look: other runs get their turn in between.
+const PAGES: usize = 20;
+
+/// Goes through the jobs of a run that are due, the first ones first, and puts off those that may not be called now, until most of a page may.
+///
+/// # Errors
+/// The store failed.
+pub(super) async fn sift(calls: &Calls, spec: &Spec, run: &str, now_ms: UnixMs) -> Result<()> {
+    let store = &calls.lifecycle.store;
+    for _ in 0..PAGES {
+        let due = store.due_jobs(run, now_ms, PAGE).await?;
+        let later: Vec<(i64, UnixMs)> =
+            due.iter().filter_map(|job| Some((job.seq, closed_until(calls, spec, job, now_ms)?))).collect();
+        let (seen, put_off) = (due.len(), later.len());
+        if put_off > 0 {
+            store.postpone_jobs(run, later).await?;
+        }
+        if seen < PAGE as usize || put_off < seen - put_off {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+    Ok(())
+}
+
+fn closed_until(calls: &Calls, spec: &Spec, job: &Job, now_ms: UnixMs) -> Option<UnixMs> {
+    let lead = serde_json::from_str::<Map<String, Value>>(&job.lead).unwrap_or_default();
+    match may_dial(&calls.destinations, spec, &job.number, &lead, now_ms) {
+        MayDial::NotBefore(at) => Some(at),
+        MayDial::Now | MayDial::Never { .. } => None,
+    }
+}

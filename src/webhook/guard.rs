@@ -1,0 +1,49 @@
+//! Who is let in at `listen.webhooks`, before anything of a request is read: by its address alone. Who may report on what is a
+//! matter of signatures.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::header::{HeaderValue, RETRY_AFTER};
+use http::{Response, StatusCode};
+use tracing::warn;
+
+use super::context::Webhooks;
+use super::noise::Noise;
+use crate::net::{Exchange, PeerKey};
+use crate::reply::problem;
+
+/// Lines about who was not let in.
+static NOT_ALLOWED: Noise = Noise::new();
+static TOO_MANY: Noise = Noise::new();
+
+impl Webhooks {
+    /// The answer to a request that is not let in.
+    pub(super) fn turned_away(&self, exchange: &Exchange) -> Option<Response<Bytes>> {
+        let settings = &self.settings;
+        if settings.allow_from.is_none() && settings.rate_per_address.is_none() {
+            return None;
+        }
+        // `None`: a trusted proxy's own request.
+        let from = exchange.client_address()?;
+        if settings.allow_from.as_ref().is_some_and(|allowed| !allowed.contain(from)) {
+            if let Some(left_out) = NOT_ALLOWED.admits() {
+                warn!(%from, left_out, "webhook denied: webhooks.allow_from does not have its address");
+            }
+            let message = "Webhooks are not taken from this address.";
+            return Some(problem(StatusCode::FORBIDDEN, "ADDRESS_NOT_ALLOWED", message));
+        }
+        let rate = settings.rate_per_address?;
+        let wait = self.arrivals.take(PeerKey::of(from), rate, Instant::now()).err()?;
+        if let Some(left_out) = TOO_MANY.admits() {
+            warn!(%from, %rate, left_out, "webhook denied: webhooks.rate_per_address");
+        }
+        let mut answer =
+            problem(StatusCode::TOO_MANY_REQUESTS, "TOO_MANY_REQUESTS", "This address sends too many requests.");
+        let secs = wait.as_millis().div_ceil(1000).max(1).to_string();
+        if let Ok(secs) = HeaderValue::from_str(&secs) {
+            answer.headers_mut().insert(RETRY_AFTER, secs);
+        }
+        Some(answer)
+    }
+}
