@@ -530,14 +530,20 @@ impl Capacity {
 
     /// Held slots.
     pub async fn counts(&self) -> std::result::Result<Counts, AdmissionError> {
-        let state = self.state();
-        if let Some(gate) = self.gate_of(state.mode) {
-            return gate.counts(state.epoch).await.map_err(|error| AdmissionError::Gate(error.to_string()));
-        }
-        if let Some((at, counts)) = lock(&self.0.counted).as_ref()
+        if self.gate_of(self.state().mode).is_none()
+            && let Some((at, counts)) = lock(&self.0.counted).as_ref()
             && at.elapsed() < COUNTS_KEPT
         {
             return Ok(counts.clone());
+        }
+        self.fresh_counts().await
+    }
+
+    /// The same, counted now wherever the count is: for who is about to ask for slots, and else would ask in vain.
+    pub async fn fresh_counts(&self) -> std::result::Result<Counts, AdmissionError> {
+        let state = self.state();
+        if let Some(gate) = self.gate_of(state.mode) {
+            return gate.counts(state.epoch).await.map_err(|error| AdmissionError::Gate(error.to_string()));
         }
         let counts = Counts::of(&self.0.store.leases().await?);
         *lock(&self.0.counted) = Some((Instant::now(), counts.clone()));

@@ -293,7 +293,7 @@ impl Lifecycle {
             self.capacity.release(&applied.record).await;
             failpoint::hit("call.released").await;
             self.metrics.ended(outcome.as_str(), proof.as_str());
-            self.hub.notify(&call);
+            self.hub.ended(&call);
             let record = &applied.record;
             info!(
                 call = %call,

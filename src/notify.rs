@@ -36,8 +36,10 @@ pub struct Notification {
 /// A change of a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum News {
-    /// Something was stored: an utterance, an end, an id, a post-call record.
+    /// Something was stored: an utterance, an id, a post-call record.
     Record,
+    /// The call ended: its end is stored, and its slots are free.
+    Ended,
     /// This utterance was stored.
     Said(Arc<Utterance>),
     /// An interim utterance ([`Hub::partial_since`]).
@@ -72,10 +74,16 @@ impl Default for Hub {
 }
 
 impl Hub {
-    /// Notifies that something of a call was stored: an utterance, an end, a post-call record.
+    /// Notifies that something of a call was stored: an utterance, a post-call record.
     pub fn notify(&self, call: &CallId) {
         self.no_more_partial(call);
         self.bell(call, News::Record);
+    }
+
+    /// Notifies that a call ended and its slots are free.
+    pub fn ended(&self, call: &CallId) {
+        self.no_more_partial(call);
+        self.bell(call, News::Ended);
     }
 
     /// The same, with the stored utterance.
@@ -101,6 +109,12 @@ impl Hub {
             self.no_more_partial(call);
         }
         self.pass_on(call, News::Record, false);
+    }
+
+    /// Passes on that a call ended at another replica.
+    pub fn end_of_another(&self, call: &CallId) {
+        self.no_more_partial(call);
+        self.pass_on(call, News::Ended, false);
     }
 
     fn bell(&self, call: &CallId, news: News) {

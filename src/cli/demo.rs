@@ -1,6 +1,8 @@
 //! `ringfence demo`: the sidecar against simulated providers, on free ports, without a network. Exits 0 only if everything that
 //! it shows happened.
 
+mod bulk_run;
+
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -49,18 +51,19 @@ impl Demo {
     pub(super) async fn run(self) -> Outcome {
         let stage = Stage::set().await?;
         println!(
-            "ringfence {} demo: simulated ElevenLabs + Twilio on {}, ringfence on {}, no network, ~10 s\n",
+            "ringfence {} demo: simulated ElevenLabs + Twilio on {}, ringfence on {}, no network, ~15 s\n",
             env!("CARGO_PKG_VERSION"),
             stage.simulator.addr(),
             stage.app.api()
         );
-        let steps: [(&str, &str); 6] = [
+        let steps: [(&str, &str); 7] = [
             ("Burst", "10 calls at once, cap 5"),
             ("Inbound, full", "two callers more while 5 of 5 are in use"),
             ("Provider 429", "the provider refuses what ringfence let through"),
             ("Re-POST", "an app repeats what it got no answer to"),
             ("Lost webhook", "a call ends and no webhook comes"),
             ("kill -9", "a process dies while 4 calls are up"),
+            ("Bulk run", "20 leads through the 3 slots of a business"),
         ];
         let mut good = 0;
         for (n, (name, about)) in steps.iter().enumerate() {
@@ -72,7 +75,8 @@ impl Demo {
                 2 => stage.provider_429().await,
                 3 => stage.repost().await,
                 4 => stage.lost_webhook().await,
-                _ => stage.kill_9().await,
+                5 => stage.kill_9().await,
+                _ => stage.bulk_run().await,
             };
             let secs = started.elapsed().as_secs_f64();
             match seen {
@@ -195,15 +199,24 @@ impl Stage {
         self.app.calls().lifecycle.capacity.counts().await.map_or(u32::MAX, |c| c.calls)
     }
 
-    async fn wait(&self, what: &str, mut done: impl AsyncFnMut() -> bool) -> Result<Duration, String> {
+    async fn wait(&self, what: &str, done: impl AsyncFnMut() -> bool) -> Result<Duration, String> {
+        self.wait_for(what, PATIENCE, done).await
+    }
+
+    async fn wait_for(
+        &self,
+        what: &str,
+        patience: Duration,
+        mut done: impl AsyncFnMut() -> bool,
+    ) -> Result<Duration, String> {
         let started = Instant::now();
-        while started.elapsed() < PATIENCE {
+        while started.elapsed() < patience {
             if done().await {
                 return Ok(started.elapsed());
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        Err(format!("expected {what} within {} s; it did not happen", PATIENCE.as_secs()))
+        Err(format!("expected {what} within {} s; it did not happen", patience.as_secs()))
     }
 
     // === the steps ===
@@ -535,6 +548,10 @@ phone_numbers = ["{NUMBER}"]
 [businesses.birch]
 plan      = "PRO"
 agent_ids = ["agent_birch"]
+
+[businesses.cedar]
+plan      = "PRO"
+agent_ids = ["agent_cedar"]
 
 [timeouts]
 drain_secs = 1

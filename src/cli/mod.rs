@@ -11,6 +11,7 @@ mod calls;
 mod check;
 mod check_live;
 pub mod demo;
+mod do_not_call;
 mod doctor;
 mod environment;
 mod events;
@@ -90,6 +91,8 @@ enum Command {
     Runs(runs::Runs),
     /// Make, show, pause, resume, fire and delete schedules: recurring runs
     Schedules(schedules::Schedules),
+    /// Show and change the do-not-call lists of a running sidecar
+    DoNotCall(do_not_call::DoNotCall),
     /// Show webhooks and their deliveries, and apply or deliver them again
     Events(events::Events),
     /// Send a signed test webhook to a running sidecar
@@ -177,6 +180,7 @@ pub fn main() -> ExitCode {
             Command::Calls(command) => command.run().await,
             Command::Runs(command) => command.run().await,
             Command::Schedules(command) => command.run().await,
+            Command::DoNotCall(command) => command.run().await,
             Command::Events(command) => command.run().await,
             Command::Purge(command) => command.run().await,
             Command::SupportBundle(command) => command.run().await,

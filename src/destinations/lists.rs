@@ -86,6 +86,13 @@ impl NumberSet {
         Err(format!("no number with its country code in line {}{more}", bad.join(", ")))
     }
 
+    /// Every number, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = u64> {
+        let stays = |key: &&u64| self.recent.get(key) != Some(&false);
+        let added = self.recent.iter().filter(|(_, is_in)| **is_in).map(|(key, _)| *key);
+        self.sorted.iter().filter(stays).copied().chain(added)
+    }
+
     /// Puts a number in. `false`: it was there.
     pub fn insert(&mut self, key: u64) -> bool {
         let new = !self.contains(key);

@@ -38,6 +38,9 @@ struct Message {
     /// It has no interim utterance.
     #[serde(default)]
     is_quiet: bool,
+    /// It has ended.
+    #[serde(default)]
+    is_over: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -48,14 +51,20 @@ struct Interim {
 }
 
 impl Message {
-    fn of(from: &str, call: Option<&CallId>, partial: Option<Partial>, is_quiet: bool) -> Option<String> {
+    fn of(
+        from: &str,
+        call: Option<&CallId>,
+        partial: Option<Partial>,
+        is_quiet: bool,
+        is_over: bool,
+    ) -> Option<String> {
         let partial = partial.map(|partial| Interim {
             is_agent: partial.speaker == Speaker::Agent,
             text: partial.text.to_string(),
             source_sequence: partial.source_sequence,
         });
-        serde_json::to_string(&Self { from: from.to_owned(), call: call.map(ToString::to_string), partial, is_quiet })
-            .ok()
+        let (from, call) = (from.to_owned(), call.map(ToString::to_string));
+        serde_json::to_string(&Self { from, call, partial, is_quiet, is_over }).ok()
     }
 }
 
@@ -80,26 +89,28 @@ async fn tell(hub: &Hub, mut bells: broadcast::Receiver<Notification>, channel: 
             Ok(Err(RecvError::Closed)) => return,
             // The store has what was missed.
             Ok(Err(RecvError::Lagged(_))) => continue,
-            Err(_) => words.extend(Message::of(me, None, None, false)),
+            Err(_) => words.extend(Message::of(me, None, None, false, false)),
             Ok(Ok(bell)) => {
-                // By call: whether there is only an interim utterance.
+                // By call: whether there is nothing but a partial, and whether it has ended.
                 let mut rung = BTreeMap::new();
                 let mut next = Some(bell);
                 while let Some(bell) = next.take() {
                     if bell.is_ours {
-                        *rung.entry(bell.call).or_insert(true) &= bell.news == News::Partial;
+                        let (is_partial, is_over) = rung.entry(bell.call).or_insert((true, false));
+                        *is_partial &= bell.news == News::Partial;
+                        *is_over |= bell.news == News::Ended;
                     }
                     if rung.len() < TOLD_AT_ONCE {
                         next = bells.try_recv().ok();
                     }
                 }
-                for (call, is_partial) in rung {
-                    // One that is gone became final, which has its own notification.
+                for (call, (is_partial, is_over)) in rung {
+                    // One that is over by now was said in full, which has a bell of its own.
                     let half = hub.partial_since(&call, 0).map(|(_, partial)| partial);
                     let is_quiet = half.is_none();
                     let partial = half.filter(|_| is_partial);
                     if partial.is_some() || !is_partial {
-                        words.extend(Message::of(me, Some(&call), partial, is_quiet));
+                        words.extend(Message::of(me, Some(&call), partial, is_quiet, is_over));
                     }
                 }
             }
@@ -141,6 +152,7 @@ fn heard(hub: &Hub, me: &str, word: &str) {
     };
     let Some(call) = word.call.as_deref().and_then(CallId::parse).filter(|_| word.from != me) else { return };
     match word.partial {
+        None if word.is_over => hub.end_of_another(&call),
         None => hub.ring_of_another(&call, word.is_quiet),
         Some(half) => {
             let speaker = if half.is_agent { Speaker::Agent } else { Speaker::User };

@@ -91,7 +91,7 @@ mod tests {
             error: None,
             settled_at: None,
         };
-        EndedJob { job, outcome, proof, ended_at: 1_000 }
+        EndedJob { job, run_state: RunState::Running, outcome, proof, ended_at: 1_000 }
     }
 
     fn spec() -> Spec {

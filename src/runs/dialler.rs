@@ -1,8 +1,9 @@
 //! The dialler of a replica: it settles jobs whose calls are over, shares free slots among the runs that wait, claims jobs and places
 //! their calls. It sleeps until a call ends, a job is due or somebody changes a run.
 //!
-//! A replica dials when the end of a call comes to it: the slot goes from hand to hand without a word to the others. Whoever misses an
-//! end, or has died, is made up for by `RECHECK`.
+//! A replica dials when the end of a call comes to it: the slot goes from hand to hand without a word to the others. Where several
+//! share the limits each hands on as many slots as calls ended at it, so that they do not all ask for the same ones. Whoever misses an
+//! end, does not dial, or has died, is made up for by a look at everything: `RECHECK`.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,18 +12,17 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use serde_json::{Map, Value};
-use tokio::sync::broadcast::Receiver;
-use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 use ulid::Ulid;
 
+use super::bells::{Bells, Hears, Round};
 use super::decide::{Recent, after, is_failure};
 use super::fair::{Lane, share};
 use super::load::no_public_host;
 use super::sift::sift;
-use super::spec::Plan;
+use super::spec::{Plan, Spec};
 use super::{MayDial, Runs, may_dial};
 use crate::admission::LimitExceeded;
 use crate::call::Outcome;
@@ -31,7 +31,6 @@ use crate::calls::outbound::job::{JobPlaced, JobTerms, reserve};
 use crate::clock::UnixMs;
 use crate::failpoint;
 use crate::ids::CallId;
-use crate::notify::{News, Notification};
 use crate::policy::{Binding, Bound, Scope};
 use crate::store::runs::{Claim, DueRun, Job, JobState, RunChange, RunState, Settle};
 use crate::store::{Result, Store};
@@ -75,7 +74,9 @@ struct Dialler {
     served: HashMap<String, u64>,
     turns: u64,
     /// Runs of which the log says that they wait.
-    waiting: HashMap<String, ()>,
+    waiting: HashSet<String>,
+    /// No run was running at the last look.
+    is_idle: bool,
     recovered: Option<Instant>,
 }
 
@@ -85,6 +86,17 @@ struct Due {
     plan: Arc<Plan>,
     reserve: u32,
     bindings: Vec<Binding>,
+}
+
+/// What came of the jobs of a run that were claimed together.
+struct Dialled {
+    run: String,
+    admitted: u32,
+    /// They wait for something else than a slot, or will never be dialled.
+    passed_over: u32,
+    /// One may not be called yet.
+    is_postponed: bool,
+    full: Option<LimitExceeded>,
 }
 
 /// What the placing of a job tells before its end.
@@ -103,59 +115,58 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Dials until stopped. `newest` is the running generation, with how its runs are dialled.
 pub async fn run(newest: impl Fn() -> (Calls, Runs) + Send, stop: CancellationToken) {
     let (calls, runs) = newest();
-    let mut bells = calls.lifecycle.hub.listen();
-    let wake = runs.wake.clone();
+    let mut bells = Bells::new(&calls.lifecycle.hub, runs.wake.clone());
     let mut dialler = Dialler {
         runs,
         shared: Arc::default(),
         plans: Plans::new(),
         served: HashMap::new(),
         turns: 0,
-        waiting: HashMap::new(),
+        waiting: HashSet::new(),
+        is_idle: true,
         recovered: None,
     };
+    let mut round = Round::Look;
     loop {
         let (calls, runs) = newest();
         dialler.runs = runs;
         let pause = match dialler.runs.settings.dials {
             false => LOOK_EVERY,
-            true => dialler.round(&calls).boxed().await.unwrap_or_else(|error| {
+            true => dialler.round(&calls, &round).boxed().await.unwrap_or_else(|error| {
                 debug!(%error, "failed to look after runs");
                 AWAY
             }),
         };
-        tokio::select! {
+        bells.rest(&round, pause);
+        let hears = match dialler.runs.settings.dials && !dialler.is_idle {
+            false => Hears::NoEnds,
+            true if calls.lifecycle.capacity.is_shared() => Hears::AmongOthers,
+            true => Hears::Alone,
+        };
+        round = tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(pause) => {}
-            () = wake.notified() => {}
-            () = rung(&mut bells), if pause > Duration::ZERO => {}
-        }
+            round = bells.next(hears) => round,
+        };
     }
-}
-
-/// Waits until a call has something new on record.
-async fn rung(bells: &mut Receiver<Notification>) {
-    loop {
-        match bells.recv().await {
-            Ok(bell) if bell.news == News::Record => break,
-            Err(RecvError::Lagged(_)) => break,
-            Ok(_) => {}
-            Err(RecvError::Closed) => std::future::pending().await,
-        }
-    }
-    while bells.try_recv().is_ok() {}
 }
 
 impl Dialler {
     /// Does what there is to do; for how long there will be nothing.
-    async fn round(&mut self, calls: &Calls) -> Result<Duration> {
+    async fn round(&mut self, calls: &Calls, round: &Round) -> Result<Duration> {
         let (store, now_ms) = (&calls.lifecycle.store, calls.lifecycle.clock.now_ms());
-        let freed = self.settle(calls, now_ms).await?;
-        self.recover(calls, now_ms).await?;
+        let (ended, slots) = match round {
+            Round::Look => (None, ROUND),
+            Round::HandOn(ended) => (Some(ended.clone()), u32::try_from(ended.len()).unwrap_or(ROUND).min(ROUND)),
+        };
+        let settled = self.settle(calls, ended, now_ms).await?;
+        if let Round::Look = round {
+            self.recover(calls, now_ms).await?;
+        }
         let all = store.due_runs().await?;
+        self.is_idle = all.is_empty();
         calls.lifecycle.metrics.runs_running(all.len());
         self.plans.retain(|run, _| all.iter().any(|one| one.run.id == *run));
-        self.waiting.retain(|run, ()| all.iter().any(|one| one.run.id == *run));
+        self.waiting.retain(|run| all.iter().any(|one| one.run.id == *run));
         self.served.retain(|run, _| all.iter().any(|one| one.run.id == *run));
         {
             let mut shared = lock(&self.shared);
@@ -184,7 +195,7 @@ impl Dialler {
         if dues.is_empty() {
             return Ok(until_next);
         }
-        let Ok(counts) = calls.lifecycle.capacity.counts().await else { return Ok(AWAY) };
+        let Ok(counts) = calls.lifecycle.capacity.fresh_counts().await else { return Ok(AWAY) };
         let mut room = HashMap::new();
         for binding in dues.iter().flat_map(|due| &due.bindings) {
             if let Bound::Concurrent(bound) = binding.bound {
@@ -193,28 +204,25 @@ impl Dialler {
             }
         }
         let lanes: Vec<Lane> = dues.iter().map(|due| self.lane(due)).collect();
-        let mut shares = share(&lanes, ROUND, &mut room);
-        if shares.iter().sum::<u32>() < freed {
-            // The counts may be a moment old; that a call has ended is sure.
-            shares = share(&lanes, freed, &mut HashMap::new());
-        }
+        let shares = share(&lanes, slots, &mut room);
         self.say_who_waits(&dues, &shares, &counts.by_key);
         let dials = dues.iter().zip(&shares).filter(|(_, share)| **share > 0);
         let dialled = join_all(dials.map(|(due, share)| self.dial(calls, due, *share, now_ms))).await;
-        let (mut admitted, mut short) = (0, false);
+        let mut goes_on = settled >= SETTLED || shares.iter().sum::<u32>() >= ROUND;
         let (mut full, mut closed) = (vec![], vec![]);
         for one in dialled {
-            let (run, n, of, is_postponed) = one?;
+            let Dialled { run, admitted, passed_over, is_postponed, full: of } = one?;
             if is_postponed {
                 closed.push(run.clone());
             }
-            if n > 0 {
+            if admitted > 0 {
                 self.turns += 1;
                 self.served.insert(run.clone(), self.turns);
                 self.waiting.remove(&run);
-                admitted += n;
             }
-            short |= of.is_some();
+            // A job that could not be dialled leaves its slot to the next one; and who is paced takes one step after the other.
+            let paces = || dues.iter().any(|due| due.one.run.id == run && due.plan.rate.is_some());
+            goes_on |= of.is_none() && (passed_over > 0 || (admitted > 0 && paces()));
             full.extend(of.map(|full| (run, full)));
         }
         for (run, full) in full {
@@ -224,43 +232,48 @@ impl Dialler {
         }
         for due in dues.iter().filter(|due| closed.contains(&due.one.run.id)) {
             sift(calls, &due.plan.spec, &due.one.run.id, now_ms).await?;
+            goes_on = true;
         }
-        Ok(if (admitted > 0 && !short) || !closed.is_empty() {
-            Duration::ZERO
-        } else {
-            RECHECK.min(until_next.max(Duration::from_millis(1)))
-        })
+        Ok(if goes_on { Duration::ZERO } else { RECHECK.min(until_next.max(Duration::from_millis(1))) })
     }
 
-    /// Settles jobs whose calls are over; how many.
-    async fn settle(&mut self, calls: &Calls, now_ms: UnixMs) -> Result<u32> {
+    /// Settles jobs whose calls are over, of all or of these; how many.
+    async fn settle(&mut self, calls: &Calls, of: Option<Vec<CallId>>, now_ms: UnixMs) -> Result<u32> {
         let store = &calls.lifecycle.store;
-        let ended = store.ended_jobs(now_ms - WHY_WITHIN_MS, SETTLED).await?;
+        let ended = store.ended_jobs(of, now_ms - WHY_WITHIN_MS, SETTLED).await?;
         if ended.is_empty() {
             return Ok(0);
         }
-        let (mut states, mut settles) = (BTreeMap::new(), vec![]);
+        let (mut specs, mut settles) = (BTreeMap::<String, Spec>::new(), vec![]);
         for one in &ended {
             let id = &one.job.run;
-            if !states.contains_key(id) {
-                let Some(run) = store.run_of(id).await? else { continue };
-                let Ok(spec) = serde_json::from_str::<super::spec::Spec>(&run.spec) else { continue };
-                states.insert(id.clone(), (run.state, spec));
+            if !specs.contains_key(id) {
+                let Some(spec) = self.spec(store, id).await? else { continue };
+                specs.insert(id.clone(), spec);
             }
-            let Some((state, spec)) = states.get(id) else { continue };
-            let settle = after(one, spec, *state, now_ms);
+            let Some(spec) = specs.get(id) else { continue };
+            let settle = after(one, spec, one.run_state, now_ms);
             info!(run = id, outcome = %one.outcome, again = settle.state == JobState::Queued, "Call completed for lead={}", one.job.seq);
             calls.lifecycle.metrics.run_call(one.outcome.as_str());
             settles.push(settle);
         }
         let settled = store.settle_jobs(settles, now_ms).await?;
-        for one in &ended {
-            if let Some((RunState::Running, spec)) = states.get(&one.job.run) {
+        for one in ended.iter().filter(|one| one.run_state == RunState::Running) {
+            if let Some(spec) = specs.get(&one.job.run) {
                 let why = || format!("the last call ended as {}", one.outcome);
                 note(calls, &self.shared, &one.job.run, is_failure(one.outcome), why, &spec.breaker).await;
             }
         }
-        Ok(u32::try_from(settled).unwrap_or(u32::MAX))
+        Ok(u32::try_from(settled).unwrap_or(SETTLED))
+    }
+
+    /// What a run asks for.
+    async fn spec(&self, store: &Arc<dyn Store>, run: &str) -> Result<Option<Spec>> {
+        if let Some(plan) = self.plans.get(run) {
+            return Ok(Some(plan.spec.clone()));
+        }
+        let run = store.run_of(run).await?;
+        Ok(run.and_then(|run| serde_json::from_str(&run.spec).ok()))
     }
 
     async fn recover(&mut self, calls: &Calls, now_ms: UnixMs) -> Result<()> {
@@ -355,7 +368,7 @@ impl Dialler {
     fn say_waiting(&mut self, due: &Due, limit: &str, scope: Scope, current: u32, bound: Bound) {
         let Bound::Concurrent(n) = bound else { return };
         let run = &due.one.run;
-        if self.waiting.insert(run.id.clone(), ()).is_some() {
+        if !self.waiting.insert(run.id.clone()) {
             return;
         }
         match scope {
@@ -366,14 +379,8 @@ impl Dialler {
         }
     }
 
-    /// Claims jobs of a run and slots them; how many were admitted, what refused one, and whether one may not be called yet.
-    async fn dial(
-        &self,
-        calls: &Calls,
-        due: &Due,
-        share: u32,
-        now_ms: UnixMs,
-    ) -> Result<(String, u32, Option<LimitExceeded>, bool)> {
+    /// Claims jobs of a run and places their calls.
+    async fn dial(&self, calls: &Calls, due: &Due, share: u32, now_ms: UnixMs) -> Result<Dialled> {
         let run = &due.one.run.id;
         let claim = Claim {
             run: run.clone(),
@@ -400,16 +407,16 @@ impl Dialler {
                 told
             })
             .collect();
-        let (mut admitted, mut full, mut postponed) = (0, None, false);
+        let mut dialled = Dialled { run: run.clone(), admitted: 0, passed_over: 0, is_postponed: false, full: None };
         for told in join_all(placing).await {
             match told {
-                Ok(Signal::Admitted) => admitted += 1,
-                Ok(Signal::LimitExceeded(of)) => full = full.or(Some(of)),
-                Ok(Signal::Postponed) => postponed = true,
-                Ok(Signal::Other) | Err(_) => {}
+                Ok(Signal::Admitted) => dialled.admitted += 1,
+                Ok(Signal::LimitExceeded(of)) => dialled.full = dialled.full.or(Some(of)),
+                Ok(Signal::Postponed) => dialled.is_postponed = true,
+                Ok(Signal::Other) | Err(_) => dialled.passed_over += 1,
             }
         }
-        Ok((run.clone(), admitted, full, postponed))
+        Ok(dialled)
     }
 }
 

@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::collections::hash_map::{Entry, RandomState};
 use std::hash::BuildHasher as _;
+use std::time::Duration;
 
 use ring::digest::{Context, SHA256};
 use serde_json::{Map, Value};
-use tracing::{error, info};
+use tracing::{debug, error, info};
 use ulid::Ulid;
 
 use super::leads::Row;
@@ -21,6 +22,8 @@ use crate::store::runs::{NewJob, Run, RunChange, RunMade, RunState};
 pub const MISTAKES_MAX: usize = 1_000;
 /// Leads that are written at once.
 const WRITTEN: usize = 1_000;
+/// The pause before a run is taken back once more, when the store was away.
+const TAKE_BACK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Why a run of an operation that needs callbacks cannot be dialled (contract §3).
 pub const NO_PUBLIC_HOST: &str = "No public host configured";
@@ -59,7 +62,7 @@ pub enum LoadError {
     Store(#[from] StoreError),
 }
 
-/// A run whose leads come in.
+/// A run whose leads come in. What is dropped before it is whole (its client went away, the store failed) is taken back.
 pub struct Loading {
     runs: Runs,
     calls: Calls,
@@ -69,6 +72,8 @@ pub struct Loading {
     known: bool,
     /// It was made by this request, and goes if its leads are wrong.
     fresh: bool,
+    /// It is neither whole nor taken back.
+    is_open: bool,
     digest: Context,
     /// By a hash of the number: the line where it came first. Not the number: a list may be long.
     seen: HashMap<u64, u64>,
@@ -138,6 +143,9 @@ impl Runs {
                             known.id
                         )));
                     }
+                    if follow && known.state == RunState::Ready {
+                        return self.begin_leads(calls, *known).await;
+                    }
                     return Ok(self.loading(calls, *known, plan, true, false));
                 }
             }
@@ -182,6 +190,7 @@ impl Runs {
         Loading {
             runs: self.clone(),
             calls: calls.clone(),
+            is_open: !known && run.state == RunState::Loading,
             run,
             plan,
             known,
@@ -318,30 +327,16 @@ impl Loading {
     }
 
     /// What was sent is not whole: nothing is kept of it.
-    pub async fn give_up(self) {
-        if self.known || self.run.state != RunState::Loading {
-            return;
-        }
-        let store = &self.calls.lifecycle.store;
-        let now_ms = self.calls.lifecycle.clock.now_ms();
-        let gone = match self.fresh {
-            true => store.forget_run(&self.run.id).await.map(drop),
-            false => match store.forget_jobs(&self.run.id).await {
-                Ok(_) => {
-                    let back = RunChange::of(&self.run.id, &[RunState::Loading], RunState::Ready, now_ms);
-                    store.move_run(back, false).await.map(drop)
-                }
-                Err(error) => Err(error),
-            },
-        };
-        if let Err(error) = gone {
-            tracing::warn!(run = self.run.id, %error, "failed to forget a run that did not come in whole; retention forgets it");
+    pub async fn give_up(mut self) {
+        if self.is_open {
+            // Else it is done when this is dropped.
+            self.is_open = take_back(&self.calls, &self.run.id, self.fresh).await.is_err();
         }
     }
 
     /// Ends a run without leads, for now.
     pub fn without_leads(self) -> Loaded {
-        Loaded { run: self.run, known: self.known }
+        Loaded { run: self.run.clone(), known: self.known }
     }
 
     /// Starts the run, if all of its leads can be called.
@@ -364,7 +359,7 @@ impl Loading {
                 let why = format!("{} has other leads, and is {}", self.run.id, self.run.state.as_str());
                 return Err(LoadError::Conflict(why));
             }
-            return Ok(Loaded { run: self.run, known: true });
+            return Ok(Loaded { run: self.run.clone(), known: true });
         }
         if !self.waiting.is_empty() {
             self.write().await?;
@@ -377,9 +372,38 @@ impl Loading {
         if !store.move_run(change, self.calls.lifecycle.tell).await? {
             return Err(LoadError::Conflict("the run was taken away while its leads came in".to_owned()));
         }
+        self.is_open = false;
         self.runs.wake.notify_one();
         info!(run = self.run.id, business = self.run.business, leads = self.total, "a run starts");
         let run = store.run_of(&self.run.id).await?.ok_or(LoadError::Unknown)?;
         Ok(Loaded { run, known: false })
     }
+}
+
+impl Drop for Loading {
+    fn drop(&mut self) {
+        if !std::mem::take(&mut self.is_open) {
+            return;
+        }
+        let (calls, run, fresh) = (self.calls.clone(), self.run.id.clone(), self.fresh);
+        // Not among the tasks that a drain waits for: of a replica that is gone the run is taken over.
+        tokio::spawn(async move {
+            while let Err(error) = take_back(&calls, &run, fresh).await {
+                debug!(run, %error, "failed to take a run back that did not come in whole; it is tried again");
+                tokio::time::sleep(TAKE_BACK_AGAIN).await;
+            }
+        });
+    }
+}
+
+/// Forgets what came in of a run, and the run if it is `fresh`, unless it is whole: whether it is may have been decided without an answer.
+async fn take_back(calls: &Calls, run: &str, fresh: bool) -> Result<(), StoreError> {
+    let (store, now_ms) = (&calls.lifecycle.store, calls.lifecycle.clock.now_ms());
+    if store.move_run(RunChange::of(run, &[RunState::Loading], RunState::Ready, now_ms), false).await? {
+        match fresh {
+            true => store.forget_run(run).await?,
+            false => store.forget_jobs(run).await?,
+        };
+    }
+    Ok(())
 }

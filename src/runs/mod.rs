@@ -12,6 +12,7 @@
 //! 3. Calls of runs are admitted by the limiter that admits all calls. One that finds a limit full costs no attempt, and leaves no
 //!    rejection.
 
+mod bells;
 pub mod decide;
 pub mod dialler;
 pub mod fair;

@@ -7,7 +7,7 @@ mod gate;
 mod operator;
 mod records;
 mod retention;
-mod runs;
+pub(super) mod runs;
 mod schedules;
 mod transcripts;
 

@@ -181,6 +181,8 @@ pub struct DueRun {
 pub struct EndedJob {
     /// It.
     pub job: Job,
+    /// Where its run stands.
+    pub run_state: RunState,
     /// How the call ended.
     pub outcome: Outcome,
     /// Why it counts as over.
@@ -344,9 +346,14 @@ pub trait Runs: Send + Sync {
     /// Settles jobs. How many of them still were as they are said to have been.
     async fn settle_jobs(&self, settles: Vec<Settle>, now_ms: UnixMs) -> Result<u64>;
 
-    /// Jobs in a call that is over; of those whose call was never made only if that was known before `not_created_before`: until
-    /// then the replica that placed it says why.
-    async fn ended_jobs(&self, not_created_before: UnixMs, limit: u32) -> Result<Vec<EndedJob>>;
+    /// Jobs in a call that is over, of all or of these calls alone; of those whose call was never made only if that was known before
+    /// `not_created_before`: until then the replica that placed it says why.
+    async fn ended_jobs(
+        &self,
+        calls: Option<Vec<CallId>>,
+        not_created_before: UnixMs,
+        limit: u32,
+    ) -> Result<Vec<EndedJob>>;
 
     /// Settles claims from before a time whose replica is none of these: with the call that has the try's alias, or queued again
     /// (of a run that was canceled: done). How many.

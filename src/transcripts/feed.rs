@@ -167,7 +167,7 @@ impl Channel {
 
     fn tell(&self, news: &notify::News) {
         match news {
-            notify::News::Record => drop(self.bells.fetch_add(1, Ordering::Release)),
+            notify::News::Record | notify::News::Ended => drop(self.bells.fetch_add(1, Ordering::Release)),
             notify::News::Said(said) => {
                 let mut all = lock(&self.said);
                 // Nobody takes them: they are read when somebody looks.

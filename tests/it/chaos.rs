@@ -3,6 +3,7 @@
 //!
 //! `RINGFENCE_CHAOS_SECS` lets it go on for longer than CI has time for, `RINGFENCE_SEED` repeats the draws of a run.
 
+mod bulk;
 mod check;
 mod trouble;
 
@@ -27,8 +28,8 @@ use trouble::Kind;
 /// Calls at once that the config allows: at ElevenLabs, and in all.
 const EL_MAX: u32 = 5;
 const ALL_MAX: u32 = 7;
-/// Businesses with their own limits. The last one is called, by visitors.
-const BUSINESSES: [(&str, u32); 4] = [("alpha", 2), ("beta", 3), ("gamma", 7), ("callers", 2)];
+/// Businesses with their own limits. The last one is called, by visitors; the one before it has bulk runs.
+const BUSINESSES: [(&str, u32); 5] = [("alpha", 2), ("beta", 3), ("gamma", 7), (bulk::RUNNER, 3), ("callers", 2)];
 /// Apps at once.
 const APPS: usize = 10;
 /// How long an app sends an order again: no call that it made can be over for so long that it might be meant anew.
@@ -62,6 +63,7 @@ struct Chaos {
     /// Servers are worked on one at a time.
     server_hands: tokio::sync::Mutex<()>,
     orders: Mutex<Vec<AdmissionRequest>>,
+    runs: Mutex<Vec<bulk::BulkRun>>,
     numbers: AtomicU32,
     alive: AtomicBool,
     tally: Mutex<Tally>,
@@ -203,6 +205,7 @@ not_found_confirm_secs = 2",
         postgres: Mutex::new(server),
         server_hands: tokio::sync::Mutex::default(),
         orders: Mutex::default(),
+        runs: Mutex::default(),
         numbers: AtomicU32::new(1),
         alive: AtomicBool::new(true),
         tally: Mutex::default(),
@@ -223,7 +226,8 @@ impl Chaos {
         };
         let trouble =
             (self.trouble_replicas(dice.fork()), self.trouble_servers(dice.fork()), self.weather(dice.fork()));
-        tokio::join!(end, trouble.0, trouble.1, trouble.2, self.watch(), futures_util::future::join_all(apps));
+        let apps = futures_util::future::join_all(apps);
+        tokio::join!(end, trouble.0, trouble.1, trouble.2, self.watch(), self.bulk(dice.fork()), apps);
         let took = started.elapsed();
         self.fleet.start().await;
         let quiet = Instant::now();

@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::outbound::{account_at, all_free, basic, blind, elevenlabs, id, once, order, talk};
 use crate::support::child::Scene;
 use crate::support::net::Wire;
-use crate::support::stage::{Answer, Behind, PATIENCE, Setup, Stage};
+use crate::support::stage::{Answer, Behind, PATIENCE, Setup, Stage, grown};
 
 const DUPLICATE: &str = "x-ringfence-duplicate-of";
 const OUTBOUND: &str = "/elevenlabs/v1/convai/twilio/outbound-call";
@@ -95,7 +95,7 @@ async fn a_client_that_hung_up_and_comes_again_gets_the_first_orders_answer() {
         assert!(record.aliases.iter().any(|a| a.id == sid), "the answer is the call's");
         assert_eq!((dialled(&stage), stage.held().await), (1, 1));
         let metrics = stage.ask("/metrics").await;
-        assert!(metrics.as_str().unwrap().contains("ringfence_deduplicated_requests_total{account="), "it is counted");
+        assert!(grown(&metrics, "ringfence_deduplicated_requests_total").is_some(), "it is counted");
         // Its answer has been delivered: the next equal order is a call of its own, for which there is no slot.
         let next = dial_either(&stage, provider, "+15550002001").await;
         assert_eq!((next.status, next.header(DUPLICATE)), (503, None));

@@ -36,7 +36,7 @@ fn change(from: RunState, to: RunState) -> RunChange {
 }
 
 /// A run with so many jobs, which is running.
-async fn running(store: &Arc<dyn Store>, n: i64) {
+pub(in crate::store) async fn running(store: &Arc<dyn Store>, n: i64) {
     assert_eq!(store.create_run(&run("run_1", None)).await.unwrap(), RunMade::New);
     assert!(store.add_jobs("run_1", "me", leads(1, n)).await.unwrap());
     let loaded = RunChange { loaded: Some((n, "all".to_owned())), ..change(RunState::Loading, RunState::Running) };
@@ -160,9 +160,9 @@ pub(in crate::store) async fn a_job_is_settled_with_its_call_and_once(fresh: &im
     let jobs = store.claim_jobs(claim_of(3, "t", "me")).await.unwrap();
     let call = placed(&store, &jobs[0]).await;
     assert_eq!(store.settle_jobs(vec![calling(&jobs[0], &call.id)], 10).await.unwrap(), 1);
-    assert_eq!(store.ended_jobs(i64::MAX, 9).await.unwrap(), [], "it is up");
+    assert_eq!(store.ended_jobs(None, i64::MAX, 9).await.unwrap(), [], "it is up");
     store.apply(super::change(&call.id, END)).await.unwrap();
-    let ended = store.ended_jobs(i64::MAX, 9).await.unwrap();
+    let ended = store.ended_jobs(None, i64::MAX, 9).await.unwrap();
     assert_eq!((ended.len(), ended[0].outcome, ended[0].ended_at), (1, Outcome::Completed, 2_000));
     let job = &ended[0].job;
     assert_eq!((job.seq, job.call.as_ref()), (1, Some(&call.id)));
@@ -174,8 +174,8 @@ pub(in crate::store) async fn a_job_is_settled_with_its_call_and_once(fresh: &im
     let never =
         Change { event: Some(Event::Ended(Outcome::NotCreated, EndProof::Provider)), ..super::change(&other.id, END) };
     store.apply(never).await.unwrap();
-    assert_eq!(store.ended_jobs(2_000, 9).await.unwrap(), [], "who placed it says why");
-    assert_eq!(store.ended_jobs(2_001, 9).await.unwrap().len(), 1);
+    assert_eq!(store.ended_jobs(None, 2_000, 9).await.unwrap(), [], "who placed it says why");
+    assert_eq!(store.ended_jobs(None, 2_001, 9).await.unwrap().len(), 1);
     let results = store.job_results("run_1", 0, 9).await.unwrap();
     assert_eq!((results[0].job.attempts, results[0].ended_at, results[2].ended_at), (1, Some(2_000), None));
     assert!(results[0].ids.contains_key(crate::store::runs::JOB_KIND));

@@ -10,7 +10,7 @@ mod operator;
 mod records;
 mod replicas;
 mod retention;
-mod runs;
+pub(super) mod runs;
 mod schedules;
 mod store;
 mod transcripts;

@@ -69,7 +69,8 @@ fn due(row: &Row) -> Sql<DueRun> {
 
 fn ended(row: &Row) -> Sql<EndedJob> {
     let outcome = row.word("call_outcome")?;
-    Ok(EndedJob { job: job(row)?, outcome, proof: row.word("proof")?, ended_at: row.number("ended_at")? })
+    let (run_state, proof) = (row.word("run_state")?, row.word("proof")?);
+    Ok(EndedJob { job: job(row)?, run_state, outcome, proof, ended_at: row.number("ended_at")? })
 }
 
 fn result(row: &Row) -> Sql<JobResult> {
@@ -167,7 +168,17 @@ async fn step(c: &mut dyn Driver, change: &RunChange, tell: bool) -> Sql<bool> {
     Ok(!stepped(c, sql, &binds, tell.then_some(change.now_ms)).await?.is_empty())
 }
 
-/// Claims jobs. If the run has its own bound, the run is locked, so that no two claims count its open jobs at the same time.
+/// The places are an array: joined, Postgres may read the whole queue for them, as it does not know how few they are.
+const CLAIM: &str = "WITH due AS (
+         SELECT d.seq FROM run_jobs d WHERE d.run_id = $1 AND d.state = 'queued' AND d.due_at <= $3
+         AND d.call_id IS NULL AND d.dial_lock_token IS NULL
+         AND EXISTS (SELECT 1 FROM runs WHERE id = $1 AND state = 'running')
+         ORDER BY d.due_at, d.seq LIMIT $2 FOR UPDATE OF d SKIP LOCKED)
+     UPDATE run_jobs SET state = 'dialing', dial_lock_token = $4, replica = $5, claimed_at = $3
+     WHERE run_id = $1 AND seq = ANY(ARRAY(SELECT seq FROM due))
+     AND state = 'queued' AND call_id IS NULL AND dial_lock_token IS NULL RETURNING *";
+
+/// Claims: where the run has a bound of its own, with the run locked, so that no two claims count its open jobs at once.
 async fn claim(c: &mut dyn Driver, claim: &Claim) -> Sql<Vec<Job>> {
     let mut limit = claim.limit;
     if claim.open_max < u32::MAX {
@@ -182,43 +193,47 @@ async fn claim(c: &mut dyn Driver, claim: &Claim) -> Sql<Vec<Job>> {
     if limit == 0 {
         return Ok(vec![]);
     }
-    let sql = "WITH due AS (
-             SELECT d.run_id, d.seq FROM run_jobs d WHERE d.run_id = $1 AND d.state = 'queued' AND d.due_at <= $3
-             AND d.call_id IS NULL AND d.dial_lock_token IS NULL
-             AND EXISTS (SELECT 1 FROM runs WHERE id = $1 AND state = 'running')
-             ORDER BY d.due_at, d.seq LIMIT $2 FOR UPDATE OF d SKIP LOCKED)
-         UPDATE run_jobs SET state = 'dialing', dial_lock_token = $4, replica = $5, claimed_at = $3
-         WHERE (run_id, seq) IN (SELECT run_id, seq FROM due)
-         AND state = 'queued' AND call_id IS NULL AND dial_lock_token IS NULL RETURNING *";
     let binds = binds![&claim.run, limit, claim.now_ms, &claim.token, &claim.replica];
-    let mut jobs = c.fetch(sql, &binds).await?.iter().map(job).collect::<Sql<Vec<_>>>()?;
+    let mut jobs = c.fetch(CLAIM, &binds).await?.iter().map(job).collect::<Sql<Vec<_>>>()?;
     jobs.sort_by_key(|job| (job.due_at, job.seq));
     Ok(jobs)
 }
 
+/// Jobs that still have the claim, or the call, that they are said to have. Nothing is queued again of a run that was canceled meanwhile.
+/// Locked in one order: two replicas may settle the same ones.
+pub(in crate::store) const SETTLE: &str = "WITH v (run_id, seq, state, outcome, attempts, tries, due_at, error, settled_at, new_call, call, token, now_ms) AS (VALUES {rows}),
+         mine AS (SELECT d.run_id, d.seq, r.state AS run_state FROM run_jobs d JOIN v ON d.run_id = v.run_id AND d.seq = v.seq
+             JOIN runs r ON r.id = d.run_id ORDER BY d.run_id, d.seq FOR UPDATE OF d)
+     UPDATE run_jobs SET attempts = v.attempts, tries = v.tries, due_at = v.due_at, error = v.error, call_id = v.new_call,
+         state = CASE WHEN v.state = 'queued' AND mine.run_state = 'canceled' THEN 'done' ELSE v.state END,
+         outcome = CASE WHEN v.state = 'queued' AND mine.run_state = 'canceled' THEN 'canceled' ELSE v.outcome END,
+         settled_at = CASE WHEN v.state = 'queued' AND mine.run_state = 'canceled' THEN v.now_ms ELSE v.settled_at END,
+         dial_lock_token = CASE WHEN v.state IN ('dialing', 'calling') THEN run_jobs.dial_lock_token END
+     FROM v JOIN mine ON mine.run_id = v.run_id AND mine.seq = v.seq
+     WHERE run_jobs.run_id = mine.run_id AND run_jobs.seq = mine.seq AND run_jobs.state IN ('dialing', 'calling')
+     AND (run_jobs.call_id = v.call OR (run_jobs.call_id IS NULL AND v.call IS NULL AND run_jobs.dial_lock_token = v.token))";
+
 async fn settle(c: &mut dyn Driver, settles: &[Settle], now_ms: UnixMs) -> Sql<u64> {
-    let mut settled = 0;
-    for one in settles {
-        let is_done = one.state == JobState::Done;
-        let sql = "UPDATE run_jobs SET state = $3, outcome = $4, attempts = $5, tries = $6, due_at = $7, error = $8, settled_at = $9,
-                 call_id = $10, dial_lock_token = CASE WHEN $3 IN ('dialing', 'calling') THEN dial_lock_token END
-             WHERE run_id = $1 AND seq = $2 AND state IN ('dialing', 'calling')
-             AND (call_id = $11 OR (call_id IS NULL AND $11 IS NULL AND dial_lock_token = $12))";
-        let binds = binds![
-            &one.run,
+    let row = |one: &'_ Settle| {
+        Vec::from(binds![
+            one.run.clone(),
             one.seq,
             one.state.as_str(),
             one.outcome.map(|o| o.as_str()),
             one.attempts,
             one.tries,
             one.due_at,
-            &one.error,
-            is_done.then_some(now_ms),
-            one.new_call.as_ref().map(CallId::as_str),
-            one.call.as_ref().map(CallId::as_str),
-            &one.token,
-        ];
-        settled += c.execute(sql, &binds).await?;
+            one.error.clone(),
+            (one.state == JobState::Done).then_some(now_ms),
+            one.new_call.as_ref().map(|call| call.as_str().to_owned()),
+            one.call.as_ref().map(|call| call.as_str().to_owned()),
+            one.token.clone(),
+            now_ms,
+        ])
+    };
+    let mut settled = 0;
+    for some in settles.chunks(INSERTED) {
+        settled += c.execute_all(SETTLE, some.iter().map(row).collect()).await?;
     }
     Ok(settled)
 }
@@ -235,11 +250,12 @@ async fn postpone(c: &mut dyn Driver, run: &str, later: &[(i64, UnixMs)]) -> Sql
     Ok(put_off)
 }
 
+const CLAIMS_OF_OTHERS: &str = "SELECT d.*, (SELECT r.state FROM runs r WHERE r.id = d.run_id) AS run_state
+     FROM run_jobs d WHERE d.state IN ('dialing', 'calling') AND d.state = 'dialing'
+     AND d.claimed_at < $2 AND d.replica <> ALL($1) LIMIT $3 FOR UPDATE OF d SKIP LOCKED";
+
 async fn recover(c: &mut dyn Driver, live: &[String], before: UnixMs, now_ms: UnixMs) -> Sql<u64> {
-    let sql = "SELECT d.*, (SELECT r.state FROM runs r WHERE r.id = d.run_id) AS run_state
-         FROM run_jobs d WHERE d.state IN ('dialing', 'calling') AND d.state = 'dialing'
-         AND d.claimed_at < $2 AND d.replica <> ALL($1) LIMIT $3 FOR UPDATE OF d SKIP LOCKED";
-    let rows = c.fetch(sql, &binds![live, before, SOME]).await?;
+    let rows = c.fetch(CLAIMS_OF_OTHERS, &binds![live, before, SOME]).await?;
     let mut settles = Vec::with_capacity(rows.len());
     for row in &rows {
         let job = job(row)?;
@@ -255,10 +271,29 @@ async fn recover(c: &mut dyn Driver, live: &[String], before: UnixMs, now_ms: Un
     settle(c, &settles, now_ms).await
 }
 
+const DUE: &str = "SELECT r.*, (SELECT count(*) FROM run_jobs j WHERE j.run_id = r.id AND j.state IN ('dialing', 'calling')) AS open_jobs,
+         (SELECT j.due_at FROM run_jobs j WHERE j.run_id = r.id AND j.state = 'queued' ORDER BY j.due_at LIMIT 1) AS next_due
+     FROM runs r WHERE r.finished_at IS NULL AND r.state = 'running' ORDER BY r.created_at, r.id";
+
+macro_rules! ended {
+    ($which:literal) => {
+        concat!(
+            "SELECT d.*, c.outcome AS call_outcome, c.proof, c.ended_at, r.state AS run_state
+             FROM run_jobs d JOIN calls c ON c.id = d.call_id JOIN runs r ON r.id = d.run_id
+             WHERE ",
+            $which,
+            " AND d.state = 'calling' AND c.phase = 'ended' AND (c.outcome <> 'not_created' OR c.ended_at < $1) LIMIT $2"
+        )
+    };
+}
+const ENDED: &str = ended!("d.state IN ('dialing', 'calling')");
+const ENDED_OF: &str = ended!("d.call_id = ANY($3)");
+
+/// Asked as in [`DUE`], in the order of an index: `EXISTS` may walk through all that is done.
 const FINISH: &str = "UPDATE runs SET state = 'done', finished_at = $1, updated_at = $1, reason = NULL
      WHERE state = 'running' AND finished_at IS NULL
-     AND NOT EXISTS (SELECT 1 FROM run_jobs j WHERE j.run_id = runs.id AND j.state = 'queued')
-     AND NOT EXISTS (SELECT 1 FROM run_jobs j WHERE j.run_id = runs.id AND j.state IN ('dialing', 'calling')) RETURNING *";
+     AND (SELECT j.due_at FROM run_jobs j WHERE j.run_id = runs.id AND j.state = 'queued' ORDER BY j.due_at LIMIT 1) IS NULL
+     AND (SELECT count(*) FROM run_jobs j WHERE j.run_id = runs.id AND j.state IN ('dialing', 'calling')) = 0 RETURNING *";
 
 const RESUME: &str = "UPDATE runs SET state = 'running', reason = NULL, resume_at = NULL, updated_at = $1
      WHERE finished_at IS NULL AND state = 'paused' AND resume_at <= $1 RETURNING *";
@@ -344,10 +379,7 @@ impl<B: Backend> Runs for B {
     }
 
     async fn due_runs(&self) -> Result<Vec<DueRun>> {
-        let sql = "SELECT r.*, (SELECT count(*) FROM run_jobs j WHERE j.run_id = r.id AND j.state IN ('dialing', 'calling')) AS open_jobs,
-                 (SELECT j.due_at FROM run_jobs j WHERE j.run_id = r.id AND j.state = 'queued' ORDER BY j.due_at LIMIT 1) AS next_due
-             FROM runs r WHERE r.finished_at IS NULL AND r.state = 'running' ORDER BY r.created_at, r.id";
-        self.select(sql, vec![], due).await
+        self.select(DUE, vec![], due).await
     }
 
     async fn claim_jobs(&self, of: Claim) -> Result<Vec<Job>> {
@@ -371,11 +403,17 @@ impl<B: Backend> Runs for B {
         self.write(settles, move |c, settles| settle(c, settles, now_ms).boxed()).await
     }
 
-    async fn ended_jobs(&self, not_created_before: UnixMs, limit: u32) -> Result<Vec<EndedJob>> {
-        let sql = "SELECT d.*, c.outcome AS call_outcome, c.proof, c.ended_at FROM run_jobs d JOIN calls c ON c.id = d.call_id
-             WHERE d.state IN ('dialing', 'calling') AND d.state = 'calling' AND c.phase = 'ended'
-             AND (c.outcome <> 'not_created' OR c.ended_at < $1) LIMIT $2";
-        self.select(sql, binds![not_created_before, limit].into(), ended).await
+    async fn ended_jobs(
+        &self,
+        calls: Option<Vec<CallId>>,
+        not_created_before: UnixMs,
+        limit: u32,
+    ) -> Result<Vec<EndedJob>> {
+        let Some(calls) = calls else {
+            return self.select(ENDED, binds![not_created_before, limit].into(), ended).await;
+        };
+        let calls: Vec<String> = calls.iter().map(|call| call.as_str().to_owned()).collect();
+        self.select(ENDED_OF, binds![not_created_before, limit, calls].into(), ended).await
     }
 
     async fn recover_jobs(&self, live: Vec<String>, before: UnixMs, now_ms: UnixMs) -> Result<u64> {
@@ -419,3 +457,7 @@ impl<B: Backend> Runs for B {
         self.select(sql, binds![before, limit].into(), |row| Ok((row.text("id")?, row.text("business")?))).await
     }
 }
+
+/// What is asked at the start of a process, and with every look: by indexes alone, however many jobs wait.
+#[cfg(test)]
+pub(in crate::store) const LOOKS: [&str; 7] = [CLAIM, CLAIMS_OF_OTHERS, DUE, ENDED, ENDED_OF, FINISH, RESUME];

@@ -6,6 +6,7 @@ const WORDS: &[(&str, &str)] = &[
     ("/*+ ", ""),
     (" */", ""),
     ("(extract(epoch FROM clock_timestamp()) * 1000)", "CAST(unixepoch('subsec') * 1000 AS INTEGER)"),
+    (" = ANY(ARRAY(SELECT seq FROM due))", " IN (SELECT seq FROM due)"),
     ("to_json(keys)", "keys"),
     ("json_agg(", "json_group_array("),
     ("json_build_array(", "json_array("),
@@ -14,6 +15,7 @@ const WORDS: &[(&str, &str)] = &[
     ("greatest(", "max("),
     // There is one writer.
     (" FOR UPDATE OF d SKIP LOCKED", ""),
+    (" FOR UPDATE OF d", ""),
     (" FOR UPDATE", ""),
     ("pg_tables WHERE schemaname = 'ringfence' AND tablename", "sqlite_master WHERE type = 'table' AND name"),
 ];

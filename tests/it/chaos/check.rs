@@ -50,6 +50,10 @@ impl Chaos {
                     }
                 }
             }
+            let left = self.runs_left().await;
+            if left != 0 {
+                said.push(format!("{left} runs are not done"));
+            }
             if said.is_empty() && fleet.control.calls().iter().all(|c| !c.live && !c.arriving) {
                 return vec![];
             }
@@ -169,9 +173,40 @@ impl Chaos {
             figures,
             "dialled twice {twice}, acknowledged without a call {lost}, refused with a call {refused}"
         );
+        // === runs ===
+        let (mut leads, mut again, mut forgotten, mut doubtful) = (0, 0, 0, vec![]);
+        for run in self.runs.lock().unwrap().iter() {
+            for to in &run.leads {
+                let made = dialled.get(&**to).map_or(0, Vec::len);
+                leads += 1;
+                again += u32::from(made > 1);
+                forgotten += u32::from(made == 0);
+                if made != 1 {
+                    doubtful.push((to.clone(), format!("{made} calls came of a lead of {}", run.id)));
+                }
+            }
+        }
+        for (to, what) in doubtful {
+            let sql = "SELECT row_to_json(j)::text FROM run_jobs j WHERE number = $1";
+            let jobs = sqlx::query(sql).bind(&to).fetch_all(&self.fleet.record).await.unwrap_or_default();
+            let jobs: Vec<String> = jobs.iter().map(|row| row.get(0)).collect();
+            let story = self.story(dialled.get(&*to).map_or(&[][..], |calls| &calls[..])).await;
+            wrong.push(format!("{what}: {jobs:?}\n{story}"));
+        }
+        let _ = writeln!(
+            figures,
+            "{} runs of {leads} leads in all: dialled again {again}, forgotten {forgotten}",
+            self.runs.lock().unwrap().len()
+        );
         // === the record ===
         for (what, sql) in [
             ("calls that are not over", "SELECT count(*) FROM calls WHERE phase <> 'ended'"),
+            ("runs that are not done", "SELECT count(*) FROM runs WHERE state <> 'done'"),
+            (
+                // Some are hung up while it rings, once all is to come to rest.
+                "jobs that are not done, or had no call",
+                "SELECT count(*) FROM run_jobs WHERE state <> 'done' OR call_id IS NULL",
+            ),
             (
                 "ends without a proof",
                 "SELECT count(*) FROM calls WHERE outcome IS NULL OR proof IS NULL OR ended_at IS NULL",

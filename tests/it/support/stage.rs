@@ -17,6 +17,12 @@ use serde_json::{Value, json};
 /// How long anything may take before a test calls it "does not happen".
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// A line of a counter that is not zero: one whose labels are known stands there from the start.
+pub fn grown<'a>(metrics: &'a Value, name: &str) -> Option<&'a str> {
+    let is_it = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
+    metrics.as_str().unwrap().lines().find(|line| is_it(line) && !line.ends_with(" 0"))
+}
+
 /// What a test wants to differ.
 pub struct Setup {
     /// The simulated providers.

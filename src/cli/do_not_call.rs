@@ -1,0 +1,185 @@
+//! `ringfence do-not-call`: the do-not-call lists of a running sidecar.
+
+use std::io::{BufReader, Read as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Args, Subcommand};
+use http::Method;
+use serde_json::{Value, json};
+
+use super::Outcome;
+use super::admin_client::{Console, path_of, refused};
+use crate::destinations::{NumberSet, key_of};
+
+/// Numbers that one request puts on a list.
+const AT_ONCE: usize = 50_000;
+/// Numbers of a page.
+const PAGE: u32 = 1_000;
+/// Bad rows that are printed.
+const MISTAKES: usize = 50;
+
+#[derive(Debug, Args)]
+pub(super) struct DoNotCall {
+    #[command(flatten)]
+    console: Console,
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+    /// The list of this business; default: everybody's
+    #[arg(long, global = true, value_name = "ID")]
+    business: Option<String>,
+    #[command(subcommand)]
+    act: Act,
+}
+
+#[derive(Debug, Subcommand)]
+enum Act {
+    /// Put numbers on the list
+    Add {
+        /// With their country code, as in +905321234567
+        #[arg(required = true, value_name = "NUMBER")]
+        numbers: Vec<String>,
+        /// Why; stands in the list and in the audit
+        #[arg(long)]
+        reason: Option<String>,
+    },
+    /// Take numbers off the list
+    Remove {
+        /// With their country code
+        #[arg(required = true, value_name = "NUMBER")]
+        numbers: Vec<String>,
+        /// Why; stands in the audit
+        #[arg(long)]
+        reason: Option<String>,
+    },
+    /// Print the list, in the order in which the numbers were put
+    List,
+    /// Put the numbers of a file on the list: one a line, what follows # is a comment. A bad line, and none is put
+    Import {
+        /// The file; - is standard input
+        file: PathBuf,
+        /// Why; stands in the list and in the audit
+        #[arg(long)]
+        reason: Option<String>,
+    },
+    /// Say in which lists a number stands
+    Check {
+        /// With its country code
+        number: String,
+    },
+}
+
+impl DoNotCall {
+    pub(super) async fn run(self) -> Outcome {
+        match &self.act {
+            Act::Add { numbers, reason } => {
+                let Some((all, new)) = self.put(numbers.clone(), reason.as_deref()).await? else {
+                    return Ok(ExitCode::FAILURE);
+                };
+                self.said(&json!({"put": all, "new": new}), &format!("{all} on {}, {new} of them new", self.list()));
+            }
+            Act::Remove { numbers, reason } => {
+                let body = json!({"numbers": numbers, "reason": reason});
+                let Some(answer) = self.change(Method::DELETE, body).await? else { return Ok(ExitCode::FAILURE) };
+                let gone = answer["deleted"].as_u64().unwrap_or(0);
+                self.said(&answer, &format!("{gone} of {} taken off {}", numbers.len(), self.list()));
+            }
+            Act::Import { file, reason } => {
+                let numbers = read(file).with_context(|| format!("{}; nothing was put", file.display()))?;
+                let (mut all, mut new) = (0, 0);
+                for some in numbers.chunks(AT_ONCE) {
+                    let Some((put, added)) = self.put(some.to_vec(), reason.as_deref()).await? else {
+                        return Ok(ExitCode::FAILURE);
+                    };
+                    (all, new) = (all + put, new + added);
+                }
+                self.said(&json!({"put": all, "new": new}), &format!("{all} on {}, {new} of them new", self.list()));
+            }
+            Act::List => self.print().await?,
+            Act::Check { number } => {
+                let key = key_of(number)
+                    .ok_or_else(|| anyhow::anyhow!("{number} is no telephone number with its country code"))?;
+                let path = format!("{}{}", path_of("/api/do-not-call", &format!("+{key}")), self.query('?'));
+                let found = self.console.ask(Method::GET, &path, None).await?;
+                let lists: Vec<&str> =
+                    found["lists"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+                let shown = found["number"].as_str().unwrap_or_default();
+                let said = match lists.as_slice() {
+                    [] => format!("{shown} is on no list"),
+                    lists => format!("{shown} is not called: {}", lists.join(", ")),
+                };
+                self.said(&found, &said);
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn said(&self, json: &Value, text: &str) {
+        println!("{}", if self.json { json.to_string() } else { text.to_owned() });
+    }
+
+    fn list(&self) -> String {
+        self.business.as_ref().map_or_else(|| "everybody's list".to_owned(), |id| format!("the list of {id}"))
+    }
+
+    /// Whose list it is, as a part of a URL that begins so.
+    fn query(&self, begin: char) -> String {
+        let escaped = |id: &String| form_urlencoded::byte_serialize(id.as_bytes()).collect::<String>();
+        self.business.as_ref().map_or_else(String::new, |id| format!("{begin}business={}", escaped(id)))
+    }
+
+    /// How many were put, and how many of them were new. None: some are no numbers, and they are printed.
+    async fn put(&self, numbers: Vec<String>, reason: Option<&str>) -> anyhow::Result<Option<(u64, u64)>> {
+        let answer = self.change(Method::PUT, json!({"numbers": numbers, "reason": reason})).await?;
+        let count = |answer: &Value, name: &str| answer[name].as_u64().unwrap_or(0);
+        Ok(answer.map(|answer| (count(&answer, "put"), count(&answer, "new"))))
+    }
+
+    async fn change(&self, method: Method, body: Value) -> anyhow::Result<Option<Value>> {
+        let path = format!("/api/do-not-call{}", self.query('?'));
+        let (status, answer) = self.console.send(method, &path, Some(body)).await?;
+        if let Some(rows) = answer["rows"].as_array() {
+            for one in rows.iter().take(MISTAKES) {
+                eprintln!("number {}: {}", one["row"], one["message"].as_str().unwrap_or_default());
+            }
+            eprintln!("ringfence: {}", answer["message"].as_str().unwrap_or_default());
+            return Ok(None);
+        }
+        if status.is_success() { Ok(Some(answer)) } else { Err(refused(status, &answer)) }
+    }
+
+    async fn print(&self) -> anyhow::Result<()> {
+        let (mut after, mut printed) = (0, 0_u64);
+        loop {
+            let path = format!("/api/do-not-call?limit={PAGE}&after={after}{}", self.query('&'));
+            let page = self.console.ask(Method::GET, &path, None).await?;
+            for one in page["numbers"].as_array().into_iter().flatten() {
+                let text = |name: &str| one[name].as_str().unwrap_or_default();
+                let line = format!("{:<17} {:<25} {}", text("number"), text("addedAt"), text("reason"));
+                println!("{}", if self.json { one.to_string() } else { line.trim_end().to_owned() });
+                printed += 1;
+            }
+            match page["next"].as_i64() {
+                Some(next) => after = next,
+                None => break,
+            }
+        }
+        if printed == 0 && !self.json {
+            println!("no number is on {}", self.list());
+        }
+        Ok(())
+    }
+}
+
+/// The numbers of a file, each once.
+fn read(file: &Path) -> anyhow::Result<Vec<String>> {
+    let from: Box<dyn std::io::Read> = match file.to_str() {
+        Some("-") => Box::new(std::io::stdin().lock()),
+        _ => Box::new(std::fs::File::open(file)?),
+    };
+    let mut from = BufReader::new(from);
+    let set = NumberSet::read(from.by_ref()).map_err(anyhow::Error::msg)?;
+    Ok(set.iter().map(|key| format!("+{key}")).collect())
+}
