@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use crate::support::faults::{Relay, Weather};
 use crate::support::net::{bounded, server};
 use crate::support::redis::{self, Cluster, Group, Redis, Setup, USER};
+use crate::support::stage::PATIENCE;
 
 /// A server that says what it hears back, and tells the test; a connection's end is `None`.
 async fn echo() -> (Relay, mpsc::UnboundedReceiver<Option<Vec<u8>>>) {
@@ -210,7 +211,8 @@ async fn sentinels_hand_over_and_promote_a_replica_that_lags() {
         let wait = async |group: &Group, so: &dyn Fn(&Group) -> bool| {
             let started = Instant::now();
             while !tokio::task::block_in_place(|| so(group)) {
-                assert!(started.elapsed() < Duration::from_secs(60), "{}", group.sentinels[0].log());
+                // A Sentinel that was not scheduled for two seconds trusts nothing that it sees for the next thirty (its TILT mode).
+                assert!(started.elapsed() < 4 * PATIENCE, "{}", group.sentinels[0].log());
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };

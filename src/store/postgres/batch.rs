@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::super::{AdmitOutcome, IngestOutcome, Result, StoreError, UtteranceIngest};
 use super::gate::{self, Ask};
-use super::transaction::{Db, Gate};
+use super::transaction::{Db, Gate, TransactionId};
 use super::utterance_batch;
 use crate::ids::CallId;
 
@@ -21,26 +21,26 @@ const WAITING_MAX: usize = 4096;
 /// Writes in one transaction.
 const BATCH_MAX: usize = 256;
 
-/// Calls whose commit has an unknown outcome, and their transaction's number.
+/// Calls whose commit has an unknown outcome, and their transaction.
 #[derive(Debug, Clone, Default)]
-pub(super) struct InDoubt(Arc<Mutex<HashMap<CallId, i64>>>);
+pub(super) struct InDoubt(Arc<Mutex<HashMap<CallId, TransactionId>>>);
 
 impl InDoubt {
     /// Remembers the calls of a failed write, if it may have been committed.
     pub(super) fn note<'c>(
         &self,
         calls: impl Iterator<Item = &'c CallId>,
-        (error, doubt): (StoreError, Option<i64>),
+        (error, doubt): (StoreError, Option<TransactionId>),
     ) -> StoreError {
-        if let Some(xid) = doubt {
+        if let Some(transaction) = doubt {
             let mut doubts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            doubts.extend(calls.map(|call| (call.clone(), xid)));
+            doubts.extend(calls.map(|call| (call.clone(), transaction.clone())));
         }
         error
     }
 
-    pub(super) fn of(&self, call: &CallId) -> Option<i64> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(call).copied()
+    pub(super) fn of(&self, call: &CallId) -> Option<TransactionId> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(call).cloned()
     }
 
     pub(super) fn settle(&self, call: &CallId) {

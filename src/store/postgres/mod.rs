@@ -367,9 +367,10 @@ impl Backend for PostgresStore {
 
     /// Settles a COMMIT without an answer: until then it is unknown whether the record exists.
     async fn settle_doubt(&self, call: &CallId) -> Result<()> {
-        let Some(xid) = self.doubts.of(call) else { return Ok(()) };
-        match self.db.fate(xid).await {
-            CommitOutcome::Committed | CommitOutcome::Aborted => self.doubts.settle(call),
+        let Some(transaction) = self.doubts.of(call) else { return Ok(()) };
+        match self.db.fate(&transaction).await {
+            // Whether it made the record is read from the record.
+            CommitOutcome::Committed | CommitOutcome::Aborted | CommitOutcome::Over => self.doubts.settle(call),
             CommitOutcome::Unknown => {
                 return Err(StoreError::Unknown(format!("{} has not said it yet", self.db.shown)));
             }
@@ -464,5 +465,7 @@ async fn is_pooled(settings: &Settings) -> Sql<bool> {
     Ok(pooled)
 }
 
+#[cfg(test)]
+mod crash_tests;
 #[cfg(test)]
 pub(crate) mod tests;

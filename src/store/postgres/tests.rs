@@ -15,7 +15,7 @@ use crate::store::{Change, InsertOutcome, NewUtterance, Replica, Store};
 
 #[allow(dead_code, reason = "the integration tests use the rest")]
 #[path = "../../../tests/it/support/postgres.rs"]
-mod server;
+pub(super) mod server;
 
 /// A database of a test's own, straight or through a pooler.
 struct Fence {
@@ -25,7 +25,7 @@ struct Fence {
 }
 
 /// The tests step the time. Dozens of them share one server: one that is slow is not away.
-fn settings(url: &str) -> Settings {
+pub(super) fn settings(url: &str) -> Settings {
     let mut settings = Settings::new(Secret::new(url)).unwrap();
     settings.acquire_timeout = Duration::from_secs(60);
     settings.statement_timeout = Duration::from_secs(30);

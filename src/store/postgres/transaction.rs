@@ -4,8 +4,8 @@
 //! transaction another session. That round trip also locks the ownership, and reads the transaction's number: if the answer to a
 //! COMMIT is lost, the server can tell its outcome. Concurrent writes share flushes in the server (group commit).
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
@@ -59,6 +59,24 @@ pub(super) struct Db {
     pub(super) generation: AtomicI64,
     /// Another process has taken ownership.
     pub(super) lost: AtomicBool,
+    /// The server run that was last seen.
+    run: SeenRun,
+}
+
+/// Identifies a run of the server: it begins with a start, a promotion, or a recovery from a crash.
+type ServerRun = Arc<str>;
+type SeenRun = Arc<Mutex<ServerRun>>;
+
+/// A recovery after a crash of one session leaves the start time as it is, and resets the statistics.
+const SERVER_RUN: &str =
+    "SELECT concat(pg_postmaster_start_time(), ' ', (SELECT stats_reset FROM pg_stat_bgwriter)) AS run";
+
+/// A transaction. A server that recovers from a crash gives the numbers of transactions that left no trace in its log to later
+/// ones: what it says of a number holds within one run only.
+#[derive(Debug, Clone)]
+pub(super) struct TransactionId {
+    xid: i64,
+    run: ServerRun,
 }
 
 /// How a write blocks transitions of the limiter, from its BEGIN on.
@@ -76,6 +94,9 @@ pub(super) enum Gate {
 pub(super) enum CommitOutcome {
     Committed,
     Aborted,
+    /// One of the two, and the server cannot tell which any more: it has crashed.
+    Over,
+    /// It may still be in progress.
     Unknown,
 }
 
@@ -123,8 +144,8 @@ enum TxError {
     Failed(sqlx::Error),
     /// Nothing was written: another process has ownership.
     Lost,
-    /// Unknown; with the transaction's number.
-    Unknown(i64, sqlx::Error),
+    /// Unknown.
+    Unknown(TransactionId, sqlx::Error),
 }
 
 impl Db {
@@ -133,7 +154,17 @@ impl Db {
         if !prepare {
             options = options.statement_cache_capacity(0);
         }
+        let run = SeenRun::new(Mutex::new("".into()));
+        let seen = run.clone();
         let pool = PgPoolOptions::new()
+            .after_connect(move |c, _| {
+                let seen = seen.clone();
+                Box::pin(async move {
+                    let now = server_run(c).await?;
+                    *seen.lock().unwrap_or_else(PoisonError::into_inner) = now;
+                    Ok(())
+                })
+            })
             .max_connections(settings.pool_max)
             .acquire_timeout(settings.acquire_timeout)
             // It would cost a round trip per use; a stale session is noticed at BEGIN.
@@ -148,6 +179,7 @@ impl Db {
             prepare,
             generation: AtomicI64::new(0),
             lost: AtomicBool::new(false),
+            run,
         })
     }
 
@@ -236,7 +268,7 @@ impl Db {
     pub(super) async fn write_or_doubt<T, F>(
         self: &Arc<Self>,
         work: F,
-    ) -> std::result::Result<T, (StoreError, Option<i64>)>
+    ) -> std::result::Result<T, (StoreError, Option<TransactionId>)>
     where
         F: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, Sql<T>> + Send + Sync + 'static,
         T: Send + 'static,
@@ -249,7 +281,7 @@ impl Db {
         self: &Arc<Self>,
         gate: Gate,
         work: F,
-    ) -> std::result::Result<T, (StoreError, Option<i64>)>
+    ) -> std::result::Result<T, (StoreError, Option<TransactionId>)>
     where
         F: for<'c> Fn(&'c mut PgConnection, Option<GateState>) -> BoxFuture<'c, Sql<T>> + Send + Sync + 'static,
         T: Send + 'static,
@@ -263,7 +295,7 @@ impl Db {
         })
     }
 
-    async fn write_now<T, F>(&self, gate: Gate, work: &F) -> std::result::Result<T, (StoreError, Option<i64>)>
+    async fn write_now<T, F>(&self, gate: Gate, work: &F) -> std::result::Result<T, (StoreError, Option<TransactionId>)>
     where
         F: for<'c> Fn(&'c mut PgConnection, Option<GateState>) -> BoxFuture<'c, Sql<T>>,
         T: Send,
@@ -296,17 +328,17 @@ impl Db {
                     self.health.note(Some(&lost));
                     break lost;
                 }
-                Err(TxError::Unknown(xid, error)) => match (self.fate(xid).await, value) {
+                Err(TxError::Unknown(transaction, error)) => match (self.fate(&transaction).await, value) {
                     (CommitOutcome::Committed, Some(value)) => {
                         self.health.note(None);
                         return Ok(value);
                     }
                     (CommitOutcome::Aborted, _) | (CommitOutcome::Committed, None) => break self.error(&error),
-                    (CommitOutcome::Unknown, _) => {
+                    (CommitOutcome::Over | CommitOutcome::Unknown, _) => {
                         let unknown = StoreError::Unknown(explain(&error, &self.shown));
                         self.health.note(Some(&unknown));
                         self.health.count(1);
-                        return Err((unknown, Some(xid)));
+                        return Err((unknown, Some(transaction)));
                     }
                 },
             }
@@ -323,6 +355,8 @@ impl Db {
             return Err(TxError::Lost);
         }
         let mut session = Session(Some(self.pool.acquire().await.map_err(TxError::Failed)?));
+        // Before BEGIN: of an earlier run than the transaction at worst, never of a later one.
+        let run = self.run.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let c = session.connection().map_err(TxError::Failed)?;
         let begin = format!(
             "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; {}; \
@@ -368,30 +402,32 @@ impl Db {
                 session.give_back();
                 Ok(())
             }
-            Err(error) => Err(TxError::Unknown(xid, error)),
+            Err(error) => Err(TxError::Unknown(TransactionId { xid, run }, error)),
         }
     }
 
     /// The outcome of a transaction whose COMMIT got no answer.
-    pub(super) async fn fate(&self, xid: i64) -> CommitOutcome {
+    pub(super) async fn fate(&self, transaction: &TransactionId) -> CommitOutcome {
         let until = Instant::now() + SETTLE_WITHIN;
         loop {
+            let xid = transaction.xid;
+            // One session, so one run.
             let asked = self.read(move |c| {
                 Box::pin(async move {
-                    let asked = sqlx::query("SELECT txid_status($1) AS status").persistent(false).bind(xid);
-                    match asked.fetch_one(c).await {
-                        Ok(row) => row.try_get::<Option<String>, _>("status"),
-                        // A promoted server that never received it.
-                        Err(error) if code(&error) == "22023" => Ok(Some("aborted".to_owned())),
-                        Err(error) => Err(error),
-                    }
+                    let run = server_run(c).await?;
+                    Ok((run, status(c, xid).await?))
                 })
             });
-            match asked.await.as_ref().map(|status| status.as_deref()) {
-                Ok(Some("committed")) => return CommitOutcome::Committed,
-                Ok(Some("aborted")) => return CommitOutcome::Aborted,
-                // Still in progress, or the server is unavailable.
-                _ => {}
+            if let Ok((run, status)) = asked.await {
+                let is_same_run = run == transaction.run;
+                *self.run.lock().unwrap_or_else(PoisonError::into_inner) = run;
+                match status.as_deref() {
+                    Some("aborted") => return CommitOutcome::Aborted,
+                    Some("committed") if is_same_run => return CommitOutcome::Committed,
+                    _ if !is_same_run => return CommitOutcome::Over,
+                    // Still in progress.
+                    _ => {}
+                }
             }
             if Instant::now() >= until || self.closed.is_cancelled() {
                 return CommitOutcome::Unknown;
@@ -420,6 +456,27 @@ impl Db {
             warn!(store = %self.shown, "database connections still in use at exit");
         }
     }
+}
+
+async fn server_run(c: &mut PgConnection) -> Sql<ServerRun> {
+    let row = sqlx::query(SERVER_RUN).persistent(false).fetch_one(c).await?;
+    row.try_get::<String, _>("run").map(Into::into)
+}
+
+/// What the server says of a transaction. `None`: it is too old to be known.
+async fn status(c: &mut PgConnection, xid: i64) -> Sql<Option<String>> {
+    let asked = sqlx::query("SELECT txid_status($1) AS status").persistent(false).bind(xid);
+    match asked.fetch_one(c).await {
+        Ok(row) => row.try_get("status"),
+        // A server that never received it: promoted, or recovered from a crash.
+        Err(error) if is_from_future(&error) => Ok(Some("aborted".to_owned())),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether the server has not come to a transaction's number yet.
+pub(super) fn is_from_future(error: &sqlx::Error) -> bool {
+    code(error) == "22023"
 }
 
 /// Whether an error means that the session is closed. Its transaction is rolled back.
