@@ -50,7 +50,7 @@ CREATE TABLE create_answers (
     body         BLOB NOT NULL,
     at           INTEGER NOT NULL,
     PRIMARY KEY (call_id, fingerprint)
-) STRICT;
+) STRICT, WITHOUT ROWID;
 CREATE INDEX create_answers_at ON create_answers (at);
 
 -- The ids by which calls are known outside. A row without a call is news of a call that is not known yet: whoever comes

@@ -14,7 +14,7 @@ const FORWARDED: HeaderName = header::FORWARDED;
 
 /// Headers that belong to one connection even when `Connection` does not name them (RFC 9110 §7.6.1, and `HTTP2-Settings`
 /// of the withdrawn h2c upgrade, RFC 9113 §3.1).
-const HOP_BY_HOP: [HeaderName; 9] = [
+static HOP_BY_HOP: [HeaderName; 9] = [
     header::CONNECTION,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),

@@ -170,7 +170,7 @@ pub fn may_create_many(provider: &Description, method: &Method, path: &str) -> b
     may_be(provider, method, path).any(|o| o.slots.is_some())
 }
 
-fn may_be<'a>(provider: &'a Description, method: &Method, path: &str) -> impl Iterator<Item = &'a Operation> + use<'a> {
+fn may_be<'a>(provider: &'a Description, method: &Method, path: &str) -> impl Iterator<Item = &'a Arc<Operation>> + use<'a> {
     let (method, paths) = (method.clone(), readings(path));
     provider.operations.iter().filter(move |o| fits(o, &method, &paths))
 }
@@ -186,7 +186,7 @@ pub fn operation<'a>(
     method: &Method,
     path: &str,
     message: &Message<'_>,
-) -> Option<&'a Operation> {
+) -> Option<&'a Arc<Operation>> {
     may_be(provider, method, path).find(|o| o.when.is_empty() || o.when.holds(message))
 }
 

@@ -253,7 +253,7 @@ pub struct Plan {
     /// Its account.
     pub account: Arc<Account>,
     /// Its operation.
-    pub operation: Operation,
+    pub operation: Arc<Operation>,
     /// How that is requested.
     pub dial: Dial,
     /// Its pace.

@@ -21,7 +21,7 @@ pub struct CreateRequest {
     /// The account whose capacity it uses.
     pub account: Arc<Account>,
     /// The provider's operation.
-    pub operation: Operation,
+    pub operation: Arc<Operation>,
     /// The attributes that policy selects by.
     pub facts: Facts,
     /// The request to be sent: upstream URI, the app's headers and body.
@@ -49,7 +49,7 @@ impl CreateRequest {
     /// A request with no optional fields.
     pub fn new(
         account: Arc<Account>,
-        operation: Operation,
+        operation: Arc<Operation>,
         facts: Facts,
         upstream: Request<Bytes>,
         body: Document,

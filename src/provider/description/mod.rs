@@ -9,6 +9,7 @@ mod vocabulary;
 mod webhook;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::Deserialize;
 
@@ -59,7 +60,7 @@ pub struct Description {
     pub credentials: Credentials,
     /// Requests that create calls.
     #[serde(default, rename = "operation")]
-    pub operations: Vec<Operation>,
+    pub operations: Vec<Arc<Operation>>,
     /// Answers that mean that a limit of the provider is full.
     #[serde(default, rename = "limit")]
     pub limits: Vec<LimitAnswer>,
