@@ -24,7 +24,7 @@ mod pending_ops;
 mod races;
 pub mod supervisor;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -110,6 +110,8 @@ struct Inner {
     counted: Mutex<Option<(Instant, Counts)>>,
     /// The limiter has lost data and has to be rebuilt.
     unfilled: AtomicBool,
+    /// The next epoch at least: the limiter has published the one before it.
+    least_epoch: AtomicI64,
     /// Wakes the supervisor.
     wake: Notify,
     moved_at: Mutex<Instant>,
@@ -196,6 +198,7 @@ impl Capacity {
             undone: Mutex::default(),
             counted: Mutex::default(),
             unfilled: AtomicBool::new(false),
+            least_epoch: AtomicI64::new(0),
             wake: Notify::new(),
             moved_at: Mutex::new(Instant::now()),
             role: watch::Sender::new(Role::default()),

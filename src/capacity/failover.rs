@@ -13,6 +13,7 @@ use super::{Capacity, pending_ops};
 use crate::admission::{GateMode, LeaseRow};
 use crate::call::Phase;
 use crate::failpoint;
+use crate::gate::GateError;
 use crate::ids::CallId;
 use crate::policy::Policy;
 use crate::store::{Result, StoreError};
@@ -99,7 +100,8 @@ impl Capacity {
     /// Increments the epoch. `None`: it had changed, and the new state is adopted.
     async fn bump_epoch(&self, to: GateMode, policy: &Arc<Policy>) -> Result<Option<usize>> {
         let from = self.state().epoch;
-        let advanced = self.0.store.bump_epoch(from, to, policy.clone(), self.0.clock.now_ms()).await?;
+        let least = self.0.least_epoch.load(Ordering::Relaxed);
+        let advanced = self.0.store.bump_epoch(from, least, to, policy.clone(), self.0.clock.now_ms()).await?;
         let Some(advanced) = advanced else {
             self.adopt_epoch(self.0.store.gate_state().await?);
             return Ok(None);
@@ -115,6 +117,10 @@ impl Capacity {
                 Ok(()) => self.0.unfilled.store(false, Ordering::Relaxed),
                 Err(error) => {
                     self.0.unfilled.store(true, Ordering::Relaxed);
+                    if let GateError::Epoch(later) = error {
+                        // The database was restored to an older state than the limiter's.
+                        self.0.least_epoch.store(later + 1, Ordering::Relaxed);
+                    }
                     warn!(%error, epoch = advanced.state.epoch, "failed to rebuild the gate; retrying");
                 }
             }

@@ -357,6 +357,21 @@ async fn hole_3_13_a_wipe_gives_no_tokens_back() {
     two.agree_on(1).await;
 }
 
+/// A database that was restored from a backup is behind what Redis has published.
+#[tokio::test]
+async fn a_database_behind_redis_passes_it_in_two_moves() {
+    let two = Two::with(2, None).await;
+    two.between.redis.rebuild(1_000, &[], &[]).await.unwrap();
+    two.b.move_to(GateMode::Redis).await.unwrap().unwrap();
+    assert!(two.b.is_unfilled().await, "Redis has a later epoch");
+    two.b.move_to(GateMode::Redis).await.unwrap().unwrap();
+    assert!(!two.b.is_unfilled().await);
+    assert_eq!(two.world.stores[0].gate_state().await.unwrap().epoch, 1_001);
+    assert!(two.is_admitted(&two.b).await);
+    two.hear(&two.a).await;
+    two.agree_on(1).await;
+}
+
 /// A call is recorded, but Redis was not told before another replica rebuilt it under other limits: those apply.
 #[tokio::test]
 async fn hole_3_14_what_redis_has_yet_to_be_told_counts_by_the_limits_of_today() {

@@ -170,7 +170,11 @@ pub fn may_create_many(provider: &Description, method: &Method, path: &str) -> b
     may_be(provider, method, path).any(|o| o.slots.is_some())
 }
 
-fn may_be<'a>(provider: &'a Description, method: &Method, path: &str) -> impl Iterator<Item = &'a Arc<Operation>> + use<'a> {
+fn may_be<'a>(
+    provider: &'a Description,
+    method: &Method,
+    path: &str,
+) -> impl Iterator<Item = &'a Arc<Operation>> + use<'a> {
     let (method, paths) = (method.clone(), readings(path));
     provider.operations.iter().filter(move |o| fits(o, &method, &paths))
 }

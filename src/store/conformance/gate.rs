@@ -50,7 +50,7 @@ fn new(slots: u32) -> AdmitOutcome {
 /// A store that decides itself, at epoch 2.
 async fn deciding(fresh: &impl Fresh, policy: &Arc<Policy>) -> Arc<dyn Store> {
     let store = fresh.open().await;
-    store.bump_epoch(1, GateMode::Database, policy.clone(), 0).await.unwrap().unwrap();
+    store.bump_epoch(1, 0, GateMode::Database, policy.clone(), 0).await.unwrap().unwrap();
     store
 }
 
@@ -65,7 +65,7 @@ pub(in crate::store) async fn a_call_is_put_on_record_under_the_pools_epoch_alon
     assert_eq!(store.gate_state().await.unwrap(), state(1, GateMode::Memory));
     let [first, late, second, anyway] = [(); 4].map(|()| new_call(&[]));
     assert_eq!(store.open(first.clone(), Some(1)).await.unwrap(), InsertOutcome::New(None));
-    let moved = store.bump_epoch(1, GateMode::Redis, policy(5, None), 2000).await.unwrap().unwrap();
+    let moved = store.bump_epoch(1, 0, GateMode::Redis, policy(5, None), 2000).await.unwrap().unwrap();
     assert_eq!(moved.state, state(2, GateMode::Redis));
     assert_eq!(store.gate_state().await.unwrap(), moved.state);
     assert_eq!(store.open(late.clone(), Some(1)).await.unwrap(), InsertOutcome::Outdated(moved.state));
@@ -73,9 +73,17 @@ pub(in crate::store) async fn a_call_is_put_on_record_under_the_pools_epoch_alon
     assert_eq!(store.open(late.clone(), Some(3)).await.unwrap(), InsertOutcome::Outdated(moved.state));
     assert_eq!(store.open(second, Some(2)).await.unwrap(), InsertOutcome::New(None));
     assert_eq!(store.open(anyway, None).await.unwrap(), InsertOutcome::New(None));
-    assert_eq!(store.bump_epoch(1, GateMode::Database, policy(5, None), 3000).await.unwrap(), None, "who comes late");
+    assert_eq!(
+        store.bump_epoch(1, 0, GateMode::Database, policy(5, None), 3000).await.unwrap(),
+        None,
+        "who comes late"
+    );
     assert_eq!(store.gate_state().await.unwrap(), moved.state);
     assert_eq!(store.open_calls().await.unwrap().len(), 3);
+    let moved = store.bump_epoch(2, 1, GateMode::Redis, policy(5, None), 3000).await.unwrap().unwrap();
+    assert_eq!(moved.state, state(3, GateMode::Redis), "the least is less than the next one");
+    let moved = store.bump_epoch(3, 41, GateMode::Redis, policy(5, None), 4000).await.unwrap().unwrap();
+    assert_eq!(moved.state, state(41, GateMode::Redis), "it is more");
     store.close().await;
     let again = fresh.open().await;
     assert_eq!(again.gate_state().await.unwrap(), moved.state, "a restart is no move");
@@ -91,7 +99,7 @@ pub(in crate::store) async fn a_call_counts_from_when_it_is_confirmed(fresh: &im
         assert_eq!(store.open(call.clone(), None).await.unwrap(), InsertOutcome::New(None));
     }
     assert_eq!((store.leases().await.unwrap(), store.open_calls().await.unwrap().len()), (vec![], 2));
-    let moved = store.bump_epoch(2, GateMode::Database, policy.clone(), 2000).await.unwrap().unwrap();
+    let moved = store.bump_epoch(2, 0, GateMode::Database, policy.clone(), 2000).await.unwrap().unwrap();
     assert_eq!(moved.held, [], "a move counts it in no limit");
     let ordered = new_call(&[]);
     assert_eq!(admit(&store, &ordered, &policy, 3).await, new(1), "the only place is free");
@@ -115,7 +123,7 @@ pub(in crate::store) async fn the_database_decides_in_its_own_mode_and_epoch(fre
     let (store, policy) = (fresh.open().await, policy(2, None));
     let call = new_call(&[]);
     assert_eq!(admit(&store, &call, &policy, 1).await, AdmitOutcome::Outdated(state(1, GateMode::Memory)));
-    store.bump_epoch(1, GateMode::Database, policy.clone(), 0).await.unwrap();
+    store.bump_epoch(1, 0, GateMode::Database, policy.clone(), 0).await.unwrap();
     assert_eq!(admit(&store, &call, &policy, 1).await, AdmitOutcome::Outdated(state(2, GateMode::Database)));
     assert_eq!(admit(&store, &call, &policy, 3).await, AdmitOutcome::Outdated(state(2, GateMode::Database)));
     assert_eq!(store.latest_calls(9).await.unwrap(), []);
@@ -123,7 +131,7 @@ pub(in crate::store) async fn the_database_decides_in_its_own_mode_and_epoch(fre
     let record = store.call(&call.id).await.unwrap().unwrap();
     assert_eq!((record.facts, record.phase, record.admitted_at), (call.facts.clone(), call.phase, 1000));
     assert_eq!((record.deadline_at, record.slots), (Some(91_000), 1));
-    store.bump_epoch(2, GateMode::Redis, policy.clone(), 0).await.unwrap();
+    store.bump_epoch(2, 0, GateMode::Redis, policy.clone(), 0).await.unwrap();
     assert_eq!(admit(&store, &new_call(&[]), &policy, 2).await, AdmitOutcome::Outdated(state(3, GateMode::Redis)));
 }
 
@@ -183,7 +191,7 @@ pub(in crate::store) async fn a_rate_gives_out_its_tokens_whoever_asks(fresh: &i
     let AdmitOutcome::Refused(short) = admit(&store, &at(1001), &policy, 2).await else { panic!("a third token") };
     assert_eq!(short.token_in_ms, Some(10_100));
     // What the rates have given out outlives a move, and a restart.
-    let moved = store.bump_epoch(2, GateMode::Database, policy.clone(), 1001).await.unwrap().unwrap();
+    let moved = store.bump_epoch(2, 0, GateMode::Database, policy.clone(), 1001).await.unwrap().unwrap();
     let [(_, log)] = &moved.rates[..] else { panic!("{:?}", moved.rates) };
     assert_eq!(*log, RateLog::default().with_one(rate, 1000).with_one(rate, 1000));
     store.close().await;
@@ -196,7 +204,7 @@ pub(in crate::store) async fn a_rate_gives_out_its_tokens_whoever_asks(fresh: &i
     store.open(over_limit, None).await.unwrap();
     let foreign = NewCall { origin: Origin::Foreign, at_ms: 100_000, ..new_call(&[]) };
     store.open(foreign, None).await.unwrap();
-    let moved = store.bump_epoch(3, GateMode::Database, policy.clone(), 100_000).await.unwrap().unwrap();
+    let moved = store.bump_epoch(3, 0, GateMode::Database, policy.clone(), 100_000).await.unwrap().unwrap();
     assert_eq!(moved.rates, []);
     assert_eq!(fresh.number("SELECT count(*) FROM gate_rates").await, 0);
     for _ in 0..2 {
@@ -253,7 +261,7 @@ pub(in crate::store) async fn a_move_counts_every_open_call_by_the_new_policy(fr
     assert_eq!(before, [1, 0, 1]);
 
     let policy = policy(3, None);
-    let moved = store.bump_epoch(1, GateMode::Database, policy.clone(), 10).await.unwrap().unwrap();
+    let moved = store.bump_epoch(1, 0, GateMode::Database, policy.clone(), 10).await.unwrap().unwrap();
     let held: Vec<LeaseRow> = calls[..3]
         .iter()
         .map(|call| LeaseRow {
@@ -271,7 +279,7 @@ pub(in crate::store) async fn a_move_counts_every_open_call_by_the_new_policy(fr
         AdmitOutcome::Refused(Shortfall { current: 3, .. })
     ));
     // And again, where nothing is different.
-    let moved = store.bump_epoch(2, GateMode::Redis, policy, 10).await.unwrap().unwrap();
+    let moved = store.bump_epoch(2, 0, GateMode::Redis, policy, 10).await.unwrap().unwrap();
     assert_eq!((moved.held, moved.rates), (held, vec![]));
 }
 
@@ -338,7 +346,7 @@ pub(in crate::store) async fn moves_under_load_lose_no_call_and_let_none_in_over
         while admitted.load(Ordering::Relaxed) == before {
             tokio::task::yield_now().await;
         }
-        let moved = store.bump_epoch(epoch, GateMode::Database, policy.clone(), 1000).await.unwrap().unwrap();
+        let moved = store.bump_epoch(epoch, 0, GateMode::Database, policy.clone(), 1000).await.unwrap().unwrap();
         assert_eq!(moved.state, state(epoch + 1, GateMode::Database));
         assert!(moved.held.len() as u32 <= LIMIT, "{moved:?}");
     }
@@ -361,7 +369,7 @@ pub(in crate::store) async fn dies_at(point: &str, test: &str, name: &str, value
 /// Prints how much is decided in a second, and how long a move takes.
 pub(in crate::store) async fn measure(store: &Arc<dyn Store>, fresh: &impl Fresh) {
     let policy = policy(200, None);
-    store.bump_epoch(1, GateMode::Database, policy.clone(), 1).await.unwrap().unwrap();
+    store.bump_epoch(1, 0, GateMode::Database, policy.clone(), 1).await.unwrap().unwrap();
     for clients in [1, 8, 32] {
         let until = std::time::Instant::now() + std::time::Duration::from_secs(3);
         let mut tasks = tokio::task::JoinSet::new();
@@ -388,7 +396,7 @@ pub(in crate::store) async fn measure(store: &Arc<dyn Store>, fresh: &impl Fresh
     fresh.execute(insert).await;
     for epoch in [2, 3] {
         let started = std::time::Instant::now();
-        let moved = store.bump_epoch(epoch, GateMode::Database, policy.clone(), 1).await.unwrap().unwrap();
+        let moved = store.bump_epoch(epoch, 0, GateMode::Database, policy.clone(), 1).await.unwrap().unwrap();
         println!("a move over {} open calls: {:?}", moved.held.len(), started.elapsed());
     }
 }

@@ -504,7 +504,7 @@ async fn a_move_that_dies_half_way_was_none() {
     let policy = conformance::policy(7, None);
     if let Ok(url) = std::env::var(URL) {
         let store = PostgresStore::open(&settings(&url), true, OwnershipMode::Exclusive, |_| {}).await.unwrap();
-        let moved = store.bump_epoch(1, GateMode::Database, policy, 1).await;
+        let moved = store.bump_epoch(1, 0, GateMode::Database, policy, 1).await;
         panic!("it lives: {moved:?}");
     }
     let Some(fence) = fresh().await else { return };
@@ -517,7 +517,7 @@ async fn a_move_that_dies_half_way_was_none() {
     let store = fence.store().await;
     assert_eq!(store.gate_state().await.unwrap(), GateState { epoch: 1, mode: GateMode::Memory });
     assert_eq!(store.leases().await.unwrap(), before);
-    assert!(store.bump_epoch(1, GateMode::Database, policy, 1).await.unwrap().is_some());
+    assert!(store.bump_epoch(1, 0, GateMode::Database, policy, 1).await.unwrap().is_some());
 }
 
 /// A writer's transaction that is held open, and says so.
@@ -559,7 +559,7 @@ async fn a_move_waits_for_who_wrote_before_it_and_counts_the_call() {
     let (go, opening) = held_open(&store, &call).await;
     let moving = tokio::spawn({
         let store = store.clone();
-        async move { store.bump_epoch(1, GateMode::Database, conformance::policy(7, None), 1).await.unwrap().unwrap() }
+        async move { store.bump_epoch(1, 0, GateMode::Database, conformance::policy(7, None), 1).await.unwrap().unwrap() }
     });
     while fence.number(WAITING).await == 0 {
         tokio::task::yield_now().await;
@@ -586,7 +586,7 @@ async fn who_comes_while_a_move_is_under_way_is_told_the_new_epoch() {
     let mut moving = store.db.begin_unbound().await.unwrap();
     let (policy, c) = (conformance::policy(1, None), &mut Pg(&mut moving));
     let moved =
-        crate::store::queries::gate::bump_epoch(c, 1, GateMode::Database, &policy, Some(1)).await.unwrap().unwrap();
+        crate::store::queries::gate::bump_epoch(c, 1, 0, GateMode::Database, &policy, Some(1)).await.unwrap().unwrap();
     assert_eq!(moved.held, []);
     let [opens, admits] = [new_call(&[]), new_call(&[])];
     let opening = tokio::spawn({
@@ -615,7 +615,7 @@ async fn decisions_go_by_the_servers_clock() {
     let store = PostgresStore::open(&settings, true, OwnershipMode::Exclusive, |why| panic!("{why}")).await.unwrap();
     let rate = crate::policy::Rate::parse("1/h").unwrap();
     let policy = conformance::policy(9, Some(rate));
-    store.bump_epoch(1, GateMode::Database, policy.clone(), 1).await.unwrap().unwrap();
+    store.bump_epoch(1, 0, GateMode::Database, policy.clone(), 1).await.unwrap().unwrap();
     let before = fence.number("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint").await;
     // A replica whose clock is years behind, and one that is years ahead.
     let ask = |at_ms| {
@@ -629,7 +629,7 @@ async fn decisions_go_by_the_servers_clock() {
     let held = store.leases().await.unwrap();
     let after = fence.number("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint").await;
     assert!(held[0].since_ms >= before && held[0].since_ms <= after, "{held:?}");
-    let moved = store.bump_epoch(2, GateMode::Database, policy.clone(), 1).await.unwrap().unwrap();
+    let moved = store.bump_epoch(2, 0, GateMode::Database, policy.clone(), 1).await.unwrap().unwrap();
     assert_eq!(moved.rates.len(), 1, "replayed by the same clock");
 }
 
@@ -638,7 +638,7 @@ async fn of_decisions_that_meet_one_that_fails_stands_alone_and_none_is_dropped(
     let Some(fence) = fresh().await else { return };
     let store = Arc::new(fence.store().await);
     let policy = conformance::policy(100, None);
-    store.bump_epoch(1, GateMode::Database, policy.clone(), 1).await.unwrap().unwrap();
+    store.bump_epoch(1, 0, GateMode::Database, policy.clone(), 1).await.unwrap().unwrap();
     // As long as somebody has the row, all but the first meet.
     let mut holding = store.db.begin_unbound().await.unwrap();
     sqlx::query("SELECT 1 FROM gate_state FOR UPDATE").execute(&mut *holding).await.unwrap();

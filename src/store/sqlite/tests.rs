@@ -247,7 +247,7 @@ async fn a_move_that_dies_half_way_was_none() {
     let policy = conformance::policy(7, None);
     if let Some(file) = std::env::var_os(FILE) {
         let store = SqliteStore::open(Path::new(&file), true, OwnershipMode::Exclusive).await.unwrap();
-        let moved = store.bump_epoch(1, GateMode::Database, policy, 1).await;
+        let moved = store.bump_epoch(1, 0, GateMode::Database, policy, 1).await;
         panic!("it lives: {moved:?}");
     }
     let folder = Folder::new();
@@ -261,7 +261,7 @@ async fn a_move_that_dies_half_way_was_none() {
     let store = SqliteStore::open(&folder.file(), true, OwnershipMode::Exclusive).await.unwrap();
     assert_eq!(store.gate_state().await.unwrap(), GateState { epoch: 1, mode: GateMode::Memory });
     assert_eq!(store.leases().await.unwrap(), before);
-    assert!(store.bump_epoch(1, GateMode::Database, policy, 1).await.unwrap().is_some());
+    assert!(store.bump_epoch(1, 0, GateMode::Database, policy, 1).await.unwrap().is_some());
 }
 
 /// `cargo test --lib measures_decisions -- --ignored --nocapture`
