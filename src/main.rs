@@ -1,4 +1,4 @@
-//! The command line's front door.
+//! The entry point: runs the command line.
 
 use std::process::ExitCode;
 

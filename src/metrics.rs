@@ -1,6 +1,6 @@
-//! Every metric: name, labels, meaning. The only caller of the prometheus crate.
+//! All metrics: name, labels, meaning. The only caller of the prometheus crate.
 //!
-//! The five names without a prefix are those of the systems that ringfence replaces (contract §1); their alerts keep working.
+//! The five unprefixed names are those of the systems that ringfence replaces (contract §1), so that their alerts keep working.
 
 mod busiest;
 mod by_business;
@@ -17,19 +17,19 @@ use prometheus::{
 use busiest::Busiest;
 use by_business::BusinessMetrics;
 
-/// Upper bounds of buckets, in seconds, of how long providers take: from one near by to the slowest create.
+/// Histogram buckets of provider latency, in seconds.
 const PROVIDER_SECONDS: [f64; 18] =
     [0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 20.0, 30.0, 60.0];
-/// The same of what ringfence takes itself: from a decision in memory to a database that hangs.
+/// Histogram buckets of ringfence's own latency, in seconds: from a decision in memory to a database that hangs.
 const OWN_SECONDS: [f64; 15] =
     [0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
 
-/// Businesses that have a label of their own, unless the config says otherwise.
+/// Businesses with a label of their own, unless the config sets another number.
 pub const BUSINESS_LABELS: u32 = 20;
 
-/// The rejections of creates whose business is not known, and of inbound calls, by `plan`.
+/// The values of `plan` on rejections of creates of unknown businesses, and of inbound calls.
 const PLANS_OF_NO_BUSINESS: [&str; 2] = ["unknown", "inbound"];
-/// What comes of asking an account for its live calls.
+/// The results of a poll of an account for its live calls.
 const SWEEP_RESULTS: [&str; 2] = ["ok", "failed"];
 
 /// Handles to every metric. Cloning is cheap.
@@ -103,37 +103,37 @@ struct Inner {
     client_slow_closes: IntCounter,
 }
 
-/// What may be counted, so that every counter is there, at 0, before its first event: what is counted from the first on is a rise,
-/// and one that appears with it is none.
+/// The label values that may occur, so that every counter exists at 0 before its first event: `rate()` and `increase()` ignore the
+/// first value of a new series.
 #[derive(Debug, Clone, Default)]
 pub struct Counted<'a> {
-    /// Every account.
+    /// All accounts.
     pub accounts: Vec<&'a str>,
-    /// Those of them that are asked for their live calls.
+    /// The accounts that are polled for their live calls.
     pub asked: Vec<&'a str>,
-    /// Every plan.
+    /// All plans.
     pub plans: Vec<&'a str>,
-    /// Every reason of rejections.
+    /// All rejection reasons.
     pub reasons: Vec<&'a str>,
-    /// Businesses that have a label of their own, at most.
+    /// Maximum businesses with a label of their own.
     pub business_labels: u32,
 }
 
-/// Two registrations of one name, or a malformed one: a mistake in this file, caught by its test.
+/// A malformed metric, or two of one name: a mistake in this file, caught by its test.
 #[derive(Debug, thiserror::Error)]
 #[error("metrics: {0}")]
 pub struct BadMetric(#[from] prometheus::Error);
 
-/// What a metric is, whether it has a value yet or not.
+/// The description of a metric, whether it has a value yet or not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MetricDescription {
-    /// Its name.
+    /// The name.
     pub name: String,
     /// `counter`, `gauge` or `histogram`.
     pub kind: &'static str,
-    /// The names of its labels.
+    /// The label names.
     pub labels: Vec<String>,
-    /// What it says.
+    /// The help text.
     pub help: String,
 }
 
@@ -175,30 +175,30 @@ impl Maker<'_> {
     }
 }
 
-/// What is true at the moment of a scrape.
+/// The values of the gauges at a scrape.
 #[derive(Debug, Clone, Default)]
 pub struct Gauges {
-    /// The moment, in milliseconds since 1970.
+    /// The time of the scrape, in milliseconds since 1970.
     pub now_ms: i64,
-    /// Calls that hold a slot, over-limit calls left out.
+    /// Calls that hold a slot, without over-limit calls.
     pub active: u32,
-    /// Calls that exist although they were refused or ended for us.
+    /// Over-limit calls.
     pub over_limit: u32,
-    /// Records that are not over.
+    /// Open call records.
     pub sessions: Option<u32>,
-    /// Calls of businesses, summed over businesses.
+    /// Slots in use, summed over businesses.
     pub of_businesses: Option<u32>,
-    /// Holders by the name of the limit, where it is counted per nothing.
+    /// Slots in use by limit name, of limits with a single count.
     pub limits: Vec<(String, u32)>,
-    /// How many these limits allow.
+    /// The bounds of those limits.
     pub limits_max: Vec<(String, u32)>,
     /// Slots in use by business.
     pub businesses: Option<Vec<(String, u32)>>,
-    /// Webhooks that are parked. `None`: the record cannot be read.
+    /// Parked webhooks. `None`: the database cannot be read.
     pub parked: Option<u64>,
-    /// Writes to the record that failed since the start.
+    /// Failed writes to the database since the start.
     pub store_failures: u64,
-    /// Live calls as providers said of late, by account.
+    /// Live calls as last reported by providers, by account.
     pub provider_live: Vec<(String, u32)>,
 }
 
@@ -251,10 +251,10 @@ impl Metrics {
                 "ringfence_over_limit_calls",
                 "Over-limit calls: they exist although they were rejected or ended, and block admissions.",
             )?,
-            limit_current: m.gauges("ringfence_limit_in_use", "Slots in use, of each limit that is counted per nothing.", &["limit"])?,
+            limit_current: m.gauges("ringfence_limit_in_use", "Slots in use of each limit with a single count.", &["limit"])?,
             limit_max: m.gauges(
                 "ringfence_limit_max",
-                "Slots that each limit allows that is counted per nothing, by this replica's config.",
+                "Bound of each limit with a single count, by this replica's config.",
                 &["limit"],
             )?,
             requests: m.counters(
@@ -355,17 +355,17 @@ impl Metrics {
             )?,
             destinations_refused: m.counters(
                 "ringfence_destinations_refused_total",
-                "Creates whose destination may not be called, by rule; in observe mode those that would have been refused.",
+                "Creates with a blocked destination, by rule; in observe mode those that would have been rejected.",
                 &["rule"],
             )?,
             do_not_call: m.gauges(
                 "ringfence_do_not_call_numbers",
-                "Numbers on do-not-call lists, by where they stand: file, table.",
+                "Numbers on do-not-call lists, by source: file, table.",
                 &["source"],
             )?,
             do_not_call_readable: m.gauge(
                 "ringfence_do_not_call_readable",
-                "1 while the do-not-call lists of the table are known as they are.",
+                "1 while the do-not-call lists of the table are current.",
             )?,
             certificate_reloads: m.counters(
                 "ringfence_certificate_reloads_total",
@@ -380,23 +380,23 @@ impl Metrics {
             runs_running: m.gauge("ringfence_runs_running", "Bulk runs that are running.")?,
             run_calls: m.counters(
                 "ringfence_run_calls_total",
-                "Calls of bulk runs that are over, as this replica saw them end.",
+                "Ended calls of bulk runs, as seen by this replica.",
                 &["outcome"],
             )?,
             run_dials: m.counters(
                 "ringfence_run_dials_total",
-                "Jobs of bulk runs that were to be dialled here: called, known (its try was made before), full (a limit was; it waits), provider_limit, not_sent, rejected, away.",
+                "Attempts of this replica to dial jobs of bulk runs: called, known (the attempt was made before), full (a limit is; the job waits), provider_limit, not_sent, rejected, away.",
                 &["result"],
             )?,
-            run_breakers: m.counter("ringfence_run_breaker_trips_total", "Bulk runs paused since their calls failed.")?,
+            run_breakers: m.counter("ringfence_run_breaker_trips_total", "Bulk runs paused because their calls failed.")?,
             schedule_firings: m.counters(
                 "ringfence_schedule_firings_total",
-                "Firings of schedules: fired (a run was made), no_leads, failed (once for each try), given_up (the next firing came first), missed (nobody was there).",
+                "Firings of schedules: fired (a run was created), no_leads, failed (each attempt), given_up (superseded by the next firing), missed (no process was running).",
                 &["result"],
             )?,
             schedules_failing: m.gauge(
                 "ringfence_schedules_failing",
-                "Active schedules whose firing is tried again, as their leads cannot be had; 0 where another replica leads.",
+                "Active schedules whose firing is being retried because their leads are unavailable; 0 on replicas that do not lead.",
             )?,
             store_failures: m.counter(
                 "ringfence_store_failed_writes_total",
@@ -409,7 +409,7 @@ impl Metrics {
             )?,
             config_reload_ok: m.gauge(
                 "ringfence_config_last_reload_successful",
-                "1: the config that was read last is in force. 0: it cannot be used, and an older one is.",
+                "1: the config read last is in force. 0: it was rejected, and an older one is.",
             )?,
             config_info: m.gauges(
                 "ringfence_config_info",
@@ -418,16 +418,16 @@ impl Metrics {
             )?,
             policy_info: m.gauges(
                 "ringfence_policy_info",
-                "The limits in force as they were written, by the start of their hash.",
+                "The limits in force, by the start of their hash.",
                 &["hash"],
             )?,
             policies_differ: m.gauge(
                 "ringfence_policies_differ",
-                "1: replicas run different policies; of each limit the lower number holds.",
+                "1: replicas run different policies; the lower number of each limit applies.",
             )?,
             bypass_active: m.gauge(
                 "ringfence_bypass_active",
-                "1: limits refuse nothing, because an operator said so for a while. Alert on 1.",
+                "1: limits reject nothing, because of an operator's temporary bypass. Alert on 1.",
             )?,
             bypassed: m.counters(
                 "ringfence_bypassed_total",
@@ -438,7 +438,7 @@ impl Metrics {
             gate_mode: m.gauges("ringfence_gate_mode", "1 for the back end that decides: memory, redis or database.", &["mode"])?,
             gate_fallback: m.gauge(
                 "ringfence_gate_fallback_active",
-                "1 while another back end decides than gate.backend names.",
+                "1 while another back end than gate.backend decides.",
             )?,
             gate_moves: m.counters(
                 "ringfence_gate_transitions_total",
@@ -471,17 +471,17 @@ impl Metrics {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// What there is, in the order of its registration.
+    /// The descriptions, in the order of registration.
     pub fn descriptions(&self) -> &[MetricDescription] {
         &self.inner.descriptions
     }
 
-    /// An order came again, and was not dialled again.
+    /// Counts a duplicate create that was not sent again.
     pub fn repost(&self, account: &str) {
         self.inner.reposts.with_label_values(&[account]).inc();
     }
 
-    /// Puts every counter there before its first event.
+    /// Creates every counter at 0.
     pub fn expect(&self, may: &Counted<'_>) {
         let m = &self.inner;
         let zero = |counter: &IntCounterVec, labels: &[&str]| drop(counter.with_label_values(labels));
@@ -524,13 +524,13 @@ impl Metrics {
         m.of_business.expect(may.business_labels as usize);
     }
 
-    /// A call was refused. `reason` is the contract's label, not the code of the answer.
+    /// Counts a rejected call. `reason` is the contract's label, not the code of the response.
     pub fn refused(&self, reason: &str, plan: &str, business: &str) {
         self.inner.rejected.with_label_values(&[reason, plan]).inc();
         self.inner.of_business.rejected(business);
     }
 
-    /// Refusals so far by (reason, plan).
+    /// Rejections so far by (reason, plan).
     pub fn refusals(&self) -> Vec<(String, String, u64)> {
         let mut all = Vec::new();
         for family in prometheus::core::Collector::collect(&self.inner.rejected) {
@@ -553,23 +553,23 @@ impl Metrics {
         self.inner.elevenlabs_429.get()
     }
 
-    /// A call was admitted.
+    /// Counts an admitted call.
     pub fn admitted(&self, account: &str, direction: &str, plan: &str, business: &str) {
         self.inner.admitted.with_label_values(&[account, direction, plan]).inc();
         self.inner.of_business.admitted(business);
     }
 
-    /// A call would have been refused.
+    /// Counts a call that enforce mode would have rejected.
     pub fn would_refuse(&self, limit: &str) {
         self.inner.would_refuse.with_label_values(&[limit]).inc();
     }
 
-    /// A call ended.
+    /// Counts an ended call.
     pub fn ended(&self, outcome: &str, proof: &str) {
         self.inner.ended.with_label_values(&[outcome, proof]).inc();
     }
 
-    /// A provider said that a limit of its own is full.
+    /// Counts a rejection by a provider whose own limit was full.
     pub fn provider_limit(&self, provider: &str, account: &str, class: &str) {
         if provider == "elevenlabs" {
             self.inner.elevenlabs_429.inc();
@@ -577,17 +577,17 @@ impl Metrics {
         self.inner.provider_limit.with_label_values(&[account, class]).inc();
     }
 
-    /// A create's answer was lost.
+    /// Counts a create whose answer was lost.
     pub fn outcome_unknown(&self, account: &str) {
         self.inner.unknown.with_label_values(&[account]).inc();
     }
 
-    /// An address that an app chose is not called.
+    /// Counts a callback URL of an app that was not called.
     pub fn callback_refused(&self, at: &str, reason: &str) {
         self.inner.callbacks_refused.with_label_values(&[at, reason]).inc();
     }
 
-    /// A request was answered.
+    /// Counts an answered request.
     pub fn request(&self, listener: &str, kind: &str, status: u16) {
         let class = match status {
             100..200 => "1xx",
@@ -599,57 +599,57 @@ impl Metrics {
         self.inner.requests.with_label_values(&[listener, kind, class]).inc();
     }
 
-    /// A provider answered a create.
+    /// Observes how long a provider took to answer a create.
     pub fn upstream_seconds(&self, account: &str, seconds: f64) {
         self.inner.upstream_seconds.with_label_values(&[account]).observe(seconds);
     }
 
-    /// A create was sent, and took so long here beside what its provider took.
+    /// Observes ringfence's own time for a create that was sent.
     pub fn added_to_sent(&self, own: Duration) {
         self.inner.added_seconds.with_label_values(&["sent"]).observe(own.as_secs_f64());
     }
 
-    /// A create was rejected by a limit after so long.
+    /// Observes ringfence's own time for a create that a limit rejected.
     pub fn added_to_rejected(&self, own: Duration) {
         self.inner.added_seconds.with_label_values(&["rejected"]).observe(own.as_secs_f64());
     }
 
-    /// A webhook came.
+    /// Counts a received webhook.
     pub fn webhook(&self, account: &str, event: &str, outcome: &str) {
         self.inner.webhooks.with_label_values(&[account, event, outcome]).inc();
     }
 
-    /// A message that is not read as its sender may have meant it: what it was, and why.
+    /// Counts a message that could not be read, or not strictly; `source` is its kind.
     pub fn unreadable(&self, account: &str, source: &str, flaw: &str) {
         self.inner.unreadable.with_label_values(&[account, source, flaw]).inc();
     }
 
-    /// A request that no operation knows has made a call.
+    /// Counts a call made by a request that no operation matches.
     pub fn unfenced(&self, account: &str) {
         self.inner.unfenced.with_label_values(&[account]).inc();
     }
 
-    /// Open calls of whose state nothing could be read for long.
+    /// Sets the number of open calls whose state could not be read for long.
     pub fn unread_calls(&self, account: &str, calls: usize) {
         self.inner.unread_calls.with_label_values(&[account]).set(i64::try_from(calls).unwrap_or(i64::MAX));
     }
 
-    /// So many webhooks wait in the journal.
+    /// Sets the number of webhooks in the journal.
     pub fn journaled(&self, waiting: u64) {
         self.inner.journaled.set(i64::try_from(waiting).unwrap_or(i64::MAX));
     }
 
-    /// The app was told, or not.
+    /// Counts a delivery to the app.
     pub fn delivery(&self, result: &str) {
         self.inner.deliveries.with_label_values(&[result]).inc();
     }
 
-    /// A post-call record came, or never will.
+    /// Counts a post-call record by its source, or as given up.
     pub fn record(&self, account: &str, came: &str) {
         self.inner.records.with_label_values(&[account, came]).inc();
     }
 
-    /// How a watched webhook comes: for how many of the latest calls in a row it did not, and when it did last.
+    /// Sets how many of the latest calls in a row lacked a watched webhook, and when it last came.
     pub fn hook(&self, account: &str, webhook: &str, missed: u32, last_secs: Option<i64>) {
         let labels = [account, webhook];
         self.inner.hook_missed.with_label_values(&labels).set(missed.into());
@@ -658,30 +658,30 @@ impl Metrics {
         }
     }
 
-    /// A watched webhook's account is no longer in the config.
+    /// Removes a watched webhook whose account is no longer in the config.
     pub fn hook_gone(&self, account: &str, webhook: &str) {
         for gauge in [&self.inner.hook_missed, &self.inner.hook_last] {
-            // One that was never shown cannot be taken away.
+            // Fails for a series that does not exist.
             let _ = gauge.remove_label_values(&[account, webhook]);
         }
     }
 
-    /// An account was asked for its live calls.
+    /// Counts a poll of an account for its live calls.
     pub fn sweep(&self, account: &str, result: &str) {
         self.inner.sweeps.with_label_values(&[account, result]).inc();
     }
 
-    /// Two calls laid claim to one id.
+    /// Counts an id that two calls claimed.
     pub fn alias_conflict(&self) {
         self.inner.alias_conflicts.inc();
     }
 
-    /// The destination of a create may not be called.
+    /// Counts a create whose destination is blocked.
     pub fn destination_refused(&self, rule: &str) {
         self.inner.destinations_refused.with_label_values(&[rule]).inc();
     }
 
-    /// How many numbers stand on do-not-call lists: in the file, and in the table. `None`: the table cannot be read.
+    /// Sets the sizes of the do-not-call lists of the file and of the table. `None`: the table cannot be read.
     pub fn do_not_call(&self, in_file: Option<u64>, in_table: u64) {
         let count = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         self.inner.do_not_call_readable.set(in_file.is_some().into());
@@ -691,47 +691,47 @@ impl Metrics {
         self.inner.do_not_call.with_label_values(&["table"]).set(count(in_table));
     }
 
-    /// Bulk runs that are running.
+    /// Sets the number of running bulk runs.
     pub fn runs_running(&self, runs: usize) {
         self.inner.runs_running.set(i64::try_from(runs).unwrap_or(i64::MAX));
     }
 
-    /// A call of a bulk run is over.
+    /// Counts an ended call of a bulk run.
     pub fn run_call(&self, outcome: &str) {
         self.inner.run_calls.with_label_values(&[outcome]).inc();
     }
 
-    /// A job of a bulk run was to be dialled.
+    /// Counts an attempt to dial a job of a bulk run.
     pub fn run_dial(&self, result: &str) {
         self.inner.run_dials.with_label_values(&[result]).inc();
     }
 
-    /// A bulk run was paused for its failures.
+    /// Counts a bulk run that was paused because its calls failed.
     pub fn run_breaker(&self) {
         self.inner.run_breakers.inc();
     }
 
-    /// A firing of a schedule was made, or was not.
+    /// Counts a firing of a schedule, by result.
     pub fn schedule_firing(&self, result: &str) {
         self.inner.schedule_firings.with_label_values(&[result]).inc();
     }
 
-    /// Schedules whose firing is tried again.
+    /// Sets the number of schedules whose firing is being retried.
     pub fn schedules_failing(&self, schedules: u64) {
         self.inner.schedules_failing.set(i64::try_from(schedules).unwrap_or(i64::MAX));
     }
 
-    /// A changed certificate was read, or could not be.
+    /// Counts a reload of a changed certificate.
     pub fn certificate_reload(&self, result: &str) {
         self.inner.certificate_reloads.with_label_values(&[result]).inc();
     }
 
-    /// When a certificate in use expires, in seconds since 1970.
+    /// Sets the expiry of a certificate, in seconds since 1970.
     pub fn certificate_expires(&self, certificate: &str, at_secs: i64) {
         self.inner.certificate_expiry.with_label_values(&[certificate]).set(at_secs);
     }
 
-    /// An account was taken out: nobody is to wait for what it does next.
+    /// Removes the series of an account that is no longer in the config.
     pub fn provider_gone(&self, account: &str) {
         let _ = self.inner.unread_calls.remove_label_values(&[account]);
         for result in SWEEP_RESULTS {
@@ -739,16 +739,16 @@ impl Metrics {
         }
     }
 
-    /// The config was read again.
+    /// Counts a reload of the config.
     pub fn config_reload(&self, result: &str, ok: bool) {
         self.inner.config_reloads.with_label_values(&[result]).inc();
         self.inner.config_reload_ok.set(ok.into());
     }
 
-    /// Another config, or another policy made of it, is in force.
+    /// Sets the config and the policy in force.
     pub fn config_in_force(&self, hash: Option<&str>, policy: &str, is_first: bool) {
         if is_first {
-            // The config of the start is one that can be used.
+            // The config at start is usable.
             self.inner.config_reload_ok.set(1);
         }
         self.inner.config_info.reset();
@@ -757,22 +757,22 @@ impl Metrics {
         self.inner.policy_info.with_label_values(&[policy]).set(1);
     }
 
-    /// Whether replicas run on different policies.
+    /// Sets whether replicas run different policies.
     pub fn policies_differ(&self, differ: bool) {
         self.inner.policies_differ.set(differ.into());
     }
 
-    /// Whether limits are bypassed.
+    /// Sets whether limits are bypassed.
     pub fn bypass_active(&self, active: bool) {
         self.inner.bypass_active.set(active.into());
     }
 
-    /// A create or an inbound call was let through because of the bypass.
+    /// Counts a call that was let through because of the bypass.
     pub fn bypassed(&self, limit: &str) {
         self.inner.bypassed.with_label_values(&[limit]).inc();
     }
 
-    /// Where the gate is, and whether that is not where the config has it.
+    /// Sets the limiter's epoch and back end, and whether it is a fallback.
     pub fn gate_state(&self, epoch: i64, mode: &str, is_fallback: bool) {
         self.inner.gate_fallback.set(is_fallback.into());
         self.inner.gate_epoch.set(epoch);
@@ -780,44 +780,44 @@ impl Metrics {
         self.inner.gate_mode.with_label_values(&[mode]).set(1);
     }
 
-    /// This replica moved the gate.
+    /// Counts a transition of the limiter made by this replica.
     pub fn gate_moved(&self, to: &str) {
         self.inner.gate_moves.with_label_values(&[to]).inc();
     }
 
-    /// A decision while Redis was away.
+    /// Counts a decision while Redis was away.
     pub fn degraded(&self, decided: &str) {
         self.inner.gate_degraded.with_label_values(&[decided]).inc();
     }
 
-    /// A comparison found differences.
+    /// Counts differences between leases and call records that were repaired.
     pub fn gate_compared(&self, ended: usize, orphans: usize, uncounted: usize) {
         for (what, n) in [("ended", ended), ("orphan", orphans), ("uncounted", uncounted)] {
             self.inner.gate_compared.with_label_values(&[what]).inc_by(n as u64);
         }
     }
 
-    /// WebSockets were opened, or closed.
+    /// Adds to the number of open WebSockets.
     pub fn client_sockets(&self, more: i64) {
         self.inner.client_sockets.add(more);
     }
 
-    /// Messages of a type were sent on a WebSocket.
+    /// Counts messages sent on a WebSocket, by type.
     pub fn client_messages(&self, kind: &str, count: u64) {
         self.inner.client_messages.with_label_values(&[kind]).inc_by(count);
     }
 
-    /// A WebSocket was closed since its client was too slow.
+    /// Counts a WebSocket that was closed because its client was too slow.
     pub fn client_slow_close(&self) {
         self.inner.client_slow_closes.inc();
     }
 
-    /// The text exposition (Prometheus format 0.0.4).
+    /// Renders the text exposition (Prometheus format 0.0.4).
     pub fn render(&self, gauges: &Gauges) -> String {
         let m = &self.inner;
         m.active_calls.set(gauges.active.into());
         m.over_limit.set(gauges.over_limit.into());
-        // What cannot be read is what was read last.
+        // Values that cannot be read keep their last value.
         if let (Some(sessions), Some(of_businesses)) = (gauges.sessions, gauges.of_businesses) {
             m.sessions.set(sessions.into());
             m.subscriptions.set(of_businesses.into());
@@ -841,7 +841,7 @@ impl Metrics {
             m.provider_live.with_label_values(&[account.as_str()]).set((*live).into());
         }
         let mut out = Vec::new();
-        // Writing into memory fails for no registered metric.
+        // Writing into memory cannot fail for registered metrics.
         let _ = TextEncoder::new().encode(&m.registry.gather(), &mut out);
         String::from_utf8(out).unwrap_or_default()
     }

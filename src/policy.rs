@@ -1,6 +1,6 @@
 //! Which limits bind a call, and which business a request belongs to. Pure: no clock, no I/O.
 //!
-//! A [`Policy`] is immutable; a change of any kind builds another one and swaps it in.
+//! A [`Policy`] is immutable: every change builds a new one and swaps it in.
 
 mod business;
 mod contradiction;
@@ -24,38 +24,38 @@ pub use declared::Declared;
 pub use in_force::InForce;
 pub use rate::Rate;
 
-/// The business that shows the product to visitors (contract §1): a limit of its own, still counted globally.
+/// The demo business (contract §1). It has a limit of its own and counts towards the global limit.
 pub const DEMO_BUSINESS: &str = "999999";
-/// Calls at once of [`DEMO_BUSINESS`] (contract §1).
+/// Concurrent calls of [`DEMO_BUSINESS`] (contract §1).
 pub const DEMO_CALLS_MAX: u32 = 999;
-/// Calls at once on the whole platform where neither the operator nor an account says anything (contract §1).
+/// Concurrent calls of the whole platform where neither the operator nor an account sets a number (contract §1).
 pub const GLOBAL_CALLS_DEFAULT: u32 = 5;
-/// The plan of businesses that name none.
+/// The plan of businesses that have none.
 pub const DEFAULT_PLAN: &str = "default";
 
-/// What policy selects by. Stored with the call, so that a later policy can be applied to calls that are open.
+/// The attributes of a call that limits select by. Stored with the call, so that a later policy applies to open calls too.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
     /// The tenant.
     pub business: BusinessId,
-    /// Its plan at admission.
+    /// The tenant's plan at admission.
     pub plan: String,
-    /// The account whose capacity is used.
+    /// The account whose capacity the call uses.
     pub account: AccountName,
-    /// The provider of that account.
+    /// The provider of `account`.
     pub provider: String,
-    /// The account that carries the call for the first one, where both are known: its limits bind the call too.
+    /// The account that carries the call, where it is another one and known: its limits bind the call too.
     #[serde(default)]
     pub carrier: Option<AccountName>,
     /// Which side placed the call.
     pub direction: Direction,
-    /// The operation of the provider description, or the webhook, that brought the call.
+    /// The operation of the provider description, or the webhook, that created the call.
     pub operation: String,
-    /// The provider's id of the agent.
+    /// The agent's id at the provider.
     pub agent: Option<String>,
-    /// Our number, or the provider's id of it.
+    /// Our number, or the provider's id for it.
     pub own_number: Option<String>,
-    /// The number at the other end.
+    /// The other party's number.
     pub other_number: Option<String>,
 }
 
@@ -74,7 +74,7 @@ pub struct Selector {
     pub agent: Vec<String>,
     /// Our numbers.
     pub own_number: Vec<String>,
-    /// What the other end's number starts with, as in `+90`.
+    /// Prefixes of the other party's number, as in `+90`.
     pub destination_prefix: Vec<String>,
     /// Operations.
     pub operation: Vec<String>,
@@ -108,37 +108,37 @@ impl Selector {
 pub enum Per {
     /// One count for everything that matches.
     All,
-    /// One count a business.
+    /// One count per business.
     Business,
-    /// One count a plan.
+    /// One count per plan.
     Plan,
-    /// One count an account.
+    /// One count per account.
     Account,
-    /// One count an agent.
+    /// One count per agent.
     Agent,
-    /// One count a number of ours.
+    /// One count per number of ours.
     OwnNumber,
-    /// One count a number at the other end.
+    /// One count per number of the other party.
     Destination,
 }
 
 /// How much a limit allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bound {
-    /// Calls at once.
+    /// Concurrent calls.
     Concurrent(u32),
-    /// Creates in a time.
+    /// Creates per interval.
     Rate(Rate),
 }
 
-/// Whose limit it is: decides the code of a refusal.
+/// The owner of a limit; decides the code of a rejection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
-    /// The business's own: its plan, or its override.
+    /// A business: its plan's limit, or its override.
     Business,
-    /// One of the operator's named limits.
+    /// The operator: a named limit.
     Named,
-    /// What was bought at a provider.
+    /// An account: the capacity bought at its provider.
     Account,
     /// The whole platform.
     Global,
@@ -147,9 +147,9 @@ pub enum Scope {
 /// A named rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limit {
-    /// The name that refusals, metrics and `X-Ringfence-Limit` show.
+    /// The name in rejections, metrics and `X-Ringfence-Limit`.
     pub name: Arc<str>,
-    /// Whose it is.
+    /// The owner.
     pub scope: Scope,
     /// What it applies to.
     pub selects: Selector,
@@ -157,59 +157,59 @@ pub struct Limit {
     pub per: Per,
     /// How much it allows.
     pub bound: Bound,
-    /// Who decides for it while Redis is away; [`Settings::on_outage`] unless it says otherwise.
+    /// Who decides while Redis is away; [`Settings::on_outage`] if `None`.
     pub on_outage: Option<OnOutage>,
 }
 
-/// Who decides while the gate's own store is away. Where several limits bind a call the strictest counts, which is the greatest.
+/// Who decides while the limiter's own store is away. Of the limits that bind a call the strictest, which is the greatest, applies.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum OnOutage {
-    /// Nobody: calls are admitted without a look at their limits, and counted.
+    /// Nobody: calls are admitted without a check, and counted.
     Open,
     /// The database, exactly.
     #[default]
     Database,
-    /// Nobody: calls are refused.
+    /// Nobody: calls are rejected.
     Closed,
 }
 
-/// One limit as it binds one call: the count it is taken from, and how much that count allows.
+/// One limit as it binds one call: its count and its bound.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Binding {
     /// The limit's name.
     pub limit: Arc<str>,
-    /// Whose it is.
+    /// The owner of the limit.
     pub scope: Scope,
-    /// Names the count. Calls with equal keys share it.
+    /// The key of the count. Calls with equal keys share one count.
     pub key: String,
     /// How much it allows.
     pub bound: Bound,
 }
 
-/// A plan: sugar over limits.
+/// A plan: a shorthand for limits.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// Calls at once of each business on it. `None`: each business states its own.
+    /// Concurrent calls of each business on the plan. `None`: each business sets its own.
     pub concurrent: Option<u32>,
-    /// Creates in a time of each business on it.
+    /// Creates per interval of each business on the plan.
     pub rate: Option<Rate>,
-    /// What an inbound caller meets when its business is full.
+    /// What an inbound caller hears when the business is full.
     pub when_full: Option<WhenFull>,
-    /// Whom its businesses may call, beside what holds for everybody.
+    /// Destination rules for its businesses, in addition to those for everybody.
     pub destinations: destinations::Rules,
 }
 
-/// Whether full limits refuse.
+/// Whether full limits reject.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// Everything is counted, nothing is refused; what would have been refused is shown.
+    /// Everything is counted and nothing is rejected; what would have been rejected is reported.
     Observe,
     /// Full limits reject.
     Enforce,
 }
 
 impl Mode {
-    /// The word in config and answers.
+    /// The name in config and answers.
     pub const fn as_str(self) -> &'static str {
         match self {
             Mode::Observe => "observe",
@@ -218,55 +218,55 @@ impl Mode {
     }
 }
 
-/// One account as policy sees it.
+/// An account as policy sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AccountLimits {
     /// Its name.
     pub name: AccountName,
-    /// Calls at once that were bought.
+    /// Concurrent calls bought.
     pub concurrent: Option<u32>,
-    /// Creates in a time that were bought.
+    /// Creates per interval bought.
     pub rate: Option<Rate>,
-    /// The business that all of its requests belong to, by [`Rule::Account`].
+    /// The business that all of its requests belong to, for [`Rule::Account`].
     pub business: Option<BusinessId>,
 }
 
-/// Everything that policy is made from.
+/// The inputs of a [`Policy`].
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Whether full limits refuse.
+    /// Whether full limits reject.
     pub mode: Mode,
-    /// Calls at once on the whole platform.
+    /// Concurrent calls of the whole platform.
     pub concurrent: Option<u32>,
-    /// Creates in a time on the whole platform.
+    /// Creates per interval of the whole platform.
     pub rate: Option<Rate>,
     /// Accounts.
     pub accounts: Vec<AccountLimits>,
     /// Plans by name.
     pub plans: BTreeMap<String, Plan>,
-    /// The operator's own limits.
+    /// The operator's named limits.
     pub limits: Vec<Limit>,
-    /// Who decides while Redis is away, for limits that do not say.
+    /// Who decides while Redis is away, for limits without a setting of their own.
     pub on_outage: OnOutage,
-    /// Inline businesses.
+    /// Businesses of the config file.
     pub businesses: Vec<Business>,
-    /// The rules as written; `None` where nothing was written.
+    /// The identification rules; `None` if the config has none.
     pub rules: Option<Vec<Rule>>,
-    /// What becomes of strangers.
+    /// What happens to requests of unknown businesses.
     pub unknown: Unknown,
-    /// What becomes of a request that names another business than the one that its agent or number belongs to.
+    /// What happens to a request that names one business and uses an agent or number of another.
     pub contradictions: Contradictions,
-    /// [`DEMO_BUSINESS`] is there.
+    /// Whether [`DEMO_BUSINESS`] exists.
     pub demo: bool,
-    /// What an inbound caller meets unless plan or business say otherwise.
+    /// What an inbound caller hears unless plan or business override it.
     pub when_full: WhenFull,
-    /// What is kept of what is said in calls, unless their business says otherwise.
+    /// How much of a call's transcript is kept, unless the business overrides it.
     pub transcripts: Privacy,
-    /// Whom everybody may call.
+    /// Destination rules for everybody.
     pub destinations: Arc<destinations::Settings>,
 }
 
-/// The plans of the contract (§1): PAYG 1, STARTER 1, PRO 3, ENTERPRISE as each business states.
+/// The plans of the contract (§1): PAYG 1, STARTER 1, PRO 3, ENTERPRISE as each business sets.
 pub fn default_plans() -> BTreeMap<String, Plan> {
     let plan = |concurrent| Plan { concurrent, ..Plan::default() };
     [("PAYG", Some(1)), ("STARTER", Some(1)), ("PRO", Some(3)), ("ENTERPRISE", None)]
@@ -275,7 +275,7 @@ pub fn default_plans() -> BTreeMap<String, Plan> {
         .collect()
 }
 
-/// The whole policy, ready to decide.
+/// The policy in force: immutable, indexed for decisions.
 #[derive(Debug)]
 pub struct Policy {
     settings: Settings,
@@ -290,8 +290,8 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// Builds the policy from what was written and the businesses that were put over HTTP. A business that was put replaces
-    /// an inline one of the same id.
+    /// Builds the policy from the config and the businesses created over HTTP, which replace those of the config with the same
+    /// id.
     pub fn new(settings: Settings, put: &[Business]) -> Self {
         let mut businesses: HashMap<BusinessId, Business> = HashMap::new();
         if settings.demo
@@ -324,52 +324,52 @@ impl Policy {
         }
     }
 
-    /// Whether full limits refuse.
+    /// Whether full limits reject.
     pub fn mode(&self) -> Mode {
         self.settings.mode
     }
 
-    /// What it was made from.
+    /// The inputs that the policy was built from.
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
 
-    /// Tells it from other policies: the start of a SHA-256.
+    /// The first digits of the settings' SHA-256.
     pub fn hash(&self) -> &str {
         &self.hash
     }
 
-    /// Whether the account is one of those that it was made for.
+    /// Whether the policy includes this account.
     pub fn has_account(&self, name: &AccountName) -> bool {
         self.settings.accounts.iter().any(|account| account.name == *name)
     }
 
-    /// The business of this id, if one is known.
+    /// The business with this id, if it is known.
     pub fn business(&self, id: &BusinessId) -> Option<&Business> {
         self.businesses.get(id)
     }
 
-    /// Every business that is known, in no order.
+    /// All known businesses, unordered.
     pub fn businesses(&self) -> impl Iterator<Item = &Business> {
         self.businesses.values()
     }
 
-    /// Whether the operator named any business, in the config or over HTTP.
+    /// Whether any business besides the demo one is configured.
     pub fn has_named_businesses(&self) -> bool {
         self.businesses.keys().any(|id| id.as_str() != DEMO_BUSINESS)
     }
 
-    /// The business that has this agent.
+    /// The business that an agent belongs to.
     pub fn owner_of_agent(&self, agent: &str) -> Option<&BusinessId> {
         self.by_agent.get(agent)
     }
 
-    /// The business that has this number of ours, or provider's id of one.
+    /// The business that a number of ours, or a provider's id for one, belongs to.
     pub fn owner_of_number(&self, number: &str) -> Option<&BusinessId> {
         self.by_number.get(number_key(number).as_ref())
     }
 
-    /// The business of a request, by the ordered rules.
+    /// Identifies the business of a request by the ordered rules.
     pub fn identify(&self, marks: &RequestAttributes<'_>) -> Identified {
         let parsed = |text: Option<&str>| text.and_then(|id| BusinessId::parse(id).ok());
         let (header, path) = (parsed(marks.header), parsed(marks.path));
@@ -403,7 +403,7 @@ impl Policy {
         }
         let stranger = match (&self.settings.unknown, &shown) {
             (Unknown::Plan(_), _) => None,
-            // Nothing tells businesses apart, so there are no strangers.
+            // Without rules nothing tells businesses apart, so none is unknown.
             (Unknown::Reject, _) if self.rules.is_empty() => None,
             (Unknown::Reject, Some(id)) => Some(format!("{id} is not configured")),
             (Unknown::Reject, None) => {
@@ -417,7 +417,7 @@ impl Policy {
         Identified { business, stranger: stranger.map(UnknownBusiness), ignored }
     }
 
-    /// Whom a business on a plan may call, beside what holds for everybody: the plan's rules and its own.
+    /// The destination rules of a business on a plan: the plan's and its own, in addition to those for everybody.
     pub fn destination_rules(&self, business: &BusinessId, plan: &str) -> Vec<&destinations::Rules> {
         let of_plan = self.settings.plans.get(plan).map(|plan| &plan.destinations);
         let own = self.businesses.get(business).and_then(|business| business.destinations.as_ref());
@@ -435,25 +435,25 @@ impl Policy {
         }
     }
 
-    /// What an inbound caller of this business meets when it is full.
+    /// What an inbound caller of this business hears when it is full.
     pub fn when_full(&self, id: &BusinessId) -> &WhenFull {
         let business = self.businesses.get(id).and_then(|b| b.when_full.as_ref());
         let plan = || self.settings.plans.get(&self.plan_of(id)).and_then(|p| p.when_full.as_ref());
         business.or_else(plan).unwrap_or(&self.settings.when_full)
     }
 
-    /// Businesses whose records have an age of their own, with it, in days.
+    /// Businesses with a retention of their own, in days.
     pub fn own_retention_days(&self) -> impl Iterator<Item = (&BusinessId, u32)> {
         self.businesses.values().filter_map(|business| Some((&business.id, business.retention_days?)))
     }
 
-    /// What is kept of what is said in calls.
+    /// How much of a call's transcript is kept.
     pub fn privacies(&self) -> &Privacies {
         &self.privacies
     }
 
-    /// Every limit that binds a call of these facts, the most particular first. A refusal names the first that is full: a
-    /// slot of the business that comes free is a slot of the account too, but not the other way round.
+    /// All limits that bind a call, the most specific first. A rejection names the first full one: freeing a slot of the business
+    /// frees one of the account too, but not the other way round.
     pub fn bindings(&self, facts: &Facts) -> Vec<Binding> {
         let mut bindings = self.business_bindings(facts);
         let matching = |limit: &&Limit| limit.selects.matches(facts);
@@ -472,7 +472,7 @@ impl Policy {
         bindings
     }
 
-    /// What limits allow that are counted per nothing, by name: the lower number where two have one.
+    /// The bounds of limits with a single count, by name; the lower one where two share a name.
     pub fn slots_per_nothing(&self) -> Vec<(String, u32)> {
         let mut slots = BTreeMap::<String, u32>::new();
         for limit in self.settings.limits.iter().chain(&self.global).filter(|limit| limit.per == Per::All) {
@@ -484,16 +484,16 @@ impl Policy {
         slots.into_iter().collect()
     }
 
-    /// Who decides about a call while Redis is away: the strictest of the limits that bind it.
+    /// Who decides about a call while Redis is away: the strictest setting of the limits that bind it.
     pub fn on_outage(&self, facts: &Facts) -> OnOutage {
         let own = self.settings.limits.iter().filter(|limit| limit.selects.matches(facts));
-        // Limits of businesses, accounts and the platform say nothing of their own.
+        // Limits of businesses, accounts and the platform have no setting of their own.
         own.filter_map(|limit| limit.on_outage).fold(self.settings.on_outage, OnOutage::max)
     }
 
     fn business_bindings(&self, facts: &Facts) -> Vec<Binding> {
         let own = self.businesses.get(&facts.business).and_then(|b| b.max_calls);
-        // A known business is bound by its plan of today, with the calls that were admitted under another one.
+        // A known business is bound by its current plan, including calls admitted under an earlier one.
         let known = self.businesses.contains_key(&facts.business).then(|| self.plan_of(&facts.business));
         let plan_name = known.as_ref().unwrap_or(&facts.plan);
         let plan = self.settings.plans.get(plan_name);
@@ -502,7 +502,7 @@ impl Policy {
             Some(_) => format!("business.{}", facts.business).into(),
             None => format!("plan.{plan_name}").into(),
         };
-        // The key names the business alone, so that its count survives a change of plan.
+        // The key holds the business only, so that the count survives a change of plan.
         let bound_to = |bound| Binding {
             limit: name.clone(),
             scope: Scope::Business,
@@ -513,7 +513,7 @@ impl Policy {
         concurrent.map(|n| bound_to(Bound::Concurrent(n))).into_iter().chain(rate).collect()
     }
 
-    /// The longest window of any rate; 0 without rates.
+    /// The longest window of all rates, in milliseconds; 0 without rates.
     pub fn longest_rate_ms(&self) -> i64 {
         let s = &self.settings;
         let named = s.limits.iter().filter_map(|limit| match limit.bound {
@@ -526,8 +526,8 @@ impl Policy {
         all.map(Rate::held_ms).max().unwrap_or(0)
     }
 
-    /// Calls at once on the whole platform, as the contract's `globalLimit` shows it: the operator's number, else what
-    /// was bought in all.
+    /// Concurrent calls of the whole platform, as the contract's `globalLimit` shows it: the operator's number, or the sum
+    /// that was bought.
     pub fn global_limit(&self) -> u32 {
         self.settings.concurrent.unwrap_or_else(|| {
             let bought: Vec<u32> = self.settings.accounts.iter().filter_map(|a| a.concurrent).collect();
@@ -536,7 +536,7 @@ impl Policy {
     }
 }
 
-/// What is kept of what is said in calls, business by business.
+/// How much of a call's transcript is kept, by business.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Privacies {
     usual: Privacy,
@@ -544,17 +544,17 @@ pub struct Privacies {
 }
 
 impl Privacies {
-    /// In the calls of a business.
+    /// The setting of a business.
     pub fn of(&self, business: &BusinessId) -> Privacy {
         self.own.get(business).copied().unwrap_or(self.usual)
     }
 
-    /// The same for all, if it is.
+    /// The setting, if it is the same for all businesses.
     pub fn of_all(&self) -> Option<Privacy> {
         self.own.values().all(|own| *own == self.usual).then_some(self.usual)
     }
 
-    /// Where nobody knows whose call it is: what keeps the least.
+    /// The setting for calls of an unknown business: the strictest one.
     pub fn strictest(&self) -> Privacy {
         self.own.values().copied().fold(self.usual, Privacy::max)
     }

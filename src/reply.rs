@@ -1,5 +1,5 @@
-//! Every refusal and failure as bytes: status, headers, and a body in the provider's own error shape, so that its SDK raises
-//! its normal exception. The only place where an error of a call becomes an answer. Pure.
+//! Rejections and failures as response bytes: status, headers, and a body in the provider's own error format, so that its SDK
+//! raises its normal exception. The only place where an error of a call becomes a response. Pure.
 
 mod twiml;
 
@@ -15,85 +15,85 @@ use crate::provider::description::{LimitClass, RefusalShape};
 use crate::provider::render::fill_json;
 pub use twiml::{twiml, when_full_twiml};
 
-/// The largest `Retry-After` that an SDK which sleeps on it inside the app's request is told, unless configured.
+/// The maximum `Retry-After` for SDKs that sleep for it inside the app's request, unless configured, in seconds.
 pub const SDK_RETRY_AFTER_MAX_SECS: u32 = 1;
 
-/// What went wrong. The words are the contract's (§1), and those that ringfence adds.
+/// The code of a rejection or failure: those of the contract (§1), and those that ringfence adds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RejectionCode {
-    /// The platform, or what was bought, is full.
+    /// The limit of the platform, or of the bought capacity, is full.
     GlobalCapacityExceeded,
     /// The business's own limit is full.
     BusinessLimitExceeded,
     /// One of the operator's named limits is full.
     LimitExceeded,
-    /// Too many creates in a time.
+    /// Too many creates per interval.
     RateExceeded,
-    /// A limit of 0.
+    /// The limit is 0.
     PlanNotAllowed,
-    /// Nobody knows the business.
+    /// The business is unknown.
     UnknownBusiness,
-    /// The provider said 429.
+    /// The provider answered 429.
     ProviderLimit,
     /// The provider could not be reached.
     InitiationFailed,
-    /// The create's account was taken out of the config.
+    /// The create's account was removed from the config.
     AccountRemoved,
-    /// The batch that is to be retried has just ended.
+    /// The batch that the request retries has just ended.
     BatchEnded,
-    /// Nobody knows how many calls at once the batch makes that is to be retried.
+    /// The number of concurrent calls of the batch that the request retries is unknown.
     BatchSizeUnknown,
-    /// This process stood still between admission and send.
+    /// The process paused between admission and send.
     ProcessPaused,
     /// There is no memory for the request's body.
     Overloaded,
     /// The create may have made a call.
     OutcomeUnknown,
-    /// The order was sent before, and has made a call.
+    /// The create was sent before, and made a call.
     AlreadyPlaced,
-    /// The idempotency key belongs to another order.
+    /// The idempotency key belongs to another create.
     KeyReused,
-    /// The destination is no telephone number that can be called.
+    /// The destination is not a telephone number that can be called.
     InvalidDestination,
     /// The destination must not be called: a do-not-call list, or the operator's rules.
     DoNotCall,
-    /// The client had gone before its order was admitted.
+    /// The client disconnected before its create was admitted.
     ClientHungUp,
-    /// The record could not be written, so nothing was sent.
+    /// The call record could not be written, so nothing was sent.
     StoreUnavailable,
-    /// The gate does not answer, so nothing was sent.
+    /// The limiter does not answer, so nothing was sent.
     GateUnavailable,
     /// The request's body is too large to be a create.
     BodyTooLarge,
-    /// The request cannot be read.
+    /// The request is malformed.
     InvalidRequest,
     /// The request's body is compressed, so it cannot be read.
     EncodedBody,
-    /// The request names two accounts.
+    /// The request names one account and uses the credentials of another.
     AccountMismatch,
-    /// The provider cannot be reached, for a request that creates nothing.
+    /// The provider cannot be reached (request without a call).
     UpstreamUnreachable,
-    /// The provider got the request, which creates no call, and did not answer it.
+    /// The provider received the request, which creates no call, and did not answer it.
     UpstreamSilent,
-    /// The provider's answer leads to one of its other hosts.
+    /// The provider's answer redirects to one of its other hosts.
     UpstreamRedirects,
-    /// Nothing is mounted here.
+    /// Nothing is mounted at the path.
     UnknownRoute,
 }
 
-/// What observe mode does where enforce mode would give an answer of this code.
+/// What observe mode does where enforce mode answers with a code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Observed {
-    /// The create is sent, and marked: header, counter, log, record.
+    /// The create is sent and marked: header, counter, log, record.
     Sent,
-    /// The provider's own answer is passed on as it came, and marked.
+    /// The provider's own answer is passed on unchanged, and marked.
     PassedOn,
-    /// The answer is given in either mode: nothing can be sent, or something was.
+    /// The answer is the same in both modes: nothing can be sent, or something was.
     Answered,
 }
 
 impl Observed {
-    /// The word in the docs.
+    /// The text in the docs.
     pub const fn as_str(self) -> &'static str {
         match self {
             Observed::Sent => "sent and marked",
@@ -103,18 +103,18 @@ impl Observed {
     }
 }
 
-/// Whether a request that is answered with a code has made a call.
+/// Whether a request answered with a code has made a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Disposition {
     /// It has not.
     NotCalled,
-    /// Nobody knows.
+    /// It may have.
     Unknown,
-    /// It has, when it was sent before.
+    /// It has, when it was sent the first time.
     Called,
 }
 
-/// Which of the provider's own words fit.
+/// Which of the provider's error formats fits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Concurrency,
@@ -137,7 +137,7 @@ impl Kind {
 }
 
 impl RejectionCode {
-    /// Every code.
+    /// All codes.
     pub const ALL: [Self; 29] = [
         RejectionCode::GlobalCapacityExceeded,
         RejectionCode::BusinessLimitExceeded,
@@ -170,10 +170,10 @@ impl RejectionCode {
         RejectionCode::UnknownRoute,
     ];
 
-    /// What observe mode does instead: only what cannot be sent at all is refused.
+    /// What observe mode does instead: it rejects only what cannot be sent at all.
     pub const fn observed(self) -> Observed {
         match self {
-            // Limits, and what is known of who asks.
+            // Limits, and rules about the business or the destination.
             RejectionCode::GlobalCapacityExceeded
             | RejectionCode::BusinessLimitExceeded
             | RejectionCode::LimitExceeded
@@ -183,15 +183,15 @@ impl RejectionCode {
             | RejectionCode::InvalidDestination
             | RejectionCode::DoNotCall
             | RejectionCode::KeyReused => Observed::Sent,
-            // It counts as one call until its calls are seen.
+            // The batch counts as one call until its calls are seen.
             RejectionCode::BatchSizeUnknown => Observed::Sent,
-            // Nobody can count it, or read it; the provider takes it all the same.
+            // We cannot count it, or not parse it; the provider accepts it all the same.
             RejectionCode::StoreUnavailable | RejectionCode::GateUnavailable | RejectionCode::EncodedBody => {
                 Observed::Sent
             }
-            // The provider's refusal, not ours.
+            // The provider's rejection, not ours.
             RejectionCode::ProviderLimit => Observed::PassedOn,
-            // There is no way to the provider, none that is the only one, or no whole request.
+            // The provider cannot be reached, or not unambiguously, or the request is incomplete.
             RejectionCode::InitiationFailed
             | RejectionCode::AccountRemoved
             | RejectionCode::BatchEnded
@@ -201,9 +201,9 @@ impl RejectionCode {
             | RejectionCode::AccountMismatch
             | RejectionCode::BodyTooLarge
             | RejectionCode::InvalidRequest => Observed::Answered,
-            // Nobody waits for the call any more, or it may have come again elsewhere.
+            // Nobody waits for the call any more, or it may have been retried elsewhere.
             RejectionCode::ClientHungUp | RejectionCode::ProcessPaused => Observed::Answered,
-            // It was sent: these say what came of it.
+            // The create was sent; the code says what came of it.
             RejectionCode::OutcomeUnknown
             | RejectionCode::AlreadyPlaced
             | RejectionCode::UpstreamSilent
@@ -222,7 +222,7 @@ impl RejectionCode {
         }
     }
 
-    /// The word in the body's `error`.
+    /// The code in the body's `error` field.
     pub fn as_str(self, shape: &RefusalShape) -> &str {
         match self {
             RejectionCode::GlobalCapacityExceeded => "GLOBAL_CAPACITY_EXCEEDED",
@@ -265,11 +265,11 @@ impl RejectionCode {
         }
     }
 
-    /// The status of the answer.
+    /// The status of the response.
     pub fn status(self, shape: &RefusalShape) -> StatusCode {
         match self {
             RejectionCode::PlanNotAllowed | RejectionCode::UnknownBusiness => StatusCode::FORBIDDEN,
-            // Statuses that no SDK of the provider's repeats by itself.
+            // Statuses that no SDK of the provider retries by itself.
             RejectionCode::OutcomeUnknown
             | RejectionCode::AlreadyPlaced
             | RejectionCode::UpstreamSilent
@@ -329,7 +329,7 @@ impl RejectionCode {
         }
     }
 
-    /// Whether its message ends with its id, by which `GET /api/refusals` knows it.
+    /// Whether its message ends with the rejection's id, which `GET /api/refusals` accepts.
     pub const fn names_its_id(self) -> bool {
         matches!(
             self,
@@ -344,7 +344,7 @@ impl RejectionCode {
         )
     }
 
-    /// Seconds to wait where nothing better is known (contract §1); `None`: no `Retry-After`.
+    /// The default `Retry-After` in seconds where nothing better is known (contract §1); `None`: no such header.
     pub const fn default_wait_secs(self) -> Option<u32> {
         match self {
             RejectionCode::GlobalCapacityExceeded | RejectionCode::ProviderLimit => Some(60),
@@ -362,29 +362,29 @@ impl RejectionCode {
     }
 }
 
-/// Everything that an answer says.
+/// The content of a rejection.
 #[derive(Debug, Clone)]
 pub struct Rejection {
-    /// Its id.
+    /// The rejection's id.
     pub id: RefusalId,
     /// What went wrong.
     pub code: RejectionCode,
     /// A sentence for people.
     pub message: String,
-    /// Seconds until a try makes sense; the code's default if `None`.
+    /// Seconds until a retry makes sense; the code's default if `None`.
     pub retry_after_secs: Option<u32>,
-    /// The limit that refused, with holders and bound.
+    /// The full limit: name, slots in use, bound.
     pub limit: Option<(String, u32, u32)>,
-    /// Calls on the whole platform, and how many it allows.
+    /// Concurrent calls of the whole platform, and the bound.
     pub global: Option<(u32, u32)>,
-    /// Which limit of the provider was full.
+    /// The limit of the provider that was full.
     pub provider_class: Option<LimitClass>,
-    /// Which rule of the operator's the destination does not pass.
+    /// The operator's rule that blocks the destination.
     pub blocked_by: Option<&'static str>,
 }
 
 impl Rejection {
-    /// An answer that names no limit.
+    /// A rejection that names no limit.
     pub fn new(code: RejectionCode, message: impl Into<String>) -> Self {
         Self {
             id: RefusalId::new(),
@@ -398,30 +398,30 @@ impl Rejection {
         }
     }
 
-    /// The response, once `by` has noted it. There is no other way to have it: nothing can be answered and not noted.
+    /// The response, after `by` has noted the rejection. There is no other way to build one, so none goes unnoted.
     pub fn into_response(self, style: ResponseStyle<'_>, by: &impl NoteRejection) -> Response<Bytes> {
         by.note(&self);
         rejection_response(&self, style)
     }
 
-    /// Seconds until a try makes sense; never 0, which invites an immediate one.
+    /// Seconds until a retry makes sense; never 0, which invites an immediate one.
     pub fn wait_secs(&self) -> Option<u32> {
         self.retry_after_secs.or(self.code.default_wait_secs()).map(|secs| secs.max(1))
     }
 }
 
-/// How an answer is to be shaped.
+/// The format of a response.
 #[derive(Debug, Clone, Copy)]
 pub struct ResponseStyle<'a> {
-    /// The provider's shape.
+    /// The provider's error format.
     pub shape: &'a RefusalShape,
-    /// The client sleeps on `Retry-After` inside the app's request: at most so many seconds.
+    /// The maximum `Retry-After` in seconds, for clients that sleep for it inside the app's request.
     pub retry_after_max_secs: Option<u32>,
 }
 
-/// Who logs, counts and records rejections.
+/// The component that logs, counts and records rejections.
 pub trait NoteRejection {
-    /// Does so with one that is about to be answered.
+    /// Notes a rejection that is about to be answered.
     fn note(&self, rejection: &Rejection);
 }
 
@@ -463,7 +463,7 @@ fn rejection_response(rejection: &Rejection, style: ResponseStyle<'_>) -> Respon
     respond(status, headers, Value::Object(body).to_string().into())
 }
 
-/// The fields that clients of the systems that ringfence replaces read (contract §1), and ours.
+/// The fields that clients of the replaced systems read (contract §1), and ringfence's own.
 fn contract_fields(rejection: &Rejection, shape: &RefusalShape) -> Map<String, Value> {
     let mut fields = Map::new();
     fields.insert("error".to_owned(), rejection.code.as_str(shape).into());
@@ -493,7 +493,7 @@ fn contract_fields(rejection: &Rejection, shape: &RefusalShape) -> Map<String, V
     fields
 }
 
-/// An answer whose status, headers and body are all chosen by the caller.
+/// A response with the given status, headers and body.
 pub fn respond(status: StatusCode, headers: HeaderMap, body: Bytes) -> Response<Bytes> {
     let mut response = Response::new(body);
     *response.status_mut() = status;
@@ -501,14 +501,14 @@ pub fn respond(status: StatusCode, headers: HeaderMap, body: Bytes) -> Response<
     response
 }
 
-/// A JSON answer.
+/// A JSON response.
 pub fn json_answer(status: StatusCode, body: &Value) -> Response<Bytes> {
     let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
     respond(status, headers, body.to_string().into())
 }
 
-/// What a browser must not do with an answer (seed 004): `policy` is its Content-Security-Policy. Over TLS it asks this host over TLS
-/// alone from now on, for a year.
+/// Adds the security headers for browsers; `policy` is the Content-Security-Policy. Over TLS, adds HSTS for a
+/// year.
 pub fn for_browsers<B>(response: &mut Response<B>, policy: &'static str, is_tls: bool) {
     let headers = response.headers_mut();
     for (name, value) in [

@@ -1,4 +1,4 @@
-//! Tokens: JWT by a shared secret (HS256) or by public keys (RS256, ES256), and what they allow.
+//! JSON Web Tokens, signed with a shared secret (HS256) or a private key (RS256, ES256), and the access they grant.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,63 +11,63 @@ use serde_json::{Map, Value};
 use crate::jws::{self, Algorithm, PublicKey, Token};
 use crate::provider::secret::Secret;
 
-/// How far clocks may differ, in seconds.
+/// The allowed clock skew, in seconds.
 const LEEWAY_SECS: i64 = 5;
 
-/// What a token allows. Ordered: each allows what stands before it too.
+/// The access that a token grants. Ordered: each scope includes those before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Scope {
-    /// Scrape.
+    /// Scrape metrics.
     Metrics,
-    /// Look.
+    /// Read calls, status and events.
     Read,
     /// Hang up, release, change businesses.
     Operate,
 }
 
 impl Scope {
-    /// Every scope with its word.
+    /// All scopes with their names.
     pub const WORDS: [(&str, Scope); 3] =
         [("metrics", Scope::Metrics), ("read", Scope::Read), ("operate", Scope::Operate)];
 
-    /// Its word.
+    /// The scope's name.
     pub fn as_str(self) -> &'static str {
         Self::WORDS.iter().find(|(_, scope)| *scope == self).map_or("", |(word, _)| word)
     }
 }
 
-/// The word of `scope` that shows telephone numbers whole, beside one of [`Scope`].
+/// The word in `scope` that grants unmasked telephone numbers, in addition to a [`Scope`].
 pub const WHOLE_NUMBERS: &str = "numbers";
 
-/// What a token of ringfence's own says.
+/// The claims of an operator token.
 #[derive(Debug, Clone, Serialize)]
 pub struct Claims {
-    /// Who it was made for; stands in the audit log.
+    /// The holder; written to the audit log.
     pub sub: String,
-    /// Until when, in seconds since 1970.
+    /// The expiry, in seconds since 1970.
     pub exp: i64,
-    /// Businesses that it may see; `["*"]` is all.
+    /// The businesses it grants access to; `["*"]` is all.
     pub businesses: Vec<String>,
-    /// What it allows: words of [`Scope`], and [`WHOLE_NUMBERS`], separated by spaces (RFC 8693 §4.2).
+    /// Names of [`Scope`] and [`WHOLE_NUMBERS`], separated by spaces (RFC 8693 §4.2).
     pub scope: String,
 }
 
-/// A token cannot be made.
+/// Signing a token failed.
 #[derive(Debug, thiserror::Error)]
-#[error("the token cannot be signed: {0}")]
+#[error("failed to sign token: {0}")]
 pub struct NotSigned(#[from] serde_json::Error);
 
-/// A token does not count. The text holds nothing of it.
+/// A token was rejected. The text contains nothing of the token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the token does not count: {0}")]
+#[error("invalid token: {0}")]
 pub struct BadToken(String);
 
 fn bad(why: impl Into<String>) -> BadToken {
     BadToken(why.into())
 }
 
-/// Makes a token.
+/// Signs a token.
 ///
 /// # Errors
 /// [`NotSigned`].
@@ -75,10 +75,10 @@ pub fn mint(secret: &Secret, claims: &Claims) -> Result<String, NotSigned> {
     Ok(jws::sign(secret.expose().as_bytes(), claims)?)
 }
 
-/// The bearer token that a request shows (RFC 6750 §2.1). `None`: it shows no credential at all.
+/// The bearer token of a request (RFC 6750 §2.1); `None` if it has no credentials at all.
 ///
 /// # Errors
-/// It shows one that is no bearer token, or several: who means to say who they are is not taken for nobody.
+/// The request has several credentials, or one that is no bearer token. It is not treated as anonymous.
 pub fn bearer(headers: &HeaderMap) -> Result<Option<&str>, BadToken> {
     let mut shown = headers.get_all(AUTHORIZATION).iter();
     let Some(first) = shown.next() else { return Ok(None) };
@@ -89,7 +89,7 @@ pub fn bearer(headers: &HeaderMap) -> Result<Option<&str>, BadToken> {
     token.map(Some).ok_or_else(|| bad("Authorization must be one header with a bearer token"))
 }
 
-/// What tokens are checked with. Cloning is cheap.
+/// The keys that verify tokens. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Keys {
     secrets: Vec<Secret>,
@@ -104,40 +104,40 @@ impl fmt::Debug for Keys {
     }
 }
 
-/// Who shows an app's token, and what may be seen with it.
+/// The holder of an app's token, and what it may see.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Principal {
-    /// For the log.
+    /// The name in the log.
     pub name: String,
-    /// Until when, in seconds since 1970.
+    /// The expiry, in seconds since 1970.
     pub expires_at: i64,
-    /// The businesses that may be seen; `None` is all.
+    /// The visible businesses; `None` is all.
     pub businesses: Option<Vec<String>>,
 }
 
 impl Principal {
-    /// Whether what belongs to this business may be seen.
+    /// Whether the holder may see this business.
     pub fn sees(&self, business: &str) -> bool {
         self.businesses.as_ref().is_none_or(|own| own.iter().any(|one| one == business))
     }
 }
 
-/// Who shows a token of ringfence's own, and what it allows.
+/// The holder of an operator token, and its access.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Operator {
-    /// For the audit log.
+    /// The name in the audit log.
     pub name: String,
-    /// Until when, in seconds since 1970.
+    /// The expiry, in seconds since 1970.
     pub expires_at: i64,
-    /// What is allowed; `None`: its scope has no word that means anything here.
+    /// The access; `None` if its scope has no known word.
     pub scope: Option<Scope>,
-    /// Telephone numbers are shown whole.
+    /// Whether telephone numbers are shown unmasked.
     pub whole_numbers: bool,
-    /// The businesses that may be seen; `None` is all.
+    /// The visible businesses; `None` is all.
     pub businesses: Option<Vec<String>>,
 }
 
-/// Ids of businesses and people are numbers in some apps.
+/// A text, or a number as some apps write ids of businesses and people.
 fn word(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),
@@ -146,16 +146,16 @@ fn word(value: &Value) -> Option<String> {
     }
 }
 
-/// A claim of a time in seconds since 1970, which may have a fraction (RFC 7519 §2). What does not fit is cut to what does.
+/// A time claim in seconds since 1970, possibly with a fraction (RFC 7519 §2). Values out of range are clamped.
 fn secs(claims: &Map<String, Value>, name: &str) -> Result<Option<i64>, BadToken> {
     let Some(value) = claims.get(name) else { return Ok(None) };
     let secs = value.as_f64().ok_or_else(|| bad(format!("{name} must be a number, the seconds since 1970")))?;
     Ok(Some(secs as i64))
 }
 
-/// The words of `scope`: a text with spaces between them (RFC 8693 §4.2), or, as some write it, a list.
+/// The words of `scope`: a string separated by spaces (RFC 8693 §4.2), or a list, which some issuers use.
 fn scopes(claims: &Map<String, Value>) -> Result<Vec<&str>, BadToken> {
-    let wrong = || bad("scope must be a text: words separated by spaces");
+    let wrong = || bad("scope must be a string: words separated by spaces");
     match claims.get("scope") {
         None | Some(Value::Null) => Ok(vec![]),
         Some(Value::String(text)) => Ok(text.split_ascii_whitespace().collect()),
@@ -164,7 +164,7 @@ fn scopes(claims: &Map<String, Value>) -> Result<Vec<&str>, BadToken> {
     }
 }
 
-/// The businesses of a token; outer `None`: it does not say.
+/// The businesses of a token; `None` if the claim is missing.
 fn businesses(claims: &Map<String, Value>) -> Result<Option<Vec<String>>, BadToken> {
     let wrong = || bad("businesses must be a business id or a list of them; \"*\" is all");
     match claims.get("businesses") {
@@ -176,36 +176,36 @@ fn businesses(claims: &Map<String, Value>) -> Result<Option<Vec<String>>, BadTok
     }
 }
 
-/// `None` is all.
+/// Maps `*` to `None`, which is all.
 fn unless_all(businesses: Vec<String>) -> Option<Vec<String>> {
     (!businesses.iter().any(|one| one == "*")).then_some(businesses)
 }
 
 impl Keys {
-    /// Keys that check tokens by any of these secrets.
+    /// Keys that verify tokens signed with any of these secrets.
     pub fn of_secrets(secrets: Vec<Secret>) -> Self {
         Self { secrets, ..Self::default() }
     }
 
-    /// The same keys, and the public ones of a JSON Web Key Set (RFC 7517). Keys for other algorithms are left out.
+    /// Adds the public keys of a JSON Web Key Set (RFC 7517). Keys for other algorithms are ignored.
     ///
     /// # Errors
-    /// A sentence: it cannot be read, or none of its keys can be used.
+    /// The set is malformed, or none of its keys can be used.
     pub fn with_jwks(self, text: &str) -> Result<Self, String> {
         Ok(Self { public: jws::key_set(text)?.into(), ..self })
     }
 
-    /// The same keys; a token counts only if its `iss` and `aud` (or one of that list) are these, where they are given.
+    /// Requires the given `iss` and `aud` (or one of a list) of each token.
     pub fn only_for(self, issuer: Option<String>, audience: Option<String>) -> Self {
         Self { issuer: issuer.map(Into::into), audience: audience.map(Into::into), ..self }
     }
 
-    /// Whether there is nothing to check tokens with.
+    /// Whether there are no keys.
     pub fn is_empty(&self) -> bool {
         self.secrets.is_empty() && self.public.is_empty()
     }
 
-    /// The claims of a token that one of these keys has signed, that counts now, and is meant for here; and when it ends.
+    /// The claims and the expiry of a token that one of these keys has signed, that is valid now, and that is meant for us.
     fn claims(&self, token: &str, now_secs: i64) -> Result<(Map<String, Value>, i64), BadToken> {
         let token = Token::parse(token).map_err(|why| bad(why.to_string()))?;
         let is_signed = match token.algorithm {
@@ -213,16 +213,15 @@ impl Keys {
             Algorithm::Rs256 | Algorithm::Es256 => self.public.iter().any(|key| token.is_signed_by(key)),
         };
         if !is_signed {
-            return Err(bad("none of the keys has signed it"));
+            return Err(bad("no configured key has signed it"));
         }
         let claims = token.claims().map_err(|_| bad("its claims must be a JSON object"))?;
-        let expires_at =
-            secs(&claims, "exp")?.ok_or_else(|| bad("exp must be there, a number of seconds since 1970"))?;
+        let expires_at = secs(&claims, "exp")?.ok_or_else(|| bad("exp must be present, in seconds since 1970"))?;
         if expires_at.saturating_add(LEEWAY_SECS) <= now_secs {
-            return Err(bad("it has expired (exp)"));
+            return Err(bad("expired (exp)"));
         }
         if secs(&claims, "nbf")?.is_some_and(|from| from > now_secs.saturating_add(LEEWAY_SECS)) {
-            return Err(bad("it does not count yet (nbf)"));
+            return Err(bad("not valid yet (nbf)"));
         }
         if let Some(issuer) = &self.issuer
             && claims.get("iss").and_then(Value::as_str) != Some(issuer)
@@ -235,19 +234,19 @@ impl Keys {
                 .get("aud")
                 .is_some_and(|aud| aud.as_array().map_or_else(|| is_it(aud), |all| all.iter().any(is_it)));
             if !fits {
-                return Err(bad(format!("aud must be {audience:?}, or a list that has it")));
+                return Err(bad(format!("aud must be {audience:?}, or a list that contains it")));
             }
         }
         Ok((claims, expires_at))
     }
 
-    /// Who shows an app's token. One that says nothing of businesses sees `unstated`.
+    /// Authenticates an app's token. One without `businesses` grants access to `unstated`.
     ///
     /// # Errors
-    /// It does not count now or here, is not signed by one of these keys, or is for less than looking.
+    /// The token is expired or not valid yet, not signed by one of these keys, or grants less than reading.
     pub fn authenticate(&self, token: &str, now_secs: i64, unstated: &[String]) -> Result<Principal, BadToken> {
         let (claims, expires_at) = self.claims(token, now_secs)?;
-        // An app's own words mean nothing here; of ringfence's, one that is for scrapers is not for looking.
+        // Unknown scopes are the app's own and are ignored; a token that is for metrics only may not read.
         let scopes = scopes(&claims)?;
         let ours = |scope: Scope| scopes.contains(&scope.as_str());
         if ours(Scope::Metrics) && !ours(Scope::Read) && !ours(Scope::Operate) {
@@ -260,10 +259,10 @@ impl Keys {
         })
     }
 
-    /// Who shows a token of ringfence's own.
+    /// Authenticates an operator token.
     ///
     /// # Errors
-    /// It does not count now or here, is not signed by one of these keys, or does not say whose it is and for which businesses.
+    /// The token is expired or not valid yet, not signed by one of these keys, or lacks its holder or businesses.
     pub fn operator(&self, token: &str, now_secs: i64) -> Result<Operator, BadToken> {
         let (claims, expires_at) = self.claims(token, now_secs)?;
         let scopes = scopes(&claims)?;
@@ -271,7 +270,7 @@ impl Keys {
         let name = claims.get("sub").and_then(word).filter(|name| !name.trim().is_empty());
         let businesses = businesses(&claims)?;
         Ok(Operator {
-            name: name.ok_or_else(|| bad("sub must be a text: who shows it"))?,
+            name: name.ok_or_else(|| bad("sub must be a string: the holder's name"))?,
             expires_at,
             scope: known.max(),
             whole_numbers: scopes.contains(&WHOLE_NUMBERS),

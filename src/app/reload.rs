@@ -557,7 +557,7 @@ fn not_fitting(settings: &Settings, put: &[Business]) -> Vec<Diagnostic> {
         let help = "keep the plan, or put the business on another one first";
         match settings.plans.get(name) {
             None => {
-                let title = format!("business {id}, put over HTTP, is on plan {name:?}, which is no plan any more");
+                let title = format!("business {id}, put over HTTP, is on plan {name:?}, which no longer exists");
                 report.error("E061", None, title, help);
             }
             Some(plan) if plan.concurrent.is_none() && business.max_calls.is_none() => {

@@ -1,4 +1,4 @@
-//! What every command about a running sidecar has: where its `listen.admin` is, and a token.
+//! The client of `listen.admin`, for all commands about a running sidecar.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
@@ -14,14 +14,14 @@ use super::ConfigFile;
 use crate::config::{self, AdminAddress};
 use crate::net::{Following, Upstream, UpstreamError, UpstreamSettings, fetch_local, follow_local};
 
-/// The largest answer that is read, in bytes, and how long it may take.
+/// The maximum answer, in bytes, and its timeout.
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
-/// The longest reason of an answer that was to go on, in bytes.
+/// The maximum error answer to a request for a stream, in bytes.
 const WHY_BYTES_MAX: usize = 64 * 1024;
 
-/// Where to ask.
+/// The options that locate a sidecar.
 #[derive(Debug, Args)]
 pub(super) struct Console {
     #[command(flatten)]
@@ -34,7 +34,7 @@ pub(super) struct Console {
     token: Option<String>,
 }
 
-/// A place where a sidecar may answer.
+/// The address of a sidecar's `listen.admin`.
 #[derive(Debug, PartialEq, Eq)]
 enum Place {
     Url(String),
@@ -42,7 +42,7 @@ enum Place {
 }
 
 impl Place {
-    /// What `--admin` names.
+    /// Parses the value of `--admin`.
     fn named(text: &str) -> Self {
         if let Some(path) = text.strip_prefix("unix:") {
             return Self::Socket(path.trim_start_matches("//").into());
@@ -50,7 +50,7 @@ impl Place {
         if text.contains("://") {
             return Self::Url(text.trim_end_matches('/').to_owned());
         }
-        // An address has no folder before it.
+        // An address has no slash before its first colon.
         match text.find('/') {
             Some(at) if at == 0 || text[..at].chars().all(|c| c == '.') || Path::new(text).exists() => {
                 Self::Socket(text.into())
@@ -59,7 +59,7 @@ impl Place {
         }
     }
 
-    /// Where the config has it. The socket, if there is one; an address that is every address is asked on loopback.
+    /// The address in the config: the socket if there is one, and loopback for an unspecified address.
     fn configured(address: &AdminAddress) -> Self {
         if address.socket.exists() {
             return Self::Socket(address.socket.clone());
@@ -90,7 +90,7 @@ fn upstream() -> anyhow::Result<Upstream> {
 }
 
 impl Console {
-    /// The config that says where it is.
+    /// The path of the config that names the sidecar.
     pub(super) fn config(&self) -> &Path {
         &self.file.config
     }
@@ -102,7 +102,7 @@ impl Console {
         let path = &self.file.config;
         let text = match std::fs::read_to_string(path) {
             Ok(text) => text,
-            // A sidecar may have been started without a file.
+            // The sidecar may run without a config file.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && path == Path::new(super::CONFIG) => {
                 String::new()
             }
@@ -115,7 +115,7 @@ impl Console {
         Ok(Place::configured(&address))
     }
 
-    /// Asks, and gives the answer whatever its status. Fails only if nobody answers.
+    /// Sends a request; returns status and answer. An error means that nobody answers.
     pub(super) async fn send(
         &self,
         method: Method,
@@ -140,7 +140,7 @@ impl Console {
         Ok(request)
     }
 
-    /// The same with a body of any kind; the answer with its headers, as it came.
+    /// The same with any body; returns the raw answer with its headers.
     pub(super) async fn exchange(
         &self,
         method: Method,
@@ -159,7 +159,7 @@ impl Console {
         Ok((head.status, head.headers, answer))
     }
 
-    /// Asks for an answer that goes on.
+    /// Requests a streamed answer.
     pub(super) async fn follow(&self, path: &str) -> anyhow::Result<Following> {
         let place = self.place()?;
         let request = self.request(&place, Method::GET, path, Bytes::new())?;
@@ -183,7 +183,7 @@ impl Console {
         Err(refused(head.status, &serde_json::from_slice(&why).unwrap_or_default()))
     }
 
-    /// Asks, and gives the answer if it is a success.
+    /// Sends a request; an unsuccessful answer is an error.
     pub(super) async fn ask(&self, method: Method, path: &str, body: Option<Value>) -> anyhow::Result<Value> {
         let (status, answer) = self.send(method, path, body).await?;
         if !status.is_success() {
@@ -193,13 +193,13 @@ impl Console {
     }
 }
 
-/// The path of one thing below another, whatever its id holds.
+/// The path of an item below another path, with its id escaped.
 pub(super) fn path_of(below: &str, id: &str) -> String {
     let escaped: String = form_urlencoded::byte_serialize(id.as_bytes()).collect();
     format!("{below}/{escaped}")
 }
 
-/// What the sidecar said that is no success.
+/// The error for an unsuccessful answer.
 pub(super) fn refused(status: StatusCode, answer: &Value) -> anyhow::Error {
     anyhow::anyhow!("{} ({status})", answer["message"].as_str().unwrap_or("no reason given"))
 }

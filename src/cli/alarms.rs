@@ -1,15 +1,15 @@
-//! What of a sidecar's status needs attention: what it is, and what to do. Read by `status`, `top` and `doctor`. Pure.
+//! The alarms in a sidecar's status, with advice. Used by `status`, `top` and `doctor`. Pure.
 
 use serde_json::Value;
 
 use super::text::{field, list};
 
-/// How much an alarm presses.
+/// The severity of an alarm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Level {
     /// Calls are refused, or may be lost.
     Bad,
-    /// It may come to that.
+    /// Calls may be refused or lost soon.
     Warn,
 }
 
@@ -22,7 +22,7 @@ impl Level {
     }
 }
 
-/// Something that needs attention.
+/// A condition that needs attention, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Alarm {
     pub(super) level: Level,
@@ -30,7 +30,7 @@ pub(super) struct Alarm {
     pub(super) fix: &'static str,
 }
 
-/// Everything that needs attention, what presses most first.
+/// All alarms, the most severe first.
 pub(super) fn alarms(status: &Value) -> Vec<Alarm> {
     let mut all = Vec::new();
     let mut add = |level, what: String, fix| all.push(Alarm { level, what, fix });
@@ -44,14 +44,14 @@ pub(super) fn alarms(status: &Value) -> Vec<Alarm> {
         let what = format!("bypass on until {until}, by {}: {}", field(bypass, "by"), field(bypass, "reason"));
         add(Level::Bad, what, "limits refuse nothing; to end it: ringfence bypass off");
         if bypass["everywhere"] == false {
-            let what = "the bypass holds in this process alone: the store cannot be told".to_owned();
-            add(Level::Warn, what, "switch it on at every replica, or mend the store");
+            let what = "the bypass is on in this process only: the database does not answer".to_owned();
+            add(Level::Warn, what, "switch it on at every replica, or repair the database");
         }
     }
     let store = &status["store"];
     if store["ok"] == false {
         let what = format!("store {}: {}", field(store, "path"), field(store, "error"));
-        add(Level::Bad, what, "no call is admitted while it takes no writes; docs/runbook.md");
+        add(Level::Bad, what, "no call is admitted while the database rejects writes; docs/runbook.md");
     }
     if count(&store["journaled"]) > 0 {
         let what = format!("{} webhooks wait in the journal", count(&store["journaled"]));
@@ -68,8 +68,8 @@ pub(super) fn alarms(status: &Value) -> Vec<Alarm> {
         add(Level::Warn, what, "it is told when it answers");
     }
     if status["policiesDiffer"] == true {
-        let what = "replicas run on different policies; of each limit the lower one holds".to_owned();
-        add(Level::Warn, what, "bring the same config to every replica, and reload");
+        let what = "replicas run different policies; the lower number of each limit applies".to_owned();
+        add(Level::Warn, what, "use the same config at every replica, and reload");
     }
     let failed = &status["policy"]["lastFailedReload"];
     if failed.is_object() {
@@ -87,8 +87,8 @@ fn of_account(account: &Value, add: &mut impl FnMut(Level, String, &'static str)
     let name = field(account, "name");
     let count = |key: &str| account[key].as_u64().unwrap_or(0);
     if let Some(error) = account["sweepError"].as_str() {
-        let what = format!("account {name} cannot be asked about its calls: {error}");
-        add(Level::Warn, what, "ringfence doctor; until then ends come by webhooks and deadlines alone");
+        let what = format!("account {name}: its provider cannot be asked about calls: {error}");
+        add(Level::Warn, what, "ringfence doctor; until then ends come only by webhooks and deadlines");
     }
     if let Some(limit) = account["limit"].as_u64().filter(|limit| *limit > 0) {
         let in_use = count("inUse");
@@ -100,16 +100,16 @@ fn of_account(account: &Value, add: &mut impl FnMut(Level, String, &'static str)
         }
     }
     if count("overLimit") > 0 {
-        let what = format!("account {name}: {} calls are up over a limit", count("overLimit"));
-        add(Level::Warn, what, "they were not placed through ringfence, or came in while it was full");
+        let what = format!("account {name}: {} calls are over a limit", count("overLimit"));
+        add(Level::Warn, what, "they were not placed through ringfence, or began while it was full");
     }
     if count("unsettled") > 0 {
-        let what = format!("account {name}: of {} calls nobody knows whether they were dialled", count("unsettled"));
-        add(Level::Warn, what, "they are looked up; ringfence reconcile asks now");
+        let what = format!("account {name}: {} creates have an unknown outcome", count("unsettled"));
+        add(Level::Warn, what, "they are being looked up; ringfence reconcile does it now");
     }
     if let Some(live) = account["providerLive"].as_u64().filter(|live| *live > count("inUse")) {
-        let what = format!("account {name}: its provider says {live} calls are up, {} are known here", count("inUse"));
-        add(Level::Warn, what, "calls are placed outside ringfence, or it has just begun to see them");
+        let what = format!("account {name}: its provider reports {live} calls, {} are known here", count("inUse"));
+        add(Level::Warn, what, "calls are placed outside ringfence, or it has just started to see them");
     }
     let unread = account["unread"].as_object().map_or(0, |unread| unread.len());
     if unread > 0 {

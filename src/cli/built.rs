@@ -1,4 +1,4 @@
-//! What `check` builds of a config, as `serve` would, without serving: what is sound as text and fails at the start is found here.
+//! Builds what `serve` would build from a config, without serving, so that `check` finds what fails only at start.
 
 use tracing_subscriber::EnvFilter;
 
@@ -8,11 +8,11 @@ use crate::config::diagnostics::{Diagnostic, Report};
 use crate::net::tls::{ReloadingTls, TlsError, expiry};
 use crate::net::{Upstream, UpstreamSettings, install_crypto_provider};
 
-/// Days before a certificate's end in which that is said.
+/// Days before a certificate's expiry in which it is reported.
 const EXPIRES_SOON_DAYS: i64 = 14;
 const DAY_SECS: i64 = 86_400;
 
-/// What does not come up.
+/// The diagnostics of everything that cannot be built.
 pub(super) fn built(config: &Config) -> Vec<Diagnostic> {
     install_crypto_provider();
     let report = Report::default();
@@ -28,10 +28,10 @@ pub(super) fn built(config: &Config) -> Vec<Diagnostic> {
         if let Some((client_ca, _)) = &tls.clients {
             match ReloadingTls::load_mutual(&tls.cert, &tls.key, client_ca) {
                 Err(error @ TlsError::Unreadable { .. }) => {
-                    let help = "it is a PEM file with the certificates of the authorities";
+                    let help = "it must be a PEM file with the certificates of the authorities";
                     report.error("E044", None, format!("`listen.tls_client_ca`: {error}"), help);
                 }
-                // What is wrong with the certificate is told above.
+                // The problem with the certificate was reported above.
                 Err(_) => {}
                 Ok(_) => certificate(&report, "tls_client_ca", client_ca),
             }
@@ -41,11 +41,11 @@ pub(super) fn built(config: &Config) -> Vec<Diagnostic> {
         && std::fs::read_to_string(file).is_ok_and(|pem| !pem.contains("-----BEGIN CERTIFICATE-----"))
     {
         let title = format!("`upstream.ca_file`: {} has no certificate in PEM", file.display());
-        report.error("E044", None, title, "it is a PEM file with certificates");
+        report.error("E044", None, title, "it must be a PEM file with certificates");
     }
     let settings = UpstreamSettings { extra_ca: config.extra_ca.clone(), ..UpstreamSettings::default() };
     if let Err(error) = Upstream::new(settings) {
-        report.error("E044", None, format!("`upstream.ca_file`: {error}"), "it is a PEM file with certificates");
+        report.error("E044", None, format!("`upstream.ca_file`: {error}"), "it must be a PEM file with certificates");
     }
     if let Some(Err(why)) = config.redis.as_ref().map(|settings| settings.check()) {
         report.error("E044", None, format!("[gate]: {why}"), "");
@@ -67,10 +67,10 @@ fn certificate(report: &Report, key: &str, cert: &std::path::Path) {
     let shown = cert.display();
     if now_secs >= until_secs {
         let title = format!("`listen.{key}`: the certificate of {shown} expired on {}", day(until_secs));
-        report.error("E045", None, title, "clients refuse it: get a new one; it is read again when the file changes");
+        report.error("E045", None, title, "clients reject it: renew it; the file is reloaded when it changes");
     } else if now_secs < from_secs {
         let title = format!("`listen.{key}`: the certificate of {shown} is not valid before {}", day(from_secs));
-        report.error("E045", None, title, "clients refuse it: look at the clock, or wait");
+        report.error("E045", None, title, "clients reject it: check the clock, or wait");
     } else if until_secs - now_secs < EXPIRES_SOON_DAYS * DAY_SECS {
         let title = format!("`listen.{key}`: the certificate of {shown} expires on {}", day(until_secs));
         report.warning("W023", None, title, "");

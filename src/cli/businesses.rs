@@ -1,4 +1,4 @@
-//! `ringfence businesses`: who the businesses are, and lists of them in and out.
+//! `ringfence businesses`: lists, imports and exports businesses.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,13 +13,13 @@ use super::Outcome;
 use super::admin_client::{Console, path_of, refused};
 use super::text::{field, list, table};
 
-/// Columns of a CSV file whose cells are a list, with semicolons between.
+/// CSV columns with lists, separated by semicolons.
 const LISTS: [&str; 3] = ["agent_ids", "phone_numbers", "api_key_sha256"];
-/// Those whose cells are numbers.
+/// CSV columns with numbers.
 const NUMBERS: [&str; 2] = ["max_calls", "retention_days"];
-/// Those whose cells are JSON.
+/// CSV columns with JSON.
 const OBJECTS: [&str; 2] = ["when_full", "destinations"];
-/// Columns of a CSV file that is written, in order.
+/// The columns of an exported CSV file, in order.
 const COLUMNS: [&str; 10] = [
     "id",
     "plan",
@@ -32,7 +32,7 @@ const COLUMNS: [&str; 10] = [
     "retention_days",
     "destinations",
 ];
-/// Bad rows that are printed.
+/// Maximum bad rows printed.
 const BAD_ROWS: usize = 50;
 
 #[derive(Debug, Args)]
@@ -154,7 +154,7 @@ impl Businesses {
             return Err(refused(status, &answer).into());
         }
         println!(
-            "{} businesses put, {} of them new. From now on {}.",
+            "{} businesses imported, {} of them new. From now on {}.",
             answer["put"],
             answer["new"],
             field(&answer, "note")
@@ -163,7 +163,7 @@ impl Businesses {
     }
 }
 
-/// What somebody wrote of a business: without what is not set, and without where it comes from.
+/// A business as written by an operator: without unset fields, and without its origin.
 fn lean(business: &Map<String, Value>) -> Map<String, Value> {
     let is_set = |value: &Value| !value.is_null() && value.as_array().is_none_or(|all| !all.is_empty());
     let kept = business.iter().filter(|(key, value)| *key != "put" && is_set(value));
@@ -202,7 +202,7 @@ fn written(found: &[&Value], calls: &Value) -> String {
     table(&columns, &rows)
 }
 
-/// The businesses of a CSV file: a head with the names of fields, a row for each business. An empty cell says nothing.
+/// The businesses of a CSV file: a header with field names, and a row per business. Empty cells are unset fields.
 fn from_csv(text: &str) -> anyhow::Result<Vec<Value>> {
     let mut reader =
         csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(text.trim_start_matches('\u{feff}').as_bytes());
@@ -211,7 +211,7 @@ fn from_csv(text: &str) -> anyhow::Result<Vec<Value>> {
         bail!("unknown column {unknown:?}; columns are {}", COLUMNS.join(", "));
     }
     if !head.iter().any(|name| name == "id") {
-        bail!("it has no column id");
+        bail!("there is no column id");
     }
     let mut rows = Vec::new();
     for record in reader.records() {
@@ -227,7 +227,7 @@ fn from_csv(text: &str) -> anyhow::Result<Vec<Value>> {
                     cell.parse().map_err(|_| anyhow::anyhow!("line {line}: {name} is {cell:?}, no number"))?;
                 number.into()
             } else if OBJECTS.contains(&name) {
-                // A word alone is one: when_full = busy.
+                // A bare word is a string: when_full = busy.
                 serde_json::from_str(cell).unwrap_or_else(|_| cell.into())
             } else {
                 cell.into()

@@ -1,4 +1,4 @@
-//! `ringfence bypass`: for a while limits refuse nothing, at every replica.
+//! `ringfence bypass`: temporarily switches all limits off, at every replica.
 
 use std::process::ExitCode;
 
@@ -67,7 +67,7 @@ fn written(answer: &Value) -> String {
         None => "The bypass is off: limits refuse as the policy says.".to_owned(),
     };
     match answer["note"].as_str() {
-        Some(note) => format!("{state}\nIt is so {note}"),
+        Some(note) => format!("{state}\nNote: {note}"),
         None => state,
     }
 }

@@ -1,4 +1,4 @@
-//! `ringfence calls`: speaks to `listen.admin` of a running sidecar.
+//! `ringfence calls`: lists, shows, hangs up and releases calls of a running sidecar.
 
 use std::process::ExitCode;
 
@@ -22,7 +22,7 @@ pub(super) struct Calls {
     act: Act,
 }
 
-/// Which calls, and how they are shown.
+/// The filters and the format of the list.
 #[derive(Debug, Args)]
 struct List {
     /// Ended ones too, the latest first
@@ -117,7 +117,7 @@ impl Calls {
                     if self.json {
                         return Ok(format!("{listed}\n"));
                     }
-                    // A token of some businesses may not see it.
+                    // A token for some businesses may not see the status.
                     let (status, answer) = self.console.send(Method::GET, "/status", None).await?;
                     let about = if status.is_success() { answer } else { Value::Null };
                     Ok(written(&listed, &about, list.wide))
@@ -133,16 +133,16 @@ impl Calls {
                 let done = self.console.ask(Method::POST, &format!("{}/hangup", of(id)), body).await?;
                 match (self.json, done["result"].as_str()) {
                     (true, _) => println!("{done}"),
-                    (false, Some("over")) => println!("{id} is over: its provider's record says so. The slot is free."),
+                    (false, Some("over")) => println!("{id} has ended, according to its provider. The slot is free."),
                     (false, _) => println!(
-                        "{id}: {} took the hang-up, but its record does not say so yet. The slot stays held until it does.",
+                        "{id}: {} accepted the hang-up, but does not report the end yet. The slot stays held until it does.",
                         done["means"].as_str().unwrap_or("the provider")
                     ),
                 }
             }
             Act::Release { id, force, reason } => {
                 if !force {
-                    let why = "releasing frees the slot while the call may go on; `calls hangup` ends it. If you are sure: --force";
+                    let why = "releasing frees the slot although the call may go on; `calls hangup` ends it. If you are sure: --force";
                     return Err(anyhow::anyhow!(why).into());
                 }
                 let body = json!({"force": true, "reason": reason});
@@ -150,7 +150,7 @@ impl Calls {
                 if self.json {
                     println!("{done}");
                 } else {
-                    println!("The slot of {id} is free. If the telephone call goes on, nobody counts it.");
+                    println!("The slot of {id} is free. If the telephone call goes on, it is not counted.");
                 }
             }
         }
@@ -158,10 +158,10 @@ impl Calls {
     }
 }
 
-/// A figure of a provider's that is older is shown with its age, in seconds.
+/// The age from which a provider's number is shown with its age, in seconds.
 const FRESH_SECS: i64 = 60;
 
-/// An account's use in a line.
+/// An account's usage in one line.
 pub(super) fn account_line(account: &Value, now: Option<i64>) -> String {
     let limit = account["limit"].as_u64().map_or(String::new(), |n| format!(" of {n}"));
     let foreign = account["foreign"].as_u64().unwrap_or(0);
@@ -181,14 +181,14 @@ pub(super) fn account_line(account: &Value, now: Option<i64>) -> String {
     format!("account {name:<12} {in_use}{limit} in use: {ours} ours, {foreign} foreign{provider}")
 }
 
-/// The policy in a line.
+/// The policy in one line.
 pub(super) fn policy_line(status: &Value) -> String {
     let hash = status["policy"]["hash"].as_str().map_or(String::new(), |hash| format!("policy {hash} "));
     let bypass = if status["bypass"].is_object() { ", bypassed: limits refuse nothing" } else { "" };
     format!("{hash}{}{bypass}", status["mode"].as_str().unwrap_or_default())
 }
 
-/// The calls as an operator reads them.
+/// The list for people.
 fn written(listed: &Value, status: &Value, wide: bool) -> String {
     let mut out = String::new();
     let now = time(&listed["now"]);
@@ -200,14 +200,14 @@ fn written(listed: &Value, status: &Value, wide: bool) -> String {
         say(&policy_line(status));
     }
     if status["policiesDiffer"] == true {
-        say("the replicas run on different policies; of each limit the lower one holds: ringfence status");
+        say("replicas run different policies; the lower number of each limit applies: ringfence status");
     }
     for account in list(status, "accounts") {
         say(&account_line(account, now));
     }
     for limit in list(status, "limits") {
         let text = |key: &str| limit[key].as_str().unwrap_or_default();
-        // What nobody wrote surprises; what is built in and binds nobody does not.
+        // Unexpected defaults are shown; built-in limits that bind nobody are not.
         if matches!(text("from"), "built in") || text("from").starts_with("built in,") {
             continue;
         }

@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::config::diagnostics::{self, Diagnostic, without_password};
 use crate::policy::Policy;
 
-/// Every key, with its default and unit; tests keep it equal to the code.
+/// The reference config: all keys with default and unit. A test compares it with the code.
 const REFERENCE: &str = include_str!("../../config/reference.toml");
 
 #[derive(Debug, Args)]
@@ -40,7 +40,7 @@ impl Check {
         if let Some(config) = &read.loaded.config {
             read.loaded.diagnostics.extend(built::built(config));
         }
-        // What does not come up asks nobody.
+        // Live checks need a config that can be built.
         if let Some(config) = read.loaded.config.as_ref().filter(|_| self.live && !read.loaded.has_errors()) {
             let found = check_live::ask(config, check_live::Depth::Check).await?;
             seen = found.lines;
@@ -65,9 +65,9 @@ impl Check {
             println!("{}", serde_json::json!({"ok": !broken, "diagnostics": mistakes, "live": seen}));
         } else {
             read.print(match (&read.loaded.config, self.live) {
-                (Some(_), _) => "is sound as it is written, but not with what it meets",
-                (None, true) => "would not be loaded, so nothing was asked live",
-                (None, false) => "would not be loaded",
+                (Some(_), _) => "is valid as written, but does not fit what it refers to",
+                (None, true) => "would be rejected, so there were no live checks",
+                (None, false) => "would be rejected",
             });
         }
         let Some(config) = read.loaded.config else { return Err(Failure::Config) };
@@ -83,7 +83,7 @@ impl Check {
 
 fn show(config: &Config, path: &str, broken: bool) {
     if !broken {
-        println!("{path} can be used.");
+        println!("{path} is valid.");
     }
     println!("  mode      {}", config.policy.mode.as_str());
     println!(

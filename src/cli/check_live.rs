@@ -1,5 +1,5 @@
-//! `ringfence check --live`: what a config meets. Everything is read, nothing is changed; in Redis what the gate does is tried under
-//! names of its own, and nothing of it stays.
+//! `ringfence check --live`: checks a config against providers, database, Redis and ports. Reads only; in Redis the limiter's commands
+//! are tried on keys of their own, which are deleted.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -26,37 +26,37 @@ use crate::provider::select::{Document, Message, Selector};
 use crate::store::postgres;
 use crate::store::sqlite::inspect::{Inspected, holder, inspect};
 
-/// Longest answer that is read: a page of a thousand numbers is about 2 MB.
+/// The maximum answer: a page of a thousand numbers is about 2 MB.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
-/// Pages of a list that are read at most.
+/// Maximum pages read of a list.
 const PAGES_MAX: usize = 50;
-/// Items that are looked at one by one, and at once.
+/// Maximum items that are read one by one, and concurrently.
 const EACH_MAX: usize = 200;
 const AT_ONCE: usize = 8;
-/// Names of items that a diagnostic lists; more are counted.
+/// Maximum names in a diagnostic; further ones are counted.
 const NAMES_MAX: usize = 10;
 
-/// How much is asked.
+/// The extent of the checks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Depth {
-    /// What a start needs.
+    /// What the start needs.
     Check,
-    /// What a call may meet, too: each number and agent.
+    /// Also what calls depend on: each number and agent.
     Doctor,
 }
 
-/// What was found.
+/// The result of the checks.
 pub(super) struct Found {
     pub diagnostics: Vec<Diagnostic>,
-    /// Why some of them matter, by their titles.
+    /// Why a diagnostic matters, by its title.
     pub whys: BTreeMap<String, String>,
-    /// What is as it should be.
+    /// Lines about what is in order.
     pub lines: Vec<String>,
-    /// How far the clock of each host is ahead of ours, in seconds, as its answers say.
+    /// How far the clock of each host is ahead of ours, in seconds, according to its answers.
     pub ahead_secs: BTreeMap<String, i64>,
 }
 
-/// Asks every account that has credentials, the store, the gate's Redis and the ports.
+/// Checks all accounts with credentials, the database, the limiter's Redis and the ports.
 pub(super) async fn ask(config: &Config, depth: Depth) -> anyhow::Result<Found> {
     install_crypto_provider();
     let settings = UpstreamSettings { extra_ca: config.extra_ca.clone(), ..UpstreamSettings::default() };
@@ -102,7 +102,7 @@ impl Live<'_> {
             Ok(answer) => answer,
             Err(why) => {
                 let title = format!("account {name}: {} does not answer: {why}", account.upstream);
-                let help = "look at the network, a proxy or firewall on the way, and the account's upstream";
+                let help = "check the network, proxies and firewalls, and the account's upstream";
                 self.report.error("E050", None, title, help);
                 return vec![];
             }
@@ -111,21 +111,20 @@ impl Live<'_> {
         let words = check.message.as_ref().and_then(|m| said(&body, |message| m.text(message).map(|t| plain(&t))));
         let words = words.map(|w| format!(": {w}")).unwrap_or_default();
         if check.denied.contains(&status.as_u16()) {
-            let title =
-                format!("account {name}: {} does not accept the credentials ({status}){words}", account.provider.name);
+            let title = format!("account {name}: {} rejects the credentials ({status}){words}", account.provider.name);
             let keys = account.provider.secrets.join(" and ");
             self.report.error(
                 "E051",
                 None,
                 title,
-                &format!("look at {keys} of [accounts.{name}], and at what the key may do"),
+                &format!("check {keys} of [accounts.{name}], and the rights of the key"),
             );
             return vec![];
         }
         if !status.is_success() {
             let title = format!("account {name}: {} answers {status}{words}", account.upstream);
             let help =
-                "if this stays so, ringfence cannot look calls up, and frees slots by webhooks and deadlines alone";
+                "if this persists, ringfence cannot look calls up, and frees slots only by webhooks and deadlines";
             self.report.warning("W010", None, title, help);
             return vec![];
         }
@@ -137,7 +136,7 @@ impl Live<'_> {
                 }
                 None => (
                     format!("account {name}: {} answers, but not as {} does", account.upstream, account.provider.name),
-                    "look at the account's upstream, and at what stands before it",
+                    "check the account's upstream, and proxies before it",
                 ),
             };
             self.report.error("E052", None, title, help);
@@ -191,11 +190,11 @@ impl Live<'_> {
 
     fn unlisted(&self, account: &Account, what: &str, why: &str) {
         let title = format!("account {}: its {what}s cannot be looked at: {why}", account.name);
-        let help = "the key may lack the right to list them: look at them by hand";
+        let help = "the key may lack the right to list them: check them by hand";
         self.report.warning("W013", None, title, help);
     }
 
-    /// Settings of things at the provider, one by one.
+    /// Checks the settings of items at the provider one by one.
     async fn listed(&self, account: &Account, listed: &Listed) -> Vec<String> {
         let (name, what) = (&account.name, &listed.what);
         let items = match self.list(account, &listed.path, &listed.items, listed.next.as_ref()).await {
@@ -228,7 +227,7 @@ impl Live<'_> {
             let title = format!(
                 "account {name}: an {what} lets a call last {longest_secs} s, and ringfence counts on {counted_secs} s at most"
             );
-            self.why(&title, "a call that nobody can look up is given up after that time, though it may still be up");
+            self.why(&title, "a call that cannot be looked up is given up after that time, though it may still be up");
             let help = "lower it there, or raise longest_call_secs in a provider file of your own";
             self.report.warning("W032", None, title, help);
         }
@@ -238,7 +237,7 @@ impl Live<'_> {
         vec![format!("account {name}: {} {what}s looked at{most}{more}", items.len().min(EACH_MAX))]
     }
 
-    /// An item as it is by itself.
+    /// Reads one item.
     async fn each(&self, account: &Account, listed: &Listed, item: &Value) -> Result<Value, String> {
         let Some((each, id)) = listed.each.as_ref().zip(listed.id_of(item)) else { return Ok(item.clone()) };
         let path = render(each, Target::Url, |name| match name {
@@ -249,7 +248,7 @@ impl Live<'_> {
         if !answer.status().is_success() {
             return Err(format!("the provider answers {} for {id}", answer.status()));
         }
-        serde_json::from_slice(answer.body()).map_err(|_| format!("the provider's answer for {id} is no JSON"))
+        serde_json::from_slice(answer.body()).map_err(|_| format!("the provider's answer for {id} is not JSON"))
     }
 
     fn why(&self, title: &str, why: &str) {
@@ -272,7 +271,7 @@ impl Live<'_> {
         if let Some(why) = &why {
             self.why(&title, why);
         }
-        let fix = fix.unwrap_or_else(|| format!("look at it in the console of {}", account.provider.name));
+        let fix = fix.unwrap_or_else(|| format!("check it in the console of {}", account.provider.name));
         self.report.warning(code, None, title, &fix);
     }
 
@@ -303,7 +302,7 @@ impl Live<'_> {
                 self.report.warning("W012", None, title, &help);
             }
             Finding::Fault(setting) => {
-                // A webhook that does not post is one thing, a setting that bears on calls another.
+                // Separate codes for a webhook that does not post and for a setting that affects calls.
                 let code = if setting.why.is_some() { "W032" } else { "W011" };
                 self.fault(account, what, code, names, setting);
             }
@@ -331,7 +330,7 @@ impl Live<'_> {
                 }),
                 None => None,
             };
-            // Path and query alone: a link must not send our credentials to another host.
+            // Only path and query: a link must not send our credentials to another host.
             let next = next.and_then(|n| n.parse::<http::Uri>().ok()?.path_and_query().map(|p| p.as_str().to_owned()));
             match next {
                 Some(next) if next != path => path = next,
@@ -366,7 +365,7 @@ impl Live<'_> {
         Ok(answer)
     }
 
-    /// A line of the store, and who has it.
+    /// The line about the database, and its owner.
     async fn store(&self) -> (Option<String>, Option<String>) {
         match &self.config.store.postgres {
             Some(settings) => self.postgres(settings).await,
@@ -453,7 +452,7 @@ impl Live<'_> {
         let listen = &self.config.listen;
         let all =
             [("api", listen.api), ("webhooks", listen.webhooks), ("admin", listen.admin), ("client", listen.client)];
-        // A sidecar that runs over this store has the ports too: that is as it should be.
+        // A running sidecar over this database also owns the ports, which is fine.
         let mut lines = Vec::new();
         for (name, address) in all {
             match taken(address) {
@@ -474,7 +473,7 @@ impl Live<'_> {
     }
 }
 
-/// Why an address cannot be listened on, and who has it.
+/// Why an address cannot be bound, and its owner.
 fn taken(address: SocketAddr) -> Option<(String, Option<String>)> {
     let error = TcpListener::bind(address).err()?;
     let owner = match error.kind() {
@@ -484,7 +483,7 @@ fn taken(address: SocketAddr) -> Option<(String, Option<String>)> {
     Some((error.to_string(), owner))
 }
 
-/// Whether `ringfence, process 12, since …` (a lock) and `ringfence (process 12)` (a port) are one process.
+/// Whether `ringfence, process 12, since …` (a lock) and `ringfence (process 12)` (a port) name the same process.
 fn is_the_same(lock: &str, port: &str) -> bool {
     let id = |text: &str| {
         let digits = text.split("process ").nth(1)?;
@@ -493,7 +492,7 @@ fn is_the_same(lock: &str, port: &str) -> bool {
     id(lock).is_some_and(|one| Some(one) == id(port))
 }
 
-/// Names in a sentence.
+/// Names for a sentence.
 fn short(names: &[String]) -> String {
     let more = names.len().saturating_sub(NAMES_MAX);
     let list = names.iter().take(NAMES_MAX).cloned().collect::<Vec<_>>().join(", ");
@@ -504,7 +503,7 @@ fn join(versions: &[i64]) -> String {
     versions.iter().map(i64::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// How a path that providers call already is made known; none where no key does.
+/// How to make a path known that providers already call; `None` if no key can.
 fn added(account: &Account, webhook: &str, path: Option<&str>) -> Option<String> {
     let (key, path) = (extra_paths_key(&account.provider.name, webhook)?, path?);
     Some(format!("if that is where your app answers, add it: [inbound] {key} = [{path:?}]"))
@@ -519,7 +518,7 @@ fn decode(answer: &Response<Bytes>) -> Document {
     Document::decode(content_type, answer.body())
 }
 
-/// What is read off an answer's body.
+/// Reads a value of an answer's body.
 fn said<T>(body: &Document, read: impl FnOnce(&Message<'_>) -> Option<T>) -> Option<T> {
     let (path, headers) = (BTreeMap::new(), HeaderMap::new());
     read(&Message { body, query: &[], path: &path, headers: &headers })

@@ -1,5 +1,5 @@
-//! `ringfence demo`: the sidecar against simulated providers, on free ports, without a network. Exits 0 only if everything that
-//! it shows happened.
+//! `ringfence demo`: the sidecar against simulated providers, on free ports, without a network. Exits 0 only if everything
+//! that it shows happened.
 
 mod bulk_run;
 
@@ -22,9 +22,9 @@ use crate::config;
 use crate::ids::CallId;
 use crate::net::{Upstream, UpstreamSettings, spare_port};
 
-/// Calls at once that the demo's account bought.
+/// Concurrent calls of the demo's account.
 const CAP: u32 = 5;
-/// How long anything in the demo may take before it counts as not happening.
+/// The timeout of each step of the demo.
 const PATIENCE: Duration = Duration::from_secs(15);
 const NUMBER: &str = "+15550001101";
 
@@ -35,7 +35,7 @@ pub(super) struct Demo {
     stay: bool,
 }
 
-/// What a step saw; `Err` is what was expected and what was seen.
+/// The result of a step; `Err` says what was expected and what was seen.
 type Seen = Result<Vec<String>, String>;
 
 struct Stage {
@@ -134,8 +134,8 @@ impl Stage {
         })
         .await?;
         let control = simulator.control();
-        // The provider must know the address that it calls before the sidecar starts: a free port is chosen, and taken a
-        // moment later. Should somebody be faster, another one is chosen.
+        // The provider must know the sidecar's address before it starts: a free port is chosen, and bound a
+        // moment later. If another process is faster, another port is chosen.
         let mut tries = 0;
         let app = loop {
             let port = spare_port();
@@ -161,7 +161,7 @@ impl Stage {
         self.app.drain().await;
         self.simulator.stop().await;
         if tidy {
-            // The log of a demo that went wrong stays.
+            // The log of a failed demo is kept.
             let _ = std::fs::remove_dir_all(&self.folder);
         }
     }
@@ -324,7 +324,7 @@ impl Stage {
         Ok(lines)
     }
 
-    /// What an SDK does by itself after a time-out, and a worker after an error.
+    /// What an SDK does after a timeout, and a worker after an error.
     async fn repost(&self) -> Seen {
         let before = self.control.counts().creates_el;
         let dialled = || self.control.counts().creates_el - before;
@@ -343,7 +343,7 @@ impl Stage {
         self.control.fault(Fault { ms: 1_500, ..Fault::next(Provider::ElevenLabs, FaultKind::Slow, 1) });
         let (api, patience) = (self.app.api().to_string(), Duration::from_millis(300));
         for _ in 0..2 {
-            // The client gives up, and waits a moment before it tries again, as SDKs do.
+            // The client gives up, and waits a moment before it retries, as SDKs do.
             if self.client.fetch(self.create(&api, "birch", 2600)?, 1 << 20, patience).await.is_ok() {
                 return Err("expected no answer within 0.3 s; there was one".to_owned());
             }
@@ -367,7 +367,7 @@ impl Stage {
         let (response, body) = self.dial("acme", 3000).await?;
         let sid =
             body["callSid"].as_str().ok_or_else(|| format!("expected a call; saw {}", response.status()))?.to_owned();
-        // The sweep leaves a call alone in its first seconds: providers' lists lag.
+        // Polling ignores a call in its first seconds, because providers' lists lag.
         self.wait("the call to be answered", async || self.control.call(&sid).is_some_and(|c| c.answered)).await?;
         tokio::time::sleep(self.app.calls().settings.grace).await;
         self.control.end_call(&sid);
@@ -381,7 +381,7 @@ impl Stage {
         Ok(vec![format!("the sweep noticed after {:.1} s, proof \"{proof}\", slot free", took.as_secs_f64())])
     }
 
-    /// A process of its own, with a record of its own: it dies as processes do, and another takes over its record.
+    /// Runs a process with a database of its own: it is killed, and another one takes over its database.
     async fn kill_9(&self) -> Seen {
         let mut child = Child::start(self).await?;
         let mut calls = Vec::new();
@@ -451,7 +451,7 @@ impl Stage {
             "   -d '{{\"agent_id\":\"agent_acme\",\"agent_phone_number_id\":\"phnum_demo\",\"to_number\":\"+15550002222\"}}' \\"
         );
         println!("   http://{api}/elevenlabs/v1/convai/twilio/outbound-call");
-        // As this program was called: it may not be on the PATH.
+        // As this program was called, because it may not be on the PATH.
         let ringfence = std::env::args().next().unwrap_or_else(|| "ringfence".to_owned());
         println!(" {ringfence} calls list --admin http://{admin}\n");
         println!(" Python  ElevenLabs(base_url=\"http://{api}/b/acme/elevenlabs\", api_key=\"{}\")", s.el_api_key);
@@ -466,7 +466,7 @@ impl Stage {
     }
 }
 
-/// `ringfence serve` as a process of its own, over a record in the demo's folder. Killed when dropped.
+/// A process `ringfence serve`, with a database in the demo's folder. Killed when dropped.
 struct Child {
     process: tokio::process::Child,
     ready: Value,
@@ -480,7 +480,7 @@ impl Child {
         std::fs::create_dir_all(&folder).map_err(|e| failed("no folder", &e))?;
         let port = spare_port();
         let text = config_text(&stage.simulator.base_url(), port, &stage.control.settings());
-        // Providers are not asked about calls of the last seconds, as their lists lag; here nothing lags.
+        // Providers are not asked about calls of the last seconds, because their lists lag; simulated ones do not.
         let text = format!("{text}\n[reconcile]\nlist_lag_ms = 200\n");
         std::fs::write(folder.join("ringfence.toml"), text).map_err(|e| failed("no config", &e))?;
         let log = std::fs::OpenOptions::new().create(true).append(true).open(folder.join("log"));
@@ -508,7 +508,7 @@ impl Child {
         self.ready[listener].as_str().map(str::to_owned).ok_or_else(|| format!("no address of {listener}"))
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL.
     async fn kill(&mut self) -> Result<(), String> {
         self.process.kill().await.map_err(|e| e.to_string())
     }
@@ -560,7 +560,7 @@ drain_secs = 1
     )
 }
 
-/// For tests: the demo's config, so that it is known to be without errors.
+/// The demo's config, for a test of its validity.
 pub fn sample_config(folder: &Path) -> config::Loaded {
     config::load(&config_text("http://127.0.0.1:1", 2, &SimSettings::default()), folder, &|_| None)
 }

@@ -1,4 +1,4 @@
-//! `ringfence do-not-call`: the do-not-call lists of a running sidecar.
+//! `ringfence do-not-call`: manages the do-not-call lists of a running sidecar.
 
 use std::io::{BufReader, Read as _};
 use std::path::{Path, PathBuf};
@@ -13,11 +13,11 @@ use super::Outcome;
 use super::admin_client::{Console, path_of, refused};
 use crate::destinations::{NumberSet, key_of};
 
-/// Numbers that one request puts on a list.
+/// Numbers per request.
 const AT_ONCE: usize = 50_000;
-/// Numbers of a page.
+/// Numbers per page.
 const PAGE: u32 = 1_000;
-/// Bad rows that are printed.
+/// Maximum bad rows printed.
 const MISTAKES: usize = 50;
 
 #[derive(Debug, Args)]
@@ -100,7 +100,7 @@ impl DoNotCall {
             Act::List => self.print().await?,
             Act::Check { number } => {
                 let key = key_of(number)
-                    .ok_or_else(|| anyhow::anyhow!("{number} is no telephone number with its country code"))?;
+                    .ok_or_else(|| anyhow::anyhow!("{number} is not a telephone number with its country code"))?;
                 let path = format!("{}{}", path_of("/api/do-not-call", &format!("+{key}")), self.query('?'));
                 let found = self.console.ask(Method::GET, &path, None).await?;
                 let lists: Vec<&str> =
@@ -124,13 +124,13 @@ impl DoNotCall {
         self.business.as_ref().map_or_else(|| "everybody's list".to_owned(), |id| format!("the list of {id}"))
     }
 
-    /// Whose list it is, as a part of a URL that begins so.
+    /// The list as a query parameter, after `begin`.
     fn query(&self, begin: char) -> String {
         let escaped = |id: &String| form_urlencoded::byte_serialize(id.as_bytes()).collect::<String>();
         self.business.as_ref().map_or_else(String::new, |id| format!("{begin}business={}", escaped(id)))
     }
 
-    /// How many were put, and how many of them were new. None: some are no numbers, and they are printed.
+    /// Adds numbers; returns how many were new. `None`: some are malformed, and were printed.
     async fn put(&self, numbers: Vec<String>, reason: Option<&str>) -> anyhow::Result<Option<(u64, u64)>> {
         let answer = self.change(Method::PUT, json!({"numbers": numbers, "reason": reason})).await?;
         let count = |answer: &Value, name: &str| answer[name].as_u64().unwrap_or(0);
@@ -173,7 +173,7 @@ impl DoNotCall {
     }
 }
 
-/// The numbers of a file, each once.
+/// The distinct numbers of a file.
 fn read(file: &Path) -> anyhow::Result<Vec<String>> {
     let from: Box<dyn std::io::Read> = match file.to_str() {
         Some("-") => Box::new(std::io::stdin().lock()),

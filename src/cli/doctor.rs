@@ -1,5 +1,5 @@
-//! `ringfence doctor`: what a config meets, live: keys, webhooks, numbers, agents, Redis, Postgres, clock, disk, and the sidecar that
-//! runs. Everything is read, nothing is changed. `ringfence check --live` is its short form.
+//! `ringfence doctor`: checks a config live: keys, webhooks, numbers, agents, Redis, Postgres, clock, disk, and the running sidecar.
+//! Reads only. `ringfence check --live` is its short form.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -24,14 +24,14 @@ use crate::provider::account::Account;
 use crate::provider::check::Place;
 use crate::webhook::InboundMode;
 
-/// Clocks may differ by so many seconds.
+/// The tolerated clock skew, in seconds.
 const CLOCK_SECS: i64 = 5;
-/// A disk with less room is nearly full, in bytes; or with so small a part of it.
+/// A disk with less free bytes, or a smaller free part, is nearly full.
 const ROOM_BYTES_MIN: u64 = 1 << 30;
 const ROOM_PERCENT_MIN: u64 = 5;
-/// Numbers that are shown one by one.
+/// Maximum numbers listed one by one.
 const NUMBERS_MAX: usize = 50;
-/// The longest answer of `public_url`, in bytes, and how long it may take.
+/// The maximum answer of `public_url`, in bytes, and its timeout.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
@@ -44,7 +44,7 @@ pub(super) struct Doctor {
     json: bool,
 }
 
-/// Something to mend.
+/// A problem, why it matters, and how to fix it.
 struct Finding {
     level: Severity,
     code: &'static str,
@@ -65,7 +65,7 @@ impl Finding {
     }
 }
 
-/// Why what a code stands for matters.
+/// Why the problem behind a code matters.
 fn why_of(code: &str) -> &'static str {
     match code {
         "E050" | "W010" => "creates fail, and calls cannot be looked up or ended",
@@ -103,7 +103,7 @@ impl Doctor {
         let wide = read.loaded.config.as_ref().map(modes::wide).unwrap_or_default();
         read.loaded.diagnostics.extend(wide);
         let Some(config) = read.loaded.config.as_ref().filter(|_| !read.loaded.has_errors()) else {
-            read.print("would not be loaded, so nothing was asked live");
+            read.print("would be rejected, so there were no live checks");
             return Err(Failure::Config);
         };
         let mut findings: Vec<Finding> =
@@ -133,7 +133,7 @@ impl Doctor {
         if errors > 0 { Err(Failure::Config) } else { Ok(ExitCode::SUCCESS) }
     }
 
-    /// Whether `public_url` leads to a ringfence.
+    /// Checks whether `public_url` leads to a ringfence.
     async fn public(&self, config: &Config, findings: &mut Vec<Finding>, good: &mut Vec<String>) {
         let Some(base) = &config.webhooks.public_url else {
             good.push("no public_url: the ends of calls are found by asking".to_owned());
@@ -149,7 +149,7 @@ impl Doctor {
         }
     }
 
-    /// What the sidecar that runs with this config says of itself.
+    /// Checks the running sidecar of this config.
     async fn running(&self, config: &Config, findings: &mut Vec<Finding>, good: &mut Vec<String>) {
         let status = match self.console.ask(Method::GET, "/status", None).await {
             Ok(status) => status,
@@ -225,13 +225,13 @@ fn clocks(ahead_secs: &std::collections::BTreeMap<String, i64>, findings: &mut V
     }
 }
 
-/// The folders that are written to.
+/// The folders that ringfence writes to.
 fn folders(config: &Config) -> Vec<PathBuf> {
     let mut all = vec![config.spool_dir.clone()];
     if config.store.postgres.is_none() {
         all.extend(config.store.path.parent().map(Path::to_path_buf));
     }
-    // One that is yet to be made is where its parent is.
+    // A folder that does not exist yet will be on the disk of its parent.
     let there = |path: PathBuf| {
         let whole = if path.as_os_str().is_empty() { PathBuf::from(".") } else { path };
         whole.ancestors().find(|one| one.exists()).map_or_else(|| PathBuf::from("."), Path::to_path_buf)
@@ -271,7 +271,7 @@ fn is_nearly_full(room_bytes: u64, percent: u64) -> bool {
     room_bytes < ROOM_BYTES_MIN && percent < 2 * ROOM_PERCENT_MIN || percent < ROOM_PERCENT_MIN
 }
 
-/// What becomes of inbound calls of each number: by where its URLs lead.
+/// What happens to inbound calls of each number, depending on its URLs.
 pub(super) fn numbers(config: &Config, account: &Account, places: &[Place]) -> Vec<String> {
     let mode = match config.webhooks.inbound_mode {
         InboundMode::Front => {
@@ -292,7 +292,7 @@ pub(super) fn numbers(config: &Config, account: &Account, places: &[Place]) -> V
     lines
 }
 
-/// What a person sets at a provider's console, and compares there.
+/// The steps for a person in a provider's console.
 fn steps(config: &Config, account: &Account) -> Vec<String> {
     let Some(check) = &account.provider.check else { return vec![] };
     let base = config.webhooks.public_url.as_ref().map(|url| url.to_string().trim_end_matches('/').to_owned());

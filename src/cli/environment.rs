@@ -1,15 +1,15 @@
-//! What a config can be made of when nobody wrote one: the accounts whose keys are in the environment.
+//! Accounts and settings from environment variables, for starts without a config file.
 
 use std::fmt::Write as _;
 
-/// A provider's variables: those that an account of it needs, and those that it takes if they are there.
+/// A provider's variables: the required ones, and the optional ones.
 struct Known {
     provider: &'static str,
     needs: &'static [(&'static str, &'static str)],
     takes: &'static [(&'static str, &'static str)],
 }
 
-/// The names that the providers' own SDKs and documentation use, with the key that each becomes.
+/// The names in the providers' own SDKs and documentation, with the key that each sets.
 const KNOWN: &[Known] = &[
     Known {
         provider: "elevenlabs",
@@ -23,22 +23,22 @@ const KNOWN: &[Known] = &[
     },
 ];
 
-/// Beside the Free plan's 4, which an account is given that nobody stated a number for.
+/// The comment at `concurrent` of an account, which has the Free plan's 4 by default.
 const BOUGHT: &str = "bought: Free 4, Starter 6, Creator 10, Pro 20, Scale and Business 30";
 
-/// Accounts, as TOML that names variables and never holds their values.
+/// Accounts as TOML, which refers to variables and never contains their values.
 pub(super) struct Accounts {
-    /// `[accounts.…]` tables.
+    /// The `[accounts.…]` tables.
     pub toml: String,
-    /// A line for each provider: what it was made of, or what it lacks.
+    /// A line per provider: its variables, or the missing ones.
     pub lines: Vec<String>,
-    /// Providers that have an account.
+    /// The providers with an account.
     pub providers: Vec<&'static str>,
     /// The account that was written although its key is not set.
     pub unset: Option<&'static str>,
 }
 
-/// The accounts whose keys are set. With `bought`, each says what its plan allows, for a person to correct.
+/// The accounts whose keys are set. With `bought`, each states its plan's concurrency, to be corrected by a person.
 pub(super) fn accounts(bought: bool) -> Accounts {
     let mut made = Accounts { toml: String::new(), lines: vec![], providers: vec![], unset: None };
     for known in KNOWN {
@@ -52,7 +52,7 @@ pub(super) fn accounts(bought: bool) -> Accounts {
     made
 }
 
-/// What platforms set, and what it becomes: where the public is, and the stores.
+/// The variables of hosting platforms, and the keys that they set.
 const PLATFORM: [(&str, &str); 3] = [
     ("PORT", "[listen]\npublic = \"0.0.0.0:$PORT\""),
     ("DATABASE_URL", "[store]\nurl = { env = \"DATABASE_URL\" }"),
@@ -60,8 +60,8 @@ const PLATFORM: [(&str, &str); 3] = [
 ];
 
 impl Accounts {
-    /// Adds what a platform's variables say: they start a new process before they stop the old one, so a database decides, or
-    /// the Redis beside it. `says_where`: somebody has said where the public is.
+    /// Adds the settings of a hosting platform. Platforms start a new process before they stop the old one, so a database or
+    /// a Redis decides. `says_where`: the public address was given otherwise.
     pub(super) fn on_platform(&mut self, says_where: bool) {
         let [port, database, redis] = PLATFORM;
         if is_set(port.0) && !says_where {
@@ -81,10 +81,10 @@ impl Accounts {
                 if is_set(redis.0) { "REDIS_URL" } else { "the database, as several processes may share it" },
             );
         } else if is_set(database.0) {
-            self.lines.push("store   DATABASE_URL left out: it is no URL of Postgres".to_owned());
+            self.lines.push("store   DATABASE_URL ignored: it is not a URL of Postgres".to_owned());
         } else if is_set(redis.0) {
             self.lines
-                .push("gate    REDIS_URL left out: replicas share a Postgres, and there is no DATABASE_URL".to_owned());
+                .push("gate    REDIS_URL ignored: replicas share a Postgres, and there is no DATABASE_URL".to_owned());
         }
     }
 
@@ -93,7 +93,7 @@ impl Accounts {
         self.lines.push(format!("{what:<7} {from}"));
     }
 
-    /// With no key set at all, a file still has to show where one goes.
+    /// Adds an account without a key, if there is none, to show where the key goes.
     pub(super) fn or_elevenlabs(mut self) -> Self {
         if let (true, Some(first)) = (self.providers.is_empty(), KNOWN.first()) {
             self.add(first, true);
@@ -121,7 +121,7 @@ impl Accounts {
     }
 }
 
-/// The variables that would make an account, for a message.
+/// The variables that make an account, for a message.
 pub(super) fn variables() -> String {
     let all: Vec<String> =
         KNOWN.iter().map(|known| known.needs.iter().map(|(_, name)| *name).collect::<Vec<_>>().join(" and ")).collect();

@@ -1,4 +1,4 @@
-//! `ringfence events`: the inbox of webhooks and the outbox to the app.
+//! `ringfence events`: shows and replays the inbox of webhooks and the outbox to the app.
 
 use std::process::ExitCode;
 
@@ -113,10 +113,10 @@ impl Events {
     }
 }
 
-/// Webhooks that one look brings.
+/// Webhooks per page.
 const PAGE: u32 = 1000;
 
-/// Which webhooks are replayed.
+/// The webhooks to replay.
 struct Wanted<'a> {
     status: Failed,
     since: Option<u32>,
@@ -124,7 +124,7 @@ struct Wanted<'a> {
 }
 
 impl Wanted<'_> {
-    /// Ids of webhooks in a list, the oldest first.
+    /// The matching ids of a list, the oldest first.
     fn of(&self, listed: &Value, now_secs: i64) -> Vec<String> {
         let from = self.since.map(|secs| now_secs - i64::from(secs));
         let fits = |one: &&Value| {
@@ -152,7 +152,7 @@ impl Events {
         self.console.ask(Method::POST, &format!("{}/replay", path_of("/api/events", id)), None).await
     }
 
-    /// Replays all that is wanted; what fails again is not tried again.
+    /// Replays all matching webhooks; those that fail again are not retried.
     async fn replay_all(&self, wanted: &Wanted<'_>, dry_run: bool) -> Outcome {
         let (mut done, mut failed, mut seen) = (0_u32, 0_u32, std::collections::BTreeSet::new());
         loop {
@@ -184,7 +184,7 @@ impl Events {
             }
         }
         if !self.json {
-            println!("{done} replayed, {failed} could not be.");
+            println!("{done} replayed, {failed} failed.");
         }
         Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
@@ -194,17 +194,17 @@ fn replayed(id: &str, done: &Value) -> String {
     let event = &done["event"];
     let applied = match (event["outcome"].as_str(), event["error"].as_str()) {
         (Some(outcome), _) => format!("{id}: {outcome}"),
-        (None, Some(error)) => format!("{id} cannot be applied: {error}"),
-        (None, None) => format!("{id} is an event of ringfence's own"),
+        (None, Some(error)) => format!("failed to apply {id}: {error}"),
+        (None, None) => format!("{id} is one of ringfence's own events"),
     };
     match done["deliveries"].as_u64() {
-        Some(0) | None => format!("{applied}; the app is told nothing of it."),
-        Some(1) => format!("{applied}; its delivery is made again."),
-        Some(n) => format!("{applied}; its {n} deliveries are made again."),
+        Some(0) | None => format!("{applied}; it has no delivery to the app."),
+        Some(1) => format!("{applied}; its delivery is repeated."),
+        Some(n) => format!("{applied}; its {n} deliveries are repeated."),
     }
 }
 
-/// The inbox as an operator reads it.
+/// The inbox for people.
 fn table(listed: &Value) -> String {
     use std::fmt::Write as _;
     let mut out = String::new();
@@ -273,7 +273,7 @@ mod tests {
         assert!(text.contains("9 tries, next -   http://app/x   the app answered 500"), "{text}");
         assert_eq!(
             replayed("ev_1", &json!({"event": {"outcome": "applied"}, "deliveries": 1})),
-            "ev_1: applied; its delivery is made again."
+            "ev_1: applied; its delivery is repeated."
         );
     }
 }

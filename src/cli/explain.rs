@@ -1,4 +1,4 @@
-//! `ringfence explain`: why a create was refused, or would be, and what to do about it.
+//! `ringfence explain`: why a create was or would be rejected, and what to do about it.
 
 use std::process::ExitCode;
 
@@ -46,7 +46,7 @@ pub(super) struct Explain {
     json: bool,
 }
 
-/// The question, as a path.
+/// The request's path and query.
 pub(super) fn query(pairs: &[(&str, Option<&str>)]) -> String {
     let mut query = form_urlencoded::Serializer::new(String::new());
     for (name, value) in pairs {
@@ -81,7 +81,7 @@ impl Explain {
     }
 }
 
-/// The answer as a person reads it.
+/// The answer for people.
 pub(super) fn written(answer: &Value) -> String {
     let mut out = String::new();
     let mut say = |line: &str| {
@@ -114,7 +114,7 @@ pub(super) fn written(answer: &Value) -> String {
     }
     let create = &answer["create"];
     if !create.is_object() {
-        say("Its business or account is no longer in the config, so nothing can be said of now.");
+        say("Its business or account is no longer in the config, so its present state is unknown.");
         return out;
     }
     if refusal.is_object() || call.is_object() {

@@ -1,4 +1,4 @@
-//! Reads the config file for a command, and prints its mistakes.
+//! Reads the config file for a command, and prints its diagnostics.
 
 use std::io::IsTerminal as _;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 use super::{Failure, environment};
 use crate::config::{self, Loaded, diagnostics};
 
-/// The file with its mistakes.
+/// A config file and its diagnostics.
 pub(super) struct ConfigText {
     pub loaded: Loaded,
     text: String,
@@ -14,12 +14,12 @@ pub(super) struct ConfigText {
 }
 
 impl ConfigText {
-    /// The text as it was read.
+    /// The text of the file.
     pub(super) fn text(&self) -> &str {
         &self.text
     }
 
-    /// Prints the mistakes, if there are any, to stderr, and what becomes of the file if one of them is an error.
+    /// Prints the diagnostics, if any, to stderr, and `if_broken` if one of them is an error.
     pub(super) fn print(&self, if_broken: &str) {
         if self.loaded.diagnostics.is_empty() {
             return;
@@ -35,7 +35,7 @@ impl ConfigText {
     }
 }
 
-/// Reads a file; `flags` stand over the environment, which stands over the file.
+/// Reads a file; `flags` override the environment, which overrides the file.
 pub(super) fn read(path: &Path, flags: &[(&str, String)]) -> Result<ConfigText, Failure> {
     let text = std::fs::read_to_string(path).map_err(|error| {
         let hint = match error.kind() {
@@ -50,11 +50,11 @@ pub(super) fn read(path: &Path, flags: &[(&str, String)]) -> Result<ConfigText, 
     Ok(parse(text, path, &path.display().to_string(), flags))
 }
 
-/// The config of a start without a file: the accounts whose keys are in the environment. `None`: no key is.
+/// The config without a file: the accounts whose keys are in the environment. `None` if there are none.
 pub(super) fn from_environment(path: &Path, flags: &[(&str, String)]) -> Option<(ConfigText, Vec<String>)> {
     let mut made = environment::accounts(false);
     let any = !made.providers.is_empty();
-    // Whoever says where webhooks come to means that, whatever PORT a shell has.
+    // An explicit address for webhooks overrides a PORT that the shell may have.
     let says = |name: &str| flags.iter().any(|(flag, _)| *flag == name) || environment::is_set(name);
     made.on_platform(["RINGFENCE_LISTEN_WEBHOOKS", "RINGFENCE_LISTEN_PUBLIC"].iter().any(|name| says(name)));
     any.then(|| (parse(made.toml, path, "the environment", flags), made.lines))
@@ -67,7 +67,7 @@ fn parse(text: String, path: &Path, shown: &str, flags: &[(&str, String)]) -> Co
         flag.or_else(|| std::env::var(name).ok())
     };
     let mut loaded = config::load(&text, folder, &env);
-    // Names and values that are no text cannot be meant for a key.
+    // Names and values that are not UTF-8 cannot be keys.
     let all =
         std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     loaded.warn_of_strangers(all);

@@ -1,4 +1,4 @@
-//! `ringfence health`: for images that have no curl.
+//! `ringfence health`: a health check for container images without curl.
 
 use std::process::ExitCode;
 

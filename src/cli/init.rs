@@ -1,4 +1,4 @@
-//! `ringfence init`: a first config, from what the environment has. It asks nothing.
+//! `ringfence init`: writes a first config from the environment, without questions.
 
 use std::fs::OpenOptions;
 use std::io::{ErrorKind, Write as _};
@@ -49,7 +49,7 @@ impl Init {
         for line in &accounts.lines {
             println!("  {line}");
         }
-        // What was written is read as every command will read it: a variable of the environment may contradict it.
+        // Read again as every command will read it: a variable may override what was written.
         let read = file::read(&self.file.config, &[])?;
         if read.loaded.has_errors() && accounts.unset.is_none() {
             read.print("was written, but cannot be used as the environment is now");
@@ -94,9 +94,9 @@ impl Init {
 
 fn write(path: &Path, text: &str, force: bool) -> anyhow::Result<()> {
     let mut options = OpenOptions::new();
-    // Who writes it is the operator.
+    // The file belongs to the operator alone.
     options.write(true).mode(0o600);
-    // Two at once: one of them makes the file, the other is told that it is there.
+    // If two run at once, one creates the file and the other fails.
     if force {
         options.create(true).truncate(true)
     } else {
@@ -105,7 +105,7 @@ fn write(path: &Path, text: &str, force: bool) -> anyhow::Result<()> {
     let mut file = match options.open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-            anyhow::bail!("{} is there already: --force writes over it, --config FILE writes another", path.display())
+            anyhow::bail!("{} exists already: --force overwrites it, --config FILE writes another", path.display())
         }
         Err(error) => return Err(error).with_context(|| format!("cannot write {}", path.display())),
     };

@@ -1,4 +1,4 @@
-//! Logs: JSON, text, or, on a terminal, one aligned line a decision.
+//! Logging: JSON, text, or, on a terminal, one aligned line per decision.
 
 use std::fmt;
 use std::io::IsTerminal as _;
@@ -14,16 +14,16 @@ use tracing_subscriber::{EnvFilter, reload};
 
 use crate::config::LogSettings;
 
-/// Starts logging to stderr; what comes back takes up another filter. A second call does nothing.
+/// Starts logging to stderr; returns a function that changes the filter. A second call does nothing.
 pub(super) fn start(settings: &LogSettings) -> Box<dyn Fn(&str) + Send + Sync> {
-    // pingora's pool and h2 log what a client's hang-up is at levels of their own; theirs is not an operator's business.
+    // pingora's pool and h2 log client hang-ups at high levels, which do not concern operators.
     let quiet = "pingora_pool=error,h2=error,hyper=error,sqlx=error";
     let filter_of =
         move |words: &str| EnvFilter::try_new(format!("{words},{quiet}")).unwrap_or_else(|_| EnvFilter::new("info"));
     let (filter, handle) = reload::Layer::new(filter_of(&settings.filter));
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let registry = tracing_subscriber::registry().with(filter);
-    // A second start (tests, the demo) keeps the first.
+    // Fails if logging was started before (tests, the demo).
     let _ = if settings.json {
         registry.with(lines.json().flatten_event(true)).try_init()
     } else if std::io::stderr().is_terminal() {
@@ -32,12 +32,12 @@ pub(super) fn start(settings: &LogSettings) -> Box<dyn Fn(&str) + Send + Sync> {
         registry.with(lines.with_ansi(false)).try_init()
     };
     Box::new(move |words| {
-        // It fails only where no log was ever started.
+        // Fails only if logging was never started.
         let _ = handle.reload(filter_of(words));
     })
 }
 
-/// Starts logging to a file, for a command whose screen is for something else.
+/// Starts logging to a file, for a command that uses the screen.
 pub(super) fn start_file(path: &std::path::Path) -> std::io::Result<()> {
     let file = std::fs::File::create(path)?;
     let filter = EnvFilter::new("info,pingora_pool=error,h2=error,hyper=error,sqlx=error");
@@ -47,7 +47,7 @@ pub(super) fn start_file(path: &std::path::Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// `10:33:12  admitted   acme      PRO   elevenlabs  to=+155••••••01 call=c_…`.
+/// The aligned format: `10:33:12  admitted   acme      PRO   elevenlabs  to=+155••••••01 call=c_…`.
 struct Aligned;
 
 #[derive(Default)]

@@ -1,4 +1,4 @@
-//! `ringfence migrate`: the only command that opens the database by itself.
+//! `ringfence migrate`: the only command that opens the database itself.
 
 use std::path::Path;
 use std::process::ExitCode;

@@ -1,6 +1,6 @@
-//! The command line: one file a command.
+//! The command line, one file per command.
 //!
-//! Exit codes: 0 done; 1 it failed; 2 the command line or the config is wrong.
+//! Exit codes: 0 success; 1 failure; 2 a mistake in the command line or the config.
 
 mod admin_client;
 mod alarms;
@@ -111,15 +111,15 @@ enum Command {
     Man(shell::Man),
 }
 
-/// Every command with its options, as clap knows them: what the reference page is made of.
+/// All commands with their options; the reference page is generated from it.
 pub fn command() -> clap::Command {
     Cli::command()
 }
 
-/// Where the config is unless said otherwise.
+/// The default path of the config.
 const CONFIG: &str = "ringfence.toml";
 
-/// Where the config is.
+/// The option for the config file.
 #[derive(Debug, Clone, Args)]
 struct ConfigFile {
     /// The config file
@@ -127,11 +127,11 @@ struct ConfigFile {
     config: PathBuf,
 }
 
-/// What a command failed with.
+/// The failure of a command.
 enum Failure {
     /// Exit code 1.
     Failed(anyhow::Error),
-    /// Exit code 2; the mistakes have been printed.
+    /// Exit code 2; the diagnostics have been printed.
     Config,
 }
 
@@ -143,11 +143,11 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 
 type Outcome = Result<ExitCode, Failure>;
 
-/// Runs the command that was given.
+/// Runs the given command.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     if !matches!(cli.command, Command::Init(_)) {
-        // The record, the spool, the journal, sockets, logs: what is created from here on is its user's alone. A config is not.
+        // Files created from here on (database, spool, journal, sockets, logs) are accessible to this user only.
         umask(Mode::S_IRWXG | Mode::S_IRWXO);
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -188,7 +188,7 @@ pub fn main() -> ExitCode {
             Command::Demo(command) => command.run().await,
         }
     });
-    // What still runs (a look-up at a provider that does not answer) must not hold the exit up.
+    // Running work, such as a look-up at a provider that does not answer, must not delay the exit.
     runtime.shutdown_background();
     match outcome {
         Ok(code) => code,

@@ -1,4 +1,4 @@
-//! Whether what ringfence keeps is its user's alone.
+//! Checks that ringfence's files are accessible to its user only.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use crate::config::Config;
 use crate::config::diagnostics::{Diagnostic, Report};
 
-/// The bits of a mode that let others in.
+/// The mode bits of other users.
 const OTHERS: u32 = 0o077;
 
-/// A warning for each file and folder that others than its user may use: calls, telephone numbers and transcripts stand there.
+/// Warns of files and folders that other users may access: they contain calls, telephone numbers and transcripts.
 pub(super) fn wide(config: &Config) -> Vec<Diagnostic> {
     let report = Report::default();
     let beside = |end: &str| {

@@ -1,4 +1,4 @@
-//! `ringfence purge`: deletes what a business left behind.
+//! `ringfence purge`: deletes the data of a business.
 
 use std::process::ExitCode;
 
@@ -45,7 +45,7 @@ impl Purge {
         );
         let open: Vec<&str> = gone["open"].as_array().into_iter().flatten().filter_map(|id| id.as_str()).collect();
         if !open.is_empty() {
-            println!("These calls are up and stay: {}. Purge again when they are over.", open.join(", "));
+            println!("These calls are open and stay: {}. Purge again when they have ended.", open.join(", "));
         }
         Ok(ExitCode::SUCCESS)
     }

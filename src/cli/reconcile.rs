@@ -1,4 +1,4 @@
-//! `ringfence reconcile`: leases, records and providers are compared now, and what differs is mended.
+//! `ringfence reconcile`: compares leases, call records and providers now, and repairs differences.
 
 use std::process::ExitCode;
 
@@ -38,7 +38,7 @@ fn shown(done: &Value) -> String {
             (account["account"].as_str().unwrap_or_default(), |key: &str| account[key].as_u64().unwrap_or(0));
         let said = match (account["error"].as_str(), account["canBeAsked"].as_bool()) {
             (Some(error), _) => format!("cannot be asked: {error}"),
-            (None, Some(false)) => "has no credentials to be asked with; webhooks and deadlines alone".to_owned(),
+            (None, Some(false)) => "no credentials for look-ups; only webhooks and deadlines".to_owned(),
             _ => format!(
                 "provider says {}, {} were on record: {} had ended, {} found again, {} foreign ones counted",
                 n("providerLive"),
@@ -55,7 +55,7 @@ fn shown(done: &Value) -> String {
         Some(error) => writeln!(out, "gate                 cannot be compared: {error}"),
         None => writeln!(
             out,
-            "gate                 {} leases agree with the record; {} of ended calls given back, {} without a record freed, {} calls counted again",
+            "gate                 {} leases match the call records; {} of ended calls released, {} without a record removed, {} calls counted again",
             gate("agree"),
             gate("ended"),
             gate("orphans"),
@@ -83,9 +83,9 @@ mod tests {
         let text = shown(&done);
         for line in [
             "account main         provider says 2, 3 were on record: 1 had ended, 0 found again, 0 foreign ones counted",
-            "account dumb         has no credentials to be asked with; webhooks and deadlines alone",
+            "account dumb         no credentials for look-ups; only webhooks and deadlines",
             "account away         cannot be asked: the provider answered 500",
-            "gate                 2 leases agree with the record; 0 of ended calls given back, 1 without a record freed, 0 calls counted again",
+            "gate                 2 leases match the call records; 0 of ended calls released, 1 without a record removed, 0 calls counted again",
         ] {
             assert!(text.lines().any(|l| l == line), "{line}\nnot in\n{text}");
         }

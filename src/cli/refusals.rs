@@ -1,4 +1,4 @@
-//! `ringfence refusals`: creates and inbound calls that were refused, and why.
+//! `ringfence refusals`: lists rejected creates and inbound calls.
 
 use std::process::ExitCode;
 

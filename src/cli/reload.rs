@@ -1,4 +1,4 @@
-//! `ringfence reload`: a running sidecar reads its config again.
+//! `ringfence reload`: makes a running sidecar reload its config.
 
 use std::process::ExitCode;
 

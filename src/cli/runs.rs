@@ -1,4 +1,4 @@
-//! `ringfence runs`: bulk runs of a running sidecar.
+//! `ringfence runs`: manages bulk runs of a running sidecar.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -13,13 +13,13 @@ use serde_json::{Value, json};
 use super::Outcome;
 use super::admin_client::{Console, path_of, refused};
 
-/// How often progress is asked for.
+/// The interval of progress updates.
 const ASK_EVERY: Duration = Duration::from_secs(1);
-/// Results of a page.
+/// Results per page.
 const PAGE: u32 = 5_000;
-/// Mistakes that are printed.
+/// Maximum mistakes printed.
 const MISTAKES: usize = 50;
-/// Cells of the bar.
+/// Characters of the progress bar.
 const BAR: u64 = 30;
 
 #[derive(Debug, Args)]
@@ -165,7 +165,7 @@ impl Runs {
         Ok(())
     }
 
-    /// The id of the run; none: its leads are wrong, and what is wrong is printed.
+    /// Creates a run; returns its id. `None`: its leads have mistakes, which were printed.
     async fn create(
         &self,
         description: &Path,
@@ -180,7 +180,7 @@ impl Runs {
         if let Some(fields) = run.as_object_mut()
             && let Some(leads) = fields.shift_remove("leads")
         {
-            // They come last.
+            // `leads` must be the last field.
             fields.insert("leads".to_owned(), leads);
         }
         let (mut status, mut made) = self.console.send(Method::POST, "/api/runs", Some(run)).await?;
@@ -214,7 +214,7 @@ impl Runs {
         Ok(made["runId"].as_str().map(str::to_owned))
     }
 
-    /// Shows progress until the run is over or paused.
+    /// Shows progress until the run has ended or is paused.
     async fn watch(&self, path: &str) -> Outcome {
         let (started, mut first, is_screen) = (Instant::now(), None, std::io::stdout().is_terminal() && !self.json);
         loop {
@@ -268,7 +268,7 @@ fn number(run: &Value, name: &str) -> u64 {
     run["counts"][name].as_u64().unwrap_or(0)
 }
 
-/// `[######------] 12 of 20  3 in a call  1.5/s  done at 12:03`
+/// A line such as `[######------] 12 of 20  3 in a call  1.5/s  done at 12:03`.
 fn bar(run: &Value, rate: f64) -> String {
     let (all, done) = (run["leads"].as_u64().unwrap_or(0), run["done"].as_u64().unwrap_or(0));
     let full = (done * BAR).checked_div(all).unwrap_or(0).min(BAR);

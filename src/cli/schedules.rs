@@ -1,4 +1,4 @@
-//! `ringfence schedules`: recurring runs of a running sidecar.
+//! `ringfence schedules`: manages recurring runs of a running sidecar.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -147,7 +147,7 @@ fn described(one: &Value) -> String {
     }
     if let Some(error) = one["error"].as_str() {
         let (firing, tries) = (text(one, "failingFiringAt"), one["tries"].as_u64().unwrap_or(0));
-        out += &format!("the firing of {firing} failed {tries} times and is tried again: {error}\n");
+        out += &format!("the firing of {firing} failed {tries} times and is retried: {error}\n");
     }
     out
 }
@@ -210,7 +210,7 @@ mod tests {
             shown,
             "sched_1  active  daily of acme  \"0 9 * * *\" UTC  next 2026-11-30T09:00:00Z\n\
              fired 2026-11-29T09:00:00Z: no leads, no run\n1 leads left out: row 3: x\n\
-             the firing of 2026-11-30T09:00:00Z failed 2 times and is tried again: away\n"
+             the firing of 2026-11-30T09:00:00Z failed 2 times and is retried: away\n"
         );
         let listed = table(&json!({"schedules": [one]}));
         assert!(listed.lines().nth(1).unwrap().contains(" failing "), "{listed}");

@@ -1,4 +1,4 @@
-//! `ringfence serve`.
+//! `ringfence serve`: runs the sidecar.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -63,14 +63,14 @@ impl Serve {
         let Some(config) = read.loaded.config else { return Err(Failure::Config) };
         let set_log_filter = logs::start(&config.log);
         cores::start()?;
-        // Listened for before anything is accepted: a signal that comes early must drain, or reload, too.
+        // Registered before anything is accepted: an early signal must drain, or reload, too.
         let mut stop = tokio::spawn(stop_signal());
         let mut hangups = signal(SignalKind::hangup())?;
-        // What was made of the environment alone has no file to come from again.
+        // A config from the environment alone cannot be reloaded.
         let written = self.file.config.exists().then(|| ConfigSource { file: config_file, inputs, set_log_filter });
         let app = tokio::select! {
             app = App::start_from(config, Clock::system(), written) => app?,
-            // Nothing was served yet: there is nothing to drain.
+            // Nothing was served yet, so there is nothing to drain.
             stopped = &mut stop => {
                 stopped??;
                 return Ok(ExitCode::SUCCESS);
@@ -115,9 +115,9 @@ impl Serve {
     }
 }
 
-/// The file, or, where there is none and the calls at once are stated, what the environment makes.
+/// Reads the file; without one, if the concurrency is given, builds the config from the environment.
 fn read(path: &Path, flags: &[(&str, String)]) -> Result<ConfigText, Failure> {
-    // A file that was named and is not there is a mistake, whatever the environment has.
+    // A named file must exist, whatever the environment has.
     if path != Path::new(CONFIG) || path.exists() {
         return file::read(path, flags);
     }
@@ -129,12 +129,12 @@ fn read(path: &Path, flags: &[(&str, String)]) -> Result<ConfigText, Failure> {
             lines.iter().for_each(|line| eprintln!("  {line}"));
             if let Some(settings) = &read.loaded.config {
                 let calls = settings.policy.concurrent.map_or("no".to_owned(), |n| n.to_string());
-                eprintln!("  limit   {calls} calls at once, over everything; {}", settings.policy.mode.as_str());
+                eprintln!("  limit   {calls} concurrent calls in total; {}", settings.policy.mode.as_str());
             }
             Ok(read)
         }
         Some(_) => Err(Failure::from(anyhow::anyhow!(
-            "there is no {CONFIG}: write one with `ringfence init`, or state the calls at once that you bought, \
+            "there is no {CONFIG}: write one with `ringfence init`, or give the number of concurrent calls that you bought, \
              as in `ringfence serve --concurrent 4`, which needs none"
         ))),
         None => Err(Failure::from(anyhow::anyhow!(

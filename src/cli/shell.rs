@@ -1,4 +1,4 @@
-//! `ringfence completions` and `ringfence man`: what shells and `man` know of the commands.
+//! `ringfence completions` and `ringfence man`: shell completions and man pages.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -54,7 +54,7 @@ fn page(command: &clap::Command) -> std::io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// `ringfence-calls-list.1` and so on: `git`'s names.
+/// Writes a page per command, named as git does: `ringfence-calls-list.1`.
 fn pages(command: &clap::Command, folder: &Path) -> std::io::Result<()> {
     let name = command.get_display_name().unwrap_or(command.get_name()).to_owned();
     std::fs::write(folder.join(format!("{name}.1")), page(command)?)?;

@@ -1,4 +1,4 @@
-//! `ringfence simulate`.
+//! `ringfence simulate`: runs simulated providers.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -48,7 +48,7 @@ fn millis(text: &str) -> Result<Millis, String> {
     }
 }
 
-/// The simulated providers speak no TLS: an address that they cannot call is said at once, not by webhooks that never come.
+/// Parses a URL. Only `http://` is allowed, because the simulated providers do not use TLS.
 fn plain_http(text: &str) -> Result<String, String> {
     match text.parse::<http::Uri>() {
         Ok(url) if url.scheme_str() == Some("http") => Ok(text.to_owned()),

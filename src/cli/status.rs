@@ -1,4 +1,4 @@
-//! `ringfence status`: how a running sidecar stands, on one screen.
+//! `ringfence status`: the state of a running sidecar on one screen.
 
 use std::process::ExitCode;
 
@@ -13,11 +13,11 @@ use super::calls::{account_line, policy_line};
 use super::text::{WIDTH, cut, field, list, span, table, time, wrap};
 use super::watch::watch;
 
-/// Limits that are shown; of more, how many there are.
+/// Maximum limits shown; further ones are counted.
 const LIMITS_MAX: usize = 12;
-/// Refusals that are counted.
+/// Maximum refusals counted.
 const REFUSALS_MAX: u32 = 1000;
-/// The time within which they are, in seconds.
+/// The period of the counted refusals, in seconds.
 const REFUSED_WITHIN_SECS: u32 = 300;
 
 #[derive(Debug, Args)]
@@ -37,7 +37,7 @@ impl Status {
         watch(self.watch, self.json, async || {
             let mut status = self.console.ask(Method::GET, "/status", None).await?;
             let path = format!("/api/refusals?limit={REFUSALS_MAX}&since_secs={REFUSED_WITHIN_SECS}");
-            // Without the store nobody knows; the status says so.
+            // Unknown without the database; the status shows that.
             let refused = self.console.ask(Method::GET, &path, None).await.unwrap_or_default();
             if self.json {
                 let found: Vec<Value> = alarms(&status)
@@ -54,7 +54,7 @@ impl Status {
     }
 }
 
-/// Refusals by what refused, the most frequent first.
+/// Refusals by limit or code, the most frequent first.
 pub(super) fn refused_by(refusals: &[Value]) -> Vec<(String, usize)> {
     let mut by = std::collections::BTreeMap::<String, usize>::new();
     for one in refusals {
@@ -87,7 +87,7 @@ fn written(status: &Value, refused: &Value) -> String {
         say(account_line(account, now));
     }
     let store = &status["store"];
-    let state = if store["ok"] == true { "ok" } else { "takes no writes" };
+    let state = if store["ok"] == true { "ok" } else { "rejects writes" };
     say(format!("store   {} {} {state}", field(store, "backend"), field(store, "path")));
     let (gate, standing) = (&status["gate"], &status["gate"]["standing"]);
     let decides = if standing["degraded"] == true { ", degraded" } else { ", ok" };
@@ -137,7 +137,7 @@ fn replica(one: &Value, now: Option<i64>) -> Vec<String> {
     vec![text("id"), text("host"), text("version"), text("policy"), heard, marks.join(", ")]
 }
 
-/// Every count that somebody holds, the fullest limits first: limit, what it allows, how much is held.
+/// All counts in use, the fullest first: limit, bound, use.
 fn in_use(status: &Value) -> Vec<Vec<String>> {
     let limits = list(status, "limits");
     let held = status["gate"]["byLimit"].as_object();

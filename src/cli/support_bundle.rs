@@ -1,5 +1,5 @@
-//! `ringfence support-bundle`: what somebody needs who is to help, in one file that can be read before it is sent. No secret and no
-//! whole telephone number is in it; what was said in calls is not, either.
+//! `ringfence support-bundle`: writes the data that a supporter needs into one readable file, without secrets, full telephone
+//! numbers and transcripts.
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
@@ -16,7 +16,7 @@ use super::{Outcome, file};
 use crate::clock::{Clock, rfc3339};
 use crate::ids::{mask_number, mask_numbers_in};
 
-/// What a running sidecar is asked.
+/// The requests to a running sidecar.
 const PATHS: [&str; 9] = [
     "/ready",
     "/status",
@@ -28,18 +28,18 @@ const PATHS: [&str; 9] = [
     "/api/runs?limit=50",
     "/api/audit?limit=200",
 ];
-/// Files of the system that say what a process may have.
+/// System files with the limits of a process.
 const SYSTEM: [&str; 5] =
     ["/proc/version", "/proc/meminfo", "/proc/loadavg", "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/cpu.max"];
-/// What stands where something was.
+/// The replacement of redacted values.
 const REDACTED: &str = "[redacted]";
-/// Parts of names of what is secret.
+/// Parts of the names of secrets.
 const SECRET_WORDS: [&str; 7] = ["secret", "token", "password", "passwd", "key", "auth", "credential"];
-/// A shorter secret is not looked for everywhere: it would be found in words.
+/// The minimum secret that is searched in all texts; a shorter one would be found inside words.
 const SECRET_CHARS_MIN: usize = 6;
-/// Digits of telephone numbers that stand in a text without a plus: fewer are dates, ports and counts.
+/// Digits of telephone numbers without a plus: fewer are dates, ports and counts.
 const RUN_DIGITS: std::ops::RangeInclusive<usize> = 9..=15;
-/// Digits of the shortest telephone number.
+/// The minimum digits of a telephone number.
 const NUMBER_DIGITS_MIN: usize = 7;
 
 #[derive(Debug, Args)]
@@ -106,7 +106,7 @@ impl SupportBundle {
     }
 }
 
-/// An answer as the bundle has it. That nobody answers is worth knowing, too.
+/// An answer, or the fact that nobody answers.
 fn answered(asked: anyhow::Result<(http::StatusCode, HeaderMap, bytes::Bytes)>) -> Value {
     match asked {
         Ok((status, _, body)) => {
@@ -119,7 +119,7 @@ fn answered(asked: anyhow::Result<(http::StatusCode, HeaderMap, bytes::Bytes)>) 
     }
 }
 
-/// Every secret that a config names: those in the file, in variables and in other files.
+/// All secrets that a config refers to: in the file, in variables and in other files.
 fn secrets_of(config: &toml::Table) -> Vec<String> {
     fn look(value: &toml::Value, is_secret: bool, found: &mut Vec<String>) {
         match value {
@@ -139,7 +139,7 @@ fn secrets_of(config: &toml::Table) -> Vec<String> {
     let variables =
         std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     found.extend(variables.filter(|(name, _)| names_a_secret(name)).map(|(_, value)| value));
-    // A URL with a password is one, and the password alone, too.
+    // A URL with a password is a secret, and so is the password alone.
     let passwords: Vec<String> =
         found.iter().filter_map(|text| url::Url::parse(text).ok()?.password().map(str::to_owned)).collect();
     found.extend(passwords);
@@ -148,7 +148,7 @@ fn secrets_of(config: &toml::Table) -> Vec<String> {
         .map(|secret| secret.trim().to_owned())
         .filter(|secret| secret.chars().count() >= SECRET_CHARS_MIN)
         .collect();
-    // The longest first: one may be a part of another.
+    // The longest first, because one may contain another.
     found.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
     found.dedup();
     found
@@ -162,8 +162,8 @@ fn names_a_secret(key: &str) -> bool {
         && key != "sockets_per_token"
 }
 
-/// Takes secrets and telephone numbers out, wherever they stand. `is_secret`: what is here belongs to a name of something secret; where the
-/// secret comes from may stay.
+/// Redacts secrets and telephone numbers everywhere. `is_secret`: the value belongs to a secret's name; references to the
+/// secret's source stay.
 fn redact(value: &mut Value, secrets: &[String], is_secret: bool) {
     match value {
         Value::String(text) if is_secret => REDACTED.clone_into(text),
@@ -191,7 +191,7 @@ fn redacted(text: &str, secrets: &[String]) -> String {
         shown = shown.replace(secret.as_str(), REDACTED);
     }
     let shown = crate::config::diagnostics::without_password(&mask_numbers_in(&shown));
-    // Times in the metrics look like numbers, and are none.
+    // Timestamps in metrics look like telephone numbers.
     if shown.contains("_timestamp_seconds") {
         shown
     } else if is_number(&shown) {
@@ -201,7 +201,7 @@ fn redacted(text: &str, secrets: &[String]) -> String {
     }
 }
 
-/// Masks runs of digits that stand for themselves and are as long as telephone numbers with their country code.
+/// Masks standalone runs of digits that are as long as telephone numbers with their country code.
 fn masked_runs(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     let mut rest = text;
@@ -217,7 +217,7 @@ fn masked_runs(text: &str) -> String {
     shown + rest
 }
 
-/// Whether a text is a telephone number and nothing else, plus or not.
+/// Whether a text is only a telephone number, with or without a plus.
 fn is_number(text: &str) -> bool {
     text.chars().all(|c| c.is_ascii_digit() || matches!(c, '+' | '-' | '(' | ')' | ' ' | '.'))
         && text.bytes().filter(u8::is_ascii_digit).count() >= NUMBER_DIGITS_MIN

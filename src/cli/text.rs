@@ -1,16 +1,16 @@
-//! What commands write for people: tables that fit a terminal, times and ages.
+//! Output for people: tables that fit a terminal, times and ages.
 
 use serde_json::Value;
 
-/// The width that a table fits into, in columns.
+/// The maximum width of a table, in columns.
 pub(super) const WIDTH: usize = 100;
 
-/// A time of an answer, in seconds since 1970.
+/// A time in an answer, in seconds since 1970.
 pub(super) fn time(value: &Value) -> Option<i64> {
     value.as_str()?.parse::<jiff::Timestamp>().ok().map(|t| t.as_second())
 }
 
-/// How long something has lasted.
+/// A duration in its largest units.
 pub(super) fn span(secs: i64) -> String {
     let secs = secs.max(0);
     match secs {
@@ -21,10 +21,10 @@ pub(super) fn span(secs: i64) -> String {
     }
 }
 
-/// Reads `90s`, `15m`, `2h`, `3d`, `90`: seconds.
+/// Parses `90s`, `15m`, `2h`, `3d`, `90` into seconds.
 ///
 /// # Errors
-/// What is wrong with it, for whoever typed it.
+/// A sentence about the mistake.
 pub(super) fn read_span(text: &str) -> Result<u32, String> {
     let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
     let factor = match unit {
@@ -35,20 +35,20 @@ pub(super) fn read_span(text: &str) -> Result<u32, String> {
         _ => return Err("write it as 90s, 15m, 2h or 3d".to_owned()),
     };
     let count: u32 = digits.parse().map_err(|_| "write it as 90s, 15m, 2h or 3d".to_owned())?;
-    count.checked_mul(factor).ok_or_else(|| "it is too long".to_owned())
+    count.checked_mul(factor).ok_or_else(|| "it is too large".to_owned())
 }
 
-/// A text of a field; `-` where there is none.
+/// The text of a field; `-` if it is missing.
 pub(super) fn field<'v>(value: &'v Value, key: &str) -> &'v str {
     value[key].as_str().unwrap_or("-")
 }
 
-/// A list of a field.
+/// The list of a field.
 pub(super) fn list<'v>(value: &'v Value, key: &str) -> &'v [Value] {
     value[key].as_array().map(Vec::as_slice).unwrap_or_default()
 }
 
-/// A text of one line that is at most so many columns wide.
+/// Shortens a text to one line of at most `width` columns.
 pub(super) fn cut(text: &str, width: usize) -> String {
     let plain = |c: char| if c.is_control() { ' ' } else { c };
     if text.chars().count() <= width {
@@ -58,7 +58,7 @@ pub(super) fn cut(text: &str, width: usize) -> String {
     kept.chain(std::iter::once('…')).collect()
 }
 
-/// A table: each column with the most columns that it may take. A cell that is wider is cut.
+/// A table; `columns` are names and maximum widths. Wider cells are shortened.
 pub(super) fn table(columns: &[(&str, usize)], rows: &[Vec<String>]) -> String {
     let head: Vec<String> = columns.iter().map(|(title, _)| (*title).to_owned()).collect();
     let all = || std::iter::once(&head).chain(rows);
@@ -76,7 +76,7 @@ pub(super) fn table(columns: &[(&str, usize)], rows: &[Vec<String>]) -> String {
     out
 }
 
-/// Lines of a text behind a head, each at most so many columns wide, broken between words; those after the first stand below the text.
+/// Wraps a text behind a head, between words, at `width` columns; further lines are indented to the text.
 pub(super) fn wrap(head: &str, text: &str, width: usize) -> String {
     let indent = " ".repeat(head.chars().count());
     let mut lines = vec![head.to_owned()];

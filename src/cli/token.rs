@@ -1,4 +1,4 @@
-//! `ringfence token`.
+//! `ringfence token`: makes a token.
 
 use std::process::ExitCode;
 

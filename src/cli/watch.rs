@@ -1,12 +1,12 @@
-//! A command that shows something again and again.
+//! Repeats the output of a command.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
 
-/// The pause between two looks.
+/// The pause between two updates.
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// Shows a text once, or again and again: on a terminal each in the place of the one before.
+/// Prints a text once, or repeatedly: on a terminal in place.
 pub(super) async fn watch(
     again: bool,
     json: bool,
@@ -18,7 +18,7 @@ pub(super) async fn watch(
         match &text {
             Ok(text) if clears => print!("\x1b[H\x1b[2J{text}"),
             Ok(text) => print!("{text}"),
-            // A sidecar that is restarted comes back.
+            // A restarting sidecar will answer again.
             Err(error) if clears => println!("\x1b[H\x1b[2J{error:#}"),
             Err(_) => {}
         }

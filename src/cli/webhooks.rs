@@ -1,4 +1,4 @@
-//! `ringfence webhooks`: a test webhook for a running sidecar, signed as its provider signs it.
+//! `ringfence webhooks`: sends test webhooks to a running sidecar, signed as by the provider.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::net::{Upstream, UpstreamSettings, install_crypto_provider};
 use crate::provider::account::Account;
 
-/// The longest answer that is read, in bytes, and how long it may take.
+/// The maximum answer, in bytes, and its timeout.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
@@ -60,7 +60,7 @@ enum Status {
 }
 
 impl Status {
-    /// Twilio's word.
+    /// The name at Twilio.
     fn as_str(self) -> &'static str {
         match self {
             Status::Initiated => "initiated",
@@ -97,7 +97,7 @@ enum Act {
     },
 }
 
-/// A webhook, ready to be sent.
+/// A signed webhook.
 struct Signed {
     path: &'static str,
     content_type: &'static str,
@@ -160,13 +160,11 @@ impl Webhooks {
         } else {
             println!("POST {url}\n{status}\n{body}");
             match status.as_u16() {
-                401 => println!(
-                    "Its signature does not hold there: that sidecar has another secret, or another public_url."
-                ),
-                404 => println!(
-                    "It is genuine, and speaks of a call that ringfence does not know: as it should for a test."
-                ),
-                200..300 => println!("It was taken: ringfence events list"),
+                401 => {
+                    println!("Its signature is invalid there: that sidecar has another secret, or another public_url.")
+                }
+                404 => println!("It is genuine, and about a call that ringfence does not know: as expected of a test."),
+                200..300 => println!("It was accepted: ringfence events list"),
                 _ => {}
             }
         }
@@ -194,11 +192,11 @@ fn account_of<'c>(config: &'c Config, event: Event, name: Option<&str>) -> anyho
     }
 }
 
-/// Where the sidecar of the config takes webhooks. An address that is every address is asked on loopback.
+/// The URL of `listen.webhooks`. Loopback for an unspecified address.
 fn listener(config: &Config) -> anyhow::Result<String> {
     let mut at: SocketAddr = config.listen.webhooks;
     if at.port() == 0 {
-        return Err(anyhow!("listen.webhooks takes any free port: say with --to where it is"));
+        return Err(anyhow!("listen.webhooks has no fixed port: give its URL with --to"));
     }
     if at.ip().is_unspecified() {
         at.set_ip(if at.is_ipv4() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { IpAddr::V6(Ipv6Addr::LOCALHOST) });
@@ -207,7 +205,7 @@ fn listener(config: &Config) -> anyhow::Result<String> {
     Ok(format!("{scheme}://{at}"))
 }
 
-/// An id of its kind that no call has.
+/// An id of a kind that no call has.
 fn unknown(kind: &str) -> String {
     let id = ulid::Ulid::new().to_string().to_lowercase();
     match kind {

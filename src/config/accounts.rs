@@ -1,4 +1,4 @@
-//! `[accounts.NAME]`.
+//! The tables `[accounts.NAME]`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -13,14 +13,14 @@ use crate::provider::account::Account;
 use crate::provider::description::Description;
 use crate::provider::secret::Secret;
 
-/// Reads every account, and what each contributes to policy.
+/// Reads all accounts, and their part of the policy.
 pub(super) fn read(
     root: &Table<'_>,
     registry: Option<&Registry>,
 ) -> (BTreeMap<AccountName, Arc<Account>>, Vec<AccountLimits>) {
     let table = root.table("accounts");
     let (mut accounts, mut limits) = (BTreeMap::new(), Vec::new());
-    // `terminate = []` is a choice too: calls are counted, never hung up.
+    // An explicit `terminate = []` is kept: calls are counted, never hung up.
     let mut chosen = BTreeSet::new();
     for (name, one) in table.named_tables(&[]) {
         if one.has("terminate") {
@@ -32,7 +32,7 @@ pub(super) fn read(
         }
     }
     table.finish();
-    // The only account that can carry another's calls is its carrier, unless said otherwise.
+    // Without `carrier`, the only account that can carry another's calls is its carrier.
     let carriers: Vec<AccountName> = accounts
         .values()
         .filter(|a: &&Account| a.provider.terminate.contains_key("hangup"))
@@ -44,7 +44,7 @@ pub(super) fn read(
         if wants && account.carrier.is_none() && carriers.len() == 1 {
             account.carrier = carriers.first().cloned();
         }
-        // A call that a known carrier carries can be ended there, which destroys nothing.
+        // A call carried by a known account can be ended there, which deletes no record.
         if !chosen.contains(&account.name) {
             let means = account
                 .provider
@@ -54,7 +54,7 @@ pub(super) fn read(
             account.terminate = means.map(|(name, _)| name.clone()).into_iter().collect();
         }
         if let Some(carrier) = account.carrier.as_ref().filter(|c| !carriers.contains(c)) {
-            let title = format!("`accounts.{name}.carrier` is {carrier}, which is no account that carries calls");
+            let title = format!("`accounts.{name}.carrier` is {carrier}, which is not an account that carries calls");
             root.report().error("E022", None, title, "name an account of provider \"twilio\"");
         }
         done.insert(name, Arc::new(account));
@@ -67,12 +67,12 @@ fn account(name: &str, table: &Table<'_>, registry: Option<&Registry>) -> Option
     let account_name = AccountName::parse(name)
         .map_err(|error| report.error("E003", table.span(""), format!("`accounts.{name}`: {error}"), ""))
         .ok();
-    // The name of a provider is enough for its first account.
+    // The first account of a provider may be named like it.
     let written = table.text("provider").unwrap_or_else(|| name.to_owned());
     let provider = registry.and_then(|r| r.get(&written)).cloned();
     if let (None, Some(registry)) = (&provider, registry) {
         let known: Vec<&str> = registry.all().map(|d| d.name.as_str()).collect();
-        let title = format!("no provider {written:?} is known (`accounts.{name}.provider`)");
+        let title = format!("unknown provider {written:?} (`accounts.{name}.provider`)");
         let near = closest(&written, &known).map(|w| format!("did you mean \"{w}\"? "));
         let help = format!("{}known: {}", near.unwrap_or_default(), known.join(", "));
         report.error("E020", table.span("provider"), title, &help);
@@ -100,7 +100,7 @@ fn account(name: &str, table: &Table<'_>, registry: Option<&Registry>) -> Option
     let business = table.parsed("business", |t| BusinessId::parse(t).map_err(|e| e.to_string()));
     table.finish();
     let (name, provider) = (account_name?, provider?);
-    // Who names an upstream means all of the provider: a stand-in, a region, another proxy.
+    // An explicit upstream replaces all of the provider's: a simulator, a region, another proxy.
     let others = provider.upstreams.iter().filter(|_| upstream.is_none());
     let upstreams = others.filter_map(|other| Some((other.prefix.clone(), other.url.parse().ok()?))).collect();
     let upstream = upstream.or_else(|| provider.upstream.parse().ok())?;
@@ -120,20 +120,20 @@ fn account(name: &str, table: &Table<'_>, registry: Option<&Registry>) -> Option
     Some((account, limits))
 }
 
-/// A webhook secret has to be a key of one of the provider's signatures.
+/// Checks that a webhook secret can be a key of one of the provider's signatures.
 fn check_secrets(name: &str, table: &Table<'_>, provider: &Description, secrets: &[Secret]) {
     let signatures = || provider.webhooks.iter().map(|w| &w.signature).filter(|s| s.needs_key());
     for secret in secrets {
         let wrong: Vec<&str> = signatures().filter_map(|signature| signature.check_secret(secret).err()).collect();
         if let (Some(why), true) = (wrong.first(), wrong.len() == signatures().count()) {
             let title = format!("a secret of `accounts.{name}.webhook_secrets` {why}");
-            let help = format!("copy it from {} again, whole", provider.name);
+            let help = format!("copy it completely from {}", provider.name);
             table.report().error("E003", table.span("webhook_secrets"), title, &help);
         }
     }
 }
 
-/// What will not work, said once, before the first call.
+/// Warns of what will not work, before the first call.
 pub(super) fn warn(
     report: &Report,
     accounts: &BTreeMap<AccountName, Arc<Account>>,
@@ -145,12 +145,12 @@ pub(super) fn warn(
         report.error("E004", None, "there is no account", "write [accounts.elevenlabs] or [accounts.twilio]");
     }
     if !public_url && !accounts.is_empty() {
-        let title = "without public_url no provider can tell of a call's end: ends are polled";
-        report.warning("W002", None, title, "set public_url to what providers reach listen.webhooks by");
+        let title = "without public_url no provider can report the end of a call: ends are polled";
+        report.warning("W002", None, title, "set public_url to the URL at which providers reach listen.webhooks");
     }
     for account in accounts.values() {
         let name = &account.name;
-        // A secret that is written but cannot be read has been told of.
+        // An unreadable secret has been reported.
         if !account.can_ask() && !report.has("E010") && !report.has("E011") {
             let missing: Vec<&str> = account
                 .provider
@@ -163,21 +163,21 @@ pub(super) fn warn(
                 "account {name} has no {}: lost ends are settled by deadline alone, nothing can be hung up",
                 missing.join(" and no ")
             );
-            report.warning("W004", None, title, "give it the credentials that ringfence may ask with");
+            report.warning("W004", None, title, "add the credentials for ringfence's own requests");
         }
         if account.terminate.is_empty() {
             let known: Vec<&str> = account.provider.terminate.keys().map(String::as_str).collect();
-            let title = format!("account {name} has no means to end a call that is over capacity");
+            let title = format!("account {name} has no way to end a call that is over capacity");
             let help = format!("set terminate to a list out of: {}", known.join(", "));
             report.warning("W003", None, title, &help);
         }
         if account.terminate.iter().any(|m| account.provider.terminate.get(m).is_some_and(|t| t.deletes_record)) {
-            let title = format!("account {name} ends calls by deleting their record: the call may talk on, unseen");
-            report.warning("W006", None, title, "list means that hang up first, as in terminate = [\"twilio\"]");
+            let title = format!("account {name} ends calls by deleting their record: the call may go on unseen");
+            report.warning("W006", None, title, "list methods that hang up first, as in terminate = [\"twilio\"]");
         }
         let unchecked = account.provider.webhooks.iter().any(|w| {
             let (signature, keys) = (&w.signature, account.keys(&w.signature));
-            // Of a key that it needs for its own requests too W004 has told.
+            // A key that own requests need too has been reported by W004.
             let told = signature.key_from().is_some_and(|key| account.provider.secrets.iter().any(|one| one == key));
             signature.needs_secret() && !told && keys.secrets.is_empty() && keys.named.is_empty()
         });

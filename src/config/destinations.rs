@@ -1,4 +1,4 @@
-//! `[destinations]`, and the same rules of a plan or a business: whom the app may call.
+//! The destination rules: `[destinations]`, and the tables `destinations` of plans and businesses.
 
 use std::io::BufReader;
 use std::path::Path;
@@ -18,8 +18,8 @@ pub(super) fn read(root: &Table<'_>, folder: &Path) -> Settings {
     let only = table.texts("only_numbers").map(|list| only(&table, &list, country));
     let file = table.text("do_not_call_file").map(|path| file(&table, &folder.join(path)));
     if only.is_some() && root.has("public_url") {
-        let title = "`destinations.only_numbers` is set together with `public_url`: nobody but these is called";
-        let help = "it is meant for trials; take it out where the app serves customers";
+        let title = "`destinations.only_numbers` is set together with `public_url`: only these numbers are called";
+        let help = "it is meant for trials; remove it where the app serves customers";
         table.report().warning("W024", table.span("only_numbers"), title, help);
     }
     table.finish();
@@ -35,7 +35,7 @@ pub(super) fn read(root: &Table<'_>, folder: &Path) -> Settings {
     }
 }
 
-/// The rules that stand in a table `destinations`, of whomever.
+/// The rules in a table `destinations`.
 pub(super) fn rules(table: &Table<'_>) -> Rules {
     let prefixes = |key: &str| each(table, key, "E003", Prefix::parse);
     let kinds = |key: &str| each(table, key, "E005", kind);
@@ -55,12 +55,12 @@ pub(super) fn rules(table: &Table<'_>) -> Rules {
     }
 }
 
-/// A list of what is allowed: an empty one would allow everything, which is not what it says.
+/// A list of allowed values. An empty one is an error: it would allow everything.
 fn allowed<T>(table: &Table<'_>, key: &str, list: Option<Vec<T>>) -> Vec<T> {
     let list = list.unwrap_or_default();
     if list.is_empty() && table.has(key) {
-        let title = format!("`{}` has nothing that could be allowed", table.path_of(key));
-        table.report().error("E004", table.span(key), title, "name some, or take it out: then all are allowed");
+        let title = format!("`{}` is an empty list, so nothing would be allowed", table.path_of(key));
+        table.report().error("E004", table.span(key), title, "name some, or remove it: then all are allowed");
     }
     list
 }
@@ -81,7 +81,7 @@ fn each<T>(
 fn kind(text: &str) -> Result<Kind, String> {
     let known = || Kind::WORDS.map(|(word, _)| word).join(", ");
     let found = Kind::WORDS.iter().find(|(word, _)| *word == text).map(|(_, kind)| *kind);
-    found.ok_or_else(|| format!("{text:?} is no type of number; known: {}", known()))
+    found.ok_or_else(|| format!("{text:?} is not a type of number; known: {}", known()))
 }
 
 fn only(table: &Table<'_>, list: &[String], country: Option<Country>) -> Test {
@@ -95,9 +95,9 @@ fn only(table: &Table<'_>, list: &[String], country: Option<Country>) -> Test {
     only
 }
 
-/// A list that cannot be read whole is a mistake: with a part of it, people would be called who asked not to be.
+/// Reads the do-not-call file. One bad line is an error: with a part of the list, people would be called who asked not to be.
 fn file(table: &Table<'_>, path: &Path) -> NumberSet {
-    // Before it is read: what changes meanwhile is a change.
+    // Digest before reading, so that a change in between is noticed.
     table.note(path.to_owned(), held_by(path).unwrap_or_else(|error| unreadable(&error)));
     let read = std::fs::File::open(path).map_err(|error| error.to_string());
     match read.and_then(|file| NumberSet::read(BufReader::new(file))) {
@@ -108,7 +108,7 @@ fn file(table: &Table<'_>, path: &Path) -> NumberSet {
                 "E011",
                 table.span("do_not_call_file"),
                 title,
-                "write a number with its country code a line, as in +905321234567",
+                "write one number with its country code per line, as in +905321234567",
             );
             NumberSet::default()
         }

@@ -1,56 +1,56 @@
-//! Mistakes of a config, all at once, each with its place, and a hint.
+//! The diagnostics of a config, collected, each with a place and a hint.
 
 use std::cell::RefCell;
 use std::ops::Range;
 
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 
-/// Whether a mistake stops the program.
+/// Whether a diagnostic stops the program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Severity {
-    /// Worth a look.
+    /// A likely mistake; the program runs.
     Warning,
     /// The config cannot be used.
     Error,
 }
 
-/// One mistake.
+/// A mistake in a config.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Diagnostic {
     /// Whether it stops the program.
     pub severity: Severity,
-    /// Its code, as in `E014`: one of [`super::codes::CODES`].
+    /// The code, as in `E014`: one of [`super::codes::CODES`].
     pub code: &'static str,
-    /// What is wrong, naming the key path.
+    /// The message, with the key path.
     pub title: String,
-    /// Where, in bytes of the text; `None` for keys from the environment and keys that are missing.
+    /// The place in the text, in bytes; `None` for keys of the environment and missing keys.
     pub span: Option<Range<usize>>,
-    /// What stands there.
+    /// A label at the place.
     pub label: String,
-    /// Another place that explains it.
+    /// A second place that explains the first.
     pub context: Option<(Range<usize>, String)>,
     /// What to do.
     pub help: Option<String>,
 }
 
-/// Collects mistakes while a config is read.
+/// Collects diagnostics while a config is read.
 #[derive(Debug, Default)]
 pub struct Report {
     items: RefCell<Vec<Diagnostic>>,
 }
 
 impl Report {
-    /// Adds a mistake.
+    /// Adds a diagnostic.
     pub fn add(&self, diagnostic: Diagnostic) {
         self.items.borrow_mut().push(diagnostic);
     }
 
-    /// An error at a place.
+    /// Adds an error.
     pub fn error(&self, code: &'static str, span: Option<Range<usize>>, title: impl Into<String>, help: &str) {
         self.put(Severity::Error, code, span, title.into(), help);
     }
 
-    /// A warning at a place.
+    /// Adds a warning.
     pub fn warning(&self, code: &'static str, span: Option<Range<usize>>, title: impl Into<String>, help: &str) {
         self.put(Severity::Warning, code, span, title.into(), help);
     }
@@ -61,17 +61,17 @@ impl Report {
         self.add(Diagnostic { severity, code, title, span, label: String::new(), context: None, help });
     }
 
-    /// How many errors there are.
+    /// The number of errors.
     pub fn errors(&self) -> usize {
         self.items.borrow().iter().filter(|d| d.severity == Severity::Error).count()
     }
 
-    /// Whether there is one of this code.
+    /// Whether there is a diagnostic with this code.
     pub fn has(&self, code: &str) -> bool {
         self.items.borrow().iter().any(|d| d.code == code)
     }
 
-    /// Everything, errors first, then by place.
+    /// All diagnostics, errors first, then by place.
     pub fn finish(self) -> Vec<Diagnostic> {
         let mut items = self.items.into_inner();
         items.sort_by_key(|d| (std::cmp::Reverse(d.severity), d.span.as_ref().map(|s| s.start)));
@@ -79,13 +79,13 @@ impl Report {
     }
 }
 
-/// The code of a warning whose place is a secret: what stands there is never drawn.
+/// The code of a warning at a secret, whose text is never shown.
 pub const INLINE_SECRET: &str = "W001";
 
-/// The code of a key that nobody knows: its value may be a secret under a misspelt name.
+/// The code of an unknown key, whose value may be a secret under a misspelt name.
 pub const UNKNOWN_KEY: &str = "E014";
 
-/// The text with every secret that stands in it painted over, byte for byte, so that places stay where they are.
+/// The text with all secrets in it overwritten, byte for byte, so that places stay the same.
 fn without_secrets(diagnostics: &[Diagnostic], text: &str) -> String {
     let mut bytes = text.as_bytes().to_vec();
     let places = |code: &'static str| diagnostics.iter().filter(move |d| d.code == code).filter_map(|d| d.span.clone());
@@ -110,8 +110,8 @@ fn without_secrets(diagnostics: &[Diagnostic], text: &str) -> String {
     String::from_utf8(bytes).unwrap_or_default()
 }
 
-/// Which texts in quotes of a line may be secrets, by their key or by their look. Lines are taken as they are, since a text that
-/// is no TOML is drawn, too. A quote that is never closed reaches to the line's end.
+/// The quoted texts of a line that may be secrets, by their key or their form. Works on lines, because text that is not TOML
+/// is shown too. An unclosed quote extends to the end of the line.
 fn secrets_of(line: &str, named: bool) -> Vec<Range<usize>> {
     let Some((key, value)) = line.split_once('=') else { return vec![] };
     let key_says = ["secret", "token", "password", "api_key", "apikey", "api-key"];
@@ -125,7 +125,7 @@ fn secrets_of(line: &str, named: bool) -> Vec<Range<usize>> {
         let rest = line.get(begin..).unwrap_or_default();
         let end = begin + rest.find(quote).unwrap_or(rest.trim_end().len());
         let text = line.get(begin..end).unwrap_or_default();
-        // `{ env = "NAME" }` and `{ file = "/path" }` say where a secret is, not what it is.
+        // `{ env = "NAME" }` and `{ file = "/path" }` hold the place of a secret, not the secret.
         let before =
             line.get(..begin - 1).unwrap_or_default().trim_end().strip_suffix('=').unwrap_or_default().trim_end();
         let is_elsewhere = ["env", "file"]
@@ -141,7 +141,7 @@ fn secrets_of(line: &str, named: bool) -> Vec<Range<usize>> {
     found
 }
 
-/// Where a URL has its password, however malformed it is: from the colon of its user to the last `@`.
+/// The place of the password in a URL, however malformed: from the colon after the user to the last `@`.
 fn password_in(text: &str) -> Option<Range<usize>> {
     let end = text.rfind('@')?;
     let user = text.find("//").map_or(0, |at| at + 2);
@@ -149,7 +149,7 @@ fn password_in(text: &str) -> Option<Range<usize>> {
     Some(user + colon + 1..end)
 }
 
-/// A sentence that may cite a URL, without its password.
+/// Removes the password of a URL in a sentence.
 pub(crate) fn without_password(sentence: &str) -> String {
     let mut sentence = sentence.to_owned();
     if let Some(password) = password_in(&sentence) {
@@ -158,8 +158,8 @@ pub(crate) fn without_password(sentence: &str) -> String {
     sentence
 }
 
-/// Whether a text looks like a key: long, without spaces or points, letters and digits mixed. Ids of agents and numbers, and
-/// accounts at Twilio, look so too, and are none.
+/// Whether a text looks like a key: long, without spaces or dots, letters and digits mixed. Ids of agents, numbers and
+/// Twilio accounts look alike, but are excluded.
 fn looks_secret(text: &str) -> bool {
     const IDS: [&str; 6] = ["agent_", "phnum_", "conv_", "AC", "CA", "PN"];
     let mixed = text.chars().any(|c| c.is_ascii_digit()) && text.chars().any(|c| c.is_ascii_alphabetic());
@@ -167,7 +167,7 @@ fn looks_secret(text: &str) -> bool {
     text.len() >= 20 && mixed && text.chars().all(of_keys) && !IDS.iter().any(|id| text.starts_with(id))
 }
 
-/// Draws mistakes as rustc draws them.
+/// Renders diagnostics in the style of rustc.
 pub fn render(diagnostics: &[Diagnostic], path: &str, text: &str, colour: bool) -> String {
     let text = &without_secrets(diagnostics, text);
     let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
@@ -199,14 +199,14 @@ pub fn render(diagnostics: &[Diagnostic], path: &str, text: &str, colour: bool) 
     out
 }
 
-/// Line and column, in characters, both from 1, of a byte of a text.
+/// The line and column of a byte, in characters, both starting at 1.
 pub fn place(text: &str, at: usize) -> (usize, usize) {
     let before = text.get(..at).unwrap_or(text);
     let line = before.rsplit('\n').next().unwrap_or_default();
     (1 + before.matches('\n').count(), 1 + line.chars().count())
 }
 
-/// `2 errors, 1 warning`; what there is none of is not named.
+/// A summary such as `2 errors, 1 warning`; zeros are omitted.
 pub fn summary(diagnostics: &[Diagnostic]) -> String {
     let words = |severity, word: &str| match diagnostics.iter().filter(|d| d.severity == severity).count() {
         0 => None,

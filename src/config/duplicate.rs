@@ -1,8 +1,8 @@
-//! Where a key that stands twice stands first. The parser names only the second place.
+//! Finds the first of two duplicate keys. The parser reports the second only.
 
 use std::ops::Range;
 
-/// The place of the first of two equal keys, or headers of tables, of which the second is at `second`.
+/// The place of the first of two equal keys or table headers, the second of which is at `second`.
 pub(super) fn first_place(text: &str, second: &Range<usize>) -> Option<Range<usize>> {
     let before = text.get(..second.start)?;
     let start = before.rfind('\n').map_or(0, |at| at + 1);
@@ -24,7 +24,7 @@ pub(super) fn first_place(text: &str, second: &Range<usize>) -> Option<Range<usi
             (Some(_), Some(name)) if found.is_none() && normalised(name) == wanted => {
                 found = Some(place(one, name, at))
             }
-            // Keys of other tables are other keys.
+            // A header starts another table.
             (None, Some(_)) => (found, in_table) = (None, at),
             (None, None) if found.is_none() => {
                 found = its_key.filter(|name| normalised(name) == wanted).map(|name| place(one, name, at));
@@ -41,27 +41,27 @@ fn place(line: &str, part: &str, line_at: usize) -> Range<usize> {
     at..at + part.len()
 }
 
-/// The name in a table's header.
+/// The name in a table header.
 fn header(line: &str) -> Option<&str> {
     let line = line.trim_start().strip_prefix('[')?;
-    // Of an array of tables there may be many.
+    // Arrays of tables may repeat.
     let name = line.split(']').next().filter(|name| !name.starts_with('['))?;
     Some(name.trim())
 }
 
-/// The key of a line that sets one.
+/// The key in a line that sets one.
 fn key(line: &str) -> Option<&str> {
     let (key, _) = line.split_once('=')?;
     let key = key.trim();
     (!key.is_empty() && !key.starts_with('#')).then_some(key)
 }
 
-/// However its parts are spaced and quoted.
+/// A key without spaces and quotes around its parts.
 fn normalised(key: &str) -> String {
     key.split('.').map(|part| part.trim().trim_matches(['"', '\''])).collect::<Vec<_>>().join(".")
 }
 
-/// A key in the same inline table, before the second one.
+/// An equal key earlier in the same inline table.
 fn same_line(before: &str, second: &str) -> Option<Range<usize>> {
     let table = before.rfind('{')? + 1;
     let mut at = table;

@@ -1,11 +1,11 @@
-//! A database in a file that goes with its machine: platforms replace those at every deploy.
+//! Detects a database file on an ephemeral disk, which platforms replace at every deploy.
 
 use std::path::Path;
 
 use super::StoreSettings;
 use super::table::Table;
 
-/// Variables that platforms set whose machines have no disk that stays unless a volume is mounted.
+/// Variables that identify platforms whose machines have no persistent disk unless a volume is mounted.
 const PLATFORMS: [(&str, &str); 6] = [
     ("FLY_APP_NAME", "Fly"),
     ("RAILWAY_ENVIRONMENT_ID", "Railway"),
@@ -15,7 +15,7 @@ const PLATFORMS: [(&str, &str); 6] = [
     ("KUBERNETES_SERVICE_HOST", "Kubernetes"),
 ];
 
-/// Warns where the calls on record would be gone with the machine.
+/// Warns if the database would be lost with the machine.
 pub(super) fn warn(root: &Table<'_>, store: &StoreSettings) {
     if store.postgres.is_some() {
         return;
@@ -26,7 +26,7 @@ pub(super) fn warn(root: &Table<'_>, store: &StoreSettings) {
     let Ok(folder) = folder.canonicalize() else { return };
     if is_lost(&mounts, &folder) {
         let title = format!(
-            "the database {} is on a disk that goes with this machine ({platform}): after the next deploy no open call is known, and limits are exceeded",
+            "the database {} is on the ephemeral disk of this machine ({platform}): a deploy loses all open calls, and limits are exceeded",
             store.path.display()
         );
         let help = "set store.url to a Postgres server, or put store.path on a volume";
@@ -34,14 +34,14 @@ pub(super) fn warn(root: &Table<'_>, store: &StoreSettings) {
     }
 }
 
-/// Whether a folder is on the machine's own disk or in memory: no volume is mounted above it, in `/proc/self/mountinfo`'s words.
+/// Whether a folder is on the machine's own disk or in memory: `mounts`, in the format of `/proc/self/mountinfo`, has no volume above it.
 fn is_lost(mounts: &str, folder: &Path) -> bool {
     let mounted = mounts.lines().filter_map(|line| {
         let (before, after) = line.split_once(" - ")?;
         let at = before.split(' ').nth(4)?.replace("\\040", " ");
         folder.starts_with(&at).then(|| (at, after.split(' ').next().unwrap_or_default().to_owned()))
     });
-    // Of two at one place the later one is seen.
+    // A later mount hides an earlier one at the same place.
     let nearest = mounted.max_by_key(|(at, _)| at.len());
     nearest.is_some_and(|(at, kind)| at == "/" || ["overlay", "tmpfs", "ramfs"].contains(&kind.as_str()))
 }

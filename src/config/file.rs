@@ -1,7 +1,7 @@
-//! The config file, read once and again, and whether anything that it was read from has changed since.
+//! The config file: reads it, and detects changes of the file and of the files that it names.
 //!
-//! Files are compared by what they hold, not by inode or time: an editor's rename, a ConfigMap's `..data` link that points elsewhere
-//! and a file that is written anew all come down to the same. Only of a large one that would take too long: it is looked at every second.
+//! Files are compared by content, not by inode or time, so that an editor's rename, a ConfigMap's swapped `..data` link and a
+//! rewritten file are all detected. Large files are compared by inode and time, because they are checked every second.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,46 +9,46 @@ use std::path::{Path, PathBuf};
 use super::{Loaded, load};
 use crate::provider::sign::sha256_hex;
 
-/// Files and folders that a config was read from, each with a digest of what it held.
+/// The files and folders of a config, each with a digest of its content.
 pub type Inputs = BTreeMap<PathBuf, String>;
 
-/// Enough to tell two configs apart.
+/// Digits of the hash, enough to tell two configs apart.
 const HASH_CHARS: usize = 12;
 
-/// A config file, and what stands over it.
+/// A config file, and the flags that override it.
 #[derive(Debug, Clone)]
 pub struct File {
     path: PathBuf,
-    /// Names as in the environment, over which they stand.
+    /// Overrides, by environment name; they also override the environment.
     flags: Vec<(&'static str, String)>,
 }
 
-/// A config file as it was read.
+/// A config file that was read.
 #[derive(Debug)]
 pub struct FileRead {
-    /// The config with its mistakes.
+    /// The config and its diagnostics.
     pub loaded: Loaded,
-    /// The text, to draw mistakes in.
+    /// The text, for showing diagnostics.
     pub text: String,
-    /// Everything that it was read from, the file itself included.
+    /// All files of the config, the file itself included.
     pub inputs: Inputs,
 }
 
 impl File {
-    /// A file that has not been read. `flags` stand over the environment, which stands over the file.
+    /// A file that was not read yet. `flags` override the environment, which overrides the file.
     pub fn new(path: PathBuf, flags: Vec<(&'static str, String)>) -> Self {
         Self { path, flags }
     }
 
-    /// Where it is.
+    /// The path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Reads it, and every file that it names.
+    /// Reads the file, and all files that it names.
     ///
     /// # Errors
-    /// The file itself cannot be read. Everything else is a mistake among [`Loaded::diagnostics`].
+    /// The file itself cannot be read. All other mistakes are in [`Loaded::diagnostics`].
     pub fn read(&self) -> std::io::Result<FileRead> {
         let text = std::fs::read_to_string(&self.path)?;
         let folder = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
@@ -60,29 +60,29 @@ impl File {
         Ok(FileRead { inputs: self.inputs(&loaded), loaded, text })
     }
 
-    /// Everything that a config was read from, the file itself included.
+    /// All files of a config, the file itself included.
     pub fn inputs(&self, loaded: &Loaded) -> Inputs {
         let mut inputs = loaded.inputs.clone();
         inputs.insert(self.path.clone(), loaded.digest.clone());
         inputs
     }
 
-    /// The hash that a config goes by: the start of what `sha256sum` says of the file.
+    /// The hash of a config: the first digits of the file's `sha256sum`.
     pub fn hash(&self, inputs: &Inputs) -> Option<String> {
         inputs.get(&self.path).map(|digest| digest.chars().take(HASH_CHARS).collect())
     }
 
-    /// What the file, and every file of `before`, holds now.
+    /// The present digests of the file and of all files of `before`.
     pub fn inputs_now(&self, before: &Inputs) -> Inputs {
         let paths = before.keys().chain([&self.path]);
         paths.map(|path| (path.clone(), held_by(path).unwrap_or_else(|error| unreadable(&error)))).collect()
     }
 }
 
-/// The largest file that is compared by what it holds, in bytes.
+/// The largest file that is compared by content, in bytes.
 const COMPARED_BYTES_MAX: u64 = 1024 * 1024;
 
-/// A digest of what a file or a folder holds; of a large file, of where it is and when it was written.
+/// A digest of the content of a file or a folder; for a large file, of its inode and time.
 pub(super) fn held_by(path: &Path) -> std::io::Result<String> {
     let about = std::fs::metadata(path)?;
     if about.is_file() && about.len() > COMPARED_BYTES_MAX {
@@ -92,7 +92,7 @@ pub(super) fn held_by(path: &Path) -> std::io::Result<String> {
     if path.is_dir() { Ok(digest_of_files(&read_dir(path)?)) } else { Ok(digest(&std::fs::read(path)?)) }
 }
 
-/// The TOML files of a folder, name and text, in the order of their names.
+/// The TOML files of a folder, name and text, sorted by name.
 pub(super) fn read_dir(dir: &Path) -> std::io::Result<Vec<(String, String)>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(dir)? {
@@ -105,7 +105,7 @@ pub(super) fn read_dir(dir: &Path) -> std::io::Result<Vec<(String, String)>> {
     Ok(files)
 }
 
-/// A digest of what a file holds.
+/// A digest of a file's content.
 pub(super) fn digest(bytes: &[u8]) -> String {
     sha256_hex(bytes)
 }
@@ -116,7 +116,7 @@ pub(super) fn digest_of_files(files: &[(String, String)]) -> String {
     digest(each.as_bytes())
 }
 
-/// Stands for what a file holds that cannot be read.
+/// The digest of an unreadable file.
 pub(super) fn unreadable(error: &std::io::Error) -> String {
     format!("unreadable: {:?}", error.kind())
 }

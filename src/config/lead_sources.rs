@@ -1,4 +1,4 @@
-//! `[[lead_sources]]`: where recurring runs have their leads from.
+//! The array `[[lead_sources]]`: where recurring runs get their leads.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,10 +10,10 @@ use crate::provider::sign::standard_key;
 use crate::runs::recurring::source::{LeadSource, Place, Query, Shows, SourceKind, Sources};
 use crate::store::postgres;
 
-/// How long a source may take unless configured, in seconds.
+/// The default timeout of a source, in seconds.
 const TIMEOUT_SECS: u64 = 60;
 
-/// Reads all of them. `has_app`: `app.forward_url` is set.
+/// Reads all sources. `has_app`: `app.forward_url` is set.
 pub(super) fn read(root: &Table<'_>, has_app: bool) -> Sources {
     let mut sources = Sources::new();
     for table in &root.tables("lead_sources") {
@@ -21,7 +21,7 @@ pub(super) fn read(root: &Table<'_>, has_app: bool) -> Sources {
         table.finish();
         let Some(source) = source else { continue };
         if sources.contains_key(&source.name) {
-            let title = format!("two sources of leads have the name {:?}", source.name);
+            let title = format!("two lead sources have the name {:?}", source.name);
             table.report().error("E030", table.span("name"), title, "");
         }
         sources.insert(source.name.clone(), Arc::new(source));
@@ -32,7 +32,7 @@ pub(super) fn read(root: &Table<'_>, has_app: bool) -> Sources {
 fn source(table: &Table<'_>, has_app: bool) -> Option<LeadSource> {
     let name = table.text("name").filter(|name| !name.trim().is_empty());
     if name.is_none() {
-        table.report().error("E004", table.span("name"), "a source of leads needs a name", "schedules say it");
+        table.report().error("E004", table.span("name"), "a lead source needs a name", "schedules refer to it");
     }
     let businesses = table.texts("businesses").map(|list| {
         let id = |text: &String| {
@@ -51,13 +51,13 @@ fn source(table: &Table<'_>, has_app: bool) -> Option<LeadSource> {
     let at_app = ["url", "bearer", "secret"].iter().any(|key| table.has(key));
     let is_whole = ["database_url", "query"].iter().all(|key| table.has(key)) != table.has("url");
     if !is_whole || in_database == at_app {
-        let title = "a source of leads has either database_url and query, or url (with bearer or secret)";
+        let title = "a lead source has either database_url and query, or url (with bearer or secret)";
         table.report().error("E004", table.span("name"), title, "write two sources for both");
         return None;
     }
     if matches!(place, Some(Place::Behind(_))) && !has_app {
         let title = format!("`{}` is a path, but app.forward_url is not set", table.path_of("url"));
-        table.report().error("E004", table.span("url"), title, "set [app] forward_url, or write the whole address");
+        table.report().error("E004", table.span("url"), title, "set [app] forward_url, or write the full URL");
     }
     let kind = match (in_database, place) {
         (true, _) => SourceKind::Database { server: server?, query: query? },
@@ -72,7 +72,7 @@ fn server(table: &Table<'_>) -> Option<postgres::Settings> {
         .map_err(|why| table.report().error("E003", table.span("database_url"), format!("`{path}` {why}"), ""))
         .ok()?;
     if let Some(why) = server.exposed() {
-        let title = format!("leads could be read or forged on their way: `{path}`: {why}");
+        let title = format!("leads could be read or forged in transit: `{path}`: {why}");
         let help = "add ?sslmode=verify-full, and sslrootcert=FILE where its certificate is your own";
         table.report().warning("W008", table.span("database_url"), title, help);
     }
@@ -82,7 +82,7 @@ fn server(table: &Table<'_>) -> Option<postgres::Settings> {
 fn place(text: &str) -> Result<Place, String> {
     if text.starts_with('/') {
         let is_path = text.parse::<http::Uri>().is_ok_and(|uri| uri.authority().is_none());
-        return if is_path { Ok(Place::Behind(text.to_owned())) } else { Err("is no path".to_owned()) };
+        return if is_path { Ok(Place::Behind(text.to_owned())) } else { Err("is not a path".to_owned()) };
     }
     url(text).map(Place::At)
 }
@@ -99,8 +99,8 @@ fn shows(table: &Table<'_>) -> Option<Shows> {
             standard_key(&secret).map_err(wrong).ok().map(|_| Shows::Signature(secret))
         }
         (Some(_), Some(_)) => {
-            let title = "a source of leads shows either a bearer or a signature";
-            table.report().error("E004", table.span("bearer"), title, "take bearer or secret out");
+            let title = "a lead source has either bearer or secret, not both";
+            table.report().error("E004", table.span("bearer"), title, "remove bearer or secret");
             None
         }
     }

@@ -1,4 +1,4 @@
-//! `[listen]` and `[webhooks]`: where it listens, who speaks TLS, and who is let in.
+//! `[listen]` and `[webhooks]`: addresses, TLS, and access.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -11,7 +11,7 @@ use crate::net::local::PATH_BYTES_MAX as SOCKET_PATH_BYTES_MAX;
 use crate::policy::Rate;
 use crate::provider::Registry;
 
-/// The variable by which a platform says where it sends requests.
+/// The variable in which a platform names the port for requests.
 const PORT: &str = "PORT";
 
 /// A listener.
@@ -23,19 +23,19 @@ pub enum ListenerName {
     Webhooks,
     /// For operators.
     Admin,
-    /// For who follows what is said in calls.
+    /// For clients of live transcripts.
     Client,
 }
 
 impl ListenerName {
-    /// All of them.
+    /// All listeners.
     pub const ALL: [Self; 4] = [Self::Api, Self::Webhooks, Self::Admin, Self::Client];
-    /// Those that speak TLS where the config does not say which.
+    /// The listeners with TLS by default.
     const USUALLY_TLS: [Self; 3] = [Self::Api, Self::Webhooks, Self::Client];
-    /// Those whose clients show a certificate where the config does not say which: providers and browsers have none.
+    /// The listeners that require client certificates by default: providers and browsers have none.
     const USUALLY_CLIENT_CERTIFICATES: [Self; 2] = [Self::Api, Self::Admin];
 
-    /// Its key in `[listen]`.
+    /// The key in `[listen]`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Api => "api",
@@ -46,48 +46,48 @@ impl ListenerName {
     }
 }
 
-/// Addresses of the listeners.
+/// The addresses of the listeners.
 #[derive(Debug, Clone)]
 pub struct Listen {
-    /// Apps.
+    /// For apps.
     pub api: SocketAddr,
-    /// Providers.
+    /// For providers.
     pub webhooks: SocketAddr,
-    /// `webhooks` has the paths of `client`, too: it is all that is public.
+    /// Whether `webhooks` also serves the paths of `client`, as the only public listener.
     pub is_public: bool,
-    /// Operators.
+    /// For operators.
     pub admin: SocketAddr,
-    /// Operators of this machine's user: a Unix socket.
+    /// For operators with this machine's user: a Unix socket.
     pub admin_socket: AdminSocket,
-    /// Who follows what is said in calls.
+    /// For clients of live transcripts.
     pub client: SocketAddr,
-    /// TLS, where any listener speaks it.
+    /// TLS, if any listener uses it.
     pub tls: Option<TlsSettings>,
-    /// Whose `X-Forwarded-*` headers are believed.
+    /// The peers whose `X-Forwarded-*` headers are trusted.
     pub trusted_peers: TrustedPeers,
-    /// Connections of one peer at once, on each listener. Default: half of what the listener takes.
+    /// Maximum connections per peer on each listener. Default: half of the listener's maximum.
     pub connections_per_peer: Option<usize>,
 }
 
 /// The Unix socket of `listen.admin`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdminSocket {
-    /// Where it is.
+    /// The path.
     pub path: PathBuf,
-    /// The config names it: it must be there. The default goes without where another process has it.
+    /// Whether the config names it, so that a failure to bind it is an error. The default one is skipped if another process has it.
     pub is_named: bool,
 }
 
 /// TLS of the listeners: one certificate for all.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsSettings {
-    /// The chain, PEM.
+    /// The certificate chain, PEM.
     pub cert: PathBuf,
-    /// Its key, PEM.
+    /// The private key, PEM.
     pub key: PathBuf,
-    /// Who speaks it.
+    /// The listeners with TLS.
     pub listeners: BTreeSet<ListenerName>,
-    /// The authorities of clients' certificates, PEM, and whose clients must show one.
+    /// The authorities of client certificates, PEM, and the listeners that require one.
     pub clients: Option<(PathBuf, BTreeSet<ListenerName>)>,
 }
 
@@ -103,7 +103,7 @@ pub(super) fn read(root: &Table<'_>, folder: &Path, store: &StoreSettings) -> Op
         };
         let full = if full.starts_with(':') { format!("127.0.0.1{full}") } else { full };
         full.parse::<SocketAddr>()
-            .map_err(|_| format!("{full:?} is no address: write 127.0.0.1:8080 or [::1]:8080, or 0.0.0.0:$PORT"))
+            .map_err(|_| format!("{full:?} is not an address: write 127.0.0.1:8080 or [::1]:8080, or 0.0.0.0:$PORT"))
     };
     let address = |key: &str, default: &str| {
         if table.has(key) {
@@ -115,7 +115,7 @@ pub(super) fn read(root: &Table<'_>, folder: &Path, store: &StoreSettings) -> Op
     let is_public = table.has("public");
     if is_public && table.has("webhooks") {
         let title = "listen.public is set beside listen.webhooks";
-        let help = "listen.public takes its place: webhooks and the paths of listen.client on one port";
+        let help = "listen.public replaces it: webhooks and the paths of listen.client on one port";
         root.report().error("E004", table.span("public"), title, help);
     }
     let public = if is_public { table.parsed("public", parse) } else { table.text("public").and(None) };
@@ -135,7 +135,7 @@ pub(super) fn read(root: &Table<'_>, folder: &Path, store: &StoreSettings) -> Op
     let of_webhooks = if is_public { "public" } else { "webhooks" };
     let all = [("api", api), (of_webhooks, webhooks), ("admin", admin), ("client", client)];
     for (n, (name, address)) in all.iter().enumerate() {
-        // Port 0 takes a free one each time.
+        // Port 0 is a new free port each time.
         let same = |other: &&(&str, Option<SocketAddr>)| other.1 == *address && address.is_some_and(|a| a.port() != 0);
         if let (Some((first, _)), Some(address)) = (all[..n].iter().find(same), address) {
             let title = format!("listen.{first} and listen.{name} are both {address}");
@@ -152,7 +152,7 @@ fn admin_socket(table: &Table<'_>, folder: &Path, store: &StoreSettings) -> Admi
     let length = socket.path.as_os_str().len();
     if length > SOCKET_PATH_BYTES_MAX {
         let title = format!(
-            "the path of `listen.admin_socket` has {length} bytes; a Unix socket's may have {SOCKET_PATH_BYTES_MAX}"
+            "the path of `listen.admin_socket` has {length} bytes; a Unix socket's can have {SOCKET_PATH_BYTES_MAX}"
         );
         let help = format!(
             "name a shorter one: listen.admin_socket = \"/run/ringfence/admin.sock\"; it is {}",
@@ -173,7 +173,7 @@ fn tls(table: &Table<'_>, folder: &Path) -> Option<TlsSettings> {
             for key in ["tls_listeners", "tls_client_ca", "tls_client_listeners"] {
                 if table.has(key) {
                     let title = format!("listen.{key} is set, but there is no listen.tls_cert");
-                    table.report().error("E004", table.span(key), title, "set tls_cert and tls_key, too");
+                    table.report().error("E004", table.span(key), title, "also set tls_cert and tls_key");
                 }
             }
             return None;
@@ -195,11 +195,11 @@ fn tls(table: &Table<'_>, folder: &Path) -> Option<TlsSettings> {
         let demanding: BTreeSet<ListenerName> = shown.unwrap_or_else(usual);
         let plain = demanding.iter().find(|one| !listeners.contains(one));
         if let Some(plain) = plain {
-            let title = format!("listen.tls_client_listeners has {}, which speaks no TLS", plain.as_str());
-            table.report().error("E004", table.span("tls_client_listeners"), title, "name it in tls_listeners, too");
+            let title = format!("listen.tls_client_listeners includes {}, which does not use TLS", plain.as_str());
+            table.report().error("E004", table.span("tls_client_listeners"), title, "also name it in tls_listeners");
         }
         if demanding.is_empty() {
-            let title = "listen.tls_client_ca is set, but no listener asks for a client's certificate";
+            let title = "listen.tls_client_ca is set, but no listener requires client certificates";
             table.report().error("E004", table.span("tls_client_ca"), title, "name listeners in tls_client_listeners");
         }
         (folder.join(ca), demanding)
@@ -222,7 +222,7 @@ fn listeners(table: &Table<'_>, key: &str) -> Option<BTreeSet<ListenerName>> {
     Some(found.collect())
 }
 
-/// Reads `[webhooks]`: from where they may come, and how many from one address.
+/// Reads `[webhooks]`: the allowed sources, and the rate per address.
 pub(super) fn webhooks(root: &Table<'_>, registry: Option<&Registry>) -> (Option<TrustedPeers>, Option<Rate>) {
     let table = root.table("webhooks");
     let allow_from = table.texts("allow_from").and_then(|named| {
@@ -231,9 +231,9 @@ pub(super) fn webhooks(root: &Table<'_>, registry: Option<&Registry>) -> (Option
             match registry.and_then(|registry| registry.all().find(|provider| provider.name == name)) {
                 Some(provider) if provider.webhook_addresses.is_empty() => {
                     let title =
-                        format!("`webhooks.allow_from` names {name}, which publishes no addresses of its webhooks");
+                        format!("`webhooks.allow_from` names {name}, which publishes no addresses for its webhooks");
                     let help =
-                        "its webhooks are known by their signature: take allow_from out, or name addresses yourself";
+                        "its webhooks are recognised by their signature: remove allow_from, or list addresses yourself";
                     table.report().error("E003", table.span("allow_from"), title, help);
                 }
                 Some(provider) => addresses.extend(provider.webhook_addresses.iter().cloned()),

@@ -1,4 +1,4 @@
-//! Limits that could never match: a slip of the pen there would be no limit at all.
+//! Finds limits that can never match, so that a typo does not silently disable a limit.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,10 +8,10 @@ use crate::call::Direction;
 use crate::ids::{BusinessId, number_key};
 use crate::policy::{DEFAULT_PLAN, Limit, Plan};
 
-/// The operation of calls that a sweep finds at a provider.
+/// The operation of calls found by polling a provider.
 const SWEEP: &str = "sweep";
 
-/// Finds what cannot match in one limit.
+/// Checks the selectors of one limit.
 pub(super) fn check(table: &Table<'_>, limit: &Limit, accounts: &Accounts, plans: &BTreeMap<String, Plan>) {
     let (report, name, on) = (table.report(), limit.name.as_ref(), table.span("match"));
     let selects = &limit.selects;
@@ -21,7 +21,7 @@ pub(super) fn check(table: &Table<'_>, limit: &Limit, accounts: &Accounts, plans
     }
     for plan in selects.plan.iter().filter(|p| !plans.contains_key(*p) && *p != DEFAULT_PLAN) {
         let known: Vec<&str> = plans.keys().map(String::as_str).collect();
-        let title = format!("limit {name:?} matches plan {plan:?}, which is no plan");
+        let title = format!("limit {name:?} matches plan {plan:?}, which does not exist");
         report.error("E021", on.clone(), title, &format!("known: {}", known.join(", ")));
     }
     for business in &selects.business {
@@ -29,15 +29,16 @@ pub(super) fn check(table: &Table<'_>, limit: &Limit, accounts: &Accounts, plans
             let title = format!("limit {name:?} matches business {business:?}: there is no \"all but\"");
             report.error("E003", on.clone(), title, "give the others a plan of their own and match that, or name them");
         } else if let Err(error) = BusinessId::parse(business) {
-            let title = format!("limit {name:?} matches business {business:?}, which no business can have: {error}");
-            report.error("E003", on.clone(), title, "a limit matches ids as they are: there are no patterns");
+            let title =
+                format!("limit {name:?} matches business {business:?}, which is not a valid business id: {error}");
+            report.error("E003", on.clone(), title, "a limit matches exact ids: there are no patterns");
         }
     }
     for number in &selects.own_number {
         let bare = number.strip_prefix('+').unwrap_or(number);
         if bare.len() < 7 && bare.bytes().all(|b| b.is_ascii_digit()) {
-            let title = format!("limit {name:?} matches own_number {number:?}, which is no whole number");
-            report.error("E003", on.clone(), title, "write all of it, as in \"+15550001111\"");
+            let title = format!("limit {name:?} matches own_number {number:?}, which is not a complete number");
+            report.error("E003", on.clone(), title, "write it in full, as in \"+15550001111\"");
         } else if number.starts_with('0') && number_key(number) == number.as_str() {
             let title = format!("limit {name:?} matches own_number {number:?}, which has no country code");
             report.error("E003", on.clone(), title, "write it as in \"+442079460018\"");
@@ -49,7 +50,7 @@ pub(super) fn check(table: &Table<'_>, limit: &Limit, accounts: &Accounts, plans
 fn operations(table: &Table<'_>, limit: &Limit, accounts: &Accounts) {
     let (report, name, on) = (table.report(), limit.name.as_ref(), table.span("match"));
     let selects = &limit.selects;
-    // By direction: what creates a call, and what tells of one that came.
+    // The directions of each operation: creates, look-ups and webhooks that start a call.
     let mut known = BTreeMap::<&str, BTreeSet<Option<Direction>>>::from([(SWEEP, BTreeSet::from([None]))]);
     let fits = |account: &str| selects.account.is_empty() || selects.account.iter().any(|one| one == account);
     for account in accounts.values().filter(|account| fits(account.name.as_str())) {
@@ -82,7 +83,7 @@ fn operations(table: &Table<'_>, limit: &Limit, accounts: &Accounts) {
                     let title = format!(
                         "limit {name:?} matches {direction} calls of operation {operation:?}, which makes none"
                     );
-                    report.error("E005", on.clone(), title, "take out the direction, or the operation");
+                    report.error("E005", on.clone(), title, "remove the direction, or the operation");
                 }
             }
         }

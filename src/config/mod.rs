@@ -1,8 +1,8 @@
-//! The config as written → each module's own settings. Unknown keys are errors; every mistake is listed at once.
+//! Reads the config into each module's settings. Unknown keys are errors; all mistakes are reported at once.
 //!
-//! `table` walks the TOML, [`diagnostics`] draws mistakes, `policy` and `accounts` read the larger sections. Every key has an
-//! environment name: `RINGFENCE_` and its path in capitals (`RINGFENCE_LISTEN_API`). [`File`] reads a config again, and
-//! `restart` knows what cannot change under a running program.
+//! `table` walks the TOML, [`diagnostics`] renders mistakes, `policy` and `accounts` read the larger sections. Every key has an
+//! environment name: `RINGFENCE_` and its path in capitals (`RINGFENCE_LISTEN_API`). [`File`] detects changes, and
+//! `restart` lists the keys that cannot change in a running process.
 
 mod accounts;
 pub mod codes;
@@ -55,62 +55,62 @@ pub use listen::{AdminSocket, Listen, ListenerName, TlsSettings};
 pub use restart::needs_restart;
 use table::{Env, Source, Table};
 
-/// The keys of the root.
+/// The keys at the top level.
 const ROOT_KEYS: &[&str] = &["mode", "concurrent", "rate", "burst", "per_business", "public_url", "providers_dir"];
 
-/// The Unix socket of `listen.admin` where there is no file that it could stand beside.
+/// The name of the Unix socket of `listen.admin` where there is no database file to put it beside.
 const POSTGRES_SOCKET: &str = "ringfence-admin.sock";
 
-/// Everything that the program is built from.
+/// The complete settings of the program.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Limits, plans, businesses.
     pub policy: PolicySettings,
     /// Accounts by name.
     pub accounts: BTreeMap<AccountName, Arc<Account>>,
-    /// Where it listens.
+    /// Listeners.
     pub listen: Listen,
-    /// What is asked of providers.
+    /// Requests to providers.
     pub calls: calls::Settings,
-    /// What providers post.
+    /// Webhooks of providers.
     pub webhooks: webhook::Settings,
     /// How long a call may stay in a phase without news.
     pub deadlines: Deadlines,
-    /// How long an exchange is read after the app was answered.
+    /// How long a create's answer is awaited after the app was answered.
     pub late_answer: Duration,
-    /// How long a request that passes through may wait for the provider.
+    /// The timeout of requests that pass through.
     pub pass_through: Duration,
-    /// How long a drain waits.
+    /// The maximum duration of a drain.
     pub drain: Duration,
-    /// The store.
+    /// The database.
     pub store: StoreSettings,
-    /// The folder of bodies that are too large for the store.
+    /// The folder for bodies that are too large for the database.
     pub spool_dir: PathBuf,
-    /// Who decides.
+    /// The limiter.
     pub gate: capacity::Settings,
-    /// Where Redis is, if it decides.
+    /// The Redis server of the limiter, if there is one.
     pub redis: Option<redis::Settings>,
-    /// Who follows what is said in calls.
+    /// Live transcripts.
     pub client: transcripts::Settings,
     /// The secret of HS256 tokens on `listen.admin`.
     pub token_secret: Option<Secret>,
-    /// `/metrics` needs a token as everything else does.
+    /// Whether `/metrics` requires a token.
     pub metrics_token: bool,
-    /// Businesses that have a label of their own in metrics, at most.
+    /// Maximum businesses with a label of their own in metrics.
     pub metrics_businesses: u32,
-    /// What clients of before ringfence show to read figures.
+    /// The secret of clients of the replaced systems, for reading figures.
     pub cron_secret: Option<Secret>,
-    /// Tokens and signatures are required.
+    /// Whether tokens and signatures are required.
     pub strict: Strict,
-    /// How logs are written.
+    /// Logging.
     pub log: LogSettings,
-    /// A PEM file with roots that are trusted beside the public ones.
+    /// A PEM file with additional trusted roots.
     pub extra_ca: Option<PathBuf>,
-    /// Which addresses that tenants choose may be called.
+    /// The rules for callback URLs that tenants choose.
     pub callbacks: crate::net::CallbackRules,
-    /// How bulk runs are dialled.
+    /// Bulk runs.
     pub runs: runs::Settings,
-    /// The config file is read again when it changes.
+    /// Whether the config file is reloaded when it changes.
     pub watch: bool,
 }
 
@@ -121,7 +121,7 @@ pub enum Strict {
     PublicUrl,
     /// A listener is not on loopback.
     NotLoopback,
-    /// Nothing reaches us from outside.
+    /// Nothing is reachable from other machines.
     No,
 }
 
@@ -131,38 +131,38 @@ impl Strict {
         self != Strict::No
     }
 
-    /// The reason, for `check` and the first log line.
+    /// The reason, as shown by `check` and in the first log line.
     pub fn because(self) -> &'static str {
         match self {
             Strict::PublicUrl => "strict: public_url is set, so signatures and tokens are required",
             Strict::NotLoopback => "strict: a listener is not on loopback, so signatures and tokens are required",
             Strict::No => {
-                "lenient: no public_url and every listener on loopback, so unsigned webhooks are taken where no secret is configured"
+                "lenient: no public_url and every listener on loopback, so unsigned webhooks are accepted where no secret is configured"
             }
         }
     }
 }
 
-/// The store.
+/// The database.
 #[derive(Debug, Clone)]
 pub struct StoreSettings {
-    /// The SQLite file, where there is no Postgres.
+    /// The SQLite file, unless there is a Postgres server.
     pub path: PathBuf,
-    /// The server, instead of the file.
+    /// The Postgres server.
     pub postgres: Option<postgres::Settings>,
-    /// Brings the schema up to date at start.
+    /// Whether the schema is migrated at start.
     pub migrate_on_start: bool,
-    /// Ended calls, webhooks and refusals older than this are forgotten, unless their business says otherwise.
+    /// Ended calls, webhooks and rejections older than this are deleted, unless their business has its own retention.
     pub retention_days: u32,
 }
 
 impl StoreSettings {
-    /// What keeps the record: `postgres` or `sqlite`.
+    /// The kind of database: `postgres` or `sqlite`.
     pub fn backend(&self) -> &'static str {
         if self.postgres.is_some() { "postgres" } else { "sqlite" }
     }
 
-    /// Where large bodies are unless the config says so: beside the file, by its name; else in the working folder.
+    /// The default folder of large bodies: named after the database file and beside it; else in the working folder.
     fn default_spool(&self) -> PathBuf {
         if self.postgres.is_some() {
             return PathBuf::from("ringfence-spool");
@@ -172,7 +172,7 @@ impl StoreSettings {
         path.into()
     }
 
-    /// Where the Unix socket of `listen.admin` is unless the config says so: beside the file, by its name; else beside the config.
+    /// The default path of the Unix socket of `listen.admin`: named after the database file and beside it; else beside the config.
     fn default_socket(&self, folder: &std::path::Path) -> PathBuf {
         if self.postgres.is_some() {
             return folder.join(POSTGRES_SOCKET);
@@ -182,45 +182,45 @@ impl StoreSettings {
         path.into()
     }
 
-    /// Where the record is, as a person may read it: no password.
+    /// The database's path or URL, without a password.
     pub fn shown(&self) -> String {
         self.postgres.as_ref().map_or_else(|| self.path.display().to_string(), postgres::Settings::shown)
     }
 }
 
-/// How logs are written.
+/// Logging.
 #[derive(Debug, Clone)]
 pub struct LogSettings {
-    /// JSON, a line an event.
+    /// Whether lines are JSON.
     pub json: bool,
-    /// As `RUST_LOG` takes it.
+    /// The filter, in the syntax of `RUST_LOG`.
     pub filter: String,
 }
 
-/// A config with its mistakes. `config` is there if none of them is an error.
+/// A config and its diagnostics. `config` is present unless one of them is an error.
 #[derive(Debug)]
 pub struct Loaded {
-    /// What was meant.
+    /// The config.
     pub config: Option<Config>,
-    /// What is wrong.
+    /// The mistakes.
     pub diagnostics: Vec<Diagnostic>,
-    /// Every key that was asked for; `*` stands for names that the operator chose.
+    /// All keys that were read; `*` stands for names that the operator chose.
     pub keys: Vec<String>,
-    /// Files that were read beside the text: secrets and provider descriptions.
+    /// Additional files that were read: secrets and provider descriptions.
     pub inputs: Inputs,
     /// The SHA-256 of the text, in hex.
     pub digest: String,
-    /// Every environment variable that was asked for.
+    /// All environment variables that were read.
     variables: BTreeSet<String>,
 }
 
 impl Loaded {
-    /// Whether it cannot be used.
+    /// Whether the config is unusable.
     pub fn has_errors(&self) -> bool {
         self.diagnostics.iter().any(|d| d.severity == Severity::Error)
     }
 
-    /// Warns of variables that look as if they were for ringfence, and that no key asked for: misspelt ones, mostly.
+    /// Warns of variables that look like ringfence's but that no key reads, mostly misspelt ones.
     pub fn warn_of_strangers(&mut self, environment: impl Iterator<Item = (String, String)>) {
         let mut known: Vec<&str> = self.variables.iter().map(String::as_str).collect();
         known.extend(OTHER_VARIABLES);
@@ -236,7 +236,7 @@ impl Loaded {
                         "a key's variable is RINGFENCE_ and its path in capitals: ringfence check --defaults".to_owned()
                     }
                 }),
-                title: format!("environment variable {name} belongs to no key, so it does nothing"),
+                title: format!("environment variable {name} is ignored: no key has this name"),
                 span: None,
                 label: String::new(),
                 context: None,
@@ -247,10 +247,10 @@ impl Loaded {
     }
 }
 
-/// Variables that are no keys: the command line's, the scripts'.
+/// Variables of the command line and of scripts.
 const OTHER_VARIABLES: &[&str] = &["RINGFENCE_CONFIG", "RINGFENCE_ADMIN_URL", "RINGFENCE_TOKEN", "RINGFENCE_BIN"];
 
-/// Faults for tests (`RINGFENCE_FAIL…`), and what Kubernetes sets beside a Service that is called ringfence:
+/// Whether a variable is a fault for tests (`RINGFENCE_FAIL…`), or set by Kubernetes for a Service named ringfence:
 /// `RINGFENCE_SERVICE_HOST`, `RINGFENCE_PORT=tcp://…`, `RINGFENCE_PORT_8080_TCP_ADDR`.
 fn is_of_others(name: &str, value: &str) -> bool {
     let numbered = name.split("_PORT_").nth(1).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
@@ -260,16 +260,16 @@ fn is_of_others(name: &str, value: &str) -> bool {
         || (numbered || value.starts_with("tcp://") || value.starts_with("udp://"))
 }
 
-/// Where `listen.admin` of a config is, for commands that ask it.
+/// The address of `listen.admin`, for commands that use it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdminAddress {
-    /// Over TCP.
+    /// The TCP address.
     pub tcp: SocketAddr,
     /// The Unix socket.
     pub socket: PathBuf,
 }
 
-/// Reads no more of a config than where its `listen.admin` is: an operator's shell has none of the secrets that the rest names.
+/// Reads only the address of `listen.admin`: an operator's shell lacks the secrets that the rest of the config names.
 pub fn admin_address(text: &str, folder: &std::path::Path, env: Env<'_>) -> Option<AdminAddress> {
     let report = Report::default();
     let (parsed, _) = DeTable::parse_recoverable(text);
@@ -287,14 +287,14 @@ pub fn admin_address(text: &str, folder: &std::path::Path, env: Env<'_>) -> Opti
     let listen = listen::read(&root, folder, &store)?;
     let socket = match listen.admin_socket {
         socket if socket.is_named => socket.path,
-        // The URL may be a secret that is not here.
+        // The URL may be a secret that is missing here.
         _ if in_postgres => folder.join(POSTGRES_SOCKET),
         socket => socket.path,
     };
     Some(AdminAddress { tcp: listen.admin, socket })
 }
 
-/// Reads a config from its text. `folder` is where relative paths start.
+/// Reads a config. Relative paths start at `folder`.
 pub fn load(text: &str, folder: &std::path::Path, env: Env<'_>) -> Loaded {
     let (report, digest) = (Report::default(), file::digest(text.as_bytes()));
     let (parsed, errors) = DeTable::parse_recoverable(text);
@@ -307,9 +307,9 @@ pub fn load(text: &str, folder: &std::path::Path, env: Env<'_>) -> Loaded {
                 code: "E001",
                 title,
                 span: error.span(),
-                label: "a second time".to_owned(),
-                context: Some((first, "it stands here first".to_owned())),
-                help: Some("leave one of the two".to_owned()),
+                label: "second definition".to_owned(),
+                context: Some((first, "first definition".to_owned())),
+                help: Some("remove one of the two".to_owned()),
             }),
             None => report.error("E001", error.span(), title, ""),
         }
@@ -396,7 +396,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
     let metrics_businesses = admin.count("metrics_businesses", 0..=1000).unwrap_or(BUSINESS_LABELS);
     let cron_secret = admin.secret("cron_secret");
     if let Some(short) = cron_secret.as_ref().map(|s| s.expose().len()).filter(|n| *n < CRON_SECRET_BYTES_MIN) {
-        let title = format!("`admin.cron_secret` has {short} bytes; it needs {CRON_SECRET_BYTES_MIN} at least");
+        let title = format!("`admin.cron_secret` has {short} bytes; it needs at least {CRON_SECRET_BYTES_MIN}");
         admin.report().error("E003", admin.span("cron_secret"), title, "make one: openssl rand -base64 32");
     }
     admin.finish();
@@ -507,11 +507,11 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
     })
 }
 
-/// The keys of `[inbound]` that add paths, by `provider.webhook`.
+/// The keys of `[inbound]` that add paths to webhooks, by `provider.webhook`.
 const EXTRA_PATHS: [(&str, &str); 3] =
     [("twilio.voice", "voice_paths"), ("twilio.status", "status_paths"), ("elevenlabs.events", "elevenlabs_paths")];
 
-/// The key of `[inbound]` that adds paths to a webhook, if one does.
+/// The key of `[inbound]` that adds paths to a webhook, if there is one.
 pub fn extra_paths_key(provider: &str, webhook: &str) -> Option<&'static str> {
     let name = format!("{provider}.{webhook}");
     EXTRA_PATHS.iter().find(|(one, _)| *one == name).map(|(_, key)| *key)
@@ -521,18 +521,18 @@ fn url(text: &str) -> Result<Uri, String> {
     if splits_password(text) {
         return Err("has a `#`, `/` or `?` before its `@`: write it in a password as %23, %2F or %3F".to_owned());
     }
-    let uri: Uri = text.parse().map_err(|e| format!("is no URL: {e}"))?;
+    let uri: Uri = text.parse().map_err(|e| format!("is not a URL: {e}"))?;
     match (uri.scheme_str(), uri.authority()) {
         (Some("http" | "https"), Some(_)) => Ok(uri),
         _ => Err("must start with http:// or https:// and a host".to_owned()),
     }
 }
 
-/// Whether what was meant as the user and password of a URL ends before its `@`: the host would be a part of the password.
+/// Whether user and password of a URL end before its `@`, so that the parser would take a part of the password for the host.
 fn splits_password(text: &str) -> bool {
     let rest = text.split_once("://").map_or(text, |(_, rest)| rest);
     let Some((before, _)) = rest.rsplit_once('@') else { return false };
-    // A path may have an `@`; what has a colon in front of it, and no port there, is a password.
+    // A path may contain `@`; text with a colon before it that is not a port is a password.
     let Some(at) = before.find(['/', '#', '?']) else { return false };
     let (head, tail) = before.split_at(at);
     let port = head.rsplit_once(':').map(|(_, port)| port);
@@ -578,7 +578,7 @@ fn deadlines(root: &Table<'_>, create_timeout: Duration) -> Deadlines {
             deadlines.reserved_secs,
             create_timeout.as_secs()
         );
-        let help = "a create that is still under way would be looked up as lost";
+        let help = "a create in progress would be looked up as lost";
         root.report().error("E040", table.span("reserved_secs"), title, help);
     }
     table.finish();
@@ -601,7 +601,7 @@ fn store(root: &Table<'_>, folder: &std::path::Path) -> StoreSettings {
         server.statement_timeout = statement_timeout_ms.map_or(server.statement_timeout, Duration::from_millis);
         server.pooler = pooler.unwrap_or(server.pooler);
         if let Some(why) = server.exposed() {
-            let title = format!("the record could be read or forged on its way: `store.url`: {why}");
+            let title = format!("the database could be read or forged in transit: `store.url`: {why}");
             let help = "add ?sslmode=verify-full, and sslrootcert=FILE where its certificate is your own";
             table.report().warning("W008", table.span("url"), title, help);
         }
@@ -647,7 +647,7 @@ fn gate(root: &Table<'_>, folder: &std::path::Path) -> (capacity::Settings, Opti
         server.pool = pool.unwrap_or(server.pool);
         server.timeout = timeout_ms.map_or(server.timeout, Duration::from_millis);
         if let Some(why) = server.exposed() {
-            let title = format!("the gate could be read or forged on its way: `gate.redis_url`: {why}");
+            let title = format!("the limiter could be read or forged in transit: `gate.redis_url`: {why}");
             table.report().warning("W008", table.span("redis_url"), title, "use rediss://");
         }
         Some(server)
@@ -656,19 +656,18 @@ fn gate(root: &Table<'_>, folder: &std::path::Path) -> (capacity::Settings, Opti
     (settings, redis, on_outage)
 }
 
-/// Secrets that sign tokens must be as long as their hash: shorter ones are found by trying.
-/// The shortest `admin.cron_secret`, in bytes: it is tried over the network alone, unlike one that signs.
+/// The minimum `admin.cron_secret`, in bytes. Shorter than a signing secret's, because it can only be guessed over the network.
 const CRON_SECRET_BYTES_MIN: usize = 16;
 
 fn long_enough(table: &Table<'_>, secrets: &[Secret]) {
     if let Some(short) = secrets.iter().map(|secret| secret.expose().len()).find(|length| *length < SECRET_BYTES_MIN) {
         let path = table.path_of("token_secret");
-        let title = format!("`{path}` has {short} bytes; a secret that signs tokens has {SECRET_BYTES_MIN} at least");
+        let title = format!("`{path}` has {short} bytes; a secret that signs tokens needs at least {SECRET_BYTES_MIN}");
         table.report().error("E003", table.span("token_secret"), title, "make one: openssl rand -base64 32");
     }
 }
 
-/// `[client]` and `[transcripts]`. Tokens are checked with the operators' secret unless the app has one of its own.
+/// Reads `[client]` and `[transcripts]`. Without a secret of its own, the app's tokens are verified with the operators' secret.
 fn client(root: &Table<'_>, folder: &std::path::Path, operators: Option<&Secret>) -> transcripts::Settings {
     let table = root.table("client");
     let mut secrets = table.secrets("token_secret");
@@ -691,7 +690,7 @@ fn client(root: &Table<'_>, folder: &std::path::Path, operators: Option<&Secret>
     }
     let (issuer, audience) = (table.text("issuer"), table.text("audience"));
     if table.has("jwks_file") && audience.is_none() {
-        let title = "client.jwks_file is set without client.audience: tokens that its issuer made for other programs count here, too";
+        let title = "client.jwks_file is set without client.audience: tokens that its issuer made for other programs are accepted";
         table.report().warning(
             "W018",
             table.span("jwks_file"),
@@ -709,7 +708,7 @@ fn client(root: &Table<'_>, folder: &std::path::Path, operators: Option<&Secret>
     table.finish();
     let table = root.table("transcripts");
     let user_label = table.text("user_label").unwrap_or_else(|| "user".to_owned());
-    // Who calls people drivers is a client of before ringfence.
+    // The label "driver" means that clients are those of the replaced systems.
     let transcript_list = table.flag("bare_list").unwrap_or(user_label == "driver");
     let record_wait = secs(&table, "completion_wait_secs", 0..=3600, 60);
     table.finish();

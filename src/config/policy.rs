@@ -1,4 +1,4 @@
-//! `[plans]`, `[businesses]`, `[[limits]]` and the numbers at the top.
+//! Reads `[plans]`, `[businesses]`, `[[limits]]` and the limits at the top level.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::policy::{
 use crate::provider::account::Account;
 use crate::provider::sign::sha256_hex;
 
-/// Every account by name.
+/// All accounts by name.
 pub(super) type Accounts = BTreeMap<AccountName, Arc<Account>>;
 
 const CALLS_MAX: u32 = 1_000_000;
@@ -56,7 +56,7 @@ pub(super) fn read(root: &Table<'_>, limits_of: Vec<AccountLimits>, accounts: &A
     })
 }
 
-/// The plans, and the names of those in which something is wrong: nothing is concluded from what these do not say.
+/// The plans, and the names of those with mistakes, whose missing settings prove nothing.
 fn plans(root: &Table<'_>) -> (BTreeMap<String, Plan>, BTreeSet<String>) {
     let table = root.table("plans");
     let (mut plans, mut mistaken) = (default_plans(), BTreeSet::new());
@@ -78,7 +78,7 @@ fn plans(root: &Table<'_>) -> (BTreeMap<String, Plan>, BTreeSet<String>) {
     (plans, mistaken)
 }
 
-/// `[plans.NAME.destinations]` and the like. Where the file has no such table nobody is asked: there may be very many businesses.
+/// Reads `[plans.NAME.destinations]` and the like. Skipped without such a table, because there may be very many businesses.
 fn destinations(one: &Table<'_>) -> Rules {
     let table = one.table("destinations");
     if table.is_absent() {
@@ -89,7 +89,7 @@ fn destinations(one: &Table<'_>) -> Rules {
     rules
 }
 
-/// `[businesses]`.
+/// The result of `[businesses]`.
 struct Named {
     list: Vec<Business>,
     rules: Option<Vec<Rule>>,
@@ -124,7 +124,7 @@ fn businesses(root: &Table<'_>, plans: &BTreeMap<String, Plan>, mistaken: &BTree
     let known_plan = |key: &str, at: &Table<'_>, plan: &str| {
         if !plans.contains_key(plan) && plan != DEFAULT_PLAN {
             let known: Vec<&str> = plans.keys().map(String::as_str).collect();
-            let title = format!("`{}` is {plan:?}, which is no plan", at.path_of(key));
+            let title = format!("`{}` is {plan:?}, which is not a plan", at.path_of(key));
             root.report().error("E021", at.span(key), title, &format!("known: {}", known.join(", ")));
         }
     };
@@ -176,7 +176,7 @@ fn businesses(root: &Table<'_>, plans: &BTreeMap<String, Plan>, mistaken: &BTree
             }
         }
         one.finish();
-        // A key that is misspelt is told of once, not a second time by what is missing.
+        // A misspelt key has been reported; do not report the missing one too.
         if unlimited && root.report().errors() == before {
             let title = format!("business {name} needs max_calls: its plan leaves the number to each business");
             root.report().error("E004", one.span("plan"), title, "");
@@ -187,29 +187,32 @@ fn businesses(root: &Table<'_>, plans: &BTreeMap<String, Plan>, mistaken: &BTree
     Named { list, rules, unknown, contradictions, demo }
 }
 
-/// What is ignored, and what follows from what was written, said before the first call.
+/// Warns of ignored settings, and of their consequences.
 fn warn(root: &Table<'_>, rules: Option<&[Rule]>, unknown: &Unknown, businesses: &[Business], limits: &[Limit]) {
     let (report, table) = (root.report(), root.table("businesses"));
     if let Some(rules) = rules
         && !rules.contains(&Rule::Header)
     {
-        let title = "X-Business-Id is not read: `businesses.identify_by` does not name \"header\"";
-        report.warning("W020", table.span("identify_by"), title, "add \"header\", if your app names its customers so");
+        let title = "X-Business-Id is ignored: `businesses.identify_by` does not include \"header\"";
+        report.warning(
+            "W020",
+            table.span("identify_by"),
+            title,
+            "add \"header\", if your app names its customers that way",
+        );
     }
     if *unknown == Unknown::Reject && businesses.is_empty() {
-        let title = "`businesses.unknown` is \"reject\", and no business stands in this file: until one is put over HTTP, every create is refused";
-        report.warning("W021", table.span("unknown"), title, "write unknown = \"default\" to take them");
+        let title = "`businesses.unknown` is \"reject\", and this file has no business: until one is created over HTTP, every create is refused";
+        report.warning("W021", table.span("unknown"), title, "write unknown = \"default\" to accept them");
     }
     if *unknown == Unknown::Reject && !businesses.is_empty() {
         for limit in limits {
             let strangers =
                 limit.selects.business.iter().filter(|id| !businesses.iter().any(|b| b.id.as_str() == id.as_str()));
             for id in strangers.filter(|id| id.as_str() != DEMO_BUSINESS) {
-                let title = format!(
-                    "limit {:?} matches business {id:?}, which does not stand in this file",
-                    limit.name.as_ref()
-                );
-                report.warning("W022", None, title, "it matches nothing until that business is put over HTTP");
+                let title =
+                    format!("limit {:?} matches business {id:?}, which is not in this file", limit.name.as_ref());
+                report.warning("W022", None, title, "it matches nothing until that business is created over HTTP");
             }
         }
     }
@@ -221,7 +224,7 @@ fn limits(root: &Table<'_>, accounts: &Accounts, plans: &BTreeMap<String, Plan>)
     for table in &root.tables("limits") {
         let Some(limit) = limit(table) else { continue };
         let name = limit.name.as_ref();
-        // Limits of one name would share one count, and so would one that is named as ours are.
+        // Limits of equal names would share one count, also with ringfence's own ones.
         let kind = std::mem::discriminant(&limit.bound);
         if limits.iter().any(|l| l.name == limit.name && std::mem::discriminant(&l.bound) == kind) {
             report.error(
@@ -243,7 +246,7 @@ fn limits(root: &Table<'_>, accounts: &Accounts, plans: &BTreeMap<String, Plan>)
     limits
 }
 
-/// The words for [`OnOutage`].
+/// The values of [`OnOutage`].
 pub(super) const ON_OUTAGE: [(&str, OnOutage); 3] =
     [("database", OnOutage::Database), ("open", OnOutage::Open), ("closed", OnOutage::Closed)];
 
@@ -274,7 +277,7 @@ fn limit(table: &Table<'_>) -> Option<Limit> {
     let bound = match (concurrent, rate) {
         (Some(bound), None) | (None, Some(bound)) => Some(bound),
         _ => {
-            let title = "a limit has either concurrent (calls at once) or rate (creates in a time)";
+            let title = "a limit has either concurrent (concurrent calls) or rate (creates per interval)";
             report.error("E004", table.span("name"), title, "write two limits for both");
             None
         }
@@ -284,19 +287,20 @@ fn limit(table: &Table<'_>) -> Option<Limit> {
         let list = on.texts(key);
         if list.as_ref().is_some_and(Vec::is_empty) {
             let title = format!("`{}` is empty", on.path_of(key));
-            report.error("E004", on.span(key), title, "an empty list would match all: name some, or take it out");
+            report.error("E004", on.span(key), title, "an empty list would match all: name some, or remove it");
         }
         list.unwrap_or_default()
     };
     let prefixes = texts("destination_prefix").into_iter().filter_map(|prefix| {
         let key = prefix_key(&prefix);
         if key.is_none() {
-            let title = format!("`{}` has {prefix:?}, which no number begins with", on.path_of("destination_prefix"));
+            let title =
+                format!("`{}` has {prefix:?}, which is not the prefix of a number", on.path_of("destination_prefix"));
             report.error(
                 "E003",
                 on.span("destination_prefix"),
                 title,
-                "write the beginning of an international number, as in \"+90\"",
+                "write the start of an international number, as in \"+90\"",
             );
         }
         key
@@ -324,7 +328,7 @@ pub(super) fn instead(table: &Table<'_>, key: &str) -> Option<WhenFull> {
     let (say, language, forward) = (inner.text("say"), inner.text("language"), inner.text("forward"));
     inner.finish();
     let span = word.as_ref().and_then(|word| word.place.clone()).or_else(|| inner.place());
-    // The environment wins over a word of the file.
+    // The environment overrides a word in the file.
     let word = word.filter(|word| word.place.is_none() || (say.is_none() && forward.is_none()));
     let path = table.path_of(key);
     match (word, say, forward) {

@@ -1,5 +1,5 @@
-//! `[app]`, `[inbox]`, `[records]` and `[privacy]`: where the app is, where large bodies are, what is kept of calls after their end,
-//! and of what was said.
+//! `[app]`, `[inbox]`, `[records]` and `[privacy]`: the app's address, large bodies, and what is kept of calls and transcripts
+//! after the end.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::policy::Privacy;
 use crate::provider::sign::standard_key;
 use crate::webhook::AppHost;
 
-/// What is read.
+/// The settings of these tables.
 pub(super) struct Records {
     pub(super) forward_url: Option<Uri>,
     pub(super) app_public_url: Option<Uri>,
@@ -85,8 +85,8 @@ fn callbacks(app: &Table<'_>) -> CallbackRules {
         CallbackRules::default()
     });
     if rules.allow_everything() {
-        let title = "`app.allowed_callbacks` lets whoever chooses a callback URL call every service of this network";
-        let help = "name the places where apps of yours live, with their ports";
+        let title = "`app.allowed_callbacks` lets anyone who chooses a callback URL call every service of this network";
+        let help = "name the hosts of your apps, with their ports";
         app.report().warning("W015", app.span("allowed_callbacks"), title, help);
     }
     rules

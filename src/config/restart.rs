@@ -1,12 +1,12 @@
-//! What a running program cannot take up: sockets that are bound, a store that is open, a log that is being written.
+//! Finds changes that need a restart: bound sockets, the open database, the log.
 
 use toml::de::DeTable;
 
 use super::diagnostics::{Diagnostic, Report};
 use super::{Config, Listen};
 
-/// The keys that differ and would need a restart, each as a mistake at its place in the new text. Whoever finds one takes up nothing
-/// of the new config: half of a config is one that nobody wrote.
+/// The changed keys that need a restart, as errors at their place in the new text. With any of them, no part of the new config
+/// is put in force: a half-applied config is one that nobody wrote.
 pub fn needs_restart(old: &Config, new: &Config, text: &str) -> Vec<Diagnostic> {
     let (was, is) = (&old.listen, &new.listen);
     let tls = |listen: &Listen| {
@@ -60,12 +60,7 @@ pub fn needs_restart(old: &Config, new: &Config, text: &str) -> Vec<Diagnostic> 
         let value = section.and_then(|s| s.get_ref().as_table()).and_then(|table| table.get(key));
         let span = value.or(section).map(toml::Spanned::span);
         let title = format!("`{path}` cannot change while ringfence runs");
-        report.error(
-            "E060",
-            span,
-            title,
-            "restart it with the new file, or take the change back; nothing was reloaded",
-        );
+        report.error("E060", span, title, "restart it with the new file, or revert the change; nothing was reloaded");
     }
     report.finish()
 }

@@ -1,4 +1,4 @@
-//! Reads a TOML table key by key. Unknown keys are errors, every key has an environment name, and every mistake is collected.
+//! Reads a TOML table key by key. Unknown keys are errors, every key has an environment name, and all mistakes are collected.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,22 +14,22 @@ use crate::policy::Rate;
 pub use crate::provider::nearest::closest;
 use crate::provider::secret::Secret;
 
-/// The source of environment variables; a test gives its own.
+/// The source of environment variables; replaceable in tests.
 pub type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 
-/// What all tables of one config share.
+/// The state shared by all tables of one config.
 pub struct Source<'a> {
-    /// Where mistakes go.
+    /// Collects diagnostics.
     pub report: &'a Report,
     /// The environment.
     pub env: Env<'a>,
-    /// Every key that was asked for, as a path with `*` for names that the operator chose.
+    /// All keys read, as paths with `*` for names that the operator chose.
     pub asked: RefCell<BTreeMap<String, ()>>,
-    /// Every environment variable that was asked for.
+    /// All environment variables read.
     pub variables: RefCell<BTreeSet<String>>,
-    /// Files that were read, with what they held.
+    /// All files read, with their digests.
     pub inputs: RefCell<Inputs>,
-    /// Keys of the root: a key that is known there but stands in a table was probably meant for it.
+    /// The keys at the top level: one of these in a table was probably meant for it.
     pub root_keys: &'static [&'static str],
 }
 
@@ -43,24 +43,24 @@ pub struct Table<'a> {
     used: RefCell<BTreeSet<String>>,
 }
 
-/// A value: from the environment, or from the file with its place.
+/// A value from the environment or from the file.
 pub enum Found<'a> {
-    /// From this variable.
+    /// The variable and its value.
     Env(String, String),
-    /// From the file.
+    /// The value and its place.
     File(&'a Spanned<DeValue<'a>>),
 }
 
-/// A word, and where the file has it; `None`: it is the environment's.
+/// A word and its place in the file.
 pub struct Word {
-    /// What was written.
+    /// The word.
     pub text: String,
-    /// Where, in bytes of the file.
+    /// The place, in bytes of the file; `None` if it is from the environment.
     pub place: Option<Range<usize>>,
 }
 
 impl<'a> Table<'a> {
-    /// The root of a config.
+    /// The top-level table of a config.
     pub fn root(source: Source<'a>, table: &'a DeTable<'a>) -> Self {
         Self {
             source: Rc::new(source),
@@ -72,37 +72,37 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// Where mistakes go.
+    /// The collected diagnostics.
     pub fn report(&self) -> &'a Report {
         self.source.report
     }
 
-    /// Every key that was asked for so far.
+    /// All keys read so far.
     pub fn asked(&self) -> Vec<String> {
         self.source.asked.borrow().keys().cloned().collect()
     }
 
-    /// Every environment variable that was asked for so far.
+    /// All environment variables read so far.
     pub fn variables(&self) -> BTreeSet<String> {
         self.source.variables.borrow().clone()
     }
 
-    /// Every file that was read so far.
+    /// All files read so far.
     pub fn inputs(&self) -> Inputs {
         self.source.inputs.borrow().clone()
     }
 
-    /// Remembers that a file was read, and what it held.
+    /// Records a file that was read, with its digest.
     pub fn note(&self, path: std::path::PathBuf, held: String) {
         self.source.inputs.borrow_mut().insert(path, held);
     }
 
-    /// `accounts.twilio.concurrent`.
+    /// The path of a key, as in `accounts.twilio.concurrent`.
     pub fn path_of(&self, key: &str) -> String {
         join(&self.path, key)
     }
 
-    /// Where it stands, if the file has it.
+    /// The place of the table, if the file has it.
     pub fn place(&self) -> Option<Range<usize>> {
         self.header.clone()
     }
@@ -112,7 +112,7 @@ impl<'a> Table<'a> {
         self.table.is_none()
     }
 
-    /// Where the key stands, else where its table does.
+    /// The place of a key, or else of its table.
     pub fn span(&self, key: &str) -> Option<Range<usize>> {
         let in_file = self.table.and_then(|t| t.get(key)).map(Spanned::span);
         in_file.or_else(|| self.header.clone())
@@ -123,7 +123,7 @@ impl<'a> Table<'a> {
         self.table.is_some_and(|t| t.contains_key(key)) || self.variable(&self.env_name(key)).is_some()
     }
 
-    /// `RINGFENCE_ACCOUNTS_TWILIO_CONCURRENT`.
+    /// The variable of a key, as in `RINGFENCE_ACCOUNTS_TWILIO_CONCURRENT`.
     pub fn env_name(&self, key: &str) -> String {
         let name: String = self
             .path_of(key)
@@ -138,8 +138,8 @@ impl<'a> Table<'a> {
         self.source.asked.borrow_mut().insert(join(&self.pattern, key), ());
     }
 
-    /// A variable that is empty counts as not set: what writes `NAME=${OTHER}` with no OTHER means that. A secret that is
-    /// empty would be worse than none: anybody can sign with it.
+    /// Reads a variable. An empty one counts as unset, which is what `NAME=${OTHER}` without OTHER means. An empty secret would be
+    /// worse than none, because anybody can sign with it.
     pub fn variable(&self, name: &str) -> Option<String> {
         self.source.variables.borrow_mut().insert(name.to_owned());
         (self.source.env)(name).filter(|value| !value.trim().is_empty())
@@ -164,7 +164,7 @@ impl<'a> Table<'a> {
         self.report().error("E002", span, format!("{what}, but must be {wanted}"), "");
     }
 
-    /// A text.
+    /// Reads a string.
     pub fn text(&self, key: &str) -> Option<String> {
         let found = self.find(key)?;
         let text = match &found {
@@ -172,12 +172,12 @@ impl<'a> Table<'a> {
             Found::File(value) => value.get_ref().as_str().map(str::to_owned),
         };
         if text.is_none() {
-            self.wrong(key, &found, "a text in quotes");
+            self.wrong(key, &found, "a string in quotes");
         }
         text
     }
 
-    /// A text that `parse` takes; its error is the mistake.
+    /// Reads a string and parses it; an error of `parse` is reported.
     pub fn parsed<T>(&self, key: &str, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
         let text = self.text(key)?;
         parse(&text)
@@ -187,17 +187,17 @@ impl<'a> Table<'a> {
             .ok()
     }
 
-    /// So many in a time, with `burst` beside it.
+    /// Reads `rate` and `burst`.
     pub fn rate(&self) -> Option<Rate> {
         let (rate, burst) = (self.parsed("rate", Rate::parse), self.count("burst", 1..=1_000_000));
         if burst.is_some() && !self.has("rate") {
             let title = format!("`{}` without `rate`", self.path_of("burst"));
-            self.report().error("E004", self.span("burst"), title, "write rate = \"60/min\" beside it, or take it out");
+            self.report().error("E004", self.span("burst"), title, "also write rate = \"60/min\", or remove it");
         }
         Some(burst.into_iter().fold(rate?, Rate::with_burst))
     }
 
-    /// One of a few words.
+    /// Reads one of a few words.
     pub fn word<T: Copy>(&self, key: &str, words: &[(&str, T)]) -> Option<T> {
         let text = self.text(key)?;
         let found = words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
@@ -210,7 +210,7 @@ impl<'a> Table<'a> {
         found
     }
 
-    /// A whole number within bounds.
+    /// Reads an integer within bounds.
     pub fn number(&self, key: &str, range: std::ops::RangeInclusive<u64>) -> Option<u64> {
         let found = self.find(key)?;
         let number = match &found {
@@ -221,7 +221,7 @@ impl<'a> Table<'a> {
                 .and_then(|i| i128::from_str_radix(&i.as_str().replace('_', ""), i.radix()).ok()),
         };
         let Some(number) = number else {
-            self.wrong(key, &found, "a whole number");
+            self.wrong(key, &found, "an integer");
             return None;
         };
         match u64::try_from(number).ok().filter(|n| range.contains(n)) {
@@ -235,13 +235,13 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// A small whole number.
+    /// Reads a small integer within bounds.
     pub fn count(&self, key: &str, range: std::ops::RangeInclusive<u32>) -> Option<u32> {
         let wide = u64::from(*range.start())..=u64::from(*range.end());
         self.number(key, wide).and_then(|n| u32::try_from(n).ok())
     }
 
-    /// `true` or `false`.
+    /// Reads `true` or `false`.
     pub fn flag(&self, key: &str) -> Option<bool> {
         let found = self.find(key)?;
         let flag = match &found {
@@ -254,7 +254,7 @@ impl<'a> Table<'a> {
         flag
     }
 
-    /// A list of texts; from the environment, separated by commas.
+    /// Reads a list of strings; from the environment, separated by commas.
     pub fn texts(&self, key: &str) -> Option<Vec<String>> {
         let found = self.find(key)?;
         match &found {
@@ -270,14 +270,14 @@ impl<'a> Table<'a> {
                 });
                 let list = list.flatten();
                 if list.is_none() {
-                    self.wrong(key, &found, "a list of texts");
+                    self.wrong(key, &found, "a list of strings");
                 }
                 list
             }
         }
     }
 
-    /// A secret: `{ env = "NAME" }`, `{ file = "path" }`, or, with a warning, the text itself.
+    /// Reads a secret: `{ env = "NAME" }`, `{ file = "path" }`, or, with a warning, the text itself.
     pub fn secret(&self, key: &str) -> Option<Secret> {
         match self.find(key)? {
             Found::Env(_, value) => Some(Secret::new(value.trim())),
@@ -285,7 +285,7 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// Secrets, the current one first.
+    /// Reads secrets, the current one first.
     pub fn secrets(&self, key: &str) -> Vec<Secret> {
         match self.find(key) {
             None => vec![],
@@ -303,21 +303,21 @@ impl<'a> Table<'a> {
         let (path, span) = (self.path_of(key), Some(value.span()));
         if let Some(text) = value.get_ref().as_str() {
             if text.trim().is_empty() {
-                let help = "anybody can sign with an empty secret: write one, or take the key out";
+                let help = "anybody can sign with an empty secret: write one, or remove the key";
                 self.report().error("E003", span, format!("`{path}` is empty"), help);
                 return None;
             }
-            // A Twilio account sid is a name, not a secret.
+            // A Twilio account SID is an id, not a secret.
             if !key.ends_with("_sid") {
                 let help = format!("write {key} = {{ env = \"NAME\" }} or {{ file = \"/path\" }}");
                 self.report().warning(
                     INLINE_SECRET,
                     span.clone(),
-                    format!("the secret `{path}` stands in the file"),
+                    format!("the secret `{path}` is written in the file"),
                     &help,
                 );
             }
-            // A name of a variable, and nothing that could be a secret with a dollar sign before it.
+            // Only the name of a variable, so it cannot be a secret that starts with a dollar sign.
             let named = text.strip_prefix('$').map(|name| name.trim_start_matches('{').trim_end_matches('}'));
             let is_name = |name: &&str| name.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_');
             if let Some(name) = named.filter(is_name).filter(|name| !name.is_empty()) {
@@ -334,7 +334,7 @@ impl<'a> Table<'a> {
                 Some(text) => Some(Secret::new(text.trim())),
                 None => {
                     let title = format!("environment variable {name} is not set (`{path}`)");
-                    self.report().error("E010", span, title, &format!("export {name}=…, or take the key out"));
+                    self.report().error("E010", span, title, &format!("export {name}=…, or remove the key"));
                     None
                 }
             },
@@ -362,19 +362,19 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// The value itself, for keys of more than one form.
+    /// Reads a raw value, for keys of more than one form.
     pub fn value(&self, key: &str) -> Option<&'a Spanned<DeValue<'a>>> {
         self.ask(key);
         self.table?.get(key)
     }
 
-    /// A table below this one; an empty one if it is not there.
+    /// Reads a table; a missing one is empty.
     pub fn table(&self, key: &str) -> Table<'a> {
         self.below(key, key, self.value(key))
     }
 
-    /// A key that is a word or a table: the word with its place, and the table, which is empty where a word stands. The
-    /// environment can give either, the table by its keys.
+    /// Reads a key that is a word or a table: returns the word with its place, and the table, which is empty if there is a word. The
+    /// environment can set either, the table by its keys.
     pub fn word_or_table(&self, key: &str) -> (Option<Word>, Table<'a>) {
         let (word, table) = match self.find(key) {
             Some(Found::Env(_, text)) => (Some(Word { text, place: None }), None),
@@ -387,10 +387,10 @@ impl<'a> Table<'a> {
         (word, self.below(key, key, table))
     }
 
-    /// Every table below this one whose name the operator chose.
+    /// Reads all tables whose name the operator chose.
     pub fn named_tables(&self, but: &[&str]) -> Vec<(String, Table<'a>)> {
         let Some(table) = self.table else { return vec![] };
-        // A number under a name that is no key: what would stand in its table was meant.
+        // A bare number under an unknown name: a table with it was meant.
         for (name, value) in table.iter().filter(|(_, value)| value.get_ref().as_integer().is_some()) {
             let name = name.get_ref().as_ref();
             if !but.contains(&name) && !self.source.root_keys.contains(&name) {
@@ -409,7 +409,7 @@ impl<'a> Table<'a> {
             .collect()
     }
 
-    /// Names and texts that the operator chose both.
+    /// Reads names and strings that the operator chose.
     pub fn named_texts(&self) -> BTreeMap<String, String> {
         let Some(table) = self.table else { return BTreeMap::new() };
         let all = table.iter().filter_map(|(name, value)| {
@@ -418,7 +418,7 @@ impl<'a> Table<'a> {
             match value.get_ref().as_str() {
                 Some(text) => Some((name, text.to_owned())),
                 None => {
-                    self.wrong(&name, &Found::File(value), "a text in quotes");
+                    self.wrong(&name, &Found::File(value), "a string in quotes");
                     None
                 }
             }
@@ -426,7 +426,7 @@ impl<'a> Table<'a> {
         all.collect()
     }
 
-    /// Names and secrets that the operator chose both.
+    /// Reads names and secrets that the operator chose.
     pub fn named_secrets(&self) -> BTreeMap<String, Secret> {
         let Some(table) = self.table else { return BTreeMap::new() };
         let all = table.iter().filter_map(|(name, value)| {
@@ -437,7 +437,7 @@ impl<'a> Table<'a> {
         all.collect()
     }
 
-    /// A list of tables.
+    /// Reads an array of tables.
     pub fn tables(&self, key: &str) -> Vec<Table<'a>> {
         let Some(value) = self.value(key) else { return vec![] };
         match value.get_ref().as_array() {
@@ -464,7 +464,7 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// Every key that nobody asked for is a mistake.
+    /// Reports all keys that were not read as unknown.
     pub fn finish(&self) {
         let Some(table) = self.table else { return };
         let used = self.used.borrow();
@@ -481,7 +481,7 @@ impl<'a> Table<'a> {
                 context: None,
                 help: closest(name, &known).map(|known| format!("did you mean `{known}`?")),
             };
-            // TOML files a key under the last [table] above it, which is not what people mean who add it at the end.
+            // TOML puts a key under the last [table] above it, which is not what people mean who append a top-level key.
             if !self.path.is_empty() && self.source.root_keys.contains(&name.as_ref()) {
                 found.label = format!("…so this is read as {}", self.path_of(name));
                 found.context =

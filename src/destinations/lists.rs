@@ -1,30 +1,30 @@
-//! Do-not-call lists, as they are looked into: sets of numbers in memory, eight bytes a number.
+//! Do-not-call lists in memory: sets of numbers with eight bytes each.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::io::BufRead;
 use std::sync::{PoisonError, RwLock};
 
-/// Bad lines of a file that are named.
+/// Malformed lines of a file that an error names.
 const BAD_LINES_NAMED: usize = 5;
-/// Numbers between two marks: a look reads the marks, which stay in the processor's cache, and then a few lines of memory.
+/// Numbers between two marks: a look-up reads the marks, which stay in the processor's cache, and then a few cache lines.
 const BETWEEN_MARKS: usize = 256;
-/// Changes that stand beside a set at least before they are merged into it.
+/// Minimum changes beside a set before they are merged into it.
 const RECENT_MIN: usize = 4_096;
-/// A set is merged with its changes when they are this part of it: so a number is moved that many times at most until the set is twice
-/// as large, and the changes take little beside it.
+/// A set is merged when its changes reach one in this many of it, so each number is moved a bounded number of times until the set
+/// has doubled, and the changes need little memory.
 const RECENT_PART: usize = 64;
 
-/// A set of numbers (see [`key_of`](super::key_of)): sorted, with its latest changes beside it.
+/// A set of numbers (see [`key_of`](super::key_of)): a sorted list, and the latest changes.
 #[derive(Clone, Default)]
 pub struct NumberSet {
     sorted: Vec<u64>,
-    /// Every so many of them.
+    /// Every [`BETWEEN_MARKS`]th number of `sorted`.
     marks: Vec<u64>,
-    /// What changed since: in the set, or not any more. None of these is so in `sorted` already.
+    /// Changes to `sorted`: added (`true`) or removed.
     recent: BTreeMap<u64, bool>,
     len: usize,
-    /// A digest of which they are, in whatever order they came.
+    /// An order-independent digest of the numbers.
     mixed: u64,
 }
 
@@ -35,7 +35,7 @@ impl PartialEq for NumberSet {
 }
 
 impl fmt::Debug for NumberSet {
-    /// How many there are, and the digest: two that differ are shown differently.
+    /// Shows size and digest, so that different sets look different.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "NumberSet({} numbers, {:016x})", self.len, self.mixed)
     }
@@ -49,10 +49,10 @@ fn mixed(key: u64) -> u64 {
 }
 
 impl NumberSet {
-    /// Reads a file: a number with its country code a line, in any spelling; what follows `#` is a comment.
+    /// Reads a file: one number with its country code per line, in any spelling; `#` starts a comment.
     ///
     /// # Errors
-    /// A sentence that names the first lines that are no number, or why it cannot be read: a list that is read in part would let calls
+    /// The file cannot be read, or the first lines that are not numbers. A list is never used in part, because that would let calls
     /// through.
     pub fn read(from: impl BufRead) -> Result<Self, String> {
         let (mut sorted, mut bad, mut bad_count) = (Vec::new(), Vec::new(), 0_usize);
@@ -86,14 +86,14 @@ impl NumberSet {
         Err(format!("no number with its country code in line {}{more}", bad.join(", ")))
     }
 
-    /// Every number, in no order.
+    /// All numbers, unordered.
     pub fn iter(&self) -> impl Iterator<Item = u64> {
         let stays = |key: &&u64| self.recent.get(key) != Some(&false);
         let added = self.recent.iter().filter(|(_, is_in)| **is_in).map(|(key, _)| *key);
         self.sorted.iter().filter(stays).copied().chain(added)
     }
 
-    /// Puts a number in. `false`: it was there.
+    /// Adds a number; `false` if it was in the set.
     pub fn insert(&mut self, key: u64) -> bool {
         let new = !self.contains(key);
         if new {
@@ -103,7 +103,7 @@ impl NumberSet {
         new
     }
 
-    /// Takes a number out. `false`: it was not there.
+    /// Removes a number; `false` if it was not in the set.
     pub fn remove(&mut self, key: u64) -> bool {
         let gone = self.contains(key);
         if gone {
@@ -113,7 +113,7 @@ impl NumberSet {
         gone
     }
 
-    /// Notes that a number is in the set from now on, or not, which was otherwise before.
+    /// Records that a number was added or removed.
     fn change(&mut self, key: u64, is_in: bool) {
         if self.recent.remove(&key).is_none() {
             self.recent.insert(key, is_in);
@@ -123,7 +123,7 @@ impl NumberSet {
         }
     }
 
-    /// Merges the changes in place: the numbers are never there twice.
+    /// Merges the changes into `sorted` in place, without a second copy.
     fn merge(&mut self) {
         let recent = std::mem::take(&mut self.recent);
         let mut gone = recent.iter().filter(|(_, is_in)| !**is_in).map(|(key, _)| *key).peekable();
@@ -134,7 +134,7 @@ impl NumberSet {
             });
         }
         let new: Vec<u64> = recent.into_iter().filter(|(_, is_in)| *is_in).map(|(key, _)| key).collect();
-        // From the end: what is greater than a new number moves up by as many slots as new ones are still to come.
+        // Backwards: each number moves up by the count of new numbers that are still to be placed.
         let mut end = self.sorted.len();
         self.sorted.resize(end + new.len(), 0);
         for (before, key) in new.iter().enumerate().rev() {
@@ -152,7 +152,7 @@ impl NumberSet {
         self.marks = self.sorted.iter().step_by(BETWEEN_MARKS).copied().collect();
     }
 
-    /// Whether a number is in it.
+    /// Whether the set contains a number.
     pub fn contains(&self, key: u64) -> bool {
         let in_sorted = || {
             let start = self.marks.partition_point(|mark| *mark <= key).checked_sub(1)? * BETWEEN_MARKS;
@@ -162,30 +162,30 @@ impl NumberSet {
         self.recent.get(&key).copied().unwrap_or_else(|| in_sorted().is_some())
     }
 
-    /// How many there are.
+    /// The size of the set.
     pub fn len(&self) -> u64 {
         self.len as u64
     }
 
-    /// Whether there is none.
+    /// Whether the set is empty.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 }
 
-/// Where a number is listed.
+/// The list that contains a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Listed {
-    /// In the operator's file.
+    /// The operator's file.
     File,
-    /// In the table, for everybody.
+    /// The table's list for everybody.
     All,
-    /// In the table, for the business.
+    /// The table's list of the business.
     Business,
 }
 
 impl Listed {
-    /// The word in answers.
+    /// The name in answers.
     pub const fn as_str(self) -> &'static str {
         match self {
             Listed::File => "file",
@@ -199,21 +199,21 @@ impl Listed {
 struct Lists {
     all: NumberSet,
     of_business: HashMap<String, NumberSet>,
-    /// The last change of the table that is in them.
+    /// The table's last change that is included.
     change: i64,
-    /// The table could not be read since it changed.
+    /// Whether the table could not be read since it changed.
     unreadable: bool,
 }
 
-/// The lists of the table, as this process knows them. Shared by all who ask; a change of the table is taken up row by row.
+/// The lists of the table, in memory. Shared; updated row by row.
 #[derive(Debug, Default)]
 pub struct DoNotCall(RwLock<Lists>);
 
 impl DoNotCall {
-    /// In which list of the table a number is. An error: the table could not be read, so nobody knows.
+    /// The list of the table that contains a number.
     ///
     /// # Errors
-    /// The lists are older than the table.
+    /// The table has changed and cannot be read.
     pub fn find(&self, business: &str, key: u64) -> Result<Option<Listed>, Unreadable> {
         let lists = self.0.read().unwrap_or_else(PoisonError::into_inner);
         if lists.all.contains(key) {
@@ -225,7 +225,7 @@ impl DoNotCall {
         if lists.unreadable { Err(Unreadable) } else { Ok(None) }
     }
 
-    /// Takes changes up, in their order: whose list (empty: everybody's), the number, and whether it is in it from now on. `change` is the last one.
+    /// Applies changes in order: the list's business (empty: everybody), the number, and whether it was added. `change` is the last one.
     pub fn take_up<'a>(&self, changes: impl IntoIterator<Item = (&'a str, u64, bool)>, change: i64) {
         let mut lists = self.0.write().unwrap_or_else(PoisonError::into_inner);
         for (business, key, listed) in changes {
@@ -246,35 +246,35 @@ impl DoNotCall {
         lists.change = lists.change.max(change);
     }
 
-    /// The last change that was taken up.
+    /// The last change that was applied.
     pub fn change(&self) -> i64 {
         self.0.read().unwrap_or_else(PoisonError::into_inner).change
     }
 
-    /// Notes whether the table could be read when it had changed.
+    /// Records whether the table could be read after a change.
     pub fn set_readable(&self, readable: bool) {
         self.0.write().unwrap_or_else(PoisonError::into_inner).unreadable = !readable;
     }
 
-    /// Whether it could be read.
+    /// Whether the table could be read after its last change.
     pub fn is_readable(&self) -> bool {
         !self.0.read().unwrap_or_else(PoisonError::into_inner).unreadable
     }
 
-    /// How many numbers are in all lists of the table.
+    /// The numbers in all lists.
     pub fn len(&self) -> u64 {
         let lists = self.0.read().unwrap_or_else(PoisonError::into_inner);
         lists.all.len() + lists.of_business.values().map(NumberSet::len).sum::<u64>()
     }
 
-    /// Whether there is none.
+    /// Whether all lists are empty.
     pub fn is_empty(&self) -> bool {
         let lists = self.0.read().unwrap_or_else(PoisonError::into_inner);
         lists.all.is_empty() && lists.of_business.is_empty()
     }
 }
 
-/// The lists are older than the table, and that cannot be read.
+/// The do-not-call table has changed and cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unreadable;
 

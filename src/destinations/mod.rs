@@ -1,5 +1,5 @@
-//! Whom the app may call: numbers that are none, prefixes and kinds of numbers, do-not-call lists, quiet hours, and the few numbers of
-//! a trial. Pure: whoever judges is told what time it is and which lists there are.
+//! The destinations that the app may call: number validation, prefixes and types of numbers, do-not-call lists, quiet hours, and the
+//! test numbers of a trial. Pure: the time and the lists are arguments.
 
 mod lists;
 mod number;

@@ -1,4 +1,4 @@
-//! What a destination is: a telephone number, or an address that is none.
+//! Destinations: telephone numbers, and addresses that are none.
 
 use std::borrow::Cow;
 
@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::number_key;
 
-/// Digits of a number with its country code (ITU-T E.164 §6); no country has numbers of fewer in all.
+/// Digits of a number with its country code (ITU-T E.164 §6). No country has shorter numbers.
 const DIGITS: std::ops::RangeInclusive<usize> = 7..=15;
-/// The longest destination that is looked at, in bytes: no provider takes more.
+/// The maximum length of a destination that is parsed, in bytes; no provider accepts more.
 const BYTES_MAX: usize = 256;
-/// Kinds of numbers that can be called from abroad.
+/// Types of numbers that can be called from abroad.
 const KINDS: [Type; 11] = [
     Type::FixedLine,
     Type::Mobile,
@@ -26,50 +26,50 @@ const KINDS: [Type; 11] = [
     Type::Voicemail,
     Type::StandardRate,
 ];
-/// Beginnings of addresses that hold a telephone number and nothing else.
+/// Prefixes of addresses that are a telephone number only.
 const OF_NUMBERS: [&str; 2] = ["tel:", "whatsapp:"];
 
-/// How much of a number is checked.
+/// How strictly a number is validated.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Validate {
-    /// Nothing: what is no number goes on to the provider, too.
+    /// Not at all: malformed numbers are passed to the provider too.
     #[default]
     Off,
-    /// It has a country code that exists, and as many digits as numbers there have.
+    /// Its country code exists, and its length is possible there.
     Possible,
-    /// And it lies in a range that its country has given out, as far as libphonenumber knows.
+    /// It also lies in a range that its country has assigned, as far as libphonenumber knows.
     Valid,
 }
 
 impl Validate {
-    /// Every one with its word in the config.
+    /// All variants with their names in the config.
     pub const WORDS: [(&'static str, Validate); 3] =
         [("off", Validate::Off), ("possible", Validate::Possible), ("valid", Validate::Valid)];
 }
 
-/// What kind of number it is, as libphonenumber tells kinds apart.
+/// The type of a number, as libphonenumber distinguishes them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
-    /// A line at a place.
+    /// A fixed line.
     FixedLine,
-    /// A mobile telephone.
+    /// A mobile phone.
     Mobile,
-    /// One of the two: in the United States and Canada numbers do not say which.
+    /// Either of the two: numbers in the United States and Canada do not tell.
     FixedLineOrMobile,
     /// Free for the caller.
     TollFree,
-    /// Dear for the caller.
+    /// Expensive for the caller.
     PremiumRate,
-    /// Paid by both.
+    /// Paid by both parties.
     SharedCost,
-    /// A person's, wherever it leads.
+    /// A personal number, forwarded anywhere.
     PersonalNumber,
     /// Voice over IP.
     Voip,
     /// A pager.
     Pager,
-    /// A company's, wherever it leads.
+    /// A universal access number of a company.
     Uan,
     /// A voice mailbox.
     Voicemail,
@@ -78,7 +78,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Every one with its word in the config.
+    /// All types with their names in the config.
     pub const WORDS: [(&'static str, Kind); 12] = [
         ("fixed_line", Kind::FixedLine),
         ("mobile", Kind::Mobile),
@@ -94,7 +94,7 @@ impl Kind {
         ("unknown", Kind::Unknown),
     ];
 
-    /// The word.
+    /// The name.
     pub fn as_str(self) -> &'static str {
         Self::WORDS.iter().find(|(_, kind)| *kind == self).map_or("unknown", |(word, _)| word)
     }
@@ -117,18 +117,18 @@ impl Kind {
     }
 }
 
-/// A country, by its two letters (ISO 3166).
+/// A country, by its ISO 3166 code of two letters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Country(phonenumber::country::Id);
 
 impl Country {
-    /// Reads two letters.
+    /// Parses the two letters.
     ///
     /// # Errors
     /// A sentence for an operator.
     pub fn parse(text: &str) -> Result<Self, String> {
         let id = text.trim().to_ascii_uppercase().parse::<phonenumber::country::Id>();
-        id.map(Self).map_err(|_| format!("{text:?} is no country; write its two letters, as in \"TR\""))
+        id.map(Self).map_err(|_| format!("{text:?} is not a country; write its two letters, as in \"TR\""))
     }
 }
 
@@ -140,50 +140,50 @@ pub struct Number {
 }
 
 impl Number {
-    /// With its plus.
+    /// The E.164 form, with its plus.
     pub fn e164(&self) -> String {
         format!("+{}", self.digits)
     }
 
-    /// Without its plus.
+    /// The E.164 form without its plus.
     pub fn digits(&self) -> &str {
         &self.digits
     }
 
-    /// As lists know it: see [`key_of`].
+    /// The key in do-not-call lists: see [`key_of`].
     pub fn key(&self) -> u64 {
         self.key
     }
 
-    /// As the library has it. It takes its time, and is asked only where it matters.
+    /// The parsed form of libphonenumber. Slow, so it is only made where it is needed.
     fn parsed(&self) -> Option<PhoneNumber> {
         phonenumber::parse(None, self.e164()).ok()
     }
 
-    /// Its kind.
+    /// The type of the number.
     pub fn kind(&self) -> Kind {
         self.parsed().map_or(Kind::Unknown, |number| Kind::of(number.number_type(&DATABASE)))
     }
 
-    /// Whether it stands a check.
+    /// Whether the number passes a validation.
     pub fn stands(&self, check: Validate) -> bool {
         let fits = |right: fn(&PhoneNumber) -> bool| self.parsed().is_some_and(|number| right(&number));
         match check {
             Validate::Off => true,
             Validate::Possible => fits(is_possible),
-            // The library knows the ranges, and not that a number of a range may have a wrong length.
+            // `is_valid` checks the range, but not that the length is possible in it.
             Validate::Valid => fits(|number| is_possible(number) && number.is_valid()),
         }
     }
 }
 
-/// Whether numbers of its country, of any kind, may have as many digits.
+/// Whether numbers of the country, of any type, may have this many digits.
 fn is_possible(number: &PhoneNumber) -> bool {
     let code = number.code().value();
     let digits = u16::try_from(number.national().to_string().len()).unwrap_or(u16::MAX);
     let regions = DATABASE.region(&code).unwrap_or_default();
     let of_regions = regions.iter().filter_map(|region| DATABASE.by_id(*region));
-    // What belongs to no country, as freephone numbers of all of them.
+    // Non-geographic numbers, such as international freephone.
     let mut all = of_regions.chain(DATABASE.by_code(&code).unwrap_or_default());
     all.any(|country| {
         let mut kinds = KINDS.iter().filter_map(|kind| country.descriptors().get(*kind));
@@ -191,24 +191,24 @@ fn is_possible(number: &PhoneNumber) -> bool {
     })
 }
 
-/// What an app wants to call.
+/// A destination as an app names it.
 #[derive(Debug, Clone)]
 pub enum Destination<'a> {
     /// A telephone number.
     Number(Number),
-    /// What has no telephone number, or more than that: a SIP address, a client of the provider's. With the number in it, where one is
-    /// in it.
+    /// An address without a telephone number, such as a SIP address or a client of the provider, or one that contains more than a
+    /// number; with the number that it contains, if any.
     Address(&'a str, Option<Number>),
-    /// Neither: a short code, an extension, a number without its country.
+    /// Neither: a short code, an extension, or a number without its country.
     Bad {
-        /// It has so many digits that it may be a telephone number all the same.
+        /// It has enough digits to be a telephone number all the same.
         may_be_number: bool,
     },
 }
 
 impl<'a> Destination<'a> {
-    /// Reads what stands in a request. A number without plus, `00`, `011` or `tel:` is one of `country`, where that is given; else its country code
-    /// comes first.
+    /// Parses a destination. A number without plus, `00`, `011` or `tel:` is national in `country`, if that is given; otherwise it starts
+    /// with its country code.
     pub fn read(text: &'a str, country: Option<Country>) -> Self {
         let text = text.trim();
         if text.len() > BYTES_MAX {
@@ -234,7 +234,7 @@ impl<'a> Destination<'a> {
         read_number(text, country).map_or_else(|| bad(text), Self::Number)
     }
 
-    /// The number that it leads to, as far as it says.
+    /// The number that it contains.
     pub fn number(&self) -> Option<&Number> {
         match self {
             Self::Number(number) | Self::Address(_, Some(number)) => Some(number),
@@ -248,7 +248,7 @@ fn bad<'a>(text: &str) -> Destination<'a> {
     Destination::Bad { may_be_number: digits >= *DIGITS.start() }
 }
 
-/// RFC 3986 §3.1.
+/// Whether it is a URI scheme (RFC 3986 §3.1).
 fn is_scheme(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_alphabetic())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b))
@@ -260,7 +260,7 @@ fn is_international(text: &str) -> bool {
 
 fn read_number(text: &str, country: Option<Country>) -> Option<Number> {
     let text = text.trim();
-    // What cannot be a number of that country may still have its country code before it.
+    // A number that is impossible in that country may still start with its country code.
     let national = country.filter(|_| !is_international(text)).and_then(|country| {
         let number = phonenumber::parse(Some(country.0), text).ok();
         number.filter(is_possible).map(|number| spelt(&number))
@@ -275,7 +275,7 @@ fn spelt(number: &PhoneNumber) -> String {
     number.format().mode(Mode::E164).to_string()
 }
 
-/// A number as lists know it: the digits of its E.164 form, as one number. `None`: it is none, or has no country code.
+/// The key of a number in do-not-call lists: the digits of its E.164 form as an integer. `None`: it has no country code.
 pub fn key_of(text: &str) -> Option<u64> {
     read_number(text, None).map(|number| number.key)
 }

@@ -1,4 +1,4 @@
-//! What the operator allows, and the decision.
+//! The operator's destination rules, and the decision.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -12,19 +12,20 @@ use crate::clock::rfc3339;
 use crate::ids::prefix_key;
 use crate::schedule::{Allowed, Hours, Windows, Zone, next_allowed, zones_of};
 
-/// What numbers begin with, as in `+90`.
+/// A prefix of numbers, as in `+90`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Prefix(String);
 
 impl Prefix {
-    /// Reads one, in any spelling.
+    /// Parses a prefix, in any spelling.
     ///
     /// # Errors
     /// A sentence for an operator.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let bad =
-            || format!("no number begins with {text:?}; write the beginning of an international number, as in \"+90\"");
+        let bad = || {
+            format!("{text:?} is not the prefix of a number; write the start of an international number, as in \"+90\"")
+        };
         prefix_key(text).map(Self).ok_or_else(bad)
     }
 
@@ -47,29 +48,29 @@ impl From<Prefix> for String {
     }
 }
 
-/// What may be called: of everybody, of a plan, or of a business. Where several are for a call, it must stand all of them.
+/// Destination rules of everybody, of a plan, or of a business. A call must pass all that apply.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Rules {
-    /// Only numbers that begin with one of these; empty: all.
+    /// The allowed prefixes; empty: all.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub allowed_prefixes: Vec<Prefix>,
-    /// No number that begins with one of these.
+    /// The denied prefixes.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub denied_prefixes: Vec<Prefix>,
-    /// Only numbers of these kinds; empty: all.
+    /// The allowed types; empty: all.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub allowed_types: Vec<Kind>,
-    /// No number of these kinds.
+    /// The denied types.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub denied_types: Vec<Kind>,
-    /// When nobody is called, by the destination's clock.
+    /// The hours without calls, by the destination's local time.
     #[serde(skip_serializing_if = "Hours::is_empty")]
     pub quiet_hours: Hours,
 }
 
 impl Rules {
-    /// Whether they say nothing.
+    /// Whether there are no rules.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
@@ -89,13 +90,13 @@ impl Rules {
         Ok(())
     }
 
-    /// Whether something may only be called if it is a number that is allowed.
+    /// Whether the rules can only be passed by a number.
     fn need_a_number(&self) -> bool {
         !(self.allowed_prefixes.is_empty() && self.allowed_types.is_empty())
     }
 }
 
-/// The few destinations that may be called in a trial.
+/// The destinations allowed in a trial.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Test {
     numbers: BTreeSet<u64>,
@@ -103,16 +104,16 @@ pub struct Test {
 }
 
 impl Test {
-    /// Adds a number, or an address as apps write it.
+    /// Adds a number or an address, in any spelling.
     ///
     /// # Errors
-    /// A sentence for an operator: it is neither.
+    /// The text is neither; a sentence for an operator.
     pub fn add(&mut self, text: &str, country: Option<Country>) -> Result<(), String> {
         match Destination::read(text, country) {
             Destination::Number(number) => drop(self.numbers.insert(number.key())),
             Destination::Address(address, _) => drop(self.addresses.insert(address.to_owned())),
             Destination::Bad { .. } => {
-                return Err(format!("{text:?} is no number with its country code, and no address"));
+                return Err(format!("{text:?} is neither a number with its country code nor an address"));
             }
         }
         Ok(())
@@ -127,57 +128,57 @@ impl Test {
     }
 }
 
-/// `[destinations]`.
+/// The settings of `[destinations]`.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Settings {
-    /// How much of a number is checked.
+    /// How strictly numbers are validated.
     pub validate: Validate,
-    /// Whose a number is that has no country code.
+    /// The country of numbers without a country code.
     pub country: Option<Country>,
-    /// What holds for everybody.
+    /// The rules for everybody.
     pub rules: Rules,
-    /// Nothing else may be called.
+    /// The only destinations allowed, in a trial.
     pub only: Option<Test>,
-    /// The clock of numbers whose place is not known.
+    /// The time zone of numbers whose place is unknown.
     pub zone: Option<Zone>,
-    /// The operator's file.
+    /// The do-not-call list of the operator's file.
     pub file: Arc<NumberSet>,
 }
 
-/// What time it is for a call.
+/// The times that a decision depends on.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct When<'a> {
     /// Now, in milliseconds since 1970-01-01 UTC.
     pub now_ms: i64,
-    /// The hours in which its run calls; none: at any time.
+    /// The calling hours of the run; `None`: any time.
     pub open: Option<&'a Hours>,
-    /// Where the one who is called is, if that is known better than the number says.
+    /// The zone of the called party, if it is known better than by the number.
     pub zone: Option<&'a Zone>,
 }
 
-/// Why a destination is not called.
+/// Why a destination is blocked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Blocked {
-    /// It is no telephone number that could be called.
+    /// It is not a telephone number that can be called.
     Invalid,
     /// It is on a do-not-call list.
     Listed(Listed),
     /// A do-not-call list could not be read.
     Unreadable,
-    /// It does not begin as it must, or as it must not.
+    /// Its prefix is denied, or not allowed.
     Prefix,
-    /// It is not of a kind that may be called.
+    /// Its type is denied, or not allowed.
     Kind(Kind),
-    /// It is quiet there, or outside the hours of its run, until this time, in milliseconds since 1970-01-01 UTC.
+    /// It is in quiet hours, or outside the hours of its run, until this time, in milliseconds since 1970-01-01 UTC.
     Quiet(i64),
-    /// It is always quiet there, or nobody knows what time it is there.
+    /// It is in quiet hours for ever, or its time zone is unknown.
     Never,
-    /// It is none of those that may be called in a trial.
+    /// It is not among those allowed in a trial.
     Only,
 }
 
 impl Blocked {
-    /// The word in answers and metrics.
+    /// The name in answers and metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Blocked::Invalid => "invalid",
@@ -192,27 +193,27 @@ impl Blocked {
 }
 
 impl fmt::Display for Blocked {
-    /// What follows the number in a sentence.
+    /// The predicate of a sentence about the number.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Blocked::Invalid => f.write_str(
-                "is no telephone number that can be called: write it with its country code, as in +905321234567",
+                "is not a telephone number that can be called: write it with its country code, as in +905321234567",
             ),
             Blocked::Listed(list) => write!(f, "is on a do-not-call list ({})", list.as_str()),
-            Blocked::Unreadable => f.write_str("may be on a do-not-call list, which cannot be read just now"),
-            Blocked::Prefix => f.write_str("begins as no number may that is called from here"),
-            Blocked::Kind(kind) => write!(f, "is a number of type {}, which is not called from here", kind.as_str()),
+            Blocked::Unreadable => f.write_str("may be on a do-not-call list, which cannot be read at present"),
+            Blocked::Prefix => f.write_str("has a prefix that may not be called"),
+            Blocked::Kind(kind) => write!(f, "is a number of type {}, which may not be called", kind.as_str()),
             Blocked::Quiet(until) => write!(f, "is in its quiet hours until {}", rfc3339(*until)),
             Blocked::Never => f.write_str(
-                "may be called at some hours only, and it is not known what time it is there, or they never come",
+                "may only be called at certain hours, and its time zone is unknown or those hours never come",
             ),
-            Blocked::Only => f.write_str("is none of the numbers that may be called (destinations.only_numbers)"),
+            Blocked::Only => f.write_str("is not one of the numbers that may be called (destinations.only_numbers)"),
         }
     }
 }
 
 impl Settings {
-    /// The E.164 form of a number that could be called, whatever else is asked of it. `None`: it is none, or an address.
+    /// The E.164 form of a valid number, whatever the rules. `None`: it is an address, or invalid.
     pub fn normalise(&self, text: &str) -> Option<String> {
         match Destination::read(text, self.country) {
             Destination::Number(number) if number.stands(self.validate.max(Validate::Possible)) => Some(number.e164()),
@@ -220,7 +221,7 @@ impl Settings {
         }
     }
 
-    /// Whether everything may be called, as far as this and the rules of plan and business say.
+    /// Whether these rules, and those of plan and business, allow everything.
     fn asks_nothing(&self, more: &[&Rules]) -> bool {
         self.validate == Validate::Off
             && self.only.is_none()
@@ -229,10 +230,10 @@ impl Settings {
             && more.iter().all(|rules| rules.is_empty())
     }
 
-    /// Whether a business may call this now. `more` are the rules of its plan and its own.
+    /// Decides whether a business may call a destination now. `more` are the rules of its plan and its own.
     ///
     /// # Errors
-    /// Why not. Of several reasons the first: what is no number, a trial, lists, prefixes, kinds, hours.
+    /// The first reason against it, in this order: validity, trial, lists, prefixes, types, hours.
     pub fn judge(
         &self,
         text: &str,
@@ -249,7 +250,7 @@ impl Settings {
         let checked = match &destination {
             Destination::Number(number) => number.stands(self.validate),
             Destination::Address(..) => true,
-            // What may be a number must be one, as soon as anything is asked of numbers: lists and clocks go by it.
+            // Lists and hours work on numbers, so as soon as there are any rules, what may be a number must be a valid one.
             Destination::Bad { may_be_number } => {
                 self.validate == Validate::Off && !may_be_number && !rules().any(Rules::need_a_number)
             }
@@ -284,7 +285,7 @@ impl Settings {
                     Allowed::Never => Err(Blocked::Never),
                 }
             }
-            // What is no number has no country, no kind and no clock; a number in it must not begin as none may.
+            // An address has no country, type or time zone; a number in it must still pass the prefixes.
             Destination::Address(_, Some(number)) => rules()
                 .all(|rules| !rules.denied_prefixes.iter().any(|prefix| prefix.begins(number)))
                 .then_some(())

@@ -1,20 +1,20 @@
-//! Businesses as label values: the busiest by their id, all others together. So there is a bound, whatever ids requests show.
+//! Businesses as label values: the busiest under their id, all others together, so that the number of series is bounded.
 
 use std::collections::{BTreeSet, HashMap};
 
-/// The label of all businesses that have none of their own.
+/// The label of all businesses without one of their own.
 pub(super) const OTHERS: &str = "other";
 
-/// Businesses that are kept count of, for each that has a label.
+/// Businesses that are counted, per label.
 const COUNTED_PER_LABEL: usize = 20;
-/// How often it is looked who is busiest, in milliseconds.
+/// The interval at which the busiest are determined, in milliseconds.
 const RANKED_EVERY_MS: i64 = 60_000;
-/// What is left of a count each time: after ten minutes about a third.
+/// The fraction of a count that is kept each time: after ten minutes about a third is left.
 const KEPT: f64 = 0.9;
-/// How much busier another must be than one that has a label, so that labels do not come and go.
+/// The factor by which a business must be busier to take another's label, so that labels do not flap.
 const STAYS: f64 = 1.5;
 
-/// Who has a label. Counts fade, so that it is who is busy now and not who was once.
+/// The businesses with a label. Counts decay, so that recent calls weigh more than old ones.
 #[derive(Debug)]
 pub(super) struct Busiest {
     labels_max: usize,
@@ -28,12 +28,12 @@ impl Busiest {
         Self { labels_max, counts: HashMap::new(), named: BTreeSet::new(), ranked_at_ms: 0 }
     }
 
-    /// Businesses that may have a label.
+    /// The maximum number of labels.
     pub(super) fn labels_max(&self) -> usize {
         self.labels_max
     }
 
-    /// Another bound. Those that lose their label are given back.
+    /// Changes the maximum. Returns the businesses that lost their label.
     pub(super) fn set_max(&mut self, labels_max: usize) -> Vec<String> {
         if labels_max == self.labels_max {
             return vec![];
@@ -42,7 +42,7 @@ impl Busiest {
         self.rank()
     }
 
-    /// Counts an event of a business, and says its label.
+    /// Counts an event of a business and returns its label.
     pub(super) fn label<'a>(&mut self, business: &'a str) -> &'a str {
         if self.labels_max == 0 {
             return OTHERS;
@@ -65,12 +65,12 @@ impl Busiest {
         business
     }
 
-    /// Looks who is busiest, once a minute. Those that lose their label are given back.
+    /// Determines the busiest businesses, once a minute. Returns those that lost their label.
     pub(super) fn rank_when_due(&mut self, now_ms: i64) -> Vec<String> {
         if (now_ms - self.ranked_at_ms).abs() < RANKED_EVERY_MS {
             return vec![];
         }
-        // The first look has nobody to take a label from.
+        // At the first time there is no label to lose.
         let is_first = std::mem::replace(&mut self.ranked_at_ms, now_ms) == 0;
         if is_first { vec![] } else { self.rank() }
     }
@@ -85,7 +85,7 @@ impl Busiest {
         before.into_iter().filter(|id| !self.named.contains(id)).collect()
     }
 
-    /// Makes room: the one that is least busy has no label.
+    /// Makes room by forgetting the least busy business.
     fn forget_one(&mut self) {
         let unnamed = self.counts.iter().filter(|(id, _)| !self.named.contains(*id));
         let least = unnamed.min_by(|a, b| a.1.total_cmp(b.1)).map(|(id, _)| id.clone());
@@ -95,7 +95,7 @@ impl Busiest {
     }
 }
 
-/// What businesses have, as the busiest have it and all others together.
+/// Splits values into those of the busiest and the sum of all others.
 pub(super) fn split(mut all: Vec<(String, u32)>, labels_max: usize) -> (Vec<(String, u32)>, u32) {
     all.sort_by(|(a, n), (b, m)| m.cmp(n).then_with(|| a.cmp(b)));
     let others = all.split_off(labels_max.min(all.len()));

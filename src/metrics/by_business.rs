@@ -1,4 +1,4 @@
-//! What is told by business: of the busiest by their id, and of all others together.
+//! Metrics by business: the busiest under their id, all others together.
 
 use std::borrow::Cow;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,7 +8,7 @@ use prometheus::{IntCounterVec, IntGaugeVec};
 use super::busiest::{Busiest, OTHERS, split};
 use crate::ids::mask_number;
 
-/// What is told by business: of the busiest, and of all others together.
+/// The metrics that have a `business` label.
 pub(super) struct BusinessMetrics {
     pub(super) busiest: Mutex<Busiest>,
     pub(super) admitted: IntCounterVec,
@@ -21,7 +21,7 @@ impl BusinessMetrics {
         self.busiest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts the counters there before their first event, and allows so many labels.
+    /// Creates the counters at 0, and sets the maximum number of labels.
     pub(super) fn expect(&self, labels_max: usize) {
         for counter in [&self.admitted, &self.rejected] {
             counter.with_label_values(&[OTHERS]);
@@ -30,17 +30,17 @@ impl BusinessMetrics {
         self.forget(&gone);
     }
 
-    /// A call was admitted.
+    /// Counts an admitted call.
     pub(super) fn admitted(&self, business: &str) {
         self.count(&self.admitted, business);
     }
 
-    /// A call was rejected.
+    /// Counts a rejected call.
     pub(super) fn rejected(&self, business: &str) {
         self.count(&self.rejected, business);
     }
 
-    /// Shows who holds how many slots. `None`: it cannot be read.
+    /// Sets the slots in use by business. `None`: they cannot be read.
     pub(super) fn show(&self, slots: Option<&[(String, u32)]>, now_ms: i64) {
         let labels_max = {
             let mut busiest = self.busiest();
@@ -52,31 +52,31 @@ impl BusinessMetrics {
         let (most, others) = split(slots.to_vec(), labels_max);
         self.in_use.reset();
         for (business, slots) in &most {
-            // Two numbers may look alike once they are masked.
+            // Two masked numbers may look alike.
             self.in_use.with_label_values(&[shown(business).as_ref()]).add((*slots).into());
         }
         self.in_use.with_label_values(&[OTHERS]).add(others.into());
     }
 
-    /// Counts under the lock: a label that is taken away meanwhile would come back.
+    /// Counts while holding the lock; otherwise a label that is removed concurrently would come back.
     fn count(&self, counter: &IntCounterVec, business: &str) {
         let business = shown(business);
         let mut busiest = self.busiest();
         counter.with_label_values(&[busiest.label(&business)]).inc();
     }
 
-    /// Those that lost their label are told no more.
+    /// Removes the series of businesses that lost their label.
     fn forget(&self, gone: &[String]) {
         for (counter, business) in
             [&self.admitted, &self.rejected].iter().flat_map(|c| gone.iter().map(move |id| (c, id)))
         {
-            // One that was never shown cannot be taken away.
+            // Fails for a series that does not exist.
             let _ = counter.remove_label_values(&[business.as_str()]);
         }
     }
 }
 
-/// A business as a label shows it: one whose id is a telephone number is no exception to what is shown of those.
+/// The label of a business. An id that is a telephone number is masked like any other.
 fn shown(business: &str) -> Cow<'_, str> {
     let is_number = business.len() >= 7
         && business.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'+' | b'-' | b'.' | b'(' | b')'))

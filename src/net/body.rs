@@ -18,15 +18,15 @@ use tokio_util::io::ReaderStream;
 use super::exchange::Progress;
 use crate::clock::since_boot;
 
-/// What is read of a file at once.
+/// Bytes per read of a file.
 const FILE_PIECE: usize = 64 * 1024;
 
 /// The body of a request to an upstream.
 #[derive(Debug)]
 pub(super) enum Outgoing {
-    /// Known whole.
+    /// Complete in memory.
     Whole(Full<Bytes>),
-    /// Known whole, and worth nothing after a time.
+    /// Complete in memory, and worthless after a deadline.
     Due(Full<Bytes>, SendBy),
     /// Arriving while it is sent.
     FromClient(FromClient),
@@ -34,7 +34,7 @@ pub(super) enum Outgoing {
     File(Box<OfFile>),
 }
 
-/// Until when a body may be handed to its connection, by [`since_boot`]. It is asked as late as can be: when the bytes are taken.
+/// The deadline, by [`since_boot`], for handing a body to its connection. Checked as late as possible: when the bytes are taken.
 #[derive(Debug, Clone)]
 pub(super) struct SendBy {
     at: Duration,
@@ -46,7 +46,7 @@ impl SendBy {
         Self { at, missed: Arc::default() }
     }
 
-    /// It was too late: not a byte of the body was handed over.
+    /// Whether the deadline was missed: not a byte of the body was handed over.
     pub(super) fn is_missed(&self) -> bool {
         self.missed.load(Ordering::Relaxed)
     }
@@ -69,7 +69,7 @@ impl Outgoing {
         Outgoing::Due(Full::new(bytes), by)
     }
 
-    /// A client's body as it comes; and what is left of it when it is not sent on any more, until which the last is kept.
+    /// Streams a client's body. The receiver gets what is left of it once it is no longer sent.
     pub(super) fn from_client(
         incoming: Incoming,
         progress: Arc<Progress>,
@@ -79,42 +79,42 @@ impl Outgoing {
         (Outgoing::FromClient(FromClient { incoming: Some(incoming), progress, over: Some(over), stop }), left, go_on)
     }
 
-    /// The first `length` bytes of a file. One that is shorter breaks the request.
+    /// The first `length` bytes of a file. A shorter file breaks the request.
     pub(super) fn file(file: tokio::fs::File, length: u64) -> Self {
         let stream = ReaderStream::with_capacity(file.take(length), FILE_PIECE);
         Outgoing::File(Box::new(OfFile { stream, left: length }))
     }
 }
 
-/// A file that is read while it is sent.
+/// The body of a request, read from a file.
 #[derive(Debug)]
 pub(super) struct OfFile {
     stream: ReaderStream<Take<tokio::fs::File>>,
     left: u64,
 }
 
-/// A client's body on its way to an upstream, as it comes: hyper reads of it what the upstream takes.
+/// A client's body on its way to an upstream, unbuffered: hyper reads what the upstream takes.
 #[derive(Debug)]
 pub(super) struct FromClient {
     incoming: Option<Incoming>,
     progress: Arc<Progress>,
     over: Option<oneshot::Sender<Left>>,
-    /// Closed when the rest will not come, or nobody is there any more who would tell: what is cut must not look complete.
+    /// Closed when the rest will not come, or its owner is gone: a truncated body must not look complete.
     stop: oneshot::Receiver<Never>,
 }
 
-/// Nothing of it exists.
+/// An uninhabited type.
 #[derive(Debug)]
 pub(super) enum Never {}
 
-/// What is left of a client's body that nobody sends on any more.
+/// What is left of a client's body that is no longer sent.
 #[derive(Debug)]
 pub(super) enum Left {
-    /// Nothing: it was sent whole.
+    /// Nothing: it was sent completely.
     Nothing,
-    /// It is cut short, or framed wrongly.
+    /// It ended early, or is malformed.
     Broken,
-    /// This; the upstream did not want it.
+    /// The rest, which the upstream did not read.
     Rest(Incoming),
 }
 
@@ -144,7 +144,7 @@ impl FromClient {
         self.progress.moved();
         Poll::Ready(match frame {
             Some(Ok(frame)) => {
-                // Trailers are the last: hyper asks for nothing behind them.
+                // Trailers come last; hyper does not poll for anything after them.
                 if frame.is_trailers() || self.incoming.as_ref().is_some_and(Body::is_end_stream) {
                     self.over(Left::Nothing);
                 }
@@ -215,22 +215,22 @@ impl Body for Outgoing {
     }
 }
 
-/// Bytes of a body that lie in one piece of memory while it grows; more of them are put together at its end. So a body that grows is
-/// not copied, and not twice in memory, each time that its piece is full.
+/// The size of a piece of a growing body. Pieces are joined at the end, so that a growing body is neither copied nor held twice
+/// each time it outgrows its buffer.
 const PIECE: usize = 64 * 1024;
-/// Bytes that bodies leave to others where the process may not have more (`ulimit -v`): whether they are there is asked before a body's
-/// first piece, and once for each further MiB of it.
+/// Bytes that bodies leave to the rest of a process with limited memory (`ulimit -v`): probed before a body's
+/// first piece, and once for each further MiB.
 const SPARE: usize = 16 * 1024 * 1024;
 const ASK_EACH: usize = 1024 * 1024;
 
-/// A body that is gathered whole.
+/// A body that is collected in memory.
 #[derive(Debug, Default)]
 pub(super) struct Gathered {
-    /// A chunk that is the whole body so far: it is not copied.
+    /// The only chunk so far, which is not copied.
     only: Option<Bytes>,
     pieces: Vec<Vec<u8>>,
     len: usize,
-    /// Its length when the memory was asked about.
+    /// The body's length at the last probe.
     asked_at: Option<usize>,
 }
 
@@ -239,7 +239,7 @@ impl Gathered {
         self.len
     }
 
-    /// Adds a chunk. An error: the machine has no memory for it, and the process lives on.
+    /// Adds a chunk. An error means that the machine is out of memory; the process goes on.
     pub(super) fn push(&mut self, chunk: Bytes) -> Result<(), TryReserveError> {
         self.len += chunk.len();
         if self.len == chunk.len() {
@@ -264,7 +264,7 @@ impl Gathered {
         Ok(())
     }
 
-    /// All of it. Each piece is given back as soon as it is copied. An error as with [`Gathered::push`].
+    /// The complete body. Each piece is freed as soon as it is copied. Errors are those of [`Gathered::push`].
     pub(super) fn whole(mut self) -> Result<Bytes, TryReserveError> {
         if let Some(only) = self.only {
             return Ok(only);
@@ -282,22 +282,22 @@ impl Gathered {
     }
 }
 
-/// Whether some memory is left for the rest of the program, which ends when it gets none.
+/// Probes for memory that the rest of the program needs; an allocation failure would abort it.
 fn ask_for_spare() -> Result<(), TryReserveError> {
     let mut spare = Vec::<u8>::new();
     spare.try_reserve_exact(SPARE)?;
-    // Or the compiler sees that nobody uses it, and does not ask.
+    // Keeps the compiler from removing the unused allocation.
     std::hint::black_box(&mut spare);
     Ok(())
 }
 
-/// Why an answer could not be read whole.
+/// Why an answer could not be read completely.
 pub(super) enum Unread {
     TooLarge,
     Broken(String),
 }
 
-/// Reads an answer's body whole, at most `limit` bytes of it.
+/// Reads an answer's body, at most `limit` bytes.
 pub(super) async fn collect<B>(body: B, limit: usize) -> Result<Bytes, Unread>
 where
     B: Body<Data = Bytes>,

@@ -1,9 +1,9 @@
-//! Addresses that tenants choose: which of them ringfence may call. An app's status callback is such an address, and whoever wrote it
-//! may be anybody; without rules it would make ringfence ask its operator's own network, from inside (server-side request forgery,
+//! Callback URLs that tenants choose, and which of them ringfence may call. The author of such a URL may be anybody; without rules
+//! it could make ringfence send requests into its operator's own network (server-side request forgery,
 //! <https://owasp.org/Top10/A10_2021-Server-Side_Request_Forgery_%28SSRF%29/>).
 //!
-//! An address is judged twice: as it is written, before anything is remembered ([`CallbackRules::check_url`]); and where its name leads,
-//! at every connection ([`CallbackRules::check_address`]), which then goes to exactly the address that was judged.
+//! An address is checked twice: as written, before it is stored ([`CallbackRules::check_url`]), and as resolved, for
+//! every connection ([`CallbackRules::check_address`]), which then goes to exactly the address that was checked.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::pin::Pin;
@@ -20,36 +20,36 @@ use url::{Host, Url};
 
 use super::headers::TrustedPeers;
 
-/// What marks a request to an address that a tenant chose. Listeners of ringfence refuse what carries it: see
-/// [`CallbackRules::check_address`] for why it should never come there.
+/// Marks requests to URLs that tenants chose. ringfence's own listeners reject them: a second line of defence behind
+/// [`CallbackRules::check_address`].
 pub const CALLBACK_MARK: HeaderName = HeaderName::from_static("x-ringfence-callback");
 
-/// How long one address of several is tried.
+/// The timeout per address.
 const EACH: Duration = Duration::from_secs(2);
 
-/// An address that may not be called. The text names the key that would allow it, where one would.
+/// A callback URL that may not be called. The message names the config key that would allow it, if there is one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct BadCallback {
-    /// In one word, for metrics.
+    /// The reason in one word, for metrics.
     pub reason: &'static str,
     message: String,
 }
 
 impl BadCallback {
-    /// An address that is none, or a method that is not for it.
+    /// A malformed URL, or a method that is not allowed.
     pub fn unusable(message: impl Into<String>) -> Self {
         Self { reason: "unusable", message: message.into() }
     }
 
     fn private(what: &str, kind: &str) -> Self {
         let message =
-            format!("{what} is {kind}; if an app of yours lives there, name it in app.allowed_callbacks of the config");
+            format!("{what} is {kind}; if one of your apps runs there, name it in app.allowed_callbacks of the config");
         Self { reason: "private", message }
     }
 }
 
-/// An entry of `app.allowed_callbacks`: a place on a private network where callbacks may go all the same.
+/// An entry of `app.allowed_callbacks`: an exception for a private address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Allowed {
     to: To,
@@ -58,39 +58,39 @@ struct Allowed {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum To {
-    /// This name, wherever it leads.
+    /// The name, wherever it resolves to.
     Name(String),
-    /// Every name below this one; begins with a dot.
+    /// All names below this one; begins with a dot.
     Below(String),
-    /// These addresses.
+    /// The addresses.
     Block(TrustedPeers),
 }
 
-/// Which addresses that tenants choose may be called. By default those that the Internet knows.
+/// The rules for callback URLs. By default only public addresses are allowed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CallbackRules {
     allowed: Vec<Allowed>,
-    /// Our own listeners: never, whatever is allowed.
+    /// Our own listeners, which are never allowed.
     own: Vec<SocketAddr>,
 }
 
 impl CallbackRules {
-    /// Reads places where callbacks may go although they are private: `app.internal`, `*.svc.cluster.local`, `10.0.0.7`,
-    /// `10.0.0.0/8`, each with a port or for all of them: `127.0.0.1:3000`, `[::1]:3000`.
+    /// Parses the exceptions for private addresses: `app.internal`, `*.svc.cluster.local`, `10.0.0.7`,
+    /// `10.0.0.0/8`, each with or without a port: `127.0.0.1:3000`, `[::1]:3000`.
     ///
     /// # Errors
-    /// The first entry that is none of these.
+    /// The first malformed entry.
     pub fn parse<S: AsRef<str>>(entries: &[S]) -> Result<Self, String> {
         let allowed = entries.iter().map(|entry| Allowed::parse(entry.as_ref().trim()));
         Ok(Self { allowed: allowed.collect::<Result<_, _>>()?, own: vec![] })
     }
 
-    /// The same, with the addresses at which we listen.
+    /// The same rules with our listeners' addresses.
     pub fn with_own(&self, own: &[SocketAddr]) -> Self {
         Self { own: own.to_vec(), ..self.clone() }
     }
 
-    /// Whether every address may be called.
+    /// Whether every address is allowed.
     pub fn allow_everything(&self) -> bool {
         let all = |ip: IpAddr| {
             self.allowed
@@ -107,19 +107,19 @@ impl CallbackRules {
         .all(|ip| all(ip.into()))
     }
 
-    /// Judges an address as it is written, without asking for its name.
+    /// Checks a URL as written, without resolving its name.
     ///
     /// # Errors
-    /// Why it is not called.
+    /// The reason why it may not be called.
     pub fn check_url(&self, text: &str) -> Result<(), BadCallback> {
         if text.chars().any(|c| c.is_whitespace() || c.is_control() || c == '\\') {
-            return Err(BadCallback::unusable("it holds a character that no URL has"));
+            return Err(BadCallback::unusable("it contains a character that no URL has"));
         }
-        let parsed = Url::parse(text).map_err(|error| BadCallback::unusable(format!("it is no URL: {error}")))?;
+        let parsed = Url::parse(text).map_err(|error| BadCallback::unusable(format!("it is not a URL: {error}")))?;
         if !matches!(parsed.scheme(), "http" | "https") {
             return Err(BadCallback::unusable(format!("{}: is neither http nor https", parsed.scheme())));
         }
-        // Both parsers have to see one host: it is judged by one and called by the other.
+        // Both parsers must see the same host: one checks it, the other one's is called.
         let sent: Uri =
             without_fragment(text).parse().map_err(|_| BadCallback::unusable("it is no URL that can be called"))?;
         let Some(port) = parsed.port_or_known_default().filter(|port| *port != 0) else {
@@ -134,18 +134,18 @@ impl CallbackRules {
             Some(Host::Domain(name)) => {
                 let name = plain_name(name);
                 if !self.allows_name(&name, port) && is_local_name(&name) {
-                    return Err(BadCallback::private(&name, "a name of a private network"));
+                    return Err(BadCallback::private(&name, "a name in a private network"));
                 }
                 Ok(())
             }
-            None => Err(BadCallback::unusable("it names no host")),
+            None => Err(BadCallback::unusable("it has no host")),
         }
     }
 
-    /// Judges where a name leads.
+    /// Checks a resolved address.
     ///
     /// # Errors
-    /// Why it is not called.
+    /// The reason why it may not be called.
     pub fn check_address(&self, host: &str, to: SocketAddr) -> Result<(), BadCallback> {
         if self.is_own(to) {
             return Err(BadCallback {
@@ -160,7 +160,7 @@ impl CallbackRules {
         let allows = |one: &Allowed| {
             one.port.is_none_or(|port| port == to.port()) && matches!(&one.to, To::Block(block) if block.contain(ip))
         };
-        // What a translator's address leads to is judged too.
+        // The IPv4 address behind a translated one is checked too.
         let inner = match ip {
             IpAddr::V6(v6) => embedded(v6).map(IpAddr::V4),
             IpAddr::V4(_) => None,
@@ -190,7 +190,7 @@ impl CallbackRules {
         let ip = to.ip().to_canonical();
         self.own.iter().filter(|own| own.port() == to.port()).any(|own| {
             let at = own.ip().to_canonical();
-            // "Any address" leads to this machine, as loopback does.
+            // The unspecified address reaches this machine, as loopback does.
             at == ip || (ip.is_unspecified() && at.is_loopback()) || (at.is_unspecified() && is_of_this_machine(ip))
         })
     }
@@ -199,7 +199,7 @@ impl CallbackRules {
 impl Allowed {
     fn parse(entry: &str) -> Result<Self, String> {
         let bad =
-            || format!("{entry:?} is no name, address or block such as app.internal, 10.0.0.0/8 or 127.0.0.1:3000");
+            || format!("{entry:?} is not a name, address or block such as app.internal, 10.0.0.0/8 or 127.0.0.1:3000");
         let block = |text: &str| TrustedPeers::parse(&[text]).ok().map(To::Block);
         if let Some(to) = block(entry) {
             return Ok(Self { to, port: None });
@@ -241,8 +241,8 @@ fn plain_name(name: &str) -> String {
     name.trim_end_matches('.').to_ascii_lowercase()
 }
 
-/// Names that the public DNS does not have: <https://www.iana.org/assignments/special-use-domain-names>, `.internal`, and those of one
-/// label, which machines look up in their own domain.
+/// Whether the public DNS lacks a name: <https://www.iana.org/assignments/special-use-domain-names>, `.internal`, and single
+/// labels, which machines complete with their own domain.
 fn is_local_name(name: &str) -> bool {
     const LOCAL: [&str; 6] = ["localhost", "local", "internal", "localdomain", "lan", "home.arpa"];
     !name.contains('.') || LOCAL.iter().any(|of| name.strip_suffix(of).is_some_and(|rest| rest.ends_with('.')))
@@ -252,7 +252,7 @@ fn is_of_this_machine(ip: IpAddr) -> bool {
     ip.is_unspecified() || ip.is_loopback() || UdpSocket::bind((ip, 0)).is_ok()
 }
 
-/// What an address is that the Internet does not know; `None` for one that it does. From IANA's registries of special-purpose addresses
+/// The kind of a non-public address; `None` for a public one. From IANA's registries of special-purpose addresses
 /// (<https://www.iana.org/assignments/iana-ipv4-special-registry>, `…-ipv6-…`).
 fn kind_of(ip: IpAddr) -> Option<&'static str> {
     const V4: [([u8; 4], u32, &str); 17] = [
@@ -272,7 +272,7 @@ fn kind_of(ip: IpAddr) -> Option<&'static str> {
         ([198, 51, 100, 0], 24, "an address for documentation"),
         ([203, 0, 113, 0], 24, "an address for documentation"),
         ([224, 0, 0, 0], 4, "a multicast address"),
-        // The broadcast address is the last of them.
+        // Includes the broadcast address.
         ([240, 0, 0, 0], 4, "a reserved address"),
     ];
     match ip {
@@ -301,13 +301,13 @@ fn kind_of_v6(ip: Ipv6Addr) -> Option<&'static str> {
         (0x2001, 0x0db8) | (0x3fff, 0x0000..=0x0fff) => "an address for documentation",
         (0x2001, 0x0002) => "an address for benchmarks",
         (0x2001, 0x0001..=0x01ff) => "a reserved address",
-        // What is given out to networks of the Internet (RFC 4291 §2.4, IANA).
+        // Assigned global unicast (RFC 4291 §2.4, IANA).
         (0x2000..=0x3fff, _) => return None,
         _ => "a reserved address",
     })
 }
 
-/// The IPv4 address inside one that is translated: mapped, compatible, NAT64 (RFC 6052), 6to4, Teredo's client.
+/// The IPv4 address in a translated one: mapped, compatible, NAT64 (RFC 6052), 6to4, Teredo's client.
 fn embedded(ip: Ipv6Addr) -> Option<Ipv4Addr> {
     let parts = ip.segments();
     let of = |high: u16, low: u16| Some(Ipv4Addr::from_bits((u32::from(high) << 16) | u32::from(low)));
@@ -320,7 +320,7 @@ fn embedded(ip: Ipv6Addr) -> Option<Ipv4Addr> {
     }
 }
 
-/// Connects to addresses that tenants choose, as far as the rules let it.
+/// A connector that enforces the callback rules.
 #[derive(Clone, Debug)]
 pub(super) struct Guarded {
     rules: Arc<CallbackRules>,
@@ -354,7 +354,7 @@ async fn connect(rules: &CallbackRules, uri: &Uri) -> Result<TcpStream, BoxError
     let host = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
     let default = if uri.scheme() == Some(&Scheme::HTTPS) { 443 } else { 80 };
     let found = tokio::net::lookup_host((host, uri.port_u16().unwrap_or(default))).await?;
-    // Judged and connected to are one and the same: a name that leads elsewhere the next time changes nothing.
+    // The address that is checked is the one that is connected to, so a name cannot resolve differently in between.
     let mut failed: BoxError = format!("{host} has no address").into();
     let (mut forbidden, mut tried) = (None, false);
     for address in found {
@@ -372,7 +372,7 @@ async fn connect(rules: &CallbackRules, uri: &Uri) -> Result<TcpStream, BoxError
             Err(_) => failed = format!("{address} does not answer within {EACH:?}").into(),
         }
     }
-    // Where one may be called, what came of that is what counts.
+    // If any address was allowed, its error is the relevant one.
     Err(forbidden.filter(|_| !tried).map_or(failed, Into::into))
 }
 

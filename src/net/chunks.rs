@@ -1,35 +1,35 @@
-//! The chunked coding of a request's body, held to RFC 9112 §7.1 byte by byte. Pure.
+//! The chunked transfer coding of a request's body, checked strictly against RFC 9112 §7.1. Pure.
 //!
-//! Readers differ in what they take for a chunk: lines that end in LF alone, any byte in an extension, no digits for 0. What one calls a
-//! body the other calls the next request. So nothing reaches a reader which two could read differently.
+//! Implementations differ in what they accept: bare LF, arbitrary bytes in extensions, a size without digits. What is a body for one
+//! is the next request for the other. So nothing is passed on that two parsers could read differently.
 
 use super::head::{is_text, is_token};
 
-/// Bytes of a chunk's first line, or of one trailer field. Beyond, the body is refused (RFC 9112 §7.1.1 asks for a bound).
+/// Maximum bytes of a chunk's first line, or of a trailer field; longer ones are rejected (RFC 9112 §7.1.1 asks for a bound).
 const LINE_BYTES_MAX: usize = 4096;
-/// Bytes of all trailer fields.
+/// Maximum bytes of all trailer fields.
 const TRAILER_BYTES_MAX: usize = 16 * 1024;
-/// Digits of a chunk's size: what fits in 60 bits.
+/// Maximum digits of a chunk's size: a size below 2^60.
 const SIZE_DIGITS_MAX: usize = 15;
 
-/// What is wrong with a body: it is not in the chunked coding.
+/// The body is not in the chunked coding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Malformed;
 
-/// What [`Chunks::decode`] made of some bytes.
+/// The result of [`Chunks::decode`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Decoded {
-    /// So many of them belong to the body's coding.
+    /// The bytes consumed.
     pub(super) taken: usize,
-    /// So many are the body's own, and stand in front now.
+    /// The decoded bytes, which are now in front.
     pub(super) data: usize,
 }
 
-/// Where in a chunked body the next byte stands.
+/// A decoder of the chunked coding.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Chunks {
     at: At,
-    /// The size of the chunk, while its digits are read; then how many bytes of it are to come.
+    /// The chunk's size while its digits are read; then the bytes left of it.
     left: u64,
     digits: usize,
     line_bytes: usize,
@@ -39,7 +39,7 @@ pub(super) struct Chunks {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum At {
     Size,
-    /// Blanks before the `;` of an extension.
+    /// Whitespace before the `;` of an extension.
     BeforeExtension,
     BeforeName,
     Name,
@@ -48,7 +48,7 @@ enum At {
     Token,
     Quoted,
     Escaped,
-    /// After a quoted value, or blanks after any.
+    /// After a quoted value, or whitespace after any value.
     AfterValue,
     SizeLf,
     Data,
@@ -60,25 +60,25 @@ enum At {
     TrailerLf,
     EndLf,
     End,
-    /// It is not a chunked body.
+    /// The body is malformed.
     Broken,
 }
 
 impl Chunks {
-    /// Before the first byte of a body.
+    /// A decoder at the start of a body.
     pub(super) fn new() -> Self {
         Self { at: At::Size, left: 0, digits: 0, line_bytes: 0, trailers: Vec::new() }
     }
 
-    /// The body is over: what follows belongs to another request.
+    /// Whether the body has ended: following bytes belong to another request.
     pub(super) fn is_over(&self) -> bool {
         self.at == At::End
     }
 
-    /// Takes the next bytes, and puts what they hold of the body itself in front. What stands behind the body's end is not looked at.
+    /// Decodes bytes in place, moving the body's own bytes to the front. Stops at the body's end.
     ///
     /// # Errors
-    /// They are not a chunked body; nothing that came after is of use.
+    /// The bytes are malformed; nothing after them is usable.
     pub(super) fn decode(&mut self, bytes: &mut [u8]) -> Result<Decoded, Malformed> {
         let (mut taken, mut data) = (0, 0);
         while !self.is_over() && taken < bytes.len() {

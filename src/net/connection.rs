@@ -1,4 +1,4 @@
-//! The life of one connection: handshake, heads within their deadlines, one handler call per request, an orderly end.
+//! One connection: handshake, deadlines for heads, one handler call per request, an orderly close.
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -36,31 +36,31 @@ use crate::clock::ticks_ms;
 /// The HTTP/2 connection preface, RFC 9113 §3.4, in bytes.
 const H2_PREFACE: u64 = 24;
 
-/// The least that hyper's buffers may be bounded to, in bytes.
+/// hyper's minimum for its buffers, in bytes.
 const HYPER_BUFFER_MIN: usize = 8192;
-/// Beside a head of the longest: with one that is short, a body of 64 KiB is read at once.
+/// Room beside the longest head: with a short one, a body of 64 KiB is read at once.
 const SMALL_BYTES: usize = 16 * 1024;
 
-/// A closing connection goes on reading, or the reset that unread bytes cause could destroy the answer before the client
-/// reads it (RFC 9112 §9.6). Numbers of nginx's `lingering_time` and `lingering_timeout`; while draining less.
+/// A closing connection reads on for this long; otherwise the reset that unread bytes cause could destroy the answer before the client
+/// reads it (RFC 9112 §9.6). The values of nginx's `lingering_time` and `lingering_timeout`; shorter while draining.
 const LINGER: Duration = Duration::from_secs(30);
 const LINGER_IDLE: Duration = Duration::from_secs(5);
 const LINGER_DRAINING: Duration = Duration::from_secs(1);
 
-/// How long a connection waits before it gives hyper's buffers back, in milliseconds.
+/// How long a connection is idle before it frees hyper's buffers, in milliseconds.
 const LET_GO_MS: u64 = 250;
 
 /// Serves a connection to its end.
 pub(super) async fn serve(tcp: TcpStream, peer: SocketAddr, shared: Arc<Shared>, seat: Arc<Seat>) {
     let _ = tcp.set_nodelay(true);
-    // A peer that vanished without a word would hold a tunnel for ever: four probes from a minute of silence on.
+    // Otherwise a peer that vanished would hold a tunnel for ever: four probes after a minute of silence.
     let keepalive =
         TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15)).with_retries(4);
     let _ = SockRef::from(&tcp).set_tcp_keepalive(&keepalive);
     let (transport, tls) = match shared.tls.as_ref().map(|tls| tls.acceptor()) {
         None => (Transport::Tcp(tcp), false),
         Some(acceptor) => {
-            // In a box: what it needs is not to stay with the connection.
+            // Boxed, so that its memory is freed after the handshake.
             let handshake = Box::pin(tokio::time::timeout(shared.settings.header_timeout, acceptor.accept(tcp)));
             let shaken = tokio::select! {
                 biased;
@@ -101,7 +101,7 @@ async fn run(transport: Transport, facts: ConnectionFacts, shared: Arc<Shared>, 
     }
 }
 
-/// Returns when a connection is to end whatever it does: a drain's grace is over, or its place was given to another.
+/// Returns when a connection must end in any case: a drain's grace period is over, or it was evicted.
 async fn closed(shared: &Shared, seat: &Seat) {
     tokio::select! {
         () = shared.cut.cancelled() => {}
@@ -109,30 +109,30 @@ async fn closed(shared: &Shared, seat: &Seat) {
     }
 }
 
-/// A connection, as its requests share it.
+/// A connection, shared by its requests.
 pub(super) struct Connection {
     pub(super) shared: Arc<Shared>,
     pub(super) facts: ConnectionFacts,
     seat: Arc<Seat>,
 }
 
-/// How HTTP on a connection came to its end.
+/// How HTTP on a connection ended.
 #[derive(Clone, Copy)]
 enum Ended {
-    /// hyper is done with it.
+    /// hyper is finished with it.
     Hyper,
-    /// The client has let it wait for too long.
+    /// The client exceeded a deadline.
     TimedOut(Phase),
     /// See [`closed`].
     Closed,
 }
 
-/// The connection was given up just before the request came.
+/// The connection was evicted just before the request came.
 #[derive(Debug, thiserror::Error)]
-#[error("the connection was given up")]
+#[error("the connection was evicted")]
 struct GivenUp;
 
-/// The answer to a request, as hyper waits for it.
+/// The pending answer to a request, polled by hyper.
 enum Answering {
     Now(Option<Box<Response<Reply>>>),
     Later(oneshot::Receiver<Response<Reply>>),
@@ -156,7 +156,7 @@ fn refused(refusal: Refusal, told: Option<Told>) -> Answering {
 }
 
 impl Connection {
-    /// Makes an exchange of a request, or the answer to one that has no place.
+    /// Makes an exchange of a request, or a rejection if there is no room for it.
     fn begin(self: &Arc<Self>, request: Request<Incoming>, link: Link) -> Result<(Begun, Answering), Answering> {
         if self.shared.in_flight.len() >= self.shared.settings.max_in_flight {
             let told = match link {
@@ -183,7 +183,7 @@ impl Connection {
         }
     }
 
-    /// Says the last word, if there is one, and waits for the client to hear it.
+    /// Writes the early rejection, if there is one, and waits for the client to read it.
     async fn leave_http1(&self, wire: &Wire, timed_out: bool) {
         let refusal = timed_out.then_some(Refusal::HEAD_TIMEOUT).or(wire.refusal());
         let is_mid_body = wire.is_mid_body();
@@ -208,21 +208,21 @@ impl Connection {
         }
     }
 
-    /// Serves until hyper is done with the connection and the last handler has returned.
+    /// Serves until hyper is finished with the connection and the last handler has returned.
     ///
-    /// Handlers run in this task, beside hyper: hyper drops what it waits for when a client goes, and a handler is not dropped.
+    /// Handlers run in this task, beside hyper, because hyper drops its service futures when a client goes away, and a handler must go on.
     async fn drive_http1(self: &Arc<Self>, wire: &Arc<Wire>, mut closing: Pin<&mut impl Future<Output = ()>>) -> Ended {
         let settings = &self.shared.settings;
         let turns = Turns::default();
         let [of_io, of_handler, of_stop, of_timer] = std::array::from_fn(|_| turns.turn());
         let requests = Arc::new(Requests::default());
-        // The panic hook has said what there is to say; the exchange has answered.
+        // The panic hook has logged it; the exchange has answered.
         let mut handling = pin!(AssertUnwindSafe(self.handle_all(&requests)).catch_unwind());
         let mut stop = self.shared.stop.subscribe();
         let mut stopping = pin!(stopped(&mut stop));
         let mut timer = pin!(tokio::time::sleep(settings.header_timeout));
         let mut timer_ms = ticks_ms() + ms(settings.header_timeout);
-        // There while a request is: it has buffers that a connection which waits is not to keep.
+        // Only present during a request, because its buffers are too large for an idle connection.
         let mut hyper = None;
         let (mut is_stopping, mut is_shut, mut is_new, mut is_handled) = (false, false, true, false);
         let mut ended = None;
@@ -284,7 +284,7 @@ impl Connection {
                 }
                 of_io.wake();
             }
-            // How long the phase may last; and of an idle one, how long hyper is kept.
+            // The deadline of the phase; and of an idle one, the time to free hyper.
             let (due_ms, let_go_ms) = match phase {
                 _ if ended.is_some() => (u64::MAX, u64::MAX),
                 Phase::Busy => {
@@ -292,7 +292,7 @@ impl Connection {
                     (u64::MAX, u64::MAX)
                 }
                 Phase::Head(since) => (since + ms(settings.header_timeout), u64::MAX),
-                // A new one may wait only as long as a head may take.
+                // A new connection may be idle only for the time of a head.
                 Phase::Idle(since) => {
                     let limit = if is_new { settings.header_timeout } else { settings.keepalive };
                     (since + ms(limit), if hyper.is_some() { since + LET_GO_MS } else { u64::MAX })
@@ -313,7 +313,7 @@ impl Connection {
                     of_io.wake();
                 }
             }
-            // The timer runs on from request to request: it is set anew when it has run out, and when it would come too late.
+            // The timer is kept from request to request: reset only when it has fired, or would fire too late.
             let next_ms = due_ms.min(let_go_ms).min(wire.next_look());
             if next_ms < timer_ms {
                 timer_ms = next_ms;
@@ -326,7 +326,7 @@ impl Connection {
         poll_fn(|cx| turns.poll(cx, &[&of_io, &of_handler, &of_stop, &of_timer], &mut round)).await
     }
 
-    /// Has the requests of an HTTP/1 connection answered by the handler, one after another.
+    /// Passes the requests of an HTTP/1 connection to the handler, one after another.
     async fn handle_all(&self, requests: &Requests) {
         while let Some(Begun { mut exchange, busy }) = poll_fn(|_| requests.poll_next()).await {
             self.shared.handler.handle(&mut exchange).await;
@@ -380,7 +380,7 @@ impl Connection {
                 } else if ends_at.is_some() || wire.bytes_read() < H2_PREFACE {
                     return Poll::Ready(());
                 } else {
-                    // A client that does not go when it is asked to goes all the same.
+                    // A client that does not close after being told to is cut off.
                     ends_at = Some(now + settings.write_timeout);
                     hyper.as_mut().graceful_shutdown();
                 }
@@ -390,7 +390,7 @@ impl Connection {
     }
 }
 
-/// Reads what is still arriving, for a while, before a connection or a stream is closed.
+/// Reads and drops what still arrives, for a while, before a connection or a stream is closed.
 async fn linger(shared: &Shared, discard: impl Future<Output = ()>) {
     let mut stop = shared.stop.subscribe();
     let draining = async {
@@ -412,13 +412,13 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-/// A request that has its place.
+/// An admitted request.
 struct Begun {
     exchange: Box<Exchange>,
     busy: Busy,
 }
 
-/// The next request of an HTTP/1 connection, between hyper and the handler. hyper gives none before the last was answered.
+/// The next request of an HTTP/1 connection, from hyper to the handler. hyper sends none before the last one was answered.
 #[derive(Default)]
 struct Requests(Mutex<(Option<Begun>, bool)>);
 
@@ -427,7 +427,7 @@ impl Requests {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// There will be no more. Whether that was said before.
+    /// Marks the end of requests; returns whether it was marked before.
     fn end(&self) -> bool {
         std::mem::replace(&mut self.state().1, true)
     }
@@ -446,9 +446,9 @@ fn ms(duration: Duration) -> u64 {
 
 fn http1(settings: &EdgeSettings) -> http1::Builder {
     let mut builder = http1::Builder::new();
-    // A client that ends its side may still read; who waits for it asks the wire.
+    // A client that closes its sending half may still read; watchers of the client use the wire.
     builder.half_close(true).preserve_header_case(true);
-    // Room for a head and a small body, and no more: what a client sends faster than it is taken waits on its own side.
+    // Room for a head and a small body only: a client that sends faster than it is read has to wait.
     builder.max_buf_size(settings.max_header_bytes.max(HYPER_BUFFER_MIN) + SMALL_BYTES);
     if settings.max_headers > 100 {
         builder.max_headers(settings.max_headers);
@@ -456,7 +456,7 @@ fn http1(settings: &EdgeSettings) -> http1::Builder {
     builder
 }
 
-/// What hyper calls for each request of an HTTP/1 connection.
+/// hyper's service of an HTTP/1 connection.
 struct Http1 {
     connection: Arc<Connection>,
     wire: Arc<Wire>,
@@ -481,7 +481,7 @@ impl Service<Request<Incoming>> for Http1 {
     }
 }
 
-/// What hyper calls for each stream of an HTTP/2 connection.
+/// hyper's service of an HTTP/2 connection.
 struct Http2 {
     connection: Arc<Connection>,
     streams: Streams,
@@ -506,7 +506,7 @@ impl Service<Request<Incoming>> for Http2 {
             Ok(begun) => begun,
             Err(answer) => return answer,
         };
-        // In a task of its own: hyper drops what it waits for when a client goes, and a handler is not dropped.
+        // In a task of its own: hyper drops its service futures when a client goes away, and a handler must go on.
         let shared = self.connection.shared.clone();
         tokio::spawn(async move {
             tokio::select! {
@@ -524,12 +524,12 @@ impl Service<Request<Incoming>> for Http2 {
     }
 }
 
-/// The streams of an HTTP/2 connection, each a task, which can be ended.
+/// The streams of an HTTP/2 connection. Each is a task that can be cancelled.
 #[derive(Clone, Default)]
 struct Streams(Arc<Mutex<Open>>);
 
 struct Open {
-    /// Of the stream that hyper is about to have executed.
+    /// The token of the stream that hyper is about to spawn.
     end: Option<CancellationToken>,
     count: usize,
     idle_since: Instant,
@@ -546,7 +546,7 @@ impl Streams {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A request has come, and its stream is executed next.
+    /// Prepares a request's stream, which is spawned next.
     fn begin(&self) -> CancellationToken {
         let end = CancellationToken::new();
         self.open().end = Some(end.clone());
@@ -561,7 +561,7 @@ impl Streams {
 
 impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
     fn execute(&self, stream: F) {
-        /// Counts down in whatever way the stream ends.
+        /// Counts down when the stream ends, in whatever way.
         struct Counted(Streams);
         impl Drop for Counted {
             fn drop(&mut self) {

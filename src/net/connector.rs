@@ -1,4 +1,4 @@
-//! How connections to upstreams are made: TCP and TLS within one time limit, and writes that wait for the answer.
+//! Connections to upstreams: TCP and TLS within one time limit, and writes that do not hide an early answer.
 
 use std::error::Error as StdError;
 use std::io;
@@ -19,14 +19,14 @@ use tower_service::Service;
 use super::callback::Guarded;
 use super::tls::install_crypto_provider;
 
-/// A connector whose time limit covers TLS too: [`HttpConnector`]'s own ends with the TCP handshake.
+/// A connector whose time limit covers TLS too: that of [`HttpConnector`] ends with the TCP handshake.
 #[derive(Clone, Debug)]
 pub(super) struct Connector<T = HttpConnector> {
     inner: HttpsConnector<T>,
     limit: Duration,
 }
 
-/// Whom connections trust: the public roots and those of `extra_ca`. The error is a text for people.
+/// The TLS client configuration: the public roots and those of `extra_ca`. The error is a sentence for operators.
 pub(super) fn trust(extra_ca: Option<&Path>) -> Result<ClientConfig, String> {
     install_crypto_provider();
     let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
@@ -45,12 +45,12 @@ pub(super) fn trust(extra_ca: Option<&Path>) -> Result<ClientConfig, String> {
 }
 
 impl Connector {
-    /// To the operator's and the providers' addresses.
+    /// A connector to the operator's and the providers' addresses.
     pub(super) fn new(limit: Duration, trust: ClientConfig) -> Self {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
-        // A peer that vanished without a word would hold a tunnel or an event stream for ever.
+        // Otherwise a peer that vanished would hold a tunnel or an event stream for ever.
         tcp.set_keepalive(Some(Duration::from_secs(60)));
         tcp.set_keepalive_interval(Some(Duration::from_secs(15)));
         tcp.set_keepalive_retries(Some(4));
@@ -59,7 +59,7 @@ impl Connector {
 }
 
 impl Connector<Guarded> {
-    /// To addresses that tenants choose.
+    /// A connector to addresses that tenants choose.
     pub(super) fn guarded(guarded: Guarded, limit: Duration, trust: ClientConfig) -> Self {
         Self::over(guarded, limit, trust)
     }
@@ -99,12 +99,12 @@ where
     }
 }
 
-/// A connection on which a peer that stopped listening is still heard.
+/// A stream whose failed writes do not hide the peer's answer.
 ///
-/// An upstream may answer (413, 401) and close before it has read the whole body. hyper then meets the failing write before
-/// it reads the answer that has arrived already, and gives up with the answer unread (RFC 9110 §7.5 wants it read). So a write
-/// that the peer refuses is reported as done, and the truth is left to the read: either the answer is there, or the end
-/// of the connection, which comes at once after such a failure and keeps the connection out of the pool.
+/// An upstream may answer (413, 401) and close before it has read the whole body. hyper would notice the failed write before
+/// the answer that has already arrived, and drop the answer unread (RFC 9110 §7.5 wants it read). So a write
+/// that the peer rejects is reported as done; the read then returns the answer, or the end
+/// of the connection, which follows such a failure at once and keeps the connection out of the pool.
 pub(super) struct Patient<T> {
     inner: T,
     deaf: bool,

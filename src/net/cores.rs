@@ -1,6 +1,6 @@
-//! The cores that serve connections: one thread each, with a runtime of its own, so that what a request wakes is on the thread that
-//! serves it, and so are the connections to upstreams that it uses. Accepting is one task's: it deals connections out in turn, so that
-//! few of them are spread evenly, and a port has one owner (with `SO_REUSEPORT` a second process would silently share it).
+//! The threads that serve connections: one per core, each with a runtime of its own, so that a request, its connection and its
+//! upstream connections stay on one thread. One task accepts and distributes connections round-robin, so that few connections are
+//! spread evenly and a port has one owner (with `SO_REUSEPORT` a second process could silently share it).
 
 use std::cell::Cell;
 use std::io;
@@ -12,14 +12,14 @@ use tokio::runtime::{Builder, Handle};
 static CORES: OnceLock<Vec<Handle>> = OnceLock::new();
 
 thread_local! {
-    /// Which core this thread is; 0 for all threads that are none.
+    /// The core of this thread; 0 on other threads.
     static HERE: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Starts as many cores as the machine (or its share of one) has. They live as long as the process. Later calls do nothing.
+/// Starts one thread per core of the machine (or of its share). They live as long as the process. Later calls do nothing.
 ///
 /// # Errors
-/// The system's, if a thread cannot be made.
+/// A thread cannot be started.
 pub fn start() -> io::Result<()> {
     if CORES.get().is_some() {
         return Ok(());
@@ -38,27 +38,27 @@ pub fn start() -> io::Result<()> {
     Ok(())
 }
 
-/// Returns when every core has answered: one that is stuck never does.
+/// Returns when every core has answered; never if one is stuck.
 pub async fn answer() {
     for core in CORES.get().into_iter().flatten() {
-        // Its runtime lives as long as the process.
+        // The runtime lives as long as the process.
         let _ = core.spawn(async {}).await;
     }
 }
 
-/// The core whose turn it is; `None` where there are none.
+/// The next core in turn; `None` if none were started.
 pub(super) fn next() -> Option<&'static Handle> {
     static TURN: AtomicUsize = AtomicUsize::new(0);
     let cores = CORES.get()?;
     cores.get(TURN.fetch_add(1, Ordering::Relaxed) % cores.len().max(1))
 }
 
-/// Which core the caller runs on: from 1; 0 on any other thread.
+/// The core of the calling thread, from 1; 0 on other threads.
 pub(super) fn here() -> usize {
     HERE.get()
 }
 
-/// The highest number that [`here`] can return.
+/// The maximum of [`here`].
 pub(super) fn last() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }

@@ -1,7 +1,7 @@
-//! Who is connected to a listener: how many at once, how many of one peer, and who of them waits for nothing.
+//! The connections of a listener: limits for all and per peer, and eviction of idle ones.
 //!
-//! A listener that is full closes the connection that has been idle for longest, and lets the new one in: idle ones are the cheapest
-//! to hold and to open again. One on which a request is under way is never closed for another.
+//! A full listener closes the connection that has been idle for longest to make room for a new one: idle ones are the cheapest
+//! to reopen. A connection with a request in progress is never evicted.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-/// How often it is said that there are more connections than fit.
+/// The interval of log lines about connections that were evicted or refused.
 pub(super) const SAY_EVERY: Duration = Duration::from_secs(60);
 
-/// Who shares a bound: an IPv4 address, or the first 64 bits of an IPv6 one, since a single host has those to itself.
+/// The unit of the per-peer limit: an IPv4 address, or the first 64 bits of an IPv6 one, because one host usually has all of those.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PeerKey(IpAddr);
 
@@ -40,13 +40,13 @@ pub(super) struct Crowd {
 struct State {
     seated: usize,
     of_peer: HashMap<PeerKey, usize>,
-    /// Those that wait, by since when: a number that only grows.
+    /// Idle connections, ordered by a counter of when they became idle.
     idle: BTreeMap<u64, Arc<Chair>>,
     turn: u64,
     pressure: Pressure,
 }
 
-/// What there was no room for since it was said last.
+/// Evictions and refusals since the last log line.
 #[derive(Debug, Default)]
 struct Pressure {
     closed_idle: usize,
@@ -54,31 +54,31 @@ struct Pressure {
     said_at: Option<Instant>,
 }
 
-/// A connection's place, as others see it.
+/// A connection as others see it.
 #[derive(Debug)]
 struct Chair {
-    /// None: of a peer that may have any number.
+    /// `None`: the peer has no limit.
     peer: Option<PeerKey>,
     left: Notify,
 }
 
-/// A connection's place. Dropping it leaves it.
+/// A connection's place in the listener, held until dropped.
 #[derive(Debug)]
 pub(super) struct Seat {
     crowd: Arc<Crowd>,
     chair: Arc<Chair>,
-    /// Locked for as long as a field is read.
+    /// Locked only while a field is read or written.
     place: Mutex<Place>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Place {
     idle_since: Option<u64>,
-    /// Requests under way.
+    /// Requests in progress.
     busy: usize,
 }
 
-/// A request under way: for as long as it lives its connection is not idle.
+/// A request in progress; while it exists, its connection is not idle.
 #[derive(Debug)]
 pub(super) struct Busy(Arc<Seat>);
 
@@ -91,8 +91,8 @@ impl Crowd {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place for a new connection; where there is none, that of one which waits. `None`: all are busy.
-    /// Without a peer only the bound of all counts.
+    /// Reserves a place for a new connection, evicting an idle one if necessary. `None`: all are busy.
+    /// Without a peer only the limit of all applies.
     pub(super) fn seat(self: &Arc<Self>, peer: Option<PeerKey>) -> Option<Arc<Seat>> {
         let mut state = self.state();
         let of_peer = peer.map_or(0, |peer| state.of_peer.get(&peer).copied().unwrap_or_default());
@@ -139,7 +139,7 @@ impl State {
         }
     }
 
-    /// Closes the one that waits for longest of those that fit; its place is free at once.
+    /// Evicts the connection that was idle for longest among those that `fits` accepts; its place is free at once.
     fn close_oldest(&mut self, fits: impl Fn(&Chair) -> bool) -> bool {
         let oldest = self.idle.iter().find(|(_, chair)| fits(chair)).map(|(since, _)| *since);
         let Some(chair) = oldest.and_then(|since| self.idle.remove(&since)) else { return false };
@@ -165,7 +165,7 @@ impl Seat {
         self.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A request has come. `None`: the place was given to another connection just before.
+    /// Marks a request in progress. `None`: the connection was just evicted.
     pub(super) fn busy(self: &Arc<Self>) -> Option<Busy> {
         let mut place = self.place();
         if place.busy == 0 {
@@ -177,7 +177,7 @@ impl Seat {
         Some(Busy(self.clone()))
     }
 
-    /// Waits until the place was given to another connection.
+    /// Waits until the connection is evicted.
     pub(super) async fn left(&self) {
         self.chair.left.notified().await;
     }
@@ -198,7 +198,7 @@ impl Drop for Seat {
         let place = *self.place();
         let mut state = self.crowd.state();
         let is_idle = place.idle_since.is_some_and(|since| state.idle.remove(&since).is_some());
-        // Otherwise it was closed for another, which counts for it.
+        // Otherwise it was evicted, and its place belongs to another.
         if is_idle || place.busy > 0 {
             state.leave(self.chair.peer);
         }

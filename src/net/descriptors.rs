@@ -1,19 +1,19 @@
-//! The files that this process may have open: how many, and who may have how many of them.
+//! File descriptors: the process's limit, and its distribution among listeners.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// How many connections listeners may have, so that neither can leave another, or what ringfence itself opens, without a descriptor.
+/// Maximum connections of listeners, chosen so that no listener can exhaust the descriptors of another, or of ringfence's own files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shares {
-    /// Of each listener that others than operators reach.
+    /// For each public listener.
     pub public: usize,
-    /// Of `listen.admin`.
+    /// For `listen.admin`.
     pub admin: usize,
 }
 
-/// Raises the limit of open files as far as this user may (the soft limit to the hard one), and returns it.
+/// Raises the soft limit of open files to the hard limit, and returns it.
 ///
-/// Linux gives a shell's processes 1,024 for the sake of programs that use `select`; systemd asks daemons to raise it
+/// Linux gives a shell's processes only 1,024, for programs that use `select`; systemd asks daemons to raise it
 /// (<https://0pointer.net/blog/file-descriptor-limits.html>).
 pub fn raise_open_files() -> usize {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 1024 };
@@ -21,8 +21,8 @@ pub fn raise_open_files() -> usize {
     usize::try_from(now).unwrap_or(usize::MAX)
 }
 
-/// Deals out `open_files`: a quarter is for connections to upstreams and stores and for files, a sixteenth for `listen.admin`, the rest
-/// in equal parts for the three public listeners.
+/// Distributes `open_files`: a quarter is for connections to upstreams and databases and for files, a sixteenth for `listen.admin`, the
+/// rest in equal parts for the three public listeners.
 pub fn shares(open_files: usize) -> Shares {
     let (own, admin) = (open_files / 4, open_files / 16);
     Shares { public: ((open_files - own - admin) / 3).max(1), admin: admin.max(1) }

@@ -1,4 +1,4 @@
-//! The listener: bind, accept within bounds, drain.
+//! The HTTP server: bind, accept within limits, drain.
 
 use std::io;
 use std::net::SocketAddr;
@@ -35,38 +35,38 @@ pub trait Handler: Send + Sync + 'static {
 /// Limits and deadlines of a listener.
 #[derive(Debug, Clone)]
 pub struct EdgeSettings {
-    /// From a request's first byte to the end of its head; also TLS and HTTP/2 handshakes. Beyond: 408. Default 10 s.
+    /// From a request's first byte to the end of its head; also for TLS and HTTP/2 handshakes. Then 408. Default 10 s.
     pub header_timeout: Duration,
     /// How long a connection may wait for its next request. Default 75 s (nginx's `keepalive_timeout`).
     pub keepalive: Duration,
-    /// For [`Exchange::read_body`]: the whole body. For relays: the longest pause within a body. Default 30 s.
+    /// For [`Exchange::read_body`]: the complete body. For relays: the longest pause within a body. Default 30 s.
     pub body_timeout: Duration,
-    /// How long a client may take nothing of what is written to it. Default 30 s.
+    /// How long a client may read nothing of what is written to it. Default 30 s.
     pub write_timeout: Duration,
-    /// Bytes of a request's head. Beyond: 431. Default 64 KiB.
+    /// Maximum bytes of a request's head; then 431. Default 64 KiB.
     pub max_header_bytes: usize,
-    /// Header fields of a request. Beyond: 431. Default 100.
+    /// Maximum header fields of a request; then 431. Default 100.
     pub max_headers: usize,
-    /// Connections at once. For one beyond, that which is idle for longest is closed; if none is, it is itself. Default 10 000.
+    /// Maximum connections. A further one evicts the one idle for longest, or is closed if none is idle. Default 10 000.
     pub max_connections: usize,
-    /// The same for those of one peer (an IPv4 address, or 64 bits of an IPv6 one) that is none of `trusted_peers`. Default 5 000.
+    /// The same per peer (an IPv4 address, or 64 bits of an IPv6 one), except `trusted_peers`. Default 5 000.
     pub max_connections_of_peer: usize,
-    /// Requests at once, tunnels apart; those beyond get a 503. Default 10 000.
+    /// Maximum requests in progress, except tunnels; further ones get a 503. Default 10 000.
     pub max_in_flight: usize,
-    /// Bytes of bodies that are read whole, of all requests at once, counted as they arrive; one that would go beyond waits a few
-    /// seconds, and is then not read on. Default 24 MiB.
+    /// Maximum bytes of all bodies that are read into memory, counted as they arrive. A body that would exceed it waits a few
+    /// seconds for room, and is then rejected. Default 24 MiB.
     pub max_body_bytes: usize,
-    /// Room beside it for what bodies have beyond their first MiB, so that large ones never take that of small ones. Default: none of
-    /// its own.
+    /// Additional room for the parts of bodies beyond their first MiB, so that large ones never take that of small ones. Default:
+    /// none.
     pub max_large_body_bytes: usize,
-    /// What bodies of one peer may take of the latter; of the former it is three quarters. Trusted peers are asked for whom they forward.
-    /// Default 0.
+    /// The part of the latter that bodies of one peer may take; of the former it is three quarters. For trusted peers, the client that they
+    /// forward counts. Default 0.
     pub max_large_body_bytes_of_peer: usize,
-    /// WebSocket tunnels at once. Default 5 000.
+    /// Maximum WebSocket tunnels. Default 5 000.
     pub max_tunnels: usize,
-    /// Requests at once on one HTTP/2 connection. Default 100.
+    /// Maximum concurrent requests per HTTP/2 connection. Default 100.
     pub max_h2_streams: u32,
-    /// Whose `X-Forwarded-*` headers are believed. Default: nobody's.
+    /// Peers whose `X-Forwarded-*` headers are trusted. Default: none.
     pub trusted_peers: TrustedPeers,
 }
 
@@ -103,27 +103,27 @@ pub struct Edge {
 }
 
 impl Edge {
-    /// Binds; port 0 takes a free one. With `tls` every connection must speak it (HTTP/2 by ALPN), without it none may.
+    /// Binds; port 0 is a free one. With `tls` all connections must use it (HTTP/2 by ALPN), without it none may.
     ///
     /// # Errors
-    /// The operating system's, at once: a busy port is not waited for.
+    /// The operating system's error, at once: a busy port is not waited for.
     pub async fn bind(addr: SocketAddr, settings: EdgeSettings, tls: Option<ReloadingTls>) -> io::Result<Edge> {
         let listener = TcpListener::bind(addr).await?;
         let addr = listener.local_addr()?;
         Ok(Edge { listener, addr, settings, tls, local: None, on_cores: false })
     }
 
-    /// Accepts on a Unix socket, too, without TLS.
+    /// Also accepts on a Unix socket, without TLS.
     pub fn with_local(self, local: LocalSocket) -> Edge {
         Edge { local: Some(local), ..self }
     }
 
-    /// Has each connection served by one of this process's cores, where it has any: see [`cores::start`].
+    /// Serves each connection on one of the process's cores, if they were started: see [`cores::start`].
     pub fn on_cores(self) -> Edge {
         Edge { on_cores: true, ..self }
     }
 
-    /// The address in use, with the real port.
+    /// The bound address, with the actual port.
     pub fn local_addr(&self) -> SocketAddr {
         self.addr
     }
@@ -158,7 +158,7 @@ impl Edge {
     }
 }
 
-/// What all connections of an edge share.
+/// The state shared by all connections of a listener.
 pub(super) struct Shared {
     pub(super) settings: EdgeSettings,
     pub(super) tls: Option<ReloadingTls>,
@@ -168,11 +168,11 @@ pub(super) struct Shared {
     pub(super) connections: TaskTracker,
     pub(super) in_flight: TaskTracker,
     pub(super) tunnels: TaskTracker,
-    /// True once draining: accept nothing, let idle connections go.
+    /// True while draining: nothing is accepted, and idle connections close.
     pub(super) stop: watch::Sender<bool>,
-    /// The same, for who looks at each request.
+    /// The same, for checks on every request.
     draining: AtomicBool,
-    /// Cancelled when the grace is over.
+    /// Cancelled at the end of the grace period.
     pub(super) cut: CancellationToken,
     on_cores: bool,
 }
@@ -194,7 +194,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
         };
         match accepted {
             Ok((tcp, peer)) => {
-                // Given to a core it leaves the runtime that accepted it, and is polled there alone.
+                // A connection that moves to a core leaves the accepting runtime and is only polled there.
                 let core = shared.on_cores.then(cores::next).flatten();
                 let Some(tcp) = tcp.into_std().ok() else { continue };
                 let serve = |seat| {
@@ -209,7 +209,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
                 admit(&shared, Peer::Net(peer), core, serve);
             }
             Err(error) => {
-                // Mostly "too many open files": wait for some to close instead of spinning (as hyper and nginx do).
+                // Usually "too many open files": wait for some to close instead of spinning, as hyper and nginx do.
                 failed += 1;
                 if said_at.is_none_or(|at: Instant| at.elapsed() >= SAY_EVERY) {
                     tracing::warn!(%error, failed, "failed to accept connections");
@@ -245,9 +245,9 @@ fn admit<F>(shared: &Arc<Shared>, peer: Peer, core: Option<&Handle>, serve: impl
 where
     F: Future<Output = ()> + Send + 'static,
 {
-    // Proxies that are trusted, and the operators' own socket, may have any number.
+    // Trusted proxies and the operators' own socket have no per-peer limit.
     let bounded = peer.addr().map(|addr| addr.ip()).filter(|ip| !shared.settings.trusted_peers.contain(*ip));
-    // Without a place it is closed without a word: at this point memory matters more than manners.
+    // Closed without an answer: at this point memory matters more.
     let Some(seat) = shared.crowd.seat(bounded.map(PeerKey::of)) else { return };
     let served = serve(seat);
     match core {
@@ -256,29 +256,29 @@ where
     }
 }
 
-/// A serving edge. Dropping this handle does not stop it.
+/// A running listener. Dropping this handle does not stop it.
 pub struct RunningEdge {
     addr: SocketAddr,
     shared: Arc<Shared>,
     local: Option<Arc<SocketFile>>,
 }
 
-/// What a drain had to cut.
+/// What a drain had to cut off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Drained {
-    /// Requests that were not answered within the grace.
+    /// Requests not answered within the grace period.
     pub in_flight_cut: usize,
-    /// Tunnels that were still open.
+    /// Tunnels still open.
     pub tunnels_cut: usize,
 }
 
 impl RunningEdge {
-    /// The address in use, with the real port.
+    /// The bound address, with the actual port.
     pub fn local_addr(&self) -> SocketAddr {
         self.addr
     }
 
-    /// Requests being answered now; tunnels are not among them.
+    /// Requests in progress, without tunnels.
     pub fn in_flight(&self) -> usize {
         self.shared.in_flight.len()
     }
@@ -293,8 +293,8 @@ impl RunningEdge {
         self.shared.tunnels.len()
     }
 
-    /// Stops accepting at once, closes idle connections, finishes what is in flight, and after `grace` cuts what is left,
-    /// tunnels included. Returns as soon as nothing is left, with what had to be cut.
+    /// Stops accepting at once, closes idle connections, finishes requests in progress, and after `grace` cuts off the rest,
+    /// including tunnels. Returns as soon as nothing is left.
     pub async fn drain(&self, grace: Duration) -> Drained {
         let shared = &self.shared;
         shared.draining.store(true, Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! One HTTP request being answered at the edge.
+//! One HTTP request being answered by the server.
 
 use std::future::poll_fn;
 use std::net::IpAddr;
@@ -28,76 +28,76 @@ use super::room::Taken;
 use super::wire::Wire;
 use crate::clock::ticks_ms;
 
-/// One HTTP request being answered at the edge (HTTP/1.1 or HTTP/2).
+/// One HTTP request being answered by the server (HTTP/1.1 or HTTP/2).
 ///
 /// The head is there from the start. The body is read with [`read_body`](Self::read_body) or streamed by
 /// [`relay`](super::relay()); the answer is given once, by [`respond`](Self::respond) or a relay.
 pub struct Exchange {
     head: Parts,
-    /// What is left of the body; `None` once it is streamed on.
+    /// The unread body; `None` once it is being streamed.
     incoming: Option<Incoming>,
-    /// Where the answer goes; `None` once it was given.
+    /// The channel for the answer; `None` once it was given.
     reply: Option<oneshot::Sender<Response<Reply>>>,
     connection: Arc<Connection>,
     link: Link,
     /// Counts the request as in flight until it is answered or becomes a tunnel.
     in_flight: Option<TaskTrackerToken>,
     body: Option<Bytes>,
-    /// What the body takes of the room that all bodies share.
+    /// The body's share of the memory for bodies.
     body_room: Option<Taken>,
     progress: Arc<Progress>,
 }
 
-/// Who is connected, and how.
+/// Attributes of the connection.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ConnectionFacts {
     pub(super) peer: Peer,
     pub(super) tls: bool,
 }
 
-/// What a request has of its connection.
+/// A request's handle to its connection.
 #[derive(Debug, Clone)]
 pub(super) enum Link {
-    /// HTTP/1: all of it.
+    /// HTTP/1: the whole connection.
     Http1(Arc<Wire>),
-    /// HTTP/2: a stream, which ends when this is cancelled.
+    /// HTTP/2: the stream, which ends when this is cancelled.
     Http2(CancellationToken),
 }
 
-/// How far an exchange got. Set before the step and not after it, so that it stays true when a future is dropped half-way;
+/// The progress of an exchange. Flags are set before a step, not after it, so that they stay true when a future is dropped half-way;
 /// shared with the bodies, which hyper polls.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
-    /// Some of the body was taken.
+    /// Some of the body was read.
     pub(super) body_begun: Flag,
-    /// The body was read to its end.
+    /// The body was read completely.
     pub(super) body_done: Flag,
-    /// Where the body ends is not known any more, so nothing after it can be read.
+    /// The end of the body is unknown, so nothing after it can be read.
     pub(super) body_lost: Flag,
-    /// The next piece of the body is the client's to send, and not the upstream's to take.
+    /// The next piece of the body is awaited from the client, not taken by the upstream.
     pub(super) waits_for_client: Flag,
-    /// An answer was begun.
+    /// An answer was started.
     pub(super) answered: Flag,
-    /// The answer begun is not whole: only the connection's (or the stream's) end can tell the client.
+    /// The answer is incomplete: only the end of the connection (or stream) can tell the client.
     pub(super) torn: Flag,
-    /// The next piece of the answer is the upstream's to send, and not the client's to take.
+    /// The next piece of the answer is awaited from the upstream, not taken by the client.
     waits_for_upstream: Flag,
     response_bytes: AtomicU64,
-    /// When anything moved last, by [`ticks_ms`].
+    /// The time of the last progress, by [`ticks_ms`].
     moved_ms: AtomicU64,
 }
 
 impl Progress {
-    /// Something moved.
+    /// Records progress.
     pub(super) fn moved(&self) {
         self.moved_ms.store(ticks_ms(), Ordering::Relaxed);
     }
 
-    /// Returns when nothing has moved for as long as `limit` says at that time; looks at least every `tick`. On HTTP/1 it needs no
-    /// timer but its connection's.
+    /// Returns when there was no progress for as long as `limit` then says; checks at least every `tick`. On HTTP/1 it uses the
+    /// connection's timer.
     pub(super) async fn stands_still(&self, wire: Option<&Wire>, tick: Duration, limit: impl Fn() -> Option<Duration>) {
         let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-        // When to look again.
+        // The next check.
         let next = || {
             let now = ticks_ms();
             let left = match limit() {
@@ -132,7 +132,7 @@ impl Progress {
         self.waits_for_upstream.set();
     }
 
-    /// The client has been given something of the answer, and is to take it.
+    /// Whether the client has been sent a part of the answer and has to read it.
     pub(super) fn is_clients_turn(&self) -> bool {
         !self.waits_for_upstream.is_set()
     }
@@ -142,7 +142,7 @@ impl Progress {
     }
 }
 
-/// A bool seen by several futures.
+/// A boolean shared by several futures.
 #[derive(Debug, Default)]
 pub(super) struct Flag(AtomicBool);
 
@@ -160,22 +160,22 @@ impl Flag {
     }
 }
 
-/// Why a body could not be had.
+/// Why a body could not be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BodyError {
-    /// Longer than the caller's limit: a 413.
+    /// Longer than the caller's limit: 413.
     #[error("the body is longer than {limit} bytes")]
     TooLarge {
         /// The limit, in bytes.
         limit: usize,
     },
-    /// Other requests' bodies take all the room there is, or this peer's all that is for one: a 503, to be sent again.
+    /// No memory for bodies is left, or none of this peer's share: 503, to be retried.
     #[error("too many bodies at once")]
     NoRoom,
-    /// Not complete within the edge's body deadline: a 408.
+    /// Not complete within the server's body timeout: 408.
     #[error("the body took too long")]
     Timeout,
-    /// Cut short, or framed wrongly: a 400, if anybody is still there.
+    /// Truncated or malformed: 400, if the client is still there.
     #[error("the body is broken")]
     Broken,
 }
@@ -216,13 +216,13 @@ impl Exchange {
         self.head.uri.path()
     }
 
-    /// What follows the first `?`, as sent.
+    /// The query as sent, without `?`.
     pub fn query(&self) -> Option<&str> {
         self.head.uri.query()
     }
 
-    /// Path and query exactly as sent, which is what signatures are over (an absolute-form target's scheme and authority
-    /// are left off). Targets of which a parser would make others were refused before.
+    /// Path and query exactly as sent, which is what signatures cover (without scheme and authority of an absolute-form
+    /// target). Targets that parsers read differently were rejected before.
     pub fn path_and_query(&self) -> &str {
         self.head.uri.path_and_query().map_or("/", |target| target.as_str())
     }
@@ -233,17 +233,17 @@ impl Exchange {
         host.or_else(|| self.head.uri.authority().map(|authority| authority.as_str()))
     }
 
-    /// All header fields, hop-by-hop ones included.
+    /// All header fields, including hop-by-hop ones.
     pub fn headers(&self) -> &HeaderMap {
         &self.head.headers
     }
 
-    /// Takes header fields off the request, as if they had not come.
+    /// Removes header fields from the request.
     pub fn drop_headers(&mut self, unwanted: impl Fn(&HeaderName) -> bool) {
         drop_fields(&mut self.head.headers, unwanted);
     }
 
-    /// The fields as they go on: of `X-Forwarded-*` what was seen here, and what a trusted peer says of earlier hops.
+    /// The fields to forward: `X-Forwarded-*` as seen here, continued from a trusted peer.
     pub fn arrived(&self) -> HeaderMap {
         let mut headers = self.headers().clone();
         forwarded(&mut headers, self.hop());
@@ -255,12 +255,12 @@ impl Exchange {
         self.head.headers.get(name).and_then(|value| std::str::from_utf8(value.as_bytes()).ok())
     }
 
-    /// Who is at the other end of the connection; not necessarily who asks (see [`TrustedPeers`](super::TrustedPeers)).
+    /// The peer of the connection; not necessarily the client (see [`TrustedPeers`](super::TrustedPeers)).
     pub fn peer(&self) -> Peer {
         self.connection.facts.peer
     }
 
-    /// Who asks: the peer, or whom a trusted one forwards. `None`: over the Unix socket, or nobody but trusted peers.
+    /// The client: the peer, or the one that a trusted peer forwards. `None`: over the Unix socket, or only trusted peers.
     pub fn client_address(&self) -> Option<IpAddr> {
         let trusted = &self.connection.shared.settings.trusted_peers;
         self.peer().addr().and_then(|peer| client_address(self.headers(), peer.ip(), trusted))
@@ -271,7 +271,7 @@ impl Exchange {
         self.connection.facts.tls
     }
 
-    /// A real upgrade to WebSocket (RFC 6455 §4.1): HTTP/1.1 GET without a body, `Upgrade: websocket`, `Connection: upgrade`.
+    /// Whether it is a WebSocket upgrade (RFC 6455 §4.1): HTTP/1.1 GET without a body, `Upgrade: websocket`, `Connection: upgrade`.
     pub fn is_upgrade(&self) -> bool {
         let head = &self.head;
         head.version == Version::HTTP_11
@@ -282,8 +282,8 @@ impl Exchange {
             && head.headers.get(header::CONTENT_LENGTH).is_none_or(|length| length == "0")
     }
 
-    /// The whole body: at most `limit` bytes, within the edge's `body_timeout`. Sends `100 Continue` if that is asked for.
-    /// Called again it returns the same bytes.
+    /// Reads the body: at most `limit` bytes, within the server's `body_timeout`. Sends `100 Continue` if requested.
+    /// Later calls return the same bytes.
     ///
     /// # Errors
     /// [`BodyError`]; an answer may still be given, after which the connection closes.
@@ -295,7 +295,7 @@ impl Exchange {
             return Err(BodyError::TooLarge { limit });
         }
         if self.progress.body_begun.is_set() {
-            // An earlier reading was given up half-way: what is left must not pass for the whole.
+            // An earlier read was abandoned half-way: the rest must not look like the whole body.
             return Err(BodyError::Broken);
         }
         self.progress.body_begun.set();
@@ -317,7 +317,7 @@ impl Exchange {
             }
             body.whole().map_err(|_| BodyError::NoRoom)
         };
-        // What has come with the head needs no timer.
+        // A body that has arrived with the head needs no timer.
         let read = tokio::time::timeout(deadline, read).await;
         match read.unwrap_or(Err(BodyError::Timeout)) {
             Ok(body) => {
@@ -333,7 +333,7 @@ impl Exchange {
         }
     }
 
-    /// The next piece of the body, for bodies that are not held whole; `None` at its end. Each comes within the edge's `body_timeout`.
+    /// Reads the next piece of the body, for bodies that are not held in memory; `None` at its end. Each must arrive within `body_timeout`.
     ///
     /// # Errors
     /// [`BodyError`]; an answer may still be given, after which the connection closes.
@@ -363,7 +363,7 @@ impl Exchange {
         }
     }
 
-    /// Answers. Sets `Content-Length`; drops hop-by-hop fields. If the body was not read to its end the connection closes
+    /// Answers. Sets `Content-Length`; drops hop-by-hop fields. If the body was not read completely, the connection closes
     /// afterwards (RFC 9112 §9.3). Failing to write is logged at debug, never returned: the client is gone. A second answer
     /// is ignored.
     pub async fn respond(&mut self, response: Response<Bytes>) {
@@ -383,7 +383,7 @@ impl Exchange {
         self.in_flight = None;
     }
 
-    /// Answers with a body that comes piece by piece, until the sender of the pieces is dropped or the client goes away.
+    /// Answers with a streamed body, until the sender of the pieces is dropped or the client goes away.
     pub async fn respond_live(&mut self, response: Response<()>, pieces: mpsc::Receiver<Bytes>) {
         if self.is_answered() {
             return tracing::debug!("handler answered one request twice");
@@ -395,7 +395,7 @@ impl Exchange {
         let client_gone = async {
             match &wire {
                 Some(wire) => wire.gone().await,
-                // HTTP/2: it is told of by the answer that is dropped.
+                // HTTP/2: the dropped answer reports it.
                 None => std::future::pending().await,
             }
         };
@@ -407,7 +407,7 @@ impl Exchange {
         self.in_flight = None;
     }
 
-    /// Hands the answer to the connection; what is returned tells when it was written.
+    /// Hands the answer to the connection; the receiver reports when it was written.
     pub(super) fn give(
         &mut self,
         mut head: http::response::Parts,
@@ -426,7 +426,7 @@ impl Exchange {
         delivered
     }
 
-    /// Says whether an HTTP/1 connection goes on (RFC 9112 §9.3). A body that nobody read would be taken for the next request.
+    /// Decides whether an HTTP/1 connection persists (RFC 9112 §9.3). An unread body would be taken for the next request.
     fn persist(&self, head: &mut http::response::Parts) {
         if self.wire().is_none() {
             return drop_fields(&mut head.headers, |name| *name == header::CONNECTION);
@@ -443,7 +443,7 @@ impl Exchange {
         head.headers.insert(header::CONNECTION, option);
     }
 
-    /// Waits until an answer has left. A client on HTTP/2 that opens no window for it loses it.
+    /// Waits until an answer was written. An HTTP/2 client that opens no window for it loses the stream.
     pub(super) async fn delivered(&self, delivered: oneshot::Receiver<()>) -> bool {
         let Link::Http2(stream) = &self.link else { return delivered.await.is_ok() };
         let stall = self.connection.shared.settings.write_timeout;
@@ -457,27 +457,27 @@ impl Exchange {
         }
     }
 
-    /// Whether an answer was given, or at least begun.
+    /// Whether an answer was started.
     pub fn is_answered(&self) -> bool {
         self.progress.answered.is_set()
     }
 
-    /// Whether a whole answer was handed to the connection, which is the most that can be known of its arrival.
+    /// Whether a complete answer was handed to the connection, which is the most that can be known of its delivery.
     pub fn is_delivered(&self) -> bool {
         self.is_answered() && !self.progress.torn.is_set()
     }
 
-    /// Has this done if the connection turns out to have been reset with nothing heard from the client since this answer: it had
-    /// gone without reading it. HTTP/1 only; elsewhere, and once something else is heard, it is dropped.
+    /// Runs `then` if the connection turns out to have been reset with nothing received from the client since this answer: it was
+    /// gone and did not read it. HTTP/1 only; otherwise, and once something is received, it is dropped.
     pub fn if_reset(&self, then: impl FnOnce() + Send + 'static) {
         if let Some(wire) = self.wire() {
             wire.if_reset(Box::new(then));
         }
     }
 
-    /// Waits until the client goes away. For waiters that should not wait for nobody; never a reason to abandon a create.
-    /// A client that closes its sending half counts as gone. What arrives of an unread body meanwhile is dropped, so read
-    /// the body first. May be cancelled.
+    /// Waits until the client goes away. For waits that make no sense without a client; never a reason to abandon a create.
+    /// A client that closes its sending half counts as gone. Bytes of an unread body that arrive meanwhile are dropped, so read
+    /// the body first. Cancel-safe.
     pub async fn client_gone(&mut self) {
         if !self.body_is_done()
             && let Some(incoming) = &mut self.incoming
@@ -489,7 +489,7 @@ impl Exchange {
         self.gone().await;
     }
 
-    /// Whether the client has gone already, as far as can be seen without waiting.
+    /// Whether the client is gone, as far as can be seen without waiting.
     pub async fn is_client_gone(&mut self) -> bool {
         tokio::select! {
             biased;
@@ -498,9 +498,9 @@ impl Exchange {
         }
     }
 
-    // What relays need.
+    // For relays.
 
-    /// As [`client_gone`](Self::client_gone), once nothing is left of the body.
+    /// Like [`client_gone`](Self::client_gone), once the body is finished.
     pub(super) async fn gone(&mut self) {
         match &self.link {
             Link::Http1(wire) => wire.gone().await,
@@ -530,17 +530,17 @@ impl Exchange {
         self.head.version
     }
 
-    /// What hyper keeps of a head beside its fields: how their names were written.
+    /// What hyper keeps of a head beside its fields: the original case of their names.
     pub(super) fn extensions(&self) -> &http::Extensions {
         &self.head.extensions
     }
 
-    /// The same, for who needs it last.
+    /// Takes the same.
     pub(super) fn take_extensions(&mut self) -> http::Extensions {
         std::mem::take(&mut self.head.extensions)
     }
 
-    /// The connection, if all of it is this request's.
+    /// The connection, if the request has it alone.
     pub(super) fn wire(&self) -> Option<&Arc<Wire>> {
         match &self.link {
             Link::Http1(wire) => Some(wire),
@@ -548,7 +548,7 @@ impl Exchange {
         }
     }
 
-    /// Ends the answer where it is, since it cannot be completed.
+    /// Cuts off the answer, because it cannot be completed.
     pub(super) fn cut(&self) {
         match &self.link {
             Link::Http1(wire) => wire.kill(),
@@ -556,23 +556,23 @@ impl Exchange {
         }
     }
 
-    /// The body, if it was read whole already.
+    /// The body, if it was read completely.
     pub(super) fn body_read(&self) -> Option<Bytes> {
         self.body.clone()
     }
 
-    /// `Content-Length`; requests whose lengths differ were refused.
+    /// `Content-Length`; requests with contradicting lengths were rejected.
     pub(super) fn declared_length(&self) -> Option<u64> {
         self.head.headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
     }
 
-    /// The whole body, of a length that was said, has come with what hyper has read.
+    /// Whether a body of known length has arrived completely with what hyper has read.
     pub(super) fn has_all_come(&self, at_most: usize) -> bool {
         let is_short = self.declared_length().is_some_and(|length| length <= at_most as u64);
         is_short && self.wire().is_some_and(|wire| !wire.is_mid_body())
     }
 
-    /// Such a body: there is nothing to wait for but hyper's turn.
+    /// Takes such a body: only hyper's next poll is awaited.
     pub(super) async fn take_come(&mut self) -> Option<Bytes> {
         self.progress.body_begun.set();
         let body = self.incoming.take()?.collect().await.ok();
@@ -583,18 +583,18 @@ impl Exchange {
         body.map(Collected::to_bytes)
     }
 
-    /// The request has no body, or nothing of it is left.
+    /// Whether the request has no body, or it is finished.
     pub(super) fn body_is_done(&self) -> bool {
         self.progress.body_done.is_set() && !self.progress.body_lost.is_set()
     }
 
-    /// What nobody has read of an HTTP/2 request's body. A stream is not reset at once: clients should keep an answer that was complete
-    /// before the reset (RFC 9113 §8.1), but curl before version 8 forgets it.
+    /// Takes the unread body of an HTTP/2 request. The stream is not reset at once: clients should keep an answer that was complete
+    /// before the reset (RFC 9113 §8.1), but curl before version 8 drops it.
     pub(super) fn take_unread(&mut self) -> Option<Incoming> {
         if self.wire().is_some() || self.body_is_done() { None } else { self.incoming.take() }
     }
 
-    /// What is left of the body, to be streamed on.
+    /// Takes the rest of the body, for streaming.
     pub(super) fn take_incoming(&mut self) -> Option<Incoming> {
         self.incoming.take()
     }
@@ -603,7 +603,7 @@ impl Exchange {
         &self.progress
     }
 
-    /// Takes the connection out of HTTP: hyper's promise of it, and the count it is kept under from now on.
+    /// Takes the connection out of HTTP: returns hyper's upgrade, and the token that counts it from now on.
     /// `None` if it was answered before.
     pub(super) fn become_tunnel(&mut self, mut head: http::response::Parts) -> Option<(OnUpgrade, TaskTrackerToken)> {
         let reply = self.reply.take()?;
@@ -628,15 +628,15 @@ impl Exchange {
 }
 
 impl Drop for Exchange {
-    /// Nobody is left without an answer.
+    /// Makes sure that every request is answered.
     fn drop(&mut self) {
         let panicked = std::thread::panicking();
         if panicked {
-            // The panic hook has printed message and place already.
+            // The panic hook has logged message and place.
             tracing::error!(peer = %self.peer(), method = %self.method(), path = self.path(), "request handler panicked");
         }
         let Some(reply) = self.reply.take() else {
-            // Whatever was half done, nothing follows it.
+            // After a half-sent answer nothing can follow.
             if panicked || self.progress.torn.is_set() {
                 self.cut();
             }

@@ -1,4 +1,4 @@
-//! An answer that goes on: read piece by piece, for as long as it is sent.
+//! Streamed answers, read piece by piece.
 
 use std::path::Path;
 
@@ -12,14 +12,14 @@ use tokio::net::UnixStream;
 use super::body::Outgoing;
 use super::upstream::{Upstream, UpstreamError};
 
-/// The body of such an answer.
+/// The body of a streamed answer.
 pub struct Following(UnsyncBoxBody<Bytes, String>);
 
 impl Following {
-    /// The next piece; `None`: it is over.
+    /// The next piece; `None` at the end.
     ///
     /// # Errors
-    /// Why the connection broke.
+    /// The connection broke.
     pub async fn piece(&mut self) -> Result<Option<Bytes>, String> {
         loop {
             match self.0.frame().await {

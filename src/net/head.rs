@@ -1,7 +1,7 @@
-//! The head of an HTTP/1 request, held to RFC 9112 before a parser sees it. Pure.
+//! The head of an HTTP/1 request, checked strictly against RFC 9112 before a parser sees it. Pure.
 //!
-//! Parsers are lenient in ways of their own: lines that end in LF alone, equal lengths said twice, a length beside chunks, a fragment.
-//! Who stands before or behind may read the same bytes otherwise. So what two readers could read differently is refused here.
+//! Parsers are lenient in different ways: bare LF, repeated equal lengths, a length beside chunks, a fragment. A proxy before or a
+//! server behind may read the same bytes differently. So what two parsers could read differently is rejected here.
 
 use http::uri::Authority;
 use memchr::{memchr, memchr_iter, memchr2};
@@ -12,16 +12,16 @@ use super::refusal::Refusal;
 /// How a request's body is framed (RFC 9112 §6.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Framing {
-    /// So many bytes; 0 where nothing is said.
+    /// A number of bytes; 0 without any header.
     Length(u64),
     /// In the chunked coding.
     Chunked,
 }
 
-/// Where a head that begins with these bytes ends. Of them `scanned` were looked at before.
+/// The end of a head that starts with these bytes, of which `scanned` were searched before.
 pub(super) fn end(bytes: &[u8], scanned: usize) -> Option<usize> {
     let begin = blank_lines(bytes);
-    // A line's end may have come in two pieces.
+    // The line end may be split between two reads.
     let from = scanned.saturating_sub(2).max(begin);
     memchr_iter(b'\n', bytes.get(from..)?).map(|at| from + at).find_map(|at| match bytes.get(at + 1..)? {
         [b'\n', ..] => Some(at + 2),
@@ -30,15 +30,15 @@ pub(super) fn end(bytes: &[u8], scanned: usize) -> Option<usize> {
     })
 }
 
-/// Bytes of the empty lines that stand before a request (RFC 9112 §2.2 has them skipped).
+/// The bytes of empty lines before a request, which are skipped (RFC 9112 §2.2).
 pub(super) fn blank_lines(bytes: &[u8]) -> usize {
     bytes.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count()
 }
 
-/// Judges a whole head.
+/// Checks a complete head.
 ///
 /// # Errors
-/// What is answered instead of letting it in.
+/// The answer for a rejected request.
 pub(super) fn judge(head: &[u8], settings: &EdgeSettings) -> Result<Framing, Refusal> {
     let mut lines = Lines(head);
     let mut first = lines.next_line()?;
@@ -62,7 +62,7 @@ pub(super) fn judge(head: &[u8], settings: &EdgeSettings) -> Result<Framing, Ref
     fields.framing(authority, is_http_11)
 }
 
-/// The lines of a head, each of which has to end in CRLF and to have no CR elsewhere.
+/// The lines of a head. Each must end in CRLF and contain no other CR.
 struct Lines<'a>(&'a [u8]);
 
 impl<'a> Lines<'a> {
@@ -74,7 +74,7 @@ impl<'a> Lines<'a> {
     }
 }
 
-/// RFC 9112 §3: `method SP request-target SP version`, of visible bytes. The authority of an absolute target, and whether it is 1.1.
+/// Parses `method SP request-target SP version` (RFC 9112 §3). Returns the authority of an absolute target, and whether it is 1.1.
 fn request_line(line: &[u8]) -> Result<(Option<&[u8]>, bool), Refusal> {
     let mut parts = line.split(|byte| *byte == b' ');
     let (Some(method), Some(target), Some(version), None) = (parts.next(), parts.next(), parts.next(), parts.next())
@@ -115,7 +115,7 @@ fn authority(target: &[u8]) -> Result<&[u8], Refusal> {
     Ok(rest.get(..end).unwrap_or_default())
 }
 
-/// What the fields of a head say that matters here.
+/// The relevant fields of a head.
 #[derive(Default)]
 struct Fields<'a> {
     host: Option<&'a [u8]>,
@@ -136,7 +136,7 @@ impl<'a> Fields<'a> {
     fn take(&mut self, line: &'a [u8]) -> Result<(), Refusal> {
         let colon = memchr(b':', line).ok_or(Refusal::MALFORMED)?;
         let (name, value) = (line.get(..colon).unwrap_or_default(), line.get(colon + 1..).unwrap_or_default());
-        // Blanks before the colon, and lines that go on with those before, are no token (RFC 9112 §5.1, §5.2).
+        // Whitespace before the colon, and folded lines, are not tokens (RFC 9112 §5.1, §5.2).
         if name.is_empty() || !all(name, TOKEN) || !all(value, TEXT) {
             return Err(Refusal::MALFORMED);
         }
@@ -175,7 +175,7 @@ impl<'a> Fields<'a> {
             (Some(host), Some(authority)) if !host.eq_ignore_ascii_case(authority) => return Err(Refusal::HOST),
             _ => {}
         }
-        // RFC 9112 §6.3 allows to take equal ones for one. A list, or a sign, is what two readers could read differently.
+        // RFC 9112 §6.3 allows merging equal values. A list, or a sign, could be read differently by two parsers.
         let length = self.length.map(|text| number(text).ok_or(Refusal::LENGTHS)).transpose()?;
         if self.lengths > 1 {
             return Err(Refusal::LENGTHS);
@@ -183,15 +183,15 @@ impl<'a> Fields<'a> {
         if !self.codings.is_said {
             return Ok(Framing::Length(length.unwrap_or_default()));
         }
-        // RFC 9112 §6.1 allows to go on by ignoring the length; but a sender of both is an attack or a bug, and refusing is the same
-        // paragraph's other choice.
+        // RFC 9112 §6.1 allows ignoring the length; but a sender of both is attacking or broken, and rejecting is the same
+        // paragraph's other option.
         if length.is_some() {
             return Err(Refusal::LENGTH_AND_CODING);
         }
         if !is_http_11 || !self.codings.ends_in_chunked {
             return Err(Refusal::MALFORMED);
         }
-        // A body inside another coding would lose its label on the way.
+        // A body in another coding would lose its label when forwarded.
         if self.codings.count > 1 {
             return Err(Refusal::CODING);
         }
@@ -203,7 +203,7 @@ fn elements(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).filter(|element| !element.is_empty())
 }
 
-/// A host with or without a port, and no user (RFC 9110 §4.2.4). RFC 3986 knows names with commas; some would read two of them.
+/// Whether it is a host with or without port, and without user (RFC 9110 §4.2.4). Commas, which RFC 3986 allows, are ambiguous.
 pub(super) fn is_host(text: &[u8]) -> bool {
     let name = text.iter().take_while(|byte| is(**byte, PLAIN_HOST)).count();
     let is_port = |port: &str| port.is_empty() || port.parse::<u16>().is_ok() && !port.starts_with('+');
@@ -222,7 +222,7 @@ fn number(text: &[u8]) -> Option<u64> {
     if text.is_empty() || !text.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    // The two highest are what hyper means other things by.
+    // hyper uses the two highest values as markers.
     std::str::from_utf8(text).ok()?.parse().ok().filter(|length| *length < u64::MAX - 1)
 }
 
@@ -231,28 +231,28 @@ pub(super) fn is_token(byte: u8) -> bool {
     is(byte, TOKEN)
 }
 
-/// What a field's value or a quoted text may hold (RFC 9110 §5.5, §5.6.4): no control characters but the tab.
+/// Whether a field value or quoted text may contain the byte (RFC 9110 §5.5, §5.6.4): no control characters but the tab.
 pub(super) fn is_text(byte: u8) -> bool {
     is(byte, TEXT)
 }
 
 const TOKEN: u8 = 1;
 const TEXT: u8 = 2;
-/// A byte of a request's first line.
+/// A byte allowed in a request's first line.
 const LINE: u8 = 4;
-/// A byte of a target.
+/// A byte allowed in a target.
 const TARGET: u8 = 8;
-/// A byte of the hosts that nearly all requests name: names and IPv4 addresses.
+/// A byte of the common hosts: names and IPv4 addresses.
 const PLAIN_HOST: u8 = 16;
 
-/// What each byte may stand in: one look for each byte of a head.
+/// The contexts in which each byte is allowed: one table look-up per byte of a head.
 static KINDS: [u8; 256] = kinds();
 
 fn is(byte: u8, kind: u8) -> bool {
     KINDS.get(usize::from(byte)).is_some_and(|kinds| kinds & kind != 0)
 }
 
-/// Whether all of these bytes may stand there: it is not asked after each.
+/// Whether all bytes are allowed in a context. Branch-free within the loop.
 fn all(bytes: &[u8], kind: u8) -> bool {
     bytes.iter().fold(kind, |kind, byte| kind & KINDS.get(usize::from(*byte)).copied().unwrap_or_default()) != 0
 }
@@ -272,7 +272,7 @@ const fn kinds() -> [u8; 256] {
         if matches!(byte, b' '..=b'~') {
             kinds[at] |= LINE;
         }
-        // `{`, `}`, `|`, `^` and `` ` `` are let through because browsers send them in queries (WHATWG URL, query percent-encode set).
+        // `{`, `}`, `|`, `^` and `` ` `` are allowed because browsers send them in queries (WHATWG URL, query percent-encode set).
         if !matches!(byte, b'"' | b'<' | b'>' | b'\\' | b'#') {
             kinds[at] |= TARGET;
         }

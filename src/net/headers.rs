@@ -1,4 +1,4 @@
-//! What may cross a hop: hop-by-hop headers and `X-Forwarded-*`. Pure.
+//! Headers at a hop: hop-by-hop fields and `X-Forwarded-*`. Pure.
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -9,7 +9,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-/// RFC 7239; not written by us, and not believed from strangers.
+/// RFC 7239; never written, and not trusted from unknown peers.
 const FORWARDED: HeaderName = header::FORWARDED;
 
 /// Headers that belong to one connection even when `Connection` does not name them (RFC 9110 §7.6.1, and `HTTP2-Settings`
@@ -26,8 +26,8 @@ static HOP_BY_HOP: [HeaderName; 9] = [
     header::PROXY_AUTHORIZATION,
 ];
 
-/// Removes what concerns only the connection a message came over: the fixed list of RFC 9110 §7.6.1 and everything that
-/// `Connection` names. The values of all other fields stay, and so does their order; the lines of one field come together.
+/// Removes the fields that concern only the connection of a message: the fixed list of RFC 9110 §7.6.1 and those that
+/// `Connection` names. All other fields keep their values and their order; lines of one field become adjacent.
 ///
 /// `Host`, `Content-Length` and the like cannot be smuggled away by naming them in `Connection`: framing and routing fields
 /// are never dropped on a sender's word (the attack is old: <https://nathandavison.com/blog/abusing-http-hop-by-hop-request-headers>).
@@ -42,7 +42,7 @@ pub(super) struct HopByHop(Vec<HeaderName>);
 impl HopByHop {
     pub(super) fn of(headers: &HeaderMap) -> Self {
         let named = list(headers, header::CONNECTION)
-            // What nearly all say names no field that is not known anyway.
+            // The usual elements of `Connection` are in the fixed list anyway.
             .filter(|name| !["keep-alive", "te", "upgrade"].iter().any(|one| one.eq_ignore_ascii_case(name)))
             .filter_map(|name| HeaderName::from_str(name).ok())
             .filter(|name| {
@@ -56,7 +56,7 @@ impl HopByHop {
     }
 }
 
-/// Takes fields off, and leaves the others in their order: taking one out of a map would put the last in its place.
+/// Removes fields and keeps the order of the others, which removing them one by one from the map would not.
 pub(super) fn drop_fields(headers: &mut HeaderMap, goes: impl Fn(&HeaderName) -> bool) {
     if headers.keys().any(&goes) {
         *headers = without(headers, goes);
@@ -68,7 +68,7 @@ pub(super) fn without(headers: &HeaderMap, goes: impl Fn(&HeaderName) -> bool) -
     let mut kept = HeaderMap::with_capacity(headers.len());
     let mut last: Option<(&HeaderName, bool)> = None;
     for (name, value) in headers {
-        // The lines of one field come together.
+        // Lines of one field are adjacent.
         let goes = match last {
             Some((before, goes)) if std::ptr::eq(before, name) => goes,
             _ => goes(name),
@@ -81,14 +81,14 @@ pub(super) fn without(headers: &HeaderMap, goes: impl Fn(&HeaderName) -> bool) -
     kept
 }
 
-/// Whether `Content-Length` stands there once, and says this.
+/// Whether there is one `Content-Length`, with this value.
 pub(super) fn says_length(headers: &HeaderMap, length: u64) -> bool {
     let mut said = headers.get_all(header::CONTENT_LENGTH).iter();
     let first = said.next().and_then(|said| said.to_str().ok()?.parse().ok());
     first == Some(length) && said.next().is_none()
 }
 
-/// Makes one field of several `Cookie`: HTTP/2 may split it, HTTP/1.1 may not (RFC 9113 §8.2.3, RFC 6265 §5.4).
+/// Joins several `Cookie` fields: HTTP/2 may split them, HTTP/1.1 may not (RFC 9113 §8.2.3, RFC 6265 §5.4).
 pub fn join_cookies(headers: &mut HeaderMap) {
     let crumbs: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
     if crumbs.len() > 1
@@ -98,7 +98,7 @@ pub fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-/// The elements of a comma-separated list field, over all its lines, without blanks; lines that are not text are skipped.
+/// The elements of a comma-separated list field, of all its lines, trimmed; lines that are not text are skipped.
 pub fn list(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
     headers
         .get_all(name)
@@ -109,7 +109,7 @@ pub fn list(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str>
         .filter(|element| !element.is_empty())
 }
 
-/// Whether a list field has this element, whatever its case.
+/// Whether a list field has an element, ignoring case.
 pub fn has(headers: &HeaderMap, name: HeaderName, element: &str) -> bool {
     list(headers, name).any(|found| found.eq_ignore_ascii_case(element))
 }
@@ -117,13 +117,13 @@ pub fn has(headers: &HeaderMap, name: HeaderName, element: &str) -> bool {
 /// The hop a request came over, for [`forwarded`].
 #[derive(Debug, Clone, Copy)]
 pub struct Hop<'a> {
-    /// Who is at the other end, when known.
+    /// The peer of the connection, if known.
     pub peer: Option<IpAddr>,
-    /// The connection was TLS.
+    /// Whether the connection uses TLS.
     pub tls: bool,
-    /// `Host` or `:authority` as sent.
+    /// `Host` or `:authority`, as sent.
     pub host: Option<&'a str>,
-    /// The peer is one of [`TrustedPeers`]: what it says about earlier hops is kept and added to.
+    /// Whether the peer is one of [`TrustedPeers`], so that its `X-Forwarded-*` fields are kept and continued.
     pub trusted: bool,
 }
 
@@ -157,13 +157,13 @@ pub fn forwarded(headers: &mut HeaderMap, hop: Hop<'_>) {
     }
 }
 
-/// Who asks, as far as that is known: the peer, or whom a trusted peer forwards, which is the last of `X-Forwarded-For` that is not
-/// itself trusted. A hop that cannot be read is the peer's own word: all of those are one. `None`: trusted all the way.
+/// The client's address, as far as it is known: the peer, or the one that a trusted peer forwards, which is the last of
+/// `X-Forwarded-For` that is not itself trusted. A malformed element counts as the peer. `None`: all are trusted.
 pub fn client_address(headers: &HeaderMap, peer: IpAddr, trusted: &TrustedPeers) -> Option<IpAddr> {
     if !trusted.contain(peer) {
         return Some(peer);
     }
-    // By bytes: what a client wrote in front must not hide what the proxy added to its line.
+    // As bytes: invalid text from the client must not hide what the proxy appended.
     let lines: Vec<&[u8]> = headers.get_all(FORWARDED_FOR).iter().map(HeaderValue::as_bytes).collect();
     for hop in lines.into_iter().rev().flat_map(|line| line.rsplit(|byte| *byte == b',')) {
         let hop = str::from_utf8(hop).unwrap_or("?").trim();
@@ -181,12 +181,12 @@ pub fn client_address(headers: &HeaderMap, peer: IpAddr, trusted: &TrustedPeers)
     None
 }
 
-/// Peers whose `X-Forwarded-*` headers are believed: addresses and CIDR blocks. Nobody by default.
+/// Peers whose `X-Forwarded-*` headers are trusted: addresses and CIDR blocks. None by default.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TrustedPeers(Vec<(IpAddr, u32)>);
 
 impl TrustedPeers {
-    /// Whether this address is one of them. An IPv4 address seen as `::ffff:a.b.c.d` counts as IPv4.
+    /// Whether an address is one of them. `::ffff:a.b.c.d` counts as IPv4.
     pub fn contain(&self, peer: IpAddr) -> bool {
         let peer = peer.to_canonical();
         self.0.iter().any(|&(block, bits)| match (block, peer) {
@@ -197,13 +197,13 @@ impl TrustedPeers {
     }
 }
 
-/// One entry of [`TrustedPeers`] that is neither an address nor a CIDR block.
+/// An entry of [`TrustedPeers`] is neither an address nor a CIDR block.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not an address or a block such as 10.0.0.0/8")]
 pub struct NotAPeer(pub String);
 
 impl TrustedPeers {
-    /// Reads addresses (`10.1.2.3`, `::1`) and blocks (`10.0.0.0/8`).
+    /// Whether it is a host with or without port, and without user (RFC 9110 §4.2.4). Commas, which RFC 3986 allows, are ambiguous.
     ///
     /// # Errors
     /// The first entry that is neither.

@@ -1,4 +1,4 @@
-//! A listener on a Unix socket, for programs of the same user, and the client that asks there.
+//! A listener on a Unix socket, for programs of the same user, and its client.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -18,10 +18,10 @@ use tokio::net::{UnixListener, UnixStream};
 use super::body::{Outgoing, Unread, collect};
 use super::upstream::UpstreamError;
 
-/// The longest path of a socket, in bytes: `sun_path` of `unix(7)` without its closing NUL.
+/// The maximum path of a socket, in bytes: `sun_path` of `unix(7)` without its NUL.
 pub const PATH_BYTES_MAX: usize = 107;
 
-/// Who is at the other end of a connection.
+/// The peer of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Peer {
     /// A program over TCP.
@@ -34,7 +34,7 @@ pub enum Peer {
 }
 
 impl Peer {
-    /// Its address, if it came over TCP.
+    /// The address, if it is a TCP peer.
     pub fn addr(self) -> Option<SocketAddr> {
         match self {
             Peer::Net(addr) => Some(addr),
@@ -52,7 +52,7 @@ impl fmt::Display for Peer {
     }
 }
 
-/// The file of a socket. Whoever has the lock beside it owns it: what a dead process left behind is replaced, a living one's is not.
+/// The file of a socket, owned by the holder of the lock beside it: a dead process's file is replaced, a living one's is not.
 #[derive(Debug)]
 pub(super) struct SocketFile {
     path: PathBuf,
@@ -60,7 +60,7 @@ pub(super) struct SocketFile {
 }
 
 impl SocketFile {
-    /// Takes the file away, so that nobody new connects. The lock stays until the value is dropped.
+    /// Removes the file, so that nobody can connect any more. The lock stays until the value is dropped.
     pub(super) fn remove(&self) {
         let _ = fs::remove_file(&self.path);
     }
@@ -88,7 +88,7 @@ impl LocalSocket {
     pub fn bind(path: &Path) -> io::Result<Self> {
         let length = path.as_os_str().len();
         if length > PATH_BYTES_MAX {
-            let why = format!("the path has {length} bytes; a Unix socket's may have {PATH_BYTES_MAX}");
+            let why = format!("the path has {length} bytes; a Unix socket's can have {PATH_BYTES_MAX}");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
         }
         let mut beside = path.as_os_str().to_owned();
@@ -109,12 +109,12 @@ impl LocalSocket {
         }
         let listener = UnixListener::bind(path)?;
         let file = Arc::new(SocketFile { path: path.to_owned(), _lock: lock });
-        // Who connects before this is looked at all the same: see `accept`.
+        // Clients that connect before this are checked too: see `accept`.
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
         Ok(Self { listener, file })
     }
 
-    /// Where it is.
+    /// The path.
     pub fn path(&self) -> &Path {
         &self.file.path
     }
@@ -136,7 +136,7 @@ impl LocalSocket {
     }
 }
 
-/// Asks a Unix socket, and reads the whole answer within `timeout`, at most `answer_limit` bytes of body.
+/// Sends a request over a Unix socket, and reads the answer within `timeout`, at most `answer_limit` bytes of body.
 ///
 /// # Errors
 /// [`UpstreamError`]; any status is an answer.

@@ -1,4 +1,4 @@
-//! The network: an edge that answers HTTP requests, and a client that sends them on.
+//! The network: an HTTP server, and a client that forwards requests.
 //!
 //! ```text
 //! client ──► Edge (accept, TLS, limits, hygiene) ──► Exchange ──► Handler (the layers above)
@@ -8,14 +8,14 @@
 //!                                                       └─ Upstream::create()   sent once, never again
 //! ```
 //!
-//! Only this module knows which engines run: hyper's server below [`Edge`] and [`Exchange`], hyper's client and pingora's pool of
-//! connections below [`Upstream`]. Nothing of them appears in a public signature; replacing one of them ends here.
+//! Only this module knows the HTTP engines: hyper's server below [`Edge`] and [`Exchange`], hyper's client and pingora's connection
+//! pool below [`Upstream`]. No public signature mentions them, so replacing one affects this module only.
 //!
-//! Reading order: [`edge`] (life of the listener), [`cores`] (the threads that serve), `crowd` (who is connected), `room` (memory of
-//! bodies), `connection` (life of one connection; `turns`: its futures), `wire` (its bytes, `head` and `chunks` how they are judged), `refusal` (what is not
-//! let in), [`exchange`] (one request), `reply` (its answer), [`headers`] (what may cross a hop), [`relay`](mod@relay), `stream` and
-//! `tunnel` (through), [`upstream`] and `pool` (out), [`callback`] (out to where tenants want it), [`local`] (in, over a Unix socket), `follow` (answers that go on),
-//! [`mod@retry_after`] (when to ask again).
+//! Reading order: [`edge`] (the listener), [`cores`] (its threads), `crowd` (connection limits), `room` (memory of
+//! bodies), `connection` (one connection; `turns`: its futures), `wire` (its bytes; `head` and `chunks`: their checks), `refusal` (early
+//! rejections), [`exchange`] (one request), `reply` (its answer), [`headers`] (what crosses a hop), [`relay`](mod@relay), `stream` and
+//! `tunnel` (forwarding), [`upstream`] and `pool` (the client), [`callback`] (tenants' URLs), [`local`] (Unix sockets), `follow` (streamed answers),
+//! [`mod@retry_after`] (`Retry-After`).
 
 mod body;
 pub mod callback;

@@ -1,4 +1,4 @@
-//! Connections to upstreams that wait for their next request, each on the core that made it.
+//! Idle connections to upstreams, each on the core that opened it.
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
@@ -14,18 +14,18 @@ use super::body::Outgoing;
 use super::cores;
 use crate::clock::since_boot;
 
-/// What a connection is for. Those of one lane are not used by another.
+/// The purpose of a connection. Connections are not shared between lanes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Lane {
-    /// All but the following.
+    /// All other requests.
     General,
-    /// Requests that create calls: their connections are given up soon, so that a provider's close seldom meets one.
+    /// Creates: their idle connections are closed early, so that a provider's close seldom coincides with a create.
     Creates,
-    /// The only way to addresses that tenants choose.
+    /// Requests to addresses that tenants choose.
     Callbacks,
 }
 
-/// Where a connection leads.
+/// The destination of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct To {
     lane: Lane,
@@ -34,7 +34,7 @@ pub(super) struct To {
 }
 
 impl To {
-    /// `None`: not an absolute http(s) address.
+    /// `None`: not an absolute http(s) URL.
     pub(super) fn of(lane: Lane, uri: &Uri) -> Option<Self> {
         let is_https = match uri.scheme()? {
             scheme if *scheme == Scheme::HTTP => false,
@@ -52,7 +52,7 @@ pub(super) struct Connection {
     to: To,
     core: usize,
     meta: ConnectionMeta,
-    /// Since when it waits, in milliseconds of [`since_boot`]; [`IN_USE`] otherwise.
+    /// The time since when it is idle, in milliseconds of [`since_boot`]; [`IN_USE`] otherwise.
     waits_since: Arc<AtomicU64>,
 }
 
@@ -62,7 +62,7 @@ fn now_ms() -> u64 {
     u64::try_from(since_boot().as_millis()).unwrap_or(IN_USE)
 }
 
-/// The connections that wait.
+/// The pool of idle connections.
 pub(super) struct Pool {
     of_cores: Vec<ConnectionPool<Connection>>,
     hasher: RandomState,
@@ -78,7 +78,7 @@ impl std::fmt::Debug for Pool {
 }
 
 impl Pool {
-    /// On each core at most `max_idle` wait; beyond, the one that was used least lately is closed.
+    /// At most `max_idle` connections are kept per core; the least recently used is closed for a further one.
     pub(super) fn new(max_idle: usize, idle: Duration, idle_of_creates: Duration) -> Arc<Self> {
         let of_cores = (0..=cores::last()).map(|_| ConnectionPool::new(max_idle)).collect();
         Arc::new(Pool { of_cores, hasher: RandomState::new(), last_id: AtomicI32::new(0), idle, idle_of_creates })
@@ -89,18 +89,18 @@ impl Pool {
     }
 
     fn key(&self, to: &To) -> u64 {
-        // At once: an authority hashes itself byte by byte.
+        // In one call: an authority hashes itself byte by byte.
         self.hasher.hash_one((to.lane, to.is_https, to.authority.as_str()))
     }
 
-    /// One that waits on this core.
+    /// Takes an idle connection of this core.
     pub(super) fn take(&self, to: &To) -> Option<Connection> {
         let pool = self.of_cores.get(cores::here())?;
         let key = self.key(to);
         loop {
             let connection = pool.get(&key)?;
             let waited = now_ms().saturating_sub(connection.waits_since.swap(IN_USE, Ordering::Relaxed));
-            // The pool knows the hash alone, and two places may have one.
+            // The pool is keyed by the hash alone, which two destinations may share.
             let is_it = connection.to == *to && Duration::from_millis(waited) < self.idle_of(to.lane);
             if is_it && connection.sender.is_ready() {
                 return Some(connection);
@@ -108,7 +108,7 @@ impl Pool {
         }
     }
 
-    /// Takes a connection back whose last answer was read to its end.
+    /// Returns a connection whose last answer was read completely.
     pub(super) fn give_back(self: &Arc<Self>, mut connection: Connection) {
         if connection.sender.is_ready() {
             return self.keep(connection);
@@ -116,7 +116,7 @@ impl Pool {
         if connection.sender.is_closed() {
             return;
         }
-        // Its own task has something left to do.
+        // The connection's task has not finished yet.
         let pool = self.clone();
         tokio::spawn(async move {
             let ready = std::future::poll_fn(|cx| connection.sender.poll_ready(cx));
@@ -130,11 +130,11 @@ impl Pool {
         let Some(pool) = self.of_cores.get(connection.core) else { return };
         connection.waits_since.store(now_ms(), Ordering::Relaxed);
         let meta = connection.meta.clone();
-        // What these tell is known otherwise: see `Pool::drive`.
+        // The outcome is observed elsewhere: see `Pool::drive`.
         let _ = pool.put(&meta, connection);
     }
 
-    /// A new connection, and the task that drives it until it is closed, or has waited for too long.
+    /// Wraps a new connection, and starts the task that drives it until it is closed, or idle for too long.
     pub(super) fn connection(
         self: &Arc<Self>,
         to: &To,
@@ -147,7 +147,7 @@ impl Pool {
         let connection =
             Connection { sender, to: to.clone(), core, meta: meta.clone(), waits_since: waits_since.clone() };
         let pool = Arc::downgrade(self);
-        // In a box: pinned where it lies, it would be there twice.
+        // Boxed, so that the pinned future is not stored twice.
         let mut driven = Box::pin(driven);
         tokio::spawn(async move {
             let mut left = idle;
@@ -170,7 +170,7 @@ impl Pool {
                 pool.pop_closed(&meta);
             }
             if !is_closed {
-                // Its sender is gone, or has just been taken for a last request.
+                // Its sender was dropped, or taken for a last request.
                 let _ = driven.await;
             }
         });

@@ -1,5 +1,5 @@
-//! Who listens on a port, for the message of a start that cannot have it (Linux alone tells; elsewhere nobody is named); and ports for
-//! servers that are started a moment later.
+//! Ports: the owner of a port, for the error message of a failed start (Linux only), and free ports for
+//! servers that start a moment later.
 
 use std::fmt;
 use std::fs;
@@ -10,14 +10,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 /// The state of a listening socket in `/proc/net/tcp`.
 const LISTEN: &str = "0A";
 
-/// Below the ports that Linux gives to whoever asks for any (`net.ipv4.ip_local_port_range`, from 32,768 by default).
+/// Below the range of ephemeral ports (`net.ipv4.ip_local_port_range`, from 32,768 by default).
 const SPARE: Range<u32> = 10_000..32_000;
 
-/// A port on loopback where nobody listens, for a server that is started later, or again: no socket that asks for any port is given it,
+/// A free port on loopback, for a server that starts later, or again: no socket that asks for any port gets it,
 /// and no second caller in this process.
 pub fn spare_port() -> u16 {
     static LAST: AtomicU32 = AtomicU32::new(0);
-    // Processes side by side begin far from one another.
+    // Concurrent processes start far from one another.
     let begin = std::process::id().wrapping_mul(997);
     for _ in SPARE {
         let nth = begin.wrapping_add(LAST.fetch_add(1, Ordering::Relaxed));
@@ -30,17 +30,17 @@ pub fn spare_port() -> u16 {
     0
 }
 
-/// Who has a port.
+/// The owner of a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PortOwner {
-    /// A process that we may look at.
+    /// A process that we may inspect.
     Process {
-        /// Its name, at most 15 letters (the kernel's limit).
+        /// The name, at most 15 bytes (the kernel's limit).
         name: String,
-        /// Its id.
+        /// The process id.
         id: u32,
     },
-    /// A process that we may not look at, or of another container: its user's id.
+    /// A process that we may not inspect, or in another container: the user id.
     User(u32),
 }
 
@@ -53,14 +53,14 @@ impl fmt::Display for PortOwner {
     }
 }
 
-/// Who listens on an address, if that can be known. Reads `/proc`: a few milliseconds of blocking.
+/// The owner of a listening address, if it can be found. Reads `/proc`: blocks for a few milliseconds.
 pub fn port_owner(address: SocketAddr) -> Option<PortOwner> {
     let tables = ["/proc/net/tcp", "/proc/net/tcp6"].into_iter().filter_map(|path| fs::read_to_string(path).ok());
     let (inode, user) = tables.into_iter().find_map(|table| listener(&table, address))?;
     process_of(&format!("socket:[{inode}]")).or(Some(PortOwner::User(user)))
 }
 
-/// Inode and user of the socket that listens on an address, or on all of them.
+/// Inode and user of the socket that listens on an address, or on all addresses.
 fn listener(table: &str, wanted: SocketAddr) -> Option<(u64, u32)> {
     table.lines().skip(1).find_map(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();
@@ -123,7 +123,7 @@ mod tests {
              0: 0100007F:1F90 0200007F:C350 01 00000000:00000000 00:00000000 00000000  33 0 111 1\n\
              1: 0200007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000  33 0 222 1\n\
              2: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000  34 0 333 1\n";
-        // As a little-endian kernel prints them.
+        // In the byte order of a little-endian kernel.
         if cfg!(target_endian = "little") {
             assert_eq!(listener(table, "127.0.0.1:8080".parse().unwrap()), Some((333, 34)));
         }

@@ -1,33 +1,33 @@
-//! Where an answer's `Location` leads a client that came by a mount: behind the mount again, elsewhere, or past it. Pure.
+//! Rewrites `Location` of answers, so that clients that use a mount stay behind it. Pure.
 
 use http::header::LOCATION;
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 
-/// An upstream as its clients see it: what stands at `base` there is asked for below `at` here.
+/// An upstream as its clients see it: what is at `base` there is requested below `at` here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
     /// The upstream.
     pub base: Uri,
-    /// What clients write before a path of the upstream; empty where they name the upstream by `Host`.
+    /// The prefix of paths here; empty where clients name the upstream by `Host`.
     pub at: String,
 }
 
-/// An answer leads its client to the upstream by another way than this proxy.
+/// An answer would redirect its client past this proxy to the upstream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Past(pub(super) String);
 
 impl Mount {
-    /// Writes `Location` so that a client that follows it comes by here. One that leads to another host is left for a client that
+    /// Rewrites `Location` so that a client that follows it stays behind the mount. A redirect to another host is kept if the client
     /// would only fetch something there.
     ///
     /// # Errors
-    /// The host: it belongs to the upstream, and cannot be reached by this mount; or a client would send its request there.
+    /// The host, if it belongs to the upstream and cannot be reached by this mount, or if a client would send its request there.
     pub(super) fn keep(&self, method: &Method, status: StatusCode, headers: &mut HeaderMap) -> Result<(), Past> {
         let Some(location) = headers.get(LOCATION) else { return Ok(()) };
         let past = |host: &str| Past(host.to_owned());
-        let text = location.to_str().map_err(|_| past("an address that cannot be read"))?.trim();
-        // What ends with the first of these is a scheme or a path; a client resolves the rest against what it asked for (RFC 3986 §5.2).
+        let text = location.to_str().map_err(|_| past("an unreadable address"))?.trim();
+        // Relative references end their first segment with one of these; a client resolves them against the request (RFC 3986 §5.2).
         let is_relative =
             !text.starts_with(['/', '\\']) && !text.split(['/', '?', '#']).next().is_some_and(|s| s.contains(':'));
         if is_relative {
@@ -39,7 +39,7 @@ impl Mount {
             Some(rest) => format!("{}://{rest}", self.base.scheme_str().unwrap_or("https")),
             None => target.to_owned(),
         };
-        let uri = absolute.parse::<Uri>().map_err(|_| past("an address that cannot be read"))?;
+        let uri = absolute.parse::<Uri>().map_err(|_| past("an unreadable address"))?;
         if let Some(authority) = uri.authority()
             && !self.is_own(authority, uri.scheme_str())
         {
@@ -52,20 +52,20 @@ impl Mount {
         let below = below.ok_or_else(|| past(self.base.host().unwrap_or_default()))?;
         let fragment = fragment.map(|fragment| format!("#{fragment}")).unwrap_or_default();
         let kept = HeaderValue::try_from(format!("{}{below}{fragment}", self.at));
-        headers.insert(LOCATION, kept.map_err(|_| past("an address that cannot be read"))?);
+        headers.insert(LOCATION, kept.map_err(|_| past("an unreadable address"))?);
         Ok(())
     }
 
     fn is_own(&self, authority: &Authority, scheme: Option<&str>) -> bool {
         let port =
             |port: Option<u16>, scheme: Option<&str>| port.unwrap_or(if scheme == Some("http") { 80 } else { 443 });
-        // The other scheme of the same host, at its own port, is the same upstream.
+        // http and https of one host, at their default ports, are the same upstream.
         let plain = authority.port().is_none() && self.base.port().is_none();
         self.base.host().is_some_and(|host| host.eq_ignore_ascii_case(authority.host()))
             && (plain || port(authority.port_u16(), scheme) == port(self.base.port_u16(), self.base.scheme_str()))
     }
 
-    /// Whether a host is another of the upstream's: by the last two labels of its name, or the same address.
+    /// Whether a host belongs to the upstream too: it has the same last two labels, or is the same address.
     fn is_kin(&self, host: &str) -> bool {
         let domain = |host: &str| {
             let labels: Vec<&str> = host.trim_end_matches('.').rsplitn(3, '.').take(2).collect();

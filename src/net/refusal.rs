@@ -1,5 +1,5 @@
-//! What is answered to a request that is not let in: one whose meaning two HTTP implementations could disagree about, or such as
-//! nobody here serves.
+//! Early rejections: requests that two HTTP implementations could read differently, or that no listener
+//! serves.
 
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER};
@@ -10,7 +10,7 @@ use super::edge::EdgeSettings;
 use super::head::is_host;
 use super::headers::list;
 
-/// An answer given before any handler saw the request; the connection closes after it.
+/// An answer given before a handler sees the request; the connection closes after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Refusal {
     pub(super) status: u16,
@@ -29,12 +29,12 @@ impl Refusal {
     /// RFC 9110 §10.1.1.
     pub(super) const EXPECTATION: Refusal = Refusal { status: 417, why: "unknown expectation" };
     pub(super) const HEAD_TOO_LARGE: Refusal = Refusal { status: 431, why: "request header fields too large" };
-    /// RFC 9110 §9.3.6 and §9.3.8: no tunnels to anywhere, and no echo of credentials.
+    /// No tunnels to arbitrary hosts, and no echo of credentials (RFC 9110 §9.3.6 and §9.3.8).
     pub(super) const METHOD: Refusal = Refusal { status: 501, why: "method not implemented" };
     pub(super) const CODING: Refusal = Refusal { status: 501, why: "transfer coding not implemented" };
     pub(super) const BUSY: Refusal = Refusal { status: 503, why: "too many requests in flight" };
 
-    /// The answer.
+    /// The response.
     pub(super) fn answer(self) -> Response<Bytes> {
         let mut answer = Response::new(Bytes::from(format!("{}\n", self.why)));
         *answer.status_mut() = StatusCode::from_u16(self.status).unwrap_or(StatusCode::BAD_REQUEST);
@@ -47,7 +47,7 @@ impl Refusal {
         answer
     }
 
-    /// The answer as it is on the wire of HTTP/1, for who never came to a parser.
+    /// The response in HTTP/1 bytes, for requests that never reach the parser.
     pub(super) fn bytes(self) -> Vec<u8> {
         let (head, body) = self.answer().into_parts();
         let mut bytes = format!("HTTP/1.1 {}\r\n", head.status).into_bytes();
@@ -60,7 +60,7 @@ impl Refusal {
     }
 }
 
-/// Judges a request of HTTP/2, whose framing is not in its head.
+/// Checks a request of HTTP/2, whose framing is not in its head.
 pub(super) fn judge(head: &Parts, settings: &EdgeSettings) -> Result<(), Refusal> {
     if head.headers.len() > settings.max_headers {
         return Err(Refusal::HEAD_TOO_LARGE);
@@ -77,7 +77,7 @@ pub(super) fn judge(head: &Parts, settings: &EdgeSettings) -> Result<(), Refusal
     let mut hosts = head.headers.get_all(header::HOST).into_iter();
     let authority = head.uri.authority().map(|authority| authority.as_str().as_bytes());
     let host = hosts.next().map(HeaderValue::as_bytes);
-    // RFC 9113 §8.3.1: the two name one host.
+    // RFC 9113 §8.3.1: both must name the same host.
     let differ = matches!((host, authority), (Some(host), Some(authority)) if !host.eq_ignore_ascii_case(authority));
     if hosts.next().is_some() || differ || !authority.or(host).is_none_or(is_host) {
         return Err(Refusal::HOST);

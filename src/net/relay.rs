@@ -1,4 +1,4 @@
-//! Through: a request streamed to an upstream and its answer streamed back, both at once.
+//! Relays: streams a request to an upstream and its answer back, at the same time.
 
 use std::time::Duration;
 
@@ -15,72 +15,72 @@ use super::tap::Tap;
 use super::tunnel;
 use super::upstream::{Upstream, UpstreamError};
 
-/// Bytes of a body that is not streamed where all of it has come with its head.
+/// Maximum bytes of a body that is sent at once instead of streamed, if it has arrived with its head.
 const AT_ONCE_BYTES_MAX: usize = 64 * 1024;
 
-/// Where a request goes, and what is changed on the way.
+/// The destination of a relayed request, and its changes.
 #[derive(Debug, Clone)]
 pub struct RelayTarget {
-    /// `scheme://authority[/base/path]`; a base path is put before `path_and_query`.
+    /// The base URL, `scheme://authority[/base/path]`; its path precedes `path_and_query`.
     pub base: Uri,
-    /// Path and query, as they should be on the wire; begins with `/`.
+    /// Path and query as sent; begins with `/`.
     pub path_and_query: String,
-    /// Fields that replace any of their name; applied last.
+    /// Fields to set; applied last.
     pub set_headers: Vec<(HeaderName, HeaderValue)>,
-    /// Fields that are not passed on.
+    /// Fields to remove.
     pub remove_headers: Vec<HeaderName>,
-    /// Which `Host` the upstream sees.
+    /// The `Host` that the upstream sees.
     pub host: HostRule,
-    /// Towards a provider: nothing is told of the client's network, and no answer leads the client past this mount. `None`, towards
-    /// an app: `X-Forwarded-*` tell of the client.
+    /// Set towards a provider: nothing of the client's network is disclosed, and no redirect leads past this mount. `None` towards
+    /// an app: `X-Forwarded-*` describe the client.
     pub mount: Option<Mount>,
 }
 
-/// Which `Host` the upstream sees.
+/// The `Host` that the upstream sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HostRule {
     /// The authority of the base address: what a provider's API expects.
     Upstream,
-    /// What the client sent: for an application that builds links or checks signatures by it.
+    /// The client's, for an application that builds links or checks signatures with it.
     Preserve,
 }
 
-/// A relay that answered.
+/// An answered relay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Relayed {
     /// The upstream's status; 101 after a tunnel.
     pub status: StatusCode,
-    /// Body bytes sent to the client.
+    /// Bytes of body sent to the client.
     pub response_bytes: u64,
-    /// The answer (or the tunnel) came to its own end: neither side broke it off.
+    /// Whether the answer (or the tunnel) ended regularly.
     pub complete: bool,
 }
 
-/// Why a relay has not answered. Nothing was written to the client: the caller answers.
+/// Why a relay has no answer. Nothing was written to the client; the caller answers.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum RelayError {
-    /// Proven: the upstream has not seen the request. A 502.
+    /// The upstream has certainly not received the request: 502.
     #[error(transparent)]
     NotSent(UpstreamError),
-    /// The upstream broke off or did not answer in time. A 502, or a 504 for [`UpstreamError::Timeout`].
+    /// The upstream broke the connection or did not answer in time: 502, or 504 for [`UpstreamError::Timeout`].
     #[error(transparent)]
     Broken(UpstreamError),
-    /// The client paused too long within its body. A 400: clients repeat after a 408, and the upstream has seen a part.
+    /// The client paused too long within its body: 400, because clients retry after 408, and the upstream has a part already.
     #[error("the request body took too long")]
     BodyTooSlow,
-    /// The client's body is cut short or framed wrongly. A 400.
+    /// The client's body is truncated or malformed: 400.
     #[error("the request body is broken")]
     BodyBroken,
-    /// The client went away; there is nobody to answer.
+    /// The client went away.
     #[error("the client went away")]
     ClientGone,
-    /// The answer leads to this host, which is the upstream's and is not reached by here. It was not handed on.
+    /// The answer redirects to this host, which belongs to the upstream and is not behind this proxy. It was not passed on.
     #[error("the answer leads to {0}, past this proxy")]
     LeadsPast(String),
-    /// As many WebSocket tunnels are open as may be. A 503.
+    /// The maximum number of WebSocket tunnels is open: 503.
     #[error("too many open tunnels")]
     TooManyTunnels,
-    /// Address and path do not make a request target. A 400 or a 500, by whose they are.
+    /// Address and path are not a valid request target: 400 or 500, depending on whose they are.
     #[error("cannot be relayed: {0}")]
     BadTarget(String),
     /// The exchange was answered before.
@@ -89,7 +89,7 @@ pub enum RelayError {
 }
 
 impl RelayError {
-    /// The client's own doing: a 400.
+    /// Whether the client caused it: 400.
     pub fn is_clients(&self) -> bool {
         matches!(
             self,
@@ -104,11 +104,11 @@ impl From<UpstreamError> for RelayError {
     }
 }
 
-/// Streams a request through, untouched but for hop-by-hop fields and what `target` says: any size both
-/// ways, events not delayed, both directions moving at once, WebSocket upgrades spliced (the call then lasts as long as the
+/// Streams a request, changed only in its hop-by-hop fields and by `target`: any size both
+/// ways, events without delay, both directions concurrently, WebSocket upgrades spliced (the call then lasts as long as the
 /// tunnel). A client that goes away takes the upstream request with it.
 ///
-/// If the body was read with [`Exchange::read_body`] before, it is sent whole.
+/// A body that was read with [`Exchange::read_body`] before is sent from memory.
 ///
 /// # Errors
 /// [`RelayError`], only while nothing was answered.
@@ -116,7 +116,7 @@ pub async fn relay(exchange: &mut Exchange, upstream: &Upstream, target: RelayTa
     relay_tapped(exchange, upstream, target, None).await
 }
 
-/// As [`relay`], with a look at what the answer says.
+/// As [`relay`], with a tap on the answer.
 ///
 /// # Errors
 /// As [`relay`].
@@ -135,10 +135,10 @@ pub async fn relay_tapped(
     }
     let (body, rest) = match exchange.body_read() {
         Some(body) => (Outgoing::whole(body), Rest::Over),
-        // A part of it was read and is gone: what is left must not pass for the whole.
+        // A part was read and is lost: the rest must not look like the whole body.
         None if exchange.progress().body_begun.is_set() => return Err(RelayError::BodyBroken),
         None if exchange.body_is_done() => (Outgoing::whole(Bytes::new()), Rest::Over),
-        // What has come already is sent on at once.
+        // A body that has arrived already is sent at once.
         None if exchange.has_all_come(AT_ONCE_BYTES_MAX) => {
             let body = exchange.take_come().await.ok_or(RelayError::BodyBroken)?;
             (Outgoing::whole(body), Rest::Over)
@@ -150,7 +150,7 @@ pub async fn relay_tapped(
     stream(exchange, upstream, &mut request, rest, target.mount.as_ref(), tap).await
 }
 
-/// As [`relay`], with a body that was read (and perhaps changed) before. Never upgrades.
+/// As [`relay`], with a body that was read (and possibly changed) before. Never upgrades.
 ///
 /// # Errors
 /// As [`relay`].
@@ -169,10 +169,10 @@ pub async fn relay_with_body(
     stream(exchange, upstream, &mut request, Rest::Over, target.mount.as_ref(), None).await
 }
 
-/// As [`relay_with_body`], with an answer that is read whole within `within` instead of being passed on. Any status is an answer.
+/// As [`relay_with_body`], but reads the answer within `within` instead of passing it on. Any status is an answer.
 ///
 /// # Errors
-/// As [`relay`]; [`UpstreamError::Timeout`] if it was not all there in time.
+/// As [`relay`]; [`UpstreamError::Timeout`] if it was not complete in time.
 pub async fn ask_with_body(
     exchange: &Exchange,
     upstream: &Upstream,
@@ -189,11 +189,11 @@ pub async fn ask_with_body(
     Ok(answer)
 }
 
-/// The request as the upstream shall see it, without a body; its length is what the client said (the body brings its own).
+/// The head of the request to the upstream. Its length is the client's (the body sets its own).
 fn outgoing_head(exchange: &Exchange, target: &RelayTarget) -> Result<Request<()>, RelayError> {
     let uri = join(&target.base, &target.path_and_query)?;
     let headers = exchange.headers();
-    // RFC 9110 §10.1.4: who sends TE says so in Connection, which HTTP/2 does not have.
+    // RFC 9110 §10.1.4: TE must be named in Connection, which HTTP/2 lacks.
     let takes_trailers = headers.contains_key(header::TE)
         && has(headers, header::TE, "trailers")
         && (has(headers, header::CONNECTION, "te") || exchange.version() == Version::HTTP_2);
@@ -209,7 +209,7 @@ fn outgoing_head(exchange: &Exchange, target: &RelayTarget) -> Result<Request<()
         HostRule::Preserve => exchange.host(),
     };
     if let Some(Ok(host)) = host.map(HeaderValue::from_str) {
-        // Where it stood before.
+        // At its original position.
         headers.insert(header::HOST, host);
     }
     for (name, value) in &target.set_headers {

@@ -1,4 +1,4 @@
-//! The answer as hyper takes it: whole, or streamed from an upstream; and what becomes of it.
+//! Answers as hyper bodies, complete or streamed from an upstream, and their outcome.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,13 +17,13 @@ use super::tap::Tap;
 use super::upstream::Answer;
 use super::wire::Wire;
 
-/// What is given to HTTP/2 at once of an answer that is there whole: it waits for the client's window between two pieces.
+/// The piece size of a complete answer on HTTP/2: hyper waits for the client's window between two pieces.
 const PIECE: usize = 16 * 1024;
 
 /// The body of an answer.
 pub(super) struct Reply {
     kind: Kind,
-    /// hyper takes the length off an answer without a body, unless it takes it for one with a body; 304 may say one (RFC 9110 §8.6).
+    /// Whether the end is hidden: hyper removes the length of an answer without a body, but 304 may have one (RFC 9110 §8.6).
     hides_end: bool,
     progress: Arc<Progress>,
     told: Option<Told>,
@@ -32,31 +32,31 @@ pub(super) struct Reply {
 enum Kind {
     Whole(Bytes),
     Streamed(Box<Streamed>),
-    /// Pieces of our own, as they come.
+    /// Pieces produced here, as they come.
     Live(mpsc::Receiver<Bytes>),
 }
 
 struct Streamed {
     body: Answer,
     tap: Option<Tap>,
-    /// Why it breaks off here.
+    /// Why it is cut off here.
     why: Option<String>,
 }
 
-/// Who waits to hear that an answer was written whole; dropped, it was not.
+/// Reports that an answer was written completely; dropped otherwise.
 pub(super) struct Told {
     pub(super) sender: oneshot::Sender<()>,
-    /// HTTP/1: the connection, which knows when the last byte has left. HTTP/2: none, so that it counts once h2 has taken all.
+    /// HTTP/1: the connection, which knows when the last byte was sent. HTTP/2: `None`; it is reported once h2 has taken all.
     pub(super) wire: Option<Arc<Wire>>,
 }
 
 impl Told {
-    /// For an answer on HTTP/2 that nobody waits for: a client that opens no window for it loses the stream.
+    /// For an HTTP/2 answer that nobody waits for: a client that opens no window for it loses the stream.
     pub(super) fn of_stream(stall: Duration, end: CancellationToken) -> Option<Self> {
         let (sender, delivered) = oneshot::channel();
         let runtime = tokio::runtime::Handle::try_current().ok()?;
         runtime.spawn(async move {
-            // Told, or dropped with the stream.
+            // Reported, or dropped with the stream.
             if tokio::time::timeout(stall, delivered).await.is_err() {
                 end.cancel();
             }
@@ -65,7 +65,7 @@ impl Told {
     }
 }
 
-/// An answer that cannot be completed: only the connection's (or the stream's) end can tell the client.
+/// An answer that cannot be completed: only the end of the connection (or stream) can tell the client.
 #[derive(Debug, thiserror::Error)]
 #[error("the answer was cut: {0}")]
 pub(super) struct Cut(String);
@@ -88,7 +88,7 @@ impl Reply {
         Reply { kind: Kind::Live(pieces), hides_end: false, progress, told: Some(told) }
     }
 
-    /// Nothing, for an answer whose head tells of a body that is not sent.
+    /// No body, for an answer whose head describes a body that is not sent.
     pub(super) fn none(progress: Arc<Progress>, told: Option<Told>) -> Self {
         Reply { kind: Kind::Whole(Bytes::new()), hides_end: true, progress, told }
     }
@@ -135,7 +135,7 @@ impl Body for Reply {
                     Poll::Pending
                 }
                 Poll::Ready(Some(Err(error))) => {
-                    // What came before is written first: hyper forgets it when it is told at once.
+                    // The bytes before the error are written first; hyper would drop them if it got the error at once.
                     streamed.why = Some(error.to_string());
                     cx.waker().wake_by_ref();
                     Poll::Pending
@@ -185,9 +185,9 @@ impl Drop for Reply {
     }
 }
 
-/// A head for the client: no hop-by-hop fields but `Connection`, which [`Exchange::give`](super::Exchange) writes anew or takes off;
-/// framed for `length` bytes if that is known. 1xx and 204 have no length (RFC 9110 §8.6); for 304 (and HEAD, where the caller passes
-/// it) it is the length of what was not sent.
+/// Prepares the head for the client: removes hop-by-hop fields except `Connection`, which [`Exchange::give`](super::Exchange) sets or
+/// removes; sets the framing for `length` bytes, if known. 1xx and 204 have no length (RFC 9110 §8.6); for 304 (and HEAD, where the
+/// caller passes it) it is the length of what was not sent.
 pub(super) fn response_head(parts: &mut http::response::Parts, length: Option<u64>) {
     let hop = HopByHop::of(&parts.headers);
     drop_fields(&mut parts.headers, |name| hop.has(name) && *name != header::CONNECTION);
@@ -202,7 +202,7 @@ pub(super) fn response_head(parts: &mut http::response::Parts, length: Option<u6
     }
 }
 
-/// An interim answer (RFC 9110 §15.2) as it is on the wire of HTTP/1.1.
+/// An interim answer (RFC 9110 §15.2) as HTTP/1.1 bytes.
 pub(super) fn interim(status: StatusCode, headers: &HeaderMap) -> Vec<u8> {
     let mut headers = headers.clone();
     strip_hop_by_hop(&mut headers);

@@ -1,4 +1,4 @@
-//! When a server wants to be asked again.
+//! Parses `Retry-After`.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -7,18 +7,18 @@ use http::header::{DATE, HeaderName, RETRY_AFTER};
 
 use crate::clock::UnixMs;
 
-/// The longest wait that is believed, in seconds. Who is told of a longer one comes back after this, and is told again.
+/// The maximum that is honoured, in seconds. A client that is told a longer wait asks again after this one.
 pub const RETRY_AFTER_MAX_SECS: u32 = 3600;
 
-/// `Retry-After` in whole seconds, rounded up, at most [`RETRY_AFTER_MAX_SECS`] (RFC 9110 §10.2.3): seconds, with a fraction as some
-/// servers write them, or an HTTP date, counted from the answer's own `Date` where it has one. `None`: there is none that can be
-/// read.
+/// `Retry-After` in whole seconds, rounded up, at most [`RETRY_AFTER_MAX_SECS`] (RFC 9110 §10.2.3): seconds, possibly with a fraction,
+/// or an HTTP date, relative to the answer's own `Date` if it has one. `None`: absent or
+/// malformed.
 pub fn retry_after_secs(headers: &HeaderMap, now_ms: UnixMs) -> Option<u32> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
     let all_digits = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
     if all_digits(whole) && all_digits(fraction) {
-        // More digits than a number holds are more than what is believed.
+        // A number that overflows exceeds the maximum.
         let secs = whole.parse().unwrap_or(RETRY_AFTER_MAX_SECS);
         let rounded = secs.saturating_add(u32::from(fraction.bytes().any(|b| b != b'0')));
         return Some(rounded.min(RETRY_AFTER_MAX_SECS));

@@ -1,4 +1,4 @@
-//! The memory that bodies may take which are read whole. Counted as bytes arrive: who only says that it will send much holds nothing.
+//! The memory for bodies that are read completely. Counted as bytes arrive, so that an announced length alone reserves nothing.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,18 +9,18 @@ use tokio::time::{Instant, timeout_at};
 
 use super::crowd::PeerKey;
 
-/// Bytes that are counted at once: a page, so that a body of single bytes does not ask for each.
+/// The unit of accounting, in bytes: a page, so that single bytes are not counted one by one.
 const STEP: usize = 4096;
-/// Bytes of a body that count as small.
+/// The part of a body that counts as small, in bytes.
 const SMALL_BYTES_MAX: usize = 1024 * 1024;
-/// How long a body waits for room, and how many do. Beyond, they are asked to come again.
+/// How long a body waits for room; afterwards, or if too many wait, it is rejected with a request to retry.
 const WAIT: Duration = Duration::from_secs(5);
 const WAITING_MAX: usize = 64;
-/// By so much less does each waiter wait that finds another. Bodies that hold all the room together, and wait for one another, would
-/// else all give up in one moment; so the last that came gives up first, and leaves its room to those before.
+/// How much less each further waiter waits. Bodies that together hold all the room and wait for one another would otherwise all
+/// give up at the same time; so the last one gives up first, and leaves its room to the others.
 const WAITS_LESS: Duration = Duration::from_millis(40);
 
-/// The room of a listener.
+/// The memory for bodies of a listener.
 #[derive(Debug)]
 pub(super) struct BodyRoom {
     all: Sizes,
@@ -36,7 +36,7 @@ struct State {
     waiting: usize,
 }
 
-/// Bytes of bodies that are small, and of what large ones have beyond.
+/// Bytes of small bodies, and of the parts of large ones beyond that.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Sizes {
     pub(super) small: usize,
@@ -57,22 +57,22 @@ impl Sizes {
     }
 }
 
-/// There is no room, and there was none for a while.
+/// There is no room, even after waiting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct NoRoom;
 
-/// What one body takes. Dropping it gives it back.
+/// The share of one body, released when dropped.
 #[derive(Debug)]
 pub(super) struct Taken {
     room: Arc<BodyRoom>,
     peer: Option<PeerKey>,
     bytes: Sizes,
-    /// Of these, what has arrived.
+    /// The part that has arrived.
     used: usize,
 }
 
 impl BodyRoom {
-    /// Without room for large bodies of their own these count as small ones. `of_peer` is what bodies of one peer may take.
+    /// Without `large` room of their own, large bodies count as small ones. `of_peer` is the maximum per peer.
     pub(super) fn new(all: Sizes, of_peer: Sizes) -> Arc<Self> {
         Arc::new(BodyRoom { all, of_peer, state: Mutex::default(), freed: Notify::new() })
     }
@@ -81,7 +81,7 @@ impl BodyRoom {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Nothing yet, for a body of this peer. Without one only the bound of all counts.
+    /// An empty share for a body of this peer. Without a peer only the limit of all applies.
     pub(super) fn body(self: &Arc<Self>, peer: Option<PeerKey>) -> Taken {
         Taken { room: self.clone(), peer, bytes: Sizes::default(), used: 0 }
     }
@@ -105,7 +105,7 @@ impl BodyRoom {
 }
 
 impl Taken {
-    /// Takes room for more of the body; waits for it where there is none. May be cancelled.
+    /// Grows the share; waits for room if there is none. Cancel-safe.
     pub(super) async fn grow(&mut self, bytes: usize) -> Result<(), NoRoom> {
         let has = self.bytes.small + self.bytes.large;
         self.used += bytes;
@@ -129,7 +129,7 @@ impl Taken {
         let until = Instant::now() + WAIT - WAITS_LESS * before;
         loop {
             let mut freed = std::pin::pin!(self.room.freed.notified());
-            // Before it is tried: what is freed in between is not missed.
+            // Registered before the attempt, so that a release in between is not missed.
             freed.as_mut().enable();
             if self.room.try_take(self.peer, more) {
                 return Ok(());
@@ -160,11 +160,11 @@ impl Drop for Taken {
     }
 }
 
-/// A body that waits, counted.
+/// A counted waiter.
 struct Waiting<'a>(&'a BodyRoom);
 
 impl<'a> Waiting<'a> {
-    /// And how many wait already.
+    /// Counts a waiter; returns the number of those before it.
     fn begin(room: &'a BodyRoom) -> Option<(Self, u32)> {
         let mut state = room.state();
         if state.waiting >= WAITING_MAX {

@@ -1,4 +1,4 @@
-//! A WebSocket that ends here (RFC 6455), out of an exchange.
+//! WebSockets that end here (RFC 6455), made from an exchange.
 
 use std::io;
 use std::pin::Pin;
@@ -17,30 +17,30 @@ use super::reply::response_head;
 use super::transport::Transport;
 use super::wire;
 
-/// Read at a time; most messages are shorter. Idle sockets are many, and each has this much.
+/// Bytes per read; most messages are shorter. Small, because there are many idle sockets.
 const READ_BYTES: usize = 512;
-/// The longest message that is taken, in bytes.
+/// The maximum message, in bytes.
 const MESSAGE_BYTES_MAX: usize = 16 * 1024;
-/// Messages are gathered up to here before they are written without a flush.
+/// Bytes that are buffered before they are written without a flush.
 const WRITE_BYTES: usize = 8 * 1024;
 
-/// A WebSocket with a client. It is counted among the tunnels of its edge until it is dropped.
+/// A WebSocket with a client. It counts among the tunnels of its listener until dropped.
 pub type WebSocket = WebSocketStream<Io>;
 
-/// The bytes below a [`WebSocket`].
+/// The byte stream below a [`WebSocket`].
 #[derive(Debug)]
 pub struct Io {
     stream: Transport,
     _open: TaskTrackerToken,
 }
 
-/// Why there is no WebSocket.
+/// Why a WebSocket was not accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NoSocket {
-    /// It is not asked for, or in a way that RFC 6455 does not know: a 426.
+    /// None was requested, or not according to RFC 6455: 426.
     #[error("a WebSocket is served here, by version 13 of its protocol")]
     NotAsked,
-    /// As many are open as may be: a 503.
+    /// The maximum number is open: 503.
     #[error("too many sockets are open")]
     TooMany,
     /// The client has gone.
@@ -49,10 +49,10 @@ pub enum NoSocket {
 }
 
 impl Exchange {
-    /// Accepts the upgrade to a WebSocket, with the subprotocol that was chosen.
+    /// Accepts the upgrade to a WebSocket, with the chosen subprotocol.
     ///
     /// # Errors
-    /// [`NoSocket`]; but for [`NoSocket::Gone`] an answer may still be given.
+    /// [`NoSocket`]; except for [`NoSocket::Gone`] the exchange can still be answered.
     pub async fn accept_socket(&mut self, protocol: Option<&'static str>) -> Result<WebSocket, NoSocket> {
         let is_version = has(self.headers(), header::SEC_WEBSOCKET_VERSION, "13");
         let key = self.header("sec-websocket-key").map(|key| derive_accept_key(key.as_bytes()));
@@ -81,8 +81,8 @@ impl Exchange {
         Ok(WebSocketStream::from_partially_read(io, early.to_vec(), Role::Server, Some(config)).await)
     }
 
-    /// Serves a socket in a task of its own, that the handler can return: what HTTP needed of memory is given back. It counts among
-    /// the connections of this edge, and is cut with them.
+    /// Serves a socket in a task of its own, so that the handler can return and HTTP's memory is freed. It counts among
+    /// the connections of this listener, and is cut off with them.
     pub fn serve_socket(&self, work: impl Future<Output = ()> + Send + 'static) {
         let cut = self.shared().cut.clone();
         self.shared().connections.spawn(async move {

@@ -1,4 +1,4 @@
-//! A limit on how long a client may take nothing of what is written to it.
+//! A limit on how long a client may read nothing of what is written to it.
 
 use std::io;
 use std::pin::Pin;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Sleep;
 
-/// Watches writes. Costs nothing while they go through.
+/// Limits pending writes. Free of cost while they progress.
 #[derive(Debug)]
 pub(super) struct Stall {
     limit: Duration,
@@ -19,7 +19,7 @@ impl Stall {
         Stall { limit, since: None }
     }
 
-    /// Passes a write's result on; one that stays pending for the whole limit becomes `TimedOut`.
+    /// Passes a write's result on; a write that stays pending for the limit fails with `TimedOut`.
     pub(super) fn bounded<T>(&mut self, cx: &mut Context<'_>, write: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if write.is_ready() {
             self.since = None;

@@ -1,4 +1,4 @@
-//! Both directions of a relay at once: the body up, the answer down, and an eye on whether the client is still there.
+//! Both directions of a relay at once: body up, answer down, and a watch on the client.
 
 use std::sync::Arc;
 
@@ -17,19 +17,19 @@ use super::reply::{Reply, interim, response_head};
 use super::tap::Tap;
 use super::upstream::{Answer, Upstream, UpstreamError};
 
-/// A client's body while, and after, it is sent on.
+/// A client's body while it is forwarded, and afterwards.
 pub(super) enum Rest {
     Sending {
         left: oneshot::Receiver<Left>,
         _go_on: oneshot::Sender<Never>,
     },
-    /// The upstream does not read it any more. It is read and dropped, or a client that writes all before it reads would never come to
-    /// the answer.
+    /// The upstream no longer reads it. It is read and dropped; otherwise a client that writes all before it reads would never get
+    /// to the answer.
     Dropping(Incoming),
     Over,
 }
 
-/// A client's body on its way, as it comes.
+/// A client's body, streamed.
 pub(super) fn passing(exchange: &mut Exchange) -> Result<(Outgoing, Rest), RelayError> {
     let progress = exchange.progress().clone();
     progress.body_begun.set();
@@ -38,7 +38,7 @@ pub(super) fn passing(exchange: &mut Exchange) -> Result<(Outgoing, Rest), Relay
     Ok((outgoing, Rest::Sending { left, _go_on: go_on }))
 }
 
-/// Sends a request, and streams both ways until the answer is written.
+/// Sends a request, and streams in both directions until the answer is written.
 pub(super) async fn stream(
     exchange: &mut Exchange,
     upstream: &Upstream,
@@ -65,7 +65,7 @@ pub(super) async fn stream(
         tokio::select! {
             biased;
             response = upstream.relay(request) => match response {
-                // Whoever broke first is who broke it.
+                // The first side that broke is reported.
                 Err(_) if progress.body_lost.is_set() => return Err(RelayError::BodyBroken),
                 response => response?,
             },
@@ -83,8 +83,8 @@ pub(super) async fn stream(
     Ok(answer(exchange, response, rest, tap).await)
 }
 
-/// Interim answers (RFC 9110 §15.2) go to clients of HTTP/1.1 as they come. 100 is not among them, since the client was answered as soon
-/// as its body was read.
+/// Interim answers (RFC 9110 §15.2) go to HTTP/1.1 clients as they come; except 100, because the client was sent that when its body
+/// was read.
 fn pass_interim_answers(exchange: &Exchange, request: &mut Request<Outgoing>) {
     let Some(wire) = exchange.wire().filter(|_| exchange.version() == Version::HTTP_11).cloned() else { return };
     hyper::ext::on_informational(request, move |answer| {
@@ -94,14 +94,14 @@ fn pass_interim_answers(exchange: &Exchange, request: &mut Request<Outgoing>) {
     });
 }
 
-/// An answer does not lead its client past the mount.
+/// Keeps a redirect from leading the client past the mount.
 fn keep_behind<B>(mount: Option<&Mount>, method: &Method, response: &mut Response<B>) -> Result<(), RelayError> {
     let Some(mount) = mount else { return Ok(()) };
     let status = response.status();
     mount.keep(method, status, response.headers_mut()).map_err(|Past(host)| RelayError::LeadsPast(host))
 }
 
-/// Passes on an answer whose request had no body, while watching the client.
+/// Passes on the answer to a request without a body, while watching the client.
 pub(super) async fn stream_answer(
     exchange: &mut Exchange,
     mut response: Response<Answer>,
@@ -111,10 +111,10 @@ pub(super) async fn stream_answer(
     Ok(answer(exchange, response, Rest::Over, None).await)
 }
 
-/// The client's body is cut short or framed wrongly.
+/// The client's body is truncated or malformed.
 struct Broken;
 
-/// Returns when nothing is left of the client's body. May be cancelled.
+/// Returns when the client's body is finished. Cancel-safe.
 async fn drained(rest: &mut Rest, progress: &Arc<Progress>) -> Result<(), Broken> {
     loop {
         let next = match rest {
@@ -144,7 +144,7 @@ async fn drained(rest: &mut Rest, progress: &Arc<Progress>) -> Result<(), Broken
     }
 }
 
-/// Hands the answer over and waits until it, or the client, is at its end.
+/// Passes the answer on and waits until it, or the client, is finished.
 async fn answer(exchange: &mut Exchange, response: Response<Answer>, mut rest: Rest, mut tap: Option<Tap>) -> Relayed {
     let (mut parts, body) = response.into_parts();
     let status = parts.status;
@@ -152,11 +152,11 @@ async fn answer(exchange: &mut Exchange, response: Response<Answer>, mut rest: R
         tap.head(&parts);
     }
     let bodiless = exchange.method() == Method::HEAD || matches!(status.as_u16(), 204 | 304);
-    // What HEAD and 304 say about a body they do not have is the upstream's to say.
+    // The length in answers to HEAD, and in 304, describes a body that is not sent; it is passed on.
     let length = if bodiless { None } else { body.size_hint().exact() };
     response_head(&mut parts, length);
     if length.is_none() && !bodiless {
-        // One that stands beside chunks says nothing (RFC 9112 §6.3).
+        // A length beside chunks is invalid (RFC 9112 §6.3).
         parts.headers.remove(CONTENT_LENGTH);
     }
     let ended = bodiless || body.is_end_stream();
@@ -172,7 +172,7 @@ async fn answer(exchange: &mut Exchange, response: Response<Answer>, mut rest: R
     let (wire, progress, pause) =
         (exchange.wire().cloned(), exchange.progress().clone(), exchange.settings().body_timeout);
     let client_gone = async {
-        // The upstream answered without waiting for the body's end. One that stays away is not waited for.
+        // The upstream answered before the end of the body. A body that does not come is not waited for.
         let limit = || progress.waits_for_client.is_set().then_some(pause);
         tokio::select! {
             biased;
@@ -181,7 +181,7 @@ async fn answer(exchange: &mut Exchange, response: Response<Answer>, mut rest: R
         }
         match &wire {
             Some(wire) => wire.gone().await,
-            // HTTP/2: it is told of by the answer that is dropped.
+            // HTTP/2: the dropped answer reports it.
             None => std::future::pending().await,
         }
     };

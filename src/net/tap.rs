@@ -1,4 +1,4 @@
-//! A look at the beginning of an answer that is passed on: what it says can be read afterwards, without holding it up.
+//! A copy of the start of an answer that is passed on, to be parsed afterwards without delaying it.
 
 use std::fmt;
 use std::io::Read as _;
@@ -6,24 +6,24 @@ use std::io::Read as _;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http::response::Parts;
 
-/// What is kept of an answer, in bytes, before and after it is unpacked. Our choice: answers that make a call are short.
+/// Maximum bytes kept of an answer, before and after decoding. Our choice: answers that create a call are short.
 pub const TAP_BYTES_MAX: usize = 64 * 1024;
 
-/// The beginning of an answer.
+/// The start of an answer.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tapped {
-    /// Its status.
+    /// The status.
     pub status: u16,
-    /// Its content type.
+    /// The content type.
     pub content_type: Option<String>,
-    /// Its content coding, where it has one.
+    /// The content coding, if any.
     pub coding: Option<String>,
-    /// The first bytes of its body, as they were passed on.
+    /// The first bytes of the body, as they were passed on.
     pub body: Vec<u8>,
 }
 
 impl Tapped {
-    /// The body without its content coding. `None`: in a coding that is not known, or broken.
+    /// The decoded body. `None`: the coding is unknown, or the body is broken.
     pub fn plain(&self) -> Option<Vec<u8>> {
         let Some(coding) = &self.coding else { return Some(self.body.clone()) };
         let (mut out, raw, max) = (Vec::new(), self.body.as_slice(), TAP_BYTES_MAX as u64);
@@ -37,8 +37,8 @@ impl Tapped {
     }
 }
 
-/// Given to a relay, it calls whoever made it when the answer is at its end, or when it was broken off. Only a success that may be
-/// text is looked at: of audio and of streams of events nothing is kept.
+/// Given to a relay, it calls back at the end of the answer, or when it was cut off. Only successful answers that may be
+/// text are copied, not audio or event streams.
 pub struct Tap {
     seen: Option<Tapped>,
     done: Option<Box<dyn FnOnce(Tapped) + Send>>,
@@ -51,7 +51,7 @@ impl fmt::Debug for Tap {
 }
 
 impl Tap {
-    /// A tap that says to `done` what it saw.
+    /// A tap that calls `done`.
     pub fn new(done: impl FnOnce(Tapped) + Send + 'static) -> Self {
         Self { seen: None, done: Some(Box::new(done)) }
     }

@@ -1,4 +1,4 @@
-//! Certificates of the edge: loaded with an error instead of a panic, and replaced under running connections.
+//! Certificates of the listeners: loaded, and reloaded while connections run.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,14 +12,14 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::TlsAcceptor;
 
-/// Makes `ring` the process's cryptography, once; later calls do nothing. Must run before any TLS, so `main` calls it first;
+/// Installs `ring` as the process's TLS cryptography; later calls do nothing. Must run before any TLS, so `main` calls it first;
 /// everything in this module that needs it calls it too.
 pub fn install_crypto_provider() {
-    // An error: it is installed already.
+    // An error means that it is installed already.
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
-/// Why a certificate was not taken.
+/// Why a certificate was rejected.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum TlsError {
     /// A file is missing, unreadable, or not PEM.
@@ -27,10 +27,10 @@ pub enum TlsError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What the system or the parser said.
+        /// The system's or the parser's message.
         why: String,
     },
-    /// The files were read, but hold no certificate or no private key, or the two do not belong together.
+    /// The files are readable, but hold no certificate or no private key, or do not belong together.
     #[error("{cert} and {key} are not a certificate and its key: {why}", cert = .cert.display(), key = .key.display())]
     Unusable {
         /// The certificate chain's file.
@@ -54,8 +54,8 @@ struct Inner {
     key: PathBuf,
     client_ca: Option<PathBuf>,
     acceptor: ArcSwap<TlsAcceptor>,
-    /// SHA-256 over the files as last tried, so that a file changed twice within one mtime tick is still seen, and a bad
-    /// file is complained about once and not each time somebody looks.
+    /// SHA-256 of the files as last tried, so that a file changed twice within one mtime tick is noticed, and a bad
+    /// file is reported once and not at every check.
     tried: Mutex<Option<Fingerprint>>,
 }
 
@@ -74,7 +74,7 @@ impl std::fmt::Debug for ReloadingTls {
 }
 
 impl ReloadingTls {
-    /// Loads certificate chain and key. Reads files: a few hundred microseconds of blocking.
+    /// Loads certificate chain and key. Blocks for a few hundred microseconds.
     ///
     /// # Errors
     /// [`TlsError`], naming the file.
@@ -82,7 +82,7 @@ impl ReloadingTls {
         Self::load_for(cert.into(), key.into(), None)
     }
 
-    /// The same for clients that must show a certificate of one of the authorities in `client_ca` (PEM): mutual TLS.
+    /// The same with mutual TLS: clients must have a certificate of one of the authorities in `client_ca` (PEM).
     ///
     /// # Errors
     /// [`TlsError`], naming the file.
@@ -96,7 +96,7 @@ impl ReloadingTls {
         Ok(ReloadingTls(Arc::new(Inner { cert, key, client_ca, acceptor, tried: Mutex::new(Some(seen)) })))
     }
 
-    /// When what is in use expires, in seconds since 1970: the certificate, and the first of the authorities of clients.
+    /// When the certificates in use expire, in seconds since 1970: the listener's, and the first of the client authorities.
     pub fn expiries(&self) -> Vec<(&'static str, i64)> {
         let of = |name, path: Option<&PathBuf>| Some((name, expiry(path?).ok()?.1));
         [of("server", Some(&self.0.cert)), of("client_ca", self.0.client_ca.as_ref())].into_iter().flatten().collect()
@@ -107,7 +107,7 @@ impl ReloadingTls {
     /// # Errors
     /// [`TlsError`]; the certificate in use stays in use.
     pub fn reload(&self) -> Result<(), TlsError> {
-        // Taken before the files are loaded: if they change in between, the next look sees a difference.
+        // Computed before the files are loaded, so that a change in between is noticed at the next check.
         let seen = self.0.fingerprint();
         *self.0.tried.lock().unwrap_or_else(PoisonError::into_inner) = seen.as_ref().ok().copied();
         seen?;
@@ -115,7 +115,7 @@ impl ReloadingTls {
         Ok(())
     }
 
-    /// As [`reload`](Self::reload), but only if the files' contents changed since they were last tried. True if a new
+    /// As [`reload`](Self::reload), but only if the files' contents changed since they were last tried. Returns whether a new
     /// certificate is in use. Cheap enough to be called every few seconds.
     ///
     /// # Errors
@@ -133,10 +133,10 @@ impl ReloadingTls {
     }
 }
 
-/// From when until when the first certificate of a PEM file is valid, in seconds since 1970.
+/// The validity of the first certificate of a PEM file: start and end, in seconds since 1970.
 ///
 /// # Errors
-/// [`TlsError::Unreadable`]: there is none.
+/// [`TlsError::Unreadable`]: the file has no certificate.
 pub fn expiry(cert: &Path) -> Result<(i64, i64), TlsError> {
     let unreadable = |why: String| TlsError::Unreadable { path: cert.to_owned(), why };
     let bytes = std::fs::read(cert).map_err(|error| unreadable(error.to_string()))?;
@@ -147,20 +147,20 @@ pub fn expiry(cert: &Path) -> Result<(i64, i64), TlsError> {
     Ok((validity.not_before.timestamp(), validity.not_after.timestamp()))
 }
 
-/// What is in the wrong place, or in a form that is not read, where one can see it.
+/// What is misplaced, or in an unsupported form, if it can be recognised.
 fn misplaced(cert: &Path, key: &Path) -> Option<&'static str> {
     let read = |path: &Path| std::fs::read_to_string(path).unwrap_or_default();
     let (cert, key) = (read(cert), read(key));
     let has_key = |text: &str| text.contains(" PRIVATE KEY-----");
     let has_cert = |text: &str| text.contains("-----BEGIN CERTIFICATE-----");
     if key.contains("BEGIN ENCRYPTED PRIVATE KEY") || key.contains("Proc-Type: 4,ENCRYPTED") {
-        Some("the key is encrypted, and nobody is asked for its password: write it without one")
+        Some("the key is encrypted, and its password is unknown: write the key without one")
     } else if has_key(&cert) && !has_cert(&cert) && has_cert(&key) {
-        Some("they are swapped: the key stands where the certificate should")
+        Some("they are swapped: the key is where the certificate should be")
     } else if !has_cert(&cert) {
-        Some("the one has no certificate in PEM")
+        Some("the first has no certificate in PEM")
     } else if !has_key(&key) {
-        Some("the other has no private key in PEM")
+        Some("the second has no private key in PEM")
     } else {
         None
     }
@@ -179,7 +179,7 @@ fn fingerprint(cert: &Path, key: &Path, client_ca: Option<&Path>) -> Result<Fing
     Ok(print)
 }
 
-/// Who decides whether a client's certificate is good: one of the authorities in a PEM file has signed it.
+/// The verifier of client certificates: one of the authorities in a PEM file must have signed them.
 fn verifier(client_ca: &Path) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
     let unreadable = |why: String| TlsError::Unreadable { path: client_ca.to_owned(), why };
     let read = CertificateDer::pem_file_iter(client_ca).and_then(Iterator::collect::<Result<Vec<_>, _>>);

@@ -1,4 +1,4 @@
-//! The bytes of a client's connection: TCP, TLS over it, or the Unix socket.
+//! The byte stream of a client's connection: TCP, TLS, or a Unix socket.
 
 use std::io;
 use std::pin::Pin;
@@ -17,8 +17,8 @@ pub(super) enum Transport {
 }
 
 impl Transport {
-    /// Whether nothing of the connection is left. A client that had closed it answers what is written to it with a reset; read is then
-    /// the end that it sent before, and no error. The peer's address is what the system forgets then (`getpeername(2)`).
+    /// Whether the connection no longer exists. A client that has closed it answers writes with a reset; a read then returns
+    /// the end of the stream that came before, not an error. The lost peer address reveals it (`getpeername(2)`).
     pub(super) fn is_gone(&self) -> bool {
         let peer = match self {
             Transport::Tcp(tcp) => tcp.peer_addr(),
@@ -29,7 +29,7 @@ impl Transport {
     }
 }
 
-/// The same call on whichever it is.
+/// Dispatches a call to the variant.
 macro_rules! each {
     ($self:ident, $io:ident => $call:expr) => {
         match $self.get_mut() {

@@ -1,4 +1,4 @@
-//! WebSocket tunnels: the handshake is relayed, and only an upstream's 101 takes the connection out of HTTP.
+//! WebSocket tunnels: relays the handshake; only an upstream's 101 takes the connection out of HTTP.
 
 use std::io;
 use std::pin::Pin;
@@ -22,14 +22,14 @@ use super::transport::Transport;
 use super::upstream::{Upstream, UpstreamError};
 use super::wire;
 
-/// How long the other direction may go on once one has ended. WebSocket peers close both (RFC 6455 §7.1.1); this is for
+/// How long the other direction may go on after one has ended. WebSocket peers close both (RFC 6455 §7.1.1); the limit is for
 /// those that do not.
 const HALF_CLOSED: Duration = Duration::from_secs(30);
 
-/// How long an upstream may take to answer a handshake.
+/// The maximum duration of an upstream's handshake.
 const HANDSHAKE: Duration = Duration::from_secs(120);
 
-/// Relays an upgrade. Returns when the tunnel is over, or when the upstream's refusal was passed on.
+/// Relays an upgrade. Returns when the tunnel has ended, or when the upstream's rejection was passed on.
 pub(super) async fn relay_upgrade(
     exchange: &mut Exchange,
     upstream: &Upstream,
@@ -39,14 +39,14 @@ pub(super) async fn relay_upgrade(
     if exchange.tunnels_full() {
         return Err(RelayError::TooManyTunnels);
     }
-    // Hop-by-hop, so taken off with the rest; this hop asks anew, and for nothing else.
+    // Hop-by-hop, so they were removed; this hop requests the upgrade anew, and nothing else.
     let websocket = HeaderValue::from_static("websocket");
     let upgrade = HeaderValue::from_static("Upgrade");
     request.headers_mut().insert(header::UPGRADE, websocket);
     request.headers_mut().insert(header::CONNECTION, upgrade);
     let mut request = Some(request.map(|()| Outgoing::whole(Bytes::new())));
 
-    // What the client sends early is kept for the tunnel while it is watched.
+    // Early bytes of the client are kept for the tunnel.
     let limit = upstream.answer_timeout().min(HANDSHAKE);
     let mut response = tokio::select! {
         biased;
@@ -84,7 +84,7 @@ pub(super) async fn relay_upgrade(
         half_closed.notified().await;
         tokio::time::sleep(HALF_CLOSED).await;
     };
-    // Not a select loop of reads and writes: that dead-locks when both sides write before they read.
+    // Not a select loop of reads and writes, which dead-locks when both sides write before they read.
     tokio::select! {
         copied = tokio::io::copy_bidirectional(&mut client, &mut upstream) => match copied {
             Ok((_, response_bytes)) => Ok(Relayed { status: StatusCode::SWITCHING_PROTOCOLS, response_bytes, complete: true }),
@@ -97,7 +97,7 @@ pub(super) async fn relay_upgrade(
     }
 }
 
-/// The client's end of a tunnel: who takes nothing for too long is given up, and it is told when one direction has ended.
+/// The client's end of a tunnel: closed when the client reads nothing for too long, and told when one direction has ended.
 struct Client<'a> {
     io: Transport,
     half_closed: &'a Notify,

@@ -1,4 +1,4 @@
-//! Several futures in one task, each polled only when it was woken itself: most of what wakes a connection concerns one of them.
+//! Several futures in one task, each polled only if it was woken itself: most wake-ups of a connection concern one of them.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -7,23 +7,23 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use futures_util::task::AtomicWaker;
 
-/// How often the futures of a task are gone through before other tasks have their turn.
+/// Maximum rounds over the futures before other tasks run.
 const ROUNDS_MAX: usize = 8;
 
-/// The task.
+/// The wake-up state of the task.
 #[derive(Debug, Default)]
 pub(super) struct Turns(Arc<AtomicWaker>);
 
 impl Turns {
-    /// Another future of it, which is due at once.
+    /// Adds a future, which is due at once.
     pub(super) fn turn(&self) -> Turn {
         let due = Arc::new(Due { is_due: AtomicBool::new(true), task: self.0.clone() });
         Turn { waker: due.clone().into(), due }
     }
 
-    /// Polls `round` until it is ready, or none of these is due.
+    /// Polls `round` until it is ready, or no future is due.
     pub(super) fn poll<T>(&self, cx: &mut Context<'_>, turns: &[&Turn], mut round: impl FnMut() -> Poll<T>) -> Poll<T> {
-        // Who is woken meanwhile is seen below, and the task is not run for it once more.
+        // Wake-ups from here on are noticed below, without another run of the task.
         self.0.take();
         for _ in 0..ROUNDS_MAX {
             let ready = round();
@@ -41,7 +41,7 @@ impl Turns {
     }
 }
 
-/// One future's turn.
+/// The wake-up state of one future.
 #[derive(Debug)]
 pub(super) struct Turn {
     due: Arc<Due>,
@@ -67,17 +67,17 @@ impl Wake for Due {
 }
 
 impl Turn {
-    /// Has it polled in the next round.
+    /// Marks it due in the next round.
     pub(super) fn wake(&self) {
         self.waker.wake_by_ref();
     }
 
-    /// Nothing of it is left to be polled for now.
+    /// Marks it as not due.
     pub(super) fn rest(&self) {
         self.due.is_due.store(false, Ordering::Release);
     }
 
-    /// What wakes it.
+    /// The waker of the future.
     pub(super) fn waker(&self) -> Waker {
         self.waker.clone()
     }

@@ -1,8 +1,8 @@
-//! The only client for everything that goes upstream, and what it claims about a request that failed.
+//! The only HTTP client for upstreams, and what it guarantees about a failed request.
 //!
-//! Connections wait in a pool of the core that made them, so that a request and its answer stay on one thread. A request that was given
-//! to a pooled connection, and that hyper gives back because the upstream had closed it before a byte was written, goes to another; one
-//! of which anything may have been written is never sent again (that race cannot be won: <https://github.com/hyperium/hyper/issues/2136>).
+//! Idle connections stay on the core that opened them, so that a request and its answer stay on one thread. A request on a pooled
+//! connection that hyper returns, because the upstream had closed it before a byte was written, is sent on another one; a request
+//! of which a byte may have been written is never sent again (that race cannot be won: <https://github.com/hyperium/hyper/issues/2136>).
 
 use std::error::Error as StdError;
 use std::fmt::Write as _;
@@ -27,32 +27,32 @@ use super::headers::says_length;
 use super::pool::{Connection, Lane, Pool, To};
 use crate::failpoint;
 
-/// Fields of an answer's head. hyper takes 100 unless told.
+/// Maximum fields of an answer's head. hyper's default is 100.
 const ANSWER_HEADERS_MAX: usize = 512;
 
 /// Limits and deadlines towards upstreams.
 #[derive(Debug, Clone)]
 pub struct UpstreamSettings {
-    /// Name look-up, TCP and TLS together. Default 5 s.
+    /// The timeout of name resolution, TCP and TLS together. Default 5 s.
     pub connect_timeout: Duration,
-    /// How long an unused connection is kept. Default 30 s, below the 60 s and more at which load balancers close.
+    /// How long an idle connection is kept. Default 30 s, below the 60 s and more at which load balancers close.
     pub pool_idle_timeout: Duration,
     /// The same for connections that carry creates. Default 3 s: bursts share connections, and the window in which a
     /// provider's close can meet our create stays small.
     pub create_pool_idle_timeout: Duration,
-    /// Unused connections that each core keeps. Default 256.
+    /// Maximum idle connections per core. Default 256.
     pub pool_max_idle: usize,
-    /// How long a create may take from its first byte to its answer's last, before it is `Unknown`. Default 60 s.
+    /// The maximum duration of a create, from its first byte to its answer's last; then it is `Unknown`. Default 60 s.
     pub create_timeout: Duration,
-    /// How long a relayed request may wait for the head of its answer, or for the upstream to take a piece of its body; while either
-    /// moves it may go on. Default 600 s, which is longer than any SDK waits. The body of an answer may pause for ever (server-sent
+    /// How long a relayed request may wait for the head of its answer, or for the upstream to take a piece of its body; progress of either
+    /// extends it. Default 600 s, longer than any SDK waits. The body of an answer may pause for ever (server-sent
     /// events do).
     pub answer_timeout: Duration,
-    /// Header names as `Title-Case` on the wire, for an upstream that wants them so. Default false.
+    /// Whether header names are sent as `Title-Case`, for upstreams that require it. Default false.
     pub title_case_headers: bool,
-    /// A PEM file with roots that are trusted beside the public ones.
+    /// A PEM file with additional trusted roots.
     pub extra_ca: Option<PathBuf>,
-    /// Which addresses that tenants choose may be called. Default: those that the Internet knows.
+    /// The rules for addresses that tenants choose. Default: public ones only.
     pub callbacks: CallbackRules,
 }
 
@@ -75,51 +75,51 @@ impl Default for UpstreamSettings {
 /// Why there is no answer.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum UpstreamError {
-    /// No connection: name look-up, TCP or TLS failed, or took longer than the limit. Nothing of the request was sent.
+    /// The connection failed: name resolution, TCP, TLS or the timeout. Nothing of the request was sent.
     #[error("cannot connect: {0}")]
     Connect(String),
-    /// An address that a tenant chose, and that is not to be called. Nothing was sent.
+    /// A callback URL that may not be called. Nothing was sent.
     #[error("not called: {0}")]
     Forbidden(BadCallback),
-    /// It was not sent in time.
-    #[error("this process stood still between admission and dialling")]
+    /// The request was not sent before its deadline.
+    #[error("process paused past the send deadline; request not sent")]
     Late,
-    /// The request cannot be sent to anybody: no absolute http(s) address. Nothing was sent.
+    /// The request is invalid, such as without an absolute http(s) URL. Nothing was sent.
     #[error("cannot be sent: {0}")]
     Invalid(String),
-    /// The connection broke, or what came back is not HTTP.
+    /// The connection broke, or the answer is not HTTP.
     #[error("the connection broke: {0}")]
     Broken(String),
-    /// No complete answer in time.
+    /// No complete answer within the timeout.
     #[error("no answer within {0:?}")]
     Timeout(Duration),
-    /// The answer is longer than may be held in memory.
+    /// The answer exceeds the limit in memory.
     #[error("the answer is longer than {limit} bytes")]
     TooLarge {
         /// The limit, in bytes.
         limit: usize,
     },
-    /// The settings cannot be used.
+    /// The settings are invalid.
     #[error("{0}")]
     Settings(String),
 }
 
 impl UpstreamError {
-    /// Proven: the upstream has not seen a byte of the request.
+    /// Whether the upstream has certainly not received a byte of the request.
     pub fn not_sent(&self) -> bool {
         use UpstreamError::{Connect, Forbidden, Invalid, Late};
         matches!(self, Connect(_) | Forbidden(_) | Invalid(_) | Late)
     }
 }
 
-/// What became of a request that creates a call.
+/// The outcome of a request that creates a call.
 #[derive(Debug)]
 pub enum Outcome {
-    /// The upstream answered, whatever its status; the body is whole.
+    /// The upstream answered, with any status; the body is complete.
     Answered(Response<Bytes>),
-    /// Proven not sent: nothing listens, the name does not resolve, or TLS failed. No call exists.
+    /// Certainly not sent: nothing listens, the name does not resolve, or TLS failed. No call exists.
     NotSent(UpstreamError),
-    /// Anything after the first byte could have left: reset, time-out, an answer cut or too large. A call may exist.
+    /// A failure after the first byte may have been sent: reset, timeout, an answer cut off or too large. A call may exist.
     Unknown(UpstreamError),
 }
 
@@ -131,7 +131,7 @@ pub struct Upstream(Arc<Inner>);
 struct Inner {
     pool: Arc<Pool>,
     connector: Connector,
-    /// To addresses that tenants choose.
+    /// The connector for addresses that tenants choose.
     guarded: Connector<Guarded>,
     callback_rules: Arc<CallbackRules>,
     http1: http1::Builder,
@@ -140,10 +140,10 @@ struct Inner {
 }
 
 impl Upstream {
-    /// Builds the client. Reads the extra CA file, connects to nobody.
+    /// Builds the client. Reads the extra CA file; opens no connection.
     ///
     /// # Errors
-    /// [`UpstreamError::Settings`] when the CA file cannot be used.
+    /// [`UpstreamError::Settings`]: the CA file is unusable.
     pub fn new(settings: UpstreamSettings) -> Result<Self, UpstreamError> {
         let trust = trust(settings.extra_ca.as_deref()).map_err(UpstreamError::Settings)?;
         let callback_rules = Arc::new(settings.callbacks);
@@ -164,29 +164,29 @@ impl Upstream {
         })))
     }
 
-    /// Sends a request that creates a call, exactly once, and reads the whole answer, at most `answer_limit` bytes of body. After
-    /// `send_by` (see [`since_boot`](crate::clock::since_boot)) it is not sent: that is looked at when a connection takes its body.
+    /// Sends a request that creates a call, exactly once, and reads the answer, at most `answer_limit` bytes of body. After
+    /// `send_by` (see [`since_boot`](crate::clock::since_boot)) it is not sent: this is checked when a connection takes its body.
     ///
-    /// Knows nothing of the client that asked: run it where the client's hang-up does not reach (a task of its own), since
-    /// dropping this future leaves the outcome unknown to everybody.
+    /// It does not watch the client: run it in a task of its own, which the client's hang-up cannot cancel, because
+    /// dropping this future leaves the outcome unknown.
     pub async fn create(&self, request: Request<Bytes>, answer_limit: usize, send_by: Duration) -> Outcome {
         let by = SendBy::new(send_by);
-        // A body of no bytes is never taken.
+        // An empty body is never taken.
         if request.body().is_empty() && by.has_passed() {
             return Outcome::NotSent(UpstreamError::Late);
         }
         let request = request.map(|body| Outgoing::due(body, by.clone()));
         match self.whole(Lane::Creates, request, answer_limit, self.0.create_timeout, "create.head").await {
             Ok(answer) => Outcome::Answered(answer),
-            // Whatever else went wrong: without its body the request was none.
+            // Whatever else failed: without its body the request was incomplete.
             Err(_) if by.is_missed() => Outcome::NotSent(UpstreamError::Late),
             Err(error) if error.not_sent() => Outcome::NotSent(error),
             Err(error) => Outcome::Unknown(error),
         }
     }
 
-    /// Sends one of ringfence's own requests (look-ups, hang-ups, deliveries) and reads the whole answer within `timeout`.
-    /// It is sent again only when a pooled connection turned out closed before the first byte was written.
+    /// Sends one of ringfence's own requests (look-ups, hang-ups, deliveries) and reads the answer within `timeout`.
+    /// It is sent again only if a pooled connection turned out closed before the first byte was written.
     ///
     /// # Errors
     /// [`UpstreamError`]; any status is an answer.
@@ -199,13 +199,13 @@ impl Upstream {
         self.whole(Lane::General, request.map(Outgoing::whole), answer_limit, timeout, "fetch.head").await
     }
 
-    /// Which addresses that tenants choose may be called.
+    /// The rules for addresses that tenants choose.
     pub fn callback_rules(&self) -> &CallbackRules {
         &self.0.callback_rules
     }
 
-    /// As [`Upstream::fetch`], to an address that a tenant chose: with GET or POST alone, marked, and only where the rules let it. A
-    /// redirect is an answer, and is not followed.
+    /// As [`Upstream::fetch`], to an address that a tenant chose: only with GET or POST, marked, and if the rules allow it. Redirects
+    /// are answers, and are not followed.
     ///
     /// # Errors
     /// [`UpstreamError`]; any status is an answer.
@@ -223,8 +223,8 @@ impl Upstream {
         self.whole(Lane::Callbacks, request.map(Outgoing::whole), answer_limit, timeout, "fetch.head").await
     }
 
-    /// As [`Upstream::fetch`], with a body of `length` bytes that is read from a file while it is sent. What comes of a file that is
-    /// shorter is an error.
+    /// As [`Upstream::fetch`], with a body of `length` bytes that is streamed from a file. A shorter file is an
+    /// error.
     ///
     /// # Errors
     /// [`UpstreamError`]; any status is an answer.
@@ -239,8 +239,8 @@ impl Upstream {
         self.whole(Lane::General, request, answer_limit, timeout, "fetch.head").await
     }
 
-    /// Sends a relayed request and returns with the head of the answer. No deadline: the relay has its own.
-    /// The request is taken when a connection has it.
+    /// Sends a relayed request and returns the head of its answer. Without a timeout: the relay has its own.
+    /// The request is taken once a connection accepts it.
     pub(super) fn relay(
         &self,
         request: &mut Option<Request<Outgoing>>,
@@ -273,7 +273,7 @@ impl Upstream {
         tokio::time::timeout(timeout, exchange).await.unwrap_or(Err(UpstreamError::Timeout(timeout)))
     }
 
-    /// By reference, since a request is large: it would be moved at each step.
+    /// By reference, because a request is large and would be moved at each step.
     async fn send(
         &self,
         lane: Lane,
@@ -309,7 +309,7 @@ impl Upstream {
                 Err(error) => error,
             };
             match error.take_message() {
-                // Not a byte of it was written.
+                // Not a byte was written.
                 Some(again) if !is_new => *unsent = Some(again),
                 Some(_) => return Err(UpstreamError::Connect(chain(error.error()))),
                 None => return Err(UpstreamError::Broken(chain(error.error()))),
@@ -343,7 +343,7 @@ impl Upstream {
     }
 }
 
-/// Makes a request one that hyper can write: in origin form, with a `Host`, and framed by its body alone.
+/// Prepares a request for hyper: origin form, with a `Host`, and framed by its body alone.
 fn frame(request: &mut Request<Outgoing>, uri: &Uri) {
     *request.version_mut() = http::Version::HTTP_11;
     if !request.headers().contains_key(header::HOST)
@@ -360,35 +360,35 @@ fn frame(request: &mut Request<Outgoing>, uri: &Uri) {
     if let Some(target) = uri.path_and_query() {
         *request.uri_mut() = Uri::from(target.clone());
     }
-    // The body says how long it is, and nobody else.
+    // Only the body sets the framing.
     request.headers_mut().remove(header::TRANSFER_ENCODING);
     if !request.body().size_hint().exact().is_some_and(|length| says_length(request.headers(), length)) {
         request.headers_mut().remove(header::CONTENT_LENGTH);
     }
     if request.body().is_end_stream() && matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH) {
-        // RFC 9110 §8.6: no content is said, too, where content is expected; hyper would say nothing, and some answer 411.
+        // RFC 9110 §8.6: an empty body has a length where one is expected; hyper would omit it, and some servers answer 411.
         request.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
     }
     if matches!(*request.method(), Method::GET | Method::HEAD)
         && !request.body().is_end_stream()
         && request.body().size_hint().exact().is_none()
     {
-        // hyper drops a body of unknown length of these methods unless it is told.
+        // hyper drops a body of unknown length of these methods without this header.
         request.headers_mut().insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
 }
 
-/// What cannot be handed on: a protocol that nobody asked for; a body inside another coding than chunks, which would lose its label.
+/// Why an answer cannot be passed on: an upgrade that nobody requested, or a transfer coding other than chunked.
 fn unfit(response: &Response<Incoming>, is_upgrade: bool) -> Option<&'static str> {
     if response.status() == StatusCode::SWITCHING_PROTOCOLS && !is_upgrade {
-        return Some("a 101 that was not asked for");
+        return Some("a 101 that was not requested");
     }
     let mut codings = response.headers().get_all(header::TRANSFER_ENCODING).iter();
     let is_known = |value: &HeaderValue| value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
     codings.any(|value| !is_known(value)).then_some("an unknown transfer coding")
 }
 
-/// The body of an upstream's answer. When it was read to its end its connection waits for the next request; dropped before, it is
+/// The body of an upstream's answer. Read completely, its connection returns to the pool; dropped before, it is
 /// closed.
 #[derive(Debug)]
 pub(super) struct Answer {
@@ -439,7 +439,7 @@ impl Drop for Answer {
     }
 }
 
-/// The rule that stood in the way of a connection, if one did.
+/// The callback rule that prevented a connection, if one did.
 fn forbidden<'e>(error: &'e (dyn StdError + 'static)) -> Option<&'e BadCallback> {
     let mut cause = Some(error);
     while let Some(error) = cause {
@@ -451,7 +451,7 @@ fn forbidden<'e>(error: &'e (dyn StdError + 'static)) -> Option<&'e BadCallback>
     None
 }
 
-/// An error with its causes: hyper's own text alone says "client error (SendRequest)".
+/// An error with its causes: hyper's own text is only "client error (SendRequest)".
 fn chain(error: &dyn StdError) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -1,9 +1,9 @@
-//! A client's connection as two sides see it: hyper, which reads requests from it and writes answers, and the one who serves it, who
-//! wants to know what hyper does not tell.
+//! A client's connection as seen from two sides: hyper, which reads requests from it and writes answers, and the server, which
+//! needs to know more than hyper tells.
 //!
-//! Below hyper each head is judged before it is handed over, a chunked body is held to RFC 9112 as it passes, and a write may not stall
-//! for longer than a limit. Beside hyper one can see whether the client is still there, when an answer has left, and write the interim
-//! answers that hyper's server has no way to send.
+//! Below hyper, each head is checked before it is passed on, a chunked body is checked against RFC 9112, and a write may not stall
+//! for longer than a limit. Beside hyper, one can see whether the client is still there and when an answer was sent, and write interim
+//! answers, which hyper's server cannot.
 
 mod adapter;
 
@@ -28,68 +28,68 @@ use crate::clock::ticks_ms;
 
 pub(super) use adapter::{WireIo, upgraded};
 
-/// What is read ahead of hyper while somebody watches whether the client goes. Beyond it a client that sends early is not watched.
+/// Maximum bytes read ahead of hyper while the client is watched. A client that sends more is not watched.
 const AHEAD_BYTES_MAX: usize = 64 * 1024;
 const CRLF: &[u8] = b"\r\n";
-/// Bytes of a chunk's first line as it is handed to hyper: eight digits and CRLF.
+/// Bytes of a chunk's first line as passed to hyper: eight digits and CRLF.
 const SIZE_LINE: usize = 10;
-/// Lines of a head that are no fields: its first, and some empty ones before that.
+/// Lines of a head that are not fields: the first, and some empty ones before it.
 const LINES_BESIDE_FIELDS: usize = 16;
-/// Interim answers of one request; of a flood the rest is dropped.
+/// Maximum interim answers per request; further ones are dropped.
 const INTERIM_MAX: usize = 4;
 
-/// Where a connection stands between two requests; the times are of [`ticks_ms`].
+/// The phase of a connection between two requests; times are of [`ticks_ms`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// It waits for a request, since then.
+    /// Idle since then.
     Idle(u64),
-    /// Some of a head has come, the first of it then.
+    /// A part of a head has arrived, its first byte then.
     Head(u64),
-    /// A request is under way.
+    /// A request is in progress.
     Busy,
 }
 
-/// What the next bytes are.
+/// The kind of the next bytes.
 #[derive(Debug)]
 enum Stage {
     Head,
     Length(u64),
     Chunks(Chunks),
-    /// Nothing is looked at: HTTP/2, which frames itself.
+    /// Not inspected: HTTP/2, which has its own framing.
     Opaque,
 }
 
-/// Something to be done later, or dropped.
+/// A callback that runs later, or is dropped.
 type Then = Box<dyn FnOnce() + Send>;
 
-/// A connection, shared.
+/// A connection, shared by its two sides.
 pub(super) struct Wire {
     state: Mutex<State>,
     shared: Arc<Shared>,
-    /// When the handler is to be polled all the same, by [`ticks_ms`].
+    /// The time at which the handler is polled in any case, by [`ticks_ms`].
     look_at_ms: AtomicU64,
 }
 
 struct State {
-    /// `None` once it is a tunnel's.
+    /// `None` after an upgrade.
     transport: Option<Transport>,
     stage: Stage,
     phase: Phase,
-    /// Judged, and not yet taken by hyper: a head, or the end of a chunked body.
+    /// Checked, and not yet taken by hyper: a head, or the end of a chunked body.
     judged: BytesMut,
-    /// Read, and not yet looked at: of a head that is not whole, or what came early.
+    /// Read, and not yet checked: an incomplete head, or early bytes.
     ahead: BytesMut,
-    /// Of these, looked at for a head's end.
+    /// The part of `ahead` that was searched for a head's end.
     scanned: usize,
     refusal: Option<Refusal>,
     bytes_read: u64,
     killed: bool,
     has_ended: bool,
-    /// hyper is done with it.
+    /// hyper is finished with the connection.
     is_over: bool,
-    /// hyper waits for bytes, and is woken when somebody else has read them.
+    /// hyper's waker, woken when the watcher has read bytes.
     reader: Option<Waker>,
-    /// Whoever watches has registered for reads after hyper did.
+    /// Whether the watcher has registered for reads after hyper.
     is_watched: bool,
     writer: Option<Waker>,
     is_write_blocked: bool,
@@ -98,7 +98,7 @@ struct State {
     interims: usize,
     flushed: Option<oneshot::Sender<()>>,
     if_reset: Option<Then>,
-    /// The client has reset the connection.
+    /// Whether the client has reset the connection.
     is_reset: bool,
 }
 
@@ -137,7 +137,7 @@ impl Wire {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing panics while it is held.
+        // Nothing panics while holding the lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -145,12 +145,12 @@ impl Wire {
         self.state().phase
     }
 
-    /// Has the handler polled at that time, by [`ticks_ms`], if nothing wakes it before.
+    /// Has the handler polled at that time, by [`ticks_ms`], unless something wakes it before.
     pub(super) fn look_at(&self, at_ms: u64) {
         self.look_at_ms.fetch_min(at_ms, Ordering::Relaxed);
     }
 
-    /// When the handler is to be polled; what has passed is forgotten.
+    /// The time of the next such poll; past ones are cleared.
     pub(super) fn next_look(&self) -> u64 {
         self.look_at_ms.load(Ordering::Relaxed)
     }
@@ -159,7 +159,7 @@ impl Wire {
         self.look_at_ms.store(u64::MAX, Ordering::Relaxed);
     }
 
-    /// Waits for the first byte of a request, for a connection that has no hyper. False: the client has ended it without one.
+    /// Waits for the first byte of a request, on a connection without hyper. `false`: the client ended it before.
     pub(super) fn poll_begun(&self, cx: &mut Context<'_>) -> Poll<bool> {
         let mut state = self.state();
         let begun = state.poll_begun(cx);
@@ -170,7 +170,7 @@ impl Wire {
         begun
     }
 
-    /// What the connection's last head is answered with, if it was not let in.
+    /// The early rejection of the connection's last head, if any.
     pub(super) fn refusal(&self) -> Option<Refusal> {
         self.state().refusal
     }
@@ -180,7 +180,7 @@ impl Wire {
         self.state().bytes_read
     }
 
-    /// Bytes of a request's body are still to come.
+    /// Whether bytes of a request's body are outstanding.
     pub(super) fn is_mid_body(&self) -> bool {
         match &self.state().stage {
             Stage::Head | Stage::Opaque => false,
@@ -189,7 +189,7 @@ impl Wire {
         }
     }
 
-    /// Ends the connection without another word: hyper's next step on it fails.
+    /// Ends the connection abruptly: hyper's next operation on it fails.
     pub(super) fn kill(&self) {
         let mut state = self.state();
         state.killed = true;
@@ -198,37 +198,37 @@ impl Wire {
         wakers.into_iter().flatten().for_each(Waker::wake);
     }
 
-    /// hyper is done with the connection: what it has not written by now it never will.
+    /// Marks hyper as finished with the connection: it will write no more.
     pub(super) fn end(&self) {
         let mut state = self.state();
         (state.flushed, state.is_over) = (None, true);
     }
 
-    /// Takes the connection out of HTTP, with what was read and not yet taken.
+    /// Takes the connection out of HTTP, with bytes that were read and not yet taken.
     pub(super) fn take(&self) -> Option<(Transport, BytesMut)> {
         let mut state = self.state();
         let transport = state.transport.take()?;
         Some((transport, std::mem::take(&mut state.ahead)))
     }
 
-    /// Has something told when all that hyper has written so far has left.
+    /// Reports when everything that hyper has written so far was sent.
     pub(super) fn when_flushed(&self, told: oneshot::Sender<()>) {
         self.state().flushed = Some(told);
     }
 
-    /// Has something done if the next that is heard of the client is that it has reset the connection.
+    /// Runs `then` if the next event of the client is a reset.
     pub(super) fn if_reset(&self, then: Then) {
         let mut state = self.state();
         if !state.is_reset {
             state.if_reset = Some(then);
             return;
         }
-        // hyper has read it in the moment in which the answer left.
+        // hyper may have read the reset at the moment in which the answer was sent.
         drop(state);
         then();
     }
 
-    /// Writes an interim answer before whatever hyper writes next.
+    /// Writes an interim answer before hyper's next bytes.
     pub(super) fn interim(&self, bytes: &[u8]) {
         let mut state = self.state();
         if state.interims < INTERIM_MAX {
@@ -240,9 +240,9 @@ impl Wire {
         writer.into_iter().for_each(Waker::wake);
     }
 
-    /// Waits until the client goes away. What it sends meanwhile is kept for hyper. Not while hyper reads a body.
+    /// Waits until the client goes away. Bytes that it sends meanwhile are kept for hyper. Not while hyper reads a body.
     pub(super) async fn gone(&self) {
-        /// Gives hyper its turn back.
+        /// Returns the read side to hyper when dropped.
         struct Watching<'a>(&'a Wire);
         impl Drop for Watching<'_> {
             fn drop(&mut self) {
@@ -267,7 +267,7 @@ impl State {
         self.transport.as_mut().map(Pin::new).ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 
-    /// Reads from the connection itself, and notes what that tells of the client.
+    /// Reads from the connection itself, and records events of the client.
     fn poll_transport(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<usize>> {
         let before = buf.filled().len();
         let read = ready!(self.transport()?.poll_read(cx, buf));
@@ -278,7 +278,7 @@ impl State {
             Ok(()) => count == 0 && is_gone(),
         };
         if let Some(then) = self.if_reset.take().filter(|_| self.is_reset) {
-            // Not under this lock.
+            // Not while holding this lock.
             tokio::spawn(async move { then() });
         }
         read?;
@@ -291,7 +291,7 @@ impl State {
         if self.ahead.is_empty() && !self.has_ended {
             let mut scratch = [0; 1024];
             let mut buf = ReadBuf::new(&mut scratch);
-            // hyper meets an error again.
+            // hyper will see the error itself.
             let _ = ready!(self.poll_transport(cx, &mut buf));
             self.ahead.extend_from_slice(buf.filled());
         }
@@ -318,13 +318,13 @@ impl State {
         Poll::Pending
     }
 
-    /// Hands to hyper what is judged, as much as it has room for.
+    /// Passes checked bytes to hyper, as far as it has room.
     fn hand_over(&mut self, buf: &mut ReadBuf<'_>) {
         let count = self.judged.len().min(buf.remaining());
         buf.put_slice(self.judged.get(..count).unwrap_or_default());
         self.judged.advance(count);
         if self.judged.is_empty() {
-            // An idle connection keeps no memory for what came in pieces once.
+            // An idle connection keeps no buffer.
             self.judged = BytesMut::new();
         }
     }
@@ -363,7 +363,7 @@ impl State {
                 if let Some(end) = head::end(&self.ahead, self.scanned) {
                     let (head, behind) = self.ahead.split_at(end);
                     let judged = judge(head, settings).and_then(|framing| match framing {
-                        // What has come of the body already is judged before anybody answers.
+                        // The part of the body that has arrived is checked before anybody answers.
                         Framing::Chunked if Chunks::new().decode(&mut behind.to_vec()).is_err() => {
                             Err(Refusal::MALFORMED)
                         }
@@ -398,7 +398,7 @@ impl State {
                 return Poll::Ready(Ok(()));
             }
             let read = buf.filled().get(before..).unwrap_or_default();
-            // Mostly a head comes whole, with nothing behind it that is to be looked at.
+            // Usually a head arrives in one read, without following bytes.
             if self.ahead.is_empty()
                 && let Some((head, behind)) = head::end(read, 0).and_then(|end| read.split_at_checked(end))
             {
@@ -447,7 +447,7 @@ impl State {
         Poll::Ready(Ok(()))
     }
 
-    /// Reads what was read ahead, or the connection.
+    /// Reads from the buffer of early bytes, or from the connection.
     fn poll_ahead(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<usize>> {
         if self.ahead.is_empty() {
             return self.poll_transport(cx, buf);
@@ -461,7 +461,7 @@ impl State {
         Poll::Ready(Ok(count))
     }
 
-    /// Keeps what stands behind a request's end for the next.
+    /// Keeps the bytes after a request's end for the next one.
     fn put_back(&mut self, buf: &mut ReadBuf<'_>, end: usize) {
         let rest = buf.filled().get(end..).unwrap_or_default();
         if !rest.is_empty() {
@@ -470,11 +470,11 @@ impl State {
         }
     }
 
-    /// Hands a chunked body over in chunks of its own, one for each read: a client that sends single bytes, each a chunk, would
+    /// Passes a chunked body on in chunks of its own, one per read: a client that sends each byte as a chunk would
     /// cost far more than it sends.
     fn poll_chunks(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         loop {
-            // The chunk's size is written before its bytes, and as many digits as always.
+            // The size comes before the bytes, always with the same number of digits.
             let room = buf.initialize_unfilled();
             let Some((size, rest)) = room.split_at_mut_checked(SIZE_LINE).filter(|(_, rest)| rest.len() > CRLF.len())
             else {
@@ -510,7 +510,7 @@ impl State {
         }
     }
 
-    /// Writes the interim answers that wait.
+    /// Writes the queued interim answers.
     fn poll_interim(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.interim.is_empty() {
             let interim = std::mem::take(&mut self.interim);

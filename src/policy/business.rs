@@ -1,91 +1,91 @@
-//! A tenant, what its callers meet when it is full, and the rules that tell whose a request is.
+//! A tenant, what its callers hear when it is full, and the rules that identify the business of a request.
 
 use serde::{Deserialize, Serialize};
 
 use crate::destinations;
 use crate::ids::BusinessId;
 
-/// What an inbound caller meets when a limit is full.
+/// What an inbound caller hears when a limit is full.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WhenFull {
-    /// A busy tone before answer: not billed.
+    /// A busy tone before the call is answered; not billed.
     Busy,
-    /// A sentence, then the line is hung up. Answers the call, and is billed.
+    /// A sentence, then hang-up. Answers the call, so it is billed.
     Say {
-        /// What is said.
+        /// The sentence.
         text: String,
-        /// As in `en-US`.
+        /// The language tag, as in `en-US`.
         language: String,
     },
-    /// Another number is dialled.
+    /// The call is forwarded.
     Forward {
-        /// E.164.
+        /// The number to dial, in E.164.
         number: String,
     },
 }
 
-/// What is kept of what was said in calls. Each keeps less than the one before it.
+/// How much of a call's transcript is kept. Each variant keeps less than the one before it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Privacy {
-    /// All.
+    /// Everything.
     #[default]
     Keep,
-    /// Digests, by which two texts can be compared.
+    /// Digests, which only tell whether two texts are equal.
     Hash,
     /// Nothing.
     None,
 }
 
 impl Privacy {
-    /// Every one with its word in the config.
+    /// All variants with their names in the config.
     pub const WORDS: [(&'static str, Privacy); 3] =
         [("keep", Privacy::Keep), ("hash", Privacy::Hash), ("none", Privacy::None)];
 }
 
-/// How long a record is kept, in days.
+/// The range of a retention, in days.
 pub const RETENTION_DAYS: std::ops::RangeInclusive<u32> = 1..=3650;
 
 /// A tenant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Business {
-    /// Its id; in the path where it is put over HTTP.
+    /// The business id; taken from the path in a `PUT` request.
     #[serde(default = "BusinessId::default_business")]
     pub id: BusinessId,
-    /// Its plan; [`DEFAULT_PLAN`](super::DEFAULT_PLAN) unless given.
+    /// The plan; [`DEFAULT_PLAN`](super::DEFAULT_PLAN) if `None`.
     #[serde(default)]
     pub plan: Option<String>,
-    /// Calls at once; overrides the plan's.
+    /// Concurrent calls; overrides the plan's number.
     #[serde(default)]
     pub max_calls: Option<u32>,
-    /// Agents that belong to it.
+    /// Agents of the business.
     #[serde(default)]
     pub agent_ids: Vec<String>,
-    /// Our numbers (or provider ids of numbers) that belong to it.
+    /// Numbers of ours, or provider ids of numbers, that belong to the business.
     #[serde(default)]
     pub phone_numbers: Vec<String>,
-    /// SHA-256, in hex, of the API keys that only this business uses.
+    /// Hex SHA-256 digests of the API keys that only this business uses.
     #[serde(default)]
     pub api_key_sha256: Vec<String>,
-    /// Overrides the plan's.
+    /// Overrides the plan's setting.
     #[serde(default)]
     pub when_full: Option<WhenFull>,
-    /// How long what its calls left behind is kept, in days, within [`RETENTION_DAYS`]; overrides the store's. Left out where it is
-    /// not said, as an older version that reads this knows no such field.
+    /// Retention of its call data in days, within [`RETENTION_DAYS`]; overrides the store's. Not serialised when unset, because
+    /// older versions reject unknown fields.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retention_days: Option<u32>,
-    /// What is kept of what is said in its calls; overrides the platform's. Left out likewise.
+    /// How much of its transcripts is kept; overrides the platform's setting. Not serialised when unset.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transcripts: Option<Privacy>,
-    /// Whom it may call, beside what holds for everybody and for its plan. Left out likewise.
+    /// Destination rules, in addition to those for everybody and for the plan. Not serialised when unset.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub destinations: Option<destinations::Rules>,
 }
 
 impl Business {
-    /// A business that has an id and nothing else.
+    /// A business with an id and no settings.
     pub fn named(id: BusinessId) -> Self {
         Self {
             id,
@@ -102,28 +102,28 @@ impl Business {
     }
 }
 
-/// A way to tell the business of a request; tried in the configured order.
+/// A way to identify the business of a request; tried in the configured order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rule {
     /// The header `X-Business-Id`.
     Header,
     /// The path prefix `/b/{business}/…`.
     Path,
-    /// The agent's id.
+    /// The agent id.
     Agent,
     /// Our number.
     Number,
-    /// The account's `business`.
+    /// The account's `business` setting.
     Account,
-    /// The API key that came with the request.
+    /// The API key of the request.
     ApiKey,
 }
 
 impl Rule {
-    /// The rules where none were written.
+    /// The default rules.
     pub const USUAL: &'static [Rule] = &[Rule::Header, Rule::Path, Rule::Agent, Rule::Number];
 
-    /// Every rule with its word in the config.
+    /// All rules with their names in the config.
     pub const WORDS: &'static [(&'static str, Rule)] = &[
         ("header", Rule::Header),
         ("path", Rule::Path),
@@ -134,43 +134,43 @@ impl Rule {
     ];
 }
 
-/// What a request shows of its business.
+/// The attributes of a request that identify its business.
 #[derive(Debug, Clone, Default)]
 pub struct RequestAttributes<'a> {
-    /// `X-Business-Id`.
+    /// The header `X-Business-Id`.
     pub header: Option<&'a str>,
-    /// From `/b/{business}/…`.
+    /// The business in `/b/{business}/…`.
     pub path: Option<&'a str>,
-    /// The agent's id.
+    /// The agent id.
     pub agent: Option<&'a str>,
-    /// Our number or the provider's id of it.
+    /// Our number, or the provider's id for it.
     pub number: Option<&'a str>,
-    /// The account.
+    /// The account name.
     pub account: Option<&'a str>,
-    /// SHA-256 of the API key, in hex.
+    /// The hex SHA-256 digest of the API key.
     pub api_key_sha256: Option<String>,
 }
 
-/// What becomes of a request whose business nobody knows.
+/// What happens to a request of an unknown business.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Unknown {
-    /// Refused with 403.
+    /// It is rejected with 403.
     Reject,
-    /// Taken, on this plan, under the id it shows (or `default`).
+    /// It is accepted on this plan, under the id it names, or as `default`.
     Plan(String),
 }
 
 impl Unknown {
-    /// What follows from it, for a person.
+    /// The consequence in a sentence for operators.
     pub fn means(&self) -> String {
         match self {
             Unknown::Reject => {
-                "requests that show no known business are refused with 403 UNKNOWN_BUSINESS (businesses.unknown = \
+                "requests without a known business are refused with 403 UNKNOWN_BUSINESS (businesses.unknown = \
                                 \"reject\")"
                     .to_owned()
             }
             Unknown::Plan(plan) => format!(
-                "requests of businesses that are not known are taken on plan {plan:?}, each under the id it shows, or as \"default\" \
+                "requests of unknown businesses are accepted on plan {plan:?}, each under the id it names, or as \"default\" \
                  (businesses.unknown = {plan:?}; \"reject\" refuses them with 403)"
             ),
         }
@@ -183,35 +183,35 @@ impl Default for Unknown {
     }
 }
 
-/// Whose a request is.
+/// The identified business of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identified {
-    /// The business: a known one, or the id that the request shows, or `default`.
+    /// The business: a known one, or the id that the request names, or `default`.
     pub business: BusinessId,
-    /// Why nobody knows it, where strangers are refused. Who refuses is for the caller to say: nobody is refused in observe mode.
+    /// Why the business is unknown, if unknown ones are rejected. The caller decides what to do: observe mode rejects nothing.
     pub stranger: Option<UnknownBusiness>,
-    /// What the request shows and nothing reads: a bad id, or a mark that no rule looks at.
+    /// An id in the request that was not used: malformed, or read by no rule.
     pub ignored: Option<Ignored>,
 }
 
-/// A mark of a business that nothing reads.
+/// Why a business id in the request was ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Ignored {
-    /// `X-Business-Id` has no id.
+    /// `X-Business-Id` is malformed.
     #[error("X-Business-Id: its value is no business id")]
     BadHeader,
-    /// No rule reads `X-Business-Id`.
+    /// No rule uses `X-Business-Id`.
     #[error("X-Business-Id: businesses.identify_by does not name \"header\"")]
     Header,
-    /// `/b/…/` has no id.
+    /// The id in `/b/…/` is malformed.
     #[error("/b/…/: it names no business id")]
     BadPath,
-    /// No rule reads `/b/…/`.
+    /// No rule uses `/b/…/`.
     #[error("/b/…/: businesses.identify_by does not name \"path\"")]
     Path,
 }
 
-/// No business could be told.
+/// The request's business is unknown.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("no business is known for this request: {0}")]
 pub struct UnknownBusiness(pub String);

@@ -1,27 +1,27 @@
-//! Requests that name one business and show what belongs to another.
+//! Requests that name one business and use an agent, number or key of another.
 
 use super::{Policy, RequestAttributes};
 use crate::ids::BusinessId;
 
-/// What becomes of a request that contradicts itself.
+/// What happens to a request with contradicting attributes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Contradictions {
     /// It is refused with 403.
     #[default]
     Refuse,
-    /// It is logged, and the rules decide in their order.
+    /// It is logged, and the rules apply in order.
     Log,
 }
 
 impl Contradictions {
-    /// Every one with its word in the config.
+    /// All variants with their names in the config.
     pub const WORDS: [(&'static str, Contradictions); 2] =
         [("refuse", Contradictions::Refuse), ("log", Contradictions::Log)];
 }
 
 impl Policy {
-    /// Why a request contradicts itself: what its header or path names is no business id, or header and path name two, or one to
-    /// which its agent, number or API key does not belong. `None`: it does not, or no rule looks at it.
+    /// Returns why a request contradicts itself: header or path hold a malformed id, or different ids, or an id that its agent,
+    /// number or API key does not belong to. `None` if it does not, or if no rules are configured.
     pub fn contradiction(&self, marks: &RequestAttributes<'_>) -> Option<String> {
         if self.rules.is_empty() {
             return None;

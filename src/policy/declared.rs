@@ -1,4 +1,4 @@
-//! What a policy allows, for other replicas to read: while policies differ, the lower limit holds.
+//! The limits of a policy, published to other replicas: while policies differ, the lower limit applies.
 
 use std::collections::BTreeMap;
 
@@ -7,24 +7,24 @@ use serde::{Deserialize, Serialize};
 
 use super::{Binding, Bound, Limit, Policy, Scope, Settings};
 
-/// Businesses of the config whose own limits are declared; those of more are not compared.
+/// Businesses of the config whose own limits are published; further ones are not compared.
 const BUSINESSES_MAX: usize = 1_000;
-/// Hexadecimal digits of a hash that are shown.
+/// Hexadecimal digits of the policy hash.
 const HASH_DIGITS: usize = 12;
 
 /// The limits of a policy, by name.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Declared {
-    /// Tells it from other policies.
+    /// The policy hash.
     pub hash: String,
-    /// Calls at once.
+    /// Concurrent calls.
     concurrent: BTreeMap<String, u32>,
-    /// Creates in a window, which is in milliseconds.
+    /// Creates and window, in milliseconds.
     rates: BTreeMap<String, (u32, i64)>,
 }
 
-/// The start of a SHA-256 over everything that a policy was written with. Businesses that were put over HTTP are the same for all who
-/// share a record, and do not count.
+/// The first digits of the SHA-256 of the settings. Businesses created over HTTP are excluded, because all replicas of one
+/// database share them.
 pub(super) fn hash(settings: &Settings) -> String {
     let mut text = hex::encode(digest(&SHA256, format!("{settings:?}").as_bytes()));
     text.truncate(HASH_DIGITS);
@@ -32,7 +32,7 @@ pub(super) fn hash(settings: &Settings) -> String {
 }
 
 impl Declared {
-    /// Of a policy.
+    /// The limits of a policy.
     pub fn of(policy: &Policy) -> Self {
         let mut declared = Self { hash: policy.hash().to_owned(), ..Self::default() };
         for (name, plan) in &policy.settings.plans {
@@ -56,7 +56,7 @@ impl Declared {
         }
     }
 
-    /// Lowers limits that allow more than those of the same name here. Rates of other windows cannot be compared and stay.
+    /// Lowers each binding to the limit of the same name here. Rates with different windows are not compared.
     pub fn lower(&self, bindings: &mut [Binding]) {
         for binding in bindings {
             let business = (binding.scope == Scope::Business).then(|| binding.key.split_once('|')).flatten();

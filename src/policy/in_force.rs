@@ -1,22 +1,22 @@
-//! Every limit that is in force, with where it came from.
+//! All limits in force, with their origin.
 
 use serde::Serialize;
 
 use super::{Bound, DEFAULT_PLAN, Per, Policy, default_plans};
 
-/// Businesses with a limit of their own that are shown one by one; of more, how many there are.
+/// Businesses with a limit of their own that are listed one by one; further ones are only counted.
 const BUSINESSES_MAX: usize = 20;
 
-/// A limit as a person reads it.
+/// A limit in the form shown to operators.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct InForce {
-    /// The name that refusals show.
+    /// The name in rejections.
     pub name: String,
     /// What it is counted per.
     pub per: &'static str,
-    /// How much it allows: `5 calls at once`, `5/s`.
+    /// The bound: `5 calls at once`, `5/s`.
     pub allows: String,
-    /// The key that says so, or why there is one that nobody wrote.
+    /// The config key that sets it, or why it exists without one.
     pub from: String,
 }
 
@@ -45,7 +45,7 @@ fn shown(name: &str, per: Per, bound: Bound, from: String) -> InForce {
 }
 
 impl Policy {
-    /// Every limit in force, in the order in which a refusal names them.
+    /// All limits in force, in the order in which a rejection names them.
     pub fn in_force(&self) -> Vec<InForce> {
         let settings = self.settings();
         let mut all = Vec::new();
@@ -83,7 +83,7 @@ impl Policy {
             let from = match (limit.scope, limit.name.strip_prefix("account.")) {
                 (super::Scope::Account, Some(account)) => format!("accounts.{account}.{key}"),
                 (super::Scope::Global, _) if key == "concurrent" && settings.concurrent.is_none() => {
-                    "nobody wrote `concurrent`, and no account says what was bought".to_owned()
+                    "default: `concurrent` is not set, and no account says what was bought".to_owned()
                 }
                 (super::Scope::Global, _) => key.to_owned(),
                 _ => "[[limits]]".to_owned(),

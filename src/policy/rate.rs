@@ -1,23 +1,23 @@
-//! How many creates in a time.
+//! Rates: creates per interval.
 
-/// Slices of a window at most, where it holds more creates than that.
+/// The maximum number of slices of a window, for rates with more creates than that.
 const SLICES: i64 = 256;
-/// The most that a create counts longer than its window, in milliseconds.
+/// The maximum time that a create counts beyond its window, in milliseconds.
 const JITTER_MAX_MS: i64 = 100;
-/// The part of its window that a create counts longer, unless that is more than [`JITTER_MAX_MS`].
+/// The fraction of its window that a create counts beyond it, up to [`JITTER_MAX_MS`].
 const JITTER_PART: i64 = 20;
 
-/// So many creates in any window of a length.
+/// A number of creates in any window of the given length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
-    /// Creates in a window; at least 1.
+    /// Creates per window; at least 1.
     pub count: u32,
-    /// The window in milliseconds; at least 1.
+    /// The window's length in milliseconds; at least 1.
     pub window_ms: i64,
 }
 
 impl Rate {
-    /// Reads `5/s`, `150/5s`, `60/min`, `1000/h`.
+    /// Parses `5/s`, `150/5s`, `60/min`, `1000/h`.
     pub fn parse(text: &str) -> Result<Self, String> {
         let hint = || format!("{text:?} is not a rate: write it as \"5/s\", \"150/5s\", \"60/min\" or \"1000/h\"");
         let (count, window) = text.split_once('/').ok_or_else(hint)?;
@@ -39,25 +39,25 @@ impl Rate {
         Ok(Self { count, window_ms })
     }
 
-    /// How long a create counts, in milliseconds: its window, what is lost by counting whole milliseconds, and a little for the way:
-    /// two creates do not take the same time to their provider, and the window is its.
+    /// How long a create counts, in milliseconds: the window, a rounding allowance, and an allowance for network jitter, because the
+    /// provider counts when a create arrives and two creates do not take equally long.
     pub fn held_ms(self) -> i64 {
         self.window_ms.saturating_add(1 + JITTER_MAX_MS.min(self.window_ms / JITTER_PART))
     }
 
-    /// Creates within a slice of time so long, in milliseconds, may be counted together, by its end.
+    /// The length of a slice, in milliseconds. Creates within one slice may be counted together, at its end.
     pub fn slice_ms(self) -> i64 {
         if i64::from(self.count) <= SLICES { 1 } else { (self.window_ms / SLICES).max(1) }
     }
 
-    /// The same in the long run, with `burst` (at least 1) at once. A burst above the count stretches the window, so that one
-    /// window of the rate as written may hold that many; one below it spreads them out: of `60/min` with a burst of 1 one goes a second.
+    /// The same average rate with a burst of `burst` (at least 1). A burst above the count stretches the window, so that one
+    /// window may hold that many; one below it spreads them out: `60/min` with a burst of 1 allows one per second.
     #[must_use]
     pub fn with_burst(self, burst: u32) -> Self {
         let (count, burst) = (i64::from(self.count.max(1)), burst.max(1));
         let window_ms = match i64::from(burst) {
             more if more >= count => self.window_ms.saturating_mul(more).saturating_add(count - 1) / count,
-            // So many bursts fit into a window that it never holds more than the count.
+            // As many bursts per window as fit without exceeding the count.
             fewer => (self.window_ms + count / fewer - 1) / (count / fewer),
         };
         Self { count: burst, window_ms }

@@ -21,31 +21,31 @@ pub struct Account {
     pub name: AccountName,
     /// The provider.
     pub provider: Arc<Description>,
-    /// Where requests go.
+    /// The base URL that requests are sent to.
     pub upstream: Uri,
-    /// Where requests to these paths and those below them go instead.
+    /// Base URLs that replace `upstream` for a path prefix.
     pub upstreams: Vec<(String, Uri)>,
-    /// What ringfence shows on its own requests; see [`Description::secrets`].
+    /// The credentials of ringfence's own requests; see [`Description::secrets`].
     pub secrets: BTreeMap<String, Secret>,
     /// Secrets of webhook signatures, the current one first.
     pub webhook_secrets: Vec<Secret>,
-    /// Keys that webhooks name: of Twilio's newer signatures, of issuers of tokens.
+    /// Keys that webhooks select by name: for Twilio's newer signatures, for token issuers.
     pub shared_keys: BTreeMap<String, Secret>,
-    /// What webhooks show that are not signed.
+    /// Tokens of webhooks that are not signed.
     pub webhook_tokens: Vec<Secret>,
-    /// Means to end a call, in order.
+    /// Hang-up methods, in order of preference.
     pub terminate: Vec<String>,
-    /// The account that carries the calls of this one, for means that need it.
+    /// The account that carries the calls of this one, for hang-up methods that need it.
     pub carrier: Option<AccountName>,
 }
 
 impl Account {
-    /// Whether ringfence can ask this account anything.
+    /// Whether ringfence has credentials for requests of its own.
     pub fn can_ask(&self) -> bool {
         self.provider.secrets.iter().all(|name| self.secrets.contains_key(name))
     }
 
-    /// The header that ringfence's own requests carry.
+    /// The authentication header of ringfence's own requests.
     pub fn credentials(&self) -> Result<(HeaderName, HeaderValue), MissingValue> {
         let fill = |template: &str| render(template, Target::Plain, |name| self.value(name));
         let (name, value) = match &self.provider.credentials {
@@ -67,7 +67,7 @@ impl Account {
         self.secrets.get(key).map(|secret| Cow::Borrowed(secret.expose()))
     }
 
-    /// What signatures are checked with: the webhook secrets, else the key that the signature names.
+    /// The keys that verify signatures: the webhook secrets, or else the account's key that the signature names.
     pub fn keys(&self, signature: &Signature) -> Keys {
         let secrets = if self.webhook_secrets.is_empty() {
             signature.key_from().and_then(|key| self.secrets.get(key)).cloned().into_iter().collect()
@@ -77,7 +77,7 @@ impl Account {
         Keys { secrets, named: self.shared_keys.clone(), tokens: self.webhook_tokens.clone() }
     }
 
-    /// Where a request to this path goes.
+    /// The base URL for a path.
     pub fn upstream_of(&self, path: &str) -> &Uri {
         let below =
             |prefix: &str| path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
@@ -91,7 +91,7 @@ impl Account {
     }
 }
 
-/// A base URL and a path below it.
+/// Joins a base URL and a path below it.
 pub fn join(base: &Uri, path_and_query: &str) -> String {
     let scheme = base.scheme_str().unwrap_or("https");
     let authority = base.authority().map_or("", |a| a.as_str());

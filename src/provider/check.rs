@@ -1,5 +1,5 @@
-//! What `ringfence check --live` and `ringfence doctor` ask a provider, as data, and what an answer says about our webhooks and about
-//! settings that bear on calls. Pure; nothing that is asked changes anything.
+//! The questions that `ringfence check --live` and `ringfence doctor` ask a provider, as data, and the findings about webhooks and
+//! settings in its answers. Pure; none of the requests changes anything.
 
 use std::collections::BTreeMap;
 
@@ -11,97 +11,97 @@ use super::description::{NextPage, Webhook};
 use super::select::{Document, Message, Predicate, Selector};
 use crate::ids::mask_number;
 
-/// What can be asked.
+/// The questions about an account.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Check {
     /// A cheap request that needs the account's credentials: a template over `account.*`.
     pub path: String,
-    /// Statuses that mean that the credentials are not accepted.
+    /// Statuses that mean that the credentials are rejected.
     pub denied: Vec<u16>,
-    /// The provider's own words in an error.
+    /// The provider's text in an error.
     pub message: Option<Selector>,
-    /// When the answer means that the account can be used.
+    /// When the answer means that the account is usable.
     #[serde(default)]
     pub usable: Predicate,
-    /// What the answer calls the account's state.
+    /// The provider's name of the account's state.
     pub state: Option<Selector>,
-    /// Lists of what posts webhooks: the webhooks themselves, numbers.
+    /// Lists of items that post webhooks: the webhooks themselves, numbers.
     #[serde(default, rename = "hook")]
     pub hooks: Vec<Hooks>,
-    /// Lists of what has settings that bear on calls: agents. Asked by `ringfence doctor` alone.
+    /// Lists of items with settings that affect calls, such as agents. Only read by `ringfence doctor`.
     #[serde(default, rename = "list")]
     pub lists: Vec<Listed>,
-    /// What a person sets in the provider's console, step by step; `{public_url}` is filled in.
+    /// The steps of a person in the provider's console; `{public_url}` is filled in.
     #[serde(default)]
     pub console: Vec<String>,
-    /// What the provider does not tell over its API, so that a person must compare it.
+    /// Settings that the provider's API does not return, so that a person must compare them.
     #[serde(default)]
     pub untold: Vec<String>,
 }
 
-/// A list of things at the provider whose settings bear on calls.
+/// A list of items at the provider whose settings affect calls.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Listed {
-    /// What one is called.
+    /// The singular noun for an item.
     pub what: String,
     /// The request: a template over `account.*`.
     pub path: String,
-    /// Where the items stand.
+    /// The list of items in the answer.
     pub items: Selector,
     /// How the next page is asked for.
     pub next: Option<NextPage>,
-    /// What an item is told from others by.
+    /// The name that distinguishes an item.
     pub name: Selector,
     /// An item's id, for `each`.
     pub id: Option<Selector>,
-    /// The request for one item, whose answer is judged in its place: a template over `account.*` and `item`.
+    /// A request per item, whose answer is judged instead of the list's item: a template over `account.*` and `item`.
     pub each: Option<String>,
-    /// The longest that one of its calls may last, in seconds: compared with `longest_call_secs`.
+    /// The longest duration of its calls, in seconds: compared with `longest_call_secs`.
     pub longest: Option<Selector>,
-    /// Settings that bear on calls.
+    /// Settings that affect calls.
     #[serde(default, rename = "fault")]
     pub faults: Vec<Fault>,
 }
 
-/// A list of things at the provider that post to a URL: its webhooks, its numbers.
+/// A list of items at the provider that post to a URL: its webhooks, its numbers.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Hooks {
-    /// What one is called.
+    /// The singular noun for an item.
     pub what: String,
     /// The request: a template over `account.*`.
     pub path: String,
-    /// Where the items stand.
+    /// The list of items in the answer.
     pub items: Selector,
     /// How the next page is asked for.
     pub next: Option<NextPage>,
-    /// What an item is told from others by.
+    /// The name that distinguishes an item.
     pub name: Selector,
     /// Its telephone number, shown masked.
     pub number: Option<Selector>,
-    /// Every item should post to ringfence. Default: one of them is enough.
+    /// Whether every item should post to ringfence. By default one is enough.
     #[serde(default)]
     pub every: bool,
-    /// What makes the provider ignore an item's URLs.
+    /// Settings that make the provider ignore an item's URLs.
     #[serde(default)]
     pub instead: Vec<Instead>,
-    /// Where an item posts to.
+    /// The URLs that an item posts to.
     #[serde(rename = "url")]
     pub urls: Vec<HookUrl>,
-    /// What keeps an item from posting.
+    /// States in which an item does not post.
     #[serde(default, rename = "fault")]
     pub faults: Vec<Fault>,
 }
 
-/// Something that the provider uses instead of an item's URLs.
+/// A setting that the provider uses instead of an item's URLs.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Instead {
-    /// It applies if this is there and not empty.
+    /// It applies if this value is present and not empty.
     pub at: Selector,
-    /// What to tell the operator.
+    /// The message for the operator.
     pub says: String,
 }
 
@@ -109,15 +109,15 @@ pub struct Instead {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HookUrl {
-    /// Where it stands.
+    /// The URL in the item.
     pub at: Selector,
-    /// What the provider calls it.
+    /// The provider's name for the URL.
     pub called: String,
-    /// The webhook of this description that it should be.
+    /// The webhook of this description that it should point to.
     pub webhook: String,
-    /// The one of its paths that is shown to people.
+    /// The path of that webhook that is shown to people.
     pub path: String,
-    /// What it means if the URL leads elsewhere.
+    /// The consequence if the URL points elsewhere.
     pub without: String,
 }
 
@@ -127,23 +127,23 @@ pub struct HookUrl {
 pub struct Fault {
     /// When it applies.
     pub when: Predicate,
-    /// What to tell the operator.
+    /// The message for the operator.
     pub says: String,
-    /// A detail to add.
+    /// A detail added to the message.
     pub detail: Option<Selector>,
     /// Since when, in Unix seconds.
     pub since: Option<Selector>,
     /// Why it matters.
     pub why: Option<String>,
-    /// What to do.
+    /// What to do about it.
     pub fix: Option<String>,
-    /// `ringfence doctor` alone tells of it.
+    /// Whether only `ringfence doctor` reports it.
     #[serde(default)]
     pub doctor: bool,
 }
 
 impl Fault {
-    /// What it says of an item.
+    /// The message about an item.
     fn says(&self, message: &Message<'_>) -> String {
         let detail = self.detail.as_ref().and_then(|d| d.text(message));
         let since = self.since.as_ref().and_then(|s| s.text(message)?.parse().ok());
@@ -154,44 +154,44 @@ impl Fault {
     }
 }
 
-/// Something that is wrong with webhooks.
+/// A problem with webhooks.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Finding {
-    /// Nothing in the list posts to us: what there is, by number, and where it should post.
+    /// No item in the list posts to ringfence.
     NoneHere {
-        /// How many there are.
+        /// The number of items.
         of: usize,
-        /// What one is called.
+        /// The singular noun for an item.
         what: String,
-        /// The path of ours that one goes to, which is passed on unread.
+        /// The path of ours that one posts to, which no webhook has, so that it is passed on unread.
         path: Option<String>,
         /// The webhook that it should be.
         webhook: String,
-        /// Where one should post.
+        /// The URL that one should post to.
         url: String,
-        /// What follows.
+        /// The consequence.
         without: String,
     },
-    /// One posts elsewhere.
+    /// An item posts elsewhere.
     Elsewhere {
-        /// What the provider calls the URL.
+        /// The provider's name for the URL.
         called: String,
-        /// What it is instead: `is empty`, `goes to example.com`.
+        /// The URL's state: `is empty`, `goes to example.com`.
         is: String,
-        /// The path of ours that it goes to, which is passed on unread.
+        /// The path of ours that it points to, which no webhook has, so that it is passed on unread.
         path: Option<String>,
         /// The webhook that it should be.
         webhook: String,
-        /// Where it should go.
+        /// The URL that it should be.
         url: String,
-        /// What follows.
+        /// The consequence.
         without: String,
     },
-    /// The provider uses something else than its URLs, or it does not post, or one of its settings bears on calls.
+    /// The provider ignores its URLs, or it does not post, or one of its settings affects calls.
     Fault(Setting),
 }
 
-/// Where our webhooks are reached, and by which paths.
+/// The public URL of our webhooks, and their paths.
 #[derive(Debug, Clone, Copy)]
 pub struct Here<'a> {
     /// `public_url`.
@@ -200,24 +200,24 @@ pub struct Here<'a> {
     pub webhooks: &'a [Webhook],
     /// The provider's name.
     pub provider: &'a str,
-    /// More paths by `provider.webhook`.
+    /// Additional paths by `provider.webhook`.
     pub extra_paths: &'a BTreeMap<String, Vec<String>>,
-    /// What only `ringfence doctor` tells of is told, too.
+    /// Whether to report findings that only `ringfence doctor` reports.
     pub doctor: bool,
 }
 
 impl Here<'_> {
-    /// Where a URL should go.
+    /// The URL that an item should have.
     fn url_of(&self, url: &HookUrl) -> String {
         format!("{}{}", self.base.to_string().trim_end_matches('/'), url.path)
     }
 
-    /// What a URL is, if it is not that of the webhook, and at which path of ours; `None`: it is.
+    /// The state of a URL that is not the webhook's, and the path of ours that it points to; `None` if it is the webhook's.
     fn misses(&self, url: &str, webhook: &str) -> Option<(String, Option<String>)> {
         if url.trim().is_empty() {
             return Some(("is empty".to_owned(), None));
         }
-        let Ok(uri) = url.trim().parse::<Uri>() else { return Some(("is no URL".to_owned(), None)) };
+        let Ok(uri) = url.trim().parse::<Uri>() else { return Some(("is not a URL".to_owned(), None)) };
         let host = uri.host().unwrap_or_default();
         if !host.eq_ignore_ascii_case(self.base.host().unwrap_or_default()) || port(&uri) != port(self.base) {
             return Some((format!("goes to {}", uri.authority().map_or(host, |a| a.as_str())), None));
@@ -236,50 +236,50 @@ fn port(uri: &Uri) -> u16 {
     uri.port_u16().unwrap_or(if uri.scheme_str() == Some("http") { 80 } else { 443 })
 }
 
-/// Where an item's URLs lead.
+/// The URLs of an item.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
-    /// What the item is told from others by.
+    /// The name that distinguishes the item.
     pub name: String,
     /// Its URLs, in the order of the description.
     pub urls: Vec<Leads>,
 }
 
-/// Where a URL leads.
+/// One URL of an item.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leads {
-    /// What the provider calls the URL.
+    /// The provider's name for the URL.
     pub called: String,
-    /// To ringfence.
+    /// Whether it points to ringfence.
     pub here: bool,
-    /// `comes here`, `is empty`, `goes to example.com`.
+    /// Its state: `comes here`, `is empty`, `goes to example.com`.
     pub is: String,
 }
 
-/// A setting that bears on calls.
+/// A setting that affects calls.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Setting {
-    /// What it is.
+    /// The message.
     pub says: String,
     /// Why it matters.
     pub why: Option<String>,
-    /// What to do.
+    /// What to do about it.
     pub fix: Option<String>,
 }
 
-/// What is known of an item by its settings.
+/// The findings about one item.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Judged {
-    /// What it is told from others by.
+    /// The name that distinguishes the item.
     pub name: String,
-    /// Settings that bear on calls.
+    /// Settings that affect calls.
     pub found: Vec<Setting>,
-    /// The longest that one of its calls may last, in seconds.
+    /// The longest duration of its calls, in seconds.
     pub longest_secs: Option<u64>,
 }
 
 impl Hooks {
-    /// What is wrong, with the names of the items that it is so of.
+    /// The problems of a list, each with the names of the items that have it.
     pub fn judge(&self, items: &[Value], here: Here<'_>) -> BTreeMap<Finding, Vec<String>> {
         let (mut found, mut any_here, mut unread) = (BTreeMap::<Finding, Vec<String>>::new(), false, None);
         for item in items {
@@ -327,7 +327,7 @@ impl Hooks {
         found
     }
 
-    /// Where each URL of each item leads.
+    /// The URLs of each item.
     pub fn places(&self, items: &[Value], here: Here<'_>) -> Vec<Place> {
         let place = |item: &Value| {
             let (body, path, headers) = (Document::Json(item.clone()), BTreeMap::new(), HeaderMap::new());
@@ -357,7 +357,7 @@ impl Listed {
         read(item, |message| self.id.as_ref()?.text(message).map(|id| id.into_owned()))
     }
 
-    /// What is known of an item by its settings.
+    /// The findings about one item.
     pub fn judge(&self, item: &Value) -> Judged {
         let judged = read(item, |message| {
             let faults = self.faults.iter().filter(|fault| fault.when.holds(message));
@@ -377,7 +377,7 @@ fn read<T>(item: &Value, read: impl FnOnce(&Message<'_>) -> Option<T>) -> Option
     read(&Message { body: &body, query: &[], path: &path, headers: &headers })
 }
 
-/// A text of a provider as a terminal may show it: one line, of bounded length.
+/// A provider's text made safe for a terminal: one line, of bounded length.
 pub fn plain(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(200).collect()
 }

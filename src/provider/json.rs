@@ -1,39 +1,39 @@
-//! JSON as providers and apps really send it: read as far as it can be, changed without touching the rest. Pure.
+//! Lenient JSON: reads what providers and apps really send, and edits it without touching other bytes. Pure.
 //!
 //! RFC 8259 §9 lets a parser accept extensions and set limits on size, depth and numbers, and §8.2 warns of lone surrogates. Python's
-//! `json` writes `NaN` and lone surrogates, JavaScript's cuts a text within a surrogate pair. What one parser refuses must not lose a
-//! call: this one replaces what is no character by U+FFFD, keeps numbers that no type holds as their text, and leaves out what is too
-//! deep or too much. Of a name that stands twice the last value counts, as with the parsers of both providers. It never recurses.
+//! `json` writes `NaN` and lone surrogates; JavaScript cuts strings within a surrogate pair. A call must not be lost because a strict
+//! parser rejects such a body: this one replaces invalid characters by U+FFFD, keeps numbers that no type holds as text, and drops what
+//! is too deep or too much. Of duplicate names the last value counts, as with the parsers of both providers. It never recurses.
 
 use std::borrow::Cow;
 
 use serde_json::{Map, Number, Value};
 
-/// The most values that are built; what follows is read over. Our choice, above a page of 1,000 calls: a value takes many times its
-/// shortest spelling.
+/// The maximum number of values that are built; further ones are skipped. Our choice, above a page of 1,000 calls: a value in memory
+/// takes many times its shortest spelling.
 pub const VALUES_MAX: usize = 100_000;
 
-/// The deepest level that is built; what is below is null. Our choice, below the 128 at which serde_json stops: what is kept of a
-/// value is read again by it.
+/// The maximum depth that is built; deeper values are null. Our choice, below the 128 at which serde_json stops, because serde_json
+/// reads stored parts of the value again.
 pub const DEPTH_MAX: usize = 100;
 
-/// What was read.
+/// A parsed body.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Read {
     /// An object or a list.
     pub value: Value,
-    /// It is not JSON to the letter.
+    /// Whether it is not strict JSON.
     pub lenient: bool,
-    /// Something was left out: it was too deep, or there were too many values.
+    /// Whether values were dropped, because they were too deep or too many.
     pub cut: bool,
 }
 
-/// Reads an object or a list. `None`: it is none, or is broken beyond what can be understood (cut off in the middle, for one).
+/// Parses an object or a list. `None`: it is neither, or too broken to be understood, such as truncated.
 pub fn read(bytes: &[u8]) -> Option<Read> {
     read_without(bytes, &[])
 }
 
-/// The same without the values of these names, wherever they stand; they are null then.
+/// The same without the values of these names at any depth; they become null.
 pub fn read_without(bytes: &[u8], skip: &[&str]) -> Option<Read> {
     let (text, mut lenient) = plain(bytes);
     let mut scan = Scanner { bytes: &text, at: 0 };
@@ -97,8 +97,8 @@ pub fn read_without(bytes: &[u8], skip: &[&str]) -> Option<Read> {
     }
 }
 
-/// Puts a value at a JSON pointer, making the objects on the way; every other byte stays as it is. `None`: something else is in
-/// the way, or it is no object.
+/// Sets the value at a JSON pointer, creating objects on the way; all other bytes stay unchanged. `None`: another value is in
+/// the way, or the text is not an object.
 pub fn put(bytes: &[u8], pointer: &str, value: &Value) -> Option<Vec<u8>> {
     let keys: Vec<&str> = pointer.split('/').skip(1).collect();
     let mut scan = Scanner { bytes, at: bom(bytes) };
@@ -153,7 +153,7 @@ fn bom(bytes: &[u8]) -> usize {
     if bytes.starts_with(&[0xEF, 0xBB, 0xBF]) { 3 } else { 0 }
 }
 
-/// Without a byte order mark, and UTF-16 that has one as UTF-8.
+/// Removes a byte order mark, and converts UTF-16 with one to UTF-8.
 fn plain(bytes: &[u8]) -> (Cow<'_, [u8]>, bool) {
     let wide = |of: fn([u8; 2]) -> u16| {
         let units: Vec<u16> = bytes[2..].chunks_exact(2).map(|pair| of([pair[0], pair[1]])).collect();
@@ -172,9 +172,9 @@ enum Token {
     Close(u8),
     Comma,
     Colon,
-    /// What stands between two quotes.
+    /// A string: the bytes between the quotes.
     Text(usize, usize),
-    /// A number, or a word without quotes.
+    /// A number, or an unquoted word.
     Word(usize, usize),
 }
 
@@ -184,7 +184,7 @@ struct Scanner<'a> {
 }
 
 impl Scanner<'_> {
-    /// The next token. `None`: the end, or a text that has none.
+    /// The next token. `None`: the end, or an invalid one.
     fn next(&mut self) -> Option<Token> {
         self.at += self.bytes[self.at..].iter().take_while(|byte| is_space(**byte)).count();
         let from = self.at;
@@ -214,7 +214,7 @@ impl Scanner<'_> {
         })
     }
 
-    /// Reads over the rest of what has just been opened.
+    /// Skips to the end of the object or list that was just opened.
     fn skip_open(&mut self) -> Option<()> {
         let mut depth = 1_usize;
         while depth > 0 {
@@ -227,13 +227,13 @@ impl Scanner<'_> {
         Some(())
     }
 
-    /// Whether the token just read, which closes something, follows a comma.
+    /// Whether the closing token that was just read follows a comma.
     fn follows_a_comma(&self) -> bool {
         self.bytes[..self.at - 1].iter().rev().find(|byte| !is_space(**byte)) == Some(&b',')
     }
 
-    /// Looks for a name in the object that has just been opened, to its end: where its value stands, the last one where it has more
-    /// than one. `None`: the object is broken.
+    /// Finds a name in the object that was just opened and returns the place of its value, the last one of duplicates. `None`: the
+    /// object is broken.
     fn member(&mut self, name: &str) -> Option<Option<(usize, usize)>> {
         let mut found = None;
         loop {
@@ -264,7 +264,7 @@ impl Scanner<'_> {
     }
 }
 
-/// A text without its escapes.
+/// Decodes the escapes of a string.
 fn string(raw: &[u8], lenient: &mut bool) -> String {
     let mut out = Vec::with_capacity(raw.len());
     let mut at = 0;
@@ -303,7 +303,7 @@ fn string(raw: &[u8], lenient: &mut bool) -> String {
     })
 }
 
-/// The character of `\u`, two of them where they are a pair, and how many bytes it takes. `None`: half a pair, or no digits.
+/// Decodes the character of a `\u` escape or of a surrogate pair, and the bytes read. `None`: a lone surrogate, or no digits.
 fn unicode(raw: &[u8]) -> (Option<char>, usize) {
     let unit = |raw: &[u8]| {
         let digits = raw.get(..4).filter(|digits| digits.iter().all(u8::is_ascii_hexdigit))?;
@@ -319,7 +319,7 @@ fn unicode(raw: &[u8]) -> (Option<char>, usize) {
     (char::from_u32(first), 4)
 }
 
-/// A word without quotes. A number that no type holds as it is written is kept as its text.
+/// Parses an unquoted word. A number that no type holds exactly is kept as text.
 fn word(raw: &[u8], lenient: &mut bool) -> Option<Value> {
     let text = std::str::from_utf8(raw).ok()?;
     match text {

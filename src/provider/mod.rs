@@ -1,9 +1,9 @@
-//! A provider as data: what its requests, answers, webhooks and records mean. Pure.
+//! Providers as data: the meaning of their requests, answers, webhooks and records. Pure.
 //!
 //! The descriptions in `config/providers/` are built in and replaceable from outside. Code knows codecs and signature schemes,
-//! not providers; a new provider of a usual kind needs no Rust. [`description`] is the schema, [`json`] reads what they send,
-//! [`select`] points at values, [`render`] fills templates, [`sign`] verifies and re-signs, [`account`] joins a description with one set of credentials,
-//! [`check`](mod@check) is what a person may have asked, [`nearest`] guesses what a misspelt word was.
+//! not providers; a new provider of a usual kind needs no Rust. [`description`] is the schema, [`json`] parses bodies leniently,
+//! [`select`] refers to values, [`render`] fills templates, [`sign`] verifies and re-signs, [`account`] joins a description with credentials,
+//! [`check`](mod@check) is for `check --live` and `doctor`, [`nearest`] suggests corrections of misspelt words.
 
 pub mod account;
 pub mod check;
@@ -21,23 +21,23 @@ use std::sync::Arc;
 
 use description::Description;
 
-/// The descriptions that are built in: file name and text.
+/// The built-in descriptions: file name and text.
 pub const BUILT_IN: &[(&str, &str)] = &[
     ("elevenlabs.toml", include_str!("../../config/providers/elevenlabs.toml")),
     ("twilio.toml", include_str!("../../config/providers/twilio.toml")),
 ];
 
-/// A description that cannot be used.
+/// A description is invalid.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{file}: {message}")]
 pub struct BadDescription {
     /// The file.
     pub file: String,
-    /// What is wrong, with line and column where known.
+    /// The mistake, with line and column if known.
     pub message: String,
 }
 
-/// Every provider that is known, by name.
+/// All known providers, by name.
 #[derive(Debug, Clone)]
 pub struct Registry {
     by_name: BTreeMap<String, Arc<Description>>,
@@ -48,13 +48,13 @@ impl Registry {
     /// built-in one replaces it.
     ///
     /// # Errors
-    /// Every description that cannot be used.
+    /// The mistakes of all descriptions.
     pub fn new(files: &[(String, String)]) -> Result<Self, Vec<BadDescription>> {
         let (registry, bad) = Self::lenient(files);
         if bad.is_empty() { Ok(registry) } else { Err(bad) }
     }
 
-    /// The same, with what can be used, and what is wrong with the rest.
+    /// The same, but returns the usable descriptions together with the mistakes of the others.
     pub fn lenient(files: &[(String, String)]) -> (Self, Vec<BadDescription>) {
         let built_in = BUILT_IN.iter().map(|(file, text)| (*file, *text));
         let outside = files.iter().map(|(file, text)| (file.as_str(), text.as_str()));

@@ -6,30 +6,30 @@ use std::collections::BTreeMap;
 use percent_encoding::percent_decode_str;
 use serde::{Deserialize, Deserializer};
 
-/// The most spellings that one pattern may stand for.
+/// The maximum number of paths that one pattern expands to.
 const SPELLINGS_MAX: usize = 64;
 
-/// A path with captures: `/Accounts/{account_sid}/Calls/{call_sid}.json`. `(a|b)` stands for either, `(|.json)` for nothing too, and
-/// `/**` at the beginning for any segments or none: a family of paths is said once.
+/// A path with captures: `/Accounts/{account_sid}/Calls/{call_sid}.json`. `(a|b)` is an alternative, which may be empty, as in `(|.json)`, and
+/// `/**` at the beginning matches any number of segments.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PathPattern {
     written: String,
     spellings: Vec<Spelling>,
 }
 
-/// One path that a pattern stands for.
+/// One path that a pattern expands to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Spelling {
     segments: Vec<Segment>,
-    /// It begins with `/**`, which the segments do not have: any may stand before them.
+    /// Whether the pattern begins with `/**`, which is not among the segments: any may precede them.
     is_end: bool,
 }
 
-/// What stands between two slashes.
+/// A segment between two slashes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Segment {
     before: String,
-    /// What is captured after that, and what follows it.
+    /// The name of the capture, and the text after it.
     capture: Option<(String, String)>,
 }
 
@@ -46,11 +46,11 @@ impl Spelling {
         Self { segments: segments.collect(), is_end }
     }
 
-    /// From the path's end: most paths differ there. Each capture is shown to `found`.
+    /// Compares from the path's end, where most paths differ. Each capture is passed to `found`.
     fn fits(&self, path: &str, same: fn(&str, &str) -> bool, mut found: impl FnMut(&str, &str)) -> bool {
         let mut left = path;
         for segment in self.segments.iter().rev() {
-            // Segments are short: a search that is made for long texts costs more.
+            // A plain loop: segments are short, and substring searchers are made for long texts.
             let Some(slash) = left.bytes().rposition(|byte| byte == b'/') else { return false };
             let written = &left[slash + 1..];
             left = &left[..slash];
@@ -66,7 +66,7 @@ impl Spelling {
                 Some((head, value, tail))
             });
             match parts {
-                // `Calls/CA1.json` must not be taken for a conference named `CA1.json`, nor an empty one.
+                // `Calls/CA1.json` must not match as a conference named `CA1.json`, nor an empty capture.
                 Some((head, value, tail)) if !value.is_empty() && same(&segment.before, head) && same(after, tail) => {
                     found(name, value);
                 }
@@ -83,7 +83,7 @@ impl PathPattern {
         &self.written
     }
 
-    /// Reads a pattern; the error is a sentence for the author of a provider description.
+    /// Parses a pattern; the error is a sentence for the author of a provider description.
     pub fn parse(written: &str) -> Result<Self, String> {
         if !written.starts_with('/') {
             return Err(format!("path {written:?} must start with a slash"));
@@ -103,17 +103,17 @@ impl PathPattern {
         Ok(Self { written: written.to_owned(), spellings })
     }
 
-    /// Whether a path fits, and what it captures (percent-decoded).
+    /// The captures (percent-decoded) if a path matches.
     pub fn captures(&self, path: &str) -> Option<BTreeMap<String, String>> {
         self.captures_where(path, |wanted, got| wanted == got)
     }
 
-    /// The same whatever the case of the path's letters; what is captured keeps its own.
+    /// The same, ignoring the case of the path's letters; captures keep theirs.
     pub fn captures_any_case(&self, path: &str) -> Option<BTreeMap<String, String>> {
         self.captures_where(path, str::eq_ignore_ascii_case)
     }
 
-    /// Whether a path fits, whatever the case of its letters.
+    /// Whether a path matches, ignoring the case of its letters.
     pub fn fits_any_case(&self, path: &str) -> bool {
         self.spellings.iter().any(|one| one.fits(path, str::eq_ignore_ascii_case, |_, _| {}))
     }
@@ -132,12 +132,12 @@ impl<'de> Deserialize<'de> for PathPattern {
     }
 }
 
-/// How often a path is unescaped at most: a server behind a server behind a server.
+/// The maximum rounds of unescaping: a server behind a server behind a server.
 const UNESCAPED_MAX: usize = 4;
 
-/// A path as servers read it: empty and dot segments and parameters (`;…`) gone, escapes of letters undone. An escaped slash is part of its
-/// segment, and stays escaped here. Letters are to be compared whatever their case: some servers take either. Whatever is decided by a
-/// path is decided by this; it is sent on as it came.
+/// Normalises a path as servers do: without empty and dot segments and parameters (`;…`), and with letters unescaped. An escaped slash
+/// stays part of its segment. Compare the result ignoring case, because some servers do. All decisions about a path use it; the path
+/// is forwarded unchanged.
 pub fn normal(path: &str) -> String {
     let mut segments = Vec::new();
     for segment in path.split('/') {
@@ -154,8 +154,8 @@ pub fn normal(path: &str) -> String {
     format!("/{}", segments.join("/"))
 }
 
-/// The same, and then what more lenient servers may read: an escaped slash, or a backslash, as one that parts segments, an escape of an
-/// escape undone, and the path as ended by an escaped `?`, `#` or NUL. The first is what most read.
+/// The normal form, and then the readings of more lenient servers: an escaped slash or a backslash as a separator, double escapes
+/// undone, and the path ended by an escaped `?`, `#` or NUL. The first one is the usual reading.
 pub fn readings(path: &str) -> Vec<String> {
     if is_plain(path) {
         return vec![path.to_owned()];
@@ -188,19 +188,19 @@ pub fn readings(path: &str) -> Vec<String> {
     readings
 }
 
-/// Whether nobody can read it in another way: no escapes, parameters, backslashes, and no empty or dot segment.
+/// Whether it has one reading only: no escapes, parameters, backslashes, and no empty or dot segment.
 fn is_plain(path: &str) -> bool {
     let mut before = b'/';
     path.starts_with('/')
         && path.bytes().chain([b'/']).skip(1).all(|byte| {
-            // Of segments that begin with a dot none is looked at further.
+            // Segments that begin with a dot are treated as odd without a closer look.
             let is_odd = matches!(byte, b'%' | b'\\' | b';') || (before == b'/' && matches!(byte, b'/' | b'.'));
             before = byte;
             !is_odd
         })
 }
 
-/// Whether a path, in whichever way it is read, leaves the place where it begins; or is escaped more often than anybody reads.
+/// Whether a path leaves its prefix in any reading, or is escaped more often than we unescape.
 pub fn climbs(path: &str) -> bool {
     let mut written = path.to_owned();
     for _ in 0..=UNESCAPED_MAX {
@@ -222,13 +222,13 @@ pub fn climbs(path: &str) -> bool {
     true
 }
 
-/// A path without what some servers drop at the end of a segment: dots, blanks and control characters.
+/// Removes what some servers drop at the end of a segment: dots, blanks and control characters.
 pub fn trimmed(path: &str) -> String {
     let is_dropped = |c: char| c == '.' || c.is_whitespace() || c.is_control();
     path.split('/').map(|segment| segment.trim_end_matches(is_dropped)).collect::<Vec<_>>().join("/")
 }
 
-/// A path, or a part of one, without its escapes.
+/// Decodes the escapes of a path or a part of one.
 pub fn percent_decode(text: &str) -> Cow<'_, str> {
     if text.contains('%') { percent_decode_str(text).decode_utf8_lossy() } else { Cow::Borrowed(text) }
 }

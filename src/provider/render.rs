@@ -1,4 +1,4 @@
-//! Templates of provider descriptions: `{name}` stands for a value, escaped for the place it is put in. Pure.
+//! Templates of provider descriptions: `{name}` is replaced by a value, escaped for its context. Pure.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
@@ -6,23 +6,23 @@ use serde_json::Value;
 /// All but RFC 3986's unreserved characters.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// What a value is put into; decides the escaping.
+/// The context of a value; decides the escaping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
     /// A URL's path or query: everything but RFC 3986's unreserved characters is percent-encoded.
     Url,
-    /// A form body or a header: as it is; encoding is the caller's.
+    /// A form body or a header: unescaped; encoding is up to the caller.
     Plain,
     /// XML text or attribute.
     Xml,
 }
 
-/// A template names a value that is not there.
+/// A template names a missing value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("no value for {{{0}}}")]
 pub struct MissingValue(pub String);
 
-/// Puts values into a template. Braces that hold no name (`{}`) and those that never close stay as they are.
+/// Fills a template. Braces without a name (`{}`) and unclosed ones stay as they are.
 pub fn render<'v>(
     template: &str,
     target: Target,
@@ -64,7 +64,7 @@ fn escape(out: &mut String, text: &str, target: Target) {
                     '>' => out.push_str("&gt;"),
                     '"' => out.push_str("&quot;"),
                     '\'' => out.push_str("&apos;"),
-                    // XML 1.0 has no way to write these.
+                    // XML 1.0 cannot represent control characters.
                     c if c.is_control() && !matches!(c, '\n' | '\r' | '\t') => {}
                     '\u{fffe}' | '\u{ffff}' => {}
                     c => out.push(c),

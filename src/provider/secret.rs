@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-/// A credential. `Debug` shows that there is one, never what it is; it has no `Display` and no `Serialize`.
+/// A credential. `Debug` hides its value; it has no `Display` and no `Serialize`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Arc<str>);
 

@@ -1,7 +1,7 @@
-//! Selectors: how a provider description points at a value inside a message. Pure.
+//! Selectors: how a provider description refers to a value inside a message. Pure.
 //!
 //! `body.data.conversation_id` reads JSON, forms and XML alike; `query.agent_id`, `path.account_sid`, `header.x-api-key` read
-//! the rest of the message; `a | b` takes the first that is there.
+//! the rest of the message; `a | b` is the first of them that is present.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -12,43 +12,43 @@ use serde_json::Value;
 
 use super::json;
 
-/// The most pairs of a form that are read. Our choice, far above what providers send; a pair takes many times its spelling.
+/// The maximum number of form pairs. Our choice, far above what providers send; a pair in memory takes many times its spelling.
 pub const FORM_PAIRS_MAX: usize = 1_000;
 
-/// The longest XML that is read, in bytes. Our choice, far above what providers answer; duplicate attributes and nested
-/// namespaces cost their square.
+/// The maximum XML in bytes. Our choice, far above what providers answer: checking for duplicate attributes and nested
+/// namespaces takes quadratic time.
 pub const XML_BYTES_MAX: usize = 32 * 1024;
 
-/// A body, decoded as its content type says.
+/// A body, decoded according to its content type.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Document {
-    /// Nothing, or nothing that can be read.
+    /// Empty or unreadable.
     Empty,
     /// JSON.
     Json(Value),
     /// A form: pairs in the order sent.
     Form(Vec<(String, String)>),
-    /// XML, as text; parsed when asked.
+    /// XML, as text; parsed on demand.
     Xml(String),
 }
 
-/// A body, decoded, and what there is to say of it.
+/// A decoded body, and its flaw, if any.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Decoded {
-    /// What could be read.
+    /// The readable part.
     pub document: Document,
-    /// What could not, if that matters.
+    /// The flaw, if it matters.
     pub flaw: Option<Flaw>,
 }
 
-/// Why a body is not read as its sender may have meant it.
+/// Why a body may not be read as its sender meant it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flaw {
-    /// It is not JSON to the letter; all of it was read.
+    /// It is not strict JSON; all of it was read.
     Lenient,
-    /// A part was left out: there are too many values, or they are too deep.
+    /// Values were dropped, because they are too many or too deep.
     Cut,
-    /// Nothing of it could be read.
+    /// It could not be read.
     Unreadable,
 }
 
@@ -64,13 +64,13 @@ impl Flaw {
 }
 
 impl Document {
-    /// Decodes a body. What does not parse as its type says is tried as JSON, then is [`Document::Empty`]; so is a form or XML that
-    /// has more parts than [`FORM_PAIRS_MAX`] or [`XML_BYTES_MAX`] allow.
+    /// Decodes a body. One that does not match its content type is tried as JSON, and is [`Document::Empty`] otherwise; so is a form or
+    /// XML beyond [`FORM_PAIRS_MAX`] or [`XML_BYTES_MAX`].
     pub fn decode(content_type: Option<&str>, body: &[u8]) -> Self {
         Self::read(content_type, body, &[]).document
     }
 
-    /// The same, with what could not be read. JSON values of the names in `skip` are left out.
+    /// The same, with the flaw. JSON values of the names in `skip` are dropped.
     pub fn read(content_type: Option<&str>, body: &[u8], skip: &[&str]) -> Decoded {
         let whole = |document| Decoded { document, flaw: None };
         if body.is_empty() {
@@ -128,7 +128,7 @@ fn csv(body: &[u8]) -> Option<Document> {
     Some(Document::Form(names?.into_iter().zip(row).collect()))
 }
 
-/// Whether a content type is that of a form.
+/// Whether the content type is a form's.
 pub fn is_form(content_type: Option<&str>) -> bool {
     is_kind(content_type, "application/x-www-form-urlencoded")
 }
@@ -138,20 +138,20 @@ fn is_kind(content_type: Option<&str>, wanted: &str) -> bool {
     kind.trim().eq_ignore_ascii_case(wanted)
 }
 
-/// What selectors read.
+/// A message as selectors see it.
 #[derive(Debug, Clone, Copy)]
 pub struct Message<'a> {
     /// The decoded body.
     pub body: &'a Document,
     /// The query, decoded.
     pub query: &'a [(String, String)],
-    /// What the path pattern captured.
+    /// The captures of the path pattern.
     pub path: &'a BTreeMap<String, String>,
     /// The headers.
     pub headers: &'a HeaderMap,
 }
 
-/// A list of places; the first that holds a value is taken.
+/// Alternative places of a value; the first that has one is used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Selector(Vec<Place>);
 
@@ -176,7 +176,7 @@ enum Pick {
 }
 
 impl Selector {
-    /// Reads a selector; the error is a sentence for the author of a provider description.
+    /// Parses a selector; the error is a sentence for the author of a provider description.
     pub fn parse(text: &str) -> Result<Self, String> {
         text.split('|').map(|place| parse_place(place.trim())).collect::<Result<_, _>>().map(Self)
     }
@@ -192,15 +192,15 @@ impl Selector {
         })
     }
 
-    /// A value that stands in the body or in the query is read where its sender puts it: in the body, if there is one. The query of such
-    /// a message is part of the address, which whoever wrote it chose.
+    /// Whether a place counts. A value that may be in body or query is only read from the body, if there is one: the query is then part
+    /// of the URL, which may be chosen by somebody other than the sender.
     fn counts(&self, place: &Place, message: &Message<'_>) -> bool {
         !matches!(place, Place::Query(_))
             || *message.body == Document::Empty
             || !self.0.iter().any(|other| matches!(other, Place::Body(_)))
     }
 
-    /// Whether a message says it more than once, so that nobody can tell what it says.
+    /// Whether a message has the value more than once, so that it is ambiguous.
     pub fn is_doubled(&self, message: &Message<'_>) -> bool {
         let times = |pairs: &[(String, String)], name: &str| pairs.iter().filter(|(k, _)| k == name).count();
         self.0.iter().filter(|place| self.counts(place, message)).any(|place| match (place, message.body) {
@@ -210,7 +210,7 @@ impl Selector {
         })
     }
 
-    /// Whether anything but null is there.
+    /// Whether there is a value other than null.
     pub fn exists(&self, message: &Message<'_>) -> bool {
         self.text(message).is_some()
             || self.0.iter().any(|place| match (place, message.body) {
@@ -219,7 +219,7 @@ impl Selector {
             })
     }
 
-    /// What is there of a JSON body, whatever it is but null.
+    /// The value in a JSON body, unless it is null.
     pub fn json<'a>(&self, body: &'a Document) -> Option<&'a Value> {
         self.0.iter().find_map(|place| match (place, body) {
             (Place::Body(steps), Document::Json(value)) => walk(value, steps).filter(|found| !found.is_null()),
@@ -227,7 +227,7 @@ impl Selector {
         })
     }
 
-    /// The JSON list that is there, if one is.
+    /// The JSON list, if there is one.
     pub fn list<'a>(&self, body: &'a Document) -> Option<&'a Vec<Value>> {
         self.0.iter().find_map(|place| match (place, body) {
             (Place::Body(steps), Document::Json(value)) => walk(value, steps)?.as_array(),
@@ -328,12 +328,12 @@ fn xml_text(text: &str, steps: &[Step]) -> Option<String> {
     }
 }
 
-/// Conditions that must all hold. Each is a selector and the texts it may have; `"*"` is anything, `"!"` is nothing.
+/// Conditions that must all hold. Each is a selector and the allowed texts; `"*"` is any value, `"!"` is none.
 #[derive(Debug, Clone, Default)]
 pub struct Predicate(Vec<(Selector, Vec<String>)>);
 
 impl Predicate {
-    /// Whether all conditions hold. None at all: yes.
+    /// Whether all conditions hold; true without conditions.
     pub fn holds(&self, message: &Message<'_>) -> bool {
         self.0.iter().all(|(selector, accepted)| {
             accepted.iter().any(|one| match one.as_str() {
@@ -344,12 +344,12 @@ impl Predicate {
         })
     }
 
-    /// What it reads.
+    /// The selectors of all conditions.
     pub fn selectors(&self) -> impl Iterator<Item = &Selector> {
         self.0.iter().map(|(selector, _)| selector)
     }
 
-    /// Whether there is no condition.
+    /// Whether there are no conditions.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

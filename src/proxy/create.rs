@@ -1,4 +1,4 @@
-//! Parses what may be a create: read → which operation? → whose? → a [`CreateRequest`].
+//! Parses a possible create: read the body → match the operation → identify the business → a [`CreateRequest`].
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -23,32 +23,32 @@ use crate::provider::select::{Document, Flaw, Message};
 use crate::provider::sign::sha256_hex;
 use crate::reply::{Rejection, RejectionCode};
 
-/// The largest body of a create, in bytes. ElevenLabs' carry overrides and dynamic variables, Twilio's at most 4,000
-/// characters of TwiML: a megabyte is generous.
+/// The maximum body of a create, in bytes. ElevenLabs' bodies carry overrides and dynamic variables, Twilio's at most 4,000
+/// characters of TwiML; a megabyte is generous.
 pub const CREATE_BYTES_MAX: usize = 1024 * 1024;
 
-/// The largest body of a create that makes many calls, in bytes: 10,000 recipients with 1.6 KiB of variables each.
+/// The maximum body of a batch create, in bytes: 10,000 recipients with 1.6 KiB of variables each.
 pub const CREATE_MANY_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// What a request at the path of a create is.
+/// A parsed request at the path of a create.
 pub(super) enum Parsed {
     /// It creates calls.
     Create(Box<CreateRequest>),
-    /// It creates none, or is passed through as it is.
+    /// It creates none and is passed through unchanged.
     Other,
 }
 
-/// A create that is rejected before its facts are known.
+/// A create rejected before its attributes are known.
 pub(super) struct Unparsed {
     pub(super) rejection: Rejection,
     direction: Direction,
-    /// The business that it shows, known or not.
+    /// The business that it names, known or not.
     business: String,
     sdk_sleeps: bool,
 }
 
 impl Unparsed {
-    /// What is logged, counted and recorded of it.
+    /// The attributes that are logged, counted and recorded.
     pub(super) fn of<'a>(&'a self, account: &'a Account) -> RejectedRequest<'a> {
         RejectedRequest {
             kind: RequestKind::Create,
@@ -63,10 +63,10 @@ impl Unparsed {
     }
 }
 
-/// Parses what may be a create; `target` is where it would be passed through to.
+/// Parses a possible create; `target` is where it is passed through to otherwise.
 ///
 /// # Errors
-/// It is rejected.
+/// The request must be rejected.
 pub(super) async fn parse(
     calls: &Calls,
     exchange: &mut Exchange,
@@ -86,7 +86,7 @@ pub(super) async fn parse(
     };
     let unread = |code: RejectionCode, message: String| reject(code, message, Direction::Outbound);
     let many = may_create_many(&account.provider, exchange.method(), path);
-    // In observe mode only memory bounds it.
+    // Observe mode rejects no body for its size; only memory bounds it.
     let bytes_max = if many || calls.observes() { CREATE_MANY_BYTES_MAX } else { CREATE_BYTES_MAX };
     let bytes = exchange.read_body(bytes_max).await.map_err(|error| match error {
         BodyError::TooLarge { limit } => {
@@ -122,7 +122,7 @@ pub(super) async fn parse(
     let (facts, stranger, ignored) = identify(calls, account, &operation, to.business.as_deref(), &message);
     let mut would_reject = None;
     if operation.facts.selectors().any(|selector| selector.is_doubled(&message)) {
-        // Its provider may read the one, and we the other: its limits would be those of another call.
+        // We and the provider may each read another of the two values, and then the limits would be those of another call.
         let message = "Not dialled: the request says more than once who calls, or who is called.";
         let rejected = reject(RejectionCode::InvalidRequest, message.to_owned(), operation.direction);
         if !calls.observes() {
@@ -161,7 +161,7 @@ pub(super) async fn parse(
     Ok(Parsed::Create(Box::new(request)))
 }
 
-/// The request as it will be sent.
+/// The request that will be sent.
 fn upstream_request(method: Method, uri: Uri, mut headers: HeaderMap, body: Bytes) -> Request<Bytes> {
     strip_hop_by_hop(&mut headers);
     for removed in [HOST, BUSINESS_HEADER] {
@@ -174,7 +174,7 @@ fn upstream_request(method: Method, uri: Uri, mut headers: HeaderMap, body: Byte
     request
 }
 
-/// A create's body. Of one that makes many calls, nothing is better than a part: how many there are would be counted wrong.
+/// Parses a create's body. A batch is read completely or not at all: the calls of a part would be a wrong count.
 fn read(calls: &Calls, account: &Account, content_type: Option<&str>, bytes: &[u8], many: bool) -> Document {
     let read = Document::read(content_type, bytes, &[]);
     let Some(flaw) = read.flaw else { return read.document };
@@ -183,7 +183,7 @@ fn read(calls: &Calls, account: &Account, content_type: Option<&str>, bytes: &[u
     if many && flaw == Flaw::Cut { Document::Empty } else { read.document }
 }
 
-/// Whose a create is, and what policy selects by.
+/// Identifies the business of a create, and collects the attributes that policy selects by.
 fn identify(
     calls: &Calls,
     account: &Account,
@@ -232,17 +232,17 @@ fn identify(
     (facts, stranger, found.ignored)
 }
 
-/// What the header names. One that cannot be read names nobody, and two name two.
+/// The value of the header. A malformed one, or two different ones, are errors.
 fn one_header(headers: &HeaderMap) -> Result<Option<&str>, &'static str> {
     let mut shown = headers.get_all(BUSINESS_HEADER).iter();
     let Some(first) = shown.next() else { return Ok(None) };
     if shown.any(|other| other != first) {
-        return Err("X-Business-Id stands there twice and names two businesses");
+        return Err("X-Business-Id is given twice, with two different businesses");
     }
     first.to_str().map(Some).map_err(|_| "X-Business-Id must be visible ASCII characters")
 }
 
-/// The business that a request shows, known or not; `unknown` where it shows none that could be one.
+/// The business that a request names, known or not; `unknown` if it names none with a valid id.
 fn shown_business(path: Option<&str>, headers: &HeaderMap) -> String {
     let header = headers.get(BUSINESS_HEADER).and_then(|v| v.to_str().ok());
     let shown = header.into_iter().chain(path).find_map(|id| BusinessId::parse(id).ok());

@@ -1,4 +1,4 @@
-//! `listen.api`: one request from head to tail. Route → is it a create? → parse and place (`create`), or pass through (`relay`).
+//! `listen.api`: handles one request. Route → is it a create? → parse and place (`create`), or pass through (`relay`).
 
 mod create;
 mod relay;
@@ -22,7 +22,7 @@ use route::{Destination, NoAccount, may_create, route};
 
 /// The handler of `listen.api`.
 pub struct Proxy {
-    /// What places calls.
+    /// The outbound pipeline.
     pub calls: Arc<Calls>,
 }
 
@@ -37,14 +37,14 @@ impl Handler for Proxy {
     }
 }
 
-/// What a request was, as metrics name it.
+/// The kind of a request, as metrics name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// No account is known for it.
+    /// No account matches.
     Unknown,
     /// It creates calls.
     Create,
-    /// It passed through.
+    /// It is passed through.
     Relay,
 }
 
@@ -59,7 +59,7 @@ impl Kind {
 }
 
 impl Proxy {
-    /// Answers, and says what it was and with which status.
+    /// Answers the request; returns its kind and the status of the answer.
     async fn answer(&self, exchange: &mut Exchange) -> (Kind, u16) {
         let calls = &self.calls;
         let path = exchange.path().to_owned();
@@ -85,11 +85,11 @@ impl Proxy {
         if exchange.is_upgrade() || !may_create(&to.account.provider, exchange.method(), &to.path) {
             return (Kind::Relay, relay(calls, exchange, &to.account, target).await);
         }
-        // Boxed: what only passes through is not to be as large as a create.
+        // Boxed, so that requests that pass through do not need the memory of a create.
         Box::pin(self.create(exchange, to, target)).await
     }
 
-    /// Reads what may be a create, and places it.
+    /// Parses a possible create, and places it.
     async fn create(&self, exchange: &mut Exchange, to: Destination, target: RelayTarget) -> (Kind, u16) {
         let calls = &self.calls;
         let request = match parse(calls, exchange, &to, &target).await {
@@ -101,17 +101,17 @@ impl Proxy {
             }
         };
         if exchange.is_client_gone().await {
-            // It may be waiting on another connection by now, and have been told that nothing was dialled.
+            // The client may already have retried on another connection and been told that nothing was dialled.
             let response = calls.rejections.respond(hung_up(), &request.rejected());
             return (Kind::Create, respond(exchange, response).await);
         }
         let (client, answer) = calls.outbound.place(request);
         let mut answer = std::pin::pin!(answer);
-        // Whether it is still there is asked first: an answer written to a client that has gone is not delivered.
+        // `biased`: the connection is checked first, because an answer written to a closed one is not delivered.
         let (response, gone) = tokio::select! {
             biased;
             () = exchange.client_gone() => {
-                // The request goes on without its client, who may send it again.
+                // The request goes on without its client, which may retry it.
                 client.gone();
                 (answer.await, true)
             }

@@ -1,4 +1,4 @@
-//! Requests that create nothing, passed through.
+//! Passes through requests that create no call.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::net::{Exchange, RelayError, RelayTarget, Tap, relay_tapped};
 use crate::provider::account::Account;
 use crate::reply::{Rejection, RejectionCode};
 
-/// Passes a request through, and says with which status it was answered.
+/// Passes a request through; returns the status of its answer.
 pub(super) async fn relay(calls: &Calls, exchange: &mut Exchange, account: &Arc<Account>, target: RelayTarget) -> u16 {
     let tap = tap(calls, exchange, account, &target);
     match relay_tapped(exchange, &calls.upstream, target, tap).await {
@@ -22,7 +22,7 @@ pub(super) async fn relay(calls: &Calls, exchange: &mut Exchange, account: &Arc<
     }
 }
 
-/// A look at the answer, where the request may make something: calls that no operation knows are counted.
+/// Inspects the answer of a request that may create something, to count calls that no operation describes.
 fn tap(calls: &Calls, exchange: &Exchange, account: &Arc<Account>, target: &RelayTarget) -> Option<Tap> {
     let method = exchange.method().as_str();
     let may_make = ["POST", "PUT", "PATCH"].iter().any(|one| method.eq_ignore_ascii_case(one));
@@ -34,7 +34,7 @@ fn tap(calls: &Calls, exchange: &Exchange, account: &Arc<Account>, target: &Rela
     Some(Tap::new(move |answer| {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         let mut look = Box::pin(tasks.track_future(async move { inbound.passed_by(&account, &path, &answer).await }));
-        // Mostly there is nothing to be waited for.
+        // Usually the look-up is ready at once.
         if look.as_mut().now_or_never().is_none() {
             runtime.spawn(look);
         }
@@ -49,7 +49,7 @@ async fn failed(calls: &Calls, exchange: &mut Exchange, account: &Account, error
             RejectionCode::UpstreamRedirects,
             format!("{name} redirects to {host}, where no call would be counted; set the account's `upstream` to it."),
         ),
-        // To ask again changes nothing there.
+        // A retry cannot help in these cases.
         RelayError::Broken(_) if !exchange.method().is_safe() => (
             RejectionCode::UpstreamSilent,
             format!("{name} got the request and did not answer it: {error}. It may have been carried out."),
@@ -60,7 +60,7 @@ async fn failed(calls: &Calls, exchange: &mut Exchange, account: &Account, error
     relay_rejected(calls, exchange, account, Rejection::new(code, message)).await
 }
 
-/// Answers a request that creates nothing, as far as is known, in its provider's own shape.
+/// Rejects a request that, as far as is known, creates nothing, in the provider's error format.
 pub(super) async fn relay_rejected(
     calls: &Calls,
     exchange: &mut Exchange,

@@ -1,4 +1,4 @@
-//! Which account and operation a request on `listen.api` is for. Pure.
+//! Matches a request on `listen.api` to its account and operation. Pure.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,48 +15,48 @@ use crate::provider::path::{percent_decode, readings};
 use crate::provider::select::Message;
 use crate::provider::sign::equal;
 
-/// The header by which an app names the business; never sent on.
+/// The header in which an app names the business; never forwarded.
 pub const BUSINESS_HEADER: HeaderName = HeaderName::from_static("x-business-id");
 
-/// Where a request goes, apart from the request.
+/// The owned form of [`Route`].
 #[derive(Debug)]
 pub(super) struct Destination {
     pub(super) account: Arc<Account>,
-    /// From `/b/{business}/…`.
+    /// The business in `/b/{business}/…`.
     pub(super) business: Option<String>,
-    /// The path at the provider, mount and business taken off.
+    /// The path at the provider, without mount and business.
     pub(super) path: String,
 }
 
-/// Where a request goes.
+/// The account and path that a request is for.
 #[derive(Debug)]
 pub struct Route<'a> {
     /// The account.
     pub account: &'a Arc<Account>,
-    /// From `/b/{business}/…`.
+    /// The business in `/b/{business}/…`.
     pub business: Option<&'a str>,
-    /// The path at the provider, mount and business taken off.
+    /// The path at the provider, without mount and business.
     pub path: &'a str,
 }
 
-/// Why a request has no account.
+/// Why a request matches no account.
 #[derive(Debug, Clone)]
 pub enum NoAccount {
-    /// Nothing is mounted at its path, and its host is no provider's.
+    /// Nothing is mounted at its path, and its host belongs to no provider.
     Unknown,
-    /// The URL names one account, and what the request shows is another's.
+    /// The URL names one account, and the request's id or key belongs to another.
     Contradiction {
         /// The account that the URL names.
         account: Arc<Account>,
-        /// What is whose.
+        /// Which attribute belongs to which account.
         why: String,
     },
 }
 
-/// Finds the account by name (`/account-name/…`), by mount (`/twilio/…`), each below `/b/{business}` too, or by the Host header. Of
-/// several accounts of one provider, what the request itself says decides: its own id in the path (Twilio's account SID), else the
-/// key that it shows; where it says nothing of any account that is known, the one that is called as its provider's mount, else the
-/// first. A parent's key may open the path of a subaccount, so an id in the path outweighs the key.
+/// Finds the account by name (`/account-name/…`), by mount (`/twilio/…`), each also below `/b/{business}`, or by the Host header. Of
+/// several accounts of one provider the request's own attributes decide: the account id in the path (Twilio's account SID), else the
+/// key. Without either, it is the account named like its provider's mount, else the first one. A parent account's key may be used on
+/// the path of a subaccount, so an id in the path outranks the key.
 pub fn route<'a>(
     accounts: &'a BTreeMap<AccountName, Arc<Account>>,
     host: Option<&str>,
@@ -73,10 +73,10 @@ pub fn route<'a>(
     for account in by_name {
         let Some(rest) = below(path, &format!("/{}", account.name)) else { continue };
         let same: Vec<_> = accounts.values().filter(|a| a.provider.name == account.provider.name).collect();
-        // One that has no other beside it needs to show nothing.
+        // The only account of a provider needs no proof.
         let shown = if same.len() > 1 { shown(&same, Some(account), rest, headers) } else { None };
         return match shown {
-            // Of an account whose key nobody told, no key says that it is another's.
+            // If the account's key is not configured, another key proves nothing.
             Some((other, shown))
                 if other.name != account.name
                     && (shown == IN_PATH || account.can_ask() || own_id(account).is_some()) =>
@@ -104,7 +104,7 @@ pub fn route<'a>(
     of_provider(&|p| p.hosts.iter().any(|known| is_host(known, host)), path)
 }
 
-/// Whether a host is this one. `*` stands for any labels: `api.*.twilio.com` is that of every region and edge.
+/// Whether a host matches. `*` stands for any labels: `api.*.twilio.com` matches every region and edge.
 fn is_host(known: &str, host: &str) -> bool {
     let Some((head, tail)) = known.split_once('*') else { return known.eq_ignore_ascii_case(host) };
     let middle = host.len().checked_sub(head.len() + tail.len()).filter(|length| *length > 0);
@@ -117,10 +117,10 @@ fn is_host(known: &str, host: &str) -> bool {
     })
 }
 
-/// What says whose a request is, where an account's own id stands in its path.
+/// How an error names the proof where a provider's paths contain the account id.
 const IN_PATH: &str = "the account id in its path";
 
-/// The account that a request is of by what it shows, and what that is. Of several with one key the one that is called counts.
+/// Finds the account that a request's id or key belongs to, and says which it was. Of several with one key the called one wins.
 fn shown<'a>(
     accounts: &[&'a Arc<Account>],
     called: Option<&'a Arc<Account>>,
@@ -133,7 +133,7 @@ fn shown<'a>(
     if let Some(account) = candidates().find(|a| in_path(a)) {
         return Some((account, IN_PATH));
     }
-    // A key may have been changed: the user that it is of says whose it is, too.
+    // The key may have been rotated; the user name identifies the account too.
     let basic = headers.get(AUTHORIZATION).and_then(|v| v.to_str().ok()?.trim().strip_prefix("Basic "));
     let pair = basic.and_then(|basic| String::from_utf8(BASE64.decode(basic).ok()?).ok());
     let user = pair.as_deref().and_then(|pair| pair.split_once(':')).map(|(user, _)| user.to_owned());
@@ -160,12 +160,12 @@ fn fits(operation: &Operation, method: &Method, paths: &[String]) -> bool {
         && paths.iter().any(|path| operation.path.fits_any_case(path))
 }
 
-/// Whether a path and method are those of an operation, whatever its body says: only then is the body read.
+/// Whether path and method match an operation, whatever the body says. Only then is the body read.
 pub fn may_create(provider: &Description, method: &Method, path: &str) -> bool {
     may_be(provider, method, path).next().is_some()
 }
 
-/// Whether they are those of an operation that makes many calls, whose body may be long.
+/// Whether path and method match an operation that creates many calls, whose body may be long.
 pub fn may_create_many(provider: &Description, method: &Method, path: &str) -> bool {
     may_be(provider, method, path).any(|o| o.slots.is_some())
 }
@@ -179,12 +179,12 @@ fn may_be<'a>(
     provider.operations.iter().filter(move |o| fits(o, &method, &paths))
 }
 
-/// What the path of a request captures, if it is this operation's.
+/// The captures of the operation's path, if the request's path matches.
 pub fn captures(operation: &Operation, path: &str) -> Option<BTreeMap<String, String>> {
     readings(path).iter().find_map(|p| operation.path.captures_any_case(p))
 }
 
-/// The operation of a request.
+/// The operation that a request matches.
 pub fn operation<'a>(
     provider: &'a Description,
     method: &Method,
@@ -194,7 +194,7 @@ pub fn operation<'a>(
     may_be(provider, method, path).find(|o| o.when.is_empty() || o.when.holds(message))
 }
 
-/// Whether the client is an SDK that sleeps on `Retry-After` inside the app's request.
+/// Whether the client is an SDK that sleeps for `Retry-After` inside the app's request.
 pub(super) fn sdk_sleeps(headers: &HeaderMap, account: &Account) -> bool {
     let shown = account.provider.refusal.sdk_sleeps_header.as_deref();
     shown.is_some_and(|name| headers.contains_key(name))

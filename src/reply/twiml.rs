@@ -14,8 +14,8 @@ pub fn twiml(body: String) -> Response<Bytes> {
     respond(StatusCode::OK, headers, body.into())
 }
 
-/// What an inbound caller meets when a limit is full. `<Reject>` must be the first verb: any verb before it answers the call
-/// and is billed (facts B6).
+/// The TwiML for an inbound caller when a limit is full. `<Reject>` must be the first verb: any verb before it answers the call,
+/// which is then billed (<https://www.twilio.com/docs/voice/twiml/reject>).
 pub fn when_full_twiml(when_full: &WhenFull) -> String {
     const HEAD: &str = r#"<?xml version="1.0" encoding="UTF-8"?>"#;
     let put = |template: &str, values: &[(&str, &str)]| {

@@ -9,35 +9,35 @@ use serde::{Deserialize, Serialize};
 
 use super::zones::Zone;
 
-/// What becomes of firings that nobody was there for.
+/// What happens to firings that were missed while no process ran.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Missed {
-    /// They are left out.
+    /// They are skipped.
     #[default]
     Skip,
-    /// The last one is made up for, once, however many there were.
+    /// The last one is made up for, once.
     RunOnce,
 }
 
-/// What a schedule has to do now.
+/// The next step of a schedule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Due {
-    /// Nothing until this time, in milliseconds since 1970-01-01 UTC.
+    /// Wait until this time, in milliseconds since 1970-01-01 UTC.
     NotBefore(i64),
-    /// Fire for this time, which has come.
+    /// Fire for this time.
     Fire(i64),
-    /// Leave out what has come up to this time: nobody was there for it.
+    /// Skip all firings up to this time: they were missed.
     LeaveOut(i64),
-    /// Nothing ever again.
+    /// Stop: there are no more firings.
     Never,
 }
 
 /// A cron expression of five fields (minute, hour, day of the month, month, day of the week) in a time zone.
 ///
-/// Where the clock goes forward, a fixed time of day that is left out (`30 2 * * *`) fires at the end of the gap; of an expression that
-/// repeats within the day (`*/15 * * * *`, `0 1,2 * * *`), what falls into the gap is left out. Where an hour comes twice, a fixed time of day
-/// fires the first time alone, and one that repeats within the day both times.
+/// When the clock goes forward, a fixed time of day in the gap (`30 2 * * *`) fires at the end of the gap; an expression that repeats
+/// within the day (`*/15 * * * *`, `0 1,2 * * *`) skips the gap. When an hour comes twice, a fixed time of day fires the first time
+/// only, and one that repeats within the day fires both times.
 #[derive(Clone)]
 pub struct Cron {
     pattern: croner::Cron,
@@ -51,50 +51,50 @@ impl fmt::Debug for Cron {
 }
 
 impl Cron {
-    /// Reads an expression.
+    /// Parses an expression.
     ///
     /// # Errors
     /// A sentence for an operator.
     pub fn parse(expression: &str, zone: Zone) -> Result<Self, String> {
         let parser = CronParser::builder().seconds(Seconds::Disallowed).year(Year::Disallowed).build();
         let pattern = parser.parse(expression.trim()).map_err(|error| {
-            format!("{expression:?} is no cron expression: {error}; write five fields, as in \"0 9 * * mon-fri\"")
+            format!("{expression:?} is not a cron expression: {error}; write five fields, as in \"0 9 * * mon-fri\"")
         })?;
         let cron = Self { pattern, zone };
-        // From any moment on: what does not come within the library's horizon never does.
+        // An expression without a firing within the library's horizon never fires.
         match cron.next_firing(0) {
             Some(_) => Ok(cron),
-            None => Err(format!("{expression:?} never fires: no such day comes")),
+            None => Err(format!("{expression:?} never fires: there is no such day")),
         }
     }
 
-    /// Its time zone.
+    /// The time zone.
     pub fn zone(&self) -> &Zone {
         &self.zone
     }
 
-    /// The first firing after a time; both in milliseconds since 1970-01-01 UTC. `None`: there is none.
+    /// The first firing after a time, both in milliseconds since 1970-01-01 UTC; `None` if there is none.
     pub fn next_firing(&self, after_ms: i64) -> Option<i64> {
         let after = self.at(after_ms)?;
         let next = self.pattern.find_next_occurrence(&after, false).ok()?;
         Some(next.timestamp().as_millisecond())
     }
 
-    /// The last firing at a time or before it.
+    /// The last firing at or before a time.
     fn last_firing(&self, until_ms: i64) -> Option<i64> {
         let until = self.at(until_ms)?;
         let last = self.pattern.find_previous_occurrence(&until, true).ok()?;
         Some(last.timestamp().as_millisecond())
     }
 
-    /// What is to be done now, where all firings up to `done_ms` (the start of the schedule, if there was none) were made or left out. A firing that
-    /// is late by at most `late_ms` is no missed one.
+    /// The next step, if all firings up to `done_ms` (at first the start of the schedule) were made or skipped. A firing that is late by
+    /// at most `late_ms` does not count as missed.
     pub fn due(&self, done_ms: i64, now_ms: i64, late_ms: i64, missed: Missed) -> Due {
         let Some(first) = self.next_firing(done_ms) else { return Due::Never };
         if first > now_ms {
             return Due::NotBefore(first);
         }
-        // Of several that have come, the last one alone.
+        // Of several due firings only the last one.
         let last = self.last_firing(now_ms).unwrap_or(first).max(first);
         match missed {
             Missed::RunOnce => Due::Fire(last),

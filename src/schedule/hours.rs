@@ -1,4 +1,4 @@
-//! Hours of the week, and when they next come round in every zone in which a number may lie.
+//! Hours of the week, and when they next begin in all zones in which a number may lie.
 
 use std::fmt;
 
@@ -11,22 +11,22 @@ use super::zones::{Zone, zones_of};
 
 /// Minutes of a day.
 const DAY_MINUTES: u16 = 24 * 60;
-/// How far is looked for a moment at which all zones agree, in days: every week is as the last one but for changes of the clock.
+/// How far ahead to search for a time at which all zones agree, in days. Weeks only differ by clock changes.
 const LOOK_AHEAD_DAYS: i64 = 15;
-/// Lines of one list at most.
+/// Maximum lines of one list.
 const LINES_MAX: usize = 64;
 
 const DAYS: [&str; 7] = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"];
 
-/// Why a text names no hours. The sentence is fit to be shown to an operator.
+/// The text is not a list of hours. The message is fit for an operator.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} names no hours; write days and hours, as in \"mon-fri 09:00-20:00\" or \"daily 21:00-08:00\"")]
+#[error("{0:?} is not a list of hours; write days and hours, as in \"mon-fri 09:00-20:00\" or \"daily 21:00-08:00\"")]
 pub struct HoursError(String);
 
-/// From a minute of some days until another; over midnight where the end is not after the start.
+/// A span of minutes on some days; past midnight if the end is not after the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Span {
-    /// A bit a day on which it begins, Monday's first.
+    /// The days on which it starts, one bit each; Monday is the lowest.
     days: u8,
     from: u16,
     /// `DAY_MINUTES` is the end of the day.
@@ -50,8 +50,8 @@ impl Span {
     }
 }
 
-/// Hours of the week: a list of `days from-to`, as in `mon-fri 09:00-20:00`, `sat,sun 10:00-14:00` or `daily 21:00-08:00`. Until a
-/// time means up to it, not including it; one that is not after the start is the next day's; `24:00` is the end of the day.
+/// Hours of the week: a list of `days from-to`, as in `mon-fri 09:00-20:00`, `sat,sun 10:00-14:00` or `daily 21:00-08:00`. The end is
+/// exclusive; one that is not after the start is on the next day; `24:00` is the end of the day.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Vec<String>", into = "Vec<String>")]
 pub struct Hours {
@@ -89,7 +89,7 @@ fn span(line: &str) -> Option<Span> {
     let (days, hours) = line.split_once(char::is_whitespace)?;
     let (from, to) = hours.trim().split_once('-')?;
     let span = Span { days: days_of(days)?, from: minute(from)?, to: minute(to)? };
-    // From a minute until itself is nothing, or a whole day: nobody knows.
+    // Equal start and end are ambiguous: nothing, or a whole day.
     (span.from < DAY_MINUTES && span.from != span.to).then_some(span)
 }
 
@@ -101,7 +101,7 @@ fn days_of(text: &str) -> Option<u8> {
     text.split(',').try_fold(0, |days, part| {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         let (first, last) = (day(first)?, day(last)?);
-        // `sat-mon` goes over the end of the week.
+        // `sat-mon` wraps around the end of the week.
         let count = (last + 7 - first) % 7;
         Some((0..=count).fold(days, |days, n| days | 1 << ((first + n) % 7)))
     })
@@ -119,18 +119,18 @@ fn minute(text: &str) -> Option<u16> {
 }
 
 impl Hours {
-    /// Whether a time of day lies in them.
+    /// Whether they contain a time of day.
     fn contains(&self, at: DateTime) -> bool {
         let minute = u16::from(at.hour().unsigned_abs()) * 60 + u16::from(at.minute().unsigned_abs());
         self.spans.iter().any(|span| span.contains(at.weekday(), minute))
     }
 
-    /// Whether nothing is in them.
+    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.spans.is_empty()
     }
 
-    /// Every time of day at which one of them begins or ends on a date.
+    /// The starts and ends of all spans on a date.
     fn edges(&self, date: Date) -> impl Iterator<Item = DateTime> + '_ {
         let at = move |minute: u16| {
             let day = if minute == DAY_MINUTES { date.tomorrow().ok()? } else { date };
@@ -147,30 +147,30 @@ impl Hours {
     }
 }
 
-/// When somebody may be called.
+/// When a number may be called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Allowed {
     /// Now.
     Now,
-    /// Not before this time, in milliseconds since 1970-01-01 UTC; it is the first moment that is allowed.
+    /// Not before this time, in milliseconds since 1970-01-01 UTC, which is the first allowed one.
     NotBefore(i64),
-    /// At no time: it is not known where the number is, or its zones are never within the hours at once.
+    /// Never: its zone is unknown, or its zones are never all within the hours.
     Never,
 }
 
-/// When somebody may be called by the clock there.
+/// The hours in which a number may be called, by its local time.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Windows<'a> {
-    /// Only within these; none: at any time.
+    /// The allowed hours; `None`: any time.
     pub open: Option<&'a Hours>,
-    /// Not within any of these.
+    /// The forbidden hours.
     pub quiet: &'a [&'a Hours],
 }
 
-/// When a number may be called, in E.164 without its plus: inside its window in all the zones in which it may lie, at once. A zone that is
-/// known otherwise, as from a lead's own field, wins over what the number says.
+/// When a number, in E.164 without its plus, may be called: when it is allowed in all zones in which it may lie. A zone known from
+/// elsewhere, as from a lead's own field, overrides those of the number.
 ///
-/// A time of day that the clock leaves out is not waited for: what begins in the gap begins at its end. Where an hour comes twice,
+/// A time of day that the clock skips is not waited for: a span that begins in the gap begins at its end. When an hour comes twice,
 /// both are judged by the time that the clock shows.
 pub fn next_allowed(now_ms: i64, digits: &str, windows: Windows<'_>, known: Option<&Zone>) -> Allowed {
     next_in(now_ms, known.map_or_else(|| zones_of(digits), std::slice::from_ref), windows)
@@ -183,7 +183,7 @@ fn next_in(now_ms: i64, zones: &[Zone], windows: Windows<'_>) -> Allowed {
     let (Ok(now), false) = (Timestamp::from_millisecond(now_ms), zones.is_empty()) else { return Allowed::Never };
     let Ok(until) = now.checked_add((LOOK_AHEAD_DAYS * 24).hours()) else { return Allowed::Never };
     let mut at = now;
-    // No moment before the latest of the zones' next ones can be right for all: each turn moves on, or ends.
+    // The latest of the zones' next times is the earliest one that can suit all; each iteration advances, or ends.
     while at <= until {
         let next = zones.iter().try_fold(at, |latest, zone| Some(latest.max(windows.next(zone.rules(), at)?)));
         match next {
@@ -202,16 +202,16 @@ impl Windows<'_> {
         self.open.is_none_or(|open| open.contains(at)) && !self.quiet.iter().any(|quiet| quiet.contains(at))
     }
 
-    /// The first moment from `at` on that is allowed in a zone.
+    /// The first allowed time at or after `at` in one zone.
     fn next(&self, zone: &TimeZone, at: Timestamp) -> Option<Timestamp> {
         let civil = zone.to_datetime(at);
         if self.allow(civil) {
             return Some(at);
         }
-        // A clock that is changed may show at once what is allowed.
+        // A clock change may land on an allowed time.
         let changed = zone.following(at).next().map(|change| change.timestamp());
         let changed = changed.filter(|change| self.allow(zone.to_datetime(*change)));
-        // Where the clock goes back over midnight, an edge of the day before is still to come.
+        // If the clock goes back past midnight, a start or end of the day before may still come.
         let mut date = civil.date().yesterday().ok()?;
         let mut first: Option<Timestamp> = None;
         for _ in 0..=9 {
@@ -228,13 +228,13 @@ impl Windows<'_> {
     }
 }
 
-/// When a clock of a zone shows a time: once or twice; the end of the gap that it lies in.
+/// The times at which a zone's clock shows a time: one or two, or the end of the gap that skips it.
 fn instants(zone: &TimeZone, civil: DateTime) -> [Option<Timestamp>; 2] {
     let at = |offset: Offset| offset.to_timestamp(civil).ok();
     match zone.to_ambiguous_timestamp(civil).offset() {
         AmbiguousOffset::Unambiguous { offset } => [at(offset), None],
         AmbiguousOffset::Fold { before, after } => [at(before), at(after)],
-        // By the clock that comes after the gap it is before its end.
+        // By the offset after the gap, the time is before the end of the gap.
         AmbiguousOffset::Gap { after, .. } => {
             let end = at(after).and_then(|before| zone.following(before).next());
             [end.map(|end| end.timestamp()), None]

@@ -1,8 +1,8 @@
-//! When something may, or is to, happen: in which time zones a number lies, the hours of a week in which it may be called, and the
-//! times at which a recurring schedule fires. Pure: every function is told what time it is.
+//! When to call or to fire: the time zones of a number, the hours of the week in which it may be called, and the firings of a
+//! recurring schedule. Pure: the time is an argument.
 //!
-//! Times are milliseconds since 1970-01-01 UTC. The rules of the zones are built in, so that every replica of one version judges by
-//! the same ones.
+//! Times are milliseconds since 1970-01-01 UTC. The time zone data is built in, so that all replicas of one version decide
+//! alike.
 
 mod cron;
 mod hours;

@@ -1,4 +1,4 @@
-//! In which time zones a telephone number lies, by the table of libphonenumber.
+//! The time zones of a telephone number, by libphonenumber's table.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use jiff::tz::TimeZone;
 
-/// The table: `beginning|Zone&Zone` a line.
+/// The table: one `prefix|Zone&Zone` per line.
 const TABLE: &str = include_str!("zones.txt");
 
 /// A time zone of the IANA database, as in `Europe/Istanbul`.
@@ -19,18 +19,18 @@ impl Zone {
     /// # Errors
     /// A sentence for an operator: there is no such zone.
     pub fn parse(name: &str) -> Result<Self, String> {
-        // A name of the machine's own, or one that the bundled data does not know, would differ from replica to replica.
+        // Zones of the machine's own data, unknown to the bundled data, would differ between replicas.
         let zone = TimeZone::get(name.trim()).map_err(|_| unknown(name))?;
         zone.iana_name().map(|_| ()).ok_or_else(|| unknown(name))?;
         Ok(Self(zone))
     }
 
-    /// Its name.
+    /// The zone's name.
     pub fn name(&self) -> &str {
         self.0.iana_name().unwrap_or("UTC")
     }
 
-    /// The date on its clocks at a time, in milliseconds since 1970-01-01 UTC, as in `2026-11-30`.
+    /// The local date at a time in milliseconds since 1970-01-01 UTC, as in `2026-11-30`.
     pub fn date_of(&self, at_ms: i64) -> String {
         let at = jiff::Timestamp::from_millisecond(at_ms);
         at.map(|at| self.0.to_datetime(at).date().to_string()).unwrap_or_default()
@@ -42,7 +42,7 @@ impl Zone {
 }
 
 fn unknown(name: &str) -> String {
-    format!("{name:?} is no time zone; write one of the IANA database, as in \"Europe/Istanbul\"")
+    format!("{name:?} is not a time zone; write one of the IANA database, as in \"Europe/Istanbul\"")
 }
 
 impl fmt::Debug for Zone {
@@ -51,9 +51,9 @@ impl fmt::Debug for Zone {
     }
 }
 
-/// The table, read once.
+/// The table, parsed once.
 struct Table {
-    /// Beginnings, as numbers, and the place of their zones in `lists`.
+    /// Prefixes, as integers, and the index of their zones in `lists`.
     by_beginning: HashMap<u64, usize>,
     lists: Vec<Vec<Zone>>,
     digits_max: usize,
@@ -75,11 +75,11 @@ static READ: LazyLock<Table> = LazyLock::new(|| {
     Table { by_beginning, lists, digits_max }
 });
 
-/// The zones in which a number may lie, in E.164 without its plus (`905321234567`): those of the longest beginning that the table of
-/// libphonenumber knows. Several where the beginning says no more: of `+1800…` all zones of the numbering plan. None: the table does
-/// not know where it lies, as of satellite telephones.
+/// The zones in which a number, in E.164 without its plus (`905321234567`), may lie: those of its longest prefix in libphonenumber's
+/// table. Several where the prefix is shared: for `+1800…` all zones of the numbering plan. Empty where the table has none, as for
+/// satellite phones.
 ///
-/// A mobile number, or one that was ported, may be elsewhere than where its beginning says.
+/// A mobile or ported number may be elsewhere.
 pub fn zones_of(digits: &str) -> &'static [Zone] {
     let table = &*READ;
     let longest = digits.len().min(table.digits_max);

@@ -1,5 +1,5 @@
-//! Calls as clients of before ringfence read them: lists, one call, one with what was said (contract §5). What only their own
-//! database knew is null.
+//! Calls in the format of the replaced systems: lists, one call, one with its transcript (contract §5). Fields that only their own
+//! database knew are null.
 
 use bytes::Bytes;
 use http::{Method, Response, StatusCode};
@@ -14,11 +14,11 @@ use crate::reply::json_answer;
 use crate::store::{CallRecord, ListFilter, StoredPostCall};
 use crate::token::Principal;
 
-/// Calls in a list unless the client says how many.
+/// The default page size of a list.
 const LISTED: i64 = 100;
 
 impl Client {
-    /// The answer at `/calls` and below it, but for the transcript; `None`: nothing is served there.
+    /// The answer at `/calls` and below it, except for the transcript; `None`: nothing is served at this path.
     pub(super) async fn calls_as_before(
         &self,
         exchange: &Exchange,
@@ -77,7 +77,7 @@ impl Client {
         Ok(shown)
     }
 
-    /// What was said in a call, as a bare list.
+    /// The utterances of a call, as a bare list.
     pub(super) async fn said(&self, call: &CallRecord, limit: u32) -> Result<Vec<Value>, ConnectError> {
         let utterances = self.lifecycle.store.utterances(&call.id, 0, limit).await?;
         let label = &self.settings.user_label;
@@ -93,7 +93,7 @@ impl Client {
     }
 }
 
-/// Whose call it is: the app's own id is `EL_{driver}_{unix time}` (contract §5).
+/// The driver in the app's own id, `EL_{driver}_{unix time}` (contract §5).
 fn driver_id(call: &CallRecord) -> Option<&str> {
     let (driver, at) = call.alias(APP_ID_KIND)?.strip_prefix("EL_")?.rsplit_once('_')?;
     let is_time = !at.is_empty() && at.bytes().all(|byte| byte.is_ascii_digit());

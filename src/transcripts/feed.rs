@@ -1,8 +1,8 @@
-//! What is new in the calls that somebody here follows: read once from the record, however many follow.
+//! News of the followed calls: read once from the database, however many connections follow.
 //!
-//! A bell says that there is something; how far each follower is, it knows itself. So a bell that was lost, rung twice or rung at
-//! another replica changes nothing, and neither does a process that dies: whoever comes again says how far it was. What a bell
-//! tells is taken if it is the next of its call; else the record is read.
+//! A notification says that a call has changed; each follower keeps its own position. So a notification that is lost, repeated or sent
+//! by another replica is harmless, and so is a process that dies: a client that reconnects sends its position. The utterance that a
+//! notification carries is used if it is the next one of its call; otherwise the database is read.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
@@ -23,32 +23,32 @@ use crate::ids::CallId;
 use crate::notify::{self, Hub};
 use crate::store::{CallRecord, Result, Store, StoredPostCall, Utterance, UtterancePosition};
 
-/// Utterances of a followed call that are kept ready to be sent. Older ones are read from the record.
+/// Utterances of a followed call that are cached. Older ones are read from the database.
 const KEPT_MAX: usize = 64;
-/// Utterances that are read at once.
+/// Utterances per read.
 pub(super) const READ_MAX: u32 = 256;
-/// How often it is looked for what other replicas have written, and for new calls of followed businesses.
+/// The interval of polls for changes by other replicas, and for new calls of followed businesses.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// A call that ended so lately is still told of to who follows its business.
+/// How long an ended call is still announced to followers of its business, in milliseconds.
 const JUST_ENDED_MS: i64 = 60_000;
-/// Calls, the latest, among which those are looked for.
+/// How many of the latest calls are searched for those of followed businesses.
 pub(super) const LATEST_MAX: u32 = 500;
-/// How long after other replicas could not be heard it is tried again.
+/// The delay before a lost subscription to other replicas is retried.
 const LISTEN_AGAIN: Duration = Duration::from_secs(5);
 
-/// Other processes that write to the record.
+/// How to learn of changes by other processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Others {
-    /// There are none.
+    /// There are no other processes.
     None,
-    /// What they write is heard from the record's server where that can be, and looked for.
+    /// By the database server's notifications, if it supports them, and by polling.
     Heard,
-    /// Somebody else passes their bells on; what they write is looked for as well.
+    /// By notifications that another component passes on, and by polling.
     LookedFor,
 }
 
-/// See the module. Cloning is cheap.
+/// The feed; see the module. Cheap to clone.
 #[derive(Clone)]
 pub struct Feed(Arc<Inner>);
 
@@ -58,43 +58,43 @@ struct Inner {
     clock: Clock,
     user_label: String,
     channels: Mutex<HashMap<CallId, Weak<Channel>>>,
-    /// Who follows whole businesses, by the number of the connection.
+    /// The followed businesses of each connection, by its number.
     businesses: Mutex<HashMap<u64, Businesses>>,
 }
 
-/// Businesses that a connection follows.
+/// The businesses that a connection follows.
 struct Businesses {
     followed: HashSet<String>,
     wake: Arc<Wake>,
 }
 
-/// What wakes a connection: calls that have something new for it. As many at most as it follows.
+/// Wakes a connection and holds the calls with news for it, at most as many as it follows.
 #[derive(Default)]
 pub(super) struct Wake {
     due: Mutex<HashSet<CallId>>,
-    /// Calls of businesses that it follows.
+    /// New calls of the businesses that it follows.
     found: Mutex<HashSet<CallId>>,
     rung: Notify,
 }
 
-/// A call that somebody follows.
+/// A followed call.
 pub(super) struct Channel {
     call: CallId,
-    /// Bells after which the record is to be read.
+    /// Notifications after which the database must be read.
     bells: AtomicU64,
-    /// What bells told and nobody has looked at yet.
+    /// Utterances from notifications that nobody has read yet.
     said: Mutex<Vec<Arc<Utterance>>>,
     followers: Mutex<HashMap<u64, Arc<Wake>>>,
     kept: tokio::sync::Mutex<Kept>,
     standing: Mutex<Option<UtterancePosition>>,
 }
 
-/// The newest of a call.
+/// The cached news of a call.
 #[derive(Default)]
 struct Kept {
-    /// The bell up to which it was read.
+    /// The notification up to which it was read.
     bell: u64,
-    /// Something is missing: it is to be read whatever bells say.
+    /// Whether something is missing, so that the next read goes to the database.
     is_behind: bool,
     record: Option<Arc<CallRecord>>,
     told: Option<Arc<StoredPostCall>>,
@@ -102,19 +102,19 @@ struct Kept {
     newest: VecDeque<(i64, Utf8Bytes)>,
 }
 
-/// What there is to send.
+/// News of a call for one follower.
 pub(super) struct News {
-    /// The call as it is.
+    /// The call record.
     pub record: Arc<CallRecord>,
-    /// What its provider told of it, once it is over.
+    /// The post-call record, once the call has ended.
     pub told: Option<Arc<StoredPostCall>>,
-    /// The number of its last utterance.
+    /// The number of the last utterance.
     pub last: i64,
-    /// Utterances after the number that was asked for, in order; not all, if there are more than [`READ_MAX`].
+    /// Utterances after the requested number, in order; at most [`READ_MAX`].
     pub messages: Vec<(i64, Utf8Bytes)>,
 }
 
-/// Keeps a connection among the followers of a call.
+/// Keeps a connection among the followers of a call until dropped.
 pub(super) struct Following {
     pub channel: Arc<Channel>,
     feed: Feed,
@@ -122,13 +122,13 @@ pub(super) struct Following {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing panics while one is held.
+    // Nothing panics while holding a lock.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for Following {
     fn drop(&mut self) {
-        // In the order of `follow`, so that nobody begins to follow a channel that goes.
+        // The same lock order as `follow`, so that nobody can follow a channel that is being removed.
         let mut channels = lock(&self.feed.0.channels);
         let mut followers = lock(&self.channel.followers);
         followers.remove(&self.connection);
@@ -149,12 +149,12 @@ impl Wake {
         self.rung.notify_one();
     }
 
-    /// Waits until some call has something new. May be cancelled.
+    /// Waits until a call has news. Cancel-safe.
     pub(super) async fn rung(&self) {
         self.rung.notified().await;
     }
 
-    /// The calls that have something new, and those that were found.
+    /// Takes the calls with news, and the new calls of followed businesses.
     pub(super) fn take(&self) -> (HashSet<CallId>, HashSet<CallId>) {
         (std::mem::take(&mut *lock(&self.due)), std::mem::take(&mut *lock(&self.found)))
     }
@@ -170,7 +170,7 @@ impl Channel {
             notify::News::Record | notify::News::Ended => drop(self.bells.fetch_add(1, Ordering::Release)),
             notify::News::Said(said) => {
                 let mut all = lock(&self.said);
-                // Nobody takes them: they are read when somebody looks.
+                // Nobody reads them; the next reader goes to the database.
                 if all.len() >= KEPT_MAX {
                     all.clear();
                     self.bells.fetch_add(1, Ordering::Release);
@@ -187,7 +187,7 @@ impl Channel {
 }
 
 impl Feed {
-    /// A feed of this record and these bells.
+    /// A feed of this store and these notifications.
     pub fn new(store: Arc<dyn Store>, hub: Hub, clock: Clock, user_label: String) -> Self {
         Self(Arc::new(Inner {
             store,
@@ -199,14 +199,14 @@ impl Feed {
         }))
     }
 
-    /// How people are called.
+    /// The label of human speakers.
     pub(super) fn user_label(&self) -> &str {
         &self.0.user_label
     }
 
-    /// Passes bells on until stopped.
+    /// Passes notifications on until stopped.
     pub fn run(self, others: Others, stop: CancellationToken) -> impl Future<Output = ()> + Send {
-        // Heard from now on, not only once it runs.
+        // Subscribed now, not when the future is first polled.
         let mut bells = self.0.hub.listen();
         let heard = self.clone().hear_others(others);
         async move {
@@ -238,7 +238,7 @@ impl Feed {
         }
     }
 
-    /// Rings for what other replicas say that they have written, where that can be heard. Never ends.
+    /// Passes on notifications of other replicas, where they can be received. Never ends.
     async fn hear_others(self, others: Others) {
         if others == Others::Heard {
             loop {
@@ -254,7 +254,7 @@ impl Feed {
         lock(&self.0.channels).values().filter_map(Weak::upgrade).collect()
     }
 
-    /// Rings for what another replica has written.
+    /// Polls for calls that other replicas have changed.
     async fn look_at_calls(&self) {
         let followed = self.followed();
         if followed.is_empty() {
@@ -271,7 +271,7 @@ impl Feed {
             let now = by_call.remove(&channel.call);
             let is_new = {
                 let mut seen = lock(&channel.standing);
-                // The first look may come after the change.
+                // The first poll may come after the change.
                 let is_new = *seen != now;
                 *seen = now;
                 is_new
@@ -282,7 +282,7 @@ impl Feed {
         }
     }
 
-    /// Tells who follows a business of its calls. One may begin and end between two looks, or while who follows is away.
+    /// Announces new calls to followers of their business. A call may begin and end between two polls, or while a follower is away.
     async fn look_at_businesses(&self) {
         let followed: BTreeSet<String> =
             lock(&self.0.businesses).values().flat_map(|one| one.followed.iter().cloned()).collect();
@@ -301,7 +301,7 @@ impl Feed {
         }
     }
 
-    /// Follows these businesses from now on, and no others.
+    /// Sets the businesses that a connection follows.
     pub(super) fn follow_businesses(&self, connection: u64, businesses: &HashSet<String>, wake: &Arc<Wake>) {
         let mut all = lock(&self.0.businesses);
         if businesses.is_empty() {
@@ -311,12 +311,12 @@ impl Feed {
         }
     }
 
-    /// Follows a call from now on.
+    /// Adds a connection to the followers of a call.
     pub(super) fn follow(&self, call: &CallId, connection: u64, wake: &Arc<Wake>) -> Following {
         let fresh = || {
             Arc::new(Channel {
                 call: call.clone(),
-                // Not read yet.
+                // Forces a first read.
                 bells: AtomicU64::new(1),
                 said: Mutex::default(),
                 followers: Mutex::default(),
@@ -342,7 +342,7 @@ impl Feed {
         Following { channel, feed: self.clone(), connection }
     }
 
-    /// What there is after a number. `None`: the call is not on record any more.
+    /// The news after a number. `None`: the call no longer exists.
     pub(super) async fn news(&self, channel: &Channel, after: i64) -> Result<Option<News>> {
         let (record, told, last, messages) = {
             let mut kept = channel.kept.lock().await;
@@ -365,13 +365,13 @@ impl Feed {
         Ok(Some(News { record, told, last, messages }))
     }
 
-    /// The same, whatever bells have rung: somebody knows more than was read.
+    /// The same, but always read from the database: a client knows more than was read.
     pub(super) async fn newest(&self, channel: &Channel, after: i64) -> Result<Option<News>> {
         channel.bells.fetch_add(1, Ordering::Release);
         self.news(channel, after).await
     }
 
-    /// Takes what bells told, and reads what else came since the last. One follower does it for all.
+    /// Applies the utterances of notifications, and reads the rest from the database. One follower does it for all.
     async fn refresh(&self, channel: &Channel, kept: &mut Kept) -> Result<()> {
         let bell = channel.bells.load(Ordering::Acquire);
         let said = std::mem::take(&mut *lock(&channel.said));
@@ -385,7 +385,7 @@ impl Feed {
             kept.record = None;
             return Ok(());
         };
-        // Before what was said: a record that is whole comes after the last of that.
+        // Read before the utterances: a complete record comes after the last of them.
         if record.phase == Phase::Ended {
             kept.told = store.post_call(&channel.call).await?.map(Arc::new);
         }
@@ -401,12 +401,12 @@ impl Feed {
                 break;
             }
         }
-        // Only now: what failed half-way is read again.
+        // Last, so that a read that fails half-way is repeated.
         (kept.record, kept.bell, kept.is_behind) = (Some(record), bell, false);
         Ok(())
     }
 
-    /// Keeps what bells told. `false`: something between it and what is kept was not told.
+    /// Appends the utterances of notifications; `false` if one is missing in between.
     fn takes(&self, kept: &mut Kept, mut said: Vec<Arc<Utterance>>) -> bool {
         said.sort_by_key(|utterance| utterance.sequence);
         for utterance in said {

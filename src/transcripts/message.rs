@@ -1,4 +1,4 @@
-//! What the socket says, byte by byte as its clients of before ringfence know it (contract §2), and what is beyond that. Pure.
+//! The messages of the socket, byte for byte those of the replaced systems (contract §2), and their extensions. Pure.
 
 use std::collections::BTreeMap;
 
@@ -13,15 +13,15 @@ use crate::store::{CallRecord, StoredPostCall, Utterance};
 /// The code of an error message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorCode {
-    /// Nobody knows such a call; or it is not this client's to see.
+    /// The call is unknown, or not visible to this client.
     CallNotFound,
-    /// It cannot be an id.
+    /// The identifier is malformed.
     InvalidIdentifier,
-    /// The token does not count.
+    /// The token is invalid.
     AuthenticationFailed,
-    /// The record does not answer, or too much is followed.
+    /// The database does not answer, or the client follows too many.
     SubscriptionFailed,
-    /// It is not one of the messages that a client may send.
+    /// The message is not one that a client may send.
     InvalidMessageFormat,
 }
 
@@ -37,7 +37,7 @@ impl ErrorCode {
     }
 }
 
-/// How the speakers are called.
+/// The name of a speaker in messages.
 pub fn speaker_type(speaker: Speaker, user_label: &str) -> &str {
     match speaker {
         Speaker::Agent => speaker.as_str(),
@@ -45,12 +45,12 @@ pub fn speaker_type(speaker: Speaker, user_label: &str) -> &str {
     }
 }
 
-/// `error`.
+/// The message `error`.
 pub fn error(code: ErrorCode, message: &str) -> Value {
     json!({"type": "error", "message": message, "code": code.as_str()})
 }
 
-/// `subscription_confirmed`. `resumed`: the client can resume, and is told what it needs for it the next time.
+/// The message `subscription_confirmed`. `resumed`: the client can resume, and gets the values for its next resumption.
 pub fn confirmed(identifier: &str, call: &CallRecord, resumed: Option<i64>) -> Value {
     let mut message = json!({
         "type": "subscription_confirmed",
@@ -67,18 +67,18 @@ pub fn confirmed(identifier: &str, call: &CallRecord, resumed: Option<i64>) -> V
     message
 }
 
-/// `cannot_resume`: what the client has is not of this transcript. Everything follows from its beginning.
+/// The message `cannot_resume`: the client has another transcript. This one follows from its beginning.
 pub fn cannot_resume(identifier: &str, call: &CallRecord, last: i64) -> Value {
     json!({
         "type": "cannot_resume",
         "identifier": identifier,
         "epoch": call.id,
         "sequence_number": last,
-        "message": "This is another transcript than the one to resume; it follows from its beginning",
+        "message": "This is not the transcript to resume; it follows from its beginning",
     })
 }
 
-/// `unsubscribe_confirmed`.
+/// The message `unsubscribe_confirmed`.
 pub fn unsubscribed(identifier: &str) -> Value {
     json!({
         "type": "unsubscribe_confirmed",
@@ -87,7 +87,7 @@ pub fn unsubscribed(identifier: &str) -> Value {
     })
 }
 
-/// `transcription`.
+/// The message `transcription`.
 pub fn transcription(call: &CallRecord, utterance: &Utterance, user_label: &str) -> Value {
     let mut message = json!({
         "type": "transcription",
@@ -105,8 +105,8 @@ pub fn transcription(call: &CallRecord, utterance: &Utterance, user_label: &str)
     message
 }
 
-/// Utterances in the order that they were spoken in, as far as their provider's numbers tell: those that are counted in one thing
-/// take the slots that they have among all in the order of their numbers. All others stay where they are.
+/// Utterances in the order in which they were spoken, as far as the provider's numbers tell: numbered ones are sorted among their
+/// own positions; all others stay where they are.
 pub fn in_spoken_order(utterances: &[Utterance]) -> Vec<&Utterance> {
     let mut counted = BTreeMap::<&str, Vec<usize>>::new();
     for (place, one) in utterances.iter().enumerate() {
@@ -125,7 +125,7 @@ pub fn in_spoken_order(utterances: &[Utterance]) -> Vec<&Utterance> {
     order
 }
 
-/// `partial`: what may still change.
+/// The message `partial`: an utterance that may still change.
 pub fn partial(call: &CallRecord, partial: &Partial, user_label: &str) -> Value {
     json!({
         "type": "partial",
@@ -137,7 +137,7 @@ pub fn partial(call: &CallRecord, partial: &Partial, user_label: &str) -> Value 
     })
 }
 
-/// `call_status`, of a call that is over.
+/// The message `call_status` of an ended call.
 pub fn call_status(call: &CallRecord) -> Value {
     json!({
         "type": "call_status",
@@ -148,7 +148,7 @@ pub fn call_status(call: &CallRecord) -> Value {
     })
 }
 
-/// `call_completed`, with whatever is on record.
+/// The message `call_completed`, with the post-call record, if there is one.
 pub fn call_completed(call: &CallRecord, told: Option<&StoredPostCall>) -> Value {
     let told = told.map(|told| &told.found);
     let (call_sid, conversation_id) = (call_sid(call), call.alias("conversation_id"));
@@ -173,7 +173,7 @@ pub fn call_completed(call: &CallRecord, told: Option<&StoredPostCall>) -> Value
     })
 }
 
-/// What a call's `call_sid` is: the app's own id where its create named one, for that is the one its clients know.
+/// The `call_sid` of a call: the app's own id if its create had one, because that is the one clients know.
 pub fn call_sid(call: &CallRecord) -> Option<&str> {
     call.alias(APP_ID_KIND).or_else(|| call.alias("call_sid"))
 }
@@ -183,8 +183,8 @@ pub fn status(call: &CallRecord) -> &'static str {
     stream_status(call.phase, call.outcome)
 }
 
-/// When `call_completed` is due for a call: `None` while it is not over. A call that nobody answered gets no record, and of one
-/// whose provider has told all there is none to come, so nothing is waited for.
+/// When `call_completed` is due; `None` while the call is open. It does not wait for a record where none will come: after an
+/// unanswered call, or when the record is complete.
 pub fn complete_at(call: &CallRecord, told: Option<&StoredPostCall>, record_wait_ms: i64) -> Option<UnixMs> {
     let ended_at = call.ended_at.filter(|_| call.phase == Phase::Ended)?;
     let may_come = matches!(call.outcome, Some(Outcome::Completed | Outcome::Failed));
@@ -192,16 +192,16 @@ pub fn complete_at(call: &CallRecord, told: Option<&StoredPostCall>, record_wait
     Some(if may_come && !is_told { ended_at + record_wait_ms } else { ended_at })
 }
 
-/// What a client may say.
+/// A message of a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
     /// `{"subscribe": ID}`
     Subscribe {
-        /// A call sid, a conversation id, or ours.
+        /// A call SID, a conversation id, or a ringfence call id.
         identifier: String,
-        /// The last number that it has; `None`: what is said from now on.
+        /// The last number received; `None`: only what is said from now on.
         after: Option<i64>,
-        /// Of which transcript that is.
+        /// The epoch of the transcript to resume.
         epoch: Option<String>,
     },
     /// `{"unsubscribe": ID}`
@@ -214,10 +214,10 @@ pub enum Command {
     Renew(String),
 }
 
-/// Reads what a client says.
+/// Parses a client's message.
 ///
 /// # Errors
-/// What it is told.
+/// The code and text of the `error` message.
 pub fn command(text: &str) -> Result<Command, (ErrorCode, &'static str)> {
     const WORDS: &str = "Send {\"subscribe\": \"ID\"} or {\"unsubscribe\": \"ID\"}";
     let malformed = (ErrorCode::InvalidMessageFormat, WORDS);
@@ -228,7 +228,7 @@ pub fn command(text: &str) -> Result<Command, (ErrorCode, &'static str)> {
         .ok_or(malformed)?;
     let id = value.as_str().map(str::trim).filter(|id| !id.is_empty());
     let Some(id) = id.map(str::to_owned) else {
-        return Err((ErrorCode::InvalidIdentifier, "The identifier must be a text that is not empty"));
+        return Err((ErrorCode::InvalidIdentifier, "The identifier must be a non-empty string"));
     };
     Ok(match key {
         "subscribe" => Command::Subscribe { identifier: id, after: after(&said)?, epoch: epoch(&said) },
@@ -244,7 +244,7 @@ fn after(said: &Map<String, Value>) -> Result<Option<i64>, (ErrorCode, &'static 
         None | Some(Value::Null) => Ok(None),
         Some(number) => match number.as_i64().filter(|n| *n >= 0) {
             Some(number) => Ok(Some(number)),
-            None => Err((ErrorCode::InvalidMessageFormat, "after must be the last sequence_number that arrived, or 0")),
+            None => Err((ErrorCode::InvalidMessageFormat, "after must be the last sequence_number received, or 0")),
         },
     }
 }

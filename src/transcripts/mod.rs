@@ -1,5 +1,5 @@
-//! `listen.client`: what is said in calls, to who may follow them: `/ws/calls/transcriptions`, `/calls/{id}/transcript` and
-//! `/conversations/{id}/fetch` (contract §2); and calls as clients of before ringfence read them (§5).
+//! `listen.client`: live transcripts for clients with a token: `/ws/calls/transcriptions`, `/calls/{id}/transcript` and
+//! `/conversations/{id}/fetch` (contract §2); and calls in the format of the replaced systems (§5).
 
 mod calls;
 mod feed;
@@ -36,70 +36,70 @@ pub use feed::{Feed, Others};
 
 use socket::Connection;
 
-/// Calls that a connection follows at most.
+/// Maximum calls that a connection follows.
 const FOLLOWED_MAX: usize = 1000;
-/// Utterances in a page of a transcript at most.
+/// Maximum utterances per page of a transcript.
 const PAGE_MAX: u32 = 1000;
-/// The subprotocol of who shows its token as one: `Sec-WebSocket-Protocol: ringfence, bearer.<jwt>`.
+/// The subprotocol for tokens: `Sec-WebSocket-Protocol: ringfence, bearer.<jwt>`.
 const PROTOCOL: &str = "ringfence";
-/// Nothing here is a page.
+/// The listener serves no pages.
 const CONTENT_POLICY: &str = "default-src 'none'; frame-ancestors 'none'";
-/// Sockets at once.
+/// Maximum open sockets.
 pub const SOCKETS_MAX: usize = 20_000;
 
-/// How clients are served.
+/// The settings of the listener.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// What their tokens are checked with.
+    /// The keys that verify tokens.
     pub keys: Keys,
-    /// Businesses that a token may see that does not say which.
+    /// The businesses visible to a token without a `businesses` claim.
     pub default_businesses: Vec<String>,
-    /// Pages that may ask, as in `https://app.example.com`; `*` is all. Empty: no CORS headers, and sockets of all pages.
+    /// Allowed origins, as in `https://app.example.com`; `*` is all. Empty: no CORS headers, and sockets from any origin.
     pub allowed_origins: Vec<String>,
-    /// Sockets at once with one token.
+    /// Maximum open sockets per token.
     pub sockets_per_token: u32,
-    /// A client of which nothing is heard for so long is gone.
+    /// The time without a message after which a client counts as gone.
     pub idle: Duration,
-    /// How long a client may take nothing of what it is sent.
+    /// The time for which a client may read nothing.
     pub slow: Duration,
-    /// How people are called in messages.
+    /// The name of human speakers in messages.
     pub user_label: String,
-    /// `/calls/{id}/transcript` is a bare list, as clients of before ringfence know it, unless it is asked for with `after`.
+    /// Whether `/calls/{id}/transcript` is a bare list, as in the replaced systems, unless `after` is given.
     pub transcript_list: bool,
-    /// How long the end of a call waits for its post-call record.
+    /// How long `call_completed` waits for the post-call record.
     pub record_wait: Duration,
 }
 
-/// The handler of `listen.client`. Cloning is cheap.
+/// The handler of `listen.client`. Cheap to clone.
 #[derive(Clone)]
 pub struct Client {
-    /// What providers are asked.
+    /// Fetches conversations from providers.
     pub calls: Calls,
-    /// Calls and their record.
+    /// Reads calls.
     pub lifecycle: Lifecycle,
-    /// How it serves.
+    /// The settings in force.
     pub settings: Arc<Settings>,
-    /// What is new; one for all generations.
+    /// The feed; shared by all generations of the config.
     pub feed: Feed,
-    /// Open sockets; one for all generations.
+    /// The open sockets; shared by all generations of the config.
     pub sockets: Sockets,
     /// Cancelled when the process drains.
     pub draining: CancellationToken,
 }
 
-/// Open sockets by the hash of their token. Cloning is cheap.
+/// Open sockets by the hash of their token. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Sockets {
     by_token: Arc<Mutex<HashMap<String, u32>>>,
     number: Arc<AtomicU64>,
-    /// The newest settings: a key that is taken out of the config lets nobody stay.
+    /// The newest settings, so that sockets close when their key is removed from the config.
     newest: Newest,
 }
 
-/// Settings that came in force after those of the start.
+/// Settings in force after a reload; `None` at first.
 type Newest = Arc<watch::Sender<Option<Arc<Settings>>>>;
 
-/// One of a token's sockets.
+/// One counted socket of a token.
 struct Counted {
     sockets: Sockets,
     token: String,
@@ -128,7 +128,7 @@ impl Drop for Counted {
     }
 }
 
-/// Why a transcript is not shown.
+/// Why a transcript is not returned.
 enum ConnectError {
     Denied(String),
     NotFound,
@@ -202,7 +202,7 @@ impl Handler for Client {
 }
 
 impl Client {
-    /// Whether a path is one of those that this listener serves, `/health` apart.
+    /// Whether the listener serves this path, `/health` excluded.
     pub fn serves(path: &str) -> bool {
         matches!(
             path.split('/').skip(1).collect::<Vec<_>>().as_slice(),
@@ -213,23 +213,23 @@ impl Client {
         )
     }
 
-    /// Puts these settings in force for who shows a token from now on, and for sockets that are open: those whose token counts no
-    /// longer are closed.
+    /// Puts these settings in force for new tokens and for open sockets: those whose token is no longer valid
+    /// are closed.
     pub fn in_force(&self) {
         self.sockets.newest.send_replace(Some(self.settings.clone()));
     }
 
-    /// Who shows this token.
+    /// Authenticates a token.
     ///
     /// # Errors
-    /// It does not count.
+    /// The token is invalid.
     fn authenticate(&self, token: &str) -> Result<Principal, BadToken> {
         let now_secs = self.lifecycle.clock.now_ms() / 1000;
         let newest = self.sockets.newest.borrow().clone().unwrap_or_else(|| self.settings.clone());
         newest.keys.authenticate(token, now_secs, &newest.default_businesses)
     }
 
-    /// A call by one of its ids, if it is this visitor's to see.
+    /// Finds a call by one of its ids, if the client may see it.
     async fn find(&self, identifier: &str, visitor: &Principal) -> store::Result<Option<CallRecord>> {
         let call = match CallId::parse(identifier) {
             Some(call) => Some(call),
@@ -244,17 +244,17 @@ impl Client {
         Ok(record.filter(|record| visitor.sees(record.facts.business.as_str())))
     }
 
-    /// `None`: it has become a socket, or nobody is there.
+    /// Upgrades to a socket. `None`: it became one, or the client is gone.
     async fn socket(&self, exchange: &mut Exchange) -> Option<Response<Bytes>> {
         let denied = |why: &str| Some(problem(StatusCode::FORBIDDEN, "AUTHENTICATION_FAILED", why));
         if !self.may_connect(exchange.header("origin")) {
-            return denied("client.allowed_origins does not name the page that asks");
+            return denied("client.allowed_origins does not include the page's origin");
         }
         let (token, protocol) = match shown(exchange) {
             Ok(shown) => shown,
             Err(why) => return denied(&why),
         };
-        // Followed before the token is checked, so that no change falls between the two.
+        // Subscribed before the token is checked, so that no change is missed.
         let newest = self.sockets.newest.subscribe();
         let visitor = match self.authenticate(&token) {
             Ok(visitor) => visitor,
@@ -264,7 +264,7 @@ impl Client {
             return Some(problem(StatusCode::SERVICE_UNAVAILABLE, "DRAINING", "this process is stopping"));
         }
         let Some(counted) = self.sockets.count(&token, self.settings.sockets_per_token) else {
-            let why = "this token has as many sockets open as it may (client.sockets_per_token)";
+            let why = "this token has the maximum number of open sockets (client.sockets_per_token)";
             return Some(problem(StatusCode::TOO_MANY_REQUESTS, "TOO_MANY_SOCKETS", why));
         };
         let socket = match exchange.accept_socket(protocol).await {
@@ -285,7 +285,7 @@ impl Client {
         None
     }
 
-    /// What the socket would have sent of a call: for a client that polls.
+    /// The transcript of a call, for clients that poll.
     async fn transcript(&self, exchange: &Exchange, id: &str) -> Result<Value, ConnectError> {
         let visitor = self.asks(exchange)?;
         let call = self.find(id, &visitor).await?.ok_or(ConnectError::NotFound)?;
@@ -296,7 +296,7 @@ impl Client {
             return Ok(self.said(&call, limit).await?.into());
         }
         let after = after.unwrap_or(0);
-        // Before what was said: a record that is whole comes after the last of that.
+        // Read before the utterances: a complete record comes after the last of them.
         let post_call = self.lifecycle.store.post_call(&call.id).await?;
         let last = self.lifecycle.store.last_sequence(&call.id).await?;
         let utterances = self.lifecycle.store.utterances(&call.id, after, limit).await?;
@@ -323,7 +323,7 @@ impl Client {
         }))
     }
 
-    /// Fetches from its provider what a lost webhook would have brought of a conversation.
+    /// Fetches a conversation from its provider, in place of a lost webhook.
     async fn fetch(&self, exchange: &Exchange, id: &str) -> Response<Bytes> {
         let visitor = match shown(exchange) {
             Ok((token, _)) => self.authenticate(&token).map_err(|error| error.to_string()),
@@ -341,12 +341,12 @@ impl Client {
         self.settings.allowed_origins.iter().any(|one| one == "*" || one.eq_ignore_ascii_case(origin))
     }
 
-    /// Tokens are not sent by browsers on their own, so a page that shows one may connect unless a list says which.
+    /// Whether an origin may connect. Browsers do not send tokens on their own, so without a list any may.
     fn may_connect(&self, origin: Option<&str>) -> bool {
         self.settings.allowed_origins.is_empty() || origin.is_none_or(|origin| self.allows(origin))
     }
 
-    /// The answer with what lets a page of an allowed origin read it.
+    /// Adds the CORS headers for an allowed origin.
     fn shared_with(&self, origin: Option<&str>, mut answer: Response<Bytes>) -> Response<Bytes> {
         let headers = answer.headers_mut();
         headers.insert(VARY, HeaderValue::from_static("origin"));
@@ -369,7 +369,7 @@ fn number(exchange: &Exchange, name: &'static str) -> Result<Option<i64>, Connec
     given.parse().ok().filter(|n| *n >= 0).map(Some).ok_or(ConnectError::BadNumber(name))
 }
 
-/// The token that a client shows, in one of three slots, and the subprotocol that it is answered with.
+/// The token of a request, in one of three places, and the subprotocol to answer with.
 fn shown(exchange: &Exchange) -> Result<(String, Option<&'static str>), String> {
     let offered = exchange.header("sec-websocket-protocol").unwrap_or_default();
     let offered: Vec<&str> = offered.split(',').map(str::trim).collect();
@@ -383,5 +383,5 @@ fn shown(exchange: &Exchange) -> Result<(String, Option<&'static str>), String> 
     in_query
         .filter(|token| !token.is_empty())
         .map(|token| (token, protocol))
-        .ok_or_else(|| "a token is needed: ?token=JWT".to_owned())
+        .ok_or_else(|| "a token is required: ?token=JWT".to_owned())
 }

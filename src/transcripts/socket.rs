@@ -1,6 +1,6 @@
-//! One connection of `/ws/calls/transcriptions`: what its client asks for, and what it is sent.
+//! One connection of `/ws/calls/transcriptions`: its subscriptions, and what is sent to it.
 //!
-//! Nothing waits in memory for a slow client: how far it is, is a number, and the rest is read when it has taken what was before.
+//! Nothing is queued for a slow client: its position is a number, and the next utterances are read once it has taken the last ones.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::pin::pin;
@@ -26,27 +26,27 @@ use crate::net::WebSocket;
 use crate::store::{CallRecord, StoredPostCall};
 use crate::token::Principal;
 
-/// How long a client that is told to go may take to hear it.
+/// How long a closing handshake may take.
 const GOODBYE: Duration = Duration::from_secs(5);
-/// After how long a record is read again that did not answer, in milliseconds.
+/// The delay before the database is read again after an error, in milliseconds.
 const LOOK_AGAIN_MS: i64 = 1000;
 
-/// Why a connection is over.
+/// Why a connection ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum CloseReason {
-    /// The client closed it, or has gone.
+    /// The client closed it or disconnected.
     Left,
-    /// It sent what is no WebSocket, or more than it may.
+    /// The client sent invalid WebSocket data, or too much.
     Broken,
-    /// Its token has expired: 4401.
+    /// The token has expired: 4401.
     Expired,
-    /// Its token counts no longer, as the config has changed: 4401, too.
+    /// The token is no longer valid after a config change: 4401.
     Revoked,
-    /// It took nothing for too long: 4008, "come back and resume".
+    /// The client read nothing for too long: 4008. It should reconnect and resume.
     Slow,
-    /// Nothing was heard of it: 4408.
+    /// The client sent nothing for too long: 4408.
     Idle,
-    /// This process stops: 1012.
+    /// The process stops: 1012.
     Stopping,
 }
 
@@ -55,35 +55,35 @@ impl CloseReason {
         let (code, reason) = match self {
             CloseReason::Left | CloseReason::Broken => return None,
             CloseReason::Expired => (4401, "the token has expired"),
-            CloseReason::Revoked => (4401, "the token is not accepted any more"),
-            CloseReason::Slow => (4008, "too slow: come back and resume"),
-            CloseReason::Idle => (4408, "nothing was heard"),
-            CloseReason::Stopping => (1012, "stopping: come back and resume"),
+            CloseReason::Revoked => (4401, "the token is no longer accepted"),
+            CloseReason::Slow => (4008, "too slow: reconnect and resume"),
+            CloseReason::Idle => (4408, "idle"),
+            CloseReason::Stopping => (1012, "stopping: reconnect and resume"),
         };
         Some(CloseFrame { code: CloseCode::from(code), reason: Utf8Bytes::from_static(reason) })
     }
 }
 
-/// A call that the client follows.
+/// A followed call.
 struct Followed {
     following: Following,
-    /// The number that was sent last.
+    /// The number of the last utterance sent.
     sent: i64,
-    /// The half said that was sent last.
+    /// The version of the last partial utterance sent.
     murmured: u64,
-    /// `call_status` was sent.
+    /// Whether `call_status` was sent.
     is_over: bool,
-    /// When it is looked at without a bell: `call_completed` is due, or the record did not answer.
+    /// When to look at it without a notification: `call_completed` is due, or the database did not answer.
     look_at: Option<UnixMs>,
 }
 
 pub(super) struct Connection {
     client: Client,
     socket: WebSocket,
-    /// What it showed last, and who that makes it.
+    /// The last token and its holder.
     token: String,
     visitor: Principal,
-    /// Told of settings that come in force.
+    /// Settings that come in force.
     newest: watch::Receiver<Option<Arc<Settings>>>,
     number: u64,
     wake: Arc<Wake>,
@@ -104,7 +104,7 @@ impl Drop for Connection {
 
 type Going = Result<(), CloseReason>;
 
-/// What becomes of sending; a client that takes nothing for too long is slow.
+/// Limits the time of a send; a client that takes nothing is slow.
 async fn taken(slow: Duration, sent: impl Future<Output = Result<(), Error>>) -> Going {
     match tokio::time::timeout(slow, sent).await {
         Ok(Ok(())) => Ok(()),
@@ -138,7 +138,7 @@ impl Connection {
         }
     }
 
-    /// Serves it to its end.
+    /// Serves the connection to its end.
     pub(super) async fn run(mut self) {
         let Err(over) = self.serve().await else { return };
         if over == CloseReason::Slow {
@@ -148,7 +148,7 @@ impl Connection {
             info!(connection = self.number, code = u16::from(frame.code), "WebSocket closed");
             let goodbye = async {
                 self.socket.close(Some(frame)).await?;
-                // What the client still says is not heard; its own goodbye ends the stream.
+                // Messages are ignored now; the client's close frame ends the stream.
                 while self.socket.next().await.transpose()?.is_some() {}
                 Ok::<(), Error>(())
             };
@@ -161,7 +161,7 @@ impl Connection {
         let wake = self.wake.clone();
         let mut newest = self.newest.clone();
         let mut draining = pin!(self.client.draining.clone().cancelled_owned());
-        // One for all times; it is set anew only where it would come too late. One that comes early is of no consequence.
+        // One timer, only reset when it would fire too late; firing early is harmless.
         let mut alarm = pin!(tokio::time::sleep(idle / 2));
         let (mut heard_at, mut pinged) = (Instant::now(), false);
         loop {
@@ -173,7 +173,7 @@ impl Connection {
             let looks_in = self.calls.values().filter_map(|call| call.look_at).min().map(|at| at - now_ms);
             let next_ms = looks_in.map_or(expires_in, |ms| ms.min(expires_in));
             let next = Duration::from_millis(u64::try_from(next_ms).unwrap_or(0)).min(idle);
-            // A pong has its own time: what was sent meanwhile may have taken long.
+            // A pong has its own deadline, because the sends in between may have taken long.
             let listen_until = heard_at + idle / 2;
             let due_at = listen_until.min(Instant::now() + next);
             if alarm.is_elapsed() || due_at < alarm.deadline() {
@@ -220,7 +220,7 @@ impl Connection {
         self.flush().await
     }
 
-    /// Hands a message over, which is sent with the next flush at the latest.
+    /// Queues a message for the next flush.
     async fn hand_over(&mut self, message: Message) -> Going {
         taken(self.client.settings.slow, self.socket.feed(message)).await
     }
@@ -239,7 +239,7 @@ impl Connection {
         self.send(&message::error(code, text)).await
     }
 
-    /// Sends what is new in the calls whose bell has rung.
+    /// Sends the news of the calls that were notified.
     async fn tell(&mut self) -> Going {
         let (due, found) = self.wake.take();
         for call in due {
@@ -255,7 +255,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Sends what a client has not got of a call: what was said, then what is being said, then that it is over.
+    /// Sends a call's news: utterances, then the partial one, then its end.
     async fn deliver(&mut self, call: &CallId) -> Going {
         let Some(followed) = self.calls.get(call) else { return Ok(()) };
         let channel = followed.following.channel.clone();
@@ -265,7 +265,7 @@ impl Connection {
             let news = match feed.news(&channel, followed.sent).await {
                 Ok(Some(news)) => news,
                 Ok(None) => {
-                    // Past its retention.
+                    // Deleted after its retention.
                     self.calls.remove(call);
                     return Ok(());
                 }
@@ -277,7 +277,7 @@ impl Connection {
             };
             let News { record, told, last, messages } = news;
             let (count, reached) = (messages.len(), messages.last().map(|(number, _)| *number));
-            // They are flushed together. What is handed over and not flushed is lost with the connection alone.
+            // Flushed together. What is queued and not flushed is only lost with the connection.
             for (_, text) in messages {
                 self.hand_over(Message::Text(text)).await?;
             }
@@ -296,7 +296,7 @@ impl Connection {
         }
     }
 
-    /// What follows once everything that was said was sent.
+    /// Sends what follows after all utterances.
     async fn finish(&mut self, record: &CallRecord, told: Option<&StoredPostCall>) -> Going {
         let Some(followed) = self.calls.get_mut(&record.id) else { return Ok(()) };
         if record.phase != Phase::Ended {
@@ -328,10 +328,10 @@ impl Connection {
         Ok(())
     }
 
-    /// It is not taken up again with its business.
+    /// Marks a call as sent to its end, so that it is not followed again with its business.
     fn is_done(&mut self, call: &CallId) {
         self.done.insert(call.clone());
-        // Ids are in the order of time; what is older is not looked at.
+        // Ids are ordered by time; older calls are never announced again.
         while self.done.len() > 4 * LATEST_MAX as usize {
             self.done.pop_first();
         }
@@ -344,7 +344,7 @@ impl Connection {
         }
     }
 
-    /// Looks at the calls that are to be looked at by now.
+    /// Looks at the calls whose time has come.
     async fn look(&mut self) -> Going {
         let now_ms = self.client.lifecycle.clock.now_ms();
         let due: Vec<CallId> = self
@@ -360,7 +360,7 @@ impl Connection {
         Ok(())
     }
 
-    // === what the client says ===
+    // === messages of the client ===
 
     async fn obey(&mut self, text: &str) -> Going {
         match message::command(text) {
@@ -397,9 +397,9 @@ impl Connection {
         self.follow(identifier, &record.id, after, epoch).await
     }
 
-    /// Follows a call from a number on; without one, from what is said from now on.
+    /// Follows a call after a number; without one, from the next utterance.
     async fn follow(&mut self, identifier: &str, call: &CallId, after: Option<i64>, epoch: Option<&str>) -> Going {
-        // Followed before it is read, so that nothing falls between the two.
+        // Followed before it is read, so that no utterance is missed.
         let following = match self.calls.remove(call) {
             Some(followed) => followed,
             None => Followed {
@@ -412,7 +412,7 @@ impl Connection {
         };
         let (feed, channel) = (&self.client.feed, &following.following.channel);
         let news = match feed.news(channel, i64::MAX).await {
-            // It has heard of more at another replica.
+            // The client has read more at another replica.
             Ok(Some(news)) if after.is_some_and(|n| n > news.last) => feed.newest(channel, i64::MAX).await,
             news => news,
         };
@@ -423,7 +423,7 @@ impl Connection {
             }
             Err(error) => {
                 warn!(%error, "failed to subscribe");
-                // What was followed before still is.
+                // An earlier subscription stays.
                 if following.sent != i64::MAX {
                     let look_at = Some(self.client.lifecycle.clock.now_ms() + LOOK_AGAIN_MS);
                     self.calls.insert(call.clone(), Followed { look_at, ..following });
@@ -436,7 +436,7 @@ impl Connection {
         let sent = match after {
             _ if is_other => 0,
             Some(after) => after,
-            // Asked for again by another id: it goes on where it is.
+            // Subscribed again under another id: its position stays.
             None => following.sent.min(news.last),
         };
         self.calls.insert(call.clone(), Followed { sent, ..following });
@@ -464,7 +464,7 @@ impl Connection {
     }
 
     async fn subscribe_business(&mut self, business: String) -> Going {
-        // One that is not this client's looks like one that is not there.
+        // An invisible business is answered like one that does not exist.
         if !self.visitor.sees(&business) {
             return self.error(ErrorCode::CallNotFound, &format!("No business is known as {business}")).await;
         }
@@ -477,7 +477,7 @@ impl Connection {
         Ok(())
     }
 
-    /// A call of a followed business: all of it.
+    /// Follows a call of a followed business, from its beginning.
     async fn take_up(&mut self, call: &CallId) -> Going {
         if self.calls.len() >= FOLLOWED_MAX {
             return Ok(());
@@ -503,7 +503,7 @@ impl Connection {
         self.send(&json!({"type": "token_renewed", "expires_at": expires_at})).await
     }
 
-    /// From now on it sees what this visitor may see.
+    /// Restricts the connection to what this principal may see.
     async fn see_as(&mut self, visitor: Principal) {
         if visitor.businesses == self.visitor.businesses {
             self.visitor = visitor;
@@ -513,7 +513,7 @@ impl Connection {
         for call in self.calls.keys() {
             match self.client.lifecycle.store.call(call).await {
                 Ok(Some(record)) if visitor.sees(record.facts.business.as_str()) => {}
-                // What cannot be read is not shown.
+                // A call that cannot be read is not shown.
                 _ => gone.push(call.clone()),
             }
         }

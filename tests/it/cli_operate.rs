@@ -253,7 +253,7 @@ fn businesses_go_in_and_out_as_csv_and_json() {
     let csv =
         sidecar.folder.write("businesses.csv", "id,plan,max_calls,agent_ids\nbirch,PRO,,agent_1;agent_2\ncedar,,4,\n");
     let text = sidecar.ok(&["businesses", "import", &csv]);
-    assert!(text.contains("2 businesses put, 2 of them new"), "{text}");
+    assert!(text.contains("2 businesses imported, 2 of them new"), "{text}");
     let listed = sidecar.ok(&["businesses", "list"]);
     assert!(
         listed.contains("acme") && listed.contains("birch") && listed.contains("config") && listed.contains("put"),
@@ -269,7 +269,7 @@ fn businesses_go_in_and_out_as_csv_and_json() {
         sidecar.ok(&["businesses", "export", "--format", format, "--output", &file]);
         let text = std::fs::read_to_string(&file).unwrap();
         assert!(text.contains("birch") && !text.contains("acme"), "{text}");
-        assert!(sidecar.ok(&["businesses", "import", &file]).contains("2 businesses put, 0 of them new"));
+        assert!(sidecar.ok(&["businesses", "import", &file]).contains("2 businesses imported, 0 of them new"));
     }
     let bad = sidecar.folder.write("bad.csv", "id,plan\ndate,PRO\nelder,PROO\n");
     let (code, _, err) = sidecar.run(&["businesses", "import", &bad]);

@@ -159,7 +159,7 @@ async fn every_limit_in_force_is_shown_with_where_it_came_from() {
         all.iter().find(|l| l["name"] == name && l["per"] == per).unwrap_or_else(|| panic!("{name} in {all:?}")).clone()
     };
     assert_eq!(limit("global", "all")["allows"], "5 calls at once");
-    assert!(limit("global", "all")["from"].as_str().unwrap().contains("nobody wrote"));
+    assert!(limit("global", "all")["from"].as_str().unwrap().contains("is not set"));
     assert_eq!(limit("account.twilio", "all")["allows"], "100/2s");
     assert_eq!(limit("account.twilio", "all")["from"], "accounts.twilio.rate");
     assert_eq!(limit("plan.PRO", "business")["from"], "built in");

@@ -502,7 +502,7 @@ async fn a_webhook_that_can_never_be_applied_is_parked_and_replayed_by_an_operat
     assert_eq!(stage.ask("/api/events?state=parked").await["events"][0]["tries"], parked["tries"], "it rests");
     execute(&stage, "UPDATE call_aliases SET call_id = substr(call_id, 2) WHERE kind = 'conversation_id'").await;
     let (done, text) = cli(&stage, &["events", "replay", id]);
-    assert!(done && text.contains(&format!("{id}: applied; its delivery is made again.")), "{text}");
+    assert!(done && text.contains(&format!("{id}: applied; its delivery is repeated.")), "{text}");
     assert_eq!(shown(&stage, &conversation).await["record"]["complete"], true);
     stage.wait("the app is told", async || app.at(POST_CALL).len() == 1).await;
     // The app lost it: it gets the same again, under the same id.
@@ -581,7 +581,7 @@ async fn a_business_is_purged_by_an_operator_and_that_is_on_record() {
         "{text}"
     );
     let up_id = shown(&stage, &up).await["callId"].as_str().unwrap().to_owned();
-    assert!(text.contains(&format!("These calls are up and stay: {up_id}.")), "{text}");
+    assert!(text.contains(&format!("These calls are open and stay: {up_id}.")), "{text}");
     let gone = stage.send("GET", &stage.admin(&format!("/api/calls/{ended}")), &[], "").await;
     assert_eq!(gone.status, 404);
     assert_eq!(shown(&stage, &other).await["record"]["complete"], true);

@@ -27,13 +27,14 @@ pub(super) fn meaning(code: &str) -> (&'static str, &'static str) {
             "the provider could not be reached, so nothing was dialled",
             "look at the network and at the provider's status: ringfence doctor",
         ),
-        "ACCOUNT_REMOVED" => ("its account was taken out of the config at that moment", "send it to another account"),
+        "ACCOUNT_REMOVED" => ("its account was removed from the config at that moment", "send it to another account"),
         "BATCH_ENDED" => ("the batch that was to be retried had ended", "submit a new one"),
-        "BATCH_SIZE_UNKNOWN" => {
-            ("nobody knows how many calls at once the batch makes", "submit a new batch, whose size is in the request")
-        }
+        "BATCH_SIZE_UNKNOWN" => (
+            "the number of concurrent calls of the batch is unknown",
+            "submit a new batch, whose size is in the request",
+        ),
         "PROCESS_PAUSED" => (
-            "this process stood still between admission and dialling, so nothing was dialled",
+            "the process paused past the send deadline, so nothing was dialled",
             "look for CPU limits, swapping or a paused machine",
         ),
         "OVERLOADED" => {

@@ -1,4 +1,4 @@
-//! The step of the demo that dials a list.
+//! The step of the demo that dials a bulk run.
 
 use std::collections::BTreeSet;
 
@@ -11,11 +11,11 @@ use serde_json::{Value, json};
 use super::{PATIENCE, Seen, Stage};
 use crate::net::fetch_local;
 
-/// Whom the run calls.
+/// The number of leads.
 const LEADS: usize = 20;
 
 impl Stage {
-    /// Each lead is called once, also the one whose answer gets lost.
+    /// Each lead is called once, including the one whose answer is lost.
     pub(super) async fn bulk_run(&self) -> Seen {
         self.wait("every slot to be free", async || self.in_use().await == 0).await?;
         let before = self.control.calls().len();
@@ -57,7 +57,7 @@ impl Stage {
         ])
     }
 
-    /// A request to `listen.admin` as an operator of this machine asks.
+    /// A request to `listen.admin` over its socket.
     async fn operate(&self, method: Method, path: &str, body: String) -> Result<Value, String> {
         let mut request = Request::new(Bytes::from(body));
         *request.method_mut() = method;
@@ -69,13 +69,13 @@ impl Stage {
     }
 }
 
-/// Calls to numbers that were called before.
+/// The calls to numbers that were called before.
 fn calls_again(calls: &[CallView]) -> usize {
     let called: BTreeSet<&str> = calls.iter().map(|call| call.to.as_str()).collect();
     calls.len() - called.len()
 }
 
-/// Calls that were up at once, at the moment when they were most.
+/// The maximum concurrent calls.
 fn most_at_once(calls: &[CallView]) -> usize {
     let up_at = |at| calls.iter().filter(|c| c.created_ms <= at && c.ended_ms.is_none_or(|end| end > at)).count();
     calls.iter().map(|call| up_at(call.created_ms)).max().unwrap_or(0)

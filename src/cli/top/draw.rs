@@ -1,4 +1,4 @@
-//! A frame of `top`.
+//! Draws a frame of `top`.
 
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
@@ -12,13 +12,13 @@ use crate::cli::alarms::{Level, alarms};
 use crate::cli::calls::policy_line;
 use crate::cli::text::{field, list, span, time};
 
-/// Alarms, accounts, businesses and refusals that are shown at most.
+/// Maximum alarms, accounts, businesses and refusals shown.
 const ALARMS_MAX: usize = 3;
 const ACCOUNTS_MAX: usize = 4;
 const BUSINESSES_MAX: usize = 4;
 const REFUSALS_MAX: usize = 3;
 
-/// What calls are ordered by.
+/// The order of the calls.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum Sort {
     /// The oldest first.
@@ -26,7 +26,7 @@ pub(super) enum Sort {
     Age,
     /// By business, the oldest first.
     Business,
-    /// Those first of which nothing was heard for longest.
+    /// By the time without news, the longest first.
     Silence,
 }
 
@@ -48,14 +48,14 @@ impl Sort {
     }
 }
 
-/// What its viewer wants to see.
+/// The settings of the viewer.
 #[derive(Debug, Default)]
 pub(super) struct View {
     pub(super) business: Option<String>,
     pub(super) sort: Sort,
-    /// The first call that is shown.
+    /// The index of the first call shown.
     pub(super) from: usize,
-    /// The sidecar has gone; it is asked again.
+    /// Whether the sidecar is unreachable.
     pub(super) is_lost: bool,
 }
 
@@ -106,7 +106,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, state: &State, view: &View) {
     draw_businesses(frame, businesses, held);
     draw_calls(frame, state, view, calls);
     draw_refusals(frame, refusals, state.at, refused);
-    let lost = if view.is_lost { "  the sidecar does not answer; asked again" } else { "" };
+    let lost = if view.is_lost { "  the sidecar does not answer; retrying" } else { "" };
     let by = view.sort.as_str();
     let help = format!("q quit  ↑↓ scroll  s order: {by}{lost}");
     frame.render_widget(Line::styled(help, Style::new().add_modifier(Modifier::DIM)), keys);

@@ -1,4 +1,4 @@
-//! The stream of `/api/stream` (WHATWG HTML, "Server-sent events"), and the state that it tells.
+//! Reads the stream `/api/stream` (WHATWG HTML, "Server-sent events") into the state that it describes.
 
 use std::collections::BTreeMap;
 
@@ -7,13 +7,13 @@ use serde_json::{Map, Value};
 use crate::cli::text::time;
 use crate::net::Following;
 
-/// The longest event that is read, in bytes: 10,000 calls are about 6 MB.
+/// The maximum event, in bytes: 10,000 calls are about 6 MB.
 const EVENT_BYTES_MAX: usize = 64 << 20;
 
-/// What the sidecar has told so far.
+/// The state of the sidecar.
 #[derive(Debug, Default)]
 pub(super) struct State {
-    /// The time of the sidecar, in seconds since 1970.
+    /// The sidecar's time, in seconds since 1970.
     pub(super) at: Option<i64>,
     /// Parts by name.
     pub(super) parts: Map<String, Value>,
@@ -26,7 +26,7 @@ impl State {
         !self.parts.is_empty()
     }
 
-    /// Takes an event up.
+    /// Applies an event.
     pub(super) fn apply(&mut self, name: &str, data: &Value) {
         match name {
             "whole" => {
@@ -51,11 +51,11 @@ impl State {
     }
 }
 
-/// Events as they come.
+/// The stream of events.
 pub(super) struct Feed {
     pieces: Following,
     text: Vec<u8>,
-    /// So much of it has no end of an event.
+    /// The length of the buffer that was searched for the end of an event.
     searched: usize,
 }
 
@@ -64,7 +64,7 @@ impl Feed {
         Self { pieces, text: Vec::new(), searched: 0 }
     }
 
-    /// Takes the next event up. `false`: the stream is over. May be dropped at any time.
+    /// Applies the next event. `false`: the stream has ended. Cancel-safe.
     pub(super) async fn next(&mut self, state: &mut State) -> anyhow::Result<bool> {
         loop {
             let begin = self.searched.saturating_sub(1);
@@ -89,7 +89,7 @@ impl Feed {
     }
 }
 
-/// An event's name and data; `None`: a comment.
+/// Parses an event's name and data; `None`: a comment.
 fn parse(event: &[u8]) -> Option<(String, Value)> {
     let text = std::str::from_utf8(event).ok()?;
     let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);

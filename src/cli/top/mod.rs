@@ -1,4 +1,4 @@
-//! `ringfence top`: the calls of a running sidecar, live. It is fed by the same stream as the operator's page (docs/page.md).
+//! `ringfence top`: a live view of a running sidecar, fed by the same stream as the operator's page (docs/page.md).
 
 mod draw;
 mod feed;
@@ -20,15 +20,15 @@ use super::admin_client::Console;
 use draw::View;
 use feed::{Feed, State};
 
-/// How often ages are drawn anew while nothing happens.
+/// The interval at which ages are redrawn.
 const REDRAW: Duration = Duration::from_secs(1);
-/// How often keys are looked for.
+/// The interval at which keys are polled.
 const KEYS: Duration = Duration::from_millis(200);
-/// The first state comes within this time.
+/// The timeout of the first state.
 const FIRST_WITHIN: Duration = Duration::from_secs(15);
-/// The pause before a sidecar that has gone is asked again.
+/// The pause before a reconnection.
 const AGAIN: Duration = Duration::from_secs(2);
-/// The frame that is printed where there is no terminal.
+/// The size of the frame that is printed without a terminal.
 const SIZE: (u16, u16) = (80, 24);
 
 #[derive(Debug, Args)]
@@ -52,12 +52,12 @@ impl Top {
             let first = async {
                 while !state.is_whole() {
                     if !feed.next(&mut state).await? {
-                        bail!("the stream ended before it said anything");
+                        bail!("the stream ended before its first event");
                     }
                 }
                 anyhow::Ok(())
             };
-            tokio::time::timeout(FIRST_WITHIN, first).await.context("the sidecar says nothing")??;
+            tokio::time::timeout(FIRST_WITHIN, first).await.context("the sidecar sends nothing")??;
             let (width, height) =
                 ratatui::crossterm::terminal::size().ok().filter(|_| std::io::stdout().is_terminal()).unwrap_or(SIZE);
             print!("{}", frame(&state, &view, width, height)?);
@@ -66,7 +66,7 @@ impl Top {
         if !std::io::stdout().is_terminal() || !std::io::stdin().is_terminal() {
             return Err(anyhow::anyhow!("top needs a terminal; --once prints one frame").into());
         }
-        // It is asked before the screen is taken: what is wrong stays to be read.
+        // Connected before the screen is taken, so that an error stays readable.
         let first = self.console.follow("/api/stream").await?;
         let mut terminal = ratatui::try_init()?;
         let shown = self.show(&mut terminal, first, view).await;
@@ -83,7 +83,7 @@ impl Top {
     ) -> anyhow::Result<()> {
         let (mut state, mut feed) = (State::default(), Some(Feed::new(first)));
         let (pressed, mut keys) = mpsc::channel(16);
-        // It ends with the receiver, or with the program.
+        // Ends with the receiver, or with the process.
         std::thread::spawn(move || {
             while !pressed.is_closed() {
                 match event::poll(KEYS) {
@@ -142,7 +142,7 @@ impl Top {
     }
 }
 
-/// A frame as text.
+/// Renders a frame as text.
 fn frame(state: &State, view: &View, width: u16, height: u16) -> anyhow::Result<String> {
     let mut terminal = Terminal::new(TestBackend::new(width, height))?;
     terminal.draw(|frame| draw::draw(frame, state, view))?;

@@ -1,4 +1,4 @@
-//! A connection as hyper reads and writes it.
+//! The `AsyncRead` and `AsyncWrite` of a connection for hyper.
 
 use std::io;
 use std::pin::Pin;
@@ -21,9 +21,9 @@ impl AsyncRead for WireIo {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let wire = &self.get_mut().0;
         let mut state = wire.state();
-        // The end of a chunked body waits in `judged` when the stage is the next head's already: it is not held back.
+        // The end of a chunked body is in `judged` when the stage is already the next head: it must not be held back.
         if state.is_write_blocked && state.judged.is_empty() && matches!(state.stage, Stage::Head | Stage::Length(0)) {
-            // What is wrong with the next request must not end the connection before the last answer has left.
+            // A malformed next request must not end the connection before the last answer was sent.
             keep(&mut state.reader, cx);
             return Poll::Pending;
         }
@@ -55,7 +55,7 @@ impl WireIo {
         keep(&mut state.writer, cx);
         let was_blocked = std::mem::replace(&mut state.is_write_blocked, written.is_pending());
         if was_blocked && !state.is_write_blocked {
-            // A read that was held back is registered with nobody else.
+            // Nobody else is registered for a read that was held back.
             state.reader.take().into_iter().for_each(Waker::wake);
         }
         state.stall.bounded(cx, written)
@@ -91,14 +91,14 @@ impl AsyncWrite for WireIo {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.write(cx, |state, cx| match state.refusal {
-            // Something is still to be said, and not by hyper.
+            // Something else is still to be written.
             Some(_) => Poll::Ready(Ok(())),
             None => state.transport()?.poll_shutdown(cx),
         })
     }
 }
 
-/// The connection of an upgraded request, with what the client sent early.
+/// The transport of an upgraded request, with the client's early bytes.
 pub(in crate::net) fn upgraded(upgraded: Upgraded) -> Option<(Transport, BytesMut)> {
     let parts = upgraded.downcast::<TokioIo<WireIo>>().ok()?;
     let (transport, ahead) = parts.io.into_inner().0.take()?;

@@ -1,16 +1,16 @@
-//! Every mistake of a description at once: the reader of TOML stops at the first.
+//! Reports all mistakes of a description at once, although the TOML deserialiser stops at the first.
 //!
-//! What is wrong is painted over, and the rest is read again. Bytes stay where they are, so each mistake has its line.
+//! Each mistake is overwritten with blanks and the rest is parsed again. Offsets do not change, so each mistake keeps its line.
 
 use std::ops::Range;
 
 use serde::de::DeserializeOwned;
 use toml::de::DeTable;
 
-/// Mistakes of a file that are told; who has more has the wrong file.
+/// The maximum mistakes reported; a file with more is probably the wrong file.
 const MISTAKES_MAX: usize = 20;
 
-/// Reads a text, or tells what is wrong with it.
+/// Deserialises a text, or reports its mistakes.
 pub(super) fn read<T: DeserializeOwned>(text: &str) -> Result<T, Vec<String>> {
     let (_, errors) = DeTable::parse_recoverable(text);
     if !errors.is_empty() {
@@ -34,7 +34,7 @@ pub(super) fn read<T: DeserializeOwned>(text: &str) -> Result<T, Vec<String>> {
         let unknown = error.message().starts_with("unknown field");
         let place = error.span();
         let section = place.as_ref().and_then(|place| section_of(&rest, place.start));
-        // A table that there is once, and is painted over, would be told as missing.
+        // Overwriting the only table of a name makes it missing; that is no mistake of its own.
         let is_echo = !mistakes.is_empty() && section.is_none() && error.message().starts_with("missing field");
         let is_broken = !mistakes.is_empty() && !DeTable::parse_recoverable(&rest).1.is_empty();
         if !is_echo && !is_broken {
@@ -62,7 +62,7 @@ fn line_of(text: &str, at: usize) -> Range<usize> {
     start..text[at..].find('\n').map_or(text.len(), |n| at + n)
 }
 
-/// The element of a list of tables (`[[name]]`) that a place lies in, with the tables below it.
+/// The element of an array of tables (`[[name]]`) around an offset, with its sub-tables.
 fn section_of(text: &str, at: usize) -> Option<Range<usize>> {
     let (mut start, mut found, mut name) = (0, None::<usize>, String::new());
     for line in text.split_inclusive('\n') {

@@ -1,4 +1,4 @@
-//! The schema of a provider description. `config/providers/*.toml` show it in use.
+//! The schema of provider descriptions. `config/providers/*.toml` show it in use.
 
 mod mistakes;
 mod operation;
@@ -22,12 +22,12 @@ pub use utterance::*;
 pub use vocabulary::*;
 pub use webhook::*;
 
-/// The kind of id that an app gives a call itself, in its create.
+/// The alias kind of an id that the app assigns in its create.
 pub const APP_ID_KIND: &str = "app_call_id";
-/// The alias kind that carries our own call id through a provider.
+/// The alias kind of our own call id, as carried through a provider.
 pub const OWN_ID_KIND: &str = "ringfence_call";
 
-/// The alias kind that says which subaccount has a call: its id, a slash, and the id that the call is looked up by.
+/// The alias kind that assigns a call to a subaccount: the subaccount's id, a slash, and the id for look-ups.
 pub const SUBACCOUNT_KIND: &str = "subaccount_call";
 
 /// One provider.
@@ -36,25 +36,25 @@ pub const SUBACCOUNT_KIND: &str = "subaccount_call";
 pub struct Description {
     /// Its name in `[accounts.*].provider`.
     pub name: String,
-    /// Where it is mounted on `listen.api`, as in `/twilio`.
+    /// The path prefix on `listen.api`, as in `/twilio`.
     pub mount: String,
-    /// The URL that requests are sent to, unless the account has an `upstream` of its own.
+    /// The base URL that requests are sent to, unless the account has its own `upstream`.
     pub upstream: String,
-    /// Paths that another host serves, unless the account has an `upstream` of its own.
+    /// Paths with another base URL, unless the account has its own `upstream`.
     #[serde(default)]
     pub upstreams: Vec<OtherHost>,
-    /// `Host` headers that are routed to it.
+    /// `Host` headers that are routed to the provider.
     #[serde(default)]
     pub hosts: Vec<String>,
-    /// The keys of an account that hold what ringfence needs for its own requests.
+    /// The account keys that hold the credentials of ringfence's own requests.
     #[serde(default)]
     pub secrets: Vec<String>,
-    /// Where the app shows its own key.
+    /// The app's API key in a request.
     pub api_key: Option<Selector>,
-    /// How often live calls are polled while calls are open. Seconds; default 15.
+    /// The interval in seconds at which live calls are polled while calls are open; default 15.
     #[serde(default = "sweep_default")]
     pub sweep_secs: u64,
-    /// The longest a call can last, queueing and ringing included, in seconds. A call that nobody can look up ends after it.
+    /// The longest duration of a call in seconds, including queueing and ringing. A call that cannot be looked up ends after it.
     pub longest_call_secs: u64,
     /// The credentials of ringfence's own requests.
     pub credentials: Credentials,
@@ -64,37 +64,37 @@ pub struct Description {
     /// Answers that mean that a limit of the provider is full.
     #[serde(default, rename = "limit")]
     pub limits: Vec<LimitAnswer>,
-    /// The shape of ringfence's own answers.
+    /// The format of ringfence's own answers.
     pub refusal: RefusalShape,
-    /// What the provider posts.
+    /// The provider's webhooks.
     #[serde(default, rename = "webhook")]
     pub webhooks: Vec<Webhook>,
-    /// Addresses and blocks that its webhooks come from, where it publishes them: what its name means in `webhooks.allow_from`.
+    /// The published source addresses and blocks of its webhooks: the meaning of the provider's name in `webhooks.allow_from`.
     #[serde(default)]
     pub webhook_addresses: Vec<String>,
-    /// How one call is looked up.
+    /// The look-up of one call.
     pub lookup: Option<Lookup>,
-    /// How a batch or campaign is looked up.
+    /// The look-up of a batch or campaign.
     #[serde(default, rename = "group")]
     pub groups: Vec<Group>,
-    /// How its live calls are listed.
+    /// The list of its live calls.
     pub list: Option<List>,
-    /// How its live calls are counted.
+    /// The number of its live calls.
     pub count: Option<Count>,
-    /// How a create whose answer was lost is found.
+    /// The search for a create whose answer was lost.
     pub find: Option<List>,
-    /// How one turn of the transcript in a post-call record is read.
+    /// The fields of a transcript's turn in a post-call record.
     pub turns: Option<TurnRules>,
-    /// Means to end a call, by name.
+    /// Hang-up methods, by name.
     #[serde(default)]
     pub terminate: BTreeMap<String, Terminate>,
-    /// How a response shows that a request without an operation has placed a call.
+    /// The marks of a response whose request, without an operation, has placed a call.
     pub unfenced: Option<Unfenced>,
-    /// The request that gets the TwiML which connects an inbound call.
+    /// The request for the TwiML that connects an inbound call.
     pub front: Option<Front>,
     /// Subaccounts, which sign webhooks with tokens of their own.
     pub subaccounts: Option<Subaccounts>,
-    /// What `check --live` asks.
+    /// The questions of `check --live`.
     pub check: Option<Check>,
 }
 
@@ -102,31 +102,31 @@ fn sweep_default() -> u64 {
     15
 }
 
-/// A part of a provider's API that has a host of its own.
+/// A part of a provider's API with a base URL of its own.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OtherHost {
-    /// The paths: this one and those below it.
+    /// The path prefix.
     pub prefix: String,
-    /// Where requests to them go on to.
+    /// The base URL.
     pub url: String,
 }
 
-/// Subaccounts. The account's credentials open their paths too.
+/// Subaccounts. The account's credentials also open their paths.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Subaccounts {
-    /// Where a webhook says whose it is.
+    /// The subaccount's id in a webhook.
     pub id: Selector,
-    /// The account's key that holds its own id. In paths about a call of a subaccount, the subaccount's id takes its place.
+    /// The account's key that holds its own id. In paths about a call of a subaccount, the subaccount's id replaces it.
     pub own: String,
     /// The look-up's path: a template over `account.*` and `subaccount`.
     pub path: String,
-    /// Where the answer names the parent account.
+    /// The parent account's id in the answer.
     pub owner: Selector,
-    /// Where the answer has the token that signs its webhooks.
+    /// The token in the answer that signs the subaccount's webhooks.
     pub token: Selector,
-    /// Statuses that mean that it does not belong to the account.
+    /// Statuses that mean that the subaccount does not belong to the account.
     pub absent: Vec<u16>,
 }
 
@@ -143,20 +143,20 @@ pub enum Credentials {
     },
     /// HTTP Basic.
     Basic {
-        /// Of HTTP Basic: a template over `account.*`.
+        /// The user name: a template over `account.*`.
         username: String,
-        /// Of HTTP Basic: a template over `account.*`.
+        /// The password: a template over `account.*`.
         password: String,
     },
 }
 
 impl Description {
-    /// Whether a look-up needs an id of this kind: a call that has one can be asked for.
+    /// Whether look-ups need an id of this kind.
     pub fn looks_up(&self, kind: &str) -> bool {
         self.lookup.as_ref().is_some_and(|l| l.needs == kind) || self.groups.iter().any(|g| g.needs == kind)
     }
 
-    /// Every kind of id by which a call may be known outside.
+    /// All kinds of ids by which a call may be known outside.
     pub fn id_kinds(&self) -> impl Iterator<Item = &str> {
         let of_operations = self.operations.iter().flat_map(|o| o.ids.kinds());
         let of_webhooks = self.webhooks.iter().flat_map(|w| w.ids.kinds());
@@ -166,16 +166,16 @@ impl Description {
         all.chain(self.list.iter().map(|l| l.id.kind.as_str())).filter(|kind| *kind != OWN_ID_KIND)
     }
 
-    /// The kind of order for many calls that an operation makes.
+    /// The group rules of the batches that an operation creates.
     pub fn group_of(&self, operation: &str) -> Option<&Group> {
         let operation = self.operations.iter().find(|o| o.name == operation)?;
         self.groups.iter().find(|g| operation.ids.kinds().any(|kind| kind == g.needs))
     }
 
-    /// Reads a description.
+    /// Parses a description.
     ///
     /// # Errors
-    /// Its mistakes, each with line and column.
+    /// All mistakes, with line and column.
     pub fn parse(text: &str) -> Result<Self, Vec<String>> {
         let description: Self = mistakes::read(text)?;
         let mut wrong = Vec::new();

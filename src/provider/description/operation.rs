@@ -1,4 +1,4 @@
-//! Requests that create calls, the answers that refuse them, and the shape of ours.
+//! Requests that create calls, the answers that reject them, and the format of ours.
 
 use std::collections::BTreeMap;
 
@@ -16,85 +16,85 @@ use crate::ids::Alias;
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Operation {
-    /// Its name in call records, limits and metrics.
+    /// The name in call records, limits and metrics.
     pub name: String,
     /// Its method.
     #[serde(deserialize_with = "method")]
     pub method: Method,
     /// Its path.
     pub path: PathPattern,
-    /// What else must hold of the request.
+    /// Further conditions on the request.
     #[serde(default)]
     pub when: Predicate,
     /// Which side places the call.
     pub direction: Direction,
     /// The call's phase once the provider has answered.
     pub phase: StateWord,
-    /// It may join a call that is already open: the one open call of the same business and numbers that has no id of
+    /// Whether it may join an open call: the only one of the same business and numbers that has no id of
     /// the kinds in `ids` yet.
     #[serde(default)]
     pub join: bool,
-    /// The account's carrier carries the call, so the carrier's limits bind it too.
+    /// Whether the account's carrier carries the call, so that the carrier's limits bind it too.
     #[serde(default)]
     pub carried: bool,
-    /// What limits and rules can match.
+    /// The attributes that limits and rules match.
     #[serde(default)]
     pub facts: FactSelectors,
-    /// When an answer means that there is a call.
+    /// When an answer means that the call was created.
     pub success: Success,
-    /// Ids that the app itself gives the call, in its request.
+    /// Ids that the app assigns in its request.
     #[serde(default)]
     pub own_ids: IdSelectors,
-    /// The ids that the answer brings.
+    /// The ids in the answer.
     #[serde(default)]
     pub ids: IdSelectors,
     /// The answer to a duplicate create whose original answer is no longer kept: a template over the call's ids and facts and
     /// `account.*`. An unknown value is `null`.
     pub answer: Option<FixedAnswer>,
-    /// Values put into a JSON body, so that the call can be found again.
+    /// Values added to a JSON body, so that the call can be found again.
     #[serde(default)]
     pub inject: Vec<Inject>,
-    /// How a bulk run makes it.
+    /// How a bulk run builds the request.
     pub dial: Option<Dial>,
-    /// The status callback that ringfence takes over.
+    /// The status callback that ringfence replaces.
     pub callback: Option<Callback>,
-    /// The destination is written with its country code, but without a plus.
+    /// Whether destinations are written with a country code, but without a plus.
     #[serde(default)]
     pub international: bool,
-    /// The request makes several calls: how many at once.
+    /// The number of concurrent calls, if the request makes several.
     pub slots: Option<SlotsRule>,
-    /// The request continues the batch that its path names by an id of this kind, such as a retry.
+    /// The alias kind of the batch that the request continues, such as a retry; its path names the id.
     pub again: Option<String>,
 }
 
-/// How many concurrent calls a request may make.
+/// The number of concurrent calls that a request may make.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SlotsRule {
-    /// The concurrency that the app asks for.
+    /// The concurrency that the app requests.
     pub at_most: Option<Selector>,
-    /// The list of recipients: each has one call at most.
+    /// The list of recipients: each has at most one call.
     pub items: Selector,
-    /// Where a smaller granted number is written: a JSON pointer. Without it, all slots are granted or none.
+    /// A JSON pointer to the field that a smaller granted number is written to. Without it, all slots are granted or none.
     pub cut: Option<String>,
-    /// Names of fields of an item, the first of which that is there says whom it calls.
+    /// Fields of a recipient with its destination, in order of preference.
     #[serde(default)]
     pub destination: Vec<String>,
 }
 
 impl SlotsRule {
-    /// Whom a request calls, item by item; `None` stands for an item that does not say it in a way that is known.
+    /// The destination of each recipient; `None` for one without a readable destination.
     pub fn destinations<'m>(&self, message: &Message<'m>) -> Vec<Option<&'m str>> {
         let items = self.items.list(message.body).map(Vec::as_slice).unwrap_or_default();
         let named = |item: &'m Value| self.destination.iter().find_map(|field| item.get(field)?.as_str());
         items.iter().map(named).collect()
     }
 
-    /// How many; at least 1. `None`: the request does not say, or cannot be understood.
+    /// The number of calls, at least 1; `None` if the request does not tell, or is malformed.
     pub fn wanted(&self, message: &Message<'_>) -> Option<u32> {
         let items = self.items.list(message.body).map(|list| u32::try_from(list.len()).unwrap_or(u32::MAX));
         let at_most = match &self.at_most {
-            // A number that is none must not be read as "no limit".
+            // A malformed number must not be read as "no limit".
             Some(number) if number.exists(message) => Some(number.text(message)?.parse().ok()?),
             _ => None,
         };
@@ -106,46 +106,46 @@ impl SlotsRule {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Unfenced {
-    /// Ids of the call, by kind.
+    /// The ids of the call, by kind.
     ids: IdSelectors,
-    /// What an id of a kind begins with. Default: anything.
+    /// Prefixes of ids, by kind. Default: any.
     #[serde(default)]
     prefixes: BTreeMap<String, String>,
-    /// Paths whose 201 means a call even where the answer names none.
+    /// Paths whose 201 means a call even if the answer has no id.
     #[serde(default)]
     paths: Vec<PathPattern>,
 }
 
 impl Unfenced {
-    /// The ids that an answer names.
+    /// The ids in an answer.
     pub fn read(&self, message: &Message<'_>) -> Vec<Alias> {
         let mut ids = self.ids.read(message);
         ids.retain(|id| self.prefixes.get(&id.kind).is_none_or(|prefix| id.id.starts_with(prefix)));
         ids
     }
 
-    /// Whether something that is made below this path is a call.
+    /// Whether a resource created below this path is a call.
     pub fn makes_a_call(&self, path: &str) -> bool {
         self.paths.iter().any(|one| one.fits_any_case(path))
     }
 }
 
-/// How a bulk run makes a request of an operation.
+/// How a bulk run builds the request of an operation.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Dial {
-    /// Its path, a template over `account.*`.
+    /// The path, a template over `account.*`.
     pub path: String,
-    /// The field of the body that has the number to be called.
+    /// The body's field for the destination.
     pub to: String,
-    /// The field that has our number, or its id.
+    /// The body's field for our number, or its id.
     pub from: String,
-    /// The body is a form; else it is JSON.
+    /// Whether the body is a form; else it is JSON.
     #[serde(default)]
     pub form: bool,
 }
 
-/// When an answer means that there is a call.
+/// When an answer means that the call was created.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Success {
@@ -156,7 +156,7 @@ pub struct Success {
     pub unless: Predicate,
 }
 
-/// A value put into a JSON body.
+/// A value added to a JSON body.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Inject {
@@ -183,22 +183,22 @@ pub struct Callback {
     pub unless: Predicate,
 }
 
-/// An answer that means that a limit of the provider is full. Creates with such an answer become 503.
+/// An answer that means that a limit of the provider is full. ringfence answers such creates with 503.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LimitAnswer {
     /// The status.
     pub status: u16,
-    /// What else must hold.
+    /// Further conditions.
     #[serde(default)]
     pub when: Predicate,
-    /// Which limit.
+    /// The limit that is full.
     pub class: LimitClass,
-    /// `Retry-After` in seconds where the provider names none.
+    /// The `Retry-After` in seconds if the provider sends none.
     pub wait_secs: u32,
 }
 
-/// Which limit of a provider is full.
+/// The kind of a provider's limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LimitClass {
@@ -206,7 +206,7 @@ pub enum LimitClass {
     Concurrency,
     /// Requests per interval of the account.
     Rate,
-    /// The provider's own load.
+    /// The provider is overloaded.
     Busy,
 }
 
@@ -221,7 +221,7 @@ impl LimitClass {
     }
 }
 
-/// The shape of ringfence's own answers.
+/// The format of ringfence's own answers.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RefusalShape {
@@ -233,9 +233,9 @@ pub struct RefusalShape {
     pub sdk_sleeps_header: Option<String>,
     /// The content type.
     pub content_type: String,
-    /// The provider's own words for `concurrency`, `rate`, `denied`, `invalid` and `unavailable`: values for `body`.
+    /// The provider's error values for `concurrency`, `rate`, `denied`, `invalid` and `unavailable`, used by `body`.
     pub words: BTreeMap<String, BTreeMap<String, Value>>,
-    /// The body: a template over `words` and ringfence's own fields, which are added where it does not have them.
+    /// The body: a template over `words` and ringfence's own fields; fields that it lacks are appended.
     pub body: Value,
 }
 

@@ -1,4 +1,4 @@
-//! What ringfence asks a provider by itself: where calls stand, which there are, that one ends.
+//! Requests that ringfence itself sends to a provider: look-ups, lists and hang-ups.
 
 use std::collections::BTreeMap;
 
@@ -10,11 +10,11 @@ use super::super::select::{Predicate, Selector};
 use super::operation::method;
 use super::{DirectionWord, FactSelectors, IdSelectors, PostCallRules, StateWord};
 
-/// How one call is looked up.
+/// The look-up of one call.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Lookup {
-    /// The alias kind it needs.
+    /// The alias kind that it needs.
     pub needs: String,
     /// The path, a template over aliases and `account.*`.
     pub path: String,
@@ -23,56 +23,56 @@ pub struct Lookup {
     /// Further ids of the call in the answer.
     #[serde(default)]
     pub ids: IdSelectors,
-    /// What limits and rules can match.
+    /// The attributes that limits and rules match.
     #[serde(default)]
     pub facts: FactSelectors,
     /// Which side placed the call. Default: outbound.
     pub direction: Option<DirectionWord>,
-    /// When the answer is about a telephone call. Anything else takes no slot.
+    /// When the answer is about a telephone call. Other calls take no slot.
     #[serde(default)]
     pub phone: Predicate,
-    /// When the answer is about something that is not a call of its own, such as a leg of another call.
+    /// When the answer is not about a call of its own, but for instance about a leg of another call.
     #[serde(default)]
     pub skip: Predicate,
     /// Statuses that mean "no such call".
     pub absent: Vec<u16>,
-    /// The batch or campaign that the call belongs to: ids of kinds that groups need.
+    /// The batch or campaign of the call: ids of the kinds that groups need.
     #[serde(default)]
     pub member_of: IdSelectors,
     /// The post-call record in the answer.
     pub record: Option<PostCallRules>,
 }
 
-/// How a batch or campaign is looked up.
+/// The look-up of a batch or campaign.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Group {
-    /// The alias kind it needs.
+    /// The alias kind that it needs.
     pub needs: String,
     /// The path, a template over aliases and `account.*`.
     pub path: String,
-    /// Its state: `live` while it may make calls, an outcome once it makes no more.
+    /// The state: `live` while it may make calls, an outcome once it makes no more.
     pub state: StateWord,
-    /// Numbers that its concurrent calls do not exceed. The smallest counts.
+    /// Bounds of its concurrent calls, of which the smallest applies.
     #[serde(default)]
     pub slots: Vec<Selector>,
     /// Statuses that mean "no such batch".
     pub absent: Vec<u16>,
-    /// How a batch is found whose submit lost its answer.
+    /// The search for a batch whose submit lost its answer.
     pub find: Option<List>,
 }
 
-/// How calls are listed.
+/// A list of calls.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct List {
-    /// The requests that together make the list: templates over `account.*`.
+    /// The requests that together return the list: templates over `account.*`.
     #[serde(default)]
     pub paths: Vec<String>,
-    /// Of a search, instead of `paths`: a template over the call's facts and `call_id`.
+    /// For a search, instead of `paths`: a template over the call's attributes and `call_id`.
     #[serde(default)]
     pub path: Option<String>,
-    /// Where the items stand.
+    /// The list of items in the answer.
     pub items: Selector,
     /// The id of an item.
     pub id: ItemId,
@@ -81,14 +81,14 @@ pub struct List {
     pub skip: Predicate,
     /// The item's state.
     pub state: StateWord,
-    /// What limits and rules can match.
+    /// The attributes that limits and rules match.
     #[serde(default)]
     pub facts: FactSelectors,
     /// Which side placed it.
     pub direction: Option<DirectionWord>,
     /// When the item was created: RFC 2822, or seconds since 1970.
     pub created_at: Option<Selector>,
-    /// How the next page is asked for.
+    /// The next page.
     pub next: Option<NextPage>,
 }
 
@@ -98,47 +98,47 @@ pub struct List {
 pub struct ItemId {
     /// Its alias kind.
     pub kind: String,
-    /// Where it stands.
+    /// The id in the item.
     pub from: Selector,
 }
 
-/// How the next page is asked for.
+/// The next page of a list.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged, deny_unknown_fields)]
 pub enum NextPage {
     /// A cursor, put into the query.
     Cursor {
-        /// Where it stands.
+        /// The cursor in the answer.
         cursor: Selector,
-        /// The query's parameter.
+        /// The query parameter.
         param: String,
     },
     /// A path and query.
     Uri {
-        /// Where it stands.
+        /// The path and query in the answer.
         uri: Selector,
     },
 }
 
-/// How live calls are counted.
+/// The number of live calls.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Count {
     /// The path, a template over `account.*`.
     pub path: String,
-    /// The number.
+    /// The number in the answer.
     pub value: Selector,
 }
 
-/// A means to end a call.
+/// A hang-up method.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Terminate {
-    /// The alias kind it needs.
+    /// The alias kind that it needs.
     pub needs: String,
-    /// A means of the carrier's account, used instead of a request here.
+    /// A hang-up method of the carrier's account, used instead of a request here.
     pub carrier: Option<String>,
-    /// A socket to open: a path template.
+    /// A WebSocket to open: a path template.
     pub socket: Option<String>,
     /// The text frame to send on it.
     #[serde(default)]
@@ -152,13 +152,13 @@ pub struct Terminate {
     /// The request's form.
     #[serde(default)]
     pub form: BTreeMap<String, String>,
-    /// Statuses that mean "done".
+    /// Statuses that mean success.
     #[serde(default)]
     pub ok: Vec<u16>,
-    /// An answer that means that the call was already over.
+    /// When an answer means that the call had already ended.
     #[serde(default)]
     pub over: Predicate,
-    /// It also deletes the provider's record of the call, so a later "no such call" proves nothing.
+    /// Whether it also deletes the provider's record of the call, so that a later "no such call" proves nothing.
     #[serde(default)]
     pub deletes_record: bool,
 }
@@ -169,7 +169,7 @@ pub struct Terminate {
 pub struct Front {
     /// The path.
     pub path: String,
-    /// The JSON body, a template over the call's facts and `call_id`.
+    /// The JSON body, a template over the call's attributes and `call_id`.
     pub body: Value,
     /// The ids in the answer.
     pub ids: IdSelectors,

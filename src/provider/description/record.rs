@@ -1,4 +1,4 @@
-//! What a provider tells of a call after its end: in a webhook, and when it is asked.
+//! Post-call records: what a provider reports after the end of a call, in a webhook or a look-up.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -6,35 +6,35 @@ use serde_json::Value;
 use super::super::select::{Message, Predicate, Selector};
 use crate::clock::UnixMs;
 
-/// The longest text or JSON of a record that is kept, in bytes. Our choice, that of bodies in the inbox.
+/// The maximum text or JSON of a record that is kept, in bytes. Our choice, equal to that of inbox bodies.
 pub const PART_BYTES_MAX: usize = 1024 * 1024;
 
-/// The longest call that a duration may speak of, in seconds: a week. Our choice; what is longer is no duration.
+/// The maximum duration of a call, in seconds: a week. Our choice; longer ones are ignored.
 const DURATION_SECS_MAX: i64 = 7 * 24 * 3600;
 
-/// A call's record after its end. Nothing of it need be there.
+/// The record of a call after its end. Every field is optional.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct PostCall {
-    /// What was said, in short.
+    /// The summary.
     pub transcript_summary: Option<String>,
-    /// How long it was, in seconds.
+    /// The duration in seconds.
     pub call_duration_seconds: Option<i64>,
-    /// What it cost, without a sign.
+    /// The cost, without a sign.
     pub cost: Option<f64>,
-    /// In which currency; none: in the provider's credits.
+    /// The currency; `None`: the provider's credits.
     pub cost_unit: Option<String>,
-    /// What it cost in money, beside `cost` in the provider's credits; in the currency of the account's subscription.
+    /// The cost in money, where `cost` is in credits; in the currency of the account's subscription.
     pub cost_fiat: Option<f64>,
-    /// Whether it came to what it was meant for, as the provider judges.
+    /// Whether the call reached its goal, as the provider judges.
     pub call_successful: Option<bool>,
     /// The provider's analysis.
     pub analysis_data: Option<Value>,
-    /// What else the provider tells of it.
+    /// Anything else that the provider reports.
     pub metadata_json: Option<Value>,
-    /// When it ended, in milliseconds since 1970.
+    /// The end of the call, in milliseconds since 1970.
     #[serde(serialize_with = "as_rfc3339")]
     pub call_end_time: Option<UnixMs>,
-    /// What was said.
+    /// The transcript.
     pub transcript_json: Option<Value>,
 }
 
@@ -42,7 +42,7 @@ fn as_rfc3339<S: serde::Serializer>(at: &Option<UnixMs>, s: S) -> Result<S::Ok, 
     at.map(crate::clock::rfc3339).serialize(s)
 }
 
-/// Where each part of a record stands in a message.
+/// Where each part of a record is in a message.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PostCallRules {
@@ -71,11 +71,11 @@ pub struct PostCallRules {
     complete: Predicate,
 }
 
-/// Words that mean yes or no; others mean neither.
+/// A word that means yes or no; unknown words mean neither.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Judgement {
-    /// Where the provider's word stands.
+    /// The provider's word.
     from: Selector,
     /// Words that mean yes.
     yes: Vec<String>,
@@ -83,22 +83,22 @@ struct Judgement {
     no: Vec<String>,
 }
 
-/// When a call ended: a selector, or a table.
+/// The end of a call: a selector, or a table.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged, deny_unknown_fields)]
 enum TimeRule {
-    /// As it stands there.
+    /// The end itself.
     At(Selector),
     /// A time, and a number of seconds to add to it.
     After { after: Selector, secs: Selector },
 }
 
 impl PostCallRules {
-    /// Reads a record, and whether the provider has told all. Parts that are none, or too long, are left out.
+    /// Reads a record, and whether it is complete. Malformed or overlong parts are left out.
     pub fn read(&self, message: &Message<'_>) -> (PostCall, bool) {
         let text = |selector: &Option<Selector>| {
             let text = selector.as_ref()?.text(message)?;
-            // Postgres keeps no NUL.
+            // Postgres cannot store NUL.
             (!text.is_empty() && text.len() <= PART_BYTES_MAX).then(|| text.replace('\0', "\u{FFFD}"))
         };
         let json = |selector: &Option<Selector>| {
@@ -106,7 +106,7 @@ impl PostCallRules {
             (value.to_string().len() <= PART_BYTES_MAX).then(|| value.clone())
         };
         let seconds = |selector: &Selector| duration_secs(&selector.text(message)?);
-        // Some write what was charged as less than nothing.
+        // Some providers write charges as negative amounts.
         let amount = |selector: &Option<Selector>| {
             text(selector).and_then(|t| t.parse::<f64>().ok()).filter(|c| c.is_finite()).map(f64::abs)
         };
@@ -144,7 +144,7 @@ fn duration_secs(text: &str) -> Option<i64> {
 /// RFC 3339, RFC 2822, or seconds since 1970.
 fn time_ms(text: &str) -> Option<UnixMs> {
     if let Ok(secs) = text.parse::<i64>() {
-        // Nothing is kept that could not be shown.
+        // Only times that can be displayed.
         return jiff::Timestamp::from_second(secs).ok().filter(|_| secs > 0).map(|at| at.as_millisecond());
     }
     if let Ok(time) = jiff::fmt::rfc2822::parse(text) {

@@ -1,4 +1,4 @@
-//! What is said in a call, as a webhook tells it.
+//! Utterances of a live call in webhooks, and turns of a post-call transcript.
 
 use std::collections::BTreeMap;
 
@@ -9,35 +9,35 @@ use super::super::json;
 use super::super::select::{Document, Message, Predicate, Selector};
 use crate::call::Speaker;
 
-/// The longest utterance that is taken, in bytes. Our choice: an hour of talk in one piece.
+/// The maximum utterance, in bytes. Our choice: an hour of talk in one piece.
 pub const TEXT_BYTES_MAX: usize = 64 * 1024;
-/// The longest time that is taken, in bytes.
+/// The maximum time stamp, in bytes.
 const TIME_BYTES_MAX: usize = 64;
 
-/// The longest id of what numbers are counted in that is taken, in bytes.
+/// The maximum id of a counter, in bytes.
 const SOURCE_BYTES_MAX: usize = 128;
 
-/// Where an utterance stands in a message.
+/// Where an utterance is in a message.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UtteranceRules {
-    /// Who speaks.
+    /// The speaker.
     pub speaker: SpeakerWord,
-    /// What is said.
+    /// The text.
     pub text: Selector,
-    /// The text is itself a JSON object: the member to read.
+    /// The member to read, if the text is itself a JSON object.
     pub text_member: Option<String>,
-    /// When it was said, in ISO 8601. Default: when the webhook arrived.
+    /// The time in ISO 8601. Default: when the webhook arrived.
     pub said_at: Option<Selector>,
     /// The provider's sequence number, where messages may arrive out of order.
     pub order: Option<Selector>,
-    /// What `order` is counted per: the numbers start again with each. Without it, utterances keep their order of arrival.
+    /// The counter of `order`: the numbers start again with each. Without it, utterances keep their order of arrival.
     pub order_in: Option<Selector>,
-    /// When the utterance may still change: it is shown, and not kept.
+    /// When the utterance may still change: it is shown, but not kept.
     pub partial: Option<Predicate>,
 }
 
-/// Who speaks: a word of the message, and what it means.
+/// The speaker: a word in the message, and its meaning.
 #[derive(Debug, Clone)]
 pub struct SpeakerWord {
     from: Selector,
@@ -46,107 +46,107 @@ pub struct SpeakerWord {
 
 impl<'de> Deserialize<'de> for SpeakerWord {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        /// Who speaks.
+        /// The table form of [`SpeakerWord`].
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Written {
-            /// Where the provider's word stands.
+            /// The provider's word.
             from: Selector,
-            /// The provider's words, each with ours.
+            /// The provider's words, each with its meaning.
             map: BTreeMap<String, Speaker>,
         }
         let Written { from, map } = Written::deserialize(d)?;
         if map.is_empty() {
-            return Err(serde::de::Error::custom("no word means a speaker"));
+            return Err(serde::de::Error::custom("no word is mapped to a speaker"));
         }
         Ok(Self { from, map })
     }
 }
 
-/// What was heard of a call.
+/// An utterance as received, not yet numbered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UtteranceDraft {
-    /// Who speaks.
+    /// The speaker.
     pub speaker: Speaker,
-    /// What is said.
+    /// The text.
     pub text: String,
-    /// When, as its sender wrote it.
+    /// The time, as its sender wrote it.
     pub said_at: Option<String>,
-    /// Its number at the provider.
+    /// The provider's sequence number.
     pub order: Option<i64>,
-    /// What that is counted in.
+    /// The counter of that number.
     pub order_in: Option<String>,
-    /// It may still change.
+    /// Whether it may still change.
     pub is_partial: bool,
 }
 
 impl UtteranceRules {
-    /// Reads it.
+    /// Reads an utterance.
     ///
     /// # Errors
-    /// A sentence for whoever sent the message: something is missing or is not what it must be.
+    /// A required value is missing or malformed; a sentence for the sender.
     pub fn read(&self, message: &Message<'_>) -> Result<UtteranceDraft, String> {
         let word = self.speaker.from.text(message);
         let speaker = word.and_then(|word| self.speaker.map.get(word.as_ref()).copied()).ok_or_else(|| {
             let known: Vec<&str> = self.speaker.map.keys().map(String::as_str).collect();
-            format!("It does not say who speaks: {}.", known.join(" or "))
+            format!("The speaker is missing: {}.", known.join(" or "))
         })?;
-        let text = self.text.text(message).ok_or("It does not say what is said.")?;
+        let text = self.text.text(message).ok_or("The text is missing.")?;
         let text = match &self.text_member {
             None => text.into_owned(),
             Some(member) => {
-                let inner = json::read(text.as_bytes()).ok_or("What is said is not JSON.")?.value;
-                inner.get(member).and_then(Value::as_str).ok_or("It does not say what is said.")?.to_owned()
+                let inner = json::read(text.as_bytes()).ok_or("The text is not JSON.")?.value;
+                inner.get(member).and_then(Value::as_str).ok_or("The text is missing.")?.to_owned()
             }
         };
         if text.trim().is_empty() {
-            return Err("What is said is empty.".to_owned());
+            return Err("The text is empty.".to_owned());
         }
         if text.len() > TEXT_BYTES_MAX {
-            return Err(format!("What is said has more than {TEXT_BYTES_MAX} bytes."));
+            return Err(format!("The text has more than {TEXT_BYTES_MAX} bytes."));
         }
         let said_at = match &self.said_at {
             None => None,
             Some(selector) => match selector.text(message) {
                 None => None,
                 Some(time) if is_time(&time) => Some(time.into_owned()),
-                Some(_) => return Err("Its time is not ISO 8601.".to_owned()),
+                Some(_) => return Err("The time is not ISO 8601.".to_owned()),
             },
         };
         let order = self.order.as_ref().and_then(|s| s.text(message)?.parse().ok());
         let order_in = self.order_in.as_ref().and_then(|s| s.text(message));
         let order_in = order_in.filter(|id| id.len() <= SOURCE_BYTES_MAX).map(|id| id.replace('\0', "\u{FFFD}"));
         let is_partial = self.partial.as_ref().is_some_and(|p| p.holds(message));
-        // Postgres keeps no NUL.
+        // Postgres cannot store NUL.
         Ok(UtteranceDraft { speaker, text: text.replace('\0', "\u{FFFD}"), said_at, order, order_in, is_partial })
     }
 }
 
-/// Where what was said stands in a record after the call: one turn of a list.
+/// Where a turn is in a post-call transcript.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TurnRules {
-    /// Who speaks.
+    /// The speaker.
     speaker: SpeakerWord,
-    /// What is said.
+    /// The text.
     text: Selector,
-    /// How many seconds after the call's beginning.
+    /// Seconds since the start of the call.
     secs: Option<Selector>,
 }
 
-/// One turn of a call that is over.
+/// One turn of an ended call.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Turn {
-    /// Who spoke.
+    /// The speaker.
     pub speaker: Speaker,
-    /// What.
+    /// The text.
     pub text: String,
-    /// How many seconds after the call's beginning.
+    /// Seconds since the start of the call.
     pub secs: Option<f64>,
 }
 
 impl TurnRules {
-    /// Reads the turns of a list, in its order. What says nothing, or is by nobody that is known, is left out: tools take turns, too.
+    /// Reads the turns of a list, in order. Turns without text or known speaker, such as those of tools, are left out.
     pub fn read(&self, list: &Value) -> Vec<Turn> {
         let turns = list.as_array().map(Vec::as_slice).unwrap_or_default().iter();
         turns.filter_map(|turn| self.read_one(turn)).collect()
@@ -166,7 +166,7 @@ impl TurnRules {
     }
 }
 
-/// ISO 8601, with an offset or without.
+/// Whether the text is ISO 8601, with or without an offset.
 fn is_time(text: &str) -> bool {
     text.len() <= TIME_BYTES_MAX
         && (text.parse::<jiff::Timestamp>().is_ok() || text.parse::<jiff::civil::DateTime>().is_ok())

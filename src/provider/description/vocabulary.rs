@@ -1,4 +1,4 @@
-//! What is read off a message: facts, ids, and words of ours for states and directions.
+//! Values read from a message: attributes, ids, states and directions.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -9,44 +9,44 @@ use super::super::select::{Message, Selector};
 use crate::call::{Direction, EndProof, Event, Outcome, Phase};
 use crate::ids::{Alias, number_key};
 
-/// Where the facts that policy selects by stand.
+/// Where the attributes that policy selects by are in a message.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FactSelectors {
     /// The agent.
     pub agent: Option<Selector>,
-    /// Our number or the provider's id of it.
+    /// Our number, or the provider's id for it.
     pub own_number: Option<Selector>,
-    /// The number at the other end.
+    /// The other party's number.
     pub other_number: Option<Selector>,
-    /// The number that calls: ours of an outbound call. Where a message names the two by who calls, not by whose they are.
+    /// The caller's number, ours in an outbound call: for messages that name numbers by who calls.
     pub from: Option<Selector>,
-    /// The number that is called: ours of an inbound call.
+    /// The called number, ours in an inbound call.
     pub to: Option<Selector>,
 }
 
-/// The facts of one message.
+/// The attributes of a call in a message.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CallFacts {
     /// The agent.
     pub agent: Option<String>,
-    /// Our number or the provider's id of it.
+    /// Our number, or the provider's id for it.
     pub own_number: Option<String>,
-    /// The number at the other end.
+    /// The other party's number.
     pub other_number: Option<String>,
 }
 
 impl FactSelectors {
-    /// What they are read by.
+    /// All selectors.
     pub fn selectors(&self) -> impl Iterator<Item = &Selector> {
         [&self.agent, &self.own_number, &self.other_number, &self.from, &self.to].into_iter().flatten()
     }
 
-    /// Reads them, of a call of this direction; overlong texts are not taken.
+    /// Reads the attributes of a call in this direction; overlong texts are ignored.
     pub fn read(&self, message: &Message<'_>, direction: Direction) -> CallFacts {
         let get = |selector: &Option<Selector>| {
             let text = selector.as_ref()?.text(message)?;
-            // Postgres keeps no NUL: every store has the same.
+            // Postgres cannot store NUL; all stores keep the same.
             let text = text.replace('\0', "\u{FFFD}");
             (!text.is_empty() && text.len() <= 256).then_some(text)
         };
@@ -54,7 +54,7 @@ impl FactSelectors {
             Direction::Outbound => (&self.from, &self.to),
             Direction::Inbound => (&self.to, &self.from),
         };
-        // One number has one spelling from here on.
+        // Numbers have one spelling from here on.
         let number = |text: String| number_key(&text).into_owned();
         CallFacts {
             agent: get(&self.agent),
@@ -65,13 +65,13 @@ impl FactSelectors {
 }
 
 impl FactSelectors {
-    /// Whom an outbound message calls, as it is written there.
+    /// The destination of an outbound call, as written in the message.
     pub fn destination<'m>(&'m self, message: &'m Message<'_>) -> Option<Cow<'m, str>> {
         [&self.other_number, &self.to].into_iter().flatten().find_map(|selector| selector.text(message))
     }
 }
 
-/// Where an id stands: a selector, or one whose text must, or must not, begin in some way to be an id of this kind.
+/// Where an id is: a selector, or one with a condition on the id's prefix.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]
 enum IdSelector {
@@ -79,15 +79,15 @@ enum IdSelector {
     Beginning(Beginning),
 }
 
-/// An id that is told from others by how it begins.
+/// An id recognised by its prefix.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Beginning {
-    /// Where it stands.
+    /// The text.
     from: Selector,
-    /// It is an id of this kind only if it begins with this.
+    /// It is an id of this kind only if it has this prefix.
     prefix: Option<String>,
-    /// It is no id of this kind if it begins with this.
+    /// It is not an id of this kind if it has this prefix.
     not_prefix: Option<String>,
 }
 
@@ -109,30 +109,30 @@ impl IdSelector {
     }
 }
 
-/// Ids of a call, by kind.
+/// Where the ids of a call are, by kind.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(transparent)]
 pub struct IdSelectors(BTreeMap<String, IdSelector>);
 
 impl IdSelectors {
-    /// Reads those that are there.
+    /// Reads the ids that are present.
     pub fn read(&self, message: &Message<'_>) -> Vec<Alias> {
         let aliases = self.0.iter().filter_map(|(kind, selector)| Alias::new(kind, &selector.text(message)?));
         aliases.collect()
     }
 
-    /// What they are read by.
+    /// All selectors.
     pub fn selectors(&self) -> impl Iterator<Item = &Selector> {
         self.0.values().map(IdSelector::selector)
     }
 
-    /// The kinds that may be among them.
+    /// All kinds.
     pub fn kinds(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(String::as_str)
     }
 }
 
-/// A word of ours, read off the message or constant.
+/// One of our words, read from a message or constant.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]
 enum Word {
@@ -140,17 +140,17 @@ enum Word {
     Mapped(Mapped),
 }
 
-/// A word of the provider's and what it means. A constant word may stand instead of the table.
+/// A word of the provider's and its meaning. A constant word may replace the table.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Mapped {
-    /// Where the provider's word stands.
+    /// The provider's word.
     from: Option<Selector>,
-    /// The provider's words, each with ours: a phase (`queued`, `dialing`, `ringing`, `live`) or an outcome (`completed`, `busy`,
+    /// The provider's words, each with its meaning: a phase (`queued`, `dialing`, `ringing`, `live`) or an outcome (`completed`, `busy`,
     /// `no_answer`, `canceled`, `failed`); `inbound` or `outbound` for a direction.
     #[serde(default)]
     map: BTreeMap<String, String>,
-    /// Our word where the message has none, or one that is not in `map`.
+    /// The meaning if the message has no word, or one that is not in `map`.
     default: Option<String>,
 }
 
@@ -182,18 +182,18 @@ impl Word {
     }
 }
 
-/// Where a call stands, in our words: a phase (`queued`, `dialing`, `ringing`, `live`) or an outcome (`completed`, `busy`,
-/// `no_answer`, `canceled`, `failed`).
+/// A call's state: a phase (`queued`, `dialing`, `ringing`, `live`) or an outcome (`completed`, `busy`, `no_answer`,
+/// `canceled`, `failed`).
 #[derive(Debug, Clone)]
 pub struct StateWord(Word);
 
 impl StateWord {
-    /// What it is read by, if it is not constant.
+    /// The selector, unless the word is constant.
     pub fn selector(&self) -> Option<&Selector> {
         self.0.selector()
     }
 
-    /// The event that the message tells of; an outcome is an end with this proof.
+    /// The event that the message reports; an outcome is an end with this proof.
     pub fn read(&self, message: &Message<'_>, proof: EndProof) -> Option<Event> {
         let word = self.0.read(message)?;
         word.parse::<Phase>()
@@ -204,7 +204,7 @@ impl StateWord {
 }
 
 impl StateWord {
-    /// The provider's own word, whether it is known or not; as much of it as may be shown.
+    /// The provider's word, known or not, shortened and safe to show.
     pub fn word(&self, message: &Message<'_>) -> Option<String> {
         let Word::Mapped(Mapped { from: Some(from), .. }) = &self.0 else { return None };
         Some(from.text(message)?.chars().take(64).collect())
@@ -228,12 +228,12 @@ impl<'de> Deserialize<'de> for StateWord {
 pub struct DirectionWord(Word);
 
 impl DirectionWord {
-    /// What it is read by, if it is not constant.
+    /// The selector, unless the word is constant.
     pub fn selector(&self) -> Option<&Selector> {
         self.0.selector()
     }
 
-    /// Reads it.
+    /// Reads the direction.
     pub fn read(&self, message: &Message<'_>) -> Option<Direction> {
         self.0.read(message)?.parse().ok()
     }

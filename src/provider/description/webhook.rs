@@ -1,4 +1,4 @@
-//! What a provider posts to us.
+//! A provider's webhooks.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -8,7 +8,7 @@ use super::super::select::{Message, Predicate, Selector};
 use super::super::sign::Signature;
 use super::{DirectionWord, FactSelectors, IdSelectors, PostCallRules, StateWord, UtteranceRules};
 
-/// Something the provider posts to us.
+/// A webhook of the provider.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Webhook {
@@ -16,13 +16,13 @@ pub struct Webhook {
     pub name: String,
     /// The paths on `listen.webhooks` where it arrives.
     pub paths: Vec<PathPattern>,
-    /// The callback URL that creates are given: path and fragment, a template over `call_id`.
+    /// The callback URL added to creates: path and fragment, a template over `call_id`.
     pub callback: Option<String>,
-    /// How it is signed.
+    /// The signature.
     pub signature: Signature,
-    /// The provider acts on the response, so the app's own is relayed.
+    /// The kind of reply that the provider acts on; the app's own is relayed.
     pub reply: Option<Reply>,
-    /// The response to a notification, and to a webhook with `reply` where there is no app.
+    /// The response to a notification, and to a webhook with `reply` if there is no app.
     pub answer: Option<FixedAnswer>,
     /// The parts that together identify an event, so that a repeated delivery is recognised. Without it, every delivery is an event.
     #[serde(default)]
@@ -30,7 +30,7 @@ pub struct Webhook {
     /// Ids of the call.
     #[serde(default)]
     pub ids: IdSelectors,
-    /// What limits and rules can match.
+    /// The attributes that limits and rules match.
     #[serde(default)]
     pub facts: FactSelectors,
     /// Which side placed the call.
@@ -38,24 +38,24 @@ pub struct Webhook {
     /// Paths that report by their status: 400 for an unusable payload, 404 for an unknown call.
     #[serde(default)]
     pub exact: Vec<PathPattern>,
-    /// Fields that mark requests that are not about calls, such as text messages, and are signed in the same way.
+    /// Fields that mark requests that are not about calls, such as text messages, but are signed in the same way.
     #[serde(default)]
     pub foreign: Vec<Selector>,
-    /// The provider switches this webhook off after failures, so ringfence watches whether it still comes. The text says where an
-    /// operator looks if it does not.
+    /// Where an operator looks if this webhook stops coming. Set for webhooks that the provider switches off after failures, which
+    /// ringfence watches.
     pub watched: Option<String>,
-    /// The events it may carry. The first whose `when` holds is taken.
+    /// The events it may carry. The first whose `when` holds applies.
     #[serde(default, rename = "event")]
     pub events: Vec<WebhookEvent>,
 }
 
 impl Webhook {
-    /// Whether a message is about something else than a call.
+    /// Whether a message is not about a call.
     pub fn is_foreign(&self, message: &Message<'_>) -> bool {
         self.foreign.iter().any(|selector| selector.text(message).is_some_and(|text| !text.is_empty()))
     }
 
-    /// Whether a message says more than once what it is of, or what it tells.
+    /// Whether a message has one of its values more than once, so that it is ambiguous.
     pub fn is_doubled(&self, message: &Message<'_>) -> bool {
         let events = self
             .events
@@ -67,7 +67,7 @@ impl Webhook {
     }
 }
 
-/// What kind of reply the provider waits for.
+/// The kind of reply that the provider waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reply {
@@ -83,7 +83,7 @@ pub enum Reply {
 pub struct FixedAnswer {
     /// The status.
     pub status: u16,
-    /// The JSON body, if any: a template. In the answer to an utterance over `transcription_id` and `sequence_number`.
+    /// The JSON body, if any: a template; in the answer to an utterance over `transcription_id` and `sequence_number`.
     pub body: Option<Value>,
 }
 
@@ -98,10 +98,10 @@ pub struct WebhookEvent {
     pub when: Predicate,
     /// The call's new state. Without it, none.
     pub state: Option<StateWord>,
-    /// An unknown inbound call is a new one, to be admitted.
+    /// Whether an unknown inbound call is a new one, to be admitted.
     #[serde(default)]
     pub admits: bool,
-    /// The body holds what was said, so `privacy.transcripts` applies to it.
+    /// Whether the body holds a transcript, so that `privacy.transcripts` applies to it.
     #[serde(default)]
     pub said: bool,
     /// The post-call record in the body.

@@ -1,4 +1,4 @@
-//! Tokens that hold the hash of the body: JWT by HS256.
+//! JSON Web Tokens (HS256) that hold the hash of the body.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -22,33 +22,33 @@ pub(super) struct Jwt {
     /// Text before the token, such as `Bearer `.
     #[serde(default)]
     prefix: String,
-    /// The claim that says by which of the named keys it is signed.
+    /// The claim that selects one of the named keys.
     key_claim: Option<String>,
-    /// What `iss` has to be.
+    /// The required `iss`.
     issuer: Option<String>,
-    /// How the token vouches for the body.
+    /// The claim that covers the body.
     body_hash: BodyHash,
-    /// What limits the token's age.
+    /// The claim that limits the token's age.
     age: Age,
     /// With `iat`: how long the token is accepted after it. With `exp`: how far clocks may differ. Seconds; default 300.
     #[serde(default = "super::message::tolerance_default")]
     tolerance_secs: u32,
 }
 
-/// The claim that has the SHA-256 of the body.
+/// The claim with the SHA-256 of the body.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct BodyHash {
     /// The claim's name.
     claim: String,
-    /// How the hash is written.
+    /// The encoding of the hash.
     encoding: Encoding,
-    /// A request without a body may have a token without it.
+    /// Whether a request without a body may omit the claim.
     #[serde(default)]
     optional: bool,
 }
 
-/// What says how long a token counts.
+/// The claim that limits a token's lifetime.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Age {
@@ -90,17 +90,17 @@ impl Jwt {
         }
     }
 
-    /// What speaks against a request whatever its body is.
+    /// The first reason to reject a request that does not depend on its body.
     pub(super) fn judge_head(&self, keys: &Keys, headers: &HeaderMap, now_secs: i64) -> Result<(), BadSignature> {
         let request = Request { method: "", url: "", headers, body: &[], form: None };
         match self.verify(keys, &request, now_secs) {
-            // It is the hash of a body that was not read.
+            // The body was not read, so its hash does not matter.
             Err(BadSignature::Claim(claim)) if claim == self.body_hash.claim => Ok(()),
             judged => judged,
         }
     }
 
-    /// The claims of a token that one of the keys has signed, and that key; of the named ones the one that it names.
+    /// The claims of a token signed by one of the keys, and that key; of named keys the one that the token selects.
     fn claims<'k>(&self, keys: &'k Keys, token: &str) -> Result<(Claims, &'k Secret), BadSignature> {
         let token = Token::parse(token).map_err(|why| match why {
             Unreadable::Algorithm => BadSignature::Algorithm,
@@ -129,7 +129,7 @@ impl Jwt {
         Err(worst)
     }
 
-    /// The header with the same token, made now: its times are moved by as much as has passed.
+    /// The header with the token re-signed for now: its times are shifted to the present.
     pub(super) fn renewed(
         &self,
         keys: &Keys,

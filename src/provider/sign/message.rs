@@ -1,4 +1,4 @@
-//! Signatures over a message that is put together from parts of the request: HMAC and Ed25519.
+//! Signatures over a message built from parts of the request: HMAC and Ed25519.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use ring::{hmac, signature};
@@ -10,9 +10,9 @@ use super::url::{body_hash_fits, node_spellings, plivo_v3_bases, twilio_params, 
 use super::{BASE64, BadSignature, Encoding, Keys, Request, equal, standard_key, without_prefix};
 use base64::Engine as _;
 
-/// From here on a stamp of either unit is in milliseconds: as seconds it would be after the year 5000.
+/// Timestamps of either unit from here on are in milliseconds: as seconds it would be after the year 5000.
 const MS_FROM: i64 = 100_000_000_000;
-/// The most signatures of one request that are looked at.
+/// The maximum number of signatures that are checked per request.
 const SHOWN_MAX: usize = 16;
 
 /// A signature over a message.
@@ -21,31 +21,31 @@ const SHOWN_MAX: usize = 16;
 pub(super) struct MessageSignature {
     /// The hash of the HMAC. Not given with `ed25519`.
     pub(super) algorithm: Algorithm,
-    /// What the text of a secret means.
+    /// The encoding of the secret.
     #[serde(default)]
     key: KeyForm,
     /// What is signed: text with the parts `{body}`, `{timestamp}`, `{id}`, `{nonce}`, `{method}`, `{url}`, `{twilio_params}` and
     /// `{plivo_v3_base}`.
     pub(super) message: Template,
-    /// How the signature is written. Not given with `ed25519`, which is base64.
+    /// The encoding of the signature. Not given with `ed25519`, which uses base64.
     #[serde(default)]
     pub(super) encoding: Encoding,
-    /// Where the signature stands. Any of several may be valid.
+    /// The places of the signature. Any of several may be valid.
     pub(super) signature: Vec<Shown>,
-    /// Where the timestamp stands, if the message has one.
+    /// The place of the timestamp, if the message has one.
     pub(super) timestamp: Option<Stamp>,
-    /// The header that has the message's id.
+    /// The header with the message's id.
     id: Option<String>,
-    /// The header that has the nonce.
+    /// The header with the nonce.
     nonce: Option<String>,
-    /// The header that names a key, and HMAC-SHA256: `key=NAME,algorithm=HMAC_SHA256`.
+    /// The header that selects a key, and HMAC-SHA256: `key=NAME,algorithm=HMAC_SHA256`.
     settings: Option<String>,
-    /// How old, or how far in the future, the timestamp may be. Seconds; default 300.
+    /// The maximum age of the timestamp, or time in the future. Seconds; default 300.
     #[serde(default = "tolerance_default")]
     tolerance_secs: u32,
 }
 
-/// Five minutes, as most providers' own libraries have it.
+/// Five minutes, as in most providers' own libraries.
 pub(super) fn tolerance_default() -> u32 {
     300
 }
@@ -99,7 +99,7 @@ impl Algorithm {
     }
 }
 
-/// What a secret's text means.
+/// The encoding of a secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum KeyForm {
@@ -112,7 +112,7 @@ enum KeyForm {
     Whsec,
 }
 
-/// Where a signature stands.
+/// The place of a signature.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Shown {
@@ -146,7 +146,7 @@ fn fields<'h>(line: &'h str, name: &str) -> impl Iterator<Item = &'h str> {
     line.split(',').filter_map(move |part| part.trim().strip_prefix(name)?.strip_prefix('='))
 }
 
-/// Where the stamp stands.
+/// The place of the timestamp.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Stamp {
@@ -172,7 +172,7 @@ enum Unit {
 }
 
 impl Stamp {
-    /// A time as one is written that was read before.
+    /// Formats a time in the unit of `before`.
     pub(super) fn write(&self, before: &str, at_secs: i64) -> String {
         let in_ms = match self.unit {
             Unit::S => false,
@@ -182,7 +182,7 @@ impl Stamp {
         (if in_ms { at_secs.saturating_mul(1000) } else { at_secs }).to_string()
     }
 
-    /// As it is written, and in seconds. Digits alone: what is signed is the text.
+    /// The timestamp as text, which is what is signed, and in seconds. Only digits are accepted.
     pub(super) fn read<'h>(&self, headers: &'h HeaderMap) -> Result<(&'h str, i64), BadSignature> {
         let line = headers.get(&self.header).ok_or_else(|| BadSignature::Missing(self.header.clone()))?;
         let text = line.to_str().ok().and_then(|line| match &self.field {
@@ -203,14 +203,14 @@ impl Stamp {
     }
 }
 
-/// The signatures that a request shows, by where.
+/// The signatures of a request, by place.
 type Tags<'s> = Vec<(&'s Shown, Vec<Vec<u8>>)>;
 
 /// A key, and its algorithm if that is not the scheme's.
 type Candidate = (Option<Algorithm>, Vec<u8>);
 
 impl MessageSignature {
-    /// What is wrong with it, beyond what its types say.
+    /// Checks what the types cannot express.
     pub(super) fn check(&self) -> Result<(), String> {
         let has = |part: &Part| self.message.has(part);
         if !has(&Part::Body) && !has(&Part::TwilioParams) && !has(&Part::PlivoV3Base) {
@@ -263,7 +263,7 @@ impl MessageSignature {
         self.signature.iter().map(|shown| shown.header.as_str())
     }
 
-    /// Every header that it reads.
+    /// All headers that it reads.
     pub(super) fn names(&self) -> impl Iterator<Item = &String> {
         let shown = self.signature.iter().map(|shown| &shown.header);
         let stamp = self.timestamp.as_ref().map(|stamp| &stamp.header);
@@ -274,14 +274,14 @@ impl MessageSignature {
         self.message.has(&Part::Url) || self.message.has(&Part::PlivoV3Base)
     }
 
-    /// The key that a secret is.
+    /// Decodes the key of a secret.
     pub(super) fn key(&self, secret: &Secret) -> Result<Vec<u8>, &'static str> {
         let text = secret.expose();
         match self.key {
             _ if self.is_public_key() => match BASE64.decode(text) {
                 Ok(key) if key.len() == 32 => Ok(key),
-                Ok(_) => Err("is no public key: 32 bytes in base64"),
-                Err(_) => Err("is no public key: it is not base64"),
+                Ok(_) => Err("is not a public key: 32 bytes in base64"),
+                Err(_) => Err("is not a public key: it is not base64"),
             },
             KeyForm::Text => Ok(text.as_bytes().to_vec()),
             KeyForm::Base64 => BASE64.decode(text).map_err(|_| "is not base64"),
@@ -303,12 +303,12 @@ impl MessageSignature {
         Ok(())
     }
 
-    /// What speaks against a request whatever its body is: a header that is missing, or has not the form of a signature, or a stamp
-    /// that does not count.
+    /// The first reason to reject a request that does not depend on its body: a missing or malformed header, or a timestamp
+    /// that is too old.
     pub(super) fn judge_head(&self, headers: &HeaderMap, now_secs: i64) -> Result<(), BadSignature> {
         let request = Request { method: "", url: "", headers, body: &[], form: None };
         let (shown, _, stamp_secs) = self.shown(&request)?;
-        // A key that is named may have another algorithm.
+        // A named key may have another algorithm.
         let is_as_long = |(one, all): &(&Shown, Vec<Vec<u8>>)| {
             all.iter().any(|tag| tag.len() == self.algorithm_of(None, one).signature_bytes())
         };
@@ -318,7 +318,7 @@ impl MessageSignature {
         self.check_age(stamp_secs, now_secs)
     }
 
-    /// The key that fits, the form of the URL that was signed, and the stamp in seconds.
+    /// The key that matches, the form of the URL that was signed, and the timestamp in seconds.
     fn fit(&self, keys: &Keys, request: &Request<'_>) -> Result<(Candidate, Base, Option<i64>), BadSignature> {
         if !self.has_key(keys) {
             return Err(BadSignature::NoSecret);
@@ -341,12 +341,12 @@ impl MessageSignature {
         Err(BadSignature::Mismatch)
     }
 
-    /// Whether there is anything that a signature could be checked with.
+    /// Whether there is a key to check a signature with.
     pub(super) fn has_key(&self, keys: &Keys) -> bool {
         !keys.secrets.is_empty() || (self.settings.is_some() && !keys.named.is_empty())
     }
 
-    /// The signatures that are shown, what is signed beside the body, and the stamp in seconds.
+    /// The signatures, the signed values except the body, and the timestamp in seconds.
     fn shown<'a>(&self, request: &Request<'a>) -> Result<(Tags<'_>, Values<'a>, Option<i64>), BadSignature> {
         let first = || self.headers().next().unwrap_or_default().to_owned();
         let texts: Vec<(&Shown, Vec<&str>)> = self
@@ -374,8 +374,8 @@ impl MessageSignature {
         of_key.or(shown.algorithm).unwrap_or(self.algorithm)
     }
 
-    /// The keys that may have signed. The sender chooses between the modes: to name a key that nobody configured must not pass for
-    /// "nothing to check with".
+    /// The candidate keys. The sender chooses the mode, so naming an unknown key must be an error, not "nothing to check
+    /// with".
     pub(super) fn candidates(&self, keys: &Keys, request: &Request<'_>) -> Result<Vec<Candidate>, BadSignature> {
         let Some((header, settings)) = self.settings.as_ref().and_then(|name| Some((name, request.header(name)?)))
         else {
@@ -390,7 +390,7 @@ impl MessageSignature {
         Ok(key.into_iter().collect())
     }
 
-    /// Whether what the message takes of the body is all of it.
+    /// Whether the parts in the message cover the whole body.
     fn covers_body(&self, request: &Request<'_>) -> bool {
         if self.message.has(&Part::Body) {
             return true;
@@ -434,13 +434,13 @@ impl MessageSignature {
         variants(url).into_iter().chain(more).flat_map(with_plivo).collect()
     }
 
-    /// The headers for another URL, method and form; stamps and nonces are those that came.
+    /// The headers re-signed for another URL, method and form; timestamps and nonces stay.
     pub(super) fn resign(&self, keys: &Keys, came: &Request<'_>, goes: &Request<'_>) -> Vec<(HeaderName, HeaderValue)> {
         let current = || Some((self.candidates(keys, came).ok()?.into_iter().next()?, Base::default()));
         let fitting = self.fit(keys, came).ok().map(|(key, base, _)| (key, base));
         let Some(((algorithm, key), fitted)) = fitting.or_else(current) else { return vec![] };
         let mut url = without_fragment(goes.url).to_owned();
-        // A handshake that was signed as wss:// is checked as wss:// by the app too.
+        // A handshake signed as wss:// is also checked as wss:// by the app.
         if fitted.url.starts_with("ws") {
             url = url.replacen("http", "ws", 1);
         }

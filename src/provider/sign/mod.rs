@@ -1,9 +1,9 @@
-//! How webhooks are signed: verify what providers sent, sign anew what is relayed under another URL. Pure; compared in constant time.
+//! Webhook signatures: verifies those of providers, and re-signs what is relayed under another URL. Pure; comparisons take constant time.
 //!
 //! A provider's description names a [`Signature`]: one of five schemes with its parameters, by the name of a preset
-//! (`config/signatures.toml`) or written out. `read` takes it from TOML, `message` knows signatures over a message that a
-//! `template` describes (HMAC, Ed25519), `renew` makes such a one anew for the present time, `url` the parts of such a message that are more than text, `jwt` tokens that hold the body's hash,
-//! `shared` secrets that are shown as they are.
+//! (`config/signatures.toml`) or written out. `read` parses it from TOML, `message` checks signatures over a message that a
+//! `template` describes (HMAC, Ed25519), `renew` re-signs such a message for the present time, `url` has the message parts that derive from the URL, `jwt` tokens with the body's hash,
+//! `shared` static secrets.
 
 mod jwt;
 mod message;
@@ -30,7 +30,7 @@ pub use renew::Renewal;
 use shared::SharedSecret;
 pub use url::without_fragment;
 
-/// How a webhook is signed, and whether it has to be. Read from TOML.
+/// How a webhook is signed, and whether it must be. Read from TOML.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Signature {
     scheme: Scheme,
@@ -46,7 +46,7 @@ enum Scheme {
     Jwt(Jwt),
 }
 
-/// Whether a webhook has to be signed.
+/// Whether a webhook must be signed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Mode {
@@ -59,7 +59,7 @@ enum Mode {
     Off,
 }
 
-/// A request as its signature sees it.
+/// The signed parts of a request.
 #[derive(Debug, Clone, Copy)]
 pub struct Request<'a> {
     /// The method.
@@ -80,68 +80,68 @@ impl<'a> Request<'a> {
     }
 }
 
-/// What signatures are checked with. While one is rotated there are several; any may fit.
+/// The keys that signatures are checked with. Several while one is rotated; any may match.
 #[derive(Debug, Clone, Default)]
 pub struct Keys {
     /// Keys of signatures; for Ed25519 the public one.
     pub secrets: Vec<Secret>,
-    /// Keys that a request names: Twilio's newer signatures, issuers of tokens.
+    /// Keys selected by name in a request: Twilio's newer signatures, token issuers.
     pub named: BTreeMap<String, Secret>,
-    /// What is shown as it is.
+    /// Static secrets.
     pub tokens: Vec<Secret>,
 }
 
-/// Why a signature does not count. The sentences tell an operator what to check and hold no secret.
+/// Why a signature is invalid. The messages tell an operator what to check and contain no secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadSignature {
-    /// No header.
+    /// The header is missing.
     #[error("the request carries no {0} header")]
     Missing(String),
-    /// A header that cannot be read.
-    #[error("the {0} header cannot be read")]
+    /// The header is malformed.
+    #[error("the {0} header is malformed")]
     Malformed(String),
     /// Too old, or too far in the future.
     #[error("the signature is {}; at most {at_most_secs} s are allowed: check this machine's clock", age(*age_secs))]
     Stale {
-        /// How old, in seconds; less than nothing: of the future.
+        /// The age in seconds; negative if it is in the future.
         age_secs: i64,
-        /// What is allowed, in seconds.
+        /// The maximum, in seconds.
         at_most_secs: i64,
     },
-    /// A token that is signed by another algorithm than its scheme's.
+    /// The token is signed by another algorithm than its scheme's.
     #[error("the token is not signed by HS256")]
     Algorithm,
-    /// A token that is genuine, but not for this request.
+    /// The token is genuine, but not for this request.
     #[error("the token's claim {0} is missing or does not fit")]
     Claim(String),
-    /// No configured secret gives this signature.
+    /// No configured secret matches the signature.
     #[error(
         "no configured secret gives this signature; check the secret and that public_url is the URL the provider calls"
     )]
     Mismatch,
-    /// There is no secret to check with.
+    /// No secret is configured.
     #[error("no secret is configured for this webhook")]
     NoSecret,
 }
 
 fn age(secs: i64) -> String {
-    if secs < 0 { format!("{} s of the future", secs.unsigned_abs()) } else { format!("{secs} s old") }
+    if secs < 0 { format!("{} s in the future", secs.unsigned_abs()) } else { format!("{secs} s old") }
 }
 
-/// What a check came to.
+/// The result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Checked {
-    /// The signature holds.
+    /// The signature is valid.
     Holds,
-    /// There is nothing that would have to hold.
+    /// No signature is required, and there is none.
     Nothing,
 }
 
 impl Signature {
-    /// Checks a request.
+    /// Verifies a request.
     ///
     /// # Errors
-    /// Why it does not count.
+    /// The signature is invalid.
     pub fn verify(&self, keys: &Keys, request: &Request<'_>, now_secs: i64) -> Result<Checked, BadSignature> {
         if self.mode == Mode::Off || (self.mode == Mode::IfPresent && !self.is_shown(request.headers)) {
             return Ok(Checked::Nothing);
@@ -155,10 +155,10 @@ impl Signature {
         .map(|()| Checked::Holds)
     }
 
-    /// Checks a request whose body was not read: an error is one that no body could mend.
+    /// Verifies a request before its body is read. An error cannot be cured by any body.
     ///
     /// # Errors
-    /// Why it cannot count.
+    /// The signature cannot be valid.
     pub fn judge_head(&self, keys: &Keys, headers: &HeaderMap, now_secs: i64) -> Result<(), BadSignature> {
         if self.mode == Mode::Off || (self.mode == Mode::IfPresent && !self.is_shown(headers)) {
             return Ok(());
@@ -172,8 +172,8 @@ impl Signature {
         }
     }
 
-    /// The headers of a request that is passed on under another URL, where its signature is over the URL: as the provider would
-    /// have signed it, by the key that fits the request as it came, else by the current one. Only headers that it came with.
+    /// The headers of a request that is passed on under another URL, if its signature covers the URL: re-signed as by the provider, with the
+    /// key that matches the original, else with the current one. Only headers that the request has.
     pub fn resign(&self, keys: &Keys, came: &Request<'_>, goes: &Request<'_>) -> Vec<(HeaderName, HeaderValue)> {
         match &self.scheme {
             Scheme::Message(message) if self.is_over_url() => message.resign(keys, came, goes),
@@ -181,8 +181,8 @@ impl Signature {
         }
     }
 
-    /// What makes a signature with a stamp anew for the present time, if it is older than a delivery that goes at once; the key is the
-    /// one that fits the old one. None where there is no stamp, and for a private key, which nobody but the provider has.
+    /// Re-signs a timestamped signature for the present time, if it is older than an immediate delivery, with the key that matches the
+    /// original. `None` without a timestamp, and for private keys, which only the provider has.
     pub fn renewal<'s>(&'s self, keys: &Keys, headers: &'s HeaderMap, now_secs: i64) -> Option<Renewal<'s>> {
         if self.mode == Mode::Off || !self.is_shown(headers) {
             return None;
@@ -194,22 +194,22 @@ impl Signature {
         }
     }
 
-    /// Whether the URL is signed, so that what is passed on under another one has to be signed anew.
+    /// Whether the URL is signed, so that passing the request on under another one requires a new signature.
     pub fn is_over_url(&self) -> bool {
         matches!(&self.scheme, Scheme::Message(message) if message.is_over_url()) && self.mode != Mode::Off
     }
 
-    /// Whether a request carries one of its headers.
+    /// Whether a request has one of its headers.
     pub fn is_shown(&self, headers: &HeaderMap) -> bool {
         self.headers().any(|name| headers.contains_key(name))
     }
 
-    /// Whether a header is a credential by itself: whoever reads it can send it.
+    /// Whether a header is a credential by itself: anyone who reads it can replay it.
     pub fn is_credential(&self, header: &HeaderName) -> bool {
         matches!(&self.scheme, Scheme::Shared(shared) if shared.headers().any(|name| header.as_str().eq_ignore_ascii_case(name)))
     }
 
-    /// Whether the header is a signature over this one request: no credential, whatever its name.
+    /// Whether the header is a signature over one request, and so not a credential, whatever its name.
     pub fn is_signature(&self, header: &HeaderName) -> bool {
         !matches!(self.scheme, Scheme::Shared(_))
             && self.headers().any(|name| header.as_str().eq_ignore_ascii_case(name))
@@ -224,30 +224,30 @@ impl Signature {
         }
     }
 
-    /// Whether it is checked with keys of signatures.
+    /// Whether it is checked with signature keys.
     pub fn needs_key(&self) -> bool {
         self.mode != Mode::Off && self.is_over_message()
     }
 
-    /// Whether it is over the message: who sent it is the provider, and not somebody who was shown a token.
+    /// Whether it covers the message, which proves the provider as the sender; a token proves only that the sender knows it.
     pub fn is_over_message(&self) -> bool {
         matches!(self.scheme, Scheme::Message(_) | Scheme::Jwt(_))
     }
 
-    /// Whether it has to hold, and is checked with keys of signatures.
+    /// Whether it is required, and checked with signature keys.
     pub fn needs_secret(&self) -> bool {
         self.mode == Mode::Require && self.needs_key()
     }
 
-    /// The account's key that signatures are checked with where it has no webhook secrets.
+    /// The account's key that checks signatures if there are no webhook secrets.
     pub fn key_from(&self) -> Option<&str> {
         self.key_from.as_deref()
     }
 
-    /// Whether a secret can be its key at all.
+    /// Checks that a secret can be its key.
     ///
     /// # Errors
-    /// What it is not. The sentence holds nothing of it.
+    /// What is wrong with it. The message contains nothing of the secret.
     pub fn check_secret(&self, secret: &Secret) -> Result<(), &'static str> {
         match &self.scheme {
             Scheme::Message(message) => message.key(secret).map(drop),
@@ -256,13 +256,13 @@ impl Signature {
     }
 }
 
-/// Where a text stands among the headers.
+/// The place of a text in the headers.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Place {
     /// The header's name.
     header: String,
-    /// Text before it, such as `Bearer `; its case does not matter.
+    /// The text before it, such as `Bearer `; case-insensitive.
     #[serde(default)]
     prefix: String,
 }
@@ -274,13 +274,13 @@ impl Place {
     }
 }
 
-/// A text without what stands before it, whatever the case of that.
+/// Removes a prefix, ignoring its case.
 fn without_prefix<'t>(text: &'t str, prefix: &str) -> Option<&'t str> {
     let (head, rest) = text.trim().split_at_checked(prefix.len())?;
     head.eq_ignore_ascii_case(prefix).then_some(rest)
 }
 
-/// How bytes are written.
+/// The encoding of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Encoding {
@@ -307,7 +307,7 @@ impl Encoding {
     }
 }
 
-/// Equality that takes the same time wherever the first difference is.
+/// Compares in constant time.
 pub fn equal(a: &[u8], b: &[u8]) -> bool {
     // Comparing MACs under a fixed key hides lengths and contents alike.
     let key = hmac::Key::new(hmac::HMAC_SHA256, b"ringfence constant-time comparison");
@@ -326,7 +326,7 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
 /// The key of a Standard Webhooks secret: `whsec_`, then 24 to 64 bytes in base64.
 ///
 /// # Errors
-/// What it is not. The sentence holds nothing of it.
+/// What is wrong with it. The message contains nothing of the secret.
 pub fn standard_key(secret: &Secret) -> Result<Vec<u8>, &'static str> {
     let text = secret.expose().strip_prefix("whsec_").ok_or("does not start with whsec_")?;
     let key = BASE64.decode(text).map_err(|_| "is not base64 after whsec_")?;

@@ -1,4 +1,4 @@
-//! Signatures as TOML has them: the name of a preset, a preset with changes, or a scheme written out.
+//! The TOML form of signatures: the name of a preset, a preset with changes, or a scheme written out.
 
 use std::sync::LazyLock;
 
@@ -33,7 +33,7 @@ impl Signature {
     /// The preset of this name.
     ///
     /// # Errors
-    /// There is none: which were probably meant.
+    /// The name is unknown; the message suggests similar ones.
     pub fn preset(name: &str) -> Result<Self, String> {
         preset(name).and_then(written)
     }
@@ -56,7 +56,7 @@ fn suggestion(written: &str, known: &[&str]) -> String {
     format!("{}known: {}", near.unwrap_or_default(), known.join(", "))
 }
 
-/// A table over that of the preset that it names.
+/// Merges a table over that of its preset.
 fn with_preset(mut table: Table) -> Result<Table, String> {
     match table.remove("preset") {
         None => Ok(table),
@@ -68,7 +68,7 @@ fn with_preset(mut table: Table) -> Result<Table, String> {
             whole.extend(table);
             Ok(whole)
         }
-        Some(_) => Err("preset must be a text".to_owned()),
+        Some(_) => Err("preset must be a string".to_owned()),
     }
 }
 
@@ -84,7 +84,7 @@ fn written(mut table: Table) -> Result<Signature, String> {
     let key_from = match table.remove("key_from") {
         None => None,
         Some(Value::String(key)) => Some(key),
-        Some(_) => return Err("key_from must be a text".to_owned()),
+        Some(_) => return Err("key_from must be a string".to_owned()),
     };
     let scheme = match scheme.as_str() {
         "none" if table.is_empty() => Scheme::None,

@@ -1,5 +1,5 @@
-//! Signatures with a stamp, made anew for the present time: what is delivered late, or again, would be too old for the app's own
-//! check. Only what fits a key as it came is made anew, by that key.
+//! Renews timestamped signatures: a late or repeated delivery would be too old for the app's own check. Only signatures that match a
+//! key are renewed, with that key.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use ring::hmac;
@@ -7,26 +7,26 @@ use ring::hmac;
 use super::message::{MessageSignature, Shown};
 use super::{Keys, Request, equal};
 
-/// A stamp that is not older goes on as it came, in seconds: what is delivered at once is what the provider sent.
+/// The age up to which a signature is passed on unchanged, in seconds, so that immediate deliveries are what the provider sent.
 const FRESH_SECS: i64 = 30;
 
-/// What a header is called that holds one as it came.
+/// The prefix of headers with original values.
 const ORIGINAL: &str = "x-ringfence-original-";
 
-/// Whether what was signed so long ago is made anew. That of the future is too.
+/// Whether a signature is renewed: it is old, or in the future.
 pub(super) fn is_old(age_secs: i64) -> bool {
     age_secs.saturating_abs() > FRESH_SECS
 }
 
-/// A header as it came, under a name of ours.
+/// A header with its original value, under ringfence's name for it.
 pub(super) fn original(name: &HeaderName, value: HeaderValue) -> Option<(HeaderName, HeaderValue)> {
     Some((HeaderName::try_from(format!("{ORIGINAL}{name}")).ok()?, value))
 }
 
-/// A signature that is being made anew. The body is given piece by piece, so that a large one need not be in memory.
+/// A signature that is being renewed. The body is fed in pieces, so that a large one need not be in memory.
 pub struct Renewal<'a> {
     tries: Vec<Try<'a>>,
-    /// The message after the body: as it came, and as it goes.
+    /// The message after the body: original, and renewed.
     ends: [Vec<u8>; 2],
     stamps: [String; 2],
     signature: Option<&'a MessageSignature>,
@@ -34,7 +34,7 @@ pub struct Renewal<'a> {
     ready: Vec<(HeaderName, HeaderValue)>,
 }
 
-/// A key and a header that shows a signature: as it came, and as it goes.
+/// A key and a header with a signature: original, and renewed.
 struct Try<'a> {
     key: usize,
     shown: &'a Shown,
@@ -42,7 +42,7 @@ struct Try<'a> {
 }
 
 impl<'a> Renewal<'a> {
-    /// One that needs no body.
+    /// A renewal that does not depend on the body.
     pub(super) fn ready(headers: Vec<(HeaderName, HeaderValue)>) -> Self {
         Self {
             tries: vec![],
@@ -54,12 +54,12 @@ impl<'a> Renewal<'a> {
         }
     }
 
-    /// Takes the next piece of the body.
+    /// Feeds the next piece of the body.
     pub fn update(&mut self, piece: &[u8]) {
         self.tries.iter_mut().flat_map(|one| &mut one.messages).for_each(|message| message.update(piece));
     }
 
-    /// The headers that replace others, with what they were under names of ours. None: no key fits the signature as it came.
+    /// The replaced headers, and their originals under ringfence's names. Empty if no key matches the original signature.
     pub fn finish(self) -> Vec<(HeaderName, HeaderValue)> {
         let (Some(signature), Some(headers)) = (self.signature, self.headers) else { return self.ready };
         let (ends, mut fits, mut anew) = (&self.ends, None, Vec::new());
@@ -113,7 +113,7 @@ impl MessageSignature {
     }
 }
 
-/// The headers that show the stamp and the signatures, as they came but for these.
+/// The headers of the timestamp and the signatures, with new values.
 fn written(
     signature: &MessageSignature,
     headers: &HeaderMap,
@@ -147,7 +147,7 @@ fn written(
     both.flatten().collect()
 }
 
-/// `a=1,b=2` with another value of one name; what else had the name goes.
+/// Replaces the value of a name in `a=1,b=2`; duplicates of it are removed.
 fn with_field(line: &str, field: &str, value: &str) -> String {
     let mut done = false;
     let parts = line.split(',').filter_map(|part| {

@@ -1,4 +1,4 @@
-//! Secrets that are shown as they are: in a header, or as the credentials of HTTP Basic.
+//! Static secrets: in a header, or as the credentials of HTTP Basic.
 
 use http::HeaderMap;
 use serde::Deserialize;
@@ -6,11 +6,11 @@ use serde::Deserialize;
 use super::super::secret::Secret;
 use super::{BadSignature, Encoding, Place, equal};
 
-/// Where a shared secret is shown.
+/// The place of a static secret.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct SharedSecret {
-    /// The headers that may show it.
+    /// The headers that may contain it.
     headers: Vec<Place>,
     /// The header has `user:password` in base64, as HTTP Basic does.
     #[serde(default)]

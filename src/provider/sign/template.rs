@@ -1,4 +1,4 @@
-//! The message that is signed: parts of the request, and text between.
+//! The signed message: parts of the request, and text between.
 
 use serde::Deserialize;
 
@@ -28,7 +28,7 @@ const PARTS: [(&str, Part); 8] = [
     ("plivo_v3_base", Part::PlivoV3Base),
 ];
 
-/// What is signed: parts of the request in braces, and text between.
+/// The template of a signed message: parts of the request in braces, and text between.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(try_from = "String")]
 pub(super) struct Template(Vec<Part>);
@@ -65,7 +65,7 @@ impl Template {
         self.0.contains(part)
     }
 
-    /// The message before the body and after it; none where the body is not in it once.
+    /// The message before and after the body; `None` unless it contains the body exactly once.
     pub(super) fn around_body<'v>(&'v self, values: &'v Values<'_>) -> Option<(Vec<u8>, Vec<u8>)> {
         let at = self.0.iter().position(|part| *part == Part::Body)?;
         let base = Base::default();
@@ -91,7 +91,7 @@ impl Template {
     }
 }
 
-/// What the parts of a message are.
+/// The values of the parts.
 pub(super) struct Values<'a> {
     pub(super) body: &'a [u8],
     pub(super) timestamp: &'a str,
@@ -101,11 +101,11 @@ pub(super) struct Values<'a> {
     pub(super) params: String,
 }
 
-/// A form of the URL, as it may have been signed.
+/// A form of the URL that may have been signed.
 #[derive(Default)]
 pub(super) struct Base {
     pub(super) url: String,
     pub(super) plivo_v3: String,
-    /// Which of Plivo's bases it is.
+    /// The index among Plivo's bases.
     pub(super) nth: usize,
 }

@@ -1,4 +1,4 @@
-//! The parts of a signed message that follow from the URL, and the two that are more than text: Twilio's parameters and Plivo's
+//! The message parts that derive from the URL, and those that need more than substitution: Twilio's parameters and Plivo's
 //! base.
 
 use std::collections::BTreeSet;
@@ -8,13 +8,13 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use super::super::select::FORM_PAIRS_MAX;
 use super::{Request, equal, sha256_hex};
 
-/// A URL without its fragment: it is neither sent nor signed.
+/// Removes the fragment of a URL: it is neither sent nor signed.
 pub fn without_fragment(url: &str) -> &str {
     url.split('#').next().unwrap_or(url)
 }
 
-/// The forms of a URL that a provider may have signed: with and without its port, which Twilio's SDKs try as well, as `https` and
-/// `wss`. The first is the URL as it is.
+/// The forms of a URL that a provider may have signed: with and without port, as Twilio's SDKs also try, as `https` and
+/// `wss`. The first is the URL unchanged.
 pub(super) fn variants(url: &str) -> Vec<String> {
     let Some((scheme, rest)) = url.split_once("://") else { return vec![url.to_owned()] };
     let (authority, tail) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
@@ -23,7 +23,7 @@ pub(super) fn variants(url: &str) -> Vec<String> {
         _ => ":80",
     };
     let mut authorities = vec![authority.to_owned()];
-    // Not a colon within an IPv6 address.
+    // The colon is not one within an IPv6 address.
     match authority.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit())) {
         Some((bare, _)) if !bare.ends_with(':') => authorities.push(bare.to_owned()),
         _ => authorities.push(format!("{authority}{port}")),
@@ -37,7 +37,7 @@ pub(super) fn variants(url: &str) -> Vec<String> {
     schemes.iter().flat_map(|s| authorities.iter().map(move |a| format!("{s}://{a}{tail}"))).collect()
 }
 
-/// What Node's `querystring` leaves as it is.
+/// The characters that Node's `querystring` leaves unescaped.
 const LEGACY: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'!')
     .remove(b'\'')
@@ -49,9 +49,9 @@ const LEGACY: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'_')
     .remove(b'~');
 
-/// The further spellings that Twilio's official validator for Node takes (twilio 6.3.1, lib/webhooks/webhooks.js): the URL as the
-/// WHATWG's parser writes it, which escapes a quote, and that with its query as Node's `querystring` writes it, which does not, and
-/// turns a plus into `%20`; each with and without its port.
+/// The additional spellings of Twilio's official validator for Node (twilio 6.3.1, lib/webhooks/webhooks.js): the URL as serialised by
+/// the WHATWG parser, which escapes a quote, and with its query as serialised by Node's `querystring`, which does not, and
+/// writes a plus as `%20`; each with and without its port.
 pub(super) fn node_spellings(url: &str) -> Vec<String> {
     let Ok(normal) = url::Url::parse(url) else { return vec![] };
     let with_legacy = |one: String| {
@@ -70,7 +70,7 @@ fn legacy_query(url: &str) -> Option<String> {
             None => names.push((name, vec![value])),
         }
     }
-    // JavaScript's objects have names that are numbers first, in order.
+    // JavaScript objects list integer-like names first, in ascending order.
     let index = |name: &str| name.parse::<u32>().ok().filter(|n| *n < u32::MAX && n.to_string() == name);
     names.sort_by_key(|(name, _)| index(name).map_or((true, 0), |n| (false, n)));
     let escaped = |text: &str| utf8_percent_encode(text, LEGACY).to_string();
@@ -80,14 +80,14 @@ fn legacy_query(url: &str) -> Option<String> {
     Some(format!("{path}?{}", pairs.collect::<Vec<_>>().join("&")))
 }
 
-/// Twilio's parameters: each name in order, and each of its different values in order after it.
+/// Twilio's parameters: sorted names, each followed by its distinct values, sorted.
 pub(super) fn twilio_params(form: Option<&[(String, String)]>) -> String {
     let sorted: BTreeSet<(&str, &str)> =
         form.unwrap_or_default().iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
     sorted.into_iter().flat_map(|(name, value)| [name, value]).collect()
 }
 
-/// Twilio covers bodies other than forms by `bodySHA256` in the query. An empty body needs none.
+/// Whether the body matches `bodySHA256` in the query, by which Twilio covers bodies other than forms. An empty body needs none.
 pub(super) fn body_hash_fits(request: &Request<'_>) -> bool {
     if request.form.is_some() {
         return true;
@@ -99,7 +99,7 @@ pub(super) fn body_hash_fits(request: &Request<'_>) -> bool {
     })
 }
 
-/// Plivo's base of a URL, as its SDKs build it; and for a form at a URL without a query as its documents say, which differs.
+/// Plivo's base of a URL, as its SDKs build it; and, for a form at a URL without a query, as its documentation describes it, which differs.
 pub(super) fn plivo_v3_bases(request: &Request<'_>, url: &str) -> Vec<String> {
     let url = without_fragment(url);
     let (path, query) = url.split_once('?').unwrap_or((url, ""));
