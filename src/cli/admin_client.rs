@@ -26,10 +26,10 @@ const WHY_BYTES_MAX: usize = 64 * 1024;
 pub(super) struct Console {
     #[command(flatten)]
     file: ConfigFile,
-    /// The sidecar's listen.admin (an address or URL), or the path of its Unix socket; default: as the config says
+    /// The sidecar's listen.admin (an address or URL), or the path of its Unix socket [default: from the config]
     #[arg(long, env = "RINGFENCE_ADMIN_URL", value_name = "URL|SOCKET", global = true)]
     admin: Option<String>,
-    /// A token of it; none is needed over its Unix socket
+    /// A token for listen.admin; not needed over its Unix socket
     #[arg(long, env = "RINGFENCE_TOKEN", hide_env_values = true, value_name = "TOKEN", global = true)]
     token: Option<String>,
 }

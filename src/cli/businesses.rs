@@ -54,31 +54,31 @@ enum Format {
 
 #[derive(Debug, Subcommand)]
 enum Act {
-    /// Every business that is known, with the calls that it has up
+    /// List all businesses, with their open calls
     List {
-        /// Those alone whose id, agents or numbers hold this
+        /// Only those whose id, agents or numbers contain this text
         #[arg(long, value_name = "TEXT")]
         search: Option<String>,
     },
-    /// One business
+    /// Show one business
     Show {
-        /// Its id
+        /// The business id
         id: String,
     },
-    /// Put every business of a file, or none: .csv or .json
+    /// Create or replace all businesses of a file (.csv or .json), or none of them
     Import {
         /// The file; - is standard input, as JSON
         file: PathBuf,
     },
-    /// Write the businesses that were put at run time
+    /// Write the businesses that were created at run time
     Export {
-        /// How
+        /// The format
         #[arg(long, value_enum, default_value_t = Format::Csv)]
         format: Format,
-        /// Those of the config file too
+        /// Include those of the config file
         #[arg(long)]
         all: bool,
-        /// Where; default: standard output
+        /// The file to write [default: standard output]
         #[arg(long, short, value_name = "FILE")]
         output: Option<PathBuf>,
     },

@@ -23,18 +23,18 @@ pub(super) struct Bypass {
 
 #[derive(Debug, Subcommand)]
 enum Act {
-    /// Let every create and every inbound call through, counted and recorded. It ends by itself
+    /// Let all creates and inbound calls through, counted and recorded, for a limited time
     On {
-        /// For how long, as in 90s, 15m, 2h; a day at most
+        /// How long, as in 90s, 15m, 2h; at most a day
         #[arg(long = "for", value_name = "TIME", value_parser = read_span)]
         time: u32,
-        /// Why; stands in the audit, the status and on the page
+        /// The reason, for the audit log, the status and the page
         #[arg(long)]
         reason: String,
     },
-    /// End it now
+    /// End the bypass now
     Off,
-    /// Whether it is on, since when, until when, by whom and why
+    /// Show whether it is on, since when, until when, by whom and why
     Show,
 }
 

@@ -25,31 +25,31 @@ pub(super) struct Calls {
 /// The filters and the format of the list.
 #[derive(Debug, Args)]
 struct List {
-    /// Ended ones too, the latest first
+    /// Include ended calls, the latest first
     #[arg(long)]
     all: bool,
-    /// Of this business alone
+    /// Only calls of this business
     #[arg(long)]
     business: Option<String>,
-    /// Of this account alone; its carrier's calls are its own too
+    /// Only calls of this account, including those that it carries for another
     #[arg(long)]
     account: Option<String>,
-    /// In these phases alone, with commas between
+    /// Only calls in these phases, separated by commas
     #[arg(long, value_delimiter = ',')]
     phase: Vec<String>,
-    /// That have been up for so long at least, as in 90s, 15m, 2h
+    /// Only calls at least this old, as in 90s, 15m, 2h
     #[arg(long, value_name = "AGE", value_parser = read_span)]
     older: Option<u32>,
-    /// That began within this time
+    /// Only calls that began within this time
     #[arg(long, value_name = "AGE", value_parser = read_span)]
     since: Option<u32>,
-    /// How many at most, with --all
+    /// The maximum number of calls, with --all
     #[arg(long, default_value_t = 100)]
     limit: u32,
-    /// With plan, account and the providers' ids, whatever the terminal's width
+    /// Show plan, account and the providers' ids, whatever the terminal's width
     #[arg(long)]
     wide: bool,
-    /// Again every two seconds, until it is stopped
+    /// Repeat every two seconds
     #[arg(long)]
     watch: bool,
 }
@@ -78,29 +78,29 @@ impl List {
 
 #[derive(Debug, Subcommand)]
 enum Act {
-    /// Calls that are up
+    /// List open calls
     List(List),
-    /// One call; by our id, a call sid or a conversation id
+    /// Show one call, by its ringfence id, call SID or conversation id
     Show {
         /// The call
         id: String,
     },
-    /// End the telephone call at its provider, and free its slot when the provider says that it is over
+    /// End a call at its provider; its slot is freed when the provider reports the end
     Hangup {
         /// The call
         id: String,
-        /// Why; stands in the audit
+        /// The reason, for the audit log
         #[arg(long)]
         reason: Option<String>,
     },
-    /// Free the slot alone. The telephone call may go on, and the provider's limit be met unseen
+    /// Free only the slot. The telephone call may go on uncounted
     Release {
         /// The call
         id: String,
-        /// You know that the call may go on
+        /// Confirm that the call may go on
         #[arg(long)]
         force: bool,
-        /// Why; stands in the log
+        /// The reason, for the audit log
         #[arg(long)]
         reason: String,
     },

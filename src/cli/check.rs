@@ -16,13 +16,13 @@ const REFERENCE: &str = include_str!("../../config/reference.toml");
 pub(super) struct Check {
     #[command(flatten)]
     file: ConfigFile,
-    /// Also ask the providers, the store and the ports. Reads alone, changes nothing
+    /// Also check the providers, the store and the ports, without changing anything
     #[arg(long)]
     live: bool,
-    /// Print every key with its default and unit instead, as a config
+    /// Print all keys with default and unit instead, as a config
     #[arg(long, conflicts_with_all = ["live", "json"])]
     defaults: bool,
-    /// Print the mistakes as JSON
+    /// Print the diagnostics as JSON
     #[arg(long)]
     json: bool,
 }

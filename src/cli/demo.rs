@@ -30,7 +30,7 @@ const NUMBER: &str = "+15550001101";
 
 #[derive(Debug, Args)]
 pub(super) struct Demo {
-    /// Leave everything running, and print lines to try
+    /// Keep everything running, and print commands to try
     #[arg(long)]
     stay: bool,
 }

@@ -27,7 +27,7 @@ pub(super) struct DoNotCall {
     /// Print JSON
     #[arg(long, global = true)]
     json: bool,
-    /// The list of this business; default: everybody's
+    /// The list of this business [default: the list for everybody]
     #[arg(long, global = true, value_name = "ID")]
     business: Option<String>,
     #[command(subcommand)]
@@ -36,37 +36,37 @@ pub(super) struct DoNotCall {
 
 #[derive(Debug, Subcommand)]
 enum Act {
-    /// Put numbers on the list
+    /// Add numbers
     Add {
-        /// With their country code, as in +905321234567
+        /// Numbers with their country code, as in +905321234567
         #[arg(required = true, value_name = "NUMBER")]
         numbers: Vec<String>,
-        /// Why; stands in the list and in the audit
+        /// The reason, for the list and the audit log
         #[arg(long)]
         reason: Option<String>,
     },
-    /// Take numbers off the list
+    /// Remove numbers
     Remove {
-        /// With their country code
+        /// Numbers with their country code
         #[arg(required = true, value_name = "NUMBER")]
         numbers: Vec<String>,
-        /// Why; stands in the audit
+        /// The reason, for the audit log
         #[arg(long)]
         reason: Option<String>,
     },
-    /// Print the list, in the order in which the numbers were put
+    /// Print the list, in the order of its additions
     List,
-    /// Put the numbers of a file on the list: one a line, what follows # is a comment. A bad line, and none is put
+    /// Add the numbers of a file: one per line, # starts a comment. With a bad line, none are added
     Import {
         /// The file; - is standard input
         file: PathBuf,
-        /// Why; stands in the list and in the audit
+        /// The reason, for the list and the audit log
         #[arg(long)]
         reason: Option<String>,
     },
-    /// Say in which lists a number stands
+    /// Show which lists contain a number
     Check {
-        /// With its country code
+        /// The number with its country code
         number: String,
     },
 }

@@ -48,35 +48,35 @@ enum Failed {
 
 #[derive(Debug, Subcommand)]
 enum Act {
-    /// Webhooks, the latest first, and deliveries that the app does not have yet
+    /// List webhooks, the latest first, and deliveries that are outstanding
     List {
-        /// Which webhooks
+        /// Only webhooks in this state
         #[arg(long, value_enum, default_value_t = State::All)]
         state: State,
-        /// How many
+        /// The maximum number
         #[arg(long, default_value_t = 50)]
         limit: u32,
     },
-    /// One webhook or event of ringfence's own, with its deliveries
+    /// Show one webhook, or one of ringfence's own events, with its deliveries
     Show {
-        /// Its id
+        /// The event id
         id: String,
     },
-    /// Apply a webhook again, and deliver it to the app again under the same id; or all that failed
+    /// Apply a webhook again and repeat its deliveries under the same ids; or all that failed
     Replay {
-        /// Its id
+        /// The event id
         #[arg(required_unless_present = "status", conflicts_with = "status")]
         id: Option<String>,
         /// All that failed: webhooks that could not be applied (parked), deliveries that were given up, or both (failed)
         #[arg(long, value_enum)]
         status: Option<Failed>,
-        /// Those alone that came within this time, as in 90s, 15m, 2h, 3d
+        /// Only those received within this time, as in 90s, 15m, 2h, 3d
         #[arg(long, requires = "status", value_name = "AGE", value_parser = read_span)]
         since: Option<u32>,
-        /// Those of this account alone
+        /// Only those of this account
         #[arg(long, requires = "status")]
         account: Option<String>,
-        /// Only show which
+        /// Only list them
         #[arg(long, requires = "status")]
         dry_run: bool,
     },

@@ -23,22 +23,22 @@ pub(super) struct Explain {
     /// A refusal (rf_…), a call (c_…), or a provider's id of a call
     #[arg(required_unless_present = "business", conflicts_with = "business")]
     id: Option<String>,
-    /// A call that this business might place: what would become of it now
+    /// The business of a hypothetical call: would it be admitted now?
     #[arg(long)]
     business: Option<String>,
-    /// With the account; default: the only one
+    /// Its account [default: the only one]
     #[arg(long, requires = "business")]
     account: Option<String>,
-    /// Whom it would call: is that allowed?
+    /// Its destination: may it be called?
     #[arg(long, requires = "business", value_name = "NUMBER")]
     to: Option<String>,
-    /// Which side would place it
+    /// Its direction
     #[arg(long, requires = "business", value_enum, default_value_t = Way::Outbound)]
     direction: Way,
-    /// The agent that would speak
+    /// Its agent
     #[arg(long, requires = "business")]
     agent: Option<String>,
-    /// The number of yours that it would use
+    /// Your number that it would use
     #[arg(long, requires = "business")]
     number: Option<String>,
     /// Print JSON

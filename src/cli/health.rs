@@ -8,12 +8,12 @@ use http::Method;
 use super::Outcome;
 use super::admin_client::{Console, refused};
 
-/// Asks a running sidecar whether it is up: exit code 0, else 1.
+/// Check whether a running sidecar is up: exit code 0, else 1
 #[derive(Debug, Args)]
 pub(super) struct Health {
     #[command(flatten)]
     console: Console,
-    /// Whether it can serve, not only whether it runs
+    /// Check whether it is ready to serve, not only running
     #[arg(long)]
     ready: bool,
 }

@@ -15,7 +15,7 @@ use super::{ConfigFile, Outcome, environment, file};
 pub(super) struct Init {
     #[command(flatten)]
     file: ConfigFile,
-    /// Write over a file that is there
+    /// Overwrite an existing file
     #[arg(long)]
     force: bool,
 }

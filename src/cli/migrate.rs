@@ -19,17 +19,17 @@ pub(super) struct Migrate {
 
 #[derive(Debug, Subcommand)]
 enum Way {
-    /// Apply every migration that is missing
+    /// Apply all missing migrations
     Up,
-    /// Take the latest migration back, or all above a version. Drops tables with what is in them
+    /// Revert the latest migration, or all above a version. Drops tables with their data
     Down {
-        /// The version to go back to; 0 is nothing at all
+        /// The version to revert to; 0 reverts all
         #[arg(long)]
         to: Option<i64>,
     },
     /// Show which migrations are applied
     Status {
-        /// As JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },

@@ -59,55 +59,55 @@ enum Command {
     Init(init::Init),
     /// Run the sidecar
     Serve(serve::Serve),
-    /// Look for mistakes in the config, all at once
+    /// Check the config for mistakes
     Check(check::Check),
-    /// Look at keys, webhooks, numbers, agents, store and limits, live, and say what to mend. Changes nothing
+    /// Check keys, webhooks, numbers, agents, store and limits live, and suggest fixes. Changes nothing
     Doctor(doctor::Doctor),
-    /// How a running sidecar stands, on one screen
+    /// Show the state of a running sidecar on one screen
     Status(status::Status),
     /// Watch the calls of a running sidecar live
     Top(top::Top),
-    /// Whether a running sidecar is up, or ready: by the exit code
+    /// Check whether a running sidecar is up, or ready; the result is the exit code
     Health(health::Health),
-    /// Let a running sidecar read its config again, whole or not at all
+    /// Make a running sidecar reload its config, completely or not at all
     Reload(reload::Reload),
-    /// Compare leases, records and providers now, and mend what differs
+    /// Compare leases, call records and providers now, and repair differences
     Reconcile(reconcile::Reconcile),
-    /// Bring the store's schema up, down, or show where it is
+    /// Migrate the store's schema up or down, or show its version
     Migrate(migrate::Migrate),
     /// Make a token for listen.admin
     Token(token::Token),
     /// Show, hang up or release calls of a running sidecar
     Calls(calls::Calls),
-    /// Show what was refused, and why
+    /// List refused calls, and why they were refused
     Refusals(refusals::Refusals),
-    /// Say why a call was refused, or would be: which limits bind it, who holds their slots, what to do
+    /// Explain why a call was or would be refused: its limits, who holds their slots, what to do
     Explain(explain::Explain),
     /// Show, import and export businesses
     Businesses(businesses::Businesses),
-    /// For a while let everything through, counted and recorded
+    /// Let everything through for a limited time, counted and recorded
     Bypass(bypass::Bypass),
-    /// Make, show, pause, resume, cancel, retry and export bulk runs
+    /// Create, show, pause, resume, cancel, retry and export bulk runs
     Runs(runs::Runs),
-    /// Make, show, pause, resume, fire and delete schedules: recurring runs
+    /// Create, show, pause, resume, fire and delete schedules of recurring runs
     Schedules(schedules::Schedules),
     /// Show and change the do-not-call lists of a running sidecar
     DoNotCall(do_not_call::DoNotCall),
-    /// Show webhooks and their deliveries, and apply or deliver them again
+    /// Show webhooks and deliveries, and replay them
     Events(events::Events),
     /// Send a signed test webhook to a running sidecar
     Webhooks(webhooks::Webhooks),
-    /// Delete what a business left behind: ended calls, records, webhooks, deliveries, refusals
+    /// Delete the data of a business: ended calls, records, webhooks, deliveries, refusals
     Purge(purge::Purge),
-    /// Write one file for whoever helps: no secret and no whole telephone number is in it
+    /// Write one file for support, without secrets and full telephone numbers
     SupportBundle(support_bundle::SupportBundle),
     /// Simulate ElevenLabs and Twilio on this machine
     Simulate(simulate::Simulate),
     /// Show what ringfence does, against simulated providers, in a few seconds
     Demo(demo::Demo),
-    /// Write the completions of a shell to standard output
+    /// Print shell completions
     Completions(shell::Completions),
-    /// Write man pages
+    /// Print or write man pages
     Man(shell::Man),
 }
 

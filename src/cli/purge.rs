@@ -13,10 +13,10 @@ use super::admin_client::{Console, path_of};
 pub(super) struct Purge {
     #[command(flatten)]
     console: Console,
-    /// The business
+    /// The business id
     #[arg(long)]
     business: String,
-    /// Why; stands in the audit
+    /// The reason, for the audit log
     #[arg(long)]
     reason: Option<String>,
     /// Print JSON

@@ -25,27 +25,27 @@ pub(super) struct Refusals {
 
 #[derive(Debug, Subcommand)]
 enum Act {
-    /// The latest refusals
+    /// List the latest refusals
     List {
-        /// Of this business alone
+        /// Only refusals of this business
         #[arg(long)]
         business: Option<String>,
-        /// Of this account alone
+        /// Only refusals of this account
         #[arg(long)]
         account: Option<String>,
-        /// Within this time, as in 90s, 15m, 2h
+        /// Only refusals within this time, as in 90s, 15m, 2h
         #[arg(long, value_name = "AGE", value_parser = read_span)]
         since: Option<u32>,
-        /// How many
+        /// The maximum number
         #[arg(long, default_value_t = 50)]
         limit: u32,
-        /// Again every two seconds, until it is stopped
+        /// Repeat every two seconds
         #[arg(long)]
         watch: bool,
     },
-    /// One refusal: what refused, who held its slots then, how it stands now, what to do
+    /// Show one refusal: which limit, who held its slots then, its present use, what to do
     Show {
-        /// Its id, as in rf_…
+        /// The refusal's id, as in rf_…
         id: String,
     },
 }

@@ -50,74 +50,74 @@ impl Format {
 
 #[derive(Debug, Subcommand)]
 enum Act {
-    /// Make a run of a description (JSON), and start it with the leads of a list
+    /// Create a run from a description (JSON), and start it with a list of leads
     Create {
-        /// What the run asks for: docs/runs.md
+        /// The description of the run: docs/runs.md
         description: PathBuf,
-        /// The leads: .csv, .ndjson (.jsonl) or .json; default: those in the description
+        /// The leads: .csv, .ndjson (.jsonl) or .json [default: those in the description]
         #[arg(long, value_name = "FILE")]
         leads: Option<PathBuf>,
-        /// A second create of the business with this key is the same run
+        /// An idempotency key: a second create of the business with this key returns the same run
         #[arg(long)]
         key: Option<String>,
-        /// Show its progress until it is over
+        /// Show its progress until it ends
         #[arg(long)]
         watch: bool,
     },
-    /// The latest runs
+    /// List the latest runs
     List {
-        /// Of this business alone
+        /// Only runs of this business
         #[arg(long)]
         business: Option<String>,
-        /// How many
+        /// The maximum number
         #[arg(long, default_value_t = 50)]
         limit: u32,
     },
-    /// One run and its progress
+    /// Show one run and its progress
     Show {
         /// The run
         id: String,
-        /// Until it is over
+        /// Repeat until it ends
         #[arg(long)]
         watch: bool,
     },
-    /// Dial nothing more of it until it is resumed. Calls that are up go on
+    /// Stop dialling until the run is resumed. Open calls go on
     Pause {
         /// The run
         id: String,
-        /// Why; stands in the audit
+        /// The reason, for the audit log
         #[arg(long)]
         reason: Option<String>,
     },
-    /// Let a run go on that is paused
+    /// Resume a paused run
     Resume {
         /// The run
         id: String,
     },
-    /// End a run. Calls that are up go on
+    /// End a run. Open calls go on
     Cancel {
         /// The run
         id: String,
-        /// Why; stands in the audit
+        /// The reason, for the audit log
         #[arg(long)]
         reason: Option<String>,
     },
-    /// Call those leads again that were not reached
+    /// Call the leads again that were not reached
     Retry {
         /// The run
         id: String,
-        /// Outcomes; default: busy, no_answer, failed, capacity, canceled
+        /// The outcomes to retry [default: busy, no_answer, failed, capacity, canceled]
         #[arg(long, value_delimiter = ',')]
         outcomes: Option<Vec<String>>,
     },
-    /// Write the results of a run, one a lead
+    /// Write the results of a run, one per lead
     Export {
         /// The run
         id: String,
-        /// How
+        /// The format
         #[arg(long, value_enum, default_value_t = Format::Csv)]
         format: Format,
-        /// Where; default: standard output
+        /// The file to write [default: standard output]
         #[arg(long, short, value_name = "FILE")]
         output: Option<PathBuf>,
     },

@@ -24,44 +24,44 @@ pub(super) struct Schedules {
 
 #[derive(Debug, Subcommand)]
 enum Act {
-    /// Make a schedule of a description (JSON); `-` reads it from standard input
+    /// Create a schedule from a description (JSON); - is standard input
     Create {
-        /// What the schedule asks for: docs/runs.md
+        /// The description of the schedule: docs/runs.md
         description: PathBuf,
-        /// A cron expression of five fields, instead of the description's
+        /// A cron expression of five fields; overrides the description's
         #[arg(long, value_name = "CRON")]
         schedule: Option<String>,
-        /// An IANA time zone, instead of the description's
+        /// An IANA time zone; overrides the description's
         #[arg(long, value_name = "ZONE")]
         timezone: Option<String>,
     },
-    /// All schedules
+    /// List all schedules
     List {
-        /// Of this business alone
+        /// Only schedules of this business
         #[arg(long)]
         business: Option<String>,
     },
-    /// One schedule, when it fires next and how it went last
+    /// Show one schedule, its next and its last firing
     Show {
         /// The schedule
         id: String,
     },
-    /// Let it not fire until it is resumed. Runs go on
+    /// Stop firing until the schedule is resumed. Its runs go on
     Pause {
         /// The schedule
         id: String,
     },
-    /// Let it fire again. What came meanwhile is left out
+    /// Resume firing. Missed firings are skipped
     Resume {
         /// The schedule
         id: String,
     },
-    /// Make a run of it now, whatever its times are
+    /// Create a run now, regardless of its times
     Fire {
         /// The schedule
         id: String,
     },
-    /// Delete it. Its runs stay
+    /// Delete the schedule. Its runs stay
     Delete {
         /// The schedule
         id: String,

@@ -19,26 +19,26 @@ use crate::net::cores;
 pub(super) struct Serve {
     #[command(flatten)]
     file: ConfigFile,
-    /// Calls at once over everything, instead of `concurrent`. With it no config file is needed: the accounts are those whose
+    /// Concurrent calls in total, overriding `concurrent`. With it no config file is needed: the accounts are those whose
     /// keys are in the environment
     #[arg(long, value_name = "CALLS")]
     concurrent: Option<u32>,
-    /// Where apps connect, instead of listen.api; ":0" takes a free port
+    /// The address for apps, overriding listen.api; ":0" is a free port
     #[arg(long, value_name = "ADDRESS")]
     listen_api: Option<String>,
-    /// Where providers connect, instead of listen.webhooks
+    /// The address for providers, overriding listen.webhooks
     #[arg(long, value_name = "ADDRESS")]
     listen_webhooks: Option<String>,
-    /// Where providers and clients connect, on one port, instead of listen.public
+    /// The address for providers and clients, on one port, overriding listen.public
     #[arg(long, value_name = "ADDRESS")]
     listen_public: Option<String>,
-    /// Where operators connect, instead of listen.admin
+    /// The address for operators, overriding listen.admin
     #[arg(long, value_name = "ADDRESS")]
     listen_admin: Option<String>,
-    /// Where clients connect that follow live transcripts, instead of listen.client
+    /// The address for clients of live transcripts, overriding listen.client
     #[arg(long, value_name = "ADDRESS")]
     listen_client: Option<String>,
-    /// Print one line of JSON with the addresses to stdout when ready
+    /// Print a line of JSON with the addresses to stdout when ready
     #[arg(long)]
     ready_json: bool,
 }

@@ -11,7 +11,7 @@ use super::{Outcome, command};
 
 #[derive(Debug, Args)]
 pub(super) struct Completions {
-    /// The shell that is to read it
+    /// The shell
     #[arg(value_enum)]
     shell: Shell,
 }
@@ -27,7 +27,7 @@ impl Completions {
 
 #[derive(Debug, Args)]
 pub(super) struct Man {
-    /// Where a page for every command goes; default: the page of `ringfence`, to standard output
+    /// The folder for a page per command [default: the page of `ringfence`, to standard output]
     #[arg(value_name = "FOLDER")]
     folder: Option<PathBuf>,
 }

@@ -8,22 +8,22 @@ use ringfence_simulator::{Millis, SimSettings, Simulator};
 
 use super::{Outcome, stop_signal};
 
-/// Both providers on one port: ElevenLabs' paths under /v1, Twilio's under /2010-04-01, the control endpoint under /_sim
+/// Simulate both providers on one port: ElevenLabs' paths under /v1, Twilio's under /2010-04-01, the control endpoint under /_sim
 #[derive(Debug, Args)]
 pub(super) struct Simulate {
-    /// Where it listens; port 0 takes a free one
+    /// The address to listen on; port 0 is a free one
     #[arg(long, default_value = "127.0.0.1:9901", value_name = "ADDRESS")]
     listen: SocketAddr,
-    /// ElevenLabs' own limit of calls at once; one more is answered 429
+    /// ElevenLabs' own limit of concurrent calls; a further one is answered with 429
     #[arg(long, value_name = "CALLS")]
     concurrent: Option<u32>,
-    /// How long calls talk, in milliseconds: N or MIN-MAX
+    /// The duration of calls, in milliseconds: N or MIN-MAX
     #[arg(long, value_parser = millis, value_name = "MS")]
     talk_ms: Option<Millis>,
-    /// Where ElevenLabs' webhooks go
+    /// The URL for ElevenLabs' webhooks
     #[arg(long, value_parser = plain_http, value_name = "URL")]
     events_url: Option<String>,
-    /// Also send conversation.started and conversation.ended, as systems before ringfence had them
+    /// Also send conversation.started and conversation.ended, as older systems did
     #[arg(long)]
     seed_events: bool,
     /// The Twilio number's voice webhook
@@ -32,10 +32,10 @@ pub(super) struct Simulate {
     /// The Twilio number's status callback
     #[arg(long, value_parser = plain_http, value_name = "URL")]
     status_url: Option<String>,
-    /// Part of the webhooks that is never sent, 0 to 1
+    /// The fraction of webhooks that is lost, 0 to 1
     #[arg(long, default_value_t = 0.0, value_name = "PART")]
     webhook_loss: f64,
-    /// Print one line of JSON with the address to stdout when ready
+    /// Print a line of JSON with the address to stdout when ready
     #[arg(long)]
     ready_json: bool,
 }

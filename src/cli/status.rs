@@ -27,7 +27,7 @@ pub(super) struct Status {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Again every two seconds, until it is stopped
+    /// Repeat every two seconds
     #[arg(long)]
     watch: bool,
 }

@@ -46,7 +46,7 @@ const NUMBER_DIGITS_MIN: usize = 7;
 pub(super) struct SupportBundle {
     #[command(flatten)]
     console: Console,
-    /// Where it is written; "-" is stdout. Default: ringfence-support-TIME.json
+    /// The file to write; "-" is stdout [default: ringfence-support-TIME.json]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
 }

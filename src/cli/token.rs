@@ -13,19 +13,19 @@ use crate::token::WHOLE_NUMBERS;
 pub(super) struct Token {
     #[command(flatten)]
     file: ConfigFile,
-    /// What it allows; each allows what stands before it too
+    /// The access; each scope includes those before it
     #[arg(long, value_enum, default_value = "read")]
     scope: ScopeArg,
-    /// It shows telephone numbers whole
+    /// Grant unmasked telephone numbers
     #[arg(long)]
     whole_numbers: bool,
-    /// Who it is for; stands in the log
+    /// The holder, for the audit log
     #[arg(long, default_value = "operator")]
     subject: String,
-    /// Businesses that it may see, separated by commas
+    /// The visible businesses, separated by commas
     #[arg(long, default_value = "*", value_delimiter = ',')]
     businesses: Vec<String>,
-    /// How long it counts, in seconds
+    /// The validity, in seconds
     #[arg(long, default_value_t = 30 * 24 * 3600, value_name = "SECS")]
     valid_secs: u32,
 }

@@ -36,13 +36,13 @@ pub(super) struct Webhooks {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Event {
-    /// ElevenLabs: a conversation is over, with its transcript
+    /// ElevenLabs: a conversation has ended, with its transcript
     #[value(name = "elevenlabs.post_call_transcription")]
     PostCallTranscription,
     /// ElevenLabs: a call was not answered
     #[value(name = "elevenlabs.call_initiation_failure")]
     CallInitiationFailure,
-    /// Twilio: where a call stands; see --status
+    /// Twilio: the status of a call; see --status
     #[value(name = "twilio.call_status")]
     CallStatus,
 }
@@ -77,21 +77,21 @@ impl Status {
 
 #[derive(Debug, Subcommand)]
 enum Act {
-    /// Send a signed test webhook to the sidecar of the config, and show its answer
+    /// Send a signed test webhook to the sidecar of the config, and show the answer
     Trigger {
-        /// Which
+        /// The kind of webhook
         #[arg(value_enum)]
         event: Event,
-        /// It speaks of this call, and ringfence takes it at its word: an end frees the call's slot. Default: a call that nobody knows
+        /// The call that it is about; ringfence believes it, so an end frees the call's slot [default: an unknown call]
         #[arg(long, value_name = "ID")]
         call: Option<String>,
-        /// The account that it comes from; default: the only one of its provider
+        /// The account that it comes from [default: the only one of its provider]
         #[arg(long)]
         account: Option<String>,
-        /// The state of a twilio.call_status
+        /// The status in twilio.call_status
         #[arg(long, value_enum, default_value_t = Status::Completed)]
         status: Status,
-        /// Where it goes, as in https://hooks.example.com: that tries the way from outside, too. Default: listen.webhooks
+        /// The URL to send it to, as in https://hooks.example.com, which also tests the way from outside [default: listen.webhooks]
         #[arg(long, value_name = "URL")]
         to: Option<String>,
     },

@@ -35,10 +35,10 @@ const SIZE: (u16, u16) = (80, 24);
 pub(super) struct Top {
     #[command(flatten)]
     console: Console,
-    /// Print one frame and end
+    /// Print one frame and exit
     #[arg(long)]
     once: bool,
-    /// Calls of this business alone
+    /// Only calls of this business
     #[arg(long)]
     business: Option<String>,
 }
